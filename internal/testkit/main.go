@@ -1,0 +1,176 @@
+package testkit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// Main is what TestMain calls. It runs the tests, stops everything the kit
+// started, removes its directories, fails the run when a goroutine was left
+// behind, and exits.
+func Main(m *testing.M, opts ...goleak.Option) {
+	code := m.Run()
+	if err := kit.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "testkit:", err)
+		code = 1
+	}
+	// A test that failed has often not cleaned up: its own message says more.
+	if code == 0 {
+		if err := goleak.Find(opts...); err != nil {
+			fmt.Fprintln(os.Stderr, "testkit: goroutines were left behind:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// TempDir makes a directory that Main removes. A nil owner means the user of
+// the test; another one can enter it too.
+func TempDir(name string, owner *syscall.Credential) (string, error) {
+	root, err := kit.rootDir()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(root, name+"-")
+	if err != nil {
+		return "", fmt.Errorf("make a directory for %s: %w", name, err)
+	}
+	if owner != nil {
+		if err := os.Chown(dir, int(owner.Uid), int(owner.Gid)); err != nil {
+			return "", fmt.Errorf("give the directory of %s to its user: %w", name, err)
+		}
+	}
+	return dir, nil
+}
+
+const (
+	rootPrefix = "switchyard-test-"
+	lockName   = "lock"
+)
+
+// kit is what this test binary has started. A package variable, since the
+// process that must clean up is one, too.
+var kit = &registry{processes: map[*Process]bool{}}
+
+type registry struct {
+	mu        sync.Mutex
+	starter   *starter
+	processes map[*Process]bool
+	root      string
+	lock      *os.File // held while root is in use
+	atClose   []func() error
+}
+
+func (r *registry) start(p *Process) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.starter == nil {
+		r.starter = newStarter()
+	}
+	if err := r.starter.start(p.cmd); err != nil {
+		return err
+	}
+	r.processes[p] = true
+	go p.waitLoop()
+	return nil
+}
+
+func (r *registry) forget(p *Process) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.processes, p)
+}
+
+// beforeStop has Main call stop before it kills what is left.
+func (r *registry) beforeStop(stop func() error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.atClose = append(r.atClose, stop)
+}
+
+func (r *registry) close() error {
+	r.mu.Lock()
+	stops, s := r.atClose, r.starter
+	r.atClose, r.starter = nil, nil
+	r.mu.Unlock()
+
+	var errs []error
+	for _, stop := range stops {
+		errs = append(errs, stop())
+	}
+	r.mu.Lock()
+	var left []*Process
+	for p := range r.processes {
+		left = append(left, p)
+	}
+	r.mu.Unlock()
+	for _, p := range left {
+		errs = append(errs, p.Stop(syscall.SIGKILL, 5*time.Second))
+	}
+	if s != nil {
+		close(s.requests)
+		<-s.ended
+	}
+	if r.root != "" {
+		errs = append(errs, os.RemoveAll(r.root), r.lock.Close())
+		r.root = ""
+	}
+	return errors.Join(errs...)
+}
+
+// rootDir returns the directory that holds all others of this test binary.
+func (r *registry) rootDir() (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.root != "" {
+		return r.root, nil
+	}
+	sweep()
+	root, err := os.MkdirTemp("", rootPrefix)
+	if err != nil {
+		return "", fmt.Errorf("make a directory for the tests: %w", err)
+	}
+	if err := os.Chmod(root, 0o711); err != nil { // other users pass, none lists
+		return "", fmt.Errorf("open the directory of the tests: %w", err)
+	}
+	if r.lock, err = lockFile(filepath.Join(root, lockName)); err != nil {
+		return "", err
+	}
+	r.root = root
+	return root, nil
+}
+
+// sweep removes what killed test binaries left behind: their lock is free. The
+// young are spared, since a directory is there a moment before its lock.
+func sweep() {
+	roots, _ := filepath.Glob(filepath.Join(os.TempDir(), rootPrefix+"*"))
+	for _, root := range roots {
+		info, err := os.Stat(root)
+		if err != nil || time.Since(info.ModTime()) < time.Minute {
+			continue
+		}
+		if lock, err := lockFile(filepath.Join(root, lockName)); err == nil {
+			_ = os.RemoveAll(root)
+			_ = lock.Close()
+		}
+	}
+}
+
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of the tests: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("take %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}

@@ -1,0 +1,272 @@
+// Package testkit starts what the tests need and the machine really has:
+// PostgreSQL, Redis, a browser, and programs of ours, each in a private
+// directory and on free ports. Nothing it starts outlives the test binary, not
+// even one that was killed. It runs on Linux only and never skips a test: what
+// is missing fails it, with the Debian package to install.
+package testkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A Program says what to start and how.
+type Program struct {
+	// Path is the executable, as Find returns it; Args leave its name out.
+	Path string
+	Args []string
+	// Env is added to the environment of the test binary.
+	Env []string
+	// Dir is the working directory; a private one is made when it is empty.
+	Dir string
+	// User is whom the program runs as; nil means as the test does. A made Dir
+	// belongs to this user.
+	User *syscall.Credential
+	// Stdout takes standard output apart from the captured buffer, for
+	// programs that answer on it. Nil captures it with standard error.
+	Stdout io.Writer
+}
+
+// A Process is a started Program. All methods may be called at any time and
+// from any goroutine.
+type Process struct {
+	name   string
+	dir    string
+	cmd    *exec.Cmd
+	output *tail
+	done   chan struct{} // closed by waitLoop after err is set
+	err    error
+}
+
+// Start starts a program in a process group of its own. The kernel kills it
+// when the test binary dies; Main stops it when the tests are over.
+func Start(p Program) (*Process, error) {
+	dir := p.Dir
+	name := filepath.Base(p.Path)
+	if dir == "" {
+		var err error
+		if dir, err = TempDir(name, p.User); err != nil {
+			return nil, err
+		}
+	}
+	proc := &Process{name: name, dir: dir, output: newTail(), done: make(chan struct{})}
+	proc.cmd = exec.Command(p.Path, p.Args...)
+	proc.cmd.Dir = dir
+	proc.cmd.Env = append(os.Environ(), p.Env...)
+	proc.cmd.Stderr = proc.output
+	proc.cmd.Stdout = proc.output
+	if p.Stdout != nil {
+		proc.cmd.Stdout = p.Stdout
+	}
+	// A grandchild may keep the pipe open: do not wait for it for ever.
+	proc.cmd.WaitDelay = 2 * time.Second
+	proc.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Pdeathsig: syscall.SIGKILL, Setpgid: true, Credential: p.User,
+	}
+	if err := kit.start(proc); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	return proc, nil
+}
+
+func (p *Process) waitLoop() {
+	p.err = p.cmd.Wait()
+	kit.forget(p)
+	p.output.close()
+	close(p.done)
+}
+
+// Pid returns the process id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Dir returns the working directory.
+func (p *Process) Dir() string { return p.dir }
+
+// Done returns a channel that is closed once the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Output returns the newest 64 KiB at most of what the process printed.
+func (p *Process) Output() string { return p.output.String() }
+
+// Signal sends a signal to the process, not to its children.
+func (p *Process) Signal(sig os.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("signal %s: %w", p.name, err)
+	}
+	return nil
+}
+
+// Wait returns once the process has ended: nil for exit code 0, else an error
+// that wraps *exec.ExitError. It returns the context's error when that ends first.
+func (p *Process) Wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for %s to end: %w", p.name, ctx.Err())
+	}
+}
+
+// WaitOutput returns once the process has printed text. It fails when the
+// process or the context ends first, and then tells what was printed instead.
+func (p *Process) WaitOutput(ctx context.Context, text string) error {
+	for {
+		changed, ended := p.output.changes()
+		switch {
+		case strings.Contains(p.output.String(), text):
+			return nil
+		case ended:
+			return fmt.Errorf("%s ended before it printed %q; it printed:\n%s", p.name, text, p.Output())
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not print %q: %w; it printed:\n%s", p.name, text, ctx.Err(), p.Output())
+		}
+	}
+}
+
+// Stop sends sig and waits; what is still there after grace is killed with its
+// whole process group, which is an error. Stopping what has ended is none.
+func (p *Process) Stop(sig os.Signal, grace time.Duration) error {
+	select {
+	case <-p.done:
+		return nil
+	default:
+	}
+	if err := p.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if err := p.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		p.killGroup()
+		return nil
+	}
+	p.killGroup()
+	<-p.done // bounded: SIGKILL, and WaitDelay for the pipes
+	if sig == syscall.SIGKILL {
+		return nil
+	}
+	return fmt.Errorf("%s did not end within %v of %v and was killed", p.name, grace, sig)
+}
+
+// killGroup ends what the process left behind in its group.
+func (p *Process) killGroup() { _ = syscall.Kill(-p.Pid(), syscall.SIGKILL) }
+
+// Find returns the path of a program, looked for in dirs (patterns of
+// filepath.Glob; the last match wins) and then in PATH.
+func Find(program, debianPackage string, dirs ...string) (string, error) {
+	for _, dir := range dirs {
+		if found, _ := filepath.Glob(filepath.Join(dir, program)); len(found) > 0 {
+			return found[len(found)-1], nil
+		}
+	}
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return "", fmt.Errorf("this test needs %s, which is in the Debian package %s: apt-get install -y %[2]s",
+			program, debianPackage)
+	}
+	return path, nil
+}
+
+// FreePort returns a TCP port of 127.0.0.1 that was free a moment ago.
+func FreePort() int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(fmt.Sprintf("testkit: no free port on 127.0.0.1: %v", err))
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// starter starts processes from one OS thread that lives on: the kernel sends
+// Pdeathsig when the *thread* that started a child ends, not the process.
+type starter struct {
+	requests chan startRequest
+	ended    chan struct{}
+}
+
+type startRequest struct {
+	cmd *exec.Cmd
+	err chan error
+}
+
+func newStarter() *starter {
+	s := &starter{requests: make(chan startRequest), ended: make(chan struct{})}
+	go s.startLoop()
+	return s
+}
+
+func (s *starter) startLoop() {
+	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+	defer close(s.ended)
+	for r := range s.requests {
+		r.err <- r.cmd.Start()
+	}
+}
+
+func (s *starter) start(cmd *exec.Cmd) error {
+	r := startRequest{cmd: cmd, err: make(chan error, 1)}
+	s.requests <- r
+	return <-r.err
+}
+
+// A tail keeps the newest bytes that were written to it.
+type tail struct {
+	mu      sync.Mutex
+	buf     []byte
+	changed chan struct{} // closed and replaced at each write
+	ended   bool
+}
+
+const tailBytes = 64 << 10
+
+func newTail() *tail { return &tail{changed: make(chan struct{})} }
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, b...)
+	if len(t.buf) > 2*tailBytes {
+		t.buf = append([]byte(nil), t.buf[len(t.buf)-tailBytes:]...)
+	}
+	t.signal()
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf[max(0, len(t.buf)-tailBytes):])
+}
+
+func (t *tail) changes() (changed <-chan struct{}, ended bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.changed, t.ended
+}
+
+func (t *tail) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+	t.signal()
+}
+
+// signal is called with mu held.
+func (t *tail) signal() {
+	close(t.changed)
+	t.changed = make(chan struct{})
+}

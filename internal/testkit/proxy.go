@@ -1,0 +1,214 @@
+package testkit
+
+import (
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A Proxy is a TCP proxy on a port of its own that can do what networks do:
+// break, fall silent, slow down. It ends with the test. All methods may be
+// called from any goroutine.
+type Proxy struct {
+	tb       testing.TB
+	target   string
+	listener net.Listener
+	pumps    sync.WaitGroup
+	closed   chan struct{}
+
+	mu      sync.Mutex // Protects following.
+	pairs   map[*proxyPair]struct{}
+	resumed chan struct{} // closed while bytes flow; replaced by Stall
+	delay   time.Duration
+	refuse  bool
+}
+
+// proxyPair is one connection through the proxy.
+type proxyPair struct{ client, server *net.TCPConn }
+
+func (p *proxyPair) close() {
+	_ = p.client.Close()
+	_ = p.server.Close()
+}
+
+// NewProxy starts a proxy to target (host:port), which need not be up.
+func NewProxy(tb testing.TB, target string) *Proxy {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatalf("testkit: start a proxy: %v", err)
+	}
+	p := &Proxy{
+		tb: tb, target: target, listener: l, closed: make(chan struct{}),
+		pairs: make(map[*proxyPair]struct{}), resumed: make(chan struct{}),
+	}
+	close(p.resumed)
+	p.pumps.Go(p.acceptLoop)
+	tb.Cleanup(p.close)
+	return p
+}
+
+// Addr returns the proxy's own host:port.
+func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+
+// Connections returns how many are open.
+func (p *Proxy) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.pairs)
+}
+
+// Cut resets all connections. New ones are accepted as before.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pair := range p.pairs {
+		_ = pair.client.SetLinger(0)
+		_ = pair.server.SetLinger(0)
+		pair.close()
+	}
+}
+
+// Refuse resets new connections as long as on is true.
+func (p *Proxy) Refuse(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuse = on
+}
+
+// Stall holds all bytes back, in both directions and on new connections too,
+// without a word to either side: a cable pulled out. Resume lets them pass.
+func (p *Proxy) Stall() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.resumed:
+		p.resumed = make(chan struct{})
+	default:
+	}
+}
+
+// Resume ends Stall.
+func (p *Proxy) Resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.resumed:
+	default:
+		close(p.resumed)
+	}
+}
+
+// Delay holds every piece read back by d before it is written on.
+func (p *Proxy) Delay(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = d
+}
+
+// HalfClose ends the direction towards the client of all connections: it reads
+// an end of file and may go on writing.
+func (p *Proxy) HalfClose() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pair := range p.pairs {
+		_ = pair.client.CloseWrite()
+	}
+}
+
+func (p *Proxy) close() {
+	close(p.closed)
+	_ = p.listener.Close()
+	p.mu.Lock()
+	for pair := range p.pairs {
+		pair.close()
+	}
+	p.mu.Unlock()
+	p.pumps.Wait()
+}
+
+func (p *Proxy) acceptLoop() {
+	for {
+		conn, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		p.pumps.Go(func() { p.serve(conn.(*net.TCPConn)) })
+	}
+}
+
+func (p *Proxy) serve(client *net.TCPConn) {
+	p.mu.Lock()
+	refuse := p.refuse
+	p.mu.Unlock()
+	var server net.Conn
+	var err error
+	if !refuse {
+		server, err = net.DialTimeout("tcp", p.target, 5*time.Second)
+	}
+	if refuse || err != nil {
+		_ = client.SetLinger(0)
+		_ = client.Close()
+		return
+	}
+	pair := &proxyPair{client: client, server: server.(*net.TCPConn)}
+	p.mu.Lock()
+	p.pairs[pair] = struct{}{}
+	p.mu.Unlock()
+	defer func() {
+		pair.close()
+		p.mu.Lock()
+		delete(p.pairs, pair)
+		p.mu.Unlock()
+	}()
+	select {
+	case <-p.closed: // close may have missed this pair
+		return
+	default:
+	}
+	var both sync.WaitGroup
+	both.Go(func() { p.pump(pair.server, pair.client) })
+	both.Go(func() { p.pump(pair.client, pair.server) })
+	both.Wait()
+}
+
+// pump copies until src ends, then passes the end on.
+func (p *Proxy) pump(dst, src *net.TCPConn) {
+	defer func() { _ = dst.CloseWrite() }()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(buf)
+		if !p.pass() {
+			return
+		}
+		if n > 0 {
+			if _, werr := dst.Write(buf[:n]); werr != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// pass waits until bytes may go on; false means the proxy is closed.
+func (p *Proxy) pass() bool {
+	p.mu.Lock()
+	resumed, delay := p.resumed, p.delay
+	p.mu.Unlock()
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-p.closed:
+			return false
+		}
+	}
+	select {
+	case <-resumed:
+		return true
+	case <-p.closed:
+		return false
+	}
+}

@@ -1,0 +1,218 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// forBoth runs a story on two nodes of each broker.
+func forBoth(t *testing.T, story func(t *testing.T, a, b *node)) {
+	t.Helper()
+	t.Run("memory", func(t *testing.T) {
+		var bus Bus
+		open := func() *node {
+			reg := prometheus.NewRegistry()
+			return newNode(t, NewMemory(&bus, Config{Registerer: reg, Queue: 10_000}), reg)
+		}
+		story(t, open(), open())
+	})
+	t.Run("redis", func(t *testing.T) {
+		url, prefix := testkit.Redis(t).URL(), testkit.RedisPrefix()
+		open := func() *node { return openNode(t, Config{URL: url, Prefix: prefix, Queue: 10_000}) }
+		story(t, open(), open())
+	})
+}
+
+func TestAMessageReachesEveryNodeThatListens(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, b *node) {
+		a.mustSubscribe(t, "lobby")
+		b.mustSubscribe(t, "lobby", "den")
+		a.Publish("lobby", []byte("hello"))
+		a.Publish("den", []byte("psst"))
+		b.waitFor(t, "lobby", "hello")
+		b.waitFor(t, "den", "psst")
+		a.waitFor(t, "lobby", "hello") // its own echo, too
+		if got := a.received("den"); len(got) > 0 {
+			t.Errorf("a node got %q of a room it did not ask for", got)
+		}
+		if got := a.metric(t, "broker_up", ""); got != 1 {
+			t.Errorf("broker_up = %v", got)
+		}
+	})
+}
+
+func TestBytesArriveAsTheyWere(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, b *node) {
+		b.mustSubscribe(t, "bytes")
+		all := make([]byte, 64<<10)
+		for i := range all {
+			all[i] = byte(i)
+		}
+		a.Publish("bytes", all)
+		a.Publish("bytes", nil)
+		if got := b.waitFor(t, "bytes", ""); got[0] != string(all) {
+			t.Error("64 KiB with every byte value came out changed")
+		}
+	})
+}
+
+func TestOrderIsKeptPerRoom(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, b *node) {
+		const count = 2000
+		rooms := []message.Room{"one", "two", "three", "four"}
+		b.mustSubscribe(t, rooms...)
+		var publishers sync.WaitGroup
+		for _, room := range rooms {
+			publishers.Go(func() {
+				for i := range count {
+					a.Publish(room, []byte(strconv.Itoa(i)))
+				}
+			})
+		}
+		publishers.Wait()
+		for _, room := range rooms {
+			got := b.waitFor(t, room, strconv.Itoa(count-1))
+			for i, payload := range got {
+				if payload != strconv.Itoa(i) {
+					t.Fatalf("%s: the %dth is %s", room, i, payload)
+				}
+			}
+		}
+	})
+}
+
+func TestNothingComesAfterUnsubscribe(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, b *node) {
+		b.mustSubscribe(t, "left", "marker")
+		b.Unsubscribe("left")
+		b.Unsubscribe("left")  // twice is harmless
+		b.Unsubscribe("never") // and so is this
+		// The answer to a later subscription proves that the unsubscribe was done.
+		b.mustSubscribe(t, "later")
+		a.Publish("left", []byte("gone"))
+		a.Publish("marker", []byte("end"))
+		b.waitFor(t, "marker", "end")
+		if got := b.received("left"); len(got) > 0 {
+			t.Errorf("got %q after the room was left", got)
+		}
+	})
+}
+
+// A user who leaves and rejoins at once must not miss what is said after.
+func TestAConfirmedSubscriptionMissesNothing(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, b *node) {
+		for i := range 200 {
+			payload := strconv.Itoa(i)
+			ctx, cancel := context.WithCancel(t.Context())
+			first := make(chan error, 1)
+			go func() { first <- b.Subscribe(ctx, "door") }()
+			b.Unsubscribe("door")
+			b.mustSubscribe(t, "door")
+			a.Publish("door", []byte(payload))
+			b.waitFor(t, "door", payload)
+			cancel()
+			if err := <-first; err != nil && !errors.Is(err, ErrUnsubscribed) && !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			b.Unsubscribe("door")
+		}
+	})
+}
+
+func TestManyRooms(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, b *node) {
+		rooms := manyRooms(5000)
+		subscribeAll(t, b, rooms)
+		for _, room := range rooms {
+			a.Publish(room, []byte("x"))
+		}
+		for _, room := range rooms {
+			b.waitFor(t, room, "x")
+		}
+	})
+}
+
+func TestSubscribeHeedsItsContext(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, _ *node) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := a.Subscribe(ctx, "late"); err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("Subscribe = %v", err)
+		}
+	})
+}
+
+func TestCloseSendsWhatIsQueuedAndEndsEverything(t *testing.T) {
+	forBoth(t, func(t *testing.T, a, b *node) {
+		b.mustSubscribe(t, "last")
+		for i := range 1000 {
+			a.Publish("last", []byte(strconv.Itoa(i)))
+		}
+		if err := a.Close(within(t, patience)); err != nil {
+			t.Fatal(err)
+		}
+		b.waitFor(t, "last", "999")
+		if a.Up() {
+			t.Error("a closed broker says that it is up")
+		}
+		if err := a.Subscribe(t.Context(), "last"); !errors.Is(err, ErrClosed) {
+			t.Errorf("Subscribe = %v, want ErrClosed", err)
+		}
+		a.Publish("last", []byte("too late"))
+		a.Unsubscribe("last")
+		if got := a.metric(t, "broker_dropped_total", "closed"); got != 1 {
+			t.Errorf("%v dropped as closed, want 1", got)
+		}
+		if err := a.Close(within(t, patience)); err != nil {
+			t.Errorf("a second Close: %v", err)
+		}
+		if slices.Contains(b.received("last"), "too late") {
+			t.Error("what was published after Close went out")
+		}
+	})
+}
+
+func TestCloseWithoutStart(t *testing.T) {
+	redis, err := OpenRedis(Config{URL: "redis://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []carrier{redis, NewMemory(nil, Config{})} {
+		if err := b.Close(within(t, patience)); err != nil {
+			t.Errorf("%T: %v", b, err)
+		}
+		b.Start(func(message.Room, []byte) {}) // starts nothing: the leak check would tell
+	}
+}
+
+func manyRooms(n int) []message.Room {
+	rooms := make([]message.Room, n)
+	for i := range rooms {
+		rooms[i] = message.Room(fmt.Sprintf("room-%d", i))
+	}
+	return rooms
+}
+
+// subscribeAll subscribes to all rooms at the same time.
+func subscribeAll(t *testing.T, n *node, rooms []message.Room) {
+	t.Helper()
+	errs := make(chan error, len(rooms))
+	for _, room := range rooms {
+		go func() { errs <- n.Subscribe(within(t, patience), room) }()
+	}
+	for range rooms {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// patience is how long a test waits for what must come.
+const patience = 20 * time.Second
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually polls until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}
+
+// carrier is what the hub sees of a broker.
+type carrier interface {
+	Start(Receive)
+	Publish(message.Room, []byte)
+	Subscribe(context.Context, message.Room) error
+	Unsubscribe(message.Room)
+	Up() bool
+	Close(context.Context) error
+}
+
+// A node is a broker with all that it received.
+type node struct {
+	carrier
+	reg *prometheus.Registry
+
+	mu  sync.Mutex
+	got map[message.Room][]string
+}
+
+func newNode(t *testing.T, b carrier, reg *prometheus.Registry) *node {
+	t.Helper()
+	n := &node{carrier: b, reg: reg, got: make(map[message.Room][]string)}
+	t.Cleanup(func() {
+		if err := b.Close(within(t, patience)); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	b.Start(func(room message.Room, payload []byte) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.got[room] = append(n.got[room], string(payload))
+	})
+	return n
+}
+
+func (n *node) received(room message.Room) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return append([]string(nil), n.got[room]...)
+}
+
+func (n *node) mustSubscribe(t *testing.T, rooms ...message.Room) {
+	t.Helper()
+	for _, room := range rooms {
+		if err := n.Subscribe(within(t, patience), room); err != nil {
+			t.Fatalf("subscribe to %s: %v", room, err)
+		}
+	}
+}
+
+// waitFor returns once the newest payload of the room is last.
+func (n *node) waitFor(t *testing.T, room message.Room, last string) []string {
+	t.Helper()
+	var got []string
+	eventually(t, fmt.Sprintf("%q in %s", last, room), func() bool {
+		got = n.received(room)
+		return len(got) > 0 && got[len(got)-1] == last
+	})
+	return got
+}
+
+// metric returns the sum over all labels of a counter or gauge, or a
+// histogram's count; with a reason, only of what bears it.
+func (n *node) metric(t *testing.T, name, reason string) float64 {
+	t.Helper()
+	families, err := n.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sum float64
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if reason != "" && m.GetLabel()[0].GetValue() != reason {
+				continue
+			}
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() +
+				float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return sum
+}

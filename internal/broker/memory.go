@@ -1,0 +1,182 @@
+package broker
+
+import (
+	"context"
+	"math"
+	"sync"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A Bus is what Redis is to the Redis broker: the place where several Memory
+// brokers of one process meet. The zero value is ready to use.
+type Bus struct {
+	mu    sync.RWMutex // Protects following.
+	nodes []*Memory
+}
+
+func (b *Bus) attach(m *Memory) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.nodes = append(b.nodes, m)
+}
+
+func (b *Bus) detach(m *Memory) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, n := range b.nodes {
+		if n == m {
+			b.nodes = append(b.nodes[:i:i], b.nodes[i+1:]...)
+			return
+		}
+	}
+}
+
+// Memory is the broker of a service without Redis. Like Redis it hands a node
+// its own publications too, when it is subscribed to their room.
+type Memory struct {
+	bus     *Bus
+	metrics *metrics
+	inbox   *queue
+	stop    chan struct{} // closed by Close
+	done    chan struct{} // closed by receiveLoop
+
+	mu      sync.RWMutex // Protects following.
+	rooms   map[message.Room]struct{}
+	started bool
+	closed  bool
+}
+
+// NewMemory attaches a broker to bus; a nil bus means one of its own.
+func NewMemory(bus *Bus, cfg Config) *Memory {
+	if bus == nil {
+		bus = new(Bus)
+	}
+	cfg = cfg.withDefaults()
+	m := &Memory{
+		bus:     bus,
+		metrics: newMetrics(cfg.Registerer),
+		inbox:   newQueue(cfg.Queue),
+		stop:    make(chan struct{}),
+		done:    make(chan struct{}),
+		rooms:   make(map[message.Room]struct{}),
+	}
+	m.metrics.up.Set(1)
+	bus.attach(m)
+	return m
+}
+
+// Start begins to call receive. It is called once.
+func (m *Memory) Start(receive Receive) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || m.started {
+		return
+	}
+	m.started = true
+	go m.receiveLoop(receive)
+}
+
+// receiveLoop hands on what the inbox holds, to the last one, until Close.
+func (m *Memory) receiveLoop(receive Receive) {
+	defer close(m.done)
+	var batch []publication
+	for stopping := false; !stopping; {
+		select {
+		case <-m.inbox.wake:
+		case <-m.stop:
+			stopping = true
+		}
+		batch = m.inbox.take(batch[:0], math.MaxInt)
+		for _, p := range batch {
+			receive(p.room, p.payload)
+			m.metrics.publish.Observe(time.Since(p.at).Seconds())
+		}
+		clear(batch)
+	}
+}
+
+// Publish hands payload to every node on the bus that is subscribed to the
+// room. It never blocks; a node that does not keep up loses its oldest.
+func (m *Memory) Publish(room message.Room, payload []byte) {
+	m.mu.RLock()
+	closed := m.closed
+	m.mu.RUnlock()
+	if closed {
+		m.metrics.drop(dropClosed, 1)
+		return
+	}
+	p := publication{room: room, payload: payload, at: time.Now()}
+	m.bus.mu.RLock()
+	defer m.bus.mu.RUnlock()
+	for _, node := range m.bus.nodes {
+		node.deliver(p)
+	}
+}
+
+func (m *Memory) deliver(p publication) {
+	m.mu.RLock()
+	_, subscribed := m.rooms[p.room]
+	m.mu.RUnlock()
+	if !subscribed {
+		return
+	}
+	dropped, ok := m.inbox.push(p)
+	m.metrics.drop(dropFull, dropped)
+	if !ok {
+		m.metrics.drop(dropClosed, 1)
+	}
+}
+
+// Subscribe returns once the room's publications will be received: at once.
+func (m *Memory) Subscribe(ctx context.Context, room message.Room) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return ErrClosed
+	}
+	m.rooms[room] = struct{}{}
+	return nil
+}
+
+// Unsubscribe ends the room's subscription, if there is one.
+func (m *Memory) Unsubscribe(room message.Room) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.rooms, room)
+}
+
+// Up is true until Close.
+func (m *Memory) Up() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return !m.closed
+}
+
+// Close leaves the bus, hands on what was received and ends the receive loop,
+// unless ctx ends before. Calling it again is harmless.
+func (m *Memory) Close(ctx context.Context) error {
+	m.mu.Lock()
+	first, started := !m.closed, m.started
+	m.closed = true
+	m.mu.Unlock()
+	if first {
+		m.bus.detach(m)
+		m.inbox.close()
+		m.metrics.up.Set(0)
+		close(m.stop)
+	}
+	if !started {
+		return nil
+	}
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

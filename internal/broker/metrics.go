@@ -1,0 +1,58 @@
+package broker
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Why a publication was dropped: the closed set of values of the label reason
+// of broker_dropped_total.
+const (
+	dropFull   = "full"   // the queue was over its bound: the oldest went
+	dropDown   = "down"   // the same, while Redis could not be reached
+	dropStale  = "stale"  // it had waited longer than staleAfter
+	dropFailed = "failed" // Redis did not confirm it: it may have arrived or not
+	dropClosed = "closed" // published after Close, or left when Close gave up
+)
+
+// metrics of one broker. They are made with a registry that is passed in, so
+// that several nodes can live in one process.
+type metrics struct {
+	up         prometheus.Gauge
+	publish    prometheus.Histogram
+	reconnects prometheus.Counter
+	dropped    map[string]prometheus.Counter // by reason, read only
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		up: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "broker_up",
+			Help: "1 while the broker's connection answers, else 0.",
+		}),
+		publish: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "broker_publish_duration_seconds",
+			Help:    "From queueing the oldest publication of a round trip to the broker's answer.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
+		}),
+		reconnects: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "broker_reconnects_total",
+			Help: "Connections to the broker made after the first one.",
+		}),
+		dropped: make(map[string]prometheus.Counter),
+	}
+	dropped := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "broker_dropped_total",
+		Help: "Publications that did not go by the broker, by reason. Messages are delivered through the log all the same.",
+	}, []string{"reason"})
+	for _, reason := range []string{dropFull, dropDown, dropStale, dropFailed, dropClosed} {
+		m.dropped[reason] = dropped.WithLabelValues(reason)
+	}
+	if reg != nil {
+		reg.MustRegister(m.up, m.publish, m.reconnects, dropped)
+	}
+	return m
+}
+
+func (m *metrics) drop(reason string, n int) {
+	if n > 0 {
+		m.dropped[reason].Add(float64(n))
+	}
+}

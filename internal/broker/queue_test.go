@@ -1,0 +1,103 @@
+package broker
+
+import (
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func TestQueueKeepsTheNewest(t *testing.T) {
+	q := newQueue(3)
+	dropped := 0
+	for i := range byte(5) {
+		n, ok := q.push(publication{payload: []byte{i}})
+		if !ok {
+			t.Fatal("an open queue refused")
+		}
+		dropped += n
+	}
+	got := q.take(nil, math.MaxInt)
+	if dropped != 2 || len(got) != 3 || got[0].payload[0] != 2 || got[2].payload[0] != 4 {
+		t.Errorf("dropped %d, kept %v", dropped, got)
+	}
+	if q.len() != 0 || q.bytes != 0 {
+		t.Errorf("an emptied queue holds %d publications of %d bytes", q.len(), q.bytes)
+	}
+}
+
+func TestQueueIsBoundedInBytesToo(t *testing.T) {
+	q := newQueue(1000)
+	dropped := 0
+	for range 40 {
+		n, _ := q.push(publication{payload: make([]byte, 1<<20)})
+		dropped += n
+	}
+	if dropped != 8 || q.bytes != queueBytes {
+		t.Errorf("dropped %d, holds %d bytes", dropped, q.bytes)
+	}
+	// What is over the bound on its own goes alone.
+	if n, ok := q.push(publication{payload: make([]byte, queueBytes+1)}); n != 32 || !ok || q.len() != 1 {
+		t.Errorf("dropped %d of 32, %d left", n, q.len())
+	}
+}
+
+func TestATakeIsBounded(t *testing.T) {
+	q := newQueue(10)
+	for range 10 {
+		q.push(publication{payload: make([]byte, 10)})
+	}
+	if got := q.take(nil, 25); len(got) != 3 {
+		t.Errorf("took %d, want 3: the one that passes 25 bytes is the last", len(got))
+	}
+}
+
+func TestAClosedQueueRefusesAndStillGives(t *testing.T) {
+	q := newQueue(2)
+	q.push(publication{})
+	q.close()
+	if _, ok := q.push(publication{}); ok {
+		t.Error("a closed queue accepted")
+	}
+	if q.drained() {
+		t.Error("drained with one left")
+	}
+	if q.take(nil, 1); !q.drained() {
+		t.Error("not drained when empty and closed")
+	}
+}
+
+func TestASignalIsNotSentLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewRegistry()
+		p := &publisher{metrics: newMetrics(reg)}
+		old := publication{room: "old", at: time.Now()}
+		time.Sleep(staleAfter) // the bubble's clock
+		young := publication{room: "young", at: time.Now()}
+		time.Sleep(time.Millisecond)
+		got := p.fresh([]publication{old, young})
+		if len(got) != 1 || got[0].room != "young" {
+			t.Errorf("fresh = %v", got)
+		}
+		n := &node{reg: reg}
+		if got := n.metric(t, "broker_dropped_total", "stale"); got != 1 {
+			t.Errorf("%v counted as stale, want 1", got)
+		}
+	})
+}
+
+func TestReconnectsAreSpreadAndBounded(t *testing.T) {
+	seen := map[time.Duration]bool{}
+	for failures := range 100 {
+		d := backoff(failures)
+		if d < reconnectMin/2 || d > reconnectMax {
+			t.Fatalf("backoff(%d) = %v", failures, d)
+		}
+		seen[d] = true
+	}
+	if len(seen) < 50 {
+		t.Errorf("only %d different delays in 100", len(seen))
+	}
+}

@@ -1,0 +1,218 @@
+package broker
+
+import (
+	"slices"
+	"sync"
+
+	"switchyard/internal/message"
+)
+
+// A link is what is known of the connection that receives.
+type link int
+
+const (
+	linkUnknown link = iota // not tried yet: a subscriber waits
+	linkUp
+	linkDown
+)
+
+// subscriptions is what is wanted of each room, and how far Redis has followed
+// on the present connection. It does no input or output: a connection asks
+// next what to write and reports what was answered. Safe for concurrent use.
+type subscriptions struct {
+	// kick holds a token when next may have something. Never closed.
+	kick chan struct{}
+
+	mu     sync.Mutex // Protects following.
+	link   link
+	closed bool
+	rooms  map[message.Room]*subscription
+	// dirty are the rooms where what is wanted may differ from what was last
+	// written, each once.
+	dirty []message.Room
+}
+
+// A subscription is one room's part. Redis answers each command once and in
+// order, so only when no answer is outstanding does the last command written
+// hold: this is how the answer to an earlier SUBSCRIBE confirms nothing.
+type subscription struct {
+	wanted  bool
+	dirty   bool
+	onWire  bool // the last command written on this connection was SUBSCRIBE
+	pending int  // commands written on this connection and not answered
+	waiters []chan error
+}
+
+func newSubscriptions() *subscriptions {
+	return &subscriptions{
+		kick:  make(chan struct{}, 1),
+		rooms: make(map[message.Room]*subscription),
+	}
+}
+
+// want notes that the room is wanted. It returns a nil channel when there is
+// nothing to wait for, else one that gets the outcome.
+func (s *subscriptions) want(room message.Room) (<-chan error, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	sub := s.rooms[room]
+	if sub == nil {
+		sub = &subscription{}
+		s.rooms[room] = sub
+	}
+	sub.wanted = true
+	if s.link == linkDown {
+		return nil, ErrDown
+	}
+	if sub.onWire && sub.pending == 0 {
+		return nil, nil
+	}
+	s.markDirty(room, sub)
+	wait := make(chan error, 1)
+	sub.waiters = append(sub.waiters, wait)
+	return wait, nil
+}
+
+// giveUp takes back a channel that want returned; the room stays wanted.
+func (s *subscriptions) giveUp(room message.Room, wait <-chan error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sub := s.rooms[room]; sub != nil {
+		sub.waiters = slices.DeleteFunc(sub.waiters, func(w chan error) bool { return w == wait })
+	}
+}
+
+func (s *subscriptions) unwant(room message.Room) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sub := s.rooms[room]
+	if sub == nil {
+		return
+	}
+	sub.wanted = false
+	sub.answer(ErrUnsubscribed)
+	s.markDirty(room, sub)
+	s.settle(room, sub)
+}
+
+// markDirty has next look at the room; without a connection, begin will.
+func (s *subscriptions) markDirty(room message.Room, sub *subscription) {
+	if s.link != linkUp || sub.wanted == sub.onWire {
+		return
+	}
+	if !sub.dirty {
+		sub.dirty = true
+		s.dirty = append(s.dirty, room)
+	}
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (sub *subscription) answer(err error) {
+	for _, w := range sub.waiters {
+		w <- err
+	}
+	sub.waiters = nil
+}
+
+// next returns the rooms of the next command to write, limit at most, and
+// counts their answers as pending; none means that all is written.
+func (s *subscriptions) next(limit int) (subscribe bool, rooms []message.Room) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	done := 0
+	for _, room := range s.dirty {
+		sub := s.rooms[room]
+		if sub.wanted != sub.onWire {
+			if len(rooms) == limit || (len(rooms) > 0 && sub.wanted != subscribe) {
+				break // the next command's
+			}
+			subscribe = sub.wanted
+			rooms = append(rooms, room)
+			sub.onWire = sub.wanted
+			sub.pending++
+		}
+		sub.dirty = false
+		s.settle(room, sub) // nothing was left to write, perhaps
+		done++
+	}
+	s.dirty = s.dirty[done:]
+	return subscribe, rooms
+}
+
+// answered takes Redis' answer to the oldest unanswered command for the room.
+func (s *subscriptions) answered(room message.Room) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sub := s.rooms[room]; sub != nil && sub.pending > 0 {
+		sub.pending--
+		s.settle(room, sub)
+	}
+}
+
+// settle tells the waiters when the room is subscribed to, and forgets a room
+// with which all is done.
+func (s *subscriptions) settle(room message.Room, sub *subscription) {
+	switch {
+	case sub.pending > 0 || sub.wanted != sub.onWire:
+	case sub.wanted:
+		sub.answer(nil)
+	case !sub.dirty:
+		delete(s.rooms, room)
+	}
+}
+
+// begin starts a connection's life: all that is wanted must be written.
+func (s *subscriptions) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reset()
+	s.link = linkUp
+	for room, sub := range s.rooms {
+		s.markDirty(room, sub)
+	}
+}
+
+// end ends it: no answer will come any more. It reports whether it was up.
+func (s *subscriptions) end() (wasUp bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	wasUp = s.link == linkUp
+	s.link = linkDown
+	s.reset()
+	for _, sub := range s.rooms {
+		sub.answer(ErrDown)
+	}
+	return wasUp
+}
+
+// reset forgets what an earlier connection knew.
+func (s *subscriptions) reset() {
+	s.dirty = nil
+	for room, sub := range s.rooms {
+		sub.dirty, sub.onWire, sub.pending = false, false, 0
+		if !sub.wanted {
+			delete(s.rooms, room)
+		}
+	}
+}
+
+func (s *subscriptions) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, sub := range s.rooms {
+		sub.answer(ErrClosed)
+	}
+}
+
+func (s *subscriptions) isUp() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.link == linkUp
+}

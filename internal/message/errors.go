@@ -1,0 +1,34 @@
+package message
+
+import (
+	"errors"
+	"time"
+)
+
+var (
+	// ErrConflict: the id was used before in this room by this user, with
+	// other data. Nothing was stored.
+	ErrConflict = errors.New("id was used before with other data")
+
+	// ErrUnavailable: the log could not be reached in time. Whether the
+	// message was stored is unknown: resend with the same id.
+	ErrUnavailable = errors.New("the log is not available")
+
+	// ErrRejected: the database refused this message for what it holds.
+	// Nothing was stored; resending it will not help.
+	ErrRejected = errors.New("the database refused the message")
+
+	// ErrClosed: the part that was asked has been shut down.
+	ErrClosed = errors.New("shutting down")
+)
+
+// RetryAfter is what clients are told to wait after ErrUnavailable.
+const RetryAfter = time.Second
+
+// An InvalidError names the field of a request that breaks a bound, and the bound.
+type InvalidError struct {
+	Field  string
+	Reason string
+}
+
+func (e *InvalidError) Error() string { return e.Field + " " + e.Reason }

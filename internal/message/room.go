@@ -1,0 +1,49 @@
+package message
+
+// Bounds on names, in bytes.
+const (
+	MaxRoom = 128
+	MaxID   = 64
+	MaxRef  = 64
+	MaxUser = 128
+)
+
+// A Room is the name of an ordered stream of messages: 1 to MaxRoom of
+// A-Z a-z 0-9 . _ - : in bytes. Names that begin with _ belong to the service.
+type Room string
+
+// ParseRoom returns the room named s, or an *InvalidError.
+func ParseRoom(s string) (Room, error) {
+	if !isName(s, MaxRoom) {
+		return "", &InvalidError{Field: "room", Reason: "must be 1 to 128 of A-Z a-z 0-9 . _ - :"}
+	}
+	return Room(s), nil
+}
+
+// Reserved says whether the room belongs to the service and is closed to clients.
+func (r Room) Reserved() bool { return r != "" && r[0] == '_' }
+
+// CheckID returns an *InvalidError unless s can be an idempotency key: 1 to
+// MaxID of A-Z a-z 0-9 . _ - :.
+func CheckID(s string) error {
+	if !isName(s, MaxID) {
+		return &InvalidError{Field: "id", Reason: "must be 1 to 64 of A-Z a-z 0-9 . _ - :"}
+	}
+	return nil
+}
+
+func isName(s string, limit int) bool {
+	if s == "" || len(s) > limit {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case c == '.', c == '_', c == '-', c == ':':
+		default:
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,64 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// A CloseCode tells a client why its socket ends and so what to do next. Codes
+// below 4000 are those of RFC 6455 §7.4.1; the table of what clients do is in
+// docs/protocol.md.
+type CloseCode uint16
+
+// The close codes the service sends.
+const (
+	CloseNormal     CloseCode = 1000 // asked to: stays away
+	CloseProtocol   CloseCode = 1002 // broke RFC 6455
+	CloseBinary     CloseCode = 1003 // a binary frame: only text is spoken here
+	CloseUTF8       CloseCode = 1007 // text that is not UTF-8
+	ClosePolicy     CloseCode = 1008 // three malformed frames in a row
+	CloseTooBig     CloseCode = 1009 // a frame over max_frame
+	CloseInternal   CloseCode = 1011 // our fault: backs off
+	CloseRestart    CloseCode = 1012 // this node goes: comes back within a second
+	CloseTooMany    CloseCode = 4103 // the node has as many connections as it may
+	CloseSlow       CloseCode = 4208 // did not read fast enough: comes back and resumes
+	CloseUnanswered CloseCode = 4209 // no byte for two heartbeats
+)
+
+// Reason is the text that goes with the code, and its name in metrics.
+func (c CloseCode) Reason() string {
+	switch c {
+	case CloseNormal:
+		return "normal"
+	case CloseProtocol:
+		return "protocol_error"
+	case CloseBinary:
+		return "binary_frame"
+	case CloseUTF8:
+		return "invalid_utf8"
+	case ClosePolicy:
+		return "malformed"
+	case CloseTooBig:
+		return "too_big"
+	case CloseInternal:
+		return "internal"
+	case CloseRestart:
+		return "restart"
+	case CloseTooMany:
+		return "too_many_connections"
+	case CloseSlow:
+		return "slow"
+	case CloseUnanswered:
+		return "no_pong"
+	}
+	return fmt.Sprintf("code_%d", uint16(c))
+}
+
+// CloseFrame is a whole close frame with the code and its reason.
+func CloseFrame(code CloseCode) Frame {
+	reason := code.Reason()
+	f := make(Frame, 4, 4+len(reason))
+	f[0], f[1] = final|opClose, byte(2+len(reason))
+	binary.BigEndian.PutUint16(f[2:], uint16(code))
+	return append(f, reason...)
+}

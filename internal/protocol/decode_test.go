@@ -1,0 +1,137 @@
+package protocol
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"switchyard/internal/message"
+)
+
+func TestDecodeUnderstandsEveryRequest(t *testing.T) {
+	tests := []struct {
+		name, frame string
+		want        Request
+	}{
+		{"join from now", `{"type":"join","room":"a"}`, Request{Type: TypeJoin, Room: "a"}},
+		{"join from the start", `{"type":"join","room":"a","after":0}`, Request{Type: TypeJoin, Room: "a", HasAfter: true}},
+		{
+			"resume", `{"type":"join","ref":"r1","room":"a.b:c-d_e","after":41,"epoch":"e1"}`,
+			Request{Type: TypeJoin, Ref: `"r1"`, Room: "a.b:c-d_e", After: 41, HasAfter: true, Epoch: "e1"},
+		},
+		{"nulls are left out", `{"type":"join","room":"a","after":null,"epoch":null}`, Request{Type: TypeJoin, Room: "a"}},
+		{"leave", `{"type":"leave","room":"a"}`, Request{Type: TypeLeave, Room: "a"}},
+		{"publish", ` { "room" : "a" , "data" : { "x" : [1, "}"] } , "id":"7","type":"publish"} `, Request{Type: TypePublish, Room: "a", ID: "7", Data: []byte(`{ "x" : [1, "}"] }`)}},
+		{"publish a string", `{"type":"publish","room":"a","data":"q\"\\"}`, Request{Type: TypePublish, Room: "a", Data: []byte(`"q\"\\"`)}},
+		{"publish a number", `{"type":"publish","room":"a","data":1e400}`, Request{Type: TypePublish, Room: "a", Data: []byte(`1e400`)}},
+		{"publish null", `{"type":"publish","room":"a","data":null}`, Request{Type: TypePublish, Room: "a", Data: []byte(`null`)}},
+		{"signal", `{"type":"signal","room":"a","data":true}`, Request{Type: TypeSignal, Room: "a", Data: []byte(`true`)}},
+		{"history", `{"type":"history","room":"a","before":9,"limit":200}`, Request{Type: TypeHistory, Room: "a", Before: 9, HasBefore: true, Limit: 200}},
+		{"unknown fields", `{"type":"leave","future":{"a":[{}]},"room":"a","x":-1.5}`, Request{Type: TypeLeave, Room: "a"}},
+		{"the last of two counts", `{"type":"leave","room":"b","room":"a"}`, Request{Type: TypeLeave, Room: "a"}},
+		{"escapes in names", `{"type":"leave","room":"\u0061"}`, Request{Type: TypeLeave, Room: "a"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Decode([]byte(tt.frame))
+			if err != nil {
+				t.Fatalf("Decode: %v", err)
+			}
+			if !equal(got, tt.want) {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func equal(a, b Request) bool {
+	sameData := string(a.Data) == string(b.Data)
+	a.Data, b.Data = nil, nil
+	return sameData && a.Type == b.Type && a.Ref == b.Ref && a.Room == b.Room && a.After == b.After &&
+		a.HasAfter == b.HasAfter && a.Before == b.Before && a.HasBefore == b.HasBefore &&
+		a.Epoch == b.Epoch && a.Limit == b.Limit && a.ID == b.ID
+}
+
+func TestDecodeNamesWhatIsWrong(t *testing.T) {
+	long := strings.Repeat("x", 129)
+	tests := []struct {
+		name, frame, code, says string
+	}{
+		{"not JSON", `hello`, CodeMalformed, "JSON object"},
+		{"empty", ``, CodeMalformed, "JSON object"},
+		{"cut", `{"type":"join"`, CodeMalformed, "JSON object"},
+		{"an array", `[{"type":"join"}]`, CodeMalformed, "JSON object"},
+		{"two objects", `{} {}`, CodeMalformed, "JSON object"},
+		{"no type", `{"room":"a"}`, CodeMalformed, "type"},
+		{"type no string", `{"type":7}`, CodeMalformed, "type"},
+		{"unknown type", `{"type":"dance","room":"a"}`, CodeUnknownType, "join"},
+		{"no room", `{"type":"join"}`, CodeInvalid, "room must be 1 to 128"},
+		{"empty room", `{"type":"join","room":""}`, CodeInvalid, "room"},
+		{"long room", `{"type":"join","room":"` + long + `"}`, CodeInvalid, "room"},
+		{"room with a space", `{"type":"join","room":"a b"}`, CodeInvalid, "room"},
+		{"room no string", `{"type":"join","room":{}}`, CodeInvalid, "room"},
+		{"negative after", `{"type":"join","room":"a","after":-1}`, CodeInvalid, "after must be a whole number"},
+		{"fraction", `{"type":"join","room":"a","after":1.5}`, CodeInvalid, "after"},
+		{"after as string", `{"type":"join","room":"a","after":"1"}`, CodeInvalid, "after"},
+		{"after too large", `{"type":"join","room":"a","after":9007199254740992}`, CodeInvalid, "9007199254740991"},
+		{"after without epoch", `{"type":"join","room":"a","after":1}`, CodeInvalid, "epoch is required"},
+		{"epoch no string", `{"type":"join","room":"a","after":1,"epoch":1}`, CodeInvalid, "epoch"},
+		{"no data", `{"type":"publish","room":"a"}`, CodeInvalid, "data is required"},
+		{"signal without data", `{"type":"signal","room":"a"}`, CodeInvalid, "data is required"},
+		{"bad id", `{"type":"publish","room":"a","data":1,"id":"a b"}`, CodeInvalid, "id must be 1 to 64"},
+		{"id no string", `{"type":"publish","room":"a","data":1,"id":1}`, CodeInvalid, "id"},
+		{"long ref", `{"type":"join","room":"a","ref":"` + long + `"}`, CodeInvalid, "ref must be a string of at most 64"},
+		{"ref no string", `{"type":"join","room":"a","ref":1}`, CodeInvalid, "ref"},
+		{"both ends", `{"type":"history","room":"a","before":1,"after":1}`, CodeInvalid, "before"},
+		{"large limit", `{"type":"history","room":"a","limit":201}`, CodeInvalid, "limit must be"},
+		{"zero limit", `{"type":"history","room":"a","limit":0}`, CodeInvalid, "limit must be"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Decode([]byte(tt.frame))
+			if err == nil {
+				t.Fatal("no error")
+			}
+			got := ErrorFor(err)
+			if got.Code != tt.code || !strings.Contains(got.Message, tt.says) {
+				t.Errorf("got %q: %q, want %q about %q", got.Code, got.Message, tt.code, tt.says)
+			}
+			if Malformed(err) != (tt.code == CodeMalformed) {
+				t.Errorf("Malformed says %v", Malformed(err))
+			}
+		})
+	}
+}
+
+func TestDecodeKeepsTheRefOfABadRequest(t *testing.T) {
+	r, err := Decode([]byte(`{"type":"publish","ref":"7","room":"a b","data":1}`))
+	if err == nil || r.Ref != `"7"` {
+		t.Errorf("ref %q, error %v: the answer could not be matched", r.Ref, err)
+	}
+}
+
+func TestErrorForTellsNoSecrets(t *testing.T) {
+	got := ErrorFor(errors.New("pq: password authentication failed for user admin"))
+	if got.Code != CodeInternal || strings.Contains(got.Message, "admin") {
+		t.Errorf("a stranger is told %q", got.Message)
+	}
+	if got := ErrorFor(message.ErrUnavailable); got.RetryAfter <= 0 {
+		t.Errorf("unavailable without retry_after: %+v", got)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"type":"publish","ref":"1","room":"a","id":"x","data":{"a":[1,2,{"b":"}\""}]}}`))
+	f.Add([]byte(`{"type":"join","room":"a","after":1,"epoch":"e"}`))
+	f.Add([]byte(` {"":{},"type" : "leave", "room":"\u0061"} `))
+	f.Add([]byte(`[[[[`))
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		r, err := Decode(frame)
+		if err == nil && (r.Room == "" || r.Type == "") {
+			t.Errorf("accepted %q as %+v", frame, r)
+		}
+		if err != nil {
+			ErrorFor(err).Encode(r.Ref, r.Room, r.ID)
+		}
+	})
+}

@@ -1,0 +1,245 @@
+package protocol
+
+import (
+	"encoding/json"
+	"strconv"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// timeLayout is RFC 3339 in UTC with microseconds, the precision of the log.
+const timeLayout = "2006-01-02T15:04:05.000000Z"
+
+// overhead is about what a message frame holds beside names and data.
+const overhead = 160
+
+// A Ref is a client's own mark on a request, as the JSON string it sent,
+// quotes included; empty when it sent none. It comes back on the answer.
+type Ref string
+
+// Welcome is the first frame on every connection.
+type Welcome struct {
+	Session    string  `json:"session"`
+	Resumed    bool    `json:"resumed"`
+	User       *string `json:"user"`
+	Node       string  `json:"node"`
+	Color      string  `json:"color"`
+	Deployment string  `json:"deployment"`
+	Version    string  `json:"version"`
+	// HeartbeatMS is the time between heartbeats in milliseconds.
+	HeartbeatMS int64 `json:"heartbeat_ms"`
+	// MaxFrame is the largest frame a client may send, in bytes.
+	MaxFrame int `json:"max_frame"`
+}
+
+// Encode returns the welcome frame.
+func (w Welcome) Encode() Frame {
+	body, err := json.Marshal(struct {
+		Type string `json:"type"`
+		Welcome
+	}{"welcome", w})
+	if err != nil {
+		panic(err) // strings, numbers and booleans always encode
+	}
+	return seal(append(newText(len(body)), body...))
+}
+
+// Message returns the frame that every member of the room gets.
+func Message(m *message.Message) Frame {
+	b := newText(overhead + len(m.Room) + len(m.ID) + len(m.From) + len(m.Data))
+	return seal(AppendMessage(b, m))
+}
+
+// AppendMessage appends the JSON object of a message, as it also stands in
+// history answers.
+func AppendMessage(b []byte, m *message.Message) []byte {
+	b = append(b, `{"type":"message"`...)
+	b = appendPosition(b, m.Room, m.Epoch)
+	b = append(b, `,"seq":`...)
+	b = strconv.AppendInt(b, int64(m.Seq), 10)
+	b = append(b, `,"id":"`...)
+	b = append(b, m.ID...)
+	b = append(b, `","from":`...)
+	b = appendUser(b, m.From)
+	b = append(b, `,"at":"`...)
+	b = m.At.UTC().AppendFormat(b, timeLayout)
+	b = append(b, `","data":`...)
+	b = append(b, m.Data...)
+	return append(b, '}')
+}
+
+// Signal returns the frame of an ephemeral event.
+func Signal(room message.Room, from string, data []byte) Frame {
+	b := newText(overhead + len(data))
+	b = append(b, `{"type":"signal","room":"`...)
+	b = append(b, room...)
+	b = append(b, `","from":`...)
+	b = appendUser(b, from)
+	b = append(b, `,"data":`...)
+	b = append(b, data...)
+	return seal(append(b, '}'))
+}
+
+// Ack answers a publication that is stored.
+func Ack(ref Ref, p *message.Publication) Frame {
+	b := begin("ack", ref, overhead)
+	b = appendPosition(b, p.Room, p.Epoch)
+	b = append(b, `,"seq":`...)
+	b = strconv.AppendInt(b, int64(p.Seq), 10)
+	b = append(b, `,"id":"`...)
+	b = append(b, p.ID...)
+	b = append(b, '"')
+	if p.Duplicate {
+		b = append(b, `,"duplicate":true`...)
+	}
+	return seal(append(b, '}'))
+}
+
+// Joined answers a join: head is the room's newest seq, first its oldest stored.
+func Joined(ref Ref, room message.Room, epoch message.Epoch, head, first message.Seq) Frame {
+	return membership("joined", ref, room, epoch, head, first)
+}
+
+// Left answers a leave; nothing of the room follows it.
+func Left(ref Ref, room message.Room, epoch message.Epoch, head, first message.Seq) Frame {
+	return membership("left", ref, room, epoch, head, first)
+}
+
+func membership(kind string, ref Ref, room message.Room, epoch message.Epoch, head, first message.Seq) Frame {
+	b := begin(kind, ref, overhead)
+	b = appendPosition(b, room, epoch)
+	b = append(b, `,"seq":`...)
+	b = strconv.AppendInt(b, int64(head), 10)
+	b = append(b, `,"first":`...)
+	b = strconv.AppendInt(b, int64(first), 10)
+	return seal(append(b, '}'))
+}
+
+// Reasons of a gap.
+const (
+	// GapTrimmed: the range is no longer stored.
+	GapTrimmed = "trimmed"
+	// GapEpoch: positions are void; the range is all of the new epoch.
+	GapEpoch = "epoch"
+)
+
+// Gap declares that the messages from..to will not be delivered.
+func Gap(room message.Room, epoch message.Epoch, from, to message.Seq, reason string) Frame {
+	b := begin("gap", "", overhead)
+	b = appendPosition(b, room, epoch)
+	b = append(b, `,"from":`...)
+	b = strconv.AppendInt(b, int64(from), 10)
+	b = append(b, `,"to":`...)
+	b = strconv.AppendInt(b, int64(to), 10)
+	b = append(b, `,"reason":"`...)
+	b = append(b, reason...)
+	return seal(append(b, '"', '}'))
+}
+
+// History answers a history request with a page of the log.
+func History(ref Ref, room message.Room, page *message.Page) Frame {
+	b := begin("history", ref, sizeOf(page))
+	b = appendPosition(b, room, page.Epoch)
+	return seal(appendPage(b, page))
+}
+
+// HistoryBody is the same page as an answer over HTTP, with how far the room
+// reaches.
+func HistoryBody(room message.Room, page *message.Page) []byte {
+	b := make([]byte, 0, sizeOf(page))
+	b = append(b, `{"head":`...)
+	b = strconv.AppendInt(b, int64(page.Head), 10)
+	b = append(b, `,"first":`...)
+	b = strconv.AppendInt(b, int64(page.First), 10)
+	b = appendPosition(b, room, page.Epoch)
+	return append(appendPage(b, page), '\n')
+}
+
+func sizeOf(page *message.Page) int {
+	size := overhead
+	for i := range page.Messages {
+		size += 2*overhead + len(page.Messages[i].Data)
+	}
+	return size
+}
+
+func appendPage(b []byte, page *message.Page) []byte {
+	b = append(b, `,"messages":[`...)
+	for i := range page.Messages {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = AppendMessage(b, &page.Messages[i])
+	}
+	b = append(b, `],"more":`...)
+	b = strconv.AppendBool(b, page.More)
+	return append(b, '}')
+}
+
+// Heartbeat tells clients that the way to them is open.
+func Heartbeat(at time.Time) Frame {
+	b := append(newText(64), `{"type":"heartbeat","at":"`...)
+	b = at.UTC().AppendFormat(b, timeLayout)
+	return seal(append(b, '"', '}'))
+}
+
+// Encode returns the error frame. Room and id are those of the request that it
+// answers, "" where it named none.
+func (e *Error) Encode(ref Ref, room message.Room, id string) Frame {
+	b := begin("error", ref, overhead+len(e.Message))
+	if room != "" {
+		b = append(b, `,"room":"`...)
+		b = append(b, room...)
+		b = append(b, '"')
+	}
+	if id != "" {
+		b = append(b, `,"id":"`...)
+		b = append(b, id...)
+		b = append(b, '"')
+	}
+	b = append(b, `,"code":"`...)
+	b = append(b, e.Code...)
+	b = append(b, `","message":`...)
+	b = appendString(b, e.Message)
+	if e.RetryAfter > 0 {
+		b = append(b, `,"retry_after_ms":`...)
+		b = strconv.AppendInt(b, e.RetryAfter.Milliseconds(), 10)
+	}
+	return seal(append(b, '}'))
+}
+
+func begin(kind string, ref Ref, size int) []byte {
+	b := append(newText(size), `{"type":"`...)
+	b = append(b, kind...)
+	b = append(b, '"')
+	if ref != "" {
+		b = append(b, `,"ref":`...)
+		b = append(b, ref...)
+	}
+	return b
+}
+
+// appendPosition appends names whose alphabets need no escaping.
+func appendPosition(b []byte, room message.Room, epoch message.Epoch) []byte {
+	b = append(b, `,"room":"`...)
+	b = append(b, room...)
+	b = append(b, `","epoch":"`...)
+	b = append(b, epoch...)
+	return append(b, '"')
+}
+
+func appendUser(b []byte, user string) []byte {
+	if user == "" {
+		return append(b, "null"...)
+	}
+	return appendString(b, user)
+}
+
+func appendString(b []byte, s string) []byte {
+	quoted, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a string always encodes
+	}
+	return append(b, quoted...)
+}

@@ -1,0 +1,57 @@
+package protocol
+
+import (
+	"errors"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// The codes of error frames.
+const (
+	CodeMalformed    = "malformed"    // not a JSON object, or no type
+	CodeInvalid      = "invalid"      // a field breaks a bound; the message names both
+	CodeUnknownType  = "unknown_type" // no such request in this version
+	CodeTooLarge     = "too_large"    // data over the bound
+	CodeConflict     = "conflict"     // the id was used with other data
+	CodeUnauthorized = "unauthorized" // who are you?
+	CodeForbidden    = "forbidden"    // you may not
+	CodeRateLimited  = "rate_limited" // too fast
+	CodeTooManyRooms = "too_many_rooms"
+	CodeUnavailable  = "unavailable" // outcome unknown: resend with the same id
+	CodeInternal     = "internal"    // our fault
+)
+
+// An Error is what a client is told; it never holds more than it may know.
+type Error struct {
+	Code    string
+	Message string
+	// RetryAfter is when trying again makes sense; 0 leaves it open.
+	RetryAfter time.Duration
+}
+
+func (e *Error) Error() string { return e.Code + ": " + e.Message }
+
+// ErrorFor is the one table from errors to what clients are told. What it does
+// not know is internal, and stays inside.
+func ErrorFor(err error) *Error {
+	var known *Error
+	var invalid *message.InvalidError
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.As(err, &invalid):
+		return &Error{Code: CodeInvalid, Message: invalid.Error()}
+	case errors.Is(err, message.ErrConflict):
+		return &Error{Code: CodeConflict, Message: "this id was used before with other data"}
+	case errors.Is(err, message.ErrUnavailable), errors.Is(err, message.ErrClosed):
+		return &Error{
+			Code:       CodeUnavailable,
+			Message:    "the log did not answer in time; resend with the same id",
+			RetryAfter: message.RetryAfter,
+		}
+	case errors.Is(err, message.ErrRejected):
+		return &Error{Code: CodeInternal, Message: "the message could not be stored"}
+	}
+	return &Error{Code: CodeInternal, Message: "something went wrong on our side"}
+}

@@ -1,0 +1,185 @@
+package hub
+
+import (
+	"context"
+	"sync"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// A Client is one connection as the hub sees it. Its requests come one after
+// the other, from the goroutine that reads its socket; what they cause may
+// happen on others.
+type Client struct {
+	hub  *Hub
+	out  Outlet
+	user string
+
+	// slots holds a token for each publish under way; made with the first one.
+	slots chan struct{}
+
+	mu sync.Mutex
+	// Protects following.
+	rooms []*member // a slice: most clients are in few rooms
+}
+
+// Member states.
+const (
+	memberPending = iota // joining, or catching up: not in topic.members
+	memberLive
+	memberGone
+)
+
+// A member is a client's place in a room.
+type member struct {
+	client *Client
+	topic  *topic
+	ref    protocol.Ref
+
+	// Guarded by topic.mu.
+	state     int
+	index     int  // in topic.members, while live
+	announced bool // joined was sent
+}
+
+// NewClient returns a client that is in no room. User is "" for anonymous ones.
+func (h *Hub) NewClient(out Outlet, user string) *Client {
+	return &Client{hub: h, out: out, user: user}
+}
+
+// Handle does what a checked request asks for. Answers go to the outlet, here
+// or later; an error is the request's and is to be sent to the client. It
+// blocks while the client has as many publishes under way as it may, and while
+// its history is read.
+func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
+	if r.Room.Reserved() {
+		return &protocol.Error{Code: protocol.CodeForbidden, Message: "rooms that begin with _ belong to the service"}
+	}
+	switch r.Type {
+	case protocol.TypeJoin:
+		return c.join(r)
+	case protocol.TypeLeave:
+		return c.leave(r)
+	case protocol.TypePublish:
+		c.publish(r)
+	case protocol.TypeSignal:
+		c.hub.signal(r.Room, c.user, r.Data)
+	case protocol.TypeHistory:
+		return c.history(ctx, r)
+	}
+	return nil
+}
+
+// Close takes the client out of all its rooms. What it published is stored all
+// the same.
+func (c *Client) Close() {
+	c.mu.Lock()
+	rooms := c.rooms
+	c.rooms = nil
+	c.mu.Unlock()
+	for _, m := range rooms {
+		m.retire(nil)
+	}
+}
+
+// InRooms returns in how many rooms the client is.
+func (c *Client) InRooms() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.rooms)
+}
+
+func (c *Client) join(r *protocol.Request) error {
+	m := &member{client: c, ref: r.Ref}
+	c.mu.Lock()
+	old := c.cut(r.Room)
+	if old == nil && len(c.rooms) >= c.hub.cfg.MaxRooms {
+		c.mu.Unlock()
+		return &protocol.Error{Code: protocol.CodeTooManyRooms, Message: "leave a room first: this connection is in as many as it may"}
+	}
+	m.topic = c.hub.acquire(r.Room)
+	c.rooms = append(c.rooms, m)
+	c.mu.Unlock()
+	if old != nil {
+		old.retire(nil)
+	}
+	m.enter(progress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter})
+	return nil
+}
+
+func (c *Client) leave(r *protocol.Request) error {
+	c.mu.Lock()
+	m := c.cut(r.Room)
+	c.mu.Unlock()
+	if m == nil {
+		return &message.InvalidError{Field: "room", Reason: "is not one that this connection has joined"}
+	}
+	m.retire(&r.Ref)
+	return nil
+}
+
+// cut takes the room's member out of the list. Caller holds mu.
+func (c *Client) cut(room message.Room) *member {
+	for i, m := range c.rooms {
+		if m.topic.room != room {
+			continue
+		}
+		last := len(c.rooms) - 1
+		c.rooms[i] = c.rooms[last]
+		c.rooms[last] = nil
+		c.rooms = c.rooms[:last]
+		return m
+	}
+	return nil
+}
+
+// drop gives up a membership that came to nothing, unless a newer one has
+// taken its place meanwhile.
+func (c *Client) drop(m *member) {
+	c.mu.Lock()
+	for i := range c.rooms {
+		if c.rooms[i] == m {
+			c.cut(m.topic.room)
+			break
+		}
+	}
+	c.mu.Unlock()
+	m.retire(nil)
+}
+
+// retire ends a membership: nothing of the room follows, but for the answer to
+// a leave, whose ref is given then.
+func (m *member) retire(leave *protocol.Ref) {
+	t := m.topic
+	t.mu.Lock()
+	if m.state == memberGone {
+		t.mu.Unlock()
+		return
+	}
+	if m.state == memberLive {
+		t.remove(m)
+	}
+	m.state = memberGone
+	if leave != nil {
+		m.client.out.Send(protocol.Left(*leave, t.room, t.epoch, t.last, t.first))
+	}
+	t.mu.Unlock()
+	t.hub.release(t)
+}
+
+func (c *Client) history(ctx context.Context, r *protocol.Request) error {
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
+	q := message.Range{Room: r.Room, After: r.After, Before: r.Before, Limit: r.Limit}
+	if !r.HasAfter && !r.HasBefore {
+		q.Before = protocol.MaxSeq // the newest
+	}
+	page, err := c.hub.History(ctx, q)
+	if err != nil {
+		c.hub.log.Warn("history not read", "error", err)
+		return message.ErrUnavailable
+	}
+	c.out.Send(protocol.History(r.Ref, r.Room, &page))
+	return nil
+}

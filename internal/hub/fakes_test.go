@@ -1,0 +1,204 @@
+package hub
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// memLog is a log in memory; the contract of the real ones is tested with them.
+type memLog struct {
+	mu    sync.Mutex
+	epoch message.Epoch
+	rooms map[message.Room][]message.Message
+	first message.Seq // of every room, for trimmed ones
+	down  bool
+	reads int
+	hubs  func(*message.Publication) // settles
+}
+
+func (l *memLog) Append(p *message.Publication) {
+	l.mu.Lock()
+	p.Epoch, p.At = l.epoch, time.Now()
+	p.Seq = message.Seq(len(l.rooms[p.Room]) + 1)
+	if l.down {
+		p.Err = message.ErrUnavailable
+	} else {
+		l.rooms[p.Room] = append(l.rooms[p.Room], p.Message())
+	}
+	l.mu.Unlock()
+	l.hubs(p)
+}
+
+func (l *memLog) Read(_ context.Context, r message.Range) (message.Page, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reads++; l.down {
+		return message.Page{}, errors.New("planted: log is away")
+	}
+	all := l.rooms[r.Room]
+	p := message.Page{Epoch: l.epoch, Head: message.Seq(len(all)), First: max(1, l.first)}
+	from := max(int(r.After), int(p.First)-1)
+	if r.Limit > 0 && from < len(all) {
+		p.Messages = slices.Clone(all[from:min(len(all), from+r.Limit)])
+		p.More = from+r.Limit < len(all)
+	}
+	return p, nil
+}
+
+// fakeFeed tells the heads of the log, unless it is switched off.
+type fakeFeed struct {
+	log *memLog
+	off bool
+}
+
+func (f *fakeFeed) Commits(context.Context, message.Cursor) (message.Commits, error) {
+	f.log.mu.Lock()
+	defer f.log.mu.Unlock()
+	c := message.Commits{Epoch: f.log.epoch, Next: 1}
+	for room, all := range f.log.rooms {
+		if !f.off {
+			c.Heads = append(c.Heads, message.Head{Room: room, Seq: message.Seq(len(all))})
+		}
+	}
+	return c, nil
+}
+
+func (f *fakeFeed) Heads(ctx context.Context, _ []message.Room) (message.Epoch, []message.Head, error) {
+	c, err := f.Commits(ctx, 0)
+	return c.Epoch, c.Heads, err
+}
+
+// wire carries payloads between the hubs of a test, through lose.
+type wire struct {
+	mu   sync.Mutex
+	hubs []*Hub
+	lose func([]byte) bool // nil: carries all
+}
+
+func (w *wire) Publish(room message.Room, b []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.lose != nil && w.lose(b) {
+		return
+	}
+	for _, h := range w.hubs {
+		h.Receive(room, b)
+	}
+}
+func (w *wire) Subscribe(context.Context, message.Room) error { return nil }
+func (w *wire) Unsubscribe(message.Room)                      {}
+
+// outlet records what a client gets.
+type outlet struct {
+	mu     sync.Mutex
+	frames []map[string]any
+	stuck  chan struct{} // Flushed waits for it, if set
+}
+
+func (o *outlet) Send(f protocol.Frame) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for rest := []byte(f); len(rest) > 0; {
+		n := len(rest) - len(protocol.Payload(rest)) // the first header
+		size := len(protocol.Payload(rest))
+		switch {
+		case rest[1] < 126:
+			size = int(rest[1])
+		case rest[1] == 126:
+			size = int(rest[2])<<8 | int(rest[3])
+		}
+		var v map[string]any
+		if err := json.Unmarshal(rest[n:n+size], &v); err != nil {
+			panic(err)
+		}
+		o.frames = append(o.frames, v)
+		rest = rest[n+size:]
+	}
+	return true
+}
+func (o *outlet) Queue(f protocol.Frame) bool { return o.Send(f) }
+func (o *outlet) Flush()                      {}
+func (o *outlet) Flushed(ctx context.Context) error {
+	if o.stuck == nil {
+		return nil
+	}
+	select {
+	case <-o.stuck:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// world is one log, a wire, and some nodes.
+type world struct {
+	t     *testing.T
+	log   *memLog
+	wire  *wire
+	feed  *fakeFeed
+	nodes []*Hub
+}
+
+func newWorld(t *testing.T, nodes int) *world {
+	t.Helper()
+	l := &memLog{epoch: "e1", rooms: map[message.Room][]message.Message{}}
+	l.hubs = func(p *message.Publication) { p.Owner.(*ticket).hub.Settled([]*message.Publication{p}) }
+	w := &world{t: t, log: l, wire: &wire{}, feed: &fakeFeed{log: l}}
+	for range nodes {
+		h := New(Config{
+			Log: l, Feed: w.feed, Broker: w.wire, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
+			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		})
+		w.nodes = append(w.nodes, h)
+		w.wire.hubs = append(w.wire.hubs, h)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			if err := h.Close(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return w
+}
+
+// store puts messages in the log as if another node had stored them and its
+// broadcast had been lost.
+func (w *world) store(room message.Room, n int) {
+	w.log.mu.Lock()
+	defer w.log.mu.Unlock()
+	for range n {
+		all := w.log.rooms[room]
+		seq := message.Seq(len(all) + 1)
+		w.log.rooms[room] = append(all, message.Message{
+			Draft: message.Draft{Room: room, ID: "s", Data: []byte(`1`)}, Epoch: w.log.epoch, Seq: seq, At: time.Now(),
+		})
+	}
+}
+
+// eventually waits for a condition, and says what was waited for when it does
+// not come.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatalf("waited 10 s for %s", what)
+		case <-tick.C:
+		}
+	}
+}

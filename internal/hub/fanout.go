@@ -1,0 +1,69 @@
+package hub
+
+import (
+	"runtime"
+	"sync"
+	"time"
+
+	"switchyard/internal/protocol"
+)
+
+const (
+	// chunkBytes is about what one write takes to a member, so that a queue
+	// has time to empty between two.
+	chunkBytes = 64 << 10
+	// wideRoom is the size from which several goroutines share a room.
+	wideRoom = 1000
+)
+
+// fanOut hands frames to every live member: several frames as one, encoded
+// once for all. It never waits on a client. Caller holds mu.
+func (t *topic) fanOut(frames []protocol.Frame) {
+	if len(frames) == 0 || len(t.outlets) == 0 {
+		return
+	}
+	t.hub.metrics.sent.Add(float64(len(frames) * len(t.outlets)))
+	for len(frames) > 0 {
+		n, size := 0, 0
+		for n < len(frames) && (n == 0 || size+len(frames[n]) <= chunkBytes) {
+			size += len(frames[n])
+			n++
+		}
+		t.spread(join(frames[:n]))
+		frames = frames[n:]
+	}
+}
+
+// spread sends one chunk to all, by several goroutines in a wide room.
+func (t *topic) spread(chunk protocol.Frame) {
+	workers := min(runtime.GOMAXPROCS(0), len(t.outlets)/wideRoom)
+	if workers < 2 {
+		sendAll(t.outlets, chunk)
+		return
+	}
+	var wg sync.WaitGroup
+	share := (len(t.outlets) + workers - 1) / workers
+	for rest := t.outlets; len(rest) > 0; {
+		part := rest[:min(share, len(rest))]
+		rest = rest[len(part):]
+		wg.Go(func() { sendAll(part, chunk) })
+	}
+	wg.Wait()
+}
+
+func sendAll(outlets []Outlet, chunk protocol.Frame) {
+	for _, o := range outlets {
+		o.Send(chunk)
+	}
+}
+
+// observeDelivery counts how long the batch took since its commits.
+func (h *Hub) observeDelivery(batch []entry) {
+	now := time.Now().UnixMicro()
+	for i := range batch {
+		if batch[i].seq > 0 {
+			// Another node's clock may be ahead of ours.
+			h.metrics.delivery.Observe(max(0, float64(now-batch[i].bornAt)/1e6))
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package hub
+
+import (
+	"context"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// headsPage is how many rooms are compared by name at a time.
+const headsPage = 500
+
+// feedLoop reads the commit feed, broker up or down: it finds a lost last
+// message, and carries delivery when the broker is gone or was never there.
+func (h *Hub) feedLoop() {
+	tick := time.NewTicker(h.cfg.FeedInterval)
+	defer tick.Stop()
+	var cursor message.Cursor
+	var epoch message.Epoch
+	for failed := false; ; {
+		commits, err := h.commits(cursor)
+		switch {
+		case err != nil:
+			if !failed && h.ctx.Err() == nil {
+				h.log.Warn("commit feed not read", "error", err)
+			}
+			failed = true
+		default:
+			failed = false
+			if h.follow(&commits, epoch) {
+				cursor, epoch = commits.Next, commits.Epoch
+			}
+		}
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (h *Hub) commits(cursor message.Cursor) (message.Commits, error) {
+	ctx, cancel := context.WithTimeout(h.ctx, logTimeout)
+	defer cancel()
+	return h.cfg.Feed.Commits(ctx, cursor)
+}
+
+// follow tells topics what was committed; false: it could not, ask again.
+func (h *Hub) follow(c *message.Commits, epoch message.Epoch) bool {
+	if c.Lost || (epoch != "" && c.Epoch != epoch) {
+		return h.compareHeads()
+	}
+	for _, head := range c.Heads {
+		h.tell(head, c.Epoch)
+	}
+	return true
+}
+
+func (h *Hub) tell(head message.Head, epoch message.Epoch) {
+	t := h.lookup(head.Room)
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open && epoch != t.epoch {
+		t.doubt()
+		return
+	}
+	t.notice(head.Seq, causeFeed)
+}
+
+// compareHeads asks for the heads of all live rooms by name, a page at a time,
+// after an absence longer than the feed reaches back or in a new epoch.
+func (h *Hub) compareHeads() bool {
+	var rooms []message.Room
+	for i := range h.shards {
+		s := &h.shards[i]
+		s.mu.RLock()
+		for room := range s.topics {
+			rooms = append(rooms, room)
+		}
+		s.mu.RUnlock()
+	}
+	for len(rooms) > 0 {
+		n := min(headsPage, len(rooms))
+		ctx, cancel := context.WithTimeout(h.ctx, logTimeout)
+		epoch, heads, err := h.cfg.Feed.Heads(ctx, rooms[:n])
+		cancel()
+		if err != nil {
+			h.log.Warn("heads not read", "error", err)
+			return false
+		}
+		for _, room := range rooms[:n] {
+			h.tell(message.Head{Room: room}, epoch) // one the log no longer knows, too
+		}
+		for _, head := range heads {
+			h.tell(head, epoch)
+		}
+		rooms = rooms[n:]
+		if !h.sleep(10 * time.Millisecond) {
+			return false
+		}
+	}
+	return true
+}

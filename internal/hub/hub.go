@@ -1,0 +1,300 @@
+// Package hub knows who listens to what on this node. It hands publications to
+// the log, takes stored messages from the log and from other nodes, puts each
+// room in order, fills what is missing from the log, and fans out one encoded
+// frame to every member. DESIGN.md beside this file tells the hard parts.
+package hub
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// A Log stores publications and gives them back. Its commits come to
+// [Hub.Settled].
+type Log interface {
+	// Append takes a publication and returns at once; it settles later.
+	Append(*message.Publication)
+	// Read returns part of a room, in one snapshot.
+	Read(context.Context, message.Range) (message.Page, error)
+}
+
+// A Feed tells what was committed, by whichever node.
+type Feed interface {
+	Commits(context.Context, message.Cursor) (message.Commits, error)
+	Heads(context.Context, []message.Room) (message.Epoch, []message.Head, error)
+}
+
+// A Broker carries payloads to the other nodes. It may lose and swap them, and
+// may bring a node's own back. What comes in goes to [Hub.Receive].
+type Broker interface {
+	// Publish never blocks.
+	Publish(message.Room, []byte)
+	// Subscribe waits until the subscription holds; an error says that it may
+	// come later.
+	Subscribe(context.Context, message.Room) error
+	Unsubscribe(message.Room)
+}
+
+// An Outlet is the way to one client. Safe for concurrent use; only Flushed
+// blocks.
+type Outlet interface {
+	// Send hands over whole frames and tries to write them; false says that
+	// the connection is closing and takes no more.
+	Send(protocol.Frame) bool
+	// Queue hands over frames that leave with the next Send or Flush.
+	Queue(protocol.Frame) bool
+	Flush()
+	// Flushed waits until nothing is queued.
+	Flushed(context.Context) error
+}
+
+// Config is what a hub needs; all of it but the durations is required.
+type Config struct {
+	Log    Log
+	Feed   Feed
+	Broker Broker
+	// RepairWait is how long a hole may fill by itself. 20 ms by default.
+	RepairWait time.Duration
+	// FeedInterval is the time between two reads of the commit feed, and so
+	// about the delay of a message that the broker lost. 250 ms by default.
+	FeedInterval time.Duration
+	// TopicIdle is how long a topic without members lives on. 10 s by default.
+	TopicIdle time.Duration
+	// MaxInflight bounds the publishes of one client under way. 64 by default.
+	MaxInflight int
+	// MaxRooms bounds the rooms one client is in. 1,000 by default.
+	MaxRooms   int
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+func (c *Config) defaults() {
+	orDuration := func(d *time.Duration, value time.Duration) {
+		if *d <= 0 {
+			*d = value
+		}
+	}
+	orDuration(&c.RepairWait, 20*time.Millisecond)
+	orDuration(&c.FeedInterval, 250*time.Millisecond)
+	orDuration(&c.TopicIdle, 10*time.Second)
+	if c.MaxInflight <= 0 {
+		c.MaxInflight = 64
+	}
+	if c.MaxRooms <= 0 {
+		c.MaxRooms = 1000
+	}
+}
+
+const (
+	// logTimeout bounds each read of the log.
+	logTimeout = 5 * time.Second
+	// subscribeTimeout is how long a new topic waits for its subscription; the
+	// commit feed covers what it would miss.
+	subscribeTimeout = 250 * time.Millisecond
+	// maxReads bounds the reads of the log under way for repairs and resumes.
+	maxReads = 8
+
+	shardCount = 64
+)
+
+// A Hub is one node's rooms. Safe for concurrent use.
+type Hub struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	boot    uint64 // names this process in payloads
+	ids     atomic.Uint64
+	seed    maphash.Seed
+	shards  [shardCount]shard
+	reads   chan struct{} // a token a read under way
+	acks    mailbox[*Client]
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+
+	mu sync.Mutex
+	// Protects following.
+	closed bool
+	loops  sync.WaitGroup // Wait needs no lock: nothing is added once closed
+}
+
+// A shard holds part of the topics.
+type shard struct {
+	mu     sync.RWMutex
+	topics map[message.Room]*topic
+}
+
+// New returns a hub that is at work: its loops run until Close.
+func New(cfg Config) *Hub {
+	cfg.defaults()
+	var boot [8]byte
+	_, _ = rand.Read(boot[:]) // never fails: crypto/rand, since Go 1.24
+	h := &Hub{
+		cfg:     cfg,
+		log:     cfg.Logger.With("component", "hub"),
+		metrics: newMetrics(cfg.Registerer),
+		boot:    binary.BigEndian.Uint64(boot[:]),
+		seed:    maphash.MakeSeed(),
+		reads:   make(chan struct{}, maxReads),
+	}
+	for i := range h.shards {
+		h.shards[i].topics = make(map[message.Room]*topic)
+	}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.spawn(h.feedLoop)
+	h.spawn(h.sweepLoop)
+	return h
+}
+
+// Close ends the hub's loops, repairs and resumes, and waits for them until
+// ctx ends. Clients are the caller's to close first.
+func (h *Hub) Close(ctx context.Context) error {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	h.cancel()
+	done := make(chan struct{})
+	go func() { h.loops.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the hub's loops: %w", ctx.Err())
+	}
+}
+
+// spawn runs f on a goroutine that Close waits for; not at all once closed.
+func (h *Hub) spawn(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.closed {
+		h.loops.Go(f)
+	}
+}
+
+func (h *Hub) shard(room message.Room) *shard {
+	return &h.shards[maphash.String(h.seed, string(room))%shardCount]
+}
+
+// lookup returns the room's topic, nil where nobody here listens.
+func (h *Hub) lookup(room message.Room) *topic {
+	s := h.shard(room)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.topics[room]
+}
+
+// acquire returns the room's topic and keeps it alive until release.
+func (h *Hub) acquire(room message.Room) *topic {
+	s := h.shard(room)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.topics[room]
+	if t == nil {
+		t = newTopic(h, room)
+		s.topics[room] = t
+		h.metrics.topics.Inc()
+		h.spawn(t.openLoop)
+	}
+	t.pins++
+	return t
+}
+
+func (h *Hub) release(t *topic) {
+	s := h.shard(t.room)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.pins--
+	t.idleSince = time.Now()
+}
+
+// sweepLoop lets go of topics that nobody has used for a while.
+func (h *Hub) sweepLoop() {
+	tick := time.NewTicker(min(time.Second, h.cfg.TopicIdle))
+	defer tick.Stop()
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case now := <-tick.C:
+			for i := range h.shards {
+				h.sweep(&h.shards[i], now)
+			}
+		}
+	}
+}
+
+func (h *Hub) sweep(s *shard, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for room, t := range s.topics {
+		if t.pins > 0 || now.Sub(t.idleSince) < h.cfg.TopicIdle {
+			continue
+		}
+		delete(s.topics, room)
+		h.metrics.topics.Dec()
+		t.close()
+		// Under the shard's lock, so that it comes before the subscribe of a
+		// next topic of this name.
+		h.cfg.Broker.Unsubscribe(room)
+	}
+}
+
+// newID names a publication whose publisher did not: unique over nodes and
+// restarts by the boot id.
+func (h *Hub) newID() string {
+	b := strconv.AppendUint(make([]byte, 0, 28), h.boot, 36)
+	b = append(b, '-')
+	return string(strconv.AppendUint(b, h.ids.Add(1), 36))
+}
+
+// read asks the log, bounded in time and in how many ask at once.
+func (h *Hub) read(ctx context.Context, r message.Range) (message.Page, error) {
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
+	select {
+	case h.reads <- struct{}{}:
+		defer func() { <-h.reads }()
+		return h.cfg.Log.Read(ctx, r)
+	case <-ctx.Done():
+		return message.Page{}, fmt.Errorf("waiting to read the log: %w", ctx.Err())
+	}
+}
+
+// History returns a page of a room for a reader of any kind.
+func (h *Hub) History(ctx context.Context, r message.Range) (message.Page, error) {
+	if r.Limit <= 0 || r.Limit > protocol.MaxHistory {
+		r.Limit = protocol.MaxHistory
+	}
+	r.MaxBytes = pageBytes
+	page, err := h.cfg.Log.Read(ctx, r)
+	if err != nil {
+		return page, fmt.Errorf("reading history: %w", err)
+	}
+	return page, nil
+}
+
+// sleep waits for d, or less when the hub closes; false says so.
+func (h *Hub) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-h.ctx.Done():
+		return false
+	}
+}

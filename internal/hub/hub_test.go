@@ -1,0 +1,362 @@
+package hub
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A person is a client of a test.
+type person struct {
+	*Client
+	t   *testing.T
+	out *outlet
+}
+
+func (w *world) client(node int) *person {
+	o := &outlet{}
+	return &person{w.nodes[node].NewClient(o, ""), w.t, o}
+}
+
+// do sends a frame as the client would.
+func (p *person) do(frame string, args ...any) error {
+	r, err := protocol.Decode(fmt.Appendf(nil, frame, args...))
+	if err != nil {
+		p.t.Fatalf("%s: %v", frame, err)
+	}
+	return p.Handle(context.Background(), &r)
+}
+
+func (p *person) must(frame string, args ...any) {
+	p.t.Helper()
+	if err := p.do(frame, args...); err != nil {
+		p.t.Fatalf("%s: %v", frame, err)
+	}
+}
+
+// saw is everything received of some types, in short: "joined 3", "message 4".
+func (p *person) saw(types ...string) []string {
+	p.out.mu.Lock()
+	defer p.out.mu.Unlock()
+	var got []string
+	for _, f := range p.out.frames {
+		for _, kind := range types {
+			if f["type"] != kind {
+				continue
+			}
+			switch kind {
+			case "gap":
+				got = append(got, fmt.Sprintf("gap %v-%v %v", f["from"], f["to"], f["reason"]))
+			case "error":
+				got = append(got, fmt.Sprintf("error %v", f["code"]))
+			case "signal":
+				got = append(got, fmt.Sprintf("signal %v", f["data"]))
+			default:
+				got = append(got, fmt.Sprintf("%s %v", kind, f["seq"]))
+			}
+		}
+	}
+	return got
+}
+
+// sees waits until the client has received exactly this of the room's frames.
+func (p *person) sees(want ...string) {
+	p.t.Helper()
+	var got []string
+	defer func() {
+		if p.t.Failed() {
+			p.t.Logf("got %v", got)
+		}
+	}()
+	eventually(p.t, strings.Join(want, ", "), func() bool {
+		got = p.saw("joined", "left", "gap", "message", "error", "signal")
+		return strings.Join(got, ",") == strings.Join(want, ",")
+	})
+}
+
+func messages(from, to int) []string {
+	var s []string
+	for seq := from; seq <= to; seq++ {
+		s = append(s, fmt.Sprintf("message %d", seq))
+	}
+	return s
+}
+
+func TestAMessageReachesEveryMemberOnEveryNode(t *testing.T) {
+	w := newWorld(t, 2)
+	a, b, other := w.client(0), w.client(1), w.client(1)
+	a.must(`{"type":"join","room":"r"}`)
+	b.must(`{"type":"join","room":"r"}`)
+	other.must(`{"type":"join","room":"elsewhere"}`)
+	for _, p := range []*person{a, b, other} {
+		p.sees("joined 0")
+	}
+	a.must(`{"type":"publish","ref":"1","room":"r","data":"hi","id":"x"}`)
+	b.must(`{"type":"publish","room":"r","data":"ho"}`)
+	want := append([]string{"joined 0"}, messages(1, 2)...)
+	a.sees(want...)
+	b.sees(want...)
+	if got := a.saw("ack"); len(got) != 1 || got[0] != "ack 1" {
+		t.Errorf("publisher got %v, want one ack of 1", got)
+	}
+	other.sees("joined 0")
+}
+
+func TestPublishNeedsNoJoin(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.client(0)
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	eventually(t, "the ack", func() bool { return len(a.saw("ack")) == 1 })
+	a.sees()
+}
+
+func TestResumeFromMemoryAsksTheDatabaseNothing(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 0")
+	for range 5 {
+		a.must(`{"type":"publish","room":"r","data":1}`)
+	}
+	a.sees(append([]string{"joined 0"}, messages(1, 5)...)...)
+	w.log.mu.Lock()
+	before := w.log.reads
+	w.log.mu.Unlock()
+	b := w.client(0)
+	b.must(`{"type":"join","room":"r","after":3,"epoch":"e1"}`)
+	b.sees("joined 5", "message 4", "message 5")
+	w.log.mu.Lock()
+	defer w.log.mu.Unlock()
+	if w.log.reads != before {
+		t.Errorf("%d reads of the log", w.log.reads-before)
+	}
+}
+
+func TestResumeFarBackComesPageByPage(t *testing.T) {
+	w := newWorld(t, 1)
+	w.store("r", 950)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r","after":0}`)
+	a.sees(append([]string{"joined 950"}, messages(1, 950)...)...)
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	a.sees(append([]string{"joined 950"}, messages(1, 951)...)...)
+}
+
+func TestASlowJoinerGetsTheNextPageOnlyWhenTheLastOneLeft(t *testing.T) {
+	w := newWorld(t, 1)
+	w.store("r", 600)
+	a := w.client(0)
+	a.out.stuck = make(chan struct{})
+	a.must(`{"type":"join","room":"r","after":0}`)
+	a.sees(append([]string{"joined 600"}, messages(1, pageFrames)...)...)
+	a.out.stuck <- struct{}{}
+	a.sees(append([]string{"joined 600"}, messages(1, 2*pageFrames)...)...)
+	close(a.out.stuck)
+	a.sees(append([]string{"joined 600"}, messages(1, 600)...)...)
+}
+
+func TestGaps(t *testing.T) {
+	tests := []struct {
+		name  string
+		first message.Seq
+		join  string
+		want  []string
+	}{
+		{"trimmed", 8, `"after":3,"epoch":"e1"`, append([]string{"joined 10", "gap 4-7 trimmed"}, messages(8, 10)...)},
+		{"trimmed from the start", 8, `"after":0`, append([]string{"joined 10", "gap 1-7 trimmed"}, messages(8, 10)...)},
+		{"another epoch", 1, `"after":3,"epoch":"e0"`, []string{"joined 10", "gap 1-10 epoch"}},
+		{"ahead of the log", 1, `"after":11,"epoch":"e1"`, []string{"joined 10", "gap 1-10 epoch"}},
+		{"from now", 1, `"ref":"x"`, []string{"joined 10"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, 1)
+			w.store("r", 10)
+			w.log.first = tt.first
+			a := w.client(0)
+			a.must(`{"type":"join","room":"r",%s}`, tt.join)
+			a.sees(tt.want...)
+			a.must(`{"type":"publish","room":"r","data":1}`)
+			a.sees(append(tt.want, "message 11")...)
+		})
+	}
+}
+
+func TestALostLastMessageIsFoundByTheCommitFeed(t *testing.T) {
+	w := newWorld(t, 2)
+	w.wire.lose = func([]byte) bool { return true }
+	a, b := w.client(0), w.client(1)
+	b.must(`{"type":"join","room":"r"}`)
+	b.sees("joined 0")
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	b.sees("joined 0", "message 1")
+}
+
+func TestAHoleIsFilledFromTheLog(t *testing.T) {
+	w := newWorld(t, 2)
+	w.feed.off = true
+	n := 0
+	w.wire.lose = func([]byte) bool { n++; return n == 2 }
+	a, b := w.client(0), w.client(1)
+	b.must(`{"type":"join","room":"r"}`)
+	b.sees("joined 0")
+	for range 4 {
+		a.must(`{"type":"publish","room":"r","data":1}`)
+	}
+	b.sees(append([]string{"joined 0"}, messages(1, 4)...)...)
+}
+
+func TestSwappedAndRepeatedBroadcastsArriveOnceInOrder(t *testing.T) {
+	w := newWorld(t, 2)
+	w.feed.off = true
+	var kept [][]byte
+	w.wire.lose = func(b []byte) bool { kept = append(kept, bytes.Clone(b)); return true }
+	a, b := w.client(0), w.client(1)
+	b.must(`{"type":"join","room":"r"}`)
+	b.sees("joined 0")
+	for range 4 {
+		a.must(`{"type":"publish","room":"r","data":1}`)
+	}
+	for _, i := range []int{1, 1, 0, 3, 2, 0, 3} {
+		w.nodes[1].Receive("r", kept[i])
+	}
+	b.sees(append([]string{"joined 0"}, messages(1, 4)...)...)
+}
+
+func TestMoreThanMemoryTurnsMembersIntoCatchingUp(t *testing.T) {
+	w := newWorld(t, 1)
+	w.feed.off = true
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 0")
+	w.store("r", 700) // another node's, and no broadcast came
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	a.sees(append([]string{"joined 0"}, messages(1, 701)...)...)
+	w.log.mu.Lock()
+	defer w.log.mu.Unlock()
+	if w.log.reads > 12 {
+		t.Errorf("%d reads of the log for 4 pages", w.log.reads)
+	}
+}
+
+func TestANewEpochVoidsPositions(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 0")
+	for range 3 {
+		a.must(`{"type":"publish","room":"r","data":1}`)
+	}
+	a.sees(append([]string{"joined 0"}, messages(1, 3)...)...)
+	w.log.mu.Lock()
+	w.log.epoch = "e2"
+	w.log.rooms["r"] = w.log.rooms["r"][:2]
+	w.log.mu.Unlock()
+	want := append(append([]string{"joined 0"}, messages(1, 3)...), "gap 1-2 epoch")
+	a.sees(want...)
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	a.sees(append(want, "message 3")...)
+}
+
+func TestNothingFollowsLeftAndASecondJoinReplacesTheFirst(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 0")
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	a.sees("joined 0", "message 1")
+	a.must(`{"type":"join","room":"r","after":0}`)
+	a.sees("joined 0", "message 1", "joined 1", "message 1")
+	a.must(`{"type":"leave","room":"r"}`)
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	eventually(t, "both acks", func() bool { return len(a.saw("ack")) == 2 })
+	a.sees("joined 0", "message 1", "joined 1", "message 1", "left 1")
+	if err := a.do(`{"type":"leave","room":"r"}`); err == nil {
+		t.Error("left a room twice")
+	}
+}
+
+func TestSignalsReachWhoIsThereOnce(t *testing.T) {
+	w := newWorld(t, 2)
+	a, b := w.client(0), w.client(1)
+	for _, p := range []*person{a, b} {
+		p.must(`{"type":"join","room":"r"}`)
+		p.sees("joined 0")
+	}
+	a.must(`{"type":"signal","room":"r","data":"typing"}`)
+	a.sees("joined 0", "signal typing")
+	b.sees("joined 0", "signal typing")
+}
+
+func TestBounds(t *testing.T) {
+	w := newWorld(t, 1)
+	w.nodes[0].cfg.MaxRooms = 2
+	a := w.client(0)
+	for _, room := range []string{"a", "b", "a"} {
+		a.must(`{"type":"join","room":"%s"}`, room)
+	}
+	if got := protocol.ErrorFor(a.do(`{"type":"join","room":"c"}`)); got.Code != protocol.CodeTooManyRooms {
+		t.Errorf("third room: %v", got)
+	}
+	for _, kind := range []string{`join`, `publish`, `signal`, `history`, `leave`} {
+		err := a.do(`{"type":"%s","room":"_canary.x","data":1}`, kind)
+		if got := protocol.ErrorFor(err); err == nil || got.Code != protocol.CodeForbidden {
+			t.Errorf("%s in a reserved room: %v", kind, err)
+		}
+	}
+	a.Close()
+	if a.InRooms() != 0 {
+		t.Error("in rooms after the end")
+	}
+}
+
+func TestLogAwayMeansUnavailableAndNoLie(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 0")
+	w.log.mu.Lock()
+	w.log.down = true
+	w.log.mu.Unlock()
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	a.sees("joined 0", "error unavailable")
+	if err := a.do(`{"type":"history","room":"r"}`); protocol.ErrorFor(err).Code != protocol.CodeUnavailable {
+		t.Errorf("history: %v", err)
+	}
+}
+
+func TestAnIdleTopicGoesAndComesBack(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 0")
+	a.Close()
+	eventually(t, "the topic to go", func() bool { return w.nodes[0].lookup("r") == nil })
+	b := w.client(0)
+	b.must(`{"type":"join","room":"r"}`)
+	b.sees("joined 0")
+	if got := w.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 {
+		t.Errorf("rooms: %+v", got)
+	}
+}
+
+func FuzzPayload(f *testing.F) {
+	p := payload{kind: kindMessages, origin: 7, sentAt: 8, epoch: "e", entries: []entry{{seq: 1, frame: protocol.Signal("a", "", []byte("1"))}}}
+	f.Add(p.encode())
+	f.Add([]byte{1, 's'})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := decodePayload(b)
+		if err == nil && !bytes.Equal(p.encode(), b) {
+			t.Errorf("%x decodes to something else", b)
+		}
+	})
+}

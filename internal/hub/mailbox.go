@@ -1,0 +1,52 @@
+package hub
+
+import (
+	"runtime"
+	"sync"
+)
+
+// A mailbox collects work for a runner goroutine that lives only while there
+// is some: an idle topic costs no goroutine. Safe for concurrent use.
+type mailbox[T any] struct {
+	mu      sync.Mutex
+	items   []T
+	spare   []T // the array of the batch before, to be filled again
+	weight  int
+	running bool
+}
+
+// put adds an item that weighs so much, unless the mailbox holds max already.
+// It starts the runner where none is under way.
+func (m *mailbox[T]) put(item T, weight, maxWeight int, run func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.weight > 0 && m.weight+weight > maxWeight {
+		return false
+	}
+	m.items = append(m.items, item)
+	m.weight += weight
+	if !m.running {
+		m.running = true
+		go run()
+	}
+	return true
+}
+
+// take hands over everything, or says that the runner is to end. The batch is
+// valid until the next take. It yields first: what is just being put then
+// leaves in the same turn, which is all the batching there is.
+func (m *mailbox[T]) take() ([]T, bool) {
+	runtime.Gosched()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.items) == 0 {
+		m.running = false
+		m.items, m.spare = nil, nil // an idle topic keeps no buffers
+		return nil, false
+	}
+	batch := m.items
+	clear(m.spare)
+	m.items, m.spare = m.spare[:0], batch
+	m.weight = 0
+	return batch, true
+}

@@ -1,0 +1,73 @@
+package hub
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// Causes of a repair, and results of a resume: closed sets for labels.
+const (
+	causeHole     = "hole"     // a later message came first
+	causeFeed     = "feed"     // the commit feed knew of more
+	causeEpoch    = "epoch"    // a message of another epoch came
+	causeOverflow = "overflow" // the inbox or the hold buffer was full
+	causeAhead    = "ahead"    // a client knew of more
+
+	resumeRing    = "ring"    // from memory
+	resumeLog     = "log"     // from the database
+	resumeTrimmed = "trimmed" // in part: the oldest were no longer stored
+	resumeEpoch   = "epoch"   // not at all: the positions were void
+)
+
+// metrics belong to one hub: a process may run several.
+type metrics struct {
+	sent      prometheus.Counter
+	publish   prometheus.Histogram
+	delivery  prometheus.Histogram
+	resumes   *prometheus.CounterVec
+	repairs   *prometheus.CounterVec
+	dropped   *prometheus.CounterVec
+	topics    prometheus.Gauge
+	malformed prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
+	fast := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+	return &metrics{
+		sent: f.NewCounter(prometheus.CounterOpts{
+			Name: "websocket_messages_sent_total",
+			Help: "Messages and signals handed to sockets.",
+		}),
+		publish: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "websocket_publish_duration_seconds",
+			Help:    "From a publish read to its ack.",
+			Buckets: fast,
+		}),
+		delivery: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "websocket_delivery_duration_seconds",
+			Help:    "From a commit to the last socket write on this node.",
+			Buckets: fast,
+		}),
+		resumes: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_resumes_total",
+			Help: "Joins with a position, by where the missed messages came from.",
+		}, []string{"result"}),
+		repairs: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_repairs_total",
+			Help: "Fetches from the log to fill what the broker did not bring, by cause.",
+		}, []string{"cause"}),
+		dropped: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "hub_dropped_total",
+			Help: "Broadcasts not taken by a topic, by reason; the log has them.",
+		}, []string{"reason"}),
+		topics: f.NewGauge(prometheus.GaugeOpts{
+			Name: "hub_topics",
+			Help: "Rooms that are live on this node.",
+		}),
+		malformed: f.NewCounter(prometheus.CounterOpts{
+			Name: "hub_malformed_payloads_total",
+			Help: "Payloads from the broker that could not be read.",
+		}),
+	}
+}

@@ -1,0 +1,170 @@
+package hub
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// signalAge is how old a signal may get on its way between nodes.
+const signalAge = 10 * time.Second
+
+// A ticket is a publication and who waits for it.
+type ticket struct {
+	message.Publication
+	hub     *Hub
+	started time.Time
+	// Either client, which gets ref on its ack, or done is set.
+	client *Client
+	ref    protocol.Ref
+	done   chan struct{}
+}
+
+// publish hands a draft to the log, once the client has a free slot. Every
+// append settles within the log's own bound, so the wait is bounded too.
+func (c *Client) publish(r *protocol.Request) {
+	if c.slots == nil {
+		c.slots = make(chan struct{}, c.hub.cfg.MaxInflight)
+	}
+	c.slots <- struct{}{}
+	t := c.hub.newTicket(message.Draft{
+		Room: r.Room,
+		ID:   r.ID,
+		From: c.user,
+		Data: bytes.Clone(r.Data), // the reader uses its buffer again
+	})
+	t.client, t.ref = c, r.Ref
+	c.hub.cfg.Log.Append(&t.Publication)
+}
+
+// Publish stores a draft and waits for the outcome, at most until ctx ends;
+// then the outcome is unknown. The error may also be in the publication's Err.
+func (h *Hub) Publish(ctx context.Context, d message.Draft) (*message.Publication, error) {
+	t := h.newTicket(d)
+	t.done = make(chan struct{})
+	h.cfg.Log.Append(&t.Publication)
+	select {
+	case <-t.done:
+		return &t.Publication, t.Err
+	case <-ctx.Done():
+		return nil, message.ErrUnavailable
+	}
+}
+
+func (h *Hub) newTicket(d message.Draft) *ticket {
+	if d.ID == "" {
+		// Named before it is stored, so that the log's own retry is safe.
+		d.ID = h.newID()
+	}
+	t := &ticket{hub: h, Publication: message.Publication{Draft: d}, started: time.Now()}
+	t.Owner = t
+	return t
+}
+
+// Settled takes the outcome of one room's publications of one batch, in the
+// order of their seq, from the log's committer. Acks are queued first, then
+// members here get the messages, then other nodes. It does not block.
+func (h *Hub) Settled(batch []*message.Publication) {
+	now := time.Now()
+	p := payload{kind: kindMessages, origin: h.boot, sentAt: now.UnixMicro()}
+	for _, pub := range batch {
+		t, ok := pub.Owner.(*ticket)
+		if !ok {
+			continue // not appended by a hub
+		}
+		t.answer(now)
+		if pub.Err != nil {
+			continue
+		}
+		m := pub.Message()
+		p.epoch = pub.Epoch
+		p.entries = append(p.entries, entry{
+			seq:    pub.Seq,
+			epoch:  pub.Epoch,
+			frame:  protocol.Message(&m),
+			bornAt: p.sentAt,
+		})
+	}
+	if len(p.entries) == 0 {
+		return
+	}
+	// A duplicate goes out again too: that heals a node that died between
+	// commit and broadcast.
+	room := batch[0].Room
+	if t := h.lookup(room); t != nil {
+		for i := range p.entries {
+			t.receive(p.entries[i])
+		}
+	}
+	h.cfg.Broker.Publish(room, p.encode())
+}
+
+// answer tells the publisher. An ack leaves with the message itself where the
+// publisher is a member, else with the next turn of ackLoop.
+func (t *ticket) answer(now time.Time) {
+	if t.done != nil {
+		close(t.done)
+		return
+	}
+	var f protocol.Frame
+	if t.Err != nil {
+		f = protocol.ErrorFor(t.Err).Encode(t.ref, t.Room, t.ID)
+	} else {
+		f = protocol.Ack(t.ref, &t.Publication)
+		t.hub.metrics.publish.Observe(now.Sub(t.started).Seconds())
+	}
+	t.client.out.Queue(f)
+	<-t.client.slots
+	// Bounded by MaxInflight a client.
+	t.hub.acks.put(t.client, 0, 0, t.hub.ackLoop)
+}
+
+// ackLoop writes out queued acks, off the committer's goroutine.
+func (h *Hub) ackLoop() {
+	for {
+		clients, ok := h.acks.take()
+		if !ok {
+			return
+		}
+		for _, c := range clients {
+			c.out.Flush()
+		}
+	}
+}
+
+// signal hands an ephemeral event to who is in the room now, on any node.
+func (h *Hub) signal(room message.Room, from string, data []byte) {
+	now := time.Now().UnixMicro()
+	e := entry{frame: protocol.Signal(room, from, data), bornAt: now}
+	if t := h.lookup(room); t != nil {
+		t.receive(e)
+	}
+	p := payload{kind: kindSignal, origin: h.boot, sentAt: now, entries: []entry{e}}
+	h.cfg.Broker.Publish(room, p.encode())
+}
+
+// Receive takes a payload from the broker; it only appends to an inbox.
+func (h *Hub) Receive(room message.Room, b []byte) {
+	p, err := decodePayload(b)
+	if err != nil {
+		h.metrics.malformed.Inc()
+		return
+	}
+	if p.origin == h.boot {
+		return // our own, delivered before it was sent
+	}
+	if p.kind == kindSignal && time.Now().UnixMicro()-p.sentAt > signalAge.Microseconds() {
+		h.metrics.dropped.WithLabelValues("stale_signal").Inc()
+		return
+	}
+	t := h.lookup(room)
+	if t == nil {
+		return
+	}
+	for i := range p.entries {
+		t.receive(p.entries[i])
+	}
+}

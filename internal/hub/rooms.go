@@ -1,0 +1,54 @@
+package hub
+
+import (
+	"cmp"
+	"slices"
+
+	"switchyard/internal/message"
+)
+
+// A RoomState is a live room as operators see it.
+type RoomState struct {
+	Room    message.Room  `json:"room"`
+	Epoch   message.Epoch `json:"epoch"`
+	Seq     message.Seq   `json:"seq"`
+	Members int           `json:"members"`
+	// Held counts messages that wait for one before them.
+	Held int `json:"held"`
+	// Behind is how many messages are known and not yet delivered.
+	Behind message.Seq `json:"behind"`
+}
+
+// maxRooms bounds the answer of Rooms.
+const maxRooms = 1000
+
+// Rooms tells the live rooms on this node, those with most members first, at
+// most 1,000.
+func (h *Hub) Rooms() []RoomState {
+	states := []RoomState{}
+	for i := range h.shards {
+		s := &h.shards[i]
+		s.mu.RLock()
+		for _, t := range s.topics {
+			states = append(states, t.state())
+		}
+		s.mu.RUnlock()
+	}
+	slices.SortFunc(states, func(a, b RoomState) int {
+		return cmp.Or(cmp.Compare(b.Members, a.Members), cmp.Compare(a.Room, b.Room))
+	})
+	return states[:min(len(states), maxRooms)]
+}
+
+func (t *topic) state() RoomState {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return RoomState{
+		Room:    t.room,
+		Epoch:   t.epoch,
+		Seq:     t.last,
+		Members: len(t.members),
+		Held:    len(t.hold),
+		Behind:  max(0, t.target-t.last),
+	}
+}

@@ -1,0 +1,207 @@
+package hub
+
+import (
+	"sync"
+	"time"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// Bounds of what a topic keeps; beyond them the log has it.
+const (
+	inboxBytes = 512 << 10
+	holdFrames = 512
+	pageBytes  = 256 << 10
+	pageFrames = 200
+)
+
+// An entry is a message or signal as it travels to members: already encoded.
+type entry struct {
+	seq    message.Seq // 0: a signal
+	epoch  message.Epoch
+	frame  protocol.Frame
+	bornAt int64 // commit, Unix microseconds of the node that committed
+}
+
+// A topic is a room's live state on one node. Only it knows what was delivered
+// here, so only it repairs.
+type topic struct {
+	hub   *Hub
+	room  message.Room
+	inbox mailbox[entry]
+	ready chan struct{} // closed once open
+
+	// Guarded by the shard's lock.
+	pins      int
+	idleSince time.Time
+
+	mu sync.Mutex
+	// Protects following.
+	open      bool
+	closed    bool
+	epoch     message.Epoch
+	last      message.Seq // everything up to here went to the members
+	first     message.Seq // oldest stored, as of the last read
+	target    message.Seq // known to exist
+	ring      ring
+	hold      map[message.Seq]entry // later than last+1
+	members   []*member             // live ones
+	outlets   []Outlet              // theirs, at the same index
+	repairing bool
+	suspect   bool // a message of another epoch came: ask the log
+	waiting   bool // the repair timer runs
+	cause     string
+	moved     chan struct{} // closed when last advances; nil: nobody waits
+	pages     map[message.Seq]*pageRead
+	scratch   []protocol.Frame
+}
+
+func newTopic(h *Hub, room message.Room) *topic {
+	return &topic{hub: h, room: room, ready: make(chan struct{}), idleSince: time.Now()}
+}
+
+// receive takes what was committed or signalled. It only appends: the runner
+// does the rest. Never blocks.
+func (t *topic) receive(e entry) {
+	if t.inbox.put(e, len(e.frame), inboxBytes, t.runLoop) {
+		return
+	}
+	t.hub.metrics.dropped.WithLabelValues("inbox_full").Inc()
+	if e.seq > 0 {
+		t.mu.Lock()
+		t.notice(e.seq, causeOverflow)
+		t.mu.Unlock()
+	}
+}
+
+// runLoop fans out while there is work.
+func (t *topic) runLoop() {
+	for {
+		batch, ok := t.inbox.take()
+		if !ok {
+			return
+		}
+		t.deliver(batch)
+	}
+}
+
+// deliver puts a batch in order and fans out what is due.
+func (t *topic) deliver(batch []entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := t.scratch[:0]
+	for i := range batch {
+		out = t.accept(&batch[i], out)
+	}
+	t.fanOut(out)
+	t.hub.observeDelivery(batch)
+	clear(out)
+	t.scratch = out[:0]
+	if cap(t.scratch) > 64 {
+		t.scratch = nil
+	}
+	t.mend(causeHole)
+}
+
+// accept appends to out what the entry makes due: itself and what was held
+// for it. Caller holds mu.
+func (t *topic) accept(e *entry, out []protocol.Frame) []protocol.Frame {
+	switch {
+	case e.seq == 0:
+		return append(out, e.frame)
+	case !t.open:
+		t.keep(e)
+	case e.epoch != t.epoch:
+		t.suspect = true
+	case e.seq <= t.last: // a duplicate: its own echo, or a broadcast repeated
+	case e.seq > t.last+1:
+		t.keep(e)
+	default:
+		out = t.unhold(append(out, t.advance(e)))
+	}
+	return out
+}
+
+// unhold appends to out what was held for the position that is now reached.
+// Caller holds mu.
+func (t *topic) unhold(out []protocol.Frame) []protocol.Frame {
+	for len(t.hold) > 0 {
+		next, ok := t.hold[t.last+1]
+		if !ok || next.epoch != t.epoch {
+			break
+		}
+		delete(t.hold, next.seq)
+		out = append(out, t.advance(&next))
+	}
+	return out
+}
+
+// advance moves the position over the next entry. Caller holds mu.
+func (t *topic) advance(e *entry) protocol.Frame {
+	t.last = e.seq
+	t.ring.push(e.frame)
+	t.wake()
+	return e.frame
+}
+
+// wake tells who waits for the topic to move. Caller holds mu.
+func (t *topic) wake() {
+	if t.moved != nil {
+		close(t.moved)
+		t.moved = nil
+	}
+}
+
+// keep holds an entry for later, in bounds. Caller holds mu.
+func (t *topic) keep(e *entry) {
+	t.target = max(t.target, e.seq)
+	if t.hold == nil {
+		t.hold = make(map[message.Seq]entry)
+	}
+	if len(t.hold) >= holdFrames {
+		t.hub.metrics.dropped.WithLabelValues("hold_full").Inc()
+		return
+	}
+	t.hold[e.seq] = *e
+}
+
+// notice learns that a seq exists. Caller holds mu.
+func (t *topic) notice(seq message.Seq, cause string) {
+	if seq > t.target {
+		t.target = seq
+	}
+	t.mend(cause)
+}
+
+// close ends a topic that nobody holds.
+func (t *topic) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+}
+
+// add makes a member live, after the frames that bring it up to date. Caller
+// holds mu.
+func (t *topic) add(m *member, frames []protocol.Frame) {
+	m.state = memberLive
+	m.index = len(t.members)
+	t.members = append(t.members, m)
+	t.outlets = append(t.outlets, m.client.out)
+	if len(frames) > 0 {
+		m.client.out.Send(join(frames))
+	}
+}
+
+// remove takes a live member out. Caller holds mu.
+func (t *topic) remove(m *member) {
+	last := len(t.members) - 1
+	t.members[m.index] = t.members[last]
+	t.outlets[m.index] = t.outlets[last]
+	t.members[m.index].index = m.index
+	t.members[last], t.outlets[last] = nil, nil
+	t.members, t.outlets = t.members[:last], t.outlets[:last]
+	if last == 0 {
+		t.members, t.outlets = nil, nil
+	}
+}

@@ -1,0 +1,486 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+func TestRoomsAreNumberedWithoutHoles(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		const publishers, messages, rooms = 8, 60, 5
+		var nodes []*node
+		for range w.nodes {
+			nodes = append(nodes, w.node(func(c *Config) { c.Lanes = 3 }))
+		}
+		var done sync.WaitGroup
+		for i := range publishers {
+			done.Go(func() {
+				n := nodes[i%len(nodes)]
+				var last [rooms]*message.Publication
+				for j := range messages {
+					last[j%rooms] = n.append(numbered("room", j%rooms), numbered("user", i), numbered("id", j), numbered("data", j))
+				}
+				for _, p := range last {
+					wait(t, p)
+				}
+			})
+		}
+		done.Wait()
+		for r := range rooms {
+			all := nodes[0].all(numbered("room", r))
+			if len(all) != publishers*messages/rooms {
+				t.Errorf("room %d has %d messages", r, len(all))
+			}
+			next := map[string]int{}
+			for i, m := range all {
+				// Each publisher's messages are there in the order it sent them.
+				if want := numbered("id", next[m.From]*rooms+r); m.ID != want {
+					t.Fatalf("%s has %s where %s should be", m.From, m.ID, want)
+				}
+				if want := "data" + strings.TrimPrefix(m.ID, "id"); string(m.Data) != want {
+					t.Errorf("%s holds %s", m.ID, m.Data)
+				}
+				next[m.From]++
+				if i > 0 && m.At.Before(all[i-1].At) {
+					t.Errorf("the clock of room %d runs backwards at %d", r, m.Seq)
+				}
+			}
+		}
+	})
+}
+
+func TestOneIDWinsWhoeverSendsItWhere(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		var nodes []*node
+		for range w.nodes {
+			nodes = append(nodes, w.node())
+		}
+		for i := range 50 {
+			id := numbered("id", i)
+			// In one batch (the first node sends it twice) and in batches of
+			// several nodes at the same time.
+			pubs := []*message.Publication{nodes[0].append("room", "ann", id, "same")}
+			for _, n := range nodes {
+				pubs = append(pubs, n.append("room", "ann", id, "same"))
+			}
+			first := 0
+			for _, p := range pubs {
+				if wait(t, p); p.Err != nil {
+					t.Fatal(p.Err)
+				}
+				if p.Seq != message.Seq(i+1) || p.Epoch == "" || !p.At.Equal(pubs[0].At) {
+					t.Errorf("%s got seq %d, epoch %q, at %v", id, p.Seq, p.Epoch, p.At)
+				}
+				if !p.Duplicate {
+					first++
+				}
+			}
+			if first != 1 {
+				t.Errorf("%s was stored %d times, so say the answers", id, first)
+			}
+		}
+		if all := nodes[0].all("room"); len(all) != 50 {
+			t.Errorf("%d messages are stored, want 50", len(all))
+		}
+	})
+}
+
+func TestAnIDBelongsToItsUserAndRoom(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		first := n.stored("room", "id", `{"n":1}`)
+		if again := n.stored("room", "id", `{"n":1}`); !again.Duplicate || again.Seq != first.Seq || !again.At.Equal(first.At) {
+			t.Errorf("the resend got %+v, the first %+v", again, first)
+		}
+		if p := n.publish("room", "ann", "id", `{"n":2}`); !errors.Is(p.Err, message.ErrConflict) {
+			t.Errorf("other data under the same id: %v", p.Err)
+		}
+		if p := n.publish("room", "bob", "id", `{"n":2}`); p.Err != nil || p.Duplicate || p.Seq != 2 {
+			t.Errorf("another user's id: %+v", p)
+		}
+		if p := n.publish("other", "ann", "id", `{"n":3}`); p.Err != nil || p.Duplicate || p.Seq != 1 {
+			t.Errorf("another room's id: %+v", p)
+		}
+	})
+}
+
+func TestConflictInOneBatch(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.idle()
+		a, b, c := n.append("room", "", "id", "1"), n.append("room", "", "id", "2"), n.append("room", "", "id", "1")
+		n.start()
+		if wait(t, a); a.Err != nil || a.Duplicate || a.Seq != 1 {
+			t.Errorf("the first: %+v", a)
+		}
+		if wait(t, b); !errors.Is(b.Err, message.ErrConflict) {
+			t.Errorf("the second: %v", b.Err)
+		}
+		if wait(t, c); c.Err != nil || !c.Duplicate || c.Seq != 1 {
+			t.Errorf("the third: %+v", c)
+		}
+	})
+}
+
+func TestAStrangersConflictDoesNotHarmAResend(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		before := w.node()
+		before.stored("room", "id", "mine")
+		before.close()
+		n := w.idle()
+		stranger, resend := n.append("room", "ann", "id", "other"), n.append("room", "ann", "id", "mine")
+		n.start()
+		if wait(t, stranger); !errors.Is(stranger.Err, message.ErrConflict) {
+			t.Errorf("the stranger: %v", stranger.Err)
+		}
+		if wait(t, resend); resend.Err != nil || !resend.Duplicate || resend.Seq != 1 {
+			t.Errorf("the resend: %+v", resend)
+		}
+	})
+}
+
+func TestOnePoisonedMessageAmong255InnocentOnes(t *testing.T) {
+	poison := map[bool]string{
+		true: `ALTER TABLE messages ADD CHECK (data <> 'poison'::bytea)`,
+		false: `CREATE TRIGGER poison BEFORE INSERT ON messages WHEN CAST(NEW.data AS TEXT) = 'poison'
+			BEGIN SELECT RAISE(ABORT, 'poisoned'); END`,
+	}
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.idle()
+		w.exec(poison[w.pg != nil])
+		var pubs []*message.Publication
+		for i := range 256 {
+			data := numbered("data", i)
+			if i == 97 {
+				data = "poison"
+			}
+			pubs = append(pubs, n.append("room", "", numbered("id", i), data))
+		}
+		n.start()
+		for i, p := range pubs {
+			if wait(t, p); i == 97 {
+				if !errors.Is(p.Err, message.ErrRejected) {
+					t.Errorf("the poisoned one: %v", p.Err)
+				}
+			} else if p.Err != nil {
+				t.Errorf("%d: %v", i, p.Err)
+			}
+		}
+		all := n.all("room")
+		if len(all) != 255 {
+			t.Fatalf("%d are stored, want 255", len(all))
+		}
+		for i, m := range all {
+			if i >= 97 {
+				i++
+			}
+			if m.ID != numbered("id", i) {
+				t.Fatalf("%s where %s should be", m.ID, numbered("id", i))
+			}
+		}
+		if err := n.Check(); err != nil {
+			t.Errorf("a poisoned message makes the node sick: %v", err)
+		}
+	})
+}
+
+func TestDataComeBackByteForByte(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		for i, data := range []string{
+			`"\u0000"`, `123456789012345678901234567890.10e+2`, " {\t\"b\" :1,\r\n \"a\": 1 ,\"a\":2}\n", `"` + "\u2028é\U0001F600" + `"`,
+			`"\ud800"`, `""`, `null`, "", `"` + strings.Repeat("x", 200_000) + `"`,
+		} {
+			n.stored("room", numbered("id", i), data)
+			all := n.all("room")
+			if got := string(all[len(all)-1].Data); got != data {
+				t.Errorf("%.60q came back as %.60q", data, got)
+			}
+		}
+	})
+}
+
+func TestAnonymousUsersAreOneUser(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		n.publish("room", "", "id", "1")
+		if p := n.publish("room", "", "id", "1"); !p.Duplicate {
+			t.Errorf("%+v", p)
+		}
+		if m := n.all("room")[0]; m.From != "" || m.ID != "id" || m.Room != "room" || m.Epoch != n.epoch() {
+			t.Errorf("%+v", m)
+		}
+	})
+}
+
+func TestHistoryInPages(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		for i := 1; i <= 10; i++ {
+			n.stored("room", numbered("id", i), strings.Repeat("x", 10))
+		}
+		n.stored("other", "id", "y")
+		for _, c := range []struct {
+			ask  message.Range
+			want string
+			more bool
+		}{
+			{message.Range{Limit: 3, MaxBytes: 1000}, "1 2 3", true},
+			{message.Range{After: 7, Limit: 3, MaxBytes: 1000}, "8 9 10", false},
+			{message.Range{After: 7, Limit: 9, MaxBytes: 1000}, "8 9 10", false},
+			{message.Range{After: 10, Limit: 9, MaxBytes: 1000}, "", false},
+			{message.Range{After: 99, Limit: 9, MaxBytes: 1000}, "", false},
+			{message.Range{Before: 5, Limit: 3, MaxBytes: 1000}, "2 3 4", true},
+			{message.Range{Before: 4, Limit: 3, MaxBytes: 1000}, "1 2 3", false},
+			{message.Range{Before: 1, Limit: 3, MaxBytes: 1000}, "", false},
+			{message.Range{Before: 99, Limit: 2, MaxBytes: 1000}, "9 10", true},
+			{message.Range{After: 2, Limit: 9, MaxBytes: 30}, "3 4 5", true},
+			{message.Range{After: 2, Limit: 9, MaxBytes: 29}, "3 4", true},
+			{message.Range{Before: 9, Limit: 9, MaxBytes: 25}, "7 8", true},
+			{message.Range{After: 2, Limit: 9, MaxBytes: 1}, "3", true},
+			{message.Range{Before: 9, Limit: 9, MaxBytes: 1}, "8", true},
+			{message.Range{After: 9, Limit: 9, MaxBytes: 1}, "10", false},
+		} {
+			c.ask.Room = "room"
+			page, err := n.Read(t.Context(), c.ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var seqs []string
+			for _, m := range page.Messages {
+				seqs = append(seqs, fmt.Sprint(m.Seq))
+			}
+			if got := strings.Join(seqs, " "); got != c.want || page.More != c.more {
+				t.Errorf("%+v: got %q more %v, want %q more %v", c.ask, got, page.More, c.want, c.more)
+			}
+			if page.Head != 10 || page.First != 1 || page.Epoch == "" {
+				t.Errorf("%+v: head %d first %d epoch %q", c.ask, page.Head, page.First, page.Epoch)
+			}
+		}
+	})
+}
+
+func TestHeadsAndUnknownRooms(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		n.stored("a", "1", "x")
+		n.stored("a", "2", "x")
+		n.stored("B", "1", "x")
+		epoch, heads, err := n.Heads(t.Context(), []message.Room{"a", "nobody", "B", "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(heads); got != "[{a 2} {nobody 0} {B 1} {a 2}]" || epoch != n.epoch() {
+			t.Errorf("heads %s in epoch %s", got, epoch)
+		}
+		page, err := n.Read(t.Context(), message.Range{Room: "a"})
+		if err != nil || page.Head != 2 || page.First != 1 || page.Messages != nil || page.Epoch != epoch {
+			t.Errorf("limit 0 reads %+v, %v", page, err)
+		}
+		page, err = n.Read(t.Context(), message.Range{Room: "nobody", Limit: 5, MaxBytes: 100})
+		if err != nil || page.Head != 0 || page.First != 1 || len(page.Messages) != 0 || page.More || page.Epoch != epoch {
+			t.Errorf("an unknown room reads as %+v, %v", page, err)
+		}
+	})
+}
+
+func TestTheFeedTellsWhatWasCommitted(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		n.stored("before", "1", "x")
+		start, err := n.Commits(t.Context(), 0)
+		if err != nil || start.Next == 0 || len(start.Heads) != 0 || start.Lost {
+			t.Fatalf("from now: %+v, %v", start, err)
+		}
+		n.stored("a", "1", "x")
+		n.stored("a", "2", "x")
+		n.stored("b", "1", "x")
+		c, err := n.Commits(t.Context(), start.Next)
+		if err != nil || c.Lost {
+			t.Fatalf("%+v, %v", c, err)
+		}
+		heads := map[message.Room]message.Seq{}
+		for _, h := range c.Heads {
+			if _, twice := heads[h.Room]; twice {
+				t.Errorf("%s is told twice", h.Room)
+			}
+			heads[h.Room] = h.Seq
+		}
+		if heads["a"] != 2 || heads["b"] != 1 || heads["before"] != 0 {
+			t.Errorf("the feed tells %v", heads)
+		}
+		n.stored("a", "2", "x") // a duplicate commits nothing
+		c, err = n.Commits(t.Context(), c.Next)
+		if err != nil || len(c.Heads) != 0 || c.Lost {
+			t.Errorf("after all was told: %+v, %v", c, err)
+		}
+		if c, err = n.Commits(t.Context(), c.Next+1_000_000); err != nil || !c.Lost {
+			t.Errorf("a cursor from another life: %+v, %v", c, err)
+		}
+	})
+}
+
+func TestThePrunedFeedSaysSo(t *testing.T) {
+	old := map[bool]string{
+		true:  `UPDATE commits SET at = at - interval '11 min'; UPDATE message_ids SET at = at - interval '11 min'`,
+		false: `UPDATE commits SET at = at - 660e6; UPDATE message_ids SET at = at - 660e6`,
+	}
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		start, err := n.Commits(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.stored("room", "old", "x")
+		w.exec(old[w.pg != nil])
+		n.stored("room", "young", "x")
+		middle, err := n.Commits(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.stored("room", "youngest", "x")
+		if err := n.prune(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := n.Commits(t.Context(), start.Next); err != nil || !c.Lost {
+			t.Errorf("from before the pruned commit: %+v, %v", c, err)
+		}
+		if c, err := n.Commits(t.Context(), middle.Next); err != nil || c.Lost || len(c.Heads) != 1 || c.Heads[0].Seq != 3 {
+			t.Errorf("from after the pruned commit: %+v, %v", c, err)
+		}
+		if p := n.stored("room", "young", "x"); !p.Duplicate {
+			t.Error("an id was forgotten within its window")
+		}
+		if p := n.stored("room", "old", "x"); p.Duplicate || p.Seq != 4 {
+			t.Errorf("an id was kept beyond its window: %+v", p)
+		}
+	})
+}
+
+func TestTimeNeverRunsBackwards(t *testing.T) {
+	ahead := map[bool]string{
+		true:  `UPDATE rooms SET last_at = last_at + interval '1 hour'`,
+		false: `UPDATE rooms SET last_at = last_at + 3600e6`,
+	}
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		first := n.stored("room", "1", "x")
+		if since := time.Since(first.At); since > time.Minute || since < -time.Minute {
+			t.Errorf("stored at %v", first.At)
+		}
+		w.exec(ahead[w.pg != nil]) // as if the clock had been set back by an hour
+		second, third := n.stored("room", "2", "x"), n.stored("room", "3", "x")
+		if want := first.At.Add(time.Hour); !second.At.Equal(want) || !third.At.Equal(want) {
+			t.Errorf("after %v come %v and %v", want, second.At, third.At)
+		}
+	})
+}
+
+func TestTooMuchWaiting(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.idle(func(c *Config) { c.MaxPending, c.MaxPendingBytes = 5, 100 })
+		var refused sync.WaitGroup
+		refused.Add(1)
+		// Started by hand: nothing is committed while the bound is tried.
+		lanes := lanesOf(n.theLog)
+		for _, l := range lanes {
+			l.settled = func(pubs []*message.Publication) { n.settled(pubs); refused.Done() }
+		}
+		var pubs []*message.Publication
+		for i := range 5 {
+			pubs = append(pubs, n.append("room", "", numbered("id", i), "x"))
+		}
+		sixth := n.append("room", "", "sixth", "x")
+		refused.Wait()
+		if wait(t, sixth); !errors.Is(sixth.Err, message.ErrUnavailable) {
+			t.Errorf("beyond the bound: %v", sixth.Err)
+		}
+		n.start()
+		for _, p := range pubs {
+			if wait(t, p); p.Err != nil {
+				t.Errorf("within the bound: %v", p.Err)
+			}
+		}
+		if p := n.publish("room", "", "big", strings.Repeat("x", 101)); !errors.Is(p.Err, message.ErrUnavailable) {
+			t.Errorf("beyond the bound in bytes: %v", p.Err)
+		}
+		n.stored("room", "after", "x")
+	})
+}
+
+func lanesOf(l theLog) []*lane {
+	if p, ok := l.(*Postgres); ok {
+		return p.lanes
+	}
+	return l.(*SQLite).lanes
+}
+
+func TestCloseFinishesWhatWaits(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		var pubs []*message.Publication
+		for i := range 1000 {
+			pubs = append(pubs, n.append(numbered("room", i%7), "", numbered("id", i), "x"))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := n.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range pubs {
+			select {
+			case <-p.Owner.(chan struct{}):
+			default:
+				t.Fatalf("%s was not settled by Close", p.ID)
+			}
+			if p.Err != nil {
+				t.Fatal(p.Err)
+			}
+		}
+		if p := n.publish("room", "", "late", "x"); !errors.Is(p.Err, message.ErrClosed) {
+			t.Errorf("after Close: %v", p.Err)
+		}
+		if _, err := n.Read(t.Context(), message.Range{Room: "room", Limit: 1}); !errors.Is(err, message.ErrClosed) {
+			t.Errorf("read after Close: %v", err)
+		}
+		if len(w.node().all("room-0")) != 143 {
+			t.Error("what was settled is not there after a restart")
+		}
+	})
+}
+
+func TestARestartKeepsTheEpoch(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		before := n.stored("room", "1", "x")
+		n.close()
+		w.migrate() // once more, as each start does
+		if after := w.node().stored("room", "2", "x"); after.Epoch != before.Epoch || after.Seq != 2 || len(after.Epoch) != 16 {
+			t.Errorf("before %+v, after %+v", before, after)
+		}
+	})
+}
+
+func TestSchemaThatIsMissing(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		w.exec(`DROP TABLE goose_db_version`)
+		_, err := w.open()
+		if err == nil || !strings.Contains(err.Error(), "DATABASE_URL") || !strings.Contains(err.Error(), "migrate") || strings.Contains(err.Error(), "\n") {
+			t.Fatalf("open: %v", err)
+		}
+	})
+}
+
+func TestANewerSchemaIsFine(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		w.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)`)
+		w.migrate()
+		w.node().stored("room", "1", "x")
+	})
+}

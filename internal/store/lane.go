@@ -1,0 +1,368 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A writer is one dialect's connection of one lane. Only the lane's goroutine
+// uses it.
+type writer interface {
+	// commit stores a batch in one transaction, or nothing of it. No two of
+	// the batch share room, sender and id. It returns after COMMIT was
+	// answered; the results are in the order of the batch. After an error
+	// that is not guilty the outcome is unknown.
+	commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error)
+	// ping asks whether a commit could succeed now.
+	ping(ctx context.Context) error
+	// guilty says whether the error lies in what the batch holds: nothing was
+	// stored then, and trying the same again will not help.
+	guilty(err error) bool
+	close()
+}
+
+// A result is what the database says of one entry of a batch.
+type result struct {
+	seq       message.Seq
+	at        time.Time
+	duplicate bool
+	digest    []byte // of the data stored first, when duplicate
+}
+
+// An entry is a publication in a lane.
+type entry struct {
+	pub      *message.Publication
+	digest   [digestSize]byte
+	deadline time.Time
+	first    *entry // the one of the same id earlier in the batch, or nil
+}
+
+// key is what an id is unique for.
+type key struct{ room, from, id string }
+
+// A lane commits the publications of its share of the rooms, one batch at a
+// time, in the order they were appended.
+type lane struct {
+	log     *slog.Logger
+	m       *metrics
+	pending *pending
+	timeout time.Duration // Config.AppendTimeout
+	settled func([]*message.Publication)
+
+	// ctx ends when waiting any longer is pointless: a Close that took too long.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wake   chan struct{} // holds one token
+	done   chan struct{} // closed by commitLoop
+
+	// Owned by commitLoop.
+	writer writer
+	seen   map[key]*entry
+	down   bool // for one log line an outage, not one an attempt
+
+	lastOK  atomic.Int64 // UnixNano of the last answer of the database
+	lastErr atomic.Pointer[error]
+
+	settling sync.Mutex // one call of settled at a time
+
+	mu       sync.Mutex
+	queue    []*entry
+	closing  bool
+	refused  []*message.Publication
+	refusing bool // refuseLoop runs
+}
+
+func (l *lane) append(p *message.Publication) {
+	e := &entry{pub: p, digest: digest(p.Data), deadline: time.Now().Add(l.timeout)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closing:
+		l.refuse(p, fmt.Errorf("append: %w", message.ErrClosed), reasonClosed)
+	case !l.pending.add(len(p.Data)):
+		l.refuse(p, fmt.Errorf("append: too much waits already: %w", message.ErrUnavailable), reasonPending)
+	default:
+		l.queue = append(l.queue, e)
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// refuse is called with mu held. The caller of append must not be called back
+// by its own call, and the lane may be waiting for the database: hence a
+// goroutine of its own, alive while there is something to refuse. The list has
+// no bound of its own: each publication in it has an appender that waits for it.
+func (l *lane) refuse(p *message.Publication, err error, reason string) {
+	p.Err = err
+	l.m.failed.WithLabelValues(reason).Inc()
+	l.refused = append(l.refused, p)
+	if !l.refusing {
+		l.refusing = true
+		go l.refuseLoop()
+	}
+}
+
+func (l *lane) refuseLoop() {
+	for {
+		l.mu.Lock()
+		pubs := l.refused
+		l.refused = nil
+		l.refusing = len(pubs) > 0
+		l.mu.Unlock()
+		if len(pubs) == 0 {
+			return
+		}
+		l.hand(pubs)
+	}
+}
+
+// close refuses what comes from now on. The loop finishes what waits.
+func (l *lane) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closing = true
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *lane) commitLoop() {
+	defer close(l.done)
+	defer l.writer.close()
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	for {
+		if batch := l.take(); len(batch) > 0 {
+			l.commit(batch)
+			continue
+		}
+		if l.finished() {
+			return
+		}
+		select {
+		case <-l.wake:
+		case <-l.ctx.Done():
+		case <-tick.C:
+			l.ping()
+		}
+	}
+}
+
+func (l *lane) finished() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closing && len(l.queue) == 0
+}
+
+// take removes the next batch from the queue.
+func (l *lane) take() []*entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, size := 0, 0
+	for n < len(l.queue) && n < batchMessages {
+		size += len(l.queue[n].pub.Data)
+		if n > 0 && size > batchBytes {
+			break
+		}
+		n++
+	}
+	batch := append([]*entry(nil), l.queue[:n]...)
+	clear(l.queue[:n]) // what is settled must not be kept alive from here
+	if l.queue = l.queue[n:]; len(l.queue) == 0 {
+		l.queue = nil
+	}
+	return batch
+}
+
+func (l *lane) ping() {
+	if time.Since(time.Unix(0, l.lastOK.Load())) < pingEvery {
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, l.timeout/5)
+	defer cancel()
+	began := time.Now()
+	err := l.writer.ping(ctx)
+	l.m.observe("ping", began)
+	l.note(err)
+}
+
+// commit stores a batch and settles it, one call a room.
+func (l *lane) commit(batch []*entry) {
+	clear(l.seen)
+	unique := make([]*entry, 0, len(batch))
+	for _, e := range batch {
+		k := key{string(e.pub.Room), e.pub.From, e.pub.ID}
+		if e.first = l.seen[k]; e.first == nil {
+			l.seen[k] = e
+			unique = append(unique, e)
+		}
+	}
+	l.m.batch.Observe(float64(len(batch)))
+	l.store(unique)
+	size := 0
+	pubs := make([]*message.Publication, len(batch))
+	for i, e := range batch {
+		if e.first != nil {
+			l.follow(e)
+		}
+		pubs[i] = e.pub
+		size += len(e.pub.Data)
+	}
+	l.pending.remove(len(batch), size)
+	l.hand(pubs)
+}
+
+// follow settles an entry from the one with the same id before it in its batch.
+func (l *lane) follow(e *entry) {
+	first := e.first.pub
+	switch {
+	case first.Err == nil && e.digest != e.first.digest:
+		l.fail(e, errConflict, reasonConflict)
+	case first.Err == nil:
+		e.pub.Epoch, e.pub.Seq, e.pub.At, e.pub.Duplicate = first.Epoch, first.Seq, first.At, true
+	case e.digest == e.first.digest || errors.Is(first.Err, message.ErrUnavailable):
+		e.pub.Err = first.Err
+	default:
+		// The first one was at fault for its own data: this one may be the
+		// resend of what is stored under the id.
+		l.store([]*entry{e})
+	}
+}
+
+// store commits entries, in halves when the database refuses them, until each
+// has its outcome or its time is over. Halves keep their order, so a room's
+// publications are numbered as they came.
+func (l *lane) store(entries []*entry) {
+	for attempt := 0; ; attempt++ {
+		entries = l.expire(entries)
+		if len(entries) == 0 {
+			return
+		}
+		epoch, results, err := l.attempt(entries)
+		switch {
+		case err == nil:
+			l.apply(entries, epoch, results)
+			return
+		case l.writer.guilty(err) && len(entries) == 1:
+			l.log.Warn("the database refused a message", "room", entries[0].pub.Room, "error", err)
+			l.fail(entries[0], fmt.Errorf("append: %w", message.ErrRejected), reasonRejected)
+			return
+		case l.writer.guilty(err):
+			half := len(entries) / 2
+			l.store(entries[:half])
+			l.store(entries[half:])
+			return
+		}
+		l.backoff(attempt)
+	}
+}
+
+// expire settles the entries whose time is over and returns the others.
+func (l *lane) expire(entries []*entry) []*entry {
+	now, closed := time.Now(), l.ctx.Err() != nil
+	rest := entries[:0:0]
+	for _, e := range entries {
+		if closed || now.After(e.deadline) {
+			l.fail(e, fmt.Errorf("append: no answer within %v: %w", l.timeout, message.ErrUnavailable), reasonTimeout)
+			continue
+		}
+		rest = append(rest, e)
+	}
+	return rest
+}
+
+// attempt tries once. An attempt always gets a fifth of the timeout: were it
+// cut at the deadline of the entry that waited longest, then after an outage,
+// with one entry after the other running out of time, none would be long enough.
+func (l *lane) attempt(entries []*entry) (message.Epoch, []result, error) {
+	bound := max(time.Until(entries[0].deadline), l.timeout/5)
+	ctx, cancel := context.WithTimeout(l.ctx, bound)
+	defer cancel()
+	began := time.Now()
+	epoch, results, err := l.writer.commit(ctx, entries)
+	l.m.observe("commit", began)
+	if err != nil && l.writer.guilty(err) {
+		l.note(nil) // it answered
+	} else {
+		l.note(err)
+	}
+	return epoch, results, err
+}
+
+// apply writes the outcomes of a batch that was committed.
+//
+// When the answer to a COMMIT was lost, the next attempt finds the batch's own
+// ids and reports duplicates. They are left so: the log cannot tell them from
+// a publisher's resend that another node stored meanwhile, a duplicate is
+// acked and broadcast like any other, and topics drop what they have seen.
+func (l *lane) apply(entries []*entry, epoch message.Epoch, results []result) {
+	for i, e := range entries {
+		r := results[i]
+		if r.duplicate && !bytes.Equal(r.digest, e.digest[:]) {
+			l.fail(e, errConflict, reasonConflict)
+			continue
+		}
+		p := e.pub
+		p.Epoch, p.Seq, p.At, p.Duplicate = epoch, r.seq, r.at.UTC(), r.duplicate
+	}
+}
+
+var errConflict = fmt.Errorf("append: %w", message.ErrConflict)
+
+func (l *lane) fail(e *entry, err error, reason string) {
+	e.pub.Err = err
+	l.m.failed.WithLabelValues(reason).Inc()
+}
+
+// note remembers how the last exchange with the database went.
+func (l *lane) note(err error) {
+	switch {
+	case err == nil:
+		l.lastOK.Store(time.Now().UnixNano())
+		l.lastErr.Store(nil)
+		if l.down {
+			l.log.Info("the log can be written again")
+		}
+	case l.ctx.Err() != nil: // closed meanwhile: nobody's fault
+		return
+	default:
+		l.lastErr.Store(&err)
+		if !l.down {
+			l.log.Warn("the log cannot be written; trying on", "error", err)
+		}
+	}
+	l.down = err != nil
+}
+
+// check says what is wrong, in words for an operator.
+func (l *lane) check() error {
+	age := time.Since(time.Unix(0, l.lastOK.Load()))
+	if age <= staleAfter {
+		return nil
+	}
+	if err := l.lastErr.Load(); err != nil {
+		return fmt.Errorf("the log could not be written for %v: %w", age.Round(time.Second), *err)
+	}
+	return fmt.Errorf("the log has not answered for %v", age.Round(time.Second))
+}
+
+// backoff waits 5 ms, doubled at each attempt up to 320 ms, half of it random.
+func (l *lane) backoff(attempt int) {
+	d := 5 * time.Millisecond << min(attempt, 6)
+	select {
+	case <-time.After(d/2 + rand.N(d/2)):
+	case <-l.ctx.Done():
+	}
+}

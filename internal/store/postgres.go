@@ -1,0 +1,172 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"switchyard/internal/message"
+)
+
+// Postgres is the log on PostgreSQL 14 or newer. Any number of nodes share one
+// database. All methods may be called from any goroutine.
+type Postgres struct {
+	*committer
+	cfg   Config
+	m     *metrics
+	conn  *pgx.ConnConfig // what all connections have in common
+	feed  *pgxpool.Pool   // commit feed, heads and the janitor: never starved by readers
+	reads *pgxpool.Pool
+	wal   atomic.Int64 // highest flushed WAL position that this node has seen
+
+	stop    context.CancelFunc // ends the janitor
+	janitor sync.WaitGroup
+	closed  atomic.Bool
+}
+
+// OpenPostgres connects to the log. It returns an error of one line that names
+// the setting and the remedy when the URL is wrong, the schema is missing or
+// older than this binary, the server is a replica, or it may forget what it
+// has committed (fsync, full_page_writes or synchronous_commit off).
+func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	pool, err := pgxpool.ParseConfig(c.URL)
+	if err != nil {
+		// pgx's error shows the URL, and it may hold a password.
+		return nil, errors.New("DATABASE_URL is not understood: it looks like postgres://user:password@host:5432/database")
+	}
+	guard(pool.ConnConfig)
+	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig}
+	// The writer goes first: it makes the checks that every connection makes,
+	// and its error is not hidden behind a pool.
+	writers := make([]writer, c.Lanes)
+	for i := range writers {
+		w := &pgWriter{p: p}
+		if err := w.connect(ctx); err != nil {
+			for _, w := range writers[:i] {
+				w.close()
+			}
+			return nil, openError(err)
+		}
+		writers[i] = w
+	}
+	p.committer = newCommitter(c, p.m, writers)
+	if err := p.openPools(pool); err != nil {
+		return nil, errors.Join(err, p.Close(ctx))
+	}
+	background, stop := context.WithCancel(context.Background())
+	p.stop = stop
+	p.janitor.Go(func() { p.janitorLoop(background) })
+	return p, nil
+}
+
+// openError keeps what this package says and shortens what the driver says.
+func openError(err error) error {
+	var refused *refusal
+	if errors.As(err, &refused) {
+		return refused
+	}
+	return fmt.Errorf("DATABASE_URL leads to no usable PostgreSQL: %w", err)
+}
+
+// guard bounds what a connection may wait for, and takes from the planner
+// every choice that hangs on statistics: right after the migration tables are
+// empty, and a plan made then must still do with millions of rows.
+func guard(c *pgx.ConnConfig) {
+	for name, value := range map[string]string{
+		"application_name":                    "switchyard",
+		"default_transaction_isolation":       "read committed",
+		"lock_timeout":                        "2s",
+		"statement_timeout":                   "10s",
+		"idle_in_transaction_session_timeout": "5s",
+		"tcp_keepalives_idle":                 "5",
+		"tcp_keepalives_interval":             "2",
+		"tcp_keepalives_count":                "3",
+		"tcp_user_timeout":                    "10000",
+		"enable_seqscan":                      "off",
+		"enable_hashjoin":                     "off",
+		"enable_mergejoin":                    "off",
+		"jit":                                 "off",
+		"plan_cache_mode":                     "force_generic_plan",
+	} {
+		c.RuntimeParams[name] = value
+	}
+	c.ConnectTimeout = 2 * time.Second
+	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
+	c.DialFunc = dialer.DialContext
+}
+
+// openPools shares out what the writers left: a third, at most 8, is for
+// repairs, the rest for reads.
+func (p *Postgres) openPools(pool *pgxpool.Config) error {
+	pool.MaxConnLifetime = p.cfg.ConnLifetime
+	pool.MaxConnLifetimeJitter = p.cfg.ConnLifetime / 10
+	pool.MaxConnIdleTime = 5 * time.Minute
+	pool.MinConns = 0
+	pool.AfterConnect = p.vet
+	rest := p.cfg.MaxConns - p.cfg.Lanes
+	repair := min(8, max(1, rest/3))
+	for _, part := range []struct {
+		name string
+		pool **pgxpool.Pool
+		size int
+	}{{"repair", &p.feed, repair}, {"read", &p.reads, rest - repair}} {
+		own := pool.Copy()
+		own.MaxConns = int32(part.size)
+		// With its own context: the pool lives longer than the call to open.
+		opened, err := pgxpool.NewWithConfig(context.Background(), own)
+		if err != nil {
+			return fmt.Errorf("open the %s pool: %w", part.name, err)
+		}
+		*part.pool = opened
+		p.m.pool(part.name, func() (used, idle, limit int) {
+			s := opened.Stat()
+			return int(s.AcquiredConns()), int(s.IdleConns()), int(s.MaxConns())
+		})
+	}
+	p.m.pool("write", func() (used, idle, limit int) { return p.cfg.Lanes, 0, p.cfg.Lanes })
+	return nil
+}
+
+// Close refuses new publications, finishes those that wait, and closes all
+// connections. When ctx ends first, what is left is settled with
+// message.ErrUnavailable. Reads under way end with an error.
+func (p *Postgres) Close(ctx context.Context) error {
+	if p.closed.Swap(true) {
+		return nil
+	}
+	err := p.committer.close(ctx)
+	if p.stop != nil {
+		p.stop()
+	}
+	p.janitor.Wait()
+	for _, pool := range []*pgxpool.Pool{p.feed, p.reads} {
+		if pool != nil {
+			pool.Close() // bounded: statements are, by statement_timeout
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("close the log: %w", err)
+	}
+	return nil
+}
+
+// begin is how every reading method begins: bounded in time, refused after Close.
+func (p *Postgres) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if p.closed.Load() {
+		return nil, nil, message.ErrClosed
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.AppendTimeout)
+	return ctx, cancel, nil
+}

@@ -1,0 +1,184 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"switchyard/internal/message"
+)
+
+// sqlPage reads one row more than asked, to know whether there is more. The
+// sizes are summed before any data are fetched: octet_length of a bytea does
+// not read what is stored out of line.
+const sqlPage = `
+SELECT m.epoch, coalesce(r.head, 0), coalesce(r.first, 1), coalesce(p.candidates, 0),
+	p.seq, p.at, p.id, p.sender, p.data
+FROM meta m
+LEFT JOIN rooms r ON r.name = $1
+LEFT JOIN LATERAL (
+	SELECT s.* FROM (
+		SELECT c.*, sum(octet_length(c.data)) OVER w AS total, row_number() OVER w AS n,
+			count(*) OVER () AS candidates
+		FROM (
+			SELECT seq, at, id, sender, data FROM messages
+			WHERE room_id = r.id AND seq %[1]s $2 ORDER BY seq %[2]s LIMIT $3::bigint + 1
+		) c WINDOW w AS (ORDER BY c.seq %[2]s)
+	) s WHERE s.n <= $3 AND (s.n = 1 OR s.total <= $4)
+) p ON true
+ORDER BY p.seq`
+
+var (
+	sqlPageUp   = fmt.Sprintf(sqlPage, ">", "ASC")
+	sqlPageDown = fmt.Sprintf(sqlPage, "<", "DESC")
+)
+
+// Read returns part of a room, all of it from one snapshot. An unknown room is
+// one without messages.
+func (p *Postgres) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	defer p.m.observe("read", time.Now())
+	ctx, cancel, err := p.begin(ctx)
+	if err != nil {
+		return message.Page{}, fmt.Errorf("read: %w", err)
+	}
+	defer cancel()
+	sql, from := sqlPageUp, r.After
+	if r.Before > 0 {
+		sql, from = sqlPageDown, r.Before
+	}
+	rows, err := p.reads.Query(ctx, sql, string(r.Room), int64(from), r.Limit, r.MaxBytes)
+	if err != nil {
+		return message.Page{}, fmt.Errorf("read: %w", err)
+	}
+	page, err := scanPage(rows, r.Room)
+	if err != nil {
+		return message.Page{}, fmt.Errorf("read: %w", err)
+	}
+	return page, nil
+}
+
+func scanPage(rows pgx.Rows, room message.Room) (message.Page, error) {
+	defer rows.Close()
+	var page message.Page
+	var candidates int
+	for rows.Next() {
+		var seq *message.Seq
+		var at *time.Time
+		var id, sender *string
+		var data []byte
+		err := rows.Scan(&page.Epoch, &page.Head, &page.First, &candidates, &seq, &at, &id, &sender, &data)
+		if err != nil {
+			return message.Page{}, err
+		}
+		if seq == nil { // the row that carries only the room
+			continue
+		}
+		page.Messages = append(page.Messages, message.Message{
+			Draft: message.Draft{Room: room, ID: *id, From: *sender, Data: data},
+			Epoch: page.Epoch, Seq: *seq, At: at.UTC(),
+		})
+	}
+	page.More = candidates > len(page.Messages)
+	return page, rows.Err()
+}
+
+// The snapshot that tells the rows also tells the next cursor: below its xmin
+// no transaction is under way, so nothing can appear there later. A cursor
+// above its xmax comes from another server.
+const sqlCommits = `
+SELECT m.epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+	$1::bigint < m.feed_floor OR $1::bigint > pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+	f.rooms, f.heads
+FROM meta m, LATERAL (
+	SELECT array_agg(h.room) AS rooms, array_agg(h.head) AS heads FROM (
+		SELECT u.room, max(u.head) AS head
+		FROM commits c, unnest(c.rooms, c.heads) AS u (room, head)
+		WHERE c.xid >= $1::bigint::text::xid8 GROUP BY u.room LIMIT $2
+	) h
+) f`
+
+const sqlNow = `SELECT epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM meta`
+
+// Commits returns what was committed since the cursor was given out, and the
+// next cursor; for cursor 0 only that. Nothing is ever skipped, not even a
+// transaction that began before the cursor was given out and ended after.
+func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.Commits, error) {
+	defer p.m.observe("commits", time.Now())
+	ctx, cancel, err := p.begin(ctx)
+	if err != nil {
+		return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
+	}
+	defer cancel()
+	var c message.Commits
+	if cursor == 0 {
+		err = p.feed.QueryRow(ctx, sqlNow).Scan(&c.Epoch, &c.Next)
+		if err != nil {
+			return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
+		}
+		return c, nil
+	}
+	var rooms []string
+	var heads []int64
+	err = p.feed.QueryRow(ctx, sqlCommits, int64(cursor), feedRooms+1).Scan(&c.Epoch, &c.Next, &c.Lost, &rooms, &heads)
+	if err != nil {
+		return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
+	}
+	if len(rooms) > feedRooms {
+		c.Lost, rooms = true, rooms[:feedRooms]
+	}
+	for i, room := range rooms {
+		c.Heads = append(c.Heads, message.Head{Room: message.Room(room), Seq: message.Seq(heads[i])})
+	}
+	return c, nil
+}
+
+const sqlHeads = `
+SELECT m.epoch, r.name, r.head FROM meta m LEFT JOIN rooms r ON r.name = ANY ($1::text[])`
+
+// Heads returns how far each of the rooms has come, in the order asked; an
+// unknown room is at 0. Ask in pages: the rooms are one array of one query.
+func (p *Postgres) Heads(ctx context.Context, rooms []message.Room) (message.Epoch, []message.Head, error) {
+	defer p.m.observe("heads", time.Now())
+	ctx, cancel, err := p.begin(ctx)
+	if err != nil {
+		return "", nil, fmt.Errorf("read heads: %w", err)
+	}
+	defer cancel()
+	names := make([]string, len(rooms))
+	for i, room := range rooms {
+		names[i] = string(room)
+	}
+	slices.Sort(names)
+	rows, err := p.feed.Query(ctx, sqlHeads, slices.Compact(names))
+	if err != nil {
+		return "", nil, fmt.Errorf("read heads: %w", err)
+	}
+	defer rows.Close()
+	var epoch message.Epoch
+	found := make(map[message.Room]message.Seq, len(rooms))
+	for rows.Next() {
+		var name *message.Room
+		var head *message.Seq
+		if err := rows.Scan(&epoch, &name, &head); err != nil {
+			return "", nil, fmt.Errorf("read heads: %w", err)
+		}
+		if name != nil {
+			found[*name] = *head
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return "", nil, fmt.Errorf("read heads: %w", err)
+	}
+	return epoch, inOrder(rooms, found), nil
+}
+
+func inOrder(rooms []message.Room, found map[message.Room]message.Seq) []message.Head {
+	heads := make([]message.Head, len(rooms))
+	for i, room := range rooms {
+		heads[i] = message.Head{Room: room, Seq: found[room]}
+	}
+	return heads
+}

@@ -1,0 +1,263 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"switchyard/internal/message"
+)
+
+// Only what is missing is inserted: ON CONFLICT alone would burn a room id for
+// each room of each batch.
+const sqlMakeRooms = `
+INSERT INTO rooms (name)
+SELECT n.name FROM unnest($1::text[]) AS n (name)
+WHERE NOT EXISTS (SELECT FROM rooms r WHERE r.name = n.name)
+ORDER BY n.name COLLATE "C"
+ON CONFLICT (name) DO NOTHING`
+
+// One byte order for all nodes, so that no two batches wait for each other.
+const sqlLockRooms = `
+SELECT id FROM rooms WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR UPDATE`
+
+// sqlAppend is a statement of its own, so that its snapshot is younger than
+// the locks: what another node stored under these ids before is seen, and
+// nobody stores another meanwhile. It counts only the new over the array's
+// positions; rows go from one step to the next without a join between steps,
+// which would be quadratic.
+//
+// Its guard divides by zero when the tables are not those that this connection
+// has vetted: a dump was restored beneath it. The batch is undone, the
+// connection renewed, and the epoch with it.
+const sqlAppend = `
+WITH numbered AS MATERIALIZED (
+	SELECT f.*, coalesce(f.known, f.head + count(*) FILTER (WHERE f.known IS NULL)
+		OVER (PARTITION BY f.room_id ORDER BY f.pos)) AS seq
+	FROM (
+		SELECT i.pos, i.sender, i.id, i.data, i.digest, r.id AS room_id, r.head,
+			k.seq AS known, k.digest AS known_digest,
+			coalesce(k.at, greatest((SELECT clock_timestamp()), r.last_at)) AS at
+		FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::bytea[])
+			WITH ORDINALITY AS i (name, sender, id, data, digest, pos)
+		JOIN rooms r ON r.name = i.name
+		LEFT JOIN LATERAL (
+			SELECT m.seq, m.at, m.digest FROM message_ids m
+			WHERE m.room_id = r.id AND m.sender = i.sender AND m.id = i.id
+		) k ON true
+	) f
+), stored AS (
+	INSERT INTO messages (room_id, seq, at, id, sender, data)
+	SELECT room_id, seq, at, id, sender, data FROM numbered WHERE known IS NULL
+), remembered AS (
+	INSERT INTO message_ids (room_id, sender, id, seq, at, digest)
+	SELECT room_id, sender, id, seq, at, digest FROM numbered WHERE known IS NULL
+), headed AS (
+	UPDATE rooms r SET head = h.head, last_at = h.at
+	FROM (SELECT room_id, max(seq) AS head, max(at) AS at FROM numbered WHERE known IS NULL GROUP BY room_id) h
+	WHERE r.id = h.room_id
+	RETURNING r.name, r.head
+), told AS (
+	INSERT INTO commits (xid, rooms, heads, at)
+	SELECT pg_current_xact_id(), array_agg(name), array_agg(head), clock_timestamp() FROM headed HAVING count(*) > 0
+)
+SELECT seq, at, known IS NOT NULL, known_digest,
+	(SELECT epoch FROM meta WHERE 1 / (fingerprint = $6 || '/' || to_regclass('messages')::oid::text)::int = 1)
+FROM numbered ORDER BY pos`
+
+const sqlPing = `
+SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint FROM meta
+WHERE 1 / (fingerprint = $1 || '/' || to_regclass('messages')::oid::text)::int = 1`
+
+// pgWriter is the connection of one lane.
+type pgWriter struct {
+	p     *Postgres
+	conn  *pgx.Conn
+	base  string    // the fingerprint that was vetted, less the tables
+	until time.Time // when the connection is renewed
+}
+
+// connect makes and vets a connection, and prepares what it will run.
+func (w *pgWriter) connect(ctx context.Context) error {
+	conn, err := pgx.ConnectConfig(ctx, w.p.conn.Copy())
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	w.conn = conn
+	id, err := w.p.identify(ctx, conn)
+	if err != nil {
+		w.close()
+		return err
+	}
+	for name, sql := range map[string]string{
+		"begin": "BEGIN ISOLATION LEVEL READ COMMITTED", "make": sqlMakeRooms, "lock": sqlLockRooms,
+		"append": sqlAppend, "commit": "COMMIT", "ping": sqlPing,
+	} {
+		if _, err := conn.Prepare(ctx, name, sql); err != nil {
+			w.close()
+			return fmt.Errorf("prepare %s: %w", name, err)
+		}
+	}
+	w.base = id.base + "/" + id.timeline
+	w.until = time.Now().Add(w.p.cfg.ConnLifetime)
+	return nil
+}
+
+// ready has a connection there, a fresh one when the old one broke or is old.
+func (w *pgWriter) ready(ctx context.Context) error {
+	if w.conn != nil && !w.conn.IsClosed() && time.Now().Before(w.until) {
+		return nil
+	}
+	w.close()
+	return w.connect(ctx)
+}
+
+func (w *pgWriter) close() {
+	if w.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = w.conn.Close(ctx) // nothing is under way that it could tell of
+	w.conn = nil
+}
+
+func (w *pgWriter) ping(ctx context.Context) error {
+	if err := w.ready(ctx); err != nil {
+		return err
+	}
+	var wal int64
+	if err := w.conn.QueryRow(ctx, "ping", w.base).Scan(&wal); err != nil {
+		w.close()
+		return fmt.Errorf("ping: %w", err)
+	}
+	w.p.sawWAL(wal)
+	return nil
+}
+
+// commit sends the whole transaction at once and then reads all the answers:
+// one round trip. After the first error PostgreSQL skips the rest.
+func (w *pgWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+	if err := w.ready(ctx); err != nil {
+		return "", nil, err
+	}
+	epoch, results, err := w.send(ctx, batch)
+	if err == nil {
+		return epoch, results, nil
+	}
+	if !w.guilty(err) {
+		w.close() // whatever state it is in: the next attempt vets a fresh one
+		return "", nil, err
+	}
+	if _, rollback := w.conn.Exec(ctx, "ROLLBACK"); rollback != nil {
+		w.close()
+	}
+	return "", nil, err
+}
+
+func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+	n := len(batch)
+	names, senders, ids := make([]string, n), make([]string, n), make([]string, n)
+	data, digests := make([][]byte, n), make([][]byte, n)
+	for i, e := range batch {
+		names[i], senders[i], ids[i] = string(e.pub.Room), e.pub.From, e.pub.ID
+		data[i], digests[i] = notNil(e.pub.Data), e.digest[:]
+	}
+	rooms := slices.Clone(names)
+	slices.Sort(rooms)
+	rooms = slices.Compact(rooms)
+
+	var b pgx.Batch
+	b.Queue("begin")
+	b.Queue("make", rooms)
+	b.Queue("lock", rooms)
+	b.Queue("append", names, senders, ids, data, digests, w.base)
+	b.Queue("commit")
+	answers := w.conn.SendBatch(ctx, &b)
+	epoch, results, err := readAnswers(answers, n)
+	if closed := answers.Close(); err == nil {
+		err = closed
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("commit %d messages: %w", n, err)
+	}
+	return epoch, results, nil
+}
+
+func readAnswers(answers pgx.BatchResults, n int) (message.Epoch, []result, error) {
+	for range 3 { // begin, make, lock
+		if _, err := answers.Exec(); err != nil {
+			return "", nil, err
+		}
+	}
+	rows, err := answers.Query()
+	if err != nil {
+		return "", nil, err
+	}
+	defer rows.Close()
+	var epoch string
+	results := make([]result, 0, n)
+	for rows.Next() {
+		var r result
+		if err := rows.Scan(&r.seq, &r.at, &r.duplicate, &r.digest, &epoch); err != nil {
+			return "", nil, err
+		}
+		results = append(results, r)
+	}
+	if err := rows.Err(); err != nil {
+		return "", nil, err
+	}
+	rows.Close()
+	tag, err := answers.Exec()
+	if err != nil {
+		return "", nil, err
+	}
+	if tag.String() != "COMMIT" || len(results) != n {
+		return "", nil, fmt.Errorf("the database answered %q with %d of %d rows", tag, len(results), n)
+	}
+	return message.Epoch(epoch), results, nil
+}
+
+// notNil keeps empty data from becoming NULL.
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// guilty knows the classes of errors (PostgreSQL's manual, appendix A) that
+// come from what a statement holds: data, constraints, triggers, limits, and
+// internal errors, which a damaged page makes for one room and not for others.
+// All else (connection, rights, resources, operator, a schema being restored)
+// would hit any other batch too.
+func (w *pgWriter) guilty(err error) bool {
+	state := sqlState(err)
+	if len(state) != 5 || state == divisionByZero {
+		return false
+	}
+	switch state[:2] {
+	case "21", "22", "23", "2F", "38", "39", "44", "54", "P0", "XX":
+		return true
+	}
+	return false
+}
+
+const (
+	divisionByZero = "22012" // the guard of sqlAppend and sqlPing
+	undefinedTable = "42P01"
+)
+
+// sqlState returns PostgreSQL's code of an error, "" when it is not from there.
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}

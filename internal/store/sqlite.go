@@ -1,0 +1,247 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+)
+
+// SQLite is the log in one file, for one process. All methods may be called
+// from any goroutine.
+type SQLite struct {
+	*committer
+	cfg   Config
+	m     *metrics
+	side  *sideFile
+	inode uint64
+	write *sql.DB // one connection
+	reads *sql.DB
+
+	stop    context.CancelFunc // ends the janitor
+	janitor sync.WaitGroup
+	closed  atomic.Bool
+}
+
+// OpenSQLite opens the log at sqlite:path. It returns an error of one line
+// that names the setting and the remedy when another process has it open, or
+// the schema is missing or older than this binary.
+func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
+	c.Lanes = 1
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	path, ok := sqlitePath(c.URL)
+	if !ok || path == "" {
+		return nil, &refusal{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
+	}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, schemaRefusal(0, latest("sqlite"))
+	}
+	side, err := lockSQLite(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &SQLite{cfg: c, m: newMetrics(c.Registerer), side: side}
+	if err := s.open(ctx, path); err != nil {
+		return nil, errors.Join(err, s.closeFiles())
+	}
+	return s, nil
+}
+
+func (s *SQLite) open(ctx context.Context, path string) error {
+	var err error
+	if s.write, err = sql.Open("sqlite", sqliteURI(path, "rw", "_txlock=immediate")); err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	s.write.SetMaxOpenConns(1)
+	if s.reads, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	s.reads.SetMaxOpenConns(s.cfg.MaxConns - 1)
+	s.reads.SetConnMaxIdleTime(5 * time.Minute)
+	if err := s.checkSchema(ctx); err != nil {
+		return err
+	}
+	if err := s.matchEpoch(ctx); err != nil {
+		return err
+	}
+	w, err := newSQLiteWriter(ctx, s)
+	if err != nil {
+		return err
+	}
+	s.committer = newCommitter(s.cfg, s.m, []writer{w})
+	for name, db := range map[string]*sql.DB{"write": s.write, "read": s.reads} {
+		s.m.pool(name, func() (used, idle, limit int) {
+			stats := db.Stats()
+			return stats.InUse, stats.Idle, stats.MaxOpenConnections
+		})
+	}
+	background, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.janitor.Go(func() { s.janitorLoop(background) })
+	return nil
+}
+
+func (s *SQLite) checkSchema(ctx context.Context) error {
+	var tables int
+	err := s.write.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE name = 'goose_db_version'`).Scan(&tables)
+	if err != nil {
+		return &refusal{fmt.Sprintf("the file of DATABASE_URL (sqlite:%s) cannot be used: %v", s.side.path, err)}
+	}
+	var version int64
+	if tables > 0 {
+		err := s.write.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&version)
+		if err != nil {
+			return fmt.Errorf("read the version of the schema: %w", err)
+		}
+	}
+	return schemaRefusal(version, latest("sqlite"))
+}
+
+// matchEpoch begins a new epoch unless the side file knows the database, and
+// knows it as it is.
+func (s *SQLite) matchEpoch(ctx context.Context) error {
+	var is mark
+	err := s.write.QueryRowContext(ctx, `SELECT identity, commits FROM meta`).Scan(&is.identity, &is.commits)
+	if err != nil {
+		return fmt.Errorf("read the epoch: %w", err)
+	}
+	if is.inode, err = s.side.inode(); err != nil {
+		return err
+	}
+	s.inode = is.inode
+	was := s.side.read()
+	if was.identity == is.identity && was.inode == is.inode && was.commits <= is.commits && is.identity != "" {
+		return nil
+	}
+	epoch := newEpoch()
+	is.identity = string(newEpoch())
+	// The cursors of an older life mean nothing: the feed begins anew.
+	_, err = s.write.ExecContext(ctx, `
+		UPDATE meta SET epoch = ?, identity = ?,
+			feed_floor = 1 + coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'commits'), 0);
+		DELETE FROM commits`, string(epoch), is.identity)
+	if err != nil {
+		return fmt.Errorf("write the epoch: %w", err)
+	}
+	s.cfg.Logger.Warn("the log begins a new epoch: the file is new, restored, copied or moved", "epoch", epoch)
+	if err := s.side.write(is); err != nil {
+		return err
+	}
+	return s.side.file.Sync()
+}
+
+// Close refuses new publications, finishes those that wait, and closes the
+// file. When ctx ends first, what is left is settled with message.ErrUnavailable.
+func (s *SQLite) Close(ctx context.Context) error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	err := s.committer.close(ctx)
+	s.stop()
+	s.janitor.Wait()
+	if err := errors.Join(err, s.closeFiles()); err != nil {
+		return fmt.Errorf("close the log: %w", err)
+	}
+	return nil
+}
+
+func (s *SQLite) closeFiles() error {
+	var errs []error
+	for _, db := range []*sql.DB{s.reads, s.write} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	return errors.Join(append(errs, s.side.close())...)
+}
+
+// janitorLoop prunes each minute.
+func (s *SQLite) janitorLoop(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := s.prune(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			s.cfg.Logger.Warn("could not prune the log", "error", err)
+		}
+	}
+}
+
+// prune removes what the commit feed and the memory of ids need no longer.
+func (s *SQLite) prune(ctx context.Context) error {
+	for _, job := range []struct {
+		name, sql string
+		kept      time.Duration
+	}{{"prune_commits", sqlitePruneCommits, feedKept}, {"prune_ids", sqlitePruneIDs, s.cfg.IDWindow}} {
+		for full := true; full; {
+			began := time.Now()
+			n, err := s.pruneOnce(ctx, job.sql, began.Add(-job.kept))
+			s.m.observe(job.name, began)
+			if err != nil {
+				return fmt.Errorf("%s: %w", job.name, err)
+			}
+			full = n == pruneRows
+		}
+	}
+	return nil
+}
+
+const (
+	sqlitePruneCommits = `DELETE FROM commits WHERE id IN (
+		SELECT id FROM (SELECT id, at FROM commits ORDER BY id LIMIT ?2) WHERE at < ?1)`
+	sqlitePruneIDs = `DELETE FROM message_ids WHERE (room_id, sender, id) IN (
+		SELECT room_id, sender, id FROM message_ids WHERE at < ?1 ORDER BY at LIMIT ?2)`
+)
+
+func (s *SQLite) pruneOnce(ctx context.Context, query string, before time.Time) (int64, error) {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tx.Rollback() }() // no-op after the commit
+	done, err := tx.ExecContext(ctx, query, before.UnixMicro(), pruneRows)
+	if err != nil {
+		return 0, err
+	}
+	n, err := done.RowsAffected()
+	if err != nil {
+		return 0, err
+	}
+	// AUTOINCREMENT remembers the highest id even when no row is left.
+	_, err = tx.ExecContext(ctx, `UPDATE meta SET feed_floor = max(feed_floor, coalesce(
+		(SELECT min(id) FROM commits), (SELECT seq + 1 FROM sqlite_sequence WHERE name = 'commits'), 1))`)
+	if err != nil {
+		return 0, err
+	}
+	return n, tx.Commit()
+}
+
+// migrateSQLite holds the lock of the file: nobody may write meanwhile.
+func migrateSQLite(ctx context.Context, path string) error {
+	if path == "" {
+		return &refusal{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
+	}
+	side, err := lockSQLite(path)
+	if err != nil {
+		return err
+	}
+	db, err := sql.Open("sqlite", sqliteURI(path, "rwc", "_txlock=immediate"))
+	if err != nil {
+		return errors.Join(fmt.Errorf("migrate: %w", err), side.close())
+	}
+	return errors.Join(migrate(ctx, db, goose.DialectSQLite3, "sqlite"), db.Close(), side.close())
+}

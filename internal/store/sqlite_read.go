@@ -1,0 +1,171 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// snapshot runs f in one read transaction, bounded in time, refused after Close.
+func (s *SQLite) snapshot(ctx context.Context, operation string, f func(context.Context, *sql.Tx) error) error {
+	defer s.m.observe(operation, time.Now())
+	if s.closed.Load() {
+		return fmt.Errorf("%s: %w", operation, message.ErrClosed)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.AppendTimeout)
+	defer cancel()
+	tx, err := s.reads.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("%s: %w", operation, err)
+	}
+	defer func() { _ = tx.Rollback() }() // it wrote nothing
+	if err := f(ctx, tx); err != nil {
+		return fmt.Errorf("%s: %w", operation, err)
+	}
+	return nil
+}
+
+// Read returns part of a room, all of it from one snapshot. An unknown room is
+// one without messages.
+func (s *SQLite) Read(ctx context.Context, r message.Range) (page message.Page, err error) {
+	err = s.snapshot(ctx, "read", func(ctx context.Context, tx *sql.Tx) error {
+		var room int64
+		err := tx.QueryRowContext(ctx, `SELECT m.epoch, coalesce(r.id, 0), coalesce(r.head, 0), coalesce(r.first, 1)
+			FROM meta m LEFT JOIN rooms r ON r.name = ?`, string(r.Room)).Scan(&page.Epoch, &room, &page.Head, &page.First)
+		if err != nil || r.Limit <= 0 {
+			return err
+		}
+		from, to, more, err := fit(ctx, tx, room, r)
+		if err != nil || from == 0 {
+			return err
+		}
+		page.More = more
+		return readMessages(ctx, tx, &page, r.Room, room, from, to)
+	})
+	return page, err
+}
+
+// fit finds which messages of a range fit its bounds, by their sizes alone.
+func fit(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to message.Seq, more bool, err error) {
+	query, bound := `SELECT seq, length(data) FROM messages WHERE room_id = ? AND seq > ? ORDER BY seq LIMIT ?`, r.After
+	if r.Before > 0 {
+		query, bound = `SELECT seq, length(data) FROM messages WHERE room_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?`, r.Before
+	}
+	rows, err := tx.QueryContext(ctx, query, room, int64(bound), r.Limit+1)
+	if err != nil {
+		return 0, 0, false, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for count, total := 0, 0; rows.Next(); {
+		var seq message.Seq
+		var size int
+		if err := rows.Scan(&seq, &size); err != nil {
+			return 0, 0, false, err
+		}
+		count++
+		total += size
+		if count > r.Limit || count > 1 && total > r.MaxBytes {
+			return from, to, true, nil
+		}
+		if count == 1 {
+			from, to = seq, seq
+		}
+		from, to = min(from, seq), max(to, seq)
+	}
+	return from, to, false, rows.Err()
+}
+
+func readMessages(ctx context.Context, tx *sql.Tx, page *message.Page, name message.Room, room int64, from, to message.Seq) (err error) {
+	rows, err := tx.QueryContext(ctx, `SELECT seq, at, id, sender, data FROM messages
+		WHERE room_id = ? AND seq BETWEEN ? AND ? ORDER BY seq`, room, int64(from), int64(to))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		m := message.Message{Draft: message.Draft{Room: name}, Epoch: page.Epoch}
+		var at int64
+		if err := rows.Scan(&m.Seq, &at, &m.ID, &m.From, &m.Data); err != nil {
+			return err
+		}
+		m.At = time.UnixMicro(at).UTC()
+		page.Messages = append(page.Messages, m)
+	}
+	return rows.Err()
+}
+
+// Commits returns what was committed since the cursor was given out, and the
+// next cursor; for cursor 0 only that. One writer commits in the order of the
+// feed's ids, so the next one is enough to skip nothing.
+func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.Commits, err error) {
+	err = s.snapshot(ctx, "commits", func(ctx context.Context, tx *sql.Tx) error {
+		var floor message.Cursor
+		err := tx.QueryRowContext(ctx, `SELECT epoch, feed_floor, max(feed_floor, coalesce((SELECT max(id) + 1 FROM commits), 0)) FROM meta`).
+			Scan(&c.Epoch, &floor, &c.Next)
+		if err != nil || cursor == 0 {
+			return err
+		}
+		c.Lost = cursor < floor || cursor > c.Next
+		heads, err := scanHeads(ctx, tx, `SELECT room, max(head) FROM commits WHERE id >= ? GROUP BY room LIMIT ?`,
+			int64(cursor), feedRooms+1)
+		if len(heads) > feedRooms {
+			c.Lost, heads = true, heads[:feedRooms]
+		}
+		c.Heads = heads
+		return err
+	})
+	return c, err
+}
+
+// headsPage keeps a query below SQLite's bound of 32,766 parameters.
+const headsPage = 500
+
+// Heads returns how far each of the rooms has come, in the order asked; an
+// unknown room is at 0.
+func (s *SQLite) Heads(ctx context.Context, rooms []message.Room) (epoch message.Epoch, heads []message.Head, err error) {
+	err = s.snapshot(ctx, "heads", func(ctx context.Context, tx *sql.Tx) error {
+		if err := tx.QueryRowContext(ctx, `SELECT epoch FROM meta`).Scan(&epoch); err != nil {
+			return err
+		}
+		found := make(map[message.Room]message.Seq, len(rooms))
+		for part := range slices.Chunk(rooms, headsPage) {
+			query, args := `SELECT name, head FROM rooms WHERE name IN (?`, make([]any, len(part))
+			for i, room := range part {
+				if args[i] = string(room); i > 0 {
+					query += ",?"
+				}
+			}
+			known, err := scanHeads(ctx, tx, query+")", args...)
+			if err != nil {
+				return err
+			}
+			for _, h := range known {
+				found[h.Room] = h.Seq
+			}
+		}
+		heads = inOrder(rooms, found)
+		return nil
+	})
+	return epoch, heads, err
+}
+
+func scanHeads(ctx context.Context, tx *sql.Tx, query string, args ...any) (heads []message.Head, err error) {
+	rows, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var h message.Head
+		if err := rows.Scan(&h.Room, &h.Seq); err != nil {
+			return nil, err
+		}
+		heads = append(heads, h)
+	}
+	return heads, rows.Err()
+}

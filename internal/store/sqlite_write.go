@@ -1,0 +1,179 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"switchyard/internal/message"
+)
+
+// sqliteWriter commits batches by one statement a message: SQLite lives in
+// this process, there is no round trip to save.
+type sqliteWriter struct {
+	s                               *SQLite
+	room, known, store, id, advance *sql.Stmt
+}
+
+func newSQLiteWriter(ctx context.Context, s *SQLite) (*sqliteWriter, error) {
+	w := &sqliteWriter{s: s}
+	for _, p := range []struct {
+		stmt **sql.Stmt
+		sql  string
+	}{
+		{&w.room, `INSERT INTO rooms (name) VALUES (?) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id, head, last_at`},
+		{&w.known, `SELECT seq, at, digest FROM message_ids WHERE room_id = ? AND sender = ? AND id = ?`},
+		{&w.store, `INSERT INTO messages (room_id, seq, at, id, sender, data) VALUES (?, ?, ?, ?, ?, ?)`},
+		{&w.id, `INSERT INTO message_ids (room_id, sender, id, seq, at, digest) VALUES (?, ?, ?, ?, ?, ?)`},
+		{&w.advance, `UPDATE rooms SET head = ?, last_at = ? WHERE id = ?`},
+	} {
+		stmt, err := s.write.PrepareContext(ctx, p.sql)
+		if err != nil {
+			w.close()
+			return nil, fmt.Errorf("prepare: %w", err)
+		}
+		*p.stmt = stmt
+	}
+	return w, nil
+}
+
+func (w *sqliteWriter) close() {
+	for _, stmt := range []*sql.Stmt{w.room, w.known, w.store, w.id, w.advance} {
+		if stmt != nil {
+			_ = stmt.Close()
+		}
+	}
+}
+
+// ping takes the write lock and gives it back.
+func (w *sqliteWriter) ping(ctx context.Context) error {
+	tx, err := w.s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("ping: %w", err)
+	}
+	return tx.Rollback()
+}
+
+func (w *sqliteWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+	tx, err := w.s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return "", nil, fmt.Errorf("begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // no-op after the commit
+	b := sqliteBatch{w: w, tx: tx, rooms: map[message.Room]*sqliteRoom{}, now: time.Now().UnixMicro()}
+	results := make([]result, len(batch))
+	for i, e := range batch {
+		if results[i], err = b.add(ctx, e); err != nil {
+			return "", nil, fmt.Errorf("store a message: %w", err)
+		}
+	}
+	epoch, is, err := b.finish(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := tx.Commit(); err != nil {
+		return "", nil, fmt.Errorf("commit: %w", err)
+	}
+	is.inode = w.s.inode
+	if err := w.s.side.write(is); err != nil {
+		// The messages are stored. Only a restore to just before this commit
+		// would go unnoticed.
+		w.s.cfg.Logger.Warn("could not remember the commit beside the database", "error", err)
+	}
+	return epoch, results, nil
+}
+
+type sqliteBatch struct {
+	w     *sqliteWriter
+	tx    *sql.Tx
+	rooms map[message.Room]*sqliteRoom
+	now   int64 // µs
+}
+
+type sqliteRoom struct {
+	id, head, at int64
+	changed      bool
+}
+
+// add stores one message, or finds that its id is known.
+func (b *sqliteBatch) add(ctx context.Context, e *entry) (result, error) {
+	room, err := b.room(ctx, e.pub.Room)
+	if err != nil {
+		return result{}, err
+	}
+	p := e.pub
+	var r result
+	var at int64
+	err = b.tx.StmtContext(ctx, b.w.known).QueryRowContext(ctx, room.id, p.From, p.ID).Scan(&r.seq, &at, &r.digest)
+	if err == nil {
+		r.at, r.duplicate = time.UnixMicro(at), true
+		return r, nil
+	}
+	if !errors.Is(err, sql.ErrNoRows) {
+		return result{}, err
+	}
+	room.head++
+	room.at = max(room.at, b.now) // never below the room's last, whatever the clock does
+	room.changed = true
+	_, err = b.tx.StmtContext(ctx, b.w.store).ExecContext(ctx, room.id, room.head, room.at, p.ID, p.From, notNil(p.Data))
+	if err != nil {
+		return result{}, err
+	}
+	_, err = b.tx.StmtContext(ctx, b.w.id).ExecContext(ctx, room.id, p.From, p.ID, room.head, room.at, e.digest[:])
+	return result{seq: message.Seq(room.head), at: time.UnixMicro(room.at)}, err
+}
+
+func (b *sqliteBatch) room(ctx context.Context, name message.Room) (*sqliteRoom, error) {
+	if r := b.rooms[name]; r != nil {
+		return r, nil
+	}
+	r := &sqliteRoom{}
+	if err := b.tx.StmtContext(ctx, b.w.room).QueryRowContext(ctx, string(name)).Scan(&r.id, &r.head, &r.at); err != nil {
+		return nil, err
+	}
+	b.rooms[name] = r
+	return r, nil
+}
+
+// finish writes heads and feed, and counts the commit.
+func (b *sqliteBatch) finish(ctx context.Context) (message.Epoch, mark, error) {
+	for name, r := range b.rooms {
+		if !r.changed {
+			continue
+		}
+		if _, err := b.tx.StmtContext(ctx, b.w.advance).ExecContext(ctx, r.head, r.at, r.id); err != nil {
+			return "", mark{}, fmt.Errorf("advance a room: %w", err)
+		}
+		_, err := b.tx.ExecContext(ctx, `INSERT INTO commits (room, head, at) VALUES (?, ?, ?)`, string(name), r.head, b.now)
+		if err != nil {
+			return "", mark{}, fmt.Errorf("write the commit feed: %w", err)
+		}
+	}
+	var epoch string
+	var m mark
+	err := b.tx.QueryRowContext(ctx, `UPDATE meta SET commits = commits + 1 RETURNING epoch, identity, commits`).
+		Scan(&epoch, &m.identity, &m.commits)
+	if err != nil {
+		return "", mark{}, fmt.Errorf("count the commit: %w", err)
+	}
+	return message.Epoch(epoch), m, nil
+}
+
+// guilty knows the results (sqlite.org/rescode.html) that come from what a
+// statement holds; triggers raise constraint errors.
+func (w *sqliteWriter) guilty(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE:
+		return true
+	}
+	return false
+}

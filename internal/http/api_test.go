@@ -1,0 +1,189 @@
+package http
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+func TestABackendPublishesAndBrowsersSeeIt(t *testing.T) {
+	n := startNode(t, nil)
+	b := n.dial(nil)
+	b.send(`{"type":"join","room":"orders:7"}`)
+	b.until("joined")
+	res, body := n.call("POST", "/v1/rooms/orders:7/messages", testKey, `{"data":{"total":1},"id":"k1"}`)
+	if res.StatusCode != http.StatusCreated || !strings.Contains(body, `"seq":1`) {
+		t.Fatalf("publish: %d %s", res.StatusCode, body)
+	}
+	if got := b.until("message"); got["from"] != "api:backend" || got["id"] != "k1" {
+		t.Errorf("message: %v", got)
+	}
+	res, body = n.call("POST", "/v1/rooms/orders:7/messages", testKey, `{"data":{"total":1},"id":"k1"}`)
+	if res.StatusCode != http.StatusOK || !strings.Contains(body, `"duplicate":true`) {
+		t.Errorf("the same again: %d %s", res.StatusCode, body)
+	}
+	// The id belongs to the key that used it: another backend has its own.
+	res, _ = n.call("POST", "/v1/rooms/orders%3A7/messages", testKey+"2", `{"data":2,"id":"k1"}`)
+	if res.StatusCode != http.StatusCreated {
+		t.Errorf("another key, same id: %d", res.StatusCode)
+	}
+}
+
+func TestHistoryPagesBothWays(t *testing.T) {
+	n := startNode(t, nil)
+	for i := range 7 {
+		if res, body := n.call("POST", "/v1/rooms/a/messages", testKey, fmt.Sprintf(`{"data":%d}`, i+1)); res.StatusCode != http.StatusCreated {
+			t.Fatal(body)
+		}
+	}
+	for query, want := range map[string]string{
+		"":                  "1 2 3 4 5 6 7 more=false",
+		"?limit=2":          "6 7 more=true",
+		"?before=6&limit=2": "4 5 more=true",
+		"?before=3":         "1 2 more=false",
+		"?after=0&limit=3":  "1 2 3 more=true",
+		"?after=5":          "6 7 more=false",
+		"?after=7":          "more=false",
+		"?after=99":         "more=false",
+	} {
+		res, body := n.call("GET", "/v1/rooms/a/messages"+query, testKey, "")
+		var page struct {
+			Head, First int
+			Epoch       string
+			Messages    []struct{ Seq, Data int }
+			More        bool
+		}
+		if err := json.Unmarshal([]byte(body), &page); err != nil || res.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %d %s", query, res.StatusCode, body)
+		}
+		got := ""
+		for _, m := range page.Messages {
+			got += fmt.Sprintf("%d ", m.Data)
+		}
+		got += fmt.Sprintf("more=%v", page.More)
+		if got != want || page.Head != 7 || page.First != 1 || page.Epoch == "" {
+			t.Errorf("%q: got %s (head %d, first %d), want %s", query, got, page.Head, page.First, want)
+		}
+	}
+}
+
+func TestProblems(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxFrame = 1024 })
+	long := `{"data":"` + strings.Repeat("x", 2000) + `"}`
+	tests := []struct {
+		method, path, key, body string
+		status                  int
+		code, says              string
+	}{
+		{"POST", "/v1/rooms/a/messages", "", `{"data":1}`, 401, "unauthorized", "API_KEYS"},
+		{"POST", "/v1/rooms/a/messages", "wrong", `{"data":1}`, 401, "unauthorized", "API_KEYS"},
+		{"POST", "/v1/rooms/a/messages", testKey, `{"data":`, 400, "malformed", "JSON"},
+		{"POST", "/v1/rooms/a/messages", testKey, `[1]`, 400, "malformed", "JSON"},
+		{"POST", "/v1/rooms/a/messages", testKey, `{}`, 400, "invalid", "data"},
+		{"POST", "/v1/rooms/a/messages", testKey, `{"data":1,"id":""}`, 400, "invalid", "id"},
+		{"POST", "/v1/rooms/a%20b/messages", testKey, `{"data":1}`, 400, "invalid", "room"},
+		{"POST", "/v1/rooms/_x/messages", testKey, `{"data":1}`, 403, "forbidden", "_"},
+		{"POST", "/v1/rooms/a/messages", testKey, long, 413, "too_large", "MAX_FRAME"},
+		{"GET", "/v1/rooms/a/messages?limit=201", testKey, "", 400, "invalid", "limit must be a whole number from 1 to 200"},
+		{"GET", "/v1/rooms/a/messages?after=-1", testKey, "", 400, "invalid", "after"},
+		{"GET", "/v1/rooms/a/messages?after=1&before=2", testKey, "", 400, "invalid", "before"},
+		{"DELETE", "/v1/rooms/a/messages", testKey, "", 405, "method_not_allowed", "method"},
+		{"GET", "/nothing/here", "", "", 404, "not_found", "route"},
+	}
+	for _, tt := range tests {
+		t.Run(fmt.Sprint(tt.method, " ", tt.path, " ", tt.status), func(t *testing.T) {
+			res, body := n.call(tt.method, tt.path, tt.key, tt.body)
+			var p problem
+			if err := json.Unmarshal([]byte(body), &p); err != nil {
+				t.Fatalf("%s: %v", body, err)
+			}
+			if res.StatusCode != tt.status || p.Status != tt.status || p.Code != tt.code || !strings.Contains(p.Detail, tt.says) {
+				t.Errorf("got %d %+v, want %d %s about %q", res.StatusCode, p, tt.status, tt.code, tt.says)
+			}
+			if res.Header.Get("Content-Type") != "application/problem+json" || p.RequestID != res.Header.Get("X-Request-Id") || p.RequestID == "" {
+				t.Errorf("headers %v, request id %q", res.Header, p.RequestID)
+			}
+		})
+	}
+}
+
+func TestHealthAndReadiness(t *testing.T) {
+	n := startNode(t, nil)
+	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("healthz %d", res.StatusCode)
+	}
+	if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusOK || !strings.Contains(body, `"log":"up"`) {
+		t.Errorf("readyz %d %s", res.StatusCode, body)
+	}
+	set := func(c ...Component) { n.mu.Lock(); n.state = c; n.mu.Unlock() }
+	set(Component{"log", "up", true}, Component{"broker", "down", false})
+	if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusOK || !strings.Contains(body, `"broker":"down"`) {
+		t.Errorf("broker down: %d %s, want 200 that says so", res.StatusCode, body)
+	}
+	set(Component{"log", "down", true})
+	if res, _ := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("log down: %d, want 503", res.StatusCode)
+	}
+	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("healthz depends on the log: %d", res.StatusCode)
+	}
+}
+
+func TestThePageMayReachNothingElse(t *testing.T) {
+	n := startNode(t, nil)
+	for _, path := range []string{"/", "/client.js", "/client.d.ts", "/page.js", "/page.css"} {
+		res, body := n.call("GET", path, "", "")
+		if res.StatusCode != http.StatusOK || len(body) == 0 {
+			t.Errorf("%s: %d", path, res.StatusCode)
+		}
+		csp := res.Header.Get("Content-Security-Policy")
+		if !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") {
+			t.Errorf("%s: policy %q", path, csp)
+		}
+	}
+}
+
+func TestTheLevelOfTheLogCanBeChanged(t *testing.T) {
+	n := startNode(t, nil)
+	public := n.addr
+	n.addr = n.admin
+	if _, body := n.call("PUT", "/log-level?level=debug", "", ""); !strings.Contains(body, "DEBUG") {
+		t.Errorf("set: %s", body)
+	}
+	if res, body := n.call("PUT", "/log-level?level=loud", "", ""); res.StatusCode != http.StatusBadRequest || !strings.Contains(body, "debug, info, warn or error") {
+		t.Errorf("bad level: %d %s", res.StatusCode, body)
+	}
+	if res, _ := n.call("GET", "/debug/rooms", "", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("rooms: %d", res.StatusCode)
+	}
+	n.addr = public
+	for _, path := range []string{"/log-level", "/debug/pprof/", "/debug/rooms"} {
+		if res, _ := n.call("GET", path, "", ""); res.StatusCode != http.StatusNotFound {
+			t.Errorf("%s is served to the public: %d", path, res.StatusCode)
+		}
+	}
+}
+
+func TestMetricsUseAClosedSetOfRoutes(t *testing.T) {
+	n := startNode(t, nil)
+	n.call("GET", "/secret-token-in-a-path", "", "")
+	n.call("GET", "/v1/rooms/private/messages", testKey, "")
+	_, body := n.call("GET", "/metrics", "", "")
+	if strings.Contains(body, "secret") || strings.Contains(body, "private") {
+		t.Error("a path became a label")
+	}
+	if got := n.metric(`http_requests_total{code="200",method="GET",route="/v1/rooms/{room}/messages"}`); got != "1" {
+		t.Errorf("history counted %q times:\n%s", got, grep(body, "http_requests_total"))
+	}
+}
+
+func grep(text, word string) (found string) {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, word) {
+			found += line
+		}
+	}
+	return found
+}

@@ -1,0 +1,378 @@
+package http
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"switchyard/internal/protocol"
+)
+
+const (
+	// writeTimeout is how long one write of a batch may take: who reads
+	// slower than batchBytes in that time is gone.
+	writeTimeout = 10 * time.Second
+	batchBytes   = 64 << 10
+	// closeTimeout bounds a close handshake, and the flush before it.
+	closeTimeout = 5 * time.Second
+	// lingerTimeout and lingerBytes bound what is read and thrown away after
+	// we have refused a client: a socket closed with unread bytes answers with
+	// a reset, and the client would never see the close frame (RFC 9112 §9.6
+	// has the same for HTTP).
+	lingerTimeout = time.Second
+	lingerBytes   = 4 << 20
+)
+
+// A conn is a hijacked connection whose every write, the websocket library's
+// and ours, goes through one bounded queue of whole frames. With nothing
+// queued a frame is written at once, without blocking and without a goroutine;
+// what the socket does not take is left to a goroutine that lives until the
+// queue is empty. Safe for concurrent use.
+type conn struct {
+	net.Conn
+	raw    syscall.RawConn // nil for what is no TCP connection
+	limit  int             // bytes queued at most
+	queued *atomic.Int64   // the sum of all queues, for the metric
+	clock  *atomic.Int64   // the heartbeat's tick
+	carry  []byte          // read by net/http before the upgrade; the reader's
+
+	seen atomic.Int64 // tick of the last byte read
+	sent atomic.Int64 // bytes queued or written
+
+	mu sync.Mutex
+	// Protects following.
+	queue   [][]byte
+	bytes   int
+	writing bool // drainLoop owns the socket's write side
+	ending  bool // a close frame is queued, or the end came: no more is taken
+	closed  bool
+	code    protocol.CloseCode // of the first close frame, 0 for none
+	ours    bool               // it was the service's, not the library's
+	linger  bool
+	empty   chan struct{} // closed when the queue is; nil: nobody waits
+
+	// The arguments and results of tryWrite, so that an attempt allocates nothing.
+	attempt    func(fd uintptr) bool
+	attemptBuf []byte
+	attemptN   int
+	attemptErr error
+}
+
+func newConn(under net.Conn, carry []byte, limit int, queued, clock *atomic.Int64) *conn {
+	c := &conn{Conn: under, carry: carry, limit: limit, queued: queued, clock: clock}
+	c.seen.Store(clock.Load())
+	if tcp, ok := under.(*net.TCPConn); ok {
+		c.raw, _ = tcp.SyscallConn() // an error leaves it nil: the goroutine writes
+	}
+	c.attempt = func(fd uintptr) bool {
+		c.attemptN, c.attemptErr = syscall.Write(int(fd), c.attemptBuf)
+		return true // never wait for the socket here
+	}
+	return c
+}
+
+// Read implements net.Conn; the one reader is the library's.
+func (c *conn) Read(p []byte) (int, error) {
+	if len(c.carry) > 0 {
+		n := copy(p, c.carry)
+		c.carry = c.carry[n:]
+		return n, nil
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.seen.Store(c.clock.Load())
+	}
+	return n, err //nolint:wrapcheck // io.Reader's errors are compared with ==
+}
+
+// Write queues what the library writes: pongs and close frames, whole.
+func (c *conn) Write(p []byte) (int, error) {
+	f := append([]byte(nil), p...)
+	if protocol.IsClose(f) {
+		c.mu.Lock()
+		// Codes from 1002 on are the library's verdict, not its answer to the
+		// client's own close.
+		if len(f) >= 4 && c.code == 0 {
+			c.code = protocol.CloseCode(binary.BigEndian.Uint16(f[2:]))
+			c.linger = c.code >= protocol.CloseProtocol
+		}
+		c.mu.Unlock()
+	}
+	c.Send(f)
+	return len(p), nil
+}
+
+// Send implements hub.Outlet.
+func (c *conn) Send(f protocol.Frame) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending {
+		return false
+	}
+	if len(c.queue) == 0 && !c.writing && c.raw != nil {
+		c.sent.Add(int64(len(f)))
+		n, err := c.tryWrite(f)
+		if err != nil {
+			c.fail()
+			return false
+		}
+		if n == len(f) {
+			c.ending = protocol.IsClose(f)
+			return true
+		}
+		c.enqueue(f[n:])
+		c.ending = protocol.IsClose(f)
+		c.startDrain()
+		return true
+	}
+	if !c.take(f) {
+		return false
+	}
+	c.push()
+	return true
+}
+
+// Queue implements hub.Outlet.
+func (c *conn) Queue(f protocol.Frame) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.ending && c.take(f)
+}
+
+// Flush implements hub.Outlet.
+func (c *conn) Flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.push()
+}
+
+// take queues a frame, or ends a client that reads too slowly. Caller holds mu.
+func (c *conn) take(f protocol.Frame) bool {
+	if c.bytes+len(f) > c.limit {
+		c.expel()
+		return false
+	}
+	c.sent.Add(int64(len(f)))
+	c.enqueue(f)
+	c.ending = protocol.IsClose(f)
+	return true
+}
+
+func (c *conn) enqueue(f []byte) {
+	c.queue = append(c.queue, f)
+	c.bytes += len(f)
+	c.queued.Add(int64(len(f)))
+}
+
+// expel drops every frame not begun and queues a close frame in their place.
+// What drainLoop has begun leaves whole, or the connection ends. The frames
+// are not lost: the client resumes from the log. Caller holds mu.
+func (c *conn) expel() {
+	c.forget()
+	c.end(protocol.CloseSlow)
+}
+
+// forget empties the queue. Caller holds mu.
+func (c *conn) forget() {
+	for _, f := range c.queue {
+		c.bytes -= len(f)
+		c.queued.Add(-int64(len(f)))
+	}
+	c.queue = nil
+}
+
+// CloseWith starts a close handshake from our side and returns at once; the
+// reader ends when the client has answered, or after closeTimeout.
+func (c *conn) CloseWith(code protocol.CloseCode) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ending {
+		c.end(code)
+	}
+}
+
+// end queues the close frame. Caller holds mu.
+func (c *conn) end(code protocol.CloseCode) {
+	c.code, c.ours, c.ending, c.linger = code, true, true, true
+	c.enqueue(protocol.CloseFrame(code))
+	_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout)) // a dead socket fails its next call
+	c.push()
+}
+
+// push writes what is queued, as far as the socket takes it. Caller holds mu.
+func (c *conn) push() {
+	if c.writing || c.closed || len(c.queue) == 0 {
+		return
+	}
+	if c.raw == nil {
+		c.startDrain()
+		return
+	}
+	batch := c.cutBatch()
+	buf := batch[0]
+	if len(batch) > 1 {
+		pooled := buffers.get()
+		defer buffers.put(pooled)
+		for _, f := range batch {
+			*pooled = append(*pooled, f...)
+		}
+		buf = *pooled
+	}
+	n, err := c.tryWrite(buf)
+	if err != nil {
+		c.fail()
+		return
+	}
+	c.account(n)
+	if n < len(buf) {
+		// Only here may a frame in the queue be begun; drainLoop takes it
+		// before anything else can.
+		c.queue = append([][]byte{append([]byte(nil), buf[n:]...)}, c.queue...)
+	}
+	if len(c.queue) > 0 {
+		c.startDrain()
+		return
+	}
+	c.signalEmpty()
+}
+
+// account takes written bytes off the books. Caller holds mu.
+func (c *conn) account(n int) {
+	c.bytes -= n
+	c.queued.Add(-int64(n))
+}
+
+// cutBatch takes about batchBytes of whole entries off the queue, which stay
+// on the books until they are written. Caller holds mu; the queue has some.
+func (c *conn) cutBatch() [][]byte {
+	n, size := 1, len(c.queue[0])
+	for n < len(c.queue) && size+len(c.queue[n]) <= batchBytes {
+		size += len(c.queue[n])
+		n++
+	}
+	batch := c.queue[:n:n]
+	if c.queue = c.queue[n:]; len(c.queue) == 0 {
+		c.queue = nil
+	}
+	return batch
+}
+
+// tryWrite makes one attempt that never blocks. Caller holds mu.
+func (c *conn) tryWrite(p []byte) (int, error) {
+	c.attemptBuf, c.attemptN, c.attemptErr = p, 0, nil
+	// RawConn, never a saved descriptor: it keeps the number from being closed
+	// and given to another user's connection meanwhile.
+	err := c.raw.Write(c.attempt)
+	c.attemptBuf = nil
+	if err == nil {
+		err = c.attemptErr
+	}
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+		err = nil
+	}
+	return max(c.attemptN, 0), err //nolint:wrapcheck // only its presence counts
+}
+
+func (c *conn) startDrain() {
+	c.writing = true
+	go c.drainLoop()
+}
+
+// drainLoop writes the queue out, blocking, outside the lock. While it runs
+// nobody else touches the socket's write side.
+func (c *conn) drainLoop() {
+	for {
+		c.mu.Lock()
+		if len(c.queue) == 0 {
+			c.writing = false
+			if !c.ending {
+				// An expired deadline would fail the next attempt.
+				_ = c.Conn.SetWriteDeadline(time.Time{})
+			}
+			c.signalEmpty()
+			c.mu.Unlock()
+			return
+		}
+		batch := net.Buffers(c.cutBatch())
+		if !c.ending {
+			_ = c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		}
+		c.mu.Unlock()
+		size := 0
+		for _, f := range batch {
+			size += len(f)
+		}
+		_, err := batch.WriteTo(c.Conn)
+		c.mu.Lock()
+		c.account(size)
+		if err != nil {
+			c.fail()
+		}
+		c.mu.Unlock()
+	}
+}
+
+// fail gives the connection up: the reader sees it and ends. Caller holds mu.
+func (c *conn) fail() {
+	c.ending = true
+	c.forget()
+	_ = c.Conn.SetDeadline(time.Now())
+}
+
+// signalEmpty tells who waits in Flushed. Caller holds mu.
+func (c *conn) signalEmpty() {
+	if c.empty != nil {
+		close(c.empty)
+		c.empty = nil
+	}
+}
+
+// Close implements net.Conn, for the library: what is queued leaves first, and
+// a client that we refused gets the chance to read why. Bounded by
+// closeTimeout and lingerTimeout.
+func (c *conn) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return net.ErrClosed
+	}
+	c.closed, c.ending = true, true
+	linger := c.linger
+	var empty chan struct{}
+	if c.writing {
+		_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout))
+		if c.empty == nil {
+			c.empty = make(chan struct{})
+		}
+		empty = c.empty
+	} else {
+		c.forget()
+		c.signalEmpty()
+	}
+	c.mu.Unlock()
+	if empty != nil {
+		<-empty // bounded by the deadline
+	}
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && linger {
+		_ = tcp.CloseWrite()
+		_ = tcp.SetReadDeadline(time.Now().Add(lingerTimeout))
+		_, _ = io.CopyN(io.Discard, tcp, lingerBytes)
+	}
+	return c.Conn.Close() //nolint:wrapcheck // the library's own connection
+}
+
+// closing returns the code of the first close frame that went out, 0 for none,
+// and whether it was the service that decided on it.
+func (c *conn) closing() (code protocol.CloseCode, ours bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.code, c.ours
+}
+
+// kill closes the connection without another word.
+func (c *conn) kill() { _ = c.Conn.SetDeadline(time.Now()) }

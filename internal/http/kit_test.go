@@ -1,0 +1,273 @@
+package http
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/broker"
+	"switchyard/internal/hub"
+	"switchyard/internal/message"
+	"switchyard/internal/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testKey = "0123456789abcdef-key"
+
+// A node is a whole server in this process, on a real SQLite log.
+type node struct {
+	*Server
+	t     *testing.T
+	hub   *hub.Hub
+	addr  string
+	admin string
+	reg   *prometheus.Registry
+	logs  *safeBuilder
+
+	mu    sync.Mutex
+	state []Component
+}
+
+type safeBuilder struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (s *safeBuilder) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuilder) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func startNode(t *testing.T, change func(*Config)) *node {
+	t.Helper()
+	n := &node{t: t, reg: prometheus.NewRegistry(), logs: &safeBuilder{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
+	logger := slog.New(slog.NewJSONHandler(n.logs, nil))
+	url := "sqlite:" + t.TempDir() + "/log.db"
+	if err := store.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	l, err := store.OpenSQLite(t.Context(), store.Config{URL: url, Logger: logger, Registerer: n.reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := broker.NewMemory(new(broker.Bus), broker.Config{Logger: logger, Registerer: n.reg})
+	n.hub = hub.New(hub.Config{Log: l, Feed: l, Broker: b, Logger: logger, Registerer: n.reg})
+	b.Start(n.hub.Receive)
+	l.Start(n.hub.Settled)
+	cfg := Config{
+		Hub: n.hub, Ready: n.components, Node: "n1", Color: "blue", Deployment: "d1", Version: "v1",
+		APIKeys: map[string]string{"backend": testKey, "other": testKey + "2"},
+		Logger:  logger, LogLevel: new(slog.LevelVar), Registerer: n.reg, Gatherer: n.reg,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	n.Server = New(cfg)
+	n.addr, n.admin = n.listen(n.Serve), n.listen(n.ServeAdmin)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, b.Close, l.Close} {
+			if err := stop(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return n
+}
+
+func (n *node) components() []Component {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.state
+}
+
+func (n *node) listen(serve func(net.Listener) error) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	go func() {
+		if err := serve(l); err != nil {
+			n.t.Error(err)
+		}
+	}()
+	return l.Addr().String()
+}
+
+// metric is the value of a series, as Prometheus would read it.
+func (n *node) metric(series string) string {
+	n.t.Helper()
+	_, body := n.call("GET", "/metrics", "", "")
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+func (n *node) call(method, path, key, body string) (*http.Response, string) {
+	n.t.Helper()
+	r, err := http.NewRequestWithContext(n.t.Context(), method, "http://"+n.addr+path, strings.NewReader(body))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if key != "" {
+		r.Header.Set("Authorization", "Bearer "+key)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	res, err := client.Do(r)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return res, string(b)
+}
+
+// A browser is a WebSocket client of a test.
+type browser struct {
+	t  *testing.T
+	ws *websocket.Conn
+}
+
+func (n *node) dial(opts *websocket.DialOptions) *browser {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
+	defer cancel()
+	ws, _, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws", opts)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ws.SetReadLimit(4 << 20)
+	n.t.Cleanup(func() { _ = ws.CloseNow() })
+	b := &browser{n.t, ws}
+	if got := b.read(); got["type"] != "welcome" {
+		n.t.Fatalf("first frame %v", got)
+	}
+	return b
+}
+
+func (b *browser) send(format string, args ...any) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := b.ws.Write(ctx, websocket.MessageText, fmt.Appendf(nil, format, args...)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *browser) read() map[string]any {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, p, err := b.ws.Read(ctx)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var v map[string]any
+	if err := json.Unmarshal(p, &v); err != nil {
+		b.t.Fatalf("%s: %v", p, err)
+	}
+	return v
+}
+
+// until reads on to the next frame of a type.
+func (b *browser) until(kind string) map[string]any {
+	b.t.Helper()
+	for {
+		if v := b.read(); v["type"] == kind {
+			return v
+		}
+	}
+}
+
+// closed reads to the end and returns the close code.
+func (b *browser) closed() websocket.StatusCode {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	for {
+		if _, _, err := b.ws.Read(ctx); err != nil {
+			if code := websocket.CloseStatus(err); code != -1 {
+				return code
+			}
+			b.t.Fatalf("no close frame: %v", err)
+		}
+	}
+}
+
+// raw opens a TCP connection and does the handshake by hand.
+func (n *node) raw(extra string) (net.Conn, *bufio.Reader) {
+	n.t.Helper()
+	c, err := net.Dial("tcp", n.addr)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n%s", n.addr, extra)
+	br := bufio.NewReader(c)
+	res, err := http.ReadResponse(br, nil)
+	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+		n.t.Fatalf("handshake: %v %v", res, err)
+	}
+	return c, br
+}
+
+// masked is a client's frame with a zero mask.
+func masked(first byte, payload string) string {
+	var head []byte
+	switch {
+	case len(payload) < 126:
+		head = []byte{first, 0x80 | byte(len(payload))}
+	default:
+		head = []byte{first, 0x80 | 126, byte(len(payload) >> 8), byte(len(payload))}
+	}
+	return string(head) + "\x00\x00\x00\x00" + payload
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(15 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatalf("waited 15 s for %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// draft is what a backend would publish.
+func draft(room, data string) message.Draft {
+	return message.Draft{Room: message.Room(room), From: "api:backend", Data: []byte(data)}
+}

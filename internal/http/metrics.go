@@ -1,0 +1,68 @@
+package http
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// metrics belong to one server: a process may run several.
+type metrics struct {
+	active          prometheus.Gauge
+	connections     *prometheus.CounterVec
+	disconnections  *prometheus.CounterVec
+	errors          *prometheus.CounterVec
+	handshake       prometheus.Histogram
+	lifetime        prometheus.Histogram
+	received        *prometheus.CounterVec
+	requests        *prometheus.CounterVec
+	requestDuration *prometheus.HistogramVec
+}
+
+func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
+	f := promauto.With(reg)
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "websocket_queue_bytes",
+		Help: "Bytes waiting for clients to read, over all connections.",
+	}, queued)
+	return &metrics{
+		active: f.NewGauge(prometheus.GaugeOpts{
+			Name: "websocket_active_connections",
+			Help: "Open WebSocket connections.",
+		}),
+		connections: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_connections_total",
+			Help: "Handshakes, by result.",
+		}, []string{"result"}),
+		disconnections: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_disconnections_total",
+			Help: "Ended connections, by reason.",
+		}, []string{"reason"}),
+		errors: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_errors_total",
+			Help: "Requests answered with an error, by its code, and connections ended for one, by the close reason.",
+		}, []string{"type"}),
+		handshake: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "websocket_handshake_duration_seconds",
+			Help:    "From the request read to the welcome queued.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+		}),
+		lifetime: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "websocket_connection_duration_seconds",
+			Help:    "How long connections lived.",
+			Buckets: []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600},
+		}),
+		received: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_messages_received_total",
+			Help: "Frames from clients, by type; other for those that could not be read.",
+		}, []string{"type"}),
+		requests: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "http_requests_total",
+			Help: "HTTP requests, by route, method and status code.",
+		}, []string{"route", "method", "code"}),
+		requestDuration: f.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "http_request_duration_seconds",
+			Help:    "HTTP requests, by route.",
+			Buckets: prometheus.DefBuckets,
+		}, []string{"route"}),
+	}
+}

@@ -1,0 +1,220 @@
+// Package http is everything that speaks HTTP or WebSocket: the upgrade and
+// the sockets behind it, the server API, health, metrics and the page. It is
+// imported as httpd. It speaks plain HTTP; TLS ends at the load balancer.
+package http
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/hub"
+	"switchyard/internal/protocol"
+)
+
+// Config is what a server needs. Hub, Ready, Logger, LogLevel, Registerer and
+// Gatherer are required.
+type Config struct {
+	Hub *hub.Hub
+	// Ready tells the state of each component; it must not block.
+	Ready func() []Component
+	// Node, Color, Deployment and Version name this process to clients.
+	Node, Color, Deployment, Version string
+	// AllowedOrigins are scheme://host[:port] of pages that may connect, beside
+	// the server's own.
+	AllowedOrigins []string
+	// APIKeys guard the server calls: name to key.
+	APIKeys map[string]string
+	// MaxFrame bounds a frame from a client and the body of a server call, in
+	// bytes. 64 KiB by default.
+	MaxFrame int
+	// QueueBytes bounds what waits for one client to read. 1 MiB by default.
+	QueueBytes int
+	// MaxConnections bounds the open WebSockets. 15,000 by default.
+	MaxConnections int
+	// Heartbeat is the period of heartbeats; who sends no byte for two is
+	// closed. 25 s by default.
+	Heartbeat time.Duration
+	Logger    *slog.Logger
+	// LogLevel is the level that the admin listener changes.
+	LogLevel   *slog.LevelVar
+	Registerer prometheus.Registerer
+	Gatherer   prometheus.Gatherer
+}
+
+func (c *Config) defaults() {
+	orInt := func(n *int, value int) {
+		if *n <= 0 {
+			*n = value
+		}
+	}
+	orInt(&c.MaxFrame, 64<<10)
+	orInt(&c.QueueBytes, 1<<20)
+	orInt(&c.MaxConnections, 15000)
+	if c.Heartbeat <= 0 {
+		c.Heartbeat = 25 * time.Second
+	}
+}
+
+// Bounds on plain HTTP.
+const (
+	headerTimeout  = 5 * time.Second
+	requestTimeout = 15 * time.Second // body read and answer written
+	idleTimeout    = 75 * time.Second // over the balancer's usual 60
+	headerBytes    = 16 << 10
+)
+
+// A Server serves clients, backends, probes and operators.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	keys    []apiKey
+	session atomic.Uint64 // names connections in the welcome
+	queued  atomic.Int64
+	clock   atomic.Int64
+	beat    beat
+	public  *http.Server
+	admin   *http.Server
+	stop    chan struct{}
+
+	mu sync.Mutex
+	// Protects following.
+	stopping  bool
+	connected int
+	sockets   sync.WaitGroup // Wait needs no lock: nothing is added once stopping
+}
+
+// New returns a server whose heartbeat runs; Serve makes it listen.
+func New(cfg Config) *Server {
+	cfg.defaults()
+	s := &Server{
+		cfg:  cfg,
+		log:  cfg.Logger.With("component", "http"),
+		keys: hashKeys(cfg.APIKeys),
+		stop: make(chan struct{}),
+	}
+	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
+	s.beat.server = s
+	s.public = s.newHTTP(s.routes())
+	s.admin = s.newHTTP(s.adminRoutes())
+	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to
+	go s.beat.loop(cfg.Heartbeat, s.stop)
+	return s
+}
+
+func (s *Server) newHTTP(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      requestTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    headerBytes,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Serve takes connections from a listener until Shutdown; then it returns nil.
+func (s *Server) Serve(l net.Listener) error { return serve(s.public, l) }
+
+// ServeAdmin does the same for operators: it belongs on loopback.
+func (s *Server) ServeAdmin(l net.Listener) error { return serve(s.admin, l) }
+
+func serve(h *http.Server, l net.Listener) error {
+	if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// Handler returns the public routes, for a server of the caller's own.
+func (s *Server) Handler() http.Handler { return s.public.Handler }
+
+// Stop makes the server unready: no handshake is taken from now on.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping = true
+}
+
+// CloseSockets stops the server, tells every client to come back to another
+// node (1012), and waits for them to be gone or for ctx to end.
+func (s *Server) CloseSockets(ctx context.Context) error {
+	s.Stop()
+	s.beat.each(func(k *socket) { k.conn.CloseWith(protocol.CloseRestart) })
+	done := make(chan struct{})
+	go func() { s.sockets.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.beat.each(func(k *socket) { k.conn.kill() })
+		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
+	}
+}
+
+// Shutdown ends both listeners and what they have under way, then the
+// heartbeat. Sockets are not waited for: see CloseSockets.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.Stop()
+	err := errors.Join(s.public.Shutdown(ctx), s.admin.Shutdown(ctx))
+	close(s.stop)
+	return err
+}
+
+func (s *Server) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// admit counts a connection in and says whether it may come; n is how many
+// there are with it.
+func (s *Server) admit() (n int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping || s.connected >= s.cfg.MaxConnections+overLimit {
+		return s.connected, false
+	}
+	s.connected++
+	s.sockets.Add(1)
+	return s.connected, true
+}
+
+func (s *Server) release() {
+	s.mu.Lock()
+	s.connected--
+	s.mu.Unlock()
+	s.sockets.Done()
+}
+
+func (s *Server) welcome() protocol.Frame {
+	return protocol.Welcome{
+		Session:     fmt.Sprintf("%s-%d", s.cfg.Node, s.session.Add(1)),
+		Node:        s.cfg.Node,
+		Color:       s.cfg.Color,
+		Deployment:  s.cfg.Deployment,
+		Version:     s.cfg.Version,
+		HeartbeatMS: s.cfg.Heartbeat.Milliseconds(),
+		MaxFrame:    s.cfg.MaxFrame,
+	}.Encode()
+}
+
+// countReceived keeps the label to the types there are.
+func (s *Server) countReceived(t protocol.Type) {
+	switch t {
+	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory:
+		s.metrics.received.WithLabelValues(string(t)).Inc()
+	default:
+		s.metrics.received.WithLabelValues("other").Inc()
+	}
+}

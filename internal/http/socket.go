@@ -1,0 +1,189 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+	"unicode/utf8"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/hub"
+	"switchyard/internal/protocol"
+)
+
+// maxMalformed is how many unreadable frames in a row end a connection.
+const maxMalformed = 3
+
+// A socket is one client's connection. Its fields belong to readLoop unless
+// they say otherwise.
+type socket struct {
+	server  *Server
+	ws      *websocket.Conn
+	conn    *conn // safe for concurrent use
+	client  *hub.Client
+	remote  string
+	started time.Time
+
+	received  int
+	malformed int // in a row
+
+	slot, index int // guarded by the beat's slot lock
+}
+
+func newSocket(s *Server, ws *websocket.Conn, c *conn, remote string) *socket {
+	k := &socket{server: s, ws: ws, conn: c, remote: remote, started: time.Now()}
+	k.client = s.cfg.Hub.NewClient(c, "")
+	return k
+}
+
+// readLoop handles frames until the connection ends. It waits without a
+// deadline: the heartbeat ends who is silent.
+func (k *socket) readLoop() {
+	var err error
+	for err == nil {
+		err = k.readFrame()
+	}
+	k.end(err)
+}
+
+func (k *socket) readFrame() error {
+	// A context that ends would close the socket, so none does.
+	kind, r, err := k.ws.Reader(context.Background())
+	if err != nil {
+		return err //nolint:wrapcheck // end asks the library what it means
+	}
+	if kind != websocket.MessageText {
+		k.conn.CloseWith(protocol.CloseBinary)
+		return errClosedByUs
+	}
+	buf := buffers.get()
+	defer buffers.put(buf)
+	if err := readAll(r, buf); err != nil {
+		return err
+	}
+	if !utf8.Valid(*buf) {
+		// RFC 6455 §8.1; the library leaves it to us.
+		k.conn.CloseWith(protocol.CloseUTF8)
+		return errClosedByUs
+	}
+	return k.handle(*buf)
+}
+
+var errClosedByUs = errors.New("closed by the service")
+
+// readAll reads to the end into *buf, which the frame limit bounds.
+func readAll(r io.Reader, buf *[]byte) error {
+	b := *buf
+	for {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		*buf = b
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err //nolint:wrapcheck // end asks the library what it means
+		}
+	}
+}
+
+// handle does what a frame asks for and answers what is wrong with it.
+func (k *socket) handle(frame []byte) error {
+	k.received++
+	r, err := protocol.Decode(frame)
+	if protocol.Malformed(err) {
+		k.server.metrics.received.WithLabelValues("other").Inc()
+		k.malformed++
+		k.answer(&r, err)
+		if k.malformed >= maxMalformed {
+			k.conn.CloseWith(protocol.ClosePolicy)
+			return errClosedByUs
+		}
+		return nil
+	}
+	k.malformed = 0
+	k.server.countReceived(r.Type)
+	if err == nil {
+		err = k.client.Handle(context.Background(), &r)
+	}
+	if err != nil {
+		k.answer(&r, err)
+	}
+	return nil
+}
+
+func (k *socket) answer(r *protocol.Request, err error) {
+	e := protocol.ErrorFor(err)
+	k.server.metrics.errors.WithLabelValues(e.Code).Inc()
+	if e.Code == protocol.CodeInternal {
+		k.server.log.Error("request failed", "type", r.Type, "error", err)
+	}
+	k.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
+}
+
+// end takes the client out of everything and closes the connection.
+func (k *socket) end(err error) {
+	s := k.server
+	k.client.Close()
+	s.beat.remove(k)
+	code, reason := k.verdict(err)
+	if errors.Is(err, errClosedByUs) {
+		k.awaitClose()
+	}
+	_ = k.ws.CloseNow() // flushes and lingers as conn.Close says, then closes
+	s.metrics.active.Dec()
+	s.metrics.disconnections.WithLabelValues(reason).Inc()
+	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
+		s.metrics.errors.WithLabelValues(reason).Inc()
+	}
+	took := time.Since(k.started)
+	s.metrics.lifetime.Observe(took.Seconds())
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
+		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", k.remote),
+		slog.Duration("duration", took), slog.Int("frames_in", k.received), slog.Int64("bytes_out", k.conn.sent.Load()))
+	s.release()
+}
+
+// awaitClose reads until the client has answered our close frame: bounded by
+// the deadline that went with it.
+func (k *socket) awaitClose() {
+	for {
+		_, r, err := k.ws.Reader(context.Background())
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, r)
+	}
+}
+
+// Reasons of an end that no close frame of ours has.
+const (
+	reasonClient = "client" // the client said goodbye
+	reasonLost   = "lost"   // no goodbye: cut, killed, or gone
+)
+
+// verdict says why a connection ended. The code is what the client was told,
+// or told us; 1006 (RFC 6455 §7.4.1) stands for nobody having said anything.
+func (k *socket) verdict(err error) (protocol.CloseCode, string) {
+	code, ours := k.conn.closing()
+	if ours {
+		return code, code.Reason()
+	}
+	if status := websocket.CloseStatus(err); status != -1 {
+		return protocol.CloseCode(status), reasonClient
+	}
+	if code != 0 {
+		return code, code.Reason()
+	}
+	if errors.Is(err, net.ErrClosed) || err != nil {
+		return 1006, reasonLost
+	}
+	return protocol.CloseNormal, reasonClient
+}

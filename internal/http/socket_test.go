@@ -1,0 +1,318 @@
+package http
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+)
+
+func TestTwoBrowsersChat(t *testing.T) {
+	n := startNode(t, nil)
+	a := n.dial(&websocket.DialOptions{Subprotocols: []string{"switchyard.v1"}})
+	if a.ws.Subprotocol() != "switchyard.v1" {
+		t.Errorf("subprotocol %q", a.ws.Subprotocol())
+	}
+	b := n.dial(nil) // offers none: v1 all the same
+	for _, p := range []*browser{a, b} {
+		p.send(`{"type":"join","ref":"j","room":"lobby"}`)
+		if got := p.read(); got["type"] != "joined" || got["ref"] != "j" || got["seq"] != 0.0 {
+			t.Fatalf("joined: %v", got)
+		}
+	}
+	a.send(`{"type":"publish","ref":"p","room":"lobby","id":"i1","data":{"text":"hi"}}`)
+	if got := a.until("ack"); got["ref"] != "p" || got["seq"] != 1.0 || got["id"] != "i1" {
+		t.Errorf("ack: %v", got)
+	}
+	got := b.until("message")
+	if got["seq"] != 1.0 || got["from"] != nil || fmt.Sprint(got["data"]) != "map[text:hi]" {
+		t.Errorf("message: %v", got)
+	}
+	a.send(`{"type":"publish","ref":"q","room":"lobby","id":"i1","data":{"text":"hi"}}`)
+	if got := a.until("ack"); got["duplicate"] != true || got["seq"] != 1.0 {
+		t.Errorf("resent: %v", got)
+	}
+	a.send(`{"type":"publish","ref":"r","room":"lobby","id":"i1","data":"other"}`)
+	if got := a.until("error"); got["code"] != "conflict" || got["id"] != "i1" {
+		t.Errorf("same id, other data: %v", got)
+	}
+	b.send(`{"type":"history","ref":"h","room":"lobby"}`)
+	if got := b.until("history"); len(got["messages"].([]any)) != 1 || got["more"] != false {
+		t.Errorf("history: %v", got)
+	}
+}
+
+func TestWelcomeTellsWhoServes(t *testing.T) {
+	n := startNode(t, nil)
+	ctx := t.Context()
+	ws, _, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow() //nolint:errcheck // the test is over
+	_, p, err := ws.Read(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(p, &got); err != nil {
+		t.Fatal(err)
+	}
+	for field, want := range map[string]any{
+		"type": "welcome", "resumed": false, "user": nil, "node": "n1", "color": "blue",
+		"deployment": "d1", "version": "v1", "heartbeat_ms": 25000.0, "max_frame": 65536.0,
+	} {
+		if got[field] != want {
+			t.Errorf("%s: %v, want %v", field, got[field], want)
+		}
+	}
+}
+
+func TestBadInputIsAnsweredByName(t *testing.T) {
+	n := startNode(t, nil)
+	b := n.dial(nil)
+	for _, tt := range []struct{ send, code, says string }{
+		{`{"type":"join","ref":"1","room":"a b"}`, "invalid", "room"},
+		{`{"type":"join","ref":"2","room":"_x"}`, "forbidden", "_"},
+		{`{"type":"fly","ref":"3"}`, "unknown_type", "known"},
+		{`{"type":"join","ref":"4","room":"a","after":-1}`, "invalid", "after"},
+		{`{"type":"leave","ref":"5","room":"a"}`, "invalid", "joined"},
+		{`nonsense`, "malformed", "JSON"},
+	} {
+		b.send("%s", tt.send)
+		got := b.until("error")
+		if got["code"] != tt.code || !strings.Contains(got["message"].(string), tt.says) {
+			t.Errorf("%s: %v, want %s about %q", tt.send, got, tt.code, tt.says)
+		}
+	}
+	b.send(`{"type":"join","room":"a"}`) // still served
+	b.until("joined")
+	if got := n.metric(`websocket_errors_total{type="invalid"}`); got != "3" {
+		t.Errorf("websocket_errors_total{invalid} = %s, want 3", got)
+	}
+}
+
+func TestEndsByCloseCode(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxFrame = 2048 })
+	big := `{"type":"publish","room":"a","data":"` + strings.Repeat("x", 4096) + `"}`
+	tests := []struct {
+		name string
+		do   func(*browser)
+		code websocket.StatusCode
+	}{
+		{"three malformed frames in a row", func(b *browser) { b.send("a"); b.send("b"); b.send("c") }, 1008},
+		{"a frame too big", func(b *browser) { b.send("%s", big) }, 1009},
+		{"a binary frame", func(b *browser) {
+			_ = b.ws.Write(context.Background(), websocket.MessageBinary, []byte("x"))
+		}, 1003},
+		{"text that is not UTF-8", func(b *browser) { b.send("%s", "{\"type\":\"\xff\"}") }, 1007},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b := n.dial(nil)
+			tt.do(b)
+			if got := b.closed(); got != tt.code {
+				t.Errorf("closed with %d, want %d", got, tt.code)
+			}
+		})
+	}
+	eventually(t, "all to be gone", func() bool { return n.metric("websocket_active_connections") == "0" })
+	for _, reason := range []string{"malformed", "too_big", "binary_frame", "invalid_utf8"} {
+		if got := n.metric(`websocket_disconnections_total{reason="` + reason + `"}`); got != "1" {
+			t.Errorf("%s counted %q times", reason, got)
+		}
+	}
+}
+
+func TestTwoMalformedFramesAreForgiven(t *testing.T) {
+	n := startNode(t, nil)
+	b := n.dial(nil)
+	for range 3 {
+		b.send("a")
+		b.send("b")
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+	}
+}
+
+// What a client sends right behind its handshake sits in net/http's buffer
+// when the connection is taken over.
+func TestFramesBehindTheHandshakeAreNotLost(t *testing.T) {
+	n := startNode(t, nil)
+	_, br := n.raw(masked(0x81, `{"type":"join","ref":"early","room":"a"}`))
+	var got bytes.Buffer
+	if _, err := io.CopyN(&got, br, 300); err != nil && got.Len() == 0 {
+		t.Fatal(err)
+	}
+	if !strings.Contains(got.String(), `"ref":"early"`) {
+		t.Errorf("no answer to the early join: %q", got.String())
+	}
+}
+
+func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.QueueBytes = 600 << 10 })
+	fast := n.dial(nil)
+	fast.send(`{"type":"join","room":"a"}`)
+	fast.until("joined")
+	slow, br := n.raw(masked(0x81, `{"type":"join","room":"a"}`))
+	eventually(t, "both to be members", func() bool {
+		rooms := n.hub.Rooms()
+		return len(rooms) == 1 && rooms[0].Members == 2
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	data := `"` + strings.Repeat("x", 32<<10) + `"`
+	sent := 0
+	for n.metric(`websocket_queue_bytes`) == "0" || n.hub.Rooms()[0].Members == 2 {
+		if sent++; sent > 2000 {
+			t.Fatal("the slow client was never closed")
+		}
+		if _, err := n.hub.Publish(ctx, draft("a", data)); err != nil {
+			t.Fatal(err)
+		}
+		if got := fast.until("message"); got["seq"] != float64(sent) {
+			t.Fatalf("fast client got %v, want %d", got["seq"], sent)
+		}
+		if n.metric(`websocket_disconnections_total{reason="slow"}`) == "1" {
+			break
+		}
+	}
+	// It wakes up: whole frames, then 4208.
+	rest, _ := io.ReadAll(br)
+	_ = slow.Close()
+	if !bytes.Contains(rest, []byte("slow")) && n.metric(`websocket_disconnections_total{reason="slow"}`) != "1" {
+		t.Error("neither told nor counted as slow")
+	}
+	eventually(t, "the slow one to be gone", func() bool {
+		return n.metric(`websocket_disconnections_total{reason="slow"}`) == "1" && n.metric("websocket_queue_bytes") == "0"
+	})
+}
+
+func TestSilentClientIsClosedAfterTwoBeats(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
+	lively := n.dial(nil)
+	beats := make(chan int)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { // the library answers pings while it reads
+		count := 0
+		for {
+			_, p, err := lively.ws.Read(ctx)
+			if err != nil {
+				beats <- count
+				return
+			}
+			if bytes.Contains(p, []byte(`"heartbeat"`)) {
+				count++
+			}
+		}
+	}()
+	_, br := n.raw("") // reads, but answers no ping
+	rest, err := io.ReadAll(br)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(rest, []byte(`"type":"heartbeat"`)) || !bytes.Contains(rest, []byte("\x88\x09\x10\x71no_pong")) {
+		t.Errorf("got %q, want heartbeats and close 4209", rest)
+	}
+	eventually(t, "only the client that answers", func() bool { return n.metric("websocket_active_connections") == "1" })
+	stop()
+	if count := <-beats; count < 5 {
+		t.Errorf("%d heartbeats in 5 s at one each 200 ms", count)
+	}
+}
+
+func TestStopClosesEveryoneWithRestart(t *testing.T) {
+	n := startNode(t, nil)
+	browsers := make([]*browser, 20)
+	for i := range browsers {
+		browsers[i] = n.dial(nil)
+	}
+	done := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		done <- n.CloseSockets(ctx)
+	}()
+	for _, b := range browsers {
+		if got := b.closed(); got != 1012 {
+			t.Errorf("closed with %d, want 1012", got)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	res, _ := n.call("GET", "/ws", "", "")
+	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+		t.Errorf("handshake while stopping: %d", res.StatusCode)
+	}
+	if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "draining") {
+		t.Errorf("readyz while stopping: %d %s", res.StatusCode, body)
+	}
+}
+
+func TestTooManyConnections(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxConnections = 2 })
+	a := n.dial(nil)
+	n.dial(nil)
+	if got := n.dial(nil).closed(); got != 4103 {
+		t.Errorf("third connection closed with %d, want 4103", got)
+	}
+	eventually(t, "the third to be gone", func() bool { return n.metric("websocket_active_connections") == "2" })
+	_ = a.ws.Close(websocket.StatusNormalClosure, "")
+	eventually(t, "room for one", func() bool { return n.metric("websocket_active_connections") == "1" })
+	n.dial(nil).send(`{"type":"join","room":"a"}`)
+}
+
+func TestOrigins(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.AllowedOrigins = []string{"https://app.example"} })
+	for origin, want := range map[string]int{
+		"":                            http.StatusSwitchingProtocols,
+		"http://" + n.addr:            http.StatusSwitchingProtocols,
+		"https://app.example":         http.StatusSwitchingProtocols,
+		"https://APP.example":         http.StatusSwitchingProtocols,
+		"http://app.example":          http.StatusForbidden, // the scheme counts
+		"https://evil.example":        http.StatusForbidden,
+		"https://app.example.evil":    http.StatusForbidden,
+		"https://app.example:444":     http.StatusForbidden,
+		"null":                        http.StatusForbidden,
+		"https://x@app.example.evil/": http.StatusForbidden,
+	} {
+		ws, res, err := websocket.Dial(t.Context(), "ws://"+n.addr+"/ws", &websocket.DialOptions{HTTPHeader: http.Header{"Origin": {origin}}})
+		if err == nil {
+			_ = ws.CloseNow()
+		}
+		if res == nil || res.StatusCode != want {
+			t.Errorf("origin %q: %v, want %d", origin, res, want)
+		}
+	}
+}
+
+func TestOneLineForEachConnectionEnd(t *testing.T) {
+	n := startNode(t, nil)
+	b := n.dial(nil)
+	b.send(`{"type":"publish","room":"a","data":"secret"}`)
+	b.until("ack")
+	_ = b.ws.Close(websocket.StatusNormalClosure, "bye")
+	var line map[string]any
+	eventually(t, "the log line", func() bool {
+		for l := range strings.Lines(n.logs.String()) {
+			if strings.Contains(l, "connection ended") {
+				return json.Unmarshal([]byte(l), &line) == nil
+			}
+		}
+		return false
+	})
+	if line["code"] != 1000.0 || line["reason"] != "client" || line["frames_in"] != 1.0 || line["remote"] != "127.0.0.1" {
+		t.Errorf("line: %v", line)
+	}
+	if strings.Contains(n.logs.String(), "secret") {
+		t.Error("the log holds a message")
+	}
+}

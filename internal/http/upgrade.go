@@ -1,0 +1,125 @@
+package http
+
+import (
+	"bufio"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/protocol"
+)
+
+const (
+	// smallBuffer is what the library reads and writes through, instead of the
+	// 4+4 KiB of net/http: 512 bytes hold a usual frame.
+	smallBuffer = 512
+	// overLimit is how many connections over the limit are still accepted, to
+	// be told so by a close code that a browser can see.
+	overLimit = 256
+)
+
+// hijacker gives the library our conn when it takes the connection over.
+type hijacker struct {
+	http.ResponseWriter
+	server *Server
+	conn   *conn
+}
+
+// Hijack implements http.Hijacker.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	under, ok := h.ResponseWriter.(http.Hijacker)
+	if !ok {
+		return nil, nil, errors.New("the connection can't be taken over")
+	}
+	c, old, err := under.Hijack()
+	if err != nil {
+		return nil, nil, err //nolint:wrapcheck // the library wraps it
+	}
+	// What the client sent behind its handshake is in net/http's buffer.
+	carry, _ := old.Reader.Peek(old.Reader.Buffered())
+	s := h.server
+	h.conn = newConn(c, slices.Clone(carry), s.cfg.QueueBytes, &s.queued, &s.clock)
+	return h.conn, bufio.NewReadWriter(
+		bufio.NewReaderSize(h.conn, smallBuffer),
+		bufio.NewWriterSize(h.conn, smallBuffer),
+	), nil
+}
+
+// upgrade makes a WebSocket of a request. It returns at once: a goroutine with
+// a shallow stack of its own reads, so that net/http's can go.
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
+	started := time.Now()
+	if !s.originAllowed(r) {
+		s.metrics.connections.WithLabelValues("origin").Inc()
+		s.refuse(w, r, &protocol.Error{Code: protocol.CodeForbidden, Message: "this origin may not connect; see ALLOWED_ORIGINS"})
+		return
+	}
+	n, ok := s.admit()
+	if !ok {
+		s.metrics.connections.WithLabelValues("refused").Inc()
+		s.refuse(w, r, &protocol.Error{
+			Code:       protocol.CodeUnavailable,
+			Message:    "this node takes no new connections",
+			RetryAfter: time.Second,
+		})
+		return
+	}
+	hj := &hijacker{ResponseWriter: w, server: s}
+	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{
+		Subprotocols:       []string{protocol.Subprotocol},
+		InsecureSkipVerify: true, // the origin was checked above, scheme included
+		CompressionMode:    websocket.CompressionDisabled,
+	})
+	if err != nil {
+		s.release()
+		s.metrics.connections.WithLabelValues("handshake").Inc()
+		return // Accept has answered
+	}
+	ws.SetReadLimit(int64(s.cfg.MaxFrame))
+	k := newSocket(s, ws, hj.conn, remoteAddr(r))
+	s.metrics.connections.WithLabelValues("ok").Inc()
+	s.metrics.active.Inc()
+	k.conn.Send(s.welcome())
+	if n > s.cfg.MaxConnections {
+		k.conn.CloseWith(protocol.CloseTooMany)
+	}
+	s.beat.add(k)
+	if s.isStopping() { // CloseSockets may have passed just before add
+		k.conn.CloseWith(protocol.CloseRestart)
+	}
+	s.metrics.handshake.Observe(time.Since(started).Seconds())
+	go k.readLoop()
+}
+
+// originAllowed holds browsers to the same origin or the configured ones.
+// Requests without Origin come from no browser.
+func (s *Server) originAllowed(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" {
+		return false
+	}
+	// TLS ends before us, so the scheme of "the same origin" is not known
+	// here; a configured origin is compared whole.
+	return strings.EqualFold(u.Host, r.Host) || slices.ContainsFunc(s.cfg.AllowedOrigins, func(allowed string) bool {
+		return strings.EqualFold(allowed, u.Scheme+"://"+u.Host)
+	})
+}
+
+// remoteAddr is the peer's address without its port, for the log.
+func remoteAddr(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}

@@ -96,6 +96,9 @@ func (k *committer) close(ctx context.Context) error {
 
 // hand calls settled once for each room of pubs.
 func (l *lane) hand(pubs []*message.Publication) {
+	if len(pubs) == 0 {
+		return
+	}
 	l.settling.Lock()
 	defer l.settling.Unlock()
 	slices.SortStableFunc(pubs, func(a, b *message.Publication) int {

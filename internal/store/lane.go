@@ -44,6 +44,7 @@ type entry struct {
 	digest   [digestSize]byte
 	deadline time.Time
 	first    *entry // the one of the same id earlier in the batch, or nil
+	done     bool   // the outcome is in pub
 }
 
 // key is what an id is unique for.
@@ -65,9 +66,10 @@ type lane struct {
 	done   chan struct{} // closed by commitLoop
 
 	// Owned by commitLoop.
-	writer writer
-	seen   map[key]*entry
-	down   bool // for one log line an outage, not one an attempt
+	writer   writer
+	seen     map[key]*entry
+	down     bool // for one log line an outage, not one an attempt
+	failures int  // in a row
 
 	lastOK  atomic.Int64 // UnixNano of the last answer of the database
 	lastErr atomic.Pointer[error]
@@ -186,6 +188,16 @@ func (l *lane) take() []*entry {
 	return batch
 }
 
+// putBack returns entries to the front of the queue.
+func (l *lane) putBack(entries []*entry) {
+	if len(entries) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queue = append(entries, l.queue...)
+}
+
 func (l *lane) ping() {
 	if time.Since(time.Unix(0, l.lastOK.Load())) < pingEvery {
 		return
@@ -198,7 +210,8 @@ func (l *lane) ping() {
 	l.note(err)
 }
 
-// commit stores a batch and settles it, one call a room.
+// commit stores a batch and settles it, one call a room. When the time of some
+// is over, it settles those; the others go back to the front of the queue.
 func (l *lane) commit(batch []*entry) {
 	clear(l.seen)
 	unique := make([]*entry, 0, len(batch))
@@ -208,25 +221,33 @@ func (l *lane) commit(batch []*entry) {
 			l.seen[k] = e
 			unique = append(unique, e)
 		}
+		e.done = false
 	}
 	l.m.batch.Observe(float64(len(batch)))
 	l.store(unique)
 	size := 0
-	pubs := make([]*message.Publication, len(batch))
-	for i, e := range batch {
-		if e.first != nil {
+	var pubs []*message.Publication
+	var left []*entry
+	for _, e := range batch {
+		if e.first != nil && e.first.done {
 			l.follow(e)
 		}
-		pubs[i] = e.pub
+		if !e.done {
+			left = append(left, e)
+			continue
+		}
+		pubs = append(pubs, e.pub)
 		size += len(e.pub.Data)
 	}
-	l.pending.remove(len(batch), size)
+	l.putBack(left)
+	l.pending.remove(len(pubs), size)
 	l.hand(pubs)
 }
 
 // follow settles an entry from the one with the same id before it in its batch.
 func (l *lane) follow(e *entry) {
 	first := e.first.pub
+	e.done = true
 	switch {
 	case first.Err == nil && e.digest != e.first.digest:
 		l.fail(e, errConflict, reasonConflict)
@@ -237,19 +258,16 @@ func (l *lane) follow(e *entry) {
 	default:
 		// The first one was at fault for its own data: this one may be the
 		// resend of what is stored under the id.
+		e.done = false
 		l.store([]*entry{e})
 	}
 }
 
 // store commits entries, in halves when the database refuses them, until each
-// has its outcome or its time is over. Halves keep their order, so a room's
-// publications are numbered as they came.
+// has its outcome or the time of some is over. Halves keep their order, so a
+// room's publications are numbered as they came.
 func (l *lane) store(entries []*entry) {
-	for attempt := 0; ; attempt++ {
-		entries = l.expire(entries)
-		if len(entries) == 0 {
-			return
-		}
+	for !l.expire(entries) {
 		epoch, results, err := l.attempt(entries)
 		switch {
 		case err == nil:
@@ -265,22 +283,23 @@ func (l *lane) store(entries []*entry) {
 			l.store(entries[half:])
 			return
 		}
-		l.backoff(attempt)
+		if l.expire(entries) {
+			return
+		}
+		l.backoff()
 	}
 }
 
-// expire settles the entries whose time is over and returns the others.
-func (l *lane) expire(entries []*entry) []*entry {
-	now, closed := time.Now(), l.ctx.Err() != nil
-	rest := entries[:0:0]
+// expire fails the entries whose time is over, and says whether there were any.
+func (l *lane) expire(entries []*entry) bool {
+	now, closed, over := time.Now(), l.ctx.Err() != nil, false
 	for _, e := range entries {
 		if closed || now.After(e.deadline) {
 			l.fail(e, fmt.Errorf("append: no answer within %v: %w", l.timeout, message.ErrUnavailable), reasonTimeout)
-			continue
+			over = true
 		}
-		rest = append(rest, e)
 	}
-	return rest
+	return over
 }
 
 // attempt tries once. An attempt always gets a fifth of the timeout: were it
@@ -314,6 +333,7 @@ func (l *lane) apply(entries []*entry, epoch message.Epoch, results []result) {
 			l.fail(e, errConflict, reasonConflict)
 			continue
 		}
+		e.done = true
 		p := e.pub
 		p.Epoch, p.Seq, p.At, p.Duplicate = epoch, r.seq, r.at.UTC(), r.duplicate
 	}
@@ -322,7 +342,7 @@ func (l *lane) apply(entries []*entry, epoch message.Epoch, results []result) {
 var errConflict = fmt.Errorf("append: %w", message.ErrConflict)
 
 func (l *lane) fail(e *entry, err error, reason string) {
-	e.pub.Err = err
+	e.pub.Err, e.done = err, true
 	l.m.failed.WithLabelValues(reason).Inc()
 }
 
@@ -332,6 +352,7 @@ func (l *lane) note(err error) {
 	case err == nil:
 		l.lastOK.Store(time.Now().UnixNano())
 		l.lastErr.Store(nil)
+		l.failures = 0
 		if l.down {
 			l.log.Info("the log can be written again")
 		}
@@ -339,6 +360,7 @@ func (l *lane) note(err error) {
 		return
 	default:
 		l.lastErr.Store(&err)
+		l.failures++
 		if !l.down {
 			l.log.Warn("the log cannot be written; trying on", "error", err)
 		}
@@ -358,11 +380,12 @@ func (l *lane) check() error {
 	return fmt.Errorf("the log has not answered for %v", age.Round(time.Second))
 }
 
-// backoff waits 5 ms, doubled at each attempt up to 320 ms, half of it random.
-func (l *lane) backoff(attempt int) {
-	d := 5 * time.Millisecond << min(attempt, 6)
+// backoff waits 5 ms after the first failure, doubled at each further one up
+// to a twentieth of the timeout, half of it random.
+func (l *lane) backoff() {
+	d := min(5*time.Millisecond<<min(l.failures, 10), l.timeout/20)
 	select {
-	case <-time.After(d/2 + rand.N(d/2)):
+	case <-time.After(d/2 + rand.N(d/2+1)):
 	case <-l.ctx.Done():
 	}
 }

@@ -67,7 +67,8 @@ WITH numbered AS MATERIALIZED (
 	SELECT pg_current_xact_id(), array_agg(name), array_agg(head), clock_timestamp() FROM headed HAVING count(*) > 0
 )
 SELECT seq, at, known IS NOT NULL, known_digest,
-	(SELECT epoch FROM meta WHERE 1 / (fingerprint = $6 || '/' || to_regclass('messages')::oid::text)::int = 1)
+	(SELECT epoch FROM meta WHERE 1 / (fingerprint = $6 || '/' || to_regclass('messages')::oid::text)::int = 1),
+	(SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint)
 FROM numbered ORDER BY pos`
 
 const sqlPing = `
@@ -179,7 +180,7 @@ func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []r
 	b.Queue("append", names, senders, ids, data, digests, w.base)
 	b.Queue("commit")
 	answers := w.conn.SendBatch(ctx, &b)
-	epoch, results, err := readAnswers(answers, n)
+	epoch, results, err := w.readAnswers(answers, n)
 	if closed := answers.Close(); err == nil {
 		err = closed
 	}
@@ -189,7 +190,7 @@ func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []r
 	return epoch, results, nil
 }
 
-func readAnswers(answers pgx.BatchResults, n int) (message.Epoch, []result, error) {
+func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int) (message.Epoch, []result, error) {
 	for range 3 { // begin, make, lock
 		if _, err := answers.Exec(); err != nil {
 			return "", nil, err
@@ -201,10 +202,11 @@ func readAnswers(answers pgx.BatchResults, n int) (message.Epoch, []result, erro
 	}
 	defer rows.Close()
 	var epoch string
+	var wal int64
 	results := make([]result, 0, n)
 	for rows.Next() {
 		var r result
-		if err := rows.Scan(&r.seq, &r.at, &r.duplicate, &r.digest, &epoch); err != nil {
+		if err := rows.Scan(&r.seq, &r.at, &r.duplicate, &r.digest, &epoch, &wal); err != nil {
 			return "", nil, err
 		}
 		results = append(results, r)
@@ -220,6 +222,7 @@ func readAnswers(answers pgx.BatchResults, n int) (message.Epoch, []result, erro
 	if tag.String() != "COMMIT" || len(results) != n {
 		return "", nil, fmt.Errorf("the database answered %q with %d of %d rows", tag, len(results), n)
 	}
+	w.p.sawWAL(wal)
 	return message.Epoch(epoch), results, nil
 }
 

@@ -13,6 +13,8 @@ import (
 // had come: a database that is behind it, or that it does not know, was
 // restored or copied, and what clients remember of it counts no more. The
 // inode is part of it, since a backup of the folder brings both files back.
+// File systems may give a freed inode again: whoever restores a whole folder
+// had better leave this file out.
 //
 // It is written after each commit and not flushed: after a power failure it
 // may be behind the database, which is harmless.

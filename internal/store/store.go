@@ -31,8 +31,8 @@ type Config struct {
 	// IDWindow is how long ids are remembered at least (default 10 min).
 	IDWindow time.Duration
 	// AppendTimeout bounds how long a publication waits (default 5 s). After
-	// it, and at most a fifth of it more for the attempt that is under way, the
-	// publication is settled with message.ErrUnavailable.
+	// it, and at most a quarter of it more for the attempt that is under way,
+	// the publication is settled with message.ErrUnavailable.
 	AppendTimeout time.Duration
 	// MaxPending and MaxPendingBytes bound what waits in all lanes together
 	// (default 32768 publications, 64 MiB of data).

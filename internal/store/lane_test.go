@@ -1,0 +1,360 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"switchyard/internal/message"
+)
+
+var (
+	errGuilty = errors.New("guilty")
+	errLost   = errors.New("connection lost")
+)
+
+// aWriter answers in memory; fate decides about each batch, and how long it takes.
+type aWriter struct {
+	fate    func(ctx context.Context, batch []*entry) error
+	batches [][]*entry
+	head    message.Seq
+	closed  bool
+}
+
+func (w *aWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+	w.batches = append(w.batches, batch)
+	if w.fate != nil {
+		if err := w.fate(ctx, batch); err != nil {
+			return "", nil, err
+		}
+	}
+	results := make([]result, len(batch))
+	for i := range batch {
+		w.head++
+		results[i] = result{seq: w.head, at: time.Now()}
+	}
+	return "epoch", results, nil
+}
+
+func (w *aWriter) ping(ctx context.Context) error { return w.fate(ctx, nil) }
+func (w *aWriter) guilty(err error) bool          { return errors.Is(err, errGuilty) }
+func (w *aWriter) close()                         { w.closed = true }
+
+// oneLane returns a committer of one lane over w. It is not started.
+func oneLane(w *aWriter, change ...func(*Config)) (*committer, *metrics) {
+	var c Config
+	for _, f := range change {
+		f(&c)
+	}
+	m := newMetrics(prometheus.NewRegistry())
+	return newCommitter(c.withDefaults(), m, []writer{w}), m
+}
+
+func publication(room, id, data string) *message.Publication {
+	return &message.Publication{Draft: message.Draft{Room: message.Room(room), ID: id, Data: []byte(data)}}
+}
+
+func TestWhatWaitsFormsTheNextBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &aWriter{fate: func(context.Context, []*entry) error { time.Sleep(time.Millisecond); return nil }}
+		k, _ := oneLane(w)
+		settled := 0
+		k.Start(func(pubs []*message.Publication) { settled += len(pubs) })
+		k.Append(publication("room", "first", "x"))
+		synctest.Wait() // its commit is under way
+		for i := range 300 {
+			k.Append(publication("room", numbered("id", i), "x"))
+		}
+		big := strings.Repeat("x", batchBytes*2/3)
+		for i := range 2 {
+			k.Append(publication("room", numbered("big", i), big))
+		}
+		k.Append(publication("room", "huge", big+big))
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var sizes []int
+		for _, b := range w.batches {
+			sizes = append(sizes, len(b))
+		}
+		// 44 small ones are left after the full batch, and one big one fits.
+		if want := []int{1, 256, 45, 1, 1}; !slices.Equal(sizes, want) {
+			t.Errorf("batches of %v, want %v", sizes, want)
+		}
+		if settled != 304 {
+			t.Errorf("%d were settled", settled)
+		}
+		if !w.closed {
+			t.Error("the connection was left open")
+		}
+	})
+}
+
+func TestHalvesFindTheGuilty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &aWriter{fate: func(_ context.Context, batch []*entry) error {
+			for _, e := range batch {
+				if string(e.pub.Data) == "bad" {
+					return errGuilty
+				}
+			}
+			return nil
+		}}
+		k, m := oneLane(w)
+		var pubs []*message.Publication
+		for i := range 256 {
+			data := "good"
+			if i == 3 || i == 200 || i == 255 {
+				data = "bad"
+			}
+			pubs = append(pubs, publication("room", numbered("id", i), data))
+			k.Append(pubs[i])
+		}
+		calls := 0
+		k.Start(func([]*message.Publication) { calls++ })
+		synctest.Wait()
+		if calls != 1 {
+			t.Errorf("settled was called %d times for one room of one batch", calls)
+		}
+		next := message.Seq(1)
+		for i, p := range pubs {
+			if string(p.Data) == "bad" {
+				if !errors.Is(p.Err, message.ErrRejected) {
+					t.Errorf("%d: %v", i, p.Err)
+				}
+				continue
+			}
+			if p.Err != nil || p.Seq != next {
+				t.Fatalf("%d: seq %d, want %d, %v", i, p.Seq, next, p.Err)
+			}
+			next++
+		}
+		if len(w.batches) > 60 {
+			t.Errorf("it took %d transactions", len(w.batches))
+		}
+		if got := testutil.ToFloat64(m.failed.WithLabelValues(reasonRejected)); got != 3 {
+			t.Errorf("store_failed_total{reason=rejected} is %v", got)
+		}
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestEachIsAnsweredInItsOwnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// The database swallows everything and never answers.
+		w := &aWriter{fate: func(ctx context.Context, _ []*entry) error { <-ctx.Done(); return ctx.Err() }}
+		k, m := oneLane(w)
+		took := map[string]time.Duration{}
+		began := map[string]time.Time{}
+		k.Start(func(pubs []*message.Publication) {
+			for _, p := range pubs {
+				took[p.ID] = time.Since(began[p.ID])
+				if !errors.Is(p.Err, message.ErrUnavailable) {
+					t.Errorf("%s: %v", p.ID, p.Err)
+				}
+			}
+		})
+		for i := range 40 {
+			id := numbered("id", i)
+			began[id] = time.Now()
+			k.Append(publication("room", id, "x"))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if k.Check() != nil {
+			t.Error("Check speaks before 5 s are over")
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(took) != 40 {
+			t.Fatalf("%d were settled", len(took))
+		}
+		for id, d := range took {
+			if d < 5*time.Second || d > 6250*time.Millisecond {
+				t.Errorf("%s was answered after %v", id, d)
+			}
+		}
+		if err := k.Check(); err == nil || !strings.Contains(err.Error(), "deadline") {
+			t.Errorf("Check: %v", err)
+		}
+		if got := testutil.ToFloat64(m.failed.WithLabelValues(reasonTimeout)); got != 40 {
+			t.Errorf("store_failed_total{reason=timeout} is %v", got)
+		}
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Under a steady stream some entry runs out of time each millisecond. The
+// attempts must all the same be long enough for a database that has come back.
+func TestRecoveryUnderAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		back := time.Now().Add(20 * time.Second)
+		w := &aWriter{fate: func(ctx context.Context, _ []*entry) error {
+			answer := 30 * time.Millisecond // to connect and commit
+			if time.Now().Before(back) {
+				answer = time.Hour
+			}
+			select {
+			case <-time.After(answer):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}}
+		k, _ := oneLane(w)
+		var stored time.Time
+		k.Start(func(pubs []*message.Publication) {
+			if pubs[len(pubs)-1].Err == nil && stored.IsZero() {
+				stored = time.Now()
+			}
+		})
+		for i := range 25_000 {
+			k.Append(publication("room", numbered("id", i), "x"))
+			time.Sleep(time.Millisecond)
+		}
+		if stored.IsZero() || stored.Sub(back) > 2*time.Second {
+			t.Errorf("first stored %v after the database came back", stored.Sub(back))
+		}
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestALostConnectionIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failures := 3
+		w := &aWriter{fate: func(context.Context, []*entry) error {
+			if failures--; failures >= 0 {
+				return errLost
+			}
+			return nil
+		}}
+		k, _ := oneLane(w)
+		p, q := publication("room", "1", "x"), publication("room", "1", "x")
+		k.Append(p)
+		k.Append(q)
+		k.Start(func([]*message.Publication) {})
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if p.Err != nil || p.Seq != 1 || p.Duplicate || q.Err != nil || q.Seq != 1 || !q.Duplicate {
+			t.Errorf("%+v and %+v", p, q)
+		}
+	})
+}
+
+func TestACloseThatTakesTooLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &aWriter{fate: func(ctx context.Context, _ []*entry) error { <-ctx.Done(); return ctx.Err() }}
+		k, _ := oneLane(w)
+		k.Start(func([]*message.Publication) {})
+		var pubs []*message.Publication
+		for i := range 600 {
+			pubs = append(pubs, publication("room", numbered("id", i), "x"))
+			k.Append(pubs[i])
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		if err := k.close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("close: %v", err)
+		}
+		if took := time.Since(began); took > time.Second+10*time.Millisecond {
+			t.Errorf("close took %v", took)
+		}
+		for _, p := range pubs {
+			if !errors.Is(p.Err, message.ErrUnavailable) {
+				t.Fatalf("%s: %v", p.ID, p.Err)
+			}
+		}
+	})
+}
+
+func TestAnIdleLaneAsksEachSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pings atomic.Int64
+		var gone atomic.Bool
+		w := &aWriter{fate: func(context.Context, []*entry) error {
+			if pings.Add(1); gone.Load() {
+				return errLost
+			}
+			return nil
+		}}
+		k, _ := oneLane(w)
+		k.Start(func([]*message.Publication) {})
+		time.Sleep(time.Minute + time.Millisecond)
+		synctest.Wait()
+		if n := pings.Load(); n < 55 || n > 65 || k.Check() != nil {
+			t.Errorf("%d pings, Check says %v", n, k.Check())
+		}
+		gone.Store(true)
+		time.Sleep(7 * time.Second)
+		synctest.Wait()
+		if err := k.Check(); !errors.Is(err, errLost) {
+			t.Errorf("7 s after the database went: %v", err)
+		}
+		gone.Store(false)
+		time.Sleep(1100 * time.Millisecond)
+		synctest.Wait()
+		if err := k.Check(); err != nil {
+			t.Errorf("a second after it came back: %v", err)
+		}
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// The caller may hold locks that its own settled takes.
+func TestARefusalNeverComesFromTheCallersGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &aWriter{fate: func(context.Context, []*entry) error { return nil }}
+		k, _ := oneLane(w, func(c *Config) { c.MaxPending = 1 })
+		held := make(chan struct{}, 1)
+		held <- struct{}{}
+		n := 0
+		k.Start(func(pubs []*message.Publication) { held <- struct{}{}; n += len(pubs); <-held })
+		for i := range 100 {
+			k.Append(publication("room", numbered("id", i), "x"))
+		}
+		<-held
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n != 100 {
+			t.Errorf("%d were settled", n)
+		}
+	})
+}
+
+func TestPoolsAndOperationsAreMeasured(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		reg := prometheus.NewRegistry()
+		n := w.node(func(c *Config) { c.Registerer = reg })
+		n.stored("room", "1", "x")
+		n.all("room")
+		n.epoch()
+		for _, name := range []string{"store_operation_duration_seconds", "store_batch_messages", "store_pool_used",
+			"store_pool_idle", "store_pool_max", "store_pending_messages", "store_failed_total"} {
+			if got, err := testutil.GatherAndCount(reg, name); err != nil || got == 0 {
+				t.Errorf("%s: %d series, %v", name, got, err)
+			}
+		}
+		if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
+			t.Errorf("%v, %v", problems, err)
+		}
+	})
+}

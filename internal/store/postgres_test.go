@@ -1,0 +1,506 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// holdRoom locks a room's row until release is called: batches wait for it.
+func (w *world) holdRoom(room string) (release func()) {
+	w.t.Helper()
+	conn := w.connect()
+	tx, err := conn.Begin(context.Background())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := tx.Exec(context.Background(), `SELECT FROM rooms WHERE name = $1 FOR UPDATE`, room); err != nil {
+		w.t.Fatal(err)
+	}
+	return func() {
+		if err := tx.Rollback(context.Background()); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func (w *world) connect() *pgx.Conn {
+	w.t.Helper()
+	conn, err := pgx.Connect(context.Background(), w.url)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+// waiting waits until so many backends of the log wait for a lock.
+func (w *world) waiting(backends int) {
+	w.t.Helper()
+	eventually(w.t, "batches wait for a lock", func() error {
+		n := w.pg.Query(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'switchyard'
+			AND datname = current_database() AND wait_event_type = 'Lock'`)
+		if n != fmt.Sprint(backends) {
+			return fmt.Errorf("%s of %d", n, backends)
+		}
+		return nil
+	})
+}
+
+func TestTheSameIDInTwoNodesBatchesThatOverlap(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	a, b := w.node(), w.node()
+	a.stored("room", "0", "x")
+	release := w.holdRoom("room")
+	first := a.append("room", "ann", "id", "x")
+	w.waiting(1)
+	// Both batches have begun, each with a neighbour that must leave no hole.
+	second, neighbour := b.append("room", "ann", "id", "x"), b.append("room", "ann", "new", "x")
+	w.waiting(2)
+	release()
+	wait(t, first)
+	wait(t, second)
+	wait(t, neighbour)
+	if first.Err != nil || first.Seq != 2 || first.Duplicate {
+		t.Errorf("first %+v", first)
+	}
+	if second.Err != nil || second.Seq != 2 || !second.Duplicate {
+		t.Errorf("second %+v", second)
+	}
+	if neighbour.Err != nil || neighbour.Seq != 3 {
+		t.Errorf("neighbour %+v", neighbour)
+	}
+	if all := a.all("room"); len(all) != 3 {
+		t.Errorf("%d are stored", len(all))
+	}
+}
+
+func TestManyNewRoomsInOppositeOrders(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	a, b := w.idle(), w.idle()
+	var pubs []*message.Publication
+	for i := range 200 {
+		// Names that a language sorts otherwise than bytes do.
+		names := []string{"a", "B", "_c", "A-", "a.", "Z", "z"}
+		pubs = append(pubs,
+			a.append(names[i%7]+numbered("", i), "", numbered("a", i), "x"),
+			b.append(names[(199-i)%7]+numbered("", 199-i), "", numbered("b", i), "x"))
+	}
+	a.start()
+	b.start()
+	for _, p := range pubs {
+		if wait(t, p); p.Err != nil {
+			t.Fatal(p.Err)
+		}
+	}
+	if got := w.pg.Query(`SELECT count(*), sum(head), max(head) FROM rooms`); got != "200|400|2" {
+		t.Errorf("rooms, messages, most in a room: %s", got)
+	}
+	if got := w.pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got != "0" {
+		t.Errorf("%s deadlocks", got)
+	}
+}
+
+func TestAWriterCutMidBatchLosesAndDoublesNothing(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	n := w.node(func(c *Config) { c.Lanes = 1 })
+	n.stored("room", "first", "x")
+	var pubs []*message.Publication
+	for round := range 3 {
+		release := w.holdRoom("room")
+		for i := range 50 {
+			pubs = append(pubs, n.append("room", "", numbered(numbered("id", round), i), "x"))
+		}
+		w.waiting(1)
+		w.pg.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard'
+			AND datname = current_database() AND wait_event_type = 'Lock'`)
+		release()
+		for _, p := range pubs {
+			wait(t, p)
+		}
+	}
+	for i, p := range pubs {
+		if p.Err != nil || p.Seq != message.Seq(i+2) {
+			t.Fatalf("%d: %+v", i, p)
+		}
+	}
+	if all := n.all("room"); len(all) != 151 {
+		t.Errorf("%d are stored, want 151", len(all))
+	}
+}
+
+// When the connection dies after COMMIT was sent and before it was answered,
+// the batch is tried again and finds itself.
+func TestALostAnswerToCommit(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	proxy := newCutter(t, fmt.Sprintf("127.0.0.1:%d", w.pg.Port()))
+	w.url = strings.Replace(w.url, fmt.Sprint(w.pg.Port()), fmt.Sprint(proxy.port()), 1)
+	n := w.node(func(c *Config) { c.Lanes = 1 })
+	n.stored("room", "first", "x")
+	proxy.cutAfter(n.t)
+	p := n.stored("room", "id", "x")
+	if !proxy.hasCut() {
+		t.Fatal("the answer was not cut off: the test shows nothing")
+	}
+	if p.Seq != 2 || !p.Duplicate {
+		t.Errorf("%+v", p)
+	}
+	if all := n.all("room"); len(all) != 2 {
+		t.Errorf("%d are stored, want 2", len(all))
+	}
+}
+
+func TestTheFeedSkipsNoCommitThatBeganEarlierAndEndedLater(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	n := w.node()
+	n.stored("slow", "1", "x")
+	n.stored("fast", "1", "x")
+	// A batch of another node, under way: it has its transaction id already.
+	slow, err := w.connect().Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = slow.Exec(t.Context(), `INSERT INTO commits SELECT pg_current_xact_id(), '{slow}', '{2}', clock_timestamp()`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cursor := message.Cursor(1)
+	read := func() string {
+		c, err := n.Commits(t.Context(), cursor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cursor = c.Next
+		heads := map[message.Room]message.Seq{}
+		for _, h := range c.Heads {
+			heads[h.Room] = h.Seq
+		}
+		return fmt.Sprint(heads)
+	}
+	n.stored("fast", "2", "x")
+	if got := read(); got != "map[fast:2 slow:1]" {
+		t.Errorf("while the slow one is under way the feed tells %s", got)
+	}
+	n.stored("fast", "3", "x")
+	if err := slow.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(); got != "map[fast:3 slow:2]" {
+		t.Errorf("after the slow one ended the feed tells %s", got)
+	}
+	if got := read(); got != "map[]" {
+		t.Errorf("then it tells %s", got)
+	}
+}
+
+func TestTheDatabaseStopsAndComesBack(t *testing.T) {
+	pg := testkit.StartPostgres(t)
+	w := postgresWorld(t, pg)
+	n := w.node(func(c *Config) { c.AppendTimeout = time.Second })
+	acked := n.stored("room", "acked", "x")
+	pg.Kill()
+	began := time.Now()
+	if p := n.publish("room", "ann", "while away", "x"); !errors.Is(p.Err, message.ErrUnavailable) {
+		t.Errorf("while the database is away: %v", p.Err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the answer took %v, the bound is 1.2 s", took)
+	}
+	if _, err := n.Read(t.Context(), message.Range{Room: "room", Limit: 1}); err == nil {
+		t.Error("a dead database can be read")
+	}
+	eventually(t, "Check speaks", func() error {
+		if n.Check() == nil {
+			return errors.New("it says all is well")
+		}
+		return nil
+	})
+	pg.Start()
+	var p *message.Publication
+	eventually(t, "the log comes back by itself", func() error {
+		p = n.publish("room", "ann", "after", "x")
+		return p.Err
+	})
+	if p.Epoch != acked.Epoch {
+		t.Error("a crash alone began a new epoch")
+	}
+	if all := n.all("room"); all[0].ID != "acked" || all[len(all)-1].ID != "after" {
+		t.Errorf("stored are %v", all)
+	}
+	eventually(t, "all lanes have come back", n.Check)
+}
+
+func TestServersThatForgetAreRefused(t *testing.T) {
+	for _, setting := range []string{"fsync", "full_page_writes", "synchronous_commit"} {
+		t.Run(setting, func(t *testing.T) {
+			w := &world{t: t, pg: testkit.StartPostgres(t, setting+"=off")}
+			w.url = w.pg.URL()
+			w.migrate()
+			_, err := w.open()
+			if err == nil || !strings.Contains(err.Error(), setting+" = on") || !strings.Contains(err.Error(), "DATABASE_URL") {
+				t.Errorf("open: %v", err)
+			}
+		})
+	}
+}
+
+func TestWhatAWriterWaitsForAtCommit(t *testing.T) {
+	for configured, want := range map[string]string{"local": "on", "remote_write": "on", "on": "on", "remote_apply": "remote_apply"} {
+		w := postgresWorld(t, testkit.Postgres(t))
+		w.pg.Exec("ALTER DATABASE " + w.pg.Database() + " SET synchronous_commit = " + configured)
+		n := w.node(func(c *Config) { c.Lanes = 1 })
+		var got string
+		writer := n.theLog.(*Postgres).lanes[0].writer.(*pgWriter)
+		n.close() // the lane is done with the connection, which close has closed
+		if err := writer.connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := writer.conn.QueryRow(t.Context(), "SHOW synchronous_commit").Scan(&got); err != nil || got != want {
+			t.Errorf("configured %s, used %s, want %s (%v)", configured, got, want, err)
+		}
+		writer.close()
+	}
+}
+
+func TestURLsThatLeadNowhere(t *testing.T) {
+	for url, want := range map[string]string{
+		"postgres://user:secret@[/":                             "looks like",
+		"postgres://user:secret@127.0.0.1:1/db?sslmode=disable": "refused",
+	} {
+		_, err := OpenPostgres(t.Context(), Config{URL: url})
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	_, err := OpenPostgres(t.Context(), Config{URL: "postgres:///", MaxConns: 3, Lanes: 2})
+	if err == nil || !strings.Contains(err.Error(), "DATABASE_MAX_CONNS") {
+		t.Errorf("too few connections: %v", err)
+	}
+}
+
+func TestMigrationsOfSeveralNodesAtOnce(t *testing.T) {
+	pg := testkit.Postgres(t)
+	errs := make(chan error)
+	for range 4 {
+		go func() { errs <- Migrate(t.Context(), pg.URL()) }()
+	}
+	for range 4 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	(&world{t: t, url: pg.URL(), pg: pg}).node().stored("room", "1", "x")
+}
+
+// Right after the migration all tables are empty, and the planner would find
+// reading them whole the cheapest. Such a plan, kept, is ruin a day later.
+func TestNoPlanReadsAWholeTable(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	p := w.idle().theLog.(*Postgres)
+	conn, err := p.feed.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	empty := []string{}
+	for name, q := range map[string]struct {
+		sql  string
+		args []any
+	}{
+		"make":       {sqlMakeRooms, []any{empty}},
+		"lock":       {sqlLockRooms, []any{empty}},
+		"append":     {sqlAppend, []any{empty, empty, empty, [][]byte{}, [][]byte{}, ""}},
+		"read up":    {sqlPageUp, []any{"room", 0, 10, 100}},
+		"read down":  {sqlPageDown, []any{"room", 5, 10, 100}},
+		"commits":    {sqlCommits, []any{5, 100}},
+		"heads":      {sqlHeads, []any{empty}},
+		"prune feed": {sqlPruneCommits, []any{time.Minute, 100}},
+		"prune ids":  {sqlPruneIDs, []any{time.Minute, 100}},
+	} {
+		rows, err := conn.Query(t.Context(), "EXPLAIN (COSTS OFF) "+q.sql, q.args...)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, line := range lines {
+			// meta has one row, and no index could be cheaper.
+			if strings.Contains(line, "Seq Scan on") && !strings.Contains(line, "Seq Scan on meta") {
+				t.Errorf("%s: %s\n%s", name, strings.TrimSpace(line), strings.Join(lines, "\n"))
+			}
+			if strings.Contains(line, "Hash Join") || strings.Contains(line, "Merge Join") {
+				t.Errorf("%s: %s", name, line)
+			}
+		}
+	}
+}
+
+func TestARestoreByTemplateBeginsANewEpoch(t *testing.T) {
+	w := postgresWorld(t, testkit.StartPostgres(t))
+	w.pg.Exec("CREATE DATABASE live")
+	w.url = w.pg.URLOf("live")
+	w.migrate()
+	first := w.idle()
+	first.start()
+	old := first.stored("room", "1", "x")
+	first.close()
+	w.pg.Exec("CREATE DATABASE earlier TEMPLATE live")
+	n := w.node()
+	if kept := n.stored("room", "2", "x"); kept.Epoch != old.Epoch {
+		t.Fatal("taking a copy began a new epoch")
+	}
+	// The node lives on while the older state takes the place of the newer.
+	w.pg.Exec("ALTER DATABASE live ALLOW_CONNECTIONS false",
+		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'live'",
+		"DROP DATABASE live WITH (FORCE)", "ALTER DATABASE earlier RENAME TO live")
+	n.expectNewEpoch(old.Epoch, 2)
+}
+
+// expectNewEpoch publishes until the log takes it, and says which seq that
+// must get in which epoch.
+func (n *node) expectNewEpoch(old message.Epoch, seq message.Seq) {
+	n.t.Helper()
+	cursor := message.Cursor(1)
+	var p *message.Publication
+	eventually(n.t, "the restored log is written", func() error {
+		p = n.publish("room", "ann", "after the restore", "x")
+		return p.Err
+	})
+	if p.Epoch == old || p.Epoch == "" || p.Seq != seq {
+		n.t.Errorf("epoch was %s; after the restore: %+v", old, p)
+	}
+	if c, err := n.Commits(n.t.Context(), cursor); err != nil || !c.Lost || c.Epoch != p.Epoch {
+		n.t.Errorf("an old cursor in the feed of the new epoch: %+v, %v", c, err)
+	}
+}
+
+// A dump that is restored over the same database keeps its connections, its
+// system identifier and its name.
+func TestADumpRestoredBeneathALivingNodeBeginsANewEpoch(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	n := w.node()
+	old := n.stored("room", "1", "x")
+	dump := w.run("pg_dump", nil, "--clean", "--if-exists")
+	n.stored("room", "2", "x")
+	n.stored("room", "3", "x")
+	w.run("psql", dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
+	n.expectNewEpoch(old.Epoch, 2)
+	if all := n.all("room"); len(all) != 2 || all[1].ID != "after the restore" {
+		t.Errorf("stored are %v", all)
+	}
+}
+
+// run runs one of PostgreSQL's own programs on the database.
+func (w *world) run(program string, input []byte, args ...string) []byte {
+	w.t.Helper()
+	path, err := testkit.Find(program, "postgresql-client", "/usr/lib/postgresql/*/bin")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(w.t.Context(), path, append(args, "-d", w.url)...)
+	cmd.Stdin = bytes.NewReader(input)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		w.t.Fatalf("%s: %v: %s", program, err, stderr.String())
+	}
+	return out
+}
+
+// The files of the server are put back as they were: same system, database,
+// timeline and tables. Only a node that saw later WAL can tell.
+func TestFilesPutBackBeneathALivingNodeBeginANewEpoch(t *testing.T) {
+	pg := testkit.StartPostgres(t)
+	w := postgresWorld(t, pg)
+	before := w.node()
+	old := before.stored("room", "1", "x")
+	before.close()
+	pg.Stop()
+	copyTree(t, pg.DataDir(), pg.DataDir()+".earlier")
+	pg.Start()
+	n := w.node()
+	n.stored("room", "2", "x")
+	flushed := pg.Query(`SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`)
+	eventually(t, "a ping sees the WAL", func() error {
+		if seen := fmt.Sprint(n.theLog.(*Postgres).wal.Load()); seen < flushed {
+			return fmt.Errorf("%s of %s", seen, flushed)
+		}
+		return nil
+	})
+	pg.Kill()
+	copyTree(t, pg.DataDir()+".earlier", pg.DataDir())
+	pg.Start()
+	n.expectNewEpoch(old.Epoch, 2)
+}
+
+func TestAFailoverThatTheOperatorVouchesForKeepsTheEpoch(t *testing.T) {
+	for _, trust := range []bool{true, false} {
+		w := postgresWorld(t, testkit.Postgres(t))
+		n := w.node(func(c *Config) { c.TrustFailover = trust })
+		before := n.stored("room", "1", "x")
+		n.close()
+		// As if the epoch had been written on the timeline before this one.
+		w.pg.Exec(`UPDATE meta SET fingerprint = regexp_replace(fingerprint, '/[0-9A-F]{8}/', '/00000000/')`)
+		after := w.node(func(c *Config) { c.TrustFailover = trust }).stored("room", "2", "x")
+		if kept := after.Epoch == before.Epoch; kept != trust {
+			t.Errorf("trust %v, epoch kept %v", trust, kept)
+		}
+		w.pg.Exec(`UPDATE meta SET fingerprint = '1' || fingerprint`)
+		if other := w.node(func(c *Config) { c.TrustFailover = trust }); other.epoch() == after.Epoch {
+			t.Errorf("trust %v: another system keeps the epoch", trust)
+		}
+	}
+}
+
+func TestConnectionsAreRenewed(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	n := w.node(func(c *Config) { c.Lanes, c.ConnLifetime = 1, time.Millisecond })
+	pids := func() string {
+		return w.pg.Query(`SELECT string_agg(pid::text, ',') FROM pg_stat_activity
+			WHERE application_name = 'switchyard' AND datname = current_database()`)
+	}
+	before := pids()
+	eventually(t, "the writer has another connection", func() error {
+		n.publish("room", "", "id", "x")
+		if pids() == before {
+			return errors.New(before)
+		}
+		return nil
+	})
+}
+
+func TestANodeKeepsToItsConnections(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	n := w.node(func(c *Config) { c.Lanes, c.MaxConns = 2, 6 })
+	errs := make(chan error)
+	for i := range 50 {
+		go func() {
+			n.publish(numbered("room", i), "", "id", "x")
+			_, err := n.Read(t.Context(), message.Range{Room: "room-1", Limit: 5, MaxBytes: 100})
+			_, err2 := n.Commits(t.Context(), 1)
+			errs <- errors.Join(err, err2)
+		}()
+	}
+	for range 50 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	got := w.pg.Query(`SELECT count(*) <= 6 FROM pg_stat_activity WHERE application_name = 'switchyard' AND datname = current_database()`)
+	if got != "t" {
+		t.Error("more than 6 connections are open")
+	}
+}

@@ -1,0 +1,165 @@
+package testkit
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// serverWait bounds how long a server may take to be ready, race detector and
+// a busy machine included.
+const serverWait = 30 * time.Second
+
+var build struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// BuildServer builds cmd/server with the race detector, once a test binary,
+// and returns the program.
+func BuildServer(tb testing.TB) string {
+	tb.Helper()
+	build.once.Do(func() { build.path, build.err = buildServer() })
+	if build.err != nil {
+		tb.Fatalf("testkit: %v", build.err)
+	}
+	return build.path
+}
+
+func buildServer() (string, error) {
+	dir, err := TempDir("build", nil)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "server")
+	out, err := exec.Command("go", "build", "-race", "-o", path, "switchyard/cmd/server").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build cmd/server: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// A Server is a process of cmd/server on ports of its own. Its methods belong
+// to the test's goroutine.
+type Server struct {
+	tb      testing.TB
+	program string
+	env     map[string]string
+	process *Process
+	dir     string
+	// Addr and Admin are the host:port of the two listeners; they stay the
+	// same over restarts.
+	Addr, Admin string
+}
+
+// StartServer starts a server with these settings and waits until it is ready.
+// Without DATABASE_URL it keeps its SQLite file in a directory of its own. It
+// ends with the test, and fails it when the race detector spoke.
+func StartServer(tb testing.TB, env map[string]string) *Server {
+	tb.Helper()
+	dir, err := TempDir("server", nil)
+	if err != nil {
+		tb.Fatalf("testkit: %v", err)
+	}
+	s := &Server{
+		tb: tb, program: BuildServer(tb), env: env, dir: dir,
+		Addr:  fmt.Sprintf("127.0.0.1:%d", FreePort()),
+		Admin: fmt.Sprintf("127.0.0.1:%d", FreePort()),
+	}
+	s.start()
+	tb.Cleanup(func() {
+		s.Kill()
+		if out := s.Output(); strings.Contains(out, "DATA RACE") {
+			tb.Errorf("the server has a data race:\n%s", out)
+		}
+	})
+	return s
+}
+
+func (s *Server) start() {
+	s.tb.Helper()
+	env := []string{"LISTEN_ADDR=" + s.Addr, "ADMIN_ADDR=" + s.Admin}
+	for name, value := range s.env {
+		env = append(env, name+"="+value)
+	}
+	p, err := Start(Program{Path: s.program, Env: env, Dir: s.dir})
+	if err != nil {
+		s.tb.Fatalf("testkit: %v", err)
+	}
+	s.process = p
+	ctx, cancel := context.WithTimeout(context.Background(), serverWait)
+	defer cancel()
+	if err := s.WaitReady(ctx); err != nil {
+		s.tb.Fatalf("testkit: %v; it printed:\n%s", err, p.Output())
+	}
+}
+
+// WaitReady returns once /readyz says 200; it fails when the process or ctx
+// ends first.
+func (s *Server) WaitReady(ctx context.Context) error {
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+"/readyz", nil)
+		if err != nil {
+			return fmt.Errorf("ask whether the server is ready: %w", err)
+		}
+		req.Close = true // leave no idle connection behind
+		res, err := http.DefaultClient.Do(req)
+		if err == nil {
+			_ = res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-s.process.Done():
+			return fmt.Errorf("the server ended before it was ready")
+		case <-ctx.Done():
+			return fmt.Errorf("the server was not ready in time: %w", ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// URL is http://host:port, without a slash at its end.
+func (s *Server) URL() string { return "http://" + s.Addr }
+
+// SocketURL is where WebSocket clients connect.
+func (s *Server) SocketURL() string { return "ws://" + s.Addr + "/ws" }
+
+// Pid returns the process id.
+func (s *Server) Pid() int { return s.process.Pid() }
+
+// Output returns the newest of what the process printed.
+func (s *Server) Output() string { return s.process.Output() }
+
+// Kill ends the process by SIGKILL, and waits until it is gone.
+func (s *Server) Kill() { _ = s.process.Stop(syscall.SIGKILL, serverWait) }
+
+// Stop ends the process by SIGTERM and returns what it exited with: nil for
+// code 0.
+func (s *Server) Stop() error { return s.process.Stop(syscall.SIGTERM, serverWait) }
+
+// Signal sends a signal, such as SIGSTOP.
+func (s *Server) Signal(sig os.Signal) {
+	s.tb.Helper()
+	if err := s.process.Signal(sig); err != nil {
+		s.tb.Fatalf("testkit: %v", err)
+	}
+}
+
+// Restart starts the process again on the same ports and files, and waits
+// until it is ready.
+func (s *Server) Restart() {
+	s.tb.Helper()
+	s.Kill()
+	s.start()
+}

@@ -1,0 +1,107 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"switchyard/internal/message"
+)
+
+// A call is a request that one answer ends. Reading twice does no harm, so a
+// call is repeated on the next connection until its caller gives up.
+type call struct {
+	frame  []byte
+	answer chan answer // takes one without blocking
+}
+
+type answer struct {
+	history History
+	err     error
+}
+
+// A HistoryRange asks for stored messages: the newest below Before, or those
+// from After+1 upwards; with neither, the newest. Limit 0 leaves the number to
+// the service; it sends at most 200 messages and 256 KiB at once.
+type HistoryRange struct {
+	Before, After message.Seq
+	Forward       bool // count from After, which may be 0
+	Limit         int
+}
+
+// History reads stored messages of a room, which need not be joined.
+func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange) (History, error) {
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return History{}, err
+	}
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return History{}, c.err
+	}
+	ref := c.nextRef()
+	b := newRequest("history", ref, room)
+	if r.Forward || r.After > 0 {
+		b = b.number("after", int64(r.After))
+	} else if r.Before > 0 {
+		b = b.number("before", int64(r.Before))
+	}
+	if r.Limit > 0 {
+		b = b.number("limit", int64(r.Limit))
+	}
+	call := &call{frame: b.end(), answer: make(chan answer, 1)}
+	c.calls[ref] = call
+	if c.sock != nil {
+		c.sock.send(call.frame)
+	}
+	c.mu.Unlock()
+	select {
+	case a := <-call.answer:
+		return a.history, a.err
+	case <-ctx.Done():
+		c.mu.Lock()
+		delete(c.calls, ref)
+		c.mu.Unlock()
+		return History{}, fmt.Errorf("history of %s: %w", room, ctx.Err())
+	}
+}
+
+// answer ends the call with that ref and says whether there was one.
+func (c *Client) answer(ref string, a answer) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call := c.calls[ref]
+	if call == nil {
+		return false
+	}
+	delete(c.calls, ref)
+	call.answer <- a
+	return true
+}
+
+// Signal sends an ephemeral event (a JSON value) to who is in the room now. It
+// does not wait, and is not kept: ErrOffline when there is no connection.
+func (c *Client) Signal(room message.Room, data json.RawMessage) error {
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return err
+	}
+	if !json.Valid(data) {
+		return ErrInvalidData
+	}
+	frame := newRequest("signal", "", room).data(data).end()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.err != nil:
+		return c.err
+	case c.sock == nil:
+		return ErrOffline
+	case c.sock.full():
+		return ErrBusy
+	}
+	if err := c.checkSize(frame, room); err != nil {
+		return err
+	}
+	c.sock.send(frame)
+	return nil
+}

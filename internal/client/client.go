@@ -1,0 +1,224 @@
+// Package client is a resuming client of Switchyard. It keeps a connection,
+// rejoins its rooms from the last position it saw, hands on each message once
+// and in order, tells of a gap where the service told of one, and resends what
+// it published until that is acked. Its habits are those of web/client.js.
+//
+// A connection costs two goroutines (this package's reader and the library's)
+// while nothing is to be written.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// What Options leave out.
+const (
+	DefaultIDWindow   = 10 * time.Minute
+	DefaultMaxPending = 1024
+)
+
+// Options say where to connect and how.
+type Options struct {
+	// URLs are ws:// or wss:// addresses of the socket, such as
+	// wss://host/ws. After a failure the next one is tried.
+	URLs []string
+	// Token, if set, is asked for a credential at each connect; it is sent as
+	// Authorization: Bearer. An error counts as a failed attempt.
+	Token func(ctx context.Context) (string, error)
+	// Header is sent with each handshake.
+	Header http.Header
+	// HTTPClient makes the handshakes; nil means http.DefaultClient.
+	HTTPClient *http.Client
+	// IDWindow is the service's ID_WINDOW: a publish is resent for half of it.
+	IDWindow time.Duration
+	// MaxPending bounds the publishes that are not answered yet.
+	MaxPending int
+	// OnState, if set, is told of each change, in order, from the goroutine
+	// that also calls handlers: it must not wait for this client.
+	OnState func(StateEvent)
+	Logger  *slog.Logger // nil: silent
+}
+
+func (o Options) withDefaults() Options {
+	if o.HTTPClient == nil {
+		o.HTTPClient = http.DefaultClient
+	}
+	if o.IDWindow <= 0 {
+		o.IDWindow = DefaultIDWindow
+	}
+	if o.MaxPending <= 0 {
+		o.MaxPending = DefaultMaxPending
+	}
+	if o.OnState == nil {
+		o.OnState = func(StateEvent) {}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// A State is what a client is busy with.
+type State int
+
+// The states. Closed is final.
+const (
+	Connecting State = iota
+	Live
+	Waiting
+	Closed
+)
+
+func (s State) String() string {
+	return [...]string{"connecting", "live", "waiting", "closed"}[s]
+}
+
+// A StateEvent tells of a change of state.
+type StateEvent struct {
+	State State
+	// Welcome is who serves this connection; set when Live.
+	Welcome Welcome
+	// Err is why the connection before ended, and Code its close code (1006
+	// when there was none); RetryIn is how long a Waiting client waits.
+	Err     error
+	Code    int
+	RetryIn time.Duration
+}
+
+// A Client is safe for concurrent use. Handlers are called from one goroutine
+// and must not wait for the client itself: Publish, Join and History would
+// wait for an answer that only this goroutine can read.
+type Client struct {
+	// Static after construction.
+	opts   Options
+	ctx    context.Context // the client's life
+	cancel context.CancelFunc
+	slots  chan struct{} // one token for each pending publication
+	done   chan struct{} // closed by runLoop as its last act
+
+	mu       sync.Mutex // Protects following.
+	sock     *socket    // nil unless live
+	live     chan struct{}
+	closing  bool  // Close was called
+	err      error // why the client has ended
+	welcome  Welcome
+	refs     uint64
+	rooms    map[message.Room]*room
+	pending  map[pubKey]*publication
+	lanes    map[message.Room]*lane
+	sequence uint64 // of publications
+	calls    map[string]*call
+}
+
+// New starts a client, which connects in the background and goes on trying.
+// An error means that the Options cannot work.
+func New(opts Options) (*Client, error) {
+	if len(opts.URLs) == 0 {
+		return nil, errors.New("client: no URL to connect to")
+	}
+	for _, raw := range opts.URLs {
+		u, err := url.Parse(raw)
+		if err != nil || u.Host == "" || (u.Scheme != "ws" && u.Scheme != "wss") {
+			return nil, fmt.Errorf("client: %q is no ws:// or wss:// URL", raw)
+		}
+	}
+	opts = opts.withDefaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Client{
+		opts: opts, ctx: ctx, cancel: cancel,
+		slots:   make(chan struct{}, opts.MaxPending),
+		done:    make(chan struct{}),
+		live:    make(chan struct{}),
+		rooms:   make(map[message.Room]*room),
+		pending: make(map[pubKey]*publication),
+		lanes:   make(map[message.Room]*lane),
+		calls:   make(map[string]*call),
+	}
+	go c.runLoop()
+	return c, nil
+}
+
+// Dial is New that waits for the first connection. When ctx ends before, or
+// the service turns the client away, the client is closed.
+func Dial(ctx context.Context, opts Options) (*Client, error) {
+	c, err := New(opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Ready(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Ready returns once the client is live, or why it never will be, or when ctx ends.
+func (c *Client) Ready(ctx context.Context) error {
+	c.mu.Lock()
+	live := c.live
+	c.mu.Unlock()
+	select {
+	case <-live:
+		return nil
+	case <-c.done:
+		return c.Err()
+	case <-ctx.Done():
+		return fmt.Errorf("connect to %s: %w", c.opts.URLs[0], ctx.Err())
+	}
+}
+
+// Welcome returns who serves the present connection, or served the last one.
+func (c *Client) Welcome() Welcome {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.welcome
+}
+
+// Done returns a channel that is closed when the client has ended, because of
+// Close or of a close code that says to stay away.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Err returns why the client has ended: ErrClosed after Close, a *ClosedError
+// when the service turned it away, nil while it lives.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close says goodbye with 1000 and ends the client within about a second.
+// What was published and not acked is answered with ErrOutcomeUnknown. Never
+// call it from a handler; calling it again is harmless.
+func (c *Client) Close() {
+	c.mu.Lock()
+	c.closing = true
+	sock := c.sock
+	c.mu.Unlock()
+	if sock != nil {
+		sock.goodbye()
+	}
+	c.cancel()
+	<-c.done
+}
+
+func (c *Client) isClosing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closing
+}
+
+// nextRef returns a fresh ref; the caller holds mu. No id of a publish, which
+// is its ref, can look like one.
+func (c *Client) nextRef() string {
+	c.refs++
+	return fmt.Sprintf("#%d", c.refs)
+}

@@ -1,0 +1,69 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+var (
+	// ErrClosed: the client was closed.
+	ErrClosed = errors.New("the client is closed")
+
+	// ErrOutcomeUnknown: the message was sent and no answer came in time. It
+	// may be stored or not. Publishing it again with the same id is safe as
+	// long as the service remembers ids.
+	ErrOutcomeUnknown = errors.New("outcome unknown: the message may be stored or not")
+
+	// ErrTooLarge: the frame is over the service's max_frame. Nothing was sent.
+	ErrTooLarge = errors.New("the message is larger than the service takes")
+
+	// ErrBusy: too much waits to be sent or answered.
+	ErrBusy = errors.New("too much waits to be sent")
+
+	// ErrPending: a publish of the same id in the same room is not answered yet.
+	ErrPending = errors.New("this id is being published")
+
+	// ErrJoined: the room has been joined before.
+	ErrJoined = errors.New("the room is joined already")
+
+	// ErrOffline: there is no connection, and signals are not kept.
+	ErrOffline = errors.New("not connected")
+
+	// ErrInvalidData: the data is no JSON value.
+	ErrInvalidData = errors.New("the data is not valid JSON")
+)
+
+// An Error is the service's answer to a request that it refused.
+type Error struct {
+	Code       string // as in the error frame: conflict, forbidden, ...
+	Message    string
+	RetryAfter time.Duration // 0 when it was not told
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("the service answered %s: %s", e.Code, e.Message) }
+
+// passing says that the same request may succeed later.
+func (e *Error) passing() bool {
+	return e.Code == "unavailable" || e.Code == "rate_limited"
+}
+
+// wait is how long to wait before the request is repeated.
+func (e *Error) wait() time.Duration {
+	if e.RetryAfter <= 0 {
+		return time.Second
+	}
+	return min(e.RetryAfter, time.Minute)
+}
+
+// A ClosedError tells with which close code the service turned the client away.
+type ClosedError struct {
+	Code int
+	Err  error
+}
+
+func (e *ClosedError) Error() string {
+	return fmt.Sprintf("turned away with code %d: %v", e.Code, e.Err)
+}
+
+func (e *ClosedError) Unwrap() error { return e.Err }

@@ -1,0 +1,372 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A pubKey is what the service tells publications apart by, besides the user.
+type pubKey struct {
+	room message.Room
+	id   string
+}
+
+// A publication waits for its answer. Guarded by Client.mu.
+type publication struct {
+	key   pubKey
+	order uint64 // in which Send was called
+	frame []byte
+	done  func(Ack, error)
+	sock  *socket     // where it is under way, nil while it waits
+	timer *time.Timer // ends the resending; runs from the first send
+}
+
+// A lane holds a room's publications back after the service could not say
+// whether one of them is stored: only the oldest, the probe, is resent; the
+// others follow once it was answered, so that their order stays.
+type lane struct {
+	probe *publication   // under way, or nil
+	queue []*publication // by order
+	timer *time.Timer    // until the next probe, or nil
+}
+
+// outcomes are answers to tell once mu is released.
+type outcomes []func()
+
+func (o outcomes) tell() {
+	for _, f := range o {
+		f()
+	}
+}
+
+// NewID returns a random id for a publish.
+func NewID() string { return rand.Text() }
+
+// Publish publishes data (a JSON value) in a room and returns where it was
+// stored. An empty id means a random one. Reconnects in between do not matter:
+// it is resent with the same id for half of Options.IDWindow, then the error is
+// ErrOutcomeUnknown; also when ctx ends after it was sent. An *Error says that
+// the service refused it. A room's publications are stored in the order of the
+// calls.
+func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMessage, id string) (Ack, error) {
+	type result struct {
+		ack Ack
+		err error
+	}
+	select {
+	case c.slots <- struct{}{}:
+	case <-c.done:
+		return Ack{}, c.Err()
+	case <-ctx.Done():
+		return Ack{}, fmt.Errorf("wait to publish in %s: %w", room, ctx.Err())
+	}
+	results := make(chan result, 1)
+	p, err := c.start(room, data, id, func(ack Ack, err error) { results <- result{ack, err} })
+	if err != nil {
+		<-c.slots
+		return Ack{}, err
+	}
+	select {
+	case r := <-results:
+		return r.ack, r.err
+	case <-ctx.Done():
+		c.giveUp(p, ctx.Err())
+		r := <-results // at once: giveUp or an answer before it
+		return r.ack, r.err
+	}
+}
+
+// Send is Publish that does not wait: done is called once with the outcome,
+// usually from the goroutine that calls handlers and under the same rules. An
+// error means that nothing was sent and done is not called; ErrBusy that
+// MaxPending publishes wait already.
+func (c *Client) Send(room message.Room, data json.RawMessage, id string, done func(Ack, error)) error {
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		return ErrBusy
+	}
+	if _, err := c.start(room, data, id, done); err != nil {
+		<-c.slots
+		return err
+	}
+	return nil
+}
+
+// start takes over a slot, unless it fails.
+func (c *Client) start(room message.Room, data []byte, id string, done func(Ack, error)) (*publication, error) {
+	if id == "" {
+		id = NewID()
+	}
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return nil, err
+	}
+	if err := message.CheckID(id); err != nil {
+		return nil, err
+	}
+	if !json.Valid(data) {
+		return nil, ErrInvalidData
+	}
+	frame := newRequest("publish", id, room).text("id", id).data(data).end()
+	p := &publication{key: pubKey{room, id}, frame: frame, done: done}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return nil, c.err
+	}
+	if c.pending[p.key] != nil {
+		return nil, fmt.Errorf("%w: %s in %s", ErrPending, id, room)
+	}
+	if err := c.checkSize(frame, room); err != nil {
+		return nil, err
+	}
+	c.sequence++
+	p.order = c.sequence
+	c.pending[p.key] = p
+	switch l := c.lanes[room]; {
+	case l != nil:
+		l.queue = append(l.queue, p)
+	case c.sock != nil:
+		c.transmit(p)
+	}
+	return p, nil
+}
+
+// transmit sends p on the connection; the caller holds mu and knows of one.
+func (c *Client) transmit(p *publication) {
+	p.sock = c.sock
+	if p.timer == nil {
+		p.timer = time.AfterFunc(c.opts.IDWindow/2, func() { c.giveUp(p, nil) })
+	}
+	c.sock.send(p.frame)
+}
+
+// giveUp ends the wait for an answer.
+func (c *Client) giveUp(p *publication, cause error) {
+	c.mu.Lock()
+	if c.pending[p.key] != p {
+		c.mu.Unlock()
+		return
+	}
+	err := unanswered(p, cause)
+	o := c.remove(p, Ack{}, err)
+	c.mu.Unlock()
+	o.tell()
+}
+
+// unanswered is the error of a publication that got no answer because of cause.
+func unanswered(p *publication, cause error) error {
+	switch {
+	case p.timer == nil: // never sent
+		return fmt.Errorf("publish in %s, not sent: %w", p.key.room, cause)
+	case cause == nil:
+		return fmt.Errorf("publish %s in %s: %w", p.key.id, p.key.room, ErrOutcomeUnknown)
+	}
+	return fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, cause)
+}
+
+// settle answers a publication, if it is pending.
+func (c *Client) settle(key pubKey, ack Ack, err error) {
+	c.mu.Lock()
+	var o outcomes
+	if p := c.pending[key]; p != nil && p.timer != nil {
+		o = c.remove(p, ack, err)
+	}
+	c.mu.Unlock()
+	o.tell()
+}
+
+// settleEcho takes a message with an id of ours for its ack. Another user's
+// message may bear the same id: ids are unique per room and user.
+func (c *Client) settleEcho(m message.Message) {
+	c.mu.Lock()
+	own := ""
+	if c.welcome.User != nil {
+		own = *c.welcome.User
+	}
+	none := len(c.pending) == 0
+	c.mu.Unlock()
+	if !none && m.From == own {
+		c.settle(pubKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID}, nil)
+	}
+}
+
+// remove takes p out of everything. Once a probe is answered its lane opens.
+// The caller holds mu and tells the outcomes after it.
+func (c *Client) remove(p *publication, ack Ack, err error) outcomes {
+	delete(c.pending, p.key)
+	<-c.slots
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+	if l := c.lanes[p.key.room]; l != nil {
+		l.queue = slices.DeleteFunc(l.queue, func(q *publication) bool { return q == p })
+		if l.probe == p || (l.probe == nil && len(l.queue) == 0) {
+			c.open(p.key.room, l)
+		}
+	}
+	return outcomes{func() { p.done(ack, err) }}
+}
+
+// open lets a lane's publications go on.
+func (c *Client) open(room message.Room, l *lane) {
+	delete(c.lanes, room)
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	if c.sock == nil {
+		return // begin sends them
+	}
+	for _, p := range l.queue {
+		c.transmit(p)
+	}
+}
+
+// refusePublish says whether the error was the answer to a publish.
+func (c *Client) refusePublish(f *serverFrame, err *Error) bool {
+	c.mu.Lock()
+	var p *publication
+	for key, candidate := range c.pending {
+		if (key.id == f.ID || key.id == f.Ref) && (f.Room == "" || f.Room == key.room) {
+			p = candidate
+		}
+	}
+	if p == nil {
+		c.mu.Unlock()
+		return false
+	}
+	var o outcomes
+	if err.passing() {
+		c.hold(p, err.wait())
+	} else {
+		o = c.remove(p, Ack{}, err)
+	}
+	c.mu.Unlock()
+	o.tell()
+	return true
+}
+
+// hold puts p in its room's lane and sees to it that the oldest there is
+// resent after wait. The caller holds mu.
+func (c *Client) hold(p *publication, wait time.Duration) {
+	room := p.key.room
+	l := c.lanes[room]
+	if l == nil {
+		l = &lane{}
+		c.lanes[room] = l
+	}
+	if l.probe == p {
+		l.probe = nil
+	}
+	p.sock = nil
+	l.add(p)
+	if l.probe == nil && l.timer == nil {
+		l.timer = time.AfterFunc(wait, func() { c.probeAgain(room, l) })
+	}
+}
+
+// add keeps the queue in order of the calls.
+func (l *lane) add(p *publication) {
+	at, found := slices.BinarySearchFunc(l.queue, p, byOrder)
+	if !found {
+		l.queue = slices.Insert(l.queue, at, p)
+	}
+}
+
+func (c *Client) probeAgain(room message.Room, l *lane) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lanes[room] != l {
+		return
+	}
+	l.timer = nil
+	if c.sock != nil {
+		c.sendProbe(l)
+	}
+}
+
+// sendProbe resends the oldest of a lane; the caller holds mu.
+func (c *Client) sendProbe(l *lane) {
+	l.probe, l.queue = l.queue[0], l.queue[1:]
+	c.transmit(l.probe)
+}
+
+// resend sends everything pending on a new connection, in order; of a lane the
+// oldest alone. The caller holds mu.
+func (c *Client) resend() (o outcomes) {
+	for _, l := range c.lanes {
+		if l.timer != nil {
+			l.timer.Stop()
+			l.timer = nil
+		}
+		if l.probe != nil {
+			l.add(l.probe)
+			l.probe = nil
+		}
+	}
+	for _, p := range c.inOrder() {
+		p.sock = nil
+		l := c.lanes[p.key.room]
+		switch err := c.checkSize(p.frame, p.key.room); {
+		case err != nil:
+			o = append(o, c.remove(p, Ack{}, err)...)
+		case l != nil:
+			l.add(p)
+		default:
+			c.transmit(p)
+		}
+	}
+	for _, l := range c.lanes {
+		c.sendProbe(l)
+	}
+	return o
+}
+
+func (c *Client) inOrder() []*publication {
+	return slices.SortedFunc(maps.Values(c.pending), byOrder)
+}
+
+func byOrder(a, b *publication) int { return cmp.Compare(a.order, b.order) }
+
+// dropLargest fails the publication that a close with 1009 was about: the
+// largest under way on that connection.
+func (c *Client) dropLargest(s *socket, cause error) {
+	c.mu.Lock()
+	var largest *publication
+	for _, p := range c.pending {
+		if p.sock == s && (largest == nil || len(p.frame) > len(largest.frame)) {
+			largest = p
+		}
+	}
+	var o outcomes
+	if largest != nil {
+		o = c.remove(largest, Ack{}, errors.Join(ErrTooLarge, cause))
+	}
+	c.mu.Unlock()
+	o.tell()
+}
+
+// failAll answers everything pending. The caller holds mu.
+func (c *Client) failAll(why error) (o outcomes) {
+	for _, l := range c.lanes {
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+	}
+	clear(c.lanes)
+	c.sock = nil
+	for _, p := range c.inOrder() {
+		o = append(o, c.remove(p, Ack{}, unanswered(p, why))...)
+	}
+	return o
+}

@@ -1,0 +1,271 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A Position is where a join begins. The zero value is "from now".
+type Position struct {
+	Epoch message.Epoch
+	After message.Seq
+	given bool
+}
+
+// Now joins with what comes next.
+func Now() Position { return Position{} }
+
+// Start joins with the oldest message stored.
+func Start() Position { return Position{given: true} }
+
+// After joins with the message that follows seq in that epoch.
+func After(epoch message.Epoch, seq message.Seq) Position {
+	return Position{Epoch: epoch, After: seq, given: true}
+}
+
+// A Handler takes what happens in a room; any field may be nil. It is called
+// in order, from one goroutine for the whole client, which reads no further
+// meanwhile: one that takes long gets the client closed as slow.
+type Handler struct {
+	// Message gets each message once, without holes but for those in Gap.
+	Message func(message.Message)
+	Gap     func(Gap)
+	Signal  func(Signal)
+	// Joined is called at each join, those after a reconnect included.
+	Joined func(Joined)
+	// Ended is called when the service refuses to let the room be rejoined.
+	Ended func(error)
+}
+
+// room is a room joined or to be joined. Guarded by Client.mu, but for the
+// handler, which is static.
+type room struct {
+	name    message.Room
+	handler Handler
+	at      Position // the last one seen
+	// ref is that of the join under way on this connection, "" for none; live
+	// says that it was answered. What comes before belongs to an earlier join.
+	ref   string
+	live  bool
+	first chan joinOutcome // gets the first outcome, then nil
+}
+
+type joinOutcome struct {
+	joined Joined
+	err    error
+}
+
+func (r *room) tell(j Joined, err error) {
+	if r.first != nil {
+		r.first <- joinOutcome{j, err}
+		r.first = nil
+	}
+}
+
+// Join joins a room and stays, across reconnects, until Leave. It returns once
+// the service has let the client in, or an *Error when it refuses. When ctx
+// ends before, the room is left.
+func (c *Client) Join(ctx context.Context, name message.Room, from Position, h Handler) (Joined, error) {
+	if _, err := message.ParseRoom(string(name)); err != nil {
+		return Joined{}, err
+	}
+	first := make(chan joinOutcome, 1)
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return Joined{}, c.err
+	}
+	if c.rooms[name] != nil {
+		c.mu.Unlock()
+		return Joined{}, fmt.Errorf("%w: %s", ErrJoined, name)
+	}
+	r := &room{name: name, handler: h, at: from, first: first}
+	c.rooms[name] = r
+	if c.sock != nil {
+		c.sendJoin(r)
+	}
+	c.mu.Unlock()
+	select {
+	case o := <-first:
+		return o.joined, o.err
+	case <-ctx.Done():
+		c.leave(r)
+		return Joined{}, fmt.Errorf("join %s: %w", name, ctx.Err())
+	}
+}
+
+// Leave leaves a room. Its handler may be in its last call when Leave returns.
+func (c *Client) Leave(name message.Room) {
+	c.mu.Lock()
+	r := c.rooms[name]
+	c.mu.Unlock()
+	if r != nil {
+		c.leave(r)
+	}
+}
+
+func (c *Client) leave(r *room) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rooms[r.name] != r {
+		return
+	}
+	delete(c.rooms, r.name)
+	if c.sock != nil {
+		c.sock.send(newRequest("leave", c.nextRef(), r.name).end())
+	}
+}
+
+// Position returns the last position seen in a joined room, to be used with
+// After later; false when the room is not joined or nothing is known yet.
+func (c *Client) Position(name message.Room) (Position, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[name]
+	if r == nil || !r.at.given || r.at.Epoch == "" {
+		return Position{}, false
+	}
+	return r.at, true
+}
+
+// sendJoin joins from the last position seen. The caller holds mu and knows
+// that there is a connection.
+func (c *Client) sendJoin(r *room) {
+	r.ref, r.live = c.nextRef(), false
+	b := newRequest("join", r.ref, r.name)
+	if r.at.given {
+		b = b.number("after", int64(r.at.After))
+		if r.at.Epoch != "" {
+			b = b.text("epoch", string(r.at.Epoch))
+		}
+	}
+	c.sock.send(b.end())
+}
+
+func (c *Client) handleJoined(f *serverFrame) {
+	c.mu.Lock()
+	r := c.rooms[f.Room]
+	if r == nil || r.ref == "" || r.ref != f.Ref {
+		c.mu.Unlock()
+		return
+	}
+	r.live = true
+	if !r.at.given {
+		r.at = After(f.Epoch, f.Seq)
+	} else if r.at.Epoch == "" {
+		r.at.Epoch = f.Epoch
+	}
+	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}
+	r.tell(joined, nil)
+	c.mu.Unlock()
+	if r.handler.Joined != nil {
+		r.handler.Joined(joined)
+	}
+}
+
+// refuseJoin says whether the error was the answer to a join. A passing one
+// leads to another try, any other ends the room.
+func (c *Client) refuseJoin(ref string, err *Error) bool {
+	c.mu.Lock()
+	var r *room
+	for _, candidate := range c.rooms {
+		if candidate.ref == ref && ref != "" {
+			r = candidate
+		}
+	}
+	if r == nil {
+		c.mu.Unlock()
+		return false
+	}
+	if err.passing() || err.Code == "internal" {
+		time.AfterFunc(err.wait(), func() { c.joinAgain(r, ref) })
+		c.mu.Unlock()
+		return true
+	}
+	delete(c.rooms, r.name)
+	begun := r.first == nil
+	r.tell(Joined{}, err)
+	c.mu.Unlock()
+	if begun && r.handler.Ended != nil {
+		r.handler.Ended(err)
+	}
+	return true
+}
+
+func (c *Client) joinAgain(r *room, ref string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sock != nil && c.rooms[r.name] == r && r.ref == ref {
+		c.sendJoin(r)
+	}
+}
+
+// handleMessage settles an own publish, drops what was seen, and hands on the
+// rest. A hole ends the connection: the next one resumes before it.
+func (c *Client) handleMessage(f *serverFrame) error {
+	m := f.message()
+	c.settleEcho(m)
+	c.mu.Lock()
+	r := c.rooms[m.Room]
+	if r == nil || !r.live {
+		c.mu.Unlock()
+		return nil
+	}
+	var gap *Gap
+	if m.Epoch != r.at.Epoch {
+		// A new life of the log, and this is the first we hear of it.
+		r.at = After(m.Epoch, m.Seq-1)
+		if m.Seq > 1 {
+			gap = &Gap{Room: m.Room, Epoch: m.Epoch, From: 1, To: m.Seq - 1, Reason: "epoch"}
+		}
+	}
+	last := r.at.After
+	if m.Seq == last+1 {
+		r.at.After = m.Seq
+	}
+	c.mu.Unlock()
+	switch {
+	case m.Seq <= last:
+		return nil
+	case m.Seq > last+1:
+		return fmt.Errorf("%w in %s: %d came after %d", errHole, m.Room, m.Seq, last)
+	}
+	if gap != nil && r.handler.Gap != nil {
+		r.handler.Gap(*gap)
+	}
+	if r.handler.Message != nil {
+		r.handler.Message(m)
+	}
+	return nil
+}
+
+func (c *Client) handleGap(f *serverFrame) error {
+	gap, err := f.gap()
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	r := c.rooms[gap.Room]
+	if r == nil || !r.live || (gap.Epoch == r.at.Epoch && gap.Reason != "epoch" && gap.To <= r.at.After) {
+		c.mu.Unlock()
+		return nil
+	}
+	r.at = After(gap.Epoch, gap.To)
+	c.mu.Unlock()
+	if r.handler.Gap != nil {
+		r.handler.Gap(gap)
+	}
+	return nil
+}
+
+func (c *Client) handleSignal(f *serverFrame) {
+	c.mu.Lock()
+	r := c.rooms[f.Room]
+	c.mu.Unlock()
+	if r != nil && r.handler.Signal != nil {
+		r.handler.Signal(Signal{Room: f.Room, From: f.user(), Data: f.Data})
+	}
+}

@@ -1,0 +1,307 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var got record
+		joined := got.join(c, "r", Now())
+		p := s.accept()
+		if f := p.join(7); f.After != nil || f.Epoch != "" {
+			t.Errorf("a join from now asks for %+v", f)
+		}
+		if j := <-joined; j.err != nil || j.joined.Head != 7 || j.joined.First != 1 {
+			t.Errorf("Join = %+v", j)
+		}
+		p.message(8, "a", "null")
+		p.message(9, "b", `"bob"`)
+		p.end(0)
+
+		p = s.accept()
+		if f := p.join(11); f.After == nil || *f.After != 9 || f.Epoch != "e" {
+			t.Errorf("the rejoin asks for %+v, want after 9 in e", f)
+		}
+		p.message(9, "b", `"bob"`) // a double
+		p.message(10, "c", "null")
+		p.message(11, "d", "null")
+		got.want(t, "joined 7", "e/8", "e/9", "joined 11", "e/10", "e/11")
+		if at, ok := c.Position("r"); !ok || at != After("e", 11) {
+			t.Errorf("Position = %+v, %v", at, ok)
+		}
+	})
+}
+
+func TestABreakBeforeTheFirstMessageLosesNothing(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var got record
+		got.join(c, "r", Now())
+		p := s.accept()
+		p.join(7)
+		p.end(0)
+		if f := s.accept().join(9); f.After == nil || *f.After != 7 {
+			t.Errorf("rejoined with %+v, want after 7", f)
+		}
+	})
+}
+
+func TestWhereAJoinBegins(t *testing.T) {
+	for name, c := range map[string]struct {
+		from  Position
+		after message.Seq
+		epoch message.Epoch
+	}{
+		"the start":  {Start(), 0, ""},
+		"a position": {After("e", 3), 3, "e"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			story(t, func(t *testing.T, s *service) {
+				client := s.open(Options{})
+				var got record
+				got.join(client, "r", c.from)
+				p := s.accept()
+				f := p.join(int(c.after) + 1)
+				if f.After == nil || *f.After != c.after || f.Epoch != c.epoch {
+					t.Errorf("asked for %+v", f)
+				}
+				p.message(int(c.after)+1, "x", "null")
+				synctest.Wait()
+				if at, _ := client.Position("r"); at != After("e", c.after+1) {
+					t.Errorf("Position = %+v", at)
+				}
+			})
+		})
+	}
+}
+
+func TestGapsAreToldAndPassed(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var got record
+		got.join(c, "r", After("e", 2))
+		p := s.accept()
+		p.join(9)
+		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":5,"reason":"trimmed"}`)
+		p.message(6, "a", "null")
+		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":5,"reason":"trimmed"}`) // a double
+		p.send(`{"type":"gap","room":"r","epoch":"f","from":1,"to":4,"reason":"epoch"}`)
+		p.send(`{"type":"message","room":"r","epoch":"f","seq":5,"id":"x","from":null,"at":"2026-01-02T15:04:05Z","data":1}`)
+		got.want(t, "joined 9", "gap e 3-5 trimmed", "e/6", "gap f 1-4 epoch", "f/5")
+	})
+}
+
+func TestAnotherEpochOutOfTheBlueIsAGap(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var got record
+		got.join(c, "r", Now())
+		p := s.accept()
+		p.join(9)
+		p.send(`{"type":"message","room":"r","epoch":"f","seq":3,"id":"x","from":null,"at":"2026-01-02T15:04:05Z","data":1}`)
+		p.send(`{"type":"message","room":"r","epoch":"f","seq":4,"id":"y","from":null,"at":"2026-01-02T15:04:05Z","data":1}`)
+		got.want(t, "joined 9", "gap f 1-2 epoch", "f/3", "f/4")
+	})
+}
+
+func TestASkippedMessageIsFetchedNotShownAsDone(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var got record
+		got.join(c, "r", Now())
+		p := s.accept()
+		p.join(1)
+		p.message(2, "a", "null")
+		p.message(4, "c", "null")
+		p = s.accept()
+		if f := p.join(4); *f.After != 2 {
+			t.Errorf("rejoined after %d, want 2", *f.After)
+		}
+		p.message(3, "b", "null")
+		p.message(4, "c", "null")
+		got.want(t, "joined 1", "e/2", "joined 4", "e/3", "e/4")
+	})
+}
+
+func TestNothingOfAnEarlierJoinIsShown(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var first, second record
+		first.join(c, "r", Now())
+		p := s.accept()
+		p.join(1)
+		first.want(t, "joined 1")
+		c.Leave("r")
+		c.Leave("r")
+		if f := p.expect("leave"); f.Room != "r" {
+			t.Errorf("left %q", f.Room)
+		}
+		p.message(2, "a", "null")
+		second.join(c, "r", After("e", 2))
+		p.message(3, "b", "null") // of the first join, still
+		p.join(4)
+		p.message(3, "b", "null")
+		second.want(t, "joined 4", "e/3")
+		first.want(t, "joined 1")
+	})
+}
+
+func TestJoinsThatAreRefused(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var got, other record
+		joined := got.join(c, "r", Now())
+		p := s.accept()
+		p.refuse(p.expect("join"), "forbidden", "")
+		var refused *Error
+		if j := <-joined; !errors.As(j.err, &refused) || refused.Code != "forbidden" {
+			t.Fatalf("Join = %v", j.err)
+		}
+
+		// Trouble passes: the client asks again when it was told to.
+		start := time.Now()
+		joined = got.join(c, "r", Now())
+		p.refuse(p.expect("join"), "unavailable", `,"retry_after_ms":3000`)
+		p.join(5)
+		if j := <-joined; j.err != nil || time.Since(start) != 3*time.Second {
+			t.Fatalf("joined after %v: %v", time.Since(start), j.err)
+		}
+
+		// Rights may end while one is away.
+		other.join(c, "r2", Now())
+		p.join(1)
+		p.end(0)
+		p = s.accept()
+		for range 2 {
+			if f := p.expect("join"); f.Room == "r" {
+				p.refuse(f, "forbidden", "")
+			} else {
+				p.send(`{"type":"joined","ref":%q,"room":%q,"epoch":"e","seq":1,"first":1}`, f.Ref, f.Room)
+			}
+		}
+		got.want(t, "joined 5", "ended the service answered forbidden: no")
+		other.want(t, "joined 1", "joined 1")
+	})
+}
+
+func TestJoinIsCheckedBeforeItIsSent(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		p := s.accept()
+		var invalid *message.InvalidError
+		if _, err := c.Join(t.Context(), "no spaces", Now(), Handler{}); !errors.As(err, &invalid) {
+			t.Errorf("Join = %v", err)
+		}
+		var got record
+		got.join(c, "r", Now())
+		if _, err := c.Join(t.Context(), "r", Now(), Handler{}); !errors.Is(err, ErrJoined) {
+			t.Errorf("Join = %v", err)
+		}
+		p.join(1)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.Join(ctx, "slow", Now(), Handler{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Join = %v", err)
+		}
+		p.expect("join")
+		if f := p.expect("leave"); f.Room != "slow" {
+			t.Errorf("left %q", f.Room)
+		}
+	})
+}
+
+func TestSignals(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		if err := c.Signal("r", []byte(`1`)); !errors.Is(err, ErrOffline) {
+			t.Errorf("Signal = %v", err)
+		}
+		var got record
+		got.join(c, "r", Now())
+		p := s.accept()
+		p.join(1)
+		if err := c.Signal("r", []byte(`{"typing" : true}`)); err != nil {
+			t.Fatal(err)
+		}
+		if f := p.expect("signal"); f.Room != "r" || string(f.Data) != `{"typing" : true}` {
+			t.Errorf("sent %+v", f)
+		}
+		p.send(`{"type":"signal","room":"r","from":"bob","data":{"typing":true}}`)
+		p.send(`{"type":"signal","room":"r","from":null,"data":2}`)
+		got.want(t, "joined 1", `signal bob {"typing":true}`, "signal  2")
+		if err := c.Signal("r", []byte(`{`)); !errors.Is(err, ErrInvalidData) {
+			t.Errorf("Signal = %v", err)
+		}
+		if err := c.Signal("r", make1000()); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("Signal = %v", err)
+		}
+	})
+}
+
+// make1000 returns a JSON string of 1000 bytes.
+func make1000() []byte {
+	b := make([]byte, 1000)
+	for i := range b {
+		b[i] = 'x'
+	}
+	b[0], b[999] = '"', '"'
+	return b
+}
+
+func TestHistory(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		type result struct {
+			h   History
+			err error
+		}
+		ask := func(r HistoryRange) <-chan result {
+			out := make(chan result, 1)
+			go func() {
+				h, err := c.History(context.Background(), "r", r)
+				out <- result{h, err}
+			}()
+			synctest.Wait()
+			return out
+		}
+		answered := ask(HistoryRange{Before: 9, Limit: 2})
+		p := s.accept()
+		if f := p.expect("history"); *f.Before != 9 || f.After != nil || f.Limit != 2 {
+			t.Errorf("asked for %+v", f)
+		}
+		p.end(0) // reading twice does no harm
+		p = s.accept()
+		f := p.expect("history")
+		p.send(`{"type":"history","ref":%q,"room":"r","more":true,"messages":[{"type":"message","room":"r","epoch":"e","seq":7,"id":"x","from":"bob","at":"2026-01-02T15:04:05.000001Z","data":{"a" : 1}}]}`, f.Ref)
+		got := <-answered
+		if got.err != nil || !got.h.More || len(got.h.Messages) != 1 {
+			t.Fatalf("History = %+v", got)
+		}
+		m := got.h.Messages[0]
+		if m.Room != "r" || m.Seq != 7 || m.From != "bob" || string(m.Data) != `{"a" : 1}` || m.At.Nanosecond() != 1000 {
+			t.Errorf("message %+v with data %s", m, m.Data)
+		}
+		answered = ask(HistoryRange{Forward: true})
+		if f = p.expect("history"); f.After == nil || *f.After != 0 || f.Before != nil {
+			t.Errorf("asked for %+v", f)
+		}
+		p.refuse(f, "forbidden", "")
+		var refused *Error
+		if got := <-answered; !errors.As(got.err, &refused) {
+			t.Errorf("History = %v", got.err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.History(ctx, "r", HistoryRange{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("History = %v", err)
+		}
+	})
+}

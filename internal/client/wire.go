@@ -1,0 +1,181 @@
+package client
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A Welcome is the first frame of a connection: who serves it, and its bounds.
+type Welcome struct {
+	Session     string  `json:"session"`
+	Resumed     bool    `json:"resumed"`
+	User        *string `json:"user"` // nil when anonymous
+	Node        string  `json:"node"`
+	Color       string  `json:"color"`
+	Deployment  string  `json:"deployment"`
+	Version     string  `json:"version"`
+	HeartbeatMS int64   `json:"heartbeat_ms"`
+	MaxFrame    int     `json:"max_frame"` // bytes
+}
+
+// An Ack says that a message is stored, and where.
+type Ack struct {
+	Room  message.Room
+	Epoch message.Epoch
+	Seq   message.Seq
+	ID    string
+	// Duplicate: it had been stored before under this id.
+	Duplicate bool
+}
+
+// A Joined says where a room stands: Head is its newest seq, First the oldest
+// one stored.
+type Joined struct {
+	Room        message.Room
+	Epoch       message.Epoch
+	Head, First message.Seq
+}
+
+// A Gap is a range of messages, both ends included, that will not come: no
+// longer stored (Reason "trimmed"), or void because the log lives a new life
+// (Reason "epoch"; Epoch is the new one).
+type Gap struct {
+	Room     message.Room
+	Epoch    message.Epoch
+	From, To message.Seq
+	Reason   string
+}
+
+// A Signal is an ephemeral event; From is "" when anonymous.
+type Signal struct {
+	Room message.Room
+	From string
+	Data json.RawMessage
+}
+
+// A History is part of a room, ascending.
+type History struct {
+	Messages []message.Message
+	// More says that the range asked for holds further messages.
+	More bool
+}
+
+// serverFrame has the fields of all the service's frames but welcome.
+type serverFrame struct {
+	Type       string            `json:"type"`
+	Ref        string            `json:"ref"`
+	Room       message.Room      `json:"room"`
+	Epoch      message.Epoch     `json:"epoch"`
+	Seq        message.Seq       `json:"seq"`
+	First      message.Seq       `json:"first"`
+	ID         string            `json:"id"`
+	From       json.RawMessage   `json:"from"` // a user or null; a seq in gap
+	To         message.Seq       `json:"to"`
+	At         time.Time         `json:"at"`
+	Data       json.RawMessage   `json:"data"`
+	Duplicate  bool              `json:"duplicate"`
+	Reason     string            `json:"reason"`
+	Messages   []json.RawMessage `json:"messages"`
+	More       bool              `json:"more"`
+	Code       string            `json:"code"`
+	Message    string            `json:"message"`
+	RetryAfter int64             `json:"retry_after_ms"`
+}
+
+func decodeFrame(b []byte) (*serverFrame, error) {
+	f := new(serverFrame)
+	if err := json.Unmarshal(b, f); err != nil {
+		return nil, fmt.Errorf("read a frame of the service: %w", err)
+	}
+	return f, nil
+}
+
+func decodeWelcome(b []byte) (Welcome, error) {
+	var w struct {
+		Type string `json:"type"`
+		Welcome
+	}
+	if err := json.Unmarshal(b, &w); err != nil {
+		return Welcome{}, fmt.Errorf("read the welcome: %w", err)
+	}
+	if w.Type != "welcome" {
+		return Welcome{}, fmt.Errorf("the first frame is %q, not welcome", w.Type)
+	}
+	return w.Welcome, nil
+}
+
+// user returns the user in from, "" for null.
+func (f *serverFrame) user() string {
+	var user string
+	_ = json.Unmarshal(f.From, &user) // null and absent leave it empty
+	return user
+}
+
+func (f *serverFrame) message() message.Message {
+	return message.Message{
+		Draft: message.Draft{Room: f.Room, ID: f.ID, From: f.user(), Data: f.Data},
+		Epoch: f.Epoch, Seq: f.Seq, At: f.At,
+	}
+}
+
+func (f *serverFrame) gap() (Gap, error) {
+	var from message.Seq
+	if err := json.Unmarshal(f.From, &from); err != nil {
+		return Gap{}, fmt.Errorf("read a gap: %w", err)
+	}
+	return Gap{Room: f.Room, Epoch: f.Epoch, From: from, To: f.To, Reason: f.Reason}, nil
+}
+
+func (f *serverFrame) history() (History, error) {
+	h := History{More: f.More, Messages: make([]message.Message, 0, len(f.Messages))}
+	for _, raw := range f.Messages {
+		m, err := decodeFrame(raw)
+		if err != nil {
+			return History{}, err
+		}
+		m.Room = f.Room
+		h.Messages = append(h.Messages, m.message())
+	}
+	return h, nil
+}
+
+func (f *serverFrame) err() *Error {
+	return &Error{
+		Code: f.Code, Message: f.Message,
+		RetryAfter: time.Duration(f.RetryAfter) * time.Millisecond,
+	}
+}
+
+// A request is a client frame under construction. Rooms, ids and refs need no
+// escaping; data goes out byte for byte, which json.Marshal would not do.
+type request []byte
+
+func newRequest(kind, ref string, room message.Room) request {
+	b := append(make(request, 0, 96+len(room)), `{"type":"`...)
+	b = append(append(b, kind...), '"')
+	if ref != "" {
+		b = append(append(append(b, `,"ref":"`...), ref...), '"')
+	}
+	return append(append(append(b, `,"room":"`...), room...), '"')
+}
+
+func (b request) number(name string, n int64) request {
+	b = append(append(append(b, `,"`...), name...), `":`...)
+	return strconv.AppendInt(b, n, 10)
+}
+
+func (b request) text(name, value string) request {
+	quoted, _ := json.Marshal(value) // a string always encodes
+	b = append(append(append(b, `,"`...), name...), `":`...)
+	return append(b, quoted...)
+}
+
+func (b request) data(data []byte) request {
+	return append(append(b, `,"data":`...), data...)
+}
+
+func (b request) end() []byte { return append(b, '}') }

@@ -146,7 +146,12 @@ func (s *Server) Kill() { _ = s.process.Stop(syscall.SIGKILL, serverWait) }
 
 // Stop ends the process by SIGTERM and returns what it exited with: nil for
 // code 0.
-func (s *Server) Stop() error { return s.process.Stop(syscall.SIGTERM, serverWait) }
+func (s *Server) Stop() error {
+	if err := s.process.Stop(syscall.SIGTERM, serverWait); err != nil {
+		return err
+	}
+	return s.process.Wait(context.Background()) // it has ended
+}
 
 // Signal sends a signal, such as SIGSTOP.
 func (s *Server) Signal(sig os.Signal) {

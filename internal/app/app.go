@@ -1,0 +1,272 @@
+// Package app builds the service from its parts, in order, and takes it down
+// in reverse. Tests start the whole service with it, in their own process.
+package app
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"switchyard/internal/broker"
+	"switchyard/internal/config"
+	httpd "switchyard/internal/http"
+	"switchyard/internal/hub"
+	"switchyard/internal/message"
+	"switchyard/internal/store"
+)
+
+// What the packages promise each other.
+var (
+	_ hub.Log  = (*store.Postgres)(nil)
+	_ hub.Feed = (*store.Postgres)(nil)
+	_ durable  = (*store.Postgres)(nil)
+	_ hub.Log  = (*store.SQLite)(nil)
+	_ hub.Feed = (*store.SQLite)(nil)
+	_ durable  = (*store.SQLite)(nil)
+	_ carrier  = (*broker.Redis)(nil)
+	_ carrier  = (*broker.Memory)(nil)
+)
+
+// A durable is the log as app handles it.
+type durable interface {
+	hub.Log
+	hub.Feed
+	Start(settled func([]*message.Publication))
+	Check() error
+	Close(context.Context) error
+}
+
+// A carrier is the broker as app handles it.
+type carrier interface {
+	hub.Broker
+	Start(broker.Receive)
+	Up() bool
+	Close(context.Context) error
+}
+
+// How long each part may take to stop; sockets have the configured bound.
+const (
+	httpStop   = 5 * time.Second
+	hubStop    = 5 * time.Second
+	brokerStop = 2 * time.Second
+	storeStop  = 8 * time.Second
+	openLimit  = 30 * time.Second
+)
+
+// Options are what an App does not read from its settings.
+type Options struct {
+	Config  config.Config
+	Version string
+	Logger  *slog.Logger
+	// LogLevel is what the admin listener changes.
+	LogLevel *slog.LevelVar
+}
+
+// An App is one running node. Its methods belong to one goroutine.
+type App struct {
+	opt       Options
+	lifecycle lifecycle
+	registry  *prometheus.Registry
+	log       durable
+	broker    carrier
+	hub       *hub.Hub
+	http      *httpd.Server
+	listener  net.Listener
+	failed    chan error
+}
+
+// Start builds a node and makes it listen. What was built of a node that can't
+// start is taken down again, through the same steps as Stop.
+func Start(ctx context.Context, opt Options) (*App, error) {
+	a := &App{
+		opt:       opt,
+		lifecycle: lifecycle{log: opt.Logger.With("component", "app")},
+		registry:  prometheus.NewRegistry(),
+		failed:    make(chan error, 2),
+	}
+	if err := a.build(ctx); err != nil {
+		return nil, errors.Join(err, a.lifecycle.stop(context.WithoutCancel(ctx)))
+	}
+	return a, nil
+}
+
+func (a *App) build(ctx context.Context) error {
+	a.describeBuild()
+	for _, part := range []func(context.Context) error{a.openLog, a.openBroker, a.startHub, a.listen} {
+		if err := part(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// URL is where the page is.
+func (a *App) URL() string {
+	host, port, _ := net.SplitHostPort(a.listener.Addr().String())
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, port) + "/"
+}
+
+// Failed delivers the error of a listener that ended by itself.
+func (a *App) Failed() <-chan error { return a.failed }
+
+// Stop takes the node down: unready first, then clients, HTTP, hub, broker and
+// log. Every step is bounded; ctx cuts all of them short.
+func (a *App) Stop(ctx context.Context) error { return a.lifecycle.stop(ctx) }
+
+func (a *App) describeBuild() {
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "switchyard_build_info",
+		Help: "Always 1; the labels tell what runs.",
+		ConstLabels: prometheus.Labels{
+			"version": a.opt.Version, "color": a.opt.Config.HTTP.Color, "deployment": a.opt.Config.HTTP.Deployment,
+		},
+	})
+	info.Set(1)
+	a.registry.MustRegister(info)
+}
+
+func (a *App) openLog(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, openLimit)
+	defer cancel()
+	c := a.opt.Config.Store
+	url := c.URL.Reveal()
+	if err := store.Migrate(ctx, url); err != nil {
+		return err //nolint:wrapcheck // names DATABASE_URL itself
+	}
+	cfg := store.Config{
+		URL:           url,
+		MaxConns:      c.MaxConns,
+		ConnLifetime:  c.ConnLifetime,
+		Lanes:         c.Lanes,
+		IDWindow:      c.IDWindow,
+		AppendTimeout: c.AppendTimeout,
+		Logger:        a.opt.Logger,
+		Registerer:    a.registry,
+	}
+	var err error
+	if strings.HasPrefix(url, "sqlite:") {
+		a.log, err = store.OpenSQLite(ctx, cfg)
+	} else {
+		a.log, err = store.OpenPostgres(ctx, cfg)
+	}
+	if err != nil {
+		return err //nolint:wrapcheck // names DATABASE_URL itself
+	}
+	a.lifecycle.onStop("log", storeStop, a.log.Close)
+	return nil
+}
+
+func (a *App) openBroker(context.Context) error {
+	c := a.opt.Config.Broker
+	cfg := broker.Config{
+		URL:        c.URL.Reveal(),
+		Queue:      c.Queue,
+		Logger:     a.opt.Logger,
+		Registerer: a.registry,
+	}
+	if cfg.URL == "" {
+		a.broker = broker.NewMemory(new(broker.Bus), cfg)
+	} else {
+		b, err := broker.OpenRedis(cfg)
+		if err != nil {
+			return err //nolint:wrapcheck // names REDIS_URL itself
+		}
+		a.broker = b
+	}
+	a.lifecycle.onStop("broker", brokerStop, a.broker.Close)
+	return nil
+}
+
+func (a *App) startHub(context.Context) error {
+	c := a.opt.Config.Hub
+	a.hub = hub.New(hub.Config{
+		Log:         a.log,
+		Feed:        a.log,
+		Broker:      a.broker,
+		RepairWait:  c.RepairWait,
+		MaxInflight: c.MaxInflight,
+		MaxRooms:    c.MaxRooms,
+		Logger:      a.opt.Logger,
+		Registerer:  a.registry,
+	})
+	a.lifecycle.onStop("hub", hubStop, a.hub.Close)
+	a.broker.Start(a.hub.Receive)
+	a.log.Start(a.hub.Settled)
+	return nil
+}
+
+func (a *App) listen(ctx context.Context) error {
+	c := a.opt.Config.HTTP
+	var lc net.ListenConfig
+	public, err := lc.Listen(ctx, "tcp", c.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("LISTEN_ADDR=%s: %w; choose a free address", c.ListenAddr, err)
+	}
+	admin, err := lc.Listen(ctx, "tcp", a.opt.Config.Admin.Addr)
+	if err != nil {
+		_ = public.Close()
+		return fmt.Errorf("ADMIN_ADDR=%s: %w; choose a free address", a.opt.Config.Admin.Addr, err)
+	}
+	a.listener = public
+	a.http = httpd.New(httpd.Config{
+		Hub:            a.hub,
+		Ready:          a.components,
+		Node:           nodeName(),
+		Color:          c.Color,
+		Deployment:     c.Deployment,
+		Version:        a.opt.Version,
+		AllowedOrigins: c.AllowedOrigins,
+		APIKeys:        c.Keys(),
+		MaxFrame:       c.MaxFrame,
+		QueueBytes:     c.QueueBytes,
+		MaxConnections: c.MaxConnections,
+		Heartbeat:      c.Heartbeat,
+		Logger:         a.opt.Logger,
+		LogLevel:       a.opt.LogLevel,
+		Registerer:     a.registry,
+		Gatherer:       a.registry,
+	})
+	go func() { a.failed <- a.http.Serve(public) }()
+	go func() { a.failed <- a.http.ServeAdmin(admin) }()
+	a.lifecycle.onStop("http", httpStop, a.http.Shutdown)
+	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout, a.http.CloseSockets)
+	return nil
+}
+
+// components tells /readyz how the parts are. A broker that is away is no
+// reason to turn clients away: delivery goes on by the log.
+func (a *App) components() []httpd.Component {
+	log, bus := "up", "up"
+	if err := a.log.Check(); err != nil {
+		log = "down"
+	}
+	if !a.broker.Up() {
+		bus = "down"
+	}
+	return []httpd.Component{
+		{Name: "log", State: log, Needed: true},
+		{Name: "broker", State: bus},
+	}
+}
+
+// nodeName is the host's, and what tells two processes on it apart.
+func nodeName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "node"
+	}
+	return fmt.Sprintf("%s-%s", host, strings.ToLower(rand.Text()[:6]))
+}

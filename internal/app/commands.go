@@ -1,0 +1,97 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"switchyard/internal/config"
+	"switchyard/internal/store"
+)
+
+const (
+	migrateLimit     = 10 * time.Minute
+	healthcheckLimit = 2 * time.Second
+)
+
+// Serve runs a node until ctx ends or a listener fails, and prints where its
+// page is. Log lines go to stderr.
+func Serve(ctx context.Context, cfg config.Config, version string, stdout, stderr io.Writer) error {
+	started := time.Now()
+	level := new(slog.LevelVar)
+	level.Set(cfg.Log.Level)
+	logger := newLogger(stderr, cfg.Log.Format, level)
+	a, err := Start(ctx, Options{Config: cfg, Version: version, Logger: logger, LogLevel: level})
+	if err != nil {
+		return err
+	}
+	logger.Info("serving", "url", a.URL(), "version", version, "started_in", time.Since(started))
+	fmt.Fprintf(stdout, "Switchyard is at %s\n", a.URL())
+	var failure error
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping", "reason", context.Cause(ctx))
+	case failure = <-a.Failed():
+	}
+	err = a.Stop(context.WithoutCancel(ctx))
+	if failure != nil {
+		return failure
+	}
+	if err != nil {
+		// Clients that ignored the close are no failure of ours: each step has
+		// said what it left, and the exit is clean.
+		logger.Warn("stopped, not all of it in time", "error", err)
+	}
+	return nil
+}
+
+// Migrate brings the database to this version's schema.
+func Migrate(ctx context.Context, cfg config.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, migrateLimit)
+	defer cancel()
+	return store.Migrate(ctx, cfg.Store.URL.Reveal()) //nolint:wrapcheck // names DATABASE_URL itself
+}
+
+// Healthcheck asks the service on this host whether it lives.
+func Healthcheck(ctx context.Context, cfg config.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, healthcheckLimit)
+	defer cancel()
+	host, port, err := net.SplitHostPort(cfg.HTTP.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("LISTEN_ADDR=%s: %w", cfg.HTTP.ListenAddr, err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	url := "http://" + net.JoinHostPort(host, port) + "/healthz"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("LISTEN_ADDR=%s: %w", cfg.HTTP.ListenAddr, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("not healthy: %w", err)
+	}
+	defer res.Body.Close() //nolint:errcheck // nothing is read from it
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("not healthy: %s answered %s", url, res.Status)
+	}
+	return nil
+}
+
+func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration { // 1.5s, not 1500000000
+			a.Value = slog.StringValue(a.Value.Duration().String())
+		}
+		return a
+	}}
+	if format == "text" {
+		return slog.New(slog.NewTextHandler(w, opts))
+	}
+	return slog.New(slog.NewJSONHandler(w, opts))
+}

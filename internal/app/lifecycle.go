@@ -1,0 +1,53 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// A lifecycle takes down what was built, in reverse: each step named, bounded,
+// and logged with its duration. A step that fails or is late does not keep the
+// others from running. It belongs to one goroutine.
+type lifecycle struct {
+	log   *slog.Logger
+	steps []step
+}
+
+type step struct {
+	name  string
+	limit time.Duration
+	stop  func(context.Context) error
+}
+
+// onStop adds a step that runs before all that were added until now.
+func (l *lifecycle) onStop(name string, limit time.Duration, stop func(context.Context) error) {
+	l.steps = append(l.steps, step{name, limit, stop})
+}
+
+// stop runs the steps, newest first, and forgets them. Ctx cuts all of them short.
+func (l *lifecycle) stop(ctx context.Context) error {
+	var errs []error
+	for len(l.steps) > 0 {
+		s := l.steps[len(l.steps)-1]
+		l.steps = l.steps[:len(l.steps)-1]
+		errs = append(errs, l.run(ctx, s))
+	}
+	return errors.Join(errs...)
+}
+
+func (l *lifecycle) run(ctx context.Context, s step) error {
+	started := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, s.limit)
+	defer cancel()
+	err := s.stop(ctx)
+	if err != nil {
+		err = fmt.Errorf("stopping %s: %w", s.name, err)
+		l.log.Warn("stopped", "step", s.name, "duration", time.Since(started), "error", err)
+		return err
+	}
+	l.log.Info("stopped", "step", s.name, "duration", time.Since(started))
+	return nil
+}

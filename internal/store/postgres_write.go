@@ -30,7 +30,9 @@ SELECT id FROM rooms WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR
 // the locks: what another node stored under these ids before is seen, and
 // nobody stores another meanwhile. It counts only the new over the array's
 // positions; rows go from one step to the next without a join between steps,
-// which would be quadratic.
+// which would be quadratic. LIMIT 1 keeps the planner from making the lookup a
+// join of its own kind: on empty tables it then looks up by room alone and
+// reads all ids of the room for each message.
 //
 // Its guard divides by zero when the tables are not those that this connection
 // has vetted: a dump was restored beneath it. The batch is undone, the
@@ -49,6 +51,7 @@ WITH numbered AS MATERIALIZED (
 		LEFT JOIN LATERAL (
 			SELECT m.seq, m.at, m.digest FROM message_ids m
 			WHERE m.room_id = r.id AND m.sender = i.sender AND m.id = i.id
+			LIMIT 1
 		) k ON true
 	) f
 ), stored AS (

@@ -118,6 +118,34 @@ func TestAFrozenRedisIsNoticedAndThawed(t *testing.T) {
 	carries(t, n, n, "r", "after")
 }
 
+func TestAQuietConnectionIsLeftAlone(t *testing.T) {
+	n := openNode(t, Config{URL: testkit.Redis(t).URL(), Prefix: testkit.RedisPrefix()})
+	eventually(t, "up", n.Up)
+	quiet := time.Now()
+	eventually(t, "more than the limit to pass", func() bool { return time.Since(quiet) > silenceLimit+time.Second })
+	if got := n.metric(t, "broker_reconnects_total", ""); got != 0 || !n.Up() {
+		t.Errorf("%v reconnects, up %v", got, n.Up())
+	}
+}
+
+// go-redis would dial again by itself, and answers would be taken for those of
+// the connection before.
+func TestAConnectionHasOneSocket(t *testing.T) {
+	opts, err := parseURL(testkit.Redis(t).URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := (&subscriber{opts: opts}).oneSocket().Dialer
+	conn, err := dial(t.Context(), "tcp", opts.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := dial(t.Context(), "tcp", opts.Addr); !errors.Is(err, errOneSocket) {
+		t.Errorf("a second dial: %v", err)
+	}
+}
+
 func TestABrokenNetwork(t *testing.T) {
 	server := testkit.StartRedis(t)
 	proxy := testkit.NewProxy(t, server.Addr())

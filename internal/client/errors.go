@@ -27,6 +27,9 @@ var (
 	// ErrJoined: the room has been joined before.
 	ErrJoined = errors.New("the room is joined already")
 
+	// ErrLeft: Leave was called while Join waited.
+	ErrLeft = errors.New("the room was left meanwhile")
+
 	// ErrOffline: there is no connection, and signals are not kept.
 	ErrOffline = errors.New("not connected")
 

@@ -67,7 +67,7 @@ func (r *room) tell(j Joined, err error) {
 
 // Join joins a room and stays, across reconnects, until Leave. It returns once
 // the service has let the client in, or an *Error when it refuses. When ctx
-// ends before, the room is left.
+// ends before, the room is left; when Leave is called before, it is ErrLeft.
 func (c *Client) Join(ctx context.Context, name message.Room, from Position, h Handler) (Joined, error) {
 	if _, err := message.ParseRoom(string(name)); err != nil {
 		return Joined{}, err
@@ -114,6 +114,7 @@ func (c *Client) leave(r *room) {
 		return
 	}
 	delete(c.rooms, r.name)
+	r.tell(Joined{}, fmt.Errorf("join %s: %w", r.name, ErrLeft))
 	if c.sock != nil {
 		c.sock.send(newRequest("leave", c.nextRef(), r.name).end())
 	}

@@ -154,6 +154,30 @@ func TestNothingOfAnEarlierJoinIsShown(t *testing.T) {
 	})
 }
 
+func TestALateAnswerToAnEarlierJoinOpensNothing(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		var first, second record
+		left := first.join(c, "r", Now())
+		p := s.accept()
+		early := p.expect("join")
+		c.Leave("r")
+		if j := <-left; !errors.Is(j.err, ErrLeft) {
+			t.Errorf("Join = %v", j.err)
+		}
+		p.expect("leave")
+		joined := second.join(c, "r", Now())
+		late := p.expect("join")
+		p.send(`{"type":"joined","ref":%q,"room":"r","epoch":"e","seq":3,"first":1}`, early.Ref)
+		p.message(4, "a", "null") // of the first join
+		pendingStill(t, joined)
+		p.send(`{"type":"joined","ref":%q,"room":"r","epoch":"e","seq":4,"first":1}`, late.Ref)
+		p.message(5, "b", "null")
+		second.want(t, "joined 4", "e/5")
+		first.want(t)
+	})
+}
+
 func TestJoinsThatAreRefused(t *testing.T) {
 	story(t, func(t *testing.T, s *service) {
 		c := s.open(Options{})

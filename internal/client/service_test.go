@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -211,19 +210,6 @@ func (p *peer) expect(kind string) clientFrame {
 		p.t.Fatalf("the client sent %s, want a %s", b, kind)
 	}
 	return f
-}
-
-// expectNothing ends the connection if something comes within d, and after it
-// all the same: a read that was cut short leaves no socket.
-func (p *peer) expectNothing(d time.Duration) {
-	p.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	if _, b, err := p.conn.Read(ctx); err == nil {
-		p.t.Fatalf("the client sent %s, want nothing", b)
-	} else if !errors.Is(err, context.DeadlineExceeded) {
-		p.t.Fatal(err)
-	}
 }
 
 // join answers the client's next join and returns it.

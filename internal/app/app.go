@@ -229,7 +229,7 @@ func (a *App) listen(ctx context.Context) error {
 		Deployment:     c.Deployment,
 		Version:        a.opt.Version,
 		AllowedOrigins: c.AllowedOrigins,
-		APIKeys:        c.Keys(),
+		APIKeys:        c.APIKeys.Reveal(),
 		MaxFrame:       c.MaxFrame,
 		QueueBytes:     c.QueueBytes,
 		MaxConnections: c.MaxConnections,

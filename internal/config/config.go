@@ -1,0 +1,76 @@
+// Package config turns the environment into one validated struct. It is the
+// only package that reads the environment; internal/app copies what each
+// package needs into that package's own Config. docs/configuration.md is made
+// from the tags below.
+package config
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Config is every setting of the service. The tags: envconfig names the
+// variable, default is used when it is not set, min and max bound numbers,
+// durations and the length of text, oneof lists what is allowed, example is
+// shown when the value is wrong, secret makes NAME_FILE work too.
+type Config struct {
+	HTTP   HTTP
+	Admin  Admin
+	Log    Log
+	Store  Store
+	Broker Broker
+	Hub    Hub
+	Drain  Drain
+}
+
+// HTTP is what clients, backends and probes reach.
+type HTTP struct {
+	ListenAddr     string        `envconfig:"LISTEN_ADDR" default:":8000" example:":8000" check:"address" doc:"Where the service listens: the page, the sockets, the API, health and metrics. Plain HTTP; TLS ends at the load balancer."`
+	Color          string        `envconfig:"COLOR" example:"blue" oneof:",blue,green" doc:"The colour of this deployment, blue or green, as clients and metrics are told."`
+	Deployment     string        `envconfig:"DEPLOYMENT" max:"64" example:"2026-11-23-1" doc:"The id of this start of this colour, as clients and metrics are told."`
+	AllowedOrigins Origins       `envconfig:"ALLOWED_ORIGINS" example:"https://app.example.com,https://admin.example.com" doc:"Origins of pages that may connect, beside the service's own, separated by commas; scheme included."`
+	APIKeys        Keys          `envconfig:"API_KEYS" secret:"true" example:"shop:a-long-random-secret" doc:"Keys for the server calls, separated by commas: key, or name:key. Several are valid at once, so that one can be replaced without a gap. Without any, server calls are refused."`
+	MaxFrame       int           `envconfig:"MAX_FRAME" default:"65536" min:"1024" max:"1048576" example:"65536" doc:"The largest frame from a client, and the largest body of a server call, in bytes."`
+	QueueBytes     int           `envconfig:"QUEUE_BYTES" default:"1048576" min:"1" max:"67108864" example:"1048576" doc:"What may wait for one client to read, in bytes; over it the client is closed with 4208 and resumes. Must be over twice 256 KiB + MAX_FRAME."`
+	MaxConnections int           `envconfig:"MAX_CONNECTIONS" default:"15000" min:"1" max:"1000000" example:"15000" doc:"Open WebSockets on this node; more are closed with 4103."`
+	Heartbeat      time.Duration `envconfig:"HEARTBEAT" default:"25s" min:"1s" max:"10m" example:"25s" doc:"The period of heartbeats. A client that sends no byte for two of them is closed with 4209."`
+}
+
+// Admin is what operators on the host reach.
+type Admin struct {
+	Addr string `envconfig:"ADMIN_ADDR" default:"127.0.0.1:8001" example:"127.0.0.1:8001" check:"address" doc:"Where operators reach the log level, profiles and live rooms. It has no guard of its own: keep it on loopback."`
+}
+
+// Log is about log lines, on standard error.
+type Log struct {
+	Level  slog.Level `envconfig:"LOG_LEVEL" default:"info" example:"info" doc:"debug, info, warn or error. Can be changed while the service runs: PUT /log-level?level=debug on ADMIN_ADDR."`
+	Format string     `envconfig:"LOG_FORMAT" default:"json" oneof:"json,text" example:"json" doc:"json or text."`
+}
+
+// Store is about the log of messages.
+type Store struct {
+	URL           Secret        `envconfig:"DATABASE_URL" default:"sqlite:switchyard.db" secret:"true" example:"postgres://user:password@host:5432/name" check:"database" doc:"Where messages are kept: postgres://… (14 or newer), or sqlite:path for one node."`
+	MaxConns      int           `envconfig:"DATABASE_MAX_CONNS" default:"12" min:"4" max:"500" example:"12" doc:"Connections of this node to PostgreSQL, writers, readers and repair together. At least DATABASE_LANES + 2."`
+	ConnLifetime  time.Duration `envconfig:"DATABASE_CONN_LIFETIME" default:"30m" min:"10s" max:"24h" example:"30m" doc:"How long a connection to PostgreSQL is used at most."`
+	Lanes         int           `envconfig:"DATABASE_LANES" default:"2" min:"1" max:"16" example:"2" doc:"Batches under way at once on PostgreSQL, each on a connection of its own. SQLite has one."`
+	IDWindow      time.Duration `envconfig:"ID_WINDOW" default:"10m" min:"1m" max:"168h" example:"10m" doc:"How long the id of a publish is remembered at least. Clients resend for half of it."`
+	AppendTimeout time.Duration `envconfig:"APPEND_TIMEOUT" default:"5s" min:"100ms" max:"1m" example:"5s" doc:"How long a publish waits for the database before it is answered with unavailable."`
+}
+
+// Broker is about the channel between nodes.
+type Broker struct {
+	URL   Secret `envconfig:"REDIS_URL" secret:"true" example:"redis://user:password@host:6379/0" check:"redis" doc:"Redis 7, whose pub/sub carries messages between nodes: redis://… or rediss://… for TLS. Without it nodes find each other's messages in PostgreSQL, a little later."`
+	Queue int    `envconfig:"BROKER_QUEUE" default:"1500" min:"1" max:"1000000" example:"1500" doc:"Broadcasts that wait to be sent; beyond it the oldest is dropped and counted, and nodes find its messages in the log."`
+}
+
+// Hub is about rooms.
+type Hub struct {
+	RepairWait  time.Duration `envconfig:"REPAIR_WAIT" default:"20ms" min:"1ms" max:"10s" example:"20ms" doc:"How long a hole in a room may fill by itself before it is filled from the log."`
+	MaxInflight int           `envconfig:"MAX_INFLIGHT" default:"64" min:"1" max:"256" example:"64" doc:"Publishes of one connection that may wait for their ack; then the service reads no further from it."`
+	MaxRooms    int           `envconfig:"MAX_ROOMS" default:"1000" min:"1" max:"100000" example:"1000" doc:"Rooms that one connection may be in."`
+}
+
+// Drain is about stopping.
+type Drain struct {
+	Timeout time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"1s" max:"1h" example:"25s" doc:"How long clients have to answer the close when the service stops. Keep the stop grace of whatever runs it 20 s above."`
+}

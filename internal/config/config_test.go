@@ -1,0 +1,240 @@
+package config
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/configuration.md")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// bare removes every setting of the developer's own environment.
+func bare(t *testing.T) {
+	t.Helper()
+	var cfg Config
+	for s := range settings(&cfg) {
+		t.Setenv(s.name(), "") // restored when the test ends
+	}
+}
+
+func TestNothingSetIsAWorkingService(t *testing.T) {
+	bare(t)
+	cfg, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.HTTP.ListenAddr != ":8000" || cfg.Admin.Addr != "127.0.0.1:8001" || cfg.Store.URL.Reveal() != "sqlite:switchyard.db" ||
+		cfg.Broker.URL != "" || cfg.Log.Level != slog.LevelInfo || cfg.HTTP.Heartbeat != 25*time.Second || len(cfg.HTTP.APIKeys) != 0 {
+		t.Errorf("defaults: %+v", cfg)
+	}
+}
+
+func TestSettingsAreRead(t *testing.T) {
+	bare(t)
+	for name, value := range map[string]string{
+		"LOG_LEVEL": "debug", "MAX_FRAME": "2048", "HEARTBEAT": "10s", "COLOR": "green",
+		"ALLOWED_ORIGINS": "https://a.example, http://b.example:8080",
+		"API_KEYS":        "shop:0123456789abcdef, fedcba9876543210",
+		"DATABASE_URL":    "postgres://u:p@h/d", "REDIS_URL": "rediss://h:6379/1",
+	} {
+		t.Setenv(name, value)
+	}
+	cfg, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Log.Level != slog.LevelDebug || cfg.HTTP.MaxFrame != 2048 || cfg.HTTP.Heartbeat != 10*time.Second || cfg.HTTP.Color != "green" {
+		t.Errorf("got %+v", cfg)
+	}
+	if fmt.Sprint(cfg.HTTP.AllowedOrigins) != "[https://a.example http://b.example:8080]" {
+		t.Errorf("origins %v", cfg.HTTP.AllowedOrigins)
+	}
+	if got := cfg.HTTP.APIKeys.Reveal(); got["shop"] != "0123456789abcdef" || got["key2"] != "fedcba9876543210" {
+		t.Errorf("keys %v", got)
+	}
+}
+
+func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
+	tests := []struct{ name, value, says string }{
+		{"LISTEN_ADDR", "8000", "host:port"},
+		{"ADMIN_ADDR", "nowhere", "host:port"},
+		{"COLOR", "red", "blue, green"},
+		{"DEPLOYMENT", strings.Repeat("x", 65), "from 0 to 64 bytes"},
+		{"ALLOWED_ORIGINS", "app.example.com", "scheme://host"},
+		{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
+		{"ALLOWED_ORIGINS", "ftp://a.example", "scheme://host"},
+		{"API_KEYS", "short", "at least 16"},
+		{"API_KEYS", "a:0123456789abcdef,a:0123456789abcdeg", "two keys are named a"},
+		{"API_KEYS", "a b:0123456789abcdef", "name of key 1"},
+		{"MAX_FRAME", "1023", "from 1024 to 1048576"},
+		{"MAX_FRAME", "1048577", "from 1024 to 1048576"},
+		{"MAX_FRAME", "64k", "whole number"},
+		{"QUEUE_BYTES", "589824", "must be over 589824"},
+		{"QUEUE_BYTES", "67108865", "from 1 to 67108864"},
+		{"MAX_CONNECTIONS", "0", "from 1 to"},
+		{"HEARTBEAT", "999ms", "from 1s to 10m"},
+		{"HEARTBEAT", "601s", "from 1s to 10m"},
+		{"HEARTBEAT", "25", "duration with its unit"},
+		{"LOG_LEVEL", "loud", "debug, info, warn or error"},
+		{"LOG_FORMAT", "xml", "json, text"},
+		{"DATABASE_URL", "mysql://h/d", "postgres://"},
+		{"DATABASE_URL", "sqlite:", "names no file"},
+		{"DATABASE_MAX_CONNS", "3", "from 4 to 500"},
+		{"DATABASE_LANES", "17", "from 1 to 16"},
+		{"DATABASE_LANES", "11", "DATABASE_LANES + 2 = 13"},
+		{"DATABASE_CONN_LIFETIME", "1s", "from 10s to 24h"},
+		{"ID_WINDOW", "59s", "from 1m to 168h"},
+		{"APPEND_TIMEOUT", "61s", "from 100ms to 1m"},
+		{"REDIS_URL", "http://h", "redis://"},
+		{"BROKER_QUEUE", "0", "from 1 to 1000000"},
+		{"REPAIR_WAIT", "11s", "from 1ms to 10s"},
+		{"MAX_INFLIGHT", "257", "from 1 to 256"},
+		{"MAX_ROOMS", "0", "from 1 to 100000"},
+		{"DRAIN_TIMEOUT", "2h", "from 1s to 1h"},
+	}
+	tested := map[string]bool{}
+	for _, tt := range tests {
+		tested[tt.name] = true
+		t.Run(tt.name+"="+tt.value[:min(len(tt.value), 20)], func(t *testing.T) {
+			bare(t)
+			t.Setenv(tt.name, tt.value)
+			_, err := Load()
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), tt.name) {
+				t.Errorf("%v: does not say %q", err, tt.says)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than one line: %v", err)
+			}
+		})
+	}
+	var cfg Config
+	for s := range settings(&cfg) {
+		if !tested[s.name()] {
+			t.Errorf("no test of a wrong %s", s.name())
+		}
+	}
+}
+
+func TestAllMistakesAreToldAtOnce(t *testing.T) {
+	bare(t)
+	wrong := map[string]string{"MAX_FRAME": "x", "HEARTBEAT": "x", "LOG_LEVEL": "x", "COLOR": "x", "DATABASE_URL": "x"}
+	for name, value := range wrong {
+		t.Setenv(name, value)
+	}
+	_, err := Load()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	if got := strings.Count(err.Error(), "\n") + 1; got != len(wrong) {
+		t.Errorf("%d lines for %d mistakes:\n%v", got, len(wrong), err)
+	}
+}
+
+func TestSecretsByFile(t *testing.T) {
+	bare(t)
+	file := func(content string) string {
+		path := filepath.Join(t.TempDir(), "secret")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Setenv("DATABASE_URL_FILE", file("postgres://u:hush@h/d\n"))
+	t.Setenv("API_KEYS_FILE", file("shop:0123456789abcdef\n"))
+	cfg, err := Load()
+	if err != nil || cfg.Store.URL.Reveal() != "postgres://u:hush@h/d" || cfg.HTTP.APIKeys.Reveal()["shop"] != "0123456789abcdef" {
+		t.Fatalf("%v: %v", err, cfg.Store.URL.Reveal())
+	}
+	t.Setenv("DATABASE_URL", "postgres://other/d")
+	t.Setenv("REDIS_URL_FILE", "/no/such/file")
+	t.Setenv("API_KEYS_FILE", file("short"))
+	_, err = Load()
+	for _, says := range []string{"DATABASE_URL and DATABASE_URL_FILE are both set", "REDIS_URL_FILE: the file can't be used", "API_KEYS_FILE: key 1"} {
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v: does not say %q", err, says)
+		}
+	}
+	t.Setenv("DATABASE_URL", "")
+	t.Setenv("DATABASE_URL_FILE", file(strings.Repeat("x", maxSecretFile+1)))
+	if _, err = Load(); err == nil || !strings.Contains(err.Error(), "over 65536") {
+		t.Errorf("a huge file: %v", err)
+	}
+}
+
+func TestSecretsAreNeverPrinted(t *testing.T) {
+	bare(t)
+	t.Setenv("DATABASE_URL", "postgres://u:hush@h/d")
+	t.Setenv("API_KEYS", "shop:hush-hush-hush-hush")
+	cfg, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asJSON, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logged strings.Builder
+	slog.New(slog.NewJSONHandler(&logged, nil)).Info("settings", "config", cfg, "url", cfg.Store.URL)
+	t.Setenv("DATABASE_URL", "mysql://u:hush@h/d")
+	t.Setenv("API_KEYS", "hush")
+	_, wrong := Load()
+	for name, text := range map[string]string{
+		"%v": fmt.Sprint(cfg), "%+v": fmt.Sprintf("%+v", cfg), "%#v": fmt.Sprintf("%#v", cfg),
+		"JSON": string(asJSON), "slog": logged.String(), "mistake": wrong.Error(),
+	} {
+		if strings.Contains(text, "hush") {
+			t.Errorf("%s shows a secret: %s", name, text)
+		}
+	}
+}
+
+func TestTheDocumentIsTheStruct(t *testing.T) {
+	path := "../../docs/configuration.md"
+	if *update {
+		if err := os.WriteFile(path, []byte(Markdown()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != Markdown() {
+		t.Error("docs/configuration.md is not what the struct says: run make docs")
+	}
+}
+
+func FuzzSettings(f *testing.F) {
+	f.Add("API_KEYS", "a:0123456789abcdef")
+	f.Add("ALLOWED_ORIGINS", "https://a")
+	f.Add("DATABASE_URL", "postgres://u:p@h/d")
+	f.Fuzz(func(t *testing.T, name, value string) {
+		if strings.ContainsAny(name+value, "\x00=") || name == "" {
+			return // no environment holds it
+		}
+		bare(t)
+		t.Setenv(name, value)
+		_, err := Load()
+		if err == nil {
+			return
+		}
+		for line := range strings.Lines(err.Error()) {
+			if !strings.HasPrefix(line, name) {
+				t.Errorf("a wrong %s is told as %q", name, line)
+			}
+		}
+	})
+}

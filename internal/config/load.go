@@ -1,0 +1,240 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+)
+
+// fileSuffix makes the name of the variable that names a secret's file.
+const fileSuffix = "_FILE"
+
+// maxSecretFile bounds a secret's file, in bytes.
+const maxSecretFile = 64 << 10
+
+// Load reads the environment. The error tells every mistake at once, each with
+// the setting's name, what is wrong, and an example.
+func Load() (Config, error) {
+	var cfg Config
+	var mistakes []error
+	for s := range settings(&cfg) {
+		if err := s.read(); err != nil {
+			mistakes = append(mistakes, err)
+		}
+	}
+	if len(mistakes) == 0 {
+		mistakes = append(mistakes, cfg.contradictions()...)
+	}
+	return cfg, errors.Join(mistakes...)
+}
+
+// contradictions are settings that are each in bounds and don't go together.
+func (c *Config) contradictions() (mistakes []error) {
+	if least := 2*(256<<10) + c.HTTP.MaxFrame; c.HTTP.QueueBytes <= least {
+		mistakes = append(mistakes, fmt.Errorf("QUEUE_BYTES=%d must be over %d, twice 256 KiB + MAX_FRAME: a page of history and a frame must fit", c.HTTP.QueueBytes, least))
+	}
+	if c.Store.MaxConns < c.Store.Lanes+2 {
+		mistakes = append(mistakes, fmt.Errorf("DATABASE_MAX_CONNS=%d must be at least DATABASE_LANES + 2 = %d", c.Store.MaxConns, c.Store.Lanes+2))
+	}
+	return mistakes
+}
+
+// A setting is one leaf of Config.
+type setting struct {
+	field reflect.StructField
+	value reflect.Value
+}
+
+// settings yields the leaves of cfg, in the order of the struct.
+func settings(cfg *Config) func(func(setting) bool) {
+	return func(yield func(setting) bool) {
+		groups := reflect.ValueOf(cfg).Elem()
+		for i := range groups.NumField() {
+			group := groups.Field(i)
+			for j := range group.NumField() {
+				if !yield(setting{group.Type().Field(j), group.Field(j)}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s setting) tag(name string) string { return s.field.Tag.Get(name) }
+
+func (s setting) name() string { return s.tag("envconfig") }
+
+// isSecret says whether the value must not be shown.
+func (s setting) isSecret() bool { return s.tag("secret") == "true" }
+
+// read fills the leaf and checks it. envconfig stops at the first mistake of
+// a struct, so each leaf is read as a struct of its own.
+func (s setting) read() error {
+	if file, ok := os.LookupEnv(s.name() + fileSuffix); ok && s.isSecret() {
+		return s.readFile(file)
+	}
+	field := s.field
+	if os.Getenv(s.name()) == "" {
+		// Set to nothing, as compose files do, counts as not set: envconfig is
+		// given a name that no variable has, and takes the default.
+		field.Tag = reflect.StructTag(strings.Replace(string(field.Tag), s.name(), s.name()+"=", 1))
+	}
+	one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
+	if err := envconfig.Process("", one.Interface()); err != nil {
+		return s.wrong(parseReason(err))
+	}
+	s.value.Set(one.Elem().Field(0))
+	return s.check()
+}
+
+// readFile takes a secret from the file that NAME_FILE names.
+func (s setting) readFile(path string) error {
+	name := s.name() + fileSuffix
+	if os.Getenv(s.name()) != "" {
+		return fmt.Errorf("%s and %s are both set; unset one", s.name(), name)
+	}
+	info, err := os.Stat(path)
+	if err == nil && info.Size() > maxSecretFile {
+		err = fmt.Errorf("it has %d bytes, over %d", info.Size(), maxSecretFile)
+	}
+	var content []byte
+	if err == nil {
+		content, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: the file can't be used: %w", name, err)
+	}
+	text := strings.TrimRight(string(content), "\r\n")
+	if d, ok := s.value.Addr().Interface().(envconfig.Decoder); ok {
+		if err := d.Decode(text); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	}
+	s.value.SetString(text)
+	return s.check()
+}
+
+// check holds the value against its tags.
+func (s setting) check() error {
+	if err := s.checkBounds(); err != nil {
+		return err
+	}
+	if allowed := s.tag("oneof"); allowed != "" && !slices.Contains(strings.Split(allowed, ","), s.value.String()) {
+		return s.wrong("must be one of " + strings.Trim(strings.ReplaceAll(allowed, ",", ", "), ", "))
+	}
+	if check := checks[s.tag("check")]; check != nil {
+		if reason := check(s.value.String()); reason != "" {
+			return s.wrong(reason)
+		}
+	}
+	return nil
+}
+
+func (s setting) checkBounds() error {
+	low, high := s.tag("min"), s.tag("max")
+	if low == "" && high == "" {
+		return nil
+	}
+	n, unit := s.measure(), ""
+	if s.value.Kind() == reflect.String {
+		unit = " bytes"
+	}
+	if low != "" && n < s.bound(low) || high != "" && n > s.bound(high) {
+		if low == "" {
+			low = "0"
+		}
+		return s.wrong(fmt.Sprintf("must be from %s to %s%s", low, high, unit))
+	}
+	return nil
+}
+
+// measure is what bounds are about: a number, a duration, or a length.
+func (s setting) measure() int64 {
+	if s.value.Kind() == reflect.String {
+		return int64(s.value.Len())
+	}
+	return s.value.Int()
+}
+
+// bound reads a bound in the setting's own unit.
+func (s setting) bound(text string) int64 {
+	if s.value.Type() == reflect.TypeFor[time.Duration]() {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			panic(err) // a tag of this package
+		}
+		return int64(d)
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		panic(err) // a tag of this package
+	}
+	return n
+}
+
+// wrong says what is wrong with a setting, and shows its value unless that is
+// a secret.
+func (s setting) wrong(reason string) error {
+	value := fmt.Sprintf("%.80q", os.Getenv(s.name()))
+	if s.isSecret() {
+		value = hidden
+	}
+	return fmt.Errorf("%s=%s: %s; for example %s=%s", s.name(), value, reason, s.name(), s.tag("example"))
+}
+
+// parseReason is what envconfig found, without the value, which may be a secret.
+func parseReason(err error) string {
+	var parse *envconfig.ParseError
+	if !errors.As(err, &parse) {
+		return err.Error()
+	}
+	switch parse.TypeName {
+	case "int":
+		return "must be a whole number"
+	case "time.Duration":
+		return "must be a duration with its unit, such as 500ms, 20s or 10m"
+	case "slog.Level":
+		return "must be debug, info, warn or error"
+	}
+	return parse.Err.Error()
+}
+
+// checks are rules that no bound can say; they return what is wrong.
+var checks = map[string]func(string) string{
+	"address": func(s string) string {
+		if _, _, err := net.SplitHostPort(s); err != nil {
+			return "must be host:port, or :port for all addresses"
+		}
+		return ""
+	},
+	"database": func(s string) string {
+		if path, ok := strings.CutPrefix(s, "sqlite:"); ok {
+			if path == "" {
+				return "names no file"
+			}
+			return ""
+		}
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+			return "must be postgres://user:password@host:port/name or sqlite:path"
+		}
+		return ""
+	},
+	"redis": func(s string) string {
+		u, err := url.Parse(s)
+		if s == "" || err == nil && u.Host != "" && (u.Scheme == "redis" || u.Scheme == "rediss") {
+			return ""
+		}
+		return "must be redis://host:port/number, or rediss:// for TLS"
+	},
+}

@@ -1,0 +1,111 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+)
+
+// hidden is what is printed in a secret's place.
+const hidden = "[hidden]"
+
+// A Secret is text that no log line, error or dump shows. Reveal is the only
+// way to it.
+type Secret string
+
+// Reveal returns the text itself.
+func (s Secret) Reveal() string { return string(s) }
+
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return hidden
+}
+
+// GoString implements fmt.GoStringer, for %#v.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue implements slog.LogValuer.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalJSON implements json.Marshaler.
+func (s Secret) MarshalJSON() ([]byte, error) {
+	b, err := json.Marshal(s.String())
+	if err != nil {
+		return nil, fmt.Errorf("hiding a secret: %w", err)
+	}
+	return b, nil
+}
+
+// Keys are API keys by name.
+type Keys map[string]Secret
+
+// minKey is the least length of a key, in bytes: what can't be guessed.
+const minKey = 16
+
+// Decode implements envconfig.Decoder.
+func (k *Keys) Decode(value string) error {
+	keys := Keys{}
+	for i, item := range split(value) {
+		name, key, named := strings.Cut(item, ":")
+		if !named {
+			name, key = fmt.Sprintf("key%d", i+1), item
+		}
+		switch {
+		case len(key) < minKey:
+			return fmt.Errorf("key %d has %d bytes; it must have at least %d", i+1, len(key), minKey)
+		case !isName(name):
+			return fmt.Errorf("the name of key %d must be 1 to 64 of A-Z a-z 0-9 . _ -", i+1)
+		case keys[name] != "":
+			return fmt.Errorf("two keys are named %s", name)
+		}
+		keys[name] = Secret(key)
+	}
+	*k = keys
+	return nil
+}
+
+// Reveal returns the keys themselves.
+func (k Keys) Reveal() map[string]string {
+	revealed := make(map[string]string, len(k))
+	for name, key := range k {
+		revealed[name] = key.Reveal()
+	}
+	return revealed
+}
+
+func isName(s string) bool {
+	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+	return s != "" && len(s) <= 64 && strings.Trim(s, allowed) == ""
+}
+
+// Origins are scheme://host[:port] of pages.
+type Origins []string
+
+// Decode implements envconfig.Decoder.
+func (o *Origins) Decode(value string) error {
+	var origins Origins
+	for _, item := range split(value) {
+		u, err := url.Parse(item)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || item != u.Scheme+"://"+u.Host {
+			return fmt.Errorf("%q is no origin: scheme://host[:port], without a path", item)
+		}
+		origins = append(origins, item)
+	}
+	*o = origins
+	return nil
+}
+
+// split returns the items of a comma list, without the space around them.
+func split(value string) []string {
+	var items []string
+	for item := range strings.SplitSeq(value, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			items = append(items, item)
+		}
+	}
+	return items
+}

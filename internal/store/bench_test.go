@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -11,37 +13,93 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// BenchmarkAppend stores 128-byte messages in 100 rooms with 2,000 under way,
-// PostgreSQL on the same machine and fsync on.
-func BenchmarkAppend(b *testing.B) {
-	pg := testkit.StartPostgres(b)
-	if err := Migrate(b.Context(), pg.URL()); err != nil {
-		b.Fatal(err)
+// The benchmarks store 128-byte messages in 100 rooms, the database on the
+// same machine and flushing each commit.
+var benchData = []byte(`"` + strings.Repeat("x", 126) + `"`)
+
+func benchLog(b *testing.B, dialect string) (l theLog) {
+	b.Helper()
+	url := "sqlite:" + filepath.Join(b.TempDir(), "bench.db")
+	if dialect == "postgres" {
+		url = testkit.StartPostgres(b).URL()
 	}
-	p, err := OpenPostgres(b.Context(), Config{URL: pg.URL()})
+	err := Migrate(b.Context(), url)
 	if err != nil {
 		b.Fatal(err)
 	}
-	slots := make(chan struct{}, 2000)
-	var failed error
-	var once sync.Once
-	p.Start(func(pubs []*message.Publication) {
-		for _, pub := range pubs {
-			if pub.Err != nil {
-				once.Do(func() { failed = pub.Err })
+	if dialect == "postgres" {
+		l, err = OpenPostgres(b.Context(), Config{URL: url})
+	} else {
+		l, err = OpenSQLite(b.Context(), Config{URL: url})
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return l
+}
+
+func benchPublication(i int) *message.Publication {
+	return &message.Publication{Draft: message.Draft{
+		Room: message.Room(numbered("room", i%100)), ID: numbered("id", i), Data: benchData}}
+}
+
+// BenchmarkAppend tells how many are stored in a second with 2,000 under way.
+func BenchmarkAppend(b *testing.B) {
+	for _, dialect := range []string{"postgres", "sqlite"} {
+		b.Run(dialect, func(b *testing.B) {
+			l := benchLog(b, dialect)
+			slots := make(chan struct{}, 2000)
+			l.Start(func(pubs []*message.Publication) {
+				for _, p := range pubs {
+					if p.Err != nil {
+						b.Error(p.Err)
+					}
+					<-slots
+				}
+			})
+			b.ResetTimer()
+			for i := range b.N {
+				slots <- struct{}{}
+				l.Append(benchPublication(i))
 			}
-			<-slots
+			if err := l.Close(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+		})
+	}
+}
+
+// BenchmarkAppendPaced tells how long 15,000 a second wait for their commit.
+func BenchmarkAppendPaced(b *testing.B) {
+	l := benchLog(b, "postgres")
+	var mu sync.Mutex
+	took := make([]time.Duration, 0, b.N)
+	l.Start(func(pubs []*message.Publication) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, p := range pubs {
+			took = append(took, time.Since(p.Owner.(time.Time)))
 		}
 	})
-	data := []byte(`"` + strings.Repeat("x", 126) + `"`)
-	began := time.Now()
-	for i := range b.N {
-		slots <- struct{}{}
-		p.Append(&message.Publication{Draft: message.Draft{
-			Room: message.Room(numbered("room", i%100)), ID: numbered("id", i), Data: data}})
+	b.ResetTimer()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	began := <-tick.C
+	for sent := 0; sent < b.N; {
+		due := int(time.Since(began).Seconds() * 15_000)
+		for ; sent < min(due, b.N); sent++ {
+			p := benchPublication(sent)
+			p.Owner = time.Now()
+			l.Append(p)
+		}
+		<-tick.C
 	}
-	if err := p.Close(context.Background()); err != nil || failed != nil {
-		b.Fatal(err, failed)
+	if err := l.Close(context.Background()); err != nil {
+		b.Fatal(err)
 	}
-	b.ReportMetric(float64(b.N)/time.Since(began).Seconds(), "messages/s")
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(float64(took[len(took)-1].Microseconds())/1000, "max-ms")
 }

@@ -20,6 +20,7 @@ type committer struct {
 	started atomic.Bool
 }
 
+// newCommitter makes a lane for each writer. The writers are closed with it.
 func newCommitter(c Config, m *metrics, writers []writer) *committer {
 	k := &committer{seed: maphash.MakeSeed()}
 	waiting := &pending{maxCount: int64(c.MaxPending), maxBytes: int64(c.MaxPendingBytes)}
@@ -130,6 +131,7 @@ func (p *pending) add(size int) bool {
 	return false
 }
 
+// remove is called once for each publication that add let in.
 func (p *pending) remove(count, size int) {
 	p.count.Add(-int64(count))
 	p.bytes.Add(-int64(size))
@@ -138,6 +140,7 @@ func (p *pending) remove(count, size int) {
 // digestSize is enough to tell other data from the same: 128 bits.
 const digestSize = 16
 
+// digest is what is remembered of data to tell a resend from a conflict.
 func digest(data []byte) [digestSize]byte {
 	sum := sha256.Sum256(data)
 	return [digestSize]byte(sum[:digestSize])

@@ -30,6 +30,9 @@ type identity struct {
 
 func (id identity) fingerprint() string { return id.base + "/" + id.timeline + "/" + id.tables }
 
+// The functions of the WAL fail on a replica, so they are not asked there. The
+// timeline is the first 8 hex digits of the current WAL file's name: the one in
+// the control file is as old as the last checkpoint.
 const sqlIdentity = `
 SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'),
        current_setting('synchronous_commit'),
@@ -47,6 +50,7 @@ func (p *Postgres) vet(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
+// identify is vet, and tells what it learned.
 func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (identity, error) {
 	// Read before the query, since another connection may raise it meanwhile.
 	seen := p.wal.Load()
@@ -79,6 +83,8 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (identity, erro
 	return id, nil
 }
 
+// refuse returns what speaks against a server. A new connection asks again,
+// since all three settings can be changed without a restart.
 func refuse(replica bool, fsync, pages, commit string) error {
 	const forgets = "the server of DATABASE_URL has %s = off and would lose acked messages in a crash: " +
 		"set %[1]s = on in postgresql.conf"
@@ -161,6 +167,7 @@ func (p *Postgres) sawWAL(position int64) {
 	}
 }
 
+// newEpoch returns 16 random hex digits.
 func newEpoch() message.Epoch {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails, says its documentation

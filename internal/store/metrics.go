@@ -17,6 +17,7 @@ const (
 	reasonClosed   = "closed"   // appended after Close
 )
 
+// metrics are the log's own. reg adds those whose number depends on Config.
 type metrics struct {
 	reg       promauto.Factory
 	operation *prometheus.HistogramVec
@@ -50,10 +51,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
+// observe is called when an operation ends, with when it began.
 func (m *metrics) observe(operation string, began time.Time) {
 	m.operation.WithLabelValues(operation).Observe(time.Since(began).Seconds())
 }
 
+// pending exposes a count that others keep.
 func (m *metrics) pending(count *atomic.Int64) {
 	m.reg.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "store_pending_messages",

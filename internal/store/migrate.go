@@ -40,6 +40,7 @@ func Migrate(ctx context.Context, url string) error {
 	return errors.Join(err, db.Close())
 }
 
+// migrate runs what is missing of one dialect's folder.
 func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect, folder string, opts ...goose.ProviderOption) error {
 	files, err := fs.Sub(migrations.FS, folder)
 	if err != nil {

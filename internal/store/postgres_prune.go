@@ -29,6 +29,7 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone`
 
+// By the index on at; the rows are then found by their place in the table.
 const sqlPruneIDs = `
 WITH gone AS (
 	DELETE FROM message_ids WHERE ctid = ANY (ARRAY(
@@ -57,6 +58,8 @@ func (p *Postgres) prune(ctx context.Context) error {
 	return nil
 }
 
+// pruneOnce runs one small transaction and returns how many rows it removed, 0
+// when another node holds the lock: it will prune again in a minute.
 func (p *Postgres) pruneOnce(ctx context.Context, sql string, kept time.Duration) (removed int, err error) {
 	err = pgx.BeginFunc(ctx, p.feed, func(tx pgx.Tx) error {
 		var mine bool

@@ -60,6 +60,7 @@ func (p *Postgres) Read(ctx context.Context, r message.Range) (message.Page, err
 	return page, nil
 }
 
+// scanPage reads rows that all bear the room, and a message where there is one.
 func scanPage(rows pgx.Rows, room message.Room) (message.Page, error) {
 	defer rows.Close()
 	var page message.Page
@@ -100,6 +101,7 @@ FROM meta m, LATERAL (
 	) h
 ) f`
 
+// sqlNow is where a reader begins who wants nothing of the past.
 const sqlNow = `SELECT epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM meta`
 
 // Commits returns what was committed since the cursor was given out, and the
@@ -135,6 +137,7 @@ func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.
 	return c, nil
 }
 
+// sqlHeads always has a row, for the epoch.
 const sqlHeads = `
 SELECT m.epoch, r.name, r.head FROM meta m LEFT JOIN rooms r ON r.name = ANY ($1::text[])`
 
@@ -175,6 +178,7 @@ func (p *Postgres) Heads(ctx context.Context, rooms []message.Room) (message.Epo
 	return epoch, inOrder(rooms, found), nil
 }
 
+// inOrder answers in the order of the question, 0 for what was not found.
 func inOrder(rooms []message.Room, found map[message.Room]message.Seq) []message.Head {
 	heads := make([]message.Head, len(rooms))
 	for i, room := range rooms {

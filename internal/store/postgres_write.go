@@ -74,6 +74,8 @@ SELECT seq, at, known IS NOT NULL, known_digest,
 	(SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint)
 FROM numbered ORDER BY pos`
 
+// sqlPing has the same guard, and tells how much of the WAL was flushed. It
+// fails on a replica, so a primary that was demoted does not look healthy.
 const sqlPing = `
 SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint FROM meta
 WHERE 1 / (fingerprint = $1 || '/' || to_regclass('messages')::oid::text)::int = 1`
@@ -121,6 +123,7 @@ func (w *pgWriter) ready(ctx context.Context) error {
 	return w.connect(ctx)
 }
 
+// close is safe to call twice, and on a connection that is broken.
 func (w *pgWriter) close() {
 	if w.conn == nil {
 		return
@@ -131,6 +134,7 @@ func (w *pgWriter) close() {
 	w.conn = nil
 }
 
+// ping asks for a WAL position, which only a primary has.
 func (w *pgWriter) ping(ctx context.Context) error {
 	if err := w.ready(ctx); err != nil {
 		return err
@@ -164,6 +168,9 @@ func (w *pgWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, [
 	return "", nil, err
 }
 
+// send sends a batch and returns its answers, in the order of the batch. The
+// parameters are arrays, one a column, so the statements are the same whatever
+// the batch's size and stay prepared.
 func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
 	n := len(batch)
 	names, senders, ids := make([]string, n), make([]string, n), make([]string, n)
@@ -193,6 +200,8 @@ func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []r
 	return epoch, results, nil
 }
 
+// readAnswers reads what send has asked for, down to the word COMMIT: a
+// transaction that had failed before answers a COMMIT with ROLLBACK.
 func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int) (message.Epoch, []result, error) {
 	for range 3 { // begin, make, lock
 		if _, err := answers.Exec(); err != nil {

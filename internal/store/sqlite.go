@@ -57,6 +57,7 @@ func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 	return s, nil
 }
 
+// open is the part of OpenSQLite whose failure the caller cleans up.
 func (s *SQLite) open(ctx context.Context, path string) error {
 	var err error
 	if s.write, err = sql.Open("sqlite", sqliteURI(path, "rw", "_txlock=immediate")); err != nil {
@@ -91,6 +92,7 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	return nil
 }
 
+// checkSchema refuses a schema older than this binary, and what is no database.
 func (s *SQLite) checkSchema(ctx context.Context) error {
 	var tables int
 	err := s.write.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE name = 'goose_db_version'`).Scan(&tables)
@@ -155,6 +157,7 @@ func (s *SQLite) Close(ctx context.Context) error {
 	return nil
 }
 
+// closeFiles gives the lock back last, when nothing writes any more.
 func (s *SQLite) closeFiles() error {
 	var errs []error
 	for _, db := range []*sql.DB{s.reads, s.write} {
@@ -200,6 +203,7 @@ func (s *SQLite) prune(ctx context.Context) error {
 	return nil
 }
 
+// Both take the time before which to remove, in µs, and the bound in rows.
 const (
 	sqlitePruneCommits = `DELETE FROM commits WHERE id IN (
 		SELECT id FROM (SELECT id, at FROM commits ORDER BY id LIMIT ?2) WHERE at < ?1)`
@@ -207,6 +211,7 @@ const (
 		SELECT room_id, sender, id FROM message_ids WHERE at < ?1 ORDER BY at LIMIT ?2)`
 )
 
+// pruneOnce waits for the writer's connection, so its transactions are small.
 func (s *SQLite) pruneOnce(ctx context.Context, query string, before time.Time) (int64, error) {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {

@@ -30,6 +30,7 @@ type mark struct {
 	inode    uint64
 }
 
+// Of one length whatever the values, so that a write replaces all of the last.
 const markFormat = "%16s %020d %020d\n"
 
 // lockSQLite takes the lock of the database at path, or refuses.

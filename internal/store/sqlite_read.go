@@ -80,6 +80,7 @@ func fit(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to
 	return from, to, false, rows.Err()
 }
 
+// readMessages appends the messages from one seq to another to a page.
 func readMessages(ctx context.Context, tx *sql.Tx, page *message.Page, name message.Room, room int64, from, to message.Seq) (err error) {
 	rows, err := tx.QueryContext(ctx, `SELECT seq, at, id, sender, data FROM messages
 		WHERE room_id = ? AND seq BETWEEN ? AND ? ORDER BY seq`, room, int64(from), int64(to))
@@ -154,6 +155,7 @@ func (s *SQLite) Heads(ctx context.Context, rooms []message.Room) (epoch message
 	return epoch, heads, err
 }
 
+// scanHeads runs a query for rooms and their heads.
 func scanHeads(ctx context.Context, tx *sql.Tx, query string, args ...any) (heads []message.Head, err error) {
 	rows, err := tx.QueryContext(ctx, query, args...)
 	if err != nil {

@@ -20,6 +20,7 @@ type sqliteWriter struct {
 	room, known, store, id, advance *sql.Stmt
 }
 
+// newSQLiteWriter prepares the statements of a batch.
 func newSQLiteWriter(ctx context.Context, s *SQLite) (*sqliteWriter, error) {
 	w := &sqliteWriter{s: s}
 	for _, p := range []struct {
@@ -59,6 +60,8 @@ func (w *sqliteWriter) ping(ctx context.Context) error {
 	return tx.Rollback()
 }
 
+// commit is one BEGIN IMMEDIATE transaction: the lock comes first, so what is
+// read under it is the truth when it is written.
 func (w *sqliteWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
 	tx, err := w.s.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -88,6 +91,7 @@ func (w *sqliteWriter) commit(ctx context.Context, batch []*entry) (message.Epoc
 	return epoch, results, nil
 }
 
+// A sqliteBatch is a transaction under way, with the rooms it has met.
 type sqliteBatch struct {
 	w     *sqliteWriter
 	tx    *sql.Tx
@@ -95,6 +99,7 @@ type sqliteBatch struct {
 	now   int64 // µs
 }
 
+// A sqliteRoom is a row of rooms, advanced in memory until finish.
 type sqliteRoom struct {
 	id, head, at int64
 	changed      bool
@@ -128,6 +133,8 @@ func (b *sqliteBatch) add(ctx context.Context, e *entry) (result, error) {
 	return result{seq: message.Seq(room.head), at: time.UnixMicro(room.at)}, err
 }
 
+// room returns a room of the batch, made if it is new. The update that changes
+// nothing is there for RETURNING, which a plain DO NOTHING leaves empty.
 func (b *sqliteBatch) room(ctx context.Context, name message.Room) (*sqliteRoom, error) {
 	if r := b.rooms[name]; r != nil {
 		return r, nil

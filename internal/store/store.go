@@ -64,6 +64,7 @@ const (
 	feedRooms = 50_000
 )
 
+// withDefaults returns the Config with every field set.
 func (c Config) withDefaults() Config {
 	setDefault(&c.Lanes, 2)
 	setDefault(&c.MaxConns, max(12, c.Lanes+2))

@@ -60,6 +60,7 @@ const (
 // process that must clean up is one, too.
 var kit = &registry{processes: map[*Process]bool{}}
 
+// A registry knows what runs and which directories are in use.
 type registry struct {
 	mu        sync.Mutex
 	starter   *starter
@@ -69,6 +70,7 @@ type registry struct {
 	atClose   []func() error
 }
 
+// start starts a process from the long-lived thread and remembers it.
 func (r *registry) start(p *Process) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,6 +85,7 @@ func (r *registry) start(p *Process) error {
 	return nil
 }
 
+// forget is called once a process has ended.
 func (r *registry) forget(p *Process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,6 +99,8 @@ func (r *registry) beforeStop(stop func() error) {
 	r.atClose = append(r.atClose, stop)
 }
 
+// close stops all that runs and removes all that was made. It may be called
+// when nothing was ever started.
 func (r *registry) close() error {
 	r.mu.Lock()
 	stops, s := r.atClose, r.starter
@@ -164,6 +169,8 @@ func sweep() {
 	}
 }
 
+// lockFile opens a file and takes its lock, or fails at once. The lock dies
+// with its holder; children do not inherit it, as Go opens files close-on-exec.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

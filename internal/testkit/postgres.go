@@ -59,6 +59,7 @@ func StartPostgres(tb testing.TB, conf ...string) *PG {
 		tb.Fatalf("testkit: %v", err)
 	}
 	tb.Cleanup(func() {
+		server.signalAll(syscall.SIGCONT) // a test may have failed while it was paused
 		if err := server.process.Stop(syscall.SIGQUIT, 10*time.Second); err != nil {
 			tb.Errorf("testkit: %v", err)
 		}
@@ -146,6 +147,14 @@ func (pg *PG) Restart() {
 	pg.Start()
 }
 
+// Pause stops the server and its backends in their tracks (SIGSTOP): it takes
+// connections and answers nothing, like a machine that hangs. Resume ends that.
+func (pg *PG) Pause() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(syscall.SIGSTOP) }
+
+// Resume lets a paused server go on.
+func (pg *PG) Resume() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(syscall.SIGCONT) }
+
+// mustOwn keeps a test from killing the server of all others.
 func (pg *PG) mustOwn() {
 	pg.tb.Helper()
 	if !pg.owned {
@@ -167,6 +176,7 @@ var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
 // startTimeout bounds initdb, a start with crash recovery, and one psql.
 const startTimeout = 60 * time.Second
 
+// A pgServer is one cluster and, while it runs, its postmaster.
 type pgServer struct {
 	dir     string // holds data and the socket
 	port    int
@@ -176,6 +186,7 @@ type pgServer struct {
 
 func (s *pgServer) data() string { return filepath.Join(s.dir, "data") }
 
+// newPostgres makes a cluster with lines of configuration and starts it.
 func newPostgres(conf []string) (*pgServer, error) {
 	s := &pgServer{port: FreePort()}
 	var err error
@@ -226,6 +237,7 @@ func (s *pgServer) initdb(conf []string) error {
 	return errors.Join(err, f.Close())
 }
 
+// start returns when the server takes connections, recovered if it had crashed.
 func (s *pgServer) start() error {
 	postgres, err := pgProgram("postgres")
 	if err != nil {
@@ -264,6 +276,15 @@ func (s *pgServer) kill() error {
 		}
 	}
 	return err
+}
+
+// signalAll signals the server first, so that no child is born meanwhile.
+func (s *pgServer) signalAll(sig syscall.Signal) {
+	pid := s.process.Pid()
+	_ = syscall.Kill(pid, sig)
+	for _, child := range childrenOf(pid) {
+		_ = syscall.Kill(child, sig)
+	}
 }
 
 // psql runs one command and returns its output without the last newline.
@@ -315,6 +336,7 @@ func stat(pid int) (state string, parent int, ok bool) {
 	return fields[0], parent, err == nil
 }
 
+// childrenOf returns the direct children of a process.
 func childrenOf(pid int) []int {
 	var children []int
 	entries, _ := os.ReadDir("/proc")

@@ -80,6 +80,7 @@ func Start(p Program) (*Process, error) {
 	return proc, nil
 }
 
+// waitLoop reaps the process and tells those who wait.
 func (p *Process) waitLoop() {
 	p.err = p.cmd.Wait()
 	kit.forget(p)
@@ -209,6 +210,7 @@ func newStarter() *starter {
 	return s
 }
 
+// startLoop lives until requests is closed.
 func (s *starter) startLoop() {
 	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 	defer close(s.ended)

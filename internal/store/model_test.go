@@ -1,0 +1,142 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"switchyard/internal/message"
+)
+
+// A model is the log as its promises describe it, in memory.
+type model struct {
+	rooms map[message.Room][]message.Draft
+	ids   map[key]message.Seq
+}
+
+// append returns what the log must answer: the seq, whether it is a duplicate,
+// or a conflict.
+func (m *model) append(d message.Draft) (seq message.Seq, duplicate, conflict bool) {
+	k := key{string(d.Room), d.From, d.ID}
+	if seq := m.ids[k]; seq > 0 {
+		same := string(m.rooms[d.Room][seq-1].Data) == string(d.Data)
+		return seq, same, !same
+	}
+	m.rooms[d.Room] = append(m.rooms[d.Room], d)
+	m.ids[k] = message.Seq(len(m.rooms[d.Room]))
+	return m.ids[k], false, false
+}
+
+// Few rooms, users, ids and data meet each other in every way that batches
+// allow, and the log must answer as the model does.
+func TestTheLogAnswersLikeItsModel(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		r := rand.New(rand.NewPCG(seed, 0))
+		m := &model{rooms: map[message.Room][]message.Draft{}, ids: map[key]message.Seq{}}
+		var nodes []*node
+		for range w.nodes {
+			nodes = append(nodes, w.node(func(c *Config) { c.Lanes = 2 }))
+		}
+		for range 40 {
+			// One node a round: the order between nodes is nobody's promise.
+			n := nodes[r.IntN(len(nodes))]
+			var pubs []*message.Publication
+			for range 1 + r.IntN(60) {
+				pubs = append(pubs, n.append(numbered("room", r.IntN(3)), []string{"", "ann"}[r.IntN(2)],
+					numbered("id", r.IntN(150)), numbered("data", r.IntN(10)/9)))
+			}
+			for _, p := range pubs {
+				wait(t, p)
+				seq, duplicate, conflict := m.append(p.Draft)
+				switch {
+				case conflict != errors.Is(p.Err, message.ErrConflict), !conflict && p.Err != nil:
+					t.Fatalf("%+v: %v, want conflict %v", p.Draft, p.Err, conflict)
+				case !conflict && (p.Seq != seq || p.Duplicate != duplicate):
+					t.Fatalf("%+v: seq %d duplicate %v, want %d and %v", p.Draft, p.Seq, p.Duplicate, seq, duplicate)
+				}
+			}
+		}
+		for room, drafts := range m.rooms {
+			all := nodes[0].all(string(room))
+			if len(all) != len(drafts) {
+				t.Fatalf("%s has %d messages, want %d", room, len(all), len(drafts))
+			}
+			for i, d := range drafts {
+				if got := fmt.Sprintf("%+v", all[i].Draft); got != fmt.Sprintf("%+v", d) {
+					t.Errorf("%s %d is %s, want %+v", room, i+1, got, d)
+				}
+			}
+		}
+	})
+}
+
+// Each message has a room of its own here, so no later one makes up for a
+// commit that the feed skipped.
+func TestAReaderOfTheFeedHearsOfEveryCommit(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		const each = 400
+		var nodes []*node
+		for range w.nodes {
+			nodes = append(nodes, w.node(func(c *Config) { c.Lanes, c.MaxConns = 4, 12 }))
+		}
+		start, err := nodes[0].Commits(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, n := range nodes {
+			for j := range each {
+				n.append(numbered(numbered("room", i), j), "", "id", "x")
+			}
+		}
+		heard, cursor := map[message.Room]bool{}, start.Next
+		eventually(t, "the feed tells all", func() error {
+			c, err := nodes[len(nodes)-1].Commits(t.Context(), cursor)
+			if err != nil {
+				return err
+			}
+			if c.Next < cursor || c.Lost || c.Epoch != start.Epoch {
+				t.Fatalf("from %d: %+v", cursor, c)
+			}
+			cursor = c.Next
+			for _, h := range c.Heads {
+				heard[h.Room] = true
+			}
+			if len(heard) < each*len(nodes) {
+				return fmt.Errorf("%d of %d rooms", len(heard), each*len(nodes))
+			}
+			return nil
+		})
+	})
+}
+
+// A page that mixed two moments would show a head below its own messages, or a
+// hole before it.
+func TestAPageIsOneMoment(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		last := make(chan *message.Publication, 1)
+		go func() {
+			var p *message.Publication
+			for i := range 2000 {
+				p = n.append("room", "", numbered("id", i), "x")
+			}
+			last <- p
+		}()
+		for done := false; !done; {
+			page, err := n.Read(t.Context(), message.Range{Room: "room", Before: 1 << 40, Limit: 50, MaxBytes: 1 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, m := range page.Messages {
+				if want := page.Head - message.Seq(len(page.Messages)-1-i); m.Seq != want {
+					t.Fatalf("head %d, %d messages, and number %d is %d", page.Head, len(page.Messages), i, m.Seq)
+				}
+			}
+			done = page.Head == 2000
+		}
+		wait(t, <-last)
+	})
+}

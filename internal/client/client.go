@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strconv"
 	"sync"
 	"time"
 
@@ -216,9 +217,8 @@ func (c *Client) isClosing() bool {
 	return c.closing
 }
 
-// nextRef returns a fresh ref; the caller holds mu. No id of a publish, which
-// is its ref, can look like one.
+// nextRef returns a fresh ref; the caller holds mu.
 func (c *Client) nextRef() string {
 	c.refs++
-	return fmt.Sprintf("#%d", c.refs)
+	return strconv.FormatUint(c.refs, 10)
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -24,19 +25,12 @@ type pubKey struct {
 type publication struct {
 	key   pubKey
 	order uint64 // in which Send was called
+	ref   string // the same in each resend, and in no other publication
 	frame []byte
+	data  []byte // part of frame
 	done  func(Ack, error)
 	sock  *socket     // where it is under way, nil while it waits
 	timer *time.Timer // ends the resending; runs from the first send
-}
-
-// A lane holds a room's publications back after the service could not say
-// whether one of them is stored: only the oldest, the probe, is resent; the
-// others follow once it was answered, so that their order stays.
-type lane struct {
-	probe *publication   // under way, or nil
-	queue []*publication // by order
-	timer *time.Timer    // until the next probe, or nil
 }
 
 // outcomes are answers to tell once mu is released.
@@ -116,18 +110,18 @@ func (c *Client) start(room message.Room, data []byte, id string, done func(Ack,
 	if !json.Valid(data) {
 		return nil, ErrInvalidData
 	}
-	frame := newRequest("publish", id, room).text("id", id).data(data).end()
-	p := &publication{key: pubKey{room, id}, frame: frame, done: done}
-
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	p := &publication{key: pubKey{room, id}, ref: c.nextRef(), done: done}
+	p.frame = newRequest("publish", p.ref, room).text("id", id).data(data).end()
+	p.data = p.frame[len(p.frame)-1-len(data) : len(p.frame)-1]
 	if c.err != nil {
 		return nil, c.err
 	}
 	if c.pending[p.key] != nil {
 		return nil, fmt.Errorf("%w: %s in %s", ErrPending, id, room)
 	}
-	if err := c.checkSize(frame, room); err != nil {
+	if err := c.checkSize(p.frame, room); err != nil {
 		return nil, err
 	}
 	c.sequence++
@@ -175,30 +169,32 @@ func unanswered(p *publication, cause error) error {
 	return fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, cause)
 }
 
-// settle answers a publication, if it is pending.
-func (c *Client) settle(key pubKey, ack Ack, err error) {
+// settle answers the publication with key that is under way, if mine says that
+// it is the one meant: its id may have been used before.
+func (c *Client) settle(key pubKey, ack Ack, mine func(*publication) bool) {
 	c.mu.Lock()
 	var o outcomes
-	if p := c.pending[key]; p != nil && p.timer != nil {
-		o = c.remove(p, ack, err)
+	if p := c.pending[key]; p != nil && p.timer != nil && mine(p) {
+		o = c.remove(p, ack, nil)
 	}
 	c.mu.Unlock()
 	o.tell()
 }
 
-// settleEcho takes a message with an id of ours for its ack. Another user's
-// message may bear the same id: ids are unique per room and user.
+func (c *Client) handleAck(f *serverFrame) {
+	c.settle(pubKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate},
+		func(p *publication) bool { return f.Ref == p.ref })
+}
+
+// settleEcho takes a message with an id and the data of ours for its ack.
+// Another user's message may bear the same id: ids are unique per room and user.
 func (c *Client) settleEcho(m message.Message) {
-	c.mu.Lock()
-	own := ""
-	if c.welcome.User != nil {
-		own = *c.welcome.User
-	}
-	none := len(c.pending) == 0
-	c.mu.Unlock()
-	if !none && m.From == own {
-		c.settle(pubKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID}, nil)
-	}
+	c.settle(pubKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
+		func(p *publication) bool {
+			user := c.welcome.User
+			own := (user == nil && m.From == "") || (user != nil && m.From == *user)
+			return own && bytes.Equal(m.Data, p.data)
+		})
 }
 
 // remove takes p out of everything. Once a probe is answered its lane opens.
@@ -218,26 +214,12 @@ func (c *Client) remove(p *publication, ack Ack, err error) outcomes {
 	return outcomes{func() { p.done(ack, err) }}
 }
 
-// open lets a lane's publications go on.
-func (c *Client) open(room message.Room, l *lane) {
-	delete(c.lanes, room)
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	if c.sock == nil {
-		return // begin sends them
-	}
-	for _, p := range l.queue {
-		c.transmit(p)
-	}
-}
-
 // refusePublish says whether the error was the answer to a publish.
-func (c *Client) refusePublish(f *serverFrame, err *Error) bool {
+func (c *Client) refusePublish(ref string, err *Error) bool {
 	c.mu.Lock()
 	var p *publication
-	for key, candidate := range c.pending {
-		if (key.id == f.ID || key.id == f.Ref) && (f.Room == "" || f.Room == key.room) {
+	for _, candidate := range c.pending {
+		if candidate.ref == ref {
 			p = candidate
 		}
 	}
@@ -254,51 +236,6 @@ func (c *Client) refusePublish(f *serverFrame, err *Error) bool {
 	c.mu.Unlock()
 	o.tell()
 	return true
-}
-
-// hold puts p in its room's lane and sees to it that the oldest there is
-// resent after wait. The caller holds mu.
-func (c *Client) hold(p *publication, wait time.Duration) {
-	room := p.key.room
-	l := c.lanes[room]
-	if l == nil {
-		l = &lane{}
-		c.lanes[room] = l
-	}
-	if l.probe == p {
-		l.probe = nil
-	}
-	p.sock = nil
-	l.add(p)
-	if l.probe == nil && l.timer == nil {
-		l.timer = time.AfterFunc(wait, func() { c.probeAgain(room, l) })
-	}
-}
-
-// add keeps the queue in order of the calls.
-func (l *lane) add(p *publication) {
-	at, found := slices.BinarySearchFunc(l.queue, p, byOrder)
-	if !found {
-		l.queue = slices.Insert(l.queue, at, p)
-	}
-}
-
-func (c *Client) probeAgain(room message.Room, l *lane) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.lanes[room] != l {
-		return
-	}
-	l.timer = nil
-	if c.sock != nil {
-		c.sendProbe(l)
-	}
-}
-
-// sendProbe resends the oldest of a lane; the caller holds mu.
-func (c *Client) sendProbe(l *lane) {
-	l.probe, l.queue = l.queue[0], l.queue[1:]
-	c.transmit(l.probe)
 }
 
 // resend sends everything pending on a new connection, in order; of a lane the

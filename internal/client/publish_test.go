@@ -21,7 +21,7 @@ func TestAPublishIsAcked(t *testing.T) {
 		if f.ID != "my-id" || f.Room != "r" || string(f.Data) != `{"a" : "<&>"}` {
 			t.Errorf("sent %+v with data %s", f, f.Data)
 		}
-		p.send(`{"type":"ack","ref":"my-id","room":"r","epoch":"e","seq":4,"id":"my-id","duplicate":true}`)
+		p.send(`{"type":"ack","ref":%q,"room":"r","epoch":"e","seq":4,"id":"my-id","duplicate":true}`, f.Ref)
 		if a := <-acked; a.err != nil || a.ack != (Ack{"r", "e", 4, "my-id", true}) {
 			t.Errorf("Publish = %+v", a)
 		}
@@ -79,16 +79,33 @@ func TestAnOwnMessageCountsAsItsAck(t *testing.T) {
 				s.welcome = c.welcome
 				client := s.open(Options{})
 				p := s.accept()
-				acked := publish(client, "r", "x") // not joined: messages may still come
-				p.expect("publish")
-				p.message(3, "x", c.other) // somebody else's x
-				pendingStill(t, acked)
+				send := func(data string) <-chan ackResult {
+					out := make(chan ackResult, 1)
+					if err := client.Send("r", []byte(data), "x", func(a Ack, err error) { out <- ackResult{a, err} }); err != nil {
+						t.Fatal(err)
+					}
+					return out
+				}
+				acked := send(`4`)
+				first := p.expect("publish")
+				p.send(`{"type":"message","room":"r","epoch":"e","seq":4,"id":"x","from":%s,"at":"2026-01-02T15:04:05Z","data":4}`, c.other)
+				pendingStill(t, acked) // it was somebody else's x
 				p.message(4, "x", c.own)
 				if a := <-acked; a.err != nil || a.ack.Seq != 4 || a.ack.Epoch != "e" {
 					t.Errorf("Publish = %+v", a)
 				}
-				p.send(`{"type":"ack","ref":"x","room":"r","epoch":"e","seq":4,"id":"x"}`) // late: harmless
-				synctest.Wait()
+				// Neither the late ack nor a late echo tells anything of a second
+				// use of the id, which the service will refuse.
+				again := send(`5`)
+				second := p.expect("publish")
+				p.ack(first, 4)
+				p.message(4, "x", c.own)
+				pendingStill(t, again)
+				p.refuse(second, "conflict", "")
+				var refused *Error
+				if a := <-again; !errors.As(a.err, &refused) {
+					t.Errorf("the second use: %+v", a)
+				}
 			})
 		})
 	}

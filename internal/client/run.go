@@ -193,7 +193,7 @@ func (c *Client) handle(b []byte) error {
 	case "message":
 		return c.handleMessage(f)
 	case "ack":
-		c.settle(pubKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate}, nil)
+		c.handleAck(f)
 	case "joined":
 		c.handleJoined(f)
 	case "gap":
@@ -209,9 +209,9 @@ func (c *Client) handle(b []byte) error {
 	return nil // heartbeat, left, and what later versions add
 }
 
-// handleError finds whose error it is by its ref, which for a publish is its id.
+// handleError finds by the ref whose error it is.
 func (c *Client) handleError(f *serverFrame) {
-	if c.answer(f.Ref, answer{err: f.err()}) || c.refuseJoin(f.Ref, f.err()) || c.refusePublish(f, f.err()) {
+	if c.answer(f.Ref, answer{err: f.err()}) || c.refuseJoin(f.Ref, f.err()) || c.refusePublish(f.Ref, f.err()) {
 		return
 	}
 	c.opts.Logger.Warn("the service reports an error", "code", f.Code, "message", f.Message, "room", f.Room)

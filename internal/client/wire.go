@@ -28,7 +28,8 @@ type Ack struct {
 	Epoch message.Epoch
 	Seq   message.Seq
 	ID    string
-	// Duplicate: it had been stored before under this id.
+	// Duplicate: it had been stored before under this id. It stays false when
+	// the message itself came in before its ack.
 	Duplicate bool
 }
 

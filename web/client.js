@@ -1,0 +1,387 @@
+// Switchyard's client for browsers: nothing to install, nothing to build, no dependencies.
+//
+//   import { Switchyard } from "/client.js";
+//   const client = Switchyard.connect("wss://host/ws");
+//   const room = client.join("lobby", { after: 0 });
+//   room.on("message", (m) => console.log(m.seq, m.data));
+//   const { seq } = await room.publish({ text: "hello" });
+//
+// It comes back by itself when the socket dies, resumes each room after the last seq it saw, shows no
+// message twice, and keeps what you publish until the server says that it is stored. client.d.ts has
+// the types and the meaning of each call.
+
+import { Outbox, SwitchyardError } from "./outbox.js";
+
+export { SwitchyardError };
+
+const SUBPROTOCOL = "switchyard.v1";
+const WELCOME_WITHIN = 10_000; // ms from opening to welcome
+const LIVE_ENOUGH = 10_000; // ms live after which trouble starts to count anew
+const SLOW_WITHIN = 10_000; // ms between two 4208 that make the second one back off
+const SOON = 1_000; // ms within which a restarted socket comes back
+
+const DEFAULTS = {
+  backoff: { base: 500, cap: 20_000 }, // ms
+  maxPending: 1_000, // requests
+  maxPendingBytes: 4 << 20,
+  resendFor: 300_000, // ms; half of the server's ID_WINDOW, past which a resend could be stored twice
+};
+
+/** What a close code asks of a client: "stay" away, fetch a "token", "shed", come back "soon", or "backoff". */
+export function afterClose(code) {
+  if ([1000, 1002, 1003, 1007, 1008, 4003, 4009].includes(code)) return "stay";
+  if (code === 4001) return "token";
+  if (code === 1009) return "shed";
+  if (code === 1012 || (code >= 4200 && code <= 4299)) return "soon";
+  return "backoff";
+}
+
+function newID() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  // Pages on plain http have no randomUUID, but do have the same source of randomness.
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
+}
+
+const systemClock = {
+  now: () => Date.now(),
+  setTimeout: (f, ms) => setTimeout(f, ms),
+  clearTimeout: (t) => clearTimeout(t),
+};
+
+class Emitter {
+  #listeners = new Map();
+
+  on(event, listener) {
+    if (!this.#listeners.has(event)) this.#listeners.set(event, new Set());
+    this.#listeners.get(event).add(listener);
+    return () => this.#listeners.get(event).delete(listener);
+  }
+
+  // A listener that throws must not stop the others, nor leave the client half way.
+  _emit(event, value) {
+    for (const listener of [...(this.#listeners.get(event) ?? [])]) {
+      try {
+        listener(value);
+      } catch (error) {
+        queueMicrotask(() => { throw error; });
+      }
+    }
+  }
+}
+
+// A Link is one WebSocket from its opening to its end, which it tells exactly once.
+class Link {
+  welcome = null;
+  liveSince = 0;
+  #socket; #clock; #onFrame; #onEnd; #heard; #timer;
+
+  constructor(socket, clock, onFrame, onEnd) {
+    this.#socket = socket;
+    this.#clock = clock;
+    this.#onFrame = onFrame;
+    this.#onEnd = onEnd;
+    this.#heard = clock.now();
+    socket.onmessage = (event) => this.#receive(event.data);
+    socket.onclose = (event) => this.#end(event.code, event.reason);
+    this.#watch();
+  }
+
+  get backlog() { return this.#socket.bufferedAmount ?? 0; }
+
+  send(text) { this.#socket.send(text); }
+
+  /** Ends now: on a dead network the browser would wait long for the other side's farewell. */
+  cut(code, reason, farewell) {
+    const socket = this.#socket;
+    this.#end(code, reason);
+    socket.close(farewell);
+  }
+
+  #receive(text) {
+    this.#heard = this.#clock.now();
+    let frame;
+    try {
+      frame = JSON.parse(text);
+    } catch {
+      frame = { type: "error", code: "malformed", message: "the server sent what is not JSON" };
+    }
+    if (frame.type === "welcome") {
+      this.welcome = frame;
+      this.liveSince = this.#heard;
+      this.#clock.clearTimeout(this.#timer);
+      this.#watch();
+    }
+    this.#onFrame(this, frame);
+  }
+
+  // One timer that asks when the last frame came, rather than one that every frame sets anew.
+  #watch() {
+    const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_WITHIN;
+    const quiet = this.#clock.now() - this.#heard;
+    if (quiet >= limit) {
+      this.cut(1006, this.welcome ? "nothing heard for two heartbeats" : "no welcome in time");
+      return;
+    }
+    this.#timer = this.#clock.setTimeout(() => this.#watch(), limit - quiet);
+  }
+
+  #end(code, reason) {
+    this.#clock.clearTimeout(this.#timer);
+    this.#socket.onmessage = this.#socket.onclose = null;
+    this.#onEnd(this, code, reason);
+  }
+}
+
+// A Room is what join returns. Fields that begin with _ belong to the client.
+class Room extends Emitter {
+  _ref = null; _healing = false; _position;
+  #client;
+
+  constructor(client, name, position) {
+    super();
+    this.#client = client;
+    this.name = name;
+    this._position = position;
+    this.joined = new Promise((resolve, reject) => { this._resolve = resolve; this._reject = reject; });
+    this.joined.catch(() => {}); // told by "error" as well: not everybody awaits it
+  }
+
+  get position() { return this._position && { ...this._position }; }
+
+  publish(data, options) { return this.#client.publish(this.name, data, options); }
+
+  signal(data) { return this.#client.signal(this.name, data); }
+
+  history(range) { return this.#client.history(this.name, range); }
+
+  leave() { this.#client.leave(this.name); }
+}
+
+/** A connection that lasts longer than its sockets. Made by Switchyard.connect. */
+export class Switchyard extends Emitter {
+  state = { name: "connecting" };
+  welcome = null;
+  #url; #options; #clock; #random; #outbox;
+  #link = null; #rooms = new Map(); #timer = null; #refs = 0; #failures = 0; #slowAt = -Infinity;
+
+  static connect(url = "/ws", options = {}) { return new Switchyard(url, options); }
+
+  constructor(url, options) {
+    super();
+    this.#url = new URL(url, globalThis.location?.href);
+    this.#url.protocol = this.#url.protocol.replace("http", "ws");
+    this.#options = { ...DEFAULTS, WebSocket: globalThis.WebSocket, ...options };
+    this.#clock = options.clock ?? systemClock;
+    this.#random = options.random ?? Math.random;
+    this.#outbox = new Outbox(this.#options, this.#clock);
+    this.#open();
+  }
+
+  join(name, { after, epoch } = {}) {
+    const already = this.#rooms.get(name);
+    if (already) return already;
+    const room = new Room(this, name, after === undefined ? null : { seq: after, epoch });
+    this.#rooms.set(name, room);
+    this.#sendJoin(room);
+    return room;
+  }
+
+  leave(name) {
+    if (this.#rooms.delete(name)) this.#send({ type: "leave", room: name });
+  }
+
+  async publish(room, data, { id = newID() } = {}) {
+    const ref = this.#nextRef();
+    const body = JSON.stringify(data);
+    if (body === undefined) throw new TypeError("data must be something that JSON can say");
+    const key = `${room} ${id}`;
+    const earlier = this.#outbox.waiting(key);
+    if (earlier?.body === body) return earlier.promise;
+    if (earlier) throw new SwitchyardError("conflict", "id waits for its answer with other data");
+    const names = JSON.stringify({ type: "publish", ref, room, id });
+    const text = `${names.slice(0, -1)},"data":${body}}`;
+    return this.#outbox.add({ ref, key, text, body, lane: `publish ${room}` });
+  }
+
+  signal(room, data) {
+    const roomLeft = (this.#link?.backlog ?? 0) < this.#options.maxPendingBytes;
+    return roomLeft && this.#send({ type: "signal", ref: this.#nextRef(), room, data });
+  }
+
+  async history(room, { before, after, limit } = {}) {
+    const ref = this.#nextRef();
+    const text = JSON.stringify({ type: "history", ref, room, before, after, limit });
+    return this.#outbox.add({ ref, key: ref, text, lane: `history ${room}` });
+  }
+
+  /** Tries again at once instead of waiting, and also after the end. */
+  reconnect() {
+    if (this.state.name === "waiting" || this.state.name === "closed") this.#open();
+  }
+
+  close() {
+    if (this.state.name === "closed") return;
+    this.#clock.clearTimeout(this.#timer);
+    const link = this.#link;
+    this.#link = null;
+    link?.cut(1000, "closed by the page", 1000);
+    this.#stop(1000, "closed by the page");
+  }
+
+  async #open() {
+    this.#clock.clearTimeout(this.#timer);
+    const mine = this.#become({ name: "connecting" });
+    try {
+      const { getToken, WebSocket } = this.#options;
+      const protocols = [SUBPROTOCOL];
+      if (getToken) protocols.push(`bearer.${await getToken()}`);
+      if (this.state !== mine) return; // closed while the token was fetched
+      const socket = new WebSocket(this.#url.href, protocols);
+      this.#link = new Link(socket, this.#clock, (l, f) => this.#receive(l, f), (l, c, r) => this.#ended(l, c, r));
+    } catch (error) {
+      if (this.state !== mine) return;
+      this._emit("error", new SwitchyardError("connect_failed", error.message, { cause: error }));
+      this.#wait(1006, error.message);
+    }
+  }
+
+  // An older link that still speaks is not heard: only #link counts.
+  #ended(link, code, reason) {
+    if (link !== this.#link) return;
+    this.#link = null;
+    this.#outbox.detach();
+    const now = this.#clock.now();
+    if (link.welcome && now - link.liveSince >= LIVE_ENOUGH) this.#failures = 0;
+    const verdict = afterClose(code);
+    if (verdict === "stay" || (verdict === "token" && !this.#options.getToken)) return this.#stop(code, reason);
+    if (verdict === "shed") this.#outbox.shed();
+    const again = code === 4208 && now - this.#slowAt < SLOW_WITHIN;
+    if (code === 4208) this.#slowAt = now;
+    if (verdict === "soon" && !again) this.#wait(code, reason, this.#random() * SOON);
+    else this.#wait(code, reason);
+  }
+
+  // Full jitter: anywhere below a bound that doubles, so that a crowd spreads out.
+  #wait(code, reason, ms) {
+    const { base, cap } = this.#options.backoff;
+    ms ??= this.#random() * Math.min(cap, base * 2 ** this.#failures++);
+    this.#timer = this.#clock.setTimeout(() => this.#open(), ms);
+    this.#become({ name: "waiting", in: ms, code, reason });
+  }
+
+  #stop(code, reason) {
+    this.#outbox.rejectAll("closed", `the connection ended for good: ${code} ${reason}`);
+    for (const room of this.#rooms.values()) room._reject(new SwitchyardError("closed", reason));
+    this.#become({ name: "closed", code, reason });
+  }
+
+  #become(state) {
+    this.state = state;
+    this._emit("state", state);
+    return state;
+  }
+
+  #nextRef() { return `r${++this.#refs}`; }
+
+  #send(frame) {
+    if (!this.#link?.welcome) return false;
+    this.#link.send(JSON.stringify(frame));
+    return true;
+  }
+
+  #sendJoin(room) {
+    const position = room._position;
+    room._ref = this.#nextRef();
+    this.#send({ type: "join", ref: room._ref, room: room.name, after: position?.seq, epoch: position?.epoch });
+  }
+
+  #receive(link, frame) {
+    if (link !== this.#link) return;
+    this._emit("frame", frame);
+    // Types that a newer server may send are no concern of this version.
+    if (Object.hasOwn(this.#handlers, frame.type)) this.#handlers[frame.type](frame);
+  }
+
+  #handlers = {
+    welcome: (frame) => {
+      this.welcome = frame;
+      for (const room of this.#rooms.values()) this.#sendJoin(room);
+      this.#outbox.attach(this.#link);
+      this.#become({ name: "live", welcome: frame });
+    },
+    joined: (frame) => {
+      const room = this.#rooms.get(frame.room);
+      if (room?._ref !== frame.ref) return; // of a join that was left or repeated since
+      room._position ??= { seq: frame.seq };
+      room._position.epoch ??= frame.epoch;
+      room._resolve(frame);
+      this.#tell(room, "joined", frame);
+    },
+    message: (frame) => {
+      const own = this.#outbox.waiting(`${frame.room} ${frame.id}`);
+      if (own && frame.from === (this.welcome.user ?? null)) this.#ack(own, frame);
+      const room = this.#rooms.get(frame.room);
+      if (!room?._position) return;
+      const { seq, epoch } = room._position;
+      if (frame.epoch === epoch) {
+        if (frame.seq <= seq) return;
+        if (frame.seq > seq + 1) return this.#heal(room);
+      }
+      room._healing = false;
+      room._position = { seq: frame.seq, epoch: frame.epoch };
+      this.#tell(room, "message", frame);
+    },
+    gap: (frame) => {
+      const room = this.#rooms.get(frame.room);
+      if (!room) return;
+      room._position = { seq: frame.to, epoch: frame.epoch };
+      this.#tell(room, "gap", frame);
+    },
+    signal: (frame) => {
+      const room = this.#rooms.get(frame.room);
+      if (room) this.#tell(room, "signal", frame);
+    },
+    ack: (frame) => this.#ack(this.#outbox.waiting(`${frame.room} ${frame.id}`), frame),
+    history: (frame) => this.#outbox.resolve(this.#outbox.byRef(frame.ref), frame),
+    error: (frame) => this.#refused(frame),
+  };
+
+  #ack(request, { seq, epoch, id, duplicate = false }) {
+    this.#outbox.resolve(request, { seq, epoch, id, duplicate });
+  }
+
+  // The server promises no holes. Should one come all the same, fetch again from the last good place.
+  #heal(room) {
+    if (room._healing) return;
+    room._healing = true;
+    this._emit("error", new SwitchyardError("hole", `${room.name} goes on past ${room._position.seq + 1}; asking again`));
+    this.#sendJoin(room);
+  }
+
+  #refused(frame) {
+    const { code, message, ref, room: name, retry_after_ms: retryAfter } = frame;
+    const passes = code === "unavailable" || code === "rate_limited";
+    const delay = (retryAfter ?? 1_000) * (1 + this.#random() / 2);
+    const error = new SwitchyardError(code, message, { ref, room: name, retryAfter });
+    const room = [...this.#rooms.values()].find((r) => ref && r._ref === ref);
+    if (this.#outbox.byRef(ref)) {
+      if (passes) this.#outbox.retry(ref, delay);
+      else this.#outbox.reject(ref, error);
+    } else if (room && passes) {
+      this.#clock.setTimeout(() => { if (this.#rooms.get(room.name) === room && room._ref === ref) this.#sendJoin(room); }, delay);
+    } else {
+      if (room) this.#rooms.delete(room.name);
+      room?._reject(error);
+      this._emit("error", error);
+    }
+  }
+
+  #tell(room, event, frame) {
+    room._emit(event, frame);
+    this._emit(event, frame);
+  }
+}

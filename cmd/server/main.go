@@ -57,13 +57,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cfg, err := config.Load()
 	if err != nil {
-		return err //nolint:wrapcheck // names the settings itself
+		return err
 	}
 	switch command {
 	case "migrate":
-		return app.Migrate(ctx, cfg) //nolint:wrapcheck // names the setting itself
+		return app.Migrate(ctx, cfg)
 	case "healthcheck":
-		return app.Healthcheck(ctx, cfg) //nolint:wrapcheck // names the address itself
+		return app.Healthcheck(ctx, cfg)
 	}
-	return app.Serve(ctx, cfg, version, stdout, stderr) //nolint:wrapcheck // names the part itself
+	return app.Serve(ctx, cfg, version, stdout, stderr)
 }

@@ -144,7 +144,7 @@ func (a *App) openLog(ctx context.Context) error {
 	c := a.opt.Config.Store
 	url := c.URL.Reveal()
 	if err := store.Migrate(ctx, url); err != nil {
-		return err //nolint:wrapcheck // names DATABASE_URL itself
+		return err
 	}
 	cfg := store.Config{
 		URL:           url,
@@ -163,7 +163,7 @@ func (a *App) openLog(ctx context.Context) error {
 		a.log, err = store.OpenPostgres(ctx, cfg)
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // names DATABASE_URL itself
+		return err
 	}
 	a.lifecycle.onStop("log", storeStop, a.log.Close)
 	return nil
@@ -182,7 +182,7 @@ func (a *App) openBroker(context.Context) error {
 	} else {
 		b, err := broker.OpenRedis(cfg)
 		if err != nil {
-			return err //nolint:wrapcheck // names REDIS_URL itself
+			return err
 		}
 		a.broker = b
 	}

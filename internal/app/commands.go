@@ -53,7 +53,7 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 func Migrate(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, migrateLimit)
 	defer cancel()
-	return store.Migrate(ctx, cfg.Store.URL.Reveal()) //nolint:wrapcheck // names DATABASE_URL itself
+	return store.Migrate(ctx, cfg.Store.URL.Reveal())
 }
 
 // Healthcheck asks the service on this host whether it lives.

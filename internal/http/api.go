@@ -72,7 +72,7 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 	}
 	d, err := protocol.DecodeDraft(body)
 	if err != nil {
-		return err //nolint:wrapcheck // told to the caller as it is
+		return err
 	}
 	d.Room = room
 	name, _ := r.Context().Value(apiNameKey).(string)
@@ -139,7 +139,7 @@ func roomOf(r *http.Request) (message.Room, error) {
 	}
 	room, err := message.ParseRoom(name)
 	if err != nil {
-		return "", err //nolint:wrapcheck // told to the caller as it is
+		return "", err
 	}
 	if room.Reserved() {
 		return "", &protocol.Error{Code: protocol.CodeForbidden, Message: "rooms that begin with _ belong to the service"}

@@ -87,7 +87,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	if n > 0 {
 		c.seen.Store(c.clock.Load())
 	}
-	return n, err //nolint:wrapcheck // io.Reader's errors are compared with ==
+	return n, err
 }
 
 // Write queues what the library writes: pongs and close frames, whole.
@@ -275,7 +275,7 @@ func (c *conn) tryWrite(p []byte) (int, error) {
 	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
 		err = nil
 	}
-	return max(c.attemptN, 0), err //nolint:wrapcheck // only its presence counts
+	return max(c.attemptN, 0), err
 }
 
 func (c *conn) startDrain() {
@@ -363,7 +363,7 @@ func (c *conn) Close() error {
 		_ = tcp.SetReadDeadline(time.Now().Add(lingerTimeout))
 		_, _ = io.CopyN(io.Discard, tcp, lingerBytes)
 	}
-	return c.Conn.Close() //nolint:wrapcheck // the library's own connection
+	return c.Conn.Close()
 }
 
 // closing returns the code of the first close frame that went out, 0 for none,

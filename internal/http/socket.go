@@ -54,7 +54,7 @@ func (k *socket) readFrame() error {
 	// A context that ends would close the socket, so none does.
 	kind, r, err := k.ws.Reader(context.Background())
 	if err != nil {
-		return err //nolint:wrapcheck // end asks the library what it means
+		return err
 	}
 	if kind != websocket.MessageText {
 		k.conn.CloseWith(protocol.CloseBinary)
@@ -89,7 +89,7 @@ func readAll(r io.Reader, buf *[]byte) error {
 			return nil
 		}
 		if err != nil {
-			return err //nolint:wrapcheck // end asks the library what it means
+			return err
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	c, old, err := under.Hijack()
 	if err != nil {
-		return nil, nil, err //nolint:wrapcheck // the library wraps it
+		return nil, nil, err
 	}
 	// What the client sent behind its handshake is in net/http's buffer.
 	carry, _ := old.Reader.Peek(old.Reader.Buffered())

@@ -49,9 +49,8 @@ type topic struct {
 	members   []*member             // live ones
 	outlets   []Outlet              // theirs, at the same index
 	repairing bool
-	suspect   bool // a message of another epoch came: ask the log
-	waiting   bool // the repair timer runs
-	cause     string
+	suspect   bool          // a message of another epoch came: ask the log
+	waiting   bool          // the repair timer runs
 	moved     chan struct{} // closed when last advances; nil: nobody waits
 	pages     map[message.Seq]*pageRead
 	scratch   []protocol.Frame

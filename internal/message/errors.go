@@ -6,19 +6,19 @@ import (
 )
 
 var (
-	// ErrConflict: the id was used before in this room by this user, with
+	// ErrConflict says: the id was used before in this room by this user, with
 	// other data. Nothing was stored.
 	ErrConflict = errors.New("id was used before with other data")
 
-	// ErrUnavailable: the log could not be reached in time. Whether the
+	// ErrUnavailable says: the log could not be reached in time. Whether the
 	// message was stored is unknown: resend with the same id.
 	ErrUnavailable = errors.New("the log is not available")
 
-	// ErrRejected: the database refused this message for what it holds.
+	// ErrRejected says: the database refused this message for what it holds.
 	// Nothing was stored; resending it will not help.
 	ErrRejected = errors.New("the database refused the message")
 
-	// ErrClosed: the part that was asked has been shut down.
+	// ErrClosed says: the part that was asked has been shut down.
 	ErrClosed = errors.New("shutting down")
 )
 

@@ -1,0 +1,42 @@
+# Verbs of this repository; `make help` lists them.
+
+GO      ?= go
+TOOLS   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchyard/tools
+LINT    := golangci-lint@v2.15.0
+VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
+FUZZTIME ?= 10s
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench fuzz e2e build docs
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: ## run the service on this machine, with nothing else
+	$(GO) run ./cmd/server
+
+build: ## build bin/server, static and stripped
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/server ./cmd/server
+
+test: ## install what is missing (Debian, as root), then run all tests with the race detector
+	@scripts/deps
+	$(GO) vet ./...
+	$(GO) test -race -timeout 10m ./...
+
+lint: ## hold the code against .golangci.yml
+	@test -x $(TOOLS)/$(LINT) || { mkdir -p $(TOOLS) && \
+	  GOBIN=$(TOOLS)/build $(GO) install github.com/golangci/golangci-lint/v2/cmd/$(LINT) && \
+	  mv $(TOOLS)/build/golangci-lint $(TOOLS)/$(LINT) && rmdir $(TOOLS)/build; }
+	$(TOOLS)/$(LINT) run ./...
+
+fuzz: ## run every fuzz test for FUZZTIME (10s) each
+	@scripts/fuzz $(FUZZTIME)
+
+bench: ## run the benchmarks; QUICK=1 for a short look
+	$(GO) test -run '^$$' -bench . -benchmem $(if $(QUICK),-benchtime 100ms,-benchtime 2s -count 3) ./...
+
+e2e: ## build the image and run deploy/compose/docker-compose.dev.yml on Docker
+	@scripts/e2e
+
+docs: ## write what is made from the code: docs/configuration.md
+	$(GO) test ./internal/config -run TestTheDocumentIsTheStruct -update

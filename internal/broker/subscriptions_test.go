@@ -30,107 +30,131 @@ func (w *wire) holds(room message.Room) bool {
 	return w.on[room]
 }
 
+// A drill is a subscriptions, the Redis it talks to, and those who wait.
+type drill struct {
+	subs    *subscriptions
+	wire    *wire
+	wanted  map[message.Room]bool
+	waiting map[message.Room][]<-chan error
+}
+
+// told checks what those who wait for the room have been told.
+func (d *drill) told(t *rapid.T, room message.Room) {
+	var still []<-chan error
+	for _, wait := range d.waiting[room] {
+		select {
+		case err := <-wait:
+			if err == nil && (!d.wire.holds(room) || !d.wanted[room]) {
+				t.Fatalf("%s is confirmed, but wanted %v, on the wire %v then %v",
+					room, d.wanted[room], d.wire.on[room], d.wire.commands)
+			}
+		default:
+			still = append(still, wait)
+		}
+	}
+	d.waiting[room] = still
+}
+
+func (d *drill) want(t *rapid.T, room message.Room) {
+	wait, err := d.subs.want(room)
+	d.wanted[room] = true
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wait == nil && !d.wire.holds(room) {
+		t.Fatalf("%s is confirmed at once, but is not on the wire", room)
+	}
+	if wait != nil {
+		d.waiting[room] = append(d.waiting[room], wait)
+	}
+	d.told(t, room)
+}
+
+func (d *drill) unwant(t *rapid.T, room message.Room) {
+	d.subs.unwant(room)
+	d.wanted[room] = false
+	d.told(t, room)
+}
+
+func (d *drill) write(t *rapid.T, limit int) {
+	subscribe, rooms := d.subs.next(limit)
+	if len(rooms) > limit {
+		t.Fatalf("a command of %d rooms, the limit is %d", len(rooms), limit)
+	}
+	for _, room := range rooms {
+		d.wire.commands = append(d.wire.commands, wireCommand{room, subscribe})
+	}
+	for room := range d.waiting {
+		d.told(t, room)
+	}
+}
+
+func (d *drill) answer(t *rapid.T) {
+	if len(d.wire.commands) == 0 {
+		return
+	}
+	c := d.wire.commands[0]
+	d.wire.commands = d.wire.commands[1:]
+	d.wire.on[c.room] = c.subscribe
+	d.subs.answered(c.room)
+	d.told(t, c.room)
+}
+
+func (d *drill) breakDown(t *rapid.T) {
+	d.subs.end()
+	for room := range d.waiting {
+		d.told(t, room)
+		if len(d.waiting[room]) > 0 {
+			t.Fatalf("%s still waits for an answer of a broken connection", room)
+		}
+	}
+	d.wire = &wire{on: map[message.Room]bool{}}
+	d.subs.begin()
+}
+
+// settled lets everything be written and answered, and compares.
+func (d *drill) settled(t *rapid.T) {
+	for range 10 {
+		d.write(t, 3)
+		for len(d.wire.commands) > 0 {
+			d.answer(t)
+		}
+	}
+	left := 0
+	for room, want := range d.wanted {
+		if d.wire.on[room] != want {
+			t.Fatalf("%s: wanted %v, on the wire %v", room, want, d.wire.on[room])
+		}
+		if want {
+			left++
+		}
+		if len(d.waiting[room]) > 0 {
+			t.Fatalf("%s: somebody still waits", room)
+		}
+	}
+	if len(d.subs.rooms) != left {
+		t.Fatalf("%d rooms are remembered, %d wanted", len(d.subs.rooms), left)
+	}
+}
+
 // Whatever the order of wishes, writes, answers and breaks: who is told that
 // the room is subscribed is right at that moment.
 func TestAConfirmationIsTrue(t *testing.T) {
+	room := rapid.SampledFrom([]message.Room{"a", "b", "c"})
 	rapid.Check(t, func(t *rapid.T) {
-		subs := newSubscriptions()
-		subs.begin()
-		w := &wire{on: map[message.Room]bool{}}
-		wanted := map[message.Room]bool{}
-		waiting := map[message.Room][]<-chan error{}
-		room := rapid.SampledFrom([]message.Room{"a", "b", "c"})
-
-		told := func(r message.Room) {
-			var still []<-chan error
-			for _, wait := range waiting[r] {
-				select {
-				case err := <-wait:
-					if err == nil && (!w.holds(r) || !wanted[r]) {
-						t.Fatalf("%s is confirmed, but wanted %v, on the wire %v then %v", r, wanted[r], w.on[r], w.commands)
-					}
-				default:
-					still = append(still, wait)
-				}
-			}
-			waiting[r] = still
+		d := &drill{
+			subs: newSubscriptions(), wire: &wire{on: map[message.Room]bool{}},
+			wanted: map[message.Room]bool{}, waiting: map[message.Room][]<-chan error{},
 		}
-		write := func(t *rapid.T) {
-			subscribe, rooms := subs.next(rapid.IntRange(1, 3).Draw(t, "limit"))
-			for _, r := range rooms {
-				w.commands = append(w.commands, wireCommand{r, subscribe})
-			}
-			for r := range waiting {
-				told(r)
-			}
-		}
-		answer := func(*rapid.T) {
-			if len(w.commands) == 0 {
-				return
-			}
-			c := w.commands[0]
-			w.commands = w.commands[1:]
-			w.on[c.room] = c.subscribe
-			subs.answered(c.room)
-			told(c.room)
-		}
+		d.subs.begin()
 		t.Repeat(map[string]func(*rapid.T){
-			"want": func(t *rapid.T) {
-				r := room.Draw(t, "room")
-				wait, err := subs.want(r)
-				wanted[r] = true
-				if err != nil {
-					t.Fatal(err)
-				}
-				if wait == nil && !w.holds(r) {
-					t.Fatalf("%s is confirmed at once, but is not on the wire", r)
-				}
-				if wait != nil {
-					waiting[r] = append(waiting[r], wait)
-				}
-				told(r)
-			},
-			"unwant": func(t *rapid.T) {
-				r := room.Draw(t, "room")
-				subs.unwant(r)
-				wanted[r] = false
-				told(r)
-			},
-			"write":  write,
-			"answer": answer,
-			"break": func(t *rapid.T) {
-				subs.end()
-				for r := range waiting {
-					told(r)
-					if len(waiting[r]) > 0 {
-						t.Fatalf("%s still waits for an answer of a broken connection", r)
-					}
-				}
-				w.commands, w.on = nil, map[message.Room]bool{}
-				subs.begin()
-			},
+			"want":   func(t *rapid.T) { d.want(t, room.Draw(t, "room")) },
+			"unwant": func(t *rapid.T) { d.unwant(t, room.Draw(t, "room")) },
+			"write":  func(t *rapid.T) { d.write(t, rapid.IntRange(1, 3).Draw(t, "limit")) },
+			"answer": d.answer,
+			"break":  d.breakDown,
 		})
-		for range 10 { // all is followed in the end
-			write(t)
-			for len(w.commands) > 0 {
-				answer(t)
-			}
-		}
-		left := 0
-		for r, want := range wanted {
-			if w.on[r] != want {
-				t.Fatalf("%s: wanted %v, on the wire %v", r, want, w.on[r])
-			}
-			if want {
-				left++
-			}
-			if len(waiting[r]) > 0 {
-				t.Fatalf("%s: somebody still waits", r)
-			}
-		}
-		if len(subs.rooms) != left {
-			t.Fatalf("%d rooms are remembered, %d wanted", len(subs.rooms), left)
-		}
+		d.settled(t)
 	})
 }
 

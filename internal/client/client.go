@@ -41,7 +41,8 @@ type Options struct {
 	HTTPClient *http.Client
 	// IDWindow is the service's ID_WINDOW: a publish is resent for half of it.
 	IDWindow time.Duration
-	// MaxPending bounds the publishes that are not answered yet.
+	// MaxPending bounds the publishes that are not answered yet, and so the
+	// memory for them: each is as large as max_frame at most.
 	MaxPending int
 	// OnState, if set, is told of each change, in order, from the goroutine
 	// that also calls handlers: it must not wait for this client.

@@ -72,7 +72,12 @@ func TestProxyPassesAndCuts(t *testing.T) {
 	}
 	mustEcho(t, dialProxy(t, p))
 	p.Refuse(true)
-	if _, err := echo(dialProxy(t, p), 10*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+	refused, err := net.Dial("tcp", p.Addr()) // may be reset already
+	if err == nil {
+		defer refused.Close()
+		_, err = echo(refused, 10*time.Second)
+	}
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a refused connection: %v", err)
 	}
 }

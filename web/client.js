@@ -345,7 +345,7 @@ export class Switchyard extends Emitter {
       const room = this.#rooms.get(frame.room);
       if (room) this.#tell(room, "signal", frame);
     },
-    ack: (frame) => this.#ack(this.#outbox.waiting(`${frame.room} ${frame.id}`), frame),
+    ack: (frame) => this.#ack(this.#outbox.byRef(frame.ref), frame),
     history: (frame) => this.#outbox.resolve(this.#outbox.byRef(frame.ref), frame),
     error: (frame) => this.#refused(frame),
   };

@@ -153,6 +153,7 @@ func (a *App) openLog(ctx context.Context) error {
 		Lanes:         c.Lanes,
 		IDWindow:      c.IDWindow,
 		AppendTimeout: c.AppendTimeout,
+		TrustFailover: c.TrustFailover,
 		Logger:        a.opt.Logger,
 		Registerer:    a.registry,
 	}

@@ -93,6 +93,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"DATABASE_LANES", "17", "from 1 to 16"},
 		{"DATABASE_LANES", "11", "DATABASE_LANES + 2 = 13"},
 		{"DATABASE_CONN_LIFETIME", "1s", "from 10s to 24h"},
+		{"DATABASE_TRUST_FAILOVER", "perhaps", "true or false"},
 		{"ID_WINDOW", "59s", "from 1m to 168h"},
 		{"APPEND_TIMEOUT", "61s", "from 100ms to 1m"},
 		{"REDIS_URL", "http://h", "redis://"},

@@ -201,6 +201,8 @@ func parseReason(err error) string {
 	switch parse.TypeName {
 	case "int":
 		return "must be a whole number"
+	case "bool":
+		return "must be true or false"
 	case "time.Duration":
 		return "must be a duration with its unit, such as 500ms, 20s or 10m"
 	case "slog.Level":

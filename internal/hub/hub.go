@@ -263,6 +263,7 @@ func (h *Hub) newID() string {
 
 // read asks the log, bounded in time and in how many ask at once.
 func (h *Hub) read(ctx context.Context, r message.Range) (message.Page, error) {
+	r.Repair = true
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()
 	select {

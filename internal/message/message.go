@@ -71,6 +71,9 @@ type Range struct {
 	// Epoch alone.
 	Limit    int
 	MaxBytes int
+	// Repair says that delivery waits for the answer: it is served apart from
+	// readers, who may be many.
+	Repair bool
 }
 
 // A Page answers a Range. All of it comes from one snapshot.

@@ -35,7 +35,11 @@ func Migrate(ctx context.Context, url string) error {
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	config.ConnectTimeout = connectTimeout
 	db := stdlib.OpenDB(*config)
+	if err := db.PingContext(ctx); err != nil {
+		return errors.Join(openError(err), db.Close())
+	}
 	err = migrate(ctx, db, goose.DialectPostgres, "postgres", goose.WithSessionLocker(locker))
 	return errors.Join(err, db.Close())
 }

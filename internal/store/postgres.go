@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,12 +20,12 @@ import (
 // database. All methods may be called from any goroutine.
 type Postgres struct {
 	*committer
-	cfg   Config
-	m     *metrics
-	conn  *pgx.ConnConfig // what all connections have in common
-	feed  *pgxpool.Pool   // commit feed, heads and the janitor: never starved by readers
-	reads *pgxpool.Pool
-	wal   atomic.Int64 // highest flushed WAL position that this node has seen
+	cfg    Config
+	m      *metrics
+	conn   *pgx.ConnConfig // what all connections have in common
+	repair *pgxpool.Pool   // commit feed, heads, repairs and the janitor: never starved by readers
+	reads  *pgxpool.Pool
+	wal    atomic.Int64 // highest flushed WAL position that this node has seen
 
 	stop    context.CancelFunc // ends the janitor
 	janitor sync.WaitGroup
@@ -70,14 +71,18 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	return p, nil
 }
 
-// openError keeps what this package says and shortens what the driver says.
+// openError keeps what this package says, and puts what the driver says on one
+// line.
 func openError(err error) error {
 	var refused *refusal
 	if errors.As(err, &refused) {
 		return refused
 	}
-	return fmt.Errorf("DATABASE_URL leads to no usable PostgreSQL: %w", err)
+	return fmt.Errorf("DATABASE_URL leads to no usable PostgreSQL: %s", strings.Join(strings.Fields(err.Error()), " "))
 }
+
+// connectTimeout bounds the making of one connection.
+const connectTimeout = 2 * time.Second
 
 // guard bounds what a connection may wait for, and takes from the planner
 // every choice that hangs on statistics: right after the migration tables are
@@ -101,7 +106,7 @@ func guard(c *pgx.ConnConfig) {
 	} {
 		c.RuntimeParams[name] = value
 	}
-	c.ConnectTimeout = 2 * time.Second
+	c.ConnectTimeout = connectTimeout
 	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
 	c.DialFunc = dialer.DialContext
@@ -121,7 +126,7 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 		name string
 		pool **pgxpool.Pool
 		size int
-	}{{"repair", &p.feed, repair}, {"read", &p.reads, rest - repair}} {
+	}{{"repair", &p.repair, repair}, {"read", &p.reads, rest - repair}} {
 		own := pool.Copy()
 		own.MaxConns = int32(part.size)
 		// With its own context: the pool lives longer than the call to open.
@@ -151,7 +156,7 @@ func (p *Postgres) Close(ctx context.Context) error {
 		p.stop()
 	}
 	p.janitor.Wait()
-	for _, pool := range []*pgxpool.Pool{p.feed, p.reads} {
+	for _, pool := range []*pgxpool.Pool{p.repair, p.reads} {
 		if pool != nil {
 			pool.Close() // bounded: statements are, by statement_timeout
 		}

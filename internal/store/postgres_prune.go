@@ -61,7 +61,7 @@ func (p *Postgres) prune(ctx context.Context) error {
 // pruneOnce runs one small transaction and returns how many rows it removed, 0
 // when another node holds the lock: it will prune again in a minute.
 func (p *Postgres) pruneOnce(ctx context.Context, sql string, kept time.Duration) (removed int, err error) {
-	err = pgx.BeginFunc(ctx, p.feed, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
 		var mine bool
 		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, pruneLock).Scan(&mine); err != nil || !mine {
 			return err

@@ -49,7 +49,11 @@ func (p *Postgres) Read(ctx context.Context, r message.Range) (message.Page, err
 	if r.Before > 0 {
 		sql, from = sqlPageDown, r.Before
 	}
-	rows, err := p.reads.Query(ctx, sql, string(r.Room), int64(from), r.Limit, r.MaxBytes)
+	pool := p.reads
+	if r.Repair {
+		pool = p.repair
+	}
+	rows, err := pool.Query(ctx, sql, string(r.Room), int64(from), r.Limit, r.MaxBytes)
 	if err != nil {
 		return message.Page{}, fmt.Errorf("read: %w", err)
 	}
@@ -116,7 +120,7 @@ func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.
 	defer cancel()
 	var c message.Commits
 	if cursor == 0 {
-		err = p.feed.QueryRow(ctx, sqlNow).Scan(&c.Epoch, &c.Next)
+		err = p.repair.QueryRow(ctx, sqlNow).Scan(&c.Epoch, &c.Next)
 		if err != nil {
 			return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
 		}
@@ -124,7 +128,7 @@ func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.
 	}
 	var rooms []string
 	var heads []int64
-	err = p.feed.QueryRow(ctx, sqlCommits, int64(cursor), feedRooms+1).Scan(&c.Epoch, &c.Next, &c.Lost, &rooms, &heads)
+	err = p.repair.QueryRow(ctx, sqlCommits, int64(cursor), feedRooms+1).Scan(&c.Epoch, &c.Next, &c.Lost, &rooms, &heads)
 	if err != nil {
 		return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
 	}
@@ -155,7 +159,7 @@ func (p *Postgres) Heads(ctx context.Context, rooms []message.Room) (message.Epo
 		names[i] = string(room)
 	}
 	slices.Sort(names)
-	rows, err := p.feed.Query(ctx, sqlHeads, slices.Compact(names))
+	rows, err := p.repair.Query(ctx, sqlHeads, slices.Compact(names))
 	if err != nil {
 		return "", nil, fmt.Errorf("read heads: %w", err)
 	}

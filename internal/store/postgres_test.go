@@ -307,7 +307,7 @@ func TestMigrationsOfSeveralNodesAtOnce(t *testing.T) {
 func TestNoPlanReadsAWholeTable(t *testing.T) {
 	w := postgresWorld(t, testkit.Postgres(t))
 	p := w.idle().theLog.(*Postgres)
-	conn, err := p.feed.Acquire(t.Context())
+	conn, err := p.repair.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ FUZZTIME ?= 10s
 .PHONY: help run test lint bench fuzz e2e build docs
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## run the service on this machine, with nothing else
 	$(GO) run ./cmd/server

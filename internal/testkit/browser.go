@@ -1,0 +1,177 @@
+package testkit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+const (
+	// browserWait bounds how long Chromium may take to start or to open a page.
+	browserWait = 30 * time.Second
+	// pageWait bounds how long a page may take until something is true of it:
+	// longer than the client's backoff, which a busy machine draws out.
+	pageWait = 30 * time.Second
+)
+
+// faults collects what a page should never do: throw, miss a file, or ask for
+// more than its Content-Security-Policy allows.
+const faults = `window.faults = [];
+addEventListener("error", (e) => faults.push(e.message ?? "cannot load " + (e.target.src ?? e.target.href)), true);
+addEventListener("unhandledrejection", (e) => faults.push(String(e.reason)));
+addEventListener("securitypolicyviolation", (e) => faults.push(e.violatedDirective + " " + e.blockedURI));`
+
+// A Browser is a Chromium of the test's own, with an empty profile.
+type Browser struct {
+	ctx context.Context
+}
+
+// StartBrowser starts Chromium without a screen. It ends with the test, and
+// the kernel kills it when the test binary dies before that.
+func StartBrowser(tb testing.TB) *Browser {
+	tb.Helper()
+	program, err := Find("chromium", "chromium")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	profile, err := TempDir("chromium", nil)
+	if err != nil {
+		tb.Fatalf("testkit: %v", err)
+	}
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(program),
+		chromedp.UserDataDir(profile),
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-component-update", true),
+		chromedp.Flag("disable-gpu", true),
+		// Its sandbox cannot be set up by root.
+		chromedp.Flag("no-sandbox", os.Getuid() == 0),
+	)
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	ctx, cancel := chromedp.NewContext(allocator)
+	tb.Cleanup(func() {
+		closing, done := context.WithTimeout(ctx, browserWait)
+		_ = chromedp.Cancel(closing) // killed below if it does not go by itself
+		done()
+		cancel()
+		stop()
+	})
+	// The browser lives as long as the context of the first action, so that one
+	// has no deadline of its own.
+	if err := chromedp.Do(ctx); err != nil {
+		tb.Fatalf("testkit: start Chromium: %v", err)
+	}
+	return &Browser{ctx: ctx}
+}
+
+// A Window shows one page. Its methods fail the test when they cannot do what
+// they say, and belong to the test's goroutine.
+type Window struct {
+	tb  testing.TB
+	ctx context.Context
+}
+
+// Open opens a window of its own, with storage of its own as another person's
+// would have, and waits until the page has loaded. When the test ends the page
+// must have thrown nothing and met no refusal of its security policy.
+func (b *Browser) Open(tb testing.TB, url string) *Window {
+	tb.Helper()
+	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext())
+	w := &Window{tb: tb, ctx: ctx}
+	if err := chromedp.Do(ctx); err != nil { // opens the window, see StartBrowser
+		tb.Fatalf("testkit: open a window: %v", err)
+	}
+	tb.Cleanup(func() {
+		defer cancel()
+		if found := Eval[[]string](w, "window.faults ?? []"); len(found) > 0 {
+			tb.Errorf("the page went wrong: %s", strings.Join(found, "; "))
+		}
+	})
+	if _, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument,
+		page.AddScriptToEvaluateOnNewDocumentParams{Source: faults}); err != nil {
+		tb.Fatalf("testkit: watch the page: %v", err)
+	}
+	w.do("open "+url, chromedp.Navigate(url))
+	return w
+}
+
+func (w *Window) do(what string, steps ...chromedp.Action[chromedp.Void]) {
+	w.tb.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, browserWait)
+	defer cancel()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		w.tb.Fatalf("testkit: %s: %v", what, err)
+	}
+}
+
+// Eval returns what a JavaScript expression gives, awaited if it is a promise.
+func Eval[T any](w *Window, expression string) T {
+	w.tb.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, browserWait)
+	defer cancel()
+	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression,
+		func(p *runtime.EvaluateParams) { chromedp.EvalAwaitPromise(p) }))
+	if err != nil {
+		w.tb.Fatalf("testkit: evaluate %s: %v", expression, err)
+	}
+	return value
+}
+
+// Until waits until a JavaScript expression is true. When it does not become
+// so, the failure shows the text of the page.
+func (w *Window) Until(expression string) {
+	w.tb.Helper()
+	deadline := time.Now().Add(pageWait)
+	for !Eval[bool](w, "!!("+expression+")") {
+		if time.Now().After(deadline) {
+			w.tb.Fatalf("never came true in the page: %s\nthe page shows:\n%s",
+				expression, Eval[string](w, "document.body.innerText"))
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// Type types keys into the element that has the focus; "\r" is Enter.
+func (w *Window) Type(keys string) {
+	w.tb.Helper()
+	w.do("type", chromedp.KeyEvent(keys))
+}
+
+// Size sets the width and height of the page in CSS pixels.
+func (w *Window) Size(width, height int64) {
+	w.tb.Helper()
+	w.do("resize", chromedp.EmulateViewport(width, height))
+}
+
+// Scheme sets prefers-color-scheme, "light" or "dark".
+func (w *Window) Scheme(scheme string) {
+	w.tb.Helper()
+	_, err := chromedp.Call(w.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+	})
+	if err != nil {
+		w.tb.Fatalf("testkit: set the colour scheme: %v", err)
+	}
+}
+
+// Screenshot writes what the window shows as a PNG.
+func (w *Window) Screenshot(path string) {
+	w.tb.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, browserWait)
+	defer cancel()
+	picture, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	if err == nil {
+		err = os.WriteFile(path, picture, 0o644)
+	}
+	if err != nil {
+		w.tb.Fatalf("testkit: %v", fmt.Errorf("take a picture of the page: %w", err))
+	}
+}

@@ -2,6 +2,7 @@ package message
 
 import (
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -32,3 +33,14 @@ type InvalidError struct {
 }
 
 func (e *InvalidError) Error() string { return e.Field + " " + e.Reason }
+
+// A BatchError names the message of a batch, from 0, that it failed for.
+// Nothing of the batch was stored.
+type BatchError struct {
+	Index int
+	Err   error
+}
+
+func (e *BatchError) Error() string { return fmt.Sprintf("message %d: %v", e.Index, e.Err) }
+
+func (e *BatchError) Unwrap() error { return e.Err }

@@ -94,6 +94,14 @@ type Head struct {
 	Seq  Seq
 }
 
+// A RoomInfo is a room as the log knows it. It exists from its first message on.
+type RoomInfo struct {
+	Room Room
+	// Head is the newest seq; First is the oldest still stored, Head+1 when
+	// none is.
+	Head, First Seq
+}
+
 // A Cursor is a place in the commit feed. 0 stands for "from now".
 type Cursor uint64
 

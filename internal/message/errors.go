@@ -34,13 +34,13 @@ type InvalidError struct {
 
 func (e *InvalidError) Error() string { return e.Field + " " + e.Reason }
 
-// A BatchError names the message of a batch, from 0, that it failed for.
+// A BatchError names the publication for which a whole batch was refused.
 // Nothing of the batch was stored.
 type BatchError struct {
-	Index int
+	Index int // in the batch, from 0
 	Err   error
 }
 
-func (e *BatchError) Error() string { return fmt.Sprintf("message %d: %v", e.Index, e.Err) }
+func (e *BatchError) Error() string { return fmt.Sprintf("message %d of the batch: %v", e.Index, e.Err) }
 
 func (e *BatchError) Unwrap() error { return e.Err }

@@ -94,6 +94,17 @@ type Head struct {
 	Seq  Seq
 }
 
+// A RoomInfo describes a room to an operator: no history comes with it.
+type RoomInfo struct {
+	Room Room
+	// Head is the newest seq, First the oldest still stored; First is Head+1
+	// when none is.
+	Head  Seq
+	First Seq
+	// LastAt is when Head was stored, zero when nothing ever was.
+	LastAt time.Time
+}
+
 // A Cursor is a place in the commit feed. 0 stands for "from now".
 type Cursor uint64
 

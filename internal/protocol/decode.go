@@ -1,7 +1,9 @@
 package protocol
 
 import (
+	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 
 	"switchyard/internal/message"
@@ -25,6 +27,11 @@ const MaxSeq = 1<<53 - 1
 
 // MaxHistory is the most messages that one history answer holds.
 const MaxHistory = 200
+
+// MaxDepth is how deep data may be nested: [] is 1, [[]] is 2. What is stored
+// goes to every member of a room, and readers of JSON give up at depths of
+// their own (RFC 8259 §9): nobody may send what others can't read.
+const MaxDepth = 128
 
 // A Request is a client's frame, checked. Fields that its type does not have
 // are zero.
@@ -109,7 +116,7 @@ func (f *fields) scan(b []byte) bool {
 	i = skipSpace(b, i+1)
 	for b[i] != '}' {
 		end := skipValue(b, i)
-		name := b[i+1 : end-1]
+		name := unescape(b[i+1 : end-1])
 		i = skipSpace(b, end) + 1 // past the colon
 		i = skipSpace(b, i)
 		end = skipValue(b, i)
@@ -122,6 +129,16 @@ func (f *fields) scan(b []byte) bool {
 		}
 	}
 	return true
+}
+
+// unescape returns a member's name; those of requests are never written with
+// escapes, but JSON allows it.
+func unescape(name []byte) []byte {
+	if !bytes.ContainsRune(name, '\\') {
+		return name
+	}
+	s, _ := text(slices.Concat([]byte{'"'}, name, []byte{'"'}))
+	return []byte(s)
 }
 
 func skipSpace(b []byte, i int) int {
@@ -170,6 +187,23 @@ func skipString(b []byte, i int) int {
 	return i
 }
 
+// depth returns how deep a JSON value is nested: 0 for a scalar.
+func depth(b []byte) (deepest int) {
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			i = skipString(b, i)
+		case '{', '[':
+			depth++
+			deepest = max(deepest, depth)
+		case '}', ']':
+			depth--
+		}
+	}
+	return deepest
+}
+
 func (f *fields) into(r *Request) (err error) {
 	if f.ref != nil {
 		if f.ref[0] != '"' || len(f.ref)-2 > message.MaxRef {
@@ -207,19 +241,37 @@ func (f *fields) into(r *Request) (err error) {
 	r.Limit = int(limit)
 	r.Data = f.data
 	if f.id != nil {
-		id, _ := text(f.id)
-		r.ID, err = id, message.CheckID(id)
+		r.ID, err = checkedID(f.id)
 	}
 	return err
+}
+
+// checkedID returns an id that is one, "" with an error otherwise: what is
+// wrong must not come back in an answer.
+func checkedID(raw []byte) (string, error) {
+	id, _ := text(raw)
+	if err := message.CheckID(id); err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// checkData holds the data of a publish or signal against its bounds.
+func checkData(data []byte) error {
+	if data == nil {
+		return invalid("data", "is required: any JSON value")
+	}
+	if depth(data) > MaxDepth {
+		return invalid("data", "must be nested at most 128 deep")
+	}
+	return nil
 }
 
 // check holds the request against what its type needs.
 func (r *Request) check() error {
 	switch r.Type {
 	case TypePublish, TypeSignal:
-		if r.Data == nil {
-			return invalid("data", "is required: any JSON value")
-		}
+		return checkData(r.Data)
 	case TypeJoin:
 		if r.After > 0 && r.Epoch == "" {
 			return invalid("epoch", "is required with after: a position counts in one epoch only")
@@ -274,22 +326,4 @@ func seq(field string, raw []byte) (message.Seq, bool, error) {
 		return 0, false, invalid(field, "must be a whole number from 0 to 9007199254740991")
 	}
 	return message.Seq(n), true, nil
-}
-
-// DecodeDraft reads the body of a publish over HTTP: {data, id?}, strict as
-// frames are. The draft shares memory with it.
-func DecodeDraft(body []byte) (message.Draft, error) {
-	var f fields
-	if !json.Valid(body) || !f.scan(body) {
-		return message.Draft{}, &Error{Code: CodeMalformed, Message: "the body is one JSON object with data, and id if you have one"}
-	}
-	if f.data == nil {
-		return message.Draft{}, invalid("data", "is required: any JSON value")
-	}
-	d := message.Draft{Data: f.data}
-	if f.id == nil {
-		return d, nil
-	}
-	d.ID, _ = text(f.id)
-	return d, message.CheckID(d.ID)
 }

@@ -32,6 +32,9 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
+// ErrReserved refuses rooms that are the service's own.
+var ErrReserved = &Error{Code: CodeForbidden, Message: "rooms that begin with _ belong to the service"}
+
 // ErrorFor is the one table from errors to what clients are told. What it does
 // not know is internal, and stays inside.
 func ErrorFor(err error) *Error {

@@ -1,0 +1,105 @@
+package protocol
+
+import (
+	"encoding/json"
+	"fmt"
+	"unicode/utf8"
+
+	"switchyard/internal/message"
+)
+
+// MaxBatch is the most messages that one batch over HTTP holds.
+const MaxBatch = 256
+
+// DecodeDraft reads the body of a publish over HTTP: {data, id?}, strict as
+// frames are. The draft shares memory with it.
+func DecodeDraft(body []byte) (message.Draft, error) {
+	var f fields
+	if !readable(body) || !f.scan(body) {
+		return message.Draft{}, malformed("the body is one JSON object with data, and id if you have one")
+	}
+	return f.draft()
+}
+
+// DecodeSignal reads the body of a signal over HTTP, {data}, and returns the
+// data. It shares memory with the body.
+func DecodeSignal(body []byte) ([]byte, error) {
+	var f fields
+	if !readable(body) || !f.scan(body) {
+		return nil, malformed("the body is one JSON object with data")
+	}
+	return f.data, checkData(f.data)
+}
+
+// DecodeBatch reads the body of a batch over HTTP: [{room, data, id?}, ...], 1
+// to MaxBatch of them, each at most maxItem bytes. An error that one of them
+// caused is a *message.BatchError. The drafts share memory with the body.
+func DecodeBatch(body []byte, maxItem int) ([]message.Draft, error) {
+	if !readable(body) {
+		return nil, malformed("the body is one JSON array of objects with room, data, and id if you have one")
+	}
+	i := skipSpace(body, 0)
+	if body[i] != '[' {
+		return nil, malformed("the body is one JSON array of objects with room, data, and id if you have one")
+	}
+	var drafts []message.Draft
+	for i = skipSpace(body, i+1); body[i] != ']'; {
+		if len(drafts) == MaxBatch {
+			return nil, invalid("messages", "must be 1 to 256")
+		}
+		end := skipValue(body, i)
+		d, err := decodeItem(body[i:end], maxItem)
+		if err != nil {
+			return nil, &message.BatchError{Index: len(drafts), Err: err}
+		}
+		drafts = append(drafts, d)
+		if i = skipSpace(body, end); body[i] == ',' {
+			i = skipSpace(body, i+1)
+		}
+	}
+	if len(drafts) == 0 {
+		return nil, invalid("messages", "must be 1 to 256")
+	}
+	return drafts, nil
+}
+
+// decodeItem reads one message of a batch.
+func decodeItem(item []byte, maxItem int) (message.Draft, error) {
+	if len(item) > maxItem {
+		return message.Draft{}, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("a message may have %d bytes, the bound of MAX_FRAME", maxItem)}
+	}
+	var f fields
+	if item[0] != '{' || !f.scan(item) {
+		return message.Draft{}, malformed("a message is a JSON object with room, data, and id if you have one")
+	}
+	name, _ := text(f.room)
+	room, err := message.ParseRoom(name)
+	if err != nil {
+		return message.Draft{}, err
+	}
+	if room.Reserved() {
+		return message.Draft{}, ErrReserved
+	}
+	d, err := f.draft()
+	d.Room = room
+	return d, err
+}
+
+// draft returns what data and id say.
+func (f *fields) draft() (d message.Draft, err error) {
+	if err := checkData(f.data); err != nil {
+		return d, err
+	}
+	d.Data = f.data
+	if f.id != nil {
+		d.ID, err = checkedID(f.id)
+	}
+	return d, err
+}
+
+// readable says whether a body is JSON in UTF-8. encoding/json lets bytes pass
+// that are none, and a browser that got them in a text frame would have to end
+// its connection (RFC 6455 §8.1).
+func readable(body []byte) bool { return utf8.Valid(body) && json.Valid(body) }
+
+func malformed(reason string) error { return &Error{Code: CodeMalformed, Message: reason} }

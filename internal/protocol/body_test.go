@@ -1,0 +1,80 @@
+package protocol
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"switchyard/internal/message"
+)
+
+func TestBodiesOfPublishesAndSignals(t *testing.T) {
+	d, err := DecodeDraft([]byte(` {"id":"k","data": [1, 2] ,"room":"ignored"} `))
+	if err != nil || d.ID != "k" || string(d.Data) != "[1, 2]" || d.Room != "" {
+		t.Errorf("%+v %v", d, err)
+	}
+	data, err := DecodeSignal([]byte(`{"data":null}`))
+	if err != nil || string(data) != "null" {
+		t.Errorf("%s %v", data, err)
+	}
+	for body, want := range map[string]string{
+		``: CodeMalformed, `1`: CodeMalformed, `[{"data":1}]`: CodeMalformed, `{"data":1`: CodeMalformed, "{\"data\":\"\xff\"}": CodeMalformed,
+		`{}`: CodeInvalid, `{"data":` + nested(129) + `}`: CodeInvalid,
+	} {
+		_, draft := DecodeDraft([]byte(body))
+		_, signal := DecodeSignal([]byte(body))
+		for _, err := range []error{draft, signal} {
+			if err == nil || ErrorFor(err).Code != want {
+				t.Errorf("%.40q: %v, want %s", body, err, want)
+			}
+		}
+	}
+}
+
+func TestABatchIsReadInOrder(t *testing.T) {
+	drafts, err := DecodeBatch([]byte(` [ {"room":"a","data":1,"id":"x"} , {"data":{"b":"]"},"room":"b"} ] `), 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%q", drafts); got != `[{"a" "x" "" "1"} {"b" "" "" "{\"b\":\"]\"}"}]` {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestABatchNamesTheGuilty(t *testing.T) {
+	good := `{"room":"a","data":1}`
+	many := "[" + strings.Repeat(good+",", MaxBatch-1) + good
+	if d, err := DecodeBatch([]byte(many+"]"), 100); err != nil || len(d) != MaxBatch {
+		t.Errorf("%d messages: %v", len(d), err)
+	}
+	for _, tt := range []struct {
+		name, body, code string
+		index            int // -1: the whole batch
+	}{
+		{"no JSON", `[`, CodeMalformed, -1},
+		{"an object", good, CodeMalformed, -1},
+		{"not UTF-8", "[{\"room\":\"a\",\"data\":\"\xff\"}]", CodeMalformed, -1},
+		{"empty", `[]`, CodeInvalid, -1},
+		{"one too many", many + "," + good + "]", CodeInvalid, -1},
+		{"no object", `[` + good + `,7]`, CodeMalformed, 1},
+		{"no room", `[` + good + `,` + good + `,{"data":1}]`, CodeInvalid, 2},
+		{"a reserved room", `[{"room":"_x","data":1}]`, CodeForbidden, 0},
+		{"no data", `[{"room":"a"}]`, CodeInvalid, 0},
+		{"a bad id", `[{"room":"a","data":1,"id":""}]`, CodeInvalid, 0},
+		{"too deep", `[` + good + `,{"room":"a","data":` + nested(129) + `}]`, CodeInvalid, 1},
+		{"too large", `[` + good + `,{"room":"a","data":"` + strings.Repeat("x", 1000) + `"}]`, CodeTooLarge, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := DecodeBatch([]byte(tt.body), 400)
+			index := -1
+			var guilty *message.BatchError
+			if errors.As(err, &guilty) {
+				index = guilty.Index
+			}
+			if err == nil || ErrorFor(err).Code != tt.code || index != tt.index {
+				t.Errorf("%v (%d), want %s for %d", err, index, tt.code, tt.index)
+			}
+		})
+	}
+}

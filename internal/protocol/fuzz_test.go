@@ -1,0 +1,78 @@
+package protocol
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+	"unicode/utf8"
+
+	"switchyard/internal/message"
+)
+
+// Decode reads what encoding/json reads, and its answers are always JSON.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"type":"publish","ref":"1","room":"a","id":"x","data":{"a":[1,2,{"b":"}\""}]}}`))
+	f.Add([]byte(`{"type":"join","room":"a","after":1,"epoch":"e"}`))
+	f.Add([]byte(` {"":{},"type" : "leave", "room":"\u0061"} `))
+	f.Add([]byte(`{"type":"publish","room":"a","data":1,"id":"a\"b"}`))
+	f.Add([]byte(`[[[[`))
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		r, err := Decode(frame)
+		if err == nil && (r.Room == "" || r.Type == "") {
+			t.Errorf("accepted %q as %+v", frame, r)
+		}
+		if !utf8.Valid(frame) {
+			return // the socket lets none of it in
+		}
+		if err != nil {
+			if answer := Payload(ErrorFor(err).Encode(r.Ref, r.Room, r.ID)); !json.Valid(answer) {
+				t.Errorf("%q is answered with %s", frame, answer)
+			}
+			return
+		}
+		var same map[string]json.RawMessage
+		if err := json.Unmarshal(frame, &same); err != nil {
+			t.Fatalf("accepted %q: %v", frame, err)
+		}
+		var room, kind string
+		_ = json.Unmarshal(same["room"], &room) // "" then, which differs
+		_ = json.Unmarshal(same["type"], &kind)
+		if room != string(r.Room) || kind != string(r.Type) || string(r.Data) != string(same["data"]) {
+			t.Errorf("%q was understood as %+v", frame, r)
+		}
+		if r.Data != nil && !json.Valid(r.Data) {
+			t.Errorf("data of %q: %q", frame, r.Data)
+		}
+	})
+}
+
+// FuzzBodies reads HTTP bodies; what is accepted can stand in a frame.
+func FuzzBodies(f *testing.F) {
+	f.Add([]byte(`{"data":1,"id":"x"}`))
+	f.Add([]byte(`[{"room":"a","data":{"b":[]}},{"room":"b","data":"]","id":"1"}]`))
+	f.Add([]byte("{\"data\":\"\xff\"}"))
+	f.Add([]byte(`[1,{},[],"",{"room":"_"}]`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		drafts, err := DecodeBatch(body, 4096)
+		if len(drafts) > MaxBatch {
+			t.Errorf("%d messages", len(drafts))
+		}
+		var guilty *message.BatchError
+		if errors.As(err, &guilty) && guilty.Index < 0 {
+			t.Errorf("%q: %v", body, err)
+		}
+		if d, err := DecodeDraft(body); err == nil {
+			d.Room = "a"
+			drafts = append(drafts, d)
+		}
+		if data, err := DecodeSignal(body); err == nil {
+			drafts = append(drafts, message.Draft{Room: "a", Data: data})
+		}
+		for _, d := range drafts {
+			frame := Payload(Message(&message.Message{Draft: d}))
+			if !json.Valid(frame) || !utf8.Valid(frame) || d.Room == "" {
+				t.Errorf("%q became %q", body, frame)
+			}
+		}
+	})
+}

@@ -1,0 +1,235 @@
+package protocol
+
+import (
+	"encoding/json"
+	"flag"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+var update = flag.Bool("update", false, "rewrite the server's golden frames; wire v1 is released: only add")
+
+// A golden is one file of testdata/v1: a frame of wire v1, as bytes, that
+// clients in every language read too.
+type golden struct {
+	// From is client or server.
+	From  string `json:"from"`
+	Frame string `json:"frame"`
+	// Request is what the service understands of a client's frame; Error is its
+	// answer where it refuses.
+	Request *goldenRequest `json:"request,omitempty"`
+	Error   *goldenError   `json:"error,omitempty"`
+}
+
+type goldenRequest struct {
+	Type   Type          `json:"type"`
+	Ref    string        `json:"ref,omitempty"`
+	Room   message.Room  `json:"room"`
+	After  *message.Seq  `json:"after,omitempty"`
+	Before *message.Seq  `json:"before,omitempty"`
+	Epoch  message.Epoch `json:"epoch,omitempty"`
+	Limit  int           `json:"limit,omitempty"`
+	ID     string        `json:"id,omitempty"`
+	// Data is the JSON text, byte for byte.
+	Data string `json:"data,omitempty"`
+}
+
+type goldenError struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// goldenDir is the first wire; a next one gets a directory of its own, and
+// this one stays.
+const goldenDir = "testdata/v1"
+
+func readGolden(t *testing.T) map[string]golden {
+	t.Helper()
+	paths, err := filepath.Glob(goldenDir + "/*.json")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no golden frames: %v", err)
+	}
+	all := map[string]golden{}
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var g golden
+		if err := json.Unmarshal(b, &g); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		all[strings.TrimSuffix(filepath.Base(path), ".json")] = g
+	}
+	return all
+}
+
+func TestGoldenRequestsAreUnderstood(t *testing.T) {
+	seen := map[Type]bool{}
+	for name, g := range readGolden(t) {
+		if g.From != "client" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			r, err := Decode([]byte(g.Frame))
+			switch {
+			case g.Error != nil:
+				if err == nil {
+					t.Fatalf("understood as %+v", r)
+				}
+				if e := ErrorFor(err); e.Code != g.Error.Code || e.Message != g.Error.Message {
+					t.Errorf("refused with %+v, want %+v", e, g.Error)
+				}
+			case err != nil:
+				t.Fatal(err)
+			default:
+				seen[r.Type] = true
+				if want := g.Request.request(); !equal(r, want) {
+					t.Errorf("got %+v, want %+v", r, want)
+				}
+			}
+		})
+	}
+	for _, kind := range []Type{TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory} {
+		if !seen[kind] {
+			t.Errorf("no golden %s", kind)
+		}
+	}
+}
+
+func (g *goldenRequest) request() Request {
+	r := Request{Type: g.Type, Ref: Ref(g.Ref), Room: g.Room, Epoch: g.Epoch, Limit: g.Limit, ID: g.ID, Data: []byte(g.Data)}
+	if r.HasAfter = g.After != nil; r.HasAfter {
+		r.After = *g.After
+	}
+	if r.HasBefore = g.Before != nil; r.HasBefore {
+		r.Before = *g.Before
+	}
+	return r
+}
+
+// serverFrames are the server's golden frames, by file and by the function
+// that makes them.
+func serverFrames() map[string]Frame {
+	m := stored(`{"x":1}`)
+	m.ID, m.Epoch = "0d5f", "e1"
+	named := stored(`[1, 2.50, "\u0000"]`)
+	named.From = `o"brien`
+	page := &message.Page{Epoch: "e1", Head: 7, First: 1, Messages: []message.Message{*m, *named}, More: true}
+	pub := &message.Publication{Draft: m.Draft, Epoch: "e1", Seq: 7}
+	again := *pub
+	again.Duplicate = true
+	user := "ann"
+	welcome := Welcome{Session: "n1-1", Node: "n1", Color: "blue", Deployment: "d1", Version: "v1.0.0", HeartbeatMS: 25000, MaxFrame: 65536}
+	back := welcome
+	back.User, back.Resumed = &user, true
+	return map[string]Frame{
+		"Welcome.Encode":              welcome.Encode(),
+		"Welcome.Encode-user":         back.Encode(),
+		"Message":                     Message(m),
+		"Message-user":                Message(named),
+		"Signal":                      Signal("a", "", []byte(`"typing"`)),
+		"Signal-user":                 Signal("a", "api:shop", []byte(`{"n":1}`)),
+		"Ack":                         Ack(`"r1"`, pub),
+		"Ack-duplicate":               Ack("", &again),
+		"Joined":                      Joined(`"r2"`, "a", "e1", 7, 3),
+		"Joined-empty":                Joined("", "a", "e1", 0, 1),
+		"Left":                        Left(`"r3"`, "a", "e1", 7, 3),
+		"Gap":                         Gap("a", "e1", 1, 2, GapTrimmed),
+		"Gap-epoch":                   Gap("a", "e2", 1, 9, GapEpoch),
+		"Heartbeat":                   Heartbeat(m.At),
+		"History":                     History(`"r4"`, "a", page),
+		"History-empty":               History("", "a", &message.Page{Epoch: "e1", First: 1}),
+		"Error.Encode":                (&Error{Code: CodeMalformed, Message: "a frame is one JSON object"}).Encode("", "", ""),
+		"Error.Encode-of-a-publish":   ErrorFor(message.ErrUnavailable).Encode(`"r5"`, "a", "0d5f"),
+		"Error.Encode-of-a-join":      (&Error{Code: CodeForbidden, Message: `a "b"`, RetryAfter: 1500 * time.Millisecond}).Encode(`"r6"`, "a", ""),
+		"Error.Encode-without-a-room": ErrorFor(invalid("room", "must be 1 to 128 of A-Z a-z 0-9 . _ - :")).Encode(`"r7"`, "", ""),
+	}
+}
+
+func fileOf(name string) string {
+	return "server-" + strings.ToLower(strings.ReplaceAll(name, ".Encode", ""))
+}
+
+func TestServerFramesAreTheGoldenOnes(t *testing.T) {
+	frames := serverFrames()
+	if *update {
+		for name, f := range frames {
+			b, err := json.MarshalIndent(golden{From: "server", Frame: string(Payload(f))}, "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(goldenDir, fileOf(name)+".json"), append(b, '\n'), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	files := readGolden(t)
+	for name, f := range frames {
+		object(t, f)
+		if got, want := string(Payload(f)), files[fileOf(name)].Frame; got != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", name, got, want)
+		}
+		delete(files, fileOf(name))
+	}
+	for name, g := range files {
+		if g.From == "server" {
+			t.Errorf("%s.json: nothing sends it", name)
+		}
+	}
+}
+
+// Whoever adds a frame adds its golden one.
+func TestEveryEncoderHasAGoldenFrame(t *testing.T) {
+	tested := map[string]bool{"PingFrame": true, "CloseFrame": true} // control frames: TestControlFrames
+	for name := range serverFrames() {
+		name, _, _ = strings.Cut(name, "-")
+		tested[name] = true
+	}
+	for _, name := range encoders(t) {
+		if !tested[name] {
+			t.Errorf("%s has no golden frame", name)
+		}
+	}
+}
+
+// encoders are the exported functions that return a Frame.
+func encoders(t *testing.T) []string {
+	t.Helper()
+	found := map[string]bool{}
+	for _, file := range []string{"encode.go", "frame.go", "close.go"} {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || !fn.Name.IsExported() || fn.Type.Results == nil {
+				continue
+			}
+			if result, ok := fn.Type.Results.List[0].Type.(*ast.Ident); !ok || result.Name != "Frame" {
+				continue
+			}
+			name := fn.Name.Name
+			if fn.Recv != nil {
+				recv := fn.Recv.List[0].Type
+				if star, ok := recv.(*ast.StarExpr); ok {
+					recv = star.X
+				}
+				name = recv.(*ast.Ident).Name + "." + name
+			}
+			found[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
+}

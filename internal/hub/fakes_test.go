@@ -25,6 +25,8 @@ type memLog struct {
 	down  bool
 	reads int
 	hubs  func(*message.Publication) // settles
+
+	settled func([]*message.Publication) // those of a batch, of one room
 }
 
 func (l *memLog) Append(p *message.Publication) {
@@ -84,11 +86,14 @@ type wire struct {
 	mu   sync.Mutex
 	hubs []*Hub
 	lose func([]byte) bool // nil: carries all
+
+	carried int
 }
 
 func (w *wire) Publish(room message.Room, b []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.carried++
 	if w.lose != nil && w.lose(b) {
 		return
 	}
@@ -157,9 +162,10 @@ func newWorld(t *testing.T, nodes int) *world {
 	w := &world{t: t, log: l, wire: &wire{}, feed: &fakeFeed{log: l}}
 	for range nodes {
 		h := New(Config{
-			Log: l, Feed: w.feed, Broker: w.wire, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
+			Log: l, Feed: w.feed, Batches: l, Directory: l, Broker: w.wire, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
 			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		})
+		l.settled = h.Settled // a batch is appended on the newest node, whichever asks
 		w.nodes = append(w.nodes, h)
 		w.wire.hubs = append(w.wire.hubs, h)
 		t.Cleanup(func() {

@@ -63,9 +63,11 @@ type Outlet interface {
 
 // Config is what a hub needs; all of it but the durations is required.
 type Config struct {
-	Log    Log
-	Feed   Feed
-	Broker Broker
+	Log       Log
+	Feed      Feed
+	Batches   Batches
+	Directory Directory
+	Broker    Broker
 	// RepairWait is how long a hole may fill by itself. 20 ms by default.
 	RepairWait time.Duration
 	// FeedInterval is the time between two reads of the commit feed, and so

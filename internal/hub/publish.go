@@ -66,40 +66,22 @@ func (h *Hub) newTicket(d message.Draft) *ticket {
 
 // Settled takes the outcome of one room's publications of one batch, in the
 // order of their seq, from the log's committer. Acks are queued first, then
-// members here get the messages, then other nodes. It does not block.
+// members here get the messages, then other nodes. It does not block. Those of
+// [Hub.PublishBatch] have no ticket: their publisher is answered by it.
 func (h *Hub) Settled(batch []*message.Publication) {
 	now := time.Now()
 	p := payload{kind: kindMessages, origin: h.boot, sentAt: now.UnixMicro()}
 	for _, pub := range batch {
-		t, ok := pub.Owner.(*ticket)
-		if !ok {
-			continue // not appended by a hub
+		if t, ok := pub.Owner.(*ticket); ok {
+			t.answer(now)
 		}
-		t.answer(now)
-		if pub.Err != nil {
-			continue
-		}
-		m := pub.Message()
-		p.epoch = pub.Epoch
-		p.entries = append(p.entries, entry{
-			seq:    pub.Seq,
-			epoch:  pub.Epoch,
-			frame:  protocol.Message(&m),
-			bornAt: p.sentAt,
-		})
-	}
-	if len(p.entries) == 0 {
-		return
-	}
-	// A duplicate goes out again too: that heals a node that died between
-	// commit and broadcast.
-	room := batch[0].Room
-	if t := h.lookup(room); t != nil {
-		for i := range p.entries {
-			t.receive(p.entries[i])
+		if pub.Err == nil {
+			p.add(pub)
 		}
 	}
-	h.cfg.Broker.Publish(room, p.encode())
+	if len(p.entries) > 0 {
+		h.deliver(batch[0].Room, &p)
+	}
 }
 
 // answer tells the publisher. An ack leaves with the message itself where the

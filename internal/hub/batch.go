@@ -1,0 +1,117 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// Batches store several publications in one transaction.
+type Batches interface {
+	// AppendBatch stores all of them or none, and waits for it. Each is filled
+	// in by then, and [Hub.Settled] has been called once a room. What went
+	// wrong for one of them is a *message.BatchError.
+	AppendBatch(context.Context, []*message.Publication) error
+}
+
+// A Directory knows which rooms there are.
+type Directory interface {
+	// ListRooms returns rooms whose names begin with prefix and sort after
+	// after, in byte order, at most limit, and whether there are more.
+	ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error)
+}
+
+const (
+	// batchTimeout bounds a batch; over it the outcome is unknown.
+	batchTimeout = 10 * time.Second
+	// MaxRoomList is the most rooms that one answer of ListRooms holds.
+	MaxRoomList = 1000
+	// pastReserved sorts behind every name that begins with _ and before all
+	// that sort after those: it is the byte that follows _.
+	pastReserved = message.Room("`")
+)
+
+// PublishBatch stores all drafts or none, and returns the publications in their
+// order. Acks are the caller's answer; members get the messages as always. An
+// error that one draft caused is a *message.BatchError; after ErrUnavailable
+// the outcome is unknown.
+func (h *Hub) PublishBatch(ctx context.Context, drafts []message.Draft) ([]*message.Publication, error) {
+	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
+	defer cancel()
+	batch := make([]*message.Publication, len(drafts))
+	for i, d := range drafts {
+		if d.ID == "" {
+			d.ID = h.newID()
+		}
+		batch[i] = &message.Publication{Draft: d}
+	}
+	err := h.cfg.Batches.AppendBatch(ctx, batch)
+	switch {
+	case err == nil:
+		return batch, nil
+	case ctx.Err() != nil && !errors.Is(err, message.ErrUnavailable):
+		return nil, fmt.Errorf("storing a batch: %w: %w", message.ErrUnavailable, err)
+	}
+	return nil, fmt.Errorf("storing a batch: %w", err)
+}
+
+// Signal hands an ephemeral event to who is in the room now, on any node. It
+// does not block, and keeps nothing of data.
+func (h *Hub) Signal(room message.Room, from string, data []byte) { h.signal(room, from, data) }
+
+// ListRooms returns the rooms whose names begin with prefix and sort after
+// after, in byte order, at most limit (MaxRoomList by default and at most), and
+// whether there are more. The service's own rooms are left out.
+func (h *Hub) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
+	if limit <= 0 || limit > MaxRoomList {
+		limit = MaxRoomList
+	}
+	rooms := []message.RoomInfo{}
+	for {
+		page, more, err := h.cfg.Directory.ListRooms(ctx, prefix, after, limit-len(rooms))
+		if err != nil {
+			return nil, false, fmt.Errorf("listing rooms: %w: %w", message.ErrUnavailable, err)
+		}
+		for _, r := range page {
+			if after = r.Room; after.Reserved() {
+				// Skip all of them at once: there may be many.
+				after, more = pastReserved, true
+				break
+			}
+			rooms = append(rooms, r)
+		}
+		if !more || len(rooms) == limit {
+			return rooms, more, nil
+		}
+	}
+}
+
+// deliver hands stored publications of one room to its members here and to the
+// other nodes. A duplicate goes out again too: that heals a node that died
+// between commit and broadcast.
+func (h *Hub) deliver(room message.Room, p *payload) {
+	if t := h.lookup(room); t != nil {
+		for i := range p.entries {
+			t.receive(p.entries[i])
+		}
+	}
+	h.cfg.Broker.Publish(room, p.encode())
+}
+
+// add appends a stored publication, encoded once for all who get it.
+func (p *payload) add(pub *message.Publication) {
+	m := pub.Message()
+	p.epoch = pub.Epoch
+	p.entries = append(p.entries, entry{
+		seq:    pub.Seq,
+		epoch:  pub.Epoch,
+		frame:  protocol.Message(&m),
+		bornAt: p.sentAt,
+	})
+}

@@ -1,0 +1,174 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"switchyard/internal/message"
+)
+
+// AppendBatch stores all or none: a message whose data is "poison" spoils it.
+func (l *memLog) AppendBatch(_ context.Context, batch []*message.Publication) error {
+	for i, p := range batch {
+		if string(p.Data) == `"poison"` {
+			return &message.BatchError{Index: i, Err: message.ErrRejected}
+		}
+	}
+	if l.down {
+		return message.ErrUnavailable
+	}
+	settle := l.hubs
+	var rooms []message.Room
+	byRoom := map[message.Room][]*message.Publication{}
+	l.hubs = func(p *message.Publication) {
+		rooms = append(rooms, p.Room)
+		byRoom[p.Room] = append(byRoom[p.Room], p)
+	}
+	for _, p := range batch {
+		l.Append(p)
+	}
+	l.hubs = settle
+	for _, room := range slices.Compact(rooms) {
+		l.settled(byRoom[room])
+	}
+	return nil
+}
+
+// ListRooms implements Directory.
+func (l *memLog) ListRooms(_ context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reads++; l.down {
+		return nil, false, errors.New("planted: log is away")
+	}
+	var found []message.RoomInfo
+	for room, all := range l.rooms {
+		if strings.HasPrefix(string(room), prefix) && room > after {
+			found = append(found, message.RoomInfo{Room: room, Head: message.Seq(len(all)), First: 1})
+		}
+	}
+	slices.SortFunc(found, func(a, b message.RoomInfo) int { return strings.Compare(string(a.Room), string(b.Room)) })
+	return found[:min(limit, len(found))], len(found) > limit, nil
+}
+
+func TestABatchReachesItsRoomsOnEveryNode(t *testing.T) {
+	w := newWorld(t, 2)
+	a, b := w.client(0), w.client(1)
+	a.must(`{"type":"join","room":"r"}`)
+	b.must(`{"type":"join","room":"s"}`)
+	a.sees("joined 0")
+	b.sees("joined 0")
+	pubs, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{
+		{Room: "r", Data: []byte(`1`)}, {Room: "r", ID: "mine", Data: []byte(`2`)}, {Room: "s", Data: []byte(`3`)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.sees("joined 0", "message 1", "message 2")
+	b.sees("joined 0", "message 1")
+	if len(pubs) != 3 || pubs[1].Seq != 2 || pubs[1].ID != "mine" || pubs[0].ID == "" || pubs[0].ID == pubs[2].ID {
+		t.Errorf("answers %+v", pubs)
+	}
+	if n := w.wire.carried; n != 2 {
+		t.Errorf("%d broadcasts, want one a room", n)
+	}
+}
+
+func TestABatchThatFailsTellsNobody(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 0")
+	_, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{
+		{Room: "r", Data: []byte(`1`)}, {Room: "r", Data: []byte(`"poison"`)},
+	})
+	var guilty *message.BatchError
+	if !errors.As(err, &guilty) || guilty.Index != 1 || !errors.Is(err, message.ErrRejected) {
+		t.Errorf("%v: does not name message 1", err)
+	}
+	w.log.down = true
+	if _, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
+		t.Errorf("log away: %v", err)
+	}
+	w.log.down = false
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	a.sees("joined 0", "message 1")
+}
+
+// A batch that ran out of time may have been stored.
+func TestABatchOutOfTimeHasAnUnknownOutcome(t *testing.T) {
+	w := newWorld(t, 1)
+	w.nodes[0].cfg.Batches = stuck{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.nodes[0].PublishBatch(ctx, []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
+		t.Errorf("%v, want ErrUnavailable", err)
+	}
+}
+
+type stuck struct{}
+
+func (stuck) AppendBatch(ctx context.Context, _ []*message.Publication) error {
+	<-ctx.Done()
+	return fmt.Errorf("waiting: %w", ctx.Err())
+}
+
+func TestASignalOfABackendReachesEveryNode(t *testing.T) {
+	w := newWorld(t, 2)
+	a, b := w.client(0), w.client(1)
+	for _, p := range []*person{a, b} {
+		p.must(`{"type":"join","room":"r"}`)
+		p.sees("joined 0")
+	}
+	w.nodes[0].Signal("r", "api:x", []byte(`"hi"`))
+	a.sees("joined 0", "signal hi")
+	b.sees("joined 0", "signal hi")
+}
+
+func TestRoomsAreListedInPagesWithoutTheServicesOwn(t *testing.T) {
+	w := newWorld(t, 1)
+	for _, room := range []message.Room{"A", "_canary.1", "_canary.2", "_canary.3", "a", "b", "b:1", "b:2", "c"} {
+		w.store(room, 1)
+	}
+	h := w.nodes[0]
+	for _, tt := range []struct {
+		prefix string
+		after  message.Room
+		limit  int
+		want   string
+		reads  int
+	}{
+		{"", "", 0, "A a b b:1 b:2 c false", 2},
+		{"", "", 1, "A true", 1},
+		{"", "A", 1, "a true", 2},
+		{"", "", 2, "A a true", 2},
+		{"", "b", 9, "b:1 b:2 c false", 1},
+		{"b", "", 9, "b b:1 b:2 false", 1},
+		{"b:", "b:1", 9, "b:2 false", 1},
+		{"", "c", 9, "false", 1},
+		{"_", "", 9, "false", 2},
+	} {
+		w.log.mu.Lock()
+		w.log.reads = 0
+		w.log.mu.Unlock()
+		rooms, more, err := h.ListRooms(t.Context(), tt.prefix, tt.after, tt.limit)
+		got := ""
+		for _, r := range rooms {
+			got += string(r.Room) + " "
+		}
+		if got += fmt.Sprint(more); err != nil || got != tt.want {
+			t.Errorf("%q after %q: %s %v, want %s", tt.prefix, tt.after, got, err, tt.want)
+		}
+		if w.log.reads != tt.reads {
+			t.Errorf("%q after %q: %d reads, want %d", tt.prefix, tt.after, w.log.reads, tt.reads)
+		}
+	}
+	w.log.down = true
+	if _, _, err := h.ListRooms(t.Context(), "", "", 1); !errors.Is(err, message.ErrUnavailable) {
+		t.Errorf("log away: %v", err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -311,6 +312,10 @@ func (c *conn) drainLoop() {
 		c.mu.Lock()
 		c.account(size)
 		if err != nil {
+			if c.code == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+				// Too slow even for a close frame; counted as what it is.
+				c.code, c.ours = protocol.CloseSlow, true
+			}
 			c.fail()
 		}
 		c.mu.Unlock()

@@ -76,7 +76,7 @@ func TestSIGTERMSaysRestartAndExitsClean(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer ws.CloseNow() //nolint:errcheck // the test is over
+		defer ws.CloseNow()
 		sockets = append(sockets, ws)
 	}
 	stopped := make(chan error, 1)
@@ -256,7 +256,7 @@ func TestAnyClientCanJoinAndPublish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ws.CloseNow() //nolint:errcheck // the test is over
+	defer ws.CloseNow()
 	for _, frame := range []string{`{"type":"join","room":"lobby"}`, `{"type":"publish","room":"lobby","data":"hello"}`} {
 		if err := ws.Write(t.Context(), websocket.MessageText, []byte(frame)); err != nil {
 			t.Fatal(err)

@@ -24,6 +24,8 @@ type RedisServer struct {
 	port     int
 	args     []string
 	password string
+	sentinel string   // the configuration file of a sentinel
+	dir      string   // made at the first start, and the same ever after
 	process  *Process // the running or the last one
 }
 
@@ -69,9 +71,12 @@ func StartRedis(tb testing.TB, args ...string) *RedisServer {
 	if err := r.start(); err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
-	tb.Cleanup(func() { _ = r.process.Stop(syscall.SIGKILL, redisWait) })
+	tb.Cleanup(r.kill)
 	return r
 }
+
+// kill ends the server when its test is over.
+func (r *RedisServer) kill() { _ = r.process.Stop(syscall.SIGKILL, redisWait) }
 
 func (r *RedisServer) start() error {
 	path, err := Find("redis-server", "redis-server")
@@ -84,9 +89,13 @@ func (r *RedisServer) start() error {
 	args := append([]string{
 		"--port", strconv.Itoa(r.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
 	}, r.args...)
-	if r.process, err = Start(Program{Path: path, Args: args}); err != nil {
+	if r.sentinel != "" {
+		args = []string{r.sentinel, "--port", strconv.Itoa(r.port), "--bind", "127.0.0.1", "--sentinel"}
+	}
+	if r.process, err = Start(Program{Path: path, Args: args, Dir: r.dir}); err != nil {
 		return err
 	}
+	r.dir = r.process.Dir()
 	for deadline := time.Now().Add(redisWait); ; {
 		// What asks for a password is up, too.
 		_, err := r.command("PING")

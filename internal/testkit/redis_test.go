@@ -73,3 +73,37 @@ func TestTheSharedRedisIsNotToBeHarmed(t *testing.T) {
 	}()
 	Redis(t).Kill()
 }
+
+func TestSentinelsPutAnotherInTheMastersPlace(t *testing.T) {
+	t.Parallel()
+	s := StartSentinel(t)
+	if !strings.HasPrefix(s.URL(), "redis+sentinel://127.0.0.1:") || !strings.HasSuffix(s.URL(), "/"+SentinelMaster) {
+		t.Errorf("URL = %s", s.URL())
+	}
+	first := s.Failover()
+	second := s.Master()
+	if first == second {
+		t.Fatal("the master is the same")
+	}
+	if killed := s.KillMaster(); killed != second {
+		t.Errorf("killed %s, want %s", killed.Addr(), second.Addr())
+	}
+	if third := s.WaitMaster(second); third == second {
+		t.Error("a killed master is still one")
+	}
+}
+
+func TestAClusterMovesASlot(t *testing.T) {
+	t.Parallel()
+	c := StartCluster(t)
+	slot := c.Slot("{b00}:x")
+	from := c.Owner(slot)
+	to := c.MoveSlot(slot)
+	if from == to || c.Owner(slot) != to {
+		t.Errorf("slot %d went from %s to %s, and is at %s", slot, from.Addr(), to.Addr(), c.Owner(slot).Addr())
+	}
+	if _, err := from.command("SPUBLISH", "{b00}:x", "hi"); err == nil || !strings.Contains(err.Error(), "MOVED") {
+		t.Errorf("the old owner says %v, want MOVED", err)
+	}
+	to.Do(t, "SPUBLISH", "{b00}:x", "hi")
+}

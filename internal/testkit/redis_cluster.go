@@ -1,0 +1,134 @@
+package testkit
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const (
+	clusterMasters = 3
+	clusterSlots   = 16384
+)
+
+// A RedisCluster is three masters without replicas that share the slots, with
+// Redis' own settings but for a node timeout of two seconds. All end with the
+// test. Its methods belong to the test's goroutine.
+type RedisCluster struct {
+	tb    testing.TB
+	nodes []*RedisServer
+	ids   []string
+}
+
+// StartCluster starts them and waits until each finds the cluster complete.
+func StartCluster(tb testing.TB) *RedisCluster {
+	tb.Helper()
+	c := &RedisCluster{tb: tb, nodes: make([]*RedisServer, clusterMasters)}
+	buses := make([]int, clusterMasters)
+	var starting sync.WaitGroup
+	for i := range c.nodes {
+		buses[i] = FreePort() // the default, port + 10000, may be beyond 65535
+		c.nodes[i] = &RedisServer{tb: tb, args: []string{
+			"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", strconv.Itoa(buses[i]),
+		}}
+		starting.Go(func() { startOrFail(tb, c.nodes[i]) })
+	}
+	starting.Wait()
+	per := clusterSlots/clusterMasters + 1
+	for i, node := range c.nodes {
+		c.ids = append(c.ids, node.Do(tb, "CLUSTER", "MYID"))
+		node.Do(tb, "CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1))
+		node.Do(tb, "CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(i*per), strconv.Itoa(min((i+1)*per, clusterSlots)-1))
+		for j := range i {
+			node.Do(tb, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(c.nodes[j].port), strconv.Itoa(buses[j]))
+		}
+	}
+	for _, node := range c.nodes {
+		waitAnswer(tb, node, "the cluster to be complete", func(info string) bool {
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d\r", clusterMasters))
+		}, "CLUSTER", "INFO")
+	}
+	return c
+}
+
+// URL returns redis+cluster://host:port,host:port,host:port.
+func (c *RedisCluster) URL() string {
+	var hosts []string
+	for _, node := range c.nodes {
+		hosts = append(hosts, node.Addr())
+	}
+	return "redis+cluster://" + strings.Join(hosts, ",")
+}
+
+// Nodes returns the masters.
+func (c *RedisCluster) Nodes() []*RedisServer { return c.nodes }
+
+// Slot returns the slot of a key or shard channel.
+func (c *RedisCluster) Slot(key string) int {
+	c.tb.Helper()
+	slot, err := strconv.Atoi(c.nodes[0].Do(c.tb, "CLUSTER", "KEYSLOT", key))
+	if err != nil {
+		c.tb.Fatalf("testkit: the slot of %s: %v", key, err)
+	}
+	return slot
+}
+
+// Owner returns the node that serves a slot, as that node itself says.
+func (c *RedisCluster) Owner(slot int) *RedisServer {
+	c.tb.Helper()
+	return c.nodes[c.owner(slot)]
+}
+
+func (c *RedisCluster) owner(slot int) int {
+	c.tb.Helper()
+	for i, node := range c.nodes {
+		lines, err := node.command("CLUSTER", "NODES")
+		if err != nil {
+			continue // it was killed
+		}
+		for line := range strings.Lines(lines) {
+			if strings.HasPrefix(line, c.ids[i]) && hasSlot(line, slot) {
+				return i
+			}
+		}
+	}
+	c.tb.Fatalf("testkit: nobody serves slot %d", slot)
+	return -1
+}
+
+// hasSlot reads a line of CLUSTER NODES: eight fields, then slots and ranges.
+func hasSlot(line string, slot int) bool {
+	fields := strings.Fields(line)
+	for _, f := range fields[min(8, len(fields)):] {
+		low, high, ranged := strings.Cut(f, "-")
+		from, err := strconv.Atoi(low)
+		if err != nil {
+			continue // a slot on its way: [93-<-id]
+		}
+		to := from
+		if ranged {
+			to, _ = strconv.Atoi(high)
+		}
+		if from <= slot && slot <= to {
+			return true
+		}
+	}
+	return false
+}
+
+// MoveSlot gives a slot without keys to another node, as redis-cli --cluster
+// reshard does, and returns that node.
+func (c *RedisCluster) MoveSlot(slot int) *RedisServer {
+	c.tb.Helper()
+	from := c.owner(slot)
+	to := (from + 1) % len(c.nodes)
+	number := strconv.Itoa(slot)
+	c.nodes[to].Do(c.tb, "CLUSTER", "SETSLOT", number, "IMPORTING", c.ids[from])
+	c.nodes[from].Do(c.tb, "CLUSTER", "SETSLOT", number, "MIGRATING", c.ids[to])
+	for _, i := range []int{to, from, (to + 1) % len(c.nodes)} {
+		c.nodes[i].Do(c.tb, "CLUSTER", "SETSLOT", number, "NODE", c.ids[to])
+	}
+	return c.nodes[to]
+}

@@ -1,0 +1,170 @@
+package testkit
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// SentinelMaster is the name that a RedisSentinel's sentinels know its master by.
+const SentinelMaster = "switchyard"
+
+// sentinelWait bounds a failover: election and promotion take a few seconds,
+// and the first attempt may be undecided.
+const sentinelWait = 30 * time.Second
+
+// A RedisSentinel is a master and two replicas, watched by three sentinels
+// that call a master dead after half a second. All end with the test. Its
+// methods belong to the test's goroutine.
+type RedisSentinel struct {
+	tb        testing.TB
+	servers   []*RedisServer
+	sentinels []*RedisServer
+}
+
+// StartSentinel starts them and waits until each sentinel knows all others.
+// Arguments are given to the first master only.
+func StartSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
+	tb.Helper()
+	s := &RedisSentinel{tb: tb}
+	master := StartRedis(tb, append([]string{"--repl-diskless-sync-delay", "0"}, masterArgs...)...)
+	s.servers = []*RedisServer{master, nil, nil}
+	s.sentinels = make([]*RedisServer, 3)
+	var starting sync.WaitGroup
+	for i := range 2 {
+		s.servers[i+1] = &RedisServer{tb: tb, args: []string{
+			"--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1", strconv.Itoa(master.port),
+		}}
+		starting.Go(func() { startOrFail(tb, s.servers[i+1]) })
+	}
+	for i := range s.sentinels {
+		s.sentinels[i] = newSentinel(tb, master.port)
+		starting.Go(func() { startOrFail(tb, s.sentinels[i]) })
+	}
+	starting.Wait()
+	for _, sentinel := range s.sentinels {
+		waitAnswer(tb, sentinel, "a sentinel to know its peers", func(about string) bool {
+			return strings.Contains(about, "num-slaves 2 ") && strings.Contains(about, "num-other-sentinels 2 ") &&
+				strings.Contains(about, "flags master ")
+		}, "SENTINEL", "MASTER", SentinelMaster)
+	}
+	for _, replica := range s.servers[1:] {
+		waitAnswer(tb, replica, "a replica to follow", func(info string) bool {
+			return strings.Contains(info, "master_link_status:up")
+		}, "INFO", "replication")
+	}
+	return s
+}
+
+// startOrFail may be called from another goroutine than the test's.
+func startOrFail(tb testing.TB, r *RedisServer) {
+	if err := r.start(); err != nil {
+		tb.Errorf("testkit: %v", err)
+		return
+	}
+	tb.Cleanup(r.kill)
+}
+
+// newSentinel writes the file that a sentinel needs, since it keeps its state
+// there.
+func newSentinel(tb testing.TB, masterPort int) *RedisServer {
+	tb.Helper()
+	dir, err := TempDir("sentinel", nil)
+	if err != nil {
+		tb.Fatalf("testkit: %v", err)
+	}
+	file := filepath.Join(dir, "sentinel.conf")
+	conf := fmt.Sprintf("sentinel monitor %[1]s 127.0.0.1 %[2]d 2\nsentinel down-after-milliseconds %[1]s 500\n"+
+		"sentinel failover-timeout %[1]s 4000\nsentinel parallel-syncs %[1]s 2\n", SentinelMaster, masterPort)
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		tb.Fatalf("testkit: write a sentinel's configuration: %v", err)
+	}
+	return &RedisServer{tb: tb, dir: dir, sentinel: file}
+}
+
+// waitAnswer repeats a command until its answer is good.
+func waitAnswer(tb testing.TB, r *RedisServer, what string, good func(string) bool, args ...string) {
+	tb.Helper()
+	var answer string
+	var err error
+	for deadline := time.Now().Add(sentinelWait); time.Now().Before(deadline); {
+		if answer, err = r.command(args...); err == nil && good(answer) {
+			return
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	tb.Fatalf("testkit: waited for %s; the last answer was %q, %v", what, answer, err)
+}
+
+// URL returns redis+sentinel://host:port,host:port,host:port/master.
+func (s *RedisSentinel) URL() string {
+	var hosts []string
+	for _, sentinel := range s.sentinels {
+		hosts = append(hosts, sentinel.Addr())
+	}
+	return "redis+sentinel://" + strings.Join(hosts, ",") + "/" + SentinelMaster
+}
+
+// Sentinels returns the three of them.
+func (s *RedisSentinel) Sentinels() []*RedisServer { return s.sentinels }
+
+// Master returns the server that the last of the sentinels takes for the master.
+func (s *RedisSentinel) Master() *RedisServer {
+	s.tb.Helper()
+	return s.masterOf(s.sentinels[len(s.sentinels)-1])
+}
+
+func (s *RedisSentinel) masterOf(sentinel *RedisServer) *RedisServer {
+	s.tb.Helper()
+	host, port, _ := strings.Cut(sentinel.Do(s.tb, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SentinelMaster), " ")
+	for _, r := range s.servers {
+		if r.Addr() == net.JoinHostPort(host, port) {
+			return r
+		}
+	}
+	s.tb.Fatalf("testkit: the sentinels' master is at %s:%s, which nobody started", host, port)
+	return nil
+}
+
+// KillMaster ends the master by SIGKILL and returns it. The sentinels do the
+// rest in a few seconds: WaitMaster.
+func (s *RedisSentinel) KillMaster() *RedisServer {
+	s.tb.Helper()
+	master := s.Master()
+	master.Kill()
+	return master
+}
+
+// Failover has a sentinel put another server in the master's place, though
+// that is well, and returns the old one once all sentinels agree.
+func (s *RedisSentinel) Failover() (old *RedisServer) {
+	s.tb.Helper()
+	old = s.Master()
+	// Refused as long as the replicas have not told of themselves.
+	waitAnswer(s.tb, s.sentinels[0], "a failover to begin", func(a string) bool { return a == "OK" },
+		"SENTINEL", "FAILOVER", SentinelMaster)
+	s.WaitMaster(old)
+	return old
+}
+
+// WaitMaster returns the new master, once all sentinels agree that it is not
+// the old one and it says itself that it is a master.
+func (s *RedisSentinel) WaitMaster(old *RedisServer) *RedisServer {
+	s.tb.Helper()
+	for _, sentinel := range s.sentinels {
+		waitAnswer(s.tb, sentinel, "another master", func(a string) bool {
+			return a != "" && !strings.HasSuffix(a, " "+strconv.Itoa(old.port))
+		}, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SentinelMaster)
+	}
+	master := s.Master()
+	waitAnswer(s.tb, master, "the new master to be one", func(a string) bool {
+		return strings.HasPrefix(a, "master ")
+	}, "ROLE")
+	return master
+}

@@ -50,7 +50,7 @@ type Log struct {
 // Store is about the log of messages.
 type Store struct {
 	URL           Secret        `envconfig:"DATABASE_URL" default:"sqlite:switchyard.db" secret:"true" example:"postgres://user:password@host:5432/name" check:"database" doc:"Where messages are kept: postgres://… (14 or newer), or sqlite:path for one node."`
-	MaxConns      int           `envconfig:"DATABASE_MAX_CONNS" default:"12" min:"4" max:"500" example:"12" doc:"Connections of this node to PostgreSQL, writers, readers and repair together. At least DATABASE_LANES + 2."`
+	MaxConns      int           `envconfig:"DATABASE_MAX_CONNS" default:"12" min:"4" max:"500" example:"12" doc:"Connections of this node to PostgreSQL, writers, readers and repair together. At least DATABASE_LANES + 3."`
 	ConnLifetime  time.Duration `envconfig:"DATABASE_CONN_LIFETIME" default:"30m" min:"10s" max:"24h" example:"30m" doc:"How long a connection to PostgreSQL is used at most."`
 	TrustFailover bool          `envconfig:"DATABASE_TRUST_FAILOVER" default:"false" example:"true" doc:"Vouches that a failover of PostgreSQL loses nothing, because its standby is synchronous: a new timeline alone then keeps the epoch, and clients resume as if nothing had happened."`
 	Lanes         int           `envconfig:"DATABASE_LANES" default:"2" min:"1" max:"16" example:"2" doc:"Batches under way at once on PostgreSQL, each on a connection of its own. SQLite has one."`

@@ -42,8 +42,8 @@ func (c *Config) contradictions() (mistakes []error) {
 	if least := 2*(256<<10) + c.HTTP.MaxFrame; c.HTTP.QueueBytes <= least {
 		mistakes = append(mistakes, fmt.Errorf("QUEUE_BYTES=%d must be over %d, twice 256 KiB + MAX_FRAME: a page of history and a frame must fit", c.HTTP.QueueBytes, least))
 	}
-	if c.Store.MaxConns < c.Store.Lanes+2 {
-		mistakes = append(mistakes, fmt.Errorf("DATABASE_MAX_CONNS=%d must be at least DATABASE_LANES + 2 = %d", c.Store.MaxConns, c.Store.Lanes+2))
+	if c.Store.MaxConns < c.Store.Lanes+3 {
+		mistakes = append(mistakes, fmt.Errorf("DATABASE_MAX_CONNS=%d must be at least DATABASE_LANES + 3 = %d", c.Store.MaxConns, c.Store.Lanes+3))
 	}
 	return mistakes
 }

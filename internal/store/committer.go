@@ -1,30 +1,34 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"hash/maphash"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"switchyard/internal/message"
 )
 
-// committer is what both dialects share of the way in: the lanes.
+// committer is what both dialects share of the way in: the lanes, and the unit
+// for batches that are stored whole or not at all.
 type committer struct {
+	m       *metrics
 	lanes   []*lane
+	unit    *unit
+	pending *pending // of lanes and unit together
 	seed    maphash.Seed
 	started atomic.Bool
 }
 
-// newCommitter makes a lane for each writer. The writers are closed with it.
-func newCommitter(c Config, m *metrics, writers []writer) *committer {
-	k := &committer{seed: maphash.MakeSeed()}
+// newCommitter makes a lane for each writer, and a unit over whole. The writers
+// are closed with it.
+func newCommitter(c Config, m *metrics, writers []writer, whole unitWriter) *committer {
 	waiting := &pending{maxCount: int64(c.MaxPending), maxBytes: int64(c.MaxPendingBytes)}
 	m.pending(&waiting.count)
+	k := &committer{m: m, pending: waiting, seed: maphash.MakeSeed(), unit: newUnit(whole, c.AppendTimeout)}
 	for _, w := range writers {
 		l := &lane{
 			log: c.Logger, m: m, pending: waiting, timeout: c.AppendTimeout, writer: w,
@@ -56,8 +60,12 @@ func (k *committer) Start(settled func([]*message.Publication)) {
 // or MaxPendingBytes wait is settled at once with message.ErrUnavailable, what
 // comes after Close with message.ErrClosed.
 func (k *committer) Append(p *message.Publication) {
-	h := maphash.String(k.seed, string(p.Room))
-	k.lanes[h%uint64(len(k.lanes))].append(p)
+	k.lane(p.Room).append(p)
+}
+
+// lane is that of a room: the same one as long as this log is open.
+func (k *committer) lane(room message.Room) *lane {
+	return k.lanes[maphash.String(k.seed, string(room))%uint64(len(k.lanes))]
 }
 
 // Check returns nil while every lane wrote something, or could have, within
@@ -77,6 +85,9 @@ func (k *committer) close(ctx context.Context) error {
 	var errs []error
 	for _, l := range k.lanes {
 		l.close()
+	}
+	if err := k.unit.close(ctx); err != nil {
+		errs = append(errs, err)
 	}
 	for _, l := range k.lanes {
 		if k.started.Load() {
@@ -102,18 +113,11 @@ func (l *lane) hand(pubs []*message.Publication) {
 	}
 	l.settling.Lock()
 	defer l.settling.Unlock()
-	slices.SortStableFunc(pubs, func(a, b *message.Publication) int {
-		return cmp.Or(cmp.Compare(a.Room, b.Room), cmp.Compare(a.Seq, b.Seq))
-	})
-	for len(pubs) > 0 {
-		n := 1
-		for n < len(pubs) && pubs[n].Room == pubs[0].Room {
-			n++
-		}
-		l.settled(pubs[:n:n])
-		pubs = pubs[n:]
-	}
+	eachRoom(pubs, l.settled)
 }
+
+// errPending refuses what would wait behind too much else.
+var errPending = fmt.Errorf("too much waits already: %w", message.ErrUnavailable)
 
 // pending counts what waits in all lanes.
 type pending struct {
@@ -122,16 +126,16 @@ type pending struct {
 }
 
 // add says whether there was room.
-func (p *pending) add(size int) bool {
-	count, bytes := p.count.Add(1), p.bytes.Add(int64(size))
+func (p *pending) add(n, size int) bool {
+	count, bytes := p.count.Add(int64(n)), p.bytes.Add(int64(size))
 	if count <= p.maxCount && bytes <= p.maxBytes {
 		return true
 	}
-	p.remove(1, size)
+	p.remove(n, size)
 	return false
 }
 
-// remove is called once for each publication that add let in.
+// remove takes out what add let in, once each.
 func (p *pending) remove(count, size int) {
 	p.count.Add(-int64(count))
 	p.bytes.Add(-int64(size))

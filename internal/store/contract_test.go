@@ -146,14 +146,9 @@ func TestAStrangersConflictDoesNotHarmAResend(t *testing.T) {
 }
 
 func TestOnePoisonedMessageAmong255InnocentOnes(t *testing.T) {
-	poison := map[bool]string{
-		true: `ALTER TABLE messages ADD CHECK (data <> 'poison'::bytea)`,
-		false: `CREATE TRIGGER poison BEFORE INSERT ON messages WHEN CAST(NEW.data AS TEXT) = 'poison'
-			BEGIN SELECT RAISE(ABORT, 'poisoned'); END`,
-	}
 	inEachWorld(t, func(t *testing.T, w *world) {
 		n := w.idle()
-		w.exec(poison[w.pg != nil])
+		w.poison()
 		var pubs []*message.Publication
 		for i := range 256 {
 			data := numbered("data", i)

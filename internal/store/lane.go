@@ -90,8 +90,8 @@ func (l *lane) append(p *message.Publication) {
 	switch {
 	case l.closing:
 		l.refuse(p, fmt.Errorf("append: %w", message.ErrClosed), reasonClosed)
-	case !l.pending.add(len(p.Data)):
-		l.refuse(p, fmt.Errorf("append: too much waits already: %w", message.ErrUnavailable), reasonPending)
+	case !l.pending.add(1, len(p.Data)):
+		l.refuse(p, fmt.Errorf("append: %w", errPending), reasonPending)
 	default:
 		l.queue = append(l.queue, e)
 		select {

@@ -44,18 +44,46 @@ func (w *aWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []
 	return "epoch", results, nil
 }
 
-func (w *aWriter) ping(ctx context.Context) error { return w.fate(ctx, nil) }
-func (w *aWriter) guilty(err error) bool          { return errors.Is(err, errGuilty) }
-func (w *aWriter) close()                         { w.closed = true }
+func (w *aWriter) commitIf(ctx context.Context, batch []*entry, agree func([]result) error) (message.Epoch, []result, error) {
+	head := w.head
+	epoch, results, err := w.commit(ctx, batch)
+	if err == nil {
+		err = agree(results)
+	}
+	if err != nil {
+		w.head = head
+		return "", nil, err
+	}
+	return epoch, results, nil
+}
+
+func (w *aWriter) ping(ctx context.Context) error {
+	if w.fate == nil {
+		return nil
+	}
+	return w.fate(ctx, nil)
+}
+
+func (w *aWriter) guilty(err error) bool { return errors.Is(err, errGuilty) }
+func (w *aWriter) close()                { w.closed = true }
 
 // oneLane returns a committer of one lane over w. It is not started.
 func oneLane(w *aWriter, change ...func(*Config)) (*committer, *metrics) {
+	return committerOver(w, &aWriter{}, change...)
+}
+
+// oneUnit returns a committer whose batches are written by w. It is not started.
+func oneUnit(w *aWriter, change ...func(*Config)) (*committer, *metrics) {
+	return committerOver(&aWriter{}, w, change...)
+}
+
+func committerOver(w *aWriter, whole *aWriter, change ...func(*Config)) (*committer, *metrics) {
 	var c Config
 	for _, f := range change {
 		f(&c)
 	}
 	m := newMetrics(prometheus.NewRegistry())
-	return newCommitter(c.withDefaults(), m, []writer{w}), m
+	return newCommitter(c.withDefaults(), m, []writer{w}, whole), m
 }
 
 func publication(room, id, data string) *message.Publication {

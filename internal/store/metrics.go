@@ -15,6 +15,7 @@ const (
 	reasonRejected = "rejected" // the database refused what it holds
 	reasonConflict = "conflict" // the id was used with other data
 	reasonClosed   = "closed"   // appended after Close
+	reasonInvalid  = "invalid"  // a batch beyond its bounds
 )
 
 // metrics are the log's own. reg adds those whose number depends on Config.
@@ -45,7 +46,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Publications that the log did not store, by reason.",
 		}, []string{"reason"}),
 	}
-	for _, reason := range []string{reasonPending, reasonTimeout, reasonRejected, reasonConflict, reasonClosed} {
+	for _, reason := range []string{reasonPending, reasonTimeout, reasonRejected, reasonConflict, reasonClosed, reasonInvalid} {
 		m.failed.WithLabelValues(reason)
 	}
 	return m

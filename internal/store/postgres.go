@@ -61,7 +61,7 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 		}
 		writers[i] = w
 	}
-	p.committer = newCommitter(c, p.m, writers)
+	p.committer = newCommitter(c, p.m, writers, &pgWriter{p: p})
 	if err := p.openPools(pool); err != nil {
 		return nil, errors.Join(err, p.Close(ctx))
 	}
@@ -120,7 +120,8 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 	pool.MaxConnIdleTime = 5 * time.Minute
 	pool.MinConns = 0
 	pool.AfterConnect = p.vet
-	rest := p.cfg.MaxConns - p.cfg.Lanes
+	writers := p.cfg.Lanes + 1 // one for batches, open from the first of them on
+	rest := p.cfg.MaxConns - writers
 	repair := min(8, max(1, rest/3))
 	for _, part := range []struct {
 		name string
@@ -140,7 +141,7 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 			return int(s.AcquiredConns()), int(s.IdleConns()), int(s.MaxConns())
 		})
 	}
-	p.m.pool("write", func() (used, idle, limit int) { return p.cfg.Lanes, 0, p.cfg.Lanes })
+	p.m.pool("write", func() (used, idle, limit int) { return writers, 0, writers })
 	return nil
 }
 

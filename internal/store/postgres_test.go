@@ -323,6 +323,7 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 		"read up":    {sqlPageUp, []any{"room", 0, 10, 100}},
 		"read down":  {sqlPageDown, []any{"room", 5, 10, 100}},
 		"commits":    {sqlCommits, []any{5, 100}},
+		"list rooms": {sqlListRooms, []any{"", "a", "b", "c", "d", 10}},
 		"heads":      {sqlHeads, []any{empty}},
 		"prune feed": {sqlPruneCommits, []any{time.Minute, 100}},
 		"prune ids":  {sqlPruneIDs, []any{time.Minute, 100}},
@@ -343,6 +344,9 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 			if strings.Contains(line, "Hash Join") || strings.Contains(line, "Merge Join") || strings.Contains(line, "Join Filter") {
 				t.Errorf("%s: %s", name, line)
 			}
+		}
+		if plan := strings.Join(lines, "\n"); name == "list rooms" && strings.Count(plan, "Index Cond: ((name > ") != 2 {
+			t.Errorf("a list of rooms does not begin where it should:\n%s", plan)
 		}
 		if plan := strings.Join(lines, "\n"); name == "append" &&
 			!strings.Contains(plan, "Index Cond: ((room_id = r.id) AND (sender = i.sender) AND (id = i.id))") {

@@ -151,27 +151,59 @@ func (w *pgWriter) ping(ctx context.Context) error {
 // commit sends the whole transaction at once and then reads all the answers:
 // one round trip. After the first error PostgreSQL skips the rest.
 func (w *pgWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+	return w.commitIf(ctx, batch, nil)
+}
+
+// commitIf sends COMMIT in a round trip of its own, once agree has seen what
+// the statements did: the rooms stay locked that much longer. Without agree it
+// is commit.
+func (w *pgWriter) commitIf(ctx context.Context, batch []*entry, agree func([]result) error) (message.Epoch, []result, error) {
 	if err := w.ready(ctx); err != nil {
 		return "", nil, err
 	}
-	epoch, results, err := w.send(ctx, batch)
-	if err == nil {
+	epoch, results, err := w.send(ctx, batch, agree == nil)
+	if err == nil && agree != nil {
+		if refusal := agree(results); refusal != nil {
+			w.undo(ctx)
+			return "", nil, refusal
+		}
+		err = w.finish(ctx)
+	}
+	switch {
+	case err == nil:
 		return epoch, results, nil
-	}
-	if !w.guilty(err) {
+	case w.guilty(err):
+		w.undo(ctx)
+	default:
 		w.close() // whatever state it is in: the next attempt vets a fresh one
-		return "", nil, err
-	}
-	if _, rollback := w.conn.Exec(ctx, "ROLLBACK"); rollback != nil {
-		w.close()
 	}
 	return "", nil, err
 }
 
-// send sends a batch and returns its answers, in the order of the batch. The
+// undo ends a transaction of which nothing is to stay.
+func (w *pgWriter) undo(ctx context.Context) {
+	if _, err := w.conn.Exec(ctx, "ROLLBACK"); err != nil {
+		w.close() // which undoes it too
+	}
+}
+
+// finish commits what send has left open.
+func (w *pgWriter) finish(ctx context.Context) error {
+	tag, err := w.conn.Exec(ctx, "commit")
+	if err == nil && tag.String() != "COMMIT" {
+		err = fmt.Errorf("the database answered %q", tag)
+	}
+	if err != nil {
+		return fmt.Errorf("commit a batch: %w", err)
+	}
+	return nil
+}
+
+// send sends a batch, with its COMMIT or without, and returns its answers, in
+// the order of the batch. The
 // parameters are arrays, one a column, so the statements are the same whatever
 // the batch's size and stay prepared.
-func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+func (w *pgWriter) send(ctx context.Context, batch []*entry, commit bool) (message.Epoch, []result, error) {
 	n := len(batch)
 	names, senders, ids := make([]string, n), make([]string, n), make([]string, n)
 	data, digests := make([][]byte, n), make([][]byte, n)
@@ -188,9 +220,11 @@ func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []r
 	b.Queue("make", rooms)
 	b.Queue("lock", rooms)
 	b.Queue("append", names, senders, ids, data, digests, w.base)
-	b.Queue("commit")
+	if commit {
+		b.Queue("commit")
+	}
 	answers := w.conn.SendBatch(ctx, &b)
-	epoch, results, err := w.readAnswers(answers, n)
+	epoch, results, err := w.readAnswers(answers, n, commit)
 	if closed := answers.Close(); err == nil {
 		err = closed
 	}
@@ -202,7 +236,7 @@ func (w *pgWriter) send(ctx context.Context, batch []*entry) (message.Epoch, []r
 
 // readAnswers reads what send has asked for, down to the word COMMIT: a
 // transaction that had failed before answers a COMMIT with ROLLBACK.
-func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int) (message.Epoch, []result, error) {
+func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int, commit bool) (message.Epoch, []result, error) {
 	for range 3 { // begin, make, lock
 		if _, err := answers.Exec(); err != nil {
 			return "", nil, err
@@ -227,12 +261,17 @@ func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int) (message.Epoch, 
 		return "", nil, err
 	}
 	rows.Close()
-	tag, err := answers.Exec()
-	if err != nil {
-		return "", nil, err
+	if commit {
+		tag, err := answers.Exec()
+		if err != nil {
+			return "", nil, err
+		}
+		if tag.String() != "COMMIT" {
+			return "", nil, fmt.Errorf("the database answered %q", tag)
+		}
 	}
-	if tag.String() != "COMMIT" || len(results) != n {
-		return "", nil, fmt.Errorf("the database answered %q with %d of %d rows", tag, len(results), n)
+	if len(results) != n {
+		return "", nil, fmt.Errorf("the database answered with %d of %d rows", len(results), n)
 	}
 	w.p.sawWAL(wal)
 	return message.Epoch(epoch), results, nil

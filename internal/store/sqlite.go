@@ -79,7 +79,12 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	s.committer = newCommitter(s.cfg, s.m, []writer{w})
+	whole, err := newSQLiteWriter(ctx, s)
+	if err != nil {
+		w.close()
+		return err
+	}
+	s.committer = newCommitter(s.cfg, s.m, []writer{w}, whole)
 	for name, db := range map[string]*sql.DB{"write": s.write, "read": s.reads} {
 		s.m.pool(name, func() (used, idle, limit int) {
 			stats := db.Stats()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -21,6 +22,9 @@ import (
 type sideFile struct {
 	file *os.File
 	path string // of the database
+
+	mu      sync.Mutex
+	commits int64 // highest that advance has written; protected by mu
 }
 
 // A mark is what the side file remembers.
@@ -63,6 +67,21 @@ func (s *sideFile) write(m mark) error {
 	if _, err := s.file.WriteAt(fmt.Appendf(nil, markFormat, m.identity, m.commits, m.inode), 0); err != nil {
 		return fmt.Errorf("write %s: %w", s.file.Name(), err)
 	}
+	return nil
+}
+
+// advance writes the mark of a commit, unless that of a later one is there: the
+// lane and the unit commit one after the other, but come here in any order.
+func (s *sideFile) advance(m mark) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.commits <= s.commits {
+		return nil
+	}
+	if err := s.write(m); err != nil {
+		return err
+	}
+	s.commits = m.commits
 	return nil
 }
 

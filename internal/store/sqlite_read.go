@@ -123,6 +123,56 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 	return c, err
 }
 
+// ListRooms returns rooms whose names begin with prefix and sort after after,
+// in byte order, at most limit (1 to 1,000), and whether there are more. The
+// service's own rooms, whose names begin with _, are left out unless prefix
+// does too. The error for an argument out of bounds is a *message.InvalidError.
+func (s *SQLite) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) (rooms []message.RoomInfo, more bool, err error) {
+	names, err := namesOf(prefix, after, limit)
+	if err != nil {
+		return nil, false, fmt.Errorf("list rooms: %w", err)
+	}
+	err = s.snapshot(ctx, "list_rooms", func(ctx context.Context, tx *sql.Tx) error {
+		// The second range lies behind the first, and is read only for what
+		// the first leaves to be filled.
+		for i := range names.low {
+			if err := listRooms(ctx, tx, &rooms, names.after, names.low[i], names.high[i], limit+1-len(rooms)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	if len(rooms) > limit {
+		return rooms[:limit], true, nil
+	}
+	return rooms, false, nil
+}
+
+// listRooms appends the rooms of one range of names, at most limit.
+func listRooms(ctx context.Context, tx *sql.Tx, rooms *[]message.RoomInfo, after, low, high string, limit int) (err error) {
+	rows, err := tx.QueryContext(ctx, `SELECT name, head, first, last_at FROM rooms
+		WHERE name > ? AND name >= ? AND name < ? ORDER BY name LIMIT ?`, after, low, high, limit)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var r message.RoomInfo
+		var at int64
+		if err := rows.Scan(&r.Room, &r.Head, &r.First, &at); err != nil {
+			return err
+		}
+		if r.Head > 0 {
+			r.LastAt = time.UnixMicro(at).UTC()
+		}
+		*rooms = append(*rooms, r)
+	}
+	return rows.Err()
+}
+
 // headsPage keeps a query below SQLite's bound of 32,766 parameters.
 const headsPage = 500
 

@@ -60,9 +60,13 @@ func (w *sqliteWriter) ping(ctx context.Context) error {
 	return tx.Rollback()
 }
 
-// commit is one BEGIN IMMEDIATE transaction: the lock comes first, so what is
-// read under it is the truth when it is written.
 func (w *sqliteWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+	return w.commitIf(ctx, batch, func([]result) error { return nil })
+}
+
+// commitIf is one BEGIN IMMEDIATE transaction: the lock comes first, so what is
+// read under it is the truth when it is written.
+func (w *sqliteWriter) commitIf(ctx context.Context, batch []*entry, agree func([]result) error) (message.Epoch, []result, error) {
 	tx, err := w.s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return "", nil, fmt.Errorf("begin: %w", err)
@@ -75,6 +79,9 @@ func (w *sqliteWriter) commit(ctx context.Context, batch []*entry) (message.Epoc
 			return "", nil, fmt.Errorf("store a message: %w", err)
 		}
 	}
+	if err := agree(results); err != nil {
+		return "", nil, err
+	}
 	epoch, is, err := b.finish(ctx)
 	if err != nil {
 		return "", nil, err
@@ -83,7 +90,7 @@ func (w *sqliteWriter) commit(ctx context.Context, batch []*entry) (message.Epoc
 		return "", nil, fmt.Errorf("commit: %w", err)
 	}
 	is.inode = w.s.inode
-	if err := w.s.side.write(is); err != nil {
+	if err := w.s.side.advance(is); err != nil {
 		// The messages are stored. Only a restore to just before this commit
 		// would go unnoticed.
 		w.s.cfg.Logger.Warn("could not remember the commit beside the database", "error", err)

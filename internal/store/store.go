@@ -21,7 +21,7 @@ type Config struct {
 	// URL is DATABASE_URL: postgres://… or sqlite:path. It has no default.
 	URL string
 	// MaxConns bounds the connections of this node to PostgreSQL, those of all
-	// pools together (default 12, at least Lanes + 2).
+	// pools together (default 12, at least Lanes + 3).
 	MaxConns int
 	// ConnLifetime is how long a connection is used at most (default 30 min).
 	ConnLifetime time.Duration
@@ -67,7 +67,7 @@ const (
 // withDefaults returns the Config with every field set.
 func (c Config) withDefaults() Config {
 	setDefault(&c.Lanes, 2)
-	setDefault(&c.MaxConns, max(12, c.Lanes+2))
+	setDefault(&c.MaxConns, max(12, c.Lanes+3))
 	setDefault(&c.ConnLifetime, 30*time.Minute)
 	setDefault(&c.IDWindow, 10*time.Minute)
 	setDefault(&c.AppendTimeout, 5*time.Second)
@@ -89,9 +89,9 @@ func setDefault[T comparable](field *T, value T) {
 
 // validate returns an error that names the setting and the remedy.
 func (c Config) validate() error {
-	if c.MaxConns < c.Lanes+2 {
-		return fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be at least %d (a connection a lane, one for repairs, one for reads)",
-			c.MaxConns, c.Lanes+2)
+	if c.MaxConns < c.Lanes+3 {
+		return fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be at least %d (a connection a lane, one for batches, one for repairs, one for reads)",
+			c.MaxConns, c.Lanes+3)
 	}
 	return nil
 }

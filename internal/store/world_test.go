@@ -23,6 +23,8 @@ const patience = 20 * time.Second
 type theLog interface {
 	Start(settled func([]*message.Publication))
 	Append(*message.Publication)
+	AppendBatch(context.Context, []*message.Publication) error
+	ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error)
 	Read(context.Context, message.Range) (message.Page, error)
 	Commits(context.Context, message.Cursor) (message.Commits, error)
 	Heads(context.Context, []message.Room) (message.Epoch, []message.Head, error)
@@ -102,6 +104,17 @@ func (w *world) exec(query string) {
 	if _, err := db.Exec(query); err != nil {
 		w.t.Fatalf("%s: %v", query, err)
 	}
+}
+
+// poison has the database refuse messages whose data are "poison".
+func (w *world) poison() {
+	w.t.Helper()
+	if w.pg != nil {
+		w.exec(`ALTER TABLE messages ADD CHECK (data <> 'poison'::bytea)`)
+		return
+	}
+	w.exec(`CREATE TRIGGER poison BEFORE INSERT ON messages WHEN CAST(NEW.data AS TEXT) = 'poison'
+		BEGIN SELECT RAISE(ABORT, 'poisoned'); END`)
 }
 
 // A node is an opened log with a listener that keeps the contract of settled.

@@ -1,0 +1,412 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// drafted makes a publication of "room id data", from ann.
+func drafted(lines ...string) []*message.Publication {
+	var pubs []*message.Publication
+	for _, line := range lines {
+		f := strings.Fields(line)
+		pubs = append(pubs, &message.Publication{
+			Draft: message.Draft{Room: message.Room(f[0]), ID: f[1], From: "ann", Data: []byte(f[2])},
+			Owner: make(chan struct{}),
+		})
+	}
+	return pubs
+}
+
+// batch appends a batch that must succeed, and returns "room seq" of each, with
+// a d behind duplicates.
+func (n *node) batch(lines ...string) string {
+	n.t.Helper()
+	pubs := drafted(lines...)
+	if err := n.AppendBatch(n.t.Context(), pubs); err != nil {
+		n.t.Fatalf("%q: %v", lines, err)
+	}
+	var got []string
+	for _, p := range pubs {
+		select {
+		case <-p.Owner.(chan struct{}):
+		default:
+			n.t.Errorf("%s of %s was not settled when the call returned", p.ID, p.Room)
+		}
+		if p.Epoch == "" || p.At.IsZero() || p.Err != nil {
+			n.t.Errorf("the outcome of %s: %+v", p.ID, p)
+		}
+		line := fmt.Sprint(p.Room, p.Seq)
+		if p.Duplicate {
+			line += "d"
+		}
+		got = append(got, line)
+	}
+	return strings.Join(got, " ")
+}
+
+// refused appends a batch that must fail for the publication at index.
+func (n *node) refused(want error, index int, lines ...string) {
+	n.t.Helper()
+	pubs := drafted(lines...)
+	err := n.AppendBatch(n.t.Context(), pubs)
+	var batch *message.BatchError
+	if !errors.Is(err, want) || !errors.As(err, &batch) || batch.Index != index {
+		n.t.Errorf("%q: got %v, want index %d and %v", lines, err, index, want)
+	}
+	for _, p := range pubs {
+		select {
+		case <-p.Owner.(chan struct{}):
+			n.t.Errorf("%s of a refused batch was settled", p.ID)
+		default:
+		}
+		if p.Seq != 0 || p.Duplicate {
+			n.t.Errorf("%s of a refused batch has an outcome: %+v", p.ID, p)
+		}
+	}
+}
+
+func TestABatchIsStoredWholeAndAnsweredInOrder(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node(func(c *Config) { c.Lanes = 3 })
+		n.stored("b", "0", "x")
+		start, err := n.Commits(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := n.batch("b 1 x", "a 1 x", "b 2 x", "c 1 x", "a 2 x"); got != "b2 a1 b3 c1 a2" {
+			t.Errorf("the answers are %s", got)
+		}
+		// The same call again, as a backend makes it that got no answer, and
+		// with more in it.
+		if got := n.batch("b 1 x", "a 1 x", "b 3 x", "b 3 x", "b 0 x"); got != "b2d a1d b4 b4d b1d" {
+			t.Errorf("the answers to the second are %s", got)
+		}
+		for room, want := range map[string]int{"a": 2, "b": 4, "c": 1} {
+			if all := n.all(room); len(all) != want {
+				t.Errorf("%s holds %d, want %d", room, len(all), want)
+			}
+		}
+		c, err := n.Commits(t.Context(), start.Next)
+		if err != nil || c.Lost || len(c.Heads) != 3 {
+			t.Errorf("the feed tells %+v, %v", c, err)
+		}
+	})
+}
+
+func TestOneConflictFailsAllOfABatch(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		n.stored("room", "id", "mine")
+		n.refused(message.ErrConflict, 2, "new 1 x", "room 2 x", "room id other", "room 3 x")
+		n.refused(message.ErrConflict, 3, "new 1 x", "new 2 x", "room 2 x", "new 1 y")
+		// The repeated id in front moves the guilty one away from its place
+		// among the distinct ones.
+		n.refused(message.ErrConflict, 2, "new 1 x", "new 1 x", "room id other")
+		if all := n.all("room"); len(all) != 1 {
+			t.Errorf("%d are stored, want 1", len(all))
+		}
+		if _, heads, err := n.Heads(t.Context(), []message.Room{"new"}); err != nil || heads[0].Seq != 0 {
+			t.Errorf("a refused batch left %v, %v", heads, err)
+		}
+		if got := n.batch("room id mine", "room 2 x"); got != "room1d room2" {
+			t.Errorf("after the refusals: %s", got)
+		}
+	})
+}
+
+func TestOnePoisonedMessageFailsAllOfABatch(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node()
+		w.poison()
+		for _, guilty := range []int{0, 1, 100, 254, 255} {
+			lines := make([]string, 256)
+			for i := range lines {
+				lines[i] = fmt.Sprintf("room-%d id-%d x", i%5, i)
+			}
+			lines[guilty] = "room-1 bad poison"
+			n.refused(message.ErrRejected, guilty, lines...)
+		}
+		n.refused(message.ErrRejected, 0, "room bad poison")
+		if rooms, _, err := n.ListRooms(t.Context(), "", "", 10); err != nil || len(rooms) != 0 {
+			t.Errorf("refused batches left %v, %v", rooms, err)
+		}
+		n.batch("room good x")
+	})
+}
+
+func TestBatchesBeyondTheirBounds(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		n := w.node(func(c *Config) { c.MaxPending = 300 })
+		many := make([]string, 257)
+		for i := range many {
+			many[i] = fmt.Sprintf("room id-%d x", i)
+		}
+		half := strings.Repeat("x", batchBytes/2)
+		for what, lines := range map[string][]string{
+			"none": {}, "257": many, "over 1 MiB": {"room 1 " + half, "room 2 " + half, "room 3 x"},
+		} {
+			var invalid *message.InvalidError
+			if err := n.AppendBatch(t.Context(), drafted(lines...)); !errors.As(err, &invalid) || invalid.Field != "messages" {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		n.batch(many[:256]...)
+		n.batch("room big-1 "+half, "room big-2 "+half)
+		if all := n.all("room"); len(all) != 258 {
+			t.Errorf("%d are stored", len(all))
+		}
+	})
+}
+
+// Batches and single publications of all nodes meet in few rooms, in every
+// order. What a batch holds of a room stands side by side there.
+func TestBatchesAndLanesInTheSameRooms(t *testing.T) {
+	inEachWorld(t, func(t *testing.T, w *world) {
+		const callers, rounds, rooms = 4, 60, 6
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		var nodes []*node
+		for range w.nodes {
+			nodes = append(nodes, w.node(func(c *Config) { c.Lanes = 3 }))
+		}
+		var done sync.WaitGroup
+		for caller := range callers {
+			done.Go(func() {
+				r := rand.New(rand.NewPCG(seed, uint64(caller)))
+				n := nodes[caller%len(nodes)]
+				for round := range rounds {
+					var lines []string
+					for i := range 2 + r.IntN(8) {
+						lines = append(lines, fmt.Sprintf("room-%d batch-%d-%d-%d x", r.IntN(rooms), caller, round, i))
+					}
+					var singles []*message.Publication
+					for i := range r.IntN(4) {
+						singles = append(singles, n.append(numbered("room", r.IntN(rooms)), "bob", fmt.Sprintf("one-%d-%d-%d", caller, round, i), "x"))
+					}
+					pubs := drafted(lines...)
+					if err := n.AppendBatch(t.Context(), pubs); err != nil {
+						t.Errorf("caller %d, round %d: %v", caller, round, err)
+					}
+					last := map[message.Room]message.Seq{}
+					for _, p := range pubs {
+						if before := last[p.Room]; p.Duplicate || before > 0 && p.Seq != before+1 {
+							t.Errorf("%s of %s has %d, after %d", p.ID, p.Room, p.Seq, before)
+						}
+						last[p.Room] = p.Seq
+					}
+					for _, p := range singles {
+						if wait(t, p); p.Err != nil {
+							t.Error(p.Err)
+						}
+					}
+				}
+			})
+		}
+		done.Wait()
+		for r := range rooms {
+			nodes[0].all(numbered("room", r)) // fails on a hole
+		}
+		if w.pg != nil {
+			if got := w.pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got != "0" {
+				t.Errorf("%s deadlocks", got)
+			}
+		}
+	})
+}
+
+// A backend is killed while its batch waits for a room that another one holds,
+// each time behind another number of statements.
+func TestABatchWhoseConnectionIsCutLosesAndDoublesNothing(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	n := w.node()
+	n.stored("held", "0", "x")
+	for round := range 3 {
+		release := w.holdRoom("held")
+		answer := make(chan error)
+		pubs := drafted(fmt.Sprintf("held %d-a x", round), fmt.Sprintf("room %d-b x", round), fmt.Sprintf("new-%d c x", round))
+		go func() { answer <- n.AppendBatch(t.Context(), pubs) }()
+		w.waiting(1)
+		w.pg.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard'
+			AND datname = current_database() AND wait_event_type = 'Lock'`)
+		release()
+		if err := <-answer; err != nil {
+			t.Fatal(err)
+		}
+		if pubs[0].Seq != message.Seq(round+2) || pubs[1].Seq != message.Seq(round+1) || pubs[2].Seq != 1 || pubs[2].Duplicate {
+			t.Errorf("round %d: %+v %+v %+v", round, pubs[0], pubs[1], pubs[2])
+		}
+	}
+	if held, room := n.all("held"), n.all("room"); len(held) != 4 || len(room) != 3 {
+		t.Errorf("%d and %d are stored", len(held), len(room))
+	}
+}
+
+func TestALostAnswerToTheCommitOfABatch(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	proxy := newCutter(t, fmt.Sprintf("127.0.0.1:%d", w.pg.Port()))
+	w.url = strings.Replace(w.url, fmt.Sprint(w.pg.Port()), fmt.Sprint(proxy.port()), 1)
+	n := w.node()
+	n.batch("room 0 x")
+	proxy.cutAfter(t)
+	if got := n.batch("room 1 x", "other 1 x"); got != "room2d other1d" {
+		t.Errorf("the answer is %s", got)
+	}
+	if !proxy.hasCut() {
+		t.Fatal("the answer was not cut off: the test shows nothing")
+	}
+	if room, other := n.all("room"), n.all("other"); len(room) != 2 || len(other) != 1 {
+		t.Errorf("%d and %d are stored", len(room), len(other))
+	}
+}
+
+func TestABatchWhileTheDatabaseIsAway(t *testing.T) {
+	pg := testkit.StartPostgres(t)
+	w := postgresWorld(t, pg)
+	n := w.node(func(c *Config) { c.AppendTimeout = time.Second })
+	n.batch("room 1 x")
+	for what, leave := range map[string]struct{ away, back func() }{
+		"hangs": {pg.Pause, pg.Resume}, "is down": {pg.Kill, pg.Start},
+	} {
+		leave.away()
+		began := time.Now()
+		// The second waits for its turn behind the first.
+		errs := make(chan error)
+		for i := range 2 {
+			go func() { errs <- n.AppendBatch(t.Context(), drafted(fmt.Sprintf("room 2-%d x", i), "other 2 x")) }()
+		}
+		for range 2 {
+			var batch *message.BatchError
+			if err := <-errs; !errors.Is(err, message.ErrUnavailable) || errors.As(err, &batch) {
+				t.Errorf("while it %s: %v", what, err)
+			}
+		}
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("while it %s the answers took %v", what, took)
+		}
+		leave.back()
+		eventually(t, "the same batch is taken", func() error {
+			return n.AppendBatch(t.Context(), drafted("room 2-0 x", "other 2 x", "room 2-1 x"))
+		})
+	}
+	if room, other := n.all("room"), n.all("other"); len(room) != 3 || len(other) != 1 {
+		t.Errorf("%d and %d are stored", len(room), len(other))
+	}
+}
+
+func TestCloseFinishesABatchUnderWay(t *testing.T) {
+	w := postgresWorld(t, testkit.Postgres(t))
+	n := w.node()
+	n.stored("room", "0", "x")
+	release := w.holdRoom("room")
+	answer := make(chan error)
+	go func() { answer <- n.AppendBatch(context.Background(), drafted("room 1 x", "other 1 x")) }()
+	w.waiting(1)
+	closed := make(chan error)
+	go func() { closed <- n.Close(context.Background()) }()
+	eventually(t, "close has begun", func() error {
+		// One that comes too early waits behind the first, hence the bound.
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if err := n.AppendBatch(ctx, drafted("late 1 x")); !errors.Is(err, message.ErrClosed) {
+			return fmt.Errorf("late: %w", err)
+		}
+		return nil
+	})
+	release()
+	if err := errors.Join(<-answer, <-closed); err != nil {
+		t.Error(err)
+	}
+	if all := w.node().all("room"); len(all) != 2 {
+		t.Errorf("%d are stored", len(all))
+	}
+}
+
+func TestABatchIsTriedUntilItsTimeIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries, fails := 0, 3
+		w := &aWriter{fate: func(context.Context, []*entry) error {
+			if tries++; tries <= fails {
+				return errLost
+			}
+			return nil
+		}}
+		k, m := oneUnit(w)
+		settled := 0
+		k.Start(func(pubs []*message.Publication) { settled += len(pubs) })
+		pubs := drafted("room 1 x", "room 1 x")
+		if err := k.AppendBatch(t.Context(), pubs); err != nil || pubs[0].Duplicate || !pubs[1].Duplicate || settled != 2 {
+			t.Errorf("%v, %d settled, %+v %+v", err, settled, pubs[0], pubs[1])
+		}
+		fails = 1 << 30
+		began := time.Now()
+		err := k.AppendBatch(t.Context(), drafted("room 2 x"))
+		if took := time.Since(began); !errors.Is(err, message.ErrUnavailable) || !errors.Is(err, errLost) || took < 5*time.Second || took > 6*time.Second {
+			t.Errorf("%v after %v", err, took)
+		}
+		// A caller that goes away ends the tries, not the one under way.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began = time.Now()
+		err = k.AppendBatch(ctx, drafted("room 3 x"))
+		if took := time.Since(began); !errors.Is(err, message.ErrUnavailable) || took > 2*time.Second {
+			t.Errorf("%v after %v", err, took)
+		}
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.AppendBatch(t.Context(), drafted("room 4 x")); !errors.Is(err, message.ErrClosed) {
+			t.Errorf("after close: %v", err)
+		}
+		for reason, want := range map[string]float64{reasonTimeout: 2, reasonClosed: 1} {
+			if got := testutil.ToFloat64(m.failed.WithLabelValues(reason)); got != want {
+				t.Errorf("store_failed_total{reason=%s} is %v, want %v", reason, got, want)
+			}
+		}
+	})
+}
+
+func TestBatchesThatWaitAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &aWriter{fate: func(ctx context.Context, _ []*entry) error { <-ctx.Done(); return ctx.Err() }}
+		k, m := oneUnit(w, func(c *Config) { c.MaxPending = 5 })
+		k.Start(func([]*message.Publication) {})
+		errs := make(chan error, 2)
+		for range 2 { // one is under way, one waits for its turn
+			go func() { errs <- k.AppendBatch(t.Context(), drafted("room 1 x", "room 2 x")) }()
+		}
+		synctest.Wait()
+		began := time.Now()
+		if err := k.AppendBatch(t.Context(), drafted("room 3 x", "room 4 x")); !errors.Is(err, message.ErrUnavailable) || time.Since(began) > 0 {
+			t.Errorf("beyond the bound: %v after %v", err, time.Since(began))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := k.close(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 1100*time.Millisecond {
+			t.Errorf("close: %v after %v", err, time.Since(began))
+		}
+		for range 2 {
+			if err := <-errs; !errors.Is(err, message.ErrUnavailable) {
+				t.Errorf("cut short by close: %v", err)
+			}
+		}
+		if got := testutil.ToFloat64(m.failed.WithLabelValues(reasonPending)); got != 2 {
+			t.Errorf("store_failed_total{reason=pending} is %v", got)
+		}
+		if left := k.pending.count.Load(); left != 0 {
+			t.Errorf("%d are still counted as waiting", left)
+		}
+	})
+}

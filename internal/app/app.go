@@ -147,15 +147,17 @@ func (a *App) openLog(ctx context.Context) error {
 		return err
 	}
 	cfg := store.Config{
-		URL:           url,
-		MaxConns:      c.MaxConns,
-		ConnLifetime:  c.ConnLifetime,
-		Lanes:         c.Lanes,
-		IDWindow:      c.IDWindow,
-		AppendTimeout: c.AppendTimeout,
-		TrustFailover: c.TrustFailover,
-		Logger:        a.opt.Logger,
-		Registerer:    a.registry,
+		URL:            url,
+		MaxConns:       c.MaxConns,
+		ConnLifetime:   c.ConnLifetime,
+		Lanes:          c.Lanes,
+		IDWindow:       c.IDWindow,
+		RetentionAge:   c.RetentionAge,
+		RetentionCount: c.RetentionCount,
+		AppendTimeout:  c.AppendTimeout,
+		TrustFailover:  c.TrustFailover,
+		Logger:         a.opt.Logger,
+		Registerer:     a.registry,
 	}
 	var err error
 	if strings.HasPrefix(url, "sqlite:") {

@@ -49,13 +49,15 @@ type Log struct {
 
 // Store is about the log of messages.
 type Store struct {
-	URL           Secret        `envconfig:"DATABASE_URL" default:"sqlite:switchyard.db" secret:"true" example:"postgres://user:password@host:5432/name" check:"database" doc:"Where messages are kept: postgres://… (14 or newer), or sqlite:path for one node."`
-	MaxConns      int           `envconfig:"DATABASE_MAX_CONNS" default:"12" min:"4" max:"500" example:"12" doc:"Connections of this node to PostgreSQL, writers, readers and repair together. At least DATABASE_LANES + 3."`
-	ConnLifetime  time.Duration `envconfig:"DATABASE_CONN_LIFETIME" default:"30m" min:"10s" max:"24h" example:"30m" doc:"How long a connection to PostgreSQL is used at most."`
-	TrustFailover bool          `envconfig:"DATABASE_TRUST_FAILOVER" default:"false" example:"true" doc:"Vouches that a failover of PostgreSQL loses nothing, because its standby is synchronous: a new timeline alone then keeps the epoch, and clients resume as if nothing had happened."`
-	Lanes         int           `envconfig:"DATABASE_LANES" default:"2" min:"1" max:"16" example:"2" doc:"Batches under way at once on PostgreSQL, each on a connection of its own. SQLite has one."`
-	IDWindow      time.Duration `envconfig:"ID_WINDOW" default:"10m" min:"1m" max:"168h" example:"10m" doc:"How long the id of a publish is remembered at least. Clients resend for half of it."`
-	AppendTimeout time.Duration `envconfig:"APPEND_TIMEOUT" default:"5s" min:"100ms" max:"1m" example:"5s" doc:"How long a publish waits for the database before it is answered with unavailable."`
+	URL            Secret        `envconfig:"DATABASE_URL" default:"sqlite:switchyard.db" secret:"true" example:"postgres://user:password@host:5432/name" check:"database" doc:"Where messages are kept: postgres://… (14 or newer), or sqlite:path for one node."`
+	MaxConns       int           `envconfig:"DATABASE_MAX_CONNS" default:"12" min:"4" max:"500" example:"12" doc:"Connections of this node to PostgreSQL, writers, readers and repair together. At least DATABASE_LANES + 3."`
+	ConnLifetime   time.Duration `envconfig:"DATABASE_CONN_LIFETIME" default:"30m" min:"10s" max:"24h" example:"30m" doc:"How long a connection to PostgreSQL is used at most."`
+	TrustFailover  bool          `envconfig:"DATABASE_TRUST_FAILOVER" default:"false" example:"true" doc:"Vouches that a failover of PostgreSQL loses nothing, because its standby is synchronous: a new timeline alone then keeps the epoch, and clients resume as if nothing had happened."`
+	Lanes          int           `envconfig:"DATABASE_LANES" default:"2" min:"1" max:"16" example:"2" doc:"Batches under way at once on PostgreSQL, each on a connection of its own. SQLite has one."`
+	IDWindow       time.Duration `envconfig:"ID_WINDOW" default:"10m" min:"1m" max:"168h" example:"10m" doc:"How long the id of a publish is remembered at least. Clients resend for half of it."`
+	RetentionAge   time.Duration `envconfig:"RETENTION_AGE" default:"0" min:"0s" max:"87600h" example:"720h" doc:"How long a message is kept at least; then it is removed within about a minute. 0 keeps messages for ever. Who resumes from before the oldest one kept is told the gap."`
+	RetentionCount int           `envconfig:"RETENTION_COUNT" default:"0" min:"0" max:"1000000000" example:"10000" doc:"How many messages a room keeps at least, the newest ones; older ones are removed within about a minute. 0 is no bound."`
+	AppendTimeout  time.Duration `envconfig:"APPEND_TIMEOUT" default:"5s" min:"100ms" max:"1m" example:"5s" doc:"How long a publish waits for the database before it is answered with unavailable."`
 }
 
 // Broker is about the channel between nodes.

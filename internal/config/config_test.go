@@ -95,6 +95,8 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"DATABASE_CONN_LIFETIME", "1s", "from 10s to 24h"},
 		{"DATABASE_TRUST_FAILOVER", "perhaps", "true or false"},
 		{"ID_WINDOW", "59s", "from 1m to 168h"},
+		{"RETENTION_AGE", "-1s", "from 0s to 87600h"},
+		{"RETENTION_COUNT", "-1", "from 0 to 1000000000"},
 		{"APPEND_TIMEOUT", "61s", "from 100ms to 1m"},
 		{"REDIS_URL", "http://h", "redis://"},
 		{"BROKER_QUEUE", "0", "from 1 to 1000000"},

@@ -101,17 +101,6 @@ func refuse(replica bool, fsync, pages, commit string) error {
 	return nil
 }
 
-// checkSchema refuses a schema older than this binary. A newer one is fine:
-// migrations only add, and during a deploy both colours live together.
-func checkSchema(ctx context.Context, conn *pgx.Conn) error {
-	var version int64
-	err := conn.QueryRow(ctx, `SELECT max(version_id) FROM goose_db_version WHERE is_applied`).Scan(&version)
-	if err != nil && sqlState(err) != undefinedTable {
-		return fmt.Errorf("read the version of the schema: %w", err)
-	}
-	return schemaRefusal(version, latest("postgres"))
-}
-
 // matchEpoch begins a new epoch unless the database is the one it was.
 func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id identity, lost bool) error {
 	var stored string
@@ -172,14 +161,6 @@ func newEpoch() message.Epoch {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails, says its documentation
 	return message.Epoch(hex.EncodeToString(b[:]))
-}
-
-// schemaRefusal returns nil unless the schema is older than this binary.
-func schemaRefusal(is, needs int64) error {
-	if is >= needs {
-		return nil
-	}
-	return &refusal{fmt.Sprintf("the schema at DATABASE_URL has version %d and this binary needs %d: run `server migrate`", is, needs)}
 }
 
 // janitorLoop prunes each minute. Every node tries; an advisory lock lets one

@@ -24,6 +24,7 @@ type metrics struct {
 	operation *prometheus.HistogramVec
 	batch     prometheus.Histogram
 	failed    *prometheus.CounterVec
+	trimmed   prometheus.Counter
 }
 
 // newMetrics takes the registry, as several logs may live in one process.
@@ -45,6 +46,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "store_failed_total",
 			Help: "Publications that the log did not store, by reason.",
 		}, []string{"reason"}),
+		trimmed: f.NewCounter(prometheus.CounterOpts{
+			Name: "store_trimmed_messages_total",
+			Help: "Messages that this node removed because retention keeps them no longer.",
+		}),
 	}
 	for _, reason := range []string{reasonPending, reasonTimeout, reasonRejected, reasonConflict, reasonClosed, reasonInvalid} {
 		m.failed.WithLabelValues(reason)

@@ -36,6 +36,9 @@ func Migrate(ctx context.Context, url string) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	config.ConnectTimeout = connectTimeout
+	// A statement that waits for a table makes all later ones wait behind it,
+	// publishing too: rather fail while a dump is read, and be run again.
+	config.RuntimeParams["lock_timeout"] = "5s"
 	db := stdlib.OpenDB(*config)
 	if err := db.PingContext(ctx); err != nil {
 		return errors.Join(openError(err), db.Close())

@@ -33,8 +33,8 @@ type Postgres struct {
 }
 
 // OpenPostgres connects to the log. It returns an error of one line that names
-// the setting and the remedy when the URL is wrong, the schema is missing or
-// older than this binary, the server is a replica, or it may forget what it
+// the setting and the remedy when the URL is wrong, the schema is missing,
+// older than this binary or too new for it, the server is a replica, or it may forget what it
 // has committed (fsync, full_page_writes or synchronous_commit off).
 func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	c = c.withDefaults()
@@ -68,6 +68,7 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	background, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	p.janitor.Go(func() { p.janitorLoop(background) })
+	p.janitor.Go(func() { p.retention().retainLoop(background) })
 	return p, nil
 }
 

@@ -25,6 +25,8 @@ type SQLite struct {
 	write *sql.DB // one connection
 	reads *sql.DB
 
+	walked int64 // id of the room that retention looked at last; its loop's own
+
 	stop    context.CancelFunc // ends the janitor
 	janitor sync.WaitGroup
 	closed  atomic.Bool
@@ -32,7 +34,7 @@ type SQLite struct {
 
 // OpenSQLite opens the log at sqlite:path. It returns an error of one line
 // that names the setting and the remedy when another process has it open, or
-// the schema is missing or older than this binary.
+// the schema is missing, older than this binary or too new for it.
 func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 	c.Lanes = 1
 	c = c.withDefaults()
@@ -44,7 +46,7 @@ func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 		return nil, &refusal{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return nil, schemaRefusal(0, latest("sqlite"))
+		return nil, schemaRefusal(0, latest("sqlite"), 0)
 	}
 	side, err := lockSQLite(path)
 	if err != nil {
@@ -94,24 +96,8 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	background, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.janitor.Go(func() { s.janitorLoop(background) })
+	s.janitor.Go(func() { s.retention().retainLoop(background) })
 	return nil
-}
-
-// checkSchema refuses a schema older than this binary, and what is no database.
-func (s *SQLite) checkSchema(ctx context.Context) error {
-	var tables int
-	err := s.write.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE name = 'goose_db_version'`).Scan(&tables)
-	if err != nil {
-		return &refusal{fmt.Sprintf("the file of DATABASE_URL (sqlite:%s) cannot be used: %v", s.side.path, err)}
-	}
-	var version int64
-	if tables > 0 {
-		err := s.write.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&version)
-		if err != nil {
-			return fmt.Errorf("read the version of the schema: %w", err)
-		}
-	}
-	return schemaRefusal(version, latest("sqlite"))
 }
 
 // matchEpoch begins a new epoch unless the side file knows the database, and

@@ -30,6 +30,11 @@ type Config struct {
 	Lanes int
 	// IDWindow is how long ids are remembered at least (default 10 min).
 	IDWindow time.Duration
+	// RetentionAge and RetentionCount bound what a room keeps: messages that
+	// are older go, and those beyond so many of the newest (default 0: no
+	// bound). Ids are remembered for IDWindow all the same.
+	RetentionAge   time.Duration
+	RetentionCount int
 	// AppendTimeout bounds how long a publication waits (default 5 s). After
 	// it, and at most a quarter of it more for the attempt that is under way,
 	// the publication is settled with message.ErrUnavailable.
@@ -79,6 +84,9 @@ func (c Config) withDefaults() Config {
 	c.Logger = c.Logger.With("component", "store")
 	return c
 }
+
+// rule is what rooms keep.
+func (c Config) rule() rule { return rule{age: c.RetentionAge, count: int64(c.RetentionCount)} }
 
 func setDefault[T comparable](field *T, value T) {
 	var zero T

@@ -31,6 +31,7 @@ type theLog interface {
 	Check() error
 	Close(context.Context) error
 	prune(context.Context) error
+	retention() *retention
 }
 
 // A world is a fresh, migrated database of one dialect.

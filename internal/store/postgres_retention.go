@@ -1,0 +1,125 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"switchyard/internal/message"
+)
+
+const (
+	// retainLock is the advisory lock of the node that walks or trims.
+	retainLock = 0x5377_6974_636a
+	// trimRows bounds one transaction of a trim.
+	trimRows = 1000
+	// trimWait is how long a trim waits for a lock before it gives up. Locks
+	// of a row are given in the order they were asked for: even in a room that
+	// is always locked the turn comes when the batch under way is committed.
+	trimWait = "200ms"
+)
+
+// Statements of a step of the walk. A walk that was begun goes on at once,
+// whoever began it; the next one begins when its time has come.
+const (
+	sqlWalked = `
+SELECT walked FROM retention WHERE walked > 0 OR begun < now() - $1::interval`
+	sqlDue = `
+WITH page AS MATERIALIZED (
+	SELECT id, name, head, first FROM rooms WHERE id > $1 ORDER BY id LIMIT $2::bigint
+)
+SELECT coalesce(max(p.id), 0), count(*), array_agg(p.name) FILTER (WHERE p.first <= p.head AND
+	(p.head - p.first >= $3::bigint OR EXISTS (
+		SELECT FROM messages m WHERE m.room_id = p.id AND m.seq = p.first AND m.at < now() - $4::interval)))
+FROM page p`
+	sqlWalk = `
+UPDATE retention SET walked = $1, begun = CASE WHEN walked = 0 THEN now() ELSE begun END`
+)
+
+// due makes a step of the walk that all nodes share: what one has looked at,
+// the others do not. That a node may die before it has trimmed what it found
+// does no harm: the next walk finds it again.
+func (p *Postgres) due(ctx context.Context, r rule) (rooms []message.Room, over bool, err error) {
+	over = true
+	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
+		var mine bool
+		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retainLock).Scan(&mine); err != nil || !mine {
+			return err
+		}
+		var walked int64
+		err := tx.QueryRow(ctx, sqlWalked, retainEvery/2).Scan(&walked)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil // another node has walked just now
+		}
+		if err != nil {
+			return err
+		}
+		var n int
+		if err := tx.QueryRow(ctx, sqlDue, walked, walkRooms, orNull(r.count), orNull(r.age)).Scan(&walked, &n, &rooms); err != nil {
+			return err
+		}
+		if over = n < walkRooms; over {
+			walked = 0
+		}
+		_, err = tx.Exec(ctx, sqlWalk, walked)
+		return err
+	})
+	return rooms, over, err
+}
+
+// sqlTrim removes first and touches the room's row last, so that publishers
+// wait for the commit alone. That first is right does not hang on a lock: only
+// this statement moves it, one at a time, and it moves to behind what this
+// statement has seen and removed. Times in a room never run backwards, so what
+// is too old is a prefix.
+const sqlTrim = `
+WITH old AS MATERIALIZED (
+	SELECT m.room_id, m.seq FROM rooms r, LATERAL (
+		SELECT room_id, seq, at FROM messages WHERE room_id = r.id AND seq >= r.first ORDER BY seq LIMIT $4::bigint
+	) m
+	WHERE r.name = $1 AND (m.seq <= r.head - $2::bigint OR m.at < now() - $3::interval)
+), gone AS (
+	DELETE FROM messages USING (SELECT room_id, min(seq) AS low, max(seq) AS high FROM old GROUP BY room_id) o
+	WHERE messages.room_id = o.room_id AND messages.seq BETWEEN o.low AND o.high
+	RETURNING messages.seq
+)
+UPDATE rooms SET first = g.next FROM (SELECT max(seq) + 1 AS next FROM gone) g
+WHERE name = $1 AND g.next IS NOT NULL
+RETURNING (SELECT count(*) FROM gone)`
+
+// The commit of a trim is not waited for, or the room would be locked for the
+// length of a flush: a crash may bring removed messages back, together with
+// the room's first, and they are removed again.
+const sqlTrimSettings = `
+SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'off', true)`
+
+func (p *Postgres) trim(ctx context.Context, room message.Room, r rule) (removed int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
+	defer cancel()
+	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, sqlTrimSettings, trimWait); err != nil {
+			return err
+		}
+		// Waited for, unlike in due: whoever holds it is done in a moment.
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retainLock); err != nil {
+			return err
+		}
+		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(r.count), orNull(r.age), trimRows).Scan(&removed)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil // nothing to remove: another node was faster
+		}
+		return err
+	})
+	if sqlState(err) == lockNotAvailable {
+		return 0, errBusy
+	}
+	return removed, err
+}
+
+const lockNotAvailable = "55P03"
+
+// retention returns what removes old messages from this log.
+func (p *Postgres) retention() *retention {
+	return &retention{by: p, full: trimRows, rule: p.cfg.rule(), m: p.m, log: p.cfg.Logger}
+}

@@ -1,0 +1,92 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// sqliteTrimRows bounds one transaction of a trim: there is one writer, so
+// publications wait for it, flush included.
+const sqliteTrimRows = 250
+
+// due makes a step of the walk. The process is alone with its file, so it
+// remembers itself how far it has come.
+func (s *SQLite) due(ctx context.Context, r rule) (rooms []message.Room, over bool, err error) {
+	err = s.snapshot(ctx, "retention", func(ctx context.Context, tx *sql.Tx) (err error) {
+		rows, err := tx.QueryContext(ctx, `SELECT id, name, first <= head AND (head - first >= ?3 OR EXISTS (
+				SELECT 1 FROM messages m WHERE m.room_id = r.id AND m.seq = r.first AND m.at < ?4))
+			FROM rooms r WHERE id > ?1 ORDER BY id LIMIT ?2`, s.walked, walkRooms, orNull(r.count), before(r))
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, rows.Close()) }()
+		n := 0
+		for ; rows.Next(); n++ {
+			var room message.Room
+			var found sql.NullBool // NULL OR false: the one bound is not set, the other not reached
+			if err := rows.Scan(&s.walked, &room, &found); err != nil {
+				return err
+			}
+			if found.Bool {
+				rooms = append(rooms, room)
+			}
+		}
+		if over = n < walkRooms; over {
+			s.walked = 0
+		}
+		return rows.Err()
+	})
+	return rooms, over, err
+}
+
+// before is the time in µs before which messages are too old, nil when none is.
+func before(r rule) *int64 {
+	if r.age == 0 {
+		return nil
+	}
+	return orNull(time.Now().Add(-r.age).UnixMicro())
+}
+
+func (s *SQLite) trim(ctx context.Context, room message.Room, r rule) (removed int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.cfg.AppendTimeout)
+	defer cancel()
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, fmt.Errorf("begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // no-op after the commit
+	var id, first int64
+	var last sql.NullInt64
+	// Times in a room never run backwards, so what is too old is a prefix.
+	err = tx.QueryRowContext(ctx, `
+		SELECT r.id, r.first, (
+			SELECT max(m.seq) FROM (
+				SELECT seq, at FROM messages WHERE room_id = r.id AND seq >= r.first ORDER BY seq LIMIT ?4
+			) m WHERE m.seq <= r.head - ?2 OR m.at < ?3)
+		FROM rooms r WHERE r.name = ?1`, string(room), orNull(r.count), before(r), sqliteTrimRows).Scan(&id, &first, &last)
+	if err != nil || !last.Valid {
+		return 0, err
+	}
+	done, err := tx.ExecContext(ctx, `DELETE FROM messages WHERE room_id = ? AND seq BETWEEN ? AND ?`, id, first, last.Int64)
+	if err != nil {
+		return 0, err
+	}
+	n, err := done.RowsAffected()
+	if err != nil {
+		return 0, err
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE rooms SET first = ? WHERE id = ?`, last.Int64+1, id); err != nil {
+		return 0, err
+	}
+	return int(n), tx.Commit()
+}
+
+// retention returns what removes old messages from this log.
+func (s *SQLite) retention() *retention {
+	return &retention{by: s, full: sqliteTrimRows, rule: s.cfg.rule(), m: s.m, log: s.cfg.Logger}
+}

@@ -10,5 +10,5 @@ import "embed"
 // served. They need no more of a Content-Security-Policy than script-src,
 // style-src, connect-src and img-src 'self'.
 //
-//go:embed *.html *.js *.css *.svg *.d.ts
+//go:embed *.html *.js *.css *.svg *.d.ts *.yaml
 var Files embed.FS

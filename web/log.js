@@ -30,17 +30,21 @@ export function read(message) {
 export class Log {
   element = make("div", "log");
   #list = make("ol", "rows"); #waiting = make("ol", "rows waiting");
-  #room; #isMine; #oldest = null; #more = false; #loading = false; #queue = [];
+  #room; #isMine; #onChange; #oldest = null; #more = false; #loading = false; #stuck = true; #queue = [];
 
-  /** room is a client's room; isMine tells by its id whether this window sent a message. */
-  constructor(room, isMine) {
+  /** room is a client's room; isMine tells by its id whether this window sent a message; onChange follows history. */
+  constructor(room, isMine, onChange) {
     this.#room = room;
+    this.#onChange = onChange;
     this.#isMine = isMine;
     this.element.dataset.room = room.name;
     this.element.tabIndex = 0;
     this.element.setAttribute("role", "log");
     this.element.setAttribute("aria-label", `Messages in ${room.name}`);
     this.element.append(this.#list, this.#waiting);
+    this.element.addEventListener("scroll", () => { this.#stuck = this.#atEnd(); });
+    // A keyboard that slides in or a window that shrinks must not hide what was said last.
+    new ResizeObserver(() => { if (this.#stuck) this.#toEnd(); }).observe(this.element);
     this.element.addEventListener("scroll", () => { if (this.element.scrollTop < 80) this.older(); });
   }
 
@@ -74,6 +78,7 @@ export class Log {
     } finally {
       this.#loading = false;
       this.#list.removeAttribute("aria-busy");
+      this.#onChange();
     }
   }
 

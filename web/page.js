@@ -60,7 +60,7 @@ client.on("signal", ({ room, data }) => {
 
 function join(name) {
   const handle = client.join(name);
-  const log = new Log(handle, (id) => id.startsWith(mark));
+  const log = new Log(handle, (id) => id.startsWith(mark), refresh);
   const item = make("li");
   const link = make("a");
   link.href = `#${encodeURIComponent(name)}`;
@@ -177,11 +177,18 @@ let typedAt = -Infinity;
 $("composer").addEventListener("input", () => {
   const field = $("composer");
   field.rows = Math.min(6, field.value.split("\n").length);
-  if (performance.now() - typedAt < TYPING_EVERY || field.value === "") return;
+  if (performance.now() - typedAt < TYPING_EVERY || field.value.trim() === "") return;
   typedAt = performance.now();
   client.signal(active, { typing: true, name: myName(), by: mark });
 });
+// Enter sends, Shift+Enter breaks the line. Some input methods break it all the same after their keydown
+// was taken: then the break is refused.
+let breaks = false;
+$("composer").addEventListener("beforeinput", (event) => {
+  if (event.inputType === "insertLineBreak" && !breaks) event.preventDefault();
+});
 $("composer").addEventListener("keydown", (event) => {
+  breaks = event.shiftKey;
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   $("composer-form").requestSubmit();

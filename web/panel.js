@@ -75,7 +75,7 @@ export class Gauges {
     $("ack-last").textContent = inMs(ms);
     $("ack-median").textContent = inMs(sorted[sorted.length >> 1]);
     const top = sorted.at(-1);
-    const points = this.#acks.map((v, i) => `${(i * 120) / (SAMPLES - 1)},${30 - (v / top) * 27}`);
+    const points = this.#acks.map((v, i) => `${(i * 120) / Math.max(1, this.#acks.length - 1)},${30 - (v / top) * 27}`);
     $("spark").setAttribute("points", points.join(" "));
   }
 

@@ -1,0 +1,218 @@
+package browser
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+
+	"switchyard/internal/testkit"
+)
+
+// rows is what a window shows of its open room: "seq name text" each.
+const rows = `[...document.querySelectorAll(".log:not([hidden]) .row[data-seq]")].map((r) =>
+	r.dataset.seq + " " + r.querySelector(".who").textContent + " " + r.querySelector(".text").textContent)`
+
+// clean says that the page's own check of the raw frames has found nothing wrong.
+const clean = `document.getElementById("verdict").dataset.clean === "true"`
+
+func open(t *testing.T, b *testkit.Browser, url, name string) *testkit.Window {
+	t.Helper()
+	w := b.Open(t, url)
+	w.Until(`document.body.dataset.state === "live"`)
+	testkit.Eval[string](w, fmt.Sprintf(`document.getElementById("name").value = %q`, name))
+	return w
+}
+
+// say writes as a person does: with the keyboard, into the field that has the focus.
+func say(w *testkit.Window, text string) { w.Type(text + "\r") }
+
+func untilShown(w *testkit.Window, count int) {
+	w.Until(fmt.Sprintf("%s.length >= %d", rows, count))
+}
+
+func TestTwoWindowsChat(t *testing.T) {
+	server := testkit.StartServer(t, map[string]string{"COLOR": "green", "DEPLOYMENT": "d42"})
+	browser := testkit.StartBrowser(t)
+	ada := open(t, browser, server.URL()+"/#kitchen", "ada")
+	bob := open(t, browser, server.URL()+"/#kitchen", "bob")
+	ada.Until(`document.getElementById("second").offsetParent !== null`) // the empty room explains itself
+
+	say(ada, "hello")
+	bob.Until(`document.getElementById("signals").textContent === "" && ` + rows + `.length === 1`)
+	say(bob, "hello yourself")
+	bob.Until(`document.getElementById("composer").value === ""`)
+	untilShown(ada, 2)
+	untilShown(bob, 2)
+
+	want := []string{"1 ada hello", "2 bob hello yourself"}
+	for _, w := range []*testkit.Window{ada, bob} {
+		if got := testkit.Eval[[]string](w, rows); !slices.Equal(got, want) {
+			t.Errorf("a window shows %q, want %q", got, want)
+		}
+		w.Until(clean + ` && document.getElementById("verdict").textContent === "every seq from 1 to 2, once, in order"`)
+	}
+	if got := testkit.Eval[string](ada, `document.getElementById("plate").textContent`); !contains(got, "green") {
+		t.Errorf("the plate says %q, want the colour that serves", got)
+	}
+
+	bob.Type("hm")
+	ada.Until(`document.getElementById("signals").textContent === "bob is writing"`)
+}
+
+func TestServerDiesAndNothingIsLost(t *testing.T) {
+	server := testkit.StartServer(t, nil)
+	browser := testkit.StartBrowser(t)
+	ada := open(t, browser, server.URL()+"/#yard", "ada")
+	bob := open(t, browser, server.URL()+"/#yard", "bob")
+	say(ada, "before")
+	untilShown(bob, 1)
+
+	// Killed while twenty messages of each are somewhere between window and disk.
+	for _, w := range []*testkit.Window{ada, bob} {
+		testkit.Eval[bool](w, `document.getElementById("burst").click() ?? true`)
+	}
+	server.Kill()
+	for _, w := range []*testkit.Window{ada, bob} {
+		w.Until(`document.body.dataset.state !== "live"`)
+	}
+	say(ada, "while down")
+	ada.Until(`[...document.querySelectorAll(".waiting .text")].some((e) => e.textContent === "while down")`)
+	ada.Until(`document.body.dataset.state === "waiting" && /^\d+\.\d s$/.test(document.getElementById("countdown").textContent)`)
+
+	server.Restart()
+	for _, w := range []*testkit.Window{ada, bob} {
+		w.Until(`document.body.dataset.state === "live"`)
+		untilShown(w, 42)
+		w.Until(`document.querySelectorAll(".waiting .row").length === 0`)
+		w.Until(`document.getElementById("f-returns").textContent !== "0 times"`)
+		w.Until(clean)
+	}
+	say(bob, "after")
+	untilShown(ada, 43)
+	untilShown(bob, 43)
+
+	got := testkit.Eval[[]string](ada, rows)
+	if other := testkit.Eval[[]string](bob, rows); !slices.Equal(got, other) {
+		t.Errorf("the windows differ:\n%q\n%q", got, other)
+	}
+	exactly(t, got)
+	ada.Until(clean + ` && document.getElementById("received").textContent === "43"`)
+}
+
+// exactly checks that each message stands there once, seqs have no hole, and
+// what each person sent is in the order of sending.
+func exactly(t *testing.T, got []string) {
+	t.Helper()
+	var want []string
+	for _, name := range []string{"ada", "bob"} {
+		for i := 1; i <= 20; i++ {
+			want = append(want, fmt.Sprintf("%s %d of 20", name, i))
+		}
+	}
+	want = append(want, "ada before", "ada while down", "bob after")
+	place := map[string]int{}
+	for i, row := range got {
+		var seq int
+		var rest string
+		if _, err := fmt.Sscanf(row, "%d", &seq); err != nil || seq != i+1 {
+			t.Errorf("row %d is %q: a seq is missing or doubled", i+1, row)
+		}
+		rest = row[len(fmt.Sprint(seq))+1:]
+		if _, doubled := place[rest]; doubled {
+			t.Errorf("%q stands there twice", rest)
+		}
+		place[rest] = i
+	}
+	last := map[byte]int{'a': -1, 'b': -1}
+	for _, w := range want {
+		at, there := place[w]
+		if !there {
+			t.Errorf("%q is lost", w)
+		}
+		if contains(w, " of 20") {
+			if at < last[w[0]] {
+				t.Errorf("%q came before what was sent earlier", w)
+			}
+			last[w[0]] = at
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("%d rows, want %d", len(got), len(want))
+	}
+}
+
+func TestHistoryIsThere(t *testing.T) {
+	server := testkit.StartServer(t, nil)
+	browser := testkit.StartBrowser(t)
+	first := open(t, browser, server.URL()+"/#archive", "ada")
+	publishMany(first, "archive", 120)
+
+	later := open(t, browser, server.URL()+"/#archive", "bob")
+	later.Until(rows + `.at(-1)?.startsWith("120 ")`)
+	later.Until(`document.getElementById("empty").hidden`)
+	if n := testkit.Eval[int](later, rows+".length"); n != 50 {
+		t.Errorf("%d rows were loaded at once, want a page of 50", n)
+	}
+	// Reading upwards loads the rest, and stays where one reads.
+	for _, top := range []string{"21 ", "1 "} {
+		testkit.Eval[bool](later, `document.querySelector(".log").scrollTop = 0; true`)
+		later.Until(fmt.Sprintf(`%s[0].startsWith(%q) && document.querySelector(".log").scrollTop > 0`, rows, top))
+	}
+	untilShown(later, 120)
+	got := testkit.Eval[[]string](later, rows)
+	for i, row := range got {
+		if want := fmt.Sprintf("%d ada number %d", i+1, i+1); row != want {
+			t.Fatalf("row %d is %q, want %q", i+1, row, want)
+		}
+	}
+}
+
+// publishMany stores messages through a client of the window's own.
+func publishMany(w *testkit.Window, room string, count int) {
+	testkit.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
+		const client = Switchyard.connect();
+		const texts = Array.from({ length: %d }, (_, i) => ({ name: "ada", text: "number " + (i + 1) }));
+		await Promise.all(texts.map((data) => client.publish(%q, data)));
+		client.close();
+		return true;
+	})`, count, room))
+}
+
+func TestHostileContentIsText(t *testing.T) {
+	server := testkit.StartServer(t, nil)
+	browser := testkit.StartBrowser(t)
+	w := open(t, browser, server.URL()+"/#open", "eve")
+	hostile := []any{
+		map[string]any{"name": `<img src=x onerror="window.owned=1">`, "text": `<script>window.owned=1</script>`},
+		map[string]any{"name": map[string]any{"toString": 1}, "text": []any{1}},
+		`"><svg onload=window.owned=1>`,
+		nil, 1.5, []any{}, map[string]any{"__proto__": map[string]any{"text": "x"}},
+		map[string]any{"text": "\u202egnirts\u0000 {{7*7}} ${7*7} javascript:window.owned=1"},
+	}
+	for _, data := range hostile {
+		encoded, err := json.Marshal(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
+			const client = Switchyard.connect();
+			await client.publish("open", JSON.parse(%q));
+			client.signal("open", { wave: true, name: "<b>x</b>" });
+			client.close();
+			return true;
+		})`, encoded))
+	}
+	untilShown(w, len(hostile))
+	w.Until(clean)
+	if found := testkit.Eval[int](w, `document.querySelectorAll(".log img, .log script, .log svg, .log b, .signals b").length`); found != 0 {
+		t.Errorf("%d elements were made of what a stranger wrote", found)
+	}
+	if testkit.Eval[bool](w, `"owned" in window`) {
+		t.Error("a stranger's script ran")
+	}
+	got := testkit.Eval[[]string](w, rows)
+	if want := `1 <img src=x onerror="window.owned=1"> <script>window.owned=1</script>`; got[0] != want {
+		t.Errorf("shown as %q, want %q", got[0], want)
+	}
+}

@@ -26,20 +26,26 @@ import (
 
 // What the packages promise each other.
 var (
-	_ hub.Log  = (*store.Postgres)(nil)
-	_ hub.Feed = (*store.Postgres)(nil)
-	_ durable  = (*store.Postgres)(nil)
-	_ hub.Log  = (*store.SQLite)(nil)
-	_ hub.Feed = (*store.SQLite)(nil)
-	_ durable  = (*store.SQLite)(nil)
-	_ carrier  = (*broker.Redis)(nil)
-	_ carrier  = (*broker.Memory)(nil)
+	_ hub.Log       = (*store.Postgres)(nil)
+	_ hub.Feed      = (*store.Postgres)(nil)
+	_ hub.Batches   = (*store.Postgres)(nil)
+	_ hub.Directory = (*store.Postgres)(nil)
+	_ durable       = (*store.Postgres)(nil)
+	_ hub.Log       = (*store.SQLite)(nil)
+	_ hub.Feed      = (*store.SQLite)(nil)
+	_ hub.Batches   = (*store.SQLite)(nil)
+	_ hub.Directory = (*store.SQLite)(nil)
+	_ durable       = (*store.SQLite)(nil)
+	_ carrier       = (*broker.Redis)(nil)
+	_ carrier       = (*broker.Memory)(nil)
 )
 
 // A durable is the log as app handles it.
 type durable interface {
 	hub.Log
 	hub.Feed
+	hub.Batches
+	hub.Directory
 	Start(settled func([]*message.Publication))
 	Check() error
 	Close(context.Context) error
@@ -198,6 +204,8 @@ func (a *App) startHub(context.Context) error {
 	a.hub = hub.New(hub.Config{
 		Log:         a.log,
 		Feed:        a.log,
+		Batches:     a.log,
+		Directory:   a.log,
 		Broker:      a.broker,
 		RepairWait:  c.RepairWait,
 		MaxInflight: c.MaxInflight,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -60,23 +61,62 @@ func (s *Server) keyName(r *http.Request) (string, bool) {
 	return name, found == 1
 }
 
+// maxBatchBody bounds the body of a batch, in bytes; each message of it has the
+// bound of any other.
+const maxBatchBody = 1 << 20
+
+// body reads a request's JSON. Its Content-Type is not looked at: what callers
+// send is JSON whatever it says, and curl -d says it is a form.
+func body(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return nil, errEncoding
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, fmt.Errorf("reading the body: %w", err)
+	case err != nil:
+		// Cut, or slower than the bound on requests: the caller's doing.
+		return nil, &protocol.Error{Code: protocol.CodeMalformed, Message: "the body did not come whole"}
+	}
+	return b, nil
+}
+
+// publisher names the caller's key as the sender of messages.
+func publisher(r *http.Request) string {
+	name, _ := r.Context().Value(apiNameKey).(string)
+	return "api:" + name
+}
+
+// A receipt answers one publication.
+type receipt struct {
+	Room      message.Room  `json:"room"`
+	Epoch     message.Epoch `json:"epoch"`
+	Seq       message.Seq   `json:"seq"`
+	ID        string        `json:"id"`
+	Duplicate bool          `json:"duplicate"`
+}
+
+func receiptOf(p *message.Publication) receipt {
+	return receipt{p.Room, p.Epoch, p.Seq, p.ID, p.Duplicate}
+}
+
 // publish stores one message: POST /v1/rooms/{room}/messages {data, id?}.
 func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
 		return err
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(s.cfg.MaxFrame)))
-	if err != nil {
-		return fmt.Errorf("reading the body: %w", err)
-	}
-	d, err := protocol.DecodeDraft(body)
+	b, err := body(w, r, s.cfg.MaxFrame)
 	if err != nil {
 		return err
 	}
-	d.Room = room
-	name, _ := r.Context().Value(apiNameKey).(string)
-	d.From = "api:" + name
+	d, err := protocol.DecodeDraft(b)
+	if err != nil {
+		return err
+	}
+	d.Room, d.From = room, publisher(r)
 	p, err := s.cfg.Hub.Publish(r.Context(), d)
 	if err != nil {
 		return fmt.Errorf("publishing: %w", err)
@@ -85,13 +125,55 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 	if p.Duplicate {
 		status = http.StatusOK
 	}
-	return writeJSON(w, status, struct {
-		Room      message.Room  `json:"room"`
-		Epoch     message.Epoch `json:"epoch"`
-		Seq       message.Seq   `json:"seq"`
-		ID        string        `json:"id"`
-		Duplicate bool          `json:"duplicate"`
-	}{p.Room, p.Epoch, p.Seq, p.ID, p.Duplicate})
+	return writeJSON(w, status, receiptOf(p))
+}
+
+// publishBatch stores several messages, all or none: POST /v1/messages
+// [{room, data, id?}, ...]. The receipts come in their order.
+func (s *Server) publishBatch(w http.ResponseWriter, r *http.Request) error {
+	b, err := body(w, r, maxBatchBody)
+	if err != nil {
+		return err
+	}
+	drafts, err := protocol.DecodeBatch(b, s.cfg.MaxFrame)
+	if err != nil {
+		return err
+	}
+	for i := range drafts {
+		drafts[i].From = publisher(r)
+	}
+	stored, err := s.cfg.Hub.PublishBatch(r.Context(), drafts)
+	if err != nil {
+		return fmt.Errorf("publishing: %w", err)
+	}
+	receipts := make([]receipt, len(stored))
+	status := http.StatusOK
+	for i, p := range stored {
+		if receipts[i] = receiptOf(p); !p.Duplicate {
+			status = http.StatusCreated
+		}
+	}
+	return writeJSON(w, status, receipts)
+}
+
+// signal hands on an event that is not stored: POST /v1/rooms/{room}/signals
+// {data}.
+func (s *Server) signal(w http.ResponseWriter, r *http.Request) error {
+	room, err := roomOf(r)
+	if err != nil {
+		return err
+	}
+	b, err := body(w, r, s.cfg.MaxFrame)
+	if err != nil {
+		return err
+	}
+	data, err := protocol.DecodeSignal(b)
+	if err != nil {
+		return err
+	}
+	s.cfg.Hub.Signal(room, publisher(r), data)
+	w.WriteHeader(http.StatusAccepted)
+	return nil
 }
 
 // history reads part of a room: GET /v1/rooms/{room}/messages?after=&before=&limit=.
@@ -142,7 +224,7 @@ func roomOf(r *http.Request) (message.Room, error) {
 		return "", err
 	}
 	if room.Reserved() {
-		return "", &protocol.Error{Code: protocol.CodeForbidden, Message: "rooms that begin with _ belong to the service"}
+		return "", protocol.ErrReserved
 	}
 	return room, nil
 }

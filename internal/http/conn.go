@@ -100,7 +100,9 @@ func (c *conn) Write(p []byte) (int, error) {
 		// client's own close.
 		if len(f) >= 4 && c.code == 0 {
 			c.code = protocol.CloseCode(binary.BigEndian.Uint16(f[2:]))
-			c.linger = c.code >= protocol.CloseProtocol
+			if c.linger = c.code >= protocol.CloseProtocol; c.linger {
+				f = protocol.CloseFrame(c.code) // with our name for it
+			}
 		}
 		c.mu.Unlock()
 	}

@@ -41,13 +41,18 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 		status, word = http.StatusServiceUnavailable, "draining"
 	}
 	answer["status"], answer["node"] = word, s.cfg.Node
+	if status != http.StatusOK {
+		w.Header().Set("Retry-After", "1")
+	}
 	return writeJSON(w, status, answer)
 }
 
 // adminRoutes is for operators on the host: log level and profiles.
 func (s *Server) adminRoutes() http.Handler {
 	r := chi.NewRouter()
-	r.Use(s.identify)
+	r.Use(s.identify, s.guard)
+	r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
+	r.MethodNotAllowed(s.adapt(func(http.ResponseWriter, *http.Request) error { return errMethod }))
 	r.Get("/log-level", s.adapt(s.logLevel))
 	r.Put("/log-level", s.adapt(s.setLogLevel))
 	r.HandleFunc("/debug/pprof/*", pprof.Index)

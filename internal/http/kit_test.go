@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +39,7 @@ type node struct {
 	admin string
 	reg   *prometheus.Registry
 	logs  *safeBuilder
+	log   *moodyLog
 
 	mu    sync.Mutex
 	state []Component
@@ -59,6 +62,58 @@ func (s *safeBuilder) String() string {
 	return s.b.String()
 }
 
+// A moodyLog is the real log until it is given a mood: an error for all calls,
+// or a panic.
+type moodyLog struct {
+	*store.SQLite
+	settled func(*message.Publication)
+	mood    atomic.Pointer[error]
+}
+
+var errPanic = errors.New("planted panic")
+
+func (l *moodyLog) set(mood error) { l.mood.Store(&mood) }
+
+func (l *moodyLog) fault() error {
+	mood := l.mood.Load()
+	switch {
+	case mood == nil:
+		return nil
+	case errors.Is(*mood, errPanic):
+		panic(*mood)
+	}
+	return *mood
+}
+
+func (l *moodyLog) Append(p *message.Publication) {
+	if p.Err = l.fault(); p.Err != nil {
+		go l.settled(p)
+		return
+	}
+	l.SQLite.Append(p)
+}
+
+func (l *moodyLog) AppendBatch(ctx context.Context, batch []*message.Publication) error {
+	if err := l.fault(); err != nil {
+		return err
+	}
+	return l.SQLite.AppendBatch(ctx, batch)
+}
+
+func (l *moodyLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	if err := l.fault(); err != nil {
+		return message.Page{}, err
+	}
+	return l.SQLite.Read(ctx, r)
+}
+
+func (l *moodyLog) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
+	if err := l.fault(); err != nil {
+		return nil, false, err
+	}
+	return l.SQLite.ListRooms(ctx, prefix, after, limit)
+}
+
 func startNode(t *testing.T, change func(*Config)) *node {
 	t.Helper()
 	n := &node{t: t, reg: prometheus.NewRegistry(), logs: &safeBuilder{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
@@ -72,7 +127,8 @@ func startNode(t *testing.T, change func(*Config)) *node {
 		t.Fatal(err)
 	}
 	b := broker.NewMemory(new(broker.Bus), broker.Config{Logger: logger, Registerer: n.reg})
-	n.hub = hub.New(hub.Config{Log: l, Feed: l, Broker: b, Logger: logger, Registerer: n.reg})
+	n.log = &moodyLog{SQLite: l, settled: func(p *message.Publication) { n.hub.Settled([]*message.Publication{p}) }}
+	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, Directory: n.log, Broker: b, Logger: logger, Registerer: n.reg})
 	b.Start(n.hub.Receive)
 	l.Start(n.hub.Settled)
 	cfg := Config{
@@ -130,19 +186,29 @@ func (n *node) metric(series string) string {
 
 func (n *node) call(method, path, key, body string) (*http.Response, string) {
 	n.t.Helper()
-	r, err := http.NewRequestWithContext(n.t.Context(), method, "http://"+n.addr+path, strings.NewReader(body))
+	header := http.Header{}
+	if key != "" {
+		header.Set("Authorization", "Bearer "+key)
+	}
+	return n.request(method, path, header, strings.NewReader(body))
+}
+
+func (n *node) request(method, path string, header http.Header, body io.Reader) (*http.Response, string) {
+	n.t.Helper()
+	r, err := http.NewRequestWithContext(n.t.Context(), method, "http://"+n.addr+path, body)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if key != "" {
-		r.Header.Set("Authorization", "Bearer "+key)
-	}
+	r.Header = header
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	res, err := client.Do(r)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return res, "" // what follows is no body
+	}
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		n.t.Fatal(err)

@@ -3,8 +3,13 @@ package http
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"math"
 	"net/http"
+	"strconv"
+	"time"
 
+	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
 
@@ -14,15 +19,20 @@ type problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
-	// Code is the wire's error code, for programs.
+	// Code is the wire's error code, or one of HTTP's own, for programs.
 	Code string `json:"code"`
+	// Index is the message of a batch, from 0, that was refused.
+	Index *int `json:"index,omitempty"`
 	// RequestID is what the log lines of this request bear.
-	RequestID string `json:"request_id,omitempty"`
+	RequestID string `json:"request_id"`
+
+	retryAfter time.Duration // for the header, 0 for none
 }
 
 var (
 	errNotFound = errors.New("no such route")
 	errMethod   = errors.New("no such method on this route")
+	errEncoding = errors.New("a body comes as plain JSON, without Content-Encoding")
 )
 
 // statuses is the one table from wire codes to HTTP.
@@ -38,19 +48,47 @@ var statuses = map[string]int{
 	protocol.CodeInternal:     http.StatusInternalServerError,
 }
 
+// The codes that only HTTP has.
+const (
+	codeNotFound    = "not_found"
+	codeMethod      = "method_not_allowed"
+	codeEncoding    = "unsupported_encoding"
+	codeUpgrade     = "upgrade_required"
+	codeHandshake   = "bad_handshake"
+	detailUpgrade   = "this is a WebSocket: connect with Connection: Upgrade and Upgrade: websocket"
+	detailHandshake = "a handshake is a GET with Sec-WebSocket-Version 13 and one Sec-WebSocket-Key of 16 bytes (RFC 6455)"
+)
+
+// A handshakeError is what the websocket library answered a handshake with.
+type handshakeError int
+
+func (e handshakeError) Error() string { return detailHandshake }
+
 func problemFor(err error) problem {
+	var large *http.MaxBytesError
+	var handshake handshakeError
 	switch {
 	case errors.Is(err, errNotFound):
-		return newProblem(http.StatusNotFound, "not_found", err.Error())
+		return newProblem(http.StatusNotFound, codeNotFound, err.Error())
 	case errors.Is(err, errMethod):
-		return newProblem(http.StatusMethodNotAllowed, "method_not_allowed", err.Error())
-	}
-	var large *http.MaxBytesError
-	if errors.As(err, &large) {
-		err = &protocol.Error{Code: protocol.CodeTooLarge, Message: "the body is over MAX_FRAME"}
+		return newProblem(http.StatusMethodNotAllowed, codeMethod, err.Error())
+	case errors.Is(err, errEncoding):
+		return newProblem(http.StatusUnsupportedMediaType, codeEncoding, err.Error())
+	case errors.As(err, &handshake) && handshake == http.StatusUpgradeRequired:
+		return newProblem(int(handshake), codeUpgrade, detailUpgrade)
+	case errors.As(err, &handshake):
+		return newProblem(int(handshake), codeHandshake, detailHandshake)
+	case errors.As(err, &large):
+		err = &protocol.Error{Code: protocol.CodeTooLarge, Message: fmt.Sprintf("the body may have %d bytes: MAX_FRAME, 1 MiB for a batch", large.Limit)}
 	}
 	e := protocol.ErrorFor(err)
-	return newProblem(statuses[e.Code], e.Code, e.Message)
+	p := newProblem(statuses[e.Code], e.Code, e.Message)
+	p.retryAfter = e.RetryAfter
+	var guilty *message.BatchError
+	if errors.As(err, &guilty) {
+		p.Index = &guilty.Index
+	}
+	return p
 }
 
 func newProblem(status int, code, detail string) problem {
@@ -58,6 +96,10 @@ func newProblem(status int, code, detail string) problem {
 }
 
 func (p problem) write(w http.ResponseWriter) {
+	if p.retryAfter > 0 {
+		// Whole seconds (RFC 9110 §10.2.3), rounded up: not before it makes sense.
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(p.retryAfter.Seconds()))))
+	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	writeBody(w, p.Status, p)
 }

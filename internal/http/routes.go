@@ -3,9 +3,11 @@ package http
 import (
 	"context"
 	"crypto/rand"
-	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"path"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -23,25 +25,40 @@ type handler func(http.ResponseWriter, *http.Request) error
 
 func (s *Server) routes() http.Handler {
 	r := chi.NewRouter()
-	r.Get("/ws", s.upgrade) // outside the middleware: it takes the connection over
+	r.Use(middleware.GetHead, s.identify, s.guard)
+	r.Get("/ws", s.upgrade) // outside observe: it takes the connection over
 	r.Group(func(r chi.Router) {
-		r.Use(s.identify, s.observe)
+		r.Use(s.observe)
 		r.Get("/healthz", s.adapt(s.healthz))
 		r.Get("/readyz", s.adapt(s.readyz))
 		r.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
-		r.Route("/v1/rooms/{room}/messages", func(r chi.Router) {
+		r.Route("/v1", func(r chi.Router) {
 			r.Use(s.requireKey)
-			r.Post("/", s.adapt(s.publish))
-			r.Get("/", s.adapt(s.history))
+			r.Post("/messages", s.adapt(s.publishBatch))
+			r.Get("/rooms", s.adapt(s.listRooms))
+			r.Post("/rooms/{room}/messages", s.adapt(s.publish))
+			r.Get("/rooms/{room}/messages", s.adapt(s.history))
+			r.Post("/rooms/{room}/signals", s.adapt(s.signal))
 		})
 		for _, f := range pageFiles() {
 			r.Get("/"+f, s.file(f))
 		}
 		r.Get("/", s.file("index.html"))
 		r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
-		r.MethodNotAllowed(s.adapt(func(http.ResponseWriter, *http.Request) error { return errMethod }))
+		r.MethodNotAllowed(s.adapt(notAllowed))
 	})
 	return r
+}
+
+// notAllowed tells which methods the route has (RFC 9110 §15.5.6).
+func notAllowed(w http.ResponseWriter, r *http.Request) error {
+	routes := chi.RouteContext(r.Context()).Routes
+	for _, m := range []string{http.MethodGet, http.MethodPost} {
+		if routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
+			w.Header().Add("Allow", m)
+		}
+	}
+	return errMethod
 }
 
 // pageFiles are the names of what the page is made of.
@@ -59,6 +76,13 @@ func pageFiles() []string {
 	return names
 }
 
+// contentTypes are those that the host's table does not know, or has wrong: .ts
+// is a video to some.
+var contentTypes = map[string]string{
+	".yaml": "application/yaml", // RFC 9512
+	".ts":   "text/plain; charset=utf-8",
+}
+
 // file serves one of the page's files. The page may load and reach nothing
 // but its own server.
 func (s *Server) file(name string) http.HandlerFunc {
@@ -68,6 +92,9 @@ func (s *Server) file(name string) http.HandlerFunc {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
+		if kind := contentTypes[path.Ext(name)]; kind != "" {
+			h.Set("Content-Type", kind)
+		}
 		http.ServeFileFS(w, r, web.Files, name)
 	}
 }
@@ -130,22 +157,37 @@ func (s *Server) adapt(h handler) http.HandlerFunc {
 	}
 }
 
+// guard answers for a handler that panics: the fault is one request's, and its
+// whole trace is logged.
+func (s *Server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			fault := recover()
+			if fault == nil {
+				return
+			}
+			if fault == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
+				panic(fault)
+			}
+			s.refuse(w, r, fmt.Errorf("panic: %v\n%s", fault, debug.Stack()))
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
 // refuse answers with a problem document. What is our fault is logged whole
 // and told in general words.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemFor(err)
 	p.RequestID = requestID(r)
-	if p.Status >= http.StatusInternalServerError {
-		level := slog.LevelError
-		if p.Code == protocol.CodeUnavailable {
-			level = slog.LevelWarn
-		}
-		s.log.Log(r.Context(), level, "request failed", "method", r.Method, "path", r.URL.Path,
-			"status", p.Status, "request_id", p.RequestID, "error", err)
+	level := slog.LevelDebug
+	switch {
+	case p.Code == protocol.CodeUnavailable:
+		level = slog.LevelWarn
+	case p.Status >= http.StatusInternalServerError:
+		level = slog.LevelError
 	}
-	var e *protocol.Error
-	if errors.As(err, &e) && e.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(e.RetryAfter.Round(time.Second).Seconds())))
-	}
+	s.log.Log(r.Context(), level, "request refused", "method", r.Method, "path", r.URL.Path,
+		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "error", err)
 	p.write(w)
 }

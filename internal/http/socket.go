@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"time"
 	"unicode/utf8"
 
@@ -25,6 +26,7 @@ type socket struct {
 	ws      *websocket.Conn
 	conn    *conn // safe for concurrent use
 	client  *hub.Client
+	id      string // the handshake's request id
 	remote  string
 	started time.Time
 
@@ -34,8 +36,8 @@ type socket struct {
 	slot, index int // guarded by the beat's slot lock
 }
 
-func newSocket(s *Server, ws *websocket.Conn, c *conn, remote string) *socket {
-	k := &socket{server: s, ws: ws, conn: c, remote: remote, started: time.Now()}
+func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request) *socket {
+	k := &socket{server: s, ws: ws, conn: c, id: requestID(r), remote: remoteAddr(r), started: time.Now()}
 	k.client = s.cfg.Hub.NewClient(c, "")
 	return k
 }
@@ -123,7 +125,7 @@ func (k *socket) answer(r *protocol.Request, err error) {
 	e := protocol.ErrorFor(err)
 	k.server.metrics.errors.WithLabelValues(e.Code).Inc()
 	if e.Code == protocol.CodeInternal {
-		k.server.log.Error("request failed", "type", r.Type, "error", err)
+		k.server.log.Error("request failed", "type", r.Type, "request_id", k.id, "error", err)
 	}
 	k.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
 }
@@ -133,8 +135,12 @@ func (k *socket) end(err error) {
 	s := k.server
 	k.client.Close()
 	s.beat.remove(k)
+	if k.violated(err) {
+		// The library gives up on some frames without a word (an unmasked one).
+		k.conn.CloseWith(protocol.CloseProtocol)
+	}
 	code, reason := k.verdict(err)
-	if errors.Is(err, errClosedByUs) {
+	if _, ours := k.conn.closing(); ours {
 		k.awaitClose()
 	}
 	_ = k.ws.CloseNow() // flushes and lingers as conn.Close says, then closes
@@ -146,9 +152,18 @@ func (k *socket) end(err error) {
 	took := time.Since(k.started)
 	s.metrics.lifetime.Observe(took.Seconds())
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
-		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", k.remote),
+		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", k.remote), slog.String("request_id", k.id),
 		slog.Duration("duration", took), slog.Int("frames_in", k.received), slog.Int64("bytes_out", k.conn.sent.Load()))
 	s.release()
+}
+
+// violated says whether a read failed for what the client sent, and nobody has
+// told it yet.
+func (k *socket) violated(err error) bool {
+	var network net.Error
+	code, _ := k.conn.closing()
+	return code == 0 && websocket.CloseStatus(err) == -1 && !errors.As(err, &network) &&
+		!errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
 }
 
 // awaitClose reads until the client has answered our close frame: bounded by
@@ -169,8 +184,11 @@ const (
 	reasonLost   = "lost"   // no goodbye: cut, killed, or gone
 )
 
+// codeLost stands for nobody having said anything (RFC 6455 §7.4.1).
+const codeLost protocol.CloseCode = 1006
+
 // verdict says why a connection ended. The code is what the client was told,
-// or told us; 1006 (RFC 6455 §7.4.1) stands for nobody having said anything.
+// or told us.
 func (k *socket) verdict(err error) (protocol.CloseCode, string) {
 	code, ours := k.conn.closing()
 	if ours {
@@ -182,8 +200,5 @@ func (k *socket) verdict(err error) (protocol.CloseCode, string) {
 	if code != 0 {
 		return code, code.Reason()
 	}
-	if errors.Is(err, net.ErrClosed) || err != nil {
-		return 1006, reasonLost
-	}
-	return protocol.CloseNormal, reasonClient
+	return codeLost, reasonLost
 }

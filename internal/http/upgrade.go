@@ -25,11 +25,26 @@ const (
 )
 
 // hijacker gives the library our conn when it takes the connection over.
+// Where the library refuses the handshake instead, its answer is swallowed, for
+// ours to take its place.
 type hijacker struct {
 	http.ResponseWriter
-	server *Server
-	conn   *conn
+	server  *Server
+	conn    *conn
+	refused int // the library's status
 }
+
+// WriteHeader implements http.ResponseWriter.
+func (h *hijacker) WriteHeader(status int) {
+	if status == http.StatusSwitchingProtocols {
+		h.ResponseWriter.WriteHeader(status)
+		return
+	}
+	h.refused = status
+}
+
+// Write implements http.ResponseWriter. Only refusals have a body.
+func (h *hijacker) Write(p []byte) (int, error) { return len(p), nil }
 
 // Hijack implements http.Hijacker.
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
@@ -79,10 +94,13 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.release()
 		s.metrics.connections.WithLabelValues("handshake").Inc()
-		return // Accept has answered
+		if hj.refused != 0 {
+			s.refuse(w, r, handshakeError(hj.refused))
+		}
+		return
 	}
 	ws.SetReadLimit(int64(s.cfg.MaxFrame))
-	k := newSocket(s, ws, hj.conn, remoteAddr(r))
+	k := newSocket(s, ws, hj.conn, r)
 	s.metrics.connections.WithLabelValues("ok").Inc()
 	s.metrics.active.Inc()
 	k.conn.Send(s.welcome())

@@ -8,8 +8,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// timeLayout is RFC 3339 in UTC with microseconds, the precision of the log.
-const timeLayout = "2006-01-02T15:04:05.000000Z"
+// TimeLayout is RFC 3339 in UTC with microseconds, the precision of the log.
+const TimeLayout = "2006-01-02T15:04:05.000000Z"
 
 // overhead is about what a message frame holds beside names and data.
 const overhead = 160
@@ -63,7 +63,7 @@ func AppendMessage(b []byte, m *message.Message) []byte {
 	b = append(b, `","from":`...)
 	b = appendUser(b, m.From)
 	b = append(b, `,"at":"`...)
-	b = m.At.UTC().AppendFormat(b, timeLayout)
+	b = m.At.UTC().AppendFormat(b, TimeLayout)
 	b = append(b, `","data":`...)
 	b = append(b, m.Data...)
 	return append(b, '}')
@@ -180,7 +180,7 @@ func appendPage(b []byte, page *message.Page) []byte {
 // Heartbeat tells clients that the way to them is open.
 func Heartbeat(at time.Time) Frame {
 	b := append(newText(64), `{"type":"heartbeat","at":"`...)
-	b = at.UTC().AppendFormat(b, timeLayout)
+	b = at.UTC().AppendFormat(b, TimeLayout)
 	return seal(append(b, '"', '}'))
 }
 

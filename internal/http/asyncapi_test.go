@@ -1,0 +1,333 @@
+package http
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// payloads are the messages of an operation, by the type that stands in them:
+// "joined" to the path of its schema.
+func payloads(d *document, operation string) map[string][]string {
+	list, _ := d.at("operations", operation, "messages")
+	found := map[string][]string{}
+	for _, v := range list.([]any) {
+		_, pointer := d.follow(v, "")
+		key := pointer[strings.LastIndex(pointer, "/")+1:]
+		path := []string{"components", "messages", key, "payload"}
+		kind, _ := d.object(append(path, "properties", "type")...)["const"].(string)
+		if kind == "" {
+			kind = key // a schema that two messages share
+		}
+		found[kind] = path
+	}
+	return found
+}
+
+// goldenFrames are those of internal/protocol, by file.
+func goldenFrames(t *testing.T) map[string]map[string]any {
+	t.Helper()
+	paths, err := filepath.Glob("../protocol/testdata/v1/*.json")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no golden frames: %v", err)
+	}
+	all := map[string]map[string]any{}
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var g map[string]any
+		if err := json.Unmarshal(b, &g); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		all[filepath.Base(path)] = g
+	}
+	return all
+}
+
+// What the service sends has exactly the fields of the document, and each field
+// of the document is in a golden frame; likewise what it understands.
+func TestGoldenFramesAreTheDocuments(t *testing.T) {
+	d := readDocument(t, "asyncapi.yaml")
+	requests, answers := payloads(d, "request"), payloads(d, "deliver")
+	seen := map[string]bool{}
+	for file, g := range goldenFrames(t) {
+		text := g["frame"].(string)
+		var frame map[string]any
+		refused := g["error"] != nil
+		if err := json.Unmarshal([]byte(text), &frame); err != nil && !refused {
+			t.Fatalf("%s: %v", file, err)
+		}
+		kind, _ := frame["type"].(string)
+		schema := requests[kind]
+		if g["from"] == "server" {
+			schema = answers[kind]
+		}
+		switch {
+		case schema == nil && !refused:
+			t.Errorf("%s: %s is not documented", file, kind)
+		case schema == nil:
+		case (d.checkText(text, schema...) != nil) != refused:
+			t.Errorf("%s: the document says %v", file, d.checkText(text, schema...))
+		}
+		for field := range frame {
+			seen[fmt.Sprint(g["from"], " ", kind, " ", field)] = true
+		}
+	}
+	for from, set := range map[string]map[string][]string{"client": requests, "server": answers} {
+		for kind, schema := range set {
+			for field := range d.object(append(schema, "properties")...) {
+				if !seen[from+" "+kind+" "+field] {
+					t.Errorf("no golden %s frame shows %s of %s", from, field, kind)
+				}
+			}
+		}
+	}
+}
+
+// Each documented field of a request is one that is read, and there is none
+// that is read and not documented.
+func TestRequestsAreTheDocuments(t *testing.T) {
+	d := readDocument(t, "asyncapi.yaml")
+	requests := payloads(d, "request")
+	fields := map[string]bool{}
+	for _, schema := range requests {
+		for field := range d.object(append(schema, "properties")...) {
+			fields[field] = true
+		}
+	}
+	want := map[string]bool{}
+	for f := range reflect.TypeFor[protocol.Request]().Fields() {
+		if !strings.HasPrefix(f.Name, "Has") { // says whether another was given
+			want[strings.ToLower(f.Name)] = true
+		}
+	}
+	if !maps.Equal(fields, want) {
+		t.Errorf("documented %v, read %v", slices.Sorted(maps.Keys(fields)), slices.Sorted(maps.Keys(want)))
+	}
+	for file, g := range goldenFrames(t) {
+		var frame map[string]json.RawMessage
+		if g["request"] == nil || json.Unmarshal([]byte(g["frame"].(string)), &frame) != nil {
+			continue
+		}
+		whole, _ := protocol.Decode([]byte(g["frame"].(string)))
+		for field := range frame {
+			less := maps.Clone(frame)
+			delete(less, field)
+			b, err := json.Marshal(less)
+			if err != nil {
+				t.Fatal(err)
+			}
+			part, err := protocol.Decode(b)
+			if same := err == nil && reflect.DeepEqual(whole, part); same == fields[field] {
+				t.Errorf("%s: without %s it is the same: %v", file, field, same)
+			}
+		}
+	}
+	types := slices.Sorted(maps.Keys(requests))
+	if known := constants(t, "decode.go", "Type"); !slices.Equal(types, known) {
+		t.Errorf("documented %v, known %v", types, known)
+	}
+}
+
+// constants are the values of the string constants of a file of
+// internal/protocol whose names begin with prefix.
+func constants(t *testing.T, file, prefix string) (values []string) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), "../protocol/"+file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok || !strings.HasPrefix(spec.Names[0].Name, prefix) || len(spec.Values) == 0 {
+			return true
+		}
+		if lit, ok := spec.Values[0].(*ast.BasicLit); ok && lit.Kind == token.STRING {
+			value, _ := strconv.Unquote(lit.Value)
+			values = append(values, value)
+		}
+		return true
+	})
+	slices.Sort(values)
+	return values
+}
+
+// Each error code of the wire is met on a real connection, and no other is.
+func TestEveryErrorCodeIsMet(t *testing.T) {
+	n := startNode(t, nil)
+	d := readDocument(t, "asyncapi.yaml")
+	answers := payloads(d, "deliver")
+	b := n.dial(nil)
+	met := map[string]bool{}
+	expect := func(frame, code string) {
+		t.Helper()
+		b.send("%s", frame)
+		v := b.until("error")
+		if err := d.check(v, answers["error"]...); err != nil || v["code"] != code {
+			t.Errorf("%s: %v: %v", frame, v, err)
+		}
+		met[v["code"].(string)] = true
+	}
+	expect(`nonsense`, "malformed")
+	expect(`{"type":"join","room":"a b","ref":"r"}`, "invalid")
+	expect(`{"type":"dance","room":"a"}`, "unknown_type")
+	expect(`{"type":"join","room":"_x"}`, "forbidden")
+	b.send(`{"type":"publish","room":"a","id":"i","data":1}`)
+	b.until("ack")
+	expect(`{"type":"publish","room":"a","id":"i","data":2}`, "conflict")
+	n.log.set(message.ErrUnavailable)
+	expect(`{"type":"publish","room":"a","data":2}`, "unavailable")
+	n.log.set(message.ErrRejected)
+	expect(`{"type":"publish","room":"a","data":2}`, "internal")
+	n.log.mood.Store(nil)
+	for i := range 1000 {
+		b.send(`{"type":"join","room":"r%d"}`, i)
+		b.until("joined")
+	}
+	expect(`{"type":"join","room":"one-more"}`, "too_many_rooms")
+	documented := d.strings(append(answers["error"], "properties", "code", "enum")...)
+	slices.Sort(documented)
+	if got := slices.Sorted(maps.Keys(met)); !slices.Equal(got, documented) {
+		t.Errorf("met %v, documented %v", got, documented)
+	}
+}
+
+// readClose reads a connection to its close frame, and holds every frame
+// before it against the document.
+func readClose(t *testing.T, d *document, br *bufio.Reader) (code uint16, reason string) {
+	t.Helper()
+	answers := payloads(d, "deliver")
+	for {
+		var head [2]byte
+		if _, err := io.ReadFull(br, head[:]); err != nil {
+			t.Fatalf("no close frame: %v", err)
+		}
+		size := uint64(head[1])
+		if size > 125 {
+			long := make([]byte, map[uint64]int{126: 2, 127: 8}[size])
+			if _, err := io.ReadFull(br, long); err != nil {
+				t.Fatal(err)
+			}
+			size = 0
+			for _, b := range long {
+				size = size<<8 | uint64(b)
+			}
+		}
+		payload := make([]byte, size)
+		if _, err := io.ReadFull(br, payload); err != nil {
+			t.Fatal(err)
+		}
+		switch head[0] {
+		case 0x88:
+			return binary.BigEndian.Uint16(payload), string(payload[2:])
+		case 0x81:
+			var f struct{ Type string }
+			if err := json.Unmarshal(payload, &f); err != nil || answers[f.Type] == nil {
+				t.Fatalf("%q: %v", payload, err)
+			}
+			if err := d.checkText(string(payload), answers[f.Type]...); err != nil {
+				t.Errorf("%s: %v", payload, err)
+			}
+		}
+	}
+}
+
+// Each documented close code is met, with its reason, and no other is sent.
+func TestEveryCloseCodeIsMet(t *testing.T) {
+	d := readDocument(t, "asyncapi.yaml")
+	quick := func(c *Config) { c.Heartbeat = 200 * time.Millisecond }
+	join := masked(0x81, `{"type":"join","room":"a"}`)
+	met := map[string]bool{}
+	for want, tt := range map[string]struct {
+		change func(*Config)
+		sends  string
+		then   func(*node)
+	}{
+		"1000": {nil, masked(0x88, "\x03\xe8"), nil},
+		"1002": {nil, "\x81\x02{}", nil},
+		"1003": {nil, masked(0x82, "x"), nil},
+		"1007": {nil, masked(0x81, "\"\xff\""), nil},
+		"1008": {nil, strings.Repeat(masked(0x81, "x"), 3), nil},
+		"1009": {func(c *Config) { c.MaxFrame = 1024 }, masked(0x81, strings.Repeat("x", 1025)), nil},
+		"1012": {nil, "", func(n *node) { go n.CloseSockets(t.Context()) }},
+		"4103": {func(c *Config) { c.MaxConnections = 1 }, "", nil},
+		"4208": {func(c *Config) { c.QueueBytes = 600 << 10 }, join, flood},
+		"4209": {quick, "", nil},
+	} {
+		t.Run(want, func(t *testing.T) {
+			n := startNode(t, tt.change)
+			if want == "4103" {
+				n.dial(nil)
+			}
+			_, br := n.raw(tt.sends)
+			if tt.then != nil {
+				eventually(t, "the connection", func() bool { return n.metric("websocket_active_connections") == "1" })
+				tt.then(n)
+			}
+			code, reason := readClose(t, d, br)
+			said := d.object("channels", "socket", "x-close-codes", want)
+			if fmt.Sprint(code) != want || want != "1000" && said["reason"] != reason {
+				t.Errorf("closed with %d %q, want %s %v", code, reason, want, said["reason"])
+			}
+			met[fmt.Sprint(code)] = true
+		})
+	}
+	documented := d.object("channels", "socket", "x-close-codes")
+	for code := range documented {
+		if !met[code] {
+			t.Errorf("%s is documented and was not met", code)
+		}
+	}
+}
+
+// flood publishes more than any socket buffer holds, in a room whose only
+// member reads nothing.
+func flood(n *node) {
+	eventually(n.t, "the member", func() bool { return len(n.hub.Rooms()) == 1 && n.hub.Rooms()[0].Members == 1 })
+	data := `"` + strings.Repeat("x", 60<<10) + `"`
+	for range 200 {
+		if _, err := n.hub.Publish(n.t.Context(), draft("a", data)); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+// The documents are served as they lie in web.
+func TestTheDocumentsAreServed(t *testing.T) {
+	n := startNode(t, nil)
+	for _, name := range []string{"/openapi.yaml", "/asyncapi.yaml"} {
+		res, body := n.call("GET", name, "", "")
+		if res.Header.Get("Content-Type") != "application/yaml" || !strings.Contains(body, "title: Switchyard") {
+			t.Errorf("%s: %s %.60s", name, res.Header.Get("Content-Type"), body)
+		}
+	}
+	ws, res, err := websocket.Dial(t.Context(), "ws://"+n.addr+"/ws", nil)
+	if err != nil || res.Header.Get("X-Request-Id") == "" {
+		t.Fatalf("handshake: %v %v", res, err)
+	}
+	_ = ws.Close(websocket.StatusNormalClosure, "")
+	eventually(t, "the log line with the handshake's request id", func() bool {
+		return strings.Contains(n.logs.String(), `"request_id":"`+res.Header.Get("X-Request-Id")+`"`)
+	})
+}

@@ -1,0 +1,233 @@
+package http
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/go-chi/chi/v5"
+
+	"switchyard/internal/message"
+)
+
+// operations are "METHOD /route" of the document; the files are spelled out.
+func operations(d *document) []string {
+	var found []string
+	for route := range d.object("paths") {
+		for method := range d.object("paths", route) {
+			if method == "parameters" {
+				continue
+			}
+			if route != "/{file}" {
+				found = append(found, strings.ToUpper(method)+" "+route)
+				continue
+			}
+			for _, name := range fileNames(d) {
+				found = append(found, strings.ToUpper(method)+" /"+name)
+			}
+		}
+	}
+	slices.Sort(found)
+	return found
+}
+
+func fileNames(d *document) []string {
+	parameters, _ := d.at("paths", "/{file}", "get", "parameters")
+	var names []string
+	for _, v := range parameters.([]any)[0].(map[string]any)["schema"].(map[string]any)["enum"].([]any) {
+		names = append(names, v.(string))
+	}
+	return names
+}
+
+func TestTheRoutesAreTheDocuments(t *testing.T) {
+	n := startNode(t, nil)
+	var served []string
+	err := chi.Walk(n.Handler().(chi.Routes), func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		served = append(served, method+" "+route)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(served)
+	if documented := operations(readDocument(t, "openapi.yaml")); !slices.Equal(served, documented) {
+		t.Errorf("served:\n%s\ndocumented:\n%s", strings.Join(served, "\n"), strings.Join(documented, "\n"))
+	}
+}
+
+// An exchange is one call of a documented operation.
+type exchange struct {
+	method, route, path, body string
+	header                    http.Header
+	mood                      error // of the log
+	status                    int
+}
+
+func upgradeHeader(more ...string) http.Header {
+	h := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}
+	for i := 0; i < len(more); i += 2 {
+		h.Set(more[i], more[i+1])
+	}
+	return h
+}
+
+func exchanges() []exchange {
+	const one, batch, sig, list = "/v1/rooms/{room}/messages", "/v1/messages", "/v1/rooms/{room}/signals", "/v1/rooms"
+	const a, s = "/v1/rooms/a/messages", "/v1/rooms/a/signals"
+	gzip := http.Header{"Content-Encoding": {"gzip"}}
+	nobody := http.Header{"Authorization": {"Bearer nobody"}}
+	planted := errors.New("planted")
+	long := `"` + strings.Repeat("x", 70000) + `"`
+	all := []exchange{
+		{"POST", one, a, `{"data":{"x":1},"id":"k1"}`, nil, nil, 201},
+		{"POST", one, a, `{"data":{"x":1},"id":"k1"}`, nil, nil, 200},
+		{"POST", one, a, `{"data":2,"id":"k1"}`, nil, nil, 409},
+		{"POST", one, a, `{"data":"` + long[1:] + `}`, nil, nil, 413},
+		{"POST", one, a, `{"data":1,"id":"a b"}`, nil, nil, 400},
+		{"POST", batch, batch, `[{"room":"a","data":1,"id":"b1"},{"room":"b","data":null}]`, nil, nil, 201},
+		{"POST", batch, batch, `[{"room":"a","data":1,"id":"b1"}]`, nil, nil, 200},
+		{"POST", batch, batch, `[{"room":"a","data":2,"id":"b1"}]`, nil, nil, 409},
+		{"POST", batch, batch, `[{"room":"a","data":` + long + `}]`, nil, nil, 413},
+		{"POST", batch, batch, `[{"room":"_x","data":1}]`, nil, nil, 403},
+		{"POST", batch, batch, `[{"room":"a"}]`, nil, nil, 400},
+		{"POST", batch, batch, `[]`, nil, nil, 400},
+		{"POST", sig, s, `{"data":[]}`, nil, nil, 202},
+		{"POST", sig, s, `{"data":` + long + `}`, nil, nil, 413},
+		{"POST", sig, s, `{}`, nil, nil, 400},
+		{"GET", one, a, "", nil, nil, 200},
+		{"GET", one, a + "?after=0&limit=1", "", nil, nil, 200},
+		{"GET", one, a + "?before=9", "", nil, nil, 200},
+		{"GET", one, "/v1/rooms/empty/messages", "", nil, nil, 200},
+		{"GET", one, a + "?limit=0", "", nil, nil, 400},
+		{"GET", one, a, "", nil, planted, 503},
+		{"GET", one, a, "", nil, errPanic, 500},
+		{"GET", list, list, "", nil, nil, 200},
+		{"GET", list, list + "?prefix=a&after=a&limit=1", "", nil, nil, 200},
+		{"GET", list, list + "?prefix=%20", "", nil, nil, 400},
+		{"GET", list, list + "?prefix=_x", "", nil, nil, 403},
+		{"GET", list, list, "", nil, planted, 503},
+		{"GET", list, list, "", nil, errPanic, 500},
+		{"GET", list, list, "", nobody, nil, 401},
+		{"GET", one, a, "", nobody, nil, 401},
+		{"GET", one, "/v1/rooms/_x/messages", "", nil, nil, 403},
+		{"GET", "/healthz", "/healthz", "", nil, nil, 200},
+		{"GET", "/readyz", "/readyz", "", nil, nil, 200},
+		{"GET", "/metrics", "/metrics", "", nil, nil, 200},
+		{"GET", "/", "/", "", nil, nil, 200},
+		{"GET", "/ws", "/ws", "", upgradeHeader(), nil, 101},
+		{"GET", "/ws", "/ws", "", upgradeHeader("Sec-Websocket-Version", "12"), nil, 400},
+		{"GET", "/ws", "/ws", "", upgradeHeader("Origin", "https://evil.example"), nil, 403},
+		{"GET", "/ws", "/ws", "", nil, nil, 426},
+	}
+	for _, call := range []exchange{{route: one, path: a}, {route: batch, path: batch}, {route: sig, path: s}} {
+		reserved := strings.Replace(call.path, "/a/", "/_x/", 1)
+		all = append(all,
+			exchange{"POST", call.route, call.path, `nonsense`, nil, nil, 400},
+			exchange{"POST", call.route, call.path, `{"data":1}`, gzip, nil, 415},
+			exchange{"POST", call.route, call.path, `{"data":1}`, nobody, nil, 401})
+		if reserved != call.path {
+			all = append(all, exchange{"POST", call.route, reserved, `{"data":1}`, nil, nil, 403})
+		}
+		if call.route == sig {
+			continue // asks the log nothing
+		}
+		body := `{"data":1}`
+		if call.route == batch {
+			body = `[{"room":"a","data":1}]`
+		}
+		all = append(all,
+			exchange{"POST", call.route, call.path, body, nil, message.ErrUnavailable, 503},
+			exchange{"POST", call.route, call.path, body, nil, message.ErrRejected, 500})
+	}
+	return all
+}
+
+// Every operation is called, every status of it is met, and every answer is
+// held against the document; what the document says of a body is what the
+// service accepts.
+func TestEveryAnswerIsTheDocuments(t *testing.T) {
+	n := startNode(t, nil)
+	d := readDocument(t, "openapi.yaml")
+	met, codes, asked := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	do := func(e exchange) {
+		t.Helper()
+		n.log.mood.Store(nil)
+		if e.mood != nil {
+			n.log.set(e.mood)
+		}
+		header := http.Header{"Authorization": {"Bearer " + testKey}}
+		maps.Copy(header, e.header)
+		res, body := n.request(e.method, e.path, header, strings.NewReader(e.body))
+		name := fmt.Sprintf("%s %s %d", e.method, e.route, res.StatusCode)
+		if res.StatusCode != e.status {
+			t.Errorf("%s %s %.40q: %d, want %d: %s", e.method, e.path, e.body, res.StatusCode, e.status, body)
+		}
+		if err := d.checkAnswer(res, body, e.route, e.method); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		met[name] = true
+		var p problem
+		if res.StatusCode >= http.StatusBadRequest && json.Unmarshal([]byte(body), &p) == nil && p.Code != "" {
+			codes[p.Code] = true
+		}
+		for key := range res.Request.URL.Query() {
+			asked[e.method+" "+e.route+" "+key] = true
+		}
+		fits := d.checkText(e.body, "paths", e.route, strings.ToLower(e.method), "requestBody", "content", "application/json", "schema")
+		if sent := e.method == "POST"; sent && (fits == nil) != (p.Code != "malformed" && p.Code != "invalid" && p.Code != "forbidden") &&
+			res.StatusCode < 401 {
+			t.Errorf("%s with %.60q: the document says %v", name, e.body, fits)
+		}
+	}
+	for _, e := range exchanges() {
+		do(e)
+	}
+	for _, name := range fileNames(d) {
+		do(exchange{"GET", "/{file}", "/" + name, "", nil, nil, 200})
+	}
+	for path, code := range map[string]string{"GET /none": codeNotFound, "PATCH /healthz": codeMethod} {
+		method, path, _ := strings.Cut(path, " ")
+		_, body := n.call(method, path, "", "")
+		if err := d.checkText(body, "components", "schemas", "Problem"); err != nil || !strings.Contains(body, code) {
+			t.Errorf("%s: %s: %v", path, body, err)
+		}
+		codes[code] = true
+	}
+	n.Stop()
+	do(exchange{"GET", "/readyz", "/readyz", "", nil, nil, 503})
+	do(exchange{"GET", "/ws", "/ws", "", upgradeHeader(), nil, 503})
+	unmet(t, d, met, asked, codes)
+}
+
+// unmet names what is documented and was not met.
+func unmet(t *testing.T, d *document, met, asked, codes map[string]bool) {
+	t.Helper()
+	for route := range d.object("paths") {
+		for method := range d.object("paths", route) {
+			for status := range d.object("paths", route, method, "responses") {
+				if name := strings.ToUpper(method) + " " + route + " " + status; !met[name] {
+					t.Errorf("%s is documented and was never met", name)
+				}
+			}
+			parameters, _ := d.at("paths", route, method, "parameters")
+			list, _ := parameters.([]any)
+			for _, p := range list {
+				p := p.(map[string]any)
+				if name := fmt.Sprint(strings.ToUpper(method), " ", route, " ", p["name"]); p["in"] == "query" && !asked[name] {
+					t.Errorf("the parameter %s was never given", name)
+				}
+			}
+		}
+	}
+	documented := d.strings("components", "schemas", "Problem", "properties", "code", "enum")
+	slices.Sort(documented)
+	if got := slices.Sorted(maps.Keys(codes)); !slices.Equal(got, documented) {
+		t.Errorf("codes met %v, documented %v", got, documented)
+	}
+}

@@ -1,0 +1,76 @@
+package http
+
+import (
+	"fmt"
+	"net/http"
+
+	"switchyard/internal/hub"
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// defaultRooms is how many rooms a list holds when its caller says nothing.
+const defaultRooms = 100
+
+// A room is one line of the list of rooms.
+type room struct {
+	Room message.Room `json:"room"`
+	// Head is the newest seq, First the oldest still stored.
+	Head  message.Seq `json:"head"`
+	First message.Seq `json:"first"`
+	// LastAt is when Head was stored, RFC 3339 in UTC; left out when nothing
+	// ever was.
+	LastAt string `json:"last_at,omitempty"`
+}
+
+// listRooms tells which rooms there are, in byte order of their names: GET
+// /v1/rooms?prefix=&after=&limit=. The next page is asked for with the last
+// name as after.
+func (s *Server) listRooms(w http.ResponseWriter, r *http.Request) error {
+	prefix, err := queryRoom(r, "prefix")
+	if err != nil {
+		return err
+	}
+	after, err := queryRoom(r, "after")
+	if err != nil {
+		return err
+	}
+	limit, given, err := queryInt(r, "limit", 1, hub.MaxRoomList)
+	if err != nil {
+		return err
+	}
+	if !given {
+		limit = defaultRooms
+	}
+	found, more, err := s.cfg.Hub.ListRooms(r.Context(), string(prefix), after, int(limit))
+	if err != nil {
+		return fmt.Errorf("answering with rooms: %w", err)
+	}
+	rooms := make([]room, len(found))
+	for i, f := range found {
+		rooms[i] = room{Room: f.Room, Head: f.Head, First: f.First}
+		if !f.LastAt.IsZero() {
+			rooms[i].LastAt = f.LastAt.UTC().Format(protocol.TimeLayout)
+		}
+	}
+	return writeJSON(w, http.StatusOK, struct {
+		Rooms []room `json:"rooms"`
+		More  bool   `json:"more"`
+	}{rooms, more})
+}
+
+// queryRoom reads an optional name, or the beginning of one, of the query.
+func queryRoom(r *http.Request, name string) (message.Room, error) {
+	value := r.URL.Query().Get(name)
+	if value == "" {
+		return "", nil
+	}
+	room, err := message.ParseRoom(value)
+	if err != nil {
+		return "", &message.InvalidError{Field: name, Reason: "must be at most 128 of A-Z a-z 0-9 . _ - :"}
+	}
+	if room.Reserved() {
+		return "", protocol.ErrReserved
+	}
+	return room, nil
+}

@@ -41,13 +41,13 @@ var (
 
 // A Config says how to reach other nodes.
 type Config struct {
-	// URL is redis://[user:password@]host[:port][/db] or rediss:// for TLS.
-	// Memory ignores it.
+	// URL is REDIS_URL: redis://, redis+sentinel:// or redis+cluster://, with
+	// rediss for TLS; docs/redis.md tells the whole form. Memory ignores it.
 	URL string
 	// Prefix begins the name of every channel; DefaultPrefix when empty.
 	Prefix string
-	// Queue bounds the publications that wait to be sent (Redis) or received
-	// (Memory); DefaultQueue when 0. Beyond it the oldest is dropped and counted.
+	// Queue bounds the publications that wait to be sent (Redis, for each of a
+	// cluster's masters) or received (Memory); DefaultQueue when 0. Beyond it the oldest is dropped and counted.
 	Queue int
 
 	Logger     *slog.Logger          // nil: silent
@@ -69,7 +69,8 @@ func (c Config) withDefaults() Config {
 }
 
 // A Receive is called with each publication of the rooms subscribed to, in
-// order per room, from the one receive loop: it must not block. The payload is
-// the callee's to keep, not to write to. For a moment after Unsubscribe the
+// order per room but for a moment while a room moves to another Redis server.
+// It must not block; a cluster's receive loops call it concurrently. The payload
+// is the callee's to keep, not to write to. For a moment after Unsubscribe the
 // room's publications may still come.
 type Receive func(room message.Room, payload []byte)

@@ -15,183 +15,217 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// forBoth runs a story on two nodes of each broker.
-func forBoth(t *testing.T, story func(t *testing.T, a, b *node)) {
-	t.Helper()
-	t.Run("memory", func(t *testing.T) {
-		var bus Bus
-		open := func() *node {
-			reg := prometheus.NewRegistry()
-			return newNode(t, NewMemory(&bus, Config{Registerer: reg, Queue: 10_000}), reg)
-		}
-		story(t, open(), open())
-	})
-	t.Run("redis", func(t *testing.T) {
-		url, prefix := testkit.Redis(t).URL(), testkit.RedisPrefix()
-		open := func() *node { return openNode(t, Config{URL: url, Prefix: prefix, Queue: 10_000}) }
-		story(t, open(), open())
-	})
+// contract is what every broker keeps, whatever carries it.
+var contract = []struct {
+	name  string
+	story func(t *testing.T, a, b *node)
+}{
+	{"A message reaches every node that listens", aMessageReachesEveryNodeThatListens},
+	{"Bytes arrive as they were", bytesArriveAsTheyWere},
+	{"Order is kept per room", orderIsKeptPerRoom},
+	{"Nothing comes after unsubscribe", nothingComesAfterUnsubscribe},
+	{"A confirmed subscription misses nothing", aConfirmedSubscriptionMissesNothing},
+	{"Many rooms", thousandsOfRooms},
+	{"Subscribe heeds its context", subscribeHeedsItsContext},
+	{"Close sends what is queued and ends everything", closeSendsWhatIsQueuedAndEndsEverything},
 }
 
-func TestAMessageReachesEveryNodeThatListens(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, b *node) {
-		a.mustSubscribe(t, "lobby")
-		b.mustSubscribe(t, "lobby", "den")
-		a.Publish("lobby", []byte("hello"))
-		a.Publish("den", []byte("psst"))
-		b.waitFor(t, "lobby", "hello")
-		b.waitFor(t, "den", "psst")
-		a.waitFor(t, "lobby", "hello") // its own echo, too
-		if got := a.received("den"); len(got) > 0 {
-			t.Errorf("a node got %q of a room it did not ask for", got)
-		}
-		if got := a.metric(t, "broker_up", ""); got != 1 {
-			t.Errorf("broker_up = %v", got)
-		}
-	})
+// TestContract tells each story on two nodes of each broker.
+func TestContract(t *testing.T) {
+	for name, brokers := range map[string]func(t *testing.T) func(t *testing.T) *node{
+		"memory": memoryNodes,
+		"redis":  func(t *testing.T) func(*testing.T) *node { return redisNodes(testkit.Redis(t).URL()) },
+		"sentinel": func(t *testing.T) func(*testing.T) *node {
+			return redisNodes(testkit.StartSentinel(t, "--requirepass", "hunter2").URL())
+		},
+		"cluster": func(t *testing.T) func(*testing.T) *node { return redisNodes(testkit.StartCluster(t).URL()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			open := brokers(t)
+			for _, c := range contract {
+				t.Run(c.name, func(t *testing.T) { c.story(t, open(t), open(t)) })
+			}
+		})
+	}
 }
 
-func TestBytesArriveAsTheyWere(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, b *node) {
-		b.mustSubscribe(t, "bytes")
-		all := make([]byte, 64<<10)
-		for i := range all {
-			all[i] = byte(i)
-		}
-		a.Publish("bytes", all)
-		a.Publish("bytes", nil)
-		if got := b.waitFor(t, "bytes", ""); got[0] != string(all) {
-			t.Error("64 KiB with every byte value came out changed")
-		}
-	})
+// memoryNodes returns nodes on one bus; the tests keep apart by closing theirs.
+func memoryNodes(*testing.T) func(t *testing.T) *node {
+	var bus Bus
+	return func(t *testing.T) *node {
+		reg := prometheus.NewRegistry()
+		return newNode(t, NewMemory(&bus, Config{Registerer: reg, Queue: 10_000}), reg)
+	}
 }
 
-func TestOrderIsKeptPerRoom(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, b *node) {
-		const count = 2000
-		rooms := []message.Room{"one", "two", "three", "four"}
-		b.mustSubscribe(t, rooms...)
-		var publishers sync.WaitGroup
-		for _, room := range rooms {
-			publishers.Go(func() {
-				for i := range count {
-					a.Publish(room, []byte(strconv.Itoa(i)))
-				}
-			})
-		}
-		publishers.Wait()
-		for _, room := range rooms {
-			got := b.waitFor(t, room, strconv.Itoa(count-1))
-			for i, payload := range got {
-				if payload != strconv.Itoa(i) {
-					t.Fatalf("%s: the %dth is %s", room, i, payload)
-				}
+// redisNodes returns nodes that meet in the same servers and rooms.
+func redisNodes(url string) func(t *testing.T) *node {
+	return func(t *testing.T) *node {
+		t.Helper()
+		return openNode(t, Config{URL: url, Prefix: "contract:", Queue: 10_000})
+	}
+}
+
+func aMessageReachesEveryNodeThatListens(t *testing.T, a, b *node) {
+	a.mustSubscribe(t, "lobby")
+	b.mustSubscribe(t, "lobby", "den")
+	a.Publish("lobby", []byte("hello"))
+	a.Publish("den", []byte("psst"))
+	b.waitFor(t, "lobby", "hello")
+	b.waitFor(t, "den", "psst")
+	a.waitFor(t, "lobby", "hello") // its own echo, too
+	if got := a.received("den"); len(got) > 0 {
+		t.Errorf("a node got %q of a room it did not ask for", got)
+	}
+	if got := a.metric(t, "broker_up", ""); got != 1 {
+		t.Errorf("broker_up = %v", got)
+	}
+}
+
+func bytesArriveAsTheyWere(t *testing.T, a, b *node) {
+	b.mustSubscribe(t, "bytes")
+	all := make([]byte, 64<<10)
+	for i := range all {
+		all[i] = byte(i)
+	}
+	a.Publish("bytes", all)
+	a.Publish("bytes", nil)
+	if got := b.waitFor(t, "bytes", ""); got[0] != string(all) {
+		t.Error("64 KiB with every byte value came out changed")
+	}
+}
+
+func orderIsKeptPerRoom(t *testing.T, a, b *node) {
+	const count = 2000
+	rooms := []message.Room{"one", "two", "three", "four"}
+	b.mustSubscribe(t, rooms...)
+	var publishers sync.WaitGroup
+	for _, room := range rooms {
+		publishers.Go(func() {
+			for i := range count {
+				a.Publish(room, []byte(strconv.Itoa(i)))
+			}
+		})
+	}
+	publishers.Wait()
+	for _, room := range rooms {
+		got := b.waitFor(t, room, strconv.Itoa(count-1))
+		for i, payload := range got {
+			if payload != strconv.Itoa(i) {
+				t.Fatalf("%s: the %dth is %s", room, i, payload)
 			}
 		}
-	})
+	}
 }
 
-func TestNothingComesAfterUnsubscribe(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, b *node) {
-		b.mustSubscribe(t, "left", "marker")
-		b.Unsubscribe("left")
-		b.Unsubscribe("left")  // twice is harmless
-		b.Unsubscribe("never") // and so is this
-		// The answer to a later subscription proves that the unsubscribe was done.
-		b.mustSubscribe(t, "later")
-		a.Publish("left", []byte("gone"))
-		a.Publish("marker", []byte("end"))
-		b.waitFor(t, "marker", "end")
-		if got := b.received("left"); len(got) > 0 {
-			t.Errorf("got %q after the room was left", got)
-		}
-	})
+func nothingComesAfterUnsubscribe(t *testing.T, a, b *node) {
+	b.mustSubscribe(t, "left", "marker")
+	b.Unsubscribe("left")
+	b.Unsubscribe("left")  // twice is harmless
+	b.Unsubscribe("never") // and so is this
+	// The answer to a later subscription on the same connection proves that the
+	// unsubscribe was done.
+	b.mustSubscribe(t, sibling("left"))
+	a.Publish("left", []byte("gone"))
+	a.Publish("marker", []byte("end"))
+	b.waitFor(t, "marker", "end")
+	if got := b.received("left"); len(got) > 0 {
+		t.Errorf("got %q after the room was left", got)
+	}
 }
 
 // A user who leaves and rejoins at once must not miss what is said after.
-func TestAConfirmedSubscriptionMissesNothing(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, b *node) {
-		for i := range 200 {
-			payload := strconv.Itoa(i)
-			ctx, cancel := context.WithCancel(t.Context())
-			first := make(chan error, 1)
-			go func() { first <- b.Subscribe(ctx, "door") }()
-			b.Unsubscribe("door")
-			b.mustSubscribe(t, "door")
-			a.Publish("door", []byte(payload))
-			b.waitFor(t, "door", payload)
-			cancel()
-			if err := <-first; err != nil && !errors.Is(err, ErrUnsubscribed) && !errors.Is(err, context.Canceled) {
-				t.Fatal(err)
-			}
-			b.Unsubscribe("door")
-		}
-	})
-}
-
-func TestManyRooms(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, b *node) {
-		rooms := manyRooms(5000)
-		subscribeAll(t, b, rooms)
-		for _, room := range rooms {
-			a.Publish(room, []byte("x"))
-		}
-		for _, room := range rooms {
-			b.waitFor(t, room, "x")
-		}
-	})
-}
-
-func TestSubscribeHeedsItsContext(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, _ *node) {
+func aConfirmedSubscriptionMissesNothing(t *testing.T, a, b *node) {
+	for i := range 200 {
+		payload := strconv.Itoa(i)
 		ctx, cancel := context.WithCancel(t.Context())
+		first := make(chan error, 1)
+		go func() { first <- b.Subscribe(ctx, "door") }()
+		b.Unsubscribe("door")
+		b.mustSubscribe(t, "door")
+		a.Publish("door", []byte(payload))
+		b.waitFor(t, "door", payload)
 		cancel()
-		if err := a.Subscribe(ctx, "late"); err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("Subscribe = %v", err)
-		}
-	})
-}
-
-func TestCloseSendsWhatIsQueuedAndEndsEverything(t *testing.T) {
-	forBoth(t, func(t *testing.T, a, b *node) {
-		b.mustSubscribe(t, "last")
-		for i := range 1000 {
-			a.Publish("last", []byte(strconv.Itoa(i)))
-		}
-		if err := a.Close(within(t, patience)); err != nil {
+		if err := <-first; err != nil && !errors.Is(err, ErrUnsubscribed) && !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
-		b.waitFor(t, "last", "999")
-		if a.Up() {
-			t.Error("a closed broker says that it is up")
-		}
-		if err := a.Subscribe(t.Context(), "last"); !errors.Is(err, ErrClosed) {
-			t.Errorf("Subscribe = %v, want ErrClosed", err)
-		}
-		a.Publish("last", []byte("too late"))
-		a.Unsubscribe("last")
-		if got := a.metric(t, "broker_dropped_total", "closed"); got != 1 {
-			t.Errorf("%v dropped as closed, want 1", got)
-		}
-		if err := a.Close(within(t, patience)); err != nil {
-			t.Errorf("a second Close: %v", err)
-		}
-		if slices.Contains(b.received("last"), "too late") {
-			t.Error("what was published after Close went out")
-		}
-	})
+		b.Unsubscribe("door")
+	}
+}
+
+func thousandsOfRooms(t *testing.T, a, b *node) {
+	rooms := manyRooms(5000)
+	subscribeAll(t, b, rooms)
+	for _, room := range rooms {
+		a.Publish(room, []byte("x"))
+	}
+	for _, room := range rooms {
+		b.waitFor(t, room, "x")
+	}
+}
+
+func subscribeHeedsItsContext(t *testing.T, a, _ *node) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := a.Subscribe(ctx, "late"); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("Subscribe = %v", err)
+	}
+}
+
+func closeSendsWhatIsQueuedAndEndsEverything(t *testing.T, a, b *node) {
+	b.mustSubscribe(t, "last")
+	eventually(t, "up", a.Up)
+	for i := range 1000 {
+		a.Publish("last", []byte(strconv.Itoa(i)))
+	}
+	if err := a.Close(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	b.waitFor(t, "last", "999")
+	if a.Up() {
+		t.Error("a closed broker says that it is up")
+	}
+	if err := a.Subscribe(t.Context(), "last"); !errors.Is(err, ErrClosed) {
+		t.Errorf("Subscribe = %v, want ErrClosed", err)
+	}
+	a.Publish("last", []byte("too late"))
+	a.Unsubscribe("last")
+	if got := a.metric(t, "broker_dropped_total", "closed"); got != 1 {
+		t.Errorf("%v dropped as closed, want 1", got)
+	}
+	if err := a.Close(within(t, patience)); err != nil {
+		t.Errorf("a second Close: %v", err)
+	}
+	if slices.Contains(b.received("last"), "too late") {
+		t.Error("what was published after Close went out")
+	}
 }
 
 func TestCloseWithoutStart(t *testing.T) {
-	redis, err := OpenRedis(Config{URL: "redis://127.0.0.1:1"})
-	if err != nil {
-		t.Fatal(err)
+	brokers := []carrier{NewMemory(nil, Config{})}
+	for _, url := range []string{"redis://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/m", "redis+cluster://127.0.0.1:1"} {
+		b, err := OpenRedis(Config{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		brokers = append(brokers, b)
 	}
-	for _, b := range []carrier{redis, NewMemory(nil, Config{})} {
+	for _, b := range brokers {
 		if err := b.Close(within(t, patience)); err != nil {
 			t.Errorf("%T: %v", b, err)
 		}
 		b.Start(func(message.Room, []byte) {}) // starts nothing: the leak check would tell
+	}
+}
+
+// sibling is another room of the same bucket.
+func sibling(room message.Room) message.Room {
+	for i := 0; ; i++ {
+		other := message.Room(fmt.Sprintf("%s-%d", room, i))
+		if bucketOf(other, clusterBuckets) == bucketOf(room, clusterBuckets) {
+			return other
+		}
 	}
 }
 

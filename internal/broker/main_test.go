@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"sync"
 	"testing"
@@ -13,7 +14,15 @@ import (
 	"switchyard/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+// TestMain runs more tests at a time than there are cores: they mostly wait
+// for failovers and timeouts.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
+	testkit.Main(m)
+}
 
 // patience is how long a test waits for what must come.
 const patience = 20 * time.Second
@@ -54,11 +63,12 @@ type node struct {
 
 	mu  sync.Mutex
 	got map[message.Room][]string
+	at  map[message.Room][]time.Time // when
 }
 
 func newNode(t *testing.T, b carrier, reg *prometheus.Registry) *node {
 	t.Helper()
-	n := &node{carrier: b, reg: reg, got: make(map[message.Room][]string)}
+	n := &node{carrier: b, reg: reg, got: map[message.Room][]string{}, at: map[message.Room][]time.Time{}}
 	t.Cleanup(func() {
 		if err := b.Close(within(t, patience)); err != nil {
 			t.Errorf("Close: %v", err)
@@ -68,6 +78,7 @@ func newNode(t *testing.T, b carrier, reg *prometheus.Registry) *node {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.got[room] = append(n.got[room], string(payload))
+		n.at[room] = append(n.at[room], time.Now())
 	})
 	return n
 }

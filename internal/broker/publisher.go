@@ -18,27 +18,19 @@ const roundTripBytes = 4 << 20
 // Nothing is retried: a message comes by the log, a signal must not come twice.
 type publisher struct {
 	client  *redis.Client
-	prefix  string
+	channel func(message.Room) string
+	sharded bool
 	logger  *slog.Logger
 	metrics *metrics
 	queue   *queue
 	up      func() bool
-	idle    chan struct{} // closed by drainLoop when the queue is closed and empty
+	// moved takes back what the server refused because another one, at to, has
+	// its bucket; false means that it does not.
+	moved func(p publication, to string) bool
+	idle  chan struct{} // closed by drainLoop when the queue is closed and empty
 
 	// Owned by drainLoop.
 	failing bool
-}
-
-func (p *publisher) publish(room message.Room, payload []byte) {
-	dropped, ok := p.queue.push(publication{room: room, payload: payload, at: time.Now()})
-	switch {
-	case !ok:
-		p.metrics.drop(dropClosed, 1)
-	case dropped > 0 && !p.up():
-		p.metrics.drop(dropDown, dropped)
-	default:
-		p.metrics.drop(dropFull, dropped)
-	}
 }
 
 // drainLoop runs until ctx ends. While Redis is down it leaves the queue as it
@@ -83,23 +75,40 @@ func (p *publisher) send(ctx context.Context, batch []publication) {
 	}
 	pipe := p.client.Pipeline()
 	for i := range batch {
-		pipe.Publish(ctx, p.prefix+string(batch[i].room), batch[i].payload)
-	}
-	cmds, err := pipe.Exec(ctx)
-	if err == nil {
-		p.failing = false
-		p.metrics.publish.Observe(time.Since(batch[0].at).Seconds())
-		return
-	}
-	failed := 0
-	for _, cmd := range cmds {
-		if cmd.Err() != nil {
-			failed++
+		if p.sharded {
+			pipe.SPublish(ctx, p.channel(batch[i].room), batch[i].payload)
+		} else {
+			pipe.Publish(ctx, p.channel(batch[i].room), batch[i].payload)
 		}
+	}
+	began := batch[0].at
+	cmds, _ := pipe.Exec(ctx) // each command has its own error
+	failed, err := p.sort(batch, cmds)
+	if failed == 0 {
+		p.failing = false
+		p.metrics.publish.Observe(time.Since(began).Seconds())
+		return
 	}
 	p.metrics.drop(dropFailed, failed)
 	if !p.failing && ctx.Err() == nil { // once an outage
 		p.logger.Warn("Redis did not take publications", "count", failed, "err", err)
 	}
 	p.failing = true
+}
+
+// sort sends on what belongs elsewhere, and counts what failed.
+func (p *publisher) sort(batch []publication, cmds []redis.Cmder) (failed int, first error) {
+	for i, cmd := range cmds {
+		err := cmd.Err()
+		if err == nil {
+			continue
+		}
+		if to, ok := movedTo(err, p.client.Options().Addr); ok && p.moved(batch[i], to) {
+			continue
+		}
+		if failed++; failed == 1 {
+			first = err
+		}
+	}
+	return failed, first
 }

@@ -15,6 +15,7 @@ type publication struct {
 	room    message.Room
 	payload []byte
 	at      time.Time // when it was queued
+	hops    int       // how many servers sent it on to another
 }
 
 // A queue is a bounded first-in-first-out queue that drops its oldest entries

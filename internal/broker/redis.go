@@ -2,10 +2,7 @@ package broker
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net"
-	"net/url"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -15,25 +12,28 @@ import (
 	"switchyard/internal/message"
 )
 
-// redisTimeout bounds each dial, read and write. Redis answers in less than a
-// millisecond or is in trouble, and the log delivers meanwhile.
-const redisTimeout = 500 * time.Millisecond
-
-// Redis is the broker over one Redis server's pub/sub. Publications go out by
-// a publisher (one queue, pipelined round trips) and come in by a subscriber
-// (one connection, watched every second); each mends itself.
+// Redis is the broker over the pub/sub of one Redis server, of the master that
+// sentinels choose, or of a cluster (sharded pub/sub). What differs is only
+// who says where a bucket of rooms lives (router.go). Publications go out by a
+// publisher a server (one queue, pipelined round trips) and come in by a
+// subscriber a bucket (one connection, watched every second); each mends itself.
 type Redis struct {
-	client     *redis.Client
-	metrics    *metrics
-	publisher  *publisher
-	subscriber *subscriber
-	cancel     context.CancelFunc // ends all loops
-	loops      sync.WaitGroup
+	place     *place
+	prefix    string
+	queueSize int
+	logger    *slog.Logger
+	metrics   *metrics
+	buckets   []*bucket // one, but in a cluster
+	router    router
+	limbo     *queue             // publications whose server is not known yet
+	ctx       context.Context    // the life of all loops
+	cancel    context.CancelFunc // ends it
+	loops     sync.WaitGroup     // joined only with mu held and closed false
+	healthMu  sync.Mutex         // makes Up and its gauge change together
 
-	ctx context.Context // the loops' life
-
-	mu      sync.Mutex // Protects following.
-	started bool
+	mu      sync.RWMutex // Protects following, and each bucket's owner.
+	servers map[string]*server
+	receive Receive // nil before Start
 	closed  bool
 }
 
@@ -42,45 +42,25 @@ type Redis struct {
 // not repeat the password.
 func OpenRedis(cfg Config) (*Redis, error) {
 	cfg = cfg.withDefaults()
-	opts, err := parseURL(cfg.URL)
+	where, err := parseURL(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
 	quiet()
-	m := newMetrics(cfg.Registerer)
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &Redis{client: redis.NewClient(opts), metrics: m, ctx: ctx, cancel: cancel}
-	rooms, queue := newSubscriptions(), newQueue(cfg.Queue)
-	r.subscriber = &subscriber{
-		opts: opts, prefix: cfg.Prefix, logger: cfg.Logger, metrics: m, rooms: rooms,
-		onUp: queue.kick,
+	r := &Redis{
+		place: where, prefix: cfg.Prefix, queueSize: cfg.Queue, logger: cfg.Logger,
+		metrics: newMetrics(cfg.Registerer), limbo: newQueue(cfg.Queue), servers: make(map[string]*server),
 	}
-	r.publisher = &publisher{
-		client: r.client, prefix: cfg.Prefix, logger: cfg.Logger, metrics: m, queue: queue,
-		up: rooms.isUp, idle: make(chan struct{}),
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.buckets = make([]*bucket, 1)
+	if r.sharded() {
+		r.buckets = make([]*bucket, clusterBuckets)
 	}
+	for i := range r.buckets {
+		r.buckets[i] = newBucket(r, i)
+	}
+	r.router.init(r)
 	return r, nil
-}
-
-// parseURL reads redis:// and rediss:// URLs and sets our bounds.
-func parseURL(raw string) (*redis.Options, error) {
-	const want = "want redis://[user:password@]host:6379[/0], or rediss:// for TLS"
-	u, err := url.Parse(raw)
-	if err != nil || u.Host == "" || (u.Scheme != "redis" && u.Scheme != "rediss") {
-		return nil, fmt.Errorf("REDIS_URL: %s", want)
-	}
-	opts, err := redis.ParseURL(raw)
-	if err != nil {
-		return nil, fmt.Errorf("REDIS_URL: %w: %s", err, want)
-	}
-	opts.Protocol = 2 // RESP3 brings nothing here but pushes to be filtered
-	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = redisTimeout, redisTimeout, redisTimeout
-	opts.DialerRetries = 1
-	opts.MaxRetries = -1 // a publish sent twice would show a signal twice
-	opts.PoolSize = 2
-	opts.PipelinePoolSize = -1 // pipelines are all that the pool is for
-	opts.DisableIdentity = true
-	return opts, nil
 }
 
 // quiet silences go-redis' own logger, a global one: what it has to say comes
@@ -91,64 +71,133 @@ type silence struct{}
 
 func (silence) Printf(context.Context, string, ...any) {}
 
+func (r *Redis) sharded() bool { return r.place.layout == layoutCluster }
+
+func (r *Redis) bucket(room message.Room) *bucket {
+	return r.buckets[bucketOf(room, len(r.buckets))]
+}
+
+func (r *Redis) channel(room message.Room) string {
+	return r.bucket(room).link.prefix + string(room)
+}
+
 // Start begins to connect, and to call receive. It is called once.
 func (r *Redis) Start(receive Receive) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.started || r.closed {
+	if r.receive != nil || r.closed {
+		r.mu.Unlock()
 		return
 	}
-	r.started = true
-	r.loops.Go(func() { r.subscriber.connectLoop(r.ctx, receive) })
-	r.loops.Go(func() { r.publisher.drainLoop(r.ctx) })
+	r.receive = receive
+	for _, s := range r.servers {
+		s.start(r)
+	}
+	r.router.start(r)
+	r.mu.Unlock()
+	for _, b := range r.buckets {
+		b.wake()
+	}
+}
+
+// goLoop runs loop until it returns, which it does soon after the context
+// ends. Before Start and after Close it does not, and returns false.
+func (r *Redis) goLoop(loop func(context.Context, Receive)) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.receive == nil || r.closed {
+		return false
+	}
+	r.loops.Go(func() { loop(r.ctx, r.receive) })
+	return true
 }
 
 // Publish queues payload for all nodes subscribed to the room, this one too.
 // It never blocks and reports no failure: what cannot be sent is dropped and
 // counted. The payload must not be written to afterwards.
 func (r *Redis) Publish(room message.Room, payload []byte) {
-	r.publisher.publish(room, payload)
+	r.route(publication{room: room, payload: payload, at: time.Now()})
 }
 
 // Subscribe returns once Redis has confirmed this very subscription. While the
-// broker is known to be down it returns ErrDown at once. When it fails, by
-// ErrDown or by the context, the room stays wanted until Unsubscribe and is
+// room's server is known to be down it returns ErrDown at once. When it fails,
+// by ErrDown or by the context, the room stays wanted until Unsubscribe and is
 // subscribed to as soon as that is possible.
 func (r *Redis) Subscribe(ctx context.Context, room message.Room) error {
-	return r.subscriber.subscribe(ctx, room)
+	return r.bucket(room).subscribe(ctx, room)
 }
 
 // Unsubscribe ends the room's subscription, if there is one. It never blocks.
-func (r *Redis) Unsubscribe(room message.Room) { r.subscriber.rooms.unwant(room) }
+func (r *Redis) Unsubscribe(room message.Room) { r.bucket(room).link.rooms.unwant(room) }
 
-// Up says whether Redis answered last time it was asked, at most 4 s ago.
-func (r *Redis) Up() bool { return r.subscriber.rooms.isUp() }
+// Up says whether Redis answered last time it was asked, at most 4 s ago; of a
+// cluster, every server that has a bucket.
+func (r *Redis) Up() bool {
+	if !r.sharded() {
+		return r.buckets[0].link.rooms.isUp()
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, b := range r.buckets {
+		if b.owner == nil || !b.owner.watch.rooms.isUp() {
+			return false
+		}
+	}
+	return !r.closed
+}
 
-// Close sends what is queued, if Redis is up and ctx lasts, then ends all
-// connections and loops. Calling it again is harmless.
+// health is called when a link, or who has which bucket, has changed.
+func (r *Redis) health() {
+	r.healthMu.Lock()
+	defer r.healthMu.Unlock()
+	up := 0.0
+	if r.Up() {
+		up = 1
+		if owner := r.ownerServer(r.buckets[0]); owner != nil {
+			owner.publisher.queue.kick()
+		}
+	}
+	r.metrics.up.Set(up)
+}
+
+// Close sends what is queued, to servers that are up and while ctx lasts, then
+// ends all connections and loops. Calling it again is harmless.
 func (r *Redis) Close(ctx context.Context) error {
 	r.mu.Lock()
-	again, started := r.closed, r.started
+	again, started := r.closed, r.receive != nil
 	r.closed = true
+	servers := make([]*server, 0, len(r.servers))
+	for _, s := range r.servers {
+		servers = append(servers, s)
+	}
 	r.mu.Unlock()
 	if again {
 		return nil
 	}
-	r.publisher.queue.close()
-	if started && r.Up() {
-		select {
-		case <-r.publisher.idle:
-		case <-ctx.Done():
+	r.limbo.close()
+	for _, s := range servers {
+		s.publisher.queue.close()
+	}
+	for _, s := range servers {
+		if started && s.publisher.up() {
+			select {
+			case <-s.publisher.idle:
+			case <-ctx.Done():
+			}
 		}
 	}
 	r.cancel()
-	r.subscriber.rooms.close()
+	for _, b := range r.buckets {
+		b.link.rooms.close()
+	}
 	// Bounded: each loop ends with its context or within redisTimeout.
 	r.loops.Wait()
-	r.metrics.drop(dropClosed, r.publisher.queue.len())
-	if err := r.client.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("close the Redis client: %w", err)
+	left := r.limbo.len()
+	for _, s := range servers {
+		left += s.publisher.queue.len()
+		_ = s.publisher.client.Close() // a second time where the loop did it
 	}
+	r.metrics.drop(dropClosed, left)
+	r.metrics.up.Set(0)
 	return nil
 }
 

@@ -3,12 +3,8 @@ package broker
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
-	"io"
 	"log/slog"
-	"net"
-	"net/http/httptest"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
@@ -46,21 +43,8 @@ func carries(t *testing.T, a, b *node, room message.Room, payload string) {
 	})
 }
 
-func TestAURLThatCannotBeRightIsRefused(t *testing.T) {
-	for _, url := range []string{
-		"", "localhost:6379", "http://localhost", "redis://", "redis+sentinel://a/b",
-		"redis://h:6379/notanumber", "redis://:hunter2@h:port", "redis://h?what=1",
-	} {
-		_, err := OpenRedis(Config{URL: url})
-		if err == nil || !strings.Contains(err.Error(), "REDIS_URL") || !strings.Contains(err.Error(), "redis://") {
-			t.Errorf("%q: %v; want one that names REDIS_URL and shows the form", url, err)
-		} else if strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("%q: the error shows the password: %v", url, err)
-		}
-	}
-}
-
 func TestAKilledRedisComesBackEmptyAndAllRoomsWithIt(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t)
 	a, b := openNode(t, Config{URL: server.URL(), Queue: 10_000}), openNode(t, Config{URL: server.URL()})
 	rooms := manyRooms(5000)
@@ -99,6 +83,7 @@ func TestAKilledRedisComesBackEmptyAndAllRoomsWithIt(t *testing.T) {
 }
 
 func TestAFrozenRedisIsNoticedAndThawed(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	n.mustSubscribe(t, "r")
@@ -119,6 +104,7 @@ func TestAFrozenRedisIsNoticedAndThawed(t *testing.T) {
 }
 
 func TestAQuietConnectionIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	n := openNode(t, Config{URL: testkit.Redis(t).URL(), Prefix: testkit.RedisPrefix()})
 	eventually(t, "up", n.Up)
 	quiet := time.Now()
@@ -131,22 +117,20 @@ func TestAQuietConnectionIsLeftAlone(t *testing.T) {
 // go-redis would dial again by itself, and answers would be taken for those of
 // the connection before.
 func TestAConnectionHasOneSocket(t *testing.T) {
-	opts, err := parseURL(testkit.Redis(t).URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	dial := (&subscriber{opts: opts}).oneSocket().Dialer
-	conn, err := dial(t.Context(), "tcp", opts.Addr)
+	addr := testkit.Redis(t).Addr()
+	dial := oneSocket(redis.Options{}, addr).Dialer
+	conn, err := dial(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := dial(t.Context(), "tcp", opts.Addr); !errors.Is(err, errOneSocket) {
+	if _, err := dial(t.Context(), "tcp", addr); !errors.Is(err, errOneSocket) {
 		t.Errorf("a second dial: %v", err)
 	}
 }
 
 func TestABrokenNetwork(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t)
 	proxy := testkit.NewProxy(t, server.Addr())
 	n := openNode(t, Config{URL: "redis://" + proxy.Addr()})
@@ -174,6 +158,7 @@ func TestABrokenNetwork(t *testing.T) {
 }
 
 func TestRedisMayComeLaterThanTheService(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t)
 	server.Stop()
 	n := openNode(t, Config{URL: server.URL()})
@@ -211,6 +196,7 @@ func (l *logs) String() string {
 }
 
 func TestAPasswordIsNeeded(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t, "--requirepass", "hunter2")
 	right := openNode(t, Config{URL: server.URL()})
 	right.mustSubscribe(t, "r")
@@ -255,6 +241,7 @@ func TestAnOutageIsLoggedOnce(t *testing.T) {
 }
 
 func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t)
 	a := openNode(t, Config{URL: server.URL(), Queue: 100})
 	b := openNode(t, Config{URL: server.URL()})
@@ -276,6 +263,7 @@ func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
 }
 
 func TestWhatRedisDoesNotConfirmIsCounted(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	eventually(t, "up", n.Up)
@@ -305,6 +293,7 @@ func TestPublishNeverBlocks(t *testing.T) {
 }
 
 func TestCloseIsBoundedWhenRedisIsFrozen(t *testing.T) {
+	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	eventually(t, "up", n.Up)
@@ -320,43 +309,4 @@ func TestCloseIsBoundedWhenRedisIsFrozen(t *testing.T) {
 		t.Errorf("Close took %v", took)
 	}
 	server.Resume()
-}
-
-func TestTLS(t *testing.T) {
-	server := testkit.StartRedis(t)
-	cert := httptest.NewUnstartedServer(nil)
-	cert.StartTLS() // for its certificate
-	defer cert.Close()
-	l, err := tls.Listen("tcp", "127.0.0.1:0", cert.TLS)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { // ends TLS as a proxy in front of Redis does
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", server.Addr())
-			if err != nil {
-				return
-			}
-			go func() { defer in.Close(); _, _ = io.Copy(in, out) }()
-			go func() { defer out.Close(); _, _ = io.Copy(out, in) }()
-		}
-	}()
-	t.Cleanup(func() { _ = l.Close() })
-
-	n := openNode(t, Config{URL: "rediss://" + l.Addr().String() + "?skip_verify=true"})
-	n.mustSubscribe(t, "r")
-	carries(t, n, n, "r", "in private")
-
-	var out logs
-	suspicious := openNode(t, Config{URL: "rediss://" + l.Addr().String(), Logger: slog.New(slog.NewTextHandler(&out, nil))})
-	eventually(t, "an unknown certificate to be refused", func() bool {
-		return strings.Contains(out.String(), "certificate signed by unknown authority")
-	})
-	if suspicious.Up() {
-		t.Error("up over an unknown certificate")
-	}
 }

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"switchyard/internal/message"
 )
 
 const (
@@ -27,60 +25,93 @@ const (
 	reconnectMax = time.Second           // less up to a half at random
 )
 
-var errOneSocket = errors.New("this connection is over")
+var (
+	errOneSocket = errors.New("this connection is over")
+	errMoved     = errors.New("another server has the rooms now")
+	errTaken     = errors.New("the server gave the rooms away") // it sent sunsubscribe by itself
+	errIdle      = errors.New("no room is left")
+)
 
 // A subscriber keeps one connection that receives. go-redis would mend a
 // PubSub in silence; here each lives for one socket only, so that every
 // connection is a generation of its own: it starts with nothing subscribed,
 // and no answer of an earlier one counts.
 type subscriber struct {
-	opts    *redis.Options
+	opts    redis.Options // but for Addr
 	prefix  string
+	sharded bool
+	quiet   bool // log nothing but what Redis itself refuses
 	logger  *slog.Logger
 	metrics *metrics
-	onUp    func() // called at each new connection; must not block
 	rooms   *subscriptions
+	moved   chan struct{} // holds a token when isAt may have changed; nil: never
+
+	// locate says where to connect, after an attempt that went as told.
+	locate func(ctx context.Context, last attempt) (string, error)
+	// isAt says whether addr still has the rooms; nil: always.
+	isAt func(addr string) bool
+	// idle is asked at each ping and failed attempt; true ends connectLoop. Nil: never.
+	idle func() bool
+	// onChange is called when a connection has begun or ended; must not block.
+	onChange func()
 }
 
-func (s *subscriber) subscribe(ctx context.Context, room message.Room) error {
-	wait, err := s.rooms.want(room)
-	if err != nil || wait == nil {
-		return err
-	}
+// nudge has the subscriber compare where it is and where it should be.
+func (s *subscriber) nudge() {
 	select {
-	case err := <-wait:
-		return err
-	case <-ctx.Done():
-		s.rooms.giveUp(room, wait)
-		return fmt.Errorf("wait for Redis to confirm a subscription: %w", ctx.Err())
+	case s.moved <- struct{}{}:
+	default:
 	}
 }
 
-// connectLoop runs one connection after the other until ctx ends.
+// connectLoop runs one connection after the other until ctx ends, or idle says
+// that none is needed.
 func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
-	defer s.rooms.close()
 	connected, failures, said := 0, 0, ""
+	var last attempt
 	for ctx.Err() == nil {
-		err := s.runConnection(ctx, receive, func() {
+		var began time.Time
+		last = s.runConnection(ctx, last, receive, func(addr string) {
 			if connected++; connected > 1 {
 				s.metrics.reconnects.Inc()
 			}
-			failures, said = 0, ""
-			s.logger.Info("connected to Redis", "addr", s.opts.Addr, "db", s.opts.DB)
+			began = time.Now()
+			if !s.quiet {
+				said = ""
+				s.logger.Info("connected to Redis", "addr", addr, "db", s.opts.DB)
+			}
 		})
 		if ctx.Err() != nil {
 			return
 		}
-		if err.Error() != said { // once an outage, not once an attempt
-			said = err.Error()
-			s.logger.Warn("Redis cannot be reached, messages go by the log", "addr", s.opts.Addr, "err", err)
+		if errors.Is(last.err, errIdle) || (s.idle != nil && began.IsZero() && s.idle()) {
+			s.rooms.rest()
+			return
 		}
+		if !began.IsZero() && time.Since(began) > reconnectMax {
+			failures, said = 0, ""
+		}
+		said = s.tell(last, said)
 		select {
 		case <-time.After(backoff(failures)):
-			failures++
+		case <-s.moved:
 		case <-ctx.Done():
 		}
+		failures++
 	}
+}
+
+// tell logs why there is no connection, once an outage, not once an attempt.
+func (s *subscriber) tell(last attempt, said string) string {
+	_, redirected := redis.IsMovedError(last.err)
+	if redirected || errors.Is(last.err, errMoved) || errors.Is(last.err, errTaken) || last.err.Error() == said {
+		return said
+	}
+	var refused redis.Error
+	if !s.quiet || errors.As(last.err, &refused) {
+		s.logger.Warn("Redis cannot be reached, messages go by the log", "addr", last.addr, "err", last.err)
+	}
+	return last.err.Error()
 }
 
 func backoff(failures int) time.Duration {
@@ -89,79 +120,97 @@ func backoff(failures int) time.Duration {
 }
 
 // runConnection connects, calls up once Redis has answered a ping, and returns
-// why the connection ended.
-func (s *subscriber) runConnection(ctx context.Context, receive Receive, up func()) error {
-	ctx, cancel := context.WithCancel(ctx)
-	client := redis.NewClient(s.oneSocket())
+// how the connection ended.
+func (s *subscriber) runConnection(
+	ctx context.Context, last attempt, receive Receive, up func(addr string),
+) attempt {
+	addr, err := s.locate(ctx, last)
+	if err != nil {
+		s.rooms.end()
+		return attempt{err: err}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	client := redis.NewClient(oneSocket(s.opts, addr))
 	pubsub := client.Subscribe(ctx)
 	var loops sync.WaitGroup
 	defer func() {
-		cancel()
+		cancel(nil)
 		_ = pubsub.Close()
 		loops.Wait()
 		_ = client.Close()
 		s.rooms.end()
-		s.metrics.up.Set(0)
+		s.onChange()
 	}()
 	// Receiving does not end with its context, but with its connection.
 	stop := context.AfterFunc(ctx, func() { _ = pubsub.Close() })
 	defer stop()
 
 	if err := pubsub.Ping(ctx); err != nil {
-		return fmt.Errorf("connect: %w", err)
+		return attempt{addr, fmt.Errorf("connect: %w", err)}
 	}
 	if _, err := pubsub.ReceiveTimeout(ctx, redisTimeout); err != nil {
-		return fmt.Errorf("first ping: %w", err)
+		return attempt{addr, fmt.Errorf("first ping: %w", err)}
 	}
 	s.rooms.begin()
-	s.metrics.up.Set(1)
-	up()
-	s.onUp()
-	loops.Go(func() {
-		defer cancel()
-		s.writeLoop(ctx, pubsub)
-	})
-	return s.readLoop(ctx, pubsub, receive)
+	up(addr)
+	s.onChange()
+	loops.Go(func() { cancel(s.writeLoop(ctx, addr, pubsub)) })
+	err = s.readLoop(ctx, pubsub, receive)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause // the writer's reason: the reader only saw its socket close
+	}
+	return attempt{addr, err}
 }
 
 // oneSocket returns options with which a client dials once and never again.
-func (s *subscriber) oneSocket() *redis.Options {
-	opts := *s.opts
-	dial := redis.NewDialer(&opts)
+func oneSocket(opts redis.Options, addr string) *redis.Options {
+	one := at(opts, addr)
+	dial := redis.NewDialer(one)
 	var dialled atomic.Bool
-	opts.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	one.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if dialled.Swap(true) {
 			return nil, errOneSocket
 		}
 		return dial(ctx, network, addr)
 	}
-	return &opts
+	return one
 }
 
 // writeLoop pings each second and writes what subscriptions want written,
-// until ctx ends or writing fails.
-func (s *subscriber) writeLoop(ctx context.Context, pubsub *redis.PubSub) {
+// until ctx ends, writing fails, or the connection is not what is wanted.
+func (s *subscriber) writeLoop(ctx context.Context, addr string, pubsub *redis.PubSub) error {
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
 	for {
 		var err error
 		select {
 		case <-ctx.Done():
-			return
+			return ctx.Err()
+		case <-s.moved:
+			if s.isAt != nil && !s.isAt(addr) {
+				err = errMoved
+			}
 		case <-ping.C:
+			if s.idle != nil && s.idle() {
+				return errIdle
+			}
 			err = pubsub.Ping(ctx)
 		case <-s.rooms.kick:
 			err = s.writeSubscriptions(ctx, pubsub)
 		}
 		if err != nil {
-			return
+			return err
 		}
 	}
 }
 
 func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSub) error {
+	subscribe, unsubscribe := pubsub.Subscribe, pubsub.Unsubscribe
+	if s.sharded {
+		subscribe, unsubscribe = pubsub.SSubscribe, pubsub.SUnsubscribe
+	}
 	for {
-		subscribe, rooms := s.rooms.next(chunk)
+		on, rooms := s.rooms.next(chunk)
 		if len(rooms) == 0 {
 			return nil
 		}
@@ -169,12 +218,12 @@ func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSu
 		for i, room := range rooms {
 			channels[i] = s.prefix + string(room)
 		}
-		write := pubsub.Unsubscribe
-		if subscribe {
-			write = pubsub.Subscribe
+		write := unsubscribe
+		if on {
+			write = subscribe
 		}
 		if err := write(ctx, channels...); err != nil {
-			return err
+			return fmt.Errorf("write subscriptions: %w", err)
 		}
 	}
 }
@@ -190,7 +239,11 @@ func (s *subscriber) readLoop(ctx context.Context, pubsub *redis.PubSub, receive
 		case *redis.Message:
 			receive(roomOf(s.prefix, got.Channel), []byte(got.Payload))
 		case *redis.Subscription:
-			s.rooms.answered(roomOf(s.prefix, got.Channel))
+			room := roomOf(s.prefix, got.Channel)
+			if got.Kind == "sunsubscribe" && s.rooms.holds(room) {
+				return errTaken
+			}
+			s.rooms.answered(room)
 		}
 	}
 }

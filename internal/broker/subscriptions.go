@@ -155,6 +155,21 @@ func (s *subscriptions) answered(room message.Room) {
 	}
 }
 
+// holds says whether Redis has confirmed the room and nothing is under way.
+func (s *subscriptions) holds(room message.Room) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sub := s.rooms[room]
+	return sub != nil && sub.onWire && sub.pending == 0
+}
+
+// len is how many rooms are wanted or not yet done with.
+func (s *subscriptions) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.rooms)
+}
+
 // settle tells the waiters when the room is subscribed to, and forgets a room
 // with which all is done.
 func (s *subscriptions) settle(room message.Room, sub *subscription) {
@@ -189,6 +204,14 @@ func (s *subscriptions) end() (wasUp bool) {
 		sub.answer(ErrDown)
 	}
 	return wasUp
+}
+
+// rest ends it because nobody needs it: who comes next waits for another one.
+func (s *subscriptions) rest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.link = linkUnknown
+	s.reset()
 }
 
 // reset forgets what an earlier connection knew.

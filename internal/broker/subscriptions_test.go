@@ -186,3 +186,23 @@ func TestWhoGivesUpIsForgotten(t *testing.T) {
 		t.Error("the room is no longer wanted")
 	}
 }
+
+// A connection that nobody needed has ended; who comes now waits for the next.
+func TestWhoComesWhileThereIsNoConnectionWaitsForOne(t *testing.T) {
+	subs := newSubscriptions()
+	subs.begin()
+	subs.end()
+	subs.rest()
+	wait, err := subs.want("r")
+	if err != nil || wait == nil {
+		t.Fatalf("want = %v, %v; want a channel", wait, err)
+	}
+	subs.begin()
+	if on, rooms := subs.next(1); !on || len(rooms) != 1 || subs.holds("r") {
+		t.Fatalf("next = %v %v, holds %v", on, rooms, subs.holds("r"))
+	}
+	subs.answered("r")
+	if err := <-wait; err != nil || !subs.holds("r") {
+		t.Errorf("told %v, holds %v", err, subs.holds("r"))
+	}
+}

@@ -179,6 +179,16 @@ func (r *RedisServer) Do(tb testing.TB, args ...string) string {
 	return answer
 }
 
+// Refusal sends a command that the server is to refuse, and returns what it said.
+func (r *RedisServer) Refusal(tb testing.TB, args ...string) string {
+	tb.Helper()
+	answer, err := r.command(args...)
+	if err == nil {
+		tb.Fatalf("testkit: redis %v: %q, want a refusal", args, answer)
+	}
+	return err.Error()
+}
+
 func (r *RedisServer) command(args ...string) (string, error) {
 	conn, err := net.DialTimeout("tcp", r.Addr(), redisWait)
 	if err != nil {

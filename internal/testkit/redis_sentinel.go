@@ -24,27 +24,42 @@ const sentinelWait = 30 * time.Second
 // methods belong to the test's goroutine.
 type RedisSentinel struct {
 	tb        testing.TB
+	password  string
 	servers   []*RedisServer
 	sentinels []*RedisServer
 }
 
 // StartSentinel starts them and waits until each sentinel knows all others.
-// Arguments are given to the first master only.
+// Arguments are given to the first master only, but for "--requirepass": that
+// password is then asked for by all servers and sentinels.
 func StartSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 	tb.Helper()
 	s := &RedisSentinel{tb: tb}
 	master := StartRedis(tb, append([]string{"--repl-diskless-sync-delay", "0"}, masterArgs...)...)
+	var secret []string
+	if s.password = master.password; s.password != "" {
+		secret = []string{"--requirepass", s.password, "--masterauth", s.password}
+		master.Do(tb, "CONFIG", "SET", "masterauth", s.password)
+	}
 	s.servers = []*RedisServer{master, nil, nil}
 	s.sentinels = make([]*RedisServer, 3)
 	var starting sync.WaitGroup
 	for i := range 2 {
-		s.servers[i+1] = &RedisServer{tb: tb, args: []string{
+		s.servers[i+1] = &RedisServer{tb: tb, password: s.password, args: append([]string{
 			"--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1", strconv.Itoa(master.port),
-		}}
+		}, secret...)}
 		starting.Go(func() { startOrFail(tb, s.servers[i+1]) })
 	}
+	starting.Wait()
+	for _, replica := range s.servers[1:] {
+		waitAnswer(tb, replica, "a replica to follow", func(info string) bool {
+			return strings.Contains(info, "master_link_status:up")
+		}, "INFO", "replication")
+	}
+	// Only now: a sentinel asks a master for its replicas at once, and then
+	// every ten seconds.
 	for i := range s.sentinels {
-		s.sentinels[i] = newSentinel(tb, master.port)
+		s.sentinels[i] = newSentinel(tb, master)
 		starting.Go(func() { startOrFail(tb, s.sentinels[i]) })
 	}
 	starting.Wait()
@@ -53,11 +68,6 @@ func StartSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 			return strings.Contains(about, "num-slaves 2 ") && strings.Contains(about, "num-other-sentinels 2 ") &&
 				strings.Contains(about, "flags master ")
 		}, "SENTINEL", "MASTER", SentinelMaster)
-	}
-	for _, replica := range s.servers[1:] {
-		waitAnswer(tb, replica, "a replica to follow", func(info string) bool {
-			return strings.Contains(info, "master_link_status:up")
-		}, "INFO", "replication")
 	}
 	return s
 }
@@ -73,7 +83,7 @@ func startOrFail(tb testing.TB, r *RedisServer) {
 
 // newSentinel writes the file that a sentinel needs, since it keeps its state
 // there.
-func newSentinel(tb testing.TB, masterPort int) *RedisServer {
+func newSentinel(tb testing.TB, master *RedisServer) *RedisServer {
 	tb.Helper()
 	dir, err := TempDir("sentinel", nil)
 	if err != nil {
@@ -81,11 +91,14 @@ func newSentinel(tb testing.TB, masterPort int) *RedisServer {
 	}
 	file := filepath.Join(dir, "sentinel.conf")
 	conf := fmt.Sprintf("sentinel monitor %[1]s 127.0.0.1 %[2]d 2\nsentinel down-after-milliseconds %[1]s 500\n"+
-		"sentinel failover-timeout %[1]s 4000\nsentinel parallel-syncs %[1]s 2\n", SentinelMaster, masterPort)
+		"sentinel failover-timeout %[1]s 4000\nsentinel parallel-syncs %[1]s 2\n", SentinelMaster, master.port)
+	if master.password != "" {
+		conf += fmt.Sprintf("sentinel auth-pass %s %s\nrequirepass %[2]s\n", SentinelMaster, master.password)
+	}
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		tb.Fatalf("testkit: write a sentinel's configuration: %v", err)
 	}
-	return &RedisServer{tb: tb, dir: dir, sentinel: file}
+	return &RedisServer{tb: tb, dir: dir, sentinel: file, password: master.password}
 }
 
 // waitAnswer repeats a command until its answer is good.
@@ -102,13 +115,18 @@ func waitAnswer(tb testing.TB, r *RedisServer, what string, good func(string) bo
 	tb.Fatalf("testkit: waited for %s; the last answer was %q, %v", what, answer, err)
 }
 
-// URL returns redis+sentinel://host:port,host:port,host:port/master.
+// URL returns redis+sentinel://host:port,host:port,host:port/master, with the
+// password if there is one.
 func (s *RedisSentinel) URL() string {
 	var hosts []string
 	for _, sentinel := range s.sentinels {
 		hosts = append(hosts, sentinel.Addr())
 	}
-	return "redis+sentinel://" + strings.Join(hosts, ",") + "/" + SentinelMaster
+	where := strings.Join(hosts, ",") + "/" + SentinelMaster
+	if s.password != "" {
+		return "redis+sentinel://:" + s.password + "@" + where + "?sentinel_password=" + s.password
+	}
+	return "redis+sentinel://" + where
 }
 
 // Sentinels returns the three of them.

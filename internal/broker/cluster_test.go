@@ -1,0 +1,214 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// roomOn returns a room, other than those of not, whose slot the server has.
+func roomOn(t *testing.T, c *testkit.RedisCluster, server *testkit.RedisServer, not ...message.Room) message.Room {
+	t.Helper()
+	for i := range 1000 {
+		room := message.Room(fmt.Sprintf("room-%d", i))
+		bucket := bucketOf(room, clusterBuckets)
+		taken := false
+		for _, n := range not {
+			taken = taken || bucketOf(n, clusterBuckets) == bucket
+		}
+		if !taken && c.Owner(slotOf(bucketTag(bucket))) == server {
+			return room
+		}
+	}
+	t.Fatal("no room of that server")
+	return ""
+}
+
+func TestRoomsAreHashedAsRedisAndOtherVersionsDo(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartCluster(t)
+	for i := range clusterBuckets {
+		channel := "sy:{" + bucketTag(i) + "}:x"
+		if got, want := slotOf(bucketTag(i)), c.Slot(channel); got != want {
+			t.Errorf("%s is in slot %d, Redis says %d", channel, got, want)
+		}
+	}
+	// Never to be changed: nodes of two versions share a cluster in a deploy.
+	for room, want := range map[message.Room]int{"lobby": 19, "a": 44, "room-1": 12, "shop:42": 15} {
+		if got := bucketOf(room, clusterBuckets); got != want {
+			t.Errorf("%s is in bucket %d, was %d", room, got, want)
+		}
+	}
+	seen := map[int]int{}
+	for _, room := range manyRooms(6400) {
+		seen[bucketOf(room, clusterBuckets)]++
+	}
+	for i := range clusterBuckets {
+		if seen[i] < 50 || seen[i] > 150 {
+			t.Errorf("bucket %d has %d of 6,400 rooms", i, seen[i])
+		}
+	}
+}
+
+func TestASlotMovesUnderTraffic(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartCluster(t)
+	a, b := openNode(t, Config{URL: c.URL()}), openNode(t, Config{URL: c.URL()})
+	first := c.Nodes()[0]
+	mover := roomOn(t, c, first)
+	rooms := []message.Room{mover, roomOn(t, c, first, mover), roomOn(t, c, c.Nodes()[1]), roomOn(t, c, c.Nodes()[2])}
+	b.mustSubscribe(t, rooms...)
+	traffic := startStream(t, a, rooms...)
+	flowing(t, b, rooms, 50)
+	slot := slotOf(bucketTag(bucketOf(mover, clusterBuckets)))
+	for range 3 {
+		c.MoveSlot(slot)
+		flowing(t, b, rooms, 50)
+	}
+	traffic.stop()
+	for i, room := range rooms {
+		got := traffic.course(t, b, room)
+		t.Logf("%s: %d sent, %+v", room, traffic.sent, got)
+		if got.doubled > 0 {
+			t.Errorf("%s: %d doubled", room, got.doubled)
+		}
+		if i > 0 && (got.swapped > 0 || got.lost > 1) { // the last may be on its way
+			t.Errorf("%s did not move, but lost %d and swapped %d", room, got.lost, got.swapped)
+		}
+		if got.pause > 2*time.Second {
+			t.Errorf("%s: %v without a message", room, got.pause)
+		}
+	}
+	if !a.Up() || !b.Up() {
+		t.Error("a node takes the cluster for down")
+	}
+}
+
+// One of the masters, without a replica, is killed or freezes: its rooms wait,
+// others notice nothing. When it comes back so do its rooms.
+func TestANodeIsLostAndOthersNoticeNothing(t *testing.T) {
+	for name, fault := range map[string]struct{ do, undo func(*testkit.RedisServer) }{
+		"killed": {(*testkit.RedisServer).Kill, (*testkit.RedisServer).Restart},
+		"frozen": {(*testkit.RedisServer).Pause, (*testkit.RedisServer).Resume},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := testkit.StartCluster(t)
+			a, b := openNode(t, Config{URL: c.URL()}), openNode(t, Config{URL: c.URL()})
+			victim := c.Nodes()[0]
+			gone := roomOn(t, c, victim)
+			late := roomOn(t, c, victim, gone)
+			others := []message.Room{roomOn(t, c, c.Nodes()[1]), roomOn(t, c, c.Nodes()[2])}
+			b.mustSubscribe(t, append(others, gone)...)
+			traffic := startStream(t, a, append(others, gone)...)
+			flowing(t, b, traffic.rooms, 50)
+			fault.do(victim)
+			eventually(t, "both to notice", func() bool { return !a.Up() && !b.Up() })
+			if got := b.metric(t, "broker_up", ""); got != 0 {
+				t.Errorf("broker_up = %v", got)
+			}
+			if err := b.Subscribe(within(t, patience), late); !errors.Is(err, ErrDown) {
+				t.Errorf("Subscribe at the lost node = %v, want ErrDown", err)
+			}
+			flowing(t, b, others, 400)
+			fault.undo(victim)
+			eventually(t, "both to come back", func() bool { return a.Up() && b.Up() })
+			flowing(t, b, traffic.rooms, 50)
+			carries(t, a, b, late, "again")
+			traffic.stop()
+			for _, room := range others {
+				got := traffic.course(t, b, room)
+				t.Logf("%s: %d sent, %+v", room, traffic.sent, got)
+				if got.doubled > 0 || got.swapped > 0 || got.lost > 1 || got.pause > time.Second {
+					t.Errorf("%s was disturbed: %+v", room, got)
+				}
+			}
+			t.Logf("%s, of the lost node: %+v", gone, traffic.course(t, b, gone))
+		})
+	}
+}
+
+func TestAClusterMayComeLaterThanTheService(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartCluster(t)
+	for _, node := range c.Nodes() {
+		node.Kill()
+	}
+	n := openNode(t, Config{URL: c.URL()})
+	rooms := manyRooms(20)
+	for _, room := range rooms {
+		if err := n.Subscribe(within(t, patience), room); !errors.Is(err, ErrDown) {
+			t.Fatalf("Subscribe = %v, want ErrDown", err)
+		}
+		n.Publish(room, []byte("kept")) // it waits
+	}
+	for _, node := range c.Nodes() {
+		node.Restart()
+	}
+	for _, room := range rooms {
+		carries(t, n, n, room, "flows")
+	}
+	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
+		t.Errorf("%v dropped, though the queue had room and the outage was short", got)
+	}
+}
+
+// A node of which one address is known, and that a wrong one, finds the rest.
+func TestOneGoodAddressIsEnough(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartCluster(t)
+	n := openNode(t, Config{URL: "redis+cluster://127.0.0.1:1," + c.Nodes()[2].Addr()})
+	for _, node := range c.Nodes() {
+		room := roomOn(t, c, node)
+		n.mustSubscribe(t, room)
+		carries(t, n, n, room, "found")
+	}
+	eventually(t, "up", n.Up)
+}
+
+// A connection is there while its bucket has rooms, and 10 s longer.
+func TestABucketWithoutRoomsHasNoConnection(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartCluster(t)
+	n := openNode(t, Config{URL: c.URL()})
+	connections := func() (count int) {
+		for _, node := range c.Nodes() {
+			for line := range strings.Lines(node.Do(t, "CLIENT", "LIST", "TYPE", "pubsub")) {
+				if strings.Contains(line, " ssub=") && !strings.Contains(line, " ssub=0") {
+					count++
+				}
+			}
+		}
+		return count
+	}
+	running := func() (count int) {
+		for _, b := range n.carrier.(*Redis).buckets {
+			b.mu.Lock()
+			if b.running {
+				count++
+			}
+			b.mu.Unlock()
+		}
+		return count
+	}
+	n.mustSubscribe(t, "a", sibling("a"), "lobby")
+	if got := connections(); got != 2 || running() != 2 {
+		t.Errorf("%d connections, %d links for two buckets", got, running())
+	}
+	n.Unsubscribe("a")
+	n.Unsubscribe(sibling("a"))
+	eventually(t, "one link to end", func() bool { return running() == 1 })
+	n.mustSubscribe(t, "a")
+	carries(t, n, n, "a", "again")
+	if got := connections(); got != 2 {
+		t.Errorf("%d connections", got)
+	}
+	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
+		t.Errorf("%v dropped", got)
+	}
+}

@@ -1,0 +1,125 @@
+package broker
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+func TestTheMasterDiesUnderTraffic(t *testing.T) {
+	t.Parallel()
+	s := testkit.StartSentinel(t)
+	a, b := openNode(t, Config{URL: s.URL()}), openNode(t, Config{URL: s.URL()})
+	rooms := []message.Room{"one", "two"}
+	b.mustSubscribe(t, rooms...)
+	traffic := startStream(t, a, rooms...)
+	flowing(t, b, rooms, 100)
+
+	killed := s.KillMaster()
+	died := time.Now()
+	master := s.WaitMaster(killed)
+	elected := time.Now()
+	flowing(t, b, rooms, 1)
+	t.Logf("a master in %v, traffic %v later", elected.Sub(died).Round(time.Millisecond), time.Since(elected).Round(time.Millisecond))
+	flowing(t, b, rooms, 250)
+	traffic.stop()
+	for _, room := range rooms {
+		c := traffic.course(t, b, room)
+		t.Logf("%s: %d sent, %+v", room, traffic.sent, c)
+		if c.doubled > 0 || c.swapped > 0 {
+			t.Errorf("%s: %d doubled, %d swapped", room, c.doubled, c.swapped)
+		}
+	}
+	// A room joined now is joined at the new master.
+	b.mustSubscribe(t, "after")
+	if got := master.Do(t, "PUBSUB", "NUMSUB", "sy:after"); got != "sy:after 1" {
+		t.Errorf("the new master has %q", got)
+	}
+}
+
+// The old master lives, answers each ping, and even takes itself for a master:
+// CLIENT is away there, with which sentinels cut its connections as they
+// demote it, so that they can't.
+func TestAMasterThatWasReplacedDoesNotHoldUs(t *testing.T) {
+	t.Parallel()
+	s := testkit.StartSentinel(t, "--rename-command", "CLIENT", "XCLIENT")
+	a, b := openNode(t, Config{URL: s.URL()}), openNode(t, Config{URL: s.URL()})
+	b.mustSubscribe(t, "r")
+	traffic := startStream(t, a, "r")
+	flowing(t, b, traffic.rooms, 100)
+	old := s.Failover()
+	eventually(t, "the new master to have the subscription", func() bool {
+		return s.Master().Do(t, "PUBSUB", "NUMSUB", "sy:r") == "sy:r 1"
+	})
+	flowing(t, b, traffic.rooms, 250)
+	traffic.stop()
+	if role := old.Do(t, "ROLE"); !strings.HasPrefix(role, "master") {
+		t.Errorf("the old master was demoted after all, which proves nothing: %s", role)
+	}
+	if got := old.Do(t, "PUBSUB", "NUMSUB", "sy:r"); got != "sy:r 0" {
+		t.Errorf("the old master still has %q", got)
+	}
+	c := traffic.course(t, b, "r")
+	t.Logf("%d sent, %+v", traffic.sent, c)
+	if c.doubled > 0 || c.pause > 2*time.Second {
+		t.Errorf("%d doubled, %v without a message", c.doubled, c.pause)
+	}
+}
+
+// One sentinel of three is gone: the others do. All are: nobody is asked, and
+// the connections that there are go on.
+func TestSentinelsGoAway(t *testing.T) {
+	t.Parallel()
+	s := testkit.StartSentinel(t)
+	sentinels := s.Sentinels()
+	sentinels[0].Kill()
+	n := openNode(t, Config{URL: s.URL()})
+	n.mustSubscribe(t, "r")
+	carries(t, n, n, "r", "by two")
+	for _, sentinel := range sentinels[1:] {
+		sentinel.Kill()
+	}
+	began := time.Now()
+	eventually(t, "some polls to fail", func() bool { return time.Since(began) > 2*sentinelAskEvery })
+	carries(t, n, n, "r", "by none")
+	if got := n.metric(t, "broker_reconnects_total", ""); got != 0 || !n.Up() {
+		t.Errorf("%v reconnects, up %v", got, n.Up())
+	}
+	var out logs
+	late := openNode(t, Config{URL: s.URL(), Logger: slog.New(slog.NewTextHandler(&out, nil))})
+	if err := late.Subscribe(within(t, patience), "r"); !errors.Is(err, ErrDown) {
+		t.Errorf("Subscribe = %v, want ErrDown", err)
+	}
+	if !strings.Contains(out.String(), "ask sentinel "+sentinels[0].Addr()) {
+		t.Errorf("the log does not say who was asked:\n%s", out.String())
+	}
+	for _, sentinel := range sentinels {
+		sentinel.Restart()
+	}
+	carries(t, n, late, "r", "by all")
+}
+
+func TestAMasterThatNoSentinelKnows(t *testing.T) {
+	t.Parallel()
+	s := testkit.StartSentinel(t, "--requirepass", "hunter2")
+	for url, says := range map[string]string{
+		strings.Replace(s.URL(), "/"+testkit.SentinelMaster, "/other", 1): "knows no master named other",
+		strings.Replace(s.URL(), "sentinel_password=hunter2", "", 1):      "NOAUTH",
+		strings.Replace(s.URL(), ":hunter2@", ":hunter3@", 1):             "WRONGPASS",
+	} {
+		var out logs
+		n := openNode(t, Config{URL: url, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		if err := n.Subscribe(within(t, patience), "r"); !errors.Is(err, ErrDown) {
+			t.Errorf("Subscribe = %v, want ErrDown", err)
+		}
+		eventually(t, "a line that says "+says, func() bool { return strings.Contains(out.String(), says) })
+		if strings.Contains(out.String(), "hunter") {
+			t.Errorf("the log shows the password:\n%s", out.String())
+		}
+	}
+}

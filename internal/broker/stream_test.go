@@ -1,0 +1,86 @@
+package broker
+
+import (
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// streamEvery makes 500 publications a second.
+const streamEvery = 2 * time.Millisecond
+
+// A stream publishes numbers from 0 in one room after the other.
+type stream struct {
+	rooms []message.Room
+	stop  func() // waits; what was published is then in sent
+	sent  int    // in each room
+}
+
+func startStream(t *testing.T, from *node, rooms ...message.Room) *stream {
+	t.Helper()
+	s := &stream{rooms: rooms}
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	s.stop = sync.OnceFunc(func() { close(stopped); <-ended })
+	t.Cleanup(s.stop)
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(streamEvery)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			from.Publish(rooms[i%len(rooms)], []byte(strconv.Itoa(i/len(rooms))))
+			s.sent = i/len(rooms) + 1
+			select {
+			case <-tick.C:
+			case <-stopped:
+				return
+			}
+		}
+	}()
+	return s
+}
+
+// A course is how a stream's room went at a receiver.
+type course struct {
+	got, lost, doubled, swapped int
+	pause                       time.Duration // the longest between two arrivals
+}
+
+// course reads what n got of the room, after stop.
+func (s *stream) course(t *testing.T, n *node, room message.Room) (c course) {
+	t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	seen, last := map[int]bool{}, -1
+	for i, payload := range n.got[room] {
+		number, err := strconv.Atoi(payload)
+		if err != nil {
+			continue // of another part of the test
+		}
+		if seen[number] {
+			c.doubled++
+		} else if number < last {
+			c.swapped++
+		}
+		seen[number], last = true, max(last, number)
+		if i > 0 {
+			c.pause = max(c.pause, n.at[room][i].Sub(n.at[room][i-1]))
+		}
+	}
+	c.got, c.lost = len(seen), s.sent-len(seen)
+	return c
+}
+
+// flowing waits until the node has got so many more of each room than now.
+func flowing(t *testing.T, n *node, rooms []message.Room, more int) {
+	t.Helper()
+	want := map[message.Room]int{}
+	for _, room := range rooms {
+		want[room] = len(n.received(room)) + more
+	}
+	for _, room := range rooms {
+		eventually(t, "more in "+string(room), func() bool { return len(n.received(room)) >= want[room] })
+	}
+}

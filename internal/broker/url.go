@@ -1,0 +1,213 @@
+package broker
+
+import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// redisTimeout bounds each dial, read and write. Redis answers in less than a
+// millisecond or is in trouble, and the log delivers meanwhile.
+const redisTimeout = 500 * time.Millisecond
+
+// A layout is how the Redis servers stand to each other.
+type layout int
+
+const (
+	layoutSingle   layout = iota // one server
+	layoutSentinel               // a master that sentinels choose
+	layoutCluster                // many masters, each with a part of the slots
+)
+
+// A place is what REDIS_URL says.
+type place struct {
+	layout layout
+	addrs  []string // host:port of the server, the sentinels, or some of the cluster
+	master string   // the name that the sentinels know the master by
+
+	server   redis.Options // for any of the servers, but for Addr
+	sentinel redis.Options // for any of the sentinels, but for Addr
+}
+
+const urlForms = "want redis://[user:password@]host:6379[/0], " +
+	"redis+sentinel://[user:password@]host:26379,host:26379/master[/0], or " +
+	"redis+cluster://[user:password@]host:6379,host:6379; rediss for TLS; " +
+	"what is special in a password is escaped, such as %2F for /"
+
+// parseURL reads REDIS_URL; docs/redis.md tells its forms. No error repeats
+// any part of the URL but a file's name: what looks like a host or an option
+// may be the half of a password with a stray / or ?.
+func parseURL(raw string) (*place, error) {
+	p, err := readURL(raw)
+	if err != nil {
+		return nil, fmt.Errorf("REDIS_URL: %w: %s", err, urlForms)
+	}
+	return p, nil
+}
+
+func readURL(raw string) (*place, error) {
+	scheme, rest, _ := strings.Cut(raw, "://")
+	base, kind, _ := strings.Cut(scheme, "+")
+	layouts := map[string]layout{"": layoutSingle, "sentinel": layoutSentinel, "cluster": layoutCluster}
+	lay, known := layouts[kind]
+	if !known || (base != "redis" && base != "rediss") || strings.HasSuffix(scheme, "+") {
+		return nil, errors.New("an unknown scheme")
+	}
+	// url.Parse knows one host only: it gets a name in their place.
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	at := strings.LastIndex(rest[:end], "@") + 1
+	u, err := url.Parse("redis://" + rest[:at] + "hosts" + rest[end:])
+	if err != nil || u.Fragment != "" {
+		return nil, errors.New("not a URL")
+	}
+	p := &place{layout: lay}
+	if p.addrs, err = readHosts(rest[at:end], lay); err != nil {
+		return nil, err
+	}
+	if err := p.readPath(u.Path); err != nil {
+		return nil, err
+	}
+	if err := p.readOptions(u.RawQuery, base == "rediss"); err != nil {
+		return nil, err
+	}
+	p.server.Username = u.User.Username()
+	p.server.Password, _ = u.User.Password()
+	bound(&p.server)
+	bound(&p.sentinel)
+	return p, nil
+}
+
+// readHosts returns host:port of each, with the usual port where none is given.
+func readHosts(list string, lay layout) ([]string, error) {
+	usual := "6379"
+	if lay == layoutSentinel {
+		usual = "26379"
+	}
+	var addrs []string
+	for host := range strings.SplitSeq(list, ",") {
+		u, err := url.Parse("redis://" + host)
+		if err != nil || u.Hostname() == "" || (strings.Contains(u.Hostname(), ":") && host[0] != '[') {
+			return nil, errors.New("a host is missing or not host:port")
+		}
+		port := cmp.Or(u.Port(), usual)
+		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+			return nil, errors.New("a port is not from 1 to 65535")
+		}
+		addrs = append(addrs, net.JoinHostPort(u.Hostname(), port))
+	}
+	if lay == layoutSingle && len(addrs) > 1 {
+		return nil, errors.New("several hosts need redis+sentinel or redis+cluster")
+	}
+	return addrs, nil
+}
+
+// readPath reads /master/db of sentinels and /db of one server.
+func (p *place) readPath(path string) error {
+	path = strings.Trim(path, "/")
+	if p.layout == layoutSentinel {
+		if p.master, path, _ = strings.Cut(path, "/"); p.master == "" {
+			return errors.New("the name of the sentinels' master is missing")
+		}
+	}
+	if path == "" {
+		return nil
+	}
+	db, err := strconv.Atoi(path)
+	switch {
+	case err != nil || db < 0:
+		return errors.New("the database is no number from 0")
+	case p.layout == layoutCluster && db != 0:
+		return errors.New("a cluster has database 0 only")
+	}
+	p.server.DB = db
+	return nil
+}
+
+// readOptions reads what follows the question mark.
+func (p *place) readOptions(query string, secure bool) error {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return errors.New("the options after ? cannot be read")
+	}
+	get := func(name string) string {
+		value := values.Get(name)
+		values.Del(name)
+		return value
+	}
+	skip, ca, cert, key := get("skip_verify"), get("ca_file"), get("cert_file"), get("key_file")
+	if p.layout == layoutSentinel {
+		p.sentinel.Username, p.sentinel.Password = get("sentinel_username"), get("sentinel_password")
+	}
+	switch {
+	case len(values) > 0:
+		return errors.New("an unknown option: there are ca_file, cert_file, key_file and skip_verify=true with TLS, " +
+			"sentinel_username and sentinel_password with sentinels")
+	case !secure && skip+ca+cert+key != "":
+		return errors.New("ca_file, cert_file, key_file and skip_verify need rediss")
+	case skip != "" && skip != "true" && skip != "false":
+		return errors.New("skip_verify is neither true nor false")
+	case !secure:
+		return nil
+	}
+	// No ServerName: each dial verifies the host that it dials.
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: skip == "true"} //nolint:gosec // the operator says so
+	if err := loadFiles(conf, ca, cert, key); err != nil {
+		return err
+	}
+	p.server.TLSConfig, p.sentinel.TLSConfig = conf, conf
+	return nil
+}
+
+// loadFiles reads who is trusted (without a file: the system's roots) and the
+// client's own certificate, which redis-server asks for by default.
+func loadFiles(conf *tls.Config, ca, cert, key string) error {
+	if ca != "" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return fmt.Errorf("ca_file: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("ca_file: no certificate in %q", ca)
+		}
+	}
+	if cert == "" && key == "" {
+		return nil
+	}
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return fmt.Errorf("cert_file and key_file: %w", err)
+	}
+	conf.Certificates = []tls.Certificate{pair}
+	return nil
+}
+
+// bound sets our bounds on a client.
+func bound(opts *redis.Options) {
+	opts.Protocol = 2 // RESP3 brings nothing here but pushes to be filtered
+	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = redisTimeout, redisTimeout, redisTimeout
+	opts.DialerRetries = 1
+	opts.MaxRetries = -1 // a publish sent twice would show a signal twice
+	opts.PoolSize = 2
+	opts.PipelinePoolSize = -1 // pipelines are all that the pool is for
+	opts.DisableIdentity = true
+}
+
+// at returns options for the server at addr.
+func at(opts redis.Options, addr string) *redis.Options {
+	opts.Addr = addr
+	return &opts
+}

@@ -1,0 +1,99 @@
+package testkit
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// A RedisTLS is a redis-server that also listens with TLS, under a
+// certificate of an authority that no system knows.
+type RedisTLS struct {
+	*RedisServer
+	// CAFile is the authority's certificate; CertFile and KeyFile are a
+	// client's, which the server asks for unless "--tls-auth-clients", "no".
+	CAFile, CertFile, KeyFile string
+
+	tlsPort int
+}
+
+// TLSAddr returns host:port of the listener with TLS.
+func (r *RedisTLS) TLSAddr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.tlsPort)) }
+
+// StartRedisTLS starts it with more arguments of redis-server.
+func StartRedisTLS(tb testing.TB, args ...string) *RedisTLS {
+	tb.Helper()
+	r := &RedisTLS{tlsPort: FreePort()}
+	dir, err := TempDir("tls", nil)
+	if err == nil {
+		r.CAFile, r.CertFile, r.KeyFile, err = writeCertificates(dir)
+	}
+	if err != nil {
+		tb.Fatalf("testkit: make certificates: %v", err)
+	}
+	r.RedisServer = StartRedis(tb, append([]string{
+		"--tls-port", strconv.Itoa(r.tlsPort), "--tls-ca-cert-file", r.CAFile,
+		"--tls-cert-file", r.CertFile, "--tls-key-file", r.KeyFile,
+	}, args...)...)
+	return r
+}
+
+// writeCertificates makes an authority and one certificate of it for
+// 127.0.0.1, good for server and client.
+func writeCertificates(dir string) (ca, cert, key string, err error) {
+	ca, cert, key = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "redis.crt"), filepath.Join(dir, "redis.key")
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", "", "", err
+	}
+	root := template("Switchyard test authority", x509.KeyUsageCertSign)
+	root.IsCA, root.BasicConstraintsValid = true, true
+	if err := writeCertificate(ca, root, root, signer, signer); err != nil {
+		return "", "", "", err
+	}
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", "", "", err
+	}
+	leaf := template("127.0.0.1", x509.KeyUsageDigitalSignature)
+	leaf.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	if err := writeCertificate(cert, leaf, root, own, signer); err != nil {
+		return "", "", "", err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(own)
+	if err != nil {
+		return "", "", "", err
+	}
+	return ca, cert, key, writePEM(key, "PRIVATE KEY", der)
+}
+
+func template(name string, usage x509.KeyUsage) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, KeyUsage: usage,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+}
+
+func writeCertificate(path string, cert, parent *x509.Certificate, own, signer *ecdsa.PrivateKey) error {
+	der, err := x509.CreateCertificate(rand.Reader, cert, parent, own.Public(), signer)
+	if err != nil {
+		return fmt.Errorf("sign %s: %w", path, err)
+	}
+	return writePEM(path, "CERTIFICATE", der)
+}
+
+func writePEM(path, kind string, der []byte) error {
+	return os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
+}

@@ -62,7 +62,7 @@ type Store struct {
 
 // Broker is about the channel between nodes.
 type Broker struct {
-	URL   Secret `envconfig:"REDIS_URL" secret:"true" example:"redis://user:password@host:6379/0" check:"redis" doc:"Redis 7, whose pub/sub carries messages between nodes: redis://… or rediss://… for TLS. Without it nodes find each other's messages in PostgreSQL, a little later."`
+	URL   Secret `envconfig:"REDIS_URL" secret:"true" example:"redis://user:password@host:6379/0" check:"redis" doc:"Redis 7, whose pub/sub carries messages between nodes: redis://… for one server, redis+sentinel://host,host/master, redis+cluster://host,host; rediss for TLS, with ?ca_file=. docs/redis.md has all of it. Without it nodes find each other's messages in PostgreSQL, a little later."`
 	Queue int    `envconfig:"BROKER_QUEUE" default:"1500" min:"1" max:"1000000" example:"1500" doc:"Broadcasts that wait to be sent; beyond it the oldest is dropped and counted, and nodes find its messages in the log."`
 }
 

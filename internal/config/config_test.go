@@ -64,6 +64,19 @@ func TestSettingsAreRead(t *testing.T) {
 	}
 }
 
+func TestRedisMayBeOneServerSentinelsOrACluster(t *testing.T) {
+	for _, url := range []string{
+		"redis://h", "redis://u:p@h:6379/1", "rediss://[::1]:6379?ca_file=/x", "redis+cluster://a:1,b:2",
+		"rediss+cluster://:p@a,b?skip_verify=true", "redis+sentinel://a:1,b:2/main", "rediss+sentinel://u:p@a/m/0?sentinel_password=q",
+	} {
+		bare(t)
+		t.Setenv("REDIS_URL", url)
+		if cfg, err := Load(); err != nil || cfg.Broker.URL.Reveal() != url {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
 func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 	tests := []struct{ name, value, says string }{
 		{"LISTEN_ADDR", "8000", "host:port"},
@@ -99,6 +112,11 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"RETENTION_COUNT", "-1", "from 0 to 1000000000"},
 		{"APPEND_TIMEOUT", "61s", "from 100ms to 1m"},
 		{"REDIS_URL", "http://h", "redis://"},
+		{"REDIS_URL", "redis://", "redis://"},
+		{"REDIS_URL", "redis+ring://h", "redis+cluster://"},
+		{"REDIS_URL", "redis+cluster:///0", "redis+cluster://"},
+		{"REDIS_URL", "redis+sentinel://a,b", "redis+sentinel://"},
+		{"REDIS_URL", "redis+sentinel://a,b/?x=y", "/master"},
 		{"BROKER_QUEUE", "0", "from 1 to 1000000"},
 		{"REPAIR_WAIT", "11s", "from 1ms to 10s"},
 		{"MAX_INFLIGHT", "257", "from 1 to 256"},

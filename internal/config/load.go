@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -232,11 +233,14 @@ var checks = map[string]func(string) string{
 		}
 		return ""
 	},
+	// The broker reads the rest, and is as clear about it.
 	"redis": func(s string) string {
-		u, err := url.Parse(s)
-		if s == "" || err == nil && u.Host != "" && (u.Scheme == "redis" || u.Scheme == "rediss") {
+		if s == "" || redisURL.MatchString(s) {
 			return ""
 		}
-		return "must be redis://host:port/number, or rediss:// for TLS"
+		return "must be redis://host:port/number, redis+sentinel://host:port,host:port/master or redis+cluster://host:port,host:port; rediss for TLS"
 	},
 }
+
+// redisURL has a host, and a master's name where sentinels are asked for it.
+var redisURL = regexp.MustCompile(`^rediss?(://([^/?#]*@)?[^/?#@]+|\+cluster://([^/?#]*@)?[^/?#@]+|\+sentinel://([^/?#]*@)?[^/?#@]+/[^/?#]+)([/?]|$)`)

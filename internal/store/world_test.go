@@ -52,6 +52,9 @@ func postgresWorld(t *testing.T, pg *testkit.PG) *world {
 	t.Helper()
 	w := &world{t: t, url: pg.URL(), pg: pg, nodes: 2}
 	w.migrate()
+	if laterSchema != "" {
+		w.migrateLater(laterSchema)
+	}
 	return w
 }
 
@@ -59,6 +62,9 @@ func sqliteWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, url: "sqlite:" + filepath.Join(t.TempDir(), "odd #name?100%.db"), nodes: 1}
 	w.migrate()
+	if laterSchema != "" {
+		w.migrateLater(laterSchema)
+	}
 	return w
 }
 

@@ -1,0 +1,4 @@
+-- +goose Up
+CREATE INDEX messages_at ON messages (at);
+
+-- +goose Down

@@ -245,6 +245,7 @@ func (a *App) listen(ctx context.Context) error {
 		QueueBytes:     c.QueueBytes,
 		MaxConnections: c.MaxConnections,
 		Heartbeat:      c.Heartbeat,
+		IDWindow:       a.opt.Config.Store.IDWindow,
 		Logger:         a.opt.Logger,
 		LogLevel:       a.opt.LogLevel,
 		Registerer:     a.registry,

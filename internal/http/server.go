@@ -43,7 +43,10 @@ type Config struct {
 	// Heartbeat is the period of heartbeats; who sends no byte for two is
 	// closed. 25 s by default.
 	Heartbeat time.Duration
-	Logger    *slog.Logger
+	// IDWindow is how long the log remembers ids, for clients to know. 10 min
+	// by default.
+	IDWindow time.Duration
+	Logger   *slog.Logger
 	// LogLevel is the level that the admin listener changes.
 	LogLevel   *slog.LevelVar
 	Registerer prometheus.Registerer
@@ -61,6 +64,9 @@ func (c *Config) defaults() {
 	orInt(&c.MaxConnections, 15000)
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 25 * time.Second
+	}
+	if c.IDWindow <= 0 {
+		c.IDWindow = 10 * time.Minute
 	}
 }
 
@@ -206,6 +212,7 @@ func (s *Server) welcome() protocol.Frame {
 		Version:     s.cfg.Version,
 		HeartbeatMS: s.cfg.Heartbeat.Milliseconds(),
 		MaxFrame:    s.cfg.MaxFrame,
+		IDWindowMS:  s.cfg.IDWindow.Milliseconds(),
 	}.Encode()
 }
 

@@ -31,6 +31,9 @@ type Welcome struct {
 	HeartbeatMS int64 `json:"heartbeat_ms"`
 	// MaxFrame is the largest frame a client may send, in bytes.
 	MaxFrame int `json:"max_frame"`
+	// IDWindowMS is how long the id of a publish is remembered at least, in
+	// milliseconds. Clients resend for half of it.
+	IDWindowMS int64 `json:"id_window_ms"`
 }
 
 // Encode returns the welcome frame.

@@ -130,7 +130,7 @@ func serverFrames() map[string]Frame {
 	again := *pub
 	again.Duplicate = true
 	user := "ann"
-	welcome := Welcome{Session: "n1-1", Node: "n1", Color: "blue", Deployment: "d1", Version: "v1.0.0", HeartbeatMS: 25000, MaxFrame: 65536}
+	welcome := Welcome{Session: "n1-1", Node: "n1", Color: "blue", Deployment: "d1", Version: "v1.0.0", HeartbeatMS: 25000, MaxFrame: 65536, IDWindowMS: 600000}
 	back := welcome
 	back.User, back.Resumed = &user, true
 	return map[string]Frame{

@@ -33,7 +33,7 @@ const testKey = "0123456789abcdef-key"
 // A node is a whole server in this process, on a real SQLite log.
 type node struct {
 	*Server
-	t     *testing.T
+	t     testing.TB
 	hub   *hub.Hub
 	addr  string
 	admin string
@@ -114,7 +114,7 @@ func (l *moodyLog) ListRooms(ctx context.Context, prefix string, after message.R
 	return l.SQLite.ListRooms(ctx, prefix, after, limit)
 }
 
-func startNode(t *testing.T, change func(*Config)) *node {
+func startNode(t testing.TB, change func(*Config)) *node {
 	t.Helper()
 	n := &node{t: t, reg: prometheus.NewRegistry(), logs: &safeBuilder{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
 	logger := slog.New(slog.NewJSONHandler(n.logs, nil))
@@ -218,7 +218,7 @@ func (n *node) request(method, path string, header http.Header, body io.Reader) 
 
 // A browser is a WebSocket client of a test.
 type browser struct {
-	t  *testing.T
+	t  testing.TB
 	ws *websocket.Conn
 }
 
@@ -319,7 +319,7 @@ func masked(first byte, payload string) string {
 	return string(head) + "\x00\x00\x00\x00" + payload
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.After(15 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)

@@ -58,7 +58,7 @@ func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect, folder stri
 		return fmt.Errorf("migrate: %w", err)
 	}
 	if _, err := provider.Up(ctx); err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return fmt.Errorf("the database of DATABASE_URL can't be migrated to this version; name one that is Switchyard's alone, or mend it: %w", err)
 	}
 	return nil
 }

@@ -2,12 +2,15 @@ package store
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
@@ -70,9 +73,56 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkAppendPaced tells how long 15,000 a second wait for their commit.
+// BenchmarkAppendBatch tells how many are stored in a second by batches of 256,
+// one after the other.
+func BenchmarkAppendBatch(b *testing.B) {
+	for _, dialect := range []string{"postgres", "sqlite"} {
+		b.Run(dialect, func(b *testing.B) {
+			l := benchLog(b, dialect)
+			l.Start(func([]*message.Publication) {})
+			b.ResetTimer()
+			for i := 0; i < b.N; {
+				var pubs []*message.Publication
+				for ; len(pubs) < batchMessages && i < b.N; i++ {
+					pubs = append(pubs, benchPublication(i))
+				}
+				if err := l.AppendBatch(b.Context(), pubs); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+			if err := l.Close(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
+
+// BenchmarkAppendPaced tells how long 15,000 a second wait for their commit,
+// alone and while retention, one walk after the other, removes as many.
 func BenchmarkAppendPaced(b *testing.B) {
-	l := benchLog(b, "postgres")
+	b.Run("alone", func(b *testing.B) { appendPaced(b, benchLog(b, "postgres")) })
+	b.Run("retention", func(b *testing.B) {
+		p := benchLog(b, "postgres").(*Postgres)
+		ctx, stop := context.WithCancel(b.Context())
+		var walks sync.WaitGroup
+		walks.Go(func() {
+			r := p.retention()
+			r.rule.count = 50
+			for ctx.Err() == nil {
+				_, err := p.repair.Exec(ctx, `UPDATE retention SET begun = '-infinity'`)
+				if err := errors.Join(err, r.round(ctx)); err != nil && ctx.Err() == nil {
+					b.Error(err)
+				}
+			}
+			b.ReportMetric(testutil.ToFloat64(p.m.trimmed)/b.Elapsed().Seconds(), "removed/s")
+		})
+		appendPaced(b, p, func() { stop(); walks.Wait() })
+	})
+}
+
+func appendPaced(b *testing.B, l theLog, atEnd ...func()) {
+	b.Helper()
 	var mu sync.Mutex
 	took := make([]time.Duration, 0, b.N)
 	l.Start(func(pubs []*message.Publication) {
@@ -94,6 +144,9 @@ func BenchmarkAppendPaced(b *testing.B) {
 			l.Append(p)
 		}
 		<-tick.C
+	}
+	for _, f := range atEnd {
+		f()
 	}
 	if err := l.Close(context.Background()); err != nil {
 		b.Fatal(err)

@@ -45,13 +45,13 @@ func run(t *testing.T, env []string, args ...string) (int, string) {
 
 func TestANewcomerNeedsNoSettings(t *testing.T) {
 	s := testkit.StartServer(t, nil)
-	if !strings.Contains(s.Output(), "Switchyard is at http://"+s.Addr+"/") {
-		t.Errorf("the page's URL was not printed:\n%s", s.Output())
-	}
 	h := newHistory()
 	g := seat(t, h, 0, []string{s.SocketURL()})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	waitFor(ctx, t, "the page's URL", func() bool {
+		return strings.Contains(s.Output(), "Switchyard is at http://"+s.Addr+"/")
+	})
 	g.talk(ctx, t, h, 10)
 	s.Kill() // no warning
 	s.Restart()

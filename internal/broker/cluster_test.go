@@ -70,14 +70,14 @@ func TestASlotMovesUnderTraffic(t *testing.T) {
 		c.MoveSlot(slot)
 		flowing(t, b, rooms, 50)
 	}
-	traffic.stop()
+	traffic.end(t, b)
 	for i, room := range rooms {
 		got := traffic.course(t, b, room)
-		t.Logf("%s: %d sent, %+v", room, traffic.sent, got)
+		t.Logf("%s: %v", room, got)
 		if got.doubled > 0 {
 			t.Errorf("%s: %d doubled", room, got.doubled)
 		}
-		if i > 0 && (got.swapped > 0 || got.lost > 1) { // the last may be on its way
+		if i > 0 && (got.swapped > 0 || got.lost > 0) {
 			t.Errorf("%s did not move, but lost %d and swapped %d", room, got.lost, got.swapped)
 		}
 		if got.pause > 2*time.Second {
@@ -120,15 +120,15 @@ func TestANodeIsLostAndOthersNoticeNothing(t *testing.T) {
 			eventually(t, "both to come back", func() bool { return a.Up() && b.Up() })
 			flowing(t, b, traffic.rooms, 50)
 			carries(t, a, b, late, "again")
-			traffic.stop()
+			traffic.end(t, b)
 			for _, room := range others {
 				got := traffic.course(t, b, room)
-				t.Logf("%s: %d sent, %+v", room, traffic.sent, got)
-				if got.doubled > 0 || got.swapped > 0 || got.lost > 1 || got.pause > time.Second {
-					t.Errorf("%s was disturbed: %+v", room, got)
+				t.Logf("%s: %v", room, got)
+				if got.doubled > 0 || got.swapped > 0 || got.lost > 0 || got.pause > time.Second {
+					t.Errorf("%s was disturbed: %v", room, got)
 				}
 			}
-			t.Logf("%s, of the lost node: %+v", gone, traffic.course(t, b, gone))
+			t.Logf("%s, of the lost node: %v", gone, traffic.course(t, b, gone))
 		})
 	}
 }

@@ -49,7 +49,7 @@ func (ro *router) init(r *Redis) {
 	case layoutSentinel:
 		s := newSentinels(r.place)
 		ro.discover, ro.every = s.discover, sentinelAskEvery
-		ro.events = s.listeners(r, ro.askNow)
+		ro.events = s.listeners(ro.askNow)
 	case layoutCluster:
 		ro.discover, ro.every = discoverCluster(r.place), clusterAskEvery
 	}
@@ -193,16 +193,20 @@ func (r *Redis) assign(found owners) {
 			used[b.owner.addr] = true
 		}
 	}
-	var retired []*server
+	var left []publication
 	for addr, s := range r.servers {
 		if !used[addr] {
 			delete(r.servers, addr)
-			retired = append(retired, s)
+			left = append(left, s.retire()...)
 		}
+	}
+	left = append(left, r.limbo.take(nil, math.MaxInt)...)
+	for _, p := range left { // before anything newer gets there
+		r.put(p, r.bucket(p.room).owner)
 	}
 	r.mu.Unlock()
 	if len(moved) > 0 {
-		r.settle(moved, retired)
+		r.settle(moved)
 	}
 }
 
@@ -232,21 +236,14 @@ func (r *Redis) serverAt(addr string) *server {
 	return s
 }
 
-// settle has links and publications follow their buckets.
-func (r *Redis) settle(moved []*bucket, retired []*server) {
+// settle has links follow their buckets.
+func (r *Redis) settle(moved []*bucket) {
 	for _, b := range moved {
 		b.link.nudge()
 	}
-	left := r.limbo.take(nil, math.MaxInt)
-	for _, s := range retired {
-		left = append(left, s.retire()...)
-	}
-	for _, p := range left {
-		r.route(p)
-	}
 	r.health()
 	if r.router.discover != nil {
-		r.logger.Info("Redis has moved", "buckets", len(moved), "addr", r.ownerOf(moved[0]))
+		r.logger.Info("Redis found for rooms", "buckets", len(moved), "addr", r.ownerOf(moved[0]))
 	}
 }
 
@@ -268,21 +265,26 @@ func (r *Redis) nudgeLinks(s *server) {
 func (r *Redis) route(p publication) {
 	b := r.bucket(p.room)
 	for range maxHops { // a server may retire just now
-		q, down := r.limbo, true
-		if s := r.ownerServer(b); s != nil {
-			q, down = s.publisher.queue, !s.publisher.up()
-		}
-		dropped, ok := q.push(p)
-		if down {
-			r.metrics.drop(dropDown, dropped)
-		} else {
-			r.metrics.drop(dropFull, dropped)
-		}
-		if ok {
+		if r.put(p, r.ownerServer(b)) {
 			return
 		}
 	}
 	r.metrics.drop(dropClosed, 1)
+}
+
+// put queues a publication for a server, or until there is one. False means
+// that the queue is closed.
+func (r *Redis) put(p publication, s *server) bool {
+	q, full := r.limbo, dropDown
+	if s != nil {
+		q = s.publisher.queue
+		if s.publisher.up() {
+			full = dropFull
+		}
+	}
+	dropped, ok := q.push(p)
+	r.metrics.drop(full, dropped)
+	return ok
 }
 
 // republish takes back a publication that its server refused, since another

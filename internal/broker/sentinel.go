@@ -98,7 +98,7 @@ func (s *sentinels) ask(ctx context.Context, addr string) sentinelAnswer {
 
 // listeners are subscribed to what each sentinel tells of masters. That a
 // sentinel goes is no news: discover tells when none is left.
-func (s *sentinels) listeners(r *Redis, changed func()) []*subscriber {
+func (s *sentinels) listeners(changed func()) []*subscriber {
 	var all []*subscriber
 	for _, addr := range s.place.addrs {
 		rooms := newSubscriptions()

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -16,12 +18,12 @@ const streamEvery = 2 * time.Millisecond
 type stream struct {
 	rooms []message.Room
 	stop  func() // waits; what was published is then in sent
-	sent  int    // in each room
+	sent  map[message.Room]int
 }
 
 func startStream(t *testing.T, from *node, rooms ...message.Room) *stream {
 	t.Helper()
-	s := &stream{rooms: rooms}
+	s := &stream{rooms: rooms, sent: map[message.Room]int{}}
 	stopped, ended := make(chan struct{}), make(chan struct{})
 	s.stop = sync.OnceFunc(func() { close(stopped); <-ended })
 	t.Cleanup(s.stop)
@@ -30,8 +32,9 @@ func startStream(t *testing.T, from *node, rooms ...message.Room) *stream {
 		tick := time.NewTicker(streamEvery)
 		defer tick.Stop()
 		for i := 0; ; i++ {
-			from.Publish(rooms[i%len(rooms)], []byte(strconv.Itoa(i/len(rooms))))
-			s.sent = i/len(rooms) + 1
+			room := rooms[i%len(rooms)]
+			from.Publish(room, []byte(strconv.Itoa(s.sent[room])))
+			s.sent[room]++
 			select {
 			case <-tick.C:
 			case <-stopped:
@@ -44,11 +47,21 @@ func startStream(t *testing.T, from *node, rooms ...message.Room) *stream {
 
 // A course is how a stream's room went at a receiver.
 type course struct {
-	got, lost, doubled, swapped int
-	pause                       time.Duration // the longest between two arrivals
+	sent, got, lost, doubled, swapped int
+	pause                             time.Duration // the longest between two arrivals
 }
 
-// course reads what n got of the room, after stop.
+// end stops the stream and waits for the last of each room: the trouble is over.
+func (s *stream) end(t *testing.T, n *node) {
+	t.Helper()
+	s.stop()
+	for _, room := range s.rooms {
+		last := strconv.Itoa(s.sent[room] - 1)
+		eventually(t, "the last in "+string(room), func() bool { return slices.Contains(n.received(room), last) })
+	}
+}
+
+// course reads what n got of the room, after end.
 func (s *stream) course(t *testing.T, n *node, room message.Room) (c course) {
 	t.Helper()
 	n.mu.Lock()
@@ -69,8 +82,13 @@ func (s *stream) course(t *testing.T, n *node, room message.Room) (c course) {
 			c.pause = max(c.pause, n.at[room][i].Sub(n.at[room][i-1]))
 		}
 	}
-	c.got, c.lost = len(seen), s.sent-len(seen)
+	c.sent, c.got, c.lost = s.sent[room], len(seen), s.sent[room]-len(seen)
 	return c
+}
+
+func (c course) String() string {
+	return fmt.Sprintf("%d sent, %d lost, %d doubled, %d swapped, longest pause %v",
+		c.sent, c.lost, c.doubled, c.swapped, c.pause.Round(time.Millisecond))
 }
 
 // flowing waits until the node has got so many more of each room than now.

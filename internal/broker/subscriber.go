@@ -123,7 +123,7 @@ func backoff(failures int) time.Duration {
 // how the connection ended.
 func (s *subscriber) runConnection(
 	ctx context.Context, last attempt, receive Receive, up func(addr string),
-) attempt {
+) (how attempt) {
 	addr, err := s.locate(ctx, last)
 	if err != nil {
 		s.rooms.end()
@@ -138,7 +138,11 @@ func (s *subscriber) runConnection(
 		_ = pubsub.Close()
 		loops.Wait()
 		_ = client.Close()
-		s.rooms.end()
+		if errors.Is(how.err, errIdle) {
+			s.rooms.rest() // who comes just now waits for the next connection
+		} else {
+			s.rooms.end()
+		}
 		s.onChange()
 	}()
 	// Receiving does not end with its context, but with its connection.

@@ -193,17 +193,15 @@ func (s *subscriptions) begin() {
 	}
 }
 
-// end ends it: no answer will come any more. It reports whether it was up.
-func (s *subscriptions) end() (wasUp bool) {
+// end ends it: no answer will come any more.
+func (s *subscriptions) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wasUp = s.link == linkUp
 	s.link = linkDown
 	s.reset()
 	for _, sub := range s.rooms {
 		sub.answer(ErrDown)
 	}
-	return wasUp
 }
 
 // rest ends it because nobody needs it: who comes next waits for another one.

@@ -69,7 +69,7 @@ func TestARedisThatIsOutOfMemory(t *testing.T) {
 	b.mustSubscribe(t, "r")
 	traffic := startStream(t, a, "r")
 	flowing(t, b, traffic.rooms, 100)
-	traffic.stop()
+	traffic.end(t, b)
 	if got := a.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped", got)
 	}

@@ -114,5 +114,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 func writeBody(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the caller is gone: nobody to tell
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false) // it is no HTML, and people read it
+	_ = e.Encode(v)        // the caller is gone: nobody to tell
 }

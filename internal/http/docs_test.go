@@ -1,0 +1,130 @@
+package http
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func readDoc(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile("../../docs/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// tests are the names of all tests of the module.
+func tests(t *testing.T) map[string]bool {
+	t.Helper()
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	found := map[string]bool{}
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, m := range declared.FindAllStringSubmatch(string(b), -1) {
+			found[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// Each row of docs/limits.md names tests that there are, and settings that
+// there are.
+func TestLimitsAreHeldByTests(t *testing.T) {
+	declared, settings := tests(t), readDoc(t, "configuration.md")
+	named := regexp.MustCompile(`\b(?:Test|Fuzz)\w+`)
+	setting := regexp.MustCompile("`([A-Z][A-Z_]+)`")
+	rows := 0
+	for line := range strings.Lines(readDoc(t, "limits.md")) {
+		if !strings.HasPrefix(line, "| ") || strings.HasSuffix(line, " test |\n") {
+			continue
+		}
+		rows++
+		names := named.FindAllString(line, -1)
+		if len(names) == 0 {
+			t.Errorf("no test holds: %s", line)
+		}
+		for _, name := range names {
+			if !declared[name] {
+				t.Errorf("there is no %s: %s", name, line)
+			}
+		}
+		for _, m := range setting.FindAllStringSubmatch(line, -1) {
+			if !strings.Contains(settings, "| `"+m[1]+"` |") {
+				t.Errorf("there is no setting %s: %s", m[1], line)
+			}
+		}
+	}
+	if rows < 40 {
+		t.Errorf("%d rows were read", rows)
+	}
+}
+
+// The transcripts of docs/protocol.md show every frame, as asyncapi.yaml has
+// it, and its tables every error and close code.
+func TestTheTranscriptsAreTheWire(t *testing.T) {
+	d, text := readDocument(t, "asyncapi.yaml"), readDoc(t, "protocol.md")
+	for arrow, operation := range map[string]string{"→ ": "request", "← ": "deliver"} {
+		known := payloads(d, operation)
+		shown := map[string]bool{}
+		for line := range strings.Lines(text) {
+			frame, ok := strings.CutPrefix(strings.TrimSpace(line), arrow)
+			if !ok || !strings.HasPrefix(frame, "{") {
+				continue
+			}
+			for kind, schema := range known {
+				if strings.HasPrefix(frame, `{"type":"`+kind+`"`) && (operation == "deliver" || d.checkText(frame, schema...) == nil) {
+					shown[kind] = true
+					if err := d.checkText(frame, schema...); err != nil {
+						t.Errorf("%s: %v", frame, err)
+					}
+				}
+			}
+		}
+		for kind := range known {
+			if !shown[kind] {
+				t.Errorf("no transcript shows %s%s", arrow, kind)
+			}
+		}
+	}
+	codes := d.strings(append(payloads(d, "deliver")["error"], "properties", "code", "enum")...)
+	for code := range d.object("channels", "socket", "x-close-codes") {
+		codes = append(codes, code)
+	}
+	for _, code := range codes {
+		if !strings.Contains(text, "\n| `"+code+"` |") {
+			t.Errorf("no row for %s", code)
+		}
+	}
+}
+
+// docs/http.md has every operation and every code of openapi.yaml.
+func TestTheHTTPReferenceIsWhole(t *testing.T) {
+	d, text := readDocument(t, "openapi.yaml"), readDoc(t, "http.md")
+	for _, operation := range operations(d) {
+		method, route, _ := strings.Cut(operation, " ")
+		if slices.Contains(fileNames(d), route[1:]) {
+			route = "/{file}"
+		}
+		if !strings.Contains(text, "`"+method+" "+route+"`") {
+			t.Errorf("%s %s is missing", method, route)
+		}
+	}
+	for _, code := range d.strings("components", "schemas", "Problem", "properties", "code", "enum") {
+		if !strings.Contains(text, "\n| `"+code+"` |") {
+			t.Errorf("no row for %s", code)
+		}
+	}
+}

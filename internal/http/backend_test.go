@@ -97,9 +97,15 @@ func TestRoomsAreListedInPages(t *testing.T) {
 	for _, room := range []string{"orders:2", "chat", "orders:1", "Zoo", "orders:1"} {
 		n.call("POST", "/v1/rooms/"+room+"/messages", testKey, `{"data":1}`)
 	}
+	for _, own := range []string{"_canary.n1", "_canary.n2"} { // the service's, never listed
+		if _, err := n.hub.Publish(t.Context(), draft(own, "1")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for query, want := range map[string]string{
 		"":                        "Zoo chat orders:1 orders:2 more=false",
 		"?limit=3":                "Zoo chat orders:1 more=true",
+		"?limit=1&after=Zoo":      "chat more=true",
 		"?limit=3&after=orders:1": "orders:2 more=false",
 		"?prefix=orders:":         "orders:1 orders:2 more=false",
 		"?prefix=x":               "more=false",

@@ -90,6 +90,7 @@ func exchanges() []exchange {
 		{"POST", one, a, `{"data":2,"id":"k1"}`, nil, nil, 409},
 		{"POST", one, a, `{"data":"` + long[1:] + `}`, nil, nil, 413},
 		{"POST", one, a, `{"data":1,"id":"a b"}`, nil, nil, 400},
+		{"POST", one, a, `{"data":1,"new":"field"}`, http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, nil, 201},
 		{"POST", batch, batch, `[{"room":"a","data":1,"id":"b1"},{"room":"b","data":null}]`, nil, nil, 201},
 		{"POST", batch, batch, `[{"room":"a","data":1,"id":"b1"}]`, nil, nil, 200},
 		{"POST", batch, batch, `[{"room":"a","data":2,"id":"b1"}]`, nil, nil, 409},

@@ -294,6 +294,50 @@ func TestSettingsThatAreMissingOrContradict(t *testing.T) {
 	}
 }
 
+// One bad message in a batch, and nothing of the batch is stored; mended, it
+// reaches the members on another node.
+func TestABatchWithABadMessageIsRefusedWhole(t *testing.T) {
+	const key = "a-long-random-secret"
+	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "API_KEYS": "shop:" + key}
+	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
+	member := meet(t, b)
+	member.send(`{"type":"join","room":"orders:2"}`)
+	member.until("joined")
+	post := func(path, body string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.URL()+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Close = true
+		req.Header.Set("Authorization", "Bearer "+key)
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		answer, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(answer)
+	}
+	if code, answer := post("/v1/rooms/orders:1/messages", `{"data":1,"id":"used"}`); code != http.StatusCreated {
+		t.Fatalf("%d %s", code, answer)
+	}
+	code, answer := post("/v1/messages", `[{"room":"orders:2","data":"early"},{"room":"orders:1","data":2,"id":"used"}]`)
+	if code != http.StatusConflict || !strings.Contains(answer, `"index":1`) {
+		t.Errorf("an id that was used: %d %s", code, answer)
+	}
+	code, answer = post("/v1/messages", `[{"room":"orders:2","data":"late"},{"room":"orders:1","data":2,"id":"fresh"}]`)
+	if code != http.StatusCreated || strings.Count(answer, `"duplicate":false`) != 2 {
+		t.Errorf("mended: %d %s", code, answer)
+	}
+	if got := member.until("message"); got["data"] != "late" || got["seq"] != json.Number("1") || got["from"] != "api:shop" {
+		t.Errorf("the member on the other node got %v", got)
+	}
+}
+
 // The Go client is told by name, too.
 func TestTheClientSeesWhyItWasRefused(t *testing.T) {
 	s := testkit.StartServer(t, nil)

@@ -158,11 +158,16 @@ func TestAClusterMayComeLaterThanTheService(t *testing.T) {
 	}
 }
 
-// A node of which one address is known, and that a wrong one, finds the rest.
-func TestOneGoodAddressIsEnough(t *testing.T) {
+// One good address beside a wrong one finds the rest, for a user who may do
+// just what docs/redis.md says.
+func TestOneGoodAddressAndFewRightsAreEnough(t *testing.T) {
 	t.Parallel()
 	c := testkit.StartCluster(t)
-	n := openNode(t, Config{URL: "redis+cluster://127.0.0.1:1," + c.Nodes()[2].Addr()})
+	for _, node := range c.Nodes() {
+		node.Do(t, "ACL", "SETUSER", "app", "on", ">hunter2", "&sy:*",
+			"+spublish", "+ssubscribe", "+sunsubscribe", "+ping", "+cluster|slots")
+	}
+	n := openNode(t, Config{URL: "redis+cluster://app:hunter2@127.0.0.1:1," + c.Nodes()[2].Addr()})
 	for _, node := range c.Nodes() {
 		room := roomOn(t, c, node)
 		n.mustSubscribe(t, room)
@@ -210,5 +215,14 @@ func TestABucketWithoutRoomsHasNoConnection(t *testing.T) {
 	}
 	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped", got)
+	}
+}
+
+// A server that does not know its own name sends a port only.
+func TestAnAddressWithoutAHostIsTheAnswerersOwn(t *testing.T) {
+	for addr, want := range map[string]string{":7001": "h:7001", "?:7001": "h:7001", "b:7001": "b:7001", "[::1]:7": "[::1]:7", "": ""} {
+		if got := besides(addr, "h:7000"); got != want {
+			t.Errorf("%q at h:7000 is %q, want %q", addr, got, want)
+		}
 	}
 }

@@ -2,7 +2,9 @@ package broker
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -48,8 +50,18 @@ func TestTheMasterDiesUnderTraffic(t *testing.T) {
 func TestAMasterThatWasReplacedDoesNotHoldUs(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartSentinel(t, "--rename-command", "CLIENT", "XCLIENT")
-	a, b := openNode(t, Config{URL: s.URL()}), openNode(t, Config{URL: s.URL()})
+	for _, sentinel := range s.Sentinels() { // what docs/redis.md says is enough
+		sentinel.Do(t, "ACL", "SETUSER", "watch", "on", ">hunter2", "&+switch-master",
+			"+sentinel|get-master-addr-by-name", "+sentinel|master", "+subscribe", "+ping")
+	}
+	url := s.URL() + "?sentinel_username=watch&sentinel_password=hunter2"
+	a, b := openNode(t, Config{URL: url}), openNode(t, Config{URL: url})
 	b.mustSubscribe(t, "r")
+	for _, sentinel := range s.Sentinels() {
+		eventually(t, "both to listen to each sentinel", func() bool {
+			return strings.Count(sentinel.Do(t, "CLIENT", "LIST", "TYPE", "pubsub"), " sub=1 ") >= 2
+		})
+	}
 	traffic := startStream(t, a, "r")
 	flowing(t, b, traffic.rooms, 100)
 	old := s.Failover()
@@ -120,6 +132,52 @@ func TestAMasterThatNoSentinelKnows(t *testing.T) {
 		eventually(t, "a line that says "+says, func() bool { return strings.Contains(out.String(), says) })
 		if strings.Contains(out.String(), "hunter") {
 			t.Errorf("the log shows the password:\n%s", out.String())
+		}
+	}
+}
+
+// staleSentinel answers like a sentinel whose master is at port, as of epoch.
+func staleSentinel(t *testing.T, port, epoch string) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 4096)
+			for read := ""; !strings.Contains(read, "\r\nmaster\r\n"); { // the second command
+				n, err := conn.Read(buf)
+				if read += string(buf[:n]); err != nil {
+					break
+				}
+				if strings.Contains(string(buf[:n]), "hello") {
+					fmt.Fprint(conn, "-ERR unknown command\r\n")
+				}
+			}
+			fmt.Fprintf(conn, "*2\r\n+127.0.0.1\r\n+%s\r\n*2\r\n+config-epoch\r\n+%s\r\n", port, epoch)
+			_ = conn.Close()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// A sentinel that was cut off from the others still names the old master.
+func TestTheYoungestConfigurationCounts(t *testing.T) {
+	old, young, dead := staleSentinel(t, "1", "7"), staleSentinel(t, "2", "8"), "127.0.0.1:1"
+	for _, hosts := range []string{old + "," + young, young + "," + old, dead + "," + young + "," + old} {
+		p, err := parseURL("redis+sentinel://" + hosts + "/m")
+		if err != nil {
+			t.Fatal(err)
+		}
+		found, err := newSentinels(p).discover(t.Context(), nil)
+		if err != nil || found(0) != "127.0.0.1:2" {
+			t.Errorf("%s: %v, %v", hosts, found, err)
 		}
 	}
 }

@@ -77,7 +77,6 @@ func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 			}
 			began = time.Now()
 			if !s.quiet {
-				said = ""
 				s.logger.Info("connected to Redis", "addr", addr, "db", s.opts.DB)
 			}
 		})

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -53,6 +54,13 @@ func TestAUserWithAPasswordOverTLS(t *testing.T) {
 	eventually(t, "the refusal of the publication", func() bool {
 		return strange.metric(t, "broker_dropped_total", "failed") == 1 && strings.Contains(out.String(), "NOPERM")
 	})
+	if err := strange.Subscribe(within(t, patience), "r"); !errors.Is(err, ErrDown) {
+		t.Errorf("Subscribe = %v, want ErrDown", err)
+	}
+	eventually(t, "some more attempts", func() bool { return strange.metric(t, "broker_reconnects_total", "") >= 3 })
+	if got := strings.Count(out.String(), "cannot be reached"); got != 1 {
+		t.Errorf("%d lines tell of the refused subscription, want 1:\n%s", got, out.String())
+	}
 	if strings.Contains(out.String(), "hunter") {
 		t.Errorf("the log shows the password:\n%s", out.String())
 	}

@@ -21,7 +21,8 @@ type Batches interface {
 // A Directory knows which rooms there are.
 type Directory interface {
 	// ListRooms returns rooms whose names begin with prefix and sort after
-	// after, in byte order, at most limit, and whether there are more.
+	// after, in byte order, at most limit, and whether there are more. The
+	// service's own are left out unless prefix begins with _.
 	ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error)
 }
 
@@ -30,9 +31,6 @@ const (
 	batchTimeout = 10 * time.Second
 	// MaxRoomList is the most rooms that one answer of ListRooms holds.
 	MaxRoomList = 1000
-	// pastReserved sorts behind every name that begins with _ and before all
-	// that sort after those: it is the byte that follows _.
-	pastReserved = message.Room("`")
 )
 
 // PublishBatch stores all drafts or none, and returns the publications in their
@@ -65,31 +63,19 @@ func (h *Hub) Signal(room message.Room, from string, data []byte) { h.signal(roo
 
 // ListRooms returns the rooms whose names begin with prefix and sort after
 // after, in byte order, at most limit (MaxRoomList by default and at most), and
-// whether there are more. The service's own rooms are left out.
+// whether there are more. The service's own are left out unless prefix begins
+// with _.
 func (h *Hub) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()
 	if limit <= 0 || limit > MaxRoomList {
 		limit = MaxRoomList
 	}
-	rooms := []message.RoomInfo{}
-	for {
-		page, more, err := h.cfg.Directory.ListRooms(ctx, prefix, after, limit-len(rooms))
-		if err != nil {
-			return nil, false, fmt.Errorf("listing rooms: %w: %w", message.ErrUnavailable, err)
-		}
-		for _, r := range page {
-			if after = r.Room; after.Reserved() {
-				// Skip all of them at once: there may be many.
-				after, more = pastReserved, true
-				break
-			}
-			rooms = append(rooms, r)
-		}
-		if !more || len(rooms) == limit {
-			return rooms, more, nil
-		}
+	rooms, more, err := h.cfg.Directory.ListRooms(ctx, prefix, after, limit)
+	if err != nil {
+		return nil, false, fmt.Errorf("listing rooms: %w: %w", message.ErrUnavailable, err)
 	}
+	return rooms, more, nil
 }
 
 // deliver hands stored publications of one room to its members here and to the

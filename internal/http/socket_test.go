@@ -56,7 +56,7 @@ func TestWelcomeTellsWhoServes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ws.CloseNow() //nolint:errcheck // the test is over
+	defer ws.CloseNow()
 	_, p, err := ws.Read(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -129,6 +129,21 @@ func TestEndsByCloseCode(t *testing.T) {
 			t.Errorf("%s counted %q times", reason, got)
 		}
 	}
+}
+
+func TestAnUnmaskedFrameIsAProtocolError(t *testing.T) {
+	n := startNode(t, nil)
+	_, br := n.raw("\x81\x02{}")
+	rest, err := io.ReadAll(br)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(rest, []byte("\x88\x10\x03\xeaprotocol_error")) {
+		t.Errorf("got %q, want close 1002", rest)
+	}
+	eventually(t, "the end", func() bool {
+		return n.metric(`websocket_disconnections_total{reason="protocol_error"}`) == "1"
+	})
 }
 
 func TestTwoMalformedFramesAreForgiven(t *testing.T) {

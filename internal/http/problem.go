@@ -43,7 +43,6 @@ var statuses = map[string]int{
 	protocol.CodeConflict:     http.StatusConflict,
 	protocol.CodeUnauthorized: http.StatusUnauthorized,
 	protocol.CodeForbidden:    http.StatusForbidden,
-	protocol.CodeRateLimited:  http.StatusTooManyRequests,
 	protocol.CodeUnavailable:  http.StatusServiceUnavailable,
 	protocol.CodeInternal:     http.StatusInternalServerError,
 }

@@ -18,7 +18,6 @@ const (
 	CloseUTF8       CloseCode = 1007 // text that is not UTF-8
 	ClosePolicy     CloseCode = 1008 // three malformed frames in a row
 	CloseTooBig     CloseCode = 1009 // a frame over max_frame
-	CloseInternal   CloseCode = 1011 // our fault: backs off
 	CloseRestart    CloseCode = 1012 // this node goes: comes back within a second
 	CloseTooMany    CloseCode = 4103 // the node has as many connections as it may
 	CloseSlow       CloseCode = 4208 // did not read fast enough: comes back and resumes
@@ -40,8 +39,6 @@ func (c CloseCode) Reason() string {
 		return "malformed"
 	case CloseTooBig:
 		return "too_big"
-	case CloseInternal:
-		return "internal"
 	case CloseRestart:
 		return "restart"
 	case CloseTooMany:

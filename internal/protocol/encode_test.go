@@ -60,7 +60,7 @@ func TestControlFrames(t *testing.T) {
 	if got, want := string(PingFrame(258)), "\x89\x08\x00\x00\x00\x00\x00\x00\x01\x02"; got != want {
 		t.Errorf("ping %q, want %q", got, want)
 	}
-	for _, code := range []CloseCode{CloseNormal, CloseProtocol, CloseBinary, CloseUTF8, ClosePolicy, CloseTooBig, CloseInternal, CloseRestart, CloseTooMany, CloseSlow, CloseUnanswered, 4999} {
+	for _, code := range []CloseCode{CloseNormal, CloseProtocol, CloseBinary, CloseUTF8, ClosePolicy, CloseTooBig, CloseRestart, CloseTooMany, CloseSlow, CloseUnanswered, 4999} {
 		f := CloseFrame(code)
 		if !IsClose(f) || int(f[1]) != len(f)-2 || len(f) > 125 || CloseCode(int(f[2])<<8|int(f[3])) != code {
 			t.Errorf("close frame of %d: %q", code, f)

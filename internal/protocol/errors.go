@@ -16,7 +16,6 @@ const (
 	CodeConflict     = "conflict"     // the id was used with other data
 	CodeUnauthorized = "unauthorized" // who are you?
 	CodeForbidden    = "forbidden"    // you may not
-	CodeRateLimited  = "rate_limited" // too fast
 	CodeTooManyRooms = "too_many_rooms"
 	CodeUnavailable  = "unavailable" // outcome unknown: resend with the same id
 	CodeInternal     = "internal"    // our fault

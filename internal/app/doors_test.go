@@ -57,8 +57,9 @@ var doors = map[string][]string{
 		module + "internal/deploy", module + "internal/backup", module + "internal/load", module + "internal/client",
 		"github.com/spf13/cobra",
 	},
-	"web":        {},
-	"migrations": {},
+	"web":             {},
+	"migrations":      {},
+	"test/behaviours": {},
 }
 
 // operator is the door of what stands outside the server.

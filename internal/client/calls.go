@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"switchyard/internal/message"
 )
@@ -66,6 +67,28 @@ func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange)
 	}
 }
 
+// refuseCall says whether the error was the answer to a call. A passing one
+// leads to another try on this connection; the next one would repeat it anyway.
+func (c *Client) refuseCall(ref string, err *Error) bool {
+	if !err.passing() {
+		return c.answer(ref, answer{err: err})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.sock
+	if c.calls[ref] == nil {
+		return false
+	}
+	time.AfterFunc(err.wait(c.opts.random), func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if call := c.calls[ref]; call != nil && c.sock == s && s != nil {
+			s.send(call.frame)
+		}
+	})
+	return true
+}
+
 // answer ends the call with that ref and says whether there was one.
 func (c *Client) answer(ref string, a answer) bool {
 	c.mu.Lock()
@@ -88,9 +111,9 @@ func (c *Client) Signal(room message.Room, data json.RawMessage) error {
 	if !json.Valid(data) {
 		return ErrInvalidData
 	}
-	frame := newRequest("signal", "", room).data(data).end()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	frame := newRequest("signal", c.nextRef(), room).data(data).end()
 	switch {
 	case c.err != nil:
 		return c.err

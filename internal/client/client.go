@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -39,7 +40,9 @@ type Options struct {
 	Header http.Header
 	// HTTPClient makes the handshakes; nil means http.DefaultClient.
 	HTTPClient *http.Client
-	// IDWindow is the service's ID_WINDOW: a publish is resent for half of it.
+	// IDWindow is how long the service remembers ids: a publish is resent for
+	// half of it. The service tells it in its welcome; a shorter one here
+	// counts instead. Without either it is DefaultIDWindow.
 	IDWindow time.Duration
 	// MaxPending bounds the publishes that are not answered yet, and so the
 	// memory for them: each is as large as max_frame at most.
@@ -48,14 +51,14 @@ type Options struct {
 	// that also calls handlers: it must not wait for this client.
 	OnState func(StateEvent)
 	Logger  *slog.Logger // nil: silent
+
+	// random returns a number in [0, 1); tests have dice of their own.
+	random func() float64
 }
 
 func (o Options) withDefaults() Options {
 	if o.HTTPClient == nil {
 		o.HTTPClient = http.DefaultClient
-	}
-	if o.IDWindow <= 0 {
-		o.IDWindow = DefaultIDWindow
 	}
 	if o.MaxPending <= 0 {
 		o.MaxPending = DefaultMaxPending
@@ -65,6 +68,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.random == nil {
+		o.random = rand.Float64
 	}
 	return o
 }
@@ -221,5 +227,5 @@ func (c *Client) isClosing() bool {
 // nextRef returns a fresh ref; the caller holds mu.
 func (c *Client) nextRef() string {
 	c.refs++
-	return strconv.FormatUint(c.refs, 10)
+	return "r" + strconv.FormatUint(c.refs, 10)
 }

@@ -1,9 +1,6 @@
 package client
 
-import (
-	"math/rand/v2"
-	"time"
-)
+import "time"
 
 // Close codes with a meaning of their own, after RFC 6455 §7.4.1 and the
 // table in DESIGN.md §5.
@@ -63,6 +60,7 @@ const (
 
 // A pacer decides how long to wait between connections.
 type pacer struct {
+	random   func() float64 // in [0, 1)
 	failures int
 	slowAt   time.Time // of the last 4208
 }
@@ -79,10 +77,10 @@ func (p *pacer) next(v verdict, code int, lived time.Duration, now time.Time) ti
 			p.slowAt = now
 		}
 		if !again {
-			return rand.N(soon)
+			return time.Duration(p.random() * float64(soon))
 		}
 	}
 	bound := min(backoffMin<<min(p.failures, 10), backoffMax)
 	p.failures++
-	return rand.N(bound)
+	return time.Duration(p.random() * float64(bound))
 }

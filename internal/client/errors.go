@@ -51,12 +51,15 @@ func (e *Error) passing() bool {
 	return e.Code == "unavailable" || e.Code == "rate_limited"
 }
 
-// wait is how long to wait before the request is repeated.
-func (e *Error) wait() time.Duration {
-	if e.RetryAfter <= 0 {
-		return time.Second
+// wait is how long to wait before the request is repeated: what the service
+// asks for, a minute at most, and up to half as long again by the dice, so that
+// a crowd that was refused together does not come back together.
+func (e *Error) wait(random func() float64) time.Duration {
+	asked := time.Second
+	if e.RetryAfter > 0 {
+		asked = min(e.RetryAfter, time.Minute)
 	}
-	return min(e.RetryAfter, time.Minute)
+	return asked + time.Duration(random()*float64(asked)/2)
 }
 
 // A ClosedError tells with which close code the service turned the client away.

@@ -31,6 +31,9 @@ type publication struct {
 	done  func(Ack, error)
 	sock  *socket     // where it is under way, nil while it waits
 	timer *time.Timer // ends the resending; runs from the first send
+	first time.Time   // when that was
+	// unheard counts the attempts that may have been stored.
+	unheard int
 }
 
 // outcomes are answers to tell once mu is released.
@@ -47,9 +50,10 @@ func NewID() string { return rand.Text() }
 
 // Publish publishes data (a JSON value) in a room and returns where it was
 // stored. An empty id means a random one. Reconnects in between do not matter:
-// it is resent with the same id for half of Options.IDWindow, then the error is
-// ErrOutcomeUnknown; also when ctx ends after it was sent. An *Error says that
-// the service refused it. A room's publications are stored in the order of the
+// it is resent with the same id for half of the service's ID_WINDOW, then the
+// error is ErrOutcomeUnknown; also when ctx ends after it was sent. An *Error
+// says that the service refused it; it comes with ErrOutcomeUnknown when an
+// earlier attempt got no answer. A room's publications are stored in the order of the
 // calls.
 func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMessage, id string) (Ack, error) {
 	type result struct {
@@ -140,9 +144,24 @@ func (c *Client) start(room message.Room, data []byte, id string, done func(Ack,
 func (c *Client) transmit(p *publication) {
 	p.sock = c.sock
 	if p.timer == nil {
-		p.timer = time.AfterFunc(c.opts.IDWindow/2, func() { c.giveUp(p, nil) })
+		p.first = time.Now()
+		p.timer = time.AfterFunc(c.resendFor(), func() { c.giveUp(p, nil) })
 	}
+	p.unheard++
 	c.sock.send(p.frame)
+}
+
+// resendFor is half of the shortest time that ids may be remembered, so that a
+// resend is never taken for a new message. The caller holds mu.
+func (c *Client) resendFor() time.Duration {
+	window := c.opts.IDWindow
+	if told := time.Duration(c.welcome.IDWindowMS) * time.Millisecond; told > 0 && (window <= 0 || told < window) {
+		window = told
+	}
+	if window <= 0 {
+		window = DefaultIDWindow
+	}
+	return window / 2
 }
 
 // giveUp ends the wait for an answer.
@@ -228,9 +247,17 @@ func (c *Client) refusePublish(ref string, err *Error) bool {
 		return false
 	}
 	var o outcomes
-	if err.passing() {
-		c.hold(p, err.wait())
-	} else {
+	if err.Code == "rate_limited" {
+		p.unheard-- // refused before it came near the log
+	}
+	switch {
+	case err.passing():
+		c.hold(p, err.wait(c.opts.random))
+	case p.unheard > 1 && err.Code != "conflict":
+		// The refusal of a resend says nothing of the first attempt, unless it
+		// is that the id holds something else.
+		o = c.remove(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
+	default:
 		o = c.remove(p, Ack{}, err)
 	}
 	c.mu.Unlock()
@@ -254,6 +281,10 @@ func (c *Client) resend() (o outcomes) {
 	for _, p := range c.inOrder() {
 		p.sock = nil
 		l := c.lanes[p.key.room]
+		if !c.rearm(p) {
+			o = append(o, c.remove(p, Ack{}, unanswered(p, nil))...)
+			continue
+		}
 		switch err := c.checkSize(p.frame, p.key.room); {
 		case err != nil:
 			o = append(o, c.remove(p, Ack{}, err)...)
@@ -267,6 +298,19 @@ func (c *Client) resend() (o outcomes) {
 		c.sendProbe(l)
 	}
 	return o
+}
+
+// rearm sets the end of resending anew, as this service may remember ids for
+// another time than the last one; false when it is over. The caller holds mu.
+func (c *Client) rearm(p *publication) bool {
+	if p.timer == nil {
+		return true
+	}
+	left := c.resendFor() - time.Since(p.first)
+	if left > 0 {
+		p.timer.Reset(left)
+	}
+	return left > 0
 }
 
 func (c *Client) inOrder() []*publication {

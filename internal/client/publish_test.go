@@ -113,7 +113,7 @@ func TestAnOwnMessageCountsAsItsAck(t *testing.T) {
 
 func TestAfterUnavailableLaterPublishesWaitTheirTurn(t *testing.T) {
 	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+		c := s.open(Options{random: noLuck})
 		p := s.accept()
 		one := publish(c, "r", "1")
 		f1 := p.expect("publish")

@@ -50,6 +50,7 @@ type room struct {
 	// says that it was answered. What comes before belongs to an earlier join.
 	ref   string
 	live  bool
+	hole  Position         // where a message was missing, and was asked for again
 	first chan joinOutcome // gets the first outcome, then nil
 }
 
@@ -182,7 +183,7 @@ func (c *Client) refuseJoin(ref string, err *Error) bool {
 		return false
 	}
 	if err.passing() || err.Code == "internal" {
-		time.AfterFunc(err.wait(), func() { c.joinAgain(r, ref) })
+		time.AfterFunc(err.wait(c.opts.random), func() { c.joinAgain(r, ref) })
 		c.mu.Unlock()
 		return true
 	}
@@ -205,7 +206,8 @@ func (c *Client) joinAgain(r *room, ref string) {
 }
 
 // handleMessage settles an own publish, drops what was seen, and hands on the
-// rest. A hole ends the connection: the next one resumes before it.
+// rest. What was skipped is asked for again; skipped once more, it ends the
+// connection: the next one resumes before it.
 func (c *Client) handleMessage(f *serverFrame) error {
 	m := f.message()
 	c.settleEcho(m)
@@ -224,15 +226,16 @@ func (c *Client) handleMessage(f *serverFrame) error {
 		}
 	}
 	last := r.at.After
-	if m.Seq == last+1 {
+	switch {
+	case m.Seq == last+1:
 		r.at.After = m.Seq
+	case m.Seq > last+1:
+		defer c.mu.Unlock()
+		return c.mend(r, m.Seq)
 	}
 	c.mu.Unlock()
-	switch {
-	case m.Seq <= last:
+	if m.Seq <= last {
 		return nil
-	case m.Seq > last+1:
-		return fmt.Errorf("%w in %s: %d came after %d", errHole, m.Room, m.Seq, last)
 	}
 	if gap != nil && r.handler.Gap != nil {
 		r.handler.Gap(*gap)
@@ -240,6 +243,19 @@ func (c *Client) handleMessage(f *serverFrame) error {
 	if r.handler.Message != nil {
 		r.handler.Message(m)
 	}
+	return nil
+}
+
+// mend joins again from before a hole, or returns errHole when that was tried
+// from there before. The caller holds mu.
+func (c *Client) mend(r *room, came message.Seq) error {
+	if r.hole == r.at {
+		r.hole = Position{}
+		return fmt.Errorf("%w in %s: %d came after %d", errHole, r.name, came, r.at.After)
+	}
+	c.opts.Logger.Warn("the service skipped a message; asking again", "room", r.name, "after", r.at.After, "came", came)
+	r.hole = r.at
+	c.sendJoin(r)
 	return nil
 }
 

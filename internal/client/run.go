@@ -28,7 +28,7 @@ type ending struct {
 // alone calls handlers.
 func (c *Client) runLoop() {
 	defer close(c.done)
-	var pace pacer
+	pace := pacer{random: c.opts.random}
 	for attempt := 0; ; attempt++ {
 		c.opts.OnState(StateEvent{State: Connecting})
 		end := c.runConnection(c.opts.URLs[attempt%len(c.opts.URLs)])
@@ -211,7 +211,7 @@ func (c *Client) handle(b []byte) error {
 
 // handleError finds by the ref whose error it is.
 func (c *Client) handleError(f *serverFrame) {
-	if c.answer(f.Ref, answer{err: f.err()}) || c.refuseJoin(f.Ref, f.err()) || c.refusePublish(f.Ref, f.err()) {
+	if c.refuseCall(f.Ref, f.err()) || c.refuseJoin(f.Ref, f.err()) || c.refusePublish(f.Ref, f.err()) {
 		return
 	}
 	c.opts.Logger.Warn("the service reports an error", "code", f.Code, "message", f.Message, "room", f.Room)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -79,7 +80,7 @@ func TestBackoffGrowsWithJitterAndForgets(t *testing.T) {
 	} {
 		var longest time.Duration
 		for range 400 {
-			p := pacer{failures: failures}
+			p := pacer{failures: failures, random: rand.Float64}
 			d := p.next(backOff, codeAbnormal, 0, now)
 			if d < 0 || d >= bound {
 				t.Fatalf("after %d failures %v, want less than %v", failures, d, bound)
@@ -90,11 +91,11 @@ func TestBackoffGrowsWithJitterAndForgets(t *testing.T) {
 			t.Errorf("after %d failures at most %v of %v: the jitter is not full", failures, longest, bound)
 		}
 	}
-	p := pacer{failures: 6}
+	p := pacer{failures: 6, random: rand.Float64}
 	if d := p.next(backOff, codeAbnormal, steadyAfter, now); d >= backoffMin || p.failures != 1 {
 		t.Errorf("after 10 s live: %v, and %d failures", d, p.failures)
 	}
-	p = pacer{failures: 6}
+	p = pacer{failures: 6, random: rand.Float64}
 	if p.next(backOff, codeAbnormal, steadyAfter-1, now); p.failures != 7 {
 		t.Errorf("a short life made the client forget: %d failures", p.failures)
 	}
@@ -104,7 +105,7 @@ func TestASlowClientThatIsSlowAgainBacksOff(t *testing.T) {
 	now := time.Now()
 	var longest time.Duration
 	for range 200 {
-		p := pacer{failures: 6}
+		p := pacer{failures: 6, random: rand.Float64}
 		if d := p.next(comeBack, codeSlow, 0, now); d >= time.Second {
 			t.Fatalf("the first time: %v", d)
 		}

@@ -19,7 +19,8 @@ type Welcome struct {
 	Deployment  string  `json:"deployment"`
 	Version     string  `json:"version"`
 	HeartbeatMS int64   `json:"heartbeat_ms"`
-	MaxFrame    int     `json:"max_frame"` // bytes
+	MaxFrame    int     `json:"max_frame"`    // bytes
+	IDWindowMS  int64   `json:"id_window_ms"` // 0: an older service, which does not tell
 }
 
 // An Ack says that a message is stored, and where.

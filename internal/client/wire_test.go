@@ -68,8 +68,8 @@ func TestErrorsSayHowLongToWait(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e := f.err(); e.wait() != want || !e.passing() || e.Error() != "the service answered unavailable: m" {
-			t.Errorf("%q: waits %v: %v", ms, e.wait(), e)
+		if e := f.err(); e.wait(noLuck) != want || !e.passing() || e.Error() != "the service answered unavailable: m" {
+			t.Errorf("%q: waits %v: %v", ms, e.wait(noLuck), e)
 		}
 	}
 }
@@ -90,7 +90,7 @@ func FuzzHandle(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		last := message.Seq(3)
 		c := &Client{
-			opts: Options{}.withDefaults(), rooms: map[message.Room]*room{},
+			opts: Options{}.withDefaults(), sock: &socket{broken: true}, rooms: map[message.Room]*room{},
 			pending: map[pubKey]*publication{}, lanes: map[message.Room]*lane{}, calls: map[string]*call{},
 		}
 		c.rooms["r"] = &room{name: "r", live: true, at: After("e", last), handler: Handler{

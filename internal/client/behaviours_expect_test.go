@@ -1,0 +1,147 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing/synctest"
+	"time"
+
+	"switchyard/test/behaviours"
+)
+
+// expect is what a behaviour says that the client has done.
+func (st *stage) expect(s behaviours.Step) error {
+	switch s.Client {
+	case "connects":
+		st.connects(duration(s.MS))
+	case "stays away":
+		if !st.service.staysAway() {
+			return errors.New("it came back")
+		}
+	case "hangs up":
+		st.peer.mu.Lock()
+		defer st.peer.mu.Unlock()
+		if want := s.CloseCode(); st.peer.code == 0 || (want != 0 && st.peer.code != want) {
+			return fmt.Errorf("it hung up with %d", st.peer.code)
+		}
+	case "is":
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if code := s.CloseCode(); st.state.State.String() != s.State || (code != 0 && st.state.Code != code) {
+			return fmt.Errorf("it is %v with %d", st.state.State, st.state.Code)
+		}
+	case "sends", "sends first", "sends nothing":
+		return st.sends(s)
+	case "tells":
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if !slices.Equal(st.told, s.Events) {
+			return fmt.Errorf("it told %q", st.told)
+		}
+		st.told = nil
+	case "keeps", "answers":
+		return st.answers(s)
+	default:
+		return fmt.Errorf("what is %q?", s.Client)
+	}
+	return nil
+}
+
+// connects waits for the next connection, which must come after exactly d.
+func (st *stage) connects(d time.Duration) {
+	st.t.Helper()
+	start := time.Now()
+	p := st.service.acceptSilently()
+	if took := p.at.Sub(start); took != d {
+		st.t.Fatalf("it connected after %v, want %v", took, d)
+	}
+	st.service.mu.Lock()
+	header := st.service.headers[len(st.service.headers)-1]
+	st.service.mu.Unlock()
+	st.peer = &scripted{peer: p, token: strings.TrimPrefix(header.Get("Authorization"), "Bearer ")}
+	go st.peer.readLoop()
+	synctest.Wait()
+}
+
+// sends takes the next frame of that type and room: an order holds in a room.
+func (st *stage) sends(s behaviours.Step) error {
+	p := st.peer
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.Client == "sends nothing" {
+		if len(p.queue) > 0 {
+			return fmt.Errorf("it sent %v", p.queue)
+		}
+		return nil
+	}
+	at := slices.IndexFunc(p.queue, func(f map[string]any) bool {
+		return s.Client == "sends first" || f["type"] == s.Frame["type"] && f["room"] == s.Frame["room"]
+	})
+	if at < 0 {
+		return fmt.Errorf("it did not; it sent %v", p.queue)
+	}
+	frame := p.queue[at]
+	p.queue = slices.Delete(p.queue, at, at+1)
+	for field, want := range s.Frame {
+		if !reflect.DeepEqual(frame[field], want) {
+			return fmt.Errorf("it sent %v", frame)
+		}
+	}
+	for _, field := range s.Without {
+		if _, there := frame[field]; there {
+			return fmt.Errorf("it sent %v", frame)
+		}
+	}
+	st.frames[s.As] = frame
+	return nil
+}
+
+func (st *stage) answers(s behaviours.Step) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	o := st.outcomes[s.Of]
+	if o == nil || o.done == (s.Client == "keeps") {
+		return fmt.Errorf("the outcome is %+v", o)
+	}
+	code, unknown := codeOf(o.err)
+	switch {
+	case !o.done:
+	case s.Ack != nil:
+		got := map[string]any{"seq": float64(o.ack.Seq), "epoch": string(o.ack.Epoch), "id": o.ack.ID, "duplicate": o.ack.Duplicate}
+		if o.err != nil || !reflect.DeepEqual(got, s.Ack) {
+			return fmt.Errorf("the outcome is %v, %w", got, o.err)
+		}
+	case s.Seqs != nil:
+		var seqs []int64
+		for _, m := range o.history.Messages {
+			seqs = append(seqs, int64(m.Seq))
+		}
+		if o.err != nil || !slices.Equal(seqs, s.Seqs) {
+			return fmt.Errorf("the outcome is %v, %w", seqs, o.err)
+		}
+	case code != s.Error || unknown != s.Unknown:
+		return fmt.Errorf("the outcome is %s, unknown: %v (%w)", code, unknown, o.err)
+	}
+	return nil
+}
+
+// codeOf is what client.js calls that error.
+func codeOf(err error) (code string, unknown bool) {
+	var refused *Error
+	var closed *ClosedError
+	unknown = errors.Is(err, ErrOutcomeUnknown)
+	switch {
+	case errors.As(err, &refused):
+		return refused.Code, unknown
+	case errors.Is(err, ErrTooLarge):
+		return "too_large", unknown
+	case errors.Is(err, ErrClosed), errors.As(err, &closed):
+		return "closed", unknown
+	case unknown:
+		return "outcome_unknown", unknown
+	}
+	return fmt.Sprint(err), unknown
+}

@@ -1,0 +1,214 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A golden is a frame of the wire's testdata; test/node reads the same.
+type golden struct {
+	From    string
+	Frame   string
+	Request *struct {
+		Type          string
+		Room          message.Room
+		After, Before *message.Seq
+		Epoch         message.Epoch
+		Limit         int
+		ID, Data      string
+	}
+}
+
+func eachGolden(t *testing.T, from string, tell func(t *testing.T, name string, g golden)) {
+	t.Helper()
+	paths, err := filepath.Glob("../protocol/testdata/v1/*.json")
+	if err != nil || len(paths) < 30 {
+		t.Fatalf("%d golden frames, %v", len(paths), err)
+	}
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var g golden
+		if err := json.Unmarshal(b, &g); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if name := strings.TrimSuffix(filepath.Base(path), ".json"); g.From == from {
+			t.Run(name, func(t *testing.T) { tell(t, name, g) })
+		}
+	}
+}
+
+func TestGoldenFramesOfTheServiceAreRead(t *testing.T) {
+	eachGolden(t, "server", func(t *testing.T, _ string, g golden) {
+		var want map[string]any
+		if err := json.Unmarshal([]byte(g.Frame), &want); err != nil {
+			t.Fatal(err)
+		}
+		f, err := decodeFrame([]byte(g.Frame))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := understood(f, []byte(g.Frame))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Left out means its zero value, null an absent user.
+		for field, value := range want {
+			if !reflect.DeepEqual(got[field], value) {
+				t.Errorf("%s: %v, want %v", field, got[field], value)
+			}
+		}
+		for field, value := range got {
+			if _, there := want[field]; !there && value != nil && !reflect.ValueOf(value).IsZero() {
+				t.Errorf("%s is %v out of nowhere", field, value)
+			}
+		}
+	})
+}
+
+// understood says in the wire's words what this package makes of a frame.
+func understood(f *serverFrame, b []byte) (map[string]any, error) {
+	got := map[string]any{"type": f.Type, "ref": f.Ref, "room": string(f.Room), "epoch": string(f.Epoch)}
+	switch f.Type {
+	case "welcome":
+		w, err := decodeWelcome(b)
+		if err != nil {
+			return nil, err
+		}
+		delete(got, "room")
+		encoded, err := json.Marshal(w)
+		if err != nil {
+			return nil, err
+		}
+		return got, json.Unmarshal(encoded, &got)
+	case "message":
+		return asWire(f.message()), nil
+	case "gap":
+		g, err := f.gap()
+		got["from"], got["to"], got["reason"] = float64(g.From), float64(g.To), g.Reason
+		return got, err
+	case "signal":
+		var data any
+		err := json.Unmarshal(f.Data, &data)
+		got["from"], got["data"] = userOrNull(f.user()), data
+		return got, err
+	case "history":
+		h, err := f.history()
+		messages := []any{}
+		for _, m := range h.Messages {
+			messages = append(messages, asWire(m))
+		}
+		got["messages"], got["more"] = messages, h.More
+		return got, err
+	case "error":
+		e := f.err()
+		got["code"], got["message"], got["id"] = e.Code, e.Message, f.ID
+		got["retry_after_ms"] = float64(e.RetryAfter.Milliseconds())
+		return got, nil
+	case "heartbeat":
+		got["at"] = f.At.Format(wireTime)
+		return got, nil
+	}
+	got["seq"], got["first"], got["id"], got["duplicate"] = float64(f.Seq), float64(f.First), f.ID, f.Duplicate
+	return got, nil
+}
+
+const wireTime = "2006-01-02T15:04:05.000000Z"
+
+func asWire(m message.Message) map[string]any {
+	got := map[string]any{
+		"type": "message", "room": string(m.Room), "epoch": string(m.Epoch), "seq": float64(m.Seq), "id": m.ID,
+		"from": userOrNull(m.From), "at": m.At.UTC().Format(wireTime),
+	}
+	var data any
+	_ = json.Unmarshal(m.Data, &data)
+	got["data"] = data
+	return got
+}
+
+func userOrNull(user string) any {
+	if user == "" {
+		return nil
+	}
+	return user
+}
+
+// goldenByOthers are requests that this client never makes.
+var goldenByOthers = map[string]string{
+	"client-publish-without-id": "every publish has an id, or it could not be resent",
+	"client-unknown-fields":     "a later version's",
+}
+
+var anyRef = regexp.MustCompile(`"ref":"r\d+"`)
+
+func TestGoldenRequestsAreMade(t *testing.T) {
+	eachGolden(t, "client", func(t *testing.T, name string, g golden) {
+		if g.Request == nil || goldenByOthers[name] != "" {
+			return
+		}
+		story(t, func(t *testing.T, s *service) {
+			c := s.open(Options{})
+			p := s.accept()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			r := g.Request
+			if r.Type == "leave" {
+				go func() { _, _ = c.Join(ctx, r.Room, Now(), Handler{}) }()
+				p.expect("join")
+			}
+			go ask(ctx, c, g)
+			synctest.Wait()
+			_, b, err := p.conn.Read(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := anyRef.ReplaceAllString(string(b), `"ref":"r1"`)
+			if !strings.Contains(g.Frame, `"ref"`) {
+				got = strings.Replace(got, `"ref":"r1",`, "", 1)
+			}
+			if got != g.Frame {
+				t.Errorf("got  %s\nwant %s", got, g.Frame)
+			}
+		})
+	})
+}
+
+// ask makes the call that the golden's frame comes from.
+func ask(ctx context.Context, c *Client, g golden) {
+	r := g.Request
+	switch r.Type {
+	case "join":
+		from := Now()
+		if r.After != nil {
+			from = After(r.Epoch, *r.After)
+		}
+		_, _ = c.Join(ctx, r.Room, from, Handler{})
+	case "leave":
+		c.Leave(r.Room)
+	case "publish":
+		_, _ = c.Publish(ctx, r.Room, json.RawMessage(r.Data), r.ID)
+	case "signal":
+		_ = c.Signal(r.Room, json.RawMessage(r.Data))
+	case "history":
+		h := HistoryRange{Limit: r.Limit}
+		if r.After != nil {
+			h.Forward, h.After = true, *r.After
+		}
+		if r.Before != nil {
+			h.Before = *r.Before
+		}
+		_, _ = c.History(ctx, r.Room, h)
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"sync"
 
 	"switchyard/internal/message"
@@ -37,9 +36,11 @@ type bucket struct {
 // bucketOf is the room's bucket. All versions that ever share a cluster must
 // agree on it: FNV-1a of the name, 32 bits, modulo the number of buckets.
 func bucketOf(room message.Room, buckets int) int {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(room))
-	return int(h.Sum32() % uint32(buckets)) //nolint:gosec // 1 or 64
+	h := uint32(2166136261)
+	for i := range len(room) {
+		h = (h ^ uint32(room[i])) * 16777619
+	}
+	return int(h % uint32(buckets)) //nolint:gosec // 1 or 64
 }
 
 // bucketTag is the part of a channel's name that Redis hashes to a slot.

@@ -107,9 +107,9 @@ func TestSentinelsGoAway(t *testing.T) {
 	if err := late.Subscribe(within(t, patience), "r"); !errors.Is(err, ErrDown) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
-	if !strings.Contains(out.String(), "ask sentinel "+sentinels[0].Addr()) {
-		t.Errorf("the log does not say who was asked:\n%s", out.String())
-	}
+	eventually(t, "the log to say who was asked", func() bool {
+		return strings.Contains(out.String(), "ask sentinel "+sentinels[0].Addr())
+	})
 	for _, sentinel := range sentinels {
 		sentinel.Restart()
 	}

@@ -29,6 +29,19 @@ func openNode(t *testing.T, cfg Config) *node {
 	return newNode(t, b, reg)
 }
 
+// openNodeUnstarted returns a broker before Start.
+func openNodeUnstarted(t *testing.T, cfg Config) *node {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	cfg.Registerer = reg
+	b, err := OpenRedis(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close(within(t, patience)) })
+	return &node{carrier: b, reg: reg}
+}
+
 // carries publishes on a until b gets it: what is lost meanwhile may be lost.
 func carries(t *testing.T, a, b *node, room message.Room, payload string) {
 	t.Helper()

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -409,4 +410,31 @@ func TestBatchesThatWaitAreBounded(t *testing.T) {
 			t.Errorf("%d are still counted as waiting", left)
 		}
 	})
+}
+
+// What settled does with one room needs no lock of its own: a batch's turn and
+// a lane's never meet in it.
+func TestABatchAndALaneSettleOneRoomInTurn(t *testing.T) {
+	k, _ := oneUnit(&aWriter{})
+	var inside, calls atomic.Int32
+	k.Start(func([]*message.Publication) {
+		if inside.Add(1) > 1 {
+			t.Error("settled is called twice at once for one room")
+		}
+		<-time.After(2 * time.Millisecond) // its work
+		inside.Add(-1)
+		calls.Add(1)
+	})
+	for range 20 {
+		k.Append(publication("room", "a", "x"))
+		if err := k.AppendBatch(t.Context(), drafted("room 1 x")); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := k.close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := calls.Load(); n < 21 {
+		t.Errorf("settled was called %d times", n)
+	}
 }

@@ -62,6 +62,8 @@ func (p *Postgres) due(ctx context.Context, r rule) (rooms []message.Room, over 
 		if over = n < walkRooms; over {
 			walked = 0
 		}
+		// In the same transaction as the look, under the lock: no step is made
+		// twice, and none is left out.
 		_, err = tx.Exec(ctx, sqlWalk, walked)
 		return err
 	})
@@ -94,6 +96,8 @@ RETURNING (SELECT count(*) FROM gone)`
 const sqlTrimSettings = `
 SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'off', true)`
 
+// trim goes by the pool of repairs, as all of the janitor does: readers may be
+// many, and what waits behind them would wait long.
 func (p *Postgres) trim(ctx context.Context, room message.Room, r rule) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
 	defer cancel()

@@ -37,6 +37,7 @@ func (p *Postgres) ListRooms(ctx context.Context, prefix string, after message.R
 		return nil, false, fmt.Errorf("list rooms: %w", err)
 	}
 	defer cancel()
+	// One more than asked tells whether there are more.
 	rows, err := p.reads.Query(ctx, sqlListRooms, names.after, names.low[0], names.high[0], names.low[1], names.high[1], limit+1)
 	if err != nil {
 		return nil, false, fmt.Errorf("list rooms: %w", err)

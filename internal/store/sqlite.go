@@ -65,10 +65,14 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	if s.write, err = sql.Open("sqlite", sqliteURI(path, "rw", "_txlock=immediate")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
 	}
+	// SQLite has one writer at a time anyway: with one connection those that
+	// want to write queue up here, in order, rather than poll the file's lock.
 	s.write.SetMaxOpenConns(1)
 	if s.reads, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
 	}
+	// Readers do not wait for the writer, nor it for them: WAL gives each its
+	// snapshot.
 	s.reads.SetMaxOpenConns(s.cfg.MaxConns - 1)
 	s.reads.SetConnMaxIdleTime(5 * time.Minute)
 	if err := s.checkSchema(ctx); err != nil {
@@ -81,6 +85,8 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	// Of its own, since the lane closes its statements when it ends, and a
+	// batch may then still be under way.
 	whole, err := newSQLiteWriter(ctx, s)
 	if err != nil {
 		w.close()

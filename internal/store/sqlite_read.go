@@ -23,7 +23,9 @@ func (s *SQLite) snapshot(ctx context.Context, operation string, f func(context.
 	if err != nil {
 		return fmt.Errorf("%s: %w", operation, err)
 	}
-	defer func() { _ = tx.Rollback() }() // it wrote nothing
+	// A transaction, though nothing is written: its first read takes the
+	// snapshot that all its reads share.
+	defer func() { _ = tx.Rollback() }()
 	if err := f(ctx, tx); err != nil {
 		return fmt.Errorf("%s: %w", operation, err)
 	}
@@ -69,6 +71,8 @@ func fit(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to
 		}
 		count++
 		total += size
+		// The first one is let in whatever its size, or a reader would never
+		// get past it.
 		if count > r.Limit || count > 1 && total > r.MaxBytes {
 			return from, to, true, nil
 		}
@@ -111,6 +115,7 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 		if err != nil || cursor == 0 {
 			return err
 		}
+		// Above the next one is a cursor of another life of the file.
 		c.Lost = cursor < floor || cursor > c.Next
 		heads, err := scanHeads(ctx, tx, `SELECT room, max(head) FROM commits WHERE id >= ? GROUP BY room LIMIT ?`,
 			int64(cursor), feedRooms+1)

@@ -60,6 +60,8 @@ func (s *SQLite) trim(ctx context.Context, room message.Room, r rule) (removed i
 		return 0, fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // no-op after the commit
+	// The transaction began with the write lock: nobody appends between what
+	// is read here and what is written.
 	var id, first int64
 	var last sql.NullInt64
 	// Times in a room never run backwards, so what is too old is a prefix.

@@ -79,6 +79,7 @@ func (w *sqliteWriter) commitIf(ctx context.Context, batch []*entry, agree func(
 			return "", nil, fmt.Errorf("store a message: %w", err)
 		}
 	}
+	// Asked before heads and feed are written, which a refusal would undo.
 	if err := agree(results); err != nil {
 		return "", nil, err
 	}

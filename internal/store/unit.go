@@ -75,6 +75,7 @@ func (k *committer) AppendBatch(ctx context.Context, pubs []*message.Publication
 		err = k.unitTurn(ctx, b)
 	}
 	if err != nil {
+		// All of them, since none was stored.
 		k.m.failed.WithLabelValues(unitReason(err)).Add(float64(len(pubs)))
 		return fmt.Errorf("append a batch: %w", err)
 	}
@@ -114,6 +115,9 @@ func (k *committer) unitTurn(ctx context.Context, b *unitBatch) error {
 
 // settle hands stored publications over, once a room, each under the lock of
 // the room's lane: settled is never called twice at once for one room.
+//
+// A lane may commit to the same room between the batch's commit and this call,
+// and settle first: topics hold what comes early until the rest is there.
 func (k *committer) settle(pubs []*message.Publication) {
 	eachRoom(slices.Clone(pubs), func(room []*message.Publication) {
 		l := k.lane(room[0].Room)
@@ -232,6 +236,7 @@ func (u *unit) commit(ctx context.Context, k *committer, b *unitBatch) error {
 			return refused
 		}
 		if u.writer.guilty(err) {
+			// When the search is cut off by an outage, it all begins anew.
 			var i int
 			if i, err = u.blame(k, b); err == nil {
 				return &message.BatchError{Index: b.owner[i], Err: message.ErrRejected}

@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -182,14 +184,19 @@ func Find(program, debianPackage string, dirs ...string) (string, error) {
 	return path, nil
 }
 
-// FreePort returns a TCP port of 127.0.0.1 that was free a moment ago.
+// FreePort returns a port on 127.0.0.1 that is free now, below those that Linux
+// gives to outgoing connections (from 32768): tests that start many servers,
+// and start them again, also make many connections.
 func FreePort() int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(fmt.Sprintf("testkit: no free port on 127.0.0.1: %v", err))
+	for range 1000 {
+		port := 10_000 + rand.N(22_000)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
+	panic("testkit: no free port on 127.0.0.1")
 }
 
 // starter starts processes from one OS thread that lives on: the kernel sends

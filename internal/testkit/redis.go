@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"strconv"
 	"strings"
@@ -85,7 +84,7 @@ func (r *RedisServer) start() error {
 		return err
 	}
 	if r.port == 0 {
-		r.port = redisPort()
+		r.port = FreePort()
 	}
 	args := append([]string{
 		"--port", strconv.Itoa(r.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
@@ -110,20 +109,6 @@ func (r *RedisServer) start() error {
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("redis-server did not answer within %v: %w\n%s", redisWait, err, r.process.Output())
-		}
-	}
-}
-
-// redisPort returns a free port below those that Linux gives to outgoing
-// connections (from 32768): tests that start many servers at a time, and stop
-// and start them again, also make many connections.
-func redisPort() int {
-	for {
-		port := 10_000 + rand.N(22_000)
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			_ = l.Close()
-			return port
 		}
 	}
 }

@@ -29,7 +29,7 @@ func StartCluster(tb testing.TB) *RedisCluster {
 	buses := make([]int, clusterMasters)
 	var starting sync.WaitGroup
 	for i := range c.nodes {
-		buses[i] = redisPort() // the default, port + 10000, may be beyond 65535
+		buses[i] = FreePort() // the default, port + 10000, may be beyond 65535
 		c.nodes[i] = &RedisServer{tb: tb, args: []string{
 			"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", strconv.Itoa(buses[i]),
 		}}

@@ -34,7 +34,7 @@ func (r *RedisTLS) TLSAddr() string { return net.JoinHostPort("127.0.0.1", strco
 // StartRedisTLS starts it with more arguments of redis-server.
 func StartRedisTLS(tb testing.TB, args ...string) *RedisTLS {
 	tb.Helper()
-	r := &RedisTLS{tlsPort: redisPort()}
+	r := &RedisTLS{tlsPort: FreePort()}
 	dir, err := TempDir("tls", nil)
 	if err == nil {
 		r.CAFile, r.CertFile, r.KeyFile, err = writeCertificates(dir)

@@ -1,5 +1,8 @@
-/** Any value that JSON can say. */
+/** Any value that JSON can say, as it comes in. */
 export type JSONValue = null | boolean | number | string | JSONValue[] | { [key: string]: JSONValue | undefined };
+
+/** What goes out by way of JSON.stringify; a TypeError where that makes nothing of it, as of a function. */
+export type JSONInput = null | boolean | number | string | object;
 
 /** A place in a room. A seq means something only together with the epoch it was counted in. */
 export interface Position {
@@ -67,6 +70,8 @@ export interface Welcome {
   heartbeat_ms: number;
   /** The largest frame the server takes, in bytes. */
   max_frame: number;
+  /** How long the server remembers the id of a publish, in milliseconds. Older servers do not tell. */
+  id_window_ms?: number;
 }
 
 /** The message is stored: it will not be lost, doubled or reordered. */
@@ -85,6 +90,14 @@ export interface History {
   messages: Message[];
   /** More lies further in the direction that was asked for. */
   more: boolean;
+}
+
+/** Which page of a room's log: the newest below before, or those above after; with neither, the newest. */
+export interface Range {
+  before?: number | undefined;
+  after?: number | undefined;
+  /** At most so many messages; the server allows 200, and 256 KiB. */
+  limit?: number | undefined;
 }
 
 /** Where the connection stands. */
@@ -110,6 +123,8 @@ export class SwitchyardError extends Error {
   /** The message may be stored all the same: an attempt went out and its answer never came. */
   outcomeUnknown: boolean;
   room?: string;
+  /** That of the request it answers, for who reads frames. */
+  ref?: string;
   /** How long the server asks to wait, in milliseconds. */
   retryAfter?: number;
 }
@@ -122,11 +137,21 @@ export interface Clock {
   clearTimeout(timer: unknown): void;
 }
 
+/** What the client uses of a WebSocket: a browser's has it, Node's and that of the package ws, too. */
+export interface Socket {
+  send(text: string): void;
+  close(code?: number): void;
+  readonly bufferedAmount?: number;
+  // Each library has event types of its own.
+  onmessage: any;
+  onclose: any;
+}
+
 export interface Options {
   /** Called before each connection; the token travels as the subprotocol `bearer.<token>`. */
   getToken?: () => string | Promise<string>;
-  /** The class to open sockets with; the browser's own unless given. */
-  WebSocket?: new (url: string, protocols: string[]) => WebSocket;
+  /** The class to open sockets with; the global one unless given. */
+  WebSocket?: new (url: string, protocols: string[]) => Socket;
   /** Bounds of the full-jitter backoff in milliseconds: 500 and 20,000. */
   backoff?: { base: number; cap: number };
   /** A number in [0, 1); Math.random unless given. */
@@ -136,7 +161,10 @@ export interface Options {
   maxPending?: number;
   /** Most bytes of such requests, and of signals the socket has not taken yet: 4 MiB. */
   maxPendingBytes?: number;
-  /** How long a request is kept and sent again, in milliseconds: 300,000, half of the server's ID_WINDOW. */
+  /**
+   * How long a request is kept before it was sent, and from then on how long it is sent again, in
+   * milliseconds. The latter is at most half of the server's ID_WINDOW; 300,000 where nobody tells.
+   */
   resendFor?: number;
 }
 
@@ -165,9 +193,9 @@ export interface Room {
   readonly joined: Promise<Joined>;
   /** Returns a function that takes the listener off again. */
   on<E extends keyof RoomEvents>(event: E, listener: (value: RoomEvents[E]) => void): () => void;
-  publish(data: JSONValue, options?: { id?: string }): Promise<Ack>;
-  signal(data: JSONValue): boolean;
-  history(range?: { before?: number; after?: number; limit?: number }): Promise<History>;
+  publish(data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
+  signal(data: JSONInput): boolean;
+  history(range?: Range): Promise<History>;
   leave(): void;
 }
 
@@ -187,20 +215,20 @@ export class Switchyard {
    * Joins a room: from now, or with every message after a position. A position other than 0 needs its
    * epoch. A room that is joined already is returned as it is.
    */
-  join(room: string, position?: { after?: number; epoch?: string }): Room;
+  join(room: string, position?: { after?: number | undefined; epoch?: string | undefined }): Room;
   leave(room: string): void;
 
   /**
    * Stores a message; works while disconnected too, and needs no join. It is sent until answered, with
    * the same id, for resendFor; then it rejects with outcome_unknown (timeout if it was never sent).
    */
-  publish(room: string, data: JSONValue, options?: { id?: string }): Promise<Ack>;
+  publish(room: string, data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
 
   /** Sends an ephemeral event; false when nobody can be told now. */
-  signal(room: string, data: JSONValue): boolean;
+  signal(room: string, data: JSONInput): boolean;
 
-  /** Reads a page of at most limit messages (200 the server allows), below before or above after. */
-  history(room: string, range?: { before?: number; after?: number; limit?: number }): Promise<History>;
+  /** Reads a page of the log, ascending; it is asked for again on the next connection, too. */
+  history(room: string, range?: Range): Promise<History>;
 
   /** Tries again at once instead of waiting, and also after the end. */
   reconnect(): void;

@@ -10,21 +10,21 @@
 // message twice, and keeps what you publish until the server says that it is stored. client.d.ts has
 // the types and the meaning of each call.
 
+import { Link } from "./link.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
 
 export { SwitchyardError };
 
 const SUBPROTOCOL = "switchyard.v1";
-const WELCOME_WITHIN = 10_000; // ms from opening to welcome
 const LIVE_ENOUGH = 10_000; // ms live after which trouble starts to count anew
 const SLOW_WITHIN = 10_000; // ms between two 4208 that make the second one back off
 const SOON = 1_000; // ms within which a restarted socket comes back
+const RETRY_CAP = 60_000; // ms; the longest retry_after that is believed
 
 const DEFAULTS = {
   backoff: { base: 500, cap: 20_000 }, // ms
   maxPending: 1_000, // requests
   maxPendingBytes: 4 << 20,
-  resendFor: 300_000, // ms; half of the server's ID_WINDOW, past which a resend could be stored twice
 };
 
 /** What a close code asks of a client: "stay" away, fetch a "token", "shed", come back "soon", or "backoff". */
@@ -73,72 +73,11 @@ class Emitter {
   }
 }
 
-// A Link is one WebSocket from its opening to its end, which it tells exactly once.
-class Link {
-  welcome = null;
-  liveSince = 0;
-  #socket; #clock; #onFrame; #onEnd; #heard; #timer;
-
-  constructor(socket, clock, onFrame, onEnd) {
-    this.#socket = socket;
-    this.#clock = clock;
-    this.#onFrame = onFrame;
-    this.#onEnd = onEnd;
-    this.#heard = clock.now();
-    socket.onmessage = (event) => this.#receive(event.data);
-    socket.onclose = (event) => this.#end(event.code, event.reason);
-    this.#watch();
-  }
-
-  get backlog() { return this.#socket.bufferedAmount ?? 0; }
-
-  send(text) { this.#socket.send(text); }
-
-  /** Ends now: on a dead network the browser would wait long for the other side's farewell. */
-  cut(code, reason, farewell) {
-    const socket = this.#socket;
-    this.#end(code, reason);
-    socket.close(farewell);
-  }
-
-  #receive(text) {
-    this.#heard = this.#clock.now();
-    let frame;
-    try {
-      frame = JSON.parse(text);
-    } catch {
-      frame = { type: "error", code: "malformed", message: "the server sent what is not JSON" };
-    }
-    if (frame.type === "welcome") {
-      this.welcome = frame;
-      this.liveSince = this.#heard;
-      this.#clock.clearTimeout(this.#timer);
-      this.#watch();
-    }
-    this.#onFrame(this, frame);
-  }
-
-  // One timer that asks when the last frame came, rather than one that every frame sets anew.
-  #watch() {
-    const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_WITHIN;
-    const quiet = this.#clock.now() - this.#heard;
-    if (quiet >= limit) {
-      this.cut(1006, this.welcome ? "nothing heard for two heartbeats" : "no welcome in time");
-      return;
-    }
-    this.#timer = this.#clock.setTimeout(() => this.#watch(), limit - quiet);
-  }
-
-  #end(code, reason) {
-    this.#clock.clearTimeout(this.#timer);
-    this.#socket.onmessage = this.#socket.onclose = null;
-    this.#onEnd(this, code, reason);
-  }
-}
-
 // A Room is what join returns. Fields that begin with _ belong to the client.
 class Room extends Emitter {
-  _ref = null; _healing = false; _position;
+  _ref = null; _position;
+  _live = false; // the join was answered on this link; what comes before belongs to an earlier one
+  _hole = null; // the position after which a message was missing, and was asked for again
   #client;
 
   constructor(client, name, position) {
@@ -191,7 +130,7 @@ export class Switchyard extends Emitter {
   }
 
   leave(name) {
-    if (this.#rooms.delete(name)) this.#send({ type: "leave", room: name });
+    if (this.#rooms.delete(name)) this.#send({ type: "leave", ref: this.#nextRef(), room: name });
   }
 
   async publish(room, data, { id = newID() } = {}) {
@@ -296,6 +235,7 @@ export class Switchyard extends Emitter {
   #sendJoin(room) {
     const position = room._position;
     room._ref = this.#nextRef();
+    room._live = false;
     this.#send({ type: "join", ref: room._ref, room: room.name, after: position?.seq, epoch: position?.epoch });
   }
 
@@ -316,28 +256,28 @@ export class Switchyard extends Emitter {
     joined: (frame) => {
       const room = this.#rooms.get(frame.room);
       if (room?._ref !== frame.ref) return; // of a join that was left or repeated since
+      room._live = true;
       room._position ??= { seq: frame.seq };
       room._position.epoch ??= frame.epoch;
       room._resolve(frame);
       this.#tell(room, "joined", frame);
     },
     message: (frame) => {
-      const own = this.#outbox.waiting(`${frame.room} ${frame.id}`);
-      if (own && frame.from === (this.welcome.user ?? null)) this.#ack(own, frame);
+      if (this.#isOwn(frame)) this.#ack(this.#outbox.waiting(`${frame.room} ${frame.id}`), frame);
       const room = this.#rooms.get(frame.room);
-      if (!room?._position) return;
-      const { seq, epoch } = room._position;
-      if (frame.epoch === epoch) {
-        if (frame.seq <= seq) return;
-        if (frame.seq > seq + 1) return this.#heal(room);
-      }
-      room._healing = false;
+      if (!room?._live) return;
+      if (frame.epoch !== room._position.epoch) this.#begin(room, frame);
+      const { seq } = room._position;
+      if (frame.seq <= seq) return;
+      if (frame.seq > seq + 1) return this.#heal(room);
       room._position = { seq: frame.seq, epoch: frame.epoch };
       this.#tell(room, "message", frame);
     },
     gap: (frame) => {
       const room = this.#rooms.get(frame.room);
-      if (!room) return;
+      if (!room?._live) return;
+      const { seq, epoch } = room._position;
+      if (frame.epoch === epoch && frame.reason !== "epoch" && frame.to <= seq) return;
       room._position = { seq: frame.to, epoch: frame.epoch };
       this.#tell(room, "gap", frame);
     },
@@ -354,24 +294,38 @@ export class Switchyard extends Emitter {
     this.#outbox.resolve(request, { seq, epoch, id, duplicate });
   }
 
-  // The server promises no holes. Should one come all the same, fetch again from the last good place.
+  // Others may use the same id, and so may an earlier publish of one's own: only with the same data is it this one.
+  #isOwn({ room, id, from, data }) {
+    const own = this.#outbox.waiting(`${room} ${id}`);
+    return own?.attempts > 0 && from === (this.welcome.user ?? null) && JSON.stringify(data) === own.body;
+  }
+
+  // A new life of the log, and this message is the first that is heard of it.
+  #begin(room, { epoch, seq }) {
+    room._position = { seq: seq - 1, epoch };
+    if (seq > 1) this.#tell(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" });
+  }
+
+  // The server promises no holes. Should one come all the same, ask again from the last good place;
+  // should it come twice, this connection is not to be trusted.
   #heal(room) {
-    if (room._healing) return;
-    room._healing = true;
+    const again = room._hole?.seq === room._position.seq && room._hole.epoch === room._position.epoch;
+    room._hole = again ? null : room._position;
     this._emit("error", new SwitchyardError("hole", `${room.name} goes on past ${room._position.seq + 1}; asking again`));
-    this.#sendJoin(room);
+    if (again) this.#link.cut(1006, "the server skipped a message twice");
+    else this.#sendJoin(room);
   }
 
   #refused(frame) {
     const { code, message, ref, room: name, retry_after_ms: retryAfter } = frame;
     const passes = code === "unavailable" || code === "rate_limited";
-    const delay = (retryAfter ?? 1_000) * (1 + this.#random() / 2);
+    const delay = Math.min(retryAfter || 1_000, RETRY_CAP) * (1 + this.#random() / 2);
     const error = new SwitchyardError(code, message, { ref, room: name, retryAfter });
     const room = [...this.#rooms.values()].find((r) => ref && r._ref === ref);
     if (this.#outbox.byRef(ref)) {
-      if (passes) this.#outbox.retry(ref, delay);
+      if (passes) this.#outbox.retry(ref, delay, code === "rate_limited");
       else this.#outbox.reject(ref, error);
-    } else if (room && passes) {
+    } else if (room && (passes || code === "internal")) {
       this.#clock.setTimeout(() => { if (this.#rooms.get(room.name) === room && room._ref === ref) this.#sendJoin(room); }, delay);
     } else {
       if (room) this.#rooms.delete(room.name);

@@ -11,13 +11,15 @@ export class SwitchyardError extends Error {
   }
 }
 
+const KEEP = 300_000; // ms; half of the server's ID_WINDOW where nobody tells it
+
 // The Outbox holds each request until it is answered, and sends it again on every new link. Requests
 // of one lane (the publishes of a room, its history) go out in order; after a refusal that will pass,
 // a lane is careful: it sends its first request alone and the rest once that one is answered.
 export class Outbox {
   maxFrame = Infinity;
   #byRef = new Map(); #byKey = new Map(); #lanes = new Map(); #bytes = 0; #link = null;
-  #options; #clock;
+  #options; #clock; #window = KEEP;
 
   constructor(options, clock) {
     this.#options = options;
@@ -29,7 +31,7 @@ export class Outbox {
 
   /** Takes in {ref, lane, key, text} and promises its answer. */
   add(request) {
-    const { maxPending, maxPendingBytes, resendFor } = this.#options;
+    const { maxPending, maxPendingBytes } = this.#options;
     request.bytes = new TextEncoder().encode(request.text).length;
     if (request.bytes > this.maxFrame) throw this.#tooLarge(request);
     if (this.#byRef.size >= maxPending) {
@@ -46,8 +48,9 @@ export class Outbox {
     this.#byRef.set(request.ref, request);
     this.#byKey.set(request.key, request);
     this.#bytes += request.bytes;
-    Object.assign(request, { since: this.#clock.now(), attempts: 0, sent: false });
-    request.timer = this.#clock.setTimeout(() => this.#expire(request), resendFor);
+    // Attempts are those that may have been stored; first is when the first one went out.
+    Object.assign(request, { since: this.#clock.now(), first: null, attempts: 0, sent: false });
+    this.#arm(request);
     request.promise = new Promise((resolve, reject) => Object.assign(request, { resolve, reject }));
     this.#pump(lane);
     return request.promise;
@@ -56,10 +59,15 @@ export class Outbox {
   attach(link) {
     this.#link = link;
     this.maxFrame = link.welcome.max_frame ?? Infinity;
+    // Past half of the time that ids are remembered, a resend could be stored twice.
+    this.#window = link.welcome.id_window_ms / 2 || KEEP;
     for (const lane of [...this.#lanes.values()]) {
       this.#clock.clearTimeout(lane.timer);
       lane.timer = lane.probe = null;
-      for (const request of lane.list) request.sent = false;
+      for (const request of lane.list) {
+        request.sent = false;
+        this.#arm(request);
+      }
       this.#pump(lane);
     }
   }
@@ -75,15 +83,18 @@ export class Outbox {
   reject(ref, error) {
     const request = this.#byRef.get(ref);
     // A refused resend says nothing of the first attempt, which may have been stored unheard.
-    if (request.attempts > 1) error.outcomeUnknown = true;
+    // That the id holds other data (conflict) does say it: the first attempt's data is not there.
+    if (request.attempts > 1 && error.code !== "conflict") error.outcomeUnknown = true;
     request.reject(error);
     this.#forget(request);
   }
 
   byRef(ref) { return this.#byRef.get(ref); }
 
-  retry(ref, ms) {
+  /** Sends the request again after so many ms; notStored says that this attempt surely came to nothing. */
+  retry(ref, ms, notStored) {
     const request = this.#byRef.get(ref);
+    if (notStored) request.attempts -= 1;
     const lane = this.#lanes.get(request.lane);
     request.sent = false;
     lane.careful = true;
@@ -112,7 +123,7 @@ export class Outbox {
     if (!this.#link || lane.timer || lane.probe) return;
     for (const request of [...lane.list]) {
       if (request.sent) continue;
-      if (this.#clock.now() - request.since >= this.#options.resendFor) {
+      if (this.#clock.now() >= this.#end(request)) {
         this.#expire(request); // a machine that slept wakes with its timers late
         continue;
       }
@@ -121,13 +132,29 @@ export class Outbox {
         continue;
       }
       request.sent = true;
-      request.attempts += 1;
+      if (request.body !== undefined) request.attempts += 1; // reading leaves no outcome open
+      if (request.first === null) {
+        request.first = this.#clock.now();
+        this.#arm(request);
+      }
       this.#link.send(request.text);
       if (lane.careful) {
         lane.probe = request;
         return;
       }
     }
+  }
+
+  // When to give up: what never went out cannot be stored twice, and is kept as long as its user wants.
+  #end(request) {
+    const { resendFor } = this.#options;
+    if (request.first === null) return request.since + (resendFor ?? KEEP);
+    return request.first + Math.min(resendFor ?? Infinity, this.#window);
+  }
+
+  #arm(request) {
+    this.#clock.clearTimeout(request.timer);
+    request.timer = this.#clock.setTimeout(() => this.#expire(request), Math.max(0, this.#end(request) - this.#clock.now()));
   }
 
   #forget(request) {
@@ -151,7 +178,7 @@ export class Outbox {
     const unknown = request.attempts > 0;
     this.reject(request.ref, new SwitchyardError(
       unknown ? "outcome_unknown" : "timeout",
-      unknown ? "sent, and no answer came in time" : "could not be sent in time",
+      unknown ? "sent, and no answer came in time" : "no answer came in time, and nothing was stored",
       { outcomeUnknown: unknown },
     ));
   }

@@ -3,41 +3,78 @@ package browser
 import (
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 
 	"switchyard/internal/testkit"
-	"switchyard/web"
+	"switchyard/test/behaviours"
 )
 
-// What the client promises, told one by one: the tests are JavaScript and run
-// where the client does, with sockets and a clock that they hold themselves.
+// What the client promises, told one by one: the tests are those of test/node,
+// and run here where the client does.
 func TestClientHabits(t *testing.T) {
-	files := http.NewServeMux()
-	files.Handle("/", http.FileServerFS(web.Files))
-	files.Handle("/test/", http.StripPrefix("/test/", http.FileServer(http.Dir("testdata"))))
-	files.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html")
-		_, _ = w.Write([]byte("<!doctype html><title>tests</title><link rel=icon href=/icon.svg>"))
-	})
-	server := httptest.NewServer(files)
+	server := httptest.NewServer(repository())
 	defer server.Close()
 	browser := testkit.StartBrowser(t)
 
-	for _, module := range []string{"return_test.js", "rooms_test.js", "check_test.js"} {
+	for _, module := range []string{"behaviours", "golden", "returning", "keeping", "witness"} {
 		t.Run(module, func(t *testing.T) {
 			window := browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }
-			results := testkit.Eval[[]result](window, `import("/test/`+module+`").then((m) => m.run())`)
+			results := testkit.Eval[[]result](window, `import("/test/node/`+module+`.mjs").then((m) => m.run())`)
 			if len(results) < 5 {
 				t.Fatalf("%d tests ran: the module is not what it was", len(results))
 			}
+			var ran []string
 			for _, r := range results {
+				ran = append(ran, r.Name)
 				t.Run(r.Name, func(t *testing.T) {
 					if r.Error != "" {
 						t.Error(r.Error)
 					}
 				})
 			}
+			if module == "behaviours" {
+				sameNames(t, ran)
+			}
 		})
+	}
+}
+
+func sameNames(t *testing.T, ran []string) {
+	t.Helper()
+	names, err := behaviours.Names()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(ran)
+	if !slices.Equal(ran, names) {
+		t.Errorf("Chromium ran %q\nthe list has %q", ran, names)
+	}
+}
+
+// repository serves what the tests import, each file where it lies.
+func repository() http.Handler {
+	files := http.NewServeMux()
+	for _, folder := range []string{"web", "test/node", "test/behaviours", "internal/protocol/testdata"} {
+		files.Handle("/"+folder+"/", http.StripPrefix("/"+folder+"/", http.FileServer(http.Dir("../../"+folder))))
+	}
+	files.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = w.Write([]byte("<!doctype html><title>tests</title><link rel=icon href=/web/icon.svg>"))
+	})
+	return files
+}
+
+// An operator who lowers ID_WINDOW shortens what clients resend for.
+func TestTheServerTellsHowLongIDsAreRemembered(t *testing.T) {
+	server := testkit.StartServer(t, map[string]string{"ID_WINDOW": "2m"})
+	w := open(t, testkit.StartBrowser(t), server.URL()+"/", "ada")
+	told := testkit.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
+		const client = Switchyard.connect();
+		client.on("state", ({ welcome }) => { if (welcome) { client.close(); resolve(welcome.id_window_ms); } });
+	}))`)
+	if told != 120_000 {
+		t.Errorf("welcome tells %d ms", told)
 	}
 }

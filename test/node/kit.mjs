@@ -48,7 +48,9 @@ export function fakeSockets() {
 
     send(text) { this.sent.push(JSON.parse(text)); }
 
-    close() { this.closed = true; }
+    close(code) { Object.assign(this, { closed: true, farewell: code }); }
+
+    hear(text) { this.onmessage?.({ data: text }); }
 
     say(frame) { this.onmessage?.({ data: JSON.stringify(frame) }); }
 
@@ -91,8 +93,22 @@ export async function rejects(promise, code) {
   throw new Error(`resolved, and should have been rejected with ${code}`);
 }
 
-/** Runs the tests by name and says what failed. */
-export async function runAll(tests) {
+/** The names and texts of the JSON files in a folder beside this one, on disk or over HTTP. */
+export async function jsonFiles(folder) {
+  const base = new URL(folder, import.meta.url);
+  if (base.protocol === "file:") {
+    const { readdir, readFile } = await import("node:fs/promises");
+    const names = (await readdir(base)).filter((name) => name.endsWith(".json")).sort();
+    return Promise.all(names.map(async (name) => [name, await readFile(new URL(name, base), "utf8")]));
+  }
+  const listing = await (await fetch(base)).text(); // Go's file server lists a folder as links
+  const names = [...listing.matchAll(/href="([^"/]+\.json)"/g)].map((match) => match[1]);
+  return Promise.all(names.map(async (name) => [name, await (await fetch(new URL(name, base))).text()]));
+}
+
+/** Runs the tests by name, an object or a function that promises one, and says what failed. */
+export async function runAll(source) {
+  const tests = typeof source === "function" ? await source() : source;
   const results = [];
   for (const [name, test] of Object.entries(tests)) {
     try {

@@ -1,7 +1,7 @@
 // The witness must see what goes wrong, or its green tick means nothing.
 
-import { Witness } from "/check.js";
-import { equal, runAll } from "./kit.js";
+import { Witness } from "../../web/check.js";
+import { equal, runAll } from "./kit.mjs";
 
 function told(frames) {
   const witness = new Witness();
@@ -34,7 +34,7 @@ const cases = {
   "a room nobody asked about": [[{ ...joined(0), room: "other" }], ["not joined yet", 0, 0, 0, 0]],
 };
 
-const tests = Object.fromEntries(Object.entries(cases).map(([name, [frames, want]]) => [
+export const tests = Object.fromEntries(Object.entries(cases).map(([name, [frames, want]]) => [
   name, () => equal(told(frames), want, "verdict, received, lost, doubled, reordered"),
 ]));
 

@@ -1,0 +1,122 @@
+// The golden frames of the wire: client.js understands the server's, and makes those of clients.
+
+import { Switchyard } from "../../web/client.js";
+import { FakeClock, equal, fakeSockets, jsonFiles, runAll, settled } from "./kit.mjs";
+
+function live() {
+  const Sockets = fakeSockets();
+  const client = Switchyard.connect("ws://host/ws", { WebSocket: Sockets, clock: new FakeClock(), random: () => 0 });
+  const told = [];
+  for (const event of ["message", "gap", "signal", "joined", "error"]) client.on(event, (value) => told.push([event, value]));
+  Sockets.last.welcome();
+  return { client, told, socket: Sockets.last };
+}
+
+// How each type of the server's frames is brought about, and what it must have come to.
+const heard = {
+  welcome: async ({ client, socket }, frame, text) => {
+    socket.hear(text);
+    equal(client.welcome, frame, "welcome");
+  },
+  heartbeat: async ({ client, socket, told }, frame, text) => {
+    socket.hear(text);
+    equal([client.state.name, told], ["live", []], "state, and what was told");
+  },
+  joined: async ({ client, socket, told }, frame, text) => {
+    const room = client.join(frame.room);
+    socket.hear(withRef(text, socket.sent[0].ref));
+    const answer = { ...frame, ref: socket.sent[0].ref };
+    equal([sorted(await room.joined), sorted(told[0][1])], [sorted(answer), sorted(answer)], "joined");
+    equal(room.position, { seq: frame.seq, epoch: frame.epoch }, "position");
+  },
+  left: async ({ client, socket, told }, frame, text) => {
+    client.join(frame.room).leave();
+    socket.hear(withRef(text, socket.sent[1].ref));
+    equal([client.state.name, told], ["live", []], "state, and what was told");
+  },
+  message: async ({ client, socket, told }, frame, text) => {
+    client.join(frame.room);
+    socket.joined(frame.room, frame.seq - 1, frame.epoch);
+    socket.hear(text);
+    equal(told[1], ["message", frame], "told");
+  },
+  gap: async ({ client, socket, told }, frame, text) => {
+    client.join(frame.room, { after: frame.from - 1, epoch: frame.epoch });
+    socket.joined(frame.room, frame.to, frame.epoch);
+    socket.hear(text);
+    equal(told[1], ["gap", frame], "told");
+  },
+  signal: async ({ client, socket, told }, frame, text) => {
+    client.join(frame.room);
+    socket.hear(text);
+    equal(told, [["signal", frame]], "told");
+  },
+  ack: async ({ client, socket }, frame, text) => {
+    const ack = client.publish(frame.room, 1, { id: frame.id });
+    socket.hear(withRef(text, socket.sent[0].ref));
+    const { seq, epoch, id, duplicate = false } = frame;
+    equal(await ack, { seq, epoch, id, duplicate }, "ack");
+  },
+  history: async ({ client, socket }, frame, text) => {
+    const page = client.history(frame.room);
+    socket.hear(withRef(text, socket.sent[0].ref));
+    equal(sorted(await page), sorted({ ...frame, ref: socket.sent[0].ref }), "page");
+  },
+  error: async ({ socket, told }, frame, text) => {
+    socket.hear(text);
+    const [[event, { code, message, room, ref, retryAfter }]] = told;
+    equal([event, code, `${code}: ${frame.message}`, room, ref, retryAfter],
+      ["error", frame.code, message, frame.room, frame.ref, frame.retry_after_ms], "told");
+  },
+};
+
+const sorted = (object) => Object.fromEntries(Object.entries(object).sort());
+
+// An answer bears the ref of its request, whatever that was in the file.
+function withRef(text, ref) {
+  return /"ref":/.test(text) ? text.replace(/"ref":"[^"]*"/, `"ref":"${ref}"`) : text.replace("{", `{"ref":"${ref}",`);
+}
+
+const calls = {
+  join: (client, { room, after, epoch }) => client.join(room, { after, epoch }),
+  leave: (client, { room }) => client.join(room).leave(),
+  publish: (client, { room, id, data }) => client.publish(room, JSON.parse(data), { id }).catch(() => {}),
+  signal: (client, { room, data }) => client.signal(room, JSON.parse(data)),
+  history: (client, { room, before, after, limit }) => client.history(room, { before, after, limit }).catch(() => {}),
+};
+
+// Requests that client.js never makes.
+const others = {
+  "client-publish-without-id": "every publish has an id, or it could not be resent",
+  "client-unknown-fields": "a later version's",
+};
+
+async function made({ frame, request }) {
+  const { client, socket } = live();
+  calls[request.type](client, request);
+  await settled();
+  const { ref, ...want } = JSON.parse(frame);
+  const { ref: mine, ...got } = socket.sent.at(-1);
+  equal(JSON.stringify(sorted(got)), JSON.stringify(sorted(want)), "the frame but for its ref");
+  equal(typeof mine, "string", "the type of ref");
+}
+
+export async function tests() {
+  const all = {};
+  for (const [file, text] of await jsonFiles("../../internal/protocol/testdata/v1/")) {
+    const name = file.replace(".json", "");
+    const golden = JSON.parse(text);
+    if (golden.from === "server") {
+      const frame = JSON.parse(golden.frame);
+      all[`golden ${name}`] = async () => {
+        if (!heard[frame.type]) throw new Error(`nothing says what ${frame.type} comes to`);
+        await heard[frame.type](live(), frame, golden.frame);
+      };
+    } else if (golden.request && !others[name]) {
+      all[`golden ${name}`] = () => made(golden);
+    }
+  }
+  return all;
+}
+
+export const run = () => runAll(tests);

@@ -1,0 +1,74 @@
+// Package node runs the tests of client.js in Node's own test runner. Each
+// module here runs in Chromium, too: test/browser.
+package node
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"switchyard/internal/testkit"
+	"switchyard/test/behaviours"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// outcome is a line of TAP, the Test Anything Protocol, version 13.
+var outcome = regexp.MustCompile(`(?m)^ *(not )?ok \d+ - (.*?)( # .*)?$`)
+
+func TestClientInNode(t *testing.T) {
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Fatalf("Node is missing, Debian's package nodejs (18 or newer): %v", err)
+	}
+	cmd := exec.CommandContext(t.Context(), node, "--test", "--test-reporter=tap", "all.test.mjs")
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NODE_") })
+	var errors bytes.Buffer
+	cmd.Stderr = &errors
+	out, err := cmd.Output()
+	if err != nil {
+		t.Errorf("node --test: %v\n%s%s", err, out, errors.Bytes())
+	}
+	ran := map[string][]string{} // by module
+	for _, match := range outcome.FindAllSubmatch(out, -1) {
+		if strings.Contains(string(match[3]), "SKIP") || strings.Contains(string(match[3]), "TODO") {
+			t.Errorf("%s was not run: %s", match[2], match[3])
+		}
+		if module, name, ok := strings.Cut(string(match[2]), ": "); ok {
+			ran[module] = append(ran[module], name)
+		}
+	}
+	names, err := behaviours.Names()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(ran["behaviours"])
+	if !slices.Equal(ran["behaviours"], names) {
+		t.Errorf("behaviours: Node ran %q\nthe list has %q", ran["behaviours"], names)
+	}
+	goldenNames(t, ran["golden"])
+	for _, module := range []string{"returning", "keeping", "witness"} {
+		if len(ran[module]) < 5 {
+			t.Errorf("%s: %d tests ran: the module is not what it was", module, len(ran[module]))
+		}
+	}
+}
+
+// goldenNames checks that each frame of the server was read.
+func goldenNames(t *testing.T, ran []string) {
+	t.Helper()
+	paths, err := filepath.Glob("../../internal/protocol/testdata/v1/server-*.json")
+	if err != nil || len(paths) < 15 {
+		t.Fatalf("%d golden frames, %v", len(paths), err)
+	}
+	for _, path := range paths {
+		if name := "golden " + strings.TrimSuffix(filepath.Base(path), ".json"); !slices.Contains(ran, name) {
+			t.Errorf("%s was not read", name)
+		}
+	}
+}

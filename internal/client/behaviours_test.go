@@ -84,7 +84,7 @@ func (p *scripted) readLoop() {
 
 func newStage(t *testing.T, s *service, b behaviours.Behaviour) *stage {
 	st := &stage{t: t, service: s, script: b, frames: map[string]map[string]any{}, outcomes: map[string]*outcome{}}
-	opts := Options{random: func() float64 { return b.Random }, OnState: func(e StateEvent) {
+	opts := Options{IDWindow: duration(2 * float64(b.ResendFor)), random: func() float64 { return b.Random }, OnState: func(e StateEvent) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		st.state = e

@@ -295,7 +295,10 @@ func TestDialWaitsForTheFirstConnection(t *testing.T) {
 		opts := Options{URLs: []string{"ws://one/ws"}, HTTPClient: &http.Client{Transport: s.transport}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		go s.acceptSilently()
+		go func() { // the service takes the connection and says nothing
+			p := <-s.peers
+			t.Cleanup(func() { _ = p.conn.CloseNow() })
+		}()
 		if _, err := Dial(ctx, opts); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Dial = %v", err)
 		}

@@ -30,6 +30,9 @@ type Behaviour struct {
 	// Tokens are what the user has to give, one a connection; null is none to
 	// be had. Without, no token is asked for.
 	Tokens []*string
+	// ResendFor is how long the user wants a publish resent, in milliseconds; 0
+	// leaves it to the client.
+	ResendFor int64
 	// Welcome has fields for each welcome, over the usual ones.
 	Welcome map[string]any
 	Steps   []Step

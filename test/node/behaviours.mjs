@@ -14,8 +14,8 @@ class Stage {
   constructor(script) { this.#script = script; }
 
   async play() {
-    const { random = 0, tokens, begin, steps } = this.#script;
-    const options = { WebSocket: this.#Sockets, clock: this.#clock, random: () => random };
+    const { random = 0, resendFor, tokens, begin, steps } = this.#script;
+    const options = { WebSocket: this.#Sockets, clock: this.#clock, random: () => random, resendFor };
     const left = [...(tokens ?? [])];
     if (tokens) {
       options.getToken = async () => {

@@ -47,8 +47,9 @@ type conn struct {
 
 	mu sync.Mutex
 	// Protects following.
+	begun   []byte // the rest of what was written in part: it leaves first, whole
 	queue   [][]byte
-	bytes   int
+	bytes   int  // of both
 	writing bool // drainLoop owns the socket's write side
 	ending  bool // a close frame is queued, or the end came: no more is taken
 	closed  bool
@@ -100,7 +101,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		// client's own close.
 		if len(f) >= 4 && c.code == 0 {
 			c.code = protocol.CloseCode(binary.BigEndian.Uint16(f[2:]))
-			if c.linger = c.code >= protocol.CloseProtocol; c.linger {
+			if c.linger = c.code >= protocol.CloseProtocol && c.code < 3000; c.linger {
 				f = protocol.CloseFrame(c.code) // with our name for it
 			}
 		}
@@ -124,13 +125,12 @@ func (c *conn) Send(f protocol.Frame) bool {
 			c.fail()
 			return false
 		}
-		if n == len(f) {
-			c.ending = protocol.IsClose(f)
-			return true
-		}
-		c.enqueue(f[n:])
 		c.ending = protocol.IsClose(f)
-		c.startDrain()
+		if n < len(f) {
+			c.begun = f[n:]
+			c.count(len(c.begun))
+			c.startDrain()
+		}
 		return true
 	}
 	if !c.take(f) {
@@ -168,23 +168,28 @@ func (c *conn) take(f protocol.Frame) bool {
 
 func (c *conn) enqueue(f []byte) {
 	c.queue = append(c.queue, f)
-	c.bytes += len(f)
-	c.queued.Add(int64(len(f)))
+	c.count(len(f))
+}
+
+// count puts bytes on the books, or takes them off. Caller holds mu.
+func (c *conn) count(n int) {
+	c.bytes += n
+	c.queued.Add(int64(n))
 }
 
 // expel drops every frame not begun and queues a close frame in their place.
-// What drainLoop has begun leaves whole, or the connection ends. The frames
-// are not lost: the client resumes from the log. Caller holds mu.
+// What is begun leaves whole, or the connection ends: a close frame in the
+// middle of a message would be read as part of it. The frames are not lost: the
+// client resumes from the log. Caller holds mu.
 func (c *conn) expel() {
 	c.forget()
 	c.end(protocol.CloseSlow)
 }
 
-// forget empties the queue. Caller holds mu.
+// forget drops what is not begun. Caller holds mu.
 func (c *conn) forget() {
 	for _, f := range c.queue {
-		c.bytes -= len(f)
-		c.queued.Add(-int64(len(f)))
+		c.count(-len(f))
 	}
 	c.queue = nil
 }
@@ -231,28 +236,26 @@ func (c *conn) push() {
 		c.fail()
 		return
 	}
-	c.account(n)
+	c.count(-n)
 	if n < len(buf) {
-		// Only here may a frame in the queue be begun; drainLoop takes it
-		// before anything else can.
-		c.queue = append([][]byte{append([]byte(nil), buf[n:]...)}, c.queue...)
+		c.begun = append([]byte(nil), buf[n:]...) // the buffer is only lent
 	}
-	if len(c.queue) > 0 {
+	if c.begun != nil || len(c.queue) > 0 {
 		c.startDrain()
 		return
 	}
 	c.signalEmpty()
 }
 
-// account takes written bytes off the books. Caller holds mu.
-func (c *conn) account(n int) {
-	c.bytes -= n
-	c.queued.Add(-int64(n))
-}
-
 // cutBatch takes about batchBytes of whole entries off the queue, which stay
-// on the books until they are written. Caller holds mu; the queue has some.
+// on the books until they are written. Caller holds mu; the queue has some, or
+// something is begun, which is a batch of its own.
 func (c *conn) cutBatch() [][]byte {
+	if c.begun != nil {
+		batch := [][]byte{c.begun}
+		c.begun = nil
+		return batch
+	}
 	n, size := 1, len(c.queue[0])
 	for n < len(c.queue) && size+len(c.queue[n]) <= batchBytes {
 		size += len(c.queue[n])
@@ -291,7 +294,7 @@ func (c *conn) startDrain() {
 func (c *conn) drainLoop() {
 	for {
 		c.mu.Lock()
-		if len(c.queue) == 0 {
+		if c.begun == nil && len(c.queue) == 0 {
 			c.writing = false
 			if !c.ending {
 				// An expired deadline would fail the next attempt.
@@ -312,7 +315,7 @@ func (c *conn) drainLoop() {
 		}
 		_, err := batch.WriteTo(c.Conn)
 		c.mu.Lock()
-		c.account(size)
+		c.count(-size)
 		if err != nil {
 			if c.code == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 				// Too slow even for a close frame; counted as what it is.
@@ -328,6 +331,8 @@ func (c *conn) drainLoop() {
 func (c *conn) fail() {
 	c.ending = true
 	c.forget()
+	c.count(-len(c.begun))
+	c.begun = nil
 	_ = c.Conn.SetDeadline(time.Now())
 }
 

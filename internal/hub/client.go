@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"switchyard/internal/message"
@@ -16,13 +17,22 @@ type Client struct {
 	out  Outlet
 	user string
 
-	// slots holds a token for each publish under way; made with the first one.
+	// slots holds a token for each publish under way, joins one for each join
+	// that is not answered; both are made when first needed, by the reader.
 	slots chan struct{}
+	joins chan struct{}
 
 	mu sync.Mutex
 	// Protects following.
-	rooms []*member // a slice: most clients are in few rooms
+	rooms []*member     // a slice: most clients are in few rooms
+	turn  chan struct{} // holds a token while a room catches up
 }
+
+// maxJoins bounds the joins of one client that wait for their answer.
+const maxJoins = 32
+
+// errReplaced answers a join that was left, or repeated, before it was done.
+var errReplaced = &message.InvalidError{Field: "room", Reason: "was left, or joined again, before this join was done"}
 
 // Member states.
 const (
@@ -41,7 +51,47 @@ type member struct {
 	state     int
 	index     int  // in topic.members, while live
 	announced bool // joined was sent
+
+	// unanswered is the client's joins while this one holds a token of it, and
+	// once sees to it that the token is given back once.
+	unanswered chan struct{}
+	once       sync.Once
 }
+
+// answered gives the join's token back.
+func (m *member) answered() {
+	if m.unanswered != nil {
+		m.once.Do(func() { <-m.unanswered })
+	}
+}
+
+// awaitJoin waits until the client has fewer than maxJoins without an answer:
+// bounded, since each is answered or refused in time.
+func (c *Client) awaitJoin() chan struct{} {
+	if c.joins == nil {
+		c.joins = make(chan struct{}, maxJoins)
+	}
+	c.joins <- struct{}{}
+	return c.joins
+}
+
+// takeTurn waits until no other room of the client is being caught up; false
+// says that the hub closes.
+func (c *Client) takeTurn() bool {
+	c.mu.Lock()
+	if c.turn == nil {
+		c.turn = make(chan struct{}, 1)
+	}
+	c.mu.Unlock()
+	select {
+	case c.turn <- struct{}{}:
+		return true
+	case <-c.hub.ctx.Done():
+		return false
+	}
+}
+
+func (c *Client) endTurn() { <-c.turn }
 
 // NewClient returns a client that is in no room. User is "" for anonymous ones.
 func (h *Hub) NewClient(out Outlet, user string) *Client {
@@ -79,7 +129,7 @@ func (c *Client) Close() {
 	c.rooms = nil
 	c.mu.Unlock()
 	for _, m := range rooms {
-		m.retire(nil)
+		m.retire(nil, nil)
 	}
 }
 
@@ -102,9 +152,13 @@ func (c *Client) join(r *protocol.Request) error {
 	c.rooms = append(c.rooms, m)
 	c.mu.Unlock()
 	if old != nil {
-		old.retire(nil)
+		old.retire(nil, errReplaced)
 	}
-	m.enter(progress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter})
+	p := progress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter}
+	if p.seq == 0 {
+		p.epoch = "" // before the first is the same place in every epoch
+	}
+	m.enter(p)
 	return nil
 }
 
@@ -115,7 +169,7 @@ func (c *Client) leave(r *protocol.Request) error {
 	if m == nil {
 		return &message.InvalidError{Field: "room", Reason: "is not one that this connection has joined"}
 	}
-	m.retire(&r.Ref)
+	m.retire(&r.Ref, errReplaced)
 	return nil
 }
 
@@ -134,23 +188,21 @@ func (c *Client) cut(room message.Room) *member {
 	return nil
 }
 
-// drop gives up a membership that came to nothing, unless a newer one has
-// taken its place meanwhile.
-func (c *Client) drop(m *member) {
+// forget takes a membership off the list, unless it was left or replaced.
+func (c *Client) forget(m *member) bool {
 	c.mu.Lock()
-	for i := range c.rooms {
-		if c.rooms[i] == m {
-			c.cut(m.topic.room)
-			break
-		}
+	defer c.mu.Unlock()
+	if !slices.Contains(c.rooms, m) {
+		return false
 	}
-	c.mu.Unlock()
-	m.retire(nil)
+	c.cut(m.topic.room)
+	return true
 }
 
 // retire ends a membership: nothing of the room follows, but for the answer to
-// a leave, whose ref is given then.
-func (m *member) retire(leave *protocol.Ref) {
+// a leave, whose ref is given then, and before it why a join that was never
+// answered came to nothing.
+func (m *member) retire(leave *protocol.Ref, why error) {
 	t := m.topic
 	t.mu.Lock()
 	if m.state == memberGone {
@@ -161,6 +213,9 @@ func (m *member) retire(leave *protocol.Ref) {
 		t.remove(m)
 	}
 	m.state = memberGone
+	if !m.announced && why != nil && (m.ref != "" || why != errReplaced) {
+		m.client.out.Send(protocol.ErrorFor(why).Encode(m.ref, t.room, ""))
+	}
 	if leave != nil {
 		m.client.out.Send(protocol.Left(*leave, t.room, t.epoch, t.last, t.first))
 	}

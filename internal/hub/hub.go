@@ -73,7 +73,8 @@ type Config struct {
 	// FeedInterval is the time between two reads of the commit feed, and so
 	// about the delay of a message that the broker lost. 250 ms by default.
 	FeedInterval time.Duration
-	// TopicIdle is how long a topic without members lives on. 10 s by default.
+	// TopicIdle is how long a topic without members lives on, at most. 10 s by
+	// default.
 	TopicIdle time.Duration
 	// MaxInflight bounds the publishes of one client under way. 64 by default.
 	MaxInflight int
@@ -123,6 +124,8 @@ type Hub struct {
 	shards  [shardCount]shard
 	reads   chan struct{} // a token a read under way
 	acks    mailbox[*Client]
+	rings   atomic.Int64 // bytes in all rings
+	away    atomic.Bool  // the last read of the log failed
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -243,7 +246,9 @@ func (h *Hub) sweep(s *shard, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for room, t := range s.topics {
-		if t.pins > 0 || now.Sub(t.idleSince) < h.cfg.TopicIdle {
+		// It lives on for as long as it was in use, at most TopicIdle: names
+		// that are only touched are not kept.
+		if t.pins > 0 || now.Sub(t.idleSince) < min(h.cfg.TopicIdle, t.idleSince.Sub(t.madeAt)) {
 			continue
 		}
 		delete(s.topics, room)
@@ -271,10 +276,31 @@ func (h *Hub) read(ctx context.Context, r message.Range) (message.Page, error) {
 	select {
 	case h.reads <- struct{}{}:
 		defer func() { <-h.reads }()
-		return h.cfg.Log.Read(ctx, r)
+		page, err := h.cfg.Log.Read(ctx, r)
+		h.noteRead(err)
+		return page, err
 	case <-ctx.Done():
 		return message.Page{}, fmt.Errorf("waiting to read the log: %w", ctx.Err())
 	}
+}
+
+// noteRead logs one line when the log goes away and one when it is back, not
+// one for each room that misses it.
+func (h *Hub) noteRead(err error) {
+	switch {
+	case err == nil && h.away.Swap(false):
+		h.log.Info("the log can be read again")
+	case err != nil && h.ctx.Err() == nil && !h.away.Swap(true):
+		h.log.Warn("the log can't be read; rooms try again", "error", err)
+	}
+}
+
+// ringLimit is what one ring may hold now, in bytes.
+func (h *Hub) ringLimit() int {
+	if h.rings.Load() > ringBudget {
+		return ringLeast
+	}
+	return ringBytes
 }
 
 // History returns a page of a room for a reader of any kind.

@@ -1,7 +1,6 @@
 package hub
 
 import (
-	"maps"
 	"time"
 
 	"switchyard/internal/message"
@@ -10,14 +9,14 @@ import (
 
 // doubt makes the topic ask the log which epoch it is in. Caller holds mu.
 func (t *topic) doubt() {
-	t.suspect = true
+	t.doubts++
 	t.mend(causeEpoch)
 }
 
 // lacking says whether there is more, or other, than was delivered here.
 // Caller holds mu.
 func (t *topic) lacking() bool {
-	return t.open && !t.closed && (t.suspect || t.last < t.target)
+	return t.open && !t.closed && (t.doubts > t.settled || t.last < t.target)
 }
 
 // mend plans a repair where one is due and none is planned: a hole has a
@@ -27,7 +26,7 @@ func (t *topic) mend(cause string) {
 		return
 	}
 	wait := t.hub.cfg.RepairWait
-	if t.suspect {
+	if t.doubts > t.settled {
 		cause, wait = causeEpoch, 0
 	}
 	t.waiting = true
@@ -42,9 +41,16 @@ func (t *topic) mend(cause string) {
 	})
 }
 
+// A want is what a repair was begun for: what of the topic it can settle.
+type want struct {
+	target message.Seq
+	doubts uint64
+}
+
 // repairLoop reads from the log until nothing is missing. One a topic runs at
 // a time, and on its own goroutine: neither the committer nor the broker's
-// reader waits for it.
+// reader waits for it. It shares no read with joiners: one begun before the
+// target was known would not have it, and say nothing about it.
 func (t *topic) repairLoop(cause string) {
 	for wait := firstRetry; ; {
 		t.mu.Lock()
@@ -53,39 +59,38 @@ func (t *topic) repairLoop(cause string) {
 			t.mu.Unlock()
 			return
 		}
-		after, target := t.last, t.target
+		after, w := t.last, want{t.target, t.doubts}
 		t.mu.Unlock()
 		t.hub.metrics.repairs.WithLabelValues(cause).Inc()
-		page, err := t.page(after)
+		page, err := t.fetch(after)
 		if err != nil {
-			t.hub.log.Warn("repair failed, will try again", "room", t.room, "error", err)
+			t.hub.log.Debug("repair failed, will try again", "room", t.room, "error", err)
 			t.hub.sleep(wait)
 			wait = min(2*wait, 2*time.Second)
 			continue
 		}
 		wait = firstRetry
-		t.apply(target, page)
+		t.apply(w, page)
 	}
 }
 
-// apply takes a page that was read when target was known to exist.
-func (t *topic) apply(target message.Seq, p *page) {
+// apply takes a page that was read for a want.
+func (t *topic) apply(w want, p *page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.suspect = false
+	t.settled = w.doubts // those that came meanwhile are open
 	switch {
 	case p.Epoch != t.epoch:
 		t.restart(p)
-	case p.Head < target:
-		t.disown(p, target)
+	case p.Head < w.target:
+		t.disown(w, p)
 	case p.More:
 		t.skip(p)
 	default:
 		t.fill(p)
 	}
-	maps.DeleteFunc(t.hold, func(seq message.Seq, e entry) bool {
-		return seq <= t.last || e.epoch != t.epoch
-	})
+	t.first = max(t.first, p.First)
+	t.hold.prune(t.last, t.epoch)
 	t.fanOut(t.unhold(nil))
 	t.wake()
 }
@@ -96,8 +101,8 @@ func (t *topic) fill(p *page) {
 	if p.First > t.last+1 {
 		// The log let go of what was never delivered here: say so.
 		sendAll(t.outlets, protocol.Gap(t.room, t.epoch, t.last+1, p.First-1, protocol.GapTrimmed))
-		t.last, t.first = p.First-1, p.First
-		t.ring.reset()
+		t.last = p.First - 1
+		t.forgetRing()
 	}
 	var out []protocol.Frame
 	for i := range p.entries {
@@ -119,8 +124,8 @@ func (t *topic) skip(p *page) {
 		t.hub.spawn(func() { t.catchUp(m, from) })
 	}
 	t.members, t.outlets = nil, nil
-	t.last, t.first = max(t.last, p.Head), p.First
-	t.ring.reset()
+	t.last = max(t.last, p.Head)
+	t.forgetRing()
 }
 
 // restart begins a new epoch: positions are void, and the members are told.
@@ -128,16 +133,19 @@ func (t *topic) skip(p *page) {
 func (t *topic) restart(p *page) {
 	t.hub.log.Warn("the log has a new epoch", "room", t.room, "epoch", p.Epoch, "head", p.Head)
 	t.epoch, t.last, t.first, t.target = p.Epoch, p.Head, p.First, p.Head
-	t.ring.reset()
+	t.forgetRing()
 	sendAll(t.outlets, protocol.Gap(t.room, p.Epoch, 1, p.Head, protocol.GapEpoch))
 }
 
-// disown gives up a position that the log does not have in this epoch. It went
-// back without a new epoch, which only a copy of its files under a running
-// service can do. Caller holds mu.
-func (t *topic) disown(p *page, target message.Seq) {
+// disown gives up a position that the log does not have in this epoch, though
+// it was read after the position was known. It went back without a new epoch,
+// which only a copy of its files under a running service can do. What became
+// known since stays wanted. Caller holds mu.
+func (t *topic) disown(w want, p *page) {
 	t.hub.log.Error("the log is behind what was delivered, and its epoch is the same",
-		"room", t.room, "head", p.Head, "known", target)
-	maps.DeleteFunc(t.hold, func(seq message.Seq, _ entry) bool { return seq <= target })
-	t.target = t.last
+		"room", t.room, "head", p.Head, "known", w.target)
+	t.hold.prune(w.target, t.epoch)
+	if t.target == w.target {
+		t.target = t.last
+	}
 }

@@ -10,6 +10,10 @@ import (
 const (
 	ringFrames = 256
 	ringBytes  = 256 << 10
+	// ringBudget bounds all rings of a node together. Over it each keeps
+	// ringLeast only: more resumes then ask the database.
+	ringBudget = 256 << 20
+	ringLeast  = 8 << 10
 )
 
 // A ring is the last encoded frames of a topic, without holes.
@@ -22,10 +26,10 @@ type ring struct {
 func (r *ring) len() int { return len(r.frames) - r.start }
 
 // push adds the newest frame and lets go of the oldest over the bounds.
-func (r *ring) push(f protocol.Frame) {
+func (r *ring) push(f protocol.Frame, limit int) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f)
-	for r.len() > ringFrames || r.bytes > ringBytes {
+	for r.len() > ringFrames || r.bytes > limit {
 		r.bytes -= len(r.frames[r.start])
 		r.frames[r.start] = nil
 		r.start++
@@ -36,9 +40,6 @@ func (r *ring) push(f protocol.Frame) {
 		r.frames, r.start = r.frames[:n], 0
 	}
 }
-
-// reset forgets all frames.
-func (r *ring) reset() { *r = ring{} }
 
 // covers says whether everything after a position, up to last, the newest
 // frame's, is here.

@@ -48,7 +48,7 @@ func (t *topic) state() RoomState {
 		Epoch:   t.epoch,
 		Seq:     t.last,
 		Members: len(t.members),
-		Held:    len(t.hold),
+		Held:    t.hold.len(),
 		Behind:  max(0, t.target-t.last),
 	}
 }

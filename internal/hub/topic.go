@@ -11,7 +11,6 @@ import (
 // Bounds of what a topic keeps; beyond them the log has it.
 const (
 	inboxBytes = 512 << 10
-	holdFrames = 512
 	pageBytes  = 256 << 10
 	pageFrames = 200
 )
@@ -34,6 +33,7 @@ type topic struct {
 
 	// Guarded by the shard's lock.
 	pins      int
+	madeAt    time.Time
 	idleSince time.Time
 
 	mu sync.Mutex
@@ -45,11 +45,12 @@ type topic struct {
 	first     message.Seq // oldest stored, as of the last read
 	target    message.Seq // known to exist
 	ring      ring
-	hold      map[message.Seq]entry // later than last+1
-	members   []*member             // live ones
-	outlets   []Outlet              // theirs, at the same index
+	hold      hold      // later than last+1
+	members   []*member // live ones
+	outlets   []Outlet  // theirs, at the same index
 	repairing bool
-	suspect   bool          // a message of another epoch came: ask the log
+	doubts    uint64        // how often a message of another epoch came
+	settled   uint64        // the doubts that the log has answered
 	waiting   bool          // the repair timer runs
 	moved     chan struct{} // closed when last advances; nil: nobody waits
 	pages     map[message.Seq]*pageRead
@@ -57,7 +58,7 @@ type topic struct {
 }
 
 func newTopic(h *Hub, room message.Room) *topic {
-	return &topic{hub: h, room: room, ready: make(chan struct{}), idleSince: time.Now()}
+	return &topic{hub: h, room: room, ready: make(chan struct{}), madeAt: time.Now()}
 }
 
 // receive takes what was committed or signalled. It only appends: the runner
@@ -112,7 +113,7 @@ func (t *topic) accept(e *entry, out []protocol.Frame) []protocol.Frame {
 	case !t.open:
 		t.keep(e)
 	case e.epoch != t.epoch:
-		t.suspect = true
+		t.doubts++
 	case e.seq <= t.last: // a duplicate: its own echo, or a broadcast repeated
 	case e.seq > t.last+1:
 		t.keep(e)
@@ -125,12 +126,11 @@ func (t *topic) accept(e *entry, out []protocol.Frame) []protocol.Frame {
 // unhold appends to out what was held for the position that is now reached.
 // Caller holds mu.
 func (t *topic) unhold(out []protocol.Frame) []protocol.Frame {
-	for len(t.hold) > 0 {
-		next, ok := t.hold[t.last+1]
-		if !ok || next.epoch != t.epoch {
+	for t.hold.len() > 0 {
+		next, ok := t.hold.take(t.last+1, t.epoch)
+		if !ok {
 			break
 		}
-		delete(t.hold, next.seq)
 		out = append(out, t.advance(&next))
 	}
 	return out
@@ -139,7 +139,9 @@ func (t *topic) unhold(out []protocol.Frame) []protocol.Frame {
 // advance moves the position over the next entry. Caller holds mu.
 func (t *topic) advance(e *entry) protocol.Frame {
 	t.last = e.seq
-	t.ring.push(e.frame)
+	before := t.ring.bytes
+	t.ring.push(e.frame, t.hub.ringLimit())
+	t.hub.rings.Add(int64(t.ring.bytes - before))
 	t.wake()
 	return e.frame
 }
@@ -155,14 +157,9 @@ func (t *topic) wake() {
 // keep holds an entry for later, in bounds. Caller holds mu.
 func (t *topic) keep(e *entry) {
 	t.target = max(t.target, e.seq)
-	if t.hold == nil {
-		t.hold = make(map[message.Seq]entry)
-	}
-	if len(t.hold) >= holdFrames {
+	if !t.hold.put(e) {
 		t.hub.metrics.dropped.WithLabelValues("hold_full").Inc()
-		return
 	}
-	t.hold[e.seq] = *e
 }
 
 // notice learns that a seq exists. Caller holds mu.
@@ -178,6 +175,13 @@ func (t *topic) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
+	t.forgetRing()
+}
+
+// forgetRing empties the ring. Caller holds mu.
+func (t *topic) forgetRing() {
+	t.hub.rings.Add(-int64(t.ring.bytes))
+	t.ring = ring{}
 }
 
 // add makes a member live, after the frames that bring it up to date. Caller

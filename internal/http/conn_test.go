@@ -1,0 +1,193 @@
+package http
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// pair is a conn over real TCP with small buffers, and its client.
+func pair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(); server.Close() })
+	_ = client.(*net.TCPConn).SetReadBuffer(32 << 10)
+	_ = server.(*net.TCPConn).SetWriteBuffer(16 << 10)
+	queued, clock := new(atomic.Int64), new(atomic.Int64)
+	return newConn(server, nil, limit, queued, clock), client.(*net.TCPConn), queued
+}
+
+// frames cuts a stream into the opcodes and payloads of its frames; what does
+// not end with a whole frame fails the test.
+func frames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
+	t.Helper()
+	for len(stream) > 0 {
+		if len(stream) < 2 {
+			t.Fatalf("cut in a header: %x", stream)
+		}
+		head, size := 2, int(stream[1]&0x7f)
+		switch {
+		case size == 126 && len(stream) >= 4:
+			head, size = 4, int(binary.BigEndian.Uint16(stream[2:]))
+		case size == 127 && len(stream) >= 10:
+			head, size = 10, int(binary.BigEndian.Uint64(stream[2:]))
+		}
+		if len(stream) < head+size {
+			t.Fatalf("a frame of %d bytes is followed by %d only; the end is %q", size, len(stream)-head, stream[len(stream)-10:])
+		}
+		ops = append(ops, stream[0])
+		payloads = append(payloads, stream[head:head+size])
+		stream = stream[head+size:]
+	}
+	return ops, payloads
+}
+
+func bigMessage(seq message.Seq, size int) protocol.Frame {
+	return protocol.Message(&message.Message{
+		Draft: message.Draft{Room: "r", ID: "i", Data: []byte(`"` + strings.Repeat("x", size) + `"`)}, Epoch: "e", Seq: seq,
+	})
+}
+
+// A close frame must never stand inside a message that was written in part.
+// Several senders race with the goroutine that writes the rest.
+func TestExpelledClientsGetWholeFramesThen4208(t *testing.T) {
+	for range 5 {
+		c, client, queued := pair(t, 256<<10)
+		var senders sync.WaitGroup
+		for range 4 {
+			senders.Go(func() {
+				for c.Send(bigMessage(1, 50<<10)) {
+				}
+			})
+		}
+		senders.Wait() // the client has read nothing: over the bound
+		_ = client.SetReadDeadline(time.Now().Add(15 * time.Second))
+		stream := make(chan []byte, 1)
+		go func() {
+			all, _ := io.ReadAll(client)
+			stream <- all
+		}()
+		_ = c.Close()
+		ops, payloads := frames(t, <-stream)
+		last := len(ops) - 1
+		if last < 1 || ops[last] != 0x88 || !bytes.HasPrefix(payloads[last], []byte{0x10, 0x70}) {
+			t.Fatalf("the last of %d frames is %x %q, want close 4208", len(ops), ops[last], payloads[last])
+		}
+		for _, op := range ops[:last] {
+			if op != 0x81 {
+				t.Fatalf("a frame %x among the messages", op)
+			}
+		}
+		if queued.Load() != 0 {
+			t.Fatalf("%d bytes are still on the books", queued.Load())
+		}
+	}
+}
+
+// What several goroutines send while the client reads slowly arrives whole and
+// each sender's in its order.
+func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
+	c, client, queued := pair(t, 64<<20)
+	const each, size = 200, 3000
+	var senders sync.WaitGroup
+	for range 3 {
+		senders.Go(func() {
+			for seq := range message.Seq(each) {
+				if !c.Send(bigMessage(seq+1, size)) {
+					t.Error("refused below the bound")
+				}
+			}
+		})
+	}
+	_ = client.SetReadDeadline(time.Now().Add(30 * time.Second))
+	received := make(chan []byte, 1)
+	go func() {
+		var got bytes.Buffer
+		for {
+			if _, err := io.CopyN(&got, client, 1500); err != nil {
+				received <- got.Bytes()
+				return
+			}
+		}
+	}()
+	senders.Wait()
+	if err := c.Flushed(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	ops, _ := frames(t, <-received)
+	if len(ops) != 3*each {
+		t.Errorf("%d frames, want %d", len(ops), 3*each)
+	}
+	if queued.Load() != 0 {
+		t.Errorf("%d bytes are still on the books", queued.Load())
+	}
+}
+
+func TestNothingFollowsACloseFrame(t *testing.T) {
+	c, client, _ := pair(t, 1<<20)
+	c.Send(bigMessage(1, 10))
+	c.CloseWith(protocol.CloseRestart)
+	if c.Send(bigMessage(2, 10)) || c.Queue(bigMessage(3, 10)) {
+		t.Error("took data after the close frame")
+	}
+	c.CloseWith(protocol.CloseSlow) // the first reason stands
+	done := make(chan struct{})
+	go func() { _ = c.Close(); close(done) }()
+	all, err := io.ReadAll(client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = client.Close()
+	<-done
+	ops, payloads := frames(t, all)
+	if len(ops) != 2 || ops[1] != 0x88 || binary.BigEndian.Uint16(payloads[1]) != 1012 {
+		t.Errorf("got %x %q", ops, payloads)
+	}
+}
+
+func BenchmarkSend(b *testing.B) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	server, err := l.Accept()
+	if err != nil {
+		b.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, client) }()
+	c := newConn(server, nil, 1<<30, new(atomic.Int64), new(atomic.Int64))
+	f := bigMessage(1, 126)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Send(f)
+	}
+	_ = client.Close()
+	_ = c.Close()
+}

@@ -16,7 +16,7 @@ run: ## run the service on this machine, with nothing else
 	$(GO) run ./cmd/server
 
 build: ## build bin/server, static and stripped
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/server ./cmd/server
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/server ./cmd/server
 
 test: ## install what is missing (Debian, as root), then run all tests with the race detector
 	@scripts/deps

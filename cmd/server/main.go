@@ -51,19 +51,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case "help", "-h", "--help":
 		fmt.Fprint(stdout, usage)
 		return nil
-	case "serve", "migrate", "healthcheck":
-	default:
+	}
+	do, known := map[string]func(config.Config) error{
+		"serve":       func(c config.Config) error { return app.Serve(ctx, c, version, stdout, stderr) },
+		"migrate":     func(c config.Config) error { return app.Migrate(ctx, c) },
+		"healthcheck": func(c config.Config) error { return app.Healthcheck(ctx, c) },
+	}[command]
+	if !known {
 		return fmt.Errorf("unknown command %q\n%s", command, usage)
 	}
 	cfg, err := config.Load()
 	if err != nil {
 		return err
 	}
-	switch command {
-	case "migrate":
-		return app.Migrate(ctx, cfg)
-	case "healthcheck":
-		return app.Healthcheck(ctx, cfg)
-	}
-	return app.Serve(ctx, cfg, version, stdout, stderr)
+	return do(cfg)
 }

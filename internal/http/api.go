@@ -187,7 +187,7 @@ func (s *Server) history(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	before, hasBefore, err := queryInt(r, "before", 0, protocol.MaxSeq)
+	before, hasBefore, err := queryInt(r, "before", 1, protocol.MaxSeq)
 	if err != nil {
 		return err
 	}

@@ -88,6 +88,7 @@ func TestProblems(t *testing.T) {
 		{"POST", "/v1/rooms/a/messages", testKey, long, 413, "too_large", "MAX_FRAME"},
 		{"GET", "/v1/rooms/a/messages?limit=201", testKey, "", 400, "invalid", "limit must be a whole number from 1 to 200"},
 		{"GET", "/v1/rooms/a/messages?after=-1", testKey, "", 400, "invalid", "after"},
+		{"GET", "/v1/rooms/a/messages?before=0", testKey, "", 400, "invalid", "before must be a whole number from 1"},
 		{"GET", "/v1/rooms/a/messages?after=1&before=2", testKey, "", 400, "invalid", "before"},
 		{"DELETE", "/v1/rooms/a/messages", testKey, "", 405, "method_not_allowed", "method"},
 		{"GET", "/nothing/here", "", "", 404, "not_found", "route"},

@@ -75,7 +75,7 @@ func (b *beat) loop(period time.Duration, stop <-chan struct{}) {
 			slot := &b.slots[n%beatSlots]
 			slot.mu.Lock()
 			for _, k := range slot.sockets {
-				if n-k.conn.seen.Load() > 2*beatSlots {
+				if n-k.conn.seen.Load() > 2*beatSlots && !k.busy.Load() {
 					k.conn.CloseWith(protocol.CloseUnanswered)
 				} else {
 					k.conn.Send(frame)

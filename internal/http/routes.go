@@ -92,6 +92,9 @@ func (s *Server) file(name string) http.HandlerFunc {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
+		// A page of another origin may import the client (a module needs CORS);
+		// whether it may connect is for ALLOWED_ORIGINS to say.
+		h.Set("Access-Control-Allow-Origin", "*")
 		if kind := contentTypes[path.Ext(name)]; kind != "" {
 			h.Set("Content-Type", kind)
 		}

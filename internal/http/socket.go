@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -32,6 +33,8 @@ type socket struct {
 
 	received  int
 	malformed int // in a row
+
+	busy atomic.Bool // a frame is being handled; the beat asks
 
 	slot, index int // guarded by the beat's slot lock
 }
@@ -72,6 +75,13 @@ func (k *socket) readFrame() error {
 		k.conn.CloseWith(protocol.CloseUTF8)
 		return errClosedByUs
 	}
+	// A reader that waits for the log hears nothing meanwhile: that is no
+	// silence of the client's.
+	k.busy.Store(true)
+	defer func() {
+		k.conn.seen.Store(k.server.clock.Load())
+		k.busy.Store(false)
+	}()
 	return k.handle(*buf)
 }
 

@@ -101,7 +101,11 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	ws.SetReadLimit(int64(s.cfg.MaxFrame))
 	k := newSocket(s, ws, hj.conn, r)
-	s.metrics.connections.WithLabelValues("ok").Inc()
+	result := "ok"
+	if n > s.cfg.MaxConnections {
+		result = "too_many"
+	}
+	s.metrics.connections.WithLabelValues(result).Inc()
 	s.metrics.active.Inc()
 	k.conn.Send(s.welcome())
 	if n > s.cfg.MaxConnections {

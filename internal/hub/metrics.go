@@ -46,7 +46,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		delivery: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_delivery_duration_seconds",
-			Help:    "From a commit to the last socket write on this node.",
+			Help:    "From a commit until the last member here was handed the message.",
 			Buckets: fast,
 		}),
 		resumes: f.NewCounterVec(prometheus.CounterOpts{

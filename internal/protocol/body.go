@@ -91,7 +91,7 @@ func (f *fields) draft() (d message.Draft, err error) {
 		return d, err
 	}
 	d.Data = f.data
-	if f.id != nil {
+	if f.id != nil && string(f.id) != "null" {
 		d.ID, err = checkedID(f.id)
 	}
 	return d, err

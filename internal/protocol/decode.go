@@ -231,8 +231,8 @@ func (f *fields) into(r *Request) (err error) {
 	if r.After, r.HasAfter, err = seq("after", f.after); err != nil {
 		return err
 	}
-	if r.Before, r.HasBefore, err = seq("before", f.before); err != nil {
-		return err
+	if r.Before, r.HasBefore, err = seq("before", f.before); err != nil || r.HasBefore && r.Before < 1 {
+		return invalid("before", "must be a whole number from 1 to 9007199254740991")
 	}
 	limit, given, err := seq("limit", f.limit)
 	if err != nil || given && (limit < 1 || limit > MaxHistory) {
@@ -240,7 +240,7 @@ func (f *fields) into(r *Request) (err error) {
 	}
 	r.Limit = int(limit)
 	r.Data = f.data
-	if f.id != nil {
+	if f.id != nil && string(f.id) != "null" {
 		r.ID, err = checkedID(f.id)
 	}
 	return err

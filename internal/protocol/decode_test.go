@@ -26,6 +26,7 @@ func TestDecodeUnderstandsEveryRequest(t *testing.T) {
 		{"publish a string", `{"type":"publish","room":"a","data":"q\"\\"}`, Request{Type: TypePublish, Room: "a", Data: []byte(`"q\"\\"`)}},
 		{"publish a number", `{"type":"publish","room":"a","data":1e400}`, Request{Type: TypePublish, Room: "a", Data: []byte(`1e400`)}},
 		{"publish null", `{"type":"publish","room":"a","data":null}`, Request{Type: TypePublish, Room: "a", Data: []byte(`null`)}},
+		{"null id is none", `{"type":"publish","room":"a","data":1,"id":null}`, Request{Type: TypePublish, Room: "a", Data: []byte(`1`)}},
 		{"signal", `{"type":"signal","room":"a","data":true}`, Request{Type: TypeSignal, Room: "a", Data: []byte(`true`)}},
 		{"history", `{"type":"history","room":"a","before":9,"limit":200}`, Request{Type: TypeHistory, Room: "a", Before: 9, HasBefore: true, Limit: 200}},
 		{"unknown fields", `{"type":"leave","future":{"a":[{}]},"room":"a","x":-1.5}`, Request{Type: TypeLeave, Room: "a"}},
@@ -92,6 +93,7 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 		{"long ref", `{"type":"join","room":"a","ref":"` + long + `"}`, CodeInvalid, "ref must be a string of at most 64"},
 		{"ref no string", `{"type":"join","room":"a","ref":1}`, CodeInvalid, "ref"},
 		{"both ends", `{"type":"history","room":"a","before":1,"after":1}`, CodeInvalid, "before"},
+		{"before the first", `{"type":"history","room":"a","before":0}`, CodeInvalid, "before must be a whole number from 1"},
 		{"large limit", `{"type":"history","room":"a","limit":201}`, CodeInvalid, "limit must be"},
 		{"zero limit", `{"type":"history","room":"a","limit":0}`, CodeInvalid, "limit must be"},
 	}

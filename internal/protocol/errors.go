@@ -49,7 +49,7 @@ func ErrorFor(err error) *Error {
 	case errors.Is(err, message.ErrUnavailable), errors.Is(err, message.ErrClosed):
 		return &Error{
 			Code:       CodeUnavailable,
-			Message:    "the log did not answer in time; resend with the same id",
+			Message:    "the log did not answer in time; try again, a publish with the same id",
 			RetryAfter: message.RetryAfter,
 		}
 	case errors.Is(err, message.ErrRejected):

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -122,8 +123,12 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id identity, 
 		case p.cfg.TrustFailover && !lost && epoch != "" && onlyTimeline(stored, id):
 			p.cfg.Logger.Warn("the database has failed over; the epoch stays, as TrustFailover vouches for it", "fingerprint", id.fingerprint())
 		default:
+			level := slog.LevelWarn
+			if epoch == "" {
+				level = slog.LevelInfo // its first one
+			}
 			epoch = string(newEpoch())
-			p.cfg.Logger.Warn("the log begins a new epoch: the database is new, restored, or has failed over",
+			p.cfg.Logger.Log(ctx, level, "the log begins a new epoch: the database is new, restored, or has failed over",
 				"epoch", epoch, "was", stored, "is", id.fingerprint(), "wal_lost", lost)
 			// Nobody's cursor means anything any more.
 			if _, err := tx.Exec(ctx, `DELETE FROM commits`); err != nil {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -122,6 +123,10 @@ func (s *SQLite) matchEpoch(ctx context.Context) error {
 	if was.identity == is.identity && was.inode == is.inode && was.commits <= is.commits && is.identity != "" {
 		return nil
 	}
+	level := slog.LevelWarn
+	if is.identity == "" {
+		level = slog.LevelInfo // its first one
+	}
 	epoch := newEpoch()
 	is.identity = string(newEpoch())
 	// The cursors of an older life mean nothing: the feed begins anew.
@@ -132,7 +137,7 @@ func (s *SQLite) matchEpoch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("write the epoch: %w", err)
 	}
-	s.cfg.Logger.Warn("the log begins a new epoch: the file is new, restored, copied or moved", "epoch", epoch)
+	s.cfg.Logger.Log(ctx, level, "the log begins a new epoch: the file is new, restored, copied or moved", "epoch", epoch)
 	if err := s.side.write(is); err != nil {
 		return err
 	}

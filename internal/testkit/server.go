@@ -41,7 +41,7 @@ func buildServer() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "server")
-	out, err := exec.Command("go", "build", "-race", "-o", path, "switchyard/cmd/server").CombinedOutput()
+	out, err := exec.Command("go", "build", "-buildvcs=false", "-race", "-o", path, "switchyard/cmd/server").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build cmd/server: %w\n%s", err, out)
 	}

@@ -1,0 +1,211 @@
+package hub
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// gate is a log whose pages after a position wait, with the snapshot taken.
+type gate struct {
+	*memLog
+	after   message.Seq
+	reached chan struct{} // gets a token for each read that waits
+	open    chan struct{} // closed to let them go
+}
+
+func (g *gate) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	p, err := g.memLog.Read(ctx, r)
+	if r.Limit > 0 && r.After == g.after {
+		select {
+		case g.reached <- struct{}{}:
+		default:
+		}
+		select {
+		case <-g.open:
+		case <-ctx.Done():
+			return message.Page{}, ctx.Err()
+		}
+	}
+	return p, err
+}
+
+// arrives hands a stored message to a node, as its broker would.
+func (w *world) arrives(node int, room message.Room, seq int) {
+	w.log.mu.Lock()
+	m := w.log.rooms[room][seq-1]
+	w.log.mu.Unlock()
+	p := payload{kind: kindMessages, origin: 1}
+	p.add(&message.Publication{Draft: m.Draft, Epoch: m.Epoch, Seq: m.Seq, At: m.At})
+	w.nodes[node].Receive(room, p.encode())
+}
+
+// A joiner's read from before a commit must not answer the repair of that
+// commit: the log has the message, the read does not know it.
+func TestARepairDoesNotBelieveAnOlderRead(t *testing.T) {
+	w := newWorld(t, 1)
+	w.feed.off = true
+	g := &gate{memLog: w.log, after: 3, reached: make(chan struct{}, 8), open: make(chan struct{})}
+	w.nodes[0].cfg.Log = g
+	w.store("r", 2)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 2")
+	w.store("r", 1)
+	b := w.client(0) // has seen 3 on another node; this one has not
+	b.must(`{"type":"join","room":"r","after":3,"epoch":"e1"}`)
+	<-g.reached // its snapshot ends at 3
+	w.store("r", 2)
+	w.arrives(0, "r", 3)
+	w.arrives(0, "r", 5) // 4 is lost
+	<-g.reached          // the repair reads for itself
+	close(g.open)
+	a.sees(append([]string{"joined 2"}, messages(3, 5)...)...)
+	eventually(t, "b to have the rest", func() bool {
+		return strings.Join(b.saw("message", "gap"), ",") == "message 4,message 5"
+	})
+}
+
+// A client that resumes many rooms gets the next one's page when the last one
+// has left its queue, however many there are.
+func TestTheRoomsOfAClientTakeTurns(t *testing.T) {
+	w := newWorld(t, 1)
+	const rooms = 20
+	for i := range rooms {
+		w.store(message.Room(fmt.Sprintf("r%d", i)), 10)
+	}
+	a := w.client(0)
+	a.out.stuck = make(chan struct{})
+	for i := range rooms {
+		a.must(`{"type":"join","room":"r%d","after":0}`, i)
+	}
+	for turns := 0; len(a.saw("message")) < 10*rooms; turns++ {
+		select {
+		case a.out.stuck <- struct{}{}: // the client has read what is queued
+		case <-time.After(10 * time.Second):
+			t.Fatalf("after %d turns nobody waits for the client to read", turns)
+		}
+		if got := len(a.saw("message")); got > 10*(turns+2) {
+			t.Fatalf("%d messages are queued after %d turns", got, turns+1)
+		}
+	}
+	close(a.out.stuck)
+}
+
+// Joining and leaving in a loop, new names each time and the log away, costs
+// a bounded number of goroutines.
+func TestJoinAndLeaveInALoopCostsLittle(t *testing.T) {
+	w := newWorld(t, 1)
+	w.log.mu.Lock()
+	w.log.down = true
+	w.log.mu.Unlock()
+	before := runtime.NumGoroutine()
+	a := w.client(0)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 3 * maxJoins {
+			_ = a.do(`{"type":"join","ref":"%d","room":"n%d"}`, i, i)
+			_ = a.do(`{"type":"leave","room":"n%d"}`, i)
+		}
+	}()
+	eventually(t, "the joins to fill up", func() bool { return len(a.saw("left")) == maxJoins })
+	if got := runtime.NumGoroutine() - before; got > 4*maxJoins {
+		t.Errorf("%d goroutines for %d joins without an answer", got, maxJoins)
+	}
+	w.log.mu.Lock()
+	w.log.down = false
+	w.log.mu.Unlock()
+	<-done
+	if got := a.saw("error", "joined"); len(got) != 3*maxJoins {
+		t.Errorf("%d of %d joins were answered", len(got), 3*maxJoins)
+	}
+	eventually(t, "the topics to go", func() bool { return len(w.nodes[0].Rooms()) == 0 })
+}
+
+func TestJoinedTellsWhatIsStillStored(t *testing.T) {
+	w := newWorld(t, 1)
+	w.store("r", 10)
+	a := w.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.sees("joined 10")
+	w.log.mu.Lock()
+	w.log.first = 9
+	w.log.mu.Unlock()
+	b := w.client(0) // asks the log, and the topic learns
+	b.must(`{"type":"join","room":"r","after":0}`)
+	b.sees("joined 10", "gap 1-8 trimmed", "message 9", "message 10")
+	c := w.client(0)
+	c.must(`{"type":"join","room":"r"}`)
+	c.sees("joined 10")
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	if first := c.out.frames[0]["first"]; first != 9.0 {
+		t.Errorf("first %v, want 9", first)
+	}
+}
+
+func TestAHoldIsBoundedAndForgetsWhatIsPast(t *testing.T) {
+	var h hold
+	for seq := message.Seq(1); seq <= 2*holdFrames; seq++ {
+		h.put(&entry{seq: seq, epoch: "e", frame: []byte("frame")})
+	}
+	if h.len() != holdFrames {
+		t.Errorf("holds %d", h.len())
+	}
+	if h.put(&entry{seq: 5000, epoch: "e", frame: []byte("x")}) {
+		t.Error("took one more")
+	}
+	if _, ok := h.take(1, "other"); ok {
+		t.Error("gave a message of another epoch")
+	}
+	h.prune(holdFrames-1, "e")
+	if e, ok := h.take(holdFrames, "e"); !ok || e.seq != holdFrames || h.len() != 0 || h.bytes != 0 {
+		t.Errorf("%v %v, %d left, %d bytes", e.seq, ok, h.len(), h.bytes)
+	}
+	big := entry{seq: 1, epoch: "e", frame: make([]byte, holdBytes)}
+	if !h.put(&big) || h.put(&entry{seq: 2, epoch: "e", frame: []byte("x")}) {
+		t.Error("the bound in bytes is not kept")
+	}
+	h.prune(5000, "e")
+
+	w := newWorld(t, 1) // what the log knew when the topic opened is not held
+	w.store("r", 3)
+	top := newTopic(w.nodes[0], "r")
+	top.deliver([]entry{{seq: 2, epoch: "e1", frame: big.frame[:10]}, {seq: 5, epoch: "e1", frame: big.frame[:10]}})
+	top.begin(&message.Page{Epoch: "e1", Head: 3, First: 1})
+	if got := top.state(); got.Held != 1 || got.Behind != 2 {
+		t.Errorf("%+v", got)
+	}
+	top.close()
+}
+
+func TestRingsHaveABoundTogether(t *testing.T) {
+	w := newWorld(t, 1)
+	h := w.nodes[0]
+	top := newTopic(h, "r")
+	top.begin(&message.Page{Epoch: "e1"})
+	fill := func(from, n int) {
+		for seq := from; seq < from+n; seq++ {
+			top.deliver([]entry{{seq: message.Seq(seq), epoch: "e1", frame: make([]byte, 4096)}})
+		}
+	}
+	fill(1, 50)
+	if got := h.rings.Load(); got != 50*4096 {
+		t.Errorf("%d bytes on the books", got)
+	}
+	h.rings.Add(ringBudget)
+	fill(51, 1)
+	if top.ring.bytes > ringLeast || top.ring.len() == 0 {
+		t.Errorf("over the budget a ring holds %d bytes", top.ring.bytes)
+	}
+	top.close()
+	if got := h.rings.Load(); got != ringBudget {
+		t.Errorf("%d bytes stay on the books", got-ringBudget)
+	}
+}

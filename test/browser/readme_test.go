@@ -1,0 +1,38 @@
+package browser
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"switchyard/internal/testkit"
+)
+
+// The README's example for browsers, as printed, pasted into the page's console.
+func TestTheExampleOfTheReadmeWorks(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, ok := strings.Cut(string(readme), "```js\n")
+	example, _, closed := strings.Cut(example, "```")
+	if !ok || !closed {
+		t.Fatal("README.md has no example for browsers")
+	}
+	server := testkit.StartServer(t, nil)
+	if !strings.Contains(example, "localhost:8000") {
+		t.Fatal("the example does not name the address that the first command prints")
+	}
+	example = strings.ReplaceAll(example, "localhost:8000", server.Addr)
+	w := testkit.StartBrowser(t).Open(t, server.URL()+"/")
+	got := testkit.Eval[string](w, `(async () => {
+		const said = [];
+		const console = { log: (...words) => said.push(words.map((w) => JSON.stringify(w)).join(" ")) };
+		`+example+`
+		for (let i = 0; i < 500 && said.length < 2; i++) await new Promise((r) => setTimeout(r, 20));
+		return said.join("; ");
+	})()`)
+	if !strings.Contains(got, `1 {"text":"hello"}`) || !strings.Contains(got, `"stored as" 1`) {
+		t.Errorf("it said %q", got)
+	}
+}

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -32,7 +33,7 @@ type Client struct {
 const maxJoins = 32
 
 // errReplaced answers a join that was left, or repeated, before it was done.
-var errReplaced = &message.InvalidError{Field: "room", Reason: "was left, or joined again, before this join was done"}
+var errReplaced error = &message.InvalidError{Field: "room", Reason: "was left, or joined again, before this join was done"}
 
 // Member states.
 const (
@@ -213,7 +214,7 @@ func (m *member) retire(leave *protocol.Ref, why error) {
 		t.remove(m)
 	}
 	m.state = memberGone
-	if !m.announced && why != nil && (m.ref != "" || why != errReplaced) {
+	if !m.announced && why != nil && (m.ref != "" || !errors.Is(why, errReplaced)) {
 		m.client.out.Send(protocol.ErrorFor(why).Encode(m.ref, t.room, ""))
 	}
 	if leave != nil {

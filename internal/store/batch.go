@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"switchyard/internal/message"
@@ -80,6 +81,11 @@ func (l *lane) store(entries []*entry) {
 		case l.writer.guilty(err):
 			half := len(entries) / 2
 			l.store(entries[:half])
+			if slices.ContainsFunc(entries[:half], func(e *entry) bool { return !e.done }) {
+				// Some of it goes back to the front of the queue. What follows
+				// it goes along: a room's publications keep their order.
+				return
+			}
 			l.store(entries[half:])
 			return
 		}

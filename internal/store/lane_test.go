@@ -223,6 +223,50 @@ func TestEachIsAnsweredInItsOwnTime(t *testing.T) {
 	})
 }
 
+// A batch is halved for a guilty one while the database goes away: what is left
+// of the first half must not be overtaken by the second.
+func TestHalvesKeepTheOrderThroughAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		w := &aWriter{fate: func(_ context.Context, batch []*entry) error {
+			has := func(id string) bool {
+				return slices.ContainsFunc(batch, func(e *entry) bool { return e.pub.ID == id })
+			}
+			switch {
+			case has("plug"):
+				time.Sleep(2 * time.Second) // the others gather meanwhile
+			case len(batch) == 4:
+				return errGuilty
+			case (has("a") || has("b")) && time.Since(began) < 5500*time.Millisecond:
+				return errLost
+			}
+			return nil
+		}}
+		k, _ := oneLane(w)
+		seqs := map[string]message.Seq{}
+		k.Start(func(pubs []*message.Publication) {
+			for _, p := range pubs {
+				seqs[p.ID] = p.Seq
+			}
+		})
+		k.Append(publication("room", "plug", "x"))
+		synctest.Wait()
+		k.Append(publication("room", "a", "x"))
+		time.Sleep(1900 * time.Millisecond)
+		for _, id := range []string{"b", "c", "d"} {
+			k.Append(publication("room", id, "x"))
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if seqs["a"] != 0 || seqs["b"] == 0 || seqs["b"] >= seqs["c"] || seqs["c"] >= seqs["d"] {
+			t.Errorf("numbered %v, want b, c, d in this order and a not", seqs)
+		}
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // Under a steady stream some entry runs out of time each millisecond. The
 // attempts must all the same be long enough for a database that has come back.
 func TestRecoveryUnderAStream(t *testing.T) {

@@ -189,7 +189,7 @@ export interface Room {
   readonly name: string;
   /** The last seq seen, to be kept and given to join after a reload; null until joined. */
   readonly position: Position | null;
-  /** The first answer to the join; rejects when the server refuses it. */
+  /** The first answer to the join; rejects when the server refuses it, and with code "left" when it is left before. */
   readonly joined: Promise<Joined>;
   /** Returns a function that takes the listener off again. */
   on<E extends keyof RoomEvents>(event: E, listener: (value: RoomEvents[E]) => void): () => void;

@@ -105,7 +105,7 @@ export class Switchyard extends Emitter {
   state = { name: "connecting" };
   welcome = null;
   #url; #options; #clock; #random; #outbox;
-  #link = null; #rooms = new Map(); #timer = null; #refs = 0; #failures = 0; #slowAt = -Infinity;
+  #link = null; #rooms = new Map(); #timer = null; #refs = 0; #abandoned = new Set(); #failures = 0; #slowAt = -Infinity;
 
   static connect(url = "/ws", options = {}) { return new Switchyard(url, options); }
 
@@ -130,7 +130,12 @@ export class Switchyard extends Emitter {
   }
 
   leave(name) {
-    if (this.#rooms.delete(name)) this.#send({ type: "leave", ref: this.#nextRef(), room: name });
+    const room = this.#rooms.get(name);
+    if (!room) return;
+    this.#rooms.delete(name);
+    room._reject(new SwitchyardError("left", `${name} was left before it was joined`));
+    if (!room._live) this.#abandoned.add(room._ref);
+    this.#send({ type: "leave", ref: this.#nextRef(), room: name });
   }
 
   async publish(room, data, { id = newID() } = {}) {
@@ -249,6 +254,7 @@ export class Switchyard extends Emitter {
   #handlers = {
     welcome: (frame) => {
       this.welcome = frame;
+      this.#abandoned.clear();
       for (const room of this.#rooms.values()) this.#sendJoin(room);
       this.#outbox.attach(this.#link);
       this.#become({ name: "live", welcome: frame });
@@ -318,6 +324,7 @@ export class Switchyard extends Emitter {
 
   #refused(frame) {
     const { code, message, ref, room: name, retry_after_ms: retryAfter } = frame;
+    if (this.#abandoned.delete(ref)) return; // of a join that was left: nobody waits for it
     const passes = code === "unavailable" || code === "rate_limited";
     const delay = Math.min(retryAfter || 1_000, RETRY_CAP) * (1 + this.#random() / 2);
     const error = new SwitchyardError(code, message, { ref, room: name, retryAfter });

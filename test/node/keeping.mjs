@@ -54,6 +54,18 @@ export const tests = {
     equal([room.position, seen], [null, []], "before its own answer");
   },
 
+  async "a room left before it was joined says so, and no error comes of it"() {
+    const { client, socket, errors } = live();
+    const room = client.join("r");
+    const why = room.joined.catch((error) => error.code);
+    room.leave();
+    equal(await why, "left", "why it was not joined");
+    refuse(socket, socket.sentOf("join")[0], "invalid");
+    equal(errors, [], "what the service said of the join");
+    refuse(socket, { ref: "other" }, "invalid");
+    equal(errors, ["invalid"], "what it said of another");
+  },
+
   async "a refused join is told and forgotten, one that will pass is repeated"() {
     const { client, clock, socket, errors } = live();
     const room = client.join("secret");

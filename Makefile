@@ -29,7 +29,7 @@ lint: ## hold the code against .golangci.yml
 	  mv $(TOOLS)/build/golangci-lint $(TOOLS)/$(LINT) && rmdir $(TOOLS)/build; }
 	$(TOOLS)/$(LINT) run ./...
 
-fuzz: ## run every fuzz test for FUZZTIME (10s) each
+fuzz: ## run every fuzz test for FUZZTIME (10s) each, JOBS (1) at once
 	@scripts/fuzz $(FUZZTIME)
 
 bench: ## run the benchmarks; QUICK=1 for a short look

@@ -80,6 +80,7 @@ type Options struct {
 // An App is one running node. Its methods belong to one goroutine.
 type App struct {
 	opt       Options
+	node      string
 	lifecycle lifecycle
 	registry  *prometheus.Registry
 	log       durable
@@ -95,6 +96,7 @@ type App struct {
 func Start(ctx context.Context, opt Options) (*App, error) {
 	a := &App{
 		opt:       opt,
+		node:      nodeName(),
 		lifecycle: lifecycle{log: opt.Logger.With("component", "app")},
 		registry:  prometheus.NewRegistry(),
 		failed:    make(chan error, 2),
@@ -210,12 +212,14 @@ func (a *App) startHub(context.Context) error {
 		RepairWait:  c.RepairWait,
 		MaxInflight: c.MaxInflight,
 		MaxRooms:    c.MaxRooms,
+		Node:        a.node,
 		Logger:      a.opt.Logger,
 		Registerer:  a.registry,
 	})
 	a.lifecycle.onStop("hub", hubStop, a.hub.Close)
 	a.broker.Start(a.hub.Receive)
 	a.log.Start(a.hub.Settled)
+	a.hub.Start()
 	return nil
 }
 
@@ -235,7 +239,7 @@ func (a *App) listen(ctx context.Context) error {
 	a.http = httpd.New(httpd.Config{
 		Hub:            a.hub,
 		Ready:          a.components,
-		Node:           nodeName(),
+		Node:           a.node,
 		Color:          c.Color,
 		Deployment:     c.Deployment,
 		Version:        a.opt.Version,
@@ -259,26 +263,46 @@ func (a *App) listen(ctx context.Context) error {
 }
 
 // components tells /readyz how the parts are. A broker that is away is no
-// reason to turn clients away: delivery goes on by the log.
+// reason to turn clients away: delivery goes on by the log. Nor is one that
+// brings nothing back; but it is to be seen, where the connection alone would
+// look well.
 func (a *App) components() []httpd.Component {
-	log, bus := "up", "up"
+	log, bus, delivery := "up", "up", "up"
+	d := a.hub.Delivery()
 	if err := a.log.Check(); err != nil {
 		log = "down"
 	}
-	if !a.broker.Up() {
+	switch {
+	case !a.broker.Up():
 		bus = "down"
+	case d.BrokerStale:
+		bus = "stale"
+	}
+	switch {
+	case !d.Proved:
+		delivery = "starting"
+	case d.LocalStale:
+		delivery = "stale"
 	}
 	return []httpd.Component{
 		{Name: "log", State: log, Needed: true},
+		{Name: "delivery", State: delivery, Needed: true},
 		{Name: "broker", State: bus},
 	}
 }
 
-// nodeName is the host's, and what tells two processes on it apart.
+// nodeName is the host's, and what tells two processes on it apart: letters,
+// digits, dots and hyphens, since the name of a room is made from it.
 func nodeName() string {
 	host, err := os.Hostname()
-	if err != nil {
+	if err != nil || host == "" {
 		host = "node"
 	}
-	return fmt.Sprintf("%s-%s", host, strings.ToLower(rand.Text()[:6]))
+	host = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' {
+			return r
+		}
+		return '-'
+	}, host)
+	return fmt.Sprintf("%s-%s", host[:min(len(host), 48)], strings.ToLower(rand.Text()[:6]))
 }

@@ -116,7 +116,7 @@ func (l *moodyLog) ListRooms(ctx context.Context, prefix string, after message.R
 
 func startNode(t testing.TB, change func(*Config)) *node {
 	t.Helper()
-	n := &node{t: t, reg: prometheus.NewRegistry(), logs: &safeBuilder{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
+	n := &node{t: t, reg: prometheus.NewRegistry(), logs: &safeBuilder{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
 	logger := slog.New(slog.NewJSONHandler(n.logs, nil))
 	url := "sqlite:" + t.TempDir() + "/log.db"
 	if err := store.Migrate(t.Context(), url); err != nil {

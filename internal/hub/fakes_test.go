@@ -42,6 +42,13 @@ func (l *memLog) Append(p *message.Publication) {
 	l.hubs(p)
 }
 
+// setDown takes the log away, or gives it back.
+func (l *memLog) setDown(down bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down = down
+}
+
 func (l *memLog) Read(_ context.Context, r message.Range) (message.Page, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -101,6 +108,14 @@ func (w *wire) Publish(room message.Room, b []byte) {
 		h.Receive(room, b)
 	}
 }
+
+// losing makes the wire lose what lose says; nil: nothing.
+func (w *wire) losing(lose func([]byte) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lose = lose
+}
+
 func (w *wire) Subscribe(context.Context, message.Room) error { return nil }
 func (w *wire) Unsubscribe(message.Room)                      {}
 
@@ -155,16 +170,20 @@ type world struct {
 	nodes []*Hub
 }
 
-func newWorld(t *testing.T, nodes int) *world {
+func newWorld(t *testing.T, nodes int, tune ...func(*Config)) *world {
 	t.Helper()
 	l := &memLog{epoch: "e1", rooms: map[message.Room][]message.Message{}}
 	l.hubs = func(p *message.Publication) { p.Owner.(*ticket).hub.Settled([]*message.Publication{p}) }
 	w := &world{t: t, log: l, wire: &wire{}, feed: &fakeFeed{log: l}}
 	for range nodes {
-		h := New(Config{
+		cfg := Config{
 			Log: l, Feed: w.feed, Batches: l, Directory: l, Broker: w.wire, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
 			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
-		})
+		}
+		for _, f := range tune {
+			f(&cfg)
+		}
+		h := New(cfg)
 		l.settled = h.Settled // a batch is appended on the newest node, whichever asks
 		w.nodes = append(w.nodes, h)
 		w.wire.hubs = append(w.wire.hubs, h)

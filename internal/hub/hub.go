@@ -79,7 +79,15 @@ type Config struct {
 	// MaxInflight bounds the publishes of one client under way. 64 by default.
 	MaxInflight int
 	// MaxRooms bounds the rooms one client is in. 1,000 by default.
-	MaxRooms   int
+	MaxRooms int
+	// Node names the room of the delivery canary; "" is without one. Letters,
+	// digits, dots and hyphens, at most 64.
+	Node string
+	// CanaryInterval is the time between two canaries, 1 s by default;
+	// CanaryStale how old the newest that came back may be, 5 s by default.
+	CanaryInterval time.Duration
+	CanaryStale    time.Duration
+
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -93,6 +101,8 @@ func (c *Config) defaults() {
 	orDuration(&c.RepairWait, 20*time.Millisecond)
 	orDuration(&c.FeedInterval, 250*time.Millisecond)
 	orDuration(&c.TopicIdle, 10*time.Second)
+	orDuration(&c.CanaryInterval, time.Second)
+	orDuration(&c.CanaryStale, 5*time.Second)
 	if c.MaxInflight <= 0 {
 		c.MaxInflight = 64
 	}
@@ -124,6 +134,7 @@ type Hub struct {
 	shards  [shardCount]shard
 	reads   chan struct{} // a token a read under way
 	acks    mailbox[*Client]
+	canary  *canary      // nil without a node's name
 	rings   atomic.Int64 // bytes in all rings
 	away    atomic.Bool  // the last read of the log failed
 
@@ -161,7 +172,19 @@ func New(cfg Config) *Hub {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.spawn(h.feedLoop)
 	h.spawn(h.sweepLoop)
+	if cfg.Node != "" {
+		h.canary = newCanary(h, cfg.Node)
+		h.metrics.watch(cfg.Registerer, h.canary)
+	}
 	return h
+}
+
+// Start begins the delivery canary, if there is one. It is called once, when the
+// log and the broker have been started with this hub.
+func (h *Hub) Start() {
+	if h.canary != nil {
+		h.spawn(h.canary.loop)
+	}
 }
 
 // Close ends the hub's loops, repairs and resumes, and waits for them until

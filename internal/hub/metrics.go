@@ -1,6 +1,8 @@
 package hub
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -29,6 +31,7 @@ type metrics struct {
 	dropped   *prometheus.CounterVec
 	topics    prometheus.Gauge
 	malformed prometheus.Counter
+	canary    *prometheus.HistogramVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -69,5 +72,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "hub_malformed_payloads_total",
 			Help: "Payloads from the broker that could not be read.",
 		}),
+		canary: f.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "websocket_canary_duration_seconds",
+			Help:    "From the publish of the node's own canary to its arrival at a local member, and back from the broker.",
+			Buckets: fast,
+		}, []string{"leg"}),
+	}
+}
+
+// watch tells how old the newest canary is that came back, by leg.
+func (*metrics) watch(reg prometheus.Registerer, c *canary) {
+	for _, l := range []*leg{&c.local, &c.broker} {
+		promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "websocket_canary_age_seconds",
+			Help:        "How long ago the newest canary was sent that has come back. It grows while delivery is dead.",
+			ConstLabels: prometheus.Labels{"leg": l.name},
+		}, func() float64 { return l.age(time.Now()).Seconds() })
 	}
 }

@@ -136,6 +136,9 @@ func (h *Hub) Receive(room message.Room, b []byte) {
 		return
 	}
 	if p.origin == h.boot {
+		if h.canary != nil && room == h.canary.room {
+			h.canary.echoed(&p)
+		}
 		return // our own, delivered before it was sent
 	}
 	if p.kind == kindSignal && time.Now().UnixMicro()-p.sentAt > signalAge.Microseconds() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -41,17 +40,14 @@ func TestABatchWhoseConnectionIsCutLosesAndDoublesNothing(t *testing.T) {
 
 func TestALostAnswerToTheCommitOfABatch(t *testing.T) {
 	w := postgresWorld(t, testkit.Postgres(t))
-	proxy := newCutter(t, fmt.Sprintf("127.0.0.1:%d", w.pg.Port()))
-	w.url = strings.Replace(w.url, fmt.Sprint(w.pg.Port()), fmt.Sprint(proxy.port()), 1)
+	lose := w.loser()
 	n := w.node()
 	n.batch("room 0 x")
-	proxy.cutAfter(t)
+	lost := lose()
 	if got := n.batch("room 1 x", "other 1 x"); got != "room2d other1d" {
 		t.Errorf("the answer is %s", got)
 	}
-	if !proxy.hasCut() {
-		t.Fatal("the answer was not cut off: the test shows nothing")
-	}
+	happened(t, lost)
 	if room, other := n.all("room"), n.all("other"); len(room) != 2 || len(other) != 1 {
 		t.Errorf("%d and %d are stored", len(room), len(other))
 	}

@@ -120,6 +120,16 @@ func (pg *PG) Stop() {
 	}
 }
 
+// Crash ends the server as pg_ctl stop -m immediate does: backends quit at
+// once, nothing is finished or flushed, and Start recovers from the WAL.
+func (pg *PG) Crash() {
+	pg.tb.Helper()
+	pg.mustOwn()
+	if err := pg.server.process.Stop(syscall.SIGQUIT, 30*time.Second); err != nil {
+		pg.tb.Fatalf("testkit: %v", err)
+	}
+}
+
 // Kill kills the server and all its backends with SIGKILL, as a crash of the
 // machine would: only what was flushed is there afterwards.
 func (pg *PG) Kill() {

@@ -22,6 +22,9 @@ type Proxy struct {
 	resumed chan struct{} // closed while bytes flow; replaced by Stall
 	delay   time.Duration
 	refuse  bool
+	tear    int         // bytes until the next tear, 0: none is planned
+	loss    *answerLoss // nil: none is planned
+	harm    Harm
 }
 
 // proxyPair is one connection through the proxy.
@@ -59,64 +62,6 @@ func (p *Proxy) Connections() int {
 	return len(p.pairs)
 }
 
-// Cut resets all connections. New ones are accepted as before.
-func (p *Proxy) Cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for pair := range p.pairs {
-		_ = pair.client.SetLinger(0)
-		_ = pair.server.SetLinger(0)
-		pair.close()
-	}
-}
-
-// Refuse resets new connections as long as on is true.
-func (p *Proxy) Refuse(on bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.refuse = on
-}
-
-// Stall holds all bytes back, in both directions and on new connections too,
-// without a word to either side: a cable pulled out. Resume lets them pass.
-func (p *Proxy) Stall() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-p.resumed:
-		p.resumed = make(chan struct{})
-	default:
-	}
-}
-
-// Resume ends Stall.
-func (p *Proxy) Resume() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-p.resumed:
-	default:
-		close(p.resumed)
-	}
-}
-
-// Delay holds every piece read back by d before it is written on.
-func (p *Proxy) Delay(d time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.delay = d
-}
-
-// HalfClose ends the direction towards the client of all connections: it reads
-// an end of file and may go on writing.
-func (p *Proxy) HalfClose() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for pair := range p.pairs {
-		_ = pair.client.CloseWrite()
-	}
-}
-
 func (p *Proxy) close() {
 	close(p.closed)
 	_ = p.listener.Close()
@@ -148,6 +93,9 @@ func (p *Proxy) serve(client *net.TCPConn) {
 		server, err = net.DialTimeout("tcp", p.target, 5*time.Second)
 	}
 	if refuse || err != nil {
+		if refuse {
+			p.hurt(func(h *Harm) { h.Refused++ })
+		}
 		_ = client.SetLinger(0)
 		_ = client.Close()
 		return
@@ -168,22 +116,27 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	default:
 	}
 	var both sync.WaitGroup
-	both.Go(func() { p.pump(pair.server, pair.client) })
-	both.Go(func() { p.pump(pair.client, pair.server) })
+	both.Go(func() { p.pump(pair, pair.server, pair.client) })
+	both.Go(func() { p.pump(pair, pair.client, pair.server) })
 	both.Wait()
 }
 
 // pump copies until src ends, then passes the end on.
-func (p *Proxy) pump(dst, src *net.TCPConn) {
+func (p *Proxy) pump(pair *proxyPair, dst, src *net.TCPConn) {
 	defer func() { _ = dst.CloseWrite() }()
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := src.Read(buf)
-		if !p.pass() {
+		if !p.pass(n > 0) {
 			return
 		}
 		if n > 0 {
-			if _, werr := dst.Write(buf[:n]); werr != nil {
+			pass, more := p.spoil(pair, dst == pair.client, buf[:n])
+			if _, werr := dst.Write(pass); werr != nil {
+				return
+			}
+			if !more {
+				pair.close()
 				return
 			}
 		}
@@ -193,10 +146,13 @@ func (p *Proxy) pump(dst, src *net.TCPConn) {
 	}
 }
 
-// pass waits until bytes may go on; false means the proxy is closed.
-func (p *Proxy) pass() bool {
+// pass waits until what was read may go on; false means the proxy is closed.
+func (p *Proxy) pass(counts bool) bool {
 	p.mu.Lock()
 	resumed, delay := p.resumed, p.delay
+	if counts && delay > 0 {
+		p.harm.Delayed++
+	}
 	p.mu.Unlock()
 	if delay > 0 {
 		select {
@@ -204,6 +160,14 @@ func (p *Proxy) pass() bool {
 		case <-p.closed:
 			return false
 		}
+	}
+	select {
+	case <-resumed:
+		return true
+	default:
+	}
+	if counts {
+		p.hurt(func(h *Harm) { h.Held++ })
 	}
 	select {
 	case <-resumed:

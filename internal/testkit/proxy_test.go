@@ -67,15 +67,23 @@ func TestProxyPassesAndCuts(t *testing.T) {
 		t.Errorf("%d connections", p.Connections())
 	}
 	p.Cut()
+	if p.Harm() != (Harm{Cut: 1}) {
+		t.Errorf("harm %+v", p.Harm())
+	}
 	if _, err := echo(conn, 10*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a cut connection: %v", err)
 	}
 	mustEcho(t, dialProxy(t, p))
 	p.Refuse(true)
-	refused, err := net.Dial("tcp", p.Addr()) // may be reset already
+	mustBeRefused(t, p)
+}
+
+func mustBeRefused(t *testing.T, p *Proxy) {
+	t.Helper()
+	conn, err := net.Dial("tcp", p.Addr()) // may be reset already
 	if err == nil {
-		defer refused.Close()
-		_, err = echo(refused, 10*time.Second)
+		defer conn.Close()
+		_, err = echo(conn, 10*time.Second)
 	}
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a refused connection: %v", err)
@@ -91,6 +99,12 @@ func TestProxyStallsWithoutAWord(t *testing.T) {
 		if _, err := echo(conn, 50*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("the %s connection: %v, want silence", name, err)
 		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); p.Harm() != (Harm{Held: 2}); {
+		if time.Now().After(deadline) {
+			t.Fatalf("harm %+v", p.Harm())
+		}
+		<-time.After(time.Millisecond)
 	}
 	p.Resume()
 	_ = old.SetDeadline(time.Now().Add(10 * time.Second))
@@ -119,5 +133,51 @@ func TestProxyHalfCloses(t *testing.T) {
 	}
 	if _, err := conn.Write([]byte("still heard")); err != nil {
 		t.Errorf("write: %v", err)
+	}
+}
+
+// What is torn arrives in part, and then ends.
+func TestProxyTearsAPieceInTwo(t *testing.T) {
+	p := NewProxy(t, echoServer(t))
+	conn := dialProxy(t, p)
+	mustEcho(t, conn) // a byte there and a byte back
+	p.Tear(5)
+	if _, err := conn.Write([]byte("four")); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	got, err := io.ReadAll(conn)
+	if err != nil || string(got) != "f" {
+		t.Errorf("came back %q, %v: want the first byte and the end", got, err)
+	}
+	if p.Harm() != (Harm{Torn: 1}) {
+		t.Errorf("harm %+v", p.Harm())
+	}
+	mustEcho(t, dialProxy(t, p))
+}
+
+func TestProxyLosesAnAnswer(t *testing.T) {
+	p := NewProxy(t, echoServer(t))
+	asking, other := dialProxy(t, p), dialProxy(t, p)
+	mustEcho(t, asking)
+	mustEcho(t, other)
+	lost := p.LoseAnswer("done", true)
+	mustEcho(t, asking) // other answers pass
+	if _, err := asking.Write([]byte("it is done")); err != nil {
+		t.Fatal(err)
+	}
+	<-lost
+	_ = asking.SetDeadline(time.Now().Add(10 * time.Second))
+	if got, _ := io.ReadAll(asking); len(got) > 0 {
+		t.Errorf("the client heard %q", got)
+	}
+	if _, err := echo(other, 10*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("another connection: %v", err)
+	}
+	mustBeRefused(t, p)
+	p.Refuse(false)
+	mustEcho(t, dialProxy(t, p))
+	if h := p.Harm(); h.Lost != 1 || h.Refused != 1 {
+		t.Errorf("harm %+v", h)
 	}
 }

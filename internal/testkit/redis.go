@@ -160,6 +160,13 @@ func (r *RedisServer) signal(sig syscall.Signal) {
 	}
 }
 
+// State returns the process' state as /proc tells it: T while it is paused,
+// empty when it is gone.
+func (r *RedisServer) State() string {
+	state, _, _ := stat(r.process.Pid())
+	return state
+}
+
 // own returns the test that may do harm to the server.
 func (r *RedisServer) own() testing.TB {
 	if r.tb == nil {

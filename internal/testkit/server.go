@@ -18,30 +18,29 @@ import (
 // a busy machine included.
 const serverWait = 30 * time.Second
 
-var build struct {
-	once sync.Once
-	path string
-	err  error
-}
+// Each kind of server is built once a test binary.
+var (
+	racingServer = sync.OnceValues(func() (string, error) { return buildServer("-race") })
+	plainServer  = sync.OnceValues(func() (string, error) { return buildServer("-trimpath") })
+)
 
-// BuildServer builds cmd/server with the race detector, once a test binary,
-// and returns the program.
+// BuildServer builds cmd/server with the race detector, and returns the program.
 func BuildServer(tb testing.TB) string {
 	tb.Helper()
-	build.once.Do(func() { build.path, build.err = buildServer() })
-	if build.err != nil {
-		tb.Fatalf("testkit: %v", build.err)
+	path, err := racingServer()
+	if err != nil {
+		tb.Fatalf("testkit: %v", err)
 	}
-	return build.path
+	return path
 }
 
-func buildServer() (string, error) {
+func buildServer(flag string) (string, error) {
 	dir, err := TempDir("build", nil)
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "server")
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-race", "-o", path, "switchyard/cmd/server").CombinedOutput()
+	out, err := exec.Command("go", "build", "-buildvcs=false", flag, "-o", path, "switchyard/cmd/server").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build cmd/server: %w\n%s", err, out)
 	}
@@ -66,17 +65,34 @@ type Server struct {
 // ends with the test, and fails it when the race detector spoke.
 func StartServer(tb testing.TB, env map[string]string) *Server {
 	tb.Helper()
+	return startServer(tb, BuildServer(tb), env)
+}
+
+// StartPlainServer is StartServer without the race detector: what benchmarks
+// measure.
+func StartPlainServer(tb testing.TB, env map[string]string) *Server {
+	tb.Helper()
+	program, err := plainServer()
+	if err != nil {
+		tb.Fatalf("testkit: %v", err)
+	}
+	return startServer(tb, program, env)
+}
+
+func startServer(tb testing.TB, program string, env map[string]string) *Server {
+	tb.Helper()
 	dir, err := TempDir("server", nil)
 	if err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
 	s := &Server{
-		tb: tb, program: BuildServer(tb), env: env, dir: dir,
+		tb: tb, program: program, env: env, dir: dir,
 		Addr:  fmt.Sprintf("127.0.0.1:%d", FreePort()),
 		Admin: fmt.Sprintf("127.0.0.1:%d", FreePort()),
 	}
 	s.start()
 	tb.Cleanup(func() {
+		_ = s.process.Signal(syscall.SIGCONT) // a test may have failed while it was stopped
 		s.Kill()
 		if out := s.Output(); strings.Contains(out, "DATA RACE") {
 			tb.Errorf("the server has a data race:\n%s", out)
@@ -87,6 +103,16 @@ func StartServer(tb testing.TB, env map[string]string) *Server {
 
 func (s *Server) start() {
 	s.tb.Helper()
+	s.launch()
+	ctx, cancel := context.WithTimeout(context.Background(), serverWait)
+	defer cancel()
+	if err := s.WaitReady(ctx); err != nil {
+		s.tb.Fatalf("testkit: %v; it printed:\n%s", err, s.Output())
+	}
+}
+
+func (s *Server) launch() {
+	s.tb.Helper()
 	env := []string{"LISTEN_ADDR=" + s.Addr, "ADMIN_ADDR=" + s.Admin}
 	for name, value := range s.env {
 		env = append(env, name+"="+value)
@@ -96,11 +122,6 @@ func (s *Server) start() {
 		s.tb.Fatalf("testkit: %v", err)
 	}
 	s.process = p
-	ctx, cancel := context.WithTimeout(context.Background(), serverWait)
-	defer cancel()
-	if err := s.WaitReady(ctx); err != nil {
-		s.tb.Fatalf("testkit: %v; it printed:\n%s", err, p.Output())
-	}
 }
 
 // WaitReady returns once /readyz says 200; it fails when the process or ctx
@@ -167,4 +188,38 @@ func (s *Server) Restart() {
 	s.tb.Helper()
 	s.Kill()
 	s.start()
+}
+
+// Supervise starts the process again each time it ends, as an orchestrator
+// would, until it is ready or ctx ends.
+func (s *Server) Supervise(ctx context.Context) error {
+	s.tb.Helper()
+	for {
+		select {
+		case <-s.process.Done():
+			s.launch()
+		default:
+		}
+		err := s.WaitReady(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-s.process.Done(): // it could not start; it may the next time
+		default:
+			return fmt.Errorf("%w; it printed:\n%s", err, s.Output())
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; it printed:\n%s", err, s.Output())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// State returns the process' state as /proc tells it: T while it is stopped,
+// empty when it is gone.
+func (s *Server) State() string {
+	state, _, _ := stat(s.Pid())
+	return state
 }

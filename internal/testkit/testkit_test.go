@@ -199,11 +199,40 @@ func TestPostgresSurvivesBeingKilled(t *testing.T) {
 	if !strings.Contains(pg.server.process.Output(), "automatic recovery in progress") {
 		t.Errorf("the server did not recover from a crash:\n%s", pg.server.process.Output())
 	}
+	pg.Crash()
+	if out := pg.server.process.Output(); !strings.Contains(out, "received immediate shutdown request") {
+		t.Errorf("the server was not shut down at once:\n%s", out)
+	}
+	pg.Start()
 	pg.Exec("INSERT INTO t VALUES (2)")
 	pg.Stop()
 	pg.Start()
 	if got := pg.Query("SELECT sum(n) FROM t"); got != "3" {
 		t.Errorf("sum = %s, want 3", got)
+	}
+}
+
+// What a supervisor does: a server that cannot start yet is started again.
+func TestAServerIsStartedUntilItCan(t *testing.T) {
+	pg := StartPostgres(t)
+	s := StartServer(t, map[string]string{"DATABASE_URL": pg.URL()})
+	s.Signal(syscall.SIGSTOP)
+	for deadline := time.Now().Add(10 * time.Second); s.State() != "T"; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("state %q after SIGSTOP", s.State())
+		}
+	}
+	s.Kill()
+	if s.State() != "" {
+		t.Errorf("state %q after SIGKILL", s.State())
+	}
+	pg.Stop()
+	if err := s.Supervise(within(t, 2*time.Second)); err == nil {
+		t.Fatal("ready without its database")
+	}
+	pg.Start()
+	if err := s.Supervise(within(t, 60*time.Second)); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -152,24 +152,26 @@ func TestJoinedTellsWhatIsStillStored(t *testing.T) {
 
 func TestAHoldIsBoundedAndForgetsWhatIsPast(t *testing.T) {
 	var h hold
-	for seq := message.Seq(1); seq <= 2*holdFrames; seq++ {
-		h.put(&entry{seq: seq, epoch: "e", frame: []byte("frame")})
+	b := usualBounds()
+	for seq := 1; seq <= 2*b.holdFrames; seq++ {
+		h.put(&entry{seq: message.Seq(seq), epoch: "e", frame: []byte("frame")}, &b)
 	}
-	if h.len() != holdFrames {
+	if h.len() != b.holdFrames {
 		t.Errorf("holds %d", h.len())
 	}
-	if h.put(&entry{seq: 5000, epoch: "e", frame: []byte("x")}) {
+	if h.put(&entry{seq: 5000, epoch: "e", frame: []byte("x")}, &b) {
 		t.Error("took one more")
 	}
 	if _, ok := h.take(1, "other"); ok {
 		t.Error("gave a message of another epoch")
 	}
-	h.prune(holdFrames-1, "e")
-	if e, ok := h.take(holdFrames, "e"); !ok || e.seq != holdFrames || h.len() != 0 || h.bytes != 0 {
+	last := message.Seq(b.holdFrames)
+	h.prune(last-1, "e")
+	if e, ok := h.take(last, "e"); !ok || e.seq != last || h.len() != 0 || h.bytes != 0 {
 		t.Errorf("%v %v, %d left, %d bytes", e.seq, ok, h.len(), h.bytes)
 	}
-	big := entry{seq: 1, epoch: "e", frame: make([]byte, holdBytes)}
-	if !h.put(&big) || h.put(&entry{seq: 2, epoch: "e", frame: []byte("x")}) {
+	big := entry{seq: 1, epoch: "e", frame: make([]byte, b.holdBytes)}
+	if !h.put(&big, &b) || h.put(&entry{seq: 2, epoch: "e", frame: []byte("x")}, &b) {
 		t.Error("the bound in bytes is not kept")
 	}
 	h.prune(5000, "e")

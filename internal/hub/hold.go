@@ -2,12 +2,6 @@ package hub
 
 import "switchyard/internal/message"
 
-// Bounds of a hold; beyond them the log has it.
-const (
-	holdFrames = 512
-	holdBytes  = 512 << 10
-)
-
 // A hold keeps entries that came before their turn. The zero value is empty.
 type hold struct {
 	entries map[message.Seq]entry
@@ -17,11 +11,11 @@ type hold struct {
 func (h *hold) len() int { return len(h.entries) }
 
 // put keeps an entry, unless the hold is full.
-func (h *hold) put(e *entry) bool {
+func (h *hold) put(e *entry, b *bounds) bool {
 	if _, held := h.entries[e.seq]; held {
 		return true
 	}
-	if len(h.entries) >= holdFrames || h.bytes > 0 && h.bytes+len(e.frame) > holdBytes {
+	if len(h.entries) >= b.holdFrames || h.bytes > 0 && h.bytes+len(e.frame) > b.holdBytes {
 		return false
 	}
 	if h.entries == nil {

@@ -90,6 +90,8 @@ type Config struct {
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+
+	bounds bounds // the usual ones by default
 }
 
 func (c *Config) defaults() {
@@ -108,6 +110,9 @@ func (c *Config) defaults() {
 	}
 	if c.MaxRooms <= 0 {
 		c.MaxRooms = 1000
+	}
+	if c.bounds == (bounds{}) {
+		c.bounds = usualBounds()
 	}
 }
 
@@ -323,7 +328,7 @@ func (h *Hub) ringLimit() int {
 	if h.rings.Load() > ringBudget {
 		return ringLeast
 	}
-	return ringBytes
+	return h.cfg.bounds.ringBytes
 }
 
 // History returns a page of a room for a reader of any kind.
@@ -331,7 +336,7 @@ func (h *Hub) History(ctx context.Context, r message.Range) (message.Page, error
 	if r.Limit <= 0 || r.Limit > protocol.MaxHistory {
 		r.Limit = protocol.MaxHistory
 	}
-	r.MaxBytes = pageBytes
+	r.MaxBytes = h.cfg.bounds.pageBytes
 	page, err := h.cfg.Log.Read(ctx, r)
 	if err != nil {
 		return page, fmt.Errorf("reading history: %w", err)

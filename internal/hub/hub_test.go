@@ -154,12 +154,13 @@ func TestResumeFarBackComesPageByPage(t *testing.T) {
 func TestASlowJoinerGetsTheNextPageOnlyWhenTheLastOneLeft(t *testing.T) {
 	w := newWorld(t, 1)
 	w.store("r", 600)
+	page := usualBounds().pageFrames
 	a := w.client(0)
 	a.out.stuck = make(chan struct{})
 	a.must(`{"type":"join","room":"r","after":0}`)
-	a.sees(append([]string{"joined 600"}, messages(1, pageFrames)...)...)
+	a.sees(append([]string{"joined 600"}, messages(1, page)...)...)
 	a.out.stuck <- struct{}{}
-	a.sees(append([]string{"joined 600"}, messages(1, 2*pageFrames)...)...)
+	a.sees(append([]string{"joined 600"}, messages(1, 2*page)...)...)
 	close(a.out.stuck)
 	a.sees(append([]string{"joined 600"}, messages(1, 600)...)...)
 }

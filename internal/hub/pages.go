@@ -55,7 +55,8 @@ func (t *topic) page(p *progress) (*page, error) {
 
 // fetch reads a page, encodes it, and checks that it has no hole.
 func (t *topic) fetch(after message.Seq) (*page, error) {
-	got, err := t.hub.read(t.hub.ctx, message.Range{Room: t.room, After: after, Limit: pageFrames, MaxBytes: pageBytes})
+	b := &t.hub.cfg.bounds
+	got, err := t.hub.read(t.hub.ctx, message.Range{Room: t.room, After: after, Limit: b.pageFrames, MaxBytes: b.pageBytes})
 	if err != nil {
 		return nil, fmt.Errorf("reading %s after %d: %w", t.room, after, err)
 	}

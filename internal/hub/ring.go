@@ -5,11 +5,7 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Bounds of a ring: what a client may have missed and still resume without
-// asking the database.
 const (
-	ringFrames = 256
-	ringBytes  = 256 << 10
 	// ringBudget bounds all rings of a node together. Over it each keeps
 	// ringLeast only: more resumes then ask the database.
 	ringBudget = 256 << 20
@@ -26,15 +22,15 @@ type ring struct {
 func (r *ring) len() int { return len(r.frames) - r.start }
 
 // push adds the newest frame and lets go of the oldest over the bounds.
-func (r *ring) push(f protocol.Frame, limit int) {
+func (r *ring) push(f protocol.Frame, most, limit int) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f)
-	for r.len() > ringFrames || r.bytes > limit {
+	for r.len() > most || r.bytes > limit {
 		r.bytes -= len(r.frames[r.start])
 		r.frames[r.start] = nil
 		r.start++
 	}
-	if r.start > ringFrames { // move down once in ringFrames pushes
+	if r.start > most { // move down once in so many pushes
 		n := copy(r.frames, r.frames[r.start:])
 		clear(r.frames[n:])
 		r.frames, r.start = r.frames[:n], 0

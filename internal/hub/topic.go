@@ -8,13 +8,6 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Bounds of what a topic keeps; beyond them the log has it.
-const (
-	inboxBytes = 512 << 10
-	pageBytes  = 256 << 10
-	pageFrames = 200
-)
-
 // An entry is a message or signal as it travels to members: already encoded.
 type entry struct {
 	seq    message.Seq // 0: a signal
@@ -64,7 +57,7 @@ func newTopic(h *Hub, room message.Room) *topic {
 // receive takes what was committed or signalled. It only appends: the runner
 // does the rest. Never blocks.
 func (t *topic) receive(e entry) {
-	if t.inbox.put(e, len(e.frame), inboxBytes, t.runLoop) {
+	if t.inbox.put(e, len(e.frame), t.hub.cfg.bounds.inboxBytes, t.runLoop) {
 		return
 	}
 	t.hub.metrics.dropped.WithLabelValues("inbox_full").Inc()
@@ -140,7 +133,7 @@ func (t *topic) unhold(out []protocol.Frame) []protocol.Frame {
 func (t *topic) advance(e *entry) protocol.Frame {
 	t.last = e.seq
 	before := t.ring.bytes
-	t.ring.push(e.frame, t.hub.ringLimit())
+	t.ring.push(e.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
 	t.hub.rings.Add(int64(t.ring.bytes - before))
 	t.wake()
 	return e.frame
@@ -157,7 +150,7 @@ func (t *topic) wake() {
 // keep holds an entry for later, in bounds. Caller holds mu.
 func (t *topic) keep(e *entry) {
 	t.target = max(t.target, e.seq)
-	if !t.hold.put(e) {
+	if !t.hold.put(e, &t.hub.cfg.bounds) {
 		t.hub.metrics.dropped.WithLabelValues("hold_full").Inc()
 	}
 }

@@ -1,0 +1,99 @@
+package http
+
+import "encoding/binary"
+
+// A pongScanner finds the answers to our pings in what a client sends, since
+// the library keeps them to itself. It follows frames (RFC 6455 §5.2) over any
+// cuts, by their lengths alone, and looks into pongs of eight bytes, the length
+// of our counter. What breaks the protocol ends with the library's verdict; up
+// to there the scanner only skips. The zero value is at the start of a frame.
+// It belongs to the reader.
+type pongScanner struct {
+	// head is what has come of the present frame's header, of which want is
+	// how long it is as far as that is known.
+	head [14]byte
+	have uint8
+	left uint64  // payload bytes still to come
+	body [8]byte // of a pong of eight bytes
+}
+
+const (
+	opcodePong = 0xA
+	maskedBit  = 0x80
+	pongBytes  = 8
+)
+
+// scan goes over p and calls found with the counter of each pong that ends in
+// it.
+func (s *pongScanner) scan(p []byte, found func(uint64)) {
+	for len(p) > 0 {
+		if s.left == 0 {
+			if s.head[s.have] = p[0]; !s.header() {
+				p = p[1:]
+				continue
+			}
+			p = p[1:]
+			if s.left == 0 {
+				s.have = 0 // a frame without payload
+			}
+			continue
+		}
+		n := min(uint64(len(p)), s.left)
+		if s.isOurs() {
+			copy(s.body[pongBytes-s.left:], p[:n])
+		}
+		p = p[n:]
+		if s.left -= n; s.left > 0 {
+			return
+		}
+		if s.isOurs() {
+			found(s.counter())
+		}
+		s.have = 0
+	}
+}
+
+// header takes the byte that was just stored and says whether the header is
+// whole; then left is the payload's length.
+func (s *pongScanner) header() bool {
+	s.have++
+	if s.have < 2 {
+		return false
+	}
+	size, want := uint64(s.head[1]&^maskedBit), uint8(2)
+	switch size {
+	case 126:
+		want += 2
+	case 127:
+		want += 8
+	}
+	extended := want
+	if s.head[1]&maskedBit != 0 {
+		want += 4
+	}
+	if s.have < want {
+		return false
+	}
+	switch extended {
+	case 4:
+		size = uint64(binary.BigEndian.Uint16(s.head[2:]))
+	case 10:
+		size = binary.BigEndian.Uint64(s.head[2:])
+	}
+	s.left = size
+	return true
+}
+
+// isOurs says whether the frame under way is a masked pong of eight bytes.
+func (s *pongScanner) isOurs() bool {
+	return s.head[0]&0xF == opcodePong && s.head[1] == maskedBit|pongBytes
+}
+
+func (s *pongScanner) counter() uint64 {
+	mask := s.head[2:6]
+	b := s.body
+	for i := range b {
+		b[i] ^= mask[i%4]
+	}
+	return binary.BigEndian.Uint64(b[:])
+}

@@ -117,6 +117,20 @@ func understood(f *serverFrame, b []byte) (map[string]any, error) {
 		got["code"], got["message"], got["id"] = e.Code, e.Message, f.ID
 		got["retry_after_ms"] = float64(e.RetryAfter.Milliseconds())
 		return got, nil
+	case "presence":
+		got["count"], got["members"] = float64(f.Count), wireMembers(f.Members)
+		got["joined"], got["left"] = wireMembers(f.Joined), wireMembers(f.Left)
+		return got, nil
+	case "move":
+		got["after_ms"], got["deadline_ms"], got["reason"] = float64(f.After), float64(f.Deadline), f.Reason
+		got["avoid"] = wireAvoid(f.Avoid)
+		return got, nil
+	case "authenticated":
+		got["user"], got["auth_expires_ms"] = any(nil), float64(f.AuthExpires)
+		if f.User != nil {
+			got["user"] = *f.User
+		}
+		return got, nil
 	case "heartbeat":
 		got["at"] = f.At.Format(wireTime)
 		return got, nil
@@ -138,6 +152,34 @@ func asWire(m message.Message) map[string]any {
 	return got
 }
 
+// wireMembers is nil where there are none to tell, as in a frame that leaves
+// them out.
+func wireMembers(all []Member) any {
+	if all == nil {
+		return nil
+	}
+	told := []any{}
+	for _, m := range all {
+		user := any(nil)
+		if m.User != nil {
+			user = *m.User
+		}
+		told = append(told, map[string]any{"session": m.Session, "user": user})
+	}
+	return told
+}
+
+func wireAvoid(a Avoid) any {
+	told := map[string]any{}
+	if a.Node != "" {
+		told["node"] = a.Node
+	}
+	if a.Deployment != "" {
+		told["deployment"] = a.Deployment
+	}
+	return told
+}
+
 func userOrNull(user string) any {
 	if user == "" {
 		return nil
@@ -149,6 +191,9 @@ func userOrNull(user string) any {
 var goldenByOthers = map[string]string{
 	"client-publish-without-id": "every publish has an id, or it could not be resent",
 	"client-unknown-fields":     "a later version's",
+	"client-presence":           "not yet",
+	"client-auth":               "not yet",
+	"client-moved":              "not yet",
 }
 
 var anyRef = regexp.MustCompile(`"ref":"r\d+"`)

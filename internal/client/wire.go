@@ -21,6 +21,9 @@ type Welcome struct {
 	HeartbeatMS int64   `json:"heartbeat_ms"`
 	MaxFrame    int     `json:"max_frame"`    // bytes
 	IDWindowMS  int64   `json:"id_window_ms"` // 0: an older service, which does not tell
+	// AuthExpiresMS is in how long the token ends; 0: it does not, or there is
+	// none.
+	AuthExpiresMS int64 `json:"auth_expires_ms"`
 }
 
 // An Ack says that a message is stored, and where.
@@ -86,6 +89,28 @@ type serverFrame struct {
 	Code       string            `json:"code"`
 	Message    string            `json:"message"`
 	RetryAfter int64             `json:"retry_after_ms"`
+
+	User        *string  `json:"user"`
+	AuthExpires int64    `json:"auth_expires_ms"`
+	After       int64    `json:"after_ms"`
+	Deadline    int64    `json:"deadline_ms"`
+	Avoid       Avoid    `json:"avoid"`
+	Count       int      `json:"count"`
+	Members     []Member `json:"members"`
+	Joined      []Member `json:"joined"`
+	Left        []Member `json:"left"`
+}
+
+// Avoid names the deployment or the node that a client is to move away from.
+type Avoid struct {
+	Deployment string `json:"deployment,omitempty"`
+	Node       string `json:"node,omitempty"`
+}
+
+// A Member is a session in a room; Session is the public part of its name.
+type Member struct {
+	Session string  `json:"session"`
+	User    *string `json:"user"` // nil when anonymous
 }
 
 func decodeFrame(b []byte) (*serverFrame, error) {

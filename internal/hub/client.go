@@ -118,6 +118,8 @@ func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
 		c.hub.signal(r.Room, c.user, r.Data)
 	case protocol.TypeHistory:
 		return c.history(ctx, r)
+	default:
+		return protocol.ErrUnknownType
 	}
 	return nil
 }

@@ -1,9 +1,8 @@
 package protocol
 
 import (
-	"bytes"
 	"encoding/json"
-	"slices"
+	"fmt"
 	"strconv"
 
 	"switchyard/internal/message"
@@ -14,11 +13,14 @@ type Type string
 
 // The requests of wire v1.
 const (
-	TypeJoin    Type = "join"
-	TypeLeave   Type = "leave"
-	TypePublish Type = "publish"
-	TypeSignal  Type = "signal"
-	TypeHistory Type = "history"
+	TypeJoin     Type = "join"
+	TypeLeave    Type = "leave"
+	TypePublish  Type = "publish"
+	TypeSignal   Type = "signal"
+	TypeHistory  Type = "history"
+	TypePresence Type = "presence"
+	TypeAuth     Type = "auth"
+	TypeMoved    Type = "moved"
 )
 
 // MaxSeq is the highest seq and limit that is understood: what every JSON
@@ -32,6 +34,20 @@ const MaxHistory = 200
 // goes to every member of a room, and readers of JSON give up at depths of
 // their own (RFC 8259 §9): nobody may send what others can't read.
 const MaxDepth = 128
+
+// Bounds of what auth and moved bring.
+const (
+	// MaxToken is the longest token in bytes, in a frame and in a handshake.
+	MaxToken = 8 << 10
+	// MaxNode is the longest name of a node in bytes.
+	MaxNode = 128
+	// MaxHandshakeMS is the longest handshake that a client may report: ten
+	// minutes, since nobody waits longer.
+	MaxHandshakeMS = 600_000
+)
+
+// ErrUnknownType refuses a request whose type this version does not serve.
+var ErrUnknownType = &Error{Code: CodeUnknownType, Message: "unknown type; known are join, leave, publish, signal and history"}
 
 // A Request is a client's frame, checked. Fields that its type does not have
 // are zero.
@@ -50,6 +66,12 @@ type Request struct {
 	// Data is the JSON value as it was received. It shares memory with the
 	// frame it was decoded from.
 	Data []byte
+	// Token is the credential of an auth request: a secret, never to be logged.
+	Token string
+	// From is the node that a client moved away from, and HandshakeMS how long
+	// it then waited for its welcome here, in milliseconds.
+	From        string
+	HandshakeMS int64
 }
 
 // Decode reads one client frame. The error, if any, is an *Error to send back;
@@ -77,133 +99,6 @@ func Malformed(err error) bool {
 	return ok && e.Code == CodeMalformed
 }
 
-// fields are the raw values of the members that any request has.
-type fields struct {
-	kind, ref, room, after, before, epoch, limit, id, data []byte
-}
-
-func (f *fields) slot(name []byte) *[]byte {
-	switch string(name) {
-	case "type":
-		return &f.kind
-	case "ref":
-		return &f.ref
-	case "room":
-		return &f.room
-	case "after":
-		return &f.after
-	case "before":
-		return &f.before
-	case "epoch":
-		return &f.epoch
-	case "limit":
-		return &f.limit
-	case "id":
-		return &f.id
-	case "data":
-		return &f.data
-	}
-	return nil
-}
-
-// scan cuts valid JSON into its top-level members, and says whether it was an
-// object.
-func (f *fields) scan(b []byte) bool {
-	i := skipSpace(b, 0)
-	if b[i] != '{' {
-		return false
-	}
-	i = skipSpace(b, i+1)
-	for b[i] != '}' {
-		end := skipValue(b, i)
-		name := unescape(b[i+1 : end-1])
-		i = skipSpace(b, end) + 1 // past the colon
-		i = skipSpace(b, i)
-		end = skipValue(b, i)
-		if slot := f.slot(name); slot != nil {
-			*slot = b[i:end:end]
-		}
-		i = skipSpace(b, end)
-		if b[i] == ',' {
-			i = skipSpace(b, i+1)
-		}
-	}
-	return true
-}
-
-// unescape returns a member's name; those of requests are never written with
-// escapes, but JSON allows it.
-func unescape(name []byte) []byte {
-	if !bytes.ContainsRune(name, '\\') {
-		return name
-	}
-	s, _ := text(slices.Concat([]byte{'"'}, name, []byte{'"'}))
-	return []byte(s)
-}
-
-func skipSpace(b []byte, i int) int {
-	for b[i] == ' ' || b[i] == '\t' || b[i] == '\n' || b[i] == '\r' {
-		i++
-	}
-	return i
-}
-
-// skipValue returns the index after the JSON value that begins at i.
-func skipValue(b []byte, i int) int {
-	depth := 0
-	for ; i < len(b); i++ {
-		switch b[i] {
-		case '"':
-			i = skipString(b, i)
-			if depth == 0 {
-				return i + 1
-			}
-		case '{', '[':
-			depth++
-		case '}', ']':
-			depth--
-			if depth == 0 {
-				return i + 1
-			}
-			if depth < 0 { // a scalar that ends with its container
-				return i
-			}
-		case ',', ' ', '\t', '\n', '\r':
-			if depth == 0 {
-				return i
-			}
-		}
-	}
-	return i
-}
-
-// skipString returns the index of the quote that ends the string begun at i.
-func skipString(b []byte, i int) int {
-	for i++; b[i] != '"'; i++ {
-		if b[i] == '\\' {
-			i++
-		}
-	}
-	return i
-}
-
-// depth returns how deep a JSON value is nested: 0 for a scalar.
-func depth(b []byte) (deepest int) {
-	depth := 0
-	for i := 0; i < len(b); i++ {
-		switch b[i] {
-		case '"':
-			i = skipString(b, i)
-		case '{', '[':
-			depth++
-			deepest = max(deepest, depth)
-		case '}', ']':
-			depth--
-		}
-	}
-	return deepest
-}
-
 func (f *fields) into(r *Request) (err error) {
 	if f.ref != nil {
 		if f.ref[0] != '"' || len(f.ref)-2 > message.MaxRef {
@@ -217,10 +112,19 @@ func (f *fields) into(r *Request) (err error) {
 	}
 	r.Type = Type(kind)
 	switch r.Type {
-	case TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory:
-	default:
-		return &Error{Code: CodeUnknownType, Message: "unknown type; known are join, leave, publish, signal and history"}
+	case TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory, TypePresence:
+		return f.intoRoom(r)
+	case TypeAuth:
+		r.Token, err = bounded("token", f.token, MaxToken)
+		return err
+	case TypeMoved:
+		return f.intoMoved(r)
 	}
+	return ErrUnknownType
+}
+
+// intoRoom reads what requests about a room are made of.
+func (f *fields) intoRoom(r *Request) (err error) {
 	room, _ := text(f.room)
 	if r.Room, err = message.ParseRoom(room); err != nil {
 		return err
@@ -244,6 +148,27 @@ func (f *fields) into(r *Request) (err error) {
 		r.ID, err = checkedID(f.id)
 	}
 	return err
+}
+
+func (f *fields) intoMoved(r *Request) (err error) {
+	if r.From, err = bounded("from", f.from, MaxNode); err != nil {
+		return err
+	}
+	took, given, err := seq("handshake_ms", f.handshake)
+	if err != nil || !given || took > MaxHandshakeMS {
+		return invalid("handshake_ms", "must be a whole number from 0 to 600000")
+	}
+	r.HandshakeMS = int64(took)
+	return nil
+}
+
+// bounded reads a string that must be there, of 1 to most bytes.
+func bounded(field string, raw []byte, most int) (string, error) {
+	s, ok := text(raw)
+	if !ok || s == "" || len(s) > most {
+		return "", invalid(field, fmt.Sprintf("must be a string of 1 to %d bytes", most))
+	}
+	return s, nil
 }
 
 // checkedID returns an id that is one, "" with an error otherwise: what is
@@ -280,29 +205,13 @@ func (r *Request) check() error {
 		if r.HasAfter && r.HasBefore {
 			return invalid("before", "can't be given together with after")
 		}
-	case TypeLeave:
+	case TypeLeave, TypePresence, TypeAuth, TypeMoved:
 	}
 	return nil
 }
 
 func invalid(field, reason string) error {
 	return &message.InvalidError{Field: field, Reason: reason}
-}
-
-// text returns the value of a raw JSON string; false when raw is none.
-func text(raw []byte) (string, bool) {
-	if len(raw) == 0 || raw[0] != '"' {
-		return "", false
-	}
-	inner := raw[1 : len(raw)-1]
-	for _, c := range inner {
-		if c == '\\' {
-			var s string
-			err := json.Unmarshal(raw, &s)
-			return s, err == nil
-		}
-	}
-	return string(inner), true
 }
 
 func epoch(raw []byte) (message.Epoch, error) {

@@ -29,6 +29,13 @@ func TestDecodeUnderstandsEveryRequest(t *testing.T) {
 		{"null id is none", `{"type":"publish","room":"a","data":1,"id":null}`, Request{Type: TypePublish, Room: "a", Data: []byte(`1`)}},
 		{"signal", `{"type":"signal","room":"a","data":true}`, Request{Type: TypeSignal, Room: "a", Data: []byte(`true`)}},
 		{"history", `{"type":"history","room":"a","before":9,"limit":200}`, Request{Type: TypeHistory, Room: "a", Before: 9, HasBefore: true, Limit: 200}},
+		{"presence", `{"type":"presence","ref":"p","room":"a"}`, Request{Type: TypePresence, Ref: `"p"`, Room: "a"}},
+		{"auth", `{"type":"auth","ref":"t","token":"eyJ.e30.c2ln"}`, Request{Type: TypeAuth, Ref: `"t"`, Token: "eyJ.e30.c2ln"}},
+		{"the longest token", `{"type":"auth","token":"` + strings.Repeat("x", MaxToken) + `"}`, Request{Type: TypeAuth, Token: strings.Repeat("x", MaxToken)}},
+		{"an auth needs no room, and a bad one is no matter", `{"type":"auth","token":"t","room":"a b"}`, Request{Type: TypeAuth, Token: "t"}},
+		{"moved", `{"type":"moved","from":"n1","handshake_ms":48}`, Request{Type: TypeMoved, From: "n1", HandshakeMS: 48}},
+		{"moved in no time", `{"type":"moved","handshake_ms":0,"from":"n\u0031"}`, Request{Type: TypeMoved, From: "n1"}},
+		{"moved in ten minutes", `{"type":"moved","handshake_ms":600000,"from":"n1"}`, Request{Type: TypeMoved, From: "n1", HandshakeMS: 600_000}},
 		{"unknown fields", `{"type":"leave","future":{"a":[{}]},"room":"a","x":-1.5}`, Request{Type: TypeLeave, Room: "a"}},
 		{"the last of two counts", `{"type":"leave","room":"b","room":"a"}`, Request{Type: TypeLeave, Room: "a"}},
 		{"escapes in a member's name", `{"t\u0079pe":"leave","room":"a"}`, Request{Type: TypeLeave, Room: "a"}},
@@ -56,7 +63,8 @@ func equal(a, b Request) bool {
 	a.Data, b.Data = nil, nil
 	return sameData && a.Type == b.Type && a.Ref == b.Ref && a.Room == b.Room && a.After == b.After &&
 		a.HasAfter == b.HasAfter && a.Before == b.Before && a.HasBefore == b.HasBefore &&
-		a.Epoch == b.Epoch && a.Limit == b.Limit && a.ID == b.ID
+		a.Epoch == b.Epoch && a.Limit == b.Limit && a.ID == b.ID &&
+		a.Token == b.Token && a.From == b.From && a.HandshakeMS == b.HandshakeMS
 }
 
 func TestDecodeNamesWhatIsWrong(t *testing.T) {
@@ -95,6 +103,17 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 		{"both ends", `{"type":"history","room":"a","before":1,"after":1}`, CodeInvalid, "before"},
 		{"before the first", `{"type":"history","room":"a","before":0}`, CodeInvalid, "before must be a whole number from 1"},
 		{"large limit", `{"type":"history","room":"a","limit":201}`, CodeInvalid, "limit must be"},
+		{"presence without a room", `{"type":"presence"}`, CodeInvalid, "room must be 1 to 128"},
+		{"no token", `{"type":"auth"}`, CodeInvalid, "token must be a string of 1 to 8192 bytes"},
+		{"empty token", `{"type":"auth","token":""}`, CodeInvalid, "token must be"},
+		{"token no string", `{"type":"auth","token":{}}`, CodeInvalid, "token must be"},
+		{"long token", `{"type":"auth","token":"` + strings.Repeat("x", MaxToken+1) + `"}`, CodeInvalid, "token must be"},
+		{"moved from nowhere", `{"type":"moved","handshake_ms":1}`, CodeInvalid, "from must be a string of 1 to 128 bytes"},
+		{"moved from a long name", `{"type":"moved","handshake_ms":1,"from":"` + long + `"}`, CodeInvalid, "from must be"},
+		{"moved without a time", `{"type":"moved","from":"n1"}`, CodeInvalid, "handshake_ms must be a whole number from 0 to 600000"},
+		{"moved for too long", `{"type":"moved","from":"n1","handshake_ms":600001}`, CodeInvalid, "handshake_ms must be"},
+		{"moved in less than no time", `{"type":"moved","from":"n1","handshake_ms":-1}`, CodeInvalid, "handshake_ms must be"},
+		{"moved in a fraction", `{"type":"moved","from":"n1","handshake_ms":1.5}`, CodeInvalid, "handshake_ms must be"},
 		{"zero limit", `{"type":"history","room":"a","limit":0}`, CodeInvalid, "limit must be"},
 	}
 	for _, tt := range tests {
@@ -126,10 +145,14 @@ func TestABadFieldIsNotEchoed(t *testing.T) {
 	for _, frame := range []string{
 		`{"type":"publish","room":"a","data":1,"id":"a\"b"}`, `{"type":"publish","room":"a","data":1,"id":"\u0000"}`,
 		`{"type":"publish","room":"a\"b","data":1}`, `{"type":"join","room":"a","ref":"\ud800"}`,
+		`{"type":"auth","token":"` + strings.Repeat("hush", MaxToken) + `"}`, `{"type":"auth","token":["hush"]}`, `{"type":"moved","from":["hush"]}`,
 	} {
 		r, err := Decode([]byte(frame))
 		if err == nil {
 			err = errors.New("planted")
+		}
+		if strings.Contains(ErrorFor(err).Message, "hush") {
+			t.Errorf("%s is answered with %v", frame, err)
 		}
 		object(t, ErrorFor(err).Encode(r.Ref, r.Room, r.ID))
 	}

@@ -20,6 +20,8 @@ type Ref string
 
 // Welcome is the first frame on every connection.
 type Welcome struct {
+	// Session is the secret that brings this session back, and that
+	// CheckSession takes; what is before its first dot names it to others.
 	Session    string  `json:"session"`
 	Resumed    bool    `json:"resumed"`
 	User       *string `json:"user"`
@@ -34,14 +36,22 @@ type Welcome struct {
 	// IDWindowMS is how long the id of a publish is remembered at least, in
 	// milliseconds. Clients resend for half of it.
 	IDWindowMS int64 `json:"id_window_ms"`
+	// AuthExpiresMS is in how many milliseconds the client's token ends, 0 when
+	// it has none, or one without an end.
+	AuthExpiresMS int64 `json:"auth_expires_ms,omitempty"`
 }
 
 // Encode returns the welcome frame.
 func (w Welcome) Encode() Frame {
-	body, err := json.Marshal(struct {
+	return marshal(struct {
 		Type string `json:"type"`
 		Welcome
 	}{"welcome", w})
+}
+
+// marshal makes the frames that are too rare to be written by hand.
+func marshal(frame any) Frame {
+	body, err := json.Marshal(frame)
 	if err != nil {
 		panic(err) // strings, numbers and booleans always encode
 	}

@@ -16,9 +16,13 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(` {"":{},"type" : "leave", "room":"\u0061"} `))
 	f.Add([]byte(`{"type":"publish","room":"a","data":1,"id":"a\"b"}`))
 	f.Add([]byte(`[[[[`))
+	f.Add([]byte(`{"type":"presence","ref":"p","room":"a"}`))
+	f.Add([]byte(`{"type":"auth","token":"eyJ.e30.\u0061"}`))
+	f.Add([]byte(`{"type":"moved","from":"n1","handshake_ms":48}`))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		r, err := Decode(frame)
-		if err == nil && (r.Room == "" || r.Type == "") {
+		roomless := r.Type == TypeAuth || r.Type == TypeMoved
+		if err == nil && (r.Type == "" || (r.Room == "") != roomless || (r.Token+r.From == "") == roomless) {
 			t.Errorf("accepted %q as %+v", frame, r)
 		}
 		if !utf8.Valid(frame) {
@@ -34,10 +38,14 @@ func FuzzDecode(f *testing.F) {
 		if err := json.Unmarshal(frame, &same); err != nil {
 			t.Fatalf("accepted %q: %v", frame, err)
 		}
-		var room, kind string
-		_ = json.Unmarshal(same["room"], &room) // "" then, which differs
-		_ = json.Unmarshal(same["type"], &kind)
-		if room != string(r.Room) || kind != string(r.Type) || string(r.Data) != string(same["data"]) {
+		for field, got := range map[string]string{"room": string(r.Room), "type": string(r.Type), "token": r.Token, "from": r.From} {
+			var want string
+			_ = json.Unmarshal(same[field], &want) // "" then, which differs
+			if want != got && got != "" {
+				t.Errorf("%s of %q was understood as %q", field, frame, got)
+			}
+		}
+		if r.Data != nil && string(r.Data) != string(same["data"]) {
 			t.Errorf("%q was understood as %+v", frame, r)
 		}
 		if r.Data != nil && !json.Valid(r.Data) {

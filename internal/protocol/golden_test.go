@@ -34,7 +34,7 @@ type golden struct {
 type goldenRequest struct {
 	Type   Type          `json:"type"`
 	Ref    string        `json:"ref,omitempty"`
-	Room   message.Room  `json:"room"`
+	Room   message.Room  `json:"room,omitempty"`
 	After  *message.Seq  `json:"after,omitempty"`
 	Before *message.Seq  `json:"before,omitempty"`
 	Epoch  message.Epoch `json:"epoch,omitempty"`
@@ -42,6 +42,10 @@ type goldenRequest struct {
 	ID     string        `json:"id,omitempty"`
 	// Data is the JSON text, byte for byte.
 	Data string `json:"data,omitempty"`
+
+	Token       string `json:"token,omitempty"`
+	Node        string `json:"from,omitempty"`
+	HandshakeMS int64  `json:"handshake_ms,omitempty"`
 }
 
 type goldenError struct {
@@ -100,7 +104,7 @@ func TestGoldenRequestsAreUnderstood(t *testing.T) {
 			}
 		})
 	}
-	for _, kind := range []Type{TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory} {
+	for _, kind := range []Type{TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory, TypePresence, TypeAuth, TypeMoved} {
 		if !seen[kind] {
 			t.Errorf("no golden %s", kind)
 		}
@@ -109,6 +113,7 @@ func TestGoldenRequestsAreUnderstood(t *testing.T) {
 
 func (g *goldenRequest) request() Request {
 	r := Request{Type: g.Type, Ref: Ref(g.Ref), Room: g.Room, Epoch: g.Epoch, Limit: g.Limit, ID: g.ID, Data: []byte(g.Data)}
+	r.Token, r.From, r.HandshakeMS = g.Token, g.Node, g.HandshakeMS
 	if r.HasAfter = g.After != nil; r.HasAfter {
 		r.After = *g.After
 	}
@@ -133,9 +138,23 @@ func serverFrames() map[string]Frame {
 	welcome := Welcome{Session: "n1-1", Node: "n1", Color: "blue", Deployment: "d1", Version: "v1.0.0", HeartbeatMS: 25000, MaxFrame: 65536, IDWindowMS: 600000}
 	back := welcome
 	back.User, back.Resumed = &user, true
+	held := back
+	held.Session, held.AuthExpiresMS = "5PQ.k3QbZ2", 3_600_000
+	ann, bob := Member{Session: "5PQ", User: &user}, Member{Session: "7xT"}
+	deploy := Move{AfterMS: 1200, DeadlineMS: 30000, Avoid: Avoid{Deployment: "d1"}, Reason: "deploy"}
+	restart := Move{DeadlineMS: 25000, Avoid: Avoid{Node: "n1"}, Reason: "restart"}
 	return map[string]Frame{
 		"Welcome.Encode":              welcome.Encode(),
 		"Welcome.Encode-user":         back.Encode(),
+		"Welcome.Encode-token":        held.Encode(),
+		"Move.Encode":                 deploy.Encode(),
+		"Move.Encode-node":            restart.Encode(),
+		"Authenticated":               Authenticated(`"r8"`, "ann", time.Hour),
+		"Authenticated-for-good":      Authenticated("", "", 0),
+		"Presence.Encode":             Presence{Room: "a", Count: 2, Members: []Member{ann, bob}}.Encode(`"r9"`),
+		"Presence.Encode-nobody":      Presence{Room: "a", Members: []Member{}}.Encode(`"r9"`),
+		"Presence.Encode-many":        Presence{Room: "a", Count: 12000}.Encode(""),
+		"Presence.Encode-changes":     Presence{Room: "a", Count: 1, Joined: []Member{ann}, Left: []Member{bob, bob}}.Encode(""),
 		"Message":                     Message(m),
 		"Message-user":                Message(named),
 		"Signal":                      Signal("a", "", []byte(`"typing"`)),
@@ -207,7 +226,14 @@ func TestEveryEncoderHasAGoldenFrame(t *testing.T) {
 func encoders(t *testing.T) []string {
 	t.Helper()
 	found := map[string]bool{}
-	for _, file := range []string{"encode.go", "frame.go", "close.go"} {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
 		f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
 		if err != nil {
 			t.Fatal(err)

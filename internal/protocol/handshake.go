@@ -1,0 +1,91 @@
+package protocol
+
+import (
+	"net/http"
+	"strings"
+)
+
+// What a client brings to its handshake besides asking for Subprotocol. A
+// browser can set no header, so each secret has an entry of
+// Sec-WebSocket-Protocol that carries it; other clients use the header. Neither
+// is echoed, and neither stands in a URL, which proxies write into their logs.
+const (
+	bearerEntry  = "bearer."
+	sessionEntry = "session."
+	// SessionHeader carries the session of a client that can set headers.
+	SessionHeader = "Switchyard-Session"
+)
+
+// MaxSession is the longest session secret in bytes.
+const MaxSession = 128
+
+// An Offer is what a handshake brings; empty fields were not given.
+type Offer struct {
+	// Token and Session are secrets, never to be logged.
+	Token, Session string
+	// Rooms says that the service is to rejoin the session's rooms by itself.
+	Rooms bool
+}
+
+// ReadOffer reads the offer of a handshake. An error names the field and its
+// bound, and repeats nothing of what was sent.
+func ReadOffer(r *http.Request) (o Offer, err error) {
+	entry := func(prefix string) (found []string) {
+		for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
+			for p := range strings.SplitSeq(line, ",") {
+				if value, ok := strings.CutPrefix(strings.TrimSpace(p), prefix); ok {
+					found = append(found, value)
+				}
+			}
+		}
+		return found
+	}
+	tokens := entry(bearerEntry)
+	for _, line := range r.Header.Values("Authorization") {
+		// RFC 9110 §11.1: the scheme's case does not count.
+		if scheme, token, _ := strings.Cut(line, " "); strings.EqualFold(scheme, "bearer") {
+			tokens = append(tokens, strings.TrimSpace(token))
+		}
+	}
+	if o.Token, err = only("token", tokens); err != nil {
+		return Offer{}, err
+	}
+	if len(tokens) > 0 && (o.Token == "" || len(o.Token) > MaxToken) {
+		return Offer{}, invalid("token", "must be of 1 to 8192 bytes")
+	}
+	sessions := append(entry(sessionEntry), r.Header.Values(SessionHeader)...)
+	if o.Session, err = only("session", sessions); err != nil {
+		return Offer{}, err
+	}
+	if len(sessions) > 0 && !CheckSession(o.Session) {
+		return Offer{}, invalid("session", "must be 1 to 128 of A-Z a-z 0-9 . _ -")
+	}
+	o.Rooms = r.URL.Query().Get("rooms") == "1"
+	return o, nil
+}
+
+// only returns the one value there is, "" for none: of two nobody knows which
+// one a proxy on the way has checked.
+func only(field string, values []string) (string, error) {
+	switch len(values) {
+	case 0:
+		return "", nil
+	case 1:
+		return values[0], nil
+	}
+	return "", invalid(field, "must be given once")
+}
+
+// CheckSession says whether s can be a session secret: what may stand in a
+// subprotocol entry and in a header alike.
+func CheckSession(s string) bool {
+	if s == "" || len(s) > MaxSession {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '.' && c != '_' && c != '-' {
+			return false
+		}
+	}
+	return true
+}

@@ -72,6 +72,23 @@ func TestLimitsAreHeldByTests(t *testing.T) {
 	}
 }
 
+// A test that any page names is there.
+func TestDocsNameTestsThatThereAre(t *testing.T) {
+	declared := tests(t)
+	named := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`)
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) < 10 {
+		t.Fatalf("%d pages, %v", len(pages), err)
+	}
+	for _, page := range pages {
+		for _, name := range named.FindAllString(readDoc(t, filepath.Base(page)), -1) {
+			if !declared[name] {
+				t.Errorf("%s: there is no %s", filepath.Base(page), name)
+			}
+		}
+	}
+}
+
 // The transcripts of docs/protocol.md show every frame, as asyncapi.yaml has
 // it, and its tables every error and close code.
 func TestTheTranscriptsAreTheWire(t *testing.T) {

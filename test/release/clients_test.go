@@ -1,0 +1,220 @@
+package release
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
+)
+
+type said struct {
+	Seq message.Seq
+	ID  string
+}
+
+// A report is what a visitor has seen.
+type report struct {
+	Version   string
+	Acks      map[string]message.Seq
+	Messages  []said
+	Duplicate bool
+	Conflict  string
+	Signal    json.RawMessage
+	History   []said
+	More      bool
+	Gap       string
+}
+
+// visit sends a visitor to a server that dies and comes back once the visitor
+// has said what it had to say by half, and checks what it reports.
+func visit(t *testing.T, s *testkit.Server, program string, args ...string) *report {
+	t.Helper()
+	p, err := testkit.Start(testkit.Program{Path: program, Args: args, Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if err := p.WaitOutput(ctx, "half\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.Restart()
+	if err := p.Wait(ctx); err != nil {
+		t.Fatalf("%v\n%s", err, p.Output())
+	}
+	_, last, _ := strings.Cut(p.Output(), "half\n")
+	var r report
+	if err := json.Unmarshal([]byte(last), &r); err != nil {
+		t.Fatalf("%v: %s", err, last)
+	}
+	want := report{
+		Version: r.Version, Acks: map[string]message.Seq{}, Duplicate: true, Conflict: "conflict",
+		Signal: json.RawMessage(`{"typing":true}`), More: true, Gap: "1-20 epoch",
+	}
+	for i := message.Seq(1); i <= 20; i++ {
+		id := fmt.Sprintf("id-%d", i)
+		want.Acks[id] = i
+		want.Messages = append(want.Messages, said{i, id})
+	}
+	want.History = want.Messages[17:]
+	if !reflect.DeepEqual(r, want) {
+		t.Errorf("reports\n%+v\nwant\n%+v", r, want)
+	}
+	return &r
+}
+
+func TestGoClientsAcross(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r *release) {
+		t.Run("old client, new server", func(t *testing.T) {
+			s := testkit.StartServer(t, nil)
+			if v := visit(t, s, r.visitor(), s.SocketURL(), "lobby").Version; v == r.name {
+				t.Errorf("served by %s", v)
+			}
+		})
+		t.Run("new client, old server", func(t *testing.T) {
+			s := testkit.StartServerOf(t, r.server(), nil)
+			if v := visit(t, s, youngVisitor(t), s.SocketURL(), "lobby").Version; v != r.name {
+				t.Errorf("served by %s", v)
+			}
+		})
+	})
+}
+
+// youngVisitor builds the visitor with the client of this release.
+func youngVisitor(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "visitor")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", path, "./testdata/visitor").CombinedOutput(); err != nil {
+		t.Fatalf("build the visitor: %v\n%s", err, out)
+	}
+	return path
+}
+
+func TestBrowserClientsAcross(t *testing.T) {
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Fatalf("Node is missing, Debian's package nodejs (18 or newer): %v", err)
+	}
+	script, err := filepath.Abs("visit.mjs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	young, err := filepath.Abs("../../web/client.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachRelease(t, func(t *testing.T, r *release) {
+		t.Run("old client, new server", func(t *testing.T) {
+			s := testkit.StartServer(t, nil)
+			if v := visit(t, s, node, script, filepath.Join(r.dir, "web", "client.js"), s.SocketURL(), "lobby").Version; v == r.name {
+				t.Errorf("served by %s", v)
+			}
+		})
+		t.Run("new client, old server", func(t *testing.T) {
+			s := testkit.StartServerOf(t, r.server(), nil)
+			if v := visit(t, s, node, script, young, s.SocketURL(), "lobby").Version; v != r.name {
+				t.Errorf("served by %s", v)
+			}
+		})
+	})
+}
+
+// A golden is one frame that a release kept: internal/protocol/testdata.
+type golden struct {
+	From, Frame string
+	Request     *struct {
+		Type, Ref, Room, Epoch, ID, Data string
+		After, Before                    *message.Seq
+		Limit                            int
+	}
+	Error *struct{ Code string }
+}
+
+func TestGoldenFramesOfTheOldOne(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r *release) {
+		paths, err := filepath.Glob(r.dir + "/internal/protocol/testdata/v1/*.json")
+		if err != nil || len(paths) < 30 {
+			t.Fatalf("%d golden frames, %v", len(paths), err)
+		}
+		for _, path := range paths {
+			t.Run(filepath.Base(path), func(t *testing.T) {
+				old := readGolden(t, path)
+				if old.From == "server" {
+					grown(t, old, readGolden(t, "../../internal/protocol/testdata/v1/"+filepath.Base(path)))
+				} else {
+					understood(t, old)
+				}
+			})
+		}
+	})
+}
+
+func readGolden(t *testing.T, path string) (g golden) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &g); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// understood says that an old client's frame means today what it meant.
+func understood(t *testing.T, g golden) {
+	t.Helper()
+	got, err := protocol.Decode([]byte(g.Frame))
+	if g.Error != nil {
+		if err == nil || protocol.ErrorFor(err).Code != g.Error.Code {
+			t.Errorf("%v (%+v), want %s", err, got, g.Error.Code)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := g.Request
+	want := protocol.Request{
+		Type: protocol.Type(w.Type), Ref: protocol.Ref(w.Ref), Room: message.Room(w.Room),
+		Epoch: message.Epoch(w.Epoch), ID: w.ID, Limit: w.Limit,
+	}
+	if want.HasAfter = w.After != nil; want.HasAfter {
+		want.After = *w.After
+	}
+	if want.HasBefore = w.Before != nil; want.HasBefore {
+		want.Before = *w.Before
+	}
+	data := string(got.Data)
+	if got.Data = nil; data != w.Data || !reflect.DeepEqual(got, want) {
+		t.Errorf("understood as %+v with %s, want %+v with %s", got, data, want, w.Data)
+	}
+}
+
+// grown says that today's frame has every field of the old one, of its kind: an
+// old client finds what it looks for. Texts for people may change.
+func grown(t *testing.T, old, young golden) {
+	t.Helper()
+	var was, is map[string]any
+	if err := json.Unmarshal([]byte(old.Frame), &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(young.Frame), &is); err != nil {
+		t.Fatal(err)
+	}
+	for field, value := range was {
+		now, there := is[field]
+		if !there || reflect.TypeOf(now) != reflect.TypeOf(value) || field != "message" && !reflect.DeepEqual(now, value) {
+			t.Errorf("%s was %v and is %v", field, value, now)
+		}
+	}
+}

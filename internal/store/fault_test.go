@@ -10,13 +10,14 @@ import (
 )
 
 // loser puts a proxy before the database. What it returns has the answer to
-// the next COMMIT lost: the server has done it, the node does not hear of it.
-func (w *world) loser() (lose func() <-chan struct{}) {
+// the COMMIT of the next publication in room lost: the server has done it, the
+// node does not hear of it.
+func (w *world) loser() (lose func(room string) <-chan struct{}) {
 	w.t.Helper()
 	host := fmt.Sprintf("127.0.0.1:%d", w.pg.Port())
 	proxy := testkit.NewProxy(w.t, host)
 	w.url = strings.Replace(w.url, host, proxy.Addr(), 1)
-	return func() <-chan struct{} { return proxy.LoseAnswer("COMMIT\x00", false) }
+	return func(room string) <-chan struct{} { return proxy.LoseAnswer(room, "COMMIT\x00", false) }
 }
 
 // happened fails a test whose fault was none.

@@ -144,7 +144,7 @@ func TestALostAnswerToCommit(t *testing.T) {
 	lose := w.loser()
 	n := w.node(func(c *Config) { c.Lanes = 1 })
 	n.stored("room", "first", "x")
-	lost := lose()
+	lost := lose("room")
 	p := n.stored("room", "id", "x")
 	happened(t, lost)
 	if p.Seq != 2 || !p.Duplicate {

@@ -43,7 +43,7 @@ func TestALostAnswerToTheCommitOfABatch(t *testing.T) {
 	lose := w.loser()
 	n := w.node()
 	n.batch("room 0 x")
-	lost := lose()
+	lost := lose("room")
 	if got := n.batch("room 1 x", "other 1 x"); got != "room2d other1d" {
 		t.Errorf("the answer is %s", got)
 	}

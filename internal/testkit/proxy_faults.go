@@ -107,41 +107,61 @@ func (p *Proxy) Tear(n int) {
 
 // An answerLoss is what LoseAnswer plans.
 type answerLoss struct {
-	text   []byte
-	refuse bool
-	done   chan struct{}
+	question, answer []byte
+	asked            *proxyPair // where the question was
+	refuse           bool
+	done             chan struct{}
 }
 
-// LoseAnswer waits for a server's answer that holds text, passes none of it on,
-// and cuts that connection: the server has done what it was asked, and the
-// client will not hear. With refuse, all other connections are cut at the same
-// moment and new ones refused, until Refuse(false). The channel is closed then.
-func (p *Proxy) LoseAnswer(text string, refuse bool) <-chan struct{} {
+// LoseAnswer waits for a question that holds one text, and then for the answer
+// on that connection that holds another. It passes none of this answer on and
+// cuts the connection: the server has done what it was asked, and the client
+// will not hear. With refuse, all other connections are cut at the same moment
+// and new ones refused, until Refuse(false). The channel is closed then.
+func (p *Proxy) LoseAnswer(question, answer string, refuse bool) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.loss = &answerLoss{text: []byte(text), refuse: refuse, done: make(chan struct{})}
+	p.loss = &answerLoss{
+		question: []byte(question), answer: []byte(answer), refuse: refuse, done: make(chan struct{}),
+	}
 	return p.loss.done
+}
+
+// loses says whether a piece is the answer to lose. The caller holds mu.
+func (p *Proxy) loses(pair *proxyPair, toClient bool, piece []byte) bool {
+	loss := p.loss
+	switch {
+	case loss == nil:
+		return false
+	case !toClient:
+		if bytes.Contains(piece, loss.question) {
+			loss.asked = pair
+		}
+		return false
+	case loss.asked != pair || !bytes.Contains(piece, loss.answer):
+		return false
+	}
+	p.loss = nil
+	p.harm.Lost++
+	if loss.refuse {
+		p.refuse = true
+		for other := range p.pairs {
+			if other != pair {
+				other.close()
+			}
+		}
+	}
+	close(loss.done)
+	return true
 }
 
 // spoil returns what of a piece is passed on, and whether its connection lives.
 func (p *Proxy) spoil(pair *proxyPair, toClient bool, piece []byte) (pass []byte, more bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if loss := p.loss; loss != nil && toClient && bytes.Contains(piece, loss.text) {
-		p.loss = nil
-		p.harm.Lost++
-		if loss.refuse {
-			p.refuse = true
-			for other := range p.pairs {
-				if other != pair {
-					other.close()
-				}
-			}
-		}
-		close(loss.done)
-		return nil, false
-	}
 	switch {
+	case p.loses(pair, toClient, piece):
+		return nil, false
 	case p.tear == 0:
 		return piece, true
 	case p.tear < len(piece):

@@ -161,9 +161,16 @@ func TestProxyLosesAnAnswer(t *testing.T) {
 	asking, other := dialProxy(t, p), dialProxy(t, p)
 	mustEcho(t, asking)
 	mustEcho(t, other)
-	lost := p.LoseAnswer("done", true)
+	lost := p.LoseAnswer("work", "done", true)
 	mustEcho(t, asking) // other answers pass
-	if _, err := asking.Write([]byte("it is done")); err != nil {
+	if _, err := other.Write([]byte("done")); err != nil {
+		t.Fatal(err)
+	}
+	_ = other.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadFull(other, make([]byte, 4)); err != nil { // it was not asked here
+		t.Fatal(err)
+	}
+	if _, err := asking.Write([]byte("the work is done")); err != nil {
 		t.Fatal(err)
 	}
 	<-lost

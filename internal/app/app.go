@@ -61,11 +61,14 @@ type carrier interface {
 
 // How long each part may take to stop; sockets have the configured bound.
 const (
-	httpStop   = 5 * time.Second
-	hubStop    = 5 * time.Second
-	brokerStop = 2 * time.Second
-	storeStop  = 8 * time.Second
-	openLimit  = 30 * time.Second
+	httpStop = 5 * time.Second
+	// clientsStop is beyond DRAIN_TIMEOUT: the rest is closed over three
+	// seconds, and has five to answer.
+	clientsStop = 10 * time.Second
+	hubStop     = 5 * time.Second
+	brokerStop  = 2 * time.Second
+	storeStop   = 8 * time.Second
+	openLimit   = 30 * time.Second
 )
 
 // Options are what an App does not read from its settings.
@@ -250,6 +253,10 @@ func (a *App) listen(ctx context.Context) error {
 		MaxConnections: c.MaxConnections,
 		Heartbeat:      c.Heartbeat,
 		IDWindow:       a.opt.Config.Store.IDWindow,
+		DrainDelay:     a.opt.Config.Drain.Delay,
+		DrainWindow:    a.opt.Config.Drain.Window,
+		DrainTimeout:   a.opt.Config.Drain.Timeout,
+		Receivers:      a.receivers,
 		Logger:         a.opt.Logger,
 		LogLevel:       a.opt.LogLevel,
 		Registerer:     a.registry,
@@ -258,8 +265,22 @@ func (a *App) listen(ctx context.Context) error {
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 	a.lifecycle.onStop("http", httpStop, a.http.Shutdown)
-	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout, a.http.CloseSockets)
+	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStop, a.moveClients)
 	return nil
+}
+
+// moveClients lets the clients go on elsewhere, and closes those that do not.
+func (a *App) moveClients(ctx context.Context) error {
+	if err := a.http.Drain(ctx, httpd.ScopeNode, "stopping"); err != nil {
+		a.opt.Logger.Warn("drain not done", "error", err)
+	}
+	return a.http.CloseSockets(ctx)
+}
+
+// receivers tells where clients of this node may be moved to. A node on SQLite
+// has the only log there is.
+func (a *App) receivers() httpd.Receivers {
+	return httpd.Receivers{Known: strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:")}
 }
 
 // components tells /readyz how the parts are. A broker that is away is no

@@ -73,7 +73,9 @@ type Hub struct {
 	MaxRooms    int           `envconfig:"MAX_ROOMS" default:"1000" min:"1" max:"100000" example:"1000" doc:"Rooms that one connection may be in."`
 }
 
-// Drain is about stopping.
+// Drain is about letting clients go: at SIGTERM, and when an operator asks.
 type Drain struct {
-	Timeout time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"1s" max:"1h" example:"25s" doc:"How long clients have to answer the close when the service stops. Keep the stop grace of whatever runs it 20 s above."`
+	Delay   time.Duration `envconfig:"DRAIN_DELAY" default:"0" min:"0s" max:"10m" example:"5s" doc:"How long a draining node, unready at once, still takes handshakes. Behind a balancer: over twice the period of its probes, so that nobody is refused who was sent here."`
+	Window  time.Duration `envconfig:"DRAIN_WINDOW" default:"10s" min:"1s" max:"1h" example:"30s" doc:"The time over which clients are asked to move to another node, after DRAIN_DELAY. It goes slower where the other nodes do badly."`
+	Timeout time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"1s" max:"1h" example:"60s" doc:"When, from the begin of a drain, clients that did not move are closed. At least DRAIN_DELAY + DRAIN_WINDOW. Keep the stop grace of whatever runs the service 30 s above."`
 }

@@ -121,7 +121,11 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"REPAIR_WAIT", "11s", "from 1ms to 10s"},
 		{"MAX_INFLIGHT", "257", "from 1 to 256"},
 		{"MAX_ROOMS", "0", "from 1 to 100000"},
+		{"DRAIN_DELAY", "11m", "from 0s to 10m"},
+		{"DRAIN_DELAY", "20s", "DRAIN_DELAY + DRAIN_WINDOW = 30s"},
+		{"DRAIN_WINDOW", "0s", "from 1s to 1h"},
 		{"DRAIN_TIMEOUT", "2h", "from 1s to 1h"},
+		{"DRAIN_TIMEOUT", "9s", "DRAIN_DELAY + DRAIN_WINDOW = 10s"},
 	}
 	tested := map[string]bool{}
 	for _, tt := range tests {
@@ -253,7 +257,7 @@ func FuzzSettings(f *testing.F) {
 			return
 		}
 		for line := range strings.Lines(err.Error()) {
-			if !strings.HasPrefix(line, name) {
+			if !strings.Contains(line, name) {
 				t.Errorf("a wrong %s is told as %q", name, line)
 			}
 		}

@@ -195,13 +195,16 @@ func (c *conn) forget() {
 }
 
 // CloseWith starts a close handshake from our side and returns at once; the
-// reader ends when the client has answered, or after closeTimeout.
-func (c *conn) CloseWith(code protocol.CloseCode) {
+// reader ends when the client has answered, or after closeTimeout. False says
+// that the connection was ending already.
+func (c *conn) CloseWith(code protocol.CloseCode) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ending {
-		c.end(code)
+	if c.ending {
+		return false
 	}
+	c.end(code)
+	return true
 }
 
 // end queues the close frame. Caller holds mu.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"unicode/utf8"
 
 	"github.com/go-chi/chi/v5"
 
@@ -30,15 +31,19 @@ func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) error {
 // each component.
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 	status, word := http.StatusOK, "ready"
-	answer := map[string]string{}
+	answer := map[string]any{}
 	for _, c := range s.cfg.Ready() {
 		answer[c.Name] = c.State
 		if c.Needed && c.State != "up" {
 			status, word = http.StatusServiceUnavailable, "not ready"
 		}
 	}
-	if s.isStopping() {
+	if d := s.DrainState(); d.Phase != "" || s.closes() {
 		status, word = http.StatusServiceUnavailable, "draining"
+		if d.Phase == phaseDrained {
+			word = phaseDrained
+		}
+		answer["drain"] = d
 	}
 	answer["status"], answer["node"] = word, s.cfg.Node
 	if status != http.StatusOK {
@@ -47,12 +52,15 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, status, answer)
 }
 
-// adminRoutes is for operators on the host: log level and profiles.
+// adminRoutes is for operators on the host: draining, log level and profiles.
 func (s *Server) adminRoutes() http.Handler {
 	r := chi.NewRouter()
 	r.Use(s.identify, s.guard)
 	r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
 	r.MethodNotAllowed(s.adapt(func(http.ResponseWriter, *http.Request) error { return errMethod }))
+	r.Get("/drain", s.adapt(s.drainState))
+	r.Post("/drain", s.adapt(s.beginDrain))
+	r.Delete("/drain", s.adapt(s.endDrain))
 	r.Get("/log-level", s.adapt(s.logLevel))
 	r.Put("/log-level", s.adapt(s.setLogLevel))
 	r.HandleFunc("/debug/pprof/*", pprof.Index)
@@ -64,6 +72,43 @@ func (s *Server) adminRoutes() http.Handler {
 		return writeJSON(w, http.StatusOK, s.cfg.Hub.Rooms())
 	}))
 	return r
+}
+
+func (s *Server) drainState(w http.ResponseWriter, _ *http.Request) error {
+	return writeJSON(w, http.StatusOK, s.DrainState())
+}
+
+// beginDrain empties the node and leaves it running, to be taken back by
+// DELETE: POST /drain?scope=deployment&reason=text. It answers at once.
+func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
+	scope := Scope(r.URL.Query().Get("scope"))
+	if scope == "" {
+		scope = ScopeNode
+	}
+	if scope != ScopeNode && scope != ScopeDeployment {
+		return &message.InvalidError{Field: "scope", Reason: "must be node or deployment"}
+	}
+	if scope == ScopeDeployment && s.cfg.Deployment == "" {
+		return &message.InvalidError{Field: "scope", Reason: "can't be deployment: DEPLOYMENT is not set"}
+	}
+	reason := r.URL.Query().Get("reason")
+	if reason == "" {
+		reason = "drain"
+	}
+	if len(reason) > maxReason || !utf8.ValidString(reason) {
+		return &message.InvalidError{Field: "reason", Reason: fmt.Sprintf("must be at most %d bytes of UTF-8", maxReason)}
+	}
+	s.startDrain(scope, reason)
+	return writeJSON(w, http.StatusAccepted, s.DrainState())
+}
+
+// maxReason bounds the reason of a drain, which every client is told, in bytes.
+const maxReason = 64
+
+// endDrain makes the node serve again; it changes nothing where nothing drains.
+func (s *Server) endDrain(w http.ResponseWriter, _ *http.Request) error {
+	s.Undrain()
+	return writeJSON(w, http.StatusOK, s.DrainState())
 }
 
 func (s *Server) logLevel(w http.ResponseWriter, _ *http.Request) error {

@@ -16,6 +16,9 @@ type metrics struct {
 	received        *prometheus.CounterVec
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
+	draining        prometheus.Gauge
+	moves           *prometheus.CounterVec
+	drainDuration   prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
@@ -50,6 +53,19 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Name:    "websocket_connection_duration_seconds",
 			Help:    "How long connections lived.",
 			Buckets: []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600},
+		}),
+		draining: f.NewGauge(prometheus.GaugeOpts{
+			Name: "websocket_draining",
+			Help: "1 while the node lets go of its clients, and until that is taken back.",
+		}),
+		moves: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_moves_total",
+			Help: "Clients of a draining node: told to move, and what became of them: moved, closed at the deadline, or lost.",
+		}, []string{"result"}),
+		drainDuration: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "websocket_drain_duration_seconds",
+			Help:    "From the begin of a drain until the node was empty.",
+			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
 		}),
 		received: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_messages_received_total",

@@ -43,6 +43,14 @@ type Config struct {
 	// Heartbeat is the period of heartbeats; who sends no byte for two is
 	// closed. 25 s by default.
 	Heartbeat time.Duration
+	// DrainDelay is how long a draining node takes handshakes, until the
+	// balancer has noticed; none by default. DrainWindow is the time over which
+	// its clients are asked to move, 10 s by default, and DrainTimeout when,
+	// from the begin, the rest is closed: 25 s by default.
+	DrainDelay, DrainWindow, DrainTimeout time.Duration
+	// Receivers tells how the nodes do that take over a draining node's
+	// clients; it must not block. Nil: nothing is known of them.
+	Receivers func() Receivers
 	// IDWindow is how long the log remembers ids, for clients to know. 10 min
 	// by default.
 	IDWindow time.Duration
@@ -67,6 +75,15 @@ func (c *Config) defaults() {
 	}
 	if c.IDWindow <= 0 {
 		c.IDWindow = 10 * time.Minute
+	}
+	if c.DrainWindow <= 0 {
+		c.DrainWindow = 10 * time.Second
+	}
+	if c.DrainTimeout <= 0 {
+		c.DrainTimeout = 25 * time.Second
+	}
+	if c.Receivers == nil {
+		c.Receivers = func() Receivers { return Receivers{} }
 	}
 }
 
@@ -95,8 +112,9 @@ type Server struct {
 	mu sync.Mutex
 	// Protects following.
 	stopping  bool
+	drain     *drain // nil: none is under way
 	connected int
-	sockets   sync.WaitGroup // Wait needs no lock: nothing is added once stopping
+	empty     chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // New returns a server whose heartbeat runs; Serve makes it listen.
@@ -156,16 +174,11 @@ func (s *Server) Stop() {
 // node (1012), and waits for them to be gone or for ctx to end.
 func (s *Server) CloseSockets(ctx context.Context) error {
 	s.Stop()
-	s.beat.each(func(k *socket) { k.conn.CloseWith(protocol.CloseRestart) })
-	done := make(chan struct{})
-	go func() { s.sockets.Wait(); close(done) }()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
+	if !s.closeAll(ctx) {
 		s.beat.each(func(k *socket) { k.conn.kill() })
 		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
 	}
+	return nil
 }
 
 // Shutdown ends both listeners and what they have under way, then the
@@ -177,10 +190,39 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
-func (s *Server) isStopping() bool {
+// closes says whether a connection that comes now has come too late.
+func (s *Server) closes() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.stopping
+	phase := s.drain.at()
+	return s.stopping || phase == phaseClosing || phase == phaseDrained
+}
+
+// clients returns how many connections there are.
+func (s *Server) clients() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.connected
+}
+
+// emptied returns a channel that is closed once there is no connection.
+func (s *Server) emptied() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.empty == nil {
+		s.empty = make(chan struct{})
+	}
+	empty := s.empty
+	s.noteEmpty()
+	return empty
+}
+
+// noteEmpty tells who waits for the last connection to go. Caller holds mu.
+func (s *Server) noteEmpty() {
+	if s.connected == 0 && s.empty != nil {
+		close(s.empty)
+		s.empty = nil
+	}
 }
 
 // admit counts a connection in and says whether it may come; n is how many
@@ -188,19 +230,19 @@ func (s *Server) isStopping() bool {
 func (s *Server) admit() (n int, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopping || s.connected >= s.cfg.MaxConnections+overLimit {
+	phase := s.drain.at()
+	if s.stopping || phase != "" && phase != phaseDelay || s.connected >= s.cfg.MaxConnections+overLimit {
 		return s.connected, false
 	}
 	s.connected++
-	s.sockets.Add(1)
 	return s.connected, true
 }
 
 func (s *Server) release() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.connected--
-	s.mu.Unlock()
-	s.sockets.Done()
+	s.noteEmpty()
 }
 
 func (s *Server) welcome() protocol.Frame {

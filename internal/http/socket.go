@@ -34,7 +34,8 @@ type socket struct {
 	received  int
 	malformed int // in a row
 
-	busy atomic.Bool // a frame is being handled; the beat asks
+	busy atomic.Bool  // a frame is being handled; the beat asks
+	told atomic.Int64 // when it was asked to move, Unix ms; 0: it was not
 
 	slot, index int // guarded by the beat's slot lock
 }
@@ -158,6 +159,9 @@ func (k *socket) end(err error) {
 	s.metrics.disconnections.WithLabelValues(reason).Inc()
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
 		s.metrics.errors.WithLabelValues(reason).Inc()
+	}
+	if k.told.Load() != 0 {
+		s.noteMove(code, reason)
 	}
 	took := time.Since(k.started)
 	s.metrics.lifetime.Observe(took.Seconds())

@@ -112,7 +112,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		k.conn.CloseWith(protocol.CloseTooMany)
 	}
 	s.beat.add(k)
-	if s.isStopping() { // CloseSockets may have passed just before add
+	if s.closes() { // closeAll may have passed just before add
 		k.conn.CloseWith(protocol.CloseRestart)
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())

@@ -104,7 +104,7 @@ func TestSIGTERMSaysRestartAndExitsClean(t *testing.T) {
 }
 
 func TestAClientThatNeverAnswersDoesNotKeepTheServer(t *testing.T) {
-	s := testkit.StartServer(t, map[string]string{"DRAIN_TIMEOUT": "1s"})
+	s := testkit.StartServer(t, map[string]string{"DRAIN_WINDOW": "1s", "DRAIN_TIMEOUT": "1s"})
 	c, err := net.Dial("tcp", s.Addr)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,364 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"switchyard/internal/protocol"
+)
+
+// A Scope says what clients that are moved away are to avoid.
+type Scope string
+
+// The scopes of a drain.
+const (
+	ScopeNode       Scope = "node"       // this one; its siblings are fine
+	ScopeDeployment Scope = "deployment" // all nodes of this start of this colour
+)
+
+// Phases of a drain, as operators see them.
+const (
+	phaseDelay   = "delay"   // unready, but handshakes are still taken
+	phaseMoving  = "moving"  // clients are asked to go on elsewhere
+	phaseClosing = "closing" // what is left is closed
+	phaseDrained = "drained" // running, unready and empty
+)
+
+const (
+	// onTheWay is how long a client that was told counts as moving; who is
+	// still here then does not follow, and is closed at the deadline.
+	onTheWay = 5 * time.Second
+	// closeSpread is the time over which clients that did not move are closed:
+	// they come back within a second, all of them.
+	closeSpread = 3 * time.Second
+	closeEvery  = 100 * time.Millisecond
+	leastClosed = 50 // at a time
+)
+
+// ErrUndrained says that a drain was taken back before it was done.
+var ErrUndrained = errors.New("the drain was taken back")
+
+// A drain empties the node of its clients: unready at once, handshakes refused
+// once the balancer had time to notice, clients moved in waves, and what is
+// left at the deadline closed. Publishing and delivery go on to the last
+// moment.
+type drain struct {
+	server *Server
+	log    *slog.Logger
+	began  time.Time
+	cancel context.CancelFunc
+	done   chan struct{} // closed when it is drained or was taken back
+
+	mu sync.Mutex
+	// Protects following.
+	scope    Scope
+	reason   string
+	phase    string
+	entered  time.Time // the phase
+	progress Progress
+	undone   bool
+}
+
+// Progress counts what became of the clients of a draining node.
+type Progress struct {
+	Told   int `json:"told"`   // asked to move
+	Moved  int `json:"moved"`  // said goodbye after that
+	Closed int `json:"closed"` // still here at the deadline
+	Lost   int `json:"lost"`   // gone without a word after they were told
+}
+
+// Drain begins to drain, or joins the drain under way, and returns when the
+// node is empty, when the drain is taken back (ErrUndrained), or when ctx ends.
+// A drain that was begun goes on without its caller.
+func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
+	d := s.startDrain(scope, reason)
+	select {
+	case <-d.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.undone {
+		return ErrUndrained
+	}
+	return nil
+}
+
+// startDrain returns the drain under way; the newest scope and reason count
+// for who is not told yet.
+func (s *Server) startDrain(scope Scope, reason string) *drain {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.drain
+	if d != nil {
+		d.mu.Lock()
+		d.scope, d.reason = scope, reason
+		d.mu.Unlock()
+		return d
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	now := time.Now()
+	d = &drain{
+		server: s, log: s.log.With("reason", reason, "scope", string(scope)),
+		began: now, entered: now, cancel: cancel, done: make(chan struct{}),
+		scope: scope, reason: reason, phase: phaseDelay,
+	}
+	s.drain = d
+	s.metrics.draining.Set(1)
+	d.log.Info("draining", "clients", s.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
+	go d.loop(ctx)
+	return d
+}
+
+// Undrain takes a drain back, at whatever stage: the node serves again. Clients
+// that were told to move may still go. It returns false where nothing drains,
+// or the process is about to end.
+func (s *Server) Undrain() bool {
+	s.mu.Lock()
+	d := s.drain
+	if d == nil || s.stopping {
+		s.mu.Unlock()
+		return false
+	}
+	d.mu.Lock()
+	d.undone = true
+	d.mu.Unlock()
+	d.cancel()
+	s.drain = nil
+	s.metrics.draining.Set(0)
+	s.mu.Unlock()
+	<-d.done                                         // bounded: every wait of the loop ends with its context
+	s.beat.each(func(k *socket) { k.told.Store(0) }) // the next drain tells them anew
+	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.count())
+	return true
+}
+
+// at returns the phase of a drain, "" for none.
+func (d *drain) at() string {
+	if d == nil {
+		return ""
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.phase
+}
+
+// loop goes through the phases; ctx ends when the drain is taken back.
+func (d *drain) loop(ctx context.Context) {
+	defer close(d.done)
+	defer d.cancel()
+	if !rest(ctx, d.server.cfg.DrainDelay) {
+		return
+	}
+	d.enter(phaseMoving)
+	deadline := d.began.Add(d.server.cfg.DrainTimeout)
+	if !d.move(ctx, deadline) {
+		return
+	}
+	d.enter(phaseClosing)
+	if !d.server.closeAll(ctx) {
+		return
+	}
+	d.enter(phaseDrained)
+	took := time.Since(d.began)
+	d.server.metrics.drainDuration.Observe(took.Seconds())
+	d.log.Info("drained", "took", took, "progress", d.count())
+}
+
+// enter begins a phase, and logs how long the one before took.
+func (d *drain) enter(phase string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.log.Info("drain step", "step", d.phase, "took", time.Since(d.entered), "clients", d.server.clients(), "progress", d.progress)
+	d.phase, d.entered = phase, time.Now()
+}
+
+// move asks clients to go, wave by wave, until none is left, nobody could take
+// them, or the deadline has come. False says that the drain was taken back.
+func (d *drain) move(ctx context.Context, deadline time.Time) bool {
+	var p pace
+	window := time.Now().Add(d.server.cfg.DrainWindow)
+	if deadline.Before(window) {
+		window = deadline
+	}
+	tick := time.NewTicker(waveEvery)
+	defer tick.Stop()
+	for d.server.clients() > 0 && time.Now().Before(deadline) {
+		r := d.server.cfg.Receivers()
+		if r.Known && r.Nodes == 0 {
+			d.log.Info("no other node to move clients to", "clients", d.server.clients())
+			return true
+		}
+		left, away := d.census()
+		if n := p.next(left, away, time.Until(window), r); n > 0 && left > 0 {
+			d.tell(min(n, left), time.Until(deadline))
+		}
+		select {
+		case <-tick.C:
+		case <-d.server.emptied():
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// census counts who is still to be told, and who was told and may be on the way.
+func (d *drain) census() (left, away int) {
+	now := time.Now()
+	d.server.beat.each(func(k *socket) {
+		switch told := k.told.Load(); {
+		case told == 0:
+			left++
+		case now.Sub(time.UnixMilli(told)) < onTheWay:
+			away++
+		}
+	})
+	return left, away
+}
+
+// tell asks n clients to move, spread over the time until the next wave.
+func (d *drain) tell(n int, deadline time.Duration) {
+	d.mu.Lock()
+	scope, reason := d.scope, d.reason
+	d.mu.Unlock()
+	m := protocol.Move{Reason: reason, Avoid: protocol.Avoid{Node: d.server.cfg.Node}}
+	if scope == ScopeDeployment {
+		m.Avoid = protocol.Avoid{Deployment: d.server.cfg.Deployment}
+	}
+	wave := make([]*socket, 0, n)
+	d.server.beat.each(func(k *socket) {
+		if len(wave) < n && k.told.Load() == 0 {
+			wave = append(wave, k)
+		}
+	})
+	now := time.Now().UnixMilli()
+	for i, k := range wave {
+		// Its own slot, and somewhere in it.
+		slot := waveEvery / time.Duration(len(wave))
+		after := time.Duration(i)*slot + rand.N(slot+1)
+		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, waveEvery).Milliseconds()
+		k.told.Store(now)
+		k.conn.Send(m.Encode())
+	}
+	d.add(func(p *Progress) { p.Told += len(wave) })
+	d.server.metrics.moves.WithLabelValues("told").Add(float64(len(wave)))
+}
+
+// closeAll ends every connection with 1012, some at a time: they come back
+// within a second. Those that do not answer are ended without a word. False
+// says that ctx ended before.
+func (s *Server) closeAll(ctx context.Context) bool {
+	step := max(leastClosed, s.clients()/int(closeSpread/closeEvery)+1)
+	for {
+		n := 0
+		s.beat.each(func(k *socket) {
+			if n < step && k.conn.CloseWith(protocol.CloseRestart) {
+				n++
+			}
+		})
+		if n < step {
+			break // all are closing
+		}
+		if !rest(ctx, closeEvery) {
+			return false
+		}
+	}
+	timeout := time.NewTimer(closeTimeout)
+	defer timeout.Stop()
+	select {
+	case <-s.emptied():
+	case <-timeout.C:
+		s.beat.each(func(k *socket) { k.conn.kill() })
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// noteMove notes what became of a client that was told to move, unless the
+// drain was taken back meanwhile.
+func (s *Server) noteMove(code protocol.CloseCode, reason string) {
+	s.mu.Lock()
+	d := s.drain
+	s.mu.Unlock()
+	if d == nil {
+		return
+	}
+	result := "lost"
+	switch {
+	case reason == reasonClient:
+		result = "moved"
+	case code == protocol.CloseRestart:
+		result = "closed"
+	}
+	s.metrics.moves.WithLabelValues(result).Inc()
+	d.add(func(p *Progress) {
+		switch result {
+		case "moved":
+			p.Moved++
+		case "closed":
+			p.Closed++
+		default:
+			p.Lost++
+		}
+	})
+}
+
+func (d *drain) add(f func(*Progress)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f(&d.progress)
+}
+
+// A DrainState is what operators see of a drain.
+type DrainState struct {
+	// Phase is delay, moving, closing or drained; "" when nothing drains.
+	Phase  string `json:"phase"`
+	Scope  Scope  `json:"scope,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Seconds is how long it has been under way.
+	Seconds float64 `json:"seconds,omitempty"`
+	// Clients is how many are still here.
+	Clients int `json:"clients"`
+	Progress
+}
+
+// DrainState tells how far the drain has come.
+func (s *Server) DrainState() DrainState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.drain
+	state := DrainState{Clients: s.connected}
+	if d == nil {
+		return state
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	state.Phase, state.Scope, state.Reason, state.Progress = d.phase, d.scope, d.reason, d.progress
+	state.Seconds = time.Since(d.began).Round(time.Millisecond).Seconds()
+	return state
+}
+
+func (d *drain) count() Progress {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.progress
+}
+
+// rest waits for d; false says that ctx ended before.
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}

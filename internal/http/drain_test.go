@@ -1,0 +1,250 @@
+package http
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+)
+
+// admin asks the listener of the operators.
+func (n *node) adminCall(method, path string) (int, DrainState) {
+	n.t.Helper()
+	r, err := http.NewRequestWithContext(n.t.Context(), method, "http://"+n.admin+path, nil)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	r.Close = true
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var state DrainState
+	if res.StatusCode < 300 {
+		if err := json.NewDecoder(res.Body).Decode(&state); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	return res.StatusCode, state
+}
+
+func (n *node) reach(phase string) {
+	n.t.Helper()
+	eventually(n.t, "the drain to be "+phase, func() bool { return n.DrainState().Phase == phase })
+}
+
+// draining is a node that moves its clients as fast as it may, to a node that
+// does well.
+func draining(t *testing.T, change func(*Config)) *node {
+	t.Helper()
+	return startNode(t, func(c *Config) {
+		c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
+		c.Receivers = func() Receivers { return well }
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// follow does what a client does about a move, but for the other connection.
+func (b *browser) follow() {
+	b.until("move")
+	_ = b.ws.Close(websocket.StatusNormalClosure, "")
+}
+
+func TestADrainMovesEveryoneInWavesAndCanBeTakenBack(t *testing.T) {
+	n := draining(t, nil)
+	const crowd = 30
+	var arrived sync.WaitGroup
+	var moved atomic.Int64
+	for range crowd {
+		b := n.dial(nil)
+		arrived.Go(func() {
+			m := b.until("move")
+			if avoid := m["avoid"].(map[string]any); avoid["deployment"] != "d1" || avoid["node"] != nil || m["reason"] != "release" {
+				t.Errorf("move %v, want to avoid deployment d1 for release", m)
+			}
+			if after := m["after_ms"].(float64); after < 0 || after > 1000 {
+				t.Errorf("slot after %v ms, want one within the wave's second", after)
+			}
+			if left := m["deadline_ms"].(float64); left < 1000 || left > 20_000 {
+				t.Errorf("deadline in %v ms", left)
+			}
+			moved.Add(1)
+			_ = b.ws.Close(websocket.StatusNormalClosure, "")
+		})
+	}
+	if status, state := n.adminCall("POST", "/drain?scope=deployment&reason=release"); status != http.StatusAccepted || state.Clients != crowd {
+		t.Errorf("POST /drain: %d %+v", status, state)
+	}
+	if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"status":"dra`) {
+		t.Errorf("readyz at the first instant of a drain: %d %s", res.StatusCode, body)
+	}
+	if got := n.metric("websocket_draining"); got != "1" {
+		t.Errorf("websocket_draining %s", got)
+	}
+	arrived.Wait()
+	n.reach(phaseDrained)
+	state := n.DrainState()
+	if state.Told != crowd || state.Moved != crowd || state.Clients != 0 || state.Closed+state.Lost != 0 {
+		t.Errorf("drained: %+v", state)
+	}
+	if n.metric(`websocket_moves_total{result="moved"}`) != "30" || n.metric("websocket_drain_duration_seconds_count") != "1" {
+		t.Error("the metrics do not tell of it")
+	}
+	if res, _ := n.request("GET", "/ws", upgradeHeader(), http.NoBody); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+		t.Errorf("handshake when drained: %d", res.StatusCode)
+	}
+	if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"status":"drained"`) {
+		t.Errorf("readyz when drained: %d %s", res.StatusCode, body)
+	}
+	if status, state := n.adminCall("DELETE", "/drain"); status != http.StatusOK || state.Phase != "" {
+		t.Errorf("DELETE /drain: %d %+v", status, state)
+	}
+	if res, _ := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("readyz when taken back: %d", res.StatusCode)
+	}
+	n.dial(nil).send(`{"type":"join","room":"a"}`)
+}
+
+func TestWhoIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
+	n := draining(t, func(c *Config) { c.DrainWindow, c.DrainTimeout = time.Second, 2*time.Second })
+	plain, nice := n.dial(nil), n.dial(nil)
+	go nice.follow()
+	began := time.Now()
+	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
+	if code := plain.closed(); code != websocket.StatusServiceRestart {
+		t.Errorf("closed with %d, want 1012", code)
+	}
+	if took := time.Since(began); took < 2*time.Second {
+		t.Errorf("closed after %v, before the deadline", took)
+	}
+	n.reach(phaseDrained)
+	if s := n.DrainState(); s.Closed != 1 || s.Moved != 1 {
+		t.Errorf("%+v, want one closed and one moved", s)
+	}
+}
+
+func TestHandshakesAreTakenUntilTheBalancerHasNoticed(t *testing.T) {
+	n := draining(t, func(c *Config) { c.DrainDelay = time.Second })
+	done := make(chan error, 1)
+	go func() { done <- n.Drain(context.Background(), ScopeNode, "stopping") }()
+	n.reach(phaseDelay)
+	late := n.dial(nil) // unready, and still it is served, and then moved
+	go late.follow()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if s := n.DrainState(); s.Moved != 1 || s.Seconds < 1 {
+		t.Errorf("%+v, want the late client moved after the delay", s)
+	}
+}
+
+func TestAMoveWaitsForTheReceivingSide(t *testing.T) {
+	var there atomic.Pointer[Receivers]
+	there.Store(&Receivers{Known: true, Nodes: 1}) // starting: not ready
+	n := draining(t, func(c *Config) { c.Receivers = func() Receivers { return *there.Load() } })
+	b := n.dial(nil)
+	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
+	n.reach(phaseMoving)
+	b.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // life goes on
+	if ack := b.until("ack"); ack["seq"] != 1.0 {
+		t.Errorf("ack while draining: %v", ack)
+	}
+	if s := n.DrainState(); s.Told != 0 {
+		t.Errorf("%d told with nobody ready for them", s.Told)
+	}
+	there.Store(&well)
+	b.follow()
+	n.reach(phaseDrained)
+}
+
+// Somebody works alone on a laptop and presses Ctrl-C: nobody can take the
+// clients, so nobody waits for that.
+func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
+	n := draining(t, func(c *Config) { c.Receivers = func() Receivers { return Receivers{Known: true} } })
+	b := n.dial(nil)
+	began := time.Now()
+	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
+	if code := b.closed(); code != websocket.StatusServiceRestart {
+		t.Errorf("closed with %d", code)
+	}
+	n.reach(phaseDrained)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestADrainTakenBackMidway(t *testing.T) {
+	var there atomic.Pointer[Receivers]
+	there.Store(&well)
+	n := draining(t, func(c *Config) {
+		c.DrainWindow = time.Minute
+		c.DrainTimeout = time.Minute
+		c.Receivers = func() Receivers { return *there.Load() }
+	})
+	crowd := make([]*browser, 2*leastWave)
+	for i := range crowd {
+		crowd[i] = n.dial(nil)
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- n.Drain(context.Background(), ScopeNode, "stopping") }()
+	eventually(t, "the first wave", func() bool { return n.DrainState().Told > 0 })
+	if !n.Undrain() || n.Undrain() {
+		t.Error("a drain can be taken back once")
+	}
+	if err := <-failed; !errors.Is(err, ErrUndrained) {
+		t.Errorf("who waited for it was told %v", err)
+	}
+	for i, b := range crowd { // those that were told are served as well
+		b.send(`{"type":"publish","room":"a","data":%d,"ref":"p"}`, i)
+		b.until("ack")
+	}
+	n.dial(nil)
+	// The next drain tells everybody anew.
+	var gone sync.WaitGroup
+	for _, b := range crowd {
+		gone.Go(b.follow)
+	}
+	n.startDrain(ScopeNode, "again")
+	gone.Wait()
+	eventually(t, "all of them to be moved", func() bool { return n.DrainState().Told >= len(crowd) })
+}
+
+func TestASecondDrainJoinsTheFirst(t *testing.T) {
+	n := draining(t, nil)
+	n.adminCall("POST", "/drain?scope=deployment")
+	n.reach(phaseDrained)
+	// As at SIGTERM, after an operator has drained the node.
+	if err := n.Drain(t.Context(), ScopeNode, "stopping"); err != nil {
+		t.Error(err)
+	}
+	n.Stop()
+	if n.Undrain() {
+		t.Error("a node that stops was taken back")
+	}
+}
+
+func TestBadDrains(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.Deployment = "" })
+	for _, query := range []string{"?scope=world", "?scope=deployment", "?reason=" + strings.Repeat("x", maxReason+1), "?reason=%ff"} {
+		if status, _ := n.adminCall("POST", "/drain"+query); status != http.StatusBadRequest {
+			t.Errorf("%s: %d, want 400", query, status)
+		}
+	}
+	if s := n.DrainState(); s.Phase != "" {
+		t.Errorf("a refused call has begun a drain: %+v", s)
+	}
+	n.addr, n.admin = n.admin, n.addr
+	if status, _ := n.adminCall("POST", "/drain"); status != http.StatusNotFound && status != http.StatusMethodNotAllowed {
+		t.Errorf("the public can drain the node: %d", status)
+	}
+}

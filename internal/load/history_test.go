@@ -1,0 +1,288 @@
+package load
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/message"
+)
+
+// watch joins a subscription and delivers it messages of r.
+func watch(h *History, name string, from client.Position, head message.Seq) *Subscription {
+	s := h.Subscribe(name, "r", from)
+	s.Handler().Joined(client.Joined{Room: "r", Epoch: "e", Head: head})
+	return s
+}
+
+func sent(id string, seq message.Seq) message.Message {
+	return message.Message{Draft: message.Draft{Room: "r", ID: id, Data: []byte(`"` + id + `"`)}, Epoch: "e", Seq: seq}
+}
+
+// Publishers and subscribers tell a history at once, and it is judged as they
+// saw it.
+func TestManyTellOneHistory(t *testing.T) {
+	const publishers, each, subscribers = 8, 200, 8
+	h := NewHistory()
+	var all sync.WaitGroup
+	var log struct {
+		sync.Mutex
+		ids []string
+	}
+	subs := make([]*Subscription, subscribers)
+	for i := range subs {
+		subs[i] = watch(h, fmt.Sprint("s", i), client.Start(), 0)
+	}
+	for p := range publishers {
+		all.Go(func() {
+			for n := range each {
+				id := fmt.Sprintf("%d-%d", p, n)
+				a := h.Publish("r", fmt.Sprint("p", p), "", id, []byte(`"`+id+`"`))
+				log.Lock()
+				log.ids = append(log.ids, id)
+				seq := message.Seq(len(log.ids))
+				log.Unlock()
+				a.Done(client.Ack{Room: "r", Epoch: "e", Seq: seq, ID: id}, nil)
+			}
+		})
+	}
+	all.Wait()
+	if h.Settled() || h.Behind() != subscribers {
+		t.Errorf("nobody got anything, and %d are behind", h.Behind())
+	}
+	for _, s := range subs {
+		all.Go(func() {
+			for i, id := range log.ids {
+				s.Handler().Message(sent(id, message.Seq(i+1)))
+			}
+		})
+	}
+	all.Wait()
+	if !h.Settled() {
+		t.Errorf("%d are behind", h.Behind())
+	}
+	report := Check(h)
+	if report.Verdict != Clean || report.Delivered != publishers*each*subscribers || report.Acked != publishers*each {
+		t.Error(report)
+	}
+	if c := h.Counts(); c.Delivered != report.Delivered || c.Acked != report.Acked || c.Published != report.Published {
+		t.Errorf("counted %+v", c)
+	}
+}
+
+func TestOutcomesAreToldApart(t *testing.T) {
+	h := NewHistory()
+	s := watch(h, "s", client.Now(), 0)
+	for id, err := range map[string]error{
+		"refused":  &client.Error{Code: "forbidden"},
+		"not sent": client.ErrTooLarge,
+		"unknown":  fmt.Errorf("publish: %w", client.ErrOutcomeUnknown),
+		"refused when it was resent": fmt.Errorf("publish: %w: %w", client.ErrOutcomeUnknown,
+			&client.Error{Code: "forbidden"}),
+	} {
+		h.Publish("r", "p", "", id, []byte("1")).Done(client.Ack{}, err)
+	}
+	h.Publish("r", "p", "", "a", []byte(`"a"`)).Done(client.Ack{Epoch: "e", Seq: 1, Duplicate: true}, nil)
+	s.Deliver(sent("a", 1))
+	report := Check(h)
+	if report.Unknown != 2 || report.Refused["forbidden"] != 1 || report.Refused["not sent"] != 1 || report.Duplicates != 1 || report.Verdict != Clean {
+		t.Error(report)
+	}
+	if got := h.Counts(); got.Unknown != 2 || got.Refused != 2 || got.Acked != 1 {
+		t.Errorf("counted %+v", got)
+	}
+}
+
+// Where a subscriber begins: with what is to come, with the oldest, after a
+// position it brought, and after one of another epoch.
+func TestSubscribersBeginWhereTheyAskedTo(t *testing.T) {
+	for name, tt := range map[string]struct {
+		from  client.Position
+		first message.Seq
+		gap   client.Gap
+	}{
+		"now":                   {client.Now(), 3, client.Gap{}},
+		"the start":             {client.Start(), 1, client.Gap{}},
+		"after":                 {client.After("e", 1), 2, client.Gap{}},
+		"after another epoch's": {client.After("d", 7), 3, client.Gap{Room: "r", Epoch: "e", From: 1, To: 2, Reason: "epoch"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := NewHistory()
+			for i := range 3 {
+				id := fmt.Sprint("m", i+1)
+				h.Publish("r", "", "", id, []byte(`"`+id+`"`)).Done(client.Ack{Epoch: "e", Seq: message.Seq(i + 1)}, nil)
+			}
+			s := watch(h, "s", tt.from, 2)
+			if tt.gap.To > 0 {
+				s.Gap(tt.gap)
+			}
+			for seq := tt.first; seq <= 3; seq++ {
+				s.Deliver(sent(fmt.Sprint("m", seq), seq))
+			}
+			if report := Check(h); report.Verdict != Clean || !h.Settled() {
+				t.Errorf("settled %v: %v", h.Settled(), report)
+			}
+			h = historyOf(slices.DeleteFunc(slices.Collect(h.all()), func(e event) bool { return e.Kind == delivered && e.Seq == tt.first }))
+			if report := Check(h); report.Faults[Lost] != 1 {
+				t.Errorf("without its first message: %v", report)
+			}
+		})
+	}
+}
+
+func TestWhoLeftIsNotWaitedFor(t *testing.T) {
+	h := NewHistory()
+	s := watch(h, "s", client.Start(), 0)
+	h.Publish("r", "", "", "a", []byte(`"a"`)).Done(client.Ack{Epoch: "e", Seq: 1}, nil)
+	if h.Settled() {
+		t.Error("settled although s misses 1")
+	}
+	s.Left()
+	if !h.Settled() {
+		t.Error("not settled although nobody is there")
+	}
+}
+
+// A run that dropped events may not end as if nothing had happened, and an
+// orderly end still fits in.
+func TestAFullHistorySaysSo(t *testing.T) {
+	h := newHistory(80)
+	s := watch(h, "s", client.Start(), 0)
+	for seq := message.Seq(1); !h.full(); seq++ {
+		s.Deliver(sent("a", seq))
+	}
+	if h.Counts().Dropped != 0 || h.total > 75 {
+		t.Errorf("full after %d of 80 events", h.total)
+	}
+	for seq := message.Seq(100); seq < 200; seq++ {
+		s.Deliver(sent("a", seq))
+	}
+	if h.total != 80 || h.Counts().Dropped != 100-(80-70) && h.Counts().Dropped == 0 {
+		t.Errorf("%d events, %d dropped", h.total, h.Counts().Dropped)
+	}
+}
+
+// A history that was written and read gets the same judgement.
+func TestAFileTellsTheSame(t *testing.T) {
+	h := story(t, three+`
+		publish d other
+		refuse d conflict other
+		publish e
+		unknown e
+		duplicate c e:3
+		s joins e:0
+		s gets a e:1
+		s skips e:3 1
+		s returns e:3
+		s gap e:2-2 trimmed
+		s repeats e:1 2
+		s gap f:1-1 epoch
+		s gets x/u f:2
+		s ends f:2
+		t joins e:3
+		t leaves`)
+	var file bytes.Buffer
+	if err := h.Write(&file); err != nil {
+		t.Fatal(err)
+	}
+	text := file.String()
+	again, err := ReadHistory(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want, got := slices.Collect(h.all()), slices.Collect(again.all()); !slices.Equal(got, want) {
+		t.Errorf("read\n%+v\nof\n%s", got, text)
+	}
+	if want, got := Check(h).String(), Check(again).String(); got != want {
+		t.Errorf("judged\n%s\nnot\n%s", got, want)
+	}
+	if !again.began.Equal(h.began) {
+		t.Errorf("began %v, not %v", again.began, h.began)
+	}
+}
+
+// Whoever writes a history by hand is told what is wrong with it, and where.
+func TestFilesThatAreNoHistory(t *testing.T) {
+	head := `{"format":"switchyard history 1","began":"2026-01-02T15:04:05Z"}` + "\n"
+	for name, tt := range map[string]struct{ file, says string }{
+		"empty":            {"", "it is empty"},
+		"another format":   {`{"format":"other"}`, `line 1 of the history: format must be "switchyard history 1"`},
+		"no JSON":          {head + "publish a", "line 2"},
+		"no event":         {head + `{"room":"r"}`, "line 2 of the history: event is missing"},
+		"an unknown event": {head + `{"room":"r","event":"vanish"}`, `"vanish" is no kind of event`},
+		"no room":          {head + `{"event":"ack","id":"a"}`, "room is missing"},
+		"no id":            {head + `{"event":"ack","room":"r"}`, "id is missing"},
+		"no id delivered":  {head + `{"event":"deliver","room":"r","sub":"s"}`, "id is missing"},
+		"no subscriber":    {head + `{"event":"join","room":"r"}`, "sub is missing"},
+		"a bad hash":       {head + `{"event":"publish","room":"r","id":"a","data":"zz"}`, "hexadecimal"},
+		"a gap from 0":     {head + `{"event":"gap","room":"r","sub":"s","seq":0,"to":3}`, "seq 1 or above"},
+		"an endless line":  {head + strings.Repeat(" ", maxLine+1), "too long"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ReadHistory(strings.NewReader(tt.file))
+			if err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%v does not say %q", err, tt.says)
+			}
+		})
+	}
+	full := errors.New("disk full")
+	if err := NewHistory().Write(brokenWriter{full}); !errors.Is(err, full) {
+		t.Errorf("written to a full disk: %v", err)
+	}
+}
+
+type brokenWriter struct{ err error }
+
+func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
+
+// Pauses count only while something acked was owed.
+func TestPausesAndLatencies(t *testing.T) {
+	report := Check(story(t, `
+		publish a
+		ack a e:1
+		s joins e:0
+		s gets a e:1
+
+
+
+		publish b
+
+		ack b e:2
+
+
+		s gets b e:2
+		t joins e:0
+		t gap e:1-2 trimmed`))
+	if got := time.Duration(report.WorstPause.WorstPause); got != 3*time.Millisecond || report.WorstPause.Name != "s" {
+		t.Errorf("worst pause %v of %s, want 3ms of s", got, report.WorstPause.Name)
+	}
+	if n, longest := report.PublishToAck.Count(), report.PublishToAck.Max(); n != 2 || longest != 2*time.Millisecond {
+		t.Errorf("to the ack: %d, at most %v", n, longest)
+	}
+	if n, longest := report.PublishToDelivery.Count(), report.PublishToDelivery.Max(); n != 1 || longest != 5*time.Millisecond {
+		t.Errorf("to delivery, without what was there before: %d, at most %v", n, longest)
+	}
+	if n, longest := report.AckToDelivery.Count(), report.AckToDelivery.Max(); n != 1 || longest != 3*time.Millisecond {
+		t.Errorf("from the ack to delivery: %d, at most %v", n, longest)
+	}
+}
+
+func BenchmarkTelling(b *testing.B) {
+	h := newHistory(b.N + 1)
+	s := watch(h, "s", client.Start(), 0)
+	ids := make([]string, 1000)
+	for i := range ids {
+		ids[i] = client.NewID()
+	}
+	data := bytes.Repeat([]byte("x"), 128)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		s.Deliver(message.Message{Draft: message.Draft{Room: "r", ID: ids[i%1000], Data: data}, Epoch: "e", Seq: message.Seq(i + 1)})
+	}
+}

@@ -1,0 +1,9 @@
+package load
+
+import (
+	"testing"
+
+	"switchyard/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }

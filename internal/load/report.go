@@ -1,0 +1,228 @@
+package load
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A Fault is a kind of broken promise.
+type Fault string
+
+// The faults.
+const (
+	// Lost: acked, or delivered to another member, and never delivered to one
+	// that should have got it.
+	Lost Fault = "lost"
+	// Doubled: delivered to a subscriber again.
+	Doubled Fault = "doubled"
+	// Reordered: delivered to a subscriber after a later one.
+	Reordered Fault = "reordered"
+	// Undeclared: delivered and never published, or with other data.
+	Undeclared Fault = "undeclared"
+	// RefusedStored: delivered although its publisher was told that it is not stored.
+	RefusedStored Fault = "refused_stored"
+	// StoredTwice: one id at two seqs.
+	StoredTwice Fault = "stored_twice"
+	// SeqShared: two ids at one seq.
+	SeqShared Fault = "seq_shared"
+	// SilentGap: seqs were skipped and nobody told the subscriber. On the wire
+	// alone when its client asked again and got them.
+	SilentGap Fault = "silent_gap"
+	// SilentEpoch: positions became void and nobody told the subscriber.
+	SilentEpoch Fault = "silent_epoch"
+	// WrongAck: the ack names another place than deliveries do, or nobody got
+	// what was acked.
+	WrongAck Fault = "wrong_ack"
+	// WrongRoom: delivered to somebody who never joined that room.
+	WrongRoom Fault = "wrong_room"
+)
+
+// AllFaults are the faults, the worst first.
+var AllFaults = []Fault{
+	Lost, Doubled, Reordered, Undeclared, RefusedStored, StoredTwice, SeqShared, SilentGap, SilentEpoch, WrongAck, WrongRoom,
+}
+
+// A Finding is one broken promise, in a plain sentence. What does not apply is
+// zero.
+type Finding struct {
+	Fault      Fault         `json:"fault"`
+	Room       message.Room  `json:"room"`
+	Epoch      message.Epoch `json:"epoch,omitempty"`
+	Seq        message.Seq   `json:"seq,omitempty"`
+	ID         string        `json:"id,omitempty"`
+	Subscriber string        `json:"subscriber,omitempty"`
+	Text       string        `json:"text"`
+}
+
+// Milliseconds are a duration that is written as a number of them.
+type Milliseconds time.Duration
+
+// MarshalJSON writes milliseconds with three decimals at most.
+func (m Milliseconds) MarshalJSON() ([]byte, error) {
+	return json.Marshal(milliseconds(time.Duration(m)))
+}
+
+func (m Milliseconds) String() string { return rounded(time.Duration(m)) }
+
+// A Subscriber is how one fared in one room. WorstPause is the longest time it
+// heard nothing while something was acked that it had not got.
+type Subscriber struct {
+	Name       string       `json:"name,omitempty"`
+	Room       message.Room `json:"room,omitempty"`
+	Delivered  int          `json:"delivered"`
+	WorstPause Milliseconds `json:"worst_pause_ms"`
+}
+
+// A Verdict is the answer in a word.
+type Verdict string
+
+// The verdicts.
+const (
+	Clean      Verdict = "clean"      // every promise was kept
+	Wrong      Verdict = "wrong"      // the findings say how
+	Empty      Verdict = "empty"      // nothing was acked or nothing delivered: that proves nothing
+	Incomplete Verdict = "incomplete" // the history was full and dropped events
+)
+
+// A Report is what Check found.
+type Report struct {
+	Verdict  Verdict       `json:"verdict"`
+	Faults   map[Fault]int `json:"faults"`   // each kind, zeros too
+	Findings []Finding     `json:"findings"` // the first MaxFindings
+
+	Took      Milliseconds `json:"took_ms"`
+	Published int          `json:"published"`
+	Acked     int          `json:"acked"`
+	// Duplicates are acks which say that an earlier attempt had been stored.
+	Duplicates int            `json:"duplicates"`
+	Refused    map[string]int `json:"refused"` // by code
+	// Unknown outcomes, and how many of those messages turned up.
+	Unknown      int `json:"unknown"`
+	UnknownFound int `json:"unknown_found"`
+	Delivered    int `json:"delivered"`
+	// Gaps are declared, with so many messages in them. Epochs is how many the
+	// room with the most of them saw.
+	Gaps        int `json:"gaps"`
+	GapMessages int `json:"gap_messages"`
+	Epochs      int `json:"epochs"`
+	Rooms       int `json:"rooms"`
+	Dropped     int `json:"dropped"`
+
+	PublishToAck      *Latencies   `json:"publish_to_ack"`
+	PublishToDelivery *Latencies   `json:"publish_to_delivery"`
+	AckToDelivery     *Latencies   `json:"ack_to_delivery"`
+	WorstPause        Subscriber   `json:"worst_pause"`
+	Subscribers       []Subscriber `json:"subscribers"`
+}
+
+func newReport() *Report {
+	r := &Report{
+		Faults: map[Fault]int{}, Findings: []Finding{}, Refused: map[string]int{}, Subscribers: []Subscriber{},
+		PublishToAck: new(Latencies), PublishToDelivery: new(Latencies), AckToDelivery: new(Latencies),
+	}
+	for _, f := range AllFaults {
+		r.Faults[f] = 0
+	}
+	return r
+}
+
+func (r *Report) verdict() Verdict {
+	switch {
+	case r.Broken() > 0:
+		return Wrong
+	case r.Dropped > 0:
+		return Incomplete
+	case r.Acked == 0 || r.Delivered == 0:
+		return Empty
+	}
+	return Clean
+}
+
+// Broken is how many faults were found.
+func (r *Report) Broken() (n int) {
+	for _, count := range r.Faults {
+		n += count
+	}
+	return n
+}
+
+// String is the report for people.
+func (r *Report) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\n", r.sentence())
+	fmt.Fprintf(&b, "  published   %d in %d rooms: %d acked, %d of them as duplicates; %s refused; %d unknown, of which %d turned up\n",
+		r.Published, r.Rooms, r.Acked, r.Duplicates, r.refusals(), r.Unknown, r.UnknownFound)
+	fmt.Fprintf(&b, "  delivered   %d to %d subscribers; %d gaps declared, %d messages in them; %d epochs\n",
+		r.Delivered, len(r.Subscribers), r.Gaps, r.GapMessages, r.Epochs)
+	for _, row := range []struct {
+		name string
+		l    *Latencies
+	}{{"to the ack", r.PublishToAck}, {"to delivery", r.PublishToDelivery}} {
+		fmt.Fprintf(&b, "  %-11s p50 %s, p99 %s, p99.9 %s, at most %s\n", row.name,
+			rounded(row.l.Quantile(0.5)), rounded(row.l.Quantile(0.99)), rounded(row.l.Quantile(0.999)), rounded(row.l.Max()))
+	}
+	fmt.Fprintf(&b, "  worst pause %s\n", r.pause())
+	for _, f := range r.Findings {
+		fmt.Fprintf(&b, "\n  %-14s %s", f.Fault, f.Text)
+	}
+	if n := len(r.Findings); n > 0 {
+		fmt.Fprintln(&b)
+		if rest := r.Broken() - n; rest > 0 {
+			fmt.Fprintf(&b, "  and %d more\n", rest)
+		}
+	}
+	return b.String()
+}
+
+func (r *Report) sentence() string {
+	switch r.Verdict {
+	case Clean:
+		return "Clean: every message that was acked reached everyone it should, once and in order."
+	case Empty:
+		return "Empty: nothing was acked or nothing was delivered, and that proves nothing."
+	case Incomplete:
+		return fmt.Sprintf("Incomplete: the history was full and dropped %d events.", r.Dropped)
+	}
+	var parts []string
+	for _, f := range AllFaults {
+		if n := r.Faults[f]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, strings.ReplaceAll(string(f), "_", " ")))
+		}
+	}
+	return "Wrong: " + strings.Join(parts, ", ") + "."
+}
+
+func (r *Report) refusals() string {
+	if len(r.Refused) == 0 {
+		return "0"
+	}
+	var parts []string
+	for _, code := range slices.Sorted(maps.Keys(r.Refused)) {
+		parts = append(parts, fmt.Sprintf("%d %s", r.Refused[code], code))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (r *Report) pause() string {
+	if r.WorstPause.WorstPause == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%s, of %s in %s", r.WorstPause.WorstPause, r.WorstPause.Name, r.WorstPause.Room)
+}
+
+// rounded writes a duration with three digits or so.
+func rounded(d time.Duration) string {
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d >= 100*time.Millisecond:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(10 * time.Microsecond).String()
+}

@@ -16,7 +16,7 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/client"
-	"switchyard/internal/message"
+	"switchyard/internal/load"
 	"switchyard/internal/testkit"
 )
 
@@ -224,27 +224,24 @@ func TestRedisThatNeedsAPasswordOrIsFull(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": tt.url}
 			a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
-			h := newHistory()
+			h := load.NewHistory()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			rooms := map[string]message.Room{}
 			var guests []*guest
 			for i, url := range []string{a.SocketURL(), b.SocketURL()} {
-				g := seat(t, h, i*roomCount, []string{url})
-				rooms[g.name] = g.room
-				guests = append(guests, g)
+				guests = append(guests, seat(t, h, i*roomCount, []string{url}))
 			}
 			for _, g := range guests {
 				g.talk(ctx, t, h, 20)
 			}
-			waitFor(ctx, t, "all deliveries", func() bool { return h.received() >= 80 })
+			waitFor(ctx, t, "all deliveries", received(h, 80))
 			waitFor(ctx, t, "broker "+tt.broker, func() bool {
 				return strings.Contains(get(t, a.URL()+"/readyz"), `"broker":"`+tt.broker+`"`)
 			})
 			for _, g := range guests {
 				g.client.Close()
 			}
-			h.judge(t, rooms)
+			judge(t, h)
 			if out := a.Output(); !strings.Contains(out, tt.says) || strings.Contains(out, "hunter2") {
 				t.Errorf("the log does not say %q, or tells the password:\n%s", tt.says, out)
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"switchyard/internal/client"
+	"switchyard/internal/load"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
@@ -27,7 +28,7 @@ type guest struct {
 }
 
 // seat connects a guest to the first of the URLs, the others in reserve.
-func seat(t *testing.T, h *history, i int, urls []string) *guest {
+func seat(t *testing.T, h *load.History, i int, urls []string) *guest {
 	t.Helper()
 	g := &guest{name: fmt.Sprintf("guest-%d", i), room: message.Room(fmt.Sprintf("room-%d", i%roomCount))}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -38,34 +39,35 @@ func seat(t *testing.T, h *history, i int, urls []string) *guest {
 	}
 	g.client = c
 	t.Cleanup(c.Close)
-	_, err = c.Join(ctx, g.room, client.Start(), client.Handler{
-		Message: func(m message.Message) { h.deliver(g.name, m) },
-		Gap:     func(client.Gap) { h.gap() },
-	})
-	if err != nil {
+	if _, err = c.Join(ctx, g.room, client.Start(), h.Subscribe(g.name, g.room, client.Start()).Handler()); err != nil {
 		t.Fatal(err)
 	}
 	return g
 }
 
 // talk publishes n messages, a few under way at a time.
-func (g *guest) talk(ctx context.Context, t *testing.T, h *history, n int) {
+func (g *guest) talk(ctx context.Context, t *testing.T, h *load.History, n int) {
 	var wg sync.WaitGroup
 	window := make(chan struct{}, 4)
 	for i := range n {
 		window <- struct{}{}
-		id := fmt.Sprintf("%s-%d", g.name, i)
 		wg.Go(func() {
 			defer func() { <-window }()
-			ack, err := g.client.Publish(ctx, g.room, json.RawMessage(`"`+id+`"`), id)
-			if err != nil {
-				t.Errorf("%s: %v", id, err)
-				return
-			}
-			h.ack(g.room, id, ack.Seq)
+			g.say(ctx, t, h, fmt.Sprintf("%s-%d", g.name, i))
 		})
 	}
 	wg.Wait()
+}
+
+// say publishes one message under an id.
+func (g *guest) say(ctx context.Context, t *testing.T, h *load.History, id string) {
+	data := json.RawMessage(`"` + id + `"`)
+	attempt := h.Publish(g.room, "", "", id, data)
+	ack, err := g.client.Publish(ctx, g.room, data, id)
+	attempt.Done(ack, err)
+	if err != nil {
+		t.Errorf("%s: %v", id, err)
+	}
 }
 
 // Two nodes on one PostgreSQL and one Redis, 200 clients in 20 rooms across
@@ -74,16 +76,14 @@ func (g *guest) talk(ctx context.Context, t *testing.T, h *history, n int) {
 func TestANodeDiesAndNobodyMissesAMessage(t *testing.T) {
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
-	h := newHistory()
+	h := load.NewHistory()
 	guests := make([]*guest, crowd)
-	rooms := map[string]message.Room{}
 	for i := range guests {
 		urls := []string{a.SocketURL(), b.SocketURL()}
 		if (i/roomCount)%2 == 1 { // both nodes have guests of every room
 			urls[0], urls[1] = urls[1], urls[0]
 		}
 		guests[i] = seat(t, h, i, urls)
-		rooms[guests[i].name] = guests[i].room
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
@@ -92,15 +92,16 @@ func TestANodeDiesAndNobodyMissesAMessage(t *testing.T) {
 		talking.Go(func() { g.talk(ctx, t, h, perPublisher) })
 	}
 	total := crowd * perPublisher * crowd / roomCount
-	waitFor(ctx, t, "half of the deliveries", func() bool { return h.received() >= total/2 })
+	waitFor(ctx, t, "half of the deliveries", func() bool { return h.Counts().Delivered >= total/2 })
 	a.Kill()
 	talking.Wait()
-	waitFor(ctx, t, "the rest of the deliveries", func() bool { return h.received() >= total })
+	waitFor(ctx, t, "the rest of the deliveries", received(h, total))
 	for _, g := range guests {
 		g.client.Close() // what else is on its way would be a double
 	}
-	h.judge(t, rooms)
-	t.Logf("%d messages acked, %d delivered", crowd*perPublisher, h.received())
+	if report := judge(t, h); report.Acked != crowd*perPublisher || report.Rooms != roomCount || len(report.Subscribers) != crowd {
+		t.Errorf("not all were there:\n%v", report)
+	}
 }
 
 func waitFor(ctx context.Context, t *testing.T, what string, ok func() bool) {

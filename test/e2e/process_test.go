@@ -17,7 +17,7 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/client"
-	"switchyard/internal/message"
+	"switchyard/internal/load"
 	"switchyard/internal/testkit"
 )
 
@@ -45,7 +45,7 @@ func run(t *testing.T, env []string, args ...string) (int, string) {
 
 func TestANewcomerNeedsNoSettings(t *testing.T) {
 	s := testkit.StartServer(t, nil)
-	h := newHistory()
+	h := load.NewHistory()
 	g := seat(t, h, 0, []string{s.SocketURL()})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -55,17 +55,11 @@ func TestANewcomerNeedsNoSettings(t *testing.T) {
 	g.talk(ctx, t, h, 10)
 	s.Kill() // no warning
 	s.Restart()
-	g.talk(ctx, t, h, 0)
-	if _, err := g.client.Publish(ctx, g.room, json.RawMessage(`"after"`), "after"); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(ctx, t, "the message after the restart", func() bool { return h.received() == 11 })
-	g.client.Close()
-	h.judge(t, map[string]message.Room{g.name: g.room})
-
-	late := newHistory() // who comes later finds all of it
-	seat(t, late, 0, []string{s.SocketURL()})
-	waitFor(ctx, t, "the history", func() bool { return late.received() == 11 })
+	g.say(ctx, t, h, "after")
+	waitFor(ctx, t, "the message after the restart", received(h, 11))
+	seat(t, h, roomCount, []string{s.SocketURL()}) // who comes later finds all of it
+	waitFor(ctx, t, "the history", received(h, 22))
+	judge(t, h)
 }
 
 func TestSIGTERMSaysRestartAndExitsClean(t *testing.T) {
@@ -228,24 +222,21 @@ func TestOneCallChangesTheLogLevel(t *testing.T) {
 func TestTwoNodesWithoutRedis(t *testing.T) {
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
-	h := newHistory()
+	h := load.NewHistory()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	rooms := map[string]message.Room{}
 	var guests []*guest
 	for i, url := range []string{a.SocketURL(), b.SocketURL()} {
-		g := seat(t, h, i*roomCount, []string{url}) // the same room
-		rooms[g.name] = g.room
-		guests = append(guests, g)
+		guests = append(guests, seat(t, h, i*roomCount, []string{url})) // the same room
 	}
 	for _, g := range guests {
 		g.talk(ctx, t, h, 50)
 	}
-	waitFor(ctx, t, "all deliveries", func() bool { return h.received() >= 200 })
+	waitFor(ctx, t, "all deliveries", received(h, 200))
 	for _, g := range guests {
 		g.client.Close()
 	}
-	h.judge(t, rooms)
+	judge(t, h)
 }
 
 // What a client is told does not depend on the client library: the bytes of
@@ -278,7 +269,7 @@ func TestAnyClientCanJoinAndPublish(t *testing.T) {
 
 func TestTheGoClientGetsHistory(t *testing.T) {
 	s := testkit.StartServer(t, nil)
-	h := newHistory()
+	h := load.NewHistory()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	g := seat(t, h, 0, []string{s.SocketURL()})

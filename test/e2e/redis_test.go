@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"switchyard/internal/client"
+	"switchyard/internal/load"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
@@ -62,7 +62,7 @@ func (w *watch) worst() string {
 
 // A party is members of all rooms on two nodes who talk until stop.
 type party struct {
-	history *history
+	history *load.History
 	watch   watch
 	guests  []*guest
 	nodes   [2]*testkit.Server
@@ -71,7 +71,7 @@ type party struct {
 
 func startParty(t *testing.T, redisURL string) *party {
 	t.Helper()
-	p := &party{history: newHistory(), watch: watch{sent: map[string]time.Time{}, heard: map[string]time.Time{}}}
+	p := &party{history: load.NewHistory(), watch: watch{sent: map[string]time.Time{}, heard: map[string]time.Time{}}}
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": redisURL}
 	for i := range p.nodes {
 		p.nodes[i] = testkit.StartServer(t, env)
@@ -100,14 +100,13 @@ func (p *party) seat(ctx context.Context, t *testing.T, i int) *guest {
 	}
 	g.client = c
 	t.Cleanup(c.Close)
-	_, err = c.Join(ctx, g.room, client.Start(), client.Handler{
-		Message: func(m message.Message) {
-			p.watch.delivered(g.name, m.ID)
-			p.history.deliver(g.name, m)
-		},
-		Gap: func(client.Gap) { p.history.gap() },
-	})
-	if err != nil {
+	handler := p.history.Subscribe(g.name, g.room, client.Start()).Handler()
+	tell := handler.Message
+	handler.Message = func(m message.Message) {
+		p.watch.delivered(g.name, m.ID)
+		tell(m)
+	}
+	if _, err = c.Join(ctx, g.room, client.Start(), handler); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -128,14 +127,7 @@ func (p *party) talk(ctx context.Context, t *testing.T, g *guest, first time.Dur
 		}
 		id := fmt.Sprintf("%s-%d", g.name, i)
 		p.watch.published(id)
-		acks.Go(func() {
-			ack, err := g.client.Publish(ctx, g.room, json.RawMessage(`"`+id+`"`), id)
-			if err != nil {
-				t.Errorf("%s: %v", id, err)
-				return
-			}
-			p.history.ack(g.room, id, ack.Seq)
-		})
+		acks.Go(func() { g.say(ctx, t, p.history, id) })
 	}
 }
 
@@ -154,20 +146,14 @@ func (p *party) goesOn(ctx context.Context, t *testing.T, d time.Duration) {
 func (p *party) judge(ctx context.Context, t *testing.T) {
 	t.Helper()
 	p.stop()
-	rooms, acked := map[string]message.Room{}, 0
-	for _, ids := range p.history.acked {
-		acked += len(ids)
-	}
-	if len(p.history.acked) != roomCount || acked < 500*int(2*calm/time.Second)/2 {
-		t.Errorf("%d messages in %d rooms are no traffic", acked, len(p.history.acked))
-	}
-	waitFor(ctx, t, "the last deliveries", func() bool { return p.history.received() >= 2*acked })
+	waitFor(ctx, t, "the last deliveries", p.history.Settled)
 	for _, g := range p.guests {
-		rooms[g.name] = g.room
 		g.client.Close() // what else is on its way would be a double
 	}
-	p.history.judge(t, rooms)
-	t.Logf("%d messages acked, %d delivered", acked, p.history.received())
+	report := judge(t, p.history)
+	if report.Rooms != roomCount || report.Acked < 500*int(2*calm/time.Second)/2 {
+		t.Errorf("%d messages in %d rooms are no traffic", report.Acked, report.Rooms)
+	}
 }
 
 func TestARedisMasterDiesAndNobodyMissesAMessage(t *testing.T) {

@@ -1,5 +1,5 @@
-// Command server is the service: serve (the default), migrate, healthcheck and
-// version. Its settings come from the environment; docs/configuration.md lists
+// Command server is the service: serve (the default), migrate, healthcheck,
+// drain, undrain and version. Its settings come from the environment; docs/configuration.md lists
 // them.
 package main
 
@@ -18,21 +18,39 @@ import (
 // version is set by the build.
 var version = "dev"
 
-const usage = `usage: server [serve | migrate | healthcheck | version]
+const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | version]
 
   serve        run the service (the default)
   migrate      bring the database to this version's schema, and exit
   healthcheck  ask the service on this host's LISTEN_ADDR for /healthz, and exit
+  drain        have the service on this host's ADMIN_ADDR move its clients away, and
+               wait until it is empty; it goes on running
+                 -scope node|deployment  what clients are to avoid (node)
+                 -reason text            what they are told (drain)
+                 -wait=false             do not wait
+  undrain      have it serve again
   version      print the version, and exit
 `
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	if err := run(untilSignal(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "server:", err)
 		os.Exit(1)
 	}
+}
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. By
+// then a second one ends the process at once, as if nobody listened.
+func untilSignal() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		s := <-signals
+		signal.Stop(signals)
+		cancel(fmt.Errorf("signal: %s", s))
+	}()
+	return ctx
 }
 
 // run does what the arguments ask for; ctx ends when the process is to stop.
@@ -41,7 +59,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 {
 		command = args[0]
 	}
-	if len(args) > 1 {
+	args = args[min(len(args), 1):]
+	if len(args) > 0 && command != "drain" && command != "undrain" {
 		return fmt.Errorf("%s takes no arguments\n%s", command, usage)
 	}
 	switch command {
@@ -56,6 +75,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"serve":       func(c config.Config) error { return app.Serve(ctx, c, version, stdout, stderr) },
 		"migrate":     func(c config.Config) error { return app.Migrate(ctx, c) },
 		"healthcheck": func(c config.Config) error { return app.Healthcheck(ctx, c) },
+		"drain":       func(c config.Config) error { return app.Drain(ctx, c, args, stdout) },
+		"undrain":     func(c config.Config) error { return app.Undrain(ctx, c, args, stdout) },
 	}[command]
 	if !known {
 		return fmt.Errorf("unknown command %q\n%s", command, usage)

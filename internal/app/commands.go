@@ -60,14 +60,11 @@ func Migrate(ctx context.Context, cfg config.Config) error {
 func Healthcheck(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, healthcheckLimit)
 	defer cancel()
-	host, port, err := net.SplitHostPort(cfg.HTTP.ListenAddr)
+	url, err := localURL("LISTEN_ADDR", cfg.HTTP.ListenAddr)
 	if err != nil {
-		return fmt.Errorf("LISTEN_ADDR=%s: %w", cfg.HTTP.ListenAddr, err)
+		return err
 	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	url := "http://" + net.JoinHostPort(host, port) + "/healthz"
+	url += "/healthz"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return fmt.Errorf("LISTEN_ADDR=%s: %w", cfg.HTTP.ListenAddr, err)
@@ -81,6 +78,18 @@ func Healthcheck(ctx context.Context, cfg config.Config) error {
 		return fmt.Errorf("not healthy: %s answered %s", url, res.Status)
 	}
 	return nil
+}
+
+// localURL returns where this host reaches a listener of the service.
+func localURL(setting, address string) (string, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", fmt.Errorf("%s=%s: %w", setting, address, err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port), nil
 }
 
 func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {

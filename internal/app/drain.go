@@ -1,0 +1,140 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"switchyard/internal/config"
+	httpd "switchyard/internal/http"
+)
+
+const (
+	// adminLimit bounds one call to the admin listener.
+	adminLimit = 5 * time.Second
+	// drainPoll is how often a drain is looked at by who waits for it.
+	drainPoll = 500 * time.Millisecond
+	// drainSpare is how much longer than DRAIN_TIMEOUT a drain may take: the
+	// rest is closed, and answers or not.
+	drainSpare = clientsStop + 5*time.Second
+)
+
+// Drain asks the service on this host's ADMIN_ADDR to let go of its clients,
+// and waits until it is empty, telling how far it is. The service goes on
+// running, until Undrain takes it back or a signal ends it.
+func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("drain", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	scope := flags.String("scope", string(httpd.ScopeNode), "what clients are to avoid: node or deployment")
+	reason := flags.String("reason", "drain", "what clients are told")
+	wait := flags.Bool("wait", true, "wait until the node is empty")
+	if err := parse(flags, args); err != nil {
+		return err
+	}
+	query := url.Values{"scope": {*scope}, "reason": {*reason}}
+	state, err := askDrain(ctx, cfg, http.MethodPost, "?"+query.Encode())
+	if err != nil || !*wait {
+		return err
+	}
+	return awaitDrained(ctx, cfg, state, stdout)
+}
+
+// Undrain makes a draining or drained service serve again.
+func Undrain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("undrain", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	if err := parse(flags, args); err != nil {
+		return err
+	}
+	state, err := askDrain(ctx, cfg, http.MethodDelete, "")
+	if err != nil {
+		return err
+	}
+	if state.Phase != "" {
+		return fmt.Errorf("the service is %s and can't be taken back: it stops", state.Phase)
+	}
+	fmt.Fprintf(stdout, "serving, %d clients\n", state.Clients)
+	return nil
+}
+
+// parse reads a command's flags; it takes nothing else.
+func parse(flags *flag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("%s: %w", flags.Name(), err)
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%s: %q is no flag of it", flags.Name(), flags.Arg(0))
+	}
+	return nil
+}
+
+// awaitDrained polls until the node is empty.
+func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState, stdout io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, cfg.Drain.Timeout+drainSpare)
+	defer cancel()
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for last := -1; ; {
+		if state.Clients != last {
+			last = state.Clients
+			fmt.Fprintf(stdout, "%s: %d clients, %d told, %d moved, %d closed, %d lost\n",
+				state.Phase, state.Clients, state.Told, state.Moved, state.Closed, state.Lost)
+		}
+		switch state.Phase {
+		case "drained":
+			return nil
+		case "":
+			return httpd.ErrUndrained
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not drained in time, %d clients are left: %w", state.Clients, ctx.Err())
+		case <-tick.C:
+		}
+		var err error
+		if state, err = askDrain(ctx, cfg, http.MethodGet, ""); err != nil {
+			return err
+		}
+	}
+}
+
+// askDrain makes one call to the admin listener of this host.
+func askDrain(ctx context.Context, cfg config.Config, method, query string) (httpd.DrainState, error) {
+	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+	defer cancel()
+	var state httpd.DrainState
+	address, err := localURL("ADMIN_ADDR", cfg.Admin.Addr)
+	if err != nil {
+		return state, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, address+"/drain"+query, nil)
+	if err != nil {
+		return state, fmt.Errorf("ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return state, fmt.Errorf("the service was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+	}
+	defer res.Body.Close() //nolint:errcheck // read to its end
+	body, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
+	if err != nil {
+		return state, fmt.Errorf("the answer broke off: %w", err)
+	}
+	if res.StatusCode >= http.StatusMultipleChoices {
+		var problem struct {
+			Detail string `json:"detail"`
+		}
+		_ = json.Unmarshal(body, &problem) // without a detail the status must do
+		return state, fmt.Errorf("refused with %s: %s", res.Status, problem.Detail)
+	}
+	if err := json.Unmarshal(body, &state); err != nil {
+		return state, errors.Join(fmt.Errorf("ADMIN_ADDR=%s is not this service's", cfg.Admin.Addr), err)
+	}
+	return state, nil
+}

@@ -43,7 +43,9 @@ func TestSettingsAreRead(t *testing.T) {
 	bare(t)
 	for name, value := range map[string]string{
 		"LOG_LEVEL": "debug", "MAX_FRAME": "2048", "HEARTBEAT": "10s", "COLOR": "green",
-		"ALLOWED_ORIGINS": "https://a.example, http://b.example:8080",
+		"ALLOWED_ORIGINS": "https://a.example, http://b.example:8080,null,https://*.c.example, capacitor://localhost,http://[::1]:8000",
+		"ALLOWED_HOSTS":   "a.example, *.b.example,::1",
+		"TRUSTED_PROXIES": "10.0.0.0/8, 127.0.0.1,fd00::/8",
 		"API_KEYS":        "shop:0123456789abcdef, fedcba9876543210",
 		"DATABASE_URL":    "postgres://u:p@h/d", "REDIS_URL": "rediss://h:6379/1",
 	} {
@@ -56,7 +58,10 @@ func TestSettingsAreRead(t *testing.T) {
 	if cfg.Log.Level != slog.LevelDebug || cfg.HTTP.MaxFrame != 2048 || cfg.HTTP.Heartbeat != 10*time.Second || cfg.HTTP.Color != "green" {
 		t.Errorf("got %+v", cfg)
 	}
-	if fmt.Sprint(cfg.HTTP.AllowedOrigins) != "[https://a.example http://b.example:8080]" {
+	if fmt.Sprint(cfg.HTTP.AllowedHosts, cfg.HTTP.TrustedProxies) != "[a.example *.b.example ::1] [10.0.0.0/8 127.0.0.1/32 fd00::/8]" {
+		t.Errorf("hosts and proxies %v", cfg)
+	}
+	if fmt.Sprint(cfg.HTTP.AllowedOrigins) != "[https://a.example http://b.example:8080 null https://*.c.example capacitor://localhost http://[::1]:8000]" {
 		t.Errorf("origins %v", cfg.HTTP.AllowedOrigins)
 	}
 	if got := cfg.HTTP.APIKeys.Reveal(); got["shop"] != "0123456789abcdef" || got["key2"] != "fedcba9876543210" {
@@ -85,7 +90,36 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"DEPLOYMENT", strings.Repeat("x", 65), "from 0 to 64 bytes"},
 		{"ALLOWED_ORIGINS", "app.example.com", "scheme://host"},
 		{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
-		{"ALLOWED_ORIGINS", "ftp://a.example", "scheme://host"},
+		{"ALLOWED_ORIGINS", "ftp://a.example", "a page has none of that scheme"},
+		{"ALLOWED_ORIGINS", "wss://a.example", "a page has none of that scheme"},
+		{"ALLOWED_ORIGINS", "*", "scheme://host"},
+		{"ALLOWED_ORIGINS", "https://*", "two labels"},
+		{"ALLOWED_ORIGINS", "https://*.com", "two labels"},
+		{"ALLOWED_ORIGINS", "https://*.com:8443", "two labels"},
+		{"ALLOWED_ORIGINS", "https://*.com.", "two labels"},
+		{"ALLOWED_ORIGINS", "https://a*.example.com", "star"},
+		{"ALLOWED_ORIGINS", "https://a.*.example.com", "star"},
+		{"ALLOWED_ORIGINS", "https://*.*.example.com", "star"},
+		{"ALLOWED_ORIGINS", "https://user@a.example", "scheme://host"},
+		{"ALLOWED_ORIGINS", "https://a.example?x", "scheme://host"},
+		{"ALLOWED_ORIGINS", "https://bücher.example", "xn--"},
+		{"ALLOWED_ORIGINS", "https://a..example", "scheme://host"},
+		{"ALLOWED_ORIGINS", "https://a.example:0", "port"},
+		{"ALLOWED_ORIGINS", "https://a.example:65536", "port"},
+		{"ALLOWED_ORIGINS", "https://a.example:080", "port"},
+		{"ALLOWED_ORIGINS", "https://[::1", "scheme://host"},
+		{"ALLOWED_HOSTS", "https://a.example", "a name without"},
+		{"ALLOWED_HOSTS", "a.example:8000", "a name without"},
+		{"ALLOWED_HOSTS", "*", "two labels"},
+		{"ALLOWED_HOSTS", "*.com", "two labels"},
+		{"ALLOWED_HOSTS", "a.example.", "dot at its end"},
+		{"ALLOWED_HOSTS", "bücher.example", "xn--"},
+		{"TRUSTED_PROXIES", "traefik", "network"},
+		{"TRUSTED_PROXIES", "10.0.0.1/8", "10.0.0.0/8"},
+		{"TRUSTED_PROXIES", "10.0.0.0/33", "network"},
+		{"TRUSTED_PROXIES", "::ffff:10.0.0.0/104", "as IPv4"},
+		{"TRUSTED_PROXIES", "0.0.0.0/0", "everybody"},
+		{"TRUSTED_PROXIES", "::/0", "everybody"},
 		{"API_KEYS", "short", "at least 16"},
 		{"API_KEYS", "a:0123456789abcdef,a:0123456789abcdeg", "two keys are named a"},
 		{"API_KEYS", "a b:0123456789abcdef", "name of key 1"},

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"strings"
 )
 
@@ -80,23 +79,6 @@ func (k Keys) Reveal() map[string]string {
 func isName(s string) bool {
 	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 	return s != "" && len(s) <= 64 && strings.Trim(s, allowed) == ""
-}
-
-// Origins are scheme://host[:port] of pages.
-type Origins []string
-
-// Decode implements envconfig.Decoder.
-func (o *Origins) Decode(value string) error {
-	var origins Origins
-	for _, item := range split(value) {
-		u, err := url.Parse(item)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || item != u.Scheme+"://"+u.Host {
-			return fmt.Errorf("%q is no origin: scheme://host[:port], without a path", item)
-		}
-		origins = append(origins, item)
-	}
-	*o = origins
-	return nil
 }
 
 // split returns the items of a comma list, without the space around them.

@@ -247,6 +247,8 @@ func (a *App) listen(ctx context.Context) error {
 		Deployment:     c.Deployment,
 		Version:        a.opt.Version,
 		AllowedOrigins: c.AllowedOrigins,
+		AllowedHosts:   c.AllowedHosts,
+		TrustedProxies: c.TrustedProxies,
 		APIKeys:        c.APIKeys.Reveal(),
 		MaxFrame:       c.MaxFrame,
 		QueueBytes:     c.QueueBytes,

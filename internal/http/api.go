@@ -1,7 +1,6 @@
 package http
 
 import (
-	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
@@ -41,7 +40,8 @@ func (s *Server) requireKey(next http.Handler) http.Handler {
 			s.refuse(w, r, &protocol.Error{Code: protocol.CodeUnauthorized, Message: "give one of API_KEYS as Authorization: Bearer <key>"})
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), apiNameKey, name)))
+		callerOf(r).key = name
+		next.ServeHTTP(w, r)
 	})
 }
 
@@ -84,10 +84,7 @@ func body(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
 }
 
 // publisher names the caller's key as the sender of messages.
-func publisher(r *http.Request) string {
-	name, _ := r.Context().Value(apiNameKey).(string)
-	return "api:" + name
-}
+func publisher(r *http.Request) string { return "api:" + callerOf(r).key }
 
 // A receipt answers one publication.
 type receipt struct {

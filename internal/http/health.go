@@ -55,7 +55,7 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 // adminRoutes is for operators on the host: draining, log level and profiles.
 func (s *Server) adminRoutes() http.Handler {
 	r := chi.NewRouter()
-	r.Use(s.identify, s.guard)
+	r.Use(s.identify, s.guard, s.houseOnly)
 	r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
 	r.MethodNotAllowed(s.adapt(func(http.ResponseWriter, *http.Request) error { return errMethod }))
 	r.Get("/drain", s.adapt(s.drainState))

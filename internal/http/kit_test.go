@@ -200,6 +200,9 @@ func (n *node) request(method, path string, header http.Header, body io.Reader) 
 		n.t.Fatal(err)
 	}
 	r.Header = header
+	if host := header.Get("Host"); host != "" {
+		r.Host = host // net/http takes it from here only
+	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	res, err := client.Do(r)
 	if err != nil {

@@ -33,6 +33,7 @@ var (
 	errNotFound = errors.New("no such route")
 	errMethod   = errors.New("no such method on this route")
 	errEncoding = errors.New("a body comes as plain JSON, without Content-Encoding")
+	errOrigin   = &protocol.Error{Code: protocol.CodeForbidden, Message: "this origin may not connect; see ALLOWED_ORIGINS"}
 )
 
 // statuses is the one table from wire codes to HTTP.
@@ -45,6 +46,7 @@ var statuses = map[string]int{
 	protocol.CodeForbidden:    http.StatusForbidden,
 	protocol.CodeUnavailable:  http.StatusServiceUnavailable,
 	protocol.CodeInternal:     http.StatusInternalServerError,
+	codeMisdirected:           http.StatusMisdirectedRequest,
 }
 
 // The codes that only HTTP has.
@@ -54,6 +56,7 @@ const (
 	codeEncoding    = "unsupported_encoding"
 	codeUpgrade     = "upgrade_required"
 	codeHandshake   = "bad_handshake"
+	codeMisdirected = "wrong_host"
 	detailUpgrade   = "this is a WebSocket: connect with Connection: Upgrade and Upgrade: websocket"
 	detailHandshake = "a handshake is a GET with Sec-WebSocket-Version 13 and one Sec-WebSocket-Key of 16 bytes (RFC 6455)"
 )

@@ -1,7 +1,6 @@
 package http
 
 import (
-	"context"
 	"crypto/rand"
 	"fmt"
 	"log/slog"
@@ -26,13 +25,14 @@ type handler func(http.ResponseWriter, *http.Request) error
 func (s *Server) routes() http.Handler {
 	r := chi.NewRouter()
 	r.Use(middleware.GetHead, s.identify, s.guard)
-	r.Get("/ws", s.upgrade) // outside observe: it takes the connection over
+	r.With(s.knownHost).Get("/ws", s.upgrade) // outside observe: it takes the connection over
 	r.Group(func(r chi.Router) {
 		r.Use(s.observe)
-		r.Get("/healthz", s.adapt(s.healthz))
-		r.Get("/readyz", s.adapt(s.readyz))
-		r.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
-		r.Route("/v1", func(r chi.Router) {
+		r.With(s.houseHost).Get("/healthz", s.adapt(s.healthz))
+		r.With(s.houseHost).Get("/readyz", s.adapt(s.readyz))
+		r.With(s.houseHost).Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
+		known := r.With(s.knownHost)
+		known.Route("/v1", func(r chi.Router) {
 			r.Use(s.requireKey)
 			r.Post("/messages", s.adapt(s.publishBatch))
 			r.Get("/rooms", s.adapt(s.listRooms))
@@ -41,9 +41,9 @@ func (s *Server) routes() http.Handler {
 			r.Post("/rooms/{room}/signals", s.adapt(s.signal))
 		})
 		for _, f := range pageFiles() {
-			r.Get("/"+f, s.file(f))
+			known.Get("/"+f, s.file(f))
 		}
-		r.Get("/", s.file("index.html"))
+		known.Get("/", s.file("index.html"))
 		r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
 		r.MethodNotAllowed(s.adapt(notAllowed))
 	})
@@ -102,25 +102,15 @@ func (s *Server) file(name string) http.HandlerFunc {
 	}
 }
 
-type contextKey int
-
-const (
-	requestIDKey contextKey = iota
-	apiNameKey
-)
-
-// identify gives each request an id, which answers and log lines bear.
+// identify finds out who calls, and gives each request an id, which answers
+// and log lines bear.
 func (s *Server) identify(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id := rand.Text()
-		w.Header().Set("X-Request-Id", id)
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestIDKey, id)))
+		c := s.proxies.caller(r)
+		c.id = rand.Text()
+		w.Header().Set("X-Request-Id", c.id)
+		next.ServeHTTP(w, withCaller(r, c))
 	})
-}
-
-func requestID(r *http.Request) string {
-	id, _ := r.Context().Value(requestIDKey).(string)
-	return id
 }
 
 // observe counts requests by route pattern, a closed set.
@@ -182,7 +172,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 // and told in general words.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemFor(err)
-	p.RequestID = requestID(r)
+	p.RequestID = callerOf(r).id
 	level := slog.LevelDebug
 	switch {
 	case p.Code == protocol.CodeUnavailable:
@@ -191,6 +181,6 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		level = slog.LevelError
 	}
 	s.log.Log(r.Context(), level, "request refused", "method", r.Method, "path", r.URL.Path,
-		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "error", err)
+		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "remote", callerOf(r).addr, "error", err)
 	p.write(w)
 }

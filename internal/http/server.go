@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,8 +30,13 @@ type Config struct {
 	// Node, Color, Deployment and Version name this process to clients.
 	Node, Color, Deployment, Version string
 	// AllowedOrigins are scheme://host[:port] of pages that may connect, beside
-	// the server's own.
+	// the server's own; null; or https://*.example.com, a star for one label.
 	AllowedOrigins []string
+	// AllowedHosts are the names that the server answers to, a star for one
+	// label; none: any.
+	AllowedHosts []string
+	// TrustedProxies are the networks whose X-Forwarded headers count.
+	TrustedProxies []netip.Prefix
 	// APIKeys guard the server calls: name to key.
 	APIKeys map[string]string
 	// MaxFrame bounds a frame from a client and the body of a server call, in
@@ -101,6 +107,9 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	keys    []apiKey
+	origins origins
+	hosts   hosts
+	proxies proxies
 	session atomic.Uint64 // names connections in the welcome
 	queued  atomic.Int64
 	clock   atomic.Int64
@@ -121,10 +130,13 @@ type Server struct {
 func New(cfg Config) *Server {
 	cfg.defaults()
 	s := &Server{
-		cfg:  cfg,
-		log:  cfg.Logger.With("component", "http"),
-		keys: hashKeys(cfg.APIKeys),
-		stop: make(chan struct{}),
+		cfg:     cfg,
+		log:     cfg.Logger.With("component", "http"),
+		keys:    hashKeys(cfg.APIKeys),
+		origins: newOrigins(cfg.AllowedOrigins),
+		hosts:   newHosts(cfg.AllowedHosts),
+		proxies: cfg.TrustedProxies,
+		stop:    make(chan struct{}),
 	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
 	s.beat.server = s

@@ -41,7 +41,8 @@ type socket struct {
 }
 
 func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request) *socket {
-	k := &socket{server: s, ws: ws, conn: c, id: requestID(r), remote: remoteAddr(r), started: time.Now()}
+	from := callerOf(r)
+	k := &socket{server: s, ws: ws, conn: c, id: from.id, remote: from.addr.String(), started: time.Now()}
 	k.client = s.cfg.Hub.NewClient(c, "")
 	return k
 }

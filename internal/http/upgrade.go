@@ -5,9 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"nhooyr.io/websocket"
@@ -70,9 +68,9 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // a shallow stack of its own reads, so that net/http's can go.
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
-	if !s.originAllowed(r) {
+	if !s.origins.allow(r) {
 		s.metrics.connections.WithLabelValues("origin").Inc()
-		s.refuse(w, r, &protocol.Error{Code: protocol.CodeForbidden, Message: "this origin may not connect; see ALLOWED_ORIGINS"})
+		s.refuse(w, r, errOrigin)
 		return
 	}
 	n, ok := s.admit()
@@ -117,31 +115,4 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
 	go k.readLoop()
-}
-
-// originAllowed holds browsers to the same origin or the configured ones.
-// Requests without Origin come from no browser.
-func (s *Server) originAllowed(r *http.Request) bool {
-	origin := r.Header.Get("Origin")
-	if origin == "" {
-		return true
-	}
-	u, err := url.Parse(origin)
-	if err != nil || u.Host == "" {
-		return false
-	}
-	// TLS ends before us, so the scheme of "the same origin" is not known
-	// here; a configured origin is compared whole.
-	return strings.EqualFold(u.Host, r.Host) || slices.ContainsFunc(s.cfg.AllowedOrigins, func(allowed string) bool {
-		return strings.EqualFold(allowed, u.Scheme+"://"+u.Host)
-	})
-}
-
-// remoteAddr is the peer's address without its port, for the log.
-func remoteAddr(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }

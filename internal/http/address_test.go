@@ -1,0 +1,111 @@
+package http
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"nhooyr.io/websocket"
+)
+
+func TestTheClientsOwnAddress(t *testing.T) {
+	trusted := proxies(prefixes("10.0.0.0/8", "192.0.2.1/32", "fd00::/8"))
+	for _, tt := range []struct {
+		name, peer string
+		lines      []string
+		want       string
+	}{
+		{"no proxy", "203.0.113.7:5555", nil, "203.0.113.7"},
+		{"a stranger's word", "203.0.113.7:5555", []string{"198.51.100.1"}, "203.0.113.7"},
+		{"a proxy's word", "10.0.0.2:80", []string{"198.51.100.1"}, "198.51.100.1"},
+		{"a proxy that says nothing", "10.0.0.2:80", nil, "10.0.0.2"},
+		{"an empty line", "10.0.0.2:80", []string{""}, "10.0.0.2"},
+		{"what the client made up stands left", "10.0.0.2:80", []string{"127.0.0.1, 198.51.100.1"}, "198.51.100.1"},
+		{"two proxies", "10.0.0.2:80", []string{"1.1.1.1, 198.51.100.1, 192.0.2.1"}, "198.51.100.1"},
+		{"two proxies, two lines", "10.0.0.2:80", []string{"1.1.1.1, 198.51.100.1", "192.0.2.1"}, "198.51.100.1"},
+		{"the client's own line first", "10.0.0.2:80", []string{"10.9.9.9", "198.51.100.1"}, "198.51.100.1"},
+		{"proxies all the way", "10.0.0.2:80", []string{"10.0.0.4, 10.0.0.3"}, "10.0.0.4"},
+		{"garbage on the way", "10.0.0.2:80", []string{"198.51.100.1, unknown, 10.0.0.3"}, "10.0.0.3"},
+		{"nothing but garbage", "10.0.0.2:80", []string{"<script>"}, "10.0.0.2"},
+		{"a name", "10.0.0.2:80", []string{"evil.example"}, "10.0.0.2"},
+		{"an empty entry", "10.0.0.2:80", []string{"198.51.100.1, "}, "10.0.0.2"},
+		{"with a port", "10.0.0.2:80", []string{"198.51.100.1:4711"}, "198.51.100.1"},
+		{"IPv6", "[fd00::2]:80", []string{"2001:db8::7"}, "2001:db8::7"},
+		{"IPv6 with a port", "[fd00::2]:80", []string{"[2001:db8::7]:4711"}, "2001:db8::7"},
+		{"IPv6 in brackets", "[fd00::2]:80", []string{"[2001:db8::7]"}, "2001:db8::7"},
+		{"IPv6 with a zone", "[fd00::2]:80", []string{"fe80::1%eth0"}, "fe80::1"},
+		{"IPv4 in IPv6's clothes", "[::ffff:10.0.0.2]:80", []string{"::ffff:198.51.100.1"}, "198.51.100.1"},
+		{"a neighbour of the proxies' network", "11.0.0.2:80", []string{"198.51.100.1"}, "11.0.0.2"},
+		{"digits with zeros in front, octal to some", "10.0.0.2:80", []string{"010.0.0.1"}, "10.0.0.2"},
+		{"a number for an address", "10.0.0.2:80", []string{"3325256705"}, "10.0.0.2"},
+		{"spaces and tabs", "10.0.0.2:80", []string{" \t198.51.100.1\t , 10.0.0.9 "}, "198.51.100.1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest("GET", "/ws", nil)
+			r.RemoteAddr = tt.peer
+			r.Header["X-Forwarded-For"] = tt.lines
+			r.Header["X-Real-Ip"] = []string{"9.9.9.9"}
+			r.Header["Forwarded"] = []string{"for=9.9.9.9"}
+			if got := trusted.caller(r).addr.String(); got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+			if got := proxies(nil).caller(r).addr; got != parseAddr(tt.peer) {
+				t.Errorf("with no proxy trusted: %s, want %s", got, tt.peer)
+			}
+		})
+	}
+}
+
+func TestWhatConnectionsAreCountedBy(t *testing.T) {
+	for addr, want := range map[string]string{
+		"198.51.100.1":             "198.51.100.1/32",
+		"::ffff:198.51.100.1":      "198.51.100.1/32",
+		"2001:db8:1:2:3:4:5:6":     "2001:db8:1:2::/64",
+		"2001:db8:1:2:ffff::":      "2001:db8:1:2::/64",
+		"2001:db8:1:3::":           "2001:db8:1:3::/64",
+		"[2001:db8:1:2::1]:1":      "2001:db8:1:2::/64",
+		"fe80::1%a-very-long-zone": "fe80::/64",
+		"nonsense":                 "invalid Prefix",
+	} {
+		if got := network(parseAddr(addr)).String(); got != want {
+			t.Errorf("%s is counted by %s, want %s", addr, got, want)
+		}
+	}
+	for peer, want := range map[string]bool{
+		"198.51.100.1:1": true, "127.0.0.1:1": false, "10.1.2.3:1": false, "172.31.0.9:1": false, "192.168.0.1:1": false,
+		"169.254.1.1:1": false, "[::1]:1": false, "[fd00::1]:1": false, "[fe80::1]:1": false, "[2001:db8::1]:1": true, "@": false,
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.RemoteAddr = peer
+		if got := proxies(nil).caller(r).counted; got != want {
+			t.Errorf("%s is counted: %v, want %v", peer, got, want)
+		}
+	}
+	r := httptest.NewRequest("GET", "/", nil)
+	r.RemoteAddr = "10.0.0.1:1"
+	r.Header.Set("X-Forwarded-For", "10.0.0.9")
+	if !proxies(prefixes("10.0.0.1/32")).caller(r).counted {
+		t.Error("an address in the house that a trusted proxy vouches for is not counted")
+	}
+}
+
+// Log lines have the client's address, not the proxy's.
+func TestLogLinesHaveTheClientsAddress(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes(loopback) })
+	b := n.dial(&websocket.DialOptions{HTTPHeader: http.Header{"X-Forwarded-For": {"198.51.100.9"}, "X-Real-Ip": {"9.9.9.9"}}})
+	_ = b.ws.Close(websocket.StatusNormalClosure, "")
+	var line map[string]any
+	eventually(t, "the log line", func() bool {
+		for l := range strings.Lines(n.logs.String()) {
+			if strings.Contains(l, "connection ended") {
+				return json.Unmarshal([]byte(l), &line) == nil
+			}
+		}
+		return false
+	})
+	if line["remote"] != "198.51.100.9" {
+		t.Errorf("line: %v", line)
+	}
+}

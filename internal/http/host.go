@@ -1,0 +1,108 @@
+package http
+
+import (
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"switchyard/internal/protocol"
+)
+
+// hosts are the names that the service answers to, ports aside; with none it
+// answers to any. A page that had its own name resolve to this service
+// (DNS rebinding) would be of the same origin to the browser and to us: its
+// Host gives it away.
+type hosts struct {
+	exact    map[string]bool
+	suffixes []string // of patterns: .example.com
+}
+
+// newHosts takes what internal/config has checked.
+func newHosts(list []string) hosts {
+	h := hosts{exact: map[string]bool{}}
+	for _, item := range list {
+		item = strings.ToLower(item)
+		if suffix, ok := strings.CutPrefix(item, "*"); ok {
+			h.suffixes = append(h.suffixes, suffix)
+		} else if addr, err := netip.ParseAddr(item); err == nil && addr.Is6() {
+			h.exact["["+addr.String()+"]"] = true
+		} else {
+			h.exact[item] = true
+		}
+	}
+	return h
+}
+
+func (h *hosts) allow(host string) bool {
+	if len(h.exact) == 0 && len(h.suffixes) == 0 {
+		return true
+	}
+	a, ok := parseAuthority(host)
+	if !ok {
+		return false
+	}
+	for _, suffix := range h.suffixes {
+		if label, ok := strings.CutSuffix(a.host, suffix); ok && isLabel(label) {
+			return true
+		}
+	}
+	return h.exact[a.host]
+}
+
+// nobodysName says whether a host can't be a name that a stranger owns: an
+// address, or a name without a dot, as containers and localhost have. Rebinding
+// needs a name of the attacker's.
+func nobodysName(host string) bool {
+	a, ok := parseAuthority(host)
+	if !ok {
+		return false
+	}
+	_, err := netip.ParseAddr(strings.Trim(a.host, "[]"))
+	return err == nil || isLabel(a.host)
+}
+
+// errHost refuses a request for somebody else.
+var errHost = &protocol.Error{Code: codeMisdirected, Message: "this service does not answer to that host; see ALLOWED_HOSTS"}
+
+// knownHost lets requests in that name one of ALLOWED_HOSTS.
+func (s *Server) knownHost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.hosts.allow(callerOf(r).host) {
+			s.refuse(w, r, errHost)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// houseHost is knownHost for probes: they ask by address, or by a name of the
+// house.
+func (s *Server) houseHost(next http.Handler) http.Handler {
+	known := s.knownHost(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if nobodysName(callerOf(r).host) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		known.ServeHTTP(w, r)
+	})
+}
+
+// houseOnly guards the admin listener, which has no key, against pages in a
+// browser on this machine: they reach loopback as well as anybody here, with
+// their own name for it or without reading the answer.
+func (s *Server) houseOnly(next http.Handler) http.Handler {
+	var none origins
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := callerOf(r)
+		site := r.Header.Get("Sec-Fetch-Site")
+		switch {
+		case !nobodysName(c.host):
+			s.refuse(w, r, errHost)
+		case !none.allow(r), site != "" && site != "none" && site != "same-origin":
+			s.refuse(w, r, errOrigin)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}

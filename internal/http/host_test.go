@@ -1,0 +1,149 @@
+package http
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// get asks for a path with a Host of the test's choice, byte for byte.
+func (n *node) get(path, lines string) (int, string) {
+	n.t.Helper()
+	c, err := net.Dial("tcp", n.addr)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	fmt.Fprintf(c, "GET %s HTTP/1.1\r\n%sConnection: close\r\n\r\n", path, lines)
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		n.t.Fatalf("%s %q: %v", path, lines, err)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return res.StatusCode, string(body)
+}
+
+func TestHostsThatTheServiceAnswersTo(t *testing.T) {
+	n := startNode(t, func(c *Config) {
+		c.AllowedHosts = []string{"Chat.example", "*.rooms.example", "192.0.2.7", "2001:db8::7"}
+	})
+	for _, tt := range []struct {
+		name, host string
+		want       int
+	}{
+		{"listed", "chat.example", 200},
+		{"in capitals", "CHAT.EXAMPLE", 200},
+		{"with any port", "chat.example:8443", 200},
+		{"an address", "192.0.2.7", 200},
+		{"an IPv6 address", "[2001:db8:0::7]:8000", 200},
+		{"a pattern", "a.rooms.example", 200},
+		{"a pattern's bare name", "rooms.example", 421},
+		{"a pattern, two labels", "a.b.rooms.example", 421},
+		{"a name that an attacker had resolve to us", "evil.example", 421},
+		{"the service's own address, not listed", "127.0.0.1", 421},
+		{"localhost, not listed", "localhost:8000", 421},
+		{"a name that goes on", "chat.example.evil.example", 421},
+		{"a name that begins earlier", "evilchat.example", 421},
+		{"a dot at the end", "chat.example.", 421},
+		{"a user", "chat.example@evil.example", 400},
+		{"a user before it", "evil@chat.example", 400},
+		{"no port after the colon", "chat.example:", 421},
+		{"a port that is none", "chat.example:evil", 421},
+		{"two colons", "chat.example:80:80", 421},
+		{"nothing", "", 421},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n.t = t
+			for _, path := range []string{"/", "/client.js", "/ws", "/v1/rooms"} {
+				want := tt.want
+				if want == 200 {
+					want = map[string]int{"/ws": 426, "/v1/rooms": 401}[path]
+				}
+				got, body := n.get(path, "Host: "+tt.host+"\r\n")
+				if want == 0 && got == 200 {
+					continue
+				}
+				if got != want {
+					t.Errorf("%s of %q: %d %s, want %d", path, tt.host, got, body, want)
+				}
+				var p problem
+				if got == 421 && (json.Unmarshal([]byte(body), &p) != nil || p.Code != "wrong_host" || !strings.Contains(p.Detail, "ALLOWED_HOSTS")) {
+					t.Errorf("%s: %s", path, body)
+				}
+			}
+		})
+	}
+	n.t = t
+	for name, lines := range map[string]string{
+		"two Hosts":              "Host: chat.example\r\nHost: evil.example\r\n",
+		"a Host on two lines":    "Host: chat.example\r\n evil.example\r\n",
+		"no Host":                "",
+		"a Host with a space":    "Host: chat.example evil.example\r\n",
+		"a space before a colon": "Host : chat.example\r\n",
+	} {
+		if got, body := n.get("/", lines); got != 400 && got != 421 {
+			t.Errorf("%s: %d %.80s", name, got, body)
+		}
+	}
+	// RFC 9112 §3.2.2: of an absolute target the host counts, not the header.
+	if got, _ := n.get("http://evil.example/", "Host: chat.example\r\n"); got != 421 {
+		t.Errorf("an absolute target of another host: %d", got)
+	}
+	if got, _ := n.get("/", "Host: evil.example\r\nX-Forwarded-Host: chat.example\r\nX-Host: chat.example\r\n"); got != 421 {
+		t.Errorf("a stranger's X-Forwarded-Host: %d", got)
+	}
+}
+
+func TestProbesAskByAddressOrByAHouseName(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"chat.example"} })
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		for host, want := range map[string]int{
+			"127.0.0.1:8000": 200, "localhost": 200, "[::1]:8000": 200, "10.0.0.7": 200, "switchyard-blue-1:8000": 200, "chat.example": 200,
+			"evil.example": 421, "127.0.0.1.evil.example": 421, "localhost.": 421, "127.0.0.1@evil.example": 400,
+		} {
+			if got, body := n.get(path, "Host: "+host+"\r\n"); got != want {
+				t.Errorf("%s of %s: %d %.100s, want %d", path, host, got, body, want)
+			}
+		}
+	}
+}
+
+// A page in a browser on the operator's machine reaches loopback, too.
+func TestTheAdminListenerIsNotForPages(t *testing.T) {
+	n := startNode(t, nil)
+	n.addr = n.admin
+	for _, tt := range []struct {
+		name, lines string
+		want        int
+	}{
+		{"curl on the host", "Host: 127.0.0.1:8001\r\n", 200},
+		{"curl in the container", "Host: localhost:8001\r\n", 200},
+		{"typed into a browser", "Host: localhost:8001\r\nSec-Fetch-Site: none\r\n", 200},
+		{"a link in a profile", "Host: localhost:8001\r\nSec-Fetch-Site: same-origin\r\n", 200},
+		{"a form of a page", "Host: 127.0.0.1:8001\r\nOrigin: https://evil.example\r\n", 403},
+		{"a page without an origin", "Host: 127.0.0.1:8001\r\nOrigin: null\r\n", 403},
+		{"an image of a page", "Host: 127.0.0.1:8001\r\nSec-Fetch-Site: cross-site\r\n", 403},
+		{"a page of another port", "Host: 127.0.0.1:8001\r\nSec-Fetch-Site: same-site\r\n", 403},
+		{"a page whose name resolves to loopback", "Host: evil.example:8001\r\nOrigin: http://evil.example:8001\r\n", 421},
+		{"the same without an origin", "Host: evil.example\r\n", 421},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n.t = t
+			for _, path := range []string{"/log-level", "/debug/rooms", "/debug/pprof/cmdline"} {
+				if got, body := n.get(path, tt.lines); got != tt.want {
+					t.Errorf("%s: %d %.100s, want %d", path, got, body, tt.want)
+				}
+			}
+		})
+	}
+}

@@ -127,12 +127,13 @@ func (t *topic) step(m *member, p *progress, page *page) bool {
 	if page.Epoch == t.epoch {
 		t.first = max(t.first, page.First)
 	}
-	var frames []protocol.Frame
-	if !m.announced {
-		frames = append(frames, m.announce(page.Epoch, page.Head, page.First))
-	}
 	if p.epoch == "" {
 		p.epoch = page.Epoch
+	}
+	var frames []protocol.Frame
+	if !m.announced {
+		m.proved = place{p.seq, p.epoch}
+		frames = append(frames, m.announce(page.Epoch, page.Head, page.First))
 	}
 	if p.result == "" || p.result == resumeRing {
 		p.result = resumeLog
@@ -155,5 +156,6 @@ func (t *topic) step(m *member, p *progress, page *page) bool {
 	if len(frames) > 0 {
 		m.client.out.Send(join(frames))
 	}
+	m.reached = place{p.seq, p.epoch}
 	return true
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
@@ -22,6 +23,11 @@ type Client struct {
 	// that is not answered; both are made when first needed, by the reader.
 	slots chan struct{}
 	joins chan struct{}
+
+	// onLive is called when awaited, the rooms it is still to become live in,
+	// comes to 0; it is written before the first join.
+	onLive  func()
+	awaited atomic.Int32
 
 	mu sync.Mutex
 	// Protects following.
@@ -50,8 +56,12 @@ type member struct {
 
 	// Guarded by topic.mu.
 	state     int
-	index     int  // in topic.members, while live
-	announced bool // joined was sent
+	index     int   // in topic.members, while live
+	announced bool  // joined was sent
+	counted   bool  // it was live once
+	reached   place // while not live: up to where its outlet was handed everything
+	pinged    place // the same when the last ping went out
+	proved    place // and up to where the client has proved that it got it
 
 	// unanswered is the client's joins while this one holds a token of it, and
 	// once sees to it that the token is given back once.

@@ -99,6 +99,7 @@ func (m *member) goLive(p *progress) bool {
 	}
 	var frames []protocol.Frame
 	if !m.announced {
+		m.proved = place{p.seq, p.epoch}
 		frames = append(frames, m.announce(t.epoch, t.last, t.first))
 	}
 	if n := int(t.last - p.seq); n > 0 {

@@ -120,7 +120,7 @@ func (t *topic) fill(p *page) {
 func (t *topic) skip(p *page) {
 	from := progress{seq: t.last, epoch: t.epoch, result: resumeLog}
 	for _, m := range t.members {
-		m.state = memberPending
+		m.state, m.reached = memberPending, place{from.seq, from.epoch}
 		t.hub.spawn(func() { t.catchUp(m, from) })
 	}
 	t.members, t.outlets = nil, nil

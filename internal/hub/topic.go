@@ -187,6 +187,7 @@ func (t *topic) add(m *member, frames []protocol.Frame) {
 	if len(frames) > 0 {
 		m.client.out.Send(join(frames))
 	}
+	m.becameLive()
 }
 
 // remove takes a live member out. Caller holds mu.

@@ -1,0 +1,80 @@
+package hub
+
+import "switchyard/internal/message"
+
+// A place is a position in a room, in the epoch that it counts in.
+type place struct {
+	seq   message.Seq
+	epoch message.Epoch
+}
+
+// handed is up to where everything was handed to the member's outlet. Caller
+// holds topic.mu.
+func (m *member) handed() place {
+	if m.state == memberLive {
+		return place{m.topic.last, m.topic.epoch}
+	}
+	return m.reached
+}
+
+// Pinged notes what has been handed to the client's outlet by now. Whatever
+// goes out next, such as a ping, follows it; so its answer proves that all of
+// it arrived.
+func (c *Client) Pinged() {
+	c.eachMember(func(m *member) { m.pinged = m.handed() })
+}
+
+// Ponged says that the client has answered what followed the last Pinged.
+func (c *Client) Ponged() {
+	c.eachMember(func(m *member) {
+		if m.pinged.epoch != "" {
+			m.proved = m.pinged
+		}
+	})
+}
+
+// Positions appends how far the client provably got in each room that it was
+// told it is in: as far as it said when it joined, at least.
+func (c *Client) Positions(to []message.Position) []message.Position {
+	c.eachMember(func(m *member) {
+		if m.announced {
+			to = append(to, message.Position{Room: m.topic.room, Epoch: m.proved.epoch, Seq: m.proved.seq})
+		}
+	})
+	return to
+}
+
+// eachMember calls f for each of the client's places in rooms, with the topic's
+// lock held.
+func (c *Client) eachMember(f func(*member)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.rooms {
+		m.topic.mu.Lock()
+		f(m)
+		m.topic.mu.Unlock()
+	}
+}
+
+// WhenLive has f called once, when the client has become live in so many
+// rooms: at once where that is none. F must not block. It is called before the
+// first join, if at all.
+func (c *Client) WhenLive(rooms int, f func()) {
+	if rooms <= 0 {
+		f()
+		return
+	}
+	c.onLive = f
+	c.awaited.Store(int32(min(rooms, 1<<30)))
+}
+
+// becameLive counts the member's first time, once. Caller holds topic.mu.
+func (m *member) becameLive() {
+	if m.counted {
+		return
+	}
+	m.counted = true
+	if c := m.client; c.awaited.Load() > 0 && c.awaited.Add(-1) == 0 {
+		c.onLive()
+	}
+}

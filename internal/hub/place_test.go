@@ -1,0 +1,100 @@
+package hub
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"switchyard/internal/message"
+)
+
+func (p *person) positions() string {
+	got := p.Positions(nil)
+	slices.SortFunc(got, func(a, b message.Position) int { return len(a.Room) - len(b.Room) })
+	return fmt.Sprint(got)
+}
+
+// What a client provably got is what was on its way before a ping that it
+// answered; before the first, what it said when it joined.
+func TestAPongProvesWhatWentOutBeforeItsPing(t *testing.T) {
+	w := newWorld(t, 1)
+	w.store("a", 3)
+	p := w.client(0)
+	p.must(`{"type":"join","room":"a","after":2,"epoch":"e1"}`)
+	p.must(`{"type":"join","room":"bb"}`)
+	p.sees("joined 3", "message 3", "joined 0")
+	if got, want := p.positions(), "[{a e1 2} {bb e1 0}]"; got != want {
+		t.Errorf("as joined: %s, want %s", got, want)
+	}
+	p.Pinged()
+	p.must(`{"type":"publish","room":"a","data":1}`)
+	p.must(`{"type":"publish","room":"bb","data":1}`)
+	eventually(t, "both messages", func() bool { return len(p.saw("message")) == 3 })
+	if got, want := p.positions(), "[{a e1 2} {bb e1 0}]"; got != want {
+		t.Errorf("pinged, not answered: %s, want %s", got, want)
+	}
+	p.Ponged()
+	if got, want := p.positions(), "[{a e1 3} {bb e1 0}]"; got != want {
+		t.Errorf("answered: %s, want %s; what followed the ping is not proved", got, want)
+	}
+	p.must(`{"type":"leave","room":"a"}`)
+	p.Pinged()
+	p.Ponged()
+	if got, want := p.positions(), "[{bb e1 1}]"; got != want {
+		t.Errorf("after leaving a: %s, want %s", got, want)
+	}
+}
+
+// A client on its way through history has got what was sent so far, not more.
+func TestPositionsWhileCatchingUp(t *testing.T) {
+	w := newWorld(t, 1)
+	page := w.nodes[0].cfg.bounds.pageFrames
+	w.store("a", 2*page+10)
+	p := w.client(0)
+	p.out.stuck = make(chan struct{}) // the first page does not leave
+	p.must(`{"type":"join","room":"a","after":0}`)
+	eventually(t, "the first page", func() bool { return len(p.saw("message")) >= page })
+	p.Pinged()
+	p.Ponged()
+	if got, want := p.positions(), fmt.Sprintf("[{a e1 %d}]", page); got != want {
+		t.Errorf("after the first page: %s, want %s", got, want)
+	}
+	close(p.out.stuck)
+	eventually(t, "the rest", func() bool { return len(p.saw("message")) == 2*page+10 })
+}
+
+// A room whose join is not answered yet has no position: the client will ask
+// again.
+func TestAnUnansweredJoinHasNoPosition(t *testing.T) {
+	w := newWorld(t, 1)
+	w.log.setDown(true)
+	p := w.client(0)
+	p.must(`{"type":"join","room":"a"}`)
+	p.Pinged()
+	p.Ponged()
+	if got := p.positions(); got != "[]" {
+		t.Errorf("positions %s of a join that was not answered", got)
+	}
+	w.log.setDown(false)
+	p.sees("joined 0")
+}
+
+func TestLiveInAllItsRoomsIsToldOnce(t *testing.T) {
+	w := newWorld(t, 1)
+	p := w.client(0)
+	told := make(chan struct{}, 3)
+	p.WhenLive(2, func() { told <- struct{}{} })
+	p.must(`{"type":"join","room":"a"}`)
+	p.sees("joined 0")
+	if len(told) != 0 {
+		t.Error("told with one room to go")
+	}
+	p.must(`{"type":"join","room":"b"}`)
+	p.must(`{"type":"join","room":"c"}`)
+	eventually(t, "word of it", func() bool { return len(told) == 1 })
+	none := w.client(0)
+	none.WhenLive(0, func() { told <- struct{}{} })
+	if len(told) != 2 {
+		t.Error("without rooms it is live at once")
+	}
+}

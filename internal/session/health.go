@@ -1,0 +1,135 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"switchyard/internal/message"
+)
+
+// restTime is how long Redis is left alone after it could not be reached:
+// nobody who connects then has to wait for it.
+const restTime = time.Second
+
+// errResting is what calls get meanwhile.
+var errResting = fmt.Errorf("%w: it did not answer a moment ago", message.ErrAway)
+
+// health knows whether Redis answers, and says once when that changes.
+type health struct {
+	log     *slog.Logger
+	metrics *metrics
+
+	mu      sync.Mutex // Protects following.
+	tried   bool
+	down    bool
+	retryAt time.Time
+	refused map[string]bool // operations that Redis itself refused last time
+}
+
+func newHealth(log *slog.Logger, m *metrics) *health {
+	return &health{log: log, metrics: m, refused: make(map[string]bool)}
+}
+
+func (h *health) isUp() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.down
+}
+
+// rests says whether there is no use in asking now.
+func (h *health) rests() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.down && time.Now().Before(h.retryAt)
+}
+
+// mayTry says whether a call is worth its while: while Redis is down one call a
+// second finds out. The fleet's beat is that call, and always made.
+func (h *health) mayTry(operation string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.down || operation == opBeat {
+		return true
+	}
+	if time.Now().Before(h.retryAt) {
+		return false
+	}
+	h.retryAt = time.Now().Add(restTime)
+	return true
+}
+
+// note learns from the outcome of a round trip, counts it, and wraps what means
+// that nobody was reached in message.ErrAway. It returns the first error.
+func (h *health) note(ctx context.Context, operation string, took time.Duration, errs []error) error {
+	var first, refusal error
+	answered := false
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			answered = true
+		case isRefusal(err):
+			answered, refusal = true, err
+		default:
+			errs[i] = fmt.Errorf("%w: %w", message.ErrAway, err)
+		}
+		if first == nil {
+			first = errs[i]
+		}
+	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return first // we are closing: no news of Redis
+	}
+	h.metrics.observe(operation, took, first != nil)
+	h.learn(operation, answered, first, refusal)
+	return first
+}
+
+// isRefusal says whether Redis was there and said no. During a failover the
+// one that answers cannot do it: that counts as nobody there.
+func isRefusal(err error) bool {
+	var said redis.Error
+	if !errors.As(err, &said) {
+		return false
+	}
+	for _, prefix := range []string{"READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "TRYAGAIN"} {
+		if redis.HasErrorPrefix(err, prefix) {
+			return false
+		}
+	}
+	return true
+}
+
+// learn logs what is new.
+func (h *health) learn(operation string, answered bool, err, refusal error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was, first := h.down, !h.tried
+	h.tried = true
+	if h.down = !answered; h.down {
+		h.retryAt = time.Now().Add(restTime)
+	}
+	switch {
+	case h.down && !was:
+		h.metrics.up.Set(0)
+		h.log.Warn("Redis can't be reached: sessions are not kept, presence is unknown, limits count per node", "err", err)
+	case !h.down && (was || first):
+		h.metrics.up.Set(1)
+		h.log.Info("Redis can be reached")
+	}
+	if h.down {
+		return
+	}
+	if refusal != nil && !h.refused[operation] {
+		h.log.Warn("Redis refuses", "operation", operation, "err", refusal)
+	}
+	if refusal == nil && h.refused[operation] {
+		h.log.Info("Redis no longer refuses", "operation", operation)
+	}
+	h.refused[operation] = refusal != nil
+}

@@ -1,0 +1,56 @@
+package session
+
+import (
+	"context"
+
+	"switchyard/internal/message"
+)
+
+// A space is the place where nodes meet. Every call is bounded by its context;
+// an error wraps message.ErrAway when the space could not be reached, and else
+// is what the space said.
+type space interface {
+	records
+	mail
+	// up says whether the last call reached the space.
+	up() bool
+	close() error
+}
+
+// A record is a session as it is kept.
+type record struct {
+	message.Session
+	node string // who owns it
+}
+
+// records keep sessions, each for the configured time after its last save.
+type records interface {
+	// resume makes node the owner, and returns the session with its raised
+	// generation. False: there is no such session of this user.
+	resume(ctx context.Context, id message.SessionID, user, node string) (message.Session, bool, error)
+	// save returns a result for each.
+	save(ctx context.Context, node string, batch []message.SessionSave) []message.SaveResult
+	// end forgets sessions, but those of a greater generation.
+	end(ctx context.Context, batch []ended) error
+}
+
+// An ended session is one whose client said goodbye.
+type ended struct {
+	id         message.SessionID
+	generation int64
+}
+
+// A mail carries notices between nodes, and may lose them.
+type mail interface {
+	// send sends each to the node named, or to all.
+	send(ctx context.Context, batch []letter) error
+	// listenLoop calls receive with what is sent to the node, and connected
+	// whenever notices may have been lost before, until ctx ends.
+	listenLoop(ctx context.Context, node string, receive func(payload []byte), connected func())
+}
+
+// A letter is what one node sends.
+type letter struct {
+	to      string // a node, "" for all
+	payload []byte
+}

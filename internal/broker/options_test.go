@@ -1,0 +1,55 @@
+package broker
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"switchyard/internal/testkit"
+)
+
+// Who uses Redis for commands finds it under the same URL as the broker.
+func TestOptionsReachTheSameRedis(t *testing.T) {
+	t.Parallel()
+	sentinel := testkit.StartSentinel(t, "--requirepass", "hunter2")
+	secure := testkit.StartRedisTLS(t)
+	for name, url := range map[string]string{
+		"single":   testkit.Redis(t).URL() + "/1",
+		"sentinel": sentinel.URL(),
+		"cluster":  testkit.StartCluster(t).URL(),
+		"tls": "rediss://" + secure.TLSAddr() + "?ca_file=" + secure.CAFile +
+			"&cert_file=" + secure.CertFile + "&key_file=" + secure.KeyFile,
+	} {
+		opts, err := Options(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := redis.NewUniversalClient(opts)
+		eventually(t, name+" to answer", func() bool {
+			return client.Set(within(t, patience), "options", "1", 0).Err() == nil
+		})
+		if name != "sentinel" {
+			_ = client.Close()
+			continue
+		}
+		old := sentinel.KillMaster()
+		sentinel.WaitMaster(old)
+		eventually(t, "the new master to answer", func() bool {
+			return client.Set(within(t, patience), "options", "2", 0).Err() == nil
+		})
+		_ = client.Close()
+	}
+	if _, err := Options("redis://:hunter2@"); err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a URL without a host: %v", err)
+	}
+	opts, err := Options("redis+sentinel://127.0.0.1:1/m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewUniversalClient(opts)
+	defer client.Close()
+	if err := client.Ping(within(t, patience)).Err(); err == nil {
+		t.Error("answered though no sentinel is there")
+	}
+}

@@ -27,7 +27,7 @@ type Config struct {
 type HTTP struct {
 	ListenAddr     string        `envconfig:"LISTEN_ADDR" default:":8000" example:":8000" check:"address" doc:"Where the service listens: the page, the sockets, the API, health and metrics. Plain HTTP; TLS ends at the load balancer."`
 	Color          string        `envconfig:"COLOR" example:"blue" oneof:",blue,green" doc:"The colour of this deployment, blue or green, as clients and metrics are told."`
-	Deployment     string        `envconfig:"DEPLOYMENT" max:"64" example:"2026-11-23-1" doc:"The id of this start of this colour, as clients and metrics are told."`
+	Deployment     string        `envconfig:"DEPLOYMENT" max:"64" check:"printable" example:"2026-11-23-1" doc:"The id of this start of this colour, as clients and metrics are told."`
 	AllowedOrigins Origins       `envconfig:"ALLOWED_ORIGINS" example:"https://app.example.com,https://admin.example.com" doc:"Origins of pages that may connect, beside the service's own, separated by commas; scheme included. A star stands for one label: https://*.example.com. null is listed only if sandboxed frames are to connect."`
 	AllowedHosts   Hosts         `envconfig:"ALLOWED_HOSTS" example:"chat.example.com,*.chat.example.com" doc:"Names that the service answers to, without ports, separated by commas; a star stands for one label. Empty is any. Probes may also ask by address, or by a name without a dot."`
 	TrustedProxies Networks      `envconfig:"TRUSTED_PROXIES" example:"10.0.0.0/8,fd00::/8" doc:"Networks of the proxies in front, separated by commas: their X-Forwarded-For, -Proto and -Host are believed, nobody else's. Without it a proxy's address is taken for its clients'."`

@@ -88,6 +88,8 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"ADMIN_ADDR", "nowhere", "host:port"},
 		{"COLOR", "red", "blue, green"},
 		{"DEPLOYMENT", strings.Repeat("x", 65), "from 0 to 64 bytes"},
+		{"DEPLOYMENT", "\xff", "of ASCII"},
+		{"DEPLOYMENT", "two words", "without spaces"},
 		{"ALLOWED_ORIGINS", "app.example.com", "scheme://host"},
 		{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
 		{"ALLOWED_ORIGINS", "ftp://a.example", "a page has none of that scheme"},
@@ -122,6 +124,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"TRUSTED_PROXIES", "::/0", "everybody"},
 		{"API_KEYS", "short", "at least 16"},
 		{"API_KEYS", "a:0123456789abcdef,a:0123456789abcdeg", "two keys are named a"},
+		{"API_KEYS", "a:0123456789abcdef,b:0123456789abcdef", "a and b are the same key"},
 		{"API_KEYS", "a b:0123456789abcdef", "name of key 1"},
 		{"MAX_FRAME", "1023", "from 1024 to 1048576"},
 		{"MAX_FRAME", "1048577", "from 1024 to 1048576"},
@@ -136,6 +139,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"LOG_FORMAT", "xml", "json, text"},
 		{"DATABASE_URL", "mysql://h/d", "postgres://"},
 		{"DATABASE_URL", "sqlite:", "names no file"},
+		{"DATABASE_URL", "sqlite::memory:", "memory is no store"},
 		{"DATABASE_MAX_CONNS", "3", "from 4 to 500"},
 		{"DATABASE_LANES", "17", "from 1 to 16"},
 		{"DATABASE_LANES", "10", "DATABASE_LANES + 3 = 13"},
@@ -221,15 +225,38 @@ func TestSecretsByFile(t *testing.T) {
 	t.Setenv("REDIS_URL_FILE", "/no/such/file")
 	t.Setenv("API_KEYS_FILE", file("short"))
 	_, err = Load()
-	for _, says := range []string{"DATABASE_URL and DATABASE_URL_FILE are both set", "REDIS_URL_FILE: the file can't be used", "API_KEYS_FILE: key 1"} {
+	for _, says := range []string{"DATABASE_URL and DATABASE_URL_FILE are both set", "REDIS_URL_FILE: the file can't be used", "API_KEYS_FILE: key 1 has 5 bytes"} {
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v: does not say %q", err, says)
 		}
 	}
-	t.Setenv("DATABASE_URL", "")
-	t.Setenv("DATABASE_URL_FILE", file(strings.Repeat("x", maxSecretFile+1)))
-	if _, err = Load(); err == nil || !strings.Contains(err.Error(), "over 65536") {
-		t.Errorf("a huge file: %v", err)
+}
+
+func TestSecretFilesThatCannotBeMeant(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	for content, says := range map[string]string{
+		strings.Repeat("x", maxSecretFile+1): "DATABASE_URL_FILE: the file can't be used: it has over 65536 bytes",
+		"":                                   "DATABASE_URL_FILE: the file is empty",
+		"\r\n":                               "DATABASE_URL_FILE: the file is empty",
+		"mysql://u:hush@h/d":                 "DATABASE_URL_FILE: must be postgres://",
+	} {
+		bare(t)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("DATABASE_URL_FILE", path)
+		if _, err := Load(); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%.20q: %v: does not say %q", content, err, says)
+		}
+	}
+	bare(t)
+	t.Setenv("DATABASE_URL_FILE", "/dev/zero") // without an end
+	if _, err := Load(); err == nil || !strings.Contains(err.Error(), "over 65536") {
+		t.Errorf("a file without an end: %v", err)
+	}
+	t.Setenv("DATABASE_URL_FILE", "") // as compose files do: not set
+	if cfg, err := Load(); err != nil || cfg.Store.URL.Reveal() != "sqlite:switchyard.db" {
+		t.Errorf("set to nothing: %v", err)
 	}
 }
 

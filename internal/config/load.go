@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -83,7 +84,7 @@ func (s setting) isSecret() bool { return s.tag("secret") == "true" }
 // read fills the leaf and checks it. envconfig stops at the first mistake of
 // a struct, so each leaf is read as a struct of its own.
 func (s setting) read() error {
-	if file, ok := os.LookupEnv(s.name() + fileSuffix); ok && s.isSecret() {
+	if file := os.Getenv(s.name() + fileSuffix); file != "" && s.isSecret() {
 		return s.readFile(file)
 	}
 	field := s.field
@@ -106,26 +107,38 @@ func (s setting) readFile(path string) error {
 	if os.Getenv(s.name()) != "" {
 		return fmt.Errorf("%s and %s are both set; unset one", s.name(), name)
 	}
-	info, err := os.Stat(path)
-	if err == nil && info.Size() > maxSecretFile {
-		err = fmt.Errorf("it has %d bytes, over %d", info.Size(), maxSecretFile)
-	}
-	var content []byte
-	if err == nil {
-		content, err = os.ReadFile(path)
-	}
+	content, err := readBounded(path)
 	if err != nil {
 		return fmt.Errorf("%s: the file can't be used: %w", name, err)
 	}
 	text := strings.TrimRight(string(content), "\r\n")
+	if text == "" {
+		// A secret that was never filled in: with none at all the service would
+		// start, and be another one than was meant.
+		return fmt.Errorf("%s: the file is empty: %s", name, path)
+	}
 	if d, ok := s.value.Addr().Interface().(envconfig.Decoder); ok {
 		if err := d.Decode(text); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return s.wrong(err.Error())
 		}
 		return nil
 	}
 	s.value.SetString(text)
 	return s.check()
+}
+
+// readBounded reads a file, which may be a pipe, and not all of a huge one.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // nothing was written
+	content, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
+	if err == nil && len(content) > maxSecretFile {
+		err = fmt.Errorf("it has over %d bytes", maxSecretFile)
+	}
+	return content, err
 }
 
 // check holds the value against its tags.
@@ -190,7 +203,10 @@ func (s setting) bound(text string) int64 {
 // a secret.
 func (s setting) wrong(reason string) error {
 	value := fmt.Sprintf("%.80q", os.Getenv(s.name()))
-	if s.isSecret() {
+	switch {
+	case s.isSecret() && os.Getenv(s.name()) == "": // it came from its file
+		return fmt.Errorf("%s: %s; the file holds, for example, %s", s.name()+fileSuffix, reason, s.tag("example"))
+	case s.isSecret():
 		value = hidden
 	}
 	return fmt.Errorf("%s=%s: %s; for example %s=%s", s.name(), value, reason, s.name(), s.tag("example"))
@@ -223,10 +239,19 @@ var checks = map[string]func(string) string{
 		}
 		return ""
 	},
+	"printable": func(s string) string {
+		if strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return "must be letters, digits and signs of ASCII, without spaces"
+		}
+		return ""
+	},
 	"database": func(s string) string {
 		if path, ok := strings.CutPrefix(s, "sqlite:"); ok {
-			if path == "" {
+			switch path {
+			case "":
 				return "names no file"
+			case ":memory:":
+				return "names no file: messages are stored before they are acked, and memory is no store"
 			}
 			return ""
 		}

@@ -47,7 +47,7 @@ const minKey = 16
 
 // Decode implements envconfig.Decoder.
 func (k *Keys) Decode(value string) error {
-	keys := Keys{}
+	keys, names := Keys{}, map[string]string{}
 	for i, item := range split(value) {
 		name, key, named := strings.Cut(item, ":")
 		if !named {
@@ -60,8 +60,11 @@ func (k *Keys) Decode(value string) error {
 			return fmt.Errorf("the name of key %d must be 1 to 64 of A-Z a-z 0-9 . _ -", i+1)
 		case keys[name] != "":
 			return fmt.Errorf("two keys are named %s", name)
+		case names[key] != "":
+			// Whose a message is would be anybody's guess, and ids count by name.
+			return fmt.Errorf("%s and %s are the same key", names[key], name)
 		}
-		keys[name] = Secret(key)
+		keys[name], names[key] = Secret(key), name
 	}
 	*k = keys
 	return nil

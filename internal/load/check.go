@@ -113,6 +113,7 @@ func (c *check) sum() {
 	r.Rooms = len(c.rooms)
 	for _, l := range c.rooms {
 		r.Epochs = max(r.Epochs, len(l.heard))
+		r.Overtaken += l.overtaken()
 		for _, m := range l.order {
 			if len(m.acks) == 0 && len(m.copies) > 0 && slices.ContainsFunc(m.attempts, func(a attempt) bool { return a.outcome == unknown }) {
 				r.UnknownFound++

@@ -178,9 +178,11 @@ func (h *History) Counts() Counts {
 	}
 }
 
-// full says that little room is left: an orderly end must fit in.
-func (h *History) full() bool {
+// hasRoomFor says whether publishes, acks and deliveries may come to so many in
+// the end, beside all other events so far.
+func (h *History) hasRoomFor(expected int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.total >= h.limit-h.limit/8
+	others := h.total - h.counts[published] - h.counts[acked] - h.counts[delivered]
+	return others+expected <= h.limit
 }

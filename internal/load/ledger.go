@@ -36,6 +36,7 @@ type entry struct {
 	began    time.Duration
 	ackedAt  time.Duration // of the first ack
 	missed   int           // subscribers that should have got it
+	by       string        // who published it first
 }
 
 type attempt struct {
@@ -81,6 +82,9 @@ func (l *ledger) hear(e event, found func(Finding)) {
 	switch e.Kind {
 	case published:
 		m := l.entry(e)
+		if len(m.attempts) == 0 {
+			m.by = e.By
+		}
 		m.attempts = append(m.attempts, attempt{e.Hash, published})
 	case acked:
 		m := l.entry(e)
@@ -253,6 +257,27 @@ func (l *ledger) head(epoch message.Epoch) position {
 		return position{epoch, seqs[len(seqs)-1]}
 	}
 	return position{epoch, 0}
+}
+
+// overtaken counts messages that stand behind one which their publisher sent
+// later. Within a room a publisher's messages keep their order.
+func (l *ledger) overtaken() (n int) {
+	type lane struct {
+		by    string
+		epoch message.Epoch
+	}
+	last := map[lane]message.Seq{}
+	for _, m := range l.order {
+		if len(m.acks) == 0 || m.by == "" {
+			continue
+		}
+		lane := lane{m.by, m.acks[0].epoch}
+		if m.acks[0].seq < last[lane] {
+			n++
+		}
+		last[lane] = max(last[lane], m.acks[0].seq)
+	}
+	return n
 }
 
 // between returns the known seqs of an epoch from one to another, both included.

@@ -113,12 +113,18 @@ type Report struct {
 	Epochs      int `json:"epochs"`
 	Rooms       int `json:"rooms"`
 	Dropped     int `json:"dropped"`
+	// Overtaken messages are stored behind one that their publisher sent later.
+	// That may happen only where the service answered unavailable in between.
+	Overtaken int `json:"overtaken"`
 
 	PublishToAck      *Latencies   `json:"publish_to_ack"`
 	PublishToDelivery *Latencies   `json:"publish_to_delivery"`
 	AckToDelivery     *Latencies   `json:"ack_to_delivery"`
 	WorstPause        Subscriber   `json:"worst_pause"`
 	Subscribers       []Subscriber `json:"subscribers"`
+
+	// Run is set when the history is that of a Run.
+	Run *Facts `json:"run,omitempty"`
 }
 
 func newReport() *Report {
@@ -134,10 +140,10 @@ func newReport() *Report {
 
 func (r *Report) verdict() Verdict {
 	switch {
+	case r.Dropped > 0: // what seems to be lost may be among them
+		return Incomplete
 	case r.Broken() > 0:
 		return Wrong
-	case r.Dropped > 0:
-		return Incomplete
 	case r.Acked == 0 || r.Delivered == 0:
 		return Empty
 	}
@@ -160,14 +166,11 @@ func (r *Report) String() string {
 		r.Published, r.Rooms, r.Acked, r.Duplicates, r.refusals(), r.Unknown, r.UnknownFound)
 	fmt.Fprintf(&b, "  delivered   %d to %d subscribers; %d gaps declared, %d messages in them; %d epochs\n",
 		r.Delivered, len(r.Subscribers), r.Gaps, r.GapMessages, r.Epochs)
-	for _, row := range []struct {
-		name string
-		l    *Latencies
-	}{{"to the ack", r.PublishToAck}, {"to delivery", r.PublishToDelivery}} {
-		fmt.Fprintf(&b, "  %-11s p50 %s, p99 %s, p99.9 %s, at most %s\n", row.name,
-			rounded(row.l.Quantile(0.5)), rounded(row.l.Quantile(0.99)), rounded(row.l.Quantile(0.999)), rounded(row.l.Max()))
-	}
+	latencyRows(&b, r.PublishToAck, r.PublishToDelivery)
 	fmt.Fprintf(&b, "  worst pause %s\n", r.pause())
+	if r.Run != nil {
+		r.Run.troubles(&b)
+	}
 	for _, f := range r.Findings {
 		fmt.Fprintf(&b, "\n  %-14s %s", f.Fault, f.Text)
 	}

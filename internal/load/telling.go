@@ -8,7 +8,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// An Attempt is one publish whose outcome is not told yet.
+// An Attempt is one publish whose outcome is not told yet. The zero Attempt
+// belongs to no history.
 type Attempt struct {
 	history *History
 	event   event
@@ -26,6 +27,9 @@ func (h *History) Publish(room message.Room, by, user, id string, data []byte) A
 
 // Done tells the outcome; it fits what client.Send wants to be told by.
 func (a Attempt) Done(ack client.Ack, err error) {
+	if a.history == nil {
+		return
+	}
 	e := a.event
 	var answer *client.Error
 	switch {

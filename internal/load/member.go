@@ -1,0 +1,172 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/message"
+)
+
+// maxPending bounds what a member has published without an answer; a message
+// that is due beyond it is held back.
+const maxPending = 256
+
+// A member is one client of a run, in one room.
+type member struct {
+	// Static once it has joined.
+	run  *Run
+	n    int
+	name string
+	room message.Room
+	user string
+	line *line
+	sub  *Subscription // nil in a run that is not judged
+
+	client *client.Client
+
+	published atomic.Int64
+	pending   atomic.Int64
+}
+
+// connect connects a member and joins its room.
+func (r *Run) connect(ctx context.Context, n int) (*member, error) {
+	m := &member{run: r, n: n, name: fmt.Sprintf("%s-%d", r.plan.Prefix, n), room: r.plan.room(n % r.plan.Rooms), line: new(line)}
+	opts := r.options(r.plan.urlsOf(n), m.line)
+	handler := client.Handler{Message: m.clock}
+	if r.history != nil {
+		m.sub = r.history.Subscribe(m.name, m.room, client.Start())
+		handler = m.sub.Handler()
+		handler.Message = m.deliver
+	}
+	c, err := client.New(opts)
+	if err != nil {
+		return nil, err
+	}
+	m.client = c
+	if err = c.Ready(ctx); err == nil {
+		_, err = c.Join(ctx, m.room, client.Start(), handler)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	if user := c.Welcome().User; user != nil {
+		m.user = *user
+	}
+	return m, nil
+}
+
+// options are those of every client of the run.
+func (r *Run) options(urls []string, l *line) client.Options {
+	opts := client.Options{
+		URLs: urls, MaxPending: 2 * maxPending,
+		HTTPClient: &http.Client{Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, DialContext: l.dial, DisableKeepAlives: true,
+		}},
+		OnState: r.state,
+	}
+	if r.plan.Token != "" {
+		opts.Token = func(context.Context) (string, error) { return r.plan.Token, nil }
+	}
+	return opts
+}
+
+// deliver takes a message for the history.
+func (m *member) deliver(msg message.Message) {
+	m.run.delivered.Add(1)
+	m.sub.Deliver(msg)
+}
+
+// clock takes a message for its time alone.
+func (m *member) clock(msg message.Message) {
+	m.run.delivered.Add(1)
+	if at, ok := sentAt(msg.Data); ok {
+		m.run.deliveries.add(m.n, time.Since(m.run.began)-at)
+	}
+}
+
+// publish sends one message; then, if set, is called with its outcome. False
+// says that too many wait already, or that the member's life is over.
+func (m *member) publish(then func(error)) bool {
+	if m.pending.Add(1) > maxPending || m.client.Err() != nil {
+		m.pending.Add(-1)
+		return false
+	}
+	id := m.name + "-" + strconv.FormatInt(m.published.Add(1), 10)
+	began := time.Since(m.run.began)
+	data := m.data(began)
+	m.run.inFlight.Add(1)
+	attempt := m.run.attempt(m, id, data)
+	answered := func(ack client.Ack, err error) {
+		attempt.Done(ack, err)
+		m.run.answered(m, began, err)
+		m.pending.Add(-1)
+		if then != nil {
+			then(err)
+		}
+		m.run.inFlight.Add(-1)
+	}
+	m.run.published.Add(1)
+	if err := m.client.Send(m.room, data, id, answered); err != nil {
+		then = nil
+		answered(client.Ack{}, err)
+		return false
+	}
+	return true
+}
+
+// data is a JSON string of the plan's size that tells who sent it and when.
+func (m *member) data(at time.Duration) json.RawMessage {
+	b := append(make([]byte, 0, m.run.plan.Size), '"')
+	b = strconv.AppendInt(b, int64(m.n), 10)
+	b = strconv.AppendInt(append(b, '.'), int64(at), 10)
+	for b = append(b, ' '); len(b) < m.run.plan.Size-1; {
+		b = append(b, 'x')
+	}
+	return append(b, '"')
+}
+
+// sentAt reads the time out of a message's data.
+func sentAt(data []byte) (time.Duration, bool) {
+	_, rest, _ := bytes.Cut(data, []byte("."))
+	digits, _, found := bytes.Cut(rest, []byte(" "))
+	ns, err := strconv.ParseInt(string(digits), 10, 64)
+	return time.Duration(ns), found && err == nil
+}
+
+// A line is the network connection of one client, to be cut. While a client
+// moves it is the newer one.
+type line struct {
+	dialer net.Dialer
+
+	mu   sync.Mutex // Protects following.
+	conn net.Conn
+}
+
+func (l *line) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := l.dialer.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conn = conn
+	return conn, nil
+}
+
+// cut breaks the connection, as a network does, and says whether there was one.
+func (l *line) cut() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conn != nil && !errors.Is(l.conn.Close(), net.ErrClosed)
+}

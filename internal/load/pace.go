@@ -1,0 +1,124 @@
+package load
+
+import "time"
+
+const (
+	// retryAfter is how long a publisher waits that publishes as fast as acks
+	// come, and got something else.
+	retryAfter = 100 * time.Millisecond
+	// behindAtMost is how far the pace may fall behind before messages are held
+	// back: a run that was paused does not make up for it in one burst.
+	behindAtMost = time.Second
+)
+
+// publishLoop publishes until the end, at a rate or as fast as acks come.
+func (r *Run) publishLoop() {
+	if r.plan.Rate == 0 {
+		for _, m := range r.publishers() {
+			for range r.plan.Window {
+				m.next()
+			}
+		}
+		<-r.ending
+		return
+	}
+	next := time.NewTimer(0)
+	defer next.Stop()
+	began, due := time.Now(), 0
+	for {
+		select {
+		case <-r.ending:
+			return
+		case <-next.C:
+		}
+		due = r.publishDue(time.Since(began), due)
+		next.Reset(time.Duration(float64(due+1)/r.plan.Rate*float64(time.Second)) - time.Since(began))
+	}
+}
+
+// publishers are the members that publish.
+func (r *Run) publishers() []*member { return r.members[:r.plan.Publishers] }
+
+// publishDue publishes what is due after so long and returns how many that are,
+// with the sent ones. Publishers take turns.
+func (r *Run) publishDue(elapsed time.Duration, sent int) int {
+	publishers := r.publishers()
+	due := int(elapsed.Seconds() * r.plan.Rate)
+	if late := int((elapsed - behindAtMost).Seconds() * r.plan.Rate); late > sent {
+		r.heldBack.Add(int64(late - sent))
+		sent = late
+	}
+	for ; sent < due; sent++ {
+		if !publishers[sent%len(publishers)].publish(nil) {
+			r.heldBack.Add(1)
+		}
+	}
+	return sent
+}
+
+// next publishes one message, and the next one when its answer has come.
+func (m *member) next() {
+	select {
+	case <-m.run.ending:
+		return
+	default:
+	}
+	again := func(err error) {
+		if err == nil {
+			m.next()
+			return
+		}
+		time.AfterFunc(retryAfter, m.next)
+	}
+	if !m.publish(again) && m.client.Err() == nil {
+		time.AfterFunc(retryAfter, m.next)
+	}
+}
+
+// cutLoop cuts one connection after the other.
+func (r *Run) cutLoop() {
+	if r.plan.Cut == 0 {
+		return
+	}
+	next := time.NewTicker(r.plan.Cut)
+	defer next.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-r.ending:
+			return
+		case <-next.C:
+		}
+		if r.members[n%len(r.members)].line.cut() {
+			r.cuts.Add(1)
+		}
+	}
+}
+
+// fullLoop ends the run before its history is full.
+func (r *Run) fullLoop() {
+	if r.history == nil {
+		return
+	}
+	look := time.NewTicker(tick)
+	defer look.Stop()
+	for {
+		select {
+		case <-r.ending:
+			return
+		case <-look.C:
+		}
+		if r.full() {
+			r.end("the history is full")
+		}
+	}
+}
+
+// full says that the history has no room for more than is under way: each
+// message is published, acked, and delivered to a room's members and its reader
+// at the end. Joins, returns and ends come once or twice a client.
+func (r *Run) full() bool {
+	members := (r.plan.Clients + r.plan.Rooms - 1) / r.plan.Rooms
+	messages := int(r.published.Load()) + r.plan.Rooms
+	reserve := 4*(r.plan.Clients+r.plan.Rooms) + r.plan.MaxEvents/8
+	return !r.history.hasRoomFor(messages*(members+3) + reserve)
+}

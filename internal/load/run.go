@@ -1,0 +1,259 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"switchyard/internal/client"
+)
+
+const (
+	// atOnce bounds the clients that connect, or close, at the same time.
+	atOnce = 64
+	// joinTimeout is how long all may take to join, beside RampUp.
+	joinTimeout = time.Minute
+	// preflightTimeout is how long an address has to answer.
+	preflightTimeout = 10 * time.Second
+	// tick is how often a wait looks again.
+	tick = 10 * time.Millisecond
+)
+
+// A Run is a Plan under way. Its methods may be called from any goroutine.
+//
+//	run, err := load.Start(ctx, load.Plan{URLs: urls})
+//	...                   // break something
+//	run.Stop()            // or let Plan.Duration pass
+//	report := run.Report()
+type Run struct {
+	plan    Plan
+	began   time.Time
+	history *History // nil when it is not judged
+	members []*member
+
+	ending  chan struct{} // closed by end: publish no more
+	over    chan struct{} // closed by lead, when all is done
+	endOnce sync.Once
+	reason  string // why publishing ended; written before ending is closed
+
+	// Written by lead before over is closed.
+	took   time.Duration // publishing
+	atEnd  Progress      // of publishing
+	facts  *Facts
+	report *Report
+
+	published, acked, failed, delivered, inFlight atomic.Int64
+	connects, cuts, heldBack, unread              atomic.Int64
+	acks, deliveries                              shards // of a run that is not judged
+
+	mu      sync.Mutex // Protects following.
+	trouble error      // why a connection failed last
+}
+
+// Start connects the plan's clients and returns once all have joined; then they
+// publish. It fails when an address can't be reached, or not all can join in
+// time. When ctx ends the run ends early, and is judged all the same.
+func Start(ctx context.Context, plan Plan) (*Run, error) {
+	plan = plan.withDefaults()
+	if err := plan.check(); err != nil {
+		return nil, err
+	}
+	r := &Run{plan: plan, began: time.Now(), ending: make(chan struct{}), over: make(chan struct{})}
+	if !plan.Unjudged {
+		r.history = newHistory(plan.MaxEvents)
+	}
+	if err := r.preflight(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.gather(ctx); err != nil {
+		r.scatter()
+		return nil, err
+	}
+	go r.lead(ctx)
+	return r, nil
+}
+
+// preflight sees whether each address answers, since a client that has several
+// would not tell.
+func (r *Run) preflight(ctx context.Context) error {
+	errs := make([]error, len(r.plan.URLs))
+	var all sync.WaitGroup
+	for i, url := range r.plan.URLs {
+		all.Go(func() { errs[i] = r.probe(ctx, url) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// probe connects once.
+func (r *Run) probe(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, preflightTimeout, fmt.Errorf("no answer within %v", preflightTimeout))
+	defer cancel()
+	failed := make(chan error, 1)
+	opts := r.options([]string{url}, new(line))
+	opts.OnState = func(s client.StateEvent) {
+		if s.State == client.Waiting {
+			select {
+			case failed <- s.Err:
+			default:
+			}
+		}
+	}
+	c, err := client.New(opts)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ready := make(chan error, 1)
+	go func() { ready <- c.Ready(ctx) }()
+	select {
+	case err = <-ready:
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+	case err = <-failed:
+		cancel()
+		<-ready
+	}
+	if err != nil {
+		return fmt.Errorf("can't connect to %s: %w", url, err)
+	}
+	return nil
+}
+
+// gather connects all members.
+func (r *Run) gather(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.plan.RampUp+joinTimeout)
+	defer cancel()
+	r.members = make([]*member, r.plan.Clients)
+	errs := make([]error, r.plan.Clients)
+	each(r.plan.Clients, func(n int) {
+		due := time.Duration(float64(r.plan.RampUp) * float64(n) / float64(r.plan.Clients))
+		if err := sleep(ctx, due-time.Since(r.began)); err != nil {
+			errs[n] = err
+			return
+		}
+		if r.members[n], errs[n] = r.connect(ctx, n); errs[n] != nil {
+			cancel() // one is enough
+		}
+	})
+	joined := 0
+	var first error
+	for n, m := range r.members {
+		switch {
+		case m != nil:
+			joined++
+		case first == nil || errors.Is(first, context.Canceled):
+			first = errs[n]
+		}
+	}
+	if joined == r.plan.Clients {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.trouble != nil {
+		first = fmt.Errorf("%w (the last connection failed: %w)", first, r.trouble)
+	}
+	return fmt.Errorf("%d of %d clients could join: %w", joined, r.plan.Clients, first)
+}
+
+// each calls f with 0 to n-1, atOnce at a time, and returns when all have.
+func each(n int, f func(int)) {
+	var all sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for i := range n {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			f(i)
+		})
+	}
+	all.Wait()
+}
+
+// state is told of each client's connections.
+func (r *Run) state(s client.StateEvent) {
+	switch s.State {
+	case client.Live:
+		r.connects.Add(1)
+	case client.Waiting:
+		r.mu.Lock()
+		r.trouble = s.Err
+		r.mu.Unlock()
+	}
+}
+
+// lead publishes to the end, and sees the run off.
+func (r *Run) lead(ctx context.Context) {
+	defer close(r.over)
+	began := time.Now()
+	stop := context.AfterFunc(ctx, func() { r.end("stopped") })
+	defer stop()
+	if r.plan.Duration > 0 {
+		timer := time.AfterFunc(r.plan.Duration, func() { r.end("the time was up") })
+		defer timer.Stop()
+	}
+	var loops sync.WaitGroup
+	loops.Go(r.publishLoop)
+	loops.Go(r.cutLoop)
+	loops.Go(r.fullLoop)
+	loops.Wait()
+	r.took, r.atEnd = time.Since(began), r.Progress()
+	r.settle()
+	r.facts = r.sum()
+	r.scatter()
+	if r.history != nil {
+		r.report = Check(r.history)
+		r.report.Run = r.facts
+	}
+}
+
+// end ends publishing.
+func (r *Run) end(reason string) {
+	r.endOnce.Do(func() {
+		r.reason = reason
+		close(r.ending)
+	})
+}
+
+// Stop ends publishing before its time.
+func (r *Run) Stop() { r.end("stopped") }
+
+// Done returns a channel that is closed when all is delivered or given up, and
+// judged.
+func (r *Run) Done() <-chan struct{} { return r.over }
+
+// Report waits for the end of the run and returns the judgement of it, nil
+// when it is Unjudged.
+func (r *Run) Report() *Report {
+	<-r.over
+	return r.report
+}
+
+// History returns what is kept so far, nil when the run is Unjudged.
+func (r *Run) History() *History { return r.history }
+
+// scatter closes all clients.
+func (r *Run) scatter() {
+	each(len(r.members), func(n int) {
+		if m := r.members[n]; m != nil {
+			m.client.Close()
+		}
+	})
+}
+
+// sleep waits for d, or returns ctx's error when it ends first.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,128 @@
+package load
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/message"
+)
+
+// roomsOfReader bounds the rooms that one late reader joins.
+const roomsOfReader = 50
+
+// settle waits until every publish is answered and everybody has everything,
+// but no longer than the plan allows. In a run that is judged, a last message in
+// each room marks its head, and readers that were not there before read all
+// rooms from the start: what was acked must be stored.
+func (r *Run) settle() {
+	ctx, cancel := context.WithTimeout(context.Background(), r.plan.Settle)
+	defer cancel()
+	poll(ctx, func() bool { return r.inFlight.Load() == 0 })
+	if r.history == nil {
+		return
+	}
+	heads := r.mark(ctx)
+	subs := make([]*Subscription, 0, len(r.members)+r.plan.Rooms)
+	for _, m := range r.members {
+		subs = append(subs, m.sub)
+	}
+	readers, read := r.readAgain(ctx)
+	subs = append(subs, read...)
+	poll(ctx, func() bool {
+		for _, s := range subs {
+			if head := heads[s.room]; head.seq > 0 && !s.passed(head) {
+				return false
+			}
+		}
+		return true
+	})
+	for _, s := range subs {
+		if head := heads[s.room]; head.seq > 0 {
+			s.end(head)
+		}
+	}
+	for _, reader := range readers {
+		reader.Close()
+	}
+}
+
+// poll looks every tick whether something holds, until it does or ctx ends.
+func poll(ctx context.Context, holds func() bool) {
+	look := time.NewTicker(tick)
+	defer look.Stop()
+	for !holds() {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// mark publishes a last message in each room and returns where it was stored.
+func (r *Run) mark(ctx context.Context) map[message.Room]position {
+	marks := make([]position, r.plan.Rooms)
+	each(r.plan.Rooms, func(n int) {
+		for k := n; k < len(r.members) && marks[n].seq == 0 && ctx.Err() == nil; k += r.plan.Rooms {
+			marks[n] = r.members[k].mark(ctx)
+		}
+	})
+	heads := make(map[message.Room]position, len(marks))
+	for n, at := range marks {
+		heads[r.plan.room(n)] = at
+	}
+	return heads
+}
+
+// mark publishes a member's last message; without an ack the seq is 0.
+func (m *member) mark(ctx context.Context) position {
+	id := m.name + "-last"
+	data := m.data(time.Since(m.run.began))
+	attempt := m.run.attempt(m, id, data)
+	ack, err := m.client.Publish(ctx, m.room, data, id)
+	attempt.Done(ack, err)
+	return position{ack.Epoch, ack.Seq}
+}
+
+// readAgain joins all rooms with new clients, from the start. What it can't join
+// in time is counted.
+func (r *Run) readAgain(ctx context.Context) (readers []*client.Client, subs []*Subscription) {
+	readers = make([]*client.Client, (r.plan.Rooms+roomsOfReader-1)/roomsOfReader)
+	subs = make([]*Subscription, r.plan.Rooms)
+	each(len(readers), func(n int) {
+		opts := r.options(r.plan.urlsOf(n), new(line))
+		opts.OnState = nil // it is none of the plan's clients
+		reader, err := client.New(opts)
+		for k := n * roomsOfReader; k < min((n+1)*roomsOfReader, r.plan.Rooms); k++ {
+			s := r.history.Subscribe(fmt.Sprintf("%s-reader-%d", r.plan.Prefix, n), r.plan.room(k), client.Start())
+			if err == nil {
+				_, err = reader.Join(ctx, s.room, client.Start(), s.Handler())
+			}
+			if err != nil {
+				r.unread.Add(1)
+				s.close()
+				continue
+			}
+			subs[k] = s
+		}
+		readers[n] = reader
+	})
+	gone := func(s *Subscription) bool { return s == nil }
+	return slices.DeleteFunc(readers, func(c *client.Client) bool { return c == nil }), slices.DeleteFunc(subs, gone)
+}
+
+// passed says whether the subscriber is at a position or beyond it.
+func (s *Subscription) passed(head position) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at.epoch == head.epoch && s.at.seq >= head.seq
+}
+
+// end tells how far the subscriber had to come.
+func (s *Subscription) end(head position) {
+	s.tell(ended, head, event{})
+	s.close()
+}

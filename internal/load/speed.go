@@ -1,0 +1,175 @@
+package load
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// shards are Latencies that many may add to at once.
+type shards [16]struct {
+	mu sync.Mutex // Protects l.
+	l  Latencies
+}
+
+func (s *shards) add(n int, d time.Duration) {
+	shard := &s[n%len(s)]
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	shard.l.Add(d)
+}
+
+func (s *shards) sum() *Latencies {
+	sum := new(Latencies)
+	for i := range s {
+		s[i].mu.Lock()
+		sum.Merge(&s[i].l)
+		s[i].mu.Unlock()
+	}
+	return sum
+}
+
+// attempt tells the history of a publish, if there is one.
+func (r *Run) attempt(m *member, id string, data json.RawMessage) Attempt {
+	if r.history == nil {
+		return Attempt{}
+	}
+	return r.history.Publish(m.room, m.name, m.user, id, data)
+}
+
+// answered counts the outcome of a publish.
+func (r *Run) answered(m *member, began time.Duration, err error) {
+	if err != nil {
+		r.failed.Add(1)
+		return
+	}
+	r.acked.Add(1)
+	if r.history == nil {
+		r.acks.add(m.n, time.Since(r.began)-began)
+	}
+}
+
+// Progress is how far a run has come.
+type Progress struct {
+	Elapsed                             time.Duration
+	Published, Acked, Failed, Delivered int64
+	// Reconnects are connections beyond each client's first.
+	Reconnects int64
+	// Ending says that nobody publishes any more.
+	Ending bool
+}
+
+// Progress returns how far the run has come.
+func (r *Run) Progress() Progress {
+	p := Progress{
+		Elapsed:   time.Since(r.began),
+		Published: r.published.Load(), Acked: r.acked.Load(), Failed: r.failed.Load(), Delivered: r.delivered.Load(),
+		Reconnects: max(r.connects.Load()-int64(r.plan.Clients), 0),
+	}
+	select {
+	case <-r.ending:
+		p.Ending = true
+	default:
+	}
+	return p
+}
+
+// Facts are what a run was, beside its history.
+type Facts struct {
+	URLs    int    `json:"urls"`
+	Clients int    `json:"clients"`
+	Ended   string `json:"ended"` // why publishing ended
+	// PublishedFor is how long it lasted.
+	PublishedFor Milliseconds `json:"published_for_ms"`
+	Reconnects   int64        `json:"reconnects"`
+	Cuts         int64        `json:"cuts"` // of connections, by this program
+	// HeldBack messages were due and not sent, since too much waited already.
+	HeldBack int64 `json:"held_back"`
+	// Unread rooms could not be read again at the end.
+	Unread int64 `json:"unread"`
+	// TurnedAway are clients that the service told to stay away, by reason.
+	TurnedAway map[string]int `json:"turned_away,omitempty"`
+}
+
+func (r *Run) sum() *Facts {
+	return &Facts{
+		URLs: len(r.plan.URLs), Clients: r.plan.Clients, Ended: r.reason, PublishedFor: Milliseconds(r.took),
+		Reconnects: r.Progress().Reconnects, Cuts: r.cuts.Load(), HeldBack: r.heldBack.Load(),
+		Unread: r.unread.Load(), TurnedAway: r.turnedAway(),
+	}
+}
+
+// turnedAway counts the clients that ended although nobody closed them.
+func (r *Run) turnedAway() map[string]int {
+	why := map[string]int{}
+	for _, m := range r.members {
+		if err := m.client.Err(); err != nil {
+			why[err.Error()]++
+		}
+	}
+	return why
+}
+
+// A Speed is what a run measured by itself, which is all that a run that is not
+// judged has. Counts and rates are those of the time in which it published;
+// latencies are there only when it is not judged.
+type Speed struct {
+	Facts
+	Published           int64      `json:"published"`
+	Acked               int64      `json:"acked"`
+	Failed              int64      `json:"failed"`
+	Delivered           int64      `json:"delivered"`
+	AcksPerSecond       float64    `json:"acks_per_second"`
+	DeliveriesPerSecond float64    `json:"deliveries_per_second"`
+	PublishToAck        *Latencies `json:"publish_to_ack"`
+	PublishToDelivery   *Latencies `json:"publish_to_delivery"`
+}
+
+// Speed waits for the end of the run and returns what it measured.
+func (r *Run) Speed() *Speed {
+	<-r.over
+	seconds := max(r.took.Seconds(), 0.001)
+	return &Speed{
+		Facts: *r.facts, Published: r.atEnd.Published, Acked: r.atEnd.Acked, Failed: r.atEnd.Failed, Delivered: r.atEnd.Delivered,
+		AcksPerSecond: float64(r.atEnd.Acked) / seconds, DeliveriesPerSecond: float64(r.atEnd.Delivered) / seconds,
+		PublishToAck: r.acks.sum(), PublishToDelivery: r.deliveries.sum(),
+	}
+}
+
+// String is the measurement for people.
+func (s *Speed) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d clients, %s\n\n", s.Clients, s.PublishedFor)
+	fmt.Fprintf(&b, "  acked       %.0f/s (%d of %d published, %d failed, %d held back)\n", s.AcksPerSecond, s.Acked, s.Published, s.Failed, s.HeldBack)
+	fmt.Fprintf(&b, "  delivered   %.0f/s (%d)\n", s.DeliveriesPerSecond, s.Delivered)
+	latencyRows(&b, s.PublishToAck, s.PublishToDelivery)
+	s.troubles(&b)
+	return b.String()
+}
+
+// latencyRows writes how long acks and deliveries took since the publish.
+func latencyRows(b *strings.Builder, acks, deliveries *Latencies) {
+	row := func(name string, l *Latencies) {
+		fmt.Fprintf(b, "  %-11s p50 %s, p99 %s, p99.9 %s, at most %s\n", name,
+			rounded(l.Quantile(0.5)), rounded(l.Quantile(0.99)), rounded(l.Quantile(0.999)), rounded(l.Max()))
+	}
+	row("to the ack", acks)
+	row("to delivery", deliveries)
+}
+
+// troubles writes what went not quite as planned.
+func (f *Facts) troubles(b *strings.Builder) {
+	if f.Reconnects > 0 || f.Cuts > 0 {
+		fmt.Fprintf(b, "  connections %d made again, %d cut by this program\n", f.Reconnects, f.Cuts)
+	}
+	if f.Unread > 0 {
+		fmt.Fprintf(b, "  not read again: %d rooms, the service did not let the readers in\n", f.Unread)
+	}
+	for _, why := range slices.Sorted(maps.Keys(f.TurnedAway)) {
+		fmt.Fprintf(b, "  turned away %d clients: %s\n", f.TurnedAway[why], why)
+	}
+}

@@ -31,6 +31,13 @@ var contract = []struct {
 	{"One owner, however many come", oneOwnerHoweverManyCome},
 	{"A large batch", aLargeBatch},
 	{"Close sends what waits", closeSendsWhatWaits},
+	{"Nodes see each other", nodesSeeEachOther},
+	{"Who came back elsewhere is counted", whoCameBackElsewhereIsCounted},
+	{"A removed user stays out everywhere", aRemovedUserStaysOutEverywhere},
+	{"A bar ends", aBarEnds},
+	{"What cannot be barred is said", whatCannotBeBarredIsSaid},
+	{"A bar without a notice", aBarWithoutANotice},
+	{"More bars than there may be", moreBarsThanThereMayBe},
 }
 
 // basics is what is also told in a cluster and behind sentinels, where only
@@ -38,6 +45,7 @@ var contract = []struct {
 var basics = []string{
 	"A session comes back on another node", "The old owner is told and refused", "A goodbye is for good",
 	"One owner, however many come", "A large batch",
+	"Who came back elsewhere is counted", "A removed user stays out everywhere",
 }
 
 func TestContract(t *testing.T) {

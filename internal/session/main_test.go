@@ -81,6 +81,7 @@ type peer struct {
 
 	mu      sync.Mutex
 	notices []message.Notice
+	status  message.NodeStatus
 }
 
 // crew opens nodes of one house, by name.
@@ -106,7 +107,7 @@ func crew(t *testing.T, h house, change func(*Config), names ...string) []*peer 
 				t.Errorf("Close: %v", err)
 			}
 		})
-		n.Start(Hooks{Notify: p.hear})
+		n.Start(Hooks{Status: p.tellStatus, Notify: p.hear})
 		peers = append(peers, p)
 	}
 	for _, p := range peers {
@@ -125,6 +126,18 @@ func (p *peer) hear(n message.Notice) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.notices = append(p.notices, n)
+}
+
+func (p *peer) say(s message.NodeStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status = s
+}
+
+func (p *peer) tellStatus() message.NodeStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.status
 }
 
 func (p *peer) heard(want func(message.Notice) bool) int {
@@ -227,6 +240,7 @@ func (l *logs) String() string {
 func loggerOf(l *logs) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 // aclRights are the commands that docs/sessions.md says a user needs.
-var aclRights = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del")
+var aclRights = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
+	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby")
 
 func (l *logs) count(text string) int { return strings.Count(l.String(), text) }

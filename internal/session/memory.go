@@ -26,6 +26,9 @@ type Space struct {
 	saved    list.List // of *kept, those saved longest ago first
 	bytes    int
 	inboxes  map[string]chan []byte // of nodes that listen
+	nodes    map[string]spaceNode
+	barred   map[string]time.Time // until when, by user
+	state    int64                // raised by each change of barred
 }
 
 // A kept session is a record, in the form that Redis would have it: what is
@@ -51,6 +54,8 @@ func (s *Space) join(cfg Config, m *metrics) *member {
 	if s.sessions == nil {
 		s.sessions = make(map[message.SessionID]*list.Element)
 		s.inboxes = make(map[string]chan []byte)
+		s.nodes = make(map[string]spaceNode)
+		s.barred = make(map[string]time.Time)
 	}
 	return &member{Space: s, ttl: cfg.TTL, metrics: m}
 }

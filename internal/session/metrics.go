@@ -15,9 +15,10 @@ const (
 	opEnd    = "end"
 	opBeat   = "beat"
 	opNotice = "notice"
+	opBar    = "bar"
 )
 
-var operations = []string{opAsk, opSave, opEnd, opBeat, opNotice}
+var operations = []string{opAsk, opSave, opEnd, opBeat, opNotice, opBar}
 
 // Why something was dropped: the closed set of values of the label reason of
 // session_dropped_total.

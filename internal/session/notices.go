@@ -95,9 +95,13 @@ func (n *Node) receive(payload []byte) {
 		return // its own, told at once when it was sent
 	}
 	for _, w := range l.Notices {
+		d := time.Duration(min(w.ForMS, maxBar.Milliseconds())) * time.Millisecond
+		if w.Kind == message.NoticeRemoved {
+			n.bars.learn(w.User, d)
+		}
 		n.notify(message.Notice{
 			Kind: w.Kind, Node: l.From, Session: w.Session, Generation: w.Generation,
-			User: w.User, For: time.Duration(w.ForMS) * time.Millisecond, Rooms: w.Rooms,
+			User: w.User, For: d, Rooms: w.Rooms,
 		})
 	}
 }

@@ -72,6 +72,8 @@ func (c Config) withDefaults() (Config, error) {
 // Hooks are what a node calls once it is started. They must not block, and are
 // called from several goroutines.
 type Hooks struct {
+	// Status tells of the node, each second; Node, Returned and Age are not its.
+	Status func() message.NodeStatus
 	// Notify gets what other nodes, and this one, have to tell.
 	Notify func(message.Notice)
 }
@@ -88,6 +90,8 @@ type Node struct {
 	cancel  context.CancelFunc
 	loops   sync.WaitGroup // joined only with mu held and closed false
 	hooks   atomic.Pointer[Hooks]
+	fleet   fleet
+	bars    barred
 
 	mu      sync.Mutex // Protects following.
 	started bool
@@ -141,7 +145,7 @@ func (n *Node) Start(h Hooks) {
 	}
 	n.started = true
 	n.hooks.Store(&h)
-	for _, loop := range []func(context.Context){n.listenLoop, n.sendLoop, n.endLoop} {
+	for _, loop := range []func(context.Context){n.beatLoop, n.listenLoop, n.sendLoop, n.endLoop} {
 		n.loops.Go(func() { loop(n.ctx) })
 	}
 }
@@ -149,9 +153,9 @@ func (n *Node) Start(h Hooks) {
 // Up says whether what nodes share could be reached when it was last tried.
 func (n *Node) Up() bool { return n.space.up() }
 
-// Close sends what waits, while ctx lasts, then ends all loops and
-// connections. What the node shared stays until it expires: its clients are
-// about to come back elsewhere. Calling it again is harmless.
+// Close says that the node goes, sends what waits, while ctx lasts, then ends
+// all loops and connections. What the node shared stays until it expires: its
+// clients are about to come back elsewhere. Calling it again is harmless.
 func (n *Node) Close(ctx context.Context) error {
 	n.mu.Lock()
 	again, started := n.closed, n.started
@@ -161,6 +165,7 @@ func (n *Node) Close(ctx context.Context) error {
 		return nil
 	}
 	if started {
+		n.beat(ctx, true)
 		n.outbox.flush(ctx)
 		n.ends.flush(ctx)
 	}

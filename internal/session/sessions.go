@@ -33,6 +33,9 @@ func (n *Node) Resume(ctx context.Context, secret, user string) (message.Session
 		return message.Session{}, false, nil
 	}
 	n.metrics.resumes[resumeDone].Inc()
+	if s.From != n.cfg.Node {
+		n.fleet.came(s.From, 1)
+	}
 	n.tell(s.From, message.Notice{Kind: message.NoticeTaken, Session: s.ID, Generation: s.Generation})
 	return s, true, nil
 }

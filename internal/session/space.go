@@ -11,6 +11,7 @@ import (
 // is what the space said.
 type space interface {
 	records
+	boards
 	mail
 	// up says whether the last call reached the space.
 	up() bool
@@ -38,6 +39,15 @@ type records interface {
 type ended struct {
 	id         message.SessionID
 	generation int64
+}
+
+// boards tell nodes of each other, and who is barred.
+type boards interface {
+	beat(ctx context.Context, b beat) (board, error)
+	// bar keeps users out; refused is how many there was no room for.
+	bar(ctx context.Context, bars []bar) (refused int, err error)
+	// bars returns who is kept out, and the state that this is.
+	bars(ctx context.Context) (state string, bars []bar, err error)
 }
 
 // A mail carries notices between nodes, and may lose them.

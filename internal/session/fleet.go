@@ -1,0 +1,217 @@
+package session
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+const (
+	// beatEvery is how often a node tells that it is there.
+	beatEvery = time.Second
+	// nodeExpiry is how long after that it counts as alive.
+	nodeExpiry = 5 * time.Second
+	// forgetAfter is when nothing of it is kept any more.
+	forgetAfter = time.Minute
+	// maxNodes bounds the nodes that one knows of.
+	maxNodes = 1000
+)
+
+// A beat is what a node tells.
+type beat struct {
+	node     string
+	status   []byte
+	returned map[string]int64 // sessions that came here since the last one, by their node before
+}
+
+// A board is what is known of all nodes.
+type board struct {
+	nodes    []entry
+	returned int64  // sessions of this node that came back elsewhere
+	bars     string // which state the bars are in; another one after each change
+}
+
+// An entry is one node's last word.
+type entry struct {
+	node   string
+	status []byte
+	age    time.Duration
+}
+
+// A wireStatus is what a node says of itself. One that is gone still counts as
+// alive until it expires, for the sake of its members: they are on their way.
+type wireStatus struct {
+	message.NodeStatus
+	Gone bool `json:"gone,omitempty"`
+}
+
+// fleet is what a node knows of all, itself included.
+type fleet struct {
+	turn sync.Mutex // held during a beat. Protects following.
+	gone bool       // the last one was sent
+
+	mu       sync.Mutex // Protects following.
+	nodes    map[string]sighting
+	asked    time.Time        // when the board was read last, zero: never
+	pending  map[string]int64 // sessions that came here and are not told yet
+	raw      int64            // the last count of our own that came back elsewhere
+	returned int64            // the same, whatever was emptied meanwhile
+}
+
+type sighting struct {
+	at     time.Time
+	status wireStatus
+}
+
+// Fleet returns what each node that is there last told about itself, in the
+// order of their names, this one included. It asks nobody: the node reads the
+// board each second. An error wraps message.ErrAway when it could not lately.
+func (n *Node) Fleet() ([]message.NodeStatus, error) {
+	f := &n.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if !f.known(now) {
+		return nil, fmt.Errorf("who is there: %w", message.ErrAway)
+	}
+	var all []message.NodeStatus
+	for _, s := range f.nodes {
+		age := now.Sub(s.at)
+		if s.status.Gone || age > nodeExpiry {
+			continue
+		}
+		status := s.status.NodeStatus
+		status.Age = age
+		if status.Node == n.cfg.Node {
+			status.Returned = f.returned
+		}
+		all = append(all, status)
+	}
+	slices.SortFunc(all, func(a, b message.NodeStatus) int { return cmp.Compare(a.Node, b.Node) })
+	return all, nil
+}
+
+// known says whether the board was read lately. Caller holds mu.
+func (f *fleet) known(now time.Time) bool {
+	return !f.asked.IsZero() && now.Sub(f.asked) < nodeExpiry
+}
+
+// alive returns the nodes whose members count. False: that is not known now.
+func (f *fleet) alive() (map[string]bool, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	all := make(map[string]bool, len(f.nodes))
+	for node, s := range f.nodes {
+		all[node] = now.Sub(s.at) <= nodeExpiry
+	}
+	maps.DeleteFunc(all, func(_ string, alive bool) bool { return !alive })
+	return all, f.known(now)
+}
+
+// came counts sessions that were another node's before.
+func (f *fleet) came(from string, count int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pending == nil {
+		f.pending = make(map[string]int64)
+	}
+	if _, known := f.pending[from]; known || len(f.pending) < maxNodes {
+		f.pending[from] += count
+	}
+}
+
+// beatLoop tells that the node is there, and reads who else is.
+func (n *Node) beatLoop(ctx context.Context) {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		n.beat(ctx, false)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// beat tells and reads once. After one that says gone there is no other.
+func (n *Node) beat(ctx context.Context, gone bool) {
+	f := &n.fleet
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	if f.gone {
+		return
+	}
+	f.gone = gone
+	var status wireStatus
+	if h := n.hooks.Load(); h.Status != nil {
+		status.NodeStatus = h.Status()
+	}
+	status.Node = n.cfg.Node
+	status.HandshakeRate, status.HandshakeHeadroom = finite(status.HandshakeRate), finite(status.HandshakeHeadroom)
+	if gone {
+		status.Ready, status.Gone = false, true
+	}
+	text, err := json.Marshal(status)
+	if err != nil {
+		panic(err) // strings and finite numbers
+	}
+	f.mu.Lock()
+	pending := f.pending
+	f.pending = nil
+	f.mu.Unlock()
+	got, err := n.space.beat(ctx, beat{node: n.cfg.Node, status: text, returned: pending})
+	if err != nil {
+		// Perhaps they were counted all the same: rather twice than never, or a
+		// drain would wait for who has long arrived.
+		for from, count := range pending {
+			f.came(from, count)
+		}
+		return
+	}
+	f.learn(got)
+	n.syncBars(ctx, got.bars)
+}
+
+// finite is what JSON can write of a number.
+func finite(x float64) float64 {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		return 0
+	}
+	return x
+}
+
+// learn takes a board that was just read.
+func (f *fleet) learn(got board) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	f.asked = now
+	if f.nodes == nil {
+		f.nodes = make(map[string]sighting)
+	}
+	for _, e := range got.nodes {
+		s := sighting{at: now.Add(-e.age)}
+		if json.Unmarshal(e.status, &s.status) == nil {
+			s.status.Node = e.node
+			f.nodes[e.node] = s
+		}
+	}
+	// One that was on an earlier board and is not on this one expires by
+	// itself, so that an emptied Redis does not look like the death of all.
+	maps.DeleteFunc(f.nodes, func(_ string, s sighting) bool { return now.Sub(s.at) > nodeExpiry })
+	if got.returned < f.raw {
+		f.raw = 0 // it was emptied
+	}
+	f.returned += got.returned - f.raw
+	f.raw = got.returned
+}

@@ -29,6 +29,7 @@ var doors = map[string][]string{
 	"internal/protocol": {module + "internal/message"},
 	"internal/auth": {
 		module + "internal/message", "github.com/golang-jwt/jwt/v5", "github.com/MicahParks/keyfunc/v3",
+		"github.com/MicahParks/jwkset", prometheus,
 	},
 	"internal/hub": {module + "internal/message", module + "internal/protocol", prometheus},
 	"internal/store": {

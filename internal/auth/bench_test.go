@@ -1,0 +1,78 @@
+package auth
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"switchyard/internal/message"
+)
+
+// BenchmarkVerify is what a handshake costs, by kind of key, and what a
+// stranger's bad token does.
+func BenchmarkVerify(b *testing.B) {
+	w := hostile(b)
+	jwks := open(b, newIssuer(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), members{"kid": "e"})).memory())
+	for _, bb := range []struct {
+		name  string
+		by    *world
+		token string
+		good  bool
+	}{
+		{"HS256", w, sign(secret, nil), true},
+		{"RS256", w, sign(rsaKey(), nil), true},
+		{"ES256", w, sign(ecKey(), nil), true},
+		{"EdDSA", w, sign(edKey(), nil), true},
+		{"JWKS", jwks, by("r", rsaKey()), true},
+		{"256 rooms", w, sign(secret, members{"rooms": manyRooms(256)}), true},
+		{"8 KiB of dots", w, strings.Repeat(".", maxToken), false},
+		{"8 KiB of names", w, signRaw(`{"alg":"HS256"`+strings.Repeat(`,"`, 1)+strings.Repeat("x", 5000)+`":1}`, `{}`, "other"), false},
+		{"a stranger's", w, sign(rsaOther(), nil), false},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := bb.by.Verify(context.Background(), bb.token); (err == nil) != bb.good {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkMay is what each publish pays. The last is the worst that the
+// bounds allow.
+func BenchmarkMay(b *testing.B) {
+	worst := strings.TrimSuffix(strings.Repeat(strings.Repeat("a*", 7)+strings.Repeat("a", 100)+"X:r,", 1), ",")
+	var many []string
+	for i := range maxPatterns {
+		many = append(many, strings.Replace(worst, "X", string(alphabet[i%62])+string(alphabet[i/62%62]), 1))
+	}
+	for _, bb := range []struct{ name, patterns, room string }{
+		{"exact", "news:r,orders.7:rw,lobby:r", "orders.7"},
+		{"prefix", "news:r,orders.*:rw", "orders.7"},
+		{"everything", "*:rw", "orders.7"},
+		{"256 exact", strings.Join(names(256), ","), "room.128"},
+		{"256 of the worst", strings.Join(many, ","), strings.Repeat("a", 128)},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			rooms, err := ParseRooms(bb.patterns)
+			if err != nil {
+				b.Fatal(err)
+			}
+			who := &Identity{Rooms: rooms}
+			b.ReportAllocs()
+			for b.Loop() {
+				who.May(message.Room(bb.room), Join)
+			}
+		})
+	}
+}
+
+func names(n int) []string {
+	var list []string
+	for name := range manyRooms(n) {
+		list = append(list, name+":r")
+	}
+	return list
+}

@@ -1,0 +1,180 @@
+package auth
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"switchyard/internal/message"
+)
+
+// apiUser begins the names under which backends publish: no token may claim one.
+const apiUser = "api:"
+
+// lastDate is the end of the year 9999, in seconds since 1970, and longestDate
+// the most characters that a date may be written in. What lies beyond is a
+// mistake or a trick: converted to time it overflows, and differently so on
+// different processors.
+const (
+	lastDate    = 253402300799
+	longestDate = 32
+)
+
+// claims are those that this service uses. The times are zero and the texts
+// nil where the token has none.
+type claims struct {
+	expires, notBefore, issued time.Time
+	issuer                     string
+	audience                   []string
+	subject, rooms             json.RawMessage
+}
+
+// parseClaims reads the payload of a token whose signature is right.
+func parseClaims(payload []byte) (c claims, err error) {
+	err = object(payload, func(name string, value json.RawMessage) error {
+		ok := true
+		switch name {
+		case "exp":
+			c.expires, ok = date(value)
+		case "nbf":
+			c.notBefore, ok = date(value)
+		case "iat":
+			c.issued, ok = date(value)
+		case "iss":
+			c.issuer, ok = unquote(value)
+		case "aud":
+			c.audience, ok = texts(value)
+		case "sub":
+			c.subject = value
+		case "rooms":
+			c.rooms = value
+		}
+		if !ok {
+			return fmt.Errorf("has a claim %s of the wrong type or out of bounds", name)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return claims{}, fmt.Errorf("%w: its payload %w", ErrMalformed, err)
+	case c.expires.IsZero():
+		return claims{}, fmt.Errorf("%w: it has no exp", ErrMalformed)
+	}
+	return c, nil
+}
+
+// date reads a NumericDate: a number of seconds, of which the whole ones count.
+func date(value json.RawMessage) (time.Time, bool) {
+	if len(value) > longestDate {
+		return time.Time{}, false
+	}
+	seconds, err := strconv.ParseFloat(string(value), 64)
+	if err != nil || seconds < 0 || seconds > lastDate {
+		return time.Time{}, false
+	}
+	return time.Unix(int64(seconds), 0), true
+}
+
+// texts reads a string, or a list of strings.
+func texts(value json.RawMessage) ([]string, bool) {
+	if one, ok := unquote(value); ok {
+		return []string{one}, true
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(value, &items); err != nil || items == nil {
+		return nil, false
+	}
+	list := make([]string, 0, len(items))
+	for _, item := range items {
+		s, ok := unquote(item)
+		if !ok {
+			return nil, false
+		}
+		list = append(list, s)
+	}
+	return list, true
+}
+
+// check holds the claims against the clock and the settings.
+func (c *claims) check(now time.Time, cfg *Config) error {
+	switch {
+	case !now.Before(c.expires.Add(cfg.Leeway)):
+		return ErrExpired
+	case now.Before(c.notBefore.Add(-cfg.Leeway)):
+		return fmt.Errorf("%w: its nbf lies ahead", ErrNotYet)
+	case now.Before(c.issued.Add(-cfg.Leeway)):
+		return fmt.Errorf("%w: its iat lies ahead", ErrNotYet)
+	case cfg.Issuer != "" && c.issuer != cfg.Issuer:
+		return ErrIssuer
+	case len(cfg.Audience) > 0 && !slices.ContainsFunc(c.audience, func(a string) bool { return slices.Contains(cfg.Audience, a) }):
+		return ErrAudience
+	}
+	return nil
+}
+
+// identity reads who the token is about. Both readers say what is wrong
+// without saying what they read.
+func (c *claims) identity() (Identity, error) {
+	user, err := userOf(c.subject)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%w: sub %w", ErrUser, err)
+	}
+	rooms, err := roomsOf(c.rooms)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%w: %w", ErrRooms, err)
+	}
+	return Identity{User: user, Rooms: rooms}, nil
+}
+
+// userOf refuses what would make two users look like one, or a user like the
+// service: JSON's reader replaces half a surrogate, and so does whoever made
+// the token of other invalid text.
+func userOf(subject json.RawMessage) (string, error) {
+	user, ok := unquote(subject)
+	switch {
+	case subject == nil:
+		return "", errors.New("is not there")
+	case !ok:
+		return "", errors.New("must be a text")
+	case user == "" || len(user) > message.MaxUser:
+		return "", fmt.Errorf("must be 1 to %d bytes long", message.MaxUser)
+	case strings.ContainsFunc(user, unicode.IsControl):
+		return "", errors.New("has a control character")
+	case strings.ContainsRune(user, utf8.RuneError):
+		return "", errors.New("has the replacement character, or half a surrogate")
+	case len(user) >= len(apiUser) && strings.EqualFold(user[:len(apiUser)], apiUser):
+		return "", fmt.Errorf("begins with %s: that is how backends are named", apiUser)
+	}
+	return user, nil
+}
+
+// roomsOf reads {"pattern": "rights", ...}. A token without the claim opens no
+// room.
+func roomsOf(value json.RawMessage) (Rooms, error) {
+	if value == nil {
+		return Rooms{}, nil
+	}
+	var grants []grant
+	err := object(value, func(pattern string, value json.RawMessage) error {
+		letters, ok := unquote(value)
+		if !ok {
+			return fmt.Errorf("has rights that are no text, for pattern %d", len(grants)+1)
+		}
+		g, err := newGrant(pattern, letters)
+		if err != nil {
+			return fmt.Errorf("has pattern %d, which %w", len(grants)+1, err)
+		}
+		grants = append(grants, g)
+		return nil
+	})
+	if err != nil {
+		return Rooms{}, fmt.Errorf("the claim %w", err)
+	}
+	return newRooms(grants)
+}

@@ -1,0 +1,163 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"switchyard/internal/message"
+)
+
+// Whatever is sent as a token is answered with an identity that was signed, or
+// with one known cause, in words that hold nothing of it.
+func FuzzToken(f *testing.F) {
+	w := hostile(f)
+	jwks := open(f, newIssuer(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), nil)).memory())
+	signed, late := map[string]bool{}, members{"exp": 4000000000}
+	for _, key := range []any{secret, rsaKey(), ecKey(), edKey()} {
+		for _, token := range []string{sign(key, late), signWith(members{"kid": "r"}, key, late), sign(key, members{"sub": nil, "exp": late["exp"]}), sign(key, members{"exp": 0})} {
+			signed[token[:strings.LastIndexByte(token, '.')]] = true
+			f.Add(token)
+		}
+	}
+	for _, seed := range []string{
+		"", ".", "..", "a.b.c", "....", rfcHS256, rfcRS256, rfcES256, rfcEdDSA,
+		segment(`{"alg":"none"}`) + "." + segment(encode(claimsOf(nil))) + ".",
+		segment(`{"alg":"HS256","crit":["b64"],"b64":false}`) + ".e30.", segment(`{"alg":"HS256","alg":"none"}`) + ".e30.e30",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, token string) {
+		for _, v := range []*world{w, jwks} {
+			who, err := v.Verify(context.Background(), token)
+			if err == nil {
+				// An EC signature has two spellings, so only what was signed is compared.
+				if !signed[token[:strings.LastIndexByte(token, '.')]] {
+					t.Errorf("nobody signed it, and it is %+v", who)
+				}
+				continue
+			}
+			known := 0
+			for _, c := range causes {
+				if errors.Is(err, c.err) {
+					known++
+				}
+			}
+			if known != 1 || errors.Is(err, ErrUnavailable) {
+				t.Errorf("%d causes: %v", known, err)
+			}
+			if len(token) > 20 && strings.Contains(err.Error(), token[len(token)/2-8:len(token)/2+8]) {
+				t.Errorf("the error shows the token: %v", err)
+			}
+		}
+	})
+}
+
+// FuzzClaims gets behind the signature: what an issuer that is trusted, and
+// mistaken, may sign.
+func FuzzClaims(f *testing.F) {
+	w := hostile(f)
+	for _, seed := range []string{
+		encode(claimsOf(nil)), `{}`, `[]`, `{"sub":"ada","exp":1e300}`, `{"sub":"\ud800","exp":4000000000}`, `{"sub":"api:x","exp":4000000000}`,
+		`{"sub":"a","exp":4000000000,"rooms":{"*":"rw","_x":"r"}}`, `{"sub":"a","exp":4e9,"aud":["a",1],"iss":null,"nbf":-1}`, `{"sub":"a","sub":"b"}`,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, claims string) {
+		who, err := w.Verify(context.Background(), signRaw(`{"alg":"HS256"}`, claims, secret))
+		switch {
+		case errors.Is(err, ErrSignature), errors.Is(err, ErrAlgorithm), errors.Is(err, ErrMissing), errors.Is(err, ErrUnavailable):
+			t.Errorf("%v", err)
+		case err == nil && (who.User == "" || len(who.User) > message.MaxUser || !utf8.ValidString(who.User) ||
+			strings.HasPrefix(who.User, "api:") || strings.ContainsAny(who.User, "\x00\n\r\x7f") || who.Expires.Year() > 10000 || who.May("_x", Join)):
+			t.Errorf("got %+v", who)
+		}
+	})
+}
+
+// Patterns are parsed or refused, and mean the same as their pieces say.
+func FuzzPattern(f *testing.F) {
+	f.Add("orders.*:rw", "orders.7")
+	f.Add("a*b*c:r,a:w", "abc")
+	f.Add("**:r", "x")
+	f.Add("*a*a*a*a*a*a*a*b:r", strings.Repeat("a", 128))
+	f.Add("_x:r, ,:w", "_x")
+	f.Fuzz(func(t *testing.T, list, name string) {
+		rooms, err := ParseRooms(list)
+		if err != nil {
+			if rooms.grants != nil {
+				t.Error("an error and patterns")
+			}
+			return
+		}
+		who := Identity{Rooms: rooms}
+		room, err := message.ParseRoom(name)
+		if err != nil {
+			return
+		}
+		want := false
+		for _, g := range rooms.grants {
+			want = want || g.rights&reads != 0 && slowly(g.pattern, name)
+		}
+		if got := who.May(room, Join); got != (want && !room.Reserved()) {
+			t.Errorf("%q on %q: %v, want %v", list, name, got, want)
+		}
+	})
+}
+
+// slowly says what fits says, by a table of which beginnings fit which.
+func slowly(pattern, name string) bool {
+	fits := make([]bool, len(name)+1)
+	fits[0] = true
+	for _, c := range []byte(pattern) {
+		next := make([]bool, len(name)+1)
+		for i := range next {
+			if c == '*' {
+				next[i] = fits[i] || i > 0 && next[i-1]
+			} else {
+				next[i] = i > 0 && fits[i-1] && name[i-1] == c
+			}
+		}
+		fits = next
+	}
+	return fits[len(name)]
+}
+
+// What an issuer answers never breaks us, and never brings a weak key.
+func FuzzJWKS(f *testing.F) {
+	f.Add(jwkSet(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), nil), jwk(edKey(), members{"use": "sig"})))
+	f.Add(jwkSet(jwk(ec384(), nil), jwk([]byte(secret), nil)))
+	f.Add(`{"keys":[` + rfcRS256JWK + `,` + rfcES256JWK + `,` + rfcEdDSAJWK + `]}`)
+	f.Add(`{"keys":[null,1,"x",[],{"kty":"RSA","n":"AA","e":"/////////////w"},{"kty":"EC","crv":"P-256","x":"","y":"AA"}]}`)
+	f.Fuzz(func(t *testing.T, body string) {
+		keys, _, err := parseJWKS([]byte(body))
+		if err != nil && keys != nil {
+			t.Error("an error and keys")
+		}
+		for _, k := range keys {
+			if own, err := publicKey(k.Key()); err != nil || own.algorithm != k.Marshal().ALG.String() {
+				t.Errorf("a key for %s: %v", k.Marshal().ALG, err)
+			}
+		}
+	})
+}
+
+// A file that an operator gave may hold anything.
+func FuzzKeyFile(f *testing.F) {
+	f.Add([]byte(pemOf(rsaKey(), ecKey(), edKey())))
+	f.Add([]byte(pemOf(ec384())))
+	f.Add([]byte("-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		keys, err := parseKeys(content)
+		if (err == nil) != (len(keys) > 0) || len(keys) > maxKeys {
+			t.Errorf("%d keys, %v", len(keys), err)
+		}
+		for _, k := range keys {
+			if again, err := publicKey(k.material); err != nil || again.algorithm != k.algorithm {
+				t.Errorf("a key for %s: %v", k.algorithm, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,112 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/MicahParks/jwkset"
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// check says whether one of the keys made the token's signature.
+func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) error {
+	err := j.try(ctx, t, method)
+	if !errors.Is(err, errNoKey) {
+		return err
+	}
+	fetched, err := j.await(ctx)
+	if err != nil {
+		return err
+	}
+	if fetched {
+		if err := j.try(ctx, t, method); !errors.Is(err, errNoKey) {
+			return err
+		}
+	}
+	if j.isFailing() {
+		return fmt.Errorf("%w: the JWKS can't be fetched", ErrUnavailable)
+	}
+	return fmt.Errorf("%w: no key of the JWKS fits", ErrSignature)
+}
+
+// try checks the signature with the keys that are there. A kid names one of
+// them; without it all are tried.
+func (j *jwks) try(ctx context.Context, t *token, method jwt.SigningMethod) error {
+	if j.isStale() {
+		return errNoKey
+	}
+	header := map[string]any{"alg": t.algorithm}
+	if t.keyID != "" {
+		header[jwkset.HeaderKID] = t.keyID
+	}
+	found, err := j.choose.KeyfuncCtx(ctx)(&jwt.Token{Header: header, Method: method})
+	switch {
+	case errors.Is(err, jwkset.ErrKeyNotFound):
+		return errNoKey
+	case err != nil: // the one other reason: alg is not the key's
+		return fmt.Errorf("%w: the key of this kid is for another", ErrAlgorithm)
+	}
+	if all, ok := found.(jwt.VerificationKeySet); ok {
+		for _, k := range all.Keys {
+			if method.Verify(t.signed, t.signature, k) == nil {
+				return nil
+			}
+		}
+		return errNoKey
+	}
+	if method.Verify(t.signed, t.signature, found) != nil {
+		return ErrSignature
+	}
+	return nil
+}
+
+// await waits for the fetch that is under way or due, and says whether there
+// was one: not when the last one ended a moment ago.
+func (j *jwks) await(ctx context.Context) (bool, error) {
+	// Both under one lock: a fetch that ends in between would leave us with a
+	// round that nothing begins.
+	j.mu.Lock()
+	early, round := j.early(), j.round
+	j.mu.Unlock()
+	if early {
+		return false, nil
+	}
+	select {
+	case j.wake <- struct{}{}:
+	default: // somebody asked already
+	}
+	select {
+	case <-round:
+		return true, nil
+	case <-ctx.Done():
+		return false, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	case <-j.done:
+		return false, fmt.Errorf("%w: shutting down", ErrUnavailable)
+	}
+}
+
+// isEarly says that the last fetch ended too short a time ago for another one.
+func (j *jwks) isEarly() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.early()
+}
+
+// early wants the lock held.
+func (j *jwks) early() bool { return time.Since(j.tried) < fetchPause }
+
+// isFailing says that the last fetch brought no keys.
+func (j *jwks) isFailing() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failures > 0
+}
+
+// isStale says that the keys are too old to be trusted, or that there are none.
+func (j *jwks) isStale() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.fetched.IsZero() || time.Since(j.fetched) > j.maxStale
+}

@@ -1,0 +1,86 @@
+package auth
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+)
+
+// An issuer shows keys, and fails as it is told to.
+type issuer struct {
+	mu     sync.Mutex
+	body   string
+	status int
+	hits   int
+	// hang keeps each answer back until the client has gone.
+	hang bool
+	// held keeps each answer back until it is closed.
+	held chan struct{}
+}
+
+func newIssuer(keys ...members) *issuer { return &issuer{body: jwkSet(keys...), status: http.StatusOK} }
+
+func (i *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	i.mu.Lock()
+	i.hits++
+	body, status, hang, held := i.body, i.status, i.hang, i.held
+	i.mu.Unlock()
+	if hang {
+		<-r.Context().Done()
+		return
+	}
+	if held != nil {
+		<-held
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(body))
+}
+
+// RoundTrip answers without a network, for bubbles of synctest.
+func (i *issuer) RoundTrip(r *http.Request) (*http.Response, error) {
+	rec := httptest.NewRecorder()
+	i.ServeHTTP(rec, r)
+	if err := r.Context().Err(); err != nil {
+		return nil, err
+	}
+	return rec.Result(), nil
+}
+
+func (i *issuer) set(change func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	change()
+}
+
+func (i *issuer) shows(keys ...members) {
+	i.set(func() { i.body, i.status, i.hang = jwkSet(keys...), http.StatusOK, false })
+}
+func (i *issuer) answers(status int, body string) {
+	i.set(func() { i.body, i.status, i.hang = body, status, false })
+}
+func (i *issuer) hangs() { i.set(func() { i.hang = true }) }
+func (i *issuer) fetches() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.hits
+}
+
+// memory is the configuration to reach an issuer without a network.
+func (i *issuer) memory() Config {
+	return Config{JWKSURL: "https://id.example/jwks", HTTPClient: &http.Client{Transport: i}}
+}
+
+// serve makes the issuer listen until the test ends.
+func (i *issuer) serve(t testing.TB) Config {
+	server := httptest.NewServer(i)
+	t.Cleanup(server.Close)
+	return Config{JWKSURL: server.URL + "/jwks"}
+}
+
+// within gives up after so long.
+func (w *world) within(ctx context.Context, token string) error {
+	_, err := w.Verify(ctx, token)
+	return err
+}

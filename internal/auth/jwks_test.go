@@ -1,0 +1,285 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// by signs with a key of a JWKS.
+func by(kid string, key any) string { return signWith(members{"kid": kid}, key, nil) }
+
+func TestKeysOfAJWKS(t *testing.T) {
+	i := newIssuer(jwk(rsaKey(), members{"kid": "r", "use": "sig", "alg": "RS256"}), jwk(ecKey(), members{"kid": "e", "key_ops": []string{"verify"}}), jwk(edKey(), members{"kid": "d"}))
+	w := open(t, i.serve(t))
+	for kid, key := range map[string]any{"r": rsaKey(), "e": ecKey(), "d": edKey()} {
+		w.accepts(by(kid, key))
+		w.accepts(sign(key, nil)) // without a kid all are tried
+	}
+	if i.fetches() != 1 || w.metric("auth_jwks_up", "") != 1 || w.metric("auth_jwks_refreshes_total", "ok") != 1 {
+		t.Errorf("%d fetches, up %v", i.fetches(), w.metric("auth_jwks_up", ""))
+	}
+	if !strings.Contains(w.logged.String(), "AUTH_AUDIENCE") {
+		t.Errorf("no warning that tokens for other services are taken: %s", w.logged)
+	}
+}
+
+func TestTricksWithAJWKSAreRefused(t *testing.T) {
+	w := open(t, newIssuer(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), members{"kid": "e", "alg": "ES256"}), jwk(edKey(), nil)).serve(t))
+	claims := encode(claimsOf(nil))
+	for _, tt := range []trick{
+		{"the public key as a secret", by("r", pemOf(rsaKey())), ErrAlgorithm},
+		{"none, of a key", segment(`{"alg":"none","kid":"r"}`) + "." + segment(claims) + ".", ErrAlgorithm},
+		{"RSA's kid on an EC token", by("r", ecKey()), ErrAlgorithm},
+		{"EC's kid on an RSA token", by("e", rsaKey()), ErrAlgorithm},
+		{"the right kid, another key", by("r", rsaOther()), ErrSignature},
+		{"no kid, another key", sign(rsaOther(), nil), ErrSignature},
+		{"another kid, the right key", by("x", rsaKey()), ErrSignature},
+		{"a kid of nothing", by("", rsaOther()), ErrSignature},
+		{"a stronger hash by name", signRaw(`{"alg":"RS512","kid":"r"}`, claims, rsaKey()), ErrAlgorithm},
+	} {
+		t.Run(tt.name, func(t *testing.T) { w.t = t; w.refuses(tt.token, tt.want) })
+	}
+}
+
+// The issuer shows the new key beside the old one, signs with it at once, and
+// takes the old one away later.
+func TestAKeyOfAJWKSIsRotated(t *testing.T) {
+	i := newIssuer(jwk(rsaKey(), members{"kid": "old"}))
+	cfg := i.serve(t) // a real server: it stands outside the bubble
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, cfg)
+		old, next := by("old", rsaKey()), by("new", ecKey())
+		w.accepts(old)
+		i.shows(jwk(rsaKey(), members{"kid": "old"}), jwk(ecKey(), members{"kid": "new"}))
+		w.refuses(next, ErrSignature) // the last fetch was a moment ago
+		time.Sleep(fetchPause)
+		w.accepts(next) // it has the keys fetched, and waits for them
+		w.accepts(old)
+		if i.fetches() != 2 {
+			t.Errorf("%d fetches, want 2", i.fetches())
+		}
+		i.shows(jwk(ecKey(), members{"kid": "new"}))
+		time.Sleep(defaultRefresh * 12 / 10)
+		w.refuses(old, ErrSignature)
+		w.accepts(by("new", ecKey()))
+	})
+}
+
+// An issuer that names no keys can rotate them, too.
+func TestAKeyWithoutANameIsRotated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), nil))
+		w := open(t, i.memory())
+		i.shows(jwk(rsaOther(), nil))
+		time.Sleep(fetchPause)
+		w.accepts(sign(rsaOther(), nil))
+		w.refuses(sign(rsaKey(), nil), ErrSignature)
+	})
+}
+
+func TestStrangersWithMadeUpKeysCauseFewFetches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		w := open(t, i.memory())
+		for range 1000 {
+			w.refuses(by(time.Now().String(), ecKey()), ErrSignature)
+			time.Sleep(60 * time.Millisecond)
+		}
+		if got := i.fetches(); got < 6 || got > 7 {
+			t.Errorf("%d fetches in a minute, want one each 10 s", got)
+		}
+		w.accepts(by("r", rsaKey()))
+	})
+}
+
+// What an issuer can't have signed is not asked about.
+func TestASecretsTokenCausesNoFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		cfg := i.memory()
+		cfg.JWTSecrets = []string{secret}
+		w := open(t, cfg)
+		time.Sleep(fetchPause)
+		w.refuses(by("new", "another secret"), ErrSignature)
+		if i.fetches() != 1 {
+			t.Errorf("%d fetches", i.fetches())
+		}
+	})
+}
+
+func TestManyTokensWaitForOneFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "old"}))
+		w := open(t, i.memory())
+		time.Sleep(fetchPause)
+		held := make(chan struct{})
+		i.shows(jwk(ecKey(), members{"kid": "new"}))
+		i.set(func() { i.held = held })
+		var waiting sync.WaitGroup
+		token := by("new", ecKey())
+		for range 50 {
+			waiting.Go(func() {
+				if err := w.within(t.Context(), token); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		close(held)
+		waiting.Wait()
+		if got := i.fetches(); got != 2 {
+			t.Errorf("%d fetches, want one at the start and one for all", got)
+		}
+	})
+}
+
+func TestAnOutageOfTheIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		cfg := i.memory()
+		cfg.JWTSecrets, cfg.JWKSMaxStale = []string{secret}, time.Hour
+		w := open(t, cfg)
+		i.answers(http.StatusBadGateway, "away")
+		time.Sleep(30 * time.Minute)
+		w.accepts(signWith(members{"kid": "r"}, rsaKey(), members{"exp": time.Now().Add(9 * time.Hour).Unix()}))
+		w.refuses(by("new", ecKey()), ErrUnavailable) // it may be right: nobody knows
+		if w.metric("auth_jwks_up", "") != 0 || w.metric("auth_jwks_refreshes_total", "failed") < 40 {
+			t.Errorf("up %v, %v failed", w.metric("auth_jwks_up", ""), w.metric("auth_jwks_refreshes_total", "failed"))
+		}
+		if got := w.logged.count("keys that came last stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
+			t.Errorf("%d lines tell of the outage, want 1:\n%s", got, w.logged)
+		}
+
+		time.Sleep(35 * time.Minute) // over an hour since the last keys
+		w.refuses(by("r", rsaKey()), ErrUnavailable)
+		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
+		w.accepts(sign(secret, nil)) // what needs no issuer
+		if got := w.logged.count("answered with unavailable"); got != 1 {
+			t.Errorf("%d lines tell that keys are too old, want 1:\n%s", got, w.logged)
+		}
+
+		i.shows(jwk(rsaKey(), members{"kid": "r"}))
+		time.Sleep(retryLast * 11 / 10)
+		w.accepts(by("r", rsaKey()))
+		if w.metric("auth_jwks_up", "") != 1 || w.logged.count("fetched again") != 1 {
+			t.Errorf("up %v:\n%s", w.metric("auth_jwks_up", ""), w.logged)
+		}
+	})
+}
+
+func TestAStartWithoutTheIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		i.answers(http.StatusServiceUnavailable, "")
+		cfg := i.memory()
+		cfg.JWTSecrets = []string{secret}
+		w := open(t, cfg)
+		w.refuses(by("r", rsaKey()), ErrUnavailable)
+		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
+		w.accepts(sign(secret, nil))
+		if got := w.metric("auth_tokens_total", "unavailable"); got != 2 {
+			t.Errorf("%v counted as unavailable", got)
+		}
+		i.shows(jwk(rsaKey(), members{"kid": "r"}))
+		time.Sleep(retryFirst * 11 / 10)
+		w.accepts(by("r", rsaKey()))
+		if w.logged.count("answered with unavailable") != 1 || w.logged.count("fetched again") != 1 {
+			t.Errorf("logged %s", w.logged)
+		}
+	})
+}
+
+func TestAnIssuerThatDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		w := open(t, i.memory())
+		i.hangs()
+		time.Sleep(fetchPause)
+		start := time.Now()
+
+		// Who has less patience than a fetch goes first; the fetch goes on.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := w.within(ctx, by("new", ecKey())); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		w.accepts(by("r", rsaKey())) // a key that is there waits for nothing
+		w.refuses(by("new", ecKey()), ErrUnavailable)
+		if got := time.Since(start); got != fetchTimeout {
+			t.Errorf("answered after %v, want %v", got, fetchTimeout)
+		}
+		w.refuses(by("new", ecKey()), ErrUnavailable)
+		if got := time.Since(start); got != fetchTimeout {
+			t.Errorf("the next one waited, too: %v", got)
+		}
+	})
+}
+
+// An issuer that shows no key has revoked all it had.
+func TestAnEmptySetRevokesAllKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		w := open(t, i.memory())
+		i.shows()
+		time.Sleep(defaultRefresh * 11 / 10)
+		w.refuses(by("r", rsaKey()), ErrUnavailable)
+		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
+		if w.metric("auth_jwks_refreshes_total", "empty") == 0 || w.metric("auth_jwks_up", "") != 0 || w.logged.count("no key that tokens could be checked with") != 1 {
+			t.Errorf("logged %s", w.logged)
+		}
+		i.shows(jwk(rsaKey(), members{"kid": "r"}))
+		time.Sleep(retryLast * 11 / 10)
+		w.accepts(by("r", rsaKey()))
+	})
+}
+
+func TestCloseEndsAFetchUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		w := open(t, i.memory())
+		i.hangs()
+		time.Sleep(fetchPause)
+		refused := make(chan error, 1)
+		go func() { refused <- w.within(context.Background(), by("new", ecKey())) }()
+		synctest.Wait()
+		start := time.Now()
+		if err := w.Close(t.Context()); err != nil || time.Since(start) != 0 {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		if err := <-refused; !errors.Is(err, ErrUnavailable) {
+			t.Errorf("who waited was told %v", err)
+		}
+		w.accepts(by("r", rsaKey()))                  // the keys are still there
+		w.refuses(by("new", ecKey()), ErrUnavailable) // none will come
+		if w.logged.count("can't be fetched") != 0 {
+			t.Errorf("stopping is told as an outage: %s", w.logged)
+		}
+	})
+}
+
+func TestFetchesAreSpread(t *testing.T) {
+	j := &jwks{refresh: defaultRefresh}
+	spread := map[time.Duration]bool{}
+	for _, tt := range []struct {
+		failures int
+		want     time.Duration
+	}{{0, defaultRefresh}, {1, time.Second}, {2, 2 * time.Second}, {5, 16 * time.Second}, {6, 30 * time.Second}, {1 << 30, 30 * time.Second}} {
+		j.failures = tt.failures
+		for range 50 {
+			got := j.pause()
+			spread[got] = true
+			if got < tt.want*9/10 || got > tt.want*11/10 {
+				t.Errorf("%d failures: %v, want about %v", tt.failures, got, tt.want)
+			}
+		}
+	}
+	if len(spread) < 200 {
+		t.Errorf("%d different pauses of 300", len(spread))
+	}
+}

@@ -1,0 +1,251 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Keys of the tests, made once a run. Those that can be are always the same: a
+// fuzzer's processes understand each other's tokens.
+var (
+	secret   = strings.Repeat("s3cret--", 4) // 32 bytes: the least
+	rsaKey   = sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) })
+	rsaOther = sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) })
+	ecKey    = sync.OnceValue(func() *ecdsa.PrivateKey { return must(ecdsa.ParseRawPrivateKey(elliptic.P256(), []byte(secret))) })
+	ec384    = sync.OnceValue(func() *ecdsa.PrivateKey { return must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader)) })
+	edKey    = sync.OnceValue(func() ed25519.PrivateKey { return ed25519.NewKeyFromSeed([]byte(secret)) })
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// object of JSON, for headers and claims.
+type members = map[string]any
+
+// claimsOf are those of a token that is right, with others put in; nil removes.
+func claimsOf(change members) members {
+	c := members{
+		"sub": "ada", "exp": time.Now().Add(time.Hour).Unix(), "rooms": members{"orders.*": "rw", "news": "r"},
+	}
+	maps.Copy(c, change)
+	maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
+	return c
+}
+
+// sign makes a token of claims that are right, changed a little.
+func sign(key any, change members) string { return signWith(nil, key, change) }
+
+// signWith also changes the header.
+func signWith(header members, key any, change members) string {
+	return signRaw(encode(headerOf(header, key)), encode(claimsOf(change)), key)
+}
+
+func headerOf(change members, key any) members {
+	h := members{"alg": algorithmOf(key), "typ": "JWT"}
+	maps.Copy(h, change)
+	maps.DeleteFunc(h, func(_ string, v any) bool { return v == nil })
+	return h
+}
+
+// signRaw signs texts as they are, whatever the header says, in the way of the
+// key's kind.
+func signRaw(header, payload string, key any) string {
+	signed := segment(header) + "." + segment(payload)
+	return signed + "." + segment(string(signature(signed, key)))
+}
+
+func signature(signed string, key any) []byte {
+	if s, ok := key.(string); ok {
+		key = []byte(s)
+	}
+	return must(signingMethods[algorithmOf(key)].Sign(signed, key))
+}
+
+var signingMethods = map[string]jwt.SigningMethod{
+	hs256: jwt.SigningMethodHS256, rs256: jwt.SigningMethodRS256, es256: jwt.SigningMethodES256,
+	"ES384": jwt.SigningMethodES384, eddsa: jwt.SigningMethodEdDSA,
+}
+
+func algorithmOf(key any) string {
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		return rs256
+	case *ecdsa.PrivateKey:
+		if k.Curve == elliptic.P384() {
+			return "ES384"
+		}
+		return es256
+	case ed25519.PrivateKey:
+		return eddsa
+	}
+	return hs256
+}
+
+func segment(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+
+func encode(v any) string { return string(must(json.Marshal(v))) }
+
+// pemOf writes the public parts of keys, one after the other.
+func pemOf(keys ...crypto.Signer) string {
+	var b strings.Builder
+	for _, k := range keys {
+		b.Write(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: must(x509.MarshalPKIXPublicKey(k.Public()))}))
+	}
+	return b.String()
+}
+
+func file(t testing.TB, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "keys.pem")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A world is a verifier with what it said and counted.
+type world struct {
+	*Verifier
+	t        testing.TB
+	registry *prometheus.Registry
+	logged   *logs
+}
+
+// open makes a verifier that ends with the test.
+func open(t testing.TB, cfg Config) *world {
+	t.Helper()
+	w := &world{t: t, registry: prometheus.NewRegistry(), logged: new(logs)}
+	cfg.Registerer, cfg.Logger = w.registry, slog.New(slog.NewTextHandler(w.logged, nil))
+	v, err := New(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Verifier = v
+	t.Cleanup(func() {
+		if err := v.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// accepts fails the test unless the token is good.
+func (w *world) accepts(token string) Identity {
+	w.t.Helper()
+	who, err := w.Verify(context.Background(), token)
+	if err != nil {
+		w.t.Fatalf("refused: %v", err)
+	}
+	return who
+}
+
+// refuses fails the test unless the token is refused for this reason, and
+// without a word of its own.
+func (w *world) refuses(token string, why error) error {
+	w.t.Helper()
+	who, err := w.Verify(context.Background(), token)
+	if err == nil {
+		w.t.Fatalf("accepted as %+v, want %v", who, why)
+	}
+	if Cause(err) != Cause(why) {
+		w.t.Errorf("refused with %v (%s), want %v", err, Cause(err), why)
+	}
+	if who.User != "" || who.Rooms.grants != nil {
+		w.t.Errorf("an identity comes with the error: %+v", who)
+	}
+	for part := range strings.SplitSeq(token, ".") {
+		if len(part) > 7 && strings.Contains(err.Error(), part) {
+			w.t.Errorf("the error shows the token: %v", err)
+		}
+	}
+	return err
+}
+
+// metric returns a counter or gauge; label is the one value of its label.
+func (w *world) metric(name, label string) float64 {
+	w.t.Helper()
+	families, err := w.registry.Gather()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	w.t.Fatalf("no metric %s{%s}", name, label)
+	return 0
+}
+
+// logs is what was logged, for several goroutines.
+type logs struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// count is how many lines say a text.
+func (l *logs) count(says string) int { return strings.Count(l.String(), says) }
+
+// jwk shows a key as a JWKS does.
+func jwk(key any, change members) members {
+	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+	var m members
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		m = members{"kty": "RSA", "n": b64(k.N.Bytes()), "e": "AQAB"}
+	case *ecdsa.PrivateKey:
+		size := (k.Curve.Params().BitSize + 7) / 8
+		point := must(k.PublicKey.Bytes())[1:]
+		m = members{"kty": "EC", "crv": k.Curve.Params().Name, "x": b64(point[:size]), "y": b64(point[size:])}
+	case ed25519.PrivateKey:
+		m = members{"kty": "OKP", "crv": "Ed25519", "x": b64(k.Public().(ed25519.PublicKey))}
+	case []byte:
+		m = members{"kty": "oct", "k": b64(k)}
+	default:
+		panic(fmt.Sprintf("%T", key))
+	}
+	maps.Copy(m, change)
+	return m
+}
+
+func jwkSet(keys ...members) string { return encode(members{"keys": append([]members{}, keys...)}) }

@@ -1,0 +1,186 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+func TestEachKindOfKeyHasItsTokens(t *testing.T) {
+	w := open(t, Config{JWTSecrets: []string{secret}, KeyFile: file(t, pemOf(rsaKey(), ecKey(), edKey()))})
+	for _, key := range []any{secret, rsaKey(), ecKey(), edKey()} {
+		who := w.accepts(sign(key, nil))
+		if who.User != "ada" || !who.May("orders.7", Publish) || !who.May("news", Join) || who.May("news", Publish) || who.May("other", Join) {
+			t.Errorf("%s: got %+v", algorithmOf(key), who)
+		}
+	}
+	if got := w.metric("auth_tokens_total", "ok"); got != 4 {
+		t.Errorf("%v tokens counted as ok, want 4", got)
+	}
+	if !strings.Contains(w.logged.String(), "tokens are checked") || strings.Contains(w.logged.String(), secret) {
+		t.Errorf("logged %s", w.logged)
+	}
+}
+
+// A secret is replaced in three starts: old; old and new; new. Tokens of each
+// time are good as long as their secret is listed.
+func TestASecretIsReplacedWithoutAGap(t *testing.T) {
+	next := strings.Repeat("n", 40)
+	before, during, after := open(t, Config{JWTSecrets: []string{secret}}), open(t, Config{JWTSecrets: []string{next, secret}}), open(t, Config{JWTSecrets: []string{next}})
+	during.accepts(sign(secret, nil))
+	during.accepts(sign(next, nil))
+	before.refuses(sign(next, nil), ErrSignature)
+	after.accepts(sign(next, nil))
+	after.refuses(sign(secret, nil), ErrSignature)
+}
+
+func TestAKeyOfTheFileIsReplacedWithoutAGap(t *testing.T) {
+	both := open(t, Config{KeyFile: file(t, pemOf(rsaOther(), rsaKey()))})
+	both.accepts(sign(rsaKey(), nil))
+	both.accepts(sign(rsaOther(), nil))
+	// Keys of a file have no names: whatever kid a token bears, they are tried.
+	both.accepts(signWith(members{"kid": "2024-05"}, rsaKey(), nil))
+	open(t, Config{KeyFile: file(t, pemOf(rsaOther()))}).refuses(sign(rsaKey(), nil), ErrSignature)
+}
+
+func TestATokenEndsWithItsLeeway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, Config{JWTSecrets: []string{secret}, Leeway: 10 * time.Second})
+		start := time.Now()
+		token := sign(secret, members{"exp": start.Add(time.Minute).Unix()})
+		if got := w.accepts(token).Expires; !got.Equal(start.Add(70 * time.Second)) {
+			t.Errorf("expires %v after the start, want 70 s", got.Sub(start))
+		}
+		time.Sleep(70*time.Second - time.Nanosecond)
+		w.accepts(token)
+		time.Sleep(time.Nanosecond)
+		w.refuses(token, ErrExpired)
+		if got := w.metric("auth_tokens_total", "expired"); got != 1 {
+			t.Errorf("%v counted as expired", got)
+		}
+	})
+}
+
+func TestATokenBeginsWithItsLeeway(t *testing.T) {
+	for _, claim := range []string{"nbf", "iat"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := open(t, Config{JWTSecrets: []string{secret}, Leeway: 10 * time.Second})
+			token := sign(secret, members{claim: time.Now().Add(time.Minute).Unix(), "exp": time.Now().Add(time.Hour).Unix()})
+			time.Sleep(50*time.Second - time.Nanosecond)
+			if err := w.refuses(token, ErrNotYet); !strings.Contains(err.Error(), claim) {
+				t.Errorf("%v does not say %s", err, claim)
+			}
+			time.Sleep(time.Nanosecond)
+			w.accepts(token)
+		})
+	}
+}
+
+func TestNoLeewayMeansNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, Config{JWTSecrets: []string{secret}})
+		token := sign(secret, members{"exp": time.Now().Add(time.Second).Unix()})
+		w.accepts(token)
+		time.Sleep(time.Second)
+		w.refuses(token, ErrExpired)
+	})
+}
+
+func TestIssuerAndAudience(t *testing.T) {
+	w := open(t, Config{JWTSecrets: []string{secret}, Issuer: "https://id.example", Audience: []string{"chat", "chat-next"}})
+	tests := []struct {
+		name     string
+		iss, aud any
+		want     error
+	}{
+		{"both right", "https://id.example", "chat", nil},
+		{"the other audience", "https://id.example", "chat-next", nil},
+		{"one of several audiences", "https://id.example", []string{"mail", "chat"}, nil},
+		{"another issuer", "https://evil.example", "chat", ErrIssuer},
+		{"an issuer that begins the same", "https://id.example.evil", "chat", ErrIssuer},
+		{"an issuer with a slash more", "https://id.example/", "chat", ErrIssuer},
+		{"in other letters", "HTTPS://ID.EXAMPLE", "chat", ErrIssuer},
+		{"no issuer", nil, "chat", ErrIssuer},
+		{"an empty issuer", "", "chat", ErrIssuer},
+		{"a list of issuers", []string{"https://id.example"}, "chat", ErrMalformed},
+		{"another audience", "https://id.example", "mail", ErrAudience},
+		{"other audiences", "https://id.example", []string{"mail", "cha", "chats"}, ErrAudience},
+		{"no audience", "https://id.example", nil, ErrAudience},
+		{"an empty list", "https://id.example", []string{}, ErrAudience},
+		{"an empty audience", "https://id.example", "", ErrAudience},
+		{"an audience that is a number", "https://id.example", 7, ErrMalformed},
+		{"a list with a number", "https://id.example", []any{"chat", 7}, ErrMalformed},
+		{"an audience that is an object", "https://id.example", members{"chat": true}, ErrMalformed},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w.t = t
+			token := sign(secret, members{"iss": tt.iss, "aud": tt.aud})
+			if tt.want == nil {
+				w.accepts(token)
+			} else {
+				w.refuses(token, tt.want)
+			}
+		})
+	}
+	// Nobody asked: nobody looks, so long as the types are right.
+	open(t, Config{JWTSecrets: []string{secret}}).accepts(sign(secret, members{"iss": "any", "aud": []string{"any"}}))
+}
+
+func TestATokenWithoutRoomsOpensNone(t *testing.T) {
+	who := open(t, Config{JWTSecrets: []string{secret}}).accepts(sign(secret, members{"rooms": nil}))
+	for _, action := range []Action{Join, Read, Publish, Signal} {
+		if who.May("news", action) {
+			t.Errorf("may %v", action)
+		}
+	}
+}
+
+func TestUsersAreNamedAsTheTokenSays(t *testing.T) {
+	w := open(t, Config{JWTSecrets: []string{secret}})
+	for _, user := range []string{"7", "ada@example.com", "auth0|507f1f77", "Ødegård 🚂", strings.Repeat("u", message.MaxUser), "api", "apia:x", " "} {
+		if got := w.accepts(sign(secret, members{"sub": user})).User; got != user {
+			t.Errorf("user %q became %q", user, got)
+		}
+	}
+}
+
+func TestWithoutAnyKeyTokensAreRefusedAndSayWhy(t *testing.T) {
+	w := open(t, Config{})
+	if err := w.refuses(sign(secret, nil), ErrAlgorithm); !strings.Contains(err.Error(), "none is configured") {
+		t.Errorf("got %v", err)
+	}
+	if who, open := w.Anonymous(); !open || who.User != "" || !who.May("any", Publish) || !who.Expires.IsZero() {
+		t.Errorf("anonymous: %+v, %v", who, open)
+	}
+	if !strings.Contains(w.logged.String(), "AUTH_JWT_SECRET") {
+		t.Errorf("no warning: %s", w.logged)
+	}
+}
+
+func TestEachCauseHasANameOfItsOwn(t *testing.T) {
+	var names []string
+	for _, c := range causes {
+		if got := Cause(c.err); got != c.name {
+			t.Errorf("%v is %s, want %s", c.err, got, c.name)
+		}
+		names = append(names, c.name)
+	}
+	slices.Sort(names)
+	if len(slices.Compact(names)) != 11 || Cause(nil) != "ok" || Cause(errors.New("?")) != "unavailable" || Cause(context.Canceled) != "unavailable" {
+		t.Errorf("causes: %v", names)
+	}
+}
+
+func TestAVerifierShowsNoSecret(t *testing.T) {
+	w := open(t, Config{JWTSecrets: []string{secret}})
+	if got := w.cfg.JWTSecrets; got != nil {
+		t.Errorf("the settings still hold %q", got)
+	}
+}

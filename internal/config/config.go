@@ -15,6 +15,7 @@ import (
 // shown when the value is wrong, secret makes NAME_FILE work too.
 type Config struct {
 	HTTP   HTTP
+	Auth   Auth
 	Admin  Admin
 	Log    Log
 	Store  Store
@@ -36,6 +37,22 @@ type HTTP struct {
 	QueueBytes     int           `envconfig:"QUEUE_BYTES" default:"1048576" min:"1" max:"67108864" example:"1048576" doc:"What may wait for one client to read, in bytes; over it the client is closed with 4208 and resumes. Must be over twice 256 KiB + MAX_FRAME."`
 	MaxConnections int           `envconfig:"MAX_CONNECTIONS" default:"15000" min:"1" max:"1000000" example:"15000" doc:"Open WebSockets on this node; more are closed with 4103."`
 	Heartbeat      time.Duration `envconfig:"HEARTBEAT" default:"25s" min:"1s" max:"10m" example:"25s" doc:"The period of heartbeats. A client that sends no byte for two of them is closed with 4209."`
+}
+
+// Auth is about who comes in, and what they may do. docs/security.md explains it.
+type Auth struct {
+	JWTSecrets    Secrets       `envconfig:"AUTH_JWT_SECRET" secret:"true" example:"qZ2v6m0Qx8b1H5yTgqJm9o3WcKdVfR7s" doc:"Secrets of HS256 tokens, separated by commas, each of 32 bytes or more, taken as they are written. Several are valid at once, so that one can be replaced without a gap."`
+	KeyFile       string        `envconfig:"AUTH_KEY_FILE" max:"4096" example:"/run/secrets/token-keys.pem" doc:"A file of public keys in PEM, one after the other, for RS256, ES256 and EdDSA tokens."`
+	JWKSURL       string        `envconfig:"AUTH_JWKS_URL" max:"2048" example:"https://id.example.com/.well-known/jwks.json" check:"jwks" doc:"Where the issuer of tokens shows its public keys, for RS256, ES256 and EdDSA."`
+	JWKSAllowHTTP bool          `envconfig:"AUTH_JWKS_ALLOW_HTTP" default:"false" example:"true" doc:"Vouches for the network between here and AUTH_JWKS_URL: it may then be http, to other machines too."`
+	JWKSRefresh   time.Duration `envconfig:"AUTH_JWKS_REFRESH" default:"5m" min:"10s" max:"24h" example:"5m" doc:"How often the keys are fetched. A key that is new is fetched sooner, when a token names it."`
+	JWKSMaxStale  time.Duration `envconfig:"AUTH_JWKS_MAX_STALE" default:"24h" min:"1m" max:"720h" example:"24h" doc:"How long keys are used while they can't be fetched again. A key that the issuer took back may be good for so long. At least AUTH_JWKS_REFRESH."`
+	Issuer        string        `envconfig:"AUTH_ISSUER" max:"512" check:"printable" example:"https://id.example.com/" doc:"What the claim iss of a token must be, exactly. Empty: it is not looked at."`
+	Audience      Names         `envconfig:"AUTH_AUDIENCE" example:"chat" doc:"Names of this service, separated by commas: the claim aud of a token must hold one. Empty: it is not looked at, and tokens that the issuer made for other services are good here."`
+	Leeway        time.Duration `envconfig:"AUTH_LEEWAY" default:"10s" min:"0s" max:"2m" example:"10s" doc:"By how much the clocks of issuers may differ from this one."`
+	Anonymous     string        `envconfig:"AUTH_ANONYMOUS" default:"auto" max:"8192" check:"anonymous" example:"public.*:r,lobby:rw" doc:"Who comes in without a token: auto (everybody, to every room, when no key is configured, else nobody), on, off (then a start without a key is refused), or the rooms that are open to all, as pattern:rights separated by commas."`
+	Timeout       time.Duration `envconfig:"AUTH_TIMEOUT" default:"10s" min:"1s" max:"1m" example:"10s" doc:"How long a socket may be open before its auth frame, where a token is needed; then it is closed with 4001."`
+	QueryToken    bool          `envconfig:"AUTH_QUERY_TOKEN" default:"false" example:"true" doc:"Also takes tokens from the query, as access_token. Proxies write queries into their logs: prefer the header, the subprotocol or the auth frame."`
 }
 
 // Admin is what operators on the host reach.

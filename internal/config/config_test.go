@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,9 @@ import (
 )
 
 var update = flag.Bool("update", false, "rewrite docs/configuration.md")
+
+// secret is long enough for tokens.
+const secret = "0123456789abcdef0123456789abcdef"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
@@ -48,6 +52,7 @@ func TestSettingsAreRead(t *testing.T) {
 		"TRUSTED_PROXIES": "10.0.0.0/8, 127.0.0.1,fd00::/8",
 		"API_KEYS":        "shop:0123456789abcdef, fedcba9876543210",
 		"DATABASE_URL":    "postgres://u:p@h/d", "REDIS_URL": "rediss://h:6379/1",
+		"AUTH_JWT_SECRET": secret + ", the other " + secret, "AUTH_AUDIENCE": "chat, chat-next", "AUTH_LEEWAY": "0s", "AUTH_ANONYMOUS": "lobby:rw",
 	} {
 		t.Setenv(name, value)
 	}
@@ -63,6 +68,10 @@ func TestSettingsAreRead(t *testing.T) {
 	}
 	if fmt.Sprint(cfg.HTTP.AllowedOrigins) != "[https://a.example http://b.example:8080 null https://*.c.example capacitor://localhost http://[::1]:8000]" {
 		t.Errorf("origins %v", cfg.HTTP.AllowedOrigins)
+	}
+	if got := cfg.Auth.JWTSecrets.Reveal(); !slices.Equal(got, []string{secret, "the other " + secret}) || cfg.Auth.Leeway != 0 ||
+		!slices.Equal(cfg.Auth.Audience, []string{"chat", "chat-next"}) || cfg.Auth.Anonymous != "lobby:rw" {
+		t.Errorf("auth %v, %q", cfg.Auth, got)
 	}
 	if got := cfg.HTTP.APIKeys.Reveal(); got["shop"] != "0123456789abcdef" || got["key2"] != "fedcba9876543210" {
 		t.Errorf("keys %v", got)
@@ -85,6 +94,28 @@ func TestRedisMayBeOneServerSentinelsOrACluster(t *testing.T) {
 func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 	tests := []struct{ name, value, says string }{
 		{"LISTEN_ADDR", "8000", "host:port"},
+		{"AUTH_JWT_SECRET", "hush", "secret 1 has 4 bytes"},
+		{"AUTH_JWT_SECRET", secret + ",hush", "secret 2 has 4 bytes"},
+		{"AUTH_JWT_SECRET", secret + "\n" + secret, "line break"},
+		{"AUTH_JWT_SECRET", secret + ", " + secret, "secrets 1 and 2 are the same"},
+		{"AUTH_JWT_SECRET", " , ", "there is no secret in it"},
+		{"AUTH_KEY_FILE", strings.Repeat("x", 4097), "from 0 to 4096 bytes"},
+		{"AUTH_JWKS_URL", "id.example.com", "https://host/path"},
+		{"AUTH_JWKS_URL", "https://" + strings.Repeat("x", 2048), "from 0 to 2048 bytes"},
+		{"AUTH_JWKS_ALLOW_HTTP", "yes please", "true or false"},
+		{"AUTH_JWKS_REFRESH", "9s", "from 10s to 24h"},
+		{"AUTH_JWKS_REFRESH", "25h", "from 10s to 24h"},
+		{"AUTH_JWKS_MAX_STALE", "59s", "from 1m to 720h"},
+		{"AUTH_JWKS_MAX_STALE", "2m", "at least AUTH_JWKS_REFRESH=5m"},
+		{"AUTH_ISSUER", "two words", "without spaces"},
+		{"AUTH_ISSUER", strings.Repeat("x", 513), "from 0 to 512 bytes"},
+		{"AUTH_AUDIENCE", ",", "there is no name in it"},
+		{"AUTH_AUDIENCE", "a," + strings.Repeat("x", 513), "at most 512"},
+		{"AUTH_LEEWAY", "121s", "from 0s to 2m"},
+		{"AUTH_LEEWAY", "-1s", "from 0s to 2m"},
+		{"AUTH_ANONYMOUS", "true", "auto, on, off or pattern:rights"},
+		{"AUTH_TIMEOUT", "999ms", "from 1s to 1m"},
+		{"AUTH_QUERY_TOKEN", "maybe", "true or false"},
 		{"ADMIN_ADDR", "nowhere", "host:port"},
 		{"COLOR", "red", "blue, green"},
 		{"DEPLOYMENT", strings.Repeat("x", 65), "from 0 to 64 bytes"},
@@ -264,6 +295,7 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	bare(t)
 	t.Setenv("DATABASE_URL", "postgres://u:hush@h/d")
 	t.Setenv("API_KEYS", "shop:hush-hush-hush-hush")
+	t.Setenv("AUTH_JWT_SECRET", strings.Repeat("hush", 8))
 	cfg, err := Load()
 	if err != nil {
 		t.Fatal(err)
@@ -276,6 +308,7 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	slog.New(slog.NewJSONHandler(&logged, nil)).Info("settings", "config", cfg, "url", cfg.Store.URL)
 	t.Setenv("DATABASE_URL", "mysql://u:hush@h/d")
 	t.Setenv("API_KEYS", "hush")
+	t.Setenv("AUTH_JWT_SECRET", "hush")
 	_, wrong := Load()
 	for name, text := range map[string]string{
 		"%v": fmt.Sprint(cfg), "%+v": fmt.Sprintf("%+v", cfg), "%#v": fmt.Sprintf("%#v", cfg),
@@ -306,6 +339,7 @@ func TestTheDocumentIsTheStruct(t *testing.T) {
 func FuzzSettings(f *testing.F) {
 	f.Add("API_KEYS", "a:0123456789abcdef")
 	f.Add("ALLOWED_ORIGINS", "https://a")
+	f.Add("AUTH_JWT_SECRET", secret+",,x")
 	f.Add("DATABASE_URL", "postgres://u:p@h/d")
 	f.Fuzz(func(t *testing.T, name, value string) {
 		if strings.ContainsAny(name+value, "\x00=") || name == "" {

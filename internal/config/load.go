@@ -50,6 +50,9 @@ func (c *Config) contradictions() (mistakes []error) {
 	if least := c.Drain.Delay + c.Drain.Window; c.Drain.Timeout < least {
 		mistakes = append(mistakes, fmt.Errorf("DRAIN_TIMEOUT=%s must be at least DRAIN_DELAY + DRAIN_WINDOW = %s", c.Drain.Timeout, least))
 	}
+	if c.Auth.JWKSMaxStale < c.Auth.JWKSRefresh {
+		mistakes = append(mistakes, fmt.Errorf("AUTH_JWKS_MAX_STALE=%s must be at least AUTH_JWKS_REFRESH=%s", c.Auth.JWKSMaxStale, c.Auth.JWKSRefresh))
+	}
 	return mistakes
 }
 
@@ -260,6 +263,19 @@ var checks = map[string]func(string) string{
 			return "must be postgres://user:password@host:port/name or sqlite:path"
 		}
 		return ""
+	},
+	// The verifier of tokens reads these two closely.
+	"jwks": func(s string) string {
+		if s == "" || strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://") {
+			return ""
+		}
+		return "must be https://host/path"
+	},
+	"anonymous": func(s string) string {
+		if s == "auto" || s == "on" || s == "off" || strings.Contains(s, ":") {
+			return ""
+		}
+		return "must be auto, on, off or pattern:rights, separated by commas"
 	},
 	// The broker reads the rest, and is as clear about it.
 	"redis": func(s string) string {

@@ -2,9 +2,11 @@ package config
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"unicode"
 )
 
 // hidden is what is printed in a secret's place.
@@ -82,6 +84,64 @@ func (k Keys) Reveal() map[string]string {
 func isName(s string) bool {
 	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 	return s != "" && len(s) <= 64 && strings.Trim(s, allowed) == ""
+}
+
+// Secrets are those of tokens.
+type Secrets []Secret
+
+// minSecret is the least length of one, in bytes: RFC 7518 wants as many as the
+// hash has.
+const minSecret = 32
+
+// Decode implements envconfig.Decoder. A list without an item is refused, since
+// a service without secrets is open to all.
+func (s *Secrets) Decode(value string) error {
+	var secrets Secrets
+	seen := map[string]int{}
+	for i, item := range split(value) {
+		switch {
+		case len(item) < minSecret:
+			return fmt.Errorf("secret %d has %d bytes; it must have at least %d: make one with openssl rand -base64 48", i+1, len(item), minSecret)
+		case strings.ContainsFunc(item, unicode.IsControl):
+			return fmt.Errorf("secret %d has a line break or another control character; separate secrets by commas", i+1)
+		case seen[item] != 0:
+			return fmt.Errorf("secrets %d and %d are the same", seen[item], i+1)
+		}
+		seen[item] = i + 1
+		secrets = append(secrets, Secret(item))
+	}
+	if len(secrets) == 0 {
+		return errors.New("there is no secret in it")
+	}
+	*s = secrets
+	return nil
+}
+
+// Reveal returns the secrets themselves.
+func (s Secrets) Reveal() []string {
+	revealed := make([]string, len(s))
+	for i, secret := range s {
+		revealed[i] = secret.Reveal()
+	}
+	return revealed
+}
+
+// Names are a list that must not be empty once it is set.
+type Names []string
+
+// Decode implements envconfig.Decoder.
+func (n *Names) Decode(value string) error {
+	names := Names(split(value))
+	if len(names) == 0 {
+		return errors.New("there is no name in it")
+	}
+	for _, name := range names {
+		if len(name) > 512 {
+			return fmt.Errorf("a name has %d bytes; it must have at most 512", len(name))
+		}
+	}
+	*n = names
+	return nil
 }
 
 // split returns the items of a comma list, without the space around them.

@@ -1,0 +1,78 @@
+package auth
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// What docs/security.md shows in Go stands here, and makes a token that is good.
+func TestTheDocumentsTokenIsGood(t *testing.T) {
+	SECRET := secret
+	// Begin of the document's Go.
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
+		"sub":   "ada",
+		"exp":   time.Now().Add(10 * time.Minute).Unix(),
+		"rooms": map[string]string{"orders.*": "rw", "news": "r"},
+	}).SignedString([]byte(SECRET))
+	// End of the document's Go.
+	if err != nil {
+		t.Fatal(err)
+	}
+	if who := open(t, Config{JWTSecrets: []string{SECRET}}).accepts(token); who.User != "ada" || !who.May("orders.8", Publish) {
+		t.Errorf("got %+v", who)
+	}
+	_, shown, _ := strings.Cut(read(t, "../../docs/security.md"), "```go\n")
+	shown, _, _ = strings.Cut(shown, "```")
+	for line := range strings.Lines(shown) {
+		if !strings.Contains(read(t, "docs_test.go"), "\t"+line) {
+			t.Errorf("the document's line is not tested: %s", line)
+		}
+	}
+	if strings.Count(shown, "\n") != 5 {
+		t.Errorf("the document's Go has changed: %s", shown)
+	}
+}
+
+// A token as the document's Python makes it: json.dumps puts a space after
+// each colon and comma.
+func TestATokenWithPythonsSpaces(t *testing.T) {
+	payload := strings.NewReplacer(`":`, `": `, `,"`, `, "`).Replace(encode(claimsOf(nil)))
+	open(t, Config{JWTSecrets: []string{secret}}).accepts(signRaw(`{"alg":"HS256"}`, payload, secret))
+}
+
+func TestTheDocumentNamesAllThereIs(t *testing.T) {
+	document, settings := read(t, "../../docs/security.md"), read(t, "../../docs/configuration.md")
+	for _, c := range causes {
+		if !strings.Contains(document, "`"+c.name+"`") {
+			t.Errorf("the document does not explain %s", c.name)
+		}
+	}
+	named := regexp.MustCompile(`AUTH_[A-Z_]+`)
+	for _, name := range named.FindAllString(document, -1) {
+		if !strings.Contains(settings, "`"+name+"`") {
+			t.Errorf("there is no setting %s", name)
+		}
+	}
+	if !strings.Contains(document, "{\"orders.*\": \"rw\", \"user:7:*\": \"r\", \"news\": \"r\"}") {
+		t.Fatal("the document's example has changed")
+	}
+	for room, want := range map[string]bool{"orders.8": true, "orders.8.items": true, "orders": false} {
+		if may(t, "orders.*:rw,user:7:*:r,news:r", room, Publish) != want {
+			t.Errorf("%s is not as the document says", room)
+		}
+	}
+}

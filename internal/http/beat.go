@@ -78,6 +78,7 @@ func (b *beat) loop(period time.Duration, stop <-chan struct{}) {
 				if n-k.conn.seen.Load() > 2*beatSlots && !k.busy.Load() {
 					k.conn.CloseWith(protocol.CloseUnanswered)
 				} else {
+					k.ping(uint64(n))
 					k.conn.Send(frame)
 				}
 			}

@@ -41,6 +41,8 @@ type conn struct {
 	queued *atomic.Int64   // the sum of all queues, for the metric
 	clock  *atomic.Int64   // the heartbeat's tick
 	carry  []byte          // read by net/http before the upgrade; the reader's
+	pongs  pongScanner     // the reader's
+	onPong func(uint64)    // nil: nobody asks; set before the first Read
 
 	seen atomic.Int64 // tick of the last byte read
 	sent atomic.Int64 // bytes queued or written
@@ -83,13 +85,22 @@ func (c *conn) Read(p []byte) (int, error) {
 	if len(c.carry) > 0 {
 		n := copy(p, c.carry)
 		c.carry = c.carry[n:]
+		c.look(p[:n])
 		return n, nil
 	}
 	n, err := c.Conn.Read(p)
 	if n > 0 {
 		c.seen.Store(c.clock.Load())
+		c.look(p[:n])
 	}
 	return n, err
+}
+
+// look finds the answers to our pings in what was read.
+func (c *conn) look(p []byte) {
+	if c.onPong != nil {
+		c.pongs.scan(p, c.onPong)
+	}
 }
 
 // Write queues what the library writes: pongs and close frames, whole.

@@ -57,6 +57,12 @@ type Config struct {
 	// Receivers tells how the nodes do that take over a draining node's
 	// clients; it must not block. Nil: nothing is known of them.
 	Receivers func() Receivers
+	// Sessions and Owners keep clients' sessions; nil, both: none are kept.
+	Sessions Sessions
+	Owners   Owners
+	// Takeover is how long an older socket may live beside a newer one of its
+	// session that does not become live in its rooms. 10 s by default.
+	Takeover time.Duration
 	// IDWindow is how long the log remembers ids, for clients to know. 10 min
 	// by default.
 	IDWindow time.Duration
@@ -88,6 +94,9 @@ func (c *Config) defaults() {
 	if c.DrainTimeout <= 0 {
 		c.DrainTimeout = 25 * time.Second
 	}
+	if c.Takeover <= 0 {
+		c.Takeover = 10 * time.Second
+	}
 	if c.Receivers == nil {
 		c.Receivers = func() Receivers { return Receivers{} }
 	}
@@ -117,6 +126,11 @@ type Server struct {
 	public  *http.Server
 	admin   *http.Server
 	stop    chan struct{}
+	loops   sync.WaitGroup
+	saver   saver
+	owners  owners
+	// arrivals are how long clients waited that were moved here.
+	arrivals arrivals
 
 	mu sync.Mutex
 	// Protects following.
@@ -139,11 +153,14 @@ func New(cfg Config) *Server {
 		stop:    make(chan struct{}),
 	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
-	s.beat.server = s
+	s.beat.server, s.saver.server = s, s
 	s.public = s.newHTTP(s.routes())
 	s.admin = s.newHTTP(s.adminRoutes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to
 	go s.beat.loop(cfg.Heartbeat, s.stop)
+	if cfg.Sessions != nil {
+		s.loops.Go(func() { s.saver.loop(s.stop) })
+	}
 	return s
 }
 
@@ -199,6 +216,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.Stop()
 	err := errors.Join(s.public.Shutdown(ctx), s.admin.Shutdown(ctx))
 	close(s.stop)
+	s.loops.Wait() // the saver's last round, bounded by its calls
 	return err
 }
 
@@ -257,9 +275,15 @@ func (s *Server) release() {
 	s.noteEmpty()
 }
 
-func (s *Server) welcome() protocol.Frame {
+// welcome greets a client. Where no sessions are kept, what it is told is a
+// name that nobody can resume.
+func (s *Server) welcome(secret string, resumed bool) protocol.Frame {
+	if secret == "" {
+		secret = fmt.Sprintf("%s-%d", s.cfg.Node, s.session.Add(1))
+	}
 	return protocol.Welcome{
-		Session:     fmt.Sprintf("%s-%d", s.cfg.Node, s.session.Add(1)),
+		Session:     secret,
+		Resumed:     resumed,
 		Node:        s.cfg.Node,
 		Color:       s.cfg.Color,
 		Deployment:  s.cfg.Deployment,
@@ -273,7 +297,8 @@ func (s *Server) welcome() protocol.Frame {
 // countReceived keeps the label to the types there are.
 func (s *Server) countReceived(t protocol.Type) {
 	switch t {
-	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory:
+	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory,
+		protocol.TypePresence, protocol.TypeAuth, protocol.TypeMoved:
 		s.metrics.received.WithLabelValues(string(t)).Inc()
 	default:
 		s.metrics.received.WithLabelValues("other").Inc()

@@ -27,6 +27,7 @@ type socket struct {
 	ws      *websocket.Conn
 	conn    *conn // safe for concurrent use
 	client  *hub.Client
+	held    *held  // nil where the service keeps no sessions
 	id      string // the handshake's request id
 	remote  string
 	started time.Time
@@ -50,6 +51,7 @@ func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request) *socket 
 // readLoop handles frames until the connection ends. It waits without a
 // deadline: the heartbeat ends who is silent.
 func (k *socket) readLoop() {
+	k.rejoin()
 	var err error
 	for err == nil {
 		err = k.readFrame()
@@ -124,13 +126,29 @@ func (k *socket) handle(frame []byte) error {
 	}
 	k.malformed = 0
 	k.server.countReceived(r.Type)
-	if err == nil {
-		err = k.client.Handle(context.Background(), &r)
-	}
 	if err != nil {
 		k.answer(&r, err)
+		return nil
 	}
+	k.do(&r)
 	return nil
+}
+
+// do does what a checked request asks for.
+func (k *socket) do(r *protocol.Request) {
+	var err error
+	switch r.Type {
+	case protocol.TypeMoved:
+		k.server.arrivals.note(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+	default:
+		err = k.client.Handle(context.Background(), r)
+	}
+	if err != nil {
+		k.answer(r, err)
+	}
+	if k.held != nil && k.held.rooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
+		k.server.saver.add(k)
+	}
 }
 
 func (k *socket) answer(r *protocol.Request, err error) {
@@ -145,7 +163,10 @@ func (k *socket) answer(r *protocol.Request, err error) {
 // end takes the client out of everything and closes the connection.
 func (k *socket) end(err error) {
 	s := k.server
+	_, ours := k.conn.closing()
+	k.part(!ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure)
 	k.client.Close()
+	s.owners.remove(k)
 	s.beat.remove(k)
 	if k.violated(err) {
 		// The library gives up on some frames without a word (an unmasked one).

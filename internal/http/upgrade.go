@@ -73,6 +73,12 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, errOrigin)
 		return
 	}
+	offer, err := protocol.ReadOffer(r)
+	if err != nil {
+		s.metrics.connections.WithLabelValues("handshake").Inc()
+		s.refuse(w, r, err)
+		return
+	}
 	n, ok := s.admit()
 	if !ok {
 		s.metrics.connections.WithLabelValues("refused").Inc()
@@ -99,13 +105,14 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	ws.SetReadLimit(int64(s.cfg.MaxFrame))
 	k := newSocket(s, ws, hj.conn, r)
+	secret, resumed := k.hold(offer, "")
 	result := "ok"
 	if n > s.cfg.MaxConnections {
 		result = "too_many"
 	}
 	s.metrics.connections.WithLabelValues(result).Inc()
 	s.metrics.active.Inc()
-	k.conn.Send(s.welcome())
+	k.conn.Send(s.welcome(secret, resumed))
 	if n > s.cfg.MaxConnections {
 		k.conn.CloseWith(protocol.CloseTooMany)
 	}

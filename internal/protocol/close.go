@@ -19,6 +19,7 @@ const (
 	ClosePolicy     CloseCode = 1008 // three malformed frames in a row
 	CloseTooBig     CloseCode = 1009 // a frame over max_frame
 	CloseRestart    CloseCode = 1012 // this node goes: comes back within a second
+	CloseReplaced   CloseCode = 4009 // its session has a newer socket: forgets this one
 	CloseTooMany    CloseCode = 4103 // the node has as many connections as it may
 	CloseSlow       CloseCode = 4208 // did not read fast enough: comes back and resumes
 	CloseUnanswered CloseCode = 4209 // no byte for two heartbeats
@@ -41,6 +42,8 @@ func (c CloseCode) Reason() string {
 		return "too_big"
 	case CloseRestart:
 		return "restart"
+	case CloseReplaced:
+		return "replaced"
 	case CloseTooMany:
 		return "too_many_connections"
 	case CloseSlow:

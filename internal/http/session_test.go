@@ -1,0 +1,291 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/message"
+	"switchyard/internal/session"
+)
+
+// away are sessions that can be taken away, as Redis can.
+type away struct {
+	*session.Node
+	gone  atomic.Bool
+	saves atomic.Int64
+}
+
+func (a *away) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
+	if a.gone.Load() {
+		<-ctx.Done() // as a Redis that hangs
+		return message.Session{}, false, errors.Join(message.ErrAway, ctx.Err())
+	}
+	return a.Node.Resume(ctx, secret, user)
+}
+
+func (a *away) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+	a.saves.Add(int64(len(batch)))
+	return a.Node.Save(ctx, batch)
+}
+
+// remembering is a node that keeps sessions in its process.
+func remembering(t *testing.T, change func(*Config)) (*node, *away) {
+	t.Helper()
+	own, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &away{Node: own}
+	n := startNode(t, func(c *Config) {
+		c.Sessions, c.Owners = a, a
+		c.Heartbeat, c.Takeover = time.Second, 2*time.Second
+		if change != nil {
+			change(c)
+		}
+	})
+	own.Start(session.Hooks{Notify: n.Notify})
+	t.Cleanup(func() {
+		if err := own.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return n, a
+}
+
+// come connects with a session ("" for none), and returns the welcome too.
+func (n *node) come(secret, query string) (*browser, map[string]any) {
+	n.t.Helper()
+	offer := []string{"switchyard.v1"}
+	if secret != "" {
+		offer = append(offer, "session."+secret)
+	}
+	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
+	defer cancel()
+	ws, res, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws"+query, &websocket.DialOptions{Subprotocols: offer})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if got := res.Header.Get("Sec-WebSocket-Protocol"); got != "switchyard.v1" {
+		n.t.Errorf("the answer chose %q", got)
+	}
+	ws.SetReadLimit(4 << 20)
+	n.t.Cleanup(func() { _ = ws.CloseNow() })
+	b := &browser{n.t, ws}
+	return b, b.read()
+}
+
+func TestASessionIsResumedBySecretAlone(t *testing.T) {
+	n, a := remembering(t, nil)
+	b, welcome := n.come("", "")
+	secret := welcome["session"].(string)
+	if welcome["resumed"] != false || len(secret) < 20 {
+		t.Errorf("first welcome: %v", welcome)
+	}
+	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+	_ = b.ws.CloseNow() // the network is gone: no goodbye
+	if _, again := n.come(secret, ""); again["session"] != secret || again["resumed"] != true {
+		t.Errorf("second welcome: %v", again)
+	}
+	name, _, _ := strings.Cut(secret, ".")
+	for what, wrong := range map[string]string{"the name that others see": name, "a guess": name + ".AAAAAAAAAAAAAAAAAAAAAAAAAA", "junk": "x"} {
+		if _, w := n.come(wrong, ""); w["resumed"] != false || w["session"] == wrong {
+			t.Errorf("%s has resumed a session: %v", what, w)
+		}
+	}
+}
+
+// A client that tracks nothing misses nothing: its rooms are joined for it,
+// from what it provably got.
+func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
+	n, _ := remembering(t, nil)
+	b, welcome := n.come("", "?rooms=1")
+	secret := welcome["session"].(string)
+	b.send(`{"type":"join","room":"a"}`)
+	b.send(`{"type":"join","room":"b"}`)
+	b.until("joined")
+	b.until("joined")
+	n.publish("a", 1, 5)
+	proved := 0.0
+	for proved < 5 { // reading answers pings; the fifth message was before one of them
+		proved = b.until("message")["seq"].(float64)
+	}
+	b.until("heartbeat")
+	b.until("heartbeat")
+	_ = b.ws.CloseNow()
+	n.publish("a", 6, 9)
+	n.publish("b", 1, 1)
+
+	c, again := n.come(secret, "?rooms=1")
+	if again["resumed"] != true {
+		t.Fatalf("welcome %v", again)
+	}
+	got := map[string][]float64{}
+	for len(got["a"]) == 0 || got["a"][len(got["a"])-1] < 9 || len(got["b"]) < 1 {
+		if m := c.until("message"); true {
+			room := m["room"].(string)
+			got[room] = append(got[room], m["seq"].(float64))
+		}
+	}
+	// From the proven position on, without a hole; some may come twice.
+	first := got["a"][0]
+	if first > 6 {
+		t.Errorf("a begins with %v: 6 is missed", first)
+	}
+	for i, seq := range got["a"] {
+		if seq != first+float64(i) {
+			t.Errorf("a: %v", got["a"])
+			break
+		}
+	}
+	if got["b"][0] != 1 {
+		t.Errorf("b: %v", got["b"])
+	}
+	c.send(`{"type":"leave","room":"a"}`)
+	c.until("left")
+	eventually(t, "the left room to be forgotten", func() bool {
+		d, _ := n.come(secret, "?rooms=1")
+		d.send(`{"type":"history","room":"a","limit":1,"ref":"h"}`)
+		joined := []string{}
+		for {
+			m := d.read()
+			if m["type"] == "joined" {
+				joined = append(joined, m["room"].(string))
+			}
+			if m["type"] == "history" {
+				break
+			}
+		}
+		return !slices.Contains(joined, "a")
+	})
+}
+
+// publish stores messages first to last in a room.
+func (n *node) publish(room string, first, last int) {
+	n.t.Helper()
+	for i := first; i <= last; i++ {
+		if _, err := n.hub.Publish(n.t.Context(), draft(room, fmt.Sprint(i))); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
+	n, a := remembering(t, func(c *Config) { c.Takeover = time.Minute })
+	old, welcome := n.come("", "")
+	secret := welcome["session"].(string)
+	old.send(`{"type":"join","room":"a"}`)
+	old.until("joined")
+	for a.saves.Load() < 2 { // reading answers pings
+		old.until("heartbeat")
+	}
+	b, _ := n.come(secret, "")
+	old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it lives on until then
+	old.until("ack")
+	b.send(`{"type":"join","room":"a"}`)
+	b.until("joined")
+	if code := old.closed(); code != 4009 {
+		t.Errorf("the older socket was closed with %d, want 4009", code)
+	}
+	b.send(`{"type":"publish","room":"a","data":2,"ref":"p"}`)
+	b.until("ack")
+	eventually(t, "the close to be counted", func() bool { return n.metric(`websocket_disconnections_total{reason="replaced"}`) == "1" })
+}
+
+func TestTheOlderSocketIsReplacedThoughTheNewerJoinsNothing(t *testing.T) {
+	n, a := remembering(t, nil)
+	old, welcome := n.come("", "")
+	old.send(`{"type":"join","room":"a"}`)
+	old.until("joined")
+	for a.saves.Load() < 2 { // reading answers pings
+		old.until("heartbeat")
+	}
+	n.come(welcome["session"].(string), "")
+	if code := old.closed(); code != 4009 {
+		t.Errorf("closed with %d, want 4009", code)
+	}
+}
+
+// Who says goodbye is forgotten; who said it on the older of two sockets, as a
+// client does that has moved, is not.
+func TestGoodbye(t *testing.T) {
+	n, a := remembering(t, nil)
+	b, welcome := n.come("", "")
+	secret := welcome["session"].(string)
+	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+	moved, _ := n.come(secret, "")
+	_ = b.ws.Close(websocket.StatusNormalClosure, "moved")
+	third, w := n.come(secret, "")
+	if w["resumed"] != true {
+		t.Errorf("the goodbye of an older socket has ended the session: %v", w)
+	}
+	_ = moved.ws.CloseNow()
+	_ = third.ws.Close(websocket.StatusNormalClosure, "bye")
+	eventually(t, "the session to be forgotten", func() bool {
+		_, w := n.come(secret, "")
+		return w["resumed"] == false
+	})
+}
+
+func TestSessionsThatCannotBeAskedAreNotWaitedFor(t *testing.T) {
+	n, a := remembering(t, nil)
+	_, welcome := n.come("", "")
+	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+	a.gone.Store(true)
+	b, w := n.come(welcome["session"].(string), "")
+	if w["resumed"] != false {
+		t.Errorf("welcome %v", w)
+	}
+	b.send(`{"type":"publish","room":"a","data":1}`)
+	b.until("ack")
+}
+
+func TestBadOffers(t *testing.T) {
+	n, _ := remembering(t, nil)
+	for name, offer := range map[string][]string{
+		"two sessions":  {"switchyard.v1", "session.a", "session.b"},
+		"empty":         {"switchyard.v1", "session."},
+		"far too long":  {"switchyard.v1", "session." + strings.Repeat("x", 200)},
+		"two tokens":    {"switchyard.v1", "bearer.a", "bearer.b"},
+		"a huge token":  {"switchyard.v1", "bearer." + strings.Repeat("x", 9000)},
+		"an odd symbol": {"switchyard.v1", "session.a+b"},
+	} {
+		ws, res, err := websocket.Dial(t.Context(), "ws://"+n.addr+"/ws", &websocket.DialOptions{Subprotocols: offer})
+		if err == nil {
+			_ = ws.CloseNow()
+		}
+		if res == nil || res.StatusCode != 400 {
+			t.Errorf("%s: %v, want 400", name, res)
+		}
+	}
+}
+
+func TestArrivals(t *testing.T) {
+	var a arrivals
+	now := time.Now()
+	if a.p95(now) != 0 {
+		t.Error("nobody came, and it took time")
+	}
+	for i := range 100 {
+		a.note(now, time.Duration(i+1)*time.Millisecond)
+	}
+	if got := a.p95(now); got != 95*time.Millisecond {
+		t.Errorf("p95 of 1 to 100 ms is %v", got)
+	}
+	if got := a.p95(now.Add(arrivalsAge + time.Second)); got != 0 {
+		t.Errorf("long ago: %v", got)
+	}
+	for range 2 * arrivalsKept {
+		a.note(now, time.Second)
+	}
+	if got := a.p95(now); got != time.Second {
+		t.Errorf("the newest count: %v", got)
+	}
+}

@@ -71,6 +71,11 @@ func body(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
 	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 		return nil, errEncoding
 	}
+	if r.ContentLength > int64(limit) && r.Header.Get("Expect") != "" {
+		// Who asks before sending is told before sending. Others are read to the
+		// bound: an answer while they write would be lost with the connection.
+		return nil, &http.MaxBytesError{Limit: int64(limit)}
+	}
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
 	var large *http.MaxBytesError
 	switch {
@@ -226,12 +231,30 @@ func roomOf(r *http.Request) (message.Room, error) {
 	return room, nil
 }
 
+// queryOne reads an optional value of the query. A query that can't be read, or
+// says a thing twice, is refused: leaving it out would answer something else
+// than was asked.
+func queryOne(r *http.Request, name string) (value string, given bool, err error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return "", false, &message.InvalidError{Field: "query", Reason: "must be name=value, joined by &, with whole percent escapes"}
+	}
+	switch values := query[name]; len(values) {
+	case 0:
+		return "", false, nil
+	case 1:
+		return values[0], true, nil
+	}
+	return "", false, &message.InvalidError{Field: name, Reason: "can't be given twice"}
+}
+
 // queryInt reads an optional number of the query, in bounds.
 func queryInt(r *http.Request, name string, low, high int64) (int64, bool, error) {
-	if !r.URL.Query().Has(name) {
-		return 0, false, nil
+	value, given, err := queryOne(r, name)
+	if err != nil || !given {
+		return 0, false, err
 	}
-	n, err := strconv.ParseInt(r.URL.Query().Get(name), 10, 64)
+	n, err := strconv.ParseInt(value, 10, 64)
 	if err != nil || n < low || n > high {
 		return 0, false, &message.InvalidError{Field: name, Reason: fmt.Sprintf("must be a whole number from %d to %d", low, high)}
 	}

@@ -90,6 +90,11 @@ func TestProblems(t *testing.T) {
 		{"GET", "/v1/rooms/a/messages?after=-1", testKey, "", 400, "invalid", "after"},
 		{"GET", "/v1/rooms/a/messages?before=0", testKey, "", 400, "invalid", "before must be a whole number from 1"},
 		{"GET", "/v1/rooms/a/messages?after=1&before=2", testKey, "", 400, "invalid", "before"},
+		{"GET", "/v1/rooms/a/messages?limit=1&limit=2", testKey, "", 400, "invalid", "limit can't be given twice"},
+		{"GET", "/v1/rooms/a/messages?limit=1;after=2", testKey, "", 400, "invalid", "query must be"},
+		{"GET", "/v1/rooms/a/messages?after=%zz", testKey, "", 400, "invalid", "percent escapes"},
+		{"GET", "/v1/rooms?prefix=a&prefix=b", testKey, "", 400, "invalid", "prefix can't be given twice"},
+		{"GET", "/v1/rooms?after=%", testKey, "", 400, "invalid", "percent escapes"},
 		{"DELETE", "/v1/rooms/a/messages", testKey, "", 405, "method_not_allowed", "method"},
 		{"GET", "/nothing/here", "", "", 404, "not_found", "route"},
 	}

@@ -1,6 +1,10 @@
 package http
 
 import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -19,5 +23,28 @@ func TestFarTooManyConnections(t *testing.T) {
 	}
 	if got := n.metric(`websocket_connections_total{result="refused"}`); got != "1" {
 		t.Errorf("counted %q as refused", got)
+	}
+}
+
+// Who asks before sending hears it before sending: a body that is announced as
+// too large is not waited for.
+func TestABodyThatIsAnnouncedAsTooLarge(t *testing.T) {
+	n := startNode(t, nil)
+	for path, bound := range map[string]string{"/v1/rooms/a/messages": "65536", "/v1/rooms/a/signals": "65536", "/v1/messages": "1048576"} {
+		c, err := net.Dial("tcp", n.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 2000000\r\nExpect: 100-continue\r\n\r\n", path, testKey)
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != http.StatusRequestEntityTooLarge || !strings.Contains(string(body), bound) {
+			t.Errorf("%s: %d %s, %v; want 413 about %s", path, res.StatusCode, body, err, bound)
+		}
+		_ = res.Body.Close()
 	}
 }

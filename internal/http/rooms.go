@@ -61,9 +61,9 @@ func (s *Server) listRooms(w http.ResponseWriter, r *http.Request) error {
 
 // queryRoom reads an optional name, or the beginning of one, of the query.
 func queryRoom(r *http.Request, name string) (message.Room, error) {
-	value := r.URL.Query().Get(name)
-	if value == "" {
-		return "", nil
+	value, _, err := queryOne(r, name)
+	if err != nil || value == "" {
+		return "", err
 	}
 	room, err := message.ParseRoom(value)
 	if err != nil {

@@ -39,6 +39,9 @@ const markFormat = "%16s %020d %020d\n"
 
 // lockSQLite takes the lock of the database at path, or refuses.
 func lockSQLite(path string) (*sideFile, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, &refusal{fmt.Sprintf("DATABASE_URL (sqlite:%s) leads to a folder or a device: name a file", path)}
+	}
 	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, &refusal{fmt.Sprintf("the folder of DATABASE_URL (sqlite:%s) cannot be written: %v", path, err)}

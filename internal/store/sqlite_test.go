@@ -181,6 +181,7 @@ func TestSQLiteURLsThatLeadNowhere(t *testing.T) {
 		"postgres://x":            "looks like sqlite:switchyard.db",
 		"sqlite:" + dir + "/no":   "migrate",
 		"sqlite:" + dir + "/text": "cannot be used",
+		"sqlite:" + dir:           "name a file",
 	} {
 		_, err := OpenSQLite(t.Context(), Config{URL: url})
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "DATABASE_URL") || strings.Contains(err.Error(), "\n") {
@@ -192,6 +193,12 @@ func TestSQLiteURLsThatLeadNowhere(t *testing.T) {
 	}
 	if err := Migrate(t.Context(), "sqlite:"+dir+"/none/db"); err == nil || !strings.Contains(err.Error(), "DATABASE_URL") {
 		t.Errorf("migrate in a folder that is not there: %v", err)
+	}
+	if err := Migrate(t.Context(), "sqlite:"+dir); err == nil || !strings.Contains(err.Error(), "name a file") {
+		t.Errorf("migrate a folder: %v", err)
+	}
+	if _, err := os.Stat(dir + ".lock"); !errors.Is(err, os.ErrNotExist) {
+		t.Error("a lock was left beside a folder")
 	}
 }
 

@@ -85,7 +85,12 @@ func (r *Run) preflight(ctx context.Context) error {
 		all.Go(func() { errs[i] = r.probe(ctx, url) })
 	}
 	all.Wait()
-	return errors.Join(errs...)
+	for _, err := range errs {
+		if err != nil {
+			return err // one is enough to know
+		}
+	}
+	return nil
 }
 
 // probe connects once.
@@ -115,8 +120,6 @@ func (r *Run) probe(ctx context.Context, url string) error {
 			err = cause
 		}
 	case err = <-failed:
-		cancel()
-		<-ready
 	}
 	if err != nil {
 		return fmt.Errorf("can't connect to %s: %w", url, err)

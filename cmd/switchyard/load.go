@@ -1,0 +1,43 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"switchyard/internal/load"
+)
+
+func loadCommand() *cobra.Command {
+	f := new(planFlags)
+	c := &cobra.Command{
+		Use:   "load",
+		Short: "measure how fast the service is",
+		Long: `Load publishes and subscribes as verify does, keeps no history and judges
+nothing: it prints how much was acked and delivered, and how long that took. At
+--rate 0 every publisher has --window messages under way and sends the next when
+one is acked (a closed loop); at any other rate they are sent in time whether
+the service keeps up or not (an open loop), which is what users do.`,
+		Example: `  switchyard load --clients 1000 --rooms 1 --publishers 1 --window 16
+  switchyard load --clients 1000 --rooms 100 --rate 5000 --duration 1m --json`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			f.plan.Unjudged = true
+			run, err := f.start(c)
+			if err != nil {
+				return err
+			}
+			watch(run, c.ErrOrStderr())
+			speed := run.Speed()
+			if err := printAs(c, f.json, speed); err != nil {
+				return err
+			}
+			if speed.Acked == 0 {
+				return errWrong
+			}
+			return nil
+		},
+	}
+	f.add(c, load.Plan{Clients: 100, Rooms: 10, Duration: 10 * time.Second})
+	return c
+}

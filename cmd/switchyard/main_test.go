@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/load"
+	"switchyard/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// switchyard runs the command and returns what it exits with and prints.
+func switchyard(ctx context.Context, args ...string) (code int, stdout, stderr string) {
+	var out, err bytes.Buffer
+	code = run(ctx, args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+func TestAnOperatorVerifiesAService(t *testing.T) {
+	s := testkit.StartServer(t, nil)
+	file := filepath.Join(t.TempDir(), "history.jsonl")
+	code, out, errs := switchyard(t.Context(), "verify", "--url", s.SocketURL(),
+		"--clients", "6", "--rate", "50", "--duration", "1s", "--cut", "100ms", "--history", file)
+	if code != 0 || !strings.HasPrefix(out, "Clean:") || errs != "" {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	if !strings.Contains(out, "in 6 rooms") {
+		t.Errorf("no more rooms than clients, unless asked for:\n%s", out)
+	}
+
+	// The history gets the same answer later, from people's hands to programs'.
+	code, again, errs := switchyard(t.Context(), "verify", "--check", file, "--json")
+	var report struct {
+		Verdict string
+		Acked   int
+		Faults  map[string]int
+	}
+	if err := json.Unmarshal([]byte(again), &report); err != nil || code != 0 || errs != "" {
+		t.Fatalf("exit %d, %v\n%s%s", code, err, again, errs)
+	}
+	if report.Verdict != "clean" || report.Acked < 20 || len(report.Faults) != len(load.AllFaults) {
+		t.Errorf("%+v", report)
+	}
+
+	// One delivery taken out, and it is named.
+	history, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(history), "\n")
+	for i, line := range lines {
+		if strings.Contains(line, `"event":"deliver"`) {
+			lines[i] = ""
+			break
+		}
+	}
+	if err := os.WriteFile(file, []byte(strings.Join(lines, "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, _ = switchyard(t.Context(), "verify", "--check", file)
+	if code != 1 || !strings.HasPrefix(out, "Wrong: 1 lost.") || !strings.Contains(out, "never got it") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+}
+
+func TestAnOperatorMeasuresAService(t *testing.T) {
+	s := testkit.StartServer(t, nil)
+	code, out, errs := switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "4", "--rooms", "1", "--duration", "500ms", "--json")
+	var got struct {
+		Clients    int
+		AcksPerSec float64                      `json:"acks_per_second"`
+		Latency    struct{ Count, P99 float64 } `json:"publish_to_delivery"`
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 || errs != "" {
+		t.Fatalf("exit %d, %v\n%s%s", code, err, out, errs)
+	}
+	if got.Clients != 4 || got.AcksPerSec <= 0 || got.Latency.Count == 0 {
+		t.Errorf("%+v of %s", got, out)
+	}
+	code, out, _ = switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "2", "--rooms", "1", "--rate", "20", "--duration", "500ms")
+	if code != 0 || !strings.Contains(out, "acked") || !strings.Contains(out, "p99.9") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+}
+
+// Whoever interrupts it still gets the judgement.
+func TestAnInterruptedVerifyJudges(t *testing.T) {
+	s := testkit.StartServer(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	code, out, errs := switchyard(ctx, "verify", "--url", s.SocketURL(), "--clients", "4", "--rate", "100", "--duration", "1h")
+	if code != 0 || !strings.HasPrefix(out, "Clean:") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+func TestTheTokenComesFromAFile(t *testing.T) {
+	code, _, errs := switchyard(t.Context(), "verify", "--token-file", "/no/such/file")
+	if code != 2 || !strings.Contains(errs, "--token-file") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+// Each mistake is one line that names the flag and the bound, and exit 2.
+func TestWrongUsage(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for says, args := range map[string][]string{
+		"--clients must be 1 or more, not 0":            {"verify", "--clients", "0"},
+		"--clients must be 1 to 15000, not 20000":       {"load", "--clients", "20000"},
+		"--rooms must be 1 to 100, not 101":             {"verify", "--rooms", "101"},
+		"--rate must be 0 to 1000000 a second, not -1":  {"verify", "--rate", "-1"},
+		"--rate must be 0 to 1000000 a second, not NaN": {"verify", "--rate", "NaN"},
+		"--duration must be 1ms to 24h, not 0s":         {"verify", "--duration", "0"},
+		"--duration must be 0s to 24h0m0s, not 25h0m0s": {"load", "--duration", "25h"},
+		"--size must be 24 to 1048576, not 1":           {"verify", "--size", "1"},
+		"--cut must be 0s to 1h0m0s, not -1s":           {"verify", "--cut", "-1s"},
+		"--settle must be":                              {"verify", "--settle", "2h"},
+		"--ramp-up must be":                             {"verify", "--ramp-up", "2h"},
+		"--prefix must be":                              {"verify", "--prefix", "a b"},
+		"--max-events must be 1000 to 100000000, not 5": {"verify", "--max-events", "5"},
+		`"localhost" is no ws:// or wss:// URL`:         {"verify", "--url", "localhost"},
+		"can't connect to ws://127.0.0.1:1/ws":          {"verify", "--url", "ws://127.0.0.1:1/ws"},
+		"--history: open /no/such/folder/h":             {"verify", "--history", "/no/such/folder/h"},
+		"--check: open /no/such/file":                   {"verify", "--check", "/no/such/file"},
+		"it is empty":                                   {"verify", "--check", empty},
+		"no other flag has a meaning":                   {"verify", "--check", empty, "--rate", "5"},
+		`unknown command "deploi"`:                      {"deploi"},
+		`unknown command "now" for "switchyard verify"`: {"verify", "now"},
+		"unknown flag: --speed":                         {"load", "--speed", "1"},
+		`invalid argument "many" for "--clients" flag`:  {"verify", "--clients", "many"},
+	} {
+		code, out, errs := switchyard(t.Context(), args...)
+		if code != 2 || !strings.Contains(errs, says) || !strings.HasPrefix(errs, "switchyard") {
+			t.Errorf("%q: exit %d, does not say %q:\n%s%s", args, code, says, out, errs)
+		}
+		if strings.Count(errs, "\n") != 1 || out != "" {
+			t.Errorf("%q: more than one line:\n%s%s", args, out, errs)
+		}
+	}
+}
+
+func TestHelpIsThere(t *testing.T) {
+	code, out, _ := switchyard(t.Context(), "verify", "--help")
+	if code != 0 || !strings.Contains(out, "exits with 0") || !strings.Contains(out, "--history") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+	if code, out, _ = switchyard(t.Context(), "--version"); code != 0 || !strings.Contains(out, version) {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+}
+
+func TestTheProgressLine(t *testing.T) {
+	got := line(load.Progress{Elapsed: 3 * time.Second, Published: 10, Acked: 9, Delivered: 90})
+	if got != "publishing 3 s: 10 published, 9 acked, 90 delivered" {
+		t.Error(got)
+	}
+	got = line(load.Progress{Elapsed: time.Minute, Failed: 1, Reconnects: 2, Ending: true})
+	if got != "settling 60 s: 0 published, 0 acked, 0 delivered, 1 failed, 2 reconnects" {
+		t.Error(got)
+	}
+	if isTerminal(new(bytes.Buffer)) {
+		t.Error("a buffer is no terminal")
+	}
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if isTerminal(file) {
+		t.Error("a file is no terminal")
+	}
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"switchyard/internal/load"
+)
+
+// planFlags are the flags that verify and load share.
+type planFlags struct {
+	plan      load.Plan
+	tokenFile string
+	json      bool
+}
+
+func (f *planFlags) add(c *cobra.Command, defaults load.Plan) {
+	p, flags := &f.plan, c.Flags()
+	flags.StringArrayVar(&p.URLs, "url", []string{"ws://localhost:8000/ws"}, "address of the socket; once for each node, or the balancer's")
+	flags.StringVar(&f.tokenFile, "token-file", "", "file with the credential that each client sends")
+	flags.IntVar(&p.Clients, "clients", defaults.Clients, "connections, 1 to 15000")
+	flags.IntVar(&p.Rooms, "rooms", defaults.Rooms, "rooms, as many as clients at most")
+	flags.IntVar(&p.Publishers, "publishers", 0, "how many of the clients publish (default all)")
+	flags.Float64Var(&p.Rate, "rate", defaults.Rate, "messages a second of all together, up to 1000000; 0: as fast as acks come")
+	flags.IntVar(&p.Window, "window", 1, "with --rate 0, publishes of a client under way, 1 to 1024")
+	flags.IntVar(&p.Size, "size", 128, "bytes of data in a message, 24 to 1048576")
+	flags.DurationVar(&p.Duration, "duration", defaults.Duration, "how long to publish, 1ms to 24h")
+	flags.DurationVar(&p.RampUp, "ramp-up", 0, "how long connecting takes at least, up to 1h")
+	flags.DurationVar(&p.Settle, "settle", 30*time.Second, "how long to wait at the end for what is still on its way, up to 1h")
+	flags.StringVar(&p.Prefix, "prefix", "", "how the rooms' names begin (default a random one)")
+	flags.BoolVar(&f.json, "json", false, "print JSON")
+}
+
+// start starts the plan. Errors about a bound name the flag.
+func (f *planFlags) start(c *cobra.Command) (*load.Run, error) {
+	for name, n := range map[string]int{"clients": f.plan.Clients, "rooms": f.plan.Rooms, "size": f.plan.Size, "window": f.plan.Window} {
+		if n == 0 { // which a Plan would take for its default
+			return nil, fmt.Errorf("--%s must be 1 or more, not 0", name)
+		}
+	}
+	if !c.Flags().Changed("rooms") {
+		f.plan.Rooms = min(f.plan.Rooms, f.plan.Clients)
+	}
+	if f.plan.Duration < time.Millisecond {
+		return nil, fmt.Errorf("--duration must be 1ms to 24h, not %v", f.plan.Duration)
+	}
+	if f.tokenFile != "" {
+		token, err := os.ReadFile(f.tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("--token-file: %w", err)
+		}
+		f.plan.Token = strings.TrimSpace(string(token))
+	}
+	run, err := load.Start(c.Context(), f.plan)
+	var bound *load.BoundError
+	if errors.As(err, &bound) {
+		return nil, fmt.Errorf("--%w", bound)
+	}
+	return run, err
+}
+
+// watch shows how the run goes on, where somebody can see it, and returns when
+// it is over.
+func watch(run *load.Run, stderr io.Writer) {
+	terminal := isTerminal(stderr)
+	look := time.NewTicker(200 * time.Millisecond)
+	defer look.Stop()
+	for {
+		select {
+		case <-run.Done():
+			if terminal {
+				fmt.Fprint(stderr, "\r\033[K")
+			}
+			return
+		case <-look.C:
+			if terminal {
+				fmt.Fprintf(stderr, "\r\033[K%s", line(run.Progress()))
+			}
+		}
+	}
+}
+
+// line is a run's progress in 79 columns at most, or a few more when it is long.
+func line(p load.Progress) string {
+	doing := "publishing"
+	if p.Ending {
+		doing = "settling"
+	}
+	s := fmt.Sprintf("%s %.0f s: %d published, %d acked, %d delivered", doing, p.Elapsed.Seconds(), p.Published, p.Acked, p.Delivered)
+	if p.Failed > 0 {
+		s += fmt.Sprintf(", %d failed", p.Failed)
+	}
+	if p.Reconnects > 0 {
+		s += fmt.Sprintf(", %d reconnects", p.Reconnects)
+	}
+	return s
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

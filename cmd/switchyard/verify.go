@@ -1,0 +1,132 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"switchyard/internal/load"
+)
+
+// verifyFlags are those of verify beside the shared ones.
+type verifyFlags struct {
+	planFlags
+	history string
+	check   string
+}
+
+func verifyCommand() *cobra.Command {
+	f := new(verifyFlags)
+	c := &cobra.Command{
+		Use:   "verify",
+		Short: "prove that no message is lost, doubled or reordered",
+		Long: `Verify publishes and subscribes, cuts connections meanwhile, and compares what
+publishers were told with what subscribers got. It uses rooms of its own, so
+that it may run against a live service; their messages stay there until
+retention takes them.
+
+It exits with 0 when every promise was kept, with 1 when one was broken or
+nothing was proved, and with 2 when it could not run. When it is interrupted it
+judges what there was.`,
+		Example: `  switchyard verify --url ws://localhost:8000/ws
+  switchyard verify --url wss://a.example.com/ws --url wss://b.example.com/ws --clients 500 --rooms 50 --rate 1000 --duration 1m
+  switchyard verify --check history.jsonl`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return f.run(c) },
+	}
+	f.add(c, load.Plan{Clients: 100, Rooms: 10, Rate: 100, Duration: 15 * time.Second})
+	flags := c.Flags()
+	flags.DurationVar(&f.plan.Cut, "cut", time.Second, "cut one connection this often, 1ms to 1h; 0: none")
+	flags.IntVar(&f.plan.MaxEvents, "max-events", load.DefaultMaxEvents, "bound on the history, 1000 to 100000000; each event takes about 100 bytes")
+	flags.StringVar(&f.history, "history", "", "write the history to this file")
+	flags.StringVar(&f.check, "check", "", "judge the history in this file, and do nothing else")
+	return c
+}
+
+func (f *verifyFlags) run(c *cobra.Command) error {
+	if f.check != "" {
+		return f.judge(c)
+	}
+	file, err := f.create()
+	if err != nil {
+		return err
+	}
+	run, err := f.start(c)
+	if err != nil {
+		return err
+	}
+	watch(run, c.ErrOrStderr())
+	verdict := f.print(c, run.Report())
+	if err := f.write(run, file); err != nil {
+		fmt.Fprintf(c.ErrOrStderr(), "--history: %v\n", err)
+		return errWrong
+	}
+	return verdict
+}
+
+// create opens the file for the history, before anything is done.
+func (f *verifyFlags) create() (*os.File, error) {
+	if f.history == "" {
+		return nil, nil
+	}
+	file, err := os.OpenFile(f.history, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("--history: %w", err)
+	}
+	return file, nil
+}
+
+// write writes the history to its file, if one is wanted.
+func (f *verifyFlags) write(run *load.Run, file *os.File) error {
+	if file == nil {
+		return nil
+	}
+	if err := run.History().Write(file); err != nil {
+		return err
+	}
+	return file.Close()
+}
+
+// judge reads a history and judges it.
+func (f *verifyFlags) judge(c *cobra.Command) error {
+	flags := c.Flags()
+	if given := flags.NFlag(); given > 2 || given == 2 && !flags.Changed("json") {
+		return errors.New("--check judges a file; beside --json no other flag has a meaning with it")
+	}
+	file, err := os.Open(f.check)
+	if err != nil {
+		return fmt.Errorf("--check: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	h, err := load.ReadHistory(file)
+	if err != nil {
+		return fmt.Errorf("--check %s: %w", f.check, err)
+	}
+	return f.print(c, load.Check(h))
+}
+
+// print prints a report, and returns errWrong unless it is clean.
+func (f *verifyFlags) print(c *cobra.Command, report *load.Report) error {
+	if err := printAs(c, f.json, report); err != nil {
+		return err
+	}
+	if report.Verdict != load.Clean {
+		return errWrong
+	}
+	return nil
+}
+
+// printAs prints JSON, or what is for people.
+func printAs(c *cobra.Command, asJSON bool, v fmt.Stringer) error {
+	if !asJSON {
+		_, err := fmt.Fprint(c.OutOrStdout(), v.String())
+		return err
+	}
+	enc := json.NewEncoder(c.OutOrStdout())
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

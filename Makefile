@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench fuzz e2e build docs
+.PHONY: help run test lint bench fuzz faults e2e build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ lint: ## hold the code against .golangci.yml
 
 fuzz: ## run every fuzz test for FUZZTIME (10s) each, JOBS (1) at once
 	@scripts/fuzz $(FUZZTIME)
+
+faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
+	@scripts/deps
+	$(GO) test -race -timeout 0 -count 1 -v -run '^TestFaultStories$$' ./test/e2e -args -faults.long \
+	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
 bench: ## run the benchmarks; QUICK=1 for a short look
 	$(GO) test -run '^$$' -bench . -benchmem $(if $(QUICK),-benchtime 100ms,-benchtime 2s -count 3) ./...

@@ -150,6 +150,9 @@ func (pg *PG) Start() {
 	}
 }
 
+// Running says whether the server's process lives.
+func (pg *PG) Running() bool { return alive(pg.server.process.Pid()) }
+
 // Restart kills the server and starts it again.
 func (pg *PG) Restart() {
 	pg.tb.Helper()

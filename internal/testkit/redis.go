@@ -160,6 +160,9 @@ func (r *RedisServer) signal(sig syscall.Signal) {
 	}
 }
 
+// Output returns the newest of what the server printed.
+func (r *RedisServer) Output() string { return r.process.Output() }
+
 // State returns the process' state as /proc tells it: T while it is paused,
 // empty when it is gone.
 func (r *RedisServer) State() string {

@@ -190,31 +190,22 @@ func (s *Server) Restart() {
 	s.start()
 }
 
-// Supervise starts the process again each time it ends, as an orchestrator
-// would, until it is ready or ctx ends.
-func (s *Server) Supervise(ctx context.Context) error {
-	s.tb.Helper()
-	for {
-		select {
-		case <-s.process.Done():
-			s.launch()
-		default:
-		}
-		err := s.WaitReady(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-s.process.Done(): // it could not start; it may the next time
-		default:
-			return fmt.Errorf("%w; it printed:\n%s", err, s.Output())
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w; it printed:\n%s", err, s.Output())
-		case <-time.After(100 * time.Millisecond):
-		}
+// Ended says whether the process has ended.
+func (s *Server) Ended() bool {
+	select {
+	case <-s.process.Done():
+		return true
+	default:
+		return false
 	}
+}
+
+// Launch starts the process again on the same ports and files, without waiting
+// until it is ready: it may not be able to.
+func (s *Server) Launch() {
+	s.tb.Helper()
+	s.Kill()
+	s.launch()
 }
 
 // State returns the process' state as /proc tells it: T while it is stopped,

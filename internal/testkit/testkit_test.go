@@ -217,22 +217,30 @@ func TestAServerIsStartedUntilItCan(t *testing.T) {
 	pg := StartPostgres(t)
 	s := StartServer(t, map[string]string{"DATABASE_URL": pg.URL()})
 	s.Signal(syscall.SIGSTOP)
-	for deadline := time.Now().Add(10 * time.Second); s.State() != "T"; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("state %q after SIGSTOP", s.State())
-		}
-	}
+	until(t, "the server to be stopped", func() bool { return s.State() == "T" })
 	s.Kill()
-	if s.State() != "" {
+	if s.State() != "" || !s.Ended() {
 		t.Errorf("state %q after SIGKILL", s.State())
 	}
 	pg.Stop()
-	if err := s.Supervise(within(t, 2*time.Second)); err == nil {
-		t.Fatal("ready without its database")
+	if pg.Running() {
+		t.Error("a stopped PostgreSQL runs")
 	}
+	s.Launch()
+	until(t, "the server to give up", s.Ended)
 	pg.Start()
-	if err := s.Supervise(within(t, 60*time.Second)); err != nil {
+	s.Launch()
+	if err := s.WaitReady(within(t, 60*time.Second)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited for %s", what)
+		}
 	}
 }
 

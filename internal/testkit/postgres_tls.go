@@ -1,0 +1,91 @@
+package testkit
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// A PGTLS is a PostgreSQL that speaks TLS, and refuses whoever does not, under
+// the certificate of an authority that no system knows. The certificate is for
+// 127.0.0.1: a client that comes by the name localhost has the wrong host.
+type PGTLS struct {
+	*PG
+	// CAFile is the authority's certificate; OtherCAFile is that of a stranger.
+	// CertFile and KeyFile are a client's, of the authority.
+	CAFile, OtherCAFile, CertFile, KeyFile string
+}
+
+// StartPostgresTLS starts it. With askClients, clients must show a certificate
+// of the authority, too.
+func StartPostgresTLS(tb testing.TB, askClients bool) *PGTLS {
+	tb.Helper()
+	p := new(PGTLS)
+	conf, err := p.makeFiles(askClients)
+	if err != nil {
+		tb.Fatalf("testkit: make certificates: %v", err)
+	}
+	p.PG = StartPostgres(tb, conf...)
+	return p
+}
+
+// makeFiles writes certificates and rules where the server may read them, and
+// returns the lines that name them.
+func (p *PGTLS) makeFiles(askClients bool) ([]string, error) {
+	var owner *syscall.Credential
+	if os.Getuid() == 0 {
+		var err error
+		if owner, err = credential("postgres"); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := TempDir("pgtls", owner)
+	if err != nil {
+		return nil, err
+	}
+	if p.CAFile, p.CertFile, p.KeyFile, err = writeCertificates(dir); err != nil {
+		return nil, err
+	}
+	strange, err := TempDir("pgtls-other", nil)
+	if err != nil {
+		return nil, err
+	}
+	if p.OtherCAFile, _, _, err = writeCertificates(strange); err != nil {
+		return nil, err
+	}
+	ask := ""
+	if askClients {
+		ask = " clientcert=verify-ca"
+	}
+	rules := filepath.Join(dir, "pg_hba.conf")
+	if err := os.WriteFile(rules, []byte("local all all trust\nhostssl all all 127.0.0.1/32 trust"+ask+"\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("write who may connect: %w", err)
+	}
+	if owner != nil { // PostgreSQL wants its key to be its own
+		for _, name := range []string{p.CAFile, p.CertFile, p.KeyFile, rules} {
+			if err := os.Chown(name, int(owner.Uid), int(owner.Gid)); err != nil {
+				return nil, fmt.Errorf("give %s to PostgreSQL: %w", name, err)
+			}
+		}
+	}
+	return []string{
+		"ssl=on",
+		"ssl_ca_file='" + p.CAFile + "'", "ssl_cert_file='" + p.CertFile + "'", "ssl_key_file='" + p.KeyFile + "'",
+		"hba_file='" + rules + "'",
+	}, nil
+}
+
+// TLSURL returns how to reach the database by a host and with options of
+// libpq's, such as "sslmode", "verify-full".
+func (p *PGTLS) TLSURL(host string, options ...string) string {
+	query := url.Values{}
+	for i := 0; i+1 < len(options); i += 2 {
+		query.Set(options[i], options[i+1])
+	}
+	plain, _, _ := strings.Cut(p.URL(), "?")
+	return strings.Replace(plain, "127.0.0.1", host, 1) + "?" + query.Encode()
+}

@@ -1,0 +1,146 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/load"
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// How long a message takes from the call that publishes it on one node to a
+// member on the other: 1,000 a second in 100 rooms, on two nodes as operators
+// build them. With Redis, from the moment it is killed on, and without any.
+func BenchmarkDeliveryAcrossNodes(b *testing.B) {
+	for _, with := range []string{"Redis", "Redis dead", "no Redis"} {
+		b.Run(with, func(b *testing.B) {
+			env := map[string]string{"DATABASE_URL": testkit.StartPostgres(b).URL()}
+			die := func() {}
+			if with != "no Redis" {
+				redis := testkit.StartRedis(b)
+				env["REDIS_URL"] = redis.URL()
+				if with == "Redis dead" {
+					die = redis.Kill
+				}
+			}
+			d := newDistance(b, env)
+			for i := range 2 * distanceRooms { // everything is warm, and counts for nothing
+				d.publish(i)
+			}
+			d.settled()
+			d.latencies = load.Latencies{}
+			die()
+			tick := time.NewTicker(time.Second / distanceRate)
+			defer tick.Stop()
+			for i := 0; b.Loop(); i++ {
+				<-tick.C
+				d.publish(i)
+			}
+			d.settled()
+			for q, unit := range map[float64]string{0.5: "p50-ms", 0.95: "p95-ms", 0.99: "p99-ms", 1: "max-ms"} {
+				b.ReportMetric(float64(d.latencies.Quantile(q).Microseconds())/1000, unit)
+			}
+		})
+	}
+}
+
+const (
+	distanceRooms = 100
+	distanceRate  = 1000
+)
+
+// A distance is two nodes, with a publisher on each and, in every room, a member
+// on the other node than its publisher's.
+type distance struct {
+	b          *testing.B
+	publishers []*client.Client
+
+	answers   sync.WaitGroup
+	mu        sync.Mutex // Protects following.
+	sent      map[string]time.Time
+	latencies load.Latencies
+}
+
+func newDistance(b *testing.B, env map[string]string) *distance {
+	b.Helper()
+	d := &distance{b: b, sent: map[string]time.Time{}}
+	env["MAX_INFLIGHT"] = "256"
+	nodes := []*testkit.Server{testkit.StartPlainServer(b, env), testkit.StartPlainServer(b, env)}
+	for _, node := range nodes {
+		d.publishers = append(d.publishers, d.dial(node))
+	}
+	for i := range distanceRooms {
+		member := d.dial(nodes[1-i%2])
+		if _, err := member.Join(b.Context(), d.room(i), client.Start(), client.Handler{Message: d.arrived}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return d
+}
+
+func (d *distance) dial(node *testkit.Server) *client.Client {
+	d.b.Helper()
+	ctx, cancel := context.WithTimeout(d.b.Context(), 30*time.Second)
+	defer cancel()
+	c, err := client.Dial(ctx, client.Options{URLs: []string{node.SocketURL()}})
+	if err != nil {
+		d.b.Fatal(err)
+	}
+	d.b.Cleanup(c.Close)
+	return c
+}
+
+func (d *distance) room(i int) message.Room {
+	return message.Room(fmt.Sprintf("room-%d", i%distanceRooms))
+}
+
+// publish sends message i, from the node that its room's member is not on.
+func (d *distance) publish(i int) {
+	d.b.Helper()
+	id := client.NewID()
+	d.mu.Lock()
+	d.sent[id] = time.Now()
+	d.mu.Unlock()
+	d.answers.Add(1)
+	err := d.publishers[i%2].Send(d.room(i), json.RawMessage(`"a message of some length, as people send them"`), id, func(_ client.Ack, err error) {
+		defer d.answers.Done()
+		if err != nil {
+			d.b.Error(err)
+		}
+	})
+	if err != nil {
+		d.b.Fatal(err)
+	}
+}
+
+func (d *distance) arrived(m message.Message) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.latencies.Add(time.Since(d.sent[m.ID]))
+	delete(d.sent, m.ID)
+}
+
+// settled waits until everything has arrived.
+func (d *distance) settled() {
+	d.b.Helper()
+	d.answers.Wait()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
+		d.mu.Lock()
+		left := len(d.sent)
+		d.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			d.b.Fatalf("%d messages never arrived", left)
+		}
+	}
+}

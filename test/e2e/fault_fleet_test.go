@@ -1,0 +1,166 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/testkit"
+)
+
+// A station is a node, and the three lines that may be harmed: those of its
+// clients to it, and its own to Redis and to PostgreSQL.
+type station struct {
+	*testkit.Server
+	clients, redis, postgres *testkit.Proxy
+	wanted                   bool // not killed, or to be started again
+}
+
+// A fleet is some nodes on one PostgreSQL and one Redis, with a crowd on them.
+// Its methods belong to the test's goroutine.
+type fleet struct {
+	t        *testing.T
+	dice     *rand.Rand
+	stations []*station
+	pg       *testkit.PG
+	broker   *testkit.RedisServer
+	crowd    *gathering
+}
+
+// launchFleet starts so many nodes. Redis may be down.
+func launchFleet(t *testing.T, dice *rand.Rand, nodes int, broker *testkit.RedisServer) *fleet {
+	t.Helper()
+	f := &fleet{t: t, dice: dice, pg: testkit.StartPostgres(t), broker: broker}
+	host := fmt.Sprintf("127.0.0.1:%d", f.pg.Port())
+	for range nodes {
+		s := &station{postgres: testkit.NewProxy(t, host), redis: testkit.NewProxy(t, broker.Addr()), wanted: true}
+		s.Server = testkit.StartServer(t, map[string]string{
+			"DATABASE_URL": strings.Replace(f.pg.URL(), host, s.postgres.Addr(), 1),
+			"REDIS_URL":    "redis://" + s.redis.Addr(),
+			"HEARTBEAT":    "1s",
+		})
+		s.clients = testkit.NewProxy(t, s.Addr)
+		f.stations = append(f.stations, s)
+	}
+	return f
+}
+
+// entertain brings a crowd, whose members reach the nodes through the proxies.
+func (f *fleet) entertain(rooms, rate, size int) {
+	f.t.Helper()
+	what := traffic{rooms: rooms, rate: rate, size: size}
+	for _, s := range f.stations {
+		what.urls = append(what.urls, "ws://"+s.clients.Addr()+"/ws")
+	}
+	f.crowd = gather(f.t, f.dice, what)
+}
+
+// busiest returns the station with the most clients.
+func (f *fleet) busiest() *station {
+	best := f.stations[0]
+	for _, s := range f.stations[1:] {
+		if s.clients.Connections() > best.clients.Connections() {
+			best = s
+		}
+	}
+	return best
+}
+
+// any returns a station with clients.
+func (f *fleet) any() *station {
+	for _, i := range f.dice.Perm(len(f.stations)) {
+		if f.stations[i].clients.Connections() > 0 {
+			return f.stations[i]
+		}
+	}
+	return f.stations[0]
+}
+
+// spread tells how many clients each node has.
+func (f *fleet) spread() []int {
+	var n []int
+	for _, s := range f.stations {
+		n = append(n, s.clients.Connections())
+	}
+	return n
+}
+
+// supervise starts the nodes again that ended by themselves: who is started
+// while PostgreSQL is away can't go on.
+func (f *fleet) supervise() {
+	for _, s := range f.stations {
+		if s.wanted && s.Ended() {
+			s.Launch()
+		}
+	}
+}
+
+// pass lets time go by, and calls again, if there is one, all the while.
+func (f *fleet) pass(d time.Duration, again func()) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(d); time.Now().Before(until); <-tick.C {
+		if again != nil {
+			again()
+		}
+		f.supervise()
+	}
+}
+
+// wait is waitFor that supervises. A minute is far more than users should wait.
+func (f *fleet) wait(what string, ok func() bool) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	defer cancel()
+	waitFor(ctx, f.t, what, func() bool { f.supervise(); return ok() })
+}
+
+// recovers waits until every node is ready, every member hears what was stored
+// from now on, and every publish of before is answered.
+func (f *fleet) recovers() {
+	f.t.Helper()
+	now := time.Now()
+	for _, s := range f.stations {
+		f.wait("a node to be ready", func() bool {
+			ctx, cancel := context.WithTimeout(f.t.Context(), time.Second)
+			defer cancel()
+			return !s.Ended() && s.WaitReady(ctx) == nil
+		})
+	}
+	// Named when it is in vain.
+	waiting := ""
+	f.t.Cleanup(func() {
+		if waiting != "" {
+			f.t.Logf("%s has not heard anything", waiting)
+		}
+	})
+	f.wait("everybody to hear again", func() bool { waiting = f.crowd.deaf(now); return waiting == "" })
+	f.wait("all that was published before to be answered", func() bool { return !f.crowd.pauses.asking(now) })
+}
+
+// feedRepairs is how often topics had to ask the log because only the commit
+// feed knew of a message, on all nodes.
+func (f *fleet) feedRepairs() (n float64) {
+	for _, s := range f.stations {
+		n += metric(f.t, s.Server, `websocket_repairs_total{cause="feed"}`)
+	}
+	return n
+}
+
+// fastPath waits until messages come by the broker again: it is up for every
+// node, and for a second in which messages were acked no topic had to go to the
+// log. A machine that is busy with other things delays a message now and then.
+func (f *fleet) fastPath() {
+	f.t.Helper()
+	for _, s := range f.stations {
+		f.wait("the broker to be up", func() bool { return metric(f.t, s.Server, "broker_up") == 1 })
+	}
+	f.wait("a second without a repair", func() bool {
+		acked, repairs := f.crowd.acks.Load(), f.feedRepairs()
+		f.pass(time.Second, nil)
+		return f.feedRepairs() == repairs && f.crowd.acks.Load() > acked
+	})
+}

@@ -1,0 +1,128 @@
+package e2e
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"switchyard/internal/load"
+)
+
+// A faultRow is one kind of fault: how often it bit, and the waits of times when
+// it went on alone.
+type faultRow struct {
+	Kind      string            `json:"kind"`
+	Times     int               `json:"times"`
+	Pause     load.Milliseconds `json:"worst_pause_ms"`
+	Connected load.Milliseconds `json:"worst_pause_connected_ms"`
+	Answer    load.Milliseconds `json:"worst_ack_ms"`
+}
+
+// A faultReport is what one run, or several, came to.
+type faultReport struct {
+	Seeds      []uint64           `json:"seeds"`
+	Took       load.Milliseconds  `json:"took_ms"`
+	Acked      int                `json:"acked"`
+	Duplicates int                `json:"acked_as_duplicates"`
+	Delivered  int                `json:"delivered"`
+	Broken     map[load.Fault]int `json:"broken"`
+	Kinds      []*faultRow        `json:"kinds"`
+}
+
+func newFaultReport() *faultReport { return &faultReport{Broken: map[load.Fault]int{}} }
+
+func (r *faultReport) judged(seed uint64, v *load.Report, took time.Duration) {
+	r.Seeds, r.Took = []uint64{seed}, load.Milliseconds(took)
+	r.Acked, r.Duplicates, r.Delivered, r.Broken = v.Acked, v.Duplicates, v.Delivered, v.Faults
+}
+
+func (r *faultReport) row(kind string) *faultRow {
+	for _, row := range r.Kinds {
+		if row.Kind == kind {
+			return row
+		}
+	}
+	row := &faultRow{Kind: kind}
+	r.Kinds = append(r.Kinds, row)
+	return row
+}
+
+func (r *faultReport) count(kind string, times int) { r.row(kind).Times += times }
+
+// note keeps the worst of what users waited.
+func (r *faultReport) note(kind string, times int, w waits) {
+	row := r.row(kind)
+	row.Times += times
+	row.Pause = max(row.Pause, load.Milliseconds(w.pause))
+	row.Connected = max(row.Connected, load.Milliseconds(w.connected))
+	row.Answer = max(row.Answer, load.Milliseconds(w.answer))
+}
+
+// add makes a sum of runs.
+func (r *faultReport) add(o *faultReport) {
+	r.Seeds = append(r.Seeds, o.Seeds...)
+	r.Took += o.Took
+	r.Acked += o.Acked
+	r.Duplicates += o.Duplicates
+	r.Delivered += o.Delivered
+	for fault, n := range o.Broken {
+		r.Broken[fault] += n
+	}
+	for _, row := range o.Kinds {
+		r.note(row.Kind, row.Times, waits{
+			pause: time.Duration(row.Pause), connected: time.Duration(row.Connected), answer: time.Duration(row.Answer),
+		})
+	}
+}
+
+// String is the report for people.
+func (r *faultReport) String() string {
+	var b strings.Builder
+	total := 0
+	slices.SortFunc(r.Kinds, func(a, b *faultRow) int { return cmp.Compare(a.Kind, b.Kind) })
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "fault\ttimes\tlongest silence\ton a living connection\tlongest wait for an ack")
+	for _, row := range r.Kinds {
+		fmt.Fprintf(w, "%s\t%d\t%v\t%v\t%v\n", row.Kind, row.Times, row.Pause, row.Connected, row.Answer)
+		total += row.Times
+	}
+	_ = w.Flush() // to memory
+	others := 0
+	for fault, n := range r.Broken {
+		if fault != load.Lost && fault != load.Doubled && fault != load.Reordered {
+			others += n
+		}
+	}
+	return fmt.Sprintf("seeds %v, %v: %d messages acked (%d as duplicates), %d delivered, %d faults: "+
+		"lost %d, doubled %d, reordered %d, otherwise wrong %d\n%s", r.Seeds, r.Took, r.Acked, r.Duplicates, r.Delivered,
+		total, r.Broken[load.Lost], r.Broken[load.Doubled], r.Broken[load.Reordered], others, &b)
+}
+
+// tell prints the report for people and, on one line, for programs, which may
+// also find it in a file.
+func (r *faultReport) tell(t *testing.T) {
+	t.Helper()
+	line, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s\n%s", r, line)
+	if *faultFile == "" {
+		return
+	}
+	f, err := os.OpenFile(*faultFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.Write(append(line, '\n'))
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Error(err)
+	}
+}

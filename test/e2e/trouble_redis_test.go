@@ -1,0 +1,98 @@
+package e2e
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/load"
+	"switchyard/internal/testkit"
+)
+
+// Two nodes, with Redis down when they start and then in every kind of trouble.
+// Delivery goes on by the log all the while; when the trouble is over, messages
+// come by the broker again, and the log is left alone.
+func TestRedisInTrouble(t *testing.T) {
+	t.Parallel()
+	broker := testkit.StartRedis(t)
+	broker.Stop()
+	r := newFaultRun(launchFleet(t, rand.New(rand.NewPCG(1, 1)), 2, broker))
+	r.entertain(6, 100, 3000)
+	r.goesByTheLog()
+	t.Logf("down at the start: %v", r.crowd.pauses.take())
+	broker.Restart()
+	r.fastPath()
+	for _, trouble := range []struct {
+		kind  *kind
+		lasts time.Duration
+		byLog bool // it lasts long enough for everybody to notice
+	}{
+		{kindNamed(t, "Redis killed"), time.Second, true}, // and started again, empty
+		{kindNamed(t, "Redis paused"), 5 * time.Second, true},
+		{kindNamed(t, "line to Redis cut"), time.Second, true},
+		{kindNamed(t, "line to Redis stalled"), 5 * time.Second, true}, // both ways, and no FIN
+		{kindNamed(t, "line to Redis delayed"), 2 * time.Second, true},
+		{kindNamed(t, "line to Redis half closed"), 200 * time.Millisecond, false},
+		{smallOutputBuffer(), 2 * time.Second, false},
+	} {
+		before := r.feedRepairs()
+		r.alone(trouble.kind, trouble.lasts)
+		if trouble.byLog && r.feedRepairs() == before {
+			t.Errorf("%s: nothing came by the log", trouble.kind.name)
+		}
+		r.fastPath()
+		r.crowd.pauses.take()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if verdict := r.crowd.end(ctx, t); verdict.Verdict != load.Clean || verdict.Unknown > 0 || verdict.Gaps > 0 {
+		t.Error(verdict)
+	} else {
+		t.Logf("%d acked, %d delivered", verdict.Acked, verdict.Delivered)
+	}
+}
+
+// goesByTheLog waits until every member hears what is stored from now on, and
+// sees to it that the broker has no part in it.
+func (r *faultRun) goesByTheLog() {
+	r.t.Helper()
+	r.recovers()
+	if r.feedRepairs() == 0 {
+		r.t.Error("nothing came by the log")
+	}
+	for _, s := range r.stations {
+		status, body := readiness(r.t, s.Server)
+		if status != 200 || !strings.Contains(body, `"broker":"down"`) || metric(r.t, s.Server, "broker_up") != 0 {
+			r.t.Errorf("without Redis: %d %s", status, body)
+		}
+	}
+}
+
+func kindNamed(t *testing.T, name string) *kind {
+	t.Helper()
+	for _, k := range kinds() {
+		if k.name == name {
+			return k
+		}
+	}
+	t.Fatalf("no kind of fault is called %q", name)
+	return nil
+}
+
+// smallOutputBuffer has Redis cut every subscriber for whom a few messages wait
+// at once: 16 KiB are always allowed.
+func smallOutputBuffer() *kind {
+	const cut = "overcoming of output buffer limits"
+	return &kind{
+		name: "Redis' output buffer too small", harms: redisHost,
+		do: func(f *fleet, _ *station) func() bool {
+			f.broker.Do(f.t, "CONFIG", "SET", "client-output-buffer-limit", "pubsub 1 0 0")
+			return func() bool { return strings.Contains(f.broker.Output(), cut) }
+		},
+		undo: func(f *fleet, _ *station) {
+			f.broker.Do(f.t, "CONFIG", "SET", "client-output-buffer-limit", "pubsub 33554432 8388608 60")
+		},
+	}
+}

@@ -164,8 +164,9 @@ func (k *socket) answer(r *protocol.Request, err error) {
 func (k *socket) end(err error) {
 	s := k.server
 	_, ours := k.conn.closing()
-	k.part(!ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure)
-	k.client.Close()
+	goodbye := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
+	k.part(goodbye)
+	k.client.Close(goodbye)
 	s.owners.remove(k)
 	s.beat.remove(k)
 	if k.violated(err) {

@@ -62,7 +62,7 @@ func newCanary(h *Hub, node string) *canary {
 
 // loop sends a canary each interval, until the hub closes.
 func (c *canary) loop() {
-	defer c.client.Close()
+	defer c.client.Close(true)
 	tick := time.NewTicker(c.hub.cfg.CanaryInterval)
 	defer tick.Stop()
 	for {

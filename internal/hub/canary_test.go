@@ -62,7 +62,7 @@ func TestALogThatIsAwayMakesTheLocalLegStale(t *testing.T) {
 func TestTheCanaryJoinsAgain(t *testing.T) {
 	_, h := canaryWorld(t)
 	eventually(t, "a first canary", func() bool { return h.Delivery().Proved })
-	h.canary.client.Close()
+	h.canary.client.Close(true)
 	eventually(t, "the canary in its room", func() bool { return h.canary.client.InRooms() == 1 })
 	eventually(t, "fresh arrivals", func() bool { return !h.Delivery().LocalStale })
 }

@@ -112,7 +112,7 @@ func (t *topic) retry(m *member, err error, wait *time.Duration) bool {
 // left or replaced meanwhile.
 func (t *topic) refuse(m *member) {
 	if m.client.forget(m) {
-		m.retire(nil, message.ErrUnavailable)
+		m.retire(nil, message.ErrUnavailable, message.PresenceLeft)
 	}
 }
 

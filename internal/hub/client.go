@@ -19,6 +19,11 @@ type Client struct {
 	out  Outlet
 	user string
 
+	// session is "" for a client without one; both are written before the
+	// first join.
+	session    message.SessionID
+	generation int64
+
 	// slots holds a token for each publish under way, joins one for each join
 	// that is not answered; both are made when first needed, by the reader.
 	slots chan struct{}
@@ -128,6 +133,8 @@ func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
 		c.hub.signal(r.Room, c.user, r.Data)
 	case protocol.TypeHistory:
 		return c.history(ctx, r)
+	case protocol.TypePresence:
+		return c.presence(ctx, r)
 	default:
 		return protocol.ErrUnknownType
 	}
@@ -135,14 +142,19 @@ func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
 }
 
 // Close takes the client out of all its rooms. What it published is stored all
-// the same.
-func (c *Client) Close() {
+// the same. Without a goodbye its session stays present for a moment: it may be
+// on the way back.
+func (c *Client) Close(goodbye bool) {
+	how := message.PresenceLost
+	if goodbye {
+		how = message.PresenceLeft
+	}
 	c.mu.Lock()
 	rooms := c.rooms
 	c.rooms = nil
 	c.mu.Unlock()
 	for _, m := range rooms {
-		m.retire(nil, nil)
+		m.retire(nil, nil, how)
 	}
 }
 
@@ -165,7 +177,7 @@ func (c *Client) join(r *protocol.Request) error {
 	c.rooms = append(c.rooms, m)
 	c.mu.Unlock()
 	if old != nil {
-		old.retire(nil, errReplaced)
+		old.retire(nil, errReplaced, message.PresenceLost) // it is about to be back
 	}
 	p := progress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter}
 	if p.seq == 0 {
@@ -182,7 +194,7 @@ func (c *Client) leave(r *protocol.Request) error {
 	if m == nil {
 		return &message.InvalidError{Field: "room", Reason: "is not one that this connection has joined"}
 	}
-	m.retire(&r.Ref, errReplaced)
+	m.retire(&r.Ref, errReplaced, message.PresenceLeft)
 	return nil
 }
 
@@ -215,7 +227,7 @@ func (c *Client) forget(m *member) bool {
 // retire ends a membership: nothing of the room follows, but for the answer to
 // a leave, whose ref is given then, and before it why a join that was never
 // answered came to nothing.
-func (m *member) retire(leave *protocol.Ref, why error) {
+func (m *member) retire(leave *protocol.Ref, why error, how message.PresenceKind) {
 	t := m.topic
 	t.mu.Lock()
 	if m.state == memberGone {
@@ -226,6 +238,10 @@ func (m *member) retire(leave *protocol.Ref, why error) {
 		t.remove(m)
 	}
 	m.state = memberGone
+	t.unwatch(m)
+	if m.announced {
+		m.present(how)
+	}
 	if !m.announced && why != nil && (m.ref != "" || !errors.Is(why, errReplaced)) {
 		m.client.out.Send(protocol.ErrorFor(why).Encode(m.ref, t.room, ""))
 	}

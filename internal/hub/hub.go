@@ -61,13 +61,17 @@ type Outlet interface {
 	Flushed(context.Context) error
 }
 
-// Config is what a hub needs; all of it but the durations is required.
+// Config is what a hub needs; all of it but the durations and Presence is required.
 type Config struct {
 	Log       Log
 	Feed      Feed
 	Batches   Batches
 	Directory Directory
 	Broker    Broker
+	// Presence is nil where nobody keeps it; PresenceLimit is the most members
+	// that are listed, 200 by default.
+	Presence      Presence
+	PresenceLimit int
 	// RepairWait is how long a hole may fill by itself. 20 ms by default.
 	RepairWait time.Duration
 	// FeedInterval is the time between two reads of the commit feed, and so
@@ -108,6 +112,9 @@ func (c *Config) defaults() {
 	if c.MaxInflight <= 0 {
 		c.MaxInflight = 64
 	}
+	if c.PresenceLimit <= 0 {
+		c.PresenceLimit = 200
+	}
 	if c.MaxRooms <= 0 {
 		c.MaxRooms = 1000
 	}
@@ -139,9 +146,11 @@ type Hub struct {
 	shards  [shardCount]shard
 	reads   chan struct{} // a token a read under way
 	acks    mailbox[*Client]
-	canary  *canary      // nil without a node's name
-	rings   atomic.Int64 // bytes in all rings
-	away    atomic.Bool  // the last read of the log failed
+	// presences are on their way to Presence.
+	presences mailbox[message.PresenceChange]
+	canary    *canary      // nil without a node's name
+	rings     atomic.Int64 // bytes in all rings
+	away      atomic.Bool  // the last read of the log failed
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc

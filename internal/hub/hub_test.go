@@ -314,7 +314,7 @@ func TestBounds(t *testing.T) {
 			t.Errorf("%s in a reserved room: %v", kind, err)
 		}
 	}
-	a.Close()
+	a.Close(true)
 	if a.InRooms() != 0 {
 		t.Error("in rooms after the end")
 	}
@@ -340,7 +340,7 @@ func TestAnIdleTopicGoesAndComesBack(t *testing.T) {
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.sees("joined 0")
-	a.Close()
+	a.Close(true)
 	eventually(t, "the topic to go", func() bool { return w.nodes[0].lookup("r") == nil })
 	b := w.client(0)
 	b.must(`{"type":"join","room":"r"}`)

@@ -116,6 +116,7 @@ func (m *member) goLive(p *progress) bool {
 // announce returns the answer to the join. Caller holds mu.
 func (m *member) announce(epoch message.Epoch, head, first message.Seq) protocol.Frame {
 	m.announced = true
+	m.present(message.PresenceJoined)
 	m.answered()
 	f := protocol.Joined(m.ref, m.topic.room, epoch, head, first)
 	m.ref = ""

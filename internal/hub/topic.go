@@ -48,10 +48,13 @@ type topic struct {
 	moved     chan struct{} // closed when last advances; nil: nobody waits
 	pages     map[message.Seq]*pageRead
 	scratch   []protocol.Frame
+	watching  watch
+
+	looking chan struct{} // holds a token while somebody looks who is here
 }
 
 func newTopic(h *Hub, room message.Room) *topic {
-	return &topic{hub: h, room: room, ready: make(chan struct{}), madeAt: time.Now()}
+	return &topic{hub: h, room: room, ready: make(chan struct{}), looking: make(chan struct{}, 1), madeAt: time.Now()}
 }
 
 // receive takes what was committed or signalled. It only appends: the runner

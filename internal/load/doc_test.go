@@ -1,0 +1,44 @@
+package load
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// The document's example is a history, its tables are whole.
+func TestTheDocumentIsTheCode(t *testing.T) {
+	b, err := os.ReadFile("../../docs/verify.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	document := string(b)
+	var example []string
+	for _, line := range strings.Split(document, "\n") {
+		if strings.HasPrefix(line, `    {"`) {
+			example = append(example, line)
+		}
+	}
+	h, err := ReadHistory(strings.NewReader(strings.Join(example, "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report := Check(h); report.Verdict != Clean || report.Delivered != 1 {
+		t.Error(report)
+	}
+	for _, name := range kindNames {
+		if !strings.Contains(document, "`"+name+"`") {
+			t.Errorf("no word about the event %s", name)
+		}
+	}
+	for _, f := range AllFaults {
+		if !strings.Contains(document, "| `"+string(f)+"` | ") {
+			t.Errorf("no word about the fault %s", f)
+		}
+	}
+	for _, v := range []Verdict{Clean, Wrong, Empty, Incomplete} {
+		if !strings.Contains(document, "`"+string(v)+"`") {
+			t.Errorf("no word about the verdict %s", v)
+		}
+	}
+}

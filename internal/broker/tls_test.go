@@ -31,6 +31,16 @@ func TestTLS(t *testing.T) {
 			t.Errorf("%s: up", query)
 		}
 	}
+	// The certificate is for 127.0.0.1: by another name it is another server.
+	var out logs
+	_, port, _ := strings.Cut(server.TLSAddr(), ":")
+	strange := openNode(t, Config{
+		URL: "rediss://localhost:" + port + "?ca_file=" + server.CAFile + own, Logger: slog.New(slog.NewTextHandler(&out, nil)),
+	})
+	eventually(t, "a line that names the host", func() bool { return strings.Contains(out.String(), "wanted to match localhost") })
+	if strange.Up() {
+		t.Error("another host: up")
+	}
 	trusting := openNode(t, Config{URL: "rediss://" + server.TLSAddr() + "?skip_verify=true" + own})
 	eventually(t, "up without a check", trusting.Up)
 }

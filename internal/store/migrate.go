@@ -29,7 +29,7 @@ func Migrate(ctx context.Context, url string) error {
 	}
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
-		return errors.New("DATABASE_URL is not understood: it looks like postgres://user:password@host:5432/database or sqlite:path")
+		return urlError(err, "postgres://user:password@host:5432/database or sqlite:path")
 	}
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(migrateLock), lock.WithLockTimeout(1, 60))
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"switchyard/internal/message"
@@ -43,8 +44,7 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	}
 	pool, err := pgxpool.ParseConfig(c.URL)
 	if err != nil {
-		// pgx's error shows the URL, and it may hold a password.
-		return nil, errors.New("DATABASE_URL is not understood: it looks like postgres://user:password@host:5432/database")
+		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
 	guard(pool.ConnConfig)
 	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig}
@@ -70,6 +70,16 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	p.janitor.Go(func() { p.janitorLoop(background) })
 	p.janitor.Go(func() { p.retention().retainLoop(background) })
 	return p, nil
+}
+
+// urlError says what is wrong with a URL without showing it, as pgx's error
+// would: it may hold a password. What is wrong with its TLS options holds none.
+func urlError(err error, like string) error {
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) && strings.Contains(err.Error(), ": failed to configure TLS (") {
+		return fmt.Errorf("DATABASE_URL: its sslmode, sslrootcert, sslcert or sslkey can't be used: %w", errors.Unwrap(parse))
+	}
+	return errors.New("DATABASE_URL is not understood: it looks like " + like)
 }
 
 // openError keeps what this package says, and puts what the driver says on one

@@ -1,0 +1,112 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"switchyard/internal/testkit"
+)
+
+// The whole log, migrations, batches, feed and reads, over TLS, with a server
+// that takes nothing else.
+func TestTheLogOverTLS(t *testing.T) {
+	t.Parallel()
+	pg := testkit.StartPostgresTLS(t, false)
+	verified := pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslrootcert", pg.CAFile)
+	if err := Migrate(t.Context(), verified); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, url: verified, pg: pg.PG}
+	n := w.node()
+	for _, id := range []string{"1", "2", "3"} {
+		n.stored("room", id, "x")
+	}
+	open := pg.Query("SELECT count(*), bool_and(ssl), min(version) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE application_name = 'switchyard'")
+	if count, how, _ := strings.Cut(open, "|"); count == "0" || how != "t|TLSv1.3" {
+		t.Errorf("connections: %s, want all of them by TLS 1.3", open)
+	}
+}
+
+func TestAServerThatIsNotTheOneMeant(t *testing.T) {
+	t.Parallel()
+	pg := testkit.StartPostgresTLS(t, false)
+	nonsense := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(nonsense, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ url, says string }{
+		"another authority": {
+			pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslrootcert", pg.OtherCAFile), "certificate signed by unknown authority",
+		},
+		"the system's authorities": {
+			pg.TLSURL("127.0.0.1", "sslmode", "verify-full"), "certificate signed by unknown authority",
+		},
+		"another host": {
+			pg.TLSURL("localhost", "sslmode", "verify-full", "sslrootcert", pg.CAFile), "wanted to match localhost",
+		},
+		"another authority, whatever the host": {
+			pg.TLSURL("127.0.0.1", "sslmode", "verify-ca", "sslrootcert", pg.OtherCAFile), "certificate signed by unknown authority",
+		},
+		"no TLS": {
+			pg.TLSURL("127.0.0.1", "sslmode", "disable"), "no encryption",
+		},
+		"a file that is not there": {
+			pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslrootcert", "/no/such/ca.crt"), "open /no/such/ca.crt: no such file",
+		},
+		"a file without a certificate": {
+			pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslrootcert", nonsense), "unable to add CA",
+		},
+		"a key without its certificate": {
+			pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslkey", pg.KeyFile), `both "sslcert" and "sslkey" are required`,
+		},
+		"a mode that there is not": {
+			pg.TLSURL("127.0.0.1", "sslmode", "verify"), "sslmode is invalid",
+		},
+	} {
+		url := strings.Replace(tt.url, "postgres@", "postgres:hush@", 1)
+		_, opened := OpenPostgres(t.Context(), Config{URL: url})
+		for _, err := range []error{Migrate(t.Context(), url), opened} {
+			if err == nil {
+				t.Fatalf("%s: connected", name)
+			}
+			if !strings.HasPrefix(err.Error(), "DATABASE_URL") || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%s: %v: does not say %q", name, err, tt.says)
+			}
+			if strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "hush") {
+				t.Errorf("%s: more than one line, or the password: %v", name, err)
+			}
+		}
+	}
+	if got := pg.Query("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"); got != "0" {
+		t.Errorf("%s tables were made on a server that is not the one meant", got)
+	}
+}
+
+func TestAServerThatAsksForACertificate(t *testing.T) {
+	t.Parallel()
+	pg := testkit.StartPostgresTLS(t, true)
+	verified := []string{"sslmode", "verify-full", "sslrootcert", pg.CAFile}
+	if err := Migrate(t.Context(), pg.TLSURL("127.0.0.1", verified...)); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("without a certificate: %v", err)
+	}
+	own := pg.TLSURL("127.0.0.1", append(verified, "sslcert", pg.CertFile, "sslkey", pg.KeyFile)...)
+	if err := Migrate(t.Context(), own); err != nil {
+		t.Fatal(err)
+	}
+	(&world{t: t, url: own, pg: pg.PG}).node().stored("room", "1", "x")
+}
+
+// Someone between here and the server answers in its place, without TLS: a mode
+// that verifies does not go on in the clear.
+func TestNobodyTakesTheTLSAway(t *testing.T) {
+	t.Parallel()
+	pg, plain := testkit.StartPostgresTLS(t, false), testkit.StartPostgres(t)
+	for _, mode := range []string{"require", "verify-ca", "verify-full"} {
+		url := strings.Replace(plain.URL(), "sslmode=disable", "sslmode="+mode+"&sslrootcert="+pg.CAFile, 1)
+		if err := Migrate(t.Context(), url); err == nil || !strings.Contains(err.Error(), "server refused TLS connection") {
+			t.Errorf("%s: %v", mode, err)
+		}
+	}
+}

@@ -15,8 +15,8 @@ help: ## list the verbs
 run: ## run the service on this machine, with nothing else
 	$(GO) run ./cmd/server
 
-build: ## build bin/server, static and stripped
-	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/server ./cmd/server
+build: ## build bin/server and bin/switchyard, static and stripped
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/server ./cmd/switchyard
 
 test: ## install what is missing (Debian, as root), then run all tests with the race detector
 	@scripts/deps

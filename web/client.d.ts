@@ -56,10 +56,39 @@ export interface Joined {
   first: number;
 }
 
+/** Somebody in a room: a session, of which one user may have several. */
+export interface Member {
+  /** The public part of the session's secret: what stands before its first dot. */
+  session: string;
+  user: string | null;
+}
+
+/** Who is in a room: everybody, or only how many where they are too many to list; later what changed. */
+export interface Presence {
+  type: "presence";
+  room: string;
+  count: number;
+  members?: Member[];
+  joined?: Member[];
+  left?: Member[];
+}
+
+/** Another socket has taken the place of the one before; nothing was lost, and the state is live as before. */
+export interface Moved {
+  from: Welcome;
+  to: Welcome;
+  /** The server's word for it. */
+  reason: string;
+  /** Milliseconds from opening the new socket until all rooms were joined there. */
+  took: number;
+}
+
 /** The first word of every connection: who serves it. */
 export interface Welcome {
   type: "welcome";
+  /** A secret: who has it can take the session over. What stands before its first dot is public. */
   session: string;
+  /** The session that the client offered goes on. */
   resumed: boolean;
   user: string | null;
   node: string;
@@ -72,6 +101,8 @@ export interface Welcome {
   max_frame: number;
   /** How long the server remembers the id of a publish, in milliseconds. Older servers do not tell. */
   id_window_ms?: number;
+  /** In how many milliseconds the token ends; absent when it does not, or there is none. */
+  auth_expires_ms?: number;
 }
 
 /** The message is stored: it will not be lost, doubled or reordered. */
@@ -148,8 +179,13 @@ export interface Socket {
 }
 
 export interface Options {
-  /** Called before each connection; the token travels as the subprotocol `bearer.<token>`. */
+  /**
+   * Called before each connection, and again before the token ends; it may take half a minute. The token
+   * travels as the subprotocol `bearer.<token>`, later in a frame.
+   */
   getToken?: () => string | Promise<string>;
+  /** The secret of an earlier session, as in its welcome, that is to go on. */
+  session?: string;
   /** The class to open sockets with; the global one unless given. */
   WebSocket?: new (url: string, protocols: string[]) => Socket;
   /** Bounds of the full-jitter backoff in milliseconds: 500 and 20,000. */
@@ -172,17 +208,25 @@ interface RoomEvents {
   message: Message;
   signal: Signal;
   gap: Gap;
-  /** After the join and after each return. */
+  /** After the join and after each return, but not after a move. */
   joined: Joined;
+  /** What changed, once presence() was asked; everybody after a return or a move. */
+  presence: Presence;
 }
 
 interface Events extends RoomEvents {
   state: State;
+  /** The server has asked to move, and it is done. */
+  moved: Moved;
   /** What no promise tells: refused joins and signals, a connection that could not be tried. */
   error: SwitchyardError;
-  /** Every frame of the server as it came, before anything is dropped: for tests and instruments. */
-  frame: { type: string; [field: string]: unknown };
 }
+
+/**
+ * Every frame of the server as it came, before anything is dropped, and the number of its socket: for tests
+ * and instruments. During a move two sockets bring the same messages.
+ */
+type FrameListener = (frame: { type: string; [field: string]: unknown }, socket: number) => void;
 
 /** A room that was joined and stays so, across sockets, until it is left. */
 export interface Room {
@@ -196,10 +240,12 @@ export interface Room {
   publish(data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
   signal(data: JSONInput): boolean;
   history(range?: Range): Promise<History>;
+  /** Who is there; changes are told by "presence" from then on. */
+  presence(): Promise<Presence>;
   leave(): void;
 }
 
-/** A connection that lasts longer than its sockets: it comes back, resumes and resends by itself. */
+/** A connection that lasts longer than its sockets: it comes back, moves, resumes and resends by itself. */
 export class Switchyard {
   /** Opens a connection. The url may be relative and may begin with http; "/ws" unless given. */
   static connect(url?: string | URL, options?: Options): Switchyard;
@@ -210,6 +256,7 @@ export class Switchyard {
 
   /** Returns a function that takes the listener off again. */
   on<E extends keyof Events>(event: E, listener: (value: Events[E]) => void): () => void;
+  on(event: "frame", listener: FrameListener): () => void;
 
   /**
    * Joins a room: from now, or with every message after a position. A position other than 0 needs its
@@ -229,6 +276,15 @@ export class Switchyard {
 
   /** Reads a page of the log, ascending; it is asked for again on the next connection, too. */
   history(room: string, range?: Range): Promise<History>;
+
+  /** Who is in a room, joined or not; if it is joined, changes are told from then on. */
+  presence(room: string): Promise<Presence>;
+
+  /**
+   * Brings a fresh token now, as when the user's rights have changed; the client does so by itself before the
+   * token ends. Rejects when the server refuses it or half a minute has passed; the old token goes on then.
+   */
+  refreshToken(): Promise<void>;
 
   /** Tries again at once instead of waiting, and also after the end. */
   reconnect(): void;

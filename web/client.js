@@ -7,11 +7,16 @@
 //   const { seq } = await room.publish({ text: "hello" });
 //
 // It comes back by itself when the socket dies, resumes each room after the last seq it saw, shows no
-// message twice, and keeps what you publish until the server says that it is stored. client.d.ts has
-// the types and the meaning of each call.
+// message twice, and keeps what you publish until the server says that it is stored. When the server asks
+// it to move it opens the second socket before it lets go of the first. client.d.ts has the types and the
+// meaning of each call.
 
 import { Link } from "./link.js";
+import { Echoes, Move } from "./move.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
+import { Emitter } from "./room.js";
+import { Rooms } from "./rooms.js";
+import { Tokens } from "./tokens.js";
 
 export { SwitchyardError };
 
@@ -52,60 +57,13 @@ const systemClock = {
   clearTimeout: (t) => clearTimeout(t),
 };
 
-class Emitter {
-  #listeners = new Map();
-
-  on(event, listener) {
-    if (!this.#listeners.has(event)) this.#listeners.set(event, new Set());
-    this.#listeners.get(event).add(listener);
-    return () => this.#listeners.get(event).delete(listener);
-  }
-
-  // A listener that throws must not stop the others, nor leave the client half way.
-  _emit(event, value) {
-    for (const listener of [...(this.#listeners.get(event) ?? [])]) {
-      try {
-        listener(value);
-      } catch (error) {
-        queueMicrotask(() => { throw error; });
-      }
-    }
-  }
-}
-
-// A Room is what join returns. Fields that begin with _ belong to the client.
-class Room extends Emitter {
-  _ref = null; _position;
-  _live = false; // the join was answered on this link; what comes before belongs to an earlier one
-  _hole = null; // the position after which a message was missing, and was asked for again
-  #client;
-
-  constructor(client, name, position) {
-    super();
-    this.#client = client;
-    this.name = name;
-    this._position = position;
-    this.joined = new Promise((resolve, reject) => { this._resolve = resolve; this._reject = reject; });
-    this.joined.catch(() => {}); // told by "error" as well: not everybody awaits it
-  }
-
-  get position() { return this._position && { ...this._position }; }
-
-  publish(data, options) { return this.#client.publish(this.name, data, options); }
-
-  signal(data) { return this.#client.signal(this.name, data); }
-
-  history(range) { return this.#client.history(this.name, range); }
-
-  leave() { this.#client.leave(this.name); }
-}
-
 /** A connection that lasts longer than its sockets. Made by Switchyard.connect. */
 export class Switchyard extends Emitter {
   state = { name: "connecting" };
   welcome = null;
-  #url; #options; #clock; #random; #outbox;
-  #link = null; #rooms = new Map(); #timer = null; #refs = 0; #abandoned = new Set(); #failures = 0; #slowAt = -Infinity;
+  #url; #options; #clock; #random; #rooms; #outbox; #tokens; #move; #session;
+  #link = null; // the one that counts; #move has the second one
+  #timer = null; #links = 0; #refs = 0; #failures = 0; #slowAt = -Infinity;
 
   static connect(url = "/ws", options = {}) { return new Switchyard(url, options); }
 
@@ -116,27 +74,19 @@ export class Switchyard extends Emitter {
     this.#options = { ...DEFAULTS, WebSocket: globalThis.WebSocket, ...options };
     this.#clock = options.clock ?? systemClock;
     this.#random = options.random ?? Math.random;
+    this.#session = options.session;
+    this.#rooms = new Rooms(this, this.#keeper);
     this.#outbox = new Outbox(this.#options, this.#clock);
+    this.#tokens = new Tokens(options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e));
+    this.#move = new Move(this.#mover, this.#clock, (n) => this.#jitter(n));
     this.#open();
   }
 
   join(name, { after, epoch } = {}) {
-    const already = this.#rooms.get(name);
-    if (already) return already;
-    const room = new Room(this, name, after === undefined ? null : { seq: after, epoch });
-    this.#rooms.set(name, room);
-    this.#sendJoin(room);
-    return room;
+    return this.#rooms.get(name) ?? this.#rooms.join(name, after === undefined ? null : { seq: after, epoch });
   }
 
-  leave(name) {
-    const room = this.#rooms.get(name);
-    if (!room) return;
-    this.#rooms.delete(name);
-    room._reject(new SwitchyardError("left", `${name} was left before it was joined`));
-    if (!room._live) this.#abandoned.add(room._ref);
-    this.#send({ type: "leave", ref: this.#nextRef(), room: name });
-  }
+  leave(name) { this.#rooms.leave(name); }
 
   async publish(room, data, { id = newID() } = {}) {
     const ref = this.#nextRef();
@@ -152,15 +102,22 @@ export class Switchyard extends Emitter {
   }
 
   signal(room, data) {
-    const roomLeft = (this.#link?.backlog ?? 0) < this.#options.maxPendingBytes;
-    return roomLeft && this.#send({ type: "signal", ref: this.#nextRef(), room, data });
+    const link = this.#link;
+    if (!link?.welcome || link.backlog >= this.#options.maxPendingBytes) return false;
+    link.send({ type: "signal", ref: this.#nextRef(), room, data });
+    return true;
   }
 
-  async history(room, { before, after, limit } = {}) {
-    const ref = this.#nextRef();
-    const text = JSON.stringify({ type: "history", ref, room, before, after, limit });
-    return this.#outbox.add({ ref, key: ref, text, lane: `history ${room}` });
+  async history(room, { before, after, limit } = {}) { return this.#ask({ type: "history", room, before, after, limit }); }
+
+  async presence(room) {
+    const joined = this.#rooms.get(room);
+    if (joined) joined._watched = true;
+    return this.#ask({ type: "presence", room });
   }
+
+  /** Brings the service a fresh token now, as the client does by itself before the old one ends. */
+  refreshToken() { return this.#tokens.refresh(); }
 
   /** Tries again at once instead of waiting, and also after the end. */
   reconnect() {
@@ -172,128 +129,191 @@ export class Switchyard extends Emitter {
     this.#clock.clearTimeout(this.#timer);
     const link = this.#link;
     this.#link = null;
+    this.#move.off();
     link?.cut(1000, "closed by the page", 1000);
     this.#stop(1000, "closed by the page");
   }
 
-  async #open() {
-    this.#clock.clearTimeout(this.#timer);
-    const mine = this.#become({ name: "connecting" });
-    try {
-      const { getToken, WebSocket } = this.#options;
-      const protocols = [SUBPROTOCOL];
-      if (getToken) protocols.push(`bearer.${await getToken()}`);
-      if (this.state !== mine) return; // closed while the token was fetched
-      const socket = new WebSocket(this.#url.href, protocols);
-      this.#link = new Link(socket, this.#clock, (l, f) => this.#receive(l, f), (l, c, r) => this.#ended(l, c, r));
-    } catch (error) {
-      if (this.state !== mine) return;
-      this._emit("error", new SwitchyardError("connect_failed", error.message, { cause: error }));
-      this.#wait(1006, error.message);
-    }
+  // Reading twice does no harm, so it is asked for again on the next link.
+  #ask({ type, room, ...more }) {
+    const ref = this.#nextRef();
+    return this.#outbox.add({ ref, key: ref, text: JSON.stringify({ type, ref, room, ...more }), lane: `${type} ${room}` });
   }
 
-  // An older link that still speaks is not heard: only #link counts.
-  #ended(link, code, reason) {
-    if (link !== this.#link) return;
-    this.#link = null;
+  #open() {
+    this.#clock.clearTimeout(this.#timer);
+    const link = this.#create();
+    this.#link = link;
+    this.#become({ name: "connecting" });
+    if (this.#link === link) this.#start(link); // nobody has closed it
+  }
+
+  #create() {
+    return new Link(++this.#links, this.#clock, (l, f) => this.#receive(l, f), (l, c, r, e) => this.#ended(l, c, r, e));
+  }
+
+  #start(link) {
+    const { getToken, WebSocket } = this.#options;
+    link.start(getToken, (token) => {
+      const protocols = [SUBPROTOCOL];
+      if (getToken) protocols.push(`bearer.${token}`);
+      if (this.#session) protocols.push(`session.${this.#session}`);
+      return new WebSocket(this.#url.href, protocols);
+    });
+  }
+
+  // An older link that still speaks is not heard.
+  #ended(link, code, reason, error) {
+    const second = link === this.#move.next;
+    if (!second && link !== this.#link) return;
+    if (error) this._emit("error", new SwitchyardError("connect_failed", reason, { cause: error }));
+    if (second) {
+      this.#rooms.echoes?.fade();
+      if (link === this.#move.next) this.#move.ended(); // no listener has closed it
+      return;
+    }
+    if (link !== this.#link) return; // a listener has closed it
+    const verdict = afterClose(code);
+    if (verdict === "shed") this.#outbox.shed();
+    if (this.#move.next?.welcome) return this.#promote();
     this.#outbox.detach();
+    this.#tokens.attach(null);
+    if (this.#move.next) return this.#follow();
+    this.#move.off();
+    this.#link = null;
     const now = this.#clock.now();
     if (link.welcome && now - link.liveSince >= LIVE_ENOUGH) this.#failures = 0;
-    const verdict = afterClose(code);
-    if (verdict === "stay" || (verdict === "token" && !this.#options.getToken)) return this.#stop(code, reason);
-    if (verdict === "shed") this.#outbox.shed();
+    // Replaced by a later link of our own: this one is forgotten, and no more.
+    const soon = verdict === "soon" || (code === 4009 && link.number < this.#links);
+    if (!soon && (verdict === "stay" || (verdict === "token" && !this.#options.getToken))) return this.#stop(code, reason);
     const again = code === 4208 && now - this.#slowAt < SLOW_WITHIN;
     if (code === 4208) this.#slowAt = now;
-    if (verdict === "soon" && !again) this.#wait(code, reason, this.#random() * SOON);
-    else this.#wait(code, reason);
+    this.#wait(code, reason, soon && !again ? this.#random() * SOON : this.#jitter(this.#failures++));
+  }
+
+  // The first link has ended while the second one was being opened, which now is the only one.
+  #follow() {
+    [this.#link] = this.#move.take();
+    this.#link.movedFrom = this.welcome.node;
+    this.#become({ name: "connecting" });
   }
 
   // Full jitter: anywhere below a bound that doubles, so that a crowd spreads out.
-  #wait(code, reason, ms) {
+  #jitter(failures) {
     const { base, cap } = this.#options.backoff;
-    ms ??= this.#random() * Math.min(cap, base * 2 ** this.#failures++);
+    return this.#random() * Math.min(cap, base * 2 ** failures);
+  }
+
+  #wait(code, reason, ms) {
     this.#timer = this.#clock.setTimeout(() => this.#open(), ms);
     this.#become({ name: "waiting", in: ms, code, reason });
   }
 
   #stop(code, reason) {
+    this.#tokens.attach(null);
+    this.#outbox.detach();
     this.#outbox.rejectAll("closed", `the connection ended for good: ${code} ${reason}`);
-    for (const room of this.#rooms.values()) room._reject(new SwitchyardError("closed", reason));
+    this.#rooms.rejectAll(new SwitchyardError("closed", reason));
     this.#become({ name: "closed", code, reason });
   }
 
   #become(state) {
     this.state = state;
     this._emit("state", state);
-    return state;
   }
 
   #nextRef() { return `r${++this.#refs}`; }
 
-  #send(frame) {
-    if (!this.#link?.welcome) return false;
-    this.#link.send(JSON.stringify(frame));
-    return true;
+  // Makes a link the one that counts.
+  #attach(link) {
+    this.#link = link;
+    this.welcome = link.welcome;
+    this.#session = link.welcome.session || this.#session;
+    if (link.movedFrom) this.#report(link);
+    this.#rooms.attach(link);
+    this.#outbox.attach(link);
+    this.#tokens.attach(link);
+    if (link.asked) this.#move.plan(link.asked);
   }
 
-  #sendJoin(room) {
-    const position = room._position;
-    room._ref = this.#nextRef();
-    room._live = false;
-    this.#send({ type: "join", ref: room._ref, room: room.name, after: position?.seq, epoch: position?.epoch });
+  // How long a move took is told for the sake of those who move next.
+  #report(link) {
+    const ref = this.#nextRef();
+    link.unheard.add(ref); // an older service does not know the word
+    link.send({ type: "moved", ref, from: link.movedFrom, handshake_ms: Math.round(link.took) });
+    link.movedFrom = null;
+  }
+
+  // What rooms ask of the client.
+  #keeper = {
+    links: () => [this.#link, this.#move.next].filter((link) => link?.welcome), // two during a move
+    isSecond: (link) => link === this.#move.next,
+    noted: (progress) => this.#move.check(progress),
+    nextRef: () => this.#nextRef(),
+    emit: (event, value) => this._emit(event, value),
+  };
+
+  // What a move asks of it.
+  #mover = {
+    create: () => this.#create(),
+    start: (link) => this.#start(link),
+    welcomed: (link) => {
+      link.movedFrom = this.welcome.node;
+      if (link.movedFrom) this.#report(link);
+      this.#rooms.echoes = new Echoes(link.number, this.#clock);
+      for (const room of this.#rooms) this.#rooms.enter(link, room);
+    },
+    seated: (link) => this.#rooms.seated(link),
+    promote: () => this.#promote(),
+  };
+
+  // The second link takes the place of the first, and nobody sees but who listens for it.
+  #promote() {
+    const first = this.#link;
+    const from = this.welcome;
+    const [link, reason] = this.#move.take();
+    this.#rooms.echoes.fade();
+    this.#attach(link);
+    first.cut(1000, "moved", 1000);
+    this.state = { name: "live", welcome: link.welcome };
+    this._emit("moved", { from, to: link.welcome, reason, took: this.#clock.now() - link.liveSince + link.took });
   }
 
   #receive(link, frame) {
-    if (link !== this.#link) return;
-    this._emit("frame", frame);
+    if (link !== this.#link && link !== this.#move.next) return;
+    this._emit("frame", frame, link.number);
+    if (link !== this.#link && link !== this.#move.next) return; // a listener has closed it
     // Types that a newer server may send are no concern of this version.
-    if (Object.hasOwn(this.#handlers, frame.type)) this.#handlers[frame.type](frame);
+    if (Object.hasOwn(this.#handlers, frame.type)) this.#handlers[frame.type](frame, link);
   }
 
   #handlers = {
-    welcome: (frame) => {
-      this.welcome = frame;
-      this.#abandoned.clear();
-      for (const room of this.#rooms.values()) this.#sendJoin(room);
-      this.#outbox.attach(this.#link);
+    welcome: (frame, link) => {
+      if (link !== this.#link) return this.#move.welcomed(link);
+      this.#attach(link);
       this.#become({ name: "live", welcome: frame });
     },
-    joined: (frame) => {
-      const room = this.#rooms.get(frame.room);
-      if (room?._ref !== frame.ref) return; // of a join that was left or repeated since
-      room._live = true;
-      room._position ??= { seq: frame.seq };
-      room._position.epoch ??= frame.epoch;
-      room._resolve(frame);
-      this.#tell(room, "joined", frame);
+    joined: (frame, link) => this.#rooms.joined(frame, link),
+    message: (frame, link) => {
+      if (this.#isOwn(frame, link)) this.#ack(this.#outbox.waiting(`${frame.room} ${frame.id}`), frame);
+      this.#rooms.message(frame, link);
     },
-    message: (frame) => {
-      if (this.#isOwn(frame)) this.#ack(this.#outbox.waiting(`${frame.room} ${frame.id}`), frame);
-      const room = this.#rooms.get(frame.room);
-      if (!room?._live) return;
-      if (frame.epoch !== room._position.epoch) this.#begin(room, frame);
-      const { seq } = room._position;
-      if (frame.seq <= seq) return;
-      if (frame.seq > seq + 1) return this.#heal(room);
-      room._position = { seq: frame.seq, epoch: frame.epoch };
-      this.#tell(room, "message", frame);
-    },
-    gap: (frame) => {
-      const room = this.#rooms.get(frame.room);
-      if (!room?._live) return;
-      const { seq, epoch } = room._position;
-      if (frame.epoch === epoch && frame.reason !== "epoch" && frame.to <= seq) return;
-      room._position = { seq: frame.to, epoch: frame.epoch };
-      this.#tell(room, "gap", frame);
-    },
-    signal: (frame) => {
-      const room = this.#rooms.get(frame.room);
-      if (room) this.#tell(room, "signal", frame);
+    gap: (frame, link) => this.#rooms.gap(frame, link),
+    signal: (frame, link) => this.#rooms.signal(frame, link),
+    presence: (frame, link) => {
+      const request = this.#outbox.byRef(frame.ref);
+      if (request) this.#outbox.resolve(request, frame);
+      else this.#rooms.presence(frame, link);
     },
     ack: (frame) => this.#ack(this.#outbox.byRef(frame.ref), frame),
     history: (frame) => this.#outbox.resolve(this.#outbox.byRef(frame.ref), frame),
-    error: (frame) => this.#refused(frame),
+    move: (frame, link) => {
+      const order = this.#move.order(frame);
+      if (link === this.#link) this.#move.plan(order);
+      else link.asked = order; // heeded once it counts
+    },
+    authenticated: (frame, link) => { if (link === this.#link) this.#tokens.answered(frame); },
+    error: (frame, link) => this.#refused(frame, link),
   };
 
   #ack(request, { seq, epoch, id, duplicate = false }) {
@@ -301,48 +321,27 @@ export class Switchyard extends Emitter {
   }
 
   // Others may use the same id, and so may an earlier publish of one's own: only with the same data is it this one.
-  #isOwn({ room, id, from, data }) {
+  #isOwn({ room, id, from, data }, link) {
     const own = this.#outbox.waiting(`${room} ${id}`);
-    return own?.attempts > 0 && from === (this.welcome.user ?? null) && JSON.stringify(data) === own.body;
+    return own?.attempts > 0 && from === (link.welcome.user ?? null) && JSON.stringify(data) === own.body;
   }
 
-  // A new life of the log, and this message is the first that is heard of it.
-  #begin(room, { epoch, seq }) {
-    room._position = { seq: seq - 1, epoch };
-    if (seq > 1) this.#tell(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" });
-  }
-
-  // The server promises no holes. Should one come all the same, ask again from the last good place;
-  // should it come twice, this connection is not to be trusted.
-  #heal(room) {
-    const again = room._hole?.seq === room._position.seq && room._hole.epoch === room._position.epoch;
-    room._hole = again ? null : room._position;
-    this._emit("error", new SwitchyardError("hole", `${room.name} goes on past ${room._position.seq + 1}; asking again`));
-    if (again) this.#link.cut(1006, "the server skipped a message twice");
-    else this.#sendJoin(room);
-  }
-
-  #refused(frame) {
+  #refused(frame, link) {
     const { code, message, ref, room: name, retry_after_ms: retryAfter } = frame;
-    if (this.#abandoned.delete(ref)) return; // of a join that was left: nobody waits for it
+    if (link.unheard.delete(ref)) return;
     const passes = code === "unavailable" || code === "rate_limited";
     const delay = Math.min(retryAfter || 1_000, RETRY_CAP) * (1 + this.#random() / 2);
     const error = new SwitchyardError(code, message, { ref, room: name, retryAfter });
-    const room = [...this.#rooms.values()].find((r) => ref && r._ref === ref);
+    if (this.#tokens.refused(ref, error)) return;
+    const room = this.#rooms.joining(ref, link);
     if (this.#outbox.byRef(ref)) {
       if (passes) this.#outbox.retry(ref, delay, code === "rate_limited");
       else this.#outbox.reject(ref, error);
     } else if (room && (passes || code === "internal")) {
-      this.#clock.setTimeout(() => { if (this.#rooms.get(room.name) === room && room._ref === ref) this.#sendJoin(room); }, delay);
+      this.#clock.setTimeout(() => this.#rooms.again(ref, link, room), delay);
     } else {
-      if (room) this.#rooms.delete(room.name);
-      room?._reject(error);
+      if (room) this.#rooms.drop(room, error);
       this._emit("error", error);
     }
-  }
-
-  #tell(room, event, frame) {
-    room._emit(event, frame);
-    this._emit(event, frame);
   }
 }

@@ -1,6 +1,8 @@
 package client
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -21,18 +23,26 @@ func (st *stage) expect(s behaviours.Step) error {
 		if !st.service.staysAway() {
 			return errors.New("it came back")
 		}
-	case "hangs up":
-		st.peer.mu.Lock()
-		defer st.peer.mu.Unlock()
-		if want := s.CloseCode(); st.peer.code == 0 || (want != 0 && st.peer.code != want) {
-			return fmt.Errorf("it hung up with %d", st.peer.code)
+	case "opens nothing":
+		if !st.service.opensNothing() {
+			return errors.New("it did")
+		}
+	case "hangs up", "holds on":
+		p := st.on(s)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if want := s.CloseCode(); (p.code == 0) != (s.Client == "holds on") || (want != 0 && p.code != want) {
+			return fmt.Errorf("it hung up with %d", p.code)
 		}
 	case "is":
+		return st.is(s)
+	case "was":
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		if code := s.CloseCode(); st.state.State.String() != s.State || (code != 0 && st.state.Code != code) {
-			return fmt.Errorf("it is %v with %d", st.state.State, st.state.Code)
+		if !slices.Equal(st.states, s.States) {
+			return fmt.Errorf("it was %q", st.states)
 		}
+		st.states = nil
 	case "sends", "sends first", "sends nothing":
 		return st.sends(s)
 	case "tells":
@@ -50,6 +60,28 @@ func (st *stage) expect(s behaviours.Step) error {
 	return nil
 }
 
+func (st *stage) is(s behaviours.Step) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if code := s.CloseCode(); st.state.State.String() != s.State || (code != 0 && st.state.Code != code) {
+		return fmt.Errorf("it is %v with %d", st.state.State, st.state.Code)
+	}
+	b, err := json.Marshal(st.state.Welcome)
+	if err != nil {
+		return err
+	}
+	var welcome map[string]any
+	if err := json.Unmarshal(b, &welcome); err != nil {
+		return err
+	}
+	for field, want := range s.Welcome {
+		if !reflect.DeepEqual(welcome[field], want) {
+			return fmt.Errorf("the welcome is %v", welcome)
+		}
+	}
+	return nil
+}
+
 // connects waits for the next connection, which must come after exactly d.
 func (st *stage) connects(d time.Duration) {
 	st.t.Helper()
@@ -61,14 +93,15 @@ func (st *stage) connects(d time.Duration) {
 	st.service.mu.Lock()
 	header := st.service.headers[len(st.service.headers)-1]
 	st.service.mu.Unlock()
-	st.peer = &scripted{peer: p, token: strings.TrimPrefix(header.Get("Authorization"), "Bearer ")}
-	go st.peer.readLoop()
+	peer := &scripted{peer: p, token: strings.TrimPrefix(header.Get("Authorization"), "Bearer "), session: header.Get(sessionHeader)}
+	st.peers = append(st.peers, peer)
+	go peer.readLoop()
 	synctest.Wait()
 }
 
 // sends takes the next frame of that type and room: an order holds in a room.
 func (st *stage) sends(s behaviours.Step) error {
-	p := st.peer
+	p := st.on(s)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s.Client == "sends nothing" {
@@ -122,6 +155,10 @@ func (st *stage) answers(s behaviours.Step) error {
 		if o.err != nil || !slices.Equal(seqs, s.Seqs) {
 			return fmt.Errorf("the outcome is %v, %w", seqs, o.err)
 		}
+	case s.Count != nil:
+		if o.err != nil || o.presence.Count != *s.Count {
+			return fmt.Errorf("the outcome is %+v, %w", o.presence, o.err)
+		}
 	case code != s.Error || unknown != s.Unknown:
 		return fmt.Errorf("the outcome is %s, unknown: %v (%w)", code, unknown, o.err)
 	}
@@ -134,6 +171,8 @@ func codeOf(err error) (code string, unknown bool) {
 	var closed *ClosedError
 	unknown = errors.Is(err, ErrOutcomeUnknown)
 	switch {
+	case err == nil:
+		return "", false
 	case errors.As(err, &refused):
 		return refused.Code, unknown
 	case errors.Is(err, ErrTooLarge):
@@ -142,6 +181,8 @@ func codeOf(err error) (code string, unknown bool) {
 		return "closed", unknown
 	case unknown:
 		return "outcome_unknown", unknown
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout", unknown
 	}
 	return fmt.Sprint(err), unknown
 }

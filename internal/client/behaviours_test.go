@@ -37,27 +37,29 @@ type stage struct {
 	service *service
 	script  behaviours.Behaviour
 	client  *Client
-	peer    *scripted
+	peers   []*scripted               // in the order of connecting
 	frames  map[string]map[string]any // that the client sent, by the script's names
 
 	mu       sync.Mutex // Protects following.
 	state    StateEvent
+	states   []string
 	told     []string
 	outcomes map[string]*outcome
 	asked    int // for tokens
 }
 
 type outcome struct {
-	done    bool
-	ack     Ack
-	history History
-	err     error
+	done     bool
+	ack      Ack
+	history  History
+	presence Presence
+	err      error
 }
 
 // scripted is a peer whose frames are read as they come.
 type scripted struct {
 	*peer
-	token string
+	token, session string
 
 	mu    sync.Mutex // Protects following.
 	queue []map[string]any
@@ -88,6 +90,12 @@ func newStage(t *testing.T, s *service, b behaviours.Behaviour) *stage {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		st.state = e
+		st.states = append(st.states, e.State.String())
+	}, OnMoved: func(e MovedEvent) {
+		st.tell("moved %s %s %s", e.From.Node, e.To.Node, e.Reason)
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.state.Welcome = e.To
 	}}
 	if b.Tokens != nil {
 		opts.Token = st.nextToken
@@ -96,19 +104,34 @@ func newStage(t *testing.T, s *service, b behaviours.Behaviour) *stage {
 	return st
 }
 
-func (st *stage) nextToken(context.Context) (string, error) {
+func (st *stage) nextToken(ctx context.Context) (string, error) {
 	st.mu.Lock()
-	defer st.mu.Unlock()
-	if st.asked++; st.asked > len(st.script.Tokens) || st.script.Tokens[st.asked-1] == nil {
+	st.asked++
+	asked := st.asked
+	st.mu.Unlock()
+	if asked > len(st.script.Tokens) || st.script.Tokens[asked-1] == nil {
 		return "", errors.New("no token to be had")
 	}
-	return *st.script.Tokens[st.asked-1], nil
+	token := *st.script.Tokens[asked-1]
+	if token == "never" {
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
+	return token, nil
+}
+
+// on is the connection that a step is about.
+func (st *stage) on(s behaviours.Step) *scripted {
+	if s.On > 0 {
+		return st.peers[s.On-1]
+	}
+	return st.peers[len(st.peers)-1]
 }
 
 func (st *stage) play() {
 	st.connects(0)
 	if st.script.Begin != "silent" {
-		st.welcomes(nil)
+		st.welcomes(st.peers[0], nil)
 	}
 	for i, step := range st.script.Steps {
 		synctest.Wait()
@@ -135,18 +158,19 @@ func (st *stage) take(s behaviours.Step) error {
 func duration(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 
 func (st *stage) server(s behaviours.Step) error {
+	p := st.on(s)
 	switch s.Server {
 	case "welcomes":
-		st.welcomes(s.Welcome)
+		st.welcomes(p, s.Welcome)
 	case "says":
 		if s.Text != "" {
-			st.peer.send("%s", s.Text)
+			p.send("%s", s.Text)
 			return nil
 		}
-		st.say(st.answering(s))
+		p.say(st.answering(s))
 	case "tells":
 		for _, seq := range s.Seqs {
-			st.say(map[string]any{
+			p.say(map[string]any{
 				"type": "message", "room": s.Room, "epoch": s.Epoch, "seq": seq, "id": fmt.Sprintf("id%d", seq),
 				"from": nil, "at": "2026-01-02T15:04:05.000000Z", "data": seq,
 			})
@@ -156,10 +180,10 @@ func (st *stage) server(s behaviours.Step) error {
 		if code == codeAbnormal {
 			code = 0
 		}
-		st.peer.end(code)
+		p.end(code)
 	case "was given":
-		if st.peer.token != s.Token {
-			return fmt.Errorf("it was given %q", st.peer.token)
+		if p.token != s.Token || p.session != s.Session {
+			return fmt.Errorf("it was given %q and %q", p.token, p.session)
 		}
 	default:
 		return fmt.Errorf("what is %q?", s.Server)
@@ -178,22 +202,22 @@ func (st *stage) answering(s behaviours.Step) map[string]any {
 	return frame
 }
 
-func (st *stage) say(frame map[string]any) {
+func (p *scripted) say(frame map[string]any) {
 	b, err := json.Marshal(frame)
 	if err != nil {
-		st.t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	st.peer.send("%s", b)
+	p.send("%s", b)
 }
 
-func (st *stage) welcomes(more map[string]any) {
+func (st *stage) welcomes(p *scripted, more map[string]any) {
 	frame := map[string]any{
 		"type": "welcome", "session": "s", "resumed": false, "user": nil, "node": "n1", "color": "blue",
 		"deployment": "d1", "version": "1", "heartbeat_ms": 25_000, "max_frame": 65_536,
 	}
 	maps.Copy(frame, st.script.Welcome)
 	maps.Copy(frame, more)
-	st.say(frame)
+	p.say(frame)
 	synctest.Wait()
 }
 
@@ -223,6 +247,15 @@ func (st *stage) user(s behaviours.Step) error {
 			h, err := c.History(context.Background(), room, r)
 			st.settle(s.As, outcome{done: true, history: h, err: err})
 		}()
+	case "looks":
+		st.settle(s.As, outcome{})
+		go func() {
+			p, err := c.Presence(context.Background(), room)
+			st.settle(s.As, outcome{done: true, presence: p, err: err})
+		}()
+	case "refreshes":
+		st.settle(s.As, outcome{})
+		go func() { st.settle(s.As, outcome{done: true, err: c.RefreshToken(context.Background())}) }()
 	case "signals":
 		if err := c.Signal(room, s.Data); (err == nil) != s.Taken {
 			return fmt.Errorf("Signal = %w", err)
@@ -276,6 +309,9 @@ func (st *stage) handler(room string) Handler {
 		Gap:     func(g Gap) { st.tell("gap %s %s %d-%d %s", g.Room, g.Epoch, g.From, g.To, g.Reason) },
 		Joined:  func(j Joined) { st.tell("joined %s %d", j.Room, j.Head) },
 		Ended:   func(err error) { st.refused(room, err) },
+		Presence: func(p Presence) {
+			st.tell("presence %s %d%s%s%s", p.Room, p.Count, sessions(" =", p.Members), sessions(" +", p.Joined), sessions(" -", p.Left))
+		},
 		Signal: func(s Signal) {
 			if s.From == "" {
 				s.From = "-"
@@ -283,4 +319,11 @@ func (st *stage) handler(room string) Handler {
 			st.tell("signal %s %s %s", s.Room, s.From, s.Data)
 		},
 	}
+}
+
+func sessions(before string, members []Member) (list string) {
+	for _, m := range members {
+		list += before + m.Session
+	}
+	return list
 }

@@ -14,11 +14,44 @@ import (
 type call struct {
 	frame  []byte
 	answer chan answer // takes one without blocking
+	// auth says that it brings a fresh token: the next connection has one.
+	auth bool
 }
 
 type answer struct {
-	history History
-	err     error
+	history  History
+	presence Presence
+	err      error
+}
+
+// ask makes a call and waits for its answer. The caller holds mu, which ask
+// gives up.
+func (c *Client) ask(ctx context.Context, ref string, call *call) answer {
+	call.answer = make(chan answer, 1)
+	c.calls[ref] = call
+	if c.link != nil {
+		c.link.sock.send(call.frame)
+	}
+	c.mu.Unlock()
+	select {
+	case a := <-call.answer:
+		return a
+	case <-ctx.Done():
+		c.mu.Lock()
+		delete(c.calls, ref)
+		c.mu.Unlock()
+		return answer{err: ctx.Err()}
+	}
+}
+
+// repeat makes a call again on a new connection. The caller holds mu.
+func (c *Client) repeat(l *link, ref string) {
+	if call := c.calls[ref]; !call.auth {
+		l.sock.send(call.frame)
+		return
+	}
+	c.calls[ref].answer <- answer{}
+	delete(c.calls, ref)
 }
 
 // A HistoryRange asks for stored messages: the newest below Before, or those
@@ -50,21 +83,33 @@ func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange)
 	if r.Limit > 0 {
 		b = b.number("limit", int64(r.Limit))
 	}
-	call := &call{frame: b.end(), answer: make(chan answer, 1)}
-	c.calls[ref] = call
-	if c.sock != nil {
-		c.sock.send(call.frame)
+	a := c.ask(ctx, ref, &call{frame: b.end()})
+	if a.err != nil {
+		return History{}, fmt.Errorf("history of %s: %w", room, a.err)
 	}
-	c.mu.Unlock()
-	select {
-	case a := <-call.answer:
-		return a.history, a.err
-	case <-ctx.Done():
-		c.mu.Lock()
-		delete(c.calls, ref)
-		c.mu.Unlock()
-		return History{}, fmt.Errorf("history of %s: %w", room, ctx.Err())
+	return a.history, nil
+}
+
+// Presence returns who is in a room. If the client has joined it, changes are
+// told to its handler from then on.
+func (c *Client) Presence(ctx context.Context, room message.Room) (Presence, error) {
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return Presence{}, err
 	}
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return Presence{}, c.err
+	}
+	if r := c.rooms[room]; r != nil {
+		r.watched = true
+	}
+	ref := c.nextRef()
+	a := c.ask(ctx, ref, &call{frame: newRequest("presence", ref, room).end()})
+	if a.err != nil {
+		return Presence{}, fmt.Errorf("presence in %s: %w", room, a.err)
+	}
+	return a.presence, nil
 }
 
 // refuseCall says whether the error was the answer to a call. A passing one
@@ -75,15 +120,15 @@ func (c *Client) refuseCall(ref string, err *Error) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.sock
+	l := c.link
 	if c.calls[ref] == nil {
 		return false
 	}
 	time.AfterFunc(err.wait(c.opts.random), func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if call := c.calls[ref]; call != nil && c.sock == s && s != nil {
-			s.send(call.frame)
+		if call := c.calls[ref]; call != nil && c.link == l && l != nil {
+			l.sock.send(call.frame)
 		}
 	})
 	return true
@@ -117,14 +162,14 @@ func (c *Client) Signal(room message.Room, data json.RawMessage) error {
 	switch {
 	case c.err != nil:
 		return c.err
-	case c.sock == nil:
+	case c.link == nil:
 		return ErrOffline
-	case c.sock.full():
+	case c.link.sock.full():
 		return ErrBusy
 	}
 	if err := c.checkSize(frame, room); err != nil {
 		return err
 	}
-	c.sock.send(frame)
+	c.link.sock.send(frame)
 	return nil
 }

@@ -1,7 +1,9 @@
 // Package client is a resuming client of Switchyard. It keeps a connection,
 // rejoins its rooms from the last position it saw, hands on each message once
 // and in order, tells of a gap where the service told of one, and resends what
-// it published until that is acked. Its habits are those of web/client.js.
+// it published until that is acked. When the service asks it to move, it opens
+// the second connection before it lets go of the first. Its habits are those of
+// web/client.js.
 //
 // A connection costs two goroutines (this package's reader and the library's)
 // while nothing is to be written.
@@ -33,9 +35,13 @@ type Options struct {
 	// URLs are ws:// or wss:// addresses of the socket, such as
 	// wss://host/ws. After a failure the next one is tried.
 	URLs []string
-	// Token, if set, is asked for a credential at each connect; it is sent as
-	// Authorization: Bearer. An error counts as a failed attempt.
+	// Token, if set, is asked for a credential at each connect, and again before
+	// it ends; it is sent as Authorization: Bearer. It has half a minute. An
+	// error counts as a failed attempt.
 	Token func(ctx context.Context) (string, error)
+	// Session is the secret of an earlier client's session, as in its welcome;
+	// empty begins a new one. A client offers its own at each connect.
+	Session string
 	// Header is sent with each handshake.
 	Header http.Header
 	// HTTPClient makes the handshakes; nil means http.DefaultClient.
@@ -47,9 +53,12 @@ type Options struct {
 	// MaxPending bounds the publishes that are not answered yet, and so the
 	// memory for them: each is as large as max_frame at most.
 	MaxPending int
-	// OnState, if set, is told of each change, in order, from the goroutine
-	// that also calls handlers: it must not wait for this client.
+	// OnState, if set, is told of each change, in order, and as handlers are
+	// called: it must not wait for this client.
 	OnState func(StateEvent)
+	// OnMoved, if set, is told likewise when another connection has taken the
+	// place of the one before, with nothing lost and no change of state.
+	OnMoved func(MovedEvent)
 	Logger  *slog.Logger // nil: silent
 
 	// random returns a number in [0, 1); tests have dice of their own.
@@ -65,6 +74,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnState == nil {
 		o.OnState = func(StateEvent) {}
+	}
+	if o.OnMoved == nil {
+		o.OnMoved = func(MovedEvent) {}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -102,24 +114,52 @@ type StateEvent struct {
 	RetryIn time.Duration
 }
 
-// A Client is safe for concurrent use. Handlers are called from one goroutine
-// and must not wait for the client itself: Publish, Join and History would
-// wait for an answer that only this goroutine can read.
+// A MovedEvent tells of a move that the service asked for.
+type MovedEvent struct {
+	From, To Welcome
+	Reason   string // the service's
+	// Took is how long it took from opening the new connection until all rooms
+	// were joined there.
+	Took time.Duration
+}
+
+// A Client is safe for concurrent use. Handlers are called one at a time and
+// must not wait for the client itself: Publish, Join and History would wait for
+// an answer that is not read meanwhile.
 type Client struct {
 	// Static after construction.
 	opts   Options
 	ctx    context.Context // the client's life
 	cancel context.CancelFunc
 	slots  chan struct{} // one token for each pending publication
-	done   chan struct{} // closed by runLoop as its last act
+	parted chan struct{} // closed when Close has said goodbye to all connections
+	done   chan struct{} // closed when the client has ended
 
-	mu       sync.Mutex // Protects following.
-	sock     *socket    // nil unless live
-	live     chan struct{}
-	closing  bool  // Close was called
-	err      error // why the client has ended
-	welcome  Welcome
-	refs     uint64
+	// running counts the client's own goroutines.
+	running sync.WaitGroup
+
+	// turn is held while a frame is handled or a change told, since two
+	// connections are read during a move. It is locked before mu.
+	turn sync.Mutex
+
+	mu      sync.Mutex      // Protects following.
+	link    *link           // nil unless live
+	next    *link           // the second connection of a move, from its welcome on
+	move    *move           // nil when none is asked for
+	moved   <-chan struct{} // closed when the last move is done
+	echoes  *echoes         // of the last move; nil long after it
+	live    chan struct{}
+	closing bool  // Close was called
+	err     error // why the client has ended
+	welcome Welcome
+	session string // to offer at the next connect
+	opened  uint64 // connections tried so far
+	attempt int    // index into URLs, modulo their number
+	refs    uint64
+
+	pace pacer // owned by who carries on, see carryOn
+
+	// Under mu, too.
 	rooms    map[message.Room]*room
 	pending  map[pubKey]*publication
 	lanes    map[message.Room]*lane
@@ -142,8 +182,9 @@ func New(opts Options) (*Client, error) {
 	opts = opts.withDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{
-		opts: opts, ctx: ctx, cancel: cancel,
+		opts: opts, ctx: ctx, cancel: cancel, session: opts.Session, pace: pacer{random: opts.random},
 		slots:   make(chan struct{}, opts.MaxPending),
+		parted:  make(chan struct{}),
 		done:    make(chan struct{}),
 		live:    make(chan struct{}),
 		rooms:   make(map[message.Room]*room),
@@ -151,7 +192,7 @@ func New(opts Options) (*Client, error) {
 		lanes:   make(map[message.Room]*lane),
 		calls:   make(map[string]*call),
 	}
-	go c.runLoop()
+	c.running.Go(c.run)
 	return c, nil
 }
 
@@ -208,14 +249,23 @@ func (c *Client) Err() error {
 // call it from a handler; calling it again is harmless.
 func (c *Client) Close() {
 	c.mu.Lock()
+	first := !c.closing
 	c.closing = true
-	sock := c.sock
+	links := []*link{c.link, c.next}
 	c.mu.Unlock()
-	if sock != nil {
-		sock.goodbye()
+	if first {
+		var goodbyes sync.WaitGroup
+		for _, l := range links {
+			if l != nil {
+				goodbyes.Go(l.sock.goodbye)
+			}
+		}
+		goodbyes.Wait()
+		close(c.parted)
+		c.cancel()
 	}
-	c.cancel()
 	<-c.done
+	c.running.Wait()
 }
 
 func (c *Client) isClosing() bool {

@@ -33,6 +33,9 @@ var (
 	// ErrOffline: there is no connection, and signals are not kept.
 	ErrOffline = errors.New("not connected")
 
+	// ErrNoToken: there is no Options.Token to ask for one.
+	ErrNoToken = errors.New("no way to get a token was given")
+
 	// ErrInvalidData: the data is no JSON value.
 	ErrInvalidData = errors.New("the data is not valid JSON")
 )

@@ -26,6 +26,8 @@ type golden struct {
 		Epoch         message.Epoch
 		Limit         int
 		ID, Data      string
+		Token, From   string
+		HandshakeMS   int64 `json:"handshake_ms"`
 	}
 }
 
@@ -191,9 +193,6 @@ func userOrNull(user string) any {
 var goldenByOthers = map[string]string{
 	"client-publish-without-id": "every publish has an id, or it could not be resent",
 	"client-unknown-fields":     "a later version's",
-	"client-presence":           "not yet",
-	"client-auth":               "not yet",
-	"client-moved":              "not yet",
 }
 
 var anyRef = regexp.MustCompile(`"ref":"r\d+"`)
@@ -204,14 +203,24 @@ func TestGoldenRequestsAreMade(t *testing.T) {
 			return
 		}
 		story(t, func(t *testing.T, s *service) {
-			c := s.open(Options{})
+			r := g.Request
+			var opts Options
+			if r.Token != "" {
+				opts.Token = func(context.Context) (string, error) { return r.Token, nil }
+			}
+			c := s.open(opts)
 			p := s.accept()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			r := g.Request
 			if r.Type == "leave" {
 				go func() { _, _ = c.Join(ctx, r.Room, Now(), Handler{}) }()
 				p.expect("join")
+			}
+			if r.Type == "moved" { // said on the second connection
+				p.send(`{"type":"move","after_ms":0,"deadline_ms":1000,"avoid":{"node":"n9"},"reason":"deploy"}`)
+				p = s.acceptSilently()
+				time.Sleep(time.Duration(r.HandshakeMS) * time.Millisecond) // of the bubble
+				p.send(`{"type":"welcome","node":"n2","heartbeat_ms":25000,"max_frame":1000}`)
 			}
 			go ask(ctx, c, g)
 			synctest.Wait()
@@ -255,5 +264,9 @@ func ask(ctx context.Context, c *Client, g golden) {
 			h.Before = *r.Before
 		}
 		_, _ = c.History(ctx, r.Room, h)
+	case "presence":
+		_, _ = c.Presence(ctx, r.Room)
+	case "auth":
+		_ = c.RefreshToken(ctx)
 	}
 }

@@ -28,7 +28,7 @@ func (c *Client) hold(p *publication, wait time.Duration) {
 	if l.probe == p {
 		l.probe = nil
 	}
-	p.sock = nil
+	p.link = nil
 	l.add(p)
 	if l.probe == nil && l.timer == nil {
 		l.timer = time.AfterFunc(wait, func() { c.probeAgain(room, l) })
@@ -50,7 +50,7 @@ func (c *Client) probeAgain(room message.Room, l *lane) {
 		return
 	}
 	l.timer = nil
-	if c.sock != nil {
+	if c.link != nil {
 		c.sendProbe(l)
 	}
 }
@@ -67,7 +67,7 @@ func (c *Client) open(room message.Room, l *lane) {
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	if c.sock == nil {
+	if c.link == nil {
 		return // begin sends them
 	}
 	for _, p := range l.queue {

@@ -86,7 +86,7 @@ func TestACableThatIsPulledOutIsNoticed(t *testing.T) {
 	pulled := time.Now()
 	for live := true; live; <-time.After(time.Millisecond) {
 		c.mu.Lock()
-		live = c.sock != nil
+		live = c.link != nil
 		c.mu.Unlock()
 		if time.Since(pulled) > 10*time.Second {
 			t.Fatal("the silence was not noticed")

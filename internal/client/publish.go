@@ -29,7 +29,7 @@ type publication struct {
 	frame []byte
 	data  []byte // part of frame
 	done  func(Ack, error)
-	sock  *socket     // where it is under way, nil while it waits
+	link  *link       // where it is under way, nil while it waits
 	timer *time.Timer // ends the resending; runs from the first send
 	first time.Time   // when that was
 	// unheard counts the attempts that may have been stored.
@@ -134,7 +134,7 @@ func (c *Client) start(room message.Room, data []byte, id string, done func(Ack,
 	switch l := c.lanes[room]; {
 	case l != nil:
 		l.queue = append(l.queue, p)
-	case c.sock != nil:
+	case c.link != nil:
 		c.transmit(p)
 	}
 	return p, nil
@@ -142,13 +142,13 @@ func (c *Client) start(room message.Room, data []byte, id string, done func(Ack,
 
 // transmit sends p on the connection; the caller holds mu and knows of one.
 func (c *Client) transmit(p *publication) {
-	p.sock = c.sock
+	p.link = c.link
 	if p.timer == nil {
 		p.first = time.Now()
 		p.timer = time.AfterFunc(c.resendFor(), func() { c.giveUp(p, nil) })
 	}
 	p.unheard++
-	c.sock.send(p.frame)
+	c.link.sock.send(p.frame)
 }
 
 // resendFor is half of the shortest time that ids may be remembered, so that a
@@ -188,9 +188,9 @@ func unanswered(p *publication, cause error) error {
 	return fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, cause)
 }
 
-// settle answers the publication with key that is under way, if mine says that
+// settlePublish answers the publication with key that is under way, if mine says that
 // it is the one meant: its id may have been used before.
-func (c *Client) settle(key pubKey, ack Ack, mine func(*publication) bool) {
+func (c *Client) settlePublish(key pubKey, ack Ack, mine func(*publication) bool) {
 	c.mu.Lock()
 	var o outcomes
 	if p := c.pending[key]; p != nil && p.timer != nil && mine(p) {
@@ -201,16 +201,16 @@ func (c *Client) settle(key pubKey, ack Ack, mine func(*publication) bool) {
 }
 
 func (c *Client) handleAck(f *serverFrame) {
-	c.settle(pubKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate},
+	c.settlePublish(pubKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate},
 		func(p *publication) bool { return f.Ref == p.ref })
 }
 
 // settleEcho takes a message with an id and the data of ours for its ack.
 // Another user's message may bear the same id: ids are unique per room and user.
-func (c *Client) settleEcho(m message.Message) {
-	c.settle(pubKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
+func (c *Client) settleEcho(l *link, m message.Message) {
+	c.settlePublish(pubKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
 		func(p *publication) bool {
-			user := c.welcome.User
+			user := l.welcome.User
 			own := (user == nil && m.From == "") || (user != nil && m.From == *user)
 			return own && bytes.Equal(m.Data, p.data)
 		})
@@ -279,7 +279,7 @@ func (c *Client) resend() (o outcomes) {
 		}
 	}
 	for _, p := range c.inOrder() {
-		p.sock = nil
+		p.link = nil
 		l := c.lanes[p.key.room]
 		if !c.rearm(p) {
 			o = append(o, c.remove(p, Ack{}, unanswered(p, nil))...)
@@ -321,11 +321,11 @@ func byOrder(a, b *publication) int { return cmp.Compare(a.order, b.order) }
 
 // dropLargest fails the publication that a close with 1009 was about: the
 // largest under way on that connection.
-func (c *Client) dropLargest(s *socket, cause error) {
+func (c *Client) dropLargest(l *link, cause error) {
 	c.mu.Lock()
 	var largest *publication
 	for _, p := range c.pending {
-		if p.sock == s && (largest == nil || len(p.frame) > len(largest.frame)) {
+		if p.link == l && (largest == nil || len(p.frame) > len(largest.frame)) {
 			largest = p
 		}
 	}
@@ -345,7 +345,6 @@ func (c *Client) failAll(why error) (o outcomes) {
 		}
 	}
 	clear(c.lanes)
-	c.sock = nil
 	for _, p := range c.inOrder() {
 		o = append(o, c.remove(p, Ack{}, unanswered(p, why))...)
 	}

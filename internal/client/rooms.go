@@ -27,15 +27,19 @@ func After(epoch message.Epoch, seq message.Seq) Position {
 }
 
 // A Handler takes what happens in a room; any field may be nil. It is called
-// in order, from one goroutine for the whole client, which reads no further
+// in order and one at a time for the whole client, which reads no further
 // meanwhile: one that takes long gets the client closed as slow.
 type Handler struct {
 	// Message gets each message once, without holes but for those in Gap.
 	Message func(message.Message)
 	Gap     func(Gap)
 	Signal  func(Signal)
-	// Joined is called at each join, those after a reconnect included.
+	// Joined is called at each join, those after a reconnect included, but not
+	// on a move.
 	Joined func(Joined)
+	// Presence is told of changes once Client.Presence was asked, and of
+	// everybody after a reconnect or a move.
+	Presence func(Presence)
 	// Ended is called when the service refuses to let the room be rejoined.
 	Ended func(error)
 }
@@ -45,13 +49,9 @@ type Handler struct {
 type room struct {
 	name    message.Room
 	handler Handler
-	at      Position // the last one seen
-	// ref is that of the join under way on this connection, "" for none; live
-	// says that it was answered. What comes before belongs to an earlier join.
-	ref   string
-	live  bool
-	hole  Position         // where a message was missing, and was asked for again
-	first chan joinOutcome // gets the first outcome, then nil
+	at      Position         // the last one seen, on whichever connection
+	first   chan joinOutcome // gets the first outcome, then nil
+	watched bool             // presence was asked for
 }
 
 type joinOutcome struct {
@@ -85,8 +85,11 @@ func (c *Client) Join(ctx context.Context, name message.Room, from Position, h H
 	}
 	r := &room{name: name, handler: h, at: from, first: first}
 	c.rooms[name] = r
-	if c.sock != nil {
-		c.sendJoin(r)
+	if c.link != nil {
+		c.sendJoin(c.link, r)
+	}
+	if c.next != nil && from.given {
+		c.sendJoin(c.next, r)
 	}
 	c.mu.Unlock()
 	select {
@@ -116,9 +119,13 @@ func (c *Client) leave(r *room) {
 	}
 	delete(c.rooms, r.name)
 	r.tell(Joined{}, fmt.Errorf("join %s: %w", r.name, ErrLeft))
-	if c.sock != nil {
-		c.sock.send(newRequest("leave", c.nextRef(), r.name).end())
+	for _, l := range []*link{c.link, c.next} {
+		if l != nil && l.seats[r.name] != nil {
+			delete(l.seats, r.name)
+			l.sock.send(newRequest("leave", c.nextRef(), r.name).end())
+		}
 	}
+	c.noteSeat()
 }
 
 // Position returns the last position seen in a joined room, to be used with
@@ -133,49 +140,69 @@ func (c *Client) Position(name message.Room) (Position, bool) {
 	return r.at, true
 }
 
-// sendJoin joins from the last position seen. The caller holds mu and knows
-// that there is a connection.
-func (c *Client) sendJoin(r *room) {
-	r.ref, r.live = c.nextRef(), false
-	b := newRequest("join", r.ref, r.name)
+// sendJoin joins on l from the last position seen. The caller holds mu.
+func (c *Client) sendJoin(l *link, r *room) {
+	s := l.seats[r.name]
+	if s == nil {
+		s = &seat{}
+		l.seats[r.name] = s
+	}
+	s.ref, s.live = c.nextRef(), false
+	b := newRequest("join", s.ref, r.name)
 	if r.at.given {
 		b = b.number("after", int64(r.at.After))
 		if r.at.Epoch != "" {
 			b = b.text("epoch", string(r.at.Epoch))
 		}
 	}
-	c.sock.send(b.end())
+	l.sock.send(b.end())
 }
 
-func (c *Client) handleJoined(f *serverFrame) {
+func (c *Client) handleJoined(l *link, f *serverFrame) {
 	c.mu.Lock()
-	r := c.rooms[f.Room]
-	if r == nil || r.ref == "" || r.ref != f.Ref {
+	r, s := c.rooms[f.Room], l.seats[f.Room]
+	if r == nil || s == nil || s.ref != f.Ref {
 		c.mu.Unlock()
 		return
 	}
-	r.live = true
 	if !r.at.given {
 		r.at = After(f.Epoch, f.Seq)
 	} else if r.at.Epoch == "" {
 		r.at.Epoch = f.Epoch
 	}
+	s.live, s.epoch = true, r.at.Epoch
+	quiet := c.there(l, r)
+	if l == c.link && c.next != nil && c.next.seats[r.name] == nil {
+		c.sendJoin(c.next, r) // now that its position is known
+	}
+	c.noteSeat()
 	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}
 	r.tell(joined, nil)
 	c.mu.Unlock()
-	if r.handler.Joined != nil {
+	if r.handler.Joined != nil && !quiet {
 		r.handler.Joined(joined)
 	}
 }
 
+// there says whether a room is joined on the other one of two connections: then
+// its join on l is no news. The caller holds mu.
+func (c *Client) there(l *link, r *room) bool {
+	for _, other := range []*link{c.link, c.next} {
+		if other != nil && other != l && other.seats[r.name] != nil && other.seats[r.name].live {
+			return true
+		}
+	}
+	return false
+}
+
 // refuseJoin says whether the error was the answer to a join. A passing one
 // leads to another try, any other ends the room.
-func (c *Client) refuseJoin(ref string, err *Error) bool {
+func (c *Client) refuseJoin(l *link, ref string, err *Error) bool {
 	c.mu.Lock()
 	var r *room
-	for _, candidate := range c.rooms {
-		if candidate.ref == ref && ref != "" {
-			r = candidate
+	for name, s := range l.seats {
+		if s.ref == ref && ref != "" {
+			r = c.rooms[name]
 		}
 	}
 	if r == nil {
@@ -183,11 +210,17 @@ func (c *Client) refuseJoin(ref string, err *Error) bool {
 		return false
 	}
 	if err.passing() || err.Code == "internal" {
-		time.AfterFunc(err.wait(c.opts.random), func() { c.joinAgain(r, ref) })
+		time.AfterFunc(err.wait(c.opts.random), func() { c.joinAgain(l, r, ref) })
 		c.mu.Unlock()
 		return true
 	}
 	delete(c.rooms, r.name)
+	for _, other := range []*link{c.link, c.next} {
+		if other != nil {
+			delete(other.seats, r.name)
+		}
+	}
+	c.noteSeat()
 	begun := r.first == nil
 	r.tell(Joined{}, err)
 	c.mu.Unlock()
@@ -197,26 +230,27 @@ func (c *Client) refuseJoin(ref string, err *Error) bool {
 	return true
 }
 
-func (c *Client) joinAgain(r *room, ref string) {
+func (c *Client) joinAgain(l *link, r *room, ref string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.sock != nil && c.rooms[r.name] == r && r.ref == ref {
-		c.sendJoin(r)
+	if s := l.seats[r.name]; (l == c.link || l == c.next) && c.rooms[r.name] == r && s != nil && s.ref == ref {
+		c.sendJoin(l, r)
 	}
 }
 
 // handleMessage settles an own publish, drops what was seen, and hands on the
 // rest. What was skipped is asked for again; skipped once more, it ends the
 // connection: the next one resumes before it.
-func (c *Client) handleMessage(f *serverFrame) error {
+func (c *Client) handleMessage(l *link, f *serverFrame) error {
 	m := f.message()
-	c.settleEcho(m)
+	c.settleEcho(l, m)
 	c.mu.Lock()
-	r := c.rooms[m.Room]
-	if r == nil || !r.live {
+	r, s := c.rooms[m.Room], l.seats[m.Room]
+	if r == nil || s == nil || !s.live || s.past(m.Epoch, r) {
 		c.mu.Unlock()
 		return nil
 	}
+	s.epoch = m.Epoch
 	var gap *Gap
 	if m.Epoch != r.at.Epoch {
 		// A new life of the log, and this is the first we hear of it.
@@ -231,7 +265,7 @@ func (c *Client) handleMessage(f *serverFrame) error {
 		r.at.After = m.Seq
 	case m.Seq > last+1:
 		defer c.mu.Unlock()
-		return c.mend(r, m.Seq)
+		return c.mend(l, r, m.Seq)
 	}
 	c.mu.Unlock()
 	if m.Seq <= last {
@@ -246,27 +280,41 @@ func (c *Client) handleMessage(f *serverFrame) error {
 	return nil
 }
 
+// past says that this connection goes on in an epoch that the other one has
+// told to be over.
+func (s *seat) past(epoch message.Epoch, r *room) bool {
+	return epoch != r.at.Epoch && epoch == s.epoch
+}
+
 // mend joins again from before a hole, or returns errHole when that was tried
 // from there before. The caller holds mu.
-func (c *Client) mend(r *room, came message.Seq) error {
-	if r.hole == r.at {
-		r.hole = Position{}
+func (c *Client) mend(l *link, r *room, came message.Seq) error {
+	s := l.seats[r.name]
+	if s.hole == r.at {
+		s.hole = Position{}
 		return fmt.Errorf("%w in %s: %d came after %d", errHole, r.name, came, r.at.After)
 	}
 	c.opts.Logger.Warn("the service skipped a message; asking again", "room", r.name, "after", r.at.After, "came", came)
-	r.hole = r.at
-	c.sendJoin(r)
+	s.hole = r.at
+	c.sendJoin(l, r)
 	return nil
 }
 
-func (c *Client) handleGap(f *serverFrame) error {
+func (c *Client) handleGap(l *link, f *serverFrame) error {
 	gap, err := f.gap()
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
-	r := c.rooms[gap.Room]
-	if r == nil || !r.live || (gap.Epoch == r.at.Epoch && gap.Reason != "epoch" && gap.To <= r.at.After) {
+	r, s := c.rooms[gap.Room], l.seats[gap.Room]
+	if r == nil || s == nil || !s.live || s.past(gap.Epoch, r) {
+		c.mu.Unlock()
+		return nil
+	}
+	// The new epoch is no news when the other connection has told of it.
+	known := gap.Epoch == r.at.Epoch && (gap.Reason != "epoch" || s.epoch != gap.Epoch)
+	s.epoch = gap.Epoch
+	if known && gap.To <= r.at.After {
 		c.mu.Unlock()
 		return nil
 	}
@@ -278,11 +326,30 @@ func (c *Client) handleGap(f *serverFrame) error {
 	return nil
 }
 
-func (c *Client) handleSignal(f *serverFrame) {
+func (c *Client) handleSignal(l *link, f *serverFrame) {
 	c.mu.Lock()
 	r := c.rooms[f.Room]
+	if r == nil || c.echoes.again(l.number, f) {
+		c.mu.Unlock()
+		return
+	}
 	c.mu.Unlock()
-	if r != nil && r.handler.Signal != nil {
+	if r.handler.Signal != nil {
 		r.handler.Signal(Signal{Room: f.Room, From: f.user(), Data: f.Data})
+	}
+}
+
+// handlePresence answers who asked; what comes by itself is heard on the
+// connection that counts.
+func (c *Client) handlePresence(l *link, f *serverFrame) {
+	if f.Ref != "" && c.answer(f.Ref, answer{presence: f.presence()}) {
+		return
+	}
+	c.mu.Lock()
+	r := c.rooms[f.Room]
+	told := r != nil && r.watched && l == c.link
+	c.mu.Unlock()
+	if told && r.handler.Presence != nil {
+		r.handler.Presence(f.presence())
 	}
 }

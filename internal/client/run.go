@@ -1,175 +1,180 @@
 package client
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
 	"switchyard/internal/message"
 )
 
-var (
-	errSilence = errors.New("nothing heard for two heartbeats")
-	errHole    = errors.New("the service skipped a message")
-)
-
-// An ending is how a connection ended.
-type ending struct {
-	code  int
-	err   error
-	lived time.Duration
+// run is the client's first goroutine.
+func (c *Client) run() {
+	c.tell(StateEvent{State: Connecting})
+	l, end := c.connect(c.ctx)
+	if l != nil {
+		c.begin(l)
+	}
+	c.carryOnLoop(l, end)
 }
 
-// runLoop holds one connection after the other until the client ends. It
-// alone calls handlers.
-func (c *Client) runLoop() {
-	defer close(c.done)
-	pace := pacer{random: c.opts.random}
-	for attempt := 0; ; attempt++ {
-		c.opts.OnState(StateEvent{State: Connecting})
-		end := c.runConnection(c.opts.URLs[attempt%len(c.opts.URLs)])
-		if c.isClosing() {
-			c.finish(ErrClosed, end)
-			return
-		}
-		v := judge(end.code)
-		if v == stayAway || (v == freshToken && c.opts.Token == nil) {
-			c.finish(&ClosedError{Code: end.code, Err: end.err}, end)
-			return
-		}
-		if v == comeBack {
-			attempt-- // this address is fine
-		}
-		wait := pace.next(v, end.code, end.lived, time.Now())
-		c.opts.Logger.Debug("connection ended", "code", end.code, "err", end.err, "retry_in", wait)
-		c.opts.OnState(StateEvent{State: Waiting, Err: end.err, Code: end.code, RetryIn: wait})
-		select {
-		case <-time.After(wait):
-		case <-c.ctx.Done():
-			c.finish(ErrClosed, end)
-			return
-		}
-	}
-}
-
-// runConnection makes a connection and reads from it until it ends.
-func (c *Client) runConnection(url string) ending {
-	s, w, end := c.connect(url)
-	if s == nil {
-		return end
-	}
-	defer s.drop()
-	stop := context.AfterFunc(c.ctx, s.cancel)
-	defer stop()
-	start := time.Now()
-	silence := 2 * time.Duration(w.HeartbeatMS) * time.Millisecond
-	heard := start
-	watch, cancel := context.WithCancelCause(s.ctx)
-	defer cancel(nil)
-	timer := time.AfterFunc(silence, func() { cancel(errSilence) })
-	defer timer.Stop()
-
-	c.begin(s, w)
-	defer c.detach(s)
+// carryOnLoop reads the connection that counts, and then holds one after the
+// other until the client ends. At each moment one goroutine is here with it, or
+// on its way to one; a move may hand that over to another.
+func (c *Client) carryOnLoop(l *link, end ending) {
 	for {
-		b, err := s.read(watch)
-		if err == nil {
-			// Not at each frame: resetting a timer costs more than a clock.
-			if now := time.Now(); now.Sub(heard) > silence/16 {
-				heard = now
-				timer.Reset(silence)
-			}
-			err = c.handle(b)
-		}
-		if err != nil {
-			if cause := context.Cause(watch); errors.Is(cause, errSilence) {
-				err = cause
-			}
-			end = ending{code: closeCode(err), err: err, lived: time.Since(start)}
+		if l != nil {
+			end = c.readLoop(l)
 			if end.code == codeTooBig {
-				c.dropLargest(s, err)
+				c.dropLargest(l, end.err)
 			}
-			return end
+			if c.handOver(l, &end) {
+				return
+			}
+		}
+		if !c.pause(end) {
+			return
+		}
+		c.tell(StateEvent{State: Connecting})
+		if l, end = c.connect(c.ctx); l != nil {
+			c.begin(l)
 		}
 	}
 }
 
-// connect makes a connection up to its welcome. A nil socket means that there
-// is none, and how it ended.
-func (c *Client) connect(url string) (*socket, Welcome, ending) {
-	ctx, cancel := context.WithTimeout(c.ctx, dialTimeout)
-	defer cancel()
-	header := c.opts.Header.Clone()
-	if header == nil {
-		header = http.Header{}
+// pause waits as long as the end of the last connection asks for. False says
+// that the client has ended.
+func (c *Client) pause(end ending) bool {
+	if c.isClosing() {
+		c.finish(ErrClosed, end)
+		return false
 	}
-	if c.opts.Token != nil {
-		token, err := c.opts.Token(ctx)
-		if err != nil {
-			return nil, Welcome{}, ending{code: codeAbnormal, err: fmt.Errorf("get a token: %w", err)}
-		}
-		header.Set("Authorization", "Bearer "+token)
+	v := judge(end.code)
+	if end.code == codeReplaced && end.ours {
+		v = comeBack
 	}
-	s, code, err := dialSocket(ctx, c.opts.HTTPClient, url, header)
-	if err != nil {
-		return nil, Welcome{}, ending{code: code, err: err}
+	if v == stayAway || (v == freshToken && c.opts.Token == nil) {
+		c.finish(&ClosedError{Code: end.code, Err: end.err}, end)
+		return false
 	}
-	var w Welcome
-	b, err := s.read(ctx)
-	if err == nil {
-		w, err = decodeWelcome(b)
+	if v != comeBack { // else this address is fine
+		c.mu.Lock()
+		c.attempt++
+		c.mu.Unlock()
 	}
-	if err == nil && (w.HeartbeatMS <= 0 || w.MaxFrame <= 0) {
-		err = errors.New("the welcome has no bounds")
+	wait := c.pace.next(v, end.code, end.lived, time.Now())
+	c.opts.Logger.Debug("connection ended", "code", end.code, "err", end.err, "retry_in", wait)
+	c.tell(StateEvent{State: Waiting, Err: end.err, Code: end.code, RetryIn: wait})
+	select {
+	case <-time.After(wait):
+		return true
+	case <-c.ctx.Done():
+		c.finish(ErrClosed, end)
+		return false
 	}
-	if err != nil {
-		s.drop()
-		return nil, Welcome{}, ending{code: closeCode(err), err: fmt.Errorf("wait for the welcome: %w", err)}
-	}
-	return s, w, ending{}
 }
 
-// begin puts the connection to use: rooms are rejoined from their positions,
-// then what was not answered is sent again, in order.
-func (c *Client) begin(s *socket, w Welcome) {
+// tell tells of a change of state.
+func (c *Client) tell(e StateEvent) {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	c.opts.OnState(e)
+}
+
+// begin puts a first connection, or one after a time without any, to use: rooms
+// are rejoined from their positions, then what was not answered is sent again,
+// in order.
+func (c *Client) begin(l *link) {
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	c.mu.Lock()
-	c.sock, c.welcome = s, w
+	o := c.attach(l)
 	close(c.live)
-	for _, r := range c.rooms {
-		c.sendJoin(r)
+	c.mu.Unlock()
+	o.tell()
+	c.opts.OnState(StateEvent{State: Live, Welcome: l.welcome})
+}
+
+// attach makes l the connection that counts. The caller holds mu.
+func (c *Client) attach(l *link) (o outcomes) {
+	c.link, c.welcome = l, l.welcome
+	if l.welcome.Session != "" {
+		c.session = l.welcome.Session
 	}
-	outcomes := c.resend()
+	for _, r := range c.rooms {
+		if l.seats[r.name] == nil {
+			c.sendJoin(l, r)
+		}
+	}
+	for _, r := range c.rooms {
+		if r.watched {
+			l.sock.send(newRequest("presence", c.nextRef(), r.name).end())
+		}
+	}
+	o = c.resend()
 	for _, ref := range slices.Sorted(maps.Keys(c.calls)) {
-		s.send(c.calls[ref].frame)
+		c.repeat(l, ref)
+	}
+	c.scheduleRefresh(l)
+	if l.asked != nil {
+		c.plan(l.asked)
+	}
+	return o
+}
+
+// handOver takes leave of a connection that has ended. True says that the
+// client goes on elsewhere already: there is nothing left to do here.
+func (c *Client) handOver(l *link, end *ending) bool {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	c.mu.Lock()
+	if l.refresh != nil {
+		l.refresh.Stop()
+	}
+	end.ours = l.number < c.opened
+	switch {
+	case c.link != l:
+		if c.next == l {
+			c.next = nil
+			close(l.gone)
+		}
+		c.mu.Unlock()
+		return true
+	case c.closing:
+	case c.next != nil:
+		event, o := c.promote()
+		c.mu.Unlock()
+		o.tell()
+		c.opts.OnMoved(event)
+		return true
+	}
+	c.link = nil
+	c.live = make(chan struct{})
+	followed := !c.closing && c.move != nil && c.move.trying
+	if c.move != nil && !followed {
+		c.callOff()
 	}
 	c.mu.Unlock()
-	outcomes.tell()
-	c.opts.OnState(StateEvent{State: Live, Welcome: w})
-}
-
-func (c *Client) detach(s *socket) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.sock != s {
-		return
+	if followed { // its goroutine is on the way to a connection, and carries on
+		c.opts.OnState(StateEvent{State: Connecting})
 	}
-	c.sock = nil
-	c.live = make(chan struct{})
-	for _, r := range c.rooms {
-		r.live, r.ref = false, ""
-	}
+	return followed
 }
 
 // finish answers everything that waits and says goodbye to the application.
 func (c *Client) finish(why error, end ending) {
+	defer close(c.done)
+	if errors.Is(why, ErrClosed) {
+		<-c.parted // a second connection may be taking leave still
+	}
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	c.mu.Lock()
 	c.err = why
 	c.cancel()
-	outcomes := c.failAll(why)
+	o := c.failAll(why)
 	for ref, call := range c.calls {
 		delete(c.calls, ref)
 		call.answer <- answer{err: why}
@@ -179,39 +184,47 @@ func (c *Client) finish(why error, end ending) {
 		r.tell(Joined{}, why)
 	}
 	c.mu.Unlock()
-	outcomes.tell()
+	o.tell()
 	c.opts.OnState(StateEvent{State: Closed, Err: why, Code: end.code})
 }
 
-// handle takes one frame. An error ends the connection.
-func (c *Client) handle(b []byte) error {
+// handle takes one frame of a connection. An error ends that.
+func (c *Client) handle(l *link, b []byte) error {
 	f, err := decodeFrame(b)
 	if err != nil {
 		return err
 	}
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	switch f.Type {
 	case "message":
-		return c.handleMessage(f)
+		return c.handleMessage(l, f)
 	case "ack":
 		c.handleAck(f)
 	case "joined":
-		c.handleJoined(f)
+		c.handleJoined(l, f)
 	case "gap":
-		return c.handleGap(f)
+		return c.handleGap(l, f)
 	case "signal":
-		c.handleSignal(f)
+		c.handleSignal(l, f)
+	case "presence":
+		c.handlePresence(l, f)
 	case "history":
 		h, err := f.history()
 		c.answer(f.Ref, answer{history: h, err: err})
+	case "move":
+		c.handleMove(l, f)
+	case "authenticated":
+		c.handleAuthenticated(l, f)
 	case "error":
-		c.handleError(f)
+		c.handleError(l, f)
 	}
 	return nil // heartbeat, left, and what later versions add
 }
 
 // handleError finds by the ref whose error it is.
-func (c *Client) handleError(f *serverFrame) {
-	if c.refuseCall(f.Ref, f.err()) || c.refuseJoin(f.Ref, f.err()) || c.refusePublish(f.Ref, f.err()) {
+func (c *Client) handleError(l *link, f *serverFrame) {
+	if c.refuseCall(f.Ref, f.err()) || c.refuseJoin(l, f.Ref, f.err()) || c.refusePublish(f.Ref, f.err()) {
 		return
 	}
 	c.opts.Logger.Warn("the service reports an error", "code", f.Code, "message", f.Message, "room", f.Room)

@@ -156,6 +156,18 @@ func (s *service) acceptSilently() *peer {
 	}
 }
 
+// opensNothing says whether no connection waits to be accepted.
+func (s *service) opensNothing() bool {
+	synctest.Wait()
+	select {
+	case p := <-s.peers:
+		_ = p.conn.CloseNow()
+		return false
+	default:
+		return true
+	}
+}
+
 // staysAway says whether no connection comes for an hour.
 func (s *service) staysAway() bool {
 	select {

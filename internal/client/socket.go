@@ -13,6 +13,8 @@ import (
 
 const (
 	subprotocol = "switchyard.v1"
+	// sessionHeader carries the secret of the session that is to go on.
+	sessionHeader = "Switchyard-Session"
 	// dialTimeout bounds a handshake with its welcome.
 	dialTimeout = 10 * time.Second
 	// readLimit bounds one frame of the service; a history answer of 256 KiB
@@ -36,6 +38,7 @@ type socket struct {
 	queue   [][]byte
 	writing bool // a writeLoop runs
 	broken  bool
+	written chan struct{} // if somebody waits: closed when no writeLoop runs
 }
 
 // dialSocket makes a connection; code is the close code that a refused
@@ -120,6 +123,10 @@ func (s *socket) writeLoop() {
 		s.mu.Lock()
 		if len(s.queue) == 0 || s.broken {
 			s.writing, s.queue = false, nil
+			if s.written != nil {
+				close(s.written)
+				s.written = nil
+			}
 			s.mu.Unlock()
 			return
 		}
@@ -135,11 +142,37 @@ func (s *socket) writeLoop() {
 	}
 }
 
-// goodbye closes with 1000 and waits for the answer, but not for long.
+// goodbye closes with 1000 once everything queued is written, and waits for the
+// answer, but not for long. Somebody else reads: who does ends the wait.
 func (s *socket) goodbye() {
 	timer := time.AfterFunc(goodbyeTimeout, s.cancel)
 	defer timer.Stop()
+	s.mu.Lock()
+	if s.writing && s.written == nil {
+		s.written = make(chan struct{})
+	}
+	written := s.written
+	s.mu.Unlock()
+	if written != nil {
+		select {
+		case <-written:
+		case <-s.ctx.Done():
+		}
+	}
 	_ = s.conn.Close(websocket.StatusNormalClosure, "")
+}
+
+// dismiss is goodbye to a connection that nobody reads.
+func (s *socket) dismiss() {
+	go func() {
+		for {
+			if _, err := s.read(s.ctx); err != nil {
+				return
+			}
+		}
+	}()
+	s.goodbye()
+	s.drop()
 }
 
 // drop ends the connection without a word.

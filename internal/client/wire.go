@@ -107,6 +107,15 @@ type Avoid struct {
 	Node       string `json:"node,omitempty"`
 }
 
+// A Presence says who is in a room: Members is everybody, or nil where they are
+// too many to list and where only changes are told, in Joined and Left.
+type Presence struct {
+	Room         message.Room
+	Count        int
+	Members      []Member
+	Joined, Left []Member
+}
+
 // A Member is a session in a room; Session is the public part of its name.
 type Member struct {
 	Session string  `json:"session"`
@@ -170,6 +179,10 @@ func (f *serverFrame) history() (History, error) {
 	return h, nil
 }
 
+func (f *serverFrame) presence() Presence {
+	return Presence{Room: f.Room, Count: f.Count, Members: f.Members, Joined: f.Joined, Left: f.Left}
+}
+
 func (f *serverFrame) err() *Error {
 	return &Error{
 		Code: f.Code, Message: f.Message,
@@ -186,6 +199,9 @@ func newRequest(kind, ref string, room message.Room) request {
 	b = append(append(b, kind...), '"')
 	if ref != "" {
 		b = append(append(append(b, `,"ref":"`...), ref...), '"')
+	}
+	if room == "" { // not all requests are about one
+		return b
 	}
 	return append(append(append(b, `,"room":"`...), room...), '"')
 }

@@ -83,26 +83,39 @@ func FuzzHandle(f *testing.F) {
 		`{"type":"ack","ref":"1","room":"r","epoch":"e","seq":4,"id":"x"}`,
 		`{"type":"error","ref":"1","code":"unavailable","message":"m","retry_after_ms":5}`,
 		`{"type":"history","ref":"1","room":"r","messages":[{"seq":1}],"more":false}`,
-		`{"type":"signal","room":"r","from":1,"data":null}`, `{"type":"heartbeat"}`, `null`, `[`,
+		`{"type":"signal","room":"r","from":1,"data":null}`, `{"type":"heartbeat"}`,
+		`{"type":"move","after_ms":0,"deadline_ms":1,"avoid":{"node":"n"},"reason":"r"}`, `{"type":"presence","room":"r","count":1}`,
+		`{"type":"authenticated","user":"ann","auth_expires_ms":5}`, `null`, `[`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		last := message.Seq(3)
+		here := func(number uint64) *link {
+			return &link{
+				number: number, sock: &socket{broken: true}, gone: make(chan struct{}),
+				seats: map[message.Room]*seat{"r": {ref: "1", live: true, epoch: "e"}},
+			}
+		}
 		c := &Client{
-			opts: Options{}.withDefaults(), sock: &socket{broken: true}, rooms: map[message.Room]*room{},
+			opts: Options{}.withDefaults(), closing: true, link: here(1), next: here(2), echoes: newEchoes(2), rooms: map[message.Room]*room{},
 			pending: map[pubKey]*publication{}, lanes: map[message.Room]*lane{}, calls: map[string]*call{},
 		}
-		c.rooms["r"] = &room{name: "r", live: true, at: After("e", last), handler: Handler{
+		c.rooms["r"] = &room{name: "r", at: After("e", last), handler: Handler{
 			Message: func(m message.Message) {
 				if m.Epoch == "e" && m.Seq != last+1 {
 					t.Errorf("%d was shown after %d", m.Seq, last)
 				}
 			},
 		}}
-		_ = c.handle(b)
-		if at, ok := c.Position("r"); ok && at.Epoch == "e" && at.After < last {
-			t.Errorf("went back to %d", at.After)
+		_ = c.handle(c.link, b)
+		if c.link == nil || c.rooms["r"] == nil {
+			return
+		}
+		seen := c.rooms["r"].at
+		_ = c.handle(c.next, b) // a move brings it again
+		if at, ok := c.Position("r"); ok && at.Epoch == "e" && (at.After < last || (at.After > seen.After && seen.Epoch == "e")) {
+			t.Errorf("went from %d to %d, and then to %d", last, seen.After, at.After)
 		}
 	})
 }

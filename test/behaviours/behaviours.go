@@ -27,8 +27,9 @@ type Behaviour struct {
 	Begin  string
 	// Random is what the client's dice say each time, in [0, 1).
 	Random float64
-	// Tokens are what the user has to give, one a connection; null is none to
-	// be had. Without, no token is asked for.
+	// Tokens are what the user has to give, one each time that one is asked for;
+	// null is none to be had, and "never" one that does not come. Without, no
+	// token is asked for.
 	Tokens []*string
 	// ResendFor is how long the user wants a publish resent, in milliseconds; 0
 	// leaves it to the client.
@@ -43,6 +44,8 @@ type Behaviour struct {
 type Step struct {
 	Server, User, Client, Time string
 
+	// On is the number of the connection that is meant, from 1; 0 is the newest.
+	On              int
 	Room, ID, Epoch string
 	As, Of, Answers string
 	After, Before   *int64
@@ -53,10 +56,12 @@ type Step struct {
 	Text            string
 	Welcome         map[string]any
 	Without         []string
-	Events          []string
+	Events, States  []string
 	Seqs            []int64
+	Count           *int
 	Ack             map[string]any
 	State, Token    string
+	Session         string
 	Unknown         bool
 	MS              float64
 	// Code is a close code and Error an error's, "each" in the files.

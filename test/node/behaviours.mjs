@@ -8,8 +8,8 @@ const HOUR = 3_600_000;
 
 // A Stage is where one behaviour is played.
 class Stage {
-  #script; #clock = new FakeClock(); #Sockets = fakeSockets(); #client; #socket;
-  #opened = 0; #frames = {}; #outcomes = {}; #told = [];
+  #script; #clock = new FakeClock(); #Sockets = fakeSockets(); #client;
+  #opened = 0; #frames = {}; #outcomes = {}; #told = []; #states = [];
 
   constructor(script) { this.#script = script; }
 
@@ -21,13 +21,14 @@ class Stage {
       options.getToken = async () => {
         const token = left.shift();
         if (token == null) throw new Error("no token to be had");
-        return token;
+        return token === "never" ? new Promise(() => {}) : token;
       };
     }
     this.#client = Switchyard.connect("ws://host/ws", options);
+    this.#states.push(this.#client.state.name); // told before anybody can listen
     this.#listen();
     await this.#connects(0);
-    if (begin !== "silent") this.#welcomes();
+    if (begin !== "silent") this.#welcomes({});
     for (const [i, step] of steps.entries()) {
       await settled();
       try {
@@ -45,6 +46,9 @@ class Stage {
     tell("gap", (g) => `${g.room} ${g.epoch} ${g.from}-${g.to} ${g.reason}`);
     tell("joined", (j) => `${j.room} ${j.seq}`);
     tell("signal", (s) => `${s.room} ${s.from ?? "-"} ${JSON.stringify(s.data)}`);
+    tell("presence", ({ room, count, members, joined, left }) => `${room} ${count}${sessions(" =", members)}${sessions(" +", joined)}${sessions(" -", left)}`);
+    tell("moved", ({ from, to, reason }) => `${from.node} ${to.node} ${reason}`);
+    this.#client.on("state", ({ name }) => this.#states.push(name));
     this.#client.on("error", (e) => { if (e.room) this.#told.push(`refused ${e.room} ${e.code}`); });
   }
 
@@ -59,7 +63,10 @@ class Stage {
     throw new Error("nobody acts");
   }
 
-  #welcomes(more) { this.#socket.welcome({ ...this.#script.welcome, ...more }); }
+  // The connection that a step is about.
+  #on({ on = this.#opened }) { return this.#Sockets.all[on - 1]; }
+
+  #welcomes(step) { this.#on(step).welcome({ ...this.#script.welcome, ...step.welcome }); }
 
   async #connects(ms) {
     if (ms > 0) {
@@ -71,7 +78,6 @@ class Stage {
     }
     this.#opened += 1;
     equal(this.#Sockets.all.length, this.#opened, "sockets then");
-    this.#socket = this.#Sockets.last;
   }
 
   #keep(name, promise) {
@@ -81,8 +87,8 @@ class Stage {
   }
 
   // The next frame of that type and room: an order holds in a room.
-  #sends({ frame, without = [], as }, first) {
-    const { sent } = this.#socket;
+  #sends({ frame, without = [], as, on }, first) {
+    const { sent } = this.#on({ on });
     const at = first ? 0 : sent.findIndex((f) => f.type === frame.type && f.room === frame.room);
     const [got] = at < 0 ? [] : sent.splice(at, 1);
     if (!got) throw new Error(`it did not; it sent ${JSON.stringify(sent)}`);
@@ -93,16 +99,20 @@ class Stage {
 
   #words = {
     "time passes": ({ ms }) => this.#clock.pass(ms),
-    "server welcomes": ({ welcome }) => this.#welcomes(welcome),
-    "server says": ({ frame, text, answers }) => {
-      if (text) return this.#socket.hear(text);
+    "server welcomes": (step) => this.#welcomes(step),
+    "server says": ({ frame, text, answers, on }) => {
+      const socket = this.#on({ on });
+      if (text) return socket.hear(text);
       const { ref, room, id } = this.#frames[answers] ?? {};
       const repeated = Object.fromEntries(Object.entries({ ref, room, id }).filter(([, value]) => value !== undefined));
-      return this.#socket.say({ ...frame, ...repeated });
+      return socket.say({ ...frame, ...repeated });
     },
-    "server tells": ({ room, epoch, seqs }) => { for (const seq of seqs) this.#socket.message(room, seq, { epoch }); },
-    "server closes": ({ code }) => this.#socket.end(code),
-    "server was given": ({ token }) => equal(this.#socket.protocols, ["switchyard.v1", `bearer.${token}`], "protocols"),
+    "server tells": ({ room, epoch, seqs, on }) => { for (const seq of seqs) this.#on({ on }).message(room, seq, { epoch }); },
+    "server closes": ({ code, on }) => this.#on({ on }).end(code),
+    "server was given": ({ token, session, on }) => {
+      const want = ["switchyard.v1", token && `bearer.${token}`, session && `session.${session}`].filter(Boolean);
+      equal(this.#on({ on }).protocols, want, "protocols");
+    },
 
     "user joins": ({ room, after, epoch }) => { this.#client.join(room, { after, epoch }); },
     "user leaves": ({ room }) => this.#client.leave(room),
@@ -111,6 +121,8 @@ class Stage {
     },
     "user asks": ({ room, before, after, limit, as }) => this.#keep(as, this.#client.history(room, { before, after, limit })),
     "user signals": ({ room, data, taken }) => equal(this.#client.signal(room, data), taken, "taken"),
+    "user looks": ({ room, as }) => this.#keep(as, this.#client.presence(room)),
+    "user refreshes": ({ as }) => this.#keep(as, this.#client.refreshToken()),
     "user closes": () => this.#client.close(),
 
     "client connects": ({ ms }) => this.#connects(ms),
@@ -118,26 +130,37 @@ class Stage {
       await this.#clock.pass(HOUR);
       equal(this.#Sockets.all.length, this.#opened, "sockets after an hour");
     },
-    "client hangs up": ({ code }) => equal([this.#socket.closed, code && this.#socket.farewell], [true, code], "hung up"),
-    "client is": ({ state, code }) => {
+    "client opens nothing": () => equal(this.#Sockets.all.length, this.#opened, "sockets"),
+    "client hangs up": ({ code, on }) => {
+      const { closed, farewell } = this.#on({ on });
+      equal([closed, code && farewell], [true, code], "hung up");
+    },
+    "client holds on": ({ on }) => equal(this.#on({ on }).closed, false, "hung up"),
+    "client is": ({ state, code, welcome = {} }) => {
       const now = this.#client.state;
       equal([now.name, code && now.code], [state, code], "state");
+      for (const [field, want] of Object.entries(welcome)) equal(now.welcome?.[field], want, field);
     },
+    "client was": ({ states }) => equal(this.#states.splice(0), states, "states"),
     "client sends": (step) => this.#sends(step),
     "client sends first": (step) => this.#sends(step, true),
-    "client sends nothing": () => equal(this.#socket.sent, [], "sent"),
+    "client sends nothing": ({ on }) => equal(this.#on({ on }).sent, [], "sent"),
     "client tells": ({ events }) => equal(this.#told.splice(0), events, "told"),
     "client keeps": ({ of }) => equal(this.#outcomes[of].done, false, "answered"),
-    "client answers": ({ of, ack, seqs, error, unknown = false }) => {
+    "client answers": ({ of, ack, seqs, count, error, unknown = false }) => {
       const got = this.#outcomes[of];
       equal(got.done, true, "answered");
       if (error) return equal([got.error?.code, got.error?.outcomeUnknown], [error, unknown], "the error, and whether it leaves the outcome open");
       if (got.error) throw got.error;
       if (seqs) return equal(got.value.messages.map((m) => m.seq), seqs, "seqs");
+      if (count !== undefined) return equal(got.value.count, count, "count");
+      if (!ack) return undefined;
       return equal([got.value.seq, got.value.epoch, got.value.id, got.value.duplicate], [ack.seq, ack.epoch, ack.id, ack.duplicate], "ack");
     },
   };
 }
+
+function sessions(before, members = []) { return members.map(({ session }) => before + session).join(""); }
 
 // A behaviour with codes or errors is one for each of them, named after it.
 function expand(script) {

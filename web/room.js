@@ -1,0 +1,51 @@
+// The part of client.js that is one room, and who listens to what. Users import client.js.
+
+export class Emitter {
+  #listeners = new Map();
+
+  on(event, listener) {
+    if (!this.#listeners.has(event)) this.#listeners.set(event, new Set());
+    this.#listeners.get(event).add(listener);
+    return () => this.#listeners.get(event).delete(listener);
+  }
+
+  // A listener that throws must not stop the others, nor leave the client half way.
+  _emit(event, ...values) {
+    for (const listener of [...(this.#listeners.get(event) ?? [])]) {
+      try {
+        listener(...values);
+      } catch (error) {
+        queueMicrotask(() => { throw error; });
+      }
+    }
+  }
+}
+
+// A Room is what join returns. Fields that begin with _ belong to the client. What a room has on one
+// socket is its seat there: see Link.
+export class Room extends Emitter {
+  _position;
+  _watched = false; // presence was asked for
+  #client;
+
+  constructor(client, name, position) {
+    super();
+    this.#client = client;
+    this.name = name;
+    this._position = position;
+    this.joined = new Promise((resolve, reject) => { this._resolve = resolve; this._reject = reject; });
+    this.joined.catch(() => {}); // told by "error" as well: not everybody awaits it
+  }
+
+  get position() { return this._position && { ...this._position }; }
+
+  publish(data, options) { return this.#client.publish(this.name, data, options); }
+
+  signal(data) { return this.#client.signal(this.name, data); }
+
+  history(range) { return this.#client.history(this.name, range); }
+
+  presence() { return this.#client.presence(this.name); }
+
+  leave() { this.#client.leave(this.name); }
+}

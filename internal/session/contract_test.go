@@ -1,15 +1,9 @@
 package session
 
 import (
-	"fmt"
-	"reflect"
 	"slices"
-	"strings"
-	"sync"
 	"testing"
-	"time"
 
-	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
@@ -38,6 +32,12 @@ var contract = []struct {
 	{"What cannot be barred is said", whatCannotBeBarredIsSaid},
 	{"A bar without a notice", aBarWithoutANotice},
 	{"More bars than there may be", moreBarsThanThereMayBe},
+	{"Who is in a room on all nodes", whoIsInARoomOnAllNodes},
+	{"A move is seen by nobody", aMoveIsSeenByNobody},
+	{"The newer socket is believed", theNewerSocketIsBelieved},
+	{"Many are counted", manyAreCounted},
+	{"A rush is gathered", aRushIsGathered},
+	{"A killed node's members go", aKilledNodesMembersGo},
 }
 
 // basics is what is also told in a cluster and behind sentinels, where only
@@ -46,6 +46,7 @@ var basics = []string{
 	"A session comes back on another node", "The old owner is told and refused", "A goodbye is for good",
 	"One owner, however many come", "A large batch",
 	"Who came back elsewhere is counted", "A removed user stays out everywhere",
+	"Who is in a room on all nodes", "A move is seen by nobody", "A killed node's members go",
 }
 
 func TestContract(t *testing.T) {
@@ -56,7 +57,7 @@ func TestContract(t *testing.T) {
 		for _, c := range contract {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				c.story(t, h)
+				c.story(t, unhurried(h))
 			})
 		}
 	}
@@ -72,326 +73,9 @@ func TestContractBasics(t *testing.T) {
 			h := at(start(t))
 			for _, c := range contract {
 				if slices.Contains(basics, c.name) {
-					t.Run(c.name, func(t *testing.T) { c.story(t, h) })
+					t.Run(c.name, func(t *testing.T) { c.story(t, unhurried(h)) })
 				}
 			}
 		})
-	}
-}
-
-// lobby is a session's state with two rooms.
-func lobby(s message.Session) message.Session {
-	s.Revision++
-	s.Rooms = []message.Position{{Room: "den", Epoch: "e1", Seq: 1 << 40}, {Room: "lobby", Epoch: "e1", Seq: 7}}
-	return s
-}
-
-func aSessionComesBackOnAnotherNode(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	secret, s := a.New("ada")
-	if s.Generation != 1 || s.From != "" || s.User != "ada" || !strings.HasPrefix(secret, string(s.ID)+".") {
-		t.Fatalf("a fresh session: %+v, %q", s, secret)
-	}
-	a.save(t, lobby(s))
-	got := b.resume(t, secret, "ada")
-	want := lobby(s)
-	want.Generation, want.Revision, want.From = 2, 0, "node-a"
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("came back as\n%+v, want\n%+v", got, want)
-	}
-	if got := b.metric(t, "session_resumes_total", "resumed"); got != 1 {
-		t.Errorf("%v resumed", got)
-	}
-	// Anonymous users have sessions, too; theirs are told apart by the secret.
-	secret, s = b.New("")
-	b.save(t, s)
-	if got := a.resume(t, secret, ""); got.Generation != 2 || got.Rooms != nil || got.From != "node-b" {
-		t.Errorf("an anonymous one came back as %+v", got)
-	}
-}
-
-func nobodyElsesSessionComesBack(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	secret, s := a.New("ada")
-	a.save(t, lobby(s))
-	never, other := a.New("ada")
-	b.refuses(t, "another user", secret, "eve")
-	b.refuses(t, "an anonymous user", secret, "")
-	b.refuses(t, "never saved", never, "ada")
-	name, rest, _ := strings.Cut(secret, ".")
-	_, otherRest, _ := strings.Cut(never, ".")
-	for why, guess := range map[string]string{
-		"nothing": "", "the name alone": name, "the name and a dot": name + ".", "the rest alone": rest,
-		"somebody else's rest": name + "." + otherRest, "a name of one's own": string(other.ID) + "." + rest,
-		"far too long": name + "." + strings.Repeat("A", 1<<20), "two dots": name + "." + rest + ".x",
-	} {
-		b.refuses(t, why, guess, "ada")
-	}
-	if got := b.metric(t, "session_resumes_total", "unknown"); got != 11 {
-		t.Errorf("%v attempts counted as unknown, want 11", got)
-	}
-	// None of this took it from its owner.
-	if got := a.try(t, lobby(lobby(s)), false); got != message.SaveDone {
-		t.Errorf("the owner's save: %v", saveResults[got])
-	}
-	if got := b.resume(t, secret, "ada"); got.Generation != 2 {
-		t.Errorf("generation %d", got.Generation)
-	}
-}
-
-func theOldOwnerIsToldAndRefused(t *testing.T, h house) {
-	peers := crew(t, h, nil, "node-a", "node-b", "node-c")
-	a, b, c := peers[0], peers[1], peers[2]
-	secret, s := a.New("ada")
-	a.save(t, lobby(s))
-	taken := b.resume(t, secret, "ada")
-	about := func(k message.NoticeKind) func(message.Notice) bool {
-		return func(n message.Notice) bool {
-			return n.Kind == k && n.Session == s.ID && n.Generation == 2 && n.Node == "node-b"
-		}
-	}
-	a.waitNotice(t, "that the session was taken", about(message.NoticeTaken))
-	b.Live(taken)
-	a.waitNotice(t, "that its newer socket is live", about(message.NoticeLive))
-	for _, touch := range []bool{false, true} {
-		if got := a.try(t, lobby(s), touch); got != message.SaveSuperseded {
-			t.Errorf("the old owner's save (touch %v): %v", touch, saveResults[got])
-		}
-	}
-	a.End(s) // an old socket's goodbye is not the session's
-	if got := b.try(t, lobby(taken), false); got != message.SaveDone {
-		t.Errorf("the new owner's save: %v", saveResults[got])
-	}
-	// The next takeover is told to the next owner, and to nobody else.
-	if got := c.resume(t, secret, "ada"); got.Generation != 3 || got.From != "node-b" {
-		t.Errorf("the second takeover: %+v", got)
-	}
-	b.waitNotice(t, "of the second takeover", func(n message.Notice) bool { return n.Generation == 3 })
-	if got := a.heard(func(n message.Notice) bool { return n.Generation == 3 }); got != 0 {
-		t.Error("the first owner was told of the second takeover")
-	}
-	a.Live(s) // a fresh session has no old owner: nobody is told
-}
-
-func aSessionOnTheSameNode(t *testing.T, h house) {
-	a, _ := pair(t, h, nil)
-	secret, s := a.New("ada")
-	a.save(t, lobby(s))
-	got := a.resume(t, secret, "ada")
-	if got.Generation != 2 || got.From != "node-a" {
-		t.Errorf("%+v", got)
-	}
-	a.Live(got)
-	for _, kind := range []message.NoticeKind{message.NoticeTaken, message.NoticeLive} {
-		if got := a.heard(func(n message.Notice) bool { return n.Kind == kind && n.Generation == 2 }); got != 1 {
-			t.Errorf("told %d times of kind %d", got, kind)
-		}
-	}
-}
-
-func aTouchRenewsWhatIsThereAndNothingElse(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	secret, s := a.New("ada")
-	if got := a.try(t, s, true); got != message.SaveMissing {
-		t.Errorf("a touch of nothing: %v", saveResults[got])
-	}
-	saved := lobby(s)
-	a.save(t, saved)
-	touched := saved
-	touched.Rooms = nil
-	if got := a.try(t, touched, true); got != message.SaveDone {
-		t.Errorf("a touch: %v", saveResults[got])
-	}
-	touched.Revision++ // a save of this revision never arrived
-	if got := a.try(t, touched, true); got != message.SaveMissing {
-		t.Errorf("a touch of a later revision: %v", saveResults[got])
-	}
-	got := b.resume(t, secret, "ada")
-	if len(got.Rooms) != 2 {
-		t.Errorf("rooms after touches: %v", got.Rooms)
-	}
-	got.Rooms = nil
-	if r := b.try(t, got, true); r != message.SaveDone { // a takeover is a save
-		t.Errorf("the new owner's first touch: %v", saveResults[r])
-	}
-}
-
-func aLateSaveDoesNotUndoALaterOne(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	secret, s := a.New("ada")
-	first, second := lobby(s), lobby(lobby(s))
-	second.Rooms = second.Rooms[:1]
-	a.save(t, second)
-	if got := a.try(t, first, false); got != message.SaveDone { // there is nothing to do
-		t.Errorf("the late save: %v", saveResults[got])
-	}
-	if got := b.resume(t, secret, "ada"); len(got.Rooms) != 1 {
-		t.Errorf("it undid the later one: %v", got.Rooms)
-	}
-}
-
-func aGoodbyeIsForGood(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	secret, s := a.New("ada")
-	a.save(t, lobby(s))
-	a.End(s)
-	a.End(s) // twice is harmless
-	// A touch finds nothing once the end has arrived, and changes nothing before.
-	gone := lobby(s)
-	eventually(t, "the session to be gone", func() bool { return a.try(t, gone, true) == message.SaveMissing })
-	b.refuses(t, "after goodbye", secret, "ada")
-}
-
-func sessionsExpire(t *testing.T, h house) {
-	a, b := pair(t, h, func(c *Config) { c.TTL = 400 * time.Millisecond })
-	secret, s := a.New("ada")
-	a.save(t, lobby(s))
-	kept := time.Now()
-	eventually(t, "more than the TTL to pass, touched", func() bool {
-		return a.try(t, lobby(s), true) != message.SaveDone || time.Since(kept) > time.Second
-	})
-	if time.Since(kept) > time.Second { // else the machine slept for a TTL, and nothing is proved
-		b.resume(t, secret, "ada")
-	}
-	secret, s = a.New("ada")
-	a.save(t, lobby(s))
-	saved := time.Now()
-	eventually(t, "the TTL to pass", func() bool { return time.Since(saved) > 500*time.Millisecond })
-	b.refuses(t, "expired", secret, "ada")
-	if got := a.try(t, lobby(s), true); got != message.SaveMissing {
-		t.Errorf("a touch after the TTL: %v", saveResults[got])
-	}
-}
-
-func aThousandRoomsAndStrangeUsers(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	for _, user := range []string{"", "ä ö\nü", "a\x00b\xff", strings.Repeat("u", message.MaxUser)} {
-		secret, s := a.New(user)
-		s.Revision = 1
-		s.Rooms = manyRooms(1000)
-		a.save(t, s)
-		b.refuses(t, "a prefix of the user", secret, user+"x")
-		got := b.resume(t, secret, user)
-		if got.User != user || !reflect.DeepEqual(got.Rooms, s.Rooms) {
-			t.Errorf("%q came back as %q with %d rooms", user, got.User, len(got.Rooms))
-		}
-	}
-}
-
-// manyRooms returns positions in the order of names.
-func manyRooms(n int) []message.Position {
-	rooms := make([]message.Position, n)
-	for i := range rooms {
-		rooms[i] = message.Position{Room: message.Room(fmt.Sprintf("orders:%05d", i)), Epoch: "e1", Seq: message.Seq(i * 100)}
-	}
-	return rooms
-}
-
-func oneOwnerHoweverManyCome(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	secret, s := a.New("ada")
-	a.save(t, lobby(s))
-	const tries = 40
-	got := make(chan message.Session, tries)
-	var all sync.WaitGroup
-	for i := range tries {
-		all.Go(func() {
-			n := a
-			if i%2 == 0 {
-				n = b
-			}
-			if s, ok, err := n.Resume(within(t, patience), secret, "ada"); ok && err == nil {
-				got <- s
-			}
-		})
-	}
-	all.Wait()
-	close(got)
-	seen := map[int64]bool{}
-	var last message.Session
-	for s := range got {
-		if seen[s.Generation] {
-			t.Errorf("generation %d was given twice", s.Generation)
-		}
-		seen[s.Generation] = true
-		if s.Generation > last.Generation {
-			last = s
-		}
-	}
-	if len(seen) != tries || last.Generation != tries+1 {
-		t.Fatalf("%d took over, the last with generation %d", len(seen), last.Generation)
-	}
-	for _, n := range []*peer{a, b} {
-		stale := last
-		stale.Generation--
-		if r := n.try(t, stale, false); r != message.SaveSuperseded {
-			t.Errorf("the last but one may save: %v", saveResults[r])
-		}
-	}
-}
-
-func aLargeBatch(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	var secrets []string
-	var batch []message.SessionSave
-	for range 500 {
-		secret, s := a.New("ada")
-		secrets = append(secrets, secret)
-		batch = append(batch, message.SessionSave{Session: lobby(s)})
-	}
-	mine := b.resume2(t, a) // one that is not a's any more, in the middle
-	batch[250] = message.SessionSave{Session: mine}
-	for i, r := range a.Save(within(t, patience), batch) {
-		want := message.SaveDone
-		if i == 250 {
-			want = message.SaveSuperseded
-		}
-		if r != want {
-			t.Fatalf("session %d: %v", i, saveResults[r])
-		}
-	}
-	for i, secret := range secrets {
-		if i != 250 {
-			b.resume(t, secret, "ada")
-		}
-	}
-	if got := a.Save(within(t, patience), nil); len(got) != 0 {
-		t.Errorf("an empty batch gave %v", got)
-	}
-}
-
-// resume2 takes a session of another node, and returns it as that node has it.
-func (p *peer) resume2(t *testing.T, from *peer) message.Session {
-	t.Helper()
-	secret, s := from.New("ada")
-	from.save(t, s)
-	p.resume(t, secret, "ada")
-	return s
-}
-
-func closeSendsWhatWaits(t *testing.T, h house) {
-	a, b := pair(t, h, nil)
-	var first, second message.Session
-	var secret string
-	secret, first = a.New("ada")
-	_, second = a.New("ada")
-	a.save(t, first, second)
-	taken := b.resume(t, secret, "ada")
-	b.Live(taken)
-	b.End(second)
-	if err := b.Close(within(t, patience)); err != nil {
-		t.Fatal(err)
-	}
-	a.waitNotice(t, "that was still to be sent", func(n message.Notice) bool { return n.Kind == message.NoticeLive })
-	if got := a.try(t, second, true); got != message.SaveMissing {
-		t.Errorf("a session ended just before Close: %v", saveResults[got])
-	}
-	if err := b.Close(within(t, patience)); err != nil {
-		t.Errorf("a second Close: %v", err)
-	}
-	b.Start(Hooks{}) // starts nothing: the leak check would tell
-	b.End(first)
-	if got := b.metric(t, "session_dropped_total", "ends_full"); got != 1 {
-		t.Errorf("%v ends refused after Close, want 1", got)
 	}
 }

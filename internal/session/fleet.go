@@ -178,7 +178,11 @@ func (n *Node) beat(ctx context.Context, gone bool) {
 		}
 		return
 	}
-	f.learn(got)
+	if f.learn(got) {
+		// Members of a node count as long as it is alive: in any room somebody
+		// may have come or gone.
+		n.notify(message.Notice{Kind: message.NoticePresence, Node: n.cfg.Node})
+	}
 	n.syncBars(ctx, got.bars)
 }
 
@@ -190,15 +194,18 @@ func finite(x float64) float64 {
 	return x
 }
 
-// learn takes a board that was just read.
-func (f *fleet) learn(got board) {
+// learn takes a board that was just read, and says whether others are alive
+// now than before.
+func (f *fleet) learn(got board) (changed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
+	first := f.asked.IsZero()
 	f.asked = now
 	if f.nodes == nil {
 		f.nodes = make(map[string]sighting)
 	}
+	before := len(f.nodes)
 	for _, e := range got.nodes {
 		s := sighting{at: now.Add(-e.age)}
 		if json.Unmarshal(e.status, &s.status) == nil {
@@ -206,12 +213,28 @@ func (f *fleet) learn(got board) {
 			f.nodes[e.node] = s
 		}
 	}
+	changed = len(f.nodes) != before
 	// One that was on an earlier board and is not on this one expires by
 	// itself, so that an emptied Redis does not look like the death of all.
-	maps.DeleteFunc(f.nodes, func(_ string, s sighting) bool { return now.Sub(s.at) > nodeExpiry })
+	maps.DeleteFunc(f.nodes, func(_ string, s sighting) bool {
+		dead := now.Sub(s.at) > nodeExpiry
+		changed = changed || dead
+		return dead
+	})
 	if got.returned < f.raw {
 		f.raw = 0 // it was emptied
 	}
 	f.returned += got.returned - f.raw
 	f.raw = got.returned
+	return changed && !first
+}
+
+// sight notes a node that is alive, since it tells of itself, and is not on
+// the board that was read last.
+func (f *fleet) sight(node string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, known := f.nodes[node]; !known && f.nodes != nil && len(f.nodes) < maxNodes {
+		f.nodes[node] = sighting{at: time.Now(), status: wireStatus{Gone: true}} // no status to show yet
+	}
 }

@@ -73,6 +73,16 @@ func redisHouse(url func(t *testing.T) string) house {
 // at is a house in the Redis of that URL.
 func at(url string) house { return redisHouse(func(*testing.T) string { return url }) }
 
+// unhurried is a house where calls may take long: a story that is not about
+// time must not fail on a busy machine.
+func unhurried(h house) house {
+	return func(t *testing.T) (Config, func(Config) (*Node, error)) {
+		cfg, open := h(t)
+		cfg.timeout = patience
+		return cfg, open
+	}
+}
+
 // A peer is a node with all that it was told and that it logged.
 type peer struct {
 	*Node
@@ -241,6 +251,6 @@ func loggerOf(l *logs) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil
 
 // aclRights are the commands that docs/sessions.md says a user needs.
 var aclRights = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
-	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby")
+	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby +hgetall +hexists +hlen +hscan +sadd +srem +srandmember")
 
 func (l *logs) count(text string) int { return strings.Count(l.String(), text) }

@@ -29,6 +29,7 @@ type Space struct {
 	nodes    map[string]spaceNode
 	barred   map[string]time.Time // until when, by user
 	state    int64                // raised by each change of barred
+	spaceRooms
 }
 
 // A kept session is a record, in the form that Redis would have it: what is
@@ -56,6 +57,7 @@ func (s *Space) join(cfg Config, m *metrics) *member {
 		s.inboxes = make(map[string]chan []byte)
 		s.nodes = make(map[string]spaceNode)
 		s.barred = make(map[string]time.Time)
+		s.rooms = make(map[message.Room]map[message.SessionID]spaceSeat)
 	}
 	return &member{Space: s, ttl: cfg.TTL, metrics: m}
 }

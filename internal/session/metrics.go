@@ -10,15 +10,18 @@ import (
 
 // What a round trip was for: the closed set of values of the label operation.
 const (
-	opAsk    = "ask" // handshakes and readers: a session to resume
+	opAsk    = "ask" // for clients that wait: a session to resume, who is in a room
 	opSave   = "save"
 	opEnd    = "end"
 	opBeat   = "beat"
 	opNotice = "notice"
 	opBar    = "bar"
+
+	opPresence = "presence"
+	opSweep    = "sweep"
 )
 
-var operations = []string{opAsk, opSave, opEnd, opBeat, opNotice, opBar}
+var operations = []string{opAsk, opSave, opEnd, opBeat, opNotice, opBar, opPresence, opSweep}
 
 // Why something was dropped: the closed set of values of the label reason of
 // session_dropped_total.
@@ -30,9 +33,14 @@ const (
 	dropEnd     = "end_lost"  // the same, since Redis could not be asked
 	dropPartial = "rooms"     // a session with too many rooms is kept without
 	dropOldest  = "sessions"  // in process: more sessions than may be kept
+	dropSeats   = "seats_full"
+	dropVacant  = "vacant_full" // who left is not told one by one, but who is there
+	dropPokes   = "pokes_full"  // the same: that any room may have changed is told
 )
 
-var dropReasons = []string{dropNotices, dropNotice, dropGarbled, dropEnds, dropEnd, dropPartial, dropOldest}
+var dropReasons = []string{
+	dropNotices, dropNotice, dropGarbled, dropEnds, dropEnd, dropPartial, dropOldest, dropSeats, dropVacant, dropPokes,
+}
 
 // How an attempt to resume ended: the label result of session_resumes_total.
 const (
@@ -56,6 +64,9 @@ type metrics struct {
 	saves      map[message.SaveResult]prometheus.Counter
 	dropped    map[string]prometheus.Counter // by reason
 	reconnects prometheus.Counter
+	seats      prometheus.Gauge
+	resyncs    prometheus.Counter
+	swept      prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -80,6 +91,18 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "session_reconnects_total",
 			Help: "Connections for notices made after the first one.",
 		}),
+		seats: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "presence_seats",
+			Help: "Places in rooms that sessions of this node have.",
+		}),
+		resyncs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "presence_resyncs_total",
+			Help: "Shards in which this node told anew who is there, since something was lost.",
+		}),
+		swept: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "presence_sweeps_total",
+			Help: "Shards in which this node removed what a dead node had left behind.",
+		}),
 		durations: make(map[string]prometheus.Observer), failures: byLabel(failures, operations...),
 		resumes: byLabel(resumes, resumeDone, resumeUnknown, resumeAway),
 		saves:   make(map[message.SaveResult]prometheus.Counter), dropped: byLabel(dropped, dropReasons...),
@@ -91,7 +114,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.saves[result] = saves.WithLabelValues(name)
 	}
 	if reg != nil {
-		reg.MustRegister(m.up, m.reconnects, durations, failures, resumes, saves, dropped)
+		reg.MustRegister(m.up, m.reconnects, m.seats, m.resyncs, m.swept, durations, failures, resumes, saves, dropped)
 	}
 	return m
 }

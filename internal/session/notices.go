@@ -94,6 +94,7 @@ func (n *Node) receive(payload []byte) {
 	if l.From == n.cfg.Node {
 		return // its own, told at once when it was sent
 	}
+	n.fleet.sight(l.From)
 	for _, w := range l.Notices {
 		d := time.Duration(min(w.ForMS, maxBar.Milliseconds())) * time.Millisecond
 		if w.Kind == message.NoticeRemoved {

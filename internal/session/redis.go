@@ -53,6 +53,7 @@ type redisSpace struct {
 	client  redis.UniversalClient
 	prefix  string
 	ttl     time.Duration
+	timeout time.Duration
 	health  *health
 	metrics *metrics
 	calls   chan *call // to the funnels; never closed
@@ -75,13 +76,13 @@ type call struct {
 func openRedis(cfg Config, m *metrics) *redisSpace {
 	quiet()
 	opts := *cfg.Redis
-	opts.PoolSize, opts.PoolTimeout = poolSize, callTimeout
-	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = callTimeout, callTimeout, callTimeout
+	opts.PoolSize, opts.PoolTimeout = poolSize, cfg.timeout
+	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = cfg.timeout, cfg.timeout, cfg.timeout
 	opts.ContextTimeoutEnabled = true
 	opts.MaxRetries = -1 // a call is tried again where its outcome is known, not here
 	opts.MaxRedirects = 2
 	r := &redisSpace{
-		client: redis.NewUniversalClient(&opts), prefix: cfg.Prefix, ttl: cfg.TTL,
+		client: redis.NewUniversalClient(&opts), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
 		health: newHealth(cfg.Logger, m), metrics: m, calls: make(chan *call, waiting),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -110,7 +111,7 @@ func (r *redisSpace) run(ctx context.Context, operation string, calls ...*call) 
 		return errResting
 	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	unknown := r.trip(ctx, calls, func(p redis.Pipeliner, c *call) *redis.Cmd {
 		return p.EvalSha(ctx, c.script.Hash(), c.keys, c.args...)
@@ -156,7 +157,7 @@ func (r *redisSpace) trip(
 // ask makes one call, in a round trip shared with others that ask at the same
 // time: thousands of clients may come at once.
 func (r *redisSpace) ask(ctx context.Context, c *call) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	if r.health.rests() {
 		return errResting

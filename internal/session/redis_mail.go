@@ -39,7 +39,7 @@ func (r *redisSpace) send(ctx context.Context, batch []letter) error {
 		return errResting
 	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	pipe := r.client.Pipeline()
 	for _, l := range batch {

@@ -45,9 +45,14 @@ type Config struct {
 	Prefix string
 	// TTL is how long a session is kept after its last save; DefaultTTL when 0.
 	TTL time.Duration
+	// LeaveGrace is how long a session whose socket ended is still in its
+	// rooms; DefaultLeaveGrace when 0.
+	LeaveGrace time.Duration
 
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: not registered
+
+	timeout time.Duration // callTimeout when 0; a test on a busy machine has more
 }
 
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
@@ -61,6 +66,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.TTL <= 0 {
 		c.TTL = DefaultTTL
+	}
+	if c.timeout <= 0 {
+		c.timeout = callTimeout
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -80,18 +88,21 @@ type Hooks struct {
 
 // A Node is one node's part of what nodes share.
 type Node struct {
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
-	space   space
-	outbox  *backlog[posted]
-	ends    *backlog[ended]
-	ctx     context.Context // the life of all loops
-	cancel  context.CancelFunc
-	loops   sync.WaitGroup // joined only with mu held and closed false
-	hooks   atomic.Pointer[Hooks]
-	fleet   fleet
-	bars    barred
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	space    space
+	outbox   *backlog[posted]
+	ends     *backlog[ended]
+	ctx      context.Context // the life of all loops
+	cancel   context.CancelFunc
+	loops    sync.WaitGroup // joined only with mu held and closed false
+	hooks    atomic.Pointer[Hooks]
+	fleet    fleet
+	bars     barred
+	presence *presence
+	dead     map[leftover]time.Time // since when; presenceLoop's
+	sweeps   chan []leftover        // to sweepLoop; never closed
 
 	mu      sync.Mutex // Protects following.
 	started bool
@@ -130,7 +141,9 @@ func newNode(cfg Config, s space, m *metrics) *Node {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, metrics: m, space: s,
 		outbox: newBacklog[posted](maxNotices), ends: newBacklog[ended](maxEnds),
+		sweeps: make(chan []leftover, 1),
 	}
+	n.presence = newPresence(n, cfg.LeaveGrace)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
 }
@@ -145,7 +158,9 @@ func (n *Node) Start(h Hooks) {
 	}
 	n.started = true
 	n.hooks.Store(&h)
-	for _, loop := range []func(context.Context){n.beatLoop, n.listenLoop, n.sendLoop, n.endLoop} {
+	for _, loop := range []func(context.Context){
+		n.beatLoop, n.listenLoop, n.sendLoop, n.endLoop, n.presenceLoop, n.pokeLoop, n.sweepLoop,
+	} {
 		n.loops.Go(func() { loop(n.ctx) })
 	}
 }
@@ -165,6 +180,7 @@ func (n *Node) Close(ctx context.Context) error {
 		return nil
 	}
 	if started {
+		n.presence.awaitTold(ctx)
 		n.beat(ctx, true)
 		n.outbox.flush(ctx)
 		n.ends.flush(ctx)

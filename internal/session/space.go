@@ -12,6 +12,8 @@ import (
 type space interface {
 	records
 	boards
+	rolls
+	sweeps
 	mail
 	// up says whether the last call reached the space.
 	up() bool
@@ -48,6 +50,25 @@ type boards interface {
 	bar(ctx context.Context, bars []bar) (refused int, err error)
 	// bars returns who is kept out, and the state that this is.
 	bars(ctx context.Context) (state string, bars []bar, err error)
+}
+
+// rolls list who is in which room.
+type rolls interface {
+	// present applies changes, and writes into each roll what became of it.
+	present(ctx context.Context, rolls []*roll)
+	// room returns who is in a room, of the nodes that are alive; over limit,
+	// how many.
+	room(ctx context.Context, room message.Room, alive map[string]bool, limit int) (message.Presence, error)
+}
+
+// sweeps find and remove what nobody uses any more.
+type sweeps interface {
+	// tags returns the revision of each tag, by shard; nil for a shard that
+	// could not be reached, and -1 for a tag that is being swept.
+	tags(ctx context.Context) ([]map[string]int64, error)
+	// sweep removes a part of what a tag left behind; left says that there may
+	// be more.
+	sweep(ctx context.Context, shard int, tag string) (left bool, err error)
 }
 
 // A mail carries notices between nodes, and may lose them.

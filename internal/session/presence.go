@@ -1,0 +1,247 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+const (
+	// DefaultLeaveGrace is how long a session whose socket ended is still in
+	// its rooms.
+	DefaultLeaveGrace = 3 * time.Second
+	// shardCount is among how many hash tags rooms are shared. All nodes that
+	// ever share a Redis agree on it.
+	shardCount = 16
+	// maxSeats bounds the places of this node's sessions in rooms.
+	maxSeats = 1 << 20
+	// maxVacant bounds those that were left and are not told yet: over it the
+	// node begins anew, as if all had been lost, and tells who is there.
+	maxVacant = 100_000
+)
+
+// A seat is a session's place in a room.
+type seat struct {
+	room    message.Room
+	session message.SessionID
+}
+
+// An occupant is what this node knows of a seat.
+type occupant struct {
+	user       string
+	generation int64
+	// leaves is when it goes, in ns since the presence was made; 0: it stays.
+	leaves int64
+	here   bool // else it is vacant, and kept until that is told
+	dirty  bool // what is here is not what was told, and it is queued
+}
+
+// A leaving is the end of a grace, unless the occupant came back since.
+type leaving struct {
+	seat seat
+	at   int64
+}
+
+// presence is this node's own sessions in rooms: the truth about them, of which
+// the space gets each change. What it does with the space is presenceLoop's.
+type presence struct {
+	node    *Node
+	grace   time.Duration
+	started time.Time
+	wake    chan struct{} // holds a token when there may be something to tell
+	pokes   pokes
+
+	mu      sync.Mutex // Protects following.
+	seats   map[seat]occupant
+	vacant  int
+	dirty   []seat // what is to be told, each once
+	graces  []leaving
+	queued  int64         // how many were ever queued,
+	told    int64         // and told, or dropped
+	settled chan struct{} // closed and made anew when told grows
+
+	shards [shardCount]shardState // presenceLoop's, but for sent
+}
+
+// shardState is how far the space has followed in one shard.
+type shardState struct {
+	number int64 // of the tag: raised when something was lost
+	low    int64 // the last revision that was confirmed
+	high   int64 // the last one that was sent; guarded by presence.mu
+}
+
+func newPresence(n *Node, grace time.Duration) *presence {
+	if grace <= 0 {
+		grace = DefaultLeaveGrace
+	}
+	return &presence{
+		node: n, grace: grace, started: time.Now(), wake: make(chan struct{}, 1),
+		seats: make(map[seat]occupant), settled: make(chan struct{}),
+		pokes: pokes{node: n},
+	}
+}
+
+// shardOf is the room's shard: FNV-1a of the name, 32 bits.
+func shardOf(room message.Room) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(room)) // never fails
+	return int(h.Sum32() % shardCount)
+}
+
+// A tag is what a node signs its sessions with: its name and how often it had
+// to begin anew. Nothing is ever added under a tag that another one replaced.
+func (p *presence) tag(shard int) string {
+	return p.node.cfg.Node + "~" + strconv.FormatInt(p.shards[shard].number, 10)
+}
+
+func nodeOf(tag string) string {
+	if i := strings.LastIndexByte(tag, '~'); i >= 0 {
+		return tag[:i]
+	}
+	return ""
+}
+
+// Change tells who has joined and left rooms on this node. It never blocks:
+// other nodes learn it in some milliseconds, or as soon as they can be reached.
+func (n *Node) Change(changes []message.PresenceChange) {
+	p := n.presence
+	p.mu.Lock()
+	now := p.now()
+	for i := range changes {
+		p.change(&changes[i], now)
+	}
+	p.mu.Unlock()
+	p.kick()
+}
+
+// now is the presence's clock, in ns.
+func (p *presence) now() int64 { return int64(time.Since(p.started)) + 1 }
+
+func (p *presence) kick() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// change takes one change, unless a newer socket of the session is in the
+// room. Caller holds mu.
+func (p *presence) change(c *message.PresenceChange, now int64) {
+	s := seat{c.Room, c.Session}
+	o, known := p.seats[s]
+	if known && c.Generation < o.generation {
+		return
+	}
+	if c.Kind == message.PresenceJoined {
+		p.join(s, o, known, c)
+		return
+	}
+	if !known || !o.here {
+		return
+	}
+	if c.Kind == message.PresenceLost && len(p.graces) < maxSeats {
+		if o.leaves == 0 {
+			o.leaves = now + int64(p.grace)
+			p.graces = append(p.graces, leaving{s, o.leaves})
+			p.seats[s] = o
+		}
+		return
+	}
+	p.vacate(s, o)
+}
+
+func (p *presence) join(s seat, o occupant, known bool, c *message.PresenceChange) {
+	if !known && len(p.seats) >= maxSeats {
+		p.node.metrics.drop(dropSeats, 1)
+		return
+	}
+	same := known && o.here && o.generation == c.Generation && o.user == c.User
+	if known && !o.here {
+		p.vacant--
+	}
+	o.user, o.generation, o.here, o.leaves = c.User, c.Generation, true, 0
+	p.put(s, o, !same)
+}
+
+// vacate notes that a session is gone. Caller holds mu.
+func (p *presence) vacate(s seat, o occupant) {
+	o.here, o.leaves = false, 0
+	p.vacant++
+	p.put(s, o, true)
+}
+
+// put writes a seat back, and queues it where it has changed. Caller holds mu.
+func (p *presence) put(s seat, o occupant, changed bool) {
+	if changed && !o.dirty {
+		o.dirty = true
+		p.dirty = append(p.dirty, s)
+		p.queued++
+	}
+	p.seats[s] = o
+	p.node.metrics.seats.Set(float64(len(p.seats) - p.vacant))
+}
+
+// endGraces vacates the seats whose grace is over, and returns how long it is
+// until the next one. Graces are equally long, so their order is that of time.
+func (p *presence) endGraces() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.now()
+	for len(p.graces) > 0 {
+		g := p.graces[0]
+		if g.at > now {
+			return time.Duration(g.at - now)
+		}
+		p.graces = p.graces[1:]
+		if o := p.seats[g.seat]; o.here && o.leaves == g.at {
+			p.vacate(g.seat, o)
+		}
+	}
+	p.graces = nil
+	return time.Hour
+}
+
+// Room returns who is in a room on all nodes; over limit, how many. What this
+// node was told before the call is in it. An error wraps message.ErrAway when
+// other nodes can't be asked for theirs.
+func (n *Node) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
+	n.presence.awaitTold(ctx)
+	alive, known := n.fleet.alive()
+	if !known {
+		return message.Presence{}, fmt.Errorf("who is in a room: %w", message.ErrAway)
+	}
+	alive[n.cfg.Node] = true
+	return n.space.room(ctx, room, alive, limit)
+}
+
+// toldWait bounds how long a reader waits for what was changed before it asked.
+const toldWait = 250 * time.Millisecond
+
+// awaitTold waits until all that is queued now was told, a while.
+func (p *presence) awaitTold(ctx context.Context) {
+	var timeout <-chan time.Time
+	p.mu.Lock()
+	mark := p.queued
+	for p.told < mark {
+		settled := p.settled
+		p.mu.Unlock()
+		if timeout == nil {
+			timeout = time.After(toldWait)
+		}
+		select {
+		case <-settled:
+		case <-timeout:
+			return
+		case <-ctx.Done():
+			return
+		}
+		p.mu.Lock()
+	}
+	p.mu.Unlock()
+}

@@ -78,11 +78,8 @@ func (t *topic) keepUp(p *progress) {
 		t.moved = make(chan struct{})
 	}
 	moved := t.moved
-	if t.epoch == p.epoch {
-		t.notice(p.seq, causeAhead)
-	} else {
-		t.doubt()
-	}
+	t.hear(p.epoch, p.seq)
+	t.mend(causeAhead)
 	t.mu.Unlock()
 	timeout := time.NewTimer(time.Second)
 	defer timeout.Stop()

@@ -246,7 +246,7 @@ func (m *member) retire(leave *protocol.Ref, why error, how message.PresenceKind
 		m.client.out.Send(protocol.ErrorFor(why).Encode(m.ref, t.room, ""))
 	}
 	if leave != nil {
-		m.client.out.Send(protocol.Left(*leave, t.room, t.epoch, t.last, t.first))
+		m.client.out.Send(protocol.Left(*leave, t.room, t.epoch, t.last, min(t.first, t.last+1)))
 	}
 	t.mu.Unlock()
 	t.hub.release(t)

@@ -129,6 +129,13 @@ type outlet struct {
 func (o *outlet) Send(f protocol.Frame) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.frames = append(o.frames, unpack(f)...)
+	return true
+}
+
+// unpack returns the JSON objects of some frames that are sent as one.
+func unpack(f protocol.Frame) []map[string]any {
+	var all []map[string]any
 	for rest := []byte(f); len(rest) > 0; {
 		n := len(rest) - len(protocol.Payload(rest)) // the first header
 		size := len(protocol.Payload(rest))
@@ -142,11 +149,12 @@ func (o *outlet) Send(f protocol.Frame) bool {
 		if err := json.Unmarshal(rest[n:n+size], &v); err != nil {
 			panic(err)
 		}
-		o.frames = append(o.frames, v)
+		all = append(all, v)
 		rest = rest[n+size:]
 	}
-	return true
+	return all
 }
+
 func (o *outlet) Queue(f protocol.Frame) bool { return o.Send(f) }
 func (o *outlet) Flush()                      {}
 func (o *outlet) Flushed(ctx context.Context) error {

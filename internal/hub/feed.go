@@ -45,9 +45,11 @@ func (h *Hub) commits(cursor message.Cursor) (message.Commits, error) {
 	return h.cfg.Feed.Commits(ctx, cursor)
 }
 
-// follow tells topics what was committed; false: it could not, ask again.
+// follow tells topics what was committed; false: it could not, ask again. The
+// first answer begins at its own moment: a room may be live since before it, on
+// a node whose feed came up late.
 func (h *Hub) follow(c *message.Commits, epoch message.Epoch) bool {
-	if c.Lost || (epoch != "" && c.Epoch != epoch) {
+	if c.Lost || c.Epoch != epoch {
 		return h.compareHeads()
 	}
 	for _, head := range c.Heads {
@@ -63,11 +65,8 @@ func (h *Hub) tell(head message.Head, epoch message.Epoch) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.open && epoch != t.epoch {
-		t.doubt()
-		return
-	}
-	t.notice(head.Seq, causeFeed)
+	t.hear(epoch, head.Seq)
+	t.mend(causeFeed)
 }
 
 // compareHeads asks for the heads of all live rooms by name, a page at a time,

@@ -49,7 +49,16 @@ func (t *topic) isClosed() bool {
 func (t *topic) begin(page *message.Page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
 	t.open = true
+	if t.heard != "" && t.heard != page.Epoch {
+		t.doubts++ // the page, or what was heard, is of the past
+	}
+	if t.doubts > t.settled {
+		t.target = 0 // of whichever epoch: the log is asked again
+	}
 	t.epoch, t.last, t.first = page.Epoch, page.Head, page.First
 	t.hold.prune(t.last, t.epoch) // the log knew these already
 	t.fanOut(t.unhold(nil))
@@ -91,16 +100,13 @@ func (m *member) goLive(p *progress) bool {
 	} else if p.result == "" {
 		p.result = resumeRing
 	}
-	if p.seq == 0 && p.epoch == "" {
-		p.epoch = t.epoch
-	}
-	if p.epoch != t.epoch || !t.ring.covers(p.seq, t.last) {
+	if p.epoch != "" && p.epoch != t.epoch || !t.ring.covers(p.seq, t.last) {
 		return false
 	}
 	var frames []protocol.Frame
 	if !m.announced {
-		m.proved = place{p.seq, p.epoch}
-		frames = append(frames, m.announce(t.epoch, t.last, t.first))
+		m.proved = place{p.seq, t.epoch}
+		frames = append(frames, m.announce(t.epoch, t.last, min(t.first, t.last+1)))
 	}
 	if n := int(t.last - p.seq); n > 0 {
 		t.hub.metrics.sent.Add(float64(n))

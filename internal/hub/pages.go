@@ -75,6 +75,9 @@ func (t *topic) fetch(after message.Seq) (*page, error) {
 			bornAt: m.At.UnixMicro(),
 		})
 	}
+	if !got.More && next <= got.Head {
+		return nil, fmt.Errorf("%w: %s ends before %d, its head is %d", errHole, t.room, next, got.Head)
+	}
 	p.Messages = nil
 	return p, nil
 }

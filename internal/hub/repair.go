@@ -7,12 +7,6 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// doubt makes the topic ask the log which epoch it is in. Caller holds mu.
-func (t *topic) doubt() {
-	t.doubts++
-	t.mend(causeEpoch)
-}
-
 // lacking says whether there is more, or other, than was delivered here.
 // Caller holds mu.
 func (t *topic) lacking() bool {
@@ -43,6 +37,7 @@ func (t *topic) mend(cause string) {
 
 // A want is what a repair was begun for: what of the topic it can settle.
 type want struct {
+	after  message.Seq // what was delivered
 	target message.Seq
 	doubts uint64
 }
@@ -59,10 +54,10 @@ func (t *topic) repairLoop(cause string) {
 			t.mu.Unlock()
 			return
 		}
-		after, w := t.last, want{t.target, t.doubts}
+		w := want{t.last, t.target, t.doubts}
 		t.mu.Unlock()
 		t.hub.metrics.repairs.WithLabelValues(cause).Inc()
-		page, err := t.fetch(after)
+		page, err := t.fetch(w.after)
 		if err != nil {
 			t.hub.log.Debug("repair failed, will try again", "room", t.room, "error", err)
 			t.hub.sleep(wait)
@@ -78,12 +73,16 @@ func (t *topic) repairLoop(cause string) {
 func (t *topic) apply(w want, p *page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
 	t.settled = w.doubts // those that came meanwhile are open
-	switch {
-	case p.Epoch != t.epoch:
-		t.restart(p)
-	case p.Head < w.target:
+	if p.Epoch == t.epoch && p.Head < w.target {
 		t.disown(w, p)
+	}
+	switch {
+	case p.Epoch != t.epoch || p.Head < w.after:
+		t.restart(p)
 	case p.More:
 		t.skip(p)
 	default:
@@ -128,24 +127,28 @@ func (t *topic) skip(p *page) {
 	t.forgetRing()
 }
 
-// restart begins a new epoch: positions are void, and the members are told.
+// restart begins at the log's head, in a new epoch or where the log has gone
+// back: positions are void, and the members are told.
 // Caller holds mu.
 func (t *topic) restart(p *page) {
-	t.hub.log.Warn("the log has a new epoch", "room", t.room, "epoch", p.Epoch, "head", p.Head)
-	t.epoch, t.last, t.first, t.target = p.Epoch, p.Head, p.First, p.Head
+	if t.epoch != p.Epoch {
+		t.hub.log.Warn("the log has a new epoch", "room", t.room, "epoch", p.Epoch, "head", p.Head)
+		t.target = p.Head
+	}
+	t.epoch, t.last, t.first = p.Epoch, p.Head, p.First
 	t.forgetRing()
 	sendAll(t.outlets, protocol.Gap(t.room, p.Epoch, 1, p.Head, protocol.GapEpoch))
 }
 
-// disown gives up a position that the log does not have in this epoch, though
-// it was read after the position was known. It went back without a new epoch,
-// which only a copy of its files under a running service can do. What became
-// known since stays wanted. Caller holds mu.
+// disown gives up positions that the log does not have in this epoch, though it
+// was read after they were known. It went back without a new epoch, which only
+// a copy of its files under a running service can do. What became known since
+// stays wanted. Caller holds mu.
 func (t *topic) disown(w want, p *page) {
 	t.hub.log.Error("the log is behind what was delivered, and its epoch is the same",
 		"room", t.room, "head", p.Head, "known", w.target)
 	t.hold.prune(w.target, t.epoch)
 	if t.target == w.target {
-		t.target = t.last
+		t.target = p.Head
 	}
 }

@@ -34,9 +34,10 @@ type topic struct {
 	open      bool
 	closed    bool
 	epoch     message.Epoch
-	last      message.Seq // everything up to here went to the members
-	first     message.Seq // oldest stored, as of the last read
-	target    message.Seq // known to exist
+	last      message.Seq   // everything up to here went to the members
+	first     message.Seq   // oldest stored, as of the last read
+	target    message.Seq   // known to exist
+	heard     message.Epoch // the first that was told of before the topic opened
 	ring      ring
 	hold      hold      // later than last+1
 	members   []*member // live ones
@@ -66,7 +67,8 @@ func (t *topic) receive(e entry) {
 	t.hub.metrics.dropped.WithLabelValues("inbox_full").Inc()
 	if e.seq > 0 {
 		t.mu.Lock()
-		t.notice(e.seq, causeOverflow)
+		t.hear(e.epoch, e.seq)
+		t.mend(causeOverflow)
 		t.mu.Unlock()
 	}
 }
@@ -86,6 +88,9 @@ func (t *topic) runLoop() {
 func (t *topic) deliver(batch []entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return // and so would keep what nobody counts any more
+	}
 	out := t.scratch[:0]
 	for i := range batch {
 		out = t.accept(&batch[i], out)
@@ -107,9 +112,10 @@ func (t *topic) accept(e *entry, out []protocol.Frame) []protocol.Frame {
 	case e.seq == 0:
 		return append(out, e.frame)
 	case !t.open:
+		t.hear(e.epoch, e.seq)
 		t.keep(e)
 	case e.epoch != t.epoch:
-		t.doubts++
+		t.hear(e.epoch, e.seq)
 	case e.seq <= t.last: // a duplicate: its own echo, or a broadcast repeated
 	case e.seq > t.last+1:
 		t.keep(e)
@@ -158,12 +164,21 @@ func (t *topic) keep(e *entry) {
 	}
 }
 
-// notice learns that a seq exists. Caller holds mu.
-func (t *topic) notice(seq message.Seq, cause string) {
-	if seq > t.target {
-		t.target = seq
+// hear learns that the log has, or had, a seq in an epoch. Which of two epochs
+// is the newer only the log knows: it is asked then. Caller holds mu, and mends.
+func (t *topic) hear(epoch message.Epoch, seq message.Seq) {
+	mine := t.epoch
+	if !t.open {
+		if t.heard == "" {
+			t.heard = epoch
+		}
+		mine = t.heard
 	}
-	t.mend(cause)
+	if epoch != mine {
+		t.doubts++
+		return
+	}
+	t.target = max(t.target, seq)
 }
 
 // close ends a topic that nobody holds.

@@ -1,0 +1,274 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"pgregory.net/rapid"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// An arena is some nodes on one ledger, the post between them, and players
+// whose frames a judge reads. Its methods are what may happen.
+type arena struct {
+	*judge
+	log     *ledger
+	post    *post
+	nodes   []*Hub
+	views   []*view
+	pending [][][]*message.Publication // by node: committed, not settled yet
+	players []*player
+	rooms   []message.Room
+}
+
+// tiny bounds bring every edge within reach of a few messages.
+func tiny() bounds {
+	return bounds{
+		inboxBytes: 800, holdFrames: 4, holdBytes: 2000,
+		ringFrames: 4, ringBytes: 2000, pageFrames: 3, pageBytes: 400,
+	}
+}
+
+func newArena(nodes, rooms, players int) *arena {
+	l := newLedger()
+	a := &arena{log: l, judge: &judge{log: l}, post: &post{}}
+	a.faulty = a.hampered
+	for i := range nodes {
+		a.views = append(a.views, &view{ledger: l})
+		a.post.offices = append(a.post.offices, &office{post: a.post, node: i})
+		a.nodes = append(a.nodes, nil)
+		a.pending = append(a.pending, nil)
+		a.start(i)
+	}
+	for i := range rooms {
+		a.rooms = append(a.rooms, message.Room(fmt.Sprintf("r%d", i+1)))
+	}
+	for i := range players {
+		p := &player{
+			judge: a.judge, name: fmt.Sprintf("p%d", i+1),
+			owed: map[string]*ask{}, seats: map[message.Room]*seat{},
+		}
+		for _, room := range a.rooms {
+			p.seats[room] = &seat{}
+		}
+		a.players = append(a.players, p)
+	}
+	return a
+}
+
+// start begins a node, which knows nothing.
+func (a *arena) start(i int) {
+	o := a.post.offices[i]
+	o.mu.Lock()
+	o.subs = map[message.Room]bool{}
+	o.mu.Unlock()
+	a.nodes[i] = New(Config{
+		Log: a.views[i], Feed: a.views[i], Broker: o, bounds: tiny(),
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+}
+
+// stop ends a node; it has nobody left, and must not wait for anything.
+func (a *arena) stop(i int) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	began := time.Now()
+	if err := a.nodes[i].Close(ctx); err != nil || time.Since(began) > 0 {
+		a.complain("node %d did not end at once, but after %v: %v", i, time.Since(began), err)
+	}
+}
+
+// close ends what is left, whatever the outcome.
+func (a *arena) close() {
+	for _, p := range a.players {
+		a.hangUp(p)
+	}
+	for i := range a.nodes {
+		a.stop(i)
+	}
+}
+
+// settle hands the oldest pending batch of a node to its hub.
+func (a *arena) settle(node int) {
+	if q := a.pending[node]; len(q) > 0 {
+		a.pending[node] = q[1:]
+		a.nodes[node].Settled(q[0])
+	}
+}
+
+// deliver hands over one parcel of the post.
+func (a *arena) deliver(i int, keep bool) {
+	p := a.post.take(i, keep)
+	a.nodes[p.to].Receive(p.room, p.b)
+}
+
+// dial gives a player a connection to a node, if it has none.
+func (a *arena) dial(p *player, node int) *line {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.line == nil {
+		p.node = node
+		p.line = &line{player: p, ended: make(chan struct{})}
+		p.line.client = a.nodes[node].NewClient(p.line, "")
+	}
+	return p.line
+}
+
+// hangUp ends a player's connection, as http does for whatever reason. The
+// client's place is given up after nothing more is taken.
+func (a *arena) hangUp(p *player) {
+	p.mu.Lock()
+	l := p.line
+	if l == nil {
+		p.mu.Unlock()
+		return
+	}
+	l.dead = true
+	close(l.ended)
+	p.line = nil
+	clear(p.owed)
+	for _, s := range p.seats {
+		s.in, s.asked = false, ""
+	}
+	p.mu.Unlock()
+	l.client.Close(false)
+}
+
+// stick makes a player's connection slow, and loose fast again.
+func (p *player) stick() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.line != nil && p.line.stuck == nil {
+		p.line.stuck = make(chan struct{})
+	}
+}
+
+func (p *player) loose() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.line != nil && p.line.stuck != nil {
+		close(p.line.stuck)
+		p.line.stuck = nil
+	}
+}
+
+// join asks for a room and models what may follow: the old stay ends before
+// the call does, and the new one begins with its answer.
+func (a *arena) join(p *player, room message.Room, k ask) {
+	p.mu.Lock()
+	l, s := p.line, p.seats[room]
+	if len(p.owed) > 20 { // a reader would wait here, and this is the test's goroutine
+		p.mu.Unlock()
+		return
+	}
+	p.refs++
+	ref := fmt.Sprintf("%d", p.refs)
+	if old := p.owed[s.asked]; old != nil {
+		old.replaced = true
+	}
+	k.room = room
+	head, _ := a.log.head(k.from.epoch, room)
+	k.ahead = k.from.seq > head
+	p.owed[ref], s.asked = &k, ref
+	p.mu.Unlock()
+
+	r := protocol.Request{Type: protocol.TypeJoin, Room: room, Ref: protocol.Ref(`"` + ref + `"`)}
+	if !k.now {
+		r.HasAfter, r.After, r.Epoch = true, k.from.seq, k.from.epoch
+	}
+	if err := l.client.Handle(context.Background(), &r); err != nil {
+		a.complain("%s may not join %s: %v", p.name, room, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.asked == ref {
+		s.in = false // nothing comes before the answer
+	}
+}
+
+// leave leaves a room; the answer is given at once.
+func (a *arena) leave(p *player, room message.Room) {
+	p.mu.Lock()
+	l, s := p.line, p.seats[room]
+	if l == nil {
+		p.mu.Unlock()
+		return
+	}
+	here := s.in || s.asked != ""
+	if old := p.owed[s.asked]; old != nil {
+		old.replaced = true
+	}
+	s.leaving = here
+	p.mu.Unlock()
+	err := l.client.Handle(context.Background(), &protocol.Request{Type: protocol.TypeLeave, Room: room})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var invalid *message.InvalidError
+	if here != (err == nil) || err != nil && !errors.As(err, &invalid) {
+		a.complain("%s left %s, where it was: %v: %v", p.name, room, here, err)
+	}
+	if s.in || s.leaving {
+		a.complain("%s got no answer to its leave of %s", p.name, room)
+	}
+}
+
+// idle says that no node keeps anything of rooms that nobody is in.
+func (a *arena) idle() {
+	for i, h := range a.nodes {
+		topics := len(h.Rooms())
+		if topics != 0 || h.rings.Load() != 0 || len(h.reads) != 0 {
+			a.complain("node %d, empty, keeps %d topics, %d bytes in rings and %d reads", i, topics, h.rings.Load(), len(h.reads))
+		}
+	}
+}
+
+// topics tells what the nodes' topics think, for a failure's report.
+func (a *arena) topics() string {
+	var b strings.Builder
+	for i, h := range a.nodes {
+		for _, room := range a.rooms {
+			if t := h.lookup(room); t != nil {
+				t.mu.Lock()
+				fmt.Fprintf(&b, "node %d %s: open %v, %s %d of %d, ring %d, held %d, doubts %d settled %d, repairing %v waiting %v, %d live\n",
+					i, room, t.open, t.epoch, t.last, t.target, t.ring.len(), t.hold.len(), t.doubts, t.settled, t.repairing, t.waiting, len(t.members))
+				t.mu.Unlock()
+			}
+		}
+	}
+	return b.String()
+}
+
+// hampered says whether a node can't reach the log or the broker as it should.
+func (a *arena) hampered() bool {
+	for i, v := range a.views {
+		v.mu.Lock()
+		bad := v.down || v.slow > 0
+		v.mu.Unlock()
+		o := a.post.offices[i]
+		o.mu.Lock()
+		bad = bad || o.deaf
+		o.mu.Unlock()
+		if bad {
+			return true
+		}
+	}
+	return false
+}
+
+// rest lets everything happen that is due now.
+func (a *arena) rest(t rapid.TB) {
+	t.Helper()
+	synctest.Wait()
+	a.excuse()
+	if v := a.verdict(); v != "" {
+		t.Fatal(v)
+	}
+}

@@ -21,23 +21,27 @@ import (
 	httpd "switchyard/internal/http"
 	"switchyard/internal/hub"
 	"switchyard/internal/message"
+	"switchyard/internal/session"
 	"switchyard/internal/store"
 )
 
 // What the packages promise each other.
 var (
-	_ hub.Log       = (*store.Postgres)(nil)
-	_ hub.Feed      = (*store.Postgres)(nil)
-	_ hub.Batches   = (*store.Postgres)(nil)
-	_ hub.Directory = (*store.Postgres)(nil)
-	_ durable       = (*store.Postgres)(nil)
-	_ hub.Log       = (*store.SQLite)(nil)
-	_ hub.Feed      = (*store.SQLite)(nil)
-	_ hub.Batches   = (*store.SQLite)(nil)
-	_ hub.Directory = (*store.SQLite)(nil)
-	_ durable       = (*store.SQLite)(nil)
-	_ carrier       = (*broker.Redis)(nil)
-	_ carrier       = (*broker.Memory)(nil)
+	_ hub.Log        = (*store.Postgres)(nil)
+	_ hub.Feed       = (*store.Postgres)(nil)
+	_ hub.Batches    = (*store.Postgres)(nil)
+	_ hub.Directory  = (*store.Postgres)(nil)
+	_ durable        = (*store.Postgres)(nil)
+	_ hub.Log        = (*store.SQLite)(nil)
+	_ hub.Feed       = (*store.SQLite)(nil)
+	_ hub.Batches    = (*store.SQLite)(nil)
+	_ hub.Directory  = (*store.SQLite)(nil)
+	_ durable        = (*store.SQLite)(nil)
+	_ hub.Presence   = (*session.Node)(nil)
+	_ httpd.Sessions = (*session.Node)(nil)
+	_ httpd.Owners   = (*session.Node)(nil)
+	_ carrier        = (*broker.Redis)(nil)
+	_ carrier        = (*broker.Memory)(nil)
 )
 
 // A durable is the log as app handles it.
@@ -66,6 +70,8 @@ const (
 	// seconds, and has five to answer.
 	clientsStop = 10 * time.Second
 	hubStop     = 5 * time.Second
+	// sessionStop is for what waits to be told and the node's last word.
+	sessionStop = 2 * time.Second
 	brokerStop  = 2 * time.Second
 	storeStop   = 8 * time.Second
 	openLimit   = 30 * time.Second
@@ -88,6 +94,7 @@ type App struct {
 	registry  *prometheus.Registry
 	log       durable
 	broker    carrier
+	sessions  *session.Node
 	hub       *hub.Hub
 	http      *httpd.Server
 	listener  net.Listener
@@ -112,7 +119,7 @@ func Start(ctx context.Context, opt Options) (*App, error) {
 
 func (a *App) build(ctx context.Context) error {
 	a.describeBuild()
-	for _, part := range []func(context.Context) error{a.openLog, a.openBroker, a.startHub, a.listen} {
+	for _, part := range []func(context.Context) error{a.openLog, a.openBroker, a.openSessions, a.startHub, a.listen} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -204,6 +211,39 @@ func (a *App) openBroker(context.Context) error {
 	return nil
 }
 
+// openSessions opens what nodes share: in Redis, or in this process alone.
+func (a *App) openSessions(context.Context) error {
+	cfg := session.Config{
+		Node:       a.node,
+		Logger:     a.opt.Logger,
+		Registerer: a.registry,
+	}
+	url := a.opt.Config.Broker.URL.Reveal()
+	var err error
+	if url == "" {
+		a.sessions, err = session.NewMemory(nil, cfg)
+	} else if cfg.Redis, err = broker.Options(url); err == nil {
+		a.sessions, err = session.OpenRedis(cfg)
+	}
+	if err != nil {
+		return fmt.Errorf("REDIS_URL: %w", err)
+	}
+	a.lifecycle.onStop("sessions", sessionStop, a.sessions.Close)
+	return nil
+}
+
+// notify hands on what another node, or this one, has to tell.
+func (a *App) notify(n message.Notice) {
+	switch n.Kind {
+	case message.NoticePresence:
+		a.hub.PresenceChanged(n.Rooms)
+	case message.NoticeMissed:
+		a.hub.PresenceChanged(nil)
+	case message.NoticeTaken, message.NoticeLive, message.NoticeRemoved:
+		a.http.Notify(n)
+	}
+}
+
 func (a *App) startHub(context.Context) error {
 	c := a.opt.Config.Hub
 	a.hub = hub.New(hub.Config{
@@ -212,6 +252,7 @@ func (a *App) startHub(context.Context) error {
 		Batches:     a.log,
 		Directory:   a.log,
 		Broker:      a.broker,
+		Presence:    a.sessions,
 		RepairWait:  c.RepairWait,
 		MaxInflight: c.MaxInflight,
 		MaxRooms:    c.MaxRooms,
@@ -240,30 +281,34 @@ func (a *App) listen(ctx context.Context) error {
 	}
 	a.listener = public
 	a.http = httpd.New(httpd.Config{
-		Hub:            a.hub,
-		Ready:          a.components,
-		Node:           a.node,
-		Color:          c.Color,
-		Deployment:     c.Deployment,
-		Version:        a.opt.Version,
-		AllowedOrigins: c.AllowedOrigins,
-		AllowedHosts:   c.AllowedHosts,
-		TrustedProxies: c.TrustedProxies,
-		APIKeys:        c.APIKeys.Reveal(),
-		MaxFrame:       c.MaxFrame,
-		QueueBytes:     c.QueueBytes,
-		MaxConnections: c.MaxConnections,
-		Heartbeat:      c.Heartbeat,
-		IDWindow:       a.opt.Config.Store.IDWindow,
-		DrainDelay:     a.opt.Config.Drain.Delay,
-		DrainWindow:    a.opt.Config.Drain.Window,
-		DrainTimeout:   a.opt.Config.Drain.Timeout,
-		Receivers:      a.receivers,
-		Logger:         a.opt.Logger,
-		LogLevel:       a.opt.LogLevel,
-		Registerer:     a.registry,
-		Gatherer:       a.registry,
+		Hub:              a.hub,
+		Ready:            a.components,
+		Node:             a.node,
+		Color:            c.Color,
+		Deployment:       c.Deployment,
+		Version:          a.opt.Version,
+		AllowedOrigins:   c.AllowedOrigins,
+		AllowedHosts:     c.AllowedHosts,
+		TrustedProxies:   c.TrustedProxies,
+		APIKeys:          c.APIKeys.Reveal(),
+		MaxFrame:         c.MaxFrame,
+		QueueBytes:       c.QueueBytes,
+		MaxConnections:   c.MaxConnections,
+		MaxHandshakeRate: c.MaxHandshakeRate,
+		Heartbeat:        c.Heartbeat,
+		IDWindow:         a.opt.Config.Store.IDWindow,
+		DrainDelay:       a.opt.Config.Drain.Delay,
+		DrainWindow:      a.opt.Config.Drain.Window,
+		DrainTimeout:     a.opt.Config.Drain.Timeout,
+		Receivers:        a.receivers,
+		Sessions:         a.sessions,
+		Owners:           a.sessions,
+		Logger:           a.opt.Logger,
+		LogLevel:         a.opt.LogLevel,
+		Registerer:       a.registry,
+		Gatherer:         a.registry,
 	})
+	a.sessions.Start(session.Hooks{Status: a.http.Status, Notify: a.notify})
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 	a.lifecycle.onStop("http", httpStop, a.http.Shutdown)
@@ -279,10 +324,33 @@ func (a *App) moveClients(ctx context.Context) error {
 	return a.http.CloseSockets(ctx)
 }
 
-// receivers tells where clients of this node may be moved to. A node on SQLite
-// has the only log there is.
-func (a *App) receivers() httpd.Receivers {
-	return httpd.Receivers{Known: strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:")}
+// receivers tells how the nodes do where clients of this one may be moved to. A
+// node on SQLite has the only log there is; without Redis nodes don't see each
+// other.
+func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
+	if strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:") {
+		return httpd.Receivers{Known: true}
+	}
+	if a.opt.Config.Broker.URL.Reveal() == "" {
+		return httpd.Receivers{}
+	}
+	nodes, err := a.sessions.Fleet()
+	if err != nil {
+		return httpd.Receivers{}
+	}
+	r := httpd.Receivers{Known: true}
+	for _, n := range nodes {
+		if n.Node == a.node || scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment {
+			continue
+		}
+		r.Nodes++
+		if n.Ready {
+			r.Ready++
+			r.Headroom += int(n.HandshakeHeadroom)
+			r.Handshake = max(r.Handshake, n.HandshakeP95)
+		}
+	}
+	return r
 }
 
 // components tells /readyz how the parts are. A broker that is away is no

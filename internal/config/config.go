@@ -26,17 +26,18 @@ type Config struct {
 
 // HTTP is what clients, backends and probes reach.
 type HTTP struct {
-	ListenAddr     string        `envconfig:"LISTEN_ADDR" default:":8000" example:":8000" check:"address" doc:"Where the service listens: the page, the sockets, the API, health and metrics. Plain HTTP; TLS ends at the load balancer."`
-	Color          string        `envconfig:"COLOR" example:"blue" oneof:",blue,green" doc:"The colour of this deployment, blue or green, as clients and metrics are told."`
-	Deployment     string        `envconfig:"DEPLOYMENT" max:"64" check:"printable" example:"2026-11-23-1" doc:"The id of this start of this colour, as clients and metrics are told."`
-	AllowedOrigins Origins       `envconfig:"ALLOWED_ORIGINS" example:"https://app.example.com,https://admin.example.com" doc:"Origins of pages that may connect, beside the service's own, separated by commas; scheme included. A star stands for one label: https://*.example.com. null is listed only if sandboxed frames are to connect."`
-	AllowedHosts   Hosts         `envconfig:"ALLOWED_HOSTS" example:"chat.example.com,*.chat.example.com" doc:"Names that the service answers to, without ports, separated by commas; a star stands for one label. Empty is any. Probes may also ask by address, or by a name without a dot."`
-	TrustedProxies Networks      `envconfig:"TRUSTED_PROXIES" example:"10.0.0.0/8,fd00::/8" doc:"Networks of the proxies in front, separated by commas: their X-Forwarded-For, -Proto and -Host are believed, nobody else's. Without it a proxy's address is taken for its clients'."`
-	APIKeys        Keys          `envconfig:"API_KEYS" secret:"true" example:"shop:a-long-random-secret" doc:"Keys for the server calls, separated by commas: key, or name:key. Several are valid at once, so that one can be replaced without a gap. Without any, server calls are refused."`
-	MaxFrame       int           `envconfig:"MAX_FRAME" default:"65536" min:"1024" max:"1048576" example:"65536" doc:"The largest frame from a client, and the largest body of a server call, in bytes."`
-	QueueBytes     int           `envconfig:"QUEUE_BYTES" default:"1048576" min:"1" max:"67108864" example:"1048576" doc:"What may wait for one client to read, in bytes; over it the client is closed with 4208 and resumes. Must be over twice 256 KiB + MAX_FRAME."`
-	MaxConnections int           `envconfig:"MAX_CONNECTIONS" default:"15000" min:"1" max:"1000000" example:"15000" doc:"Open WebSockets on this node; more are closed with 4103."`
-	Heartbeat      time.Duration `envconfig:"HEARTBEAT" default:"25s" min:"1s" max:"10m" example:"25s" doc:"The period of heartbeats. A client that sends no byte for two of them is closed with 4209."`
+	ListenAddr       string        `envconfig:"LISTEN_ADDR" default:":8000" example:":8000" check:"address" doc:"Where the service listens: the page, the sockets, the API, health and metrics. Plain HTTP; TLS ends at the load balancer."`
+	Color            string        `envconfig:"COLOR" example:"blue" oneof:",blue,green" doc:"The colour of this deployment, blue or green, as clients and metrics are told."`
+	Deployment       string        `envconfig:"DEPLOYMENT" max:"64" check:"printable" example:"2026-11-23-1" doc:"The id of this start of this colour, as clients and metrics are told."`
+	AllowedOrigins   Origins       `envconfig:"ALLOWED_ORIGINS" example:"https://app.example.com,https://admin.example.com" doc:"Origins of pages that may connect, beside the service's own, separated by commas; scheme included. A star stands for one label: https://*.example.com. null is listed only if sandboxed frames are to connect."`
+	AllowedHosts     Hosts         `envconfig:"ALLOWED_HOSTS" example:"chat.example.com,*.chat.example.com" doc:"Names that the service answers to, without ports, separated by commas; a star stands for one label. Empty is any. Probes may also ask by address, or by a name without a dot."`
+	TrustedProxies   Networks      `envconfig:"TRUSTED_PROXIES" example:"10.0.0.0/8,fd00::/8" doc:"Networks of the proxies in front, separated by commas: their X-Forwarded-For, -Proto and -Host are believed, nobody else's. Without it a proxy's address is taken for its clients'."`
+	APIKeys          Keys          `envconfig:"API_KEYS" secret:"true" example:"shop:a-long-random-secret" doc:"Keys for the server calls, separated by commas: key, or name:key. Several are valid at once, so that one can be replaced without a gap. Without any, server calls are refused."`
+	MaxFrame         int           `envconfig:"MAX_FRAME" default:"65536" min:"1024" max:"1048576" example:"65536" doc:"The largest frame from a client, and the largest body of a server call, in bytes."`
+	QueueBytes       int           `envconfig:"QUEUE_BYTES" default:"1048576" min:"1" max:"67108864" example:"1048576" doc:"What may wait for one client to read, in bytes; over it the client is closed with 4208 and resumes. Must be over twice 256 KiB + MAX_FRAME."`
+	MaxConnections   int           `envconfig:"MAX_CONNECTIONS" default:"15000" min:"1" max:"1000000" example:"15000" doc:"Open WebSockets on this node; more are closed with 4103."`
+	MaxHandshakeRate int           `envconfig:"MAX_HANDSHAKE_RATE" default:"500" min:"1" max:"100000" example:"500" doc:"Handshakes that this node takes a second, and at once; more are answered 503 with Retry-After, and clients back off. A deploy that moves clients here goes no faster."`
+	Heartbeat        time.Duration `envconfig:"HEARTBEAT" default:"25s" min:"1s" max:"10m" example:"25s" doc:"The period of heartbeats. A client that sends no byte for two of them is closed with 4209."`
 }
 
 // Auth is about who comes in, and what they may do. docs/security.md explains it.

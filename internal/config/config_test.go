@@ -163,6 +163,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"QUEUE_BYTES", "589824", "must be over 589824"},
 		{"QUEUE_BYTES", "67108865", "from 1 to 67108864"},
 		{"MAX_CONNECTIONS", "0", "from 1 to"},
+		{"MAX_HANDSHAKE_RATE", "0", "from 1 to 100000"},
 		{"HEARTBEAT", "999ms", "from 1s to 10m"},
 		{"HEARTBEAT", "601s", "from 1s to 10m"},
 		{"HEARTBEAT", "25", "duration with its unit"},

@@ -189,7 +189,7 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 	tick := time.NewTicker(waveEvery)
 	defer tick.Stop()
 	for d.server.clients() > 0 && time.Now().Before(deadline) {
-		r := d.server.cfg.Receivers()
+		r := d.server.cfg.Receivers(d.avoids())
 		if r.Known && r.Nodes == 0 {
 			d.log.Info("no other node to move clients to", "clients", d.server.clients())
 			return true
@@ -206,6 +206,13 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 		}
 	}
 	return ctx.Err() == nil
+}
+
+// avoids returns what clients are to avoid.
+func (d *drain) avoids() Scope {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.scope
 }
 
 // census counts who is still to be told, and who was told and may be on the way.
@@ -247,6 +254,7 @@ func (d *drain) tell(n int, deadline time.Duration) {
 		k.conn.Send(m.Encode())
 	}
 	d.add(func(p *Progress) { p.Told += len(wave) })
+	d.server.told.Add(int64(len(wave)))
 	d.server.metrics.moves.WithLabelValues("told").Add(float64(len(wave)))
 }
 

@@ -47,7 +47,7 @@ func draining(t *testing.T, change func(*Config)) *node {
 	t.Helper()
 	return startNode(t, func(c *Config) {
 		c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
-		c.Receivers = func() Receivers { return well }
+		c.Receivers = func(Scope) Receivers { return well }
 		if change != nil {
 			change(c)
 		}
@@ -151,7 +151,7 @@ func TestHandshakesAreTakenUntilTheBalancerHasNoticed(t *testing.T) {
 func TestAMoveWaitsForTheReceivingSide(t *testing.T) {
 	var there atomic.Pointer[Receivers]
 	there.Store(&Receivers{Known: true, Nodes: 1}) // starting: not ready
-	n := draining(t, func(c *Config) { c.Receivers = func() Receivers { return *there.Load() } })
+	n := draining(t, func(c *Config) { c.Receivers = func(Scope) Receivers { return *there.Load() } })
 	b := n.dial(nil)
 	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
 	n.reach(phaseMoving)
@@ -170,7 +170,7 @@ func TestAMoveWaitsForTheReceivingSide(t *testing.T) {
 // Somebody works alone on a laptop and presses Ctrl-C: nobody can take the
 // clients, so nobody waits for that.
 func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
-	n := draining(t, func(c *Config) { c.Receivers = func() Receivers { return Receivers{Known: true} } })
+	n := draining(t, func(c *Config) { c.Receivers = func(Scope) Receivers { return Receivers{Known: true} } })
 	b := n.dial(nil)
 	began := time.Now()
 	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
@@ -189,7 +189,7 @@ func TestADrainTakenBackMidway(t *testing.T) {
 	n := draining(t, func(c *Config) {
 		c.DrainWindow = time.Minute
 		c.DrainTimeout = time.Minute
-		c.Receivers = func() Receivers { return *there.Load() }
+		c.Receivers = func(Scope) Receivers { return *there.Load() }
 	})
 	crowd := make([]*browser, 2*leastWave)
 	for i := range crowd {

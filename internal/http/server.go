@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
@@ -46,6 +47,9 @@ type Config struct {
 	QueueBytes int
 	// MaxConnections bounds the open WebSockets. 15,000 by default.
 	MaxConnections int
+	// MaxHandshakeRate bounds the handshakes that are taken a second, so that a
+	// herd does not melt a fresh node; as many may come at once. 500 by default.
+	MaxHandshakeRate int
 	// Heartbeat is the period of heartbeats; who sends no byte for two is
 	// closed. 25 s by default.
 	Heartbeat time.Duration
@@ -55,8 +59,9 @@ type Config struct {
 	// from the begin, the rest is closed: 25 s by default.
 	DrainDelay, DrainWindow, DrainTimeout time.Duration
 	// Receivers tells how the nodes do that take over a draining node's
-	// clients; it must not block. Nil: nothing is known of them.
-	Receivers func() Receivers
+	// clients, where those of the scope are to be avoided; it must not block.
+	// Nil: nothing is known of them.
+	Receivers func(Scope) Receivers
 	// Sessions and Owners keep clients' sessions; nil, both: none are kept.
 	Sessions Sessions
 	Owners   Owners
@@ -82,6 +87,7 @@ func (c *Config) defaults() {
 	orInt(&c.MaxFrame, 64<<10)
 	orInt(&c.QueueBytes, 1<<20)
 	orInt(&c.MaxConnections, 15000)
+	orInt(&c.MaxHandshakeRate, 500)
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 25 * time.Second
 	}
@@ -98,7 +104,7 @@ func (c *Config) defaults() {
 		c.Takeover = 10 * time.Second
 	}
 	if c.Receivers == nil {
-		c.Receivers = func() Receivers { return Receivers{} }
+		c.Receivers = func(Scope) Receivers { return Receivers{} }
 	}
 }
 
@@ -127,10 +133,15 @@ type Server struct {
 	admin   *http.Server
 	stop    chan struct{}
 	loops   sync.WaitGroup
+	gate    *rate.Limiter // of handshakes
 	saver   saver
 	owners  owners
 	// arrivals are how long clients waited that were moved here.
 	arrivals arrivals
+	// handshakes counts those that were taken, told the clients that a drain
+	// asked to move, since the start.
+	handshakes meter
+	told       atomic.Int64
 
 	mu sync.Mutex
 	// Protects following.
@@ -154,6 +165,7 @@ func New(cfg Config) *Server {
 	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
 	s.beat.server, s.saver.server = s, s
+	s.gate = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
 	s.public = s.newHTTP(s.routes())
 	s.admin = s.newHTTP(s.adminRoutes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to

@@ -22,6 +22,13 @@ const (
 	overLimit = 256
 )
 
+// errTooFast turns a handshake away that came with too many others.
+var errTooFast = &protocol.Error{
+	Code:       protocol.CodeUnavailable,
+	Message:    "too many handshakes a second; see MAX_HANDSHAKE_RATE",
+	RetryAfter: time.Second,
+}
+
 // hijacker gives the library our conn when it takes the connection over.
 // Where the library refuses the handshake instead, its answer is swallowed, for
 // ours to take its place.
@@ -79,6 +86,11 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
+	if !s.gate.Allow() {
+		s.metrics.connections.WithLabelValues("too_fast").Inc()
+		s.refuse(w, r, errTooFast)
+		return
+	}
 	n, ok := s.admit()
 	if !ok {
 		s.metrics.connections.WithLabelValues("refused").Inc()
@@ -112,6 +124,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.connections.WithLabelValues(result).Inc()
 	s.metrics.active.Inc()
+	s.handshakes.count.Add(1)
 	k.conn.Send(s.welcome(secret, resumed))
 	if n > s.cfg.MaxConnections {
 		k.conn.CloseWith(protocol.CloseTooMany)

@@ -1,0 +1,74 @@
+package http
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+)
+
+func TestANodeTellsHowItDoes(t *testing.T) {
+	n := draining(t, nil)
+	n.dial(nil)
+	s := n.Status()
+	if s.Node != "n1" || s.Deployment != "d1" || s.Color != "blue" || s.Connections != 1 || !s.Ready || s.Draining {
+		t.Errorf("status %+v", s)
+	}
+	b := n.dial(nil)
+	b.send(`{"type":"moved","from":"n0","handshake_ms":40}`)
+	eventually(t, "what the client waited", func() bool { return n.Status().HandshakeP95 == 40*time.Millisecond })
+	n.mu.Lock()
+	n.state = []Component{{"log", "down", true}}
+	n.mu.Unlock()
+	if n.Status().Ready {
+		t.Error("ready without its log")
+	}
+	n.startDrain(ScopeNode, "test")
+	if s := n.Status(); !s.Draining || s.Ready {
+		t.Errorf("draining: %+v", s)
+	}
+	b.follow()
+	eventually(t, "those who were told", func() bool { return n.Status().Moved > 0 })
+}
+
+func TestAHerdIsToldToComeLater(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 3 })
+	refused := 0
+	for range 10 {
+		res, _ := n.request("GET", "/ws", upgradeHeader(), http.NoBody)
+		switch {
+		case res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") == "1":
+			refused++
+		case res.StatusCode != http.StatusSwitchingProtocols:
+			t.Errorf("handshake: %d", res.StatusCode)
+		}
+	}
+	if refused == 0 {
+		t.Error("ten at once were all taken, with three a second allowed")
+	}
+	if got := n.metric(`websocket_connections_total{result="too_fast"}`); got != fmt.Sprint(refused) {
+		t.Errorf("counted %s of %d", got, refused)
+	}
+	eventually(t, "room for the next", func() bool {
+		res, _ := n.request("GET", "/ws", upgradeHeader(), http.NoBody)
+		return res.StatusCode == http.StatusSwitchingProtocols
+	})
+}
+
+func TestAMeterTellsARate(t *testing.T) {
+	var m meter
+	now := time.Now()
+	if got := m.perSecond(now); got != 0 {
+		t.Errorf("at first %v", got)
+	}
+	m.count.Add(30)
+	if got := m.perSecond(now.Add(100 * time.Millisecond)); got != 0 {
+		t.Errorf("asked too soon: %v, want what it was", got)
+	}
+	if got := m.perSecond(now.Add(2 * time.Second)); got != 15 {
+		t.Errorf("30 in 2 s are %v a second", got)
+	}
+	if got := m.perSecond(now.Add(3 * time.Second)); got != 0 {
+		t.Errorf("none in a second are %v", got)
+	}
+}

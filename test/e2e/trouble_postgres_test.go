@@ -241,17 +241,6 @@ func TestWhatWaitsForAStalledPostgreSQLIsBounded(t *testing.T) {
 				w.send(fmt.Sprintf(`{"type":"publish","room":"room-%d","id":"%d","data":0}`, i, n))
 			}
 		})
-		reading.Go(func() {
-			for range each + 10 {
-				if got := w.until("ack", "error"); got["type"] == "ack" {
-					acked.Add(1)
-				} else if got["code"] == "unavailable" && got["retry_after_ms"] != nil {
-					refused.Add(1)
-				} else {
-					t.Errorf("got %v", got)
-				}
-			}
-		})
 	}
 	most := 0.0
 	eventually(t, "more than may wait", func() bool {
@@ -266,6 +255,19 @@ func TestWhatWaitsForAStalledPostgreSQLIsBounded(t *testing.T) {
 		t.Errorf("%v publications wait", most)
 	}
 	proxy.Resume()
+	for _, w := range strangers {
+		reading.Go(func() {
+			for range each + 10 {
+				if got := w.until("ack", "error"); got["type"] == "ack" {
+					acked.Add(1)
+				} else if got["code"] == "unavailable" && got["retry_after_ms"] != nil {
+					refused.Add(1)
+				} else {
+					t.Errorf("got %v", got)
+				}
+			}
+		})
+	}
 	sending.Wait()
 	reading.Wait()
 	if acked.Load() < maxWait-sockets || refused.Load() == 0 || acked.Load()+refused.Load() != sockets*(each+10) {

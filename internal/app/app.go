@@ -290,6 +290,10 @@ func (a *App) listen(ctx context.Context) error {
 		AllowedOrigins:   c.AllowedOrigins,
 		AllowedHosts:     c.AllowedHosts,
 		TrustedProxies:   c.TrustedProxies,
+		MaxPerUser:       a.opt.Config.Limits.ConnectionsPerUser,
+		MaxPerAddress:    a.opt.Config.Limits.ConnectionsPerIP,
+		MaxRooms:         a.opt.Config.Hub.MaxRooms,
+		Rates:            rates(a.opt.Config.Limits),
 		APIKeys:          c.APIKeys.Reveal(),
 		MaxFrame:         c.MaxFrame,
 		QueueBytes:       c.QueueBytes,
@@ -351,6 +355,19 @@ func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
 		}
 	}
 	return r
+}
+
+// rates copies the settings to what counts by them.
+func rates(c config.Limits) httpd.Rates {
+	return httpd.Rates{
+		Publish:     c.Publish,
+		Bytes:       c.Bytes,
+		Join:        c.Join,
+		History:     c.History,
+		UserPublish: c.UserPublish,
+		UserBytes:   c.UserBytes,
+		API:         c.API,
+	}
 }
 
 // components tells /readyz how the parts are. A broker that is away is no

@@ -22,6 +22,7 @@ type Config struct {
 	Broker Broker
 	Hub    Hub
 	Drain  Drain
+	Limits Limits
 }
 
 // HTTP is what clients, backends and probes reach.
@@ -98,4 +99,18 @@ type Drain struct {
 	Delay   time.Duration `envconfig:"DRAIN_DELAY" default:"0" min:"0s" max:"10m" example:"5s" doc:"How long a draining node, unready at once, still takes handshakes. Behind a balancer: over twice the period of its probes, so that nobody is refused who was sent here."`
 	Window  time.Duration `envconfig:"DRAIN_WINDOW" default:"10s" min:"1s" max:"1h" example:"30s" doc:"The time over which clients are asked to move to another node, after DRAIN_DELAY. It goes slower where the other nodes do badly."`
 	Timeout time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"1s" max:"1h" example:"60s" doc:"When, from the begin of a drain, clients that did not move are closed. At least DRAIN_DELAY + DRAIN_WINDOW. Keep the stop grace of whatever runs the service 30 s above."`
+}
+
+// Limits is about how much one client, user, address or key may do. 0 is no
+// limit.
+type Limits struct {
+	ConnectionsPerUser int `envconfig:"MAX_CONNECTIONS_PER_USER" default:"100" min:"0" max:"1000000" example:"20" doc:"Open WebSockets of one user on this node; more are closed with 4103. A client on the move has two for a moment. 0 is no limit."`
+	ConnectionsPerIP   int `envconfig:"MAX_CONNECTIONS_PER_IP" default:"1000" min:"0" max:"1000000" example:"200" doc:"Open WebSockets of one address on this node; an IPv6 /64 counts as one. More are closed with 4103. A peer on loopback or in a private network that TRUSTED_PROXIES does not name is not counted: it may be a proxy. 0 is no limit."`
+	Publish            int `envconfig:"RATE_PUBLISH" default:"200" min:"0" max:"1000000" example:"50" doc:"Publishes and signals of a connection in a second, twice as many at once; more are answered rate_limited. A thousand refusals without a second of calm close with 4129. 0 is no limit; so with the rates that follow."`
+	Bytes              int `envconfig:"RATE_BYTES" default:"1048576" min:"0" max:"1000000000" example:"262144" doc:"Bytes of frames of a connection in a second, twice as many at once."`
+	Join               int `envconfig:"RATE_JOIN" default:"100" min:"0" max:"1000000" example:"100" doc:"Joins and other frames of a connection in a second that no other rate counts; twice as many at once, or those for MAX_ROOMS rooms: a client that resumes joins them all."`
+	History            int `envconfig:"RATE_HISTORY" default:"20" min:"0" max:"1000000" example:"20" doc:"History and presence calls of a connection in a second, twice as many at once."`
+	UserPublish        int `envconfig:"RATE_USER_PUBLISH" default:"500" min:"0" max:"1000000" example:"100" doc:"Publishes and signals in a second of one user over all of its connections, twice as many at once."`
+	UserBytes          int `envconfig:"RATE_USER_BYTES" default:"4194304" min:"0" max:"1000000000" example:"1048576" doc:"Bytes of publishes and signals in a second of one user over all of its connections, twice as many at once."`
+	API                int `envconfig:"RATE_API" default:"2000" min:"0" max:"1000000" example:"500" doc:"Server calls of one API key on this node in a second, twice as many at once; more are answered 429."`
 }

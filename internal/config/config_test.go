@@ -195,6 +195,15 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"DRAIN_DELAY", "20s", "DRAIN_DELAY + DRAIN_WINDOW = 30s"},
 		{"DRAIN_WINDOW", "0s", "from 1s to 1h"},
 		{"DRAIN_TIMEOUT", "2h", "from 1s to 1h"},
+		{"MAX_CONNECTIONS_PER_USER", "-1", "from 0 to 1000000"},
+		{"MAX_CONNECTIONS_PER_IP", "1000001", "from 0 to 1000000"},
+		{"RATE_PUBLISH", "many", "whole number"},
+		{"RATE_BYTES", "1000000001", "from 0 to 1000000000"},
+		{"RATE_JOIN", "-1", "from 0 to 1000000"},
+		{"RATE_HISTORY", "1.5", "whole number"},
+		{"RATE_USER_PUBLISH", "-1", "from 0 to 1000000"},
+		{"RATE_USER_BYTES", "1GB", "whole number"},
+		{"RATE_API", "-1", "from 0 to 1000000"},
 		{"DRAIN_TIMEOUT", "9s", "DRAIN_DELAY + DRAIN_WINDOW = 10s"},
 	}
 	tested := map[string]bool{}

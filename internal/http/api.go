@@ -41,6 +41,10 @@ func (s *Server) requireKey(next http.Handler) http.Handler {
 			return
 		}
 		callerOf(r).key = name
+		if wait := s.calls.take(name, s.cfg.now(), 1); wait > 0 {
+			s.refuse(w, r, errKeyRate(name, wait))
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
 }

@@ -175,7 +175,7 @@ func constants(t *testing.T, file, prefix string) (values []string) {
 
 // Each error code of the wire is met on a real connection, and no other is.
 func TestEveryErrorCodeIsMet(t *testing.T) {
-	n := startNode(t, nil)
+	n := startNode(t, func(c *Config) { c.now = new(stillClock).now })
 	d := readDocument(t, "asyncapi.yaml")
 	answers := payloads(d, "deliver")
 	b := n.dial(nil)
@@ -206,6 +206,11 @@ func TestEveryErrorCodeIsMet(t *testing.T) {
 		b.until("joined")
 	}
 	expect(`{"type":"join","room":"one-more"}`, "too_many_rooms")
+	for range authRate.burst {
+		b.send(`{"type":"auth","token":"t"}`)
+		b.until("error")
+	}
+	expect(`{"type":"auth","token":"t"}`, "rate_limited")
 	documented := d.strings(append(answers["error"], "properties", "code", "enum")...)
 	slices.Sort(documented)
 	if got := slices.Sorted(maps.Keys(met)); !slices.Equal(got, documented) {
@@ -272,6 +277,7 @@ func TestEveryCloseCodeIsMet(t *testing.T) {
 		"1009": {func(c *Config) { c.MaxFrame = 1024 }, masked(0x81, strings.Repeat("x", 1025)), nil},
 		"1012": {nil, "", func(n *node) { go n.CloseSockets(t.Context()) }},
 		"4103": {func(c *Config) { c.MaxConnections = 1 }, "", nil},
+		"4129": {func(c *Config) { c.Rates.Publish = 1 }, strings.Repeat(masked(0x81, `{"type":"signal","room":"a","data":1}`), 3+mostRefused), nil},
 		"4208": {func(c *Config) { c.QueueBytes = 600 << 10 }, join, flood},
 		"4209": {quick, "", nil},
 	} {

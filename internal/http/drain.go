@@ -110,7 +110,7 @@ func (s *Server) startDrain(scope Scope, reason string) *drain {
 	}
 	s.drain = d
 	s.metrics.draining.Set(1)
-	d.log.Info("draining", "clients", s.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
+	d.log.Info("draining", "clients", s.roster.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
 	return d
 }
@@ -342,7 +342,7 @@ func (s *Server) DrainState() DrainState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.drain
-	state := DrainState{Clients: s.connected}
+	state := DrainState{Clients: s.roster.connected}
 	if d == nil {
 		return state
 	}

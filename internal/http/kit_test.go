@@ -227,6 +227,16 @@ type browser struct {
 
 func (n *node) dial(opts *websocket.DialOptions) *browser {
 	n.t.Helper()
+	b := n.open(opts)
+	if got := b.read(); got["type"] != "welcome" {
+		n.t.Fatalf("first frame %v", got)
+	}
+	return b
+}
+
+// open is dial without the welcome.
+func (n *node) open(opts *websocket.DialOptions) *browser {
+	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
 	defer cancel()
 	ws, _, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws", opts)
@@ -235,11 +245,22 @@ func (n *node) dial(opts *websocket.DialOptions) *browser {
 	}
 	ws.SetReadLimit(4 << 20)
 	n.t.Cleanup(func() { _ = ws.CloseNow() })
-	b := &browser{n.t, ws}
-	if got := b.read(); got["type"] != "welcome" {
-		n.t.Fatalf("first frame %v", got)
+	return &browser{n.t, ws}
+}
+
+// turnedAway opens a connection that is told at once why it can't stay, and
+// returns the close code. It has no welcome.
+func (n *node) turnedAway(opts *websocket.DialOptions) websocket.StatusCode {
+	n.t.Helper()
+	b := n.open(opts)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	_, p, err := b.ws.Read(ctx)
+	if code := websocket.CloseStatus(err); code != -1 {
+		return code
 	}
-	return b
+	n.t.Fatalf("no close frame but %q: %v", p, err)
+	return 0
 }
 
 func (b *browser) send(format string, args ...any) {
@@ -292,7 +313,7 @@ func (b *browser) closed() websocket.StatusCode {
 }
 
 // raw opens a TCP connection and does the handshake by hand.
-func (n *node) raw(extra string) (net.Conn, *bufio.Reader) {
+func (n *node) raw(extra string, lines ...string) (net.Conn, *bufio.Reader) {
 	n.t.Helper()
 	c, err := net.Dial("tcp", n.addr)
 	if err != nil {
@@ -300,8 +321,12 @@ func (n *node) raw(extra string) (net.Conn, *bufio.Reader) {
 	}
 	n.t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	more := ""
+	for _, line := range lines {
+		more += line + "\r\n"
+	}
 	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n%s", n.addr, extra)
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%s\r\n%s", n.addr, more, extra)
 	br := bufio.NewReader(c)
 	res, err := http.ReadResponse(br, nil)
 	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {

@@ -19,6 +19,21 @@ type metrics struct {
 	draining        prometheus.Gauge
 	moves           *prometheus.CounterVec
 	drainDuration   prometheus.Histogram
+	doorMetrics
+}
+
+// doorMetrics are of those who were not let in.
+type doorMetrics struct {
+	plainRefused prometheus.Counter
+}
+
+func newDoorMetrics(f promauto.Factory) doorMetrics {
+	return doorMetrics{
+		plainRefused: f.NewCounter(prometheus.CounterOpts{
+			Name: "http_connections_refused_total",
+			Help: "Connections closed before a byte was read, since too many that are no WebSocket were open.",
+		}),
+	}
 }
 
 func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
@@ -67,6 +82,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Help:    "From the begin of a drain until the node was empty.",
 			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
 		}),
+		doorMetrics: newDoorMetrics(f),
 		received: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_messages_received_total",
 			Help: "Frames from clients, by type; other for those that could not be read.",

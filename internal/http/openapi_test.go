@@ -77,6 +77,20 @@ func upgradeHeader(more ...string) http.Header {
 	return h
 }
 
+// everyCall is one call of each operation, for answers that do not depend on
+// what it asks for.
+func everyCall() (all []exchange) {
+	for _, operation := range []string{
+		"POST /v1/rooms/{room}/messages", "GET /v1/rooms/{room}/messages", "POST /v1/messages", "POST /v1/rooms/{room}/signals",
+		"GET /v1/rooms", "GET /", "GET /{file}", "GET /ws", "GET /healthz", "GET /readyz", "GET /metrics",
+	} {
+		method, route, _ := strings.Cut(operation, " ")
+		path := strings.NewReplacer("{room}", "a", "{file}", "client.js").Replace(route)
+		all = append(all, exchange{method: method, route: route, path: path})
+	}
+	return all
+}
+
 func exchanges() []exchange {
 	const one, batch, sig, list = "/v1/rooms/{room}/messages", "/v1/messages", "/v1/rooms/{room}/signals", "/v1/rooms"
 	const a, s = "/v1/rooms/a/messages", "/v1/rooms/a/signals"
@@ -126,12 +140,7 @@ func exchanges() []exchange {
 		{"GET", "/ws", "/ws", "", upgradeHeader("Origin", "https://evil.example"), nil, 403},
 		{"GET", "/ws", "/ws", "", nil, nil, 426},
 	}
-	for _, e := range []exchange{
-		{method: "POST", route: one, path: a}, {method: "GET", route: one, path: a}, {method: "POST", route: batch, path: batch},
-		{method: "POST", route: sig, path: s}, {method: "GET", route: list, path: list}, {method: "GET", route: "/", path: "/"},
-		{method: "GET", route: "/{file}", path: "/client.js"}, {method: "GET", route: "/ws", path: "/ws"},
-		{method: "GET", route: "/healthz", path: "/healthz"}, {method: "GET", route: "/readyz", path: "/readyz"}, {method: "GET", route: "/metrics", path: "/metrics"},
-	} {
+	for _, e := range everyCall() {
 		e.header, e.status = http.Header{"Host": {"evil.example"}}, http.StatusMisdirectedRequest
 		all = append(all, e)
 	}
@@ -165,7 +174,7 @@ func TestEveryAnswerIsTheDocuments(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"127.0.0.1"} })
 	d := readDocument(t, "openapi.yaml")
 	met, codes, asked := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	do := func(e exchange) {
+	do := func(n *node, e exchange) {
 		t.Helper()
 		n.log.mood.Store(nil)
 		if e.mood != nil {
@@ -196,10 +205,10 @@ func TestEveryAnswerIsTheDocuments(t *testing.T) {
 		}
 	}
 	for _, e := range exchanges() {
-		do(e)
+		do(n, e)
 	}
 	for _, name := range fileNames(d) {
-		do(exchange{"GET", "/{file}", "/" + name, "", nil, nil, 200})
+		do(n, exchange{"GET", "/{file}", "/" + name, "", nil, nil, 200})
 	}
 	for path, code := range map[string]string{"GET /none": codeNotFound, "PATCH /healthz": codeMethod} {
 		method, path, _ := strings.Cut(path, " ")
@@ -209,9 +218,19 @@ func TestEveryAnswerIsTheDocuments(t *testing.T) {
 		}
 		codes[code] = true
 	}
+	busy := startNode(t, func(c *Config) { c.Rates.API, c.now = 1, new(stillClock).now })
+	for range 2 {
+		busy.call("GET", "/v1/rooms", testKey, "")
+	}
+	for _, e := range everyCall() {
+		if strings.HasPrefix(e.route, "/v1/") {
+			e.status = http.StatusTooManyRequests
+			do(busy, e)
+		}
+	}
 	n.Stop()
-	do(exchange{"GET", "/readyz", "/readyz", "", nil, nil, 503})
-	do(exchange{"GET", "/ws", "/ws", "", upgradeHeader(), nil, 503})
+	do(n, exchange{"GET", "/readyz", "/readyz", "", nil, nil, 503})
+	do(n, exchange{"GET", "/ws", "/ws", "", upgradeHeader(), nil, 503})
 	unmet(t, d, met, asked, codes)
 }
 

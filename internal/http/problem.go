@@ -44,6 +44,7 @@ var statuses = map[string]int{
 	protocol.CodeConflict:     http.StatusConflict,
 	protocol.CodeUnauthorized: http.StatusUnauthorized,
 	protocol.CodeForbidden:    http.StatusForbidden,
+	protocol.CodeRateLimited:  http.StatusTooManyRequests,
 	protocol.CodeUnavailable:  http.StatusServiceUnavailable,
 	protocol.CodeInternal:     http.StatusInternalServerError,
 	codeMisdirected:           http.StatusMisdirectedRequest,

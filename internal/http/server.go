@@ -50,6 +50,14 @@ type Config struct {
 	// MaxHandshakeRate bounds the handshakes that are taken a second, so that a
 	// herd does not melt a fresh node; as many may come at once. 500 by default.
 	MaxHandshakeRate int
+	// MaxPerUser bounds those of a user, MaxPerAddress those of an address (an
+	// IPv6 /64 counts as one); 0 is no bound.
+	MaxPerUser, MaxPerAddress int
+	// MaxRooms is how many rooms a connection may be in, and so join at once.
+	MaxRooms int
+	Rates    Rates
+	// Limits counts what users publish on all nodes. Nil: on this one.
+	Limits Limits
 	// Heartbeat is the period of heartbeats; who sends no byte for two is
 	// closed. 25 s by default.
 	Heartbeat time.Duration
@@ -76,6 +84,8 @@ type Config struct {
 	LogLevel   *slog.LevelVar
 	Registerer prometheus.Registerer
 	Gatherer   prometheus.Gatherer
+
+	now func() time.Duration // what rates are counted by; tests have their own
 }
 
 func (c *Config) defaults() {
@@ -103,6 +113,10 @@ func (c *Config) defaults() {
 	if c.Takeover <= 0 {
 		c.Takeover = 10 * time.Second
 	}
+	if c.now == nil {
+		start := time.Now()
+		c.now = func() time.Duration { return time.Since(start) }
+	}
 	if c.Receivers == nil {
 		c.Receivers = func(Scope) Receivers { return Receivers{} }
 	}
@@ -125,6 +139,12 @@ type Server struct {
 	origins origins
 	hosts   hosts
 	proxies proxies
+	plain   *plainCount
+
+	rates  [rateKinds]allowance
+	limits Limits
+	calls  *ledger // of API keys
+
 	session atomic.Uint64 // names connections in the welcome
 	queued  atomic.Int64
 	clock   atomic.Int64
@@ -145,10 +165,10 @@ type Server struct {
 
 	mu sync.Mutex
 	// Protects following.
-	stopping  bool
-	drain     *drain // nil: none is under way
-	connected int
-	empty     chan struct{} // closed when nobody is connected; nil: nobody waits
+	stopping bool
+	drain    *drain // nil: none is under way
+	roster   roster
+	empty    chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // New returns a server whose heartbeat runs; Serve makes it listen.
@@ -161,12 +181,21 @@ func New(cfg Config) *Server {
 		origins: newOrigins(cfg.AllowedOrigins),
 		hosts:   newHosts(cfg.AllowedHosts),
 		proxies: cfg.TrustedProxies,
+		roster:  roster{networks: map[netip.Prefix]int{}, users: map[string]*account{}},
+		rates:   cfg.Rates.frameRates(cfg.MaxRooms),
+		limits:  cfg.Limits,
+		calls:   newLedger(perSecond(cfg.Rates.API)),
 		stop:    make(chan struct{}),
+	}
+	s.plain = newPlainCount(s)
+	if s.limits == nil {
+		s.limits = &userLimits{cfg.now, newLedger(perSecond(cfg.Rates.UserPublish)), newLedger(perSecond(cfg.Rates.UserBytes))}
 	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
 	s.beat.server, s.saver.server = s, s
 	s.gate = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
 	s.public = s.newHTTP(s.routes())
+	s.public.ConnState = s.plain.note
 	s.admin = s.newHTTP(s.adminRoutes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to
 	go s.beat.loop(cfg.Heartbeat, s.stop)
@@ -244,7 +273,7 @@ func (s *Server) closes() bool {
 func (s *Server) clients() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.connected
+	return s.roster.connected
 }
 
 // emptied returns a channel that is closed once there is no connection.
@@ -261,30 +290,10 @@ func (s *Server) emptied() <-chan struct{} {
 
 // noteEmpty tells who waits for the last connection to go. Caller holds mu.
 func (s *Server) noteEmpty() {
-	if s.connected == 0 && s.empty != nil {
+	if s.roster.connected == 0 && s.empty != nil {
 		close(s.empty)
 		s.empty = nil
 	}
-}
-
-// admit counts a connection in and says whether it may come; n is how many
-// there are with it.
-func (s *Server) admit() (n int, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	phase := s.drain.at()
-	if s.stopping || phase != "" && phase != phaseDelay || s.connected >= s.cfg.MaxConnections+overLimit {
-		return s.connected, false
-	}
-	s.connected++
-	return s.connected, true
-}
-
-func (s *Server) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.connected--
-	s.noteEmpty()
 }
 
 // welcome greets a client. Where no sessions are kept, what it is told is a

@@ -32,8 +32,12 @@ type socket struct {
 	remote  string
 	started time.Time
 
+	place *place
+	user  string // "": anonymous
+
 	received  int
 	malformed int // in a row
+	spent     spending
 
 	busy atomic.Bool  // a frame is being handled; the beat asks
 	told atomic.Int64 // when it was asked to move, Unix ms; 0: it was not
@@ -41,9 +45,9 @@ type socket struct {
 	slot, index int // guarded by the beat's slot lock
 }
 
-func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request) *socket {
+func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *place) *socket {
 	from := callerOf(r)
-	k := &socket{server: s, ws: ws, conn: c, id: from.id, remote: from.addr.String(), started: time.Now()}
+	k := &socket{server: s, ws: ws, conn: c, id: from.id, remote: from.addr.String(), started: time.Now(), place: p}
 	k.client = s.cfg.Hub.NewClient(c, "")
 	return k
 }
@@ -78,6 +82,9 @@ func (k *socket) readFrame() error {
 		// RFC 6455 §8.1; the library leaves it to us.
 		k.conn.CloseWith(protocol.CloseUTF8)
 		return errClosedByUs
+	}
+	if code, ours := k.conn.closing(); code != 0 && ours {
+		return errClosedByUs // what comes after our close is not done
 	}
 	// A reader that waits for the log hears nothing meanwhile: that is no
 	// silence of the client's.
@@ -126,6 +133,14 @@ func (k *socket) handle(frame []byte) error {
 	}
 	k.malformed = 0
 	k.server.countReceived(r.Type)
+	if err := k.afford(&r, len(frame)); err != nil {
+		k.answer(&r, err)
+		if k.overdone() {
+			k.conn.CloseWith(protocol.CloseRateLimited)
+			return errClosedByUs
+		}
+		return nil
+	}
 	if err != nil {
 		k.answer(&r, err)
 		return nil
@@ -191,7 +206,7 @@ func (k *socket) end(err error) {
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
 		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", k.remote), slog.String("request_id", k.id),
 		slog.Duration("duration", took), slog.Int("frames_in", k.received), slog.Int64("bytes_out", k.conn.sent.Load()))
-	s.release()
+	k.place.leave(k)
 }
 
 // violated says whether a read failed for what the client sent, and nobody has

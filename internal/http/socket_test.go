@@ -275,7 +275,7 @@ func TestTooManyConnections(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 2 })
 	a := n.dial(nil)
 	n.dial(nil)
-	if got := n.dial(nil).closed(); got != 4103 {
+	if got := n.turnedAway(nil); got != 4103 {
 		t.Errorf("third connection closed with %d, want 4103", got)
 	}
 	eventually(t, "the third to be gone", func() bool { return n.metric("websocket_active_connections") == "2" })

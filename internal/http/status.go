@@ -50,7 +50,7 @@ func (s *Server) Status() message.NodeStatus {
 		Version:           s.cfg.Version,
 		Ready:             !draining && !s.lacking(),
 		Draining:          draining,
-		Connections:       s.connected,
+		Connections:       s.roster.connected,
 		HandshakeRate:     rate,
 		HandshakeHeadroom: max(0, float64(s.cfg.MaxHandshakeRate)-rate),
 		HandshakeP95:      s.arrivals.p95(now),

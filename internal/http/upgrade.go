@@ -13,14 +13,16 @@ import (
 	"switchyard/internal/protocol"
 )
 
-const (
-	// smallBuffer is what the library reads and writes through, instead of the
-	// 4+4 KiB of net/http: 512 bytes hold a usual frame.
-	smallBuffer = 512
-	// overLimit is how many connections over the limit are still accepted, to
-	// be told so by a close code that a browser can see.
-	overLimit = 256
-)
+// smallBuffer is what the library reads and writes through, instead of the 4+4
+// KiB of net/http: 512 bytes hold a usual frame.
+const smallBuffer = 512
+
+// errNoPlace refuses a connection before its upgrade.
+var errNoPlace = &protocol.Error{
+	Code:       protocol.CodeUnavailable,
+	Message:    "this node takes no new connections",
+	RetryAfter: time.Second,
+}
 
 // errTooFast turns a handshake away that came with too many others.
 var errTooFast = &protocol.Error{
@@ -71,8 +73,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	), nil
 }
 
-// upgrade makes a WebSocket of a request. It returns at once: a goroutine with
-// a shallow stack of its own reads, so that net/http's can go.
+// upgrade makes a WebSocket of a request, or says why not. It returns at once:
+// a goroutine with a shallow stack of its own reads, so that net/http's can go.
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
 	if !s.origins.allow(r) {
@@ -91,43 +93,26 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, errTooFast)
 		return
 	}
-	n, ok := s.admit()
-	if !ok {
+	p := s.admit(callerOf(r))
+	if p == nil {
 		s.metrics.connections.WithLabelValues("refused").Inc()
-		s.refuse(w, r, &protocol.Error{
-			Code:       protocol.CodeUnavailable,
-			Message:    "this node takes no new connections",
-			RetryAfter: time.Second,
-		})
+		s.refuse(w, r, errNoPlace)
 		return
 	}
-	hj := &hijacker{ResponseWriter: w, server: s}
-	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{
-		Subprotocols:       []string{protocol.Subprotocol},
-		InsecureSkipVerify: true, // the origin was checked above, scheme included
-		CompressionMode:    websocket.CompressionDisabled,
-	})
-	if err != nil {
-		s.release()
-		s.metrics.connections.WithLabelValues("handshake").Inc()
-		if hj.refused != 0 {
-			s.refuse(w, r, handshakeError(hj.refused))
-		}
+	k := s.accept(w, r, p)
+	if k == nil {
+		p.leave(nil)
 		return
 	}
-	ws.SetReadLimit(int64(s.cfg.MaxFrame))
-	k := newSocket(s, ws, hj.conn, r)
-	secret, resumed := k.hold(offer, "")
-	result := "ok"
-	if n > s.cfg.MaxConnections {
-		result = "too_many"
-	}
-	s.metrics.connections.WithLabelValues(result).Inc()
+	s.metrics.connections.WithLabelValues(p.result).Inc()
 	s.metrics.active.Inc()
-	s.handshakes.count.Add(1)
-	k.conn.Send(s.welcome(secret, resumed))
-	if n > s.cfg.MaxConnections {
-		k.conn.CloseWith(protocol.CloseTooMany)
+	p.enrol(k)
+	if p.told == 0 {
+		s.handshakes.count.Add(1)
+		secret, resumed := k.hold(offer, "")
+		k.conn.Send(s.welcome(secret, resumed))
+	} else {
+		k.conn.CloseWith(p.told)
 	}
 	s.beat.add(k)
 	if s.closes() { // closeAll may have passed just before add
@@ -135,4 +120,24 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
 	go k.readLoop()
+}
+
+// accept takes the connection over; nil says that the handshake was refused
+// and answered.
+func (s *Server) accept(w http.ResponseWriter, r *http.Request, p *place) *socket {
+	hj := &hijacker{ResponseWriter: w, server: s}
+	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{
+		Subprotocols:       []string{protocol.Subprotocol},
+		InsecureSkipVerify: true, // the origin was checked before, scheme included
+		CompressionMode:    websocket.CompressionDisabled,
+	})
+	if err != nil {
+		s.metrics.connections.WithLabelValues("handshake").Inc()
+		if hj.refused != 0 {
+			s.refuse(w, r, handshakeError(hj.refused))
+		}
+		return nil
+	}
+	ws.SetReadLimit(int64(s.cfg.MaxFrame))
+	return newSocket(s, ws, hj.conn, r, p)
 }

@@ -12,17 +12,18 @@ type CloseCode uint16
 
 // The close codes the service sends.
 const (
-	CloseNormal     CloseCode = 1000 // asked to: stays away
-	CloseProtocol   CloseCode = 1002 // broke RFC 6455
-	CloseBinary     CloseCode = 1003 // a binary frame: only text is spoken here
-	CloseUTF8       CloseCode = 1007 // text that is not UTF-8
-	ClosePolicy     CloseCode = 1008 // three malformed frames in a row
-	CloseTooBig     CloseCode = 1009 // a frame over max_frame
-	CloseRestart    CloseCode = 1012 // this node goes: comes back within a second
-	CloseReplaced   CloseCode = 4009 // its session has a newer socket: forgets this one
-	CloseTooMany    CloseCode = 4103 // the node has as many connections as it may
-	CloseSlow       CloseCode = 4208 // did not read fast enough: comes back and resumes
-	CloseUnanswered CloseCode = 4209 // no byte for two heartbeats
+	CloseNormal      CloseCode = 1000 // asked to: stays away
+	CloseProtocol    CloseCode = 1002 // broke RFC 6455
+	CloseBinary      CloseCode = 1003 // a binary frame: only text is spoken here
+	CloseUTF8        CloseCode = 1007 // text that is not UTF-8
+	ClosePolicy      CloseCode = 1008 // three malformed frames in a row
+	CloseTooBig      CloseCode = 1009 // a frame over max_frame
+	CloseRestart     CloseCode = 1012 // this node goes: comes back within a second
+	CloseReplaced    CloseCode = 4009 // its session has a newer socket: forgets this one
+	CloseTooMany     CloseCode = 4103 // the node has as many connections as it may
+	CloseRateLimited CloseCode = 4129 // went on sending what rate_limited refused
+	CloseSlow        CloseCode = 4208 // did not read fast enough: comes back and resumes
+	CloseUnanswered  CloseCode = 4209 // no byte for two heartbeats
 )
 
 // Reason is the text that goes with the code, and its name in metrics.
@@ -46,6 +47,8 @@ func (c CloseCode) Reason() string {
 		return "replaced"
 	case CloseTooMany:
 		return "too_many_connections"
+	case CloseRateLimited:
+		return "rate_limited"
 	case CloseSlow:
 		return "slow"
 	case CloseUnanswered:

@@ -16,6 +16,7 @@ const (
 	CodeConflict     = "conflict"     // the id was used with other data
 	CodeUnauthorized = "unauthorized" // who are you?
 	CodeForbidden    = "forbidden"    // you may not
+	CodeRateLimited  = "rate_limited" // not done: send it again after retry_after_ms
 	CodeTooManyRooms = "too_many_rooms"
 	CodeUnavailable  = "unavailable" // outcome unknown: resend with the same id
 	CodeInternal     = "internal"    // our fault

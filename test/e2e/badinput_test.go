@@ -130,7 +130,7 @@ func (s *stranger) epoch(room string) string {
 }
 
 func TestTenThousandJoins(t *testing.T) {
-	s := testkit.StartServer(t, map[string]string{"MAX_ROOMS": "1000"})
+	s := testkit.StartServer(t, map[string]string{"MAX_ROOMS": "1000", "RATE_JOIN": "0"})
 	b := meet(t, s)
 	go func() {
 		for i := range 10000 {

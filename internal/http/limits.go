@@ -1,0 +1,141 @@
+package http
+
+import (
+	"fmt"
+	"time"
+
+	"switchyard/internal/protocol"
+)
+
+// Limits counts what each user publishes on all nodes together.
+type Limits interface {
+	// Publish books a publish or signal of so many bytes, or says how long the
+	// user is to wait until it would go through. It is asked for every one of
+	// them, by who reads the socket, and must not block: what other nodes
+	// counted may be a little old.
+	Publish(user string, bytes int) (wait time.Duration)
+}
+
+// Rates are how much may happen in a second; twice as much may come at once.
+// 0 is no limit.
+type Rates struct {
+	// Publish is for publishes and signals of a connection, Bytes for the
+	// bytes of all frames that it sends.
+	Publish, Bytes int
+	// Join is for joins and all other frames of a connection but those counted
+	// by the rest. Those for MaxRooms rooms may come at once: a client that
+	// resumes joins them all.
+	Join int
+	// History is for the history and presence calls of a connection, and for
+	// those of a user over HTTP.
+	History int
+	// UserPublish and UserBytes are for the publishes and signals of a user
+	// on this node, where nobody counts them on all nodes.
+	UserPublish, UserBytes int
+	// API is for the calls of an API key.
+	API int
+}
+
+// Kinds of frames, as they are counted.
+const (
+	ratePublish = iota
+	rateBytes
+	rateJoin
+	rateHistory
+	rateAuth
+	rateKinds
+)
+
+// authRate is for the auth frames of a connection: each costs a signature's
+// check, and a token lasts for minutes at least.
+var authRate = allowance{1, 10}
+
+// patience for clients that ignore rate_limited: so many refused frames,
+// without a pause of calm between them, end the connection.
+const (
+	mostRefused = 1000
+	calm        = time.Second
+)
+
+// frameRates are those of one connection, by kind.
+func (r *Rates) frameRates(maxRooms int) (all [rateKinds]allowance) {
+	all[ratePublish] = perSecond(r.Publish)
+	all[rateBytes] = perSecond(r.Bytes)
+	all[rateJoin] = allowance{r.Join, max(2*r.Join, maxRooms)}
+	all[rateHistory] = perSecond(r.History)
+	all[rateAuth] = authRate
+	return all
+}
+
+// userLimits is Limits within this node.
+type userLimits struct {
+	clock          func() time.Duration
+	publish, bytes *ledger
+}
+
+// Publish implements Limits.
+func (l *userLimits) Publish(user string, bytes int) time.Duration {
+	now := l.clock()
+	return max(l.publish.take(user, now, 1), l.bytes.take(user, now, bytes))
+}
+
+// kindOf says which rate a frame counts against, beside its bytes.
+func kindOf(t protocol.Type) int {
+	switch t {
+	case protocol.TypePublish, protocol.TypeSignal:
+		return ratePublish
+	case protocol.TypeHistory, protocol.TypePresence:
+		return rateHistory
+	case protocol.TypeAuth:
+		return rateAuth
+	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypeMoved:
+	}
+	return rateJoin
+}
+
+// A spending is what one connection has taken of its rates. It belongs to the
+// connection's reader.
+type spending struct {
+	tallies [rateKinds]tally
+	refused int           // since the last calm
+	last    time.Duration // when a frame was refused last
+}
+
+// afford books a frame of a connection, or refuses it: with rate_limited for
+// a frame, and with an end for who goes on all the same.
+func (k *socket) afford(r *protocol.Request, size int) error {
+	s, now := k.server, k.server.cfg.now()
+	wait := k.spent.tallies[rateBytes].take(s.rates[rateBytes], now, size)
+	what := "bytes"
+	if wait == 0 {
+		kind := kindOf(r.Type)
+		wait = k.spent.tallies[kind].take(s.rates[kind], now, 1)
+		what = [rateKinds]string{"publishes", "bytes", "frames", "reads", "auth frames"}[kind]
+		if wait == 0 && kind == ratePublish && k.user != "" {
+			wait = s.limits.Publish(k.user, size)
+			what = "publishes or bytes of this user"
+		}
+	}
+	if wait == 0 {
+		return nil
+	}
+	if now-k.spent.last > calm {
+		k.spent.refused = 0
+	}
+	k.spent.refused, k.spent.last = k.spent.refused+1, now
+	return rateLimited("too many "+what+" a second; send it again after retry_after_ms", wait)
+}
+
+// overdone says that a client has ignored too many refusals.
+func (k *socket) overdone() bool { return k.spent.refused > mostRefused }
+
+func rateLimited(text string, wait time.Duration) error {
+	// Rounded up to what is told, never to 0, which would leave it open.
+	wait = (wait + time.Millisecond - 1).Truncate(time.Millisecond)
+	return &protocol.Error{Code: protocol.CodeRateLimited, Message: text, RetryAfter: wait}
+}
+
+// errKeyRate refuses a call of an API key that calls too often.
+func errKeyRate(name string, wait time.Duration) error {
+	return rateLimited(fmt.Sprintf("too many calls a second with the key %s; see RATE_API", name), wait)
+}

@@ -1,0 +1,305 @@
+package http
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+)
+
+// from is a handshake as a trusted proxy hands it on.
+func from(addr string) *websocket.DialOptions {
+	return &websocket.DialOptions{HTTPHeader: http.Header{"X-Forwarded-For": {addr}}}
+}
+
+// A still clock stands until the test sets it forward, so that rates are exact.
+type stillClock struct{ at atomic.Int64 }
+
+func (c *stillClock) now() time.Duration      { return time.Duration(c.at.Load()) + time.Hour }
+func (c *stillClock) forward(d time.Duration) { c.at.Add(int64(d)) }
+
+// trusting counts connections by what a proxy on loopback says.
+func trusting(c *Config) { c.TrustedProxies = prefixes(loopback) }
+
+func TestTooManyConnectionsOfAnAddress(t *testing.T) {
+	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress = 2 })
+	first := n.dial(from("198.51.100.1"))
+	n.dial(from("198.51.100.1"))
+	if got := n.turnedAway(from("198.51.100.1")); got != 4103 {
+		t.Errorf("the third is closed with %d", got)
+	}
+	if got := n.turnedAway(from("127.0.0.1, 198.51.100.1")); got != 4103 {
+		t.Errorf("with an address made up: %d", got)
+	}
+	n.dial(from("198.51.100.2")) // a neighbour is not touched
+	n.dial(from("2001:db8:1:1::1"))
+	n.dial(from("2001:db8:1:1:ffff::2"))
+	if got := n.turnedAway(from("2001:db8:1:1:1:2:3:4")); got != 4103 {
+		t.Errorf("the third of a /64: %d", got)
+	}
+	n.dial(from("2001:db8:1:2::1"))
+	_ = first.ws.Close(websocket.StatusNormalClosure, "")
+	eventually(t, "a place", func() bool {
+		n.Server.mu.Lock()
+		defer n.Server.mu.Unlock()
+		return n.roster.networks[network(parseAddr("198.51.100.1"))] == 1
+	})
+	n.dial(from("198.51.100.1"))
+	if got := n.metric(`websocket_connections_total{result="too_many_address"}`); got != "3" {
+		t.Errorf("counted %q times", got)
+	}
+}
+
+// A peer on loopback that is no trusted proxy speaks for nobody knows how many:
+// its connections are not counted by address.
+func TestTheHouseIsNotCountedByAddress(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxPerAddress = 1 })
+	n.dial(nil)
+	n.dial(from("198.51.100.1")).send(`{"type":"join","room":"a"}`)
+}
+
+// All that was counted is given back, whatever way a connection ended.
+func TestEveryPlaceIsGivenBack(t *testing.T) {
+	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
+	for i := range 6 {
+		b := n.open(from(fmt.Sprintf("198.51.100.%d", 1+i%2)))
+		switch i % 3 {
+		case 0:
+			_ = b.ws.Close(websocket.StatusNormalClosure, "")
+		case 1:
+			_ = b.ws.CloseNow()
+		}
+	}
+	for range 4 {
+		n.ask("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
+		n.ask("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
+	}
+	if err := n.CloseSockets(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all to be gone", func() bool { return n.clients() == 0 })
+	n.Server.mu.Lock()
+	defer n.Server.mu.Unlock()
+	if r := n.roster; r.turned != 0 || len(r.networks) != 0 || len(r.users) != 0 {
+		t.Errorf("left behind: %+v", r)
+	}
+}
+
+// Those who can't stay are told so by a close code while they are few; they
+// take nobody's place, and beyond a bound they are refused before the upgrade.
+func TestWhoCanNotStayTakesNobodysPlace(t *testing.T) {
+	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections = 1, 3 })
+	n.dial(from("198.51.100.1"))
+	for range overLimit {
+		n.raw("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so its close waits
+	}
+	header := upgradeHeader("X-Forwarded-For", "198.51.100.1")
+	if res, _ := n.request("GET", "/ws", header, strings.NewReader("")); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("one more is answered with %d", res.StatusCode)
+	}
+	n.dial(from("198.51.100.2"))
+	n.dial(from("198.51.100.3"))
+}
+
+// Who is being turned away is not served meanwhile.
+func TestNothingIsDoneAfterAClose(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
+	b := n.dial(nil)
+	c, br := n.raw(masked(0x81, `{"type":"publish","room":"a","data":1}`) + masked(0x88, "\x03\xe8"))
+	if _, err := io.ReadAll(br); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	b.send(`{"type":"history","room":"a"}`)
+	if got := b.until("history"); len(got["messages"].([]any)) != 0 {
+		t.Errorf("a connection that was turned away has published: %v", got)
+	}
+}
+
+// Each rate refuses what is over it, says when to come back, and lets the
+// connection live; the other rates are not touched.
+func TestRatesOfAConnection(t *testing.T) {
+	big := `{"type":"signal","room":"a","data":"` + strings.Repeat("x", 900) + `"}`
+	for _, tt := range []struct {
+		name          string
+		rates         Rates
+		frame, other  string
+		burst         int
+		answered, why string
+	}{
+		{"publishes", Rates{Publish: 2}, `{"type":"publish","room":"a","data":1}`, `{"type":"history","room":"b"}`, 4, "ack", "publishes"},
+		{"signals count as publishes", Rates{Publish: 2}, `{"type":"signal","room":"a","data":1}`, `{"type":"history","room":"b"}`, 4, "", "publishes"},
+		{"bytes", Rates{Bytes: 1000}, big, `{"type":"history","room":"b"}`, 2, "", "bytes"},
+		{"joins", Rates{Join: 2}, `{"type":"join","room":"a"}`, `{"type":"publish","room":"b","data":1}`, 5, "joined", "frames"},
+		{"what nobody knows", Rates{Join: 2}, `{"type":"dance"}`, `{"type":"publish","room":"b","data":1}`, 5, "error", "frames"},
+		{"history", Rates{History: 2}, `{"type":"history","room":"a"}`, `{"type":"publish","room":"b","data":1}`, 4, "history", "reads"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var clock stillClock
+			n := startNode(t, func(c *Config) { c.Rates, c.MaxRooms, c.now = tt.rates, 5, clock.now })
+			b := n.dial(nil)
+			for range tt.burst {
+				b.send("%s", tt.frame)
+				if tt.answered != "" {
+					b.until(tt.answered)
+				}
+			}
+			b.send(`%s,"ref":"over"}`, strings.TrimSuffix(tt.frame, "}"))
+			got := b.until("error")
+			wait, _ := got["retry_after_ms"].(float64)
+			if got["code"] != "rate_limited" || got["ref"] != "over" || wait < 1 || wait > 1000 || !strings.Contains(got["message"].(string), tt.why) {
+				t.Fatalf("got %v", got)
+			}
+			if tt.why != "bytes" {
+				b.send("%s", tt.other)
+				for kind := b.read()["type"]; kind != "history" && kind != "ack"; kind = b.read()["type"] {
+					if kind == "error" {
+						t.Fatal("another rate is touched")
+					}
+				}
+			}
+			clock.forward(time.Duration(wait) * time.Millisecond)
+			b.send(`%s,"ref":"late"}`, strings.TrimSuffix(tt.frame, "}"))
+			b.send(`{"type":"leave","ref":"end"}`)
+			for v := b.read(); v["ref"] != "end"; v = b.read() {
+				if v["ref"] == "late" && v["code"] == "rate_limited" {
+					t.Errorf("refused after the wait that it was told: %v", v)
+				}
+			}
+			if n.metric(`websocket_errors_total{type="rate_limited"}`) == "" {
+				t.Error("not counted")
+			}
+		})
+	}
+}
+
+// A thousand joins at once is a client that resumes, not an attack.
+func TestAResumeOfEveryRoomIsNoFlood(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.Rates.Join, c.MaxRooms = 1, 1000 })
+	b := n.dial(nil)
+	for i := range 1000 {
+		b.send(`{"type":"join","room":"r%d"}`, i)
+		if got := b.until("joined"); got["room"] != fmt.Sprint("r", i) {
+			t.Fatalf("join %d: %v", i, got)
+		}
+	}
+}
+
+func TestUsersAreLimitedOverTheirConnections(t *testing.T) {
+	clock := time.Hour
+	l := &userLimits{func() time.Duration { return clock }, newLedger(perSecond(2)), newLedger(perSecond(1000))}
+	for i := range 4 {
+		if wait := l.Publish("ann", 100); wait != 0 {
+			t.Errorf("publish %d: wait %v", i, wait)
+		}
+	}
+	if wait := l.Publish("ann", 100); wait != 500*time.Millisecond {
+		t.Errorf("over the rate: wait %v", wait)
+	}
+	if wait := l.Publish("bob", 2500); wait != 0 {
+		t.Errorf("another user: wait %v", wait)
+	}
+	if wait := l.Publish("bob", 100); wait == 0 {
+		t.Error("bytes are not counted")
+	}
+}
+
+func TestCallsOfAKeyAreLimited(t *testing.T) {
+	var clock stillClock
+	n := startNode(t, func(c *Config) { c.Rates.API, c.now = 2, clock.now })
+	for range 4 {
+		if res, body := n.call("GET", "/v1/rooms", testKey, ""); res.StatusCode != http.StatusOK {
+			t.Fatalf("%d %s", res.StatusCode, body)
+		}
+	}
+	res, body := n.call("POST", "/v1/rooms/a/messages", testKey, `{"data":1}`)
+	if res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") != "1" || !strings.Contains(body, `"code":"rate_limited"`) || !strings.Contains(body, "RATE_API") {
+		t.Errorf("over the rate: %d %v %s", res.StatusCode, res.Header, body)
+	}
+	if res, _ := n.call("GET", "/v1/rooms", testKey+"2", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("another key: %d", res.StatusCode)
+	}
+	if res, _ := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("a probe: %d", res.StatusCode)
+	}
+	clock.forward(500 * time.Millisecond)
+	if res, _ := n.call("POST", "/v1/rooms/a/messages", testKey, `{"data":1}`); res.StatusCode != http.StatusCreated {
+		t.Errorf("half a second later: %d", res.StatusCode)
+	}
+}
+
+// A countedConn has an address of the test's choice and tells when it is closed.
+type countedConn struct {
+	net.Conn
+	addr   string
+	closed bool
+}
+
+func (c *countedConn) RemoteAddr() net.Addr {
+	a, _ := net.ResolveTCPAddr("tcp", c.addr)
+	return a
+}
+
+func (c *countedConn) Close() error { c.closed = true; return nil }
+
+func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
+	p := newPlainCount(n.Server) // of its own: no connection but the test's is in it
+	open := func(addr string) *countedConn {
+		c := &countedConn{addr: addr}
+		p.note(c, http.StateNew)
+		return c
+	}
+	var first *countedConn
+	for i := range mostPlainPerAddress {
+		c := open(fmt.Sprintf("198.51.100.1:%d", 1000+i))
+		if c.closed {
+			t.Fatalf("connection %d of an address is closed", i)
+		}
+		if first == nil {
+			first = c
+		}
+	}
+	if c := open("198.51.100.1:9"); !c.closed {
+		t.Error("one address has more than its share")
+	}
+	p.note(first, http.StateHijacked) // became a WebSocket
+	if c := open("198.51.100.1:9"); c.closed {
+		t.Error("a place was not given back")
+	}
+	if c := open("198.51.100.2:9"); c.closed {
+		t.Error("another address is refused")
+	}
+	var proxied []*countedConn
+	for len(p.open) < mostPlain {
+		c := open("203.0.113.9:9") // speaks for many
+		if c.closed {
+			t.Fatal("a proxy is counted by address")
+		}
+		proxied = append(proxied, c)
+	}
+	if c := open("198.51.100.3:9"); !c.closed {
+		t.Error("there are more connections than may be")
+	}
+	for _, c := range proxied {
+		p.note(c, http.StateActive)
+		p.note(c, http.StateIdle)
+		p.note(c, http.StateClosed)
+		p.note(c, http.StateClosed)
+	}
+	if len(p.open) != mostPlainPerAddress+1 || len(p.networks) != 2 {
+		t.Errorf("%d open of %d addresses", len(p.open), len(p.networks))
+	}
+	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {
+		t.Errorf("%d", res.StatusCode)
+	}
+	if got := n.metric("http_connections_refused_total"); got != "2" {
+		t.Errorf("counted %q", got)
+	}
+}

@@ -142,6 +142,13 @@ func (a *arena) hangUp(p *player) {
 	l.client.Close(false)
 }
 
+// connection is the player's, nil while it has none.
+func (p *player) connection() *line {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.line
+}
+
 // stick makes a player's connection slow, and loose fast again.
 func (p *player) stick() {
 	p.mu.Lock()
@@ -217,6 +224,47 @@ func (a *arena) leave(p *player, room message.Room) {
 	}
 	if s.in || s.leaving {
 		a.complain("%s got no answer to its leave of %s", p.name, room)
+	}
+}
+
+// ping notes where the player is, as a ping goes out to it.
+func (a *arena) ping(p *player) {
+	l := p.connection()
+	if l == nil {
+		return
+	}
+	l.client.Pinged()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.seats {
+		if s.in {
+			s.pinged = s.at
+		}
+	}
+}
+
+// pong answers the last ping: the player has what went out before it, and no
+// more is proved.
+func (a *arena) pong(p *player) {
+	l := p.connection()
+	if l == nil {
+		return
+	}
+	l.client.Ponged()
+	got := map[message.Room]position{}
+	for _, at := range l.client.Positions(nil) {
+		got[at.Room] = position{at.Epoch, at.Seq}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, room := range a.rooms {
+		s := p.seats[room]
+		if s.pinged.epoch != "" {
+			s.proved = s.pinged
+		}
+		if at, in := got[room]; in != s.in || in && at != s.proved {
+			a.complain("%s is in %s: %v, and proved %v; the hub has %v, %v", p.name, room, s.in, s.proved, in, at)
+		}
 	}
 }
 

@@ -81,6 +81,9 @@ type seat struct {
 	ahead   bool     // at is where the log never was
 	asked   string   // ref of the newest join, until it is answered
 	leaving bool
+
+	pinged position // where it was at the last ping of this stay
+	proved position // and at the last that was answered, or at its join
 }
 
 // A player is a person with one connection at a time. Safe for concurrent use.
@@ -209,6 +212,7 @@ func (p *player) joined(room message.Room, s *seat, ref string, head position, f
 	case s.at.epoch == "":
 		s.at.epoch = head.epoch
 	}
+	s.pinged, s.proved = position{}, s.at
 	if s.at.epoch == head.epoch && s.at.seq > head.seq && !s.ahead {
 		p.complain("%s joined %s after %v, and is told that its head is %v", p.name, room, s.at, head)
 	}

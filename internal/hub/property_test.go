@@ -44,6 +44,8 @@ func (a *arena) actions() map[string]func(*rapid.T) {
 		"join":     a.drawJoin,
 		"resume":   a.drawResume,
 		"leave":    func(t *rapid.T) { a.leave(a.drawPlayer(t), a.drawRoom(t)) },
+		"ping":     func(t *rapid.T) { a.ping(a.drawPlayer(t)) },
+		"pong":     func(t *rapid.T) { a.pong(a.drawPlayer(t)) },
 		"player":   a.drawPlayersFault,
 		"node":     a.drawNodesFault,
 		"log":      a.drawLogsFault,

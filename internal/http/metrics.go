@@ -10,7 +10,6 @@ type metrics struct {
 	active          prometheus.Gauge
 	connections     *prometheus.CounterVec
 	disconnections  *prometheus.CounterVec
-	errors          *prometheus.CounterVec
 	handshake       prometheus.Histogram
 	lifetime        prometheus.Histogram
 	received        *prometheus.CounterVec
@@ -55,10 +54,6 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Name: "websocket_disconnections_total",
 			Help: "Ended connections, by reason.",
 		}, []string{"reason"}),
-		errors: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "websocket_errors_total",
-			Help: "Requests answered with an error, by its code, and connections ended for one, by the close reason.",
-		}, []string{"type"}),
 		handshake: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_handshake_duration_seconds",
 			Help:    "From the request read to the welcome queued.",

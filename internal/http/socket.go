@@ -168,7 +168,7 @@ func (k *socket) do(r *protocol.Request) {
 
 func (k *socket) answer(r *protocol.Request, err error) {
 	e := protocol.ErrorFor(err)
-	k.server.metrics.errors.WithLabelValues(e.Code).Inc()
+	k.server.cfg.Hub.CountError(e.Code)
 	if e.Code == protocol.CodeInternal {
 		k.server.log.Error("request failed", "type", r.Type, "request_id", k.id, "error", err)
 	}
@@ -196,7 +196,7 @@ func (k *socket) end(err error) {
 	s.metrics.active.Dec()
 	s.metrics.disconnections.WithLabelValues(reason).Inc()
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
-		s.metrics.errors.WithLabelValues(reason).Inc()
+		s.cfg.Hub.CountError(reason)
 	}
 	if k.told.Load() != 0 {
 		s.noteMove(code, reason)

@@ -243,7 +243,7 @@ func (m *member) retire(leave *protocol.Ref, why error, how message.PresenceKind
 		m.present(how)
 	}
 	if !m.announced && why != nil && (m.ref != "" || !errors.Is(why, errReplaced)) {
-		m.client.out.Send(protocol.ErrorFor(why).Encode(m.ref, t.room, ""))
+		m.client.out.Send(t.hub.refusal(why).Encode(m.ref, t.room, ""))
 	}
 	if leave != nil {
 		m.client.out.Send(protocol.Left(*leave, t.room, t.epoch, t.last, min(t.first, t.last+1)))

@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"switchyard/internal/protocol"
 )
 
 // Causes of a repair, and results of a resume: closed sets for labels.
@@ -31,6 +33,7 @@ type metrics struct {
 	dropped   *prometheus.CounterVec
 	topics    prometheus.Gauge
 	malformed prometheus.Counter
+	errors    *prometheus.CounterVec
 	canary    *prometheus.HistogramVec
 }
 
@@ -72,12 +75,28 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "hub_malformed_payloads_total",
 			Help: "Payloads from the broker that could not be read.",
 		}),
+		errors: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_errors_total",
+			Help: "Requests answered with an error, by its code, and connections ended for one, by the close reason.",
+		}, []string{"type"}),
 		canary: f.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "websocket_canary_duration_seconds",
 			Help:    "From the publish of the node's own canary to its arrival at a local member, and back from the broker.",
 			Buckets: fast,
 		}, []string{"leg"}),
 	}
+}
+
+// CountError counts a request that was answered with an error, by its code, or
+// a connection that was ended for one, by its reason. Some are answered here,
+// others by who reads the socket: one counter has them all.
+func (h *Hub) CountError(kind string) { h.metrics.errors.WithLabelValues(kind).Inc() }
+
+// refusal is how an error is told to a client; it is counted.
+func (h *Hub) refusal(err error) *protocol.Error {
+	e := protocol.ErrorFor(err)
+	h.CountError(e.Code)
+	return e
 }
 
 // watch tells how old the newest canary is that came back, by leg.

@@ -93,7 +93,7 @@ func (t *ticket) answer(now time.Time) {
 	}
 	var f protocol.Frame
 	if t.Err != nil {
-		f = protocol.ErrorFor(t.Err).Encode(t.ref, t.Room, t.ID)
+		f = t.hub.refusal(t.Err).Encode(t.ref, t.Room, t.ID)
 	} else {
 		f = protocol.Ack(t.ref, &t.Publication)
 		t.hub.metrics.publish.Observe(now.Sub(t.started).Seconds())

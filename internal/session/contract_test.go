@@ -38,6 +38,7 @@ var contract = []struct {
 	{"Many are counted", manyAreCounted},
 	{"A rush is gathered", aRushIsGathered},
 	{"A killed node's members go", aKilledNodesMembersGo},
+	{"A limit holds over nodes", aLimitHoldsOverNodes},
 }
 
 // basics is what is also told in a cluster and behind sentinels, where only
@@ -46,7 +47,7 @@ var basics = []string{
 	"A session comes back on another node", "The old owner is told and refused", "A goodbye is for good",
 	"One owner, however many come", "A large batch",
 	"Who came back elsewhere is counted", "A removed user stays out everywhere",
-	"Who is in a room on all nodes", "A move is seen by nobody", "A killed node's members go",
+	"Who is in a room on all nodes", "A move is seen by nobody", "A killed node's members go", "A limit holds over nodes",
 }
 
 func TestContract(t *testing.T) {

@@ -251,6 +251,6 @@ func loggerOf(l *logs) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil
 
 // aclRights are the commands that docs/sessions.md says a user needs.
 var aclRights = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
-	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby +hgetall +hexists +hlen +hscan +sadd +srem +srandmember")
+	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby +hgetall +hexists +hlen +hscan +sadd +srem +srandmember +hmget")
 
 func (l *logs) count(text string) int { return strings.Count(l.String(), text) }

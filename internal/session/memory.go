@@ -30,6 +30,8 @@ type Space struct {
 	barred   map[string]time.Time // until when, by user
 	state    int64                // raised by each change of barred
 	spaceRooms
+	spenders     map[string]*spender
+	spendersLeft int // after they were looked through last
 }
 
 // A kept session is a record, in the form that Redis would have it: what is
@@ -57,6 +59,7 @@ func (s *Space) join(cfg Config, m *metrics) *member {
 		s.inboxes = make(map[string]chan []byte)
 		s.nodes = make(map[string]spaceNode)
 		s.barred = make(map[string]time.Time)
+		s.spenders = make(map[string]*spender)
 		s.rooms = make(map[message.Room]map[message.SessionID]spaceSeat)
 	}
 	return &member{Space: s, ttl: cfg.TTL, metrics: m}

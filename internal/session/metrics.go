@@ -19,27 +19,30 @@ const (
 
 	opPresence = "presence"
 	opSweep    = "sweep"
+	opLimits   = "limits"
 )
 
-var operations = []string{opAsk, opSave, opEnd, opBeat, opNotice, opBar, opPresence, opSweep}
+var operations = []string{opAsk, opSave, opEnd, opBeat, opNotice, opBar, opPresence, opSweep, opLimits}
 
 // Why something was dropped: the closed set of values of the label reason of
 // session_dropped_total.
 const (
-	dropNotices = "notices_full" // more to tell other nodes than may wait
-	dropNotice  = "notice_lost"  // Redis did not take a notice
-	dropGarbled = "notice_garbled"
-	dropEnds    = "ends_full" // a session that ended is kept until it expires
-	dropEnd     = "end_lost"  // the same, since Redis could not be asked
-	dropPartial = "rooms"     // a session with too many rooms is kept without
-	dropOldest  = "sessions"  // in process: more sessions than may be kept
-	dropSeats   = "seats_full"
-	dropVacant  = "vacant_full" // who left is not told one by one, but who is there
-	dropPokes   = "pokes_full"  // the same: that any room may have changed is told
+	dropNotices  = "notices_full" // more to tell other nodes than may wait
+	dropNotice   = "notice_lost"  // Redis did not take a notice
+	dropGarbled  = "notice_garbled"
+	dropEnds     = "ends_full" // a session that ended is kept until it expires
+	dropEnd      = "end_lost"  // the same, since Redis could not be asked
+	dropPartial  = "rooms"     // a session with too many rooms is kept without
+	dropOldest   = "sessions"  // in process: more sessions than may be kept
+	dropSeats    = "seats_full"
+	dropVacant   = "vacant_full" // who left is not told one by one, but who is there
+	dropSpenders = "users_full"  // one user too many to be limited over all nodes
+	dropPokes    = "pokes_full"  // the same: that any room may have changed is told
 )
 
 var dropReasons = []string{
 	dropNotices, dropNotice, dropGarbled, dropEnds, dropEnd, dropPartial, dropOldest, dropSeats, dropVacant, dropPokes,
+	dropSpenders,
 }
 
 // How an attempt to resume ended: the label result of session_resumes_total.
@@ -67,6 +70,8 @@ type metrics struct {
 	seats      prometheus.Gauge
 	resyncs    prometheus.Counter
 	swept      prometheus.Counter
+	refused    prometheus.Counter
+	spenders   prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -103,6 +108,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "presence_sweeps_total",
 			Help: "Shards in which this node removed what a dead node had left behind.",
 		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "limits_refused_total",
+			Help: "Publishes refused since their user had spent a limit that counts over all nodes.",
+		}),
+		spenders: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "limits_users",
+			Help: "Users whose spending is counted on this node.",
+		}),
 		durations: make(map[string]prometheus.Observer), failures: byLabel(failures, operations...),
 		resumes: byLabel(resumes, resumeDone, resumeUnknown, resumeAway),
 		saves:   make(map[message.SaveResult]prometheus.Counter), dropped: byLabel(dropped, dropReasons...),
@@ -114,7 +127,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.saves[result] = saves.WithLabelValues(name)
 	}
 	if reg != nil {
-		reg.MustRegister(m.up, m.reconnects, m.seats, m.resyncs, m.swept, durations, failures, resumes, saves, dropped)
+		reg.MustRegister(m.up, m.reconnects, m.seats, m.resyncs, m.swept, m.refused, m.spenders, durations, failures, resumes, saves, dropped)
 	}
 	return m
 }

@@ -48,6 +48,8 @@ type Config struct {
 	// LeaveGrace is how long a session whose socket ended is still in its
 	// rooms; DefaultLeaveGrace when 0.
 	LeaveGrace time.Duration
+	// Rates bound each user over all nodes, which all have the same ones.
+	Rates Rates
 
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: not registered
@@ -101,6 +103,7 @@ type Node struct {
 	fleet    fleet
 	bars     barred
 	presence *presence
+	limits   *limits
 	dead     map[leftover]time.Time // since when; presenceLoop's
 	sweeps   chan []leftover        // to sweepLoop; never closed
 
@@ -143,7 +146,7 @@ func newNode(cfg Config, s space, m *metrics) *Node {
 		outbox: newBacklog[posted](maxNotices), ends: newBacklog[ended](maxEnds),
 		sweeps: make(chan []leftover, 1),
 	}
-	n.presence = newPresence(n, cfg.LeaveGrace)
+	n.presence, n.limits = newPresence(n, cfg.LeaveGrace), newLimits(n, cfg.Rates)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
 }
@@ -160,6 +163,7 @@ func (n *Node) Start(h Hooks) {
 	n.hooks.Store(&h)
 	for _, loop := range []func(context.Context){
 		n.beatLoop, n.listenLoop, n.sendLoop, n.endLoop, n.presenceLoop, n.pokeLoop, n.sweepLoop,
+		n.limitLoop,
 	} {
 		n.loops.Go(func() { loop(n.ctx) })
 	}

@@ -14,6 +14,7 @@ type space interface {
 	boards
 	rolls
 	sweeps
+	meters
 	mail
 	// up says whether the last call reached the space.
 	up() bool
@@ -69,6 +70,13 @@ type sweeps interface {
 	// sweep removes a part of what a tag left behind; left says that there may
 	// be more.
 	sweep(ctx context.Context, shard int, tag string) (left bool, err error)
+}
+
+// meters count what users spend on all nodes.
+type meters interface {
+	// meter takes what was spent out of the users' buckets, and writes into each
+	// spending what is left.
+	meter(ctx context.Context, rates [measures]rate, batch []*spending)
 }
 
 // A mail carries notices between nodes, and may lose them.

@@ -59,6 +59,10 @@ type Options struct {
 	// OnMoved, if set, is told likewise when another connection has taken the
 	// place of the one before, with nothing lost and no change of state.
 	OnMoved func(MovedEvent)
+	// OnFrame, if set, is shown each frame about a room's order before the client
+	// acts on it, called as handlers are: for a checker, since what handlers get
+	// is put right.
+	OnFrame func(Frame)
 	Logger  *slog.Logger // nil: silent
 
 	// random returns a number in [0, 1); tests have dice of their own.

@@ -196,6 +196,7 @@ func (c *Client) handle(l *link, b []byte) error {
 	}
 	c.turn.Lock()
 	defer c.turn.Unlock()
+	c.witness(l, f)
 	switch f.Type {
 	case "message":
 		return c.handleMessage(l, f)

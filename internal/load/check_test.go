@@ -149,6 +149,15 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s gets b e:2
 			s gets c e:3
 			s gets d e:4`, WrongAck, "room r: d was acked as 9 and delivered as 4"},
+		"acked elsewhere on the wire, after the message itself": {`publish a
+			s joins e:0
+			s gets a e:1
+			ack a e:1
+			confirm a e:2`, WrongAck, "room r: a was acked as 2 and delivered as 1"},
+		"a silent epoch on the wire alone": {three + `s joins e:0
+			s gets a e:1
+			s skips f:2 1 epoch
+			s gap f:1-1 epoch`, SilentEpoch, "s was sent 2 of epoch f right after 1 of another"},
 		"acked where another is": {`publish a
 			ack a e:1
 			publish b
@@ -281,6 +290,12 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 		"a position above the head": three + `s joins e:9
 			s gap e:1-2 epoch
 			s gets c e:3`,
+		"confirmed": `publish a
+			s joins e:0
+			s gets a e:1
+			ack a e:1
+			confirm a e:1
+			confirm x e:7`,
 		"resent": `publish a
 			publish a
 			ack a e:1

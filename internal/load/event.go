@@ -24,15 +24,16 @@ const (
 	rejoined              // sub, epoch, seq: back after a cut; seq is the room's head
 	delivered             // sub, user, id, hash, epoch, seq
 	declared              // sub, epoch, seq to to, reason: a gap, both ends included
-	skipped               // sub, epoch, seq: came on the wire although to was the last before it
+	skipped               // sub, epoch, seq: came on the wire although to was the last before it; reason: "" or epoch
 	repeated              // sub, epoch, seq: came on the wire although to was the last before it
 	left                  // sub: nothing more is expected
 	ended                 // sub, epoch, seq: that is how far it must have come
+	confirmed             // user, id, epoch, seq: an ack on the wire, after the outcome was told
 	kinds                 // how many there are
 )
 
 var kindNames = [kinds]string{
-	"publish", "ack", "refused", "unknown", "join", "rejoin", "deliver", "gap", "skip", "repeat", "leave", "end",
+	"publish", "ack", "refused", "unknown", "join", "rejoin", "deliver", "gap", "skip", "repeat", "leave", "end", "confirm",
 }
 
 // MarshalText writes a kind as it stands in a file.

@@ -53,6 +53,8 @@ func (f *follow) take(e event) {
 		f.deliver(e, at)
 	case e.Kind == declared:
 		f.gap(e)
+	case e.Kind == skipped && e.Reason == "epoch":
+		f.tell(SilentEpoch, at, e.ID, fmt.Sprintf("%s was sent %d of epoch %s right after %d of another", f.sub, e.Seq, e.Epoch, e.To))
 	case e.Kind == skipped:
 		f.tell(SilentGap, at, e.ID, fmt.Sprintf("%s was sent %d right after %d", f.sub, e.Seq, e.To))
 	case e.Kind == repeated:

@@ -176,9 +176,11 @@ func TestAFileTellsTheSame(t *testing.T) {
 		publish e
 		unknown e
 		duplicate c e:3
+		confirm c e:4
 		s joins e:0
 		s gets a e:1
 		s skips e:3 1
+		s skips f:3 1 epoch
 		s returns e:3
 		s gap e:2-2 trimmed
 		s repeats e:1 2

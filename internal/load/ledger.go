@@ -95,11 +95,23 @@ func (l *ledger) hear(e event, found func(Finding)) {
 		if a := (ack{position{e.Epoch, e.Seq}, e.Hash}); !slices.Contains(m.acks, a) {
 			m.acks = append(m.acks, a)
 		}
+	case confirmed:
+		l.confirmed(e)
 	case refused, unknown:
 		l.entry(e).settle(e)
 	case delivered:
 		l.delivered(e, found)
 	}
+}
+
+// confirmed takes an ack that came on the wire for another one of the first
+// attempt, unless it says the same as one that is known.
+func (l *ledger) confirmed(e event) {
+	m, at := l.entry(e), position{e.Epoch, e.Seq}
+	if len(m.attempts) == 0 || slices.ContainsFunc(m.acks, func(a ack) bool { return a.position == at }) {
+		return
+	}
+	m.acks = append(m.acks, ack{at, m.attempts[0].hash})
 }
 
 // settle gives an outcome to the first attempt with that data that has none.

@@ -30,7 +30,9 @@ type member struct {
 	room message.Room
 	user string
 	line *line
-	sub  *Subscription // nil in a run that is not judged
+	// nil in a run that is not judged
+	sub *Subscription
+	ear *ear
 
 	client *client.Client
 
@@ -47,6 +49,9 @@ func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 		m.sub = r.history.Subscribe(m.name, m.room, client.Start())
 		handler = m.sub.Handler()
 		handler.Message = m.deliver
+		m.ear = newEar(r.history, func() string { return m.user })
+		m.ear.follow(m.sub)
+		opts.OnFrame = m.ear.hear
 	}
 	c, err := client.New(opts)
 	if err != nil {
@@ -106,9 +111,9 @@ func (m *member) publish(then func(error)) bool {
 	began := time.Since(m.run.began)
 	data := m.data(began)
 	m.run.inFlight.Add(1)
-	attempt := m.run.attempt(m, id, data)
+	attempt := m.attempt(id, data)
 	answered := func(ack client.Ack, err error) {
-		attempt.Done(ack, err)
+		m.settled(attempt, id, ack, err)
 		m.run.answered(m, began, err)
 		m.pending.Add(-1)
 		if then != nil {
@@ -123,6 +128,23 @@ func (m *member) publish(then func(error)) bool {
 		return false
 	}
 	return true
+}
+
+// attempt tells the history of a publish, if there is one.
+func (m *member) attempt(id string, data json.RawMessage) Attempt {
+	if m.run.history == nil {
+		return Attempt{}
+	}
+	m.ear.sending(m.room, id)
+	return m.run.history.Publish(m.room, m.name, m.user, id, data)
+}
+
+// settled tells it of the outcome.
+func (m *member) settled(a Attempt, id string, ack client.Ack, err error) {
+	a.Done(ack, err)
+	if m.ear != nil {
+		m.ear.answered(m.room, id)
+	}
 }
 
 // data is a JSON string of the plan's size that tells who sent it and when.

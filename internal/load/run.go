@@ -46,7 +46,7 @@ type Run struct {
 	report *Report
 
 	published, acked, failed, delivered, inFlight atomic.Int64
-	connects, cuts, heldBack, unread              atomic.Int64
+	connects, cuts, heldBack, unread, behind      atomic.Int64
 	acks, deliveries                              shards // of a run that is not judged
 
 	mu      sync.Mutex // Protects following.

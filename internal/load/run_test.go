@@ -29,7 +29,7 @@ func TestARunOverConnectionsThatBreak(t *testing.T) {
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	run := start(t, t.Context(), Plan{
 		URLs: []string{a.SocketURL(), b.SocketURL()}, Clients: 30, Rooms: 5, Rate: 300,
-		Duration: 4 * time.Second, Cut: 50 * time.Millisecond,
+		Duration: 4 * time.Second, Cut: 150 * time.Millisecond,
 	})
 	report := run.Report()
 	if report.Verdict != Clean || report.Gaps > 0 || report.Unknown > 0 || len(report.Refused) > 0 || report.Overtaken > 0 {

@@ -32,13 +32,13 @@ func (r *Run) settle() {
 	readers, read := r.readAgain(ctx)
 	subs = append(subs, read...)
 	poll(ctx, func() bool {
-		for _, s := range subs {
-			if head := heads[s.room]; head.seq > 0 && !s.passed(head) {
-				return false
-			}
-		}
-		return true
+		return !slices.ContainsFunc(subs, func(s *Subscription) bool { return !s.passed(heads[s.room]) })
 	})
+	for _, s := range subs {
+		if !s.passed(heads[s.room]) {
+			r.behind.Add(1)
+		}
+	}
 	for _, s := range subs {
 		if head := heads[s.room]; head.seq > 0 {
 			s.end(head)
@@ -81,9 +81,9 @@ func (r *Run) mark(ctx context.Context) map[message.Room]position {
 func (m *member) mark(ctx context.Context) position {
 	id := m.name + "-last"
 	data := m.data(time.Since(m.run.began))
-	attempt := m.run.attempt(m, id, data)
+	attempt := m.attempt(id, data)
 	ack, err := m.client.Publish(ctx, m.room, data, id)
-	attempt.Done(ack, err)
+	m.settled(attempt, id, ack, err)
 	return position{ack.Epoch, ack.Seq}
 }
 
@@ -95,9 +95,12 @@ func (r *Run) readAgain(ctx context.Context) (readers []*client.Client, subs []*
 	each(len(readers), func(n int) {
 		opts := r.options(r.plan.urlsOf(n), new(line))
 		opts.OnState = nil // it is none of the plan's clients
+		ear := newEar(r.history, func() string { return "" })
+		opts.OnFrame = ear.hear
 		reader, err := client.New(opts)
 		for k := n * roomsOfReader; k < min((n+1)*roomsOfReader, r.plan.Rooms); k++ {
 			s := r.history.Subscribe(fmt.Sprintf("%s-reader-%d", r.plan.Prefix, n), r.plan.room(k), client.Start())
+			ear.follow(s)
 			if err == nil {
 				_, err = reader.Join(ctx, s.room, client.Start(), s.Handler())
 			}
@@ -114,11 +117,12 @@ func (r *Run) readAgain(ctx context.Context) (readers []*client.Client, subs []*
 	return slices.DeleteFunc(readers, func(c *client.Client) bool { return c == nil }), slices.DeleteFunc(subs, gone)
 }
 
-// passed says whether the subscriber is at a position or beyond it.
+// passed says whether the subscriber is at a position or beyond it, or that is
+// not known.
 func (s *Subscription) passed(head position) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.at.epoch == head.epoch && s.at.seq >= head.seq
+	return head.seq == 0 || s.at.epoch == head.epoch && s.at.seq >= head.seq
 }
 
 // end tells how far the subscriber had to come.

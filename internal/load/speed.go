@@ -1,7 +1,6 @@
 package load
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -31,14 +30,6 @@ func (s *shards) sum() *Latencies {
 		s[i].mu.Unlock()
 	}
 	return sum
-}
-
-// attempt tells the history of a publish, if there is one.
-func (r *Run) attempt(m *member, id string, data json.RawMessage) Attempt {
-	if r.history == nil {
-		return Attempt{}
-	}
-	return r.history.Publish(m.room, m.name, m.user, id, data)
 }
 
 // answered counts the outcome of a publish.
@@ -89,6 +80,9 @@ type Facts struct {
 	Cuts         int64        `json:"cuts"` // of connections, by this program
 	// HeldBack messages were due and not sent, since too much waited already.
 	HeldBack int64 `json:"held_back"`
+	// Behind are subscribers that were not at the end of their room when the
+	// time to settle was over. What they miss counts as lost.
+	Behind int64 `json:"behind"`
 	// Unread rooms could not be read again at the end.
 	Unread int64 `json:"unread"`
 	// TurnedAway are clients that the service told to stay away, by reason.
@@ -99,7 +93,7 @@ func (r *Run) sum() *Facts {
 	return &Facts{
 		URLs: len(r.plan.URLs), Clients: r.plan.Clients, Ended: r.reason, PublishedFor: Milliseconds(r.took),
 		Reconnects: r.Progress().Reconnects, Cuts: r.cuts.Load(), HeldBack: r.heldBack.Load(),
-		Unread: r.unread.Load(), TurnedAway: r.turnedAway(),
+		Behind: r.behind.Load(), Unread: r.unread.Load(), TurnedAway: r.turnedAway(),
 	}
 }
 
@@ -166,8 +160,11 @@ func (f *Facts) troubles(b *strings.Builder) {
 	if f.Reconnects > 0 || f.Cuts > 0 {
 		fmt.Fprintf(b, "  connections %d made again, %d cut by this program\n", f.Reconnects, f.Cuts)
 	}
+	if f.Behind > 0 {
+		fmt.Fprintf(b, "  not settled %d subscribers were behind when the time for it was over; what they miss counts as lost\n", f.Behind)
+	}
 	if f.Unread > 0 {
-		fmt.Fprintf(b, "  not read again: %d rooms, the service did not let the readers in\n", f.Unread)
+		fmt.Fprintf(b, "  not read    %d rooms a second time: the service did not let the readers in\n", f.Unread)
 	}
 	for _, why := range slices.Sorted(maps.Keys(f.TurnedAway)) {
 		fmt.Fprintf(b, "  turned away %d clients: %s\n", f.TurnedAway[why], why)

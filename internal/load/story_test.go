@@ -16,7 +16,7 @@ import (
 //	refuse a conflict    unknown a               duplicate a e:1
 //	s joins e:0          s returns e:7           s leaves          s ends e:3
 //	s gets a e:1         s gets a other e:1      s gap e:1-3 trimmed
-//	s skips e:7 5        s repeats e:5 7
+//	s skips e:7 5        s skips f:7 5 epoch  s repeats e:5 7      confirm a e:1
 func story(t *testing.T, lines string) *History {
 	t.Helper()
 	h := NewHistory()
@@ -48,6 +48,9 @@ func parse(words []string) (e event, err error) {
 		e = event{Kind: acked, ID: words[1], Duplicate: words[0] == "duplicate"}
 		err = e.place(words[len(words)-1])
 		data = strings.Join(words[2:len(words)-1], "") + "data"
+	case "confirm":
+		e = event{Kind: confirmed, ID: words[1]}
+		return e, e.place(words[2])
 	case "refuse":
 		e = event{Kind: refused, ID: words[1], Reason: words[2]}
 		data = strings.Join(words[3:], "") + "data"
@@ -88,6 +91,7 @@ func parseSubscriber(words []string) (e event, err error) {
 	}
 	if e.Kind == skipped || e.Kind == repeated {
 		_, err = fmt.Sscan(words[3], &e.To)
+		e.Reason = strings.Join(words[4:], "")
 	}
 	if err == nil {
 		err = e.place(words[place])

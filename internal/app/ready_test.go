@@ -1,0 +1,62 @@
+package app
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/config"
+	"switchyard/internal/hub"
+)
+
+// A node that has begun is sent nobody before a message of its own went all the
+// way and came back.
+func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
+	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
+	a := &App{
+		opt:       Options{Config: config.Config{Store: config.Store{URL: config.Secret("sqlite:" + t.TempDir() + "/log.db")}}, Logger: logger},
+		registry:  prometheus.NewRegistry(),
+		lifecycle: lifecycle{log: logger},
+	}
+	defer func() {
+		if err := a.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, part := range []func(context.Context) error{a.openLog, a.openBroker} {
+		if err := part(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.hub = hub.New(hub.Config{
+		Log: a.log, Feed: a.log, Batches: a.log, Directory: a.log, Broker: a.broker, Node: "n1", Logger: logger, Registerer: a.registry,
+	})
+	a.lifecycle.onStop("hub", hubStop, a.hub.Close)
+	states := func() string {
+		var s []string
+		for _, c := range a.components() {
+			if c.Needed {
+				s = append(s, c.Name+" "+c.State)
+			}
+		}
+		return strings.Join(s, ", ")
+	}
+	if got := states(); got != "log up, delivery starting" {
+		t.Errorf("before anything was delivered: %s", got)
+	}
+	a.broker.Start(a.hub.Receive)
+	a.log.Start(a.hub.Settled)
+	a.hub.Start()
+	deadline := time.After(20 * time.Second)
+	for states() != "log up, delivery up" {
+		select {
+		case <-deadline:
+			t.Fatalf("it stays at: %s", states())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}

@@ -40,6 +40,7 @@ var (
 	_ hub.Presence   = (*session.Node)(nil)
 	_ httpd.Sessions = (*session.Node)(nil)
 	_ httpd.Owners   = (*session.Node)(nil)
+	_ httpd.Limits   = (*session.Node)(nil)
 	_ carrier        = (*broker.Redis)(nil)
 	_ carrier        = (*broker.Memory)(nil)
 )
@@ -213,8 +214,11 @@ func (a *App) openBroker(context.Context) error {
 
 // openSessions opens what nodes share: in Redis, or in this process alone.
 func (a *App) openSessions(context.Context) error {
+	limits := a.opt.Config.Limits
 	cfg := session.Config{
 		Node:       a.node,
+		TTL:        a.opt.Config.Session.TTL,
+		Rates:      session.Rates{Publishes: float64(limits.UserPublish), Bytes: float64(limits.UserBytes)},
 		Logger:     a.opt.Logger,
 		Registerer: a.registry,
 	}
@@ -247,18 +251,19 @@ func (a *App) notify(n message.Notice) {
 func (a *App) startHub(context.Context) error {
 	c := a.opt.Config.Hub
 	a.hub = hub.New(hub.Config{
-		Log:         a.log,
-		Feed:        a.log,
-		Batches:     a.log,
-		Directory:   a.log,
-		Broker:      a.broker,
-		Presence:    a.sessions,
-		RepairWait:  c.RepairWait,
-		MaxInflight: c.MaxInflight,
-		MaxRooms:    c.MaxRooms,
-		Node:        a.node,
-		Logger:      a.opt.Logger,
-		Registerer:  a.registry,
+		Log:           a.log,
+		Feed:          a.log,
+		Batches:       a.log,
+		Directory:     a.log,
+		Broker:        a.broker,
+		Presence:      a.sessions,
+		PresenceLimit: a.opt.Config.Session.PresenceLimit,
+		RepairWait:    c.RepairWait,
+		MaxInflight:   c.MaxInflight,
+		MaxRooms:      c.MaxRooms,
+		Node:          a.node,
+		Logger:        a.opt.Logger,
+		Registerer:    a.registry,
 	})
 	a.lifecycle.onStop("hub", hubStop, a.hub.Close)
 	a.broker.Start(a.hub.Receive)
@@ -307,6 +312,7 @@ func (a *App) listen(ctx context.Context) error {
 		Receivers:        a.receivers,
 		Sessions:         a.sessions,
 		Owners:           a.sessions,
+		Limits:           a.sessions,
 		Logger:           a.opt.Logger,
 		LogLevel:         a.opt.LogLevel,
 		Registerer:       a.registry,

@@ -14,15 +14,16 @@ import (
 // durations and the length of text, oneof lists what is allowed, example is
 // shown when the value is wrong, secret makes NAME_FILE work too.
 type Config struct {
-	HTTP   HTTP
-	Auth   Auth
-	Admin  Admin
-	Log    Log
-	Store  Store
-	Broker Broker
-	Hub    Hub
-	Drain  Drain
-	Limits Limits
+	HTTP    HTTP
+	Auth    Auth
+	Admin   Admin
+	Log     Log
+	Store   Store
+	Broker  Broker
+	Session Session
+	Hub     Hub
+	Drain   Drain
+	Limits  Limits
 }
 
 // HTTP is what clients, backends and probes reach.
@@ -85,6 +86,12 @@ type Store struct {
 type Broker struct {
 	URL   Secret `envconfig:"REDIS_URL" secret:"true" example:"redis://user:password@host:6379/0" check:"redis" doc:"Redis 7, whose pub/sub carries messages between nodes: redis://… for one server, redis+sentinel://host,host/master, redis+cluster://host,host; rediss for TLS, with ?ca_file=. docs/redis.md has all of it. Without it nodes find each other's messages in PostgreSQL, a little later."`
 	Queue int    `envconfig:"BROKER_QUEUE" default:"1500" min:"1" max:"1000000" example:"1500" doc:"Broadcasts that wait to be sent; beyond it the oldest is dropped and counted, and nodes find its messages in the log."`
+}
+
+// Session is about clients that come back, and who is there.
+type Session struct {
+	TTL           time.Duration `envconfig:"SESSION_TTL" default:"2m" min:"5s" max:"24h" example:"10m" doc:"How long a session is kept after its client was heard last: who comes back within it is who it was, and with rooms=1 in the rooms where it was. Over twice HEARTBEAT."`
+	PresenceLimit int           `envconfig:"PRESENCE_LIMIT" default:"200" min:"1" max:"10000" example:"50" doc:"The most members of a room that presence lists; of more only the number is told."`
 }
 
 // Hub is about rooms.

@@ -47,6 +47,9 @@ func (c *Config) contradictions() (mistakes []error) {
 	if c.Store.MaxConns < c.Store.Lanes+3 {
 		mistakes = append(mistakes, fmt.Errorf("DATABASE_MAX_CONNS=%d must be at least DATABASE_LANES + 3 = %d", c.Store.MaxConns, c.Store.Lanes+3))
 	}
+	if c.Session.TTL <= 2*c.HTTP.Heartbeat {
+		mistakes = append(mistakes, fmt.Errorf("SESSION_TTL=%s must be over %s, twice HEARTBEAT: sessions are kept anew at each", c.Session.TTL, 2*c.HTTP.Heartbeat))
+	}
 	if least := c.Drain.Delay + c.Drain.Window; c.Drain.Timeout < least {
 		mistakes = append(mistakes, fmt.Errorf("DRAIN_TIMEOUT=%s must be at least DRAIN_DELAY + DRAIN_WINDOW = %s", c.Drain.Timeout, least))
 	}

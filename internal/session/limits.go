@@ -99,10 +99,11 @@ func newLimits(n *Node, r Rates) *limits {
 	return l
 }
 
-// Take spends publishes and bytes of a user's limits, and returns 0; or spends
-// nothing and returns after which time to try again. It never blocks. Anonymous
-// users share a name and not a limit: what bounds them is their connection's.
-func (n *Node) Take(user string, publishes, bytes int) time.Duration {
+// Publish books a publish or signal of so many bytes of data on its user, over
+// all nodes, and returns 0; or books nothing and returns after which time it
+// would go through. It never blocks. Anonymous users share a name and not a
+// limit: what bounds them is their connection's.
+func (n *Node) Publish(user string, bytes int) (wait time.Duration) {
 	l := n.limits
 	if l.off || user == "" {
 		return 0
@@ -124,7 +125,7 @@ func (n *Node) Take(user string, publishes, bytes int) time.Duration {
 		shard.spenders[user] = s
 	}
 	s.refill(&l.rates, now)
-	wait := s.take(&l.rates, [measures]float64{float64(publishes), float64(bytes)})
+	wait = s.take(&l.rates, [measures]float64{measurePublishes: 1, measureBytes: float64(bytes)})
 	if wait > 0 {
 		n.metrics.refused.Inc()
 	}

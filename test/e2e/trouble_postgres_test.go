@@ -226,6 +226,7 @@ func TestWhatWaitsForAStalledPostgreSQLIsBounded(t *testing.T) {
 	pg := testkit.StartPostgres(t)
 	proxy, env := behindProxy(t, pg)
 	env["APPEND_TIMEOUT"], env["MAX_INFLIGHT"], env["HEARTBEAT"] = "1m", fmt.Sprint(each), "5m"
+	env["SESSION_TTL"] = "15m" // over twice that
 	s := testkit.StartServer(t, env)
 	strangers := make([]*stranger, sockets)
 	for i := range strangers {

@@ -24,7 +24,7 @@ func readiness(t *testing.T, s *testkit.Server) (status int, body string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // nothing more is read
+	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Fatal(err)

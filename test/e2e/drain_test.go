@@ -19,7 +19,7 @@ func TestAnOperatorDrainsANodeAndTakesItBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ws.CloseNow() //nolint:errcheck // it is closed by then
+	defer ws.CloseNow()
 	closed := make(chan websocket.StatusCode, 1)
 	go func() {
 		for {

@@ -1,0 +1,79 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
+)
+
+// Settings that users and operators can see, by what they see.
+func TestSettingsShow(t *testing.T) {
+	const key = "a-key-that-lies-in-a-file"
+	file := t.TempDir() + "/keys"
+	if err := os.WriteFile(file, []byte("shop:"+key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := testkit.StartServer(t, map[string]string{
+		"COLOR": "green", "DEPLOYMENT": "2026-11-23-1", "HEARTBEAT": "3s", "MAX_FRAME": "2048", "ID_WINDOW": "2m", "MAX_CONNECTIONS": "2",
+		"ALLOWED_ORIGINS": "https://app.example.com", "API_KEYS_FILE": file, "LOG_FORMAT": "text", "LOG_LEVEL": "debug",
+	})
+	b := meet(t, s)
+	welcome := b.until("welcome")
+	for field, want := range map[string]any{
+		"color": "green", "deployment": "2026-11-23-1", "heartbeat_ms": json.Number("3000"), "max_frame": json.Number("2048"), "id_window_ms": json.Number("120000"),
+	} {
+		if welcome[field] != want {
+			t.Errorf("welcome: %s is %v, want %v", field, welcome[field], want)
+		}
+	}
+	fromPage := func(origin string) (*websocket.Conn, int) {
+		ws, res, err := websocket.Dial(t.Context(), s.SocketURL(), &websocket.DialOptions{HTTPHeader: http.Header{"Origin": {origin}}})
+		if err != nil && res == nil {
+			t.Fatal(err)
+		}
+		return ws, res.StatusCode
+	}
+	if _, status := fromPage("https://evil.example.com"); status != http.StatusForbidden {
+		t.Errorf("a page of another origin: %d", status)
+	}
+	listed, status := fromPage("https://app.example.com")
+	if status != http.StatusSwitchingProtocols {
+		t.Fatalf("a page of the listed origin: %d", status)
+	}
+	defer listed.CloseNow()
+	third := meet(t, s)
+	for {
+		_, _, err := third.ws.Read(t.Context())
+		if err == nil {
+			continue
+		}
+		if got := websocket.CloseStatus(err); got != 4103 {
+			t.Errorf("the third of two connections: %v", err)
+		}
+		break
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL()+"/v1/rooms/a/messages", strings.NewReader(`{"data":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Close = true
+	req.Header.Set("Authorization", "Bearer "+key)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusCreated {
+		t.Errorf("with the key of the file: %d", res.StatusCode)
+	}
+	if out := s.Output(); !strings.Contains(out, "level=DEBUG") || !strings.Contains(out, "level=INFO msg=serving") || strings.Contains(out, key) {
+		t.Errorf("log lines are not text, leave out debug, or tell the key:\n%s", fmt.Sprintf("%.2000s", out))
+	}
+}

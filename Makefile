@@ -34,7 +34,7 @@ fuzz: ## run every fuzz test for FUZZTIME (10s) each, JOBS (1) at once
 
 faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
 	@scripts/deps
-	$(GO) test -race -timeout 0 -count 1 -v -run '^TestFaultStories$$' ./test/e2e -args -faults.long \
+	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenRule|TestFaultStories)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
 bench: ## run the benchmarks; QUICK=1 for a short look

@@ -276,6 +276,11 @@ func TestEveryCloseCodeIsMet(t *testing.T) {
 		"1008": {nil, strings.Repeat(masked(0x81, "x"), 3), nil},
 		"1009": {func(c *Config) { c.MaxFrame = 1024 }, masked(0x81, strings.Repeat("x", 1025)), nil},
 		"1012": {nil, "", func(n *node) { go n.CloseSockets(t.Context()) }},
+		"4009": {withSessions(t), "", func(n *node) {
+			for id := range n.owners.all() {
+				n.Notify(message.Notice{Kind: message.NoticeLive, Session: id, Generation: 2})
+			}
+		}},
 		"4103": {func(c *Config) { c.MaxConnections = 1 }, "", nil},
 		"4129": {func(c *Config) { c.Rates.Publish = 1 }, strings.Repeat(masked(0x81, `{"type":"signal","room":"a","data":1}`), 3+mostRefused), nil},
 		"4208": {func(c *Config) { c.QueueBytes = 600 << 10 }, join, flood},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -58,6 +59,24 @@ func remembering(t *testing.T, change func(*Config)) (*node, *away) {
 		}
 	})
 	return n, a
+}
+
+// withSessions has a node keep sessions, and tell nobody.
+func withSessions(t *testing.T) func(*Config) {
+	t.Helper()
+	own, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = own.Close(context.Background()) })
+	return func(c *Config) { c.Sessions, c.Owners = own, own }
+}
+
+// all are the sessions that have a socket here.
+func (o *owners) all() map[message.SessionID][]*socket {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.sockets)
 }
 
 // come connects with a session ("" for none), and returns the welcome too.

@@ -33,27 +33,44 @@ var buildSwitchyard = sync.OnceValues(func() (string, error) {
 // answered and what it said besides.
 func operate(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	return startOperating(t, args...).end()
+}
+
+// An operation is the operator's command at work.
+type operation struct {
+	*testkit.Process
+	t   *testing.T
+	out bytes.Buffer
+}
+
+func startOperating(t *testing.T, args ...string) *operation {
+	t.Helper()
 	path, err := buildSwitchyard()
 	if err != nil {
 		t.Fatalf("build cmd/switchyard: %v", err)
 	}
-	var out bytes.Buffer
-	p, err := testkit.Start(testkit.Program{Path: path, Args: args, Stdout: &out})
-	if err != nil {
+	o := &operation{t: t}
+	if o.Process, err = testkit.Start(testkit.Program{Path: path, Args: args, Stdout: &o.out}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	return o
+}
+
+// end waits until it has ended.
+func (o *operation) end() (code int, stdout, stderr string) {
+	o.t.Helper()
+	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
 	defer cancel()
-	err = p.Wait(ctx)
+	err := o.Wait(ctx)
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
 	case errors.As(err, &exit):
 		code = exit.ExitCode()
 	default:
-		t.Fatalf("%v: %v\n%s", args, err, p.Output())
+		o.t.Fatalf("%v\n%s", err, o.Output())
 	}
-	return code, out.String(), p.Output()
+	return code, o.out.String(), o.Output()
 }
 
 // An operator proves two nodes with the built command, and is told when nobody

@@ -159,6 +159,7 @@ func (r *faultRun) goOn(now time.Time) (ended []*kind) {
 // had to wait.
 func (r *faultRun) alone(k *kind, lasts time.Duration) {
 	r.t.Helper()
+	r.t.Logf("%s, at %v", k.name, time.Since(r.began).Round(time.Second))
 	r.begin(k, lasts)
 	var ended []*kind
 	for len(r.active) > 0 {

@@ -28,8 +28,8 @@ func (c *gathering) seatWitness(ctx context.Context, room message.Room, home int
 }
 
 // patience is how long a witness hears nothing, not even a heartbeat, before it
-// goes elsewhere; nodes with witnesses have HEARTBEAT=1s.
-const patience = 3 * time.Second
+// goes elsewhere; nodes with witnesses have HEARTBEAT=2s.
+const patience = 5 * time.Second
 
 // listenLoop listens on one connection after the other until ctx ends.
 func (w *witness) listenLoop(ctx context.Context) {

@@ -19,7 +19,7 @@ func TestRedisInTrouble(t *testing.T) {
 	broker := testkit.StartRedis(t)
 	broker.Stop()
 	r := newFaultRun(launchFleet(t, rand.New(rand.NewPCG(1, 1)), 2, broker))
-	r.entertain(6, 100, 3000)
+	r.entertain(6, 60, 20)
 	r.goesByTheLog()
 	t.Logf("down at the start: %v", r.crowd.pauses.take())
 	broker.Restart()
@@ -35,7 +35,7 @@ func TestRedisInTrouble(t *testing.T) {
 		{kindNamed(t, "line to Redis stalled"), 5 * time.Second, true}, // both ways, and no FIN
 		{kindNamed(t, "line to Redis delayed"), 2 * time.Second, true},
 		{kindNamed(t, "line to Redis half closed"), 200 * time.Millisecond, false},
-		{smallOutputBuffer(), 2 * time.Second, false},
+		{r.smallOutputBuffer(), 2 * time.Second, false},
 	} {
 		before := r.feedRepairs()
 		r.alone(trouble.kind, trouble.lasts)
@@ -81,15 +81,27 @@ func kindNamed(t *testing.T, name string) *kind {
 	return nil
 }
 
-// smallOutputBuffer has Redis cut every subscriber for whom a few messages wait
-// at once: 16 KiB are always allowed.
-func smallOutputBuffer() *kind {
+// smallOutputBuffer has Redis cut every subscriber for whom more waits than what
+// everybody is allowed, 16 KiB. A backend sends that much at once to a room of
+// its own, with members on every node.
+func (r *faultRun) smallOutputBuffer() *kind {
 	const cut = "overcoming of output buffer limits"
+	for _, s := range r.stations {
+		m := meet(r.t, s.Server)
+		m.send(`{"type":"join","room":"bulk"}`)
+		m.until("joined")
+	}
+	batch := "[" + strings.Repeat(`{"room":"bulk","data":"`+strings.Repeat("x", 2<<10)+`"},`, 20) + `{"room":"bulk","data":"end"}]`
 	return &kind{
 		name: "Redis' output buffer too small", harms: redisHost,
 		do: func(f *fleet, _ *station) func() bool {
 			f.broker.Do(f.t, "CONFIG", "SET", "client-output-buffer-limit", "pubsub 1 0 0")
 			return func() bool { return strings.Contains(f.broker.Output(), cut) }
+		},
+		again: func(f *fleet, s *station) {
+			if f.dice.IntN(10) == 0 {
+				post(f.t, s.Server, "/v1/messages", batch)
+			}
 		},
 		undo: func(f *fleet, _ *station) {
 			f.broker.Do(f.t, "CONFIG", "SET", "client-output-buffer-limit", "pubsub 33554432 8388608 60")

@@ -27,6 +27,7 @@ type arena struct {
 	pending [][][]*message.Publication // by node: committed, not settled yet
 	players []*player
 	rooms   []message.Room
+	bounds  bounds // of nodes that start
 }
 
 // tiny bounds bring every edge within reach of a few messages.
@@ -34,12 +35,13 @@ func tiny() bounds {
 	return bounds{
 		inboxBytes: 800, holdFrames: 4, holdBytes: 2000,
 		ringFrames: 4, ringBytes: 2000, pageFrames: 3, pageBytes: 400,
+		earlyBudget: 1 << 20, ringBudget: 1 << 20, pageBudget: 1 << 20, least: 100,
 	}
 }
 
-func newArena(nodes, rooms, players int) *arena {
+func newArena(b bounds, nodes, rooms, players int) *arena {
 	l := newLedger()
-	a := &arena{log: l, judge: &judge{log: l}, post: &post{}}
+	a := &arena{bounds: b, log: l, judge: &judge{log: l}, post: &post{}}
 	a.faulty = a.hampered
 	for i := range nodes {
 		a.views = append(a.views, &view{ledger: l})
@@ -71,7 +73,7 @@ func (a *arena) start(i int) {
 	o.subs = map[message.Room]bool{}
 	o.mu.Unlock()
 	a.nodes[i] = New(Config{
-		Log: a.views[i], Feed: a.views[i], Broker: o, bounds: tiny(),
+		Log: a.views[i], Feed: a.views[i], Broker: o, bounds: a.bounds,
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 }
@@ -271,9 +273,11 @@ func (a *arena) pong(p *player) {
 // idle says that no node keeps anything of rooms that nobody is in.
 func (a *arena) idle() {
 	for i, h := range a.nodes {
-		topics := len(h.Rooms())
-		if topics != 0 || h.rings.Load() != 0 || len(h.reads) != 0 {
-			a.complain("node %d, empty, keeps %d topics, %d bytes in rings and %d reads", i, topics, h.rings.Load(), len(h.reads))
+		topics, b := len(h.Rooms()), &h.books
+		early, rings, pages := b.early.Load(), b.rings.Load(), b.pages.Load()
+		if topics+len(h.reads) != 0 || early+rings+pages != 0 {
+			a.complain("node %d, empty, keeps %d topics, %d reads and %d, %d, %d bytes early, in rings and in pages",
+				i, topics, len(h.reads), early, rings, pages)
 		}
 	}
 }

@@ -7,67 +7,59 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// firstRetry is the wait after a first failed read; it doubles up to 2 s.
-const firstRetry = 100 * time.Millisecond
+// ownBytes is up to what size a member gets frames copied into one, to save a
+// write. More is handed over as it is, shared with whoever gets the same: of
+// ten thousand members who read slowly, each would keep a page of its own.
+const ownBytes = 16 << 10
 
-// catchUp brings a member to where the ring takes over, page by page. The
-// rooms of one client take turns, and each turn ends when what it sent has left
-// the client's queue: a joiner has no buffer, and a client that resumes a
-// thousand rooms is not drowned in them.
-func (t *topic) catchUp(m *member, p progress) {
-	if !t.awaitOpen() {
-		t.refuse(m)
-		return
+// take makes the member live or sends it one page, and waits until that has
+// left the client's queue: a joiner has no buffer, however far back it starts.
+// True says that there is more to do.
+func (t *turn) take() bool {
+	m := t.member
+	top, out := m.topic, m.client.out
+	top.mu.Lock()
+	done := m.goLive(&t.progress)
+	top.mu.Unlock()
+	if done {
+		// Live or gone; a live one's queue fills without us.
+		_ = out.Flushed(top.hub.ctx) // the next room has its turn after it
+		return false
 	}
-	for wait := firstRetry; m.client.takeTurn(); {
-		done, err := t.serve(m, &p)
-		m.client.endTurn()
-		switch {
-		case done:
-			return
-		case err != nil:
-			if !t.retry(m, err, &wait) {
-				return
-			}
-		default:
-			wait = firstRetry
-			t.keepUp(&p)
-		}
+	page, err := top.borrow(&t.progress)
+	if err != nil {
+		return t.retry(err)
 	}
+	t.wait = 0
+	done = !top.step(m, &t.progress, page)
+	gone := out.Flushed(top.hub.ctx) != nil // bounded by the outlet's write deadline
+	top.giveBack(page)
+	if done || gone {
+		return false
+	}
+	top.keepUp(&t.progress)
+	return true
 }
 
-// serve makes the member live or sends it one page, and waits until that has
-// left. Done says that nothing is left to do: live, gone, or cut off.
-func (t *topic) serve(m *member, p *progress) (done bool, err error) {
-	t.mu.Lock()
-	done = m.goLive(p)
-	t.mu.Unlock()
-	if !done {
-		page, err := t.page(p)
-		if err != nil {
-			return false, err
-		}
-		done = !t.step(m, p, page)
+// retry decides what a failed read means: joins not yet answered are refused,
+// this one and those in line, which would ask the same log one after the other.
+// A member that was promised its messages waits on.
+func (t *turn) retry(err error) bool {
+	m := t.member
+	top := m.topic
+	top.hub.log.Debug("page not read", "room", top.room, "error", err)
+	m.client.refuseUnanswered()
+	if m.refuse() {
+		return false
 	}
-	return m.client.out.Flushed(t.hub.ctx) != nil || done, nil
-}
-
-// awaitOpen waits for a cold topic, no longer than a client should for an answer.
-func (t *topic) awaitOpen() bool {
-	timeout := time.NewTimer(logTimeout + subscribeTimeout)
-	defer timeout.Stop()
-	select {
-	case <-t.ready:
-		return true
-	case <-timeout.C:
-	case <-t.hub.ctx.Done():
-	}
-	return false
+	t.wait = min(max(2*t.wait, firstRetry), lastRetry)
+	return top.hub.sleep(t.wait)
 }
 
 // keepUp makes a topic that is behind a member repair, and waits for it to
-// move. It is behind when the member saw more on another node, or when the
-// epoch changed and this topic does not know yet.
+// move, for a second at most. It is behind when the member saw more on another
+// node, or when the epoch changed and this topic does not know yet. The position
+// can be trusted: a page of the log has confirmed it.
 func (t *topic) keepUp(p *progress) {
 	t.mu.Lock()
 	if t.epoch == p.epoch && t.last >= p.seq {
@@ -90,39 +82,38 @@ func (t *topic) keepUp(p *progress) {
 	}
 }
 
-// retry decides what a failed read means: a join not yet answered is refused,
-// a member that was promised its messages waits on. False ends the catch-up.
-func (t *topic) retry(m *member, err error, wait *time.Duration) bool {
-	t.hub.log.Debug("page not read", "room", t.room, "error", err)
+// refuse answers a join that the log could not serve in time, unless it was
+// left or replaced meanwhile. False: it was answered before.
+func (m *member) refuse() bool {
+	t := m.topic
 	t.mu.Lock()
 	announced := m.announced
 	t.mu.Unlock()
-	if !announced {
-		t.refuse(m)
+	if announced {
 		return false
 	}
-	*wait = min(2**wait, 2*time.Second)
-	return t.hub.sleep(*wait)
-}
-
-// refuse answers a join that the log could not serve in time, unless it was
-// left or replaced meanwhile.
-func (t *topic) refuse(m *member) {
 	if m.client.forget(m) {
 		m.retire(nil, message.ErrUnavailable, message.PresenceLeft)
 	}
+	m.answered() // also where it had left
+	return true
 }
 
 // step sends a member one page of what it misses: joined first, then gap, then
-// messages. False says that the member is gone.
-func (t *topic) step(m *member, p *progress, page *page) bool {
+// messages. A position that the page's epoch does not have is void, and the
+// member begins at the head; one before what is still stored skips to there. False
+// says that the member is gone.
+func (t *topic) step(m *member, p *progress, s *sharedPage) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m.state == memberGone {
 		return false
 	}
+	page := &s.page
+	head := page.Head
 	if page.Epoch == t.epoch {
 		t.first = max(t.first, page.First)
+		head = max(head, t.last) // the page may be a moment old
 	}
 	if p.epoch == "" {
 		p.epoch = page.Epoch
@@ -130,7 +121,7 @@ func (t *topic) step(m *member, p *progress, page *page) bool {
 	var frames []protocol.Frame
 	if !m.announced {
 		m.proved = place{p.seq, p.epoch}
-		frames = append(frames, m.announce(page.Epoch, page.Head, page.First))
+		frames = append(frames, m.announce(page.Epoch, head, page.First))
 	}
 	if p.result == "" || p.result == resumeRing {
 		p.result = resumeLog
@@ -144,15 +135,38 @@ func (t *topic) step(m *member, p *progress, page *page) bool {
 		p.seq, p.result = page.First-1, resumeTrimmed
 		fallthrough
 	default:
-		t.hub.metrics.sent.Add(float64(len(page.entries)))
-		for i := range page.entries {
-			frames = append(frames, page.entries[i].frame)
+		t.hub.metrics.sent.Add(float64(s.n))
+		if s.n > 0 {
+			frames = append(frames, s.body)
 		}
-		p.seq += message.Seq(len(page.entries))
+		p.seq += s.n
 	}
-	if len(frames) > 0 {
-		m.client.out.Send(join(frames))
-	}
+	m.hand(frames)
 	m.reached = place{p.seq, p.epoch}
 	return true
+}
+
+// hand gives the member's client some frames, in order. Caller holds topic.mu, so
+// that no live message comes between them.
+func (m *member) hand(frames []protocol.Frame) {
+	if len(frames) == 0 {
+		return
+	}
+	out, size := m.client.out, 0
+	for _, f := range frames {
+		size += len(f)
+	}
+	if size <= ownBytes {
+		out.Send(join(frames))
+		return
+	}
+	for _, f := range frames {
+		if len(f) <= ownBytes {
+			out.Queue(f)
+			continue
+		}
+		out.Flush() // first, so that the large one is written from where it lies
+		out.Send(f)
+	}
+	out.Flush()
 }

@@ -154,12 +154,12 @@ func TestAHoldIsBoundedAndForgetsWhatIsPast(t *testing.T) {
 	var h hold
 	b := usualBounds()
 	for seq := 1; seq <= 2*b.holdFrames; seq++ {
-		h.put(&entry{seq: message.Seq(seq), epoch: "e", frame: []byte("frame")}, &b)
+		h.put(&entry{seq: message.Seq(seq), epoch: "e", frame: []byte("frame")}, b.holdFrames, b.holdBytes)
 	}
 	if h.len() != b.holdFrames {
 		t.Errorf("holds %d", h.len())
 	}
-	if h.put(&entry{seq: 5000, epoch: "e", frame: []byte("x")}, &b) {
+	if h.put(&entry{seq: 5000, epoch: "e", frame: []byte("x")}, b.holdFrames, b.holdBytes) {
 		t.Error("took one more")
 	}
 	if _, ok := h.take(1, "other"); ok {
@@ -171,7 +171,7 @@ func TestAHoldIsBoundedAndForgetsWhatIsPast(t *testing.T) {
 		t.Errorf("%v %v, %d left, %d bytes", e.seq, ok, h.len(), h.bytes)
 	}
 	big := entry{seq: 1, epoch: "e", frame: make([]byte, b.holdBytes)}
-	if !h.put(&big, &b) || h.put(&entry{seq: 2, epoch: "e", frame: []byte("x")}, &b) {
+	if !h.put(&big, b.holdFrames, b.holdBytes) || h.put(&entry{seq: 2, epoch: "e", frame: []byte("x")}, b.holdFrames, b.holdBytes) {
 		t.Error("the bound in bytes is not kept")
 	}
 	h.prune(5000, "e")
@@ -190,6 +190,7 @@ func TestAHoldIsBoundedAndForgetsWhatIsPast(t *testing.T) {
 func TestRingsHaveABoundTogether(t *testing.T) {
 	w := newWorld(t, 1)
 	h := w.nodes[0]
+	budget := h.cfg.bounds.ringBudget
 	top := newTopic(h, "r")
 	top.begin(&message.Page{Epoch: "e1"})
 	fill := func(from, n int) {
@@ -198,16 +199,48 @@ func TestRingsHaveABoundTogether(t *testing.T) {
 		}
 	}
 	fill(1, 50)
-	if got := h.rings.Load(); got != 50*4096 {
+	if got := h.books.rings.Load(); got != 50*4096 {
 		t.Errorf("%d bytes on the books", got)
 	}
-	h.rings.Add(ringBudget)
+	h.books.rings.Add(budget)
 	fill(51, 1)
-	if top.ring.bytes > ringLeast || top.ring.len() == 0 {
+	if top.ring.bytes > h.cfg.bounds.least || top.ring.len() == 0 {
 		t.Errorf("over the budget a ring holds %d bytes", top.ring.bytes)
 	}
 	top.close()
-	if got := h.rings.Load(); got != ringBudget {
-		t.Errorf("%d bytes stay on the books", got-ringBudget)
+	if got := h.books.rings.Load(); got != budget {
+		t.Errorf("%d bytes stay on the books", got-budget)
 	}
+}
+
+// A client whose twenty joins need the log, when it fails, is not told so
+// twenty times one after the other, each after the log's own time.
+func TestJoinsAreRefusedTogetherWhenTheLogFails(t *testing.T) {
+	storm(t, func(c *crowd) {
+		const rooms = 20
+		for i := range rooms {
+			c.arena.log.commit(room(i), 5, 1) // before the room is live: in no ring
+			c.comes(room(i), -1)
+		}
+		c.until(5)
+		c.view().set(func() { c.view().slow = time.Minute })
+		o := &outlet{}
+		client := c.arena.nodes[0].NewClient(o, "")
+		defer client.Close(true)
+		for i := range rooms {
+			c.joins(client, room(i), 0)
+		}
+		time.Sleep(openTimeout + 2*logTimeout)
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		refused := 0
+		for _, f := range o.frames {
+			if f["type"] == "error" && f["code"] == "unavailable" {
+				refused++
+			}
+		}
+		if refused != rooms || client.InRooms() != 0 {
+			t.Errorf("%d of %d joins are refused, and the client is in %d rooms", refused, rooms, client.InRooms())
+		}
+	})
 }

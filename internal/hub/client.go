@@ -34,10 +34,11 @@ type Client struct {
 	onLive  func()
 	awaited atomic.Int32
 
+	turns turns
+
 	mu sync.Mutex
 	// Protects following.
-	rooms []*member     // a slice: most clients are in few rooms
-	turn  chan struct{} // holds a token while a room catches up
+	rooms []*member // a slice: most clients are in few rooms
 }
 
 // maxJoins bounds the joins of one client that wait for their answer.
@@ -90,24 +91,6 @@ func (c *Client) awaitJoin() chan struct{} {
 	c.joins <- struct{}{}
 	return c.joins
 }
-
-// takeTurn waits until no other room of the client is being caught up; false
-// says that the hub closes.
-func (c *Client) takeTurn() bool {
-	c.mu.Lock()
-	if c.turn == nil {
-		c.turn = make(chan struct{}, 1)
-	}
-	c.mu.Unlock()
-	select {
-	case c.turn <- struct{}{}:
-		return true
-	case <-c.hub.ctx.Done():
-		return false
-	}
-}
-
-func (c *Client) endTurn() { <-c.turn }
 
 // NewClient returns a client that is in no room. User is "" for anonymous ones.
 func (h *Hub) NewClient(out Outlet, user string) *Client {

@@ -17,7 +17,10 @@ const (
 )
 
 // fanOut hands frames to every live member: several frames as one, encoded
-// once for all. It never waits on a client. Caller holds mu.
+// once for all. It never waits on a client: one that does not read is closed by
+// its own outlet, and resumes from the log. Caller holds mu, for as long as it
+// takes: members come and go between two messages only, and the order of the
+// frames is the same for all.
 func (t *topic) fanOut(frames []protocol.Frame) {
 	if len(frames) == 0 || len(t.outlets) == 0 {
 		return
@@ -34,7 +37,8 @@ func (t *topic) fanOut(frames []protocol.Frame) {
 	}
 }
 
-// spread sends one chunk to all, by several goroutines in a wide room.
+// spread sends one chunk to all, by several goroutines in a wide room. It waits
+// for them: the next chunk must not overtake this one.
 func (t *topic) spread(chunk protocol.Frame) {
 	workers := min(runtime.GOMAXPROCS(0), len(t.outlets)/wideRoom)
 	if workers < 2 {
@@ -51,13 +55,15 @@ func (t *topic) spread(chunk protocol.Frame) {
 	wg.Wait()
 }
 
+// sendAll sends a chunk to each. One that says it takes no more is not taken out
+// here: its reader finds its connection closed and does that.
 func sendAll(outlets []Outlet, chunk protocol.Frame) {
 	for _, o := range outlets {
 		o.Send(chunk)
 	}
 }
 
-// observeDelivery counts how long the batch took since its commits.
+// observeDelivery counts how long the batch took since its commits, in seconds.
 func (h *Hub) observeDelivery(batch []entry) {
 	now := time.Now().UnixMicro()
 	for i := range batch {

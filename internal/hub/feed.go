@@ -11,7 +11,9 @@ import (
 const headsPage = 500
 
 // feedLoop reads the commit feed, broker up or down: it finds a lost last
-// message, and carries delivery when the broker is gone or was never there.
+// message, and carries delivery when the broker is gone or was never there. Its
+// cost follows what is committed, not how many rooms are live. The cursor moves
+// only when what was told has reached the topics: what failed is asked again.
 func (h *Hub) feedLoop() {
 	tick := time.NewTicker(h.cfg.FeedInterval)
 	defer tick.Stop()
@@ -39,6 +41,7 @@ func (h *Hub) feedLoop() {
 	}
 }
 
+// commits asks the feed, bounded in time.
 func (h *Hub) commits(cursor message.Cursor) (message.Commits, error) {
 	ctx, cancel := context.WithTimeout(h.ctx, logTimeout)
 	defer cancel()
@@ -58,6 +61,8 @@ func (h *Hub) follow(c *message.Commits, epoch message.Epoch) bool {
 	return true
 }
 
+// tell has a room's topic hear how far the log is. A head that was read before
+// messages came by another way is below the topic's own position, and no news.
 func (h *Hub) tell(head message.Head, epoch message.Epoch) {
 	t := h.lookup(head.Room)
 	if t == nil {
@@ -70,7 +75,9 @@ func (h *Hub) tell(head message.Head, epoch message.Epoch) {
 }
 
 // compareHeads asks for the heads of all live rooms by name, a page at a time,
-// after an absence longer than the feed reaches back or in a new epoch.
+// after an absence longer than the feed reaches back or in a new epoch. Rooms
+// that open meanwhile are not missed: they ask the log for themselves. The pages
+// are paced, so that a node that comes back is no burst for the database.
 func (h *Hub) compareHeads() bool {
 	var rooms []message.Room
 	for i := range h.shards {
@@ -91,7 +98,8 @@ func (h *Hub) compareHeads() bool {
 			return false
 		}
 		for _, room := range rooms[:n] {
-			h.tell(message.Head{Room: room}, epoch) // one the log no longer knows, too
+			// One that the log no longer knows, too, is to hear of the epoch.
+			h.tell(message.Head{Room: room}, epoch)
 		}
 		for _, head := range heads {
 			h.tell(head, epoch)

@@ -124,13 +124,9 @@ func (c *Config) defaults() {
 }
 
 const (
-	// logTimeout bounds each read of the log.
-	logTimeout = 5 * time.Second
 	// subscribeTimeout is how long a new topic waits for its subscription; the
 	// commit feed covers what it would miss.
 	subscribeTimeout = 250 * time.Millisecond
-	// maxReads bounds the reads of the log under way for repairs and resumes.
-	maxReads = 8
 
 	shardCount = 64
 )
@@ -148,9 +144,11 @@ type Hub struct {
 	acks    mailbox[*Client]
 	// presences are on their way to Presence.
 	presences mailbox[message.PresenceChange]
-	canary    *canary      // nil without a node's name
-	rings     atomic.Int64 // bytes in all rings
+	canary    *canary // nil without a node's name
+	shop      repairShop
+	books     books
 	away      atomic.Bool  // the last read of the log failed
+	epoch     atomic.Value // the message.Epoch that was last logged as new
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -303,41 +301,6 @@ func (h *Hub) newID() string {
 	b := strconv.AppendUint(make([]byte, 0, 28), h.boot, 36)
 	b = append(b, '-')
 	return string(strconv.AppendUint(b, h.ids.Add(1), 36))
-}
-
-// read asks the log, bounded in time and in how many ask at once.
-func (h *Hub) read(ctx context.Context, r message.Range) (message.Page, error) {
-	r.Repair = true
-	ctx, cancel := context.WithTimeout(ctx, logTimeout)
-	defer cancel()
-	select {
-	case h.reads <- struct{}{}:
-		defer func() { <-h.reads }()
-		page, err := h.cfg.Log.Read(ctx, r)
-		h.noteRead(err)
-		return page, err
-	case <-ctx.Done():
-		return message.Page{}, fmt.Errorf("waiting to read the log: %w", ctx.Err())
-	}
-}
-
-// noteRead logs one line when the log goes away and one when it is back, not
-// one for each room that misses it.
-func (h *Hub) noteRead(err error) {
-	switch {
-	case err == nil && h.away.Swap(false):
-		h.log.Info("the log can be read again")
-	case err != nil && h.ctx.Err() == nil && !h.away.Swap(true):
-		h.log.Warn("the log can't be read; rooms try again", "error", err)
-	}
-}
-
-// ringLimit is what one ring may hold now, in bytes.
-func (h *Hub) ringLimit() int {
-	if h.rings.Load() > ringBudget {
-		return ringLeast
-	}
-	return h.cfg.bounds.ringBytes
 }
 
 // History returns a page of a room for a reader of any kind.

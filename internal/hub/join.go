@@ -8,7 +8,9 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// progress is how far a joining or catching-up member has come.
+// progress is how far a joining or catching-up member has come. It belongs to
+// whoever serves the member, one at a time: the joining reader, then the topic
+// while it is not open, then the client's turns.
 type progress struct {
 	seq     message.Seq
 	epoch   message.Epoch // "" with seq 0: any
@@ -16,17 +18,28 @@ type progress struct {
 	result  string        // for metrics: the dearest way taken so far
 }
 
+// openTimeout is how long a join waits for a cold topic.
+const openTimeout = logTimeout + subscribeTimeout
+
+// A waiter is a join for which the topic is not open yet.
+type waiter struct {
+	progress
+	timeout *time.Timer
+}
+
 // openLoop makes a new topic live: subscription first, then head and first, so
-// that nothing falls between the two. It goes on while the log is away and
-// somebody waits.
+// that nothing falls between the two: what is committed before the read is in
+// it, what comes after it is heard. A subscription that takes too long is not
+// waited for; the commit feed covers it. The loop goes on while the log is away
+// and somebody waits.
 func (t *topic) openLoop() {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, subscribeTimeout)
 	if err := t.hub.cfg.Broker.Subscribe(ctx, t.room); err != nil {
 		t.hub.log.Debug("opened before its subscription", "room", t.room, "error", err)
 	}
 	cancel()
-	for wait := firstRetry; !t.isClosed(); wait = min(2*wait, 2*time.Second) {
-		page, err := t.hub.read(t.hub.ctx, message.Range{Room: t.room})
+	for wait := firstRetry; !t.isClosed(); wait = min(2*wait, lastRetry) {
+		page, err := t.hub.read(t.hub.ctx, message.Range{Room: t.room}, func() int { return 0 })
 		if err == nil {
 			t.begin(&page)
 			return
@@ -38,14 +51,16 @@ func (t *topic) openLoop() {
 	}
 }
 
+// isClosed says whether the topic was swept meanwhile.
 func (t *topic) isClosed() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.closed
 }
 
-// begin takes the log's word for where the room stands, and what was held
-// since goes on from there.
+// begin takes the log's word for where the room stands. Who waited joins there,
+// and what was held since goes on from there, in that order: whoever joins from
+// now gets what was committed after the read.
 func (t *topic) begin(page *message.Page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -60,33 +75,63 @@ func (t *topic) begin(page *message.Page) {
 		t.target = 0 // of whichever epoch: the log is asked again
 	}
 	t.epoch, t.last, t.first = page.Epoch, page.Head, page.First
-	t.hold.prune(t.last, t.epoch) // the log knew these already
+	t.prune(t.last) // the page knew these already
+	for m, w := range t.waiters {
+		w.timeout.Stop()
+		if m.goLive(&w.progress) {
+			m.answered() // also where it left meanwhile
+		} else {
+			m.client.lineUp(turn{member: m, progress: w.progress})
+		}
+	}
+	t.waiters = nil
 	t.fanOut(t.unhold(nil))
-	close(t.ready)
 	t.mend(causeHole)
 }
 
-// enter makes the member live at once where it misses nothing. Else it takes
-// its turn on a goroutine of its own, which ends when it is live; the client
-// reads on meanwhile, but for having maxJoins unanswered.
+// enter makes the member live at once where it misses nothing. Else it waits
+// for the topic to open, and for its turn; the client reads on meanwhile, but
+// for having maxJoins unanswered.
 func (m *member) enter(p progress) {
 	t := m.topic
 	t.mu.Lock()
+	// Who misses something takes turns with the client's other rooms, even where
+	// the ring has it.
 	upToDate := t.open && (p.fromNow || p.seq == t.last)
 	live := upToDate && m.goLive(&p)
 	t.mu.Unlock()
 	if live {
 		return
 	}
-	m.unanswered = m.client.awaitJoin()
-	t.hub.spawn(func() {
-		t.catchUp(m, p)
-		m.answered() // whatever became of it
-	})
+	m.unanswered = m.client.awaitJoin() // without the lock: it may take a while
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open {
+		m.client.lineUp(turn{member: m, progress: p})
+		return
+	}
+	if t.waiters == nil {
+		t.waiters = make(map[*member]waiter)
+	}
+	t.waiters[m] = waiter{p, time.AfterFunc(openTimeout, func() { t.giveUp(m) })}
+}
+
+// giveUp refuses a member that has waited for the topic as long as a client
+// should for an answer.
+func (t *topic) giveUp(m *member) {
+	t.mu.Lock()
+	_, waits := t.waiters[m]
+	delete(t.waiters, m)
+	t.mu.Unlock()
+	if waits {
+		m.refuse()
+	}
 }
 
 // goLive enqueues what the member misses from the ring and makes it live, if
-// the ring has it; true says that nothing is left to do. Caller holds mu.
+// the ring has it; true says that nothing is left to do. A member that is ahead
+// of this topic does not become live: it would get messages a second time.
+// Caller holds mu.
 func (m *member) goLive(p *progress) bool {
 	t := m.topic
 	if m.state == memberGone {
@@ -100,6 +145,8 @@ func (m *member) goLive(p *progress) bool {
 	} else if p.result == "" {
 		p.result = resumeRing
 	}
+	// Without an epoch the position is 0, the same in all. It stays so until the
+	// member is live: this topic may not have heard of the newest.
 	if p.epoch != "" && p.epoch != t.epoch || !t.ring.covers(p.seq, t.last) {
 		return false
 	}
@@ -110,7 +157,7 @@ func (m *member) goLive(p *progress) bool {
 	}
 	if n := int(t.last - p.seq); n > 0 {
 		t.hub.metrics.sent.Add(float64(n))
-		frames = append(frames, t.ring.tail(n))
+		frames = append(frames, t.ring.tail(n)...)
 	}
 	if p.result != "" {
 		t.hub.metrics.resumes.WithLabelValues(p.result).Inc()
@@ -119,7 +166,8 @@ func (m *member) goLive(p *progress) bool {
 	return true
 }
 
-// announce returns the answer to the join. Caller holds mu.
+// announce returns the answer to the join; whatever else the room has for the
+// member is sent after it. Caller holds mu.
 func (m *member) announce(epoch message.Epoch, head, first message.Seq) protocol.Frame {
 	m.announced = true
 	m.present(message.PresenceJoined)

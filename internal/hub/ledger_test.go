@@ -307,3 +307,10 @@ func (p *post) waiting() int {
 	defer p.mu.Unlock()
 	return len(p.parcels)
 }
+
+// lose forgets all parcels.
+func (p *post) lose() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.parcels = nil
+}

@@ -1,62 +1,139 @@
 package hub
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
 
-// A page is part of the log, encoded once for all who need it.
+// pageKeep is how long a page is kept for whoever comes to the same position
+// next: thousands who are behind in one room do not come at one moment. In one
+// epoch what a page holds never changes, only what it tells of the room's ends.
+const pageKeep = time.Second
+
+// A page is part of the log, each message encoded for itself: a repair puts
+// them into the ring one by one.
 type page struct {
 	message.Page // without its messages
 	entries      []entry
 }
 
-// A pageRead is a read under way that others may wait for.
-type pageRead struct {
-	done chan struct{}
-	page *page
+// A sharedPage is a page for all members who are at one position when it is
+// read, or soon after, encoded as one frame: all of them send the same bytes.
+// It counts towards the budget for as long as one of them has it, or it is kept.
+type sharedPage struct {
+	done chan struct{} // closed when what follows is there
 	err  error
+	page message.Page // without its messages
+	body protocol.Frame
+	n    message.Seq // messages in body
+
+	users int // guarded by topic.mu
 }
 
+// errHole says that the log contradicts itself. It is asked again: delivering
+// past a hole could not be taken back.
 var errHole = errors.New("the log returned a page with a hole")
 
-// page reads what follows a position, sharing the read with whoever asks for
-// the same at the same time: a room that comes back asks the database once. A
-// shared read may have begun before the position was stored; where it does not
-// know the position, the log is asked again.
-func (t *topic) page(p *progress) (*page, error) {
+// borrow returns the page that follows a position; it is given back. A read
+// that others share may have begun before the position was stored: where it
+// does not know the position, the log is asked again.
+func (t *topic) borrow(p *progress) (*sharedPage, error) {
 	t.mu.Lock()
-	r := t.pages[p.seq]
-	if r != nil {
-		t.mu.Unlock()
-		<-r.done // bounded by read
-		if r.err == nil && (r.page.Head < p.seq || p.epoch != "" && r.page.Epoch != p.epoch) {
-			return t.fetch(p.seq)
+	s := t.pages[p.seq]
+	shared := s != nil
+	if !shared {
+		s = &sharedPage{done: make(chan struct{})}
+		if t.pages == nil {
+			t.pages = make(map[message.Seq]*sharedPage)
 		}
-		return r.page, r.err
+		t.pages[p.seq] = s
 	}
-	r = &pageRead{done: make(chan struct{})}
-	if t.pages == nil {
-		t.pages = make(map[message.Seq]*pageRead)
+	s.users++
+	t.mu.Unlock()
+	// Whoever is first reads for all, outside the lock.
+	if shared {
+		<-s.done // bounded, as the read is
+	} else {
+		t.readFor(s, p.seq)
+		t.keepPage(s, p.seq)
 	}
-	t.pages[p.seq] = r
-	t.mu.Unlock()
-
-	r.page, r.err = t.fetch(p.seq)
-	t.mu.Lock()
-	delete(t.pages, p.seq)
-	t.mu.Unlock()
-	close(r.done)
-	return r.page, r.err
+	if shared && s.err == nil && (s.page.Head < p.seq || p.epoch != "" && s.page.Epoch != p.epoch) {
+		t.giveBack(s)
+		s = &sharedPage{done: make(chan struct{}), users: 1}
+		t.readFor(s, p.seq)
+	}
+	if s.err != nil {
+		t.giveBack(s)
+		return nil, s.err
+	}
+	return s, nil
 }
 
-// fetch reads a page, encodes it, and checks that it has no hole.
-func (t *topic) fetch(after message.Seq) (*page, error) {
+// readFor fills in a page for those who wait for it. How much it reads depends
+// on how much is on its way to members already.
+func (t *topic) readFor(s *sharedPage, after message.Seq) {
+	ctx, cancel := context.WithTimeout(t.hub.ctx, logTimeout)
+	defer cancel()
+	p, err := t.fetch(ctx, after, t.hub.pageLimit)
+	if s.err = err; err == nil {
+		frames := make([]protocol.Frame, len(p.entries))
+		for i := range p.entries {
+			frames[i] = p.entries[i].frame
+		}
+		s.page, s.n = p.Page, message.Seq(len(frames))
+		if len(frames) > 0 {
+			s.body = join(frames)
+		}
+		t.hub.books.pages.Add(int64(len(s.body)))
+	}
+	close(s.done)
+}
+
+// keepPage leaves a page to be found for a moment, in the budget. One without
+// messages is not kept: whoever took it would be where it was before, and ask
+// for it again at once.
+func (t *topic) keepPage(s *sharedPage, after message.Seq) {
 	b := &t.hub.cfg.bounds
-	got, err := t.hub.read(t.hub.ctx, message.Range{Room: t.room, After: after, Limit: b.pageFrames, MaxBytes: b.pageBytes})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.n == 0 || t.hub.books.pages.Load() > b.pageBudget {
+		t.forgetPage(s, after)
+		return
+	}
+	s.users++
+	time.AfterFunc(pageKeep, func() {
+		t.mu.Lock()
+		t.forgetPage(s, after)
+		t.mu.Unlock()
+		t.giveBack(s)
+	})
+}
+
+// forgetPage has nobody find the page again. Caller holds mu.
+func (t *topic) forgetPage(s *sharedPage, after message.Seq) {
+	if t.pages[after] == s {
+		delete(t.pages, after)
+	}
+}
+
+// giveBack says that one of those who have a page is done with it.
+func (t *topic) giveBack(s *sharedPage) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.users--; s.users == 0 {
+		t.hub.books.pages.Add(-int64(len(s.body)))
+	}
+}
+
+// fetch reads a page, encodes it, and checks that it has no hole. Ctx bounds
+// the wait for a free read.
+func (t *topic) fetch(ctx context.Context, after message.Seq, limit func() int) (*page, error) {
+	got, err := t.hub.read(ctx, message.Range{Room: t.room, After: after, Limit: t.hub.cfg.bounds.pageFrames}, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s after %d: %w", t.room, after, err)
 	}

@@ -21,6 +21,7 @@ func TestAPongProvesWhatWentOutBeforeItsPing(t *testing.T) {
 	w.store("a", 3)
 	p := w.client(0)
 	p.must(`{"type":"join","room":"a","after":2,"epoch":"e1"}`)
+	p.sees("joined 3", "message 3")
 	p.must(`{"type":"join","room":"bb"}`)
 	p.sees("joined 3", "message 3", "joined 0")
 	if got, want := p.positions(), "[{a e1 2} {bb e1 0}]"; got != want {

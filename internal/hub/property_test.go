@@ -19,7 +19,7 @@ func TestPropertyEachMemberGetsExactlyItsSequence(t *testing.T) {
 		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				rapid.SyncTest(t, func(t *rapid.T) {
-					a := newArena(nodes, 2, 3)
+					a := newArena(drawBounds(t), nodes, 2, 3)
 					t.Cleanup(a.close)
 					t.Repeat(a.actions())
 					a.ending(t)
@@ -27,6 +27,16 @@ func TestPropertyEachMemberGetsExactlyItsSequence(t *testing.T) {
 			})
 		})
 	}
+}
+
+// drawBounds may leave the topics of a node next to nothing together.
+func drawBounds(t *rapid.T) bounds {
+	b := tiny()
+	budget := rapid.SampledFrom([]int64{1 << 20, 1 << 20, 300})
+	b.earlyBudget = budget.Draw(t, "early")
+	b.ringBudget = budget.Draw(t, "rings")
+	b.pageBudget = budget.Draw(t, "pages")
+	return b
 }
 
 // actions is what may happen. Each is one call, after which all that is due at

@@ -17,7 +17,7 @@ import (
 func story(t *testing.T, nodes int, tell func(a *arena)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		a := newArena(nodes, 2, 3)
+		a := newArena(tiny(), nodes, 2, 3)
 		defer a.close()
 		tell(a)
 		a.settles(t, 8*time.Second)

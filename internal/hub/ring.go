@@ -5,29 +5,27 @@ import (
 	"switchyard/internal/protocol"
 )
 
-const (
-	// ringBudget bounds all rings of a node together. Over it each keeps
-	// ringLeast only: more resumes then ask the database.
-	ringBudget = 256 << 20
-	ringLeast  = 8 << 10
-)
-
-// A ring is the last encoded frames of a topic, without holes.
+// A ring is the last encoded frames of a topic, without holes: the newest is
+// that of the topic's last seq. What joins from a position that it covers asks
+// the database nothing. It is a slice that moves, not a circle: its tail is one
+// piece, and can be handed over without a copy.
 type ring struct {
 	frames []protocol.Frame // oldest at start
 	start  int
 	bytes  int
 }
 
+// len is how many messages back the ring reaches.
 func (r *ring) len() int { return len(r.frames) - r.start }
 
-// push adds the newest frame and lets go of the oldest over the bounds.
+// push adds the newest frame and lets go of the oldest over the bounds: most
+// frames, and limit bytes. A frame larger than that leaves the ring empty.
 func (r *ring) push(f protocol.Frame, most, limit int) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f)
 	for r.len() > most || r.bytes > limit {
 		r.bytes -= len(r.frames[r.start])
-		r.frames[r.start] = nil
+		r.frames[r.start] = nil // for the collector
 		r.start++
 	}
 	if r.start > most { // move down once in so many pushes
@@ -43,12 +41,12 @@ func (r *ring) covers(after, last message.Seq) bool {
 	return after <= last && last-after <= message.Seq(r.len())
 }
 
-// tail returns the newest n frames as one.
-func (r *ring) tail(n int) protocol.Frame {
-	return join(r.frames[len(r.frames)-n:])
-}
+// tail returns the newest n frames. They are the ring's until the lock is given
+// up.
+func (r *ring) tail(n int) []protocol.Frame { return r.frames[len(r.frames)-n:] }
 
-// join makes one frame of several; of one it is that one.
+// join makes one frame of several, so that they take one write; of one it is
+// that one, without a copy. There is one at least.
 func join(frames []protocol.Frame) protocol.Frame {
 	if len(frames) == 1 {
 		return frames[0]

@@ -8,7 +8,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// An entry is a message or signal as it travels to members: already encoded.
+// An entry is a message or signal as it travels to members: already encoded. Its
+// frame is shared by all who get it and by what keeps it, and never written to.
 type entry struct {
 	seq    message.Seq // 0: a signal
 	epoch  message.Epoch
@@ -22,50 +23,66 @@ type topic struct {
 	hub   *Hub
 	room  message.Room
 	inbox mailbox[entry]
-	ready chan struct{} // closed once open
 
-	// Guarded by the shard's lock.
+	// Guarded by the shard's lock. Pins are the members; a topic without one
+	// lives on until it is swept.
 	pins      int
 	madeAt    time.Time
 	idleSince time.Time
 
 	mu sync.Mutex
 	// Protects following.
-	open      bool
-	closed    bool
-	epoch     message.Epoch
-	last      message.Seq   // everything up to here went to the members
-	first     message.Seq   // oldest stored, as of the last read
-	target    message.Seq   // known to exist
-	heard     message.Epoch // the first that was told of before the topic opened
-	ring      ring
-	hold      hold      // later than last+1
-	members   []*member // live ones
-	outlets   []Outlet  // theirs, at the same index
-	repairing bool
+	open   bool // the log has told where the room stands
+	closed bool // swept: nothing is delivered or kept any more
+
+	// Where the room is. Last only grows within an epoch; what is known to be
+	// missing lies between it and target.
+	epoch  message.Epoch
+	last   message.Seq   // everything up to here went to the members
+	first  message.Seq   // oldest stored, as of the last read
+	target message.Seq   // known to exist
+	heard  message.Epoch // the first that was told of before the topic opened
+
+	ring ring // the newest frames that went to the members
+	hold hold // what came before its turn, later than last+1
+
+	// A member that is pending or catching up is in none of these.
+	members []*member          // live ones
+	outlets []Outlet           // theirs, at the same index
+	waiters map[*member]waiter // for open
+
+	// A repair is planned, in line or under way while waiting or repairing.
 	doubts    uint64        // how often a message of another epoch came
 	settled   uint64        // the doubts that the log has answered
 	waiting   bool          // the repair timer runs
-	moved     chan struct{} // closed when last advances; nil: nobody waits
-	pages     map[message.Seq]*pageRead
-	scratch   []protocol.Frame
-	watching  watch
+	repairing bool          // it is in line, read, or waits for its next try
+	cause     string        // of the repair
+	backoff   time.Duration // before its next try, after a failed read
+
+	moved    chan struct{} // closed when last advances; nil: nobody waits
+	pages    map[message.Seq]*sharedPage
+	scratch  []protocol.Frame // deliver's, used again
+	watching watch
 
 	looking chan struct{} // holds a token while somebody looks who is here
 }
 
 func newTopic(h *Hub, room message.Room) *topic {
-	return &topic{hub: h, room: room, ready: make(chan struct{}), looking: make(chan struct{}, 1), madeAt: time.Now()}
+	return &topic{hub: h, room: room, looking: make(chan struct{}, 1), madeAt: time.Now()}
 }
 
 // receive takes what was committed or signalled. It only appends: the runner
 // does the rest. Never blocks.
 func (t *topic) receive(e entry) {
-	if t.inbox.put(e, len(e.frame), t.hub.cfg.bounds.inboxBytes, t.runLoop) {
+	// On the books first: the runner may be done with it before we are here again.
+	limit := t.hub.inboxLimit()
+	t.hub.books.early.Add(int64(len(e.frame)))
+	if t.inbox.put(e, len(e.frame), limit, t.runLoop) {
 		return
 	}
+	t.hub.books.early.Add(-int64(len(e.frame)))
 	t.hub.metrics.dropped.WithLabelValues("inbox_full").Inc()
-	if e.seq > 0 {
+	if e.seq > 0 { // it is in the log; a signal is gone
 		t.mu.Lock()
 		t.hear(e.epoch, e.seq)
 		t.mend(causeOverflow)
@@ -73,7 +90,8 @@ func (t *topic) receive(e entry) {
 	}
 }
 
-// runLoop fans out while there is work.
+// runLoop fans out while there is work. The mailbox sees to it that one runs at
+// a time: the order of the inbox is the order of delivery.
 func (t *topic) runLoop() {
 	for {
 		batch, ok := t.inbox.take()
@@ -81,6 +99,11 @@ func (t *topic) runLoop() {
 			return
 		}
 		t.deliver(batch)
+		size := 0
+		for i := range batch {
+			size += len(batch[i].frame)
+		}
+		t.hub.books.early.Add(-int64(size))
 	}
 }
 
@@ -89,7 +112,7 @@ func (t *topic) deliver(batch []entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return // and so would keep what nobody counts any more
+		return // nobody is here, and nobody would take it off the books
 	}
 	out := t.scratch[:0]
 	for i := range batch {
@@ -106,7 +129,8 @@ func (t *topic) deliver(batch []entry) {
 }
 
 // accept appends to out what the entry makes due: itself and what was held
-// for it. Caller holds mu.
+// for it. Signals pass at any time: they have no place in the order. Caller
+// holds mu.
 func (t *topic) accept(e *entry, out []protocol.Frame) []protocol.Frame {
 	switch {
 	case e.seq == 0:
@@ -116,7 +140,9 @@ func (t *topic) accept(e *entry, out []protocol.Frame) []protocol.Frame {
 		t.keep(e)
 	case e.epoch != t.epoch:
 		t.hear(e.epoch, e.seq)
-	case e.seq <= t.last: // a duplicate: its own echo, or a broadcast repeated
+	case e.seq <= t.last:
+		// A duplicate: a broadcast repeated, a resend of its id, or what a
+		// repair has brought already.
 	case e.seq > t.last+1:
 		t.keep(e)
 	default:
@@ -133,22 +159,25 @@ func (t *topic) unhold(out []protocol.Frame) []protocol.Frame {
 		if !ok {
 			break
 		}
+		t.hub.books.early.Add(-int64(len(next.frame)))
 		out = append(out, t.advance(&next))
 	}
 	return out
 }
 
-// advance moves the position over the next entry. Caller holds mu.
+// advance moves the position over the next entry and returns its frame, which
+// the caller fans out before it lets go of mu: whoever becomes live after that
+// finds it in the ring, and whoever was live before gets it. Caller holds mu.
 func (t *topic) advance(e *entry) protocol.Frame {
 	t.last = e.seq
 	before := t.ring.bytes
 	t.ring.push(e.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
-	t.hub.rings.Add(int64(t.ring.bytes - before))
+	t.hub.books.rings.Add(int64(t.ring.bytes - before))
 	t.wake()
 	return e.frame
 }
 
-// wake tells who waits for the topic to move. Caller holds mu.
+// wake tells who waits for the topic to move, in keepUp. Caller holds mu.
 func (t *topic) wake() {
 	if t.moved != nil {
 		close(t.moved)
@@ -156,10 +185,14 @@ func (t *topic) wake() {
 	}
 }
 
-// keep holds an entry for later, in bounds. Caller holds mu.
+// keep holds an entry for later, in bounds. Where it does not fit, that it
+// exists is still known, and a repair will bring it. Caller holds mu.
 func (t *topic) keep(e *entry) {
 	t.target = max(t.target, e.seq)
-	if !t.hold.put(e, &t.hub.cfg.bounds) {
+	before := t.hold.bytes
+	held := t.hold.put(e, t.hub.cfg.bounds.holdFrames, t.hub.holdLimit())
+	t.hub.books.early.Add(int64(t.hold.bytes - before))
+	if !held {
 		t.hub.metrics.dropped.WithLabelValues("hold_full").Inc()
 	}
 }
@@ -181,34 +214,44 @@ func (t *topic) hear(epoch message.Epoch, seq message.Seq) {
 	t.target = max(t.target, seq)
 }
 
-// close ends a topic that nobody holds.
+// prune lets go of what is held and not after a position. Caller holds mu.
+func (t *topic) prune(last message.Seq) {
+	before := t.hold.bytes
+	t.hold.prune(last, t.epoch)
+	t.hub.books.early.Add(int64(t.hold.bytes - before))
+}
+
+// close ends a topic that nobody holds. What is under way for it, a runner, a
+// repair, a page, finds it closed and keeps nothing. The caller holds the shard's
+// lock, so that no new topic of this name is there before.
 func (t *topic) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
 	t.forgetRing()
+	t.hub.books.early.Add(-int64(t.hold.bytes))
+	t.hold = hold{}
 }
 
 // forgetRing empties the ring. Caller holds mu.
 func (t *topic) forgetRing() {
-	t.hub.rings.Add(-int64(t.ring.bytes))
+	t.hub.books.rings.Add(-int64(t.ring.bytes))
 	t.ring = ring{}
 }
 
-// add makes a member live, after the frames that bring it up to date. Caller
-// holds mu.
+// add makes a member live, after the frames that bring it up to date. Under one
+// lock with fanOut: no message falls between the two, and none comes twice.
+// Caller holds mu.
 func (t *topic) add(m *member, frames []protocol.Frame) {
 	m.state = memberLive
 	m.index = len(t.members)
 	t.members = append(t.members, m)
 	t.outlets = append(t.outlets, m.client.out)
-	if len(frames) > 0 {
-		m.client.out.Send(join(frames))
-	}
+	m.hand(frames)
 	m.becameLive()
 }
 
-// remove takes a live member out. Caller holds mu.
+// remove takes a live member out; the last one takes its index. Caller holds mu.
 func (t *topic) remove(m *member) {
 	last := len(t.members) - 1
 	t.members[m.index] = t.members[last]

@@ -1,0 +1,117 @@
+package hub
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// A sink takes everything at once, and tells each time.
+type sink struct{ sent func() }
+
+func (s sink) Send(protocol.Frame) bool      { s.sent(); return true }
+func (s sink) Queue(f protocol.Frame) bool   { return s.Send(f) }
+func (s sink) Flush()                        {}
+func (s sink) Flushed(context.Context) error { return nil }
+
+// benched is a hub on a log that answers at once: what is measured is the hub.
+func benched(b *testing.B) (*Hub, *ledger) {
+	b.Helper()
+	l := newLedger()
+	v := &view{ledger: l, feedDown: true}
+	o := &office{post: &post{}, subs: map[message.Room]bool{}}
+	h := New(Config{
+		Log: v, Feed: v, Broker: o, RepairWait: time.Microsecond,
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+	b.Cleanup(func() {
+		if err := h.Close(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
+	return h, l
+}
+
+func enter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet, live func()) *Client {
+	b.Helper()
+	c := h.NewClient(o, "")
+	c.WhenLive(1, live)
+	q := protocol.Request{Type: protocol.TypeJoin, Room: r, HasAfter: true, After: after, Epoch: "e1"}
+	if err := c.Handle(context.Background(), &q); err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// A thousand rooms, a member in each, miss three messages at once.
+func BenchmarkRepair(b *testing.B) {
+	const rooms = 1000
+	h, l := benched(b)
+	var live, sent sync.WaitGroup
+	count := func() {}
+	live.Add(rooms)
+	for i := range rooms {
+		c := enter(b, h, room(i), 0, sink{func() { count() }}, live.Done)
+		defer c.Close(true)
+	}
+	live.Wait()
+	count = sent.Done
+	seq := message.Seq(0)
+	for b.Loop() {
+		b.StopTimer()
+		for i := range rooms {
+			l.commit(room(i), 3, 200)
+		}
+		seq += 3
+		sent.Add(rooms)
+		b.StartTimer()
+		for i := range rooms {
+			h.tell(message.Head{Room: room(i), Seq: seq}, "e1")
+		}
+		sent.Wait()
+	}
+	b.ReportMetric(float64(rooms*b.N)/b.Elapsed().Seconds(), "rooms/s")
+}
+
+// A thousand clients resume in one room, from the log or from the ring.
+func BenchmarkResume(b *testing.B) {
+	for _, bb := range []struct {
+		name   string
+		missed int
+	}{{"from the ring", 50}, {"from the log", 1000}} {
+		b.Run(bb.name, func(b *testing.B) {
+			const members = 1000
+			h, l := benched(b)
+			var live sync.WaitGroup
+			live.Add(1)
+			first := enter(b, h, "r", 0, sink{func() {}}, live.Done)
+			defer first.Close(true)
+			live.Wait()
+			h.Settled(l.commit("r", bb.missed, 200))
+			for h.Rooms()[0].Seq < message.Seq(bb.missed) {
+				time.Sleep(time.Millisecond)
+			}
+			clients := make([]*Client, members)
+			for b.Loop() {
+				live.Add(members)
+				for i := range clients {
+					clients[i] = enter(b, h, "r", 0, sink{func() {}}, live.Done)
+				}
+				live.Wait()
+				b.StopTimer()
+				for _, c := range clients {
+					c.Close(true)
+				}
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(members*bb.missed*b.N)/b.Elapsed().Seconds(), "messages/s")
+		})
+	}
+}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +48,7 @@ func TestAnOperatorVerifiesAService(t *testing.T) {
 	if err := json.Unmarshal([]byte(again), &report); err != nil || code != 0 || errs != "" {
 		t.Fatalf("exit %d, %v\n%s%s", code, err, again, errs)
 	}
-	if report.Verdict != "clean" || report.Acked < 20 || len(report.Faults) != len(load.AllFaults) {
+	if report.Verdict != "clean" || report.Acked < 7 || len(report.Faults) != len(load.AllFaults) {
 		t.Errorf("%+v", report)
 	}
 
@@ -72,7 +75,7 @@ func TestAnOperatorVerifiesAService(t *testing.T) {
 
 func TestAnOperatorMeasuresAService(t *testing.T) {
 	s := testkit.StartServer(t, nil)
-	code, out, errs := switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "4", "--rooms", "1", "--duration", "500ms", "--json")
+	code, out, errs := switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "4", "--rooms", "1", "--duration", "2s", "--json")
 	var got struct {
 		Clients    int
 		AcksPerSec float64                      `json:"acks_per_second"`
@@ -84,7 +87,7 @@ func TestAnOperatorMeasuresAService(t *testing.T) {
 	if got.Clients != 4 || got.AcksPerSec <= 0 || got.Latency.Count == 0 {
 		t.Errorf("%+v of %s", got, out)
 	}
-	code, out, _ = switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "2", "--rooms", "1", "--rate", "20", "--duration", "500ms")
+	code, out, _ = switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "2", "--rooms", "1", "--rate", "20", "--duration", "2s")
 	if code != 0 || !strings.Contains(out, "acked") || !strings.Contains(out, "p99.9") {
 		t.Errorf("exit %d\n%s", code, out)
 	}
@@ -93,19 +96,36 @@ func TestAnOperatorMeasuresAService(t *testing.T) {
 // Whoever interrupts it still gets the judgement.
 func TestAnInterruptedVerifyJudges(t *testing.T) {
 	s := testkit.StartServer(t, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	go func() {
+		defer cancel()
+		published := regexp.MustCompile(`websocket_messages_received_total\{type="publish"\} \d{2}`)
+		for look := time.NewTicker(10 * time.Millisecond); ctx.Err() == nil; <-look.C {
+			if published.MatchString(metrics(ctx, s)) {
+				return
+			}
+		}
+	}()
 	code, out, errs := switchyard(ctx, "verify", "--url", s.SocketURL(), "--clients", "4", "--rate", "100", "--duration", "1h")
 	if code != 0 || !strings.HasPrefix(out, "Clean:") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
 	}
 }
 
-func TestTheTokenComesFromAFile(t *testing.T) {
-	code, _, errs := switchyard(t.Context(), "verify", "--token-file", "/no/such/file")
-	if code != 2 || !strings.Contains(errs, "--token-file") {
-		t.Errorf("exit %d: %s", code, errs)
+func metrics(ctx context.Context, s *testkit.Server) string {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+"/metrics", nil)
+	if err != nil {
+		return ""
 	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return ""
+	}
+	defer res.Body.Close()
+	b, _ := io.ReadAll(res.Body)
+	return string(b)
 }
 
 // Each mistake is one line that names the flag and the bound, and exit 2.
@@ -127,10 +147,12 @@ func TestWrongUsage(t *testing.T) {
 		"--settle must be":                              {"verify", "--settle", "2h"},
 		"--ramp-up must be":                             {"verify", "--ramp-up", "2h"},
 		"--prefix must be":                              {"verify", "--prefix", "a b"},
-		"--max-events must be 1000 to 100000000, not 5": {"verify", "--max-events", "5"},
+		"--max-events must be 2000 to 100000000, not 5": {"verify", "--max-events", "5"},
 		`"localhost" is no ws:// or wss:// URL`:         {"verify", "--url", "localhost"},
 		"can't connect to ws://127.0.0.1:1/ws":          {"verify", "--url", "ws://127.0.0.1:1/ws"},
 		"--history: open /no/such/folder/h":             {"verify", "--history", "/no/such/folder/h"},
+		"--token-file: open /no/such/file":              {"verify", "--token-file", "/no/such/file"},
+		"--token-file: " + empty + " has no token":      {"verify", "--token-file", empty},
 		"--check: open /no/such/file":                   {"verify", "--check", "/no/such/file"},
 		"it is empty":                                   {"verify", "--check", empty},
 		"no other flag has a meaning":                   {"verify", "--check", empty, "--rate", "5"},
@@ -164,8 +186,8 @@ func TestTheProgressLine(t *testing.T) {
 	if got != "publishing 3 s: 10 published, 9 acked, 90 delivered" {
 		t.Error(got)
 	}
-	got = line(load.Progress{Elapsed: time.Minute, Failed: 1, Reconnects: 2, Ending: true})
-	if got != "settling 60 s: 0 published, 0 acked, 0 delivered, 1 failed, 2 reconnects" {
+	got = line(load.Progress{Elapsed: time.Minute, Failed: 1, Reconnects: 2, Moves: 3, Ending: true})
+	if got != "settling 60 s: 0 published, 0 acked, 0 delivered, 1 failed, 2 reconnects, 3 moves" {
 		t.Error(got)
 	}
 	if isTerminal(new(bytes.Buffer)) {

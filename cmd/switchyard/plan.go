@@ -23,7 +23,7 @@ type planFlags struct {
 func (f *planFlags) add(c *cobra.Command, defaults load.Plan) {
 	p, flags := &f.plan, c.Flags()
 	flags.StringArrayVar(&p.URLs, "url", []string{"ws://localhost:8000/ws"}, "address of the socket; once for each node, or the balancer's")
-	flags.StringVar(&f.tokenFile, "token-file", "", "file with the credential that each client sends")
+	flags.StringVar(&f.tokenFile, "token-file", "", "file with credentials, one a line; clients take them in turns")
 	flags.IntVar(&p.Clients, "clients", defaults.Clients, "connections, 1 to 15000")
 	flags.IntVar(&p.Rooms, "rooms", defaults.Rooms, "rooms, as many as clients at most")
 	flags.IntVar(&p.Publishers, "publishers", 0, "how many of the clients publish (default all)")
@@ -51,11 +51,13 @@ func (f *planFlags) start(c *cobra.Command) (*load.Run, error) {
 		return nil, fmt.Errorf("--duration must be 1ms to 24h, not %v", f.plan.Duration)
 	}
 	if f.tokenFile != "" {
-		token, err := os.ReadFile(f.tokenFile)
+		tokens, err := os.ReadFile(f.tokenFile)
 		if err != nil {
 			return nil, fmt.Errorf("--token-file: %w", err)
 		}
-		f.plan.Token = strings.TrimSpace(string(token))
+		if f.plan.Tokens = strings.Fields(string(tokens)); len(f.plan.Tokens) == 0 {
+			return nil, fmt.Errorf("--token-file: %s has no token", f.tokenFile)
+		}
 	}
 	run, err := load.Start(c.Context(), f.plan)
 	var bound *load.BoundError
@@ -98,6 +100,9 @@ func line(p load.Progress) string {
 	}
 	if p.Reconnects > 0 {
 		s += fmt.Sprintf(", %d reconnects", p.Reconnects)
+	}
+	if p.Moves > 0 {
+		s += fmt.Sprintf(", %d moves", p.Moves)
 	}
 	return s
 }

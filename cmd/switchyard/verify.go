@@ -41,7 +41,7 @@ judges what there was.`,
 	f.add(c, load.Plan{Clients: 100, Rooms: 10, Rate: 100, Duration: 15 * time.Second})
 	flags := c.Flags()
 	flags.DurationVar(&f.plan.Cut, "cut", time.Second, "cut one connection this often, 1ms to 1h; 0: none")
-	flags.IntVar(&f.plan.MaxEvents, "max-events", load.DefaultMaxEvents, "bound on the history, 1000 to 100000000; each event takes about 100 bytes")
+	flags.IntVar(&f.plan.MaxEvents, "max-events", load.DefaultMaxEvents, "bound on the history, up to 100000000, twenty a client at least; each event takes about 100 bytes")
 	flags.StringVar(&f.history, "history", "", "write the history to this file")
 	flags.StringVar(&f.check, "check", "", "judge the history in this file, and do nothing else")
 	return c

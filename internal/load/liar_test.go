@@ -22,6 +22,7 @@ type liar struct {
 	lie string
 
 	mu      sync.Mutex
+	tokens  map[string]int // connections
 	rooms   map[message.Room]*lyingRoom
 	answers int
 }
@@ -53,14 +54,17 @@ func (p *liarPeer) writeLoop() {
 	}
 }
 
-// lying starts a liar and returns its address.
-func lying(t *testing.T, lie string) string {
+// lying starts a liar and returns it with its address.
+func lying(t *testing.T, lie string) (*liar, string) {
 	t.Helper()
-	l := &liar{lie: lie, rooms: map[message.Room]*lyingRoom{}}
+	l := &liar{lie: lie, rooms: map[message.Room]*lyingRoom{}, tokens: map[string]int{}}
 	var serving sync.WaitGroup
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		serving.Add(1)
 		defer serving.Done()
+		l.mu.Lock()
+		l.tokens[r.Header.Get("Authorization")]++
+		l.mu.Unlock()
 		conn, err := websocket.Accept(w, r, nil)
 		if err != nil {
 			return
@@ -68,7 +72,7 @@ func lying(t *testing.T, lie string) string {
 		l.serve(conn)
 	}))
 	t.Cleanup(func() { server.Close(); serving.Wait() })
-	return "ws" + strings.TrimPrefix(server.URL, "http") + "/ws"
+	return l, "ws" + strings.TrimPrefix(server.URL, "http") + "/ws"
 }
 
 func (l *liar) serve(conn *websocket.Conn) {
@@ -224,10 +228,12 @@ func TestARunFindsOutWhoLies(t *testing.T) {
 	} {
 		t.Run(lie, func(t *testing.T) {
 			t.Parallel()
-			run := start(t, t.Context(), Plan{
-				URLs: []string{lying(t, lie)}, Clients: 6, Rooms: 2, Rate: 100, Duration: 2 * time.Second, Settle: 8 * time.Second,
-				Cut: 500 * time.Millisecond,
-			})
+			_, url := lying(t, lie)
+			plan := Plan{URLs: []string{url}, Clients: 6, Rooms: 2, Rate: 100, Duration: 2 * time.Second, Cut: 500 * time.Millisecond}
+			if fault != "" {
+				plan.Settle = 8 * time.Second // some never do
+			}
+			run := start(t, t.Context(), plan)
 			report := run.Report()
 			if fault == "" {
 				if report.Verdict != Clean {
@@ -245,5 +251,19 @@ func TestARunFindsOutWhoLies(t *testing.T) {
 			}
 			t.Errorf("nothing is named: %v", report)
 		})
+	}
+}
+
+func TestClientsTakeTokensInTurns(t *testing.T) {
+	service, url := lying(t, "")
+	run := start(t, t.Context(), Plan{URLs: []string{url}, Tokens: []string{"a", "b"}, Clients: 5, Rooms: 1, Rate: 50, Duration: 200 * time.Millisecond})
+	if report := run.Report(); report.Verdict != Clean {
+		t.Error(report)
+	}
+	service.mu.Lock()
+	defer service.mu.Unlock()
+	// Three and two clients; the probe before and the reader after have the first.
+	if a, b := service.tokens["Bearer a"], service.tokens["Bearer b"]; a != 5 || b != 2 || len(service.tokens) != 2 {
+		t.Errorf("connections by token: %v", service.tokens)
 	}
 }

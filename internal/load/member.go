@@ -43,7 +43,7 @@ type member struct {
 // connect connects a member and joins its room.
 func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 	m := &member{run: r, n: n, name: fmt.Sprintf("%s-%d", r.plan.Prefix, n), room: r.plan.room(n % r.plan.Rooms), line: new(line)}
-	opts := r.options(r.plan.urlsOf(n), m.line)
+	opts := r.options(n, m.line)
 	handler := client.Handler{Message: m.clock}
 	if r.history != nil {
 		m.sub = r.history.Subscribe(m.name, m.room, client.Start())
@@ -71,17 +71,18 @@ func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 	return m, nil
 }
 
-// options are those of every client of the run.
-func (r *Run) options(urls []string, l *line) client.Options {
+// options are those of the run's nth client.
+func (r *Run) options(n int, l *line) client.Options {
 	opts := client.Options{
-		URLs: urls, MaxPending: 2 * maxPending,
+		URLs: r.plan.urlsOf(n), MaxPending: 2 * maxPending,
 		HTTPClient: &http.Client{Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment, DialContext: l.dial, DisableKeepAlives: true,
 		}},
 		OnState: r.state,
+		OnMoved: func(client.MovedEvent) { r.moves.Add(1) },
 	}
-	if r.plan.Token != "" {
-		opts.Token = func(context.Context) (string, error) { return r.plan.Token, nil }
+	if tokens := r.plan.Tokens; len(tokens) > 0 {
+		opts.Token = func(context.Context) (string, error) { return tokens[n%len(tokens)], nil }
 	}
 	return opts
 }
@@ -101,8 +102,12 @@ func (m *member) clock(msg message.Message) {
 }
 
 // publish sends one message; then, if set, is called with its outcome. False
-// says that too many wait already, or that the member's life is over.
+// says that too many wait already, that the member's life is over, or the run.
 func (m *member) publish(then func(error)) bool {
+	if m.run.full() {
+		m.run.end("the history is full")
+		return false
+	}
 	if m.pending.Add(1) > maxPending || m.client.Err() != nil {
 		m.pending.Add(-1)
 		return false

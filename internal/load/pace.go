@@ -94,29 +94,13 @@ func (r *Run) cutLoop() {
 	}
 }
 
-// fullLoop ends the run before its history is full.
-func (r *Run) fullLoop() {
-	if r.history == nil {
-		return
-	}
-	look := time.NewTicker(tick)
-	defer look.Stop()
-	for {
-		select {
-		case <-r.ending:
-			return
-		case <-look.C:
-		}
-		if r.full() {
-			r.end("the history is full")
-		}
-	}
-}
-
 // full says that the history has no room for more than is under way: each
 // message is published, acked, and delivered to a room's members and its reader
 // at the end. Joins, returns and ends come once or twice a client.
 func (r *Run) full() bool {
+	if r.history == nil {
+		return false
+	}
 	members := (r.plan.Clients + r.plan.Rooms - 1) / r.plan.Rooms
 	messages := int(r.published.Load()) + r.plan.Rooms
 	reserve := 4*(r.plan.Clients+r.plan.Rooms) + r.plan.MaxEvents/8

@@ -17,8 +17,8 @@ type Plan struct {
 	// members on all of them, and a client whose node dies goes on with the
 	// others.
 	URLs []string
-	// Token, if set, is each client's credential.
-	Token string
+	// Tokens, if set, are the clients' credentials, in turns.
+	Tokens []string
 	// Clients are how many connect. Each joins one room and publishes there.
 	Clients int
 	// Publishers are how many of the clients publish; 0 means all.
@@ -93,7 +93,7 @@ func (p Plan) check() error {
 		{"publishers", p.Publishers, 1, p.Clients},
 		{"size", p.Size, minSize, maxSize},
 		{"window", p.Window, 1, maxWindow},
-		{"max-events", p.MaxEvents, 1000, 100_000_000},
+		{"max-events", p.MaxEvents, max(1000, 20*p.Clients), 100_000_000}, // joins and ends must fit in
 	} {
 		if row.value < row.min || row.value > row.max {
 			return &BoundError{row.name, fmt.Sprintf("must be %d to %d, not %d", row.min, row.max, row.value)}

@@ -46,7 +46,8 @@ type Run struct {
 	report *Report
 
 	published, acked, failed, delivered, inFlight atomic.Int64
-	connects, cuts, heldBack, unread, behind      atomic.Int64
+	connects, moves, cuts                         atomic.Int64
+	heldBack, unread, behind                      atomic.Int64
 	acks, deliveries                              shards // of a run that is not judged
 
 	mu      sync.Mutex // Protects following.
@@ -98,7 +99,8 @@ func (r *Run) probe(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, preflightTimeout, fmt.Errorf("no answer within %v", preflightTimeout))
 	defer cancel()
 	failed := make(chan error, 1)
-	opts := r.options([]string{url}, new(line))
+	opts := r.options(0, new(line))
+	opts.URLs = []string{url}
 	opts.OnState = func(s client.StateEvent) {
 		if s.State == client.Waiting {
 			select {
@@ -203,7 +205,6 @@ func (r *Run) lead(ctx context.Context) {
 	var loops sync.WaitGroup
 	loops.Go(r.publishLoop)
 	loops.Go(r.cutLoop)
-	loops.Go(r.fullLoop)
 	loops.Wait()
 	r.took, r.atEnd = time.Since(began), r.Progress()
 	r.settle()

@@ -93,8 +93,8 @@ func (r *Run) readAgain(ctx context.Context) (readers []*client.Client, subs []*
 	readers = make([]*client.Client, (r.plan.Rooms+roomsOfReader-1)/roomsOfReader)
 	subs = make([]*Subscription, r.plan.Rooms)
 	each(len(readers), func(n int) {
-		opts := r.options(r.plan.urlsOf(n), new(line))
-		opts.OnState = nil // it is none of the plan's clients
+		opts := r.options(n, new(line))
+		opts.OnState, opts.OnMoved = nil, nil // it is none of the plan's clients
 		ear := newEar(r.history, func() string { return "" })
 		opts.OnFrame = ear.hear
 		reader, err := client.New(opts)

@@ -48,8 +48,9 @@ func (r *Run) answered(m *member, began time.Duration, err error) {
 type Progress struct {
 	Elapsed                             time.Duration
 	Published, Acked, Failed, Delivered int64
-	// Reconnects are connections beyond each client's first.
-	Reconnects int64
+	// Reconnects are connections beyond each client's first, but for Moves, which
+	// the service asked for.
+	Reconnects, Moves int64
 	// Ending says that nobody publishes any more.
 	Ending bool
 }
@@ -59,7 +60,7 @@ func (r *Run) Progress() Progress {
 	p := Progress{
 		Elapsed:   time.Since(r.began),
 		Published: r.published.Load(), Acked: r.acked.Load(), Failed: r.failed.Load(), Delivered: r.delivered.Load(),
-		Reconnects: max(r.connects.Load()-int64(r.plan.Clients), 0),
+		Reconnects: max(r.connects.Load()-int64(r.plan.Clients), 0), Moves: r.moves.Load(),
 	}
 	select {
 	case <-r.ending:
@@ -77,7 +78,8 @@ type Facts struct {
 	// PublishedFor is how long it lasted.
 	PublishedFor Milliseconds `json:"published_for_ms"`
 	Reconnects   int64        `json:"reconnects"`
-	Cuts         int64        `json:"cuts"` // of connections, by this program
+	Moves        int64        `json:"moves"` // to another node, as the service asked
+	Cuts         int64        `json:"cuts"`  // of connections, by this program
 	// HeldBack messages were due and not sent, since too much waited already.
 	HeldBack int64 `json:"held_back"`
 	// Behind are subscribers that were not at the end of their room when the
@@ -90,9 +92,10 @@ type Facts struct {
 }
 
 func (r *Run) sum() *Facts {
+	p := r.Progress()
 	return &Facts{
 		URLs: len(r.plan.URLs), Clients: r.plan.Clients, Ended: r.reason, PublishedFor: Milliseconds(r.took),
-		Reconnects: r.Progress().Reconnects, Cuts: r.cuts.Load(), HeldBack: r.heldBack.Load(),
+		Reconnects: p.Reconnects, Moves: p.Moves, Cuts: r.cuts.Load(), HeldBack: r.heldBack.Load(),
 		Behind: r.behind.Load(), Unread: r.unread.Load(), TurnedAway: r.turnedAway(),
 	}
 }
@@ -157,8 +160,8 @@ func latencyRows(b *strings.Builder, acks, deliveries *Latencies) {
 
 // troubles writes what went not quite as planned.
 func (f *Facts) troubles(b *strings.Builder) {
-	if f.Reconnects > 0 || f.Cuts > 0 {
-		fmt.Fprintf(b, "  connections %d made again, %d cut by this program\n", f.Reconnects, f.Cuts)
+	if f.Reconnects > 0 || f.Cuts > 0 || f.Moves > 0 {
+		fmt.Fprintf(b, "  connections %d made again, %d cut by this program, %d moved\n", f.Reconnects, f.Cuts, f.Moves)
 	}
 	if f.Behind > 0 {
 		fmt.Fprintf(b, "  not settled %d subscribers were behind when the time for it was over; what they miss counts as lost\n", f.Behind)

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"switchyard/internal/auth"
 	"switchyard/internal/broker"
 	"switchyard/internal/config"
 	httpd "switchyard/internal/http"
@@ -41,6 +42,8 @@ var (
 	_ httpd.Sessions = (*session.Node)(nil)
 	_ httpd.Owners   = (*session.Node)(nil)
 	_ httpd.Limits   = (*session.Node)(nil)
+	_ httpd.Removals = (*session.Node)(nil)
+	_ httpd.Verifier = (*auth.Verifier)(nil)
 	_ carrier        = (*broker.Redis)(nil)
 	_ carrier        = (*broker.Memory)(nil)
 )
@@ -72,6 +75,7 @@ const (
 	clientsStop = 10 * time.Second
 	hubStop     = 5 * time.Second
 	// sessionStop is for what waits to be told and the node's last word.
+	authStop    = 2 * time.Second
 	sessionStop = 2 * time.Second
 	brokerStop  = 2 * time.Second
 	storeStop   = 8 * time.Second
@@ -93,6 +97,7 @@ type App struct {
 	node      string
 	lifecycle lifecycle
 	registry  *prometheus.Registry
+	verifier  *auth.Verifier
 	log       durable
 	broker    carrier
 	sessions  *session.Node
@@ -120,7 +125,7 @@ func Start(ctx context.Context, opt Options) (*App, error) {
 
 func (a *App) build(ctx context.Context) error {
 	a.describeBuild()
-	for _, part := range []func(context.Context) error{a.openLog, a.openBroker, a.openSessions, a.startHub, a.listen} {
+	for _, part := range []func(context.Context) error{a.openAuth, a.openLog, a.openBroker, a.openSessions, a.startHub, a.listen} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -295,10 +300,15 @@ func (a *App) listen(ctx context.Context) error {
 		AllowedOrigins:   c.AllowedOrigins,
 		AllowedHosts:     c.AllowedHosts,
 		TrustedProxies:   c.TrustedProxies,
-		MaxPerUser:       a.opt.Config.Limits.ConnectionsPerUser,
-		MaxPerAddress:    a.opt.Config.Limits.ConnectionsPerIP,
+		MaxPerUser:       a.opt.Config.Limits.MaxPerUser,
+		MaxPerAddress:    a.opt.Config.Limits.MaxPerAddress,
 		MaxRooms:         a.opt.Config.Hub.MaxRooms,
 		Rates:            rates(a.opt.Config.Limits),
+		Verifier:         a.verifier,
+		AuthTimeout:      a.opt.Config.Auth.Timeout,
+		AuthQueryToken:   a.opt.Config.Auth.QueryToken,
+		Open:             isOpen(a.opt.Config.Auth),
+		Removals:         a.sessions,
 		APIKeys:          c.APIKeys.Reveal(),
 		MaxFrame:         c.MaxFrame,
 		QueueBytes:       c.QueueBytes,
@@ -361,19 +371,6 @@ func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
 		}
 	}
 	return r
-}
-
-// rates copies the settings to what counts by them.
-func rates(c config.Limits) httpd.Rates {
-	return httpd.Rates{
-		Publish:     c.Publish,
-		Bytes:       c.Bytes,
-		Join:        c.Join,
-		History:     c.History,
-		UserPublish: c.UserPublish,
-		UserBytes:   c.UserBytes,
-		API:         c.API,
-	}
 }
 
 // components tells /readyz how the parts are. A broker that is away is no

@@ -111,13 +111,13 @@ type Drain struct {
 // Limits is about how much one client, user, address or key may do. 0 is no
 // limit.
 type Limits struct {
-	ConnectionsPerUser int `envconfig:"MAX_CONNECTIONS_PER_USER" default:"100" min:"0" max:"1000000" example:"20" doc:"Open WebSockets of one user on this node; more are closed with 4103. A client on the move has two for a moment. 0 is no limit."`
-	ConnectionsPerIP   int `envconfig:"MAX_CONNECTIONS_PER_IP" default:"1000" min:"0" max:"1000000" example:"200" doc:"Open WebSockets of one address on this node; an IPv6 /64 counts as one. More are closed with 4103. A peer on loopback or in a private network that TRUSTED_PROXIES does not name is not counted: it may be a proxy. 0 is no limit."`
-	Publish            int `envconfig:"RATE_PUBLISH" default:"200" min:"0" max:"1000000" example:"50" doc:"Publishes and signals of a connection in a second, twice as many at once; more are answered rate_limited. A thousand refusals without a second of calm close with 4129. 0 is no limit; so with the rates that follow."`
-	Bytes              int `envconfig:"RATE_BYTES" default:"1048576" min:"0" max:"1000000000" example:"262144" doc:"Bytes of frames of a connection in a second, twice as many at once."`
-	Join               int `envconfig:"RATE_JOIN" default:"100" min:"0" max:"1000000" example:"100" doc:"Joins and other frames of a connection in a second that no other rate counts; twice as many at once, or those for MAX_ROOMS rooms: a client that resumes joins them all."`
-	History            int `envconfig:"RATE_HISTORY" default:"20" min:"0" max:"1000000" example:"20" doc:"History and presence calls of a connection in a second, twice as many at once."`
-	UserPublish        int `envconfig:"RATE_USER_PUBLISH" default:"500" min:"0" max:"1000000" example:"100" doc:"Publishes and signals in a second of one user over all of its connections, twice as many at once."`
-	UserBytes          int `envconfig:"RATE_USER_BYTES" default:"4194304" min:"0" max:"1000000000" example:"1048576" doc:"Bytes of publishes and signals in a second of one user over all of its connections, twice as many at once."`
-	API                int `envconfig:"RATE_API" default:"2000" min:"0" max:"1000000" example:"500" doc:"Server calls of one API key on this node in a second, twice as many at once; more are answered 429."`
+	MaxPerUser    int `envconfig:"MAX_CONNECTIONS_PER_USER" default:"100" min:"0" max:"1000000" example:"20" doc:"Open WebSockets of one user on this node; more are closed with 4103. A client on the move has two for a moment. 0 is no limit."`
+	MaxPerAddress int `envconfig:"MAX_CONNECTIONS_PER_IP" default:"1000" min:"0" max:"1000000" example:"200" doc:"Open WebSockets of one address on this node; an IPv6 /64 counts as one. More are closed with 4103. A peer on loopback or in a private network that TRUSTED_PROXIES does not name is not counted: it may be a proxy. 0 is no limit."`
+	Publish       int `envconfig:"RATE_PUBLISH" default:"200" min:"0" max:"1000000" example:"50" doc:"Publishes and signals of a connection in a second, twice as many at once; more are answered rate_limited. A thousand refusals without a second of calm close with 4129. 0 is no limit; so with the rates that follow."`
+	Bytes         int `envconfig:"RATE_BYTES" default:"1048576" min:"0" max:"1000000000" example:"262144" doc:"Bytes of frames of a connection in a second, twice as many at once."`
+	Join          int `envconfig:"RATE_JOIN" default:"100" min:"0" max:"1000000" example:"100" doc:"Joins and other frames of a connection in a second that no other rate counts; twice as many at once, or those for MAX_ROOMS rooms: a client that resumes joins them all."`
+	History       int `envconfig:"RATE_HISTORY" default:"20" min:"0" max:"1000000" example:"20" doc:"History and presence calls of a connection in a second, twice as many at once."`
+	UserPublish   int `envconfig:"RATE_USER_PUBLISH" default:"500" min:"0" max:"1000000" example:"100" doc:"Publishes and signals in a second of one user over all of its connections, twice as many at once."`
+	UserBytes     int `envconfig:"RATE_USER_BYTES" default:"4194304" min:"0" max:"1000000000" example:"1048576" doc:"Bytes of publishes and signals in a second of one user over all of its connections, twice as many at once."`
+	API           int `envconfig:"RATE_API" default:"2000" min:"0" max:"1000000" example:"500" doc:"Server calls of one API key on this node in a second, twice as many at once; more are answered 429."`
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"switchyard/internal/auth"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
@@ -33,26 +34,84 @@ func hashKeys(keys map[string]string) []apiKey {
 
 // requireKey lets in who bears an API key: Authorization: Bearer <key>.
 func (s *Server) requireKey(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name, ok := s.keyName(r)
-		if !ok {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="switchyard"`)
-			s.refuse(w, r, &protocol.Error{Code: protocol.CodeUnauthorized, Message: "give one of API_KEYS as Authorization: Bearer <key>"})
-			return
-		}
-		callerOf(r).key = name
-		if wait := s.calls.take(name, s.cfg.now(), 1); wait > 0 {
-			s.refuse(w, r, errKeyRate(name, wait))
-			return
+	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
+		if err := s.admitKey(r, bearer(r)); err != nil {
+			return err
 		}
 		next.ServeHTTP(w, r)
+		return nil
 	})
 }
 
-// keyName compares with every key in constant time, so that time tells nothing.
-func (s *Server) keyName(r *http.Request) (string, bool) {
-	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+// errKey refuses a call without an API key.
+var errKey = &protocol.Error{Code: protocol.CodeUnauthorized, Message: "give one of API_KEYS as Authorization: Bearer <key>"}
+
+// admitKey notes whose key a call comes with, unless there is none, or it has
+// called too often.
+func (s *Server) admitKey(r *http.Request, credential string) error {
+	name, ok := s.keyName(credential)
+	if !ok {
+		return errKey
+	}
+	callerOf(r).key = name
+	if wait := s.calls.take(name, s.cfg.now(), 1); wait > 0 {
+		return errKeyRate(name, wait)
+	}
+	return nil
+}
+
+// requireReader lets in who bears an API key, or a token that may read the
+// room.
+func (s *Server) requireReader(next http.Handler) http.Handler {
+	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
+		credential := bearer(r)
+		if err := s.admitKey(r, credential); !errors.Is(err, errKey) || credential == "" {
+			if err == nil {
+				next.ServeHTTP(w, r)
+			}
+			return err
+		}
+		who, err := s.verify(r.Context(), credential)
+		if e := protocol.ErrorFor(err); err != nil && e.Code == protocol.CodeUnauthorized {
+			return &protocol.Error{Code: e.Code, Message: "give one of API_KEYS, or a token that may read: " + e.Message}
+		} else if err != nil {
+			return err
+		}
+		if wait := s.reads.take(who.User, s.cfg.now(), 1); wait > 0 {
+			return rateLimited("too many calls a second of this user; see RATE_HISTORY", wait)
+		}
+		if s.barred(who.User) {
+			return errBarred
+		}
+		room, err := roomOf(r)
+		if err != nil {
+			return err
+		}
+		if !who.May(room, auth.Read) {
+			return forbidden(auth.Read)
+		}
+		next.ServeHTTP(w, r)
+		return nil
+	})
+}
+
+// bearer returns the credential of a request; "" for none, or for several, of
+// which nobody knows which one a proxy on the way has checked.
+func bearer(r *http.Request) string {
+	lines := r.Header.Values("Authorization")
+	if len(lines) != 1 {
+		return ""
+	}
+	scheme, given, _ := strings.Cut(lines[0], " ")
 	if !strings.EqualFold(scheme, "bearer") {
+		return ""
+	}
+	return strings.TrimSpace(given)
+}
+
+// keyName compares with every key in constant time, so that time tells nothing.
+func (s *Server) keyName(given string) (string, bool) {
+	if given == "" {
 		return "", false
 	}
 	hash := sha256.Sum256([]byte(given))

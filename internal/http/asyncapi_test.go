@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,8 +21,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/auth"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
@@ -207,8 +211,7 @@ func TestEveryErrorCodeIsMet(t *testing.T) {
 	}
 	expect(`{"type":"join","room":"one-more"}`, "too_many_rooms")
 	for range authRate.burst {
-		b.send(`{"type":"auth","token":"t"}`)
-		b.until("error")
+		expect(`{"type":"auth","token":"t"}`, "unauthorized")
 	}
 	expect(`{"type":"auth","token":"t"}`, "rate_limited")
 	documented := d.strings(append(answers["error"], "properties", "code", "enum")...)
@@ -258,11 +261,29 @@ func readClose(t *testing.T, d *document, br *bufio.Reader) (code uint16, reason
 	}
 }
 
+// named is a Verifier to whom everybody is ann.
+type named struct{}
+
+func (named) Verify(context.Context, string) (auth.Identity, error) {
+	return auth.Identity{User: "ann"}, nil
+}
+
+func (named) Anonymous() (auth.Identity, bool) { return auth.Identity{}, false }
+
+func removeAnn(n *node) {
+	eventually(n.t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
+	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+}
+
 // Each documented close code is met, with its reason, and no other is sent.
 func TestEveryCloseCodeIsMet(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	quick := func(c *Config) { c.Heartbeat = 200 * time.Millisecond }
 	join := masked(0x81, `{"type":"join","room":"a"}`)
+	closed, err := auth.New(t.Context(), auth.Config{JWTSecrets: []string{tokenSecret}, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
 	met := map[string]bool{}
 	for want, tt := range map[string]struct {
 		change func(*Config)
@@ -281,6 +302,8 @@ func TestEveryCloseCodeIsMet(t *testing.T) {
 				n.Notify(message.Notice{Kind: message.NoticeLive, Session: id, Generation: 2})
 			}
 		}},
+		"4001": {func(c *Config) { c.Verifier = closed }, masked(0x81, `{"type":"auth","token":"x"}`), nil},
+		"4003": {func(c *Config) { c.Verifier = named{} }, masked(0x81, `{"type":"auth","token":"x"}`), removeAnn},
 		"4103": {func(c *Config) { c.MaxConnections = 1 }, "", nil},
 		"4129": {func(c *Config) { c.Rates.Publish = 1 }, strings.Repeat(masked(0x81, `{"type":"signal","room":"a","data":1}`), 3+mostRefused), nil},
 		"4208": {func(c *Config) { c.QueueBytes = 600 << 10 }, join, flood},

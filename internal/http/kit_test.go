@@ -20,9 +20,11 @@ import (
 	"go.uber.org/goleak"
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/auth"
 	"switchyard/internal/broker"
 	"switchyard/internal/hub"
 	"switchyard/internal/message"
+	"switchyard/internal/session"
 	"switchyard/internal/store"
 )
 
@@ -131,7 +133,16 @@ func startNode(t testing.TB, change func(*Config)) *node {
 	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, Directory: n.log, Broker: b, Logger: logger, Registerer: n.reg})
 	b.Start(n.hub.Receive)
 	l.Start(n.hub.Settled)
+	verifier, err := auth.New(t.Context(), auth.Config{Logger: logger, Registerer: n.reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fleet, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := Config{
+		Verifier: verifier, Removals: fleet,
 		Hub: n.hub, Ready: n.components, Node: "n1", Color: "blue", Deployment: "d1", Version: "v1",
 		APIKeys: map[string]string{"backend": testKey, "other": testKey + "2"},
 		Logger:  logger, LogLevel: new(slog.LevelVar), Registerer: n.reg, Gatherer: n.reg,
@@ -140,11 +151,12 @@ func startNode(t testing.TB, change func(*Config)) *node {
 		change(&cfg)
 	}
 	n.Server = New(cfg)
+	fleet.Start(session.Hooks{Notify: n.Notify})
 	n.addr, n.admin = n.listen(n.Serve), n.listen(n.ServeAdmin)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, b.Close, l.Close} {
+		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, fleet.Close, b.Close, l.Close} {
 			if err := stop(ctx); err != nil {
 				t.Error(err)
 			}

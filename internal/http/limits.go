@@ -9,10 +9,10 @@ import (
 
 // Limits counts what each user publishes on all nodes together.
 type Limits interface {
-	// Publish books a publish or signal of so many bytes, or says how long the
-	// user is to wait until it would go through. It is asked for every one of
-	// them, by who reads the socket, and must not block: what other nodes
-	// counted may be a little old.
+	// Publish books a publish or signal of so many bytes, or books nothing and
+	// says how long the user is to wait until it would go through. It is asked
+	// for every one of them, by who reads the socket, and must not block: what
+	// other nodes counted may be a little old.
 	Publish(user string, bytes int) (wait time.Duration)
 }
 
@@ -29,9 +29,6 @@ type Rates struct {
 	// History is for the history and presence calls of a connection, and for
 	// those of a user over HTTP.
 	History int
-	// UserPublish and UserBytes are for the publishes and signals of a user
-	// on this node, where nobody counts them on all nodes.
-	UserPublish, UserBytes int
 	// API is for the calls of an API key.
 	API int
 }
@@ -67,18 +64,6 @@ func (r *Rates) frameRates(maxRooms int) (all [rateKinds]allowance) {
 	return all
 }
 
-// userLimits is Limits within this node.
-type userLimits struct {
-	clock          func() time.Duration
-	publish, bytes *ledger
-}
-
-// Publish implements Limits.
-func (l *userLimits) Publish(user string, bytes int) time.Duration {
-	now := l.clock()
-	return max(l.publish.take(user, now, 1), l.bytes.take(user, now, bytes))
-}
-
 // kindOf says which rate a frame counts against, beside its bytes.
 func kindOf(t protocol.Type) int {
 	switch t {
@@ -111,8 +96,8 @@ func (k *socket) afford(r *protocol.Request, size int) error {
 		kind := kindOf(r.Type)
 		wait = k.spent.tallies[kind].take(s.rates[kind], now, 1)
 		what = [rateKinds]string{"publishes", "bytes", "frames", "reads", "auth frames"}[kind]
-		if wait == 0 && kind == ratePublish && k.user != "" {
-			wait = s.limits.Publish(k.user, size)
+		if wait == 0 && kind == ratePublish && k.who.User != "" && s.cfg.Limits != nil {
+			wait = s.cfg.Limits.Publish(k.who.User, size)
 			what = "publishes or bytes of this user"
 		}
 	}

@@ -191,25 +191,6 @@ func TestAResumeOfEveryRoomIsNoFlood(t *testing.T) {
 	}
 }
 
-func TestUsersAreLimitedOverTheirConnections(t *testing.T) {
-	clock := time.Hour
-	l := &userLimits{func() time.Duration { return clock }, newLedger(perSecond(2)), newLedger(perSecond(1000))}
-	for i := range 4 {
-		if wait := l.Publish("ann", 100); wait != 0 {
-			t.Errorf("publish %d: wait %v", i, wait)
-		}
-	}
-	if wait := l.Publish("ann", 100); wait != 500*time.Millisecond {
-		t.Errorf("over the rate: wait %v", wait)
-	}
-	if wait := l.Publish("bob", 2500); wait != 0 {
-		t.Errorf("another user: wait %v", wait)
-	}
-	if wait := l.Publish("bob", 100); wait == 0 {
-		t.Error("bytes are not counted")
-	}
-}
-
 func TestCallsOfAKeyAreLimited(t *testing.T) {
 	var clock stillClock
 	n := startNode(t, func(c *Config) { c.Rates.API, c.now = 2, clock.now })

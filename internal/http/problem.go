@@ -99,6 +99,9 @@ func newProblem(status int, code, detail string) problem {
 }
 
 func (p problem) write(w http.ResponseWriter) {
+	if p.Status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="switchyard"`)
+	}
 	if p.retryAfter > 0 {
 		// Whole seconds (RFC 9110 §10.2.3), rounded up: not before it makes sense.
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(p.retryAfter.Seconds()))))

@@ -28,15 +28,17 @@ type account struct {
 }
 
 // A place is one connection's in the roster, from before its upgrade to its
-// end. Its fields do not change once the upgrade is done.
+// end.
 type place struct {
-	server  *Server
-	network netip.Prefix // zero: not counted by address
-	user    string       // "": anonymous, or not known yet
+	server *Server
 	// told is the code to close with at once, 0 for who may stay; result is how
-	// the connection is counted.
+	// the connection is counted. Neither changes once the upgrade is done.
 	told   protocol.CloseCode
 	result string
+
+	// Guarded by Server.mu.
+	network netip.Prefix // zero: not counted by address
+	user    string       // "": anonymous, or not known yet
 }
 
 // admit takes a connection in, perhaps only to tell it why it can't stay; nil
@@ -68,8 +70,37 @@ func (s *Server) admit(c *caller) *place {
 	return p
 }
 
-// turn makes the connection one that is only told why it can't stay; false
-// says that too many are being told just now. Caller holds mu.
+// claim gives the place to a user, who may have too many.
+func (p *place) claim(user string) (ok bool) {
+	s := p.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if user == "" {
+		return true
+	}
+	a := s.roster.users[user]
+	if a != nil && s.cfg.MaxPerUser > 0 && a.places >= s.cfg.MaxPerUser {
+		return false
+	}
+	if a == nil {
+		a = &account{}
+		s.roster.users[user] = a
+	}
+	a.places++
+	p.user = user
+	return true
+}
+
+// turnAway makes the connection one that is only told why; false says that too
+// many are being told just now.
+func (p *place) turnAway(code protocol.CloseCode, result string) bool {
+	p.server.mu.Lock()
+	defer p.server.mu.Unlock()
+	p.vacate(nil)
+	return p.turn(code, result)
+}
+
+// turn is turnAway without a place to give back. Caller holds mu.
 func (p *place) turn(code protocol.CloseCode, result string) bool {
 	r := &p.server.roster
 	if p.told != 0 || r.turned >= overLimit {

@@ -33,12 +33,13 @@ func (s *Server) routes() http.Handler {
 		r.With(s.houseHost).Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
 		known := r.With(s.knownHost)
 		known.Route("/v1", func(r chi.Router) {
-			r.Use(s.requireKey)
+			r.With(s.requireReader).Get("/rooms/{room}/messages", s.adapt(s.history))
+			r = r.With(s.requireKey)
 			r.Post("/messages", s.adapt(s.publishBatch))
 			r.Get("/rooms", s.adapt(s.listRooms))
 			r.Post("/rooms/{room}/messages", s.adapt(s.publish))
-			r.Get("/rooms/{room}/messages", s.adapt(s.history))
 			r.Post("/rooms/{room}/signals", s.adapt(s.signal))
+			r.Post("/users/{user}/disconnect", s.adapt(s.disconnectUser))
 		})
 		for _, f := range pageFiles() {
 			known.Get("/"+f, s.file(f))

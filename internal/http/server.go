@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"switchyard/internal/auth"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
 )
@@ -38,6 +39,18 @@ type Config struct {
 	AllowedHosts []string
 	// TrustedProxies are the networks whose X-Forwarded headers count.
 	TrustedProxies []netip.Prefix
+	// Verifier says who a token speaks for. Required.
+	Verifier Verifier
+	// AuthTimeout is how long a connection may be open before its token came,
+	// where one is needed. 10 s by default.
+	AuthTimeout time.Duration
+	// AuthQueryToken also takes a token from the query.
+	AuthQueryToken bool
+	// Open says that no key is configured, so that nobody has a name and the
+	// page says so.
+	Open bool
+	// Removals keep users out. Required.
+	Removals Removals
 	// APIKeys guard the server calls: name to key.
 	APIKeys map[string]string
 	// MaxFrame bounds a frame from a client and the body of a server call, in
@@ -56,7 +69,7 @@ type Config struct {
 	// MaxRooms is how many rooms a connection may be in, and so join at once.
 	MaxRooms int
 	Rates    Rates
-	// Limits counts what users publish on all nodes. Nil: on this one.
+	// Limits counts what users publish on all nodes. Nil: nobody does.
 	Limits Limits
 	// Heartbeat is the period of heartbeats; who sends no byte for two is
 	// closed. 25 s by default.
@@ -110,6 +123,9 @@ func (c *Config) defaults() {
 	if c.DrainTimeout <= 0 {
 		c.DrainTimeout = 25 * time.Second
 	}
+	if c.AuthTimeout <= 0 {
+		c.AuthTimeout = 10 * time.Second
+	}
 	if c.Takeover <= 0 {
 		c.Takeover = 10 * time.Second
 	}
@@ -142,8 +158,9 @@ type Server struct {
 	plain   *plainCount
 
 	rates  [rateKinds]allowance
-	limits Limits
 	calls  *ledger // of API keys
+	reads  *ledger // of users, over HTTP
+	expiry expiry
 
 	session atomic.Uint64 // names connections in the welcome
 	queued  atomic.Int64
@@ -183,14 +200,11 @@ func New(cfg Config) *Server {
 		proxies: cfg.TrustedProxies,
 		roster:  roster{networks: map[netip.Prefix]int{}, users: map[string]*account{}},
 		rates:   cfg.Rates.frameRates(cfg.MaxRooms),
-		limits:  cfg.Limits,
 		calls:   newLedger(perSecond(cfg.Rates.API)),
+		reads:   newLedger(perSecond(cfg.Rates.History)),
 		stop:    make(chan struct{}),
 	}
 	s.plain = newPlainCount(s)
-	if s.limits == nil {
-		s.limits = &userLimits{cfg.now, newLedger(perSecond(cfg.Rates.UserPublish)), newLedger(perSecond(cfg.Rates.UserBytes))}
-	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
 	s.beat.server, s.saver.server = s, s
 	s.gate = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
@@ -199,6 +213,7 @@ func New(cfg Config) *Server {
 	s.admin = s.newHTTP(s.adminRoutes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to
 	go s.beat.loop(cfg.Heartbeat, s.stop)
+	s.loops.Go(func() { s.expiry.loop(s.stop) })
 	if cfg.Sessions != nil {
 		s.loops.Go(func() { s.saver.loop(s.stop) })
 	}
@@ -298,20 +313,26 @@ func (s *Server) noteEmpty() {
 
 // welcome greets a client. Where no sessions are kept, what it is told is a
 // name that nobody can resume.
-func (s *Server) welcome(secret string, resumed bool) protocol.Frame {
+func (s *Server) welcome(secret string, resumed bool, who *auth.Identity) protocol.Frame {
 	if secret == "" {
 		secret = fmt.Sprintf("%s-%d", s.cfg.Node, s.session.Add(1))
 	}
+	var user *string
+	if who.User != "" {
+		user = &who.User
+	}
 	return protocol.Welcome{
-		Session:     secret,
-		Resumed:     resumed,
-		Node:        s.cfg.Node,
-		Color:       s.cfg.Color,
-		Deployment:  s.cfg.Deployment,
-		Version:     s.cfg.Version,
-		HeartbeatMS: s.cfg.Heartbeat.Milliseconds(),
-		MaxFrame:    s.cfg.MaxFrame,
-		IDWindowMS:  s.cfg.IDWindow.Milliseconds(),
+		User:          user,
+		AuthExpiresMS: untilEnd(who.Expires).Milliseconds(),
+		Session:       secret,
+		Resumed:       resumed,
+		Node:          s.cfg.Node,
+		Color:         s.cfg.Color,
+		Deployment:    s.cfg.Deployment,
+		Version:       s.cfg.Version,
+		HeartbeatMS:   s.cfg.Heartbeat.Milliseconds(),
+		MaxFrame:      s.cfg.MaxFrame,
+		IDWindowMS:    s.cfg.IDWindow.Milliseconds(),
 	}.Encode()
 }
 

@@ -112,7 +112,8 @@ func (k *socket) rejoin() {
 // ping notes what went out before the ping with this counter. It is called by
 // the beat just before it sends it.
 func (k *socket) ping(counter uint64) {
-	if k.held != nil {
+	// Introduced first: until then the reader may still be about to set held.
+	if k.introduced.Load() && k.held != nil {
 		k.client.Pinged()
 		k.held.pinged.Store(counter)
 	}
@@ -221,8 +222,12 @@ func (k *socket) replaceLater() {
 	}
 }
 
-// Notify takes what another node has to tell of sessions. It does not block.
+// Notify takes what another node has to tell of sessions and users. It does not block.
 func (s *Server) Notify(n message.Notice) {
+	if n.Kind == message.NoticeRemoved {
+		s.remove(n.User)
+		return
+	}
 	if n.Kind != message.NoticeTaken && n.Kind != message.NoticeLive {
 		return
 	}

@@ -13,6 +13,7 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/auth"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
 )
@@ -32,8 +33,13 @@ type socket struct {
 	remote  string
 	started time.Time
 
-	place *place
-	user  string // "": anonymous
+	place    *place
+	who      auth.Identity  // once introduced
+	offer    protocol.Offer // until then
+	deadline deadline       // guarded by the expiry's lock
+	// introduced says that it is known who this is: only then are there a
+	// client and a session.
+	introduced atomic.Bool
 
 	received  int
 	malformed int // in a row
@@ -48,7 +54,6 @@ type socket struct {
 func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *place) *socket {
 	from := callerOf(r)
 	k := &socket{server: s, ws: ws, conn: c, id: from.id, remote: from.addr.String(), started: time.Now(), place: p}
-	k.client = s.cfg.Hub.NewClient(c, "")
 	return k
 }
 
@@ -145,15 +150,23 @@ func (k *socket) handle(frame []byte) error {
 		k.answer(&r, err)
 		return nil
 	}
+	if r.Type == protocol.TypeAuth {
+		return k.doAuth(&r)
+	}
+	if !k.introduced.Load() {
+		k.answer(&r, errNoToken)
+		return nil
+	}
 	k.do(&r)
 	return nil
 }
 
 // do does what a checked request asks for.
 func (k *socket) do(r *protocol.Request) {
-	var err error
-	switch r.Type {
-	case protocol.TypeMoved:
+	err := k.permit(r)
+	switch {
+	case err != nil:
+	case r.Type == protocol.TypeMoved:
 		k.server.arrivals.note(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 	default:
 		err = k.client.Handle(context.Background(), r)
@@ -164,6 +177,18 @@ func (k *socket) do(r *protocol.Request) {
 	if k.held != nil && k.held.rooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
 		k.server.saver.add(k)
 	}
+}
+
+// doAuth does what an auth frame asks for.
+func (k *socket) doAuth(r *protocol.Request) error {
+	err, ends := k.authenticate(r)
+	if err != nil {
+		k.answer(r, err)
+	}
+	if ends {
+		return errClosedByUs
+	}
+	return nil
 }
 
 func (k *socket) answer(r *protocol.Request, err error) {
@@ -181,7 +206,10 @@ func (k *socket) end(err error) {
 	_, ours := k.conn.closing()
 	goodbye := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
 	k.part(goodbye)
-	k.client.Close(goodbye)
+	if k.client != nil {
+		k.client.Close(goodbye)
+	}
+	s.expiry.remove(k)
 	s.owners.remove(k)
 	s.beat.remove(k)
 	if k.violated(err) {

@@ -82,7 +82,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, errOrigin)
 		return
 	}
-	offer, err := protocol.ReadOffer(r)
+	offer, err := s.readOffer(r)
 	if err != nil {
 		s.metrics.connections.WithLabelValues("handshake").Inc()
 		s.refuse(w, r, err)
@@ -99,6 +99,13 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, errNoPlace)
 		return
 	}
+	g, err := s.receive(r.Context(), offer, p)
+	if err != nil {
+		p.leave(nil)
+		s.metrics.connections.WithLabelValues("refused").Inc()
+		s.refuse(w, r, err)
+		return
+	}
 	k := s.accept(w, r, p)
 	if k == nil {
 		p.leave(nil)
@@ -106,20 +113,32 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.connections.WithLabelValues(p.result).Inc()
 	s.metrics.active.Inc()
+	k.offer = offer
 	p.enrol(k)
-	if p.told == 0 {
-		s.handshakes.count.Add(1)
-		secret, resumed := k.hold(offer, "")
-		k.conn.Send(s.welcome(secret, resumed))
-	} else {
-		k.conn.CloseWith(p.told)
-	}
+	s.begin(k, g)
 	s.beat.add(k)
 	if s.closes() { // closeAll may have passed just before add
 		k.conn.CloseWith(protocol.CloseRestart)
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
 	go k.readLoop()
+}
+
+// begin serves a connection, awaits its token, or tells why it can't stay.
+func (s *Server) begin(k *socket, g guest) {
+	if k.place.told != 0 {
+		k.conn.CloseWith(k.place.told)
+		return
+	}
+	s.handshakes.count.Add(1)
+	if !g.known {
+		s.expiry.set(k, time.Now().Add(s.cfg.AuthTimeout))
+		return
+	}
+	k.introduce(g.who)
+	if s.barred(g.who.User) { // the bar may have come just before enrol
+		k.conn.CloseWith(protocol.CloseRemoved)
+	}
 }
 
 // accept takes the connection over; nil says that the handshake was refused

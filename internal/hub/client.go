@@ -225,7 +225,10 @@ func (m *member) retire(leave *protocol.Ref, why error, how message.PresenceKind
 	if m.announced {
 		m.present(how)
 	}
-	if !m.announced && why != nil && (m.ref != "" || !errors.Is(why, errReplaced)) {
+	switch {
+	case errors.Is(why, errNoLonger) && m.announced:
+		m.client.out.Send(t.hub.refusal(why).Encode("", t.room, "")) // its join was answered
+	case !m.announced && why != nil && (m.ref != "" || !errors.Is(why, errReplaced)):
 		m.client.out.Send(t.hub.refusal(why).Encode(m.ref, t.room, ""))
 	}
 	if leave != nil {

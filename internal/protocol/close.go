@@ -19,6 +19,8 @@ const (
 	ClosePolicy      CloseCode = 1008 // three malformed frames in a row
 	CloseTooBig      CloseCode = 1009 // a frame over max_frame
 	CloseRestart     CloseCode = 1012 // this node goes: comes back within a second
+	CloseToken       CloseCode = 4001 // the token is missing, wrong, late, or has ended: brings a fresh one
+	CloseRemoved     CloseCode = 4003 // the user was removed: stays away
 	CloseReplaced    CloseCode = 4009 // its session has a newer socket: forgets this one
 	CloseTooMany     CloseCode = 4103 // the node has as many connections as it may
 	CloseRateLimited CloseCode = 4129 // went on sending what rate_limited refused
@@ -43,6 +45,10 @@ func (c CloseCode) Reason() string {
 		return "too_big"
 	case CloseRestart:
 		return "restart"
+	case CloseToken:
+		return "unauthorized"
+	case CloseRemoved:
+		return "removed"
 	case CloseReplaced:
 		return "replaced"
 	case CloseTooMany:

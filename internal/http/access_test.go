@@ -1,0 +1,580 @@
+package http
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/auth"
+)
+
+const tokenSecret = "a-secret-of-32-bytes-or-more-----"
+
+// tokenOf is a JWT of a user, for a time, with rooms as JSON.
+func tokenOf(user string, life time.Duration, rooms string) string {
+	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+	claims := fmt.Sprintf(`{"sub":%q,"exp":%d,"rooms":%s}`, user, time.Now().Add(life).Unix(), rooms)
+	signed := b64([]byte(`{"alg":"HS256"}`)) + "." + b64([]byte(claims))
+	mac := hmac.New(sha256.New, []byte(tokenSecret))
+	mac.Write([]byte(signed))
+	return signed + "." + b64(mac.Sum(nil))
+}
+
+const everyRoom = `{"*":"rw"}`
+
+// keyed is a node that takes tokens of tokenSecret; anonymous as AUTH_ANONYMOUS
+// says it.
+func keyed(t testing.TB, anonymous string, change func(*Config)) *node {
+	t.Helper()
+	v, err := auth.New(t.Context(), auth.Config{
+		JWTSecrets: []string{tokenSecret}, Anonymous: anonymous, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startNode(t, func(c *Config) {
+		c.Verifier = v
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+func bearing(token string) *websocket.DialOptions {
+	return &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}}
+}
+
+// welcome reads the first frame, which must be one.
+func (b *browser) welcome() map[string]any {
+	b.t.Helper()
+	got := b.read()
+	if got["type"] != "welcome" {
+		b.t.Fatalf("first frame %v", got)
+	}
+	return got
+}
+
+func TestATokenComesInByFourDoors(t *testing.T) {
+	n := keyed(t, "", func(c *Config) { c.AuthQueryToken = true })
+	ann := tokenOf("ann", time.Hour, everyRoom)
+	offer := func(protocols ...string) *websocket.DialOptions {
+		return &websocket.DialOptions{Subprotocols: protocols}
+	}
+	header := n.open(bearing(ann))
+	entry := n.open(offer("switchyard.v1", "bearer."+ann))
+	if got := entry.ws.Subprotocol(); got != "switchyard.v1" {
+		t.Errorf("the service chose %q", got)
+	}
+	ws, res, err := websocket.Dial(t.Context(), "ws://"+n.addr+"/ws?access_token="+ann, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	query := &browser{t, ws}
+	frame := n.open(nil)
+	frame.send(`{"type":"auth","ref":"a","token":"%s"}`, ann)
+	for name, b := range map[string]*browser{"header": header, "entry": entry, "query": query, "frame": frame} {
+		got := b.welcome()
+		left, _ := got["auth_expires_ms"].(float64)
+		if got["user"] != "ann" || left < 3_500_000 || left > 3_600_000 {
+			t.Errorf("by %s: %v", name, got)
+		}
+		b.send(`{"type":"publish","room":"a","data":"%s"}`, name)
+		b.until("ack")
+	}
+	_, body := n.call("GET", "/v1/rooms/a/messages", testKey, "")
+	if strings.Count(body, `"from":"ann"`) != 4 {
+		t.Errorf("messages: %s", body)
+	}
+	if logs := n.logs.String(); strings.Contains(logs, ann) || strings.Contains(logs, ann[len(ann)-20:]) {
+		t.Error("the log holds a token")
+	}
+	if strings.Contains(fmt.Sprint(res.Header), ann[:20]) {
+		t.Error("the answer holds the token")
+	}
+}
+
+func TestTheAnswerToAnAuthFrame(t *testing.T) {
+	n := keyed(t, "", nil)
+	b := n.open(nil)
+	b.send(`{"type":"auth","ref":"1","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
+	b.welcome()
+	if got := b.read(); got["type"] != "authenticated" || got["ref"] != "1" || got["user"] != "ann" {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestATokenInTheQueryIsNotReadUnlessAllowed(t *testing.T) {
+	n := keyed(t, "public:r", nil)
+	ann := tokenOf("ann", time.Hour, everyRoom)
+	ws, _, err := websocket.Dial(t.Context(), "ws://"+n.addr+"/ws?access_token="+ann, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	b := &browser{t, ws}
+	if got := b.welcome(); got["user"] != nil {
+		t.Errorf("welcome: %v", got)
+	}
+	res, body := n.call("GET", "/v1/rooms/a/messages?access_token="+ann, "", "")
+	if res.StatusCode != http.StatusUnauthorized || strings.Contains(body, ann) || strings.Contains(n.logs.String(), ann) {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+}
+
+// Of two tokens nobody knows which one a proxy on the way has checked.
+func TestOneTokenAtATime(t *testing.T) {
+	n := keyed(t, "", func(c *Config) { c.AuthQueryToken = true })
+	ann, bob := tokenOf("ann", time.Hour, everyRoom), tokenOf("bob", time.Hour, everyRoom)
+	for name, tt := range map[string]struct {
+		path   string
+		header http.Header
+	}{
+		"header and entry":      {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"switchyard.v1, bearer." + bob}}},
+		"the same twice":        {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"bearer." + ann}}},
+		"two headers":           {"/ws", http.Header{"Authorization": {"Bearer " + ann, "Bearer " + bob}}},
+		"two entries":           {"/ws", http.Header{"Sec-Websocket-Protocol": {"switchyard.v1, bearer." + ann + ", bearer." + bob}}},
+		"header and query":      {"/ws?access_token=" + ann, http.Header{"Authorization": {"Bearer " + bob}}},
+		"query and query":       {"/ws?access_token=" + ann + "&access_token=" + bob, http.Header{}},
+		"an empty header":       {"/ws", http.Header{"Authorization": {"Bearer "}}},
+		"an empty query":        {"/ws?access_token=", http.Header{}},
+		"a header over a bound": {"/ws", http.Header{"Authorization": {"Bearer " + strings.Repeat("x", 8193)}}},
+		"a query over a bound":  {"/ws?access_token=" + strings.Repeat("x", 8193), http.Header{}},
+	} {
+		h := upgradeHeader()
+		for k, v := range tt.header {
+			h[k] = v
+		}
+		res, body := n.request("GET", tt.path, h, strings.NewReader(""))
+		if res.StatusCode != http.StatusBadRequest || !strings.Contains(body, `"code":"invalid"`) || strings.Contains(body, ann[:30]) {
+			t.Errorf("%s: %d %s", name, res.StatusCode, body)
+		}
+	}
+	// Over HTTP, too.
+	h := http.Header{"Authorization": {"Bearer " + testKey, "Bearer " + testKey}}
+	if res, _ := n.request("GET", "/v1/rooms", h, strings.NewReader("")); res.StatusCode != http.StatusUnauthorized {
+		t.Errorf("two keys: %d", res.StatusCode)
+	}
+}
+
+// A browser can't see the status of a handshake, so a refused token is told by
+// a close code; nothing that such a connection sends is done.
+func TestAWrongTokenIsToldByACloseCode(t *testing.T) {
+	n := keyed(t, "*:rw", nil)
+	for name, bad := range map[string]string{
+		"nonsense": "x", "ended": tokenOf("ann", -time.Hour, everyRoom), "another's signature": tokenOf("ann", time.Hour, everyRoom) + "A",
+		"the name of an API key": tokenOf("api:shop", time.Hour, everyRoom), "no rooms": tokenOf("ann", time.Hour, `"all"`),
+		"an API key": testKey,
+	} {
+		if got := n.turnedAway(bearing(bad)); got != 4001 {
+			t.Errorf("%s: closed with %d, want 4001", name, got)
+		}
+	}
+	_, br := n.raw(masked(0x81, `{"type":"publish","room":"a","data":1}`)+masked(0x88, "\x03\xe8"), "Authorization: Bearer x")
+	if code, reason := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4001 || reason != "unauthorized" {
+		t.Errorf("%d %s", code, reason)
+	}
+	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
+		t.Errorf("a connection without a good token has published: %s", body)
+	}
+	for range overLimit {
+		n.raw("", "Authorization: Bearer x") // reads nothing, so its close waits
+	}
+	res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
+	if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
+		t.Errorf("one more is answered %d %s", res.StatusCode, body)
+	}
+}
+
+func TestWhoHasNoTokenMaySendNothingButOne(t *testing.T) {
+	n := keyed(t, "", func(c *Config) { c.Heartbeat = 100 * time.Millisecond })
+	b := n.open(nil)
+	for _, frame := range []string{
+		`{"type":"join","ref":"x","room":"a"}`, `{"type":"publish","ref":"x","room":"a","data":1}`, `{"type":"signal","ref":"x","room":"a","data":1}`,
+		`{"type":"history","ref":"x","room":"a"}`, `{"type":"presence","ref":"x","room":"a"}`, `{"type":"leave","ref":"x","room":"a"}`,
+		`{"type":"moved","ref":"x","from":"n","handshake_ms":1}`,
+	} {
+		b.send("%s", frame)
+		if got := b.until("error"); got["code"] != "unauthorized" || got["ref"] != "x" {
+			t.Errorf("%s: %v", frame, got)
+		}
+	}
+	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
+		t.Errorf("it has published: %s", body)
+	}
+	// A token that is wrong is the last thing that it sends.
+	b.send(`{"type":"auth","ref":"y","token":"x"}`)
+	if got := b.until("error"); got["code"] != "unauthorized" || got["ref"] != "y" {
+		t.Errorf("a wrong token: %v", got)
+	}
+	if got := b.closed(); got != 4001 {
+		t.Errorf("closed with %d", got)
+	}
+}
+
+func TestWhoShowsNoTokenInTimeIsClosed(t *testing.T) {
+	n := keyed(t, "", func(c *Config) { c.AuthTimeout = time.Second })
+	late := n.open(nil)
+	in := n.open(nil)
+	in.send(`{"type":"auth","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
+	in.welcome()
+	began := time.Now()
+	if got := late.closed(); got != 4001 || time.Since(began) < time.Second/2 {
+		t.Errorf("closed with %d after %v, want 4001 after a second", got, time.Since(began))
+	}
+	in.send(`{"type":"join","room":"a"}`)
+	in.until("joined")
+}
+
+// Those who have not shown a token yet are closed with all others.
+func TestAStopClosesWhoHasNoTokenYet(t *testing.T) {
+	n := keyed(t, "", nil)
+	b := n.open(nil)
+	eventually(t, "the connection", func() bool { return n.clients() == 1 })
+	go func() { _ = n.CloseSockets(context.Background()) }()
+	if got := b.closed(); got != 1012 {
+		t.Errorf("closed with %d", got)
+	}
+}
+
+func TestRights(t *testing.T) {
+	n := keyed(t, "open.*:r", nil)
+	ann := n.dial(bearing(tokenOf("ann", time.Hour, `{"read":"r","write":"w","both.*":"rw"}`)))
+	nobody := n.dial(nil)
+	ask := func(b *browser, frame, room string) string {
+		t.Helper()
+		b.send(frame, room)
+		for {
+			got := b.read()
+			if got["ref"] != "x" {
+				continue
+			}
+			if got["type"] == "error" {
+				return got["code"].(string)
+			}
+			return "yes"
+		}
+	}
+	const (
+		join     = `{"type":"join","ref":"x","room":"%s"}`
+		history  = `{"type":"history","ref":"x","room":"%s"}`
+		presence = `{"type":"presence","ref":"x","room":"%s"}`
+		publish  = `{"type":"publish","ref":"x","room":"%s","data":1}`
+	)
+	for _, tt := range []struct {
+		room                          string
+		read, write, nobody, nobodyTo string
+	}{
+		{"read", "yes", "forbidden", "forbidden", "forbidden"},
+		{"write", "forbidden", "yes", "forbidden", "forbidden"},
+		{"both.1", "yes", "yes", "forbidden", "forbidden"},
+		{"both", "forbidden", "forbidden", "forbidden", "forbidden"},
+		{"open.1", "forbidden", "forbidden", "yes", "forbidden"},
+		{"other", "forbidden", "forbidden", "forbidden", "forbidden"},
+		{"_canary.n1", "forbidden", "forbidden", "forbidden", "forbidden"},
+		{"Read", "forbidden", "forbidden", "forbidden", "forbidden"},
+	} {
+		for _, frame := range []string{join, history} {
+			if got := ask(ann, frame, tt.room); got != tt.read {
+				t.Errorf("%s: %s, want %s", fmt.Sprintf(frame, tt.room), got, tt.read)
+			}
+			if got := ask(nobody, frame, tt.room); got != tt.nobody {
+				t.Errorf("nobody: %s: %s, want %s", fmt.Sprintf(frame, tt.room), got, tt.nobody)
+			}
+		}
+		if got := ask(ann, presence, tt.room); (got == "forbidden") != (tt.read == "forbidden") {
+			t.Errorf("presence of %s: %s", tt.room, got)
+		}
+		if got := ask(ann, publish, tt.room); got != tt.write {
+			t.Errorf("publish in %s: %s, want %s", tt.room, got, tt.write)
+		}
+		if got := ask(nobody, publish, tt.room); got != tt.nobodyTo {
+			t.Errorf("nobody publishes in %s: %s, want %s", tt.room, got, tt.nobodyTo)
+		}
+		// A signal has no answer but a refusal.
+		ann.send(`{"type":"signal","ref":"x","room":"%s","data":1}`, tt.room)
+		ann.send(`{"type":"leave","ref":"end","room":"none"}`)
+		refused := false
+		for got := ann.read(); got["ref"] != "end"; got = ann.read() {
+			refused = refused || got["code"] == "forbidden"
+		}
+		if refused != (tt.write == "forbidden") {
+			t.Errorf("a signal in %s refused: %v", tt.room, refused)
+		}
+	}
+}
+
+func TestAFreshTokenOnALivingConnection(t *testing.T) {
+	n := keyed(t, "", nil)
+	b := n.dial(bearing(tokenOf("ann", time.Hour, `{"a":"rw","b":"rw","c":"r"}`)))
+	for _, room := range []string{"a", "b", "c"} {
+		b.send(`{"type":"join","room":"%s"}`, room)
+		b.until("joined")
+	}
+	refuse := func(what, tok, code string) {
+		t.Helper()
+		b.send(`{"type":"auth","ref":"no","token":"%s"}`, tok)
+		if got := b.until("error"); got["code"] != code || got["ref"] != "no" {
+			t.Errorf("%s: %v, want %s", what, got, code)
+		}
+	}
+	refuse("a wrong one", "x", "unauthorized")
+	refuse("an old one", tokenOf("ann", -time.Hour, everyRoom), "unauthorized")
+	refuse("another user's", tokenOf("bob", time.Hour, everyRoom), "forbidden")
+	b.send(`{"type":"publish","room":"b","data":1}`)
+	b.until("ack") // the old one goes on
+
+	b.send(`{"type":"auth","ref":"yes","token":"%s"}`, tokenOf("ann", 2*time.Hour, `{"a":"r","b":"w","d":"rw"}`))
+	left := map[any]bool{}
+	for {
+		got := b.read()
+		if got["type"] == "error" && (got["code"] != "forbidden" || got["ref"] != nil) {
+			t.Errorf("%v", got)
+		}
+		if got["type"] == "left" {
+			left[got["room"]] = true
+		}
+		if got["type"] == "authenticated" {
+			if ms := got["auth_expires_ms"].(float64); got["ref"] != "yes" || got["user"] != "ann" || ms < 7_000_000 {
+				t.Errorf("%v", got)
+			}
+			break
+		}
+	}
+	if len(left) != 2 || !left["b"] || !left["c"] {
+		t.Errorf("left %v, want b and c, which the new token does not open for reading", left)
+	}
+	for _, room := range []string{"a", "b", "c"} {
+		n.call("POST", "/v1/rooms/"+room+"/messages", testKey, `{"data":"after"}`)
+	}
+	b.send(`{"type":"publish","ref":"p","room":"a","data":1}`)
+	b.send(`{"type":"join","ref":"d","room":"d"}`)
+	seen := ""
+	for got := b.read(); got["type"] != "joined"; got = b.read() {
+		if got["type"] == "message" {
+			seen += got["room"].(string)
+		}
+		if got["ref"] == "p" && got["code"] != "forbidden" {
+			t.Errorf("a publish without the right to: %v", got)
+		}
+	}
+	if seen != "a" {
+		t.Errorf("got messages of %q, want a's only", seen)
+	}
+}
+
+// A named connection can't become nobody's, nor an anonymous one somebody's:
+// what it did is under its name.
+func TestAnAnonymousConnectionStaysOne(t *testing.T) {
+	n := keyed(t, "*:rw", nil)
+	b := n.dial(nil)
+	b.send(`{"type":"auth","ref":"x","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
+	if got := b.until("error"); got["code"] != "forbidden" || got["ref"] != "x" {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestAConnectionEndsWithItsToken(t *testing.T) {
+	n := keyed(t, "", nil)
+	brief := n.dial(bearing(tokenOf("ann", 2*time.Second, everyRoom)))
+	fresh := n.dial(bearing(tokenOf("bob", 2*time.Second, everyRoom)))
+	fresh.send(`{"type":"auth","token":"%s"}`, tokenOf("bob", time.Hour, everyRoom))
+	fresh.until("authenticated")
+	if got := brief.closed(); got != 4001 {
+		t.Errorf("closed with %d, want 4001", got)
+	}
+	fresh.send(`{"type":"join","room":"a"}`)
+	fresh.until("joined")
+	eventually(t, "its end to be counted", func() bool {
+		return n.metric(`websocket_disconnections_total{reason="unauthorized"}`) == "1"
+	})
+}
+
+// A moodyVerifier is a real one, whose keys can't be fetched for a while.
+type moodyVerifier struct {
+	Verifier
+	away atomic.Bool
+}
+
+func (v *moodyVerifier) Verify(ctx context.Context, token string) (auth.Identity, error) {
+	if v.away.Load() {
+		return auth.Identity{}, auth.ErrUnavailable
+	}
+	return v.Verifier.Verify(ctx, token)
+}
+
+// That tokens can't be checked is no refusal: who is in stays, who comes is
+// asked to come again with the same token.
+func TestTokensThatCanNotBeCheckedNow(t *testing.T) {
+	var v *moodyVerifier
+	n := keyed(t, "", func(c *Config) { v = &moodyVerifier{Verifier: c.Verifier}; c.Verifier = v })
+	ann := tokenOf("ann", time.Hour, everyRoom)
+	b := n.dial(bearing(ann))
+	waiting := n.open(nil)
+	v.away.Store(true)
+	res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer "+ann), strings.NewReader(""))
+	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" || !strings.Contains(body, "unavailable") {
+		t.Errorf("a handshake: %d %s", res.StatusCode, body)
+	}
+	if res, _ := n.call("GET", "/v1/rooms/a/messages", ann, ""); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a call: %d", res.StatusCode)
+	}
+	for _, b := range []*browser{b, waiting} {
+		b.send(`{"type":"auth","token":"%s"}`, ann)
+		if got := b.until("error"); got["code"] != "unavailable" || got["retry_after_ms"] == nil {
+			t.Errorf("an auth frame: %v", got)
+		}
+	}
+	v.away.Store(false)
+	waiting.send(`{"type":"auth","token":"%s"}`, ann)
+	waiting.until("welcome")
+	b.send(`{"type":"join","room":"a"}`)
+	b.until("joined")
+}
+
+// An id belongs to a room and a user: another user's is neither in the way nor
+// to be found out.
+func TestIDsAreEachUsersOwn(t *testing.T) {
+	n := keyed(t, "*:rw", nil)
+	users := map[string]*browser{
+		"ann": n.dial(bearing(tokenOf("ann", time.Hour, everyRoom))), "bob": n.dial(bearing(tokenOf("bob", time.Hour, everyRoom))), "": n.dial(nil),
+		"backend": n.dial(bearing(tokenOf("backend", time.Hour, everyRoom))), // as one of the keys is called
+	}
+	n.call("POST", "/v1/rooms/a/messages", testKey, `{"id":"1","data":"of the key"}`)
+	for user, b := range users {
+		b.send(`{"type":"publish","room":"a","id":"1","data":"of %s"}`, user)
+		if got := b.read(); got["type"] != "ack" || got["duplicate"] != nil {
+			t.Errorf("%q: %v, want its own message", user, got)
+		}
+		b.send(`{"type":"publish","room":"a","id":"1","data":"of %s"}`, user)
+		if got := b.read(); got["duplicate"] != true {
+			t.Errorf("%q again: %v", user, got)
+		}
+	}
+	_, body := n.call("GET", "/v1/rooms/a/messages", testKey, "")
+	if !strings.Contains(body, `"head":5,`) {
+		t.Errorf("not five messages: %s", body)
+	}
+}
+
+func TestHistoryByToken(t *testing.T) {
+	var clock stillClock
+	n := keyed(t, "*:rw", func(c *Config) { c.Rates.History, c.now = 4, clock.now })
+	n.call("POST", "/v1/rooms/a/messages", testKey, `{"data":1}`)
+	reader := tokenOf("ann", time.Hour, `{"a":"r","w":"w"}`)
+	for _, tt := range []struct {
+		name, method, path, credential string
+		status                         int
+		code                           string
+	}{
+		{"may read", "GET", "/v1/rooms/a/messages", reader, 200, ""},
+		{"may write only", "GET", "/v1/rooms/w/messages", reader, 403, "forbidden"},
+		{"another room", "GET", "/v1/rooms/b/messages", reader, 403, "forbidden"},
+		{"a reserved room", "GET", "/v1/rooms/_x/messages", reader, 403, "forbidden"},
+		{"no such name", "GET", "/v1/rooms/a%20b/messages", reader, 400, "invalid"},
+		{"ended", "GET", "/v1/rooms/a/messages", tokenOf("ann", -time.Hour, everyRoom), 401, "unauthorized"},
+		{"nonsense", "GET", "/v1/rooms/a/messages", "x", 401, "unauthorized"},
+		{"nothing, anonymous or not", "GET", "/v1/rooms/a/messages", "", 401, "unauthorized"},
+		{"publishing is for keys", "POST", "/v1/rooms/a/messages", tokenOf("ann", time.Hour, everyRoom), 401, "unauthorized"},
+		{"so are lists", "GET", "/v1/rooms", tokenOf("ann", time.Hour, everyRoom), 401, "unauthorized"},
+		{"and batches", "POST", "/v1/messages", tokenOf("ann", time.Hour, everyRoom), 401, "unauthorized"},
+		{"and signals", "POST", "/v1/rooms/a/signals", tokenOf("ann", time.Hour, everyRoom), 401, "unauthorized"},
+		{"and removal", "POST", "/v1/users/bob/disconnect", tokenOf("ann", time.Hour, everyRoom), 401, "unauthorized"},
+	} {
+		res, body := n.call(tt.method, tt.path, tt.credential, "")
+		var p problem
+		_ = json.Unmarshal([]byte(body), &p)
+		if res.StatusCode != tt.status || p.Code != tt.code {
+			t.Errorf("%s: %d %s", tt.name, res.StatusCode, body)
+		}
+	}
+	for range 3 { // five of eight were taken above
+		n.call("GET", "/v1/rooms/a/messages", reader, "")
+	}
+	if res, body := n.call("GET", "/v1/rooms/a/messages", reader, ""); res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
+		t.Errorf("over the rate: %d %s", res.StatusCode, body)
+	}
+	if res, _ := n.call("GET", "/v1/rooms/a/messages", testKey, ""); res.StatusCode != http.StatusOK {
+		t.Error("a user's rate is the key's")
+	}
+}
+
+func TestTooManyConnectionsOfAUser(t *testing.T) {
+	n := keyed(t, "*:rw", func(c *Config) { c.MaxPerUser = 2 })
+	ann := bearing(tokenOf("ann", time.Hour, everyRoom))
+	first := n.dial(ann)
+	n.dial(ann)
+	if got := n.turnedAway(ann); got != 4103 {
+		t.Errorf("the third is closed with %d", got)
+	}
+	pending := n.dial(nil) // anonymous ones are not counted: they are no user
+	for range 3 {
+		n.dial(nil)
+	}
+	n.dial(bearing(tokenOf("bob", time.Hour, everyRoom)))
+	_ = first.ws.Close(websocket.StatusNormalClosure, "")
+	eventually(t, "a place", func() bool { return n.connectionsOf("ann") == 1 })
+	n.dial(ann)
+	if got := n.metric(`websocket_connections_total{result="too_many_user"}`); got != "1" {
+		t.Errorf("counted %q times", got)
+	}
+	pending.send(`{"type":"join","room":"a"}`)
+	pending.until("joined")
+}
+
+// The limit counts who comes by an auth frame as well.
+func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
+	n := keyed(t, "", func(c *Config) { c.MaxPerUser = 1 })
+	ann := tokenOf("ann", time.Hour, everyRoom)
+	n.dial(bearing(ann))
+	b := n.open(nil)
+	b.send(`{"type":"auth","token":"%s"}`, ann)
+	if got := b.closed(); got != 4103 {
+		t.Errorf("closed with %d", got)
+	}
+}
+
+// What a user publishes counts over all connections, by who counts on all nodes.
+func TestAUsersPublishesAreAskedFor(t *testing.T) {
+	l := &fixedLimits{}
+	n := keyed(t, "*:rw", func(c *Config) { c.Limits = l })
+	b := n.dial(bearing(tokenOf("ann", time.Hour, everyRoom)))
+	b.send(`{"type":"publish","room":"a","data":1}`)
+	b.until("ack")
+	l.wait.Store(int64(1500 * time.Millisecond))
+	b.send(`{"type":"signal","ref":"s","room":"a","data":1}`)
+	if got := b.until("error"); got["code"] != "rate_limited" || got["retry_after_ms"] != 1500.0 || got["ref"] != "s" {
+		t.Errorf("%v", got)
+	}
+	b.send(`{"type":"join","room":"a"}`) // counts against nothing of the user's
+	b.until("joined")
+	nobody := n.dial(nil) // is not one user
+	nobody.send(`{"type":"publish","room":"a","data":1}`)
+	nobody.until("ack")
+	if got := l.asked.Load(); got != 2 {
+		t.Errorf("asked %d times", got)
+	}
+}
+
+// fixedLimits lets through what it is told to, and counts.
+type fixedLimits struct{ wait, asked atomic.Int64 }
+
+func (l *fixedLimits) Publish(user string, bytes int) time.Duration {
+	if user != "ann" || bytes == 0 {
+		return time.Hour
+	}
+	l.asked.Add(1)
+	return time.Duration(l.wait.Load())
+}

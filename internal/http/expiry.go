@@ -1,0 +1,100 @@
+package http
+
+import (
+	"sync"
+	"time"
+
+	"switchyard/internal/protocol"
+)
+
+const (
+	// expiryTick is how late a connection may be closed after its token ended.
+	expiryTick = 250 * time.Millisecond
+	// expirySlots times expiryTick is how often a connection with a long token
+	// is looked at: every 256 s.
+	expirySlots = 1024
+)
+
+// An expiry closes connections whose token ends, or who have not shown one in
+// time: a wheel, so that none of them needs a timer. Safe for concurrent use.
+type expiry struct {
+	mu sync.Mutex
+	// Protects following.
+	tick  int64
+	slots [expirySlots][]*socket
+}
+
+// A deadline is when a socket is to end, as a tick; guarded by the expiry's
+// lock. The zero deadline is none.
+type deadline struct {
+	at    int64
+	index int // in its slot
+}
+
+// set makes the socket end at the given time, and at no earlier one that was
+// set before. The zero time is never.
+func (e *expiry) set(k *socket, at time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.take(k)
+	if at.IsZero() {
+		return
+	}
+	// Rounded up: never before the end.
+	k.deadline.at = e.tick + int64(max(time.Until(at), 0)/expiryTick) + 1
+	slot := &e.slots[k.deadline.at%expirySlots]
+	k.deadline.index = len(*slot)
+	*slot = append(*slot, k)
+}
+
+// remove forgets a socket that is gone.
+func (e *expiry) remove(k *socket) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.take(k)
+}
+
+// take takes the socket off the wheel. Caller holds mu.
+func (e *expiry) take(k *socket) {
+	if k.deadline.at == 0 {
+		return
+	}
+	slot := &e.slots[k.deadline.at%expirySlots]
+	last := len(*slot) - 1
+	(*slot)[k.deadline.index] = (*slot)[last]
+	(*slot)[k.deadline.index].deadline.index = k.deadline.index
+	(*slot)[last] = nil
+	*slot = (*slot)[:last]
+	k.deadline = deadline{}
+}
+
+// loop turns the wheel until stop closes.
+func (e *expiry) loop(stop <-chan struct{}) {
+	tick := time.NewTicker(expiryTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			for _, k := range e.due() {
+				k.conn.CloseWith(protocol.CloseToken)
+			}
+		}
+	}
+}
+
+// due moves on by a tick and returns who has ended, off the wheel.
+func (e *expiry) due() (ended []*socket) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.tick++
+	slot := e.slots[e.tick%expirySlots]
+	for i := len(slot) - 1; i >= 0; i-- {
+		if k := slot[i]; k.deadline.at <= e.tick {
+			e.take(k)
+			ended = append(ended, k)
+		}
+	}
+	return ended
+}

@@ -1,0 +1,124 @@
+package http
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+func TestARemovedUserIsClosedAndKeptOut(t *testing.T) {
+	n := keyed(t, "", nil)
+	ann, bob := tokenOf("ann", time.Hour, everyRoom), tokenOf("bob", time.Hour, everyRoom)
+	first, second, other := n.dial(bearing(ann)), n.dial(bearing(ann)), n.dial(bearing(bob))
+	waiting := n.open(nil)
+	res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, `{"for":"10m"}`)
+	if res.StatusCode != http.StatusOK || body != `{"user":"ann","closed":2,"for":"10m0s"}`+"\n" {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	if a, b := first.closed(), second.closed(); a != 4003 || b != 4003 {
+		t.Errorf("closed with %d and %d, want 4003", a, b)
+	}
+	if got := n.turnedAway(bearing(ann)); got != 4003 {
+		t.Errorf("back again: %d", got)
+	}
+	waiting.send(`{"type":"auth","token":"%s"}`, ann)
+	if got := waiting.closed(); got != 4003 {
+		t.Errorf("by a frame: %d", got)
+	}
+	if res, _ := n.call("GET", "/v1/rooms/a/messages", ann, ""); res.StatusCode != http.StatusForbidden {
+		t.Errorf("over HTTP: %d", res.StatusCode)
+	}
+	other.send(`{"type":"join","room":"a"}`)
+	other.until("joined")
+	if got := n.metric(`websocket_connections_total{result="removed"}`); got != "1" {
+		t.Errorf("counted %q", got)
+	}
+}
+
+// The bar ends by itself, and a short one is there even where none is asked
+// for: a node that gets no notice finds it.
+func TestABarEnds(t *testing.T) {
+	n := keyed(t, "", nil)
+	ann := bearing(tokenOf("ann", time.Hour, everyRoom))
+	b := n.dial(ann)
+	res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+	if res.StatusCode != http.StatusOK || !strings.Contains(body, `"for":"5s"`) {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	if got := b.closed(); got != 4003 {
+		t.Errorf("closed with %d", got)
+	}
+	if got := n.turnedAway(ann); got != 4003 {
+		t.Errorf("at once: %d", got)
+	}
+	eventually(t, "the end of the bar", func() bool { return !n.barred("ann") })
+	n.dial(ann)
+}
+
+func TestWhoMayBeRemovedAndForHowLong(t *testing.T) {
+	n := keyed(t, "", nil)
+	for _, tt := range []struct {
+		user, body string
+		status     int
+		says       string
+	}{
+		{"nobody-here", `{"for":"1h"}`, 200, `"closed":0`},
+		{"with%20space%2Fand%2Fslashes", "", 200, `"user":"with space/and/slashes"`},
+		{"%E2%98%83", `{}`, 200, `"user":"☃"`},
+		{"ann", `{"for":null}`, 200, `"for":"5s"`},
+		{"ann", `{"for":"720h"}`, 200, ""},
+		{"ann", `{"for":"721h"}`, 400, "720h"},
+		{"ann", `{"for":"4s"}`, 400, "5s"},
+		{"ann", `{"for":"-1h"}`, 400, "5s"},
+		{"ann", `{"for":"10"}`, 400, "such as 10m"},
+		{"ann", `{"for":10}`, 400, `"malformed"`},
+		{"ann", `[]`, 400, `"malformed"`},
+		{"ann", `{"for":"` + strings.Repeat("1", 2000) + `"}`, 413, "too_large"},
+		{strings.Repeat("x", 129), "", 400, "128 bytes"},
+		{"%FF", "", 400, "UTF-8"},
+	} {
+		res, body := n.call("POST", "/v1/users/"+tt.user+"/disconnect", testKey, tt.body)
+		if res.StatusCode != tt.status || !strings.Contains(body, tt.says) {
+			t.Errorf("%s %.40s: %d %s, want %d %s", tt.user, tt.body, res.StatusCode, body, tt.status, tt.says)
+		}
+	}
+	if res, _ := n.call("POST", "/v1/users/ann/disconnect", "", ""); res.StatusCode != http.StatusUnauthorized {
+		t.Errorf("without a key: %d", res.StatusCode)
+	}
+}
+
+// moodyRemovals are real ones, which can't reach the other nodes for a while.
+type moodyRemovals struct {
+	Removals
+	away atomic.Bool
+}
+
+func (r *moodyRemovals) Bar(ctx context.Context, user string, d time.Duration) error {
+	err := r.Removals.Bar(ctx, user, d)
+	if err == nil && r.away.Load() {
+		err = message.ErrAway
+	}
+	return err
+}
+
+// Where the other nodes can't be told now, this one does its part and says so.
+func TestARemovalThatOtherNodesLearnLater(t *testing.T) {
+	var r *moodyRemovals
+	n := keyed(t, "", func(c *Config) { r = &moodyRemovals{Removals: c.Removals}; c.Removals = r })
+	r.away.Store(true)
+	b := n.dial(bearing(tokenOf("ann", time.Hour, everyRoom)))
+	res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+	var answer struct{ Closed int }
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || res.StatusCode != http.StatusAccepted || answer.Closed != 1 {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	if got := b.closed(); got != 4003 {
+		t.Errorf("closed with %d", got)
+	}
+}

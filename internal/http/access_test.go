@@ -189,6 +189,7 @@ func TestAWrongTokenIsToldByACloseCode(t *testing.T) {
 	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
 		t.Errorf("a connection without a good token has published: %s", body)
 	}
+	eventually(t, "all of them to be gone", func() bool { return n.clients() == 0 })
 	for range overLimit {
 		n.raw("", "Authorization: Bearer x") // reads nothing, so its close waits
 	}

@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench fuzz faults e2e build docs
+.PHONY: help run test lint bench fuzz faults moves e2e build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SE
 	@scripts/deps
 	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenRule|TestFaultStories)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
+
+moves: ## move 5,000 clients from a node that goes, minutes a story
+	@scripts/deps
+	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployIsAMove|TestAKilledNodesClientsComeBackSpread|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.long
 
 bench: ## run the benchmarks; QUICK=1 for a short look
 	$(GO) test -run '^$$' -bench . -benchmem $(if $(QUICK),-benchtime 100ms,-benchtime 2s -count 3) ./...

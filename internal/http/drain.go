@@ -300,7 +300,7 @@ func (s *Server) noteMove(code protocol.CloseCode, reason string) {
 	}
 	result := "lost"
 	switch {
-	case reason == reasonClient:
+	case reason == reasonClient, code == protocol.CloseReplaced:
 		result = "moved"
 	case code == protocol.CloseRestart:
 		result = "closed"

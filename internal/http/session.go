@@ -33,6 +33,10 @@ type Owners interface {
 // resumeTimeout bounds the look for a session in a handshake.
 const resumeTimeout = 500 * time.Millisecond
 
+// goodbyeTime is what a client has, once it is live on the newer socket, to
+// close the older one itself: it is the one who knows what is still on its way.
+const goodbyeTime = time.Second
+
 // A held is a socket's hold on its session.
 type held struct {
 	pinged atomic.Uint64 // the counter of the last ping
@@ -52,7 +56,9 @@ type held struct {
 	kept    bool            // and it was
 	parted  bool            // the socket has ended: session.Rooms are the last
 	lost    bool            // a newer socket owns it
-	timer   *time.Timer     // closes the older socket of a takeover
+	// timer closes the older socket of a takeover, at replaced.
+	timer    *time.Timer
+	replaced time.Time
 }
 
 // hold gives the socket its session: the one that the handshake offers, if
@@ -206,7 +212,7 @@ func (k *socket) saved(r message.SaveResult) bool {
 	switch r {
 	case message.SaveSuperseded:
 		k.held.lost = true
-		k.replaceLater()
+		k.replaceIn(k.server.cfg.Takeover)
 	case message.SaveMissing:
 		return true
 	case message.SaveDone, message.SaveFailed:
@@ -214,12 +220,18 @@ func (k *socket) saved(r message.SaveResult) bool {
 	return false
 }
 
-// replaceLater closes the older socket of a takeover, unless it is gone before
-// or the newer one is live first. Caller holds held.mu.
-func (k *socket) replaceLater() {
-	if k.held.timer == nil && !k.held.parted {
-		k.held.timer = time.AfterFunc(k.server.cfg.Takeover, func() { k.conn.CloseWith(protocol.CloseReplaced) })
+// replaceIn closes the older socket of a takeover after a while, unless it is
+// gone before. The sooner of two calls counts. Caller holds held.mu.
+func (k *socket) replaceIn(d time.Duration) {
+	at := time.Now().Add(d)
+	if k.held.parted || k.held.timer != nil && k.held.replaced.Before(at) {
+		return
 	}
+	if k.held.timer != nil {
+		k.held.timer.Stop()
+	}
+	k.held.replaced = at
+	k.held.timer = time.AfterFunc(d, func() { k.conn.CloseWith(protocol.CloseReplaced) })
 }
 
 // Notify takes what another node has to tell of sessions and users. It does not block.
@@ -233,15 +245,15 @@ func (s *Server) Notify(n message.Notice) {
 	}
 	for _, k := range s.owners.of(n.Session) {
 		k.held.mu.Lock()
-		older := k.held.session.Generation < n.Generation
-		if older {
+		if k.held.session.Generation < n.Generation {
 			k.held.lost = true
-			k.replaceLater()
+			if n.Kind == message.NoticeLive {
+				k.replaceIn(goodbyeTime)
+			} else {
+				k.replaceIn(k.server.cfg.Takeover)
+			}
 		}
 		k.held.mu.Unlock()
-		if older && n.Kind == message.NoticeLive {
-			k.conn.CloseWith(protocol.CloseReplaced)
-		}
 	}
 }
 

@@ -52,6 +52,21 @@ func NewProxy(tb testing.TB, target string) *Proxy {
 	return p
 }
 
+// Retarget sends new connections to another host:port, as a balancer does that
+// was told to switch. Those that are open stay where they are.
+func (p *Proxy) Retarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
+// aim is where a new connection goes.
+func (p *Proxy) aim() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target
+}
+
 // Addr returns the proxy's own host:port.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
@@ -90,7 +105,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	var server net.Conn
 	var err error
 	if !refuse {
-		server, err = net.DialTimeout("tcp", p.target, 5*time.Second)
+		server, err = net.DialTimeout("tcp", p.aim(), 5*time.Second)
 	}
 	if refuse || err != nil {
 		if refuse {

@@ -1,0 +1,182 @@
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"switchyard/internal/load"
+	"switchyard/internal/testkit"
+)
+
+var longMoves = flag.Bool("moves.long", false, "move 5,000 clients, as `make moves` does")
+
+// A relocation is two nodes behind one address that leads to the first, and a
+// crowd on it.
+type relocation struct {
+	t       *testing.T
+	a, b    *testkit.Server
+	address *testkit.Proxy
+	run     *load.Run
+	clients int
+}
+
+// relocate starts it: a few hundred clients, or 5,000 in 100 rooms of which
+// half publish, 500 messages a second in all.
+func relocate(t *testing.T, env map[string]string) *relocation {
+	t.Helper()
+	plan := load.Plan{Clients: 200, Rooms: 20, Rate: 100, Duration: 3 * time.Minute, Settle: time.Minute}
+	start := testkit.StartServer
+	if *longMoves {
+		plan = load.Plan{Clients: 5000, Publishers: 2500, Rooms: 100, Rate: 500, Duration: 5 * time.Minute, RampUp: 15 * time.Second, Settle: time.Minute}
+		start = testkit.StartPlainServer // 5,000 clients of the race detector's are too many for two cores
+	}
+	all := map[string]string{
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
+		"DRAIN_WINDOW": "10s", "DRAIN_TIMEOUT": "45s",
+	}
+	for name, value := range env {
+		all[name] = value
+	}
+	r := &relocation{t: t, a: start(t, all), clients: plan.Clients}
+	r.b = start(t, all)
+	r.address = testkit.NewProxy(t, r.a.Addr)
+	plan.URLs = []string{"ws://" + r.address.Addr() + "/ws"}
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	t.Cleanup(cancel)
+	run, err := load.Start(ctx, plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.run = run
+	r.settles("messages on the first node", func() bool { return run.Progress().Delivered > int64(plan.Clients) })
+	return r
+}
+
+func (r *relocation) settles(what string, ok func() bool) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	waitFor(ctx, r.t, what, ok)
+}
+
+// on is how many clients a node has.
+func (r *relocation) on(s *testkit.Server) int {
+	return int(value(r.t, s, "websocket_active_connections"))
+}
+
+// value reads a series of a node, 0 where it is not there.
+func value(t *testing.T, s *testkit.Server, series string) (v float64) {
+	t.Helper()
+	for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
+		if text, ok := strings.CutPrefix(line, series+" "); ok {
+			if _, err := fmt.Sscan(text, &v); err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+		}
+	}
+	return v
+}
+
+// judge ends the run: whatever happened, nothing was lost, doubled or
+// reordered, and nobody was turned away.
+func (r *relocation) judge() *load.Report {
+	r.t.Helper()
+	r.run.Stop()
+	report := r.run.Report()
+	if report.Verdict != load.Clean || report.Gaps > 0 || report.Unknown > 0 || len(report.Run.TurnedAway) > 0 {
+		r.t.Errorf("%s", report)
+	}
+	r.t.Logf("%d acked, %d delivered, %d reconnects; longest pause of a client: p50 %v, p99 %v, worst %v", report.Acked, report.Delivered,
+		report.Run.Reconnects, pause(report, .5), pause(report, .99), report.WorstPause.WorstPause)
+	return report
+}
+
+// pause is a quantile of the clients' longest pauses.
+func pause(r *load.Report, q float64) time.Duration {
+	var l load.Latencies
+	for _, s := range r.Subscribers {
+		l.Add(time.Duration(s.WorstPause))
+	}
+	return l.Quantile(q)
+}
+
+// A deploy is a move: SIGTERM to a node whose clients go on, each on its new
+// connection before it lets go of the old one, on the other node.
+func TestADeployIsAMove(t *testing.T) {
+	r := relocate(t, nil)
+	r.address.Retarget(r.b.Addr)
+	began := time.Now()
+	if err := r.a.Stop(); err != nil {
+		t.Errorf("exit: %v\n%s", err, r.a.Output())
+	}
+	took := time.Since(began)
+	if took > 70*time.Second {
+		t.Errorf("the node took %v to go", took)
+	}
+	moves := r.run.Progress().Moves
+	if int(moves) < r.clients {
+		t.Errorf("%d of %d clients moved; the others were closed\n%s", moves, r.clients, grepLines(r.a.Output(), "drain"))
+	}
+	r.settles("everybody on the second node", func() bool { return r.on(r.b) == r.clients })
+	if refused := value(t, r.b, `websocket_connections_total{result="too_fast"}`); refused > 0 {
+		t.Errorf("%v handshakes were over the second node's limit", refused)
+	}
+	report := r.judge()
+	t.Logf("moved %d clients, exit after %v", moves, took.Round(10*time.Millisecond))
+	if report.Run.Reconnects > 0 {
+		t.Errorf("%d clients saw their connection break", report.Run.Reconnects)
+	}
+}
+
+// The same by kill -9: nobody is told, and everybody is back in time, spread,
+// with nothing missed.
+func TestAKilledNodesClientsComeBackSpread(t *testing.T) {
+	r := relocate(t, nil)
+	r.address.Retarget(r.b.Addr)
+	began := time.Now()
+	r.a.Kill()
+	r.settles("everybody on the second node", func() bool { return r.on(r.b) == r.clients })
+	took := time.Since(began)
+	if took > 25*time.Second {
+		t.Errorf("all were back after %v", took)
+	}
+	report := r.judge()
+	t.Logf("%d clients back after %v, %d attempts", r.clients, took.Round(10*time.Millisecond), report.Run.Reconnects)
+}
+
+// A drain is taken back midway: both nodes serve, and nothing is lost.
+func TestADrainTakenBackLosesNothing(t *testing.T) {
+	r := relocate(t, map[string]string{"DRAIN_WINDOW": "30s", "DEPLOYMENT": ""})
+	r.address.Retarget(r.b.Addr)
+	if code, out := run(t, []string{"ADMIN_ADDR=" + r.a.Admin}, "drain", "-wait=false"); code != 0 {
+		t.Fatalf("drain: %d %s", code, out)
+	}
+	r.settles("some to have moved", func() bool { return r.on(r.b) > r.clients/10 })
+	if code, out := run(t, []string{"ADMIN_ADDR=" + r.a.Admin}, "undrain"); code != 0 {
+		t.Fatalf("undrain: %d %s", code, out)
+	}
+	if err := r.a.WaitReady(t.Context()); err != nil {
+		t.Error(err)
+	}
+	delivered := r.run.Progress().Delivered
+	r.settles("messages on both nodes", func() bool { return r.run.Progress().Delivered > delivered+int64(10*r.clients) })
+	if r.on(r.a) == 0 || r.on(r.b) == 0 {
+		t.Errorf("%d clients on the first node, %d on the second; both should serve", r.on(r.a), r.on(r.b))
+	}
+	r.judge()
+	r.a.Signal(syscall.SIGKILL) // what is left of the run goes with it
+}
+
+func grepLines(text, word string) (found string) {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, word) {
+			found += line
+		}
+	}
+	return found
+}

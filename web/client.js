@@ -75,7 +75,7 @@ export class Switchyard extends Emitter {
     this.#clock = options.clock ?? systemClock;
     this.#random = options.random ?? Math.random;
     this.#session = options.session;
-    this.#rooms = new Rooms(this, this.#keeper);
+    this.#rooms = new Rooms(this, this.#keeper, new Echoes(this.#clock));
     this.#outbox = new Outbox(this.#options, this.#clock);
     this.#tokens = new Tokens(options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e));
     this.#move = new Move(this.#mover, this.#clock, (n) => this.#jitter(n));
@@ -168,7 +168,7 @@ export class Switchyard extends Emitter {
     if (!second && link !== this.#link) return;
     if (error) this._emit("error", new SwitchyardError("connect_failed", reason, { cause: error }));
     if (second) {
-      this.#rooms.echoes?.fade();
+      this.#rooms.echoes.fade();
       if (link === this.#move.next) this.#move.ended(); // no listener has closed it
       return;
     }
@@ -260,7 +260,7 @@ export class Switchyard extends Emitter {
     welcomed: (link) => {
       link.movedFrom = this.welcome.node;
       if (link.movedFrom) this.#report(link);
-      this.#rooms.echoes = new Echoes(link.number, this.#clock);
+      this.#rooms.echoes.expect();
       for (const room of this.#rooms) this.#rooms.enter(link, room);
     },
     seated: (link) => this.#rooms.seated(link),

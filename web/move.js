@@ -1,8 +1,8 @@
 // The part of client.js that moves: the second link is opened before the first is let go. Users import client.js.
 
 const JOIN_WITHIN = 10_000; // ms for one more room to be joined on the second link
-const ECHO_FOR = 2_000; // ms after a move in which a signal may still come a second time
-const MAX_ECHOES = 1 << 20; // characters of such signals that are remembered
+const ECHO_FOR = 5_000; // ms after a move in which a signal may still come a second time
+const MAX_ECHOES = 1 << 20; // characters of such signals that are remembered; beyond it one may be told twice
 const LONGEST = 86_400_000; // ms; no timer of a browser takes more than 24 days
 
 const within = (ms) => Math.min(Math.max(ms || 0, 0), LONGEST);
@@ -112,34 +112,42 @@ export class Move {
 }
 
 // Echoes tells which signals of a move were told before. Both links bring each, in any order, and signals
-// have neither seq nor id: what is the same in room, user and data is taken for the same.
+// have neither seq nor id: what is the same in room, user and data is taken for the same, and told as often
+// as that link brings it which brings it most.
 export class Echoes {
-  #second; #clock; #ahead = new Map(); #size = 0; #until = Infinity;
+  #clock; #heard = new Map(); #size = 0; #until = -Infinity;
 
-  /** second is the number of the second link. */
-  constructor(second, clock) {
-    this.#second = second;
-    this.#clock = clock;
+  constructor(clock) { this.#clock = clock; }
+
+  /** Begins what fade ends. What is still remembered of a move before counts on. */
+  expect() {
+    if (this.#over) {
+      this.#heard.clear();
+      this.#size = 0;
+    }
+    this.#until = Infinity;
   }
 
   /** One of the links is gone: after a while nothing comes twice. */
-  fade() { this.#until = this.#clock.now() + ECHO_FOR; }
+  fade() { this.#until = Math.min(this.#until, this.#clock.now() + ECHO_FOR); }
 
-  /** Whether the other link has brought this signal, and was not answered by this one yet. */
+  /** Whether a signal of link number was told before. */
   again(number, { room, from, data }) {
-    if (this.#clock.now() > this.#until) return false;
+    if (this.#over) return false;
     const key = JSON.stringify([room, from, data]);
-    const before = this.#ahead.get(key) ?? 0;
-    if (before === 0 && this.#size + key.length > MAX_ECHOES) return false;
-    const step = number === this.#second ? 1 : -1;
-    const ahead = before + step;
-    if (before === 0) this.#size += key.length;
-    if (ahead === 0) {
-      this.#ahead.delete(key);
-      this.#size -= key.length;
-    } else {
-      this.#ahead.set(key, ahead);
+    let heard = this.#heard.get(key);
+    if (!heard) {
+      if (this.#size + key.length > MAX_ECHOES) return false;
+      this.#size += key.length;
+      heard = { told: 0, by: new Map() };
+      this.#heard.set(key, heard);
     }
-    return before * step < 0;
+    const times = (heard.by.get(number) ?? 0) + 1;
+    heard.by.set(number, times);
+    if (times <= heard.told) return true;
+    heard.told += 1;
+    return false;
   }
+
+  get #over() { return this.#clock.now() > this.#until; }
 }

@@ -8,10 +8,11 @@ import { Room } from "./room.js";
 // links() are those that were welcomed, isSecond(link) tells the second one of a move, noted(progress)
 // hears that a seat there has changed, emit and nextRef are its own.
 export class Rooms {
-  echoes = null; // of the last move
+  echoes; // of the last move
   #all = new Map(); #client; #host;
 
-  constructor(client, host) {
+  constructor(client, host, echoes) {
+    this.echoes = echoes;
     this.#client = client;
     this.#host = host;
   }
@@ -106,7 +107,7 @@ export class Rooms {
 
   signal(frame, link) {
     const room = this.#all.get(frame.room);
-    if (room && !this.echoes?.again(link.number, frame)) this.#tell(room, "signal", frame);
+    if (room && !this.echoes.again(link.number, frame)) this.#tell(room, "signal", frame);
   }
 
   /** Who is there: everybody, or what changed. The second link's word counts later. */

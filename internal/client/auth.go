@@ -23,6 +23,9 @@ func (c *Client) RefreshToken(ctx context.Context) error {
 	if c.opts.Token == nil {
 		return ErrNoToken
 	}
+	c.mu.Lock()
+	l := c.link
+	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
 	token, err := c.opts.Token(ctx)
@@ -30,7 +33,7 @@ func (c *Client) RefreshToken(ctx context.Context) error {
 		return fmt.Errorf("get a token: %w", err)
 	}
 	c.mu.Lock()
-	if c.err != nil || c.link == nil {
+	if c.err != nil || l == nil || c.link != l {
 		defer c.mu.Unlock()
 		return c.err
 	}

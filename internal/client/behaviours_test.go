@@ -113,11 +113,20 @@ func (st *stage) nextToken(ctx context.Context) (string, error) {
 		return "", errors.New("no token to be had")
 	}
 	token := *st.script.Tokens[asked-1]
-	if token == "never" {
-		<-ctx.Done()
+	late, isLate := strings.CutPrefix(token, "late ")
+	wait := time.Duration(0)
+	switch {
+	case isLate:
+		wait = time.Second
+	case token == "never":
+		wait = time.Hour
+	}
+	select {
+	case <-time.After(wait):
+		return late, nil
+	case <-ctx.Done():
 		return "", ctx.Err()
 	}
-	return token, nil
 }
 
 // on is the connection that a step is about.

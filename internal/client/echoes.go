@@ -7,7 +7,7 @@ import (
 
 const (
 	// echoFor is how long after a move a signal may still come a second time.
-	echoFor = 2 * time.Second
+	echoFor = 5 * time.Second
 	// maxEchoes bounds the signals that are remembered; beyond it one may be
 	// told twice.
 	maxEchoes = 1024
@@ -15,19 +15,28 @@ const (
 
 // echoes tells which signals of a move were told before. Both connections bring
 // each, in any order, and signals have neither seq nor id: what is the same in
-// room, user and data is taken for the same. Guarded by Client.mu; nil knows of
+// room, user and data is taken for the same, and told as often as that
+// connection brings it which brings it most. Guarded by Client.mu; nil knows of
 // none.
 type echoes struct {
-	second uint64 // the number of the second connection
-	seed   maphash.Seed
-	// ahead is by how many the second connection has brought a signal more
-	// often than the first; below zero, less often.
-	ahead map[uint64]int
-	until time.Time // zero while both are open
+	seed  maphash.Seed
+	heard map[uint64]*echo
+	until time.Time // zero while two connections are open
 }
 
-func newEchoes(second uint64) *echoes {
-	return &echoes{second: second, seed: maphash.MakeSeed(), ahead: make(map[uint64]int)}
+type echo struct {
+	told int
+	by   map[uint64]int // by the number of the connection
+}
+
+// expect begins what fade ends. What is still remembered of a move before
+// counts on.
+func (e *echoes) expect() *echoes {
+	if e == nil || e.over() {
+		e = &echoes{seed: maphash.MakeSeed(), heard: make(map[uint64]*echo)}
+	}
+	e.until = time.Time{}
+	return e
 }
 
 // fade begins the end, after which nothing comes twice.
@@ -37,10 +46,11 @@ func (e *echoes) fade() {
 	}
 }
 
-// again says whether the other connection has brought this signal, and was not
-// answered by this one yet.
+func (e *echoes) over() bool { return !e.until.IsZero() && time.Now().After(e.until) }
+
+// again says whether a signal of connection number was told before.
 func (e *echoes) again(number uint64, f *serverFrame) bool {
-	if e == nil || (!e.until.IsZero() && time.Now().After(e.until)) {
+	if e == nil || e.over() {
 		return false
 	}
 	var h maphash.Hash
@@ -49,19 +59,18 @@ func (e *echoes) again(number uint64, f *serverFrame) bool {
 		_, _ = h.Write(part)
 		_ = h.WriteByte(0) // which no part holds: JSON escapes it
 	}
-	step := -1
-	if number == e.second {
-		step = 1
+	heard := e.heard[h.Sum64()]
+	if heard == nil {
+		if len(e.heard) >= maxEchoes {
+			return false
+		}
+		heard = &echo{by: make(map[uint64]int, 2)}
+		e.heard[h.Sum64()] = heard
 	}
-	key := h.Sum64()
-	ahead, known := e.ahead[key]
-	if !known && len(e.ahead) >= maxEchoes {
-		return false
+	heard.by[number]++
+	if heard.by[number] <= heard.told {
+		return true
 	}
-	if ahead += step; ahead == 0 {
-		delete(e.ahead, key)
-	} else {
-		e.ahead[key] = ahead
-	}
-	return known && ahead*step <= 0
+	heard.told++
+	return false
 }

@@ -175,7 +175,7 @@ func (c *Client) arrive(m *move, l *link) bool {
 		l.sock.dismiss()
 		return false
 	}
-	c.next, c.echoes = l, newEchoes(l.number)
+	c.next, c.echoes = l, c.echoes.expect()
 	c.report(l)
 	for _, r := range c.rooms {
 		if r.at.given {

@@ -138,6 +138,7 @@ func (c *Client) handOver(l *link, end *ending) bool {
 	case c.link != l:
 		if c.next == l {
 			c.next = nil
+			c.echoes.fade()
 			close(l.gone)
 		}
 		c.mu.Unlock()

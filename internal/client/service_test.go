@@ -108,7 +108,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	select {
-	case s.peers <- &peer{t: s.t, conn: conn, at: time.Now()}:
+	case s.peers <- &peer{t: s.t, conn: conn, at: time.Now(), header: r.Header}:
 	case <-s.closed:
 		_ = conn.CloseNow()
 	}
@@ -123,7 +123,9 @@ func (s *service) open(opts Options) *Client {
 	if opts.URLs == nil {
 		opts.URLs = []string{"ws://one/ws"}
 	}
-	opts.HTTPClient = &http.Client{Transport: s.transport}
+	if opts.HTTPClient == nil {
+		opts.HTTPClient = &http.Client{Transport: s.transport}
+	}
 	c, err := New(opts)
 	if err != nil {
 		s.t.Fatal(err)
@@ -184,6 +186,8 @@ type peer struct {
 	t    *testing.T
 	conn *websocket.Conn
 	at   time.Time // of the handshake
+
+	header http.Header
 }
 
 func (p *peer) send(format string, args ...any) {

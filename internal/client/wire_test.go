@@ -98,7 +98,7 @@ func FuzzHandle(f *testing.F) {
 			}
 		}
 		c := &Client{
-			opts: Options{}.withDefaults(), closing: true, link: here(1), next: here(2), echoes: newEchoes(2), rooms: map[message.Room]*room{},
+			opts: Options{}.withDefaults(), closing: true, link: here(1), next: here(2), echoes: (*echoes)(nil).expect(), rooms: map[message.Room]*room{},
 			pending: map[pubKey]*publication{}, lanes: map[message.Room]*lane{}, calls: map[string]*call{},
 		}
 		c.rooms["r"] = &room{name: "r", at: After("e", last), handler: Handler{

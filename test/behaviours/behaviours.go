@@ -28,8 +28,8 @@ type Behaviour struct {
 	// Random is what the client's dice say each time, in [0, 1).
 	Random float64
 	// Tokens are what the user has to give, one each time that one is asked for;
-	// null is none to be had, and "never" one that does not come. Without, no
-	// token is asked for.
+	// null is none to be had, "never" one that does not come, "late t" a t that
+	// comes after a second. Without, no token is asked for.
 	Tokens []*string
 	// ResendFor is how long the user wants a publish resent, in milliseconds; 0
 	// leaves it to the client.

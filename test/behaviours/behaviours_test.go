@@ -69,6 +69,7 @@ func TestEveryCloseCodeOfTheWireHasABehaviour(t *testing.T) {
 		{"stays away", "stays away"}, {"does not come back as it is", "stays away"},
 		{"comes back within a second", "comes back within a second"},
 		{"backs off", "backs off"}, {"drops the publish", "backs off"},
+		{"brings a fresh token", "comes back with a fresh token"},
 		{"forgets this socket", "the first may end in any way once the second is there"},
 	}
 	codes := doc.Channels["socket"].Codes

@@ -21,7 +21,9 @@ class Stage {
       options.getToken = async () => {
         const token = left.shift();
         if (token == null) throw new Error("no token to be had");
-        return token === "never" ? new Promise(() => {}) : token;
+        if (token === "never") return new Promise(() => {});
+        if (token.startsWith("late ")) await new Promise((resolve) => { this.#clock.setTimeout(resolve, 1_000); });
+        return token.replace("late ", "");
       };
     }
     this.#client = Switchyard.connect("ws://host/ws", options);

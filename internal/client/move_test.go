@@ -1,0 +1,298 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// move asks the client to leave n1.
+func (p *peer) move(afterMS, deadlineMS int) {
+	p.t.Helper()
+	p.send(`{"type":"move","after_ms":%d,"deadline_ms":%d,"avoid":{"node":"n1"},"reason":"deploy"}`, afterMS, deadlineMS)
+	synctest.Wait()
+}
+
+func (p *peer) welcome(node string) {
+	p.t.Helper()
+	p.send(`{"type":"welcome","session":"s","user":null,"node":%q,"heartbeat_ms":25000,"max_frame":1000}`, node)
+	synctest.Wait()
+}
+
+// deaf is a peer that reads and drops, so that goodbyes are answered.
+func (p *peer) deaf() {
+	go func() {
+		for {
+			if _, _, err := p.conn.Read(context.Background()); err != nil {
+				_ = p.conn.CloseNow()
+				return
+			}
+		}
+	}()
+}
+
+func TestAMoveIsToldOnceItIsDone(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		var got []MovedEvent
+		c := s.open(Options{OnMoved: func(e MovedEvent) { got = append(got, e) }})
+		var room record
+		room.join(c, "r", Now())
+		first := s.accept()
+		first.join(2)
+		first.deaf()
+		first.move(100, 1000)
+		time.Sleep(100 * time.Millisecond)
+		second := s.acceptSilently()
+		time.Sleep(30 * time.Millisecond)
+		second.welcome("n2")
+		second.expect("moved")
+		time.Sleep(20 * time.Millisecond)
+		if len(got) != 0 || c.Welcome().Node != "n1" {
+			t.Errorf("told %+v and on %s before the room is joined", got, c.Welcome().Node)
+		}
+		second.join(2)
+		room.want(t, "joined 2")
+		if len(got) != 1 || got[0].From.Node != "n1" || got[0].To.Node != "n2" || got[0].Reason != "deploy" || got[0].Took != 50*time.Millisecond {
+			t.Errorf("told %+v", got)
+		}
+		if c.Welcome().Node != "n2" {
+			t.Errorf("Welcome is of %s", c.Welcome().Node)
+		}
+		second.message(3, "a", "null")
+		room.want(t, "joined 2", "e/3")
+	})
+}
+
+func TestAnotherAddressIsTriedWhenTheFirstLeadsToWhatIsToBeAvoided(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		s.open(Options{URLs: []string{"ws://one/ws", "ws://two/ws"}})
+		first := s.accept()
+		first.deaf()
+		first.move(0, 60_000)
+		back := s.acceptSilently()
+		back.deaf()
+		back.welcome("n1")
+		there := s.acceptSilently()
+		there.welcome("n2")
+		there.expect("moved")
+		if got := strings.Join(s.urls, " "); got != "one one two" {
+			t.Errorf("tried %s", got)
+		}
+	})
+}
+
+func TestAKeptSessionIsOffered(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{Session: "5PQ.kept"})
+		p := s.acceptSilently()
+		if got := p.header.Get("Switchyard-Session"); got != "5PQ.kept" {
+			t.Errorf("offered %q", got)
+		}
+		p.send(`{"type":"welcome","session":"5PQ.kept","resumed":true,"user":null,"node":"n1","heartbeat_ms":25000,"max_frame":1000}`)
+		synctest.Wait()
+		if !c.Welcome().Resumed {
+			t.Error("nobody is told that the session goes on")
+		}
+	})
+}
+
+// A service that hears nothing and says nothing must not hold a move, nor Close,
+// for long.
+func TestAMoveFromADeafServiceIsBounded(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		moved := make(chan time.Time, 1)
+		c := s.open(Options{OnMoved: func(MovedEvent) { moved <- time.Now() }})
+		first := s.accept()
+		first.move(0, 1000)
+		start := time.Now()
+		second := s.acceptSilently()
+		second.welcome("n2")
+		if at := <-moved; at.Sub(start) != 0 {
+			t.Errorf("moved after %v", at.Sub(start))
+		}
+		c.Close()
+		if took := time.Since(start); took > 3*goodbyeTimeout {
+			t.Errorf("closed after %v", took)
+		}
+	})
+}
+
+// Whenever Close comes, it ends both connections, and every goroutine: the
+// bubble would not end otherwise.
+func TestCloseAtAnyMomentOfAMove(t *testing.T) {
+	for ms := range 60 {
+		t.Run(fmt.Sprint(ms), func(t *testing.T) {
+			story(t, func(t *testing.T, s *service) {
+				c := s.open(Options{HTTPClient: s.counted(t), random: noLuck, Token: func(ctx context.Context) (string, error) {
+					select {
+					case <-time.After(7 * time.Millisecond):
+						return "t", nil
+					case <-ctx.Done():
+						return "", ctx.Err()
+					}
+				}})
+				go func() {
+					first := true
+					for {
+						select {
+						case p := <-s.peers:
+							go hospitable(p, first)
+							first = false
+						case <-s.closed:
+							return
+						}
+					}
+				}()
+				time.Sleep(time.Duration(ms) * time.Millisecond)
+				began := time.Now()
+				c.Close()
+				if took := time.Since(began); took > 2*goodbyeTimeout {
+					t.Errorf("Close took %v", took)
+				}
+				if err := c.Err(); !errors.Is(err, ErrClosed) {
+					t.Errorf("Err = %v", err)
+				}
+				time.Sleep(time.Second) // of the bubble: the hosts are done
+			})
+		})
+	}
+}
+
+// hospitable welcomes after 5 ms; the first connection is asked to move and
+// dies after 25 ms more.
+func hospitable(p *peer, first bool) {
+	p.deaf()
+	node := "n2"
+	if first {
+		node = "n1"
+	}
+	say := func(frame string) bool {
+		time.Sleep(5 * time.Millisecond)
+		return p.conn.Write(context.Background(), 1, []byte(frame)) == nil
+	}
+	ok := say(fmt.Sprintf(`{"type":"welcome","user":null,"node":%q,"heartbeat_ms":25000,"max_frame":1000}`, node)) &&
+		say(`{"type":"move","after_ms":5,"deadline_ms":50,"avoid":{"node":"n1"},"reason":"deploy"}`)
+	if ok && first {
+		time.Sleep(25 * time.Millisecond)
+		_ = p.conn.CloseNow()
+	}
+}
+
+func TestATokenIsRefreshedOnlyWhereThereIsOne(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		if err := s.open(Options{}).RefreshToken(t.Context()); !errors.Is(err, ErrNoToken) {
+			t.Errorf("RefreshToken = %v", err)
+		}
+		s.accept()
+		away := errors.New("the token service is away")
+		asked := 0
+		c := s.open(Options{Token: func(ctx context.Context) (string, error) {
+			deadline, ok := ctx.Deadline()
+			if !ok || time.Until(deadline) > tokenTimeout {
+				t.Errorf("asked without a bound: %v", deadline)
+			}
+			if asked++; asked == 2 {
+				return "", away
+			}
+			return "t", nil
+		}})
+		p := s.accept()
+		if err := c.RefreshToken(t.Context()); !errors.Is(err, away) {
+			t.Errorf("RefreshToken = %v", err)
+		}
+		p.end(1012)
+		if err := c.RefreshToken(t.Context()); err != nil {
+			t.Errorf("between two connections: %v", err)
+		}
+		c.Close()
+		if err := c.RefreshToken(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
+func TestPresenceIsCheckedBeforeItIsAsked(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{})
+		s.accept()
+		if _, err := c.Presence(t.Context(), "a b"); err == nil {
+			t.Error("a room with a space was asked for")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.Presence(ctx, "r"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Presence = %v", err)
+		}
+		c.Close()
+		if _, err := c.Presence(t.Context(), "r"); !errors.Is(err, ErrClosed) {
+			t.Errorf("Presence = %v", err)
+		}
+	})
+}
+
+func TestEchoesAreBoundedAndForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		frame := func(n int) *serverFrame {
+			return &serverFrame{Room: message.Room("r"), From: []byte("null"), Data: fmt.Append(nil, n)}
+		}
+		var e *echoes
+		if e.again(1, frame(1)); e != nil {
+			t.Fatal("remembered without a move")
+		}
+		e.fade()
+		e = e.expect()
+		for n := range 2 * maxEchoes {
+			if e.again(1, frame(n)) {
+				t.Fatalf("%d is told for the first time", n)
+			}
+		}
+		if len(e.heard) != maxEchoes {
+			t.Errorf("%d are remembered, want %d", len(e.heard), maxEchoes)
+		}
+		if !e.again(2, frame(0)) || e.again(2, frame(0)) || !e.again(1, frame(0)) {
+			t.Error("two of the same are told twice, whoever brings them")
+		}
+		e.fade()
+		e = e.expect() // the next move, soon after: a third connection
+		if first, second, third := e.again(3, frame(0)), e.again(3, frame(0)), e.again(3, frame(0)); !first || !second || third {
+			t.Error("what was told twice is told again only the third time")
+		}
+		e.fade()
+		time.Sleep(echoFor + time.Millisecond)
+		if e.again(2, frame(1)) || len(e.expect().heard) != 0 {
+			t.Error("remembered for too long")
+		}
+	})
+}
+
+func TestOddTimesAreBounded(t *testing.T) {
+	for ms, want := range map[int64]time.Duration{-1: 0, 0: 0, 1500: 1500 * time.Millisecond, 1 << 62: 24 * time.Hour} {
+		if got := millis(ms); got != want {
+			t.Errorf("%d ms is %v", ms, got)
+		}
+	}
+}
+
+// The second connection may be refused before it is one, like any.
+func TestAMoveThatIsRefusedAtTheDoorIsTriedAgain(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		moved := make(chan struct{}, 1)
+		s.open(Options{OnMoved: func(MovedEvent) { moved <- struct{}{} }})
+		first := s.accept()
+		first.deaf()
+		s.refuseNext(http.StatusServiceUnavailable, http.StatusForbidden, http.StatusUnauthorized, http.StatusTooManyRequests)
+		first.move(0, 60_000)
+		s.acceptSilently().welcome("n2")
+		<-moved
+		if len(s.urls) != 6 {
+			t.Errorf("%d handshakes, want 6", len(s.urls))
+		}
+	})
+}

@@ -25,6 +25,7 @@ var contract = []struct {
 	{"One owner, however many come", oneOwnerHoweverManyCome},
 	{"A large batch", aLargeBatch},
 	{"Close sends what waits", closeSendsWhatWaits},
+	{"Notices keep their order", noticesKeepTheirOrder},
 	{"Nodes see each other", nodesSeeEachOther},
 	{"Who came back elsewhere is counted", whoCameBackElsewhereIsCounted},
 	{"A removed user stays out everywhere", aRemovedUserStaysOutEverywhere},

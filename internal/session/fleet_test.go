@@ -169,8 +169,8 @@ func TestAStrangeBoard(t *testing.T) {
 		t.Errorf("sees %v", got)
 	}
 	// After a minute nothing is left of who is gone.
-	server.Do(t, "ZADD", "x:{fleet}:seen", "1", "node-x")
 	server.Do(t, "HSET", "x:{fleet}:returned", "node-x", "7")
+	server.Do(t, "ZADD", "x:{fleet}:seen", "1", "node-x")
 	eventually(t, "node-x to be forgotten", func() bool {
 		return server.Do(t, "ZSCORE", "x:{fleet}:seen", "node-x")+server.Do(t, "HGET", "x:{fleet}:status", "node-x")+
 			server.Do(t, "HGET", "x:{fleet}:returned", "node-x") == ""

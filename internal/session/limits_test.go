@@ -20,6 +20,12 @@ var someRates = Rates{Publishes: 50, PublishBurst: 100, Bytes: 10_000}
 // bubble opens nodes of one space, inside synctest, where time is ours.
 func bubble(t *testing.T, count int, change func(*Config)) []*peer {
 	t.Helper()
+	return bubbleWith(t, count, change, func(*Node) {})
+}
+
+// bubbleWith is bubble with something to be done before each node starts.
+func bubbleWith(t *testing.T, count int, change func(*Config), prepare func(*Node)) []*peer {
+	t.Helper()
 	var space Space
 	var peers []*peer
 	for i := range count {
@@ -33,6 +39,7 @@ func bubble(t *testing.T, count int, change func(*Config)) []*peer {
 			t.Fatal(err)
 		}
 		p.Node = n
+		prepare(n)
 		n.Start(Hooks{Status: p.tellStatus, Notify: p.hear})
 		peers = append(peers, p)
 	}

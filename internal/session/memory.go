@@ -25,10 +25,12 @@ type Space struct {
 	sessions map[message.SessionID]*list.Element
 	saved    list.List // of *kept, those saved longest ago first
 	bytes    int
-	inboxes  map[string]chan []byte // of nodes that listen
-	nodes    map[string]spaceNode
-	barred   map[string]time.Time // until when, by user
-	state    int64                // raised by each change of barred
+	// spaceSessions and spaceBytes, which tests make small.
+	most, mostBytes int
+	inboxes         map[string]chan []byte // of nodes that listen
+	nodes           map[string]spaceNode
+	barred          map[string]time.Time // until when, by user
+	state           int64                // raised by each change of barred
 	spaceRooms
 	spenders     map[string]*spender
 	spendersLeft int // after they were looked through last
@@ -55,6 +57,7 @@ func (s *Space) join(cfg Config, m *metrics) *member {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.sessions == nil {
+		s.most, s.mostBytes = spaceSessions, spaceBytes
 		s.sessions = make(map[message.SessionID]*list.Element)
 		s.inboxes = make(map[string]chan []byte)
 		s.nodes = make(map[string]spaceNode)
@@ -144,7 +147,7 @@ func (m *member) keep(rec *record) {
 	for front := m.saved.Front(); front != nil; front = m.saved.Front() {
 		oldest := front.Value.(*kept)
 		expired := time.Now().After(oldest.until)
-		if !expired && len(m.sessions) <= spaceSessions && m.bytes <= spaceBytes {
+		if !expired && len(m.sessions) <= m.most && m.bytes <= m.mostBytes {
 			return
 		}
 		if !expired {

@@ -42,7 +42,7 @@ func (m *member) presentOne(l *roll) {
 		room := m.rooms[c.room]
 		old, known := room[c.session]
 		switch {
-		case known && old.generation > c.generation:
+		case known && (old.generation > c.generation || replaces(old.tag, l.tag)):
 		case c.here:
 			if room == nil {
 				room = make(map[message.SessionID]spaceSeat)
@@ -60,6 +60,12 @@ func (m *member) presentOne(l *roll) {
 			l.changed = append(l.changed, room)
 		}
 	}
+}
+
+// replaces says whether a tag has taken another one's place on the same node.
+func replaces(tag, other string) bool {
+	number, otherNumber := tagNumber(tag), tagNumber(other)
+	return nodeOf(tag) == nodeOf(other) && number > otherNumber
 }
 
 func (m *member) unseat(room message.Room, session message.SessionID) {

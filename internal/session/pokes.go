@@ -23,11 +23,13 @@ const (
 // whose clients watch it. They are gathered: each room once in pokeEvery.
 type pokes struct {
 	node *Node
+	wake chan struct{} // holds a token when there may be something to tell
 
 	mu   sync.Mutex // Protects following.
 	due  map[message.Room]time.Time
 	last map[message.Room]time.Time // when it was told, for pokeEvery
 	all  bool
+	told time.Time // when all was told last
 }
 
 // add has rooms told after a while, or as soon as they may be again.
@@ -55,10 +57,15 @@ func (k *pokes) add(after time.Duration, rooms ...message.Room) {
 		clear(k.due)
 		k.all = true
 	}
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
 }
 
-// take returns the rooms to be told now; all means any room.
-func (k *pokes) take(now time.Time) (rooms []message.Room, all bool) {
+// take returns the rooms to be told now; all means any room, and more that
+// there are others whose time has not come.
+func (k *pokes) take(now time.Time) (rooms []message.Room, all, more bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for room, at := range k.last {
@@ -66,7 +73,9 @@ func (k *pokes) take(now time.Time) (rooms []message.Room, all bool) {
 			delete(k.last, room)
 		}
 	}
-	all, k.all = k.all, false
+	if k.all && now.Sub(k.told) >= pokeEvery {
+		all, k.all, k.told = true, false, now
+	}
 	for room, at := range k.due {
 		if at.After(now) {
 			continue
@@ -75,25 +84,31 @@ func (k *pokes) take(now time.Time) (rooms []message.Room, all bool) {
 		k.last[room] = now
 		rooms = append(rooms, room)
 	}
-	return rooms, all
+	return rooms, all, k.all || len(k.due) > 0
 }
 
 // pokeLoop tells what is due.
 func (n *Node) pokeLoop(ctx context.Context) {
-	tick := time.NewTicker(pokeTick)
-	defer tick.Stop()
 	for {
 		select {
-		case now := <-tick.C:
-			n.poke(now)
+		case <-n.presence.pokes.wake:
 		case <-ctx.Done():
 			return
+		}
+		for more := true; more; {
+			select {
+			case <-time.After(pokeTick): // and what else changes meanwhile
+			case <-ctx.Done():
+				return
+			}
+			more = n.poke(time.Now())
 		}
 	}
 }
 
-func (n *Node) poke(now time.Time) {
-	rooms, all := n.presence.pokes.take(now)
+// poke tells what is due now, and says whether something is left.
+func (n *Node) poke(now time.Time) (more bool) {
+	rooms, all, more := n.presence.pokes.take(now)
 	if all {
 		n.tell("", message.Notice{Kind: message.NoticePresence})
 	}
@@ -102,4 +117,5 @@ func (n *Node) poke(now time.Time) {
 		rooms = rooms[len(part):]
 		n.tell("", message.Notice{Kind: message.NoticePresence, Rooms: part})
 	}
+	return more
 }

@@ -56,6 +56,8 @@ type presence struct {
 	started time.Time
 	wake    chan struct{} // holds a token when there may be something to tell
 	pokes   pokes
+	// maxSeats and maxVacant, which tests make small.
+	seatLimit, vacantLimit int
 
 	mu      sync.Mutex // Protects following.
 	seats   map[seat]occupant
@@ -83,7 +85,8 @@ func newPresence(n *Node, grace time.Duration) *presence {
 	return &presence{
 		node: n, grace: grace, started: time.Now(), wake: make(chan struct{}, 1),
 		seats: make(map[seat]occupant), settled: make(chan struct{}),
-		pokes: pokes{node: n},
+		pokes:     pokes{node: n, wake: make(chan struct{}, 1)},
+		seatLimit: maxSeats, vacantLimit: maxVacant,
 	}
 }
 
@@ -105,6 +108,15 @@ func nodeOf(tag string) string {
 		return tag[:i]
 	}
 	return ""
+}
+
+// tagNumber is -1 for what is no tag.
+func tagNumber(tag string) int64 {
+	number, err := strconv.ParseInt(tag[strings.LastIndexByte(tag, '~')+1:], 10, 64)
+	if err != nil {
+		return -1
+	}
+	return number
 }
 
 // Change tells who has joined and left rooms on this node. It never blocks:
@@ -145,7 +157,7 @@ func (p *presence) change(c *message.PresenceChange, now int64) {
 	if !known || !o.here {
 		return
 	}
-	if c.Kind == message.PresenceLost && len(p.graces) < maxSeats {
+	if c.Kind == message.PresenceLost && len(p.graces) < p.seatLimit {
 		if o.leaves == 0 {
 			o.leaves = now + int64(p.grace)
 			p.graces = append(p.graces, leaving{s, o.leaves})
@@ -157,7 +169,7 @@ func (p *presence) change(c *message.PresenceChange, now int64) {
 }
 
 func (p *presence) join(s seat, o occupant, known bool, c *message.PresenceChange) {
-	if !known && len(p.seats) >= maxSeats {
+	if !known && len(p.seats) >= p.seatLimit {
 		p.node.metrics.drop(dropSeats, 1)
 		return
 	}

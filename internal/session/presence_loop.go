@@ -101,7 +101,7 @@ func (p *presence) tell(ctx context.Context) bool {
 func (p *presence) take() []*roll {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.vacant > maxVacant {
+	if p.vacant > p.vacantLimit {
 		p.beginAnew()
 	}
 	byShard := make(map[int]*roll)
@@ -215,6 +215,7 @@ func (p *presence) beginAnew() {
 			delete(p.seats, s)
 		}
 	}
+	p.told += int64(len(p.dirty)) // nobody waits for that
 	p.vacant, p.dirty = 0, nil
 	for i := range p.shards {
 		p.shards[i] = shardState{number: p.shards[i].number + 1}

@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,7 +71,10 @@ type call struct {
 
 	value any
 	err   error
-	done  chan struct{} // closed by the funnel; nil without one
+
+	// Of a call that goes through a funnel.
+	ctx  context.Context // who waits for it
+	done chan struct{}   // closed by the funnel
 }
 
 func openRedis(cfg Config, m *metrics) *redisSpace {
@@ -162,7 +166,7 @@ func (r *redisSpace) ask(ctx context.Context, c *call) error {
 	if r.health.rests() {
 		return errResting
 	}
-	c.done = make(chan struct{})
+	c.ctx, c.done = ctx, make(chan struct{})
 	select {
 	case r.calls <- c:
 	default:
@@ -178,7 +182,8 @@ func (r *redisSpace) ask(ctx context.Context, c *call) error {
 	}
 }
 
-// funnelLoop makes what was asked: all that waits goes in one round trip.
+// funnelLoop makes what was asked: all that waits goes in one round trip, but
+// for what nobody waits for any more.
 func (r *redisSpace) funnelLoop() {
 	for {
 		var batch []*call
@@ -188,14 +193,19 @@ func (r *redisSpace) funnelLoop() {
 		case <-r.ctx.Done():
 			return
 		}
-		for len(batch) < tripCalls && len(r.calls) > 0 {
+	gather:
+		for len(batch) < tripCalls {
 			select {
 			case c := <-r.calls:
 				batch = append(batch, c)
-			default: // the other funnel was faster
+			default:
+				break gather
 			}
 		}
-		_ = r.run(r.ctx, opAsk, batch...) // each call has its own error
+		batch = slices.DeleteFunc(batch, func(c *call) bool { return c.ctx.Err() != nil })
+		if len(batch) > 0 {
+			_ = r.run(r.ctx, opAsk, batch...) // each call has its own error
+		}
 		for _, c := range batch {
 			close(c.done)
 		}

@@ -3,8 +3,6 @@ package session
 import (
 	"context"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -70,12 +68,7 @@ func (n *Node) findDead(all []map[string]int64) {
 
 // isOldTag says whether this node has begun the shard anew since.
 func (n *Node) isOldTag(shard int, tag string) bool {
-	name, number, _ := strings.Cut(tag, "~")
-	if name != n.cfg.Node {
-		return false
-	}
-	old, err := strconv.ParseInt(number, 10, 64)
-	return err == nil && old < n.presence.shards[shard].number
+	return nodeOf(tag) == n.cfg.Node && tagNumber(tag) < n.presence.shards[shard].number
 }
 
 // sweepLoop removes leftovers, a little at a time.

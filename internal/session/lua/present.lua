@@ -21,6 +21,13 @@ local function count(key, whose, by)
   end
 end
 
+-- Whether a tag has replaced this one on the same node, and this one comes late.
+local function replaces(other)
+  local node, number = string.match(other or '', '^(.*)~(%d+)$')
+  local mine, at = string.match(tag, '^(.*)~(%d+)$')
+  return node and node == mine and tonumber(number) > tonumber(at)
+end
+
 local changed, seen = {}, {}
 for i = 4, #ARGV, 6 do
   local pair, room, here, session, generation, user = unpack(ARGV, i, i + 5)
@@ -32,8 +39,8 @@ for i = 4, #ARGV, 6 do
     oldGeneration = tonumber(oldGeneration) or 0
   end
   local differs = false
-  if oldGeneration > tonumber(generation) then
-    -- A newer socket of the session told of it, here or on another node.
+  if oldGeneration > tonumber(generation) or replaces(oldTag) then
+    -- A newer socket of the session told of it, or a newer tag of this node.
   elseif here == '1' then
     redis.call('HSET', sessions, session, generation .. ' ' .. tag .. ' ' .. user)
     if oldTag ~= tag then

@@ -129,7 +129,7 @@ export class Switchyard extends Emitter {
     this.#clock.clearTimeout(this.#timer);
     const link = this.#link;
     this.#link = null;
-    this.#move.off();
+    this.#move.off(1000);
     link?.cut(1000, "closed by the page", 1000);
     this.#stop(1000, "closed by the page");
   }

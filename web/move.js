@@ -3,6 +3,7 @@
 const JOIN_WITHIN = 10_000; // ms for one more room to be joined on the second link
 const ECHO_FOR = 5_000; // ms after a move in which a signal may still come a second time
 const MAX_ECHOES = 1 << 20; // characters of such signals that are remembered; beyond it one may be told twice
+const NOT_HERE = 4_000; // closes a second link that is not kept; 1000 would end the session
 const LONGEST = 86_400_000; // ms; no timer of a browser takes more than 24 days
 
 const within = (ms) => Math.min(Math.max(ms || 0, 0), LONGEST);
@@ -45,11 +46,11 @@ export class Move {
     this.#await();
   }
 
-  /** Ends the move, and the second link with it. */
-  off() {
+  /** Ends the move, and the second link with it: the session, too, with the code 1000. */
+  off(code = NOT_HERE) {
     this.#clock.clearTimeout(this.#timer);
     this.#order = null;
-    this.#dismiss();
+    this.#dismiss(code);
   }
 
   /** Gives the second link away, and why it was made; that ends the move, too. */
@@ -93,16 +94,16 @@ export class Move {
 
   #again() {
     this.#clock.clearTimeout(this.#timer);
-    this.#dismiss();
+    this.#dismiss(NOT_HERE);
     const order = this.#order;
     order.slot = Math.max(order.slot, this.#clock.now() + this.#backoff(order.failures++));
     this.#await();
   }
 
-  #dismiss() {
+  #dismiss(code) {
     const link = this.next;
     this.next = null;
-    link?.cut(1000, "not the place to move to", 1000);
+    link?.cut(code, "not the place to move to", code);
   }
 
   #patience() {

@@ -28,11 +28,13 @@ const memory = {
 const tab = () => sessionStorage;
 const always = () => localStorage;
 
-client.on("frame", (frame) => {
+client.on("frame", (frame, socket) => {
   gauges.heard();
-  witness.hear(frame);
+  witness.hear(frame, socket);
 });
+client.on("moved", () => showState(client.state, client));
 client.on("state", (state) => {
+  if (state.name !== "live") witness.parted();
   showState(state, client);
   gauges.state(state);
 });

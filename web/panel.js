@@ -37,7 +37,7 @@ function showPlate({ node, color, deployment, version, session }) {
   $("color").textContent = color || "no colour";
   $("color").dataset.color = COLORS.includes(color) ? color : "none";
   $("node").textContent = node;
-  const facts = { color, deployment, version, session };
+  const facts = { color, deployment, version, session: session.split(".")[0] }; // the rest is secret
   for (const [name, value] of Object.entries(facts)) {
     $(`f-${name}`).textContent = value || "–";
     $(`f-${name}`).title = value || "";

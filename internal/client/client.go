@@ -261,7 +261,7 @@ func (c *Client) Close() {
 		var goodbyes sync.WaitGroup
 		for _, l := range links {
 			if l != nil {
-				goodbyes.Go(l.sock.goodbye)
+				goodbyes.Go(func() { l.sock.goodbye(codeNormal) })
 			}
 		}
 		goodbyes.Wait()

@@ -14,6 +14,7 @@ const (
 	codeTooBig       = 1009
 	codeRestart      = 1012
 	codeTryLater     = 1013
+	codeNotHere      = 4000 // ours: a second connection is not kept; 1000 would end the session
 	codeToken        = 4001
 	codeRemoved      = 4003
 	codeReplaced     = 4009

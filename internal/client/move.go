@@ -266,7 +266,7 @@ func (c *Client) swap(m *move) bool {
 	o.tell()
 	c.opts.OnMoved(event)
 	c.turn.Unlock()
-	first.sock.goodbye()
+	first.sock.goodbye(codeNormal)
 	return true
 }
 
@@ -293,7 +293,11 @@ func (c *Client) forgo(l *link) bool {
 	}
 	c.next = nil
 	c.echoes.fade()
+	code := codeNotHere
+	if c.closing { // then the session ends, which is this connection's by now
+		code = codeNormal
+	}
 	c.mu.Unlock()
-	l.sock.goodbye()
+	l.sock.goodbye(code)
 	return true
 }

@@ -142,9 +142,9 @@ func (s *socket) writeLoop() {
 	}
 }
 
-// goodbye closes with 1000 once everything queued is written, and waits for the
+// goodbye closes with code once everything queued is written, and waits for the
 // answer, but not for long. Somebody else reads: who does ends the wait.
-func (s *socket) goodbye() {
+func (s *socket) goodbye(code int) {
 	timer := time.AfterFunc(goodbyeTimeout, s.cancel)
 	defer timer.Stop()
 	s.mu.Lock()
@@ -159,10 +159,10 @@ func (s *socket) goodbye() {
 		case <-s.ctx.Done():
 		}
 	}
-	_ = s.conn.Close(websocket.StatusNormalClosure, "")
+	_ = s.conn.Close(websocket.StatusCode(code), "")
 }
 
-// dismiss is goodbye to a connection that nobody reads.
+// dismiss is goodbye to a second connection that nobody reads yet.
 func (s *socket) dismiss() {
 	go func() {
 		for {
@@ -171,7 +171,7 @@ func (s *socket) dismiss() {
 			}
 		}
 	}()
-	s.goodbye()
+	s.goodbye(codeNotHere)
 	s.drop()
 }
 

@@ -6,12 +6,16 @@ import { equal, runAll } from "./kit.mjs";
 function told(frames) {
   const witness = new Witness();
   const ledger = witness.of("r");
-  for (const frame of frames) witness.hear({ room: "r", epoch: "e1", ...frame });
+  for (const { socket = 1, ...frame } of frames) {
+    if (frame.type === "parted") witness.parted();
+    else witness.hear({ room: "r", epoch: "e1", ...frame }, socket);
+  }
   return [ledger.verdict(), ledger.received, ledger.lost, ledger.doubled, ledger.reordered];
 }
 
 const joined = (seq, more) => ({ type: "joined", seq, ...more });
 const messages = (...seqs) => seqs.map((seq) => ({ type: "message", seq }));
+const second = (...seqs) => seqs.map((seq) => ({ type: "message", seq, socket: 2 }));
 
 const cases = {
   "nothing yet": [[], ["not joined yet", 0, 0, 0, 0]],
@@ -30,6 +34,14 @@ const cases = {
   "a new epoch begins a new count": [
     [joined(0), ...messages(1), { type: "gap", epoch: "e2", from: 1, to: 3 }, { type: "message", epoch: "e2", seq: 4 }],
     ["every seq from 4 to 4, once, in order", 2, 0, 0, 0],
+  ],
+  "what both sockets of a move bring is no double": [
+    [joined(0), ...messages(1, 2), joined(2, { socket: 2 }), ...second(2, 3), ...messages(3, 4), ...second(4, 5)], ["every seq from 1 to 5, once, in order", 5, 0, 0, 0],
+  ],
+  "what one of them brings twice is": [[joined(0), ...messages(1), ...second(1, 2, 2)], ["seq 2 doubled", 3, 0, 1, 0]],
+  "what the second one skips is lost": [[joined(0), ...messages(1), ...second(1, 3)], ["seq 2 lost", 2, 1, 0, 0]],
+  "after a return, what came before it is a double": [
+    [joined(0), ...messages(1, 2), { type: "parted" }, joined(2, { socket: 2 }), ...second(2, 3)], ["seq 2 doubled", 4, 0, 1, 0],
   ],
   "a room nobody asked about": [[{ ...joined(0), room: "other" }], ["not joined yet", 0, 0, 0, 0]],
 };

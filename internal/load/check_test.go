@@ -135,6 +135,24 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			t gets a e:1
 			t gets b e:2
 			t gets c e:3`, SilentEpoch, "t never heard of epoch f"},
+		"back in another epoch, above the first": {three + `s joins e:0
+			s gets a e:1
+			s returns f:1
+			publish d
+			ack d f:2
+			s gets d f:2`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 1 without a word"},
+		"lost in an epoch that one never heard of": {three + `s joins e:3
+			t joins e:3
+			t gap f:1-0 epoch
+			publish d
+			ack d f:1
+			t gets d f:1`, Lost, "d was acked as 1, and s never got it"},
+		"the old epoch counts for who never heard of the new one": {three + `s joins e:2
+			t joins e:3
+			t gap f:1-0 epoch
+			publish d
+			ack d f:1
+			t gets d f:1`, Lost, "c was acked as 3, and s never got beyond 2"},
 		"the new epoch's messages count": {three + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
@@ -267,6 +285,24 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 			s gets a f:1
 			t gets a f:1
 			u gap f:1-1 trimmed`,
+		"back in a new epoch with nothing seen of the old one": `s joins e:0
+			publish a
+			ack a e:1
+			s returns f:0
+			t joins f:0
+			publish b
+			ack b f:1
+			t gets b f:1
+			s gets b f:1
+			u joins e:0
+			u returns f:1
+			u gap f:1-1 trimmed`,
+		"never there": three + `s joins e:0
+			s returns f:0
+			q joins f:0 @q
+			publish a @q
+			ack a f:1 @q
+			q gets a f:1 @q`,
 		"an ack of the old epoch comes late": three + `s joins e:0
 			s gets a e:1
 			s gets b e:2
@@ -347,6 +383,82 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 				t.Error(report)
 			}
 		})
+	}
+}
+
+// What is no fault and yet worth knowing.
+func TestWhatAReportCounts(t *testing.T) {
+	report := Check(story(t, `
+		publish a
+		publish b
+		unknown b
+		publish c
+		unknown c
+		ack a e:1
+		publish d
+		publish e
+		ack e e:2
+		ack d e:4
+		duplicate d e:4
+		s joins e:0
+		s gets a e:1
+		s gets e e:2
+		s gets b e:3
+		s gets d e:4
+		t joins e:0
+		t gap e:1-3 trimmed
+		t gap f:1-5 epoch`))
+	if report.Verdict != Clean {
+		t.Error(report)
+	}
+	if report.Unknown != 2 || report.UnknownFound != 1 {
+		t.Errorf("%d unknown, %d turned up", report.Unknown, report.UnknownFound)
+	}
+	if report.Published != 5 || report.Acked != 4 || report.Duplicates != 1 || report.Delivered != 4 {
+		t.Errorf("%d published, %d acked, %d duplicates, %d delivered", report.Published, report.Acked, report.Duplicates, report.Delivered)
+	}
+	if report.Gaps != 2 || report.GapMessages != 8 || report.Epochs != 2 {
+		t.Errorf("%d gaps, %d messages, %d epochs", report.Gaps, report.GapMessages, report.Epochs)
+	}
+	if len(report.Subscribers) != 2 || report.Subscribers[0].Delivered != 4 || report.Subscribers[1].Delivered != 0 {
+		t.Errorf("%+v", report.Subscribers)
+	}
+}
+
+// A publisher's messages in a room keep their order; another's may come between.
+func TestWhatWasOvertaken(t *testing.T) {
+	for name, tt := range map[string]struct {
+		story string
+		want  int
+	}{
+		"in order": {`publish a by p
+			publish b by p
+			ack b e:2
+			ack a e:1`, 0},
+		"overtaken": {`publish a by p
+			publish b by p
+			ack a e:2
+			ack b e:1`, 1},
+		"by another publisher": {`publish a by p
+			publish b by q
+			ack a e:2
+			ack b e:1`, 0},
+		"in another epoch": {`publish a by p
+			publish b by p
+			ack a e:2
+			ack b f:1`, 0},
+		"nobody's": {`publish a
+			publish b
+			ack a e:2
+			ack b e:1`, 0},
+		"one that is unknown": {`publish a by p
+			publish b by p
+			unknown a
+			ack b e:1`, 0},
+	} {
+		if got := Check(story(t, tt.story)).Overtaken; got != tt.want {
+			t.Errorf("%s: %d, want %d", name, got, tt.want)
+		}
 	}
 }
 

@@ -260,14 +260,21 @@ func TestPausesAndLatencies(t *testing.T) {
 
 		s gets b e:2
 		t joins e:0
-		t gap e:1-2 trimmed`))
+		t gap e:1-2 trimmed
+		publish c
+		unknown c
+
+
+
+		s gets c e:3
+		t gets c e:3`))
 	if got := time.Duration(report.WorstPause.WorstPause); got != 3*time.Millisecond || report.WorstPause.Name != "s" {
 		t.Errorf("worst pause %v of %s, want 3ms of s", got, report.WorstPause.Name)
 	}
 	if n, longest := report.PublishToAck.Count(), report.PublishToAck.Max(); n != 2 || longest != 2*time.Millisecond {
 		t.Errorf("to the ack: %d, at most %v", n, longest)
 	}
-	if n, longest := report.PublishToDelivery.Count(), report.PublishToDelivery.Max(); n != 1 || longest != 5*time.Millisecond {
+	if n, longest := report.PublishToDelivery.Count(), report.PublishToDelivery.Max(); n != 3 || longest != 6*time.Millisecond {
 		t.Errorf("to delivery, without what was there before: %d, at most %v", n, longest)
 	}
 	if n, longest := report.AckToDelivery.Count(), report.AckToDelivery.Max(); n != 1 || longest != 3*time.Millisecond {

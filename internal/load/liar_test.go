@@ -110,6 +110,10 @@ func (l *liar) handle(p *liarPeer, f request) bool {
 	}
 	switch f.Type {
 	case "join":
+		if l.lie == "lets no reader in" && len(room.log) > 0 {
+			p.out <- fmt.Sprintf(`{"type":"error","ref":%q,"code":"forbidden","message":"no"}`, f.Ref)
+			return true
+		}
 		l.join(p, room, f)
 	case "publish":
 		return l.publish(p, room, f)
@@ -142,6 +146,16 @@ func (r *lyingRoom) frame(f request, seq int) string {
 // sixtieth answer is a cut, and every eleventh publish meets the lie.
 func (l *liar) publish(p *liarPeer, room *lyingRoom, f request) bool {
 	l.answers++
+	switch {
+	case l.lie == "refuses all":
+		p.out <- fmt.Sprintf(`{"type":"error","ref":%q,"code":"forbidden","message":"no"}`, f.Ref)
+		return true
+	case l.lie == "answers nothing":
+		return true
+	case l.lie == "turns somebody away" && l.answers == 10:
+		go func() { _ = p.conn.Close(4003, "you") }() // which waits for an answer
+		return true
+	}
 	chance := l.answers%11 == 10
 	if seq, stored := room.ids[f.ID]; stored && l.lie != "no ids" {
 		p.out <- ackFrame(f, room.epoch, seq)

@@ -24,15 +24,15 @@ func (r *Run) publishLoop() {
 	}
 	next := time.NewTimer(0)
 	defer next.Stop()
-	began, due := time.Now(), 0
+	began, sent := time.Now(), 0
 	for {
 		select {
 		case <-r.ending:
 			return
 		case <-next.C:
 		}
-		due = r.publishDue(time.Since(began), due)
-		next.Reset(time.Duration(float64(due+1)/r.plan.Rate*float64(time.Second)) - time.Since(began))
+		sent = r.publishDue(time.Since(began), sent)
+		next.Reset(time.Duration(float64(sent+1)/r.plan.Rate*float64(time.Second)) - time.Since(began))
 	}
 }
 
@@ -43,17 +43,22 @@ func (r *Run) publishers() []*member { return r.members[:r.plan.Publishers] }
 // with the sent ones. Publishers take turns.
 func (r *Run) publishDue(elapsed time.Duration, sent int) int {
 	publishers := r.publishers()
-	due := int(elapsed.Seconds() * r.plan.Rate)
-	if late := int((elapsed - behindAtMost).Seconds() * r.plan.Rate); late > sent {
-		r.heldBack.Add(int64(late - sent))
-		sent = late
-	}
-	for ; sent < due; sent++ {
-		if !publishers[sent%len(publishers)].publish(nil) {
+	from, to := due(elapsed, r.plan.Rate, sent)
+	r.heldBack.Add(int64(from - sent))
+	for n := from; n < to; n++ {
+		if !publishers[n%len(publishers)].publish(nil) {
 			r.heldBack.Add(1)
 		}
 	}
-	return sent
+	return to
+}
+
+// due says which messages to send now: those from sent on that are held back
+// for ever, since they are too late, end where from begins.
+func due(elapsed time.Duration, rate float64, sent int) (from, to int) {
+	to = int(elapsed.Seconds() * rate)
+	from = max(sent, int((elapsed-behindAtMost).Seconds()*rate))
+	return from, max(from, to)
 }
 
 // next publishes one message, and the next one when its answer has come.

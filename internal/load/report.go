@@ -87,7 +87,7 @@ const (
 	Clean      Verdict = "clean"      // every promise was kept
 	Wrong      Verdict = "wrong"      // the findings say how
 	Empty      Verdict = "empty"      // nothing was acked or nothing delivered: that proves nothing
-	Incomplete Verdict = "incomplete" // the history was full and dropped events
+	Incomplete Verdict = "incomplete" // part of the proof is missing: the report says which
 )
 
 // A Report is what Check found.
@@ -146,6 +146,8 @@ func (r *Report) verdict() Verdict {
 		return Wrong
 	case r.Acked == 0 || r.Delivered == 0:
 		return Empty
+	case r.Run != nil && r.Run.Unread > 0:
+		return Incomplete
 	}
 	return Clean
 }
@@ -190,7 +192,10 @@ func (r *Report) sentence() string {
 	case Empty:
 		return "Empty: nothing was acked or nothing was delivered, and that proves nothing."
 	case Incomplete:
-		return fmt.Sprintf("Incomplete: the history was full and dropped %d events.", r.Dropped)
+		if r.Dropped > 0 {
+			return fmt.Sprintf("Incomplete: the history was full and dropped %d events.", r.Dropped)
+		}
+		return fmt.Sprintf("Incomplete: %d rooms could not be read again at the end.", r.Run.Unread)
 	}
 	var parts []string
 	for _, f := range AllFaults {

@@ -213,6 +213,7 @@ func (r *Run) lead(ctx context.Context) {
 	if r.history != nil {
 		r.report = Check(r.history)
 		r.report.Run = r.facts
+		r.report.Verdict = r.report.verdict()
 	}
 }
 

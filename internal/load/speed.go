@@ -166,9 +166,6 @@ func (f *Facts) troubles(b *strings.Builder) {
 	if f.Behind > 0 {
 		fmt.Fprintf(b, "  not settled %d subscribers were behind when the time for it was over; what they miss counts as lost\n", f.Behind)
 	}
-	if f.Unread > 0 {
-		fmt.Fprintf(b, "  not read    %d rooms a second time: the service did not let the readers in\n", f.Unread)
-	}
 	for _, why := range slices.Sorted(maps.Keys(f.TurnedAway)) {
 		fmt.Fprintf(b, "  turned away %d clients: %s\n", f.TurnedAway[why], why)
 	}

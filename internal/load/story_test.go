@@ -12,7 +12,7 @@ import (
 // story makes a history out of lines, a millisecond apart. Positions are
 // epoch:seq, gaps epoch:from-to; the room is r, or what stands behind an @.
 //
-//	publish a            publish a other         ack a e:1
+//	publish a            publish a other         publish a by p    ack a e:1
 //	refuse a conflict    unknown a               duplicate a e:1
 //	s joins e:0          s returns e:7           s leaves          s ends e:3
 //	s gets a e:1         s gets a other e:1      s gap e:1-3 trimmed
@@ -43,6 +43,9 @@ func parse(words []string) (e event, err error) {
 	switch words[0] {
 	case "publish":
 		e = event{Kind: published, ID: words[1]}
+		if len(words) == 4 {
+			e.By, words = words[3], words[:2]
+		}
 		data = strings.Join(words[2:], "") + "data"
 	case "ack", "duplicate":
 		e = event{Kind: acked, ID: words[1], Duplicate: words[0] == "duplicate"}

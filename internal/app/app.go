@@ -266,7 +266,7 @@ func (a *App) startHub(context.Context) error {
 		RepairWait:    c.RepairWait,
 		MaxInflight:   c.MaxInflight,
 		MaxRooms:      c.MaxRooms,
-		Node:          a.node,
+		Node:          hostName(), // one room for all processes that a host ever has
 		Logger:        a.opt.Logger,
 		Registerer:    a.registry,
 	})
@@ -402,9 +402,14 @@ func (a *App) components() []httpd.Component {
 	}
 }
 
-// nodeName is the host's, and what tells two processes on it apart: letters,
-// digits, dots and hyphens, since the name of a room is made from it.
+// nodeName is the host's, and what tells two processes on it apart.
 func nodeName() string {
+	return hostName() + "-" + strings.ToLower(rand.Text()[:6])
+}
+
+// hostName is of letters, digits, dots and hyphens, since the name of a room is
+// made from it.
+func hostName() string {
 	host, err := os.Hostname()
 	if err != nil || host == "" {
 		host = "node"
@@ -415,5 +420,5 @@ func nodeName() string {
 		}
 		return '-'
 	}, host)
-	return fmt.Sprintf("%s-%s", host[:min(len(host), 48)], strings.ToLower(rand.Text()[:6]))
+	return host[:min(len(host), 48)]
 }

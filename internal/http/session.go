@@ -81,6 +81,7 @@ func (k *socket) hold(o protocol.Offer, user string) (secret string, resumed boo
 		secret, k.held.session = s.cfg.Sessions.New(user)
 		k.held.settled.Store(true)
 	}
+	k.client.SetSession(k.held.session.ID, k.held.session.Generation)
 	s.owners.add(k)
 	s.saver.add(k)
 	return secret, resumed

@@ -188,6 +188,7 @@ func (k *socket) doAuth(r *protocol.Request) error {
 	if ends {
 		return errClosedByUs
 	}
+	k.rejoin() // the rooms of a session whose owner came in by this frame
 	return nil
 }
 

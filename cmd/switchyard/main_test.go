@@ -113,6 +113,17 @@ func TestAnInterruptedVerifyJudges(t *testing.T) {
 	}
 }
 
+// The judgement is there although the history could not be kept, and the exit
+// code says that not all went well.
+func TestADiskThatIsFull(t *testing.T) {
+	s := testkit.StartServer(t, nil)
+	code, out, errs := switchyard(t.Context(), "verify", "--url", s.SocketURL(),
+		"--clients", "2", "--rate", "50", "--duration", "1s", "--history", "/dev/full")
+	if code != 1 || !strings.HasPrefix(out, "Clean:") || !strings.Contains(errs, "--history: write a history: write /dev/full: no space left") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
 func metrics(ctx context.Context, s *testkit.Server) string {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+"/metrics", nil)
 	if err != nil {
@@ -192,6 +203,14 @@ func TestTheProgressLine(t *testing.T) {
 	}
 	if isTerminal(new(bytes.Buffer)) {
 		t.Error("a buffer is no terminal")
+	}
+	device, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	if !isTerminal(device) { // of the kind that a terminal is
+		t.Error("a device is no terminal")
 	}
 	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
 	if err != nil {

@@ -14,6 +14,8 @@ const MaxFindings = 50
 // of their rooms, from where they joined to where they left; those that did not
 // leave, to the end.
 func Check(h *History) *Report {
+	// First what is known of each room, from everybody; then each subscriber
+	// against that; then the acks that nobody bears out.
 	c := &check{report: newReport(), ledgers: map[message.Room]*ledger{}, follows: map[seat]*follow{}}
 	for e := range h.all() {
 		c.count(e)
@@ -53,6 +55,7 @@ type check struct {
 	order   []*follow // as first heard of
 }
 
+// ledger returns a room's ledger, a new one where there was none.
 func (c *check) ledger(room message.Room) *ledger {
 	l := c.ledgers[room]
 	if l == nil {
@@ -63,6 +66,8 @@ func (c *check) ledger(room message.Room) *ledger {
 	return l
 }
 
+// follow returns who goes after the subscriber of an event, in the event's room:
+// that of a message may be another than the subscriber joined.
 func (c *check) follow(e event) *follow {
 	key := seat{e.Sub, e.Room}
 	f := c.follows[key]
@@ -74,6 +79,7 @@ func (c *check) follow(e event) *follow {
 	return f
 }
 
+// found counts a finding, and keeps the first ones.
 func (c *check) found(f Finding) {
 	c.report.Faults[f.Fault]++
 	if len(c.report.Findings) < MaxFindings {

@@ -35,10 +35,14 @@ type follow struct {
 	pause            time.Duration
 }
 
+// take goes one event further. The order of the cases matters: who never joined
+// is a stranger, who left is not followed.
 func (f *follow) take(e event) {
 	at := position{e.Epoch, e.Seq}
 	switch {
 	case e.Kind == joined:
+		// It begins anew, from a position of its own: what it skipped before stays
+		// skipped, what lies up to the position is not expected.
 		f.joined, f.present, f.required, f.at = true, true, nil, at
 		f.declared = append(f.declared, span{e.Epoch, 0, e.Seq})
 		f.beganAt, f.heardAt = e.At, e.At
@@ -66,16 +70,19 @@ func (f *follow) take(e event) {
 	}
 }
 
+// deliver compares a message with the position.
 func (f *follow) deliver(e event, at position) {
 	f.deliveries++
-	f.time(e)
+	f.time(e) // before the position moves
 	if at.epoch != f.at.epoch {
+		// No gap came before it. That is fine from the first message on.
 		f.moveTo(position{at.epoch, at.seq - 1}, at.seq == 1 && f.at.seq == 0)
 	}
 	switch next := f.at.seq + 1; {
 	case at.seq == next:
 		f.at = at
 	case at.seq > next:
+		// Lost or late: what comes next tells, or the end does.
 		f.missing = append(f.missing, span{at.epoch, next, at.seq - 1})
 		f.at = at
 	case f.fill(at):
@@ -104,9 +111,12 @@ func (f *follow) fill(at position) bool {
 	return true
 }
 
+// gap moves the position over what the service declared. A range that begins
+// further on than the next seq leaves something undeclared.
 func (f *follow) gap(e event) {
 	switch {
 	case e.Reason == "epoch":
+		// Of the same epoch, too: a position above the head is void.
 		f.moveTo(position{e.Epoch, e.To}, true)
 	case e.Epoch != f.at.epoch:
 		f.moveTo(position{e.Epoch, e.To}, f.at.seq == 0)
@@ -153,6 +163,8 @@ func (f *follow) close() {
 	if !f.present {
 		return
 	}
+	// How far it had to come: as it was told, else as far as anybody knows. Missed
+	// says that it is in an older epoch than that.
 	target, missed := f.ledger.last(), false
 	if f.required != nil {
 		target = *f.required
@@ -165,6 +177,7 @@ func (f *follow) close() {
 		f.lost(span{target.epoch, 1, target.seq}, "never got it")
 	}
 	if target.epoch != f.at.epoch {
+		// Nobody voided its position, so that the rest of its own epoch counts.
 		target = f.ledger.head(f.at.epoch)
 	}
 	f.lost(span{target.epoch, f.at.seq + 1, target.seq}, fmt.Sprintf("never got beyond %d", f.at.seq))

@@ -19,7 +19,8 @@ const DefaultMaxEvents = 10_000_000
 // chunkSize is how many records are allocated at once.
 const chunkSize = 8192
 
-// A record is an event in 56 bytes: names are numbers in History.names.
+// A record is an event in 56 bytes: names are numbers in History.names. Who is
+// the publisher or the subscriber, whichever the kind has.
 type record struct {
 	at                 time.Duration
 	seq                message.Seq
@@ -76,7 +77,7 @@ func (h *History) add(e event) {
 	defer h.mu.Unlock()
 	h.counts[e.Kind]++
 	if h.total == h.limit {
-		h.dropped++
+		h.dropped++ // and the verdict will be incomplete
 		return
 	}
 	r := record{
@@ -123,10 +124,12 @@ func (h *History) note(e event) {
 	h.heads[e.Room] = position{e.Epoch, e.Seq}
 }
 
-// all returns the events in the order told. What is told meanwhile may be
+// all returns the events in the order told, unpacked one by one: the whole list
+// of them would be three times as large. What is told meanwhile may be
 // among them or not.
 func (h *History) all() iter.Seq[event] {
 	return func(yield func(event) bool) {
+		// Records once written do not change; the lists of them grow.
 		h.mu.Lock()
 		chunks, names, left := slices.Clone(h.chunks), h.names, h.total
 		h.mu.Unlock()

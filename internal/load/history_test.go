@@ -295,3 +295,27 @@ func BenchmarkTelling(b *testing.B) {
 		s.Deliver(message.Message{Draft: message.Draft{Room: "r", ID: ids[i%1000], Data: data}, Epoch: "e", Seq: message.Seq(i + 1)})
 	}
 }
+
+// A million events: 10 subscribers of each of 100 rooms.
+func BenchmarkCheck(b *testing.B) {
+	h := NewHistory()
+	subs := map[string]*Subscription{}
+	for n := range 1000 {
+		name := fmt.Sprint("s", n)
+		subs[name] = h.Subscribe(name, message.Room(fmt.Sprint("r", n%100)), client.Start())
+		subs[name].Joined(client.Joined{Epoch: "e"})
+	}
+	for n := range 100_000 {
+		room, id, seq := message.Room(fmt.Sprint("r", n%100)), fmt.Sprint("m", n), message.Seq(n/100+1)
+		h.Publish(room, "", "", id, nil).Done(client.Ack{Epoch: "e", Seq: seq}, nil)
+		for k := range 10 {
+			subs[fmt.Sprint("s", n%100+100*k)].Deliver(message.Message{Draft: message.Draft{Room: room, ID: id}, Epoch: "e", Seq: seq})
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if report := Check(h); report.Verdict != Clean {
+			b.Fatal(report)
+		}
+	}
+}

@@ -27,11 +27,12 @@ type ledger struct {
 // A messageKey is what the service tells messages of a room apart by.
 type messageKey struct{ user, id string }
 
-// An entry is a message, published or only delivered.
+// An entry is a message, published or only delivered. One copy and one ack are
+// the rule; more of either are evidence.
 type entry struct {
 	messageKey
-	attempts []attempt
-	acks     []ack
+	attempts []attempt  // publishes with this id, by anybody
+	acks     []ack      // one for each position and data
 	copies   []delivery // one for each position and data it was delivered with
 	began    time.Duration
 	ackedAt  time.Duration // of the first ack
@@ -63,6 +64,7 @@ func newLedger(room message.Room) *ledger {
 	}
 }
 
+// entry returns the message an event is about.
 func (l *ledger) entry(e event) *entry {
 	key := messageKey{e.User, e.ID}
 	m := l.messages[key]
@@ -114,7 +116,8 @@ func (l *ledger) confirmed(e event) {
 	m.acks = append(m.acks, ack{at, m.attempts[0].hash})
 }
 
-// settle gives an outcome to the first attempt with that data that has none.
+// settle gives an outcome to the first attempt with that data that has none. An
+// outcome without an attempt, in a history by hand, is taken for one.
 func (m *entry) settle(e event) {
 	for i, a := range m.attempts {
 		if a.hash == e.Hash && a.outcome == published {
@@ -125,6 +128,8 @@ func (m *entry) settle(e event) {
 	m.attempts = append(m.attempts, attempt{e.Hash, e.Kind})
 }
 
+// delivered notes where a message was delivered. That it was so to one subscriber
+// after the other is the rule, so most of the time there is nothing to note.
 func (l *ledger) delivered(e event, found func(Finding)) {
 	m, at := l.entry(e), position{e.Epoch, e.Seq}
 	if slices.ContainsFunc(m.copies, func(d delivery) bool { return d.position == at && d.hash == e.Hash }) {
@@ -178,6 +183,7 @@ func (l *ledger) judgeCopies(m *entry, found func(Finding)) {
 				outcomes[a.outcome] = true
 			}
 		}
+		// One attempt of several may be the stored one; refused must be all of them.
 		switch {
 		case len(m.attempts) == 0:
 			found(l.finding(Undeclared, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s and was never published", m, d.sub)))
@@ -225,12 +231,13 @@ func (l *ledger) judgeAck(m *entry, a ack, found func(Finding)) {
 			elsewhere = d.seq
 		}
 	}
+	// Nobody got it there. Somebody else's message may stand in its place.
 	other := l.known[a.position]
 	switch {
 	case elsewhere != 0:
 		found(l.finding(WrongAck, a.position, m, "", fmt.Sprintf("%s was acked as %d and delivered as %d", m, a.seq, elsewhere)))
 	case other == nil:
-		l.known[a.position] = m
+		l.known[a.position] = m // the ack alone tells: whoever should have got it lost it
 	case other != m && other.deliveredAt(a.position):
 		found(l.finding(WrongAck, a.position, m, "", fmt.Sprintf("%s was acked as %d, but %d is %s", m, a.seq, a.seq, other)))
 	case other != m:

@@ -65,6 +65,7 @@ func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 		c.Close()
 		return nil, err
 	}
+	// Messages come with the user who published them, so that the history needs it.
 	if user := c.Welcome().User; user != nil {
 		m.user = *user
 	}
@@ -76,6 +77,7 @@ func (r *Run) options(n int, l *line) client.Options {
 	opts := client.Options{
 		URLs: r.plan.urlsOf(n), MaxPending: 2 * maxPending,
 		HTTPClient: &http.Client{Transport: &http.Transport{
+			// A refused handshake leaves no idle connection behind.
 			Proxy: http.ProxyFromEnvironment, DialContext: l.dial, DisableKeepAlives: true,
 		}},
 		OnState: r.state,
@@ -116,19 +118,19 @@ func (m *member) publish(then func(error)) bool {
 	began := time.Since(m.run.began)
 	data := m.data(began)
 	m.run.inFlight.Add(1)
-	attempt := m.attempt(id, data)
+	attempt := m.attempt(id, data) // told before it is sent: it may be delivered at once
 	answered := func(ack client.Ack, err error) {
 		m.settled(attempt, id, ack, err)
 		m.run.answered(m, began, err)
 		m.pending.Add(-1)
 		if then != nil {
-			then(err)
+			then(err) // the next publish begins before this one ends: none in flight means none to come
 		}
 		m.run.inFlight.Add(-1)
 	}
 	m.run.published.Add(1)
 	if err := m.client.Send(m.room, data, id, answered); err != nil {
-		then = nil
+		then = nil // the caller sees that it was not sent
 		answered(client.Ack{}, err)
 		return false
 	}

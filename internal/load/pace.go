@@ -11,7 +11,8 @@ const (
 	behindAtMost = time.Second
 )
 
-// publishLoop publishes until the end, at a rate or as fast as acks come.
+// publishLoop publishes until the end, at a rate or as fast as acks come. At a
+// rate one goroutine does for all publishers: sending never waits.
 func (r *Run) publishLoop() {
 	if r.plan.Rate == 0 {
 		for _, m := range r.publishers() {
@@ -73,7 +74,7 @@ func (m *member) next() {
 			m.next()
 			return
 		}
-		time.AfterFunc(retryAfter, m.next)
+		time.AfterFunc(retryAfter, m.next) // not at once: whatever refused it would be asked for ever
 	}
 	if !m.publish(again) && m.client.Err() == nil {
 		time.AfterFunc(retryAfter, m.next)

@@ -138,9 +138,11 @@ func newReport() *Report {
 	return r
 }
 
+// verdict weighs: faults of a part are no faults of the whole, since what seems
+// to be lost may be in the other part.
 func (r *Report) verdict() Verdict {
 	switch {
-	case r.Dropped > 0: // what seems to be lost may be among them
+	case r.Dropped > 0:
 		return Incomplete
 	case r.Broken() > 0:
 		return Wrong
@@ -185,6 +187,7 @@ func (r *Report) String() string {
 	return b.String()
 }
 
+// sentence is the verdict with its reason.
 func (r *Report) sentence() string {
 	switch r.Verdict {
 	case Clean:

@@ -45,6 +45,7 @@ type Run struct {
 	facts  *Facts
 	report *Report
 
+	// Live counts, of messages and of connections.
 	published, acked, failed, delivered, inFlight atomic.Int64
 	connects, moves, cuts                         atomic.Int64
 	heldBack, unread, behind                      atomic.Int64
@@ -129,7 +130,8 @@ func (r *Run) probe(ctx context.Context, url string) error {
 	return nil
 }
 
-// gather connects all members.
+// gather connects all members, no faster than RampUp wants. When one can't join
+// the others are not waited for.
 func (r *Run) gather(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.plan.RampUp+joinTimeout)
 	defer cancel()
@@ -158,6 +160,7 @@ func (r *Run) gather(ctx context.Context) error {
 	if joined == r.plan.Clients {
 		return nil
 	}
+	// The client only says that time ran out. Why connections failed is told apart.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.trouble != nil {
@@ -208,8 +211,8 @@ func (r *Run) lead(ctx context.Context) {
 	loops.Wait()
 	r.took, r.atEnd = time.Since(began), r.Progress()
 	r.settle()
-	r.facts = r.sum()
-	r.scatter()
+	r.facts = r.sum() // while those who were turned away can be told from the rest
+	r.scatter()       // what was never answered becomes unknown, and part of the history
 	if r.history != nil {
 		r.report = Check(r.history)
 		r.report.Run = r.facts
@@ -242,7 +245,7 @@ func (r *Run) Report() *Report {
 // History returns what is kept so far, nil when the run is Unjudged.
 func (r *Run) History() *History { return r.history }
 
-// scatter closes all clients.
+// scatter closes all clients; those that never joined are closed already.
 func (r *Run) scatter() {
 	each(len(r.members), func(n int) {
 		if m := r.members[n]; m != nil {

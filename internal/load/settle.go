@@ -20,6 +20,7 @@ const roomsOfReader = 50
 func (r *Run) settle() {
 	ctx, cancel := context.WithTimeout(context.Background(), r.plan.Settle)
 	defer cancel()
+	// A publish that is answered later could be stored behind the mark.
 	poll(ctx, func() bool { return r.inFlight.Load() == 0 })
 	if r.history == nil {
 		return
@@ -39,6 +40,8 @@ func (r *Run) settle() {
 			r.behind.Add(1)
 		}
 	}
+	// Where the mark was not acked nobody knows the head: such a subscriber is held
+	// to all that is known.
 	for _, s := range subs {
 		if head := heads[s.room]; head.seq > 0 {
 			s.end(head)
@@ -62,7 +65,8 @@ func poll(ctx context.Context, holds func() bool) {
 	}
 }
 
-// mark publishes a last message in each room and returns where it was stored.
+// mark publishes a last message in each room and returns where it was stored. When
+// a member's life is over, the room's next one does it.
 func (r *Run) mark(ctx context.Context) map[message.Room]position {
 	marks := make([]position, r.plan.Rooms)
 	each(r.plan.Rooms, func(n int) {

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// shards are Latencies that many may add to at once.
+// shards are Latencies that many may add to at once. One for all clients would be
+// the place where they wait; one each would be 8 KiB a client.
 type shards [16]struct {
 	mu sync.Mutex // Protects l.
 	l  Latencies

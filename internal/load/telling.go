@@ -39,7 +39,7 @@ func (a Attempt) Done(ack client.Ack, err error) {
 		e.Kind, e.Reason = unknown, "no answer"
 	case errors.As(err, &answer):
 		e.Kind, e.Reason = refused, answer.Code
-	default:
+	default: // too large, too much under way, closed before it was sent
 		e.Kind, e.Reason = refused, "not sent"
 	}
 	a.history.tell(e)
@@ -72,6 +72,8 @@ func (s *Subscription) Handler() client.Handler {
 	return client.Handler{Message: s.Deliver, Gap: s.Gap, Joined: s.Joined}
 }
 
+// tell tells of something that happened to the subscriber; the room is its own
+// unless the event has another.
 func (s *Subscription) tell(k kind, at position, e event) {
 	e.Kind, e.Sub, e.Epoch, e.Seq = k, s.name, at.epoch, at.seq
 	if e.Room == "" {
@@ -86,6 +88,8 @@ func (s *Subscription) Joined(j client.Joined) {
 	first := !s.began
 	if first {
 		s.began = true
+		// A start has the epoch that the service is in; a kept position its own,
+		// which may be another by now: then a gap must follow.
 		s.at = position{j.Epoch, s.from.After}
 		switch {
 		case s.from == client.Now():
@@ -116,6 +120,7 @@ func (s *Subscription) Gap(g client.Gap) {
 	s.tell(declared, position{g.Epoch, g.From}, event{To: g.To, Reason: g.Reason})
 }
 
+// move keeps the position for Behind; whether it may move so is not asked here.
 func (s *Subscription) move(to position) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,7 +155,8 @@ func (s *Subscription) reached() bool {
 // history is complete.
 func (h *History) Settled() bool { return h.Behind() == 0 }
 
-// Behind returns how many subscribers are not at their room's head.
+// Behind returns how many subscribers that have not left are not at their room's
+// head.
 func (h *History) Behind() (n int) {
 	h.mu.Lock()
 	open := make([]*Subscription, 0, len(h.open))

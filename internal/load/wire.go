@@ -90,7 +90,7 @@ func (e *ear) hear(f client.Frame) {
 func (s *seatHeard) take(f client.Frame, sub *Subscription) {
 	last, came := s.at, position{f.Epoch, f.Seq}
 	if s.fresh {
-		last = sub.position()
+		last = sub.position() // it joined after that, or after an earlier one
 	}
 	if f.Type == "gap" {
 		came.seq = f.To
@@ -98,6 +98,7 @@ func (s *seatHeard) take(f client.Frame, sub *Subscription) {
 	switch {
 	case f.Type == "gap":
 	case last.seq > 0 && last.epoch != came.epoch:
+		// The client makes a gap of its own out of this, or none at all.
 		sub.tell(skipped, came, event{To: last.seq, Reason: "epoch"})
 	case came.seq > last.seq+1:
 		sub.tell(skipped, came, event{To: last.seq})

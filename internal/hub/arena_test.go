@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"testing"
 	"testing/synctest"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 // whose frames a judge reads. Its methods are what may happen.
 type arena struct {
 	*judge
+	t       *testing.T // a story's own
 	log     *ledger
 	post    *post
 	nodes   []*Hub
@@ -296,6 +298,19 @@ func (a *arena) topics() string {
 		}
 	}
 	return b.String()
+}
+
+// unrested names a topic that holds something though nothing is under way, ""
+// when there is none.
+func (a *arena) unrested() string {
+	for i, h := range a.nodes {
+		for _, r := range h.Rooms() {
+			if r.Held != 0 || r.Behind != 0 {
+				return fmt.Sprintf("node %d holds %d of %s, and is %d behind", i, r.Held, r.Room, r.Behind)
+			}
+		}
+	}
+	return ""
 }
 
 // hampered says whether a node can't reach the log or the broker as it should.

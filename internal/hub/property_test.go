@@ -265,6 +265,7 @@ func (a *arena) settles(t rapid.TB, most time.Duration) {
 		for _, p := range a.players {
 			lack = cmp.Or(lack, p.lacks())
 		}
+		lack = cmp.Or(lack, a.unrested())
 		if lack == "" {
 			return
 		}

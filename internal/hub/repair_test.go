@@ -18,6 +18,7 @@ func story(t *testing.T, nodes int, tell func(a *arena)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		a := newArena(tiny(), nodes, 2, 3)
+		a.t = t
 		defer a.close()
 		tell(a)
 		a.settles(t, 8*time.Second)
@@ -127,6 +128,77 @@ func TestAMessageOfAPastEpochBeforeTheRoomIsOpenHidesNothing(t *testing.T) {
 		time.Sleep(70 * time.Millisecond) // open, and a repair is under way
 		a.log.commit("r1", 1, 1)
 		a.broadcast(1, "r1", 1)
+	})
+}
+
+// A room gets more at once than its inbox takes; nothing else tells of it.
+func TestWhatAFullInboxDropsIsFetched(t *testing.T) {
+	story(t, 2, func(a *arena) {
+		a.enters(a.players[0], 0, "r1")
+		v := a.views[0]
+		v.set(func() { v.feedDown = true })
+		a.nodes[1].Settled(a.log.commit("r1", 9, 500))
+		a.deliverAll()
+		a.settles(a.t, time.Second)
+	})
+}
+
+// Without a broker a message takes the feed's interval and the moment that a
+// hole has to fill by itself, at most.
+func TestWithoutABrokerDeliveryTakesTheFeedsTime(t *testing.T) {
+	story(t, 2, func(a *arena) {
+		a.enters(a.players[0], 0, "r1")
+		worst := time.Duration(0)
+		for i := range 50 {
+			time.Sleep(time.Duration(i*7) * time.Millisecond)
+			a.nodes[1].Settled(a.log.commit("r1", 1, 1))
+			a.post.lose()
+			began := time.Now()
+			for a.players[0].lacks() != "" {
+				time.Sleep(time.Millisecond)
+				synctest.Wait()
+			}
+			worst = max(worst, time.Since(began))
+		}
+		if most := 250*time.Millisecond + 20*time.Millisecond + time.Millisecond; worst > most || worst < 100*time.Millisecond {
+			t.Errorf("the slowest took %v, may take %v", worst, most)
+		}
+	})
+}
+
+// Two broadcasts that overtake each other cost no read; one that is lost costs
+// one, whatever the number of members.
+func TestASwapCostsNoReadAndAHoleCostsOne(t *testing.T) {
+	story(t, 2, func(a *arena) {
+		for _, p := range a.players {
+			a.enters(p, 0, "r1")
+		}
+		v := a.views[0]
+		v.set(func() { v.feedDown = true })
+		time.Sleep(time.Second)
+		reads := func() int {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			return v.reads
+		}
+		before := reads()
+		first, second := a.log.commit("r1", 1, 1), a.log.commit("r1", 1, 1)
+		a.nodes[1].Settled(second)
+		a.deliverAll()
+		time.Sleep(10 * time.Millisecond) // less than a hole is given
+		a.nodes[1].Settled(first)
+		a.deliverAll()
+		time.Sleep(time.Second)
+		if got := reads() - before; got != 0 {
+			t.Errorf("a swap cost %d reads", got)
+		}
+		a.log.commit("r1", 1, 1)
+		a.nodes[1].Settled(a.log.commit("r1", 1, 1))
+		a.deliverAll()
+		time.Sleep(time.Second)
+		if got := reads() - before; got != 1 {
+			t.Errorf("a hole cost %d reads", got)
+		}
 	})
 }
 

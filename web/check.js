@@ -20,7 +20,6 @@ export class Ledger {
   received = 0; // what the other socket had brought before is not counted again
   lost = 0; doubled = 0; reordered = 0;
   faults = []; // [{kind, seq}], the oldest MAX_KEPT
-  #low = null; // where a socket may begin whose welcome was not heard
   #streams = new Map(); // by number of the socket, the one heard last at the end
 
   get clean() { return this.lost + this.doubled + this.reordered === 0; }
@@ -28,12 +27,6 @@ export class Ledger {
   /** A socket was welcomed: it will be asked for what follows. */
   welcome(_, socket) {
     if (this.epoch !== null) this.#keep(socket, new Stream(this.epoch, this.last + 1));
-  }
-
-  /** All sockets are gone: the next one will be asked for what follows. */
-  parted() {
-    this.#streams.clear();
-    this.#low = this.last + 1;
   }
 
   /** A join answered: the first one says where the count begins. */
@@ -107,7 +100,7 @@ export class Ledger {
   }
 
   #stream(socket) {
-    const stream = this.#streams.get(socket) ?? new Stream(this.epoch, this.#low ?? this.from);
+    const stream = this.#streams.get(socket) ?? new Stream(this.epoch, this.from);
     this.#keep(socket, stream);
     return stream;
   }
@@ -135,8 +128,6 @@ export class Witness {
   }
 
   forget(room) { this.#ledgers.delete(room); }
-
-  parted() { for (const ledger of this.#ledgers.values()) ledger.parted(); }
 
   /** A frame, and the number of the socket that brought it: during a move two bring the same. */
   hear(frame, socket = 0) {

@@ -84,6 +84,9 @@ export class Log {
 
   message(message) { this.#append(() => this.#row(message)); }
 
+  /** A line that is no message, such as that the connection has moved. */
+  note(text) { this.#append(() => this.#noteRow(text)); }
+
   gap(gap) { this.#append(() => this.#gapRow(gap)); }
 
   /** Shows a message on its way until promise settles; again(row) sends it once more. */
@@ -125,7 +128,7 @@ export class Log {
   #trim() {
     const rows = this.#list.children;
     while (rows.length > MAX_ROWS) rows[0].remove();
-    const first = Number(rows[0]?.dataset.seq);
+    const first = Number(this.#list.querySelector("[data-seq]")?.dataset.seq);
     if (first > this.#oldest) {
       this.#oldest = first;
       this.#more = true;
@@ -145,6 +148,15 @@ export class Log {
     const time = make("time", "at", clock.format(new Date(message.at)));
     time.dateTime = time.title = message.at;
     row.append(make("span", "seq", message.seq), make("span", "rail"), body, time);
+    return row;
+  }
+
+  #noteRow(text) {
+    const row = make("li", "row note");
+    const now = new Date();
+    const time = make("time", "at", clock.format(now));
+    time.dateTime = now.toISOString();
+    row.append(make("span", "seq"), make("span", "rail"), make("div", "body", text), time);
     return row;
   }
 

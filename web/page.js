@@ -3,7 +3,8 @@
 import { Switchyard } from "./client.js";
 import { Witness } from "./check.js";
 import { Log, make, read } from "./log.js";
-import { Gauges, showState } from "./panel.js";
+import { Gauges, showPeople, showPlate, showState } from "./panel.js";
+import { People } from "./people.js";
 
 const $ = (id) => document.getElementById(id);
 const ROOM = /^[A-Za-z0-9.:-][A-Za-z0-9._:-]{0,127}$/;
@@ -15,9 +16,10 @@ const mark = [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toStri
 let count = 0;
 
 const client = Switchyard.connect("/ws");
-const witness = new Witness();
+const witness = new Witness(); // of what the server sends
+const screen = new Witness(); // of what the client makes of it, and the page shows
 const gauges = new Gauges();
-const rooms = new Map(); // name → {log, link, unread}
+const rooms = new Map(); // name → {handle, log, link, people, unread}
 let active = null;
 
 // Private windows may refuse storage: then the page remembers nothing and works.
@@ -32,18 +34,25 @@ client.on("frame", (frame, socket) => {
   gauges.heard();
   witness.hear(frame, socket);
 });
-client.on("moved", () => showState(client.state, client));
+client.on("moved", ({ to, took }) => { // the state is live all the while
+  showPlate(to);
+  gauges.moved();
+  for (const { log } of rooms.values()) log.note(`moved to node ${to.node} in ${Math.round(took)} ms`);
+  refresh();
+});
 client.on("state", (state) => {
-  if (state.name !== "live") witness.parted();
-  showState(state, client);
+  showState(state);
   gauges.state(state);
 });
 client.on("error", (error) => notice(error.message));
 client.on("joined", (frame) => {
+  screen.hear(frame);
   rooms.get(frame.room)?.log.begin(frame.seq);
   refresh();
 });
+client.on("presence", peopleTold);
 client.on("message", (message) => {
+  screen.hear(message);
   const room = rooms.get(message.room);
   room.log.message(message);
   hush(message.room, read(message).name);
@@ -51,6 +60,7 @@ client.on("message", (message) => {
   refresh();
 });
 client.on("gap", (gap) => {
+  screen.hear(gap);
   rooms.get(gap.room).log.gap(gap);
   refresh();
 });
@@ -71,10 +81,23 @@ function join(name) {
   $("rooms").append(item);
   $("logs").append(log.element);
   witness.of(name);
-  rooms.set(name, { handle, log, link, unread: 0 });
-  handle.joined.catch((error) => { if (error.code !== "closed") drop(name); });
+  screen.of(name);
+  rooms.set(name, { handle, log, link, people: new People(), unread: 0 });
+  handle.joined.then(
+    () => handle.presence().then(peopleTold, () => {}), // an older service does not know who is there
+    (error) => { if (error.code !== "closed") drop(name); },
+  );
   remember();
 }
+
+function peopleTold(presence) {
+  const room = rooms.get(presence.room);
+  if (!room) return; // left meanwhile
+  room.people.told(presence);
+  if (presence.room === active) showWho();
+}
+
+function showWho() { showPeople(rooms.get(active).people, client.welcome?.session.split(".")[0]); }
 
 function drop(name) {
   const room = rooms.get(name);
@@ -84,6 +107,7 @@ function drop(name) {
   room.log.element.remove();
   rooms.delete(name);
   witness.forget(name);
+  screen.forget(name);
   remember();
   if (active === name) location.hash = encodeURIComponent([...rooms.keys()][0] ?? "lobby");
 }
@@ -118,6 +142,7 @@ function open() {
   }
   $("signals").textContent = "";
   rooms.get(name).log.show();
+  showWho();
   refresh();
 }
 
@@ -128,10 +153,10 @@ function refresh() {
     due = null;
     for (const [name, { link, unread }] of rooms) {
       link.querySelector(".unread").textContent = unread > 0 ? String(unread) : "";
-      link.dataset.clean = witness.of(name).clean;
+      link.dataset.clean = witness.of(name).clean && screen.of(name).clean;
     }
     if (!rooms.has(active)) return;
-    gauges.ledger(witness.of(active));
+    gauges.ledger(witness.of(active), screen.of(active));
     $("empty").hidden = !rooms.get(active).log.empty;
   }, 16);
 }
@@ -226,7 +251,7 @@ $("name").addEventListener("change", () => memory.set(always, "name", $("name").
 addEventListener("online", () => client.reconnect());
 addEventListener("hashchange", open);
 
-showState(client.state, client);
+showState(client.state);
 for (const name of JSON.parse(memory.get(tab, "rooms") ?? "[]").filter((n) => ROOM.test(n))) join(name);
 open();
 $("composer").focus();

@@ -32,11 +32,13 @@ function countDown(ms) {
   countdown = setInterval(step, 100);
 }
 
-function showPlate({ node, color, deployment, version, session }) {
+/** Shows who serves, from a welcome. */
+export function showPlate({ node, color, deployment, version, session }) {
   $("plate").hidden = false;
   $("color").textContent = color || "no colour";
   $("color").dataset.color = COLORS.includes(color) ? color : "none";
   $("node").textContent = node;
+  $("deployment").textContent = deployment;
   const facts = { color, deployment, version, session: session.split(".")[0] }; // the rest is secret
   for (const [name, value] of Object.entries(facts)) {
     $(`f-${name}`).textContent = value || "–";
@@ -44,11 +46,26 @@ function showPlate({ node, color, deployment, version, session }) {
   }
 }
 
+/** Shows who is in the room that is open; session is this window's own, its public part. */
+export function showPeople(people, session) {
+  const lines = people.lines(session);
+  $("here").hidden = people.count === null;
+  $("here").textContent = `${people.count} here`;
+  $("people").hidden = lines.length === 0;
+  $("people-list").replaceChildren(...lines.map((line) => {
+    const item = document.createElement("li");
+    item.textContent = item.title = line;
+    return item;
+  }));
+}
+
+function inTimes(n) { return n === 1 ? "once" : `${n} times`; }
+
 function inMs(ms) { return ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`; }
 
 /** What the instruments on the right have measured. */
 export class Gauges {
-  #acks = []; #heardAt = null; #lives = 0;
+  #acks = []; #heardAt = null; #lives = 0; #moves = 0;
 
   constructor() {
     setInterval(() => {
@@ -63,9 +80,10 @@ export class Gauges {
   state(state) {
     if (state.name !== "live") return;
     this.#lives += 1;
-    const returns = this.#lives - 1;
-    $("f-returns").textContent = returns === 1 ? "once" : `${returns} times`;
+    $("f-returns").textContent = inTimes(this.#lives - 1);
   }
+
+  moved() { $("f-moves").textContent = inTimes(++this.#moves); }
 
   /** One publish was answered after so many milliseconds. */
   ack(ms) {
@@ -79,11 +97,15 @@ export class Gauges {
     $("spark").setAttribute("points", points.join(" "));
   }
 
-  /** Shows the ledger of the room that is open. */
-  ledger(ledger) {
-    for (const name of ["received", "lost", "doubled", "reordered"]) $(name).textContent = String(ledger[name]);
-    $("verdict").textContent = ledger.verdict();
-    for (const id of ["verdict", "tick"]) $(id).dataset.clean = ledger.clean;
-    $("tick").textContent = ledger.clean ? "✓ in order" : `✗ ${ledger.verdict()}`;
+  /** Shows two ledgers of the room that is open: of what the server sent, and of what the page shows. */
+  ledger(sent, shown) {
+    const clean = sent.clean && shown.clean;
+    const verdict = sent.clean && !shown.clean ? `shown: ${shown.verdict()}` : sent.verdict();
+    $("received").textContent = String(sent.received);
+    // A fault of the server's may go on to the page: that is one.
+    for (const name of ["lost", "doubled", "reordered"]) $(name).textContent = String(Math.max(sent[name], shown[name]));
+    $("verdict").textContent = verdict;
+    for (const id of ["verdict", "tick"]) $(id).dataset.clean = clean;
+    $("tick").textContent = clean ? "✓ in order" : `✗ ${verdict}`;
   }
 }

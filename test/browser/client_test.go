@@ -17,7 +17,7 @@ func TestClientHabits(t *testing.T) {
 	defer server.Close()
 	browser := testkit.StartBrowser(t)
 
-	for _, module := range []string{"behaviours", "golden", "returning", "keeping", "witness", "fleet"} {
+	for _, module := range []string{"behaviours", "golden", "returning", "keeping", "witness", "people", "fleet"} {
 		t.Run(module, func(t *testing.T) {
 			window := browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }

@@ -60,6 +60,61 @@ func TestTwoWindowsChat(t *testing.T) {
 	ada.Until(`document.getElementById("signals").textContent === "bob is writing"`)
 }
 
+// Who is in the room, by sessions: nobody here has a name that the service knows.
+func TestWhoIsHere(t *testing.T) {
+	server := testkit.StartServer(t, nil)
+	browser := testkit.StartBrowser(t)
+	ada := open(t, browser, server.URL()+"/#porch", "ada")
+	ada.Until(here("1 here", "this window"))
+	bob := open(t, browser, server.URL()+"/#porch", "bob")
+	eve := open(t, browser, server.URL()+"/#porch", "eve")
+	for _, w := range []*testkit.Window{ada, bob, eve} {
+		w.Until(here("3 here", "this window, 2 guests"))
+	}
+	testkit.Eval[string](eve, `location.hash = "#cellar"`)
+	eve.Until(here("1 here", "this window"))
+	testkit.Eval[string](eve, `location.hash = "#porch"`)
+	eve.Until(here("3 here", "this window, 2 guests"))
+	for _, w := range []*testkit.Window{bob, eve} {
+		testkit.Eval[bool](w, `document.getElementById("leave").click() ?? true`)
+	}
+	ada.Until(here("1 here", "this window"))
+	if got := testkit.Eval[string](ada, `document.getElementById("color").textContent`); got != "no colour" {
+		t.Errorf("the plate of a service without a colour says %q", got)
+	}
+	if shown := testkit.Eval[string](ada, `document.getElementById("f-session").textContent`); contains(shown, ".") {
+		t.Error("the page shows the secret of its session")
+	}
+}
+
+func here(count, people string) string {
+	return fmt.Sprintf(`document.getElementById("here").textContent === %q &&
+		[...document.querySelectorAll("#people-list li")].map((li) => li.textContent).join(", ") === %q`, count, people)
+}
+
+// The page checks itself, too: what it showed twice is told though the server
+// sent it once.
+func TestThePageChecksWhatItShows(t *testing.T) {
+	server := testkit.StartServer(t, nil)
+	w := open(t, testkit.StartBrowser(t), server.URL()+"/#mirror", "ada")
+	say(w, "once")
+	w.Until(clean + ` && document.getElementById("received").textContent === "1"`)
+	got := testkit.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Gauges }, { Ledger }]) => {
+		const [sent, shown] = [new Ledger(), new Ledger()];
+		for (const ledger of [sent, shown]) {
+			ledger.joined({ epoch: "e", seq: 0 }, 1);
+			ledger.message({ epoch: "e", seq: 1 }, 1);
+		}
+		shown.message({ epoch: "e", seq: 1 }, 1);
+		new Gauges().ledger(sent, shown);
+		const tick = document.getElementById("tick");
+		return ["verdict", "received", "doubled"].map((id) => document.getElementById(id).textContent).concat(tick.textContent, tick.dataset.clean);
+	})`)
+	if want := []string{"shown: seq 1 doubled", "1", "1", "✗ shown: seq 1 doubled", "false"}; !slices.Equal(got, want) {
+		t.Errorf("the page says %q, want %q", got, want)
+	}
+}
+
 func TestServerDiesAndNothingIsLost(t *testing.T) {
 	server := testkit.StartServer(t, nil)
 	browser := testkit.StartBrowser(t)

@@ -52,7 +52,7 @@ func TestClientInNode(t *testing.T) {
 		t.Errorf("behaviours: Node ran %q\nthe list has %q", ran["behaviours"], names)
 	}
 	goldenNames(t, ran["golden"])
-	for _, module := range []string{"returning", "keeping", "witness", "fleet"} {
+	for _, module := range []string{"returning", "keeping", "witness", "people", "fleet"} {
 		if len(ran[module]) < 5 {
 			t.Errorf("%s: %d tests ran: the module is not what it was", module, len(ran[module]))
 		}

@@ -6,16 +6,15 @@ import { equal, runAll } from "./kit.mjs";
 function told(frames) {
   const witness = new Witness();
   const ledger = witness.of("r");
-  for (const { socket = 1, ...frame } of frames) {
-    if (frame.type === "parted") witness.parted();
-    else witness.hear({ room: "r", epoch: "e1", ...frame }, socket);
-  }
+  for (const { socket = 1, ...frame } of frames) witness.hear({ room: "r", epoch: "e1", ...frame }, socket);
   return [ledger.verdict(), ledger.received, ledger.lost, ledger.doubled, ledger.reordered];
 }
 
 const joined = (seq, more) => ({ type: "joined", seq, ...more });
 const messages = (...seqs) => seqs.map((seq) => ({ type: "message", seq }));
 const second = (...seqs) => seqs.map((seq) => ({ type: "message", seq, socket: 2 }));
+const welcome = (socket) => ({ type: "welcome", socket });
+const begins = (socket) => ({ type: "gap", epoch: "e2", from: 1, to: 3, reason: "epoch", socket });
 
 const cases = {
   "nothing yet": [[], ["not joined yet", 0, 0, 0, 0]],
@@ -35,13 +34,30 @@ const cases = {
     [joined(0), ...messages(1), { type: "gap", epoch: "e2", from: 1, to: 3 }, { type: "message", epoch: "e2", seq: 4 }],
     ["every seq from 4 to 4, once, in order", 2, 0, 0, 0],
   ],
+  "a gap tells all that it leaves out": [[joined(0), ...messages(1), { type: "gap", from: 3, to: 5 }], ["seq 2 lost", 1, 1, 0, 0]],
   "what both sockets of a move bring is no double": [
-    [joined(0), ...messages(1, 2), joined(2, { socket: 2 }), ...second(2, 3), ...messages(3, 4), ...second(4, 5)], ["every seq from 1 to 5, once, in order", 5, 0, 0, 0],
+    [joined(0), ...messages(1, 2), welcome(2), joined(2, { socket: 2 }), ...messages(3), ...second(3, 4), ...messages(4, 5), ...second(5, 6)],
+    ["every seq from 1 to 6, once, in order", 6, 0, 0, 0],
+  ],
+  "the second socket may be ahead": [
+    [joined(0), welcome(2), joined(2, { socket: 2 }), ...second(1, 2, 3), ...messages(1, 2)], ["every seq from 1 to 3, once, in order", 3, 0, 0, 0],
   ],
   "what one of them brings twice is": [[joined(0), ...messages(1), ...second(1, 2, 2)], ["seq 2 doubled", 3, 0, 1, 0]],
   "what the second one skips is lost": [[joined(0), ...messages(1), ...second(1, 3)], ["seq 2 lost", 2, 1, 0, 0]],
-  "after a return, what came before it is a double": [
-    [joined(0), ...messages(1, 2), { type: "parted" }, joined(2, { socket: 2 }), ...second(2, 3)], ["seq 2 doubled", 4, 0, 1, 0],
+  "what the first one skips is lost, though the second has it": [
+    [joined(0), welcome(2), ...second(1, 2, 3), ...messages(1, 3)], ["seq 2 lost", 4, 1, 0, 0],
+  ],
+  "what came before the second was welcomed is a double": [
+    [joined(0), ...messages(1, 2), welcome(2), joined(2, { socket: 2 }), ...second(2, 3)], ["seq 2 doubled", 4, 0, 1, 0],
+  ],
+  "one of a move goes on in the epoch that the other has seen end": [
+    [joined(0), ...messages(1), welcome(2), ...second(2), begins(2), ...messages(2, 3), begins(1), { type: "message", epoch: "e2", seq: 4 },
+      { type: "message", epoch: "e2", seq: 4, socket: 2 }],
+    ["every seq from 4 to 4, once, in order", 3, 0, 0, 0],
+  ],
+  "many sockets that came to nothing": [
+    [joined(0), ...messages(1), ...[2, 3, 4, 5, 6].map(welcome), ...messages(2), joined(2, { socket: 6 }), { type: "message", seq: 2, socket: 6 }],
+    ["every seq from 1 to 2, once, in order", 2, 0, 0, 0],
   ],
   "a room nobody asked about": [[{ ...joined(0), room: "other" }], ["not joined yet", 0, 0, 0, 0]],
 };

@@ -1,0 +1,247 @@
+package browser
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/testkit"
+)
+
+// unbroken begins to note whatever a person would take for a break: another
+// state of the connection, another number of people in the room, and the
+// longest time in ms without a new row.
+const unbroken = `(() => {
+	const seen = window.seen = { states: [], people: [], pause: 0 };
+	const note = (list, now) => { if (list.at(-1) !== now) list.push(now); };
+	const state = document.getElementById("state"), here = document.getElementById("here");
+	const look = () => { note(seen.states, document.body.dataset.state + " " + state.textContent); note(seen.people, here.textContent); };
+	look();
+	const all = { subtree: true, childList: true, characterData: true, attributes: true };
+	for (const element of [document.querySelector(".status"), here]) new MutationObserver(look).observe(element, all);
+	new MutationObserver(look).observe(document.body, { attributes: true });
+	let last = performance.now();
+	new MutationObserver(() => {
+		const now = performance.now();
+		seen.pause = Math.max(seen.pause, now - last);
+		last = now;
+	}).observe(document.querySelector(".log:not([hidden]) .rows"), { childList: true });
+	return true;
+})()`
+
+type seen struct {
+	States, People []string
+	Pause          float64
+}
+
+// plate is what the header says of who serves: colour, node, deployment.
+const plate = `["color", "node", "deployment"].map((id) => document.getElementById(id).innerText.toLowerCase()).join(" ")`
+
+// A talker publishes number after number, and moves with everybody else.
+type talker struct {
+	*client.Client
+	stop  context.CancelFunc
+	ended chan int
+}
+
+func talk(t *testing.T, url, room string) *talker {
+	t.Helper()
+	c, err := client.Dial(t.Context(), client.Options{URLs: []string{url}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	k := &talker{Client: c, stop: cancel, ended: make(chan int, 1)}
+	go func() {
+		tick := time.NewTicker(25 * time.Millisecond)
+		defer tick.Stop()
+		for n := 1; ; n++ {
+			data, _ := json.Marshal(map[string]string{"name": "talker", "text": fmt.Sprint(n)})
+			if _, err := c.Publish(t.Context(), "platform-4", data, ""); err != nil {
+				t.Errorf("publish %d: %v", n, err)
+			}
+			select {
+			case <-ctx.Done():
+				k.ended <- n
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return k
+}
+
+// hush ends the talk and returns how many messages were acked.
+func (k *talker) hush() int {
+	k.stop()
+	n := <-k.ended
+	k.Close()
+	return n
+}
+
+// A deploy as people see it in two windows that talk: the address leads to the
+// new colour, the old one is drained and then ends. The badge turns green, and
+// that is all.
+func TestThePageFollowsAMove(t *testing.T) {
+	shared := map[string]string{
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "DRAIN_WINDOW": "2s",
+	}
+	blue := colour(t, shared, "blue", "d1")
+	green := colour(t, shared, "green", "d2")
+	address := testkit.NewProxy(t, blue.Addr)
+	browser := testkit.StartBrowser(t)
+	url := "http://" + address.Addr() + "/#platform-4"
+	ada, bob := open(t, browser, url, "ada"), open(t, browser, url, "bob")
+	windows := []*testkit.Window{ada, bob}
+	say(ada, "on blue")
+	say(bob, "on blue, too")
+	k := talk(t, "ws://"+address.Addr()+"/ws", "platform-4")
+	for _, w := range windows {
+		untilShown(w, 5)
+		w.Until(`document.getElementById("here").textContent === "2 here"`)
+		w.Until(plate + `.startsWith("blue ") && ` + plate + `.endsWith(" d1")`)
+		testkit.Eval[bool](w, unbroken)
+	}
+	node := testkit.Eval[string](ada, `document.getElementById("node").textContent`)
+
+	address.Retarget(green.Addr)
+	drain(t, blue)
+	say(ada, "moving")
+	for _, w := range windows {
+		w.Until(plate + `.startsWith("green ") && ` + plate + `.endsWith(" d2")`)
+		w.Until(moveTold)
+	}
+	if now := testkit.Eval[string](ada, `document.getElementById("node").textContent`); now == node {
+		t.Errorf("the plate still names node %s", now)
+	}
+	say(bob, "on green")
+	k.follow(t, ada)
+	if err := blue.Stop(); err != nil {
+		t.Errorf("blue ended with %v", err)
+	}
+	say(ada, "blue is gone")
+	k.follow(t, bob)
+	total := k.hush() + 5
+	var first []string
+	for _, w := range windows {
+		untilShown(w, total)
+		got := testkit.Eval[[]string](w, rows)
+		if first == nil {
+			first = got
+			inOrder(t, got, total)
+		} else if !slices.Equal(got, first) {
+			t.Errorf("the windows differ:\n%q\n%q", first, got)
+		}
+		w.Until(clean + ` && document.getElementById("received").textContent === "` + fmt.Sprint(total) + `"`)
+		w.Until(`document.getElementById("f-moves").textContent === "once" && document.getElementById("f-returns").textContent === "0 times"`)
+		saw := testkit.Eval[seen](w, "window.seen")
+		if !slices.Equal(saw.States, []string{"live Live"}) {
+			t.Errorf("the connection was seen as %q, want live all the while", saw.States)
+		}
+		if !slices.Equal(saw.People, []string{"2 here"}) {
+			t.Errorf("the room was seen with %q, want 2 people all the while", saw.People)
+		}
+		t.Logf("%s; the longest time without a new row was %.0f ms", testkit.Eval[string](w, note+`.join()`), saw.Pause)
+	}
+	picture(t, bob)
+}
+
+// note is what the open log says besides messages, and moveTold that it names
+// the node of the plate.
+const (
+	note     = `[...document.querySelectorAll(".log:not([hidden]) .note .body")].map((n) => n.textContent)`
+	moveTold = note + `.length === 1 && new RegExp("^moved to node " + document.getElementById("node").textContent + " in \\d+ ms$").test(` + note + `[0])`
+)
+
+func colour(t *testing.T, shared map[string]string, color, deployment string) *testkit.Server {
+	t.Helper()
+	env := map[string]string{"COLOR": color, "DEPLOYMENT": deployment}
+	for name, value := range shared {
+		env[name] = value
+	}
+	return testkit.StartServer(t, env)
+}
+
+// drain is what the deploy command asks of the old colour.
+func drain(t *testing.T, s *testkit.Server) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.Admin+"/drain?scope=deployment&reason=deploy", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusAccepted {
+		t.Fatalf("drain: %s", res.Status)
+	}
+}
+
+// follow waits until a window shows what the talker says from now on.
+func (k *talker) follow(t *testing.T, w *testkit.Window) {
+	t.Helper()
+	shown := testkit.Eval[int](w, rows+".length")
+	untilShown(w, shown+20)
+}
+
+// inOrder checks that every seq stands there once, and the talker's and the
+// windows' own messages in the order of sending.
+func inOrder(t *testing.T, got []string, total int) {
+	t.Helper()
+	if len(got) != total {
+		t.Errorf("%d rows, want %d", len(got), total)
+	}
+	var people []string
+	next := 1
+	for i, row := range got {
+		seq, said, _ := strings.Cut(row, " ")
+		if seq != fmt.Sprint(i+1) {
+			t.Fatalf("row %d is %q: a seq is missing or doubled", i+1, row)
+		}
+		if number, ok := strings.CutPrefix(said, "talker "); !ok {
+			people = append(people, said)
+		} else if number != fmt.Sprint(next) {
+			t.Fatalf("row %d is %q, want the talker's %d", i+1, row, next)
+		} else {
+			next++
+		}
+	}
+	want := []string{"ada on blue", "ada moving", "ada blue is gone", "bob on blue, too", "bob on green"}
+	if slices.SortStableFunc(people, func(a, b string) int { return strings.Compare(a[:3], b[:3]) }); !slices.Equal(people, want) {
+		t.Errorf("the windows said %q, want %q", people, want)
+	}
+}
+
+// picture looks at the page after the move: all can be read in both lights.
+func picture(t *testing.T, w *testkit.Window) {
+	t.Helper()
+	dir := os.Getenv("PICTURES")
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	for _, width := range []int64{1280, 800, 360} {
+		for _, scheme := range []string{"light", "dark"} {
+			w.Size(width, 640)
+			w.Scheme(scheme)
+			if pale := testkit.Eval[[]string](w, unreadable); len(pale) > 0 {
+				t.Errorf("moved, %s, %d wide: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", scheme, width, pale)
+			}
+			if over := testkit.Eval[int64](w, `document.documentElement.scrollWidth`); over > width {
+				t.Errorf("moved, %s: the page is %d wide, not %d", scheme, over, width)
+			}
+			testkit.Eval[bool](w, `document.querySelector(".note").scrollIntoView({ block: "center" }) ?? true`)
+			w.Screenshot(filepath.Join(dir, fmt.Sprintf("moved-%s-%d.png", scheme, width)))
+		}
+	}
+}

@@ -68,7 +68,7 @@ func TestAUserWithAPasswordOverTLS(t *testing.T) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
 	eventually(t, "some more attempts", func() bool { return strange.metric(t, "broker_reconnects_total", "") >= 3 })
-	if got := strings.Count(out.String(), "cannot be reached"); got != 1 {
+	if got := strings.Count(out.String(), `err="receive: NOPERM`); got != 1 {
 		t.Errorf("%d lines tell of the refused subscription, want 1:\n%s", got, out.String())
 	}
 	if strings.Contains(out.String(), "hunter") {

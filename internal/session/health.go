@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ type health struct {
 	mu      sync.Mutex // Protects following.
 	tried   bool
 	down    bool
+	vague   bool // that it is was told, and no more than that it gave no answer
 	retryAt time.Time
 	refused map[string]bool // operations that Redis itself refused last time
 }
@@ -117,7 +119,11 @@ func (h *health) learn(operation string, answered bool, err, refusal error) {
 	switch {
 	case h.down && !was:
 		h.metrics.up.Set(0)
+		h.vague = isTimeout(err)
 		h.log.Warn("Redis can't be reached: sessions are not kept, presence is unknown, limits count per node", "err", err)
+	case h.down && h.vague && !isTimeout(err):
+		h.vague = false
+		h.log.Warn("why Redis can't be reached", "err", err)
 	case !h.down && (was || first):
 		h.metrics.up.Set(1)
 		h.log.Info("Redis can be reached")
@@ -132,4 +138,10 @@ func (h *health) learn(operation string, answered bool, err, refusal error) {
 		h.log.Info("Redis no longer refuses", "operation", operation)
 	}
 	h.refused[operation] = refusal != nil
+}
+
+// isTimeout says whether an error tells nothing but that there was no answer.
+func isTimeout(err error) bool {
+	var network net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,6 +115,27 @@ func TestOneCallASecondFindsOut(t *testing.T) {
 			t.Error("not tried though Redis is back")
 		}
 	})
+}
+
+// An outage is told once; when its cause comes to light later, that too.
+func TestTheCauseOfAnOutageIsTold(t *testing.T) {
+	p := &peer{logs: &logs{}}
+	h := newHealth(loggerOf(p.logs), newMetrics(nil))
+	for range 3 { // outages
+		_ = h.note(t.Context(), opBeat, 0, []error{nil})
+		for range 5 {
+			_ = h.note(t.Context(), opSave, 0, []error{context.DeadlineExceeded})
+		}
+		for range 5 {
+			_ = h.note(t.Context(), opSave, 0, []error{errors.New("certificate signed by unknown authority")})
+			_ = h.note(t.Context(), opSave, 0, []error{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}})
+		}
+	}
+	for text, want := range map[string]int{"can't be reached: sessions": 3, "why Redis can't": 3, "unknown authority": 3, "Redis can be reached": 3} {
+		if got := p.logs.count(text); got != want {
+			t.Errorf("%q is told %d times, want %d:\n%s", text, got, want, p.logs)
+		}
+	}
 }
 
 // What ends because we end says nothing of Redis.

@@ -1,0 +1,269 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// anyRoom is the notice that in any room somebody may have come or gone.
+func anyRoom(n message.Notice) bool { return n.Kind == message.NoticePresence && n.Rooms == nil }
+
+// A node's death is noticed once, by each of the others, and so is its return.
+func TestWhoIsAliveOverTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peers := bubble(t, 3, nil)
+		a, b, c := peers[0], peers[1], peers[2]
+		time.Sleep(3 * time.Second)
+		if !a.sees(3) || !b.sees(3) || !c.sees(3) {
+			t.Fatal("they don't see each other")
+		}
+		before := a.heard(anyRoom)
+		time.Sleep(time.Minute)
+		if got := a.heard(anyRoom); got != before {
+			t.Errorf("told %d times in a quiet minute", got-before)
+		}
+		c.cancel()
+		time.Sleep(nodeExpiry - 2*beatEvery)
+		if !a.sees(3) {
+			t.Error("gone before its time")
+		}
+		time.Sleep(4 * beatEvery)
+		if !a.sees(2) || !b.sees(2) {
+			t.Error("not gone in time")
+		}
+		for _, p := range []*peer{a, b} {
+			if got := p.heard(anyRoom) - before; got < 1 || got > 2 {
+				t.Errorf("%s was told %d times of the death", p.cfg.Node, got)
+			}
+		}
+		// Another process under another name takes its place.
+		d := &peer{logs: &logs{}}
+		n, err := NewMemory(a.space.(*member).Space, Config{Node: "node-d"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Node = n
+		n.Start(Hooks{Notify: d.hear})
+		defer n.Close(t.Context())
+		time.Sleep(2 * beatEvery)
+		if !a.sees(3) || !d.sees(3) {
+			t.Error("the new one is not seen")
+		}
+	})
+}
+
+// Members of a node that has just started count as soon as it tells of them,
+// though it is not on the board that was read last.
+func TestANewNodesMembersCountAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := bubble(t, 1, nil)[0]
+		time.Sleep(10*time.Second + beatEvery/10) // just after a beat
+		n, err := NewMemory(a.space.(*member).Space, Config{Node: "node-new"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Start(Hooks{})
+		defer n.Close(t.Context())
+		n.Change([]message.PresenceChange{{Room: "lobby", Session: "s1", User: "ada", Generation: 1}})
+		a.waitPoke(t, "lobby", 1)
+		if got := a.in(t, "lobby"); got != "ada" {
+			t.Errorf("when it is told it sees %q", got)
+		}
+		if got := len(a.names(t)); got != 1 {
+			t.Errorf("%d nodes have a status", got)
+		}
+	})
+}
+
+// What is dead is swept after a while, by one of the living each shard, and
+// one that was only away for a moment is not swept at all.
+func TestWhoSweepsAndWhen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peers := bubble(t, 3, nil)
+		a, b, c := peers[0], peers[1], peers[2]
+		time.Sleep(2 * time.Second)
+		for i := range 200 {
+			c.does(message.PresenceJoined, message.Room(fmt.Sprintf("r%d", i)), "ada")
+		}
+		time.Sleep(2 * time.Second)
+		swept := func() (float64, float64) {
+			return a.metric(t, "presence_sweeps_total", ""), b.metric(t, "presence_sweeps_total", "")
+		}
+		c.cancel()
+		time.Sleep(nodeExpiry + deadAfter - 2*time.Second)
+		if x, y := swept(); x+y != 0 {
+			t.Errorf("%v shards swept before their time", x+y)
+		}
+		time.Sleep(6 * time.Second)
+		if x, y := swept(); x+y != shardCount || x != shardCount/2 {
+			t.Errorf("swept %v and %v shards, want half of %d each", x, y, shardCount)
+		}
+		m := a.space.(*member)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if len(m.rooms) != 0 {
+			t.Errorf("%d rooms are left", len(m.rooms))
+		}
+	})
+}
+
+// A node that cannot reach the others for a while, but lives, comes back with
+// all of its members, swept or not.
+func TestANodeThatWasCutOffComesBack(t *testing.T) {
+	for _, away := range []time.Duration{3 * time.Second, 8 * time.Second, time.Minute} {
+		t.Run(away.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var cut *cutOff
+				peers := bubbleWith(t, 2, nil, func(n *Node) {
+					if n.cfg.Node == "node-1" {
+						cut = &cutOff{space: n.space}
+						n.space = cut
+					}
+				})
+				a, b := peers[0], peers[1]
+				time.Sleep(2 * time.Second)
+				a.does(message.PresenceJoined, "lobby", "ada")
+				b.does(message.PresenceJoined, "lobby", "bob", "cyd")
+				time.Sleep(time.Second)
+				cut.off.Store(true)
+				b.does(message.PresenceLeft, "lobby", "cyd")
+				time.Sleep(away)
+				if _, err := b.Room(t.Context(), "lobby", 10); err == nil && away > nodeExpiry {
+					t.Error("who is cut off says that it knows")
+				}
+				cut.off.Store(false)
+				time.Sleep(5 * time.Second)
+				for _, p := range peers {
+					if got := p.in(t, "lobby"); got != "ada bob" {
+						t.Errorf("%s sees %q", p.cfg.Node, got)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A cutOff node reaches nobody while it is off.
+type cutOff struct {
+	space
+	off atomic.Bool
+}
+
+func (c *cutOff) beat(ctx context.Context, b beat) (board, error) {
+	if c.off.Load() {
+		return board{}, message.ErrAway
+	}
+	return c.space.beat(ctx, b)
+}
+
+func (c *cutOff) present(ctx context.Context, rolls []*roll) {
+	if !c.off.Load() {
+		c.space.present(ctx, rolls)
+		return
+	}
+	for _, l := range rolls {
+		l.err = message.ErrAway
+	}
+}
+
+func (c *cutOff) tags(ctx context.Context) ([]map[string]int64, error) {
+	if c.off.Load() {
+		return make([]map[string]int64, shardCount), message.ErrAway
+	}
+	return c.space.tags(ctx)
+}
+
+// A whole node is emptied into another while somebody watches all the time: at
+// no moment is anybody missing or there twice.
+func TestADrainIsSeenByNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peers := bubble(t, 3, nil)
+		a, b, watcher := peers[0], peers[1], peers[2]
+		time.Sleep(2 * time.Second)
+		var users []string
+		for i := range 150 {
+			users = append(users, fmt.Sprintf("u%03d", i))
+		}
+		a.does(message.PresenceJoined, "lobby", users...)
+		time.Sleep(time.Second)
+		before := watcher.heard(pokedAbout("lobby"))
+		look := func(when string) {
+			t.Helper()
+			got, err := watcher.Room(t.Context(), "lobby", 200)
+			if err != nil || got.Count != 150 || len(got.Members) != 150 {
+				t.Fatalf("%s: %d are there, %v", when, got.Count, err)
+			}
+		}
+		for _, user := range users { // each connects there, rejoins, and closes the old one
+			b.doesAs(2, message.PresenceJoined, "lobby", user)
+			time.Sleep(10 * time.Millisecond)
+			a.does(message.PresenceLost, "lobby", user)
+			look("while " + user + " moves")
+		}
+		if err := a.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 300 {
+			look("after the old node has gone")
+			time.Sleep(100 * time.Millisecond)
+		}
+		if got := watcher.heard(pokedAbout("lobby")); got != before {
+			t.Errorf("watchers were told %d times", got-before)
+		}
+	})
+}
+
+// What a node can say of the others is bounded, whatever is on the board.
+func TestAFleetIsBounded(t *testing.T) {
+	var f fleet
+	if _, known := f.alive(); known {
+		t.Error("known before it was read")
+	}
+	var got board
+	status, err := json.Marshal(wireStatus{NodeStatus: message.NodeStatus{Ready: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxNodes {
+		got.nodes = append(got.nodes, entry{node: fmt.Sprintf("n%d", i), status: status})
+	}
+	f.learn(got)
+	for i := range 100 {
+		f.sight(fmt.Sprintf("x%d", i))
+	}
+	if alive, known := f.alive(); len(alive) != maxNodes || !known {
+		t.Errorf("%d alive, known %v", len(alive), known)
+	}
+	for i := range maxNodes + 100 {
+		f.came(fmt.Sprintf("n%d", i), 1)
+		f.came("n0", 1)
+	}
+	if len(f.pending) != maxNodes || f.pending["n0"] != maxNodes+101 {
+		t.Errorf("%d nodes counted, n0 %d times", len(f.pending), f.pending["n0"])
+	}
+}
+
+// Nodes of all versions must agree on where a room is.
+func TestWhereARoomIsNeverChanges(t *testing.T) {
+	for room, want := range map[message.Room]int{"": 5, "a": 12, "lobby": 3, "orders:12345": 9} {
+		if got := shardOf(room); got != want {
+			t.Errorf("%q is in shard %d, was in %d", room, got, want)
+		}
+	}
+	used := map[int]int{}
+	for i := range 1600 {
+		used[shardOf(message.Room(fmt.Sprintf("room-%d", i)))]++
+	}
+	for shard := range shardCount {
+		if used[shard] < 50 {
+			t.Errorf("shard %d has %d of 1,600 rooms", shard, used[shard])
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -293,6 +294,76 @@ func TestAMoveThatIsRefusedAtTheDoorIsTriedAgain(t *testing.T) {
 		<-moved
 		if len(s.urls) != 6 {
 			t.Errorf("%d handshakes, want 6", len(s.urls))
+		}
+	})
+}
+
+// A third connection waits until the second has gone, be it as slow as it may.
+func TestThereAreNeverThreeConnections(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		c := s.open(Options{HTTPClient: s.counted(t)})
+		var room record
+		room.join(c, "r", Now())
+		first := s.accept()
+		first.join(2)
+		first.deaf()
+		first.move(0, 60_000)
+		second := s.acceptSilently()
+		second.welcome("n2") // and it reads no further: it will not answer a goodbye
+		start := time.Now()
+		first.send(`{"type":"move","after_ms":0,"deadline_ms":60000,"avoid":{"node":"n2"},"reason":"deploy"}`)
+		third := s.acceptSilently()
+		if waited := third.at.Sub(start); waited != goodbyeTimeout {
+			t.Errorf("the third came after %v, want %v", waited, goodbyeTimeout)
+		}
+		third.welcome("n3")
+		third.expect("moved")
+		third.join(2)
+		synctest.Wait()
+		if node := c.Welcome().Node; node != "n3" {
+			t.Errorf("it is on %s", node)
+		}
+	})
+}
+
+// A room that is joined at the last moment is waited for, too.
+func TestARoomJoinedJustBeforeTheSwapIsWaitedFor(t *testing.T) {
+	story(t, func(t *testing.T, s *service) {
+		moved := 0
+		c := s.open(Options{OnMoved: func(MovedEvent) { moved++ }})
+		var room record
+		release := make(chan struct{})
+		handler := room.handler()
+		handler.Message = func(message.Message) { <-release }
+		go func() { _, _ = c.Join(context.Background(), "r", Now(), handler) }()
+		first := s.accept()
+		first.join(2)
+		first.move(0, 60_000)
+		second := s.acceptSilently()
+		second.welcome("n2")
+		second.expect("moved")
+		second.expect("join")
+		first.message(3, "a", "null") // its handler runs while the last room is left, and another one joined
+		synctest.Wait()
+		c.Leave("r")
+		go func() { _, _ = c.Join(context.Background(), "q", Start(), room.handler()) }()
+		for joined := false; !joined; runtime.Gosched() { // the bubble does not rest while a lock is waited for
+			c.mu.Lock()
+			joined = c.rooms["q"] != nil
+			c.mu.Unlock()
+		}
+		close(release)
+		synctest.Wait()
+		if moved != 0 {
+			t.Fatal("moved before the room was joined on the second connection")
+		}
+		first.expect("leave")
+		first.join(0)
+		second.expect("leave")
+		second.join(0)
+		synctest.Wait()
+		if moved != 1 {
+			t.Error("did not move once it was")
 		}
 	})
 }

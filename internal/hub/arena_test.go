@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,7 +31,16 @@ type arena struct {
 	players []*player
 	rooms   []message.Room
 	bounds  bounds // of nodes that start
+	lines   lines  // of their logs
 }
+
+// lines counts what an operator has to read. It implements slog.Handler.
+type lines struct{ n atomic.Int64 }
+
+func (l *lines) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+func (l *lines) WithAttrs([]slog.Attr) slog.Handler               { return l }
+func (l *lines) WithGroup(string) slog.Handler                    { return l }
+func (l *lines) Handle(context.Context, slog.Record) error        { l.n.Add(1); return nil }
 
 // tiny bounds bring every edge within reach of a few messages.
 func tiny() bounds {
@@ -76,7 +86,7 @@ func (a *arena) start(i int) {
 	o.mu.Unlock()
 	a.nodes[i] = New(Config{
 		Log: a.views[i], Feed: a.views[i], Broker: o, bounds: a.bounds,
-		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		Logger: slog.New(&a.lines), Registerer: prometheus.NewRegistry(),
 	})
 }
 

@@ -28,9 +28,12 @@ func (t *turn) take() bool {
 	}
 	page, err := top.borrow(&t.progress)
 	if err != nil {
+		// Nothing was sent.
 		return t.retry(err)
 	}
 	t.wait = 0
+	// Its bytes stay on the books until they have left: so budgets see a slow
+	// reader.
 	done = !top.step(m, &t.progress, page)
 	gone := out.Flushed(top.hub.ctx) != nil // bounded by the outlet's write deadline
 	top.giveBack(page)
@@ -64,7 +67,7 @@ func (t *topic) keepUp(p *progress) {
 	t.mu.Lock()
 	if t.epoch == p.epoch && t.last >= p.seq {
 		t.mu.Unlock()
-		return
+		return // the next turn finds it in the ring, or reads the next page
 	}
 	if t.moved == nil {
 		t.moved = make(chan struct{})
@@ -73,6 +76,7 @@ func (t *topic) keepUp(p *progress) {
 	t.hear(p.epoch, p.seq)
 	t.mend(causeAhead)
 	t.mu.Unlock()
+	// Then the log is read again, which tells what the topic could not.
 	timeout := time.NewTimer(time.Second)
 	defer timeout.Stop()
 	select {
@@ -116,7 +120,7 @@ func (t *topic) step(m *member, p *progress, s *sharedPage) bool {
 		head = max(head, t.last) // the page may be a moment old
 	}
 	if p.epoch == "" {
-		p.epoch = page.Epoch
+		p.epoch = page.Epoch // before the first message, it is that of any
 	}
 	var frames []protocol.Frame
 	if !m.announced {
@@ -126,6 +130,7 @@ func (t *topic) step(m *member, p *progress, s *sharedPage) bool {
 	if p.result == "" || p.result == resumeRing {
 		p.result = resumeLog
 	}
+	// The epoch first: in another one neither seq nor First say anything.
 	switch {
 	case p.epoch != page.Epoch || p.seq > page.Head:
 		frames = append(frames, protocol.Gap(t.room, page.Epoch, 1, page.Head, protocol.GapEpoch))

@@ -148,6 +148,8 @@ func (c *Client) InRooms() int {
 	return len(c.rooms)
 }
 
+// join makes the client a member; the answer comes when the room is ready for
+// it. A second join replaces the first, which ends before the new one begins.
 func (c *Client) join(r *protocol.Request) error {
 	m := &member{client: c, ref: r.Ref}
 	c.mu.Lock()
@@ -170,6 +172,8 @@ func (c *Client) join(r *protocol.Request) error {
 	return nil
 }
 
+// leave ends a membership and answers at once: the topic's lock is between the
+// answer and whatever was being handed to the member.
 func (c *Client) leave(r *protocol.Request) error {
 	c.mu.Lock()
 	m := c.cut(r.Room)
@@ -181,7 +185,8 @@ func (c *Client) leave(r *protocol.Request) error {
 	return nil
 }
 
-// cut takes the room's member out of the list. Caller holds mu.
+// cut takes the room's member out of the list, nil where it has none. The list
+// keeps no order. Caller holds mu.
 func (c *Client) cut(room message.Room) *member {
 	for i, m := range c.rooms {
 		if m.topic.room != room {
@@ -238,6 +243,8 @@ func (m *member) retire(leave *protocol.Ref, why error, how message.PresenceKind
 	t.hub.release(t)
 }
 
+// history answers with a page of the log. It is the reader that waits for it,
+// and so the client's next request.
 func (c *Client) history(ctx context.Context, r *protocol.Request) error {
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()

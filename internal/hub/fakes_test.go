@@ -83,9 +83,14 @@ func (f *fakeFeed) Commits(context.Context, message.Cursor) (message.Commits, er
 	return c, nil
 }
 
-func (f *fakeFeed) Heads(ctx context.Context, _ []message.Room) (message.Epoch, []message.Head, error) {
-	c, err := f.Commits(ctx, 0)
-	return c.Epoch, c.Heads, err
+func (f *fakeFeed) Heads(_ context.Context, rooms []message.Room) (message.Epoch, []message.Head, error) {
+	f.log.mu.Lock()
+	defer f.log.mu.Unlock()
+	heads := make([]message.Head, len(rooms))
+	for i, room := range rooms {
+		heads[i] = message.Head{Room: room, Seq: message.Seq(len(f.log.rooms[room]))}
+	}
+	return f.log.epoch, heads, nil
 }
 
 // wire carries payloads between the hubs of a test, through lose.

@@ -33,7 +33,11 @@ type Log interface {
 
 // A Feed tells what was committed, by whichever node.
 type Feed interface {
+	// Commits returns what was committed from a cursor on, and the cursor to
+	// ask with next; nothing is ever skipped between the two.
 	Commits(context.Context, message.Cursor) (message.Commits, error)
+	// Heads returns how far each of the rooms has come; one that the log does not
+	// know is at 0.
 	Heads(context.Context, []message.Room) (message.Epoch, []message.Head, error)
 }
 
@@ -225,6 +229,8 @@ func (h *Hub) spawn(f func()) {
 	}
 }
 
+// shard is where a room's topic is. The seed is this process's own: nobody can
+// choose names that meet in one shard.
 func (h *Hub) shard(room message.Room) *shard {
 	return &h.shards[maphash.String(h.seed, string(room))%shardCount]
 }
@@ -253,6 +259,8 @@ func (h *Hub) acquire(room message.Room) *topic {
 	return t
 }
 
+// release lets go of a topic; the sweep closes it when nobody wants it for a
+// while, so that who comes back soon finds its ring.
 func (h *Hub) release(t *topic) {
 	s := h.shard(t.room)
 	s.mu.Lock()
@@ -277,6 +285,7 @@ func (h *Hub) sweepLoop() {
 	}
 }
 
+// sweep closes a shard's topics that are due.
 func (h *Hub) sweep(s *shard, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -21,7 +21,8 @@ type progress struct {
 // openTimeout is how long a join waits for a cold topic.
 const openTimeout = logTimeout + subscribeTimeout
 
-// A waiter is a join for which the topic is not open yet.
+// A waiter is a join for which the topic is not open yet. It has no goroutine:
+// ten thousand clients may come to a room while the log is away.
 type waiter struct {
 	progress
 	timeout *time.Timer
@@ -68,6 +69,7 @@ func (t *topic) begin(page *message.Page) {
 		return
 	}
 	t.open = true
+	// What was heard before counts in this epoch or in none that is known yet.
 	if t.heard != "" && t.heard != page.Epoch {
 		t.doubts++ // the page, or what was heard, is of the past
 	}
@@ -117,7 +119,7 @@ func (m *member) enter(p progress) {
 }
 
 // giveUp refuses a member that has waited for the topic as long as a client
-// should for an answer.
+// should for an answer. The topic goes on trying: the next join may be in time.
 func (t *topic) giveUp(m *member) {
 	t.mu.Lock()
 	_, waits := t.waiters[m]

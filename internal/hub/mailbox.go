@@ -6,7 +6,8 @@ import (
 )
 
 // A mailbox collects work for a runner goroutine that lives only while there
-// is some: an idle topic costs no goroutine. Safe for concurrent use.
+// is some: an idle topic costs no goroutine. Whoever puts something in never
+// waits for the work. Safe for concurrent use; the lock is a leaf.
 type mailbox[T any] struct {
 	mu      sync.Mutex
 	items   []T
@@ -15,8 +16,9 @@ type mailbox[T any] struct {
 	running bool
 }
 
-// put adds an item that weighs so much, unless the mailbox holds max already.
-// It starts the runner where none is under way.
+// put adds an item that weighs so much, unless that makes more than maxWeight;
+// an empty mailbox takes any. It starts the runner where none is under way, so
+// that there is never more than one: batches are taken in the order of puts.
 func (m *mailbox[T]) put(item T, weight, maxWeight int, run func()) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -45,7 +47,7 @@ func (m *mailbox[T]) take() ([]T, bool) {
 		return nil, false
 	}
 	batch := m.items
-	clear(m.spare)
+	clear(m.spare) // what it pointed to is done with
 	m.items, m.spare = m.spare[:0], batch
 	m.weight = 0
 	return batch, true

@@ -9,7 +9,9 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Causes of a repair, and results of a resume: closed sets for labels.
+// Causes of a repair, and results of a resume: closed sets for labels. A repair
+// is counted for each read; a resume once, when the member is live, as the
+// dearest way that it took.
 const (
 	causeHole     = "hole"     // a later message came first
 	causeFeed     = "feed"     // the commit feed knew of more
@@ -23,7 +25,8 @@ const (
 	resumeEpoch   = "epoch"   // not at all: the positions were void
 )
 
-// metrics belong to one hub: a process may run several.
+// metrics belong to one hub: a process may run several. Nothing here is labelled
+// by room, user or session, of which there is no end.
 type metrics struct {
 	sent      prometheus.Counter
 	publish   prometheus.Histogram
@@ -37,6 +40,7 @@ type metrics struct {
 	canary    *prometheus.HistogramVec
 }
 
+// newMetrics registers them all.
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	fast := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}

@@ -62,6 +62,7 @@ func (t *topic) borrow(p *progress) (*sharedPage, error) {
 		t.readFor(s, p.seq)
 		t.keepPage(s, p.seq)
 	}
+	// A fresh read that does not know the position either is right: it is void.
 	if shared && s.err == nil && (s.page.Head < p.seq || p.epoch != "" && s.page.Epoch != p.epoch) {
 		t.giveBack(s)
 		s = &sharedPage{done: make(chan struct{}), users: 1}
@@ -105,7 +106,7 @@ func (t *topic) keepPage(s *sharedPage, after message.Seq) {
 		t.forgetPage(s, after)
 		return
 	}
-	s.users++
+	s.users++ // the timer's
 	time.AfterFunc(pageKeep, func() {
 		t.mu.Lock()
 		t.forgetPage(s, after)
@@ -121,7 +122,8 @@ func (t *topic) forgetPage(s *sharedPage, after message.Seq) {
 	}
 }
 
-// giveBack says that one of those who have a page is done with it.
+// giveBack says that one of those who have a page is done with it. The last one
+// takes it off the books.
 func (t *topic) giveBack(s *sharedPage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -137,6 +139,7 @@ func (t *topic) fetch(ctx context.Context, after message.Seq, limit func() int) 
 	if err != nil {
 		return nil, fmt.Errorf("reading %s after %d: %w", t.room, after, err)
 	}
+	// What is no longer stored is no hole: First says so.
 	p := &page{Page: got}
 	next := max(after+1, got.First)
 	for i := range got.Messages {

@@ -11,6 +11,9 @@ import (
 // What travels between nodes: a version, a kind, the sending node's boot id,
 // the sender's clock, the epoch, and entries of (seq, length, whole frame). The
 // frame goes to sockets as it is; a node never encodes what another one did.
+// Numbers are big endian. A node that does not know the version drops the
+// payload, and has the messages from the log: so the two colours of a deploy
+// need not agree on it.
 const (
 	payloadVersion = 1
 	payloadHeader  = 1 + 1 + 8 + 8 + 1
@@ -31,7 +34,7 @@ type payload struct {
 	entries []entry
 }
 
-// encode returns the bytes of p.
+// encode returns the bytes of p, in one allocation.
 func (p *payload) encode() []byte {
 	size := payloadHeader + len(p.epoch)
 	for i := range p.entries {
@@ -51,8 +54,8 @@ func (p *payload) encode() []byte {
 	return b
 }
 
-// decodePayload reads what encode wrote. Bytes of any other origin give an
-// error, never a panic.
+// decodePayload reads what encode wrote, without copying frames: b is the
+// payload's from then on. Bytes of any other origin give an error, never a panic.
 func decodePayload(b []byte) (payload, error) {
 	var p payload
 	if len(b) < payloadHeader || b[0] != payloadVersion {
@@ -80,7 +83,7 @@ func decodePayload(b []byte) (payload, error) {
 		p.entries = append(p.entries, entry{
 			seq:    seq,
 			epoch:  p.epoch,
-			frame:  protocol.Frame(b[:size:size]),
+			frame:  protocol.Frame(b[:size:size]), // no append reaches the next one
 			bornAt: p.sentAt,
 		})
 		b = b[size:]

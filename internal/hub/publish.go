@@ -54,6 +54,7 @@ func (h *Hub) Publish(ctx context.Context, d message.Draft) (*message.Publicatio
 	}
 }
 
+// newTicket makes a publication that finds its publisher again when it settles.
 func (h *Hub) newTicket(d message.Draft) *ticket {
 	if d.ID == "" {
 		// Named before it is stored, so that the log's own retry is safe.

@@ -23,7 +23,7 @@ type RoomState struct {
 const maxRooms = 1000
 
 // Rooms tells the live rooms on this node, those with most members first, at
-// most 1,000.
+// most 1,000. Each is told as it is at one moment, not all at the same one.
 func (h *Hub) Rooms() []RoomState {
 	states := []RoomState{}
 	for i := range h.shards {
@@ -40,6 +40,8 @@ func (h *Hub) Rooms() []RoomState {
 	return states[:min(len(states), maxRooms)]
 }
 
+// state is what operators see of a topic. Members are those that are live: who
+// is catching up is not among them.
 func (t *topic) state() RoomState {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -149,6 +149,27 @@ func TestStormFiveThousandRoomsRepairAtOnce(t *testing.T) {
 	})
 }
 
+// An older state is put back: every room's positions are void. One read each,
+// and an operator reads of it once, not five thousand times.
+func TestStormANewEpochInFiveThousandRooms(t *testing.T) {
+	storm(t, func(c *crowd) {
+		const rooms = 5000
+		heads := map[message.Room]int{}
+		for i := range rooms {
+			c.arena.log.commit(room(i), 3, 1)
+			c.comes(room(i), -1)
+			heads[room(i)] = 2
+		}
+		c.until(3)
+		c.arena.lines.n.Store(0)
+		c.arena.log.restore(heads)
+		k := c.until(2)
+		c.atMost("reads", k.reads, rooms)
+		c.atMost("reads at once", k.atOnce, maxRepairs)
+		c.atMost("lines of log", int(c.arena.lines.n.Load()), 1)
+	})
+}
+
 // A room with ten thousand members falls behind by more than a page. They read
 // at their own pace, and share pages all the same.
 func TestStormAHotRoomFallsBehind(t *testing.T) {

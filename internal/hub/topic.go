@@ -107,7 +107,8 @@ func (t *topic) runLoop() {
 	}
 }
 
-// deliver puts a batch in order and fans out what is due.
+// deliver puts a batch in order and fans out what is due: what came together
+// leaves together.
 func (t *topic) deliver(batch []entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -151,8 +152,8 @@ func (t *topic) accept(e *entry, out []protocol.Frame) []protocol.Frame {
 	return out
 }
 
-// unhold appends to out what was held for the position that is now reached.
-// Caller holds mu.
+// unhold appends to out what was held for the position that is now reached, up
+// to the next hole. Caller holds mu.
 func (t *topic) unhold(out []protocol.Frame) []protocol.Frame {
 	for t.hold.len() > 0 {
 		next, ok := t.hold.take(t.last+1, t.epoch)
@@ -198,7 +199,8 @@ func (t *topic) keep(e *entry) {
 }
 
 // hear learns that the log has, or had, a seq in an epoch. Which of two epochs
-// is the newer only the log knows: it is asked then. Caller holds mu, and mends.
+// is the newer only the log knows: it is asked then, and the seq is left out of
+// account. Caller holds mu, and mends.
 func (t *topic) hear(epoch message.Epoch, seq message.Seq) {
 	mine := t.epoch
 	if !t.open {

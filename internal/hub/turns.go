@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// A turn is a room that a client is to be caught up in.
+// A turn is a room that a client is to be caught up in. It belongs to the line,
+// or to the loop that took it.
 type turn struct {
 	member *member
 	progress

@@ -2,7 +2,6 @@ package browser
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"switchyard/internal/client"
+	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
@@ -49,7 +49,9 @@ const plate = `["color", "node", "deployment"].map((id) => document.getElementBy
 type talker struct {
 	*client.Client
 	stop  context.CancelFunc
-	ended chan int
+	ended chan struct{}
+	acked int   // with err, once ended
+	err   error // the first publish that was not acked
 }
 
 func talk(t *testing.T, url, room string) *talker {
@@ -58,33 +60,43 @@ func talk(t *testing.T, url, room string) *talker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	k := &talker{Client: c, stop: cancel, ended: make(chan int, 1)}
-	go func() {
-		tick := time.NewTicker(25 * time.Millisecond)
-		defer tick.Stop()
-		for n := 1; ; n++ {
-			data, _ := json.Marshal(map[string]string{"name": "talker", "text": fmt.Sprint(n)})
-			if _, err := c.Publish(t.Context(), "platform-4", data, ""); err != nil {
-				t.Errorf("publish %d: %v", n, err)
-			}
-			select {
-			case <-ctx.Done():
-				k.ended <- n
-				return
-			case <-tick.C:
-			}
-		}
-	}()
+	ctx, stop := context.WithCancel(t.Context())
+	k := &talker{Client: c, stop: stop, ended: make(chan struct{})}
+	t.Cleanup(func() { // of a test that failed; else it has ended
+		stop()
+		c.Close()
+		<-k.ended
+	})
+	go k.talkLoop(ctx, message.Room(room))
 	return k
 }
 
-// hush ends the talk and returns how many messages were acked.
-func (k *talker) hush() int {
+func (k *talker) talkLoop(ctx context.Context, room message.Room) {
+	defer close(k.ended)
+	tick := time.NewTicker(25 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		data := fmt.Appendf(nil, `{"name":"talker","text":"%d"}`, k.acked+1)
+		if _, k.err = k.Publish(context.WithoutCancel(ctx), room, data, ""); k.err != nil {
+			return
+		}
+		k.acked++
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
+
+// hush ends the talk and returns how many messages were acked: all of them.
+func (k *talker) hush(t *testing.T) int {
+	t.Helper()
 	k.stop()
-	n := <-k.ended
-	k.Close()
-	return n
+	<-k.ended
+	if k.err != nil {
+		t.Errorf("publish %d: %v", k.acked+1, k.err)
+	}
+	return k.acked
 }
 
 // A deploy as people see it in two windows that talk: the address leads to the
@@ -92,7 +104,7 @@ func (k *talker) hush() int {
 // that is all.
 func TestThePageFollowsAMove(t *testing.T) {
 	shared := map[string]string{
-		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "DRAIN_WINDOW": "2s",
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "DRAIN_WINDOW": "2s", "DRAIN_TIMEOUT": "60s",
 	}
 	blue := colour(t, shared, "blue", "d1")
 	green := colour(t, shared, "green", "d2")
@@ -129,7 +141,7 @@ func TestThePageFollowsAMove(t *testing.T) {
 	}
 	say(ada, "blue is gone")
 	k.follow(t, bob)
-	total := k.hush() + 5
+	total := k.hush(t) + 5
 	var first []string
 	for _, w := range windows {
 		untilShown(w, total)

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -76,6 +77,7 @@ const (
 	hubStop     = 5 * time.Second
 	// sessionStop is for what waits to be told and the node's last word.
 	authStop    = 2 * time.Second
+	auditStop   = time.Second
 	sessionStop = 2 * time.Second
 	brokerStop  = 2 * time.Second
 	storeStop   = 8 * time.Second
@@ -89,6 +91,8 @@ type Options struct {
 	Logger  *slog.Logger
 	// LogLevel is what the admin listener changes.
 	LogLevel *slog.LevelVar
+	// Stdout and Stderr may take the audit log.
+	Stdout, Stderr io.Writer
 }
 
 // An App is one running node. Its methods belong to one goroutine.
@@ -98,6 +102,7 @@ type App struct {
 	lifecycle lifecycle
 	registry  *prometheus.Registry
 	verifier  *auth.Verifier
+	audit     io.Writer // nil: off
 	log       durable
 	broker    carrier
 	sessions  *session.Node
@@ -125,7 +130,7 @@ func Start(ctx context.Context, opt Options) (*App, error) {
 
 func (a *App) build(ctx context.Context) error {
 	a.describeBuild()
-	for _, part := range []func(context.Context) error{a.openAuth, a.openLog, a.openBroker, a.openSessions, a.startHub, a.listen} {
+	for _, part := range []func(context.Context) error{a.openAuth, a.openAudit, a.openLog, a.openBroker, a.openSessions, a.startHub, a.listen} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -323,6 +328,7 @@ func (a *App) listen(ctx context.Context) error {
 		Sessions:         a.sessions,
 		Owners:           a.sessions,
 		Limits:           a.sessions,
+		Audit:            a.audit,
 		Logger:           a.opt.Logger,
 		LogLevel:         a.opt.LogLevel,
 		Registerer:       a.registry,

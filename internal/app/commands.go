@@ -25,7 +25,7 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 	level := new(slog.LevelVar)
 	level.Set(cfg.Log.Level)
 	logger := newLogger(stderr, cfg.Log.Format, level)
-	a, err := Start(ctx, Options{Config: cfg, Version: version, Logger: logger, LogLevel: level})
+	a, err := Start(ctx, Options{Config: cfg, Version: version, Logger: logger, LogLevel: level, Stdout: stdout, Stderr: stderr})
 	if err != nil {
 		return err
 	}

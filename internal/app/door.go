@@ -3,6 +3,8 @@ package app
 import (
 	"context"
 	"fmt"
+	"os"
+	"syscall"
 
 	"switchyard/internal/auth"
 	"switchyard/internal/config"
@@ -48,4 +50,28 @@ func rates(c config.Limits) httpd.Rates {
 		History: c.History,
 		API:     c.API,
 	}
+}
+
+// openAudit opens what the audit log goes to. A file is made for its owner
+// alone; one that is there keeps its mode.
+func (a *App) openAudit(context.Context) error {
+	path := a.opt.Config.Log.Audit
+	switch path {
+	case "off":
+		return nil
+	case "stdout":
+		a.audit = a.opt.Stdout
+		return nil
+	case "stderr":
+		a.audit = a.opt.Stderr
+		return nil
+	}
+	// Without O_NONBLOCK a pipe that nobody reads would hold the start up.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return fmt.Errorf("AUDIT_LOG: %w; give a file that can be written, stdout, stderr or off", err)
+	}
+	a.audit = f
+	a.lifecycle.onStop("audit log", auditStop, func(context.Context) error { return f.Close() })
+	return nil
 }

@@ -66,6 +66,7 @@ type Admin struct {
 // Log is about log lines, on standard error.
 type Log struct {
 	Level  slog.Level `envconfig:"LOG_LEVEL" default:"info" example:"info" doc:"debug, info, warn or error. Can be changed while the service runs: PUT /log-level?level=debug on ADMIN_ADDR."`
+	Audit  string     `envconfig:"AUDIT_LOG" default:"stdout" max:"4096" example:"/var/log/switchyard/audit.jsonl" doc:"Where a line of JSON goes for each refused token, key, origin, host and right, each limit that was reached, each removal and each drain: stdout, stderr, off, or a file, which is appended to and made for its owner alone (rotate it with copytruncate). It holds no secrets and no messages."`
 	Format string     `envconfig:"LOG_FORMAT" default:"json" oneof:"json,text" example:"json" doc:"json or text."`
 }
 

@@ -169,6 +169,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"HEARTBEAT", "25", "duration with its unit"},
 		{"LOG_LEVEL", "loud", "debug, info, warn or error"},
 		{"LOG_FORMAT", "xml", "json, text"},
+		{"AUDIT_LOG", "/" + strings.Repeat("x", 4096), "from 0 to 4096 bytes"},
 		{"DATABASE_URL", "mysql://h/d", "postgres://"},
 		{"DATABASE_URL", "sqlite:", "names no file"},
 		{"DATABASE_URL", "sqlite::memory:", "memory is no store"},

@@ -75,6 +75,8 @@ const (
 // A guest is who a handshake brings, as far as it is known.
 type guest struct {
 	who auth.Identity
+	// why tells of who is turned away, for the audit log.
+	why string
 	// known is false for who has brought no token, where one is needed: an
 	// auth frame is awaited.
 	known bool
@@ -89,20 +91,20 @@ func (s *Server) receive(ctx context.Context, o protocol.Offer, p *place) (guest
 	}
 	if o.Token == "" {
 		who, open := s.cfg.Verifier.Anonymous()
-		return guest{who, open}, nil
+		return guest{who: who, known: open}, nil
 	}
 	who, err := s.verify(ctx, o.Token)
 	if err != nil {
 		if e := protocol.ErrorFor(err); e.Code == protocol.CodeUnavailable {
 			return guest{}, e // no refusal: it comes back with the same token
 		}
-		return guest{}, p.orTell(protocol.CloseToken, resultUnauthorized, err)
+		return guest{why: err.Error()}, p.orTell(protocol.CloseToken, resultUnauthorized, err)
 	}
 	code, result, err := s.welcomes(who.User, p)
 	if err != nil {
-		return guest{}, p.orTell(code, result, err)
+		return guest{who: who, why: err.Error()}, p.orTell(code, result, err)
 	}
-	return guest{who, true}, nil
+	return guest{who: who, known: true}, nil
 }
 
 // welcomes claims the place for a user, unless that one is kept out or has too
@@ -139,50 +141,51 @@ func (k *socket) introduce(who auth.Identity) {
 }
 
 // authenticate does what an auth frame asks for: it introduces who has not
-// been, or goes on with a fresh token of the same user. False says that the
-// connection is over.
-func (k *socket) authenticate(r *protocol.Request) (err error, ends bool) {
-	s := k.server
-	first := !k.introduced.Load()
-	who, err := s.verify(context.Background(), r.Token)
-	switch {
-	case err != nil:
-		unavailable := protocol.ErrorFor(err).Code == protocol.CodeUnavailable
-		if ends = first && !unavailable; ends {
-			k.closeAfter(r, err, protocol.CloseToken)
-			return nil, true
-		}
-		return err, false
-	case first:
-		if code, _, err := s.welcomes(who.User, k.place); err != nil {
-			k.closeAfter(r, err, code)
-			return nil, true
-		}
-		k.place.enrol(k)
-		k.introduce(who)
-	case who.User != k.who.User:
-		return errOther, false
-	case s.barred(who.User):
-		k.closeAfter(r, errBarred, protocol.CloseRemoved)
-		return nil, true
-	default:
-		k.who = who
-		s.expiry.set(k, who.Expires)
-		// What the new token does not open any more is left before the answer.
-		k.client.Restrict(func(room message.Room) bool { return who.May(room, auth.Join) })
+// been, or goes on with a fresh token of the same user. Ends says that the
+// connection is over, and was told so.
+func (k *socket) authenticate(r *protocol.Request) (ends bool, err error) {
+	who, err := k.server.verify(context.Background(), r.Token)
+	if !k.introduced.Load() {
+		return k.enter(r, who, err)
 	}
+	if err == nil && who.User != k.who.User {
+		err = errOther
+	}
+	if err != nil {
+		return false, err // the old token goes on
+	}
+	k.who = who
+	k.server.expiry.set(k, who.Expires)
+	// What the new token does not open any more is left before the answer.
+	k.client.Restrict(func(room message.Room) bool { return who.May(room, auth.Join) })
 	k.conn.Send(protocol.Authenticated(r.Ref, who.User, untilEnd(who.Expires)))
-	if first && s.barred(who.User) { // the bar may have come before enrol
-		k.conn.CloseWith(protocol.CloseRemoved)
-		return nil, true
-	}
-	return nil, false
+	return false, nil
 }
 
-// closeAfter answers a request and closes.
-func (k *socket) closeAfter(r *protocol.Request, err error, code protocol.CloseCode) {
-	k.answer(r, err)
-	k.conn.CloseWith(code)
+// enter introduces who brings a token in the first frame; a wrong one is the
+// last that it may send.
+func (k *socket) enter(r *protocol.Request, who auth.Identity, err error) (ends bool, _ error) {
+	s := k.server
+	code := protocol.CloseToken
+	if err == nil {
+		code, _, err = s.welcomes(who.User, k.place)
+	}
+	if err != nil && protocol.ErrorFor(err).Code == protocol.CodeUnavailable && code == protocol.CloseToken {
+		return false, err // nothing is known about it: it may be sent again
+	}
+	if err != nil {
+		k.answer(r, err)
+		k.conn.CloseWith(code)
+		return true, nil
+	}
+	k.place.enrol(k)
+	k.introduce(who)
+	k.conn.Send(protocol.Authenticated(r.Ref, who.User, untilEnd(who.Expires)))
+	if s.barred(who.User) { // the bar may have come just before enrol
+		k.conn.CloseWith(protocol.CloseRemoved)
+		return true, nil
+	}
+	return false, nil
 }
 
 // actions are what the requests are that need a right.

@@ -200,7 +200,7 @@ func TestAWrongTokenIsToldByACloseCode(t *testing.T) {
 }
 
 func TestWhoHasNoTokenMaySendNothingButOne(t *testing.T) {
-	n := keyed(t, "", func(c *Config) { c.Heartbeat = 100 * time.Millisecond })
+	n := keyed(t, "", func(c *Config) { c.Heartbeat, c.AuthTimeout = 100*time.Millisecond, time.Minute })
 	b := n.open(nil)
 	for _, frame := range []string{
 		`{"type":"join","ref":"x","room":"a"}`, `{"type":"publish","ref":"x","room":"a","data":1}`, `{"type":"signal","ref":"x","room":"a","data":1}`,

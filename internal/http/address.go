@@ -22,8 +22,9 @@ type caller struct {
 	// proto is http or https, the scheme that the client used; "" where nobody
 	// who would know has told.
 	proto string
-	// key is the name of the API key that let the request in, "" for none.
-	key string
+	// key is the name of the API key that let the request in, user whose token
+	// did; "" for none.
+	key, user string
 }
 
 type callerKey struct{}

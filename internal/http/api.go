@@ -77,6 +77,7 @@ func (s *Server) requireReader(next http.Handler) http.Handler {
 		} else if err != nil {
 			return err
 		}
+		callerOf(r).user = who.User
 		if wait := s.reads.take(who.User, s.cfg.now(), 1); wait > 0 {
 			return rateLimited("too many calls a second of this user; see RATE_HISTORY", wait)
 		}

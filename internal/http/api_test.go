@@ -151,6 +151,18 @@ func TestThePageMayReachNothingElse(t *testing.T) {
 	}
 }
 
+// A service without a key is open to everybody, and its page says so.
+func TestThePageWarnsWhereTheServiceIsOpen(t *testing.T) {
+	for _, open := range []bool{true, false} {
+		n := startNode(t, func(c *Config) { c.Open = open })
+		res, body := n.call("GET", "/", "", "")
+		if warns := strings.Contains(body, "No key is configured"); warns != open || !strings.Contains(body, "</html>") || strings.Count(body, "<main>") != 1 ||
+			res.Header.Get("Content-Type") != "text/html; charset=utf-8" {
+			t.Errorf("open %v: %v %s", open, res.Header, body)
+		}
+	}
+}
+
 func TestTheLevelOfTheLogCanBeChanged(t *testing.T) {
 	n := startNode(t, nil)
 	public := n.addr

@@ -110,6 +110,7 @@ func (s *Server) startDrain(scope Scope, reason string) *drain {
 	}
 	s.drain = d
 	s.metrics.draining.Set(1)
+	s.audit.note(&auditLine{Event: auditDrain, What: string(scope), Why: reason})
 	d.log.Info("draining", "clients", s.roster.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
 	return d
@@ -134,6 +135,7 @@ func (s *Server) Undrain() bool {
 	s.mu.Unlock()
 	<-d.done                                         // bounded: every wait of the loop ends with its context
 	s.beat.each(func(k *socket) { k.told.Store(0) }) // the next drain tells them anew
+	s.audit.note(&auditLine{Event: auditUndrain, What: string(d.scope), Why: d.reason})
 	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.count())
 	return true
 }

@@ -66,9 +66,13 @@ func TestTheHouseIsNotCountedByAddress(t *testing.T) {
 
 // All that was counted is given back, whatever way a connection ended.
 func TestEveryPlaceIsGivenBack(t *testing.T) {
-	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
+	n := keyed(t, "", func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
 	for i := range 6 {
-		b := n.open(from(fmt.Sprintf("198.51.100.%d", 1+i%2)))
+		opts := from(fmt.Sprintf("198.51.100.%d", 1+i%2))
+		if i%2 == 0 {
+			opts.HTTPHeader.Set("Authorization", "Bearer "+tokenOf("ann", time.Hour, everyRoom))
+		}
+		b := n.open(opts)
 		switch i % 3 {
 		case 0:
 			_ = b.ws.Close(websocket.StatusNormalClosure, "")
@@ -84,6 +88,13 @@ func TestEveryPlaceIsGivenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "all to be gone", func() bool { return n.clients() == 0 })
+	n.expiry.mu.Lock()
+	for _, slot := range n.expiry.slots {
+		if len(slot) > 0 {
+			t.Error("a connection that is gone waits for its token's end")
+		}
+	}
+	n.expiry.mu.Unlock()
 	n.Server.mu.Lock()
 	defer n.Server.mu.Unlock()
 	if r := n.roster; r.turned != 0 || len(r.networks) != 0 || len(r.users) != 0 {

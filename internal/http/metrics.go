@@ -19,6 +19,7 @@ type metrics struct {
 	moves           *prometheus.CounterVec
 	drainDuration   prometheus.Histogram
 	doorMetrics
+	auditMetrics
 }
 
 // doorMetrics are of those who were not let in.
@@ -77,7 +78,8 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Help:    "From the begin of a drain until the node was empty.",
 			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
 		}),
-		doorMetrics: newDoorMetrics(f),
+		doorMetrics:  newDoorMetrics(f),
+		auditMetrics: newAuditMetrics(f),
 		received: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_messages_received_total",
 			Help: "Frames from clients, by type; other for those that could not be read.",
@@ -92,4 +94,30 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Buckets: prometheus.DefBuckets,
 		}, []string{"route"}),
 	}
+}
+
+// auditMetrics are of the audit log.
+type auditMetrics struct {
+	events  *prometheus.CounterVec
+	dropped *prometheus.CounterVec
+}
+
+func newAuditMetrics(f promauto.Factory) auditMetrics {
+	m := auditMetrics{
+		events: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "audit_events_total",
+			Help: "What the audit log is about, by event, whether a line of its own was written or not.",
+		}, []string{"event"}),
+		dropped: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "audit_dropped_total",
+			Help: "Lines of the audit log that are missing: the queue was full, or they could not be written.",
+		}, []string{"reason"}),
+	}
+	for _, event := range auditEvents {
+		m.events.WithLabelValues(event)
+	}
+	for _, reason := range []string{dropQueue, dropWrite} {
+		m.dropped.WithLabelValues(reason)
+	}
+	return m
 }

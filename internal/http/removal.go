@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"time"
@@ -72,7 +73,11 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	case err != nil:
 		return err
 	}
-	s.log.Info("user removed", "by", callerOf(r).key, "for", d, "closed", closed, "request_id", callerOf(r).id)
+	c := callerOf(r)
+	s.audit.note(&auditLine{
+		Event: auditRemoved, Who: publisher(r), From: c.addr.String(), What: user, RequestID: c.id,
+		Why: fmt.Sprintf("kept out for %v, %d connections closed here", d, closed),
+	})
 	return writeJSON(w, status, struct {
 		User   string `json:"user"`
 		Closed int    `json:"closed"`

@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -16,13 +17,17 @@ func TestARemovedUserIsClosedAndKeptOut(t *testing.T) {
 	n := keyed(t, "", nil)
 	ann, bob := tokenOf("ann", time.Hour, everyRoom), tokenOf("bob", time.Hour, everyRoom)
 	first, second, other := n.dial(bearing(ann)), n.dial(bearing(ann)), n.dial(bearing(bob))
-	waiting := n.open(nil)
+	third, waiting := n.open(nil), n.open(nil)
+	third.send(`{"type":"auth","token":"%s"}`, ann)
+	third.until("authenticated")
 	res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, `{"for":"10m"}`)
-	if res.StatusCode != http.StatusOK || body != `{"user":"ann","closed":2,"for":"10m0s"}`+"\n" {
+	if res.StatusCode != http.StatusOK || body != `{"user":"ann","closed":3,"for":"10m0s"}`+"\n" {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}
-	if a, b := first.closed(), second.closed(); a != 4003 || b != 4003 {
-		t.Errorf("closed with %d and %d, want 4003", a, b)
+	for _, b := range []*browser{first, second, third} {
+		if got := b.closed(); got != 4003 {
+			t.Errorf("closed with %d, want 4003", got)
+		}
 	}
 	if got := n.turnedAway(bearing(ann)); got != 4003 {
 		t.Errorf("back again: %d", got)
@@ -38,6 +43,24 @@ func TestARemovedUserIsClosedAndKeptOut(t *testing.T) {
 	other.until("joined")
 	if got := n.metric(`websocket_connections_total{result="removed"}`); got != "1" {
 		t.Errorf("counted %q", got)
+	}
+}
+
+// Who does not answer the close can't use the time that it has for it.
+func TestWhoWasRemovedDoesNothingMore(t *testing.T) {
+	n := keyed(t, "", nil)
+	c, br := n.raw("", "Authorization: Bearer "+tokenOf("ann", time.Hour, everyRoom))
+	eventually(t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
+	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+	if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
+		t.Errorf("closed with %d", code)
+	}
+	if _, err := io.WriteString(c, masked(0x81, `{"type":"publish","room":"a","data":1}`)+masked(0x88, "\x0f\xa3")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end", func() bool { return n.clients() == 0 })
+	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0,`) {
+		t.Errorf("it has published: %s", body)
 	}
 }
 

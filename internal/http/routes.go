@@ -1,12 +1,14 @@
 package http
 
 import (
+	"bytes"
 	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"path"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -44,7 +46,7 @@ func (s *Server) routes() http.Handler {
 		for _, f := range pageFiles() {
 			known.Get("/"+f, s.file(f))
 		}
-		known.Get("/", s.file("index.html"))
+		known.Get("/", s.file(pageName))
 		r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
 		r.MethodNotAllowed(s.adapt(notAllowed))
 	})
@@ -70,7 +72,7 @@ func pageFiles() []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Name() != "index.html" {
+		if e.Name() != pageName {
 			names = append(names, e.Name())
 		}
 	}
@@ -99,8 +101,31 @@ func (s *Server) file(name string) http.HandlerFunc {
 		if kind := contentTypes[path.Ext(name)]; kind != "" {
 			h.Set("Content-Type", kind)
 		}
+		if name == pageName {
+			http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(s.page))
+			return
+		}
 		http.ServeFileFS(w, r, web.Files, name)
 	}
+}
+
+const pageName = "index.html"
+
+// page is index.html, with the warning that the service is open where it is.
+func page(open bool) []byte {
+	b, err := web.Files.ReadFile(pageName)
+	if err != nil {
+		panic(err) // built into the program
+	}
+	before, rest, found := bytes.Cut(b, []byte("<!--open-->"))
+	_, after, closed := bytes.Cut(rest, []byte("<!--/open-->"))
+	if !found || !closed {
+		panic("the page has lost its warning")
+	}
+	if open {
+		return b
+	}
+	return slices.Concat(before, after)
 }
 
 // identify finds out who calls, and gives each request an id, which answers
@@ -181,6 +206,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case p.Status >= http.StatusInternalServerError:
 		level = slog.LevelError
 	}
+	s.auditRefusal(r, err, &p)
 	s.log.Log(r.Context(), level, "request refused", "method", r.Method, "path", r.URL.Path,
 		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "remote", callerOf(r).addr, "error", err)
 	p.write(w)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -92,7 +93,9 @@ type Config struct {
 	// IDWindow is how long the log remembers ids, for clients to know. 10 min
 	// by default.
 	IDWindow time.Duration
-	Logger   *slog.Logger
+	// Audit takes a line for each refusal, removal and drain. Nil: nobody does.
+	Audit  io.Writer
+	Logger *slog.Logger
 	// LogLevel is the level that the admin listener changes.
 	LogLevel   *slog.LevelVar
 	Registerer prometheus.Registerer
@@ -161,6 +164,8 @@ type Server struct {
 	calls  *ledger // of API keys
 	reads  *ledger // of users, over HTTP
 	expiry expiry
+	audit  *auditor
+	page   []byte
 
 	session atomic.Uint64 // names connections in the welcome
 	queued  atomic.Int64
@@ -202,10 +207,12 @@ func New(cfg Config) *Server {
 		rates:   cfg.Rates.frameRates(cfg.MaxRooms),
 		calls:   newLedger(perSecond(cfg.Rates.API)),
 		reads:   newLedger(perSecond(cfg.Rates.History)),
+		page:    page(cfg.Open),
 		stop:    make(chan struct{}),
 	}
 	s.plain = newPlainCount(s)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
+	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
 	s.beat.server, s.saver.server = s, s
 	s.gate = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
 	s.public = s.newHTTP(s.routes())
@@ -273,7 +280,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	err := errors.Join(s.public.Shutdown(ctx), s.admin.Shutdown(ctx))
 	close(s.stop)
 	s.loops.Wait() // the saver's last round, bounded by its calls
-	return err
+	return errors.Join(err, s.audit.close(ctx))
 }
 
 // closes says whether a connection that comes now has come too late.

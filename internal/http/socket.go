@@ -181,7 +181,7 @@ func (k *socket) do(r *protocol.Request) {
 
 // doAuth does what an auth frame asks for.
 func (k *socket) doAuth(r *protocol.Request) error {
-	err, ends := k.authenticate(r)
+	ends, err := k.authenticate(r)
 	if err != nil {
 		k.answer(r, err)
 	}
@@ -197,6 +197,11 @@ func (k *socket) answer(r *protocol.Request, err error) {
 	k.server.cfg.Hub.CountError(e.Code)
 	if e.Code == protocol.CodeInternal {
 		k.server.log.Error("request failed", "type", r.Type, "request_id", k.id, "error", err)
+	}
+	if event := refusals[e.Code]; event != "" {
+		k.server.audit.note(&auditLine{
+			Event: event, Who: k.who.User, From: k.remote, What: string(r.Type) + " " + string(r.Room), Why: e.Message, RequestID: k.id,
+		})
 	}
 	k.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
 }

@@ -127,6 +127,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 // begin serves a connection, awaits its token, or tells why it can't stay.
 func (s *Server) begin(k *socket, g guest) {
 	if k.place.told != 0 {
+		s.auditTurnedAway(k, g.who.User, g.why)
 		k.conn.CloseWith(k.place.told)
 		return
 	}

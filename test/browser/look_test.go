@@ -69,7 +69,7 @@ const unreadable = `(() => {
 			.reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
 	};
 	const under = (e) => e ? [...under(e.parentElement), getComputedStyle(e).backgroundColor] : [];
-	const pale = [...document.querySelectorAll("h1, h2, .seq, .who, .text, .at, .name, .chip, .tick, dt, dd, button, label, #state, #node, #deployment, #here, #verdict, .people li, .note .body")]
+	const pale = [...document.querySelectorAll("h1, h2, .open, .seq, .who, .text, .at, .name, .chip, .tick, dt, dd, button, label, #state, #node, #deployment, #here, #verdict, .people li, .note .body")]
 		.filter((e) => e.offsetParent && e.textContent.trim() !== "")
 		.map((e) => {
 			const [a, b] = [paint([...under(e), getComputedStyle(e).color]), paint(under(e))].sort((x, y) => y - x);

@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench fuzz faults moves e2e build docs
+.PHONY: help run test lint vuln bench fuzz faults moves e2e build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ lint: ## hold the code against .golangci.yml
 	  GOBIN=$(TOOLS)/build $(GO) install github.com/golangci/golangci-lint/v2/cmd/$(LINT) && \
 	  mv $(TOOLS)/build/golangci-lint $(TOOLS)/$(LINT) && rmdir $(TOOLS)/build; }
 	$(TOOLS)/$(LINT) run ./...
+
+vuln: ## look for known weaknesses that the code can reach: 3 for one, 4 where nothing can be known
+	@scripts/vuln
 
 fuzz: ## run every fuzz test for FUZZTIME (10s) each, JOBS (1) at once
 	@scripts/fuzz $(FUZZTIME)

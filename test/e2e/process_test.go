@@ -157,6 +157,8 @@ func TestOneLineSaysWhatIsWrong(t *testing.T) {
 		{"a second process on one file", []string{"DATABASE_URL=" + locked}, nil, []string{"DATABASE_URL"}},
 		{"a broken Redis URL", []string{"REDIS_URL=http://x"}, nil, []string{"REDIS_URL"}},
 		{"a port in use", []string{"LISTEN_ADDR=" + sqlite.Addr}, nil, []string{"LISTEN_ADDR", sqlite.Addr}},
+		{"an audit log in no folder", []string{"AUDIT_LOG=/no/such/folder/audit.jsonl"}, nil, []string{"AUDIT_LOG"}},
+		{"an audit log that is a folder", []string{"AUDIT_LOG=/"}, nil, []string{"AUDIT_LOG"}},
 		{"nothing to check", []string{"LISTEN_ADDR=" + free}, []string{"healthcheck"}, []string{"not healthy"}},
 	}
 	for _, tt := range tests {

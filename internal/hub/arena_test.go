@@ -287,9 +287,9 @@ func (a *arena) idle() {
 	for i, h := range a.nodes {
 		topics, b := len(h.Rooms()), &h.books
 		early, rings, pages := b.early.Load(), b.rings.Load(), b.pages.Load()
-		if topics+len(h.reads) != 0 || early+rings+pages != 0 {
+		if topics+len(h.reads.all) != 0 || early+rings+pages != 0 {
 			a.complain("node %d, empty, keeps %d topics, %d reads and %d, %d, %d bytes early, in rings and in pages",
-				i, topics, len(h.reads), early, rings, pages)
+				i, topics, len(h.reads.all), early, rings, pages)
 		}
 	}
 }

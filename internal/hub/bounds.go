@@ -74,6 +74,10 @@ func (h *Hub) pageLimit() int {
 	return within(&h.books.pages, b.pageBudget, b.pageBytes, b.least)
 }
 
+// wholePage is what a repair reads, whatever is on its way to others: a part of
+// it would turn the members into catching-up.
+func (h *Hub) wholePage() int { return h.cfg.bounds.pageBytes }
+
 // within is what one may keep now: the usual, or the least where all together
 // are over their budget. What was kept before is not taken away; it goes as it
 // is delivered, so the sum may pass the budget by one usual size a writer.

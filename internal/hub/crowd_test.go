@@ -20,6 +20,7 @@ type tally struct {
 	mu     sync.Mutex
 	last   int
 	got    int
+	joined int
 	wrong  bool     // a message came that was not the next one
 	queued [][]byte // what a stuck one has not read
 
@@ -60,6 +61,7 @@ func (o *tally) take(b []byte) {
 	case bytes.HasPrefix(b, []byte(`{"type":"gap"`)):
 		o.last = field(b, `"to":`)
 	case bytes.HasPrefix(b, []byte(`{"type":"joined"`)):
+		o.joined++
 		if o.last < 0 { // from now
 			o.last = field(b, `"seq":`)
 		}
@@ -101,6 +103,13 @@ func (o *tally) Flushed(ctx context.Context) error {
 	case <-ctx.Done():
 		return net.ErrClosed
 	}
+}
+
+// at is how far it came, and how often it was told that it is in.
+func (o *tally) at() (last, joined int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last, o.joined
 }
 
 func (o *tally) messages() int {

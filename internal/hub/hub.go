@@ -144,7 +144,7 @@ type Hub struct {
 	ids     atomic.Uint64
 	seed    maphash.Seed
 	shards  [shardCount]shard
-	reads   chan struct{} // a token a read under way
+	reads   reads
 	acks    mailbox[*Client]
 	// presences are on their way to Presence.
 	presences mailbox[message.PresenceChange]
@@ -180,7 +180,7 @@ func New(cfg Config) *Hub {
 		metrics: newMetrics(cfg.Registerer),
 		boot:    binary.BigEndian.Uint64(boot[:]),
 		seed:    maphash.MakeSeed(),
-		reads:   make(chan struct{}, maxReads),
+		reads:   newReads(),
 	}
 	for i := range h.shards {
 		h.shards[i].topics = make(map[message.Room]*topic)

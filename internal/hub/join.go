@@ -40,7 +40,7 @@ func (t *topic) openLoop() {
 	}
 	cancel()
 	for wait := firstRetry; !t.isClosed(); wait = min(2*wait, lastRetry) {
-		page, err := t.hub.read(t.hub.ctx, message.Range{Room: t.room}, func() int { return 0 })
+		page, err := t.hub.read(t.hub.ctx, t.hub.reads.opens, message.Range{Room: t.room}, noBytes)
 		if err == nil {
 			t.begin(&page)
 			return
@@ -51,6 +51,8 @@ func (t *topic) openLoop() {
 		}
 	}
 }
+
+func noBytes() int { return 0 }
 
 // isClosed says whether the topic was swept meanwhile.
 func (t *topic) isClosed() bool {

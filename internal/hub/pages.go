@@ -80,7 +80,7 @@ func (t *topic) borrow(p *progress) (*sharedPage, error) {
 func (t *topic) readFor(s *sharedPage, after message.Seq) {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, logTimeout)
 	defer cancel()
-	p, err := t.fetch(ctx, after, t.hub.pageLimit)
+	p, err := t.fetch(ctx, t.hub.reads.pages, after, t.hub.pageLimit)
 	if s.err = err; err == nil {
 		frames := make([]protocol.Frame, len(p.entries))
 		for i := range p.entries {
@@ -133,9 +133,10 @@ func (t *topic) giveBack(s *sharedPage) {
 }
 
 // fetch reads a page, encodes it, and checks that it has no hole. Ctx bounds
-// the wait for a free read.
-func (t *topic) fetch(ctx context.Context, after message.Seq, limit func() int) (*page, error) {
-	got, err := t.hub.read(ctx, message.Range{Room: t.room, After: after, Limit: t.hub.cfg.bounds.pageFrames}, limit)
+// the wait for a free read of its kind.
+func (t *topic) fetch(ctx context.Context, kind chan struct{}, after message.Seq, size func() int) (*page, error) {
+	r := message.Range{Room: t.room, After: after, Limit: t.hub.cfg.bounds.pageFrames}
+	got, err := t.hub.read(ctx, kind, r, size)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s after %d: %w", t.room, after, err)
 	}

@@ -12,32 +12,55 @@ import (
 const (
 	// logTimeout bounds each read of the log.
 	logTimeout = 5 * time.Second
-	// maxReads bounds the reads of the log under way for joins, resumes and
-	// repairs. It is what the log sets apart for them.
+	// maxReads bounds the reads of the log under way for members. It is what
+	// the log sets apart for them.
 	maxReads = 8
-	// maxRepairs bounds those for repairs: a join never waits behind a storm
-	// of them.
-	maxRepairs = 6
+	// maxKind bounds those of one kind: to open rooms, pages for members who
+	// catch up, and repairs. None waits behind a storm of another.
+	maxKind = 6
 	// firstRetry is the wait after a first failed read; it doubles up to
 	// lastRetry.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 2 * time.Second
 )
 
-// read asks the log, bounded in time and in how many ask at once; ctx bounds
-// the wait before it. Limit, asked after that wait, is the most bytes to read.
-func (h *Hub) read(ctx context.Context, r message.Range, limit func() int) (message.Page, error) {
-	select {
-	case h.reads <- struct{}{}:
-		defer func() { <-h.reads }()
-	case <-ctx.Done():
-		return message.Page{}, fmt.Errorf("waiting to read the log: %w", ctx.Err())
+// reads hold a token for each read under way or next in line: one of the kind,
+// where that has no goroutines of its own as repairs have, and one of all. So few
+// of a kind stand in the line for all, which is served as they came.
+type reads struct {
+	all   chan struct{}
+	opens chan struct{}
+	pages chan struct{}
+}
+
+func newReads() reads {
+	return reads{
+		all:   make(chan struct{}, maxReads),
+		opens: make(chan struct{}, maxKind),
+		pages: make(chan struct{}, maxKind),
+	}
+}
+
+// read asks the log, bounded in time and in how many ask at once. Ctx bounds the
+// wait before it, kind is nil for a repair, and size says, after that wait, how
+// many bytes to read at most.
+func (h *Hub) read(ctx context.Context, kind chan struct{}, r message.Range, size func() int) (message.Page, error) {
+	for _, line := range []chan struct{}{kind, h.reads.all} {
+		if line == nil {
+			continue
+		}
+		select {
+		case line <- struct{}{}:
+			defer func() { <-line }()
+		case <-ctx.Done():
+			return message.Page{}, fmt.Errorf("waiting to read the log: %w", ctx.Err())
+		}
 	}
 	r.Repair = true
-	r.MaxBytes = limit()
+	r.MaxBytes = size()
+	// The log's time begins here and not in line: a storm is no failure of it.
 	ctx, cancel := context.WithTimeout(h.ctx, logTimeout)
 	defer cancel()
-	// The log's time begins here and not in line: a storm is no failure of it.
 	page, err := h.cfg.Log.Read(ctx, r)
 	h.noteRead(err)
 	return page, err
@@ -77,7 +100,7 @@ func (h *Hub) repair(t *topic) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.line = append(s.line, t)
-	if s.workers < maxRepairs && h.ctx.Err() == nil {
+	if s.workers < maxKind && h.ctx.Err() == nil {
 		s.workers++
 		h.spawn(h.repairLoop)
 	}

@@ -59,7 +59,7 @@ func (t *topic) repair() {
 	w := want{t.last, t.target, t.doubts}
 	t.hub.metrics.repairs.WithLabelValues(t.cause).Inc()
 	t.mu.Unlock()
-	page, err := t.fetch(t.hub.ctx, w.after, func() int { return t.hub.cfg.bounds.pageBytes })
+	page, err := t.fetch(t.hub.ctx, nil, w.after, t.hub.wholePage)
 	if err == nil {
 		t.apply(w, page)
 	}

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"errors"
 	"time"
 
 	"switchyard/internal/message"
@@ -45,13 +46,16 @@ func (t *turn) take() bool {
 }
 
 // retry decides what a failed read means: joins not yet answered are refused,
-// this one and those in line, which would ask the same log one after the other.
-// A member that was promised its messages waits on.
+// this one and, where it is not this room alone, those in line, which would ask
+// the same log one after the other. A member that was promised its messages
+// waits on.
 func (t *turn) retry(err error) bool {
 	m := t.member
 	top := m.topic
 	top.hub.log.Debug("page not read", "room", top.room, "error", err)
-	m.client.refuseUnanswered()
+	if !errors.Is(err, errHole) {
+		m.client.refuseUnanswered()
+	}
 	if m.refuse() {
 		return false
 	}

@@ -231,16 +231,54 @@ func TestJoinsAreRefusedTogetherWhenTheLogFails(t *testing.T) {
 			c.joins(client, room(i), 0)
 		}
 		time.Sleep(openTimeout + 2*logTimeout)
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		refused := 0
-		for _, f := range o.frames {
-			if f["type"] == "error" && f["code"] == "unavailable" {
-				refused++
-			}
+		if got := o.refused(); got != rooms || client.InRooms() != 0 {
+			t.Errorf("%d of %d joins are refused, and the client is in %d rooms", got, rooms, client.InRooms())
 		}
-		if refused != rooms || client.InRooms() != 0 {
-			t.Errorf("%d of %d joins are refused, and the client is in %d rooms", refused, rooms, client.InRooms())
+	})
+}
+
+// refused is how many joins were answered unavailable.
+func (o *outlet) refused() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := 0
+	for _, f := range o.frames {
+		if f["type"] == "error" && f["code"] == "unavailable" {
+			n++
+		}
+	}
+	return n
+}
+
+// A tornView has no second message in one room.
+type tornView struct{ *view }
+
+func (v tornView) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	p, err := v.view.Read(ctx, r)
+	if r.Room == room(0) && len(p.Messages) > 1 {
+		p.Messages = append(p.Messages[:1:1], p.Messages[2:]...)
+	}
+	return p, err
+}
+
+func TestARoomThatCannotBeReadIsRefusedAlone(t *testing.T) {
+	storm(t, func(c *crowd) {
+		const rooms = 5
+		for i := range rooms {
+			c.arena.log.commit(room(i), 5, 1)
+			c.comes(room(i), -1)
+		}
+		c.until(5)
+		c.arena.nodes[0].cfg.Log = tornView{c.view()}
+		o := &outlet{}
+		client := c.arena.nodes[0].NewClient(o, "")
+		defer client.Close(true)
+		for i := range rooms {
+			c.joins(client, room(i), 0)
+		}
+		time.Sleep(time.Second)
+		if got := o.refused(); got != 1 || client.InRooms() != rooms-1 {
+			t.Errorf("%d joins are refused, and the client is in %d rooms", got, client.InRooms())
 		}
 	})
 }

@@ -4,13 +4,11 @@ package app
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -246,18 +244,6 @@ func (a *App) openSessions(context.Context) error {
 	return nil
 }
 
-// notify hands on what another node, or this one, has to tell.
-func (a *App) notify(n message.Notice) {
-	switch n.Kind {
-	case message.NoticePresence:
-		a.hub.PresenceChanged(n.Rooms)
-	case message.NoticeMissed:
-		a.hub.PresenceChanged(nil)
-	case message.NoticeTaken, message.NoticeLive, message.NoticeRemoved:
-		a.http.Notify(n)
-	}
-}
-
 func (a *App) startHub(context.Context) error {
 	c := a.opt.Config.Hub
 	a.hub = hub.New(hub.Config{
@@ -340,91 +326,4 @@ func (a *App) listen(ctx context.Context) error {
 	a.lifecycle.onStop("http", httpStop, a.http.Shutdown)
 	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStop, a.moveClients)
 	return nil
-}
-
-// moveClients lets the clients go on elsewhere, and closes those that do not.
-func (a *App) moveClients(ctx context.Context) error {
-	if err := a.http.Drain(ctx, httpd.ScopeNode, "stopping"); err != nil {
-		a.opt.Logger.Warn("drain not done", "error", err)
-	}
-	return a.http.CloseSockets(ctx)
-}
-
-// receivers tells how the nodes do where clients of this one may be moved to. A
-// node on SQLite has the only log there is; without Redis nodes don't see each
-// other.
-func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
-	if strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:") {
-		return httpd.Receivers{Known: true}
-	}
-	if a.opt.Config.Broker.URL.Reveal() == "" {
-		return httpd.Receivers{}
-	}
-	nodes, err := a.sessions.Fleet()
-	if err != nil {
-		return httpd.Receivers{}
-	}
-	r := httpd.Receivers{Known: true}
-	for _, n := range nodes {
-		if n.Node == a.node || scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment {
-			continue
-		}
-		r.Nodes++
-		if n.Ready {
-			r.Ready++
-			r.Headroom += int(n.HandshakeHeadroom)
-			r.Handshake = max(r.Handshake, n.HandshakeP95)
-		}
-	}
-	return r
-}
-
-// components tells /readyz how the parts are. A broker that is away is no
-// reason to turn clients away: delivery goes on by the log. Nor is one that
-// brings nothing back; but it is to be seen, where the connection alone would
-// look well.
-func (a *App) components() []httpd.Component {
-	log, bus, delivery := "up", "up", "up"
-	d := a.hub.Delivery()
-	if err := a.log.Check(); err != nil {
-		log = "down"
-	}
-	switch {
-	case !a.broker.Up():
-		bus = "down"
-	case d.BrokerStale:
-		bus = "stale"
-	}
-	switch {
-	case !d.Proved:
-		delivery = "starting"
-	case d.LocalStale:
-		delivery = "stale"
-	}
-	return []httpd.Component{
-		{Name: "log", State: log, Needed: true},
-		{Name: "delivery", State: delivery, Needed: true},
-		{Name: "broker", State: bus},
-	}
-}
-
-// nodeName is the host's, and what tells two processes on it apart.
-func nodeName() string {
-	return hostName() + "-" + strings.ToLower(rand.Text()[:6])
-}
-
-// hostName is of letters, digits, dots and hyphens, since the name of a room is
-// made from it.
-func hostName() string {
-	host, err := os.Hostname()
-	if err != nil || host == "" {
-		host = "node"
-	}
-	host = strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' {
-			return r
-		}
-		return '-'
-	}, host)
-	return host[:min(len(host), 48)]
 }

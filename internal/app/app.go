@@ -121,6 +121,7 @@ func Start(ctx context.Context, opt Options) (*App, error) {
 		failed:    make(chan error, 2),
 	}
 	if err := a.build(ctx); err != nil {
+		a.lifecycle.log = slog.New(slog.DiscardHandler) // the error is what there is to say
 		return nil, errors.Join(err, a.lifecycle.stop(context.WithoutCancel(ctx)))
 	}
 	return a, nil
@@ -320,6 +321,7 @@ func (a *App) listen(ctx context.Context) error {
 		Registerer:       a.registry,
 		Gatherer:         a.registry,
 	})
+	a.verifier.Describe()
 	a.sessions.Start(session.Hooks{Status: a.http.Status, Notify: a.notify})
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()

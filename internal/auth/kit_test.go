@@ -146,6 +146,7 @@ func open(t testing.TB, cfg Config) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	v.Describe()
 	w.Verifier = v
 	t.Cleanup(func() {
 		if err := v.Close(context.Background()); err != nil {

@@ -19,6 +19,9 @@ import (
 
 // A Verifier checks tokens. It may be used from many goroutines.
 type Verifier struct {
+	// secrets and public count the keys, to be told.
+	secrets, public int
+
 	// Static after New.
 	cfg       Config
 	log       *slog.Logger
@@ -55,19 +58,21 @@ func New(ctx context.Context, cfg Config) (*Verifier, error) {
 		v.accepted[rs256], v.accepted[es256], v.accepted[eddsa] = true, true, true
 		v.jwks = openJWKS(ctx, &v.cfg, v.log, v.metrics)
 	}
-	v.describe(len(secrets), len(public))
+	v.secrets, v.public = len(secrets), len(public)
 	v.cfg.JWTSecrets = nil // no dump of a verifier shows them as text
 	return v, nil
 }
 
-// describe tells operators how open their service is.
-func (v *Verifier) describe(secrets, public int) {
+// Describe tells operators, in the log, how open their service is. It is called
+// once, when the service is about to serve: one that can't start has one thing
+// to say.
+func (v *Verifier) Describe() {
 	if !v.cfg.hasKeys() {
 		v.log.Warn("no key is configured: whoever connects is anonymous and may use every room that AUTH_ANONYMOUS opens",
 			"remedy", "set AUTH_JWT_SECRET, AUTH_KEY_FILE or AUTH_JWKS_URL")
 		return
 	}
-	v.log.Info("tokens are checked", "secrets", secrets, "public_keys", public, "jwks", v.jwks != nil, "anonymous", v.open)
+	v.log.Info("tokens are checked", "secrets", v.secrets, "public_keys", v.public, "jwks", v.jwks != nil, "anonymous", v.open)
 	if v.jwks != nil && len(v.cfg.Audience) == 0 {
 		v.log.Warn("tokens that the issuer of the JWKS made for other services are accepted, too", "remedy", "set AUTH_AUDIENCE")
 	}

@@ -68,12 +68,16 @@ func (l *lane) follow(e *entry) {
 // has its outcome or the time of some is over. Halves keep their order, so a
 // room's publications are numbered as they came.
 func (l *lane) store(entries []*entry) {
-	for !l.expire(entries) {
+	for len(entries) > 0 && !l.expire(entries) {
 		epoch, results, err := l.attempt(entries)
+		var held *heldError
 		switch {
 		case err == nil:
 			l.apply(entries, epoch, results)
 			return
+		case errors.As(err, &held):
+			entries = l.refuseHeld(entries, held)
+			continue
 		case l.writer.guilty(err) && len(entries) == 1:
 			l.log.Warn("the database refused a message", "room", entries[0].pub.Room, "error", err)
 			l.fail(entries[0], fmt.Errorf("append: %w", message.ErrRejected), reasonRejected)
@@ -94,6 +98,19 @@ func (l *lane) store(entries []*entry) {
 		}
 		l.backoff()
 	}
+}
+
+// refuseHeld fails the entries of rooms that somebody else's transaction holds,
+// and returns the others: they are not to wait for it.
+func (l *lane) refuseHeld(entries []*entry, held *heldError) (others []*entry) {
+	for _, e := range entries {
+		if held.has(e.pub.Room) {
+			l.fail(e, fmt.Errorf("append: %w", held), reasonHeld)
+		} else {
+			others = append(others, e)
+		}
+	}
+	return others
 }
 
 // expire fails the entries whose time is over, and says whether there were any.
@@ -118,9 +135,14 @@ func (l *lane) attempt(entries []*entry) (message.Epoch, []result, error) {
 	began := time.Now()
 	epoch, results, err := l.writer.commit(ctx, entries)
 	l.m.observe("commit", began)
-	if err != nil && l.writer.guilty(err) {
+	var held *heldError
+	switch {
+	case errors.As(err, &held):
 		l.note(nil) // it answered
-	} else {
+		l.noteHeld(held)
+	case err != nil && l.writer.guilty(err):
+		l.note(nil)
+	default:
 		l.note(err)
 	}
 	return epoch, results, err

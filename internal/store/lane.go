@@ -66,8 +66,9 @@ type lane struct {
 	// Owned by commitLoop.
 	writer   writer
 	seen     map[key]*entry
-	down     bool // for one log line an outage, not one an attempt
-	failures int  // in a row
+	down     bool      // for one log line an outage, not one an attempt
+	failures int       // in a row
+	toldHeld time.Time // when held rooms were last in the log
 
 	lastOK  atomic.Int64 // UnixNano of the last answer of the database
 	lastErr atomic.Pointer[error]
@@ -236,6 +237,15 @@ func (l *lane) note(err error) {
 		}
 	}
 	l.down = err != nil
+}
+
+// noteHeld tells the operator of rooms that somebody holds, from time to time.
+func (l *lane) noteHeld(held *heldError) {
+	if time.Since(l.toldHeld) < heldMax {
+		return
+	}
+	l.toldHeld = time.Now()
+	l.log.Warn("rooms can't be written", "rooms", len(held.rooms), "error", held)
 }
 
 // check says what is wrong, in words for an operator.

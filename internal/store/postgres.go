@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,7 +47,7 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	if err != nil {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
-	guard(pool.ConnConfig)
+	guard(pool.ConnConfig, lockTimeout(c.AppendTimeout))
 	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig}
 	// The writer goes first: it makes the checks that every connection makes,
 	// and its error is not hidden behind a pool.
@@ -98,11 +99,11 @@ const connectTimeout = 2 * time.Second
 // guard bounds what a connection may wait for, and takes from the planner
 // every choice that hangs on statistics: right after the migration tables are
 // empty, and a plan made then must still do with millions of rows.
-func guard(c *pgx.ConnConfig) {
+func guard(c *pgx.ConnConfig, lockTimeout time.Duration) {
 	for name, value := range map[string]string{
 		"application_name":                    "switchyard",
 		"default_transaction_isolation":       "read committed",
-		"lock_timeout":                        "2s",
+		"lock_timeout":                        strconv.FormatInt(lockTimeout.Milliseconds(), 10),
 		"statement_timeout":                   "10s",
 		"idle_in_transaction_session_timeout": "5s",
 		"tcp_keepalives_idle":                 "5",

@@ -314,6 +314,7 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 	}{
 		"make":       {sqlMakeRooms, []any{empty}},
 		"lock":       {sqlLockRooms, []any{empty}},
+		"held":       {sqlHeld, []any{empty}},
 		"append":     {sqlAppend, []any{empty, empty, empty, [][]byte{}, [][]byte{}, ""}},
 		"read up":    {sqlPageUp, []any{"room", 0, 10, 100}},
 		"read down":  {sqlPageDown, []any{"room", 5, 10, 100}},

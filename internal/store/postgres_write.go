@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -86,6 +85,7 @@ type pgWriter struct {
 	conn  *pgx.Conn
 	base  string    // the fingerprint that was vetted, less the tables
 	until time.Time // when the connection is renewed
+	held  map[string]heldRoom
 }
 
 // connect makes and vets a connection, and prepares what it will run.
@@ -94,7 +94,7 @@ func (w *pgWriter) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	w.conn = conn
+	w.conn, w.held = conn, map[string]heldRoom{}
 	id, err := w.p.identify(ctx, conn)
 	if err != nil {
 		w.close()
@@ -102,7 +102,7 @@ func (w *pgWriter) connect(ctx context.Context) error {
 	}
 	for name, sql := range map[string]string{
 		"begin": "BEGIN ISOLATION LEVEL READ COMMITTED", "make": sqlMakeRooms, "lock": sqlLockRooms,
-		"append": sqlAppend, "commit": "COMMIT", "ping": sqlPing,
+		"append": sqlAppend, "commit": "COMMIT", "ping": sqlPing, "held": sqlHeld,
 	} {
 		if _, err := conn.Prepare(ctx, name, sql); err != nil {
 			w.close()
@@ -161,6 +161,9 @@ func (w *pgWriter) commitIf(ctx context.Context, batch []*entry, agree func([]re
 	if err := w.ready(ctx); err != nil {
 		return "", nil, err
 	}
+	if err := w.stillHeld(ctx, batch); err != nil {
+		return "", nil, w.unstored(ctx, err)
+	}
 	epoch, results, err := w.send(ctx, batch, agree == nil)
 	if err == nil && agree != nil {
 		if refusal := agree(results); refusal != nil {
@@ -169,15 +172,32 @@ func (w *pgWriter) commitIf(ctx context.Context, batch []*entry, agree func([]re
 		}
 		err = w.finish(ctx)
 	}
-	switch {
-	case err == nil:
+	if err == nil {
+		w.forgetHeld(batch)
 		return epoch, results, nil
+	}
+	if sqlState(err) == lockNotAvailable {
+		if w.undo(ctx); w.conn != nil {
+			if found := w.findHeld(ctx, batch); found != nil {
+				err = found
+			}
+		}
+	}
+	return "", nil, w.unstored(ctx, err)
+}
+
+// unstored leaves the connection fit for the next attempt after an error, which
+// it returns.
+func (w *pgWriter) unstored(ctx context.Context, err error) error {
+	var held *heldError
+	switch {
+	case errors.As(err, &held):
 	case w.guilty(err):
 		w.undo(ctx)
 	default:
 		w.close() // whatever state it is in: the next attempt vets a fresh one
 	}
-	return "", nil, err
+	return err
 }
 
 // undo ends a transaction of which nothing is to stay.
@@ -211,9 +231,7 @@ func (w *pgWriter) send(ctx context.Context, batch []*entry, commit bool) (messa
 		names[i], senders[i], ids[i] = string(e.pub.Room), e.pub.From, e.pub.ID
 		data[i], digests[i] = notNil(e.pub.Data), e.digest[:]
 	}
-	rooms := slices.Clone(names)
-	slices.Sort(rooms)
-	rooms = slices.Compact(rooms)
+	rooms := roomsOf(batch)
 
 	var b pgx.Batch
 	b.Queue("begin")

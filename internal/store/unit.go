@@ -228,12 +228,15 @@ func (u *unit) commit(ctx context.Context, k *committer, b *unitBatch) error {
 	for failures := 0; ; failures++ {
 		epoch, results, err := u.attempt(k, b.deadline, b.unique, b.agree)
 		var refused *message.BatchError
-		if err == nil {
+		var held *heldError
+		switch {
+		case err == nil:
 			b.apply(epoch, results)
 			return nil
-		}
-		if errors.As(err, &refused) {
+		case errors.As(err, &refused):
 			return refused
+		case errors.As(err, &held):
+			return held // to wait for somebody else's room would hold up all other batches
 		}
 		if u.writer.guilty(err) {
 			// When the search is cut off by an outage, it all begins anew.
@@ -285,6 +288,10 @@ func (u *unit) blame(k *committer, b *unitBatch) (int, error) {
 
 // unitReason is the label of store_failed_total.
 func unitReason(err error) string {
+	var held *heldError
+	if errors.As(err, &held) {
+		return reasonHeld
+	}
 	for _, c := range []struct {
 		err    error
 		reason string

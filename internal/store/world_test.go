@@ -77,7 +77,11 @@ func (w *world) migrate() {
 
 // open opens the log as one more node.
 func (w *world) open(change ...func(*Config)) (theLog, error) {
-	c := Config{URL: w.url, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(w.t.Output(), nil))}
+	c := Config{
+		URL: w.url, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(w.t.Output(), nil)),
+		// A busy machine may take longer than the default for what is to be stored.
+		AppendTimeout: time.Minute,
+	}
 	for _, f := range change {
 		f(&c)
 	}

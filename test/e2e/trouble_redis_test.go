@@ -99,7 +99,7 @@ func (r *faultRun) smallOutputBuffer() *kind {
 			return func() bool { return strings.Contains(f.broker.Output(), cut) }
 		},
 		again: func(f *fleet, s *station) {
-			if f.dice.IntN(10) == 0 {
+			if f.dice.IntN(3) == 0 { // a dozen times, so that it bites
 				post(f.t, s.Server, "/v1/messages", batch)
 			}
 		},

@@ -9,7 +9,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -227,26 +226,9 @@ func readClose(t *testing.T, d *document, br *bufio.Reader) (code uint16, reason
 	t.Helper()
 	answers := payloads(d, "deliver")
 	for {
-		var head [2]byte
-		if _, err := io.ReadFull(br, head[:]); err != nil {
-			t.Fatalf("no close frame: %v", err)
-		}
-		size := uint64(head[1])
-		if size > 125 {
-			long := make([]byte, map[uint64]int{126: 2, 127: 8}[size])
-			if _, err := io.ReadFull(br, long); err != nil {
-				t.Fatal(err)
-			}
-			size = 0
-			for _, b := range long {
-				size = size<<8 | uint64(b)
-			}
-		}
-		payload := make([]byte, size)
-		if _, err := io.ReadFull(br, payload); err != nil {
-			t.Fatal(err)
-		}
-		switch head[0] {
+		op, text := readFrame(t, br)
+		payload := []byte(text)
+		switch op {
 		case 0x88:
 			return binary.BigEndian.Uint16(payload), string(payload[2:])
 		case 0x81:

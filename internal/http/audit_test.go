@@ -144,7 +144,7 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 	began := time.Now()
 	for i := range 20_000 {
 		a.note(&auditLine{Event: auditToken, From: "198.51.100.1", Why: "same", RequestID: fmt.Sprint(i)})
-		a.note(&auditLine{Event: auditHost, From: "198.51.100.1", Given: fmt.Sprint("host", i)}) // each of its own kind
+		a.note(&auditLine{Event: auditHost, From: "198.51.100.1", Given: fmt.Sprint("host", i, strings.Repeat("é", auditField))}) // each of its own kind
 	}
 	seconds := int(time.Since(began)/time.Second) + 2
 	a.note(&auditLine{Event: auditRemoved, Who: "api:shop", What: "ann"}) // is not drowned
@@ -153,12 +153,19 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 	}
 	got := lines(t, out)
 	same, hosts, removed := 0, 0, 0
+	single := map[string]int{} // lines that tell of one event
 	for _, l := range got {
+		if l.Count == 0 {
+			single[l.Event]++
+		}
 		switch l.Event {
 		case auditToken:
 			same += max(l.Count, 1)
 		case auditHost:
 			hosts += max(l.Count, 1)
+			if len(l.Given) > auditField {
+				t.Errorf("a text of %d bytes", len(l.Given))
+			}
 		case auditRemoved:
 			removed++
 		}
@@ -166,6 +173,9 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 	dropped := int(testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)))
 	if dropped == 0 && (same != 20_000 || hosts != 20_000) || removed != 1 {
 		t.Errorf("lines tell of %d and %d events, want 20,000 each, and of %d removals; %d dropped", same, hosts, removed, dropped)
+	}
+	if single[auditToken] > seconds*sameLines || single[auditHost] > seconds*eachLines {
+		t.Errorf("in %d s: %v lines of their own", seconds, single)
 	}
 	if most := seconds * (sameLines + 1 + eachLines + auditKinds + len(auditEvents)); len(got) > most {
 		t.Errorf("%d lines in %d s", len(got), seconds)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"switchyard/internal/protocol"
 )
@@ -42,7 +43,8 @@ type conn struct {
 	clock  *atomic.Int64   // the heartbeat's tick
 	carry  []byte          // read by net/http before the upgrade; the reader's
 	pongs  pongScanner     // the reader's
-	onPong func(uint64)    // nil: nobody asks; set before the first Read
+	onPong func(uint64)    // nil: nobody asks; the reader's
+	slow   *throttle       // the reader's; nil: none
 
 	seen atomic.Int64 // tick of the last byte read
 	sent atomic.Int64 // bytes queued or written
@@ -96,11 +98,16 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// look finds the answers to our pings in what was read.
+// look finds the answers to our pings in what was read, and holds the reader
+// up where there is too much of it.
 func (c *conn) look(p []byte) {
-	if c.onPong != nil {
-		c.pongs.scan(p, c.onPong)
+	found := c.onPong
+	if found == nil {
+		found = func(uint64) {}
 	}
+	before := c.pongs.frames
+	c.pongs.scan(p, found)
+	c.slow.pause(c.pongs.frames-before, len(p))
 }
 
 // Write queues what the library writes: pongs and close frames, whole.
@@ -115,8 +122,16 @@ func (c *conn) Write(p []byte) (int, error) {
 			if c.linger = c.code >= protocol.CloseProtocol && c.code < 3000; c.linger {
 				f = protocol.CloseFrame(c.code) // with our name for it
 			}
+			if !utf8.Valid(f[4:]) {
+				// The client's own reason, which is not text (RFC 6455 §7.1.6):
+				// the library would send it back.
+				c.code, c.linger = protocol.CloseUTF8, true
+				f = protocol.CloseFrame(c.code)
+			}
 		}
 		c.mu.Unlock()
+	} else {
+		c.slow.ping() // the library writes nothing else but pongs
 	}
 	c.Send(f)
 	return len(p), nil

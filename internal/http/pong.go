@@ -13,8 +13,10 @@ type pongScanner struct {
 	// how long it is as far as that is known.
 	head [14]byte
 	have uint8
-	left uint64  // payload bytes still to come
-	body [8]byte // of a pong of eight bytes
+	left uint64 // payload bytes still to come
+	// frames is how many headers there were.
+	frames int
+	body   [8]byte // of a pong of eight bytes
 }
 
 const (
@@ -81,6 +83,7 @@ func (s *pongScanner) header() bool {
 		size = binary.BigEndian.Uint64(s.head[2:])
 	}
 	s.left = size
+	s.frames++
 	return true
 }
 

@@ -167,6 +167,8 @@ type Server struct {
 	audit  *auditor
 	page   []byte
 
+	started time.Time
+
 	session atomic.Uint64 // names connections in the welcome
 	queued  atomic.Int64
 	clock   atomic.Int64
@@ -208,6 +210,7 @@ func New(cfg Config) *Server {
 		calls:   newLedger(perSecond(cfg.Rates.API)),
 		reads:   newLedger(perSecond(cfg.Rates.History)),
 		page:    page(cfg.Open),
+		started: time.Now(),
 		stop:    make(chan struct{}),
 	}
 	s.plain = newPlainCount(s)
@@ -251,6 +254,9 @@ func serve(h *http.Server, l net.Listener) error {
 	}
 	return nil
 }
+
+// uptime is a clock that never stands or jumps.
+func (s *Server) uptime() time.Duration { return time.Since(s.started) }
 
 // Handler returns the public routes, for a server of the caller's own.
 func (s *Server) Handler() http.Handler { return s.public.Handler }

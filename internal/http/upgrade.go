@@ -67,6 +67,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	carry, _ := old.Reader.Peek(old.Reader.Buffered())
 	s := h.server
 	h.conn = newConn(c, slices.Clone(carry), s.cfg.QueueBytes, &s.queued, &s.clock)
+	h.conn.slow = newThrottle(&s.cfg.Rates, s.cfg.MaxRooms, s.uptime)
 	return h.conn, bufio.NewReadWriter(
 		bufio.NewReaderSize(h.conn, smallBuffer),
 		bufio.NewWriterSize(h.conn, smallBuffer),

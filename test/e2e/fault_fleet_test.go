@@ -30,6 +30,7 @@ type fleet struct {
 	pg       *testkit.PG
 	broker   *testkit.RedisServer
 	crowd    *gathering
+	letGo    func() // ends what holdRoom began
 }
 
 // launchFleet starts so many nodes. Redis may be down.
@@ -59,15 +60,15 @@ func (f *fleet) explain() {
 	}
 	for i, s := range f.stations {
 		out := s.Output()
-		f.t.Logf("node %d at %s, process %q, wanted %v, ready: %s\n…%s", i, s.Addr, s.State(), s.wanted, s.readiness(), out[max(0, len(out)-4000):])
+		f.t.Logf("node %d at %s, process %q, wanted %v, ready: %s\n…%s", i, s.Addr, s.State(), s.wanted, s.ask("/readyz"), out[max(0, len(out)-4000):])
 	}
 }
 
-// readiness is what /readyz says, if it says anything within a second.
-func (s *station) readiness() string {
+// ask returns what a GET answers with, or why there was no answer within a second.
+func (s *station) ask(path string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+path, nil)
 	if err != nil {
 		return err.Error()
 	}
@@ -161,7 +162,7 @@ func (f *fleet) recovers() {
 	now := time.Now()
 	for _, s := range f.stations {
 		f.wait("a node to be ready", func() bool {
-			return !s.Ended() && strings.Contains(s.readiness(), `"status":"ready"`)
+			return !s.Ended() && strings.Contains(s.ask("/readyz"), `"status":"ready"`)
 		})
 	}
 	waiting := "" // named when it is in vain

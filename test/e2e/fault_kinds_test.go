@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"syscall"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"switchyard/internal/testkit"
 )
@@ -11,7 +14,7 @@ import (
 type kind struct {
 	name string
 	// harms is what it takes for itself: no two faults harm the same thing at
-	// once. It is a node's own unless it is one of the two that all share.
+	// once. It is a node's own unless it is one that all share.
 	harms string
 	// short and long are how long it lasts in the two forms of a run; 0: not in
 	// the short form, which another test covers.
@@ -32,9 +35,10 @@ const (
 	toPG      = "line to PostgreSQL"
 	redisHost = "Redis"
 	pgHost    = "PostgreSQL"
+	aRoom     = "a room"
 )
 
-func (k *kind) shared() bool { return k.harms == redisHost || k.harms == pgHost }
+func (k *kind) shared() bool { return k.harms == redisHost || k.harms == pgHost || k.harms == aRoom }
 
 // A line is a proxy of a station.
 type line func(*station) *testkit.Proxy
@@ -57,6 +61,8 @@ func kinds() []*kind {
 			undo: func(f *fleet, _ *station) { f.broker.Resume() }},
 		{name: "PostgreSQL restarted -m immediate", harms: pgHost, short: 100 * time.Millisecond, long: time.Second, do: crashPostgres,
 			undo: func(f *fleet, _ *station) { f.pg.Start() }},
+		{name: "room held by a stranger", harms: aRoom, short: 3 * time.Second, long: 6 * time.Second, do: holdRoom,
+			undo: func(f *fleet, _ *station) { f.letGo() }},
 		{name: "clients torn amid frames", harms: clients, short: time.Second, long: 3 * time.Second,
 			do: harm(clients, func(*testkit.Proxy) {}, func(h testkit.Harm) int { return h.Torn }),
 			again: func(f *fleet, s *station) {
@@ -137,4 +143,28 @@ func pauseRedis(f *fleet, _ *station) func() bool {
 func crashPostgres(f *fleet, _ *station) func() bool {
 	f.pg.Crash()
 	return func() bool { return !f.pg.Running() }
+}
+
+// holdRoom has a transaction that is none of ours lock a room's row, as a psql
+// does that somebody has forgotten.
+func holdRoom(f *fleet, _ *station) func() bool {
+	refused := func() (n float64) {
+		for _, s := range f.stations { // some may not answer
+			n += valueOf(s.ask("/metrics"), `store_failed_total{reason="held"}`)
+		}
+		return n
+	}
+	before := refused()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 5*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, f.pg.URL())
+	if err == nil {
+		_, err = conn.Exec(ctx, `BEGIN; SELECT FROM rooms WHERE name = 'room-0' FOR UPDATE`)
+	}
+	f.letGo = func() {
+		if conn != nil {
+			_ = conn.Close(context.WithoutCancel(ctx)) // PostgreSQL may have died meanwhile
+		}
+	}
+	return func() bool { return err == nil && refused() > before }
 }

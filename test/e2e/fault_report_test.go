@@ -90,7 +90,11 @@ func (r *faultReport) String() string {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "fault\ttimes\tlongest silence\ton a living connection\tlongest wait for an ack")
 	for _, row := range r.Kinds {
-		fmt.Fprintf(w, "%s\t%d\t%v\t%v\t%v\n", row.Kind, row.Times, row.Pause, row.Connected, row.Answer)
+		if row.Answer == 0 { // only together with others
+			fmt.Fprintf(w, "%s\t%d\t-\t-\t-\n", row.Kind, row.Times)
+		} else {
+			fmt.Fprintf(w, "%s\t%d\t%v\t%v\t%v\n", row.Kind, row.Times, row.Pause, row.Connected, row.Answer)
+		}
 		total += row.Times
 	}
 	_ = w.Flush() // to memory

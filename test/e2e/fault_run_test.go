@@ -50,7 +50,7 @@ func runFaults(t *testing.T, seed uint64) (report *faultReport) {
 		r := newFaultRun(launchFleet(t, dice, 3, testkit.StartRedis(t)))
 		rate, together := 150, 8*time.Second
 		if *longFaults {
-			rate, together = 300, 50*time.Second
+			rate, together = 300, 40*time.Second
 		}
 		r.entertain(12, rate, 20)
 		r.recovers()

@@ -283,12 +283,14 @@ func TestWhatWaitsForAStalledPostgreSQLIsBounded(t *testing.T) {
 // metric returns the value of one series, 0 when there is none.
 func metric(t *testing.T, s *testkit.Server, series string) float64 {
 	t.Helper()
-	for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
+	return valueOf(get(t, s.URL()+"/metrics"), series)
+}
+
+// valueOf finds a series in what /metrics says.
+func valueOf(metrics, series string) float64 {
+	for line := range strings.Lines(metrics) {
 		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			f, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err != nil {
-				t.Fatal(err)
-			}
+			f, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
 			return f
 		}
 	}

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -81,30 +83,44 @@ func kindNamed(t *testing.T, name string) *kind {
 	return nil
 }
 
-// smallOutputBuffer has Redis cut every subscriber for whom more waits than what
-// everybody is allowed, 16 KiB. A backend sends that much at once to a room of
-// its own, with members on every node.
+// smallOutputBuffer has Redis cut every subscriber for whom anything waits
+// beyond its first 16 KiB, which nobody can be denied. A backend sends messages
+// of more than that to a room of its own, with members on every node: each of
+// them alone is too much, however fast the nodes read.
 func (r *faultRun) smallOutputBuffer() *kind {
 	const cut = "overcoming of output buffer limits"
-	for _, s := range r.stations {
-		m := meet(r.t, s.Server)
-		m.send(`{"type":"join","room":"bulk"}`)
-		m.until("joined")
-	}
-	batch := "[" + strings.Repeat(`{"room":"bulk","data":"`+strings.Repeat("x", 2<<10)+`"},`, 20) + `{"room":"bulk","data":"end"}]`
+	message := `{"data":"` + strings.Repeat("x", 40<<10) + `"}`
 	return &kind{
 		name: "Redis' output buffer too small", harms: redisHost,
 		do: func(f *fleet, _ *station) func() bool {
+			for _, s := range f.stations {
+				m := meet(f.t, s.Server)
+				m.send(`{"type":"join","room":"bulk"}`)
+				m.until("joined")
+				go m.listen()
+			}
+			f.wait("every node to subscribe to bulk", func() bool {
+				return strings.HasSuffix(f.broker.Do(f.t, "PUBSUB", "NUMSUB", "sy:bulk"), fmt.Sprintf(" %d", len(f.stations)))
+			})
 			f.broker.Do(f.t, "CONFIG", "SET", "client-output-buffer-limit", "pubsub 1 0 0")
-			return func() bool { return strings.Contains(f.broker.Output(), cut) }
+			return func() bool { return strings.Count(f.broker.Output(), cut) >= len(f.stations) }
 		},
 		again: func(f *fleet, s *station) {
-			if f.dice.IntN(3) == 0 { // a dozen times, so that it bites
-				post(f.t, s.Server, "/v1/messages", batch)
+			if res, said := post(f.t, s.Server, "/v1/rooms/bulk/messages", message); res.StatusCode != http.StatusCreated {
+				f.t.Errorf("a backend is told %s %s", res.Status, said)
 			}
 		},
 		undo: func(f *fleet, _ *station) {
 			f.broker.Do(f.t, "CONFIG", "SET", "client-output-buffer-limit", "pubsub 33554432 8388608 60")
 		},
+	}
+}
+
+// listen reads whatever comes, and so answers pings, until the connection ends.
+func (s *stranger) listen() {
+	for {
+		if _, _, err := s.ws.Read(s.t.Context()); err != nil {
+			return
+		}
 	}
 }

@@ -164,6 +164,7 @@ func (a *App) describeBuild() {
 	})
 	info.Set(1)
 	a.registry.MustRegister(info)
+	a.describeMemory()
 }
 
 func (a *App) openLog(ctx context.Context) error {

@@ -63,6 +63,15 @@ type drain struct {
 	undone   bool
 }
 
+// What becomes of the clients of a draining node: the closed set of values of
+// the label result of websocket_moves_total.
+const (
+	moveTold   = "told"
+	moveDone   = "moved"
+	moveClosed = "closed"
+	moveLost   = "lost"
+)
+
 // Progress counts what became of the clients of a draining node.
 type Progress struct {
 	Told   int `json:"told"`   // asked to move
@@ -109,7 +118,7 @@ func (s *Server) startDrain(scope Scope, reason string) *drain {
 		scope: scope, reason: reason, phase: phaseDelay,
 	}
 	s.drain = d
-	s.metrics.draining.Set(1)
+	s.metrics.begin(now.Add(s.cfg.DrainTimeout))
 	s.audit.note(&auditLine{Event: auditDrain, What: string(scope), Why: reason})
 	d.log.Info("draining", "clients", s.roster.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
@@ -131,7 +140,7 @@ func (s *Server) Undrain() bool {
 	d.mu.Unlock()
 	d.cancel()
 	s.drain = nil
-	s.metrics.draining.Set(0)
+	s.metrics.end()
 	s.mu.Unlock()
 	<-d.done                                         // bounded: every wait of the loop ends with its context
 	s.beat.each(func(k *socket) { k.told.Store(0) }) // the next drain tells them anew
@@ -257,7 +266,7 @@ func (d *drain) tell(n int, deadline time.Duration) {
 	}
 	d.add(func(p *Progress) { p.Told += len(wave) })
 	d.server.told.Add(int64(len(wave)))
-	d.server.metrics.moves.WithLabelValues("told").Add(float64(len(wave)))
+	d.server.metrics.moves.WithLabelValues(moveTold).Add(float64(len(wave)))
 }
 
 // closeAll ends every connection with 1012, some at a time: they come back
@@ -300,19 +309,19 @@ func (s *Server) noteMove(code protocol.CloseCode, reason string) {
 	if d == nil {
 		return
 	}
-	result := "lost"
+	result := moveLost
 	switch {
 	case reason == reasonClient, code == protocol.CloseReplaced:
-		result = "moved"
+		result = moveDone
 	case code == protocol.CloseRestart:
-		result = "closed"
+		result = moveClosed
 	}
 	s.metrics.moves.WithLabelValues(result).Inc()
 	d.add(func(p *Progress) {
 		switch result {
-		case "moved":
+		case moveDone:
 			p.Moved++
-		case "closed":
+		case moveClosed:
 			p.Closed++
 		default:
 			p.Lost++

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -128,7 +129,15 @@ func TestWhoIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
 		t.Errorf("closed after %v, before the deadline", took)
 	}
 	n.reach(phaseDrained)
-	if s := n.DrainState(); s.Closed != 1 || s.Moved != 1 {
+	progress := n.DrainState()
+	deadline, err := strconv.ParseFloat(n.metric("websocket_drain_deadline_timestamp_seconds"), 64)
+	if late := deadline - float64(began.UnixMilli())/1000; err != nil || late < 1.9 || late > 3 {
+		t.Errorf("the deadline is told as %v s after the begin (%v), want 2", late, err)
+	}
+	if n.Undrain(); n.metric("websocket_drain_deadline_timestamp_seconds") != "0" {
+		t.Error("a drain that was taken back still has a deadline")
+	}
+	if s := progress; s.Closed != 1 || s.Moved != 1 {
 		t.Errorf("%+v, want one closed and one moved", s)
 	}
 }

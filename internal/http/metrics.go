@@ -1,6 +1,8 @@
 package http
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -15,11 +17,54 @@ type metrics struct {
 	received        *prometheus.CounterVec
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
-	draining        prometheus.Gauge
-	moves           *prometheus.CounterVec
-	drainDuration   prometheus.Histogram
+	drainMetrics
 	doorMetrics
 	auditMetrics
+}
+
+// drainMetrics are of letting go of clients.
+type drainMetrics struct {
+	draining      prometheus.Gauge
+	drainDeadline prometheus.Gauge
+	moves         *prometheus.CounterVec
+	drainDuration prometheus.Histogram
+}
+
+func newDrainMetrics(f promauto.Factory) drainMetrics {
+	m := drainMetrics{
+		draining: f.NewGauge(prometheus.GaugeOpts{
+			Name: "websocket_draining",
+			Help: "1 while the node lets go of its clients, and until that is taken back.",
+		}),
+		drainDeadline: f.NewGauge(prometheus.GaugeOpts{
+			Name: "websocket_drain_deadline_timestamp_seconds",
+			Help: "When the drain under way closes who is still here, as Unix time; 0 while none is. Who is here much later is stuck.",
+		}),
+		moves: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "websocket_moves_total",
+			Help: "Clients of a draining node: told to move, and what became of them: moved, closed at the deadline, or lost.",
+		}, []string{"result"}),
+		drainDuration: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "websocket_drain_duration_seconds",
+			Help:    "From the begin of a drain until the node was empty.",
+			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
+		}),
+	}
+	for _, result := range []string{moveTold, moveDone, moveClosed, moveLost} {
+		m.moves.WithLabelValues(result)
+	}
+	return m
+}
+
+// begin says that a drain is under way, and until when; end that none is.
+func (m *drainMetrics) begin(deadline time.Time) {
+	m.draining.Set(1)
+	m.drainDeadline.Set(float64(deadline.UnixMilli()) / 1000)
+}
+
+func (m *drainMetrics) end() {
+	m.draining.Set(0)
+	m.drainDeadline.Set(0)
 }
 
 // doorMetrics are of those who were not let in.
@@ -65,19 +110,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Help:    "How long connections lived.",
 			Buckets: []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600},
 		}),
-		draining: f.NewGauge(prometheus.GaugeOpts{
-			Name: "websocket_draining",
-			Help: "1 while the node lets go of its clients, and until that is taken back.",
-		}),
-		moves: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "websocket_moves_total",
-			Help: "Clients of a draining node: told to move, and what became of them: moved, closed at the deadline, or lost.",
-		}, []string{"result"}),
-		drainDuration: f.NewHistogram(prometheus.HistogramOpts{
-			Name:    "websocket_drain_duration_seconds",
-			Help:    "From the begin of a drain until the node was empty.",
-			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
-		}),
+		drainMetrics: newDrainMetrics(f),
 		doorMetrics:  newDoorMetrics(f),
 		auditMetrics: newAuditMetrics(f),
 		received: f.NewCounterVec(prometheus.CounterOpts{

@@ -9,7 +9,7 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Causes of a repair, and results of a resume: closed sets for labels. A repair
+// Causes of a repair, results of a resume, and reasons of a drop: closed sets for labels. A repair
 // is counted for each read; a resume once, when the member is live, as the
 // dearest way that it took.
 const (
@@ -23,6 +23,10 @@ const (
 	resumeLog     = "log"     // from the database
 	resumeTrimmed = "trimmed" // in part: the oldest were no longer stored
 	resumeEpoch   = "epoch"   // not at all: the positions were void
+
+	dropSignal = "stale_signal" // it came too late to be worth anything
+	dropInbox  = "inbox_full"   // more than a topic may have waiting
+	dropHold   = "hold_full"    // more than may wait for what came before it
 )
 
 // metrics belong to one hub: a process may run several. Nothing here is labelled
@@ -44,7 +48,7 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	fast := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
-	return &metrics{
+	m := &metrics{
 		sent: f.NewCounter(prometheus.CounterOpts{
 			Name: "websocket_messages_sent_total",
 			Help: "Messages and signals handed to sockets.",
@@ -88,6 +92,22 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help:    "From the publish of the node's own canary to its arrival at a local member, and back from the broker.",
 			Buckets: fast,
 		}, []string{"leg"}),
+	}
+	m.zero()
+	return m
+}
+
+// zero makes the counters that alerts watch stand at 0 from the start: the
+// first one of a kind would otherwise be no increase, but a new series.
+func (m *metrics) zero() {
+	for _, code := range []string{protocol.CodeUnavailable, protocol.CodeInternal} {
+		m.errors.WithLabelValues(code)
+	}
+	for _, cause := range []string{causeHole, causeFeed, causeEpoch, causeOverflow, causeAhead} {
+		m.repairs.WithLabelValues(cause)
+	}
+	for _, reason := range []string{dropSignal, dropInbox, dropHold} {
+		m.dropped.WithLabelValues(reason)
 	}
 }
 

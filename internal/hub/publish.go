@@ -143,7 +143,7 @@ func (h *Hub) Receive(room message.Room, b []byte) {
 		return // our own, delivered before it was sent
 	}
 	if p.kind == kindSignal && time.Now().UnixMicro()-p.sentAt > signalAge.Microseconds() {
-		h.metrics.dropped.WithLabelValues("stale_signal").Inc()
+		h.metrics.dropped.WithLabelValues(dropSignal).Inc()
 		return
 	}
 	t := h.lookup(room)

@@ -81,7 +81,7 @@ func (t *topic) receive(e entry) {
 		return
 	}
 	t.hub.books.early.Add(-int64(len(e.frame)))
-	t.hub.metrics.dropped.WithLabelValues("inbox_full").Inc()
+	t.hub.metrics.dropped.WithLabelValues(dropInbox).Inc()
 	if e.seq > 0 { // it is in the log; a signal is gone
 		t.mu.Lock()
 		t.hear(e.epoch, e.seq)
@@ -194,7 +194,7 @@ func (t *topic) keep(e *entry) {
 	held := t.hold.put(e, t.hub.cfg.bounds.holdFrames, t.hub.holdLimit())
 	t.hub.books.early.Add(int64(t.hold.bytes - before))
 	if !held {
-		t.hub.metrics.dropped.WithLabelValues("hold_full").Inc()
+		t.hub.metrics.dropped.WithLabelValues(dropHold).Inc()
 	}
 }
 

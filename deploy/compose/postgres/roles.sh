@@ -1,0 +1,14 @@
+#!/bin/sh
+# Runs once, when the database is made: the service owns its database and no more.
+set -eu
+psql -v ON_ERROR_STOP=1 -U postgres -d postgres \
+  -v app="$(cat /run/secrets/postgres_app_password)" \
+  -v replicator="$(cat /run/secrets/postgres_replicator_password)" \
+  -v monitor="$(cat /run/secrets/postgres_monitor_password)" <<'SQL'
+CREATE ROLE switchyard LOGIN PASSWORD :'app';
+CREATE ROLE replicator LOGIN REPLICATION PASSWORD :'replicator';
+CREATE ROLE monitor LOGIN PASSWORD :'monitor' IN ROLE pg_monitor;
+CREATE DATABASE switchyard OWNER switchyard;
+REVOKE ALL ON DATABASE switchyard FROM PUBLIC;
+GRANT CONNECT ON DATABASE switchyard TO monitor;
+SQL

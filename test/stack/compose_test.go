@@ -1,0 +1,249 @@
+package stack
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/config"
+)
+
+// Who changes a setting in .env changes it everywhere, and who leaves it out gets
+// what .env.example says.
+func TestSettingsOfTheStackHaveOneValue(t *testing.T) {
+	env := example(t)
+	text := read(t, compose+"/docker-compose.prod.yml")
+	used := map[string]bool{"REPLICAS": true}
+	for _, found := range variable.FindAllStringSubmatch(text, -1) {
+		name, kind, fallback := found[1], found[2], found[3]
+		if name == "" || name == "COMPOSE_PROJECT_NAME" || name == "IMAGE_MIGRATE" { // Compose's own; given by who migrates
+			continue
+		}
+		used[name] = true
+		value, known := env[name]
+		switch {
+		case !known:
+			t.Errorf("${%s} is not in .env.example", name)
+		case kind == "-" && fallback != value:
+			t.Errorf("%s is %q in .env.example, and %q where it is not set", name, value, fallback)
+		}
+	}
+	for name := range env {
+		if !used[name] && name != "BACKUP_DIR" {
+			t.Errorf("%s of .env.example does nothing", name)
+		}
+	}
+}
+
+func TestNodesAreGivenSettingsThatExist(t *testing.T) {
+	settings := map[string]bool{"GOMEMLIMIT": true} // Go's own
+	var walk func(reflect.Type)
+	walk = func(s reflect.Type) {
+		for i := range s.NumField() {
+			field := s.Field(i)
+			if name, ok := field.Tag.Lookup("envconfig"); ok {
+				settings[name] = true
+				settings[name+"_FILE"] = field.Tag.Get("secret") == "true"
+			} else if field.Type.Kind() == reflect.Struct {
+				walk(field.Type)
+			}
+		}
+	}
+	walk(reflect.TypeFor[config.Config]())
+	file := production(t, example(t))
+	secrets := t.TempDir()
+	for secret, text := range map[string]string{
+		"app_database_url": "postgres://switchyard:x@postgres:5432,postgres_replica:5432/switchyard?target_session_attrs=read-write",
+		"app_redis_url":    "redis://:x@redis:6379/0",
+		"app_api_keys":     "backend:" + strings.Repeat("k", 48),
+		"app_jwt_secret":   strings.Repeat("s", 48),
+	} {
+		if err := os.WriteFile(filepath.Join(secrets, secret), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, color := range []string{"blue", "green"} {
+		env := file.Services["app_"+color].Environment
+		for name, value := range env {
+			if !settings[name] {
+				t.Errorf("app_%s: %s is no setting of the service", color, name)
+			}
+			if path, ok := strings.CutPrefix(value, "/run/secrets/"); ok {
+				value = filepath.Join(secrets, path)
+			}
+			t.Setenv(name, value)
+		}
+		got, err := config.Load()
+		if err != nil {
+			t.Fatalf("app_%s does not start: %v", color, err)
+		}
+		if got.HTTP.Color != color || got.Auth.Anonymous != "off" {
+			t.Errorf("app_%s is %q and lets %q in without a token", color, got.HTTP.Color, got.Auth.Anonymous)
+		}
+	}
+	blue, green := file.Services["app_blue"], file.Services["app_green"]
+	for _, s := range []*service{&blue, &green} {
+		delete(s.Environment, "COLOR")
+		delete(s.Environment, "DEPLOYMENT")
+	}
+	if !reflect.DeepEqual(blue, green) {
+		t.Errorf("the colours differ in more than they should:\n%+v\n%+v", blue, green)
+	}
+}
+
+// Settings that must fit each other, as they are shipped.
+func TestShippedSettingsFitTogether(t *testing.T) {
+	env := example(t)
+	number := func(name string) int {
+		n, err := strconv.Atoi(env[name])
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		return n
+	}
+	lasts := func(name string) time.Duration {
+		d, err := time.ParseDuration(env[name])
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		return d
+	}
+	atLeast := func(what string, got, want int) {
+		t.Helper()
+		if got < want {
+			t.Errorf("%s: %d, and it must be at least %d", what, got, want)
+		}
+	}
+	probe := dynamic(t, "dynamic/services.yml", traefikEnv(t)).HTTP.Services["app-blue"].LoadBalancer.HealthCheck
+	atLeast("STOP_GRACE is 30 s over DRAIN_TIMEOUT (ms)", int(lasts("STOP_GRACE").Milliseconds()), int((lasts("DRAIN_TIMEOUT") + 30*time.Second).Milliseconds()))
+	atLeast("DRAIN_TIMEOUT is over DRAIN_DELAY + DRAIN_WINDOW (ms)", int(lasts("DRAIN_TIMEOUT").Milliseconds()), int((lasts("DRAIN_DELAY") + lasts("DRAIN_WINDOW")).Milliseconds()))
+	atLeast("DRAIN_DELAY is over two probes of Traefik (ms)", int(lasts("DRAIN_DELAY").Milliseconds()), int(2*probe.Interval.Milliseconds())+1)
+
+	// A whole fleet behind one address, on the move.
+	replicas, perAddress := max(number("REPLICAS_BLUE"), number("REPLICAS_GREEN")), number("MAX_CONNECTIONS_PER_IP")
+	atLeast("WS_RATE_AVERAGE over DRAIN_WINDOW", number("WS_RATE_AVERAGE")*int(lasts("DRAIN_WINDOW").Seconds()), replicas*perAddress)
+	atLeast("WS_RATE_BURST, when a node dies", number("WS_RATE_BURST"), perAddress)
+	atLeast("WS_INFLIGHT, two for each", number("WS_INFLIGHT"), 2*replicas*perAddress)
+	atLeast("NOFILE of a node", number("NOFILE"), number("MAX_CONNECTIONS")+1000)
+
+	// Connections to PostgreSQL.
+	text := read(t, compose+"/postgres/postgresql.conf")
+	found := regexp.MustCompile(`(?m)^max_connections = (\d+)$`).FindStringSubmatch(text)
+	reserved := regexp.MustCompile(`(?m)^superuser_reserved_connections = (\d+)$`).FindStringSubmatch(text)
+	if found == nil || reserved == nil {
+		t.Fatal("postgresql.conf has no max_connections, or reserves none")
+	}
+	most, _ := strconv.Atoi(found[1])
+	kept, _ := strconv.Atoi(reserved[1])
+	const migration, exporter, backup, people = 4, 5, 4, 5
+	need := (number("REPLICAS_BLUE")+number("REPLICAS_GREEN"))*number("DATABASE_MAX_CONNS") + migration + exporter + backup + people + kept
+	atLeast("max_connections", most, need)
+
+	// Memory.
+	atLeast("NODE_MEMORY, for NODE_GOMEMLIMIT", 9*bytesOf(t, env["NODE_MEMORY"])/10, bytesOf(t, env["NODE_GOMEMLIMIT"]))
+	atLeast("REDIS_MEMORY, while it rewrites its file", bytesOf(t, env["REDIS_MEMORY"]), 3*bytesOf(t, env["REDIS_MAXMEMORY"])/2)
+	atLeast("POSTGRES_MEMORY", bytesOf(t, env["POSTGRES_MEMORY"]), 2*bytesOf(t, env["POSTGRES_SHARED_BUFFERS"]))
+}
+
+// bytesOf reads sizes as Docker, Redis, PostgreSQL and Go write them.
+func bytesOf(t *testing.T, size string) int {
+	t.Helper()
+	part := regexp.MustCompile(`(?i)^(\d+)(k|m|g)i?b?$`).FindStringSubmatch(size)
+	if part == nil {
+		t.Fatalf("%q is no size", size)
+	}
+	n, _ := strconv.Atoi(part[1])
+	return n << map[string]int{"k": 10, "m": 20, "g": 30}[strings.ToLower(part[2])]
+}
+
+// What may be reached, and what a container that was broken into may do.
+func TestTheStackIsClosed(t *testing.T) {
+	text := read(t, compose+"/docker-compose.prod.yml")
+	for _, word := range []string{"\nversion:", "docker.sock", "rslave", "start_interval", "oom_score_adj", "privileged", "container_name", "network_mode"} {
+		if strings.Contains(text, word) {
+			t.Errorf("the compose file has %q", word)
+		}
+	}
+	file := production(t, example(t))
+	exact := regexp.MustCompile(`^[a-z0-9/_.-]+:v?\d+\.\d+(\.\d+)(-alpine)?$`)
+	for name, s := range file.Services {
+		ours := strings.HasPrefix(name, "app_") || name == "migrate"
+		if !ours && !exact.MatchString(s.Image) && !regexp.MustCompile(`:15\.\d+-alpine$`).MatchString(s.Image) {
+			t.Errorf("%s: %q is no exact version", name, s.Image)
+		}
+		if len(s.Ports) > 0 && name != "traefik" {
+			t.Errorf("%s publishes %v; only Traefik may", name, s.Ports)
+		}
+		if !s.ReadOnly || s.Privileged || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
+			t.Errorf("%s is not locked in", name)
+		}
+		if len(s.CapAdd) > 0 && (name != "traefik" || !slices.Equal(s.CapAdd, []string{"NET_BIND_SERVICE"})) {
+			t.Errorf("%s has the capabilities %v", name, s.CapAdd)
+		}
+		if s.User == "" && name != "traefik" && !ours {
+			t.Errorf("%s runs as whoever its image says", name)
+		}
+		limits := s.Deploy.Resources.Limits
+		if limits.CPUs == "" || limits.Memory == "" || limits.Pids == 0 || s.Logging.Options["max-size"] == "" {
+			t.Errorf("%s is not bounded: %+v, logs %v", name, limits, s.Logging.Options)
+		}
+		if name == "migrate" {
+			continue
+		}
+		if s.Restart != "unless-stopped" || len(s.Profiles) > 0 {
+			t.Errorf("%s does not come back by itself", name)
+		}
+		// redis_exporter's image has nothing to ask with; Prometheus does.
+		if name != "redis_exporter" && (s.Healthcheck.Test == nil || s.Healthcheck.Interval != 2*time.Second) {
+			t.Errorf("%s has no health check of 2 s: %+v", name, s.Healthcheck)
+		}
+	}
+	for _, name := range []string{"redis", "postgres", "postgres_replica", "migrate"} {
+		if got := file.Services[name].Networks; !slices.Equal(got, names{"backend"}) || !file.Networks["backend"].Internal {
+			t.Errorf("%s is on %v", name, got)
+		}
+	}
+}
+
+func TestNoSecretIsInAFile(t *testing.T) {
+	file := production(t, example(t))
+	secret := regexp.MustCompile(`(?i)password|secret|token|_key|api_keys|database_url|redis_url`)
+	for name, s := range file.Services {
+		for key, value := range s.Environment {
+			if secret.MatchString(key) && !strings.HasSuffix(key, "_FILE") && !strings.HasSuffix(key, "__FILE") {
+				t.Errorf("%s: %s=%s: secrets come by file", name, key, value)
+			}
+		}
+		for _, need := range s.Secrets {
+			if _, known := file.Secrets[need]; !known {
+				t.Errorf("%s: no secret %s", name, need)
+			}
+		}
+	}
+	setup := read(t, compose+"/setup")
+	for name, s := range file.Secrets {
+		if s.File != "./secrets/"+name {
+			t.Errorf("secret %s comes from %s", name, s.File)
+		}
+		if !regexp.MustCompile(`(secret|secrets/)\s?` + name + `\b`).MatchString(setup) {
+			t.Errorf("setup does not make %s", name)
+		}
+	}
+	for key, value := range example(t) {
+		if secret.MatchString(key) && value != "" {
+			t.Errorf(".env.example: %s=%s", key, value)
+		}
+	}
+	ignored := read(t, root+"/.gitignore")
+	for _, path := range []string{".env", "/deploy/compose/secrets/", "/deploy/compose/state/", "/deploy/compose/backups/", "/deploy/traefik/dynamic/active.yml"} {
+		if !slices.Contains(strings.Split(ignored, "\n"), path) {
+			t.Errorf("git does not ignore %s", path)
+		}
+	}
+}

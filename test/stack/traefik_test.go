@@ -1,0 +1,256 @@
+package stack
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// traefikEnv is what Traefik's container is given, as shipped.
+func traefikEnv(t *testing.T) map[string]string {
+	t.Helper()
+	env := example(t)
+	env["COMPOSE_PROJECT_NAME"] = "switchyard"
+	return production(t, env).Services["traefik"].Environment
+}
+
+// whole is all that Traefik reads while blue is live.
+func whole(t *testing.T, env map[string]string) dynamicFile {
+	t.Helper()
+	all := dynamic(t, "blue.yml", env)
+	entries, err := os.ReadDir(filepath.Join(traefik, "dynamic"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if entry.Name() == "active.yml" { // this machine's own
+			continue
+		}
+		part := dynamic(t, "dynamic/"+entry.Name(), env)
+		merge(t, &all.HTTP.Routers, part.HTTP.Routers)
+		merge(t, &all.HTTP.Services, part.HTTP.Services)
+		merge(t, &all.HTTP.Middlewares, part.HTTP.Middlewares)
+		merge(t, &all.HTTP.ServersTransports, part.HTTP.ServersTransports)
+		merge(t, &all.TLS.Stores, part.TLS.Stores)
+		merge(t, &all.TLS.Options, part.TLS.Options)
+	}
+	return all
+}
+
+func merge[V any](t *testing.T, into *map[string]V, from map[string]V) {
+	t.Helper()
+	if *into == nil {
+		*into = map[string]V{}
+	}
+	for name, value := range from {
+		if _, twice := (*into)[name]; twice {
+			t.Errorf("%s is there twice", name)
+		}
+		(*into)[name] = value
+	}
+}
+
+// A staticFile is what is read of traefik.yml.
+type staticFile struct {
+	EntryPoints map[string]struct {
+		Address              string `yaml:"address"`
+		AliasHeadersStrategy string `yaml:"aliasHeadersStrategy"`
+		HTTP                 struct {
+			Redirections struct {
+				EntryPoint struct{ To, Scheme string } `yaml:"entryPoint"`
+			} `yaml:"redirections"`
+		} `yaml:"http"`
+	} `yaml:"entryPoints"`
+	Providers struct {
+		Throttle time.Duration `yaml:"providersThrottleDuration"`
+		Docker   any           `yaml:"docker"`
+		File     struct {
+			Directory string `yaml:"directory"`
+			Watch     bool   `yaml:"watch"`
+		} `yaml:"file"`
+	} `yaml:"providers"`
+	Resolvers map[string]any `yaml:"certificatesResolvers"`
+	API       struct {
+		Insecure bool `yaml:"insecure"`
+	} `yaml:"api"`
+	Ping struct {
+		EntryPoint string `yaml:"entryPoint"`
+	} `yaml:"ping"`
+	Metrics struct {
+		Prometheus struct {
+			EntryPoint string `yaml:"entryPoint"`
+		} `yaml:"prometheus"`
+	} `yaml:"metrics"`
+	AccessLog struct {
+		Format string `yaml:"format"`
+		Fields struct {
+			QueryParameters struct {
+				DefaultMode string `yaml:"defaultMode"`
+			} `yaml:"queryParameters"`
+			Headers struct {
+				DefaultMode string            `yaml:"defaultMode"`
+				Names       map[string]string `yaml:"names"`
+			} `yaml:"headers"`
+		} `yaml:"fields"`
+	} `yaml:"accessLog"`
+}
+
+func static(t *testing.T) staticFile {
+	t.Helper()
+	text, err := interpolate(read(t, traefik+"/traefik.yml"), map[string]string{"ACME_EMAIL": "you@example.com"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file staticFile
+	decode(t, "traefik.yml", text, &file)
+	return file
+}
+
+// blue.yml and green.yml are what a switch renames into place: they may differ in
+// the colour, and in nothing else.
+func TestAColoursRouteDiffersInTheColour(t *testing.T) {
+	blue, green := read(t, traefik+"/blue.yml"), read(t, traefik+"/green.yml")
+	if strings.ReplaceAll(blue, "blue", "green") != green || blue == green {
+		t.Errorf("blue.yml and green.yml:\n%s\n%s", blue, green)
+	}
+	route := dynamic(t, "blue.yml", traefikEnv(t))
+	if len(route.HTTP.Services)+len(route.HTTP.Middlewares) > 0 || len(route.HTTP.Routers) != 2 {
+		t.Errorf("blue.yml is to have the two routers alone: %+v", route)
+	}
+	for name, router := range route.HTTP.Routers {
+		if router.Service != "app-blue" || !strings.Contains(router.Rule, "Host(`chat.example.com`)") {
+			t.Errorf("%s: %+v", name, router)
+		}
+	}
+}
+
+func TestWhatTraefikNamesIsThere(t *testing.T) {
+	env := traefikEnv(t)
+	all, fixed := whole(t, env), static(t)
+	for name, router := range all.HTTP.Routers {
+		for _, point := range router.EntryPoints {
+			if _, known := fixed.EntryPoints[point]; !known {
+				t.Errorf("router %s: no entry point %s", name, point)
+			}
+		}
+		if _, known := all.HTTP.Services[router.Service]; !known && !strings.HasSuffix(router.Service, "@internal") {
+			t.Errorf("router %s: no service %s", name, router.Service)
+		}
+		if resolver := router.TLS.CertResolver; resolver != "" && fixed.Resolvers[resolver] == nil {
+			t.Errorf("router %s: no resolver %s", name, resolver)
+		}
+		outside := slices.Contains(router.EntryPoints, "websecure")
+		if outside != (router.TLS.CertResolver != "") || outside != (len(router.Middlewares) == 1) || len(router.EntryPoints) != 1 {
+			t.Errorf("router %s is neither inside nor outside: %+v", name, router)
+		}
+		for _, middleware := range router.Middlewares {
+			for _, part := range all.HTTP.Middlewares[middleware].Chain.Middlewares {
+				if _, known := all.HTTP.Middlewares[part]; !known {
+					t.Errorf("router %s: no middleware %s", name, part)
+				}
+			}
+			if !slices.Contains(all.HTTP.Middlewares[middleware].Chain.Middlewares, "security-headers") {
+				t.Errorf("router %s goes without the security headers", name)
+			}
+		}
+	}
+	for name, m := range all.HTTP.Middlewares {
+		for _, limit := range []*limit{m.RateLimit, m.InFlightReq} {
+			if limit != nil && (limit.SourceCriterion.IPStrategy == nil || limit.SourceCriterion.IPStrategy.Depth != 0) {
+				t.Errorf("%s does not count by the address that Traefik sees", name)
+			}
+		}
+	}
+	certificate := all.TLS.Stores["default"].DefaultCertificate
+	if certificate.CertFile != "/run/secrets/tls_crt" || certificate.KeyFile != "/run/secrets/tls_key" || all.TLS.Options["default"].MinVersion != "VersionTLS12" {
+		t.Errorf("TLS: %+v", all.TLS)
+	}
+}
+
+// One server a replica, by the name that Compose gives its container.
+func TestServersAreTheReplicas(t *testing.T) {
+	env := example(t)
+	all := whole(t, traefikEnv(t))
+	file := production(t, env)
+	for _, color := range []string{"blue", "green"} {
+		balancer := all.HTTP.Services["app-"+color].LoadBalancer
+		var got, want []string
+		for _, server := range balancer.Servers {
+			got = append(got, server.URL)
+		}
+		for n := range file.Services["app_"+color].Deploy.Replicas {
+			want = append(want, fmt.Sprintf("http://%s-app_%s-%d:8000", file.Name, color, n+1))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("app-%s has %v, Compose starts %v", color, got, want)
+		}
+		check := balancer.HealthCheck
+		if check.Path != "/readyz" || check.Interval > 2*time.Second || check.Timeout >= check.Interval || balancer.Strategy != "p2c" {
+			t.Errorf("app-%s: %+v", color, balancer)
+		}
+		if _, known := all.HTTP.ServersTransports[balancer.ServersTransport]; !known {
+			t.Errorf("app-%s: no transport %s", color, balancer.ServersTransport)
+		}
+		// What keeps the probes of a colour alive while nobody is sent there.
+		if router := all.HTTP.Routers[color]; router.Service != "app-"+color || !slices.Equal(router.EntryPoints, []string{"internal"}) {
+			t.Errorf("router %s: %+v", color, router)
+		}
+	}
+	// With a CDN in front, the address that it names counts.
+	behind := traefikEnv(t)
+	behind["TRUSTED_IPS"] = "192.0.2.0/24"
+	if limit := whole(t, behind).HTTP.Middlewares["ws-rate-limit"].RateLimit; limit.SourceCriterion.IPStrategy.Depth != 1 || limit.Average != 200 || limit.Burst != 1000 {
+		t.Errorf("behind a CDN: %+v", limit)
+	}
+}
+
+func TestTraefiksDoors(t *testing.T) {
+	fixed := static(t)
+	file := production(t, example(t))
+	inside := map[string]string{} // port in the container to where it is published
+	for _, port := range file.Services["traefik"].Ports {
+		at := strings.LastIndex(port, ":")
+		inside[port[at:]] = port[:at]
+	}
+	for name, point := range fixed.EntryPoints {
+		published, ok := inside[point.Address]
+		delete(inside, point.Address)
+		switch name {
+		case "web", "websecure":
+			if !ok || strings.Contains(published, ":") {
+				t.Errorf("%s is published at %q", name, published)
+			}
+		case "internal":
+			if ok {
+				t.Errorf("the API is published at %s", published)
+			}
+		default:
+			if !strings.HasPrefix(published, "127.0.0.1:") {
+				t.Errorf("%s is published at %q, and is for this machine alone", name, published)
+			}
+		}
+		if point.AliasHeadersStrategy != "reject" {
+			t.Errorf("%s takes headers that look like others", name)
+		}
+	}
+	if len(inside) > 0 {
+		t.Errorf("published, and nobody listens: %v", inside)
+	}
+	if to := fixed.EntryPoints["web"].HTTP.Redirections.EntryPoint; to.To != "websecure" || to.Scheme != "https" {
+		t.Errorf("web redirects to %+v", to)
+	}
+	if fixed.Providers.Docker != nil || fixed.API.Insecure || !fixed.Providers.File.Watch || fixed.Providers.Throttle > 100*time.Millisecond {
+		t.Errorf("providers %+v, api %+v", fixed.Providers, fixed.API)
+	}
+	if fixed.Ping.EntryPoint != "internal" || fixed.Metrics.Prometheus.EntryPoint != "internal" {
+		t.Errorf("ping at %s, metrics at %s", fixed.Ping.EntryPoint, fixed.Metrics.Prometheus.EntryPoint)
+	}
+	log := fixed.AccessLog
+	if log.Format != "json" || log.Fields.QueryParameters.DefaultMode != "drop" || log.Fields.Headers.DefaultMode != "drop" || len(log.Fields.Headers.Names) > 1 {
+		t.Errorf("the access log holds secrets: %+v", log)
+	}
+}

@@ -3,6 +3,7 @@ package load
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -79,9 +80,15 @@ func (r *Run) options(n int, l *line) client.Options {
 		HTTPClient: &http.Client{Transport: &http.Transport{
 			// A refused handshake leaves no idle connection behind.
 			Proxy: http.ProxyFromEnvironment, DialContext: l.dial, DisableKeepAlives: true,
+			// A handshake is HTTP/1.1, whatever else the other side speaks.
+			TLSClientConfig: r.plan.TLS, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
 		}},
 		OnState: r.state,
 		OnMoved: func(client.MovedEvent) { r.moves.Add(1) },
+	}
+	l.open = r.plan.Dial
+	if r.plan.Header != nil {
+		opts.Header = r.plan.Header(n)
 	}
 	if tokens := r.plan.Tokens; len(tokens) > 0 {
 		opts.Token = func(context.Context) (string, error) { return tokens[n%len(tokens)], nil }
@@ -176,14 +183,14 @@ func sentAt(data []byte) (time.Duration, bool) {
 // A line is the network connection of one client, to be cut. While a client
 // moves it is the newer one.
 type line struct {
-	dialer net.Dialer
+	open func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu   sync.Mutex // Protects following.
 	conn net.Conn
 }
 
 func (l *line) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := l.dialer.DialContext(ctx, network, addr)
+	conn, err := l.open(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -2,8 +2,12 @@ package load
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"fmt"
+	"net"
+	"net/http"
 	"strings"
 	"time"
 
@@ -19,6 +23,12 @@ type Plan struct {
 	URLs []string
 	// Tokens, if set, are the clients' credentials, in turns.
 	Tokens []string
+	// Dial makes the network connections, TLS is for wss addresses; nil means as
+	// net and crypto/tls do. Header, if set, returns what a client sends with its
+	// handshakes.
+	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	TLS    *tls.Config
+	Header func(client int) http.Header
 	// Clients are how many connect. Each joins one room and publishes there.
 	Clients int
 	// Publishers are how many of the clients publish; 0 means all.
@@ -75,6 +85,9 @@ func (p Plan) withDefaults() Plan {
 	p.Window = cmp.Or(p.Window, 1)
 	p.Settle = cmp.Or(p.Settle, 30*time.Second)
 	p.MaxEvents = cmp.Or(p.MaxEvents, DefaultMaxEvents)
+	if p.Dial == nil {
+		p.Dial = new(net.Dialer).DialContext
+	}
 	p.Prefix = cmp.Or(p.Prefix, "verify-"+strings.ToLower(rand.Text()[:10]))
 	return p
 }

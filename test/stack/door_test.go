@@ -1,0 +1,223 @@
+//go:build stack
+
+package stack
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/load"
+	"switchyard/internal/message"
+)
+
+// connect brings a user in through TLS, as a browser comes in.
+func (s *stack) connect(t *testing.T, user string, header http.Header) *client.Client {
+	t.Helper()
+	c, err := client.New(s.options(t, user, header))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (s *stack) options(t *testing.T, user string, header http.Header) client.Options {
+	t.Helper()
+	token := s.token(user)
+	return client.Options{
+		URLs: []string{"wss://" + domain + "/ws"}, Header: header,
+		HTTPClient: &http.Client{Transport: &http.Transport{DialContext: s.dial, TLSClientConfig: s.tls(), DisableKeepAlives: true}},
+		Token:      func(context.Context) (string, error) { return token, nil },
+	}
+}
+
+// The first test: with it the time of a whole start ends.
+func TestAMessageThroughTheWholeStack(t *testing.T) {
+	ada, bob := the.connect(t, "ada", nil), the.connect(t, "bob", nil)
+	got := make(chan message.Message, 1)
+	if _, err := bob.Join(t.Context(), "hall", client.Start(), client.Handler{Message: func(m message.Message) { got <- m }}); err != nil {
+		t.Fatal(err)
+	}
+	ack, err := ada.Publish(t.Context(), "hall", json.RawMessage(`"hello"`), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case m := <-got:
+		if m.Seq != ack.Seq || string(m.Data) != `"hello"` {
+			t.Errorf("got %+v for %+v", m, ack)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the message did not come")
+	}
+	took := time.Since(the.began)
+	t.Logf("from docker compose up to the first message: %.1f s", took.Seconds())
+	if took > time.Minute {
+		t.Errorf("the stack took %v to its first message, a minute is allowed", took)
+	}
+}
+
+func TestThePageAndItsHeaders(t *testing.T) {
+	res, body := the.get(t, "https://"+domain+"/")
+	if res.StatusCode != http.StatusOK || !strings.Contains(body, "<script") {
+		t.Fatalf("%s\n%s", res.Status, body)
+	}
+	for name, want := range map[string]string{
+		"Strict-Transport-Security": "max-age=31536000; includeSubDomains; preload",
+		"X-Content-Type-Options":    "nosniff",
+		"X-Frame-Options":           "DENY",
+		"Referrer-Policy":           "no-referrer",
+		"Permissions-Policy":        "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+	} {
+		if got := res.Header.Values(name); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	for _, name := range []string{"Server", "X-Powered-By", "X-Xss-Protection"} {
+		if got := res.Header.Values(name); len(got) > 0 {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	if !strings.Contains(res.Header.Get("Content-Security-Policy"), "default-src 'none'") || res.TLS.Version < 0x0303 {
+		t.Errorf("%v, TLS %x", res.Header, res.TLS.Version)
+	}
+}
+
+func TestHTTPIsSentToHTTPS(t *testing.T) {
+	res, _ := the.get(t, "http://"+domain+"/some?thing=1")
+	if to := res.Header.Get("Location"); res.StatusCode != http.StatusPermanentRedirect && res.StatusCode != http.StatusMovedPermanently || to != "https://"+domain+"/some?thing=1" {
+		t.Errorf("%s, Location %q", res.Status, to)
+	}
+}
+
+// Nothing of the house is reached from outside, however it is spelt.
+func TestTheHouseIsNotReachedFromOutside(t *testing.T) {
+	for _, path := range []string{
+		"/metrics", "/metrics/", "/Metrics", "//metrics", "/./metrics", "/x/../metrics", "/%6detrics", "/metrics%2f", "/metrics?x=1", "/metrics;x",
+		"/debug/pprof/", "/debug/rooms", "/drain", "/log-level", "/api/http/routers", "/dashboard/", "/ping",
+	} {
+		res, body := the.get(t, "https://"+domain+path)
+		if res.StatusCode < 400 && res.StatusCode != http.StatusMovedPermanently || strings.Contains(body, "websocket_") || strings.Contains(body, "entryPoints") {
+			t.Errorf("%s: %s\n%.200s", path, res.Status, body)
+		}
+	}
+	// Another name is nobody's, and that of a colour is for inside.
+	for _, host := range []string{"blue.internal", "elsewhere.test"} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+domain+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		res, err := the.client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != http.StatusNotFound && res.StatusCode != http.StatusMisdirectedRequest {
+			t.Errorf("%s: %s", host, res.Status)
+		}
+	}
+}
+
+// The limits of one address, as shipped: 50 a second and 100 at once.
+func TestOneAddressIsLimited(t *testing.T) {
+	c := the.client()
+	c.Transport.(*http.Transport).DisableKeepAlives = false
+	var mu sync.Mutex
+	codes := map[int]int{}
+	began := time.Now()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 40 {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+domain+"/healthz", nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				res, err := c.Do(req)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = res.Body.Close()
+				mu.Lock()
+				codes[res.StatusCode]++
+				mu.Unlock()
+				if res.StatusCode == http.StatusTooManyRequests && res.Header.Get("Retry-After") == "" {
+					t.Error("429 without Retry-After")
+				}
+			}
+		})
+	}
+	all.Wait()
+	took := time.Since(began)
+	c.CloseIdleConnections()
+	t.Logf("320 requests of one address in %.2f s: %v", took.Seconds(), codes)
+	if most := 100 + int(50*took.Seconds()) + 2; codes[200] > most || codes[200] < 90 || codes[200]+codes[429] != 320 {
+		t.Errorf("%v; at most %d may come through", codes, most)
+	}
+	// Sockets have a limit of their own: this address still comes in.
+	the.connect(t, "ada", nil)
+}
+
+// What a client sends in secret is not in the access log.
+func TestTheAccessLogHoldsNoSecrets(t *testing.T) {
+	marker := fmt.Sprintf("s3cret%d", time.Now().UnixNano())
+	the.get(t, "https://"+domain+"/ws?access_token="+marker+"&session="+marker, "Authorization: Bearer "+marker, "Cookie: a="+marker, "Switchyard-Session: "+marker)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		out := must1(the.compose("logs", "--no-color", "--no-log-prefix", "traefik"))
+		if strings.Contains(out, marker) {
+			t.Fatal("the access log holds what the client sent")
+		}
+		if strings.Contains(out, `"RequestPath":"/ws"`) && strings.Contains(out, `"RouterName":"ws@file"`) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no line about the request:\n%.2000s", out)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+func must1(out string, _ error) string { return out }
+
+// run starts a judged run through Traefik, each client from an address of its own.
+func (s *stack) run500(t *testing.T, plan load.Plan, addresses int) *load.Run {
+	t.Helper()
+	plan.URLs = []string{"wss://" + domain + "/ws"}
+	plan.Dial, plan.TLS = s.dial, s.tls()
+	plan.Header = func(n int) http.Header { return http.Header{"X-Forwarded-For": {address(n % addresses)}} }
+	for n := range plan.Clients {
+		plan.Tokens = append(plan.Tokens, s.token(fmt.Sprintf("user-%d", n)))
+	}
+	run, err := load.Start(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return run
+}
+
+// address is the nth of a network for documentation.
+func address(n int) string { return fmt.Sprintf("203.0.113.%d", n+1) }
+
+func judge(t *testing.T, run *load.Run) {
+	t.Helper()
+	run.Stop()
+	report := run.Report()
+	t.Logf("%s", report)
+	if report.Verdict != load.Clean {
+		t.Errorf("the verdict is %s", report.Verdict)
+	}
+}

@@ -255,6 +255,7 @@ func (d *drain) tell(n int, deadline time.Duration) {
 			wave = append(wave, k)
 		}
 	})
+	wave = d.server.saver.keep(wave)
 	now := time.Now().UnixMilli()
 	for i, k := range wave {
 		// Its own slot, and somewhere in it.

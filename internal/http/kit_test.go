@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type node struct {
 	reg   *prometheus.Registry
 	logs  *safeBuilder
 	log   *moodyLog
+	seats *seats
 
 	mu    sync.Mutex
 	state []Component
@@ -116,6 +118,37 @@ func (l *moodyLog) ListRooms(ctx context.Context, prefix string, after message.R
 	return l.SQLite.ListRooms(ctx, prefix, after, limit)
 }
 
+// seats are the real presence, noting what it is told, until the log is given
+// a mood: then it has that, too.
+type seats struct {
+	*session.Node
+	log *moodyLog
+
+	mu      sync.Mutex
+	changes []message.PresenceChange
+}
+
+func (s *seats) Change(changes []message.PresenceChange) {
+	s.mu.Lock()
+	s.changes = append(s.changes, changes...)
+	s.mu.Unlock()
+	s.Node.Change(changes)
+}
+
+func (s *seats) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
+	if err := s.log.fault(); err != nil {
+		return message.Presence{}, err
+	}
+	return s.Node.Room(ctx, room, limit)
+}
+
+// told are the changes so far.
+func (s *seats) told() []message.PresenceChange {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.changes)
+}
+
 func startNode(t testing.TB, change func(*Config)) *node {
 	t.Helper()
 	n := &node{t: t, reg: prometheus.NewRegistry(), logs: &safeBuilder{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
@@ -130,14 +163,15 @@ func startNode(t testing.TB, change func(*Config)) *node {
 	}
 	b := broker.NewMemory(new(broker.Bus), broker.Config{Logger: logger, Registerer: n.reg})
 	n.log = &moodyLog{SQLite: l, settled: func(p *message.Publication) { n.hub.Settled([]*message.Publication{p}) }}
-	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, Directory: n.log, Broker: b, Logger: logger, Registerer: n.reg})
-	b.Start(n.hub.Receive)
-	l.Start(n.hub.Settled)
-	verifier, err := auth.New(t.Context(), auth.Config{Logger: logger, Registerer: n.reg})
+	fleet, err := session.NewMemory(nil, session.Config{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	fleet, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	n.seats = &seats{Node: fleet, log: n.log}
+	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, Directory: n.log, Broker: b, Presence: n.seats, Logger: logger, Registerer: n.reg})
+	b.Start(n.hub.Receive)
+	l.Start(n.hub.Settled)
+	verifier, err := auth.New(t.Context(), auth.Config{Logger: logger, Registerer: n.reg})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func upgradeHeader(more ...string) http.Header {
 func everyCall() (all []exchange) {
 	for _, operation := range []string{
 		"POST /v1/rooms/{room}/messages", "GET /v1/rooms/{room}/messages", "POST /v1/messages", "POST /v1/rooms/{room}/signals",
-		"GET /v1/rooms", "POST /v1/users/{user}/disconnect", "GET /", "GET /{file}", "GET /ws", "GET /healthz", "GET /readyz", "GET /metrics",
+		"GET /v1/rooms", "GET /v1/rooms/{room}/presence", "POST /v1/users/{user}/disconnect", "GET /", "GET /{file}", "GET /ws", "GET /healthz", "GET /readyz", "GET /metrics",
 	} {
 		method, route, _ := strings.Cut(operation, " ")
 		path := strings.NewReplacer("{room}", "a", "{user}", "ann", "{file}", "client.js").Replace(route)
@@ -94,6 +94,7 @@ func everyCall() (all []exchange) {
 func exchanges() []exchange {
 	const one, batch, sig, list = "/v1/rooms/{room}/messages", "/v1/messages", "/v1/rooms/{room}/signals", "/v1/rooms"
 	const a, s = "/v1/rooms/a/messages", "/v1/rooms/a/signals"
+	const who = "/v1/rooms/{room}/presence"
 	const removal, ann = "/v1/users/{user}/disconnect", "/v1/users/ann/disconnect"
 	gzip := http.Header{"Content-Encoding": {"gzip"}}
 	nobody := http.Header{"Authorization": {"Bearer nobody"}}
@@ -130,6 +131,12 @@ func exchanges() []exchange {
 		{"GET", list, list, "", nil, planted, 503},
 		{"GET", list, list, "", nil, errPanic, 500},
 		{"GET", list, list, "", nobody, nil, 401},
+		{"GET", who, "/v1/rooms/a/presence", "", nil, nil, 200},
+		{"GET", who, "/v1/rooms/a/presence", "", nil, planted, 503},
+		{"GET", who, "/v1/rooms/a/presence", "", nil, errPanic, 500},
+		{"GET", who, "/v1/rooms/a/presence", "", nobody, nil, 401},
+		{"GET", who, "/v1/rooms/_x/presence", "", nil, nil, 403},
+		{"GET", who, "/v1/rooms/a%20b/presence", "", nil, nil, 400},
 		{"GET", one, a, "", nobody, nil, 401},
 		{"GET", one, "/v1/rooms/_x/messages", "", nil, nil, 403},
 		{"POST", removal, ann, `{"for":"10s"}`, nil, nil, 200},

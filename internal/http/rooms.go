@@ -74,3 +74,37 @@ func queryRoom(r *http.Request, name string) (message.Room, error) {
 	}
 	return room, nil
 }
+
+// A presentMember is one session in a room; User is nil when anonymous.
+type presentMember struct {
+	Session message.SessionID `json:"session"`
+	User    *string           `json:"user"`
+}
+
+// present tells who is in a room, on all nodes: GET /v1/rooms/{room}/presence.
+// Where they are more than PRESENCE_LIMIT it is their number alone.
+func (s *Server) present(w http.ResponseWriter, r *http.Request) error {
+	room, err := roomOf(r)
+	if err != nil {
+		return err
+	}
+	found, err := s.cfg.Hub.Present(r.Context(), room)
+	if err != nil {
+		return err
+	}
+	var members []presentMember
+	if found.Members != nil {
+		members = make([]presentMember, len(found.Members))
+	}
+	for i := range members {
+		m := &found.Members[i]
+		if members[i].Session = m.Session; m.User != "" {
+			members[i].User = &m.User
+		}
+	}
+	return writeJSON(w, http.StatusOK, struct {
+		Room    message.Room    `json:"room"`
+		Count   int             `json:"count"`
+		Members []presentMember `json:"members,omitzero"`
+	}{room, found.Count, members})
+}

@@ -41,6 +41,7 @@ func (s *Server) routes() http.Handler {
 			r.Get("/rooms", s.adapt(s.listRooms))
 			r.Post("/rooms/{room}/messages", s.adapt(s.publish))
 			r.Post("/rooms/{room}/signals", s.adapt(s.signal))
+			r.Get("/rooms/{room}/presence", s.adapt(s.present))
 			r.Post("/users/{user}/disconnect", s.adapt(s.disconnectUser))
 		})
 		for _, f := range pageFiles() {

@@ -2,6 +2,9 @@ package http
 
 import (
 	"context"
+	"iter"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -9,23 +12,39 @@ import (
 )
 
 const (
-	// saveEvery is how long changes of sessions gather before they are saved.
+	// saveEvery is how long changes of sessions gather before they are saved,
+	// saveSoon how long those do that a client may come back for at once: a
+	// session that has begun, and one whose socket has ended.
 	saveEvery = time.Second
+	saveSoon  = 50 * time.Millisecond
+	// saveTries is how often a save that failed is made, before it waits for
+	// the client's next answer to a ping.
+	saveTries = 3
 	// saveBatch is how many are saved in one call.
 	saveBatch = 500
 )
 
 // A saver saves the sessions of sockets, gathered: one is saved when its
 // client has answered a ping, when it begins, and when it ends. Safe for
-// concurrent use. The zero value needs its server.
+// concurrent use.
 type saver struct {
 	server *Server
+	wake   chan struct{} // holds a token when something is to be saved soon
 
 	mu  sync.Mutex
 	due map[*socket]struct{}
 }
 
-// add has the socket's session saved soon. What waits is bounded by the
+// soon has the socket's session saved at once, or as good as that.
+func (v *saver) soon(k *socket) {
+	v.add(k)
+	select {
+	case v.wake <- struct{}{}:
+	default:
+	}
+}
+
+// add has the socket's session saved within a second. What waits is bounded by the
 // sockets there are, and those that ended within the last round.
 func (v *saver) add(k *socket) {
 	if k.held == nil {
@@ -39,13 +58,22 @@ func (v *saver) add(k *socket) {
 	v.due[k] = struct{}{}
 }
 
-// loop saves what is due, each second, until stop closes, and then once more.
+// loop saves what is due, each second or soon, until stop closes, and then
+// once more.
 func (v *saver) loop(stop <-chan struct{}) {
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
+	var soon <-chan time.Time
 	for {
 		select {
 		case <-tick.C:
+			v.flush()
+		case <-v.wake:
+			if soon == nil {
+				soon = time.After(saveSoon)
+			}
+		case <-soon:
+			soon = nil
 			v.flush()
 		case <-stop:
 			v.flush()
@@ -61,9 +89,29 @@ func (v *saver) flush() {
 	due := v.due
 	v.due = nil
 	v.mu.Unlock()
-	batch := make([]message.SessionSave, 0, min(len(due), saveBatch))
-	of := make([]*socket, 0, cap(batch))
-	for k := range due {
+	v.saveAll(maps.Keys(due))
+}
+
+// keep sees to it that a client that is asked to move has a session to come
+// back with: it saves those that are not kept yet, and returns who may be asked
+// now. The others may at the next wave, and in any case at the one after:
+// nothing waits for long for a Redis that is away.
+func (v *saver) keep(wave []*socket) []*socket {
+	v.saveAll(func(yield func(*socket) bool) {
+		for _, k := range wave {
+			if k.unkept() && !yield(k) {
+				return
+			}
+		}
+	})
+	return slices.DeleteFunc(wave, func(k *socket) bool { return k.unkept() && k.waits() })
+}
+
+// saveAll saves where these sockets' sessions stand.
+func (v *saver) saveAll(sockets iter.Seq[*socket]) {
+	batch := make([]message.SessionSave, 0, saveBatch)
+	of := make([]*socket, 0, saveBatch)
+	for k := range sockets {
 		if save, ok := k.state(); ok {
 			batch, of = append(batch, save), append(of, k)
 		}

@@ -217,6 +217,7 @@ func New(cfg Config) *Server {
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
 	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
 	s.beat.server, s.saver.server = s, s
+	s.saver.wake = make(chan struct{}, 1)
 	s.gate = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
 	s.public = s.newHTTP(s.routes())
 	s.public.ConnState = s.plain.note

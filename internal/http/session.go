@@ -30,8 +30,9 @@ type Owners interface {
 	End(message.Session)
 }
 
-// resumeTimeout bounds the look for a session in a handshake.
-const resumeTimeout = 500 * time.Millisecond
+// resumeTimeout bounds the look for a session in a handshake: the time of one
+// round trip, and as much again for those that are made before.
+const resumeTimeout = time.Second
 
 // goodbyeTime is what a client has, once it is live on the newer socket, to
 // close the older one itself: it is the one who knows what is still on its way.
@@ -54,6 +55,8 @@ type held struct {
 	// Protects following.
 	session message.Session // as it was saved last
 	kept    bool            // and it was
+	failed  int             // saves in a row that were not
+	waited  int             // waves of a drain, for its first save
 	parted  bool            // the socket has ended: session.Rooms are the last
 	lost    bool            // a newer socket owns it
 	// timer closes the older socket of a takeover, at replaced.
@@ -83,7 +86,7 @@ func (k *socket) hold(o protocol.Offer, user string) (secret string, resumed boo
 	}
 	k.client.SetSession(k.held.session.ID, k.held.session.Generation)
 	s.owners.add(k)
-	s.saver.add(k)
+	s.saver.soon(k)
 	return secret, resumed
 }
 
@@ -156,8 +159,43 @@ func (k *socket) part(goodbye bool) {
 		if k.isSettled() {
 			k.held.set(rooms)
 		}
-		k.server.saver.add(k)
+		k.server.saver.soon(k)
 	}
+}
+
+// unkept says whether the socket has a session of its own that could not be
+// resumed elsewhere, since it was not saved.
+func (k *socket) unkept() bool {
+	// Introduced first: until then the reader may still be about to set held.
+	if !k.introduced.Load() || k.held == nil {
+		return false
+	}
+	k.held.mu.Lock()
+	defer k.held.mu.Unlock()
+	return !k.held.kept && !k.held.lost && !k.held.parted
+}
+
+// waits says whether the socket stays for another wave of a drain, for its
+// session to be kept. It does so twice.
+func (k *socket) waits() bool {
+	k.held.mu.Lock()
+	defer k.held.mu.Unlock()
+	k.held.waited++
+	return k.held.waited <= 2
+}
+
+// moves says whether the client is on its way to another socket, or already
+// there: then its goodbye to this one is none to its rooms.
+func (k *socket) moves() bool {
+	if k.told.Load() != 0 {
+		return true
+	}
+	if k.held == nil {
+		return false
+	}
+	k.held.mu.Lock()
+	defer k.held.mu.Unlock()
+	return k.held.lost
 }
 
 // set takes over where the client stands, and says whether that is news.
@@ -216,7 +254,11 @@ func (k *socket) saved(r message.SaveResult) bool {
 		k.replaceIn(k.server.cfg.Takeover)
 	case message.SaveMissing:
 		return true
-	case message.SaveDone, message.SaveFailed:
+	case message.SaveFailed:
+		k.held.failed++
+		return k.held.failed < saveTries
+	case message.SaveDone:
+		k.held.failed = 0
 	}
 	return false
 }

@@ -211,9 +211,10 @@ func (k *socket) end(err error) {
 	s := k.server
 	_, ours := k.conn.closing()
 	goodbye := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
+	moves := k.moves()
 	k.part(goodbye)
 	if k.client != nil {
-		k.client.Close(goodbye)
+		k.client.Close(goodbye && !moves)
 	}
 	s.expiry.remove(k)
 	s.owners.remove(k)

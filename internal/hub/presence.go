@@ -57,8 +57,12 @@ func (h *Hub) presenceLoop() {
 	}
 }
 
-// Present returns who is in a room, on all nodes.
+// Present returns who is in a room, on all nodes. An error wraps
+// message.ErrUnavailable where that can't be known now.
 func (h *Hub) Present(ctx context.Context, room message.Room) (message.Presence, error) {
+	if h.cfg.Presence == nil {
+		return message.Presence{}, fmt.Errorf("who is in a room: %w: nobody keeps it", message.ErrUnavailable)
+	}
 	ctx, cancel := context.WithTimeout(ctx, presenceTimeout)
 	defer cancel()
 	p, err := h.cfg.Presence.Room(ctx, room, h.cfg.PresenceLimit)

@@ -73,8 +73,9 @@ type call struct {
 	err   error
 
 	// Of a call that goes through a funnel.
-	ctx  context.Context // who waits for it
-	done chan struct{}   // closed by the funnel
+	ctx   context.Context // who waits for it
+	asked time.Time
+	done  chan struct{} // closed by the funnel
 }
 
 func openRedis(cfg Config, m *metrics) *redisSpace {
@@ -159,14 +160,15 @@ func (r *redisSpace) trip(
 }
 
 // ask makes one call, in a round trip shared with others that ask at the same
-// time: thousands of clients may come at once.
+// time: thousands of clients may come at once. It waits for its turn as long
+// as for its answer: one that was sent is done, whoever has stopped waiting.
 func (r *redisSpace) ask(ctx context.Context, c *call) error {
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*r.timeout)
 	defer cancel()
 	if r.health.rests() {
 		return errResting
 	}
-	c.ctx, c.done = ctx, make(chan struct{})
+	c.ctx, c.asked, c.done = ctx, time.Now(), make(chan struct{})
 	select {
 	case r.calls <- c:
 	default:
@@ -180,6 +182,17 @@ func (r *redisSpace) ask(ctx context.Context, c *call) error {
 	case <-r.ctx.Done():
 		return fmt.Errorf("%w: closed", message.ErrAway)
 	}
+}
+
+// isLate says whether a call's turn has come so late that whoever waits for it
+// may be gone before the answer; then it is answered at once.
+func (r *redisSpace) isLate(c *call) bool {
+	if c.ctx.Err() == nil && time.Since(c.asked) < r.timeout {
+		return false
+	}
+	c.err = fmt.Errorf("%w: its turn did not come within %v", message.ErrAway, r.timeout)
+	close(c.done)
+	return true
 }
 
 // funnelLoop makes what was asked: all that waits goes in one round trip, but
@@ -202,7 +215,7 @@ func (r *redisSpace) funnelLoop() {
 				break gather
 			}
 		}
-		batch = slices.DeleteFunc(batch, func(c *call) bool { return c.ctx.Err() != nil })
+		batch = slices.DeleteFunc(batch, r.isLate)
 		if len(batch) > 0 {
 			_ = r.run(r.ctx, opAsk, batch...) // each call has its own error
 		}

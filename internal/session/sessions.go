@@ -16,7 +16,8 @@ func (n *Node) New(user string) (secret string, s message.Session) {
 // Resume takes over the session that a secret belongs to, and tells the node
 // that had it. It is false when there is no such session of this user; which
 // of the two, nobody learns. An error wraps message.ErrAway when nobody could
-// be asked; the client then gets a fresh session. It takes 500 ms at most.
+// be asked; the client then gets a fresh session. It takes 500 ms
+// at most, and as long again where many ask at once.
 func (n *Node) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
 	id, ok := readSecret(secret)
 	if !ok {

@@ -2,6 +2,7 @@ package load
 
 import (
 	"slices"
+	"time"
 
 	"switchyard/internal/message"
 )
@@ -16,7 +17,7 @@ const MaxFindings = 50
 func Check(h *History) *Report {
 	// First what is known of each room, from everybody; then each subscriber
 	// against that; then the acks that nobody bears out.
-	c := &check{report: newReport(), ledgers: map[message.Room]*ledger{}, follows: map[seat]*follow{}}
+	c := &check{report: newReport(), marks: h.phases(), ledgers: map[message.Room]*ledger{}, follows: map[seat]*follow{}}
 	for e := range h.all() {
 		c.count(e)
 		c.ledger(e.Room).hear(e, c.found)
@@ -49,6 +50,7 @@ type seat struct {
 // A check is a judgement under way.
 type check struct {
 	report  *Report
+	marks   []time.Duration
 	ledgers map[message.Room]*ledger
 	rooms   []*ledger // as first heard of
 	follows map[seat]*follow
@@ -72,7 +74,7 @@ func (c *check) follow(e event) *follow {
 	key := seat{e.Sub, e.Room}
 	f := c.follows[key]
 	if f == nil {
-		f = &follow{sub: e.Sub, ledger: c.ledger(e.Room), report: c.report, found: c.found}
+		f = &follow{sub: e.Sub, ledger: c.ledger(e.Room), report: c.report, found: c.found, marks: c.marks, pauses: make([]Milliseconds, len(c.marks)+1)}
 		c.follows[key] = f
 		c.order = append(c.order, f)
 	}
@@ -130,7 +132,10 @@ func (c *check) sum() {
 		if !f.joined {
 			continue
 		}
-		s := Subscriber{Name: f.sub, Room: f.ledger.room, Delivered: f.deliveries, WorstPause: Milliseconds(f.pause)}
+		s := Subscriber{Name: f.sub, Room: f.ledger.room, Delivered: f.deliveries, WorstPause: slices.Max(f.pauses)}
+		if len(c.marks) > 0 {
+			s.Pauses = f.pauses
+		}
 		r.Subscribers = append(r.Subscribers, s)
 		if s.WorstPause > r.WorstPause.WorstPause {
 			r.WorstPause = s

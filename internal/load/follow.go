@@ -32,7 +32,9 @@ type follow struct {
 
 	beganAt, heardAt time.Duration
 	deliveries       int
-	pause            time.Duration
+	pauses           []Milliseconds  // the longest of each phase
+	marks            []time.Duration // that are still to come
+	phase            int
 }
 
 // take goes one event further. The order of the cases matters: who never joined
@@ -150,7 +152,11 @@ func (f *follow) time(e event) {
 		}
 	}
 	if len(m.acks) > 0 {
-		f.pause = max(f.pause, e.At-max(f.heardAt, m.ackedAt))
+		pause := e.At - max(f.heardAt, m.ackedAt)
+		for len(f.marks) > 0 && e.At >= f.marks[0] {
+			f.marks, f.phase = f.marks[1:], f.phase+1
+		}
+		f.pauses[f.phase] = max(f.pauses[f.phase], Milliseconds(pause))
 	}
 	f.heardAt = e.At
 }

@@ -44,6 +44,7 @@ type History struct {
 	counts  [kinds]int
 	total   int
 	dropped int
+	marks   []time.Duration           // where phases begin, after the first
 	heads   map[message.Room]position // the furthest known, of the newest epoch
 	open    map[*Subscription]bool
 }
@@ -69,6 +70,21 @@ func newHistory(limit int) *History {
 func (h *History) tell(e event) {
 	e.At = time.Since(h.began)
 	h.add(e)
+}
+
+// Mark begins another phase: pauses are told of each, so that what something
+// cost can be held against the time before it.
+func (h *History) Mark() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.marks = append(h.marks, time.Since(h.began))
+}
+
+// phases are the marks so far.
+func (h *History) phases() []time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.marks)
 }
 
 // add adds an event, or counts it as dropped when the history is full.

@@ -239,6 +239,42 @@ func TestFilesThatAreNoHistory(t *testing.T) {
 	}
 }
 
+// A mark begins a phase with pauses of its own.
+func TestPausesOfEachPhase(t *testing.T) {
+	h := story(t, `
+		s joins e:0
+		t joins e:0
+		publish a
+		ack a e:1
+		s gets a e:1
+
+		t gets a e:1
+		publish b
+		ack b e:2
+
+
+		s gets b e:2
+		t gets b e:2`)
+	h.marks = []time.Duration{8 * time.Millisecond}
+	report := Check(h)
+	want := map[string][]Milliseconds{
+		"s": {Milliseconds(time.Millisecond), Milliseconds(3 * time.Millisecond)},
+		"t": {Milliseconds(3 * time.Millisecond), Milliseconds(4 * time.Millisecond)},
+	}
+	for _, s := range report.Subscribers {
+		if !slices.Equal(s.Pauses, want[s.Name]) {
+			t.Errorf("%s: %v, want %v", s.Name, s.Pauses, want[s.Name])
+		}
+	}
+	if got := report.WorstPause; got.Name != "t" || got.WorstPause != want["t"][1] {
+		t.Errorf("worst: %+v", got)
+	}
+	h.marks = nil
+	if unmarked := Check(h).Subscribers[0]; unmarked.Pauses != nil {
+		t.Errorf("phases without a mark: %v", unmarked.Pauses)
+	}
+}
+
 type brokenWriter struct{ err error }
 
 func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }

@@ -71,12 +71,15 @@ func (m Milliseconds) MarshalJSON() ([]byte, error) {
 func (m Milliseconds) String() string { return rounded(time.Duration(m)) }
 
 // A Subscriber is how one fared in one room. WorstPause is the longest time it
-// heard nothing while something was acked that it had not got.
+// heard nothing while something was acked that it had not got; Pauses are those
+// of each phase, where the history has marks. A pause belongs to where it ends.
 type Subscriber struct {
 	Name       string       `json:"name,omitempty"`
 	Room       message.Room `json:"room,omitempty"`
 	Delivered  int          `json:"delivered"`
 	WorstPause Milliseconds `json:"worst_pause_ms"`
+
+	Pauses []Milliseconds `json:"pauses_ms,omitempty"`
 }
 
 // A Verdict is the answer in a word.

@@ -231,6 +231,9 @@ func (r *Run) end(reason string) {
 // Stop ends publishing before its time.
 func (r *Run) Stop() { r.end("stopped") }
 
+// Mark begins another phase of a judged run; see History.Mark.
+func (r *Run) Mark() { r.history.Mark() }
+
 // Done returns a channel that is closed when all is delivered or given up, and
 // judged.
 func (r *Run) Done() <-chan struct{} { return r.over }

@@ -167,8 +167,11 @@ func (s *Server) Kill() { _ = s.process.Stop(syscall.SIGKILL, serverWait) }
 
 // Stop ends the process by SIGTERM and returns what it exited with: nil for
 // code 0.
-func (s *Server) Stop() error {
-	if err := s.process.Stop(syscall.SIGTERM, serverWait); err != nil {
+func (s *Server) Stop() error { return s.StopWithin(serverWait) }
+
+// StopWithin is Stop with a bound of its own, after which the process is killed.
+func (s *Server) StopWithin(grace time.Duration) error {
+	if err := s.process.Stop(syscall.SIGTERM, grace); err != nil {
 		return err
 	}
 	return s.process.Wait(context.Background()) // it has ended

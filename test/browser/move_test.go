@@ -255,7 +255,7 @@ func picture(t *testing.T, w *testkit.Window) {
 			if over := testkit.Eval[int64](w, `document.documentElement.scrollWidth`); over > width {
 				t.Errorf("moved, %s: the page is %d wide, not %d", scheme, over, width)
 			}
-			testkit.Eval[bool](w, `document.querySelector(".note").scrollIntoView({ block: "center" }) ?? true`)
+			testkit.Eval[bool](w, `(document.querySelector(".note").scrollIntoView({ block: "center" }), true)`) // it returns a promise in newer Chromium
 			w.Screenshot(filepath.Join(dir, fmt.Sprintf("moved-%s-%d.png", scheme, width)))
 		}
 	}

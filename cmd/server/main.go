@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"switchyard/internal/app"
@@ -18,10 +19,11 @@ import (
 // version is set by the build.
 var version = "dev"
 
-const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | version]
+const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | profile | version]
 
   serve        run the service (the default)
   migrate      bring the database to this version's schema, and exit
+                 -plan                   only say, as JSON, what would be run
   healthcheck  ask the service on this host's LISTEN_ADDR for /healthz, and exit
   drain        have the service on this host's ADMIN_ADDR move its clients away, and
                wait until it is empty; it goes on running
@@ -29,6 +31,8 @@ const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | 
                  -reason text            what they are told (drain)
                  -wait=false             do not wait
   undrain      have it serve again
+  profile      write a profile of the service on this host's ADMIN_ADDR: heap (the
+               default), goroutine, allocs, block or mutex; for go tool pprof
   version      print the version, and exit
 `
 
@@ -60,7 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		command = args[0]
 	}
 	args = args[min(len(args), 1):]
-	if len(args) > 0 && command != "drain" && command != "undrain" {
+	if len(args) > 0 && !slices.Contains([]string{"migrate", "drain", "undrain", "profile"}, command) {
 		return fmt.Errorf("%s takes no arguments\n%s", command, usage)
 	}
 	switch command {
@@ -73,10 +77,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	do, known := map[string]func(config.Config) error{
 		"serve":       func(c config.Config) error { return app.Serve(ctx, c, version, stdout, stderr) },
-		"migrate":     func(c config.Config) error { return app.Migrate(ctx, c) },
+		"migrate":     func(c config.Config) error { return app.Migrate(ctx, c, args, stdout) },
 		"healthcheck": func(c config.Config) error { return app.Healthcheck(ctx, c) },
 		"drain":       func(c config.Config) error { return app.Drain(ctx, c, args, stdout) },
 		"undrain":     func(c config.Config) error { return app.Undrain(ctx, c, args, stdout) },
+		"profile":     func(c config.Config) error { return app.Profile(ctx, c, args, stdout) },
 	}[command]
 	if !known {
 		return fmt.Errorf("unknown command %q\n%s", command, usage)

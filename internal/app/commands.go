@@ -2,11 +2,15 @@ package app
 
 import (
 	"context"
+	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"switchyard/internal/config"
@@ -16,6 +20,7 @@ import (
 const (
 	migrateLimit     = 10 * time.Minute
 	healthcheckLimit = 2 * time.Second
+	profileLimit     = 20 * time.Second
 )
 
 // Serve runs a node until ctx ends or a listener fails, and prints where its
@@ -49,11 +54,63 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 	return nil
 }
 
-// Migrate brings the database to this version's schema.
-func Migrate(ctx context.Context, cfg config.Config) error {
+// Migrate brings the database to this version's schema, or with -plan says what
+// would be run.
+func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	plan := flags.Bool("plan", false, "only say what would be run")
+	if err := parse(flags, args); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, migrateLimit)
 	defer cancel()
-	return store.Migrate(ctx, cfg.Store.URL.Reveal())
+	url := cfg.Store.URL.Reveal()
+	if !*plan {
+		return store.Migrate(ctx, url)
+	}
+	pending, err := store.Pending(ctx, url)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(stdout).Encode(pending)
+}
+
+// profiles are those that the service has, beside what takes time to record.
+var profiles = []string{"heap", "goroutine", "allocs", "block", "mutex"}
+
+// Profile writes a profile of the service on this host: its image has no other
+// program that could fetch one.
+func Profile(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
+	name := "heap"
+	if len(args) > 0 {
+		name = args[0]
+	}
+	if len(args) > 1 || !slices.Contains(profiles, name) {
+		return fmt.Errorf("profile takes one of %s", strings.Join(profiles, ", "))
+	}
+	ctx, cancel := context.WithTimeout(ctx, profileLimit)
+	defer cancel()
+	address, err := localURL("ADMIN_ADDR", cfg.Admin.Addr)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"/debug/pprof/"+name, nil)
+	if err != nil {
+		return fmt.Errorf("ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("the service was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+	}
+	defer res.Body.Close() //nolint:errcheck // read to its end
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("ADMIN_ADDR=%s answered %s", cfg.Admin.Addr, res.Status)
+	}
+	if _, err := io.Copy(stdout, res.Body); err != nil {
+		return fmt.Errorf("the profile broke off: %w", err)
+	}
+	return nil
 }
 
 // Healthcheck asks the service on this host whether it lives.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -82,4 +84,71 @@ func sqlitePath(url string) (string, bool) {
 		path = rest
 	}
 	return path, ok
+}
+
+// A PendingMigration is one that a database does not have yet.
+type PendingMigration struct {
+	Version int64  `json:"version"`
+	Name    string `json:"name"`
+	// Breaking is 0 for one that only adds. Else binaries made for that version
+	// or a later one run on the schema, and older ones do not.
+	Breaking int64 `json:"breaking"`
+}
+
+// breakingHeader is how a migration's file says that it is breaking.
+var breakingHeader = regexp.MustCompile(`(?m)^-- switchyard: breaking (\d+)$`)
+
+// Pending tells which migrations of this binary the database at url, which is
+// PostgreSQL, does not have. It changes nothing.
+func Pending(ctx context.Context, url string) ([]PendingMigration, error) {
+	if _, ok := sqlitePath(url); ok {
+		return nil, errors.New("the migrations of a SQLite file are run at the start; there is no plan to ask for")
+	}
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, urlError(err, "postgres://user:password@host:5432/database")
+	}
+	config.ConnectTimeout = connectTimeout
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, openError(err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // it has only read
+	has := int64(0)
+	var there bool
+	if err := conn.QueryRow(ctx, `SELECT to_regclass('goose_db_version') IS NOT NULL`).Scan(&there); err != nil {
+		return nil, fmt.Errorf("read the schema's version: %w", err)
+	}
+	if there {
+		err := conn.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&has)
+		if err != nil {
+			return nil, fmt.Errorf("read the schema's version: %w", err)
+		}
+	}
+	return pendingAfter(has)
+}
+
+// pendingAfter are this binary's migrations above a version, in order.
+func pendingAfter(has int64) ([]PendingMigration, error) {
+	files, err := fs.Glob(migrations.FS, "postgres/*.sql")
+	if err != nil {
+		return nil, fmt.Errorf("read the migrations: %w", err)
+	}
+	pending := []PendingMigration{}
+	for _, file := range files {
+		version, err := goose.NumericComponent(file)
+		if err != nil || version <= has {
+			continue
+		}
+		text, err := fs.ReadFile(migrations.FS, file)
+		if err != nil {
+			return nil, fmt.Errorf("read the migrations: %w", err)
+		}
+		p := PendingMigration{Version: version, Name: strings.TrimPrefix(file, "postgres/")}
+		if m := breakingHeader.FindSubmatch(text); m != nil {
+			p.Breaking, _ = strconv.ParseInt(string(m[1]), 10, 64)
+		}
+		pending = append(pending, p)
+	}
+	return pending, nil
 }

@@ -1,0 +1,41 @@
+// Package deploy brings a new image into service beside the one that runs,
+// moves everybody to it, and moves them back when it is worse. DESIGN.md tells
+// how it survives being killed at any instruction.
+package deploy
+
+import "fmt"
+
+// A Color is one of the two places where a version runs.
+type Color string
+
+// The colors.
+const (
+	Blue  Color = "blue"
+	Green Color = "green"
+)
+
+// Colors are both, in the order in which they are shown.
+var Colors = []Color{Blue, Green}
+
+// ParseColor reads a color as people write it.
+func ParseColor(s string) (Color, error) {
+	switch c := Color(s); c {
+	case Blue, Green:
+		return c, nil
+	}
+	return "", fmt.Errorf("a color is blue or green, not %q", s)
+}
+
+// Other returns the other color.
+func (c Color) Other() Color {
+	if c == Blue {
+		return Green
+	}
+	return Blue
+}
+
+// service is what Compose calls the color's service.
+func (c Color) service() string { return "app_" + string(c) }
+
+// balancer is what Traefik calls it.
+func (c Color) balancer() string { return "app-" + string(c) }

@@ -1,0 +1,96 @@
+package deploy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Bounds of the commands that are run.
+const (
+	quickLimit = 15 * time.Second // looks
+	startLimit = 5 * time.Minute  // a container created, or stopped with its grace
+	pullLimit  = 15 * time.Minute
+	// outputLimit bounds what is kept of a command's output.
+	outputLimit = 32 << 20
+)
+
+// A command runs programs on the host: docker.
+type command struct {
+	// inherit is handed to each program: as long as one runs, the lock is held.
+	inherit *os.File
+	// both takes standard error for output, too.
+	both bool
+}
+
+// run runs a program with a bound and returns its output. The names in env are
+// set, and those of colors are taken out: .env alone is to say them.
+func (c command) run(ctx context.Context, limit time.Duration, dir string, env []string, name string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(slices.DeleteFunc(cmd.Environ(), isColorSetting), env...)
+	var out, errs bounded
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if c.both {
+		cmd.Stderr = &out
+	}
+	if c.inherit != nil {
+		cmd.ExtraFiles = []*os.File{c.inherit}
+	}
+	// A group of its own: Ctrl-C is for this command, which ends the program in
+	// its own time; and its own death is the program's.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	err := cmd.Run()
+	if err == nil {
+		return out.Bytes(), nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	what := name + " " + strings.Join(args[:min(len(args), 4)], " ")
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, fmt.Errorf("%s is not installed: %w", name, err)
+	}
+	return out.Bytes(), fmt.Errorf("%s: %w: %s", what, err, lastLine(errs.String()))
+}
+
+// isColorSetting tells whether a variable would say what .env has to say.
+func isColorSetting(variable string) bool {
+	name, _, _ := strings.Cut(variable, "=")
+	for _, prefix := range []string{"IMAGE_", "DEPLOYMENT_", "REPLICAS_"} {
+		for _, c := range Colors {
+			if name == prefix+strings.ToUpper(string(c)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// lastLine is the end of what a program complained about.
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	last := strings.TrimSpace(lines[len(lines)-1])
+	return last[:min(len(last), 500)]
+}
+
+// A bounded buffer keeps the first bytes and drops the rest.
+type bounded struct{ bytes.Buffer }
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if room := outputLimit - b.Len(); room > 0 {
+		b.Buffer.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
+}

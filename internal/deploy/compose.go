@@ -1,0 +1,237 @@
+package deploy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Ports inside the stack's networks.
+const (
+	appPort        = "8000"
+	traefikPort    = "8080"
+	prometheusPort = "9090"
+)
+
+// Compose is the stack on this host: it calls docker, and asks containers by
+// their addresses, which a Linux host reaches.
+type Compose struct {
+	// Dir is the folder of the compose file and of .env.
+	Dir string
+	// File is the compose file's name, Project what Compose calls the stack.
+	File, Project string
+	// Balancer writes the lists of servers.
+	Balancer *Traefik
+	// Lock, if set, is held by each docker command that is started.
+	Lock *Lock
+}
+
+func (c *Compose) docker(ctx context.Context, limit time.Duration, args ...string) ([]byte, error) {
+	return c.dockerEnv(ctx, limit, nil, args...)
+}
+
+func (c *Compose) dockerEnv(ctx context.Context, limit time.Duration, env []string, args ...string) ([]byte, error) {
+	cmd := command{}
+	if c.Lock != nil {
+		cmd.inherit = c.Lock.file
+	}
+	return cmd.run(ctx, limit, c.Dir, env, "docker", args...)
+}
+
+func (c *Compose) compose(ctx context.Context, limit time.Duration, env []string, args ...string) ([]byte, error) {
+	return c.dockerEnv(ctx, limit, env, append([]string{"compose", "-p", c.Project, "-f", c.File}, args...)...)
+}
+
+// container is what docker inspect tells, as far as it matters here.
+type container struct {
+	ID    string `json:"Id"`
+	Name  string
+	Image string // its id
+	State struct {
+		Status     string
+		Running    bool
+		OOMKilled  bool
+		ExitCode   int
+		Error      string
+		StartedAt  time.Time
+		FinishedAt time.Time
+		Health     *struct{ Status string }
+	}
+	RestartCount int
+	Config       struct {
+		Image  string
+		Env    []string
+		Labels map[string]string
+	}
+	HostConfig struct {
+		Memory  int64
+		Ulimits []struct {
+			Name string
+			Soft int64
+		}
+	}
+	NetworkSettings struct {
+		Networks map[string]struct{ IPAddress string }
+	}
+}
+
+func (c container) service() string { return c.Config.Labels["com.docker.compose.service"] }
+
+func (c container) oneOff() bool { return c.Config.Labels["com.docker.compose.oneoff"] == "True" }
+
+func (c container) env(name string) string {
+	for _, e := range c.Config.Env {
+		if value, ok := strings.CutPrefix(e, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// address is one of its own, the first by the network's name; empty when it has
+// none.
+func (c container) address() string {
+	names := make([]string, 0, len(c.NetworkSettings.Networks))
+	for name, n := range c.NetworkSettings.Networks {
+		if n.IPAddress != "" {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return c.NetworkSettings.Networks[slices.Min(names)].IPAddress
+}
+
+// containers are all of the stack's, running or not, without one-off ones.
+func (c *Compose) containers(ctx context.Context) ([]container, error) {
+	out, err := c.docker(ctx, quickLimit, "ps", "-aq", "--no-trunc", "--filter", "label=com.docker.compose.project="+c.Project)
+	if err != nil {
+		return nil, fmt.Errorf("look at the containers: %w", err)
+	}
+	ids := strings.Fields(string(out))
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	// One that is removed in between makes inspect fail, and tell of the others.
+	out, err = c.docker(ctx, quickLimit, append([]string{"inspect", "--type", "container"}, ids...)...)
+	var all []container
+	if e := json.Unmarshal(out, &all); e != nil || len(all) == 0 && err != nil {
+		return nil, fmt.Errorf("look at the containers: %w", errors.Join(err, e))
+	}
+	return slices.DeleteFunc(all, container.oneOff), nil
+}
+
+// Look looks at both colors, and asks each replica how it is.
+func (c *Compose) Look(ctx context.Context) (Sight, error) {
+	all, err := c.containers(ctx)
+	if err != nil {
+		return Sight{}, err
+	}
+	s := Sight{At: time.Now(), Replicas: map[Color][]Replica{}}
+	for _, each := range all {
+		for _, color := range Colors {
+			if each.service() == color.service() {
+				s.Replicas[color] = append(s.Replicas[color], each.replica())
+			}
+		}
+	}
+	var asking sync.WaitGroup
+	for _, color := range Colors {
+		replicas := s.Replicas[color]
+		slices.SortFunc(replicas, func(a, b Replica) int { return a.Number - b.Number })
+		for i := range replicas {
+			if r := &replicas[i]; r.Running && r.Address != "" {
+				asking.Go(func() { r.Health, r.Version = ask(ctx, r.Address) })
+			}
+		}
+	}
+	asking.Wait()
+	return s, ctx.Err()
+}
+
+func (c container) replica() Replica {
+	r := Replica{
+		Name: strings.TrimPrefix(c.Name, "/"), Image: Image{Ref: c.Config.Image, ID: c.Image},
+		Deployment: c.env("DEPLOYMENT"), Running: c.State.Running && c.State.Status == "running",
+		Restarts: c.RestartCount, MemoryLimit: c.HostConfig.Memory,
+	}
+	r.Number, _ = strconv.Atoi(c.Config.Labels["com.docker.compose.container-number"])
+	if ip := c.address(); ip != "" {
+		r.Address = net.JoinHostPort(ip, appPort)
+	}
+	switch {
+	case c.State.OOMKilled:
+		r.Ended = "killed: out of memory"
+	case c.RestartCount > 0, !r.Running && !c.State.FinishedAt.IsZero() && c.State.Status != "created":
+		r.Ended = fmt.Sprintf("exit code %d", c.State.ExitCode)
+	}
+	if !r.Running && c.State.Error != "" {
+		r.Ended = c.State.Error
+	}
+	return r
+}
+
+// ask asks a replica for its health, its clients and its version.
+func ask(ctx context.Context, address string) (h Health, version string) {
+	_, body, err := fetch(ctx, inside, "http://"+address+"/readyz")
+	if err != nil {
+		return h, ""
+	}
+	var ready struct {
+		Status string `json:"status"`
+		Drain  struct {
+			Phase string `json:"phase"`
+			Lost  int    `json:"lost"`
+		} `json:"drain"`
+	}
+	parts := map[string]any{}
+	if json.Unmarshal(body, &ready) != nil || json.Unmarshal(body, &parts) != nil {
+		return h, ""
+	}
+	h = Health{Answers: true, Ready: ready.Status == "ready", Drain: ready.Drain.Phase, Lost: ready.Drain.Lost, Parts: map[string]string{}}
+	if ready.Status == "draining" && h.Drain == "" {
+		h.Drain = "delay"
+	}
+	for _, part := range []string{"log", "delivery", "broker"} {
+		if state, ok := parts[part].(string); ok && state != "up" {
+			h.Parts[part] = state
+		}
+	}
+	status, text, err := fetch(ctx, inside, "http://"+address+"/metrics")
+	if err != nil || status != 200 {
+		return h, ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "websocket_active_connections "); ok {
+			n, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			h.Clients = int(n)
+		}
+		if strings.HasPrefix(line, "switchyard_build_info{") {
+			_, after, _ := strings.Cut(line, `version="`)
+			version, _, _ = strings.Cut(after, `"`)
+		}
+	}
+	return h, version
+}
+
+// find returns where a service of the stack listens, for who asks from the host.
+func (c *Compose) find(ctx context.Context, service, port string) (string, error) {
+	all, err := c.containers(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, each := range all {
+		if ip := each.address(); each.service() == service && each.State.Running && ip != "" {
+			return "http://" + net.JoinHostPort(ip, port), nil
+		}
+	}
+	return "", fmt.Errorf("%s does not run", service)
+}

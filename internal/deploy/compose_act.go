@@ -1,0 +1,135 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Start brings a color up as the Launch says: Traefik's list, .env, containers.
+// Replicas that are of the deployment already are not touched, whatever else
+// changed in the files: that would cut off their clients.
+func (c *Compose) Start(ctx context.Context, l Launch) error {
+	if err := c.Balancer.SetServers(l.Color, l.Replicas); err != nil {
+		return err
+	}
+	ref, err := c.refOf(ctx, l.Image)
+	if err != nil {
+		return err
+	}
+	written := l
+	written.Image.Ref = ref
+	if err := writeLaunch(c.Dir, written); err != nil {
+		return err
+	}
+	s, err := c.Look(ctx)
+	if err != nil {
+		return err
+	}
+	wrong := slices.ContainsFunc(s.Replicas[l.Color], func(r Replica) bool {
+		return r.Deployment != l.Deployment || r.Image.ID != l.Image.ID
+	})
+	if wrong {
+		if _, err := c.compose(ctx, startLimit, nil, "rm", "-s", "-f", l.Color.service()); err != nil {
+			return fmt.Errorf("remove what ran on %s: %w", l.Color, err)
+		}
+	}
+	if _, err := c.compose(ctx, startLimit, nil, "up", "-d", "--no-deps", "--no-build", "--no-recreate", l.Color.service()); err != nil {
+		return fmt.Errorf("start %s: %w", l.Color, err)
+	}
+	return nil
+}
+
+// refOf is how an image is written into .env: with its digest where it has one,
+// since a tag may be moved; by its id where its tag was.
+func (c *Compose) refOf(ctx context.Context, image Image) (string, error) {
+	if strings.Contains(image.Ref, "@") || strings.HasPrefix(image.Ref, "sha256:") {
+		return image.Ref, nil
+	}
+	found, err := c.inspectImage(ctx, image.Ref)
+	if err != nil || found.ID != image.ID {
+		if found, err = c.inspectImage(ctx, image.ID); err != nil {
+			return "", fmt.Errorf("%s is not here any more: %w", image.Ref, err)
+		}
+		return image.ID, nil
+	}
+	repository, _ := splitRef(image.Ref)
+	for _, digest := range found.RepoDigests {
+		if name, sum, ok := strings.Cut(digest, "@"); ok && name == repository {
+			return image.Ref + "@" + sum, nil
+		}
+	}
+	return image.Ref, nil
+}
+
+// splitRef takes a tag off a reference. A colon before a slash is a port.
+func splitRef(ref string) (repository, tag string) {
+	i := strings.LastIndex(ref, ":")
+	if i < 0 || strings.Contains(ref[i:], "/") {
+		return ref, ""
+	}
+	return ref[:i], ref[i+1:]
+}
+
+// Stop stops a color: .env first, so that nothing brings it up again.
+func (c *Compose) Stop(ctx context.Context, color Color) error {
+	if err := writeLaunch(c.Dir, Launch{Color: color}); err != nil {
+		return err
+	}
+	if _, err := c.compose(ctx, startLimit, nil, "rm", "-s", "-f", color.service()); err != nil {
+		return fmt.Errorf("stop %s: %w", color, err)
+	}
+	return nil
+}
+
+// Drain has replicas begin to let go of their clients.
+func (c *Compose) Drain(ctx context.Context, replicas []string, scope, reason string) error {
+	return c.each(replicas, func(name string) error {
+		_, err := c.docker(ctx, quickLimit, "exec", name, "/server", "drain", "-wait=false", "-scope", scope, "-reason", reason)
+		return err
+	})
+}
+
+// Undrain has replicas serve again.
+func (c *Compose) Undrain(ctx context.Context, replicas []string) error {
+	return c.each(replicas, func(name string) error {
+		_, err := c.docker(ctx, quickLimit, "exec", name, "/server", "undrain")
+		return err
+	})
+}
+
+// each does something to all replicas at once.
+func (c *Compose) each(replicas []string, do func(name string) error) error {
+	errs := make([]error, len(replicas))
+	var all sync.WaitGroup
+	for i, name := range replicas {
+		all.Go(func() { errs[i] = do(name) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// Remove stops single replicas and takes them off Traefik's list and out of
+// .env. They are drained: stopping them takes no time.
+func (c *Compose) Remove(ctx context.Context, color Color, replicas []string, left int) error {
+	if err := c.Balancer.SetServers(color, left); err != nil {
+		return err
+	}
+	if err := writeLaunch(c.Dir, Launch{Color: color, Replicas: left}); err != nil {
+		return err
+	}
+	err := c.each(replicas, func(name string) error {
+		if _, err := c.docker(ctx, startLimit, "stop", name); err != nil {
+			return err
+		}
+		_, err := c.docker(ctx, quickLimit, "rm", name)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove replicas of %s: %w", color, err)
+	}
+	return nil
+}

@@ -1,0 +1,48 @@
+package deploy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+// fetchLimit bounds a question to a container on this host.
+const fetchLimit = 2 * time.Second
+
+// inside asks containers, without a proxy that the environment may name.
+var inside = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second}}
+
+// fetch gets a URL and returns its status and body.
+func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchLimit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer res.Body.Close() //nolint:errcheck // it was read
+	body, err := io.ReadAll(io.LimitReader(res.Body, 16<<20))
+	return res.StatusCode, body, err
+}
+
+// fetchJSON gets a document, which has to be a 200.
+func fetchJSON(ctx context.Context, client *http.Client, url string, into any) error {
+	status, body, err := fetch(ctx, client, url)
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("GET %s: status %d", url, status)
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("GET %s: %w", url, err)
+	}
+	return nil
+}

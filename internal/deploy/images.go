@@ -1,0 +1,78 @@
+package deploy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// imageInfo is what docker image inspect tells.
+type imageInfo struct {
+	ID          string `json:"Id"`
+	RepoTags    []string
+	RepoDigests []string
+}
+
+func (c *Compose) inspectImage(ctx context.Context, ref string) (imageInfo, error) {
+	out, err := c.docker(ctx, quickLimit, "image", "inspect", ref)
+	if err != nil {
+		return imageInfo{}, err
+	}
+	var found []imageInfo
+	if err := json.Unmarshal(out, &found); err != nil || len(found) != 1 {
+		return imageInfo{}, fmt.Errorf("docker image inspect %s: %d answers: %w", ref, len(found), err)
+	}
+	return found[0], nil
+}
+
+// Resolve finds an image here, or pulls it.
+func (c *Compose) Resolve(ctx context.Context, ref string) (Image, error) {
+	found, err := c.inspectImage(ctx, ref)
+	if err != nil {
+		if _, pulled := c.docker(ctx, pullLimit, "pull", "-q", ref); pulled != nil {
+			return Image{}, fmt.Errorf("image %s is not on this host and can't be pulled: %w", ref, pulled)
+		}
+		if found, err = c.inspectImage(ctx, ref); err != nil {
+			return Image{}, err
+		}
+	}
+	return Image{Ref: ref, ID: found.ID}, nil
+}
+
+// Migrate runs the image's migrations in a container of its own.
+func (c *Compose) Migrate(ctx context.Context, image Image) error {
+	if _, err := c.migrate(ctx, image); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// migrate runs the stack's one-off service on an image.
+func (c *Compose) migrate(ctx context.Context, image Image, args ...string) ([]byte, error) {
+	args = append([]string{"run", "--rm", "--no-deps", "-T", "migrate"}, args...)
+	return c.compose(ctx, pullLimit, []string{"IMAGE_MIGRATE=" + image.ID}, args...)
+}
+
+// Prune removes images that were deployed once: their reference, unless it means
+// another image by now. What a container uses stays.
+func (c *Compose) Prune(ctx context.Context, images []Image) error {
+	var errs []error
+	for _, image := range images {
+		found, err := c.inspectImage(ctx, image.ID)
+		if err != nil {
+			continue // gone already
+		}
+		target := image.Ref
+		if !slices.Contains(found.RepoTags, target) && len(found.RepoTags) == 0 {
+			target = image.ID // nobody else has a name for it
+		} else if now, err := c.inspectImage(ctx, target); err != nil || now.ID != image.ID {
+			continue
+		}
+		if _, err := c.docker(ctx, quickLimit, "image", "rm", target); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

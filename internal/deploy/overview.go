@@ -1,0 +1,229 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	pm "github.com/prometheus/common/model"
+)
+
+// An Overview is what an operator wants to see at a glance. What could not be
+// seen says why.
+type Overview struct {
+	At time.Time `json:"at"`
+	// Route is what active.yml says, Traefik what the balancer does.
+	Route        *Route              `json:"route"`
+	RouteError   string              `json:"route_error,omitempty"`
+	Traefik      *Serving            `json:"traefik"`
+	TraefikError string              `json:"traefik_error,omitempty"`
+	Replicas     map[Color][]Replica `json:"replicas"`
+	Current      *Journal            `json:"current,omitempty"`
+	Alerts       []Alert             `json:"alerts"`
+	AlertsError  string              `json:"alerts_error,omitempty"`
+	History      []Entry             `json:"history"` // the newest first
+}
+
+// An Alert is one that Prometheus has firing.
+type Alert struct {
+	Name     string `json:"name"`
+	Severity string `json:"severity,omitempty"`
+	Labels   string `json:"labels,omitempty"`
+}
+
+// lastDeploys is how many the overview shows.
+const lastDeploys = 5
+
+// Overview looks at everything. Only a Docker that does not answer is an error.
+func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) {
+	c := s.Compose(nil)
+	sight, err := c.Look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o := &Overview{At: sight.At.UTC(), Replicas: sight.Replicas, Alerts: []Alert{}, History: []Entry{}}
+	if r, err := c.Balancer.Route(ctx); err != nil {
+		o.RouteError = err.Error()
+	} else {
+		o.Route = &r
+	}
+	if t, err := c.Balancer.Serving(ctx); err != nil {
+		o.TraefikError = err.Error()
+	} else {
+		o.Traefik = &t
+	}
+	if o.Alerts, err = p.Alerts(ctx); err != nil {
+		o.AlertsError = err.Error()
+	}
+	state := State{Dir: s.Dir + "/state"}
+	if o.Current, err = state.Current(); err != nil {
+		return o, err
+	}
+	history, err := state.History()
+	if err != nil {
+		return o, err
+	}
+	slices.Reverse(history)
+	o.History = append(o.History, history[:min(len(history), lastDeploys)]...)
+	return o, nil
+}
+
+// Alerts asks Prometheus which alerts fire.
+func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
+	alerts := []Alert{}
+	q, err := p.question(ctx, "", 0)
+	if err != nil {
+		return alerts, err
+	}
+	firing, err := q.vector(ctx, `ALERTS{alertstate="firing"}`)
+	if err != nil {
+		return alerts, err
+	}
+	for _, f := range firing {
+		a := Alert{Name: string(f.Metric["alertname"]), Severity: string(f.Metric["severity"])}
+		for _, known := range []pm.LabelName{"__name__", "alertname", "alertstate", "severity"} {
+			delete(f.Metric, known)
+		}
+		a.Labels = f.Metric.String()
+		alerts = append(alerts, a)
+	}
+	slices.SortFunc(alerts, func(a, b Alert) int { return strings.Compare(a.Name+a.Labels, b.Name+b.Labels) })
+	return alerts, nil
+}
+
+// Well tells whether users are served as they should be.
+func (o *Overview) Well() bool {
+	if o.Route == nil || o.Traefik == nil || *o.Route != o.Traefik.Route {
+		return false
+	}
+	s := Sight{Replicas: o.Replicas}
+	return s.serving(o.Route.Live) > 0 && s.serving(o.Route.Live) == len(o.Replicas[o.Route.Live])
+}
+
+// String is the overview for people.
+func (o *Overview) String() string {
+	var b strings.Builder
+	b.WriteString("live     " + o.live() + "\n")
+	for _, c := range Colors {
+		fmt.Fprintf(&b, "%-8s %s\n", c, o.color(c))
+		for _, r := range o.Replicas[c] {
+			if t := r.trouble(); t != "" || r.Restarts > 0 {
+				fmt.Fprintf(&b, "         %s: %s\n", r.Name, orElse(t, fmt.Sprintf("started again %d times (%s)", r.Restarts, r.Ended)))
+			}
+		}
+	}
+	if j := o.Current; j != nil {
+		what := "deploying " + j.Image.Ref + " to " + string(j.To)
+		if j.RollingBack {
+			what = "rolling " + j.Image.Ref + " back: " + j.Reason
+		}
+		fmt.Fprintf(&b, "now      %s, since %s\n", what, j.Started.Format(time.RFC3339))
+	}
+	switch {
+	case o.AlertsError != "":
+		fmt.Fprintf(&b, "alerts   unknown: %s\n", o.AlertsError)
+	case len(o.Alerts) == 0:
+		b.WriteString("alerts   none\n")
+	}
+	for _, a := range o.Alerts {
+		fmt.Fprintf(&b, "alert    %s %s %s\n", a.Name, a.Severity, a.Labels)
+	}
+	for _, e := range o.History {
+		fmt.Fprintf(&b, "deploy   %s\n", e)
+	}
+	return b.String()
+}
+
+func (o *Overview) live() string {
+	switch {
+	case o.Route == nil:
+		return "unknown: " + o.RouteError
+	case o.Traefik == nil:
+		return fmt.Sprintf("%s (Traefik: %s)", *o.Route, o.TraefikError)
+	case *o.Route != o.Traefik.Route:
+		return fmt.Sprintf("%s, but Traefik sends to %s", *o.Route, o.Traefik.Route)
+	}
+	return o.Route.String()
+}
+
+// color is one color's line.
+func (o *Overview) color(c Color) string {
+	s := Sight{Replicas: o.Replicas}
+	of := s.Of(c)
+	if len(of) == 0 {
+		return "stopped"
+	}
+	doing := "serving"
+	phases := map[string]int{}
+	for _, r := range of {
+		phases[r.Drain]++
+	}
+	switch {
+	case phases["drained"] == len(of):
+		doing = "drained"
+	case phases[""] < len(of):
+		doing = "draining"
+	case s.serving(c) == 0:
+		doing = "not ready"
+	}
+	r := of[0]
+	return fmt.Sprintf("%s, %d of %d replicas ready, %d clients, %s (version %s, %s)",
+		doing, s.serving(c), len(o.Replicas[c]), s.clients(c), r.Image.Ref, orElse(r.Version, "unknown"), r.Deployment)
+}
+
+// String is an entry of the history for people.
+func (e Entry) String() string {
+	s := fmt.Sprintf("%s  %s %s, %s is live (took %v)", e.Started.Format(time.RFC3339), e.Image.Ref, e.Outcome, e.Color, e.Ended.Sub(e.Started).Round(time.Second))
+	if e.Reason != "" {
+		s += ": " + e.Reason
+	}
+	return s
+}
+
+// errNothing: there is nothing to switch to.
+var errNothing = errors.New("it does not run")
+
+// Switch sends new connections to a color that runs, and no more: who is
+// connected stays where they are.
+func (m *Machine) Switch(ctx context.Context, c Color) (Entry, error) {
+	if err := m.idle(); err != nil {
+		return Entry{}, err
+	}
+	began := m.World.Clock.Now().UTC()
+	s, err := m.World.Containers.Look(ctx)
+	if err != nil {
+		return Entry{}, &RefusedError{err}
+	}
+	l := launchOf(c, s)
+	if l.Replicas == 0 {
+		return Entry{}, &RefusedError{fmt.Errorf("switch to %s: %w; `switchyard deploy` starts it", c, errNothing)}
+	}
+	j := &Journal{ID: l.Deployment, Image: l.Image, From: c.Other(), To: c, Replicas: l.Replicas}
+	if err := m.undrain(ctx, s, c, l.Deployment); err != nil {
+		return Entry{}, &RefusedError{err}
+	}
+	if err := m.ready(ctx, j); err != nil {
+		return Entry{}, &RefusedError{err}
+	}
+	if err := m.route(ctx, Route{Live: c}); err != nil {
+		return Entry{}, &StuckError{Reason: err.Error(), Remedy: "`switchyard status` tells what Traefik serves"}
+	}
+	e := Entry{ID: began.Format("20060102T150405Z") + "-switch", Outcome: Switched, Color: c, Image: l.Image, From: c.Other(), Started: began, Ended: m.World.Clock.Now().UTC()}
+	m.tell(ctx, Notice{Kind: "switch", Deploy: e.ID, Image: l.Image.Ref, Live: c, Text: "new connections go to " + string(c) + ", by hand"})
+	return e, m.State.append(e)
+}
+
+// idle refuses what would come in the way of a deploy that is unfinished.
+func (m *Machine) idle() error {
+	j, err := m.State.Current()
+	if err != nil {
+		return &RefusedError{err}
+	}
+	if j != nil {
+		return &RefusedError{fmt.Errorf("a deploy of %s is unfinished: go on with it by `switchyard deploy %s`, or take it back by `switchyard rollback`", j.Image.Ref, j.Image.Ref)}
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+package deploy
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A received is one POST as it came.
+type received struct {
+	path   string
+	header http.Header
+	body   []byte
+}
+
+// receiver takes POSTs, and turns the first few away.
+func receiver(t *testing.T, turnAway int) (url string, got func() []received) {
+	var mu sync.Mutex
+	var all []received
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, received{r.URL.Path, r.Header, body})
+		if len(all) <= turnAway {
+			w.WriteHeader(http.StatusBadGateway)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s.URL, func() []received {
+		mu.Lock()
+		defer mu.Unlock()
+		return all
+	}
+}
+
+func TestANoticeIsSignedAndToldAgain(t *testing.T) {
+	url, got := receiver(t, 2)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("between us\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := NewBook(nil, Notices{Webhook: url + "/hook", SecretFile: "secret"}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newModel(t)
+	b.Clock = w // its pauses take no time
+	n := Notice{At: w.now, Kind: "rollback", Deploy: "d1", Image: "v2", Live: Blue, Text: "v2 was rolled back: why"}
+	if err := b.Tell(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	tries := got()
+	if len(tries) != 3 {
+		t.Fatalf("%d tries", len(tries))
+	}
+	last := tries[2]
+	stamp := last.header.Get("X-Switchyard-Timestamp")
+	if want := "sha256=" + Sign("between us", stamp, last.body); last.header.Get("X-Switchyard-Signature") != want || stamp != "1795690800" {
+		t.Errorf("signed %q at %s", last.header.Get("X-Switchyard-Signature"), stamp)
+	}
+	var back Notice
+	if err := json.Unmarshal(last.body, &back); err != nil || back != n {
+		t.Error(back, err)
+	}
+	if last.header.Get("X-Switchyard-Notice") != tries[0].header.Get("X-Switchyard-Notice") {
+		t.Error("a second try can't be told from a second notice")
+	}
+}
+
+func TestANoticeThatDoesNotArriveStopsNothing(t *testing.T) {
+	url, got := receiver(t, 1000)
+	w := newModel(t)
+	m := w.machine(folder(t))
+	m.World.Records = &Book{Webhook: url, Clock: w}
+	var warned []string
+	m.Report = func(e Event) {
+		if e.Kind == "warn" {
+			warned = append(warned, e.Text)
+		}
+	}
+	if _, err := m.Deploy(t.Context(), "v2"); err != nil {
+		t.Fatal(err)
+	}
+	if len(got()) != 3*noticeTries || len(warned) != 3 || !strings.Contains(warned[0], "did not arrive: 4 tries") {
+		t.Error(len(got()), warned)
+	}
+}
+
+func TestGrafanaIsMarked(t *testing.T) {
+	url, got := receiver(t, 0)
+	b := &Book{Grafana: url + "/", GrafanaToken: "token", Clock: HostClock{}}
+	at := time.UnixMilli(1795687200123)
+	if err := b.Tell(t.Context(), Notice{At: at, Kind: "switch", Live: Green, Text: "new connections go to green"}); err != nil {
+		t.Fatal(err)
+	}
+	var mark struct {
+		Time int64
+		Text string
+		Tags []string
+	}
+	if err := json.Unmarshal(got()[0].body, &mark); err != nil || got()[0].path != "/api/annotations" {
+		t.Fatal(err, got()[0].path)
+	}
+	if mark.Time != at.UnixMilli() || strings.Join(mark.Tags, " ") != "switchyard deploy switch green" || got()[0].header.Get("Authorization") != "Bearer token" {
+		t.Errorf("%+v", mark)
+	}
+}

@@ -1,0 +1,183 @@
+package deploy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// ErrRoute: the file that says which color is live can't be understood.
+var ErrRoute = errors.New("the route can't be read")
+
+// canaryService is the weighted service that active.yml has while a canary is
+// under way.
+const canaryService = "app-canary"
+
+// A Route says where new connections go.
+type Route struct {
+	Live Color `json:"live"`
+	// Canary is how many percent of them go to the other color, 0 to 99.
+	Canary int `json:"canary,omitempty"`
+}
+
+func (r Route) String() string {
+	if r.Canary > 0 {
+		return fmt.Sprintf("%s, %d %% to %s", r.Live, r.Canary, r.Live.Other())
+	}
+	return string(r.Live)
+}
+
+// routes is what is read of a file of Traefik's dynamic configuration.
+type routes struct {
+	HTTP struct {
+		Routers map[string]struct {
+			Service string `yaml:"service"`
+		} `yaml:"routers"`
+		Services map[string]struct {
+			Weighted struct {
+				Services []weight `yaml:"services"`
+			} `yaml:"weighted"`
+		} `yaml:"services"`
+	} `yaml:"http"`
+}
+
+type weight struct {
+	Name   string `yaml:"name" json:"name"`
+	Weight *int   `yaml:"weight" json:"weight"`
+}
+
+// ParseRoute reads active.yml. Whatever it can't be sure of is an error: a file
+// that is half written names no router, or breaks off.
+func ParseRoute(text []byte) (Route, error) {
+	var file routes
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	if err := dec.Decode(&file); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("it is empty")
+		}
+		return Route{}, fmt.Errorf("%w: %w", ErrRoute, err)
+	}
+	var found Route
+	for name, router := range file.HTTP.Routers {
+		here, ours, err := file.route(name, router.Service)
+		switch {
+		case err != nil:
+			return Route{}, err
+		case !ours:
+			continue
+		case found != Route{} && found != here:
+			return Route{}, fmt.Errorf("%w: its routers name both colors", ErrRoute)
+		}
+		found = here
+	}
+	if found == (Route{}) {
+		return Route{}, fmt.Errorf("%w: no router names %s or %s", ErrRoute, Blue.balancer(), Green.balancer())
+	}
+	return found, nil
+}
+
+// route is where one router leads; ours is false for one that is none of the
+// service's, such as Traefik's own API.
+func (f *routes) route(router, service string) (r Route, ours bool, err error) {
+	service, _, _ = strings.Cut(service, "@")
+	if c, ok := colorOf(service); ok {
+		return Route{Live: c}, true, nil
+	}
+	if service == "" {
+		return Route{}, false, fmt.Errorf("%w: router %s names no service", ErrRoute, router)
+	}
+	if service != canaryService {
+		return Route{}, false, nil
+	}
+	r, err = weighted(f.HTTP.Services[canaryService].Weighted.Services)
+	return r, true, err
+}
+
+// weighted reads a canary: the live color stands first.
+func weighted(services []weight) (Route, error) {
+	if len(services) != 2 {
+		return Route{}, fmt.Errorf("%w: %s needs both colors", ErrRoute, canaryService)
+	}
+	live, isColor := colorOf(services[0].Name)
+	other, isOther := colorOf(services[1].Name)
+	if !isColor || !isOther || other != live.Other() || services[0].Weight == nil || services[1].Weight == nil {
+		return Route{}, fmt.Errorf("%w: %s needs both colors with weights", ErrRoute, canaryService)
+	}
+	a, b := *services[0].Weight, *services[1].Weight
+	if a < 1 || b < 1 || a+b != 100 {
+		return Route{}, fmt.Errorf("%w: the weights of %s must be 1 to 99 and make 100, not %d and %d", ErrRoute, canaryService, a, b)
+	}
+	return Route{Live: live, Canary: b}, nil
+}
+
+func colorOf(service string) (Color, bool) {
+	service, _, _ = strings.Cut(service, "@")
+	for _, c := range Colors {
+		if service == c.balancer() {
+			return c, true
+		}
+	}
+	return "", false
+}
+
+// withCanary returns the text of a color's file with its routers led to a
+// weighted service of both colors.
+func withCanary(text []byte, r Route) ([]byte, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrRoute, err)
+	}
+	if len(doc.Content) == 0 {
+		return nil, fmt.Errorf("%w: it is empty", ErrRoute)
+	}
+	http := child(doc.Content[0], "http")
+	routers := child(http, "routers")
+	if routers == nil {
+		return nil, fmt.Errorf("%w: it has no routers", ErrRoute)
+	}
+	for i := 1; i < len(routers.Content); i += 2 {
+		if service := child(routers.Content[i], "service"); service != nil {
+			if _, ours := colorOf(service.Value); ours {
+				service.Value = canaryService
+			}
+		}
+	}
+	var canary yaml.Node
+	source := fmt.Sprintf("weighted:\n  services:\n    - {name: %s, weight: %d}\n    - {name: %s, weight: %d}\n",
+		r.Live.balancer(), 100-r.Canary, r.Live.Other().balancer(), r.Canary)
+	if err := yaml.Unmarshal([]byte(source), &canary); err != nil {
+		return nil, fmt.Errorf("write a canary: %w", err)
+	}
+	services := child(http, "services")
+	if services == nil || services.Kind != yaml.MappingNode {
+		services = &yaml.Node{Kind: yaml.MappingNode}
+		http.Content = append(http.Content, scalar("services"), services)
+	}
+	services.Content = append(services.Content, scalar(canaryService), canary.Content[0])
+	var out bytes.Buffer
+	enc := yaml.NewEncoder(&out)
+	enc.SetIndent(2)
+	if err := errors.Join(enc.Encode(&doc), enc.Close()); err != nil {
+		return nil, fmt.Errorf("write a canary: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+func scalar(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
+
+// child is the value under a key of a mapping, nil when there is none.
+func child(n *yaml.Node, key string) *yaml.Node {
+	if n == nil || n.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return n.Content[i+1]
+		}
+	}
+	return nil
+}

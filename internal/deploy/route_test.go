@@ -1,0 +1,199 @@
+package deploy
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// golden compares text with a file of testdata, or writes it there.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s is not what was written:\n%s", name, got)
+	}
+}
+
+// traefikFolder is a folder as the stack has it.
+func traefikFolder(t *testing.T) *Traefik {
+	dir := t.TempDir()
+	for _, sub := range []string{"dynamic", "staging"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for from, to := range map[string]string{"blue.yml": "blue.yml", "green.yml": "green.yml", "services.yml": "dynamic/services.yml"} {
+		copyFile(t, filepath.Join("testdata", from), filepath.Join(dir, to))
+	}
+	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(dir, "dynamic", "active.yml"))
+	return &Traefik{Dir: dir}
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, text, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A switch is a color's file, word for word; a canary is the live color's file
+// with weights; and what is written is read as it was meant.
+func TestTheRouteIsWrittenAndRead(t *testing.T) {
+	f := traefikFolder(t)
+	for name, r := range map[string]Route{
+		"blue.yml": {Live: Blue}, "green.yml": {Live: Green},
+		"canary-blue-10.yml": {Live: Blue, Canary: 10}, "canary-green-50.yml": {Live: Green, Canary: 50},
+	} {
+		if err := f.Set(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(f.active())
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name, text)
+		if got, err := f.Route(t.Context()); err != nil || got != r {
+			t.Errorf("%s is read as %v, %v", name, got, err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(f.Dir, "staging")); err != nil || len(left) != 0 {
+		t.Error("something was left in staging:", left, err)
+	}
+}
+
+// What is cut short anywhere is another route never.
+func TestAHalfWrittenRouteIsNoRoute(t *testing.T) {
+	for _, name := range []string{"blue.yml", "canary-blue-10.yml"} {
+		text, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := ParseRoute(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range text {
+			if got, err := ParseRoute(text[:n]); err == nil && got != whole {
+				t.Fatalf("%d bytes of %s are read as %v", n, name, got)
+			} else if err != nil && !errors.Is(err, ErrRoute) {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestRoutesThatAreNone(t *testing.T) {
+	for says, text := range map[string]string{
+		"it is empty":                     "",
+		"name both colors":                "http: {routers: {a: {service: app-blue}, b: {service: app-green}}}",
+		"no router names":                 "http: {routers: {a: {service: other}}}",
+		"router a names no service":       "http: {routers: {a: {rule: x}}}",
+		"app-canary needs both colors":    "http: {routers: {a: {service: app-canary}}}",
+		"must be 1 to 99 and make 100":    "http: {routers: {a: {service: app-canary}}, services: {app-canary: {weighted: {services: [{name: app-blue, weight: 100}, {name: app-green, weight: 0}]}}}}",
+		"needs both colors with weights":  "http: {routers: {a: {service: app-canary}}, services: {app-canary: {weighted: {services: [{name: app-blue, weight: 50}, {name: app-blue, weight: 50}]}}}}",
+		"did not find expected":           "http: {routers: {a: {service: [",
+		"cannot unmarshal":                "http: [routers]",
+		"app-canary needs both colors wi": "http: {routers: {a: {service: app-canary}}, services: {app-canary: {weighted: {services: [{name: app-blue}, {name: app-green}]}}}}",
+	} {
+		if r, err := ParseRoute([]byte(text)); !errors.Is(err, ErrRoute) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q is read as %v, %v", text, r, err)
+		}
+	}
+}
+
+func FuzzParseRoute(f *testing.F) {
+	for _, name := range []string{"blue.yml", "green.yml", "canary-blue-10.yml"} {
+		text, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+		f.Add(text[:len(text)/2])
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := ParseRoute(text)
+		if err != nil {
+			if !errors.Is(err, ErrRoute) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if _, err := ParseColor(string(r.Live)); err != nil || r.Canary < 0 || r.Canary > 99 {
+			t.Fatalf("read as %+v", r)
+		}
+	})
+}
+
+// A person's mistake in a color's file must not be renamed in.
+func TestAColorsFileThatLeadsElsewhereIsNotWritten(t *testing.T) {
+	f := traefikFolder(t)
+	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(f.Dir, "green.yml"))
+	if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must lead to app-green") {
+		t.Error(err)
+	}
+	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {
+		t.Error(r, err)
+	}
+}
+
+func TestAFullDiskLeavesTheOldRoute(t *testing.T) {
+	f := traefikFolder(t)
+	// As a full disk does: the file can't be written.
+	if err := os.Symlink("/dev/full", filepath.Join(f.Dir, "staging", "active.yml")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Error(err)
+	}
+	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {
+		t.Error(r, err)
+	}
+}
+
+func TestServersAreCounted(t *testing.T) {
+	f := traefikFolder(t)
+	before, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.SetServers(Blue, 3); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml")); err != nil || !bytes.Equal(before, after) {
+		t.Error("nothing was to change, and something did", err)
+	}
+	if err := f.SetServers(Green, 5); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "services-green-5.yml", after)
+	if err := f.SetServers(Green, 1); err != nil {
+		t.Fatal(err)
+	}
+	if after, err = os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml")); err != nil || strings.Contains(string(after), "app_green-2") || !strings.Contains(string(after), "app_green-1") {
+		t.Error(string(after), err)
+	}
+}

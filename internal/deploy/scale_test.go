@@ -1,0 +1,117 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Remove takes replicas away, which must be empty.
+func (m *modelWorld) Remove(_ context.Context, c Color, names []string, _ int) error {
+	defer m.call()()
+	for _, r := range m.sight().Replicas[c] {
+		if slices.Contains(names, r.Name) && r.Drain != "drained" {
+			m.t.Fatalf("%s was removed with its clients", r.Name)
+		}
+	}
+	m.replicas[c] = slices.DeleteFunc(m.replicas[c], func(r Replica) bool { return slices.Contains(names, r.Name) })
+	return nil
+}
+
+func TestScaling(t *testing.T) {
+	w := newModel(t)
+	m := w.machine(folder(t))
+	if e, err := m.Scale(t.Context(), w, 5); err != nil || w.sight().serving(Blue) != 5 || e.Outcome != Scaled {
+		t.Fatal(e, err)
+	}
+	if e, err := m.Scale(t.Context(), w, 2); err != nil || w.sight().serving(Blue) != 2 || w.clients[Blue] != 1000 {
+		t.Fatal(e, err, w.clients)
+	}
+	if e, err := m.Scale(t.Context(), w, 2); err != nil {
+		t.Fatal(e, err)
+	}
+	var refused *RefusedError
+	if _, err := m.Scale(t.Context(), w, 0); !errors.As(err, &refused) || !strings.Contains(err.Error(), "1 to 100") {
+		t.Error(err)
+	}
+}
+
+func TestDrainingByHand(t *testing.T) {
+	w := newModel(t)
+	m := w.machine(folder(t))
+	var refused *RefusedError
+	for name, says := range map[string]string{
+		"blue": "nobody would be left", "green": "green does not run", "app_red-1": "no color and no replica",
+	} {
+		if err := m.Drain(t.Context(), name); !errors.As(err, &refused) || !strings.Contains(err.Error(), says) {
+			t.Errorf("drain %s: %v", name, err)
+		}
+	}
+	if err := m.Drain(t.Context(), "app_blue-2"); err != nil || w.sight().serving(Blue) != 2 {
+		t.Fatal(err)
+	}
+	if err := m.Undrain(t.Context(), "app_blue-2"); err != nil || w.sight().serving(Blue) != 3 {
+		t.Fatal(err)
+	}
+	if _, err := m.Deploy(t.Context(), "v2"); err != nil {
+		t.Fatal(err)
+	}
+	// Switched back by hand: new connections only, then the rest.
+	if err := m.Undrain(t.Context(), "blue"); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := m.Switch(t.Context(), Blue); err != nil || e.Outcome != Switched || w.heard.Live != Blue || w.clients[Green] != 1000 {
+		t.Fatal(e, err)
+	}
+	if err := m.Drain(t.Context(), "green"); err != nil || w.clients[Blue] != 1000 {
+		t.Fatal(err, w.clients)
+	}
+}
+
+// What people do by hand does not come in a deploy's way.
+func TestAnUnfinishedDeployKeepsOtherCommandsOut(t *testing.T) {
+	w := newModel(t)
+	m := w.machine(folder(t))
+	if _, _, died := w.run(60, func() (Entry, error) { return m.Deploy(t.Context(), "v2") }); !died {
+		t.Fatal("it was not killed")
+	}
+	_, scale := m.Scale(t.Context(), w, 5)
+	_, swap := m.Switch(t.Context(), Green)
+	_, other := m.Deploy(t.Context(), "v3")
+	for _, err := range []error{scale, swap, other, m.Drain(t.Context(), "app_blue-1"), m.Undrain(t.Context(), "blue")} {
+		if err == nil || !strings.Contains(err.Error(), "a deploy of v2 is unfinished") || !strings.Contains(err.Error(), "switchyard rollback") {
+			t.Error(err)
+		}
+	}
+	plan, err := m.Plan(t.Context(), "v2")
+	if err != nil || plan.Unfinished == "" || !strings.Contains(plan.String(), "go on with") {
+		t.Error(plan, err)
+	}
+	if e, err := m.Rollback(t.Context()); e.Outcome != RolledBack || w.heard.Live != Blue || len(w.replicas[Green]) != 0 {
+		t.Error(e, err)
+	}
+}
+
+func TestThePlanIsTheDeploy(t *testing.T) {
+	w := newModel(t)
+	m := w.machine(folder(t))
+	m.Settings.Canary = []int{10}
+	plan, err := m.Plan(t.Context(), "v2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := plan.String()
+	for _, says := range []string{"v2 (id-v2) would go to green, 3 replicas; blue is live", "1. preflight", "send 10 % of new connections to green", "move everybody from blue to green"} {
+		if !strings.Contains(text, says) {
+			t.Errorf("the plan does not say %q:\n%s", says, text)
+		}
+	}
+	if len(w.replicas[Green]) != 0 || w.route.Live != Blue {
+		t.Error("a plan did something")
+	}
+	if _, err := m.Plan(t.Context(), "unknown"); err == nil || !strings.Contains(err.Error(), "no such image") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,208 @@
+package deploy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+)
+
+// Settings are how a deploy goes. They are read from deploy.yml beside the
+// compose file, and flags take precedence.
+type Settings struct {
+	// Replicas is how many the new color gets; 0: as many as the live one has.
+	Replicas int `yaml:"replicas"`
+	// Canary are the percentages of new connections that go first, one after the
+	// other.
+	Canary []int `yaml:"canary"`
+
+	ReadyLimit   time.Duration `yaml:"ready_limit"`
+	ConfirmLimit time.Duration `yaml:"confirm_limit"`
+	DrainLimit   time.Duration `yaml:"drain_limit"`
+	MigrateLimit time.Duration `yaml:"migrate_limit"`
+
+	// Baseline is how far back the live color is measured.
+	Baseline    time.Duration `yaml:"baseline"`
+	Verify      time.Duration `yaml:"verify"`
+	CanaryWatch time.Duration `yaml:"canary_watch"`
+	// Watch is how long the new color is watched before the old one is drained,
+	// and WatchMoved how long when everybody is there.
+	Watch      time.Duration `yaml:"watch"`
+	WatchMoved time.Duration `yaml:"watch_moved"`
+	// ProbeEvery is the period of health checks; Window that of metrics.
+	ProbeEvery time.Duration `yaml:"probe_every"`
+	Window     time.Duration `yaml:"window"`
+	// Keep is how many images stay on the host.
+	Keep int `yaml:"keep"`
+
+	Triggers Triggers `yaml:"triggers"`
+	Notices  Notices  `yaml:"notices"`
+	// Windows are when a deploy may begin; none: always.
+	Windows []TimeWindow `yaml:"windows"`
+	// Scan is a command that is given the image and fails when it must not run.
+	Scan      string        `yaml:"scan"`
+	ScanLimit time.Duration `yaml:"scan_limit"`
+}
+
+// Notices are whom a deploy is told to. Paths are relative to the file.
+type Notices struct {
+	Webhook string `yaml:"webhook"`
+	// SecretFile has what notices are signed with.
+	SecretFile string `yaml:"secret_file"`
+	// Grafana is its address, marked with TokenFile's service account token.
+	Grafana          string `yaml:"grafana"`
+	GrafanaTokenFile string `yaml:"grafana_token_file"`
+}
+
+// Triggers are what rolls a deploy back.
+type Triggers struct {
+	// Off names triggers that are not judged.
+	Off []Trigger `yaml:"off"`
+	// HealthFailures: more than so many failed checks in a row.
+	HealthFailures int `yaml:"health_failures"`
+	// Restarts: more than so many times a replica ended by itself.
+	Restarts int `yaml:"restarts"`
+	// ErrorPercent: more of the operations failed by our fault, of ErrorSamples
+	// at least.
+	ErrorPercent float64 `yaml:"error_percent"`
+	ErrorSamples int     `yaml:"error_samples"`
+	// SlowTimes the baseline's p95 and over ResponseFloor, in two windows running
+	// with SlowSamples each.
+	SlowTimes     float64       `yaml:"slow_times"`
+	ResponseFloor time.Duration `yaml:"response_floor"`
+	SlowSamples   int           `yaml:"slow_samples"`
+	// MemoryPercent of a replica's limit.
+	MemoryPercent float64 `yaml:"memory_percent"`
+	// ReturnPercent: fewer of the clients are there ReturnGrace after the move.
+	ReturnPercent float64       `yaml:"return_percent"`
+	ReturnGrace   time.Duration `yaml:"return_grace"`
+}
+
+// A Trigger is a reason to roll back by itself.
+type Trigger string
+
+// The triggers.
+const (
+	TriggerHealth   Trigger = "health"   // failed health checks in a row
+	TriggerCrash    Trigger = "crash"    // a replica ended by itself
+	TriggerErrors   Trigger = "errors"   // errors of ours
+	TriggerSlow     Trigger = "slow"     // p95 over the baseline
+	TriggerMemory   Trigger = "memory"   // resident memory near the limit
+	TriggerSessions Trigger = "sessions" // clients that did not come back
+	TriggerCanary   Trigger = "canary"   // the delivery canary is stale
+	TriggerCheck    Trigger = "check"    // the check from outside failed
+	TriggerStart    Trigger = "start"    // it did not get as far as serving
+)
+
+// judged are the triggers that Off may name.
+var judged = []Trigger{TriggerHealth, TriggerCrash, TriggerErrors, TriggerSlow, TriggerMemory, TriggerSessions, TriggerCanary}
+
+// DefaultSettings are those of a deploy without deploy.yml.
+func DefaultSettings() Settings {
+	return Settings{
+		ReadyLimit: 2 * time.Minute, ConfirmLimit: 10 * time.Second, DrainLimit: 10 * time.Minute, MigrateLimit: 10 * time.Minute,
+		Baseline: 5 * time.Minute, Verify: 15 * time.Second, CanaryWatch: 2 * time.Minute,
+		Watch: 5 * time.Minute, WatchMoved: 5 * time.Minute, ProbeEvery: 2 * time.Second, Window: 30 * time.Second, Keep: 3, ScanLimit: 10 * time.Minute,
+		Triggers: Triggers{
+			HealthFailures: 3, Restarts: 0, ErrorPercent: 5, ErrorSamples: 20,
+			SlowTimes: 2, ResponseFloor: 50 * time.Millisecond, SlowSamples: 100,
+			MemoryPercent: 90, ReturnPercent: 90, ReturnGrace: 30 * time.Second,
+		},
+	}
+}
+
+// ReadSettings reads a file of settings over the defaults; one that is not
+// there changes nothing. Unknown names are mistakes.
+func ReadSettings(path string) (Settings, error) {
+	s := DefaultSettings()
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, fmt.Errorf("read the settings: %w", err)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(&s); err != nil && !errors.Is(err, io.EOF) {
+		return s, fmt.Errorf("%s: %s", path, strings.ReplaceAll(err.Error(), "\n", " "))
+	}
+	if err := s.Check(); err != nil {
+		return s, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}
+
+// Check names the first setting that is out of bounds.
+func (s Settings) Check() error {
+	for _, d := range []struct {
+		name          string
+		value, lo, hi time.Duration
+	}{
+		{"ready_limit", s.ReadyLimit, time.Second, time.Hour},
+		{"confirm_limit", s.ConfirmLimit, time.Second, 10 * time.Minute},
+		{"drain_limit", s.DrainLimit, time.Second, 2 * time.Hour},
+		{"migrate_limit", s.MigrateLimit, time.Second, 24 * time.Hour},
+		{"baseline", s.Baseline, 10 * time.Second, 24 * time.Hour},
+		{"verify", s.Verify, 0, time.Hour},
+		{"canary_watch", s.CanaryWatch, 0, 24 * time.Hour},
+		{"watch", s.Watch, 0, 24 * time.Hour},
+		{"watch_moved", s.WatchMoved, 0, 24 * time.Hour},
+		{"probe_every", s.ProbeEvery, 100 * time.Millisecond, time.Minute},
+		{"window", s.Window, 5 * time.Second, 10 * time.Minute},
+		{"scan_limit", s.ScanLimit, time.Second, time.Hour},
+		{"triggers.response_floor", s.Triggers.ResponseFloor, 0, time.Minute},
+		{"triggers.return_grace", s.Triggers.ReturnGrace, 0, 10 * time.Minute},
+	} {
+		if d.value < d.lo || d.value > d.hi {
+			return fmt.Errorf("%s must be %v to %v, not %v", d.name, d.lo, d.hi, d.value)
+		}
+	}
+	for _, n := range []struct {
+		name          string
+		value, lo, hi float64
+	}{
+		{"replicas", float64(s.Replicas), 0, 100},
+		{"keep", float64(s.Keep), 2, 100},
+		{"triggers.health_failures", float64(s.Triggers.HealthFailures), 1, 1000},
+		{"triggers.restarts", float64(s.Triggers.Restarts), 0, 1000},
+		{"triggers.error_percent", s.Triggers.ErrorPercent, 0, 100},
+		{"triggers.error_samples", float64(s.Triggers.ErrorSamples), 1, 1e9},
+		{"triggers.slow_times", s.Triggers.SlowTimes, 1, 1000},
+		{"triggers.slow_samples", float64(s.Triggers.SlowSamples), 1, 1e9},
+		{"triggers.memory_percent", s.Triggers.MemoryPercent, 1, 100},
+		{"triggers.return_percent", s.Triggers.ReturnPercent, 0, 100},
+	} {
+		if !(n.value >= n.lo && n.value <= n.hi) { // not a number, too
+			return fmt.Errorf("%s must be %v to %v, not %v", n.name, n.lo, n.hi, n.value)
+		}
+	}
+	return s.checkLists()
+}
+
+func (s Settings) checkLists() error {
+	last := 0
+	for _, percent := range s.Canary {
+		if percent <= last || percent > 99 {
+			return fmt.Errorf("canary must be percentages of 1 to 99 that rise, not %v", s.Canary)
+		}
+		last = percent
+	}
+	for _, w := range s.Windows {
+		if err := w.check(); err != nil {
+			return err
+		}
+	}
+	for _, t := range s.Triggers.Off {
+		if !slices.Contains(judged, t) {
+			return fmt.Errorf("triggers.off may name %v, not %q", judged, t)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,212 @@
+package deploy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// Traefik is its folder of files and its API.
+type Traefik struct {
+	// Dir holds dynamic/, staging/, blue.yml and green.yml.
+	Dir string
+	// API finds where its API is, such as http://127.0.0.1:8080.
+	API func(ctx context.Context) (string, error)
+}
+
+func (t *Traefik) active() string { return filepath.Join(t.Dir, "dynamic", "active.yml") }
+
+// Route reads active.yml.
+func (t *Traefik) Route(context.Context) (Route, error) {
+	text, err := os.ReadFile(t.active())
+	if err != nil {
+		return Route{}, fmt.Errorf("%w: %w", ErrRoute, err)
+	}
+	r, err := ParseRoute(text)
+	if err != nil {
+		return Route{}, fmt.Errorf("%s: %w", t.active(), err)
+	}
+	return r, nil
+}
+
+// Set renames a new active.yml in: Traefik reads the old one or the new one.
+func (t *Traefik) Set(_ context.Context, r Route) error {
+	text, err := t.text(r)
+	if err != nil {
+		return err
+	}
+	// Also unchanged it is renamed in: this may be the second try at a Traefik that
+	// missed the first one.
+	return writeFile(t.active(), filepath.Join(t.Dir, "staging", "active.yml"), text)
+}
+
+// text is what active.yml says for a route: a color's file, word for word, or
+// the live one's with weights.
+func (t *Traefik) text(r Route) ([]byte, error) {
+	path := filepath.Join(t.Dir, string(r.Live)+".yml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("write the route: %w", err)
+	}
+	if got, err := ParseRoute(text); err != nil || got != (Route{Live: r.Live}) {
+		return nil, errors.Join(fmt.Errorf("%s must lead to %s", path, r.Live.balancer()), err)
+	}
+	if r.Canary > 0 {
+		return withCanary(text, r)
+	}
+	return text, nil
+}
+
+// routerNames are those of active.yml: other files may have routers to both
+// colors, for operators.
+func (t *Traefik) routerNames() (map[string]bool, error) {
+	text, err := os.ReadFile(filepath.Join(t.Dir, string(Blue)+".yml"))
+	if err != nil {
+		return nil, fmt.Errorf("read the routers: %w", err)
+	}
+	var file routes
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		return nil, fmt.Errorf("read the routers: %w", err)
+	}
+	names := map[string]bool{}
+	for name, router := range file.HTTP.Routers {
+		if _, ours := colorOf(router.Service); ours {
+			names[name] = true
+		}
+	}
+	return names, nil
+}
+
+// Serving asks Traefik what it does.
+func (t *Traefik) Serving(ctx context.Context) (Serving, error) {
+	api, err := t.API(ctx)
+	if err != nil {
+		return Serving{}, err
+	}
+	var routers []struct{ Name, Service, Status string }
+	if err := fetchJSON(ctx, inside, api+"/api/http/routers?per_page=1000", &routers); err != nil {
+		return Serving{}, fmt.Errorf("ask Traefik: %w", err)
+	}
+	var services []struct {
+		Name         string
+		ServerStatus map[string]string
+		Weighted     struct{ Services []weight }
+	}
+	if err := fetchJSON(ctx, inside, api+"/api/http/services?per_page=1000", &services); err != nil {
+		return Serving{}, fmt.Errorf("ask Traefik: %w", err)
+	}
+	out := Serving{Up: map[Color]int{}}
+	var canary []weight
+	for _, s := range services {
+		if c, ok := colorOf(s.Name); ok {
+			for _, status := range s.ServerStatus {
+				if status == "UP" {
+					out.Up[c]++
+				}
+			}
+		}
+		if name, _, _ := strings.Cut(s.Name, "@"); name == canaryService {
+			canary = s.Weighted.Services
+		}
+	}
+	names, err := t.routerNames()
+	if err != nil {
+		return out, err
+	}
+	seen := 0
+	for _, r := range routers {
+		name, provider, _ := strings.Cut(r.Name, "@")
+		if !names[name] || provider != "file" {
+			continue
+		}
+		here, err := serves(r.Service, canary)
+		switch {
+		case err != nil:
+			return out, err
+		case r.Status != "enabled":
+			return out, fmt.Errorf("ask Traefik: its router %s is %s", name, r.Status)
+		case seen > 0 && here != out.Route:
+			return out, errors.New("ask Traefik: its routers lead to both colors")
+		}
+		out.Route = here
+		seen++
+	}
+	if seen < len(names) {
+		return out, fmt.Errorf("ask Traefik: it knows %d of %d routers", seen, len(names))
+	}
+	return out, nil
+}
+
+// serves is where Traefik's router leads.
+func serves(service string, canary []weight) (Route, error) {
+	if c, ok := colorOf(service); ok {
+		return Route{Live: c}, nil
+	}
+	if name, _, _ := strings.Cut(service, "@"); name == canaryService {
+		return weighted(canary)
+	}
+	return Route{}, fmt.Errorf("ask Traefik: a router leads to %q", service)
+}
+
+// replicaInURL is the part of a server's address that counts replicas.
+var replicaInURL = regexp.MustCompile(`(app_(?:blue|green)-)\d+`)
+
+// SetServers has services.yml list a color's replicas, 1 to n. The addresses are
+// made from the first one that stands there.
+func (t *Traefik) SetServers(c Color, n int) error {
+	path := filepath.Join(t.Dir, "dynamic", "services.yml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("list the replicas: %w", err)
+	}
+	changed, err := withServers(text, c, n)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if bytes.Equal(changed, text) {
+		return nil
+	}
+	return writeFile(path, filepath.Join(t.Dir, "staging", "services.yml"), changed)
+}
+
+// withServers returns services.yml with a color's servers counted from 1 to n.
+func withServers(text []byte, c Color, n int) ([]byte, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return nil, err
+	}
+	if len(doc.Content) == 0 {
+		return nil, errors.New("it is empty")
+	}
+	servers := child(child(child(child(child(doc.Content[0], "http"), "services"), c.balancer()), "loadBalancer"), "servers")
+	if servers == nil || len(servers.Content) == 0 {
+		return nil, fmt.Errorf("%s has no servers", c.balancer())
+	}
+	if len(servers.Content) == n {
+		return text, nil // counted already: not a byte is changed
+	}
+	first := child(servers.Content[0], "url")
+	if first == nil || !replicaInURL.MatchString(first.Value) {
+		return nil, fmt.Errorf("the first server of %s has no address like http://…app_%s-1:8000", c.balancer(), c)
+	}
+	servers.Content = nil
+	for i := range n {
+		url := *first
+		url.Value = replicaInURL.ReplaceAllString(first.Value, fmt.Sprintf("${1}%d", i+1))
+		servers.Content = append(servers.Content, &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{scalar("url"), &url}})
+	}
+	var out bytes.Buffer
+	enc := yaml.NewEncoder(&out)
+	enc.SetIndent(2)
+	if err := errors.Join(enc.Encode(&doc), enc.Close()); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}

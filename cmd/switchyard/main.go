@@ -1,5 +1,5 @@
-// Command switchyard is the operator's: it proves that a service keeps its
-// promises, and measures how fast it is.
+// Command switchyard is the operator's: it deploys versions and takes them back,
+// proves that a service keeps its promises, and measures how fast it is.
 package main
 
 import (
@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"switchyard/internal/deploy"
 )
 
 // version is set by the build.
@@ -22,6 +24,10 @@ const (
 	exitOK     = 0
 	exitFailed = 1 // it was done, and the answer is no
 	exitUsage  = 2 // it could not be done: wrong usage, nobody there
+
+	exitUnfinished = 3 // it stands still half way; the same command goes on
+	exitLocked     = 4 // another command is at it
+	exitStuck      = 5 // a person has to look
 )
 
 // errWrong makes the command exit with 1; what there is to say has been said.
@@ -41,19 +47,40 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Short:   "operate a Switchyard service",
 		Version: version,
 		// Errors are told here, in one line and once.
-		SilenceErrors: true, SilenceUsage: true,
+		SilenceErrors: true, SilenceUsage: true, DisableSuggestions: true,
 	}
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(verifyCommand(), loadCommand())
+	root.AddCommand(verifyCommand(), loadCommand(),
+		deployCommand(), rollbackCommand(), switchCommand(), statusCommand(), historyCommand(),
+		scaleCommand(), drainCommand(), undrainCommand(), smokeCommand(), preflightCommand())
 	command, err := root.ExecuteContextC(ctx)
+	if err != nil && !errors.Is(err, errWrong) {
+		fmt.Fprintf(stderr, "%s: %v\n", command.CommandPath(), err)
+	}
+	return exitCode(err)
+}
+
+// exitCode is what an error means to a pipeline.
+func exitCode(err error) int {
+	var (
+		back       *deploy.RolledBackError
+		unfinished *deploy.UnfinishedError
+		locked     *deploy.LockedError
+		stuck      *deploy.StuckError
+	)
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.Is(err, errWrong):
+	case errors.Is(err, errWrong), errors.As(err, &back):
 		return exitFailed
+	case errors.As(err, &unfinished):
+		return exitUnfinished
+	case errors.As(err, &locked):
+		return exitLocked
+	case errors.As(err, &stuck):
+		return exitStuck
 	}
-	fmt.Fprintf(stderr, "%s: %v\n", command.CommandPath(), err)
 	return exitUsage
 }

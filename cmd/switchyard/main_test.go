@@ -169,6 +169,12 @@ func TestWrongUsage(t *testing.T) {
 		"no other flag has a meaning":                   {"verify", "--check", empty, "--rate", "5"},
 		`unknown command "deploi"`:                      {"deploi"},
 		`unknown command "now" for "switchyard verify"`: {"verify", "now"},
+		"accepts 1 arg(s), received 0":                  {"deploy"},
+		"docker-compose.prod.yml is not in /nowhere":    {"deploy", "v2", "--dir", "/nowhere"},
+		"a color is blue or green, not \"red\"":         {"switch", "red"},
+		"replicas are a number, not \"many\"":           {"scale", "many"},
+		"--every must be 500ms or more, not 1ms":        {"status", "--every", "1ms"},
+		"--last must be 1 or more, not 0":               {"history", "--last", "0"},
 		"unknown flag: --speed":                         {"load", "--speed", "1"},
 		`invalid argument "many" for "--clients" flag`:  {"verify", "--clients", "many"},
 	} {

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"switchyard/internal/deploy"
+)
+
+func scaleCommand() *cobra.Command {
+	f := new(stackFlags)
+	c := &cobra.Command{
+		Use:   "scale N",
+		Short: "bring the live color to N replicas",
+		Long:  "Scale waits until new replicas are ready, and moves the clients of those that go before they do.",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			n, err := strconv.Atoi(args[0])
+			if err != nil {
+				return fmt.Errorf("replicas are a number, not %q", args[0])
+			}
+			return f.work(c, func(s *site) (deploy.Entry, error) { return s.machine.Scale(c.Context(), s.compose, n) })
+		},
+	}
+	f.add(c)
+	return c
+}
+
+func drainCommand() *cobra.Command {
+	f := new(stackFlags)
+	c := &cobra.Command{
+		Use:   "drain COLOR|REPLICA",
+		Short: "move the clients of the idle color, or of one replica, away",
+		Long: `Drain returns when nobody is left there. What was drained goes on running, takes no
+new connections, and serves again after undrain.`,
+		Example: "  switchyard drain green\n  switchyard drain switchyard-app_blue-2",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return f.work(c, func(s *site) (deploy.Entry, error) {
+				return deploy.Entry{}, s.machine.Drain(c.Context(), args[0])
+			})
+		},
+	}
+	f.add(c)
+	return c
+}
+
+func undrainCommand() *cobra.Command {
+	f := new(stackFlags)
+	c := &cobra.Command{
+		Use:   "undrain COLOR|REPLICA",
+		Short: "let clients in again",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return f.work(c, func(s *site) (deploy.Entry, error) {
+				return deploy.Entry{}, s.machine.Undrain(c.Context(), args[0])
+			})
+		},
+	}
+	f.add(c)
+	return c
+}
+
+func smokeCommand() *cobra.Command {
+	f := new(stackFlags)
+	c := &cobra.Command{
+		Use:   "smoke [URL]",
+		Short: "join, publish, receive and resume once",
+		Long: `Smoke does so through the balancer of this host's stack and on each of its
+replicas, or at the URL given. It exits with 1 when one of them fails.`,
+		Example: "  switchyard smoke\n  switchyard smoke wss://chat.example.com/ws --token-file token",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				o := &deploy.Outside{Stack: &deploy.Stack{TokenFile: f.tokenFile}}
+				return f.tell(c, args[0], o.SmokeURL(c.Context(), args[0]))
+			}
+			return f.smokeStack(c)
+		},
+	}
+	f.add(c)
+	return c
+}
+
+// smokeStack smokes the stack's front door and each replica that serves.
+func (f *stackFlags) smokeStack(c *cobra.Command) error {
+	s, err := f.open()
+	if err != nil {
+		return err
+	}
+	o := &deploy.Outside{Stack: s}
+	sight, err := s.Compose(nil).Look(c.Context())
+	if err != nil {
+		return err
+	}
+	verdict := f.tell(c, s.URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
+	for _, color := range deploy.Colors {
+		for _, r := range sight.Of(color) {
+			if !r.Serves() {
+				continue
+			}
+			if err := f.tell(c, r.Name, o.Smoke(c.Context(), deploy.Target{Replica: &r, Deployment: r.Deployment})); err != nil {
+				verdict = err
+			}
+		}
+	}
+	return verdict
+}
+
+// tell prints one answer.
+func (f *stackFlags) tell(c *cobra.Command, what string, err error) error {
+	if f.json {
+		answer := map[string]any{"target": what, "ok": err == nil}
+		if err != nil {
+			answer["error"] = err.Error()
+		}
+		if e := printJSON(c.OutOrStdout(), answer); e != nil {
+			return e
+		}
+	} else if err != nil {
+		fmt.Fprintf(c.OutOrStdout(), "fail  %s: %v\n", what, err)
+	} else {
+		fmt.Fprintf(c.OutOrStdout(), "ok    %s\n", what)
+	}
+	if err != nil {
+		return errWrong
+	}
+	return nil
+}
+
+func preflightCommand() *cobra.Command {
+	f := new(stackFlags)
+	var ignore []string
+	var scan string
+	c := &cobra.Command{
+		Use:   "preflight [IMAGE]",
+		Short: "ask whether a deploy may begin",
+		Long:  "Preflight exits with 0 when it may, warnings included, and with 1 when a check failed. docs/deploy.md has the checks.",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			s, err := f.enter(c)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = s.lock.Release() }()
+			var image deploy.Image
+			if len(args) == 1 {
+				if image, err = s.compose.Resolve(c.Context(), args[0]); err != nil {
+					return err
+				}
+			}
+			p := s.stack.Preflight(s.compose, s.settings, s.machine.State)
+			p.Ignore, p.Scan = ignore, scan
+			answers, err := p.Run(c.Context(), image)
+			if err != nil {
+				return err
+			}
+			if f.json {
+				err = printJSON(c.OutOrStdout(), answers)
+			} else {
+				for _, a := range answers {
+					fmt.Fprintf(c.OutOrStdout(), "%-5s %-12s %s\n", a.Answer, a.Name, a.Text)
+				}
+			}
+			if err == nil && deploy.Failed(answers) {
+				return errWrong
+			}
+			return err
+		},
+	}
+	f.add(c)
+	c.Flags().StringArrayVar(&ignore, "ignore", nil, "a check that may fail; once for each")
+	c.Flags().StringVar(&scan, "scan", "", "command that is given the image and fails when it must not run")
+	return c
+}

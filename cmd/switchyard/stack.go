@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"switchyard/internal/deploy"
+	"switchyard/internal/load"
+)
+
+// lockWait is how long what a dead command had begun is waited for.
+const lockWait = time.Minute
+
+// stackFlags are those of the commands that work on the stack of this host.
+type stackFlags struct {
+	dir, file, project     string
+	traefikAPI, prometheus string
+	tokenFile              string
+	insecure, json         bool
+}
+
+func (f *stackFlags) add(c *cobra.Command) {
+	flags := c.Flags()
+	flags.StringVar(&f.dir, "dir", "", "folder of the compose file (default this one, or deploy/compose)")
+	flags.StringVar(&f.file, "file", deploy.DefaultFile, "the compose file's name")
+	flags.StringVar(&f.project, "project", "switchyard", "what Compose calls the stack")
+	flags.StringVar(&f.traefikAPI, "traefik-api", "", "address of Traefik's API (default its container's)")
+	flags.StringVar(&f.prometheus, "prometheus", "", "address of Prometheus (default its container's)")
+	flags.StringVar(&f.tokenFile, "token-file", "", "credential for probes (default one signed with secrets/app_jwt_secret)")
+	flags.BoolVar(&f.insecure, "insecure", false, "do not look at the certificate when probing from outside")
+	flags.BoolVar(&f.json, "json", false, "print JSON")
+}
+
+func (f *stackFlags) open() (*deploy.Stack, error) {
+	s, err := deploy.OpenStack(f.dir, f.file, f.project)
+	if err != nil {
+		return nil, err
+	}
+	s.TraefikAPI, s.Prometheus = strings.TrimSuffix(f.traefikAPI, "/"), strings.TrimSuffix(f.prometheus, "/")
+	s.TokenFile, s.Insecure = f.tokenFile, f.insecure
+	return s, nil
+}
+
+// A site is the stack with the machine that works on it. It holds the lock.
+type site struct {
+	stack    *deploy.Stack
+	compose  *deploy.Compose
+	machine  *deploy.Machine
+	settings deploy.Settings
+	lock     *deploy.Lock
+}
+
+// enter opens the stack and takes the lock.
+func (f *stackFlags) enter(c *cobra.Command) (*site, error) {
+	s, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	settings, err := deploy.ReadSettings(filepath.Join(s.Dir, "deploy.yml"))
+	if err != nil {
+		return nil, err
+	}
+	state, err := s.State()
+	if err != nil {
+		return nil, err
+	}
+	lock, err := state.Lock(c.Context(), c.CommandPath(), lockWait)
+	if err != nil {
+		return nil, err
+	}
+	if old := lock.TakenOver; old != nil {
+		fmt.Fprintf(c.ErrOrStderr(), "the lock of process %d (%s), which is dead, was taken over\n", old.PID, old.Command)
+	}
+	compose := s.Compose(lock)
+	book, err := deploy.NewBook(compose, settings.Notices, s.Dir)
+	if err != nil {
+		return nil, errors.Join(err, lock.Release())
+	}
+	return &site{stack: s, compose: compose, settings: settings, lock: lock, machine: &deploy.Machine{
+		World: deploy.World{
+			Containers: compose, Clients: compose, Images: compose, Traffic: compose.Balancer,
+			Probes: &deploy.Outside{Stack: s, Judge: judge}, Metrics: s.Metrics(compose), Records: book, Clock: deploy.HostClock{},
+		},
+		State: state, Settings: settings, Report: f.reporter(c.OutOrStdout()),
+	}}, nil
+}
+
+// judge has a few clients publish and subscribe through the balancer.
+func judge(ctx context.Context, s *deploy.Stack, d time.Duration, token string) error {
+	plan := load.Plan{
+		URLs: []string{s.URL("wss", "/ws")}, Dial: s.Dial, TLS: s.TLS(),
+		Clients: 12, Rooms: 4, Rate: 40, Duration: d, Cut: d / 5,
+	}
+	if token != "" {
+		plan.Tokens = []string{token}
+	}
+	run, err := load.Start(ctx, plan)
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	report := run.Report()
+	if report.Verdict != load.Clean {
+		first, _, _ := strings.Cut(report.String(), "\n")
+		return fmt.Errorf("verify: %s", first)
+	}
+	return nil
+}
+
+// reporter prints each event: a line for people, or one of JSON.
+func (f *stackFlags) reporter(w io.Writer) func(deploy.Event) {
+	if f.json {
+		enc := json.NewEncoder(w)
+		return func(e deploy.Event) { _ = enc.Encode(e) }
+	}
+	return func(e deploy.Event) {
+		step := e.Step
+		switch e.Kind {
+		case "done":
+			if e.Text == "" {
+				e.Text = "done"
+			}
+		case "warn", "fail":
+			step = "! " + step
+		}
+		fmt.Fprintf(w, "%s  %-12s %s\n", e.At.Format("15:04:05.000"), step, e.Text)
+	}
+}
+
+// result prints how it ended, for programs, and hands the error on.
+func (f *stackFlags) result(c *cobra.Command, e deploy.Entry, err error) error {
+	if !f.json {
+		if err == nil && e.ID != "" {
+			fmt.Fprintln(c.OutOrStdout(), e)
+		}
+		return err
+	}
+	out := struct {
+		Kind  string        `json:"kind"`
+		Exit  int           `json:"exit"`
+		Error string        `json:"error,omitempty"`
+		Entry *deploy.Entry `json:"deploy,omitempty"`
+	}{Kind: "end", Exit: exitCode(err)}
+	if err != nil {
+		out.Error = err.Error()
+	}
+	if e.ID != "" {
+		out.Entry = &e
+	}
+	return errors.Join(err, json.NewEncoder(c.OutOrStdout()).Encode(out))
+}
+
+// work runs something on the stack under the lock.
+func (f *stackFlags) work(c *cobra.Command, do func(*site) (deploy.Entry, error)) error {
+	s, err := f.enter(c)
+	if err != nil {
+		return err
+	}
+	e, err := do(s)
+	if errors.Is(err, deploy.ErrAlreadyLive) {
+		fmt.Fprintln(c.ErrOrStderr(), err)
+		err = nil
+	}
+	return errors.Join(f.result(c, e, err), s.lock.Release())
+}
+
+// printJSON prints a value for programs.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

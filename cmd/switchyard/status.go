@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"switchyard/internal/deploy"
+)
+
+func statusCommand() *cobra.Command {
+	f := new(stackFlags)
+	var watch bool
+	var every time.Duration
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "show colors, versions, replicas, clients, alerts and the last deploys",
+		Long:  "Status exits with 0 when all replicas of the live color serve and Traefik agrees, and with 1 when not.",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if every < 500*time.Millisecond {
+				return fmt.Errorf("--every must be 500ms or more, not %v", every)
+			}
+			s, err := f.open()
+			if err != nil {
+				return err
+			}
+			for {
+				well, err := f.show(c, s, watch)
+				switch {
+				case watch && c.Context().Err() != nil:
+					return nil
+				case err != nil:
+					return err
+				case !watch && !well:
+					return errWrong
+				case !watch:
+					return nil
+				}
+				if (deploy.HostClock{}).Sleep(c.Context(), every) != nil {
+					return nil
+				}
+			}
+		},
+	}
+	f.add(c)
+	c.Flags().BoolVar(&watch, "watch", false, "show it again and again")
+	c.Flags().DurationVar(&every, "every", 2*time.Second, "with --watch, how often")
+	return c
+}
+
+// show prints one look, and tells whether users are served.
+func (f *stackFlags) show(c *cobra.Command, s *deploy.Stack, watch bool) (well bool, err error) {
+	o, err := s.Overview(c.Context(), s.Metrics(s.Compose(nil)))
+	if err != nil {
+		return false, err
+	}
+	out := c.OutOrStdout()
+	if f.json {
+		return o.Well(), printJSON(out, o)
+	}
+	if watch && isTerminal(out) {
+		_, _ = io.WriteString(out, "\033[H\033[2J")
+	}
+	_, err = fmt.Fprint(out, o)
+	return o.Well(), err
+}
+
+func historyCommand() *cobra.Command {
+	f := new(stackFlags)
+	var last int
+	c := &cobra.Command{
+		Use:   "history",
+		Short: "show what was deployed, and what became of it",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if last < 1 {
+				return fmt.Errorf("--last must be 1 or more, not %d", last)
+			}
+			s, err := f.open()
+			if err != nil {
+				return err
+			}
+			state, err := s.State()
+			if err != nil {
+				return err
+			}
+			entries, err := state.History()
+			if err != nil {
+				return err
+			}
+			entries = entries[max(0, len(entries)-last):]
+			if f.json {
+				return printJSON(c.OutOrStdout(), entries)
+			}
+			for _, e := range entries {
+				fmt.Fprint(c.OutOrStdout(), e.Details())
+			}
+			return nil
+		},
+	}
+	f.add(c)
+	c.Flags().IntVar(&last, "last", 20, "how many of the newest")
+	return c
+}

@@ -67,7 +67,7 @@ func New(ctx context.Context, cfg Config) (*Verifier, error) {
 // once, when the service is about to serve: one that can't start has one thing
 // to say.
 func (v *Verifier) Describe() {
-	if !v.cfg.hasKeys() {
+	if v.secrets == 0 && v.public == 0 && v.jwks == nil { // not cfg: the secrets are no longer there
 		v.log.Warn("no key is configured: whoever connects is anonymous and may use every room that AUTH_ANONYMOUS opens",
 			"remedy", "set AUTH_JWT_SECRET, AUTH_KEY_FILE or AUTH_JWKS_URL")
 		return

@@ -28,6 +28,24 @@ func TestEachKindOfKeyHasItsTokens(t *testing.T) {
 	}
 }
 
+// The log says how open the service is, and does not cry wolf: a secret alone is
+// a key too.
+func TestTheLogSaysHowOpenTheServiceIs(t *testing.T) {
+	for _, says := range []struct {
+		cfg  Config
+		open bool
+	}{
+		{Config{}, true},
+		{Config{JWTSecrets: []string{secret}}, false},
+		{Config{JWTSecrets: []string{secret}, Anonymous: "off"}, false},
+	} {
+		logged := open(t, says.cfg).logged.String()
+		if strings.Contains(logged, "no key is configured") != says.open || strings.Contains(logged, "tokens are checked") == says.open {
+			t.Errorf("%+v: %s", says.cfg, logged)
+		}
+	}
+}
+
 // A secret is replaced in three starts: old; old and new; new. Tokens of each
 // time are good as long as their secret is listed.
 func TestASecretIsReplacedWithoutAGap(t *testing.T) {

@@ -36,9 +36,8 @@ import (
 )
 
 const (
-	project = "switchyard-e2e"
-	domain  = "chat.e2e.test"
-	// image is what is run; imageBuilt says in -args -image another one.
+	project      = "switchyard-e2e"
+	domain       = "chat.e2e.test"
 	defaultImage = "switchyard:e2e"
 )
 
@@ -63,7 +62,13 @@ func runAll(m *testing.M) int {
 		return 1
 	}
 	defer the.remove()
-	if err = the.start(); err != nil {
+	if *image == "" {
+		err = buildImage(defaultImage)
+	}
+	if err == nil {
+		err = the.start()
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -113,9 +118,6 @@ func newStack(name string) (*stack, error) {
 	}
 	if s.image == "" {
 		s.image = defaultImage
-		if err := buildImage(s.image); err != nil {
-			return s, err
-		}
 	}
 	return s, nil
 }

@@ -57,10 +57,10 @@ func merge[V any](t *testing.T, into *map[string]V, from map[string]V) {
 // A staticFile is what is read of traefik.yml.
 type staticFile struct {
 	EntryPoints map[string]struct {
-		Address              string `yaml:"address"`
-		AliasHeadersStrategy string `yaml:"aliasHeadersStrategy"`
-		HTTP                 struct {
-			Redirections struct {
+		Address string `yaml:"address"`
+		HTTP    struct {
+			AliasHeadersStrategy string `yaml:"aliasHeadersStrategy"`
+			Redirections         struct {
 				EntryPoint struct{ To, Scheme string } `yaml:"entryPoint"`
 			} `yaml:"redirections"`
 		} `yaml:"http"`
@@ -233,7 +233,7 @@ func TestTraefiksDoors(t *testing.T) {
 				t.Errorf("%s is published at %q, and is for this machine alone", name, published)
 			}
 		}
-		if point.AliasHeadersStrategy != "reject" {
+		if point.HTTP.AliasHeadersStrategy != "reject" {
 			t.Errorf("%s takes headers that look like others", name)
 		}
 	}

@@ -1,0 +1,136 @@
+//go:build stack
+
+package stack
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The image is small, says what it is, and runs as nobody; a second build makes
+// the same program.
+func TestTheImage(t *testing.T) {
+	size, err := strconv.Atoi(the.inspect(t, the.image, "{{.Size}}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the image has %.1f MB", float64(size)/1e6)
+	if size >= 25e6 {
+		t.Errorf("%d bytes; 25 MB are allowed", size)
+	}
+	facts := the.inspect(t, the.image, `{{.Config.User}} {{.Config.Healthcheck.Test}} {{index .Config.Labels "org.opencontainers.image.title"}}`)
+	if facts != "nonroot [CMD /server healthcheck] switchyard" && facts != "65532 [CMD /server healthcheck] switchyard" {
+		t.Error(facts)
+	}
+	first := the.program(t, the.image)
+	if *image == "" {
+		out, err := the.run("docker", "build", "--quiet", "--no-cache", "--build-arg", "VERSION=e2e", "--tag", defaultImage+"-again", filepath.Join(mustAbs(t, root)))
+		must(t, out, err)
+		defer func() { _, _ = the.run("docker", "rmi", defaultImage+"-again") }()
+		second := the.program(t, defaultImage+"-again")
+		if hash(t, first) != hash(t, second) {
+			t.Errorf("two builds made %s and %s", hash(t, first), hash(t, second))
+		}
+		t.Logf("two builds made the same program, sha256 %s", hash(t, first))
+	}
+	modules := must1(the.run("go", "version", "-m", first))
+	if strings.Count(modules, "\tdep\t") < 10 || !strings.Contains(modules, "CGO_ENABLED=0") {
+		t.Errorf("no list of what is in it:\n%s", modules)
+	}
+}
+
+// From exec to ready, of the image's program on an empty SQLite file.
+func TestAServerStartsAtOnce(t *testing.T) {
+	program := the.program(t, the.image)
+	var times []time.Duration
+	for range 9 {
+		times = append(times, startOnce(t, program))
+	}
+	slices.Sort(times)
+	t.Logf("exec to ready: median %v, worst %v of %d", times[4], times[8], len(times))
+	if times[4] > 300*time.Millisecond {
+		t.Errorf("%v from exec to ready, 300 ms are allowed", times[4])
+	}
+}
+
+func startOnce(t *testing.T, program string) time.Duration {
+	t.Helper()
+	cmd := exec.Command(program)
+	cmd.Dir = t.TempDir()
+	cmd.Env = []string{"LISTEN_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "DATABASE_URL=sqlite:log.db"}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		_, url, found := strings.Cut(lines.Text(), "Switchyard is at ")
+		if !found {
+			continue
+		}
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/readyz", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Close = true
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				continue
+			}
+			_ = res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return time.Since(began)
+			}
+		}
+	}
+	t.Fatal("the server did not become ready")
+	return 0
+}
+
+// program takes the server out of an image.
+func (s *stack) program(t *testing.T, image string) string {
+	t.Helper()
+	out, err := s.run("docker", "create", image)
+	id := must(t, out, err)
+	defer func() { _, _ = s.run("docker", "rm", id) }()
+	path := filepath.Join(t.TempDir(), "server")
+	out, err = s.run("docker", "cp", id+":/server", path)
+	must(t, out, err)
+	return path
+}
+
+func hash(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(b))
+}
+
+func mustAbs(t *testing.T, path string) string {
+	t.Helper()
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return abs
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -133,62 +134,68 @@ func TestTheHouseIsNotReachedFromOutside(t *testing.T) {
 func TestOneAddressIsLimited(t *testing.T) {
 	c := the.client()
 	c.Transport.(*http.Transport).DisableKeepAlives = false
+	c.Transport.(*http.Transport).MaxIdleConnsPerHost = 64
+	defer c.CloseIdleConnections()
 	var mu sync.Mutex
 	codes := map[int]int{}
 	began := time.Now()
-	var all sync.WaitGroup
-	for range 8 {
-		all.Go(func() {
-			for range 40 {
-				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+domain+"/healthz", nil)
-				if err != nil {
-					t.Error(err)
-					return
+	// As many as it takes: a machine that is too busy to ask fast meets no limit.
+	for codes[http.StatusTooManyRequests] < 50 && time.Since(began) < time.Minute {
+		var all sync.WaitGroup
+		for range 64 {
+			all.Go(func() {
+				for range 5 {
+					code, retry, err := ask(t, c, "https://"+domain+"/healthz")
+					if err != nil || code == http.StatusTooManyRequests && retry == "" {
+						t.Errorf("%d, Retry-After %q, %v", code, retry, err)
+						return
+					}
+					mu.Lock()
+					codes[code]++
+					mu.Unlock()
 				}
-				res, err := c.Do(req)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_ = res.Body.Close()
-				mu.Lock()
-				codes[res.StatusCode]++
-				mu.Unlock()
-				if res.StatusCode == http.StatusTooManyRequests && res.Header.Get("Retry-After") == "" {
-					t.Error("429 without Retry-After")
-				}
-			}
-		})
+			})
+		}
+		all.Wait()
 	}
-	all.Wait()
 	took := time.Since(began)
-	c.CloseIdleConnections()
-	t.Logf("320 requests of one address in %.2f s: %v", took.Seconds(), codes)
-	if most := 100 + int(50*took.Seconds()) + 2; codes[200] > most || codes[200] < 90 || codes[200]+codes[429] != 320 {
+	total := codes[200] + codes[429]
+	t.Logf("%d requests of one address in %.2f s: %v", total, took.Seconds(), codes)
+	if most := 100 + int(50*took.Seconds()) + 2; codes[200] > most || codes[200] < 90 || codes[429] < 50 || len(codes) != 2 {
 		t.Errorf("%v; at most %d may come through", codes, most)
 	}
 	// Sockets have a limit of their own: this address still comes in.
 	the.connect(t, "ada", nil)
 }
 
+func ask(t *testing.T, c *http.Client, url string) (code int, retryAfter string, err error) {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	_, _ = io.Copy(io.Discard, res.Body) // the connection is used again
+	return res.StatusCode, res.Header.Get("Retry-After"), nil
+}
+
 // What a client sends in secret is not in the access log.
 func TestTheAccessLogHoldsNoSecrets(t *testing.T) {
 	marker := fmt.Sprintf("s3cret%d", time.Now().UnixNano())
 	the.get(t, "https://"+domain+"/ws?access_token="+marker+"&session="+marker, "Authorization: Bearer "+marker, "Cookie: a="+marker, "Switchyard-Session: "+marker)
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	eventually(t, 20*time.Second, "a line about the request", func() error {
 		out := must1(the.compose("logs", "--no-color", "--no-log-prefix", "traefik"))
 		if strings.Contains(out, marker) {
 			t.Fatal("the access log holds what the client sent")
 		}
-		if strings.Contains(out, `"RequestPath":"/ws"`) && strings.Contains(out, `"RouterName":"ws@file"`) {
-			return
+		if !strings.Contains(out, `"RequestPath":"/ws"`) || !strings.Contains(out, `"RouterName":"ws@file"`) {
+			return fmt.Errorf("%d bytes of log, none about it", len(out))
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no line about the request:\n%.2000s", out)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 func must1(out string, _ error) string { return out }

@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint vuln bench fuzz faults moves e2e build docs
+.PHONY: help run test lint vuln bench fuzz faults moves e2e image build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,7 @@ build: ## build bin/server and bin/switchyard, static and stripped
 test: ## install what is missing (Debian, as root), then run all tests with the race detector
 	@scripts/deps
 	$(GO) vet ./...
+	$(GO) vet -tags stack ./test/stack
 	$(GO) test -race -timeout 30m ./...
 
 lint: ## hold the code against .golangci.yml
@@ -47,8 +48,11 @@ moves: ## move 5,000 clients from a node that goes, minutes a story
 bench: ## run the benchmarks; QUICK=1 for a short look
 	$(GO) test -run '^$$' -bench . -benchmem $(if $(QUICK),-benchtime 100ms,-benchtime 2s -count 3) ./...
 
-e2e: ## build the image and run deploy/compose/docker-compose.dev.yml on Docker
-	@scripts/e2e
+e2e: ## build the image and run both compose files on Docker, as root; ARGS="-run TestTwentySwitches"
+	@scripts/e2e $(ARGS)
+
+image: ## build the image switchyard:VERSION
+	docker build --build-arg VERSION=$(VERSION) --tag switchyard:$(VERSION) .
 
 docs: ## write what is made from the code: docs/configuration.md
 	$(GO) test ./internal/config -run TestTheDocumentIsTheStruct -update

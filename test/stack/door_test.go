@@ -4,7 +4,6 @@ package stack
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,13 +14,12 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/load"
-	"switchyard/internal/message"
 )
 
 // connect brings a user in through TLS, as a browser comes in.
 func (s *stack) connect(t *testing.T, user string, header http.Header) *client.Client {
 	t.Helper()
-	c, err := client.New(s.options(t, user, header))
+	c, err := client.New(s.options(user, header))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,8 +30,7 @@ func (s *stack) connect(t *testing.T, user string, header http.Header) *client.C
 	return c
 }
 
-func (s *stack) options(t *testing.T, user string, header http.Header) client.Options {
-	t.Helper()
+func (s *stack) options(user string, header http.Header) client.Options {
 	token := s.token(user)
 	return client.Options{
 		URLs: []string{"wss://" + domain + "/ws"}, Header: header,
@@ -42,29 +39,10 @@ func (s *stack) options(t *testing.T, user string, header http.Header) client.Op
 	}
 }
 
-// The first test: with it the time of a whole start ends.
-func TestAMessageThroughTheWholeStack(t *testing.T) {
-	ada, bob := the.connect(t, "ada", nil), the.connect(t, "bob", nil)
-	got := make(chan message.Message, 1)
-	if _, err := bob.Join(t.Context(), "hall", client.Start(), client.Handler{Message: func(m message.Message) { got <- m }}); err != nil {
-		t.Fatal(err)
-	}
-	ack, err := ada.Publish(t.Context(), "hall", json.RawMessage(`"hello"`), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case m := <-got:
-		if m.Seq != ack.Seq || string(m.Data) != `"hello"` {
-			t.Errorf("got %+v for %+v", m, ack)
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("the message did not come")
-	}
-	took := time.Since(the.began)
-	t.Logf("from docker compose up to the first message: %.1f s", took.Seconds())
-	if took > time.Minute {
-		t.Errorf("the stack took %v to its first message, a minute is allowed", took)
+func TestTheWholeStackStartsWithinAMinute(t *testing.T) {
+	t.Logf("healthy %.1f s after docker compose up, the first message through all of it after %.1f s", the.healthy.Seconds(), the.first.Seconds())
+	if the.first > time.Minute {
+		t.Errorf("the first message came after %v, a minute is allowed", the.first)
 	}
 }
 

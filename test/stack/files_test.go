@@ -148,6 +148,7 @@ type dynamicFile struct {
 		Routers map[string]struct {
 			EntryPoints []string `yaml:"entryPoints"`
 			Rule        string   `yaml:"rule"`
+			Priority    int      `yaml:"priority"`
 			Service     string   `yaml:"service"`
 			Middlewares []string `yaml:"middlewares"`
 			TLS         struct {

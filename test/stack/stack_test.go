@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -32,6 +33,8 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"switchyard/internal/client"
+	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
@@ -88,8 +91,9 @@ type stack struct {
 	image  string
 	roots  *x509.CertPool
 	secret []byte // of tokens
-	// began is when it was told to start, ready when all of it was healthy.
-	began, ready time.Time
+	// healthy and first are how long it took from docker compose up until all of it
+	// was healthy, and until a message had gone through.
+	healthy, first time.Duration
 }
 
 type ports struct{ http, https, grafana, prometheus, alertmanager int }
@@ -131,14 +135,45 @@ func (s *stack) start() error {
 	if err := s.setup(); err != nil {
 		return err
 	}
-	s.began = time.Now()
+	began := time.Now()
 	out, err := s.compose("up", "-d", "--wait", "--wait-timeout", "240")
 	if err != nil {
 		return fmt.Errorf("%w\n%s\n%s", err, out, s.logs())
 	}
-	s.ready = time.Now()
-	fmt.Printf("the stack is healthy %.1f s after docker compose up\n", s.ready.Sub(s.began).Seconds())
+	s.healthy = time.Since(began)
+	if err := s.greet(); err != nil {
+		return fmt.Errorf("the first message: %w\n%s", err, s.logs())
+	}
+	s.first = time.Since(began)
 	return nil
+}
+
+// greet sends a message through all of it: joined, published and received.
+func (s *stack) greet() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, err := client.New(s.options("ada", nil))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	got := make(chan message.Message, 1)
+	if _, err := c.Join(ctx, "hall", client.Start(), client.Handler{Message: func(m message.Message) { got <- m }}); err != nil {
+		return err
+	}
+	ack, err := c.Publish(ctx, "hall", json.RawMessage(`"hello"`), "")
+	if err != nil {
+		return err
+	}
+	select {
+	case m := <-got:
+		if m.Seq != ack.Seq || string(m.Data) != `"hello"` {
+			return fmt.Errorf("got %+v for %+v", m, ack)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (s *stack) setup() error {

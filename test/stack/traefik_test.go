@@ -121,6 +121,9 @@ func TestAColoursRouteDiffersInTheColour(t *testing.T) {
 	if len(route.HTTP.Services)+len(route.HTTP.Middlewares) > 0 || len(route.HTTP.Routers) != 2 {
 		t.Errorf("blue.yml is to have the two routers alone: %+v", route)
 	}
+	if ws, app := route.HTTP.Routers["ws"], route.HTTP.Routers["app"]; ws.Priority <= app.Priority || app.Priority == 0 {
+		t.Errorf("sockets go by %d, the rest by %d: the higher one is asked first", ws.Priority, app.Priority)
+	}
 	for name, router := range route.HTTP.Routers {
 		if router.Service != "app-blue" || !strings.Contains(router.Rule, "Host(`chat.example.com`)") {
 			t.Errorf("%s: %+v", name, router)
@@ -189,7 +192,7 @@ func TestServersAreTheReplicas(t *testing.T) {
 			t.Errorf("app-%s has %v, Compose starts %v", color, got, want)
 		}
 		check := balancer.HealthCheck
-		if check.Path != "/readyz" || check.Interval > 2*time.Second || check.Timeout >= check.Interval || balancer.Strategy != "p2c" {
+		if check.Path != "/readyz" || check.Interval > 2*time.Second || check.Timeout > 5*time.Second || balancer.Strategy != "p2c" {
 			t.Errorf("app-%s: %+v", color, balancer)
 		}
 		if _, known := all.HTTP.ServersTransports[balancer.ServersTransport]; !known {

@@ -172,7 +172,7 @@ func TestOneTokenAtATime(t *testing.T) {
 // A browser can't see the status of a handshake, so a refused token is told by
 // a close code; nothing that such a connection sends is done.
 func TestAWrongTokenIsToldByACloseCode(t *testing.T) {
-	n := keyed(t, "*:rw", nil)
+	n := keyed(t, "*:rw", func(c *Config) { c.overLimit = few })
 	for name, bad := range map[string]string{
 		"nonsense": "x", "ended": tokenOf("ann", -time.Hour, everyRoom), "another's signature": tokenOf("ann", time.Hour, everyRoom) + "A",
 		"the name of an API key": tokenOf("api:shop", time.Hour, everyRoom), "no rooms": tokenOf("ann", time.Hour, `"all"`),
@@ -190,7 +190,7 @@ func TestAWrongTokenIsToldByACloseCode(t *testing.T) {
 		t.Errorf("a connection without a good token has published: %s", body)
 	}
 	eventually(t, "all of them to be gone", func() bool { return n.clients() == 0 })
-	for range overLimit {
+	for range few {
 		n.raw("", "Authorization: Bearer x") // reads nothing, so its close waits
 	}
 	res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
@@ -456,11 +456,11 @@ func TestIDsAreEachUsersOwn(t *testing.T) {
 	n.call("POST", "/v1/rooms/a/messages", testKey, `{"id":"1","data":"of the key"}`)
 	for user, b := range users {
 		b.send(`{"type":"publish","room":"a","id":"1","data":"of %s"}`, user)
-		if got := b.read(); got["type"] != "ack" || got["duplicate"] != nil {
+		if got := b.until("ack"); got["duplicate"] != nil {
 			t.Errorf("%q: %v, want its own message", user, got)
 		}
 		b.send(`{"type":"publish","room":"a","id":"1","data":"of %s"}`, user)
-		if got := b.read(); got["duplicate"] != true {
+		if got := b.until("ack"); got["duplicate"] != true {
 			t.Errorf("%q again: %v", user, got)
 		}
 	}

@@ -280,8 +280,19 @@ func (s *Server) history(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// pathParam returns what stands in the path for a name, decoded once. The router
+// looks at the path as it was sent only where net/http kept that: where it did
+// not, the parts are decoded already, and %2541 is %41, not A.
+func pathParam(r *http.Request, name string) (string, error) {
+	value := chi.URLParam(r, name)
+	if r.URL.RawPath == "" {
+		return value, nil
+	}
+	return url.PathUnescape(value)
+}
+
 func roomOf(r *http.Request) (message.Room, error) {
-	name, err := url.PathUnescape(chi.URLParam(r, "room"))
+	name, err := pathParam(r, "room")
 	if err != nil {
 		return "", &message.InvalidError{Field: "room", Reason: "has a broken percent escape"}
 	}

@@ -61,7 +61,8 @@ func (b *beat) each(f func(*socket)) {
 
 // loop sends heartbeats until stop closes. A heartbeat is the JSON frame, for
 // clients, and a protocol ping, which every client must answer (RFC 6455
-// §5.5.2): whoever sent no byte for two periods is closed.
+// §5.5.2): whoever sent no byte for two periods is closed, and so is whoever
+// takes longer than that for one frame, since the buffer for it is held so long.
 func (b *beat) loop(period time.Duration, stop <-chan struct{}) {
 	tick := time.NewTicker(period / beatSlots)
 	defer tick.Stop()
@@ -75,7 +76,7 @@ func (b *beat) loop(period time.Duration, stop <-chan struct{}) {
 			slot := &b.slots[n%beatSlots]
 			slot.mu.Lock()
 			for _, k := range slot.sockets {
-				if n-k.conn.seen.Load() > 2*beatSlots && !k.busy.Load() {
+				if k.silent(n) {
 					k.conn.CloseWith(protocol.CloseUnanswered)
 				} else {
 					k.ping(uint64(n))
@@ -85,4 +86,11 @@ func (b *beat) loop(period time.Duration, stop <-chan struct{}) {
 			slot.mu.Unlock()
 		}
 	}
+}
+
+// silent says whether a client has sent nothing for two periods, at tick n, or
+// not the end of a frame that began before them.
+func (k *socket) silent(n int64) bool {
+	begun := k.begun.Load()
+	return n-k.conn.seen.Load() > 2*beatSlots && !k.busy.Load() || begun != 0 && n-begun > 2*beatSlots
 }

@@ -13,8 +13,8 @@ import (
 // Over the bound connections are still accepted, to be told by a close code
 // that a browser can see; far over it they are refused.
 func TestFarTooManyConnections(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
-	for range 1 + overLimit {
+	n := startNode(t, func(c *Config) { c.MaxConnections, c.overLimit = 1, few })
+	for range 1 + few {
 		n.raw("") // reads nothing, so its place is kept while the close waits
 	}
 	res, body := n.request("GET", "/ws", upgradeHeader(), strings.NewReader(""))

@@ -106,3 +106,30 @@ func (s *Server) houseOnly(next http.Handler) http.Handler {
 		}
 	})
 }
+
+// inHouse answers whoever comes from outside as if there were nothing here:
+// what a proxy handed on, of our own or not, and what comes from an address that
+// is a stranger's. Proxies should not route it; this is for where one does, or
+// where the port is published past all of them.
+func (s *Server) inHouse(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range forwarded {
+			if r.Header.Get(name) != "" {
+				s.refuse(w, r, errNotFound)
+				return
+			}
+		}
+		if a := callerOf(r).addr; public(a) && !shared.Contains(a) {
+			s.refuse(w, r, errNotFound)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// forwarded are the headers by which proxies tell of clients.
+var forwarded = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip"}
+
+// shared is RFC 6598: no address of the Internet's, and what some VPNs give to
+// machines of the house.
+var shared = netip.MustParsePrefix("100.64.0.0/10")

@@ -105,9 +105,9 @@ func TestEveryPlaceIsGivenBack(t *testing.T) {
 // Those who can't stay are told so by a close code while they are few; they
 // take nobody's place, and beyond a bound they are refused before the upgrade.
 func TestWhoCanNotStayTakesNobodysPlace(t *testing.T) {
-	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections = 1, 3 })
+	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections, c.overLimit = 1, 3, few })
 	n.dial(from("198.51.100.1"))
-	for range overLimit {
+	for range few {
 		n.raw("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so its close waits
 	}
 	header := upgradeHeader("X-Forwarded-For", "198.51.100.1")

@@ -148,6 +148,7 @@ func exchanges() []exchange {
 		{"GET", "/healthz", "/healthz", "", nil, nil, 200},
 		{"GET", "/readyz", "/readyz", "", nil, nil, 200},
 		{"GET", "/metrics", "/metrics", "", nil, nil, 200},
+		{"GET", "/metrics", "/metrics", "", http.Header{"X-Forwarded-For": {"10.0.0.1"}}, nil, 404},
 		{"GET", "/", "/", "", nil, nil, 200},
 		{"GET", "/ws", "/ws", "", upgradeHeader(), nil, 101},
 		{"GET", "/ws", "/ws", "", upgradeHeader("Sec-Websocket-Version", "12"), nil, 400},
@@ -242,9 +243,13 @@ func TestEveryAnswerIsTheDocuments(t *testing.T) {
 			do(busy, e)
 		}
 	}
-	alone := keyed(t, "", func(c *Config) { r := &moodyRemovals{Removals: c.Removals}; r.away.Store(true); c.Removals = r })
+	alone := keyed(t, "", func(c *Config) {
+		r := &moodyRemovals{Removals: c.Removals}
+		r.away.Store(true)
+		c.Removals, c.overLimit = r, few
+	})
 	do(alone, exchange{"POST", "/v1/users/{user}/disconnect", "/v1/users/ann/disconnect", "", nil, nil, 202})
-	for range overLimit {
+	for range few {
 		alone.raw("", "Authorization: Bearer x") // reads nothing, so its close waits
 	}
 	do(alone, exchange{"GET", "/ws", "/ws", "", upgradeHeader("Authorization", "Bearer x"), nil, 401})

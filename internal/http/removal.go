@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"time"
 	"unicode/utf8"
-
-	"github.com/go-chi/chi/v5"
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
@@ -54,7 +51,7 @@ func (s *Server) barred(user string) bool {
 // out for a while: POST /v1/users/{user}/disconnect {for?}. A token stays good,
 // so that who is not to come back is kept out until it has ended.
 func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
-	user, err := url.PathUnescape(chi.URLParam(r, "user"))
+	user, err := pathParam(r, "user")
 	if err != nil || user == "" || len(user) > message.MaxUser || !utf8.ValidString(user) {
 		return &message.InvalidError{Field: "user", Reason: "must be 1 to 128 bytes of UTF-8"}
 	}

@@ -103,7 +103,7 @@ func (p *place) turnAway(code protocol.CloseCode, result string) bool {
 // turn is turnAway without a place to give back. Caller holds mu.
 func (p *place) turn(code protocol.CloseCode, result string) bool {
 	r := &p.server.roster
-	if p.told != 0 || r.turned >= overLimit {
+	if p.told != 0 || r.turned >= p.server.cfg.overLimit {
 		return p.told != 0
 	}
 	r.turned++

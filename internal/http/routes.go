@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -32,7 +33,7 @@ func (s *Server) routes() http.Handler {
 		r.Use(s.observe)
 		r.With(s.houseHost).Get("/healthz", s.adapt(s.healthz))
 		r.With(s.houseHost).Get("/readyz", s.adapt(s.readyz))
-		r.With(s.houseHost).Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
+		r.With(s.houseHost, s.inHouse).Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
 		known := r.With(s.knownHost)
 		known.Route("/v1", func(r chi.Router) {
 			r.With(s.requireReader).Get("/rooms/{room}/messages", s.adapt(s.history))
@@ -136,6 +137,12 @@ func (s *Server) identify(next http.Handler) http.Handler {
 		c := s.proxies.caller(r)
 		c.id = rand.Text()
 		w.Header().Set("X-Request-Id", c.id)
+		if len(r.TransferEncoding) > 0 {
+			// A request that also has a length was read by its chunks, and net/http
+			// does not say so. Whoever went by the length sees another request in
+			// its body: nothing more is answered here (RFC 9112 §6.1).
+			w.Header().Set("Connection", "close")
+		}
 		next.ServeHTTP(w, withCaller(r, c))
 	})
 }
@@ -202,6 +209,9 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p.RequestID = callerOf(r).id
 	level := slog.LevelDebug
 	switch {
+	case errors.Is(err, errTooFast), errors.Is(err, errNoPlace):
+		// A stranger may cause as many as it likes: the audit log, which is
+		// bounded, and metrics tell of them.
 	case p.Code == protocol.CodeUnavailable:
 		level = slog.LevelWarn
 	case p.Status >= http.StatusInternalServerError:

@@ -101,7 +101,8 @@ type Config struct {
 	Registerer prometheus.Registerer
 	Gatherer   prometheus.Gatherer
 
-	now func() time.Duration // what rates are counted by; tests have their own
+	now       func() time.Duration // what rates are counted by; tests have their own
+	overLimit int                  // see the constant; tests have their own
 }
 
 func (c *Config) defaults() {
@@ -114,6 +115,7 @@ func (c *Config) defaults() {
 	orInt(&c.QueueBytes, 1<<20)
 	orInt(&c.MaxConnections, 15000)
 	orInt(&c.MaxHandshakeRate, 500)
+	orInt(&c.overLimit, overLimit)
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 25 * time.Second
 	}

@@ -45,8 +45,12 @@ type socket struct {
 	malformed int // in a row
 	spent     spending
 
-	busy atomic.Bool  // a frame is being handled; the beat asks
-	told atomic.Int64 // when it was asked to move, Unix ms; 0: it was not
+	arrived bool // it has told how its move went
+
+	busy atomic.Bool // a frame is being handled; the beat asks
+	// begun is the tick at which the frame began that is being read, 0 for none.
+	begun atomic.Int64
+	told  atomic.Int64 // when it was asked to move, Unix ms; 0: it was not
 
 	slot, index int // guarded by the beat's slot lock
 }
@@ -80,9 +84,11 @@ func (k *socket) readFrame() error {
 	}
 	buf := buffers.get()
 	defer buffers.put(buf)
+	k.begun.Store(max(1, k.server.clock.Load()))
 	if err := readAll(r, buf); err != nil {
 		return err
 	}
+	k.begun.Store(0)
 	if !utf8.Valid(*buf) {
 		// RFC 6455 §8.1; the library leaves it to us.
 		k.conn.CloseWith(protocol.CloseUTF8)
@@ -167,7 +173,10 @@ func (k *socket) do(r *protocol.Request) {
 	switch {
 	case err != nil:
 	case r.Type == protocol.TypeMoved:
-		k.server.arrivals.note(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+		if !k.arrived { // a connection arrives once: nobody slows a drain down by telling it again
+			k.server.arrivals.note(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+		}
+		k.arrived = true
 	default:
 		err = k.client.Handle(context.Background(), r)
 	}

@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+)
+
+// floodAttacks are each right by themselves, and too many. They go on one after
+// the other, since each is to have the service for itself.
+func floodAttacks() []attack {
+	refusedAndEnded := func(frame string) func(a *attacker) string {
+		return func(a *attacker) string {
+			w := a.own()
+			go w.say(strings.Split(strings.Repeat(frame+"\n", 2000), "\n")[:2000]...)
+			_, end := w.until(func(*heard) bool { return false })
+			return end
+		}
+	}
+	return []attack{
+		{"connections are opened that say nothing, thousands", "answered afterwards", func(a *attacker) string {
+			a.many(2200, 16, func(int) string { a.dial(); return "" })
+			a.goHome()
+			return a.answeredAfterwards()
+		}},
+		{"one address opens more sockets than its share", "40 welcome, 12 close 4103", func(a *attacker) string {
+			return a.many(52, 4, func(i int) string {
+				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil), through("198.51.100.9")))
+			})
+		}},
+		{"an address opens more by writing others before its own", "40 welcome, 5 close 4103", func(a *attacker) string {
+			return a.many(45, 4, func(i int) string {
+				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
+					through(fmt.Sprintf("203.0.113.%d, 198.51.100.10", i))))
+			})
+		}},
+		{"one network of IPv6 opens more by a new address for each", "40 welcome, 5 close 4103", func(a *attacker) string {
+			return a.many(45, 4, func(i int) string {
+				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
+					through(fmt.Sprintf("2001:db8:0:7::%x", i))))
+			})
+		}},
+		{"one user opens more sockets than any needs", "8 welcome, 4 close 4103", func(a *attacker) string {
+			return a.many(12, 4, func(int) string { return a.knock(upgrade("Authorization: Bearer " + tokenOf(a.user, nil))) })
+		}},
+		{"sockets are opened until the node is full", "full, and let in afterwards", func(a *attacker) string {
+			got := a.many(220, 8, func(i int) string {
+				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
+					through(fmt.Sprintf("198.51.100.%d", i))))
+			})
+			a.goHome()
+			if after := a.letInAfterwards(); !strings.HasSuffix(got, "close 4103") || after != "let in" {
+				return got + ", " + after
+			}
+			return "full, and let in afterwards"
+		}},
+		{"handshakes come by the thousand, and go before they are answered", "let in", func(a *attacker) string {
+			a.many(500, 8, func(int) string {
+				c := a.dial()
+				_, _ = io.WriteString(c, upgrade("Authorization: Bearer "+tokenOf(a.user, nil)))
+				_ = c.(*net.TCPConn).SetLinger(0) // a reset
+				_ = c.Close()
+				return ""
+			})
+			return a.letInAfterwards()
+		}},
+		{"joins come by the thousand", "close 4129", refusedAndEnded(`{"type":"join","room":"own.a"}`)},
+		{"publishes come by the thousand", "close 4129", refusedAndEnded(`{"type":"publish","room":"own.flood","data":1}`)},
+		{"tokens come by the thousand", "close 4129", refusedAndEnded(`{"type":"auth","token":"a.b.c"}`)},
+		{"history is asked for by the thousand", "close 4129", refusedAndEnded(`{"type":"history","room":"own.a"}`)},
+		{"frames of no meaning come by the thousand", "close 4129", refusedAndEnded(`{"type":"x"}`)},
+		{"a user publishes over many connections what one may not", "error rate_limited", func(a *attacker) string {
+			first, second := a.own(), a.own()
+			for _, w := range []*wire{first, second} {
+				go w.say(strings.Split(strings.Repeat(`{"type":"signal","ref":"x","room":"own.a","data":1}`+"\n", 300), "\n")[:300]...)
+			}
+			return second.answer()
+		}},
+		{"a socket joins more rooms than it may", "error too_many_rooms", func(a *attacker) string {
+			w := a.own()
+			for i := 0; ; i++ {
+				w.say(fmt.Sprintf(`{"type":"join","ref":"x","room":"own.%d"}`, i))
+				if got := w.answer(); got != "joined" && got != "error rate_limited" {
+					return got
+				}
+			}
+		}},
+		{"pings come by the thousand", "goes on", func(a *attacker) string {
+			_, _ = io.WriteString(a.own(), strings.Repeat(masked(pingFrame, "ping"), 5000))
+			return a.own().goesOn() // the other one is read more slowly
+		}},
+		{"an API key calls by the thousand", "429 rate_limited", func(a *attacker) string {
+			c := a.dial()
+			go a.dripInto(c, strings.Repeat("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+tillKey+"\r\nContent-Length: 1\r\n\r\nx", 2000), "")
+			br := bufio.NewReader(c)
+			for range 2000 {
+				if got := readStatus(br); got != "400 malformed" {
+					return got
+				}
+			}
+			return "all answered"
+		}},
+	}
+}
+
+// many does something n times, some at once, and counts the answers: those of
+// the welcome first.
+func (a *attacker) many(n, atOnce int, try func(i int) string) string {
+	counts := map[string]int{}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	next := make(chan int)
+	for range atOnce {
+		all.Go(func() {
+			for i := range next {
+				got := a.trying(func() string { return try(i) })
+				mu.Lock()
+				counts[got]++
+				mu.Unlock()
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	all.Wait()
+	told := fmt.Sprint(counts["welcome"], " welcome")
+	delete(counts, "welcome")
+	for got, count := range counts {
+		told += fmt.Sprint(", ", count, " ", got)
+	}
+	return told
+}
+
+// trying returns why something could not be tried as its answer.
+func (a *attacker) trying(try func() string) (got string) {
+	defer func() {
+		if why, ok := recover().(gaveUp); ok {
+			got = string(why)
+		}
+	}()
+	return try()
+}
+
+// letInAfterwards comes as anybody would, until the service has noticed who has
+// gone.
+func (a *attacker) letInAfterwards() string {
+	for {
+		got := a.knock(upgrade("Authorization: Bearer " + tokenOf("bystander-of-"+a.user, nil)))
+		if got == "welcome" {
+			return "let in"
+		}
+		if got != "cut" && got != "close 4103" {
+			return got
+		}
+		a.pause(50 * time.Millisecond)
+	}
+}
+
+// answeredAfterwards does the same by a request.
+func (a *attacker) answeredAfterwards() string {
+	for {
+		got := a.trying(func() string { return a.ask(request("GET /", "")) })
+		if got == "200" {
+			return "answered afterwards"
+		}
+		if got != "cut" {
+			return got
+		}
+		a.pause(50 * time.Millisecond)
+	}
+}

@@ -1,0 +1,281 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/testkit"
+)
+
+// An attack is one thing that somebody tries who means no good. Its answer is a
+// few words: "401 unauthorized" for one of HTTP, "error forbidden" for a frame's,
+// "close 1002" for the end of a socket, "welcome" for who is let in; "goes on"
+// where nothing happened, and what a test has of its own.
+type attack struct {
+	name string
+	want string
+	try  func(a *attacker) string
+}
+
+const (
+	// attackTime bounds one attack: longer than any wait of the service's.
+	attackTime = time.Minute
+	// together is how many attacks go on at once.
+	together = 8
+
+	signingSecret = "the secret that signs all tokens of these tests"
+	shopKey       = "the-key-of-the-shop-0123456789"
+	tillKey       = "the-key-of-the-till-0123456789"
+)
+
+// A siege is a server with all its guards up, and who attacks it.
+type siege struct {
+	*testkit.Server
+	rsa   *rsa.PrivateKey
+	ec    *ecdsa.PrivateKey
+	pems  string // their public parts, as AUTH_KEY_FILE has them
+	audit string // the audit log's file
+
+	mu        sync.Mutex
+	attackers int
+}
+
+// besiege starts the server. The tests play its proxy at 127.0.0.1, and
+// everybody else at 127.0.0.2, whose word about a client is worth nothing.
+func besiege(t *testing.T) *siege {
+	t.Helper()
+	s := &siege{audit: filepath.Join(t.TempDir(), "audit.jsonl")}
+	var err error
+	if s.rsa, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+		t.Fatal(err)
+	}
+	if s.ec, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	for _, public := range []any{s.rsa.Public(), s.ec.Public()} {
+		der, err := x509.MarshalPKIXPublicKey(public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.pems += string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	}
+	keys := filepath.Join(t.TempDir(), "keys.pem")
+	if err := os.WriteFile(keys, []byte(s.pems), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.Server = testkit.StartServer(t, map[string]string{
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
+		"AUTH_JWT_SECRET": signingSecret, "AUTH_KEY_FILE": keys, "AUTH_LEEWAY": "0s", "AUTH_TIMEOUT": "2s",
+		"AUTH_ISSUER": "https://id.example.com", "AUTH_AUDIENCE": "chat,chat2",
+		"API_KEYS": "shop:" + shopKey + ",till:" + tillKey, "TRUSTED_PROXIES": "127.0.0.1",
+		"ALLOWED_ORIGINS": "https://app.example.com,https://*.pages.example.com",
+		"ALLOWED_HOSTS":   "chat.example.com,127.0.0.1", "HEARTBEAT": "5s", "AUDIT_LOG": s.audit, "LOG_LEVEL": "debug",
+		"MAX_CONNECTIONS": "200", "MAX_CONNECTIONS_PER_USER": "8", "MAX_CONNECTIONS_PER_IP": "40",
+		"MAX_HANDSHAKE_RATE": "300", "MAX_ROOMS": "300", "RATE_USER_PUBLISH": "50", "RATE_API": "100", "QUEUE_BYTES": "700000",
+	})
+	return s
+}
+
+// members are a JSON object's.
+type members = map[string]any
+
+// claims are those of a token that is right, changed a little; nil removes one.
+func claims(user string, change members) members {
+	c := members{
+		"sub": user, "exp": time.Now().Add(time.Hour).Unix(), "iss": "https://id.example.com", "aud": "chat",
+		"rooms": members{"own.*": "rw", "shared": "rw", "news": "r", "inbox": "w"},
+	}
+	maps.Copy(c, change)
+	maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
+	return c
+}
+
+func segment(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+
+func asJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // texts and numbers
+	}
+	return string(b)
+}
+
+// signed is a token of a header and a payload, signed with a secret.
+func signed(header, payload, secret string) string {
+	text := segment(header) + "." + segment(payload)
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(text))
+	return text + "." + segment(string(mac.Sum(nil)))
+}
+
+// tokenOf is a token that is right, with claims changed.
+func tokenOf(user string, change members) string {
+	return signed(`{"alg":"HS256"}`, asJSON(claims(user, change)), signingSecret)
+}
+
+// An attacker is who tries one attack.
+type attacker struct {
+	*siege
+	ctx  context.Context
+	user string // a user of its own, with rights in some rooms
+
+	mu    sync.Mutex // Protects following.
+	conns []net.Conn
+}
+
+// gaveUp ends an attack that could not be tried, and says why.
+type gaveUp string
+
+// assault tries an attack once and returns the answer.
+func (s *siege) assault(ctx context.Context, one attack) (got string) {
+	s.mu.Lock()
+	s.attackers++
+	a := &attacker{siege: s, user: fmt.Sprintf("mallory-%d", s.attackers)}
+	s.mu.Unlock()
+	var cancel context.CancelFunc
+	a.ctx, cancel = context.WithTimeout(ctx, attackTime)
+	defer cancel()
+	defer func() {
+		a.goHome()
+		if why, ok := recover().(gaveUp); ok {
+			got = string(why)
+		}
+	}()
+	return one.try(a)
+}
+
+// goHome closes all that the attacker has open.
+func (a *attacker) goHome() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.conns {
+		_ = c.Close()
+	}
+	a.conns = nil
+}
+
+// begin starts attacks and returns what waits for their ends and tells of them.
+func (s *siege) begin(t *testing.T, atOnce int, attacks []attack) (tell func(kind string)) {
+	got, took := make([]string, len(attacks)), make([]time.Duration, len(attacks))
+	var all sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	all.Go(func() {
+		for i, one := range attacks {
+			slots <- struct{}{}
+			all.Go(func() {
+				began := time.Now()
+				got[i] = s.assault(t.Context(), one)
+				took[i] = time.Since(began)
+				<-slots
+			})
+		}
+	})
+	return func(kind string) {
+		all.Wait()
+		t.Run(kind, func(t *testing.T) {
+			for i, one := range attacks {
+				t.Run(one.name, func(t *testing.T) {
+					if got[i] != one.want {
+						t.Errorf("answered with %q, want %q, after %v", got[i], one.want, took[i])
+					} else if took[i] > time.Second {
+						t.Logf("after %v", took[i])
+					}
+				})
+			}
+		})
+	}
+}
+
+// dial opens a connection from 127.0.0.2, a stranger.
+func (a *attacker) dial() net.Conn { return a.dialFrom("127.0.0.2") }
+
+func (a *attacker) dialFrom(address string) net.Conn {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	c, err := d.DialContext(a.ctx, "tcp", a.Addr)
+	if err != nil {
+		panic(gaveUp("no connection: " + err.Error()))
+	}
+	deadline, _ := a.ctx.Deadline()
+	_ = c.SetDeadline(deadline)
+	a.holds(c)
+	return c
+}
+
+func (a *attacker) holds(c net.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conns = append(a.conns, c)
+}
+
+// ask sends bytes, and reads the answer of HTTP.
+func (a *attacker) ask(request string) string {
+	c := a.dial()
+	_, _ = io.WriteString(c, request) // who is cut off is told so by the answer
+	return readStatus(bufio.NewReader(c))
+}
+
+// pause lets some time pass.
+func (a *attacker) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-a.ctx.Done():
+		panic(gaveUp("no answer in time"))
+	}
+}
+
+// readStatus is the status of an answer, with the code of its problem document.
+func readStatus(br *bufio.Reader) string {
+	res, err := http.ReadResponse(br, nil)
+	if err != nil {
+		return ended(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 4<<20))
+	if err != nil {
+		return ended(err)
+	}
+	var problem struct{ Code string }
+	_ = json.Unmarshal(body, &problem) // net/http's own answers are no JSON
+	return strings.TrimSpace(fmt.Sprint(res.StatusCode, " ", problem.Code))
+}
+
+// ended is the answer of a connection that has none.
+func ended(err error) string {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return "silence"
+	}
+	return "cut"
+}
+
+// request is a whole request with these lines in its head.
+func request(line, body string, lines ...string) string {
+	if body != "" {
+		lines = append(lines, fmt.Sprint("Content-Length: ", len(body)))
+	}
+	lines = append([]string{line + " HTTP/1.1", "Host: chat.example.com", "Connection: close"}, lines...)
+	return strings.Join(lines, "\r\n") + "\r\n\r\n" + body
+}

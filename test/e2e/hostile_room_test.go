@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+)
+
+// rightAttacks do each thing in rooms with each right: the token of an attacker
+// reads and writes in own.*, reads in news, writes in inbox, and has no right
+// in any other room.
+func rightAttacks() (all []attack) {
+	const no = "error forbidden"
+	for _, row := range []struct {
+		does, frame               string
+		both, reads, writes, none string
+	}{
+		{"joins", `{"type":"join","ref":"x","room":%q}`, "joined", "joined", no, no},
+		{"resumes in", `{"type":"join","ref":"x","room":%q,"after":0}`, "joined", "joined", no, no},
+		{"reads the history of", `{"type":"history","ref":"x","room":%q}`, "history", "history", no, no},
+		{"asks who is in", `{"type":"presence","ref":"x","room":%q}`, "presence", "presence", no, no},
+		{"publishes in", `{"type":"publish","ref":"x","room":%q,"data":1}`, "ack", no, "ack", no},
+		{"signals in", `{"type":"signal","ref":"x","room":%q,"data":1}`, "goes on", no, "goes on", no},
+	} {
+		for room, want := range map[string]string{
+			"own.a": row.both, "news": row.reads, "inbox": row.writes, "vault": row.none, "own": row.none, "_canary.x": row.none,
+		} {
+			all = append(all, attack{fmt.Sprintf("an attacker %s %s", row.does, room), want, func(a *attacker) string {
+				w := a.own()
+				w.say(fmt.Sprintf(row.frame, room))
+				if row.does == "signals in" && want == "goes on" {
+					return w.goesOn() // nothing is said about it
+				}
+				return w.answer()
+			}})
+		}
+	}
+	for _, row := range []struct{ name, room, want string }{
+		{"history is read over HTTP in a room of one's own", "own.a", "200"},
+		{"history is read over HTTP where only writing is allowed", "inbox", "403 forbidden"},
+		{"history is read over HTTP without the right", "vault", "403 forbidden"},
+		{"history is read over HTTP of a room of the service", "_canary.x", "403 forbidden"},
+		{"history is read over HTTP by a name that is escaped", "%76ault", "403 forbidden"},
+		{"history is read over HTTP by a way around", "own.a%2F..%2Fvault", "400 invalid"},
+		{"history is read over HTTP by a name that is escaped twice", "%2576ault", "400 invalid"},
+		{"history is read over HTTP by a name with a NUL", "own.a%00", "400 invalid"},
+	} {
+		all = append(all, attack{row.name, row.want, func(a *attacker) string {
+			return a.ask(request("GET /v1/rooms/"+row.room+"/messages", "", "Authorization: Bearer "+tokenOf(a.user, nil)))
+		}})
+	}
+	return append(all, roomNames()...)
+}
+
+// roomNames are names that are to be taken for another room's.
+func roomNames() (all []attack) {
+	for _, row := range []struct{ name, room, want string }{
+		{"a name is empty", ``, "error invalid"},
+		{"a name is a byte too long", strings.Repeat("x", 129), "error invalid"},
+		{"a name is a star", `*`, "error invalid"},
+		{"a name is the pattern", `own.*`, "error invalid"},
+		{"a name goes up", `own.a/../vault`, "error invalid"},
+		{"a name has a NUL", `own.a\u0000`, "error invalid"},
+		{"a name has a line break", `own.a\nvault`, "error invalid"},
+		{"a name looks like another", "own.\u0430", "error invalid"},
+		{"a name has a space at its end", `own.a `, "error invalid"},
+		{"a name is SQL", `own.a'; DROP TABLE messages; --`, "error invalid"},
+		{"a name is a channel of Redis", `{b01}`, "error invalid"},
+		{"a name is the service's", `_canary`, "error forbidden"},
+		{"a name is written in capitals", `OWN.a`, "error forbidden"},
+		{"a name begins as ours do", `own`, "error forbidden"},
+		{"a name ends as ours do", `x.own.a`, "error forbidden"},
+	} {
+		all = append(all, attack{"a room: " + row.name, row.want, func(a *attacker) string {
+			w := a.own()
+			w.say(`{"type":"join","ref":"x","room":"` + row.room + `"}`)
+			return w.answer()
+		}})
+	}
+	return all
+}
+
+// count says how many messages a room has, for its reader.
+func (w *wire) count(room string) string {
+	w.say(`{"type":"join","room":"` + room + `","ref":"x"}`)
+	f, end := w.until(func(f *heard) bool { return f.Ref == "x" })
+	if end != "" || f.Type != "joined" {
+		return end + f.Type + f.Code
+	}
+	return fmt.Sprint(f.Seq, " messages")
+}
+
+// identityAttacks take another user's place: ada is who they mean.
+func identityAttacks() []attack {
+	publish := func(id, data string) string {
+		return `{"type":"publish","ref":"x","room":"shared","id":"` + id + `","data":` + data + `}`
+	}
+	return []attack{
+		{"an id of another user's message is used again, for other data", "2 messages, of ada and mallory", func(a *attacker) string {
+			w, id := a.enter(tokenOf("ada", nil)), "id-"+a.user
+			mine := a.own()
+			mine.say(`{"type":"join","ref":"x","room":"shared"}`)
+			if got := mine.answer(); got != "joined" {
+				return got
+			}
+			w.say(publish(id, `"hers"`))
+			if got := w.answer(); got != "ack" {
+				return got
+			}
+			mine.say(publish(id, `"mine"`))
+			from := map[string]string{}
+			_, end := mine.until(func(f *heard) bool {
+				if f.Type == "message" && f.ID == id {
+					from[string(f.Data)] = f.From
+				}
+				return len(from) == 2
+			})
+			if from[`"hers"`] != "ada" || from[`"mine"`] != a.user {
+				return fmt.Sprint(end, from)
+			}
+			return "2 messages, of ada and mallory"
+		}},
+		{"an id of another user's message is used again, to learn of it", "ack, not a duplicate", func(a *attacker) string {
+			w, id := a.enter(tokenOf("ada", nil)), "id-"+a.user
+			w.say(publish(id, `1`))
+			if got := w.answer(); got != "ack" {
+				return got
+			}
+			mine := a.own()
+			mine.say(publish(id, `1`))
+			f, end := mine.until(func(f *heard) bool { return f.Ref == "x" })
+			if end != "" || f.Type != "ack" || f.Duplicate {
+				return fmt.Sprint(end, f)
+			}
+			return "ack, not a duplicate"
+		}},
+		{"an id of one's own is used again, for other data", "ack, error conflict", func(a *attacker) string {
+			w := a.own()
+			w.say(publish("twice", "1"))
+			first := w.answer()
+			w.say(publish("twice", "2"))
+			return first + ", " + w.answer()
+		}},
+		{"a session is stolen, and shown with a token of the thief's", "not resumed, and ada goes on", func(a *attacker) string {
+			token := tokenOf("ada", nil)
+			w, refused := a.open(upgrade("Authorization: Bearer " + token))
+			if refused != "" {
+				return refused
+			}
+			welcome, _ := w.until(func(f *heard) bool { return f.Type == "welcome" })
+			thief, refused := a.open(strings.Replace(
+				upgrade("Switchyard-Session: "+welcome.Session, "Authorization: Bearer "+tokenOf(a.user, nil)), "/ws", "/ws?rooms=1", 1))
+			if refused != "" {
+				return refused
+			}
+			got, end := thief.until(func(f *heard) bool { return f.Type == "welcome" })
+			if end != "" || got.Resumed || got.Session == welcome.Session {
+				return fmt.Sprint("resumed ", end, got)
+			}
+			if still := w.goesOn(); still != "goes on" {
+				return still
+			}
+			return "not resumed, and ada goes on"
+		}},
+		{"a session is guessed", "not resumed", func(a *attacker) string {
+			w, refused := a.open(upgrade("Switchyard-Session: 1", "Authorization: Bearer "+tokenOf(a.user, nil)))
+			if refused != "" {
+				return refused
+			}
+			if got, end := w.until(func(f *heard) bool { return f.Type == "welcome" }); end != "" || got.Resumed || got.Session == "1" {
+				return fmt.Sprint(end, got)
+			}
+			return "not resumed"
+		}},
+		{"a message says that it is from somebody else", "from mallory", func(a *attacker) string {
+			w := a.own()
+			w.say(`{"type":"join","ref":"x","room":"own.from"}`)
+			if got := w.answer(); got != "joined" {
+				return got
+			}
+			w.say(`{"type":"publish","room":"own.from","data":1,"id":"` + a.user + `","from":"ada","user":"ada","seq":1,"at":"2001-01-01T00:00:00Z"}`)
+			f, end := w.until(func(f *heard) bool { return f.Type == "message" && f.ID == a.user })
+			if end != "" || f.From != a.user {
+				return fmt.Sprint(end, f)
+			}
+			return "from mallory"
+		}},
+		{"a user who was removed comes back", "200, close 4003, close 4003, 403 forbidden", func(a *attacker) string {
+			w := a.own()
+			removed := a.ask(request("POST /v1/users/"+a.user+"/disconnect", `{"for":"5m"}`, "Authorization: Bearer "+shopKey))
+			_, end := w.until(func(*heard) bool { return false })
+			return removed + ", " + end + ", " + a.shows(tokenOf(a.user, nil))
+		}},
+	}
+}

@@ -1,0 +1,183 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/load"
+	"switchyard/internal/testkit"
+)
+
+// Bounds on what the attacks may cost.
+const (
+	// mostMemory is what the process may have taken at its worst, in bytes. The
+	// race detector's own memory is most of it.
+	mostMemory = 1 << 30
+	// goroutinesLeft is by how many more there may be when all have gone.
+	goroutinesLeft = 20
+	// A message is stored, and delivered, in this time at the most and in the
+	// middle, on a machine that is busy with the attacks, too.
+	slowestHonest = 15 * time.Second
+	usualHonest   = 2 * time.Second
+)
+
+// Some two hundred attacks on a server in production's clothes, each with its
+// answer, while honest clients talk. At the end nobody has noticed: the checker
+// finds every message in its place, no honest connection was lost, and the
+// server has given back what the attacks took.
+func TestHostileClients(t *testing.T) {
+	t.Parallel()
+	s := besiege(t)
+	honest := s.invite(t)
+	before, _ := scrapeOf(t, s.Server).sum("go_goroutines")
+
+	began := time.Now()
+	slow := slowAttacks()
+	tellSlow := s.begin(t, len(slow), slow)
+	count := len(slow)
+	for _, k := range []struct {
+		name    string
+		attacks []attack
+		atOnce  int
+	}{
+		{"frames", wireAttacks(), together},
+		{"handshakes", handshakeAttacks(), together},
+		{"json", jsonAttacks(), together},
+		{"bodies", bodyAttacks(), together},
+		{"tokens", tokenAttacks(), together},
+		{"origins and hosts", originAttacks(), together},
+		{"requests", smugglingAttacks(), together},
+		{"rights and rooms", rightAttacks(), together},
+		{"identities", identityAttacks(), together},
+		{"the house", outsideAttacks(), together},
+		{"floods", floodAttacks(), 1},
+	} {
+		s.begin(t, k.atOnce, k.attacks)(k.name)
+		count += len(k.attacks)
+		t.Logf("%s: %d attacks, at %v", k.name, len(k.attacks), time.Since(began).Round(100*time.Millisecond))
+	}
+	tellSlow("slowness")
+	t.Logf("%d attacks in %v", count, time.Since(began).Round(100*time.Millisecond))
+	if count < 60 {
+		t.Errorf("only %d attacks", count)
+	}
+	s.standing(t, honest, before)
+	s.toldOfAll(t)
+}
+
+// invite has honest clients talk, through the proxy as all do.
+func (s *siege) invite(t *testing.T) *load.Run {
+	t.Helper()
+	var tokens []string
+	for i := range 8 {
+		tokens = append(tokens, tokenOf(fmt.Sprint("honest-", i), members{"rooms": members{"honest-*": "rw"}}))
+	}
+	run, err := load.Start(t.Context(), load.Plan{
+		URLs: []string{s.SocketURL()}, Tokens: tokens, Clients: 24, Rooms: 4, Prefix: "honest", Rate: 60,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { run.Stop(); <-run.Done() })
+	return run
+}
+
+// standing judges what the attacks did to the server and to its other clients.
+func (s *siege) standing(t *testing.T, honest *load.Run, goroutines float64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if s.Ended() {
+		t.Fatalf("the server has ended:\n%s", s.Output())
+	}
+	var now float64
+	waitFor(ctx, t, "the goroutines of the attackers to end", func() bool {
+		now, _ = scrapeOf(t, s.Server).sum("go_goroutines")
+		return now <= goroutines+goroutinesLeft
+	})
+	worst := peakMemory(t, s.Server)
+	honest.Stop()
+	report := honest.Report()
+	t.Logf("goroutines %v before, %v after; at most %d MiB\n%s", goroutines, now, worst>>20, report)
+	if report.Verdict != load.Clean || report.Unknown > 0 || len(report.Refused) > 0 || report.Gaps > 0 {
+		t.Errorf("honest clients were disturbed:\n%s", report)
+	}
+	if r := report.Run; r.Reconnects > 0 || r.HeldBack > 0 || len(r.TurnedAway) > 0 || r.Behind > 0 {
+		t.Errorf("honest clients were disturbed: %+v", r)
+	}
+	for name, l := range map[string]*load.Latencies{"ack": report.PublishToAck, "delivery": report.PublishToDelivery} {
+		if l.Max() > slowestHonest || l.Quantile(0.5) > usualHonest {
+			t.Errorf("honest clients waited for an %s: half of them over %v, one %v", name, l.Quantile(0.5), l.Max())
+		}
+	}
+	if worst > mostMemory {
+		t.Errorf("the server took %d MiB, over %d", worst>>20, mostMemory>>20)
+	}
+	if out := s.Output(); strings.Contains(out, "panic") || strings.Contains(out, `"level":"ERROR"`) {
+		t.Errorf("the log has errors:\n%s", out)
+	}
+}
+
+// peakMemory is the most that the process ever had in memory, in bytes.
+func peakMemory(t *testing.T, s *testkit.Server) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	line, _, _ := strings.Cut(rest, "kB")
+	kib, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, status)
+	}
+	return kib << 10
+}
+
+// toldOfAll reads the audit log: it tells of each kind of attack, in whole
+// lines of the service's own, and of no secret.
+func (s *siege) toldOfAll(t *testing.T) {
+	t.Helper()
+	f, err := os.Open(s.audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	events := map[string]int{}
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		var line struct{ Audit, Event, Node, Time string }
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil || line.Audit != "v1" || line.Node == "" || line.Time == "" {
+			t.Errorf("a line that is none: %v: %s", err, lines.Text())
+		}
+		events[line.Event]++
+		holdsNoSecret(t, "the audit log", lines.Text())
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, event := range []string{"token_refused", "key_refused", "origin_refused", "host_refused", "right_refused", "limit_reached", "user_removed"} {
+		if events[event] == 0 {
+			t.Errorf("the audit log tells of no %s: %v", event, events)
+		}
+	}
+	holdsNoSecret(t, "the log", s.Output())
+}
+
+func holdsNoSecret(t *testing.T, what, text string) {
+	t.Helper()
+	for name, secret := range map[string]string{
+		"a token": segment(`{"alg":`)[:8], "a key": shopKey, "another key": tillKey, "the secret": signingSecret,
+	} {
+		if strings.Contains(text, secret) {
+			t.Errorf("%s holds %s: %.500s", what, name, text)
+		}
+	}
+}

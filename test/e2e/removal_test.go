@@ -1,0 +1,34 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"switchyard/internal/testkit"
+)
+
+// A backend asks one node to remove a user: all nodes close what they have of
+// the user, and let nobody of that name in again.
+func TestARemovedUserIsGoneFromEveryNode(t *testing.T) {
+	env := map[string]string{
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
+		"AUTH_JWT_SECRET": signingSecret, "API_KEYS": "shop:" + shopKey,
+	}
+	near, far := &siege{Server: testkit.StartServer(t, env)}, &siege{Server: testkit.StartServer(t, env)}
+	got := far.assault(t.Context(), attack{try: func(a *attacker) string {
+		mallory, ada := a.enter(tokenOf("mallory", nil)), a.enter(tokenOf("ada", nil))
+		removed := near.assault(a.ctx, attack{try: func(a *attacker) string {
+			return a.ask(request("POST /v1/users/mallory/disconnect", `{"for":"10m"}`, "Authorization: Bearer "+shopKey))
+		}})
+		began := time.Now()
+		_, end := mallory.until(func(*heard) bool { return false })
+		if took := time.Since(began); took > 10*time.Second {
+			end += fmt.Sprint(" after ", took)
+		}
+		return fmt.Sprint(removed, ", ", end, ", ", a.shows(tokenOf("mallory", nil)), ", ada ", ada.goesOn())
+	}})
+	if want := "200, close 4003, close 4003, 403 forbidden, ada goes on"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

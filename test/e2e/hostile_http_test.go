@@ -135,7 +135,7 @@ func outsideAttacks() (all []attack) {
 			return a.ask(request(line, "", "Authorization: Bearer "+shopKey))
 		}})
 	}
-	for _, line := range []string{"GET /v1/rooms", "POST /v1/messages", "POST /v1/rooms/news/messages", "POST /v1/rooms/news/signals", "POST /v1/users/ada/disconnect"} {
+	for _, line := range []string{"GET /v1/rooms", "GET /v1/rooms/news/presence", "POST /v1/messages", "POST /v1/rooms/news/messages", "POST /v1/rooms/news/signals", "POST /v1/users/ada/disconnect"} {
 		all = append(all, attack{line + " is asked for with a user's token", "401 unauthorized", func(a *attacker) string {
 			return a.ask(request(line, "", "Authorization: Bearer "+tokenOf(a.user, members{"rooms": members{"*": "rw"}})))
 		}}, attack{line + " is asked for with nothing", "401 unauthorized", func(a *attacker) string { return a.ask(request(line, "")) }})

@@ -93,7 +93,7 @@ func besiege(t *testing.T) *siege {
 		"ALLOWED_ORIGINS": "https://app.example.com,https://*.pages.example.com",
 		"ALLOWED_HOSTS":   "chat.example.com,127.0.0.1", "HEARTBEAT": "5s", "AUDIT_LOG": s.audit, "LOG_LEVEL": "debug",
 		"MAX_CONNECTIONS": "200", "MAX_CONNECTIONS_PER_USER": "8", "MAX_CONNECTIONS_PER_IP": "40",
-		"MAX_HANDSHAKE_RATE": "300", "MAX_ROOMS": "300", "RATE_USER_PUBLISH": "50", "RATE_API": "100", "QUEUE_BYTES": "700000",
+		"MAX_HANDSHAKE_RATE": "300", "MAX_ROOMS": "100", "RATE_USER_PUBLISH": "50", "RATE_API": "100", "QUEUE_BYTES": "700000",
 	})
 	return s
 }

@@ -26,11 +26,15 @@ func rightAttacks() (all []attack) {
 		} {
 			all = append(all, attack{fmt.Sprintf("an attacker %s %s", row.does, room), want, func(a *attacker) string {
 				w := a.own()
-				w.say(fmt.Sprintf(row.frame, room))
-				if row.does == "signals in" && want == "goes on" {
-					return w.goesOn() // nothing is said about it
+				for {
+					w.say(fmt.Sprintf(row.frame, room))
+					if row.does == "signals in" && want == "goes on" {
+						return w.goesOn() // nothing is said about it
+					}
+					if got := w.answer(); got != "error unavailable" { // the machine is busy
+						return got
+					}
 				}
-				return w.answer()
 			}})
 		}
 	}

@@ -55,6 +55,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.AddCommand(verifyCommand(), loadCommand(),
 		deployCommand(), rollbackCommand(), switchCommand(), statusCommand(), historyCommand(),
 		scaleCommand(), drainCommand(), undrainCommand(), smokeCommand(), preflightCommand())
+	root.AddCommand(backupCommand(), restoreCommand(), promoteCommand(), checkCommand(), topCommand(),
+		queriesCommand(), connectionsCommand(), errorsCommand(), memoryCommand(), reportCommand())
 	command, err := root.ExecuteContextC(ctx)
 	if err != nil && !errors.Is(err, errWrong) {
 		fmt.Fprintf(stderr, "%s: %v\n", command.CommandPath(), err)

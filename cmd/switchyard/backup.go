@@ -1,0 +1,336 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"switchyard/internal/backup"
+)
+
+func backupCommand() *cobra.Command {
+	f := new(vaultFlags)
+	var noDump, verify bool
+	c := &cobra.Command{
+		Use:   "backup",
+		Short: "make a backup of the stack, and remove old ones",
+		Long: `Backup makes a base backup of PostgreSQL, a logical dump, a snapshot of Redis,
+and packs configuration and certificates. Together with the archive of the
+write-ahead log, which PostgreSQL fills by itself, it leads back to any moment
+from now on. Nothing is stopped meanwhile.
+
+It exits with 0 when the backup is whole on the disk, with 1 when it was not
+made, and with 2 when it could not begin.`,
+		Example: `  switchyard backup --keep 7 --verify
+  switchyard backup verify
+  switchyard backup list`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if f.keep < 1 || f.keep > 10_000 {
+				return fmt.Errorf("--keep must be 1 to 10000, not %d", f.keep)
+			}
+			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			s, err := v.Create(c.Context(), backup.Options{SkipDump: noDump})
+			if err != nil {
+				return failed(c, err)
+			}
+			fmt.Fprintf(c.OutOrStdout(), "Backup %s: %v, %d messages in %d rooms; it leads back to any moment from %s on.\n",
+				s.Name, backup.Bytes(s.Size()), s.Log.Messages, s.Log.Rooms, s.Consistent.Format(time.RFC3339))
+			if !verify {
+				return nil
+			}
+			return prove(c, v, s.Name)
+		},
+	}
+	f.add(c)
+	c.Flags().IntVar(&f.keep, "keep", 7, "backups that stay, with the WAL from the oldest one on")
+	c.Flags().BoolVar(&noDump, "no-dump", false, "leave the logical dump out")
+	c.Flags().BoolVar(&verify, "verify", false, "verify it at once")
+	c.AddCommand(backupVerifyCommand(f), backupListCommand(f), backupMetricsCommand(f))
+	return c
+}
+
+func prove(c *cobra.Command, v *backup.Vault, name string) error {
+	p, err := v.Verify(c.Context(), name)
+	if err != nil {
+		return failed(c, err)
+	}
+	fmt.Fprintf(c.OutOrStdout(), "Good: restored and replayed to %v (%d segments, last commit %s) in %s; %d messages in %d rooms without a hole, epoch %s.\n",
+		p.ReplayedTo, p.Segments, orNone(p.LastCommit), p.Took, p.Log.Messages, p.Log.Rooms, p.Log.Epoch)
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func backupVerifyCommand(f *vaultFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify [NAME]",
+		Short: "restore a backup into a scratch server, and look at every room",
+		Long: `Verify restores a backup (the newest, unless one is named) into a scratch server
+beside the live one, replays the whole WAL archive, and holds each room's
+sequence, the counts and the epoch against each other and against what the
+backup noted. The dump, the snapshot of Redis and the configuration are read to
+their ends.
+
+It exits with 0 when all is good, and with 1 when something is not, with the file
+or room named.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return prove(c, v, strings.Join(args, ""))
+		},
+	}
+}
+
+func backupListCommand(f *vaultFlags) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "list the backups, and how far the WAL archive reaches",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			s, err := v.State()
+			if err != nil {
+				return failed(c, err)
+			}
+			if err := printAs(c, asJSON, listing{s}); err != nil {
+				return err
+			}
+			if len(s.Damaged) > 0 {
+				return errWrong
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// A listing prints the state of a vault.
+type listing struct{ *backup.State }
+
+func (l listing) String() string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	if len(l.Sets) > 0 {
+		fmt.Fprintln(w, "NAME\tSIZE\tMESSAGES\tROOMS\tLEADS BACK FROM\tVERIFIED")
+	}
+	for _, s := range l.Sets {
+		verified := "never"
+		if s.Proof != nil {
+			verified = s.Proof.Verified.Format(time.RFC3339)
+		}
+		fmt.Fprintf(w, "%s\t%v\t%d\t%d\t%s\t%s\n", s.Name, backup.Bytes(s.Size()), s.Log.Messages, s.Log.Rooms, s.Consistent.Format(time.RFC3339), verified)
+	}
+	_ = w.Flush()
+	if len(l.Sets) == 0 {
+		fmt.Fprintln(&b, "No backups.")
+	}
+	for _, err := range l.Damaged {
+		fmt.Fprintf(&b, "Damaged: %v\n", err)
+	}
+	if l.Segments == 0 {
+		fmt.Fprintln(&b, "The WAL archive is empty.")
+	} else {
+		fmt.Fprintf(&b, "WAL archive: %d segments, %v, the newest from %s.\n", l.Segments, backup.Bytes(l.WALSize), l.NewestWAL.Format(time.RFC3339))
+	}
+	return b.String()
+}
+
+// MarshalJSON prints errors as text.
+func (l listing) MarshalJSON() ([]byte, error) {
+	out := struct {
+		Sets     []*backup.Set `json:"sets"`
+		Damaged  []string      `json:"damaged"`
+		Segments int           `json:"wal_segments"`
+		WALSize  int64         `json:"wal_bytes"`
+		Newest   time.Time     `json:"wal_newest,omitzero"`
+	}{Sets: l.Sets, Segments: l.Segments, WALSize: l.WALSize, Newest: l.NewestWAL}
+	for _, err := range l.Damaged {
+		out.Damaged = append(out.Damaged, err.Error())
+	}
+	return json.Marshal(out)
+}
+
+func backupMetricsCommand(f *vaultFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "metrics",
+		Short: "write the age of backups, proofs and WAL for node_exporter",
+		Long: `Metrics writes metrics/switchyard_backup.prom in the folder of the backups, whole
+or not at all, for node_exporter's textfile collector. Backup and verify do so
+too; a timer runs it in between, for the age of the archive.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if err := v.WriteMetrics(); err != nil {
+				return failed(c, err)
+			}
+			return nil
+		},
+	}
+}
+
+func restoreCommand() *cobra.Command {
+	f := new(vaultFlags)
+	var q backup.RestoreRequest
+	var to string
+	var timeline int
+	var without bool
+	c := &cobra.Command{
+		Use:   "restore --to TIME|latest",
+		Short: "bring the stack back to a moment",
+		Long: `Restore brings the database back to a moment: every message whose transaction was
+committed before it is there, and no other. It is rebuilt from the newest backup
+before that moment and the WAL archive, and each room is looked at, before
+anything that is there is touched. Then service and database are stopped, the
+data change places, and both are started. Clients are told by gap that their
+positions are void.
+
+A database that is there is only given up for the explicit word --replace.
+After it was cut short, run it again.
+
+It exits with 0 when all asked for was restored, with 1 when it was not, and with
+2 when it could not begin.`,
+		Example: `  switchyard restore --to 2026-11-26T10:00:00Z
+  switchyard restore --to latest --replace
+  switchyard restore --to latest --configuration --redis --replace`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			when, err := parseMoment(to)
+			if err != nil {
+				return err
+			}
+			if timeline < 0 {
+				return fmt.Errorf("--timeline must be 1 or more, not %d", timeline)
+			}
+			q.To, q.Timeline, q.Database = when, uint32(timeline), !without
+			if without && !q.Redis && !q.Configuration {
+				return fmt.Errorf("--no-database leaves nothing to restore: add --configuration or --redis")
+			}
+			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			r, err := v.Restore(c.Context(), q)
+			if err != nil {
+				return failed(c, err)
+			}
+			tellRestored(c.OutOrStdout(), r, q)
+			return nil
+		},
+	}
+	f.add(c)
+	flags := c.Flags()
+	flags.StringVar(&to, "to", "", "the moment, such as 2026-11-26T10:00:00Z, or latest: all that the archive has")
+	flags.StringVar(&q.Set, "backup", "", "begin with this backup, not the newest before the moment")
+	flags.IntVar(&timeline, "timeline", 0, "follow this life of the database, where earlier restores made several; 0: the latest")
+	flags.BoolVar(&q.Replace, "replace", false, "give up the database that is there")
+	flags.BoolVar(&q.Configuration, "configuration", false, "configuration and certificates too; what they replace is kept")
+	flags.BoolVar(&q.Redis, "redis", false, "the snapshot of Redis too: sessions and presence of that time")
+	flags.BoolVar(&without, "no-database", false, "leave the database alone")
+	return c
+}
+
+// parseMoment reads --to.
+func parseMoment(s string) (time.Time, error) {
+	if s == "latest" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil || t.Year() < 2000 {
+		return t, fmt.Errorf("--to must be a moment with its zone, such as 2026-11-26T10:00:00Z, or latest, not %q", s)
+	}
+	return t, nil
+}
+
+func tellRestored(w io.Writer, r *backup.Restored, q backup.RestoreRequest) {
+	if q.Configuration {
+		fmt.Fprintf(w, "Configuration: %d files differed from the backup %s", len(r.Configuration), r.Set.Name)
+		if r.Replaced != "" {
+			fmt.Fprintf(w, " and were restored; what they were is in %s", r.Replaced)
+		}
+		fmt.Fprintln(w, ".")
+	}
+	if q.Redis {
+		fmt.Fprintf(w, "Redis: its data are those of the backup %s.\n", r.Set.Name)
+	}
+	if !q.Database {
+		return
+	}
+	fmt.Fprintf(w, "Database: restored from %s; the last commit is from %s; %d messages in %d rooms without a hole; away for %v.\n",
+		r.Set.Name, orNone(r.LastCommit), r.Log.Messages, r.Log.Rooms, r.Down.Round(time.Millisecond))
+	fmt.Fprintf(w, "Clients are told by gap (reason epoch). Make a backup now: switchyard backup --verify\n")
+}
+
+func promoteCommand() *cobra.Command {
+	f := new(vaultFlags)
+	var q backup.PromoteRequest
+	c := &cobra.Command{
+		Use:   "promote-replica",
+		Short: "make the standby of PostgreSQL the primary",
+		Long: `Promote-replica is for the day on which the primary is gone. It makes sure that
+the primary does not come back by itself, waits until the standby has replayed
+all that it received, promotes it, and writes down who is who. Nodes find the new
+primary by themselves.
+
+What the primary acked and the standby had not received is lost; the epoch
+changes and clients are told so by gap. With a synchronous standby there is no
+such thing (SYNCHRONOUS_STANDBY_NAMES, DATABASE_TRUST_FAILOVER).
+
+It may be run again after it was cut short. It exits with 0 when the standby is
+the primary, and with 1 when it is not.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			p, err := v.Promote(c.Context(), q)
+			if err != nil {
+				return failed(c, err)
+			}
+			tellPromoted(c.OutOrStdout(), p)
+			return nil
+		},
+	}
+	f.add(c)
+	c.Flags().BoolVar(&q.StopPrimary, "stop-primary", false, "stop a primary that still answers, and lose nothing")
+	return c
+}
+
+func tellPromoted(w io.Writer, p *backup.Promoted) {
+	fmt.Fprintf(w, "%s takes writes now, after %v; %d messages in %d rooms without a hole.\n", p.Service, p.Took.Round(time.Millisecond), p.Log.Messages, p.Log.Rooms)
+	switch {
+	case p.Graceful:
+		fmt.Fprintf(w, "%s had sent all it had: nothing is lost.\n", p.Former)
+	case p.LastCommit.IsZero():
+		fmt.Fprintf(w, "It had replayed up to %v.\n", p.ReplayedTo)
+	default:
+		fmt.Fprintf(w, "The last commit that it has is from %s (%v): what %s acked after that is lost, and clients are told by gap.\n",
+			p.LastCommit.Format(time.RFC3339Nano), p.ReplayedTo, p.Former)
+	}
+	fmt.Fprintf(w, "Next: switchyard backup --verify; then remove the volume of %s and start it, and it follows.\n", p.Former)
+}

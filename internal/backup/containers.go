@@ -1,0 +1,98 @@
+package backup
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Container is one of the stack's, as docker tells it.
+type Container struct {
+	Name, Service string
+	Running       bool
+	// Status is docker's word, such as exited; Health is empty without a check.
+	Status, Health string
+	ExitCode       int
+	Restarts       int
+	// Address is one on a network of the stack; empty without any.
+	Address string
+}
+
+// Containers returns all of the stack, running or not, one-off ones left out.
+func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
+	out, err := c.ask(ctx, c.docker, "ps", "-aq", "--filter", "label=com.docker.compose.project="+c.Project, "--filter", "label=com.docker.compose.oneoff=False")
+	if err != nil {
+		return nil, fmt.Errorf("look at the containers: %w", err)
+	}
+	ids := strings.Fields(out)
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("no container of %s: is the stack up? --project and --dir say which one", c.Project)
+	}
+	// One that is removed in between makes inspect fail, and tell of the others.
+	out, err = c.ask(ctx, c.docker, append([]string{"inspect", "--type", "container"}, ids...)...)
+	var all []inspected
+	if e := json.Unmarshal([]byte(out), &all); e != nil || len(all) == 0 {
+		return nil, fmt.Errorf("look at the containers: docker inspect answered what can't be read: %w", joinLine([]error{fmt.Errorf("%v", err), fmt.Errorf("%v", e)}))
+	}
+	containers := make([]Container, len(all))
+	for i, each := range all {
+		containers[i] = each.container()
+	}
+	slices.SortFunc(containers, func(a, b Container) int { return strings.Compare(a.Name, b.Name) })
+	return containers, nil
+}
+
+// inspected is what docker inspect tells, as far as it matters here.
+type inspected struct {
+	Name  string
+	State struct {
+		Status   string
+		Running  bool
+		ExitCode int
+		Health   *struct{ Status string }
+	}
+	RestartCount    int
+	Config          struct{ Labels map[string]string }
+	NetworkSettings struct {
+		Networks map[string]struct{ IPAddress string }
+	}
+}
+
+func (i inspected) container() Container {
+	c := Container{
+		Name: strings.TrimPrefix(i.Name, "/"), Service: i.Config.Labels["com.docker.compose.service"],
+		Running: i.State.Running && i.State.Status == "running", Status: i.State.Status, ExitCode: i.State.ExitCode, Restarts: i.RestartCount,
+	}
+	if c.Status == "exited" {
+		c.Status = "exited with " + strconv.Itoa(c.ExitCode)
+	}
+	if i.State.Health != nil {
+		c.Health = i.State.Health.Status
+	}
+	for _, name := range sortedKeys(i.NetworkSettings.Networks) {
+		if ip := i.NetworkSettings.Networks[name].IPAddress; ip != "" && c.Address == "" {
+			c.Address = ip
+		}
+	}
+	return c
+}
+
+// Logs writes the log lines of services since a moment, as they were written.
+func (c *Compose) Logs(ctx context.Context, since time.Time, w io.Writer, services ...string) error {
+	args := append([]string{"logs", "--no-color", "--no-log-prefix", "--since", since.UTC().Format(time.RFC3339)}, services...)
+	err := execute(ctx, c.compose(ctx, args...), Program{Args: append([]string{"docker", "compose"}, args...), Stdout: w})
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	return nil
+}
+
+// Exec runs a program in a container that is known by its name.
+func (c *Compose) Exec(ctx context.Context, container string, p Program) error {
+	return execute(ctx, c.docker(ctx, append([]string{"exec", "-i", container}, p.Args...)...), p)
+}

@@ -1,0 +1,371 @@
+package backup
+
+import (
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// postgresUser is whom PostgreSQL runs as where the tests run as root; nil
+// elsewhere.
+func postgresUser(t testing.TB) *syscall.Credential {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid, _ := strconv.Atoi(u.Uid)
+	gid, _ := strconv.Atoi(u.Gid)
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+}
+
+// A local is a Site and a Switchboard without containers: servers that the test
+// kit started, on this host.
+type local struct {
+	t        testing.TB
+	user     *syscall.Credential
+	postgres map[string]*testkit.PG // by service
+	redis    *testkit.RedisServer
+	files    []string
+	wal      string
+	primary  string
+
+	// apps are what else runs; what Start and Stop do to them.
+	apps    map[string]bool
+	onStart func(service string)
+	onStop  func(service string)
+	// spoil, if set, may change or stop a program before it runs.
+	spoil func(service string, p *Program) error
+	// benchRoot holds scratch benches.
+	benchRoot string
+	// startFails is how often starting a service fails.
+	startFails map[string]int
+	// keepBench leaves benches on close, as a killed command does.
+	keepBench bool
+}
+
+const pgBin = "/usr/lib/postgresql/*/bin"
+
+func (l *local) exec(ctx context.Context, env []string, as *syscall.Credential, p Program) error {
+	cmd := exec.CommandContext(ctx, "/usr/bin/env", append(env, p.Args...)...)
+	dirs, _ := filepath.Glob(pgBin)
+	cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(dirs, os.Getenv("PATH")), ":"))
+	cmd.Args = append([]string{"env", "PATH=" + strings.Join(append(dirs, os.Getenv("PATH")), ":")}, cmd.Args[1:]...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+	return execute(ctx, cmd, p)
+}
+
+func (l *local) Run(ctx context.Context, service string, p Program) error {
+	if l.spoil != nil {
+		if err := l.spoil(service, &p); err != nil {
+			return err
+		}
+	}
+	if service == Redis {
+		if l.redis == nil {
+			return ErrNoService
+		}
+		_, port, _ := strings.Cut(l.redis.Addr(), ":")
+		if p.Args[0] == "redis-cli" {
+			p.Args = append([]string{"redis-cli", "-p", port}, p.Args[1:]...)
+		}
+		return l.exec(ctx, nil, nil, p)
+	}
+	pg := l.postgres[service]
+	if pg == nil {
+		return ErrNoService
+	}
+	env := []string{"PGHOST=" + filepath.Dir(pg.DataDir()), fmt.Sprintf("PGPORT=%d", pg.Port()), "PGUSER=postgres", "PGDATABASE=" + pg.Database()}
+	return l.exec(ctx, env, l.user, p)
+}
+
+func (l *local) Files(context.Context) ([]string, error) { return l.files, nil }
+
+func (l *local) Bench(_ context.Context, scratch bool) (Bench, error) {
+	b := &localBench{local: l, places: Places{Archive: l.wal}}
+	if !scratch {
+		b.places.Live = l.postgres[l.primary].DataDir()
+		b.places.Folder = filepath.Join(filepath.Dir(b.places.Live), ".restore")
+	} else {
+		dir, err := os.MkdirTemp(l.benchRoot, "bench-")
+		if err != nil {
+			return nil, err
+		}
+		b.places.Folder = dir
+	}
+	if err := os.MkdirAll(b.places.Folder, 0o700); err != nil {
+		return nil, err
+	}
+	if l.user != nil {
+		if err := os.Chown(b.places.Folder, int(l.user.Uid), int(l.user.Gid)); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+func (l *local) Primary() (string, error) { return l.primary, nil }
+
+func (l *local) SetPrimary(service string) error { l.primary = service; return nil }
+
+func (l *local) Services(context.Context) (map[string]bool, error) {
+	services := map[string]bool{}
+	for name, pg := range l.postgres {
+		services[name] = pg.Running()
+	}
+	for name, on := range l.apps {
+		services[name] = on
+	}
+	return services, nil
+}
+
+func (l *local) Stop(_ context.Context, services ...string) error {
+	for _, name := range services {
+		if pg := l.postgres[name]; pg != nil {
+			pg.Stop()
+		} else if name == Redis {
+			l.redis.Stop()
+		} else {
+			l.apps[name] = false
+		}
+		if l.onStop != nil {
+			l.onStop(name)
+		}
+	}
+	return nil
+}
+
+func (l *local) Start(_ context.Context, services ...string) error {
+	for _, name := range services {
+		if l.startFails[name] > 0 {
+			l.startFails[name]--
+			return errors.New("no such luck")
+		}
+		if pg := l.postgres[name]; pg != nil {
+			pg.Start()
+		} else if name != Redis {
+			l.apps[name] = true
+		}
+		if l.onStart != nil {
+			l.onStart(name)
+		}
+	}
+	return nil
+}
+
+func (l *local) failStarts(service string, times int) { l.startFails[service] = times }
+
+type localBench struct {
+	*local
+	places Places
+}
+
+func (b *localBench) Run(ctx context.Context, p Program) error {
+	if b.spoil != nil {
+		if err := b.spoil("bench", &p); err != nil {
+			return err
+		}
+	}
+	return b.exec(ctx, []string{"PGUSER=postgres"}, b.user, p)
+}
+
+func (b *localBench) Places() Places { return b.places }
+
+func (b *localBench) Close(ctx context.Context) error {
+	_ = b.exec(ctx, nil, b.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + b.places.Folder + "/data"}})
+	if b.keepBench {
+		return nil
+	}
+	return os.RemoveAll(b.places.Folder)
+}
+
+// A world is a primary with a WAL archive, a node of the service on it, and a
+// vault.
+type world struct {
+	t     testing.TB
+	pg    *testkit.PG
+	site  *local
+	vault *Vault
+	node  *testkit.Server
+}
+
+// newWorld starts PostgreSQL with an archive, and a node that publishes to it.
+func newWorld(t testing.TB, conf ...string) *world {
+	t.Helper()
+	cred := postgresUser(t)
+	dir, err := testkit.TempDir("vault", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wal := filepath.Join(dir, walFolder)
+	benches, err := testkit.TempDir("benches", cred)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{os.Mkdir(wal, 0o700), os.Chmod(dir, 0o711)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if cred != nil {
+		if err := os.Chown(wal, int(cred.Uid), int(cred.Gid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pg := testkit.StartPostgres(t, append([]string{
+		"archive_mode=on", "wal_level=replica", "track_commit_timestamp=on", "max_wal_size=256MB",
+		fmt.Sprintf(`archive_command='test ! -f %s/%%f.gz && gzip -1 < %%p > %[1]s/.%%f.tmp && mv %[1]s/.%%f.tmp %[1]s/%%f.gz'`, wal),
+	}, conf...)...)
+	w := &world{t: t, pg: pg, site: &local{t: t, user: cred, wal: wal, primary: Primary, benchRoot: benches, postgres: map[string]*testkit.PG{Primary: pg}, apps: map[string]bool{}, startFails: map[string]int{}}}
+	settings := filepath.Join(t.TempDir(), "settings")
+	if err := os.WriteFile(settings, []byte("API_KEYS=secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.site.files = []string{settings}
+	w.vault = &Vault{Dir: dir, Site: w.site, Board: w.site, Keep: 3, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	return w
+}
+
+// serve starts a node on the primary, and lets restores stop and start it.
+func (w *world) serve() *testkit.Server {
+	w.t.Helper()
+	w.node = testkit.StartServer(w.t, map[string]string{"DATABASE_URL": w.pg.URL(), "API_KEYS": "tests:0123456789abcdef", "RATE_PUBLISH": "0"})
+	w.site.apps["app_blue"] = true
+	w.site.onStop = func(name string) {
+		if name == "app_blue" {
+			w.node.Kill()
+		}
+	}
+	w.site.onStart = func(name string) {
+		if name == "app_blue" {
+			w.node.Restart()
+		}
+	}
+	return w.node
+}
+
+// client connects a resuming client to the node.
+func (w *world) client(o client.Options) *client.Client {
+	w.t.Helper()
+	o.URLs = []string{w.node.SocketURL()}
+	c, err := client.Dial(w.t.Context(), o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(c.Close)
+	return c
+}
+
+// publish publishes n messages to a room and returns their acks.
+func publish(t testing.TB, c *client.Client, room message.Room, n int) (acks []client.Ack) {
+	t.Helper()
+	for i := range n {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ack, err := c.Publish(ctx, room, json.RawMessage(strconv.Itoa(i)), "")
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		acks = append(acks, ack)
+	}
+	return acks
+}
+
+// switchWAL ends the segment under way, and returns once it is archived.
+func (w *world) switchWAL() {
+	w.t.Helper()
+	name := w.pg.Query("SELECT pg_walfile_name(pg_switch_wal())")
+	until(w.t, "the segment is archived", func() bool {
+		_, err := os.Stat(filepath.Join(w.site.wal, name+gz))
+		return err == nil
+	})
+}
+
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute: %s", what)
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-t.Context().Done():
+			t.FailNow()
+		}
+	}
+}
+
+// create makes a backup.
+func (w *world) create() *Set {
+	w.t.Helper()
+	s, err := w.vault.Create(w.t.Context(), Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// pack writes a gzip file.
+func pack(t *testing.T, path string, b []byte) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := gzip.NewWriter(f)
+	_, err = z.Write(b)
+	if err := errors.Join(err, z.Close(), f.Close(), os.Chmod(path, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// full makes every further write to an open file fail as on a full disk: its
+// descriptor is made one of /dev/full.
+func full(t *testing.T, path string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		link := filepath.Join("/proc/self/fd", e.Name())
+		if target, err := os.Readlink(link); err != nil || target != path {
+			continue
+		}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		device, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(syscall.Dup3(int(device.Fd()), fd, syscall.O_CLOEXEC), device.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Fatalf("%s is not open", path)
+}

@@ -1,0 +1,217 @@
+package backup
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc64"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ErrNoService is what Site.Run returns for a service that the stack does not
+// have.
+var ErrNoService = errors.New("the stack has no such service")
+
+// redis takes a snapshot as a replica would get it: nothing is written where
+// Redis runs.
+func (m *making) redis(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, shortLimit)
+	defer cancel()
+	err := m.write(redisFile, func(w io.Writer) error {
+		u := &unmarked{to: w}
+		return errors.Join(m.vault.Site.Run(ctx, Redis, Program{Args: []string{"redis-cli", "--rdb", "-"}, Stdout: u}), u.flush())
+	})
+	path := filepath.Join(m.dir, redisFile)
+	if errors.Is(err, ErrNoService) {
+		m.vault.Logger.Warn("the stack has no Redis: no snapshot of it")
+		return os.Remove(path)
+	}
+	if err != nil {
+		return err
+	}
+	return checkRDB(path)
+}
+
+// An unmarked leaves out the mark of 40 hex digits that ends a snapshot sent
+// without its length, and that redis-cli can't take back from a pipe.
+type unmarked struct {
+	to   io.Writer
+	held []byte // the newest bytes, at most markSize
+}
+
+const markSize = 40
+
+func (u *unmarked) Write(b []byte) (int, error) {
+	u.held = append(u.held, b...)
+	if n := len(u.held) - markSize; n > 0 {
+		if _, err := u.to.Write(u.held[:n]); err != nil {
+			return 0, err
+		}
+		u.held = append(u.held[:0], u.held[n:]...)
+	}
+	return len(b), nil
+}
+
+// flush writes what is held, unless it is a mark. A snapshot's own last bytes
+// can't be one: the ninth from behind is 255.
+func (u *unmarked) flush() error {
+	if len(u.held) == markSize && len(bytes.Trim(u.held, "0123456789abcdef")) == 0 {
+		return nil
+	}
+	_, err := u.to.Write(u.held)
+	return err
+}
+
+// Redis sums a snapshot by CRC-64 with Jones' polynomial, reflected, without
+// the inversions that the standard library makes.
+var jones = crc64.MakeTable(0x95ac9329ac4bc9b5)
+
+// checkRDB holds a snapshot of Redis against the sum at its end.
+func checkRDB(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("read the snapshot of Redis: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("read the snapshot of Redis: %w", err)
+	}
+	const foot = 8
+	if info.Size() < 9+1+foot {
+		return &DamageError{path, fmt.Sprintf("is cut short: %d bytes are no snapshot of Redis", info.Size())}
+	}
+	r := bufio.NewReaderSize(f, 1<<17)
+	if magic, err := r.Peek(5); err != nil || string(magic) != "REDIS" {
+		return &DamageError{path, "is no snapshot of Redis"}
+	}
+	var sum uint64
+	for range info.Size() - foot {
+		b, err := r.ReadByte()
+		if err != nil {
+			return fmt.Errorf("read the snapshot of Redis: %w", err)
+		}
+		sum = jones[byte(sum)^b] ^ sum>>8
+	}
+	var want uint64
+	for shift := 0; shift < 64; shift += 8 {
+		b, err := r.ReadByte()
+		if err != nil {
+			return fmt.Errorf("read the snapshot of Redis: %w", err)
+		}
+		want |= uint64(b) << shift
+	}
+	if want != 0 && want != sum { // 0: rdbchecksum no
+		return &DamageError{path, "is corrupt: its sum does not match"}
+	}
+	return nil
+}
+
+// configuration packs the files that the site names, under their full paths.
+func (m *making) configuration(ctx context.Context) error {
+	paths, err := m.vault.Site.Files(ctx)
+	if err != nil {
+		return err
+	}
+	return m.write(configFile, func(w io.Writer) error {
+		pack := gzip.NewWriter(w)
+		t := tar.NewWriter(pack)
+		for _, path := range paths {
+			if err := addTree(t, path, m.vault.Dir); err != nil {
+				return err
+			}
+		}
+		return errors.Join(t.Close(), pack.Close())
+	})
+}
+
+// addTree packs a file, or a folder with all below it but the backups
+// themselves. What is no file, folder or link has no content to keep.
+func addTree(t *tar.Writer, root, except string) error {
+	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // such as a temporary file, renamed meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("read the configuration: %w", err)
+		}
+		if path == except {
+			return fs.SkipDir
+		}
+		info, err := e.Info()
+		if err != nil {
+			return fmt.Errorf("read the configuration: %w", err)
+		}
+		var target string
+		switch {
+		case info.Mode()&fs.ModeSymlink != 0:
+			if target, err = os.Readlink(path); err != nil {
+				return fmt.Errorf("read the configuration: %w", err)
+			}
+		case !info.Mode().IsRegular() && !info.IsDir():
+			return nil
+		}
+		return addFile(t, path, target, info)
+	})
+}
+
+func addFile(t *tar.Writer, path, target string, info fs.FileInfo) error {
+	h, err := tar.FileInfoHeader(info, target)
+	if err != nil {
+		return fmt.Errorf("pack %s: %w", path, err)
+	}
+	h.Name = strings.TrimPrefix(path, "/")
+	if !info.Mode().IsRegular() {
+		return t.WriteHeader(h)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(f) // small; its size may have changed since
+	if err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	h.Size = int64(len(b))
+	if err := t.WriteHeader(h); err != nil {
+		return fmt.Errorf("pack %s: %w", path, err)
+	}
+	_, err = t.Write(b)
+	return err
+}
+
+const sqlLog = `SELECT (SELECT epoch FROM meta), (SELECT count(*) FROM rooms), (SELECT count(*) FROM messages),
+ (SELECT count(*) FROM message_ids), (SELECT to_char(max(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM messages)`
+
+// readLog counts what the log holds.
+func readLog(ctx context.Context, run func(context.Context, Program) error) (l Log, err error) {
+	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlLog)
+	if err != nil {
+		return l, err
+	}
+	f := strings.Split(answer, "\x1f")
+	if len(f) != 5 {
+		return l, fmt.Errorf("psql answered %q", answer)
+	}
+	l.Epoch = f[0]
+	for i, to := range []*int64{&l.Rooms, &l.Messages, &l.IDs} {
+		if *to, err = strconv.ParseInt(f[i+1], 10, 64); err != nil {
+			return l, fmt.Errorf("psql answered %q", answer)
+		}
+	}
+	if f[4] != "" {
+		l.Newest, err = time.Parse(time.RFC3339Nano, f[4])
+	}
+	return l, err
+}

@@ -1,0 +1,201 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A PromoteRequest says what a promotion may do.
+type PromoteRequest struct {
+	// StopPrimary is the explicit word to take a primary that still answers out of
+	// service first; nothing is lost then.
+	StopPrimary bool
+}
+
+// A Promoted says what a promotion did, and what it cost.
+type Promoted struct {
+	// Service takes writes from now on; Former did.
+	Service, Former string
+	// Graceful says that the former primary was stopped in order, after it had
+	// sent all it had: nothing is lost.
+	Graceful bool
+	// ReplayedTo is the last position that the standby had, and LastCommit when
+	// the last transaction before it was committed. What the former primary acked
+	// after that is lost, and declared by the new epoch.
+	ReplayedTo LSN
+	LastCommit time.Time
+	Log        Log
+	// Took is how long it took from the word to the first write.
+	Took time.Duration
+}
+
+// ErrPrimaryAnswers refuses a promotion while the primary answers: two of them
+// would each take writes that the other lacks.
+var ErrPrimaryAnswers = errors.New("it answers: promote-replica --stop-primary stops it first, and loses nothing")
+
+// Promote makes the standby the primary. It may be run again after it was cut
+// short anywhere.
+func (v *Vault) Promote(ctx context.Context, q PromoteRequest) (*Promoted, error) {
+	release, err := v.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	began := time.Now()
+	former, err := v.Board.Primary()
+	if err != nil {
+		return nil, err
+	}
+	p := &Promoted{Former: former, Service: otherOf(former)}
+	if err := v.mayPromote(ctx, p, q); err != nil {
+		return nil, err
+	}
+	if err := v.fence(ctx, p); err != nil {
+		return nil, err
+	}
+	if err := v.promote(ctx, p); err != nil {
+		return nil, err
+	}
+	p.Took = time.Since(began)
+	run := at(v.Site, p.Service)
+	if p.Log, err = readLog(ctx, run); err != nil {
+		return nil, err
+	}
+	findings, err := examineRooms(ctx, run)
+	if err == nil && len(findings) > 0 {
+		err = &LogError{findings}
+	}
+	return p, err
+}
+
+const sqlStandby = `SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn()::text, ''), coalesce(pg_last_wal_receive_lsn()::text, ''),
+ coalesce(to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '')`
+
+type standby struct {
+	recovering bool
+	replayed   LSN
+	received   LSN
+	lastCommit time.Time
+}
+
+func (v *Vault) standby(ctx context.Context, service string) (s standby, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	answer, err := output(ctx, at(v.Site, service), "psql", "-XAt", "-F", "\x1f", "-c", sqlStandby)
+	if err != nil {
+		return s, err
+	}
+	f := strings.Split(answer, "\x1f")
+	if len(f) != 4 {
+		return s, fmt.Errorf("psql answered %q", answer)
+	}
+	s.recovering = f[0] == "t"
+	if f[1] != "" {
+		if s.replayed, err = ParseLSN(f[1]); err != nil {
+			return s, err
+		}
+	}
+	if f[2] != "" {
+		if s.received, err = ParseLSN(f[2]); err != nil {
+			return s, err
+		}
+	}
+	if f[3] != "" {
+		s.lastCommit, err = time.Parse(time.RFC3339Nano, f[3])
+	}
+	return s, err
+}
+
+// mayPromote looks before anything is done.
+func (v *Vault) mayPromote(ctx context.Context, p *Promoted, q PromoteRequest) error {
+	s, err := v.standby(ctx, p.Service)
+	if err != nil {
+		return fmt.Errorf("the standby %s can't be promoted: %w", p.Service, err)
+	}
+	if !s.recovering {
+		v.Logger.Info("the standby was promoted before: going on from there", "service", p.Service)
+		return nil
+	}
+	now, err := v.standby(ctx, p.Former)
+	if err != nil {
+		return nil // it is gone: that is what this is for
+	}
+	if now.recovering {
+		return fmt.Errorf("%s is in recovery itself: it is no primary that a standby could take over from", p.Former)
+	}
+	if !q.StopPrimary {
+		return fmt.Errorf("%s: %w", p.Former, ErrPrimaryAnswers)
+	}
+	p.Graceful = true
+	return nil
+}
+
+// fence keeps the former primary from coming back by itself. One that was alive
+// sends the rest of its WAL before it ends.
+func (v *Vault) fence(ctx context.Context, p *Promoted) error {
+	var last LSN
+	if p.Graceful {
+		answer, err := output(ctx, at(v.Site, p.Former), "psql", "-XAtc", "SELECT pg_current_wal_flush_lsn()")
+		if err != nil {
+			return err
+		}
+		if last, err = ParseLSN(answer); err != nil {
+			return err
+		}
+	}
+	v.Logger.Info("stopping", "services", p.Former)
+	if err := v.Board.Stop(ctx, p.Former); err != nil {
+		return fmt.Errorf("nothing was promoted: %w", err)
+	}
+	return v.catchUp(ctx, p, last)
+}
+
+// catchUpLimit bounds the replay of what the standby has received.
+const catchUpLimit = 5 * time.Minute
+
+// catchUp waits until the standby has replayed what it received, and at least
+// up to last.
+func (v *Vault) catchUp(ctx context.Context, p *Promoted, last LSN) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, catchUpLimit, fmt.Errorf("%s did not replay what it received within %v", p.Service, catchUpLimit))
+	defer cancel()
+	for {
+		s, err := v.standby(ctx, p.Service)
+		if err != nil {
+			return err
+		}
+		if !s.recovering {
+			return nil
+		}
+		p.ReplayedTo, p.LastCommit = s.replayed, s.lastCommit
+		if s.replayed >= s.received && s.replayed >= last {
+			return nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: it is at %s of %s; nothing was promoted, and %s is stopped", context.Cause(ctx), s.replayed, max(s.received, last), p.Former)
+		}
+	}
+}
+
+// promote promotes, and writes down who is the primary.
+func (v *Vault) promote(ctx context.Context, p *Promoted) error {
+	s, err := v.standby(ctx, p.Service)
+	if err != nil {
+		return err
+	}
+	if s.recovering {
+		v.Logger.Info("promoting", "service", p.Service, "replayed_to", s.replayed.String())
+		answer, err := output(ctx, at(v.Site, p.Service), "psql", "-XAtc", "SELECT pg_promote(true, 120)")
+		if err != nil {
+			return err
+		}
+		if answer != "t" {
+			return fmt.Errorf("%s was not promoted within 120 s", p.Service)
+		}
+	}
+	return v.Board.SetPrimary(p.Service)
+}

@@ -1,0 +1,102 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"switchyard/internal/client"
+	"switchyard/internal/load"
+	"switchyard/internal/testkit"
+)
+
+// addStandby gives the world's primary a standby.
+func (w *world) addStandby() *testkit.PG {
+	w.t.Helper()
+	pg := testkit.StartPostgres(w.t)
+	pg.Stop()
+	if err := os.RemoveAll(pg.DataDir()); err != nil {
+		w.t.Fatal(err)
+	}
+	dir := filepath.Dir(pg.DataDir())
+	script := fmt.Sprintf(`pg_basebackup -h 127.0.0.1 -p %d -U postgres -D %s -R -X stream -c fast &&
+		printf "port=%d\nunix_socket_directories='%s'\n" >> %[2]s/postgresql.conf`, w.pg.Port(), pg.DataDir(), pg.Port(), dir)
+	if err := w.site.exec(w.t.Context(), nil, w.site.user, Program{Args: []string{"sh", "-c", script}}); err != nil {
+		w.t.Fatal(err)
+	}
+	pg.Start()
+	w.site.postgres[Replica] = pg
+	return pg
+}
+
+// serveBoth starts a node that goes with whichever server takes writes.
+func (w *world) serveBoth(standby *testkit.PG) {
+	w.t.Helper()
+	url := fmt.Sprintf("postgres://postgres@127.0.0.1:%d,127.0.0.1:%d/postgres?sslmode=disable&target_session_attrs=read-write&connect_timeout=2", w.pg.Port(), standby.Port())
+	w.node = testkit.StartServer(w.t, map[string]string{"DATABASE_URL": url, "RATE_PUBLISH": "0"})
+	w.site.apps["app_blue"] = true
+}
+
+// The primary dies under load, the standby takes over: what was lost is
+// declared, and nothing else is.
+func TestAPromotionLosesNothingUndeclared(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	standby := w.addStandby()
+	w.serveBoth(standby)
+	c := w.client(client.Options{})
+	publish(t, c, "lobby", 5)
+	if _, err := w.vault.Promote(t.Context(), PromoteRequest{}); !errors.Is(err, ErrPrimaryAnswers) || !w.pg.Running() {
+		t.Fatalf("while the primary answers: %v", err)
+	}
+	run, err := load.Start(t.Context(), load.Plan{URLs: []string{w.node.SocketURL()}, Clients: 10, Rooms: 3, Rate: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "messages go round", func() bool { return run.Progress().Acked > 100 })
+	w.pg.Kill()
+	p, err := w.vault.Promote(t.Context(), PromoteRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	acked := run.Progress().Acked
+	until(t, "the service stores again", func() bool { return run.Progress().Acked > acked+100 })
+	run.Stop()
+	report := run.Report()
+	if report.Verdict != load.Clean || report.Epochs != 2 {
+		t.Errorf("%s", report)
+	}
+	if p.Service != Replica || p.Graceful || p.LastCommit.IsZero() || p.Log.Messages == 0 || w.site.primary != Replica {
+		t.Errorf("%+v", p)
+	}
+	t.Logf("promoted in %v; worst pause of a client %v", p.Took, report.WorstPause.WorstPause)
+	// The new primary is the one that is backed up, and the archive goes on.
+	w.pg = standby
+	s := w.create()
+	if _, err := w.vault.Verify(t.Context(), s.Name); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.vault.Promote(t.Context(), PromoteRequest{}); err == nil || !strings.Contains(err.Error(), "the standby postgres can't be promoted") {
+		t.Errorf("a second time, without a standby: %v", err)
+	}
+}
+
+// A primary that is well can be sent off without losing anything.
+func TestAPromotionInOrderLosesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	standby := w.addStandby()
+	w.serveBoth(standby)
+	c := w.client(client.Options{})
+	publish(t, c, "lobby", 50)
+	p, err := w.vault.Promote(t.Context(), PromoteRequest{StopPrimary: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := standby.Query(`SELECT head FROM rooms WHERE name = 'lobby'`); got != "50" || !p.Graceful || w.pg.Running() {
+		t.Errorf("head %s, %+v", got, p)
+	}
+}

@@ -1,0 +1,318 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A RestoreRequest says what to bring back.
+type RestoreRequest struct {
+	// To is the point in time: what was committed before it is kept. Zero means
+	// all that the archive has.
+	To time.Time
+	// Timeline is which life of the database to follow, where an earlier restore
+	// made a second one; 0 means the latest.
+	Timeline uint32
+	// Set names the backup to begin with; empty means the newest that serves.
+	Set string
+	// Replace is the explicit word that a database which is there may go.
+	Replace bool
+	// Database, Redis and Configuration say what to restore.
+	Database, Redis, Configuration bool
+}
+
+// A Restored says what a restore brought.
+type Restored struct {
+	Set *Set
+	Log Log
+	// LastCommit is when the last transaction was committed that is there.
+	LastCommit string
+	// Down is how long the database did not serve, if it did before.
+	Down time.Duration
+	// Services are those that were started again.
+	Services []string
+	// Replaced is the archive with what the restored configuration replaced.
+	Replaced string
+	// Configuration are the files that differed and were written.
+	Configuration []string
+}
+
+// ErrLive refuses to restore over a database without the explicit word.
+var ErrLive = errors.New("there is a database already: restore --replace gives it up")
+
+// Restore brings a stack back. The database is rebuilt and examined beside the
+// data that are there, before any of these is touched; they give way by rename,
+// and come back when the restored server does not start.
+func (v *Vault) Restore(ctx context.Context, q RestoreRequest) (*Restored, error) {
+	release, err := v.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	s, err := v.choose(q)
+	if err != nil {
+		return nil, err
+	}
+	v.Logger.Info("restoring", "backup", s.Name, "to", describe(q.To))
+	if err := s.checkFiles(ctx); err != nil {
+		return nil, fmt.Errorf("backup %s: %w", s.Name, err)
+	}
+	out := &Restored{Set: s}
+	if q.Configuration {
+		if err := v.restoreConfiguration(s, out); err != nil {
+			return nil, err
+		}
+	}
+	if q.Redis {
+		if err := v.restoreRedis(ctx, s, q.Replace); err != nil {
+			return nil, err
+		}
+	}
+	if q.Database {
+		if err := v.restoreDatabase(ctx, s, q, out); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func describe(to time.Time) string {
+	if to.IsZero() {
+		return "the end of the archive"
+	}
+	return to.UTC().Format(time.RFC3339Nano)
+}
+
+// choose returns the set to begin with.
+func (v *Vault) choose(q RestoreRequest) (*Set, error) {
+	if now := time.Now(); q.To.After(now) {
+		return nil, fmt.Errorf("--to %s lies in the future: it is %s now", describe(q.To), describe(now.Truncate(time.Second)))
+	}
+	if q.Set != "" {
+		s, err := v.Set(q.Set)
+		if err == nil && !q.To.IsZero() && q.To.Before(s.Consistent) {
+			return nil, fmt.Errorf("--to %s is before the backup %s was consistent, at %s: name an older one, or none", describe(q.To), s.Name, describe(s.Consistent))
+		}
+		return s, err
+	}
+	sets, damaged := v.Sets()
+	for _, s := range slices.Backward(sets) {
+		if q.To.IsZero() || !s.Consistent.After(q.To) {
+			return s, nil
+		}
+	}
+	switch {
+	case len(sets) > 0:
+		return nil, fmt.Errorf("--to %s is before the oldest backup, %s, was consistent, at %s: nothing before that can be brought back", describe(q.To), sets[0].Name, describe(sets[0].Consistent))
+	case len(damaged) > 0:
+		return nil, errors.Join(damaged...)
+	}
+	return nil, fmt.Errorf("there is no backup in %s", v.Dir)
+}
+
+func (v *Vault) restoreDatabase(ctx context.Context, s *Set, q RestoreRequest, out *Restored) error {
+	ctx, cancel := context.WithTimeout(ctx, longLimit)
+	defer cancel()
+	services, err := v.Board.Services(ctx)
+	if err != nil {
+		return err
+	}
+	primary, err := v.Board.Primary()
+	if err != nil {
+		return err
+	}
+	r, err := v.rebuild(ctx, s, false)
+	if err != nil {
+		return err
+	}
+	r.primary = primary
+	err = r.takeOver(ctx, q, services, out)
+	return errors.Join(err, r.close())
+}
+
+// takeOver rebuilds the database beside the one that is there, and puts it into
+// its place.
+func (r *rebuilt) takeOver(ctx context.Context, q RestoreRequest, services map[string]bool, out *Restored) error {
+	there, unfinished, err := r.lookAtLive(ctx)
+	if err != nil {
+		return err
+	}
+	if (there || services[r.primary]) && !q.Replace && !unfinished {
+		state := "stopped"
+		if services[r.primary] {
+			state = "running"
+		}
+		return fmt.Errorf("%s (%s, in %s): %w", r.primary, state, r.places.Live, ErrLive)
+	}
+	if !unfinished {
+		if err := r.build(ctx, target{to: q.To, timeline: q.Timeline}, out); err != nil {
+			return err
+		}
+	} else {
+		r.vault.Logger.Warn("going on with a restore that was cut short while it changed the data's places")
+	}
+	return r.switchOver(ctx, services, out)
+}
+
+// lookAtLive says whether the primary has a database, and whether a restore was
+// cut short in its last step.
+func (r *rebuilt) lookAtLive(ctx context.Context) (there, unfinished bool, err error) {
+	script := `cd "${0%/*}" && rm -rf .replaced && if [ -d .before-restore ]; then echo unfinished; elif [ -e "$0/PG_VERSION" ]; then echo there; fi`
+	answer, err := output(ctx, r.bench.Run, "sh", "-c", script, r.places.Live)
+	return answer == "there", answer == "unfinished", err
+}
+
+// build makes the database on the bench and examines it.
+func (r *rebuilt) build(ctx context.Context, t target, out *Restored) error {
+	if t.to.IsZero() {
+		// All is asked for: a file that is damaged is told before any work.
+		c, err := r.chain(t)
+		if err != nil {
+			return err
+		}
+		if c.missing != "" {
+			return r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.after))
+		}
+		for _, s := range c.segments {
+			if err := r.archive.check(s, r.set.SystemID); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := output(ctx, r.bench.Run, "rm", "-rf", r.data()); err != nil {
+		return err
+	}
+	if err := r.unpack(ctx); err != nil {
+		return err
+	}
+	if err := r.recover(ctx, t); err != nil {
+		return err
+	}
+	p, err := r.replayed(ctx, t)
+	if err != nil {
+		return err
+	}
+	if out.Log, err = r.examine(ctx); err != nil {
+		return err
+	}
+	out.LastCommit = p.lastCommit
+	// Whatever an operator vouched for about failovers, this is an older state:
+	// the next node that connects begins a new epoch.
+	if _, err := output(ctx, r.run, "psql", "-Xqc", "UPDATE meta SET fingerprint = ''"); err != nil {
+		return err
+	}
+	return r.stop(ctx)
+}
+
+// swapScript gives the place of the live data to the bench's. Cut short
+// anywhere, it goes on when it is run again.
+const swapScript = `set -e
+cd "${0%/*}"
+if [ ! -e .before-restore ]; then
+  if [ -e "$0" ]; then mv "$0" .before-restore; else mkdir .before-restore; fi
+fi
+if [ -e .restore/data ]; then mv .restore/data "$0"; fi
+sync`
+
+// swapBackScript undoes it.
+const swapBackScript = `set -e
+cd "${0%/*}"
+rm -rf .restore/data
+mv "$0" .restore/data
+if rmdir .before-restore 2>/dev/null; then exit; fi
+mv .before-restore "$0"
+sync`
+
+// forgetScript removes what was there before. The first step is the one that
+// counts: from then on the restore is no unfinished one.
+const forgetScript = `cd "${0%/*}" && mv .before-restore .replaced && sync && rm -rf .replaced`
+
+// switchOver stops what uses the database, puts the restored one into its
+// place, and starts what ran before. A replica follows the old life of the
+// database, and stays stopped.
+func (r *rebuilt) switchOver(ctx context.Context, services map[string]bool, out *Restored) error {
+	board, logger := r.vault.Board, r.vault.Logger
+	var apps, stop []string
+	for _, name := range sortedKeys(services) {
+		if strings.HasPrefix(name, "app_") && services[name] {
+			apps = append(apps, name)
+		}
+	}
+	stop = append(stop, apps...)
+	for _, name := range []string{Primary, Replica} {
+		if services[name] {
+			stop = append(stop, name)
+		}
+	}
+	began := time.Now()
+	if len(stop) > 0 {
+		logger.Info("stopping", "services", strings.Join(stop, " "))
+		if err := board.Stop(ctx, stop...); err != nil {
+			return err
+		}
+	}
+	if _, err := output(ctx, r.bench.Run, "sh", "-c", swapScript, r.places.Live); err != nil {
+		return fmt.Errorf("put the restored data into their place; run the same restore again to go on: %w", err)
+	}
+	logger.Info("starting", "services", r.primary)
+	if err := r.startPrimary(ctx, out); err != nil {
+		_ = board.Stop(ctx, r.primary)
+		_, back := output(ctx, r.bench.Run, "sh", "-c", swapBackScript, r.places.Live)
+		if back == nil && services[r.primary] {
+			back = board.Start(ctx, append([]string{r.primary}, apps...)...)
+		}
+		if back != nil {
+			return fmt.Errorf("the restored server does not start: %w; what was there before is beside %s, in .before-restore: %w", err, r.places.Live, back)
+		}
+		return fmt.Errorf("the restored server does not start, and what was there before is back: %w", err)
+	}
+	out.Down = time.Since(began)
+	if _, err := output(ctx, r.bench.Run, "sh", "-c", forgetScript, r.places.Live); err != nil {
+		logger.Warn("what was there before the restore could not be removed", "error", err)
+	}
+	out.Services = append([]string{r.primary}, apps...)
+	if len(apps) > 0 {
+		logger.Info("starting", "services", strings.Join(apps, " "))
+		if err := board.Start(ctx, apps...); err != nil {
+			return fmt.Errorf("the database is restored; the service does not start: %w", err)
+		}
+	}
+	if other := otherOf(r.primary); services[other] {
+		logger.Warn("the standby follows the database that was replaced, and stays stopped: remove its volume and start it", "service", other)
+	}
+	return nil
+}
+
+// startPrimary starts the restored server as what it is from now on, and looks
+// at it once more.
+func (r *rebuilt) startPrimary(ctx context.Context, out *Restored) error {
+	if err := r.vault.Board.Start(ctx, r.primary); err != nil {
+		return err
+	}
+	run := at(r.vault.Site, r.primary)
+	findings, err := examineRooms(ctx, run)
+	if err != nil {
+		return err
+	}
+	if len(findings) > 0 {
+		return &LogError{findings}
+	}
+	out.Log, err = readLog(ctx, run)
+	return err
+}
+
+// otherOf returns the other PostgreSQL of the stack.
+func otherOf(service string) string {
+	if service == Primary {
+		return Replica
+	}
+	return Primary
+}
+
+// path returns the path of one of a set's files.
+func (s *Set) path(name string) string { return filepath.Join(s.Dir, name) }

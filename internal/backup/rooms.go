@@ -1,0 +1,133 @@
+package backup
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// maxFindings bounds what is told of a log that is wrong in many places.
+const maxFindings = 5
+
+// Each room holds exactly the messages first to head; each message has a room;
+// an id names a seq that the room has given. A line a finding.
+const sqlExamine = `
+WITH held AS (SELECT room_id, count(*) AS n, min(seq) AS low, max(seq) AS high FROM messages GROUP BY room_id)
+SELECT 'room ' || name || ' says ' || first || ' to ' || head || ' and holds ' || coalesce(n, 0) || ' messages, ' || coalesce(low, 0) || ' to ' || coalesce(high, 0)
+  FROM rooms LEFT JOIN held ON room_id = id
+ WHERE coalesce(n, 0) <> head - first + 1 OR n > 0 AND (low <> first OR high <> head)
+UNION ALL
+SELECT n || ' messages, ' || low || ' to ' || high || ', have no room (' || room_id || ')'
+  FROM held WHERE NOT EXISTS (SELECT FROM rooms WHERE id = room_id)
+UNION ALL
+SELECT 'room ' || name || ' remembers the id ' || i.id || ' for seq ' || seq || ', over its head ' || head
+  FROM message_ids i JOIN rooms r ON r.id = room_id WHERE seq > head
+LIMIT 6`
+
+// errEnough ends a list that nobody reads on.
+var errEnough = errors.New("enough was found")
+
+// examineRooms holds rooms, messages and ids against each other.
+func examineRooms(ctx context.Context, run func(context.Context, Program) error) ([]string, error) {
+	answer, err := output(ctx, run, "psql", "-XAt", "-v", "ON_ERROR_STOP=1", "-c", sqlExamine)
+	if err != nil || answer == "" {
+		return nil, err
+	}
+	return strings.Split(answer, "\n"), nil
+}
+
+// compare holds the restored rooms against those that were there when the
+// backup began: each must be there, with a head at least as high. In another
+// epoch, begun since, heads may be lower.
+func (r *rebuilt) compare(ctx context.Context, now Log) (findings []string, err error) {
+	if now.Epoch != r.set.Log.Epoch {
+		return nil, nil
+	}
+	f, err := os.Open(filepath.Join(r.set.Dir, headsFile))
+	if err != nil {
+		return nil, &DamageError{filepath.Join(r.set.Dir, headsFile), "is missing"}
+	}
+	defer func() { _ = f.Close() }()
+	old, err := gzip.NewReader(bufio.NewReader(f))
+	if err != nil {
+		return nil, &DamageError{f.Name(), "is corrupt: it is no gzip file"}
+	}
+	out, in := io.Pipe()
+	compared := make(chan error, 1)
+	go func() {
+		found, err := compareHeads(old, out)
+		findings = found
+		_ = out.CloseWithError(errors.Join(err, errEnough))
+		compared <- err
+	}()
+	err = r.run(ctx, Program{Args: []string{"psql", "-Xqc", sqlHeads}, Stdout: in})
+	_ = in.CloseWithError(err)
+	if cause := <-compared; cause != nil {
+		return nil, cause
+	}
+	if len(findings) >= maxFindings { // psql was cut off
+		err = nil
+	}
+	return findings, err
+}
+
+// compareHeads walks two lists of rooms, each in the order of names, beside
+// each other.
+func compareHeads(old, now io.Reader) (findings []string, err error) {
+	was, is := bufio.NewScanner(old), bufio.NewScanner(now)
+	more := is.Scan()
+	for was.Scan() && len(findings) < maxFindings {
+		name, head, err := parseHead(was.Text())
+		if err != nil {
+			return nil, err
+		}
+		for more {
+			other, _, err := parseHead(is.Text())
+			if err != nil {
+				return nil, err
+			}
+			if other >= name {
+				break
+			}
+			more = is.Scan()
+		}
+		if !more {
+			findings = append(findings, "room "+name+" is missing")
+			continue
+		}
+		other, restored, err := parseHead(is.Text())
+		switch {
+		case err != nil:
+			return nil, err
+		case other != name:
+			findings = append(findings, "room "+name+" is missing")
+		case restored < head:
+			findings = append(findings, fmt.Sprintf("room %s ends at %d, and was at %d when the backup began", name, restored, head))
+		}
+	}
+	if len(findings) < maxFindings {
+		for more = more && is.Scan(); more; more = is.Scan() { // let psql end
+		}
+	}
+	return findings, errors.Join(was.Err(), is.Err())
+}
+
+// parseHead reads a line of sqlHeads. Names of rooms need no unescaping.
+func parseHead(line string) (name string, head int64, err error) {
+	f := strings.Split(line, "\t")
+	if len(f) != 3 {
+		return "", 0, fmt.Errorf("%q is no line of a list of rooms", line)
+	}
+	head, err = strconv.ParseInt(f[2], 10, 64)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q is no line of a list of rooms", line)
+	}
+	return f[0], head, nil
+}

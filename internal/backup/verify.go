@@ -1,0 +1,188 @@
+package backup
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Verify restores a set into a scratch server, replays the whole archive and
+// looks at each room. An empty name means the newest set. What passes is written
+// beside the set; nothing else is touched.
+func (v *Vault) Verify(ctx context.Context, name string) (*Proof, error) {
+	release, err := v.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	s, err := v.Set(name)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	proof, err := v.prove(ctx, s)
+	if err != nil {
+		return nil, fmt.Errorf("backup %s: %w", s.Name, err)
+	}
+	proof.Verified, proof.Took = time.Now().UTC(), time.Since(began).Round(time.Millisecond).String()
+	if err := writeJSON(filepath.Join(s.Dir, proofFile), proof); err != nil {
+		return nil, err
+	}
+	v.Logger.Info("backup verified", "name", s.Name, "messages", proof.Log.Messages, "rooms", proof.Log.Rooms, "took", proof.Took)
+	return proof, v.writeMetrics()
+}
+
+func (v *Vault) prove(ctx context.Context, s *Set) (*Proof, error) {
+	ctx, cancel := context.WithTimeout(ctx, longLimit)
+	defer cancel()
+	if err := s.checkFiles(ctx); err != nil {
+		return nil, err
+	}
+	r, err := v.rebuild(ctx, s, true)
+	if err != nil {
+		return nil, err
+	}
+	proof, err := r.prove(ctx)
+	return proof, errors.Join(err, r.close())
+}
+
+// rebuild makes a bench for a set.
+func (v *Vault) rebuild(ctx context.Context, s *Set, scratch bool) (*rebuilt, error) {
+	a, err := readArchive(filepath.Join(v.Dir, walFolder), s.SegmentBytes)
+	if err != nil {
+		return nil, err
+	}
+	bench, err := v.Site.Bench(ctx, scratch)
+	if err != nil {
+		return nil, fmt.Errorf("the scratch server can't start: %w", err)
+	}
+	return &rebuilt{vault: v, set: s, archive: a, bench: bench, places: bench.Places(), live: !scratch}, nil
+}
+
+// close takes the bench away, also when the command was interrupted.
+func (r *rebuilt) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), shortLimit)
+	defer cancel()
+	return r.bench.Close(ctx)
+}
+
+func (r *rebuilt) prove(ctx context.Context) (*Proof, error) {
+	// What a look at the files tells is told before any work.
+	c, err := r.chain(target{})
+	if err != nil {
+		return nil, err
+	}
+	if c.missing != "" {
+		return nil, r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.after))
+	}
+	for _, s := range c.segments {
+		if err := r.archive.check(s, r.set.SystemID); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.unpack(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.recover(ctx, target{}); err != nil {
+		return nil, err
+	}
+	p, err := r.replayed(ctx, target{})
+	if err != nil {
+		return nil, err
+	}
+	l, err := r.examine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.checkDump(ctx); err != nil {
+		return nil, err
+	}
+	return &Proof{Log: l, ReplayedTo: p.to, LastCommit: p.lastCommit, Segments: p.segments}, r.stop(ctx)
+}
+
+// checkDump has pg_restore read the logical dump to its end, and write nothing.
+func (r *rebuilt) checkDump(ctx context.Context) error {
+	if _, has := r.set.file(dumpFile); !has {
+		return nil
+	}
+	path := filepath.Join(r.set.Dir, dumpFile)
+	f, err := os.Open(path)
+	if err != nil {
+		return &DamageError{path, "is missing"}
+	}
+	defer func() { _ = f.Close() }()
+	if err := r.bench.Run(ctx, Program{Args: []string{"pg_restore", "--file=/dev/null"}, Stdin: f}); err != nil {
+		return &DamageError{path, fmt.Sprintf("is corrupt: %v", err)}
+	}
+	return nil
+}
+
+// checkFiles holds each file of the set against size and sum, and against its
+// own form where that has a sum too.
+func (s *Set) checkFiles(ctx context.Context) error {
+	for _, f := range s.Files {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		path := filepath.Join(s.Dir, f.Name)
+		if err := checkFile(path, f); err != nil {
+			return err
+		}
+		switch f.Name {
+		case redisFile:
+			if err := checkRDB(path); err != nil {
+				return err
+			}
+		case configFile:
+			if _, err := readConfiguration(path, nil); err != nil {
+				return err
+			}
+		}
+	}
+	for _, needed := range []string{baseFile, headsFile, configFile} {
+		if _, has := s.file(needed); !has {
+			return &DamageError{filepath.Join(s.Dir, manifestFile), "names no " + needed}
+		}
+	}
+	return nil
+}
+
+func checkFile(path string, want File) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return &DamageError{path, "is missing"}
+	}
+	defer func() { _ = f.Close() }()
+	sum := sha256.New()
+	n, err := io.Copy(sum, f)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read %s: %w", path, err)
+	case n < want.Size:
+		return &DamageError{path, fmt.Sprintf("is cut short: it has %d of %d bytes", n, want.Size)}
+	case n > want.Size || hex.EncodeToString(sum.Sum(nil)) != want.SHA256:
+		return &DamageError{path, "is corrupt: its SHA-256 is not the one of the manifest"}
+	}
+	return nil
+}
+
+// openPacked opens a gzip file.
+func openPacked(path string) (io.ReadCloser, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, &DamageError{path, "is missing"}
+	}
+	r, err := gzip.NewReader(bufio.NewReader(f))
+	if err != nil {
+		return nil, errors.Join(&DamageError{path, "is corrupt: it is no gzip file"}, f.Close())
+	}
+	return &unpacked{Reader: r, file: f}, nil
+}

@@ -1,0 +1,205 @@
+package inspect
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"switchyard/internal/backup"
+	"switchyard/internal/client"
+	"switchyard/internal/testkit"
+)
+
+func write(t testing.TB, path, text string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func expect(t *testing.T, got string, says ...string) {
+	t.Helper()
+	for _, s := range says {
+		if !strings.Contains(got, s) {
+			t.Errorf("does not say %q:\n%s", s, got)
+		}
+	}
+}
+
+func dial(t *testing.T, s *testkit.Server) *client.Client {
+	t.Helper()
+	c, err := client.Dial(t.Context(), client.Options{URLs: []string{s.SocketURL()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// What happens now, the heap, and what ended, of a service that really runs.
+func TestALookAtALivingNode(t *testing.T) {
+	t.Parallel()
+	s := &stand{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{node("stack-app_blue-1")}}
+	c := dial(t, s.server)
+	if _, err := c.Join(t.Context(), "lobby", client.Now(), client.Handler{}); err != nil {
+		t.Fatal(err)
+	}
+	w := &Watcher{Stack: s, Rooms: 5, Prometheus: promised(t, map[string]string{
+		"websocket_active_connections": sample(`"instance":"10.0.0.2:8000","color":"blue"`, 1),
+		"process_resident_memory":      sample(`"instance":"10.0.0.2:8000","color":"blue"`, 64<<20),
+	})}
+	if _, err := w.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if _, err := c.Publish(t.Context(), "lobby", json.RawMessage(`1`), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now, err := w.Look(t.Context())
+	if err != nil || len(now.Rooms) != 1 || now.Rooms[0].Members != 1 || now.Rooms[0].Seq != 10 || now.Rooms[0].Rate <= 0 {
+		t.Fatalf("%+v, %v", now, err)
+	}
+	expect(t, now.String(), "1 live rooms", "lobby", "64.0 MiB", "blue 10.0.0.2:8000")
+
+	dir := t.TempDir()
+	m, err := ReadMemory(t.Context(), s, nil, dir)
+	if err != nil || len(m.Heaps) != 1 || m.Heaps[0].Says != "" || m.Heaps[0].Bytes <= 0 || len(m.Heaps[0].Sites) == 0 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if info, err := os.Stat(m.Heaps[0].File); err != nil || info.Size() == 0 {
+		t.Errorf("the profile: %v", err)
+	}
+	expect(t, m.String(), "on the heap, by who allocated it", "go tool pprof")
+
+	c.Close()
+	testkitEventually(t, func() bool { return strings.Contains(s.server.Output(), "connection ended") })
+	ended, err := ReadConnections(t.Context(), s, nil, time.Now().Add(-time.Hour))
+	if err != nil || ended.Ended != 1 || ended.Many != 1 || ended.Addresses[0].Address != "127.0.0.1" || ended.Addresses[0].Short != 1 {
+		t.Fatalf("%+v, %v", ended, err)
+	}
+	expect(t, ended.String(), "1 connections ended", "from 1 addresses", "Reasons: client 1.")
+	found, err := ReadErrors(t.Context(), s, nil, time.Now().Add(-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range found.Kinds {
+		if k.Level == "ERROR" {
+			t.Errorf("a node that is well logs %+v", k)
+		}
+	}
+}
+
+func testkitEventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited half a minute")
+		}
+	}
+}
+
+func TestErrorsAreGatheredByKind(t *testing.T) {
+	s := &stand{t: t, log: `{"time":"2026-11-26T01:00:00Z","level":"ERROR","msg":"the log can't be written","error":"dial: refused"}
+{"time":"2026-11-26T02:00:00Z","level":"ERROR","msg":"the log can't be written","error":"timeout"}
+{"time":"2026-11-26T02:00:00Z","level":"WARN","msg":"slow"}
+{"time":"2026-11-26T02:00:00Z","level":"INFO","msg":"serving"}
+panic: runtime error
+` + `{"time":"2026-11-26T02:00:00Z","level":"ERROR","msg":"` + strings.Repeat("x", 2*maxLine) + "\"}\n"}
+	p := promised(t, map[string]string{"websocket_errors_total": sample(`"type":"internal"`, 12) + "," + sample(`"type":"invalid"`, 30) + "," + sample(`"type":"forbidden"`, 0)})
+	e, err := ReadErrors(t.Context(), s, p, time.Now().Add(-time.Hour))
+	if err != nil || len(e.Kinds) != 2 || e.Other != 2 || len(e.Codes) != 2 {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if k := e.Kinds[0]; k.Count != 2 || k.Example != "timeout" || k.First.Hour() != 1 || k.Last.Hour() != 2 {
+		t.Errorf("%+v", k)
+	}
+	expect(t, e.String(), "2 kinds of errors and warnings", "the log can't be written", "2 lines were not told apart", "internal", "30")
+	if e, err = ReadErrors(t.Context(), s, gone(t), time.Now().Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, e.String(), "What clients were told is not known: Prometheus at http://127.0.0.1:1 does not answer", "--prometheus names another address")
+	s.broken = errors.New("docker is away")
+	if _, err := ReadErrors(t.Context(), s, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "docker is away") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestConnectionsOfManyAddresses(t *testing.T) {
+	var b strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&b, `{"time":"2026-11-26T01:00:00Z","level":"INFO","msg":"connection ended","code":%d,"reason":"%s","remote":"10.0.0.%d","duration":"%ds"}`+"\n",
+			[]int{1000, 4208}[i%2], []string{"client", "slow"}[i%2], i%20, i)
+	}
+	p := promised(t, map[string]string{"websocket_active": sample("", 7), "websocket_connections_total": sample(`"result":"ok"`, 99)})
+	c, err := ReadConnections(t.Context(), &stand{t: t, log: b.String()}, p, time.Now().Add(-10*time.Minute))
+	if err != nil || c.Ended != 100 || c.Many != 20 || len(c.Addresses) != topAddresses || c.Lives != [3]time.Duration{10 * time.Second, 50 * time.Second, 90 * time.Second} {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	expect(t, c.String(), "7 are open", "Handshakes: ok 99.", "Reasons: client 50, slow 50.", "Close codes: 1000 50, 4208 50.", "10.0.0.1 ")
+}
+
+func TestQueriesOfARealServer(t *testing.T) {
+	t.Parallel()
+	pg := testkit.StartPostgres(t, "shared_preload_libraries=pg_stat_statements")
+	s := &stand{t: t, pg: pg}
+	pg.Exec("CREATE TABLE rooms (id int)", "INSERT INTO rooms SELECT generate_series(1, 100)")
+	q, err := ReadQueries(t.Context(), s)
+	if err != nil || q.Statistics != "" || len(q.Tables) != 1 {
+		t.Fatalf("%+v, %v", q, err)
+	}
+	expect(t, q.String(), "CREATE EXTENSION pg_stat_statements", "Nothing runs for longer than a second", "rooms")
+	pg.Exec("CREATE EXTENSION pg_stat_statements", "SELECT count(*) FROM rooms")
+	ctx, cancel := context.WithCancel(t.Context())
+	slept := make(chan error, 1)
+	go func() {
+		slept <- s.Run(ctx, backup.Primary, backup.Program{Args: []string{"psql", "-c", "BEGIN", "-c", "LOCK TABLE rooms", "-c", "SELECT pg_sleep(600)"}, Stdout: new(strings.Builder)})
+	}()
+	testkitEventually(t, func() bool {
+		q, err = ReadQueries(t.Context(), s)
+		return err == nil && len(q.Running) > 0
+	})
+	cancel()
+	<-slept
+	expect(t, q.String(), "Statements on postgres since", "SELECT count(*) FROM rooms", "pg_sleep", "Under way for longer than a second")
+	if _, err := ReadQueries(t.Context(), &stand{t: t}); err == nil || !strings.Contains(err.Error(), "no PostgreSQL that takes writes can be reached") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestAHeapIsSummedByOurFunctions(t *testing.T) {
+	total, sites, err := parseHeap([]byte(`heap profile: 3: 600 [9: 900] @ heap/1048576
+1: 100 [2: 200] @ 0x1 0x2
+#	0x1	bufio.NewReader+0x1f	/go/bufio.go:1
+#	0x2	switchyard/internal/http.(*Server).upgrade+0x5	/src/upgrade.go:2
+
+1: 300 [2: 200] @ 0x3
+#	0x3	runtime.malg+0x1	/go/proc.go:1
+
+1: 200 [2: 200] @ 0x1 0x4
+#	0x1	switchyard/internal/http.(*Server).upgrade+0x9	/src/upgrade.go:2
+#	0x4	switchyard/internal/http.serve+0x9	/src/upgrade.go:2
+
+0: 0 [2: 200] @ 0x9
+
+# runtime.MemStats
+# Alloc = 1
+`))
+	if err != nil || total != 600 || len(sites) != 2 {
+		t.Fatalf("%d, %+v, %v", total, sites, err)
+	}
+	if s := sites[0]; s.Bytes != 300 || sites[1].Bytes != 300 || sites[0].Function != "runtime.malg" || sites[1].Objects != 2 {
+		t.Errorf("%+v", sites)
+	}
+	for _, bad := range []string{"", "404 page not found", "heap profile: x\nabc @ 0x1"} {
+		if _, _, err := parseHeap([]byte(bad)); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}

@@ -1,0 +1,247 @@
+package inspect
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"switchyard/internal/backup"
+)
+
+// A Heap is what one node's heap holds.
+type Heap struct {
+	Node  string `json:"node"`
+	Bytes int64  `json:"bytes_in_use"`
+	// Sites are who allocated it: our innermost function of each stack, with the
+	// most first.
+	Sites []AllocationSite `json:"sites"`
+	// File is where the profile was written.
+	File string `json:"file,omitempty"`
+	Says string `json:"error,omitempty"`
+}
+
+// An AllocationSite is a function and what it holds.
+type AllocationSite struct {
+	Function string `json:"function"`
+	Bytes    int64  `json:"bytes"`
+	Objects  int64  `json:"objects"`
+}
+
+// Memory is that of all nodes.
+type Memory struct {
+	At    time.Time  `json:"at"`
+	Rows  [][]string `json:"nodes"`
+	Heaps []Heap     `json:"heaps"`
+	// Untold says why Rows are missing.
+	Untold string `json:"untold,omitempty"`
+}
+
+var memoryColumns = []struct{ head, expr, unit string }{
+	{"RESIDENT", `process_resident_memory_bytes{job="switchyard"}`, "B"},
+	{"LIMIT", `switchyard_memory_limit_bytes{job="switchyard"}`, "B"},
+	{"HEAP", `go_memstats_heap_inuse_bytes{job="switchyard"}`, "B"},
+	{"QUEUES", `websocket_queue_bytes{job="switchyard"}`, "B"},
+	{"GOROUTINES", `go_goroutines{job="switchyard"}`, ""},
+	{"CONNECTIONS", `websocket_active_connections{job="switchyard"}`, ""},
+	{"RESIDENT 1 H AGO", `process_resident_memory_bytes{job="switchyard"} offset 1h`, "B"},
+}
+
+// ReadMemory asks Prometheus and takes a heap profile of each node. An empty
+// folder writes no files; p may be nil.
+func ReadMemory(ctx context.Context, s Stack, p *Prometheus, folder string) (*Memory, error) {
+	m := &Memory{At: time.Now().UTC()}
+	all, err := running(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if p != nil {
+		if m.Rows, err = p.grid(ctx, memoryColumns); err != nil {
+			m.Untold = err.Error()
+		}
+	}
+	for _, c := range all {
+		m.Heaps = append(m.Heaps, readHeap(ctx, s, c, folder))
+	}
+	return m, nil
+}
+
+// grid asks for several expressions, and brings the answers into a row a node.
+func (p *Prometheus) grid(ctx context.Context, columns []struct{ head, expr, unit string }) ([][]string, error) {
+	byNode := map[string][]string{}
+	for i, c := range columns {
+		samples, err := p.Ask(ctx, c.expr)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range samples {
+			node := strings.TrimSpace(s.Labels["color"] + " " + s.Labels["instance"])
+			if byNode[node] == nil {
+				byNode[node] = make([]string, len(columns)+1)
+				byNode[node][0] = node
+			}
+			byNode[node][i+1] = amount(s.Value, c.unit)
+		}
+	}
+	out := make([][]string, 0, len(byNode))
+	for _, row := range byNode {
+		for i := range row {
+			row[i] = cmp.Or(row[i], "–")
+		}
+		out = append(out, row)
+	}
+	slices.SortFunc(out, func(a, b []string) int { return strings.Compare(a[0], b[0]) })
+	return out, nil
+}
+
+// amount prints a number in its unit: bytes, seconds, or none.
+func amount(v float64, unit string) string {
+	switch {
+	case unit == "B":
+		return backup.Bytes(v).String()
+	case unit == "s" && v < 1:
+		return fmt.Sprintf("%.1f ms", v*1000)
+	case unit == "s":
+		return fmt.Sprintf("%.2f s", v)
+	case unit == "%":
+		return fmt.Sprintf("%.1f %%", v*100)
+	case v == float64(int64(v)) || v >= 1000:
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.1f", v)
+}
+
+func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) Heap {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	h := Heap{Node: c.Name}
+	profile := func(args ...string) ([]byte, error) {
+		var out bytes.Buffer
+		err := s.Exec(ctx, c.Name, backup.Program{Args: append([]string{"/server", "profile"}, args...), Stdout: &out})
+		return out.Bytes(), err
+	}
+	text, err := profile("-text", "heap")
+	if err == nil {
+		h.Bytes, h.Sites, err = parseHeap(text)
+	}
+	if err == nil && folder != "" {
+		var b []byte
+		if b, err = profile("heap"); err == nil {
+			h.File = filepath.Join(folder, c.Name+".heap.pprof")
+			err = os.WriteFile(h.File, b, 0o600)
+		}
+	}
+	if err != nil {
+		h.Says = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	return h
+}
+
+// parseHeap reads the text form of a heap profile: for each stack a line
+// "objects: bytes [all objects: all bytes] @ addresses", then a line a frame
+// that begins with #. What is sampled is scaled up by the profile itself.
+func parseHeap(text []byte) (total int64, sites []AllocationSite, err error) {
+	byFunction := map[string]*AllocationSite{}
+	var open *AllocationSite // the stack whose function is to be found
+	var bytesOf, objectsOf int64
+	first := ""
+	settle := func(function string) {
+		if byFunction[function] == nil {
+			byFunction[function] = &AllocationSite{Function: function}
+		}
+		byFunction[function].Bytes += bytesOf
+		byFunction[function].Objects += objectsOf
+		open = nil
+	}
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	lines.Buffer(nil, 1<<20)
+	seen := false
+	for lines.Scan() {
+		line := lines.Text()
+		switch {
+		case strings.HasPrefix(line, "heap profile:"):
+			seen = true
+		case strings.HasPrefix(line, "#\t") && open != nil:
+			f := strings.Fields(line)
+			if len(f) < 3 {
+				continue
+			}
+			function, _, _ := strings.Cut(f[2], "+0x")
+			first = cmp.Or(first, function)
+			if strings.HasPrefix(function, "switchyard/") {
+				settle(function)
+			}
+		case strings.Contains(line, " @ ") && line[0] != '#':
+			if open != nil {
+				settle(cmp.Or(first, "unknown"))
+			}
+			if objectsOf, bytesOf, err = parseStack(line); err != nil {
+				return 0, nil, err
+			}
+			total += bytesOf
+			open, first = new(AllocationSite), ""
+		}
+	}
+	if open != nil {
+		settle(cmp.Or(first, "unknown"))
+	}
+	if err := lines.Err(); err != nil || !seen {
+		return 0, nil, fmt.Errorf("that is no heap profile: %q", short(string(text), 80))
+	}
+	for _, s := range byFunction {
+		if s.Bytes > 0 {
+			sites = append(sites, *s)
+		}
+	}
+	slices.SortFunc(sites, func(a, b AllocationSite) int {
+		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), strings.Compare(a.Function, b.Function))
+	})
+	return total, sites[:min(len(sites), 12)], nil
+}
+
+func parseStack(line string) (objects, size int64, err error) {
+	head, _, _ := strings.Cut(line, "[")
+	o, b, found := strings.Cut(head, ":")
+	objects, err1 := strconv.ParseInt(strings.TrimSpace(o), 10, 64)
+	size, err2 := strconv.ParseInt(strings.TrimSpace(b), 10, 64)
+	if !found || err1 != nil || err2 != nil {
+		return 0, 0, fmt.Errorf("%q is no line of a heap profile", line)
+	}
+	return objects, size, nil
+}
+
+func (m *Memory) String() string {
+	var b strings.Builder
+	if m.Untold != "" {
+		fmt.Fprintf(&b, "What nodes use is not known: %s\n", m.Untold)
+	} else {
+		head := []string{"NODE"}
+		for _, c := range memoryColumns {
+			head = append(head, c.head)
+		}
+		table(&b, head, m.Rows)
+	}
+	for _, h := range m.Heaps {
+		if h.Says != "" {
+			fmt.Fprintf(&b, "\n%s: no heap profile: %s\n", h.Node, h.Says)
+			continue
+		}
+		fmt.Fprintf(&b, "\n%s: %v on the heap, by who allocated it:\n", h.Node, backup.Bytes(h.Bytes))
+		var rows [][]string
+		for _, s := range h.Sites {
+			rows = append(rows, []string{backup.Bytes(s.Bytes).String(), fmt.Sprint(s.Objects), s.Function})
+		}
+		table(&b, []string{"BYTES", "OBJECTS", "FUNCTION"}, rows)
+		if h.File != "" {
+			fmt.Fprintf(&b, "The profile is in %s: go tool pprof -http : %[1]s\n", h.File)
+		}
+	}
+	return b.String()
+}

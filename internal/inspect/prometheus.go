@@ -1,0 +1,144 @@
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/api"
+	v1 "github.com/prometheus/client_golang/api/prometheus/v1"
+	"github.com/prometheus/common/model"
+)
+
+// A Prometheus answers questions about metrics.
+type Prometheus struct {
+	address string
+	api     v1.API
+}
+
+// askLimit bounds one question.
+const askLimit = 15 * time.Second
+
+// ErrNoPrometheus is in the error of a question that nobody answered: metrics
+// are missing then, and nothing else.
+var ErrNoPrometheus = errors.New("is Prometheus running? --prometheus names another address")
+
+// NewPrometheus returns the Prometheus at an address such as
+// http://127.0.0.1:9090.
+func NewPrometheus(address string) (*Prometheus, error) {
+	if u, err := url.Parse(address); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("--prometheus must be an address such as http://127.0.0.1:9090, not %q", address)
+	}
+	c, err := api.NewClient(api.Config{Address: address, RoundTripper: &http.Transport{
+		DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext, DisableKeepAlives: true,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("--prometheus %s: %w", address, err)
+	}
+	return &Prometheus{address: address, api: v1.NewAPI(c)}, nil
+}
+
+// failed tells an error of Prometheus itself from its absence.
+func (p *Prometheus) failed(err error) error {
+	var told *v1.Error
+	if errors.As(err, &told) && told.Type == v1.ErrBadData {
+		return fmt.Errorf("Prometheus at %s: %s", p.address, told.Msg) //nolint:staticcheck // a name
+	}
+	text := err.Error()
+	if i := strings.LastIndex(text, ": dial"); i >= 0 {
+		text = text[i+2:]
+	}
+	return fmt.Errorf("Prometheus at %s does not answer (%s): %w", p.address, strings.ReplaceAll(text, "\n", " "), ErrNoPrometheus) //nolint:staticcheck // a name
+}
+
+// A Sample is one series of an answer.
+type Sample struct {
+	Labels map[string]string
+	Value  float64
+}
+
+// Ask asks for the present value of an expression.
+func (p *Prometheus) Ask(ctx context.Context, expr string) ([]Sample, error) {
+	return p.AskAt(ctx, expr, time.Now())
+}
+
+// AskAt asks for the value of an expression at a moment. What is no number is
+// left out.
+func (p *Prometheus) AskAt(ctx context.Context, expr string, at time.Time) ([]Sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	value, _, _, err := p.api.Query(ctx, expr, at)
+	if err != nil {
+		return nil, p.failed(err)
+	}
+	var out []Sample
+	switch v := value.(type) {
+	case model.Vector:
+		for _, s := range v {
+			if f := float64(s.Value); !math.IsNaN(f) {
+				out = append(out, Sample{labels(s.Metric), f})
+			}
+		}
+	case *model.Scalar:
+		out = append(out, Sample{nil, float64(v.Value)})
+	}
+	return out, nil
+}
+
+// One asks for a single number; ok is false when there is none.
+func (p *Prometheus) One(ctx context.Context, expr string, at time.Time) (value float64, ok bool, err error) {
+	samples, err := p.AskAt(ctx, expr, at)
+	if err != nil || len(samples) == 0 {
+		return 0, false, err
+	}
+	return samples[0].Value, true, nil
+}
+
+// A Series is an expression over time.
+type Series struct {
+	Labels map[string]string
+	Times  []time.Time
+	Values []float64
+}
+
+// Range asks for an expression over a span, in steps points at most.
+func (p *Prometheus) Range(ctx context.Context, expr string, from, to time.Time, points int) ([]Series, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	step := max(to.Sub(from)/time.Duration(points), time.Second)
+	value, _, _, err := p.api.QueryRange(ctx, expr, v1.Range{Start: from, End: to, Step: step})
+	if err != nil {
+		return nil, p.failed(err)
+	}
+	matrix, ok := value.(model.Matrix)
+	if !ok {
+		return nil, fmt.Errorf("the answer to %s is no series", expr)
+	}
+	var out []Series
+	for _, m := range matrix {
+		s := Series{Labels: labels(m.Metric)}
+		for _, v := range m.Values {
+			if f := float64(v.Value); !math.IsNaN(f) && !math.IsInf(f, 0) {
+				s.Times, s.Values = append(s.Times, v.Timestamp.Time()), append(s.Values, f)
+			}
+		}
+		if len(s.Values) > 0 {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+func labels(m model.Metric) map[string]string {
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		out[string(k)] = string(v)
+	}
+	return out
+}

@@ -1,0 +1,170 @@
+package inspect
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"switchyard/internal/backup"
+)
+
+// Queries is what PostgreSQL tells of its work.
+type Queries struct {
+	Service string `json:"service"`
+	// Statistics says since when the statements are counted; empty without
+	// pg_stat_statements.
+	Statistics string      `json:"statistics_since"`
+	Statements []Statement `json:"statements"`
+	Running    []Running   `json:"running"`
+	Tables     []Table     `json:"tables"`
+}
+
+// A Statement is one kind of statement, over all its calls.
+type Statement struct {
+	Calls  string `json:"calls"`
+	Total  string `json:"total_ms"`
+	Mean   string `json:"mean_ms"`
+	Max    string `json:"max_ms"`
+	Share  string `json:"share_percent"`
+	Query  string `json:"query"`
+	Blocks string `json:"blocks_read"`
+}
+
+// A Running statement or transaction is under way for longer than a second, or
+// waits for a lock.
+type Running struct {
+	PID, Age, State, Wait, Blockers, Application, Query string
+}
+
+// A Table is how much there is of the log.
+type Table struct {
+	Name, Rows, Dead, Size, Scans string
+}
+
+// Both lists are bounded; the largest come first.
+const (
+	sqlHasStatements = `SELECT (SELECT count(*) FROM pg_extension WHERE extname = 'pg_stat_statements') || coalesce((SELECT '' FROM pg_settings WHERE name = 'shared_preload_libraries' AND setting ~ 'pg_stat_statements'), '-')`
+	sqlStatements    = `SELECT calls, round(total_exec_time::numeric, 1), round(mean_exec_time::numeric, 2), round(max_exec_time::numeric, 1),
+ round((100 * total_exec_time / nullif(sum(total_exec_time) OVER (), 0))::numeric, 1), shared_blks_read, left(regexp_replace(query, '\s+', ' ', 'g'), 160)
+ FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY total_exec_time DESC LIMIT 15`
+	sqlSince   = `SELECT to_char(stats_reset AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM pg_stat_statements_info`
+	sqlRunning = `SELECT pid, round(extract(epoch FROM now() - coalesce(xact_start, query_start))::numeric, 1), state, coalesce(wait_event_type || ':' || wait_event, ''),
+ array_to_string(pg_blocking_pids(pid), ','), application_name, left(regexp_replace(query, '\s+', ' ', 'g'), 160)
+ FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'
+ AND (now() - coalesce(xact_start, query_start) > interval '1 second' OR cardinality(pg_blocking_pids(pid)) > 0) ORDER BY 2 DESC LIMIT 20`
+	sqlTables = `SELECT relname, n_live_tup, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), coalesce(seq_scan, 0) FROM pg_stat_user_tables ORDER BY pg_total_relation_size(relid) DESC LIMIT 10`
+)
+
+// ReadQueries asks the server that takes writes.
+func ReadQueries(ctx context.Context, s Stack) (*Queries, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	service, err := primary(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	q := &Queries{Service: service}
+	ask := func(sql string, columns int) ([][]string, error) { return rows(ctx, s, service, sql, columns) }
+	has, err := ask(sqlHasStatements, 1)
+	if err != nil {
+		return nil, err
+	}
+	if len(has) == 1 && has[0][0] == "1" {
+		since, err := ask(sqlSince, 1)
+		if err != nil {
+			return nil, err
+		}
+		if q.Statistics = "the last reset"; len(since) == 1 && since[0][0] != "" {
+			q.Statistics = since[0][0]
+		}
+		found, err := ask(sqlStatements, 7)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range found {
+			q.Statements = append(q.Statements, Statement{r[0], r[1], r[2], r[3], r[4], r[6], r[5]})
+		}
+	}
+	found, err := ask(sqlRunning, 7)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range found {
+		q.Running = append(q.Running, Running{r[0], r[1], r[2], r[3], r[4], r[5], r[6]})
+	}
+	if found, err = ask(sqlTables, 5); err != nil {
+		return nil, err
+	}
+	for _, r := range found {
+		q.Tables = append(q.Tables, Table{r[0], r[1], r[2], r[3], r[4]})
+	}
+	return q, nil
+}
+
+// primary returns the server that takes writes.
+func primary(ctx context.Context, s Stack) (string, error) {
+	var errs []string
+	for _, service := range []string{backup.Primary, backup.Replica} {
+		r, err := rows(ctx, s, service, "SELECT pg_is_in_recovery()", 1)
+		if err == nil && len(r) == 1 && r[0][0] == "f" {
+			return service, nil
+		}
+		if err != nil {
+			errs = append(errs, service+": "+err.Error())
+		}
+	}
+	if len(errs) == 0 {
+		return "", errors.New("no PostgreSQL takes writes: both are in recovery")
+	}
+	return "", fmt.Errorf("no PostgreSQL that takes writes can be reached: %s", strings.Join(errs, "; "))
+}
+
+// rows runs a query by psql.
+func rows(ctx context.Context, s Stack, service, sql string, columns int) (out [][]string, err error) {
+	var answer bytes.Buffer
+	err = s.Run(ctx, service, backup.Program{Stdout: &answer, Args: []string{"psql", "-XAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-c", sql}})
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(answer.String()) {
+		r := strings.Split(strings.TrimSuffix(line, "\n"), "\x1f")
+		if len(r) != columns {
+			return nil, fmt.Errorf("psql answered %q", line)
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+func (q *Queries) String() string {
+	var b strings.Builder
+	if q.Statistics == "" {
+		fmt.Fprintf(&b, "Statements are not counted on %s: shared_preload_libraries needs pg_stat_statements, and the database CREATE EXTENSION pg_stat_statements.\n", q.Service)
+	} else {
+		fmt.Fprintf(&b, "Statements on %s since %s, those that took most first:\n", q.Service, q.Statistics)
+		var rows [][]string
+		for _, s := range q.Statements {
+			rows = append(rows, []string{s.Calls, s.Total, s.Mean, s.Max, s.Share + " %", s.Blocks, short(s.Query, 100)})
+		}
+		table(&b, []string{"CALLS", "TOTAL MS", "MEAN MS", "MAX MS", "SHARE", "BLOCKS READ", "QUERY"}, rows)
+	}
+	if len(q.Running) == 0 {
+		b.WriteString("Nothing runs for longer than a second, and nobody waits for a lock.\n")
+	} else {
+		b.WriteString("Under way for longer than a second, or waiting for a lock:\n")
+		var rows [][]string
+		for _, r := range q.Running {
+			rows = append(rows, []string{r.PID, r.Age + " s", r.State, r.Wait, r.Blockers, r.Application, short(r.Query, 80)})
+		}
+		table(&b, []string{"PID", "AGE", "STATE", "WAITS FOR", "BLOCKED BY", "WHO", "QUERY"}, rows)
+	}
+	var rows [][]string
+	for _, t := range q.Tables {
+		rows = append(rows, []string{t.Name, t.Rows, t.Dead, t.Size, t.Scans})
+	}
+	table(&b, []string{"TABLE", "ROWS", "DEAD", "SIZE", "FULL SCANS"}, rows)
+	return b.String()
+}

@@ -1,0 +1,270 @@
+package inspect
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Report is of a deploy or an incident: what happened in a span.
+type Report struct {
+	Title    string
+	From, To time.Time
+	// Class is P0 to P3 for an incident; empty for a deploy.
+	Class string
+	// History is the file of past deploys, a line of JSON each; it may be absent.
+	History string
+}
+
+// points of a plot.
+const points = 300
+
+var plots = []struct{ file, title, expr, unit string }{
+	{"connections", "Open connections, by color", `sum by (color) (websocket_active_connections)`, ""},
+	{"published", "Published a second", `sum by (color) (rate(websocket_messages_received_total{type="publish"}[1m]))`, ""},
+	{"delivered", "Handed to clients a second", `sum by (color) (rate(websocket_messages_sent_total[1m]))`, ""},
+	{"ack", "Time to ack, p99", `histogram_quantile(0.99, sum by (le, color) (rate(websocket_publish_duration_seconds_bucket[1m])))`, "s"},
+	{"delivery", "Time to delivery, p99", `histogram_quantile(0.99, sum by (le, color) (rate(websocket_delivery_duration_seconds_bucket[1m])))`, "s"},
+	{"errors", "Errors a second, by type", `sum by (type) (rate(websocket_errors_total[1m])) > 0`, ""},
+	{"ends", "Connections that ended a second, by reason", `sum by (reason) (rate(websocket_disconnections_total[1m])) > 0`, ""},
+	{"memory", "Resident memory of nodes, by color", `sum by (color) (process_resident_memory_bytes{job="switchyard"})`, "B"},
+}
+
+// Write writes report.md and its plots into a folder, which is made. What
+// Prometheus does not tell is said in its place.
+func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder string) (path string, err error) {
+	if !r.From.Before(r.To) {
+		return "", fmt.Errorf("--from %s must be before --to %s", r.From.Format(time.RFC3339), r.To.Format(time.RFC3339))
+	}
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return "", fmt.Errorf("--out: %w", err)
+	}
+	deploys, err := r.deploys()
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "# %s\n\n", r.Title)
+	fmt.Fprintf(&b, "From %s to %s (%v), written %s.\n\n", r.From.UTC().Format(time.RFC3339), r.To.UTC().Format(time.RFC3339), round(r.To.Sub(r.From)), time.Now().UTC().Format(time.RFC3339))
+	if r.Class != "" {
+		fmt.Fprintf(&b, "Class: **%s**. Lead: … Declared: … Resolved: …\n\n", r.Class)
+	}
+	b.WriteString("## What users met\n\n")
+	r.summary(ctx, p, &b)
+	b.WriteString("## Deploys\n\n")
+	markers := r.tellDeploys(deploys, &b)
+	b.WriteString("## Alerts\n\n")
+	r.alerts(ctx, p, &b)
+	b.WriteString("## Measured\n\n")
+	if err := r.plots(ctx, p, folder, markers, &b); err != nil {
+		return "", err
+	}
+	b.WriteString("## Errors in the log\n\n")
+	r.logged(ctx, s, &b)
+	if r.Class != "" {
+		b.WriteString(postmortem)
+	}
+	path = filepath.Join(folder, "report.md")
+	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+		return "", fmt.Errorf("--out: %w", err)
+	}
+	return path, nil
+}
+
+// postmortem is what a person adds after an incident.
+const postmortem = `## What happened
+
+- Detected by (alert, user, chance) at:
+- First step that helped, at:
+- Back to normal at:
+
+## Why
+
+- What broke:
+- Why nothing caught it before:
+- What went well:
+
+## What is changed
+
+| what | who | until |
+|---|---|---|
+| | | |
+`
+
+var totals = []struct{ what, expr, unit string }{
+	{"most connections at once", `max_over_time(sum(websocket_active_connections)%s)`, ""},
+	{"handshakes that came in", `sum(increase(websocket_connections_total{result="ok"}%s))`, ""},
+	{"handshakes turned away", `sum(increase(websocket_connections_total{result!="ok"}%s)) or vector(0)`, ""},
+	{"published", `sum(increase(websocket_messages_received_total{type="publish"}%s))`, ""},
+	{"handed to clients", `sum(increase(websocket_messages_sent_total%s))`, ""},
+	{"errors of ours (internal, unavailable)", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}%s)) or vector(0)`, ""},
+	{"5xx of our pages and calls", `sum(increase(http_requests_total{code=~"5..",route!="/readyz"}%s)) or vector(0)`, ""},
+	{"ack, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_publish_duration_seconds_bucket%s)))`, "s"},
+	{"delivery, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_delivery_duration_seconds_bucket%s)))`, "s"},
+	{"clients moved", `sum(increase(websocket_moves_total{result="moved"}%s)) or vector(0)`, ""},
+	{"clients lost in moves", `sum(increase(websocket_moves_total{result="lost"}%s)) or vector(0)`, ""},
+	{"gaps filled from the log (repairs)", `sum(increase(websocket_repairs_total%s)) or vector(0)`, ""},
+}
+
+func (r *Report) summary(ctx context.Context, p *Prometheus, b *strings.Builder) {
+	span := fmt.Sprintf("[%ds]", max(int(r.To.Sub(r.From).Seconds()), 60))
+	b.WriteString("| what | how much |\n|---|---|\n")
+	for _, t := range totals {
+		s := span
+		if strings.HasPrefix(t.expr, "max_over_time") {
+			s = strings.TrimSuffix(span, "]") + ":15s]"
+		}
+		value, ok, err := p.One(ctx, fmt.Sprintf(t.expr, s), r.To)
+		switch {
+		case err != nil:
+			fmt.Fprintf(b, "| %s | not known: %s |\n", t.what, strings.ReplaceAll(err.Error(), "|", "/"))
+			if errors.Is(err, ErrNoPrometheus) {
+				b.WriteString("\n")
+				return
+			}
+		case !ok:
+			fmt.Fprintf(b, "| %s | – |\n", t.what)
+		default:
+			fmt.Fprintf(b, "| %s | %s |\n", t.what, amount(value, t.unit))
+		}
+	}
+	b.WriteString("\n")
+}
+
+// A pastDeploy is a line of the history, as far as a report tells it.
+type pastDeploy struct {
+	ID      string    `json:"id"`
+	Outcome string    `json:"outcome"`
+	Color   string    `json:"color"`
+	Image   any       `json:"image"`
+	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended"`
+	Reason  string    `json:"reason"`
+}
+
+func (d pastDeploy) image() string {
+	if m, ok := d.Image.(map[string]any); ok {
+		for _, k := range []string{"ref", "Ref"} {
+			if s, ok := m[k].(string); ok {
+				return s
+			}
+		}
+	}
+	s, _ := d.Image.(string)
+	return s
+}
+
+// deploys returns those that touch the span.
+func (r *Report) deploys() (out []pastDeploy, err error) {
+	f, err := os.Open(r.History)
+	if errors.Is(err, fs.ErrNotExist) || r.History == "" {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read past deploys: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var d pastDeploy
+		if json.Unmarshal(lines.Bytes(), &d) != nil {
+			continue // a line that a killed command left half
+		}
+		if d.Ended.After(r.From) && d.Started.Before(r.To) {
+			out = append(out, d)
+		}
+	}
+	return out, lines.Err()
+}
+
+func (r *Report) tellDeploys(deploys []pastDeploy, b *strings.Builder) (markers []Marker) {
+	if len(deploys) == 0 {
+		b.WriteString("None in this span.\n\n")
+		return nil
+	}
+	b.WriteString("| began | took | id | image | outcome | live afterwards | why |\n|---|---|---|---|---|---|---|\n")
+	for _, d := range deploys {
+		fmt.Fprintf(b, "| %s | %v | %s | %s | %s | %s | %s |\n", d.Started.UTC().Format(time.RFC3339), round(d.Ended.Sub(d.Started)), d.ID, d.image(), d.Outcome, d.Color, strings.ReplaceAll(d.Reason, "|", "/"))
+		markers = append(markers, Marker{d.Started, d.ID + " began"}, Marker{d.Ended, d.ID + " " + d.Outcome})
+	}
+	b.WriteString("\n")
+	return markers
+}
+
+func (r *Report) alerts(ctx context.Context, p *Prometheus, b *strings.Builder) {
+	fired, err := p.Range(ctx, `max by (alertname, severity) (ALERTS{alertstate="firing"})`, r.From, r.To, points)
+	switch {
+	case err != nil:
+		fmt.Fprintf(b, "Not known: %v\n\n", err)
+		return
+	case len(fired) == 0:
+		b.WriteString("None fired.\n\n")
+		return
+	}
+	slices.SortFunc(fired, func(x, y Series) int {
+		return cmp.Or(x.Times[0].Compare(y.Times[0]), strings.Compare(x.Labels["alertname"], y.Labels["alertname"]))
+	})
+	b.WriteString("| alert | severity | from | to |\n|---|---|---|---|\n")
+	for _, f := range fired {
+		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", f.Labels["alertname"], f.Labels["severity"],
+			f.Times[0].UTC().Format(time.RFC3339), f.Times[len(f.Times)-1].UTC().Format(time.RFC3339))
+	}
+	b.WriteString("\n")
+}
+
+func (r *Report) plots(ctx context.Context, p *Prometheus, folder string, markers []Marker, b *strings.Builder) error {
+	for _, q := range plots {
+		series, err := p.Range(ctx, q.expr, r.From, r.To, points)
+		if err != nil {
+			fmt.Fprintf(b, "%s: not known: %v\n\n", q.title, err)
+			if errors.Is(err, ErrNoPrometheus) {
+				return nil
+			}
+			continue
+		}
+		if len(series) == 0 {
+			fmt.Fprintf(b, "%s: nothing in this span.\n\n", q.title)
+			continue
+		}
+		name := q.file + ".svg"
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(plot(q.title, q.unit, series, r.From, r.To, markers)), 0o644); err != nil {
+			return fmt.Errorf("--out: %w", err)
+		}
+		fmt.Fprintf(b, "![%s](%s)\n\n", q.title, name)
+	}
+	return nil
+}
+
+func (r *Report) logged(ctx context.Context, s Stack, b *strings.Builder) {
+	e, err := ReadErrors(ctx, s, nil, r.From)
+	if err != nil {
+		fmt.Fprintf(b, "Not known: %s\n\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return
+	}
+	n := 0
+	for _, k := range e.Kinds {
+		if k.First.After(r.To) {
+			continue
+		}
+		if n == 0 {
+			b.WriteString("| level | count | first | last | says | newest error |\n|---|---|---|---|---|---|\n")
+		}
+		n++
+		fmt.Fprintf(b, "| %s | %d | %s | %s | %s | %s |\n", k.Level, k.Count, k.First.UTC().Format(time.RFC3339), k.Last.UTC().Format(time.RFC3339),
+			strings.ReplaceAll(k.Says, "|", "/"), strings.ReplaceAll(short(k.Example, 160), "|", "/"))
+	}
+	if n == 0 {
+		b.WriteString("None.\n")
+	}
+	b.WriteString("\n")
+}

@@ -76,11 +76,7 @@ func (c *Compose) ask(ctx context.Context, cmd func(context.Context, ...string) 
 	ctx, cancel := context.WithTimeoutCause(ctx, composeLimit, fmt.Errorf("docker did not end within %v", composeLimit))
 	defer cancel()
 	run := func(ctx context.Context, p Program) error {
-		err := execute(ctx, cmd(ctx, args...), p)
-		if errors.Is(err, exec.ErrNotFound) {
-			return fmt.Errorf("docker is not installed on this host: %w", err)
-		}
-		return err
+		return execute(ctx, cmd(ctx, args...), p)
 	}
 	return output(ctx, run, append([]string{"docker"}, args...)...)
 }

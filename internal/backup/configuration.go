@@ -151,6 +151,28 @@ func restoreEntry(h *tar.Header, b []byte) error {
 	return nil
 }
 
+// restoreCertificates gives Traefik back what Let's Encrypt gave it.
+func (v *Vault) restoreCertificates(ctx context.Context, s *Set) error {
+	if _, has := s.file(acmeFile); !has {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, longLimit)
+	defer cancel()
+	f, err := os.Open(s.path(acmeFile))
+	if err != nil {
+		return fmt.Errorf("read the certificates: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := v.Site.Run(ctx, Traefik, Program{Args: []string{"tar", "-xf", "-", "-C", acmeFolder}, Stdin: f}); err != nil {
+		return fmt.Errorf("restore the certificates: %w", err)
+	}
+	// It reads them when it starts.
+	if err := v.Board.Stop(ctx, Traefik); err != nil {
+		return err
+	}
+	return v.Board.Start(ctx, Traefik)
+}
+
 // redisScript takes the snapshot from standard input. Where an append-only file
 // is kept, Redis reads that and no snapshot; a snapshot in the place of the old
 // single append-only file it takes over, and goes on from there.

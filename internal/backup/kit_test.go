@@ -48,6 +48,7 @@ type local struct {
 	postgres map[string]*testkit.PG // by service
 	redis    *testkit.RedisServer
 	files    []string
+	acme     string // Traefik's folder; empty: there is no Traefik
 	wal      string
 	primary  string
 
@@ -90,6 +91,14 @@ func (l *local) Run(ctx context.Context, service string, p Program) error {
 		_, port, _ := strings.Cut(l.redis.Addr(), ":")
 		if p.Args[0] == "redis-cli" {
 			p.Args = append([]string{"redis-cli", "-p", port}, p.Args[1:]...)
+		}
+		return l.exec(ctx, nil, nil, p)
+	}
+	if service == Traefik && l.acme != "" {
+		for i := range p.Args {
+			if p.Args[i] == acmeFolder {
+				p.Args[i] = l.acme
+			}
 		}
 		return l.exec(ctx, nil, nil, p)
 	}
@@ -165,7 +174,9 @@ func (l *local) Start(_ context.Context, services ...string) error {
 		}
 		if pg := l.postgres[name]; pg != nil {
 			pg.Start()
-		} else if name != Redis {
+		} else if name == Redis {
+			l.redis.Restart()
+		} else {
 			l.apps[name] = true
 		}
 		if l.onStart != nil {

@@ -66,6 +66,7 @@ func (m *making) make(ctx context.Context, o Options) error {
 			})
 		}},
 		{"Redis", func() error { return m.redis(ctx) }},
+		{"certificates", func() error { return m.certificates(ctx) }},
 		{"configuration", func() error { return m.configuration(ctx) }},
 	}
 	for _, step := range steps {

@@ -117,6 +117,43 @@ func checkRDB(path string) error {
 	return nil
 }
 
+// certificates packs what Let's Encrypt gave to Traefik. It can be asked for
+// again: a Traefik that is away does not keep a backup from being made.
+func (m *making) certificates(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, shortLimit)
+	defer cancel()
+	err := m.write(acmeFile, func(w io.Writer) error {
+		return m.vault.Site.Run(ctx, Traefik, Program{Args: []string{"tar", "-cf", "-", "-C", acmeFolder, "."}, Stdout: w})
+	})
+	if err == nil || ctx.Err() != nil || isDisk(err) {
+		return err
+	}
+	m.vault.Logger.Warn("the certificates of Let's Encrypt are not in this backup", "error", err)
+	return os.Remove(filepath.Join(m.dir, acmeFile))
+}
+
+// isDisk says whether an error is one of this host's disk.
+func isDisk(err error) bool {
+	var path *fs.PathError
+	return errors.As(err, &path)
+}
+
+// checkTar reads a tar file to its end.
+func checkTar(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return &DamageError{path, "is missing"}
+	}
+	defer func() { _ = f.Close() }()
+	for t := tar.NewReader(bufio.NewReader(f)); ; {
+		if _, err := t.Next(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return &DamageError{path, fmt.Sprintf("is corrupt: %v", err)}
+		}
+	}
+}
+
 // configuration packs the files that the site names, under their full paths.
 func (m *making) configuration(ctx context.Context) error {
 	paths, err := m.vault.Site.Files(ctx)

@@ -67,6 +67,9 @@ func (v *Vault) Restore(ctx context.Context, q RestoreRequest) (*Restored, error
 		if err := v.restoreConfiguration(s, out); err != nil {
 			return nil, err
 		}
+		if err := v.restoreCertificates(ctx, s); err != nil {
+			return nil, err
+		}
 	}
 	if q.Redis {
 		if err := v.restoreRedis(ctx, s, q.Replace); err != nil {

@@ -20,6 +20,7 @@ const (
 	dumpFile     = "dump.pgc"
 	redisFile    = "redis.rdb"
 	configFile   = "configuration.tar.gz"
+	acmeFile     = "certificates.tar"
 	headsFile    = "rooms.tsv.gz"
 	manifestFile = "manifest.json"
 	proofFile    = "proof.json"

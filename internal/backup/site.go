@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -17,7 +18,11 @@ const (
 	Primary = "postgres"
 	Replica = "postgres_replica"
 	Redis   = "redis"
+	Traefik = "traefik"
 )
+
+// acmeFolder is where Traefik keeps what Let's Encrypt gave it.
+const acmeFolder = "/acme"
 
 // A Program is one run of a program of PostgreSQL, of Redis or of the system.
 type Program struct {
@@ -113,6 +118,9 @@ func execute(ctx context.Context, cmd *exec.Cmd, p Program) error {
 	err := cmd.Run()
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%s is not installed on this host: %w", filepath.Base(cmd.Path), exec.ErrNotFound)
 	}
 	if ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), err)

@@ -141,6 +141,10 @@ func (s *Set) checkFiles(ctx context.Context) error {
 			if err := checkRDB(path); err != nil {
 				return err
 			}
+		case acmeFile:
+			if err := checkTar(path); err != nil {
+				return err
+			}
 		case configFile:
 			if _, err := readConfiguration(path, nil); err != nil {
 				return err

@@ -55,7 +55,10 @@ const (
  array_to_string(pg_blocking_pids(pid), ','), application_name, left(regexp_replace(query, '\s+', ' ', 'g'), 160)
  FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'
  AND (now() - coalesce(xact_start, query_start) > interval '1 second' OR cardinality(pg_blocking_pids(pid)) > 0) ORDER BY 2 DESC LIMIT 20`
-	sqlTables = `SELECT relname, n_live_tup, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), coalesce(seq_scan, 0) FROM pg_stat_user_tables ORDER BY pg_total_relation_size(relid) DESC LIMIT 10`
+	// Sizes as of the last vacuum: to ask for those of now waits for whoever holds
+	// the table.
+	sqlTables = `SELECT relname, n_live_tup, n_dead_tup, pg_size_pretty(8192 * (SELECT sum(c.relpages::bigint) FROM pg_class c
+ WHERE c.oid = relid OR c.oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = relid))), coalesce(seq_scan, 0) FROM pg_stat_user_tables ORDER BY n_live_tup DESC LIMIT 10`
 )
 
 // ReadQueries asks the server that takes writes.
@@ -125,7 +128,7 @@ func primary(ctx context.Context, s Stack) (string, error) {
 // rows runs a query by psql.
 func rows(ctx context.Context, s Stack, service, sql string, columns int) (out [][]string, err error) {
 	var answer bytes.Buffer
-	err = s.Run(ctx, service, backup.Program{Stdout: &answer, Args: []string{"psql", "-XAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-c", sql}})
+	err = s.Run(ctx, service, backup.Program{Stdout: &answer, Args: []string{"psql", "-XqAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-c", "SET statement_timeout = '20s'", "-c", sql}})
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +168,6 @@ func (q *Queries) String() string {
 	for _, t := range q.Tables {
 		rows = append(rows, []string{t.Name, t.Rows, t.Dead, t.Size, t.Scans})
 	}
-	table(&b, []string{"TABLE", "ROWS", "DEAD", "SIZE", "FULL SCANS"}, rows)
+	table(&b, []string{"TABLE", "ROWS", "DEAD", "SIZE AT LAST VACUUM", "FULL SCANS"}, rows)
 	return b.String()
 }

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Each mistake is one line that names the flag and the bound, before anything is
+// done.
+func TestWrongUsageOfTheCommandsOfAStack(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "docker-compose.prod.yml")
+	if err := os.WriteFile(file, []byte("services: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for says, args := range map[string][]string{
+		"--keep must be 1 to 10000, not 0":                       {"backup", "--dir", dir, "--keep", "0"},
+		"docker-compose.prod.yml is not in /none: name its":      {"backup", "--dir", "/none"},
+		`unknown command "prove" for "switchyard backup"`:        {"backup", "prove"},
+		"BACKUP_DIR: stat /none":                                 {"backup", "list", "--dir", dir, "--backups", "/none"},
+		"--to must be a moment with its zone, such as":           {"restore", "--dir", dir},
+		`or latest, not "yesterday"`:                             {"restore", "--dir", dir, "--to", "yesterday"},
+		`or latest, not "2026-11-26T10:00:00"`:                   {"restore", "--dir", dir, "--to", "2026-11-26T10:00:00"},
+		"--timeline must be 1 or more, not -1":                   {"restore", "--dir", dir, "--to", "latest", "--timeline", "-1"},
+		"--no-database leaves nothing to restore":                {"restore", "--dir", dir, "--to", "latest", "--no-database"},
+		"--since must be 1m to 720h, not 1s":                     {"errors", "--dir", dir, "--since", "1s"},
+		"--every must be 1s to 1h, not 1ms":                      {"top", "--dir", dir, "--every", "1ms"},
+		"--rooms must be 1 to 1000, not 0":                       {"top", "--dir", dir, "--rooms", "0"},
+		"--prometheus must be an address such as":                {"check", "--dir", dir, "--prometheus", "localhost"},
+		"--class must be P0, P1, P2 or P3":                       {"report", "--dir", dir, "--class", "bad"},
+		"--out must name a folder":                               {"report", "--dir", dir},
+		`--from must be a moment with its zone, such as`:         {"report", "--dir", dir, "--from", "now"},
+		"--from must be before --to, by 31 days at most":         {"report", "--dir", dir, "--from", "2026-11-26T10:00:00Z", "--to", "2026-11-26T09:00:00Z"},
+		"unknown flag: --force":                                  {"promote-replica", "--force"},
+		"docker-compose.prod.yml is not in /none: name its fold": {"queries", "--dir", "/none"},
+	} {
+		code, out, errs := switchyard(t.Context(), args...)
+		if code != 2 || !strings.Contains(errs, says) || strings.Count(errs, "\n") != 1 || out != "" {
+			t.Errorf("%q: exit %d, does not say %q in one line:\n%s%s", args, code, says, out, errs)
+		}
+	}
+}
+
+// The list needs no docker when it is told where the backups are.
+func TestBackupsAreListed(t *testing.T) {
+	dir := t.TempDir()
+	set := filepath.Join(dir, "sets", "20261126T031700Z")
+	broken := filepath.Join(dir, "sets", "20261127T031700Z")
+	at := time.Date(2026, 11, 26, 3, 18, 0, 0, time.UTC).Format(time.RFC3339)
+	manifest := `{"format":1,"name":"20261126T031700Z","consistent":"` + at + `","wal_segment_bytes":16777216,"start_lsn":"0/1000000","stop_lsn":"0/1000000","log":{"messages":12,"rooms":3},"files":[{"name":"base.tar.gz","size":2048}]}`
+	err := errors.Join(os.MkdirAll(set, 0o700), os.MkdirAll(filepath.Join(dir, "wal"), 0o700),
+		os.WriteFile(filepath.Join(dir, "docker-compose.prod.yml"), nil, 0o600),
+		os.WriteFile(filepath.Join(set, "manifest.json"), []byte(manifest), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := switchyard(t.Context(), "backup", "list", "--dir", dir, "--backups", dir)
+	if code != 0 || errs != "" || !strings.Contains(out, "20261126T031700Z  2.0 KiB  12") || !strings.Contains(out, "never") || !strings.Contains(out, "archive is empty") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+	if err := errors.Join(os.MkdirAll(broken, 0o700), os.WriteFile(filepath.Join(broken, "manifest.json"), []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	code, out, _ = switchyard(t.Context(), "backup", "list", "--dir", dir, "--backups", dir, "--json")
+	var got struct {
+		Sets    []struct{ Name string }
+		Damaged []string
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 1 || len(got.Sets) != 1 || len(got.Damaged) != 1 || !strings.Contains(got.Damaged[0], "20261127T031700Z/manifest.json is damaged") {
+		t.Errorf("exit %d, %v\n%s", code, err, out)
+	}
+	if code, _, errs = switchyard(t.Context(), "backup", "metrics", "--dir", dir, "--backups", dir); code != 0 || errs != "" {
+		t.Errorf("exit %d\n%s", code, errs)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "metrics", "switchyard_backup.prom")); err != nil {
+		t.Error(err)
+	}
+}

@@ -307,12 +307,12 @@ func (c *Compose) container(ctx context.Context, service string) (string, error)
 	find := func() (string, error) { return c.ask(ctx, c.compose, "ps", "-aq", service) }
 	id, err := find()
 	if err == nil && id == "" {
-		if _, err = c.ask(ctx, c.compose, "create", "--no-recreate", service); err == nil {
+		if _, err = c.ask(ctx, c.compose, "up", "--no-start", "--no-deps", "--no-recreate", service); err == nil {
 			id, err = find()
 		}
 	}
 	if err == nil && id == "" {
-		err = errors.New("docker compose create made no container")
+		err = errors.New("docker compose up --no-start made no container")
 	}
 	if err != nil {
 		return "", fmt.Errorf("find the container of %s: %w", service, err)

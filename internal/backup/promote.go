@@ -50,6 +50,12 @@ func (v *Vault) Promote(ctx context.Context, q PromoteRequest) (*Promoted, error
 		return nil, err
 	}
 	p := &Promoted{Former: former, Service: otherOf(former)}
+	// The record is made first: where it names one that still follows, a promotion
+	// was cut short behind it.
+	if s, err := v.standby(ctx, former); err == nil && s.recovering {
+		p.Former, p.Service = p.Service, p.Former
+		v.Logger.Info("going on with a promotion that was cut short", "service", p.Service)
+	}
 	if err := v.mayPromote(ctx, p, q); err != nil {
 		return nil, err
 	}
@@ -121,10 +127,10 @@ func (v *Vault) mayPromote(ctx context.Context, p *Promoted, q PromoteRequest) e
 	}
 	now, err := v.standby(ctx, p.Former)
 	if err != nil {
-		return nil // it is gone: that is what this is for
+		return nil //nolint:nilerr // it is gone: that is what this is for
 	}
 	if now.recovering {
-		return fmt.Errorf("%s is in recovery itself: it is no primary that a standby could take over from", p.Former)
+		return fmt.Errorf("%s is in recovery too: there is no primary that a standby could take over from; restore brings one back", p.Former)
 	}
 	if !q.StopPrimary {
 		return fmt.Errorf("%s: %w", p.Former, ErrPrimaryAnswers)
@@ -181,21 +187,23 @@ func (v *Vault) catchUp(ctx context.Context, p *Promoted, last LSN) error {
 	}
 }
 
-// promote promotes, and writes down who is the primary.
+// promote writes down who is the primary, and promotes it. In this order: a
+// primary that is not on record would not start again.
 func (v *Vault) promote(ctx context.Context, p *Promoted) error {
+	if err := v.Board.SetPrimary(p.Service); err != nil {
+		return err
+	}
 	s, err := v.standby(ctx, p.Service)
+	if err != nil || !s.recovering {
+		return err
+	}
+	v.Logger.Info("promoting", "service", p.Service, "replayed_to", s.replayed.String())
+	answer, err := output(ctx, at(v.Site, p.Service), "psql", "-XAtc", "SELECT pg_promote(true, 120)")
 	if err != nil {
 		return err
 	}
-	if s.recovering {
-		v.Logger.Info("promoting", "service", p.Service, "replayed_to", s.replayed.String())
-		answer, err := output(ctx, at(v.Site, p.Service), "psql", "-XAtc", "SELECT pg_promote(true, 120)")
-		if err != nil {
-			return err
-		}
-		if answer != "t" {
-			return fmt.Errorf("%s was not promoted within 120 s", p.Service)
-		}
+	if answer != "t" {
+		return fmt.Errorf("%s was not promoted within 120 s: run this again", p.Service)
 	}
-	return v.Board.SetPrimary(p.Service)
+	return nil
 }

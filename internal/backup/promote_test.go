@@ -84,6 +84,30 @@ func TestAPromotionLosesNothingUndeclared(t *testing.T) {
 	}
 }
 
+// A promotion that was cut short after the record was made goes on.
+func TestAPromotionCutShortGoesOn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	standby := w.addStandby()
+	w.pg.Stop()
+	w.site.spoil = func(_ string, p *Program) error {
+		if strings.Contains(strings.Join(p.Args, " "), "pg_promote") {
+			return errors.New("killed")
+		}
+		return nil
+	}
+	if _, err := w.vault.Promote(t.Context(), PromoteRequest{}); err == nil || w.site.primary != Replica {
+		t.Fatalf("%v, %s", err, w.site.primary)
+	}
+	w.site.spoil = nil
+	// The log is not there, so that what follows the promotion fails; the
+	// promotion does not.
+	_, err := w.vault.Promote(t.Context(), PromoteRequest{})
+	if got := standby.Query("SELECT pg_is_in_recovery()"); got != "f" || w.site.primary != Replica {
+		t.Errorf("in recovery: %s; %s is on record; %v", got, w.site.primary, err)
+	}
+}
+
 // A primary that is well can be sent off without losing anything.
 func TestAPromotionInOrderLosesNothing(t *testing.T) {
 	t.Parallel()

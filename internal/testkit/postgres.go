@@ -263,7 +263,7 @@ func (s *pgServer) start() error {
 	s.process = p
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	return p.WaitOutput(ctx, "ready to accept connections")
+	return p.WaitOutput(ctx, "ready to accept ") // connections, or a standby: read-only connections
 }
 
 // kill leaves nothing of the server: a backend that outlived the postmaster

@@ -19,7 +19,7 @@ import (
 // version is set by the build.
 var version = "dev"
 
-const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | profile | version]
+const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | profile | look | version]
 
   serve        run the service (the default)
   migrate      bring the database to this version's schema, and exit
@@ -33,6 +33,8 @@ const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | 
   undrain      have it serve again
   profile      write a profile of the service on this host's ADMIN_ADDR: heap (the
                default), goroutine, allocs, block or mutex; for go tool pprof
+  look         print what the service on this host's ADMIN_ADDR tells of itself: rooms
+               (the default, JSON), heap or goroutines
   version      print the version, and exit
 `
 
@@ -64,7 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		command = args[0]
 	}
 	args = args[min(len(args), 1):]
-	if len(args) > 0 && !slices.Contains([]string{"migrate", "drain", "undrain", "profile"}, command) {
+	if len(args) > 0 && !slices.Contains([]string{"migrate", "drain", "undrain", "profile", "look"}, command) {
 		return fmt.Errorf("%s takes no arguments\n%s", command, usage)
 	}
 	switch command {
@@ -82,6 +84,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"drain":       func(c config.Config) error { return app.Drain(ctx, c, args, stdout) },
 		"undrain":     func(c config.Config) error { return app.Undrain(ctx, c, args, stdout) },
 		"profile":     func(c config.Config) error { return app.Profile(ctx, c, args, stdout) },
+		"look":        func(c config.Config) error { return app.Look(ctx, c, args, stdout) },
 	}[command]
 	if !known {
 		return fmt.Errorf("unknown command %q\n%s", command, usage)

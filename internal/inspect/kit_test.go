@@ -47,7 +47,7 @@ func (s *stand) Logs(_ context.Context, _ time.Time, w io.Writer, _ ...string) e
 // Exec answers as /server in the container would: by the admin listener.
 func (s *stand) Exec(ctx context.Context, _ string, p backup.Program) error {
 	page := map[string]string{
-		"/server rooms": "/debug/rooms", "/server profile -text heap": "/debug/pprof/heap?debug=1", "/server profile heap": "/debug/pprof/heap",
+		"/server look rooms": "/debug/rooms", "/server look heap": "/debug/pprof/heap?debug=1", "/server profile heap": "/debug/pprof/heap",
 	}[strings.Join(p.Args, " ")]
 	if page == "" {
 		return fmt.Errorf("%v is no program there", p.Args)

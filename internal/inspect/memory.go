@@ -122,18 +122,18 @@ func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) H
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	h := Heap{Node: c.Name}
-	profile := func(args ...string) ([]byte, error) {
+	run := func(args ...string) ([]byte, error) {
 		var out bytes.Buffer
-		err := s.Exec(ctx, c.Name, backup.Program{Args: append([]string{"/server", "profile"}, args...), Stdout: &out})
+		err := s.Exec(ctx, c.Name, backup.Program{Args: append([]string{"/server"}, args...), Stdout: &out})
 		return out.Bytes(), err
 	}
-	text, err := profile("-text", "heap")
+	text, err := run("look", "heap")
 	if err == nil {
 		h.Bytes, h.Sites, err = parseHeap(text)
 	}
 	if err == nil && folder != "" {
 		var b []byte
-		if b, err = profile("heap"); err == nil {
+		if b, err = run("profile", "heap"); err == nil {
 			h.File = filepath.Join(folder, c.Name+".heap.pprof")
 			err = os.WriteFile(h.File, b, 0o600)
 		}

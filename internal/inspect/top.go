@@ -90,7 +90,7 @@ func (w *Watcher) rooms(ctx context.Context, n *Now) error {
 	merged := map[string]Room{}
 	for _, c := range all {
 		var out bytes.Buffer
-		if err := w.Stack.Exec(ctx, c.Name, backup.Program{Args: []string{"/server", "rooms"}, Stdout: &out}); err != nil {
+		if err := w.Stack.Exec(ctx, c.Name, backup.Program{Args: []string{"/server", "look", "rooms"}, Stdout: &out}); err != nil {
 			return fmt.Errorf("%s: %w", c.Name, err)
 		}
 		var rooms []Room

@@ -46,7 +46,14 @@ func TestAnOperatorDrainsANodeAndTakesItBack(t *testing.T) {
 	if status, body := readiness(t, s); status != http.StatusOK {
 		t.Errorf("taken back, and readyz says %d %s", status, body)
 	}
+	if code, out := run(t, env, "look", "heap"); code != 0 || !strings.HasPrefix(out, "heap profile: ") {
+		t.Errorf("look heap: exit %d: %.100s", code, out)
+	}
+	if code, out := run(t, env, "look"); code != 0 || strings.TrimSpace(out) != "[]" && !strings.Contains(out, `"room"`) {
+		t.Errorf("look: exit %d: %.100s", code, out)
+	}
 	for name, bad := range map[string]struct{ env, args []string }{
+		"a page that is none":        {env, []string{"look", "secrets"}},
 		"a scope that is none":       {env, []string{"drain", "-scope", "world"}},
 		"a deployment without name":  {env, []string{"drain", "-scope", "deployment"}},
 		"a flag that is none":        {env, []string{"drain", "-fast"}},

@@ -1,0 +1,55 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"switchyard/internal/config"
+)
+
+// looks are the pages of the admin listener that Look prints.
+var looks = map[string]string{
+	"rooms": "/debug/rooms", "heap": "/debug/pprof/heap?debug=1", "goroutines": "/debug/pprof/goroutine?debug=1",
+}
+
+// lookLimit bounds one look.
+const lookLimit = 20 * time.Second
+
+// Look prints what the service on this host tells of itself on ADMIN_ADDR: its
+// image has no other program that could ask.
+func Look(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
+	name := "rooms"
+	if len(args) > 0 {
+		name = args[0]
+	}
+	page, known := looks[name]
+	if !known || len(args) > 1 {
+		return fmt.Errorf("look takes one of rooms, heap, goroutines, not %q", strings.Join(args, " "))
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	address, err := localURL("ADMIN_ADDR", cfg.Admin.Addr)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address+page, nil)
+	if err != nil {
+		return fmt.Errorf("ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("the service was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+	}
+	defer res.Body.Close() //nolint:errcheck // read to its end
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("ADMIN_ADDR=%s answered %s", cfg.Admin.Addr, res.Status)
+	}
+	if _, err := io.Copy(stdout, res.Body); err != nil {
+		return fmt.Errorf("the answer broke off: %w", err)
+	}
+	return nil
+}

@@ -232,7 +232,7 @@ func TestARestoreThatCannotBe(t *testing.T) {
 	t.Run("a restored server that does not start", func(t *testing.T) {
 		w.site.failStarts(Primary, 1)
 		_, err := w.vault.Restore(t.Context(), RestoreRequest{To: to, Database: true, Replace: true})
-		if err == nil || !strings.Contains(err.Error(), "the restored server does not start: no such luck") {
+		if err == nil || !strings.Contains(err.Error(), "the restored server does not start, and what was there before is back: no such luck") {
 			t.Errorf("error %v", err)
 		}
 		if !w.pg.Running() || !w.site.apps["app_blue"] || w.all() != all || w.pg.Query("SELECT epoch FROM meta") != epoch {

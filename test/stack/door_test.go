@@ -123,7 +123,7 @@ func TestOneAddressIsLimited(t *testing.T) {
 		for range 64 {
 			all.Go(func() {
 				for range 5 {
-					code, retry, err := ask(t, c, "https://"+domain+"/healthz")
+					code, retry, err := fetch(t, c, "https://"+domain+"/healthz")
 					if err != nil || code == http.StatusTooManyRequests && retry == "" {
 						t.Errorf("%d, Retry-After %q, %v", code, retry, err)
 						return
@@ -146,7 +146,7 @@ func TestOneAddressIsLimited(t *testing.T) {
 	the.connect(t, "ada", nil)
 }
 
-func ask(t *testing.T, c *http.Client, url string) (code int, retryAfter string, err error) {
+func fetch(t *testing.T, c *http.Client, url string) (code int, retryAfter string, err error) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
 		return 0, "", err

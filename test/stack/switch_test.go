@@ -102,7 +102,9 @@ func (s *stack) visit(ctx context.Context, from string) (color, node string, err
 	if err := json.Unmarshal(text, &welcome); err != nil || welcome.Type != "welcome" {
 		return "", "", fmt.Errorf("no welcome: %.100s", text)
 	}
-	return welcome.Color, welcome.Node, conn.Close(websocket.StatusNormalClosure, "")
+	// Whatever becomes of it now: the newcomer was welcomed.
+	_ = conn.Close(websocket.StatusNormalClosure, "")
+	return welcome.Color, welcome.Node, nil
 }
 
 // believeUs has Traefik take the address that a client names for its own, as

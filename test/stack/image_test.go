@@ -3,7 +3,6 @@
 package stack
 
 import (
-	"bufio"
 	"crypto/sha256"
 	"fmt"
 	"net/http"
@@ -15,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // The image is small, says what it is, and runs as nobody; a second build makes
@@ -65,13 +66,10 @@ func TestAServerStartsAtOnce(t *testing.T) {
 
 func startOnce(t *testing.T, program string) time.Duration {
 	t.Helper()
+	address := fmt.Sprintf("127.0.0.1:%d", testkit.FreePort())
 	cmd := exec.Command(program)
 	cmd.Dir = t.TempDir()
-	cmd.Env = []string{"LISTEN_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "DATABASE_URL=sqlite:log.db"}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	cmd.Env = []string{"LISTEN_ADDR=" + address, "ADMIN_ADDR=127.0.0.1:0", "DATABASE_URL=sqlite:log.db"}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -80,25 +78,21 @@ func startOnce(t *testing.T, program string) time.Duration {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
-	for lines := bufio.NewScanner(stdout); lines.Scan(); {
-		_, url, found := strings.Cut(lines.Text(), "Switchyard is at ")
-		if !found {
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for ; time.Since(began) < 30*time.Second; <-look.C {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/readyz", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Close = true
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
 			continue
 		}
-		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/readyz", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			req.Close = true
-			res, err := http.DefaultClient.Do(req)
-			if err != nil {
-				continue
-			}
-			_ = res.Body.Close()
-			if res.StatusCode == http.StatusOK {
-				return time.Since(began)
-			}
+		_ = res.Body.Close()
+		if res.StatusCode == http.StatusOK {
+			return time.Since(began)
 		}
 	}
 	t.Fatal("the server did not become ready")

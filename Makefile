@@ -41,9 +41,9 @@ faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SE
 	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenRule|TestFaultStories)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
-moves: ## move 5,000 clients from a node that goes, minutes a story
+moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps
-	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployIsAMove|TestAKilledNodesClientsComeBackSpread|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.long
+	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployIsAMove|TestAKilledNodesClientsComeBackSpread|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.clients $(or $(CLIENTS),5000)
 
 bench: ## run the benchmarks; QUICK=1 for a short look
 	$(GO) test -run '^$$' -bench . -benchmem $(if $(QUICK),-benchtime 100ms,-benchtime 2s -count 3) ./...

@@ -70,8 +70,8 @@ type carrier interface {
 const (
 	httpStop = 5 * time.Second
 	// clientsStop is beyond DRAIN_TIMEOUT: the rest is closed over three
-	// seconds, and has five to answer.
-	clientsStop = 10 * time.Second
+	// seconds, has five to answer, and is looked for elsewhere for three.
+	clientsStop = 12 * time.Second
 	hubStop     = 5 * time.Second
 	// sessionStop is for what waits to be told and the node's last word.
 	authStop    = 2 * time.Second

@@ -83,8 +83,8 @@ func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState
 	for last := -1; ; {
 		if state.Clients != last {
 			last = state.Clients
-			fmt.Fprintf(stdout, "%s: %d clients, %d told, %d moved, %d closed, %d lost\n",
-				state.Phase, state.Clients, state.Told, state.Moved, state.Closed, state.Lost)
+			fmt.Fprintf(stdout, "%s: %d clients, %d told, %d moved, %d closed, %d lost, %d returned\n",
+				state.Phase, state.Clients, state.Told, state.Moved, state.Closed, state.Lost, state.Returned)
 		}
 		switch state.Phase {
 		case "drained":

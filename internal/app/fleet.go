@@ -34,6 +34,9 @@ func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
 	}
 	r := httpd.Receivers{Known: true}
 	for _, n := range nodes {
+		if n.Node == a.node {
+			r.Counts, r.Returned = true, int(n.Returned)
+		}
 		if n.Node == a.node || scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment {
 			continue
 		}

@@ -61,23 +61,10 @@ type drain struct {
 	entered  time.Time // the phase
 	progress Progress
 	undone   bool
-}
-
-// What becomes of the clients of a draining node: the closed set of values of
-// the label result of websocket_moves_total.
-const (
-	moveTold   = "told"
-	moveDone   = "moved"
-	moveClosed = "closed"
-	moveLost   = "lost"
-)
-
-// Progress counts what became of the clients of a draining node.
-type Progress struct {
-	Told   int `json:"told"`   // asked to move
-	Moved  int `json:"moved"`  // said goodbye after that
-	Closed int `json:"closed"` // still here at the deadline
-	Lost   int `json:"lost"`   // gone without a word after they were told
+	// before is how many sessions had come back when the drain began, once
+	// that was counted.
+	before  int
+	counted bool
 }
 
 // Drain begins to drain, or joins the drain under way, and returns when the
@@ -145,7 +132,7 @@ func (s *Server) Undrain() bool {
 	<-d.done                                         // bounded: every wait of the loop ends with its context
 	s.beat.each(func(k *socket) { k.told.Store(0) }) // the next drain tells them anew
 	s.audit.note(&auditLine{Event: auditUndrain, What: string(d.scope), Why: d.reason})
-	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.count())
+	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.counts())
 	return true
 }
 
@@ -175,10 +162,13 @@ func (d *drain) loop(ctx context.Context) {
 	if !d.server.closeAll(ctx) {
 		return
 	}
+	if !d.count(ctx) {
+		return
+	}
 	d.enter(phaseDrained)
 	took := time.Since(d.began)
 	d.server.metrics.drainDuration.Observe(took.Seconds())
-	d.log.Info("drained", "took", took, "progress", d.count())
+	d.log.Info("drained", "took", took, "progress", d.counts())
 }
 
 // enter begins a phase, and logs how long the one before took.
@@ -193,6 +183,7 @@ func (d *drain) enter(phase string) {
 // them, or the deadline has come. False says that the drain was taken back.
 func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 	var p pace
+	var gone absences
 	window := time.Now().Add(d.server.cfg.DrainWindow)
 	if deadline.Before(window) {
 		window = deadline
@@ -206,7 +197,12 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 			return true
 		}
 		left, away := d.census()
-		if n := p.next(left, away, time.Until(window), r); n > 0 && left > 0 {
+		missing := 0
+		if r.Counts {
+			seen := d.returned(r)
+			missing = gone.next(seen.Moved+seen.Lost, seen.Returned)
+		}
+		if n := p.next(left, away, missing, time.Until(window), r); n > 0 && left > 0 {
 			d.tell(min(n, left), time.Until(deadline))
 		}
 		select {
@@ -299,76 +295,6 @@ func (s *Server) closeAll(ctx context.Context) bool {
 		return false
 	}
 	return true
-}
-
-// noteMove notes what became of a client that was told to move, unless the
-// drain was taken back meanwhile.
-func (s *Server) noteMove(code protocol.CloseCode, reason string) {
-	s.mu.Lock()
-	d := s.drain
-	s.mu.Unlock()
-	if d == nil {
-		return
-	}
-	result := moveLost
-	switch {
-	case reason == reasonClient, code == protocol.CloseReplaced:
-		result = moveDone
-	case code == protocol.CloseRestart:
-		result = moveClosed
-	}
-	s.metrics.moves.WithLabelValues(result).Inc()
-	d.add(func(p *Progress) {
-		switch result {
-		case moveDone:
-			p.Moved++
-		case moveClosed:
-			p.Closed++
-		default:
-			p.Lost++
-		}
-	})
-}
-
-func (d *drain) add(f func(*Progress)) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	f(&d.progress)
-}
-
-// A DrainState is what operators see of a drain.
-type DrainState struct {
-	// Phase is delay, moving, closing or drained; "" when nothing drains.
-	Phase  string `json:"phase"`
-	Scope  Scope  `json:"scope,omitempty"`
-	Reason string `json:"reason,omitempty"`
-	// Seconds is how long it has been under way.
-	Seconds float64 `json:"seconds,omitempty"`
-	// Clients is how many are still here.
-	Clients int `json:"clients"`
-	Progress
-}
-
-// DrainState tells how far the drain has come.
-func (s *Server) DrainState() DrainState {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.drain
-	state := DrainState{Clients: s.roster.connected}
-	if d == nil {
-		return state
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	state.Phase, state.Scope, state.Reason, state.Progress = d.phase, d.scope, d.reason, d.progress
-	state.Seconds = time.Since(d.began).Round(time.Millisecond).Seconds()
-	return state
-}
-
-func (d *drain) count() Progress {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.progress
 }
 
 // rest waits for d; false says that ctx ended before.

@@ -11,7 +11,7 @@ func TestWithoutKnowledgeWavesAreEven(t *testing.T) {
 	var p pace
 	left := 1000
 	for second := range 10 {
-		n := p.next(left, left, time.Duration(10-second)*time.Second, Receivers{})
+		n := p.next(left, left, 0, time.Duration(10-second)*time.Second, Receivers{})
 		if n != 100 {
 			t.Errorf("second %d: %d of %d", second, n, left)
 		}
@@ -20,10 +20,10 @@ func TestWithoutKnowledgeWavesAreEven(t *testing.T) {
 	if left != 0 {
 		t.Errorf("%d left", left)
 	}
-	if n := p.next(3, 0, time.Minute, Receivers{}); n != 3 {
+	if n := p.next(3, 0, 0, time.Minute, Receivers{}); n != 3 {
 		t.Errorf("few clients are one wave, not %d", n)
 	}
-	if n := p.next(500, 0, 0, Receivers{}); n != 500 {
+	if n := p.next(500, 0, 0, 0, Receivers{}); n != 500 {
 		t.Errorf("at the end of the window all are told, not %d", n)
 	}
 }
@@ -39,27 +39,30 @@ func TestWavesFollowTheReceivers(t *testing.T) {
 	const left = 10_000
 	window := 100 * time.Second // even: 100 a wave
 	steps := []struct {
-		name string
-		away int
-		r    Receivers
-		want int
+		name          string
+		away, missing int
+		r             Receivers
+		want          int
 	}{
-		{"well: a little more than even", 0, well, 150},
-		{"again", 0, well, 225},
-		{"slow: half", 0, slow, 112},
-		{"slower and slower", 0, slow, 56},
-		{"bad: none", 0, bad, 0},
-		{"still bad", 0, bad, 0},
-		{"recovered: from where it was left", 0, well, 21},
-		{"and up", 0, well, 31},
-		{"nobody ready: none", 0, nobody, 0},
-		{"those who were told do not arrive: none", 500, well, 0},
-		{"they did: on", 0, well, 11},
-		{"no more than the receivers take", 0, full, 17},
-		{"nor together with those under way", 30, full, 10},
+		{"well: a little more than even", 0, 0, well, 150},
+		{"again", 0, 0, well, 225},
+		{"slow: half", 0, 0, slow, 112},
+		{"slower and slower", 0, 0, slow, 56},
+		{"bad: none", 0, 0, bad, 0},
+		{"still bad", 0, 0, bad, 0},
+		{"recovered: from where it was left", 0, 0, well, 21},
+		{"and up", 0, 0, well, 31},
+		{"nobody ready: none", 0, 0, nobody, 0},
+		{"those who were told do not arrive: none", 500, 0, well, 0},
+		{"they did: on", 0, 0, well, 11},
+		{"half a wave has not come back: half", 0, 6, well, 6},
+		{"a whole one has not: none", 0, 12, well, 0},
+		{"they have", 0, 0, well, 9},
+		{"no more than the receivers take", 0, 0, full, 14},
+		{"nor together with those under way", 30, 0, full, 10},
 	}
 	for _, s := range steps {
-		if got := p.next(left, s.away, window, s.r); got != s.want {
+		if got := p.next(left, s.away, s.missing, window, s.r); got != s.want {
 			t.Errorf("%s: %d, want %d", s.name, got, s.want)
 		}
 	}
@@ -72,13 +75,13 @@ func TestWavesStayInBounds(t *testing.T) {
 	for i := range 10_000 {
 		r := Receivers{Known: true, Ready: i % 3, Headroom: i % 7, Handshake: time.Duration(i%5) * time.Second}
 		left := i % 13
-		if n := p.next(left, i%11, time.Duration(i%4)*time.Second, r); n < 0 || n > left && left > 0 && n > leastWave {
+		if n := p.next(left, i%11, i%5, time.Duration(i%4)*time.Second, r); n < 0 || n > left && left > 0 && n > leastWave {
 			t.Fatalf("step %d: wave of %d with %d left", i, n, left)
 		}
 	}
 	grown := 0
 	for range 20 {
-		grown = p.next(1000, 0, 10*time.Second, well)
+		grown = p.next(1000, 0, 0, 10*time.Second, well)
 	}
 	if grown < 100 {
 		t.Errorf("20 good waves later still %d a wave", grown)

@@ -220,6 +220,45 @@ func TestADrainIsSeenByNobody(t *testing.T) {
 	})
 }
 
+// When Redis was emptied, watchers are told to look once all nodes have told it
+// again who is there: nobody is seen to go and come back.
+func TestAnEmptiedRedisIsSeenByNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peers := bubble(t, 3, nil)
+		a, b, watcher := peers[0], peers[1], peers[2]
+		time.Sleep(2 * time.Second)
+		a.does(message.PresenceJoined, "lobby", "ada", "bob")
+		time.Sleep(300 * time.Millisecond) // the two nodes look at different times
+		b.does(message.PresenceJoined, "lobby", "cyd")
+		time.Sleep(5 * time.Second)
+		space := a.space.(*member).Space
+		space.mu.Lock()
+		space.spaceRooms = spaceRooms{rooms: make(map[message.Room]map[message.SessionID]spaceSeat)}
+		for i := range space.revisions {
+			space.revisions[i] = make(map[string]int64)
+		}
+		space.mu.Unlock()
+		a.does(message.PresenceJoined, "lobby", "dee") // and so it is the first to notice
+		told := watcher.heard(pokedAbout("lobby"))
+		looked := 0
+		for range 600 {
+			time.Sleep(10 * time.Millisecond)
+			now := watcher.heard(pokedAbout("lobby"))
+			if now == told {
+				continue
+			}
+			told = now
+			looked++
+			if got, err := watcher.Room(t.Context(), "lobby", 200); err != nil || got.Count != 4 {
+				t.Errorf("a watcher that was told to look sees %+v, %v, want four", got, err)
+			}
+		}
+		if looked == 0 {
+			t.Error("no watcher was told to look")
+		}
+	})
+}
+
 // What a node can say of the others is bounded, whatever is on the board.
 func TestAFleetIsBounded(t *testing.T) {
 	var f fleet

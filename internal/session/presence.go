@@ -76,6 +76,7 @@ type shardState struct {
 	number int64 // of the tag: raised when something was lost
 	low    int64 // the last revision that was confirmed
 	high   int64 // the last one that was sent; guarded by presence.mu
+	late   int64 // until when changes are told late, in ns: other nodes tell anew, too
 }
 
 func newPresence(n *Node, grace time.Duration) *presence {

@@ -15,8 +15,8 @@ const (
 	checkEvery = time.Second
 	// tellPause is how long it waits after the space did not take changes.
 	tellPause = 250 * time.Millisecond
-	// lateBy is how long after Redis was emptied rooms are looked at anew: by
-	// then all nodes have told it again who is there.
+	// lateBy is how long watchers wait where Redis has lost something: by then all
+	// nodes have told it again who is there, and nobody is seen to go and come.
 	lateBy = 1500 * time.Millisecond
 )
 
@@ -150,6 +150,8 @@ func (p *presence) settle(l *roll) {
 	close(p.settled)
 	p.settled = make(chan struct{})
 	switch {
+	case l.err == nil && p.shards[l.shard].late > p.now():
+		p.pokes.add(lateBy, l.changed...)
 	case l.err == nil:
 		p.pokes.add(0, l.changed...)
 	case !errors.Is(l.err, errResting):
@@ -190,7 +192,7 @@ func (p *presence) renew(shards [shardCount]bool) {
 	for i, lost := range shards {
 		if lost {
 			p.node.metrics.resyncs.Inc()
-			p.shards[i] = shardState{number: p.shards[i].number + 1}
+			p.shards[i] = shardState{number: p.shards[i].number + 1, late: p.now() + int64(lateBy)}
 		}
 	}
 	for s, o := range p.seats {

@@ -13,7 +13,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-var longMoves = flag.Bool("moves.long", false, "move 5,000 clients, as `make moves` does")
+var longMoves = flag.Int("moves.clients", 0, "how many clients are moved, as by `make moves`; 0 is the short form")
 
 const (
 	// handshakeLimit is the nodes' MAX_HANDSHAKE_RATE, the default.
@@ -35,14 +35,18 @@ type relocation struct {
 	rate float64
 }
 
-// relocate starts it: a few hundred clients, or 5,000 in 100 rooms of which
-// half publish, 500 messages a second in all.
+// relocate starts it: a few hundred clients, or thousands, 50 in a room, of
+// which half publish, each every five seconds.
 func relocate(t *testing.T, env map[string]string) *relocation {
 	t.Helper()
 	plan := load.Plan{Clients: 200, Rooms: 20, Rate: 100, Duration: 3 * time.Minute, Settle: time.Minute}
 	start := testkit.StartServer
-	if *longMoves {
-		plan = load.Plan{Clients: 5000, Publishers: 2500, Rooms: 100, Rate: 500, Duration: 5 * time.Minute, RampUp: 15 * time.Second, Settle: time.Minute}
+	if *longMoves > 0 {
+		n := *longMoves
+		plan = load.Plan{
+			Clients: n, Publishers: n / 2, Rooms: max(1, n/50), Rate: float64(n) / 10,
+			Duration: 5 * time.Minute, RampUp: time.Duration(n) * 3 * time.Millisecond, Settle: time.Minute,
+		}
 		start = testkit.StartPlainServer // 5,000 clients of the race detector's are too many for two cores
 	}
 	all := map[string]string{
@@ -67,7 +71,7 @@ func relocate(t *testing.T, env map[string]string) *relocation {
 	// The baseline: what the longest pauses are while nothing happens.
 	run.Mark()
 	baseline := run.Progress().Acked + int64(3*plan.Rate)
-	if *longMoves {
+	if *longMoves > 0 {
 		baseline += int64(12 * plan.Rate)
 	}
 	r.settles("the baseline", func() bool { return run.Progress().Acked >= baseline })

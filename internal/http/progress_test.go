@@ -1,0 +1,87 @@
+package http
+
+import (
+	"context"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestWhoDoesNotComeBackIsMissedForAWhile(t *testing.T) {
+	var a absences
+	// A hundred leave in each wave; they come back two waves later, but for
+	// those of the third.
+	steps := []struct {
+		gone, returned, want int
+	}{
+		{100, 0, 0}, {200, 0, 0}, {300, 100, 0}, // nobody is late yet
+		{400, 200, 0}, {400, 200, 0}, {400, 200, 100}, {400, 300, 100}, {400, 300, 100},
+	}
+	for i, s := range steps {
+		if got := a.next(s.gone, s.returned); got != s.want {
+			t.Errorf("wave %d: %d are missed, want %d", i, got, s.want)
+		}
+	}
+	for range lostWaves {
+		a.next(400, 300)
+	}
+	if got := a.next(400, 300); got != 0 {
+		t.Errorf("%d are missed for ever", got)
+	}
+}
+
+// While those who left do not turn up elsewhere nobody else is sent after them;
+// when they do the drain goes on. All of it is told.
+func TestADrainWaitsForThoseWhoLeftToComeBack(t *testing.T) {
+	t.Parallel()
+	var returned, asked atomic.Int64
+	before := int64(7) // came back before the drain, and are no part of it
+	returned.Store(before)
+	n := draining(t, func(c *Config) {
+		c.DrainWindow, c.DrainTimeout = time.Minute, 2*time.Minute
+		c.Receivers = func(Scope) Receivers {
+			asked.Add(1)
+			r := well
+			r.Counts, r.Returned = true, int(returned.Load())
+			return r
+		}
+	})
+	const crowd = 120
+	for range crowd {
+		b := n.dial(nil)
+		go func() {
+			b.ws.SetReadLimit(1 << 20)
+			for {
+				_, m, err := b.ws.Read(context.Background())
+				if err != nil {
+					return
+				}
+				if strings.Contains(string(m), `"move"`) {
+					_ = b.ws.Close(1000, "")
+				}
+			}
+		}()
+	}
+	n.adminCall("POST", "/drain")
+	eventually(t, "the drain to stand still", func() bool {
+		told, wave := n.DrainState().Told, asked.Load()
+		if told == 0 || told == crowd {
+			return false
+		}
+		eventually(t, "two more waves", func() bool { return asked.Load() >= wave+2 })
+		return n.DrainState().Told == told
+	})
+	stood := n.DrainState()
+	if stood.Returned != 0 || stood.Moved == 0 || stood.Clients == 0 {
+		t.Errorf("it stands at %+v", stood)
+	}
+	returned.Store(before + crowd) // they were slow
+	n.reach(phaseDrained)
+	if state := n.DrainState(); state.Told != crowd || state.Moved != crowd || state.Returned != crowd {
+		t.Errorf("in the end: %+v", state)
+	}
+	if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {
+		t.Errorf("the log's last word: %s", logs)
+	}
+}

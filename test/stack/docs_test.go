@@ -13,14 +13,17 @@ func TestTheOperatorsPageNamesWhatIsThere(t *testing.T) {
 	page := read(t, root+"/docs/operations.md")
 	env := example(t)
 	file := production(t, env)
-	settings := map[string]bool{"DATABASE_URL": true, "REDIS_URL": true, "DATABASE_LANES": true, "IMAGE_MIGRATE": true, "HTTP": true}
+	settings := map[string]bool{"DATABASE_URL": true, "REDIS_URL": true, "DATABASE_LANES": true, "IMAGE_MIGRATE": true, "HTTP": true, "COMPOSE_FILE": true}
 	for name := range env {
 		settings[name] = true
+	}
+	for _, name := range regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\|").FindAllStringSubmatch(read(t, root+"/docs/configuration.md"), -1) {
+		settings[name[1]] = true
 	}
 	found := 0
 	for _, name := range regexp.MustCompile("[`\n ]([A-Z]+(?:_[A-Z]+)+)\\b").FindAllStringSubmatch(page, -1) {
 		if found++; !settings[name[1]] {
-			t.Errorf("the page names %s, which .env.example does not have", name[1])
+			t.Errorf("the page names %s, which neither .env.example nor docs/configuration.md has", name[1])
 		}
 	}
 	for _, name := range regexp.MustCompile(`docker compose[^\n]* (?:exec|rm -sf|up -d --wait --no-deps|stop) ([a-z_]+)`).FindAllStringSubmatch(page, -1) {

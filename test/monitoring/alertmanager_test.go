@@ -1,0 +1,195 @@
+package monitoring
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/testkit"
+)
+
+const (
+	alertmanagerDir     = root + "/monitoring/alertmanager"
+	alertmanagerPackage = "prometheus-alertmanager"
+	patience            = time.Minute
+)
+
+// A pager takes what Alertmanager sends, and remembers who was told what.
+type pager struct {
+	mu   sync.Mutex
+	told map[string]bool // receiver and alert
+}
+
+func (p *pager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var message struct {
+		Receiver string
+		Alerts   []struct{ Labels map[string]string }
+	}
+	if err := json.NewDecoder(r.Body).Decode(&message); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, a := range message.Alerts {
+		p.told[message.Receiver+" "+a.Labels["alertname"]] = true
+	}
+}
+
+func (p *pager) knows(what string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.told[what]
+}
+
+// startAlertmanager starts it as the stack does, on secrets of the test's own,
+// and in a hurry.
+func startAlertmanager(t *testing.T, secrets map[string]string) (url string, process *testkit.Process) {
+	t.Helper()
+	program, err := testkit.Find("prometheus-alertmanager", alertmanagerPackage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := testkit.TempDir("alertmanager", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := strings.NewReplacer("group_wait: 30s", "group_wait: 1s", "group_wait: 10s", "group_wait: 1s", "group_wait: 5m", "group_wait: 1s").
+		Replace(read(t, alertmanagerDir+"/alertmanager.yml"))
+	files := map[string]string{"config.yml": config}
+	for name, text := range secrets {
+		files[name] = text
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script, err := filepath.Abs(alertmanagerDir + "/start")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", testkit.FreePort())
+	p, err := testkit.Start(testkit.Program{
+		Path: "/bin/sh", Dir: dir,
+		Args: []string{script, "--web.listen-address=" + addr, "--cluster.listen-address=", "--storage.path=" + dir + "/data"},
+		Env:  []string{"PROGRAM=" + program, "SECRETS=" + dir, "CONFIG=" + dir + "/config.yml", "FILLED=" + dir + "/filled.yml"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "http://" + addr, p
+}
+
+func post(ctx context.Context, url, body string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, res.Status)
+	}
+	return nil
+}
+
+func eventually(t *testing.T, what string, ask func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ask(); <-time.After(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s", patience, what)
+		}
+	}
+}
+
+// Who is told: by severity, at the URLs of the secrets, and not of what only
+// follows from something greater.
+func TestWhoIsTold(t *testing.T) {
+	t.Parallel()
+	team, deadman := &pager{told: map[string]bool{}}, &pager{told: map[string]bool{}}
+	hooks, dead := httptest.NewServer(team), httptest.NewServer(deadman)
+	defer hooks.Close()
+	defer dead.Close()
+	url, p := startAlertmanager(t, map[string]string{
+		"alert_webhook_url": hooks.URL + "/hook?key=a&b=%7C\n", "alert_deadman_url": dead.URL,
+	})
+	var alerts []string
+	for _, a := range []string{
+		`"alertname":"Watchdog","severity":"info"`,
+		`"alertname":"ServiceDown","severity":"critical","job":"redis","instance":"a"`,
+		`"alertname":"StandbyBehind","severity":"warning"`,
+		`"alertname":"PostgresDown","severity":"critical"`,
+		`"alertname":"BackupTooOld","severity":"warning"`,
+		`"alertname":"ClientErrors","severity":"info"`,
+	} {
+		alerts = append(alerts, `{"labels":{`+a+`}}`)
+	}
+	body := "[" + strings.Join(alerts, ",") + "]"
+	eventually(t, "Alertmanager; it printed\n"+p.Output(), func() bool { return post(t.Context(), url+"/api/v2/alerts", body) == nil })
+	for _, what := range []string{"page ServiceDown", "page PostgresDown", "team BackupTooOld", "team ClientErrors"} {
+		eventually(t, what, func() bool { return team.knows(what) })
+	}
+	eventually(t, "the Watchdog", func() bool { return deadman.knows("deadman Watchdog") })
+	if team.knows("team StandbyBehind") || team.knows("page StandbyBehind") {
+		t.Error("a standby that is behind was told though there is no primary")
+	}
+	if team.knows("team Watchdog") || len(deadman.told) != 1 {
+		t.Errorf("the Watchdog was mixed up: %v, %v", team.told, deadman.told)
+	}
+}
+
+// Without URLs the stack starts, and says that nobody is told; with one that
+// can't be right it does not.
+func TestAlertmanagerWithoutOrWithBadURLs(t *testing.T) {
+	t.Parallel()
+	url, p := startAlertmanager(t, map[string]string{"alert_webhook_url": ""})
+	eventually(t, "Alertmanager", func() bool { return post(t.Context(), url+"/api/v2/alerts", "[]") == nil })
+	for _, want := range []string{"alerts are told to nobody", "nobody notices when the monitoring itself dies"} {
+		if !strings.Contains(p.Output(), want) {
+			t.Errorf("it does not say that %s:\n%s", want, p.Output())
+		}
+	}
+	for _, bad := range []string{"hooks.example.com/x", "https://hooks.example.com/'}", "https://hooks.example.com/a b"} {
+		_, p := startAlertmanager(t, map[string]string{"alert_webhook_url": bad})
+		if err := p.Wait(t.Context()); err == nil || !strings.Contains(p.Output(), "alert_webhook_url") || strings.Contains(p.Output(), "example") {
+			t.Errorf("%s: %v; it printed\n%s", bad, err, p.Output())
+		}
+	}
+}
+
+// Inhibitions and routes name alerts that there are.
+func TestAlertmanagerNamesAlertsThatThereAre(t *testing.T) {
+	t.Parallel()
+	there := map[string]bool{}
+	for _, r := range rules(t) {
+		there[r.Alert] = true
+	}
+	text := read(t, alertmanagerDir+"/alertmanager.yml")
+	for rest := text; ; {
+		_, after, found := strings.Cut(rest, "alertname=")
+		if !found {
+			break
+		}
+		quoted, tail, _ := strings.Cut(strings.TrimLeft(after, `~"`), `"`)
+		for name := range strings.SplitSeq(quoted, "|") {
+			if !there[name] {
+				t.Errorf("alertmanager.yml names %q, which is no alert", name)
+			}
+		}
+		rest = tail
+	}
+}

@@ -1,0 +1,140 @@
+package monitoring
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// A dashboard of Grafana, as far as it is looked at here.
+type dashboard struct {
+	file        string
+	UID         string
+	Title       string
+	Description string
+	Annotations struct {
+		List []struct{ Name, Expr string }
+	}
+	Panels []panel
+}
+
+type panel struct {
+	ID          int
+	Type        string
+	Title       string
+	Description string
+	Datasource  struct{ UID string }
+	GridPos     struct{ X, Y, W, H int }
+	FieldConfig struct {
+		Defaults struct{ Unit string }
+	}
+	Targets []struct {
+		RefID, Expr, LegendFormat string
+		Datasource                struct{ UID string }
+	}
+}
+
+func dashboards(t *testing.T) (all []dashboard) {
+	t.Helper()
+	for _, path := range glob(t, root+"/monitoring/grafana/dashboards/*.json") {
+		d := dashboard{file: filepath.Base(path)}
+		if err := json.Unmarshal([]byte(read(t, path)), &d); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+func TestDashboards(t *testing.T) {
+	var source struct{ Datasources []struct{ UID, URL string } }
+	decode(t, root+"/monitoring/grafana/provisioning/datasources/prometheus.yml", &source)
+	uid := source.Datasources[0].UID
+	var titles []string
+	uids := map[string]bool{}
+	for _, d := range dashboards(t) {
+		titles = append(titles, d.Title)
+		if d.UID == "" || uids[d.UID] || d.Description == "" {
+			t.Errorf("%s: uid %q is empty or taken, or there is no description", d.file, d.UID)
+		}
+		uids[d.UID] = true
+		ids := map[int]bool{}
+		for _, p := range d.Panels {
+			where := d.file + ": " + p.Title
+			if ids[p.ID] || p.ID == 0 || p.Title == "" {
+				t.Errorf("%s: id %d is taken, or there is no title", where, p.ID)
+			}
+			ids[p.ID] = true
+			if p.Type != "row" {
+				p.hold(t, where, uid)
+			}
+		}
+		overlaps(t, d)
+	}
+	slices.Sort(titles)
+	if want := []string{"Application Performance", "Infrastructure Health", "WebSocket Overview"}; !slices.Equal(titles, want) {
+		t.Errorf("dashboards %q, want %q", titles, want)
+	}
+}
+
+func (p *panel) hold(t *testing.T, where, source string) {
+	t.Helper()
+	if p.Description == "" || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 || p.Datasource.UID != source {
+		t.Errorf("%s lacks a description, a unit, a query or its source: %+v", where, p)
+	}
+	refs := map[string]bool{}
+	for _, q := range p.Targets {
+		if q.Expr == "" || q.RefID == "" || refs[q.RefID] || q.Datasource.UID != source {
+			t.Errorf("%s: query %+v", where, q)
+		}
+		refs[q.RefID] = true
+	}
+}
+
+// overlaps finds panels that lie on each other or beyond the grid.
+func overlaps(t *testing.T, d dashboard) {
+	t.Helper()
+	for i, p := range d.Panels {
+		a := p.GridPos
+		if a.W == 0 || a.H == 0 || a.X+a.W > 24 {
+			t.Errorf("%s: %s lies at %+v", d.file, p.Title, a)
+		}
+		for _, other := range d.Panels[:i] {
+			b := other.GridPos
+			if a.X < b.X+b.W && b.X < a.X+a.W && a.Y < b.Y+b.H && b.Y < a.Y+a.H {
+				t.Errorf("%s: %s lies on %s", d.file, p.Title, other.Title)
+			}
+		}
+	}
+}
+
+// Traefik counts a WebSocket when it ends, with its lifetime as duration and 0
+// as code: what tells of latency leaves them out, or it tells of patience.
+func TestTraefiksLatencyLeavesWebSocketsOut(t *testing.T) {
+	duration := regexp.MustCompile(`traefik_\w+_duration_seconds\w*(\{[^}]*\})?`)
+	found := 0
+	hold := func(where, expr string) {
+		for _, m := range duration.FindAllStringSubmatch(expr, -1) {
+			found++
+			if !strings.Contains(m[1], `protocol!="websocket"`) {
+				t.Errorf("%s has WebSockets in it: %s", where, m[0])
+			}
+		}
+	}
+	for _, r := range rules(t) {
+		hold(r.file+": "+r.Alert+r.Record, r.Expr)
+	}
+	for _, d := range dashboards(t) {
+		for _, p := range d.Panels {
+			for _, q := range p.Targets {
+				hold(d.file+": "+p.Title, q.Expr)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("nothing looks at Traefik's latency")
+	}
+}

@@ -1,0 +1,156 @@
+package monitoring
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"switchyard/internal/testkit"
+)
+
+// exported are the metrics that there are, each with its labels: those of a
+// server that runs, those that were recorded of each exporter in the version
+// that the stack runs, and those that rules make.
+type exported map[string]map[string]bool
+
+func (e exported) add(metric string, labels ...string) {
+	if e[metric] == nil {
+		e[metric] = map[string]bool{}
+	}
+	for _, l := range labels {
+		e[metric][l] = true
+	}
+}
+
+var (
+	sample    = regexp.MustCompile(`^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? `)
+	labelName = regexp.MustCompile(`([a-zA-Z_][a-zA-Z0-9_]*)="`)
+)
+
+// scrape adds what a running server says, and those of its labelled metrics
+// that have no value yet.
+func (e exported) scrape(t *testing.T, s *testkit.Server) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("/metrics: %s, %v", res.Status, err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if m := sample.FindStringSubmatch(line); m != nil {
+			e.add(m[1])
+			for _, l := range labelName.FindAllStringSubmatch(m[2], -1) {
+				e.add(m[1], l[1])
+			}
+		}
+	}
+}
+
+func allExported(t *testing.T) exported {
+	t.Helper()
+	all := exported{}
+	issuer := httptest.NewServer(http.NotFoundHandler()) // what tells of its keys is there all the same
+	defer issuer.Close()
+	s := testkit.StartServer(t, map[string]string{
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
+		"COLOR": "blue", "DEPLOYMENT": "blue-1", "API_KEYS": "shop:a-long-random-secret",
+		"AUTH_JWKS_URL": issuer.URL, "AUTH_ANONYMOUS": "*:rw",
+	})
+	visit(t, s)
+	all.scrape(t, s)
+	for _, path := range glob(t, "testdata/*-v*.txt") {
+		for line := range strings.Lines(read(t, path)) {
+			words := strings.Fields(line)
+			all.add(words[0], words[1:]...)
+		}
+	}
+	for _, r := range rules(t) {
+		if r.Record == "" {
+			continue
+		}
+		all.add(r.Record)
+		for l := range r.Labels {
+			all.add(r.Record, l)
+		}
+		for _, by := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(r.Expr, -1) {
+			all.add(r.Record, strings.Split(strings.ReplaceAll(by[1], " ", ""), ",")...)
+		}
+		if !strings.Contains(r.Expr, "sum") { // it keeps the labels of what it is made of
+			all.add(r.Record, "color")
+		}
+	}
+	// Told in a container that has a limit only: internal/app tests it.
+	all.add("switchyard_memory_limit_bytes")
+	// Prometheus' own, and what the backup writes into node_exporter's folder.
+	all.add("ALERTS", "alertname", "alertstate", "severity")
+	all.add("up")
+	all.add("switchyard_backup_last_success_timestamp_seconds")
+	all.add("switchyard_backup_last_verified_timestamp_seconds")
+	return all
+}
+
+// ofTarget are labels that prometheus.yml gives to targets.
+var ofTarget = map[string]bool{"job": true, "instance": true, "color": true}
+
+func (e exported) hold(t *testing.T, where, expr string) {
+	t.Helper()
+	found := selectors(expr)
+	if len(found) == 0 && expr != "vector(1)" {
+		t.Errorf("%s names no metric: %s", where, expr)
+	}
+	for _, s := range found {
+		labels, there := e[s.metric]
+		if !there {
+			t.Errorf("%s names %s, which nothing exports", where, s.metric)
+			continue
+		}
+		for _, l := range s.labels {
+			if !labels[l] && !ofTarget[l] {
+				t.Errorf("%s chooses %s by %s, a label that it does not have", where, s.metric, l)
+			}
+		}
+	}
+}
+
+// A rule or a panel that names what nothing exports is silent for ever, and
+// nobody sees it.
+func TestWhatRulesAndPanelsNameIsExported(t *testing.T) {
+	all := allExported(t)
+	for _, r := range rules(t) {
+		all.hold(t, r.file+": "+r.Alert+r.Record, r.Expr)
+	}
+	for _, d := range dashboards(t) {
+		for _, p := range d.Panels {
+			for _, target := range p.Targets {
+				all.hold(t, d.file+": "+p.Title, target.Expr)
+			}
+		}
+		for _, a := range d.Annotations.List {
+			all.hold(t, d.file+": annotation "+a.Name, a.Expr)
+		}
+	}
+}
+
+// What is asked of an exporter was recorded of the version that the stack runs.
+func TestRecordedExportersAreThoseOfTheStack(t *testing.T) {
+	compose := read(t, root+"/deploy/compose/docker-compose.prod.yml")
+	for _, path := range glob(t, "testdata/*-v*.txt") {
+		program, version, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), ".txt"), "-v")
+		if image := program + ":v" + version; !strings.Contains(compose, image+"\n") {
+			t.Errorf("%s: the stack does not run %s; record it anew (test/stack, -record)", path, image)
+		}
+	}
+}

@@ -1,0 +1,188 @@
+package monitoring
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const promPackage = "prometheus" // Debian's, for promtool
+
+// The files as the stack mounts them; targets of the site are written by setup.
+func TestPrometheusTakesItsConfiguration(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(prometheus)); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "prometheus.yml")
+	text := strings.ReplaceAll(read(t, config), "/etc/prometheus-targets", dir+"/targets")
+	if err := os.Mkdir(filepath.Join(dir, "targets"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string]string{config: text, dir + "/targets/domain.json": `[{"targets": ["chat.example.com"]}]`} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := tool(t, promPackage, "promtool", "check", "config", "--lint-fatal", config); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// promTests are what promtool tries rules by.
+type promTests struct {
+	RuleFiles []string `yaml:"rule_files"`
+	Tests     []struct {
+		Name   string
+		Alerts []struct {
+			Alertname string
+			Exp       []struct {
+				Labels      map[string]string `yaml:"exp_labels"`
+				Annotations map[string]string `yaml:"exp_annotations"`
+			} `yaml:"exp_alerts"`
+		} `yaml:"alert_rule_test"`
+		Exprs []struct{ Expr string } `yaml:"promql_expr_test"`
+	}
+}
+
+func TestRulesDoWhatTheirTestsSay(t *testing.T) {
+	for _, path := range glob(t, prometheus+"/tests/*.yml") {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			t.Parallel()
+			if out, err := tool(t, promPackage, "promtool", "test", "rules", path); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// Each alert fires in some test, in each of its severities, and is silent in
+// another; each recording rule is asked for.
+func TestEveryRuleIsTried(t *testing.T) {
+	t.Parallel()
+	fires, silent, asked := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, path := range glob(t, prometheus+"/tests/*.yml") {
+		var file promTests
+		decode(t, path, &file)
+		for _, test := range file.Tests {
+			for _, a := range test.Alerts {
+				silent[a.Alertname] = silent[a.Alertname] || len(a.Exp) == 0
+				for _, exp := range a.Exp {
+					fires[a.Alertname+" "+exp.Labels["severity"]] = true
+				}
+			}
+			for _, e := range test.Exprs {
+				for _, s := range selectors(e.Expr) {
+					asked[s.metric] = true
+				}
+			}
+		}
+	}
+	for _, r := range rules(t) {
+		switch {
+		case r.Record != "" && !asked[r.Record]:
+			t.Errorf("%s: no test asks for %s", r.file, r.Record)
+		case r.Alert != "" && !fires[r.Alert+" "+r.Labels["severity"]]:
+			t.Errorf("%s: %s (%s) fires in no test", r.file, r.Alert, r.Labels["severity"])
+		case r.Alert != "" && r.Alert != "Watchdog" && !silent[r.Alert]:
+			t.Errorf("%s: %s is silent in no test", r.file, r.Alert)
+		}
+	}
+}
+
+// What the operations guide asks for, by name, threshold and patience.
+func TestTheAlertsThatOperatorsKnow(t *testing.T) {
+	t.Parallel()
+	known := map[string][4]string{
+		"HighErrorRate":       {"> 0.1", "2m", "critical"},
+		"HighConnectionCount": {"websocket_active_connections > 8000", "5m", "warning"},
+		"HighMemoryUsage":     {"/ node_memory_MemTotal_bytes > 0.9", "5m", "warning"},
+		"ServiceDown":         {"up == 0", "1m", "critical"},
+	}
+	for _, r := range rules(t) {
+		if want, there := known[r.Alert]; there {
+			delete(known, r.Alert)
+			if !strings.HasSuffix(r.Expr, want[0]) || r.For != want[1] || r.Labels["severity"] != want[2] {
+				t.Errorf("%s: %s for %s, %s; want %v", r.Alert, r.Expr, r.For, r.Labels["severity"], want)
+			}
+		}
+	}
+	for name := range known {
+		t.Errorf("there is no alert %s", name)
+	}
+}
+
+var (
+	heading = regexp.MustCompile(`(?m)^#{1,6} +(.+?)\s*$`)
+	noSlug  = regexp.MustCompile("[^a-z0-9 _-]")
+)
+
+// anchors are what the headings of a page can be reached by, as GitHub makes
+// them.
+func anchors(t *testing.T, path string) map[string]bool {
+	t.Helper()
+	all := map[string]bool{}
+	for _, m := range heading.FindAllStringSubmatch(read(t, path), -1) {
+		slug := noSlug.ReplaceAllString(strings.ToLower(m[1]), "")
+		all[strings.ReplaceAll(slug, " ", "-")] = true
+	}
+	return all
+}
+
+// Whoever is woken reads what is wrong, where, and what to do.
+func TestEveryAlertSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	const page = "docs/operations.md"
+	there := anchors(t, root+"/"+page)
+	named := map[string]bool{}
+	for _, r := range rules(t) {
+		if r.Alert == "" {
+			continue
+		}
+		named[strings.ToLower(r.Alert)] = true
+		where := r.file + ": " + r.Alert
+		if !slices.Contains([]string{"critical", "warning", "info"}, r.Labels["severity"]) {
+			t.Errorf("%s has severity %q", where, r.Labels["severity"])
+		}
+		if s := r.Annotations["summary"]; s == "" || strings.Contains(s, "{{") {
+			t.Errorf("%s: a summary is the same for all that one message tells of: %q", where, s)
+		}
+		if len(r.Annotations["description"]) < 20 {
+			t.Errorf("%s: description %q", where, r.Annotations["description"])
+		}
+		file, anchor, _ := strings.Cut(r.Annotations["runbook_url"], "#")
+		if file != page || anchor != strings.ToLower(r.Alert) || !there[anchor] {
+			t.Errorf("%s: there is no runbook at %q", where, r.Annotations["runbook_url"])
+		}
+	}
+	_, runbooks, _ := strings.Cut(read(t, root+"/"+page), "\n## Runbooks\n")
+	runbooks, _, _ = strings.Cut(runbooks, "\n## ")
+	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(runbooks, -1) {
+		if !named[strings.ToLower(m[1])] {
+			t.Errorf("%s has a runbook for %s, which is no alert", page, m[1])
+		}
+	}
+}
+
+// Links within the page lead somewhere.
+func TestLinksOfTheOperationsPage(t *testing.T) {
+	t.Parallel()
+	text := read(t, root+"/docs/operations.md")
+	for _, m := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(text, -1) {
+		path := root + "/docs/operations.md"
+		if m[1] != "" {
+			path = filepath.Join(root, "docs", m[1])
+			if _, err := os.Stat(path); err != nil {
+				t.Errorf("a link to %s: %v", m[1], err)
+				continue
+			}
+		}
+		if m[2] != "" && !anchors(t, path)[m[2]] {
+			t.Errorf("%s has no %q", path, m[2])
+		}
+	}
+}

@@ -1,0 +1,220 @@
+//go:build stack
+
+package stack
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/load"
+)
+
+var record = flag.Bool("record", false, "write down what the exporters of the stack export, for test/monitoring")
+
+// A series is one answer of Prometheus to a query.
+type series struct {
+	Metric map[string]string
+	Value  [2]any // when, and a number as text
+}
+
+// ask queries the stack's Prometheus for what is so now.
+func ask(t *testing.T, expr string) []series {
+	t.Helper()
+	var answer struct{ Data struct{ Result []series } }
+	inside(t, the.prometheus, "/api/v1/query?"+url.Values{"query": {expr}}.Encode(), &answer)
+	return answer.Data.Result
+}
+
+// A query is one that a panel asks, with what Grafana puts in.
+type query struct{ where, expr string }
+
+func panelQueries(t *testing.T) (all []query) {
+	t.Helper()
+	paths, err := filepath.Glob(root + "/monitoring/grafana/dashboards/*.json")
+	if err != nil || len(paths) != 3 {
+		t.Fatalf("dashboards %v, %v", paths, err)
+	}
+	fill := strings.NewReplacer("$__rate_interval", "1m", "$color", "blue|green")
+	for _, path := range paths {
+		var d struct {
+			Title  string
+			Panels []struct {
+				Title   string
+				Targets []struct{ Expr string }
+			}
+		}
+		if err := json.Unmarshal([]byte(read(t, path)), &d); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		for _, p := range d.Panels {
+			for _, target := range p.Targets {
+				all = append(all, query{d.Title + ": " + p.Title, fill.Replace(target.Expr)})
+			}
+		}
+	}
+	return all
+}
+
+// Under load, every query of every panel has an answer, and a number in it.
+func TestEveryPanelHasData(t *testing.T) {
+	the.believeUs(t)
+	run := the.run500(t, load.Plan{Clients: 50, Rooms: 5, Rate: 50}, 50)
+	defer judge(t, run)
+	the.visit1(t)
+	// A replica of the colour that waits lets go of nobody, and is taken back.
+	_, idle := the.live(t)
+	out, err := the.compose("exec", "-T", "--index", "1", "app_"+idle, "/server", "drain")
+	must(t, out, err)
+	out, err = the.compose("exec", "-T", "--index", "1", "app_"+idle, "/server", "undrain")
+	must(t, out, err)
+
+	queries := panelQueries(t)
+	eventually(t, 4*time.Minute, "an answer for every panel", func() error {
+		the.visit1(t) // a rate needs two scrapes with something between them
+		var empty []string
+		for _, q := range queries {
+			if !slices.ContainsFunc(ask(t, q.expr), func(s series) bool { return s.Value[1] != "NaN" }) {
+				empty = append(empty, q.where+": "+q.expr)
+			}
+		}
+		if len(empty) > 0 {
+			return fmt.Errorf("%d of %d queries have no data:\n%s", len(empty), len(queries), strings.Join(empty, "\n"))
+		}
+		return nil
+	})
+	t.Logf("%d queries of panels have data", len(queries))
+}
+
+// visit1 does what happens now and then: a client errs, resumes and leaves, a
+// backend calls, a page is asked for.
+func (s *stack) visit1(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ws, _, err := websocket.Dial(ctx, "wss://"+domain+"/ws", &websocket.DialOptions{
+		HTTPClient: s.client(), HTTPHeader: http.Header{"Authorization": {"Bearer " + s.token("visitor")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	for _, frame := range []string{`{"type":"join","room":"no such name"}`, `{"type":"join","room":"monitoring","after":0}`} {
+		if err := ws.Write(ctx, websocket.MessageText, []byte(frame)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for joined := false; !joined; {
+		_, frame, err := ws.Read(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		joined = strings.Contains(string(frame), `"type":"joined"`)
+	}
+	_ = ws.Close(websocket.StatusNormalClosure, "")
+	for _, path := range []string{"/", "/v1/rooms"} {
+		s.get(t, "https://"+domain+path)
+	}
+}
+
+// No rule fails: two series where one was meant shows only with real data.
+func TestEveryRuleIsEvaluated(t *testing.T) {
+	var answer struct {
+		Data struct {
+			Groups []struct {
+				Rules []struct{ Name, Health, LastError string }
+			}
+		}
+	}
+	eventually(t, 2*time.Minute, "every rule to be evaluated", func() error {
+		inside(t, the.prometheus, "/api/v1/rules", &answer)
+		n := 0
+		for _, g := range answer.Data.Groups {
+			for _, r := range g.Rules {
+				if n++; r.Health != "ok" {
+					return fmt.Errorf("%s is %s: %s", r.Name, r.Health, r.LastError)
+				}
+			}
+		}
+		if n < 50 {
+			return fmt.Errorf("only %d rules", n)
+		}
+		return nil
+	})
+}
+
+// What test/monitoring holds rules and panels against was recorded of exporters
+// as the stack runs them: what they export still has all of it that is used.
+func TestExportersExportWhatWasRecorded(t *testing.T) {
+	const testdata = root + "/test/monitoring/testdata/"
+	files := map[string]string{
+		"node-exporter-v1.5.0.txt": "node", "redis_exporter-v1.45.0.txt": "redis", "postgres-exporter-v0.11.1.txt": "postgres",
+		"blackbox-exporter-v0.23.0.txt": "blackbox|readyz|site|wss|certificate", "alertmanager-v0.25.0.txt": "alertmanager",
+		"prometheus-v2.42.0.txt": "prometheus", "traefik-v3.7.13.txt": "traefik",
+	}
+	var used strings.Builder
+	for _, q := range panelQueries(t) {
+		used.WriteString(q.expr + "\n")
+	}
+	rules, err := filepath.Glob(root + "/monitoring/prometheus/rules/*.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range rules {
+		used.WriteString(read(t, path))
+	}
+	for file, jobs := range files {
+		live := exportedBy(t, jobs)
+		if *record {
+			var text strings.Builder
+			for _, metric := range slices.Sorted(maps.Keys(live)) {
+				text.WriteString(strings.Join(append([]string{metric}, slices.Sorted(maps.Keys(live[metric]))...), " ") + "\n")
+			}
+			if err := os.WriteFile(testdata+file, []byte(text.String()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		for line := range strings.Lines(read(t, testdata+file)) {
+			metric, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if live[metric] == nil && strings.Contains(used.String(), metric) {
+				t.Errorf("%s: %s is used, and no target of %s exports it", file, metric, jobs)
+			}
+		}
+	}
+}
+
+// exportedBy asks which metrics jobs have brought, each with its labels.
+func exportedBy(t *testing.T, jobs string) map[string]map[string]bool {
+	t.Helper()
+	var answer struct{ Data []map[string]string }
+	inside(t, the.prometheus, "/api/v1/series?"+url.Values{"match[]": {`{job=~"` + jobs + `"}`}}.Encode(), &answer)
+	all := map[string]map[string]bool{}
+	for _, s := range answer.Data {
+		metric := s["__name__"]
+		if metric == "up" || strings.HasPrefix(metric, "scrape_") || strings.HasPrefix(metric, "ALERTS") {
+			continue
+		}
+		if all[metric] == nil {
+			all[metric] = map[string]bool{}
+		}
+		for label := range s {
+			if label != "__name__" && label != "job" && label != "instance" {
+				all[metric][label] = true
+			}
+		}
+	}
+	return all
+}

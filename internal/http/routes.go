@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -91,6 +92,7 @@ var contentTypes = map[string]string{
 // file serves one of the page's files. The page may load and reach nothing
 // but its own server.
 func (s *Server) file(name string) http.HandlerFunc {
+	content, tag := s.content(name)
 	return func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -103,12 +105,23 @@ func (s *Server) file(name string) http.HandlerFunc {
 		if kind := contentTypes[path.Ext(name)]; kind != "" {
 			h.Set("Content-Type", kind)
 		}
-		if name == pageName {
-			http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(s.page))
-			return
-		}
-		http.ServeFileFS(w, r, web.Files, name)
+		h.Set("ETag", tag)
+		http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(content))
 	}
+}
+
+// content is what a file holds, and a tag that changes with it: who has it
+// already, a browser or a CDN, is answered 304.
+func (s *Server) content(name string) (content []byte, tag string) {
+	content = s.page
+	if name != pageName {
+		var err error
+		if content, err = web.Files.ReadFile(name); err != nil {
+			panic(err) // built into the program
+		}
+	}
+	sum := sha256.Sum256(content)
+	return content, fmt.Sprintf(`"%x"`, sum[:12])
 }
 
 const pageName = "index.html"

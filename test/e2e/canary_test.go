@@ -36,6 +36,7 @@ func readiness(t *testing.T, s *testkit.Server) (status int, body string) {
 // health check of a connection is green while members on other nodes would hear
 // nothing but for the log. The canary's echo tells, and tells when it is over.
 func TestABrokerThatCarriesNothingIsSeen(t *testing.T) {
+	t.Parallel()
 	redis := testkit.StartRedis(t)
 	s := testkit.StartServer(t, map[string]string{"REDIS_URL": redis.URL()})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -65,6 +66,7 @@ func TestABrokerThatCarriesNothingIsSeen(t *testing.T) {
 // A database that hangs: connections stand, nothing is committed. The node is
 // not ready within seconds, says which leg is stale, and is back by itself.
 func TestADatabaseThatHangsMakesDeliveryStale(t *testing.T) {
+	t.Parallel()
 	db := testkit.Postgres(t)
 	direct := fmt.Sprintf("127.0.0.1:%d", db.Port())
 	proxy := testkit.NewProxy(t, direct)

@@ -175,11 +175,23 @@ func (f *fleet) recovers() {
 	f.wait("all that was published before to be answered", func() bool { return !f.crowd.pauses.asking(now) })
 }
 
+// metric returns the value of one series. A node that does not answer in time,
+// on a machine that is busy with other things, is asked again.
+func (f *fleet) metric(s *station, series string) float64 {
+	f.t.Helper()
+	said := ""
+	f.wait("a node to tell its metrics", func() bool {
+		said = s.ask("/metrics")
+		return strings.Contains(said, "switchyard_build_info")
+	})
+	return valueOf(said, series)
+}
+
 // feedRepairs is how often topics had to ask the log because only the commit
 // feed knew of a message, on all nodes.
 func (f *fleet) feedRepairs() (n float64) {
 	for _, s := range f.stations {
-		n += metric(f.t, s.Server, `websocket_repairs_total{cause="feed"}`)
+		n += f.metric(s, `websocket_repairs_total{cause="feed"}`)
 	}
 	return n
 }
@@ -192,7 +204,7 @@ func (f *fleet) feedRepairs() (n float64) {
 func (f *fleet) fastPath() {
 	f.t.Helper()
 	for _, s := range f.stations {
-		f.wait("the broker to be up", func() bool { return metric(f.t, s.Server, "broker_up") == 1 })
+		f.wait("the broker to be up", func() bool { return f.metric(s, "broker_up") == 1 })
 	}
 	for i := range f.crowd.rooms {
 		room, all := fmt.Sprintf("sy:room-%d", i), fmt.Sprintf(" %d", len(f.stations))

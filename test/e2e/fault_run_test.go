@@ -96,6 +96,7 @@ type happening struct {
 	station *station
 	bit     func() bool
 	until   time.Time
+	atMost  time.Time // one that has not bitten goes on so long
 }
 
 // shuffled are the kinds of this form, in the dice's order.
@@ -118,8 +119,9 @@ func (r *faultRun) lasts(k *kind) time.Duration {
 }
 
 // begin has a fault happen, at the node where it hurts the most, unless
-// something else happens to it already.
-func (r *faultRun) begin(k *kind, lasts time.Duration) {
+// something else happens to it already. One that lasted long enough and has not
+// bitten, since nobody came near it, has so much patience.
+func (r *faultRun) begin(k *kind, lasts, patience time.Duration) {
 	place := active{harms: k.harms, station: r.busiest()}
 	if k.harms == toRedis || k.harms == toPG {
 		place.station = r.any()
@@ -133,6 +135,7 @@ func (r *faultRun) begin(k *kind, lasts time.Duration) {
 	}
 	h := &happening{kind: k, station: target, bit: k.do(r.fleet, target)}
 	h.until = time.Now().Add(lasts)
+	h.atMost = h.until.Add(patience)
 	r.active[place] = h
 }
 
@@ -140,7 +143,7 @@ func (r *faultRun) begin(k *kind, lasts time.Duration) {
 // returns the kinds of those that bit.
 func (r *faultRun) goOn(now time.Time) (ended []*kind) {
 	for place, h := range r.active {
-		if now.Before(h.until) {
+		if now.Before(h.until) || now.Before(h.atMost) && !h.bit() {
 			if h.again != nil {
 				h.again(r.fleet, h.station)
 			}
@@ -160,7 +163,7 @@ func (r *faultRun) goOn(now time.Time) (ended []*kind) {
 func (r *faultRun) alone(k *kind, lasts time.Duration) {
 	r.t.Helper()
 	r.t.Logf("%s, at %v", k.name, time.Since(r.began).Round(time.Second))
-	r.begin(k, lasts)
+	r.begin(k, lasts, 10*time.Second)
 	var ended []*kind
 	for len(r.active) > 0 {
 		r.pass(50*time.Millisecond, nil)
@@ -183,7 +186,7 @@ func (r *faultRun) overlapping(d time.Duration) {
 	for end := next.Add(d); time.Now().Before(end) || len(r.active) > 0; {
 		now := time.Now()
 		if now.After(next) && now.Before(end) && len(r.active) < 3 {
-			r.begin(all[r.dice.IntN(len(all))], 300*time.Millisecond+time.Duration(r.dice.Int64N(int64(4*time.Second))))
+			r.begin(all[r.dice.IntN(len(all))], 300*time.Millisecond+time.Duration(r.dice.Int64N(int64(4*time.Second))), 0)
 			next = now.Add(200*time.Millisecond + time.Duration(r.dice.Int64N(int64(time.Second))))
 		}
 		for _, k := range r.goOn(now) {

@@ -4,13 +4,22 @@
 package e2e
 
 import (
+	"flag"
 	"testing"
 
 	"switchyard/internal/load"
 	"switchyard/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+// TestMain lets more stories run at once than there are cores, unless -parallel
+// says otherwise: those that are marked so mostly wait. They share no Redis,
+// where rooms of the same name would meet.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
+	testkit.Main(m)
+}
 
 // judge fails the test unless the history is clean. Nothing was trimmed in
 // these stories, so that no gap may be declared either.

@@ -98,6 +98,7 @@ func TestSIGTERMSaysRestartAndExitsClean(t *testing.T) {
 }
 
 func TestAClientThatNeverAnswersDoesNotKeepTheServer(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, map[string]string{"DRAIN_WINDOW": "1s", "DRAIN_TIMEOUT": "1s"})
 	c, err := net.Dial("tcp", s.Addr)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 // under the same id finds what is stored: the publisher's own where the node
 // died or had to give up, the node's otherwise. Nobody sees it twice.
 func TestACommitWhoseAnswerWasLostIsSettledByItsID(t *testing.T) {
+	t.Parallel()
 	pg := testkit.StartPostgres(t)
 	proxy, env := behindProxy(t, pg)
 	env["APPEND_TIMEOUT"] = "1s"
@@ -90,6 +91,7 @@ func happened(t *testing.T, fault <-chan struct{}) {
 // A stranger's transaction locks the rooms of a batch in the other order.
 // PostgreSQL kills the batch (40P01); the node does it again.
 func TestADeadlockIsTriedAgainInside(t *testing.T) {
+	t.Parallel()
 	// Above it the stranger has no time to close the ring, below the node's own
 	// lock_timeout (2 s) it would not be one.
 	pg := testkit.StartPostgres(t, "deadlock_timeout=1500ms")
@@ -141,6 +143,7 @@ func TestADeadlockIsTriedAgainInside(t *testing.T) {
 // Some other PostgreSQL, a setting, a trigger: a COMMIT that fails with 40001
 // is done again. Here a deferred trigger refuses two of three.
 func TestASerializationFailureIsTriedAgainInside(t *testing.T) {
+	t.Parallel()
 	pg := testkit.StartPostgres(t)
 	s := testkit.StartServer(t, map[string]string{"DATABASE_URL": pg.URL(), "API_KEYS": "shop:" + apiKey})
 	w := meet(t, s)

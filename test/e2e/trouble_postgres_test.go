@@ -90,6 +90,7 @@ func stored(pg *testkit.PG, room string) string {
 // Whatever is wrong with PostgreSQL: who publishes is told in time and keeps
 // the socket, the node says that it is not ready, and all comes back by itself.
 func TestPublishersAreToldWhenPostgreSQLIsInTrouble(t *testing.T) {
+	t.Parallel()
 	for _, trouble := range []struct {
 		name     string
 		do, undo func(*testkit.Proxy, *testkit.PG)
@@ -171,6 +172,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // A PostgreSQL that answers late, but in time, is no reason to refuse anybody;
 // nor is one that restarts at once.
 func TestPublishersNoticeNothingButALittleTime(t *testing.T) {
+	t.Parallel()
 	for _, trouble := range []struct {
 		name string
 		do   func(*testkit.Proxy, *testkit.PG)

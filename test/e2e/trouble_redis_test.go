@@ -32,12 +32,12 @@ func TestRedisInTrouble(t *testing.T) {
 		byLog bool // it lasts long enough for everybody to notice
 	}{
 		{kindNamed(t, "Redis killed"), time.Second, true}, // and started again, empty
-		{kindNamed(t, "Redis paused"), 5 * time.Second, true},
+		{kindNamed(t, "Redis paused"), 4 * time.Second, true},
 		{kindNamed(t, "line to Redis cut"), time.Second, true},
-		{kindNamed(t, "line to Redis stalled"), 5 * time.Second, true}, // both ways, and no FIN
-		{kindNamed(t, "line to Redis delayed"), 2 * time.Second, true},
+		{kindNamed(t, "line to Redis stalled"), 4 * time.Second, true}, // both ways, and no FIN
+		{kindNamed(t, "line to Redis delayed"), time.Second, true},
 		{kindNamed(t, "line to Redis half closed"), 200 * time.Millisecond, false},
-		{r.smallOutputBuffer(), 2 * time.Second, false},
+		{r.smallOutputBuffer(), time.Second, false},
 	} {
 		before := r.feedRepairs()
 		r.alone(trouble.kind, trouble.lasts)
@@ -66,7 +66,7 @@ func (r *faultRun) goesByTheLog() {
 	}
 	for _, s := range r.stations {
 		status, body := readiness(r.t, s.Server)
-		if status != 200 || !strings.Contains(body, `"broker":"down"`) || metric(r.t, s.Server, "broker_up") != 0 {
+		if status != 200 || !strings.Contains(body, `"broker":"down"`) || r.metric(s, "broker_up") != 0 {
 			r.t.Errorf("without Redis: %d %s", status, body)
 		}
 	}

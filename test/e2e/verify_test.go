@@ -76,7 +76,8 @@ func (o *operation) end() (code int, stdout, stderr string) {
 // An operator proves two nodes with the built command, and is told when nobody
 // is there.
 func TestTheBuiltVerify(t *testing.T) {
-	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL()}
+	t.Parallel()
+	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	code, out, errs := operate(t, "verify", "--url", a.SocketURL(), "--url", b.SocketURL(),
 		"--clients", "20", "--rooms", "4", "--rate", "100", "--duration", "3s", "--cut", "200ms", "--json")

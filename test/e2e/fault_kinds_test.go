@@ -86,7 +86,7 @@ func lineKinds(harms string, stallShort, stallLong time.Duration) []*kind {
 	}
 	return []*kind{
 		{name: harms + " cut", harms: harms, short: 500 * time.Millisecond, long: 3 * time.Second,
-			do:   harm(harms, func(p *testkit.Proxy) { p.Refuse(true); p.Cut() }, func(h testkit.Harm) int { return h.Cut }),
+			do:   harm(harms, func(p *testkit.Proxy) { p.Refuse(true); p.Cut() }, func(h testkit.Harm) int { return h.Cut + h.Refused }),
 			undo: func(_ *fleet, s *station) { proxy(s).Refuse(false) }},
 		{name: harms + " stalled", harms: harms, short: stallShort, long: stallLong,
 			do:   harm(harms, (*testkit.Proxy).Stall, func(h testkit.Harm) int { return h.Held }),
@@ -100,13 +100,20 @@ func lineKinds(harms string, stallShort, stallLong time.Duration) []*kind {
 	}
 }
 
-// harm does something to a line; it bit when what count counts became more.
+// harm does something to a line; it bit when what count counts became more. Where
+// nobody was connected at that moment, it is done again.
 func harm(harms string, do func(*testkit.Proxy), count func(testkit.Harm) int) func(*fleet, *station) func() bool {
 	return func(_ *fleet, s *station) func() bool {
 		proxy := lines[harms](s)
 		before := count(proxy.Harm())
 		do(proxy)
-		return func() bool { return count(proxy.Harm()) > before }
+		return func() bool {
+			if count(proxy.Harm()) > before {
+				return true
+			}
+			do(proxy)
+			return false
+		}
 	}
 }
 

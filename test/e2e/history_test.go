@@ -15,7 +15,7 @@ import (
 // says otherwise: those that are marked so mostly wait. They share no Redis,
 // where rooms of the same name would meet.
 func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", "6"); err != nil {
+	if err := flag.Set("test.parallel", "4"); err != nil {
 		panic(err)
 	}
 	testkit.Main(m)

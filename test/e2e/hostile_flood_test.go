@@ -13,14 +13,11 @@ import (
 // floodAttacks are each right by themselves, and too many. They go on one after
 // the other, since each is to have the service for itself.
 func floodAttacks() []attack {
-	refusedAndEnded := func(frame string) func(a *attacker) string {
-		return func(a *attacker) string {
-			w := a.own()
-			go w.say(strings.Split(strings.Repeat(frame+"\n", 2000), "\n")[:2000]...)
-			_, end := w.until(func(*heard) bool { return false })
-			return end
-		}
-	}
+	return append(connectionFloods(), frameFloods()...)
+}
+
+// connectionFloods open more than there may be.
+func connectionFloods() []attack {
 	return []attack{
 		{"connections are opened that say nothing, thousands", "answered afterwards", func(a *attacker) string {
 			a.many(2200, 16, func(int) string { a.dial(); return "" })
@@ -68,6 +65,20 @@ func floodAttacks() []attack {
 			})
 			return a.letInAfterwards()
 		}},
+	}
+}
+
+// frameFloods send more than there may come.
+func frameFloods() []attack {
+	refusedAndEnded := func(frame string) func(a *attacker) string {
+		return func(a *attacker) string {
+			w := a.own()
+			go w.say(strings.Split(strings.Repeat(frame+"\n", 2000), "\n")[:2000]...)
+			_, end := w.until(func(*heard) bool { return false })
+			return end
+		}
+	}
+	return []attack{
 		{"joins come by the thousand", "close 4129", refusedAndEnded(`{"type":"join","room":"own.a"}`)},
 		{"publishes come by the thousand", "close 4129", refusedAndEnded(`{"type":"publish","room":"own.flood","data":1}`)},
 		{"tokens come by the thousand", "close 4129", refusedAndEnded(`{"type":"auth","token":"a.b.c"}`)},
@@ -95,7 +106,7 @@ func floodAttacks() []attack {
 		}},
 		{"an API key calls by the thousand", "429 rate_limited", func(a *attacker) string {
 			c := a.dial()
-			go a.dripInto(c, strings.Repeat("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+tillKey+"\r\nContent-Length: 1\r\n\r\nx", 2000), "")
+			go a.dripInto(c, strings.Repeat("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+drumKey+"\r\nContent-Length: 1\r\n\r\nx", 2000), "")
 			br := bufio.NewReader(c)
 			for range 2000 {
 				if got := readStatus(br); got != "400 malformed" {

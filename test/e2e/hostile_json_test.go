@@ -86,7 +86,7 @@ func bodyAttacks() (all []attack) {
 		{"a query has half an escape", "GET /v1/rooms/own.a/messages?limit=%", "", nil, "400 invalid"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
-			return a.ask(request(row.line, row.body, append(row.lines, "Authorization: Bearer "+shopKey)...))
+			return a.ask(request(row.line, row.body, append(row.lines, "Authorization: Bearer "+tillKey)...))
 		}})
 	}
 	return append(all, attack{"a body in chunks has no end", "413 too_large", func(a *attacker) string {

@@ -94,7 +94,10 @@ func (w *wire) count(room string) string {
 }
 
 // identityAttacks take another user's place: ada is who they mean.
-func identityAttacks() []attack {
+func identityAttacks() []attack { return append(idAttacks(), sessionAttacks()...) }
+
+// idAttacks use the ids of messages.
+func idAttacks() []attack {
 	publish := func(id, data string) string {
 		return `{"type":"publish","ref":"x","room":"shared","id":"` + id + `","data":` + data + `}`
 	}
@@ -144,6 +147,12 @@ func identityAttacks() []attack {
 			w.say(publish("twice", "2"))
 			return first + ", " + w.answer()
 		}},
+	}
+}
+
+// sessionAttacks come as somebody else.
+func sessionAttacks() []attack {
+	return []attack{
 		{"a session is stolen, and shown with a token of the thief's", "not resumed, and ada goes on", func(a *attacker) string {
 			token := tokenOf("ada", nil)
 			w, refused := a.open(upgrade("Authorization: Bearer " + token))

@@ -3,8 +3,10 @@
 package stack
 
 import (
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,9 +44,18 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 	}
 	segment := the.sql(t, "postgres", "SELECT pg_walfile_name(pg_switch_wal())")
 	eventually(t, 30*time.Second, "the segment in the archive", func() error {
-		info, err := os.Stat(filepath.Join(the.path("backups/wal"), segment))
-		if err == nil && info.Size() != 16<<20 {
-			err = fmt.Errorf("%d bytes", info.Size())
+		f, err := os.Open(filepath.Join(the.path("backups/wal"), segment+".gz"))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		unpacked, err := gzip.NewReader(f)
+		if err != nil {
+			return err
+		}
+		n, err := io.Copy(io.Discard, unpacked)
+		if err == nil && n != 16<<20 {
+			err = fmt.Errorf("%d bytes", n)
 		}
 		return err
 	})

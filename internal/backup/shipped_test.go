@@ -1,0 +1,110 @@
+package backup
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gopkg.in/yaml.v3"
+)
+
+const shipped = "../../deploy/compose/"
+
+// The archive_command as shipped: whole, once, and never over what is there.
+func TestTheShippedArchiveCommand(t *testing.T) {
+	t.Parallel()
+	dir, from := t.TempDir(), filepath.Join(t.TempDir(), "segment")
+	const name = "000000010000000000000001"
+	archive := func(content string) (string, error) {
+		if err := os.WriteFile(from, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "sh", shipped+"postgres/archive", from, name)
+		cmd.Env = append(cmd.Environ(), "WAL_ARCHIVE="+dir)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := archive("some records"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := archive("some records"); err != nil {
+		t.Errorf("the same once more, as after a crash: %v: %s", err, out)
+	}
+	if out, err := archive("other records"); err == nil || !strings.Contains(out, "is there with other content") {
+		t.Errorf("another database's: %v: %s", err, out)
+	}
+	a, err := readArchive(dir, 16<<20)
+	if err != nil || len(a.files) != 1 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	r, err := a.open(name + gz)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(r); err != nil || b.String() != "some records" {
+		t.Errorf("archived: %q, %v", b.String(), err)
+	}
+	if left, _ := filepath.Glob(dir + "/.*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// What this package takes for granted of the compose file stands there.
+func TestTheShippedStackIsTheOneThatIsBackedUp(t *testing.T) {
+	text, err := os.ReadFile(shipped + DefaultFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Name     string
+		Services map[string]struct {
+			User        string
+			Volumes     []string
+			Environment map[string]string
+			Command     any
+		}
+	}
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	if file.Name != "switchyard" {
+		t.Errorf("the stack is called %q; --project says switchyard", file.Name)
+	}
+	for _, name := range []string{Primary, Replica} {
+		s := file.Services[name]
+		volumes := strings.Join(s.Volumes, " ")
+		if s.User != "70:70" || s.Environment["PGDATA"] != dataMount+"/pgdata" ||
+			!strings.Contains(volumes, ":"+backupsMount+" ") || !strings.Contains(volumes, name+":"+dataMount) {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	if v := strings.Join(file.Services[Traefik].Volumes, " "); !strings.Contains(v, "acme:"+acmeFolder) {
+		t.Errorf("%s: %s", Traefik, v)
+	}
+	if v := strings.Join(file.Services["node_exporter"].Volumes, " "); !strings.Contains(v, "/"+metricsFolder+":") {
+		t.Errorf("node_exporter sees no metrics of backups: %s", v)
+	}
+	if _, has := file.Services[Redis]; !has {
+		t.Errorf("there is no %s", Redis)
+	}
+	units, err := filepath.Glob("../../deploy/systemd/*")
+	if err != nil || len(units) != 5 {
+		t.Errorf("units: %v, %v", units, err)
+	}
+	for _, path := range units {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "ExecStart=") && !strings.Contains(line, "/usr/local/bin/switchyard backup") {
+				t.Errorf("%s: %s", path, line)
+			}
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"switchyard/internal/backup"
 	"switchyard/internal/testkit"
 )
 
@@ -31,8 +32,7 @@ var (
 	labelName = regexp.MustCompile(`([a-zA-Z_][a-zA-Z0-9_]*)="`)
 )
 
-// scrape adds what a running server says, and those of its labelled metrics
-// that have no value yet.
+// scrape adds what a running server says.
 func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/metrics", nil)
@@ -49,7 +49,12 @@ func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	if err != nil || res.StatusCode != http.StatusOK {
 		t.Fatalf("/metrics: %s, %v", res.Status, err)
 	}
-	for line := range strings.Lines(string(text)) {
+	e.read(string(text))
+}
+
+// read adds what a page of metrics has.
+func (e exported) read(page string) {
+	for line := range strings.Lines(page) {
 		if m := sample.FindStringSubmatch(line); m != nil {
 			e.add(m[1])
 			for _, l := range labelName.FindAllStringSubmatch(m[2], -1) {
@@ -94,11 +99,15 @@ func allExported(t *testing.T) exported {
 	}
 	// Told in a container that has a limit only: internal/app tests it.
 	all.add("switchyard_memory_limit_bytes")
-	// Prometheus' own, and what the backup writes into node_exporter's folder.
+	// What the backup writes for node_exporter.
+	vault := backup.Vault{Dir: t.TempDir()}
+	if err := vault.WriteMetrics(); err != nil {
+		t.Fatal(err)
+	}
+	all.read(read(t, glob(t, vault.Dir+"/metrics/*.prom")[0]))
+	// Prometheus' own.
 	all.add("ALERTS", "alertname", "alertstate", "severity")
 	all.add("up")
-	all.add("switchyard_backup_last_success_timestamp_seconds")
-	all.add("switchyard_backup_last_verified_timestamp_seconds")
 	return all
 }
 

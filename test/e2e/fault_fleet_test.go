@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"switchyard/internal/testkit"
 )
 
@@ -30,7 +32,9 @@ type fleet struct {
 	pg       *testkit.PG
 	broker   *testkit.RedisServer
 	crowd    *gathering
-	letGo    func() // ends what holdRoom began
+
+	holder    *pgx.Conn // its transaction holds a room
+	waitedFor bool      // and somebody waited for that
 }
 
 // launchFleet starts so many nodes. Redis may be down.

@@ -62,7 +62,7 @@ func kinds() []*kind {
 		{name: "PostgreSQL restarted -m immediate", harms: pgHost, short: 100 * time.Millisecond, long: time.Second, do: crashPostgres,
 			undo: func(f *fleet, _ *station) { f.pg.Start() }},
 		{name: "room held by a stranger", harms: aRoom, short: 3 * time.Second, long: 6 * time.Second, do: holdRoom,
-			undo: func(f *fleet, _ *station) { f.letGo() }},
+			again: lookWhoWaits, undo: letRoomGo},
 		{name: "clients torn amid frames", harms: clients, short: time.Second, long: 3 * time.Second,
 			do: harm(clients, func(*testkit.Proxy) {}, func(h testkit.Harm) int { return h.Torn }),
 			again: func(f *fleet, s *station) {
@@ -153,25 +153,39 @@ func crashPostgres(f *fleet, _ *station) func() bool {
 }
 
 // holdRoom has a transaction that is none of ours lock a room's row, as a psql
-// does that somebody has forgotten.
+// does that somebody has forgotten. It bites when somebody has waited for it.
 func holdRoom(f *fleet, _ *station) func() bool {
-	refused := func() (n float64) {
-		for _, s := range f.stations { // some may not answer
-			n += valueOf(s.ask("/metrics"), `store_failed_total{reason="held"}`)
-		}
-		return n
-	}
-	before := refused()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
 	defer cancel()
+	f.holder, f.waitedFor = nil, false
 	conn, err := pgx.Connect(ctx, f.pg.URL())
 	if err == nil {
+		f.holder = conn
 		_, err = conn.Exec(ctx, `BEGIN; SELECT FROM rooms WHERE name = 'room-0' FOR UPDATE`)
 	}
-	f.letGo = func() {
-		if conn != nil {
-			_ = conn.Close(context.WithoutCancel(ctx)) // PostgreSQL may have died meanwhile
-		}
+	if err != nil { // PostgreSQL may be away meanwhile
+		f.t.Logf("a room is not held: %v", err)
 	}
-	return func() bool { return err == nil && refused() > before }
+	return func() bool { return f.waitedFor }
+}
+
+// lookWhoWaits asks the transaction that holds a room whether anybody waits for
+// it: a node does so for two seconds, and then only looks now and then.
+func lookWhoWaits(f *fleet, _ *station) {
+	if f.holder == nil || f.waitedFor {
+		return
+	}
+	ctx, cancel := context.WithTimeout(f.t.Context(), time.Second)
+	defer cancel()
+	var waits bool
+	err := f.holder.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))`).Scan(&waits)
+	f.waitedFor = err == nil && waits // it may have died with PostgreSQL
+}
+
+func letRoomGo(f *fleet, _ *station) {
+	if f.holder != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(f.t.Context()), time.Second)
+		defer cancel()
+		_ = f.holder.Close(ctx) // as above
+	}
 }

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+)
+
+type phase uint8
+
+const (
+	connecting phase = iota
+	upgrading
+	open
+	closed
+)
+
+// A conn is one WebSocket client.
+type conn struct {
+	engine    *engine
+	id        int
+	room      int // -1: in none
+	slot      int // its number among the publishers of its room
+	publisher bool
+
+	fd     int
+	phase  phase
+	awaits bool // the socket is asked for room
+	ready  bool
+	leaves bool // it was asked to go: its end is none to count
+	in     []byte
+	out    []byte
+	began  int64
+
+	seq     uint32   // of its last publish
+	refs    uint32   // of its last request
+	last    []uint32 // seq seen last, by publisher of the room
+	pending []int64  // when the requests without an answer went out
+}
+
+var (
+	errEOF  = errors.New("closed by the server without a word")
+	maskKey = [4]byte{0x91, 0x1c, 0xe7, 0x42}
+)
+
+func resolve(addr string) (syscall.SockaddrInet4, error) {
+	var to syscall.SockaddrInet4
+	a, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		return to, fmt.Errorf("address: %w", err)
+	}
+	to.Port = a.Port
+	copy(to.Addr[:], a.IP.To4())
+	return to, nil
+}
+
+// upgrade asks for the WebSocket.
+func (c *conn) upgrade(path, headers string) {
+	c.phase = upgrading
+	c.write([]byte("GET " + path + " HTTP/1.1\r\nHost: " + c.engine.host + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c3dpdGNoeWFyZC1iZW5jaA==\r\n" + headers + "\r\n"))
+}
+
+// text sends one frame.
+func (c *conn) text(p []byte) { c.frame(1, p) }
+
+func (c *conn) frame(opcode byte, p []byte) {
+	var room [1 << 10]byte
+	b := append(room[:0], 0x80|opcode)
+	switch n := len(p); {
+	case n < 126:
+		b = append(b, 0x80|byte(n))
+	case n < 1<<16:
+		b = binary.BigEndian.AppendUint16(append(b, 0x80|126), uint16(n))
+	default:
+		b = binary.BigEndian.AppendUint64(append(b, 0x80|127), uint64(n))
+	}
+	b = append(b, maskKey[:]...)
+	start := len(b)
+	b = append(b, p...)
+	for i := range p {
+		b[start+i] ^= maskKey[i&3]
+	}
+	c.write(b)
+}
+
+// write sends bytes and keeps what the socket does not take.
+func (c *conn) write(b []byte) {
+	if c.phase == closed {
+		return
+	}
+	if len(c.out) > 0 {
+		c.out = append(c.out, b...)
+		return
+	}
+	n, err := send(c.fd, b)
+	if err != nil {
+		c.end(err)
+		return
+	}
+	if n < len(b) {
+		c.out = append(c.out, b[n:]...)
+		c.await(true)
+	}
+}
+
+func send(fd int, b []byte) (int, error) {
+	n, err := syscall.SendmsgN(fd, b, nil, nil, syscall.MSG_NOSIGNAL)
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+		return 0, nil
+	}
+	return max(n, 0), err
+}
+
+// await asks to be told when the socket takes more.
+func (c *conn) await(on bool) {
+	if c.awaits == on {
+		return
+	}
+	c.awaits = on
+	ev := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLRDHUP, Fd: int32(c.fd)}
+	if on {
+		ev.Events |= syscall.EPOLLOUT
+	}
+	_ = syscall.EpollCtl(c.engine.epoll, syscall.EPOLL_CTL_MOD, c.fd, &ev)
+}
+
+func (c *conn) writable() {
+	if c.phase == connecting {
+		if code, _ := syscall.GetsockoptInt(c.fd, syscall.SOL_SOCKET, syscall.SO_ERROR); code != 0 {
+			c.end(syscall.Errno(code))
+			return
+		}
+		c.await(false)
+		c.engine.upgraded(c) // phase connecting: it may ask for its upgrade now
+		return
+	}
+	n, err := send(c.fd, c.out)
+	if err != nil {
+		c.end(err)
+		return
+	}
+	c.out = c.out[:copy(c.out, c.out[n:])]
+	if len(c.out) == 0 {
+		c.out = nil
+		c.await(false)
+	}
+}
+
+func (c *conn) readable() {
+	for c.phase != closed {
+		n, err := syscall.Read(c.fd, c.engine.buf)
+		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+			return
+		}
+		if err != nil {
+			c.end(err)
+			return
+		}
+		if n == 0 {
+			c.end(errEOF)
+			return
+		}
+		c.engine.now = clock()
+		c.take(c.engine.buf[:n])
+		if n < len(c.engine.buf) {
+			return
+		}
+	}
+}
+
+// take goes over what came, and keeps what is no whole frame yet.
+func (c *conn) take(b []byte) {
+	kept := len(c.in) > 0
+	if kept {
+		c.in = append(c.in, b...)
+		b = c.in
+	}
+	used := 0
+	for c.phase != closed {
+		n := c.step(b[used:])
+		if n == 0 {
+			break
+		}
+		used += n
+	}
+	switch rest := b[used:]; {
+	case c.phase == closed || len(rest) == 0:
+		c.in = nil
+	case kept:
+		c.in = c.in[:copy(c.in, rest)]
+	default:
+		c.in = append([]byte(nil), rest...)
+	}
+}
+
+// step takes one frame, or the handshake's answer, and returns its length; 0 if
+// it is not whole.
+func (c *conn) step(b []byte) int {
+	if c.phase == upgrading {
+		end := bytes.Index(b, []byte("\r\n\r\n"))
+		if end < 0 {
+			return 0
+		}
+		if !bytes.HasPrefix(b, []byte("HTTP/1.1 101")) {
+			line, _, _ := bytes.Cut(b, []byte("\r\n"))
+			c.end(fmt.Errorf("upgrade refused: %s", line))
+			return 0
+		}
+		c.phase = open
+		c.engine.upgraded(c)
+		return end + 4
+	}
+	if len(b) < 2 {
+		return 0
+	}
+	head, size := 2, uint64(b[1]&0x7f)
+	switch {
+	case size == 126 && len(b) >= 4:
+		head, size = 4, uint64(binary.BigEndian.Uint16(b[2:]))
+	case size == 127 && len(b) >= 10:
+		head, size = 10, binary.BigEndian.Uint64(b[2:])
+	case size >= 126:
+		return 0
+	}
+	whole := head + int(size)
+	if len(b) < whole {
+		return 0
+	}
+	switch payload := b[head:whole]; b[0] & 0xf {
+	case 0x8:
+		c.gone(payload)
+	case 0x9:
+		c.frame(0xA, payload)
+	case 0xA:
+	default:
+		c.engine.message(c, payload)
+	}
+	return whole
+}
+
+// gone takes a close frame.
+func (c *conn) gone(payload []byte) {
+	if !c.leaves {
+		c.frame(0x8, payload[:min(2, len(payload))])
+	}
+	code := 1005
+	if len(payload) >= 2 {
+		code, payload = int(binary.BigEndian.Uint16(payload)), payload[2:]
+	}
+	c.end(fmt.Errorf("closed with %d %s", code, payload))
+}
+
+// leave says goodbye and waits for the answer.
+func (c *conn) leave() {
+	c.leaves = true
+	c.frame(0x8, []byte{0x03, 0xE8})
+}
+
+func (c *conn) end(err error) {
+	if c.phase == closed {
+		return
+	}
+	c.phase = closed
+	if c.fd >= 0 {
+		if c.fd < len(c.engine.conns) {
+			c.engine.conns[c.fd] = nil
+		}
+		_ = syscall.Close(c.fd)
+	}
+	c.in, c.out, c.pending = nil, nil, nil
+	c.engine.ended(c, err)
+}

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"switchyard/bench/report"
+)
+
+func (d *driver) play() error {
+	switch d.opts.scenario {
+	case "fanout":
+		return d.fanOut()
+	case "rooms":
+		return d.allRooms()
+	case "publish":
+		return d.publishOnly()
+	case "hold":
+		return d.hold()
+	case "churn":
+		return d.churn()
+	case "join", "history":
+		return d.ask()
+	}
+	return fmt.Errorf("no scenario %q", d.opts.scenario)
+}
+
+// fanOut has one publisher and n subscribers of one room.
+func (d *driver) fanOut() error {
+	clients := make([]*conn, d.opts.n, d.opts.n+1)
+	for i := range clients {
+		clients[i] = &conn{id: i}
+	}
+	publisher := &conn{id: d.opts.n, publisher: true}
+	if err := d.connect(append(clients, publisher)); err != nil {
+		return err
+	}
+	n := int64(d.opts.n)
+	return d.load(n, func(int64) { d.send(publisher, 0) })
+}
+
+// allRooms has every member of every room publish in turn, rooms mixed.
+func (d *driver) allRooms() error {
+	var clients []*conn
+	for slot := range d.opts.members {
+		for room := range d.opts.rooms {
+			clients = append(clients, &conn{id: len(clients), room: room, slot: slot})
+		}
+	}
+	if err := d.connect(clients); err != nil {
+		return err
+	}
+	const stride = 7919 // a prime: it visits everyone before it comes back
+	return d.load(int64(d.opts.members), func(i int64) {
+		c := clients[i*stride%int64(len(clients))]
+		d.send(c, c.room)
+	})
+}
+
+// publishOnly has n publishers who join nothing, each in a room of its own
+// (or several in one, with fewer rooms): what is measured is the ack.
+func (d *driver) publishOnly() error {
+	clients := make([]*conn, d.opts.n)
+	for i := range clients {
+		clients[i] = &conn{id: i, room: i % d.opts.rooms, slot: i / d.opts.rooms, publisher: true}
+	}
+	if err := d.connect(clients); err != nil {
+		return err
+	}
+	return d.load(0, func(i int64) {
+		c := clients[i%int64(len(clients))]
+		d.send(c, c.room)
+	})
+}
+
+// load publishes, warms up, measures, and waits for what is still on its way.
+// Each publish brings fan deliveries; with 0 it is the answers that count.
+func (d *driver) load(fan int64, publish func(i int64)) error {
+	start := clock()
+	from, to := start+int64(d.opts.warm), start+int64(d.opts.warm+d.opts.length)
+	back := func() int64 { return d.answers }
+	if fan > 0 {
+		back = func() int64 { return d.delivered / fan }
+	}
+	var before, after meter
+	var i int64
+	d.engine.run(func(now int64) (int64, bool) {
+		if before.at == 0 && now >= from {
+			before, d.measuring = d.meter(), true
+		}
+		if now >= to {
+			d.measuring = false
+			after = d.meter()
+			return 0, true
+		}
+		if d.opts.rate == 0 {
+			for i-back() < int64(d.opts.window) {
+				d.engine.now = clock()
+				publish(i)
+				i++
+			}
+			return now + int64(5*time.Millisecond), false
+		}
+		for range 64 { // between two, what came in is read
+			due := start + int64(float64(i)/d.opts.rate*1e9)
+			if d.engine.now = clock(); d.engine.now < due {
+				return due, false
+			}
+			if d.measuring {
+				d.late.Add(d.engine.now - due)
+			}
+			publish(i)
+			i++
+		}
+		return 0, false
+	})
+	d.settle(before, after)
+	d.awaitRest(fan)
+	d.sum(fan)
+	return nil
+}
+
+// awaitRest waits for what is under way at the end, while any of it comes.
+func (d *driver) awaitRest(fan int64) {
+	want := d.published * max(fan, 1)
+	got := func() int64 {
+		if fan > 0 {
+			return d.delivered
+		}
+		return d.answers
+	}
+	last, since := got(), clock()
+	d.engine.run(func(now int64) (int64, bool) {
+		if g := got(); g != last {
+			last, since = g, now
+		}
+		return now + int64(5*time.Millisecond), got() >= want || now-since > int64(5*time.Second)
+	})
+	d.result.Lost = want - got()
+}
+
+func (d *driver) sum(fan int64) {
+	r, w := &d.result, &d.inWindow
+	r.Published, r.Delivered, r.Answered = w.published, w.delivered, w.answers
+	n := float64(w.answers)
+	if fan > 0 {
+		n = float64(w.delivered)
+	}
+	r.Rate = report.Round(n / r.Seconds)
+	if r.ServerCPU > 0 {
+		r.PerCore = report.Round(n / r.ServerCPU)
+	}
+}
+
+// hold opens n connections, spread over rooms, and does what is asked on
+// standard input: publish, report (one JSON line), quit.
+func (d *driver) hold() error {
+	clients := make([]*conn, d.opts.n)
+	for i := range clients {
+		clients[i] = &conn{id: i, room: i % d.opts.rooms}
+	}
+	before := d.meter()
+	if err := d.connect(clients); err != nil {
+		return err
+	}
+	d.settle(before, d.meter())
+	d.result.Connects = report.Round(float64(d.readied) / d.result.Seconds)
+	if d.result.ServerCPU > 0 {
+		d.result.PerCore = report.Round(float64(d.readied) / d.result.ServerCPU)
+	}
+	d.measuring = true
+	d.print()
+	asked := make(chan string)
+	go func() {
+		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+			asked <- strings.TrimSpace(in.Text())
+		}
+		asked <- "quit"
+	}()
+	d.engine.run(func(now int64) (int64, bool) {
+		select {
+		case what := <-asked:
+			switch what {
+			case "publish":
+				d.send(clients[0], clients[0].room)
+			case "report":
+				d.result.Delivered = d.delivered
+				d.print()
+			case "quit":
+				return 0, true
+			}
+		default:
+		}
+		return now + int64(2*time.Millisecond), false
+	})
+	return nil
+}
+
+// churn opens and closes count connections, so many abreast, each in a room,
+// saying goodbye.
+func (d *driver) churn() error {
+	begun, over := 0, 0
+	d.onEnd = func(*conn) { over++ }
+	before := d.meter()
+	deadline := clock() + int64(d.opts.patience)
+	waiting := make(map[*conn]bool, d.opts.abreast)
+	d.engine.run(func(now int64) (int64, bool) {
+		for c := range waiting {
+			if c.ready && !c.leaves {
+				c.leave()
+			}
+			if c.phase == closed {
+				delete(waiting, c)
+			}
+		}
+		for begun < d.opts.count && begun-over < d.opts.abreast {
+			c := &conn{id: begun, room: begun % d.opts.rooms}
+			waiting[c] = true
+			d.opening++
+			d.engine.dial(c)
+			begun++
+		}
+		return now + int64(time.Millisecond), over >= d.opts.count || now > deadline
+	})
+	d.settle(before, d.meter())
+	d.result.Answered = int64(over)
+	d.result.Connects = report.Round(float64(over) / d.result.Seconds)
+	if d.result.ServerCPU > 0 {
+		d.result.PerCore = report.Round(float64(over) / d.result.ServerCPU)
+	}
+	if over < d.opts.count {
+		return fmt.Errorf("%d of %d came and went in %v: %v", over, d.opts.count, d.opts.patience, d.result.Errors)
+	}
+	return nil
+}
+
+// ask sends count requests, one after the other: joins of one room from a
+// position, each after the leave of the one before, or pages of history.
+func (d *driver) ask() error {
+	c := &conn{room: -1}
+	if err := d.connect([]*conn{c}); err != nil {
+		return err
+	}
+	request := fmt.Appendf(nil, `{"type":"history","room":"%s","before":%d,"limit":50}`, d.roomName(0), d.opts.seq)
+	if d.opts.scenario == "join" {
+		request = fmt.Appendf(nil, `{"type":"join","room":"%s","after":%d,"epoch":%q}`, d.roomName(0), d.opts.seq, d.opts.epoch)
+	}
+	before := d.meter()
+	d.measuring = true
+	var sent int64
+	deadline := clock() + int64(d.opts.patience)
+	d.engine.run(func(now int64) (int64, bool) {
+		if d.answers == sent && sent < int64(d.opts.count) {
+			if d.opts.scenario == "join" && sent > 0 {
+				c.text(fmt.Appendf(nil, `{"type":"leave","room":"%s"}`, d.roomName(0)))
+			}
+			c.pending = append(c.pending, clock())
+			c.text(request)
+			sent++
+		}
+		return now + int64(time.Millisecond), d.answers >= int64(d.opts.count) || now > deadline || c.phase == closed
+	})
+	d.settle(before, d.meter())
+	d.result.Answered = d.answers
+	if d.answers < int64(d.opts.count) {
+		return fmt.Errorf("%d of %d answers: %v", d.answers, d.opts.count, d.result.Errors)
+	}
+	return nil
+}

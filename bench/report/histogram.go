@@ -1,0 +1,67 @@
+package report
+
+import (
+	"math"
+	"math/bits"
+)
+
+// A Histogram counts durations in nanoseconds, each within 1/64 of its true
+// value. The zero value is empty.
+type Histogram struct {
+	counts [64 * 64]uint32
+	n      int64
+	most   int64
+}
+
+// Add counts one.
+func (h *Histogram) Add(ns int64) {
+	ns = max(ns, 0)
+	h.counts[slot(uint64(ns))]++
+	h.n++
+	h.most = max(h.most, ns)
+}
+
+// slot is v itself below 64; above, the six bits behind its leading one say
+// where in its power of two it lies.
+func slot(v uint64) int {
+	if v < 64 {
+		return int(v)
+	}
+	shift := bits.Len64(v) - 7
+	return (shift+1)*64 + int(v>>shift) - 64
+}
+
+// value is the least that falls into a slot.
+func value(slot int) uint64 {
+	if slot < 64 {
+		return uint64(slot)
+	}
+	shift := slot/64 - 1
+	return uint64(slot%64+64) << shift
+}
+
+// Latency sums it up; nil of an empty one.
+func (h *Histogram) Latency() *Latency {
+	if h.n == 0 {
+		return nil
+	}
+	at := func(q float64) float64 {
+		want, seen := int64(math.Ceil(q*float64(h.n))), int64(0)
+		for i, c := range h.counts {
+			if seen += int64(c); seen >= want {
+				return Round(float64(value(i)) / 1e6)
+			}
+		}
+		return Round(float64(h.most) / 1e6)
+	}
+	return &Latency{P50: at(.5), P99: at(.99), P999: at(.999), Max: Round(float64(h.most) / 1e6), N: h.n}
+}
+
+// Round leaves four significant digits.
+func Round(v float64) float64 {
+	if v == 0 || math.IsInf(v, 0) || math.IsNaN(v) {
+		return 0
+	}
+	scale := math.Pow(10, 3-math.Floor(math.Log10(math.Abs(v))))
+	return math.Round(v*scale) / scale
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+)
+
+// tokenSecret signs the tokens of those who come in with a name.
+const tokenSecret = "only-the-benchmarks-sign-with-this-secret"
+
+// A contestant is a server that is measured.
+type contestant struct {
+	name     string
+	protocol string
+	start    func(context.Context, *bench, *test) (*target, error)
+}
+
+// A target is a contestant that runs.
+type target struct {
+	process *process
+	addr    string
+	admin   string
+	beside  []int
+}
+
+// args are what the driver has to know of it.
+func (t *target) args() []string {
+	a := []string{"-addr", t.addr, "-pid", strconv.Itoa(t.process.pid())}
+	if len(t.beside) > 0 {
+		a = append(a, "-beside", strings.Trim(strings.ReplaceAll(fmt.Sprint(t.beside), " ", ","), "[]"))
+	}
+	return a
+}
+
+var contestants = []contestant{
+	{"floor", "raw", func(ctx context.Context, b *bench, t *test) (*target, error) {
+		addr := freeAddr()
+		args := []string{"-addr", addr}
+		if t.together {
+			args = append(args, "-together")
+		}
+		p, err := b.start(ctx, addr, "0", nil, "floor", args...)
+		return &target{process: p, addr: addr}, err
+	}},
+	{"centrifuge", "centrifuge", func(ctx context.Context, b *bench, _ *test) (*target, error) {
+		addr := freeAddr()
+		p, err := b.start(ctx, addr, "0", []string{"GOMAXPROCS=1"}, "peer", "-addr", addr)
+		return &target{process: p, addr: addr}, err
+	}},
+	{ours, "switchyard", func(ctx context.Context, b *bench, t *test) (*target, error) {
+		url, err := b.database(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return b.service(ctx, url, t.cores(), t.named)
+	}},
+}
+
+// ours is the service's name in the results.
+const ours = "switchyard"
+
+// service starts the service on a database. Limits that a single address, or a
+// single publisher, would run into are off; nothing else differs from the
+// defaults.
+func (b *bench) service(ctx context.Context, url, cores string, named bool, more ...string) (*target, error) {
+	t := &target{addr: freeAddr(), admin: freeAddr()}
+	env := []string{
+		"DATABASE_URL=" + url, "LISTEN_ADDR=" + t.addr, "ADMIN_ADDR=" + t.admin,
+		"MAX_CONNECTIONS=20000", "MAX_HANDSHAKE_RATE=100000", "MAX_CONNECTIONS_PER_IP=0",
+		"RATE_PUBLISH=0", "RATE_BYTES=0", "RATE_USER_PUBLISH=0", "RATE_USER_BYTES=0", "RATE_JOIN=0", "RATE_HISTORY=0",
+		"LOG_LEVEL=warn", "AUDIT_LOG=off",
+	}
+	if named {
+		env = append(env, "AUTH_JWT_SECRET="+tokenSecret)
+	}
+	if cores == "0" {
+		env = append(env, "GOMAXPROCS=1")
+	}
+	var err error
+	if t.process, err = b.start(ctx, t.addr, cores, append(env, more...), "server"); err != nil {
+		return nil, err
+	}
+	if b.pg != nil {
+		t.beside = append(t.beside, b.pg.pid())
+	}
+	return t, nil
+}
+
+func freePort() int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err) // a machine without a free port runs no benchmark
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func freeAddr() string { return "127.0.0.1:" + strconv.Itoa(freePort()) }

@@ -76,7 +76,7 @@ func newConn(under net.Conn, carry []byte, limit int, queued, clock *atomic.Int6
 		c.raw, _ = tcp.SyscallConn() // an error leaves it nil: the goroutine writes
 	}
 	c.attempt = func(fd uintptr) bool {
-		c.attemptN, c.attemptErr = syscall.Write(int(fd), c.attemptBuf)
+		c.attemptN, c.attemptErr = sendNow(fd, c.attemptBuf)
 		return true // never wait for the socket here
 	}
 	return c

@@ -7,10 +7,10 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint vuln bench fuzz faults moves e2e image build docs
+.PHONY: help run test lint vuln bench bench-micro bench-compare fuzz faults moves e2e image build docs
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## run the service on this machine, with nothing else
 	$(GO) run ./cmd/server
@@ -45,8 +45,15 @@ moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps
 	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployIsAMove|TestAKilledNodesClientsComeBackSpread|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.clients $(or $(CLIENTS),5000)
 
-bench: ## run the benchmarks; QUICK=1 for a short look
-	$(GO) test -run '^$$' -bench . -benchmem $(if $(QUICK),-benchtime 100ms,-benchtime 2s -count 3) ./...
+bench: ## hold the service beside its peers, with load on core 1; QUICK=1 for a first look, VERB=churn for another run (bench/README.md)
+	@scripts/deps
+	cd bench && $(GO) run ./run $(if $(QUICK),-quick) $(BENCH) $(VERB)
+
+bench-micro: ## the benchmarks beside the code; QUICK=1 for a short look
+	$(GO) test -run '^$$' -bench . -benchmem $(if $(QUICK),-benchtime 100ms,-benchtime 2s -count 3) ./internal/...
+
+bench-compare: ## the same beside another commit's, by benchstat: BASE=main
+	@scripts/bench-compare $(or $(BASE),main)
 
 e2e: ## build the image and run both compose files on Docker, as root; ARGS="-run TestTwentySwitches"
 	@scripts/e2e $(ARGS)

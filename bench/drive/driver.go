@@ -28,6 +28,7 @@ type driver struct {
 	inWindow                      counts
 	delivery, ack, joining, late  report.Histogram
 	payload                       []byte
+	epoch                         string // as the first joined told it
 	onEnd                         func(*conn)
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -13,7 +14,7 @@ import (
 // driver stays cheaper than any server it drives.
 type engine struct {
 	epoll   int
-	to      syscall.SockaddrInet4
+	to      []syscall.SockaddrInet4 // connections take turns
 	host    string
 	sources int
 	bound   int // connects so far, to spread them over the sources
@@ -28,15 +29,19 @@ type engine struct {
 }
 
 func newEngine(addr string, sources int) (*engine, error) {
-	to, err := resolve(addr)
-	if err != nil {
-		return nil, err
+	var to []syscall.SockaddrInet4
+	for a := range strings.SplitSeq(addr, ",") {
+		one, err := resolve(a)
+		if err != nil {
+			return nil, err
+		}
+		to = append(to, one)
 	}
 	epoll, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	return &engine{epoll: epoll, to: to, host: addr, sources: sources, buf: make([]byte, 256<<10)}, nil
+	return &engine{epoll: epoll, to: to, host: "bench.test", sources: sources, buf: make([]byte, 256<<10)}, nil
 }
 
 const (
@@ -67,7 +72,7 @@ func (e *engine) dial(c *conn) {
 		e.conns = append(e.conns, nil)
 	}
 	e.conns[fd] = c
-	if err := syscall.Connect(fd, &e.to); err != nil && !errors.Is(err, syscall.EINPROGRESS) {
+	if err := syscall.Connect(fd, &e.to[c.id%len(e.to)]); err != nil && !errors.Is(err, syscall.EINPROGRESS) {
 		c.end(err)
 		return
 	}

@@ -23,7 +23,6 @@ type options struct {
 	rate                                                     float64
 	warm, length, patience                                   time.Duration
 	pids, beside                                             []int
-	epoch                                                    string
 	seq                                                      int64
 }
 
@@ -54,7 +53,7 @@ func flags() options {
 	var pids, beside string
 	flag.StringVar(&o.scenario, "scenario", "fanout", "fanout, rooms, publish, hold, churn, join or history")
 	flag.StringVar(&o.protocol, "protocol", "switchyard", "switchyard, signal, centrifuge or raw")
-	flag.StringVar(&o.addr, "addr", "127.0.0.1:8000", "the server")
+	flag.StringVar(&o.addr, "addr", "127.0.0.1:8000", "the server, or several by commas, which connections share")
 	flag.StringVar(&o.token, "secret", "", "secret of HS256 tokens; empty: anonymous")
 	flag.StringVar(&o.prefix, "prefix", "room", "what room names begin with")
 	flag.IntVar(&o.n, "n", 1000, "connections: subscribers, publishers, or who is held")
@@ -71,7 +70,6 @@ func flags() options {
 	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "longest wait for connections")
 	flag.StringVar(&pids, "pid", "", "the server's processes, with their children")
 	flag.StringVar(&beside, "beside", "", "the database's and the broker's")
-	flag.StringVar(&o.epoch, "epoch", "", "join: epoch of the position")
 	flag.Int64Var(&o.seq, "seq", 0, "join, history: position to ask from")
 	flag.Parse()
 	o.pids, o.beside = numbers(pids), numbers(beside)

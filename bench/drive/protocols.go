@@ -77,6 +77,10 @@ func (s *switchyard) message(d *driver, c *conn, p []byte) {
 		}
 		c.text(fmt.Appendf(nil, `{"type":"join","room":"%s"}`, d.roomName(c.room)))
 	case bytes.HasPrefix(kind, []byte("joined\"")):
+		if _, rest, ok := bytes.Cut(p, []byte(`"epoch":"`)); ok && d.epoch == "" {
+			epoch, _, _ := bytes.Cut(rest, []byte(`"`))
+			d.epoch = string(epoch)
+		}
 		if !c.ready {
 			d.ready(c)
 			return

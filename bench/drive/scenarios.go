@@ -60,19 +60,18 @@ func (d *driver) allRooms() error {
 	})
 }
 
-// publishOnly has n publishers who join nothing, each in a room of its own
-// (or several in one, with fewer rooms): what is measured is the ack.
+// publishOnly has n publishers who join nothing and publish to the rooms in
+// turn: what is measured is the ack.
 func (d *driver) publishOnly() error {
 	clients := make([]*conn, d.opts.n)
 	for i := range clients {
-		clients[i] = &conn{id: i, room: i % d.opts.rooms, slot: i / d.opts.rooms, publisher: true}
+		clients[i] = &conn{id: i, publisher: true}
 	}
 	if err := d.connect(clients); err != nil {
 		return err
 	}
 	return d.load(0, func(i int64) {
-		c := clients[i%int64(len(clients))]
-		d.send(c, c.room)
+		d.send(clients[i%int64(len(clients))], int(i%int64(d.opts.rooms)))
 	})
 }
 
@@ -240,13 +239,13 @@ func (d *driver) churn() error {
 // ask sends count requests, one after the other: joins of one room from a
 // position, each after the leave of the one before, or pages of history.
 func (d *driver) ask() error {
-	c := &conn{room: -1}
+	c := &conn{} // it joins first, and so learns the epoch
 	if err := d.connect([]*conn{c}); err != nil {
 		return err
 	}
 	request := fmt.Appendf(nil, `{"type":"history","room":"%s","before":%d,"limit":50}`, d.roomName(0), d.opts.seq)
 	if d.opts.scenario == "join" {
-		request = fmt.Appendf(nil, `{"type":"join","room":"%s","after":%d,"epoch":%q}`, d.roomName(0), d.opts.seq, d.opts.epoch)
+		request = fmt.Appendf(nil, `{"type":"join","room":"%s","after":%d,"epoch":%q}`, d.roomName(0), d.opts.seq, d.epoch)
 	}
 	before := d.meter()
 	d.measuring = true
@@ -254,7 +253,7 @@ func (d *driver) ask() error {
 	deadline := clock() + int64(d.opts.patience)
 	d.engine.run(func(now int64) (int64, bool) {
 		if d.answers == sent && sent < int64(d.opts.count) {
-			if d.opts.scenario == "join" && sent > 0 {
+			if d.opts.scenario == "join" {
 				c.text(fmt.Appendf(nil, `{"type":"leave","room":"%s"}`, d.roomName(0)))
 			}
 			c.pending = append(c.pending, clock())

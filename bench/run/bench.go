@@ -55,9 +55,8 @@ func (b *bench) build(ctx context.Context) error {
 	for _, p := range []struct{ from, target string }{
 		{b.opts.root, "./cmd/server"}, {".", "./drive"}, {".", "./peer"}, {".", "./floor"},
 	} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.dir, p.target)
+		cmd := exec.CommandContext(ctx, "go", "build", "-o", b.dir, p.target)
 		cmd.Dir = p.from
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", p.target, err, out)
 		}
@@ -82,16 +81,25 @@ type process struct {
 	done chan struct{}
 }
 
+// command is a program on the cores named, "" for all.
+func (b *bench) command(ctx context.Context, cores, name string, args ...string) *exec.Cmd {
+	line := append([]string{name}, args...)
+	if cores != "" {
+		line = append([]string{"taskset", "-c", cores}, line...)
+	}
+	if b.opts.realtime {
+		line = append([]string{"chrt", "-r", "1"}, line...)
+	}
+	return exec.CommandContext(ctx, line[0], line[1:]...)
+}
+
 // start runs a program on the cores named, "" for all, and waits until addr
 // takes connections.
 func (b *bench) start(ctx context.Context, addr, cores string, env []string, name string, args ...string) (*process, error) {
 	if !strings.HasPrefix(name, "/") {
 		name = filepath.Join(b.programs, name)
 	}
-	cmd := exec.Command(name, args...)
-	if cores != "" {
-		cmd = exec.Command("taskset", append([]string{"-c", cores, name}, args...)...)
-	}
+	cmd := b.command(context.Background(), cores, name, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Dir = b.dir
 	log, err := os.CreateTemp(b.dir, "log")
@@ -145,7 +153,7 @@ func (p *process) stop() {
 // tells troubles in the run itself.
 func (b *bench) drive(ctx context.Context, args ...string) (report.Run, error) {
 	var run report.Run
-	cmd := exec.CommandContext(ctx, "taskset", append([]string{"-c", "1", filepath.Join(b.programs, "drive")}, args...)...)
+	cmd := b.command(ctx, "1", filepath.Join(b.programs, "drive"), args...)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
@@ -164,7 +172,7 @@ type holder struct {
 // hold opens connections; the run is about how that went.
 func (b *bench) hold(ctx context.Context, args ...string) (*holder, report.Run, error) {
 	var run report.Run
-	cmd := exec.CommandContext(ctx, "taskset", append([]string{"-c", "1", filepath.Join(b.programs, "drive"), "-scenario", "hold"}, args...)...)
+	cmd := b.command(ctx, "1", filepath.Join(b.programs, "drive"), append([]string{"-scenario", "hold"}, args...)...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

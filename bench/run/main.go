@@ -19,6 +19,7 @@ type options struct {
 	quick, again bool
 	only, who    string
 	profile      bool
+	realtime     bool
 	kept         string
 }
 
@@ -52,6 +53,7 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "one round of short runs, for a first look")
 	flag.BoolVar(&o.again, "append", false, "table: keep the rounds that are there")
 	flag.StringVar(&o.only, "only", "", "table: these tests alone, by a part of their name")
+	flag.BoolVar(&o.realtime, "realtime", false, "everything of ours by real-time priority, on a machine that others use")
 	flag.StringVar(&o.who, "who", "", "table: these servers alone, by a part of their name")
 	flag.StringVar(&o.kept, "programs", "", "a folder with the programs, already built")
 	flag.BoolVar(&o.profile, "profile", false, "table: keep a processor profile of each run of ours")

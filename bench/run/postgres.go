@@ -29,7 +29,7 @@ type postgres struct {
 // is first asked.
 func (b *bench) database(ctx context.Context) (string, error) {
 	if b.pg == nil {
-		pg, err := startPostgres(ctx, filepath.Join(b.dir, "postgres"))
+		pg, err := b.startPostgres(ctx, filepath.Join(b.dir, "postgres"))
 		if err != nil {
 			return "", err
 		}
@@ -43,7 +43,7 @@ func (b *bench) database(ctx context.Context) (string, error) {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", b.pg.port, name), nil
 }
 
-func startPostgres(ctx context.Context, dir string) (*postgres, error) {
+func (b *bench) startPostgres(ctx context.Context, dir string) (*postgres, error) {
 	pg := &postgres{dir: dir, port: freePort()}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("PostgreSQL: %w", err)
@@ -73,7 +73,7 @@ func startPostgres(ctx context.Context, dir string) (*postgres, error) {
 	} {
 		args = append(args, "-c", setting)
 	}
-	pg.cmd = exec.Command(server, args...)
+	pg.cmd = b.command(context.Background(), "", server, args...)
 	pg.cmd.SysProcAttr, pg.cmd.Dir = attr, dir
 	if err := pg.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("PostgreSQL: %w", err)

@@ -24,16 +24,20 @@ type target struct {
 	addr    string
 	admin   string
 	beside  []int
+	others  []int // further nodes
 }
 
 // args are what the driver has to know of it.
 func (t *target) args() []string {
-	a := []string{"-addr", t.addr, "-pid", strconv.Itoa(t.process.pid())}
-	if len(t.beside) > 0 {
-		a = append(a, "-beside", strings.Trim(strings.ReplaceAll(fmt.Sprint(t.beside), " ", ","), "[]"))
+	pids := t.others
+	if len(pids) == 0 {
+		pids = []int{t.process.pid()}
 	}
-	return a
+	return []string{"-addr", t.addr, "-pid", list(pids), "-beside", list(t.beside)}
 }
+
+// list writes numbers with commas between.
+func list(n []int) string { return strings.Trim(strings.ReplaceAll(fmt.Sprint(n), " ", ","), "[]") }
 
 var contestants = []contestant{
 	{"floor", "raw", func(ctx context.Context, b *bench, t *test) (*target, error) {

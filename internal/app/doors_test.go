@@ -157,6 +157,8 @@ func TestWhatTheDoorsAllowIsNoBreach(t *testing.T) {
 	found, files, err := breaches(fstest.MapFS{
 		"internal/store/a.go":        {Data: []byte(`package store; import _ "github.com/jackc/pgx/v5/pgxpool"`)},
 		"internal/store/a_test.go":   {Data: []byte(`package store; import _ "switchyard/internal/hub"`)},
+		"bench/go.mod":               {Data: []byte("module switchyard/bench")},
+		"bench/peer/a.go":            {Data: []byte(`package main; import _ "github.com/centrifugal/centrifuge"`)},
 		"internal/config/a.go":       {Data: []byte("package config\nimport \"os\"\nvar _ = os.Getenv(\"X\")")},
 		"cmd/server/main.go":         {Data: []byte("package main\nimport \"os\"\nfunc main() { os.Exit(1) }")},
 		"node_modules/x/a.go":        {Data: []byte(`package broken import`)},
@@ -183,6 +185,9 @@ func breaches(root fs.FS) (found []string, files int, err error) {
 		if entry.IsDir() {
 			if name != "." && (base[0] == '.' || base == "testdata" || base == "node_modules") {
 				return fs.SkipDir
+			}
+			if _, err := fs.Stat(root, path.Join(name, "go.mod")); name != "." && err == nil {
+				return fs.SkipDir // a module of its own: nothing here can import it
 			}
 			return nil
 		}

@@ -66,6 +66,7 @@ func (b *beat) each(f func(*socket)) {
 func (b *beat) loop(period time.Duration, stop <-chan struct{}) {
 	tick := time.NewTicker(period / beatSlots)
 	defer tick.Stop()
+	var w wave
 	for {
 		select {
 		case <-stop:
@@ -84,6 +85,9 @@ func (b *beat) loop(period time.Duration, stop <-chan struct{}) {
 				}
 			}
 			slot.mu.Unlock()
+			if w.over(now, b.server.handshakes.count.Load()) {
+				b.server.loops.Go(tidy)
+			}
 		}
 	}
 }

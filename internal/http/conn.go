@@ -192,6 +192,13 @@ func (c *conn) take(f protocol.Frame) bool {
 	return true
 }
 
+// greet queues the answer to the handshake, before any frame.
+func (c *conn) greet(answer []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.enqueue(answer)
+}
+
 func (c *conn) enqueue(f []byte) {
 	c.queue = append(c.queue, f)
 	c.count(len(f))

@@ -42,7 +42,8 @@ type socket struct {
 	introduced atomic.Bool
 
 	received  int
-	malformed int // in a row
+	deep      bool // the goroutine's stack has grown
+	malformed int  // in a row
 	spent     spending
 
 	arrived bool // it has told how its move went
@@ -65,9 +66,20 @@ func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *place
 // deadline: the heartbeat ends who is silent.
 func (k *socket) readLoop() {
 	k.rejoin()
+	k.readOnLoop()
+}
+
+// readOnLoop is readLoop once it is under way. A join, the deepest that a
+// client who then only listens goes, leaves a stack behind that an idle
+// connection has no use for: a fresh goroutine takes over.
+func (k *socket) readOnLoop() {
 	var err error
 	for err == nil {
-		err = k.readFrame()
+		if err = k.readFrame(); k.deep && err == nil {
+			k.deep = false
+			go k.readOnLoop()
+			return
+		}
 	}
 	k.end(err)
 }
@@ -183,6 +195,7 @@ func (k *socket) do(r *protocol.Request) {
 	if err != nil {
 		k.answer(r, err)
 	}
+	k.deep = k.deep || r.Type == protocol.TypeJoin
 	if k.held != nil && k.held.rooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
 		k.server.saver.add(k)
 	}

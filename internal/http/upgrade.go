@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"net"
 	"net/http"
@@ -13,9 +14,13 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// smallBuffer is what the library reads and writes through, instead of the 4+4
-// KiB of net/http: 512 bytes hold a usual frame.
-const smallBuffer = 512
+// What the library reads and writes through, instead of the 4+4 KiB of
+// net/http: 512 bytes hold a usual frame. It writes nothing but control frames,
+// which are 127 bytes at most and must reach conn.Write whole.
+const (
+	readBuffer  = 512
+	writeBuffer = 128
+)
 
 // errNoPlace refuses a connection before its upgrade.
 var errNoPlace = &protocol.Error{
@@ -31,9 +36,10 @@ var errTooFast = &protocol.Error{
 	RetryAfter: time.Second,
 }
 
-// hijacker gives the library our conn when it takes the connection over.
-// Where the library refuses the handshake instead, its answer is swallowed, for
-// ours to take its place.
+// hijacker gives the library our conn when it takes the connection over. The
+// answer to the handshake goes into its queue, so that it leaves in one packet
+// with the first frame. Where the library refuses the handshake instead, its
+// answer is swallowed, for ours to take its place.
 type hijacker struct {
 	http.ResponseWriter
 	server  *Server
@@ -41,13 +47,12 @@ type hijacker struct {
 	refused int // the library's status
 }
 
-// WriteHeader implements http.ResponseWriter.
+// WriteHeader implements http.ResponseWriter. Of a refusal only the status
+// counts.
 func (h *hijacker) WriteHeader(status int) {
-	if status == http.StatusSwitchingProtocols {
-		h.ResponseWriter.WriteHeader(status)
-		return
+	if status != http.StatusSwitchingProtocols {
+		h.refused = status
 	}
-	h.refused = status
 }
 
 // Write implements http.ResponseWriter. Only refusals have a body.
@@ -68,9 +73,13 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	s := h.server
 	h.conn = newConn(c, slices.Clone(carry), s.cfg.QueueBytes, &s.queued, &s.clock)
 	h.conn.slow = newThrottle(&s.cfg.Rates, s.cfg.MaxRooms, s.uptime)
+	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\n")
+	_ = h.Header().Write(answer) // which never fails
+	answer.WriteString("\r\n")
+	h.conn.greet(answer.Bytes())
 	return h.conn, bufio.NewReadWriter(
-		bufio.NewReaderSize(h.conn, smallBuffer),
-		bufio.NewWriterSize(h.conn, smallBuffer),
+		bufio.NewReaderSize(h.conn, readBuffer),
+		bufio.NewWriterSize(h.conn, writeBuffer),
 	), nil
 }
 
@@ -117,6 +126,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	k.offer = offer
 	p.enrol(k)
 	s.begin(k, g)
+	k.conn.Flush() // the handshake's answer, where nothing was to be said
 	s.beat.add(k)
 	if s.closes() { // closeAll may have passed just before add
 		k.conn.CloseWith(protocol.CloseRestart)

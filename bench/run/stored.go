@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+)
+
+// fill makes a room of so many messages, in the ways of the log itself but for
+// the ids, which are remembered for minutes only.
+const fill = `INSERT INTO rooms (name, head, first, last_at) VALUES ('%[1]s', %[2]d, 1, clock_timestamp());
+INSERT INTO messages (room_id, seq, at, id, sender, data)
+SELECT (SELECT id FROM rooms WHERE name = '%[1]s'), n, clock_timestamp(), 'm' || n, '', convert_to('"' || repeat('a', 126) || '"', 'UTF8')
+FROM generate_series(1, %[2]d) AS n;`
+
+// stored asks the same of rooms with more and more messages: what it costs must
+// not depend on how many there are.
+func (b *bench) stored(ctx context.Context) error {
+	b.forget("stored")
+	url, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	t, err := b.service(ctx, url, "0", false)
+	if err != nil {
+		return err
+	}
+	sizes := []int{1000, 100000, 10000000}
+	if b.opts.quick {
+		sizes = sizes[:2]
+	}
+	for _, n := range sizes {
+		prefix := fmt.Sprintf("full%d.", n)
+		if _, err := b.pg.psql(ctx, fmt.Sprintf("bench%d", b.pg.names), fmt.Sprintf(fill, prefix+"0", n)); err != nil {
+			return err
+		}
+		if _, err := b.pg.psql(ctx, fmt.Sprintf("bench%d", b.pg.names), "ANALYZE messages"); err != nil {
+			return err
+		}
+		for _, ask := range [][]string{
+			{"publish", "-n", "1", "-rooms", "1", "-window", "1", "-for", "3s"},
+			{"join", "-count", "200", "-seq", strconv.Itoa(n / 2)},
+			{"history", "-count", "200", "-seq", strconv.Itoa(n / 2)},
+		} {
+			args := append([]string{"-scenario", ask[0], "-prefix", prefix}, ask[1:]...)
+			if _, err := b.one(ctx, "stored", fmt.Sprintf("%s of %d", ask[0], n), t, args...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func get(ctx context.Context, url string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return "", err
+	}
+	answer, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = answer.Body.Close() }()
+	b, err := io.ReadAll(answer.Body)
+	return string(b), err
+}

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"switchyard/bench/report"
+)
+
+// A figure is what a row of RESULTS.md shows of a run.
+type figure struct {
+	row  string
+	test string
+	unit string
+	of   func(*report.Run) float64
+	must float64
+	aim  float64
+	less bool // less is better
+}
+
+func perCore(r *report.Run) float64 { return r.PerCore / 1e3 }
+
+func latencyAt(l *report.Latency, q func(*report.Latency) float64) float64 {
+	if l == nil {
+		return 0
+	}
+	return q(l)
+}
+
+var figures = []figure{
+	{"fan-out to 1,000, one message under way", "fan-out, 1 under way", "k deliveries a core-second", perCore, 200, 290, false},
+	{"fan-out to 1,000, 16 under way", "fan-out, 16 under way", "k deliveries a core-second", perCore, 1200, 2300, false},
+	{"1,000 rooms of 10, everyone publishes, signals", "rooms of 10, unstored", "k deliveries a core-second", perCore, 70, 120, false},
+	{"the same, stored", "rooms of 10, stored", "k deliveries a core-second", perCore, 0, 0, false},
+	{"echo, unstored: one's own signal", "echo, unstored", "k round trips a core-second", perCore, 67.5, 94.5, false},
+	{"30 k deliveries/s in one room, p50", "30 k/s in one room", "ms", func(r *report.Run) float64 {
+		return latencyAt(r.Delivery, func(l *report.Latency) float64 { return l.P50 })
+	}, 0, 0, true},
+	{"30 k deliveries/s in one room, p99", "30 k/s in one room", "ms", func(r *report.Run) float64 {
+		return latencyAt(r.Delivery, func(l *report.Latency) float64 { return l.P99 })
+	}, 15, 8, true},
+	{"idle connection, with a token, in a room", "idle connections", "KiB of RSS", func(r *report.Run) float64 {
+		return float64(r.RSS) / 1024 / float64(max(r.Connections, 1))
+	}, 20, 15, true},
+	{"connect and join", "idle connections", "k a core-second", perCore, 9, 14, false},
+	{"stored publishes, two cores with PostgreSQL", "publishes, two cores", "k/s", func(r *report.Run) float64 { return r.Rate / 1e3 }, 30, 50, false},
+	{"ack at 15 k stored publishes/s, p50", "publishes at 15 k/s", "ms", func(r *report.Run) float64 {
+		return latencyAt(r.Ack, func(l *report.Latency) float64 { return l.P50 })
+	}, 0, 0, true},
+	{"ack at 15 k stored publishes/s, p99", "publishes at 15 k/s", "ms", func(r *report.Run) float64 {
+		return latencyAt(r.Ack, func(l *report.Latency) float64 { return l.P99 })
+	}, 15, 0, true},
+}
+
+// write makes RESULTS.md of the raw lines.
+func (b *bench) write(ctx context.Context) error {
+	lines, err := b.lines("table")
+	if err != nil || len(lines) == 0 {
+		return err
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "# Results\n\nMade by `make bench`; do not edit. [README.md](README.md) says what each row does.\n\n")
+	fmt.Fprintf(&out, "%s, commit %s. %s.\n\n", time.Now().UTC().Format(time.DateOnly), b.commit(ctx), machine())
+	out.WriteString("Medians; in brackets how many runs. 128-byte payloads, ours stored in PostgreSQL (a flush takes 1 ms) unless it says signal\n" +
+		"or unstored; the peer keeps its in memory. A core-second is one of the server's own processor time.\n\n" +
+		"| what | unit | floor | centrifuge | ours | must | aims at | ours / floor | ours / centrifuge |\n|---|---|---|---|---|---|---|---|---|\n")
+	for i := range figures {
+		f := &figures[i]
+		var cells [3]float64
+		fmt.Fprintf(&out, "| %s | %s |", f.row, f.unit)
+		for j, c := range contestants {
+			v, n := median(lines, c.name, f)
+			if cells[j] = v; n == 0 {
+				out.WriteString(" – |")
+				continue
+			}
+			fmt.Fprintf(&out, " %.4g (%d) |", v, n)
+		}
+		fmt.Fprintf(&out, " %s | %s | %s | %s |\n", f.verdict(f.must, cells[2]), f.verdict(f.aim, cells[2]),
+			ratio(cells[2], cells[0]), ratio(cells[2], cells[1]))
+	}
+	out.WriteString("\n" + doubts(lines))
+	return os.WriteFile(filepath.Join(b.opts.root, "bench", "RESULTS.md"), []byte(out.String()), 0o644)
+}
+
+// verdict shows a bound and whether it is met.
+func (f *figure) verdict(bound, v float64) string {
+	switch {
+	case bound == 0:
+		return "–"
+	case v == 0:
+		return fmt.Sprintf("%.4g", bound)
+	case f.less == (v <= bound) || v == bound:
+		return fmt.Sprintf("%.4g, met", bound)
+	}
+	return fmt.Sprintf("%.4g, **not met**", bound)
+}
+
+func ratio(a, b float64) string {
+	if a == 0 || b == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", a/b)
+}
+
+// median is a figure's over all of a server's runs.
+func median(lines []report.Run, server string, f *figure) (float64, int) {
+	var all []float64
+	for i := range lines {
+		if lines[i].Server == server && lines[i].Test == f.test {
+			all = append(all, f.of(&lines[i]))
+		}
+	}
+	if len(all) == 0 {
+		return 0, 0
+	}
+	slices.Sort(all)
+	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2, len(all)
+}
+
+// doubts tells what speaks against the runs.
+func doubts(lines []report.Run) string {
+	bad, worst := 0, report.Run{}
+	var foreign []float64
+	for _, r := range lines {
+		if r.Lost != 0 || r.Doubled != 0 || r.Disordered != 0 || r.Cut != 0 || r.Failed != 0 {
+			bad++
+		}
+		foreign = append(foreign, r.Foreign)
+		if r.Steal > worst.Steal {
+			worst = r
+		}
+	}
+	slices.SortFunc(foreign, cmp.Compare)
+	return fmt.Sprintf("Of %d runs %d lost, doubled, swapped or cut something. Others took %.0f %% of the machine in the median run and %.0f %% in the\n"+
+		"worst, the hypervisor at most %.0f %%: they warm no caches for us, so compare ratios of one session, not figures of two.\n",
+		len(lines), bad, 100*foreign[len(foreign)/2], 100*foreign[len(foreign)-1], 100*worst.Steal)
+}
+
+// commit names what was measured.
+func (b *bench) commit(ctx context.Context) string {
+	cmd := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=9")
+	cmd.Dir = b.opts.root
+	out, err := cmd.Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func machine() string {
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	model := "an unknown processor"
+	for line := range strings.Lines(string(info)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			model = strings.TrimSpace(value)
+			break
+		}
+	}
+	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return fmt.Sprintf("%s, %d cores, Linux %s, %s", model, runtime.NumCPU(), strings.TrimSpace(string(kernel)), runtime.Version())
+}

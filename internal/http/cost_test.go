@@ -1,0 +1,106 @@
+package http
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"testing"
+	"time"
+
+	"switchyard/internal/protocol"
+)
+
+// A frame handed to a socket that takes it allocates nothing.
+func TestASendAllocatesNothing(t *testing.T) {
+	c, client, _ := pair(t, 1<<20)
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		_, _ = io.Copy(io.Discard, client)
+	}()
+	f := protocol.Signal("r", "", []byte(`"some words"`))
+	if n := testing.AllocsPerRun(2000, func() { c.Send(f) }); n > 0 {
+		t.Errorf("a send allocates %.2f objects", n)
+	}
+	_ = c.Conn.Close()
+	<-read
+}
+
+// memory is what this process holds after a collection: heap and stacks.
+func memory() int64 {
+	var m runtime.MemStats
+	for range 3 { // what finalizers let go of is collected in the next round
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// settled waits until memory no longer falls, and returns it.
+func settled() int64 {
+	least := memory()
+	for range 10 {
+		<-time.After(20 * time.Millisecond) // net/http's goroutines are on their way out
+		now := memory()
+		if now >= least {
+			break
+		}
+		least = now
+	}
+	return least
+}
+
+// crowd opens n connections by plain sockets, which cost the client's side
+// little, and has each join a room of ten.
+func crowd(t *testing.T, addr string, n int) {
+	t.Helper()
+	for i := range n {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", addr)
+		join := fmt.Sprintf(`{"type":"join","room":"r%d"}`, i/10)
+		// Masked by zeros, as a client's frames must be masked.
+		if _, err := c.Write(append([]byte{0x81, 0x80 | byte(len(join)), 0, 0, 0, 0}, join...)); err != nil {
+			t.Fatal(err)
+		}
+		awaitWord(t, c, `"joined"`)
+	}
+}
+
+// awaitWord reads until a word has come.
+func awaitWord(t *testing.T, c net.Conn, word string) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	var seen []byte
+	buf := make([]byte, 1024)
+	for {
+		n, err := c.Read(buf)
+		if seen = append(seen, buf[:n]...); bytes.Contains(seen, []byte(word)) {
+			return
+		}
+		if err != nil {
+			t.Fatalf("%v after %q", err, seen)
+		}
+	}
+}
+
+// An idle connection that is in a room has its budget, both ends together: what
+// a test can hold on a busy machine. The resident size is the benchmark's.
+func TestAnIdleConnectionIsSmall(t *testing.T) {
+	const connections, most = 2000, 14 << 10
+	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 100000 })
+	crowd(t, n.addr, 20) // what is made once
+	before := settled()
+	crowd(t, n.addr, connections)
+	each := (settled() - before) / connections
+	t.Logf("%d bytes a connection", each)
+	if each > most {
+		t.Errorf("an idle connection takes %d bytes, its client included; at most %d are wanted", each, most)
+	}
+}

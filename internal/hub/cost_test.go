@@ -1,0 +1,102 @@
+package hub
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// A promptLog stores nothing, and settles at once: what is counted is the hub's.
+type promptLog struct {
+	*view
+	hub *Hub
+	seq message.Seq
+}
+
+func (l *promptLog) Append(p *message.Publication) {
+	l.seq++
+	p.Epoch, p.Seq, p.At = "e1", l.seq, time.Now()
+	l.hub.Settled([]*message.Publication{p})
+}
+
+// costly is a hub on such a log, with a room "r" of so many members, and how
+// many frames they got.
+func costly(t *testing.T, members int) (*Hub, *Client, *atomic.Int64) {
+	t.Helper()
+	v := &view{ledger: newLedger(), feedDown: true}
+	log := &promptLog{view: v}
+	h := New(Config{
+		Log: log, Feed: v, Broker: &office{post: &post{}, subs: map[message.Room]bool{}},
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+	log.hub = h
+	t.Cleanup(func() {
+		if err := h.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	got, live := new(atomic.Int64), make(chan struct{}, members)
+	for range members {
+		c := h.NewClient(sink{func() { got.Add(1) }}, "")
+		c.WhenLive(1, func() { live <- struct{}{} })
+		if err := c.Handle(t.Context(), &protocol.Request{Type: protocol.TypeJoin, Room: "r"}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close(true) })
+	}
+	for range members {
+		<-live
+	}
+	got.Store(0) // what came so far were answers
+	return h, h.NewClient(sink{func() {}}, ""), got
+}
+
+// perPublish is how much one publish into a room of so many members allocates,
+// in objects and bytes, delivered to all.
+func perPublish(t *testing.T, members int) (objects, size float64) {
+	t.Helper()
+	const warm, publishes = 100, 2000
+	_, c, got := costly(t, members)
+	data := []byte(fmt.Sprintf("%q", make([]byte, 20)))
+	r := &protocol.Request{Type: protocol.TypePublish, Room: "r", ID: "a1", Data: data, Ref: "1"}
+	var before, after runtime.MemStats
+	for i := range warm + publishes {
+		if i == warm {
+			runtime.ReadMemStats(&before)
+		}
+		if err := c.Handle(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		for got.Load() < int64(members) {
+			runtime.Gosched()
+		}
+		got.Store(0)
+	}
+	runtime.ReadMemStats(&after)
+	return float64(after.Mallocs-before.Mallocs) / publishes, float64(after.TotalAlloc-before.TotalAlloc) / publishes
+}
+
+// What noise can't move: a delivery allocates nothing, whatever else a publish
+// costs, and that has a bound.
+func TestADeliveryAllocatesNothing(t *testing.T) {
+	const few, many = 10, 510
+	one, bytes := perPublish(t, few)
+	all, _ := perPublish(t, many)
+	if each := (all - one) / (many - few); each > 0.01 {
+		t.Errorf("a delivery allocates %.2f objects: a publish to %d members %.1f, to %d %.1f", each, few, one, many, all)
+	}
+	const mostObjects, mostBytes = 30, 3000
+	if one > mostObjects || bytes > mostBytes {
+		t.Errorf("a publish allocates %.1f objects and %.0f bytes; at most %d and %d are wanted", one, bytes, mostObjects, mostBytes)
+	}
+	t.Logf("a publish allocates %.1f objects, %.0f bytes", one, bytes)
+}

@@ -64,7 +64,7 @@ func costly(t *testing.T, members int) (*Hub, *Client, *atomic.Int64) {
 // in objects and bytes, delivered to all.
 func perPublish(t *testing.T, members int) (objects, size float64) {
 	t.Helper()
-	const warm, publishes = 100, 2000
+	const warm, publishes = 50, 500
 	_, c, got := costly(t, members)
 	data := []byte(fmt.Sprintf("%q", make([]byte, 20)))
 	r := &protocol.Request{Type: protocol.TypePublish, Room: "r", ID: "a1", Data: data, Ref: "1"}
@@ -88,7 +88,7 @@ func perPublish(t *testing.T, members int) (objects, size float64) {
 // What noise can't move: a delivery allocates nothing, whatever else a publish
 // costs, and that has a bound.
 func TestADeliveryAllocatesNothing(t *testing.T) {
-	const few, many = 10, 510
+	const few, many = 10, 110
 	one, bytes := perPublish(t, few)
 	all, _ := perPublish(t, many)
 	if each := (all - one) / (many - few); each > 0.01 {

@@ -15,8 +15,8 @@ import (
 
 // Bounds of the commands that are run.
 const (
-	quickLimit = 15 * time.Second // looks
-	startLimit = 5 * time.Minute  // a container created, or stopped with its grace
+	quickLimit = time.Minute     // looks: an engine under load takes its time
+	startLimit = 5 * time.Minute // a container created, or stopped with its grace
 	pullLimit  = 15 * time.Minute
 	// outputLimit bounds what is kept of a command's output.
 	outputLimit = 32 << 20

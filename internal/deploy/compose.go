@@ -3,7 +3,6 @@ package deploy
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -120,11 +119,15 @@ func (c *Compose) containers(ctx context.Context) ([]container, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	// One that is removed in between makes inspect fail, and tell of the others.
 	out, err = c.docker(ctx, quickLimit, append([]string{"inspect", "--type", "container"}, ids...)...)
+	// One that is removed in between makes inspect fail, and tell of the others.
+	// Any other failure may leave some out that are there.
+	if err != nil && !strings.Contains(err.Error(), "No such container") {
+		return nil, fmt.Errorf("look at the containers: %w", err)
+	}
 	var all []container
-	if e := json.Unmarshal(out, &all); e != nil || len(all) == 0 && err != nil {
-		return nil, fmt.Errorf("look at the containers: %w", errors.Join(err, e))
+	if err := json.Unmarshal(out, &all); err != nil {
+		return nil, fmt.Errorf("look at the containers: %w", err)
 	}
 	return slices.DeleteFunc(all, container.oneOff), nil
 }

@@ -26,7 +26,7 @@ const (
 )
 
 // checkLimit bounds one check.
-const checkLimit = 30 * time.Second
+const checkLimit = 2 * time.Minute
 
 // A Preflight asks whether a deploy may begin.
 type Preflight struct {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -30,9 +31,20 @@ func (o *Outside) Smoke(ctx context.Context, t Target) error {
 	defer cancel()
 	url, http := o.Stack.URL("wss", "/ws"), o.Stack.HTTPClient()
 	if t.Replica != nil {
-		url, http = "ws://"+t.Replica.Address+"/ws", inside
+		// By the name that users ask for: a replica may answer to no other.
+		url, http = "ws://"+o.Stack.Env["DOMAIN"]+"/ws", at(t.Replica.Address)
 	}
 	return o.smoke(ctx, url, http, t)
+}
+
+// at connects to an address, whatever a URL says.
+func at(address string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, address)
+		},
+		IdleConnTimeout: 10 * time.Second,
+	}}
 }
 
 // SmokeURL is Smoke of any address.

@@ -247,3 +247,26 @@ func TestNoSecretIsInAFile(t *testing.T) {
 		}
 	}
 }
+
+// Compose would make an empty folder of what is not there, and the container
+// would say something else.
+func TestWhatIsMountedIsThere(t *testing.T) {
+	file := production(t, example(t))
+	for name, s := range file.Services {
+		for _, volume := range s.Volumes {
+			from, _, _ := strings.Cut(volume, ":")
+			if _, named := file.Volumes[from]; named || strings.HasPrefix(from, "/") {
+				continue
+			}
+			if strings.HasPrefix(from, "./state/") || from == "./backups" {
+				if text := read(t, compose+"/setup"); !strings.Contains(text, strings.TrimPrefix(from, "./")) && from != "./backups" {
+					t.Errorf("%s: setup does not make %s", name, from)
+				}
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(compose, from)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}

@@ -104,7 +104,7 @@ var totals = []struct{ what, expr, unit string }{
 	{"most connections at once", `max_over_time(sum(websocket_active_connections)%s)`, ""},
 	{"handshakes that came in", `sum(increase(websocket_connections_total{result="ok"}%s))`, ""},
 	{"handshakes turned away", `sum(increase(websocket_connections_total{result!="ok"}%s)) or vector(0)`, ""},
-	{"published", `sum(increase(websocket_messages_received_total{type="publish"}%s))`, ""},
+	{"published", `sum(increase(websocket_messages_received_total{type="publish"}%s)) or vector(0)`, ""},
 	{"handed to clients", `sum(increase(websocket_messages_sent_total%s))`, ""},
 	{"errors of ours (internal, unavailable)", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}%s)) or vector(0)`, ""},
 	{"5xx of our pages and calls", `sum(increase(http_requests_total{code=~"5..",route!="/readyz"}%s)) or vector(0)`, ""},
@@ -202,7 +202,7 @@ func (r *Report) tellDeploys(deploys []pastDeploy, b *strings.Builder) (markers 
 }
 
 func (r *Report) alerts(ctx context.Context, p *Prometheus, b *strings.Builder) {
-	fired, err := p.Range(ctx, `max by (alertname, severity) (ALERTS{alertstate="firing"})`, r.From, r.To, points)
+	fired, err := p.Range(ctx, `max by (alertname, severity) (ALERTS{alertstate="firing",alertname!="Watchdog"})`, r.From, r.To, points)
 	switch {
 	case err != nil:
 		fmt.Fprintf(b, "Not known: %v\n\n", err)

@@ -34,7 +34,7 @@ made, and with 2 when it could not begin.`,
 			if f.keep < 1 || f.keep > 10_000 {
 				return fmt.Errorf("--keep must be 1 to 10000, not %d", f.keep)
 			}
-			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			v, err := f.open(c.Context(), c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -89,7 +89,7 @@ It exits with 0 when all is good, and with 1 when something is not, with the fil
 or room named.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			v, err := f.open(c.Context(), c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -105,7 +105,7 @@ func backupListCommand(f *vaultFlags) *cobra.Command {
 		Short: "list the backups, and how far the WAL archive reaches",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			v, err := f.open(c.Context(), c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -181,7 +181,7 @@ or not at all, for node_exporter's textfile collector. Backup and verify do so
 too; a timer runs it in between, for the age of the archive.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			v, err := f.open(c.Context(), c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -230,7 +230,7 @@ It exits with 0 when all asked for was restored, with 1 when it was not, and wit
 			if without && !q.Redis && !q.Configuration {
 				return fmt.Errorf("--no-database leaves nothing to restore: add --configuration or --redis")
 			}
-			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			v, err := f.open(c.Context(), c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -304,7 +304,7 @@ It may be run again after it was cut short. It exits with 0 when the standby is
 the primary, and with 1 when it is not.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			v, _, err := f.open(c.Context(), c.ErrOrStderr())
+			v, err := f.open(c.Context(), c.ErrOrStderr())
 			if err != nil {
 				return err
 			}

@@ -84,7 +84,7 @@ could not run.`,
 				return err
 			}
 			r.Stack, r.Prometheus, r.Missing, r.Night = stack, p, missing, f.since
-			if v, _, err := f.vaultFlags.open(c.Context(), c.ErrOrStderr()); err == nil {
+			if v, err := f.vaultFlags.open(c.Context(), c.ErrOrStderr()); err == nil {
 				r.Backups = v
 			} else {
 				fmt.Fprintf(c.ErrOrStderr(), "%s: %v\n", c.CommandPath(), err)

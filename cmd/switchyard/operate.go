@@ -111,7 +111,8 @@ func (f *stackFlags) smokeStack(c *cobra.Command) error {
 
 // tell prints one answer.
 func (f *stackFlags) tell(c *cobra.Command, what string, err error) error {
-	if f.json {
+	switch {
+	case f.json:
 		answer := map[string]any{"target": what, "ok": err == nil}
 		if err != nil {
 			answer["error"] = err.Error()
@@ -119,9 +120,9 @@ func (f *stackFlags) tell(c *cobra.Command, what string, err error) error {
 		if e := printJSON(c.OutOrStdout(), answer); e != nil {
 			return e
 		}
-	} else if err != nil {
+	case err != nil:
 		fmt.Fprintf(c.OutOrStdout(), "fail  %s: %v\n", what, err)
-	} else {
+	default:
 		fmt.Fprintf(c.OutOrStdout(), "ok    %s\n", what)
 	}
 	if err != nil {

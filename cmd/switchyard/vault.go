@@ -30,10 +30,10 @@ func (f *vaultFlags) add(c *cobra.Command) {
 }
 
 // open returns the vault of the stack.
-func (f *vaultFlags) open(ctx context.Context, stderr io.Writer) (*backup.Vault, *backup.Compose, error) {
+func (f *vaultFlags) open(ctx context.Context, stderr io.Writer) (*backup.Vault, error) {
 	stack, err := backup.OpenCompose(f.dir, f.file, f.project)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	dir := f.backups
 	if dir == "" {
@@ -42,12 +42,12 @@ func (f *vaultFlags) open(ctx context.Context, stderr io.Writer) (*backup.Vault,
 		dir, err = filepath.Abs(dir)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if _, err := os.Stat(dir); err != nil {
-		return nil, nil, fmt.Errorf("BACKUP_DIR: %w", err)
+		return nil, fmt.Errorf("BACKUP_DIR: %w", err)
 	}
-	return &backup.Vault{Dir: dir, Site: stack, Board: stack, Keep: f.keep, Version: version, Logger: progressLogger(stderr)}, stack, nil
+	return &backup.Vault{Dir: dir, Site: stack, Board: stack, Keep: f.keep, Version: version, Logger: progressLogger(stderr)}, nil
 }
 
 // progressLogger tells a person how far a command is: no time, no level but

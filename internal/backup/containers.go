@@ -37,7 +37,7 @@ func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
 	out, err = c.ask(ctx, c.docker, append([]string{"inspect", "--type", "container"}, ids...)...)
 	var all []inspected
 	if e := json.Unmarshal([]byte(out), &all); e != nil || len(all) == 0 {
-		return nil, fmt.Errorf("look at the containers: docker inspect answered what can't be read: %w", joinLine([]error{fmt.Errorf("%v", err), fmt.Errorf("%v", e)}))
+		return nil, fmt.Errorf("look at the containers: docker inspect answered what can't be read: %w", joinLine([]error{err, e}))
 	}
 	containers := make([]Container, len(all))
 	for i, each := range all {

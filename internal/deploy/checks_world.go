@@ -162,7 +162,7 @@ func (p *Preflight) alerting(ctx context.Context, _ *workplace) (string, error) 
 		return "", err
 	}
 	if status, _, err := fetch(ctx, inside, address+"/-/ready"); err != nil || status != http.StatusOK {
-		return "", errors.Join(fmt.Errorf("Alertmanager is not ready (status %d)", status), err)
+		return "", errors.Join(fmt.Errorf("the alertmanager is not ready (status %d)", status), err)
 	}
 	prometheus, err := p.Metrics.Find(ctx)
 	if err != nil {

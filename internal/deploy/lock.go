@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A LockedError: another command is at it.
+// A LockedError says that another command is at it.
 type LockedError struct{ Holder Holder }
 
 func (e *LockedError) Error() string {

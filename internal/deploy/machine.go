@@ -53,14 +53,14 @@ func (m *Machine) say(step, kind, format string, args ...any) {
 	}
 }
 
-// A RefusedError: nothing was begun.
+// A RefusedError says that nothing was begun.
 type RefusedError struct{ Err error }
 
 func (e *RefusedError) Error() string { return e.Err.Error() }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// An UnfinishedError: the deploy stands still, at a place where nobody is
-// harmed. The same command goes on with it.
+// An UnfinishedError says that the deploy stands still, at a place where nobody
+// is harmed. The same command goes on with it.
 type UnfinishedError struct {
 	Step string
 	Live Color // empty when that could not be read
@@ -78,7 +78,8 @@ func (e *UnfinishedError) Error() string {
 
 func (e *UnfinishedError) Unwrap() error { return e.Err }
 
-// A RolledBackError: the new version did not hold, and the old one serves.
+// A RolledBackError says that the new version did not hold, and that the old one
+// serves.
 type RolledBackError struct {
 	Entry Entry
 }
@@ -87,7 +88,8 @@ func (e *RolledBackError) Error() string {
 	return fmt.Sprintf("%s was rolled back: %s; %s is live", e.Entry.Image.Ref, e.Entry.Reason, e.Entry.Color)
 }
 
-// A StuckError: neither color serves as it should, and a person has to look.
+// A StuckError says that neither color serves as it should, and that a person
+// has to look.
 type StuckError struct {
 	Reason string
 	Remedy string
@@ -113,7 +115,7 @@ type unseen struct{ err error }
 func (u *unseen) Error() string { return u.err.Error() }
 func (u *unseen) Unwrap() error { return u.err }
 
-// ErrAlreadyLive: the image serves, and nothing was done.
+// ErrAlreadyLive says that the image serves, and that nothing was done.
 var ErrAlreadyLive = errors.New("the image is live already")
 
 // Deploy brings the image into service, or goes on where a command that was

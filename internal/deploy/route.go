@@ -10,7 +10,7 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// ErrRoute: the file that says which color is live can't be understood.
+// ErrRoute says that the file of the live color can't be understood.
 var ErrRoute = errors.New("the route can't be read")
 
 // canaryService is the weighted service that active.yml has while a canary is

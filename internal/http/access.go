@@ -28,6 +28,10 @@ const queryToken = "access_token"
 // readOffer reads what a handshake brings. More than one token is refused: of
 // two nobody knows which one a proxy on the way has checked.
 func (s *Server) readOffer(r *http.Request) (protocol.Offer, error) {
+	if r.ContentLength != 0 {
+		// What is the body to whoever stands before us would be frames to us.
+		return protocol.Offer{}, &message.InvalidError{Field: "Content-Length", Reason: "must be 0: a handshake has no body"}
+	}
 	o, err := protocol.ReadOffer(r)
 	if err != nil || !s.cfg.AuthQueryToken {
 		return o, err

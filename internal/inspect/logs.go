@@ -46,7 +46,7 @@ func readLines(r io.Reader, take func(logLine)) (other int, err error) {
 				take(l)
 			}
 		}
-		if err == io.EOF { //nolint:errorlint // as bufio documents
+		if err == io.EOF {
 			return other, nil
 		}
 		if err != nil {

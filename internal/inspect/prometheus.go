@@ -48,13 +48,13 @@ func NewPrometheus(address string) (*Prometheus, error) {
 func (p *Prometheus) failed(err error) error {
 	var told *v1.Error
 	if errors.As(err, &told) && told.Type == v1.ErrBadData {
-		return fmt.Errorf("Prometheus at %s: %s", p.address, told.Msg) //nolint:staticcheck // a name
+		return fmt.Errorf("Prometheus at %s: %s", p.address, told.Msg)
 	}
 	text := err.Error()
 	if i := strings.LastIndex(text, ": dial"); i >= 0 {
 		text = text[i+2:]
 	}
-	return fmt.Errorf("Prometheus at %s does not answer (%s): %w", p.address, strings.ReplaceAll(text, "\n", " "), ErrNoPrometheus) //nolint:staticcheck // a name
+	return fmt.Errorf("Prometheus at %s does not answer (%s): %w", p.address, strings.ReplaceAll(text, "\n", " "), ErrNoPrometheus)
 }
 
 // A Sample is one series of an answer.

@@ -79,6 +79,8 @@ func handshakeAttacks() (all []attack) {
 		{"a handshake speaks HTTP/1.0", strings.Replace(good, "HTTP/1.1", "HTTP/1.0", 1), "426 upgrade_required"},
 		{"a handshake does not ask for an upgrade", request("GET /ws", ""), "426 upgrade_required"},
 		{"a handshake asks for HTTP/2", request("GET /ws", "", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"), "426 upgrade_required"},
+		{"a handshake has a body", upgrade("Content-Length: 5") + "hello", "400 invalid"},
+		{"a handshake has a body in pieces", upgrade("Transfer-Encoding: chunked") + "5\r\nhello\r\n0\r\n\r\n", "400 invalid"},
 		{"a handshake offers a session that is no secret", upgrade("Switchyard-Session: ../../etc/passwd"), "400 invalid"},
 		{"a handshake offers two sessions", upgrade("Switchyard-Session: a", "Switchyard-Session: b"), "400 invalid"},
 	} {

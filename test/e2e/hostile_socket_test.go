@@ -161,11 +161,11 @@ func (w *wire) until(wanted func(*heard) bool) (f heard, end string) {
 		op, payload, err := w.next()
 		switch {
 		case err != nil:
-			return f, ended(err)
+			return heard{}, ended(err)
 		case op == closeFrame && len(payload) < 2:
-			return f, "close"
+			return heard{}, "close"
 		case op == closeFrame:
-			return f, fmt.Sprint("close ", binary.BigEndian.Uint16(payload))
+			return heard{}, fmt.Sprint("close ", binary.BigEndian.Uint16(payload))
 		case op != textFrame:
 			continue
 		}

@@ -30,7 +30,7 @@ lint: ## hold the code against .golangci.yml
 	  mv $(TOOLS)/build/golangci-lint $(TOOLS)/$(LINT) && rmdir $(TOOLS)/build; }
 	$(TOOLS)/$(LINT) run ./...
 
-vuln: ## look for known weaknesses that the code can reach: 3 for one, 4 where nothing can be known
+vuln: ## look for known weaknesses that the code can reach; scripts/vuln exits with 3 for one, 4 where nothing can be known
 	@scripts/vuln
 
 fuzz: ## run every fuzz test for FUZZTIME (10s) each, JOBS (1) at once

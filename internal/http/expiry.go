@@ -18,7 +18,8 @@ const (
 // An expiry closes connections whose token ends, or who have not shown one in
 // time: a wheel, so that none of them needs a timer. Safe for concurrent use.
 type expiry struct {
-	mu sync.Mutex
+	began time.Time // tick 0, static
+	mu    sync.Mutex
 	// Protects following.
 	tick  int64
 	slots [expirySlots][]*socket
@@ -40,8 +41,10 @@ func (e *expiry) set(k *socket, at time.Time) {
 	if at.IsZero() {
 		return
 	}
-	// Rounded up: never before the end.
-	k.deadline.at = e.tick + int64(max(time.Until(at), 0)/expiryTick) + 1
+	// Rounded up: never before the end. By the clock, since the wheel may be late.
+	now := time.Now()
+	end := now.Sub(e.began) + max(at.Sub(now), 0)
+	k.deadline.at = max(int64(end/expiryTick), e.tick) + 1
 	slot := &e.slots[k.deadline.at%expirySlots]
 	k.deadline.index = len(*slot)
 	*slot = append(*slot, k)
@@ -77,23 +80,26 @@ func (e *expiry) loop(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case <-tick.C:
-			for _, k := range e.due() {
+			for _, k := range e.due(time.Now()) {
 				k.conn.CloseWith(protocol.CloseToken)
 			}
 		}
 	}
 }
 
-// due moves on by a tick and returns who has ended, off the wheel.
-func (e *expiry) due() (ended []*socket) {
+// due moves on to the clock, which a process that was stopped or starved is
+// behind by many ticks, and returns who has ended, off the wheel.
+func (e *expiry) due(now time.Time) (ended []*socket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.tick++
-	slot := e.slots[e.tick%expirySlots]
-	for i := len(slot) - 1; i >= 0; i-- {
-		if k := slot[i]; k.deadline.at <= e.tick {
-			e.take(k)
-			ended = append(ended, k)
+	for to := int64(now.Sub(e.began) / expiryTick); e.tick < to; {
+		e.tick++
+		slot := e.slots[e.tick%expirySlots]
+		for i := len(slot) - 1; i >= 0; i-- {
+			if k := slot[i]; k.deadline.at <= e.tick {
+				e.take(k)
+				ended = append(ended, k)
+			}
 		}
 	}
 	return ended

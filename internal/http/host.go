@@ -114,7 +114,7 @@ func (s *Server) houseOnly(next http.Handler) http.Handler {
 func (s *Server) inHouse(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range forwarded {
-			if r.Header.Get(name) != "" {
+			if len(r.Header.Values(name)) > 0 { // also an empty one: a proxy may add its own after it
 				s.refuse(w, r, errNotFound)
 				return
 			}

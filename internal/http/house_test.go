@@ -30,6 +30,7 @@ func TestMetricsAreForTheHouse(t *testing.T) {
 		{"through our proxy", "192.0.2.3:1", http.Header{"X-Forwarded-For": {"198.51.100.7"}}, 404},
 		{"through our proxy, from the house's own networks", "192.0.2.3:1", http.Header{"X-Forwarded-For": {"10.0.0.1"}}, 404},
 		{"through a proxy that nobody named", "172.18.0.5:1", http.Header{"X-Forwarded-For": {"198.51.100.7"}}, 404},
+		{"through one that adds a line of its own", "172.18.0.5:1", http.Header{"X-Forwarded-For": {"", "198.51.100.7"}}, 404},
 		{"through one that writes Forwarded", "172.18.0.5:1", http.Header{"Forwarded": {"for=198.51.100.7"}}, 404},
 		{"through one that writes X-Real-Ip", "172.18.0.5:1", http.Header{"X-Real-Ip": {"198.51.100.7"}}, 404},
 	} {

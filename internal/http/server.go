@@ -225,7 +225,8 @@ func New(cfg Config) *Server {
 	s.public.ConnState = s.plain.note
 	s.admin = s.newHTTP(s.adminRoutes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to
-	go s.beat.loop(cfg.Heartbeat, s.stop)
+	s.expiry.began = s.started
+	s.loops.Go(func() { s.beat.loop(cfg.Heartbeat, s.stop) })
 	s.loops.Go(func() { s.expiry.loop(s.stop) })
 	if cfg.Sessions != nil {
 		s.loops.Go(func() { s.saver.loop(s.stop) })

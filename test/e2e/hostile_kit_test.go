@@ -163,8 +163,12 @@ func (s *siege) assault(ctx context.Context, one attack) (got string) {
 	defer cancel()
 	defer func() {
 		a.goHome()
-		if why, ok := recover().(gaveUp); ok {
+		switch why := recover().(type) {
+		case nil:
+		case gaveUp:
 			got = string(why)
+		default:
+			got = fmt.Sprint("panic: ", why)
 		}
 	}()
 	return one.try(a)

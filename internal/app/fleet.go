@@ -12,7 +12,7 @@ import (
 
 // moveClients lets the clients go on elsewhere, and closes those that do not.
 func (a *App) moveClients(ctx context.Context) error {
-	if err := a.http.Drain(ctx, httpd.ScopeNode, "stopping"); err != nil {
+	if err := a.http.Leave(ctx); err != nil {
 		a.opt.Logger.Warn("drain not done", "error", err)
 	}
 	return a.http.CloseSockets(ctx)

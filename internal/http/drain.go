@@ -37,6 +37,9 @@ const (
 	closeSpread = 3 * time.Second
 	closeEvery  = 100 * time.Millisecond
 	leastClosed = 50 // at a time
+	// aloneWaves is for how many waves nodes that were there may be gone before
+	// nobody waits for them any more: twice as long as a node that says nothing counts.
+	aloneWaves = 10
 )
 
 // ErrUndrained says that a drain was taken back before it was done.
@@ -53,8 +56,9 @@ type drain struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when it is drained or was taken back
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects the following. The server's own lock may be held when it is
+	// taken, and is never taken while it is held.
+	mu       sync.Mutex
 	scope    Scope
 	reason   string
 	phase    string
@@ -85,15 +89,25 @@ func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
 	return nil
 }
 
-// startDrain returns the drain under way; the newest scope and reason count
-// for who is not told yet.
+// Leave is the drain of a process that ends: it can't be taken back.
+func (s *Server) Leave(ctx context.Context) error {
+	s.mu.Lock()
+	s.leaving = true
+	s.mu.Unlock()
+	return s.Drain(ctx, ScopeNode, "stopping")
+}
+
+// startDrain returns the drain under way; the wider scope and the newest reason
+// count for who is not told yet.
 func (s *Server) startDrain(scope Scope, reason string) *drain {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.drain
 	if d != nil {
 		d.mu.Lock()
-		d.scope, d.reason = scope, reason
+		if d.reason = reason; scope == ScopeDeployment {
+			d.scope = scope
+		}
 		d.mu.Unlock()
 		return d
 	}
@@ -118,7 +132,7 @@ func (s *Server) startDrain(scope Scope, reason string) *drain {
 func (s *Server) Undrain() bool {
 	s.mu.Lock()
 	d := s.drain
-	if d == nil || s.stopping {
+	if d == nil || s.leaving || s.stopping {
 		s.mu.Unlock()
 		return false
 	}
@@ -173,9 +187,10 @@ func (d *drain) loop(ctx context.Context) {
 
 // enter begins a phase, and logs how long the one before took.
 func (d *drain) enter(phase string) {
+	clients := d.server.clients() // before mu: it takes the server's lock
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.log.Info("drain step", "step", d.phase, "took", time.Since(d.entered), "clients", d.server.clients(), "progress", d.progress)
+	d.log.Info("drain step", "step", d.phase, "took", time.Since(d.entered), "clients", clients, "progress", d.progress)
 	d.phase, d.entered = phase, time.Now()
 }
 
@@ -184,6 +199,8 @@ func (d *drain) enter(phase string) {
 func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 	var p pace
 	var gone absences
+	var alone int // waves in a row without another node, after there was one
+	met := false
 	window := time.Now().Add(d.server.cfg.DrainWindow)
 	if deadline.Before(window) {
 		window = deadline
@@ -192,7 +209,10 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 	defer tick.Stop()
 	for d.server.clients() > 0 && time.Now().Before(deadline) {
 		r := d.server.cfg.Receivers(d.avoids())
-		if r.Known && r.Nodes == 0 {
+		if alone++; !r.Known || r.Nodes > 0 {
+			alone, met = 0, met || r.Nodes > 0
+		}
+		if alone > aloneWaves || alone > 0 && !met {
 			d.log.Info("no other node to move clients to", "clients", d.server.clients())
 			return true
 		}

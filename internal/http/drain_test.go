@@ -190,6 +190,78 @@ func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("took %v", took)
 	}
+	if state := n.DrainState(); state.Told != 0 || state.Closed != 1 {
+		t.Errorf("who was never told is counted, too: %+v", state)
+	}
+}
+
+// Probes look at a node, and clients come and go, while drains begin, go on and
+// are taken back.
+func TestProbesMeetDrains(t *testing.T) {
+	n := draining(t, func(c *Config) { c.DrainDelay = 0 })
+	end := time.Now().Add(2 * time.Second)
+	var probes sync.WaitGroup
+	for range 4 {
+		probes.Go(func() {
+			for time.Now().Before(end) {
+				n.DrainState()
+				n.Status()
+				n.closes()
+			}
+		})
+	}
+	drains := make(chan int)
+	go func() {
+		count := 0
+		for ; time.Now().Before(end); count++ {
+			n.startDrain(ScopeNode, "test")
+			n.Undrain()
+		}
+		drains <- count
+	}()
+	select {
+	case count := <-drains:
+		t.Logf("%d drains", count)
+	case <-time.After(time.Minute):
+		t.Fatal("a drain waits for a probe that waits for it")
+	}
+	probes.Wait()
+}
+
+// A signal ends the process, whatever operators ask for after it.
+func TestALeavingNodeIsNotTakenBack(t *testing.T) {
+	n := draining(t, nil)
+	n.dial(nil)
+	go func() { _ = n.Leave(context.Background()) }()
+	eventually(t, "the drain", func() bool { return n.DrainState().Phase != "" })
+	if n.Undrain() || n.DrainState().Phase == "" {
+		t.Error("taken back")
+	}
+	n.startDrain(ScopeDeployment, "deploy")
+	n.startDrain(ScopeNode, "stopping")
+	if got := n.DrainState().Scope; got != ScopeDeployment {
+		t.Errorf("clients may land on a sibling that goes, too: scope %s", got)
+	}
+}
+
+// Nodes that were there and are not seen for a moment are waited for.
+func TestADrainWaitsForNodesThatWereThere(t *testing.T) {
+	var looks atomic.Int64
+	n := draining(t, func(c *Config) {
+		c.DrainWindow, c.DrainTimeout = time.Minute, time.Minute
+		c.Receivers = func(Scope) Receivers {
+			if look := looks.Add(1); look > 1 && look < 5 {
+				return Receivers{Known: true}
+			}
+			return well
+		}
+	})
+	n.dial(nil)
+	n.startDrain(ScopeNode, "test")
+	eventually(t, "the nodes to be back", func() bool { return looks.Load() > 5 })
+	if state := n.DrainState(); state.Phase != phaseMoving || state.Clients != 1 {
+		t.Errorf("given up: %+v", state)
+	}
 }
 
 func TestADrainTakenBackMidway(t *testing.T) {

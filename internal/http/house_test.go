@@ -140,6 +140,20 @@ func TestAConnectionArrivesOnce(t *testing.T) {
 	}
 }
 
+// Nor does it count from who was on no other node.
+func TestWhoWasNowhereElseDoesNotArrive(t *testing.T) {
+	n, _ := remembering(t, nil)
+	b, _ := n.come("", "")
+	b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
+	b.send(`{"type":"leave","ref":"x","room":"a"}`)
+	b.until("error")
+	n.arrivals.mu.Lock()
+	defer n.arrivals.mu.Unlock()
+	if n.arrivals.next != 0 {
+		t.Errorf("%d arrivals of a stranger", n.arrivals.next)
+	}
+}
+
 // Handshakes over the rate, or over the places, cost a line of the audit log
 // now and then, and none of the log: strangers may send any number of them.
 func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {

@@ -27,7 +27,7 @@ const (
 type Progress struct {
 	Told   int `json:"told"`   // asked to move
 	Moved  int `json:"moved"`  // said goodbye after that
-	Closed int `json:"closed"` // still here at the deadline
+	Closed int `json:"closed"` // still here at the deadline, told or not
 	Lost   int `json:"lost"`   // gone without a word after they were told
 	// Returned sessions were taken over on other nodes since the drain began, as
 	// those tell, about two seconds late.

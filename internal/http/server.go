@@ -191,6 +191,7 @@ type Server struct {
 
 	mu sync.Mutex
 	// Protects following.
+	leaving  bool // the process ends once the drain is done
 	stopping bool
 	drain    *drain // nil: none is under way
 	roster   roster

@@ -44,6 +44,7 @@ type held struct {
 	// rooms says that the client leaves it to the service which rooms it is
 	// in, so that each change of them is kept soon.
 	rooms bool
+	came  bool // the session was another node's; static
 	// rejoins are the rooms that a resumed session was in; readLoop's.
 	rejoins []message.Position
 	// settled says that the session's rooms are now what the client is in:
@@ -75,6 +76,7 @@ func (k *socket) hold(o protocol.Offer, user string) (secret string, resumed boo
 	k.conn.onPong = k.pong
 	if session, ok := s.resume(o, user); ok {
 		k.held.session, k.held.kept, k.held.rejoins = session, true, session.Rooms
+		k.held.came = session.From != "" && session.From != s.cfg.Node
 		k.client.WhenLive(len(session.Rooms), func() {
 			k.held.settled.Store(true)
 			s.cfg.Owners.Live(session)

@@ -185,7 +185,9 @@ func (k *socket) do(r *protocol.Request) {
 	switch {
 	case err != nil:
 	case r.Type == protocol.TypeMoved:
-		if !k.arrived { // a connection arrives once: nobody slows a drain down by telling it again
+		// Only of a session that another node had, and once: else any stranger could
+		// slow another node's drain down.
+		if !k.arrived && (k.held == nil || k.held.came) {
 			k.server.arrivals.note(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
 		k.arrived = true
@@ -255,7 +257,7 @@ func (k *socket) end(err error) {
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
 		s.cfg.Hub.CountError(reason)
 	}
-	if k.told.Load() != 0 {
+	if k.told.Load() != 0 || code == protocol.CloseRestart {
 		s.noteMove(code, reason)
 	}
 	took := time.Since(k.started)

@@ -88,7 +88,7 @@ func besiege(t *testing.T) *siege {
 		t.Fatal(err)
 	}
 	s.Server = testkit.StartServer(t, map[string]string{
-		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL(),
 		"AUTH_JWT_SECRET": signingSecret, "AUTH_KEY_FILE": keys, "AUTH_LEEWAY": "0s", "AUTH_TIMEOUT": "2s",
 		"AUTH_ISSUER": "https://id.example.com", "AUTH_AUDIENCE": "chat,chat2",
 		"API_KEYS": "shop:" + shopKey + ",till:" + tillKey + ",drum:" + drumKey, "TRUSTED_PROXIES": "127.0.0.1",

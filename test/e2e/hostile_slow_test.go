@@ -21,7 +21,7 @@ func slowAttacks() []attack {
 		{"a body comes a byte at a time", "cut within 15s", func(a *attacker) string {
 			return a.drips("POST /v1/rooms/own.a/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+shopKey+"\r\nContent-Length: 60000\r\n\r\n{", " ", 15*time.Second)
 		}},
-		{"a body that nobody waits for comes a byte at a time", "401 unauthorized", func(a *attacker) string {
+		{"a body that nobody waits for never comes", "401 unauthorized", func(a *attacker) string {
 			return a.ask("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nContent-Length: 1000000\r\n\r\n[")
 		}},
 		{"a handshake has a body that never comes", "cut within 15s", func(a *attacker) string {

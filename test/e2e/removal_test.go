@@ -13,7 +13,7 @@ import (
 // the user, and let nobody of that name in again.
 func TestARemovedUserIsGoneFromEveryNode(t *testing.T) {
 	env := map[string]string{
-		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL(),
 		"AUTH_JWT_SECRET": signingSecret, "API_KEYS": "shop:" + shopKey,
 	}
 	near, far := &siege{Server: testkit.StartServer(t, env)}, &siege{Server: testkit.StartServer(t, env)}

@@ -79,7 +79,10 @@ const (
 	sessionStop = 2 * time.Second
 	brokerStop  = 2 * time.Second
 	storeStop   = 8 * time.Second
-	openLimit   = 30 * time.Second
+	// stopLimit is for all that follows DRAIN_TIMEOUT: operators are told to give
+	// it 30 s, and what stops the process then does not ask.
+	stopLimit = 28 * time.Second
+	openLimit = 30 * time.Second
 )
 
 // Options are what an App does not read from its settings.
@@ -150,8 +153,13 @@ func (a *App) URL() string {
 func (a *App) Failed() <-chan error { return a.failed }
 
 // Stop takes the node down: unready first, then clients, HTTP, hub, broker and
-// log. Every step is bounded; ctx cuts all of them short.
-func (a *App) Stop(ctx context.Context) error { return a.lifecycle.stop(ctx) }
+// log. Every step is bounded, and so are all together, by DRAIN_TIMEOUT and
+// stopLimit; ctx cuts them short.
+func (a *App) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, a.opt.Config.Drain.Timeout+stopLimit)
+	defer cancel()
+	return a.lifecycle.stop(ctx)
+}
 
 func (a *App) describeBuild() {
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

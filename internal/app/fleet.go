@@ -36,6 +36,8 @@ func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
 	for _, n := range nodes {
 		if n.Node == a.node {
 			r.Counts, r.Returned = true, int(n.Returned)
+		} else if n.Draining && n.Connections > 0 {
+			r.Drainers++
 		}
 		if n.Node == a.node || scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment {
 			continue
@@ -43,7 +45,8 @@ func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
 		r.Nodes++
 		if n.Ready {
 			r.Ready++
-			r.Headroom += int(n.HandshakeHeadroom)
+			r.Limit += int(n.HandshakeRate + n.HandshakeHeadroom)
+			r.Rate += int(n.HandshakeRate)
 			r.Handshake = max(r.Handshake, n.HandshakeP95)
 		}
 	}

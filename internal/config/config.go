@@ -38,7 +38,7 @@ type HTTP struct {
 	MaxFrame         int           `envconfig:"MAX_FRAME" default:"65536" min:"1024" max:"1048576" example:"65536" doc:"The largest frame from a client, and the largest body of a server call, in bytes."`
 	QueueBytes       int           `envconfig:"QUEUE_BYTES" default:"1048576" min:"1" max:"67108864" example:"1048576" doc:"What may wait for one client to read, in bytes; over it the client is closed with 4208 and resumes. Must be over twice 256 KiB + MAX_FRAME."`
 	MaxConnections   int           `envconfig:"MAX_CONNECTIONS" default:"15000" min:"1" max:"1000000" example:"15000" doc:"Open WebSockets on this node; more are closed with 4103."`
-	MaxHandshakeRate int           `envconfig:"MAX_HANDSHAKE_RATE" default:"500" min:"1" max:"100000" example:"500" doc:"Handshakes that this node takes a second, and at once; more are answered 503 with Retry-After, and clients back off. A deploy that moves clients here goes no faster."`
+	MaxHandshakeRate int           `envconfig:"MAX_HANDSHAKE_RATE" default:"500" min:"1" max:"100000" example:"500" doc:"Handshakes that this node takes a second, and at once; more are answered 503 with Retry-After, and clients back off. A move to this node uses four fifths of it."`
 	Heartbeat        time.Duration `envconfig:"HEARTBEAT" default:"25s" min:"1s" max:"10m" example:"25s" doc:"The period of heartbeats. A client that sends no byte for two of them, or takes longer for one frame, is closed with 4209."`
 }
 

@@ -157,9 +157,10 @@ func (p *Preflight) drainBudget(ctx context.Context, w *workplace) (string, erro
 	if _, err := fmt.Sscan(orElse(service.Environment["MAX_HANDSHAKE_RATE"], "500"), &rate); err != nil {
 		return "", fmt.Errorf("MAX_HANDSHAKE_RATE: %w", err)
 	}
-	need := time.Duration(float64(clients) / (rate * float64(replicas)) * float64(time.Second)).Round(time.Millisecond)
+	// A drain leaves a fifth of it to who comes by himself.
+	need := time.Duration(float64(clients) / (0.8 * rate * float64(replicas)) * float64(time.Second)).Round(time.Millisecond)
 	if need > budget["DRAIN_TIMEOUT"] {
-		return "", fmt.Errorf("%d clients take %v to move at MAX_HANDSHAKE_RATE, over DRAIN_TIMEOUT %v", clients, need, budget["DRAIN_TIMEOUT"])
+		return "", fmt.Errorf("%d clients take %v to move at 80 %% of MAX_HANDSHAKE_RATE, over DRAIN_TIMEOUT %v", clients, need, budget["DRAIN_TIMEOUT"])
 	}
 	return fmt.Sprintf("%d clients move within DRAIN_WINDOW %v; stopping waits %v", clients, budget["DRAIN_WINDOW"], grace), nil
 }

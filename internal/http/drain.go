@@ -222,8 +222,14 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 			seen := d.returned(r)
 			missing = gone.next(seen.Moved+seen.Lost, seen.Returned)
 		}
-		if n := p.next(left, away, missing, time.Until(window), r); n > 0 && left > 0 {
-			d.tell(min(n, left), time.Until(deadline))
+		was := p.held
+		n := p.next(left, away, missing, time.Until(window), r)
+		if p.held != was {
+			d.log.Info("drain wave", "held", p.held, "size", n, "left", left, "away", away, "missing", missing,
+				"handshake", r.Handshake, "rate", r.Rate, "limit", r.Limit, "drainers", r.Drainers)
+		}
+		if n > 0 {
+			d.tell(n, time.Until(deadline))
 		}
 		select {
 		case <-tick.C:

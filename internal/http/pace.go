@@ -1,6 +1,9 @@
 package http
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Receivers tells how the nodes do that take over what a draining node lets
 // go. It comes from what the nodes tell each other, about a second old.
@@ -9,11 +12,12 @@ type Receivers struct {
 	// evenly over the window, and nothing holds them back.
 	Known bool
 	// Nodes is how many others there are that clients may be moved to, Ready
-	// how many of them take new connections.
-	Nodes, Ready int
-	// Headroom is how many more handshakes a second the ready ones take
-	// together before they refuse.
-	Headroom int
+	// how many of them take new connections, and Drainers how many move their
+	// clients there as this one does.
+	Nodes, Ready, Drainers int
+	// Limit is how many handshakes a second the ready ones take together before
+	// they refuse, Rate how many they lately took.
+	Limit, Rate int
 	// Handshake is the 95th percentile of how long clients lately waited for
 	// their welcome there; 0 when none has said.
 	Handshake time.Duration
@@ -40,6 +44,22 @@ const (
 	// After lostWaves it does not come any more, or has no session to be known by.
 	returnWaves = 3
 	lostWaves   = 12
+	// seenAfter is how many waves later the receivers' Rate tells of a wave:
+	// it is spread over a second, and what they tell of that one is as old.
+	seenAfter = 2
+	// fill is how much of the receivers' Limit a move uses: the rest is for who
+	// comes by himself.
+	fill = 0.8
+)
+
+// What holds a drain's waves back, as it is logged.
+const (
+	heldNobody  = "no node is ready"
+	heldSlow    = "handshakes there are slow"
+	heldBad     = "handshakes there take too long"
+	heldStay    = "those who were told do not leave"
+	heldMissing = "those who left are not seen there"
+	heldFull    = "no more handshakes are taken there"
 )
 
 // absences tells how many clients that left have not come back elsewhere,
@@ -62,37 +82,88 @@ func (a *absences) next(gone, returned int) int {
 
 // A pace sizes the waves of a drain by how the receiving side does: smaller by
 // half while it is slow, none while it is bad or while those who were told do
-// not leave, or do not turn up elsewhere, and half as large again for each wave that went well. The zero
-// value begins with an even spread. It belongs to the drain's goroutine.
+// not leave, or do not turn up elsewhere, and half as large again for each wave
+// that went well, up to what the receivers take. The zero value begins with an
+// even spread. It belongs to the drain's goroutine.
 type pace struct {
-	share float64 // of the even spread; 0 stands for 1
-	told  int     // the last wave's size
+	share float64        // of the even spread; 0 stands for 1
+	waves [lostWaves]int // the last ones, the newest first
+	held  string         // what held the last one back, "" for nothing
 }
 
 // next returns how many clients to move now: left are still to be told, away
 // were told and have not gone yet, missing have gone and not come back though
 // they had the time, and the window goes on for so long.
 func (p *pace) next(left, away, missing int, window time.Duration, r Receivers) int {
+	n := min(left, p.size(left, away, missing, window, r))
+	copy(p.waves[1:], p.waves[:])
+	p.waves[0] = n
+	return n
+}
+
+func (p *pace) size(left, away, missing int, window time.Duration, r Receivers) int {
 	waves := max(1, int(window/waveEvery))
-	even := max((left+waves-1)/waves, min(left, leastWave))
+	even := max((left+waves-1)/waves, leastWave)
 	if !r.Known {
+		p.held = ""
 		return even
 	}
 	if p.share == 0 {
 		p.share = 1
 	}
-	bad := r.Ready == 0 || r.Handshake >= badHandshake ||
-		away > patience*max(p.told, leastWave) || missing > max(p.told, leastWave)
+	full := p.held == heldFull
+	held, bad := p.judge(away, missing, r)
+	p.held = held
 	switch {
-	case bad, r.Handshake >= slowHandshake, 2*missing > max(p.told, leastWave):
+	case held != "":
 		p.share = max(p.share/2, 1.0/16)
-	default:
+	case !full: // a wave that was cut is no proof that a larger one goes well
 		p.share = min(p.share*1.5, 4)
 	}
 	if bad {
 		return 0
 	}
 	n := max(int(float64(even)*p.share), leastWave)
-	p.told = min(n, left, max(r.Headroom-away, 1))
-	return p.told
+	if room := p.room(r); n > room {
+		n = room
+		if held == "" {
+			p.held = heldFull
+		}
+	}
+	return n
+}
+
+// judge says what is wrong on the receiving side, and whether it is so bad that
+// nobody is to be sent there. Numbers of clients are held against the largest
+// wave that they may be of: a small one that follows is no reason to wait longer.
+func (p *pace) judge(away, missing int, r Receivers) (held string, bad bool) {
+	onTheirWay, parted := p.largest(int(onTheWay/waveEvery)), p.largest(lostWaves)
+	switch {
+	case r.Ready == 0:
+		return heldNobody, true
+	case r.Handshake >= badHandshake:
+		return heldBad, true
+	case away > patience*onTheirWay:
+		return heldStay, true
+	case missing > 2*parted:
+		return heldMissing, true
+	case r.Handshake >= slowHandshake:
+		return heldSlow, false
+	case missing > parted:
+		return heldMissing, false
+	}
+	return "", false
+}
+
+// largest is the largest of the last n waves.
+func (p *pace) largest(n int) int {
+	return max(leastWave, slices.Max(p.waves[:n]))
+}
+
+// room is how many the receivers can take now. Their Rate has this node's share
+// in it, which is what it sent some waves ago; what is free is for all who move.
+func (p *pace) room(r Receivers) int {
+	each := 1 + r.Drainers
+	limit := int(fill * float64(r.Limit))
+	return max(1, min(limit/each, p.waves[seenAfter-1]+(limit-r.Rate)/each))
 }

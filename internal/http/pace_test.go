@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-var well = Receivers{Known: true, Nodes: 1, Ready: 1, Headroom: 10_000, Handshake: 20 * time.Millisecond}
+var well = Receivers{Known: true, Nodes: 1, Ready: 1, Limit: 10_000, Handshake: 20 * time.Millisecond}
 
 func TestWithoutKnowledgeWavesAreEven(t *testing.T) {
 	var p pace
@@ -33,7 +33,7 @@ func TestWavesFollowTheReceivers(t *testing.T) {
 	slow := with(func(r *Receivers) { r.Handshake = time.Second })
 	bad := with(func(r *Receivers) { r.Handshake = 5 * time.Second })
 	nobody := with(func(r *Receivers) { r.Ready = 0 })
-	full := with(func(r *Receivers) { r.Headroom = 40 })
+	full := with(func(r *Receivers) { r.Limit = 1000; r.Rate = 780 })
 
 	var p pace
 	const left = 10_000
@@ -53,17 +53,50 @@ func TestWavesFollowTheReceivers(t *testing.T) {
 		{"recovered: from where it was left", 0, 0, well, 21},
 		{"and up", 0, 0, well, 31},
 		{"nobody ready: none", 0, 0, nobody, 0},
-		{"those who were told do not arrive: none", 500, 0, well, 0},
-		{"they did: on", 0, 0, well, 11},
-		{"half a wave has not come back: half", 0, 6, well, 6},
-		{"a whole one has not: none", 0, 12, well, 0},
-		{"they have", 0, 0, well, 9},
-		{"no more than the receivers take", 0, 0, full, 14},
-		{"nor together with those under way", 30, 0, full, 10},
+		{"those who were told do not leave: none", 500, 0, well, 0},
+		{"as many as in three large waves may be on their way", 3 * 31, 0, well, 11},
+		{"more than the largest wave is not seen there: half", 0, 226, well, 6},
+		{"two of them: none", 0, 451, well, 0},
+		{"they are", 0, 0, well, 9},
+		{"and up again", 0, 0, well, 14},
+		{"once more", 0, 0, well, 21},
+		{"and more", 0, 0, well, 31},
+		{"what the receivers take, beside who comes anyway", 0, 0, full, 41},
+		{"a wave that was cut does not grow the next", 0, 0, well, 47},
 	}
 	for _, s := range steps {
 		if got := p.next(left, s.away, s.missing, window, s.r); got != s.want {
 			t.Errorf("%s: %d, want %d", s.name, got, s.want)
+		}
+	}
+}
+
+// What a node takes in goes up with what it is sent: that is no reason to send
+// less. All who move share what it takes, and leave some for who comes anyway.
+func TestWavesFillWhatTheReceiversTake(t *testing.T) {
+	for _, drainers := range []int{1, 3} {
+		const limit, others = 500, 40
+		paces := make([]pace, drainers)
+		var sent []int // by all of them, wave by wave
+		for wave := range 20 {
+			r := Receivers{Known: true, Nodes: 1, Ready: 1, Limit: limit, Rate: others, Drainers: drainers - 1}
+			if wave >= seenAfter {
+				r.Rate += sent[wave-seenAfter]
+			}
+			all := 0
+			for i := range paces {
+				all += paces[i].next(5000, 0, 0, 10*time.Second, r)
+			}
+			sent = append(sent, all)
+			if all > limit-others {
+				t.Errorf("%d draining: wave %d is %d, where %d a second are taken and %d come anyway", drainers, wave, all, limit, others)
+			}
+		}
+		for _, all := range sent[5:] {
+			if want := fill*limit - others; float64(all) < want-10 || float64(all) > want {
+				t.Errorf("%d draining: waves of %v, want %v", drainers, sent, want)
+				break
+			}
 		}
 	}
 }
@@ -73,7 +106,7 @@ func TestWavesFollowTheReceivers(t *testing.T) {
 func TestWavesStayInBounds(t *testing.T) {
 	var p pace
 	for i := range 10_000 {
-		r := Receivers{Known: true, Ready: i % 3, Headroom: i % 7, Handshake: time.Duration(i%5) * time.Second}
+		r := Receivers{Known: true, Ready: i % 3, Limit: i % 7, Rate: i % 5, Handshake: time.Duration(i%5) * time.Second}
 		left := i % 13
 		if n := p.next(left, i%11, i%5, time.Duration(i%4)*time.Second, r); n < 0 || n > left && left > 0 && n > leastWave {
 			t.Fatalf("step %d: wave of %d with %d left", i, n, left)

@@ -290,7 +290,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.Stop()
 	err := errors.Join(s.public.Shutdown(ctx), s.admin.Shutdown(ctx))
 	close(s.stop)
-	s.loops.Wait() // the saver's last round, bounded by its calls
+	ended := make(chan struct{})
+	go func() {
+		s.loops.Wait() // the saver's last round
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		err = errors.Join(err, fmt.Errorf("sessions to be saved: %w", ctx.Err()))
+	}
 	return errors.Join(err, s.audit.close(ctx))
 }
 

@@ -292,7 +292,9 @@ func (s *Server) Notify(n message.Notice) {
 		k.held.mu.Lock()
 		if k.held.session.Generation < n.Generation {
 			k.held.lost = true
-			if n.Kind == message.NoticeLive {
+			// A client that was told to move says goodbye by itself, once it is in
+			// rooms that its session may not know of yet.
+			if n.Kind == message.NoticeLive && k.told.Load() == 0 {
 				k.replaceIn(goodbyeTime)
 			} else {
 				k.replaceIn(k.server.cfg.Takeover)

@@ -180,7 +180,7 @@ func TestPlainClientsMissNothing(t *testing.T) {
 			t.Errorf("client %d was closed with %v, want 1012", i, p.codes)
 		}
 		for room, seqs := range p.seqs {
-			if problem := holes(seqs, heads[room]); problem != "" {
+			if problem := holes(seqs, heads[room], len(p.codes)); problem != "" {
 				t.Errorf("client %d in %s: %s", i, room, problem)
 			}
 		}
@@ -188,14 +188,20 @@ func TestPlainClientsMissNothing(t *testing.T) {
 }
 
 // holes says what is wrong with what came: each from the first on, in order but
-// for a piece that begins again further back.
-func holes(seqs []int64, head int64) string {
-	next := seqs[0]
+// for a piece that begins again further back, once for each connection that ended.
+func holes(seqs []int64, head int64, ended int) string {
+	next, again := int64(1), 0
 	for _, s := range seqs {
 		if s > next {
 			return fmt.Sprintf("%d after %d: %d is missed", s, next-1, next)
 		}
+		if s < next {
+			again++
+		}
 		next = s + 1
+	}
+	if again > ended {
+		return fmt.Sprintf("began again %d times with %d connections that ended", again, ended)
 	}
 	if next != head+1 {
 		return fmt.Sprintf("ends with %d of %d", next-1, head)

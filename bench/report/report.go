@@ -37,6 +37,10 @@ type Run struct {
 	Late     *Latency `json:"late_ms,omitempty"`  // how late the driver published, by its own plan
 
 	RSS int64 `json:"rss,omitempty"` // bytes that the connections added to the server
+	// What a server holds when all connections are gone, RSS then being all of it.
+	Heap        int64 `json:"heap,omitempty"`
+	Goroutines  int64 `json:"goroutines,omitempty"`
+	Descriptors int64 `json:"descriptors,omitempty"`
 
 	LastArrival int64 `json:"last_arrival,omitempty"` // Unix ns
 	LastPublish int64 `json:"last_publish,omitempty"`

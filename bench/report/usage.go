@@ -54,9 +54,6 @@ func statOf(pid int) []string {
 // RSS returns the resident memory of one process in bytes.
 func RSS(pid int) int64 { return status(pid, "VmRSS:") << 10 }
 
-// Threads returns how many threads a process has.
-func Threads(pid int) int64 { return status(pid, "Threads:") }
-
 // Descriptors returns how many descriptors a process has open.
 func Descriptors(pid int) int64 {
 	open, _ := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/fd")

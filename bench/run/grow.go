@@ -102,34 +102,38 @@ func (b *bench) churn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for done := 0; done <= total; done += total / 10 {
-		// Two slices to warm up, of which the first counts for nothing.
-		run, err := b.one(ctx, "churn", strconv.Itoa(done), t, "-scenario", "churn", "-count", strconv.Itoa(total/10), "-rooms", "1000", "-patience", "5m")
+	for done := 0; done < total; done += total / 10 {
+		run, err := b.drive(ctx, append([]string{"-protocol", "switchyard"}, append(t.args(), "-scenario", "churn",
+			"-count", strconv.Itoa(total/10), "-rooms", "1000", "-patience", "5m")...)...)
 		if err != nil {
 			return err
 		}
 		time.Sleep(12 * time.Second) // an empty topic lives for ten
-		left, err := leftovers(ctx, t)
-		if err != nil {
+		if err := leftovers(ctx, t, &run); err != nil {
 			return err
 		}
-		fmt.Printf("after %d: %s, %.0f connects/s\n", done+total/10, left, run.Connects)
+		run.Server, run.Test = ours, strconv.Itoa(done+total/10)
+		if err := b.keep("churn", &run); err != nil {
+			return err
+		}
+		fmt.Printf("  RSS %.1f MB, heap %.2f MB, %d goroutines, %d descriptors\n", float64(run.RSS)/1e6, float64(run.Heap)/1e6, run.Goroutines, run.Descriptors)
 	}
 	return nil
 }
 
-// leftovers collects the garbage and tells what a node holds on to.
-func leftovers(ctx context.Context, t *target) (string, error) {
+// leftovers collects the garbage and notes what a node holds on to.
+func leftovers(ctx context.Context, t *target, run *report.Run) error {
 	if _, err := get(ctx, "http://"+t.admin+"/debug/pprof/heap?gc=1"); err != nil {
-		return "", err
+		return err
 	}
 	metrics, err := get(ctx, "http://"+t.addr+"/metrics")
 	if err != nil {
-		return "", err
+		return err
 	}
 	pid := t.process.pid()
-	return fmt.Sprintf("RSS %.1f MB, heap %.2f MB, goroutines %.0f, descriptors %d, threads %d", float64(report.RSS(pid))/1e6,
-		metric(metrics, "go_memstats_heap_alloc_bytes")/1e6, metric(metrics, "go_goroutines"), report.Descriptors(pid), report.Threads(pid)), nil
+	run.RSS, run.Descriptors = report.RSS(pid), report.Descriptors(pid)
+	run.Heap, run.Goroutines = int64(metric(metrics, "go_memstats_heap_alloc_bytes")), int64(metric(metrics, "go_goroutines"))
+	return nil
 }
 
 func metric(text, name string) float64 {

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -60,8 +61,12 @@ var figures = []figure{
 	}, 15, 0, true},
 }
 
-// write makes RESULTS.md of the raw lines.
+// write makes RESULTS.md and the tables of growth of the raw lines.
 func (b *bench) write(ctx context.Context) error {
+	return errors.Join(b.writeTable(ctx), b.writeGrowth(ctx))
+}
+
+func (b *bench) writeTable(ctx context.Context) error {
 	lines, err := b.lines("table")
 	if err != nil || len(lines) == 0 {
 		return err

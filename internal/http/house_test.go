@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -166,5 +167,27 @@ func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
 	}
 	if said := strings.Count(n.logs.String(), "request refused"); refused < 10 || said > 0 {
 		t.Errorf("%d refused, and %d lines tell of it", refused, said)
+	}
+}
+
+// OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7), which net/http
+// would answer past everything that is ours.
+func TestNothingIsAnsweredPastTheRoutes(t *testing.T) {
+	n := startNode(t, nil)
+	c, err := net.Dial("tcp", n.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusNotFound || res.Header.Get("Content-Type") != "application/problem+json" || res.Header.Get("X-Request-ID") == "" {
+		t.Errorf("OPTIONS *: %s %v", res.Status, res.Header)
 	}
 }

@@ -244,6 +244,9 @@ func (s *Server) newHTTP(h http.Handler) *http.Server {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    headerBytes,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// Every answer is ours: OPTIONS * gets the headers and the problem that
+		// any other path that is not there gets.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 

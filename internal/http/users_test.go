@@ -1,0 +1,77 @@
+package http
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+)
+
+func TestTooManyConnectionsOfAUser(t *testing.T) {
+	n := keyed(t, "*:rw", func(c *Config) { c.MaxPerUser = 2 })
+	ann := bearing(tokenOf("ann", time.Hour, everyRoom))
+	first := n.dial(ann)
+	n.dial(ann)
+	if got := n.turnedAway(ann); got != 4103 {
+		t.Errorf("the third is closed with %d", got)
+	}
+	pending := n.dial(nil) // anonymous ones are not counted: they are no user
+	for range 3 {
+		n.dial(nil)
+	}
+	n.dial(bearing(tokenOf("bob", time.Hour, everyRoom)))
+	_ = first.ws.Close(websocket.StatusNormalClosure, "")
+	eventually(t, "a place", func() bool { return n.connectionsOf("ann") == 1 })
+	n.dial(ann)
+	if got := n.metric(`websocket_connections_total{result="too_many_user"}`); got != "1" {
+		t.Errorf("counted %q times", got)
+	}
+	pending.send(`{"type":"join","room":"a"}`)
+	pending.until("joined")
+}
+
+// The limit counts who comes by an auth frame as well.
+func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
+	n := keyed(t, "", func(c *Config) { c.MaxPerUser = 1 })
+	ann := tokenOf("ann", time.Hour, everyRoom)
+	n.dial(bearing(ann))
+	b := n.open(nil)
+	b.send(`{"type":"auth","token":"%s"}`, ann)
+	if got := b.closed(); got != 4103 {
+		t.Errorf("closed with %d", got)
+	}
+}
+
+// What a user publishes counts over all connections, by who counts on all nodes.
+func TestAUsersPublishesAreAskedFor(t *testing.T) {
+	l := &fixedLimits{}
+	n := keyed(t, "*:rw", func(c *Config) { c.Limits = l })
+	b := n.dial(bearing(tokenOf("ann", time.Hour, everyRoom)))
+	b.send(`{"type":"publish","room":"a","data":1}`)
+	b.until("ack")
+	l.wait.Store(int64(1500 * time.Millisecond))
+	b.send(`{"type":"signal","ref":"s","room":"a","data":1}`)
+	if got := b.until("error"); got["code"] != "rate_limited" || got["retry_after_ms"] != 1500.0 || got["ref"] != "s" {
+		t.Errorf("%v", got)
+	}
+	b.send(`{"type":"join","room":"a"}`) // counts against nothing of the user's
+	b.until("joined")
+	nobody := n.dial(nil) // is not one user
+	nobody.send(`{"type":"publish","room":"a","data":1}`)
+	nobody.until("ack")
+	if got := l.asked.Load(); got != 2 {
+		t.Errorf("asked %d times", got)
+	}
+}
+
+// fixedLimits lets through what it is told to, and counts.
+type fixedLimits struct{ wait, asked atomic.Int64 }
+
+func (l *fixedLimits) Publish(user string, bytes int) time.Duration {
+	if user != "ann" || bytes == 0 {
+		return time.Hour
+	}
+	l.asked.Add(1)
+	return time.Duration(l.wait.Load())
+}

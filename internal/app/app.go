@@ -69,9 +69,10 @@ type carrier interface {
 // How long each part may take to stop; sockets have the configured bound.
 const (
 	httpStop = 5 * time.Second
-	// clientsStop is beyond DRAIN_TIMEOUT: the rest is closed over three
-	// seconds, has five to answer, and is looked for elsewhere for three.
-	clientsStop = 12 * time.Second
+	// clientsStop is beyond DRAIN_TIMEOUT: the last wave has a second or two, the
+	// rest is closed over ten at most, has five to answer, and is looked for
+	// elsewhere for three.
+	clientsStop = 20 * time.Second
 	hubStop     = 5 * time.Second
 	// sessionStop is for what waits to be told and the node's last word.
 	authStop    = 2 * time.Second

@@ -3,8 +3,10 @@ package app
 import (
 	"context"
 	"crypto/rand"
+	"math"
 	"os"
 	"strings"
+	"time"
 
 	httpd "switchyard/internal/http"
 	"switchyard/internal/message"
@@ -18,12 +20,16 @@ func (a *App) moveClients(ctx context.Context) error {
 	return a.http.CloseSockets(ctx)
 }
 
+// staleStatus is the age at which a node's last word no longer says that it is
+// there: it speaks each second.
+const staleStatus = 2500 * time.Millisecond
+
 // receivers tells how the nodes do where clients of this one may be moved to. A
 // node on SQLite has the only log there is; without Redis nodes don't see each
 // other.
 func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
 	if strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:") {
-		return httpd.Receivers{Known: true}
+		return httpd.Receivers{Known: true, Alone: true}
 	}
 	if a.opt.Config.Broker.URL.Reveal() == "" {
 		return httpd.Receivers{}
@@ -32,24 +38,29 @@ func (a *App) receivers(scope httpd.Scope) httpd.Receivers {
 	if err != nil {
 		return httpd.Receivers{}
 	}
-	r := httpd.Receivers{Known: true}
+	r, least := httpd.Receivers{Known: true}, 0.0
 	for _, n := range nodes {
 		if n.Node == a.node {
 			r.Counts, r.Returned = true, int(n.Returned)
-		} else if n.Draining && n.Connections > 0 {
+		} else if n.Leaving > 0 {
 			r.Drainers++
 		}
 		if n.Node == a.node || scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment {
 			continue
 		}
 		r.Nodes++
-		if n.Ready {
-			r.Ready++
-			r.Limit += int(n.HandshakeRate + n.HandshakeHeadroom)
-			r.Rate += int(n.HandshakeRate)
-			r.Handshake = max(r.Handshake, n.HandshakeP95)
+		if !n.Ready || n.Age > staleStatus {
+			continue
 		}
+		// A balancer gives to each as much: the one that takes least decides.
+		if r.Ready++; r.Ready == 1 || n.HandshakeLimit < least {
+			least = n.HandshakeLimit
+		}
+		r.Others += int(max(0, n.HandshakeRate-n.HandshakesMoved))
+		r.Refused += int(math.Ceil(n.HandshakesRefused))
+		r.Handshake = max(r.Handshake, n.HandshakeP95)
 	}
+	r.Limit = r.Ready * int(least)
 	return r
 }
 

@@ -7,9 +7,13 @@ import (
 )
 
 const (
-	// arrivalsKept and arrivalsAge bound what counts as lately.
+	// arrivalsKept and arrivalsAge bound what counts as lately: a drain that
+	// stands still gets no newer word, so that an older one must not stay for long.
 	arrivalsKept = 256
-	arrivalsAge  = 10 * time.Second
+	arrivalsAge  = 3 * time.Second
+	// arrivalsLeast is how many say something of the node, rather than of a
+	// client that is far away.
+	arrivalsLeast = 10
 )
 
 // arrivals are how long clients that were moved here lately waited for their
@@ -32,7 +36,7 @@ func (a *arrivals) note(now time.Time, took time.Duration) {
 	a.next = (a.next + 1) % arrivalsKept
 }
 
-// p95 is the 95th percentile, 0 when nobody came lately.
+// p95 is the 95th percentile, 0 when hardly anybody came lately.
 func (a *arrivals) p95(now time.Time) time.Duration {
 	a.mu.Lock()
 	took := make([]time.Duration, 0, arrivalsKept)
@@ -42,7 +46,7 @@ func (a *arrivals) p95(now time.Time) time.Duration {
 		}
 	}
 	a.mu.Unlock()
-	if len(took) == 0 {
+	if len(took) < arrivalsLeast {
 		return 0
 	}
 	slices.Sort(took)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"switchyard/internal/protocol"
@@ -35,11 +36,14 @@ const (
 	// closeSpread is the time over which clients that did not move are closed:
 	// they come back within a second, all of them.
 	closeSpread = 3 * time.Second
+	closeMost   = 10 * time.Second // and where that would be more than a node takes
 	closeEvery  = 100 * time.Millisecond
-	leastClosed = 50 // at a time
+	leastClosed = 40 // at a time
 	// aloneWaves is for how many waves nodes that were there may be gone before
-	// nobody waits for them any more: twice as long as a node that says nothing counts.
-	aloneWaves = 10
+	// nobody waits for them any more: twice as long as a node that says nothing
+	// counts. Before one was seen, strangeWaves will do: it may just be starting.
+	aloneWaves   = 10
+	strangeWaves = 3
 )
 
 // ErrUndrained says that a drain was taken back before it was done.
@@ -55,6 +59,7 @@ type drain struct {
 	began  time.Time
 	cancel context.CancelFunc
 	done   chan struct{} // closed when it is drained or was taken back
+	left   atomic.Int64  // who is still to be told, as of the last wave
 
 	// mu protects the following. The server's own lock may be held when it is
 	// taken, and is never taken while it is held.
@@ -143,7 +148,7 @@ func (s *Server) Undrain() bool {
 	s.drain = nil
 	s.metrics.end()
 	s.mu.Unlock()
-	<-d.done                                         // bounded: every wait of the loop ends with its context
+	<-d.done                                         // bounded: every wait of the loop ends with its context, or as sessions are saved
 	s.beat.each(func(k *socket) { k.told.Store(0) }) // the next drain tells them anew
 	s.audit.note(&auditLine{Event: auditUndrain, What: string(d.scope), Why: d.reason})
 	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.counts())
@@ -212,24 +217,29 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 		if alone++; !r.Known || r.Nodes > 0 {
 			alone, met = 0, met || r.Nodes > 0
 		}
-		if alone > aloneWaves || alone > 0 && !met {
+		if alone > aloneWaves || alone > 0 && r.Alone || alone > strangeWaves && !met {
 			d.log.Info("no other node to move clients to", "clients", d.server.clients())
 			return true
 		}
 		left, away := d.census()
-		missing := 0
-		if r.Counts {
-			seen := d.returned(r)
-			missing = gone.next(seen.Moved+seen.Lost, seen.Returned)
+		d.left.Store(int64(left))
+		seen := d.returned(r)
+		missing := gone.next(seen.Moved+seen.Lost, seen.Returned, r.Counts)
+		span := time.Until(window)
+		if span < waveEvery { // the window was too short: what is left has until the deadline
+			span = time.Until(deadline)
+		}
+		if !r.Known { // as much as this node itself would take
+			r.Limit = d.server.cfg.MaxHandshakeRate
 		}
 		was := p.held
-		n := p.next(left, away, missing, time.Until(window), r)
+		n := p.next(left, away, missing, span, r)
 		if p.held != was {
 			d.log.Info("drain wave", "held", p.held, "size", n, "left", left, "away", away, "missing", missing,
-				"handshake", r.Handshake, "rate", r.Rate, "limit", r.Limit, "drainers", r.Drainers)
+				"handshake", r.Handshake, "others", r.Others, "refused", r.Refused, "limit", r.Limit, "drainers", r.Drainers)
 		}
 		if n > 0 {
-			d.tell(n, time.Until(deadline))
+			p.sent(d.tell(n, time.Until(deadline)))
 		}
 		select {
 		case <-tick.C:
@@ -262,8 +272,9 @@ func (d *drain) census() (left, away int) {
 	return left, away
 }
 
-// tell asks n clients to move, spread over the time until the next wave.
-func (d *drain) tell(n int, deadline time.Duration) {
+// tell asks n clients to move, spread over the time until the next wave, and
+// returns how many: those whose session is not kept yet stay for another.
+func (d *drain) tell(n int, deadline time.Duration) (told int) {
 	d.mu.Lock()
 	scope, reason := d.scope, d.reason
 	d.mu.Unlock()
@@ -290,13 +301,17 @@ func (d *drain) tell(n int, deadline time.Duration) {
 	d.add(func(p *Progress) { p.Told += len(wave) })
 	d.server.told.Add(int64(len(wave)))
 	d.server.metrics.moves.WithLabelValues(moveTold).Add(float64(len(wave)))
+	return len(wave)
 }
 
 // closeAll ends every connection with 1012, some at a time: they come back
-// within a second. Those that do not answer are ended without a word. False
+// within a second, to nodes that take as many handshakes as this one. Those that do not answer are ended without a word. False
 // says that ctx ended before.
 func (s *Server) closeAll(ctx context.Context) bool {
-	step := max(leastClosed, s.clients()/int(closeSpread/closeEvery)+1)
+	n := s.clients()
+	spread := time.Duration(float64(n) / (fill * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))
+	spread = min(max(spread, closeSpread), closeMost)
+	step := max(leastClosed, n/int(spread/closeEvery)+1)
 	for {
 		n := 0
 		s.beat.each(func(k *socket) {

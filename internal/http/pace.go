@@ -1,6 +1,7 @@
 package http
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -9,15 +10,18 @@ import (
 // go. It comes from what the nodes tell each other, about a second old.
 type Receivers struct {
 	// Known says that the nodes can be seen at all; else clients are moved
-	// evenly over the window, and nothing holds them back.
+	// evenly over the window, and nothing but Limit holds them back.
 	Known bool
+	// Alone says that there can be no other node.
+	Alone bool
 	// Nodes is how many others there are that clients may be moved to, Ready
-	// how many of them take new connections, and Drainers how many move their
-	// clients there as this one does.
+	// how many of them take new connections, and Drainers how many still have
+	// clients to move there, as this one does.
 	Nodes, Ready, Drainers int
 	// Limit is how many handshakes a second the ready ones take together before
-	// they refuse, Rate how many they lately took.
-	Limit, Rate int
+	// they refuse, 0 when that is not known. Others is how many they lately took
+	// of clients that were not moved there, Refused how many they refused.
+	Limit, Others, Refused int
 	// Handshake is the 95th percentile of how long clients lately waited for
 	// their welcome there; 0 when none has said.
 	Handshake time.Duration
@@ -44,12 +48,12 @@ const (
 	// After lostWaves it does not come any more, or has no session to be known by.
 	returnWaves = 3
 	lostWaves   = 12
-	// seenAfter is how many waves later the receivers' Rate tells of a wave:
-	// it is spread over a second, and what they tell of that one is as old.
-	seenAfter = 2
-	// fill is how much of the receivers' Limit a move uses: the rest is for who
-	// comes by himself.
+	// fill is how much of the receivers' Limit is used: the rest is for who
+	// comes by himself without having been seen yet.
 	fill = 0.8
+	// A drain learns within firstWaves which other nodes drain; until then it
+	// takes what it would take beside two.
+	firstWaves = 3
 )
 
 // What holds a drain's waves back, as it is logged.
@@ -59,6 +63,7 @@ const (
 	heldBad     = "handshakes there take too long"
 	heldStay    = "those who were told do not leave"
 	heldMissing = "those who left are not seen there"
+	heldRefused = "handshakes there are refused"
 	heldFull    = "no more handshakes are taken there"
 )
 
@@ -66,10 +71,12 @@ const (
 // though they had the time. It belongs to the drain's goroutine.
 type absences struct {
 	gone []int // all that had left, wave by wave
+	lost int   // of them, who is not waited for any more
 }
 
-// next takes how many have left and how many have come back by now.
-func (a *absences) next(gone, returned int) int {
+// next takes how many have left and how many have come back by now, which can
+// only be known while the nodes count.
+func (a *absences) next(gone, returned int, counts bool) int {
 	a.gone = append(a.gone, gone)
 	before := func(waves int) int {
 		if i := len(a.gone) - 1 - waves; i >= 0 {
@@ -77,7 +84,14 @@ func (a *absences) next(gone, returned int) int {
 		}
 		return 0
 	}
-	return max(0, before(returnWaves)-max(returned, before(lostWaves)))
+	// Who did not come in time will not: for good, since those who come later
+	// would else fill the place of these and be missed in turn.
+	a.lost = max(a.lost, before(lostWaves)-returned)
+	if !counts {
+		a.lost = max(a.lost, gone-returned)
+		return 0
+	}
+	return max(0, before(returnWaves)-returned-a.lost)
 }
 
 // A pace sizes the waves of a drain by how the receiving side does: smaller by
@@ -88,6 +102,7 @@ func (a *absences) next(gone, returned int) int {
 type pace struct {
 	share float64        // of the even spread; 0 stands for 1
 	waves [lostWaves]int // the last ones, the newest first
+	count int            // of all waves
 	held  string         // what held the last one back, "" for nothing
 }
 
@@ -98,15 +113,20 @@ func (p *pace) next(left, away, missing int, window time.Duration, r Receivers) 
 	n := min(left, p.size(left, away, missing, window, r))
 	copy(p.waves[1:], p.waves[:])
 	p.waves[0] = n
+	p.count++
 	return n
 }
+
+// sent corrects the last wave: so many were asked.
+func (p *pace) sent(n int) { p.waves[0] = n }
 
 func (p *pace) size(left, away, missing int, window time.Duration, r Receivers) int {
 	waves := max(1, int(window/waveEvery))
 	even := max((left+waves-1)/waves, leastWave)
+	room := p.room(r)
 	if !r.Known {
 		p.held = ""
-		return even
+		return min(even, room)
 	}
 	if p.share == 0 {
 		p.share = 1
@@ -124,7 +144,7 @@ func (p *pace) size(left, away, missing int, window time.Duration, r Receivers) 
 		return 0
 	}
 	n := max(int(float64(even)*p.share), leastWave)
-	if room := p.room(r); n > room {
+	if n > room {
 		n = room
 		if held == "" {
 			p.held = heldFull
@@ -147,6 +167,8 @@ func (p *pace) judge(away, missing int, r Receivers) (held string, bad bool) {
 		return heldStay, true
 	case missing > 2*parted:
 		return heldMissing, true
+	case r.Refused > 0:
+		return heldRefused, false
 	case r.Handshake >= slowHandshake:
 		return heldSlow, false
 	case missing > parted:
@@ -160,10 +182,16 @@ func (p *pace) largest(n int) int {
 	return max(leastWave, slices.Max(p.waves[:n]))
 }
 
-// room is how many the receivers can take now. Their Rate has this node's share
-// in it, which is what it sent some waves ago; what is free is for all who move.
+// room is how many the receivers can take now from this node: its part of what
+// others leave of their Limit. What was moved there is no part of Others, so
+// that a move does not stand in its own way, however late that is told.
 func (p *pace) room(r Receivers) int {
+	if r.Limit == 0 {
+		return math.MaxInt
+	}
 	each := 1 + r.Drainers
-	limit := int(fill * float64(r.Limit))
-	return max(1, min(limit/each, p.waves[seenAfter-1]+(limit-r.Rate)/each))
+	if r.Known && p.count < firstWaves {
+		each = max(each, firstWaves)
+	}
+	return max(1, int(fill*float64(r.Limit)-float64(r.Others))/each)
 }

@@ -38,10 +38,12 @@ type Progress struct {
 func (d *drain) returned(r Receivers) Progress {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.counted {
-		d.counted, d.before = true, r.Returned
+	if r.Counts {
+		if !d.counted {
+			d.counted, d.before = true, r.Returned
+		}
+		d.progress.Returned = max(0, r.Returned-d.before)
 	}
-	d.progress.Returned = max(0, r.Returned-d.before)
 	return d.progress
 }
 

@@ -19,15 +19,39 @@ func TestWhoDoesNotComeBackIsMissedForAWhile(t *testing.T) {
 		{400, 200, 0}, {400, 200, 0}, {400, 200, 100}, {400, 300, 100}, {400, 300, 100},
 	}
 	for i, s := range steps {
-		if got := a.next(s.gone, s.returned); got != s.want {
+		if got := a.next(s.gone, s.returned, true); got != s.want {
 			t.Errorf("wave %d: %d are missed, want %d", i, got, s.want)
 		}
 	}
 	for range lostWaves {
-		a.next(400, 300)
+		a.next(400, 300, true)
 	}
-	if got := a.next(400, 300); got != 0 {
+	if got := a.next(400, 300, true); got != 0 {
 		t.Errorf("%d are missed for ever", got)
+	}
+	for gone, returned := 500, 300; gone < 1500; gone += 100 {
+		if got := a.next(gone, returned, true); got != 0 {
+			t.Errorf("%d are missed for those who come later", got)
+		}
+		if gone >= 700 {
+			returned += 100
+		}
+	}
+}
+
+// While Redis is away nobody counts, and clients come back as somebody else.
+func TestWhoLeftWhileNobodyCountedIsNotMissed(t *testing.T) {
+	var a absences
+	gone, returned := 0, 0
+	for wave := range 40 {
+		away := wave >= 5 && wave < 10
+		gone += 100
+		if !away && wave >= 2 {
+			returned += 100
+		}
+		if got := a.next(gone, returned, !away); got != 0 {
+			t.Errorf("wave %d: %d are missed", wave, got)
+		}
 	}
 }
 

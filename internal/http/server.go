@@ -184,10 +184,11 @@ type Server struct {
 	owners  owners
 	// arrivals are how long clients waited that were moved here.
 	arrivals arrivals
-	// handshakes counts those that were taken, told the clients that a drain
-	// asked to move, since the start.
-	handshakes meter
-	told       atomic.Int64
+	// handshakes counts those that were taken, came those of them whose session
+	// was another node's, refused those that were too many, told the clients that
+	// a drain asked to move, since the start.
+	handshakes, came, refused meter
+	told                      atomic.Int64
 
 	mu sync.Mutex
 	// Protects following.

@@ -76,7 +76,9 @@ func (k *socket) hold(o protocol.Offer, user string) (secret string, resumed boo
 	k.conn.onPong = k.pong
 	if session, ok := s.resume(o, user); ok {
 		k.held.session, k.held.kept, k.held.rejoins = session, true, session.Rooms
-		k.held.came = session.From != "" && session.From != s.cfg.Node
+		if k.held.came = session.From != "" && session.From != s.cfg.Node; k.held.came {
+			s.came.count.Add(1)
+		}
 		k.client.WhenLive(len(session.Rooms), func() {
 			k.held.settled.Store(true)
 			s.cfg.Owners.Live(session)

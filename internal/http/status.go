@@ -39,10 +39,13 @@ func (m *meter) perSecond(now time.Time) float64 {
 // Status is what the node tells the others about itself.
 func (s *Server) Status() message.NodeStatus {
 	now := time.Now()
-	rate := s.handshakes.perSecond(now)
+	rate, moved, refused := s.handshakes.perSecond(now), s.came.perSecond(now), s.refused.perSecond(now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	draining := s.drain != nil || s.stopping
+	draining, leaving := s.drain != nil || s.stopping, 0
+	if s.drain.at() == phaseMoving {
+		leaving = int(s.drain.left.Load())
+	}
 	return message.NodeStatus{
 		Node:              s.cfg.Node,
 		Deployment:        s.cfg.Deployment,
@@ -52,9 +55,12 @@ func (s *Server) Status() message.NodeStatus {
 		Draining:          draining,
 		Connections:       s.roster.connected,
 		HandshakeRate:     rate,
-		HandshakeHeadroom: max(0, float64(s.cfg.MaxHandshakeRate)-rate),
+		HandshakesMoved:   moved,
+		HandshakesRefused: refused,
+		HandshakeLimit:    float64(s.cfg.MaxHandshakeRate),
 		HandshakeP95:      s.arrivals.p95(now),
 		Moved:             s.told.Load(),
+		Leaving:           leaving,
 	}
 }
 

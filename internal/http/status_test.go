@@ -14,8 +14,17 @@ func TestANodeTellsHowItDoes(t *testing.T) {
 	if s.Node != "n1" || s.Deployment != "d1" || s.Color != "blue" || s.Connections != 1 || !s.Ready || s.Draining {
 		t.Errorf("status %+v", s)
 	}
-	b := n.dial(nil)
-	b.send(`{"type":"moved","from":"n0","handshake_ms":40}`)
+	if n.Status().HandshakeLimit != 500 {
+		t.Errorf("limit %v", n.Status().HandshakeLimit)
+	}
+	var b *browser
+	for range arrivalsLeast {
+		if n.Status().HandshakeP95 != 0 {
+			t.Error("a few say nothing of the node")
+		}
+		b = n.dial(nil)
+		b.send(`{"type":"moved","from":"n0","handshake_ms":40}`)
+	}
 	eventually(t, "what the client waited", func() bool { return n.Status().HandshakeP95 == 40*time.Millisecond })
 	n.mu.Lock()
 	n.state = []Component{{"log", "down", true}}
@@ -27,6 +36,8 @@ func TestANodeTellsHowItDoes(t *testing.T) {
 	if s := n.Status(); !s.Draining || s.Ready {
 		t.Errorf("draining: %+v", s)
 	}
+	n.reach(phaseMoving)
+	eventually(t, "who is still to be told", func() bool { return n.Status().Leaving > 0 })
 	b.follow()
 	eventually(t, "those who were told", func() bool { return n.Status().Moved > 0 })
 }

@@ -100,6 +100,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	if !s.gate.Allow() {
 		s.metrics.connections.WithLabelValues("too_fast").Inc()
+		s.refused.count.Add(1)
 		s.refuse(w, r, errTooFast)
 		return
 	}

@@ -20,15 +20,21 @@ type NodeStatus struct {
 	Draining bool `json:"draining,omitempty"`
 	// Connections is how many are open.
 	Connections int `json:"connections"`
-	// HandshakeRate is how many handshakes a second it lately answered, and
-	// HandshakeHeadroom how many more it would before it refuses.
+	// HandshakeRate is how many handshakes a second it lately took,
+	// HandshakesMoved those of them whose session another node had, and
+	// HandshakesRefused how many it refused since they were too many.
+	// HandshakeLimit is how many it takes.
 	HandshakeRate     float64 `json:"handshake_rate"`
-	HandshakeHeadroom float64 `json:"handshake_headroom"`
+	HandshakesMoved   float64 `json:"handshakes_moved"`
+	HandshakesRefused float64 `json:"handshakes_refused"`
+	HandshakeLimit    float64 `json:"handshake_limit"`
 	// HandshakeP95 is the 95th percentile of how long clients lately waited
 	// for their welcome, as they say; 0 when none has said.
 	HandshakeP95 time.Duration `json:"handshake_p95_ns"`
 	// Moved is how many sessions it has told to go elsewhere, since its start.
 	Moved int64 `json:"moved"`
+	// Leaving is how many it is about to tell, now that it drains.
+	Leaving int `json:"leaving,omitempty"`
 
 	// Returned is how many of its sessions came back on other nodes, since its
 	// start. The nodes that got them count it, about a second late.

@@ -157,7 +157,9 @@ func (n *Node) beat(ctx context.Context, gone bool) {
 		status.NodeStatus = h.Status()
 	}
 	status.Node = n.cfg.Node
-	status.HandshakeRate, status.HandshakeHeadroom = finite(status.HandshakeRate), finite(status.HandshakeHeadroom)
+	for _, x := range []*float64{&status.HandshakeRate, &status.HandshakesMoved, &status.HandshakesRefused, &status.HandshakeLimit} {
+		*x = finite(*x)
+	}
 	if gone {
 		status.Ready, status.Gone = false, true
 	}

@@ -54,7 +54,7 @@ func nodesSeeEachOther(t *testing.T, h house) {
 	}
 	want := message.NodeStatus{
 		Node: "node-b", Deployment: "d1", Color: "green", Version: "v1", Ready: true, Connections: 5,
-		HandshakeRate: 2.5, HandshakeHeadroom: 40, HandshakeP95: 30 * time.Millisecond, Moved: 3,
+		HandshakeRate: 2.5, HandshakeLimit: 40, HandshakeP95: 30 * time.Millisecond, Moved: 3,
 	}
 	b.say(want)
 	eventually(t, "b's status to arrive", func() bool {
@@ -63,7 +63,7 @@ func nodesSeeEachOther(t *testing.T, h house) {
 		return got == want
 	})
 	want.Ready, want.Draining = false, true
-	want.HandshakeRate, want.HandshakeHeadroom = math.NaN(), math.Inf(1) // nobody's beat fails for that
+	want.HandshakeRate, want.HandshakeLimit = math.NaN(), math.Inf(1) // nobody's beat fails for that
 	b.say(want)
 	eventually(t, "b's drain to be seen", func() bool {
 		got := c.statusOf(t, "node-b")

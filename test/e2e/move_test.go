@@ -168,11 +168,13 @@ func phasePauses(r *load.Report, phase int) *load.Latencies {
 // A deploy is a move: SIGTERM to a node whose clients go on, each on its new
 // connection before it lets go of the old one, on the other node.
 func TestADeployIsAMove(t *testing.T) {
-	limit := 150.0 // all of them at once would be too many
+	// Few clients would come nowhere near a limit within their window: it is
+	// for the limit alone that the short form takes as long as it does.
+	env, limit := map[string]string{"DRAIN_WINDOW": "1s"}, 40.0
 	if *longMoves > 0 {
-		limit = handshakeLimit
+		env, limit = nil, handshakeLimit
 	}
-	r := relocate(t, nil, limit)
+	r := relocate(t, env, limit)
 	r.address.Retarget(r.b.Addr)
 	began := time.Now()
 	gone := make(chan error, 1)
@@ -195,8 +197,11 @@ func TestADeployIsAMove(t *testing.T) {
 		t.Errorf("%d of %d clients moved; the others were closed\n%s", moves, r.clients, grepLines(r.a.Output(), "drain"))
 	}
 	r.arrived()
-	if refused := value(t, r.b, `websocket_connections_total{result="too_fast"}`); refused > 0 || r.rate > limit {
-		t.Errorf("%v handshakes were over the second node's limit, %.0f a second taken", refused, r.rate)
+	// What a busy machine hands over late comes as a lump: the node's own limit
+	// judges it, and how long all of it took.
+	fastest := time.Duration(float64(r.clients)/limit*float64(time.Second)) - time.Second
+	if refused := value(t, r.b, `websocket_connections_total{result="too_fast"}`); refused > 0 || took < fastest {
+		t.Errorf("%v handshakes were over the second node's limit, all of them took %v", refused, took)
 	}
 	report := r.judge()
 	t.Logf("moved %d clients, exit after %v, at most %.0f handshakes a second of %.0f\n%s", moves, took.Round(10*time.Millisecond),
@@ -217,7 +222,7 @@ func TestAKilledNodesClientsComeBackSpread(t *testing.T) {
 	const slice = 100 * time.Millisecond
 	r.watch("everybody on the second node", slice, func() bool { return r.on(r.b) == r.clients })
 	took := time.Since(began)
-	if most := r.rate * slice.Seconds(); most > 0.6*float64(r.clients) {
+	if most := r.rate * slice.Seconds(); most > 0.5*float64(r.clients) {
 		t.Errorf("%.0f of %d clients were back in one tenth of a second: a herd", most, r.clients)
 	}
 	r.arrived()
@@ -242,8 +247,12 @@ func TestADrainTakenBackLosesNothing(t *testing.T) {
 	if err := r.a.WaitReady(t.Context()); err != nil {
 		t.Error(err)
 	}
+	told := value(t, r.a, `websocket_moves_total{result="told"}`)
 	delivered := r.run.Progress().Delivered
 	r.settles("messages on both nodes", func() bool { return r.run.Progress().Delivered > delivered+int64(10*r.clients) })
+	if more := value(t, r.a, `websocket_moves_total{result="told"}`) - told; more > 0 {
+		t.Errorf("%.0f were told to move after the drain was taken back", more)
+	}
 	if r.on(r.a) == 0 || r.on(r.b) == 0 {
 		t.Errorf("%d clients on the first node, %d on the second; both should serve", r.on(r.a), r.on(r.b))
 	}

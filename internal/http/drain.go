@@ -226,8 +226,8 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 		seen := d.returned(r)
 		missing := gone.next(seen.Moved+seen.Lost, seen.Returned, r.Counts)
 		span := time.Until(window)
-		if span < waveEvery { // the window was too short: what is left has until the deadline
-			span = time.Until(deadline)
+		if span < waveEvery { // the window was too short: most of what is left goes soon, the last of it before the deadline
+			span = time.Until(deadline) / 3
 		}
 		if !r.Known { // as much as this node itself would take
 			r.Limit = d.server.cfg.MaxHandshakeRate

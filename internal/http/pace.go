@@ -34,11 +34,14 @@ type Receivers struct {
 const (
 	// waveEvery is the time from one wave to the next.
 	waveEvery = time.Second
-	// slowHandshake and badHandshake are when waves become smaller, and when
-	// there are none: with half a second a move still goes unnoticed, and who
-	// waits for three has become a reason to ask again, and again.
-	slowHandshake = 500 * time.Millisecond
+	// slowHandshake is when waves become smaller, if it is also twice what it was
+	// at best: who is far away takes that long wherever he goes. At badHandshake
+	// there are none: who waits for that asks again, and again.
+	slowHandshake = 250 * time.Millisecond
 	badHandshake  = 3 * time.Second
+	// reactWaves is in how many waves what was changed can be seen: a wave takes
+	// one, is told of in two, and the one before it counts for arrivalsAge.
+	reactWaves = 4
 	// patience is how many waves' worth of clients may be on their way at once.
 	patience = 3
 	// leastWave is what a wave holds at least when it holds any.
@@ -94,16 +97,19 @@ func (a *absences) next(gone, returned int, counts bool) int {
 	return max(0, before(returnWaves)-returned-a.lost)
 }
 
-// A pace sizes the waves of a drain by how the receiving side does: smaller by
-// half while it is slow, none while it is bad or while those who were told do
-// not leave, or do not turn up elsewhere, and half as large again for each wave
-// that went well, up to what the receivers take. The zero value begins with an
-// even spread. It belongs to the drain's goroutine.
+// A pace sizes the waves of a drain: what is needed to be done within the window,
+// no more than the receivers take, and less where they do badly: half of what was
+// sent as long as they are slow, none while it is bad, while those who were told do
+// not leave, or do not turn up elsewhere; a quarter more for each wave that went
+// well. It halves once and looks what comes of it, as TCP does for a round trip
+// (RFC 5681 §3.1). The zero value is ready. It belongs to the drain's goroutine.
 type pace struct {
-	share float64        // of the even spread; 0 stands for 1
-	waves [lostWaves]int // the last ones, the newest first
-	count int            // of all waves
-	held  string         // what held the last one back, "" for nothing
+	allowed float64        // a wave at most; 0 is no bound
+	halved  int            // at which wave it was
+	waves   [lostWaves]int // the last ones, the newest first
+	count   int            // of all waves
+	best    time.Duration  // the shortest Handshake
+	held    string         // what held the last one back, "" for nothing
 }
 
 // next returns how many clients to move now: left are still to be told, away
@@ -123,34 +129,40 @@ func (p *pace) sent(n int) { p.waves[0] = n }
 func (p *pace) size(left, away, missing int, window time.Duration, r Receivers) int {
 	waves := max(1, int(window/waveEvery))
 	even := max((left+waves-1)/waves, leastWave)
-	room := p.room(r)
+	n := min(even, p.room(r))
 	if !r.Known {
 		p.held = ""
-		return min(even, room)
+		return n
 	}
-	if p.share == 0 {
-		p.share = 1
+	if r.Handshake > 0 && (p.best == 0 || r.Handshake < p.best) {
+		p.best = r.Handshake
 	}
-	full := p.held == heldFull
 	held, bad := p.judge(away, missing, r)
-	p.held = held
 	switch {
 	case held != "":
-		p.share = max(p.share/2, 1.0/16)
-	case !full: // a wave that was cut is no proof that a larger one goes well
-		p.share = min(p.share*1.5, 4)
+		p.halve()
+	case p.allowed > 0 && p.waves[0] >= int(p.allowed):
+		p.allowed *= 1.25
 	}
-	if bad {
+	p.held = held
+	switch {
+	case bad:
 		return 0
-	}
-	n := max(int(float64(even)*p.share), leastWave)
-	if n > room {
-		n = room
-		if held == "" {
-			p.held = heldFull
-		}
+	case p.allowed > 0 && n > int(p.allowed):
+		return int(p.allowed)
+	case held == "" && n < even:
+		p.held = heldFull
 	}
 	return n
+}
+
+// halve allows half of what was sent of late, once until that can be seen.
+func (p *pace) halve() {
+	if p.allowed > 0 && p.count-p.halved < reactWaves {
+		return
+	}
+	p.allowed = max(float64(p.largest(reactWaves))/2, leastWave)
+	p.halved = p.count
 }
 
 // judge says what is wrong on the receiving side, and whether it is so bad that
@@ -169,7 +181,7 @@ func (p *pace) judge(away, missing int, r Receivers) (held string, bad bool) {
 		return heldMissing, true
 	case r.Refused > 0:
 		return heldRefused, false
-	case r.Handshake >= slowHandshake:
+	case r.Handshake >= max(slowHandshake, 2*p.best):
 		return heldSlow, false
 	case missing > parted:
 		return heldMissing, false

@@ -35,41 +35,69 @@ func TestWavesFollowTheReceivers(t *testing.T) {
 	nobody := with(func(r *Receivers) { r.Ready = 0 })
 	full := with(func(r *Receivers) { r.Limit = 1000; r.Others = 760 })
 
+	far := with(func(r *Receivers) { r.Handshake = 700 * time.Millisecond })
 	refusing := with(func(r *Receivers) { r.Refused = 1 })
 
-	var p pace
 	const left = 10_000
 	window := 100 * time.Second // even: 100 a wave
-	steps := []struct {
+	type step struct {
 		name          string
 		away, missing int
 		r             Receivers
 		want          int
-	}{
-		{"well: a little more than even", 0, 0, well, 150},
-		{"again", 0, 0, well, 225},
-		{"slow: half", 0, 0, slow, 112},
-		{"slower and slower", 0, 0, slow, 56},
-		{"bad: none", 0, 0, bad, 0},
-		{"still bad", 0, 0, bad, 0},
-		{"recovered: from where it was left", 0, 0, well, 21},
-		{"and up", 0, 0, well, 31},
-		{"nobody ready: none", 0, 0, nobody, 0},
-		{"those who were told do not leave: none", 500, 0, well, 0},
-		{"as many as in three large waves may be on their way", 3 * 31, 0, well, 11},
-		{"more than the largest wave is not seen there: half", 0, 226, well, 6},
-		{"two of them: none", 0, 451, well, 0},
-		{"they are", 0, 0, well, 9},
-		{"and up again", 0, 0, well, 14},
-		{"once more", 0, 0, well, 21},
-		{"and more", 0, 0, well, 31},
-		{"what the receivers take, beside who comes anyway", 0, 0, full, 40},
-		{"a wave that was cut does not grow the next", 0, 0, well, 47},
-		{"some were refused there: half", 0, 0, refusing, 23},
 	}
-	for _, s := range steps {
-		if got := p.next(left, s.away, s.missing, window, s.r); got != s.want {
-			t.Errorf("%s: %d, want %d", s.name, got, s.want)
+	for name, steps := range map[string][]step{
+		"slow": {
+			{"even", 0, 0, well, 100},
+			{"slow: half", 0, 0, slow, 50},
+			{"what comes of it is not known yet", 0, 0, slow, 50},
+			{"nor now", 0, 0, slow, 50},
+			{"nor now", 0, 0, slow, 50},
+			{"still slow: half again", 0, 0, slow, 25},
+			{"well: a quarter more", 0, 0, well, 31},
+			{"and more", 0, 0, well, 39},
+			{"and more", 0, 0, well, 48},
+			{"up to even", 0, 0, with(func(r *Receivers) { r.Handshake = 240 * time.Millisecond }), 61},
+		},
+		"bad": {
+			{"bad: none", 0, 0, bad, 0},
+			{"still bad", 0, 0, bad, 0},
+			{"recovered", 0, 0, well, 5},
+			{"nobody ready: none", 0, 0, nobody, 0},
+		},
+		"those who were told": {
+			{"even", 0, 0, well, 100},
+			{"even", 100, 0, well, 100},
+			{"as many as in three waves may be on their way", 300, 0, well, 100},
+			{"more do not leave: none", 301, 0, well, 0},
+			{"they do: half", 0, 0, well, 50},
+		},
+		"missing": {
+			{"even", 0, 0, well, 100},
+			{"a whole wave", 0, 100, well, 100},
+			{"more than that: half", 0, 101, well, 50},
+			{"two waves: none", 0, 201, well, 0},
+			{"they were seen", 0, 0, well, 50},
+		},
+		"full": {
+			{"what is taken, beside who comes anyway", 0, 0, full, 13}, // others may drain, too
+			{"again", 0, 0, full, 13},
+			{"again", 0, 0, full, 13},
+			{"nobody else drains", 0, 0, full, 40},
+			{"there is room", 0, 0, well, 100},
+			{"some were refused there: half", 0, 0, refusing, 50},
+		},
+		"far away": {
+			{"even", 0, 0, far, 100},
+			{"it takes them that long", 0, 0, far, 100},
+			{"twice as long", 0, 0, with(func(r *Receivers) { r.Handshake = 2 * far.Handshake }), 50},
+		},
+	} {
+		var p pace
+		for _, s := range steps {
+			if got := p.next(left, s.away, s.missing, window, s.r); got != s.want {
+				t.Errorf("%s: %s: %d, want %d", name, s.name, got, s.want)
+			}
 		}
 	}
 }

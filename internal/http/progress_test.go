@@ -63,7 +63,7 @@ func TestADrainWaitsForThoseWhoLeftToComeBack(t *testing.T) {
 	before := int64(7) // came back before the drain, and are no part of it
 	returned.Store(before)
 	n := draining(t, func(c *Config) {
-		c.DrainWindow, c.DrainTimeout = time.Minute, 2*time.Minute
+		c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
 		c.Receivers = func(Scope) Receivers {
 			asked.Add(1)
 			r := well

@@ -226,8 +226,12 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 		seen := d.returned(r)
 		missing := gone.next(seen.Moved+seen.Lost, seen.Returned, r.Counts)
 		span := time.Until(window)
-		if span < waveEvery { // the window was too short: most of what is left goes soon, the last of it before the deadline
-			span = time.Until(deadline) / 3
+		if span < waveEvery { // it was too short: half as long again for what is left
+			window = time.Now().Add(max(d.server.cfg.DrainWindow/2, patience*waveEvery))
+			if deadline.Before(window) {
+				window = deadline
+			}
+			span = time.Until(window)
 		}
 		if !r.Known { // as much as this node itself would take
 			r.Limit = d.server.cfg.MaxHandshakeRate

@@ -101,10 +101,11 @@ func (a *absences) next(gone, returned int, counts bool) int {
 // no more than the receivers take, and less where they do badly: half of what was
 // sent as long as they are slow, none while it is bad, while those who were told do
 // not leave, or do not turn up elsewhere; a quarter more for each wave that went
-// well. It halves once and looks what comes of it, as TCP does for a round trip
-// (RFC 5681 §3.1). The zero value is ready. It belongs to the drain's goroutine.
+// well. It begins slowly, halves once and looks what comes of it, as TCP does for a
+// round trip (RFC 5681 §3.1). The zero value is ready. It belongs to the drain's
+// goroutine.
 type pace struct {
-	allowed float64        // a wave at most; 0 is no bound
+	allowed float64        // a wave at most
 	halved  int            // at which wave it was
 	waves   [lostWaves]int // the last ones, the newest first
 	count   int            // of all waves
@@ -139,16 +140,18 @@ func (p *pace) size(left, away, missing int, window time.Duration, r Receivers) 
 	}
 	held, bad := p.judge(away, missing, r)
 	switch {
+	case p.count == 0: // what follows grows from the first one
+		p.allowed = float64(n)
 	case held != "":
 		p.halve()
-	case p.allowed > 0 && p.waves[0] >= int(p.allowed):
+	case p.waves[0] >= int(p.allowed):
 		p.allowed *= 1.25
 	}
 	p.held = held
 	switch {
 	case bad:
 		return 0
-	case p.allowed > 0 && n > int(p.allowed):
+	case n > int(p.allowed):
 		return int(p.allowed)
 	case held == "" && n < even:
 		p.held = heldFull
@@ -158,7 +161,7 @@ func (p *pace) size(left, away, missing int, window time.Duration, r Receivers) 
 
 // halve allows half of what was sent of late, once until that can be seen.
 func (p *pace) halve() {
-	if p.allowed > 0 && p.count-p.halved < reactWaves {
+	if p.halved > 0 && p.count-p.halved < reactWaves {
 		return
 	}
 	p.allowed = max(float64(p.largest(reactWaves))/2, leastWave)

@@ -83,9 +83,12 @@ func TestWavesFollowTheReceivers(t *testing.T) {
 			{"what is taken, beside who comes anyway", 0, 0, full, 13}, // others may drain, too
 			{"again", 0, 0, full, 13},
 			{"again", 0, 0, full, 13},
-			{"nobody else drains", 0, 0, full, 40},
-			{"there is room", 0, 0, well, 100},
-			{"some were refused there: half", 0, 0, refusing, 50},
+			{"nobody else drains: a quarter more, and more", 0, 0, full, 16},
+			{"and more", 0, 0, full, 20},
+			{"and more", 0, 0, full, 25},
+			{"and more", 0, 0, full, 31},
+			{"there is room", 0, 0, well, 39},
+			{"some were refused there: half", 0, 0, refusing, 19},
 		},
 		"far away": {
 			{"even", 0, 0, far, 100},
@@ -118,7 +121,7 @@ func TestWavesFillWhatTheReceiversTake(t *testing.T) {
 				all += paces[i].next(5000, 0, 0, 10*time.Second, r)
 			}
 			want := fill*limit - others
-			if float64(all) > want || wave >= firstWaves && float64(all) < want-float64(drainers) {
+			if float64(all) > want || wave >= 10 && float64(all) < want-float64(drainers) {
 				t.Errorf("%d draining: wave %d is %d, where %d a second are taken and %d come anyway", drainers, wave, all, limit, others)
 			}
 		}

@@ -19,13 +19,9 @@ import (
 	"switchyard/internal/load"
 )
 
-// operator builds cmd/switchyard once.
+// operator builds cmd/switchyard once, beside the stack's files.
 var operator = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "switchyard-operator-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "switchyard")
+	path := filepath.Join(the.dir, "switchyard")
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "switchyard/cmd/switchyard").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build cmd/switchyard: %w\n%s", err, out)
 	}
@@ -87,7 +83,7 @@ func acked(t *testing.T, run *load.Run, more int64) {
 	t.Helper()
 	from := run.Progress().Acked
 	eventually(t, 2*time.Minute, "messages are stored", func() error {
-		if n := int64(run.Progress().Acked) - int64(from); n < more {
+		if n := run.Progress().Acked - from; n < more {
 			return fmt.Errorf("%d acked", n)
 		}
 		return nil

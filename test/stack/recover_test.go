@@ -106,15 +106,18 @@ func TestTheCommandsOfADay(t *testing.T) {
 	if text := read(t, prom); !regexp.MustCompile(`\nswitchyard_backup_last_verified_timestamp_seconds [1-9]`).MatchString(text) {
 		t.Errorf("%s", text)
 	}
-	// Everything that Prometheus is asked has an answer.
-	_, page, _ := the.switchyard(t, "check", "--since", "10m")
+	// Everything that Prometheus is asked has an answer, a minute after the start.
+	var page string
+	eventually(t, 2*time.Minute, "an answer to each question of check", func() error {
+		if _, page, _ = the.switchyard(t, "check", "--since", "10m"); strings.Contains(page, "nothing measures it") || strings.Contains(page, "Prometheus at") {
+			return errors.New(page)
+		}
+		return nil
+	})
 	for _, says := range []string{"newest backup", "newest proof", "containers", "most connections at once", "published", "memory of the host", "fullest disk"} {
 		if !strings.Contains(page, says) {
 			t.Errorf("check does not say %q", says)
 		}
-	}
-	if strings.Contains(page, "nothing measures it") || strings.Contains(page, "Prometheus at") {
-		t.Errorf("check asked what nobody answers:\n%s", page)
 	}
 	the.well(t, []string{"blue", `(?m)^testthecommandsofaday-[0-5] +[0-9.]*[1-9][0-9.]* +10 `, "[1-9][0-9]* live rooms"}, "top", "--once", "--every", "5s")
 	primary, _ := the.servers(t)

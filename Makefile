@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint vuln bench bench-micro bench-compare fuzz faults moves e2e image build docs
+.PHONY: help run test lint vuln bench bench-micro bench-compare fuzz faults moves backup-million e2e image build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SE
 moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps
 	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployIsAMove|TestAKilledNodesClientsComeBackSpread|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.clients $(or $(CLIENTS),5000)
+
+backup-million: ## back up a log of 1,000,000 messages, verify it, and restore it to a moment in the middle; minutes
+	@scripts/deps
+	$(GO) test -timeout 0 -count 1 -v -run '^TestAMillionMessages$$' ./internal/backup -args -backup.million
 
 bench: ## hold the service beside its peers, with load on core 1; QUICK=1 for a first look, VERB=churn for another run (bench/README.md)
 	@scripts/deps

@@ -81,3 +81,47 @@ func TestBackupsAreListed(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Without Prometheus each command says so in a line, and tells what it knows
+// from elsewhere.
+func TestWithoutPrometheus(t *testing.T) {
+	dir, bin := t.TempDir(), t.TempDir()
+	err := errors.Join(os.WriteFile(filepath.Join(dir, "docker-compose.prod.yml"), []byte("services: {}\n"), 0o600),
+		os.WriteFile(filepath.Join(bin, "docker"), []byte(`#!/bin/sh
+case "$*" in
+"ps -aq"*) echo abc ;;
+inspect*) echo '[{"Name":"/yard-app_blue-1","State":{"Status":"running","Running":true},"Config":{"Labels":{"com.docker.compose.service":"app_blue"}}}]' ;;
+*" logs "*) echo '{"time":"2026-11-26T01:00:00Z","level":"ERROR","msg":"no room on the disk"}' ;;
+*) echo "unexpected: $*" >&2; exit 1 ;;
+esac
+`), 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	const stopped, away = "prometheus does not run in the stack", "Prometheus at http://127.0.0.1:1 does not answer"
+	for _, tt := range []struct {
+		args       []string
+		code       int
+		says, errs string
+	}{
+		{[]string{"errors"}, 0, "no room on the disk", stopped},
+		{[]string{"errors", "--prometheus", "http://127.0.0.1:1"}, 0, away, ""},
+		{[]string{"connections"}, 0, "0 connections ended", stopped},
+		{[]string{"top", "--once"}, 2, "", stopped},
+		{[]string{"report", "--out", filepath.Join(dir, "report")}, 2, "", stopped},
+		{[]string{"check"}, 1, stopped, ""},
+		{[]string{"check", "--prometheus", "http://127.0.0.1:1"}, 1, away, ""},
+	} {
+		code, out, errs := switchyard(t.Context(), append(tt.args, "--dir", dir)...)
+		if code != tt.code || !strings.Contains(out, tt.says) || !strings.Contains(errs, tt.errs) {
+			t.Errorf("%v: exit %d, want %d, %q and %q\n%s%s", tt.args, code, tt.code, tt.says, tt.errs, out, errs)
+		}
+	}
+	if code, _, errs := switchyard(t.Context(), "report", "--dir", dir, "--out", filepath.Join(dir, "report"), "--prometheus", "http://127.0.0.1:1"); code != 0 {
+		t.Errorf("exit %d\n%s", code, errs)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "report", "report.md")); err != nil || !strings.Contains(string(text), "not known: "+away) || !strings.Contains(string(text), "no room on the disk") {
+		t.Errorf("%v\n%s", err, text)
+	}
+}

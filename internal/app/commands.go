@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	"switchyard/internal/config"
@@ -20,7 +18,6 @@ import (
 const (
 	migrateLimit     = 10 * time.Minute
 	healthcheckLimit = 2 * time.Second
-	profileLimit     = 20 * time.Second
 )
 
 // Serve runs a node until ctx ends or a listener fails, and prints where its
@@ -74,43 +71,6 @@ func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 		return err
 	}
 	return json.NewEncoder(stdout).Encode(pending)
-}
-
-// profiles are those that the service has, beside what takes time to record.
-var profiles = []string{"heap", "goroutine", "allocs", "block", "mutex"}
-
-// Profile writes a profile of the service on this host: its image has no other
-// program that could fetch one.
-func Profile(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
-	name := "heap"
-	if len(args) > 0 {
-		name = args[0]
-	}
-	if len(args) > 1 || !slices.Contains(profiles, name) {
-		return fmt.Errorf("profile takes one of %s", strings.Join(profiles, ", "))
-	}
-	ctx, cancel := context.WithTimeout(ctx, profileLimit)
-	defer cancel()
-	address, err := localURL("ADMIN_ADDR", cfg.Admin.Addr)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"/debug/pprof/"+name, nil)
-	if err != nil {
-		return fmt.Errorf("ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fmt.Errorf("the service was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
-	}
-	defer res.Body.Close() //nolint:errcheck // read to its end
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("ADMIN_ADDR=%s answered %s", cfg.Admin.Addr, res.Status)
-	}
-	if _, err := io.Copy(stdout, res.Body); err != nil {
-		return fmt.Errorf("the profile broke off: %w", err)
-	}
-	return nil
 }
 
 // Healthcheck asks the service on this host whether it lives.

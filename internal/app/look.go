@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,11 +17,13 @@ var looks = map[string]string{
 	"rooms": "/debug/rooms", "heap": "/debug/pprof/heap?debug=1", "goroutines": "/debug/pprof/goroutine?debug=1",
 }
 
+// profiles are those that the service has, beside what takes time to record.
+var profiles = []string{"heap", "goroutine", "allocs", "block", "mutex"}
+
 // lookLimit bounds one look.
 const lookLimit = 20 * time.Second
 
-// Look prints what the service on this host tells of itself on ADMIN_ADDR: its
-// image has no other program that could ask.
+// Look prints what the service on this host tells of itself on ADMIN_ADDR.
 func Look(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	name := "rooms"
 	if len(args) > 0 {
@@ -30,6 +33,24 @@ func Look(ctx context.Context, cfg config.Config, args []string, stdout io.Write
 	if !known || len(args) > 1 {
 		return fmt.Errorf("look takes one of rooms, heap, goroutines, not %q", strings.Join(args, " "))
 	}
+	return adminPage(ctx, cfg, page, stdout)
+}
+
+// Profile writes a profile of the service on this host.
+func Profile(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
+	name := "heap"
+	if len(args) > 0 {
+		name = args[0]
+	}
+	if len(args) > 1 || !slices.Contains(profiles, name) {
+		return fmt.Errorf("profile takes one of %s", strings.Join(profiles, ", "))
+	}
+	return adminPage(ctx, cfg, "/debug/pprof/"+name, stdout)
+}
+
+// adminPage copies a page of the admin listener: the image of the service has no
+// other program that could ask.
+func adminPage(ctx context.Context, cfg config.Config, page string, stdout io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	address, err := localURL("ADMIN_ADDR", cfg.Admin.Addr)

@@ -55,7 +55,12 @@ func (v *Vault) lock() (release func(), err error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	return func() { _ = f.Close() }, nil
+	return func() {
+		// Not by closing alone: a program that is just being started has the file
+		// too, until it becomes another one.
+		_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		_ = f.Close()
+	}, nil
 }
 
 // freeBytes returns what an unprivileged user may still write.

@@ -131,12 +131,11 @@ func (c *Compose) Services(ctx context.Context) (map[string]bool, error) {
 	return services, nil
 }
 
-// Stop stops services, in order.
+// Stop stops services together, so that nodes do not wait for each other's
+// drains; Compose begins with those that depend on others.
 func (c *Compose) Stop(ctx context.Context, services ...string) error {
-	for _, s := range services {
-		if _, err := c.ask(ctx, c.compose, "stop", s); err != nil {
-			return fmt.Errorf("stop %s: %w", s, err)
-		}
+	if _, err := c.ask(ctx, c.compose, append([]string{"stop"}, services...)...); err != nil {
+		return fmt.Errorf("stop %s: %w", strings.Join(services, " "), err)
 	}
 	return nil
 }

@@ -83,6 +83,20 @@ func TestWhatComposeTellsOfAStack(t *testing.T) {
 	}
 }
 
+// One call, so that nobody waits for the drain of another.
+func TestServicesAreStoppedTogether(t *testing.T) {
+	fakeDocker(t,
+		[2]string{`*" stop app_blue app_green postgres"`, `:`},
+		[2]string{`*" stop redis"`, `echo 'no such container' >&2; exit 1`})
+	c := newStack(t)
+	if err := c.Stop(t.Context(), "app_blue", "app_green", Primary); err != nil {
+		t.Error(err)
+	}
+	if err := c.Stop(t.Context(), Redis); err == nil || !strings.Contains(err.Error(), "stop redis: ") || !strings.Contains(err.Error(), "no such container") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestTheRecordOfWhoIsThePrimary(t *testing.T) {
 	c := newStack(t)
 	if name, err := c.Primary(); err != nil || name != Primary {

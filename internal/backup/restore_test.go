@@ -202,6 +202,7 @@ func TestARestoreThatCannotBe(t *testing.T) {
 		{"a segment that is missing on the way", strings.TrimSuffix(name, gz) + " is missing", RestoreRequest{To: to}, func(t *testing.T) { remove(t, segment) }},
 		{"a corrupt segment of an archive asked for whole", name + " is corrupt", RestoreRequest{}, func(t *testing.T) { flip(t, segment, 3000) }},
 		{"a base backup cut short", "is cut short", RestoreRequest{}, func(t *testing.T) { cut(t, s.path(baseFile), 1000) }},
+		{"a disk that fills up meanwhile", "base.tar.gz: sh: cat: ", RestoreRequest{}, func(*testing.T) { w.site.spoil = fullBench }},
 		{"a bench that can't be", "the scratch server can't start", RestoreRequest{}, func(t *testing.T) {
 			w.site.spoil = func(service string, p *Program) error {
 				if service == "bench" && p.Args[0] == "pg_ctl" {

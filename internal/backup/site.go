@@ -61,7 +61,8 @@ type Switchboard interface {
 type Power interface {
 	// Services returns all services by name, and whether each one runs.
 	Services(ctx context.Context) (map[string]bool, error)
-	// Stop stops services in order, each within its grace period.
+	// Stop stops services, those that rest on others first, each within its grace
+	// period.
 	Stop(ctx context.Context, services ...string) error
 	// Start starts services and returns once they are healthy.
 	Start(ctx context.Context, services ...string) error

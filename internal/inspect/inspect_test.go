@@ -110,6 +110,7 @@ func TestErrorsAreGatheredByKind(t *testing.T) {
 {"time":"2026-11-26T02:00:00Z","level":"ERROR","msg":"the log can't be written","error":"timeout"}
 {"time":"2026-11-26T02:00:00Z","level":"WARN","msg":"slow"}
 {"time":"2026-11-26T02:00:00Z","level":"INFO","msg":"serving"}
+Switchyard is at http://0.0.0.0:8000
 panic: runtime error
 ` + `{"time":"2026-11-26T02:00:00Z","level":"ERROR","msg":"` + strings.Repeat("x", 2*maxLine) + "\"}\n"}
 	p := promised(t, map[string]string{"websocket_errors_total": sample(`"type":"internal"`, 12) + "," + sample(`"type":"invalid"`, 30) + "," + sample(`"type":"forbidden"`, 0)})
@@ -147,14 +148,21 @@ func TestConnectionsOfManyAddresses(t *testing.T) {
 
 func TestQueriesOfARealServer(t *testing.T) {
 	t.Parallel()
-	pg := testkit.StartPostgres(t, "shared_preload_libraries=pg_stat_statements")
+	pg := testkit.StartPostgres(t, "shared_preload_libraries=''")
 	s := &stand{t: t, pg: pg}
 	pg.Exec("CREATE TABLE rooms (id int)", "INSERT INTO rooms SELECT generate_series(1, 100)")
 	q, err := ReadQueries(t.Context(), s)
 	if err != nil || q.Statistics != "" || len(q.Tables) != 1 {
 		t.Fatalf("%+v, %v", q, err)
 	}
-	expect(t, q.String(), "CREATE EXTENSION pg_stat_statements", "Nothing runs for longer than a second", "rooms")
+	expect(t, q.String(), "Statements are not counted on postgres: shared_preload_libraries lacks", "Nothing runs for longer than a second", "rooms")
+	pg.Exec("ALTER SYSTEM SET shared_preload_libraries = pg_stat_statements")
+	pg.Stop()
+	pg.Start()
+	if q, err = ReadQueries(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, q.String(), "the database lacks the extension: docker compose exec postgres psql -U postgres -d "+pg.Database()+" -c 'CREATE EXTENSION pg_stat_statements'")
 	pg.Exec("CREATE EXTENSION pg_stat_statements", "SELECT count(*) FROM rooms")
 	ctx, cancel := context.WithCancel(t.Context())
 	slept := make(chan error, 1)

@@ -28,6 +28,9 @@ type logLine struct {
 // maxLine bounds a line that is read; the rest of a longer one is passed over.
 const maxLine = 64 << 10
 
+// greeting is how a node says for people where it is, once.
+var greeting = []byte("Switchyard is at ")
+
 // readLines calls take for each line that is one of the service's JSON, and
 // counts those that are not.
 func readLines(r io.Reader, take func(logLine)) (other int, err error) {
@@ -38,7 +41,7 @@ func readLines(r io.Reader, take func(logLine)) (other int, err error) {
 		for err == bufio.ErrBufferFull {   //nolint:errorlint // as bufio documents
 			_, err = lines.ReadSlice('\n')
 		}
-		if b = bytes.TrimSpace(b); len(b) > 0 {
+		if b = bytes.TrimSpace(b); len(b) > 0 && !bytes.HasPrefix(b, greeting) {
 			var l logLine
 			if long || json.Unmarshal(b, &l) != nil || l.Msg == "" {
 				other++

@@ -44,7 +44,7 @@ type Memory struct {
 	Untold string `json:"untold,omitempty"`
 }
 
-var memoryColumns = []struct{ head, expr, unit string }{
+var memoryColumns = []column{
 	{"RESIDENT", `process_resident_memory_bytes{job="switchyard"}`, "B"},
 	{"LIMIT", `switchyard_memory_limit_bytes{job="switchyard"}`, "B"},
 	{"HEAP", `go_memstats_heap_inuse_bytes{job="switchyard"}`, "B"},
@@ -73,67 +73,17 @@ func ReadMemory(ctx context.Context, s Stack, p *Prometheus, folder string) (*Me
 	return m, nil
 }
 
-// grid asks for several expressions, and brings the answers into a row a node.
-func (p *Prometheus) grid(ctx context.Context, columns []struct{ head, expr, unit string }) ([][]string, error) {
-	byNode := map[string][]string{}
-	for i, c := range columns {
-		samples, err := p.Ask(ctx, c.expr)
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range samples {
-			node := strings.TrimSpace(s.Labels["color"] + " " + s.Labels["instance"])
-			if byNode[node] == nil {
-				byNode[node] = make([]string, len(columns)+1)
-				byNode[node][0] = node
-			}
-			byNode[node][i+1] = amount(s.Value, c.unit)
-		}
-	}
-	out := make([][]string, 0, len(byNode))
-	for _, row := range byNode {
-		for i := range row {
-			row[i] = cmp.Or(row[i], "–")
-		}
-		out = append(out, row)
-	}
-	slices.SortFunc(out, func(a, b []string) int { return strings.Compare(a[0], b[0]) })
-	return out, nil
-}
-
-// amount prints a number in its unit: bytes, seconds, or none.
-func amount(v float64, unit string) string {
-	switch {
-	case unit == "B":
-		return backup.Bytes(v).String()
-	case unit == "s" && v < 1:
-		return fmt.Sprintf("%.1f ms", v*1000)
-	case unit == "s":
-		return fmt.Sprintf("%.2f s", v)
-	case unit == "%":
-		return fmt.Sprintf("%.1f %%", v*100)
-	case v == float64(int64(v)) || v >= 1000:
-		return fmt.Sprintf("%.0f", v)
-	}
-	return fmt.Sprintf("%.1f", v)
-}
-
 func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) Heap {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	h := Heap{Node: c.Name}
-	run := func(args ...string) ([]byte, error) {
-		var out bytes.Buffer
-		err := s.Exec(ctx, c.Name, backup.Program{Args: append([]string{"/server"}, args...), Stdout: &out})
-		return out.Bytes(), err
-	}
-	text, err := run("look", "heap")
+	text, err := askNode(ctx, s, c, "look", "heap")
 	if err == nil {
 		h.Bytes, h.Sites, err = parseHeap(text)
 	}
 	if err == nil && folder != "" {
 		var b []byte
-		if b, err = run("profile", "heap"); err == nil {
+		if b, err = askNode(ctx, s, c, "profile", "heap"); err == nil {
 			h.File = filepath.Join(folder, c.Name+".heap.pprof")
 			err = os.WriteFile(h.File, b, 0o600)
 		}
@@ -222,11 +172,7 @@ func (m *Memory) String() string {
 	if m.Untold != "" {
 		fmt.Fprintf(&b, "What nodes use is not known: %s\n", m.Untold)
 	} else {
-		head := []string{"NODE"}
-		for _, c := range memoryColumns {
-			head = append(head, c.head)
-		}
-		table(&b, head, m.Rows)
+		gridTable(&b, memoryColumns, m.Rows)
 	}
 	for _, h := range m.Heaps {
 		if h.Says != "" {

@@ -14,9 +14,10 @@ import (
 // Queries is what PostgreSQL tells of its work.
 type Queries struct {
 	Service string `json:"service"`
-	// Statistics says since when the statements are counted; empty without
-	// pg_stat_statements.
+	// Statistics says since when the statements are counted; empty where they are
+	// not, and then Uncounted says what is missing.
 	Statistics string      `json:"statistics_since"`
+	Uncounted  string      `json:"uncounted,omitempty"`
 	Statements []Statement `json:"statements"`
 	Running    []Running   `json:"running"`
 	Tables     []Table     `json:"tables"`
@@ -46,7 +47,7 @@ type Table struct {
 
 // Both lists are bounded; the largest come first.
 const (
-	sqlHasStatements = `SELECT (SELECT count(*) FROM pg_extension WHERE extname = 'pg_stat_statements') || coalesce((SELECT '' FROM pg_settings WHERE name = 'shared_preload_libraries' AND setting ~ 'pg_stat_statements'), '-')`
+	sqlHasStatements = `SELECT current_setting('shared_preload_libraries') ~ '\mpg_stat_statements\M', EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements'), current_database()`
 	sqlStatements    = `SELECT calls, round(total_exec_time::numeric, 1), round(mean_exec_time::numeric, 2), round(max_exec_time::numeric, 1),
  round((100 * total_exec_time / nullif(sum(total_exec_time) OVER (), 0))::numeric, 1), shared_blks_read, left(regexp_replace(query, '\s+', ' ', 'g'), 160)
  FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY total_exec_time DESC LIMIT 15`
@@ -71,25 +72,8 @@ func ReadQueries(ctx context.Context, s Stack) (*Queries, error) {
 	}
 	q := &Queries{Service: service}
 	ask := func(sql string, columns int) ([][]string, error) { return rows(ctx, s, service, sql, columns) }
-	has, err := ask(sqlHasStatements, 1)
-	if err != nil {
+	if err := q.statements(ask); err != nil {
 		return nil, err
-	}
-	if len(has) == 1 && has[0][0] == "1" {
-		since, err := ask(sqlSince, 1)
-		if err != nil {
-			return nil, err
-		}
-		if q.Statistics = "the last reset"; len(since) == 1 && since[0][0] != "" {
-			q.Statistics = since[0][0]
-		}
-		found, err := ask(sqlStatements, 7)
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range found {
-			q.Statements = append(q.Statements, Statement{r[0], r[1], r[2], r[3], r[4], r[6], r[5]})
-		}
 	}
 	found, err := ask(sqlRunning, 7)
 	if err != nil {
@@ -105,6 +89,38 @@ func ReadQueries(ctx context.Context, s Stack) (*Queries, error) {
 		q.Tables = append(q.Tables, Table{r[0], r[1], r[2], r[3], r[4]})
 	}
 	return q, nil
+}
+
+// statements asks for what pg_stat_statements has counted, where it does.
+func (q *Queries) statements(ask func(sql string, columns int) ([][]string, error)) error {
+	has, err := ask(sqlHasStatements, 3)
+	switch {
+	case err != nil:
+		return err
+	case len(has) != 1:
+		return fmt.Errorf("psql answered %q", has)
+	case has[0][0] != "t":
+		q.Uncounted = "shared_preload_libraries lacks pg_stat_statements: set it in postgresql.conf, and start the server anew"
+		return nil
+	case has[0][1] != "t":
+		q.Uncounted = fmt.Sprintf("the database lacks the extension: docker compose exec %s psql -U postgres -d %s -c 'CREATE EXTENSION pg_stat_statements'", q.Service, has[0][2])
+		return nil
+	}
+	since, err := ask(sqlSince, 1)
+	if err != nil {
+		return err
+	}
+	if q.Statistics = "the last reset"; len(since) == 1 && since[0][0] != "" {
+		q.Statistics = since[0][0]
+	}
+	found, err := ask(sqlStatements, 7)
+	if err != nil {
+		return err
+	}
+	for _, r := range found {
+		q.Statements = append(q.Statements, Statement{r[0], r[1], r[2], r[3], r[4], r[6], r[5]})
+	}
+	return nil
 }
 
 // primary returns the server that takes writes.
@@ -145,7 +161,7 @@ func rows(ctx context.Context, s Stack, service, sql string, columns int) (out [
 func (q *Queries) String() string {
 	var b strings.Builder
 	if q.Statistics == "" {
-		fmt.Fprintf(&b, "Statements are not counted on %s: shared_preload_libraries needs pg_stat_statements, and the database CREATE EXTENSION pg_stat_statements.\n", q.Service)
+		fmt.Fprintf(&b, "Statements are not counted on %s: %s.\n", q.Service, q.Uncounted)
 	} else {
 		fmt.Fprintf(&b, "Statements on %s since %s, those that took most first:\n", q.Service, q.Statistics)
 		var rows [][]string

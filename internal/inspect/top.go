@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -9,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"switchyard/internal/backup"
 )
 
 // A Room is a live room over all nodes.
@@ -23,6 +20,8 @@ type Room struct {
 	// Held and Behind are what waits, on the node where it is worst.
 	Held   int   `json:"held"`
 	Behind int64 `json:"behind"`
+
+	at time.Time // when a node said Seq
 }
 
 // A Now is one look of top.
@@ -38,7 +37,7 @@ type Now struct {
 
 const window = `[1m]`
 
-var topColumns = []struct{ head, expr, unit string }{
+var topColumns = []column{
 	{"CONNECTIONS", `websocket_active_connections{job="switchyard"}`, ""},
 	{"IN/S", `sum by (instance, color) (rate(websocket_messages_received_total{job="switchyard"}` + window + `))`, ""},
 	{"OUT/S", `rate(websocket_messages_sent_total{job="switchyard"}` + window + `)`, ""},
@@ -60,7 +59,6 @@ type Watcher struct {
 	Rooms int
 
 	before map[string]Room
-	when   time.Time
 }
 
 // Look looks once. It fails only when neither Prometheus nor a node answers.
@@ -89,26 +87,30 @@ func (w *Watcher) rooms(ctx context.Context, n *Now) error {
 	defer cancel()
 	merged := map[string]Room{}
 	for _, c := range all {
-		var out bytes.Buffer
-		if err := w.Stack.Exec(ctx, c.Name, backup.Program{Args: []string{"/server", "look", "rooms"}, Stdout: &out}); err != nil {
+		answer, err := askNode(ctx, w.Stack, c, "look", "rooms")
+		if err != nil {
 			return fmt.Errorf("%s: %w", c.Name, err)
 		}
+		at := time.Now()
 		var rooms []Room
-		if err := json.Unmarshal(out.Bytes(), &rooms); err != nil {
-			return fmt.Errorf("%s answered %q", c.Name, short(out.String(), 80))
+		if err := json.Unmarshal(answer, &rooms); err != nil {
+			return fmt.Errorf("%s answered %q", c.Name, short(string(answer), 80))
 		}
 		for _, r := range rooms {
 			if strings.HasPrefix(r.Room, "_") {
 				continue
 			}
 			m := merged[r.Room]
+			if m.at.IsZero() || r.Seq > m.Seq {
+				m.Seq, m.at = r.Seq, at
+			}
 			merged[r.Room] = Room{
-				Room: r.Room, Seq: max(m.Seq, r.Seq), Members: m.Members + r.Members,
-				Held: max(m.Held, r.Held), Behind: max(m.Behind, r.Behind),
+				Room: r.Room, Seq: m.Seq, Members: m.Members + r.Members,
+				Held: max(m.Held, r.Held), Behind: max(m.Behind, r.Behind), at: m.at,
 			}
 		}
 	}
-	w.rate(merged, n.At)
+	w.rate(merged)
 	n.Live = len(merged)
 	for _, r := range merged {
 		n.Rooms = append(n.Rooms, r)
@@ -120,17 +122,17 @@ func (w *Watcher) rooms(ctx context.Context, n *Now) error {
 	return nil
 }
 
-// rate tells how fast each room has grown since the last look.
-func (w *Watcher) rate(now map[string]Room, at time.Time) {
-	span := at.Sub(w.when).Seconds()
+// rate tells how fast each room has grown since the last look. Between two looks
+// at a node lies what a busy host makes of a period.
+func (w *Watcher) rate(now map[string]Room) {
 	for name, r := range now {
 		r.Rate = -1
-		if before, ok := w.before[name]; ok && span > 0 {
-			r.Rate = float64(max(r.Seq-before.Seq, 0)) / span
+		if before, ok := w.before[name]; ok && r.at.After(before.at) {
+			r.Rate = float64(max(r.Seq-before.Seq, 0)) / r.at.Sub(before.at).Seconds()
 		}
 		now[name] = r
 	}
-	w.before, w.when = now, at
+	w.before = now
 }
 
 func (n *Now) String() string {
@@ -139,11 +141,7 @@ func (n *Now) String() string {
 	if n.Untold != "" {
 		fmt.Fprintf(&b, "What nodes do is not known: %s\n", n.Untold)
 	} else {
-		head := []string{"NODE"}
-		for _, c := range topColumns {
-			head = append(head, c.head)
-		}
-		table(&b, head, n.Nodes)
+		gridTable(&b, topColumns, n.Nodes)
 	}
 	if n.Mute != "" {
 		fmt.Fprintf(&b, "\nRooms are not known: %s\n", n.Mute)

@@ -50,3 +50,80 @@ func TestTheOperatorsPageNamesWhatIsThere(t *testing.T) {
 		t.Errorf("only %d names were looked for", found)
 	}
 }
+
+// Where the tests are that the page names by package.
+var testFolders = map[string]string{
+	"cmd": "cmd/switchyard", "stack": "test/stack", "e2e": "test/e2e", "monitoring": "test/monitoring",
+	"deploy": "internal/deploy", "backup": "internal/backup", "inspect": "internal/inspect",
+}
+
+// Each script and step of the guide has a command and a test, and both are there.
+func TestEachScriptHasACommandAndATest(t *testing.T) {
+	_, section, found := strings.Cut(read(t, root+"/docs/operations.md"), "\n## What stands for which script and step\n")
+	if !found {
+		t.Fatal("the page has no such section")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	commands := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?:Use:\\s+|lookCommand\\()\"([a-z-]+)").FindAllStringSubmatch(sources(t, "cmd/switchyard", false), -1) {
+		commands[m[1]] = true
+	}
+	makefile := read(t, root+"/Makefile")
+	tests := map[string]string{}
+	for name, folder := range testFolders {
+		tests[name] = sources(t, folder, true)
+	}
+	rows := 0
+	for line := range strings.Lines(section) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "|---") || strings.HasPrefix(line, "| script or step ") {
+			continue
+		}
+		rows++
+		cells := strings.Split(strings.Trim(line, "|"), "|")
+		if len(cells) != 3 {
+			t.Errorf("%d cells: %s", len(cells), line)
+			continue
+		}
+		for _, c := range cells {
+			if strings.Trim(c, " –-…?") == "" {
+				t.Errorf("an empty cell: %s", line)
+			}
+		}
+		for _, m := range regexp.MustCompile("`switchyard ([a-z-]+)").FindAllStringSubmatch(cells[1], -1) {
+			if !commands[m[1]] {
+				t.Errorf("there is no command %s: %s", m[1], line)
+			}
+		}
+		for _, m := range regexp.MustCompile("`make ([a-z0-9-]+)").FindAllStringSubmatch(cells[1], -1) {
+			if !strings.Contains(makefile, "\n"+m[1]+":") {
+				t.Errorf("the Makefile has no verb %s: %s", m[1], line)
+			}
+		}
+		for name := range strings.SplitSeq(cells[2], ",") {
+			folder, test, _ := strings.Cut(strings.TrimSpace(name), ".")
+			if !strings.HasPrefix(test, "Test") || !strings.Contains(tests[folder], "\nfunc "+test+"(") {
+				t.Errorf("there is no test %s: %s", strings.TrimSpace(name), line)
+			}
+		}
+	}
+	if rows < 50 {
+		t.Errorf("only %d rows were looked at", rows)
+	}
+}
+
+// sources returns the Go files of a folder: its tests, or all others.
+func sources(t *testing.T, folder string, tests bool) string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(root, folder, "*.go"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%s: %v", folder, err)
+	}
+	var b strings.Builder
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") == tests {
+			b.WriteString("\n" + read(t, name))
+		}
+	}
+	return b.String()
+}

@@ -35,7 +35,7 @@ func TestTheImage(t *testing.T) {
 	}
 	first := the.program(t, the.image)
 	if *image == "" {
-		out, err := the.run("docker", "build", "--quiet", "--no-cache", "--build-arg", "VERSION=e2e", "--tag", defaultImage+"-again", filepath.Join(mustAbs(t, root)))
+		out, err := the.run("docker", "build", "--quiet", "--no-cache", "--build-arg", "VERSION=e2e", "--tag", defaultImage+"-again", mustAbs(t, root))
 		must(t, out, err)
 		defer func() { _, _ = the.run("docker", "rmi", defaultImage+"-again") }()
 		second := the.program(t, defaultImage+"-again")

@@ -93,7 +93,7 @@ func (s *stack) visit(ctx context.Context, from string) (color, node string, err
 	if err != nil {
 		return "", "", err
 	}
-	defer conn.CloseNow() //nolint:errcheck // it ends, one way or another
+	defer conn.CloseNow()
 	_, text, err := conn.Read(ctx)
 	if err != nil {
 		return "", "", fmt.Errorf("no welcome: %w", err)

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Runs once, when the database is made: the service owns its database and no more.
+# Statements are counted there for `switchyard queries`; only a superuser may begin that.
 set -eu
 psql -v ON_ERROR_STOP=1 -U postgres -d postgres \
   -v app="$(cat /run/secrets/postgres_app_password)" \
@@ -11,4 +12,6 @@ CREATE ROLE monitor LOGIN PASSWORD :'monitor' IN ROLE pg_monitor;
 CREATE DATABASE switchyard OWNER switchyard;
 REVOKE ALL ON DATABASE switchyard FROM PUBLIC;
 GRANT CONNECT ON DATABASE switchyard TO monitor;
+\connect switchyard
+CREATE EXTENSION pg_stat_statements;
 SQL

@@ -211,10 +211,14 @@ func (g *judge) oldWindow(old Window) string {
 	return ""
 }
 
+// enough tells whether as many clients are there as have to be.
+func (g *judge) enough(now int) bool {
+	return g.journal.Clients < 10 || float64(now) >= g.settings.Triggers.ReturnPercent/100*float64(g.journal.Clients)
+}
+
 // returned judges how many clients came back after the move.
 func (g *judge) returned(now int, at time.Time) error {
-	want := g.settings.Triggers.ReturnPercent / 100 * float64(g.journal.Clients)
-	if g.journal.Clients < 10 || float64(now) >= want {
+	if g.enough(now) {
 		return nil
 	}
 	return g.weigh(TriggerSessions, fmt.Sprintf("%d of %d clients are there %v after the move, fewer than %v %%",

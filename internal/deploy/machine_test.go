@@ -263,7 +263,7 @@ func TestAnOperatorGoesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	e, err := m.Rollback(t.Context())
-	if e.Outcome != RolledBack || e.Color != Blue || w.clients[Blue] != 1000 || w.sight().serving(Blue) != 3 {
+	if err != nil || e.Outcome != RolledBack || e.Color != Blue || w.clients[Blue] != 1000 || w.sight().serving(Blue) != 3 {
 		t.Fatal(e, err, w.clients)
 	}
 	// Even when the old color was stopped meanwhile.
@@ -271,7 +271,7 @@ func TestAnOperatorGoesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.replicas[Blue] = nil
-	if e, err = m.Rollback(t.Context()); e.Outcome != RolledBack || w.sight().serving(Blue) != 3 || w.sight().Of(Blue)[0].Image.Ref != "v1" {
+	if e, err = m.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || w.sight().serving(Blue) != 3 || w.sight().Of(Blue)[0].Image.Ref != "v1" {
 		t.Fatal(e, err)
 	}
 	w.replicas[Green] = nil

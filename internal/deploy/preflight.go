@@ -40,7 +40,7 @@ type Preflight struct {
 	Scan   string
 	// Blind goes on without metrics: Prometheus may be away.
 	Blind bool
-	Clock  Clock
+	Clock Clock
 }
 
 // byMetrics are the checks that can't be answered without Prometheus.

@@ -180,6 +180,28 @@ func TestALookAtTheContainers(t *testing.T) {
 	}
 }
 
+// What a killed docker compose up leaves is taken away, and nobody with clients.
+func TestLeftovers(t *testing.T) {
+	up := func(number, clients int) Replica {
+		return Replica{Name: fmt.Sprint(number), Number: number, Running: true, Health: Health{Clients: clients}}
+	}
+	made := func(number int) Replica { return Replica{Name: fmt.Sprint(number), Number: number} }
+	stopped := func(number int) Replica {
+		return Replica{Name: fmt.Sprint(number), Number: number, Ended: "exit code 0"}
+	}
+	for want, replicas := range map[string][]Replica{
+		"":    {up(1, 0), up(2, 0), stopped(3)},
+		"3":   {up(1, 0), up(3, 0)},
+		"2 3": {up(1, 0), made(2), up(3, 0)},
+		"2":   {up(1, 0), made(2), up(3, 7)},
+		"3 4": {stopped(1), up(3, 0), made(4)},
+	} {
+		if got := strings.Join(leftovers(replicas), " "); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
+	}
+}
+
 func TestWhatTraefikServes(t *testing.T) {
 	balancer := traefikFolder(t)
 	balancer.API = func(context.Context) (string, error) { return "http://traefik:8080", nil }

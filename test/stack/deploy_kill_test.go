@@ -26,7 +26,7 @@ func TestDeployKilledAndRunAgain(t *testing.T) {
 		image := images[n%2]
 		live := the.route(t)
 		after := time.Duration(random.Float64() * float64(whole))
-		d := the.deploy(t, image)
+		d := the.deploy(t, image, "--ignore", "alerts")
 		select {
 		case <-d.ended:
 		case <-time.After(after):
@@ -41,7 +41,7 @@ func TestDeployKilledAndRunAgain(t *testing.T) {
 		if _, _, err := the.visit(t.Context(), address(n%200)); err != nil {
 			t.Errorf("after the kill: %v", err)
 		}
-		code, e2 := the.deploy(t, image).wait(t)
+		code, e2 := the.deploy(t, image, "--ignore", "alerts").wait(t)
 		switch {
 		case code == 0 && the.route(t) != live: // also when nothing was left to do
 			the.settled(t, live.Other(), image, run)

@@ -38,7 +38,7 @@ func TestDeployRollsBackBadVersions(t *testing.T) {
 				t.Fatal(err)
 			}
 			run := the.crowd(t)
-			p := the.probe(t.Context(), *newcomers)
+			p := the.probe(t.Context(), max(1, *newcomers/4)) // handshakes are operations, too, and would thin out the errors
 			// Long enough for what is wrong to show.
 			args := []string{"--watch", (*crash + *watch).String()}
 			if story.badness == "errors" || story.badness == "slow" {

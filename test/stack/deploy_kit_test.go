@@ -51,13 +51,14 @@ func storyteller(t *testing.T) {
 	}
 	text := fmt.Sprintf(`watch: %v
 watch_moved: %v
+canary_watch: %v
 verify: 5s
 baseline: 1m
 window: 15s
 probe_every: 1s
 ready_limit: 3m
 keep: 100
-`, *watch, *watch)
+`, *watch, *watch, *watch)
 	if err := os.WriteFile(the.path("deploy.yml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

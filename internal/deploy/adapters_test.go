@@ -180,6 +180,27 @@ func TestALookAtTheContainers(t *testing.T) {
 	}
 }
 
+func TestTheOverviewSaysWhoIsAboutWhat(t *testing.T) {
+	at := func(phases ...string) (all []Replica) {
+		for i, phase := range phases {
+			all = append(all, Replica{Name: fmt.Sprintf("app-%d", i+1), Running: true, Health: Health{Answers: true, Ready: phase == "", Drain: phase}})
+		}
+		return all
+	}
+	for says, replicas := range map[string][]Replica{
+		"blue     serving, 3 of 3 replicas":  at("", "", ""),
+		"         app-2: drained":            at("", "drained", ""),
+		"blue     draining, 0 of 2 replicas": at("moving", "drained"),
+		"blue     drained, 0 of 2 replicas":  at("drained", "drained"),
+		"blue     stopped":                   nil,
+	} {
+		o := &Overview{Route: &Route{Live: Blue}, Traefik: &Serving{Route: Route{Live: Blue}}, Replicas: map[Color][]Replica{Blue: replicas}}
+		if text := o.String(); !strings.Contains(text, says+"\n") && !strings.Contains(text, says+" ready") {
+			t.Errorf("it does not say %q:\n%s", says, text)
+		}
+	}
+}
+
 // What a killed docker compose up leaves is taken away, and nobody with clients.
 func TestLeftovers(t *testing.T) {
 	up := func(number, clients int) Replica {

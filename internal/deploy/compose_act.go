@@ -11,10 +11,13 @@ import (
 
 // Start brings a color up as the Launch says: Traefik's list, .env, containers.
 // Replicas that are of the deployment already are not touched, whatever else
-// changed in the files: that would cut off their clients.
+// changed in the files: that would cut off their clients. Of a color that is live
+// Traefik hears nothing here: List tells it of replicas once they serve.
 func (c *Compose) Start(ctx context.Context, l Launch) error {
-	if err := c.Balancer.SetServers(l.Color, l.Replicas); err != nil {
-		return err
+	if r, err := c.Balancer.Route(ctx); err != nil || r.Live != l.Color {
+		if err := c.Balancer.SetServers(l.Color, l.Replicas); err != nil {
+			return err
+		}
 	}
 	ref, err := c.refOf(ctx, l.Image)
 	if err != nil {
@@ -132,6 +135,11 @@ func (c *Compose) each(replicas []string, do func(name string) error) error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// List has Traefik know a color's replicas 1 to n.
+func (c *Compose) List(_ context.Context, color Color, n int) error {
+	return c.Balancer.SetServers(color, n)
 }
 
 // Remove stops single replicas and takes them off Traefik's list and out of

@@ -54,6 +54,7 @@ type modelWorld struct {
 	notices      []Notice
 	kept, pruned []string
 	smokes       int
+	listed       int // replicas that the balancer was told of by scale
 
 	left    int // calls until the kill; negative: never
 	calls   int

@@ -83,7 +83,7 @@ func TestDeploysSisters(t *testing.T) {
 	the.well(t, []string{"ok    wss://", "ok    " + the.container("app_"+string(live), 1)}, "smoke")
 	out := the.well(t, []string{"ok +compose", "ok +traefik", "ok +components", "ok +live", "ok +metrics", "ok +migrations", "ok +replica", "warn +dns"},
 		append([]string{"preflight", image}, tolerated...)...)
-	if strings.Contains(out, "fail") {
+	if strings.Contains("\n"+out, "\nfail ") {
 		t.Errorf("preflight:\n%s", out)
 	}
 	// Who is idle is let in again, gets the traffic, and lets go of everybody.
@@ -97,7 +97,7 @@ func TestDeploysSisters(t *testing.T) {
 	the.settled(t, live, image, run)
 	one := the.container("app_"+string(live), 2)
 	the.well(t, nil, "drain", one)
-	if code, out, _ := the.switchyard(t, "status"); code != 1 || !strings.Contains(out, "2 of 3 replicas ready") {
+	if code, out, _ := the.switchyard(t, "status"); code != 1 || !strings.Contains(out, "serving, 2 of 3 replicas ready") || !strings.Contains(out, one+": drained") {
 		t.Errorf("with a replica drained status exits with %d:\n%s", code, out)
 	}
 	the.well(t, nil, "undrain", one)

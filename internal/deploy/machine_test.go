@@ -193,6 +193,22 @@ func TestWhatTheOldColorShowsTooIsHeld(t *testing.T) {
 	}
 }
 
+// An old color that is slow, too, excuses a slow version, and no other fault.
+func TestASlowOldColorExcusesNoErrors(t *testing.T) {
+	w := newModel(t)
+	w.images["v2"] = bad{errors: .1}
+	m := w.machine(folder(t))
+	m.Report = func(e Event) { // since before the deploy began it was quick
+		if e.Step == "baseline" && e.Kind == "done" {
+			w.oldAsBad = bad{p95: 150 * time.Millisecond}
+		}
+	}
+	e, err := m.Deploy(t.Context(), "v2")
+	if e.Outcome != RolledBack || e.Trigger != TriggerErrors || len(e.Held) > 0 {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
+
 func TestATriggerCanBeTurnedOff(t *testing.T) {
 	for trigger, b := range map[Trigger]bad{
 		TriggerErrors: {errors: .1}, TriggerSlow: {p95: time.Second}, TriggerSessions: {loses: .2},

@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint vuln bench bench-micro bench-compare fuzz faults moves backup-million e2e image build docs
+.PHONY: help run test lint vuln bench bench-micro bench-compare fuzz faults moves backup-million e2e e2e-deploy image build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,11 @@ bench-compare: ## the same beside another commit's, by benchstat: BASE=main
 
 e2e: ## build the image and run both compose files on Docker, as root; ARGS="-run TestTwentySwitches"
 	@scripts/e2e $(ARGS)
+
+# What a release wants to see; RUN= picks a story.
+LONG_DEPLOYS = -deploy.n 20 -deploy.kills 25 -deploy.clients 1000 -deploy.addresses 200 -deploy.rate 300 -deploy.newcomers 60 -deploy.crash 60s
+e2e-deploy: ## the stories of switchyard deploy on Docker, as root: LONG=1 takes hours, RUN=TestDeployKilledAndRunAgain one of them, ARGS="-deploy.seed 7"
+	@scripts/e2e -timeout 0 -run '$(or $(RUN),^TestDeploy)' -args -deploy $(if $(LONG),$(LONG_DEPLOYS)) $(ARGS)
 
 image: ## build the image switchyard:VERSION
 	docker build --build-arg VERSION=$(VERSION) --tag switchyard:$(VERSION) .

@@ -84,10 +84,7 @@ func (f *deployFlags) run(c *cobra.Command, image string) error {
 // preflight asks what has to be asked, and tells the answers.
 func (f *deployFlags) preflight(s *site) func(context.Context, deploy.Image) error {
 	p := s.stack.Preflight(s.compose, s.machine.Settings, s.machine.State)
-	p.Ignore, p.Scan = f.ignore, f.scan
-	if f.blind {
-		p.Ignore = append(p.Ignore, "metrics", "alerting", "alerts", "errors", "backup")
-	}
+	p.Ignore, p.Scan, p.Blind = f.ignore, f.scan, f.blind
 	return func(ctx context.Context, image deploy.Image) error {
 		return p.May(ctx, image, func(c deploy.Check) {
 			s.machine.Report(deploy.Event{At: time.Now(), Step: "preflight", Kind: c.Answer, Text: c.Name + ": " + c.Text})

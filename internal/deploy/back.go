@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -191,7 +192,12 @@ func (m *Machine) Rollback(ctx context.Context) (Entry, error) {
 			return Entry{}, &RefusedError{err}
 		}
 	}
-	return m.back(ctx, j)
+	e, err := m.back(ctx, j)
+	var back *RolledBackError
+	if errors.As(err, &back) {
+		err = nil // it was asked for
+	}
+	return e, err
 }
 
 // undoLast makes a journal of what is live, as if its deploy were under way.

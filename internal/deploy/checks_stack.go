@@ -93,7 +93,7 @@ func (p *Preflight) components(ctx context.Context, w *workplace) (string, error
 	n := 0
 	for name, service := range config.Services {
 		color := name == Blue.service() || name == Green.service() // liveColor looks at those
-		if color || len(service.Profiles) > 0 {
+		if color || len(service.Profiles) > 0 || p.Blind && name == "prometheus" {
 			continue
 		}
 		n++
@@ -124,6 +124,8 @@ func (p *Preflight) liveColor(_ context.Context, w *workplace) (string, error) {
 	switch {
 	case len(of) == 0 && len(w.sight.Of(w.route.Live.Other())) == 0:
 		return "", warn("nothing runs: this is a first deploy, without a way back")
+	case serving == 0 && len(w.sight.Of(w.route.Live)) == 0:
+		return "", fmt.Errorf("%s is live and does not run%s: `docker compose up -d` starts it as it was", w.route.Live, troubles(of))
 	case serving < len(of) || serving == 0:
 		return "", fmt.Errorf("%d of %d replicas of %s serve%s", serving, len(of), w.route.Live, troubles(of))
 	}

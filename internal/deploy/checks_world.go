@@ -193,7 +193,7 @@ func (p *Preflight) alerts(ctx context.Context, _ *workplace) (string, error) {
 		switch a.Severity {
 		case "critical", "page":
 			critical = append(critical, a.Name)
-		case "none", "":
+		case "none", "info", "":
 		default:
 			other = append(other, a.Name)
 		}

@@ -11,10 +11,13 @@ import (
 
 // Start brings a color up as the Launch says: Traefik's list, .env, containers.
 // Replicas that are of the deployment already are not touched, whatever else
-// changed in the files: that would cut off their clients.
+// changed in the files: that would cut off their clients. Of a color that is live
+// Traefik hears nothing here: List tells it of replicas once they serve.
 func (c *Compose) Start(ctx context.Context, l Launch) error {
-	if err := c.Balancer.SetServers(l.Color, l.Replicas); err != nil {
-		return err
+	if r, err := c.Balancer.Route(ctx); err != nil || r.Live != l.Color {
+		if err := c.Balancer.SetServers(l.Color, l.Replicas); err != nil {
+			return err
+		}
 	}
 	ref, err := c.refOf(ctx, l.Image)
 	if err != nil {
@@ -36,11 +39,33 @@ func (c *Compose) Start(ctx context.Context, l Launch) error {
 		if _, err := c.compose(ctx, startLimit, nil, "rm", "-s", "-f", l.Color.service()); err != nil {
 			return fmt.Errorf("remove what ran on %s: %w", l.Color, err)
 		}
+	} else if names := leftovers(s.Replicas[l.Color]); len(names) > 0 {
+		if _, err := c.docker(ctx, startLimit, append([]string{"rm", "-f"}, names...)...); err != nil {
+			return fmt.Errorf("remove what was half made on %s: %w", l.Color, err)
+		}
 	}
 	if _, err := c.compose(ctx, startLimit, nil, "up", "-d", "--no-deps", "--no-build", "--no-recreate", l.Color.service()); err != nil {
 		return fmt.Errorf("start %s: %w", l.Color, err)
 	}
 	return nil
+}
+
+// leftovers are what an up that was killed may leave: containers that were made and
+// never started, which may lack networks, and those that nobody is connected to
+// and whose number follows a missing one. Compose numbers what it adds from the
+// highest on, and Traefik's list has 1 to n.
+func leftovers(replicas []Replica) (names []string) {
+	whole := 0
+	for _, r := range replicas { // by number
+		halfMade := !r.Running && r.Ended == ""
+		switch {
+		case r.Number == whole+1 && !halfMade:
+			whole++
+		case halfMade || r.Clients == 0:
+			names = append(names, r.Name)
+		}
+	}
+	return names
 }
 
 // refOf is how an image is written into .env: with its digest where it has one,
@@ -110,6 +135,11 @@ func (c *Compose) each(replicas []string, do func(name string) error) error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// List has Traefik know a color's replicas 1 to n.
+func (c *Compose) List(_ context.Context, color Color, n int) error {
+	return c.Balancer.SetServers(color, n)
 }
 
 // Remove stops single replicas and takes them off Traefik's list and out of

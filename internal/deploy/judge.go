@@ -18,13 +18,18 @@ type judge struct {
 	restarts map[string]int // at first sight
 	slow     int            // windows in a row
 
-	// The old color's last trouble: a reason for holding a trigger, also for as
-	// long as windows reach back to it.
-	oldWhy string
-	oldAt  time.Time
+	// The old color's last fault, and when it was slow last: reasons for holding a
+	// trigger, also for as long as windows reach back to them.
+	oldFault, oldSlow trouble
 
 	held     []string // not told yet
 	heldOnce map[Trigger]bool
+}
+
+// A trouble is what ailed the old color, and when.
+type trouble struct {
+	why string
+	at  time.Time
 }
 
 // staleChecks is how many checks in a row must find the canary stale: it is
@@ -112,7 +117,7 @@ func (g *judge) old(s Sight) {
 			why = "it was started again"
 		}
 		if why != "" {
-			g.oldWhy, g.oldAt = fmt.Sprintf("%s: %s", r.Name, why), s.At
+			g.oldFault = trouble{fmt.Sprintf("%s: %s", r.Name, why), s.At}
 		}
 	}
 }
@@ -122,10 +127,16 @@ func (g *judge) weigh(t Trigger, why string, at time.Time) error {
 	if slices.Contains(g.settings.Triggers.Off, t) {
 		return nil
 	}
-	// Metrics reach back one window, and are scraped late.
-	if !g.oldAt.IsZero() && at.Sub(g.oldAt) <= 2*g.settings.Window {
-		g.hold(t, why, g.oldWhy)
-		return nil
+	excuses := []trouble{g.oldFault}
+	if t == TriggerSlow { // that the old one is slow says nothing of errors or crashes
+		excuses = append(excuses, g.oldSlow)
+	}
+	for _, old := range excuses {
+		// Metrics reach back one window, and are scraped late.
+		if !old.at.IsZero() && at.Sub(old.at) <= 2*g.settings.Window {
+			g.hold(t, why, old.why)
+			return nil
+		}
 	}
 	return &fired{t, why}
 }
@@ -141,8 +152,12 @@ func (g *judge) hold(t Trigger, why, oldWhy string) {
 
 // window judges what was measured since the last one.
 func (g *judge) window(new, old Window, at time.Time) error {
-	if why := g.oldWindow(old); why != "" {
-		g.oldWhy, g.oldAt = why, at
+	fault, slow := g.oldWindow(old)
+	if fault != "" {
+		g.oldFault = trouble{fault, at}
+	}
+	if slow != "" {
+		g.oldSlow = trouble{slow, at}
 	}
 	t := g.settings.Triggers
 	if new.Operations >= float64(t.ErrorSamples) && 100*new.ErrorRatio() > t.ErrorPercent {
@@ -191,30 +206,36 @@ func (g *judge) slowBound() time.Duration {
 	return floor
 }
 
-// oldWindow says what is wrong with the old color's window. A drained color has
-// no clients, but its own canaries take the same way.
-func (g *judge) oldWindow(old Window) string {
+// oldWindow says what is wrong with the old color's window, and whether it is
+// slow. A drained color has no clients, but its own canaries take the same way.
+func (g *judge) oldWindow(old Window) (fault, slow string) {
 	t, bound := g.settings.Triggers, g.slowBound()
 	if b := g.journal.Baseline; b != nil {
 		bound = max(bound, time.Duration(t.SlowTimes*float64(b.CanaryP95)))
 	}
 	switch {
 	case old.StoreFailed > 0:
-		return fmt.Sprintf("the log refused %.0f of its publications", old.StoreFailed)
+		fault = fmt.Sprintf("the log refused %.0f of its publications", old.StoreFailed)
 	case old.Operations >= float64(t.ErrorSamples) && 100*old.ErrorRatio() > t.ErrorPercent:
-		return fmt.Sprintf("%.1f %% of its operations failed", 100*old.ErrorRatio())
-	case old.Publishes >= float64(t.SlowSamples) && old.P95 > bound:
-		return fmt.Sprintf("its p95 was %v", old.P95.Round(time.Millisecond))
-	case old.CanaryP95 > bound:
-		return fmt.Sprintf("its canaries took %v", old.CanaryP95.Round(time.Millisecond))
+		fault = fmt.Sprintf("%.1f %% of its operations failed", 100*old.ErrorRatio())
 	}
-	return ""
+	switch {
+	case old.Publishes >= float64(t.SlowSamples) && old.P95 > bound:
+		slow = fmt.Sprintf("its p95 was %v", old.P95.Round(time.Millisecond))
+	case old.CanaryP95 > bound:
+		slow = fmt.Sprintf("its canaries took %v", old.CanaryP95.Round(time.Millisecond))
+	}
+	return fault, slow
+}
+
+// enough tells whether as many clients are there as have to be.
+func (g *judge) enough(now int) bool {
+	return g.journal.Clients < 10 || float64(now) >= g.settings.Triggers.ReturnPercent/100*float64(g.journal.Clients)
 }
 
 // returned judges how many clients came back after the move.
 func (g *judge) returned(now int, at time.Time) error {
-	want := g.settings.Triggers.ReturnPercent / 100 * float64(g.journal.Clients)
-	if g.journal.Clients < 10 || float64(now) >= want {
+	if g.enough(now) {
 		return nil
 	}
 	return g.weigh(TriggerSessions, fmt.Sprintf("%d of %d clients are there %v after the move, fewer than %v %%",

@@ -76,24 +76,24 @@ func TestTheImageThatIsLiveIsNotDeployedAgain(t *testing.T) {
 	}
 }
 
-// Each trigger, fired; and held where the old color shows the same.
+// Each trigger, fired.
 func TestTriggers(t *testing.T) {
 	leak := func(age time.Duration) float64 { return .2 + age.Seconds()/200 }
 	for name, tt := range map[string]struct {
 		image   bad
-		old     bad // shown by the old color in the held story
 		trigger Trigger
 	}{
-		"never ready":   {bad{neverReady: true}, bad{}, TriggerStart},
-		"smoke":         {bad{smoke: errors.New("no message came")}, bad{}, TriggerStart},
-		"crash":         {bad{crashAfter: time.Minute}, bad{crashAfter: 70 * time.Minute}, TriggerCrash},
-		"errors":        {bad{errors: .1}, bad{errors: .1}, TriggerErrors},
-		"slow":          {bad{p95: 150 * time.Millisecond}, bad{p95: 150 * time.Millisecond}, TriggerSlow},
-		"memory":        {bad{memory: leak}, bad{memory: func(time.Duration) float64 { return .95 }}, TriggerMemory},
-		"sessions":      {bad{loses: .2}, bad{}, TriggerSessions},
-		"stale canary":  {bad{stale: time.Minute}, bad{stale: 61 * time.Minute}, TriggerCanary},
-		"canary 10%":    {bad{errors: .1}, bad{}, TriggerErrors},
-		"check of page": {bad{}, bad{}, ""},
+		"never ready":   {bad{neverReady: true}, TriggerStart},
+		"smoke":         {bad{smoke: errors.New("no message came")}, TriggerStart},
+		"crash":         {bad{crashAfter: time.Minute}, TriggerCrash},
+		"health":        {bad{unready: func(age time.Duration) bool { return age > time.Minute }}, TriggerHealth},
+		"errors":        {bad{errors: .1}, TriggerErrors},
+		"slow":          {bad{p95: 150 * time.Millisecond}, TriggerSlow},
+		"memory":        {bad{memory: leak}, TriggerMemory},
+		"sessions":      {bad{loses: .2}, TriggerSessions},
+		"stale canary":  {bad{stale: time.Minute}, TriggerCanary},
+		"canary 10%":    {bad{errors: .1}, TriggerErrors},
+		"check of page": {bad{page: errors.New("load /: status 500")}, TriggerCheck},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newModel(t)
@@ -103,12 +103,6 @@ func TestTriggers(t *testing.T) {
 				m.Settings.Canary = []int{10, 50}
 			}
 			e, err := m.Deploy(t.Context(), "v2")
-			if tt.trigger == "" {
-				if err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
 			var back *RolledBackError
 			if !errors.As(err, &back) || e.Outcome != RolledBack || e.Trigger != tt.trigger || e.Color != Blue {
 				t.Fatalf("%+v, %v", e, err)
@@ -129,32 +123,54 @@ func TestTriggers(t *testing.T) {
 func TestWhatTheOldColorShowsTooIsHeld(t *testing.T) {
 	leak := func(time.Duration) float64 { return .95 }
 	sick := func(b bad) func(*modelWorld) { return func(w *modelWorld) { w.images["v2"], w.oldAsBad = b, b } }
-	for name, trouble := range map[string]func(*modelWorld){
-		"errors": sick(bad{errors: .1}),
-		"slow":   sick(bad{p95: 150 * time.Millisecond}),
-		"memory": sick(bad{memory: leak}),
-		"crash": func(w *modelWorld) {
+	for name, tt := range map[string]struct {
+		held    Trigger
+		trouble func(*modelWorld)
+	}{
+		"errors": {TriggerErrors, sick(bad{errors: .1})},
+		"slow":   {TriggerSlow, sick(bad{p95: 150 * time.Millisecond})},
+		"memory": {TriggerMemory, sick(bad{memory: leak})},
+		"crash": {TriggerCrash, func(w *modelWorld) {
 			w.images["v2"] = bad{crashAfter: 40 * time.Second}
 			w.oldAsBad = bad{crashAfter: 5 * time.Second} // again and again
-		},
-		"database": func(w *modelWorld) {
+		}},
+		"stale canary": {TriggerCanary, func(w *modelWorld) {
+			w.images["v2"] = bad{stale: time.Minute}
+			w.oldAsBad = bad{stale: time.Hour + time.Minute} // since the same moment
+		}},
+		"health": {TriggerHealth, func(w *modelWorld) {
+			// Both for a while, since the same moment.
+			between := func(from time.Duration) func(time.Duration) bool {
+				return func(age time.Duration) bool { return age > from && age < from+30*time.Second }
+			}
+			w.images["v2"] = bad{unready: between(time.Minute)}
+			w.oldAsBad = bad{unready: between(time.Hour + time.Minute)}
+		}},
+		"sessions": {TriggerSessions, func(w *modelWorld) {
+			w.images["v2"] = bad{loses: .2}
+			w.dbDown = func(now time.Time) bool { // clients that could not come back say nothing of the version
+				since, moved := w.drains["app_blue-1"]
+				return moved && now.After(since.Add(5*time.Second)) && now.Before(since.Add(50*time.Second))
+			}
+		}},
+		"database": {TriggerHealth, func(w *modelWorld) {
 			begun := w.now
 			w.dbDown = func(now time.Time) bool {
 				return now.After(begun.Add(100*time.Second)) && now.Before(begun.Add(130*time.Second))
 			}
-		},
-		"database while everybody moved": func(w *modelWorld) {
+		}},
+		"database while everybody moved": {TriggerHealth, func(w *modelWorld) {
 			w.dbDown = func(now time.Time) bool {
 				since, moved := w.drains["app_blue-1"]
 				return moved && now.After(since.Add(60*time.Second)) && now.Before(since.Add(90*time.Second))
 			}
-		},
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newModel(t)
 			w.checked = false // both colors are in trouble: that is the story
 			m := w.machine(folder(t))
-			trouble(w)
+			tt.trouble(w)
 			if name == "slow" { // since before the deploy began it was quick
 				w.oldAsBad = bad{}
 				m.Report = func(e Event) {
@@ -167,10 +183,29 @@ func TestWhatTheOldColorShowsTooIsHeld(t *testing.T) {
 			if err != nil || e.Outcome != Deployed {
 				t.Fatalf("%+v, %v", e, err)
 			}
-			if len(e.Held) == 0 || !strings.Contains(e.Held[0], "the old color shows it too") {
+			held := func(s string) bool {
+				return strings.HasPrefix(s, string(tt.held)+" is held, since the old color shows it too")
+			}
+			if !slices.ContainsFunc(e.Held, held) {
 				t.Errorf("held: %v", e.Held)
 			}
 		})
+	}
+}
+
+// An old color that is slow, too, excuses a slow version, and no other fault.
+func TestASlowOldColorExcusesNoErrors(t *testing.T) {
+	w := newModel(t)
+	w.images["v2"] = bad{errors: .1}
+	m := w.machine(folder(t))
+	m.Report = func(e Event) { // since before the deploy began it was quick
+		if e.Step == "baseline" && e.Kind == "done" {
+			w.oldAsBad = bad{p95: 150 * time.Millisecond}
+		}
+	}
+	e, err := m.Deploy(t.Context(), "v2")
+	if e.Outcome != RolledBack || e.Trigger != TriggerErrors || len(e.Held) > 0 {
+		t.Errorf("%+v, %v", e, err)
 	}
 }
 
@@ -244,7 +279,7 @@ func TestAnOperatorGoesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	e, err := m.Rollback(t.Context())
-	if e.Outcome != RolledBack || e.Color != Blue || w.clients[Blue] != 1000 || w.sight().serving(Blue) != 3 {
+	if err != nil || e.Outcome != RolledBack || e.Color != Blue || w.clients[Blue] != 1000 || w.sight().serving(Blue) != 3 {
 		t.Fatal(e, err, w.clients)
 	}
 	// Even when the old color was stopped meanwhile.
@@ -252,7 +287,7 @@ func TestAnOperatorGoesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.replicas[Blue] = nil
-	if e, err = m.Rollback(t.Context()); e.Outcome != RolledBack || w.sight().serving(Blue) != 3 || w.sight().Of(Blue)[0].Image.Ref != "v1" {
+	if e, err = m.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || w.sight().serving(Blue) != 3 || w.sight().Of(Blue)[0].Image.Ref != "v1" {
 		t.Fatal(e, err)
 	}
 	w.replicas[Green] = nil

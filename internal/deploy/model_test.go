@@ -17,6 +17,7 @@ type killed struct{}
 // A bad is what is wrong with an image.
 type bad struct {
 	neverReady bool
+	unready    func(age time.Duration) bool
 	crashAfter time.Duration
 	errors     float64       // share of operations
 	p95        time.Duration // 0: as good ones
@@ -24,6 +25,7 @@ type bad struct {
 	stale      time.Duration // its canary, after so long
 	loses      float64       // share of the clients moved here that never come
 	smoke      error
+	page       error // what loading it gives
 }
 
 // A modelWorld is a world of memory and a clock that only sleeping moves. Calls are
@@ -52,6 +54,7 @@ type modelWorld struct {
 	notices      []Notice
 	kept, pruned []string
 	smokes       int
+	listed       int // replicas that the balancer was told of by scale
 
 	left    int // calls until the kill; negative: never
 	calls   int
@@ -154,7 +157,8 @@ func (m *modelWorld) age(c Color, r *Replica) {
 	} else {
 		r.Drain = ""
 	}
-	r.Ready = r.Running && !b.neverReady && age >= 3*time.Second && len(r.Parts) == 0 && r.Drain == ""
+	unready := b.neverReady || b.unready != nil && b.unready(age)
+	r.Ready = r.Running && !unready && age >= 3*time.Second && len(r.Parts) == 0 && r.Drain == ""
 	if r.Drain == "drained" && !slices.ContainsFunc(m.replicas[c], func(o Replica) bool { return o.Drain != "drained" }) {
 		to := m.heard.Live
 		if to != c && m.clients[c] > 0 {
@@ -287,7 +291,14 @@ func (m *modelWorld) Verify(_ context.Context, d time.Duration) error {
 	return nil
 }
 
-func (m *modelWorld) Page(context.Context) error { return nil }
+// Page is what the live color shows.
+func (m *modelWorld) Page(context.Context) error {
+	defer m.call()()
+	for _, r := range m.sight().Of(m.heard.Live) {
+		return m.badness(r).page
+	}
+	return errors.New("nobody is there")
+}
 
 // Window is what the replicas of a deployment measured: those with clients
 // much, a drained one its canaries.

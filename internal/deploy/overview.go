@@ -110,6 +110,9 @@ func (o *Overview) String() string {
 	for _, c := range Colors {
 		fmt.Fprintf(&b, "%-8s %s\n", c, o.color(c))
 		for _, r := range o.Replicas[c] {
+			if r.Drain != "" && o.doing(c) == "serving" { // one of several, by hand
+				fmt.Fprintf(&b, "         %s: %s\n", r.Name, r.Drain)
+			}
 			if t := r.trouble(); t != "" || r.Restarts > 0 {
 				fmt.Fprintf(&b, "         %s: %s\n", r.Name, orElse(t, fmt.Sprintf("started again %d times (%s)", r.Restarts, r.Ended)))
 			}
@@ -149,6 +152,27 @@ func (o *Overview) live() string {
 	return o.Route.String()
 }
 
+// doing is what a color is about.
+func (o *Overview) doing(c Color) string {
+	s := Sight{Replicas: o.Replicas}
+	of := s.Of(c)
+	phases := map[string]int{}
+	for _, r := range of {
+		phases[r.Drain]++
+	}
+	switch {
+	case len(of) == 0:
+		return "stopped"
+	case phases["drained"] == len(of):
+		return "drained"
+	case phases[""] == 0:
+		return "draining"
+	case s.serving(c) == 0:
+		return "not ready"
+	}
+	return "serving"
+}
+
 // color is one color's line.
 func (o *Overview) color(c Color) string {
 	s := Sight{Replicas: o.Replicas}
@@ -156,22 +180,9 @@ func (o *Overview) color(c Color) string {
 	if len(of) == 0 {
 		return "stopped"
 	}
-	doing := "serving"
-	phases := map[string]int{}
-	for _, r := range of {
-		phases[r.Drain]++
-	}
-	switch {
-	case phases["drained"] == len(of):
-		doing = "drained"
-	case phases[""] < len(of):
-		doing = "draining"
-	case s.serving(c) == 0:
-		doing = "not ready"
-	}
 	r := of[0]
 	return fmt.Sprintf("%s, %d of %d replicas ready, %d clients, %s (version %s, %s)",
-		doing, s.serving(c), len(o.Replicas[c]), s.clients(c), r.Image.Ref, orElse(r.Version, "unknown"), r.Deployment)
+		o.doing(c), s.serving(c), len(o.Replicas[c]), s.clients(c), r.Image.Ref, orElse(r.Version, "unknown"), r.Deployment)
 }
 
 // String is an entry of the history for people.
@@ -205,7 +216,7 @@ func (m *Machine) Switch(ctx context.Context, c Color) (Entry, error) {
 	if err := m.undrain(ctx, s, c, l.Deployment); err != nil {
 		return Entry{}, &RefusedError{err}
 	}
-	if err := m.ready(ctx, j); err != nil {
+	if err := m.ready(ctx, j, true); err != nil {
 		return Entry{}, &RefusedError{err}
 	}
 	if err := m.route(ctx, Route{Live: c}); err != nil {

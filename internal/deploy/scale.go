@@ -9,15 +9,17 @@ import (
 	"time"
 )
 
-// Removal takes single replicas away.
-type Removal interface {
+// Scaling adds single replicas to what the balancer knows, and takes them away.
+type Scaling interface {
+	// List has the balancer know the replicas numbered 1 to n.
+	List(ctx context.Context, c Color, n int) error
 	// Remove stops and removes replicas, so that those numbered 1 to left stay.
 	Remove(ctx context.Context, c Color, replicas []string, left int) error
 }
 
 // Scale brings the live color to n replicas: new ones are waited for, and those
 // that go let go of their clients first.
-func (m *Machine) Scale(ctx context.Context, removal Removal, n int) (Entry, error) {
+func (m *Machine) Scale(ctx context.Context, scaling Scaling, n int) (Entry, error) {
 	if n < 1 || n > 100 {
 		return Entry{}, &RefusedError{fmt.Errorf("replicas must be 1 to 100, not %d", n)}
 	}
@@ -44,15 +46,11 @@ func (m *Machine) Scale(ctx context.Context, removal Removal, n int) (Entry, err
 			gone = append(gone, r.Name)
 		}
 	}
-	switch {
-	case len(gone) > 0:
-		err = m.shrink(ctx, removal, route.Live, gone, n)
-	case n > before:
+	if len(gone) > 0 {
+		err = m.shrink(ctx, scaling, route.Live, gone, n)
+	} else {
 		l.Replicas = n
-		m.say("scale", "begin", "%s from %d to %d replicas", route.Live, before, n)
-		if err = m.World.Containers.Start(ctx, l); err == nil {
-			err = m.ready(ctx, &Journal{ID: l.Deployment, To: route.Live, Replicas: n})
-		}
+		err = m.grow(ctx, scaling, l, before)
 	}
 	if err != nil {
 		return Entry{}, &UnfinishedError{Step: "scale", Live: route.Live, Err: err, Next: fmt.Sprintf("`switchyard scale %d` goes on, `switchyard scale %d` takes it back", n, before)}
@@ -64,13 +62,33 @@ func (m *Machine) Scale(ctx context.Context, removal Removal, n int) (Entry, err
 	return e, m.State.append(e)
 }
 
+// grow starts what is missing. The balancer hears of a replica once it serves: it
+// takes a new one for up until it has asked, and users would be sent to nobody. A
+// command that was killed may have come as far as that.
+func (m *Machine) grow(ctx context.Context, scaling Scaling, l Launch, before int) error {
+	if l.Replicas > before {
+		m.say("scale", "begin", "%s from %d to %d replicas", l.Color, before, l.Replicas)
+		if err := m.World.Containers.Start(ctx, l); err != nil {
+			return err
+		}
+	}
+	j := &Journal{ID: l.Deployment, To: l.Color, Replicas: l.Replicas}
+	if err := m.ready(ctx, j, false); err != nil {
+		return err
+	}
+	if err := scaling.List(ctx, l.Color, l.Replicas); err != nil {
+		return err
+	}
+	return m.ready(ctx, j, true)
+}
+
 // shrink moves the clients of the replicas that go, and takes those away.
-func (m *Machine) shrink(ctx context.Context, removal Removal, c Color, gone []string, left int) error {
+func (m *Machine) shrink(ctx context.Context, scaling Scaling, c Color, gone []string, left int) error {
 	m.say("scale", "begin", "%s go, their clients first", strings.Join(gone, ", "))
 	if err := m.drained(ctx, "scale", c, gone, "node"); err != nil {
 		return err
 	}
-	return removal.Remove(ctx, c, gone, left)
+	return scaling.Remove(ctx, c, gone, left)
 }
 
 // drained drains replicas and waits until they are empty.

@@ -20,10 +20,20 @@ func (m *modelWorld) Remove(_ context.Context, c Color, names []string, _ int) e
 	return nil
 }
 
+// List has the balancer know replicas: users are sent to them at once.
+func (m *modelWorld) List(_ context.Context, c Color, n int) error {
+	defer m.call()()
+	if s := m.sight(); s.serving(c) < n {
+		m.t.Fatalf("%d replicas of %s are listed, and %d serve", n, c, s.serving(c))
+	}
+	m.listed = n
+	return nil
+}
+
 func TestScaling(t *testing.T) {
 	w := newModel(t)
 	m := w.machine(folder(t))
-	if e, err := m.Scale(t.Context(), w, 5); err != nil || w.sight().serving(Blue) != 5 || e.Outcome != Scaled {
+	if e, err := m.Scale(t.Context(), w, 5); err != nil || w.sight().serving(Blue) != 5 || w.listed != 5 || e.Outcome != Scaled {
 		t.Fatal(e, err)
 	}
 	if e, err := m.Scale(t.Context(), w, 2); err != nil || w.sight().serving(Blue) != 2 || w.clients[Blue] != 1000 {
@@ -31,6 +41,13 @@ func TestScaling(t *testing.T) {
 	}
 	if e, err := m.Scale(t.Context(), w, 2); err != nil {
 		t.Fatal(e, err)
+	}
+	// Killed before the balancer knew of the new one, and run again.
+	if _, _, died := w.run(12, func() (Entry, error) { return m.Scale(t.Context(), w, 3) }); !died || w.listed == 3 {
+		t.Fatalf("died %v, listed %d", died, w.listed)
+	}
+	if e, err := m.Scale(t.Context(), w, 3); err != nil || w.listed != 3 || w.sight().serving(Blue) != 3 {
+		t.Fatal(e, err, w.listed)
 	}
 	var refused *RefusedError
 	if _, err := m.Scale(t.Context(), w, 0); !errors.As(err, &refused) || !strings.Contains(err.Error(), "1 to 100") {

@@ -43,7 +43,7 @@ func (m *Machine) steps(j *Journal, g *judge) []step {
 		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), m.started(j), func(ctx context.Context) (string, error) {
 			return "", m.World.Containers.Start(ctx, j.launch())
 		}},
-		{"ready", "wait until all of them are ready, to themselves and to Traefik", unswitched("ready"), func(ctx context.Context) (string, error) { return "", m.ready(ctx, j) }},
+		{"ready", "wait until all of them are ready, to themselves and to Traefik", unswitched("ready"), func(ctx context.Context) (string, error) { return "", m.ready(ctx, j, true) }},
 		{"smoke", "join, publish, receive and resume on each of them", unswitched("smoke"), func(ctx context.Context) (string, error) { return "", m.smoke(ctx, j) }},
 		{"baseline", fmt.Sprintf("measure %s over the last %v", j.From, s.Baseline), unswitched("baseline"), func(ctx context.Context) (string, error) { return m.baseline(ctx, j) }},
 	}
@@ -116,8 +116,9 @@ func (m *Machine) undrain(ctx context.Context, s Sight, c Color, deployment stri
 	return m.World.Clients.Undrain(ctx, drained)
 }
 
-// ready waits for all replicas. One that ends meanwhile ends the wait.
-func (m *Machine) ready(ctx context.Context, j *Journal) error {
+// ready waits for all replicas: to themselves, and to the balancer if it is to know
+// them. One that ends meanwhile ends the wait.
+func (m *Machine) ready(ctx context.Context, j *Journal, balanced bool) error {
 	limit := m.World.Clock.Now().Add(m.Settings.ReadyLimit)
 	for {
 		s, err := m.look(ctx)
@@ -128,7 +129,7 @@ func (m *Machine) ready(ctx context.Context, j *Journal) error {
 		if serving, err := m.World.Traffic.Serving(ctx); err == nil {
 			up = serving.Up[j.To]
 		}
-		if s.serving(j.To) == j.Replicas && up == j.Replicas {
+		if s.serving(j.To) == j.Replicas && (up == j.Replicas || !balanced) {
 			return nil
 		}
 		for _, r := range s.Replicas[j.To] {
@@ -234,7 +235,7 @@ func (m *Machine) switchTo(ctx context.Context, j *Journal) (string, error) {
 		return "", err
 	}
 	if s.serving(j.To) < j.Replicas {
-		if err := m.ready(ctx, j); err != nil {
+		if err := m.ready(ctx, j, true); err != nil {
 			return "", err
 		}
 	}

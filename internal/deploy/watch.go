@@ -158,9 +158,8 @@ func (m *Machine) returned(ctx context.Context, j *Journal, g *judge) (string, e
 			return "", err
 		}
 		now := s.clients(j.From) + s.clients(j.To)
-		err = g.returned(now, s.At)
-		if err == nil || m.World.Clock.Now().After(limit) {
-			return fmt.Sprintf("%d of %d clients", now, j.Clients), err
+		if g.enough(now) || m.World.Clock.Now().After(limit) {
+			return fmt.Sprintf("%d of %d clients", now, j.Clients), g.returned(now, s.At)
 		}
 		if err := m.World.Clock.Sleep(ctx, m.Settings.ProbeEvery); err != nil {
 			return "", err

@@ -191,6 +191,11 @@ func (s *stack) setup() error {
 	net := 16 + os.Getpid()%200
 	fmt.Printf("%d files may be open in a container (65536 as shipped)\n", nofile)
 	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+	if *stories { // see deploy_kit_test.go
+		if err := s.set(map[string]string{"TRUSTED_IPS": "10.0.0.0/8", "DRAIN_WINDOW": drain.String()}); err != nil {
+			return err
+		}
+	}
 	return s.set(map[string]string{
 		"IMAGE_BLUE": s.image, "IMAGE_GREEN": s.image, "NOFILE": strconv.Itoa(nofile),
 		"NODE_CPUS": cpus, "POSTGRES_CPUS": cpus, "TRAEFIK_CPUS": cpus,
@@ -362,7 +367,7 @@ func (s *stack) token(user string) string {
 func (s *stack) ownCertificate() error {
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "e2e authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(48 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(60 * 24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
 	}
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: domain}, DNSNames: []string{domain},

@@ -1,0 +1,318 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// testdata/recorded is what the real ones said, on the stack of make e2e: docker,
+// Traefik's API, Prometheus and a replica. Much that nobody reads was left out.
+func recorded(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", "recorded", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// A wire answers for everything that is asked by HTTP.
+type wire func(url, query string) (int, string)
+
+func (w wire) RoundTrip(r *http.Request) (*http.Response, error) {
+	query := r.URL.Query().Get("query")
+	if r.Method == http.MethodPost {
+		if err := r.ParseForm(); err != nil {
+			return nil, err
+		}
+		query = r.PostForm.Get("query")
+	}
+	status, body := w(r.URL.String(), query)
+	if status == 0 {
+		return nil, errors.New("connection refused")
+	}
+	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{"Content-Type": {"application/json"}}, Request: r}, nil
+}
+
+// answers has the containers of the record answer so.
+func answers(t *testing.T, w wire) {
+	t.Helper()
+	before := inside
+	inside = &http.Client{Transport: w}
+	t.Cleanup(func() { inside = before })
+}
+
+// A dockerSays is what docker prints for arguments that have these words.
+type dockerSays map[string]string
+
+// docker puts one on the path that knows what was recorded, and what else is said.
+func docker(t *testing.T, says dockerSays) *Compose {
+	t.Helper()
+	dir := t.TempDir()
+	all := dockerSays{
+		"ps -aq": "one two\n", "inspect --type container": recorded(t, "inspect.json"), "config --format json": recorded(t, "config.json"),
+		"info --format": "/\n", "psql": "1|0\n", "run --rm": "[]\n", "image inspect": `[{"Id":"sha256:new"}]`,
+	}
+	maps.Copy(all, says)
+	var script strings.Builder
+	script.WriteString("#!/bin/sh\ncase \"$*\" in\n")
+	for _, words := range slices.Sorted(maps.Keys(all)) {
+		file := filepath.Join(dir, strings.NewReplacer(" ", "_", "/", "_").Replace(words))
+		if err := os.WriteFile(file, []byte(all[words]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		fail := ""
+		if strings.HasPrefix(all[words], "Error") { // what it printed all the same stands behind an empty line
+			complaint, _, _ := strings.Cut(all[words], "\n")
+			fail = fmt.Sprintf(" | sed 1,2d; echo '%s' >&2; exit 1", complaint)
+		}
+		fmt.Fprintf(&script, "*'%s'*) cat '%s'%s;;\n", words, file, fail)
+	}
+	script.WriteString("*) echo \"nobody expects docker $*\" >&2; exit 1;;\nesac\n")
+	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(script.String()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return &Compose{Dir: dir, File: DefaultFile, Project: "switchyard-e2e"}
+}
+
+// stackWire answers as the stack did while blue was live.
+func stackWire(t *testing.T) wire {
+	return func(url, query string) (int, string) {
+		switch {
+		case strings.HasSuffix(url, ":8000/readyz"):
+			return 200, recorded(t, "readyz.json")
+		case strings.HasSuffix(url, ":8000/metrics"):
+			return 200, recorded(t, "metrics.txt")
+		case strings.Contains(url, "/api/http/routers"):
+			return 200, recorded(t, "traefik-routers.json")
+		case strings.Contains(url, "/api/http/services"):
+			return 200, recorded(t, "traefik-services.json")
+		case strings.HasSuffix(url, ":9093/-/ready"):
+			return 200, "OK"
+		case strings.HasSuffix(url, "/api/v1/alertmanagers"):
+			return 200, `{"status":"success","data":{"activeAlertmanagers":[{"url":"http://alertmanager:9093/api/v2/alerts"}],"droppedAlertmanagers":[]}}`
+		case strings.HasSuffix(url, "/api/v1/query"):
+			return prometheusSays(query)
+		}
+		return 404, "nobody expects " + url
+	}
+}
+
+// prometheusSays is what Prometheus did.
+func prometheusSays(query string) (int, string) {
+	metric, value := `{}`, "0"
+	switch {
+	case strings.HasPrefix(query, "ALERTS"):
+		metric, value = `{"__name__":"ALERTS","alertname":"Watchdog","alertstate":"firing","severity":"info"}`, "1"
+	case strings.HasPrefix(query, "process_resident_memory_bytes"):
+		if !strings.Contains(query, `deployment="blue-1"`) {
+			return 200, `{"status":"success","data":{"resultType":"vector","result":[]}}`
+		}
+		return 200, `{"status":"success","data":{"resultType":"vector","result":[{"metric":{"color":"blue","instance":"10.214.32.10:8000","job":"switchyard"},"value":[1795699506.858,"35106816"]},{"metric":{"color":"blue","instance":"10.214.32.12:8000","job":"switchyard"},"value":[1795699506.858,"32444416"]},{"metric":{"color":"blue","instance":"10.214.32.15:8000","job":"switchyard"},"value":[1795699506.858,"30425088"]}]}}`
+	case strings.Contains(query, "backup"):
+		value = fmt.Sprint(time.Now().Add(-time.Hour).Unix())
+	case strings.HasPrefix(query, "(") && strings.Contains(query, "websocket_messages_received_total"):
+		value = "1741"
+	case strings.Contains(query, "publish_duration_seconds_count"):
+		value = "799.2"
+	case strings.Contains(query, "publish_duration_seconds_bucket"):
+		value = "0.17192307692307718"
+	case strings.Contains(query, "canary_duration_seconds_bucket"):
+		value = "0.16750000000000007"
+	}
+	return 200, `{"status":"success","data":{"resultType":"vector","result":[{"metric":` + metric + `,"value":[1795699506.815,"` + value + `"]}]}}`
+}
+
+func TestALookAtTheContainers(t *testing.T) {
+	c := docker(t, nil)
+	answers(t, stackWire(t))
+	s, err := c.Look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range s.Replicas[Blue] {
+		if !r.Serves() || r.Number != i+1 || r.Name != fmt.Sprintf("switchyard-e2e-app_blue-%d", i+1) || r.Deployment != "blue-1" ||
+			r.Image.Ref != "switchyard:e2e" || !strings.HasPrefix(r.Image.ID, "sha256:") || r.MemoryLimit != 1<<30 ||
+			r.Version != "e2e" || !strings.HasPrefix(r.Address, "172.19.0.") || !strings.HasSuffix(r.Address, ":8000") || r.Ended != "" {
+			t.Errorf("%+v", r)
+		}
+	}
+	if s.serving(Blue) != 3 || s.serving(Green) != 3 {
+		t.Errorf("%d and %d serve", s.serving(Blue), s.serving(Green))
+	}
+	// One was killed for its memory, and one drains.
+	text := strings.Replace(recorded(t, "inspect.json"), `"OOMKilled":false,"ExitCode":0`, `"OOMKilled":true,"ExitCode":137`, 3)
+	c = docker(t, dockerSays{"inspect --type container": text})
+	ready := stackWire(t)
+	answers(t, func(url, query string) (int, string) {
+		if strings.HasSuffix(url, "/readyz") {
+			return 503, `{"status":"draining","log":"up","delivery":"stale","broker":"down","drain":{"phase":"moving","lost":2}}`
+		}
+		return ready(url, query)
+	})
+	if s, err = c.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.Replicas[Blue][0]; r.Ended != "killed: out of memory" || r.Drain != "moving" || r.Lost != 2 || r.Serves() || r.trouble() != "delivery stale" || r.Parts["broker"] != "down" {
+		t.Errorf("%+v", r)
+	}
+	// A container that is gone between two questions is no failure, an engine that
+	// does not answer is.
+	answers(t, ready)
+	gone := docker(t, dockerSays{"inspect --type container": "Error: No such container: two\n\n" + recorded(t, "inspect.json")})
+	if s, err := gone.Look(t.Context()); err != nil || s.serving(Blue) != 3 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	silent := docker(t, dockerSays{"inspect --type container": "Error: cannot connect to the Docker daemon"})
+	if _, err := silent.Look(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot connect") {
+		t.Error(err)
+	}
+}
+
+func TestTheOverviewSaysWhoIsAboutWhat(t *testing.T) {
+	at := func(phases ...string) (all []Replica) {
+		for i, phase := range phases {
+			all = append(all, Replica{Name: fmt.Sprintf("app-%d", i+1), Running: true, Health: Health{Answers: true, Ready: phase == "", Drain: phase}})
+		}
+		return all
+	}
+	for says, replicas := range map[string][]Replica{
+		"blue     serving, 3 of 3 replicas":  at("", "", ""),
+		"         app-2: drained":            at("", "drained", ""),
+		"blue     draining, 0 of 2 replicas": at("moving", "drained"),
+		"blue     drained, 0 of 2 replicas":  at("drained", "drained"),
+		"blue     stopped":                   nil,
+	} {
+		o := &Overview{Route: &Route{Live: Blue}, Traefik: &Serving{Route: Route{Live: Blue}}, Replicas: map[Color][]Replica{Blue: replicas}}
+		if text := o.String(); !strings.Contains(text, says+"\n") && !strings.Contains(text, says+" ready") {
+			t.Errorf("it does not say %q:\n%s", says, text)
+		}
+	}
+}
+
+// What a killed docker compose up leaves is taken away, and nobody with clients.
+func TestLeftovers(t *testing.T) {
+	up := func(number, clients int) Replica {
+		return Replica{Name: fmt.Sprint(number), Number: number, Running: true, Health: Health{Clients: clients}}
+	}
+	made := func(number int) Replica { return Replica{Name: fmt.Sprint(number), Number: number} }
+	stopped := func(number int) Replica {
+		return Replica{Name: fmt.Sprint(number), Number: number, Ended: "exit code 0"}
+	}
+	for want, replicas := range map[string][]Replica{
+		"":    {up(1, 0), up(2, 0), stopped(3)},
+		"3":   {up(1, 0), up(3, 0)},
+		"2 3": {up(1, 0), made(2), up(3, 0)},
+		"2":   {up(1, 0), made(2), up(3, 7)},
+		"3 4": {stopped(1), up(3, 0), made(4)},
+	} {
+		if got := strings.Join(leftovers(replicas), " "); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
+	}
+}
+
+func TestWhatTraefikServes(t *testing.T) {
+	balancer := traefikFolder(t)
+	balancer.API = func(context.Context) (string, error) { return "http://traefik:8080", nil }
+	answers(t, stackWire(t))
+	s, err := balancer.Serving(t.Context())
+	if err != nil || s.Route != (Route{Live: Blue}) || s.Up[Blue] != 3 || s.Up[Green] != 3 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	all := stackWire(t)
+	for name, tt := range map[string]struct {
+		old, new string
+		says     string
+	}{
+		"one router follows": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"app-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
+		"a router is gone":   {`"name":"ws@file"`, `"name":"other@file"`, "it knows 1 of 2 routers"},
+		"none of ours":       {`"service":"app-blue"`, `"service":"else"`, `a router leads to "else"`},
+	} {
+		answers(t, func(url, query string) (int, string) {
+			status, text := all(url, query)
+			if strings.Contains(url, "routers") {
+				changed := strings.Replace(strings.ReplaceAll(text, "&&", `\u0026\u0026`), tt.old, tt.new, 1)
+				if changed == text {
+					t.Errorf("%s: the record has no %s", name, tt.old)
+				}
+				text = changed
+			}
+			return status, text
+		})
+		if s, err := balancer.Serving(t.Context()); err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %+v, %v", name, s, err)
+		}
+	}
+	answers(t, func(string, string) (int, string) { return 0, "" })
+	if _, err := balancer.Serving(t.Context()); err == nil || !strings.Contains(err.Error(), "ask Traefik") {
+		t.Error(err)
+	}
+}
+
+func TestAWindowOfPrometheus(t *testing.T) {
+	c := docker(t, nil)
+	s := &Stack{Prometheus: "http://prometheus:9090"}
+	var asked []string
+	answers(t, func(url, query string) (int, string) {
+		asked = append(asked, query)
+		return stackWire(t)(url, query)
+	})
+	w, err := s.Metrics(c).Window(t.Context(), "blue-1", 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.Operations != 1741 || w.Errors != 0 || w.Publishes != 799.2 || w.P95.Round(time.Millisecond) != 172*time.Millisecond ||
+		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Seen != 3 || w.Memory < .032 || w.Memory > .033 {
+		t.Errorf("%+v", w)
+	}
+	for _, q := range asked {
+		if !strings.Contains(q, `switchyard_build_info{deployment="blue-1"}`) || !strings.Contains(q, "[30s]") && !strings.HasPrefix(q, "process_") {
+			t.Errorf("it asked for %s", q)
+		}
+	}
+	if alerts, err := s.Metrics(c).Alerts(t.Context()); err != nil || len(alerts) != 1 || alerts[0].Name != "Watchdog" || alerts[0].Severity != "info" {
+		t.Errorf("%+v, %v", alerts, err)
+	}
+	for status, says := range map[int]string{0: "connection refused", 503: "ask Prometheus"} {
+		answers(t, func(string, string) (int, string) {
+			return status, `{"status":"error","errorType":"unavailable","error":"starting"}`
+		})
+		if _, err := s.Metrics(c).Window(t.Context(), "blue-1", time.Minute); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("status %d: %v", status, err)
+		}
+	}
+}
+
+// replaced changes what is answered.
+func replaced(old, with string) func(wire) wire {
+	return func(w wire) wire {
+		return func(url, query string) (int, string) {
+			status, text := w(url, query)
+			return status, strings.ReplaceAll(text, old, with)
+		}
+	}
+}
+
+// without has a port that nobody listens at.
+func without(port string) func(wire) wire {
+	return func(w wire) wire {
+		return func(url, query string) (int, string) {
+			if strings.Contains(url, ":"+port+"/") {
+				return 0, ""
+			}
+			return w(url, query)
+		}
+	}
+}

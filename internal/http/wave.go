@@ -1,7 +1,7 @@
 package http
 
 import (
-	"runtime/debug"
+	"runtime"
 	"time"
 )
 
@@ -36,6 +36,7 @@ func (w *wave) over(now time.Time, total int64) bool {
 	return true
 }
 
-// tidy collects what a wave has left, and gives the memory back: beside the
-// clients, who are served meanwhile.
-func tidy() { debug.FreeOSMemory() }
+// tidy collects what a wave has left, beside the clients, who are served
+// meanwhile. The scavenger gives the memory back bit by bit; debug.FreeOSMemory
+// would do so at once, and nobody runs on that processor until it is done.
+func tidy() { runtime.GC() }

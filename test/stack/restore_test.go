@@ -178,8 +178,9 @@ func TestTheWholeDrill(t *testing.T) {
 		return nil
 	})
 	mu.Lock()
-	if gaps[0].Reason != "epoch" || gaps[0].Epoch != next.Epoch || gaps[0].From != 1 || gaps[0].To != kept.Seq {
-		t.Errorf("gaps %+v, want 1 to %d of epoch %s", gaps, kept.Seq, next.Epoch)
+	// To the head that the room has by then, which may be the publisher's own.
+	if g := gaps[0]; g.Reason != "epoch" || g.Epoch != next.Epoch || g.From != 1 || g.To < kept.Seq || g.To > next.Seq {
+		t.Errorf("gaps %+v, want 1 to %d or %d of epoch %s", gaps, kept.Seq, next.Seq, next.Epoch)
 	}
 	mu.Unlock()
 	acked(t, run, 200)

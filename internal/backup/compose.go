@@ -149,7 +149,10 @@ func (c *Compose) Start(ctx context.Context, services ...string) error {
 	return nil
 }
 
-func (c *Compose) primaryFile() string { return filepath.Join(c.Dir, "state", "postgres", "primary") }
+// State is where promotions and deploys write down how things stand.
+func (c *Compose) State() string { return filepath.Join(c.Dir, "state") }
+
+func (c *Compose) primaryFile() string { return filepath.Join(c.State(), "postgres", "primary") }
 
 // Primary reads the file by which the two PostgreSQL start as what they are.
 func (c *Compose) Primary() (string, error) {

@@ -48,6 +48,7 @@ type local struct {
 	postgres map[string]*testkit.PG // by service
 	redis    *testkit.RedisServer
 	files    []string
+	state    string // of files, the folder that is not restored
 	acme     string // Traefik's folder; empty: there is no Traefik
 	wal      string
 	primary  string
@@ -114,6 +115,8 @@ func (l *local) Files(context.Context) ([]string, error) { return l.files, nil }
 
 func (l *local) Bench(_ context.Context, scratch bool) (Bench, error) {
 	b := &localBench{local: l, places: Places{Archive: l.wal}}
+func (l *local) State() string { return l.state }
+
 	if !scratch {
 		b.places.Live = l.postgres[l.primary].DataDir()
 		b.places.Folder = filepath.Join(filepath.Dir(b.places.Live), ".restore")

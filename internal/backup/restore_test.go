@@ -309,6 +309,11 @@ func TestConfigurationAndRedisComeBack(t *testing.T) {
 	}
 	write(settings, "COLOR=blue\n", 0o640)
 	write(key, "secret", 0o400)
+	// Who is the primary is no configuration: a promotion came after the backup.
+	w.site.state = filepath.Join(dir, "state")
+	record, gone := filepath.Join(w.site.state, "postgres", "primary"), filepath.Join(w.site.state, "current.json")
+	write(record, "postgres\n", 0o644)
+	write(gone, "{}", 0o644)
 	if err := os.Symlink("settings", link); err != nil {
 		t.Fatal(err)
 	}
@@ -318,6 +323,8 @@ func TestConfigurationAndRedisComeBack(t *testing.T) {
 	w.create()
 	write(filepath.Join(w.site.acme, "acme.json"), "", 0o600)
 	write(settings, "COLOR=purple\n", 0o640)
+	write(record, "postgres_replica\n", 0o644)
+	remove(t, gone)
 	if err := errors.Join(os.RemoveAll(filepath.Dir(key)), os.Remove(link)); err != nil {
 		t.Fatal(err)
 	}
@@ -337,6 +344,12 @@ func TestConfigurationAndRedisComeBack(t *testing.T) {
 		if b, err := os.ReadFile(path); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", path, b, err)
 		}
+	}
+	if b, err := os.ReadFile(record); err != nil || string(b) != "postgres_replica\n" {
+		t.Errorf("the record of the primary became %q, %v", b, err)
+	}
+	if _, err := os.Stat(gone); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the deploy that ended is under way again: %v", err)
 	}
 	if info, err := os.Stat(key); err != nil || info.Mode().Perm() != 0o400 {
 		t.Errorf("the key: %v, %v", info, err)

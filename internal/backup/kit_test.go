@@ -225,7 +225,8 @@ type world struct {
 	node  *testkit.Server
 }
 
-// newWorld starts PostgreSQL with an archive, and a node that publishes to it.
+// newWorld starts PostgreSQL with an archive, that takes the same segment twice as
+// the shipped one does (a promoted standby may send one that the former sent), and a node that publishes to it.
 func newWorld(t testing.TB, conf ...string) *world {
 	t.Helper()
 	cred := postgresUser(t)
@@ -250,7 +251,7 @@ func newWorld(t testing.TB, conf ...string) *world {
 	}
 	pg := testkit.StartPostgres(t, append([]string{
 		"archive_mode=on", "wal_level=replica", "track_commit_timestamp=on", "max_wal_size=256MB",
-		fmt.Sprintf(`archive_command='test ! -f %s/%%f.gz && gzip -1 < %%p > %[1]s/.%%f.tmp && mv %[1]s/.%%f.tmp %[1]s/%%f.gz'`, wal),
+		fmt.Sprintf(`archive_command='if test -f %s/%%f.gz; then gzip -dc %[1]s/%%f.gz | cmp -s - %%p; else gzip -1 < %%p > %[1]s/.%%f.tmp && mv %[1]s/.%%f.tmp %[1]s/%%f.gz; fi'`, wal),
 	}, conf...)...)
 	w := &world{t: t, pg: pg, site: &local{t: t, user: cred, wal: wal, primary: Primary, benchRoot: benches, postgres: map[string]*testkit.PG{Primary: pg}, apps: map[string]bool{}, startFails: map[string]int{}}}
 	settings := filepath.Join(t.TempDir(), "settings")
@@ -258,7 +259,7 @@ func newWorld(t testing.TB, conf ...string) *world {
 		t.Fatal(err)
 	}
 	w.site.files = []string{settings}
-	w.vault = &Vault{Dir: dir, Site: w.site, Board: w.site, Keep: 3, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	w.vault = &Vault{Dir: dir, Site: w.site, Board: w.site, Keep: 3, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), archiveLimit: 20 * time.Second}
 	return w
 }
 

@@ -63,6 +63,8 @@ type local struct {
 	benchRoot string
 	// startFails is how often starting a service fails.
 	startFails map[string]int
+	// stopKills makes Stop end PostgreSQL as a grace period that is over does.
+	stopKills bool
 	// keepBench leaves benches on close, as a killed command does.
 	keepBench bool
 }
@@ -113,10 +115,10 @@ func (l *local) Run(ctx context.Context, service string, p Program) error {
 
 func (l *local) Files(context.Context) ([]string, error) { return l.files, nil }
 
-func (l *local) Bench(_ context.Context, scratch bool) (Bench, error) {
-	b := &localBench{local: l, places: Places{Archive: l.wal}}
 func (l *local) State() string { return l.state }
 
+func (l *local) Bench(_ context.Context, scratch bool) (Bench, error) {
+	b := &localBench{local: l, places: Places{Archive: l.wal}}
 	if !scratch {
 		b.places.Live = l.postgres[l.primary].DataDir()
 		b.places.Folder = filepath.Join(filepath.Dir(b.places.Live), ".restore")
@@ -155,7 +157,9 @@ func (l *local) Services(context.Context) (map[string]bool, error) {
 
 func (l *local) Stop(_ context.Context, services ...string) error {
 	for _, name := range services {
-		if pg := l.postgres[name]; pg != nil {
+		if pg := l.postgres[name]; pg != nil && l.stopKills {
+			pg.Kill()
+		} else if pg != nil {
 			pg.Stop()
 		} else if name == Redis {
 			l.redis.Stop()

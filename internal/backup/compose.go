@@ -338,8 +338,7 @@ func (b *composeBench) Places() Places { return b.places }
 
 func (b *composeBench) Close(ctx context.Context) error {
 	if b.places.Live != "" { // the volume stays: leave nothing in it
-		stop := fmt.Sprintf("pg_ctl stop -s -m immediate -D %s/data 2>/dev/null; rm -rf %[1]s", b.places.Folder)
-		if _, err := output(ctx, b.Run, "sh", "-c", stop); err != nil {
+		if _, err := output(ctx, b.Run, "sh", "-c", clearScript, b.places.Folder, b.places.staging()); err != nil {
 			return fmt.Errorf("clear the bench: %w", err)
 		}
 	}

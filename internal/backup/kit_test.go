@@ -40,6 +40,19 @@ func postgresUser(t testing.TB) *syscall.Credential {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 }
 
+// chownAs gives a folder and what is in it to whom PostgreSQL runs as.
+func chownAs(user *syscall.Credential, dir string) error {
+	if user == nil {
+		return nil
+	}
+	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Chown(path, int(user.Uid), int(user.Gid))
+	})
+}
+
 // A local is a Site and a Switchboard without containers: servers that the test
 // kit started, on this host.
 type local struct {
@@ -65,8 +78,6 @@ type local struct {
 	startFails map[string]int
 	// stopKills makes Stop end PostgreSQL as a grace period that is over does.
 	stopKills bool
-	// keepBench leaves benches on close, as a killed command does.
-	keepBench bool
 }
 
 const pgBin = "/usr/lib/postgresql/*/bin"
@@ -157,13 +168,15 @@ func (l *local) Services(context.Context) (map[string]bool, error) {
 
 func (l *local) Stop(_ context.Context, services ...string) error {
 	for _, name := range services {
-		if pg := l.postgres[name]; pg != nil && l.stopKills {
+		pg := l.postgres[name]
+		switch {
+		case pg != nil && l.stopKills:
 			pg.Kill()
-		} else if pg != nil {
+		case pg != nil:
 			pg.Stop()
-		} else if name == Redis {
+		case name == Redis:
 			l.redis.Stop()
-		} else {
+		default:
 			l.apps[name] = false
 		}
 		if l.onStop != nil {
@@ -212,10 +225,10 @@ func (b *localBench) Run(ctx context.Context, p Program) error {
 func (b *localBench) Places() Places { return b.places }
 
 func (b *localBench) Close(ctx context.Context) error {
-	_ = b.exec(ctx, nil, b.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + b.places.Folder + "/data"}})
-	if b.keepBench {
-		return nil
+	if b.places.Live != "" {
+		return b.exec(ctx, nil, b.user, Program{Args: []string{"sh", "-c", clearScript, b.places.Folder, b.places.staging()}})
 	}
+	_ = b.exec(ctx, nil, b.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + b.places.Folder + "/data"}})
 	return os.RemoveAll(b.places.Folder)
 }
 

@@ -79,7 +79,8 @@ type Bench interface {
 	Run(ctx context.Context, p Program) error
 	// Places tells where programs on the bench find things.
 	Places() Places
-	// Close ends what still runs on the bench, and removes its folder.
+	// Close ends what still runs on the bench, and removes its folder, but where a
+	// restore that was cut short needs that to go on.
 	Close(ctx context.Context) error
 }
 

@@ -210,7 +210,8 @@ data change places, and both are started. Clients are told by gap that their
 positions are void.
 
 A database that is there is only given up for the explicit word --replace.
-After it was cut short, run it again.
+After it was cut short, run the same again; another one is refused until then when
+the data were just changing places.
 
 It exits with 0 when all asked for was restored, with 1 when it was not, and with
 2 when it could not begin.`,

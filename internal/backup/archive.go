@@ -51,6 +51,9 @@ func readArchive(dir string, bytes int64) (*archive, error) {
 }
 
 func (a *archive) add(e fs.DirEntry) error {
+	if e.IsDir() { // what a restore has staged
+		return nil
+	}
 	info, err := e.Info()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // a temporary file that got its name meanwhile

@@ -36,6 +36,8 @@ type Vault struct {
 
 	// free returns the free bytes of a folder's disk; nil means statfs.
 	free func(dir string) (int64, error)
+	// archiveLimit is another one than that of the constant; 0 means that.
+	archiveLimit time.Duration
 }
 
 // ErrBusy says that another command is at work in the same folder.

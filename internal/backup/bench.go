@@ -123,7 +123,8 @@ func (r *rebuilt) options(t target) []string {
 	if !r.live {
 		return append(o, "archive_mode=off", "fsync=off") // it is thrown away
 	}
-	// The new timeline must be in the archive before anything is written on it.
+	// The new timeline is in the archive once the data are in their place; until
+	// then nobody is to follow it.
 	return append(o, "archive_mode=on", "archive_command="+r.archiveCommand())
 }
 
@@ -132,14 +133,35 @@ func (r *rebuilt) restoreCommand() string {
 	return fmt.Sprintf(`if [ -f "%s/%%f.gz" ]; then gzip -dc "%[1]s/%%f.gz" > "%%p"; else cp "%[1]s/%%f" "%%p" 2>/dev/null; fi`, a)
 }
 
-// archiveCommand stores in the form that the archive has already.
+// staging is where the files of the new timeline wait, on the archive's own
+// disk: they come into it by rename.
+func (p Places) staging() string { return p.Archive + "/.restore" }
+
+// archiveCommand stages in the form that the archive has already.
 func (r *rebuilt) archiveCommand() string {
-	a := r.places.Archive
+	s := r.places.staging()
 	if r.archive.packed() {
-		return fmt.Sprintf(`test ! -f "%s/%%f.gz" && gzip -c "%%p" > "%[1]s/.%%f.bench" && sync "%[1]s/.%%f.bench" && mv "%[1]s/.%%f.bench" "%[1]s/%%f.gz"`, a)
+		return fmt.Sprintf(`gzip -c "%%p" > "%s/.%%f" && sync "%[1]s/.%%f" && mv "%[1]s/.%%f" "%[1]s/%%f.gz"`, s)
 	}
-	return fmt.Sprintf(`test ! -f "%s/%%f" && cp "%%p" "%[1]s/.%%f.bench" && sync "%[1]s/.%%f.bench" && mv "%[1]s/.%%f.bench" "%[1]s/%%f"`, a)
+	return fmt.Sprintf(`cp "%%p" "%s/.%%f" && sync "%[1]s/.%%f" && mv "%[1]s/.%%f" "%[1]s/%%f"`, s)
 }
+
+// publishScript moves what is staged, in $4, into the archive, $3. Nothing there
+// gives way to it.
+const publishScript = `for file in "$4"/*; do
+  [ -e "$file" ] || continue
+  to="$3/${file##*/}"
+  if [ -e "$to" ]; then echo "$to is there already" >&2; exit 1; fi
+  mv "$file" "$to"
+done`
+
+// withdrawScript removes from the archive, $1, the timeline that began with the
+// data in $0: nobody is to follow it once these have lost their place.
+const withdrawScript = `timeline() { pg_controldata "$1" | sed -n "s/^Latest checkpoint's TimeLineID: *//p"; }
+began=$(LC_ALL=C timeline "$0")
+was=
+if [ -e .before-restore/PG_VERSION ]; then was=$(LC_ALL=C timeline .before-restore); fi
+if [ "${began:?}" != "$was" ]; then rm -f "$1/$(printf %08X "$began")"*; fi`
 
 // packed says whether the archive's segments are compressed.
 func (a *archive) packed() bool {

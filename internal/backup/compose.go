@@ -149,7 +149,10 @@ func (c *Compose) Start(ctx context.Context, services ...string) error {
 	return nil
 }
 
-func (c *Compose) primaryFile() string { return filepath.Join(c.Dir, "state", "postgres", "primary") }
+// State is where promotions and deploys write down how things stand.
+func (c *Compose) State() string { return filepath.Join(c.Dir, "state") }
+
+func (c *Compose) primaryFile() string { return filepath.Join(c.State(), "postgres", "primary") }
 
 // Primary reads the file by which the two PostgreSQL start as what they are.
 func (c *Compose) Primary() (string, error) {
@@ -335,8 +338,7 @@ func (b *composeBench) Places() Places { return b.places }
 
 func (b *composeBench) Close(ctx context.Context) error {
 	if b.places.Live != "" { // the volume stays: leave nothing in it
-		stop := fmt.Sprintf("pg_ctl stop -s -m immediate -D %s/data 2>/dev/null; rm -rf %[1]s", b.places.Folder)
-		if _, err := output(ctx, b.Run, "sh", "-c", stop); err != nil {
+		if _, err := output(ctx, b.Run, "sh", "-c", clearScript, b.places.Folder, b.places.staging()); err != nil {
 			return fmt.Errorf("clear the bench: %w", err)
 		}
 	}

@@ -105,6 +105,9 @@ func TestTheRecordOfWhoIsThePrimary(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(c.Dir, "state", "postgres"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if !strings.HasPrefix(c.primaryFile(), c.State()+"/") {
+		t.Errorf("%s is restored with the configuration", c.primaryFile())
+	}
 	if err := c.SetPrimary(Replica); err != nil {
 		t.Fatal(err)
 	}

@@ -43,10 +43,24 @@ func readConfiguration(path string, visit func(*tar.Header, []byte) error) (entr
 	}
 }
 
+// readRestorable reads the configuration as readConfiguration does, without what
+// lies in the folder state: who is the primary and which color is live are not
+// what they were when the backup was made.
+func (s *Set) readRestorable(state string, visit func(*tar.Header, []byte) error) error {
+	_, err := readConfiguration(s.path(configFile), func(h *tar.Header, b []byte) error {
+		if path := hostPath(h); state != "" && (path == state || strings.HasPrefix(path, state+"/")) {
+			return nil
+		}
+		return visit(h, b)
+	})
+	return err
+}
+
 // restoreConfiguration writes the files that differ from those of the set. What
 // they replace is packed first.
 func (v *Vault) restoreConfiguration(s *Set, out *Restored) error {
-	changed, err := s.differences()
+	state := v.Site.State()
+	changed, err := s.differences(state)
 	if err != nil || len(changed) == 0 {
 		return err
 	}
@@ -69,7 +83,7 @@ func (v *Vault) restoreConfiguration(s *Set, out *Restored) error {
 	if err := writeWhole(out.Replaced, old.Bytes(), 0o600); err != nil {
 		return err
 	}
-	_, err = readConfiguration(s.path(configFile), func(h *tar.Header, b []byte) error {
+	err = s.readRestorable(state, func(h *tar.Header, b []byte) error {
 		if err := restoreEntry(h, b); err != nil {
 			return fmt.Errorf("restore %s (what it was is in %s): %w", h.Name, out.Replaced, err)
 		}
@@ -78,7 +92,7 @@ func (v *Vault) restoreConfiguration(s *Set, out *Restored) error {
 	if err != nil {
 		return err
 	}
-	left, err := s.differences()
+	left, err := s.differences(state)
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("%s is not what was backed up, after the restore", left[0])
 	}
@@ -88,8 +102,8 @@ func (v *Vault) restoreConfiguration(s *Set, out *Restored) error {
 
 // differences returns the files of the configuration that are not there, or
 // have another content than when they were backed up.
-func (s *Set) differences() (paths []string, err error) {
-	_, err = readConfiguration(s.path(configFile), func(h *tar.Header, b []byte) error {
+func (s *Set) differences(state string) (paths []string, err error) {
+	err = s.readRestorable(state, func(h *tar.Header, b []byte) error {
 		path := hostPath(h)
 		switch h.Typeflag {
 		case tar.TypeReg:

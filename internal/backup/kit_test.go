@@ -40,6 +40,19 @@ func postgresUser(t testing.TB) *syscall.Credential {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 }
 
+// chownAs gives a folder and what is in it to whom PostgreSQL runs as.
+func chownAs(user *syscall.Credential, dir string) error {
+	if user == nil {
+		return nil
+	}
+	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Chown(path, int(user.Uid), int(user.Gid))
+	})
+}
+
 // A local is a Site and a Switchboard without containers: servers that the test
 // kit started, on this host.
 type local struct {
@@ -48,6 +61,7 @@ type local struct {
 	postgres map[string]*testkit.PG // by service
 	redis    *testkit.RedisServer
 	files    []string
+	state    string // of files, the folder that is not restored
 	acme     string // Traefik's folder; empty: there is no Traefik
 	wal      string
 	primary  string
@@ -62,8 +76,8 @@ type local struct {
 	benchRoot string
 	// startFails is how often starting a service fails.
 	startFails map[string]int
-	// keepBench leaves benches on close, as a killed command does.
-	keepBench bool
+	// stopKills makes Stop end PostgreSQL as a grace period that is over does.
+	stopKills bool
 }
 
 const pgBin = "/usr/lib/postgresql/*/bin"
@@ -112,6 +126,8 @@ func (l *local) Run(ctx context.Context, service string, p Program) error {
 
 func (l *local) Files(context.Context) ([]string, error) { return l.files, nil }
 
+func (l *local) State() string { return l.state }
+
 func (l *local) Bench(_ context.Context, scratch bool) (Bench, error) {
 	b := &localBench{local: l, places: Places{Archive: l.wal}}
 	if !scratch {
@@ -152,11 +168,15 @@ func (l *local) Services(context.Context) (map[string]bool, error) {
 
 func (l *local) Stop(_ context.Context, services ...string) error {
 	for _, name := range services {
-		if pg := l.postgres[name]; pg != nil {
+		pg := l.postgres[name]
+		switch {
+		case pg != nil && l.stopKills:
+			pg.Kill()
+		case pg != nil:
 			pg.Stop()
-		} else if name == Redis {
+		case name == Redis:
 			l.redis.Stop()
-		} else {
+		default:
 			l.apps[name] = false
 		}
 		if l.onStop != nil {
@@ -205,10 +225,10 @@ func (b *localBench) Run(ctx context.Context, p Program) error {
 func (b *localBench) Places() Places { return b.places }
 
 func (b *localBench) Close(ctx context.Context) error {
-	_ = b.exec(ctx, nil, b.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + b.places.Folder + "/data"}})
-	if b.keepBench {
-		return nil
+	if b.places.Live != "" {
+		return b.exec(ctx, nil, b.user, Program{Args: []string{"sh", "-c", clearScript, b.places.Folder, b.places.staging()}})
 	}
+	_ = b.exec(ctx, nil, b.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + b.places.Folder + "/data"}})
 	return os.RemoveAll(b.places.Folder)
 }
 
@@ -222,7 +242,8 @@ type world struct {
 	node  *testkit.Server
 }
 
-// newWorld starts PostgreSQL with an archive, and a node that publishes to it.
+// newWorld starts PostgreSQL with an archive, that takes the same segment twice as
+// the shipped one does (a promoted standby may send one that the former sent), and a node that publishes to it.
 func newWorld(t testing.TB, conf ...string) *world {
 	t.Helper()
 	cred := postgresUser(t)
@@ -247,7 +268,7 @@ func newWorld(t testing.TB, conf ...string) *world {
 	}
 	pg := testkit.StartPostgres(t, append([]string{
 		"archive_mode=on", "wal_level=replica", "track_commit_timestamp=on", "max_wal_size=256MB",
-		fmt.Sprintf(`archive_command='test ! -f %s/%%f.gz && gzip -1 < %%p > %[1]s/.%%f.tmp && mv %[1]s/.%%f.tmp %[1]s/%%f.gz'`, wal),
+		fmt.Sprintf(`archive_command='if test -f %s/%%f.gz; then gzip -dc %[1]s/%%f.gz | cmp -s - %%p; else gzip -1 < %%p > %[1]s/.%%f.tmp && mv %[1]s/.%%f.tmp %[1]s/%%f.gz; fi'`, wal),
 	}, conf...)...)
 	w := &world{t: t, pg: pg, site: &local{t: t, user: cred, wal: wal, primary: Primary, benchRoot: benches, postgres: map[string]*testkit.PG{Primary: pg}, apps: map[string]bool{}, startFails: map[string]int{}}}
 	settings := filepath.Join(t.TempDir(), "settings")
@@ -255,7 +276,7 @@ func newWorld(t testing.TB, conf ...string) *world {
 		t.Fatal(err)
 	}
 	w.site.files = []string{settings}
-	w.vault = &Vault{Dir: dir, Site: w.site, Board: w.site, Keep: 3, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	w.vault = &Vault{Dir: dir, Site: w.site, Board: w.site, Keep: 3, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), archiveLimit: 20 * time.Second}
 	return w
 }
 

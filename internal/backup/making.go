@@ -68,6 +68,8 @@ func (m *making) make(ctx context.Context, o Options) error {
 		{"Redis", func() error { return m.redis(ctx) }},
 		{"certificates", func() error { return m.certificates(ctx) }},
 		{"configuration", func() error { return m.configuration(ctx) }},
+		// Last: it has had all that time to come.
+		{"WAL archive", func() error { return m.archived(ctx, run) }},
 	}
 	for _, step := range steps {
 		began := time.Now()
@@ -283,6 +285,49 @@ func (m *making) place(label, manifest []byte) (err error) {
 	m.manifest.Timeline, m.manifest.StopLSN = last.Timeline, last.End
 	return nil
 }
+
+// archiveLimit is how long the segment in which the base ends may take to come
+// into the archive. PostgreSQL switches to the next one at once, so that this is
+// for the archive_command alone, with what may wait before it.
+const archiveLimit = 2 * time.Minute
+
+// stopSegment is the segment in which the base backup ends.
+func (m *Manifest) stopSegment() segment {
+	return segment{m.Timeline, segmentOf(m.StopLSN-1, m.SegmentBytes)}
+}
+
+// archived waits until the archive has what the base needs. Where it stands
+// still, no moment after this one could be brought back.
+func (m *making) archived(ctx context.Context, run func(context.Context, Program) error) error {
+	limit := m.vault.archiveLimit
+	if limit == 0 {
+		limit = archiveLimit
+	}
+	last, dir := m.manifest.stopSegment(), filepath.Join(m.vault.Dir, walFolder)
+	name := last.name(m.manifest.SegmentBytes)
+	for began := time.Now(); ; {
+		for _, suffix := range []string{"", gz} {
+			if _, err := os.Stat(filepath.Join(dir, name+suffix)); err == nil {
+				return nil
+			}
+		}
+		if time.Since(began) >= limit {
+			break
+		}
+		select {
+		case <-time.After(min(limit, 100*time.Millisecond)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	why := ""
+	if failed, err := output(ctx, run, "psql", "-XAtc", sqlArchiver); err == nil && failed != "" {
+		why = " (it fails at " + failed + ")"
+	}
+	return fmt.Errorf("segment %s did not come into %s within %v: archive_command stands still%s; PostgreSQL's log says why", name, dir, limit, why)
+}
+
+const sqlArchiver = `SELECT last_failed_wal FROM pg_stat_archiver WHERE last_failed_time > coalesce(last_archived_time, '-infinity')`
 
 // consistent asks the database's own clock: commits bear its time.
 func (m *making) consistent(ctx context.Context, run func(context.Context, Program) error) error {

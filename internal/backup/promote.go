@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -19,8 +20,8 @@ type PromoteRequest struct {
 type Promoted struct {
 	// Service takes writes from now on; Former did.
 	Service, Former string
-	// Graceful says that the former primary was stopped in order, after it had
-	// sent all it had: nothing is lost.
+	// Graceful says that the former primary was stopped in order, and that the
+	// standby has the checkpoint with which it ended: nothing is lost.
 	Graceful bool
 	// ReplayedTo is the last position that the standby had, and LastCommit when
 	// the last transaction before it was committed. What the former primary acked
@@ -49,7 +50,7 @@ func (v *Vault) Promote(ctx context.Context, q PromoteRequest) (*Promoted, error
 	if err != nil {
 		return nil, err
 	}
-	p := &Promoted{Former: former, Service: otherOf(former)}
+	p := &promotion{Promoted: &Promoted{Former: former, Service: otherOf(former)}}
 	// The record is made first: where it names one that still follows, a promotion
 	// was cut short behind it.
 	if s, err := v.standby(ctx, former); err == nil && s.recovering {
@@ -74,7 +75,14 @@ func (v *Vault) Promote(ctx context.Context, q PromoteRequest) (*Promoted, error
 	if err == nil && len(findings) > 0 {
 		err = &LogError{findings}
 	}
-	return p, err
+	return p.Promoted, err
+}
+
+// A promotion is one under way.
+type promotion struct {
+	*Promoted
+	// answered says that the former primary did, before it was stopped.
+	answered bool
 }
 
 const sqlStandby = `SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn()::text, ''), coalesce(pg_last_wal_receive_lsn()::text, ''),
@@ -116,7 +124,7 @@ func (v *Vault) standby(ctx context.Context, service string) (s standby, err err
 }
 
 // mayPromote looks before anything is done.
-func (v *Vault) mayPromote(ctx context.Context, p *Promoted, q PromoteRequest) error {
+func (v *Vault) mayPromote(ctx context.Context, p *promotion, q PromoteRequest) error {
 	s, err := v.standby(ctx, p.Service)
 	if err != nil {
 		return fmt.Errorf("the standby %s can't be promoted: %w", p.Service, err)
@@ -135,15 +143,15 @@ func (v *Vault) mayPromote(ctx context.Context, p *Promoted, q PromoteRequest) e
 	if !q.StopPrimary {
 		return fmt.Errorf("%s: %w", p.Former, ErrPrimaryAnswers)
 	}
-	p.Graceful = true
+	p.answered = true
 	return nil
 }
 
 // fence keeps the former primary from coming back by itself. One that was alive
 // sends the rest of its WAL before it ends.
-func (v *Vault) fence(ctx context.Context, p *Promoted) error {
+func (v *Vault) fence(ctx context.Context, p *promotion) error {
 	var last LSN
-	if p.Graceful {
+	if p.answered {
 		answer, err := output(ctx, at(v.Site, p.Former), "psql", "-XAtc", "SELECT pg_current_wal_flush_lsn()")
 		if err != nil {
 			return err
@@ -156,7 +164,49 @@ func (v *Vault) fence(ctx context.Context, p *Promoted) error {
 	if err := v.Board.Stop(ctx, p.Former); err != nil {
 		return fmt.Errorf("nothing was promoted: %w", err)
 	}
-	return v.catchUp(ctx, p, last)
+	if !p.answered {
+		return v.catchUp(ctx, p, last)
+	}
+	// It took writes until it was stopped: what it had in the end is known only now.
+	end, err := v.lastCheckpoint(ctx, p.Former)
+	if err != nil {
+		v.Logger.Warn("whether the former primary had sent all is not known", "service", p.Former, "error", err)
+		return v.catchUp(ctx, p, last)
+	}
+	if err := v.catchUp(ctx, p, max(last, end+1)); err != nil { // behind its first byte: the record is replayed
+		return err
+	}
+	p.Graceful = p.ReplayedTo > end
+	return nil
+}
+
+var (
+	shutDown   = regexp.MustCompile(`(?m)^Database cluster state: +shut down$`)
+	checkpoint = regexp.MustCompile(`(?m)^Latest checkpoint location: +(\S+)$`)
+)
+
+// lastCheckpoint returns where the checkpoint lies with which the primary on
+// record was shut down: no record comes after it.
+func (v *Vault) lastCheckpoint(ctx context.Context, service string) (lsn LSN, err error) {
+	ctx, cancel := context.WithTimeout(ctx, shortLimit)
+	defer cancel()
+	if primary, err := v.Board.Primary(); err != nil || primary != service {
+		return 0, errors.Join(err, fmt.Errorf("%s is on record, whose disk is another one", primary))
+	}
+	bench, err := v.Site.Bench(ctx, false)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, bench.Close(context.WithoutCancel(ctx))) }()
+	said, err := output(ctx, bench.Run, "env", "LC_ALL=C", "pg_controldata", bench.Places().Live)
+	if err != nil {
+		return 0, err
+	}
+	m := checkpoint.FindStringSubmatch(said)
+	if m == nil || !shutDown.MatchString(said) {
+		return 0, errors.New("it was not shut down in order")
+	}
+	return ParseLSN(m[1])
 }
 
 // catchUpLimit bounds the replay of what the standby has received.
@@ -164,7 +214,7 @@ const catchUpLimit = 5 * time.Minute
 
 // catchUp waits until the standby has replayed what it received, and at least
 // up to last.
-func (v *Vault) catchUp(ctx context.Context, p *Promoted, last LSN) error {
+func (v *Vault) catchUp(ctx context.Context, p *promotion, last LSN) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, catchUpLimit, fmt.Errorf("%s did not replay what it received within %v", p.Service, catchUpLimit))
 	defer cancel()
 	for {
@@ -189,7 +239,7 @@ func (v *Vault) catchUp(ctx context.Context, p *Promoted, last LSN) error {
 
 // promote writes down who is the primary, and promotes it. In this order: a
 // primary that is not on record would not start again.
-func (v *Vault) promote(ctx context.Context, p *Promoted) error {
+func (v *Vault) promote(ctx context.Context, p *promotion) error {
 	if err := v.Board.SetPrimary(p.Service); err != nil {
 		return err
 	}

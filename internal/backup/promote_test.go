@@ -128,3 +128,22 @@ func TestAPromotionInOrderLosesNothing(t *testing.T) {
 		t.Errorf("head %s, %+v", got, p)
 	}
 }
+
+// A primary that answered, and was killed when its grace period was over, may
+// have stored what nobody sent: it is not said that nothing is lost.
+func TestAPromotionSaysOnlyWhatItKnows(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	standby := w.addStandby()
+	w.serveBoth(standby)
+	c := w.client(client.Options{})
+	publish(t, c, "lobby", 5)
+	w.site.stopKills = true
+	p, err := w.vault.Promote(t.Context(), PromoteRequest{StopPrimary: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Graceful || p.LastCommit.IsZero() || p.Service != Replica {
+		t.Errorf("%+v", p)
+	}
+}

@@ -145,29 +145,63 @@ func (r *rebuilt) takeOver(ctx context.Context, q RestoreRequest, services map[s
 	if err != nil {
 		return err
 	}
-	if (there || services[r.primary]) && !q.Replace && !unfinished {
+	request := identity(q, r.set)
+	if unfinished != "" && unfinished != request {
+		return fmt.Errorf("restore %s was cut short while the data changed places: run that one again before another one", unfinished)
+	}
+	if (there || services[r.primary]) && !q.Replace && unfinished == "" {
 		state := "stopped"
 		if services[r.primary] {
 			state = "running"
 		}
 		return fmt.Errorf("%s (%s, in %s): %w", r.primary, state, r.places.Live, ErrLive)
 	}
-	if !unfinished {
+	if unfinished == "" {
 		if err := r.build(ctx, target{to: q.To, timeline: q.Timeline}, out); err != nil {
 			return err
 		}
 	} else {
-		r.vault.Logger.Warn("going on with a restore that was cut short while it changed the data's places")
+		r.vault.Logger.Warn("going on with a restore that was cut short while it changed the data's places", "restore", unfinished)
 	}
-	return r.switchOver(ctx, services, out)
+	return r.switchOver(ctx, request, unfinished == "", services, out)
 }
 
-// lookAtLive says whether the primary has a database, and whether a restore was
-// cut short in its last step.
-func (r *rebuilt) lookAtLive(ctx context.Context) (there, unfinished bool, err error) {
-	script := `cd "${0%/*}" && rm -rf .replaced && if [ -d .before-restore ]; then echo unfinished; elif [ -e "$0/PG_VERSION" ]; then echo there; fi`
-	answer, err := output(ctx, r.bench.Run, "sh", "-c", script, r.places.Live)
-	return answer == "there", answer == "unfinished", err
+// identity says which restore this is, as it is asked for on a command line.
+func identity(q RestoreRequest, s *Set) string {
+	to := "latest"
+	if !q.To.IsZero() {
+		to = q.To.UTC().Format(time.RFC3339Nano)
+	}
+	id := "--to " + to + " --backup " + s.Name
+	if q.Timeline != 0 {
+		id += fmt.Sprintf(" --timeline %d", q.Timeline)
+	}
+	return id
+}
+
+// lookScript says what there is in the live data's place. Only a restore that
+// has taken away what was there, has written down which one it is, and has not
+// put its own data there yet can go on; anything else that lies in
+// .before-restore is left over, until the next restore is sure of its own data.
+const lookScript = `cd "${0%/*}" && rm -rf .replaced || exit
+if [ -e .before-restore ] && [ ! -e "$0/PG_VERSION" ]; then
+  if [ -s .restore-request ] && [ -e .restore/data/PG_VERSION ]; then echo "unfinished $(cat .restore-request)"; exit; fi
+  # There is nothing to go on with: what was there comes back.
+  if [ -e "$0" ]; then rmdir "$0" || exit; fi
+  rmdir .before-restore 2>/dev/null || mv .before-restore "$0" || exit
+fi
+rm -f .restore-request
+if [ -e "$0/PG_VERSION" ]; then echo there; fi`
+
+// lookAtLive says whether the primary has a database, and which restore, if
+// any, was cut short in its last step.
+func (r *rebuilt) lookAtLive(ctx context.Context) (there bool, unfinished string, err error) {
+	answer, err := output(ctx, r.bench.Run, "sh", "-c", lookScript, r.places.Live)
+	unfinished, _ = strings.CutPrefix(answer, "unfinished ")
+	if unfinished == answer {
+		unfinished = ""
+	}
+	return answer == "there", unfinished, err
 }
 
 // build makes the database on the bench and examines it.
@@ -187,7 +221,7 @@ func (r *rebuilt) build(ctx context.Context, t target, out *Restored) error {
 			}
 		}
 	}
-	if _, err := output(ctx, r.bench.Run, "rm", "-rf", r.data()); err != nil {
+	if _, err := output(ctx, r.bench.Run, "sh", "-c", `rm -rf "$0" "$1" && mkdir "$1"`, r.data(), r.places.staging()); err != nil {
 		return err
 	}
 	if err := r.unpack(ctx); err != nil {
@@ -212,33 +246,50 @@ func (r *rebuilt) build(ctx context.Context, t target, out *Restored) error {
 	return r.stop(ctx)
 }
 
-// swapScript gives the place of the live data to the bench's. Cut short
-// anywhere, it goes on when it is run again.
+// swapScript gives the place of the live data to the bench's, and writes down
+// for which restore. A fresh one first forgets what an earlier one left; cut
+// short anywhere, it goes on when it is run again.
 const swapScript = `set -e
 cd "${0%/*}"
-if [ ! -e .before-restore ]; then
+if [ "$2" = fresh ]; then
+  for file in "$4"/*; do
+    if [ -e "$3/${file##*/}" ]; then echo "$3/${file##*/} came meanwhile" >&2; exit 1; fi
+  done
+  if [ -e .before-restore ]; then mv .before-restore .replaced; rm -rf .replaced; fi
+  printf '%s\n' "$1" > .restore-request
+  sync
   if [ -e "$0" ]; then mv "$0" .before-restore; else mkdir .before-restore; fi
 fi
-if [ -e .restore/data ]; then mv .restore/data "$0"; fi
+if [ -e "$0" ]; then echo "$0 is there again" >&2; exit 1; fi
+` + publishScript + `
+mv .restore/data "$0"
 sync`
 
 // swapBackScript undoes it.
 const swapBackScript = `set -e
 cd "${0%/*}"
+` + withdrawScript + `
 rm -rf .restore/data
 mv "$0" .restore/data
-if rmdir .before-restore 2>/dev/null; then exit; fi
-mv .before-restore "$0"
+rmdir .before-restore 2>/dev/null || mv .before-restore "$0"
+rm -f .restore-request
 sync`
 
 // forgetScript removes what was there before. The first step is the one that
 // counts: from then on the restore is no unfinished one.
-const forgetScript = `cd "${0%/*}" && mv .before-restore .replaced && sync && rm -rf .replaced`
+const forgetScript = `cd "${0%/*}" && rm -f .restore-request && mv .before-restore .replaced && sync && rm -rf .replaced`
+
+// clearScript ends what runs on a bench beside live data, and removes its folder
+// but where a restore needs it to go on.
+const clearScript = `pg_ctl stop -s -m immediate -D "$0/data" 2>/dev/null
+cd "${0%/*}" || exit
+if [ -s .restore-request ] && [ -e .before-restore ] && [ -e "$0/data/PG_VERSION" ]; then exit 0; fi
+rm -rf "$0" "$1"`
 
 // switchOver stops what uses the database, puts the restored one into its
 // place, and starts what ran before. A replica follows the old life of the
 // database, and stays stopped.
-func (r *rebuilt) switchOver(ctx context.Context, services map[string]bool, out *Restored) error {
+func (r *rebuilt) switchOver(ctx context.Context, request string, fresh bool, services map[string]bool, out *Restored) error {
 	board, logger := r.vault.Board, r.vault.Logger
 	var apps, stop []string
 	for _, name := range sortedKeys(services) {
@@ -259,13 +310,17 @@ func (r *rebuilt) switchOver(ctx context.Context, services map[string]bool, out 
 			return err
 		}
 	}
-	if _, err := output(ctx, r.bench.Run, "sh", "-c", swapScript, r.places.Live); err != nil {
+	mode := "goes on"
+	if fresh {
+		mode = "fresh"
+	}
+	if _, err := output(ctx, r.bench.Run, "sh", "-c", swapScript, r.places.Live, request, mode, r.places.Archive, r.places.staging()); err != nil {
 		return fmt.Errorf("put the restored data into their place; run the same restore again to go on: %w", err)
 	}
 	logger.Info("starting", "services", r.primary)
 	if err := r.startPrimary(ctx, out); err != nil {
 		_ = board.Stop(ctx, r.primary)
-		_, back := output(ctx, r.bench.Run, "sh", "-c", swapBackScript, r.places.Live)
+		_, back := output(ctx, r.bench.Run, "sh", "-c", swapBackScript, r.places.Live, r.places.Archive)
 		if back == nil && services[r.primary] {
 			back = board.Start(ctx, append([]string{r.primary}, apps...)...)
 		}

@@ -239,7 +239,44 @@ func TestARestoreThatCannotBe(t *testing.T) {
 		if !w.pg.Running() || !w.site.apps["app_blue"] || w.all() != all || w.pg.Query("SELECT epoch FROM meta") != epoch {
 			t.Error("what was there before is not back")
 		}
+		w.expectOneLife(all)
 	})
+	t.Run("a restore that breaks off when its timeline has begun", func(t *testing.T) {
+		w.site.spoil = func(service string, p *Program) error {
+			if service == "bench" && strings.Contains(strings.Join(p.Args, " "), "UPDATE meta") {
+				return errors.New("killed")
+			}
+			return nil
+		}
+		_, err := w.vault.Restore(t.Context(), RestoreRequest{To: to, Database: true, Replace: true})
+		w.site.spoil = nil
+		if err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("error %v", err)
+		}
+		w.expectOneLife(all)
+		w.switchWAL()
+		if _, err := w.vault.Restore(t.Context(), RestoreRequest{Database: true, Replace: true}); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.all(); got != all {
+			t.Errorf("all that the archive has, after restores that failed:\n%s\nwant\n%s", got, all)
+		}
+		if begun, _ := filepath.Glob(filepath.Join(w.site.wal, "00000002.history*")); len(begun) != 1 {
+			t.Errorf("the archive knows nothing of the new life: %v", begun)
+		}
+	})
+}
+
+// expectOneLife fails when the archive has another timeline than the first, or
+// the database something else than all.
+func (w *world) expectOneLife(all string) {
+	w.t.Helper()
+	if begun, _ := filepath.Glob(filepath.Join(w.site.wal, "00000002*")); len(begun) > 0 || w.all() != all {
+		w.t.Errorf("a restore that failed left a life of its own: %v", begun)
+	}
+	if left, _ := filepath.Glob(filepath.Join(w.site.wal, ".*")); len(left) > 0 {
+		w.t.Errorf("left in the archive: %v", left)
+	}
 }
 
 // betweenCommitsAfter returns a moment before the last three commits.
@@ -263,34 +300,75 @@ func TestARestoreCutShortGoesOn(t *testing.T) {
 	w.serve()
 	c := w.client(client.Options{})
 	publish(t, c, "lobby", 3)
-	w.create()
+	s := w.create()
 	publish(t, c, "lobby", 3)
 	w.switchWAL()
 	c.Close()
 	w.node.Kill()
 	w.site.apps["app_blue"] = false
 	want := w.all()
-	// Killed between the two renames.
-	w.site.spoil = func(service string, p *Program) error {
-		if service == "bench" && len(p.Args) > 2 && p.Args[2] == swapScript {
-			p.Args[2] = `cd "${0%/*}" && mv "$0" .before-restore && exit 9`
-		}
-		if service == "bench" && p.Args[0] == "rm" {
+	to := time.Now()
+	cutShort := func() {
+		t.Helper()
+		// Killed between the two renames.
+		w.site.spoil = func(service string, p *Program) error {
+			if service == "bench" && len(p.Args) > 2 && p.Args[2] == swapScript {
+				p.Args[2] = strings.Replace(swapScript, publishScript, "exit 9", 1)
+			}
 			return nil
 		}
-		return nil
+		_, err := w.vault.Restore(t.Context(), RestoreRequest{Database: true, Replace: true})
+		w.site.spoil = nil
+		if err == nil || !strings.Contains(err.Error(), "run the same restore again") {
+			t.Fatalf("error %v", err)
+		}
 	}
-	w.site.keepBench = true
-	_, err := w.vault.Restore(t.Context(), RestoreRequest{Database: true, Replace: true})
-	if err == nil || !strings.Contains(err.Error(), "run the same restore again") {
-		t.Fatalf("error %v", err)
+	cutShort()
+	if _, err := w.vault.Restore(t.Context(), RestoreRequest{To: to, Database: true, Replace: true}); err == nil || !strings.Contains(err.Error(), "restore --to latest --backup "+s.Name+" was cut short") {
+		t.Errorf("another restore: %v", err)
 	}
-	w.site.spoil, w.site.keepBench = nil, false
 	if _, err := w.vault.Restore(t.Context(), RestoreRequest{Database: true}); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.all(); got != want {
 		t.Errorf("restored:\n%s\nwant\n%s", got, want)
+	}
+	w.switchWAL()
+
+	// What it was to put into place is gone: what was there comes back.
+	cutShort()
+	parent := filepath.Dir(w.pg.DataDir())
+	if err := os.RemoveAll(filepath.Join(parent, ".restore")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.vault.Restore(t.Context(), RestoreRequest{Database: true}); !errors.Is(err, ErrLive) {
+		t.Errorf("nothing to go on with: %v", err)
+	}
+	w.pg.Start()
+	if got := w.all(); got != want {
+		t.Errorf("what was there:\n%s\nwant\n%s", got, want)
+	}
+
+	// A leftover beside a database that runs is no restore to go on with.
+	left := filepath.Join(parent, ".before-restore")
+	for _, err := range []error{os.Mkdir(left, 0o700), os.WriteFile(filepath.Join(left, "PG_VERSION"), []byte("15\n"), 0o600), chownAs(w.site.user, left)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.pg.Exec("DELETE FROM messages")
+	if _, err := w.vault.Restore(t.Context(), RestoreRequest{Database: true}); !errors.Is(err, ErrLive) || !w.pg.Running() {
+		t.Errorf("beside a leftover: %v", err)
+	}
+	w.switchWAL()
+	if _, err := w.vault.Restore(t.Context(), RestoreRequest{To: to, Database: true, Replace: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.all(); got != want {
+		t.Errorf("restored beside a leftover:\n%s\nwant\n%s", got, want)
+	}
+	if left, _ := filepath.Glob(parent + "/.*re*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
 
@@ -309,6 +387,11 @@ func TestConfigurationAndRedisComeBack(t *testing.T) {
 	}
 	write(settings, "COLOR=blue\n", 0o640)
 	write(key, "secret", 0o400)
+	// Who is the primary is no configuration: a promotion came after the backup.
+	w.site.state = filepath.Join(dir, "state")
+	record, gone := filepath.Join(w.site.state, "postgres", "primary"), filepath.Join(w.site.state, "current.json")
+	write(record, "postgres\n", 0o644)
+	write(gone, "{}", 0o644)
 	if err := os.Symlink("settings", link); err != nil {
 		t.Fatal(err)
 	}
@@ -318,6 +401,8 @@ func TestConfigurationAndRedisComeBack(t *testing.T) {
 	w.create()
 	write(filepath.Join(w.site.acme, "acme.json"), "", 0o600)
 	write(settings, "COLOR=purple\n", 0o640)
+	write(record, "postgres_replica\n", 0o644)
+	remove(t, gone)
 	if err := errors.Join(os.RemoveAll(filepath.Dir(key)), os.Remove(link)); err != nil {
 		t.Fatal(err)
 	}
@@ -337,6 +422,12 @@ func TestConfigurationAndRedisComeBack(t *testing.T) {
 		if b, err := os.ReadFile(path); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", path, b, err)
 		}
+	}
+	if b, err := os.ReadFile(record); err != nil || string(b) != "postgres_replica\n" {
+		t.Errorf("the record of the primary became %q, %v", b, err)
+	}
+	if _, err := os.Stat(gone); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the deploy that ended is under way again: %v", err)
 	}
 	if info, err := os.Stat(key); err != nil || info.Mode().Perm() != 0o400 {
 		t.Errorf("the key: %v, %v", info, err)

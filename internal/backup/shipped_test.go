@@ -108,3 +108,44 @@ func TestTheShippedStackIsTheOneThatIsBackedUp(t *testing.T) {
 		}
 	}
 }
+
+// What an operator is to type in a bad hour names the compose file, and no
+// service that may be the live primary; and the shell picks the right one.
+func TestTheDocumentedWayToAStandby(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../../docs/backup.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, "docker compose ") && !strings.Contains(line, "-f "+DefaultFile) {
+			t.Errorf("without its file: %s", line)
+		}
+		if (strings.Contains(line, " rm ") || strings.Contains(line, "up -d")) && strings.Contains(line, "postgres") {
+			t.Errorf("a server is named that may be the primary: %s", line)
+		}
+	}
+	_, choose, _ := strings.Cut(string(b), "cd /opt/switchyard/deploy/compose\n")
+	choose, _, found := strings.Cut(choose, "```")
+	if !found {
+		t.Fatal("the standby is not looked for")
+	}
+	for record, want := range map[string]string{"": Replica, Primary: Replica, Replica: Primary, "somebody": ""} {
+		dir := t.TempDir()
+		if record != "" {
+			c := &Compose{Dir: dir}
+			if err := os.MkdirAll(filepath.Dir(c.primaryFile()), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SetPrimary(record); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", choose)
+		cmd.Dir = dir
+		out, err := cmd.Output()
+		if got := strings.TrimPrefix(strings.TrimSpace(string(out)), "to be emptied: "); got != want || (err != nil) != (want == "") {
+			t.Errorf("with %q on record: %q, %v; want %q", record, got, err, want)
+		}
+	}
+}

@@ -45,6 +45,10 @@ type Site interface {
 	// Files returns the files that make up the configuration: absolute paths of
 	// files and folders of this host.
 	Files(ctx context.Context) ([]string, error)
+	// State returns the folder among them of what the stack itself writes down as
+	// it goes, such as who is the primary: it is packed to be read, and never
+	// restored. Empty: there is none.
+	State() string
 }
 
 // A Switchboard starts and stops services, and knows which of the two
@@ -75,7 +79,8 @@ type Bench interface {
 	Run(ctx context.Context, p Program) error
 	// Places tells where programs on the bench find things.
 	Places() Places
-	// Close ends what still runs on the bench, and removes its folder.
+	// Close ends what still runs on the bench, and removes its folder, but where a
+	// restore that was cut short needs that to go on.
 	Close(ctx context.Context) error
 }
 

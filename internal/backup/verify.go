@@ -83,6 +83,10 @@ func (r *rebuilt) prove(ctx context.Context) (*Proof, error) {
 	if c.missing != "" {
 		return nil, r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.after))
 	}
+	// The base brings its own WAL and comes up without any archive.
+	if stop := r.set.stopSegment(); len(c.segments) == 0 || c.segments[len(c.segments)-1].number < stop.number {
+		return nil, r.archive.corrupt(stop.name(r.set.SegmentBytes), "is missing, and nothing comes after it: the archive does not reach the end of the base backup; look at archive_command")
+	}
 	for _, s := range c.segments {
 		if err := r.archive.check(s, r.set.SystemID); err != nil {
 			return nil, err

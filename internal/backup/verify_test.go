@@ -101,7 +101,7 @@ func (w *world) expectArchiveFrom(s *Set) {
 }
 
 // waitSecond waits until the clock shows another second: names of sets have one.
-func waitSecond(t *testing.T) {
+func waitSecond(t testing.TB) {
 	begun := time.Now().Unix()
 	until(t, "the next second", func() bool { return time.Now().Unix() > begun })
 }
@@ -258,12 +258,47 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 			}
 		})
 	}
+	w.archiveDies()
 	w.pg.Exec("ALTER SYSTEM SET archive_command = ''", "SELECT pg_reload_conf()")
 	until(t, "the setting is read", func() bool {
 		return w.pg.Query("SHOW archive_command") == "(disabled)" || w.pg.Query("SHOW archive_command") == ""
 	})
 	if _, err := w.vault.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "archive_command is") {
 		t.Errorf("no archive: %v", err)
+	}
+}
+
+// archiveDies: a backup beside an archive that stands still is none, and one
+// that was whole is not proved by what it brings itself.
+func (w *world) archiveDies() {
+	t := w.t
+	t.Helper()
+	s := w.create()
+	segments, err := filepath.Glob(filepath.Join(w.site.wal, "*"))
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("archived: %v, %v", segments, err)
+	}
+	aside := filepath.Join(w.vault.Dir, "aside")
+	if err := errors.Join(os.Rename(w.site.wal, aside), os.Mkdir(w.site.wal, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	stop := s.stopSegment().name(s.SegmentBytes)
+	if _, err := w.vault.Verify(t.Context(), s.Name); err == nil || !strings.Contains(err.Error(), stop+" is missing, and nothing") || !strings.Contains(err.Error(), "archive_command") {
+		t.Errorf("an archive that is empty: %v", err)
+	}
+	if err := errors.Join(os.Remove(w.site.wal), os.Rename(aside, w.site.wal)); err != nil {
+		t.Fatal(err)
+	}
+	w.pg.Exec("ALTER SYSTEM SET archive_command = '/bin/false'", "SELECT pg_reload_conf()")
+	until(t, "the setting is read", func() bool { return w.pg.Query("SHOW archive_command") == "/bin/false" })
+	waitSecond(t)
+	w.vault.archiveLimit = time.Second
+	if _, err := w.vault.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "did not come into "+w.site.wal+" within 1s: archive_command stands still") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("an archive that stands still: %v", err)
+	}
+	sets, _ := w.vault.Sets()
+	if len(sets) != 1 {
+		t.Errorf("%d sets, want the one before", len(sets))
 	}
 }
 

@@ -94,7 +94,7 @@ func (m *member) tags(context.Context) ([]map[string]int64, error) {
 }
 
 // sweep is sweep.lua and sweep_room.lua, all at once.
-func (m *member) sweep(_ context.Context, shard int, tag string) (left bool, err error) {
+func (m *member) sweep(_ context.Context, shard int, tag string) (left, gone bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for room, sessions := range m.rooms {
@@ -104,8 +104,9 @@ func (m *member) sweep(_ context.Context, shard int, tag string) (left bool, err
 			}
 		}
 	}
+	_, gone = m.revisionsOf(shard)[tag]
 	delete(m.revisionsOf(shard), tag)
-	return false, nil
+	return false, gone, nil
 }
 
 func (m *member) room(

@@ -131,7 +131,7 @@ func TestALateRollIsRefused(t *testing.T) {
 				t.Fatalf("%+v", l)
 			}
 			for left := true; left; {
-				if left, err = a.space.sweep(within(t, patience), shardOf("lobby"), "node-x~0"); err != nil {
+				if left, _, err = a.space.sweep(within(t, patience), shardOf("lobby"), "node-x~0"); err != nil {
 					t.Fatal(err)
 				}
 				if left {

@@ -146,10 +146,10 @@ func (r *redisSpace) tags(ctx context.Context) ([]map[string]int64, error) {
 	return all, err
 }
 
-func (r *redisSpace) sweep(ctx context.Context, shard int, tag string) (left bool, err error) {
+func (r *redisSpace) sweep(ctx context.Context, shard int, tag string) (left, gone bool, err error) {
 	c := &call{script: sweepScript, keys: r.tagKeys(shard, tag), args: []any{tag, sweepRooms}}
 	if err := r.run(ctx, opSweep, c); err != nil {
-		return true, fmt.Errorf("sweep after a node: %w", err)
+		return true, false, fmt.Errorf("sweep after a node: %w", err)
 	}
 	rooms, _ := c.value.([]any)
 	for _, v := range rooms {
@@ -158,12 +158,13 @@ func (r *redisSpace) sweep(ctx context.Context, shard int, tag string) (left boo
 		for cursor := "0"; ; {
 			c := &call{script: sweepRoomScript, keys: keys, args: []any{tag, name, cursor, sweepPage}}
 			if err := r.run(ctx, opSweep, c); err != nil {
-				return true, fmt.Errorf("sweep after a node: %w", err)
+				return true, false, fmt.Errorf("sweep after a node: %w", err)
 			}
 			if cursor, _ = c.value.(string); cursor == "0" || cursor == "" {
 				break
 			}
 		}
 	}
-	return len(rooms) > 0, nil
+	removed, _ := c.value.(int64)
+	return len(rooms) > 0, removed == 1, nil
 }

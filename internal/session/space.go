@@ -68,8 +68,9 @@ type sweeps interface {
 	// could not be reached, and -1 for a tag that is being swept.
 	tags(ctx context.Context) ([]map[string]int64, error)
 	// sweep removes a part of what a tag left behind; left says that there may
-	// be more.
-	sweep(ctx context.Context, shard int, tag string) (left bool, err error)
+	// be more, gone that this call removed the tag itself: of two nodes that sweep
+	// one at the same time, one is told so.
+	sweep(ctx context.Context, shard int, tag string) (left, gone bool, err error)
 }
 
 // meters count what users spend on all nodes.

@@ -87,12 +87,14 @@ func (n *Node) sweepLoop(ctx context.Context) {
 
 func (n *Node) sweep(ctx context.Context, l leftover) {
 	for ctx.Err() == nil {
-		left, err := n.space.sweep(ctx, l.shard, l.tag)
+		left, gone, err := n.space.sweep(ctx, l.shard, l.tag)
 		if err != nil {
 			return // it is found again
 		}
-		if !left {
+		if gone {
 			n.metrics.swept.Inc()
+		}
+		if !left {
 			return
 		}
 		select {

@@ -141,7 +141,7 @@ func TestBothPlacesDoTheSameWithPresence(t *testing.T) {
 				room, tag := rapid.SampledFrom(rooms).Draw(rt, "room"), oneTag()
 				both(rt, w, "sweep", func(p space) (int, error) {
 					for {
-						if left, err := p.sweep(ctx, shardOf(room), tag); err != nil || !left {
+						if left, _, err := p.sweep(ctx, shardOf(room), tag); err != nil || !left {
 							return 0, err
 						}
 					}

@@ -60,6 +60,7 @@ type drain struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when it is drained or was taken back
 	left   atomic.Int64  // who is still to be told, as of the last wave
+	slots  slots         // the loop's
 
 	// mu protects the following. The server's own lock may be held when it is
 	// taken, and is never taken while it is held.
@@ -293,13 +294,14 @@ func (d *drain) tell(n int, deadline time.Duration) (told int) {
 		}
 	})
 	wave = d.server.saver.keep(wave)
-	now := time.Now().UnixMilli()
+	now := time.Now()
+	first := d.slots.wave(now)
 	for i, k := range wave {
 		// Its own slot, and somewhere in it.
 		slot := waveEvery / time.Duration(len(wave))
-		after := time.Duration(i)*slot + rand.N(slot+1)
-		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, waveEvery).Milliseconds()
-		k.told.Store(now)
+		after := first + time.Duration(i)*slot + rand.N(slot+1)
+		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, after+waveEvery).Milliseconds()
+		k.told.Store(now.UnixMilli())
 		k.conn.Send(m.Encode())
 	}
 	d.add(func(p *Progress) { p.Told += len(wave) })
@@ -308,9 +310,24 @@ func (d *drain) tell(n int, deadline time.Duration) (told int) {
 	return len(wave)
 }
 
+// slots keeps the clients of two waves apart. The sessions of a wave are saved
+// before it is told, so that one may be told late and the next in time: both at
+// once would be more than the receivers take.
+type slots struct{ end time.Time } // of the last wave
+
+// wave returns in how long the next one begins: it lasts for waveEvery.
+func (s *slots) wave(now time.Time) time.Duration {
+	if s.end.Before(now) {
+		s.end = now
+	}
+	first := s.end.Sub(now)
+	s.end = s.end.Add(waveEvery)
+	return first
+}
+
 // closeAll ends every connection with 1012, some at a time: they come back
-// within a second, to nodes that take as many handshakes as this one. Those that do not answer are ended without a word. False
-// says that ctx ended before.
+// within a second, to nodes that take as many handshakes as this one. Those that
+// do not answer are ended without a word. False says that ctx ended before.
 func (s *Server) closeAll(ctx context.Context) bool {
 	n := s.clients()
 	spread := time.Duration(float64(n) / (fill * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))

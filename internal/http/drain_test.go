@@ -73,8 +73,8 @@ func TestADrainMovesEveryoneInWavesAndCanBeTakenBack(t *testing.T) {
 			if avoid := m["avoid"].(map[string]any); avoid["deployment"] != "d1" || avoid["node"] != nil || m["reason"] != "release" {
 				t.Errorf("move %v, want to avoid deployment d1 for release", m)
 			}
-			if after := m["after_ms"].(float64); after < 0 || after > 1000 {
-				t.Errorf("slot after %v ms, want one within the wave's second", after)
+			if after := m["after_ms"].(float64); after < 0 || after > 2000 {
+				t.Errorf("slot after %v ms, want one within the wave's second, which a late wave may push away by one", after)
 			}
 			if left := m["deadline_ms"].(float64); left < 1000 || left > 20_000 {
 				t.Errorf("deadline in %v ms", left)

@@ -128,6 +128,22 @@ func TestWavesFillWhatTheReceiversTake(t *testing.T) {
 	}
 }
 
+// A wave that was told late, since sessions were saved first, does not fall
+// together with the one after it; and nothing adds up.
+func TestWavesDoNotOverlap(t *testing.T) {
+	var s slots
+	began := time.Now()
+	var end time.Duration // of the wave before
+	for i, told := range []time.Duration{300, 1005, 2000, 3400, 4000, 5000, 9000, 10_000} {
+		told *= time.Millisecond
+		begins := told + s.wave(began.Add(told))
+		if begins < end || begins < told || begins > max(told, end) {
+			t.Errorf("wave %d is told after %v and begins after %v, where the one before ends at %v", i, told, begins, end)
+		}
+		end = begins + waveEvery
+	}
+}
+
 // Without knowledge of others a node goes by what it would take itself.
 func TestTheEndOfTheWindowIsNoHerd(t *testing.T) {
 	var p pace

@@ -251,7 +251,7 @@ func TestWhatTraefikServes(t *testing.T) {
 			}
 			return status, text
 		})
-		if s, err := balancer.Serving(t.Context()); err == nil || !strings.Contains(err.Error(), tt.says) {
+		if s, err := balancer.Serving(t.Context()); err == nil || !strings.Contains(err.Error(), tt.says) || s.Up[Green] != 3 {
 			t.Errorf("%s: %+v, %v", name, s, err)
 		}
 	}

@@ -35,7 +35,7 @@ type modelWorld struct {
 	t      *testing.T
 	now    time.Time
 	route  Route
-	routed error // reading the record fails
+	routed error // active.yml can't be read, by us or by the balancer
 	deaf   bool  // Traefik does not see changes
 	heard  Route
 
@@ -263,7 +263,7 @@ func (m *modelWorld) Set(_ context.Context, r Route) error {
 	if s := m.sight(); m.checked && s.serving(r.Live) == 0 && s.serving(r.Live.Other()) > 0 {
 		m.t.Fatalf("traffic goes to %s, where nobody serves: %+v", r.Live, s.Replicas)
 	}
-	m.route = r
+	m.route, m.routed = r, nil
 	if !m.deaf {
 		m.heard = r
 	}
@@ -273,7 +273,7 @@ func (m *modelWorld) Set(_ context.Context, r Route) error {
 func (m *modelWorld) Serving(context.Context) (Serving, error) {
 	defer m.call()()
 	s := m.sight()
-	return Serving{Route: m.heard, Up: map[Color]int{Blue: s.serving(Blue), Green: s.serving(Green)}}, nil
+	return Serving{Route: m.heard, Up: map[Color]int{Blue: s.serving(Blue), Green: s.serving(Green)}}, m.routed
 }
 
 func (m *modelWorld) Smoke(_ context.Context, t Target) error {

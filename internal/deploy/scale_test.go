@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Remove takes replicas away, which must be empty.
@@ -84,6 +85,31 @@ func TestDrainingByHand(t *testing.T) {
 	}
 	if err := m.Drain(t.Context(), "green"); err != nil || w.clients[Blue] != 1000 {
 		t.Fatal(err, w.clients)
+	}
+}
+
+// A half-written active.yml leaves the balancer without routers: a switch writes it
+// anew, and so does the way back of a deploy that is in its watch.
+func TestABrokenRouteIsWrittenAnew(t *testing.T) {
+	w := newModel(t)
+	m := w.machine(folder(t))
+	w.routed = ErrRoute
+	began := w.now
+	if e, err := m.Switch(t.Context(), Blue); err != nil || e.Color != Blue || w.routed != nil {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if took := w.now.Sub(began); took > 10*time.Second {
+		t.Errorf("it waited for %v", took)
+	}
+	if _, _, died := w.run(60, func() (Entry, error) { return m.Deploy(t.Context(), "v2") }); !died {
+		t.Fatal("it was not killed")
+	}
+	w.routed, began = ErrRoute, w.now
+	if e, err := m.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || w.route != (Route{Live: Blue}) || w.routed != nil {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if took := w.now.Sub(began); took > 30*time.Second {
+		t.Errorf("the way back waited for %v", took)
 	}
 }
 

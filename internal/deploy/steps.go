@@ -125,10 +125,8 @@ func (m *Machine) ready(ctx context.Context, j *Journal, balanced bool) error {
 		if err != nil {
 			return err
 		}
-		up := 0
-		if serving, err := m.World.Traffic.Serving(ctx); err == nil {
-			up = serving.Up[j.To]
-		}
+		serving, unsure := m.World.Traffic.Serving(ctx) // broken routers are what a switch mends
+		up := serving.Up[j.To]
 		if s.serving(j.To) == j.Replicas && (up == j.Replicas || !balanced) {
 			return nil
 		}
@@ -138,8 +136,12 @@ func (m *Machine) ready(ctx context.Context, j *Journal, balanced bool) error {
 			}
 		}
 		if m.World.Clock.Now().After(limit) {
+			why := troubles(s.Replicas[j.To])
+			if unsure != nil {
+				why += "; " + unsure.Error()
+			}
 			return fire(TriggerStart, "%d of %d replicas were ready after %v, %d of them for Traefik%s",
-				s.serving(j.To), j.Replicas, m.Settings.ReadyLimit, up, troubles(s.Replicas[j.To]))
+				s.serving(j.To), j.Replicas, m.Settings.ReadyLimit, up, why)
 		}
 		if err := m.World.Clock.Sleep(ctx, min(m.Settings.ProbeEvery, time.Second)); err != nil {
 			return err

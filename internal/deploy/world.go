@@ -45,7 +45,8 @@ type Traffic interface {
 	Route(ctx context.Context) (Route, error)
 	// Set writes the record, whole or not at all.
 	Set(ctx context.Context, r Route) error
-	// Serving asks the balancer what it does.
+	// Serving asks the balancer what it does. Beside an error that is about its
+	// routers Up is told nevertheless.
 	Serving(ctx context.Context) (Serving, error)
 }
 

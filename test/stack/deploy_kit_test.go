@@ -215,15 +215,23 @@ func (d *deployer) reached(t *testing.T, step string) {
 			t.Fatalf("it ended with %d before %s: %s", d.code, step, d.errs.String())
 		default:
 		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for _, e := range d.events {
-			if e.Step == step && e.Kind == "begin" {
-				return nil
-			}
+		if d.begun(step).IsZero() {
+			return errors.New("not yet")
 		}
-		return errors.New("not yet")
+		return nil
 	})
+}
+
+// begun is when a step began, the zero time if it did not.
+func (d *deployer) begun(step string) time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, e := range d.events {
+		if e.Step == step && e.Kind == "begin" {
+			return e.At
+		}
+	}
+	return time.Time{}
 }
 
 // wait waits for its end.

@@ -92,6 +92,8 @@ func judgeContainer(c backup.Container) (Mark, string) {
 	switch {
 	case !c.Running:
 		return Bad, fmt.Sprintf("does not run: %s", c.Status)
+	case c.Health == "starting": // not checked yet
+		return Look, "was just started"
 	case c.Health != "" && c.Health != "healthy":
 		return Bad, fmt.Sprintf("runs and is %s", c.Health)
 	case c.Restarts > 0:

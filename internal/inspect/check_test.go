@@ -50,6 +50,7 @@ func TestABadMorning(t *testing.T) {
 		}, Bad, "redis redis:9121 can't be scraped"},
 		{"a full disk", func(r *Round) { r.Prometheus = promised(t, map[string]string{"node_filesystem": sample("", 0.95)}) }, Bad, "95.0 %"},
 		{"a certificate that ends", func(r *Round) { r.Prometheus = promised(t, map[string]string{"probe_ssl": sample("", 3)}) }, Bad, "certificate is good for, days"},
+		{"a container that was not checked yet", func(r *Round) { r.Stack.(*stand).containers[0].Health = "starting" }, Look, "was just started"},
 		{"an unhealthy container", func(r *Round) { r.Stack.(*stand).containers[0].Health = "unhealthy" }, Bad, "runs and is unhealthy"},
 		{"one that ended", func(r *Round) {
 			r.Stack.(*stand).containers = append(r.Stack.(*stand).containers, backup.Container{Name: "redis-1", Service: "redis", Status: "exited with 1", ExitCode: 1})

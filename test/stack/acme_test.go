@@ -96,7 +96,7 @@ func (s *stack) shown(t *testing.T) (*x509.Certificate, error) {
 	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: &tls.Config{
 		ServerName: domain, InsecureSkipVerify: true, //nolint:gosec // what is shown is looked at, not trusted
 	}}
-	conn, err := dialer.DialContext(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", s.https))
+	conn, err := dialer.DialContext(t.Context(), "tcp", s.at(s.https))
 	if err != nil {
 		return nil, err
 	}

@@ -87,6 +87,10 @@ func runAll(m *testing.M) int {
 type stack struct {
 	name string
 	dir  string // the copy
+	// door is where users come in: an address of this machine from which the kernel
+	// leads on, as it does for who comes from outside. On loopback it would be a
+	// proxy of Docker's, which costs as much as what is behind it.
+	door string
 	ports
 	image  string
 	roots  *x509.CertPool
@@ -110,8 +114,12 @@ func newStack(name string) (*stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("a folder for the stack: %w", err)
 	}
+	door, err := exec.Command("docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").Output()
+	if err != nil {
+		return nil, fmt.Errorf("find an address for Docker's ports: %w", err)
+	}
 	s := &stack{
-		name: name, dir: dir, image: *image,
+		name: name, dir: dir, image: *image, door: strings.TrimSpace(string(door)),
 		ports: ports{testkit.FreePort(), testkit.FreePort(), testkit.FreePort(), testkit.FreePort(), testkit.FreePort()},
 	}
 	s.down() // what an earlier run left
@@ -192,14 +200,14 @@ func (s *stack) setup() error {
 	fmt.Printf("%d files may be open in a container (65536 as shipped)\n", nofile)
 	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	if *stories { // see deploy_kit_test.go
-		if err := s.set(map[string]string{"TRUSTED_IPS": "10.0.0.0/8", "DRAIN_WINDOW": drain.String()}); err != nil {
+		if err := s.set(map[string]string{"TRUSTED_IPS": "10.0.0.0/8,172.16.0.0/12", "DRAIN_WINDOW": drain.String()}); err != nil {
 			return err
 		}
 	}
 	return s.set(map[string]string{
 		"IMAGE_BLUE": s.image, "IMAGE_GREEN": s.image, "NOFILE": strconv.Itoa(nofile),
 		"NODE_CPUS": cpus, "POSTGRES_CPUS": cpus, "TRAEFIK_CPUS": cpus,
-		"HTTP_PORT": at(s.http), "HTTPS_PORT": at(s.https), "GRAFANA_PORT": at(s.grafana),
+		"HTTP_PORT": s.at(s.http), "HTTPS_PORT": s.at(s.https), "GRAFANA_PORT": at(s.grafana),
 		"PROMETHEUS_PORT": at(s.prometheus), "ALERTMANAGER_PORT": at(s.alertmanager),
 		"EDGE_SUBNET": fmt.Sprintf("10.213.%d.0/24", net), "MONITORING_SUBNET": fmt.Sprintf("10.214.%d.0/24", net),
 	})
@@ -309,8 +317,11 @@ func (s *stack) dial(ctx context.Context, network, address string) (net.Conn, er
 		return nil, err
 	}
 	to := map[string]int{"80": s.http, "443": s.https}[port]
-	return new(net.Dialer).DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", to))
+	return new(net.Dialer).DialContext(ctx, network, s.at(to))
 }
+
+// at is a port of the door.
+func (s *stack) at(port int) string { return net.JoinHostPort(s.door, strconv.Itoa(port)) }
 
 func (s *stack) tls() *tls.Config { return &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12} }
 

@@ -163,6 +163,24 @@ func bytesOf(t *testing.T, size string) int {
 	return n << map[string]int{"k": 10, "m": 20, "g": 30}[strings.ToLower(part[2])]
 }
 
+// When the processors are full, what all pass goes first, and who only looks on last.
+func TestWhoUsersWaitForGoesFirst(t *testing.T) {
+	services := production(t, example(t)).Services
+	inOrder := [][]string{
+		{"traefik"}, {"postgres", "redis"}, {"app_blue", "app_green"},
+		{"prometheus", "alertmanager", "grafana", "node_exporter", "redis_exporter", "postgres_exporter", "blackbox_exporter", "migrate"},
+	}
+	for i, before := range inOrder[:len(inOrder)-1] {
+		for _, first := range before {
+			for _, then := range inOrder[i+1] {
+				if services[first].CPUShares <= services[then].CPUShares {
+					t.Errorf("%s has cpu_shares %d, %s %d", first, services[first].CPUShares, then, services[then].CPUShares)
+				}
+			}
+		}
+	}
+}
+
 // What may be reached, and what a container that was broken into may do.
 func TestTheStackIsClosed(t *testing.T) {
 	text := read(t, compose+"/docker-compose.prod.yml")

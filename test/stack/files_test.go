@@ -54,6 +54,7 @@ type service struct {
 	CapAdd        []string          `yaml:"cap_add"`
 	SecurityOpt   []string          `yaml:"security_opt"`
 	StopGrace     time.Duration     `yaml:"stop_grace_period"`
+	CPUShares     int               `yaml:"cpu_shares"`
 	Logging       struct {
 		Options map[string]string `yaml:"options"`
 	} `yaml:"logging"`

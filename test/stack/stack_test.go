@@ -200,7 +200,7 @@ func (s *stack) setup() error {
 	fmt.Printf("%d files may be open in a container (65536 as shipped)\n", nofile)
 	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	if *stories { // see deploy_kit_test.go
-		if err := s.set(map[string]string{"TRUSTED_IPS": "10.0.0.0/8,172.16.0.0/12", "DRAIN_WINDOW": drain.String()}); err != nil {
+		if err := s.set(map[string]string{"TRUSTED_IPS": "10.0.0.0/8,172.16.0.0/12", "DRAIN_WINDOW": drain.String(), "HEALTH_INTERVAL": "10s"}); err != nil {
 			return err
 		}
 	}

@@ -63,7 +63,7 @@ e2e: ## build the image and run both compose files on Docker, as root; ARGS="-ru
 	@scripts/e2e $(ARGS)
 
 # What a release wants to see; RUN= picks a story.
-LONG_DEPLOYS = -deploy.n 20 -deploy.kills 25 -deploy.clients 1000 -deploy.addresses 200 -deploy.rate 300 -deploy.newcomers 60 -deploy.crash 60s
+LONG_DEPLOYS = -deploy.n 20 -deploy.kills 25 -deploy.clients 1000 -deploy.addresses 200 -deploy.rate 300 -deploy.newcomers 40 -deploy.crash 60s -deploy.watch 5s
 e2e-deploy: ## the stories of switchyard deploy on Docker, as root: LONG=1 takes hours, RUN=TestDeployKilledAndRunAgain one of them, ARGS="-deploy.seed 7"
 	@scripts/e2e -timeout 0 -run '$(or $(RUN),^TestDeploy)' -args -deploy $(if $(LONG),$(LONG_DEPLOYS)) $(ARGS)
 

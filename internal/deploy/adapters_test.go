@@ -316,3 +316,16 @@ func without(port string) func(wire) wire {
 		}
 	}
 }
+
+// An error names what a command was to do, whatever flags stand before.
+func TestWordsOfACommand(t *testing.T) {
+	for want, args := range map[string]string{
+		"compose up app_green": "compose -p yard -f /opt/docker-compose.prod.yml up -d --no-deps app_green",
+		"inspect abc":          "inspect --type container abc",
+		"ps":                   "ps -aq --no-trunc --filter label=x",
+	} {
+		if got := words(strings.Fields(args)); got != want {
+			t.Errorf("%s: %q, not %q", args, got, want)
+		}
+	}
+}

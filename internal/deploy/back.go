@@ -46,7 +46,7 @@ func (m *Machine) back(ctx context.Context, j *Journal) (Entry, error) {
 	if err := m.State.finish(e); err != nil {
 		return e, m.unfinished(ctx, j, "rollback", err)
 	}
-	m.say("rollback", "done", "%s is stopped; its logs, state, metrics and heap are in %s", j.To, j.Evidence)
+	m.say("rollback", "done", "%s is stopped; what it could tell is in %s", j.To, j.Evidence)
 	return e, &RolledBackError{e}
 }
 
@@ -230,5 +230,5 @@ func (m *Machine) undoLast(ctx context.Context) (*Journal, error) {
 			return j, nil
 		}
 	}
-	return nil, &RefusedError{fmt.Errorf("there is nothing to go back to: %s does not run, and the history has no deploy before", j.From)}
+	return nil, &RefusedError{fmt.Errorf("there is nothing to go back to: %s does not run, and no deploy to %s in the history tells what ran before it", j.From, j.To)}
 }

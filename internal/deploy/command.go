@@ -58,11 +58,26 @@ func (c command) run(ctx context.Context, limit time.Duration, dir string, env [
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	what := name + " " + strings.Join(args[:min(len(args), 4)], " ")
+	what := name + " " + words(args)
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil, fmt.Errorf("%s is not installed: %w", name, err)
 	}
 	return out.Bytes(), fmt.Errorf("%s: %w: %s", what, err, lastLine(errs.String()))
+}
+
+// words are the first of a command's arguments that are no flags: what it was to
+// do, for an error.
+func words(args []string) string {
+	var found []string
+	for i := 0; i < len(args) && len(found) < 4; i++ {
+		switch {
+		case slices.Contains([]string{"-p", "-f", "--filter", "--format", "--type"}, args[i]):
+			i++ // its value
+		case !strings.HasPrefix(args[i], "-"):
+			found = append(found, args[i])
+		}
+	}
+	return strings.Join(found, " ")
 }
 
 // isColorSetting tells whether a variable would say what .env has to say.

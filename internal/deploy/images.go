@@ -43,10 +43,8 @@ func (c *Compose) Resolve(ctx context.Context, ref string) (Image, error) {
 
 // Migrate runs the image's migrations in a container of its own.
 func (c *Compose) Migrate(ctx context.Context, image Image) error {
-	if _, err := c.migrate(ctx, image); err != nil {
-		return fmt.Errorf("migrate: %w", err)
-	}
-	return nil
+	_, err := c.migrate(ctx, image)
+	return err
 }
 
 // migrate runs the stack's one-off service on an image.

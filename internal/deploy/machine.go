@@ -261,6 +261,7 @@ func (m *Machine) conclude(ctx context.Context, j *Journal, err error) (Entry, e
 		return Entry{}, m.unfinished(ctx, j, step, err)
 	}
 	j.RollingBack, j.Trigger, j.Reason, j.Triggered = true, TriggerStart, step+": "+err.Error(), m.World.Clock.Now().UTC()
+	j.FailedAt = step
 	var f *fired
 	if errors.As(err, &f) {
 		j.Trigger, j.Reason = f.trigger, f.reason
@@ -273,7 +274,13 @@ func (m *Machine) conclude(ctx context.Context, j *Journal, err error) (Entry, e
 	return m.back(ctx, j)
 }
 
+// errInterrupted stands for what a program said that was ended in the middle.
+var errInterrupted = errors.New("interrupted")
+
 func (m *Machine) unfinished(ctx context.Context, j *Journal, step string, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		err = errInterrupted
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	u := &UnfinishedError{Step: step, Err: err, Next: fmt.Sprintf("`switchyard deploy %s` goes on, `switchyard rollback` takes it back", j.Image.Ref)}
@@ -290,7 +297,7 @@ func (m *Machine) unfinished(ctx context.Context, j *Journal, step string, err e
 func (m *Machine) entry(j *Journal, o Outcome, live Color) Entry {
 	e := Entry{
 		ID: j.ID, Outcome: o, Color: live, Image: j.Image, From: j.From, Old: &j.Old, Started: j.Started, Ended: m.World.Clock.Now().UTC(),
-		Trigger: j.Trigger, Reason: j.Reason, Evidence: j.Evidence, Held: j.Held, Notes: j.Notes, Steps: j.Done,
+		Trigger: j.Trigger, Reason: j.Reason, FailedAt: j.FailedAt, Evidence: j.Evidence, Held: j.Held, Notes: j.Notes, Steps: j.Done,
 	}
 	if !j.Back.IsZero() {
 		e.BackAfter = j.Back.Sub(j.Triggered).Round(time.Millisecond).Seconds()

@@ -72,6 +72,9 @@ func (e Entry) Details() string {
 	for _, s := range e.Steps {
 		fmt.Fprintf(&b, "    %-14s %8v  %s\n", s.Step, time.Duration(s.Took*float64(time.Second)).Round(time.Millisecond), s.Note)
 	}
+	if e.FailedAt != "" {
+		fmt.Fprintf(&b, "    it failed at %s\n", e.FailedAt)
+	}
 	if e.BackAfter > 0 {
 		fmt.Fprintf(&b, "    the old color served %v s after the trigger\n", e.BackAfter)
 	}

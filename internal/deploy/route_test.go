@@ -190,6 +190,15 @@ func TestServersAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "services-green-5.yml", after)
+	if err := f.SetServers(Green, 3); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml")); err != nil || !bytes.Equal(before, again) {
+		t.Errorf("there and back again, and the file is another one (%v):\n%s", err, again)
+	}
+	if _, err := withServers([]byte("http: {services: {app-blue: {loadBalancer: {servers: [{url: 'http://x-app_blue-1:8000'}]}}}}"), Blue, 2); err == nil || !strings.Contains(err.Error(), "a line each") {
+		t.Error(err)
+	}
 	if err := f.SetServers(Green, 1); err != nil {
 		t.Fatal(err)
 	}

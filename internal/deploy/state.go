@@ -46,6 +46,7 @@ type Journal struct {
 	RollingBack bool      `json:"rolling_back,omitempty"`
 	Trigger     Trigger   `json:"trigger,omitempty"`
 	Reason      string    `json:"reason,omitempty"`
+	FailedAt    string    `json:"failed_at,omitempty"` // the step
 	Triggered   time.Time `json:"triggered,omitzero"`
 	// Back is when the old color served again.
 	Back     time.Time `json:"back,omitzero"`
@@ -88,12 +89,20 @@ type Entry struct {
 	Ended   time.Time `json:"ended"`
 	Trigger Trigger   `json:"trigger,omitempty"`
 	Reason  string    `json:"reason,omitempty"`
+	// FailedAt is the step at which the trigger came.
+	FailedAt string `json:"failed_at,omitempty"`
 	// BackAfter is the time from the trigger to the old color serving.
 	BackAfter float64  `json:"back_after_seconds,omitempty"`
 	Evidence  string   `json:"evidence,omitempty"`
 	Held      []string `json:"held,omitempty"`
 	Notes     []string `json:"notes,omitempty"`
 	Steps     []Stage  `json:"steps,omitempty"`
+}
+
+// written tells whether a command that was killed wrote the same line before. A
+// deploy that is taken back later keeps its own.
+func (e Entry) written(again Entry) bool {
+	return e.ID == again.ID && e.Outcome == again.Outcome && e.Started.Equal(again.Started)
 }
 
 // An Outcome is how a deploy ended.
@@ -193,7 +202,7 @@ func (s State) append(e Entry) error {
 }
 
 // History returns what was done, the oldest first. Lines that can't be read are
-// left out; a deploy with two lines counts by the last.
+// left out; one that was written twice counts by the last.
 func (s State) History() ([]Entry, error) {
 	text, err := os.ReadFile(s.file("deploys.jsonl"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -210,7 +219,7 @@ func (s State) History() ([]Entry, error) {
 		if json.Unmarshal(lines.Bytes(), &e) != nil || e.ID == "" {
 			continue
 		}
-		if n := len(entries); n > 0 && entries[n-1].ID == e.ID {
+		if n := len(entries); n > 0 && entries[n-1].written(e) {
 			entries = entries[:n-1]
 		}
 		entries = append(entries, e)

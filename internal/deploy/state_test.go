@@ -45,7 +45,7 @@ func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
 // A line that a crash cut short costs that line alone.
 func TestTheHistoryOutlivesAHalfWrittenLine(t *testing.T) {
 	s := State{Dir: t.TempDir()}
-	for _, e := range []Entry{{ID: "a"}, {ID: "b", Reason: "killed before the journal went"}, {ID: "b", Reason: "and written again"}} {
+	for _, e := range []Entry{{ID: "a"}, {ID: "b", Reason: "killed before the journal went"}, {ID: "b", Reason: "and written again"}, {ID: "b", Outcome: RolledBack}} {
 		if err := s.append(e); err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func TestTheHistoryOutlivesAHalfWrittenLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := s.History()
-	if err != nil || len(got) != 3 || got[1].Reason != "and written again" || got[2].ID != "d" {
+	if err != nil || len(got) != 4 || got[1].Reason != "and written again" || got[2].Outcome != RolledBack || got[3].ID != "d" {
 		t.Error(got, err)
 	}
 }

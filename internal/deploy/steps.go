@@ -321,5 +321,5 @@ func (m *Machine) prune(ctx context.Context, j *Journal) (string, error) {
 	if err := m.World.Images.Prune(ctx, gone); err != nil {
 		return fmt.Sprintf("not all could be removed: %v", err), nil
 	}
-	return fmt.Sprintf("%d older ones are gone", len(gone)), nil
+	return "the older ones are gone", nil
 }

@@ -196,17 +196,20 @@ func withServers(text []byte, c Color, n int) ([]byte, error) {
 	if first == nil || !replicaInURL.MatchString(first.Value) {
 		return nil, fmt.Errorf("the first server of %s has no address like http://…app_%s-1:8000", c.balancer(), c)
 	}
-	servers.Content = nil
-	for i := range n {
-		url := *first
-		url.Value = replicaInURL.ReplaceAllString(first.Value, fmt.Sprintf("${1}%d", i+1))
-		servers.Content = append(servers.Content, &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{scalar("url"), &url}})
+	// The rest of the file stays as people wrote it: only the lines of the servers
+	// are other ones.
+	lines := bytes.SplitAfter(append(bytes.TrimRight(text, "\n"), '\n'), []byte("\n"))
+	from := servers.Content[0].Line
+	for i, server := range servers.Content {
+		if servers.Style&yaml.FlowStyle != 0 || server.Line != from+i {
+			return nil, fmt.Errorf("the servers of %s must stand on a line each, with nothing in between", c.balancer())
+		}
 	}
 	var out bytes.Buffer
-	enc := yaml.NewEncoder(&out)
-	enc.SetIndent(2)
-	if err := errors.Join(enc.Encode(&doc), enc.Close()); err != nil {
-		return nil, err
+	out.Write(bytes.Join(lines[:from-1], nil))
+	for i := range n {
+		out.Write(replicaInURL.ReplaceAll(lines[from-1], fmt.Appendf(nil, "${1}%d", i+1)))
 	}
+	out.Write(bytes.Join(lines[from-1+len(servers.Content):], nil))
 	return out.Bytes(), nil
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -199,12 +200,18 @@ func (p *Preflight) alerts(ctx context.Context, _ *workplace) (string, error) {
 		}
 	}
 	if len(critical) > 0 {
-		return "", fmt.Errorf("firing: %s", strings.Join(critical, ", "))
+		return "", fmt.Errorf("firing: %s", each(critical))
 	}
 	if len(other) > 0 {
-		return "", warn("firing: %s", strings.Join(other, ", "))
+		return "", warn("firing: %s", each(other))
 	}
 	return "none fires", nil
+}
+
+// each names what there is several of once.
+func each(names []string) string {
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ", ")
 }
 
 // recentErrors: what is live does well.
@@ -298,7 +305,7 @@ func (p *Preflight) backup(ctx context.Context, _ *workplace) (string, error) {
 		return "", err
 	}
 	if at == 0 {
-		return "", errors.New("no backup was ever proved: `switchyard backup` makes one, `switchyard backup verify` proves it")
+		return "", errors.New("no backup was ever proved: `switchyard backup` makes one, `switchyard backup verify` proves it; Prometheus hears of it within half a minute")
 	}
 	age := p.Clock.Now().Sub(time.Unix(int64(at), 0)).Round(time.Minute)
 	if age > backupAge {

@@ -98,8 +98,12 @@ func relocate(t *testing.T, env map[string]string, limit int) *relocation {
 // whatever moment that began. It is counted where they begin: a node's own count
 // is read now and then, by a request that a busy machine answers late.
 func (r *relocation) most(within time.Duration) (most int) {
+	r.t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(r.dials) < r.clients {
+		r.t.Errorf("%d handshakes were counted, for %d clients", len(r.dials), r.clients)
+	}
 	for first, next := 0, 0; first < len(r.dials); first++ {
 		for next < len(r.dials) && r.dials[next].Sub(r.dials[first]) < within {
 			next++

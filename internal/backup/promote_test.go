@@ -41,15 +41,22 @@ func (w *world) serveBoth(standby *testkit.PG) {
 	w.site.apps["app_blue"] = true
 }
 
+// pairWith is a world with a standby and a node that knows both, with so many
+// messages in the lobby.
+func pairWith(t *testing.T, messages int) (w *world, standby *testkit.PG) {
+	t.Helper()
+	w = newWorld(t)
+	standby = w.addStandby()
+	w.serveBoth(standby)
+	publish(t, w.client(client.Options{}), "lobby", messages)
+	return w, standby
+}
+
 // The primary dies under load, the standby takes over: what was lost is
 // declared, and nothing else is.
 func TestAPromotionLosesNothingUndeclared(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	standby := w.addStandby()
-	w.serveBoth(standby)
-	c := w.client(client.Options{})
-	publish(t, c, "lobby", 5)
+	w, standby := pairWith(t, 5)
 	if _, err := w.vault.Promote(t.Context(), PromoteRequest{}); !errors.Is(err, ErrPrimaryAnswers) || !w.pg.Running() {
 		t.Fatalf("while the primary answers: %v", err)
 	}
@@ -115,11 +122,7 @@ func TestAPromotionCutShortGoesOn(t *testing.T) {
 // A primary that is well can be sent off without losing anything.
 func TestAPromotionInOrderLosesNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	standby := w.addStandby()
-	w.serveBoth(standby)
-	c := w.client(client.Options{})
-	publish(t, c, "lobby", 50)
+	w, standby := pairWith(t, 50)
 	p, err := w.vault.Promote(t.Context(), PromoteRequest{StopPrimary: true})
 	if err != nil {
 		t.Fatal(err)
@@ -133,11 +136,7 @@ func TestAPromotionInOrderLosesNothing(t *testing.T) {
 // have stored what nobody sent: it is not said that nothing is lost.
 func TestAPromotionSaysOnlyWhatItKnows(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	standby := w.addStandby()
-	w.serveBoth(standby)
-	c := w.client(client.Options{})
-	publish(t, c, "lobby", 5)
+	w, _ := pairWith(t, 5)
 	w.site.stopKills = true
 	p, err := w.vault.Promote(t.Context(), PromoteRequest{StopPrimary: true})
 	if err != nil {

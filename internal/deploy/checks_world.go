@@ -200,16 +200,16 @@ func (p *Preflight) alerts(ctx context.Context, _ *workplace) (string, error) {
 		}
 	}
 	if len(critical) > 0 {
-		return "", fmt.Errorf("firing: %s", each(critical))
+		return "", fmt.Errorf("firing: %s", distinct(critical))
 	}
 	if len(other) > 0 {
-		return "", warn("firing: %s", each(other))
+		return "", warn("firing: %s", distinct(other))
 	}
 	return "none fires", nil
 }
 
-// each names what there is several of once.
-func each(names []string) string {
+// distinct names each once.
+func distinct(names []string) string {
 	slices.Sort(names)
 	return strings.Join(slices.Compact(names), ", ")
 }

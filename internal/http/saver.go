@@ -14,7 +14,8 @@ import (
 const (
 	// saveEvery is how long changes of sessions gather before they are saved,
 	// saveSoon how long those do that a client may come back for at once: a
-	// session that has begun, and one whose socket has ended.
+	// session that has begun, one whose socket has ended, and the rooms of a
+	// client that remembers none itself.
 	saveEvery = time.Second
 	saveSoon  = 50 * time.Millisecond
 	// saveTries is how often a save that failed is made, before it waits for
@@ -25,8 +26,8 @@ const (
 )
 
 // A saver saves the sessions of sockets, gathered: one is saved when its
-// client has answered a ping, when it begins, and when it ends. Safe for
-// concurrent use.
+// client has answered a ping, when it begins, when it ends, and with rooms=1
+// when it joins or leaves. Safe for concurrent use.
 type saver struct {
 	server *Server
 	wake   chan struct{} // holds a token when something is to be saved soon
@@ -93,18 +94,32 @@ func (v *saver) flush() {
 }
 
 // keep sees to it that a client that is asked to move has a session to come
-// back with: it saves those that are not kept yet, and returns who may be asked
-// now. The others may at the next wave, and in any case at the one after:
-// nothing waits for long for a Redis that is away.
+// back with: it saves those that are not kept yet or have changed, and returns
+// who may be asked now. The others may at the next wave, and in any case at the
+// one after: nothing waits for long for a Redis that is away.
 func (v *saver) keep(wave []*socket) []*socket {
+	changed := v.take(wave)
 	v.saveAll(func(yield func(*socket) bool) {
-		for _, k := range wave {
-			if k.unkept() && !yield(k) {
+		for i, k := range wave {
+			if (changed[i] || k.unkept()) && !yield(k) {
 				return
 			}
 		}
 	})
 	return slices.DeleteFunc(wave, func(k *socket) bool { return k.unkept() && k.waits() })
+}
+
+// take says which of these were due, and has them so no more.
+func (v *saver) take(sockets []*socket) []bool {
+	due := make([]bool, len(sockets))
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for i, k := range sockets {
+		if _, due[i] = v.due[k]; due[i] {
+			delete(v.due, k)
+		}
+	}
+	return due
 }
 
 // saveAll saves where these sockets' sessions stand.

@@ -56,6 +56,7 @@ type held struct {
 	// Protects following.
 	session message.Session // as it was saved last
 	kept    bool            // and it was
+	joining bool            // with rooms: some were not joined yet by then
 	failed  int             // saves in a row that were not
 	waited  int             // waves of a drain, for its first save
 	parted  bool            // the socket has ended: session.Rooms are the last
@@ -148,7 +149,7 @@ func (k *socket) part(goodbye bool) {
 	if k.held == nil {
 		return
 	}
-	rooms := k.client.Positions(nil)
+	rooms, _ := k.client.Positions(nil)
 	k.held.mu.Lock()
 	defer k.held.mu.Unlock()
 	if k.held.timer != nil {
@@ -221,12 +222,13 @@ func (k *socket) state() (message.SessionSave, bool) {
 	parted := h.parted
 	h.mu.Unlock()
 	var rooms []message.Position
-	current := !parted && k.isSettled()
+	current, all := !parted && k.isSettled(), false
 	if current {
-		rooms = k.client.Positions(nil)
+		rooms, all = k.client.Positions(nil)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.joining = h.rooms && !h.parted && !all
 	if h.lost {
 		return message.SessionSave{}, false
 	}
@@ -247,7 +249,7 @@ func (k *socket) isSettled() bool {
 	return k.held.settled.Load() || time.Since(k.started) > k.server.cfg.Takeover
 }
 
-// saved takes what became of a save; true: it is to be saved again, whole.
+// saved takes what became of a save; true: it is to be saved again.
 func (k *socket) saved(r message.SaveResult) bool {
 	k.held.mu.Lock()
 	defer k.held.mu.Unlock()
@@ -263,6 +265,7 @@ func (k *socket) saved(r message.SaveResult) bool {
 		return k.held.failed < saveTries
 	case message.SaveDone:
 		k.held.failed = 0
+		return k.held.joining
 	}
 	return false
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,6 +21,7 @@ type away struct {
 	*session.Node
 	gone  atomic.Bool
 	saves atomic.Int64
+	kept  atomic.Pointer[message.Session] // of the saves that were whole, the last one
 }
 
 func (a *away) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
@@ -33,8 +33,27 @@ func (a *away) Resume(ctx context.Context, secret, user string) (message.Session
 }
 
 func (a *away) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+	results := a.Node.Save(ctx, batch)
+	for i, s := range batch {
+		if results[i] == message.SaveDone && !s.Touch {
+			a.kept.Store(&s.Session)
+		}
+	}
 	a.saves.Add(int64(len(batch)))
-	return a.Node.Save(ctx, batch)
+	return results
+}
+
+// rooms are those of the session that was kept last, in the order of joining.
+func (a *away) rooms() string {
+	s := a.kept.Load()
+	if s == nil {
+		return ""
+	}
+	names := make([]string, len(s.Rooms))
+	for i, p := range s.Rooms {
+		names[i] = string(p.Room)
+	}
+	return strings.Join(names, " ")
 }
 
 // remembering is a node that keeps sessions in its process.
@@ -167,23 +186,55 @@ func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 	if got["b"][0] != 1 {
 		t.Errorf("b: %v", got["b"])
 	}
-	c.send(`{"type":"leave","room":"a"}`)
+}
+
+// What a client that tracks nothing joins and leaves is remembered at once, not
+// only at its next answer to a ping: also the join that takes its time.
+func TestJoinsAndLeavesAreRememberedAtOnce(t *testing.T) {
+	n, a := remembering(t, func(c *Config) { c.Heartbeat = time.Hour })
+	b, welcome := n.come("", "?rooms=1")
+	secret := welcome["session"].(string)
+	b.send(`{"type":"join","room":"a"}`)
+	b.until("joined")
+	eventually(t, "a to be kept", func() bool { return a.rooms() == "a" })
+	n.log.set(message.ErrUnavailable)
+	b.send(`{"type":"join","room":"late"}`)
+	before := a.saves.Load()
+	eventually(t, "a save that finds the join unanswered", func() bool { return a.saves.Load() > before })
+	n.log.set(nil)
+	b.until("joined")
+	eventually(t, "the late room to be kept", func() bool { return a.rooms() == "a late" })
+	b.send(`{"type":"leave","room":"a"}`)
+	b.until("left")
+	eventually(t, "the left room to be forgotten", func() bool { return a.rooms() == "late" })
+
+	c, _ := n.come(secret, "?rooms=1")
+	if m := c.until("joined"); m["room"] != "late" {
+		t.Errorf("is in %v again, and was last in the other room alone", m["room"])
+	}
+	c.send(`{"type":"leave","room":"late"}`)
 	c.until("left")
-	eventually(t, "the left room to be forgotten", func() bool {
-		d, _ := n.come(secret, "?rooms=1")
-		d.send(`{"type":"history","room":"a","limit":1,"ref":"h"}`)
-		joined := []string{}
-		for {
-			m := d.read()
-			if m["type"] == "joined" {
-				joined = append(joined, m["room"].(string))
-			}
-			if m["type"] == "history" {
-				break
-			}
-		}
-		return !slices.Contains(joined, "a")
-	})
+	eventually(t, "the last room to be forgotten", func() bool { return a.rooms() == "" })
+	if _, again := n.come(secret, "?rooms=1"); again["resumed"] != true {
+		t.Errorf("welcome %v", again)
+	}
+}
+
+// A drain asks nobody to move whose last joins are not kept.
+func TestWhatChangedIsKeptBeforeAMove(t *testing.T) {
+	n, a := remembering(t, func(c *Config) { c.Heartbeat = time.Hour })
+	b, _ := n.come("", "?rooms=1")
+	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+	b.send(`{"type":"join","room":"a"}`)
+	b.until("joined")
+	var wave []*socket
+	n.beat.each(func(k *socket) { wave = append(wave, k) })
+	// A saver of its own, so that the server's loop does not take what is due first.
+	v := &saver{server: n.Server, wake: make(chan struct{}, 1)}
+	v.add(wave[0])
+	if asked := v.keep(wave); len(asked) != 1 || a.rooms() != "a" {
+		t.Errorf("%d asked to move; kept are the rooms %q", len(asked), a.rooms())
+	}
 }
 
 // publish stores messages first to last in a room.

@@ -199,7 +199,7 @@ func (k *socket) do(r *protocol.Request) {
 	}
 	k.deep = k.deep || r.Type == protocol.TypeJoin
 	if k.held != nil && k.held.rooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
-		k.server.saver.add(k)
+		k.server.saver.soon(k)
 	}
 }
 

@@ -266,7 +266,8 @@ func (a *arena) pong(p *player) {
 	}
 	l.client.Ponged()
 	got := map[message.Room]position{}
-	for _, at := range l.client.Positions(nil) {
+	positions, _ := l.client.Positions(nil)
+	for _, at := range positions {
 		got[at.Room] = position{at.Epoch, at.Seq}
 	}
 	p.mu.Lock()

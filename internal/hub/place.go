@@ -34,14 +34,18 @@ func (c *Client) Ponged() {
 }
 
 // Positions appends how far the client provably got in each room that it was
-// told it is in: as far as it said when it joined, at least.
-func (c *Client) Positions(to []message.Position) []message.Position {
+// told it is in: as far as it said when it joined, at least. All is false while
+// a join is not answered yet.
+func (c *Client) Positions(to []message.Position) (positions []message.Position, all bool) {
+	all = true
 	c.eachMember(func(m *member) {
 		if m.announced {
 			to = append(to, message.Position{Room: m.topic.room, Epoch: m.proved.epoch, Seq: m.proved.seq})
+		} else {
+			all = false
 		}
 	})
-	return to
+	return to, all
 }
 
 // eachMember calls f for each of the client's places in rooms, with the topic's

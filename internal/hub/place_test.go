@@ -9,7 +9,7 @@ import (
 )
 
 func (p *person) positions() string {
-	got := p.Positions(nil)
+	got, _ := p.Positions(nil)
 	slices.SortFunc(got, func(a, b message.Position) int { return len(a.Room) - len(b.Room) })
 	return fmt.Sprint(got)
 }
@@ -76,8 +76,14 @@ func TestAnUnansweredJoinHasNoPosition(t *testing.T) {
 	if got := p.positions(); got != "[]" {
 		t.Errorf("positions %s of a join that was not answered", got)
 	}
+	if _, all := p.Positions(nil); all {
+		t.Error("these are said to be all positions, while a join is not answered")
+	}
 	w.log.setDown(false)
 	p.sees("joined 0")
+	if _, all := p.Positions(nil); !all {
+		t.Error("the positions are not said to be all, once the join was answered")
+	}
 }
 
 func TestLiveInAllItsRoomsIsToldOnce(t *testing.T) {

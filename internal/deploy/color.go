@@ -37,5 +37,11 @@ func (c Color) Other() Color {
 // service is what Compose calls the color's service.
 func (c Color) service() string { return "app_" + string(c) }
 
-// balancer is what Traefik calls it.
+// balancer is what Traefik calls the color's replicas.
 func (c Color) balancer() string { return "app-" + string(c) }
+
+// services are what a router may lead to that sends users to the color: its
+// replicas alone, or with the other color's for when it has none (services.yml).
+func (c Color) services() []string {
+	return []string{c.balancer(), "http-" + string(c), "ws-" + string(c)}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -117,7 +118,7 @@ func weighted(services []weight) (Route, error) {
 func colorOf(service string) (Color, bool) {
 	service, _, _ = strings.Cut(service, "@")
 	for _, c := range Colors {
-		if service == c.balancer() {
+		if slices.Contains(c.services(), service) {
 			return c, true
 		}
 	}
@@ -147,7 +148,8 @@ func withCanary(text []byte, r Route) ([]byte, error) {
 		}
 	}
 	var canary yaml.Node
-	source := fmt.Sprintf("weighted:\n  services:\n    - {name: %s, weight: %d}\n    - {name: %s, weight: %d}\n",
+	// The health check takes a color out of it that has no replica left.
+	source := fmt.Sprintf("weighted:\n  healthCheck: {}\n  services:\n    - {name: %s, weight: %d}\n    - {name: %s, weight: %d}\n",
 		r.Live.balancer(), 100-r.Canary, r.Live.Other().balancer(), r.Canary)
 	if err := yaml.Unmarshal([]byte(source), &canary); err != nil {
 		return nil, fmt.Errorf("write a canary: %w", err)

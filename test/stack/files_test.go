@@ -169,6 +169,13 @@ type dynamicFile struct {
 					Timeout  time.Duration `yaml:"timeout"`
 				} `yaml:"healthCheck"`
 			} `yaml:"loadBalancer"`
+			Failover struct {
+				Service  string `yaml:"service"`
+				Fallback string `yaml:"fallback"`
+				Errors   struct {
+					Status []string `yaml:"status"`
+				} `yaml:"errors"`
+			} `yaml:"failover"`
 		} `yaml:"services"`
 		Middlewares map[string]struct {
 			Chain struct {

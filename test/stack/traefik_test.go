@@ -125,8 +125,22 @@ func TestAColoursRouteDiffersInTheColour(t *testing.T) {
 		t.Errorf("sockets go by %d, the rest by %d: the higher one is asked first", ws.Priority, app.Priority)
 	}
 	for name, router := range route.HTTP.Routers {
-		if router.Service != "app-blue" || !strings.Contains(router.Rule, "Host(`chat.example.com`)") {
+		if want := map[string]string{"ws": "ws-blue", "app": "http-blue"}[name]; router.Service != want || !strings.Contains(router.Rule, "Host(`chat.example.com`)") {
 			t.Errorf("%s: %+v", name, router)
+		}
+	}
+}
+
+// A colour without a replica leaves its users to the other one. What is no
+// handshake is not sent a second time: a publish might be done twice.
+func TestAColourStandsInForTheOther(t *testing.T) {
+	services := whole(t, traefikEnv(t)).HTTP.Services
+	for color, other := range map[string]string{"blue": "green", "green": "blue"} {
+		for kind, status := range map[string][]string{"http-": nil, "ws-": {"502"}} {
+			got := services[kind+color].Failover
+			if got.Service != "app-"+color || got.Fallback != "app-"+other || !slices.Equal(got.Errors.Status, status) {
+				t.Errorf("%s%s: %+v", kind, color, got)
+			}
 		}
 	}
 }

@@ -20,6 +20,7 @@ func emptyStack(t *testing.T) string {
 		"compose/docker-compose.prod.yml": "services: {}\n",
 		"compose/.env":                    "DOMAIN=chat.example.com\nIMAGE_BLUE=v1\n",
 		"traefik/dynamic/active.yml":      "http: {routers: {ws: {service: app-blue}}}\n",
+		"traefik/dynamic/services.yml":    "http: {services: {app-blue: {}, app-green: {}}}\n",
 		"traefik/blue.yml":                "http: {routers: {ws: {service: app-blue}}}\n",
 		"traefik/green.yml":               "http: {routers: {ws: {service: app-green}}}\n",
 	} {

@@ -40,8 +40,6 @@ func (c Color) service() string { return "app_" + string(c) }
 // balancer is what Traefik calls the color's replicas.
 func (c Color) balancer() string { return "app-" + string(c) }
 
-// services are what a router may lead to that sends users to the color: its
-// replicas alone, or with the other color's for when it has none (services.yml).
-func (c Color) services() []string {
-	return []string{c.balancer(), "http-" + string(c), "ws-" + string(c)}
-}
+// live is what the routers lead to that users come by: the color's replicas, and
+// the other color's while it has none (services.yml).
+func (c Color) live() string { return "live-" + string(c) }

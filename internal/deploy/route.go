@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -118,7 +117,7 @@ func weighted(services []weight) (Route, error) {
 func colorOf(service string) (Color, bool) {
 	service, _, _ = strings.Cut(service, "@")
 	for _, c := range Colors {
-		if slices.Contains(c.services(), service) {
+		if service == c.live() || service == c.balancer() {
 			return c, true
 		}
 	}

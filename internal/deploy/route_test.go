@@ -148,8 +148,32 @@ func FuzzParseRoute(f *testing.F) {
 func TestAColorsFileThatLeadsElsewhereIsNotWritten(t *testing.T) {
 	f := traefikFolder(t)
 	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(f.Dir, "green.yml"))
-	if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must lead to app-green") {
+	if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must lead to live-green") {
 		t.Error(err)
+	}
+	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {
+		t.Error(r, err)
+	}
+}
+
+// Nor that of another release: its routers lead where nothing is.
+func TestAColorsFileWithoutItsServicesIsNotWritten(t *testing.T) {
+	f := traefikFolder(t)
+	list := filepath.Join(f.Dir, "dynamic", "services.yml")
+	text, err := os.ReadFile(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for says, text := range map[string]string{
+		"green.yml leads to live-green, which": strings.ReplaceAll(string(text), "    live-green:", "    live-other:"),
+		"services.yml: ":                       "http: [",
+	} {
+		if err := os.WriteFile(list, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), says) {
+			t.Error(err)
+		}
 	}
 	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {
 		t.Error(r, err)

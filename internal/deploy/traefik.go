@@ -56,12 +56,47 @@ func (t *Traefik) text(r Route) ([]byte, error) {
 		return nil, fmt.Errorf("write the route: %w", err)
 	}
 	if got, err := ParseRoute(text); err != nil || got != (Route{Live: r.Live}) {
-		return nil, errors.Join(fmt.Errorf("%s must lead to %s", path, r.Live.balancer()), err)
+		return nil, errors.Join(fmt.Errorf("%s must lead to %s", path, r.Live.live()), err)
+	}
+	if err := t.knows(path, text); err != nil {
+		return nil, err
 	}
 	if r.Canary > 0 {
 		return withCanary(text, r)
 	}
 	return text, nil
+}
+
+// knows is an error where a router of a color's file leads to a service that
+// services.yml lacks: everybody would be answered 404.
+func (t *Traefik) knows(path string, text []byte) error {
+	list := filepath.Join(t.Dir, "dynamic", "services.yml")
+	known, err := os.ReadFile(list)
+	if err != nil {
+		return fmt.Errorf("write the route: %w", err)
+	}
+	var file struct {
+		HTTP struct {
+			Services map[string]any `yaml:"services"`
+		} `yaml:"http"`
+	}
+	if err := yaml.Unmarshal(known, &file); err != nil {
+		return fmt.Errorf("%s: %w", list, err)
+	}
+	var color routes
+	if err := yaml.Unmarshal(text, &color); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	for _, router := range color.HTTP.Routers {
+		name, provider, _ := strings.Cut(router.Service, "@")
+		if _, ours := colorOf(name); !ours || provider != "" && provider != "file" {
+			continue
+		}
+		if _, there := file.HTTP.Services[name]; !there {
+			return fmt.Errorf("%s leads to %s, which %s does not have: both must be of one release", path, router.Service, list)
+		}
+	}
+	return nil
 }
 
 // routerNames are those of active.yml: other files may have routers to both

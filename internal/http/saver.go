@@ -32,6 +32,10 @@ type saver struct {
 	server *Server
 	wake   chan struct{} // holds a token when something is to be saved soon
 
+	// saving is held while some are taken and saved: who is not due any more was
+	// saved, and of two looks at a client the later one is kept.
+	saving sync.Mutex
+
 	mu  sync.Mutex
 	due map[*socket]struct{}
 }
@@ -86,6 +90,8 @@ func (v *saver) loop(stop <-chan struct{}) {
 // flush saves all that is due now. Each call is bounded by the sessions' own
 // timeout.
 func (v *saver) flush() {
+	v.saving.Lock()
+	defer v.saving.Unlock()
 	v.mu.Lock()
 	due := v.due
 	v.due = nil
@@ -98,6 +104,8 @@ func (v *saver) flush() {
 // who may be asked now. The others may at the next wave, and in any case at the
 // one after: nothing waits for long for a Redis that is away.
 func (v *saver) keep(wave []*socket) []*socket {
+	v.saving.Lock()
+	defer v.saving.Unlock()
 	changed := v.take(wave)
 	v.saveAll(func(yield func(*socket) bool) {
 		for i, k := range wave {
@@ -122,7 +130,7 @@ func (v *saver) take(sockets []*socket) []bool {
 	return due
 }
 
-// saveAll saves where these sockets' sessions stand.
+// saveAll saves where these sockets' sessions stand. Caller holds saving.
 func (v *saver) saveAll(sockets iter.Seq[*socket]) {
 	batch := make([]message.SessionSave, 0, saveBatch)
 	of := make([]*socket, 0, saveBatch)

@@ -56,11 +56,12 @@ type held struct {
 	// Protects following.
 	session message.Session // as it was saved last
 	kept    bool            // and it was
-	joining bool            // with rooms: some were not joined yet by then
-	failed  int             // saves in a row that were not
-	waited  int             // waves of a drain, for its first save
-	parted  bool            // the socket has ended: session.Rooms are the last
-	lost    bool            // a newer socket owns it
+	// unfinished says, with rooms, that some were not joined yet by then.
+	unfinished bool
+	failed     int  // saves in a row that were not
+	waited     int  // waves of a drain, for its first save
+	parted     bool // the socket has ended: session.Rooms are the last
+	lost       bool // a newer socket owns it
 	// timer closes the older socket of a takeover, at replaced.
 	timer    *time.Timer
 	replaced time.Time
@@ -228,7 +229,7 @@ func (k *socket) state() (message.SessionSave, bool) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.joining = h.rooms && !h.parted && !all
+	h.unfinished = h.rooms && !h.parted && !all
 	if h.lost {
 		return message.SessionSave{}, false
 	}
@@ -265,7 +266,7 @@ func (k *socket) saved(r message.SaveResult) bool {
 		return k.held.failed < saveTries
 	case message.SaveDone:
 		k.held.failed = 0
-		return k.held.joining
+		return k.held.unfinished
 	}
 	return false
 }

@@ -220,7 +220,7 @@ func TestJoinsAndLeavesAreRememberedAtOnce(t *testing.T) {
 	}
 }
 
-// A drain asks nobody to move whose last joins are not kept.
+// What a client has joined by then is kept before a drain asks it to move.
 func TestWhatChangedIsKeptBeforeAMove(t *testing.T) {
 	n, a := remembering(t, func(c *Config) { c.Heartbeat = time.Hour })
 	b, _ := n.come("", "?rooms=1")

@@ -4,8 +4,8 @@ package stack
 
 import (
 	"fmt"
+	"net/http"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -64,8 +64,12 @@ func TestAKilledReplicasClientsComeBack(t *testing.T) {
 	back := run.Progress().Reconnects
 	judge(t, run)
 	failed := failures(visits)
-	for _, v := range failed {
-		t.Errorf("%v after the kill: %v", v.began-at, v.err)
+	for _, v := range visits {
+		if v.err != nil {
+			t.Errorf("%v after the kill: %v", v.began-at, v.err)
+		} else if v.color != color {
+			t.Errorf("%v after the kill: on %s, while two replicas of %s were there", v.began-at, v.color, color)
+		}
 	}
 	t.Logf("%d clients came back; %d of %d newcomers failed, the slowest waited %v", back, len(failed), len(visits), slowest(visits))
 }
@@ -145,21 +149,65 @@ func TestAnAbsentColour(t *testing.T) {
 	if len(failed) > 0 {
 		t.Errorf("for example %v", failed[0].err)
 	}
-	// Led there by mistake, users are told so at once, and come back with the file.
+	// Who is led there by mistake meets the one that serves.
 	the.rename(t, other)
-	eventually(t, 10*time.Second, "an error", func() error {
-		if _, _, err := the.visit(t.Context(), address(1)); err == nil || !strings.Contains(err.Error(), "50") {
-			return fmt.Errorf("got %w", err)
+	p = the.probe(t.Context(), 40)
+	wait(t, 3*time.Second)
+	on(t, p.stop(), color)
+	the.rename(t, color)
+	out, err = the.compose("up", "-d", "--wait", "--no-deps", "app_"+other)
+	must(t, out, err)
+}
+
+// on fails for each newcomer that was not welcomed by a replica of the color.
+func on(t *testing.T, visits []visit, color string) {
+	t.Helper()
+	for _, v := range visits {
+		if v.err != nil || v.color != color {
+			t.Errorf("begun after %v, %v later on %q: %v; want %s", v.began, v.took, v.color, v.err, color)
+		}
+	}
+	t.Logf("%d newcomers, the slowest waited %v", len(visits), slowest(visits))
+}
+
+// All replicas of the live color die at once, while the other is ready, as it is
+// in a deploy's watch: no newcomer is turned away, and they go back by themselves.
+func TestTheOtherColourStandsIn(t *testing.T) {
+	color, other := the.live(t)
+	replicas := []string{the.container("app_"+color, 1), the.container("app_"+color, 2), the.container("app_"+color, 3)}
+	p := the.probe(t.Context(), 40)
+	wait(t, time.Second)
+	out, err := the.run("docker", append([]string{"kill"}, replicas...)...)
+	must(t, out, err)
+	at := time.Since(p.start)
+	eventually(t, 15*time.Second, "nobody up in "+color, func() error {
+		if up := the.serversUp(t, color); up != 0 {
+			return fmt.Errorf("%d servers are up", up)
 		}
 		return nil
 	})
-	_, _, err = the.visit(t.Context(), address(2))
-	t.Logf("a newcomer who is led to an absent colour: %v", err)
-	the.rename(t, color)
-	eventually(t, 5*time.Second, "service again", func() error {
-		_, _, err := the.visit(t.Context(), address(3))
-		return err
-	})
-	out, err = the.compose("up", "-d", "--wait", "--no-deps", "app_"+other)
+	noticed := time.Since(p.start)
+	wait(t, time.Second)
+	visits := p.stop()
+	for _, v := range visits {
+		if v.err != nil || v.began > at && v.color != other {
+			t.Errorf("begun %v after they died, %v later on %q: %v", v.began-at, v.took, v.color, v.err)
+		}
+	}
+	t.Logf("%d newcomers; the slowest waited %v, Traefik noticed after %v", len(visits), slowest(visits), noticed-at)
+	// A page, too, comes from the other color.
+	if res, _ := the.get(t, "https://"+domain+"/"); res.StatusCode != http.StatusOK {
+		t.Errorf("the page: %s", res.Status)
+	}
+	out, err = the.run("docker", append([]string{"start"}, replicas...)...)
 	must(t, out, err)
+	eventually(t, time.Minute, color+" in Traefik again", func() error {
+		if up := the.serversUp(t, color); up != 3 {
+			return fmt.Errorf("%d servers are up", up)
+		}
+		return nil
+	})
+	p = the.probe(t.Context(), 40)
+	wait(t, time.Second)
+	on(t, p.stop(), color)
 }

@@ -172,9 +172,7 @@ type dynamicFile struct {
 			Failover struct {
 				Service  string `yaml:"service"`
 				Fallback string `yaml:"fallback"`
-				Errors   struct {
-					Status []string `yaml:"status"`
-				} `yaml:"errors"`
+				Errors   any    `yaml:"errors"`
 			} `yaml:"failover"`
 		} `yaml:"services"`
 		Middlewares map[string]struct {

@@ -85,6 +85,7 @@ func (s *switchyard) message(d *driver, c *conn, p []byte) {
 			d.ready(c)
 			return
 		}
+		clear(c.last) // it asks for what it had before, in order again
 		d.answered(c)
 	case bytes.HasPrefix(kind, []byte("error\"")), bytes.HasPrefix(kind, []byte("gap\"")):
 		d.trouble(string(p))

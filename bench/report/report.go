@@ -35,6 +35,7 @@ type Run struct {
 	Ack      *Latency `json:"ack_ms,omitempty"`
 	Ready    *Latency `json:"ready_ms,omitempty"` // from connect to joined
 	Late     *Latency `json:"late_ms,omitempty"`  // how late the driver published, by its own plan
+	Healthz  *Latency `json:"healthz_ms,omitempty"`
 
 	RSS int64 `json:"rss,omitempty"` // bytes that the connections added to the server
 	// What a server holds when all connections are gone, RSS then being all of it.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os/exec"
@@ -44,13 +45,19 @@ func (b *bench) crowd(ctx context.Context) error {
 			return err
 		}
 	}
-	fmt.Printf("%d connections after %v; /healthz meanwhile: %s\n", nodes*each, time.Since(began).Round(time.Second), health.take())
+	fmt.Printf("%d connections after %v\n", nodes*each, time.Since(began).Round(time.Second))
+	if err := b.healthz(health, "while they connect"); err != nil {
+		return err
+	}
 	time.Sleep(10 * time.Second)
 	var rss int64
 	for _, t := range targets {
 		rss += report.RSS(t.process.pid())
 	}
-	fmt.Printf("RSS together %.2f GB; /healthz at rest: %s\n", float64(rss)/1e9, health.take())
+	fmt.Printf("RSS together %.2f GB\n", float64(rss)/1e9)
+	if err := b.healthz(health, "at rest"); err != nil {
+		return err
+	}
 	want := int64(0)
 	for range 5 {
 		want += int64(each)
@@ -66,8 +73,18 @@ func (b *bench) crowd(ctx context.Context) error {
 		fmt.Printf("one message to all %d: %v\n", nodes*each, took.Round(time.Millisecond))
 		time.Sleep(2 * time.Second)
 	}
-	fmt.Printf("/healthz while it went out: %s\n", health.take())
-	return nil
+	return b.healthz(health, "while it went out")
+}
+
+// healthz keeps and tells how /healthz was answered since the last time.
+func (b *bench) healthz(p *probe, when string) error {
+	took, failed := p.take()
+	if took == nil {
+		return errors.New("/healthz was not asked")
+	}
+	fmt.Printf("/healthz %s: p50 %.3g ms, p99 %.3g ms, worst %.3g ms of %d, %d failed\n", when, took.P50, took.P99, took.Max, took.N, failed)
+	run := report.Run{Scenario: "hold", Protocol: "http", Server: ours, Test: "/healthz " + when, Failed: failed, Healthz: took}
+	return b.keep("crowd", &run)
 }
 
 // toAll has the first holder publish, and returns when the last member had it.
@@ -162,14 +179,11 @@ func (p *probe) ask(ctx context.Context, client *http.Client, url string) {
 	}
 }
 
-// take tells what was measured since the last time.
-func (p *probe) take() string {
+// take is what was measured since the last time, nil where nothing was asked.
+func (p *probe) take() (took *report.Latency, failed int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l, failed := p.took.Latency(), p.failed
+	took, failed = p.took.Latency(), p.failed
 	p.took, p.failed = report.Histogram{}, 0
-	if l == nil {
-		return "not asked"
-	}
-	return fmt.Sprintf("p50 %.3g ms, p99 %.3g ms, worst %.3g ms of %d, %d failed", l.P50, l.P99, l.Max, l.N, failed)
+	return took, failed
 }

@@ -93,8 +93,9 @@ func (f *stackFlags) enter(c *cobra.Command) (*site, error) {
 	}}, nil
 }
 
-// judge has a few clients publish and subscribe through the balancer.
-func judge(ctx context.Context, s *deploy.Stack, d time.Duration, token string) error {
+// judge has a few clients publish and subscribe through the balancer, and tells
+// their p95 from a publish to its ack.
+func judge(ctx context.Context, s *deploy.Stack, d time.Duration, token string) (time.Duration, error) {
 	plan := load.Plan{
 		URLs: []string{s.URL("wss", "/ws")}, Dial: s.Dial, TLS: s.TLS(),
 		Clients: 12, Rooms: 4, Rate: 40, Duration: d, Cut: d / 5,
@@ -104,14 +105,14 @@ func judge(ctx context.Context, s *deploy.Stack, d time.Duration, token string) 
 	}
 	run, err := load.Start(ctx, plan)
 	if err != nil {
-		return fmt.Errorf("verify: %w", err)
+		return 0, fmt.Errorf("verify: %w", err)
 	}
 	report := run.Report()
 	if report.Verdict != load.Clean {
 		first, _, _ := strings.Cut(report.String(), "\n")
-		return fmt.Errorf("verify: %s", first)
+		return 0, fmt.Errorf("verify: %s", first)
 	}
-	return nil
+	return report.PublishToAck.Quantile(0.95), nil
 }
 
 // reporter prints each event: a line for people, or one of JSON.

@@ -232,6 +232,13 @@ func TestWhatTraefikServes(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 	all := stackWire(t)
+	answers(t, func(url, query string) (int, string) {
+		status, text := all(url, query)
+		return status, strings.ReplaceAll(text, `"service":"app-blue","rule":"Host(`+"`chat", `"service":"live-blue","rule":"Host(`+"`chat")
+	})
+	if s, err := balancer.Serving(t.Context()); err != nil || s.Route != (Route{Live: Blue}) || s.Up[Blue] != 3 {
+		t.Errorf("by the failovers: %+v, %v", s, err)
+	}
 	for name, tt := range map[string]struct {
 		old, new string
 		says     string
@@ -239,6 +246,7 @@ func TestWhatTraefikServes(t *testing.T) {
 		"one router follows": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"app-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
 		"a router is gone":   {`"name":"ws@file"`, `"name":"other@file"`, "it knows 1 of 2 routers"},
 		"none of ours":       {`"service":"app-blue"`, `"service":"else"`, `a router leads to "else"`},
+		"a failover's other": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"live-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
 	} {
 		answers(t, func(url, query string) (int, string) {
 			status, text := all(url, query)

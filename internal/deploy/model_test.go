@@ -285,10 +285,10 @@ func (m *modelWorld) Smoke(_ context.Context, t Target) error {
 	return nil
 }
 
-func (m *modelWorld) Verify(_ context.Context, d time.Duration) error {
+func (m *modelWorld) Verify(_ context.Context, d time.Duration) (time.Duration, error) {
 	defer m.call()()
 	m.now = m.now.Add(d)
-	return nil
+	return 5 * time.Millisecond, nil
 }
 
 // Page is what the live color shows.

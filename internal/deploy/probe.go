@@ -20,8 +20,9 @@ const smokeLimit = 20 * time.Second
 // Outside probes the stack as its users meet it, and its replicas one by one.
 type Outside struct {
 	Stack *Stack
-	// Judge runs many clients for a while and judges what they saw.
-	Judge func(ctx context.Context, s *Stack, d time.Duration, token string) error
+	// Judge runs many clients for a while, judges what they saw, and tells the p95
+	// from their publishes to the acks.
+	Judge func(ctx context.Context, s *Stack, d time.Duration, token string) (time.Duration, error)
 }
 
 // Smoke connects, joins, publishes, receives, and resumes on a second
@@ -168,13 +169,13 @@ func receive(ctx context.Context, got chan message.Message, want string) error {
 }
 
 // Verify has many clients publish and subscribe, and judges.
-func (o *Outside) Verify(ctx context.Context, d time.Duration) error {
+func (o *Outside) Verify(ctx context.Context, d time.Duration) (time.Duration, error) {
 	if o.Judge == nil {
-		return errNoVerify
+		return 0, errNoVerify
 	}
 	token, err := o.Stack.token(time.Now())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	return o.Judge(ctx, o.Stack, d, token)
 }

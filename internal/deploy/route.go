@@ -75,7 +75,7 @@ func ParseRoute(text []byte) (Route, error) {
 		found = here
 	}
 	if found == (Route{}) {
-		return Route{}, fmt.Errorf("%w: no router names %s or %s", ErrRoute, Blue.balancer(), Green.balancer())
+		return Route{}, fmt.Errorf("%w: no router names %s or %s", ErrRoute, Blue.live(), Green.live())
 	}
 	return found, nil
 }

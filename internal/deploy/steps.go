@@ -59,7 +59,7 @@ func (m *Machine) steps(j *Journal, g *judge) []step {
 			return m.switchTo(ctx, j)
 		}},
 		step{"check", fmt.Sprintf("connect from outside, load the page, verify for %v", s.Verify), noted("check"), func(ctx context.Context) (string, error) {
-			return "", m.check(ctx, j)
+			return m.check(ctx, j)
 		}},
 		watch("watch", fmt.Sprintf("watch %s for %v", j.To, s.Watch), s.Watch),
 		step{"move", fmt.Sprintf("move everybody from %s to %s", j.From, j.To), m.moved(j), func(ctx context.Context) (string, error) { return m.move(ctx, j, g) }},
@@ -283,18 +283,26 @@ func (m *Machine) route(ctx context.Context, r Route) error {
 }
 
 // check is what a user would see.
-func (m *Machine) check(ctx context.Context, j *Journal) error {
+func (m *Machine) check(ctx context.Context, j *Journal) (string, error) {
+	var beside string
 	err := m.World.Probes.Smoke(ctx, Target{Deployment: j.ID})
 	if err == nil {
 		err = m.World.Probes.Page(ctx)
 	}
 	if err == nil && m.Settings.Verify > 0 {
-		err = m.World.Probes.Verify(ctx, m.Settings.Verify)
+		var p95 time.Duration
+		p95, err = m.World.Probes.Verify(ctx, m.Settings.Verify)
+		// For people: from outside it holds the way there, so that the watch judges
+		// the servers' own.
+		beside = fmt.Sprintf("p95 from outside %v", p95.Round(time.Millisecond))
+		if j.Baseline != nil {
+			beside += fmt.Sprintf(", of %s's servers before %v", j.From, j.Baseline.P95.Round(time.Millisecond))
+		}
 	}
 	if err != nil && ctx.Err() == nil {
-		return fire(TriggerCheck, "from outside: %v", err)
+		return "", fire(TriggerCheck, "from outside: %v", err)
 	}
-	return errors.Join(err, ctx.Err())
+	return beside, errors.Join(err, ctx.Err())
 }
 
 // prune removes what older deploys left, but for the last few images.

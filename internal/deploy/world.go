@@ -54,8 +54,9 @@ type Traffic interface {
 type Probes interface {
 	// Smoke joins, publishes, receives and resumes.
 	Smoke(ctx context.Context, t Target) error
-	// Verify has many clients do so for a while and judges the history.
-	Verify(ctx context.Context, d time.Duration) error
+	// Verify has many clients do so for a while, judges the history, and tells the
+	// p95 from their publishes to the acks.
+	Verify(ctx context.Context, d time.Duration) (time.Duration, error)
 	// Page loads the page and what it needs, from outside.
 	Page(ctx context.Context) error
 }

@@ -32,7 +32,7 @@ type saver struct {
 	server *Server
 	wake   chan struct{} // holds a token when something is to be saved soon
 
-	// saving is held while some are taken and saved: who is not due any more was
+	// saving is held while a batch is taken and saved: who is not due any more was
 	// saved, and of two looks at a client the later one is kept.
 	saving sync.Mutex
 
@@ -87,16 +87,24 @@ func (v *saver) loop(stop <-chan struct{}) {
 	}
 }
 
-// flush saves all that is due now. Each call is bounded by the sessions' own
-// timeout.
+// flush saves all that is due now, a batch at a time. Each call is bounded by
+// the sessions' own timeout.
 func (v *saver) flush() {
-	v.saving.Lock()
-	defer v.saving.Unlock()
 	v.mu.Lock()
-	due := v.due
-	v.due = nil
+	due := slices.Collect(maps.Keys(v.due))
 	v.mu.Unlock()
-	v.saveAll(maps.Keys(due))
+	for batch := range slices.Chunk(due, saveBatch) {
+		v.saving.Lock()
+		was := v.take(batch) // not those that keep had in between
+		v.saveAll(func(yield func(*socket) bool) {
+			for i, k := range batch {
+				if was[i] && !yield(k) {
+					return
+				}
+			}
+		})
+		v.saving.Unlock()
+	}
 }
 
 // keep sees to it that a client that is asked to move has a session to come

@@ -2,7 +2,9 @@ package hub
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -48,6 +50,26 @@ func enter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet, li
 		b.Fatal(err)
 	}
 	return c
+}
+
+// A publish, from the request to the last member's outlet.
+func BenchmarkFanOut(b *testing.B) {
+	for _, members := range []int{10, 1000} {
+		b.Run(fmt.Sprint(members), func(b *testing.B) {
+			_, c, got := costly(b, members)
+			r := &protocol.Request{Type: protocol.TypePublish, Room: "r", Data: []byte(`"of twenty-two letters"`), Ref: "1"}
+			want := int64(0)
+			for b.Loop() {
+				if err := c.Handle(b.Context(), r); err != nil {
+					b.Fatal(err)
+				}
+				for want += int64(members); got.Load() < want; {
+					runtime.Gosched()
+				}
+			}
+			b.ReportMetric(float64(want)/b.Elapsed().Seconds(), "deliveries/s")
+		})
+	}
 }
 
 // A thousand rooms, a member in each, miss three messages at once.

@@ -30,7 +30,7 @@ func (l *promptLog) Append(p *message.Publication) {
 
 // costly is a hub on such a log, with a room "r" of so many members, and how
 // many frames they got.
-func costly(t *testing.T, members int) (*Hub, *Client, *atomic.Int64) {
+func costly(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 	t.Helper()
 	v := &view{ledger: newLedger(), feedDown: true}
 	log := &promptLog{view: v}

@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint vuln bench bench-micro bench-compare fuzz faults moves backup-million e2e e2e-deploy image build docs
+.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz faults moves backup-million e2e e2e-deploy image build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: ## install what is missing (Debian, as root), then run all tests with the 
 	$(GO) vet ./...
 	$(GO) vet -tags stack ./test/stack
 	$(GO) test -race -timeout 30m ./...
+
+fresh: ## do what README.md says in a Debian root that has nothing but Go, as root: DEBIAN=12 or 13
+	@scripts/fresh $(or $(DEBIAN),12)
 
 lint: ## hold the code against .golangci.yml
 	@test -x $(TOOLS)/$(LINT) || { mkdir -p $(TOOLS) && \

@@ -328,7 +328,7 @@ func publish(t testing.TB, c *client.Client, room message.Room, n int) (acks []c
 // switchWAL ends the segment under way, and returns once it is archived.
 func (w *world) switchWAL() {
 	w.t.Helper()
-	name := w.pg.Query("SELECT pg_walfile_name(pg_switch_wal())")
+	name := w.pg.Query("SELECT pg_walfile_name(pg_switch_wal() - 1)")
 	until(w.t, "the segment is archived", func() bool {
 		_, err := os.Stat(filepath.Join(w.site.wal, name+gz))
 		return err == nil

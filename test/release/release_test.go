@@ -73,6 +73,11 @@ func (r *release) build(archive string) (err error) {
 	if err := unpack(archive, r.dir); err != nil {
 		return fmt.Errorf("unpack %s: %w", archive, err)
 	}
+	// A browser loads client.js as a module because the page says so; Node needs
+	// a package.json that does, and only releases from v0.2 on have one.
+	if err := os.WriteFile(filepath.Join(r.dir, "web", "package.json"), []byte(`{"type":"module"}`), 0o644); err != nil {
+		return fmt.Errorf("mark the web files of %s as modules: %w", r.name, err)
+	}
 	if err := os.CopyFS(filepath.Join(r.dir, "cmd", "visitor"), os.DirFS("testdata/visitor")); err != nil {
 		return fmt.Errorf("add the visitor: %w", err)
 	}

@@ -42,7 +42,7 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 	if got := the.sql(t, "postgres", "SELECT application_name, state, sync_state FROM pg_stat_replication"); got != "postgres_replica|streaming|async" {
 		t.Errorf("replication: %s", got)
 	}
-	segment := the.sql(t, "postgres", "SELECT pg_walfile_name(pg_switch_wal())")
+	segment := the.sql(t, "postgres", "SELECT pg_walfile_name(pg_switch_wal() - 1)")
 	eventually(t, 30*time.Second, "the segment in the archive", func() error {
 		f, err := os.Open(filepath.Join(the.path("backups/wal"), segment+".gz"))
 		if err != nil {

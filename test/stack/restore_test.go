@@ -22,7 +22,7 @@ import (
 // archived has all that was committed so far in the archive.
 func (s *stack) archived(t *testing.T, server string) {
 	t.Helper()
-	segment := s.sql(t, server, "SELECT pg_walfile_name(pg_switch_wal())")
+	segment := s.sql(t, server, "SELECT pg_walfile_name(pg_switch_wal() - 1)")
 	eventually(t, time.Minute, "the segment in the archive", func() error {
 		_, err := os.Stat(filepath.Join(s.path("backups/wal"), segment+".gz"))
 		return err

@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz faults moves backup-million e2e e2e-deploy image build docs
+.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults moves backup-million e2e e2e-deploy image build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ vuln: ## look for known weaknesses that the code can reach; scripts/vuln exits w
 
 fuzz: ## run every fuzz test for FUZZTIME (10s) each, JOBS (1) at once
 	@scripts/fuzz $(FUZZTIME)
+
+mutants: ## break the code on purpose in small ways, and name each change that no test notices; RUN=hub for some
+	@scripts/deps
+	$(GO) test -tags mutants -count 1 -timeout 0 -parallel 2 -v -run 'TestMutants/$(RUN)' ./test/mutants $(if $(WHOLE),-args -mutants.whole)
 
 faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
 	@scripts/deps

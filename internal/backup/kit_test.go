@@ -80,13 +80,15 @@ type local struct {
 	stopKills bool
 }
 
-const pgBin = "/usr/lib/postgresql/*/bin"
-
 func (l *local) exec(ctx context.Context, env []string, as *syscall.Credential, p Program) error {
 	cmd := exec.CommandContext(ctx, "/usr/bin/env", append(env, p.Args...)...)
-	dirs, _ := filepath.Glob(pgBin)
-	cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(dirs, os.Getenv("PATH")), ":"))
-	cmd.Args = append([]string{"env", "PATH=" + strings.Join(append(dirs, os.Getenv("PATH")), ":")}, cmd.Args[1:]...)
+	postgres, err := testkit.FindPostgres("postgres")
+	if err != nil {
+		return err
+	}
+	path := "PATH=" + filepath.Dir(postgres) + ":" + os.Getenv("PATH")
+	cmd.Env = append(os.Environ(), path)
+	cmd.Args = append([]string{"env", path}, cmd.Args[1:]...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	return execute(ctx, cmd, p)
@@ -104,7 +106,11 @@ func (l *local) Run(ctx context.Context, service string, p Program) error {
 		}
 		_, port, _ := strings.Cut(l.redis.Addr(), ":")
 		if p.Args[0] == "redis-cli" {
-			p.Args = append([]string{"redis-cli", "-p", port}, p.Args[1:]...)
+			cli, err := testkit.Find("redis-cli", "redis-tools")
+			if err != nil {
+				return err
+			}
+			p.Args = append([]string{cli, "-p", port}, p.Args[1:]...)
 		}
 		return l.exec(ctx, nil, nil, p)
 	}

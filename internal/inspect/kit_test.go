@@ -70,7 +70,7 @@ func (s *stand) Run(ctx context.Context, service string, p backup.Program) error
 	if service != backup.Primary || s.pg == nil {
 		return fmt.Errorf("service %q is not running", service)
 	}
-	psql, err := testkit.Find(p.Args[0], "postgresql-client", "/usr/lib/postgresql/*/bin")
+	psql, err := testkit.FindPostgres(p.Args[0])
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func TestADumpRestoredBeneathALivingNodeBeginsANewEpoch(t *testing.T) {
 // run runs one of PostgreSQL's own programs on the database.
 func (w *world) run(program string, input []byte, args ...string) []byte {
 	w.t.Helper()
-	path, err := testkit.Find(program, "postgresql-client", "/usr/lib/postgresql/*/bin")
+	path, err := testkit.FindPostgres(program)
 	if err != nil {
 		w.t.Fatal(err)
 	}

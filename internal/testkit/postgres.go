@@ -220,7 +220,7 @@ func newPostgres(conf []string) (*pgServer, error) {
 // initdb makes the cluster in a language other than C, as most production
 // databases are: what relies on byte order must say so.
 func (s *pgServer) initdb(conf []string) error {
-	initdb, err := pgProgram("initdb")
+	initdb, err := FindPostgres("initdb")
 	if err != nil {
 		return err
 	}
@@ -252,7 +252,7 @@ func (s *pgServer) initdb(conf []string) error {
 
 // start returns when the server takes connections, recovered if it had crashed.
 func (s *pgServer) start() error {
-	postgres, err := pgProgram("postgres")
+	postgres, err := FindPostgres("postgres")
 	if err != nil {
 		return err
 	}
@@ -302,7 +302,7 @@ func (s *pgServer) signalAll(sig syscall.Signal) {
 
 // psql runs one command and returns its output without the last newline.
 func (s *pgServer) psql(database, sql string) (string, error) {
-	psql, err := Find("psql", "postgresql-client", pgDirs)
+	psql, err := FindPostgres("psql")
 	if err != nil {
 		return "", err
 	}
@@ -317,10 +317,6 @@ func (s *pgServer) psql(database, sql string) (string, error) {
 	}
 	return strings.TrimSuffix(out.String(), "\n"), nil
 }
-
-const pgDirs = "/usr/lib/postgresql/*/bin"
-
-func pgProgram(name string) (string, error) { return Find(name, "postgresql", pgDirs) }
 
 // credential returns what it takes to run as a system user.
 func credential(name string) (*syscall.Credential, error) {

@@ -168,20 +168,41 @@ func (p *Process) Stop(sig os.Signal, grace time.Duration) error {
 // killGroup ends what the process left behind in its group.
 func (p *Process) killGroup() { _ = syscall.Kill(-p.Pid(), syscall.SIGKILL) }
 
+// otherNames are what other systems than Debian call a program. scripts/deps
+// has the same names.
+var otherNames = map[string][]string{
+	"chromium":                     {"chromium-browser", "google-chrome"},
+	"prometheus-alertmanager":      {"alertmanager"},
+	"prometheus-blackbox-exporter": {"blackbox_exporter"},
+	"redis-cli":                    {"valkey-cli"},
+	"redis-server":                 {"valkey-server"},
+}
+
+// postgresDirs are where systems keep PostgreSQL's programs out of PATH: Debian,
+// and the packages of postgresql.org for Red Hat.
+var postgresDirs = []string{"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin"}
+
+// FindPostgres returns the path of one of PostgreSQL's programs.
+func FindPostgres(program string) (string, error) {
+	return Find(program, "postgresql", postgresDirs...)
+}
+
 // Find returns the path of a program, looked for in dirs (patterns of
-// filepath.Glob; the last match wins) and then in PATH.
+// filepath.Glob; the last match wins) and then in PATH, by Debian's name and
+// then by those of other systems.
 func Find(program, debianPackage string, dirs ...string) (string, error) {
 	for _, dir := range dirs {
 		if found, _ := filepath.Glob(filepath.Join(dir, program)); len(found) > 0 {
 			return found[len(found)-1], nil
 		}
 	}
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return "", fmt.Errorf("this test needs %s, which is in the Debian package %s: apt-get install -y %[2]s",
-			program, debianPackage)
+	for _, name := range append([]string{program}, otherNames[program]...) {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
 	}
-	return path, nil
+	return "", fmt.Errorf("this test needs %s, which is in the Debian package %s: apt-get install -y %[2]s",
+		program, debianPackage)
 }
 
 // FreePort returns a port on 127.0.0.1 that is free now, below those that Linux

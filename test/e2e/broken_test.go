@@ -184,7 +184,7 @@ func patiently(t *testing.T, what string, ok func() bool) {
 
 func postgresTool(t *testing.T, name, url string, input []byte, args ...string) []byte {
 	t.Helper()
-	path, err := testkit.Find(name, "postgresql-client", "/usr/lib/postgresql/*/bin")
+	path, err := testkit.FindPostgres(name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,12 +45,12 @@ mutants: ## break the code on purpose in small ways, and name each change that n
 
 faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
 	@scripts/deps
-	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenRule|TestFaultStories)$$' ./test/e2e -args -faults.long \
+	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
 moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps
-	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployIsAMove|TestAKilledNodesClientsComeBackSpread|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.clients $(or $(CLIENTS),5000)
+	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployMovesEveryClient|TestClientsOfAKilledNodeReconnectSpreadOut|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.clients $(or $(CLIENTS),5000)
 
 backup-million: ## back up a log of 1,000,000 messages, verify it, and restore it to a moment in the middle; minutes
 	@scripts/deps
@@ -78,4 +78,4 @@ image: ## build the image switchyard:VERSION
 	docker build --build-arg VERSION=$(VERSION) --tag switchyard:$(VERSION) .
 
 docs: ## write what is made from the code: docs/configuration.md
-	$(GO) test ./internal/config -run TestTheDocumentIsTheStruct -update
+	$(GO) test ./internal/config -run TestTheConfigurationDocumentIsUpToDate -update

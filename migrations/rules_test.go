@@ -33,21 +33,21 @@ var (
 // problems says what speaks against a migration, one line a statement.
 func problems(dialect string, version int64, text string) (found []string) {
 	up, _, _ := strings.Cut(text, "-- +goose Down")
-	statements := split(up)
-	least, isBreaking := int64(0), false
+	statements := splitStatements(up)
+	minBinary, isBreaking := int64(0), false
 	if m := breakingHeader.FindStringSubmatch(text); m != nil {
-		least, _ = strconv.ParseInt(m[1], 10, 64)
+		minBinary, _ = strconv.ParseInt(m[1], 10, 64)
 		isBreaking = true
-		if least > version || least < 2 {
-			found = append(found, fmt.Sprintf("it cannot break binaries below %d: only 2 to %d make sense", least, version))
+		if minBinary > version || minBinary < 2 {
+			found = append(found, fmt.Sprintf("it cannot break binaries below %d: only 2 to %d make sense", minBinary, version))
 		}
 	}
 	recorded := false
-	file := file{dialect: dialect, noTransaction: strings.Contains(text, "-- +goose NO TRANSACTION"), alone: len(statements) == 1}
+	file := migrationFile{dialect: dialect, noTransaction: strings.Contains(text, "-- +goose NO TRANSACTION"), singleStatement: len(statements) == 1}
 	for _, s := range statements {
 		if m := minSchema.FindStringSubmatch(s); m != nil {
 			recorded = true
-			if m[1] != fmt.Sprint(least) {
+			if m[1] != fmt.Sprint(minBinary) {
 				found = append(found, s+": the header says otherwise")
 			}
 			continue
@@ -57,23 +57,23 @@ func problems(dialect string, version int64, text string) (found []string) {
 		}
 	}
 	if isBreaking && !recorded {
-		found = append(found, fmt.Sprintf("older binaries are not told: UPDATE meta SET min_schema = %d is missing", least))
+		found = append(found, fmt.Sprintf("older binaries are not told: UPDATE meta SET min_schema = %d is missing", minBinary))
 	}
 	return found
 }
 
-// A file is a migration being read; own are the tables that it has made.
-type file struct {
-	dialect       string
-	noTransaction bool
-	alone         bool
-	own           []string
+// A migrationFile is a migration being read; own are the tables that it has made.
+type migrationFile struct {
+	dialect         string
+	noTransaction   bool
+	singleStatement bool
+	createdTables   []string
 }
 
 // problem says why a statement may not be in an additive migration.
-func (f *file) problem(s string) string {
+func (f *migrationFile) problem(s string) string {
 	if m := createTable.FindStringSubmatch(s); m != nil {
-		f.own = append(f.own, strings.ToLower(m[1]))
+		f.createdTables = append(f.createdTables, strings.ToLower(m[1]))
 		for _, r := range references.FindAllStringSubmatch(s, -1) {
 			if !f.owns(r[1]) {
 				return "a foreign key forbids older binaries to delete from " + r[1]
@@ -88,7 +88,7 @@ func (f *file) problem(s string) string {
 		if f.owns(m[1]) {
 			return ""
 		}
-		for _, action := range splitTop(m[2], ',') {
+		for _, action := range splitTopLevel(m[2], ',') {
 			if problem := columnProblem(action); problem != "" {
 				return problem
 			}
@@ -107,9 +107,11 @@ func (f *file) problem(s string) string {
 	return "it is none of the statements that only add"
 }
 
-func (f *file) owns(table string) bool { return slices.Contains(f.own, strings.ToLower(table)) }
+func (f *migrationFile) owns(table string) bool {
+	return slices.Contains(f.createdTables, strings.ToLower(table))
+}
 
-func (f *file) indexProblem(unique, concurrently bool, table string) string {
+func (f *migrationFile) indexProblem(unique, concurrently bool, table string) string {
 	switch {
 	case f.owns(table):
 		return ""
@@ -119,7 +121,7 @@ func (f *file) indexProblem(unique, concurrently bool, table string) string {
 		return ""
 	case !concurrently:
 		return "it locks " + table + " while it builds: CONCURRENTLY"
-	case !f.noTransaction || !f.alone:
+	case !f.noTransaction || !f.singleStatement:
 		return "CONCURRENTLY needs a file of its own, marked -- +goose NO TRANSACTION"
 	}
 	return ""
@@ -143,8 +145,8 @@ func columnProblem(action string) string {
 	return ""
 }
 
-// split returns the statements of SQL text without comments, each on one line.
-func split(text string) (statements []string) {
+// splitStatements returns the statements of SQL text without comments, each on one line.
+func splitStatements(text string) (statements []string) {
 	var b strings.Builder
 	for rest := text; rest != ""; {
 		switch {
@@ -160,7 +162,7 @@ func split(text string) (statements []string) {
 			rest = rest[1:]
 		}
 	}
-	for _, s := range splitTop(b.String(), ';') {
+	for _, s := range splitTopLevel(b.String(), ';') {
 		if s = strings.Join(strings.FieldsFunc(s, unicode.IsSpace), " "); s != "" {
 			statements = append(statements, s)
 		}
@@ -168,8 +170,8 @@ func split(text string) (statements []string) {
 	return statements
 }
 
-// splitTop cuts at a separator outside of quotes and brackets.
-func splitTop(s string, separator byte) (parts []string) {
+// splitTopLevel cuts at a separator outside of quotes and brackets.
+func splitTopLevel(s string, separator byte) (parts []string) {
 	depth, quoted, from := 0, false, 0
 	for i := range len(s) {
 		switch c := s[i]; {
@@ -245,8 +247,8 @@ func versionOf(t *testing.T, path string) int64 {
 	return v
 }
 
-func TestWhatTheRulesRefuse(t *testing.T) {
-	for text, says := range map[string]string{
+func TestRulesRefuseUnsafeStatements(t *testing.T) {
+	for text, want := range map[string]string{
 		"CREATE TABLE x (a int PRIMARY KEY, b text UNIQUE CHECK (b <> ';'))":          "",
 		"CREATE TABLE x (a int); ALTER TABLE x ADD CHECK (a > 0); INSERT INTO x (1)":  "",
 		"CREATE TABLE x (a int); CREATE UNIQUE INDEX i ON x (a); UPDATE x SET a = 1":  "",
@@ -292,8 +294,8 @@ func TestWhatTheRulesRefuse(t *testing.T) {
 		"COMMENT ON TABLE rooms IS 'x'":                                                            "",
 	} {
 		got := strings.Join(problems("postgres", 7, "-- +goose Up\n"+text), "\n")
-		if (got == "") != (says == "") || !strings.Contains(got, says) {
-			t.Errorf("%s\n\tgot %q, want %q", text, got, says)
+		if (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%s\n\tgot %q, want %q", text, got, want)
 		}
 	}
 	if got := problems("sqlite", 7, "CREATE INDEX i ON rooms (head)"); got != nil {

@@ -39,15 +39,15 @@ const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | 
 `
 
 func main() {
-	if err := run(untilSignal(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	if err := run(signalContext(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "server:", err)
 		os.Exit(1)
 	}
 }
 
-// untilSignal returns a context that ends with the first SIGINT or SIGTERM. By
+// signalContext returns a context that ends with the first SIGINT or SIGTERM. By
 // then a second one ends the process at once, as if nobody listened.
-func untilSignal() context.Context {
+func signalContext() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -84,7 +84,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"drain":       func(c config.Config) error { return app.Drain(ctx, c, args, stdout) },
 		"undrain":     func(c config.Config) error { return app.Undrain(ctx, c, args, stdout) },
 		"profile":     func(c config.Config) error { return app.Profile(ctx, c, args, stdout) },
-		"look":        func(c config.Config) error { return app.Look(ctx, c, args, stdout) },
+		"look":        func(c config.Config) error { return app.PrintDebugPage(ctx, c, args, stdout) },
 	}[command]
 	if !known {
 		return fmt.Errorf("unknown command %q\n%s", command, usage)

@@ -14,7 +14,7 @@ import (
 )
 
 func backupCommand() *cobra.Command {
-	f := new(vaultFlags)
+	f := new(repositoryFlags)
 	var noDump, verify bool
 	c := &cobra.Command{
 		Use:   "backup",
@@ -40,14 +40,14 @@ made, and with 2 when it could not begin.`,
 			}
 			s, err := v.Create(c.Context(), backup.Options{SkipDump: noDump})
 			if err != nil {
-				return failed(c, err)
+				return printFailure(c, err)
 			}
 			fmt.Fprintf(c.OutOrStdout(), "Backup %s: %v, %d messages in %d rooms; it leads back to any moment from %s on.\n",
 				s.Name, backup.Bytes(s.Size()), s.Log.Messages, s.Log.Rooms, s.Consistent.Format(time.RFC3339))
 			if !verify {
 				return nil
 			}
-			return prove(c, v, s.Name)
+			return verifyBackup(c, v, s.Name)
 		},
 	}
 	f.add(c)
@@ -58,10 +58,10 @@ made, and with 2 when it could not begin.`,
 	return c
 }
 
-func prove(c *cobra.Command, v *backup.Vault, name string) error {
+func verifyBackup(c *cobra.Command, v *backup.Repository, name string) error {
 	p, err := v.Verify(c.Context(), name)
 	if err != nil {
-		return failed(c, err)
+		return printFailure(c, err)
 	}
 	fmt.Fprintf(c.OutOrStdout(), "Good: restored and replayed to %v (%d segments, last commit %s) in %s; %d messages in %d rooms without a hole, epoch %s.\n",
 		p.ReplayedTo, p.Segments, orNone(p.LastCommit), p.Took, p.Log.Messages, p.Log.Rooms, p.Log.Epoch)
@@ -75,7 +75,7 @@ func orNone(s string) string {
 	return s
 }
 
-func backupVerifyCommand(f *vaultFlags) *cobra.Command {
+func backupVerifyCommand(f *repositoryFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify [NAME]",
 		Short: "restore a backup into a scratch server, and look at every room",
@@ -93,12 +93,12 @@ or room named.`,
 			if err != nil {
 				return err
 			}
-			return prove(c, v, strings.Join(args, ""))
+			return verifyBackup(c, v, strings.Join(args, ""))
 		},
 	}
 }
 
-func backupListCommand(f *vaultFlags) *cobra.Command {
+func backupListCommand(f *repositoryFlags) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "list",
@@ -109,15 +109,15 @@ func backupListCommand(f *vaultFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := v.State()
+			s, err := v.Status()
 			if err != nil {
-				return failed(c, err)
+				return printFailure(c, err)
 			}
-			if err := printAs(c, asJSON, listing{s}); err != nil {
+			if err := printAs(c, asJSON, backupListing{s}); err != nil {
 				return err
 			}
 			if len(s.Damaged) > 0 {
-				return errWrong
+				return errFailed
 			}
 			return nil
 		},
@@ -126,10 +126,10 @@ func backupListCommand(f *vaultFlags) *cobra.Command {
 	return c
 }
 
-// A listing prints the state of a vault.
-type listing struct{ *backup.State }
+// A backupListing prints the state of a vault.
+type backupListing struct{ *backup.Status }
 
-func (l listing) String() string {
+func (l backupListing) String() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	if len(l.Sets) > 0 {
@@ -137,8 +137,8 @@ func (l listing) String() string {
 	}
 	for _, s := range l.Sets {
 		verified := "never"
-		if s.Proof != nil {
-			verified = s.Proof.Verified.Format(time.RFC3339)
+		if s.VerifyResult != nil {
+			verified = s.VerifyResult.Verified.Format(time.RFC3339)
 		}
 		fmt.Fprintf(w, "%s\t%v\t%d\t%d\t%s\t%s\n", s.Name, backup.Bytes(s.Size()), s.Log.Messages, s.Log.Rooms, s.Consistent.Format(time.RFC3339), verified)
 	}
@@ -158,7 +158,7 @@ func (l listing) String() string {
 }
 
 // MarshalJSON prints errors as text.
-func (l listing) MarshalJSON() ([]byte, error) {
+func (l backupListing) MarshalJSON() ([]byte, error) {
 	out := struct {
 		Sets     []*backup.Set `json:"sets"`
 		Damaged  []string      `json:"damaged"`
@@ -172,7 +172,7 @@ func (l listing) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-func backupMetricsCommand(f *vaultFlags) *cobra.Command {
+func backupMetricsCommand(f *repositoryFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "metrics",
 		Short: "write the age of backups, proofs and WAL for node_exporter",
@@ -186,7 +186,7 @@ too; a timer runs it in between, for the age of the archive.`,
 				return err
 			}
 			if err := v.WriteMetrics(); err != nil {
-				return failed(c, err)
+				return printFailure(c, err)
 			}
 			return nil
 		},
@@ -194,11 +194,11 @@ too; a timer runs it in between, for the age of the archive.`,
 }
 
 func restoreCommand() *cobra.Command {
-	f := new(vaultFlags)
+	f := new(repositoryFlags)
 	var q backup.RestoreRequest
 	var to string
 	var timeline int
-	var without bool
+	var noDatabase bool
 	c := &cobra.Command{
 		Use:   "restore --to TIME|latest",
 		Short: "bring the stack back to a moment",
@@ -220,15 +220,15 @@ It exits with 0 when all asked for was restored, with 1 when it was not, and wit
   switchyard restore --to latest --configuration --redis --replace`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			when, err := parseMoment(to)
+			when, err := parseRestoreTime(to)
 			if err != nil {
 				return err
 			}
 			if timeline < 0 {
 				return fmt.Errorf("--timeline must be 1 or more, not %d", timeline)
 			}
-			q.To, q.Timeline, q.Database = when, uint32(timeline), !without
-			if without && !q.Redis && !q.Configuration {
+			q.To, q.Timeline, q.Database = when, uint32(timeline), !noDatabase
+			if noDatabase && !q.Redis && !q.Configuration {
 				return fmt.Errorf("--no-database leaves nothing to restore: add --configuration or --redis")
 			}
 			v, err := f.open(c.Context(), c.ErrOrStderr())
@@ -237,9 +237,9 @@ It exits with 0 when all asked for was restored, with 1 when it was not, and wit
 			}
 			r, err := v.Restore(c.Context(), q)
 			if err != nil {
-				return failed(c, err)
+				return printFailure(c, err)
 			}
-			tellRestored(c.OutOrStdout(), r, q)
+			printRestored(c.OutOrStdout(), r, q)
 			return nil
 		},
 	}
@@ -251,12 +251,12 @@ It exits with 0 when all asked for was restored, with 1 when it was not, and wit
 	flags.BoolVar(&q.Replace, "replace", false, "give up the database that is there")
 	flags.BoolVar(&q.Configuration, "configuration", false, "configuration and certificates too; what they replace is kept")
 	flags.BoolVar(&q.Redis, "redis", false, "the snapshot of Redis too: sessions and presence of that time")
-	flags.BoolVar(&without, "no-database", false, "leave the database alone")
+	flags.BoolVar(&noDatabase, "no-database", false, "leave the database alone")
 	return c
 }
 
-// parseMoment reads --to.
-func parseMoment(s string) (time.Time, error) {
+// parseRestoreTime reads --to.
+func parseRestoreTime(s string) (time.Time, error) {
 	if s == "latest" {
 		return time.Time{}, nil
 	}
@@ -267,11 +267,11 @@ func parseMoment(s string) (time.Time, error) {
 	return t, nil
 }
 
-func tellRestored(w io.Writer, r *backup.Restored, q backup.RestoreRequest) {
+func printRestored(w io.Writer, r *backup.RestoreResult, q backup.RestoreRequest) {
 	if q.Configuration {
 		fmt.Fprintf(w, "Configuration: %d files differed from the backup %s", len(r.Configuration), r.Set.Name)
-		if r.Replaced != "" {
-			fmt.Fprintf(w, " and were restored; what they were is in %s", r.Replaced)
+		if r.ReplacedArchive != "" {
+			fmt.Fprintf(w, " and were restored; what they were is in %s", r.ReplacedArchive)
 		}
 		fmt.Fprintln(w, ".")
 	}
@@ -282,12 +282,12 @@ func tellRestored(w io.Writer, r *backup.Restored, q backup.RestoreRequest) {
 		return
 	}
 	fmt.Fprintf(w, "Database: restored from %s; the last commit is from %s; %d messages in %d rooms without a hole; away for %v.\n",
-		r.Set.Name, orNone(r.LastCommit), r.Log.Messages, r.Log.Rooms, r.Down.Round(time.Millisecond))
+		r.Set.Name, orNone(r.LastCommit), r.Log.Messages, r.Log.Rooms, r.Downtime.Round(time.Millisecond))
 	fmt.Fprintf(w, "Clients are told by gap (reason epoch). Make a backup now: switchyard backup --verify\n")
 }
 
 func promoteCommand() *cobra.Command {
-	f := new(vaultFlags)
+	f := new(repositoryFlags)
 	var q backup.PromoteRequest
 	c := &cobra.Command{
 		Use:   "promote-replica",
@@ -311,9 +311,9 @@ the primary, and with 1 when it is not.`,
 			}
 			p, err := v.Promote(c.Context(), q)
 			if err != nil {
-				return failed(c, err)
+				return printFailure(c, err)
 			}
-			tellPromoted(c.OutOrStdout(), p)
+			printPromoted(c.OutOrStdout(), p)
 			return nil
 		},
 	}
@@ -322,7 +322,7 @@ the primary, and with 1 when it is not.`,
 	return c
 }
 
-func tellPromoted(w io.Writer, p *backup.Promoted) {
+func printPromoted(w io.Writer, p *backup.PromoteResult) {
 	fmt.Fprintf(w, "%s takes writes now, after %v; %d messages in %d rooms without a hole.\n", p.Service, p.Took.Round(time.Millisecond), p.Log.Messages, p.Log.Rooms)
 	switch {
 	case p.Graceful:

@@ -12,13 +12,13 @@ import (
 
 // Each mistake is one line that names the flag and the bound, before anything is
 // done.
-func TestWrongUsageOfTheCommandsOfAStack(t *testing.T) {
+func TestWrongUsageOfStackCommands(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "docker-compose.prod.yml")
 	if err := os.WriteFile(file, []byte("services: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for says, args := range map[string][]string{
+	for want, args := range map[string][]string{
 		"--keep must be 1 to 10000, not 0":                       {"backup", "--dir", dir, "--keep", "0"},
 		"docker-compose.prod.yml is not in /none: name its":      {"backup", "--dir", "/none"},
 		`unknown command "prove" for "switchyard backup"`:        {"backup", "prove"},
@@ -40,8 +40,8 @@ func TestWrongUsageOfTheCommandsOfAStack(t *testing.T) {
 		"docker-compose.prod.yml is not in /none: name its fold": {"queries", "--dir", "/none"},
 	} {
 		code, out, errs := switchyard(t.Context(), args...)
-		if code != 2 || !strings.Contains(errs, says) || strings.Count(errs, "\n") != 1 || out != "" {
-			t.Errorf("%q: exit %d, does not say %q in one line:\n%s%s", args, code, says, out, errs)
+		if code != 2 || !strings.Contains(errs, want) || strings.Count(errs, "\n") != 1 || out != "" {
+			t.Errorf("%q: exit %d, does not say %q in one line:\n%s%s", args, code, want, out, errs)
 		}
 	}
 }
@@ -84,7 +84,7 @@ func TestBackupsAreListed(t *testing.T) {
 
 // Without Prometheus each command says so in a line, and tells what it knows
 // from elsewhere.
-func TestWithoutPrometheus(t *testing.T) {
+func TestInspectCommandsWithoutPrometheus(t *testing.T) {
 	dir, bin := t.TempDir(), t.TempDir()
 	err := errors.Join(os.WriteFile(filepath.Join(dir, "docker-compose.prod.yml"), []byte("services: {}\n"), 0o600),
 		os.WriteFile(filepath.Join(bin, "docker"), []byte(`#!/bin/sh
@@ -101,9 +101,9 @@ esac
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	const stopped, away = "prometheus does not run in the stack", "Prometheus at http://127.0.0.1:1 does not answer"
 	for _, tt := range []struct {
-		args       []string
-		code       int
-		says, errs string
+		args              []string
+		code              int
+		wantOut, wantErrs string
 	}{
 		{[]string{"errors"}, 0, "no room on the disk", stopped},
 		{[]string{"errors", "--prometheus", "http://127.0.0.1:1"}, 0, away, ""},
@@ -114,8 +114,8 @@ esac
 		{[]string{"check", "--prometheus", "http://127.0.0.1:1"}, 1, away, ""},
 	} {
 		code, out, errs := switchyard(t.Context(), append(tt.args, "--dir", dir)...)
-		if code != tt.code || !strings.Contains(out, tt.says) || !strings.Contains(errs, tt.errs) {
-			t.Errorf("%v: exit %d, want %d, %q and %q\n%s%s", tt.args, code, tt.code, tt.says, tt.errs, out, errs)
+		if code != tt.code || !strings.Contains(out, tt.wantOut) || !strings.Contains(errs, tt.wantErrs) {
+			t.Errorf("%v: exit %d, want %d, %q and %q\n%s%s", tt.args, code, tt.code, tt.wantOut, tt.wantErrs, out, errs)
 		}
 	}
 	if code, _, errs := switchyard(t.Context(), "report", "--dir", dir, "--out", filepath.Join(dir, "report"), "--prometheus", "http://127.0.0.1:1"); code != 0 {

@@ -15,12 +15,12 @@ import (
 // deployFlags are deploy's own.
 type deployFlags struct {
 	stackFlags
-	canary                       string
-	replicas                     int
-	watch, watchMoved, verifyFor time.Duration
-	dryRun, blind, again         bool
-	ignore                       []string
-	scan                         string
+	canary                        string
+	replicas                      int
+	watch, watchMoved, verifyFor  time.Duration
+	dryRun, withoutMetrics, again bool
+	ignore                        []string
+	scan                          string
 }
 
 func deployCommand() *cobra.Command {
@@ -51,7 +51,7 @@ another command is at it, 5 when a person has to look.`,
 	flags.DurationVar(&f.watchMoved, "watch-moved", 0, "how long it is watched with everybody on it")
 	flags.DurationVar(&f.verifyFor, "verify", 0, "how long it is verified from outside")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be done, and do nothing")
-	flags.BoolVar(&f.blind, "without-metrics", false, "go on although errors, response time and memory can't be judged")
+	flags.BoolVar(&f.withoutMetrics, "without-metrics", false, "go on although errors, response time and memory can't be judged")
 	flags.BoolVar(&f.again, "again", false, "deploy the image although it is live")
 	flags.StringArrayVar(&f.ignore, "ignore", nil, "a check of preflight that may fail; once for each")
 	flags.StringVar(&f.scan, "scan", "", "command that is given the image and fails when it must not run")
@@ -59,22 +59,22 @@ another command is at it, 5 when a person has to look.`,
 }
 
 func (f *deployFlags) run(c *cobra.Command, image string) error {
-	return f.work(c, func(s *site) (deploy.Entry, error) {
-		m := s.machine
+	return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) {
+		m := s.deployer
 		if err := f.apply(c, &m.Settings); err != nil {
-			return deploy.Entry{}, &deploy.RefusedError{Err: err}
+			return deploy.HistoryEntry{}, &deploy.RefusedError{Err: err}
 		}
-		m.Blind, m.Again = f.blind, f.again
+		m.WithoutMetrics, m.AllowRedeploy = f.withoutMetrics, f.again
 		if f.dryRun {
 			plan, err := m.Plan(c.Context(), image)
 			if err != nil {
-				return deploy.Entry{}, err
+				return deploy.HistoryEntry{}, err
 			}
 			if f.json {
-				return deploy.Entry{}, printJSON(c.OutOrStdout(), plan)
+				return deploy.HistoryEntry{}, printJSON(c.OutOrStdout(), plan)
 			}
 			_, err = fmt.Fprint(c.OutOrStdout(), plan)
-			return deploy.Entry{}, err
+			return deploy.HistoryEntry{}, err
 		}
 		m.Preflight = f.preflight(s)
 		return m.Deploy(c.Context(), image)
@@ -82,12 +82,12 @@ func (f *deployFlags) run(c *cobra.Command, image string) error {
 }
 
 // preflight asks what has to be asked, and tells the answers.
-func (f *deployFlags) preflight(s *site) func(context.Context, deploy.Image) error {
-	p := s.stack.Preflight(s.compose, s.machine.Settings, s.machine.State)
-	p.Ignore, p.Scan, p.Blind = f.ignore, f.scan, f.blind
+func (f *deployFlags) preflight(s *lockedStack) func(context.Context, deploy.Image) error {
+	p := s.stack.Preflight(s.compose, s.deployer.Settings, s.deployer.State)
+	p.Ignore, p.ScanCommand, p.WithoutMetrics = f.ignore, f.scan, f.withoutMetrics
 	return func(ctx context.Context, image deploy.Image) error {
-		return p.May(ctx, image, func(c deploy.Check) {
-			s.machine.Report(deploy.Event{At: time.Now(), Step: "preflight", Kind: c.Answer, Text: c.Name + ": " + c.Text})
+		return p.Allow(ctx, image, func(c deploy.CheckResult) {
+			s.deployer.Report(deploy.Event{At: time.Now(), Step: "preflight", Kind: c.Status, Text: c.Name + ": " + c.Text})
 		})
 	}
 }
@@ -96,29 +96,29 @@ func (f *deployFlags) preflight(s *site) func(context.Context, deploy.Image) err
 func (f *deployFlags) apply(c *cobra.Command, s *deploy.Settings) error {
 	changed := c.Flags().Changed
 	if f.canary != "" {
-		s.Canary = nil
+		s.CanaryPercents = nil
 		for part := range strings.SplitSeq(f.canary, ",") {
 			n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(part), "%"))
 			if err != nil {
 				return fmt.Errorf("--canary must be percentages such as 10%%,50%%, not %q", f.canary)
 			}
-			s.Canary = append(s.Canary, n)
+			s.CanaryPercents = append(s.CanaryPercents, n)
 		}
 	}
 	if changed("replicas") {
 		s.Replicas = f.replicas
 	}
-	for name, to := range map[string]struct {
-		value time.Duration
-		into  *time.Duration
+	for name, override := range map[string]struct {
+		value  time.Duration
+		target *time.Duration
 	}{
 		"watch": {f.watch, &s.Watch}, "watch-moved": {f.watchMoved, &s.WatchMoved}, "verify": {f.verifyFor, &s.Verify},
 	} {
 		if changed(name) {
-			*to.into = to.value
+			*override.target = override.value
 		}
 	}
-	if err := s.Check(); err != nil {
+	if err := s.Validate(); err != nil {
 		return fmt.Errorf("--%w", err)
 	}
 	return nil
@@ -134,7 +134,7 @@ moves back who is connected, keeps what the newer version can tell, and stops it
 Run again, it goes on where it was cut short.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return f.work(c, func(s *site) (deploy.Entry, error) { return s.machine.Rollback(c.Context()) })
+			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Rollback(c.Context()) })
 		},
 	}
 	f.add(c)
@@ -154,7 +154,7 @@ where they are; drain moves them. It also mends an active.yml that can't be read
 			if err != nil {
 				return err
 			}
-			return f.work(c, func(s *site) (deploy.Entry, error) { return s.machine.Switch(c.Context(), color) })
+			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Switch(c.Context(), color) })
 		},
 	}
 	f.add(c)

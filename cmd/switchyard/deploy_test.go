@@ -36,7 +36,7 @@ func emptyStack(t *testing.T) string {
 }
 
 // Each thing that is not there is one line with what to do, and nothing is begun.
-func TestADeployThatCanNotBegin(t *testing.T) {
+func TestADeployThatCanNotStartSaysWhy(t *testing.T) {
 	dir := emptyStack(t)
 	// Nothing named docker is on the path.
 	t.Setenv("PATH", t.TempDir())
@@ -47,14 +47,14 @@ func TestADeployThatCanNotBegin(t *testing.T) {
 	if code, _, errs = switchyard(t.Context(), "status", "--dir", dir); code != exitUsage || !strings.Contains(errs, "docker is not installed") {
 		t.Errorf("exit %d\n%s", code, errs)
 	}
-	for says, args := range map[string][]string{
+	for want, args := range map[string][]string{
 		"--canary must be percentages such as 10%,50%, not \"half\"": {"--canary", "half"},
 		"canary must be percentages of 1 to 99 that rise":            {"--canary", "50%,10%"},
 		"--watch must be 0s to 24h0m0s, not -1s":                     {"--watch", "-1s"},
 		"--replicas must be 0 to 100, not 101":                       {"--replicas", "101"},
 	} {
 		code, _, errs := switchyard(t.Context(), append([]string{"deploy", "v2", "--dir", dir}, args...)...)
-		if code != exitUsage || !strings.Contains(errs, says) {
+		if code != exitUsage || !strings.Contains(errs, want) {
 			t.Errorf("%v: exit %d, %s", args, code, errs)
 		}
 	}
@@ -67,7 +67,7 @@ func TestADeployThatCanNotBegin(t *testing.T) {
 }
 
 // A pipeline reads the last line.
-func TestTheEndForPrograms(t *testing.T) {
+func TestJSONOutputEndsWithTheOutcome(t *testing.T) {
 	dir := emptyStack(t)
 	t.Setenv("PATH", t.TempDir())
 	code, out, _ := switchyard(t.Context(), "deploy", "v2", "--dir", dir, "--json")
@@ -81,13 +81,13 @@ func TestTheEndForPrograms(t *testing.T) {
 	}
 }
 
-func TestASecondCommandWaitsItsTurn(t *testing.T) {
+func TestASecondCommandIsRefusedWhileOneRuns(t *testing.T) {
 	dir := emptyStack(t)
 	s, err := deploy.OpenStack(dir, deploy.DefaultFile, "switchyard")
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := s.State()
+	state, err := s.StateDir()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-func TestAnOperatorSmokesAService(t *testing.T) {
+func TestSmokeChecksAService(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	code, out, errs := switchyard(t.Context(), "smoke", s.SocketURL())
 	if code != 0 || !strings.HasPrefix(out, "ok ") {

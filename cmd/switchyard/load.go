@@ -22,18 +22,18 @@ the service keeps up or not (an open loop), which is what users do.`,
   switchyard load --clients 1000 --rooms 100 --rate 5000 --duration 1m --json`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			f.plan.Unjudged = true
+			f.plan.Unchecked = true
 			run, err := f.start(c)
 			if err != nil {
 				return err
 			}
-			watch(run, c.ErrOrStderr())
+			showProgress(run, c.ErrOrStderr())
 			speed := run.Speed()
 			if err := printAs(c, f.json, speed); err != nil {
 				return err
 			}
 			if speed.Acked == 0 {
-				return errWrong
+				return errFailed
 			}
 			return nil
 		},

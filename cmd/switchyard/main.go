@@ -30,8 +30,8 @@ const (
 	exitStuck      = 5 // a person has to look
 )
 
-// errWrong makes the command exit with 1; what there is to say has been said.
-var errWrong = errors.New("the answer is no")
+// errFailed makes the command exit with 1; what there is to say has been said.
+var errFailed = errors.New("the answer is no")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.AddCommand(backupCommand(), restoreCommand(), promoteCommand(), checkCommand(), topCommand(),
 		queriesCommand(), connectionsCommand(), errorsCommand(), memoryCommand(), reportCommand())
 	command, err := root.ExecuteContextC(ctx)
-	if err != nil && !errors.Is(err, errWrong) {
+	if err != nil && !errors.Is(err, errFailed) {
 		fmt.Fprintf(stderr, "%s: %v\n", command.CommandPath(), err)
 	}
 	return exitCode(err)
@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // exitCode is what an error means to a pipeline.
 func exitCode(err error) int {
 	var (
-		back       *deploy.RolledBackError
+		rolledBack *deploy.RolledBackError
 		unfinished *deploy.UnfinishedError
 		locked     *deploy.LockedError
 		stuck      *deploy.StuckError
@@ -75,7 +75,7 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.Is(err, errWrong), errors.As(err, &back):
+	case errors.Is(err, errFailed), errors.As(err, &rolledBack):
 		return exitFailed
 	case errors.As(err, &unfinished):
 		return exitUnfinished

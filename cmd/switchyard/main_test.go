@@ -26,7 +26,7 @@ func switchyard(ctx context.Context, args ...string) (code int, stdout, stderr s
 	return code, out.String(), err.String()
 }
 
-func TestAnOperatorVerifiesAService(t *testing.T) {
+func TestVerifyChecksAService(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	file := filepath.Join(t.TempDir(), "history.jsonl")
 	code, out, errs := switchyard(t.Context(), "verify", "--url", s.SocketURL(),
@@ -73,7 +73,7 @@ func TestAnOperatorVerifiesAService(t *testing.T) {
 	}
 }
 
-func TestAnOperatorMeasuresAService(t *testing.T) {
+func TestLoadMeasuresAService(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	code, out, errs := switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "4", "--rooms", "1", "--duration", "2s", "--json")
 	var got struct {
@@ -94,14 +94,14 @@ func TestAnOperatorMeasuresAService(t *testing.T) {
 }
 
 // Whoever interrupts it still gets the judgement.
-func TestAnInterruptedVerifyJudges(t *testing.T) {
+func TestAnInterruptedVerifyStillReports(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	go func() {
 		defer cancel()
 		published := regexp.MustCompile(`websocket_messages_received_total\{type="publish"\} \d{2}`)
-		for look := time.NewTicker(10 * time.Millisecond); ctx.Err() == nil; <-look.C {
+		for tick := time.NewTicker(10 * time.Millisecond); ctx.Err() == nil; <-tick.C {
 			if published.MatchString(metrics(ctx, s)) {
 				return
 			}
@@ -115,7 +115,7 @@ func TestAnInterruptedVerifyJudges(t *testing.T) {
 
 // The judgement is there although the history could not be kept, and the exit
 // code says that not all went well.
-func TestADiskThatIsFull(t *testing.T) {
+func TestAFullDiskFailsTheHistory(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	code, out, errs := switchyard(t.Context(), "verify", "--url", s.SocketURL(),
 		"--clients", "2", "--rate", "50", "--duration", "1s", "--history", "/dev/full")
@@ -145,7 +145,7 @@ func TestWrongUsage(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for says, args := range map[string][]string{
+	for want, args := range map[string][]string{
 		"--clients must be 1 or more, not 0":            {"verify", "--clients", "0"},
 		"--clients must be 1 to 15000, not 20000":       {"load", "--clients", "20000"},
 		"--rooms must be 1 to 100, not 101":             {"verify", "--rooms", "101"},
@@ -179,8 +179,8 @@ func TestWrongUsage(t *testing.T) {
 		`invalid argument "many" for "--clients" flag`:  {"verify", "--clients", "many"},
 	} {
 		code, out, errs := switchyard(t.Context(), args...)
-		if code != 2 || !strings.Contains(errs, says) || !strings.HasPrefix(errs, "switchyard") {
-			t.Errorf("%q: exit %d, does not say %q:\n%s%s", args, code, says, out, errs)
+		if code != 2 || !strings.Contains(errs, want) || !strings.HasPrefix(errs, "switchyard") {
+			t.Errorf("%q: exit %d, does not say %q:\n%s%s", args, code, want, out, errs)
 		}
 		if strings.Count(errs, "\n") != 1 || out != "" {
 			t.Errorf("%q: more than one line:\n%s%s", args, out, errs)
@@ -199,11 +199,11 @@ func TestHelpIsThere(t *testing.T) {
 }
 
 func TestTheProgressLine(t *testing.T) {
-	got := line(load.Progress{Elapsed: 3 * time.Second, Published: 10, Acked: 9, Delivered: 90})
+	got := progressLine(load.Progress{Elapsed: 3 * time.Second, Published: 10, Acked: 9, Delivered: 90})
 	if got != "publishing 3 s: 10 published, 9 acked, 90 delivered" {
 		t.Error(got)
 	}
-	got = line(load.Progress{Elapsed: time.Minute, Failed: 1, Reconnects: 2, Moves: 3, Ending: true})
+	got = progressLine(load.Progress{Elapsed: time.Minute, Failed: 1, Reconnects: 2, Moves: 3, Ending: true})
 	if got != "settling 60 s: 0 published, 0 acked, 0 delivered, 1 failed, 2 reconnects, 3 moves" {
 		t.Error(got)
 	}

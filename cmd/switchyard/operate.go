@@ -21,7 +21,7 @@ func scaleCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("replicas are a number, not %q", args[0])
 			}
-			return f.work(c, func(s *site) (deploy.Entry, error) { return s.machine.Scale(c.Context(), s.compose, n) })
+			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Scale(c.Context(), s.compose, n) })
 		},
 	}
 	f.add(c)
@@ -38,8 +38,8 @@ new connections, and serves again after undrain.`,
 		Example: "  switchyard drain green\n  switchyard drain switchyard-app_blue-2",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return f.work(c, func(s *site) (deploy.Entry, error) {
-				return deploy.Entry{}, s.machine.Drain(c.Context(), args[0])
+			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) {
+				return deploy.HistoryEntry{}, s.deployer.Drain(c.Context(), args[0])
 			})
 		},
 	}
@@ -54,8 +54,8 @@ func undrainCommand() *cobra.Command {
 		Short: "let clients in again",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return f.work(c, func(s *site) (deploy.Entry, error) {
-				return deploy.Entry{}, s.machine.Undrain(c.Context(), args[0])
+			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) {
+				return deploy.HistoryEntry{}, s.deployer.Undrain(c.Context(), args[0])
 			})
 		},
 	}
@@ -74,8 +74,8 @@ replicas, or at the URL given. It exits with 1 when one of them fails.`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
-				o := &deploy.Outside{Stack: &deploy.Stack{TokenFile: f.tokenFile}}
-				return f.tell(c, args[0], o.SmokeURL(c.Context(), args[0]))
+				o := &deploy.Prober{Stack: &deploy.Stack{TokenFile: f.tokenFile}}
+				return f.printProbe(c, args[0], o.SmokeURL(c.Context(), args[0]))
 			}
 			return f.smokeStack(c)
 		},
@@ -90,27 +90,27 @@ func (f *stackFlags) smokeStack(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	o := &deploy.Outside{Stack: s}
-	sight, err := s.Compose(nil).Look(c.Context())
+	o := &deploy.Prober{Stack: s}
+	snapshot, err := s.Compose(nil).Inspect(c.Context())
 	if err != nil {
 		return err
 	}
-	verdict := f.tell(c, s.URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
+	result := f.printProbe(c, s.URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
 	for _, color := range deploy.Colors {
-		for _, r := range sight.Of(color) {
+		for _, r := range snapshot.Running(color) {
 			if !r.Serves() {
 				continue
 			}
-			if err := f.tell(c, r.Name, o.Smoke(c.Context(), deploy.Target{Replica: &r, Deployment: r.Deployment})); err != nil {
-				verdict = err
+			if err := f.printProbe(c, r.Name, o.Smoke(c.Context(), deploy.Target{Replica: &r, Deployment: r.Deployment})); err != nil {
+				result = err
 			}
 		}
 	}
-	return verdict
+	return result
 }
 
-// tell prints one answer.
-func (f *stackFlags) tell(c *cobra.Command, what string, err error) error {
+// printProbe prints one answer.
+func (f *stackFlags) printProbe(c *cobra.Command, what string, err error) error {
 	switch {
 	case f.json:
 		answer := map[string]any{"target": what, "ok": err == nil}
@@ -126,7 +126,7 @@ func (f *stackFlags) tell(c *cobra.Command, what string, err error) error {
 		fmt.Fprintf(c.OutOrStdout(), "ok    %s\n", what)
 	}
 	if err != nil {
-		return errWrong
+		return errFailed
 	}
 	return nil
 }
@@ -141,7 +141,7 @@ func preflightCommand() *cobra.Command {
 		Long:  "Preflight exits with 0 when it may, warnings included, and with 1 when a check failed. docs/deploy.md has the checks.",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := f.enter(c)
+			s, err := f.openLocked(c)
 			if err != nil {
 				return err
 			}
@@ -152,8 +152,8 @@ func preflightCommand() *cobra.Command {
 					return err
 				}
 			}
-			p := s.stack.Preflight(s.compose, s.settings, s.machine.State)
-			p.Ignore, p.Scan = ignore, scan
+			p := s.stack.Preflight(s.compose, s.settings, s.deployer.State)
+			p.Ignore, p.ScanCommand = ignore, scan
 			answers, err := p.Run(c.Context(), image)
 			if err != nil {
 				return err
@@ -162,11 +162,11 @@ func preflightCommand() *cobra.Command {
 				err = printJSON(c.OutOrStdout(), answers)
 			} else {
 				for _, a := range answers {
-					fmt.Fprintf(c.OutOrStdout(), "%-5s %-12s %s\n", a.Answer, a.Name, a.Text)
+					fmt.Fprintf(c.OutOrStdout(), "%-5s %-12s %s\n", a.Status, a.Name, a.Text)
 				}
 			}
-			if err == nil && deploy.Failed(answers) {
-				return errWrong
+			if err == nil && deploy.AnyFailed(answers) {
+				return errFailed
 			}
 			return err
 		},

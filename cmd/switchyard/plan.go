@@ -67,12 +67,12 @@ func (f *planFlags) start(c *cobra.Command) (*load.Run, error) {
 	return run, err
 }
 
-// watch shows how the run goes on, where somebody can see it, and returns when
+// showProgress shows how the run goes on, where somebody can see it, and returns when
 // it is over.
-func watch(run *load.Run, stderr io.Writer) {
+func showProgress(run *load.Run, stderr io.Writer) {
 	terminal := isTerminal(stderr)
-	look := time.NewTicker(200 * time.Millisecond)
-	defer look.Stop()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		select {
 		case <-run.Done():
@@ -80,16 +80,16 @@ func watch(run *load.Run, stderr io.Writer) {
 				fmt.Fprint(stderr, "\r\033[K")
 			}
 			return
-		case <-look.C:
+		case <-tick.C:
 			if terminal {
-				fmt.Fprintf(stderr, "\r\033[K%s", line(run.Progress()))
+				fmt.Fprintf(stderr, "\r\033[K%s", progressLine(run.Progress()))
 			}
 		}
 	}
 }
 
-// line is a run's progress in 79 columns at most, or a few more when it is long.
-func line(p load.Progress) string {
+// progressLine is a run's progress in 79 columns at most, or a few more when it is long.
+func progressLine(p load.Progress) string {
 	doing := "publishing"
 	if p.Ending {
 		doing = "settling"

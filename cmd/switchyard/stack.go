@@ -49,17 +49,17 @@ func (f *stackFlags) open() (*deploy.Stack, error) {
 	return s, nil
 }
 
-// A site is the stack with the machine that works on it. It holds the lock.
-type site struct {
+// A lockedStack is the stack with the machine that works on it. It holds the lock.
+type lockedStack struct {
 	stack    *deploy.Stack
 	compose  *deploy.Compose
-	machine  *deploy.Machine
+	deployer *deploy.Deployer
 	settings deploy.Settings
 	lock     *deploy.Lock
 }
 
-// enter opens the stack and takes the lock.
-func (f *stackFlags) enter(c *cobra.Command) (*site, error) {
+// openLocked opens the stack and takes the lock.
+func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 	s, err := f.open()
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (f *stackFlags) enter(c *cobra.Command) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := s.State()
+	state, err := s.StateDir()
 	if err != nil {
 		return nil, err
 	}
@@ -76,28 +76,28 @@ func (f *stackFlags) enter(c *cobra.Command) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	if old := lock.TakenOver; old != nil {
+	if old := lock.DeadHolder; old != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "the lock of process %d (%s), which is dead, was taken over\n", old.PID, old.Command)
 	}
 	compose := s.Compose(lock)
-	book, err := deploy.NewBook(compose, settings.Notices, s.Dir)
+	records, err := deploy.NewHostRecords(compose, settings.Notifications, s.Dir)
 	if err != nil {
 		return nil, errors.Join(err, lock.Release())
 	}
-	return &site{stack: s, compose: compose, settings: settings, lock: lock, machine: &deploy.Machine{
-		World: deploy.World{
+	return &lockedStack{stack: s, compose: compose, settings: settings, lock: lock, deployer: &deploy.Deployer{
+		Deps: deploy.Dependencies{
 			Containers: compose, Clients: compose, Images: compose, Traffic: compose.Balancer,
-			Probes: &deploy.Outside{Stack: s, Judge: judge}, Metrics: s.Metrics(compose), Records: book, Clock: deploy.HostClock{},
+			Probes: &deploy.Prober{Stack: s, Verifier: measureAckLatency}, Metrics: s.Metrics(compose), Records: records, Clock: deploy.HostClock{},
 		},
 		State: state, Settings: settings, Report: f.reporter(c.OutOrStdout()),
 	}}, nil
 }
 
-// judge has a few clients publish and subscribe through the balancer, and tells
+// measureAckLatency has a few clients publish and subscribe through the balancer, and tells
 // their p95 from a publish to its ack.
-func judge(ctx context.Context, s *deploy.Stack, d time.Duration, token string) (time.Duration, error) {
+func measureAckLatency(ctx context.Context, s *deploy.Stack, d time.Duration, token string) (time.Duration, error) {
 	plan := load.Plan{
-		URLs: []string{s.URL("wss", "/ws")}, Dial: s.Dial, TLS: s.TLS(),
+		URLs: []string{s.URL("wss", "/ws")}, Dial: s.Dial, TLS: s.TLSConfig(),
 		Clients: 12, Rooms: 4, Rate: 40, Duration: d, Cut: d / 5,
 	}
 	if token != "" {
@@ -135,8 +135,8 @@ func (f *stackFlags) reporter(w io.Writer) func(deploy.Event) {
 	}
 }
 
-// result prints how it ended, for programs, and hands the error on.
-func (f *stackFlags) result(c *cobra.Command, e deploy.Entry, err error) error {
+// printOutcome prints how it ended, for programs, and hands the error on.
+func (f *stackFlags) printOutcome(c *cobra.Command, e deploy.HistoryEntry, err error) error {
 	if !f.json {
 		if err == nil && e.ID != "" {
 			fmt.Fprintln(c.OutOrStdout(), e)
@@ -144,10 +144,10 @@ func (f *stackFlags) result(c *cobra.Command, e deploy.Entry, err error) error {
 		return err
 	}
 	out := struct {
-		Kind  string        `json:"kind"`
-		Exit  int           `json:"exit"`
-		Error string        `json:"error,omitempty"`
-		Entry *deploy.Entry `json:"deploy,omitempty"`
+		Kind  string               `json:"kind"`
+		Exit  int                  `json:"exit"`
+		Error string               `json:"error,omitempty"`
+		Entry *deploy.HistoryEntry `json:"deploy,omitempty"`
 	}{Kind: "end", Exit: exitCode(err)}
 	if err != nil {
 		out.Error = err.Error()
@@ -158,9 +158,9 @@ func (f *stackFlags) result(c *cobra.Command, e deploy.Entry, err error) error {
 	return errors.Join(err, json.NewEncoder(c.OutOrStdout()).Encode(out))
 }
 
-// work runs something on the stack under the lock.
-func (f *stackFlags) work(c *cobra.Command, do func(*site) (deploy.Entry, error)) error {
-	s, err := f.enter(c)
+// runLocked runs something on the stack under the lock.
+func (f *stackFlags) runLocked(c *cobra.Command, do func(*lockedStack) (deploy.HistoryEntry, error)) error {
+	s, err := f.openLocked(c)
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func (f *stackFlags) work(c *cobra.Command, do func(*site) (deploy.Entry, error)
 		fmt.Fprintln(c.ErrOrStderr(), err)
 		err = nil
 	}
-	return errors.Join(f.result(c, e, err), s.lock.Release())
+	return errors.Join(f.printOutcome(c, e, err), s.lock.Release())
 }
 
 // printJSON prints a value for programs.

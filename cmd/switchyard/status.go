@@ -28,14 +28,14 @@ func statusCommand() *cobra.Command {
 				return err
 			}
 			for {
-				well, err := f.show(c, s, watch)
+				healthy, err := f.show(c, s, watch)
 				switch {
 				case watch && c.Context().Err() != nil:
 					return nil
 				case err != nil:
 					return err
-				case !watch && !well:
-					return errWrong
+				case !watch && !healthy:
+					return errFailed
 				case !watch:
 					return nil
 				}
@@ -52,20 +52,20 @@ func statusCommand() *cobra.Command {
 }
 
 // show prints one look, and tells whether users are served.
-func (f *stackFlags) show(c *cobra.Command, s *deploy.Stack, watch bool) (well bool, err error) {
+func (f *stackFlags) show(c *cobra.Command, s *deploy.Stack, watch bool) (healthy bool, err error) {
 	o, err := s.Overview(c.Context(), s.Metrics(s.Compose(nil)))
 	if err != nil {
 		return false, err
 	}
 	out := c.OutOrStdout()
 	if f.json {
-		return o.Well(), printJSON(out, o)
+		return o.Healthy(), printJSON(out, o)
 	}
 	if watch && isTerminal(out) {
 		_, _ = io.WriteString(out, "\033[H\033[2J")
 	}
 	_, err = fmt.Fprint(out, o)
-	return o.Well(), err
+	return o.Healthy(), err
 }
 
 func historyCommand() *cobra.Command {
@@ -83,7 +83,7 @@ func historyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			state, err := s.State()
+			state, err := s.StateDir()
 			if err != nil {
 				return err
 			}

@@ -49,9 +49,9 @@ judges what there was.`,
 
 func (f *verifyFlags) run(c *cobra.Command) error {
 	if f.check != "" {
-		return f.judge(c)
+		return f.checkHistory(c)
 	}
-	file, err := f.create()
+	file, err := f.createHistory()
 	if err != nil {
 		return err
 	}
@@ -59,17 +59,17 @@ func (f *verifyFlags) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	watch(run, c.ErrOrStderr())
-	verdict := f.print(c, run.Report())
-	if err := f.write(run, file); err != nil {
+	showProgress(run, c.ErrOrStderr())
+	verdict := f.printReport(c, run.Report())
+	if err := f.writeHistory(run, file); err != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "--history: %v\n", err)
-		return errWrong
+		return errFailed
 	}
 	return verdict
 }
 
-// create opens the file for the history, before anything is done.
-func (f *verifyFlags) create() (*os.File, error) {
+// createHistory opens the file for the history, before anything is done.
+func (f *verifyFlags) createHistory() (*os.File, error) {
 	if f.history == "" {
 		return nil, nil
 	}
@@ -80,8 +80,8 @@ func (f *verifyFlags) create() (*os.File, error) {
 	return file, nil
 }
 
-// write writes the history to its file, if one is wanted.
-func (f *verifyFlags) write(run *load.Run, file *os.File) error {
+// writeHistory writes the history to its file, if one is wanted.
+func (f *verifyFlags) writeHistory(run *load.Run, file *os.File) error {
 	if file == nil {
 		return nil
 	}
@@ -91,8 +91,8 @@ func (f *verifyFlags) write(run *load.Run, file *os.File) error {
 	return file.Close()
 }
 
-// judge reads a history and judges it.
-func (f *verifyFlags) judge(c *cobra.Command) error {
+// checkHistory reads a history and judges it.
+func (f *verifyFlags) checkHistory(c *cobra.Command) error {
 	flags := c.Flags()
 	if given := flags.NFlag(); given > 2 || given == 2 && !flags.Changed("json") {
 		return errors.New("--check judges a file; beside --json no other flag has a meaning with it")
@@ -106,16 +106,16 @@ func (f *verifyFlags) judge(c *cobra.Command) error {
 	if err != nil {
 		return fmt.Errorf("--check %s: %w", f.check, err)
 	}
-	return f.print(c, load.Check(h))
+	return f.printReport(c, load.Check(h))
 }
 
-// print prints a report, and returns errWrong unless it is clean.
-func (f *verifyFlags) print(c *cobra.Command, report *load.Report) error {
+// printReport prints a report, and returns errFailed unless it is clean.
+func (f *verifyFlags) printReport(c *cobra.Command, report *load.Report) error {
 	if err := printAs(c, f.json, report); err != nil {
 		return err
 	}
 	if report.Verdict != load.Clean {
-		return errWrong
+		return errFailed
 	}
 	return nil
 }

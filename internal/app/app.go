@@ -27,39 +27,39 @@ import (
 
 // What the packages promise each other.
 var (
-	_ hub.Log        = (*store.Postgres)(nil)
-	_ hub.Feed       = (*store.Postgres)(nil)
-	_ hub.Batches    = (*store.Postgres)(nil)
-	_ hub.Directory  = (*store.Postgres)(nil)
-	_ durable        = (*store.Postgres)(nil)
-	_ hub.Log        = (*store.SQLite)(nil)
-	_ hub.Feed       = (*store.SQLite)(nil)
-	_ hub.Batches    = (*store.SQLite)(nil)
-	_ hub.Directory  = (*store.SQLite)(nil)
-	_ durable        = (*store.SQLite)(nil)
-	_ hub.Presence   = (*session.Node)(nil)
-	_ httpd.Sessions = (*session.Node)(nil)
-	_ httpd.Owners   = (*session.Node)(nil)
-	_ httpd.Limits   = (*session.Node)(nil)
-	_ httpd.Removals = (*session.Node)(nil)
-	_ httpd.Verifier = (*auth.Verifier)(nil)
-	_ carrier        = (*broker.Redis)(nil)
-	_ carrier        = (*broker.Memory)(nil)
+	_ hub.Log           = (*store.Postgres)(nil)
+	_ hub.CommitFeed    = (*store.Postgres)(nil)
+	_ hub.BatchAppender = (*store.Postgres)(nil)
+	_ hub.Directory     = (*store.Postgres)(nil)
+	_ messageLog        = (*store.Postgres)(nil)
+	_ hub.Log           = (*store.SQLite)(nil)
+	_ hub.CommitFeed    = (*store.SQLite)(nil)
+	_ hub.BatchAppender = (*store.SQLite)(nil)
+	_ hub.Directory     = (*store.SQLite)(nil)
+	_ messageLog        = (*store.SQLite)(nil)
+	_ hub.Presence      = (*session.Node)(nil)
+	_ httpd.Sessions    = (*session.Node)(nil)
+	_ httpd.Takeovers   = (*session.Node)(nil)
+	_ httpd.UserLimits  = (*session.Node)(nil)
+	_ httpd.Bans        = (*session.Node)(nil)
+	_ httpd.Verifier    = (*auth.Verifier)(nil)
+	_ messageBroker     = (*broker.Redis)(nil)
+	_ messageBroker     = (*broker.Memory)(nil)
 )
 
-// A durable is the log as app handles it.
-type durable interface {
+// A messageLog is the log as app handles it.
+type messageLog interface {
 	hub.Log
-	hub.Feed
-	hub.Batches
+	hub.CommitFeed
+	hub.BatchAppender
 	hub.Directory
-	Start(settled func([]*message.Publication))
+	Start(completed func([]*message.Publication))
 	Check() error
 	Close(context.Context) error
 }
 
-// A carrier is the broker as app handles it.
-type carrier interface {
+// A messageBroker is the broker as app handles it.
+type messageBroker interface {
 	hub.Broker
 	Start(broker.Receive)
 	Up() bool
@@ -68,22 +68,22 @@ type carrier interface {
 
 // How long each part may take to stop; sockets have the configured bound.
 const (
-	httpStop = 5 * time.Second
-	// clientsStop is beyond DRAIN_TIMEOUT: the last wave has a second or two, the
+	httpStopTimeout = 5 * time.Second
+	// clientsStopTimeout is beyond DRAIN_TIMEOUT: the last wave has a second or two, the
 	// rest is closed over ten at most, has five to answer, and is looked for
 	// elsewhere for three.
-	clientsStop = 20 * time.Second
-	hubStop     = 5 * time.Second
-	// sessionStop is for what waits to be told and the node's last word.
-	authStop    = 2 * time.Second
-	auditStop   = time.Second
-	sessionStop = 2 * time.Second
-	brokerStop  = 2 * time.Second
-	storeStop   = 8 * time.Second
-	// stopLimit is for all that follows DRAIN_TIMEOUT: operators are told to give
+	clientsStopTimeout = 20 * time.Second
+	hubStopTimeout     = 5 * time.Second
+	// sharedStateStopTimeout is for what waits to be told and the node's last word.
+	authStopTimeout        = 2 * time.Second
+	auditStopTimeout       = time.Second
+	sharedStateStopTimeout = 2 * time.Second
+	brokerStopTimeout      = 2 * time.Second
+	storeStopTimeout       = 8 * time.Second
+	// stopTimeout is for all that follows DRAIN_TIMEOUT: operators are told to give
 	// it 30 s, and what stops the process then does not ask.
-	stopLimit = 28 * time.Second
-	openLimit = 30 * time.Second
+	stopTimeout = 28 * time.Second
+	openTimeout = 30 * time.Second
 )
 
 // Options are what an App does not read from its settings.
@@ -99,19 +99,19 @@ type Options struct {
 
 // An App is one running node. Its methods belong to one goroutine.
 type App struct {
-	opt       Options
-	node      string
-	lifecycle lifecycle
-	registry  *prometheus.Registry
-	verifier  *auth.Verifier
-	audit     io.Writer // nil: off
-	log       durable
-	broker    carrier
-	sessions  *session.Node
-	hub       *hub.Hub
-	http      *httpd.Server
-	listener  net.Listener
-	failed    chan error
+	opt         Options
+	node        string
+	lifecycle   lifecycle
+	registry    *prometheus.Registry
+	verifier    *auth.Verifier
+	audit       io.Writer // nil: off
+	log         messageLog
+	broker      messageBroker
+	sharedState *session.Node
+	hub         *hub.Hub
+	http        *httpd.Server
+	listener    net.Listener
+	failed      chan error
 }
 
 // Start builds a node and makes it listen. What was built of a node that can't
@@ -132,8 +132,8 @@ func Start(ctx context.Context, opt Options) (*App, error) {
 }
 
 func (a *App) build(ctx context.Context) error {
-	a.describeBuild()
-	for _, part := range []func(context.Context) error{a.openAuth, a.openAudit, a.openLog, a.openBroker, a.openSessions, a.startHub, a.listen} {
+	a.registerBuildMetrics()
+	for _, part := range []func(context.Context) error{a.openAuth, a.openAudit, a.openLog, a.openBroker, a.openSharedState, a.startHub, a.listen} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -155,14 +155,14 @@ func (a *App) Failed() <-chan error { return a.failed }
 
 // Stop takes the node down: unready first, then clients, HTTP, hub, broker and
 // log. Every step is bounded, and so are all together, by DRAIN_TIMEOUT and
-// stopLimit; ctx cuts them short.
+// stopTimeout; ctx cuts them short.
 func (a *App) Stop(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, a.opt.Config.Drain.Timeout+stopLimit)
+	ctx, cancel := context.WithTimeout(ctx, a.opt.Config.Drain.Timeout+stopTimeout)
 	defer cancel()
 	return a.lifecycle.stop(ctx)
 }
 
-func (a *App) describeBuild() {
+func (a *App) registerBuildMetrics() {
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "switchyard_build_info",
@@ -173,11 +173,11 @@ func (a *App) describeBuild() {
 	})
 	info.Set(1)
 	a.registry.MustRegister(info)
-	a.describeMemory()
+	a.registerMemoryLimit()
 }
 
 func (a *App) openLog(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, openLimit)
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	c := a.opt.Config.Store
 	url := c.URL.Reveal()
@@ -188,7 +188,7 @@ func (a *App) openLog(ctx context.Context) error {
 		URL:            url,
 		MaxConns:       c.MaxConns,
 		ConnLifetime:   c.ConnLifetime,
-		Lanes:          c.Lanes,
+		AppendWorkers:  c.Lanes,
 		IDWindow:       c.IDWindow,
 		RetentionAge:   c.RetentionAge,
 		RetentionCount: c.RetentionCount,
@@ -206,7 +206,7 @@ func (a *App) openLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.lifecycle.onStop("log", storeStop, a.log.Close)
+	a.lifecycle.onStop("log", storeStopTimeout, a.log.Close)
 	return nil
 }
 
@@ -227,12 +227,12 @@ func (a *App) openBroker(context.Context) error {
 		}
 		a.broker = b
 	}
-	a.lifecycle.onStop("broker", brokerStop, a.broker.Close)
+	a.lifecycle.onStop("broker", brokerStopTimeout, a.broker.Close)
 	return nil
 }
 
-// openSessions opens what nodes share: in Redis, or in this process alone.
-func (a *App) openSessions(context.Context) error {
+// openSharedState opens what nodes share: in Redis, or in this process alone.
+func (a *App) openSharedState(context.Context) error {
 	limits := a.opt.Config.Limits
 	cfg := session.Config{
 		Node:       a.node,
@@ -244,14 +244,14 @@ func (a *App) openSessions(context.Context) error {
 	url := a.opt.Config.Broker.URL.Reveal()
 	var err error
 	if url == "" {
-		a.sessions, err = session.NewMemory(nil, cfg)
+		a.sharedState, err = session.NewMemory(nil, cfg)
 	} else if cfg.Redis, err = broker.Options(url); err == nil {
-		a.sessions, err = session.OpenRedis(cfg)
+		a.sharedState, err = session.OpenRedis(cfg)
 	}
 	if err != nil {
 		return fmt.Errorf("REDIS_URL: %w", err)
 	}
-	a.lifecycle.onStop("sessions", sessionStop, a.sessions.Close)
+	a.lifecycle.onStop("sessions", sharedStateStopTimeout, a.sharedState.Close)
 	return nil
 }
 
@@ -263,7 +263,7 @@ func (a *App) startHub(context.Context) error {
 		Batches:       a.log,
 		Directory:     a.log,
 		Broker:        a.broker,
-		Presence:      a.sessions,
+		Presence:      a.sharedState,
 		PresenceLimit: a.opt.Config.Session.PresenceLimit,
 		RepairWait:    c.RepairWait,
 		MaxInflight:   c.MaxInflight,
@@ -272,9 +272,9 @@ func (a *App) startHub(context.Context) error {
 		Logger:        a.opt.Logger,
 		Registerer:    a.registry,
 	})
-	a.lifecycle.onStop("hub", hubStop, a.hub.Close)
+	a.lifecycle.onStop("hub", hubStopTimeout, a.hub.Close)
 	a.broker.Start(a.hub.Receive)
-	a.log.Start(a.hub.Settled)
+	a.log.Start(a.hub.Completed)
 	a.hub.Start()
 	return nil
 }
@@ -294,7 +294,7 @@ func (a *App) listen(ctx context.Context) error {
 	a.listener = public
 	a.http = httpd.New(httpd.Config{
 		Hub:              a.hub,
-		Ready:            a.components,
+		Components:       a.components,
 		Node:             a.node,
 		Color:            c.Color,
 		Deployment:       c.Deployment,
@@ -309,8 +309,8 @@ func (a *App) listen(ctx context.Context) error {
 		Verifier:         a.verifier,
 		AuthTimeout:      a.opt.Config.Auth.Timeout,
 		AuthQueryToken:   a.opt.Config.Auth.QueryToken,
-		Open:             isOpen(a.opt.Config.Auth),
-		Removals:         a.sessions,
+		Open:             hasNoTokenKeys(a.opt.Config.Auth),
+		Bans:             a.sharedState,
 		APIKeys:          c.APIKeys.Reveal(),
 		MaxFrame:         c.MaxFrame,
 		QueueBytes:       c.QueueBytes,
@@ -321,21 +321,21 @@ func (a *App) listen(ctx context.Context) error {
 		DrainDelay:       a.opt.Config.Drain.Delay,
 		DrainWindow:      a.opt.Config.Drain.Window,
 		DrainTimeout:     a.opt.Config.Drain.Timeout,
-		Receivers:        a.receivers,
-		Sessions:         a.sessions,
-		Owners:           a.sessions,
-		Limits:           a.sessions,
+		MoveTargets:      a.receivers,
+		Sessions:         a.sharedState,
+		Takeovers:        a.sharedState,
+		UserLimits:       a.sharedState,
 		Audit:            a.audit,
 		Logger:           a.opt.Logger,
 		LogLevel:         a.opt.LogLevel,
 		Registerer:       a.registry,
 		Gatherer:         a.registry,
 	})
-	a.verifier.Describe()
-	a.sessions.Start(session.Hooks{Status: a.http.Status, Notify: a.notify})
+	a.verifier.LogConfig()
+	a.sharedState.Start(session.Hooks{Status: a.http.Status, Notify: a.handleNodeEvent})
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()
-	a.lifecycle.onStop("http", httpStop, a.http.Shutdown)
-	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStop, a.moveClients)
+	a.lifecycle.onStop("http", httpStopTimeout, a.http.Shutdown)
+	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStopTimeout, a.moveClients)
 	return nil
 }

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	migrateLimit     = 10 * time.Minute
-	healthcheckLimit = 2 * time.Second
+	migrateTimeout     = 10 * time.Minute
+	healthcheckTimeout = 2 * time.Second
 )
 
 // Serve runs a node until ctx ends or a listener fails, and prints where its
@@ -57,10 +57,10 @@ func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	plan := flags.Bool("plan", false, "only say what would be run")
-	if err := parse(flags, args); err != nil {
+	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, migrateLimit)
+	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
 	defer cancel()
 	url := cfg.Store.URL.Reveal()
 	if !*plan {
@@ -75,7 +75,7 @@ func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 
 // Healthcheck asks the service on this host whether it lives.
 func Healthcheck(ctx context.Context, cfg config.Config) error {
-	ctx, cancel := context.WithTimeout(ctx, healthcheckLimit)
+	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
 	defer cancel()
 	url, err := localURL("LISTEN_ADDR", cfg.HTTP.ListenAddr)
 	if err != nil {

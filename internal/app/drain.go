@@ -16,13 +16,13 @@ import (
 )
 
 const (
-	// adminLimit bounds one call to the admin listener.
-	adminLimit = 5 * time.Second
-	// drainPoll is how often a drain is looked at by who waits for it.
-	drainPoll = 500 * time.Millisecond
-	// drainSpare is how much longer than DRAIN_TIMEOUT a drain may take: the
+	// adminTimeout bounds one call to the admin listener.
+	adminTimeout = 5 * time.Second
+	// drainPollInterval is how often a drain is looked at by who waits for it.
+	drainPollInterval = 500 * time.Millisecond
+	// drainGrace is how much longer than DRAIN_TIMEOUT a drain may take: the
 	// rest is closed, and answers or not.
-	drainSpare = clientsStop + 5*time.Second
+	drainGrace = clientsStopTimeout + 5*time.Second
 )
 
 // Drain asks the service on this host's ADMIN_ADDR to let go of its clients,
@@ -34,11 +34,11 @@ func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writ
 	scope := flags.String("scope", string(httpd.ScopeNode), "what clients are to avoid: node or deployment")
 	reason := flags.String("reason", "drain", "what clients are told")
 	wait := flags.Bool("wait", true, "wait until the node is empty")
-	if err := parse(flags, args); err != nil {
+	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
 	query := url.Values{"scope": {*scope}, "reason": {*reason}}
-	state, err := askDrain(ctx, cfg, http.MethodPost, "?"+query.Encode())
+	state, err := callDrain(ctx, cfg, http.MethodPost, "?"+query.Encode())
 	if err != nil || !*wait {
 		return err
 	}
@@ -49,10 +49,10 @@ func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writ
 func Undrain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("undrain", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	if err := parse(flags, args); err != nil {
+	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
-	state, err := askDrain(ctx, cfg, http.MethodDelete, "")
+	state, err := callDrain(ctx, cfg, http.MethodDelete, "")
 	if err != nil {
 		return err
 	}
@@ -63,8 +63,8 @@ func Undrain(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 	return nil
 }
 
-// parse reads a command's flags; it takes nothing else.
-func parse(flags *flag.FlagSet, args []string) error {
+// parseFlags reads a command's flags; it takes nothing else.
+func parseFlags(flags *flag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return fmt.Errorf("%s: %w", flags.Name(), err)
 	}
@@ -76,9 +76,9 @@ func parse(flags *flag.FlagSet, args []string) error {
 
 // awaitDrained polls until the node is empty.
 func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState, stdout io.Writer) error {
-	ctx, cancel := context.WithTimeout(ctx, cfg.Drain.Timeout+drainSpare)
+	ctx, cancel := context.WithTimeout(ctx, cfg.Drain.Timeout+drainGrace)
 	defer cancel()
-	tick := time.NewTicker(drainPoll)
+	tick := time.NewTicker(drainPollInterval)
 	defer tick.Stop()
 	for last := -1; ; {
 		if state.Clients != last {
@@ -98,15 +98,15 @@ func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState
 		case <-tick.C:
 		}
 		var err error
-		if state, err = askDrain(ctx, cfg, http.MethodGet, ""); err != nil {
+		if state, err = callDrain(ctx, cfg, http.MethodGet, ""); err != nil {
 			return err
 		}
 	}
 }
 
-// askDrain makes one call to the admin listener of this host.
-func askDrain(ctx context.Context, cfg config.Config, method, query string) (httpd.DrainState, error) {
-	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+// callDrain makes one call to the admin listener of this host.
+func callDrain(ctx context.Context, cfg config.Config, method, query string) (httpd.DrainState, error) {
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
 	var state httpd.DrainState
 	address, err := localURL("ADMIN_ADDR", cfg.Admin.Addr)

@@ -17,14 +17,14 @@ type lifecycle struct {
 }
 
 type step struct {
-	name  string
-	limit time.Duration
-	stop  func(context.Context) error
+	name    string
+	timeout time.Duration
+	stop    func(context.Context) error
 }
 
 // onStop adds a step that runs before all that were added until now.
-func (l *lifecycle) onStop(name string, limit time.Duration, stop func(context.Context) error) {
-	l.steps = append(l.steps, step{name, limit, stop})
+func (l *lifecycle) onStop(name string, timeout time.Duration, stop func(context.Context) error) {
+	l.steps = append(l.steps, step{name, timeout, stop})
 }
 
 // stop runs the steps, newest first, and forgets them. Ctx cuts all of them short.
@@ -40,7 +40,7 @@ func (l *lifecycle) stop(ctx context.Context) error {
 
 func (l *lifecycle) run(ctx context.Context, s step) error {
 	started := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, s.limit)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	err := s.stop(ctx)
 	if err != nil {

@@ -29,9 +29,9 @@ func memoryLimit(files []string) (bytes int64, ok bool) {
 	return 0, false
 }
 
-// describeMemory tells the container's limit, for the share of it that is in
+// registerMemoryLimit tells the container's limit, for the share of it that is in
 // use. Where there is none, nothing is told: a share of it means nothing.
-func (a *App) describeMemory() {
+func (a *App) registerMemoryLimit() {
 	limit, ok := memoryLimit(memoryLimitFiles)
 	if !ok {
 		return

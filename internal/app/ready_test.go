@@ -35,7 +35,7 @@ func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
 	a.hub = hub.New(hub.Config{
 		Log: a.log, Feed: a.log, Batches: a.log, Directory: a.log, Broker: a.broker, Node: "n1", Logger: logger, Registerer: a.registry,
 	})
-	a.lifecycle.onStop("hub", hubStop, a.hub.Close)
+	a.lifecycle.onStop("hub", hubStopTimeout, a.hub.Close)
 	states := func() string {
 		var s []string
 		for _, c := range a.components() {
@@ -49,7 +49,7 @@ func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
 		t.Errorf("before anything was delivered: %s", got)
 	}
 	a.broker.Start(a.hub.Receive)
-	a.log.Start(a.hub.Settled)
+	a.log.Start(a.hub.Completed)
 	a.hub.Start()
 	deadline := time.After(20 * time.Second)
 	for states() != "log up, delivery up" {

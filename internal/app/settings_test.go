@@ -13,13 +13,13 @@ import (
 	"switchyard/internal/config"
 )
 
-// A use is where this package reads a setting: Store.RetentionAge, which is
+// A settingUse is where this package reads a setting: Store.RetentionAge, which is
 // given to the field of a part's Config that key names, if it is.
-type use struct{ group, field, key string }
+type settingUse struct{ group, field, key string }
 
-// uses finds them in the source. A group is known by its place in the settings
+// settingUses finds them in the source. A group is known by its place in the settings
 // (a.opt.Config.Store), by a variable that it was given to, or by its type.
-func uses(t *testing.T) (found []use) {
+func settingUses(t *testing.T) (found []settingUse) {
 	t.Helper()
 	groups := map[string]bool{}
 	for f := range reflect.TypeFor[config.Config]().Fields() {
@@ -39,26 +39,26 @@ func uses(t *testing.T) (found []use) {
 		}
 		for _, d := range file.Decls {
 			if f, ok := d.(*ast.FuncDecl); ok {
-				found = append(found, usesIn(f, groups)...)
+				found = append(found, settingUsesIn(f, groups)...)
 			}
 		}
 	}
 	return found
 }
 
-func usesIn(f *ast.FuncDecl, groups map[string]bool) (found []use) {
-	bound := map[string]string{} // variables, by the group they hold
+func settingUsesIn(f *ast.FuncDecl, groups map[string]bool) (found []settingUse) {
+	groupOf := map[string]string{} // variables, by the group they hold
 	for _, p := range f.Type.Params.List {
 		if kind, ok := p.Type.(*ast.SelectorExpr); ok && groups[kind.Sel.Name] {
 			for _, name := range p.Names {
-				bound[name.Name] = kind.Sel.Name
+				groupOf[name.Name] = kind.Sel.Name
 			}
 		}
 	}
 	group := func(e ast.Expr) string {
 		switch e := e.(type) {
 		case *ast.Ident:
-			return bound[e.Name]
+			return groupOf[e.Name]
 		case *ast.SelectorExpr:
 			if groups[e.Sel.Name] {
 				return e.Sel.Name
@@ -66,33 +66,33 @@ func usesIn(f *ast.FuncDecl, groups map[string]bool) (found []use) {
 		}
 		return ""
 	}
-	var see func(n ast.Node, key string)
-	see = func(n ast.Node, key string) {
+	var walk func(n ast.Node, key string)
+	walk = func(n ast.Node, key string) {
 		ast.Inspect(n, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.AssignStmt:
 				if name, ok := n.Lhs[0].(*ast.Ident); ok && group(n.Rhs[0]) != "" {
-					bound[name.Name] = group(n.Rhs[0])
+					groupOf[name.Name] = group(n.Rhs[0])
 				}
 			case *ast.KeyValueExpr:
-				if name, ok := n.Key.(*ast.Ident); ok && isOne(n.Value) {
-					see(n.Value, name.Name)
+				if name, ok := n.Key.(*ast.Ident); ok && isSingleSetting(n.Value) {
+					walk(n.Value, name.Name)
 					return false
 				}
 			case *ast.SelectorExpr:
 				if g := group(n.X); g != "" {
-					found = append(found, use{g, n.Sel.Name, key})
+					found = append(found, settingUse{g, n.Sel.Name, key})
 				}
 			}
 			return true
 		})
 	}
-	see(f.Body, "")
+	walk(f.Body, "")
 	return found
 }
 
-// isOne says whether a value is one setting as it is, or as it is revealed.
-func isOne(value ast.Expr) bool {
+// isSingleSetting says whether a value is one setting as it is, or as it is revealed.
+func isSingleSetting(value ast.Expr) bool {
 	if call, ok := value.(*ast.CallExpr); ok && len(call.Args) == 0 {
 		if f, ok := call.Fun.(*ast.SelectorExpr); ok {
 			value = f.X
@@ -102,9 +102,9 @@ func isOne(value ast.Expr) bool {
 	return ok
 }
 
-// otherwise is what a part calls a setting, where that is not its name here or
+// renamedSettings is what a part calls a setting, where that is not its name here or
 // its group's and its own.
-var otherwise = map[string]string{
+var renamedSettings = map[string]string{
 	"Limits.ConnectionsPerUser": "MaxPerUser",
 	"Limits.ConnectionsPerIP":   "MaxPerAddress",
 }
@@ -112,23 +112,23 @@ var otherwise = map[string]string{
 // A setting that nothing reads, or that goes where another belongs, is one that
 // an operator turns in vain. A group of which nothing is read yet is of a part
 // that is still to come.
-func TestEachSettingGoesWhereItsNameSays(t *testing.T) {
-	found := uses(t)
+func TestEachSettingReachesTheFieldOfItsName(t *testing.T) {
+	found := settingUses(t)
 	if len(found) < 25 {
 		t.Fatalf("%d uses were found", len(found))
 	}
 	for _, u := range found {
-		if u.key != "" && u.key != u.field && u.key != u.group+u.field && u.key != otherwise[u.group+"."+u.field] {
+		if u.key != "" && u.key != u.field && u.key != u.group+u.field && u.key != renamedSettings[u.group+"."+u.field] {
 			t.Errorf("%s.%s goes to %s", u.group, u.field, u.key)
 		}
 	}
 	for g := range reflect.TypeFor[config.Config]().Fields() {
-		if !slices.ContainsFunc(found, func(u use) bool { return u.group == g.Name }) {
+		if !slices.ContainsFunc(found, func(u settingUse) bool { return u.group == g.Name }) {
 			t.Logf("%s is not read yet", g.Name)
 			continue
 		}
 		for f := range g.Type.Fields() {
-			if !slices.ContainsFunc(found, func(u use) bool { return u.group == g.Name && u.field == f.Name }) {
+			if !slices.ContainsFunc(found, func(u settingUse) bool { return u.group == g.Name && u.field == f.Name }) {
 				t.Errorf("%s.%s is not read", g.Name, f.Name)
 			}
 		}

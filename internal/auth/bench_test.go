@@ -11,11 +11,11 @@ import (
 // BenchmarkVerify is what a handshake costs, by kind of key, and what a
 // stranger's bad token does.
 func BenchmarkVerify(b *testing.B) {
-	w := hostile(b)
-	jwks := open(b, newIssuer(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), members{"kid": "e"})).memory())
+	w := openWithAllKeys(b)
+	jwks := openVerifier(b, newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), jsonObject{"kid": "e"})).inMemory())
 	for _, bb := range []struct {
 		name  string
-		by    *world
+		by    *testVerifier
 		token string
 		good  bool
 	}{
@@ -23,8 +23,8 @@ func BenchmarkVerify(b *testing.B) {
 		{"RS256", w, sign(rsaKey(), nil), true},
 		{"ES256", w, sign(ecKey(), nil), true},
 		{"EdDSA", w, sign(edKey(), nil), true},
-		{"JWKS", jwks, by("r", rsaKey()), true},
-		{"256 rooms", w, sign(secret, members{"rooms": manyRooms(256)}), true},
+		{"JWKS", jwks, signWithKID("r", rsaKey()), true},
+		{"256 rooms", w, sign(secret, jsonObject{"rooms": manyRooms(256)}), true},
 		{"8 KiB of dots", w, strings.Repeat(".", maxToken), false},
 		{"8 KiB of names", w, signRaw(`{"alg":"HS256"`+strings.Repeat(`,"`, 1)+strings.Repeat("x", 5000)+`":1}`, `{}`, "other"), false},
 		{"a stranger's", w, sign(rsaOther(), nil), false},
@@ -52,24 +52,24 @@ func BenchmarkMay(b *testing.B) {
 		{"exact", "news:r,orders.7:rw,lobby:r", "orders.7"},
 		{"prefix", "news:r,orders.*:rw", "orders.7"},
 		{"everything", "*:rw", "orders.7"},
-		{"256 exact", strings.Join(names(256), ","), "room.128"},
+		{"256 exact", strings.Join(exactPatterns(256), ","), "room.128"},
 		{"256 of the worst", strings.Join(many, ","), strings.Repeat("a", 128)},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
-			rooms, err := ParseRooms(bb.patterns)
+			rooms, err := ParsePermissions(bb.patterns)
 			if err != nil {
 				b.Fatal(err)
 			}
-			who := &Identity{Rooms: rooms}
+			identity := &Identity{Permissions: rooms}
 			b.ReportAllocs()
 			for b.Loop() {
-				who.May(message.Room(bb.room), Join)
+				identity.May(message.Room(bb.room), Join)
 			}
 		})
 	}
 }
 
-func names(n int) []string {
+func exactPatterns(n int) []string {
 	var list []string
 	for name := range manyRooms(n) {
 		list = append(list, name+":r")

@@ -14,16 +14,16 @@ import (
 	"switchyard/internal/message"
 )
 
-// apiUser begins the names under which backends publish: no token may claim one.
-const apiUser = "api:"
+// apiUserPrefix begins the names under which backends publish: no token may claim one.
+const apiUserPrefix = "api:"
 
-// lastDate is the end of the year 9999, in seconds since 1970, and longestDate
+// maxDate is the end of the year 9999, in seconds since 1970, and maxDateLength
 // the most characters that a date may be written in. What lies beyond is a
 // mistake or a trick: converted to time it overflows, and differently so on
 // different processors.
 const (
-	lastDate    = 253402300799
-	longestDate = 32
+	maxDate       = 253402300799
+	maxDateLength = 32
 )
 
 // claims are those that this service uses. The times are zero and the texts
@@ -37,19 +37,19 @@ type claims struct {
 
 // parseClaims reads the payload of a token whose signature is right.
 func parseClaims(payload []byte) (c claims, err error) {
-	err = object(payload, func(name string, value json.RawMessage) error {
+	err = visitObject(payload, func(name string, value json.RawMessage) error {
 		ok := true
 		switch name {
 		case "exp":
-			c.expires, ok = date(value)
+			c.expires, ok = numericDate(value)
 		case "nbf":
-			c.notBefore, ok = date(value)
+			c.notBefore, ok = numericDate(value)
 		case "iat":
-			c.issued, ok = date(value)
+			c.issued, ok = numericDate(value)
 		case "iss":
 			c.issuer, ok = unquote(value)
 		case "aud":
-			c.audience, ok = texts(value)
+			c.audience, ok = stringOrList(value)
 		case "sub":
 			c.subject = value
 		case "rooms":
@@ -69,20 +69,20 @@ func parseClaims(payload []byte) (c claims, err error) {
 	return c, nil
 }
 
-// date reads a NumericDate: a number of seconds, of which the whole ones count.
-func date(value json.RawMessage) (time.Time, bool) {
-	if len(value) > longestDate {
+// numericDate reads a NumericDate: a number of seconds, of which the whole ones count.
+func numericDate(value json.RawMessage) (time.Time, bool) {
+	if len(value) > maxDateLength {
 		return time.Time{}, false
 	}
 	seconds, err := strconv.ParseFloat(string(value), 64)
-	if err != nil || seconds < 0 || seconds > lastDate {
+	if err != nil || seconds < 0 || seconds > maxDate {
 		return time.Time{}, false
 	}
 	return time.Unix(int64(seconds), 0), true
 }
 
-// texts reads a string, or a list of strings.
-func texts(value json.RawMessage) ([]string, bool) {
+// stringOrList reads a string, or a list of strings.
+func stringOrList(value json.RawMessage) ([]string, bool) {
 	if one, ok := unquote(value); ok {
 		return []string{one}, true
 	}
@@ -129,7 +129,7 @@ func (c *claims) identity() (Identity, error) {
 	if err != nil {
 		return Identity{}, fmt.Errorf("%w: %w", ErrRooms, err)
 	}
-	return Identity{User: user, Rooms: rooms}, nil
+	return Identity{User: user, Permissions: rooms}, nil
 }
 
 // userOf refuses what would make two users look like one, or a user like the
@@ -142,26 +142,26 @@ func userOf(subject json.RawMessage) (string, error) {
 		return "", errors.New("is not there")
 	case !ok:
 		return "", errors.New("must be a text")
-	case user == "" || len(user) > message.MaxUser:
-		return "", fmt.Errorf("must be 1 to %d bytes long", message.MaxUser)
+	case user == "" || len(user) > message.MaxUserLength:
+		return "", fmt.Errorf("must be 1 to %d bytes long", message.MaxUserLength)
 	case strings.ContainsFunc(user, unicode.IsControl):
 		return "", errors.New("has a control character")
 	case strings.ContainsRune(user, utf8.RuneError):
 		return "", errors.New("has the replacement character, or half a surrogate")
-	case len(user) >= len(apiUser) && strings.EqualFold(user[:len(apiUser)], apiUser):
-		return "", fmt.Errorf("begins with %s: that is how backends are named", apiUser)
+	case len(user) >= len(apiUserPrefix) && strings.EqualFold(user[:len(apiUserPrefix)], apiUserPrefix):
+		return "", fmt.Errorf("begins with %s: that is how backends are named", apiUserPrefix)
 	}
 	return user, nil
 }
 
 // roomsOf reads {"pattern": "rights", ...}. A token without the claim opens no
 // room.
-func roomsOf(value json.RawMessage) (Rooms, error) {
+func roomsOf(value json.RawMessage) (Permissions, error) {
 	if value == nil {
-		return Rooms{}, nil
+		return Permissions{}, nil
 	}
 	var grants []grant
-	err := object(value, func(pattern string, value json.RawMessage) error {
+	err := visitObject(value, func(pattern string, value json.RawMessage) error {
 		letters, ok := unquote(value)
 		if !ok {
 			return fmt.Errorf("has rights that are no text, for pattern %d", len(grants)+1)
@@ -174,7 +174,7 @@ func roomsOf(value json.RawMessage) (Rooms, error) {
 		return nil
 	})
 	if err != nil {
-		return Rooms{}, fmt.Errorf("the claim %w", err)
+		return Permissions{}, fmt.Errorf("the claim %w", err)
 	}
-	return newRooms(grants)
+	return newPermissions(grants)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-func read(t *testing.T, path string) string {
+func readFile(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -20,7 +20,7 @@ func read(t *testing.T, path string) string {
 }
 
 // What docs/security.md shows in Go stands here, and makes a token that is good.
-func TestTheDocumentsTokenIsGood(t *testing.T) {
+func TestTheSecurityDocsTokenIsAccepted(t *testing.T) {
 	SECRET := secret
 	// Begin of the document's Go.
 	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
@@ -32,13 +32,13 @@ func TestTheDocumentsTokenIsGood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if who := open(t, Config{JWTSecrets: []string{SECRET}}).accepts(token); who.User != "ada" || !who.May("orders.8", Publish) {
-		t.Errorf("got %+v", who)
+	if identity := openVerifier(t, Config{JWTSecrets: []string{SECRET}}).accepts(token); identity.User != "ada" || !identity.May("orders.8", Publish) {
+		t.Errorf("got %+v", identity)
 	}
-	_, shown, _ := strings.Cut(read(t, "../../docs/security.md"), "```go\n")
+	_, shown, _ := strings.Cut(readFile(t, "../../docs/security.md"), "```go\n")
 	shown, _, _ = strings.Cut(shown, "```")
 	for line := range strings.Lines(shown) {
-		if !strings.Contains(read(t, "docs_test.go"), "\t"+line) {
+		if !strings.Contains(readFile(t, "docs_test.go"), "\t"+line) {
 			t.Errorf("the document's line is not tested: %s", line)
 		}
 	}
@@ -49,13 +49,13 @@ func TestTheDocumentsTokenIsGood(t *testing.T) {
 
 // A token as the document's Python makes it: json.dumps puts a space after
 // each colon and comma.
-func TestATokenWithPythonsSpaces(t *testing.T) {
-	payload := strings.NewReplacer(`":`, `": `, `,"`, `, "`).Replace(encode(claimsOf(nil)))
-	open(t, Config{JWTSecrets: []string{secret}}).accepts(signRaw(`{"alg":"HS256"}`, payload, secret))
+func TestATokenWithSpacesInItsJSON(t *testing.T) {
+	payload := strings.NewReplacer(`":`, `": `, `,"`, `, "`).Replace(encode(validClaims(nil)))
+	openVerifier(t, Config{JWTSecrets: []string{secret}}).accepts(signRaw(`{"alg":"HS256"}`, payload, secret))
 }
 
-func TestTheDocumentNamesAllThereIs(t *testing.T) {
-	document, settings := read(t, "../../docs/security.md"), read(t, "../../docs/configuration.md")
+func TestTheSecurityDocIsComplete(t *testing.T) {
+	document, settings := readFile(t, "../../docs/security.md"), readFile(t, "../../docs/configuration.md")
 	for _, c := range causes {
 		if !strings.Contains(document, "`"+c.name+"`") {
 			t.Errorf("the document does not explain %s", c.name)

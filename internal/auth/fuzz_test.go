@@ -13,29 +13,29 @@ import (
 // Whatever is sent as a token is answered with an identity that was signed, or
 // with one known cause, in words that hold nothing of it.
 func FuzzToken(f *testing.F) {
-	w := hostile(f)
-	jwks := open(f, newIssuer(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), nil)).memory())
-	signed, late := map[string]bool{}, members{"exp": 4000000000}
+	w := openWithAllKeys(f)
+	jwks := openVerifier(f, newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), nil)).inMemory())
+	signed, late := map[string]bool{}, jsonObject{"exp": 4000000000}
 	for _, key := range []any{secret, rsaKey(), ecKey(), edKey()} {
-		for _, token := range []string{sign(key, late), signWith(members{"kid": "r"}, key, late), sign(key, members{"sub": nil, "exp": late["exp"]}), sign(key, members{"exp": 0})} {
+		for _, token := range []string{sign(key, late), signWith(jsonObject{"kid": "r"}, key, late), sign(key, jsonObject{"sub": nil, "exp": late["exp"]}), sign(key, jsonObject{"exp": 0})} {
 			signed[token[:strings.LastIndexByte(token, '.')]] = true
 			f.Add(token)
 		}
 	}
 	for _, seed := range []string{
 		"", ".", "..", "a.b.c", "....", rfcHS256, rfcRS256, rfcES256, rfcEdDSA,
-		segment(`{"alg":"none"}`) + "." + segment(encode(claimsOf(nil))) + ".",
+		segment(`{"alg":"none"}`) + "." + segment(encode(validClaims(nil))) + ".",
 		segment(`{"alg":"HS256","crit":["b64"],"b64":false}`) + ".e30.", segment(`{"alg":"HS256","alg":"none"}`) + ".e30.e30",
 	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, token string) {
-		for _, v := range []*world{w, jwks} {
-			who, err := v.Verify(context.Background(), token)
+		for _, v := range []*testVerifier{w, jwks} {
+			identity, err := v.Verify(context.Background(), token)
 			if err == nil {
 				// An EC signature has two spellings, so only what was signed is compared.
 				if !signed[token[:strings.LastIndexByte(token, '.')]] {
-					t.Errorf("nobody signed it, and it is %+v", who)
+					t.Errorf("nobody signed it, and it is %+v", identity)
 				}
 				continue
 			}
@@ -58,21 +58,21 @@ func FuzzToken(f *testing.F) {
 // FuzzClaims gets behind the signature: what an issuer that is trusted, and
 // mistaken, may sign.
 func FuzzClaims(f *testing.F) {
-	w := hostile(f)
+	w := openWithAllKeys(f)
 	for _, seed := range []string{
-		encode(claimsOf(nil)), `{}`, `[]`, `{"sub":"ada","exp":1e300}`, `{"sub":"\ud800","exp":4000000000}`, `{"sub":"api:x","exp":4000000000}`,
+		encode(validClaims(nil)), `{}`, `[]`, `{"sub":"ada","exp":1e300}`, `{"sub":"\ud800","exp":4000000000}`, `{"sub":"api:x","exp":4000000000}`,
 		`{"sub":"a","exp":4000000000,"rooms":{"*":"rw","_x":"r"}}`, `{"sub":"a","exp":4e9,"aud":["a",1],"iss":null,"nbf":-1}`, `{"sub":"a","sub":"b"}`,
 	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, claims string) {
-		who, err := w.Verify(context.Background(), signRaw(`{"alg":"HS256"}`, claims, secret))
+		identity, err := w.Verify(context.Background(), signRaw(`{"alg":"HS256"}`, claims, secret))
 		switch {
 		case errors.Is(err, ErrSignature), errors.Is(err, ErrAlgorithm), errors.Is(err, ErrMissing), errors.Is(err, ErrUnavailable):
 			t.Errorf("%v", err)
-		case err == nil && (who.User == "" || len(who.User) > message.MaxUser || !utf8.ValidString(who.User) ||
-			strings.HasPrefix(who.User, "api:") || strings.ContainsAny(who.User, "\x00\n\r\x7f") || who.Expires.Year() > 10000 || who.May("_x", Join)):
-			t.Errorf("got %+v", who)
+		case err == nil && (identity.User == "" || len(identity.User) > message.MaxUserLength || !utf8.ValidString(identity.User) ||
+			strings.HasPrefix(identity.User, "api:") || strings.ContainsAny(identity.User, "\x00\n\r\x7f") || identity.Expires.Year() > 10000 || identity.May("_x", Join)):
+			t.Errorf("got %+v", identity)
 		}
 	})
 }
@@ -85,30 +85,30 @@ func FuzzPattern(f *testing.F) {
 	f.Add("*a*a*a*a*a*a*a*b:r", strings.Repeat("a", 128))
 	f.Add("_x:r, ,:w", "_x")
 	f.Fuzz(func(t *testing.T, list, name string) {
-		rooms, err := ParseRooms(list)
+		rooms, err := ParsePermissions(list)
 		if err != nil {
 			if rooms.grants != nil {
 				t.Error("an error and patterns")
 			}
 			return
 		}
-		who := Identity{Rooms: rooms}
+		identity := Identity{Permissions: rooms}
 		room, err := message.ParseRoom(name)
 		if err != nil {
 			return
 		}
 		want := false
 		for _, g := range rooms.grants {
-			want = want || g.rights&reads != 0 && slowly(g.pattern, name)
+			want = want || g.rights&rightRead != 0 && matchesByTable(g.pattern, name)
 		}
-		if got := who.May(room, Join); got != (want && !room.Reserved()) {
+		if got := identity.May(room, Join); got != (want && !room.Reserved()) {
 			t.Errorf("%q on %q: %v, want %v", list, name, got, want)
 		}
 	})
 }
 
-// slowly says what fits says, by a table of which beginnings fit which.
-func slowly(pattern, name string) bool {
+// matchesByTable says what fits says, by a table of which beginnings fit which.
+func matchesByTable(pattern, name string) bool {
 	fits := make([]bool, len(name)+1)
 	fits[0] = true
 	for _, c := range []byte(pattern) {
@@ -127,7 +127,7 @@ func slowly(pattern, name string) bool {
 
 // What an issuer answers never breaks us, and never brings a weak key.
 func FuzzJWKS(f *testing.F) {
-	f.Add(jwkSet(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), nil), jwk(edKey(), members{"use": "sig"})))
+	f.Add(jwkSet(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), nil), jwk(edKey(), jsonObject{"use": "sig"})))
 	f.Add(jwkSet(jwk(ec384(), nil), jwk([]byte(secret), nil)))
 	f.Add(`{"keys":[` + rfcRS256JWK + `,` + rfcES256JWK + `,` + rfcEdDSAJWK + `]}`)
 	f.Add(`{"keys":[null,1,"x",[],{"kty":"RSA","n":"AA","e":"/////////////w"},{"kty":"EC","crv":"P-256","x":"","y":"AA"}]}`)

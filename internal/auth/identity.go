@@ -17,9 +17,9 @@ const (
 	Signal                    // w
 )
 
-// needs are the rights that an action takes; what is no action takes one that
+// requiredRights are the rights that an action takes; what is no action takes one that
 // nobody has.
-var needs = [...]rights{Join: reads, Read: reads, Publish: writes, Signal: writes}
+var requiredRights = [...]rights{Join: rightRead, Read: rightRead, Publish: rightWrite, Signal: rightWrite}
 
 func (a Action) String() string {
 	switch a {
@@ -39,8 +39,8 @@ func (a Action) String() string {
 type Identity struct {
 	// User is the claim sub; "" for anonymous ones, who are all one user.
 	User string
-	// Rooms are what the user may use.
-	Rooms Rooms
+	// Permissions are what the user may use.
+	Permissions Permissions
 	// Expires is the first instant at which the token would be refused, leeway
 	// included. Zero means never.
 	Expires time.Time
@@ -49,8 +49,8 @@ type Identity struct {
 // May says whether the identity may do something in a room. It does not look
 // at the clock: whoever holds a connection ends it at Expires.
 func (i *Identity) May(room message.Room, action Action) bool {
-	if room == "" || room.Reserved() || int(action) >= len(needs) {
+	if room == "" || room.Reserved() || int(action) >= len(requiredRights) {
 		return false
 	}
-	return i.Rooms.allow(string(room), needs[action])
+	return i.Permissions.allow(string(room), requiredRights[action])
 }

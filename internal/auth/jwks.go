@@ -17,20 +17,20 @@ import (
 const (
 	// fetchTimeout bounds one fetch, from the name's lookup to the last byte.
 	fetchTimeout = 5 * time.Second
-	// fetchPause is the least time from one fetch to the next that a token may
+	// minFetchInterval is the least time from one fetch to the next that a token may
 	// ask for: a stranger who makes up names of keys causes no more than that.
-	fetchPause = 10 * time.Second
-	// After a failure the next fetch comes after retryFirst, and twice as late
-	// after each further one, up to retryLast.
-	retryFirst = time.Second
-	retryLast  = 30 * time.Second
+	minFetchInterval = 10 * time.Second
+	// After a failure the next fetch comes after minRetry, and twice as late
+	// after each further one, up to maxRetry.
+	minRetry = time.Second
+	maxRetry = 30 * time.Second
 )
 
 // What the keys are good for: as much as is logged.
 const (
-	stateFresh = "fresh"
-	stateOld   = "old" // not fetched lately, and used all the same
-	stateOut   = "out" // none, or too old
+	stateFresh    = "fresh"
+	stateStale    = "old" // not fetched lately, and used all the same
+	stateUnusable = "out" // none, or too old
 )
 
 // errNoKey says: none of the keys is the token's. Another fetch may bring it.
@@ -42,17 +42,17 @@ var errNoKey = errors.New("no key of the JWKS is the token's")
 // each token with an unknown kid fetch by itself.
 type jwks struct {
 	// Static after openJWKS.
-	url      string
-	client   *http.Client
-	refresh  time.Duration
-	maxStale time.Duration
-	log      *slog.Logger
-	metrics  *metrics
-	keys     *jwkset.MemoryJWKSet // has a lock of its own
-	choose   keyfunc.Keyfunc      // picks from keys by kid, and holds alg to the key's
-	wake     chan struct{}        // a token asks for a fetch; never closed
-	stop     context.CancelFunc
-	done     chan struct{} // closed when refreshLoop has ended
+	url       string
+	client    *http.Client
+	refresh   time.Duration
+	maxStale  time.Duration
+	log       *slog.Logger
+	metrics   *metrics
+	keys      *jwkset.MemoryJWKSet // has a lock of its own
+	selectKey keyfunc.Keyfunc      // picks from keys by kid, and holds alg to the key's
+	wake      chan struct{}        // a token asks for a fetch; never closed
+	stop      context.CancelFunc
+	done      chan struct{} // closed when refreshLoop has ended
 
 	// Owned by whoever fetches: openJWKS, then refreshLoop.
 	skipped string // what was left out of the last set, as logged
@@ -60,10 +60,10 @@ type jwks struct {
 
 	mu sync.Mutex
 	// Protects following.
-	tried    time.Time     // when the last fetch ended
-	fetched  time.Time     // when the last good one did; zero before the first
-	failures int           // in a row
-	round    chan struct{} // closed when the fetch under way, or else the next one, has ended
+	lastAttempt time.Time     // when the last fetch ended
+	lastSuccess time.Time     // when the last good one did; zero before the first
+	failures    int           // in a row
+	fetchDone   chan struct{} // closed when the fetch under way, or else the next one, has ended
 }
 
 // openJWKS fetches the keys once, and then has them fetched until close.
@@ -71,10 +71,10 @@ func openJWKS(ctx context.Context, cfg *Config, log *slog.Logger, m *metrics) *j
 	j := &jwks{
 		url: cfg.JWKSURL, client: jwksClient(cfg.HTTPClient), refresh: cfg.JWKSRefresh, maxStale: cfg.JWKSMaxStale,
 		log: log, metrics: m, keys: jwkset.NewMemoryStorage(),
-		wake: make(chan struct{}, 1), done: make(chan struct{}), round: make(chan struct{}),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), fetchDone: make(chan struct{}),
 	}
 	var err error
-	if j.choose, err = keyfunc.New(keyfunc.Options{Storage: j.keys}); err != nil {
+	if j.selectKey, err = keyfunc.New(keyfunc.Options{Storage: j.keys}); err != nil {
 		panic(err) // only without a storage
 	}
 	j.fetch(ctx)
@@ -97,7 +97,7 @@ func (j *jwks) close(ctx context.Context) error {
 
 func (j *jwks) refreshLoop(ctx context.Context) {
 	defer close(j.done)
-	timer := time.NewTimer(j.pause())
+	timer := time.NewTimer(j.nextDelay())
 	defer timer.Stop()
 	for {
 		select {
@@ -105,12 +105,12 @@ func (j *jwks) refreshLoop(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-j.wake:
-			if j.isEarly() { // asked for while the last fetch was under way
+			if j.fetchedRecently() { // asked for while the last fetch was under way
 				continue
 			}
 		}
 		j.fetch(ctx)
-		timer.Reset(j.pause())
+		timer.Reset(j.nextDelay())
 	}
 }
 
@@ -128,7 +128,7 @@ func (j *jwks) fetch(ctx context.Context) {
 			result, err = refreshEmpty, errors.New("it holds no key that tokens could be checked with")
 		}
 	}
-	j.metrics.refreshed(result)
+	j.metrics.recordRefresh(result)
 	if skipped != "" && skipped != j.skipped {
 		j.log.Warn("keys of the JWKS are left out", "url", j.url, "why", skipped)
 	}
@@ -136,43 +136,43 @@ func (j *jwks) fetch(ctx context.Context) {
 		j.skipped = skipped
 	}
 	if !errors.Is(err, context.Canceled) { // else the service is stopping
-		j.tell(result, err)
+		j.logStateChange(result, err)
 	}
-	j.note(result)
+	j.recordFetch(result)
 }
 
-// note keeps how a fetch ended, and frees those who wait for it.
-func (j *jwks) note(result string) {
+// recordFetch keeps how a fetch ended, and frees those who wait for it.
+func (j *jwks) recordFetch(result string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.tried = time.Now()
+	j.lastAttempt = time.Now()
 	j.failures++
 	if result == refreshOK {
 		j.failures = 0
 	}
 	if result != refreshFailed {
-		j.fetched = j.tried
+		j.lastSuccess = j.lastAttempt
 	}
-	close(j.round)
-	j.round = make(chan struct{})
+	close(j.fetchDone)
+	j.fetchDone = make(chan struct{})
 }
 
-// tell logs what a fetch changed for tokens: an outage is a line when it
+// logStateChange logs what a fetch changed for tokens: an outage is a line when it
 // begins, one when the keys are too old, and one when it ends.
-func (j *jwks) tell(result string, err error) {
+func (j *jwks) logStateChange(result string, err error) {
 	state := stateFresh
 	if result == refreshEmpty || result == refreshFailed && j.isStale() {
-		state = stateOut
+		state = stateUnusable
 	} else if result == refreshFailed {
-		state = stateOld
+		state = stateStale
 	}
 	if state == j.state {
 		return
 	}
 	switch state {
-	case stateOut:
+	case stateUnusable:
 		j.log.Error("no key of the JWKS can be used: tokens that need one are answered with unavailable", "url", j.url, "error", err)
-	case stateOld:
+	case stateStale:
 		j.log.Warn("the JWKS can't be fetched: the keys that came last stay in use", "url", j.url, "error", err, "for", j.maxStale.String())
 	case stateFresh:
 		if j.state != "" {
@@ -182,14 +182,14 @@ func (j *jwks) tell(result string, err error) {
 	j.state = state
 }
 
-// pause is how long to wait before the next fetch. It is spread, so that nodes
+// nextDelay is how long to wait before the next fetch. It is spread, so that nodes
 // that started together do not fetch together.
-func (j *jwks) pause() time.Duration {
+func (j *jwks) nextDelay() time.Duration {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	pause := j.refresh
 	if j.failures > 0 {
-		pause = min(pause, retryLast, retryFirst<<min(j.failures-1, 10))
+		pause = min(pause, maxRetry, minRetry<<min(j.failures-1, 10))
 	}
 	return pause - pause/10 + rand.N(pause/5)
 }

@@ -12,16 +12,16 @@ import (
 
 // check says whether one of the keys made the token's signature.
 func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) error {
-	err := j.try(ctx, t, method)
+	err := j.tryKeys(ctx, t, method)
 	if !errors.Is(err, errNoKey) {
 		return err
 	}
-	fetched, err := j.await(ctx)
+	fetched, err := j.awaitFetch(ctx)
 	if err != nil {
 		return err
 	}
 	if fetched {
-		if err := j.try(ctx, t, method); !errors.Is(err, errNoKey) {
+		if err := j.tryKeys(ctx, t, method); !errors.Is(err, errNoKey) {
 			return err
 		}
 	}
@@ -31,9 +31,9 @@ func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) er
 	return fmt.Errorf("%w: no key of the JWKS fits", ErrSignature)
 }
 
-// try checks the signature with the keys that are there. A kid names one of
+// tryKeys checks the signature with the keys that are there. A kid names one of
 // them; without it all are tried.
-func (j *jwks) try(ctx context.Context, t *token, method jwt.SigningMethod) error {
+func (j *jwks) tryKeys(ctx context.Context, t *token, method jwt.SigningMethod) error {
 	if j.isStale() {
 		return errNoKey
 	}
@@ -41,7 +41,7 @@ func (j *jwks) try(ctx context.Context, t *token, method jwt.SigningMethod) erro
 	if t.keyID != "" {
 		header[jwkset.HeaderKID] = t.keyID
 	}
-	found, err := j.choose.KeyfuncCtx(ctx)(&jwt.Token{Header: header, Method: method})
+	found, err := j.selectKey.KeyfuncCtx(ctx)(&jwt.Token{Header: header, Method: method})
 	switch {
 	case errors.Is(err, jwkset.ErrKeyNotFound):
 		return errNoKey
@@ -62,15 +62,15 @@ func (j *jwks) try(ctx context.Context, t *token, method jwt.SigningMethod) erro
 	return nil
 }
 
-// await waits for the fetch that is under way or due, and says whether there
+// awaitFetch waits for the fetch that is under way or due, and says whether there
 // was one: not when the last one ended a moment ago.
-func (j *jwks) await(ctx context.Context) (bool, error) {
+func (j *jwks) awaitFetch(ctx context.Context) (bool, error) {
 	// Both under one lock: a fetch that ends in between would leave us with a
 	// round that nothing begins.
 	j.mu.Lock()
-	early, round := j.early(), j.round
+	recent, fetchDone := j.fetchedRecentlyLocked(), j.fetchDone
 	j.mu.Unlock()
-	if early {
+	if recent {
 		return false, nil
 	}
 	select {
@@ -78,7 +78,7 @@ func (j *jwks) await(ctx context.Context) (bool, error) {
 	default: // somebody asked already
 	}
 	select {
-	case <-round:
+	case <-fetchDone:
 		return true, nil
 	case <-ctx.Done():
 		return false, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
@@ -87,15 +87,15 @@ func (j *jwks) await(ctx context.Context) (bool, error) {
 	}
 }
 
-// isEarly says that the last fetch ended too short a time ago for another one.
-func (j *jwks) isEarly() bool {
+// fetchedRecently says that the last fetch ended too short a time ago for another one.
+func (j *jwks) fetchedRecently() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.early()
+	return j.fetchedRecentlyLocked()
 }
 
-// early wants the lock held.
-func (j *jwks) early() bool { return time.Since(j.tried) < fetchPause }
+// fetchedRecentlyLocked wants the lock held.
+func (j *jwks) fetchedRecentlyLocked() bool { return time.Since(j.lastAttempt) < minFetchInterval }
 
 // isFailing says that the last fetch brought no keys.
 func (j *jwks) isFailing() bool {
@@ -108,5 +108,5 @@ func (j *jwks) isFailing() bool {
 func (j *jwks) isStale() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.fetched.IsZero() || time.Since(j.fetched) > j.maxStale
+	return j.lastSuccess.IsZero() || time.Since(j.lastSuccess) > j.maxStale
 }

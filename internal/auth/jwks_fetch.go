@@ -40,7 +40,7 @@ func jwksClient(given *http.Client) *http.Client {
 
 // download fetches the set once. What it leaves out is told by why, a text
 // that is the same for the same reasons.
-func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, why string, err error) {
+func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, skipped string, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, j.url, nil)
 	if err != nil {
 		return nil, "", err
@@ -68,7 +68,7 @@ func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, why string, err
 }
 
 // parseJWKS reads a set, and leaves out what is no key for tokens.
-func parseJWKS(body []byte) (keys []jwkset.JWK, why string, err error) {
+func parseJWKS(body []byte) (keys []jwkset.JWK, summary string, err error) {
 	var set struct {
 		Keys *[]json.RawMessage `json:"keys"`
 	}

@@ -42,14 +42,14 @@ func TestAnswersThatAreNoJWKS(t *testing.T) {
 		"a giant without an end": {200, strings.Repeat("x", 8<<20), "over 262144 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+			i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
 			cfg := i.serve(t)
 			synctest.Test(t, func(t *testing.T) {
-				w := open(t, cfg)
+				w := openVerifier(t, cfg)
 				i.answers(tt.status, tt.body)
-				time.Sleep(fetchPause)
-				w.refuses(by("new", ecKey()), ErrUnavailable)
-				w.accepts(by("r", rsaKey()))
+				time.Sleep(minFetchInterval)
+				w.refuses(signWithKID("new", ecKey()), ErrUnavailable)
+				w.accepts(signWithKID("r", rsaKey()))
 				if !strings.Contains(w.logged.String(), tt.says) || w.metric("auth_jwks_refreshes_total", "failed") != 1 {
 					t.Errorf("does not say %q: %s", tt.says, w.logged)
 				}
@@ -59,49 +59,49 @@ func TestAnswersThatAreNoJWKS(t *testing.T) {
 }
 
 // Each stands in a set beside a good key: it alone is left out.
-func TestKeysThatAreLeftOutOfASet(t *testing.T) {
+func TestKeysThatAreSkipped(t *testing.T) {
 	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 	one := strings.Repeat("A", 43)
 	small := jwk(&rsa.PrivateKey{PublicKey: rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(3), 1022)}}, nil)
 	for name, tt := range map[string]struct {
-		key  members
+		key  jsonObject
 		says string
 	}{
 		"a secret":                    {jwk([]byte(secret), nil), "a secret that is shown to everybody"},
-		"a private RSA key":           {jwk(rsaOther(), members{"d": b64(rsaOther().D.Bytes())}), "a private key that is shown to everybody"},
-		"a private EC key":            {jwk(ecKey(), members{"d": one}), "a private key that is shown to everybody"},
-		"a private Ed25519 key":       {jwk(edKey(), members{"d": one}), "a private key that is shown to everybody"},
-		"for encryption":              {jwk(rsaOther(), members{"use": "enc"}), "not for signatures"},
-		"for a use of its own":        {jwk(rsaOther(), members{"use": "SIG"}), "not for signatures"},
-		"to sign only":                {jwk(rsaOther(), members{"key_ops": []string{"sign"}}), "not for signatures"},
-		"for RS512":                   {jwk(rsaOther(), members{"alg": "RS512"}), "algorithm other than RS256"},
-		"for PS256":                   {jwk(rsaOther(), members{"alg": "PS256"}), "algorithm other than RS256"},
-		"RSA for HS256":               {jwk(rsaOther(), members{"alg": "HS256"}), "algorithm other than RS256"},
-		"EC for EdDSA":                {jwk(ecKey(), members{"alg": "EdDSA"}), "algorithm other than ES256"},
-		"RSA for none":                {jwk(rsaOther(), members{"alg": "none"}), "algorithm other than RS256"},
+		"a private RSA key":           {jwk(rsaOther(), jsonObject{"d": b64(rsaOther().D.Bytes())}), "a private key that is shown to everybody"},
+		"a private EC key":            {jwk(ecKey(), jsonObject{"d": one}), "a private key that is shown to everybody"},
+		"a private Ed25519 key":       {jwk(edKey(), jsonObject{"d": one}), "a private key that is shown to everybody"},
+		"for encryption":              {jwk(rsaOther(), jsonObject{"use": "enc"}), "not for signatures"},
+		"for a use of its own":        {jwk(rsaOther(), jsonObject{"use": "SIG"}), "not for signatures"},
+		"to sign only":                {jwk(rsaOther(), jsonObject{"key_ops": []string{"sign"}}), "not for signatures"},
+		"for RS512":                   {jwk(rsaOther(), jsonObject{"alg": "RS512"}), "algorithm other than RS256"},
+		"for PS256":                   {jwk(rsaOther(), jsonObject{"alg": "PS256"}), "algorithm other than RS256"},
+		"RSA for HS256":               {jwk(rsaOther(), jsonObject{"alg": "HS256"}), "algorithm other than RS256"},
+		"EC for EdDSA":                {jwk(ecKey(), jsonObject{"alg": "EdDSA"}), "algorithm other than ES256"},
+		"RSA for none":                {jwk(rsaOther(), jsonObject{"alg": "none"}), "algorithm other than RS256"},
 		"a small RSA key":             {small, "RSA key of 1024 bits"},
-		"an RSA key without n":        {jwk(rsaOther(), members{"n": ""}), "can't be read"},
-		"an exponent of 1":            {jwk(rsaOther(), members{"e": "AQ"}), "can't be read"},
-		"an even exponent":            {jwk(rsaOther(), members{"e": "BA"}), "exponent"},
-		"an exponent over 64 bits":    {jwk(rsaOther(), members{"e": b64(append([]byte{1}, make([]byte, 8)...))}), "can't be read"},
-		"n that is no base64":         {jwk(rsaOther(), members{"n": "!!"}), "can't be read"},
+		"an RSA key without n":        {jwk(rsaOther(), jsonObject{"n": ""}), "can't be read"},
+		"an exponent of 1":            {jwk(rsaOther(), jsonObject{"e": "AQ"}), "can't be read"},
+		"an even exponent":            {jwk(rsaOther(), jsonObject{"e": "BA"}), "exponent"},
+		"an exponent over 64 bits":    {jwk(rsaOther(), jsonObject{"e": b64(append([]byte{1}, make([]byte, 8)...))}), "can't be read"},
+		"n that is no base64":         {jwk(rsaOther(), jsonObject{"n": "!!"}), "can't be read"},
 		"P-384":                       {jwk(ec384(), nil), "EC key on P-384"},
-		"a point beside the curve":    {jwk(ecKey(), members{"y": one}), "can't be read"},
-		"the point at infinity":       {jwk(ecKey(), members{"x": one, "y": one}), "can't be read"},
-		"a curve that nobody knows":   {jwk(ecKey(), members{"crv": "secp256k1"}), "can't be read"},
-		"X25519, for exchanges":       {jwk(edKey(), members{"crv": "X25519"}), "neither RSA nor EC nor Ed25519"},
-		"Ed25519 of 31 bytes":         {jwk(edKey(), members{"x": b64(make([]byte, 31))}), "can't be read"},
-		"a kind that nobody knows":    {members{"kty": "AKP"}, "can't be read"},
-		"a key without a kind":        {members{"kid": "x"}, "can't be read"},
-		"kty a number":                {members{"kty": 7}, "can't be read"},
-		"a kid that is too long":      {jwk(ecKey(), members{"kid": strings.Repeat("k", 257)}), "kid of over 256 bytes"},
-		"key_ops that nobody knows":   {jwk(ecKey(), members{"key_ops": []string{"verify", "dance"}}), "can't be read"},
-		"the same kid as a good key":  {jwk(ecKey(), members{"kid": "good", "use": "enc"}), "not for signatures"},
-		"a point that is far too big": {jwk(ecKey(), members{"x": strings.Repeat("B", 4000)}), "can't be read"},
+		"a point beside the curve":    {jwk(ecKey(), jsonObject{"y": one}), "can't be read"},
+		"the point at infinity":       {jwk(ecKey(), jsonObject{"x": one, "y": one}), "can't be read"},
+		"a curve that nobody knows":   {jwk(ecKey(), jsonObject{"crv": "secp256k1"}), "can't be read"},
+		"X25519, for exchanges":       {jwk(edKey(), jsonObject{"crv": "X25519"}), "neither RSA nor EC nor Ed25519"},
+		"Ed25519 of 31 bytes":         {jwk(edKey(), jsonObject{"x": b64(make([]byte, 31))}), "can't be read"},
+		"a kind that nobody knows":    {jsonObject{"kty": "AKP"}, "can't be read"},
+		"a key without a kind":        {jsonObject{"kid": "x"}, "can't be read"},
+		"kty a number":                {jsonObject{"kty": 7}, "can't be read"},
+		"a kid that is too long":      {jwk(ecKey(), jsonObject{"kid": strings.Repeat("k", 257)}), "kid of over 256 bytes"},
+		"key_ops that nobody knows":   {jwk(ecKey(), jsonObject{"key_ops": []string{"verify", "dance"}}), "can't be read"},
+		"the same kid as a good key":  {jwk(ecKey(), jsonObject{"kid": "good", "use": "enc"}), "not for signatures"},
+		"a point that is far too big": {jwk(ecKey(), jsonObject{"x": strings.Repeat("B", 4000)}), "can't be read"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := open(t, newIssuer(tt.key, jwk(rsaKey(), members{"kid": "good"})).memory())
-			w.accepts(by("good", rsaKey()))
+			w := openVerifier(t, newIssuer(tt.key, jwk(rsaKey(), jsonObject{"kid": "good"})).inMemory())
+			w.accepts(signWithKID("good", rsaKey()))
 			for _, key := range []any{rsaOther(), ecKey(), edKey()} {
 				w.refuses(sign(key, nil), ErrSignature)
 			}
@@ -112,10 +112,10 @@ func TestKeysThatAreLeftOutOfASet(t *testing.T) {
 	}
 }
 
-func TestWhatIsLeftOutIsSaidOnce(t *testing.T) {
+func TestSkippedKeysAreLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), nil), jwk(ec384(), nil), jwk([]byte(secret), nil), jwk(ec384(), nil))
-		w := open(t, i.memory())
+		w := openVerifier(t, i.inMemory())
 		time.Sleep(time.Hour)
 		if got := w.logged.count("left out"); got != 1 || !strings.Contains(w.logged.String(), "2: is an EC key on P-384") {
 			t.Errorf("%d lines:\n%s", got, w.logged)
@@ -130,19 +130,19 @@ func TestWhatIsLeftOutIsSaidOnce(t *testing.T) {
 
 // A certificate in a set is neither looked at nor a hindrance.
 func TestCertificatesOfASetAreNotRead(t *testing.T) {
-	open(t, newIssuer(jwk(ecKey(), members{
+	openVerifier(t, newIssuer(jwk(ecKey(), jsonObject{
 		"x5c": []string{"broken"}, "x5t": "AA", "x5t#S256": "AA", "x5u": "http://evil.example/",
-	})).memory()).accepts(sign(ecKey(), nil))
+	})).inMemory()).accepts(sign(ecKey(), nil))
 }
 
-func TestASetOfManyKeys(t *testing.T) {
-	var keys []members
+func TestAJWKSWithTooManyKeys(t *testing.T) {
+	var keys []jsonObject
 	for n := range maxJWKSKeys + 5 {
-		keys = append(keys, jwk(ecKey(), members{"kid": fmt.Sprint(n)}))
+		keys = append(keys, jwk(ecKey(), jsonObject{"kid": fmt.Sprint(n)}))
 	}
-	w := open(t, newIssuer(keys...).memory())
-	w.accepts(by("63", ecKey()))
-	w.refuses(by("64", ecKey()), ErrSignature)
+	w := openVerifier(t, newIssuer(keys...).inMemory())
+	w.accepts(signWithKID("63", ecKey()))
+	w.refuses(signWithKID("64", ecKey()), ErrSignature)
 	if !strings.Contains(w.logged.String(), "5: there are over 64") {
 		t.Errorf("logged %s", w.logged)
 	}
@@ -157,7 +157,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	defer hop.Close()
 	follower := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, CheckRedirect: func(*http.Request, []*http.Request) error { return nil }}
 	for _, client := range []*http.Client{nil, follower} {
-		w := open(t, Config{JWKSURL: hop.URL, HTTPClient: client})
+		w := openVerifier(t, Config{JWKSURL: hop.URL, HTTPClient: client})
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		if reached.Load() || !strings.Contains(w.logged.String(), "set AUTH_JWKS_URL to where it leads") {
 			t.Errorf("followed, or not told: %s", w.logged)
@@ -168,17 +168,17 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	}
 }
 
-func TestAnIssuerIsKnownByItsCertificate(t *testing.T) {
+func TestTheIssuersCertificateIsVerified(t *testing.T) {
 	server := httptest.NewUnstartedServer(newIssuer(jwk(ecKey(), nil)))
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	defer server.Close()
-	stranger := open(t, Config{JWKSURL: server.URL})
+	stranger := openVerifier(t, Config{JWKSURL: server.URL})
 	stranger.refuses(sign(ecKey(), nil), ErrUnavailable)
 	if !strings.Contains(stranger.logged.String(), "certificate") {
 		t.Errorf("logged %s", stranger.logged)
 	}
-	open(t, Config{JWKSURL: server.URL, HTTPClient: server.Client()}).accepts(sign(ecKey(), nil))
+	openVerifier(t, Config{JWKSURL: server.URL, HTTPClient: server.Client()}).accepts(sign(ecKey(), nil))
 }
 
 // A stream that never ends is left after the bound, not read to memory.
@@ -194,7 +194,7 @@ func TestAnEndlessAnswerIsCut(t *testing.T) {
 			}
 		}
 	}))
-	w := open(t, Config{JWKSURL: server.URL})
+	w := openVerifier(t, Config{JWKSURL: server.URL})
 	w.refuses(sign(ecKey(), nil), ErrUnavailable)
 	server.Close() // waits for the handler, which ends when its client is gone
 	if !strings.Contains(w.logged.String(), "over 262144 bytes") {
@@ -204,7 +204,7 @@ func TestAnEndlessAnswerIsCut(t *testing.T) {
 
 // Nobody listens, somebody hangs up, somebody speaks another language: all of
 // it is an outage, and a start.
-func TestIssuersThatCannotBeTalkedTo(t *testing.T) {
+func TestUnreachableIssuers(t *testing.T) {
 	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer l.Close()
 	go func() {
@@ -220,8 +220,8 @@ func TestIssuersThatCannotBeTalkedTo(t *testing.T) {
 	free := must(net.Listen("tcp", "127.0.0.1:0"))
 	_ = free.Close()
 	for _, addr := range []string{l.Addr().String(), free.Addr().String(), "127.0.0.1:1"} {
-		w := open(t, Config{JWKSURL: "http://" + addr + "/jwks"})
-		w.refuses(by("r", rsaKey()), ErrUnavailable)
+		w := openVerifier(t, Config{JWKSURL: "http://" + addr + "/jwks"})
+		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		if w.logged.count("answered with unavailable") != 1 {
 			t.Errorf("%s: %s", addr, w.logged)
 		}

@@ -10,29 +10,31 @@ import (
 
 // An issuer shows keys, and fails as it is told to.
 type issuer struct {
-	mu     sync.Mutex
-	body   string
-	status int
-	hits   int
+	mu       sync.Mutex
+	body     string
+	status   int
+	requests int
 	// hang keeps each answer back until the client has gone.
 	hang bool
 	// held keeps each answer back until it is closed.
-	held chan struct{}
+	release chan struct{}
 }
 
-func newIssuer(keys ...members) *issuer { return &issuer{body: jwkSet(keys...), status: http.StatusOK} }
+func newIssuer(keys ...jsonObject) *issuer {
+	return &issuer{body: jwkSet(keys...), status: http.StatusOK}
+}
 
 func (i *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
-	i.hits++
-	body, status, hang, held := i.body, i.status, i.hang, i.held
+	i.requests++
+	body, status, hang, release := i.body, i.status, i.hang, i.release
 	i.mu.Unlock()
 	if hang {
 		<-r.Context().Done()
 		return
 	}
-	if held != nil {
-		<-held
+	if release != nil {
+		<-release
 	}
 	w.WriteHeader(status)
 	_, _ = w.Write([]byte(body))
@@ -54,7 +56,7 @@ func (i *issuer) set(change func()) {
 	change()
 }
 
-func (i *issuer) shows(keys ...members) {
+func (i *issuer) shows(keys ...jsonObject) {
 	i.set(func() { i.body, i.status, i.hang = jwkSet(keys...), http.StatusOK, false })
 }
 func (i *issuer) answers(status int, body string) {
@@ -64,11 +66,11 @@ func (i *issuer) hangs() { i.set(func() { i.hang = true }) }
 func (i *issuer) fetches() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.hits
+	return i.requests
 }
 
-// memory is the configuration to reach an issuer without a network.
-func (i *issuer) memory() Config {
+// inMemory is the configuration to reach an issuer without a network.
+func (i *issuer) inMemory() Config {
 	return Config{JWKSURL: "https://id.example/jwks", HTTPClient: &http.Client{Transport: i}}
 }
 
@@ -79,8 +81,8 @@ func (i *issuer) serve(t testing.TB) Config {
 	return Config{JWKSURL: server.URL + "/jwks"}
 }
 
-// within gives up after so long.
-func (w *world) within(ctx context.Context, token string) error {
+// verifyError gives up after so long.
+func (w *testVerifier) verifyError(ctx context.Context, token string) error {
 	_, err := w.Verify(ctx, token)
 	return err
 }

@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// by signs with a key of a JWKS.
-func by(kid string, key any) string { return signWith(members{"kid": kid}, key, nil) }
+// signWithKID signs with a key of a JWKS.
+func signWithKID(kid string, key any) string { return signWith(jsonObject{"kid": kid}, key, nil) }
 
 func TestKeysOfAJWKS(t *testing.T) {
-	i := newIssuer(jwk(rsaKey(), members{"kid": "r", "use": "sig", "alg": "RS256"}), jwk(ecKey(), members{"kid": "e", "key_ops": []string{"verify"}}), jwk(edKey(), members{"kid": "d"}))
-	w := open(t, i.serve(t))
+	i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r", "use": "sig", "alg": "RS256"}), jwk(ecKey(), jsonObject{"kid": "e", "key_ops": []string{"verify"}}), jwk(edKey(), jsonObject{"kid": "d"}))
+	w := openVerifier(t, i.serve(t))
 	for kid, key := range map[string]any{"r": rsaKey(), "e": ecKey(), "d": edKey()} {
-		w.accepts(by(kid, key))
+		w.accepts(signWithKID(kid, key))
 		w.accepts(sign(key, nil)) // without a kid all are tried
 	}
 	if i.fetches() != 1 || w.metric("auth_jwks_up", "") != 1 || w.metric("auth_jwks_refreshes_total", "ok") != 1 {
@@ -29,18 +29,18 @@ func TestKeysOfAJWKS(t *testing.T) {
 	}
 }
 
-func TestTricksWithAJWKSAreRefused(t *testing.T) {
-	w := open(t, newIssuer(jwk(rsaKey(), members{"kid": "r"}), jwk(ecKey(), members{"kid": "e", "alg": "ES256"}), jwk(edKey(), nil)).serve(t))
-	claims := encode(claimsOf(nil))
-	for _, tt := range []trick{
-		{"the public key as a secret", by("r", pemOf(rsaKey())), ErrAlgorithm},
+func TestAttacksWithAJWKSAreRefused(t *testing.T) {
+	w := openVerifier(t, newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), jsonObject{"kid": "e", "alg": "ES256"}), jwk(edKey(), nil)).serve(t))
+	claims := encode(validClaims(nil))
+	for _, tt := range []refusedToken{
+		{"the public key as a secret", signWithKID("r", pemOf(rsaKey())), ErrAlgorithm},
 		{"none, of a key", segment(`{"alg":"none","kid":"r"}`) + "." + segment(claims) + ".", ErrAlgorithm},
-		{"RSA's kid on an EC token", by("r", ecKey()), ErrAlgorithm},
-		{"EC's kid on an RSA token", by("e", rsaKey()), ErrAlgorithm},
-		{"the right kid, another key", by("r", rsaOther()), ErrSignature},
+		{"RSA's kid on an EC token", signWithKID("r", ecKey()), ErrAlgorithm},
+		{"EC's kid on an RSA token", signWithKID("e", rsaKey()), ErrAlgorithm},
+		{"the right kid, another key", signWithKID("r", rsaOther()), ErrSignature},
 		{"no kid, another key", sign(rsaOther(), nil), ErrSignature},
-		{"another kid, the right key", by("x", rsaKey()), ErrSignature},
-		{"a kid of nothing", by("", rsaOther()), ErrSignature},
+		{"another kid, the right key", signWithKID("x", rsaKey()), ErrSignature},
+		{"a kid of nothing", signWithKID("", rsaOther()), ErrSignature},
 		{"a stronger hash by name", signRaw(`{"alg":"RS512","kid":"r"}`, claims, rsaKey()), ErrAlgorithm},
 	} {
 		t.Run(tt.name, func(t *testing.T) { w.t = t; w.refuses(tt.token, tt.want) })
@@ -50,63 +50,63 @@ func TestTricksWithAJWKSAreRefused(t *testing.T) {
 // The issuer shows the new key beside the old one, signs with it at once, and
 // takes the old one away later.
 func TestAKeyOfAJWKSIsRotated(t *testing.T) {
-	i := newIssuer(jwk(rsaKey(), members{"kid": "old"}))
+	i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "old"}))
 	cfg := i.serve(t) // a real server: it stands outside the bubble
 	synctest.Test(t, func(t *testing.T) {
-		w := open(t, cfg)
-		old, next := by("old", rsaKey()), by("new", ecKey())
+		w := openVerifier(t, cfg)
+		old, next := signWithKID("old", rsaKey()), signWithKID("new", ecKey())
 		w.accepts(old)
-		i.shows(jwk(rsaKey(), members{"kid": "old"}), jwk(ecKey(), members{"kid": "new"}))
+		i.shows(jwk(rsaKey(), jsonObject{"kid": "old"}), jwk(ecKey(), jsonObject{"kid": "new"}))
 		w.refuses(next, ErrSignature) // the last fetch was a moment ago
-		time.Sleep(fetchPause)
+		time.Sleep(minFetchInterval)
 		w.accepts(next) // it has the keys fetched, and waits for them
 		w.accepts(old)
 		if i.fetches() != 2 {
 			t.Errorf("%d fetches, want 2", i.fetches())
 		}
-		i.shows(jwk(ecKey(), members{"kid": "new"}))
+		i.shows(jwk(ecKey(), jsonObject{"kid": "new"}))
 		time.Sleep(defaultRefresh * 12 / 10)
 		w.refuses(old, ErrSignature)
-		w.accepts(by("new", ecKey()))
+		w.accepts(signWithKID("new", ecKey()))
 	})
 }
 
 // An issuer that names no keys can rotate them, too.
-func TestAKeyWithoutANameIsRotated(t *testing.T) {
+func TestAKeyWithoutAnIDIsRotated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), nil))
-		w := open(t, i.memory())
+		w := openVerifier(t, i.inMemory())
 		i.shows(jwk(rsaOther(), nil))
-		time.Sleep(fetchPause)
+		time.Sleep(minFetchInterval)
 		w.accepts(sign(rsaOther(), nil))
 		w.refuses(sign(rsaKey(), nil), ErrSignature)
 	})
 }
 
-func TestStrangersWithMadeUpKeysCauseFewFetches(t *testing.T) {
+func TestUnknownKeyIDsCauseFewFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
-		w := open(t, i.memory())
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		w := openVerifier(t, i.inMemory())
 		for range 1000 {
-			w.refuses(by(time.Now().String(), ecKey()), ErrSignature)
+			w.refuses(signWithKID(time.Now().String(), ecKey()), ErrSignature)
 			time.Sleep(60 * time.Millisecond)
 		}
 		if got := i.fetches(); got < 6 || got > 7 {
 			t.Errorf("%d fetches in a minute, want one each 10 s", got)
 		}
-		w.accepts(by("r", rsaKey()))
+		w.accepts(signWithKID("r", rsaKey()))
 	})
 }
 
 // What an issuer can't have signed is not asked about.
 func TestASecretsTokenCausesNoFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
-		cfg := i.memory()
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		cfg := i.inMemory()
 		cfg.JWTSecrets = []string{secret}
-		w := open(t, cfg)
-		time.Sleep(fetchPause)
-		w.refuses(by("new", "another secret"), ErrSignature)
+		w := openVerifier(t, cfg)
+		time.Sleep(minFetchInterval)
+		w.refuses(signWithKID("new", "another secret"), ErrSignature)
 		if i.fetches() != 1 {
 			t.Errorf("%d fetches", i.fetches())
 		}
@@ -115,23 +115,23 @@ func TestASecretsTokenCausesNoFetch(t *testing.T) {
 
 func TestManyTokensWaitForOneFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "old"}))
-		w := open(t, i.memory())
-		time.Sleep(fetchPause)
-		held := make(chan struct{})
-		i.shows(jwk(ecKey(), members{"kid": "new"}))
-		i.set(func() { i.held = held })
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "old"}))
+		w := openVerifier(t, i.inMemory())
+		time.Sleep(minFetchInterval)
+		release := make(chan struct{})
+		i.shows(jwk(ecKey(), jsonObject{"kid": "new"}))
+		i.set(func() { i.release = release })
 		var waiting sync.WaitGroup
-		token := by("new", ecKey())
+		token := signWithKID("new", ecKey())
 		for range 50 {
 			waiting.Go(func() {
-				if err := w.within(t.Context(), token); err != nil {
+				if err := w.verifyError(t.Context(), token); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		synctest.Wait()
-		close(held)
+		close(release)
 		waiting.Wait()
 		if got := i.fetches(); got != 2 {
 			t.Errorf("%d fetches, want one at the start and one for all", got)
@@ -141,14 +141,14 @@ func TestManyTokensWaitForOneFetch(t *testing.T) {
 
 func TestAnOutageOfTheIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
-		cfg := i.memory()
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		cfg := i.inMemory()
 		cfg.JWTSecrets, cfg.JWKSMaxStale = []string{secret}, time.Hour
-		w := open(t, cfg)
+		w := openVerifier(t, cfg)
 		i.answers(http.StatusBadGateway, "away")
 		time.Sleep(30 * time.Minute)
-		w.accepts(signWith(members{"kid": "r"}, rsaKey(), members{"exp": time.Now().Add(9 * time.Hour).Unix()}))
-		w.refuses(by("new", ecKey()), ErrUnavailable) // it may be right: nobody knows
+		w.accepts(signWith(jsonObject{"kid": "r"}, rsaKey(), jsonObject{"exp": time.Now().Add(9 * time.Hour).Unix()}))
+		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // it may be right: nobody knows
 		if w.metric("auth_jwks_up", "") != 0 || w.metric("auth_jwks_refreshes_total", "failed") < 40 {
 			t.Errorf("up %v, %v failed", w.metric("auth_jwks_up", ""), w.metric("auth_jwks_refreshes_total", "failed"))
 		}
@@ -157,16 +157,16 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 		}
 
 		time.Sleep(35 * time.Minute) // over an hour since the last keys
-		w.refuses(by("r", rsaKey()), ErrUnavailable)
+		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		w.accepts(sign(secret, nil)) // what needs no issuer
 		if got := w.logged.count("answered with unavailable"); got != 1 {
 			t.Errorf("%d lines tell that keys are too old, want 1:\n%s", got, w.logged)
 		}
 
-		i.shows(jwk(rsaKey(), members{"kid": "r"}))
-		time.Sleep(retryLast * 11 / 10)
-		w.accepts(by("r", rsaKey()))
+		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		time.Sleep(maxRetry * 11 / 10)
+		w.accepts(signWithKID("r", rsaKey()))
 		if w.metric("auth_jwks_up", "") != 1 || w.logged.count("fetched again") != 1 {
 			t.Errorf("up %v:\n%s", w.metric("auth_jwks_up", ""), w.logged)
 		}
@@ -175,20 +175,20 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 
 func TestAStartWithoutTheIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
 		i.answers(http.StatusServiceUnavailable, "")
-		cfg := i.memory()
+		cfg := i.inMemory()
 		cfg.JWTSecrets = []string{secret}
-		w := open(t, cfg)
-		w.refuses(by("r", rsaKey()), ErrUnavailable)
+		w := openVerifier(t, cfg)
+		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		w.accepts(sign(secret, nil))
 		if got := w.metric("auth_tokens_total", "unavailable"); got != 2 {
 			t.Errorf("%v counted as unavailable", got)
 		}
-		i.shows(jwk(rsaKey(), members{"kid": "r"}))
-		time.Sleep(retryFirst * 11 / 10)
-		w.accepts(by("r", rsaKey()))
+		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		time.Sleep(minRetry * 11 / 10)
+		w.accepts(signWithKID("r", rsaKey()))
 		if w.logged.count("answered with unavailable") != 1 || w.logged.count("fetched again") != 1 {
 			t.Errorf("logged %s", w.logged)
 		}
@@ -197,24 +197,24 @@ func TestAStartWithoutTheIssuer(t *testing.T) {
 
 func TestAnIssuerThatDoesNotAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
-		w := open(t, i.memory())
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		w := openVerifier(t, i.inMemory())
 		i.hangs()
-		time.Sleep(fetchPause)
+		time.Sleep(minFetchInterval)
 		start := time.Now()
 
 		// Who has less patience than a fetch goes first; the fetch goes on.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := w.within(ctx, by("new", ecKey())); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+		if err := w.verifyError(ctx, signWithKID("new", ecKey())); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
-		w.accepts(by("r", rsaKey())) // a key that is there waits for nothing
-		w.refuses(by("new", ecKey()), ErrUnavailable)
+		w.accepts(signWithKID("r", rsaKey())) // a key that is there waits for nothing
+		w.refuses(signWithKID("new", ecKey()), ErrUnavailable)
 		if got := time.Since(start); got != fetchTimeout {
 			t.Errorf("answered after %v, want %v", got, fetchTimeout)
 		}
-		w.refuses(by("new", ecKey()), ErrUnavailable)
+		w.refuses(signWithKID("new", ecKey()), ErrUnavailable)
 		if got := time.Since(start); got != fetchTimeout {
 			t.Errorf("the next one waited, too: %v", got)
 		}
@@ -224,29 +224,29 @@ func TestAnIssuerThatDoesNotAnswer(t *testing.T) {
 // An issuer that shows no key has revoked all it had.
 func TestAnEmptySetRevokesAllKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
-		w := open(t, i.memory())
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		w := openVerifier(t, i.inMemory())
 		i.shows()
 		time.Sleep(defaultRefresh * 11 / 10)
-		w.refuses(by("r", rsaKey()), ErrUnavailable)
+		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		if w.metric("auth_jwks_refreshes_total", "empty") == 0 || w.metric("auth_jwks_up", "") != 0 || w.logged.count("no key that tokens could be checked with") != 1 {
 			t.Errorf("logged %s", w.logged)
 		}
-		i.shows(jwk(rsaKey(), members{"kid": "r"}))
-		time.Sleep(retryLast * 11 / 10)
-		w.accepts(by("r", rsaKey()))
+		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		time.Sleep(maxRetry * 11 / 10)
+		w.accepts(signWithKID("r", rsaKey()))
 	})
 }
 
 func TestCloseEndsAFetchUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := newIssuer(jwk(rsaKey(), members{"kid": "r"}))
-		w := open(t, i.memory())
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		w := openVerifier(t, i.inMemory())
 		i.hangs()
-		time.Sleep(fetchPause)
+		time.Sleep(minFetchInterval)
 		refused := make(chan error, 1)
-		go func() { refused <- w.within(context.Background(), by("new", ecKey())) }()
+		go func() { refused <- w.verifyError(context.Background(), signWithKID("new", ecKey())) }()
 		synctest.Wait()
 		start := time.Now()
 		if err := w.Close(t.Context()); err != nil || time.Since(start) != 0 {
@@ -255,15 +255,15 @@ func TestCloseEndsAFetchUnderWay(t *testing.T) {
 		if err := <-refused; !errors.Is(err, ErrUnavailable) {
 			t.Errorf("who waited was told %v", err)
 		}
-		w.accepts(by("r", rsaKey()))                  // the keys are still there
-		w.refuses(by("new", ecKey()), ErrUnavailable) // none will come
+		w.accepts(signWithKID("r", rsaKey()))                  // the keys are still there
+		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // none will come
 		if w.logged.count("can't be fetched") != 0 {
 			t.Errorf("stopping is told as an outage: %s", w.logged)
 		}
 	})
 }
 
-func TestFetchesAreSpread(t *testing.T) {
+func TestFetchesAreJittered(t *testing.T) {
 	j := &jwks{refresh: defaultRefresh}
 	spread := map[time.Duration]bool{}
 	for _, tt := range []struct {
@@ -272,7 +272,7 @@ func TestFetchesAreSpread(t *testing.T) {
 	}{{0, defaultRefresh}, {1, time.Second}, {2, 2 * time.Second}, {5, 16 * time.Second}, {6, 30 * time.Second}, {1 << 30, 30 * time.Second}} {
 		j.failures = tt.failures
 		for range 50 {
-			got := j.pause()
+			got := j.nextDelay()
 			spread[got] = true
 			if got < tt.want*9/10 || got > tt.want*11/10 {
 				t.Errorf("%d failures: %v, want about %v", tt.failures, got, tt.want)

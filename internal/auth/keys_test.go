@@ -16,16 +16,16 @@ func block(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
-func TestKeyFilesThatAreFine(t *testing.T) {
+func TestValidKeyFiles(t *testing.T) {
 	pkcs1 := block("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&rsaKey().PublicKey))
-	w := open(t, Config{KeyFile: file(t, "The keys of 2026.\n\n"+pemOf(edKey())+"\n# the old one\n"+pkcs1+"\nthe end\n")})
+	w := openVerifier(t, Config{KeyFile: writeKeyFile(t, "The keys of 2026.\n\n"+pemOf(edKey())+"\n# the old one\n"+pkcs1+"\nthe end\n")})
 	w.accepts(sign(edKey(), nil))
 	w.accepts(sign(rsaKey(), nil))
-	open(t, Config{KeyFile: file(t, strings.ReplaceAll(pemOf(ecKey()), "\n", "\r\n"))}).accepts(sign(ecKey(), nil))
-	open(t, Config{KeyFile: file(t, strings.Repeat(pemOf(ecKey()), maxKeys))}).accepts(sign(ecKey(), nil))
+	openVerifier(t, Config{KeyFile: writeKeyFile(t, strings.ReplaceAll(pemOf(ecKey()), "\n", "\r\n"))}).accepts(sign(ecKey(), nil))
+	openVerifier(t, Config{KeyFile: writeKeyFile(t, strings.Repeat(pemOf(ecKey()), maxKeys))}).accepts(sign(ecKey(), nil))
 }
 
-func TestKeyFilesThatCannotBeRight(t *testing.T) {
+func TestInvalidKeyFiles(t *testing.T) {
 	good := pemOf(rsaKey())
 	small := &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1023), E: 65537}
 	huge := &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 8192), E: 65537}
@@ -61,7 +61,7 @@ func TestKeyFilesThatCannotBeRight(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			path := file(t, tt.content)
+			path := writeKeyFile(t, tt.content)
 			_, err := readKeyFile(path)
 			if err == nil {
 				t.Fatal("accepted")
@@ -73,10 +73,10 @@ func TestKeyFilesThatCannotBeRight(t *testing.T) {
 	}
 }
 
-func TestSecretsAreTakenAsTheyAreWritten(t *testing.T) {
+func TestSecretsAreNotDecoded(t *testing.T) {
 	// Base64 is not decoded: the text itself is the key.
 	text := "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
-	w := open(t, Config{JWTSecrets: []string{text}})
+	w := openVerifier(t, Config{JWTSecrets: []string{text}})
 	w.accepts(sign(text, nil))
 	w.refuses(sign("secret-secret-secret-secret-secret", nil), ErrSignature)
 }

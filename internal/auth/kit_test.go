@@ -46,12 +46,12 @@ func must[T any](v T, err error) T {
 }
 
 // object of JSON, for headers and claims.
-type members = map[string]any
+type jsonObject = map[string]any
 
-// claimsOf are those of a token that is right, with others put in; nil removes.
-func claimsOf(change members) members {
-	c := members{
-		"sub": "ada", "exp": time.Now().Add(time.Hour).Unix(), "rooms": members{"orders.*": "rw", "news": "r"},
+// validClaims are those of a token that is right, with others put in; nil removes.
+func validClaims(change jsonObject) jsonObject {
+	c := jsonObject{
+		"sub": "ada", "exp": time.Now().Add(time.Hour).Unix(), "rooms": jsonObject{"orders.*": "rw", "news": "r"},
 	}
 	maps.Copy(c, change)
 	maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
@@ -59,15 +59,15 @@ func claimsOf(change members) members {
 }
 
 // sign makes a token of claims that are right, changed a little.
-func sign(key any, change members) string { return signWith(nil, key, change) }
+func sign(key any, change jsonObject) string { return signWith(nil, key, change) }
 
 // signWith also changes the header.
-func signWith(header members, key any, change members) string {
-	return signRaw(encode(headerOf(header, key)), encode(claimsOf(change)), key)
+func signWith(header jsonObject, key any, change jsonObject) string {
+	return signRaw(encode(headerOf(header, key)), encode(validClaims(change)), key)
 }
 
-func headerOf(change members, key any) members {
-	h := members{"alg": algorithmOf(key), "typ": "JWT"}
+func headerOf(change jsonObject, key any) jsonObject {
+	h := jsonObject{"alg": algorithmOf(key), "typ": "JWT"}
 	maps.Copy(h, change)
 	maps.DeleteFunc(h, func(_ string, v any) bool { return v == nil })
 	return h
@@ -120,7 +120,7 @@ func pemOf(keys ...crypto.Signer) string {
 	return b.String()
 }
 
-func file(t testing.TB, content string) string {
+func writeKeyFile(t testing.TB, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "keys.pem")
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -129,24 +129,24 @@ func file(t testing.TB, content string) string {
 	return path
 }
 
-// A world is a verifier with what it said and counted.
-type world struct {
+// A testVerifier is a verifier with what it said and counted.
+type testVerifier struct {
 	*Verifier
 	t        testing.TB
 	registry *prometheus.Registry
-	logged   *logs
+	logged   *logBuffer
 }
 
-// open makes a verifier that ends with the test.
-func open(t testing.TB, cfg Config) *world {
+// openVerifier makes a verifier that ends with the test.
+func openVerifier(t testing.TB, cfg Config) *testVerifier {
 	t.Helper()
-	w := &world{t: t, registry: prometheus.NewRegistry(), logged: new(logs)}
+	w := &testVerifier{t: t, registry: prometheus.NewRegistry(), logged: new(logBuffer)}
 	cfg.Registerer, cfg.Logger = w.registry, slog.New(slog.NewTextHandler(w.logged, nil))
 	v, err := New(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.Describe()
+	v.LogConfig()
 	w.Verifier = v
 	t.Cleanup(func() {
 		if err := v.Close(context.Background()); err != nil {
@@ -157,28 +157,28 @@ func open(t testing.TB, cfg Config) *world {
 }
 
 // accepts fails the test unless the token is good.
-func (w *world) accepts(token string) Identity {
+func (w *testVerifier) accepts(token string) Identity {
 	w.t.Helper()
-	who, err := w.Verify(context.Background(), token)
+	identity, err := w.Verify(context.Background(), token)
 	if err != nil {
 		w.t.Fatalf("refused: %v", err)
 	}
-	return who
+	return identity
 }
 
 // refuses fails the test unless the token is refused for this reason, and
 // without a word of its own.
-func (w *world) refuses(token string, why error) error {
+func (w *testVerifier) refuses(token string, want error) error {
 	w.t.Helper()
-	who, err := w.Verify(context.Background(), token)
+	identity, err := w.Verify(context.Background(), token)
 	if err == nil {
-		w.t.Fatalf("accepted as %+v, want %v", who, why)
+		w.t.Fatalf("accepted as %+v, want %v", identity, want)
 	}
-	if Cause(err) != Cause(why) {
-		w.t.Errorf("refused with %v (%s), want %v", err, Cause(err), why)
+	if Cause(err) != Cause(want) {
+		w.t.Errorf("refused with %v (%s), want %v", err, Cause(err), want)
 	}
-	if who.User != "" || who.Rooms.grants != nil {
-		w.t.Errorf("an identity comes with the error: %+v", who)
+	if identity.User != "" || identity.Permissions.grants != nil {
+		w.t.Errorf("an identity comes with the error: %+v", identity)
 	}
 	for part := range strings.SplitSeq(token, ".") {
 		if len(part) > 7 && strings.Contains(err.Error(), part) {
@@ -189,7 +189,7 @@ func (w *world) refuses(token string, why error) error {
 }
 
 // metric returns a counter or gauge; label is the one value of its label.
-func (w *world) metric(name, label string) float64 {
+func (w *testVerifier) metric(name, label string) float64 {
 	w.t.Helper()
 	families, err := w.registry.Gather()
 	if err != nil {
@@ -206,42 +206,42 @@ func (w *world) metric(name, label string) float64 {
 	return 0
 }
 
-// logs is what was logged, for several goroutines.
-type logs struct {
+// logBuffer is what was logged, for several goroutines.
+type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (l *logs) Write(p []byte) (int, error) {
+func (l *logBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
-func (l *logs) String() string {
+func (l *logBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
 }
 
 // count is how many lines say a text.
-func (l *logs) count(says string) int { return strings.Count(l.String(), says) }
+func (l *logBuffer) count(says string) int { return strings.Count(l.String(), says) }
 
 // jwk shows a key as a JWKS does.
-func jwk(key any, change members) members {
+func jwk(key any, change jsonObject) jsonObject {
 	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
-	var m members
+	var m jsonObject
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
-		m = members{"kty": "RSA", "n": b64(k.N.Bytes()), "e": "AQAB"}
+		m = jsonObject{"kty": "RSA", "n": b64(k.N.Bytes()), "e": "AQAB"}
 	case *ecdsa.PrivateKey:
 		size := (k.Curve.Params().BitSize + 7) / 8
 		point := must(k.PublicKey.Bytes())[1:]
-		m = members{"kty": "EC", "crv": k.Curve.Params().Name, "x": b64(point[:size]), "y": b64(point[size:])}
+		m = jsonObject{"kty": "EC", "crv": k.Curve.Params().Name, "x": b64(point[:size]), "y": b64(point[size:])}
 	case ed25519.PrivateKey:
-		m = members{"kty": "OKP", "crv": "Ed25519", "x": b64(k.Public().(ed25519.PublicKey))}
+		m = jsonObject{"kty": "OKP", "crv": "Ed25519", "x": b64(k.Public().(ed25519.PublicKey))}
 	case []byte:
-		m = members{"kty": "oct", "k": b64(k)}
+		m = jsonObject{"kty": "oct", "k": b64(k)}
 	default:
 		panic(fmt.Sprintf("%T", key))
 	}
@@ -249,4 +249,6 @@ func jwk(key any, change members) members {
 	return m
 }
 
-func jwkSet(keys ...members) string { return encode(members{"keys": append([]members{}, keys...)}) }
+func jwkSet(keys ...jsonObject) string {
+	return encode(jsonObject{"keys": append([]jsonObject{}, keys...)})
+}

@@ -53,8 +53,8 @@ func newMetrics(reg prometheus.Registerer, jwks bool) *metrics {
 	return m
 }
 
-// refreshed notes how a fetch of the JWKS ended.
-func (m *metrics) refreshed(result string) {
+// recordRefresh notes how a fetch of the JWKS ended.
+func (m *metrics) recordRefresh(result string) {
 	m.refreshes[result].Inc()
 	if result == refreshOK {
 		m.up.Set(1)

@@ -7,32 +7,32 @@ import (
 	"unicode/utf8"
 )
 
-// object hands each member of a JSON object to visit, in order, and stops at
+// visitObject hands each member of a JSON object to visit, in order, and stops at
 // the first error. It is stricter than encoding/json on the points where two
 // readers of one token may come to differ: a name that comes twice is refused
 // (encoding/json would take the last value), names count as they are written
 // (a struct would take SUB for sub), and the text must be UTF-8 (invalid bytes
 // would all become the same replacement character).
-func object(text []byte, visit func(name string, value json.RawMessage) error) error {
+func visitObject(text []byte, visit func(name string, value json.RawMessage) error) error {
 	if !utf8.Valid(text) || !json.Valid(text) {
 		return errors.New("is not JSON in UTF-8")
 	}
 	// From here on the text is known to be valid: only where things end is
 	// looked for.
-	rest := bytes.TrimLeft(text, space)
+	rest := bytes.TrimLeft(text, whitespace)
 	if rest[0] != '{' {
 		return errors.New("is not a JSON object")
 	}
 	seen := make(map[string]bool)
-	for rest = next(rest[1:]); rest[0] != '}'; rest = next(rest) {
-		end := endOf(rest)
+	for rest = skipSeparators(rest[1:]); rest[0] != '}'; rest = skipSeparators(rest) {
+		end := valueEnd(rest)
 		name, _ := unquote(rest[:end])
 		if seen[name] {
 			return errors.New("has a name twice")
 		}
 		seen[name] = true
-		rest = next(rest[end:])
-		end = endOf(rest)
+		rest = skipSeparators(rest[end:])
+		end = valueEnd(rest)
 		if err := visit(name, rest[:end]); err != nil {
 			return err
 		}
@@ -42,13 +42,13 @@ func object(text []byte, visit func(name string, value json.RawMessage) error) e
 }
 
 // What JSON allows between two values, beside commas and colons.
-const space = " \t\r\n"
+const whitespace = " \t\r\n"
 
-// next drops what stands before the next name, value or end.
-func next(valid []byte) []byte { return bytes.TrimLeft(valid, space+",:") }
+// skipSeparators drops what stands before the next name, value or end.
+func skipSeparators(valid []byte) []byte { return bytes.TrimLeft(valid, whitespace+",:") }
 
-// endOf returns where the value ends that a valid text begins with.
-func endOf(valid []byte) int {
+// valueEnd returns where the value ends that a valid text begins with.
+func valueEnd(valid []byte) int {
 	depth := 0
 	for i := 0; ; i++ {
 		switch valid[i] {

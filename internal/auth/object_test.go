@@ -10,14 +10,14 @@ import (
 
 // membersOf lists what object hands out.
 func membersOf(text string) (list []string, err error) {
-	err = object([]byte(text), func(name string, value json.RawMessage) error {
+	err = visitObject([]byte(text), func(name string, value json.RawMessage) error {
 		list = append(list, name+"="+string(value))
 		return nil
 	})
 	return list, err
 }
 
-func TestMembersOfAnObjectInTheirOrder(t *testing.T) {
+func TestObjectMembersInOrder(t *testing.T) {
 	for text, want := range map[string]string{
 		`{}`:                  `[]`,
 		" {\t\r\n} ":          `[]`,
@@ -36,7 +36,7 @@ func TestMembersOfAnObjectInTheirOrder(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoObject(t *testing.T) {
+func TestInvalidObjects(t *testing.T) {
 	for text, says := range map[string]string{
 		``: "not JSON", ` `: "not JSON", `{`: "not JSON", `{"a"}`: "not JSON", `{"a":1,}`: "not JSON", `{a:1}`: "not JSON", `{"a":1}x`: "not JSON",
 		`{"a":01}`: "not JSON", "{\"a\":\"\n\"}": "not JSON", "{\"a\":\"\xff\"}": "not JSON", strings.Repeat(`{"a":`, 20000): "not JSON",
@@ -49,7 +49,7 @@ func TestWhatIsNoObject(t *testing.T) {
 	}
 	stop := errors.New("enough")
 	seen := 0
-	if err := object([]byte(`{"a":1,"b":2}`), func(string, json.RawMessage) error { seen++; return stop }); !errors.Is(err, stop) || seen != 1 {
+	if err := visitObject([]byte(`{"a":1,"b":2}`), func(string, json.RawMessage) error { seen++; return stop }); !errors.Is(err, stop) || seen != 1 {
 		t.Errorf("%v after %d", err, seen)
 	}
 }
@@ -61,7 +61,7 @@ func FuzzObject(f *testing.F) {
 	f.Add(` { "\ud800" : "\u0000" } `)
 	f.Fuzz(func(t *testing.T, text string) {
 		got := map[string]string{}
-		err := object([]byte(text), func(name string, value json.RawMessage) error {
+		err := visitObject([]byte(text), func(name string, value json.RawMessage) error {
 			got[name] = string(value)
 			return nil
 		})

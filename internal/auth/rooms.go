@@ -19,19 +19,19 @@ const (
 type rights uint8
 
 const (
-	reads  rights = 1 << iota // r: join, history, presence
-	writes                    // w: publish, signal
+	rightRead  rights = 1 << iota // r: join, history, presence
+	rightWrite                    // w: publish, signal
 )
 
-// Rooms say which rooms a user may use, and how. The zero value opens none. It
+// Permissions say which rooms a user may use, and how. The zero value opens none. It
 // never changes once made, so that connections may share it.
 //
 // A pattern is the name of a room, in which each * stands for any run of
 // characters, none too. Nothing else is special, * does not stop at dots or
 // colons, and ** means what * does. Where several patterns fit a room, their
-// rights add up; there is no pattern that takes away. Rooms that begin with _
+// rights add up; there is no pattern that takes away. Permissions that begin with _
 // fit no pattern.
-type Rooms struct {
+type Permissions struct {
 	// grants are the exact names, sorted, and after them those with wildcards.
 	grants []grant
 	exact  int // how many are exact
@@ -42,9 +42,9 @@ type grant struct {
 	rights  rights
 }
 
-// ParseRooms reads pattern:rights separated by commas, as in
+// ParsePermissions reads pattern:rights separated by commas, as in
 // "public.*:r,lobby:rw". Room names hold colons: the last one counts.
-func ParseRooms(text string) (Rooms, error) {
+func ParsePermissions(text string) (Permissions, error) {
 	var grants []grant
 	for item := range strings.SplitSeq(text, ",") {
 		item = strings.TrimSpace(item)
@@ -53,25 +53,25 @@ func ParseRooms(text string) (Rooms, error) {
 		}
 		colon := strings.LastIndexByte(item, ':')
 		if colon < 0 {
-			return Rooms{}, fmt.Errorf("pattern %d has no rights: write %s:r or %s:rw", len(grants)+1, item, item)
+			return Permissions{}, fmt.Errorf("pattern %d has no rights: write %s:r or %s:rw", len(grants)+1, item, item)
 		}
 		g, err := newGrant(strings.TrimSpace(item[:colon]), strings.TrimSpace(item[colon+1:]))
 		if err != nil {
-			return Rooms{}, fmt.Errorf("pattern %d %w", len(grants)+1, err)
+			return Permissions{}, fmt.Errorf("pattern %d %w", len(grants)+1, err)
 		}
 		grants = append(grants, g)
 	}
 	if len(grants) == 0 {
-		return Rooms{}, errors.New("there is no pattern; write pattern:rights, separated by commas")
+		return Permissions{}, errors.New("there is no pattern; write pattern:rights, separated by commas")
 	}
-	return newRooms(grants)
+	return newPermissions(grants)
 }
 
 // newGrant checks one pattern and its rights. The errors continue a sentence
 // and hold nothing of either: they come from tokens, too.
 func newGrant(pattern, letters string) (grant, error) {
-	if pattern == "" || len(pattern) > message.MaxRoom {
-		return grant{}, fmt.Errorf("must be 1 to %d bytes long", message.MaxRoom)
+	if pattern == "" || len(pattern) > message.MaxRoomLength {
+		return grant{}, fmt.Errorf("must be 1 to %d bytes long", message.MaxRoomLength)
 	}
 	if strings.Count(pattern, "*") > maxWildcards {
 		return grant{}, fmt.Errorf("has more than %d *", maxWildcards)
@@ -85,21 +85,21 @@ func newGrant(pattern, letters string) (grant, error) {
 	var given rights
 	switch letters {
 	case "r":
-		given = reads
+		given = rightRead
 	case "w":
-		given = writes
+		given = rightWrite
 	case "rw", "wr":
-		given = reads | writes
+		given = rightRead | rightWrite
 	default:
 		return grant{}, errors.New("must give the rights r, w or rw")
 	}
 	return grant{pattern, given}, nil
 }
 
-// newRooms takes over the grants.
-func newRooms(grants []grant) (Rooms, error) {
+// newPermissions takes over the grants.
+func newPermissions(grants []grant) (Permissions, error) {
 	if len(grants) > maxPatterns {
-		return Rooms{}, fmt.Errorf("there are %d patterns, over %d", len(grants), maxPatterns)
+		return Permissions{}, fmt.Errorf("there are %d patterns, over %d", len(grants), maxPatterns)
 	}
 	slices.SortFunc(grants, func(a, b grant) int {
 		if a.isExact() != b.isExact() {
@@ -110,10 +110,10 @@ func newRooms(grants []grant) (Rooms, error) {
 		}
 		return strings.Compare(a.pattern, b.pattern)
 	})
-	r := Rooms{grants: grants}
+	r := Permissions{grants: grants}
 	for i, g := range grants {
 		if i > 0 && g.pattern == grants[i-1].pattern {
-			return Rooms{}, errors.New("a pattern is there twice")
+			return Permissions{}, errors.New("a pattern is there twice")
 		}
 		if g.isExact() {
 			r.exact++
@@ -126,7 +126,7 @@ func (g grant) isExact() bool { return strings.IndexByte(g.pattern, '*') < 0 }
 
 // allow says whether the patterns that fit a room give the right. It runs for
 // each publish, and allocates nothing.
-func (r Rooms) allow(room string, right rights) bool {
+func (r Permissions) allow(room string, right rights) bool {
 	i, found := slices.BinarySearchFunc(r.grants[:r.exact], room, func(g grant, room string) int {
 		return strings.Compare(g.pattern, room)
 	})
@@ -134,17 +134,17 @@ func (r Rooms) allow(room string, right rights) bool {
 		return true
 	}
 	for _, g := range r.grants[r.exact:] {
-		if g.rights&right != 0 && fits(g.pattern, room) {
+		if g.rights&right != 0 && matches(g.pattern, room) {
 			return true
 		}
 	}
 	return false
 }
 
-// fits says whether a pattern that has a * fits a name. What stands between two
+// matches says whether a pattern that has a * fits a name. What stands between two
 // * is looked for once, from where the one before it ended: taking the leftmost
 // place each time leaves most room for the rest, so nothing is tried twice.
-func fits(pattern, name string) bool {
+func matches(pattern, name string) bool {
 	before, rest, _ := strings.Cut(pattern, "*")
 	name, ok := strings.CutPrefix(name, before)
 	for ok {

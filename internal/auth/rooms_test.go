@@ -11,7 +11,7 @@ import (
 	"switchyard/internal/message"
 )
 
-func TestPatternsFitRooms(t *testing.T) {
+func TestPatternsThatMatch(t *testing.T) {
 	tests := []struct{ pattern, room string }{
 		{"lobby", "lobby"},
 		{"*", "a"},
@@ -42,7 +42,7 @@ func TestPatternsFitRooms(t *testing.T) {
 	}
 }
 
-func TestPatternsThatDoNotFit(t *testing.T) {
+func TestPatternsThatDoNotMatch(t *testing.T) {
 	tests := []struct{ pattern, room string }{
 		{"lobby", "Lobby"},
 		{"lobby", "lobby2"},
@@ -71,12 +71,12 @@ func TestPatternsThatDoNotFit(t *testing.T) {
 
 func may(t *testing.T, patterns, room string, action Action) bool {
 	t.Helper()
-	rooms, err := ParseRooms(patterns)
+	rooms, err := ParsePermissions(patterns)
 	if err != nil {
 		t.Fatal(err)
 	}
-	who := Identity{Rooms: rooms}
-	return who.May(message.Room(room), action)
+	identity := Identity{Permissions: rooms}
+	return identity.May(message.Room(room), action)
 }
 
 // A regular expression says the same, more slowly.
@@ -85,7 +85,7 @@ func TestPatternsMeanWhatARegularExpressionDoes(t *testing.T) {
 		pattern := rapid.StringMatching(`[ab.:]{0,3}(\*[ab.:]{0,3}){1,5}`).Draw(t, "pattern")
 		room := rapid.StringMatching(`[ab.:]{1,14}`).Draw(t, "room")
 		want := regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, ".*") + "$").MatchString(room)
-		if got := fits(pattern, room); got != want {
+		if got := matches(pattern, room); got != want {
 			t.Fatalf("%s on %s: %v, want %v", pattern, room, got, want)
 		}
 	})
@@ -170,7 +170,7 @@ func TestListsOfPatterns(t *testing.T) {
 		{strings.Repeat("a:r,", maxPatterns+1), "over 256"},
 	}
 	for _, tt := range tests {
-		if _, err := ParseRooms(tt.list); err == nil || !strings.Contains(err.Error(), tt.says) {
+		if _, err := ParsePermissions(tt.list); err == nil || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%.40q: %v, want one that says %q", tt.list, err, tt.says)
 		}
 	}
@@ -178,14 +178,14 @@ func TestListsOfPatterns(t *testing.T) {
 
 // It is asked for each publish.
 func TestMayAllocatesNothing(t *testing.T) {
-	rooms, err := ParseRooms("news:r,orders.*:rw,user:*:inbox:r,a*b*c*d:w")
+	rooms, err := ParsePermissions("news:r,orders.*:rw,user:*:inbox:r,a*b*c*d:w")
 	if err != nil {
 		t.Fatal(err)
 	}
-	who := &Identity{Rooms: rooms}
+	identity := &Identity{Permissions: rooms}
 	if n := testing.AllocsPerRun(100, func() {
 		for _, room := range []message.Room{"news", "orders.7", "user:ada:inbox", "abcd", "nothing.at.all", "_canary"} {
-			who.May(room, Publish)
+			identity.May(room, Publish)
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

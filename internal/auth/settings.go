@@ -36,7 +36,7 @@ type Config struct {
 	// maxLeeway.
 	Leeway time.Duration
 	// Anonymous says who comes in without a token: auto or "" (everybody when
-	// no key is configured, else nobody), on, off, or patterns as ParseRooms
+	// no key is configured, else nobody), on, off, or patterns as ParsePermissions
 	// takes them, for the rooms that are open to all.
 	Anonymous string
 	// HTTPClient fetches the JWKS; nil stands for one of this package's own.
@@ -54,8 +54,8 @@ const (
 	defaultStale   = 24 * time.Hour
 )
 
-// everything is what anonymous users may do where no key says who anybody is.
-const everything = "*:rw"
+// allRooms is what anonymous users may do where no key says who anybody is.
+const allRooms = "*:rw"
 
 func (c *Config) defaults() {
 	if c.JWKSRefresh <= 0 {
@@ -120,21 +120,21 @@ func isLoopback(host string) bool {
 }
 
 // anonymous returns what those without a token may do, and whether they come in.
-func (c *Config) anonymous() (Rooms, bool, error) {
+func (c *Config) anonymous() (Permissions, bool, error) {
 	patterns := c.Anonymous
 	switch {
 	case patterns == "off" && !c.hasKeys():
-		return Rooms{}, false, errors.New("AUTH_ANONYMOUS=off, and no key that tokens could be checked with: nobody could connect. Set AUTH_JWT_SECRET, AUTH_KEY_FILE or AUTH_JWKS_URL")
+		return Permissions{}, false, errors.New("AUTH_ANONYMOUS=off, and no key that tokens could be checked with: nobody could connect. Set AUTH_JWT_SECRET, AUTH_KEY_FILE or AUTH_JWKS_URL")
 	case patterns == "on" && c.hasKeys():
-		return Rooms{}, false, errors.New("AUTH_ANONYMOUS=on, and tokens are checked: name what is open to all, for example AUTH_ANONYMOUS=public.*:r, or *:rw for everything")
+		return Permissions{}, false, errors.New("AUTH_ANONYMOUS=on, and tokens are checked: name what is open to all, for example AUTH_ANONYMOUS=public.*:r, or *:rw for everything")
 	case patterns == "off", (patterns == "" || patterns == "auto") && c.hasKeys():
-		return Rooms{}, false, nil
+		return Permissions{}, false, nil
 	case patterns == "", patterns == "auto", patterns == "on":
-		patterns = everything
+		patterns = allRooms
 	}
-	rooms, err := ParseRooms(patterns)
+	rooms, err := ParsePermissions(patterns)
 	if err != nil {
-		return Rooms{}, false, fmt.Errorf("AUTH_ANONYMOUS: must be auto, on, off or patterns such as public.*:r,lobby:rw; %w", err)
+		return Permissions{}, false, fmt.Errorf("AUTH_ANONYMOUS: must be auto, on, off or patterns such as public.*:r,lobby:rw; %w", err)
 	}
 	return rooms, true, nil
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-func TestSettingsThatCannotBeRightAreNamed(t *testing.T) {
+func TestInvalidSettingsAreNamed(t *testing.T) {
 	long := strings.Repeat("l", 40)
 	tests := []struct {
 		name string
@@ -65,7 +65,7 @@ func TestSettingsThatCannotBeRightAreNamed(t *testing.T) {
 	}
 }
 
-func TestAllMistakesAreToldAtOnce(t *testing.T) {
+func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 	_, err := New(context.Background(), Config{
 		JWTSecrets: []string{"x"}, KeyFile: "/no", JWKSURL: "ftp://x", Leeway: time.Hour, Anonymous: "on",
 		Logger: slog.New(slog.DiscardHandler),
@@ -75,7 +75,7 @@ func TestAllMistakesAreToldAtOnce(t *testing.T) {
 	}
 }
 
-func TestURLsOfAJWKSThatAreFine(t *testing.T) {
+func TestValidJWKSURLs(t *testing.T) {
 	for url, allowHTTP := range map[string]bool{
 		"https://id.example/.well-known/jwks.json": false, "https://id.example:8443/jwks?p=b2c": false,
 		"http://localhost:8000/jwks": false, "http://127.0.0.1/jwks": false, "http://127.8.9.1:80/": false, "http://[::1]:8000/jwks": false,
@@ -87,7 +87,7 @@ func TestURLsOfAJWKSThatAreFine(t *testing.T) {
 	}
 }
 
-func TestWhoComesInWithoutAToken(t *testing.T) {
+func TestAnonymousAccess(t *testing.T) {
 	keys := []string{secret}
 	tests := []struct {
 		name, anonymous string
@@ -109,10 +109,10 @@ func TestWhoComesInWithoutAToken(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			who, isOpen := open(t, Config{JWTSecrets: tt.secrets, Anonymous: tt.anonymous}).Anonymous()
-			if isOpen != tt.open || who.User != "" || who.May("public.a", Read) != tt.reads ||
-				who.May("public.a", Publish) != tt.writes || who.May("secret", Join) != tt.others || who.May("_canary", Join) {
-				t.Errorf("open %v, %+v", isOpen, who)
+			identity, isOpen := openVerifier(t, Config{JWTSecrets: tt.secrets, Anonymous: tt.anonymous}).Anonymous()
+			if isOpen != tt.open || identity.User != "" || identity.May("public.a", Read) != tt.reads ||
+				identity.May("public.a", Publish) != tt.writes || identity.May("secret", Join) != tt.others || identity.May("_canary", Join) {
+				t.Errorf("open %v, %+v", isOpen, identity)
 			}
 		})
 	}
@@ -120,7 +120,7 @@ func TestWhoComesInWithoutAToken(t *testing.T) {
 
 // Two nodes in one process, each with a registry of its own, and none at all.
 func TestMetricsAreThereFromTheStart(t *testing.T) {
-	w := open(t, Config{JWTSecrets: []string{secret}})
+	w := openVerifier(t, Config{JWTSecrets: []string{secret}})
 	for _, result := range []string{"ok", "missing", "malformed", "signature", "algorithm", "expired", "not_yet", "issuer", "audience", "user", "rooms", "unavailable"} {
 		if got := w.metric("auth_tokens_total", result); got != 0 {
 			t.Errorf("%s: %v", result, got)

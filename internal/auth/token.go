@@ -66,7 +66,7 @@ func parseToken(s string) (token, error) {
 // configured, never for what a token says. What changes how the rest is to be
 // read is refused.
 func (t *token) readHeader(header []byte) error {
-	err := object(header, func(name string, value json.RawMessage) error {
+	err := visitObject(header, func(name string, value json.RawMessage) error {
 		ok := true
 		switch name {
 		case "alg":

@@ -43,13 +43,13 @@ func TestTokensOfTheRFCs(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				cfg := Config{JWTSecrets: []string{string(key)}}
 				if tt.jwk != "" {
-					var m members
+					var m jsonObject
 					if err := json.Unmarshal([]byte(tt.jwk), &m); err != nil {
 						t.Fatal(err)
 					}
-					cfg = newIssuer(m).memory()
+					cfg = newIssuer(m).inMemory()
 				}
-				w := open(t, cfg)
+				w := openVerifier(t, cfg)
 				w.refuses(tt.token, tt.right)
 				// One character of the payload more, and one of the signature.
 				at := len(tt.token) - 90
@@ -60,7 +60,7 @@ func TestTokensOfTheRFCs(t *testing.T) {
 		})
 	}
 	// Today the clock says that the first three have ended long ago.
-	open(t, Config{JWTSecrets: []string{string(key)}}).refuses(rfcHS256, ErrExpired)
+	openVerifier(t, Config{JWTSecrets: []string{string(key)}}).refuses(rfcHS256, ErrExpired)
 }
 
 // flip returns another character of the alphabet.

@@ -20,17 +20,17 @@ import (
 // A Verifier checks tokens. It may be used from many goroutines.
 type Verifier struct {
 	// secrets and public count the keys, to be told.
-	secrets, public int
+	secretCount, publicKeyCount int
 
 	// Static after New.
-	cfg       Config
-	log       *slog.Logger
-	metrics   *metrics
-	keys      []key           // secrets and keys of the file
-	accepted  map[string]bool // algorithms for which there may be a key
-	jwks      *jwks           // nil without AUTH_JWKS_URL
-	anonymous Rooms
-	open      bool // to anonymous users
+	cfg              Config
+	log              *slog.Logger
+	metrics          *metrics
+	keys             []key           // secrets and keys of the file
+	accepted         map[string]bool // algorithms for which there may be a key
+	jwks             *jwks           // nil without AUTH_JWKS_URL
+	anonymous        Permissions
+	anonymousAllowed bool // to anonymous users
 }
 
 // New returns a verifier, or an error that names each setting that can't be
@@ -45,7 +45,7 @@ func New(ctx context.Context, cfg Config) (*Verifier, error) {
 	if cfg.KeyFile != "" {
 		public, err2 = readKeyFile(cfg.KeyFile)
 	}
-	v.anonymous, v.open, err3 = cfg.anonymous()
+	v.anonymous, v.anonymousAllowed, err3 = cfg.anonymous()
 	if err := errors.Join(cfg.check(), err1, err2, err3); err != nil {
 		return nil, err
 	}
@@ -58,21 +58,21 @@ func New(ctx context.Context, cfg Config) (*Verifier, error) {
 		v.accepted[rs256], v.accepted[es256], v.accepted[eddsa] = true, true, true
 		v.jwks = openJWKS(ctx, &v.cfg, v.log, v.metrics)
 	}
-	v.secrets, v.public = len(secrets), len(public)
+	v.secretCount, v.publicKeyCount = len(secrets), len(public)
 	v.cfg.JWTSecrets = nil // no dump of a verifier shows them as text
 	return v, nil
 }
 
-// Describe tells operators, in the log, how open their service is. It is called
+// LogConfig tells operators, in the log, how open their service is. It is called
 // once, when the service is about to serve: one that can't start has one thing
 // to say.
-func (v *Verifier) Describe() {
-	if v.secrets == 0 && v.public == 0 && v.jwks == nil { // not cfg: the secrets are no longer there
+func (v *Verifier) LogConfig() {
+	if v.secretCount == 0 && v.publicKeyCount == 0 && v.jwks == nil { // not cfg: the secrets are no longer there
 		v.log.Warn("no key is configured: whoever connects is anonymous and may use every room that AUTH_ANONYMOUS opens",
 			"remedy", "set AUTH_JWT_SECRET, AUTH_KEY_FILE or AUTH_JWKS_URL")
 		return
 	}
-	v.log.Info("tokens are checked", "secrets", v.secrets, "public_keys", v.public, "jwks", v.jwks != nil, "anonymous", v.open)
+	v.log.Info("tokens are checked", "secrets", v.secretCount, "public_keys", v.publicKeyCount, "jwks", v.jwks != nil, "anonymous", v.anonymousAllowed)
 	if v.jwks != nil && len(v.cfg.Audience) == 0 {
 		v.log.Warn("tokens that the issuer of the JWKS made for other services are accepted, too", "remedy", "set AUTH_AUDIENCE")
 	}
@@ -88,16 +88,16 @@ func (v *Verifier) Close(ctx context.Context) error {
 
 // Anonymous returns who comes without a token, and whether they may come.
 func (v *Verifier) Anonymous() (Identity, bool) {
-	return Identity{Rooms: v.anonymous}, v.open
+	return Identity{Permissions: v.anonymous}, v.anonymousAllowed
 }
 
 // Verify returns who a token speaks for. It waits only where the key may be
 // one that the JWKS has since the last fetch: for one fetch, or until ctx ends.
 // Each error has a Cause; ErrUnavailable says that nothing is known.
 func (v *Verifier) Verify(ctx context.Context, credential string) (Identity, error) {
-	who, err := v.verify(ctx, credential)
+	identity, err := v.verify(ctx, credential)
 	v.metrics.tokens[Cause(err)].Inc()
-	return who, err
+	return identity, err
 }
 
 func (v *Verifier) verify(ctx context.Context, credential string) (Identity, error) {
@@ -115,12 +115,12 @@ func (v *Verifier) verify(ctx context.Context, credential string) (Identity, err
 	if err := c.check(time.Now(), &v.cfg); err != nil {
 		return Identity{}, err
 	}
-	who, err := c.identity()
+	identity, err := c.identity()
 	if err != nil {
 		return Identity{}, err
 	}
-	who.Expires = c.expires.Add(v.cfg.Leeway)
-	return who, nil
+	identity.Expires = c.expires.Add(v.cfg.Leeway)
+	return identity, nil
 }
 
 // checkSignature tries the keys that are for the token's algorithm: our own

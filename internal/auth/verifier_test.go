@@ -12,12 +12,12 @@ import (
 	"switchyard/internal/message"
 )
 
-func TestEachKindOfKeyHasItsTokens(t *testing.T) {
-	w := open(t, Config{JWTSecrets: []string{secret}, KeyFile: file(t, pemOf(rsaKey(), ecKey(), edKey()))})
+func TestTokensOfEachKindOfKey(t *testing.T) {
+	w := openVerifier(t, Config{JWTSecrets: []string{secret}, KeyFile: writeKeyFile(t, pemOf(rsaKey(), ecKey(), edKey()))})
 	for _, key := range []any{secret, rsaKey(), ecKey(), edKey()} {
-		who := w.accepts(sign(key, nil))
-		if who.User != "ada" || !who.May("orders.7", Publish) || !who.May("news", Join) || who.May("news", Publish) || who.May("other", Join) {
-			t.Errorf("%s: got %+v", algorithmOf(key), who)
+		identity := w.accepts(sign(key, nil))
+		if identity.User != "ada" || !identity.May("orders.7", Publish) || !identity.May("news", Join) || identity.May("news", Publish) || identity.May("other", Join) {
+			t.Errorf("%s: got %+v", algorithmOf(key), identity)
 		}
 	}
 	if got := w.metric("auth_tokens_total", "ok"); got != 4 {
@@ -30,7 +30,7 @@ func TestEachKindOfKeyHasItsTokens(t *testing.T) {
 
 // The log says how open the service is, and does not cry wolf: a secret alone is
 // a key too.
-func TestTheLogSaysHowOpenTheServiceIs(t *testing.T) {
+func TestTheLogReportsAnonymousAccess(t *testing.T) {
 	for _, says := range []struct {
 		cfg  Config
 		open bool
@@ -39,7 +39,7 @@ func TestTheLogSaysHowOpenTheServiceIs(t *testing.T) {
 		{Config{JWTSecrets: []string{secret}}, false},
 		{Config{JWTSecrets: []string{secret}, Anonymous: "off"}, false},
 	} {
-		logged := open(t, says.cfg).logged.String()
+		logged := openVerifier(t, says.cfg).logged.String()
 		if strings.Contains(logged, "no key is configured") != says.open || strings.Contains(logged, "tokens are checked") == says.open {
 			t.Errorf("%+v: %s", says.cfg, logged)
 		}
@@ -50,7 +50,7 @@ func TestTheLogSaysHowOpenTheServiceIs(t *testing.T) {
 // time are good as long as their secret is listed.
 func TestASecretIsReplacedWithoutAGap(t *testing.T) {
 	next := strings.Repeat("n", 40)
-	before, during, after := open(t, Config{JWTSecrets: []string{secret}}), open(t, Config{JWTSecrets: []string{next, secret}}), open(t, Config{JWTSecrets: []string{next}})
+	before, during, after := openVerifier(t, Config{JWTSecrets: []string{secret}}), openVerifier(t, Config{JWTSecrets: []string{next, secret}}), openVerifier(t, Config{JWTSecrets: []string{next}})
 	during.accepts(sign(secret, nil))
 	during.accepts(sign(next, nil))
 	before.refuses(sign(next, nil), ErrSignature)
@@ -59,19 +59,19 @@ func TestASecretIsReplacedWithoutAGap(t *testing.T) {
 }
 
 func TestAKeyOfTheFileIsReplacedWithoutAGap(t *testing.T) {
-	both := open(t, Config{KeyFile: file(t, pemOf(rsaOther(), rsaKey()))})
+	both := openVerifier(t, Config{KeyFile: writeKeyFile(t, pemOf(rsaOther(), rsaKey()))})
 	both.accepts(sign(rsaKey(), nil))
 	both.accepts(sign(rsaOther(), nil))
 	// Keys of a file have no names: whatever kid a token bears, they are tried.
-	both.accepts(signWith(members{"kid": "2024-05"}, rsaKey(), nil))
-	open(t, Config{KeyFile: file(t, pemOf(rsaOther()))}).refuses(sign(rsaKey(), nil), ErrSignature)
+	both.accepts(signWith(jsonObject{"kid": "2024-05"}, rsaKey(), nil))
+	openVerifier(t, Config{KeyFile: writeKeyFile(t, pemOf(rsaOther()))}).refuses(sign(rsaKey(), nil), ErrSignature)
 }
 
 func TestATokenEndsWithItsLeeway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := open(t, Config{JWTSecrets: []string{secret}, Leeway: 10 * time.Second})
+		w := openVerifier(t, Config{JWTSecrets: []string{secret}, Leeway: 10 * time.Second})
 		start := time.Now()
-		token := sign(secret, members{"exp": start.Add(time.Minute).Unix()})
+		token := sign(secret, jsonObject{"exp": start.Add(time.Minute).Unix()})
 		if got := w.accepts(token).Expires; !got.Equal(start.Add(70 * time.Second)) {
 			t.Errorf("expires %v after the start, want 70 s", got.Sub(start))
 		}
@@ -88,8 +88,8 @@ func TestATokenEndsWithItsLeeway(t *testing.T) {
 func TestATokenBeginsWithItsLeeway(t *testing.T) {
 	for _, claim := range []string{"nbf", "iat"} {
 		synctest.Test(t, func(t *testing.T) {
-			w := open(t, Config{JWTSecrets: []string{secret}, Leeway: 10 * time.Second})
-			token := sign(secret, members{claim: time.Now().Add(time.Minute).Unix(), "exp": time.Now().Add(time.Hour).Unix()})
+			w := openVerifier(t, Config{JWTSecrets: []string{secret}, Leeway: 10 * time.Second})
+			token := sign(secret, jsonObject{claim: time.Now().Add(time.Minute).Unix(), "exp": time.Now().Add(time.Hour).Unix()})
 			time.Sleep(50*time.Second - time.Nanosecond)
 			if err := w.refuses(token, ErrNotYet); !strings.Contains(err.Error(), claim) {
 				t.Errorf("%v does not say %s", err, claim)
@@ -102,8 +102,8 @@ func TestATokenBeginsWithItsLeeway(t *testing.T) {
 
 func TestNoLeewayMeansNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := open(t, Config{JWTSecrets: []string{secret}})
-		token := sign(secret, members{"exp": time.Now().Add(time.Second).Unix()})
+		w := openVerifier(t, Config{JWTSecrets: []string{secret}})
+		token := sign(secret, jsonObject{"exp": time.Now().Add(time.Second).Unix()})
 		w.accepts(token)
 		time.Sleep(time.Second)
 		w.refuses(token, ErrExpired)
@@ -111,7 +111,7 @@ func TestNoLeewayMeansNone(t *testing.T) {
 }
 
 func TestIssuerAndAudience(t *testing.T) {
-	w := open(t, Config{JWTSecrets: []string{secret}, Issuer: "https://id.example", Audience: []string{"chat", "chat-next"}})
+	w := openVerifier(t, Config{JWTSecrets: []string{secret}, Issuer: "https://id.example", Audience: []string{"chat", "chat-next"}})
 	tests := []struct {
 		name     string
 		iss, aud any
@@ -134,12 +134,12 @@ func TestIssuerAndAudience(t *testing.T) {
 		{"an empty audience", "https://id.example", "", ErrAudience},
 		{"an audience that is a number", "https://id.example", 7, ErrMalformed},
 		{"a list with a number", "https://id.example", []any{"chat", 7}, ErrMalformed},
-		{"an audience that is an object", "https://id.example", members{"chat": true}, ErrMalformed},
+		{"an audience that is an object", "https://id.example", jsonObject{"chat": true}, ErrMalformed},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			w.t = t
-			token := sign(secret, members{"iss": tt.iss, "aud": tt.aud})
+			token := sign(secret, jsonObject{"iss": tt.iss, "aud": tt.aud})
 			if tt.want == nil {
 				w.accepts(token)
 			} else {
@@ -148,41 +148,41 @@ func TestIssuerAndAudience(t *testing.T) {
 		})
 	}
 	// Nobody asked: nobody looks, so long as the types are right.
-	open(t, Config{JWTSecrets: []string{secret}}).accepts(sign(secret, members{"iss": "any", "aud": []string{"any"}}))
+	openVerifier(t, Config{JWTSecrets: []string{secret}}).accepts(sign(secret, jsonObject{"iss": "any", "aud": []string{"any"}}))
 }
 
-func TestATokenWithoutRoomsOpensNone(t *testing.T) {
-	who := open(t, Config{JWTSecrets: []string{secret}}).accepts(sign(secret, members{"rooms": nil}))
+func TestATokenWithoutRoomsGrantsNone(t *testing.T) {
+	identity := openVerifier(t, Config{JWTSecrets: []string{secret}}).accepts(sign(secret, jsonObject{"rooms": nil}))
 	for _, action := range []Action{Join, Read, Publish, Signal} {
-		if who.May("news", action) {
+		if identity.May("news", action) {
 			t.Errorf("may %v", action)
 		}
 	}
 }
 
-func TestUsersAreNamedAsTheTokenSays(t *testing.T) {
-	w := open(t, Config{JWTSecrets: []string{secret}})
-	for _, user := range []string{"7", "ada@example.com", "auth0|507f1f77", "Ødegård 🚂", strings.Repeat("u", message.MaxUser), "api", "apia:x", " "} {
-		if got := w.accepts(sign(secret, members{"sub": user})).User; got != user {
+func TestTheUserIsTheSubjectClaim(t *testing.T) {
+	w := openVerifier(t, Config{JWTSecrets: []string{secret}})
+	for _, user := range []string{"7", "ada@example.com", "auth0|507f1f77", "Ødegård 🚂", strings.Repeat("u", message.MaxUserLength), "api", "apia:x", " "} {
+		if got := w.accepts(sign(secret, jsonObject{"sub": user})).User; got != user {
 			t.Errorf("user %q became %q", user, got)
 		}
 	}
 }
 
 func TestWithoutAnyKeyTokensAreRefusedAndSayWhy(t *testing.T) {
-	w := open(t, Config{})
+	w := openVerifier(t, Config{})
 	if err := w.refuses(sign(secret, nil), ErrAlgorithm); !strings.Contains(err.Error(), "none is configured") {
 		t.Errorf("got %v", err)
 	}
-	if who, open := w.Anonymous(); !open || who.User != "" || !who.May("any", Publish) || !who.Expires.IsZero() {
-		t.Errorf("anonymous: %+v, %v", who, open)
+	if identity, open := w.Anonymous(); !open || identity.User != "" || !identity.May("any", Publish) || !identity.Expires.IsZero() {
+		t.Errorf("anonymous: %+v, %v", identity, open)
 	}
 	if !strings.Contains(w.logged.String(), "AUTH_JWT_SECRET") {
 		t.Errorf("no warning: %s", w.logged)
 	}
 }
 
-func TestEachCauseHasANameOfItsOwn(t *testing.T) {
+func TestEachCauseHasItsOwnName(t *testing.T) {
 	var names []string
 	for _, c := range causes {
 		if got := Cause(c.err); got != c.name {
@@ -196,8 +196,8 @@ func TestEachCauseHasANameOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestAVerifierShowsNoSecret(t *testing.T) {
-	w := open(t, Config{JWTSecrets: []string{secret}})
+func TestAVerifierKeepsNoSecretText(t *testing.T) {
+	w := openVerifier(t, Config{JWTSecrets: []string{secret}})
 	if got := w.cfg.JWTSecrets; got != nil {
 		t.Errorf("the settings still hold %q", got)
 	}

@@ -16,15 +16,15 @@ import (
 	"time"
 )
 
-// An archive is what the WAL archive holds, as seen once. Segments lie in it
+// An walArchive is what the WAL archive holds, as seen once. Segments lie in it
 // under PostgreSQL's names, as they are or with .gz behind the name.
-type archive struct {
-	dir     string
-	bytes   int64              // of a segment
-	files   map[segment]string // name in dir
-	history map[uint32][]fork  // by timeline, its ancestors, oldest first
-	newest  time.Time          // of the segment that came last
-	size    int64              // of all files
+type walArchive struct {
+	dir          string
+	segmentBytes int64              // of a segment
+	files        map[segment]string // name in dir
+	history      map[uint32][]fork  // by timeline, its ancestors, oldest first
+	newest       time.Time          // of the segment that came last
+	size         int64              // of all files
 }
 
 // A fork is where a timeline left its parent.
@@ -36,8 +36,8 @@ type fork struct {
 const gz = ".gz"
 
 // readArchive lists the archive.
-func readArchive(dir string, bytes int64) (*archive, error) {
-	a := &archive{dir: dir, bytes: bytes, files: map[segment]string{}, history: map[uint32][]fork{}}
+func readArchive(dir string, bytes int64) (*walArchive, error) {
+	a := &walArchive{dir: dir, segmentBytes: bytes, files: map[segment]string{}, history: map[uint32][]fork{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read the WAL archive: %w", err)
@@ -50,7 +50,7 @@ func readArchive(dir string, bytes int64) (*archive, error) {
 	return a, nil
 }
 
-func (a *archive) add(e fs.DirEntry) error {
+func (a *walArchive) add(e fs.DirEntry) error {
 	if e.IsDir() { // what a restore has staged
 		return nil
 	}
@@ -63,7 +63,7 @@ func (a *archive) add(e fs.DirEntry) error {
 	}
 	plain := strings.TrimSuffix(e.Name(), gz)
 	a.size += info.Size()
-	if s, ok := parseSegment(plain, a.bytes); ok {
+	if s, ok := parseSegment(plain, a.segmentBytes); ok {
 		a.files[s] = e.Name()
 		if info.ModTime().After(a.newest) {
 			a.newest = info.ModTime()
@@ -82,7 +82,7 @@ func (a *archive) add(e fs.DirEntry) error {
 }
 
 // readHistory reads the history file of a timeline: a line an ancestor.
-func (a *archive) readHistory(name string) (forks []fork, err error) {
+func (a *walArchive) readHistory(name string) (forks []fork, err error) {
 	r, err := a.open(name)
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (a *archive) readHistory(name string) (forks []fork, err error) {
 }
 
 // corrupt returns the error for a file that is not what it should be.
-func (a *archive) corrupt(name, why string) error {
+func (a *walArchive) corrupt(name, why string) error {
 	return &DamageError{File: filepath.Join(a.dir, name), Why: why}
 }
 
@@ -128,7 +128,7 @@ type DamageError struct{ File, Why string }
 func (e *DamageError) Error() string { return e.File + " " + e.Why }
 
 // open opens a file of the archive and unpacks it.
-func (a *archive) open(name string) (io.ReadCloser, error) {
+func (a *walArchive) open(name string) (io.ReadCloser, error) {
 	f, err := os.Open(filepath.Join(a.dir, name))
 	if err != nil {
 		return nil, fmt.Errorf("read the WAL archive: %w", err)
@@ -140,19 +140,19 @@ func (a *archive) open(name string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, errors.Join(a.corrupt(name, "is corrupt: it is no gzip file"), f.Close())
 	}
-	return &unpacked{Reader: r, file: f}, nil
+	return &gzipFile{Reader: r, file: f}, nil
 }
 
-type unpacked struct {
+type gzipFile struct {
 	*gzip.Reader
 	file *os.File
 }
 
-func (u *unpacked) Close() error { return errors.Join(u.Reader.Close(), u.file.Close()) }
+func (u *gzipFile) Close() error { return errors.Join(u.Reader.Close(), u.file.Close()) }
 
-// latest returns the timeline that a recovery from this one ends on unless told
+// latestTimeline returns the timeline that a recovery from this one ends on unless told
 // otherwise: the highest one that descends from it.
-func (a *archive) latest(timeline uint32) uint32 {
+func (a *walArchive) latestTimeline(timeline uint32) uint32 {
 	last := timeline
 	for t, forks := range a.history {
 		if t > last && slices.ContainsFunc(forks, func(f fork) bool { return f.parent == timeline }) {
@@ -167,14 +167,14 @@ type chain struct {
 	segments []segment
 	// missing is the first segment that is not there though later ones are, and
 	// after is how many of them there are.
-	missing string
-	after   int
+	missing       string
+	laterSegments int
 }
 
 // chain returns the segments from start on the way to a timeline. Where a
 // timeline forks, the younger one's segment is taken, as PostgreSQL does.
-func (a *archive) chain(start LSN, from, to uint32) (c chain, err error) {
-	begins := map[uint32]uint64{from: segmentOf(start, a.bytes)}
+func (a *walArchive) chain(start LSN, from, to uint32) (c chain, err error) {
+	begins := map[uint32]uint64{from: segmentOf(start, a.segmentBytes)}
 	ends := map[uint32]uint64{}
 	order := []uint32{from}
 	if to != from {
@@ -188,25 +188,25 @@ func (a *archive) chain(start LSN, from, to uint32) (c chain, err error) {
 			if i+1 < len(forks) {
 				next = forks[i+1].parent
 			}
-			number := segmentOf(forks[i].at, a.bytes)
+			number := segmentOf(forks[i].at, a.segmentBytes)
 			ends[forks[i].parent], begins[next] = number, number
 			order = append(order, next)
 		}
 	}
 	slices.Reverse(order) // youngest first
-	last := a.last(order, begins, ends)
+	last := a.lastNumber(order, begins, ends)
 	for number := begins[from]; number <= last; number++ {
 		s, found := a.pick(number, order, begins, ends)
 		switch {
 		case found && c.missing == "":
 			c.segments = append(c.segments, s)
 		case found:
-			c.after++
+			c.laterSegments++
 		case c.missing == "":
-			c.missing = segment{from, number}.name(a.bytes)
+			c.missing = segment{from, number}.name(a.segmentBytes)
 			for _, t := range order {
 				if number >= begins[t] {
-					c.missing = segment{t, number}.name(a.bytes)
+					c.missing = segment{t, number}.name(a.segmentBytes)
 					break
 				}
 			}
@@ -215,8 +215,8 @@ func (a *archive) chain(start LSN, from, to uint32) (c chain, err error) {
 	return c, nil
 }
 
-// last returns the highest number of a segment on the way.
-func (a *archive) last(order []uint32, begins, ends map[uint32]uint64) (last uint64) {
+// lastNumber returns the highest number of a segment on the way.
+func (a *walArchive) lastNumber(order []uint32, begins, ends map[uint32]uint64) (last uint64) {
 	for s := range a.files {
 		end, ended := ends[s.timeline]
 		if slices.Contains(order, s.timeline) && s.number >= begins[s.timeline] && (!ended || s.number <= end) {
@@ -226,7 +226,7 @@ func (a *archive) last(order []uint32, begins, ends map[uint32]uint64) (last uin
 	return last
 }
 
-func (a *archive) pick(number uint64, order []uint32, begins, ends map[uint32]uint64) (segment, bool) {
+func (a *walArchive) pick(number uint64, order []uint32, begins, ends map[uint32]uint64) (segment, bool) {
 	for _, t := range order {
 		end, ended := ends[t]
 		s := segment{t, number}
@@ -237,10 +237,10 @@ func (a *archive) pick(number uint64, order []uint32, begins, ends map[uint32]ui
 	return segment{}, false
 }
 
-// check reads a segment whole: it must have its size, be of this database
+// checkSegment reads a segment whole: it must have its size, be of this database
 // cluster, and each page must be where it says. Whether each record is sound is
 // for PostgreSQL to say when it replays them.
-func (a *archive) check(s segment, systemID string) error {
+func (a *walArchive) checkSegment(s segment, systemID string) error {
 	name := a.files[s]
 	r, err := a.open(name)
 	if err != nil {
@@ -249,11 +249,11 @@ func (a *archive) check(s segment, systemID string) error {
 	defer func() { _ = r.Close() }()
 	const pageSize = 8192
 	page := make([]byte, pageSize)
-	start := s.number * uint64(a.bytes)
-	for offset := int64(0); offset < a.bytes; offset += pageSize {
+	start := s.number * uint64(a.segmentBytes)
+	for offset := int64(0); offset < a.segmentBytes; offset += pageSize {
 		if _, err := io.ReadFull(r, page); err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				return a.corrupt(name, fmt.Sprintf("is cut short: it ends after less than %d of %d bytes", offset+pageSize, a.bytes))
+				return a.corrupt(name, fmt.Sprintf("is cut short: it ends after less than %d of %d bytes", offset+pageSize, a.segmentBytes))
 			}
 			return a.corrupt(name, fmt.Sprintf("is corrupt: %v", err))
 		}
@@ -264,7 +264,7 @@ func (a *archive) check(s segment, systemID string) error {
 	}
 	switch n, err := r.Read(page[:1]); {
 	case n > 0:
-		return a.corrupt(name, fmt.Sprintf("is corrupt: it has more than %d bytes", a.bytes))
+		return a.corrupt(name, fmt.Sprintf("is corrupt: it has more than %d bytes", a.segmentBytes))
 	case err != nil && !errors.Is(err, io.EOF): // gzip's own sum
 		return a.corrupt(name, fmt.Sprintf("is corrupt: %v", err))
 	}

@@ -19,14 +19,14 @@ import (
 	"time"
 )
 
-// A Vault is a folder of backups: sets/ with a folder a backup, wal/ with the
+// A Repository is a folder of backups: sets/ with a folder a backup, wal/ with the
 // archive that PostgreSQL itself fills, metrics/ for node_exporter.
-type Vault struct {
+type Repository struct {
 	// Dir is the folder, as this host sees it.
-	Dir  string
-	Site Site
-	// Board is needed for Restore and Promote only.
-	Board Switchboard
+	Dir    string
+	Runner Runner
+	// ServiceManager is needed for Restore and Promote only.
+	ServiceManager ServiceManager
 	// Keep is how many backups retention leaves, 1 at least; with them stays the
 	// WAL from the oldest one on.
 	Keep int
@@ -35,16 +35,16 @@ type Vault struct {
 	Logger  *slog.Logger
 
 	// free returns the free bytes of a folder's disk; nil means statfs.
-	free func(dir string) (int64, error)
-	// archiveLimit is another one than that of the constant; 0 means that.
-	archiveLimit time.Duration
+	freeSpace func(dir string) (int64, error)
+	// archiveTimeout is another one than that of the constant; 0 means that.
+	archiveTimeout time.Duration
 }
 
 // ErrBusy says that another command is at work in the same folder.
 var ErrBusy = errors.New("another backup, verify or restore is under way")
 
 // lock keeps two commands apart. The kernel frees it when its holder dies.
-func (v *Vault) lock() (release func(), err error) {
+func (v *Repository) lock() (release func(), err error) {
 	path := filepath.Join(v.Dir, ".lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -74,10 +74,10 @@ func freeBytes(dir string) (int64, error) {
 	return int64(s.Bavail) * s.Bsize, nil
 }
 
-// room refuses to begin what can't end: a disk that fills up midway stops the
+// requireSpace refuses to begin what can't end: a disk that fills up midway stops the
 // WAL archive too.
-func (v *Vault) room(need int64) error {
-	free := v.free
+func (v *Repository) requireSpace(need int64) error {
+	free := v.freeSpace
 	if free == nil {
 		free = freeBytes
 	}
@@ -114,7 +114,7 @@ type Options struct {
 
 // Create makes a backup, then removes those beyond Keep. What is unfinished is
 // removed when it fails.
-func (v *Vault) Create(ctx context.Context, o Options) (*Set, error) {
+func (v *Repository) Create(ctx context.Context, o Options) (*Set, error) {
 	release, err := v.lock()
 	if err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func (v *Vault) Create(ctx context.Context, o Options) (*Set, error) {
 	if err := v.prepare(); err != nil {
 		return nil, err
 	}
-	m := &making{vault: v, manifest: Manifest{Format: formatVersion, Started: time.Now().UTC(), Version: v.Version}}
+	m := &builder{repository: v, manifest: Manifest{Format: formatVersion, Started: time.Now().UTC(), Version: v.Version}}
 	m.manifest.Name = m.manifest.Started.Format(stampLayout)
 	m.dir = filepath.Join(v.Dir, setsFolder, partialPrefix+m.manifest.Name)
 	final := filepath.Join(v.Dir, setsFolder, m.manifest.Name)
@@ -133,7 +133,7 @@ func (v *Vault) Create(ctx context.Context, o Options) (*Set, error) {
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of the backup: %w", err)
 	}
-	if err := m.make(ctx, o); err != nil {
+	if err := m.build(ctx, o); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(m.dir))
 	}
 	if err := os.Rename(m.dir, final); err != nil {
@@ -148,14 +148,14 @@ func (v *Vault) Create(ctx context.Context, o Options) (*Set, error) {
 	}
 	v.Logger.Info("backup made", "name", s.Name, "size", Bytes(s.Size()).String(), "took", time.Since(m.manifest.Started).Round(time.Millisecond))
 	// The backup is good whatever these two say.
-	if err := v.retain(); err != nil {
+	if err := v.applyRetention(); err != nil {
 		v.Logger.Warn("old backups were not removed", "error", err)
 	}
 	return s, v.writeMetrics()
 }
 
 // prepare makes the folders, and removes what a killed command left.
-func (v *Vault) prepare() error {
+func (v *Repository) prepare() error {
 	if err := os.MkdirAll(filepath.Join(v.Dir, setsFolder), 0o700); err != nil {
 		return fmt.Errorf("BACKUP_DIR: %w", err)
 	}

@@ -28,12 +28,12 @@ type Compose struct {
 // Where the containers of PostgreSQL have their folders, and who is who there:
 // deploy/compose holds the other end of this, and a test both.
 const (
-	backupsMount  = "/backups"
-	dataMount     = "/var/lib/postgresql/data"
-	superuser     = "postgres"
-	database      = "switchyard"
-	composeLimit  = 5 * time.Minute
-	benchLifetime = "86400"
+	backupsMount    = "/backups"
+	dataMount       = "/var/lib/postgresql/data"
+	superuser       = "postgres"
+	database        = "switchyard"
+	composeLimit    = 5 * time.Minute
+	scratchLifetime = "86400"
 )
 
 // DefaultFile is the compose file that a stack is known by.
@@ -71,8 +71,8 @@ func (c *Compose) compose(ctx context.Context, args ...string) *exec.Cmd {
 	return c.docker(ctx, append([]string{"compose", "-p", c.Project, "-f", c.File}, args...)...)
 }
 
-// ask runs a command of docker and returns what it printed.
-func (c *Compose) ask(ctx context.Context, cmd func(context.Context, ...string) *exec.Cmd, args ...string) (string, error) {
+// dockerOutput runs a command of docker and returns what it printed.
+func (c *Compose) dockerOutput(ctx context.Context, cmd func(context.Context, ...string) *exec.Cmd, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, composeLimit, fmt.Errorf("docker did not end within %v", composeLimit))
 	defer cancel()
 	run := func(ctx context.Context, p Program) error {
@@ -86,13 +86,13 @@ func (c *Compose) ask(ctx context.Context, cmd func(context.Context, ...string) 
 func (c *Compose) Run(ctx context.Context, service string, p Program) error {
 	args := []string{"exec", "-T"}
 	switch service {
-	case Redis:
+	case RedisService:
 		p.Args = append([]string{"sh", "-c", `REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /run/secrets/redis_auth 2>/dev/null) exec "$0" "$@"`}, p.Args...)
-	case Primary, Replica:
+	case PostgresService, PostgresReplicaService:
 		args = append(args, "-e", "PGUSER="+superuser, "-e", "PGDATABASE="+database)
 	}
 	program := p
-	if service == Redis {
+	if service == RedisService {
 		program.Args = p.Args[3:] // who is told of when it fails
 	}
 	err := execute(ctx, c.compose(ctx, append(append(args, service), p.Args...)...), program)
@@ -102,23 +102,23 @@ func (c *Compose) Run(ctx context.Context, service string, p Program) error {
 	return err
 }
 
-// Backups returns BACKUP_DIR as this host sees it.
-func (c *Compose) Backups(ctx context.Context) (string, error) {
-	m, err := c.model(ctx)
+// BackupDir returns BACKUP_DIR as this host sees it.
+func (c *Compose) BackupDir(ctx context.Context) (string, error) {
+	m, err := c.config(ctx)
 	if err != nil {
 		return "", err
 	}
-	for _, v := range m.Services[Primary].Volumes {
+	for _, v := range m.Services[PostgresService].Volumes {
 		if v.Target == backupsMount && v.Type == "bind" {
 			return v.Source, nil
 		}
 	}
-	return "", fmt.Errorf("the service %s of %s mounts no folder of this host at %s: set BACKUP_DIR", Primary, c.File, backupsMount)
+	return "", fmt.Errorf("the service %s of %s mounts no folder of this host at %s: set BACKUP_DIR", PostgresService, c.File, backupsMount)
 }
 
 // Services asks docker for all containers of the project.
 func (c *Compose) Services(ctx context.Context) (map[string]bool, error) {
-	out, err := c.ask(ctx, c.docker, "ps", "-a", "--filter", "label=com.docker.compose.project="+c.Project, "--filter", "label=com.docker.compose.oneoff=False",
+	out, err := c.dockerOutput(ctx, c.docker, "ps", "-a", "--filter", "label=com.docker.compose.project="+c.Project, "--filter", "label=com.docker.compose.oneoff=False",
 		"--format", `{{.Label "com.docker.compose.service"}} {{.State}}`)
 	if err != nil {
 		return nil, fmt.Errorf("look at the services: %w", err)
@@ -134,7 +134,7 @@ func (c *Compose) Services(ctx context.Context) (map[string]bool, error) {
 // Stop stops services together, so that nodes do not wait for each other's
 // drains; Compose begins with those that depend on others.
 func (c *Compose) Stop(ctx context.Context, services ...string) error {
-	if _, err := c.ask(ctx, c.compose, append([]string{"stop"}, services...)...); err != nil {
+	if _, err := c.dockerOutput(ctx, c.compose, append([]string{"stop"}, services...)...); err != nil {
 		return fmt.Errorf("stop %s: %w", strings.Join(services, " "), err)
 	}
 	return nil
@@ -143,42 +143,42 @@ func (c *Compose) Stop(ctx context.Context, services ...string) error {
 // Start starts services as they are, and waits until they are healthy.
 func (c *Compose) Start(ctx context.Context, services ...string) error {
 	args := append([]string{"up", "-d", "--no-deps", "--no-recreate", "--wait"}, services...)
-	if _, err := c.ask(ctx, c.compose, args...); err != nil {
+	if _, err := c.dockerOutput(ctx, c.compose, args...); err != nil {
 		return fmt.Errorf("start %s: %w", strings.Join(services, " "), err)
 	}
 	return nil
 }
 
-// State is where promotions and deploys write down how things stand.
-func (c *Compose) State() string { return filepath.Join(c.Dir, "state") }
+// StateDir is where promotions and deploys write down how things stand.
+func (c *Compose) StateDir() string { return filepath.Join(c.Dir, "state") }
 
-func (c *Compose) primaryFile() string { return filepath.Join(c.State(), "postgres", "primary") }
+func (c *Compose) primaryFile() string { return filepath.Join(c.StateDir(), "postgres", "primary") }
 
 // Primary reads the file by which the two PostgreSQL start as what they are.
 func (c *Compose) Primary() (string, error) {
 	b, err := os.ReadFile(c.primaryFile())
 	if errors.Is(err, fs.ErrNotExist) {
-		return Primary, nil
+		return PostgresService, nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("who is the primary: %w", err)
 	}
 	name := strings.TrimSpace(string(b))
-	if name != Primary && name != Replica {
-		return "", fmt.Errorf("%s says %q, which is neither %s nor %s", c.primaryFile(), name, Primary, Replica)
+	if name != PostgresService && name != PostgresReplicaService {
+		return "", fmt.Errorf("%s says %q, which is neither %s nor %s", c.primaryFile(), name, PostgresService, PostgresReplicaService)
 	}
 	return name, nil
 }
 
 // SetPrimary writes that file.
 func (c *Compose) SetPrimary(service string) error {
-	return writeWhole(c.primaryFile(), []byte(service+"\n"), 0o644)
+	return writeFileAtomic(c.primaryFile(), []byte(service+"\n"), 0o644)
 }
 
-// Files returns the folder of the compose file, and what its services mount
+// ConfigPaths returns the folder of the compose file, and what its services mount
 // from elsewhere on this host, but for the machine itself.
-func (c *Compose) Files(ctx context.Context) ([]string, error) {
-	m, err := c.model(ctx)
+func (c *Compose) ConfigPaths(ctx context.Context) ([]string, error) {
+	m, err := c.config(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func (c *Compose) Files(ctx context.Context) ([]string, error) {
 	paths := []string{dir}
 	for _, name := range sortedKeys(m.Services) {
 		for _, v := range m.Services[name].Volumes {
-			if v.Type == "bind" && v.Target != backupsMount && !theMachine(v.Source) {
+			if v.Type == "bind" && v.Target != backupsMount && !isHostMount(v.Source) {
 				paths = append(paths, v.Source)
 			}
 		}
@@ -197,17 +197,17 @@ func (c *Compose) Files(ctx context.Context) ([]string, error) {
 	for _, s := range m.Secrets {
 		paths = append(paths, s.File)
 	}
-	return outermost(paths), nil
+	return outermostPaths(paths), nil
 }
 
-// theMachine says whether a mount shows the host, as exporters have it.
-func theMachine(path string) bool {
+// isHostMount says whether a mount shows the host, as exporters have it.
+func isHostMount(path string) bool {
 	return path == "/" || path == "/var/run/docker.sock" || path == "/run/docker.sock" ||
 		strings.HasPrefix(path, "/proc") || strings.HasPrefix(path, "/sys") || strings.HasPrefix(path, "/dev")
 }
 
-// outermost leaves out what lies in another one.
-func outermost(paths []string) (out []string) {
+// outermostPaths leaves out what lies in another one.
+func outermostPaths(paths []string) (out []string) {
 	slices.Sort(paths)
 	for _, p := range paths {
 		if p == "" || len(out) > 0 && (p == out[len(out)-1] || strings.HasPrefix(p, out[len(out)-1]+"/")) {
@@ -218,8 +218,8 @@ func outermost(paths []string) (out []string) {
 	return out
 }
 
-// A model is what docker compose config tells, as far as it matters here.
-type model struct {
+// A composeConfig is what docker compose config tells, as far as it matters here.
+type composeConfig struct {
 	Services map[string]struct {
 		Image   string
 		Volumes []mount
@@ -229,22 +229,22 @@ type model struct {
 
 type mount struct{ Type, Source, Target string }
 
-func (c *Compose) model(ctx context.Context) (*model, error) {
-	out, err := c.ask(ctx, c.compose, "config", "--format", "json")
+func (c *Compose) config(ctx context.Context) (*composeConfig, error) {
+	out, err := c.dockerOutput(ctx, c.compose, "config", "--format", "json")
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", filepath.Join(c.Dir, c.File), err)
 	}
-	m := new(model)
+	m := new(composeConfig)
 	if err := json.Unmarshal([]byte(out), m); err != nil {
 		return nil, fmt.Errorf("read %s: %w", filepath.Join(c.Dir, c.File), err)
 	}
 	return m, nil
 }
 
-// Bench starts a container of the primary's own image that does nothing, and
+// ScratchServer starts a container of the primary's own image that does nothing, and
 // has no network.
-func (c *Compose) Bench(ctx context.Context, scratch bool) (Bench, error) {
-	m, err := c.model(ctx)
+func (c *Compose) ScratchServer(ctx context.Context, disposable bool) (ScratchServer, error) {
+	m, err := c.config(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -252,64 +252,64 @@ func (c *Compose) Bench(ctx context.Context, scratch bool) (Bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.sweep(ctx); err != nil {
+	if err := c.removeStaleScratchServers(ctx); err != nil {
 		return nil, err
 	}
-	b := &composeBench{stack: c, name: c.Project + "-bench-" + strings.ToLower(rand.Text()[:8])}
-	b.places = Places{Folder: dataMount + "/bench", Archive: backupsMount + "/" + walFolder}
+	b := &composeScratchServer{stack: c, name: c.Project + "-bench-" + strings.ToLower(rand.Text()[:8])}
+	b.paths = Paths{Dir: dataMount + "/bench", Archive: backupsMount + "/" + walFolder}
 	args := []string{
-		"run", "-d", "--rm", "--init", "--name", b.name, "--label", benchLabel + "=" + c.Project, "--network", "none", "--cap-drop", "ALL",
+		"run", "-d", "--rm", "--init", "--name", b.name, "--label", scratchLabel + "=" + c.Project, "--network", "none", "--cap-drop", "ALL",
 		"--security-opt", "no-new-privileges:true", "--read-only", "--tmpfs", "/tmp:mode=1777", "--shm-size", "256m", "--pids-limit", "256",
 		"--user", "70:70", "--entrypoint", "sleep",
 	}
-	if scratch {
-		backups, err := c.Backups(ctx)
+	if disposable {
+		backups, err := c.BackupDir(ctx)
 		if err != nil {
 			return nil, err
 		}
 		args = append(args, "-v", dataMount, "-v", backups+":"+backupsMount+":ro")
 	} else {
-		container, err := c.container(ctx, service)
+		container, err := c.ensureContainer(ctx, service)
 		if err != nil {
 			return nil, err
 		}
 		args = append(args, "--volumes-from", container)
-		b.places.Folder, b.places.Live = dataMount+"/.restore", dataMount+"/pgdata"
+		b.paths.Dir, b.paths.LiveData = dataMount+"/.restore", dataMount+"/pgdata"
 	}
-	if _, err := c.ask(ctx, c.docker, append(args, m.Services[service].Image, benchLifetime)...); err != nil {
+	if _, err := c.dockerOutput(ctx, c.docker, append(args, m.Services[service].Image, scratchLifetime)...); err != nil {
 		return nil, err
 	}
-	if _, err := output(ctx, b.Run, "mkdir", "-p", b.places.Folder); err != nil {
+	if _, err := output(ctx, b.Run, "mkdir", "-p", b.paths.Dir); err != nil {
 		return nil, errors.Join(err, b.Close(ctx))
 	}
 	return b, nil
 }
 
-// benchLabel marks containers of benches.
-const benchLabel = "switchyard.bench"
+// scratchLabel marks containers of benches.
+const scratchLabel = "switchyard.bench"
 
-// sweep removes benches of commands that were killed: the lock on the folder of
+// removeStaleScratchServers removes benches of commands that were killed: the lock on the folder of
 // backups says that none is at work.
-func (c *Compose) sweep(ctx context.Context) error {
-	out, err := c.ask(ctx, c.docker, "ps", "-aq", "--filter", "label="+benchLabel+"="+c.Project)
+func (c *Compose) removeStaleScratchServers(ctx context.Context) error {
+	out, err := c.dockerOutput(ctx, c.docker, "ps", "-aq", "--filter", "label="+scratchLabel+"="+c.Project)
 	if err != nil {
 		return fmt.Errorf("look for benches left behind: %w", err)
 	}
 	if ids := strings.Fields(out); len(ids) > 0 {
-		if _, err := c.ask(ctx, c.docker, append([]string{"rm", "-fv"}, ids...)...); err != nil {
+		if _, err := c.dockerOutput(ctx, c.docker, append([]string{"rm", "-fv"}, ids...)...); err != nil {
 			return fmt.Errorf("remove benches left behind: %w", err)
 		}
 	}
 	return nil
 }
 
-// container returns the id of a service's container, which is made where there
+// ensureContainer returns the id of a service's container, which is made where there
 // is none: with it Compose makes the volumes.
-func (c *Compose) container(ctx context.Context, service string) (string, error) {
-	find := func() (string, error) { return c.ask(ctx, c.compose, "ps", "-aq", service) }
+func (c *Compose) ensureContainer(ctx context.Context, service string) (string, error) {
+	find := func() (string, error) { return c.dockerOutput(ctx, c.compose, "ps", "-aq", service) }
 	id, err := find()
 	if err == nil && id == "" {
-		if _, err = c.ask(ctx, c.compose, "up", "--no-start", "--no-deps", "--no-recreate", service); err == nil {
+		if _, err = c.dockerOutput(ctx, c.compose, "up", "--no-start", "--no-deps", "--no-recreate", service); err == nil {
 			id, err = find()
 		}
 	}
@@ -322,27 +322,27 @@ func (c *Compose) container(ctx context.Context, service string) (string, error)
 	return strings.Fields(id)[0], nil
 }
 
-// A composeBench is a container that sleeps.
-type composeBench struct {
-	stack  *Compose
-	name   string
-	places Places
+// A composeScratchServer is a container that sleeps.
+type composeScratchServer struct {
+	stack *Compose
+	name  string
+	paths Paths
 }
 
-func (b *composeBench) Run(ctx context.Context, p Program) error {
+func (b *composeScratchServer) Run(ctx context.Context, p Program) error {
 	args := append([]string{"exec", "-i", "-e", "PGUSER=" + superuser, b.name}, p.Args...)
 	return execute(ctx, b.stack.docker(ctx, args...), p)
 }
 
-func (b *composeBench) Places() Places { return b.places }
+func (b *composeScratchServer) Paths() Paths { return b.paths }
 
-func (b *composeBench) Close(ctx context.Context) error {
-	if b.places.Live != "" { // the volume stays: leave nothing in it
-		if _, err := output(ctx, b.Run, "sh", "-c", clearScript, b.places.Folder, b.places.staging()); err != nil {
+func (b *composeScratchServer) Close(ctx context.Context) error {
+	if b.paths.LiveData != "" { // the volume stays: leave nothing in it
+		if _, err := output(ctx, b.Run, "sh", "-c", cleanUpScript, b.paths.Dir, b.paths.stagingDir()); err != nil {
 			return fmt.Errorf("clear the bench: %w", err)
 		}
 	}
-	if _, err := b.stack.ask(ctx, b.stack.docker, "rm", "-fv", b.name); err != nil {
+	if _, err := b.stack.dockerOutput(ctx, b.stack.docker, "rm", "-fv", b.name); err != nil {
 		return fmt.Errorf("remove the bench: %w", err)
 	}
 	return nil

@@ -49,23 +49,23 @@ func newStack(t *testing.T) *Compose {
 	return c
 }
 
-const someModel = `{"services":{
+const someConfig = `{"services":{
  "postgres":{"image":"postgres:15","volumes":[{"type":"bind","source":"/srv/backups","target":"/backups"},{"type":"volume","source":"postgres","target":"/var/lib/postgresql/data"},{"type":"bind","source":"/etc/yard/postgres","target":"/etc/postgresql"}]},
  "node_exporter":{"volumes":[{"type":"bind","source":"/","target":"/host/root"},{"type":"bind","source":"/proc","target":"/host/proc"}]},
  "traefik":{"volumes":[{"type":"bind","source":"/etc/yard","target":"/etc/traefik"}]}},
  "secrets":{"key":{"file":"/etc/keys/tls"}}}`
 
-func TestWhatComposeTellsOfAStack(t *testing.T) {
+func TestComposeReadsTheStack(t *testing.T) {
 	fakeDocker(t,
-		[2]string{`*"config --format json"`, `echo '` + strings.ReplaceAll(someModel, "\n", "") + `'`},
+		[2]string{`*"config --format json"`, `echo '` + strings.ReplaceAll(someConfig, "\n", "") + `'`},
 		[2]string{`"ps -a --filter"*`, `printf 'app_blue running\napp_blue exited\npostgres exited\n'`},
 		[2]string{`*"exec -T -e PGUSER=postgres -e PGDATABASE=switchyard postgres"*`, `shift 10; echo "$@"`},
 		[2]string{`*"exec -T redis sh -c"*`, `echo 'no such service: redis' >&2; exit 1`})
 	c := newStack(t)
-	if dir, err := c.Backups(t.Context()); err != nil || dir != "/srv/backups" {
+	if dir, err := c.BackupDir(t.Context()); err != nil || dir != "/srv/backups" {
 		t.Errorf("backups in %q, %v", dir, err)
 	}
-	files, err := c.Files(t.Context())
+	files, err := c.ConfigPaths(t.Context())
 	want := strings.Join([]string{"/etc/keys/tls", "/etc/yard", c.Dir}, " ")
 	if err != nil || strings.Join(files, " ") != want {
 		t.Errorf("files %v, want %s; %v", files, want, err)
@@ -75,10 +75,10 @@ func TestWhatComposeTellsOfAStack(t *testing.T) {
 		t.Errorf("%v, %v", services, err)
 	}
 	var out bytes.Buffer
-	if err := c.Run(t.Context(), Primary, Program{Args: []string{"psql", "-c", "SELECT 1"}, Stdout: &out}); err != nil || !strings.Contains(out.String(), "psql -c SELECT 1") {
+	if err := c.Run(t.Context(), PostgresService, Program{Args: []string{"psql", "-c", "SELECT 1"}, Stdout: &out}); err != nil || !strings.Contains(out.String(), "psql -c SELECT 1") {
 		t.Errorf("%q, %v", out.String(), err)
 	}
-	if err := c.Run(t.Context(), Redis, Program{Args: []string{"redis-cli", "ping"}}); !errors.Is(err, ErrNoService) {
+	if err := c.Run(t.Context(), RedisService, Program{Args: []string{"redis-cli", "ping"}}); !errors.Is(err, ErrNoService) {
 		t.Errorf("a service that the stack does not have: %v", err)
 	}
 }
@@ -89,29 +89,29 @@ func TestServicesAreStoppedTogether(t *testing.T) {
 		[2]string{`*" stop app_blue app_green postgres"`, `:`},
 		[2]string{`*" stop redis"`, `echo 'no such container' >&2; exit 1`})
 	c := newStack(t)
-	if err := c.Stop(t.Context(), "app_blue", "app_green", Primary); err != nil {
+	if err := c.Stop(t.Context(), "app_blue", "app_green", PostgresService); err != nil {
 		t.Error(err)
 	}
-	if err := c.Stop(t.Context(), Redis); err == nil || !strings.Contains(err.Error(), "stop redis: ") || !strings.Contains(err.Error(), "no such container") {
+	if err := c.Stop(t.Context(), RedisService); err == nil || !strings.Contains(err.Error(), "stop redis: ") || !strings.Contains(err.Error(), "no such container") {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestTheRecordOfWhoIsThePrimary(t *testing.T) {
+func TestThePrimaryIsRecordedInAFile(t *testing.T) {
 	c := newStack(t)
-	if name, err := c.Primary(); err != nil || name != Primary {
+	if name, err := c.Primary(); err != nil || name != PostgresService {
 		t.Errorf("without a record: %q, %v", name, err)
 	}
 	if err := os.MkdirAll(filepath.Join(c.Dir, "state", "postgres"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(c.primaryFile(), c.State()+"/") {
+	if !strings.HasPrefix(c.primaryFile(), c.StateDir()+"/") {
 		t.Errorf("%s is restored with the configuration", c.primaryFile())
 	}
-	if err := c.SetPrimary(Replica); err != nil {
+	if err := c.SetPrimary(PostgresReplicaService); err != nil {
 		t.Fatal(err)
 	}
-	if name, err := c.Primary(); err != nil || name != Replica {
+	if name, err := c.Primary(); err != nil || name != PostgresReplicaService {
 		t.Errorf("%q, %v", name, err)
 	}
 	if err := c.SetPrimary("somebody"); err != nil {
@@ -124,20 +124,20 @@ func TestTheRecordOfWhoIsThePrimary(t *testing.T) {
 
 // A bench has no network, and nothing of the host but the backups, which it can
 // only read; those of commands that were killed are removed first.
-func TestABenchIsLockedIn(t *testing.T) {
+func TestAScratchServerIsIsolated(t *testing.T) {
 	calls := fakeDocker(t,
-		[2]string{`*"config --format json"`, `echo '` + strings.ReplaceAll(someModel, "\n", "") + `'`},
+		[2]string{`*"config --format json"`, `echo '` + strings.ReplaceAll(someConfig, "\n", "") + `'`},
 		[2]string{`"ps -aq --filter label=switchyard.bench=yard"`, `echo old`},
 		[2]string{`*"ps -aq postgres"`, `echo c0ffee`},
 		[2]string{`"rm -fv"*`, `:`}, [2]string{`"run -d"*`, `:`}, [2]string{`"exec -i"*`, `:`})
 	c := newStack(t)
 	for _, scratch := range []bool{true, false} {
-		b, err := c.Bench(t.Context(), scratch)
+		b, err := c.ScratchServer(t.Context(), scratch)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if live := b.Places().Live; (live == "") != scratch {
-			t.Errorf("scratch %v: %+v", scratch, b.Places())
+		if live := b.Paths().LiveData; (live == "") != scratch {
+			t.Errorf("scratch %v: %+v", scratch, b.Paths())
 		}
 		if err := b.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -157,7 +157,7 @@ func TestABenchIsLockedIn(t *testing.T) {
 	}
 }
 
-func TestContainersAreToldApart(t *testing.T) {
+func TestContainersAreReadFromDocker(t *testing.T) {
 	fakeDocker(t,
 		[2]string{`"ps -aq"*`, `echo a b`},
 		[2]string{`"inspect --type container a b"`, `cat <<'E'
@@ -190,9 +190,9 @@ func TestWithoutDockerOrAStack(t *testing.T) {
 
 // A program that is asked to end and does not is killed; what it said is told in
 // one line.
-func TestAProgramThatFails(t *testing.T) {
+func TestAFailedProgramIsReportedOnOneLine(t *testing.T) {
 	t.Parallel()
-	l := &local{t: t}
+	l := &localStack{t: t}
 	err := l.exec(t.Context(), nil, nil, Program{Args: []string{"sh", "-c", "echo one >&2; echo two >&2; exit 3"}})
 	var failed *ProgramError
 	if !errors.As(err, &failed) || err.Error() != "sh: one; two" {

@@ -18,7 +18,7 @@ import (
 // readConfiguration reads the packed configuration to its end, and shows each
 // entry to visit, if there is one.
 func readConfiguration(path string, visit func(*tar.Header, []byte) error) (entries int, err error) {
-	r, err := openPacked(path)
+	r, err := openGzip(path)
 	if err != nil {
 		return 0, err
 	}
@@ -58,13 +58,13 @@ func (s *Set) readRestorable(state string, visit func(*tar.Header, []byte) error
 
 // restoreConfiguration writes the files that differ from those of the set. What
 // they replace is packed first.
-func (v *Vault) restoreConfiguration(s *Set, out *Restored) error {
-	state := v.Site.State()
-	changed, err := s.differences(state)
+func (v *Repository) restoreConfiguration(s *Set, out *RestoreResult) error {
+	state := v.Runner.StateDir()
+	changed, err := s.changedPaths(state)
 	if err != nil || len(changed) == 0 {
 		return err
 	}
-	out.Replaced = filepath.Join(v.Dir, "configuration-before-"+time.Now().UTC().Format(stampLayout)+".tar.gz")
+	out.ReplacedArchive = filepath.Join(v.Dir, "configuration-before-"+time.Now().UTC().Format(stampLayout)+".tar.gz")
 	var old bytes.Buffer
 	pack := gzip.NewWriter(&old)
 	t := tar.NewWriter(pack)
@@ -80,19 +80,19 @@ func (v *Vault) restoreConfiguration(s *Set, out *Restored) error {
 	if err := errors.Join(t.Close(), pack.Close()); err != nil {
 		return err
 	}
-	if err := writeWhole(out.Replaced, old.Bytes(), 0o600); err != nil {
+	if err := writeFileAtomic(out.ReplacedArchive, old.Bytes(), 0o600); err != nil {
 		return err
 	}
 	err = s.readRestorable(state, func(h *tar.Header, b []byte) error {
 		if err := restoreEntry(h, b); err != nil {
-			return fmt.Errorf("restore %s (what it was is in %s): %w", h.Name, out.Replaced, err)
+			return fmt.Errorf("restore %s (what it was is in %s): %w", h.Name, out.ReplacedArchive, err)
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	left, err := s.differences(state)
+	left, err := s.changedPaths(state)
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("%s is not what was backed up, after the restore", left[0])
 	}
@@ -100,9 +100,9 @@ func (v *Vault) restoreConfiguration(s *Set, out *Restored) error {
 	return err
 }
 
-// differences returns the files of the configuration that are not there, or
+// changedPaths returns the files of the configuration that are not there, or
 // have another content than when they were backed up.
-func (s *Set) differences(state string) (paths []string, err error) {
+func (s *Set) changedPaths(state string) (paths []string, err error) {
 	err = s.readRestorable(state, func(h *tar.Header, b []byte) error {
 		path := hostPath(h)
 		switch h.Typeflag {
@@ -157,7 +157,7 @@ func restoreEntry(h *tar.Header, b []byte) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := writeWhole(path, b, info.Mode().Perm()); err != nil {
+		if err := writeFileAtomic(path, b, info.Mode().Perm()); err != nil {
 			return err
 		}
 		return os.Chown(path, h.Uid, h.Gid)
@@ -166,7 +166,7 @@ func restoreEntry(h *tar.Header, b []byte) error {
 }
 
 // restoreCertificates gives Traefik back what Let's Encrypt gave it.
-func (v *Vault) restoreCertificates(ctx context.Context, s *Set) error {
+func (v *Repository) restoreCertificates(ctx context.Context, s *Set) error {
 	if _, has := s.file(acmeFile); !has {
 		return nil
 	}
@@ -177,20 +177,20 @@ func (v *Vault) restoreCertificates(ctx context.Context, s *Set) error {
 		return fmt.Errorf("read the certificates: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	if err := v.Site.Run(ctx, Traefik, Program{Args: []string{"tar", "-xf", "-", "-C", acmeFolder}, Stdin: f}); err != nil {
+	if err := v.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-xf", "-", "-C", acmeFolder}, Stdin: f}); err != nil {
 		return fmt.Errorf("restore the certificates: %w", err)
 	}
 	// It reads them when it starts.
-	if err := v.Board.Stop(ctx, Traefik); err != nil {
+	if err := v.ServiceManager.Stop(ctx, TraefikService); err != nil {
 		return err
 	}
-	return v.Board.Start(ctx, Traefik)
+	return v.ServiceManager.Start(ctx, TraefikService)
 }
 
-// redisScript takes the snapshot from standard input. Where an append-only file
+// restoreRedisScript takes the snapshot from standard input. Where an append-only file
 // is kept, Redis reads that and no snapshot; a snapshot in the place of the old
 // single append-only file it takes over, and goes on from there.
-const redisScript = `set -e
+const restoreRedisScript = `set -e
 cd "$0"
 cat > .restore.rdb
 rm -rf appendonlydir dump.rdb appendonly.aof
@@ -198,16 +198,16 @@ if [ "$1" = aof ]; then mv .restore.rdb appendonly.aof; else mv .restore.rdb dum
 sync`
 
 // restoreRedis gives Redis the snapshot's data in place of its own.
-func (v *Vault) restoreRedis(ctx context.Context, s *Set, replace bool) error {
+func (v *Repository) restoreRedis(ctx context.Context, s *Set, replace bool) error {
 	ctx, cancel := context.WithTimeout(ctx, longLimit)
 	defer cancel()
 	if _, has := s.file(redisFile); !has {
 		return fmt.Errorf("backup %s has no snapshot of Redis", s.Name)
 	}
 	if !replace {
-		return fmt.Errorf("%s: sessions that are there would be lost: restore --redis needs --replace", Redis)
+		return fmt.Errorf("%s: sessions that are there would be lost: restore --redis needs --replace", RedisService)
 	}
-	run := at(v.Site, Redis)
+	run := runOn(v.Runner, RedisService)
 	answer, err := output(ctx, run, "redis-cli", "CONFIG", "GET", "appendonly")
 	if err != nil {
 		return fmt.Errorf("redis must run, so that its settings can be asked for: %w", err)
@@ -230,13 +230,13 @@ func (v *Vault) restoreRedis(ctx context.Context, s *Set, replace bool) error {
 	if _, err := output(ctx, run, "redis-cli", "CONFIG", "SET", "save", ""); err != nil {
 		return err
 	}
-	err = run(ctx, Program{Args: []string{"sh", "-c", redisScript, folder, mode}, Stdin: f})
+	err = run(ctx, Program{Args: []string{"sh", "-c", restoreRedisScript, folder, mode}, Stdin: f})
 	if err != nil {
 		return err
 	}
 	// A shutdown in order would flush the append-only file anew.
-	if err := v.Board.Stop(ctx, Redis); err != nil {
+	if err := v.ServiceManager.Stop(ctx, RedisService); err != nil {
 		return err
 	}
-	return v.Board.Start(ctx, Redis)
+	return v.ServiceManager.Start(ctx, RedisService)
 }

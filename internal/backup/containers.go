@@ -25,7 +25,7 @@ type Container struct {
 
 // Containers returns all of the stack, running or not, one-off ones left out.
 func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
-	out, err := c.ask(ctx, c.docker, "ps", "-aq", "--filter", "label=com.docker.compose.project="+c.Project, "--filter", "label=com.docker.compose.oneoff=False")
+	out, err := c.dockerOutput(ctx, c.docker, "ps", "-aq", "--filter", "label=com.docker.compose.project="+c.Project, "--filter", "label=com.docker.compose.oneoff=False")
 	if err != nil {
 		return nil, fmt.Errorf("look at the containers: %w", err)
 	}
@@ -34,8 +34,8 @@ func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
 		return nil, fmt.Errorf("no container of %s: is the stack up? --project and --dir say which one", c.Project)
 	}
 	// One that is removed in between makes inspect fail, and tell of the others.
-	out, err = c.ask(ctx, c.docker, append([]string{"inspect", "--type", "container"}, ids...)...)
-	var all []inspected
+	out, err = c.dockerOutput(ctx, c.docker, append([]string{"inspect", "--type", "container"}, ids...)...)
+	var all []inspectedContainer
 	if e := json.Unmarshal([]byte(out), &all); e != nil || len(all) == 0 {
 		return nil, fmt.Errorf("look at the containers: docker inspect answered what can't be read: %w", joinLine([]error{err, e}))
 	}
@@ -47,8 +47,8 @@ func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
 	return containers, nil
 }
 
-// inspected is what docker inspect tells, as far as it matters here.
-type inspected struct {
+// inspectedContainer is what docker inspect tells, as far as it matters here.
+type inspectedContainer struct {
 	Name  string
 	State struct {
 		Status   string
@@ -63,7 +63,7 @@ type inspected struct {
 	}
 }
 
-func (i inspected) container() Container {
+func (i inspectedContainer) container() Container {
 	c := Container{
 		Name: strings.TrimPrefix(i.Name, "/"), Service: i.Config.Labels["com.docker.compose.service"],
 		Running: i.State.Running && i.State.Status == "running", Status: i.State.Status, ExitCode: i.State.ExitCode, Restarts: i.RestartCount,

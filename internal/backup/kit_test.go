@@ -40,8 +40,8 @@ func postgresUser(t testing.TB) *syscall.Credential {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 }
 
-// chownAs gives a folder and what is in it to whom PostgreSQL runs as.
-func chownAs(user *syscall.Credential, dir string) error {
+// chownTo gives a folder and what is in it to whom PostgreSQL runs as.
+func chownTo(user *syscall.Credential, dir string) error {
 	if user == nil {
 		return nil
 	}
@@ -53,17 +53,17 @@ func chownAs(user *syscall.Credential, dir string) error {
 	})
 }
 
-// A local is a Site and a Switchboard without containers: servers that the test
+// A localStack is a Site and a Switchboard without containers: servers that the test
 // kit started, on this host.
-type local struct {
+type localStack struct {
 	t        testing.TB
 	user     *syscall.Credential
 	postgres map[string]*testkit.PG // by service
 	redis    *testkit.RedisServer
 	files    []string
-	state    string // of files, the folder that is not restored
-	acme     string // Traefik's folder; empty: there is no Traefik
-	wal      string
+	stateDir string // of files, the folder that is not restored
+	acmeDir  string // Traefik's folder; empty: there is no Traefik
+	walDir   string
 	primary  string
 
 	// apps are what else runs; what Start and Stop do to them.
@@ -71,18 +71,18 @@ type local struct {
 	onStart func(service string)
 	onStop  func(service string)
 	// spoil, if set, may change or stop a program before it runs.
-	spoil func(service string, p *Program) error
-	// benchRoot holds scratch benches.
-	benchRoot string
+	beforeRun func(service string, p *Program) error
+	// scratchRoot holds scratch benches.
+	scratchRoot string
 	// startFails is how often starting a service fails.
 	startFails map[string]int
 	// stopKills makes Stop end PostgreSQL as a grace period that is over does.
 	stopKills bool
 }
 
-func (l *local) exec(ctx context.Context, env []string, as *syscall.Credential, p Program) error {
+func (l *localStack) exec(ctx context.Context, env []string, as *syscall.Credential, p Program) error {
 	cmd := exec.CommandContext(ctx, "/usr/bin/env", append(env, p.Args...)...)
-	postgres, err := testkit.FindPostgres("postgres")
+	postgres, err := testkit.FindPostgresProgram("postgres")
 	if err != nil {
 		return err
 	}
@@ -94,19 +94,19 @@ func (l *local) exec(ctx context.Context, env []string, as *syscall.Credential, 
 	return execute(ctx, cmd, p)
 }
 
-func (l *local) Run(ctx context.Context, service string, p Program) error {
-	if l.spoil != nil {
-		if err := l.spoil(service, &p); err != nil {
+func (l *localStack) Run(ctx context.Context, service string, p Program) error {
+	if l.beforeRun != nil {
+		if err := l.beforeRun(service, &p); err != nil {
 			return err
 		}
 	}
-	if service == Redis {
+	if service == RedisService {
 		if l.redis == nil {
 			return ErrNoService
 		}
 		_, port, _ := strings.Cut(l.redis.Addr(), ":")
 		if p.Args[0] == "redis-cli" {
-			cli, err := testkit.Find("redis-cli", "redis-tools")
+			cli, err := testkit.FindProgram("redis-cli", "redis-tools")
 			if err != nil {
 				return err
 			}
@@ -114,10 +114,10 @@ func (l *local) Run(ctx context.Context, service string, p Program) error {
 		}
 		return l.exec(ctx, nil, nil, p)
 	}
-	if service == Traefik && l.acme != "" {
+	if service == TraefikService && l.acmeDir != "" {
 		for i := range p.Args {
 			if p.Args[i] == acmeFolder {
-				p.Args[i] = l.acme
+				p.Args[i] = l.acmeDir
 			}
 		}
 		return l.exec(ctx, nil, nil, p)
@@ -130,38 +130,38 @@ func (l *local) Run(ctx context.Context, service string, p Program) error {
 	return l.exec(ctx, env, l.user, p)
 }
 
-func (l *local) Files(context.Context) ([]string, error) { return l.files, nil }
+func (l *localStack) ConfigPaths(context.Context) ([]string, error) { return l.files, nil }
 
-func (l *local) State() string { return l.state }
+func (l *localStack) StateDir() string { return l.stateDir }
 
-func (l *local) Bench(_ context.Context, scratch bool) (Bench, error) {
-	b := &localBench{local: l, places: Places{Archive: l.wal}}
-	if !scratch {
-		b.places.Live = l.postgres[l.primary].DataDir()
-		b.places.Folder = filepath.Join(filepath.Dir(b.places.Live), ".restore")
+func (l *localStack) ScratchServer(_ context.Context, disposable bool) (ScratchServer, error) {
+	b := &localScratchServer{localStack: l, paths: Paths{Archive: l.walDir}}
+	if !disposable {
+		b.paths.LiveData = l.postgres[l.primary].DataDir()
+		b.paths.Dir = filepath.Join(filepath.Dir(b.paths.LiveData), ".restore")
 	} else {
-		dir, err := os.MkdirTemp(l.benchRoot, "bench-")
+		dir, err := os.MkdirTemp(l.scratchRoot, "bench-")
 		if err != nil {
 			return nil, err
 		}
-		b.places.Folder = dir
+		b.paths.Dir = dir
 	}
-	if err := os.MkdirAll(b.places.Folder, 0o700); err != nil {
+	if err := os.MkdirAll(b.paths.Dir, 0o700); err != nil {
 		return nil, err
 	}
 	if l.user != nil {
-		if err := os.Chown(b.places.Folder, int(l.user.Uid), int(l.user.Gid)); err != nil {
+		if err := os.Chown(b.paths.Dir, int(l.user.Uid), int(l.user.Gid)); err != nil {
 			return nil, err
 		}
 	}
 	return b, nil
 }
 
-func (l *local) Primary() (string, error) { return l.primary, nil }
+func (l *localStack) Primary() (string, error) { return l.primary, nil }
 
-func (l *local) SetPrimary(service string) error { l.primary = service; return nil }
+func (l *localStack) SetPrimary(service string) error { l.primary = service; return nil }
 
-func (l *local) Services(context.Context) (map[string]bool, error) {
+func (l *localStack) Services(context.Context) (map[string]bool, error) {
 	services := map[string]bool{}
 	for name, pg := range l.postgres {
 		services[name] = pg.Running()
@@ -172,7 +172,7 @@ func (l *local) Services(context.Context) (map[string]bool, error) {
 	return services, nil
 }
 
-func (l *local) Stop(_ context.Context, services ...string) error {
+func (l *localStack) Stop(_ context.Context, services ...string) error {
 	for _, name := range services {
 		pg := l.postgres[name]
 		switch {
@@ -180,7 +180,7 @@ func (l *local) Stop(_ context.Context, services ...string) error {
 			pg.Kill()
 		case pg != nil:
 			pg.Stop()
-		case name == Redis:
+		case name == RedisService:
 			l.redis.Stop()
 		default:
 			l.apps[name] = false
@@ -192,7 +192,7 @@ func (l *local) Stop(_ context.Context, services ...string) error {
 	return nil
 }
 
-func (l *local) Start(_ context.Context, services ...string) error {
+func (l *localStack) Start(_ context.Context, services ...string) error {
 	for _, name := range services {
 		if l.startFails[name] > 0 {
 			l.startFails[name]--
@@ -200,7 +200,7 @@ func (l *local) Start(_ context.Context, services ...string) error {
 		}
 		if pg := l.postgres[name]; pg != nil {
 			pg.Start()
-		} else if name == Redis {
+		} else if name == RedisService {
 			l.redis.Restart()
 		} else {
 			l.apps[name] = true
@@ -212,45 +212,45 @@ func (l *local) Start(_ context.Context, services ...string) error {
 	return nil
 }
 
-func (l *local) failStarts(service string, times int) { l.startFails[service] = times }
+func (l *localStack) failStarts(service string, times int) { l.startFails[service] = times }
 
-type localBench struct {
-	*local
-	places Places
+type localScratchServer struct {
+	*localStack
+	paths Paths
 }
 
-func (b *localBench) Run(ctx context.Context, p Program) error {
-	if b.spoil != nil {
-		if err := b.spoil("bench", &p); err != nil {
+func (b *localScratchServer) Run(ctx context.Context, p Program) error {
+	if b.beforeRun != nil {
+		if err := b.beforeRun("bench", &p); err != nil {
 			return err
 		}
 	}
 	return b.exec(ctx, []string{"PGUSER=postgres"}, b.user, p)
 }
 
-func (b *localBench) Places() Places { return b.places }
+func (b *localScratchServer) Paths() Paths { return b.paths }
 
-func (b *localBench) Close(ctx context.Context) error {
-	if b.places.Live != "" {
-		return b.exec(ctx, nil, b.user, Program{Args: []string{"sh", "-c", clearScript, b.places.Folder, b.places.staging()}})
+func (b *localScratchServer) Close(ctx context.Context) error {
+	if b.paths.LiveData != "" {
+		return b.exec(ctx, nil, b.user, Program{Args: []string{"sh", "-c", cleanUpScript, b.paths.Dir, b.paths.stagingDir()}})
 	}
-	_ = b.exec(ctx, nil, b.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + b.places.Folder + "/data"}})
-	return os.RemoveAll(b.places.Folder)
+	_ = b.exec(ctx, nil, b.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + b.paths.Dir + "/data"}})
+	return os.RemoveAll(b.paths.Dir)
 }
 
-// A world is a primary with a WAL archive, a node of the service on it, and a
+// A fixture is a primary with a WAL archive, a node of the service on it, and a
 // vault.
-type world struct {
-	t     testing.TB
-	pg    *testkit.PG
-	site  *local
-	vault *Vault
-	node  *testkit.Server
+type fixture struct {
+	t          testing.TB
+	pg         *testkit.PG
+	stack      *localStack
+	repository *Repository
+	node       *testkit.Server
 }
 
-// newWorld starts PostgreSQL with an archive, that takes the same segment twice as
+// newFixture starts PostgreSQL with an archive, that takes the same segment twice as
 // the shipped one does (a promoted standby may send one that the former sent), and a node that publishes to it.
-func newWorld(t testing.TB, conf ...string) *world {
+func newFixture(t testing.TB, conf ...string) *fixture {
 	t.Helper()
 	cred := postgresUser(t)
 	dir, err := testkit.TempDir("vault", nil)
@@ -258,7 +258,7 @@ func newWorld(t testing.TB, conf ...string) *world {
 		t.Fatal(err)
 	}
 	wal := filepath.Join(dir, walFolder)
-	benches, err := testkit.TempDir("benches", cred)
+	scratchRoot, err := testkit.TempDir("benches", cred)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,27 +276,27 @@ func newWorld(t testing.TB, conf ...string) *world {
 		"archive_mode=on", "wal_level=replica", "track_commit_timestamp=on", "max_wal_size=256MB",
 		fmt.Sprintf(`archive_command='if test -f %s/%%f.gz; then gzip -dc %[1]s/%%f.gz | cmp -s - %%p; else gzip -1 < %%p > %[1]s/.%%f.tmp && mv %[1]s/.%%f.tmp %[1]s/%%f.gz; fi'`, wal),
 	}, conf...)...)
-	w := &world{t: t, pg: pg, site: &local{t: t, user: cred, wal: wal, primary: Primary, benchRoot: benches, postgres: map[string]*testkit.PG{Primary: pg}, apps: map[string]bool{}, startFails: map[string]int{}}}
+	w := &fixture{t: t, pg: pg, stack: &localStack{t: t, user: cred, walDir: wal, primary: PostgresService, scratchRoot: scratchRoot, postgres: map[string]*testkit.PG{PostgresService: pg}, apps: map[string]bool{}, startFails: map[string]int{}}}
 	settings := filepath.Join(t.TempDir(), "settings")
 	if err := os.WriteFile(settings, []byte("API_KEYS=secret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.site.files = []string{settings}
-	w.vault = &Vault{Dir: dir, Site: w.site, Board: w.site, Keep: 3, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), archiveLimit: 20 * time.Second}
+	w.stack.files = []string{settings}
+	w.repository = &Repository{Dir: dir, Runner: w.stack, ServiceManager: w.stack, Keep: 3, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), archiveTimeout: 20 * time.Second}
 	return w
 }
 
-// serve starts a node on the primary, and lets restores stop and start it.
-func (w *world) serve() *testkit.Server {
+// startNode starts a node on the primary, and lets restores stop and start it.
+func (w *fixture) startNode() *testkit.Server {
 	w.t.Helper()
 	w.node = testkit.StartServer(w.t, map[string]string{"DATABASE_URL": w.pg.URL(), "API_KEYS": "tests:0123456789abcdef", "RATE_PUBLISH": "0"})
-	w.site.apps["app_blue"] = true
-	w.site.onStop = func(name string) {
+	w.stack.apps["app_blue"] = true
+	w.stack.onStop = func(name string) {
 		if name == "app_blue" {
 			w.node.Kill()
 		}
 	}
-	w.site.onStart = func(name string) {
+	w.stack.onStart = func(name string) {
 		if name == "app_blue" {
 			w.node.Restart()
 		}
@@ -305,7 +305,7 @@ func (w *world) serve() *testkit.Server {
 }
 
 // client connects a resuming client to the node.
-func (w *world) client(o client.Options) *client.Client {
+func (w *fixture) client(o client.Options) *client.Client {
 	w.t.Helper()
 	o.URLs = []string{w.node.SocketURL()}
 	c, err := client.Dial(w.t.Context(), o)
@@ -332,11 +332,11 @@ func publish(t testing.TB, c *client.Client, room message.Room, n int) (acks []c
 }
 
 // switchWAL ends the segment under way, and returns once it is archived.
-func (w *world) switchWAL() {
+func (w *fixture) switchWAL() {
 	w.t.Helper()
 	name := w.pg.Query("SELECT pg_walfile_name(pg_switch_wal() - 1)")
 	until(w.t, "the segment is archived", func() bool {
-		_, err := os.Stat(filepath.Join(w.site.wal, name+gz))
+		_, err := os.Stat(filepath.Join(w.stack.walDir, name+gz))
 		return err == nil
 	})
 }
@@ -355,18 +355,18 @@ func until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// create makes a backup.
-func (w *world) create() *Set {
+// createBackup makes a backup.
+func (w *fixture) createBackup() *Set {
 	w.t.Helper()
-	s, err := w.vault.Create(w.t.Context(), Options{})
+	s, err := w.repository.Create(w.t.Context(), Options{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	return s
 }
 
-// pack writes a gzip file.
-func pack(t *testing.T, path string, b []byte) {
+// writeGzip writes a gzip file.
+func writeGzip(t *testing.T, path string, b []byte) {
 	t.Helper()
 	f, err := os.Create(path)
 	if err != nil {
@@ -379,9 +379,9 @@ func pack(t *testing.T, path string, b []byte) {
 	}
 }
 
-// full makes every further write to an open file fail as on a full disk: its
+// failWrites makes every further write to an open file fail as on a full disk: its
 // descriptor is made one of /dev/full.
-func full(t *testing.T, path string) {
+func failWrites(t *testing.T, path string) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

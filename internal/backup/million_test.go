@@ -28,12 +28,12 @@ func TestAMillionMessages(t *testing.T) {
 	if *million {
 		n = 1_000_000
 	}
-	w := newWorld(t, "max_wal_size=2GB")
+	w := newFixture(t, "max_wal_size=2GB")
 	w.node = testkit.StartPlainServer(t, map[string]string{"DATABASE_URL": w.pg.URL(), "API_KEYS": "tests:0123456789abcdef", "RATE_API": "0", "RETENTION_COUNT": "0"})
-	w.site.apps["app_blue"] = false
+	w.stack.apps["app_blue"] = false
 	began := time.Now()
 	w.flood(n / 2)
-	s := w.create()
+	s := w.createBackup()
 	w.flood(n / 4)
 	waitSecond(t)
 	to := time.Now()
@@ -42,15 +42,15 @@ func TestAMillionMessages(t *testing.T) {
 	filled := time.Since(began)
 	w.switchWAL()
 	w.node.Kill()
-	proof, err := w.vault.Verify(t.Context(), s.Name)
+	result, err := w.repository.Verify(t.Context(), s.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if proof.Log.Messages < int64(n) || proof.Log.Rooms < 100 {
-		t.Errorf("%+v", proof)
+	if result.Log.Messages < int64(n) || result.Log.Rooms < 100 {
+		t.Errorf("%+v", result)
 	}
 	t.Logf("%d messages stored in %v; backup of %v (%d messages) in %v; %d segments of WAL; verified in %s: %d messages",
-		n, filled.Round(time.Second), Bytes(s.Size()), s.Log.Messages, s.Finished.Sub(s.Started).Round(time.Millisecond), proof.Segments, proof.Took, proof.Log.Messages)
+		n, filled.Round(time.Second), Bytes(s.Size()), s.Log.Messages, s.Finished.Sub(s.Started).Round(time.Millisecond), result.Segments, result.Took, result.Log.Messages)
 
 	// What was acked before the moment, by the clock of who published; and what
 	// was committed before it, by that of the server.
@@ -60,18 +60,18 @@ func TestAMillionMessages(t *testing.T) {
 		t.Errorf("%s messages were committed before the moment, and %s acked", committed, acked)
 	}
 	began = time.Now()
-	out, err := w.vault.Restore(t.Context(), RestoreRequest{To: to, Database: true, Replace: true})
+	out, err := w.repository.Restore(t.Context(), RestoreRequest{To: to, Database: true, Replace: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := w.pg.Query(ours); got != acked {
 		t.Errorf("the restore brought %s messages, want %s", got, acked)
 	}
-	t.Logf("restored to %s messages in %v, the database away for %v", acked, time.Since(began).Round(time.Millisecond), out.Down.Round(time.Millisecond))
+	t.Logf("restored to %s messages in %v, the database away for %v", acked, time.Since(began).Round(time.Millisecond), out.Downtime.Round(time.Millisecond))
 }
 
 // flood publishes n messages over HTTP, in batches over 100 rooms.
-func (w *world) flood(n int) {
+func (w *fixture) flood(n int) {
 	w.t.Helper()
 	const batch, workers = 256, 8
 	var left atomic.Int64
@@ -102,7 +102,7 @@ func (w *world) flood(n int) {
 	}
 }
 
-func (w *world) batch(hc *http.Client, worker, size int) error {
+func (w *fixture) batch(hc *http.Client, worker, size int) error {
 	type draft struct {
 		Room string `json:"room"`
 		Data string `json:"data"`

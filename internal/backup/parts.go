@@ -22,18 +22,18 @@ import (
 // have.
 var ErrNoService = errors.New("the stack has no such service")
 
-// redis takes a snapshot as a replica would get it: nothing is written where
+// redisSnapshot takes a snapshot as a replica would get it: nothing is written where
 // Redis runs.
-func (m *making) redis(ctx context.Context) error {
+func (m *builder) redisSnapshot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
-	err := m.write(redisFile, func(w io.Writer) error {
-		u := &unmarked{to: w}
-		return errors.Join(m.vault.Site.Run(ctx, Redis, Program{Args: []string{"redis-cli", "--rdb", "-"}, Stdout: u}), u.flush())
+	err := m.writeFile(redisFile, func(w io.Writer) error {
+		u := &eofMarkStripper{to: w}
+		return errors.Join(m.repository.Runner.Run(ctx, RedisService, Program{Args: []string{"redis-cli", "--rdb", "-"}, Stdout: u}), u.flush())
 	})
 	path := filepath.Join(m.dir, redisFile)
 	if errors.Is(err, ErrNoService) {
-		m.vault.Logger.Warn("the stack has no Redis: no snapshot of it")
+		m.repository.Logger.Warn("the stack has no Redis: no snapshot of it")
 		return os.Remove(path)
 	}
 	if err != nil {
@@ -42,39 +42,39 @@ func (m *making) redis(ctx context.Context) error {
 	return checkRDB(path)
 }
 
-// An unmarked leaves out the mark of 40 hex digits that ends a snapshot sent
+// An eofMarkStripper leaves out the mark of 40 hex digits that ends a snapshot sent
 // without its length, and that redis-cli can't take back from a pipe.
-type unmarked struct {
-	to   io.Writer
-	held []byte // the newest bytes, at most markSize
+type eofMarkStripper struct {
+	to      io.Writer
+	pending []byte // the newest bytes, at most eofMarkSize
 }
 
-const markSize = 40
+const eofMarkSize = 40
 
-func (u *unmarked) Write(b []byte) (int, error) {
-	u.held = append(u.held, b...)
-	if n := len(u.held) - markSize; n > 0 {
-		if _, err := u.to.Write(u.held[:n]); err != nil {
+func (u *eofMarkStripper) Write(b []byte) (int, error) {
+	u.pending = append(u.pending, b...)
+	if n := len(u.pending) - eofMarkSize; n > 0 {
+		if _, err := u.to.Write(u.pending[:n]); err != nil {
 			return 0, err
 		}
-		u.held = append(u.held[:0], u.held[n:]...)
+		u.pending = append(u.pending[:0], u.pending[n:]...)
 	}
 	return len(b), nil
 }
 
 // flush writes what is held, unless it is a mark. A snapshot's own last bytes
 // can't be one: the ninth from behind is 255.
-func (u *unmarked) flush() error {
-	if len(u.held) == markSize && len(bytes.Trim(u.held, "0123456789abcdef")) == 0 {
+func (u *eofMarkStripper) flush() error {
+	if len(u.pending) == eofMarkSize && len(bytes.Trim(u.pending, "0123456789abcdef")) == 0 {
 		return nil
 	}
-	_, err := u.to.Write(u.held)
+	_, err := u.to.Write(u.pending)
 	return err
 }
 
 // Redis sums a snapshot by CRC-64 with Jones' polynomial, reflected, without
 // the inversions that the standard library makes.
-var jones = crc64.MakeTable(0x95ac9329ac4bc9b5)
+var jonesTable = crc64.MakeTable(0x95ac9329ac4bc9b5)
 
 // checkRDB holds a snapshot of Redis against the sum at its end.
 func checkRDB(path string) error {
@@ -101,7 +101,7 @@ func checkRDB(path string) error {
 		if err != nil {
 			return fmt.Errorf("read the snapshot of Redis: %w", err)
 		}
-		sum = jones[byte(sum)^b] ^ sum>>8
+		sum = jonesTable[byte(sum)^b] ^ sum>>8
 	}
 	var want uint64
 	for shift := 0; shift < 64; shift += 8 {
@@ -119,21 +119,21 @@ func checkRDB(path string) error {
 
 // certificates packs what Let's Encrypt gave to Traefik. It can be asked for
 // again: a Traefik that is away does not keep a backup from being made.
-func (m *making) certificates(ctx context.Context) error {
+func (m *builder) certificates(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
-	err := m.write(acmeFile, func(w io.Writer) error {
-		return m.vault.Site.Run(ctx, Traefik, Program{Args: []string{"tar", "-cf", "-", "-C", acmeFolder, "."}, Stdout: w})
+	err := m.writeFile(acmeFile, func(w io.Writer) error {
+		return m.repository.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-cf", "-", "-C", acmeFolder, "."}, Stdout: w})
 	})
-	if err == nil || ctx.Err() != nil || isDisk(err) {
+	if err == nil || ctx.Err() != nil || isDiskError(err) {
 		return err
 	}
-	m.vault.Logger.Warn("the certificates of Let's Encrypt are not in this backup", "error", err)
+	m.repository.Logger.Warn("the certificates of Let's Encrypt are not in this backup", "error", err)
 	return os.Remove(filepath.Join(m.dir, acmeFile))
 }
 
-// isDisk says whether an error is one of this host's disk.
-func isDisk(err error) bool {
+// isDiskError says whether an error is one of this host's disk.
+func isDiskError(err error) bool {
 	var path *fs.PathError
 	return errors.As(err, &path)
 }
@@ -155,16 +155,16 @@ func checkTar(path string) error {
 }
 
 // configuration packs the files that the site names, under their full paths.
-func (m *making) configuration(ctx context.Context) error {
-	paths, err := m.vault.Site.Files(ctx)
+func (m *builder) configuration(ctx context.Context) error {
+	paths, err := m.repository.Runner.ConfigPaths(ctx)
 	if err != nil {
 		return err
 	}
-	return m.write(configFile, func(w io.Writer) error {
+	return m.writeFile(configFile, func(w io.Writer) error {
 		pack := gzip.NewWriter(w)
 		t := tar.NewWriter(pack)
 		for _, path := range paths {
-			if err := addTree(t, path, m.vault.Dir); err != nil {
+			if err := addTree(t, path, m.repository.Dir); err != nil {
 				return err
 			}
 		}
@@ -228,12 +228,12 @@ func addFile(t *tar.Writer, path, target string, info fs.FileInfo) error {
 	return err
 }
 
-const sqlLog = `SELECT (SELECT epoch FROM meta), (SELECT count(*) FROM rooms), (SELECT count(*) FROM messages),
+const sqlLogStats = `SELECT (SELECT epoch FROM meta), (SELECT count(*) FROM rooms), (SELECT count(*) FROM messages),
  (SELECT count(*) FROM message_ids), (SELECT to_char(max(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM messages)`
 
-// readLog counts what the log holds.
-func readLog(ctx context.Context, run func(context.Context, Program) error) (l Log, err error) {
-	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlLog)
+// readLogStats counts what the log holds.
+func readLogStats(ctx context.Context, run func(context.Context, Program) error) (l LogStats, err error) {
+	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlLogStats)
 	if err != nil {
 		return l, err
 	}

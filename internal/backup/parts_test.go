@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-func TestASnapshotIsFreedOfItsMark(t *testing.T) {
-	mark := strings.Repeat("0123456789abcdef", 3)[:markSize]
+func TestTheEOFMarkIsStrippedFromASnapshot(t *testing.T) {
+	mark := strings.Repeat("0123456789abcdef", 3)[:eofMarkSize]
 	for in, want := range map[string]string{
 		"REDIS" + mark: "REDIS", "REDIS\xff12345678": "REDIS\xff12345678", "": "", "short": "short",
 		mark + "x": mark + "x", mark: "",
 	} {
 		for _, chunk := range []int{1, 7, 100} {
 			var out bytes.Buffer
-			u := &unmarked{to: &out}
+			u := &eofMarkStripper{to: &out}
 			for rest := in; rest != ""; {
 				n := min(chunk, len(rest))
 				if _, err := u.Write([]byte(rest[:n])); err != nil {
@@ -32,7 +32,7 @@ func TestASnapshotIsFreedOfItsMark(t *testing.T) {
 	}
 }
 
-func TestASnapshotOfRedisIsHeldAgainstItsSum(t *testing.T) {
+func TestARedisSnapshotIsCheckedAgainstItsChecksum(t *testing.T) {
 	// As Redis 7.0 wrote it, with one key.
 	whole := []byte("REDIS0010\xfa\tredis-ver\x067.0.15\xff")
 	path := filepath.Join(t.TempDir(), redisFile)
@@ -56,7 +56,7 @@ func TestASnapshotOfRedisIsHeldAgainstItsSum(t *testing.T) {
 	}
 }
 
-func TestPositionsAndSegmentsAreNamedAsPostgreSQLDoes(t *testing.T) {
+func TestLSNsAndSegmentsAreNamedAsInPostgreSQL(t *testing.T) {
 	l, err := ParseLSN("16/B374D848")
 	if err != nil || l.String() != "16/B374D848" || uint64(l) != 0x16B374D848 {
 		t.Errorf("%v, %v", l, err)
@@ -83,7 +83,7 @@ func TestPositionsAndSegmentsAreNamedAsPostgreSQLDoes(t *testing.T) {
 
 // A recovery takes the younger timeline's segment where two have one, and none
 // of an older life after its fork.
-func TestTheWayOverTimelines(t *testing.T) {
+func TestASegmentChainFollowsTimelines(t *testing.T) {
 	const size = 1 << 20
 	files := func(names ...segment) map[segment]string {
 		m := map[segment]string{}
@@ -92,7 +92,7 @@ func TestTheWayOverTimelines(t *testing.T) {
 		}
 		return m
 	}
-	a := &archive{bytes: size, history: map[uint32][]fork{
+	a := &walArchive{segmentBytes: size, history: map[uint32][]fork{
 		2: {{1, LSN(3*size + 100)}}, 3: {{1, LSN(3*size + 100)}, {2, LSN(5 * size)}},
 	}}
 	for _, tt := range []struct {
@@ -124,13 +124,13 @@ func TestTheWayOverTimelines(t *testing.T) {
 	if _, err := a.chain(0, 7, 2); err == nil {
 		t.Error("a timeline that is no descendant was taken")
 	}
-	if a.latest(1) != 3 || a.latest(2) != 3 || a.latest(3) != 3 {
+	if a.latestTimeline(1) != 3 || a.latestTimeline(2) != 3 || a.latestTimeline(3) != 3 {
 		t.Error("the latest timeline is 3")
 	}
 }
 
 func TestMetricsOfAnEmptyFolder(t *testing.T) {
-	v := &Vault{Dir: t.TempDir()}
+	v := &Repository{Dir: t.TempDir()}
 	if err := v.WriteMetrics(); err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestMetricsOfAnEmptyFolder(t *testing.T) {
 	if err := v.WriteMetrics(); err == nil || !strings.Contains(err.Error(), "BACKUP_DIR: ") {
 		t.Errorf("a folder that is not there: %v", err)
 	}
-	if got := seconds(time.Unix(1, 5e8)); got != 1.5 {
+	if got := unixSeconds(time.Unix(1, 5e8)); got != 1.5 {
 		t.Error(got)
 	}
 }

@@ -16,8 +16,8 @@ type PromoteRequest struct {
 	StopPrimary bool
 }
 
-// A Promoted says what a promotion did, and what it cost.
-type Promoted struct {
+// A PromoteResult says what a promotion did, and what it cost.
+type PromoteResult struct {
 	// Service takes writes from now on; Former did.
 	Service, Former string
 	// Graceful says that the former primary was stopped in order, and that the
@@ -28,7 +28,7 @@ type Promoted struct {
 	// after that is lost, and declared by the new epoch.
 	ReplayedTo LSN
 	LastCommit time.Time
-	Log        Log
+	Log        LogStats
 	// Took is how long it took from the word to the first write.
 	Took time.Duration
 }
@@ -39,66 +39,66 @@ var ErrPrimaryAnswers = errors.New("it answers: promote-replica --stop-primary s
 
 // Promote makes the standby the primary. It may be run again after it was cut
 // short anywhere.
-func (v *Vault) Promote(ctx context.Context, q PromoteRequest) (*Promoted, error) {
+func (v *Repository) Promote(ctx context.Context, q PromoteRequest) (*PromoteResult, error) {
 	release, err := v.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	began := time.Now()
-	former, err := v.Board.Primary()
+	former, err := v.ServiceManager.Primary()
 	if err != nil {
 		return nil, err
 	}
-	p := &promotion{Promoted: &Promoted{Former: former, Service: otherOf(former)}}
+	p := &promotion{PromoteResult: &PromoteResult{Former: former, Service: otherPostgres(former)}}
 	// The record is made first: where it names one that still follows, a promotion
 	// was cut short behind it.
-	if s, err := v.standby(ctx, former); err == nil && s.recovering {
+	if s, err := v.standbyStatus(ctx, former); err == nil && s.recovering {
 		p.Former, p.Service = p.Service, p.Former
 		v.Logger.Info("going on with a promotion that was cut short", "service", p.Service)
 	}
-	if err := v.mayPromote(ctx, p, q); err != nil {
+	if err := v.checkPromotable(ctx, p, q); err != nil {
 		return nil, err
 	}
 	if err := v.fence(ctx, p); err != nil {
 		return nil, err
 	}
-	if err := v.promote(ctx, p); err != nil {
+	if err := v.promoteStandby(ctx, p); err != nil {
 		return nil, err
 	}
 	p.Took = time.Since(began)
-	run := at(v.Site, p.Service)
-	if p.Log, err = readLog(ctx, run); err != nil {
+	run := runOn(v.Runner, p.Service)
+	if p.Log, err = readLogStats(ctx, run); err != nil {
 		return nil, err
 	}
-	findings, err := examineRooms(ctx, run)
+	findings, err := checkRooms(ctx, run)
 	if err == nil && len(findings) > 0 {
-		err = &LogError{findings}
+		err = &LogIntegrityError{findings}
 	}
-	return p.Promoted, err
+	return p.PromoteResult, err
 }
 
 // A promotion is one under way.
 type promotion struct {
-	*Promoted
+	*PromoteResult
 	// answered says that the former primary did, before it was stopped.
-	answered bool
+	primaryAnswered bool
 }
 
 const sqlStandby = `SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn()::text, ''), coalesce(pg_last_wal_receive_lsn()::text, ''),
  coalesce(to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '')`
 
-type standby struct {
+type standbyStatus struct {
 	recovering bool
 	replayed   LSN
 	received   LSN
 	lastCommit time.Time
 }
 
-func (v *Vault) standby(ctx context.Context, service string) (s standby, err error) {
+func (v *Repository) standbyStatus(ctx context.Context, service string) (s standbyStatus, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	answer, err := output(ctx, at(v.Site, service), "psql", "-XAt", "-F", "\x1f", "-c", sqlStandby)
+	answer, err := output(ctx, runOn(v.Runner, service), "psql", "-XAt", "-F", "\x1f", "-c", sqlStandby)
 	if err != nil {
 		return s, err
 	}
@@ -123,9 +123,9 @@ func (v *Vault) standby(ctx context.Context, service string) (s standby, err err
 	return s, err
 }
 
-// mayPromote looks before anything is done.
-func (v *Vault) mayPromote(ctx context.Context, p *promotion, q PromoteRequest) error {
-	s, err := v.standby(ctx, p.Service)
+// checkPromotable looks before anything is done.
+func (v *Repository) checkPromotable(ctx context.Context, p *promotion, q PromoteRequest) error {
+	s, err := v.standbyStatus(ctx, p.Service)
 	if err != nil {
 		return fmt.Errorf("the standby %s can't be promoted: %w", p.Service, err)
 	}
@@ -133,7 +133,7 @@ func (v *Vault) mayPromote(ctx context.Context, p *promotion, q PromoteRequest) 
 		v.Logger.Info("the standby was promoted before: going on from there", "service", p.Service)
 		return nil
 	}
-	now, err := v.standby(ctx, p.Former)
+	now, err := v.standbyStatus(ctx, p.Former)
 	if err != nil {
 		return nil //nolint:nilerr // it is gone: that is what this is for
 	}
@@ -143,16 +143,16 @@ func (v *Vault) mayPromote(ctx context.Context, p *promotion, q PromoteRequest) 
 	if !q.StopPrimary {
 		return fmt.Errorf("%s: %w", p.Former, ErrPrimaryAnswers)
 	}
-	p.answered = true
+	p.primaryAnswered = true
 	return nil
 }
 
 // fence keeps the former primary from coming back by itself. One that was alive
 // sends the rest of its WAL before it ends.
-func (v *Vault) fence(ctx context.Context, p *promotion) error {
+func (v *Repository) fence(ctx context.Context, p *promotion) error {
 	var last LSN
-	if p.answered {
-		answer, err := output(ctx, at(v.Site, p.Former), "psql", "-XAtc", "SELECT pg_current_wal_flush_lsn()")
+	if p.primaryAnswered {
+		answer, err := output(ctx, runOn(v.Runner, p.Former), "psql", "-XAtc", "SELECT pg_current_wal_flush_lsn()")
 		if err != nil {
 			return err
 		}
@@ -161,19 +161,19 @@ func (v *Vault) fence(ctx context.Context, p *promotion) error {
 		}
 	}
 	v.Logger.Info("stopping", "services", p.Former)
-	if err := v.Board.Stop(ctx, p.Former); err != nil {
+	if err := v.ServiceManager.Stop(ctx, p.Former); err != nil {
 		return fmt.Errorf("nothing was promoted: %w", err)
 	}
-	if !p.answered {
-		return v.catchUp(ctx, p, last)
+	if !p.primaryAnswered {
+		return v.waitReplayed(ctx, p, last)
 	}
 	// It took writes until it was stopped: what it had in the end is known only now.
 	end, err := v.lastCheckpoint(ctx, p.Former)
 	if err != nil {
 		v.Logger.Warn("whether the former primary had sent all is not known", "service", p.Former, "error", err)
-		return v.catchUp(ctx, p, last)
+		return v.waitReplayed(ctx, p, last)
 	}
-	if err := v.catchUp(ctx, p, max(last, end+1)); err != nil { // behind its first byte: the record is replayed
+	if err := v.waitReplayed(ctx, p, max(last, end+1)); err != nil { // behind its first byte: the record is replayed
 		return err
 	}
 	p.Graceful = p.ReplayedTo > end
@@ -187,38 +187,38 @@ var (
 
 // lastCheckpoint returns where the checkpoint lies with which the primary on
 // record was shut down: no record comes after it.
-func (v *Vault) lastCheckpoint(ctx context.Context, service string) (lsn LSN, err error) {
+func (v *Repository) lastCheckpoint(ctx context.Context, service string) (lsn LSN, err error) {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
-	if primary, err := v.Board.Primary(); err != nil || primary != service {
+	if primary, err := v.ServiceManager.Primary(); err != nil || primary != service {
 		return 0, errors.Join(err, fmt.Errorf("%s is on record, whose disk is another one", primary))
 	}
-	bench, err := v.Site.Bench(ctx, false)
+	server, err := v.Runner.ScratchServer(ctx, false)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, bench.Close(context.WithoutCancel(ctx))) }()
-	said, err := output(ctx, bench.Run, "env", "LC_ALL=C", "pg_controldata", bench.Places().Live)
+	defer func() { err = errors.Join(err, server.Close(context.WithoutCancel(ctx))) }()
+	controlData, err := output(ctx, server.Run, "env", "LC_ALL=C", "pg_controldata", server.Paths().LiveData)
 	if err != nil {
 		return 0, err
 	}
-	m := checkpoint.FindStringSubmatch(said)
-	if m == nil || !shutDown.MatchString(said) {
+	m := checkpoint.FindStringSubmatch(controlData)
+	if m == nil || !shutDown.MatchString(controlData) {
 		return 0, errors.New("it was not shut down in order")
 	}
 	return ParseLSN(m[1])
 }
 
-// catchUpLimit bounds the replay of what the standby has received.
-const catchUpLimit = 5 * time.Minute
+// replayTimeout bounds the replay of what the standby has received.
+const replayTimeout = 5 * time.Minute
 
-// catchUp waits until the standby has replayed what it received, and at least
+// waitReplayed waits until the standby has replayed what it received, and at least
 // up to last.
-func (v *Vault) catchUp(ctx context.Context, p *promotion, last LSN) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, catchUpLimit, fmt.Errorf("%s did not replay what it received within %v", p.Service, catchUpLimit))
+func (v *Repository) waitReplayed(ctx context.Context, p *promotion, last LSN) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, fmt.Errorf("%s did not replay what it received within %v", p.Service, replayTimeout))
 	defer cancel()
 	for {
-		s, err := v.standby(ctx, p.Service)
+		s, err := v.standbyStatus(ctx, p.Service)
 		if err != nil {
 			return err
 		}
@@ -237,18 +237,18 @@ func (v *Vault) catchUp(ctx context.Context, p *promotion, last LSN) error {
 	}
 }
 
-// promote writes down who is the primary, and promotes it. In this order: a
+// promoteStandby writes down who is the primary, and promotes it. In this order: a
 // primary that is not on record would not start again.
-func (v *Vault) promote(ctx context.Context, p *promotion) error {
-	if err := v.Board.SetPrimary(p.Service); err != nil {
+func (v *Repository) promoteStandby(ctx context.Context, p *promotion) error {
+	if err := v.ServiceManager.SetPrimary(p.Service); err != nil {
 		return err
 	}
-	s, err := v.standby(ctx, p.Service)
+	s, err := v.standbyStatus(ctx, p.Service)
 	if err != nil || !s.recovering {
 		return err
 	}
 	v.Logger.Info("promoting", "service", p.Service, "replayed_to", s.replayed.String())
-	answer, err := output(ctx, at(v.Site, p.Service), "psql", "-XAtc", "SELECT pg_promote(true, 120)")
+	answer, err := output(ctx, runOn(v.Runner, p.Service), "psql", "-XAtc", "SELECT pg_promote(true, 120)")
 	if err != nil {
 		return err
 	}

@@ -26,43 +26,43 @@ type RestoreRequest struct {
 	Database, Redis, Configuration bool
 }
 
-// A Restored says what a restore brought.
-type Restored struct {
+// A RestoreResult says what a restore brought.
+type RestoreResult struct {
 	Set *Set
-	Log Log
+	Log LogStats
 	// LastCommit is when the last transaction was committed that is there.
 	LastCommit string
-	// Down is how long the database did not serve, if it did before.
-	Down time.Duration
+	// Downtime is how long the database did not serve, if it did before.
+	Downtime time.Duration
 	// Services are those that were started again.
 	Services []string
-	// Replaced is the archive with what the restored configuration replaced.
-	Replaced string
+	// ReplacedArchive is the archive with what the restored configuration replaced.
+	ReplacedArchive string
 	// Configuration are the files that differed and were written.
 	Configuration []string
 }
 
-// ErrLive refuses to restore over a database without the explicit word.
-var ErrLive = errors.New("there is a database already: restore --replace gives it up")
+// ErrDatabaseExists refuses to restore over a database without the explicit word.
+var ErrDatabaseExists = errors.New("there is a database already: restore --replace gives it up")
 
 // Restore brings a stack back. The database is rebuilt and examined beside the
 // data that are there, before any of these is touched; they give way by rename,
 // and come back when the restored server does not start.
-func (v *Vault) Restore(ctx context.Context, q RestoreRequest) (*Restored, error) {
+func (v *Repository) Restore(ctx context.Context, q RestoreRequest) (*RestoreResult, error) {
 	release, err := v.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	s, err := v.choose(q)
+	s, err := v.chooseSet(q)
 	if err != nil {
 		return nil, err
 	}
-	v.Logger.Info("restoring", "backup", s.Name, "to", describe(q.To))
+	v.Logger.Info("restoring", "backup", s.Name, "to", describeTime(q.To))
 	if err := s.checkFiles(ctx); err != nil {
 		return nil, fmt.Errorf("backup %s: %w", s.Name, err)
 	}
-	out := &Restored{Set: s}
+	out := &RestoreResult{Set: s}
 	if q.Configuration {
 		if err := v.restoreConfiguration(s, out); err != nil {
 			return nil, err
@@ -84,22 +84,22 @@ func (v *Vault) Restore(ctx context.Context, q RestoreRequest) (*Restored, error
 	return out, nil
 }
 
-func describe(to time.Time) string {
+func describeTime(to time.Time) string {
 	if to.IsZero() {
 		return "the end of the archive"
 	}
 	return to.UTC().Format(time.RFC3339Nano)
 }
 
-// choose returns the set to begin with.
-func (v *Vault) choose(q RestoreRequest) (*Set, error) {
+// chooseSet returns the set to begin with.
+func (v *Repository) chooseSet(q RestoreRequest) (*Set, error) {
 	if now := time.Now(); q.To.After(now) {
-		return nil, fmt.Errorf("--to %s lies in the future: it is %s now", describe(q.To), describe(now.Truncate(time.Second)))
+		return nil, fmt.Errorf("--to %s lies in the future: it is %s now", describeTime(q.To), describeTime(now.Truncate(time.Second)))
 	}
 	if q.Set != "" {
-		s, err := v.Set(q.Set)
+		s, err := v.FindSet(q.Set)
 		if err == nil && !q.To.IsZero() && q.To.Before(s.Consistent) {
-			return nil, fmt.Errorf("--to %s is before the backup %s was consistent, at %s: name an older one, or none", describe(q.To), s.Name, describe(s.Consistent))
+			return nil, fmt.Errorf("--to %s is before the backup %s was consistent, at %s: name an older one, or none", describeTime(q.To), s.Name, describeTime(s.Consistent))
 		}
 		return s, err
 	}
@@ -111,63 +111,63 @@ func (v *Vault) choose(q RestoreRequest) (*Set, error) {
 	}
 	switch {
 	case len(sets) > 0:
-		return nil, fmt.Errorf("--to %s is before the oldest backup, %s, was consistent, at %s: nothing before that can be brought back", describe(q.To), sets[0].Name, describe(sets[0].Consistent))
+		return nil, fmt.Errorf("--to %s is before the oldest backup, %s, was consistent, at %s: nothing before that can be brought back", describeTime(q.To), sets[0].Name, describeTime(sets[0].Consistent))
 	case len(damaged) > 0:
 		return nil, errors.Join(damaged...)
 	}
 	return nil, fmt.Errorf("there is no backup in %s", v.Dir)
 }
 
-func (v *Vault) restoreDatabase(ctx context.Context, s *Set, q RestoreRequest, out *Restored) error {
+func (v *Repository) restoreDatabase(ctx context.Context, s *Set, q RestoreRequest, out *RestoreResult) error {
 	ctx, cancel := context.WithTimeout(ctx, longLimit)
 	defer cancel()
-	services, err := v.Board.Services(ctx)
+	services, err := v.ServiceManager.Services(ctx)
 	if err != nil {
 		return err
 	}
-	primary, err := v.Board.Primary()
+	primary, err := v.ServiceManager.Primary()
 	if err != nil {
 		return err
 	}
-	r, err := v.rebuild(ctx, s, false)
+	r, err := v.newRestoredServer(ctx, s, false)
 	if err != nil {
 		return err
 	}
 	r.primary = primary
-	err = r.takeOver(ctx, q, services, out)
+	err = r.replaceDatabase(ctx, q, services, out)
 	return errors.Join(err, r.close())
 }
 
-// takeOver rebuilds the database beside the one that is there, and puts it into
+// replaceDatabase rebuilds the database beside the one that is there, and puts it into
 // its place.
-func (r *rebuilt) takeOver(ctx context.Context, q RestoreRequest, services map[string]bool, out *Restored) error {
-	there, unfinished, err := r.lookAtLive(ctx)
+func (r *restoredServer) replaceDatabase(ctx context.Context, q RestoreRequest, services map[string]bool, out *RestoreResult) error {
+	exists, unfinished, err := r.inspectLive(ctx)
 	if err != nil {
 		return err
 	}
-	request := identity(q, r.set)
+	request := restoreID(q, r.set)
 	if unfinished != "" && unfinished != request {
 		return fmt.Errorf("restore %s was cut short while the data changed places: run that one again before another one", unfinished)
 	}
-	if (there || services[r.primary]) && !q.Replace && unfinished == "" {
+	if (exists || services[r.primary]) && !q.Replace && unfinished == "" {
 		state := "stopped"
 		if services[r.primary] {
 			state = "running"
 		}
-		return fmt.Errorf("%s (%s, in %s): %w", r.primary, state, r.places.Live, ErrLive)
+		return fmt.Errorf("%s (%s, in %s): %w", r.primary, state, r.paths.LiveData, ErrDatabaseExists)
 	}
 	if unfinished == "" {
 		if err := r.build(ctx, target{to: q.To, timeline: q.Timeline}, out); err != nil {
 			return err
 		}
 	} else {
-		r.vault.Logger.Warn("going on with a restore that was cut short while it changed the data's places", "restore", unfinished)
+		r.repository.Logger.Warn("going on with a restore that was cut short while it changed the data's places", "restore", unfinished)
 	}
 	return r.switchOver(ctx, request, unfinished == "", services, out)
 }
 
-// identity says which restore this is, as it is asked for on a command line.
-func identity(q RestoreRequest, s *Set) string {
+// restoreID says which restore this is, as it is asked for on a command line.
+func restoreID(q RestoreRequest, s *Set) string {
 	to := "latest"
 	if !q.To.IsZero() {
 		to = q.To.UTC().Format(time.RFC3339Nano)
@@ -179,11 +179,11 @@ func identity(q RestoreRequest, s *Set) string {
 	return id
 }
 
-// lookScript says what there is in the live data's place. Only a restore that
+// inspectLiveScript says what there is in the live data's place. Only a restore that
 // has taken away what was there, has written down which one it is, and has not
 // put its own data there yet can go on; anything else that lies in
 // .before-restore is left over, until the next restore is sure of its own data.
-const lookScript = `cd "${0%/*}" && rm -rf .replaced || exit
+const inspectLiveScript = `cd "${0%/*}" && rm -rf .replaced || exit
 if [ -e .before-restore ] && [ ! -e "$0/PG_VERSION" ]; then
   if [ -s .restore-request ] && [ -e .restore/data/PG_VERSION ]; then echo "unfinished $(cat .restore-request)"; exit; fi
   # There is nothing to go on with: what was there comes back.
@@ -193,10 +193,10 @@ fi
 rm -f .restore-request
 if [ -e "$0/PG_VERSION" ]; then echo there; fi`
 
-// lookAtLive says whether the primary has a database, and which restore, if
+// inspectLive says whether the primary has a database, and which restore, if
 // any, was cut short in its last step.
-func (r *rebuilt) lookAtLive(ctx context.Context) (there bool, unfinished string, err error) {
-	answer, err := output(ctx, r.bench.Run, "sh", "-c", lookScript, r.places.Live)
+func (r *restoredServer) inspectLive(ctx context.Context) (exists bool, unfinished string, err error) {
+	answer, err := output(ctx, r.scratch.Run, "sh", "-c", inspectLiveScript, r.paths.LiveData)
 	unfinished, _ = strings.CutPrefix(answer, "unfinished ")
 	if unfinished == answer {
 		unfinished = ""
@@ -205,7 +205,7 @@ func (r *rebuilt) lookAtLive(ctx context.Context) (there bool, unfinished string
 }
 
 // build makes the database on the bench and examines it.
-func (r *rebuilt) build(ctx context.Context, t target, out *Restored) error {
+func (r *restoredServer) build(ctx context.Context, t target, out *RestoreResult) error {
 	if t.to.IsZero() {
 		// All is asked for: a file that is damaged is told before any work.
 		c, err := r.chain(t)
@@ -213,28 +213,28 @@ func (r *rebuilt) build(ctx context.Context, t target, out *Restored) error {
 			return err
 		}
 		if c.missing != "" {
-			return r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.after))
+			return r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.laterSegments))
 		}
 		for _, s := range c.segments {
-			if err := r.archive.check(s, r.set.SystemID); err != nil {
+			if err := r.archive.checkSegment(s, r.set.SystemID); err != nil {
 				return err
 			}
 		}
 	}
-	if _, err := output(ctx, r.bench.Run, "sh", "-c", `rm -rf "$0" "$1" && mkdir "$1"`, r.data(), r.places.staging()); err != nil {
+	if _, err := output(ctx, r.scratch.Run, "sh", "-c", `rm -rf "$0" "$1" && mkdir "$1"`, r.dataDir(), r.paths.stagingDir()); err != nil {
 		return err
 	}
-	if err := r.unpack(ctx); err != nil {
+	if err := r.unpackBase(ctx); err != nil {
 		return err
 	}
-	if err := r.recover(ctx, t); err != nil {
+	if err := r.startRecovery(ctx, t); err != nil {
 		return err
 	}
-	p, err := r.replayed(ctx, t)
+	p, err := r.checkReplay(ctx, t)
 	if err != nil {
 		return err
 	}
-	if out.Log, err = r.examine(ctx); err != nil {
+	if out.Log, err = r.checkLog(ctx); err != nil {
 		return err
 	}
 	out.LastCommit = p.lastCommit
@@ -261,27 +261,27 @@ if [ "$2" = fresh ]; then
   if [ -e "$0" ]; then mv "$0" .before-restore; else mkdir .before-restore; fi
 fi
 if [ -e "$0" ]; then echo "$0 is there again" >&2; exit 1; fi
-` + publishScript + `
+` + archiveStagedScript + `
 mv .restore/data "$0"
 sync`
 
-// swapBackScript undoes it.
-const swapBackScript = `set -e
+// undoSwapScript undoes it.
+const undoSwapScript = `set -e
 cd "${0%/*}"
-` + withdrawScript + `
+` + removeTimelineScript + `
 rm -rf .restore/data
 mv "$0" .restore/data
 rmdir .before-restore 2>/dev/null || mv .before-restore "$0"
 rm -f .restore-request
 sync`
 
-// forgetScript removes what was there before. The first step is the one that
+// removeOldDataScript removes what was there before. The first step is the one that
 // counts: from then on the restore is no unfinished one.
-const forgetScript = `cd "${0%/*}" && rm -f .restore-request && mv .before-restore .replaced && sync && rm -rf .replaced`
+const removeOldDataScript = `cd "${0%/*}" && rm -f .restore-request && mv .before-restore .replaced && sync && rm -rf .replaced`
 
-// clearScript ends what runs on a bench beside live data, and removes its folder
+// cleanUpScript ends what runs on a bench beside live data, and removes its folder
 // but where a restore needs it to go on.
-const clearScript = `pg_ctl stop -s -m immediate -D "$0/data" 2>/dev/null
+const cleanUpScript = `pg_ctl stop -s -m immediate -D "$0/data" 2>/dev/null
 cd "${0%/*}" || exit
 if [ -s .restore-request ] && [ -e .before-restore ] && [ -e "$0/data/PG_VERSION" ]; then exit 0; fi
 rm -rf "$0" "$1"`
@@ -289,8 +289,8 @@ rm -rf "$0" "$1"`
 // switchOver stops what uses the database, puts the restored one into its
 // place, and starts what ran before. A replica follows the old life of the
 // database, and stays stopped.
-func (r *rebuilt) switchOver(ctx context.Context, request string, fresh bool, services map[string]bool, out *Restored) error {
-	board, logger := r.vault.Board, r.vault.Logger
+func (r *restoredServer) switchOver(ctx context.Context, request string, fresh bool, services map[string]bool, out *RestoreResult) error {
+	manager, logger := r.repository.ServiceManager, r.repository.Logger
 	var apps, stop []string
 	for _, name := range sortedKeys(services) {
 		if strings.HasPrefix(name, "app_") && services[name] {
@@ -298,7 +298,7 @@ func (r *rebuilt) switchOver(ctx context.Context, request string, fresh bool, se
 		}
 	}
 	stop = append(stop, apps...)
-	for _, name := range []string{Primary, Replica} {
+	for _, name := range []string{PostgresService, PostgresReplicaService} {
 		if services[name] {
 			stop = append(stop, name)
 		}
@@ -306,7 +306,7 @@ func (r *rebuilt) switchOver(ctx context.Context, request string, fresh bool, se
 	began := time.Now()
 	if len(stop) > 0 {
 		logger.Info("stopping", "services", strings.Join(stop, " "))
-		if err := board.Stop(ctx, stop...); err != nil {
+		if err := manager.Stop(ctx, stop...); err != nil {
 			return err
 		}
 	}
@@ -314,33 +314,33 @@ func (r *rebuilt) switchOver(ctx context.Context, request string, fresh bool, se
 	if fresh {
 		mode = "fresh"
 	}
-	if _, err := output(ctx, r.bench.Run, "sh", "-c", swapScript, r.places.Live, request, mode, r.places.Archive, r.places.staging()); err != nil {
+	if _, err := output(ctx, r.scratch.Run, "sh", "-c", swapScript, r.paths.LiveData, request, mode, r.paths.Archive, r.paths.stagingDir()); err != nil {
 		return fmt.Errorf("put the restored data into their place; run the same restore again to go on: %w", err)
 	}
 	logger.Info("starting", "services", r.primary)
 	if err := r.startPrimary(ctx, out); err != nil {
-		_ = board.Stop(ctx, r.primary)
-		_, back := output(ctx, r.bench.Run, "sh", "-c", swapBackScript, r.places.Live, r.places.Archive)
-		if back == nil && services[r.primary] {
-			back = board.Start(ctx, append([]string{r.primary}, apps...)...)
+		_ = manager.Stop(ctx, r.primary)
+		_, undoErr := output(ctx, r.scratch.Run, "sh", "-c", undoSwapScript, r.paths.LiveData, r.paths.Archive)
+		if undoErr == nil && services[r.primary] {
+			undoErr = manager.Start(ctx, append([]string{r.primary}, apps...)...)
 		}
-		if back != nil {
-			return fmt.Errorf("the restored server does not start: %w; what was there before is beside %s, in .before-restore: %w", err, r.places.Live, back)
+		if undoErr != nil {
+			return fmt.Errorf("the restored server does not start: %w; what was there before is beside %s, in .before-restore: %w", err, r.paths.LiveData, undoErr)
 		}
 		return fmt.Errorf("the restored server does not start, and what was there before is back: %w", err)
 	}
-	out.Down = time.Since(began)
-	if _, err := output(ctx, r.bench.Run, "sh", "-c", forgetScript, r.places.Live); err != nil {
+	out.Downtime = time.Since(began)
+	if _, err := output(ctx, r.scratch.Run, "sh", "-c", removeOldDataScript, r.paths.LiveData); err != nil {
 		logger.Warn("what was there before the restore could not be removed", "error", err)
 	}
 	out.Services = append([]string{r.primary}, apps...)
 	if len(apps) > 0 {
 		logger.Info("starting", "services", strings.Join(apps, " "))
-		if err := board.Start(ctx, apps...); err != nil {
+		if err := manager.Start(ctx, apps...); err != nil {
 			return fmt.Errorf("the database is restored; the service does not start: %w", err)
 		}
 	}
-	if other := otherOf(r.primary); services[other] {
+	if other := otherPostgres(r.primary); services[other] {
 		logger.Warn("the standby follows the database that was replaced, and stays stopped: remove its volume and start it", "service", other)
 	}
 	return nil
@@ -348,28 +348,28 @@ func (r *rebuilt) switchOver(ctx context.Context, request string, fresh bool, se
 
 // startPrimary starts the restored server as what it is from now on, and looks
 // at it once more.
-func (r *rebuilt) startPrimary(ctx context.Context, out *Restored) error {
-	if err := r.vault.Board.Start(ctx, r.primary); err != nil {
+func (r *restoredServer) startPrimary(ctx context.Context, out *RestoreResult) error {
+	if err := r.repository.ServiceManager.Start(ctx, r.primary); err != nil {
 		return err
 	}
-	run := at(r.vault.Site, r.primary)
-	findings, err := examineRooms(ctx, run)
+	run := runOn(r.repository.Runner, r.primary)
+	findings, err := checkRooms(ctx, run)
 	if err != nil {
 		return err
 	}
 	if len(findings) > 0 {
-		return &LogError{findings}
+		return &LogIntegrityError{findings}
 	}
-	out.Log, err = readLog(ctx, run)
+	out.Log, err = readLogStats(ctx, run)
 	return err
 }
 
-// otherOf returns the other PostgreSQL of the stack.
-func otherOf(service string) string {
-	if service == Primary {
-		return Replica
+// otherPostgres returns the other PostgreSQL of the stack.
+func otherPostgres(service string) string {
+	if service == PostgresService {
+		return PostgresReplicaService
 	}
-	return Primary
+	return PostgresService
 }
 
 // path returns the path of one of a set's files.

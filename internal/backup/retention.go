@@ -10,33 +10,33 @@ import (
 	"time"
 )
 
-// retain removes sets beyond Keep, oldest first, and the WAL that none of the
+// applyRetention removes sets beyond Keep, oldest first, and the WAL that none of the
 // others needs. The newest set that was verified stays, however old: what comes
 // after it has proved nothing yet.
-func (v *Vault) retain() error {
+func (v *Repository) applyRetention() error {
 	sets, damaged := v.Sets()
 	if len(damaged) > 0 {
 		return fmt.Errorf("nothing is removed while a backup can't be read: %w", errors.Join(damaged...))
 	}
 	keep := max(v.Keep, 1)
-	proved := -1
+	verified := -1
 	for i, s := range sets {
-		if s.Proof != nil {
-			proved = i
+		if s.VerifyResult != nil {
+			verified = i
 		}
 	}
 	var kept []*Set
 	for i, s := range sets {
-		if i >= len(sets)-keep || i == proved {
+		if i >= len(sets)-keep || i == verified {
 			kept = append(kept, s)
 			continue
 		}
 		// The name goes first, so that a removal cut short leaves no half set.
-		gone := filepath.Join(filepath.Dir(s.Dir), partialPrefix+s.Name)
-		if err := os.Rename(s.Dir, gone); err != nil {
+		partial := filepath.Join(filepath.Dir(s.Dir), partialPrefix+s.Name)
+		if err := os.Rename(s.Dir, partial); err != nil {
 			return fmt.Errorf("remove the backup %s: %w", s.Name, err)
 		}
-		if err := os.RemoveAll(gone); err != nil {
+		if err := os.RemoveAll(partial); err != nil {
 			return fmt.Errorf("remove the backup %s: %w", s.Name, err)
 		}
 		v.Logger.Info("old backup removed", "name", s.Name)
@@ -46,7 +46,7 @@ func (v *Vault) retain() error {
 
 // trimArchive removes the segments before the oldest start. Histories stay:
 // they are small, and say how timelines hang together.
-func (v *Vault) trimArchive(kept []*Set) error {
+func (v *Repository) trimArchive(kept []*Set) error {
 	if len(kept) == 0 {
 		return nil
 	}
@@ -77,8 +77,8 @@ func (v *Vault) trimArchive(kept []*Set) error {
 	return nil
 }
 
-// A State is what list, check and the metrics tell.
-type State struct {
+// A Status is what list, check and the metrics tell.
+type Status struct {
 	Sets    []*Set
 	Damaged []error
 	// Segments, WALSize and NewestWAL are those of the archive.
@@ -87,30 +87,30 @@ type State struct {
 	NewestWAL time.Time
 }
 
-// LastProof returns the newest proof and the set that it speaks of.
-func (s *State) LastProof() (set *Set, proof *Proof) {
+// LastVerified returns the newest proof and the set that it speaks of.
+func (s *Status) LastVerified() (set *Set, result *VerifyResult) {
 	for _, one := range s.Sets {
-		if one.Proof != nil && (proof == nil || one.Proof.Verified.After(proof.Verified)) {
-			set, proof = one, one.Proof
+		if one.VerifyResult != nil && (result == nil || one.VerifyResult.Verified.After(result.Verified)) {
+			set, result = one, one.VerifyResult
 		}
 	}
-	return set, proof
+	return set, result
 }
 
 // Newest returns the newest set; nil without any.
-func (s *State) Newest() *Set {
+func (s *Status) Newest() *Set {
 	if len(s.Sets) == 0 {
 		return nil
 	}
 	return s.Sets[len(s.Sets)-1]
 }
 
-// State looks at the folder; no program is run.
-func (v *Vault) State() (*State, error) {
+// Status looks at the folder; no program is run.
+func (v *Repository) Status() (*Status, error) {
 	if _, err := os.Stat(v.Dir); err != nil {
 		return nil, fmt.Errorf("BACKUP_DIR: %w", err)
 	}
-	s := new(State)
+	s := new(Status)
 	s.Sets, s.Damaged = v.Sets()
 	const anySize = 16 << 20 // PostgreSQL's default, until a set tells
 	size := int64(anySize)
@@ -130,10 +130,10 @@ func (v *Vault) State() (*State, error) {
 
 // WriteMetrics writes what a State tells for node_exporter's textfile
 // collector: metrics/switchyard_backup.prom, whole or not at all.
-func (v *Vault) WriteMetrics() error { return v.writeMetrics() }
+func (v *Repository) WriteMetrics() error { return v.writeMetrics() }
 
-func (v *Vault) writeMetrics() error {
-	s, err := v.State()
+func (v *Repository) writeMetrics() error {
+	s, err := v.Status()
 	if err != nil {
 		return err
 	}
@@ -141,16 +141,16 @@ func (v *Vault) writeMetrics() error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write the metrics: %w", err)
 	}
-	return writeWhole(filepath.Join(dir, "switchyard_backup.prom"), []byte(s.metrics()), 0o644)
+	return writeFileAtomic(filepath.Join(dir, "switchyard_backup.prom"), []byte(s.metrics()), 0o644)
 }
 
-func (s *State) metrics() string {
+func (s *Status) metrics() string {
 	var success, verified, size, setBytes float64
 	if n := s.Newest(); n != nil {
-		success, setBytes = seconds(n.Finished), float64(n.Size())
+		success, setBytes = unixSeconds(n.Finished), float64(n.Size())
 	}
-	if _, p := s.LastProof(); p != nil {
-		verified = seconds(p.Verified)
+	if _, p := s.LastVerified(); p != nil {
+		verified = unixSeconds(p.Verified)
 	}
 	for _, one := range s.Sets {
 		size += float64(one.Size())
@@ -167,7 +167,7 @@ func (s *State) metrics() string {
 		{"damaged_sets", "Folders of backups that can't be read.", float64(len(s.Damaged))},
 		{"wal_segments", "Segments in the WAL archive.", float64(s.Segments)},
 		{"wal_size_bytes", "Size of the WAL archive.", float64(s.WALSize)},
-		{"wal_newest_timestamp_seconds", "When the newest segment came into the WAL archive; 0 without any.", seconds(s.NewestWAL)},
+		{"wal_newest_timestamp_seconds", "When the newest segment came into the WAL archive; 0 without any.", unixSeconds(s.NewestWAL)},
 	}
 	var b strings.Builder
 	for _, r := range rows {
@@ -177,7 +177,7 @@ func (s *State) metrics() string {
 	return b.String()
 }
 
-func seconds(t time.Time) float64 {
+func unixSeconds(t time.Time) float64 {
 	if t.IsZero() {
 		return 0
 	}

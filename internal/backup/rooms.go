@@ -18,7 +18,7 @@ const maxFindings = 5
 
 // Each room holds exactly the messages first to head; each message has a room;
 // an id names a seq that the room has given. A line a finding.
-const sqlExamine = `
+const sqlCheckRooms = `
 WITH held AS (SELECT room_id, count(*) AS n, min(seq) AS low, max(seq) AS high FROM messages GROUP BY room_id)
 SELECT 'room ' || name || ' says ' || first || ' to ' || head || ' and holds ' || coalesce(n, 0) || ' messages, ' || coalesce(low, 0) || ' to ' || coalesce(high, 0)
   FROM rooms LEFT JOIN held ON room_id = id
@@ -31,22 +31,22 @@ SELECT 'room ' || name || ' remembers the id ' || i.id || ' for seq ' || seq || 
   FROM message_ids i JOIN rooms r ON r.id = room_id WHERE seq > head
 LIMIT 6`
 
-// errEnough ends a list that nobody reads on.
-var errEnough = errors.New("enough was found")
+// errTooManyFindings ends a list that nobody reads on.
+var errTooManyFindings = errors.New("enough was found")
 
-// examineRooms holds rooms, messages and ids against each other.
-func examineRooms(ctx context.Context, run func(context.Context, Program) error) ([]string, error) {
-	answer, err := output(ctx, run, "psql", "-XAt", "-v", "ON_ERROR_STOP=1", "-c", sqlExamine)
+// checkRooms holds rooms, messages and ids against each other.
+func checkRooms(ctx context.Context, run func(context.Context, Program) error) ([]string, error) {
+	answer, err := output(ctx, run, "psql", "-XAt", "-v", "ON_ERROR_STOP=1", "-c", sqlCheckRooms)
 	if err != nil || answer == "" {
 		return nil, err
 	}
 	return strings.Split(answer, "\n"), nil
 }
 
-// compare holds the restored rooms against those that were there when the
+// compareRooms holds the restored rooms against those that were there when the
 // backup began: each must be there, with a head at least as high. In another
 // epoch, begun since, heads may be lower.
-func (r *rebuilt) compare(ctx context.Context, now Log) (findings []string, err error) {
+func (r *restoredServer) compareRooms(ctx context.Context, now LogStats) (findings []string, err error) {
 	if now.Epoch != r.set.Log.Epoch {
 		return nil, nil
 	}
@@ -62,12 +62,12 @@ func (r *rebuilt) compare(ctx context.Context, now Log) (findings []string, err 
 	out, in := io.Pipe()
 	compared := make(chan error, 1)
 	go func() {
-		found, err := compareHeads(old, out)
+		found, err := compareRoomHeads(old, out)
 		findings = found
-		_ = out.CloseWithError(errors.Join(err, errEnough))
+		_ = out.CloseWithError(errors.Join(err, errTooManyFindings))
 		compared <- err
 	}()
-	err = r.run(ctx, Program{Args: []string{"psql", "-Xqc", sqlHeads}, Stdout: in})
+	err = r.run(ctx, Program{Args: []string{"psql", "-Xqc", sqlRoomHeads}, Stdout: in})
 	_ = in.CloseWithError(err)
 	if cause := <-compared; cause != nil {
 		return nil, cause
@@ -78,31 +78,31 @@ func (r *rebuilt) compare(ctx context.Context, now Log) (findings []string, err 
 	return findings, err
 }
 
-// compareHeads walks two lists of rooms, each in the order of names, beside
+// compareRoomHeads walks two lists of rooms, each in the order of names, beside
 // each other.
-func compareHeads(old, now io.Reader) (findings []string, err error) {
-	was, is := bufio.NewScanner(old), bufio.NewScanner(now)
-	more := is.Scan()
-	for was.Scan() && len(findings) < maxFindings {
-		name, head, err := parseHead(was.Text())
+func compareRoomHeads(old, now io.Reader) (findings []string, err error) {
+	oldLines, newLines := bufio.NewScanner(old), bufio.NewScanner(now)
+	more := newLines.Scan()
+	for oldLines.Scan() && len(findings) < maxFindings {
+		name, head, err := parseRoomHead(oldLines.Text())
 		if err != nil {
 			return nil, err
 		}
 		for more {
-			other, _, err := parseHead(is.Text())
+			other, _, err := parseRoomHead(newLines.Text())
 			if err != nil {
 				return nil, err
 			}
 			if other >= name {
 				break
 			}
-			more = is.Scan()
+			more = newLines.Scan()
 		}
 		if !more {
 			findings = append(findings, "room "+name+" is missing")
 			continue
 		}
-		other, restored, err := parseHead(is.Text())
+		other, restored, err := parseRoomHead(newLines.Text())
 		switch {
 		case err != nil:
 			return nil, err
@@ -113,14 +113,14 @@ func compareHeads(old, now io.Reader) (findings []string, err error) {
 		}
 	}
 	if len(findings) < maxFindings {
-		for more = more && is.Scan(); more; more = is.Scan() { // let psql end
+		for more = more && newLines.Scan(); more; more = newLines.Scan() { // let psql end
 		}
 	}
-	return findings, errors.Join(was.Err(), is.Err())
+	return findings, errors.Join(oldLines.Err(), newLines.Err())
 }
 
-// parseHead reads a line of sqlHeads. Names of rooms need no unescaping.
-func parseHead(line string) (name string, head int64, err error) {
+// parseRoomHead reads a line of sqlRoomHeads. Names of rooms need no unescaping.
+func parseRoomHead(line string) (name string, head int64, err error) {
 	f := strings.Split(line, "\t")
 	if len(f) != 3 {
 		return "", 0, fmt.Errorf("%q is no line of a list of rooms", line)

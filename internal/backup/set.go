@@ -16,14 +16,14 @@ import (
 // The files of a set. A set is whole once manifest.json is there; it is written
 // last, and the folder gets its name only then.
 const (
-	baseFile     = "base.tar.gz"
-	dumpFile     = "dump.pgc"
-	redisFile    = "redis.rdb"
-	configFile   = "configuration.tar.gz"
-	acmeFile     = "certificates.tar"
-	headsFile    = "rooms.tsv.gz"
-	manifestFile = "manifest.json"
-	proofFile    = "proof.json"
+	baseFile         = "base.tar.gz"
+	dumpFile         = "dump.pgc"
+	redisFile        = "redis.rdb"
+	configFile       = "configuration.tar.gz"
+	acmeFile         = "certificates.tar"
+	headsFile        = "rooms.tsv.gz"
+	manifestFile     = "manifest.json"
+	verifyResultFile = "proof.json"
 
 	setsFolder    = "sets"
 	walFolder     = "wal"
@@ -60,12 +60,12 @@ type Manifest struct {
 	Consistent time.Time `json:"consistent"`
 
 	// At the start of the backup.
-	Log   Log    `json:"log"`
-	Files []File `json:"files"`
+	Log   LogStats `json:"log"`
+	Files []File   `json:"files"`
 }
 
-// A Log is what the tables of the log hold.
-type Log struct {
+// A LogStats is what the tables of the log hold.
+type LogStats struct {
 	Epoch    string `json:"epoch"`
 	Rooms    int64  `json:"rooms"`
 	Messages int64  `json:"messages"`
@@ -74,12 +74,12 @@ type Log struct {
 	Newest time.Time `json:"newest"`
 }
 
-// A Proof is what verify found out about a set.
-type Proof struct {
+// A VerifyResult is what verify found out about a set.
+type VerifyResult struct {
 	Verified time.Time `json:"verified"`
 	Took     string    `json:"took"`
 	// Log is what the scratch server held after the whole archive was replayed.
-	Log Log `json:"log"`
+	Log LogStats `json:"log"`
 	// ReplayedTo is where the archive ended, and LastCommit when its last
 	// transaction was committed.
 	ReplayedTo LSN    `json:"replayed_to"`
@@ -92,8 +92,8 @@ type Set struct {
 	Manifest
 	// Dir is the folder of the set.
 	Dir string
-	// Proof is that of the last verify that passed; nil without any.
-	Proof *Proof
+	// VerifyResult is that of the last verify that passed; nil without any.
+	VerifyResult *VerifyResult
 }
 
 // Size returns the bytes of all files.
@@ -126,10 +126,10 @@ func readSet(dir string) (*Set, error) {
 	if s.Name != filepath.Base(dir) || s.SegmentBytes < 1<<20 || s.Consistent.IsZero() {
 		return nil, fmt.Errorf("%s is not the manifest of this backup", filepath.Join(dir, manifestFile))
 	}
-	proof := new(Proof)
-	switch err := readJSON(filepath.Join(dir, proofFile), proof); {
+	result := new(VerifyResult)
+	switch err := readJSON(filepath.Join(dir, verifyResultFile), result); {
 	case err == nil:
-		s.Proof = proof
+		s.VerifyResult = result
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
@@ -153,11 +153,11 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return writeWhole(path, append(b, '\n'), 0o600)
+	return writeFileAtomic(path, append(b, '\n'), 0o600)
 }
 
-// writeWhole replaces a file by way of another one beside it, flushed first.
-func writeWhole(path string, b []byte, mode fs.FileMode) error {
+// writeFileAtomic replaces a file by way of another one beside it, flushed first.
+func writeFileAtomic(path string, b []byte, mode fs.FileMode) error {
 	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
 	if err != nil {
@@ -186,7 +186,7 @@ func syncFolder(dir string) error {
 
 // Sets returns the whole sets, oldest first, and an error for each folder that
 // is none.
-func (v *Vault) Sets() (sets []*Set, damaged []error) {
+func (v *Repository) Sets() (sets []*Set, damaged []error) {
 	entries, err := os.ReadDir(filepath.Join(v.Dir, setsFolder))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -209,8 +209,8 @@ func (v *Vault) Sets() (sets []*Set, damaged []error) {
 	return sets, damaged
 }
 
-// Set returns the set of this name; an empty name means the newest.
-func (v *Vault) Set(name string) (*Set, error) {
+// FindSet returns the set of this name; an empty name means the newest.
+func (v *Repository) FindSet(name string) (*Set, error) {
 	sets, damaged := v.Sets()
 	if name == "" && len(sets) > 0 {
 		return sets[len(sets)-1], nil

@@ -11,7 +11,7 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-const shipped = "../../deploy/compose/"
+const shippedDir = "../../deploy/compose/"
 
 // The archive_command as shipped: whole, once, and never over what is there.
 func TestTheShippedArchiveCommand(t *testing.T) {
@@ -22,7 +22,7 @@ func TestTheShippedArchiveCommand(t *testing.T) {
 		if err := os.WriteFile(from, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(t.Context(), "sh", shipped+"postgres/archive", from, name)
+		cmd := exec.CommandContext(t.Context(), "sh", shippedDir+"postgres/archive", from, name)
 		cmd.Env = append(cmd.Environ(), "WAL_ARCHIVE="+dir)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
@@ -55,8 +55,8 @@ func TestTheShippedArchiveCommand(t *testing.T) {
 }
 
 // What this package takes for granted of the compose file stands there.
-func TestTheShippedStackIsTheOneThatIsBackedUp(t *testing.T) {
-	text, err := os.ReadFile(shipped + DefaultFile)
+func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
+	text, err := os.ReadFile(shippedDir + DefaultFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestTheShippedStackIsTheOneThatIsBackedUp(t *testing.T) {
 	if file.Name != "switchyard" {
 		t.Errorf("the stack is called %q; --project says switchyard", file.Name)
 	}
-	for _, name := range []string{Primary, Replica} {
+	for _, name := range []string{PostgresService, PostgresReplicaService} {
 		s := file.Services[name]
 		volumes := strings.Join(s.Volumes, " ")
 		if s.User != "70:70" || s.Environment["PGDATA"] != dataMount+"/pgdata" ||
@@ -83,14 +83,14 @@ func TestTheShippedStackIsTheOneThatIsBackedUp(t *testing.T) {
 			t.Errorf("%s: %+v", name, s)
 		}
 	}
-	if v := strings.Join(file.Services[Traefik].Volumes, " "); !strings.Contains(v, "acme:"+acmeFolder) {
-		t.Errorf("%s: %s", Traefik, v)
+	if v := strings.Join(file.Services[TraefikService].Volumes, " "); !strings.Contains(v, "acme:"+acmeFolder) {
+		t.Errorf("%s: %s", TraefikService, v)
 	}
 	if v := strings.Join(file.Services["node_exporter"].Volumes, " "); !strings.Contains(v, "/"+metricsFolder+":") {
 		t.Errorf("node_exporter sees no metrics of backups: %s", v)
 	}
-	if _, has := file.Services[Redis]; !has {
-		t.Errorf("there is no %s", Redis)
+	if _, has := file.Services[RedisService]; !has {
+		t.Errorf("there is no %s", RedisService)
 	}
 	units, err := filepath.Glob("../../deploy/systemd/*")
 	if err != nil || len(units) != 5 {
@@ -111,7 +111,7 @@ func TestTheShippedStackIsTheOneThatIsBackedUp(t *testing.T) {
 
 // What an operator is to type in a bad hour names the compose file, and no
 // service that may be the live primary; and the shell picks the right one.
-func TestTheDocumentedWayToAStandby(t *testing.T) {
+func TestTheDocumentedRebuildOfTheStandby(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile("../../docs/backup.md")
 	if err != nil {
@@ -130,7 +130,7 @@ func TestTheDocumentedWayToAStandby(t *testing.T) {
 	if !found {
 		t.Fatal("the standby is not looked for")
 	}
-	for record, want := range map[string]string{"": Replica, Primary: Replica, Replica: Primary, "somebody": ""} {
+	for record, want := range map[string]string{"": PostgresReplicaService, PostgresService: PostgresReplicaService, PostgresReplicaService: PostgresService, "somebody": ""} {
 		dir := t.TempDir()
 		if record != "" {
 			c := &Compose{Dir: dir}

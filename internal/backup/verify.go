@@ -17,103 +17,103 @@ import (
 // Verify restores a set into a scratch server, replays the whole archive and
 // looks at each room. An empty name means the newest set. What passes is written
 // beside the set; nothing else is touched.
-func (v *Vault) Verify(ctx context.Context, name string) (*Proof, error) {
+func (v *Repository) Verify(ctx context.Context, name string) (*VerifyResult, error) {
 	release, err := v.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	s, err := v.Set(name)
+	s, err := v.FindSet(name)
 	if err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	proof, err := v.prove(ctx, s)
+	result, err := v.verifySet(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("backup %s: %w", s.Name, err)
 	}
-	proof.Verified, proof.Took = time.Now().UTC(), time.Since(began).Round(time.Millisecond).String()
-	if err := writeJSON(filepath.Join(s.Dir, proofFile), proof); err != nil {
+	result.Verified, result.Took = time.Now().UTC(), time.Since(began).Round(time.Millisecond).String()
+	if err := writeJSON(filepath.Join(s.Dir, verifyResultFile), result); err != nil {
 		return nil, err
 	}
-	v.Logger.Info("backup verified", "name", s.Name, "messages", proof.Log.Messages, "rooms", proof.Log.Rooms, "took", proof.Took)
-	return proof, v.writeMetrics()
+	v.Logger.Info("backup verified", "name", s.Name, "messages", result.Log.Messages, "rooms", result.Log.Rooms, "took", result.Took)
+	return result, v.writeMetrics()
 }
 
-func (v *Vault) prove(ctx context.Context, s *Set) (*Proof, error) {
+func (v *Repository) verifySet(ctx context.Context, s *Set) (*VerifyResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, longLimit)
 	defer cancel()
 	if err := s.checkFiles(ctx); err != nil {
 		return nil, err
 	}
-	r, err := v.rebuild(ctx, s, true)
+	r, err := v.newRestoredServer(ctx, s, true)
 	if err != nil {
 		return nil, err
 	}
-	proof, err := r.prove(ctx)
-	return proof, errors.Join(err, r.close())
+	result, err := r.verify(ctx)
+	return result, errors.Join(err, r.close())
 }
 
-// rebuild makes a bench for a set.
-func (v *Vault) rebuild(ctx context.Context, s *Set, scratch bool) (*rebuilt, error) {
+// newRestoredServer makes a bench for a set.
+func (v *Repository) newRestoredServer(ctx context.Context, s *Set, disposable bool) (*restoredServer, error) {
 	a, err := readArchive(filepath.Join(v.Dir, walFolder), s.SegmentBytes)
 	if err != nil {
 		return nil, err
 	}
-	bench, err := v.Site.Bench(ctx, scratch)
+	server, err := v.Runner.ScratchServer(ctx, disposable)
 	if err != nil {
 		return nil, fmt.Errorf("the scratch server can't start: %w", err)
 	}
-	return &rebuilt{vault: v, set: s, archive: a, bench: bench, places: bench.Places(), live: !scratch}, nil
+	return &restoredServer{repository: v, set: s, archive: a, scratch: server, paths: server.Paths(), replacesLive: !disposable}, nil
 }
 
 // close takes the bench away, also when the command was interrupted.
-func (r *rebuilt) close() error {
+func (r *restoredServer) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), shortLimit)
 	defer cancel()
-	return r.bench.Close(ctx)
+	return r.scratch.Close(ctx)
 }
 
-func (r *rebuilt) prove(ctx context.Context) (*Proof, error) {
+func (r *restoredServer) verify(ctx context.Context) (*VerifyResult, error) {
 	// What a look at the files tells is told before any work.
 	c, err := r.chain(target{})
 	if err != nil {
 		return nil, err
 	}
 	if c.missing != "" {
-		return nil, r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.after))
+		return nil, r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.laterSegments))
 	}
 	// The base brings its own WAL and comes up without any archive.
 	if stop := r.set.stopSegment(); len(c.segments) == 0 || c.segments[len(c.segments)-1].number < stop.number {
 		return nil, r.archive.corrupt(stop.name(r.set.SegmentBytes), "is missing, and nothing comes after it: the archive does not reach the end of the base backup; look at archive_command")
 	}
 	for _, s := range c.segments {
-		if err := r.archive.check(s, r.set.SystemID); err != nil {
+		if err := r.archive.checkSegment(s, r.set.SystemID); err != nil {
 			return nil, err
 		}
 	}
-	if err := r.unpack(ctx); err != nil {
+	if err := r.unpackBase(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.recover(ctx, target{}); err != nil {
+	if err := r.startRecovery(ctx, target{}); err != nil {
 		return nil, err
 	}
-	p, err := r.replayed(ctx, target{})
+	p, err := r.checkReplay(ctx, target{})
 	if err != nil {
 		return nil, err
 	}
-	l, err := r.examine(ctx)
+	l, err := r.checkLog(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := r.checkDump(ctx); err != nil {
 		return nil, err
 	}
-	return &Proof{Log: l, ReplayedTo: p.to, LastCommit: p.lastCommit, Segments: p.segments}, r.stop(ctx)
+	return &VerifyResult{Log: l, ReplayedTo: p.endLSN, LastCommit: p.lastCommit, Segments: p.segments}, r.stop(ctx)
 }
 
 // checkDump has pg_restore read the logical dump to its end, and write nothing.
-func (r *rebuilt) checkDump(ctx context.Context) error {
+func (r *restoredServer) checkDump(ctx context.Context) error {
 	if _, has := r.set.file(dumpFile); !has {
 		return nil
 	}
@@ -123,7 +123,7 @@ func (r *rebuilt) checkDump(ctx context.Context) error {
 		return &DamageError{path, "is missing"}
 	}
 	defer func() { _ = f.Close() }()
-	if err := r.bench.Run(ctx, Program{Args: []string{"pg_restore", "--file=/dev/null"}, Stdin: f}); err != nil {
+	if err := r.scratch.Run(ctx, Program{Args: []string{"pg_restore", "--file=/dev/null"}, Stdin: f}); err != nil {
 		return &DamageError{path, fmt.Sprintf("is corrupt: %v", err)}
 	}
 	return nil
@@ -182,8 +182,8 @@ func checkFile(path string, want File) error {
 	return nil
 }
 
-// openPacked opens a gzip file.
-func openPacked(path string) (io.ReadCloser, error) {
+// openGzip opens a gzip file.
+func openGzip(path string) (io.ReadCloser, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, &DamageError{path, "is missing"}
@@ -192,5 +192,5 @@ func openPacked(path string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, errors.Join(&DamageError{path, "is corrupt: it is no gzip file"}, f.Close())
 	}
-	return &unpacked{Reader: r, file: f}, nil
+	return &gzipFile{Reader: r, file: f}, nil
 }

@@ -42,7 +42,7 @@ var (
 // A Config says how to reach other nodes.
 type Config struct {
 	// URL is REDIS_URL: redis://, redis+sentinel:// or redis+cluster://, with
-	// rediss for TLS; docs/redis.md tells the whole form. Memory ignores it.
+	// rediss for TLSConfig; docs/redis.md tells the whole form. Memory ignores it.
 	URL string
 	// Prefix begins the name of every channel; DefaultPrefix when empty.
 	Prefix string

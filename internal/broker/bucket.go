@@ -13,24 +13,24 @@ const (
 	// clusterBuckets is how many shard channels' hash tags a cluster's rooms
 	// share: enough to spread over many masters, few enough for a connection each.
 	clusterBuckets = 64
-	// emptyPings is how many pings a connection without rooms is kept.
-	emptyPings = 10
+	// maxIdlePings is how many pings a connection without rooms is kept.
+	maxIdlePings = 10
 )
 
 // A bucket is the rooms that live on the same Redis server, wherever that is
 // now, and the connection that receives them. There is one bucket, always
 // connected, but in a cluster.
 type bucket struct {
-	index int
-	redis *Redis
-	slot  int // of the cluster
-	link  *subscriber
-	owner *server // guarded by redis.mu; nil while unknown
+	index      int
+	redis      *Redis
+	slot       int // of the cluster
+	subscriber *subscriber
+	owner      *server // guarded by redis.mu; nil while unknown
 
-	mu      sync.Mutex // Protects following.
-	running bool
-	empty   int           // attempts and pings in a row without a room
-	ended   chan struct{} // closed when the last link has ended; nil before the first
+	mu        sync.Mutex // Protects following.
+	running   bool
+	idlePings int           // attempts and pings in a row without a room
+	ended     chan struct{} // closed when the last link has ended; nil before the first
 }
 
 // bucketOf is the room's bucket. All versions that ever share a cluster must
@@ -53,18 +53,18 @@ func newBucket(r *Redis, index int) *bucket {
 		prefix += "{" + bucketTag(index) + "}:"
 		b.slot = slotOf(bucketTag(index))
 	}
-	b.link = &subscriber{
-		opts: r.place.server, prefix: prefix, sharded: r.sharded(),
-		logger: r.logger, metrics: r.metrics, rooms: newSubscriptions(), moved: make(chan struct{}, 1),
-		locate: func(ctx context.Context, last attempt) (string, error) { return r.locate(ctx, b, last) },
-		isAt:   func(addr string) bool { return r.ownerOf(b) == addr },
+	b.subscriber = &subscriber{
+		opts: r.config.server, prefix: prefix, sharded: r.sharded(),
+		logger: r.logger, metrics: r.metrics, rooms: newSubscriptions(), ownerMayHaveChanged: make(chan struct{}, 1),
+		locate:  func(ctx context.Context, last attempt) (string, error) { return r.locate(ctx, b, last) },
+		isOwner: func(addr string) bool { return r.ownerAddr(b) == addr },
 	}
 	if r.sharded() {
 		// A server's watch tells of outages and comebacks, once and not per bucket.
-		b.link.idle, b.link.quiet = b.idle, true
-		b.link.onChange = func() {}
+		b.subscriber.checkIdle, b.subscriber.quiet = b.checkIdle, true
+		b.subscriber.onChange = func() {}
 	} else {
-		b.link.onChange = r.health
+		b.subscriber.onChange = r.updateHealth
 	}
 	return b
 }
@@ -72,12 +72,12 @@ func newBucket(r *Redis, index int) *bucket {
 // subscribe makes sure that there is a connection, and waits for the room.
 func (b *bucket) subscribe(ctx context.Context, room message.Room) error {
 	b.mu.Lock()
-	wait, err := b.link.rooms.want(room)
+	wait, err := b.subscriber.rooms.add(room)
 	b.mu.Unlock()
 	if errors.Is(err, ErrClosed) {
 		return err
 	}
-	b.wake()
+	b.ensureRunning()
 	if err != nil || wait == nil {
 		return err
 	}
@@ -85,42 +85,42 @@ func (b *bucket) subscribe(ctx context.Context, room message.Room) error {
 	case err := <-wait:
 		return err
 	case <-ctx.Done():
-		b.link.rooms.giveUp(room, wait)
+		b.subscriber.rooms.cancelWait(room, wait)
 		return fmt.Errorf("wait for Redis to confirm a subscription: %w", ctx.Err())
 	}
 }
 
-// wake starts the link if it is needed and does not run.
-func (b *bucket) wake() {
+// ensureRunning starts the link if it is needed and does not run.
+func (b *bucket) ensureRunning() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.running || (b.link.idle != nil && b.link.rooms.len() == 0) {
+	if b.running || (b.subscriber.checkIdle != nil && b.subscriber.rooms.len() == 0) {
 		return
 	}
 	before, ended := b.ended, make(chan struct{})
-	b.running = b.redis.goLoop(func(ctx context.Context, receive Receive) {
+	b.running = b.redis.startLoop(func(ctx context.Context, receive Receive) {
 		defer close(ended)
 		if before != nil {
 			<-before // it is about to end: a link's rooms belong to one at a time
 		}
-		b.link.connectLoop(ctx, receive)
+		b.subscriber.connectLoop(ctx, receive)
 	})
 	if b.running {
-		b.empty, b.ended = 0, ended
+		b.idlePings, b.ended = 0, ended
 	}
 }
 
-// idle is asked by the link at each ping and failed attempt. True, given once,
+// checkIdle is asked by the link at each ping and failed attempt. True, given once,
 // ends the link: its bucket has been empty for a while.
-func (b *bucket) idle() bool {
+func (b *bucket) checkIdle() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.link.rooms.len() > 0 {
-		b.empty = 0
+	if b.subscriber.rooms.len() > 0 {
+		b.idlePings = 0
 		return false
 	}
-	b.empty++
-	if b.empty < emptyPings {
+	b.idlePings++
+	if b.idlePings < maxIdlePings {
 		return false
 	}
 	b.running = false

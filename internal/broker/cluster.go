@@ -31,18 +31,18 @@ func slotOf(tag string) int {
 
 // discoverCluster asks one server after the other for the map of slots. The
 // first answer is taken: a server that lags behind is put right by MOVED.
-func discoverCluster(p *place) func(context.Context, []string) (owners, error) {
+func discoverCluster(p *redisConfig) func(context.Context, []string) (ownerFunc, error) {
 	slots := make([]int, clusterBuckets)
 	for i := range slots {
 		slots[i] = slotOf(bucketTag(i))
 	}
-	return func(ctx context.Context, candidates []string) (owners, error) {
+	return func(ctx context.Context, candidates []string) (ownerFunc, error) {
 		var errs []error
 		for _, addr := range candidates {
 			if ctx.Err() != nil {
 				break
 			}
-			found, err := askSlots(ctx, p, addr, slots)
+			found, err := querySlots(ctx, p, addr, slots)
 			if err == nil {
 				return func(index int) string { return found[index] }, nil
 			}
@@ -52,10 +52,10 @@ func discoverCluster(p *place) func(context.Context, []string) (owners, error) {
 	}
 }
 
-// askSlots returns the masters of the slots, in their order: "" for a slot
+// querySlots returns the masters of the slots, in their order: "" for a slot
 // that has none.
-func askSlots(ctx context.Context, p *place, addr string, slots []int) ([]string, error) {
-	client := redis.NewClient(at(p.server, addr))
+func querySlots(ctx context.Context, p *redisConfig, addr string, slots []int) ([]string, error) {
+	client := redis.NewClient(withAddr(p.server, addr))
 	defer func() { _ = client.Close() }()
 	// Not CLUSTER SHARDS, which leaves it to us to choose among hostname, address
 	// and the two ports: this answer fits the connection that asks.
@@ -67,7 +67,7 @@ func askSlots(ctx context.Context, p *place, addr string, slots []int) ([]string
 	for i, slot := range slots {
 		for _, r := range ranges {
 			if r.Start <= slot && slot <= r.End && len(r.Nodes) > 0 {
-				found[i] = besides(r.Nodes[0].Addr, addr)
+				found[i] = withDefaultHost(r.Nodes[0].Addr, addr)
 			}
 		}
 	}
@@ -83,5 +83,5 @@ func movedTo(err error, addr string) (string, bool) {
 		return "", false
 	}
 	to, ok := redis.IsMovedError(err)
-	return besides(to, addr), ok
+	return withDefaultHost(to, addr), ok
 }

@@ -29,9 +29,9 @@ func roomOn(t *testing.T, c *testkit.RedisCluster, server *testkit.RedisServer, 
 	return ""
 }
 
-func TestRoomsAreHashedAsRedisAndOtherVersionsDo(t *testing.T) {
+func TestRoomHashesMatchRedisAndOtherVersions(t *testing.T) {
 	t.Parallel()
-	c := testkit.StartCluster(t)
+	c := testkit.StartRedisCluster(t)
 	for i := range clusterBuckets {
 		channel := "sy:{" + bucketTag(i) + "}:x"
 		if got, want := slotOf(bucketTag(i)), c.Slot(channel); got != want {
@@ -57,28 +57,28 @@ func TestRoomsAreHashedAsRedisAndOtherVersionsDo(t *testing.T) {
 
 func TestASlotMovesUnderTraffic(t *testing.T) {
 	t.Parallel()
-	c := testkit.StartCluster(t)
+	c := testkit.StartRedisCluster(t)
 	a, b := openNode(t, Config{URL: c.URL()}), openNode(t, Config{URL: c.URL()})
 	first := c.Nodes()[0]
 	mover := roomOn(t, c, first)
 	rooms := []message.Room{mover, roomOn(t, c, first, mover), roomOn(t, c, c.Nodes()[1]), roomOn(t, c, c.Nodes()[2])}
 	b.mustSubscribe(t, rooms...)
 	traffic := startStream(t, a, rooms...)
-	flowing(t, b, rooms, 50)
+	waitForMore(t, b, rooms, 50)
 	slot := slotOf(bucketTag(bucketOf(mover, clusterBuckets)))
 	for range 3 {
 		c.MoveSlot(slot)
-		flowing(t, b, rooms, 50)
+		waitForMore(t, b, rooms, 50)
 	}
-	traffic.end(t, b)
+	traffic.stopAndWait(t, b)
 	for i, room := range rooms {
-		got := traffic.course(t, b, room)
+		got := traffic.stats(t, b, room)
 		t.Logf("%s: %v", room, got)
-		if got.doubled > 0 {
-			t.Errorf("%s: %d doubled", room, got.doubled)
+		if got.duplicated > 0 {
+			t.Errorf("%s: %d doubled", room, got.duplicated)
 		}
-		if i > 0 && (got.swapped > 0 || got.lost > 0) {
-			t.Errorf("%s did not move, but lost %d and swapped %d", room, got.lost, got.swapped)
+		if i > 0 && (got.reordered > 0 || got.lost > 0) {
+			t.Errorf("%s did not move, but lost %d and swapped %d", room, got.lost, got.reordered)
 		}
 		if got.pause > 2*time.Second {
 			t.Errorf("%s: %v without a message", room, got.pause)
@@ -91,14 +91,14 @@ func TestASlotMovesUnderTraffic(t *testing.T) {
 
 // One of the masters, without a replica, is killed or freezes: its rooms wait,
 // others notice nothing. When it comes back so do its rooms.
-func TestANodeIsLostAndOthersNoticeNothing(t *testing.T) {
+func TestALostClusterMasterAffectsOnlyItsRooms(t *testing.T) {
 	for name, fault := range map[string]struct{ do, undo func(*testkit.RedisServer) }{
 		"killed": {(*testkit.RedisServer).Kill, (*testkit.RedisServer).Restart},
 		"frozen": {(*testkit.RedisServer).Pause, (*testkit.RedisServer).Resume},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := testkit.StartCluster(t)
+			c := testkit.StartRedisCluster(t)
 			a, b := openNode(t, Config{URL: c.URL()}), openNode(t, Config{URL: c.URL()})
 			victim := c.Nodes()[0]
 			gone := roomOn(t, c, victim)
@@ -106,43 +106,43 @@ func TestANodeIsLostAndOthersNoticeNothing(t *testing.T) {
 			others := []message.Room{roomOn(t, c, c.Nodes()[1]), roomOn(t, c, c.Nodes()[2])}
 			b.mustSubscribe(t, append(others, gone)...)
 			traffic := startStream(t, a, append(others, gone)...)
-			flowing(t, b, traffic.rooms, 50)
+			waitForMore(t, b, traffic.rooms, 50)
 			fault.do(victim)
 			eventually(t, "both to notice", func() bool { return !a.Up() && !b.Up() })
 			if got := b.metric(t, "broker_up", ""); got != 0 {
 				t.Errorf("broker_up = %v", got)
 			}
-			if err := b.Subscribe(within(t, patience), late); !errors.Is(err, ErrDown) {
+			if err := b.Subscribe(within(t, testTimeout), late); !errors.Is(err, ErrDown) {
 				t.Errorf("Subscribe at the lost node = %v, want ErrDown", err)
 			}
-			flowing(t, b, others, 400)
+			waitForMore(t, b, others, 400)
 			fault.undo(victim)
 			eventually(t, "both to come back", func() bool { return a.Up() && b.Up() })
-			flowing(t, b, traffic.rooms, 50)
-			carries(t, a, b, late, "again")
-			traffic.end(t, b)
+			waitForMore(t, b, traffic.rooms, 50)
+			publishUntilReceived(t, a, b, late, "again")
+			traffic.stopAndWait(t, b)
 			for _, room := range others {
-				got := traffic.course(t, b, room)
+				got := traffic.stats(t, b, room)
 				t.Logf("%s: %v", room, got)
-				if got.doubled > 0 || got.swapped > 0 || got.lost > 0 || got.pause > time.Second {
+				if got.duplicated > 0 || got.reordered > 0 || got.lost > 0 || got.pause > time.Second {
 					t.Errorf("%s was disturbed: %v", room, got)
 				}
 			}
-			t.Logf("%s, of the lost node: %v", gone, traffic.course(t, b, gone))
+			t.Logf("%s, of the lost node: %v", gone, traffic.stats(t, b, gone))
 		})
 	}
 }
 
-func TestAClusterMayComeLaterThanTheService(t *testing.T) {
+func TestAClusterMayStartAfterTheService(t *testing.T) {
 	t.Parallel()
-	c := testkit.StartCluster(t)
+	c := testkit.StartRedisCluster(t)
 	for _, node := range c.Nodes() {
 		node.Kill()
 	}
 	n := openNode(t, Config{URL: c.URL()})
 	rooms := manyRooms(20)
 	for _, room := range rooms {
-		if err := n.Subscribe(within(t, patience), room); !errors.Is(err, ErrDown) {
+		if err := n.Subscribe(within(t, testTimeout), room); !errors.Is(err, ErrDown) {
 			t.Fatalf("Subscribe = %v, want ErrDown", err)
 		}
 		n.Publish(room, []byte("kept")) // it waits
@@ -151,7 +151,7 @@ func TestAClusterMayComeLaterThanTheService(t *testing.T) {
 		node.Restart()
 	}
 	for _, room := range rooms {
-		carries(t, n, n, room, "flows")
+		publishUntilReceived(t, n, n, room, "flows")
 	}
 	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped, though the queue had room and the outage was short", got)
@@ -160,9 +160,9 @@ func TestAClusterMayComeLaterThanTheService(t *testing.T) {
 
 // One good address beside a wrong one finds the rest, for a user who may do
 // just what docs/redis.md says.
-func TestOneGoodAddressAndFewRightsAreEnough(t *testing.T) {
+func TestOneReachableAddressAndMinimalPermissionsAreEnough(t *testing.T) {
 	t.Parallel()
-	c := testkit.StartCluster(t)
+	c := testkit.StartRedisCluster(t)
 	for _, node := range c.Nodes() {
 		node.Do(t, "ACL", "SETUSER", "app", "on", ">hunter2", "&sy:*",
 			"+spublish", "+ssubscribe", "+sunsubscribe", "+ping", "+cluster|slots")
@@ -171,7 +171,7 @@ func TestOneGoodAddressAndFewRightsAreEnough(t *testing.T) {
 	for _, node := range c.Nodes() {
 		room := roomOn(t, c, node)
 		n.mustSubscribe(t, room)
-		carries(t, n, n, room, "found")
+		publishUntilReceived(t, n, n, room, "found")
 	}
 	eventually(t, "up", n.Up)
 }
@@ -179,7 +179,7 @@ func TestOneGoodAddressAndFewRightsAreEnough(t *testing.T) {
 // A connection is there while its bucket has rooms, and 10 s longer.
 func TestABucketWithoutRoomsHasNoConnection(t *testing.T) {
 	t.Parallel()
-	c := testkit.StartCluster(t)
+	c := testkit.StartRedisCluster(t)
 	n := openNode(t, Config{URL: c.URL()})
 	connections := func() (count int) {
 		for _, node := range c.Nodes() {
@@ -192,7 +192,7 @@ func TestABucketWithoutRoomsHasNoConnection(t *testing.T) {
 		return count
 	}
 	running := func() (count int) {
-		for _, b := range n.carrier.(*Redis).buckets {
+		for _, b := range n.brokerUnderTest.(*Redis).buckets {
 			b.mu.Lock()
 			if b.running {
 				count++
@@ -201,15 +201,15 @@ func TestABucketWithoutRoomsHasNoConnection(t *testing.T) {
 		}
 		return count
 	}
-	n.mustSubscribe(t, "a", sibling("a"), "lobby")
+	n.mustSubscribe(t, "a", roomInSameBucket("a"), "lobby")
 	if got := connections(); got != 2 || running() != 2 {
 		t.Errorf("%d connections, %d links for two buckets", got, running())
 	}
 	n.Unsubscribe("a")
-	n.Unsubscribe(sibling("a"))
+	n.Unsubscribe(roomInSameBucket("a"))
 	eventually(t, "one link to end", func() bool { return running() == 1 })
 	n.mustSubscribe(t, "a")
-	carries(t, n, n, "a", "again")
+	publishUntilReceived(t, n, n, "a", "again")
 	if got := connections(); got != 2 {
 		t.Errorf("%d connections", got)
 	}
@@ -219,9 +219,9 @@ func TestABucketWithoutRoomsHasNoConnection(t *testing.T) {
 }
 
 // A server that does not know its own name sends a port only.
-func TestAnAddressWithoutAHostIsTheAnswerersOwn(t *testing.T) {
+func TestAnAddressWithoutAHostUsesTheServersHost(t *testing.T) {
 	for addr, want := range map[string]string{":7001": "h:7001", "?:7001": "h:7001", "b:7001": "b:7001", "[::1]:7": "[::1]:7", "": ""} {
-		if got := besides(addr, "h:7000"); got != want {
+		if got := withDefaultHost(addr, "h:7000"); got != want {
 			t.Errorf("%q at h:7000 is %q, want %q", addr, got, want)
 		}
 	}

@@ -17,17 +17,17 @@ import (
 
 // contract is what every broker keeps, whatever carries it.
 var contract = []struct {
-	name  string
-	story func(t *testing.T, a, b *node)
+	name string
+	test func(t *testing.T, a, b *node)
 }{
-	{"A message reaches every node that listens", aMessageReachesEveryNodeThatListens},
-	{"Bytes arrive as they were", bytesArriveAsTheyWere},
+	{"A message reaches every node that listens", aMessageReachesEverySubscribedNode},
+	{"Bytes arrive as they were", payloadsAreUnchanged},
 	{"Order is kept per room", orderIsKeptPerRoom},
-	{"Nothing comes after unsubscribe", nothingComesAfterUnsubscribe},
+	{"Nothing comes after unsubscribe", nothingArrivesAfterUnsubscribe},
 	{"A confirmed subscription misses nothing", aConfirmedSubscriptionMissesNothing},
 	{"Many rooms", thousandsOfRooms},
-	{"Subscribe heeds its context", subscribeHeedsItsContext},
-	{"Close sends what is queued and ends everything", closeSendsWhatIsQueuedAndEndsEverything},
+	{"Subscribe heeds its context", subscribeRespectsItsContext},
+	{"Close sends what is queued and ends everything", closeFlushesTheQueue},
 }
 
 // TestContract tells each story on two nodes of each broker.
@@ -36,15 +36,15 @@ func TestContract(t *testing.T) {
 		"memory": memoryNodes,
 		"redis":  func(t *testing.T) func(*testing.T) *node { return redisNodes(testkit.Redis(t).URL()) },
 		"sentinel": func(t *testing.T) func(*testing.T) *node {
-			return redisNodes(testkit.StartSentinel(t, "--requirepass", "hunter2").URL())
+			return redisNodes(testkit.StartRedisSentinel(t, "--requirepass", "hunter2").URL())
 		},
-		"cluster": func(t *testing.T) func(*testing.T) *node { return redisNodes(testkit.StartCluster(t).URL()) },
+		"cluster": func(t *testing.T) func(*testing.T) *node { return redisNodes(testkit.StartRedisCluster(t).URL()) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			open := brokers(t)
 			for _, c := range contract {
-				t.Run(c.name, func(t *testing.T) { c.story(t, open(t), open(t)) })
+				t.Run(c.name, func(t *testing.T) { c.test(t, open(t), open(t)) })
 			}
 		})
 	}
@@ -67,7 +67,7 @@ func redisNodes(url string) func(t *testing.T) *node {
 	}
 }
 
-func aMessageReachesEveryNodeThatListens(t *testing.T, a, b *node) {
+func aMessageReachesEverySubscribedNode(t *testing.T, a, b *node) {
 	a.mustSubscribe(t, "lobby")
 	b.mustSubscribe(t, "lobby", "den")
 	a.Publish("lobby", []byte("hello"))
@@ -83,7 +83,7 @@ func aMessageReachesEveryNodeThatListens(t *testing.T, a, b *node) {
 	}
 }
 
-func bytesArriveAsTheyWere(t *testing.T, a, b *node) {
+func payloadsAreUnchanged(t *testing.T, a, b *node) {
 	b.mustSubscribe(t, "bytes")
 	all := make([]byte, 64<<10)
 	for i := range all {
@@ -119,14 +119,14 @@ func orderIsKeptPerRoom(t *testing.T, a, b *node) {
 	}
 }
 
-func nothingComesAfterUnsubscribe(t *testing.T, a, b *node) {
+func nothingArrivesAfterUnsubscribe(t *testing.T, a, b *node) {
 	b.mustSubscribe(t, "left", "marker")
 	b.Unsubscribe("left")
 	b.Unsubscribe("left")  // twice is harmless
 	b.Unsubscribe("never") // and so is this
 	// The answer to a later subscription on the same connection proves that the
 	// unsubscribe was done.
-	b.mustSubscribe(t, sibling("left"))
+	b.mustSubscribe(t, roomInSameBucket("left"))
 	a.Publish("left", []byte("gone"))
 	a.Publish("marker", []byte("end"))
 	b.waitFor(t, "marker", "end")
@@ -165,7 +165,7 @@ func thousandsOfRooms(t *testing.T, a, b *node) {
 	}
 }
 
-func subscribeHeedsItsContext(t *testing.T, a, _ *node) {
+func subscribeRespectsItsContext(t *testing.T, a, _ *node) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := a.Subscribe(ctx, "late"); err != nil && !errors.Is(err, context.Canceled) {
@@ -173,13 +173,13 @@ func subscribeHeedsItsContext(t *testing.T, a, _ *node) {
 	}
 }
 
-func closeSendsWhatIsQueuedAndEndsEverything(t *testing.T, a, b *node) {
+func closeFlushesTheQueue(t *testing.T, a, b *node) {
 	b.mustSubscribe(t, "last")
 	eventually(t, "up", a.Up)
 	for i := range 1000 {
 		a.Publish("last", []byte(strconv.Itoa(i)))
 	}
-	if err := a.Close(within(t, patience)); err != nil {
+	if err := a.Close(within(t, testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	b.waitFor(t, "last", "999")
@@ -194,7 +194,7 @@ func closeSendsWhatIsQueuedAndEndsEverything(t *testing.T, a, b *node) {
 	if got := a.metric(t, "broker_dropped_total", "closed"); got != 1 {
 		t.Errorf("%v dropped as closed, want 1", got)
 	}
-	if err := a.Close(within(t, patience)); err != nil {
+	if err := a.Close(within(t, testTimeout)); err != nil {
 		t.Errorf("a second Close: %v", err)
 	}
 	if slices.Contains(b.received("last"), "too late") {
@@ -203,7 +203,7 @@ func closeSendsWhatIsQueuedAndEndsEverything(t *testing.T, a, b *node) {
 }
 
 func TestCloseWithoutStart(t *testing.T) {
-	brokers := []carrier{NewMemory(nil, Config{})}
+	brokers := []brokerUnderTest{NewMemory(nil, Config{})}
 	for _, url := range []string{"redis://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/m", "redis+cluster://127.0.0.1:1"} {
 		b, err := OpenRedis(Config{URL: url})
 		if err != nil {
@@ -212,15 +212,15 @@ func TestCloseWithoutStart(t *testing.T) {
 		brokers = append(brokers, b)
 	}
 	for _, b := range brokers {
-		if err := b.Close(within(t, patience)); err != nil {
+		if err := b.Close(within(t, testTimeout)); err != nil {
 			t.Errorf("%T: %v", b, err)
 		}
 		b.Start(func(message.Room, []byte) {}) // starts nothing: the leak check would tell
 	}
 }
 
-// sibling is another room of the same bucket.
-func sibling(room message.Room) message.Room {
+// roomInSameBucket is another room of the same bucket.
+func roomInSameBucket(room message.Room) message.Room {
 	for i := 0; ; i++ {
 		other := message.Room(fmt.Sprintf("%s-%d", room, i))
 		if bucketOf(other, clusterBuckets) == bucketOf(room, clusterBuckets) {
@@ -242,7 +242,7 @@ func subscribeAll(t *testing.T, n *node, rooms []message.Room) {
 	t.Helper()
 	errs := make(chan error, len(rooms))
 	for _, room := range rooms {
-		go func() { errs <- n.Subscribe(within(t, patience), room) }()
+		go func() { errs <- n.Subscribe(within(t, testTimeout), room) }()
 	}
 	for range rooms {
 		if err := <-errs; err != nil {

@@ -24,8 +24,8 @@ func TestMain(m *testing.M) {
 	testkit.Main(m)
 }
 
-// patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+// testTimeout is how long a test waits for what must come.
+const testTimeout = 20 * time.Second
 
 func within(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
@@ -39,15 +39,15 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
+	for deadline := time.Now().Add(testTimeout); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
+			t.Fatalf("not within %v: %s", testTimeout, what)
 		}
 	}
 }
 
-// carrier is what the hub sees of a broker.
-type carrier interface {
+// brokerUnderTest is what the hub sees of a broker.
+type brokerUnderTest interface {
 	Start(Receive)
 	Publish(message.Room, []byte)
 	Subscribe(context.Context, message.Room) error
@@ -58,19 +58,19 @@ type carrier interface {
 
 // A node is a broker with all that it received.
 type node struct {
-	carrier
+	brokerUnderTest
 	reg *prometheus.Registry
 
-	mu  sync.Mutex
-	got map[message.Room][]string
-	at  map[message.Room][]time.Time // when
+	mu         sync.Mutex
+	got        map[message.Room][]string
+	receivedAt map[message.Room][]time.Time // when
 }
 
-func newNode(t *testing.T, b carrier, reg *prometheus.Registry) *node {
+func newNode(t *testing.T, b brokerUnderTest, reg *prometheus.Registry) *node {
 	t.Helper()
-	n := &node{carrier: b, reg: reg, got: map[message.Room][]string{}, at: map[message.Room][]time.Time{}}
+	n := &node{brokerUnderTest: b, reg: reg, got: map[message.Room][]string{}, receivedAt: map[message.Room][]time.Time{}}
 	t.Cleanup(func() {
-		if err := b.Close(within(t, patience)); err != nil {
+		if err := b.Close(within(t, testTimeout)); err != nil {
 			t.Errorf("Close: %v", err)
 		}
 	})
@@ -78,7 +78,7 @@ func newNode(t *testing.T, b carrier, reg *prometheus.Registry) *node {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.got[room] = append(n.got[room], string(payload))
-		n.at[room] = append(n.at[room], time.Now())
+		n.receivedAt[room] = append(n.receivedAt[room], time.Now())
 	})
 	return n
 }
@@ -92,7 +92,7 @@ func (n *node) received(room message.Room) []string {
 func (n *node) mustSubscribe(t *testing.T, rooms ...message.Room) {
 	t.Helper()
 	for _, room := range rooms {
-		if err := n.Subscribe(within(t, patience), room); err != nil {
+		if err := n.Subscribe(within(t, testTimeout), room); err != nil {
 			t.Fatalf("subscribe to %s: %v", room, err)
 		}
 	}

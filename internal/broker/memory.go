@@ -88,7 +88,7 @@ func (m *Memory) receiveLoop(receive Receive) {
 		case <-m.stop:
 			stopping = true
 		}
-		batch = m.inbox.take(batch[:0], math.MaxInt)
+		batch = m.inbox.dequeue(batch[:0], math.MaxInt)
 		for _, p := range batch {
 			receive(p.room, p.payload)
 			m.metrics.publish.Observe(time.Since(p.at).Seconds())

@@ -9,11 +9,11 @@ import (
 	"switchyard/internal/message"
 )
 
-func TestANodeThatDoesNotKeepUpLosesItsOldest(t *testing.T) {
+func TestASlowNodeLosesItsOldestPublications(t *testing.T) {
 	var bus Bus
 	reg := prometheus.NewRegistry()
-	slow := &node{carrier: NewMemory(&bus, Config{Registerer: reg, Queue: 10}), reg: reg}
-	defer slow.Close(within(t, patience))
+	slow := &node{brokerUnderTest: NewMemory(&bus, Config{Registerer: reg, Queue: 10}), reg: reg}
+	defer slow.Close(within(t, testTimeout))
 	slow.mustSubscribe(t, "busy")
 	busy, first := make(chan struct{}), make(chan struct{}, 1)
 	var got []string
@@ -43,7 +43,7 @@ func TestANodeThatDoesNotKeepUpLosesItsOldest(t *testing.T) {
 	}
 }
 
-func TestBusesAreApart(t *testing.T) {
+func TestBusesAreIsolated(t *testing.T) {
 	a, b := newNode(t, NewMemory(nil, Config{}), nil), newNode(t, NewMemory(nil, Config{}), nil)
 	a.mustSubscribe(t, "r")
 	b.mustSubscribe(t, "r")

@@ -20,14 +20,14 @@ func Options(url string) (*redis.UniversalOptions, error) {
 	if err != nil {
 		return nil, err
 	}
-	quiet()
+	silenceRedisLogger()
 	opts := &redis.UniversalOptions{
-		Addrs: p.addrs, IsClusterMode: p.layout == layoutCluster, DB: p.server.DB,
+		Addrs: p.addrs, IsClusterMode: p.topology == topologyCluster, DB: p.server.DB,
 		Username: p.server.Username, Password: p.server.Password, TLSConfig: p.server.TLSConfig,
 		Protocol: p.server.Protocol, DisableIdentity: true, PipelinePoolSize: -1,
 		DialTimeout: redisTimeout, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout, DialerRetries: 1,
 	}
-	if p.layout == layoutSentinel {
+	if p.topology == topologySentinel {
 		opts.Addrs = p.addrs[:1] // a name for the pool: the dialer knows better
 		opts.Dialer = newSentinels(p).dial
 		opts.ConnMaxLifetime = masterLifetime
@@ -41,5 +41,5 @@ func (s *sentinels) dial(ctx context.Context, network, _ string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	return redis.NewDialer(&s.place.server)(ctx, network, master(0))
+	return redis.NewDialer(&s.config.server)(ctx, network, master(0))
 }

@@ -12,12 +12,12 @@ import (
 // Who uses Redis for commands finds it under the same URL as the broker.
 func TestOptionsReachTheSameRedis(t *testing.T) {
 	t.Parallel()
-	sentinel := testkit.StartSentinel(t, "--requirepass", "hunter2")
+	sentinel := testkit.StartRedisSentinel(t, "--requirepass", "hunter2")
 	secure := testkit.StartRedisTLS(t)
 	for name, url := range map[string]string{
 		"single":   testkit.Redis(t).URL() + "/1",
 		"sentinel": sentinel.URL(),
-		"cluster":  testkit.StartCluster(t).URL(),
+		"cluster":  testkit.StartRedisCluster(t).URL(),
 		"tls": "rediss://" + secure.TLSAddr() + "?ca_file=" + secure.CAFile +
 			"&cert_file=" + secure.CertFile + "&key_file=" + secure.KeyFile,
 	} {
@@ -27,7 +27,7 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 		}
 		client := redis.NewUniversalClient(opts)
 		eventually(t, name+" to answer", func() bool {
-			return client.Set(within(t, patience), "options", "1", 0).Err() == nil
+			return client.Set(within(t, testTimeout), "options", "1", 0).Err() == nil
 		})
 		if name != "sentinel" {
 			_ = client.Close()
@@ -36,7 +36,7 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 		old := sentinel.KillMaster()
 		sentinel.WaitMaster(old)
 		eventually(t, "the new master to answer", func() bool {
-			return client.Set(within(t, patience), "options", "2", 0).Err() == nil
+			return client.Set(within(t, testTimeout), "options", "2", 0).Err() == nil
 		})
 		_ = client.Close()
 	}
@@ -49,7 +49,7 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 	}
 	client := redis.NewUniversalClient(opts)
 	defer client.Close()
-	if err := client.Ping(within(t, patience)).Err(); err == nil {
+	if err := client.Ping(within(t, testTimeout)).Err(); err == nil {
 		t.Error("answered though no sentinel is there")
 	}
 }

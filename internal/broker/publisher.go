@@ -26,8 +26,8 @@ type publisher struct {
 	up      func() bool
 	// moved takes back what the server refused because another one, at to, has
 	// its bucket; false means that it does not.
-	moved func(p publication, to string) bool
-	idle  chan struct{} // closed by drainLoop when the queue is closed and empty
+	reroute func(p publication, to string) bool
+	drained chan struct{} // closed by drainLoop when the queue is closed and empty
 
 	// Owned by drainLoop.
 	failing bool
@@ -44,7 +44,7 @@ func (p *publisher) drainLoop(ctx context.Context) {
 			return
 		}
 		for p.up() && ctx.Err() == nil {
-			batch = p.queue.take(batch[:0], roundTripBytes)
+			batch = p.queue.dequeue(batch[:0], roundTripBytes)
 			if len(batch) == 0 {
 				break
 			}
@@ -52,7 +52,7 @@ func (p *publisher) drainLoop(ctx context.Context) {
 			clear(batch) // let go of the payloads
 		}
 		if p.queue.drained() {
-			close(p.idle)
+			close(p.drained)
 			<-ctx.Done()
 			return
 		}
@@ -83,7 +83,7 @@ func (p *publisher) send(ctx context.Context, batch []publication) {
 	}
 	began := batch[0].at
 	cmds, _ := pipe.Exec(ctx) // each command has its own error
-	failed, err := p.sort(batch, cmds)
+	failed, err := p.handleErrors(batch, cmds)
 	if failed == 0 {
 		p.failing = false
 		p.metrics.publish.Observe(time.Since(began).Seconds())
@@ -96,14 +96,14 @@ func (p *publisher) send(ctx context.Context, batch []publication) {
 	p.failing = true
 }
 
-// sort sends on what belongs elsewhere, and counts what failed.
-func (p *publisher) sort(batch []publication, cmds []redis.Cmder) (failed int, first error) {
+// handleErrors sends on what belongs elsewhere, and counts what failed.
+func (p *publisher) handleErrors(batch []publication, cmds []redis.Cmder) (failed int, first error) {
 	for i, cmd := range cmds {
 		err := cmd.Err()
 		if err == nil {
 			continue
 		}
-		if to, ok := movedTo(err, p.client.Options().Addr); ok && p.moved(batch[i], to) {
+		if to, ok := movedTo(err, p.client.Options().Addr); ok && p.reroute(batch[i], to) {
 			continue
 		}
 		if failed++; failed == 1 {

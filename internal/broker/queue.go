@@ -53,7 +53,7 @@ func (q *queue) push(p publication) (dropped int, ok bool) {
 	q.count++
 	q.bytes += len(p.payload)
 	q.mu.Unlock()
-	q.kick()
+	q.notify()
 	return dropped, true
 }
 
@@ -67,9 +67,9 @@ func (q *queue) pop() publication {
 	return p
 }
 
-// take appends the oldest publications to buf, until none is left or their
+// dequeue appends the oldest publications to buf, until none is left or their
 // payloads pass maxBytes.
-func (q *queue) take(buf []publication, maxBytes int) []publication {
+func (q *queue) dequeue(buf []publication, maxBytes int) []publication {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for n := 0; q.count > 0 && n < maxBytes; {
@@ -86,8 +86,8 @@ func (q *queue) len() int {
 	return q.count
 }
 
-// kick wakes the taker; it never blocks.
-func (q *queue) kick() {
+// notify wakes the taker; it never blocks.
+func (q *queue) notify() {
 	select {
 	case q.wake <- struct{}{}:
 	default:
@@ -99,7 +99,7 @@ func (q *queue) close() {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
-	q.kick()
+	q.notify()
 }
 
 // drained says that nothing is left and nothing more will come.

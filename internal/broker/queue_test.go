@@ -19,7 +19,7 @@ func TestQueueKeepsTheNewest(t *testing.T) {
 		}
 		dropped += n
 	}
-	got := q.take(nil, math.MaxInt)
+	got := q.dequeue(nil, math.MaxInt)
 	if dropped != 2 || len(got) != 3 || got[0].payload[0] != 2 || got[2].payload[0] != 4 {
 		t.Errorf("dropped %d, kept %v", dropped, got)
 	}
@@ -44,17 +44,17 @@ func TestQueueIsBoundedInBytesToo(t *testing.T) {
 	}
 }
 
-func TestATakeIsBounded(t *testing.T) {
+func TestADequeueIsBounded(t *testing.T) {
 	q := newQueue(10)
 	for range 10 {
 		q.push(publication{payload: make([]byte, 10)})
 	}
-	if got := q.take(nil, 25); len(got) != 3 {
+	if got := q.dequeue(nil, 25); len(got) != 3 {
 		t.Errorf("took %d, want 3: the one that passes 25 bytes is the last", len(got))
 	}
 }
 
-func TestAClosedQueueRefusesAndStillGives(t *testing.T) {
+func TestAClosedQueueRefusesAndCanBeEmptied(t *testing.T) {
 	q := newQueue(2)
 	q.push(publication{})
 	q.close()
@@ -64,12 +64,12 @@ func TestAClosedQueueRefusesAndStillGives(t *testing.T) {
 	if q.drained() {
 		t.Error("drained with one left")
 	}
-	if q.take(nil, 1); !q.drained() {
+	if q.dequeue(nil, 1); !q.drained() {
 		t.Error("not drained when empty and closed")
 	}
 }
 
-func TestASignalIsNotSentLate(t *testing.T) {
+func TestStalePublicationsAreNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
 		p := &publisher{metrics: newMetrics(reg)}
@@ -88,7 +88,7 @@ func TestASignalIsNotSentLate(t *testing.T) {
 	})
 }
 
-func TestReconnectsAreSpreadAndBounded(t *testing.T) {
+func TestReconnectDelaysAreRandomAndBounded(t *testing.T) {
 	seen := map[time.Duration]bool{}
 	for failures := range 100 {
 		d := backoff(failures)

@@ -18,14 +18,14 @@ import (
 // publisher a server (one queue, pipelined round trips) and come in by a
 // subscriber a bucket (one connection, watched every second); each mends itself.
 type Redis struct {
-	place     *place
+	config    *redisConfig
 	prefix    string
 	queueSize int
 	logger    *slog.Logger
 	metrics   *metrics
 	buckets   []*bucket // one, but in a cluster
 	router    router
-	limbo     *queue             // publications whose server is not known yet
+	unrouted  *queue             // publications whose server is not known yet
 	ctx       context.Context    // the life of all loops
 	cancel    context.CancelFunc // ends it
 	loops     sync.WaitGroup     // joined only with mu held and closed false
@@ -42,14 +42,14 @@ type Redis struct {
 // not repeat the password.
 func OpenRedis(cfg Config) (*Redis, error) {
 	cfg = cfg.withDefaults()
-	where, err := parseURL(cfg.URL)
+	target, err := parseURL(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	quiet()
+	silenceRedisLogger()
 	r := &Redis{
-		place: where, prefix: cfg.Prefix, queueSize: cfg.Queue, logger: cfg.Logger,
-		metrics: newMetrics(cfg.Registerer), limbo: newQueue(cfg.Queue), servers: make(map[string]*server),
+		config: target, prefix: cfg.Prefix, queueSize: cfg.Queue, logger: cfg.Logger,
+		metrics: newMetrics(cfg.Registerer), unrouted: newQueue(cfg.Queue), servers: make(map[string]*server),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.buckets = make([]*bucket, 1)
@@ -63,22 +63,22 @@ func OpenRedis(cfg Config) (*Redis, error) {
 	return r, nil
 }
 
-// quiet silences go-redis' own logger, a global one: what it has to say comes
+// silenceRedisLogger silences go-redis' own logger, a global one: what it has to say comes
 // back to us as errors, and we say it once.
-var quiet = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
+var silenceRedisLogger = sync.OnceFunc(func() { redis.SetLogger(discardLogger{}) })
 
-type silence struct{}
+type discardLogger struct{}
 
-func (silence) Printf(context.Context, string, ...any) {}
+func (discardLogger) Printf(context.Context, string, ...any) {}
 
-func (r *Redis) sharded() bool { return r.place.layout == layoutCluster }
+func (r *Redis) sharded() bool { return r.config.topology == topologyCluster }
 
 func (r *Redis) bucket(room message.Room) *bucket {
 	return r.buckets[bucketOf(room, len(r.buckets))]
 }
 
 func (r *Redis) channel(room message.Room) string {
-	return r.bucket(room).link.prefix + string(room)
+	return r.bucket(room).subscriber.prefix + string(room)
 }
 
 // Start begins to connect, and to call receive. It is called once.
@@ -95,13 +95,13 @@ func (r *Redis) Start(receive Receive) {
 	r.router.start(r)
 	r.mu.Unlock()
 	for _, b := range r.buckets {
-		b.wake()
+		b.ensureRunning()
 	}
 }
 
-// goLoop runs loop until it returns, which it does soon after the context
+// startLoop runs loop until it returns, which it does soon after the context
 // ends. Before Start and after Close it does not, and returns false.
-func (r *Redis) goLoop(loop func(context.Context, Receive)) bool {
+func (r *Redis) startLoop(loop func(context.Context, Receive)) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.receive == nil || r.closed {
@@ -127,33 +127,33 @@ func (r *Redis) Subscribe(ctx context.Context, room message.Room) error {
 }
 
 // Unsubscribe ends the room's subscription, if there is one. It never blocks.
-func (r *Redis) Unsubscribe(room message.Room) { r.bucket(room).link.rooms.unwant(room) }
+func (r *Redis) Unsubscribe(room message.Room) { r.bucket(room).subscriber.rooms.remove(room) }
 
 // Up says whether Redis answered last time it was asked, at most 4 s ago; of a
 // cluster, every server that has a bucket.
 func (r *Redis) Up() bool {
 	if !r.sharded() {
-		return r.buckets[0].link.rooms.isUp()
+		return r.buckets[0].subscriber.rooms.isUp()
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, b := range r.buckets {
-		if b.owner == nil || !b.owner.watch.rooms.isUp() {
+		if b.owner == nil || !b.owner.monitor.rooms.isUp() {
 			return false
 		}
 	}
 	return !r.closed
 }
 
-// health is called when a link, or who has which bucket, has changed.
-func (r *Redis) health() {
+// updateHealth is called when a link, or who has which bucket, has changed.
+func (r *Redis) updateHealth() {
 	r.healthMu.Lock()
 	defer r.healthMu.Unlock()
 	up := 0.0
 	if r.Up() {
 		up = 1
 		if owner := r.ownerServer(r.buckets[0]); owner != nil {
-			owner.publisher.queue.kick()
+			owner.publisher.queue.notify()
 		}
 	}
 	r.metrics.up.Set(up)
@@ -173,25 +173,25 @@ func (r *Redis) Close(ctx context.Context) error {
 	if again {
 		return nil
 	}
-	r.limbo.close()
+	r.unrouted.close()
 	for _, s := range servers {
 		s.publisher.queue.close()
 	}
 	for _, s := range servers {
 		if started && s.publisher.up() {
 			select {
-			case <-s.publisher.idle:
+			case <-s.publisher.drained:
 			case <-ctx.Done():
 			}
 		}
 	}
 	r.cancel()
 	for _, b := range r.buckets {
-		b.link.rooms.close()
+		b.subscriber.rooms.close()
 	}
 	// Bounded: each loop ends with its context or within redisTimeout.
 	r.loops.Wait()
-	left := r.limbo.len()
+	left := r.unrouted.len()
 	for _, s := range servers {
 		left += s.publisher.queue.len()
 		_ = s.publisher.client.Close() // a second time where the loop did it

@@ -38,12 +38,12 @@ func openNodeUnstarted(t *testing.T, cfg Config) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = b.Close(within(t, patience)) })
-	return &node{carrier: b, reg: reg}
+	t.Cleanup(func() { _ = b.Close(within(t, testTimeout)) })
+	return &node{brokerUnderTest: b, reg: reg}
 }
 
-// carries publishes on a until b gets it: what is lost meanwhile may be lost.
-func carries(t *testing.T, a, b *node, room message.Room, payload string) {
+// publishUntilReceived publishes on a until b gets it: what is lost meanwhile may be lost.
+func publishUntilReceived(t *testing.T, a, b *node, room message.Room, payload string) {
 	t.Helper()
 	eventually(t, "publications to flow again in "+string(room), func() bool {
 		a.Publish(room, []byte(payload))
@@ -56,7 +56,7 @@ func carries(t *testing.T, a, b *node, room message.Room, payload string) {
 	})
 }
 
-func TestAKilledRedisComesBackEmptyAndAllRoomsWithIt(t *testing.T) {
+func TestSubscriptionsAreRestoredAfterRedisIsKilled(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	a, b := openNode(t, Config{URL: server.URL(), Queue: 10_000}), openNode(t, Config{URL: server.URL()})
@@ -66,7 +66,7 @@ func TestAKilledRedisComesBackEmptyAndAllRoomsWithIt(t *testing.T) {
 	eventually(t, "both to notice", func() bool { return !a.Up() && !b.Up() })
 	eventually(t, "broker_up to say so", func() bool { return b.metric(t, "broker_up", "") == 0 })
 	// A room joined meanwhile is told at once, and made later.
-	if err := b.Subscribe(within(t, patience), "meanwhile"); !errors.Is(err, ErrDown) {
+	if err := b.Subscribe(within(t, testTimeout), "meanwhile"); !errors.Is(err, ErrDown) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
 	b.Unsubscribe(rooms[0])
@@ -86,19 +86,19 @@ func TestAKilledRedisComesBackEmptyAndAllRoomsWithIt(t *testing.T) {
 		a.Publish(room, []byte("again"))
 	}
 	for _, room := range rooms {
-		carries(t, a, b, room, "again") // one that Redis was too busy to confirm is lost
+		publishUntilReceived(t, a, b, room, "again") // one that Redis was too busy to confirm is lost
 	}
 	if got := b.metric(t, "broker_reconnects_total", ""); got < 1 {
 		t.Errorf("broker_reconnects_total = %v, want 1", got)
 	}
 }
 
-func TestAFrozenRedisIsNoticedAndThawed(t *testing.T) {
+func TestAFrozenRedisIsDetectedAndRecovers(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	n.mustSubscribe(t, "r")
-	carries(t, n, n, "r", "before")
+	publishUntilReceived(t, n, n, "r", "before")
 	server.Pause()
 	frozen := time.Now()
 	eventually(t, "the silence to be noticed", func() bool { return !n.Up() })
@@ -111,10 +111,10 @@ func TestAFrozenRedisIsNoticedAndThawed(t *testing.T) {
 	}
 	server.Resume()
 	eventually(t, "to come back", n.Up)
-	carries(t, n, n, "r", "after")
+	publishUntilReceived(t, n, n, "r", "after")
 }
 
-func TestAQuietConnectionIsLeftAlone(t *testing.T) {
+func TestAQuietConnectionIsKept(t *testing.T) {
 	t.Parallel()
 	n := openNode(t, Config{URL: testkit.Redis(t).URL(), Prefix: testkit.RedisPrefix()})
 	eventually(t, "up", n.Up)
@@ -127,15 +127,15 @@ func TestAQuietConnectionIsLeftAlone(t *testing.T) {
 
 // go-redis would dial again by itself, and answers would be taken for those of
 // the connection before.
-func TestAConnectionHasOneSocket(t *testing.T) {
+func TestAConnectionDialsOnce(t *testing.T) {
 	addr := testkit.Redis(t).Addr()
-	dial := oneSocket(redis.Options{}, addr).Dialer
+	dial := dialOnceOptions(redis.Options{}, addr).Dialer
 	conn, err := dial(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := dial(t.Context(), "tcp", addr); !errors.Is(err, errOneSocket) {
+	if _, err := dial(t.Context(), "tcp", addr); !errors.Is(err, errAlreadyDialed) {
 		t.Errorf("a second dial: %v", err)
 	}
 }
@@ -146,7 +146,7 @@ func TestABrokenNetwork(t *testing.T) {
 	proxy := testkit.NewProxy(t, server.Addr())
 	n := openNode(t, Config{URL: "redis://" + proxy.Addr()})
 	n.mustSubscribe(t, "r")
-	carries(t, n, n, "r", "0")
+	publishUntilReceived(t, n, n, "r", "0")
 	for i, fault := range []struct {
 		name     string
 		do, undo func()
@@ -164,22 +164,22 @@ func TestABrokenNetwork(t *testing.T) {
 		}
 		fault.undo()
 		eventually(t, "to come back after "+fault.name, n.Up)
-		carries(t, n, n, "r", strconv.Itoa(i+1))
+		publishUntilReceived(t, n, n, "r", strconv.Itoa(i+1))
 	}
 }
 
-func TestRedisMayComeLaterThanTheService(t *testing.T) {
+func TestRedisMayStartAfterTheService(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	server.Stop()
 	n := openNode(t, Config{URL: server.URL()})
 	// Whether the first attempt has failed yet or not, the answer is the same.
-	if err := n.Subscribe(within(t, patience), "early"); !errors.Is(err, ErrDown) {
+	if err := n.Subscribe(within(t, testTimeout), "early"); !errors.Is(err, ErrDown) {
 		t.Fatalf("Subscribe = %v, want ErrDown", err)
 	}
 	n.Publish("early", []byte("kept")) // it waits
 	server.Restart()
-	carries(t, n, n, "early", "flows")
+	publishUntilReceived(t, n, n, "early", "flows")
 	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped, though the queue had room and the outage was short", got)
 	}
@@ -188,25 +188,25 @@ func TestRedisMayComeLaterThanTheService(t *testing.T) {
 	}
 }
 
-// A logs holds what a broker logged.
-type logs struct {
+// A logBuffer holds what a broker logged.
+type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (l *logs) Write(b []byte) (int, error) {
+func (l *logBuffer) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.Write(b)
 }
 
-func (l *logs) String() string {
+func (l *logBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
 }
 
-func TestAPasswordIsNeeded(t *testing.T) {
+func TestAWrongPasswordIsReported(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t, "--requirepass", "hunter2")
 	right := openNode(t, Config{URL: server.URL()})
@@ -216,9 +216,9 @@ func TestAPasswordIsNeeded(t *testing.T) {
 		"redis://:hunter3@" + server.Addr():       "WRONGPASS",
 		"redis://nobody:hunter3@" + server.Addr(): "WRONGPASS",
 	} {
-		var out logs
+		var out logBuffer
 		n := openNode(t, Config{URL: url, Logger: slog.New(slog.NewTextHandler(&out, nil))})
-		if err := n.Subscribe(within(t, patience), "r"); !errors.Is(err, ErrDown) {
+		if err := n.Subscribe(within(t, testTimeout), "r"); !errors.Is(err, ErrDown) {
 			t.Errorf("%s: Subscribe = %v, want ErrDown", url, err)
 		}
 		eventually(t, "a line that says "+want, func() bool { return strings.Contains(out.String(), want) })
@@ -233,7 +233,7 @@ func TestAPasswordIsNeeded(t *testing.T) {
 
 func TestAnOutageIsLoggedOnce(t *testing.T) {
 	server := testkit.StartRedis(t)
-	var out logs
+	var out logBuffer
 	n := openNode(t, Config{URL: server.URL(), Logger: slog.New(slog.NewTextHandler(&out, nil))})
 	eventually(t, "up", n.Up)
 	server.Kill()
@@ -273,7 +273,7 @@ func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
 	})
 }
 
-func TestWhatRedisDoesNotConfirmIsCounted(t *testing.T) {
+func TestUnconfirmedPublicationsAreCounted(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})

@@ -14,44 +14,44 @@ import (
 
 const (
 	// askEvery is how old what the sentinels or the cluster said may get.
-	sentinelAskEvery = time.Second
-	clusterAskEvery  = 5 * time.Second
+	sentinelRefreshEvery = time.Second
+	clusterRefreshEvery  = 5 * time.Second
 	// maxHops is how often a publication is sent on before it is given up.
 	maxHops = 3
 )
 
-var errNobodyKnows = errors.New("no server is known for the room")
+var errOwnerUnknown = errors.New("no server is known for the room")
 
-// owners says which server, host:port, has the bucket with this index: "" when
+// ownerFunc says which server, host:port, has the bucket with this index: "" when
 // that is not known.
-type owners func(index int) string
+type ownerFunc func(index int) string
 
 // A router knows, for each bucket, the server that has it, and keeps asking.
 type router struct {
 	// discover asks; first are servers whose answer is preferred. Nil for a
 	// single server, which never moves.
-	discover func(ctx context.Context, first []string) (owners, error)
-	every    time.Duration
-	kick     chan struct{} // holds a token when discover should be asked now
-	events   []*subscriber // connections on which sentinels tell of a new master
+	discover  func(ctx context.Context, first []string) (ownerFunc, error)
+	interval  time.Duration
+	refresh   chan struct{} // holds a token when discover should be asked now
+	listeners []*subscriber // connections on which sentinels tell of a new master
 
-	asking  sync.Mutex // held while discover is asked. Protects following.
-	asked   time.Time  // when it was asked last
-	problem error      // what came of it
+	refreshMu   sync.Mutex // held while discover is asked. Protects following.
+	refreshedAt time.Time  // when it was asked last
+	refreshErr  error      // what came of it
 }
 
 // init is called once, by OpenRedis.
 func (ro *router) init(r *Redis) {
-	ro.kick = make(chan struct{}, 1)
-	switch r.place.layout {
-	case layoutSingle:
-		r.assign(func(int) string { return r.place.addrs[0] })
-	case layoutSentinel:
-		s := newSentinels(r.place)
-		ro.discover, ro.every = s.discover, sentinelAskEvery
-		ro.events = s.listeners(ro.askNow)
-	case layoutCluster:
-		ro.discover, ro.every = discoverCluster(r.place), clusterAskEvery
+	ro.refresh = make(chan struct{}, 1)
+	switch r.config.topology {
+	case topologySingle:
+		r.assign(func(int) string { return r.config.addrs[0] })
+	case topologySentinel:
+		s := newSentinels(r.config)
+		ro.discover, ro.interval = s.discover, sentinelRefreshEvery
+		ro.listeners = s.listeners(ro.refreshNow)
+	case topologyCluster:
+		ro.discover, ro.interval = discoverCluster(r.config), clusterRefreshEvery
 	}
 }
 
@@ -60,54 +60,54 @@ func (ro *router) start(r *Redis) {
 	if ro.discover == nil {
 		return
 	}
-	r.loops.Go(func() { r.askLoop(r.ctx) })
-	for _, e := range ro.events {
+	r.loops.Go(func() { r.refreshLoop(r.ctx) })
+	for _, e := range ro.listeners {
 		r.loops.Go(func() {
-			e.connectLoop(r.ctx, func(_ message.Room, _ []byte) { ro.askNow() })
+			e.connectLoop(r.ctx, func(_ message.Room, _ []byte) { ro.refreshNow() })
 		})
 	}
 }
 
-// askNow never blocks.
-func (ro *router) askNow() {
+// refreshNow never blocks.
+func (ro *router) refreshNow() {
 	select {
-	case ro.kick <- struct{}{}:
+	case ro.refresh <- struct{}{}:
 	default:
 	}
 }
 
-// askLoop asks at times and when it is kicked, until ctx ends.
-func (r *Redis) askLoop(ctx context.Context) {
-	tick := time.NewTicker(r.router.every)
+// refreshLoop asks at times and when it is kicked, until ctx ends.
+func (r *Redis) refreshLoop(ctx context.Context) {
+	tick := time.NewTicker(r.router.interval)
 	defer tick.Stop()
 	for {
-		_ = r.ask(ctx, "") // a link that needs the answer tells what is wrong
+		_ = r.refreshOwners(ctx, "") // a link that needs the answer tells what is wrong
 		select {
 		case <-tick.C:
-		case <-r.router.kick:
+		case <-r.router.refresh:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// ask finds out who has which bucket. Those who call at the same time share an
+// refreshOwners finds out who has which bucket. Those who call at the same time share an
 // answer. Whoever is at first is asked before others, unless that is "".
-func (r *Redis) ask(ctx context.Context, first string) error {
+func (r *Redis) refreshOwners(ctx context.Context, first string) error {
 	called := time.Now()
 	ro := &r.router
-	ro.asking.Lock()
-	defer ro.asking.Unlock()
-	if ro.asked.After(called) {
-		return ro.problem
+	ro.refreshMu.Lock()
+	defer ro.refreshMu.Unlock()
+	if ro.refreshedAt.After(called) {
+		return ro.refreshErr
 	}
-	ro.asked = time.Now()
-	var found owners
-	found, ro.problem = ro.discover(ctx, r.candidates(first))
-	if ro.problem == nil {
+	ro.refreshedAt = time.Now()
+	var found ownerFunc
+	found, ro.refreshErr = ro.discover(ctx, r.candidates(first))
+	if ro.refreshErr == nil {
 		r.assign(found)
 	}
-	return ro.problem
+	return ro.refreshErr
 }
 
 // candidates are the servers to ask, those that are up before others.
@@ -122,7 +122,7 @@ func (r *Redis) candidates(first string) []string {
 			down = append(down, addr)
 		}
 	}
-	all := slices.Concat([]string{first}, up, r.place.addrs, down)
+	all := slices.Concat([]string{first}, up, r.config.addrs, down)
 	seen := map[string]bool{"": true}
 	return slices.DeleteFunc(all, func(addr string) bool {
 		before := seen[addr]
@@ -141,19 +141,19 @@ type attempt struct {
 // attempt failed it asks first, unless the answer is already another one.
 func (r *Redis) locate(ctx context.Context, b *bucket, last attempt) (string, error) {
 	if to, ok := movedTo(last.err, last.addr); ok {
-		r.assignOne(b, to)
+		r.assignBucket(b, to)
 	}
-	addr := r.ownerOf(b)
+	addr := r.ownerAddr(b)
 	if r.router.discover == nil || (addr != "" && addr != last.addr) {
 		return addr, nil
 	}
 	var first string
-	if errors.Is(last.err, errTaken) {
+	if errors.Is(last.err, errUnsubscribedByServer) {
 		first = last.addr // who gave the bucket away knows to whom
 	}
-	err := r.ask(ctx, first)
-	if addr = r.ownerOf(b); addr == "" && err == nil {
-		err = errNobodyKnows
+	err := r.refreshOwners(ctx, first)
+	if addr = r.ownerAddr(b); addr == "" && err == nil {
+		err = errOwnerUnknown
 	}
 	if addr != "" {
 		err = nil // nobody answers, but the last one known may be back
@@ -167,7 +167,7 @@ func (r *Redis) ownerServer(b *bucket) *server {
 	return b.owner
 }
 
-func (r *Redis) ownerOf(b *bucket) string {
+func (r *Redis) ownerAddr(b *bucket) string {
 	if s := r.ownerServer(b); s != nil {
 		return s.addr
 	}
@@ -175,7 +175,7 @@ func (r *Redis) ownerOf(b *bucket) string {
 }
 
 // assign takes a new map. A bucket of which it knows nothing stays.
-func (r *Redis) assign(found owners) {
+func (r *Redis) assign(found ownerFunc) {
 	r.mu.Lock()
 	if r.closed {
 		r.mu.Unlock()
@@ -200,19 +200,19 @@ func (r *Redis) assign(found owners) {
 			left = append(left, s.retire()...)
 		}
 	}
-	left = append(left, r.limbo.take(nil, math.MaxInt)...)
+	left = append(left, r.unrouted.dequeue(nil, math.MaxInt)...)
 	for _, p := range left { // before anything newer gets there
-		r.put(p, r.bucket(p.room).owner)
+		r.enqueue(p, r.bucket(p.room).owner)
 	}
 	r.mu.Unlock()
 	if len(moved) > 0 {
-		r.settle(moved)
+		r.followOwners(moved)
 	}
 }
 
-// assignOne notes that a bucket has moved.
-func (r *Redis) assignOne(b *bucket, addr string) {
-	if r.ownerOf(b) == addr {
+// assignBucket notes that a bucket has moved.
+func (r *Redis) assignBucket(b *bucket, addr string) {
+	if r.ownerAddr(b) == addr {
 		return
 	}
 	r.assign(func(index int) string {
@@ -236,27 +236,27 @@ func (r *Redis) serverAt(addr string) *server {
 	return s
 }
 
-// settle has links follow their buckets.
-func (r *Redis) settle(moved []*bucket) {
+// followOwners has links follow their buckets.
+func (r *Redis) followOwners(moved []*bucket) {
 	for _, b := range moved {
-		b.link.nudge()
+		b.subscriber.recheck()
 	}
-	r.health()
+	r.updateHealth()
 	if r.router.discover != nil {
-		r.logger.Info("Redis found for rooms", "buckets", len(moved), "addr", r.ownerOf(moved[0]))
+		r.logger.Info("Redis found for rooms", "buckets", len(moved), "addr", r.ownerAddr(moved[0]))
 	}
 }
 
-// nudgeLinks has the links of a server that came back try again now.
-func (r *Redis) nudgeLinks(s *server) {
-	if !s.watch.rooms.isUp() {
+// recheckSubscribers has the links of a server that came back try again now.
+func (r *Redis) recheckSubscribers(s *server) {
+	if !s.monitor.rooms.isUp() {
 		return
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, b := range r.buckets {
 		if b.owner == s {
-			b.link.nudge()
+			b.subscriber.recheck()
 		}
 	}
 }
@@ -265,17 +265,17 @@ func (r *Redis) nudgeLinks(s *server) {
 func (r *Redis) route(p publication) {
 	b := r.bucket(p.room)
 	for range maxHops { // a server may retire just now
-		if r.put(p, r.ownerServer(b)) {
+		if r.enqueue(p, r.ownerServer(b)) {
 			return
 		}
 	}
 	r.metrics.drop(dropClosed, 1)
 }
 
-// put queues a publication for a server, or until there is one. False means
+// enqueue queues a publication for a server, or until there is one. False means
 // that the queue is closed.
-func (r *Redis) put(p publication, s *server) bool {
-	q, full := r.limbo, dropDown
+func (r *Redis) enqueue(p publication, s *server) bool {
+	q, full := r.unrouted, dropDown
 	if s != nil {
 		q = s.publisher.queue
 		if s.publisher.up() {
@@ -287,24 +287,24 @@ func (r *Redis) put(p publication, s *server) bool {
 	return ok
 }
 
-// republish takes back a publication that its server refused, since another
+// reroute takes back a publication that its server refused, since another
 // one has the bucket. False means that it has been around for long enough.
-func (r *Redis) republish(p publication, to string) bool {
+func (r *Redis) reroute(p publication, to string) bool {
 	if p.hops++; p.hops > maxHops {
 		return false
 	}
-	r.assignOne(r.bucket(p.room), to)
+	r.assignBucket(r.bucket(p.room), to)
 	r.route(p)
 	return true
 }
 
-// fixed is the locate of a subscriber that stays where it is.
-func fixed(addr string) func(context.Context, attempt) (string, error) {
+// fixedAddr is the locate of a subscriber that stays where it is.
+func fixedAddr(addr string) func(context.Context, attempt) (string, error) {
 	return func(context.Context, attempt) (string, error) { return addr, nil }
 }
 
-// besides completes an address without a host, which means: mine.
-func besides(addr, mine string) string {
+// withDefaultHost completes an address without a host, which means: mine.
+func withDefaultHost(addr, mine string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || (host != "" && host != "?") {
 		return addr

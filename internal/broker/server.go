@@ -15,9 +15,9 @@ type server struct {
 	publisher *publisher
 	// watch is a connection without rooms, which tells how the server is. Nil
 	// when the one bucket's link tells it.
-	watch  *subscriber
-	ctx    context.Context // the life of the loops
-	cancel context.CancelFunc
+	monitor *subscriber
+	ctx     context.Context // the life of the loops
+	cancel  context.CancelFunc
 }
 
 // newServer is called with r.mu held.
@@ -25,18 +25,18 @@ func (r *Redis) newServer(addr string) *server {
 	s := &server{addr: addr}
 	s.ctx, s.cancel = context.WithCancel(r.ctx)
 	queue := newQueue(r.queueSize)
-	up := r.buckets[0].link.rooms.isUp
+	up := r.buckets[0].subscriber.rooms.isUp
 	if r.sharded() {
-		s.watch = &subscriber{
-			opts: r.place.server, logger: r.logger, metrics: r.metrics, rooms: newSubscriptions(),
-			locate:   fixed(addr),
-			onChange: func() { r.health(); queue.kick(); r.nudgeLinks(s) },
+		s.monitor = &subscriber{
+			opts: r.config.server, logger: r.logger, metrics: r.metrics, rooms: newSubscriptions(),
+			locate:   fixedAddr(addr),
+			onChange: func() { r.updateHealth(); queue.notify(); r.recheckSubscribers(s) },
 		}
-		up = s.watch.rooms.isUp
+		up = s.monitor.rooms.isUp
 	}
 	s.publisher = &publisher{
-		client: redis.NewClient(at(r.place.server, addr)), sharded: r.sharded(), channel: r.channel,
-		logger: r.logger, metrics: r.metrics, queue: queue, up: up, idle: make(chan struct{}), moved: r.republish,
+		client: redis.NewClient(withAddr(r.config.server, addr)), sharded: r.sharded(), channel: r.channel,
+		logger: r.logger, metrics: r.metrics, queue: queue, up: up, drained: make(chan struct{}), reroute: r.reroute,
 	}
 	return s
 }
@@ -47,15 +47,15 @@ func (s *server) start(r *Redis) {
 		s.publisher.drainLoop(s.ctx)
 		_ = s.publisher.client.Close()
 	})
-	if s.watch != nil {
-		r.loops.Go(func() { s.watch.connectLoop(s.ctx, r.receive) })
+	if s.monitor != nil {
+		r.loops.Go(func() { s.monitor.connectLoop(s.ctx, r.receive) })
 	}
 }
 
 // retire ends a server that has no bucket any more, and returns what waited.
 func (s *server) retire() []publication {
 	s.publisher.queue.close()
-	left := s.publisher.queue.take(nil, math.MaxInt)
+	left := s.publisher.queue.dequeue(nil, math.MaxInt)
 	s.cancel()
 	return left
 }

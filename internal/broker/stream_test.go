@@ -45,14 +45,14 @@ func startStream(t *testing.T, from *node, rooms ...message.Room) *stream {
 	return s
 }
 
-// A course is how a stream's room went at a receiver.
-type course struct {
-	sent, got, lost, doubled, swapped int
-	pause                             time.Duration // the longest between two arrivals
+// A streamStats is how a stream's room went at a receiver.
+type streamStats struct {
+	sent, got, lost, duplicated, reordered int
+	pause                                  time.Duration // the longest between two arrivals
 }
 
-// end stops the stream and waits for the last of each room: the trouble is over.
-func (s *stream) end(t *testing.T, n *node) {
+// stopAndWait stops the stream and waits for the last of each room: the trouble is over.
+func (s *stream) stopAndWait(t *testing.T, n *node) {
 	t.Helper()
 	s.stop()
 	for _, room := range s.rooms {
@@ -61,8 +61,8 @@ func (s *stream) end(t *testing.T, n *node) {
 	}
 }
 
-// course reads what n got of the room, after end.
-func (s *stream) course(t *testing.T, n *node, room message.Room) (c course) {
+// stats reads what n got of the room, after end.
+func (s *stream) stats(t *testing.T, n *node, room message.Room) (c streamStats) {
 	t.Helper()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -73,26 +73,26 @@ func (s *stream) course(t *testing.T, n *node, room message.Room) (c course) {
 			continue // of another part of the test
 		}
 		if seen[number] {
-			c.doubled++
+			c.duplicated++
 		} else if number < last {
-			c.swapped++
+			c.reordered++
 		}
 		seen[number], last = true, max(last, number)
 		if i > 0 {
-			c.pause = max(c.pause, n.at[room][i].Sub(n.at[room][i-1]))
+			c.pause = max(c.pause, n.receivedAt[room][i].Sub(n.receivedAt[room][i-1]))
 		}
 	}
 	c.sent, c.got, c.lost = s.sent[room], len(seen), s.sent[room]-len(seen)
 	return c
 }
 
-func (c course) String() string {
+func (c streamStats) String() string {
 	return fmt.Sprintf("%d sent, %d lost, %d doubled, %d swapped, longest pause %v",
-		c.sent, c.lost, c.doubled, c.swapped, c.pause.Round(time.Millisecond))
+		c.sent, c.lost, c.duplicated, c.reordered, c.pause.Round(time.Millisecond))
 }
 
-// flowing waits until the node has got so many more of each room than now.
-func flowing(t *testing.T, n *node, rooms []message.Room, more int) {
+// waitForMore waits until the node has got so many more of each room than now.
+func waitForMore(t *testing.T, n *node, rooms []message.Room, more int) {
 	t.Helper()
 	want := map[message.Room]int{}
 	for _, room := range rooms {

@@ -18,18 +18,18 @@ const (
 	pingEvery = time.Second
 	// silenceLimit is how long a connection may say nothing, though pinged.
 	silenceLimit = 3 * time.Second
-	// chunk bounds the rooms of one SUBSCRIBE command.
-	chunk = 256
+	// maxRoomsPerCommand bounds the rooms of one SUBSCRIBE command.
+	maxRoomsPerCommand = 256
 
 	reconnectMin = 50 * time.Millisecond // doubled at each failure,
 	reconnectMax = time.Second           // less up to a half at random
 )
 
 var (
-	errOneSocket = errors.New("this connection is over")
-	errMoved     = errors.New("another server has the rooms now")
-	errTaken     = errors.New("the server gave the rooms away") // it sent sunsubscribe by itself
-	errIdle      = errors.New("no room is left")
+	errAlreadyDialed        = errors.New("this connection is over")
+	errOwnerChanged         = errors.New("another server has the rooms now")
+	errUnsubscribedByServer = errors.New("the server gave the rooms away") // it sent sunsubscribe by itself
+	errIdle                 = errors.New("no room is left")
 )
 
 // A subscriber keeps one connection that receives. go-redis would mend a
@@ -37,29 +37,29 @@ var (
 // connection is a generation of its own: it starts with nothing subscribed,
 // and no answer of an earlier one counts.
 type subscriber struct {
-	opts    redis.Options // but for Addr
-	prefix  string
-	sharded bool
-	quiet   bool // log nothing but what Redis itself refuses
-	logger  *slog.Logger
-	metrics *metrics
-	rooms   *subscriptions
-	moved   chan struct{} // holds a token when isAt may have changed; nil: never
+	opts                redis.Options // but for Addr
+	prefix              string
+	sharded             bool
+	quiet               bool // log nothing but what Redis itself refuses
+	logger              *slog.Logger
+	metrics             *metrics
+	rooms               *subscriptions
+	ownerMayHaveChanged chan struct{} // holds a token when isOwner may have changed; nil: never
 
 	// locate says where to connect, after an attempt that went as told.
 	locate func(ctx context.Context, last attempt) (string, error)
-	// isAt says whether addr still has the rooms; nil: always.
-	isAt func(addr string) bool
+	// isOwner says whether addr still has the rooms; nil: always.
+	isOwner func(addr string) bool
 	// idle is asked at each ping and failed attempt; true ends connectLoop. Nil: never.
-	idle func() bool
+	checkIdle func() bool
 	// onChange is called when a connection has begun or ended; must not block.
 	onChange func()
 }
 
-// nudge has the subscriber compare where it is and where it should be.
-func (s *subscriber) nudge() {
+// recheck has the subscriber compare where it is and where it should be.
+func (s *subscriber) recheck() {
 	select {
-	case s.moved <- struct{}{}:
+	case s.ownerMayHaveChanged <- struct{}{}:
 	default:
 	}
 }
@@ -67,7 +67,7 @@ func (s *subscriber) nudge() {
 // connectLoop runs one connection after the other until ctx ends, or idle says
 // that none is needed.
 func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
-	connected, failures, said := 0, 0, ""
+	connected, failures, lastLogged := 0, 0, ""
 	var last attempt
 	for ctx.Err() == nil {
 		var began time.Time
@@ -83,28 +83,28 @@ func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(last.err, errIdle) || (s.idle != nil && began.IsZero() && s.idle()) {
-			s.rooms.rest()
+		if errors.Is(last.err, errIdle) || (s.checkIdle != nil && began.IsZero() && s.checkIdle()) {
+			s.rooms.disconnectedIdle()
 			return
 		}
 		if !began.IsZero() && time.Since(began) > reconnectMax {
-			failures, said = 0, ""
+			failures, lastLogged = 0, ""
 		}
-		said = s.tell(last, said)
+		lastLogged = s.logFailure(last, lastLogged)
 		select {
 		case <-time.After(backoff(failures)):
-		case <-s.moved:
+		case <-s.ownerMayHaveChanged:
 		case <-ctx.Done():
 		}
 		failures++
 	}
 }
 
-// tell logs why there is no connection, once an outage, not once an attempt.
-func (s *subscriber) tell(last attempt, said string) string {
+// logFailure logs why there is no connection, once an outage, not once an attempt.
+func (s *subscriber) logFailure(last attempt, lastLogged string) string {
 	_, redirected := redis.IsMovedError(last.err)
-	if redirected || errors.Is(last.err, errMoved) || errors.Is(last.err, errTaken) || last.err.Error() == said {
-		return said
+	if redirected || errors.Is(last.err, errOwnerChanged) || errors.Is(last.err, errUnsubscribedByServer) || last.err.Error() == lastLogged {
+		return lastLogged
 	}
 	var refused redis.Error
 	if !s.quiet || errors.As(last.err, &refused) {
@@ -121,15 +121,15 @@ func backoff(failures int) time.Duration {
 // runConnection connects, calls up once Redis has answered a ping, and returns
 // how the connection ended.
 func (s *subscriber) runConnection(
-	ctx context.Context, last attempt, receive Receive, up func(addr string),
-) (how attempt) {
+	ctx context.Context, last attempt, receive Receive, onUp func(addr string),
+) (result attempt) {
 	addr, err := s.locate(ctx, last)
 	if err != nil {
-		s.rooms.end()
+		s.rooms.disconnected()
 		return attempt{err: err}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	client := redis.NewClient(oneSocket(s.opts, addr))
+	client := redis.NewClient(dialOnceOptions(s.opts, addr))
 	pubsub := client.Subscribe(ctx)
 	var loops sync.WaitGroup
 	defer func() {
@@ -137,10 +137,10 @@ func (s *subscriber) runConnection(
 		_ = pubsub.Close()
 		loops.Wait()
 		_ = client.Close()
-		if errors.Is(how.err, errIdle) {
-			s.rooms.rest() // who comes just now waits for the next connection
+		if errors.Is(result.err, errIdle) {
+			s.rooms.disconnectedIdle() // who comes just now waits for the next connection
 		} else {
-			s.rooms.end()
+			s.rooms.disconnected()
 		}
 		s.onChange()
 	}()
@@ -154,8 +154,8 @@ func (s *subscriber) runConnection(
 	if _, err := pubsub.ReceiveTimeout(ctx, redisTimeout); err != nil {
 		return attempt{addr, fmt.Errorf("first ping: %w", err)}
 	}
-	s.rooms.begin()
-	up(addr)
+	s.rooms.connected()
+	onUp(addr)
 	s.onChange()
 	loops.Go(func() { cancel(s.writeLoop(ctx, addr, pubsub)) })
 	err = s.readLoop(ctx, pubsub, receive)
@@ -165,14 +165,14 @@ func (s *subscriber) runConnection(
 	return attempt{addr, err}
 }
 
-// oneSocket returns options with which a client dials once and never again.
-func oneSocket(opts redis.Options, addr string) *redis.Options {
-	one := at(opts, addr)
+// dialOnceOptions returns options with which a client dials once and never again.
+func dialOnceOptions(opts redis.Options, addr string) *redis.Options {
+	one := withAddr(opts, addr)
 	dial := redis.NewDialer(one)
-	var dialled atomic.Bool
+	var dialed atomic.Bool
 	one.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if dialled.Swap(true) {
-			return nil, errOneSocket
+		if dialed.Swap(true) {
+			return nil, errAlreadyDialed
 		}
 		return dial(ctx, network, addr)
 	}
@@ -189,16 +189,16 @@ func (s *subscriber) writeLoop(ctx context.Context, addr string, pubsub *redis.P
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.moved:
-			if s.isAt != nil && !s.isAt(addr) {
-				err = errMoved
+		case <-s.ownerMayHaveChanged:
+			if s.isOwner != nil && !s.isOwner(addr) {
+				err = errOwnerChanged
 			}
 		case <-ping.C:
-			if s.idle != nil && s.idle() {
+			if s.checkIdle != nil && s.checkIdle() {
 				return errIdle
 			}
 			err = pubsub.Ping(ctx)
-		case <-s.rooms.kick:
+		case <-s.rooms.wake:
 			err = s.writeSubscriptions(ctx, pubsub)
 		}
 		if err != nil {
@@ -213,7 +213,7 @@ func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSu
 		subscribe, unsubscribe = pubsub.SSubscribe, pubsub.SUnsubscribe
 	}
 	for {
-		on, rooms := s.rooms.next(chunk)
+		isSubscribe, rooms := s.rooms.nextCommand(maxRoomsPerCommand)
 		if len(rooms) == 0 {
 			return nil
 		}
@@ -222,7 +222,7 @@ func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSu
 			channels[i] = s.prefix + string(room)
 		}
 		write := unsubscribe
-		if on {
+		if isSubscribe {
 			write = subscribe
 		}
 		if err := write(ctx, channels...); err != nil {
@@ -243,8 +243,8 @@ func (s *subscriber) readLoop(ctx context.Context, pubsub *redis.PubSub, receive
 			receive(roomOf(s.prefix, got.Channel), []byte(got.Payload))
 		case *redis.Subscription:
 			room := roomOf(s.prefix, got.Channel)
-			if got.Kind == "sunsubscribe" && s.rooms.holds(room) {
-				return errTaken
+			if got.Kind == "sunsubscribe" && s.rooms.isConfirmed(room) {
+				return errUnsubscribedByServer
 			}
 			s.rooms.answered(room)
 		}

@@ -7,13 +7,13 @@ import (
 	"switchyard/internal/message"
 )
 
-// A link is what is known of the connection that receives.
-type link int
+// A connState is what is known of the connection that receives.
+type connState int
 
 const (
-	linkUnknown link = iota // not tried yet: a subscriber waits
-	linkUp
-	linkDown
+	connUnknown connState = iota // not tried yet: a subscriber waits
+	connUp
+	connDown
 )
 
 // subscriptions is what is wanted of each room, and how far Redis has followed
@@ -21,10 +21,10 @@ const (
 // next what to write and reports what was answered. Safe for concurrent use.
 type subscriptions struct {
 	// kick holds a token when next may have something. Never closed.
-	kick chan struct{}
+	wake chan struct{}
 
 	mu     sync.Mutex // Protects following.
-	link   link
+	state  connState
 	closed bool
 	rooms  map[message.Room]*subscription
 	// dirty are the rooms where what is wanted may differ from what was last
@@ -36,23 +36,23 @@ type subscriptions struct {
 // order, so only when no answer is outstanding does the last command written
 // hold: this is how the answer to an earlier SUBSCRIBE confirms nothing.
 type subscription struct {
-	wanted  bool
-	dirty   bool
-	onWire  bool // the last command written on this connection was SUBSCRIBE
-	pending int  // commands written on this connection and not answered
-	waiters []chan error
+	wanted        bool
+	dirty         bool
+	subscribeSent bool // the last command written on this connection was SUBSCRIBE
+	unanswered    int  // commands written on this connection and not answered
+	waiters       []chan error
 }
 
 func newSubscriptions() *subscriptions {
 	return &subscriptions{
-		kick:  make(chan struct{}, 1),
+		wake:  make(chan struct{}, 1),
 		rooms: make(map[message.Room]*subscription),
 	}
 }
 
-// want notes that the room is wanted. It returns a nil channel when there is
+// add notes that the room is wanted. It returns a nil channel when there is
 // nothing to wait for, else one that gets the outcome.
-func (s *subscriptions) want(room message.Room) (<-chan error, error) {
+func (s *subscriptions) add(room message.Room) (<-chan error, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -64,10 +64,10 @@ func (s *subscriptions) want(room message.Room) (<-chan error, error) {
 		s.rooms[room] = sub
 	}
 	sub.wanted = true
-	if s.link == linkDown {
+	if s.state == connDown {
 		return nil, ErrDown
 	}
-	if sub.onWire && sub.pending == 0 {
+	if sub.subscribeSent && sub.unanswered == 0 {
 		return nil, nil
 	}
 	s.markDirty(room, sub)
@@ -76,8 +76,8 @@ func (s *subscriptions) want(room message.Room) (<-chan error, error) {
 	return wait, nil
 }
 
-// giveUp takes back a channel that want returned; the room stays wanted.
-func (s *subscriptions) giveUp(room message.Room, wait <-chan error) {
+// cancelWait takes back a channel that want returned; the room stays wanted.
+func (s *subscriptions) cancelWait(room message.Room, wait <-chan error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if sub := s.rooms[room]; sub != nil {
@@ -85,7 +85,7 @@ func (s *subscriptions) giveUp(room message.Room, wait <-chan error) {
 	}
 }
 
-func (s *subscriptions) unwant(room message.Room) {
+func (s *subscriptions) remove(room message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sub := s.rooms[room]
@@ -93,14 +93,14 @@ func (s *subscriptions) unwant(room message.Room) {
 		return
 	}
 	sub.wanted = false
-	sub.answer(ErrUnsubscribed)
+	sub.notifyWaiters(ErrUnsubscribed)
 	s.markDirty(room, sub)
-	s.settle(room, sub)
+	s.resolve(room, sub)
 }
 
 // markDirty has next look at the room; without a connection, begin will.
 func (s *subscriptions) markDirty(room message.Room, sub *subscription) {
-	if s.link != linkUp || sub.wanted == sub.onWire {
+	if s.state != connUp || sub.wanted == sub.subscribeSent {
 		return
 	}
 	if !sub.dirty {
@@ -108,37 +108,37 @@ func (s *subscriptions) markDirty(room message.Room, sub *subscription) {
 		s.dirty = append(s.dirty, room)
 	}
 	select {
-	case s.kick <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (sub *subscription) answer(err error) {
+func (sub *subscription) notifyWaiters(err error) {
 	for _, w := range sub.waiters {
 		w <- err
 	}
 	sub.waiters = nil
 }
 
-// next returns the rooms of the next command to write, limit at most, and
+// nextCommand returns the rooms of the next command to write, limit at most, and
 // counts their answers as pending; none means that all is written.
-func (s *subscriptions) next(limit int) (subscribe bool, rooms []message.Room) {
+func (s *subscriptions) nextCommand(limit int) (subscribe bool, rooms []message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	done := 0
 	for _, room := range s.dirty {
 		sub := s.rooms[room]
-		if sub.wanted != sub.onWire {
+		if sub.wanted != sub.subscribeSent {
 			if len(rooms) == limit || (len(rooms) > 0 && sub.wanted != subscribe) {
 				break // the next command's
 			}
 			subscribe = sub.wanted
 			rooms = append(rooms, room)
-			sub.onWire = sub.wanted
-			sub.pending++
+			sub.subscribeSent = sub.wanted
+			sub.unanswered++
 		}
 		sub.dirty = false
-		s.settle(room, sub) // nothing was left to write, perhaps
+		s.resolve(room, sub) // nothing was left to write, perhaps
 		done++
 	}
 	s.dirty = s.dirty[done:]
@@ -149,18 +149,18 @@ func (s *subscriptions) next(limit int) (subscribe bool, rooms []message.Room) {
 func (s *subscriptions) answered(room message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sub := s.rooms[room]; sub != nil && sub.pending > 0 {
-		sub.pending--
-		s.settle(room, sub)
+	if sub := s.rooms[room]; sub != nil && sub.unanswered > 0 {
+		sub.unanswered--
+		s.resolve(room, sub)
 	}
 }
 
-// holds says whether Redis has confirmed the room and nothing is under way.
-func (s *subscriptions) holds(room message.Room) bool {
+// isConfirmed says whether Redis has confirmed the room and nothing is under way.
+func (s *subscriptions) isConfirmed(room message.Room) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sub := s.rooms[room]
-	return sub != nil && sub.onWire && sub.pending == 0
+	return sub != nil && sub.subscribeSent && sub.unanswered == 0
 }
 
 // len is how many rooms are wanted or not yet done with.
@@ -170,45 +170,45 @@ func (s *subscriptions) len() int {
 	return len(s.rooms)
 }
 
-// settle tells the waiters when the room is subscribed to, and forgets a room
+// resolve tells the waiters when the room is subscribed to, and forgets a room
 // with which all is done.
-func (s *subscriptions) settle(room message.Room, sub *subscription) {
+func (s *subscriptions) resolve(room message.Room, sub *subscription) {
 	switch {
-	case sub.pending > 0 || sub.wanted != sub.onWire:
+	case sub.unanswered > 0 || sub.wanted != sub.subscribeSent:
 	case sub.wanted:
-		sub.answer(nil)
+		sub.notifyWaiters(nil)
 	case !sub.dirty:
 		delete(s.rooms, room)
 	}
 }
 
-// begin starts a connection's life: all that is wanted must be written.
-func (s *subscriptions) begin() {
+// connected starts a connection's life: all that is wanted must be written.
+func (s *subscriptions) connected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reset()
-	s.link = linkUp
+	s.state = connUp
 	for room, sub := range s.rooms {
 		s.markDirty(room, sub)
 	}
 }
 
-// end ends it: no answer will come any more.
-func (s *subscriptions) end() {
+// disconnected ends it: no answer will come any more.
+func (s *subscriptions) disconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.link = linkDown
+	s.state = connDown
 	s.reset()
 	for _, sub := range s.rooms {
-		sub.answer(ErrDown)
+		sub.notifyWaiters(ErrDown)
 	}
 }
 
-// rest ends it because nobody needs it: who comes next waits for another one.
-func (s *subscriptions) rest() {
+// disconnectedIdle ends it because nobody needs it: who comes next waits for another one.
+func (s *subscriptions) disconnectedIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.link = linkUnknown
+	s.state = connUnknown
 	s.reset()
 }
 
@@ -216,7 +216,7 @@ func (s *subscriptions) rest() {
 func (s *subscriptions) reset() {
 	s.dirty = nil
 	for room, sub := range s.rooms {
-		sub.dirty, sub.onWire, sub.pending = false, false, 0
+		sub.dirty, sub.subscribeSent, sub.unanswered = false, false, 0
 		if !sub.wanted {
 			delete(s.rooms, room)
 		}
@@ -228,12 +228,12 @@ func (s *subscriptions) close() {
 	defer s.mu.Unlock()
 	s.closed = true
 	for _, sub := range s.rooms {
-		sub.answer(ErrClosed)
+		sub.notifyWaiters(ErrClosed)
 	}
 }
 
 func (s *subscriptions) isUp() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.link == linkUp
+	return s.state == connUp
 }

@@ -9,176 +9,176 @@ import (
 	"switchyard/internal/message"
 )
 
-// A wire is Redis at the other end of one connection: it follows commands one
+// A fakeConnection is Redis at the other end of one connection: it follows commands one
 // by one and in order.
-type wire struct {
-	commands []wireCommand
+type fakeConnection struct {
+	commands []fakeCommand
 	on       map[message.Room]bool
 }
 
-type wireCommand struct {
+type fakeCommand struct {
 	room      message.Room
 	subscribe bool
 }
 
-func (w *wire) holds(room message.Room) bool {
-	for _, c := range w.commands {
-		if c.room == room && !c.subscribe {
+func (c *fakeConnection) isConfirmed(room message.Room) bool {
+	for _, command := range c.commands {
+		if command.room == room && !command.subscribe {
 			return false // it is about to go
 		}
 	}
-	return w.on[room]
+	return c.on[room]
 }
 
-// A drill is a subscriptions, the Redis it talks to, and those who wait.
-type drill struct {
+// A harness is a subscriptions, the Redis it talks to, and those who wait.
+type harness struct {
 	subs    *subscriptions
-	wire    *wire
+	conn    *fakeConnection
 	wanted  map[message.Room]bool
 	waiting map[message.Room][]<-chan error
 }
 
-// told checks what those who wait for the room have been told.
-func (d *drill) told(t *rapid.T, room message.Room) {
+// checkWaiters checks what those who wait for the room have been told.
+func (h *harness) checkWaiters(t *rapid.T, room message.Room) {
 	var still []<-chan error
-	for _, wait := range d.waiting[room] {
+	for _, wait := range h.waiting[room] {
 		select {
 		case err := <-wait:
-			if err == nil && (!d.wire.holds(room) || !d.wanted[room]) {
+			if err == nil && (!h.conn.isConfirmed(room) || !h.wanted[room]) {
 				t.Fatalf("%s is confirmed, but wanted %v, on the wire %v then %v",
-					room, d.wanted[room], d.wire.on[room], d.wire.commands)
+					room, h.wanted[room], h.conn.on[room], h.conn.commands)
 			}
 		default:
 			still = append(still, wait)
 		}
 	}
-	d.waiting[room] = still
+	h.waiting[room] = still
 }
 
-func (d *drill) want(t *rapid.T, room message.Room) {
-	wait, err := d.subs.want(room)
-	d.wanted[room] = true
+func (h *harness) add(t *rapid.T, room message.Room) {
+	wait, err := h.subs.add(room)
+	h.wanted[room] = true
 	if err != nil {
 		t.Fatal(err)
 	}
-	if wait == nil && !d.wire.holds(room) {
+	if wait == nil && !h.conn.isConfirmed(room) {
 		t.Fatalf("%s is confirmed at once, but is not on the wire", room)
 	}
 	if wait != nil {
-		d.waiting[room] = append(d.waiting[room], wait)
+		h.waiting[room] = append(h.waiting[room], wait)
 	}
-	d.told(t, room)
+	h.checkWaiters(t, room)
 }
 
-func (d *drill) unwant(t *rapid.T, room message.Room) {
-	d.subs.unwant(room)
-	d.wanted[room] = false
-	d.told(t, room)
+func (h *harness) remove(t *rapid.T, room message.Room) {
+	h.subs.remove(room)
+	h.wanted[room] = false
+	h.checkWaiters(t, room)
 }
 
-func (d *drill) write(t *rapid.T, limit int) {
-	subscribe, rooms := d.subs.next(limit)
+func (h *harness) write(t *rapid.T, limit int) {
+	subscribe, rooms := h.subs.nextCommand(limit)
 	if len(rooms) > limit {
 		t.Fatalf("a command of %d rooms, the limit is %d", len(rooms), limit)
 	}
 	for _, room := range rooms {
-		d.wire.commands = append(d.wire.commands, wireCommand{room, subscribe})
+		h.conn.commands = append(h.conn.commands, fakeCommand{room, subscribe})
 	}
-	for room := range d.waiting {
-		d.told(t, room)
+	for room := range h.waiting {
+		h.checkWaiters(t, room)
 	}
 }
 
-func (d *drill) answer(t *rapid.T) {
-	if len(d.wire.commands) == 0 {
+func (h *harness) answer(t *rapid.T) {
+	if len(h.conn.commands) == 0 {
 		return
 	}
-	c := d.wire.commands[0]
-	d.wire.commands = d.wire.commands[1:]
-	d.wire.on[c.room] = c.subscribe
-	d.subs.answered(c.room)
-	d.told(t, c.room)
+	c := h.conn.commands[0]
+	h.conn.commands = h.conn.commands[1:]
+	h.conn.on[c.room] = c.subscribe
+	h.subs.answered(c.room)
+	h.checkWaiters(t, c.room)
 }
 
-func (d *drill) breakDown(t *rapid.T) {
-	d.subs.end()
-	for room := range d.waiting {
-		d.told(t, room)
-		if len(d.waiting[room]) > 0 {
+func (h *harness) reconnect(t *rapid.T) {
+	h.subs.disconnected()
+	for room := range h.waiting {
+		h.checkWaiters(t, room)
+		if len(h.waiting[room]) > 0 {
 			t.Fatalf("%s still waits for an answer of a broken connection", room)
 		}
 	}
-	d.wire = &wire{on: map[message.Room]bool{}}
-	d.subs.begin()
+	h.conn = &fakeConnection{on: map[message.Room]bool{}}
+	h.subs.connected()
 }
 
-// settled lets everything be written and answered, and compares.
-func (d *drill) settled(t *rapid.T) {
+// checkFinalState lets everything be written and answered, and compares.
+func (h *harness) checkFinalState(t *rapid.T) {
 	for range 10 {
-		d.write(t, 3)
-		for len(d.wire.commands) > 0 {
-			d.answer(t)
+		h.write(t, 3)
+		for len(h.conn.commands) > 0 {
+			h.answer(t)
 		}
 	}
 	left := 0
-	for room, want := range d.wanted {
-		if d.wire.on[room] != want {
-			t.Fatalf("%s: wanted %v, on the wire %v", room, want, d.wire.on[room])
+	for room, want := range h.wanted {
+		if h.conn.on[room] != want {
+			t.Fatalf("%s: wanted %v, on the wire %v", room, want, h.conn.on[room])
 		}
 		if want {
 			left++
 		}
-		if len(d.waiting[room]) > 0 {
+		if len(h.waiting[room]) > 0 {
 			t.Fatalf("%s: somebody still waits", room)
 		}
 	}
-	if len(d.subs.rooms) != left {
-		t.Fatalf("%d rooms are remembered, %d wanted", len(d.subs.rooms), left)
+	if len(h.subs.rooms) != left {
+		t.Fatalf("%d rooms are remembered, %d wanted", len(h.subs.rooms), left)
 	}
 }
 
 // Whatever the order of wishes, writes, answers and breaks: who is told that
 // the room is subscribed is right at that moment.
-func TestAConfirmationIsTrue(t *testing.T) {
+func TestASubscriptionIsConfirmedOnlyWhenItHolds(t *testing.T) {
 	room := rapid.SampledFrom([]message.Room{"a", "b", "c"})
 	rapid.Check(t, func(t *rapid.T) {
-		d := &drill{
-			subs: newSubscriptions(), wire: &wire{on: map[message.Room]bool{}},
+		h := &harness{
+			subs: newSubscriptions(), conn: &fakeConnection{on: map[message.Room]bool{}},
 			wanted: map[message.Room]bool{}, waiting: map[message.Room][]<-chan error{},
 		}
-		d.subs.begin()
+		h.subs.connected()
 		t.Repeat(map[string]func(*rapid.T){
-			"want":   func(t *rapid.T) { d.want(t, room.Draw(t, "room")) },
-			"unwant": func(t *rapid.T) { d.unwant(t, room.Draw(t, "room")) },
-			"write":  func(t *rapid.T) { d.write(t, rapid.IntRange(1, 3).Draw(t, "limit")) },
-			"answer": d.answer,
-			"break":  d.breakDown,
+			"want":   func(t *rapid.T) { h.add(t, room.Draw(t, "room")) },
+			"unwant": func(t *rapid.T) { h.remove(t, room.Draw(t, "room")) },
+			"write":  func(t *rapid.T) { h.write(t, rapid.IntRange(1, 3).Draw(t, "limit")) },
+			"answer": h.answer,
+			"break":  h.reconnect,
 		})
-		d.settled(t)
+		h.checkFinalState(t)
 	})
 }
 
 func TestRoomsLeftWhileDownAreForgotten(t *testing.T) {
 	subs := newSubscriptions()
-	subs.end()
+	subs.disconnected()
 	for _, room := range manyRooms(100) {
-		if _, err := subs.want(room); !errors.Is(err, ErrDown) {
+		if _, err := subs.add(room); !errors.Is(err, ErrDown) {
 			t.Fatalf("want = %v", err)
 		}
-		subs.unwant(room)
+		subs.remove(room)
 	}
 	if len(subs.rooms) != 0 || len(subs.dirty) != 0 {
 		t.Errorf("%d rooms, %d dirty", len(subs.rooms), len(subs.dirty))
 	}
 }
 
-func TestWhoGivesUpIsForgotten(t *testing.T) {
+func TestACanceledWaitIsForgotten(t *testing.T) {
 	subs := newSubscriptions()
-	wait, err := subs.want("r")
+	wait, err := subs.add("r")
 	if err != nil {
 		t.Fatal(err)
 	}
-	subs.giveUp("r", wait)
+	subs.cancelWait("r", wait)
 	if n := len(subs.rooms["r"].waiters); n != 0 {
 		t.Errorf("%d still wait", n)
 	}
@@ -188,21 +188,21 @@ func TestWhoGivesUpIsForgotten(t *testing.T) {
 }
 
 // A connection that nobody needed has ended; who comes now waits for the next.
-func TestWhoComesWhileThereIsNoConnectionWaitsForOne(t *testing.T) {
+func TestASubscriptionWaitsForTheNextConnection(t *testing.T) {
 	subs := newSubscriptions()
-	subs.begin()
-	subs.end()
-	subs.rest()
-	wait, err := subs.want("r")
+	subs.connected()
+	subs.disconnected()
+	subs.disconnectedIdle()
+	wait, err := subs.add("r")
 	if err != nil || wait == nil {
 		t.Fatalf("want = %v, %v; want a channel", wait, err)
 	}
-	subs.begin()
-	if on, rooms := subs.next(1); !on || len(rooms) != 1 || subs.holds("r") {
-		t.Fatalf("next = %v %v, holds %v", on, rooms, subs.holds("r"))
+	subs.connected()
+	if isSubscribe, rooms := subs.nextCommand(1); !isSubscribe || len(rooms) != 1 || subs.isConfirmed("r") {
+		t.Fatalf("next = %v %v, holds %v", isSubscribe, rooms, subs.isConfirmed("r"))
 	}
 	subs.answered("r")
-	if err := <-wait; err != nil || !subs.holds("r") {
-		t.Errorf("told %v, holds %v", err, subs.holds("r"))
+	if err := <-wait; err != nil || !subs.isConfirmed("r") {
+		t.Errorf("told %v, holds %v", err, subs.isConfirmed("r"))
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// calls returns how often Redis got a command since it was started.
-func calls(t *testing.T, server *testkit.RedisServer, command string) int {
+// commandCalls returns how often Redis got a command since it was started.
+func commandCalls(t *testing.T, server *testkit.RedisServer, command string) int {
 	t.Helper()
 	stats := server.Do(t, "INFO", "commandstats")
 	found := regexp.MustCompile(`cmdstat_` + command + `:calls=(\d+)`).FindStringSubmatch(stats)
@@ -33,12 +33,12 @@ func TestRoomsAreSubscribedInChunks(t *testing.T) {
 		return server.Do(t, "PUBSUB", "NUMSUB", "sy:room-4999") == "sy:room-4999 1" && n.Up()
 	})
 	n.mustSubscribe(t, "last")
-	if got, most := calls(t, server, "subscribe"), 5000/chunk+3; got > most {
+	if got, most := commandCalls(t, server, "subscribe"), 5000/maxRoomsPerCommand+3; got > most {
 		t.Errorf("5,000 rooms took %d commands, want %d at most", got, most)
 	}
 }
 
-func TestWhatWaitsGoesOutTogether(t *testing.T) {
+func TestQueuedPublicationsShareRoundTrips(t *testing.T) {
 	server := testkit.StartRedis(t)
 	proxy := testkit.NewProxy(t, server.Addr())
 	n := openNode(t, Config{URL: "redis://" + proxy.Addr()})
@@ -47,14 +47,14 @@ func TestWhatWaitsGoesOutTogether(t *testing.T) {
 	for range 1000 {
 		n.Publish("r", []byte("x"))
 	}
-	eventually(t, "all to arrive", func() bool { return calls(t, server, "publish") == 1000 })
+	eventually(t, "all to arrive", func() bool { return commandCalls(t, server, "publish") == 1000 })
 	eventually(t, "the answers", func() bool { return n.metric(t, "broker_publish_duration_seconds", "") > 0 })
 	if trips := n.metric(t, "broker_publish_duration_seconds", ""); trips > 20 {
 		t.Errorf("1,000 publications took %v round trips", trips)
 	}
 }
 
-func TestAShortOutageLosesNothingThatWaited(t *testing.T) {
+func TestAShortOutageLosesNoQueuedPublication(t *testing.T) {
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	eventually(t, "up", n.Up)
@@ -64,13 +64,13 @@ func TestAShortOutageLosesNothingThatWaited(t *testing.T) {
 		n.Publish("r", []byte("x"))
 	}
 	server.Restart()
-	eventually(t, "what waited to arrive", func() bool { return calls(t, server, "publish") == 50 })
+	eventually(t, "what waited to arrive", func() bool { return commandCalls(t, server, "publish") == 50 })
 	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped", got)
 	}
 }
 
-func TestWhatIsLeftAtCloseIsCounted(t *testing.T) {
+func TestPublicationsLeftAtCloseAreCounted(t *testing.T) {
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	eventually(t, "up", n.Up)
@@ -79,7 +79,7 @@ func TestWhatIsLeftAtCloseIsCounted(t *testing.T) {
 	for range 7 {
 		n.Publish("r", []byte("x"))
 	}
-	if err := n.Close(within(t, patience)); err != nil {
+	if err := n.Close(within(t, testTimeout)); err != nil {
 		t.Error(err)
 	}
 	if got := n.metric(t, "broker_dropped_total", "closed"); got != 7 {

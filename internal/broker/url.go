@@ -20,20 +20,20 @@ import (
 // millisecond or is in trouble, and the log delivers meanwhile.
 const redisTimeout = 500 * time.Millisecond
 
-// A layout is how the Redis servers stand to each other.
-type layout int
+// A topology is how the Redis servers stand to each other.
+type topology int
 
 const (
-	layoutSingle   layout = iota // one server
-	layoutSentinel               // a master that sentinels choose
-	layoutCluster                // many masters, each with a part of the slots
+	topologySingle   topology = iota // one server
+	topologySentinel                 // a master that sentinels choose
+	topologyCluster                  // many masters, each with a part of the slots
 )
 
-// A place is what REDIS_URL says.
-type place struct {
-	layout layout
-	addrs  []string // host:port of the server, the sentinels, or some of the cluster
-	master string   // the name that the sentinels know the master by
+// A redisConfig is what REDIS_URL says.
+type redisConfig struct {
+	topology topology
+	addrs    []string // host:port of the server, the sentinels, or some of the cluster
+	master   string   // the name that the sentinels know the master by
 
 	server   redis.Options // for any of the servers, but for Addr
 	sentinel redis.Options // for any of the sentinels, but for Addr
@@ -47,7 +47,7 @@ const urlForms = "want redis://[user:password@]host:6379[/0], " +
 // parseURL reads REDIS_URL; docs/redis.md tells its forms. No error repeats
 // any part of the URL but a file's name: what looks like a host or an option
 // may be the half of a password with a stray / or ?.
-func parseURL(raw string) (*place, error) {
+func parseURL(raw string) (*redisConfig, error) {
 	p, err := readURL(raw)
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: %w: %s", err, urlForms)
@@ -55,11 +55,11 @@ func parseURL(raw string) (*place, error) {
 	return p, nil
 }
 
-func readURL(raw string) (*place, error) {
+func readURL(raw string) (*redisConfig, error) {
 	scheme, rest, _ := strings.Cut(raw, "://")
 	base, kind, _ := strings.Cut(scheme, "+")
-	layouts := map[string]layout{"": layoutSingle, "sentinel": layoutSentinel, "cluster": layoutCluster}
-	lay, known := layouts[kind]
+	topologies := map[string]topology{"": topologySingle, "sentinel": topologySentinel, "cluster": topologyCluster}
+	topo, known := topologies[kind]
 	if !known || (base != "redis" && base != "rediss") || strings.HasSuffix(scheme, "+") {
 		return nil, errors.New("an unknown scheme")
 	}
@@ -73,8 +73,8 @@ func readURL(raw string) (*place, error) {
 	if err != nil || u.Fragment != "" {
 		return nil, errors.New("not a URL")
 	}
-	p := &place{layout: lay}
-	if p.addrs, err = readHosts(rest[at:end], lay); err != nil {
+	p := &redisConfig{topology: topo}
+	if p.addrs, err = readHosts(rest[at:end], topo); err != nil {
 		return nil, err
 	}
 	if err := p.readPath(u.Path); err != nil {
@@ -85,15 +85,15 @@ func readURL(raw string) (*place, error) {
 	}
 	p.server.Username = u.User.Username()
 	p.server.Password, _ = u.User.Password()
-	bound(&p.server)
-	bound(&p.sentinel)
+	setLimits(&p.server)
+	setLimits(&p.sentinel)
 	return p, nil
 }
 
 // readHosts returns host:port of each, with the usual port where none is given.
-func readHosts(list string, lay layout) ([]string, error) {
+func readHosts(list string, topo topology) ([]string, error) {
 	usual := "6379"
-	if lay == layoutSentinel {
+	if topo == topologySentinel {
 		usual = "26379"
 	}
 	var addrs []string
@@ -108,16 +108,16 @@ func readHosts(list string, lay layout) ([]string, error) {
 		}
 		addrs = append(addrs, net.JoinHostPort(u.Hostname(), port))
 	}
-	if lay == layoutSingle && len(addrs) > 1 {
+	if topo == topologySingle && len(addrs) > 1 {
 		return nil, errors.New("several hosts need redis+sentinel or redis+cluster")
 	}
 	return addrs, nil
 }
 
 // readPath reads /master/db of sentinels and /db of one server.
-func (p *place) readPath(path string) error {
+func (p *redisConfig) readPath(path string) error {
 	path = strings.Trim(path, "/")
-	if p.layout == layoutSentinel {
+	if p.topology == topologySentinel {
 		if p.master, path, _ = strings.Cut(path, "/"); p.master == "" {
 			return errors.New("the name of the sentinels' master is missing")
 		}
@@ -129,7 +129,7 @@ func (p *place) readPath(path string) error {
 	switch {
 	case err != nil || db < 0:
 		return errors.New("the database is no number from 0")
-	case p.layout == layoutCluster && db != 0:
+	case p.topology == topologyCluster && db != 0:
 		return errors.New("a cluster has database 0 only")
 	}
 	p.server.DB = db
@@ -137,7 +137,7 @@ func (p *place) readPath(path string) error {
 }
 
 // readOptions reads what follows the question mark.
-func (p *place) readOptions(query string, secure bool) error {
+func (p *redisConfig) readOptions(query string, secure bool) error {
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return errors.New("the options after ? cannot be read")
@@ -148,7 +148,7 @@ func (p *place) readOptions(query string, secure bool) error {
 		return value
 	}
 	skip, ca, cert, key := get("skip_verify"), get("ca_file"), get("cert_file"), get("key_file")
-	if p.layout == layoutSentinel {
+	if p.topology == topologySentinel {
 		p.sentinel.Username, p.sentinel.Password = get("sentinel_username"), get("sentinel_password")
 	}
 	switch {
@@ -164,16 +164,16 @@ func (p *place) readOptions(query string, secure bool) error {
 	}
 	// No ServerName: each dial verifies the host that it dials.
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: skip == "true"} //nolint:gosec // the operator says so
-	if err := loadFiles(conf, ca, cert, key); err != nil {
+	if err := loadTLSFiles(conf, ca, cert, key); err != nil {
 		return err
 	}
 	p.server.TLSConfig, p.sentinel.TLSConfig = conf, conf
 	return nil
 }
 
-// loadFiles reads who is trusted (without a file: the system's roots) and the
+// loadTLSFiles reads who is trusted (without a file: the system's roots) and the
 // client's own certificate, which redis-server asks for by default.
-func loadFiles(conf *tls.Config, ca, cert, key string) error {
+func loadTLSFiles(conf *tls.Config, ca, cert, key string) error {
 	if ca != "" {
 		pem, err := os.ReadFile(ca)
 		if err != nil {
@@ -195,8 +195,8 @@ func loadFiles(conf *tls.Config, ca, cert, key string) error {
 	return nil
 }
 
-// bound sets our bounds on a client.
-func bound(opts *redis.Options) {
+// setLimits sets our bounds on a client.
+func setLimits(opts *redis.Options) {
 	opts.Protocol = 2 // RESP3 brings nothing here but pushes to be filtered
 	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = redisTimeout, redisTimeout, redisTimeout
 	opts.DialerRetries = 1
@@ -206,8 +206,8 @@ func bound(opts *redis.Options) {
 	opts.DisableIdentity = true
 }
 
-// at returns options for the server at addr.
-func at(opts redis.Options, addr string) *redis.Options {
+// withAddr returns options for the server at addr.
+func withAddr(opts redis.Options, addr string) *redis.Options {
 	opts.Addr = addr
 	return &opts
 }

@@ -8,12 +8,12 @@ import (
 	"testing"
 )
 
-func TestAURLThatCannotBeRightIsRefused(t *testing.T) {
+func TestInvalidURLsAreRefused(t *testing.T) {
 	noCert := filepath.Join(t.TempDir(), "empty.crt")
 	if err := os.WriteFile(noCert, []byte("nothing"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for url, says := range map[string]string{
+	for url, want := range map[string]string{
 		"":                                   "scheme",
 		"localhost:6379":                     "scheme",
 		"http://localhost":                   "scheme",
@@ -53,8 +53,8 @@ func TestAURLThatCannotBeRightIsRefused(t *testing.T) {
 			continue
 		}
 		got := err.Error()
-		if !strings.HasPrefix(got, "REDIS_URL: ") || !strings.Contains(got, says) || !strings.Contains(got, "redis+cluster://") || strings.Contains(got, "\n") {
-			t.Errorf("%q: %v; want one line that names REDIS_URL, says %q and shows the forms", url, err, says)
+		if !strings.HasPrefix(got, "REDIS_URL: ") || !strings.Contains(got, want) || !strings.Contains(got, "redis+cluster://") || strings.Contains(got, "\n") {
+			t.Errorf("%q: %v; want one line that names REDIS_URL, says %q and shows the forms", url, err, want)
 		}
 		if strings.Contains(got, "hunter2") {
 			t.Errorf("%q: the error shows the password: %v", url, err)
@@ -67,7 +67,7 @@ func TestAURLIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.layout != layoutSentinel || p.master != "main" || !slices.Equal(p.addrs, []string{"a:1", "[::1]:26379", "c:26379"}) {
+	if p.topology != topologySentinel || p.master != "main" || !slices.Equal(p.addrs, []string{"a:1", "[::1]:26379", "c:26379"}) {
 		t.Errorf("%+v", p)
 	}
 	if p.server.Username != "app" || p.server.Password != "p@ss/" || p.server.DB != 3 || !p.server.TLSConfig.InsecureSkipVerify {
@@ -76,13 +76,13 @@ func TestAURLIsRead(t *testing.T) {
 	if p.sentinel.Username != "s" || p.sentinel.Password != "q" || p.sentinel.DB != 0 || p.sentinel.TLSConfig == nil {
 		t.Errorf("sentinel: %+v", p.sentinel)
 	}
-	for url, want := range map[string]place{
-		"redis://h":                 {layout: layoutSingle, addrs: []string{"h:6379"}},
-		"redis://:x@[::1]:7/2":      {layout: layoutSingle, addrs: []string{"[::1]:7"}},
-		"redis+cluster://a:7,b,c:8": {layout: layoutCluster, addrs: []string{"a:7", "b:6379", "c:8"}},
+	for url, want := range map[string]redisConfig{
+		"redis://h":                 {topology: topologySingle, addrs: []string{"h:6379"}},
+		"redis://:x@[::1]:7/2":      {topology: topologySingle, addrs: []string{"[::1]:7"}},
+		"redis+cluster://a:7,b,c:8": {topology: topologyCluster, addrs: []string{"a:7", "b:6379", "c:8"}},
 	} {
 		p, err := parseURL(url)
-		if err != nil || p.layout != want.layout || !slices.Equal(p.addrs, want.addrs) || p.server.TLSConfig != nil {
+		if err != nil || p.topology != want.topology || !slices.Equal(p.addrs, want.addrs) || p.server.TLSConfig != nil {
 			t.Errorf("%s: %+v, %v", url, p, err)
 		}
 	}
@@ -103,7 +103,7 @@ func FuzzRedisURL(f *testing.F) {
 			}
 			return
 		}
-		if len(p.addrs) == 0 || slices.Contains(p.addrs, "") || (p.layout == layoutSentinel) == (p.master == "") {
+		if len(p.addrs) == 0 || slices.Contains(p.addrs, "") || (p.topology == topologySentinel) == (p.master == "") {
 			t.Errorf("%q was read as %+v", url, p)
 		}
 	})

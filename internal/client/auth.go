@@ -9,9 +9,9 @@ import (
 // Refreshing takes place at this part of the time that a token has left, and a
 // little earlier at random, so that those who came together do not ask together.
 const (
-	refreshAt     = 0.8
-	refreshSpread = 0.1
-	refreshMin    = time.Second // it is too late for a token with less
+	refreshFraction = 0.8
+	refreshJitter   = 0.1
+	minRefreshTime  = time.Second // it is too late for a token with less
 )
 
 // RefreshToken brings the service a fresh token on the living connection, as
@@ -24,7 +24,7 @@ func (c *Client) RefreshToken(ctx context.Context) error {
 		return ErrNoToken
 	}
 	c.mu.Lock()
-	l := c.link
+	conn := c.current
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
@@ -33,12 +33,12 @@ func (c *Client) RefreshToken(ctx context.Context) error {
 		return fmt.Errorf("get a token: %w", err)
 	}
 	c.mu.Lock()
-	if c.err != nil || l == nil || c.link != l {
+	if c.err != nil || conn == nil || c.current != conn {
 		defer c.mu.Unlock()
 		return c.err
 	}
 	ref := c.nextRef()
-	a := c.ask(ctx, ref, &call{frame: newRequest("auth", ref, "").text("token", token).end(), auth: true})
+	a := c.doCall(ctx, ref, &call{frame: newRequest("auth", ref, "").text("token", token).end(), auth: true})
 	if a.err != nil {
 		return fmt.Errorf("refresh the token: %w", a.err)
 	}
@@ -46,43 +46,43 @@ func (c *Client) RefreshToken(ctx context.Context) error {
 }
 
 // handleAuthenticated begins a token's time anew.
-func (c *Client) handleAuthenticated(l *link, f *serverFrame) {
+func (c *Client) handleAuthenticated(conn *connection, f *serverFrame) {
 	c.mu.Lock()
-	l.expires = time.Time{}
+	conn.tokenExpires = time.Time{}
 	if f.AuthExpires > 0 {
-		l.expires = time.Now().Add(millis(f.AuthExpires))
+		conn.tokenExpires = time.Now().Add(millis(f.AuthExpires))
 	}
-	if l == c.link {
-		c.scheduleRefresh(l)
+	if conn == c.current {
+		c.scheduleRefresh(conn)
 	}
 	c.mu.Unlock()
-	c.answer(f.Ref, answer{})
+	c.completeCall(f.Ref, callResult{})
 }
 
 // scheduleRefresh sees to the next token of the connection that counts. The
 // caller holds mu.
-func (c *Client) scheduleRefresh(l *link) {
-	if l.refresh != nil {
-		l.refresh.Stop()
+func (c *Client) scheduleRefresh(conn *connection) {
+	if conn.refreshTimer != nil {
+		conn.refreshTimer.Stop()
 	}
-	left := time.Until(l.expires)
-	if c.opts.Token == nil || l.expires.IsZero() || left < refreshMin {
+	left := time.Until(conn.tokenExpires)
+	if c.opts.Token == nil || conn.tokenExpires.IsZero() || left < minRefreshTime {
 		return
 	}
-	wait := time.Duration(float64(left) * (refreshAt - refreshSpread*c.opts.random()))
-	l.refresh = time.AfterFunc(wait, func() {
+	wait := time.Duration(float64(left) * (refreshFraction - refreshJitter*c.opts.random()))
+	conn.refreshTimer = time.AfterFunc(wait, func() {
 		c.mu.Lock()
-		if c.link == l && !c.closing {
-			c.running.Go(func() { c.refreshToken(l) })
+		if c.current == conn && !c.closing {
+			c.running.Go(func() { c.refreshOrReschedule(conn) })
 		}
 		c.mu.Unlock()
 	})
 }
 
-// refreshToken tries once, and sees to another try while the old token lasts:
+// refreshOrReschedule tries once, and sees to another try while the old token lasts:
 // after it the service closes with 4001, and the client comes back with a fresh
 // one.
-func (c *Client) refreshToken(l *link) {
+func (c *Client) refreshOrReschedule(conn *connection) {
 	err := c.RefreshToken(c.ctx)
 	if err == nil {
 		return
@@ -90,7 +90,7 @@ func (c *Client) refreshToken(l *link) {
 	c.opts.Logger.Warn("the token was not refreshed", "err", err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.link == l {
-		c.scheduleRefresh(l)
+	if c.current == conn {
+		c.scheduleRefresh(conn)
 	}
 }

@@ -13,44 +13,44 @@ import (
 // call is repeated on the next connection until its caller gives up.
 type call struct {
 	frame  []byte
-	answer chan answer // takes one without blocking
+	result chan callResult // takes one without blocking
 	// auth says that it brings a fresh token: the next connection has one.
 	auth bool
 }
 
-type answer struct {
+type callResult struct {
 	history  History
 	presence Presence
 	err      error
 }
 
-// ask makes a call and waits for its answer. The caller holds mu, which ask
+// doCall makes a call and waits for its answer. The caller holds mu, which ask
 // gives up.
-func (c *Client) ask(ctx context.Context, ref string, call *call) answer {
-	call.answer = make(chan answer, 1)
+func (c *Client) doCall(ctx context.Context, ref string, call *call) callResult {
+	call.result = make(chan callResult, 1)
 	c.calls[ref] = call
-	if c.link != nil {
-		c.link.sock.send(call.frame)
+	if c.current != nil {
+		c.current.sock.send(call.frame)
 	}
 	c.mu.Unlock()
 	select {
-	case a := <-call.answer:
+	case a := <-call.result:
 		return a
 	case <-ctx.Done():
 		c.mu.Lock()
 		delete(c.calls, ref)
 		c.mu.Unlock()
-		return answer{err: ctx.Err()}
+		return callResult{err: ctx.Err()}
 	}
 }
 
-// repeat makes a call again on a new connection. The caller holds mu.
-func (c *Client) repeat(l *link, ref string) {
+// resendCall makes a call again on a new connection. The caller holds mu.
+func (c *Client) resendCall(conn *connection, ref string) {
 	if call := c.calls[ref]; !call.auth {
-		l.sock.send(call.frame)
+		conn.sock.send(call.frame)
 		return
 	}
-	c.calls[ref].answer <- answer{}
+	c.calls[ref].result <- callResult{}
 	delete(c.calls, ref)
 }
 
@@ -83,7 +83,7 @@ func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange)
 	if r.Limit > 0 {
 		b = b.number("limit", int64(r.Limit))
 	}
-	a := c.ask(ctx, ref, &call{frame: b.end()})
+	a := c.doCall(ctx, ref, &call{frame: b.end()})
 	if a.err != nil {
 		return History{}, fmt.Errorf("history of %s: %w", room, a.err)
 	}
@@ -105,37 +105,37 @@ func (c *Client) Presence(ctx context.Context, room message.Room) (Presence, err
 		r.watched = true
 	}
 	ref := c.nextRef()
-	a := c.ask(ctx, ref, &call{frame: newRequest("presence", ref, room).end()})
+	a := c.doCall(ctx, ref, &call{frame: newRequest("presence", ref, room).end()})
 	if a.err != nil {
 		return Presence{}, fmt.Errorf("presence in %s: %w", room, a.err)
 	}
 	return a.presence, nil
 }
 
-// refuseCall says whether the error was the answer to a call. A passing one
+// handleCallError says whether the error was the answer to a call. A passing one
 // leads to another try on this connection; the next one would repeat it anyway.
-func (c *Client) refuseCall(ref string, err *Error) bool {
-	if !err.passing() {
-		return c.answer(ref, answer{err: err})
+func (c *Client) handleCallError(ref string, err *Error) bool {
+	if !err.temporary() {
+		return c.completeCall(ref, callResult{err: err})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l := c.link
+	conn := c.current
 	if c.calls[ref] == nil {
 		return false
 	}
-	time.AfterFunc(err.wait(c.opts.random), func() {
+	time.AfterFunc(err.retryDelay(c.opts.random), func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if call := c.calls[ref]; call != nil && c.link == l && l != nil {
-			l.sock.send(call.frame)
+		if call := c.calls[ref]; call != nil && c.current == conn && conn != nil {
+			conn.sock.send(call.frame)
 		}
 	})
 	return true
 }
 
-// answer ends the call with that ref and says whether there was one.
-func (c *Client) answer(ref string, a answer) bool {
+// completeCall ends the call with that ref and says whether there was one.
+func (c *Client) completeCall(ref string, a callResult) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call := c.calls[ref]
@@ -143,7 +143,7 @@ func (c *Client) answer(ref string, a answer) bool {
 		return false
 	}
 	delete(c.calls, ref)
-	call.answer <- a
+	call.result <- a
 	return true
 }
 
@@ -162,14 +162,14 @@ func (c *Client) Signal(room message.Room, data json.RawMessage) error {
 	switch {
 	case c.err != nil:
 		return c.err
-	case c.link == nil:
+	case c.current == nil:
 		return ErrOffline
-	case c.link.sock.full():
+	case c.current.sock.full():
 		return ErrBusy
 	}
 	if err := c.checkSize(frame, room); err != nil {
 		return err
 	}
-	c.link.sock.send(frame)
+	c.current.sock.send(frame)
 	return nil
 }

@@ -132,43 +132,43 @@ type MovedEvent struct {
 // an answer that is not read meanwhile.
 type Client struct {
 	// Static after construction.
-	opts   Options
-	ctx    context.Context // the client's life
-	cancel context.CancelFunc
-	slots  chan struct{} // one token for each pending publication
-	parted chan struct{} // closed when Close has said goodbye to all connections
-	done   chan struct{} // closed when the client has ended
+	opts              Options
+	ctx               context.Context // the client's life
+	cancel            context.CancelFunc
+	slots             chan struct{} // one token for each pending publication
+	connectionsClosed chan struct{} // closed when Close has said goodbye to all connections
+	done              chan struct{} // closed when the client has ended
 
 	// running counts the client's own goroutines.
 	running sync.WaitGroup
 
 	// turn is held while a frame is handled or a change told, since two
 	// connections are read during a move. It is locked before mu.
-	turn sync.Mutex
+	handlerMu sync.Mutex
 
-	mu      sync.Mutex      // Protects following.
-	link    *link           // nil unless live
-	next    *link           // the second connection of a move, from its welcome on
-	move    *move           // nil when none is asked for
-	moved   <-chan struct{} // closed when the last move is done
-	echoes  *echoes         // of the last move; nil long after it
-	live    chan struct{}
-	closing bool  // Close was called
-	err     error // why the client has ended
-	welcome Welcome
-	session string // to offer at the next connect
-	opened  uint64 // connections tried so far
-	attempt int    // index into URLs, modulo their number
-	refs    uint64
+	mu           sync.Mutex      // Protects following.
+	current      *connection     // nil unless live
+	next         *connection     // the second connection of a move, from its welcome on
+	move         *move           // nil when none is asked for
+	moveDone     <-chan struct{} // closed when the last move is done
+	signalDedup  *signalDedup    // of the last move; nil long after it
+	live         chan struct{}
+	closing      bool  // Close was called
+	err          error // why the client has ended
+	welcome      Welcome
+	session      string // to offer at the next connect
+	connectCount uint64 // connections tried so far
+	urlIndex     int    // index into URLs, modulo their number
+	refs         uint64
 
-	pace pacer // owned by who carries on, see carryOn
+	backoff backoff // owned by who carries on, see carryOn
 
 	// Under mu, too.
-	rooms    map[message.Room]*room
-	pending  map[pubKey]*publication
-	lanes    map[message.Room]*lane
-	sequence uint64 // of publications
-	calls    map[string]*call
+	rooms            map[message.Room]*room
+	pending          map[publicationKey]*publication
+	retryQueues      map[message.Room]*retryQueue
+	publicationCount uint64 // of publications
+	calls            map[string]*call
 }
 
 // New starts a client, which connects in the background and goes on trying.
@@ -186,15 +186,15 @@ func New(opts Options) (*Client, error) {
 	opts = opts.withDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{
-		opts: opts, ctx: ctx, cancel: cancel, session: opts.Session, pace: pacer{random: opts.random},
-		slots:   make(chan struct{}, opts.MaxPending),
-		parted:  make(chan struct{}),
-		done:    make(chan struct{}),
-		live:    make(chan struct{}),
-		rooms:   make(map[message.Room]*room),
-		pending: make(map[pubKey]*publication),
-		lanes:   make(map[message.Room]*lane),
-		calls:   make(map[string]*call),
+		opts: opts, ctx: ctx, cancel: cancel, session: opts.Session, backoff: backoff{random: opts.random},
+		slots:             make(chan struct{}, opts.MaxPending),
+		connectionsClosed: make(chan struct{}),
+		done:              make(chan struct{}),
+		live:              make(chan struct{}),
+		rooms:             make(map[message.Room]*room),
+		pending:           make(map[publicationKey]*publication),
+		retryQueues:       make(map[message.Room]*retryQueue),
+		calls:             make(map[string]*call),
 	}
 	c.running.Go(c.run)
 	return c, nil
@@ -255,17 +255,17 @@ func (c *Client) Close() {
 	c.mu.Lock()
 	first := !c.closing
 	c.closing = true
-	links := []*link{c.link, c.next}
+	conns := []*connection{c.current, c.next}
 	c.mu.Unlock()
 	if first {
-		var goodbyes sync.WaitGroup
-		for _, l := range links {
-			if l != nil {
-				goodbyes.Go(func() { l.sock.goodbye(codeNormal) })
+		var wg sync.WaitGroup
+		for _, conn := range conns {
+			if conn != nil {
+				wg.Go(func() { conn.sock.closeGracefully(codeNormal) })
 			}
 		}
-		goodbyes.Wait()
-		close(c.parted)
+		wg.Wait()
+		close(c.connectionsClosed)
 		c.cancel()
 	}
 	<-c.done

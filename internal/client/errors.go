@@ -49,20 +49,20 @@ type Error struct {
 
 func (e *Error) Error() string { return fmt.Sprintf("the service answered %s: %s", e.Code, e.Message) }
 
-// passing says that the same request may succeed later.
-func (e *Error) passing() bool {
+// temporary says that the same request may succeed later.
+func (e *Error) temporary() bool {
 	return e.Code == "unavailable" || e.Code == "rate_limited"
 }
 
-// wait is how long to wait before the request is repeated: what the service
+// retryDelay is how long to wait before the request is repeated: what the service
 // asks for, a minute at most, and up to half as long again by the dice, so that
 // a crowd that was refused together does not come back together.
-func (e *Error) wait(random func() float64) time.Duration {
-	asked := time.Second
+func (e *Error) retryDelay(random func() float64) time.Duration {
+	delay := time.Second
 	if e.RetryAfter > 0 {
-		asked = min(e.RetryAfter, time.Minute)
+		delay = min(e.RetryAfter, time.Minute)
 	}
-	return asked + time.Duration(random()*float64(asked)/2)
+	return delay + time.Duration(random()*float64(delay)/2)
 }
 
 // A ClosedError tells with which close code the service turned the client away.

@@ -17,15 +17,15 @@ type Frame struct {
 	ID         string      // of a message or an ack
 }
 
-// witness shows a frame to who wants to see for itself what the service does.
-func (c *Client) witness(l *link, f *serverFrame) {
+// observeFrame shows a frame to who wants to see for itself what the service does.
+func (c *Client) observeFrame(conn *connection, f *serverFrame) {
 	if c.opts.OnFrame == nil {
 		return
 	}
 	switch f.Type {
 	case "joined", "left", "message", "gap", "ack":
 		c.opts.OnFrame(Frame{
-			Connection: l.number, Type: f.Type, Room: f.Room, Epoch: f.Epoch, Seq: f.Seq, To: f.To, ID: f.ID,
+			Connection: conn.number, Type: f.Type, Room: f.Room, Epoch: f.Epoch, Seq: f.Seq, To: f.To, ID: f.ID,
 		})
 	}
 }

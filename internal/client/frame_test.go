@@ -4,10 +4,10 @@ import "testing"
 
 // A checker sees what the handlers do not: doubles, what was skipped, acks that
 // come after the message itself, and on which connection.
-func TestAWitnessSeesTheWireAsItIs(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		var got, seen record
-		c := s.open(Options{OnFrame: func(f Frame) {
+func TestOnFrameSeesEachFrameAsItCame(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		var got, seen eventLog
+		c := s.newClient(Options{OnFrame: func(f Frame) {
 			if f.Room != "r" {
 				t.Errorf("a frame of room %q", f.Room)
 			}
@@ -15,16 +15,16 @@ func TestAWitnessSeesTheWireAsItIs(t *testing.T) {
 		}})
 		got.join(c, "r", Now())
 		p := s.accept()
-		p.join(1)
+		p.acceptJoin(1)
 		p.message(2, "a", "null")
 		p.message(2, "a", "null")
 		p.message(4, "c", "null")
-		p.join(4)
+		p.acceptJoin(4)
 		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":3,"reason":"trimmed"}`)
 		p.send(`{"type":"heartbeat","at":"2026-01-02T15:04:05Z"}`)
-		p.end(0)
+		p.closeWith(0)
 		p = s.accept()
-		p.join(4)
+		p.acceptJoin(4)
 		answer := publish(c, "r", "x")
 		f := p.expect("publish")
 		p.ack(f, 5)

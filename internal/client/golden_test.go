@@ -31,7 +31,7 @@ type golden struct {
 	}
 }
 
-func eachGolden(t *testing.T, from string, tell func(t *testing.T, name string, g golden)) {
+func eachGolden(t *testing.T, from string, check func(t *testing.T, name string, g golden)) {
 	t.Helper()
 	paths, err := filepath.Glob("../protocol/testdata/v1/*.json")
 	if err != nil || len(paths) < 30 {
@@ -47,12 +47,12 @@ func eachGolden(t *testing.T, from string, tell func(t *testing.T, name string, 
 			t.Fatalf("%s: %v", path, err)
 		}
 		if name := strings.TrimSuffix(filepath.Base(path), ".json"); g.From == from {
-			t.Run(name, func(t *testing.T) { tell(t, name, g) })
+			t.Run(name, func(t *testing.T) { check(t, name, g) })
 		}
 	}
 }
 
-func TestGoldenFramesOfTheServiceAreRead(t *testing.T) {
+func TestGoldenServerFramesAreDecoded(t *testing.T) {
 	eachGolden(t, "server", func(t *testing.T, _ string, g golden) {
 		var want map[string]any
 		if err := json.Unmarshal([]byte(g.Frame), &want); err != nil {
@@ -62,7 +62,7 @@ func TestGoldenFramesOfTheServiceAreRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := understood(f, []byte(g.Frame))
+		got, err := decodedFields(f, []byte(g.Frame))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,15 +73,15 @@ func TestGoldenFramesOfTheServiceAreRead(t *testing.T) {
 			}
 		}
 		for field, value := range got {
-			if _, there := want[field]; !there && value != nil && !reflect.ValueOf(value).IsZero() {
+			if _, present := want[field]; !present && value != nil && !reflect.ValueOf(value).IsZero() {
 				t.Errorf("%s is %v out of nowhere", field, value)
 			}
 		}
 	})
 }
 
-// understood says in the wire's words what this package makes of a frame.
-func understood(f *serverFrame, b []byte) (map[string]any, error) {
+// decodedFields says in the wire's words what this package makes of a frame.
+func decodedFields(f *serverFrame, b []byte) (map[string]any, error) {
 	got := map[string]any{"type": f.Type, "ref": f.Ref, "room": string(f.Room), "epoch": string(f.Epoch)}
 	switch f.Type {
 	case "welcome":
@@ -96,7 +96,7 @@ func understood(f *serverFrame, b []byte) (map[string]any, error) {
 		}
 		return got, json.Unmarshal(encoded, &got)
 	case "message":
-		return asWire(f.message()), nil
+		return messageFields(f.message()), nil
 	case "gap":
 		g, err := f.gap()
 		got["from"], got["to"], got["reason"] = float64(g.From), float64(g.To), g.Reason
@@ -110,7 +110,7 @@ func understood(f *serverFrame, b []byte) (map[string]any, error) {
 		h, err := f.history()
 		messages := []any{}
 		for _, m := range h.Messages {
-			messages = append(messages, asWire(m))
+			messages = append(messages, messageFields(m))
 		}
 		got["messages"], got["more"] = messages, h.More
 		return got, err
@@ -143,7 +143,7 @@ func understood(f *serverFrame, b []byte) (map[string]any, error) {
 
 const wireTime = "2006-01-02T15:04:05.000000Z"
 
-func asWire(m message.Message) map[string]any {
+func messageFields(m message.Message) map[string]any {
 	got := map[string]any{
 		"type": "message", "room": string(m.Room), "epoch": string(m.Epoch), "seq": float64(m.Seq), "id": m.ID,
 		"from": userOrNull(m.From), "at": m.At.UTC().Format(wireTime),
@@ -160,26 +160,26 @@ func wireMembers(all []Member) any {
 	if all == nil {
 		return nil
 	}
-	told := []any{}
+	members := []any{}
 	for _, m := range all {
 		user := any(nil)
 		if m.User != nil {
 			user = *m.User
 		}
-		told = append(told, map[string]any{"session": m.Session, "user": user})
+		members = append(members, map[string]any{"session": m.Session, "user": user})
 	}
-	return told
+	return members
 }
 
 func wireAvoid(a Avoid) any {
-	told := map[string]any{}
+	fields := map[string]any{}
 	if a.Node != "" {
-		told["node"] = a.Node
+		fields["node"] = a.Node
 	}
 	if a.Deployment != "" {
-		told["deployment"] = a.Deployment
+		fields["deployment"] = a.Deployment
 	}
-	return told
+	return fields
 }
 
 func userOrNull(user string) any {
@@ -189,26 +189,26 @@ func userOrNull(user string) any {
 	return user
 }
 
-// goldenByOthers are requests that this client never makes.
-var goldenByOthers = map[string]string{
+// goldenNotSent are requests that this client never makes.
+var goldenNotSent = map[string]string{
 	"client-publish-without-id": "every publish has an id, or it could not be resent",
 	"client-unknown-fields":     "a later version's",
 }
 
 var anyRef = regexp.MustCompile(`"ref":"r\d+"`)
 
-func TestGoldenRequestsAreMade(t *testing.T) {
+func TestGoldenRequestsAreSent(t *testing.T) {
 	eachGolden(t, "client", func(t *testing.T, name string, g golden) {
-		if g.Request == nil || goldenByOthers[name] != "" {
+		if g.Request == nil || goldenNotSent[name] != "" {
 			return
 		}
-		story(t, func(t *testing.T, s *service) {
+		withService(t, func(t *testing.T, s *fakeService) {
 			r := g.Request
 			var opts Options
 			if r.Token != "" {
 				opts.Token = func(context.Context) (string, error) { return r.Token, nil }
 			}
-			c := s.open(opts)
+			c := s.newClient(opts)
 			p := s.accept()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
@@ -218,11 +218,11 @@ func TestGoldenRequestsAreMade(t *testing.T) {
 			}
 			if r.Type == "moved" { // said on the second connection
 				p.send(`{"type":"move","after_ms":0,"deadline_ms":1000,"avoid":{"node":"n9"},"reason":"deploy"}`)
-				p = s.acceptSilently()
+				p = s.acceptWithoutWelcome()
 				time.Sleep(time.Duration(r.HandshakeMS) * time.Millisecond) // of the bubble
 				p.send(`{"type":"welcome","node":"n2","heartbeat_ms":25000,"max_frame":1000}`)
 			}
-			go ask(ctx, c, g)
+			go makeCall(ctx, c, g)
 			synctest.Wait()
 			_, b, err := p.conn.Read(ctx)
 			if err != nil {
@@ -239,8 +239,8 @@ func TestGoldenRequestsAreMade(t *testing.T) {
 	})
 }
 
-// ask makes the call that the golden's frame comes from.
-func ask(ctx context.Context, c *Client, g golden) {
+// makeCall makes the call that the golden's frame comes from.
+func makeCall(ctx context.Context, c *Client, g golden) {
 	r := g.Request
 	switch r.Type {
 	case "join":

@@ -15,16 +15,16 @@ import (
 	"switchyard/internal/message"
 )
 
-// A model is a service that keeps its promises over connections that break at
+// A modelService is a service that keeps its promises over connections that break at
 // the worst moments, with a log that is away now and then. Its one room is r.
-type model struct {
+type modelService struct {
 	mu      sync.Mutex
 	rng     *rand.Rand
-	log     []stored
+	log     []storedMessage
 	members map[*modelPeer]bool
 }
 
-type stored struct {
+type storedMessage struct {
 	id   string
 	data string
 }
@@ -42,15 +42,15 @@ func (p *modelPeer) writeLoop() {
 	}
 }
 
-// happens is true once in n times.
-func (m *model) happens(n int) bool { return m.rng.IntN(n) == 0 }
+// oneIn is true once in n times.
+func (m *modelService) oneIn(n int) bool { return m.rng.IntN(n) == 0 }
 
-func (m *model) messageFrame(seq int) string {
+func (m *modelService) messageFrame(seq int) string {
 	return fmt.Sprintf(`{"type":"message","room":"r","epoch":"e","seq":%d,"id":%q,"from":null,"at":"2026-01-02T15:04:05Z","data":%s}`,
 		seq, m.log[seq-1].id, m.log[seq-1].data)
 }
 
-func (m *model) serve(conn *websocket.Conn) {
+func (m *modelService) serve(conn *websocket.Conn) {
 	p := &modelPeer{conn: conn, out: make(chan string, 10_000)}
 	go p.writeLoop()
 	p.out <- `{"type":"welcome","user":null,"heartbeat_ms":25000,"max_frame":1000}`
@@ -74,10 +74,10 @@ func (m *model) serve(conn *websocket.Conn) {
 }
 
 // handle answers a frame; false breaks the connection.
-func (m *model) handle(p *modelPeer, f clientFrame) bool {
+func (m *modelService) handle(p *modelPeer, f clientFrame) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.happens(25) {
+	if m.oneIn(25) {
 		return false
 	}
 	if f.Type == "join" {
@@ -95,19 +95,19 @@ func (m *model) handle(p *modelPeer, f clientFrame) bool {
 	return m.publish(p, f)
 }
 
-func (m *model) publish(p *modelPeer, f clientFrame) bool {
+func (m *modelService) publish(p *modelPeer, f clientFrame) bool {
 	unavailable := fmt.Sprintf(`{"type":"error","ref":%q,"room":"r","code":"unavailable","message":"?","retry_after_ms":500}`, f.Ref)
-	if m.happens(15) {
+	if m.oneIn(15) {
 		p.out <- unavailable // and it is not stored
 		return true
 	}
-	seq := 1 + slices.IndexFunc(m.log, func(s stored) bool { return s.id == f.ID })
+	seq := 1 + slices.IndexFunc(m.log, func(s storedMessage) bool { return s.id == f.ID })
 	duplicate := seq > 0
 	if !duplicate {
-		m.log = append(m.log, stored{f.ID, string(f.Data)})
+		m.log = append(m.log, storedMessage{f.ID, string(f.Data)})
 		seq = len(m.log)
 	}
-	ackFirst := m.happens(2)
+	ackFirst := m.oneIn(2)
 	ack := fmt.Sprintf(`{"type":"ack","ref":%q,"room":"r","epoch":"e","seq":%d,"id":%q,"duplicate":%v}`, f.Ref, seq, f.ID, duplicate)
 	if ackFirst {
 		p.out <- ack
@@ -118,9 +118,9 @@ func (m *model) publish(p *modelPeer, f clientFrame) bool {
 		}
 	}
 	switch {
-	case m.happens(15):
+	case m.oneIn(15):
 		return false
-	case m.happens(15) && !ackFirst:
+	case m.oneIn(15) && !ackFirst:
 		p.out <- unavailable // though it is stored
 	case !ackFirst:
 		p.out <- ack
@@ -145,11 +145,11 @@ func publishAll(t *testing.T, c *Client, name string, count int) []message.Seq {
 
 // Each message that a publisher was promised reaches each subscriber once and
 // in order, over dozens of broken connections.
-func TestNothingIsLostDoubledOrSwapped(t *testing.T) {
+func TestNothingIsLostDuplicatedOrReordered(t *testing.T) {
 	for seed := range uint64(20) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			story(t, func(t *testing.T, s *service) {
-				m := &model{rng: rand.New(rand.NewPCG(seed, 1)), members: map[*modelPeer]bool{}}
+			withService(t, func(t *testing.T, s *fakeService) {
+				m := &modelService{rng: rand.New(rand.NewPCG(seed, 1)), members: map[*modelPeer]bool{}}
 				go func() {
 					for {
 						select {
@@ -166,13 +166,13 @@ func TestNothingIsLostDoubledOrSwapped(t *testing.T) {
 	}
 }
 
-func (m *model) run(t *testing.T, s *service) {
+func (m *modelService) run(t *testing.T, s *fakeService) {
 	t.Helper()
 	const publishers, each, subscribers = 3, 40, 3
 	var mu sync.Mutex
 	got := make([][]message.Message, subscribers)
 	for i := range subscribers {
-		_, err := s.open(Options{}).Join(context.Background(), "r", Start(), Handler{
+		_, err := s.newClient(Options{}).Join(context.Background(), "r", Start(), Handler{
 			Message: func(msg message.Message) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -187,7 +187,7 @@ func (m *model) run(t *testing.T, s *service) {
 	acked := make([][]message.Seq, publishers)
 	var all sync.WaitGroup
 	for i := range publishers {
-		c := s.open(Options{})
+		c := s.newClient(Options{})
 		all.Go(func() { acked[i] = publishAll(t, c, fmt.Sprint(i), each) })
 	}
 	all.Wait()

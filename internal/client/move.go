@@ -10,32 +10,32 @@ import (
 // second connection, until it takes that for broken.
 const joinTimeout = 10 * time.Second
 
-var errNotThere = errors.New("moved to what is to be avoided, or could not join there")
+var errMoveFailed = errors.New("moved to what is to be avoided, or could not join there")
 
-// A moveOrder is what the service asked for, and when.
-type moveOrder struct {
-	avoid  Avoid
-	reason string
-	slot   time.Time // not before
-	ends   time.Time // off after it, if the first connection lives still
+// A moveRequest is what the service asked for, and when.
+type moveRequest struct {
+	avoid     Avoid
+	reason    string
+	notBefore time.Time // not before
+	deadline  time.Time // off after it, if the first connection lives still
 }
 
 // A move is on its way to a second connection, on a goroutine of its own. The
 // first one serves meanwhile.
 type move struct {
 	// Static.
-	ctx    context.Context // ends with the client, or when the move is off
-	cancel context.CancelFunc
-	before <-chan struct{} // closed when the move before this one is done
-	done   chan struct{}   // closed by moveLoop as its last act
+	ctx      context.Context // ends with the client, or when the move is off
+	cancel   context.CancelFunc
+	previous <-chan struct{} // closed when the move before this one is done
+	done     chan struct{}   // closed by moveLoop as its last act
 
 	// settled gets a token when all rooms may be joined on the second
 	// connection, progress when one more is.
-	settled, progress chan struct{}
+	allJoined, progress chan struct{}
 
 	// Guarded by Client.mu.
-	order  *moveOrder
-	trying bool // a connection is being made, or settles in
+	request    *moveRequest
+	inProgress bool // a connection is being made, or settles in
 }
 
 // avoids says whether a connection is one to get away from.
@@ -45,41 +45,41 @@ func (a Avoid) avoids(w Welcome) bool {
 
 // handleMove heeds the connection that counts. What the second one asks for is
 // kept until it does.
-func (c *Client) handleMove(l *link, f *serverFrame) {
+func (c *Client) handleMove(conn *connection, f *serverFrame) {
 	now := time.Now()
-	order := &moveOrder{avoid: f.Avoid, reason: f.Reason, slot: now.Add(millis(f.After)), ends: now.Add(millis(f.Deadline))}
+	req := &moveRequest{avoid: f.Avoid, reason: f.Reason, notBefore: now.Add(millis(f.After)), deadline: now.Add(millis(f.Deadline))}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch l {
-	case c.link:
-		c.plan(order)
+	switch conn {
+	case c.current:
+		c.startMove(req)
 	case c.next:
-		l.asked = order
+		conn.pendingMove = req
 	}
 }
 
-// plan makes order the move: only the last one counts. A try under way goes on
+// startMove makes order the move: only the last one counts. A try under way goes on
 // where the same is to be avoided. The caller holds mu.
-func (c *Client) plan(order *moveOrder) {
+func (c *Client) startMove(req *moveRequest) {
 	if c.closing {
 		return
 	}
-	if m := c.move; m != nil && m.trying && m.order.avoid == order.avoid {
-		m.order = order
+	if m := c.move; m != nil && m.inProgress && m.request.avoid == req.avoid {
+		m.request = req
 		return
 	}
-	c.callOff()
+	c.cancelMove()
 	m := &move{
-		order: order, before: c.moved, done: make(chan struct{}),
-		settled: make(chan struct{}, 1), progress: make(chan struct{}, 1),
+		request: req, previous: c.moveDone, done: make(chan struct{}),
+		allJoined: make(chan struct{}, 1), progress: make(chan struct{}, 1),
 	}
 	m.ctx, m.cancel = context.WithCancel(c.ctx)
-	c.move, c.moved = m, m.done
+	c.move, c.moveDone = m, m.done
 	c.running.Go(func() { c.moveLoop(m) })
 }
 
-// callOff ends the move, if there is one. The caller holds mu.
-func (c *Client) callOff() {
+// cancelMove ends the move, if there is one. The caller holds mu.
+func (c *Client) cancelMove() {
 	if c.move != nil {
 		c.move.cancel()
 		c.move = nil
@@ -90,33 +90,33 @@ func (c *Client) callOff() {
 func (c *Client) moveLoop(m *move) {
 	defer close(m.done)
 	defer m.cancel()
-	if m.before != nil {
-		<-m.before // there are never more than two connections
+	if m.previous != nil {
+		<-m.previous // there are never more than two connections
 	}
-	pace := pacer{random: c.opts.random}
-	for c.awaitSlot(m) {
-		l, end := c.connect(m.ctx)
-		if l != nil {
-			if c.arrive(m, l) {
+	retryBackoff := backoff{random: c.opts.random}
+	for c.awaitMoveTime(m) {
+		conn, end := c.connect(m.ctx)
+		if conn != nil {
+			if c.useMoveConnection(m, conn) {
 				return
 			}
-			end = ending{code: codeAbnormal, err: errNotThere}
+			end = closeResult{code: codeAbnormal, err: errMoveFailed}
 		}
-		if c.putOff(m, pace.next(backOff, end.code, 0, time.Now())) {
-			c.running.Go(func() { c.carryOnLoop(nil, end) })
+		if c.postponeMove(m, retryBackoff.next(actionBackOff, end.code, 0, time.Now())) {
+			c.running.Go(func() { c.connectionLoop(nil, end) })
 			return
 		}
 	}
 }
 
-// awaitSlot waits for the time to try. False says that the move is off.
-func (c *Client) awaitSlot(m *move) bool {
+// awaitMoveTime waits for the time to try. False says that the move is off.
+func (c *Client) awaitMoveTime(m *move) bool {
 	c.mu.Lock()
-	slot, ends := m.order.slot, m.order.ends
+	notBefore, deadline := m.request.notBefore, m.request.deadline
 	c.mu.Unlock()
-	at := slot
-	if ends.Before(slot) {
-		at = ends
+	at := notBefore
+	if deadline.Before(notBefore) {
+		at = deadline
 	}
 	timer := time.NewTimer(time.Until(at))
 	defer timer.Stop()
@@ -130,174 +130,174 @@ func (c *Client) awaitSlot(m *move) bool {
 	if c.move != m || c.closing {
 		return false
 	}
-	if m.trying = !slot.After(ends); !m.trying {
-		c.opts.Logger.Debug("the move is off", "reason", m.order.reason)
-		c.callOff()
+	if m.inProgress = !notBefore.After(deadline); !m.inProgress {
+		c.opts.Logger.Debug("the move is off", "reason", m.request.reason)
+		c.cancelMove()
 	}
-	return m.trying
+	return m.inProgress
 }
 
-// putOff sets the time of the next try. True says that the first connection has
+// postponeMove sets the time of the next try. True says that the first connection has
 // ended meanwhile, and with it the move: somebody has to carry on.
-func (c *Client) putOff(m *move, wait time.Duration) bool {
+func (c *Client) postponeMove(m *move, wait time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	m.trying = false
-	if c.move == m && c.link == nil {
-		c.callOff()
+	m.inProgress = false
+	if c.move == m && c.current == nil {
+		c.cancelMove()
 		return true
 	}
-	c.attempt++
-	if slot := time.Now().Add(wait); slot.After(m.order.slot) {
-		m.order.slot = slot
+	c.urlIndex++
+	if slot := time.Now().Add(wait); slot.After(m.request.notBefore) {
+		m.request.notBefore = slot
 	}
 	return false
 }
 
-// arrive puts a new connection to use, as far as it is of any. True says that
+// useMoveConnection puts a new connection to use, as far as it is of any. True says that
 // the move is over, one way or the other; false that another try is due.
-func (c *Client) arrive(m *move, l *link) bool {
+func (c *Client) useMoveConnection(m *move, conn *connection) bool {
 	c.mu.Lock()
 	switch {
-	case c.move != m || (c.closing && c.link != nil):
+	case c.move != m || (c.closing && c.current != nil):
 		c.mu.Unlock()
-		l.sock.dismiss()
+		conn.sock.closeUnread()
 		return true
-	case c.link == nil: // the first has ended, and anything is better than nothing
-		c.callOff()
-		c.report(l)
+	case c.current == nil: // the first has ended, and anything is better than nothing
+		c.cancelMove()
+		c.sendMoved(conn)
 		c.mu.Unlock()
-		c.begin(l)
-		c.running.Go(func() { c.carryOnLoop(l, ending{}) })
+		c.startConnection(conn)
+		c.running.Go(func() { c.connectionLoop(conn, closeResult{}) })
 		return true
-	case m.order.avoid.avoids(l.welcome):
+	case m.request.avoid.avoids(conn.welcome):
 		c.mu.Unlock()
-		l.sock.dismiss()
+		conn.sock.closeUnread()
 		return false
 	}
-	c.next, c.echoes = l, c.echoes.expect()
-	c.report(l)
+	c.next, c.signalDedup = conn, c.signalDedup.start()
+	c.sendMoved(conn)
 	for _, r := range c.rooms {
-		if r.at.given {
-			c.sendJoin(l, r)
+		if r.position.given {
+			c.sendJoin(conn, r)
 		}
 	}
-	c.noteSeat()
+	c.notifyMove()
 	c.mu.Unlock()
-	c.running.Go(func() { c.carryOnLoop(l, ending{}) })
-	return c.settle(m, l)
+	c.running.Go(func() { c.connectionLoop(conn, closeResult{}) })
+	return c.awaitJoins(m, conn)
 }
 
-// report tells a connection how long it took, for the sake of those who move
+// sendMoved tells a connection how long it took, for the sake of those who move
 // after this client. The caller holds mu.
-func (c *Client) report(l *link) {
+func (c *Client) sendMoved(conn *connection) {
 	if c.welcome.Node == "" {
 		return
 	}
-	l.sock.send(newRequest("moved", c.nextRef(), "").text("from", c.welcome.Node).
-		number("handshake_ms", l.since.Sub(l.opened).Milliseconds()).end())
+	conn.sock.send(newRequest("moved", c.nextRef(), "").text("from", c.welcome.Node).
+		number("handshake_ms", conn.welcomedAt.Sub(conn.openedAt).Milliseconds()).end())
 }
 
-// settle waits until all rooms are joined on the second connection, which then
+// awaitJoins waits until all rooms are joined on the second connection, which then
 // takes the place of the first. It returns what arrive does.
-func (c *Client) settle(m *move, l *link) bool {
+func (c *Client) awaitJoins(m *move, conn *connection) bool {
 	timer := time.NewTimer(joinTimeout)
 	defer timer.Stop()
 	for {
 		select {
-		case <-m.settled:
-			if c.swap(m) {
+		case <-m.allJoined:
+			if c.finishMove(m) {
 				return true
 			}
 		case <-m.progress:
 			timer.Reset(joinTimeout)
-		case <-l.gone:
+		case <-conn.ended:
 			return false
 		case <-timer.C:
-			if c.forgo(l) {
+			if c.discardNext(conn) {
 				return false
 			}
 		case <-m.ctx.Done():
-			c.forgo(l)
+			c.discardNext(conn)
 			return true
 		}
 	}
 }
 
-// noteSeat tells the move that one more room is joined, or left, on the second
+// notifyMove tells the move that one more room is joined, or left, on the second
 // connection. The caller holds mu.
-func (c *Client) noteSeat() {
+func (c *Client) notifyMove() {
 	if c.next == nil || c.move == nil {
 		return
 	}
-	told := c.move.progress
-	if c.seated() {
-		told = c.move.settled
+	notify := c.move.progress
+	if c.allJoined() {
+		notify = c.move.allJoined
 	}
 	select {
-	case told <- struct{}{}:
+	case notify <- struct{}{}:
 	default:
 	}
 }
 
-// seated says whether all rooms are joined on the second connection. The caller
+// allJoined says whether all rooms are joined on the second connection. The caller
 // holds mu and knows of one.
-func (c *Client) seated() bool {
+func (c *Client) allJoined() bool {
 	for name := range c.rooms {
-		if s := c.next.seats[name]; s == nil || !s.live {
+		if m := c.next.memberships[name]; m == nil || !m.joined {
 			return false
 		}
 	}
 	return true
 }
 
-// swap lets go of the first connection if the second can do without it.
-func (c *Client) swap(m *move) bool {
-	c.turn.Lock()
+// finishMove lets go of the first connection if the second can do without it.
+func (c *Client) finishMove(m *move) bool {
+	c.handlerMu.Lock()
 	c.mu.Lock()
-	if c.move != m || c.next == nil || !c.seated() {
+	if c.move != m || c.next == nil || !c.allJoined() {
 		c.mu.Unlock()
-		c.turn.Unlock()
+		c.handlerMu.Unlock()
 		return false
 	}
-	first := c.link
-	event, o := c.promote()
+	first := c.current
+	event, o := c.promoteNext()
 	c.mu.Unlock()
-	o.tell()
+	o.deliver()
 	c.opts.OnMoved(event)
-	c.turn.Unlock()
-	first.sock.goodbye(codeNormal)
+	c.handlerMu.Unlock()
+	first.sock.closeGracefully(codeNormal)
 	return true
 }
 
-// promote makes the second connection the one that counts. The caller holds mu
+// promoteNext makes the second connection the one that counts. The caller holds mu
 // and turn, and tells what is returned.
-func (c *Client) promote() (MovedEvent, outcomes) {
-	l := c.next
-	event := MovedEvent{From: c.welcome, To: l.welcome, Reason: c.move.order.reason, Took: time.Since(l.opened)}
-	if c.link.refresh != nil {
-		c.link.refresh.Stop()
+func (c *Client) promoteNext() (MovedEvent, outcomes) {
+	conn := c.next
+	event := MovedEvent{From: c.welcome, To: conn.welcome, Reason: c.move.request.reason, Took: time.Since(conn.openedAt)}
+	if c.current.refreshTimer != nil {
+		c.current.refreshTimer.Stop()
 	}
 	c.next = nil
-	c.callOff()
-	c.echoes.fade()
-	return event, c.attach(l)
+	c.cancelMove()
+	c.signalDedup.expireSoon()
+	return event, c.makeCurrent(conn)
 }
 
-// forgo closes the second connection, unless it is that no longer.
-func (c *Client) forgo(l *link) bool {
+// discardNext closes the second connection, unless it is that no longer.
+func (c *Client) discardNext(conn *connection) bool {
 	c.mu.Lock()
-	if c.next != l {
+	if c.next != conn {
 		c.mu.Unlock()
 		return false
 	}
 	c.next = nil
-	c.echoes.fade()
-	code := codeNotHere
+	c.signalDedup.expireSoon()
+	code := codeDiscarded
 	if c.closing { // then the session ends, which is this connection's by now
 		code = codeNormal
 	}
 	c.mu.Unlock()
-	l.sock.goodbye(code)
+	conn.sock.closeGracefully(code)
 	return true
 }

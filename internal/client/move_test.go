@@ -27,8 +27,8 @@ func (p *peer) welcome(node string) {
 	synctest.Wait()
 }
 
-// deaf is a peer that reads and drops, so that goodbyes are answered.
-func (p *peer) deaf() {
+// discardFrames is a peer that reads and drops, so that goodbyes are answered.
+func (p *peer) discardFrames() {
 	go func() {
 		for {
 			if _, _, err := p.conn.Read(context.Background()); err != nil {
@@ -39,18 +39,18 @@ func (p *peer) deaf() {
 	}()
 }
 
-func TestAMoveIsToldOnceItIsDone(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+func TestOnMovedIsCalledOnceTheMoveIsDone(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		var got []MovedEvent
-		c := s.open(Options{OnMoved: func(e MovedEvent) { got = append(got, e) }})
-		var room record
+		c := s.newClient(Options{OnMoved: func(e MovedEvent) { got = append(got, e) }})
+		var room eventLog
 		room.join(c, "r", Now())
 		first := s.accept()
-		first.join(2)
-		first.deaf()
+		first.acceptJoin(2)
+		first.discardFrames()
 		first.move(100, 1000)
 		time.Sleep(100 * time.Millisecond)
-		second := s.acceptSilently()
+		second := s.acceptWithoutWelcome()
 		time.Sleep(30 * time.Millisecond)
 		second.welcome("n2")
 		second.expect("moved")
@@ -58,7 +58,7 @@ func TestAMoveIsToldOnceItIsDone(t *testing.T) {
 		if len(got) != 0 || c.Welcome().Node != "n1" {
 			t.Errorf("told %+v and on %s before the room is joined", got, c.Welcome().Node)
 		}
-		second.join(2)
+		second.acceptJoin(2)
 		room.want(t, "joined 2")
 		if len(got) != 1 || got[0].From.Node != "n1" || got[0].To.Node != "n2" || got[0].Reason != "deploy" || got[0].Took != 50*time.Millisecond {
 			t.Errorf("told %+v", got)
@@ -71,28 +71,28 @@ func TestAMoveIsToldOnceItIsDone(t *testing.T) {
 	})
 }
 
-func TestAnotherAddressIsTriedWhenTheFirstLeadsToWhatIsToBeAvoided(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		s.open(Options{URLs: []string{"ws://one/ws", "ws://two/ws"}})
+func TestAMoveTriesTheNextURLWhenTheFirstLeadsToTheNodeToAvoid(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		s.newClient(Options{URLs: []string{"ws://one/ws", "ws://two/ws"}})
 		first := s.accept()
-		first.deaf()
+		first.discardFrames()
 		first.move(0, 60_000)
-		back := s.acceptSilently()
-		back.deaf()
-		back.welcome("n1")
-		there := s.acceptSilently()
-		there.welcome("n2")
-		there.expect("moved")
+		avoided := s.acceptWithoutWelcome()
+		avoided.discardFrames()
+		avoided.welcome("n1")
+		other := s.acceptWithoutWelcome()
+		other.welcome("n2")
+		other.expect("moved")
 		if got := strings.Join(s.urls, " "); got != "one one two" {
 			t.Errorf("tried %s", got)
 		}
 	})
 }
 
-func TestAKeptSessionIsOffered(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{Session: "5PQ.kept"})
-		p := s.acceptSilently()
+func TestAnEarlierSessionIsOffered(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{Session: "5PQ.kept"})
+		p := s.acceptWithoutWelcome()
 		if got := p.header.Get("Switchyard-Session"); got != "5PQ.kept" {
 			t.Errorf("offered %q", got)
 		}
@@ -106,20 +106,20 @@ func TestAKeptSessionIsOffered(t *testing.T) {
 
 // A service that hears nothing and says nothing must not hold a move, nor Close,
 // for long.
-func TestAMoveFromADeafServiceIsBounded(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+func TestAMoveFromAnUnresponsiveServiceIsBounded(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		moved := make(chan time.Time, 1)
-		c := s.open(Options{OnMoved: func(MovedEvent) { moved <- time.Now() }})
+		c := s.newClient(Options{OnMoved: func(MovedEvent) { moved <- time.Now() }})
 		first := s.accept()
 		first.move(0, 1000)
 		start := time.Now()
-		second := s.acceptSilently()
+		second := s.acceptWithoutWelcome()
 		second.welcome("n2")
 		if at := <-moved; at.Sub(start) != 0 {
 			t.Errorf("moved after %v", at.Sub(start))
 		}
 		c.Close()
-		if took := time.Since(start); took > 3*goodbyeTimeout {
+		if took := time.Since(start); took > 3*closeTimeout {
 			t.Errorf("closed after %v", took)
 		}
 	})
@@ -130,8 +130,8 @@ func TestAMoveFromADeafServiceIsBounded(t *testing.T) {
 func TestCloseAtAnyMomentOfAMove(t *testing.T) {
 	for ms := range 60 {
 		t.Run(fmt.Sprint(ms), func(t *testing.T) {
-			story(t, func(t *testing.T, s *service) {
-				c := s.open(Options{HTTPClient: s.counted(t), random: noLuck, Token: func(ctx context.Context) (string, error) {
+			withService(t, func(t *testing.T, s *fakeService) {
+				c := s.newClient(Options{HTTPClient: s.limitedHTTPClient(t), random: zeroRandom, Token: func(ctx context.Context) (string, error) {
 					select {
 					case <-time.After(7 * time.Millisecond):
 						return "t", nil
@@ -144,7 +144,7 @@ func TestCloseAtAnyMomentOfAMove(t *testing.T) {
 					for {
 						select {
 						case p := <-s.peers:
-							go hospitable(p, first)
+							go welcomeThenMove(p, first)
 							first = false
 						case <-s.closed:
 							return
@@ -154,7 +154,7 @@ func TestCloseAtAnyMomentOfAMove(t *testing.T) {
 				time.Sleep(time.Duration(ms) * time.Millisecond)
 				began := time.Now()
 				c.Close()
-				if took := time.Since(began); took > 2*goodbyeTimeout {
+				if took := time.Since(began); took > 2*closeTimeout {
 					t.Errorf("Close took %v", took)
 				}
 				if err := c.Err(); !errors.Is(err, ErrClosed) {
@@ -166,10 +166,10 @@ func TestCloseAtAnyMomentOfAMove(t *testing.T) {
 	}
 }
 
-// hospitable welcomes after 5 ms; the first connection is asked to move and
+// welcomeThenMove welcomes after 5 ms; the first connection is asked to move and
 // dies after 25 ms more.
-func hospitable(p *peer, first bool) {
-	p.deaf()
+func welcomeThenMove(p *peer, first bool) {
+	p.discardFrames()
 	node := "n2"
 	if first {
 		node = "n1"
@@ -186,29 +186,29 @@ func hospitable(p *peer, first bool) {
 	}
 }
 
-func TestATokenIsRefreshedOnlyWhereThereIsOne(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		if err := s.open(Options{}).RefreshToken(t.Context()); !errors.Is(err, ErrNoToken) {
+func TestRefreshTokenNeedsATokenSource(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		if err := s.newClient(Options{}).RefreshToken(t.Context()); !errors.Is(err, ErrNoToken) {
 			t.Errorf("RefreshToken = %v", err)
 		}
 		s.accept()
-		away := errors.New("the token service is away")
+		unavailable := errors.New("the token service is away")
 		asked := 0
-		c := s.open(Options{Token: func(ctx context.Context) (string, error) {
+		c := s.newClient(Options{Token: func(ctx context.Context) (string, error) {
 			deadline, ok := ctx.Deadline()
 			if !ok || time.Until(deadline) > tokenTimeout {
 				t.Errorf("asked without a bound: %v", deadline)
 			}
 			if asked++; asked == 2 {
-				return "", away
+				return "", unavailable
 			}
 			return "t", nil
 		}})
 		p := s.accept()
-		if err := c.RefreshToken(t.Context()); !errors.Is(err, away) {
+		if err := c.RefreshToken(t.Context()); !errors.Is(err, unavailable) {
 			t.Errorf("RefreshToken = %v", err)
 		}
-		p.end(1012)
+		p.closeWith(1012)
 		if err := c.RefreshToken(t.Context()); err != nil {
 			t.Errorf("between two connections: %v", err)
 		}
@@ -219,9 +219,9 @@ func TestATokenIsRefreshedOnlyWhereThereIsOne(t *testing.T) {
 	})
 }
 
-func TestPresenceIsCheckedBeforeItIsAsked(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestAPresenceRequestIsCheckedBeforeItIsSent(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		s.accept()
 		if _, err := c.Presence(t.Context(), "a b"); err == nil {
 			t.Error("a room with a space was asked for")
@@ -238,42 +238,42 @@ func TestPresenceIsCheckedBeforeItIsAsked(t *testing.T) {
 	})
 }
 
-func TestEchoesAreBoundedAndForgotten(t *testing.T) {
+func TestRememberedSignalsAreBoundedAndExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		frame := func(n int) *serverFrame {
 			return &serverFrame{Room: message.Room("r"), From: []byte("null"), Data: fmt.Append(nil, n)}
 		}
-		var e *echoes
-		if e.again(1, frame(1)); e != nil {
+		var e *signalDedup
+		if e.seenBefore(1, frame(1)); e != nil {
 			t.Fatal("remembered without a move")
 		}
-		e.fade()
-		e = e.expect()
-		for n := range 2 * maxEchoes {
-			if e.again(1, frame(n)) {
+		e.expireSoon()
+		e = e.start()
+		for n := range 2 * maxDedupSignals {
+			if e.seenBefore(1, frame(n)) {
 				t.Fatalf("%d is told for the first time", n)
 			}
 		}
-		if len(e.heard) != maxEchoes {
-			t.Errorf("%d are remembered, want %d", len(e.heard), maxEchoes)
+		if len(e.counts) != maxDedupSignals {
+			t.Errorf("%d are remembered, want %d", len(e.counts), maxDedupSignals)
 		}
-		if !e.again(2, frame(0)) || e.again(2, frame(0)) || !e.again(1, frame(0)) {
+		if !e.seenBefore(2, frame(0)) || e.seenBefore(2, frame(0)) || !e.seenBefore(1, frame(0)) {
 			t.Error("two of the same are told twice, whoever brings them")
 		}
-		e.fade()
-		e = e.expect() // the next move, soon after: a third connection
-		if first, second, third := e.again(3, frame(0)), e.again(3, frame(0)), e.again(3, frame(0)); !first || !second || third {
+		e.expireSoon()
+		e = e.start() // the next move, soon after: a third connection
+		if first, second, third := e.seenBefore(3, frame(0)), e.seenBefore(3, frame(0)), e.seenBefore(3, frame(0)); !first || !second || third {
 			t.Error("what was told twice is told again only the third time")
 		}
-		e.fade()
-		time.Sleep(echoFor + time.Millisecond)
-		if e.again(2, frame(1)) || len(e.expect().heard) != 0 {
+		e.expireSoon()
+		time.Sleep(signalDedupWindow + time.Millisecond)
+		if e.seenBefore(2, frame(1)) || len(e.start().counts) != 0 {
 			t.Error("remembered for too long")
 		}
 	})
 }
 
-func TestOddTimesAreBounded(t *testing.T) {
+func TestDurationsFromTheServiceAreBounded(t *testing.T) {
 	for ms, want := range map[int64]time.Duration{-1: 0, 0: 0, 1500: 1500 * time.Millisecond, 1 << 62: 24 * time.Hour} {
 		if got := millis(ms); got != want {
 			t.Errorf("%d ms is %v", ms, got)
@@ -282,15 +282,15 @@ func TestOddTimesAreBounded(t *testing.T) {
 }
 
 // The second connection may be refused before it is one, like any.
-func TestAMoveThatIsRefusedAtTheDoorIsTriedAgain(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+func TestAMoveRetriesARefusedHandshake(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		moved := make(chan struct{}, 1)
-		s.open(Options{OnMoved: func(MovedEvent) { moved <- struct{}{} }})
+		s.newClient(Options{OnMoved: func(MovedEvent) { moved <- struct{}{} }})
 		first := s.accept()
-		first.deaf()
+		first.discardFrames()
 		s.refuseNext(http.StatusServiceUnavailable, http.StatusForbidden, http.StatusUnauthorized, http.StatusTooManyRequests)
 		first.move(0, 60_000)
-		s.acceptSilently().welcome("n2")
+		s.acceptWithoutWelcome().welcome("n2")
 		<-moved
 		if len(s.urls) != 6 {
 			t.Errorf("%d handshakes, want 6", len(s.urls))
@@ -300,25 +300,25 @@ func TestAMoveThatIsRefusedAtTheDoorIsTriedAgain(t *testing.T) {
 
 // A third connection waits until the second has gone, be it as slow as it may.
 func TestThereAreNeverThreeConnections(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{HTTPClient: s.counted(t)})
-		var room record
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{HTTPClient: s.limitedHTTPClient(t)})
+		var room eventLog
 		room.join(c, "r", Now())
 		first := s.accept()
-		first.join(2)
-		first.deaf()
+		first.acceptJoin(2)
+		first.discardFrames()
 		first.move(0, 60_000)
-		second := s.acceptSilently()
+		second := s.acceptWithoutWelcome()
 		second.welcome("n2") // and it reads no further: it will not answer a goodbye
 		start := time.Now()
 		first.send(`{"type":"move","after_ms":0,"deadline_ms":60000,"avoid":{"node":"n2"},"reason":"deploy"}`)
-		third := s.acceptSilently()
-		if waited := third.at.Sub(start); waited != goodbyeTimeout {
-			t.Errorf("the third came after %v, want %v", waited, goodbyeTimeout)
+		third := s.acceptWithoutWelcome()
+		if waited := third.connectedAt.Sub(start); waited != closeTimeout {
+			t.Errorf("the third came after %v, want %v", waited, closeTimeout)
 		}
 		third.welcome("n3")
 		third.expect("moved")
-		third.join(2)
+		third.acceptJoin(2)
 		synctest.Wait()
 		if node := c.Welcome().Node; node != "n3" {
 			t.Errorf("it is on %s", node)
@@ -327,19 +327,19 @@ func TestThereAreNeverThreeConnections(t *testing.T) {
 }
 
 // A room that is joined at the last moment is waited for, too.
-func TestARoomJoinedJustBeforeTheSwapIsWaitedFor(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+func TestAMoveWaitsForARoomJoinedAtTheLastMoment(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		moved := 0
-		c := s.open(Options{OnMoved: func(MovedEvent) { moved++ }})
-		var room record
+		c := s.newClient(Options{OnMoved: func(MovedEvent) { moved++ }})
+		var room eventLog
 		release := make(chan struct{})
 		handler := room.handler()
 		handler.Message = func(message.Message) { <-release }
 		go func() { _, _ = c.Join(context.Background(), "r", Now(), handler) }()
 		first := s.accept()
-		first.join(2)
+		first.acceptJoin(2)
 		first.move(0, 60_000)
-		second := s.acceptSilently()
+		second := s.acceptWithoutWelcome()
 		second.welcome("n2")
 		second.expect("moved")
 		second.expect("join")
@@ -358,9 +358,9 @@ func TestARoomJoinedJustBeforeTheSwapIsWaitedFor(t *testing.T) {
 			t.Fatal("moved before the room was joined on the second connection")
 		}
 		first.expect("leave")
-		first.join(0)
+		first.acceptJoin(0)
 		second.expect("leave")
-		second.join(0)
+		second.acceptJoin(0)
 		synctest.Wait()
 		if moved != 1 {
 			t.Error("did not move once it was")

@@ -14,9 +14,9 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// realService welcomes each connection on a real network and then says nothing
+// startNetworkService welcomes each connection on a real network and then says nothing
 // but heartbeats; it reads only if told to.
-func realService(t *testing.T, heartbeat time.Duration, reads bool) (proxy *testkit.Proxy, connected chan time.Time) {
+func startNetworkService(t *testing.T, heartbeat time.Duration, reads bool) (proxy *testkit.Proxy, connected chan time.Time) {
 	t.Helper()
 	connected = make(chan time.Time, 100)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -31,12 +31,12 @@ func realService(t *testing.T, heartbeat time.Duration, reads bool) (proxy *test
 		}
 		frame := fmt.Sprintf(`{"type":"welcome","user":null,"heartbeat_ms":%d,"max_frame":1000000}`, heartbeat.Milliseconds())
 		connected <- time.Now()
-		beat := time.NewTicker(heartbeat)
-		defer beat.Stop()
+		ticker := time.NewTicker(heartbeat)
+		defer ticker.Stop()
 		for conn.Write(ctx, websocket.MessageText, []byte(frame)) == nil {
 			frame = `{"type":"heartbeat"}`
 			select {
-			case <-beat.C:
+			case <-ticker.C:
 			case <-ctx.Done():
 				return
 			}
@@ -49,7 +49,7 @@ func realService(t *testing.T, heartbeat time.Duration, reads bool) (proxy *test
 	return testkit.NewProxy(t, server.Listener.Addr().String()), connected
 }
 
-func dialReal(t *testing.T, proxy *testkit.Proxy) *Client {
+func dialProxy(t *testing.T, proxy *testkit.Proxy) *Client {
 	t.Helper()
 	transport := &http.Transport{}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -77,31 +77,31 @@ func receiveWithin[T any](t *testing.T, ch <-chan T, d time.Duration, what strin
 	return v
 }
 
-func TestACableThatIsPulledOutIsNoticed(t *testing.T) {
+func TestASilentNetworkIsNoticed(t *testing.T) {
 	const heartbeat = 100 * time.Millisecond
-	proxy, connected := realService(t, heartbeat, true)
-	c := dialReal(t, proxy)
+	proxy, connected := startNetworkService(t, heartbeat, true)
+	c := dialProxy(t, proxy)
 	<-connected
 	proxy.Stall()
-	pulled := time.Now()
+	stalledAt := time.Now()
 	for live := true; live; <-time.After(time.Millisecond) {
 		c.mu.Lock()
-		live = c.link != nil
+		live = c.current != nil
 		c.mu.Unlock()
-		if time.Since(pulled) > 10*time.Second {
+		if time.Since(stalledAt) > 10*time.Second {
 			t.Fatal("the silence was not noticed")
 		}
 	}
-	if took := time.Since(pulled); took < heartbeat/2 {
+	if took := time.Since(stalledAt); took < heartbeat/2 {
 		t.Errorf("noticed after %v already", took)
 	}
 	proxy.Resume()
 	receiveWithin(t, connected, 20*time.Second, "a new connection")
 }
 
-func TestAConnectionThatIsCutIsMadeAgain(t *testing.T) {
-	proxy, connected := realService(t, 25*time.Second, true)
-	dialReal(t, proxy)
+func TestACutConnectionIsReopened(t *testing.T) {
+	proxy, connected := startNetworkService(t, 25*time.Second, true)
+	dialProxy(t, proxy)
 	for range 3 {
 		receiveWithin(t, connected, 20*time.Second, "a connection")
 		proxy.Cut()
@@ -110,9 +110,9 @@ func TestAConnectionThatIsCutIsMadeAgain(t *testing.T) {
 }
 
 // What a service does not read must not hold a client up, nor grow for ever.
-func TestAServiceThatDoesNotReadHoldsNobodyUp(t *testing.T) {
-	proxy, _ := realService(t, 25*time.Second, false)
-	c := dialReal(t, proxy)
+func TestAServiceThatDoesNotReadBlocksNobody(t *testing.T) {
+	proxy, _ := startNetworkService(t, 25*time.Second, false)
+	c := dialProxy(t, proxy)
 	big := []byte(`"` + strings.Repeat("x", 20_000) + `"`)
 	busy := false
 	for range 3 * DefaultMaxPending {

@@ -15,31 +15,31 @@ import (
 	"switchyard/internal/message"
 )
 
-// A pubKey is what the service tells publications apart by, besides the user.
-type pubKey struct {
+// A publicationKey is what the service tells publications apart by, besides the user.
+type publicationKey struct {
 	room message.Room
 	id   string
 }
 
 // A publication waits for its answer. Guarded by Client.mu.
 type publication struct {
-	key   pubKey
-	order uint64 // in which Send was called
-	ref   string // the same in each resend, and in no other publication
-	frame []byte
-	data  []byte // part of frame
-	done  func(Ack, error)
-	link  *link       // where it is under way, nil while it waits
-	timer *time.Timer // ends the resending; runs from the first send
-	first time.Time   // when that was
+	key       publicationKey
+	order     uint64 // in which Send was called
+	ref       string // the same in each resend, and in no other publication
+	frame     []byte
+	data      []byte // part of frame
+	done      func(Ack, error)
+	conn      *connection // where it is under way, nil while it waits
+	timer     *time.Timer // ends the resending; runs from the first send
+	firstSent time.Time   // when that was
 	// unheard counts the attempts that may have been stored.
-	unheard int
+	uncertainAttempts int
 }
 
 // outcomes are answers to tell once mu is released.
 type outcomes []func()
 
-func (o outcomes) tell() {
+func (o outcomes) deliver() {
 	for _, f := range o {
 		f()
 	}
@@ -68,7 +68,7 @@ func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMe
 		return Ack{}, fmt.Errorf("wait to publish in %s: %w", room, ctx.Err())
 	}
 	results := make(chan result, 1)
-	p, err := c.start(room, data, id, func(ack Ack, err error) { results <- result{ack, err} })
+	p, err := c.startPublish(room, data, id, func(ack Ack, err error) { results <- result{ack, err} })
 	if err != nil {
 		<-c.slots
 		return Ack{}, err
@@ -78,7 +78,7 @@ func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMe
 		return r.ack, r.err
 	case <-ctx.Done():
 		c.giveUp(p, ctx.Err())
-		r := <-results // at once: giveUp or an answer before it
+		r := <-results // at once: cancelWait or an answer before it
 		return r.ack, r.err
 	}
 }
@@ -93,15 +93,15 @@ func (c *Client) Send(room message.Room, data json.RawMessage, id string, done f
 	default:
 		return ErrBusy
 	}
-	if _, err := c.start(room, data, id, done); err != nil {
+	if _, err := c.startPublish(room, data, id, done); err != nil {
 		<-c.slots
 		return err
 	}
 	return nil
 }
 
-// start takes over a slot, unless it fails.
-func (c *Client) start(room message.Room, data []byte, id string, done func(Ack, error)) (*publication, error) {
+// startPublish takes over a slot, unless it fails.
+func (c *Client) startPublish(room message.Room, data []byte, id string, done func(Ack, error)) (*publication, error) {
 	if id == "" {
 		id = NewID()
 	}
@@ -116,7 +116,7 @@ func (c *Client) start(room message.Room, data []byte, id string, done func(Ack,
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &publication{key: pubKey{room, id}, ref: c.nextRef(), done: done}
+	p := &publication{key: publicationKey{room, id}, ref: c.nextRef(), done: done}
 	p.frame = newRequest("publish", p.ref, room).text("id", id).data(data).end()
 	p.data = p.frame[len(p.frame)-1-len(data) : len(p.frame)-1]
 	if c.err != nil {
@@ -128,13 +128,13 @@ func (c *Client) start(room message.Room, data []byte, id string, done func(Ack,
 	if err := c.checkSize(p.frame, room); err != nil {
 		return nil, err
 	}
-	c.sequence++
-	p.order = c.sequence
+	c.publicationCount++
+	p.order = c.publicationCount
 	c.pending[p.key] = p
-	switch l := c.lanes[room]; {
-	case l != nil:
-		l.queue = append(l.queue, p)
-	case c.link != nil:
+	switch q := c.retryQueues[room]; {
+	case q != nil:
+		q.queue = append(q.queue, p)
+	case c.current != nil:
 		c.transmit(p)
 	}
 	return p, nil
@@ -142,21 +142,21 @@ func (c *Client) start(room message.Room, data []byte, id string, done func(Ack,
 
 // transmit sends p on the connection; the caller holds mu and knows of one.
 func (c *Client) transmit(p *publication) {
-	p.link = c.link
+	p.conn = c.current
 	if p.timer == nil {
-		p.first = time.Now()
-		p.timer = time.AfterFunc(c.resendFor(), func() { c.giveUp(p, nil) })
+		p.firstSent = time.Now()
+		p.timer = time.AfterFunc(c.resendWindow(), func() { c.giveUp(p, nil) })
 	}
-	p.unheard++
-	c.link.sock.send(p.frame)
+	p.uncertainAttempts++
+	c.current.sock.send(p.frame)
 }
 
-// resendFor is half of the shortest time that ids may be remembered, so that a
+// resendWindow is half of the shortest time that ids may be remembered, so that a
 // resend is never taken for a new message. The caller holds mu.
-func (c *Client) resendFor() time.Duration {
+func (c *Client) resendWindow() time.Duration {
 	window := c.opts.IDWindow
-	if told := time.Duration(c.welcome.IDWindowMS) * time.Millisecond; told > 0 && (window <= 0 || told < window) {
-		window = told
+	if advertised := time.Duration(c.welcome.IDWindowMS) * time.Millisecond; advertised > 0 && (window <= 0 || advertised < window) {
+		window = advertised
 	}
 	if window <= 0 {
 		window = DefaultIDWindow
@@ -164,21 +164,21 @@ func (c *Client) resendFor() time.Duration {
 	return window / 2
 }
 
-// giveUp ends the wait for an answer.
+// cancelWait ends the wait for an answer.
 func (c *Client) giveUp(p *publication, cause error) {
 	c.mu.Lock()
 	if c.pending[p.key] != p {
 		c.mu.Unlock()
 		return
 	}
-	err := unanswered(p, cause)
-	o := c.remove(p, Ack{}, err)
+	err := unansweredError(p, cause)
+	o := c.removePending(p, Ack{}, err)
 	c.mu.Unlock()
-	o.tell()
+	o.deliver()
 }
 
-// unanswered is the error of a publication that got no answer because of cause.
-func unanswered(p *publication, cause error) error {
+// unansweredError is the error of a publication that got no answer because of cause.
+func unansweredError(p *publication, cause error) error {
 	switch {
 	case p.timer == nil: // never sent
 		return fmt.Errorf("publish in %s, not sent: %w", p.key.room, cause)
@@ -188,53 +188,53 @@ func unanswered(p *publication, cause error) error {
 	return fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, cause)
 }
 
-// settlePublish answers the publication with key that is under way, if mine says that
+// completePublish answers the publication with key that is under way, if mine says that
 // it is the one meant: its id may have been used before.
-func (c *Client) settlePublish(key pubKey, ack Ack, mine func(*publication) bool) {
+func (c *Client) completePublish(key publicationKey, ack Ack, matches func(*publication) bool) {
 	c.mu.Lock()
 	var o outcomes
-	if p := c.pending[key]; p != nil && p.timer != nil && mine(p) {
-		o = c.remove(p, ack, nil)
+	if p := c.pending[key]; p != nil && p.timer != nil && matches(p) {
+		o = c.removePending(p, ack, nil)
 	}
 	c.mu.Unlock()
-	o.tell()
+	o.deliver()
 }
 
 func (c *Client) handleAck(f *serverFrame) {
-	c.settlePublish(pubKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate},
+	c.completePublish(publicationKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate},
 		func(p *publication) bool { return f.Ref == p.ref })
 }
 
-// settleEcho takes a message with an id and the data of ours for its ack.
+// completeFromOwnMessage takes a message with an id and the data of ours for its ack.
 // Another user's message may bear the same id: ids are unique per room and user.
-func (c *Client) settleEcho(l *link, m message.Message) {
-	c.settlePublish(pubKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
+func (c *Client) completeFromOwnMessage(conn *connection, m message.Message) {
+	c.completePublish(publicationKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
 		func(p *publication) bool {
-			user := l.welcome.User
+			user := conn.welcome.User
 			own := (user == nil && m.From == "") || (user != nil && m.From == *user)
 			return own && bytes.Equal(m.Data, p.data)
 		})
 }
 
-// remove takes p out of everything. Once a probe is answered its lane opens.
+// removePending takes p out of everything. Once a probe is answered its lane opens.
 // The caller holds mu and tells the outcomes after it.
-func (c *Client) remove(p *publication, ack Ack, err error) outcomes {
+func (c *Client) removePending(p *publication, ack Ack, err error) outcomes {
 	delete(c.pending, p.key)
 	<-c.slots
 	if p.timer != nil {
 		p.timer.Stop()
 	}
-	if l := c.lanes[p.key.room]; l != nil {
-		l.queue = slices.DeleteFunc(l.queue, func(q *publication) bool { return q == p })
-		if l.probe == p || (l.probe == nil && len(l.queue) == 0) {
-			c.open(p.key.room, l)
+	if q := c.retryQueues[p.key.room]; q != nil {
+		q.queue = slices.DeleteFunc(q.queue, func(other *publication) bool { return other == p })
+		if q.probe == p || (q.probe == nil && len(q.queue) == 0) {
+			c.releaseQueue(p.key.room, q)
 		}
 	}
 	return outcomes{func() { p.done(ack, err) }}
 }
 
-// refusePublish says whether the error was the answer to a publish.
-func (c *Client) refusePublish(ref string, err *Error) bool {
+// handlePublishError says whether the error was the answer to a publish.
+func (c *Client) handlePublishError(ref string, err *Error) bool {
 	c.mu.Lock()
 	var p *publication
 	for _, candidate := range c.pending {
@@ -248,105 +248,105 @@ func (c *Client) refusePublish(ref string, err *Error) bool {
 	}
 	var o outcomes
 	if err.Code == "rate_limited" {
-		p.unheard-- // refused before it came near the log
+		p.uncertainAttempts-- // refused before it came near the log
 	}
 	switch {
-	case err.passing():
-		c.hold(p, err.wait(c.opts.random))
-	case p.unheard > 1 && err.Code != "conflict":
+	case err.temporary():
+		c.enqueueRetry(p, err.retryDelay(c.opts.random))
+	case p.uncertainAttempts > 1 && err.Code != "conflict":
 		// The refusal of a resend says nothing of the first attempt, unless it
 		// is that the id holds something else.
-		o = c.remove(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
+		o = c.removePending(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
 	default:
-		o = c.remove(p, Ack{}, err)
+		o = c.removePending(p, Ack{}, err)
 	}
 	c.mu.Unlock()
-	o.tell()
+	o.deliver()
 	return true
 }
 
-// resend sends everything pending on a new connection, in order; of a lane the
+// resendPending sends everything pending on a new connection, in order; of a lane the
 // oldest alone. The caller holds mu.
-func (c *Client) resend() (o outcomes) {
-	for _, l := range c.lanes {
-		if l.timer != nil {
-			l.timer.Stop()
-			l.timer = nil
+func (c *Client) resendPending() (o outcomes) {
+	for _, q := range c.retryQueues {
+		if q.timer != nil {
+			q.timer.Stop()
+			q.timer = nil
 		}
-		if l.probe != nil {
-			l.add(l.probe)
-			l.probe = nil
+		if q.probe != nil {
+			q.add(q.probe)
+			q.probe = nil
 		}
 	}
-	for _, p := range c.inOrder() {
-		p.link = nil
-		l := c.lanes[p.key.room]
-		if !c.rearm(p) {
-			o = append(o, c.remove(p, Ack{}, unanswered(p, nil))...)
+	for _, p := range c.pendingInOrder() {
+		p.conn = nil
+		q := c.retryQueues[p.key.room]
+		if !c.resetResendTimer(p) {
+			o = append(o, c.removePending(p, Ack{}, unansweredError(p, nil))...)
 			continue
 		}
 		switch err := c.checkSize(p.frame, p.key.room); {
 		case err != nil:
-			o = append(o, c.remove(p, Ack{}, err)...)
-		case l != nil:
-			l.add(p)
+			o = append(o, c.removePending(p, Ack{}, err)...)
+		case q != nil:
+			q.add(p)
 		default:
 			c.transmit(p)
 		}
 	}
-	for _, l := range c.lanes {
-		c.sendProbe(l)
+	for _, q := range c.retryQueues {
+		c.sendProbe(q)
 	}
 	return o
 }
 
-// rearm sets the end of resending anew, as this service may remember ids for
+// resetResendTimer sets the end of resending anew, as this service may remember ids for
 // another time than the last one; false when it is over. The caller holds mu.
-func (c *Client) rearm(p *publication) bool {
+func (c *Client) resetResendTimer(p *publication) bool {
 	if p.timer == nil {
 		return true
 	}
-	left := c.resendFor() - time.Since(p.first)
+	left := c.resendWindow() - time.Since(p.firstSent)
 	if left > 0 {
 		p.timer.Reset(left)
 	}
 	return left > 0
 }
 
-func (c *Client) inOrder() []*publication {
+func (c *Client) pendingInOrder() []*publication {
 	return slices.SortedFunc(maps.Values(c.pending), byOrder)
 }
 
 func byOrder(a, b *publication) int { return cmp.Compare(a.order, b.order) }
 
-// dropLargest fails the publication that a close with 1009 was about: the
+// failLargest fails the publication that a close with 1009 was about: the
 // largest under way on that connection.
-func (c *Client) dropLargest(l *link, cause error) {
+func (c *Client) failLargest(conn *connection, cause error) {
 	c.mu.Lock()
 	var largest *publication
 	for _, p := range c.pending {
-		if p.link == l && (largest == nil || len(p.frame) > len(largest.frame)) {
+		if p.conn == conn && (largest == nil || len(p.frame) > len(largest.frame)) {
 			largest = p
 		}
 	}
 	var o outcomes
 	if largest != nil {
-		o = c.remove(largest, Ack{}, errors.Join(ErrTooLarge, cause))
+		o = c.removePending(largest, Ack{}, errors.Join(ErrTooLarge, cause))
 	}
 	c.mu.Unlock()
-	o.tell()
+	o.deliver()
 }
 
-// failAll answers everything pending. The caller holds mu.
-func (c *Client) failAll(why error) (o outcomes) {
-	for _, l := range c.lanes {
-		if l.timer != nil {
-			l.timer.Stop()
+// failPending answers everything pending. The caller holds mu.
+func (c *Client) failPending(cause error) (o outcomes) {
+	for _, q := range c.retryQueues {
+		if q.timer != nil {
+			q.timer.Stop()
 		}
 	}
-	clear(c.lanes)
-	for _, p := range c.inOrder() {
-		o = append(o, c.remove(p, Ack{}, unanswered(p, why))...)
+	clear(c.retryQueues)
+	for _, p := range c.pendingInOrder() {
+		o = append(o, c.removePending(p, Ack{}, unansweredError(p, cause))...)
 	}
 	return o
 }

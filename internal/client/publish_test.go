@@ -13,8 +13,8 @@ import (
 )
 
 func TestAPublishIsAcked(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		acked := publish(c, "r", "my-id") // before there is a connection
 		p := s.accept()
 		f := p.expect("publish")
@@ -42,16 +42,16 @@ func TestAPublishIsAcked(t *testing.T) {
 	})
 }
 
-func TestWhatWasNotAckedIsResentWithTheSameIDInOrder(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestUnackedPublishesAreResentWithTheSameIDInOrder(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		p := s.accept()
 		one, two, three := publish(c, "r", "1"), publish(c, "r", "2"), publish(c, "q", "3")
 		p.ack(p.expect("publish"), 1)
 		p.expect("publish")
 		p.expect("publish")
 		<-one
-		p.end(0)
+		p.closeWith(0)
 		four := publish(c, "r", "4")
 		p = s.accept()
 		for _, want := range []string{"2", "3", "4"} {
@@ -69,15 +69,15 @@ func TestWhatWasNotAckedIsResentWithTheSameIDInOrder(t *testing.T) {
 	})
 }
 
-func TestAnOwnMessageCountsAsItsAck(t *testing.T) {
+func TestAClientsOwnMessageCountsAsItsAck(t *testing.T) {
 	for name, c := range map[string]struct{ welcome, own, other string }{
 		"anonymous": {`"user":null`, `null`, `"eve"`},
 		"a user":    {`"user":"ann"`, `"ann"`, `null`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			story(t, func(t *testing.T, s *service) {
-				s.welcome = c.welcome
-				client := s.open(Options{})
+			withService(t, func(t *testing.T, s *fakeService) {
+				s.welcomeFields = c.welcome
+				client := s.newClient(Options{})
 				p := s.accept()
 				send := func(data string) <-chan ackResult {
 					out := make(chan ackResult, 1)
@@ -89,7 +89,7 @@ func TestAnOwnMessageCountsAsItsAck(t *testing.T) {
 				acked := send(`4`)
 				first := p.expect("publish")
 				p.send(`{"type":"message","room":"r","epoch":"e","seq":4,"id":"x","from":%s,"at":"2026-01-02T15:04:05Z","data":4}`, c.other)
-				pendingStill(t, acked) // it was somebody else's x
+				stillPending(t, acked) // it was somebody else's x
 				p.message(4, "x", c.own)
 				if a := <-acked; a.err != nil || a.ack.Seq != 4 || a.ack.Epoch != "e" {
 					t.Errorf("Publish = %+v", a)
@@ -100,7 +100,7 @@ func TestAnOwnMessageCountsAsItsAck(t *testing.T) {
 				second := p.expect("publish")
 				p.ack(first, 4)
 				p.message(4, "x", c.own)
-				pendingStill(t, again)
+				stillPending(t, again)
 				p.refuse(second, "conflict", "")
 				var refused *Error
 				if a := <-again; !errors.As(a.err, &refused) {
@@ -112,8 +112,8 @@ func TestAnOwnMessageCountsAsItsAck(t *testing.T) {
 }
 
 func TestAfterUnavailableLaterPublishesWaitTheirTurn(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{random: noLuck})
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{random: zeroRandom})
 		p := s.accept()
 		one := publish(c, "r", "1")
 		f1 := p.expect("publish")
@@ -141,7 +141,7 @@ func TestAfterUnavailableLaterPublishesWaitTheirTurn(t *testing.T) {
 		if f.ID != "1" || time.Since(start) != 4*time.Second {
 			t.Fatalf("%s was resent after %v, want 1 after 4 s", f.ID, time.Since(start))
 		}
-		pendingStill(t, two)
+		stillPending(t, two)
 		p.ack(f, 5)
 		for i, want := range []string{"2", "3"} {
 			f := p.expect("publish")
@@ -158,21 +158,21 @@ func TestAfterUnavailableLaterPublishesWaitTheirTurn(t *testing.T) {
 	})
 }
 
-func TestAHeldRoomStaysInOrderAcrossAReconnect(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestPublishesThatWaitStayInOrderAcrossAReconnect(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		p := s.accept()
 		one := publish(c, "r", "1")
 		p.refuse(p.expect("publish"), "unavailable", `,"retry_after_ms":60000`)
 		synctest.Wait()
 		two := publish(c, "r", "2")
-		p.end(0)
+		p.closeWith(0)
 		p = s.accept()
 		f := p.expect("publish")
 		if f.ID != "1" {
 			t.Fatalf("%s was resent first", f.ID)
 		}
-		pendingStill(t, two)
+		stillPending(t, two)
 		p.ack(f, 1)
 		p.ack(p.expect("publish"), 2)
 		<-one
@@ -182,9 +182,9 @@ func TestAHeldRoomStaysInOrderAcrossAReconnect(t *testing.T) {
 	})
 }
 
-func TestTheProbeThatIsRefusedForGoodLetsTheOthersGo(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestAPermanentRefusalLetsLaterPublishesContinue(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		p := s.accept()
 		one := publish(c, "r", "1")
 		p.refuse(p.expect("publish"), "rate_limited", `,"retry_after_ms":100`)
@@ -202,14 +202,14 @@ func TestTheProbeThatIsRefusedForGoodLetsTheOthersGo(t *testing.T) {
 	})
 }
 
-func TestResendingEndsInTime(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{IDWindow: 10 * time.Minute})
+func TestResendingEndsAfterHalfTheIDWindow(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{IDWindow: 10 * time.Minute})
 		p := s.accept()
 		start := time.Now()
 		acked := publish(c, "r", "1")
 		p.expect("publish")
-		p.end(0)
+		p.closeWith(0)
 		// No connection comes to be any more.
 		if a := <-acked; !errors.Is(a.err, ErrOutcomeUnknown) {
 			t.Errorf("Publish = %v", a.err)
@@ -220,9 +220,9 @@ func TestResendingEndsInTime(t *testing.T) {
 	})
 }
 
-func TestACallerThatGivesUpIsToldWhatIsKnown(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{MaxPending: 1})
+func TestACanceledPublishReportsWhetherItWasSent(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{MaxPending: 1})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := c.Publish(ctx, "r", []byte(`1`), "never-sent")
@@ -248,9 +248,9 @@ func TestACallerThatGivesUpIsToldWhatIsKnown(t *testing.T) {
 	})
 }
 
-func TestPublishesAreBounded(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{MaxPending: 2})
+func TestPendingPublishesAreBounded(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{MaxPending: 2})
 		p := s.accept()
 		one := publish(c, "r", "1")
 		_ = publish(c, "r", "2")
@@ -270,9 +270,9 @@ func TestPublishesAreBounded(t *testing.T) {
 }
 
 func TestAPublishIsCheckedBeforeItIsSent(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		early := c.publishAsync(t, make1000()) // nobody knows the bound yet
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		early := c.publishAsync(t, jsonStringOf1000Bytes()) // nobody knows the bound yet
 		s.accept()
 		if a := <-early; !errors.Is(a.err, ErrTooLarge) {
 			t.Errorf("Publish = %v", a.err)
@@ -288,7 +288,7 @@ func TestAPublishIsCheckedBeforeItIsSent(t *testing.T) {
 			{"r r", "x", `1`, nil},
 			{"r", "x x", `1`, nil},
 			{"r", "x", `{`, ErrInvalidData},
-			{"r", "x", string(make1000()), ErrTooLarge},
+			{"r", "x", string(jsonStringOf1000Bytes()), ErrTooLarge},
 			{"r", "used", `1`, ErrPending},
 		} {
 			_, err := c.Publish(t.Context(), bad.room, json.RawMessage(bad.data), bad.id)
@@ -308,11 +308,11 @@ func (c *Client) publishAsync(t *testing.T, data []byte) <-chan ackResult {
 	return out
 }
 
-func TestAFrameTooBigIsNotSentAgain(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestATooLargeFrameIsNotSentAgain(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		p := s.accept()
-		held := c.publishAsync(t, []byte(`"`+strings.Repeat("x", 800)+`"`))
+		waiting := c.publishAsync(t, []byte(`"`+strings.Repeat("x", 800)+`"`))
 		p.refuse(p.expect("publish"), "unavailable", `,"retry_after_ms":60000`)
 		synctest.Wait()
 		small := publish(c, "q", "small")
@@ -320,8 +320,8 @@ func TestAFrameTooBigIsNotSentAgain(t *testing.T) {
 		_ = c.Send("q", []byte(`"`+strings.Repeat("x", 500)+`"`), "big", func(a Ack, err error) { big <- ackResult{a, err} })
 		p.expect("publish")
 		p.expect("publish")
-		p.end(1009)
-		pendingStill(t, held) // larger still, but not under way then
+		p.closeWith(1009)
+		stillPending(t, waiting) // larger still, but not under way then
 		if a := <-big; !errors.Is(a.err, ErrTooLarge) {
 			t.Errorf("the big one: %v", a.err)
 		}
@@ -333,7 +333,7 @@ func TestAFrameTooBigIsNotSentAgain(t *testing.T) {
 			}
 			p.ack(f, 1)
 		}
-		for _, ch := range []<-chan ackResult{small, held} {
+		for _, ch := range []<-chan ackResult{small, waiting} {
 			if a := <-ch; a.err != nil {
 				t.Error(a.err)
 			}
@@ -341,9 +341,9 @@ func TestAFrameTooBigIsNotSentAgain(t *testing.T) {
 	})
 }
 
-func TestCloseAnswersWhatIsPending(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestCloseAnswersPendingCalls(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		s.accept()
 		sent := publish(c, "r", "1")
 		closed := make(chan struct{})

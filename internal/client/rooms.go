@@ -47,11 +47,11 @@ type Handler struct {
 // room is a room joined or to be joined. Guarded by Client.mu, but for the
 // handler, which is static.
 type room struct {
-	name    message.Room
-	handler Handler
-	at      Position         // the last one seen, on whichever connection
-	first   chan joinOutcome // gets the first outcome, then nil
-	watched bool             // presence was asked for
+	name      message.Room
+	handler   Handler
+	position  Position         // the last one seen, on whichever connection
+	firstJoin chan joinOutcome // gets the first outcome, then nil
+	watched   bool             // presence was asked for
 }
 
 type joinOutcome struct {
@@ -59,10 +59,10 @@ type joinOutcome struct {
 	err    error
 }
 
-func (r *room) tell(j Joined, err error) {
-	if r.first != nil {
-		r.first <- joinOutcome{j, err}
-		r.first = nil
+func (r *room) completeJoin(j Joined, err error) {
+	if r.firstJoin != nil {
+		r.firstJoin <- joinOutcome{j, err}
+		r.firstJoin = nil
 	}
 }
 
@@ -83,10 +83,10 @@ func (c *Client) Join(ctx context.Context, name message.Room, from Position, h H
 		c.mu.Unlock()
 		return Joined{}, fmt.Errorf("%w: %s", ErrJoined, name)
 	}
-	r := &room{name: name, handler: h, at: from, first: first}
+	r := &room{name: name, handler: h, position: from, firstJoin: first}
 	c.rooms[name] = r
-	if c.link != nil {
-		c.sendJoin(c.link, r)
+	if c.current != nil {
+		c.sendJoin(c.current, r)
 	}
 	if c.next != nil && from.given {
 		c.sendJoin(c.next, r)
@@ -118,14 +118,14 @@ func (c *Client) leave(r *room) {
 		return
 	}
 	delete(c.rooms, r.name)
-	r.tell(Joined{}, fmt.Errorf("join %s: %w", r.name, ErrLeft))
-	for _, l := range []*link{c.link, c.next} {
-		if l != nil && l.seats[r.name] != nil {
-			delete(l.seats, r.name)
-			l.sock.send(newRequest("leave", c.nextRef(), r.name).end())
+	r.completeJoin(Joined{}, fmt.Errorf("join %s: %w", r.name, ErrLeft))
+	for _, conn := range []*connection{c.current, c.next} {
+		if conn != nil && conn.memberships[r.name] != nil {
+			delete(conn.memberships, r.name)
+			conn.sock.send(newRequest("leave", c.nextRef(), r.name).end())
 		}
 	}
-	c.noteSeat()
+	c.notifyMove()
 }
 
 // Position returns the last position seen in a joined room, to be used with
@@ -134,74 +134,74 @@ func (c *Client) Position(name message.Room) (Position, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.rooms[name]
-	if r == nil || !r.at.given || r.at.Epoch == "" {
+	if r == nil || !r.position.given || r.position.Epoch == "" {
 		return Position{}, false
 	}
-	return r.at, true
+	return r.position, true
 }
 
 // sendJoin joins on l from the last position seen. The caller holds mu.
-func (c *Client) sendJoin(l *link, r *room) {
-	s := l.seats[r.name]
-	if s == nil {
-		s = &seat{}
-		l.seats[r.name] = s
+func (c *Client) sendJoin(conn *connection, r *room) {
+	m := conn.memberships[r.name]
+	if m == nil {
+		m = &membership{}
+		conn.memberships[r.name] = m
 	}
-	s.ref, s.live = c.nextRef(), false
-	b := newRequest("join", s.ref, r.name)
-	if r.at.given {
-		b = b.number("after", int64(r.at.After))
-		if r.at.Epoch != "" {
-			b = b.text("epoch", string(r.at.Epoch))
+	m.ref, m.joined = c.nextRef(), false
+	b := newRequest("join", m.ref, r.name)
+	if r.position.given {
+		b = b.number("after", int64(r.position.After))
+		if r.position.Epoch != "" {
+			b = b.text("epoch", string(r.position.Epoch))
 		}
 	}
-	l.sock.send(b.end())
+	conn.sock.send(b.end())
 }
 
-func (c *Client) handleJoined(l *link, f *serverFrame) {
+func (c *Client) handleJoined(conn *connection, f *serverFrame) {
 	c.mu.Lock()
-	r, s := c.rooms[f.Room], l.seats[f.Room]
-	if r == nil || s == nil || s.ref != f.Ref {
+	r, m := c.rooms[f.Room], conn.memberships[f.Room]
+	if r == nil || m == nil || m.ref != f.Ref {
 		c.mu.Unlock()
 		return
 	}
-	if !r.at.given {
-		r.at = After(f.Epoch, f.Seq)
-	} else if r.at.Epoch == "" {
-		r.at.Epoch = f.Epoch
+	if !r.position.given {
+		r.position = After(f.Epoch, f.Seq)
+	} else if r.position.Epoch == "" {
+		r.position.Epoch = f.Epoch
 	}
-	s.live, s.epoch = true, r.at.Epoch
-	quiet := c.there(l, r)
-	if l == c.link && c.next != nil && c.next.seats[r.name] == nil {
+	m.joined, m.epoch = true, r.position.Epoch
+	alreadyJoined := c.joinedElsewhere(conn, r)
+	if conn == c.current && c.next != nil && c.next.memberships[r.name] == nil {
 		c.sendJoin(c.next, r) // now that its position is known
 	}
-	c.noteSeat()
+	c.notifyMove()
 	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}
-	r.tell(joined, nil)
+	r.completeJoin(joined, nil)
 	c.mu.Unlock()
-	if r.handler.Joined != nil && !quiet {
+	if r.handler.Joined != nil && !alreadyJoined {
 		r.handler.Joined(joined)
 	}
 }
 
-// there says whether a room is joined on the other one of two connections: then
+// joinedElsewhere says whether a room is joined on the other one of two connections: then
 // its join on l is no news. The caller holds mu.
-func (c *Client) there(l *link, r *room) bool {
-	for _, other := range []*link{c.link, c.next} {
-		if other != nil && other != l && other.seats[r.name] != nil && other.seats[r.name].live {
+func (c *Client) joinedElsewhere(conn *connection, r *room) bool {
+	for _, other := range []*connection{c.current, c.next} {
+		if other != nil && other != conn && other.memberships[r.name] != nil && other.memberships[r.name].joined {
 			return true
 		}
 	}
 	return false
 }
 
-// refuseJoin says whether the error was the answer to a join. A passing one
+// handleJoinError says whether the error was the answer to a join. A passing one
 // leads to another try, any other ends the room.
-func (c *Client) refuseJoin(l *link, ref string, err *Error) bool {
+func (c *Client) handleJoinError(conn *connection, ref string, err *Error) bool {
 	c.mu.Lock()
 	var r *room
-	for name, s := range l.seats {
-		if s.ref == ref && ref != "" {
+	for name, m := range conn.memberships {
+		if m.ref == ref && ref != "" {
 			r = c.rooms[name]
 		}
 	}
@@ -209,116 +209,116 @@ func (c *Client) refuseJoin(l *link, ref string, err *Error) bool {
 		c.mu.Unlock()
 		return false
 	}
-	if err.passing() || err.Code == "internal" {
-		time.AfterFunc(err.wait(c.opts.random), func() { c.joinAgain(l, r, ref) })
+	if err.temporary() || err.Code == "internal" {
+		time.AfterFunc(err.retryDelay(c.opts.random), func() { c.retryJoin(conn, r, ref) })
 		c.mu.Unlock()
 		return true
 	}
 	delete(c.rooms, r.name)
-	for _, other := range []*link{c.link, c.next} {
+	for _, other := range []*connection{c.current, c.next} {
 		if other != nil {
-			delete(other.seats, r.name)
+			delete(other.memberships, r.name)
 		}
 	}
-	c.noteSeat()
-	begun := r.first == nil
-	r.tell(Joined{}, err)
+	c.notifyMove()
+	wasJoined := r.firstJoin == nil
+	r.completeJoin(Joined{}, err)
 	c.mu.Unlock()
-	if begun && r.handler.Ended != nil {
+	if wasJoined && r.handler.Ended != nil {
 		r.handler.Ended(err)
 	}
 	return true
 }
 
-func (c *Client) joinAgain(l *link, r *room, ref string) {
+func (c *Client) retryJoin(conn *connection, r *room, ref string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := l.seats[r.name]; (l == c.link || l == c.next) && c.rooms[r.name] == r && s != nil && s.ref == ref {
-		c.sendJoin(l, r)
+	if m := conn.memberships[r.name]; (conn == c.current || conn == c.next) && c.rooms[r.name] == r && m != nil && m.ref == ref {
+		c.sendJoin(conn, r)
 	}
 }
 
 // handleMessage settles an own publish, drops what was seen, and hands on the
 // rest. What was skipped is asked for again; skipped once more, it ends the
 // connection: the next one resumes before it.
-func (c *Client) handleMessage(l *link, f *serverFrame) error {
-	m := f.message()
-	c.settleEcho(l, m)
+func (c *Client) handleMessage(conn *connection, f *serverFrame) error {
+	msg := f.message()
+	c.completeFromOwnMessage(conn, msg)
 	c.mu.Lock()
-	r, s := c.rooms[m.Room], l.seats[m.Room]
-	if r == nil || s == nil || !s.live || s.past(m.Epoch, r) {
+	r, m := c.rooms[msg.Room], conn.memberships[msg.Room]
+	if r == nil || m == nil || !m.joined || m.isStaleEpoch(msg.Epoch, r) {
 		c.mu.Unlock()
 		return nil
 	}
-	s.epoch = m.Epoch
+	m.epoch = msg.Epoch
 	var gap *Gap
-	if m.Epoch != r.at.Epoch {
+	if msg.Epoch != r.position.Epoch {
 		// A new life of the log, and this is the first we hear of it.
-		r.at = After(m.Epoch, m.Seq-1)
-		if m.Seq > 1 {
-			gap = &Gap{Room: m.Room, Epoch: m.Epoch, From: 1, To: m.Seq - 1, Reason: "epoch"}
+		r.position = After(msg.Epoch, msg.Seq-1)
+		if msg.Seq > 1 {
+			gap = &Gap{Room: msg.Room, Epoch: msg.Epoch, From: 1, To: msg.Seq - 1, Reason: "epoch"}
 		}
 	}
-	last := r.at.After
+	last := r.position.After
 	switch {
-	case m.Seq == last+1:
-		r.at.After = m.Seq
-	case m.Seq > last+1:
+	case msg.Seq == last+1:
+		r.position.After = msg.Seq
+	case msg.Seq > last+1:
 		defer c.mu.Unlock()
-		return c.mend(l, r, m.Seq)
+		return c.requestMissing(conn, r, msg.Seq)
 	}
 	c.mu.Unlock()
-	if m.Seq <= last {
+	if msg.Seq <= last {
 		return nil
 	}
 	if gap != nil && r.handler.Gap != nil {
 		r.handler.Gap(*gap)
 	}
 	if r.handler.Message != nil {
-		r.handler.Message(m)
+		r.handler.Message(msg)
 	}
 	return nil
 }
 
-// past says that this connection goes on in an epoch that the other one has
+// isStaleEpoch says that this connection goes on in an epoch that the other one has
 // told to be over.
-func (s *seat) past(epoch message.Epoch, r *room) bool {
-	return epoch != r.at.Epoch && epoch == s.epoch
+func (m *membership) isStaleEpoch(epoch message.Epoch, r *room) bool {
+	return epoch != r.position.Epoch && epoch == m.epoch
 }
 
-// mend joins again from before a hole, or returns errHole when that was tried
+// requestMissing joins again from before a hole, or returns errSkippedMessage when that was tried
 // from there before. The caller holds mu.
-func (c *Client) mend(l *link, r *room, came message.Seq) error {
-	s := l.seats[r.name]
-	if s.hole == r.at {
-		s.hole = Position{}
-		return fmt.Errorf("%w in %s: %d came after %d", errHole, r.name, came, r.at.After)
+func (c *Client) requestMissing(conn *connection, r *room, got message.Seq) error {
+	m := conn.memberships[r.name]
+	if m.missingAfter == r.position {
+		m.missingAfter = Position{}
+		return fmt.Errorf("%w in %s: %d came after %d", errSkippedMessage, r.name, got, r.position.After)
 	}
-	c.opts.Logger.Warn("the service skipped a message; asking again", "room", r.name, "after", r.at.After, "came", came)
-	s.hole = r.at
-	c.sendJoin(l, r)
+	c.opts.Logger.Warn("the service skipped a message; asking again", "room", r.name, "after", r.position.After, "came", got)
+	m.missingAfter = r.position
+	c.sendJoin(conn, r)
 	return nil
 }
 
-func (c *Client) handleGap(l *link, f *serverFrame) error {
+func (c *Client) handleGap(conn *connection, f *serverFrame) error {
 	gap, err := f.gap()
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
-	r, s := c.rooms[gap.Room], l.seats[gap.Room]
-	if r == nil || s == nil || !s.live || s.past(gap.Epoch, r) {
+	r, m := c.rooms[gap.Room], conn.memberships[gap.Room]
+	if r == nil || m == nil || !m.joined || m.isStaleEpoch(gap.Epoch, r) {
 		c.mu.Unlock()
 		return nil
 	}
 	// The new epoch is no news when the other connection has told of it.
-	known := gap.Epoch == r.at.Epoch && (gap.Reason != "epoch" || s.epoch != gap.Epoch)
-	s.epoch = gap.Epoch
-	if known && gap.To <= r.at.After {
+	known := gap.Epoch == r.position.Epoch && (gap.Reason != "epoch" || m.epoch != gap.Epoch)
+	m.epoch = gap.Epoch
+	if known && gap.To <= r.position.After {
 		c.mu.Unlock()
 		return nil
 	}
-	r.at = After(gap.Epoch, gap.To)
+	r.position = After(gap.Epoch, gap.To)
 	c.mu.Unlock()
 	if r.handler.Gap != nil {
 		r.handler.Gap(gap)
@@ -326,10 +326,10 @@ func (c *Client) handleGap(l *link, f *serverFrame) error {
 	return nil
 }
 
-func (c *Client) handleSignal(l *link, f *serverFrame) {
+func (c *Client) handleSignal(conn *connection, f *serverFrame) {
 	c.mu.Lock()
 	r := c.rooms[f.Room]
-	if r == nil || c.echoes.again(l.number, f) {
+	if r == nil || c.signalDedup.seenBefore(conn.number, f) {
 		c.mu.Unlock()
 		return
 	}
@@ -341,15 +341,15 @@ func (c *Client) handleSignal(l *link, f *serverFrame) {
 
 // handlePresence answers who asked; what comes by itself is heard on the
 // connection that counts.
-func (c *Client) handlePresence(l *link, f *serverFrame) {
-	if f.Ref != "" && c.answer(f.Ref, answer{presence: f.presence()}) {
+func (c *Client) handlePresence(conn *connection, f *serverFrame) {
+	if f.Ref != "" && c.completeCall(f.Ref, callResult{presence: f.presence()}) {
 		return
 	}
 	c.mu.Lock()
 	r := c.rooms[f.Room]
-	told := r != nil && r.watched && l == c.link
+	notify := r != nil && r.watched && conn == c.current
 	c.mu.Unlock()
-	if told && r.handler.Presence != nil {
+	if notify && r.handler.Presence != nil {
 		r.handler.Presence(f.presence())
 	}
 }

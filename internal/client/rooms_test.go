@@ -11,12 +11,12 @@ import (
 )
 
 func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var got record
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
 		joined := got.join(c, "r", Now())
 		p := s.accept()
-		if f := p.join(7); f.After != nil || f.Epoch != "" {
+		if f := p.acceptJoin(7); f.After != nil || f.Epoch != "" {
 			t.Errorf("a join from now asks for %+v", f)
 		}
 		if j := <-joined; j.err != nil || j.joined.Head != 7 || j.joined.First != 1 {
@@ -24,10 +24,10 @@ func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
 		}
 		p.message(8, "a", "null")
 		p.message(9, "b", `"bob"`)
-		p.end(0)
+		p.closeWith(0)
 
 		p = s.accept()
-		if f := p.join(11); f.After == nil || *f.After != 9 || f.Epoch != "e" {
+		if f := p.acceptJoin(11); f.After == nil || *f.After != 9 || f.Epoch != "e" {
 			t.Errorf("the rejoin asks for %+v, want after 9 in e", f)
 		}
 		p.message(9, "b", `"bob"`) // a double
@@ -41,20 +41,20 @@ func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
 }
 
 func TestABreakBeforeTheFirstMessageLosesNothing(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var got record
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
 		got.join(c, "r", Now())
 		p := s.accept()
-		p.join(7)
-		p.end(0)
-		if f := s.accept().join(9); f.After == nil || *f.After != 7 {
+		p.acceptJoin(7)
+		p.closeWith(0)
+		if f := s.accept().acceptJoin(9); f.After == nil || *f.After != 7 {
 			t.Errorf("rejoined with %+v, want after 7", f)
 		}
 	})
 }
 
-func TestWhereAJoinBegins(t *testing.T) {
+func TestAJoinStartsAtThePositionGiven(t *testing.T) {
 	for name, c := range map[string]struct {
 		from  Position
 		after message.Seq
@@ -64,12 +64,12 @@ func TestWhereAJoinBegins(t *testing.T) {
 		"a position": {After("e", 3), 3, "e"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			story(t, func(t *testing.T, s *service) {
-				client := s.open(Options{})
-				var got record
+			withService(t, func(t *testing.T, s *fakeService) {
+				client := s.newClient(Options{})
+				var got eventLog
 				got.join(client, "r", c.from)
 				p := s.accept()
-				f := p.join(int(c.after) + 1)
+				f := p.acceptJoin(int(c.after) + 1)
 				if f.After == nil || *f.After != c.after || f.Epoch != c.epoch {
 					t.Errorf("asked for %+v", f)
 				}
@@ -83,13 +83,13 @@ func TestWhereAJoinBegins(t *testing.T) {
 	}
 }
 
-func TestGapsAreToldAndPassed(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var got record
+func TestGapsAreReportedAndSkipped(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
 		got.join(c, "r", After("e", 2))
 		p := s.accept()
-		p.join(9)
+		p.acceptJoin(9)
 		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":5,"reason":"trimmed"}`)
 		p.message(6, "a", "null")
 		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":5,"reason":"trimmed"}`) // a double
@@ -99,29 +99,29 @@ func TestGapsAreToldAndPassed(t *testing.T) {
 	})
 }
 
-func TestAnotherEpochOutOfTheBlueIsAGap(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var got record
+func TestAnUnannouncedEpochIsReportedAsAGap(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
 		got.join(c, "r", Now())
 		p := s.accept()
-		p.join(9)
+		p.acceptJoin(9)
 		p.send(`{"type":"message","room":"r","epoch":"f","seq":3,"id":"x","from":null,"at":"2026-01-02T15:04:05Z","data":1}`)
 		p.send(`{"type":"message","room":"r","epoch":"f","seq":4,"id":"y","from":null,"at":"2026-01-02T15:04:05Z","data":1}`)
 		got.want(t, "joined 9", "gap f 1-2 epoch", "f/3", "f/4")
 	})
 }
 
-func TestASkippedMessageIsFetchedNotShownAsDone(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var got record
+func TestASkippedMessageIsRequestedAgain(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
 		got.join(c, "r", Now())
 		p := s.accept()
-		p.join(1)
+		p.acceptJoin(1)
 		p.message(2, "a", "null")
 		p.message(4, "c", "null")
-		if f := p.join(4); *f.After != 2 {
+		if f := p.acceptJoin(4); *f.After != 2 {
 			t.Errorf("rejoined after %d, want 2", *f.After)
 		}
 		p.message(3, "b", "null")
@@ -130,13 +130,13 @@ func TestASkippedMessageIsFetchedNotShownAsDone(t *testing.T) {
 	})
 }
 
-func TestNothingOfAnEarlierJoinIsShown(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var first, second record
+func TestMessagesOfAnEarlierJoinAreIgnored(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var first, second eventLog
 		first.join(c, "r", Now())
 		p := s.accept()
-		p.join(1)
+		p.acceptJoin(1)
 		first.want(t, "joined 1")
 		c.Leave("r")
 		c.Leave("r")
@@ -146,17 +146,17 @@ func TestNothingOfAnEarlierJoinIsShown(t *testing.T) {
 		p.message(2, "a", "null")
 		second.join(c, "r", After("e", 2))
 		p.message(3, "b", "null") // of the first join, still
-		p.join(4)
+		p.acceptJoin(4)
 		p.message(3, "b", "null")
 		second.want(t, "joined 4", "e/3")
 		first.want(t, "joined 1")
 	})
 }
 
-func TestALateAnswerToAnEarlierJoinOpensNothing(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var first, second record
+func TestALateAnswerToAnEarlierJoinIsIgnored(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var first, second eventLog
 		left := first.join(c, "r", Now())
 		p := s.accept()
 		early := p.expect("join")
@@ -169,7 +169,7 @@ func TestALateAnswerToAnEarlierJoinOpensNothing(t *testing.T) {
 		late := p.expect("join")
 		p.send(`{"type":"joined","ref":%q,"room":"r","epoch":"e","seq":3,"first":1}`, early.Ref)
 		p.message(4, "a", "null") // of the first join
-		pendingStill(t, joined)
+		stillPending(t, joined)
 		p.send(`{"type":"joined","ref":%q,"room":"r","epoch":"e","seq":4,"first":1}`, late.Ref)
 		p.message(5, "b", "null")
 		second.want(t, "joined 4", "e/5")
@@ -177,10 +177,10 @@ func TestALateAnswerToAnEarlierJoinOpensNothing(t *testing.T) {
 	})
 }
 
-func TestJoinsThatAreRefused(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{random: noLuck})
-		var got, other record
+func TestRefusedJoins(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{random: zeroRandom})
+		var got, other eventLog
 		joined := got.join(c, "r", Now())
 		p := s.accept()
 		p.refuse(p.expect("join"), "forbidden", "")
@@ -193,15 +193,15 @@ func TestJoinsThatAreRefused(t *testing.T) {
 		start := time.Now()
 		joined = got.join(c, "r", Now())
 		p.refuse(p.expect("join"), "unavailable", `,"retry_after_ms":3000`)
-		p.join(5)
+		p.acceptJoin(5)
 		if j := <-joined; j.err != nil || time.Since(start) != 3*time.Second {
 			t.Fatalf("joined after %v: %v", time.Since(start), j.err)
 		}
 
 		// Rights may end while one is away.
 		other.join(c, "r2", Now())
-		p.join(1)
-		p.end(0)
+		p.acceptJoin(1)
+		p.closeWith(0)
 		p = s.accept()
 		for range 2 {
 			if f := p.expect("join"); f.Room == "r" {
@@ -215,20 +215,20 @@ func TestJoinsThatAreRefused(t *testing.T) {
 	})
 }
 
-func TestJoinIsCheckedBeforeItIsSent(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestAJoinIsCheckedBeforeItIsSent(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		p := s.accept()
 		var invalid *message.InvalidError
 		if _, err := c.Join(t.Context(), "no spaces", Now(), Handler{}); !errors.As(err, &invalid) {
 			t.Errorf("Join = %v", err)
 		}
-		var got record
+		var got eventLog
 		got.join(c, "r", Now())
 		if _, err := c.Join(t.Context(), "r", Now(), Handler{}); !errors.Is(err, ErrJoined) {
 			t.Errorf("Join = %v", err)
 		}
-		p.join(1)
+		p.acceptJoin(1)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := c.Join(ctx, "slow", Now(), Handler{}); !errors.Is(err, context.DeadlineExceeded) {
@@ -242,15 +242,15 @@ func TestJoinIsCheckedBeforeItIsSent(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		if err := c.Signal("r", []byte(`1`)); !errors.Is(err, ErrOffline) {
 			t.Errorf("Signal = %v", err)
 		}
-		var got record
+		var got eventLog
 		got.join(c, "r", Now())
 		p := s.accept()
-		p.join(1)
+		p.acceptJoin(1)
 		if err := c.Signal("r", []byte(`{"typing" : true}`)); err != nil {
 			t.Fatal(err)
 		}
@@ -263,14 +263,14 @@ func TestSignals(t *testing.T) {
 		if err := c.Signal("r", []byte(`{`)); !errors.Is(err, ErrInvalidData) {
 			t.Errorf("Signal = %v", err)
 		}
-		if err := c.Signal("r", make1000()); !errors.Is(err, ErrTooLarge) {
+		if err := c.Signal("r", jsonStringOf1000Bytes()); !errors.Is(err, ErrTooLarge) {
 			t.Errorf("Signal = %v", err)
 		}
 	})
 }
 
-// make1000 returns a JSON string of 1000 bytes.
-func make1000() []byte {
+// jsonStringOf1000Bytes returns a JSON string of 1000 bytes.
+func jsonStringOf1000Bytes() []byte {
 	b := make([]byte, 1000)
 	for i := range b {
 		b[i] = 'x'
@@ -280,8 +280,8 @@ func make1000() []byte {
 }
 
 func TestHistory(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		type result struct {
 			h   History
 			err error
@@ -300,7 +300,7 @@ func TestHistory(t *testing.T) {
 		if f := p.expect("history"); *f.Before != 9 || f.After != nil || f.Limit != 2 {
 			t.Errorf("asked for %+v", f)
 		}
-		p.end(0) // reading twice does no harm
+		p.closeWith(0) // reading twice does no harm
 		p = s.accept()
 		f := p.expect("history")
 		p.send(`{"type":"history","ref":%q,"room":"r","more":true,"messages":[{"type":"message","room":"r","epoch":"e","seq":7,"id":"x","from":"bob","at":"2026-01-02T15:04:05.000001Z","data":{"a" : 1}}]}`, f.Ref)

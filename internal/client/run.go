@@ -12,61 +12,61 @@ import (
 
 // run is the client's first goroutine.
 func (c *Client) run() {
-	c.tell(StateEvent{State: Connecting})
-	l, end := c.connect(c.ctx)
-	if l != nil {
-		c.begin(l)
+	c.emitState(StateEvent{State: Connecting})
+	conn, end := c.connect(c.ctx)
+	if conn != nil {
+		c.startConnection(conn)
 	}
-	c.carryOnLoop(l, end)
+	c.connectionLoop(conn, end)
 }
 
-// carryOnLoop reads the connection that counts, and then holds one after the
+// connectionLoop reads the connection that counts, and then holds one after the
 // other until the client ends. At each moment one goroutine is here with it, or
 // on its way to one; a move may hand that over to another.
-func (c *Client) carryOnLoop(l *link, end ending) {
+func (c *Client) connectionLoop(conn *connection, end closeResult) {
 	for {
-		if l != nil {
-			end = c.readLoop(l)
+		if conn != nil {
+			end = c.readLoop(conn)
 			if end.code == codeTooBig {
-				c.dropLargest(l, end.err)
+				c.failLargest(conn, end.err)
 			}
-			if c.handOver(l, &end) {
+			if c.connectionEnded(conn, &end) {
 				return
 			}
 		}
-		if !c.pause(end) {
+		if !c.awaitReconnect(end) {
 			return
 		}
-		c.tell(StateEvent{State: Connecting})
-		if l, end = c.connect(c.ctx); l != nil {
-			c.begin(l)
+		c.emitState(StateEvent{State: Connecting})
+		if conn, end = c.connect(c.ctx); conn != nil {
+			c.startConnection(conn)
 		}
 	}
 }
 
-// pause waits as long as the end of the last connection asks for. False says
+// awaitReconnect waits as long as the end of the last connection asks for. False says
 // that the client has ended.
-func (c *Client) pause(end ending) bool {
+func (c *Client) awaitReconnect(end closeResult) bool {
 	if c.isClosing() {
 		c.finish(ErrClosed, end)
 		return false
 	}
-	v := judge(end.code)
-	if end.code == codeReplaced && end.ours {
-		v = comeBack
+	action := actionForCode(end.code)
+	if end.code == codeReplaced && end.superseded {
+		action = actionReconnectSoon
 	}
-	if v == stayAway || (v == freshToken && c.opts.Token == nil) {
+	if action == actionStop || (action == actionNewToken && c.opts.Token == nil) {
 		c.finish(&ClosedError{Code: end.code, Err: end.err}, end)
 		return false
 	}
-	if v != comeBack { // else this address is fine
+	if action != actionReconnectSoon { // else this address is fine
 		c.mu.Lock()
-		c.attempt++
+		c.urlIndex++
 		c.mu.Unlock()
 	}
-	wait := c.pace.next(v, end.code, end.lived, time.Now())
+	wait := c.backoff.next(action, end.code, end.lifetime, time.Now())
 	c.opts.Logger.Debug("connection ended", "code", end.code, "err", end.err, "retry_in", wait)
-	c.tell(StateEvent{State: Waiting, Err: end.err, Code: end.code, RetryIn: wait})
+	c.emitState(StateEvent{State: Waiting, Err: end.err, Code: end.code, RetryIn: wait})
 	select {
 	case <-time.After(wait):
 		return true
@@ -76,157 +76,157 @@ func (c *Client) pause(end ending) bool {
 	}
 }
 
-// tell tells of a change of state.
-func (c *Client) tell(e StateEvent) {
-	c.turn.Lock()
-	defer c.turn.Unlock()
+// emitState tells of a change of state.
+func (c *Client) emitState(e StateEvent) {
+	c.handlerMu.Lock()
+	defer c.handlerMu.Unlock()
 	c.opts.OnState(e)
 }
 
-// begin puts a first connection, or one after a time without any, to use: rooms
+// startConnection puts a first connection, or one after a time without any, to use: rooms
 // are rejoined from their positions, then what was not answered is sent again,
 // in order.
-func (c *Client) begin(l *link) {
-	c.turn.Lock()
-	defer c.turn.Unlock()
+func (c *Client) startConnection(conn *connection) {
+	c.handlerMu.Lock()
+	defer c.handlerMu.Unlock()
 	c.mu.Lock()
-	o := c.attach(l)
+	o := c.makeCurrent(conn)
 	close(c.live)
 	c.mu.Unlock()
-	o.tell()
-	c.opts.OnState(StateEvent{State: Live, Welcome: l.welcome})
+	o.deliver()
+	c.opts.OnState(StateEvent{State: Live, Welcome: conn.welcome})
 }
 
-// attach makes l the connection that counts. The caller holds mu.
-func (c *Client) attach(l *link) (o outcomes) {
-	c.link, c.welcome = l, l.welcome
-	if l.welcome.Session != "" {
-		c.session = l.welcome.Session
+// makeCurrent makes l the connection that counts. The caller holds mu.
+func (c *Client) makeCurrent(conn *connection) (o outcomes) {
+	c.current, c.welcome = conn, conn.welcome
+	if conn.welcome.Session != "" {
+		c.session = conn.welcome.Session
 	}
 	for _, r := range c.rooms {
-		if l.seats[r.name] == nil {
-			c.sendJoin(l, r)
+		if conn.memberships[r.name] == nil {
+			c.sendJoin(conn, r)
 		}
 	}
 	for _, r := range c.rooms {
 		if r.watched {
-			l.sock.send(newRequest("presence", c.nextRef(), r.name).end())
+			conn.sock.send(newRequest("presence", c.nextRef(), r.name).end())
 		}
 	}
-	o = c.resend()
+	o = c.resendPending()
 	for _, ref := range slices.Sorted(maps.Keys(c.calls)) {
-		c.repeat(l, ref)
+		c.resendCall(conn, ref)
 	}
-	c.scheduleRefresh(l)
-	if l.asked != nil {
-		c.plan(l.asked)
+	c.scheduleRefresh(conn)
+	if conn.pendingMove != nil {
+		c.startMove(conn.pendingMove)
 	}
 	return o
 }
 
-// handOver takes leave of a connection that has ended. True says that the
+// connectionEnded takes leave of a connection that has ended. True says that the
 // client goes on elsewhere already: there is nothing left to do here.
-func (c *Client) handOver(l *link, end *ending) bool {
-	c.turn.Lock()
-	defer c.turn.Unlock()
+func (c *Client) connectionEnded(conn *connection, end *closeResult) bool {
+	c.handlerMu.Lock()
+	defer c.handlerMu.Unlock()
 	c.mu.Lock()
-	if l.refresh != nil {
-		l.refresh.Stop()
+	if conn.refreshTimer != nil {
+		conn.refreshTimer.Stop()
 	}
-	end.ours = l.number < c.opened
+	end.superseded = conn.number < c.connectCount
 	switch {
-	case c.link != l:
-		if c.next == l {
+	case c.current != conn:
+		if c.next == conn {
 			c.next = nil
-			c.echoes.fade()
-			close(l.gone)
+			c.signalDedup.expireSoon()
+			close(conn.ended)
 		}
 		c.mu.Unlock()
 		return true
 	case c.closing:
 	case c.next != nil:
-		event, o := c.promote()
+		event, o := c.promoteNext()
 		c.mu.Unlock()
-		o.tell()
+		o.deliver()
 		c.opts.OnMoved(event)
 		return true
 	}
-	c.link = nil
+	c.current = nil
 	c.live = make(chan struct{})
-	followed := !c.closing && c.move != nil && c.move.trying
-	if c.move != nil && !followed {
-		c.callOff()
+	moveContinues := !c.closing && c.move != nil && c.move.inProgress
+	if c.move != nil && !moveContinues {
+		c.cancelMove()
 	}
 	c.mu.Unlock()
-	if followed { // its goroutine is on the way to a connection, and carries on
+	if moveContinues { // its goroutine is on the way to a connection, and carries on
 		c.opts.OnState(StateEvent{State: Connecting})
 	}
-	return followed
+	return moveContinues
 }
 
 // finish answers everything that waits and says goodbye to the application.
-func (c *Client) finish(why error, end ending) {
+func (c *Client) finish(cause error, end closeResult) {
 	defer close(c.done)
-	if errors.Is(why, ErrClosed) {
-		<-c.parted // a second connection may be taking leave still
+	if errors.Is(cause, ErrClosed) {
+		<-c.connectionsClosed // a second connection may be taking leave still
 	}
-	c.turn.Lock()
-	defer c.turn.Unlock()
+	c.handlerMu.Lock()
+	defer c.handlerMu.Unlock()
 	c.mu.Lock()
-	c.err = why
+	c.err = cause
 	c.cancel()
-	o := c.failAll(why)
+	o := c.failPending(cause)
 	for ref, call := range c.calls {
 		delete(c.calls, ref)
-		call.answer <- answer{err: why}
+		call.result <- callResult{err: cause}
 	}
 	for name, r := range c.rooms {
 		delete(c.rooms, name)
-		r.tell(Joined{}, why)
+		r.completeJoin(Joined{}, cause)
 	}
 	c.mu.Unlock()
-	o.tell()
-	c.opts.OnState(StateEvent{State: Closed, Err: why, Code: end.code})
+	o.deliver()
+	c.opts.OnState(StateEvent{State: Closed, Err: cause, Code: end.code})
 }
 
-// handle takes one frame of a connection. An error ends that.
-func (c *Client) handle(l *link, b []byte) error {
+// handleFrame takes one frame of a connection. An error ends that.
+func (c *Client) handleFrame(conn *connection, b []byte) error {
 	f, err := decodeFrame(b)
 	if err != nil {
 		return err
 	}
-	c.turn.Lock()
-	defer c.turn.Unlock()
-	c.witness(l, f)
+	c.handlerMu.Lock()
+	defer c.handlerMu.Unlock()
+	c.observeFrame(conn, f)
 	switch f.Type {
 	case "message":
-		return c.handleMessage(l, f)
+		return c.handleMessage(conn, f)
 	case "ack":
 		c.handleAck(f)
 	case "joined":
-		c.handleJoined(l, f)
+		c.handleJoined(conn, f)
 	case "gap":
-		return c.handleGap(l, f)
+		return c.handleGap(conn, f)
 	case "signal":
-		c.handleSignal(l, f)
+		c.handleSignal(conn, f)
 	case "presence":
-		c.handlePresence(l, f)
+		c.handlePresence(conn, f)
 	case "history":
 		h, err := f.history()
-		c.answer(f.Ref, answer{history: h, err: err})
+		c.completeCall(f.Ref, callResult{history: h, err: err})
 	case "move":
-		c.handleMove(l, f)
+		c.handleMove(conn, f)
 	case "authenticated":
-		c.handleAuthenticated(l, f)
+		c.handleAuthenticated(conn, f)
 	case "error":
-		c.handleError(l, f)
+		c.handleError(conn, f)
 	}
 	return nil // heartbeat, left, and what later versions add
 }
 
 // handleError finds by the ref whose error it is.
-func (c *Client) handleError(l *link, f *serverFrame) {
-	if c.refuseCall(f.Ref, f.err()) || c.refuseJoin(l, f.Ref, f.err()) || c.refusePublish(f.Ref, f.err()) {
+func (c *Client) handleError(conn *connection, f *serverFrame) {
+	if c.handleCallError(f.Ref, f.err()) || c.handleJoinError(conn, f.Ref, f.err()) || c.handlePublishError(f.Ref, f.err()) {
 		return
 	}
 	c.opts.Logger.Warn("the service reports an error", "code", f.Code, "message", f.Message, "room", f.Room)

@@ -12,21 +12,21 @@ import (
 	"time"
 )
 
-func TestEachCloseCodeIsHeeded(t *testing.T) {
-	type habit struct {
-		verdict
+func TestCloseCodesDecideHowTheClientReconnects(t *testing.T) {
+	type codeCase struct {
+		closeAction
 		codes []int
 	}
-	for _, h := range []habit{
-		{stayAway, []int{1000, 1002, 1003, 1007, 1008, 4003, 4009}},
-		{freshToken, []int{4001}},
-		{comeBack, []int{1012, 4200, 4208, 4209, 4299}},
-		{backOff, []int{1001, 1005, 0, 1009, 1011, 1013, 1014, 3000, 4000, 4100, 4103, 4199, 4300, 4999}},
+	for _, h := range []codeCase{
+		{actionStop, []int{1000, 1002, 1003, 1007, 1008, 4003, 4009}},
+		{actionNewToken, []int{4001}},
+		{actionReconnectSoon, []int{1012, 4200, 4208, 4209, 4299}},
+		{actionBackOff, []int{1001, 1005, 0, 1009, 1011, 1013, 1014, 3000, 4000, 4100, 4103, 4199, 4300, 4999}},
 	} {
 		for _, code := range h.codes {
 			t.Run(fmt.Sprint(code), func(t *testing.T) {
-				story(t, func(t *testing.T, s *service) {
-					testCloseCode(t, s, code, h.verdict)
+				withService(t, func(t *testing.T, s *fakeService) {
+					testCloseCode(t, s, code, h.closeAction)
 				})
 			})
 		}
@@ -35,11 +35,11 @@ func TestEachCloseCodeIsHeeded(t *testing.T) {
 
 // testCloseCode has four clients' worth of luck: it looks at the longest of
 // several random waits.
-func testCloseCode(t *testing.T, s *service, code int, want verdict) {
-	c := s.open(Options{})
-	s.accept().end(code)
-	if want == stayAway || want == freshToken { // there is nobody to ask for a token
-		if !s.staysAway() {
+func testCloseCode(t *testing.T, s *fakeService, code int, want closeAction) {
+	c := s.newClient(Options{})
+	s.accept().closeWith(code)
+	if want == actionStop || want == actionNewToken { // there is nobody to ask for a token
+		if !s.noConnectionForAnHour() {
 			t.Fatal("the client came back")
 		}
 		var closed *ClosedError
@@ -54,25 +54,25 @@ func testCloseCode(t *testing.T, s *service, code int, want verdict) {
 	}
 	var longest time.Duration
 	for range 20 {
-		left := time.Now()
+		closedAt := time.Now()
 		p := s.accept()
-		longest = max(longest, p.at.Sub(left))
+		longest = max(longest, p.connectedAt.Sub(closedAt))
 		// A 4208 that follows another within 10 s means something else.
-		time.Sleep(steadyAfter - time.Millisecond)
+		time.Sleep(stableAfter - time.Millisecond)
 		if code == codeSlow {
 			time.Sleep(time.Millisecond)
 		}
-		p.end(code)
+		p.closeWith(code)
 	}
 	switch {
-	case want == comeBack && (longest > time.Second || longest == 0):
+	case want == actionReconnectSoon && (longest > time.Second || longest == 0):
 		t.Errorf("came back after up to %v, want 0 to 1 s, random", longest)
-	case want == backOff && (longest < 3*time.Second || longest > 20*time.Second):
+	case want == actionBackOff && (longest < 3*time.Second || longest > 20*time.Second):
 		t.Errorf("came back after up to %v, want growing delays of up to 20 s", longest)
 	}
 }
 
-func TestBackoffGrowsWithJitterAndForgets(t *testing.T) {
+func TestBackoffGrowsWithJitterAndResets(t *testing.T) {
 	now := time.Now()
 	for failures, bound := range []time.Duration{
 		500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second,
@@ -80,8 +80,8 @@ func TestBackoffGrowsWithJitterAndForgets(t *testing.T) {
 	} {
 		var longest time.Duration
 		for range 400 {
-			p := pacer{failures: failures, random: rand.Float64}
-			d := p.next(backOff, codeAbnormal, 0, now)
+			b := backoff{failures: failures, random: rand.Float64}
+			d := b.next(actionBackOff, codeAbnormal, 0, now)
 			if d < 0 || d >= bound {
 				t.Fatalf("after %d failures %v, want less than %v", failures, d, bound)
 			}
@@ -91,30 +91,30 @@ func TestBackoffGrowsWithJitterAndForgets(t *testing.T) {
 			t.Errorf("after %d failures at most %v of %v: the jitter is not full", failures, longest, bound)
 		}
 	}
-	p := pacer{failures: 6, random: rand.Float64}
-	if d := p.next(backOff, codeAbnormal, steadyAfter, now); d >= backoffMin || p.failures != 1 {
-		t.Errorf("after 10 s live: %v, and %d failures", d, p.failures)
+	b := backoff{failures: 6, random: rand.Float64}
+	if d := b.next(actionBackOff, codeAbnormal, stableAfter, now); d >= backoffMin || b.failures != 1 {
+		t.Errorf("after 10 s live: %v, and %d failures", d, b.failures)
 	}
-	p = pacer{failures: 6, random: rand.Float64}
-	if p.next(backOff, codeAbnormal, steadyAfter-1, now); p.failures != 7 {
-		t.Errorf("a short life made the client forget: %d failures", p.failures)
+	b = backoff{failures: 6, random: rand.Float64}
+	if b.next(actionBackOff, codeAbnormal, stableAfter-1, now); b.failures != 7 {
+		t.Errorf("a short life made the client forget: %d failures", b.failures)
 	}
 }
 
-func TestASlowClientThatIsSlowAgainBacksOff(t *testing.T) {
+func TestAClientClosedAsSlowTwiceBacksOff(t *testing.T) {
 	now := time.Now()
 	var longest time.Duration
 	for range 200 {
-		p := pacer{failures: 6, random: rand.Float64}
-		if d := p.next(comeBack, codeSlow, 0, now); d >= time.Second {
+		b := backoff{failures: 6, random: rand.Float64}
+		if d := b.next(actionReconnectSoon, codeSlow, 0, now); d >= time.Second {
 			t.Fatalf("the first time: %v", d)
 		}
-		longest = max(longest, p.next(comeBack, codeSlow, 0, now.Add(9*time.Second)))
-		if d := p.next(comeBack, codeSlow, 0, now.Add(19*time.Second)); d >= time.Second {
+		longest = max(longest, b.next(actionReconnectSoon, codeSlow, 0, now.Add(9*time.Second)))
+		if d := b.next(actionReconnectSoon, codeSlow, 0, now.Add(19*time.Second)); d >= time.Second {
 			t.Fatalf("10 s later: %v", d)
 		}
-		p.next(comeBack, codeSlow, 0, now.Add(60*time.Second))
-		if d := p.next(comeBack, codeRestart, 0, now.Add(61*time.Second)); d >= time.Second {
+		b.next(actionReconnectSoon, codeSlow, 0, now.Add(60*time.Second))
+		if d := b.next(actionReconnectSoon, codeRestart, 0, now.Add(61*time.Second)); d >= time.Second {
 			t.Fatalf("a restart after a slow one: %v", d)
 		}
 	}
@@ -124,11 +124,11 @@ func TestASlowClientThatIsSlowAgainBacksOff(t *testing.T) {
 }
 
 func TestAFreshTokenIsAskedForAtEachConnect(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		var mu sync.Mutex
 		asked := 0
 		s.refuseNext(0, http.StatusUnauthorized)
-		s.open(Options{
+		s.newClient(Options{
 			Header: http.Header{"X-App": {"chat"}},
 			Token: func(context.Context) (string, error) {
 				mu.Lock()
@@ -139,7 +139,7 @@ func TestAFreshTokenIsAskedForAtEachConnect(t *testing.T) {
 				return fmt.Sprint("t", asked), nil
 			},
 		})
-		s.accept().end(4001)
+		s.accept().closeWith(4001)
 		s.accept()
 		var got []string
 		for _, h := range s.headers {
@@ -152,16 +152,16 @@ func TestAFreshTokenIsAskedForAtEachConnect(t *testing.T) {
 }
 
 func TestRefusedHandshakes(t *testing.T) {
-	for status, stays := range map[int]bool{
+	for status, final := range map[int]bool{
 		http.StatusUnauthorized: true, http.StatusForbidden: true,
 		http.StatusServiceUnavailable: false, http.StatusTooManyRequests: false, http.StatusBadGateway: false,
 	} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			story(t, func(t *testing.T, s *service) {
+			withService(t, func(t *testing.T, s *fakeService) {
 				s.refuseNext(status)
-				s.open(Options{})
-				if s.staysAway() != stays {
-					t.Errorf("stays away: %v, want %v", !stays, stays)
+				s.newClient(Options{})
+				if s.noConnectionForAnHour() != final {
+					t.Errorf("stays away: %v, want %v", !final, final)
 				}
 			})
 		})
@@ -169,8 +169,8 @@ func TestRefusedHandshakes(t *testing.T) {
 }
 
 func TestSilenceOfTwoHeartbeatsEndsAConnection(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		s.open(Options{})
+	withService(t, func(t *testing.T, s *fakeService) {
+		s.newClient(Options{})
 		p := s.accept()
 		for range 4 { // heartbeats keep it
 			time.Sleep(25 * time.Second)
@@ -178,18 +178,18 @@ func TestSilenceOfTwoHeartbeatsEndsAConnection(t *testing.T) {
 		}
 		last := time.Now()
 		p = s.accept()
-		if silent := p.at.Sub(last); silent < 50*time.Second || silent > 51*time.Second {
+		if silent := p.connectedAt.Sub(last); silent < 50*time.Second || silent > 51*time.Second {
 			t.Errorf("came back %v after the last word, want 50 s and a first backoff", silent)
 		}
 	})
 }
 
-func TestAConnectionWithoutAWelcomeIsGivenUp(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		s.open(Options{})
-		first := s.acceptSilently()
-		second := s.acceptSilently()
-		if d := second.at.Sub(first.at); d < dialTimeout || d > dialTimeout+time.Second {
+func TestAConnectionWithoutAWelcomeTimesOut(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		s.newClient(Options{})
+		first := s.acceptWithoutWelcome()
+		second := s.acceptWithoutWelcome()
+		if d := second.connectedAt.Sub(first.connectedAt); d < dialTimeout || d > dialTimeout+time.Second {
 			t.Errorf("tried again after %v", d)
 		}
 		second.send(`{"type":"heartbeat"}`) // not what comes first
@@ -197,13 +197,13 @@ func TestAConnectionWithoutAWelcomeIsGivenUp(t *testing.T) {
 	})
 }
 
-func TestNonsenseEndsAConnectionAndWhatIsUnknownDoesNot(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
-		var got record
+func TestInvalidFramesEndAConnectionAndUnknownTypesDoNot(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
 		got.join(c, "r", Now())
 		p := s.accept()
-		p.join(1)
+		p.acceptJoin(1)
 		p.send(`{"type":"presence","room":"r","count":3}`)
 		p.send(`{"type":"left","room":"q"}`)
 		p.send(`{"type":"error","code":"malformed","message":"what?"}`)
@@ -211,16 +211,16 @@ func TestNonsenseEndsAConnectionAndWhatIsUnknownDoesNot(t *testing.T) {
 		p.message(2, "a", "null")
 		got.want(t, "joined 1", "e/2")
 		p.send(`not JSON`)
-		s.accept().join(2)
+		s.accept().acceptJoin(2)
 		got.want(t, "joined 1", "e/2", "joined 2")
 	})
 }
 
-func TestAnotherAddressIsTriedAfterAFailure(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+func TestTheNextURLIsTriedAfterAFailure(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		s.refuseNext(503, 503)
-		s.open(Options{URLs: []string{"ws://one/ws", "ws://two/ws"}})
-		s.accept().end(1012) // and this one stays good
+		s.newClient(Options{URLs: []string{"ws://one/ws", "ws://two/ws"}})
+		s.accept().closeWith(1012) // and this one stays good
 		s.accept()
 		if got := strings.Join(s.urls, " "); got != "one two one one" {
 			t.Errorf("tried %s", got)
@@ -228,26 +228,26 @@ func TestAnotherAddressIsTriedAfterAFailure(t *testing.T) {
 	})
 }
 
-func TestStatesAreToldInOrder(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		var got record
-		c := s.open(Options{OnState: func(e StateEvent) {
+func TestStatesAreReportedInOrder(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		var got eventLog
+		c := s.newClient(Options{OnState: func(e StateEvent) {
 			got.add("%v %s %d", e.State, e.Welcome.Node, e.Code)
 		}})
 		p := s.accept()
 		if err := c.Ready(t.Context()); err != nil || c.Welcome().Color != "blue" {
 			t.Errorf("Ready = %v, Welcome = %+v", err, c.Welcome())
 		}
-		p.end(1012)
+		p.closeWith(1012)
 		time.Sleep(time.Second)
-		s.accept().end(1008)
+		s.accept().closeWith(1008)
 		got.want(t, "connecting  0", "live n1 0", "waiting  1012", "connecting  0", "live n1 0", "closed  1008")
 	})
 }
 
-func TestCloseSaysGoodbye(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestCloseEndsTheConnectionWithANormalClose(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		p := s.accept()
 		ended := make(chan int, 1)
 		go func() {
@@ -266,22 +266,22 @@ func TestCloseSaysGoodbye(t *testing.T) {
 	})
 }
 
-func TestCloseOfADeafServiceIsBounded(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
-		c := s.open(Options{})
+func TestCloseWithAnUnresponsiveServiceIsBounded(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
 		s.accept()
 		start := time.Now()
 		c.Close()
-		if took := time.Since(start); took > 2*goodbyeTimeout {
+		if took := time.Since(start); took > 2*closeTimeout {
 			t.Errorf("Close took %v", took)
 		}
 	})
 }
 
 func TestCloseEndsAClientThatNeverConnected(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		s.refuseNext(503, 503, 503, 503)
-		c := s.open(Options{})
+		c := s.newClient(Options{})
 		time.Sleep(time.Second)
 		c.Close()
 		if err := c.Ready(t.Context()); !errors.Is(err, ErrClosed) {
@@ -291,7 +291,7 @@ func TestCloseEndsAClientThatNeverConnected(t *testing.T) {
 }
 
 func TestDialWaitsForTheFirstConnection(t *testing.T) {
-	story(t, func(t *testing.T, s *service) {
+	withService(t, func(t *testing.T, s *fakeService) {
 		opts := Options{URLs: []string{"ws://one/ws"}, HTTPClient: &http.Client{Transport: s.transport}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -311,13 +311,13 @@ func TestDialWaitsForTheFirstConnection(t *testing.T) {
 			c   *Client
 			err error
 		}
-		dialled := make(chan result, 1)
+		dialed := make(chan result, 1)
 		go func() {
 			c, err := Dial(context.Background(), opts)
-			dialled <- result{c, err}
+			dialed <- result{c, err}
 		}()
 		s.accept()
-		if r := <-dialled; r.err != nil {
+		if r := <-dialed; r.err != nil {
 			t.Error(r.err)
 		} else {
 			r.c.Close()

@@ -22,8 +22,8 @@ const (
 	readLimit = 8 << 20
 	// maxQueued bounds the frames that wait to be written, beside publishes.
 	maxQueued = 4096
-	// goodbyeTimeout is how long Close waits for the service's close frame.
-	goodbyeTimeout = time.Second
+	// closeTimeout is how long Close waits for the service's close frame.
+	closeTimeout = time.Second
 )
 
 // A socket is one connection: all that this package knows of the websocket
@@ -38,7 +38,7 @@ type socket struct {
 	queue   [][]byte
 	writing bool // a writeLoop runs
 	broken  bool
-	written chan struct{} // if somebody waits: closed when no writeLoop runs
+	flushed chan struct{} // if somebody waits: closed when no writeLoop runs
 }
 
 // dialSocket makes a connection; code is the close code that a refused
@@ -49,7 +49,7 @@ func dialSocket(ctx context.Context, client *http.Client, url string, header htt
 		Subprotocols: []string{subprotocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
-		return nil, codeOfHandshake(resp), fmt.Errorf("connect: %w", err)
+		return nil, handshakeCloseCode(resp), fmt.Errorf("connect: %w", err)
 	}
 	conn.SetReadLimit(readLimit)
 	s = &socket{conn: conn}
@@ -57,7 +57,7 @@ func dialSocket(ctx context.Context, client *http.Client, url string, header htt
 	return s, 0, nil
 }
 
-func codeOfHandshake(resp *http.Response) int {
+func handshakeCloseCode(resp *http.Response) int {
 	if resp == nil {
 		return codeAbnormal
 	}
@@ -123,9 +123,9 @@ func (s *socket) writeLoop() {
 		s.mu.Lock()
 		if len(s.queue) == 0 || s.broken {
 			s.writing, s.queue = false, nil
-			if s.written != nil {
-				close(s.written)
-				s.written = nil
+			if s.flushed != nil {
+				close(s.flushed)
+				s.flushed = nil
 			}
 			s.mu.Unlock()
 			return
@@ -142,28 +142,28 @@ func (s *socket) writeLoop() {
 	}
 }
 
-// goodbye closes with code once everything queued is written, and waits for the
+// closeGracefully closes with code once everything queued is written, and waits for the
 // answer, but not for long. Somebody else reads: who does ends the wait.
-func (s *socket) goodbye(code int) {
-	timer := time.AfterFunc(goodbyeTimeout, s.cancel)
+func (s *socket) closeGracefully(code int) {
+	timer := time.AfterFunc(closeTimeout, s.cancel)
 	defer timer.Stop()
 	s.mu.Lock()
-	if s.writing && s.written == nil {
-		s.written = make(chan struct{})
+	if s.writing && s.flushed == nil {
+		s.flushed = make(chan struct{})
 	}
-	written := s.written
+	flushed := s.flushed
 	s.mu.Unlock()
-	if written != nil {
+	if flushed != nil {
 		select {
-		case <-written:
+		case <-flushed:
 		case <-s.ctx.Done():
 		}
 	}
 	_ = s.conn.Close(websocket.StatusCode(code), "")
 }
 
-// dismiss is goodbye to a second connection that nobody reads yet.
-func (s *socket) dismiss() {
+// closeUnread is goodbye to a second connection that nobody reads yet.
+func (s *socket) closeUnread() {
 	go func() {
 		for {
 			if _, err := s.read(s.ctx); err != nil {
@@ -171,12 +171,12 @@ func (s *socket) dismiss() {
 			}
 		}
 	}()
-	s.goodbye(codeNotHere)
-	s.drop()
+	s.closeGracefully(codeDiscarded)
+	s.abort()
 }
 
-// drop ends the connection without a word.
-func (s *socket) drop() {
+// abort ends the connection without a word.
+func (s *socket) abort() {
 	s.mu.Lock()
 	s.broken = true
 	s.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 	"switchyard/internal/message"
 )
 
-func TestRequestsOnTheWire(t *testing.T) {
+func TestRequestsAreEncoded(t *testing.T) {
 	for _, c := range []struct {
 		got  request
 		want string
@@ -29,7 +29,7 @@ func TestRequestsOnTheWire(t *testing.T) {
 	}
 }
 
-func TestAMessageIsReadAsItWasPublished(t *testing.T) {
+func TestMessageDataIsDecodedByteForByte(t *testing.T) {
 	f, err := decodeFrame([]byte(`{"type":"message","room":"r","epoch":"e","seq":9007199254740991,` +
 		`"id":"x","from":"api:billing","at":"2026-01-02T15:04:05.123456Z","data":{"b": 1.50,"a":"<\u0000>"},"later":[1]}`))
 	if err != nil {
@@ -47,7 +47,7 @@ func TestAMessageIsReadAsItWasPublished(t *testing.T) {
 	}
 }
 
-func TestAWelcomeIsRead(t *testing.T) {
+func TestAWelcomeIsDecoded(t *testing.T) {
 	w, err := decodeWelcome([]byte(`{"type":"welcome","session":"s","resumed":true,"user":"ann","node":"n","color":"green",` +
 		`"deployment":"d","version":"1.2","heartbeat_ms":25000,"max_frame":65536}`))
 	if err != nil || w.User == nil || *w.User != "ann" || w.Color != "green" || !w.Resumed || w.MaxFrame != 65536 {
@@ -60,7 +60,7 @@ func TestAWelcomeIsRead(t *testing.T) {
 	}
 }
 
-func TestErrorsSayHowLongToWait(t *testing.T) {
+func TestErrorsTellHowLongToWait(t *testing.T) {
 	for ms, want := range map[string]time.Duration{
 		``: time.Second, `,"retry_after_ms":250`: 250 * time.Millisecond, `,"retry_after_ms":99999999`: time.Minute,
 	} {
@@ -68,8 +68,8 @@ func TestErrorsSayHowLongToWait(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e := f.err(); e.wait(noLuck) != want || !e.passing() || e.Error() != "the service answered unavailable: m" {
-			t.Errorf("%q: waits %v: %v", ms, e.wait(noLuck), e)
+		if e := f.err(); e.retryDelay(zeroRandom) != want || !e.temporary() || e.Error() != "the service answered unavailable: m" {
+			t.Errorf("%q: waits %v: %v", ms, e.retryDelay(zeroRandom), e)
 		}
 	}
 }
@@ -91,29 +91,29 @@ func FuzzHandle(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		last := message.Seq(3)
-		here := func(number uint64) *link {
-			return &link{
-				number: number, sock: &socket{broken: true}, gone: make(chan struct{}),
-				seats: map[message.Room]*seat{"r": {ref: "1", live: true, epoch: "e"}},
+		newConnection := func(number uint64) *connection {
+			return &connection{
+				number: number, sock: &socket{broken: true}, ended: make(chan struct{}),
+				memberships: map[message.Room]*membership{"r": {ref: "1", joined: true, epoch: "e"}},
 			}
 		}
 		c := &Client{
-			opts: Options{}.withDefaults(), closing: true, link: here(1), next: here(2), echoes: (*echoes)(nil).expect(), rooms: map[message.Room]*room{},
-			pending: map[pubKey]*publication{}, lanes: map[message.Room]*lane{}, calls: map[string]*call{},
+			opts: Options{}.withDefaults(), closing: true, current: newConnection(1), next: newConnection(2), signalDedup: (*signalDedup)(nil).start(), rooms: map[message.Room]*room{},
+			pending: map[publicationKey]*publication{}, retryQueues: map[message.Room]*retryQueue{}, calls: map[string]*call{},
 		}
-		c.rooms["r"] = &room{name: "r", at: After("e", last), handler: Handler{
+		c.rooms["r"] = &room{name: "r", position: After("e", last), handler: Handler{
 			Message: func(m message.Message) {
 				if m.Epoch == "e" && m.Seq != last+1 {
 					t.Errorf("%d was shown after %d", m.Seq, last)
 				}
 			},
 		}}
-		_ = c.handle(c.link, b)
-		if c.link == nil || c.rooms["r"] == nil {
+		_ = c.handleFrame(c.current, b)
+		if c.current == nil || c.rooms["r"] == nil {
 			return
 		}
-		seen := c.rooms["r"].at
-		_ = c.handle(c.next, b) // a move brings it again
+		seen := c.rooms["r"].position
+		_ = c.handleFrame(c.next, b) // a move brings it again
 		if at, ok := c.Position("r"); ok && at.Epoch == "e" && (at.After < last || (at.After > seen.After && seen.Epoch == "e")) {
 			t.Errorf("went from %d to %d, and then to %d", last, seen.After, at.After)
 		}

@@ -22,8 +22,8 @@ const secret = "0123456789abcdef0123456789abcdef"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// bare removes every setting of the developer's own environment.
-func bare(t *testing.T) {
+// clearSettings removes every setting of the developer's own environment.
+func clearSettings(t *testing.T) {
 	t.Helper()
 	var cfg Config
 	for s := range settings(&cfg) {
@@ -31,8 +31,8 @@ func bare(t *testing.T) {
 	}
 }
 
-func TestNothingSetIsAWorkingService(t *testing.T) {
-	bare(t)
+func TestTheDefaultsAreValid(t *testing.T) {
+	clearSettings(t)
 	cfg, err := Load()
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func TestNothingSetIsAWorkingService(t *testing.T) {
 }
 
 func TestSettingsAreRead(t *testing.T) {
-	bare(t)
+	clearSettings(t)
 	for name, value := range map[string]string{
 		"LOG_LEVEL": "debug", "MAX_FRAME": "2048", "HEARTBEAT": "10s", "COLOR": "green",
 		"ALLOWED_ORIGINS": "https://a.example, http://b.example:8080,null,https://*.c.example, capacitor://localhost,http://[::1]:8000",
@@ -78,12 +78,12 @@ func TestSettingsAreRead(t *testing.T) {
 	}
 }
 
-func TestRedisMayBeOneServerSentinelsOrACluster(t *testing.T) {
+func TestRedisURLsOfServersSentinelsAndClustersAreAccepted(t *testing.T) {
 	for _, url := range []string{
 		"redis://h", "redis://u:p@h:6379/1", "rediss://[::1]:6379?ca_file=/x", "redis+cluster://a:1,b:2",
 		"rediss+cluster://:p@a,b?skip_verify=true", "redis+sentinel://a:1,b:2/main", "rediss+sentinel://u:p@a/m/0?sentinel_password=q",
 	} {
-		bare(t)
+		clearSettings(t)
 		t.Setenv("REDIS_URL", url)
 		if cfg, err := Load(); err != nil || cfg.Broker.URL.Reveal() != url {
 			t.Errorf("%s: %v", url, err)
@@ -92,7 +92,7 @@ func TestRedisMayBeOneServerSentinelsOrACluster(t *testing.T) {
 }
 
 func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
-	tests := []struct{ name, value, says string }{
+	tests := []struct{ name, value, wantErr string }{
 		{"LISTEN_ADDR", "8000", "host:port"},
 		{"AUTH_JWT_SECRET", "hush", "secret 1 has 4 bytes"},
 		{"AUTH_JWT_SECRET", secret + ",hush", "secret 2 has 4 bytes"},
@@ -214,14 +214,14 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 	for _, tt := range tests {
 		tested[tt.name] = true
 		t.Run(tt.name+"="+tt.value[:min(len(tt.value), 20)], func(t *testing.T) {
-			bare(t)
+			clearSettings(t)
 			t.Setenv(tt.name, tt.value)
 			_, err := Load()
 			if err == nil {
 				t.Fatal("accepted")
 			}
-			if !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), tt.name) {
-				t.Errorf("%v: does not say %q", err, tt.says)
+			if !strings.Contains(err.Error(), tt.wantErr) || !strings.Contains(err.Error(), tt.name) {
+				t.Errorf("%v: does not say %q", err, tt.wantErr)
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than one line: %v", err)
@@ -236,8 +236,8 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 	}
 }
 
-func TestAllMistakesAreToldAtOnce(t *testing.T) {
-	bare(t)
+func TestAllMistakesAreReportedAtOnce(t *testing.T) {
+	clearSettings(t)
 	wrong := map[string]string{"MAX_FRAME": "x", "HEARTBEAT": "x", "LOG_LEVEL": "x", "COLOR": "x", "DATABASE_URL": "x"}
 	for name, value := range wrong {
 		t.Setenv(name, value)
@@ -251,8 +251,8 @@ func TestAllMistakesAreToldAtOnce(t *testing.T) {
 	}
 }
 
-func TestSecretsByFile(t *testing.T) {
-	bare(t)
+func TestSecretsAreReadFromFiles(t *testing.T) {
+	clearSettings(t)
 	file := func(content string) string {
 		path := filepath.Join(t.TempDir(), "secret")
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -270,31 +270,31 @@ func TestSecretsByFile(t *testing.T) {
 	t.Setenv("REDIS_URL_FILE", "/no/such/file")
 	t.Setenv("API_KEYS_FILE", file("short"))
 	_, err = Load()
-	for _, says := range []string{"DATABASE_URL and DATABASE_URL_FILE are both set", "REDIS_URL_FILE: the file can't be used", "API_KEYS_FILE: key 1 has 5 bytes"} {
-		if err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("%v: does not say %q", err, says)
+	for _, wantErr := range []string{"DATABASE_URL and DATABASE_URL_FILE are both set", "REDIS_URL_FILE: the file can't be used", "API_KEYS_FILE: key 1 has 5 bytes"} {
+		if err == nil || !strings.Contains(err.Error(), wantErr) {
+			t.Errorf("%v: does not say %q", err, wantErr)
 		}
 	}
 }
 
-func TestSecretFilesThatCannotBeMeant(t *testing.T) {
+func TestInvalidSecretFilesAreRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
-	for content, says := range map[string]string{
+	for content, wantErr := range map[string]string{
 		strings.Repeat("x", maxSecretFile+1): "DATABASE_URL_FILE: the file can't be used: it has over 65536 bytes",
 		"":                                   "DATABASE_URL_FILE: the file is empty",
 		"\r\n":                               "DATABASE_URL_FILE: the file is empty",
 		"mysql://u:hush@h/d":                 "DATABASE_URL_FILE: must be postgres://",
 	} {
-		bare(t)
+		clearSettings(t)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		t.Setenv("DATABASE_URL_FILE", path)
-		if _, err := Load(); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hush") {
-			t.Errorf("%.20q: %v: does not say %q", content, err, says)
+		if _, err := Load(); err == nil || !strings.Contains(err.Error(), wantErr) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%.20q: %v: does not say %q", content, err, wantErr)
 		}
 	}
-	bare(t)
+	clearSettings(t)
 	t.Setenv("DATABASE_URL_FILE", "/dev/zero") // without an end
 	if _, err := Load(); err == nil || !strings.Contains(err.Error(), "over 65536") {
 		t.Errorf("a file without an end: %v", err)
@@ -306,7 +306,7 @@ func TestSecretFilesThatCannotBeMeant(t *testing.T) {
 }
 
 func TestSecretsAreNeverPrinted(t *testing.T) {
-	bare(t)
+	clearSettings(t)
 	t.Setenv("DATABASE_URL", "postgres://u:hush@h/d")
 	t.Setenv("API_KEYS", "shop:hush-hush-hush-hush")
 	t.Setenv("AUTH_JWT_SECRET", strings.Repeat("hush", 8))
@@ -334,7 +334,7 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	}
 }
 
-func TestTheDocumentIsTheStruct(t *testing.T) {
+func TestTheConfigurationDocumentIsUpToDate(t *testing.T) {
 	path := "../../docs/configuration.md"
 	if *update {
 		if err := os.WriteFile(path, []byte(Markdown()), 0o644); err != nil {
@@ -359,7 +359,7 @@ func FuzzSettings(f *testing.F) {
 		if strings.ContainsAny(name+value, "\x00=") || name == "" {
 			return // no environment holds it
 		}
-		bare(t)
+		clearSettings(t)
 		t.Setenv(name, value)
 		_, err := Load()
 		if err == nil {

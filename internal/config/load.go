@@ -34,15 +34,15 @@ func Load() (Config, error) {
 		}
 	}
 	if len(mistakes) == 0 {
-		mistakes = append(mistakes, cfg.contradictions()...)
+		mistakes = append(mistakes, cfg.conflicts()...)
 	}
 	return cfg, errors.Join(mistakes...)
 }
 
-// contradictions are settings that are each in bounds and don't go together.
-func (c *Config) contradictions() (mistakes []error) {
-	if least := 2*(256<<10) + c.HTTP.MaxFrame; c.HTTP.QueueBytes <= least {
-		mistakes = append(mistakes, fmt.Errorf("QUEUE_BYTES=%d must be over %d, twice 256 KiB + MAX_FRAME: a page of history and a frame must fit", c.HTTP.QueueBytes, least))
+// conflicts are settings that are each in bounds and don't go together.
+func (c *Config) conflicts() (mistakes []error) {
+	if minimum := 2*(256<<10) + c.HTTP.MaxFrame; c.HTTP.QueueBytes <= minimum {
+		mistakes = append(mistakes, fmt.Errorf("QUEUE_BYTES=%d must be over %d, twice 256 KiB + MAX_FRAME: a page of history and a frame must fit", c.HTTP.QueueBytes, minimum))
 	}
 	if c.Store.MaxConns < c.Store.Lanes+3 {
 		mistakes = append(mistakes, fmt.Errorf("DATABASE_MAX_CONNS=%d must be at least DATABASE_LANES + 3 = %d", c.Store.MaxConns, c.Store.Lanes+3))
@@ -50,8 +50,8 @@ func (c *Config) contradictions() (mistakes []error) {
 	if c.Session.TTL <= 2*c.HTTP.Heartbeat {
 		mistakes = append(mistakes, fmt.Errorf("SESSION_TTL=%s must be over %s, twice HEARTBEAT: sessions are kept anew at each", c.Session.TTL, 2*c.HTTP.Heartbeat))
 	}
-	if least := c.Drain.Delay + c.Drain.Window; c.Drain.Timeout < least {
-		mistakes = append(mistakes, fmt.Errorf("DRAIN_TIMEOUT=%s must be at least DRAIN_DELAY + DRAIN_WINDOW = %s", c.Drain.Timeout, least))
+	if minimum := c.Drain.Delay + c.Drain.Window; c.Drain.Timeout < minimum {
+		mistakes = append(mistakes, fmt.Errorf("DRAIN_TIMEOUT=%s must be at least DRAIN_DELAY + DRAIN_WINDOW = %s", c.Drain.Timeout, minimum))
 	}
 	if c.Auth.JWKSMaxStale < c.Auth.JWKSRefresh {
 		mistakes = append(mistakes, fmt.Errorf("AUTH_JWKS_MAX_STALE=%s must be at least AUTH_JWKS_REFRESH=%s", c.Auth.JWKSMaxStale, c.Auth.JWKSRefresh))
@@ -101,7 +101,7 @@ func (s setting) read() error {
 	}
 	one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
 	if err := envconfig.Process("", one.Interface()); err != nil {
-		return s.wrong(parseReason(err))
+		return s.invalid(parseReason(err))
 	}
 	s.value.Set(one.Elem().Field(0))
 	return s.check()
@@ -125,7 +125,7 @@ func (s setting) readFile(path string) error {
 	}
 	if d, ok := s.value.Addr().Interface().(envconfig.Decoder); ok {
 		if err := d.Decode(text); err != nil {
-			return s.wrong(err.Error())
+			return s.invalid(err.Error())
 		}
 		return nil
 	}
@@ -153,11 +153,11 @@ func (s setting) check() error {
 		return err
 	}
 	if allowed := s.tag("oneof"); allowed != "" && !slices.Contains(strings.Split(allowed, ","), s.value.String()) {
-		return s.wrong("must be one of " + strings.Trim(strings.ReplaceAll(allowed, ",", ", "), ", "))
+		return s.invalid("must be one of " + strings.Trim(strings.ReplaceAll(allowed, ",", ", "), ", "))
 	}
 	if check := checks[s.tag("check")]; check != nil {
 		if reason := check(s.value.String()); reason != "" {
-			return s.wrong(reason)
+			return s.invalid(reason)
 		}
 	}
 	return nil
@@ -176,7 +176,7 @@ func (s setting) checkBounds() error {
 		if low == "" {
 			low = "0"
 		}
-		return s.wrong(fmt.Sprintf("must be from %s to %s%s", low, high, unit))
+		return s.invalid(fmt.Sprintf("must be from %s to %s%s", low, high, unit))
 	}
 	return nil
 }
@@ -205,15 +205,15 @@ func (s setting) bound(text string) int64 {
 	return n
 }
 
-// wrong says what is wrong with a setting, and shows its value unless that is
+// invalid says what is wrong with a setting, and shows its value unless that is
 // a secret.
-func (s setting) wrong(reason string) error {
+func (s setting) invalid(reason string) error {
 	value := fmt.Sprintf("%.80q", os.Getenv(s.name()))
 	switch {
 	case s.isSecret() && os.Getenv(s.name()) == "": // it came from its file
 		return fmt.Errorf("%s: %s; the file holds, for example, %s", s.name()+fileSuffix, reason, s.tag("example"))
 	case s.isSecret():
-		value = hidden
+		value = redacted
 	}
 	return fmt.Errorf("%s=%s: %s; for example %s=%s", s.name(), value, reason, s.name(), s.tag("example"))
 }

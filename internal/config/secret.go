@@ -9,8 +9,8 @@ import (
 	"unicode"
 )
 
-// hidden is what is printed in a secret's place.
-const hidden = "[hidden]"
+// redacted is what is printed in a secret's place.
+const redacted = "[hidden]"
 
 // A Secret is text that no log line, error or dump shows. Reveal is the only
 // way to it.
@@ -23,7 +23,7 @@ func (s Secret) String() string {
 	if s == "" {
 		return ""
 	}
-	return hidden
+	return redacted
 }
 
 // GoString implements fmt.GoStringer, for %#v.
@@ -44,8 +44,8 @@ func (s Secret) MarshalJSON() ([]byte, error) {
 // Keys are API keys by name.
 type Keys map[string]Secret
 
-// minKey is the least length of a key, in bytes: what can't be guessed.
-const minKey = 16
+// minKeyBytes is the least length of a key, in bytes: what can't be guessed.
+const minKeyBytes = 16
 
 // Decode implements envconfig.Decoder.
 func (k *Keys) Decode(value string) error {
@@ -56,8 +56,8 @@ func (k *Keys) Decode(value string) error {
 			name, key = fmt.Sprintf("key%d", i+1), item
 		}
 		switch {
-		case len(key) < minKey:
-			return fmt.Errorf("key %d has %d bytes; it must have at least %d", i+1, len(key), minKey)
+		case len(key) < minKeyBytes:
+			return fmt.Errorf("key %d has %d bytes; it must have at least %d", i+1, len(key), minKeyBytes)
 		case !isName(name):
 			return fmt.Errorf("the name of key %d must be 1 to 64 of A-Z a-z 0-9 . _ -", i+1)
 		case keys[name] != "":
@@ -89,9 +89,9 @@ func isName(s string) bool {
 // Secrets are those of tokens.
 type Secrets []Secret
 
-// minSecret is the least length of one, in bytes: RFC 7518 wants as many as the
+// minSecretBytes is the least length of one, in bytes: RFC 7518 wants as many as the
 // hash has.
-const minSecret = 32
+const minSecretBytes = 32
 
 // Decode implements envconfig.Decoder. A list without an item is refused, since
 // a service without secrets is open to all.
@@ -100,8 +100,8 @@ func (s *Secrets) Decode(value string) error {
 	seen := map[string]int{}
 	for i, item := range split(value) {
 		switch {
-		case len(item) < minSecret:
-			return fmt.Errorf("secret %d has %d bytes; it must have at least %d: make one with openssl rand -base64 48", i+1, len(item), minSecret)
+		case len(item) < minSecretBytes:
+			return fmt.Errorf("secret %d has %d bytes; it must have at least %d: make one with openssl rand -base64 48", i+1, len(item), minSecretBytes)
 		case strings.ContainsFunc(item, unicode.IsControl):
 			return fmt.Errorf("secret %d has a line break or another control character; separate secrets by commas", i+1)
 		case seen[item] != 0:

@@ -26,10 +26,10 @@ func recorded(t *testing.T, name string) string {
 	return string(text)
 }
 
-// A wire answers for everything that is asked by HTTP.
-type wire func(url, query string) (int, string)
+// A fakeTransport answers for everything that is asked by HTTP.
+type fakeTransport func(url, query string) (int, string)
 
-func (w wire) RoundTrip(r *http.Request) (*http.Response, error) {
+func (w fakeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	query := r.URL.Query().Get("query")
 	if r.Method == http.MethodPost {
 		if err := r.ParseForm(); err != nil {
@@ -44,26 +44,26 @@ func (w wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{"Content-Type": {"application/json"}}, Request: r}, nil
 }
 
-// answers has the containers of the record answer so.
-func answers(t *testing.T, w wire) {
+// useTransport has the containers of the record answer so.
+func useTransport(t *testing.T, w fakeTransport) {
 	t.Helper()
-	before := inside
-	inside = &http.Client{Transport: w}
-	t.Cleanup(func() { inside = before })
+	before := containerClient
+	containerClient = &http.Client{Transport: w}
+	t.Cleanup(func() { containerClient = before })
 }
 
-// A dockerSays is what docker prints for arguments that have these words.
-type dockerSays map[string]string
+// A dockerOutputs is what docker prints for arguments that have these words.
+type dockerOutputs map[string]string
 
-// docker puts one on the path that knows what was recorded, and what else is said.
-func docker(t *testing.T, says dockerSays) *Compose {
+// fakeDocker puts one on the path that knows what was recorded, and what else is said.
+func fakeDocker(t *testing.T, outputs dockerOutputs) *Compose {
 	t.Helper()
 	dir := t.TempDir()
-	all := dockerSays{
+	all := dockerOutputs{
 		"ps -aq": "one two\n", "inspect --type container": recorded(t, "inspect.json"), "config --format json": recorded(t, "config.json"),
 		"info --format": "/\n", "psql": "1|0\n", "run --rm": "[]\n", "image inspect": `[{"Id":"sha256:new"}]`,
 	}
-	maps.Copy(all, says)
+	maps.Copy(all, outputs)
 	var script strings.Builder
 	script.WriteString("#!/bin/sh\ncase \"$*\" in\n")
 	for _, words := range slices.Sorted(maps.Keys(all)) {
@@ -86,8 +86,8 @@ func docker(t *testing.T, says dockerSays) *Compose {
 	return &Compose{Dir: dir, File: DefaultFile, Project: "switchyard-e2e"}
 }
 
-// stackWire answers as the stack did while blue was live.
-func stackWire(t *testing.T) wire {
+// recordedTransport answers as the stack did while blue was live.
+func recordedTransport(t *testing.T) fakeTransport {
 	return func(url, query string) (int, string) {
 		switch {
 		case strings.HasSuffix(url, ":8000/readyz"):
@@ -103,14 +103,14 @@ func stackWire(t *testing.T) wire {
 		case strings.HasSuffix(url, "/api/v1/alertmanagers"):
 			return 200, `{"status":"success","data":{"activeAlertmanagers":[{"url":"http://alertmanager:9093/api/v2/alerts"}],"droppedAlertmanagers":[]}}`
 		case strings.HasSuffix(url, "/api/v1/query"):
-			return prometheusSays(query)
+			return prometheusResponse(query)
 		}
 		return 404, "nobody expects " + url
 	}
 }
 
-// prometheusSays is what Prometheus did.
-func prometheusSays(query string) (int, string) {
+// prometheusResponse is what Prometheus did.
+func prometheusResponse(query string) (int, string) {
 	metric, value := `{}`, "0"
 	switch {
 	case strings.HasPrefix(query, "ALERTS"):
@@ -134,56 +134,56 @@ func prometheusSays(query string) (int, string) {
 	return 200, `{"status":"success","data":{"resultType":"vector","result":[{"metric":` + metric + `,"value":[1795699506.815,"` + value + `"]}]}}`
 }
 
-func TestALookAtTheContainers(t *testing.T) {
-	c := docker(t, nil)
-	answers(t, stackWire(t))
-	s, err := c.Look(t.Context())
+func TestInspectReadsTheContainers(t *testing.T) {
+	c := fakeDocker(t, nil)
+	useTransport(t, recordedTransport(t))
+	s, err := c.Inspect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, r := range s.Replicas[Blue] {
 		if !r.Serves() || r.Number != i+1 || r.Name != fmt.Sprintf("switchyard-e2e-app_blue-%d", i+1) || r.Deployment != "blue-1" ||
 			r.Image.Ref != "switchyard:e2e" || !strings.HasPrefix(r.Image.ID, "sha256:") || r.MemoryLimit != 1<<30 ||
-			r.Version != "e2e" || !strings.HasPrefix(r.Address, "172.19.0.") || !strings.HasSuffix(r.Address, ":8000") || r.Ended != "" {
+			r.Version != "e2e" || !strings.HasPrefix(r.Address, "172.19.0.") || !strings.HasSuffix(r.Address, ":8000") || r.ExitReason != "" {
 			t.Errorf("%+v", r)
 		}
 	}
-	if s.serving(Blue) != 3 || s.serving(Green) != 3 {
-		t.Errorf("%d and %d serve", s.serving(Blue), s.serving(Green))
+	if s.countServing(Blue) != 3 || s.countServing(Green) != 3 {
+		t.Errorf("%d and %d serve", s.countServing(Blue), s.countServing(Green))
 	}
 	// One was killed for its memory, and one drains.
 	text := strings.Replace(recorded(t, "inspect.json"), `"OOMKilled":false,"ExitCode":0`, `"OOMKilled":true,"ExitCode":137`, 3)
-	c = docker(t, dockerSays{"inspect --type container": text})
-	ready := stackWire(t)
-	answers(t, func(url, query string) (int, string) {
+	c = fakeDocker(t, dockerOutputs{"inspect --type container": text})
+	ready := recordedTransport(t)
+	useTransport(t, func(url, query string) (int, string) {
 		if strings.HasSuffix(url, "/readyz") {
 			return 503, `{"status":"draining","log":"up","delivery":"stale","broker":"down","drain":{"phase":"moving","lost":2}}`
 		}
 		return ready(url, query)
 	})
-	if s, err = c.Look(t.Context()); err != nil {
+	if s, err = c.Inspect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if r := s.Replicas[Blue][0]; r.Ended != "killed: out of memory" || r.Drain != "moving" || r.Lost != 2 || r.Serves() || r.trouble() != "delivery stale" || r.Parts["broker"] != "down" {
+	if r := s.Replicas[Blue][0]; r.ExitReason != "killed: out of memory" || r.Drain != "moving" || r.LostClients != 2 || r.Serves() || r.problem() != "delivery stale" || r.UnhealthyComponents["broker"] != "down" {
 		t.Errorf("%+v", r)
 	}
 	// A container that is gone between two questions is no failure, an engine that
 	// does not answer is.
-	answers(t, ready)
-	gone := docker(t, dockerSays{"inspect --type container": "Error: No such container: two\n\n" + recorded(t, "inspect.json")})
-	if s, err := gone.Look(t.Context()); err != nil || s.serving(Blue) != 3 {
+	useTransport(t, ready)
+	gone := fakeDocker(t, dockerOutputs{"inspect --type container": "Error: No such container: two\n\n" + recorded(t, "inspect.json")})
+	if s, err := gone.Inspect(t.Context()); err != nil || s.countServing(Blue) != 3 {
 		t.Errorf("%+v, %v", s, err)
 	}
-	silent := docker(t, dockerSays{"inspect --type container": "Error: cannot connect to the Docker daemon"})
-	if _, err := silent.Look(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot connect") {
+	unreachable := fakeDocker(t, dockerOutputs{"inspect --type container": "Error: cannot connect to the Docker daemon"})
+	if _, err := unreachable.Inspect(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot connect") {
 		t.Error(err)
 	}
 }
 
-func TestTheOverviewSaysWhoIsAboutWhat(t *testing.T) {
+func TestTheOverviewShowsTheStatusOfEachColor(t *testing.T) {
 	at := func(phases ...string) (all []Replica) {
 		for i, phase := range phases {
-			all = append(all, Replica{Name: fmt.Sprintf("app-%d", i+1), Running: true, Health: Health{Answers: true, Ready: phase == "", Drain: phase}})
+			all = append(all, Replica{Name: fmt.Sprintf("app-%d", i+1), Running: true, Health: Health{Reachable: true, Ready: phase == "", Drain: phase}})
 		}
 		return all
 	}
@@ -194,7 +194,7 @@ func TestTheOverviewSaysWhoIsAboutWhat(t *testing.T) {
 		"blue     drained, 0 of 2 replicas":  at("drained", "drained"),
 		"blue     stopped":                   nil,
 	} {
-		o := &Overview{Route: &Route{Live: Blue}, Traefik: &Serving{Route: Route{Live: Blue}}, Replicas: map[Color][]Replica{Blue: replicas}}
+		o := &Overview{Route: &Route{Live: Blue}, Traefik: &BalancerStatus{Route: Route{Live: Blue}}, Replicas: map[Color][]Replica{Blue: replicas}}
 		if text := o.String(); !strings.Contains(text, says+"\n") && !strings.Contains(text, says+" ready") {
 			t.Errorf("it does not say %q:\n%s", says, text)
 		}
@@ -202,13 +202,13 @@ func TestTheOverviewSaysWhoIsAboutWhat(t *testing.T) {
 }
 
 // What a killed docker compose up leaves is taken away, and nobody with clients.
-func TestLeftovers(t *testing.T) {
+func TestStaleReplicasOfAnInterruptedStart(t *testing.T) {
 	up := func(number, clients int) Replica {
 		return Replica{Name: fmt.Sprint(number), Number: number, Running: true, Health: Health{Clients: clients}}
 	}
 	made := func(number int) Replica { return Replica{Name: fmt.Sprint(number), Number: number} }
 	stopped := func(number int) Replica {
-		return Replica{Name: fmt.Sprint(number), Number: number, Ended: "exit code 0"}
+		return Replica{Name: fmt.Sprint(number), Number: number, ExitReason: "exit code 0"}
 	}
 	for want, replicas := range map[string][]Replica{
 		"":    {up(1, 0), up(2, 0), stopped(3)},
@@ -217,26 +217,26 @@ func TestLeftovers(t *testing.T) {
 		"2":   {up(1, 0), made(2), up(3, 7)},
 		"3 4": {stopped(1), up(3, 0), made(4)},
 	} {
-		if got := strings.Join(leftovers(replicas), " "); got != want {
+		if got := strings.Join(staleReplicas(replicas), " "); got != want {
 			t.Errorf("%q, not %q", got, want)
 		}
 	}
 }
 
-func TestWhatTraefikServes(t *testing.T) {
-	balancer := traefikFolder(t)
+func TestTheStatusOfTraefik(t *testing.T) {
+	balancer := newTraefik(t)
 	balancer.API = func(context.Context) (string, error) { return "http://traefik:8080", nil }
-	answers(t, stackWire(t))
-	s, err := balancer.Serving(t.Context())
-	if err != nil || s.Route != (Route{Live: Blue}) || s.Up[Blue] != 3 || s.Up[Green] != 3 {
+	useTransport(t, recordedTransport(t))
+	s, err := balancer.Status(t.Context())
+	if err != nil || s.Route != (Route{Live: Blue}) || s.ServersUp[Blue] != 3 || s.ServersUp[Green] != 3 {
 		t.Errorf("%+v, %v", s, err)
 	}
-	all := stackWire(t)
-	answers(t, func(url, query string) (int, string) {
+	all := recordedTransport(t)
+	useTransport(t, func(url, query string) (int, string) {
 		status, text := all(url, query)
 		return status, strings.ReplaceAll(text, `"service":"app-blue","rule":"Host(`+"`chat", `"service":"live-blue","rule":"Host(`+"`chat")
 	})
-	if s, err := balancer.Serving(t.Context()); err != nil || s.Route != (Route{Live: Blue}) || s.Up[Blue] != 3 {
+	if s, err := balancer.Status(t.Context()); err != nil || s.Route != (Route{Live: Blue}) || s.ServersUp[Blue] != 3 {
 		t.Errorf("by the failovers: %+v, %v", s, err)
 	}
 	for name, tt := range map[string]struct {
@@ -248,7 +248,7 @@ func TestWhatTraefikServes(t *testing.T) {
 		"none of ours":       {`"service":"app-blue"`, `"service":"else"`, `a router leads to "else"`},
 		"a failover's other": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"live-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
 	} {
-		answers(t, func(url, query string) (int, string) {
+		useTransport(t, func(url, query string) (int, string) {
 			status, text := all(url, query)
 			if strings.Contains(url, "routers") {
 				changed := strings.Replace(strings.ReplaceAll(text, "&&", `\u0026\u0026`), tt.old, tt.new, 1)
@@ -259,30 +259,30 @@ func TestWhatTraefikServes(t *testing.T) {
 			}
 			return status, text
 		})
-		if s, err := balancer.Serving(t.Context()); err == nil || !strings.Contains(err.Error(), tt.says) || s.Up[Green] != 3 {
+		if s, err := balancer.Status(t.Context()); err == nil || !strings.Contains(err.Error(), tt.says) || s.ServersUp[Green] != 3 {
 			t.Errorf("%s: %+v, %v", name, s, err)
 		}
 	}
-	answers(t, func(string, string) (int, string) { return 0, "" })
-	if _, err := balancer.Serving(t.Context()); err == nil || !strings.Contains(err.Error(), "ask Traefik") {
+	useTransport(t, func(string, string) (int, string) { return 0, "" })
+	if _, err := balancer.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "ask Traefik") {
 		t.Error(err)
 	}
 }
 
-func TestAWindowOfPrometheus(t *testing.T) {
-	c := docker(t, nil)
+func TestAMetricsWindowFromPrometheus(t *testing.T) {
+	c := fakeDocker(t, nil)
 	s := &Stack{Prometheus: "http://prometheus:9090"}
 	var asked []string
-	answers(t, func(url, query string) (int, string) {
+	useTransport(t, func(url, query string) (int, string) {
 		asked = append(asked, query)
-		return stackWire(t)(url, query)
+		return recordedTransport(t)(url, query)
 	})
 	w, err := s.Metrics(c).Window(t.Context(), "blue-1", 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if w.Operations != 1741 || w.Errors != 0 || w.Publishes != 799.2 || w.P95.Round(time.Millisecond) != 172*time.Millisecond ||
-		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Seen != 3 || w.Memory < .032 || w.Memory > .033 {
+		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Replicas != 3 || w.Memory < .032 || w.Memory > .033 {
 		t.Errorf("%+v", w)
 	}
 	for _, q := range asked {
@@ -294,7 +294,7 @@ func TestAWindowOfPrometheus(t *testing.T) {
 		t.Errorf("%+v, %v", alerts, err)
 	}
 	for status, says := range map[int]string{0: "connection refused", 503: "ask Prometheus"} {
-		answers(t, func(string, string) (int, string) {
+		useTransport(t, func(string, string) (int, string) {
 			return status, `{"status":"error","errorType":"unavailable","error":"starting"}`
 		})
 		if _, err := s.Metrics(c).Window(t.Context(), "blue-1", time.Minute); err == nil || !strings.Contains(err.Error(), says) {
@@ -303,9 +303,9 @@ func TestAWindowOfPrometheus(t *testing.T) {
 	}
 }
 
-// replaced changes what is answered.
-func replaced(old, with string) func(wire) wire {
-	return func(w wire) wire {
+// withReplaced changes what is answered.
+func withReplaced(old, with string) func(fakeTransport) fakeTransport {
+	return func(w fakeTransport) fakeTransport {
 		return func(url, query string) (int, string) {
 			status, text := w(url, query)
 			return status, strings.ReplaceAll(text, old, with)
@@ -313,9 +313,9 @@ func replaced(old, with string) func(wire) wire {
 	}
 }
 
-// without has a port that nobody listens at.
-func without(port string) func(wire) wire {
-	return func(w wire) wire {
+// withoutPort has a port that nobody listens at.
+func withoutPort(port string) func(fakeTransport) fakeTransport {
+	return func(w fakeTransport) fakeTransport {
 		return func(url, query string) (int, string) {
 			if strings.Contains(url, ":"+port+"/") {
 				return 0, ""
@@ -326,13 +326,13 @@ func without(port string) func(wire) wire {
 }
 
 // An error names what a command was to do, whatever flags stand before.
-func TestWordsOfACommand(t *testing.T) {
+func TestACommandErrorNamesTheSubcommand(t *testing.T) {
 	for want, args := range map[string]string{
 		"compose up app_green": "compose -p yard -f /opt/docker-compose.prod.yml up -d --no-deps app_green",
 		"inspect abc":          "inspect --type container abc",
 		"ps":                   "ps -aq --no-trunc --filter label=x",
 	} {
-		if got := words(strings.Fields(args)); got != want {
+		if got := describeArgs(strings.Fields(args)); got != want {
 			t.Errorf("%s: %q, not %q", args, got, want)
 		}
 	}

@@ -36,55 +36,55 @@ func (p *Preflight) config(ctx context.Context) (composeConfig, error) {
 }
 
 // composeFile: the files are valid, and both colors are in them.
-func (p *Preflight) composeFile(ctx context.Context, _ *workplace) (string, error) {
+func (p *Preflight) composeFile(ctx context.Context, _ *checkInput) (string, error) {
 	config, err := p.config(ctx)
 	if err != nil {
 		return "", err
 	}
 	for _, c := range Colors {
-		if _, ok := config.Services[c.service()]; !ok {
-			return "", fmt.Errorf("%s has no service %s", p.Stack.File, c.service())
+		if _, ok := config.Services[c.composeService()]; !ok {
+			return "", fmt.Errorf("%s has no service %s", p.Stack.File, c.composeService())
 		}
 	}
 	return fmt.Sprintf("%s is valid, %d services", p.Stack.File, len(config.Services)), nil
 }
 
 // traefikFiles: the three files agree, and Traefik does what they say.
-func (p *Preflight) traefikFiles(ctx context.Context, w *workplace) (string, error) {
+func (p *Preflight) traefikFiles(ctx context.Context, in *checkInput) (string, error) {
 	t := p.Compose.Balancer
-	if w.routeErr != nil {
-		return "", w.routeErr
+	if in.routeErr != nil {
+		return "", in.routeErr
 	}
 	var texts []string
 	for _, c := range Colors {
-		text, err := t.text(Route{Live: c})
+		text, err := t.render(Route{Live: c})
 		if err != nil {
 			return "", err
 		}
-		texts = append(texts, strings.NewReplacer(Blue.balancer(), "app", Green.balancer(), "app", string(Blue), "color", string(Green), "color").Replace(string(text)))
+		texts = append(texts, strings.NewReplacer(Blue.traefikService(), "app", Green.traefikService(), "app", string(Blue), "color", string(Green), "color").Replace(string(text)))
 	}
 	if texts[0] != texts[1] {
 		return "", errors.New("blue.yml and green.yml differ in more than the color")
 	}
-	want, err := t.text(w.route)
+	want, err := t.render(in.route)
 	if err != nil {
 		return "", err
 	}
-	if got, err := os.ReadFile(t.active()); err != nil || !bytes.Equal(got, want) {
-		return "", errors.Join(fmt.Errorf("active.yml is not what %s.yml says: write it anew with `switchyard switch %s`", w.route.Live, w.route.Live), err)
+	if got, err := os.ReadFile(t.activePath()); err != nil || !bytes.Equal(got, want) {
+		return "", errors.Join(fmt.Errorf("active.yml is not what %s.yml says: write it anew with `switchyard switch %s`", in.route.Live, in.route.Live), err)
 	}
-	s, err := t.Serving(ctx)
+	s, err := t.Status(ctx)
 	if err != nil {
 		return "", err
 	}
-	if s.Route != w.route {
-		return "", fmt.Errorf("active.yml says %s and Traefik sends to %s: `switchyard switch %s` puts it right", w.route, s.Route, w.route.Live)
+	if s.Route != in.route {
+		return "", fmt.Errorf("active.yml says %s and Traefik sends to %s: `switchyard switch %s` puts it right", in.route, s.Route, in.route.Live)
 	}
 	return fmt.Sprintf("the files agree, and Traefik sends to %s", s.Route), nil
 }
 
 // components: all that should run does, and is healthy.
-func (p *Preflight) components(ctx context.Context, w *workplace) (string, error) {
+func (p *Preflight) components(ctx context.Context, in *checkInput) (string, error) {
 	config, err := p.config(ctx)
 	if err != nil {
 		return "", err
@@ -92,19 +92,19 @@ func (p *Preflight) components(ctx context.Context, w *workplace) (string, error
 	var bad []string
 	n := 0
 	for name, service := range config.Services {
-		color := name == Blue.service() || name == Green.service() // liveColor looks at those
-		if color || len(service.Profiles) > 0 || p.Blind && name == "prometheus" {
+		color := name == Blue.composeService() || name == Green.composeService() // liveColor looks at those
+		if color || len(service.Profiles) > 0 || p.WithoutMetrics && name == "prometheus" {
 			continue
 		}
 		n++
-		i := slices.IndexFunc(w.containers, func(c container) bool { return c.service() == name })
+		i := slices.IndexFunc(in.containers, func(c container) bool { return c.service() == name })
 		switch {
 		case i < 0:
 			bad = append(bad, name+" is not there")
-		case !w.containers[i].State.Running:
-			bad = append(bad, fmt.Sprintf("%s does not run (exit code %d)", name, w.containers[i].State.ExitCode))
-		case w.containers[i].State.Health != nil && w.containers[i].State.Health.Status != "healthy":
-			bad = append(bad, name+" is "+w.containers[i].State.Health.Status)
+		case !in.containers[i].State.Running:
+			bad = append(bad, fmt.Sprintf("%s does not run (exit code %d)", name, in.containers[i].State.ExitCode))
+		case in.containers[i].State.Health != nil && in.containers[i].State.Health.Status != "healthy":
+			bad = append(bad, name+" is "+in.containers[i].State.Health.Status)
 		}
 	}
 	if len(bad) > 0 {
@@ -115,30 +115,30 @@ func (p *Preflight) components(ctx context.Context, w *workplace) (string, error
 }
 
 // liveColor: who serves does so with all replicas.
-func (p *Preflight) liveColor(_ context.Context, w *workplace) (string, error) {
-	if w.routeErr != nil {
-		return "", w.routeErr
+func (p *Preflight) liveColor(_ context.Context, in *checkInput) (string, error) {
+	if in.routeErr != nil {
+		return "", in.routeErr
 	}
-	of := w.sight.Replicas[w.route.Live]
-	serving := w.sight.serving(w.route.Live)
+	replicas := in.snapshot.Replicas[in.route.Live]
+	serving := in.snapshot.countServing(in.route.Live)
 	switch {
-	case len(of) == 0 && len(w.sight.Of(w.route.Live.Other())) == 0:
-		return "", warn("nothing runs: this is a first deploy, without a way back")
-	case serving == 0 && len(w.sight.Of(w.route.Live)) == 0:
-		return "", fmt.Errorf("%s is live and does not run%s: `docker compose up -d` starts it as it was", w.route.Live, troubles(of))
-	case serving < len(of) || serving == 0:
-		return "", fmt.Errorf("%d of %d replicas of %s serve%s", serving, len(of), w.route.Live, troubles(of))
+	case len(replicas) == 0 && len(in.snapshot.Running(in.route.Live.Other())) == 0:
+		return "", warningf("nothing runs: this is a first deploy, without a way back")
+	case serving == 0 && len(in.snapshot.Running(in.route.Live)) == 0:
+		return "", fmt.Errorf("%s is live and does not run%s: `docker compose up -d` starts it as it was", in.route.Live, describeProblems(replicas))
+	case serving < len(replicas) || serving == 0:
+		return "", fmt.Errorf("%d of %d replicas of %s serve%s", serving, len(replicas), in.route.Live, describeProblems(replicas))
 	}
-	return fmt.Sprintf("%d replicas of %s serve %d clients", serving, w.route.Live, w.sight.clients(w.route.Live)), nil
+	return fmt.Sprintf("%d replicas of %s serve %d clients", serving, in.route.Live, in.snapshot.countClients(in.route.Live)), nil
 }
 
 // drainBudget: stopping waits for a drain, and a drain can move everybody.
-func (p *Preflight) drainBudget(ctx context.Context, w *workplace) (string, error) {
+func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, error) {
 	config, err := p.config(ctx)
 	if err != nil {
 		return "", err
 	}
-	service := config.Services[Blue.service()]
+	service := config.Services[Blue.composeService()]
 	budget := map[string]time.Duration{"DRAIN_TIMEOUT": 25 * time.Second, "DRAIN_WINDOW": 10 * time.Second}
 	for name := range budget {
 		if v := service.Environment[name]; v != "" {
@@ -154,7 +154,7 @@ func (p *Preflight) drainBudget(ctx context.Context, w *workplace) (string, erro
 	if grace < budget["DRAIN_TIMEOUT"]+30*time.Second {
 		return "", fmt.Errorf("stop_grace_period is %v, and DRAIN_TIMEOUT %v needs 30 s more", grace, budget["DRAIN_TIMEOUT"])
 	}
-	clients, replicas := w.sight.clients(w.route.Live), max(1, len(w.sight.Of(w.route.Live)))
+	clients, replicas := in.snapshot.countClients(in.route.Live), max(1, len(in.snapshot.Running(in.route.Live)))
 	rate := 500.0
 	if _, err := fmt.Sscan(orElse(service.Environment["MAX_HANDSHAKE_RATE"], "500"), &rate); err != nil {
 		return "", fmt.Errorf("MAX_HANDSHAKE_RATE: %w", err)
@@ -168,15 +168,15 @@ func (p *Preflight) drainBudget(ctx context.Context, w *workplace) (string, erro
 }
 
 // nofile: descriptors for everybody.
-func (p *Preflight) nofile(_ context.Context, w *workplace) (string, error) {
-	clients := int64(w.sight.clients(Blue) + w.sight.clients(Green))
-	said := 0
-	for _, c := range w.containers {
+func (p *Preflight) nofile(_ context.Context, in *checkInput) (string, error) {
+	clients := int64(in.snapshot.countClients(Blue) + in.snapshot.countClients(Green))
+	limitsFound := 0
+	for _, c := range in.containers {
 		need := int64(0)
 		switch c.service() {
 		case "traefik":
 			need = 4*clients + 1024 // both sides of each, and everybody twice while they move
-		case Blue.service(), Green.service():
+		case Blue.composeService(), Green.composeService():
 			need = clients + 1024
 		default:
 			continue
@@ -185,49 +185,49 @@ func (p *Preflight) nofile(_ context.Context, w *workplace) (string, error) {
 			if u.Name != "nofile" {
 				continue
 			}
-			said++
+			limitsFound++
 			if u.Soft < need {
 				return "", fmt.Errorf("%s may open %d files and needs %d for %d clients", strings.TrimPrefix(c.Name, "/"), u.Soft, need, clients)
 			}
 		}
 	}
-	if said == 0 {
-		return "", warn("no container says how many files it may open (ulimits: nofile)")
+	if limitsFound == 0 {
+		return "", warningf("no container says how many files it may open (ulimits: nofile)")
 	}
 	return fmt.Sprintf("enough for %d clients", clients), nil
 }
 
 // window: now is a time to deploy.
-func (p *Preflight) window(context.Context, *workplace) (string, error) {
+func (p *Preflight) window(context.Context, *checkInput) (string, error) {
 	freeze := filepath.Join(p.State.Dir, "freeze")
 	if text, err := os.ReadFile(freeze); err == nil {
 		return "", fmt.Errorf("deploys are frozen: %s (remove %s to end it)", orElse(strings.TrimSpace(string(text)), "no reason given"), freeze)
 	}
-	if len(p.Settings.Windows) == 0 {
-		return "", warn("no window is set, any time will do")
+	if len(p.Settings.DeployWindows) == 0 {
+		return "", warningf("no window is set, any time will do")
 	}
 	now := p.Clock.Now()
-	for _, w := range p.Settings.Windows {
-		if w.holds(now) {
+	for _, w := range p.Settings.DeployWindows {
+		if w.contains(now) {
 			return "in " + w.String(), nil
 		}
 	}
-	return "", fmt.Errorf("it is %s, and the windows for deploys are %v", now.Format("Mon 15:04"), p.Settings.Windows)
+	return "", fmt.Errorf("it is %s, and the windows for deploys are %v", now.Format("Mon 15:04"), p.Settings.DeployWindows)
 }
 
 // scan: somebody looked into the image.
-func (p *Preflight) scan(ctx context.Context, w *workplace) (string, error) {
-	command := orElse(p.Scan, p.Settings.Scan)
+func (p *Preflight) scan(ctx context.Context, in *checkInput) (string, error) {
+	command := orElse(p.ScanCommand, p.Settings.ScanCommand)
 	if command == "" {
-		return "", warn("no image scan ran: --scan names a command")
+		return "", warningf("no image scan ran: --scan names a command")
 	}
-	if w.image.Ref == "" {
-		return "", warn("no image was named")
+	if in.image.Ref == "" {
+		return "", warningf("no image was named")
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.Settings.ScanLimit)
 	defer cancel()
 	run := (&Compose{Dir: p.Stack.Dir}).shell
-	if _, err := run(ctx, p.Settings.ScanLimit, command+` "$1"`, w.image.Ref); err != nil {
+	if _, err := run(ctx, p.Settings.ScanLimit, command+` "$1"`, in.image.Ref); err != nil {
 		return "", fmt.Errorf("the scan says no: %w", err)
 	}
 	return command + " found nothing against it", nil

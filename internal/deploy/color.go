@@ -34,12 +34,12 @@ func (c Color) Other() Color {
 	return Blue
 }
 
-// service is what Compose calls the color's service.
-func (c Color) service() string { return "app_" + string(c) }
+// composeService is what Compose calls the color's service.
+func (c Color) composeService() string { return "app_" + string(c) }
 
-// balancer is what Traefik calls the color's replicas.
-func (c Color) balancer() string { return "app-" + string(c) }
+// traefikService is what Traefik calls the color's replicas.
+func (c Color) traefikService() string { return "app-" + string(c) }
 
-// live is what the routers lead to that users come by: the color's replicas, and
+// failoverService is what the routers lead to that users come by: the color's replicas, and
 // the other color's while it has none (services.yml).
-func (c Color) live() string { return "live-" + string(c) }
+func (c Color) failoverService() string { return "live-" + string(c) }

@@ -25,9 +25,9 @@ const (
 // A command runs programs on the host: docker.
 type command struct {
 	// inherit is handed to each program: as long as one runs, the lock is held.
-	inherit *os.File
+	inheritedFile *os.File
 	// both takes standard error for output, too.
-	both bool
+	mergeStderr bool
 }
 
 // run runs a program with a bound and returns its output. The names in env are
@@ -38,13 +38,13 @@ func (c command) run(ctx context.Context, limit time.Duration, dir string, env [
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
 	cmd.Env = append(slices.DeleteFunc(cmd.Environ(), isColorSetting), env...)
-	var out, errs bounded
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if c.both {
+	var out, stderr boundedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if c.mergeStderr {
 		cmd.Stderr = &out
 	}
-	if c.inherit != nil {
-		cmd.ExtraFiles = []*os.File{c.inherit}
+	if c.inheritedFile != nil {
+		cmd.ExtraFiles = []*os.File{c.inheritedFile}
 	}
 	// A group of its own: Ctrl-C is for this command, which ends the program in
 	// its own time; and its own death is the program's.
@@ -58,16 +58,16 @@ func (c command) run(ctx context.Context, limit time.Duration, dir string, env [
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	what := name + " " + words(args)
+	what := name + " " + describeArgs(args)
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil, fmt.Errorf("%s is not installed: %w", name, err)
 	}
-	return out.Bytes(), fmt.Errorf("%s: %w: %s", what, err, lastLine(errs.String()))
+	return out.Bytes(), fmt.Errorf("%s: %w: %s", what, err, lastLine(stderr.String()))
 }
 
-// words are the first of a command's arguments that are no flags: what it was to
+// describeArgs are the first of a command's arguments that are no flags: what it was to
 // do, for an error.
-func words(args []string) string {
+func describeArgs(args []string) string {
 	var found []string
 	for i := 0; i < len(args) && len(found) < 4; i++ {
 		switch {
@@ -100,10 +100,10 @@ func lastLine(s string) string {
 	return last[:min(len(last), 500)]
 }
 
-// A bounded buffer keeps the first bytes and drops the rest.
-type bounded struct{ bytes.Buffer }
+// A boundedBuffer buffer keeps the first bytes and drops the rest.
+type boundedBuffer struct{ bytes.Buffer }
 
-func (b *bounded) Write(p []byte) (int, error) {
+func (b *boundedBuffer) Write(p []byte) (int, error) {
 	if room := outputLimit - b.Len(); room > 0 {
 		b.Buffer.Write(p[:min(room, len(p))])
 	}

@@ -39,7 +39,7 @@ func (c *Compose) docker(ctx context.Context, limit time.Duration, args ...strin
 func (c *Compose) dockerEnv(ctx context.Context, limit time.Duration, env []string, args ...string) ([]byte, error) {
 	cmd := command{}
 	if c.Lock != nil {
-		cmd.inherit = c.Lock.file
+		cmd.inheritedFile = c.Lock.file
 	}
 	return cmd.run(ctx, limit, c.Dir, env, "docker", args...)
 }
@@ -132,31 +132,31 @@ func (c *Compose) containers(ctx context.Context) ([]container, error) {
 	return slices.DeleteFunc(all, container.oneOff), nil
 }
 
-// Look looks at both colors, and asks each replica how it is.
-func (c *Compose) Look(ctx context.Context) (Sight, error) {
+// Inspect looks at both colors, and asks each replica how it is.
+func (c *Compose) Inspect(ctx context.Context) (Snapshot, error) {
 	all, err := c.containers(ctx)
 	if err != nil {
-		return Sight{}, err
+		return Snapshot{}, err
 	}
-	s := Sight{At: time.Now(), Replicas: map[Color][]Replica{}}
+	s := Snapshot{At: time.Now(), Replicas: map[Color][]Replica{}}
 	for _, each := range all {
 		for _, color := range Colors {
-			if each.service() == color.service() {
+			if each.service() == color.composeService() {
 				s.Replicas[color] = append(s.Replicas[color], each.replica())
 			}
 		}
 	}
-	var asking sync.WaitGroup
+	var wg sync.WaitGroup
 	for _, color := range Colors {
 		replicas := s.Replicas[color]
 		slices.SortFunc(replicas, func(a, b Replica) int { return a.Number - b.Number })
 		for i := range replicas {
 			if r := &replicas[i]; r.Running && r.Address != "" {
-				asking.Go(func() { r.Health, r.Version = ask(ctx, r.Address) })
+				wg.Go(func() { r.Health, r.Version = queryReplica(ctx, r.Address) })
 			}
 		}
 	}
-	asking.Wait()
+	wg.Wait()
 	return s, ctx.Err()
 }
 
@@ -172,19 +172,19 @@ func (c container) replica() Replica {
 	}
 	switch {
 	case c.State.OOMKilled:
-		r.Ended = "killed: out of memory"
+		r.ExitReason = "killed: out of memory"
 	case c.RestartCount > 0, !r.Running && !c.State.FinishedAt.IsZero() && c.State.Status != "created":
-		r.Ended = fmt.Sprintf("exit code %d", c.State.ExitCode)
+		r.ExitReason = fmt.Sprintf("exit code %d", c.State.ExitCode)
 	}
 	if !r.Running && c.State.Error != "" {
-		r.Ended = c.State.Error
+		r.ExitReason = c.State.Error
 	}
 	return r
 }
 
-// ask asks a replica for its health, its clients and its version.
-func ask(ctx context.Context, address string) (h Health, version string) {
-	_, body, err := fetch(ctx, inside, "http://"+address+"/readyz")
+// queryReplica asks a replica for its health, its clients and its version.
+func queryReplica(ctx context.Context, address string) (h Health, version string) {
+	_, body, err := fetch(ctx, containerClient, "http://"+address+"/readyz")
 	if err != nil {
 		return h, ""
 	}
@@ -199,16 +199,16 @@ func ask(ctx context.Context, address string) (h Health, version string) {
 	if json.Unmarshal(body, &ready) != nil || json.Unmarshal(body, &parts) != nil {
 		return h, ""
 	}
-	h = Health{Answers: true, Ready: ready.Status == "ready", Drain: ready.Drain.Phase, Lost: ready.Drain.Lost, Parts: map[string]string{}}
+	h = Health{Reachable: true, Ready: ready.Status == "ready", Drain: ready.Drain.Phase, LostClients: ready.Drain.Lost, UnhealthyComponents: map[string]string{}}
 	if ready.Status == "draining" && h.Drain == "" {
 		h.Drain = "delay"
 	}
 	for _, part := range []string{"log", "delivery", "broker"} {
 		if state, ok := parts[part].(string); ok && state != "up" {
-			h.Parts[part] = state
+			h.UnhealthyComponents[part] = state
 		}
 	}
-	status, text, err := fetch(ctx, inside, "http://"+address+"/metrics")
+	status, text, err := fetch(ctx, containerClient, "http://"+address+"/metrics")
 	if err != nil || status != 200 {
 		return h, ""
 	}
@@ -225,8 +225,8 @@ func ask(ctx context.Context, address string) (h Health, version string) {
 	return h, version
 }
 
-// find returns where a service of the stack listens, for who asks from the host.
-func (c *Compose) find(ctx context.Context, service, port string) (string, error) {
+// serviceURL returns where a service of the stack listens, for who asks from the host.
+func (c *Compose) serviceURL(ctx context.Context, service, port string) (string, error) {
 	all, err := c.containers(ctx)
 	if err != nil {
 		return "", err

@@ -16,15 +16,15 @@ func readEnv(path string) (map[string]string, error) {
 	}
 	env := map[string]string{}
 	for line := range strings.Lines(string(text)) {
-		if name, value, ok := assignment(line); ok {
+		if name, value, ok := parseAssignment(line); ok {
 			env[name] = value
 		}
 	}
 	return env, nil
 }
 
-// assignment takes a line apart. Quotes around a value are no part of it.
-func assignment(line string) (name, value string, ok bool) {
+// parseAssignment takes a line apart. Quotes around a value are no part of it.
+func parseAssignment(line string) (name, value string, ok bool) {
 	line = strings.TrimSpace(line)
 	if strings.HasPrefix(line, "#") {
 		return "", "", false
@@ -43,7 +43,7 @@ func setEnv(text string, set map[string]string, order []string) string {
 	var b strings.Builder
 	done := map[string]bool{}
 	for line := range strings.Lines(text) {
-		name, _, ok := assignment(line)
+		name, _, ok := parseAssignment(line)
 		if value, wanted := set[name]; ok && wanted {
 			line = name + "=" + value + "\n"
 			done[name] = true
@@ -61,9 +61,9 @@ func setEnv(text string, set map[string]string, order []string) string {
 	return b.String()
 }
 
-// writeLaunch has .env say how a color runs, so that a plain `docker compose up
+// writeColorEnv has .env say how a color runs, so that a plain `docker compose up
 // -d` keeps it so. Nothing is written when it says so already.
-func writeLaunch(dir string, l Launch) error {
+func writeColorEnv(dir string, l ColorSpec) error {
 	path := filepath.Join(dir, ".env")
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -80,5 +80,5 @@ func writeLaunch(dir string, l Launch) error {
 	if changed == string(text) {
 		return nil
 	}
-	return writeFile(path, path+".new", []byte(changed))
+	return writeFileAtomic(path, path+".new", []byte(changed))
 }

@@ -12,8 +12,8 @@ import (
 // fetchLimit bounds a question to a container on this host.
 const fetchLimit = 2 * time.Second
 
-// inside asks containers, without a proxy that the environment may name.
-var inside = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second}}
+// containerClient asks containers, without a proxy that the environment may name.
+var containerClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second}}
 
 // fetch gets a URL and returns its status and body.
 func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, error) {

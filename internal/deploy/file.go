@@ -7,10 +7,10 @@ import (
 	"path/filepath"
 )
 
-// writeFile puts text in place of a file, whole or not at all, and durably: it
+// writeFileAtomic puts text in place of a file, whole or not at all, and durably: it
 // is written as temp, which must be on the same filesystem, and renamed. Who
 // reads meanwhile gets the old text or the new one. The mode stays as it was.
-func writeFile(path, temp string, text []byte) error {
+func writeFileAtomic(path, temp string, text []byte) error {
 	mode := os.FileMode(0o644)
 	if info, err := os.Stat(path); err == nil {
 		mode = info.Mode().Perm()

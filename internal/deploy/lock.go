@@ -12,7 +12,7 @@ import (
 )
 
 // A LockedError says that another command is at it.
-type LockedError struct{ Holder Holder }
+type LockedError struct{ Holder LockHolder }
 
 func (e *LockedError) Error() string {
 	if !e.Holder.alive() {
@@ -22,8 +22,8 @@ func (e *LockedError) Error() string {
 		e.Holder.PID, e.Holder.Command, e.Holder.Since.Format(time.RFC3339))
 }
 
-// A Holder is who has the lock.
-type Holder struct {
+// A LockHolder is who has the lock.
+type LockHolder struct {
 	PID int `json:"pid"`
 	// Boot tells the machine's starts apart: after another one a PID means
 	// nothing.
@@ -33,7 +33,7 @@ type Holder struct {
 }
 
 // alive tells whether the holder's process lives.
-func (h Holder) alive() bool {
+func (h LockHolder) alive() bool {
 	return h.Boot == bootID() && h.PID > 0 && !errors.Is(syscall.Kill(h.PID, 0), syscall.ESRCH)
 }
 
@@ -48,25 +48,25 @@ func bootID() string {
 // a killed deploy had begun must end before the next one looks at the world.
 type Lock struct {
 	file *os.File
-	// TakenOver is who died with it, nil when nobody did.
-	TakenOver *Holder
+	// DeadHolder is who died with it, nil when nobody did.
+	DeadHolder *LockHolder
 }
 
 // Lock takes the lock. One whose holder is dead but whose commands still run is
 // waited for.
-func (s State) Lock(ctx context.Context, command string, wait time.Duration) (*Lock, error) {
-	f, err := os.OpenFile(s.file("lock"), os.O_CREATE|os.O_RDWR, 0o644)
+func (s StateDir) Lock(ctx context.Context, command string, wait time.Duration) (*Lock, error) {
+	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("take the lock: %w", err)
 	}
-	if err := take(ctx, f, wait); err != nil {
+	if err := acquire(ctx, f, wait); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	l := &Lock{file: f}
-	if old, ok := holder(f); ok {
-		l.TakenOver = &old
+	if old, ok := readHolder(f); ok {
+		l.DeadHolder = &old
 	}
-	text, err := json.Marshal(Holder{PID: os.Getpid(), Boot: bootID(), Command: command, Since: time.Now().UTC().Truncate(time.Second)})
+	text, err := json.Marshal(LockHolder{PID: os.Getpid(), Boot: bootID(), Command: command, Since: time.Now().UTC().Truncate(time.Second)})
 	if err == nil {
 		err = f.Truncate(0)
 	}
@@ -79,8 +79,8 @@ func (s State) Lock(ctx context.Context, command string, wait time.Duration) (*L
 	return l, nil
 }
 
-// take flocks, and waits while a dead holder's commands run.
-func take(ctx context.Context, f *os.File, wait time.Duration) error {
+// acquire flocks, and waits while a dead holder's commands run.
+func acquire(ctx context.Context, f *os.File, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -93,7 +93,7 @@ func take(ctx context.Context, f *os.File, wait time.Duration) error {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return fmt.Errorf("take the lock: %w", err)
 		}
-		h, _ := holder(f)
+		h, _ := readHolder(f)
 		if h.alive() {
 			return &LockedError{h}
 		}
@@ -105,8 +105,8 @@ func take(ctx context.Context, f *os.File, wait time.Duration) error {
 	}
 }
 
-// holder reads who has, or had, the lock; false when it was given back.
-func holder(f *os.File) (h Holder, ok bool) {
+// readHolder reads who has, or had, the lock; false when it was given back.
+func readHolder(f *os.File) (h LockHolder, ok bool) {
 	text := make([]byte, 4096)
 	n, _ := f.ReadAt(text, 0)
 	return h, json.Unmarshal(text[:n], &h) == nil && h.PID > 0

@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// killed is how a model world ends the command: as SIGKILL does, with no
+// commandKilled is how a model world ends the command: as SIGKILL does, with no
 // chance to tidy up.
-type killed struct{}
+type commandKilled struct{}
 
-// A bad is what is wrong with an image.
-type bad struct {
+// A imageFaults is what is wrong with an image.
+type imageFaults struct {
 	neverReady bool
 	unready    func(age time.Duration) bool
 	crashAfter time.Duration
@@ -28,103 +28,103 @@ type bad struct {
 	page       error // what loading it gives
 }
 
-// A modelWorld is a world of memory and a clock that only sleeping moves. Calls are
+// A modelEnv is a world of memory and a clock that only sleeping moves. Calls are
 // counted down, and the last one kills the command: before it did anything, or
 // after.
-type modelWorld struct {
-	t      *testing.T
-	now    time.Time
-	route  Route
-	routed error // active.yml can't be read, by us or by the balancer
-	deaf   bool  // Traefik does not see changes
-	heard  Route
+type modelEnv struct {
+	t              *testing.T
+	now            time.Time
+	route          Route
+	routeErr       error // active.yml can't be read, by us or by the balancer
+	ignoresChanges bool  // Traefik does not see changes
+	balancerRoute  Route
 
-	replicas map[Color][]Replica
-	born     map[string]time.Time
-	drains   map[string]time.Time
-	images   map[string]bad
+	replicas       map[Color][]Replica
+	startedAt      map[string]time.Time
+	drainStartedAt map[string]time.Time
+	images         map[string]imageFaults
 
-	clients map[Color]int
-	away    int // clients that are nowhere
+	clients     map[Color]int
+	lostClients int // clients that are nowhere
 
-	dbDown       func(now time.Time) bool
-	metricsErr   error
-	migrateErr   error
-	oldAsBad     bad // what the old color shows
-	notices      []Notice
-	kept, pruned []string
-	smokes       int
-	listed       int // replicas that the balancer was told of by scale
+	dbDown                   func(now time.Time) bool
+	metricsErr               error
+	migrateErr               error
+	oldFaults                imageFaults // what the old color shows
+	notifications            []Notification
+	savedDiagnostics, pruned []string
+	smokeTests               int
+	listedServers            int // replicas that the balancer was told of by scale
 
-	left    int // calls until the kill; negative: never
-	calls   int
-	checked bool // a live color once served
+	callsUntilKill int // calls until the kill; negative: never
+	calls          int
+	invariantsOn   bool // a live color once served
 }
 
-func newModel(t *testing.T) *modelWorld {
-	m := &modelWorld{
-		t: t, now: time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC), route: Route{Live: Blue}, heard: Route{Live: Blue},
-		replicas: map[Color][]Replica{}, born: map[string]time.Time{}, drains: map[string]time.Time{},
-		images: map[string]bad{"v1": {}, "v2": {}, "v3": {}}, clients: map[Color]int{Blue: 1000}, left: -1,
+func newModelEnv(t *testing.T) *modelEnv {
+	m := &modelEnv{
+		t: t, now: time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC), route: Route{Live: Blue}, balancerRoute: Route{Live: Blue},
+		replicas: map[Color][]Replica{}, startedAt: map[string]time.Time{}, drainStartedAt: map[string]time.Time{},
+		images: map[string]imageFaults{"v1": {}, "v2": {}, "v3": {}}, clients: map[Color]int{Blue: 1000}, callsUntilKill: -1,
 		dbDown: func(time.Time) bool { return false },
 	}
-	m.launch(Launch{Color: Blue, Image: Image{Ref: "v1", ID: "id-v1"}, Deployment: "first", Replicas: 3})
+	m.apply(ColorSpec{Color: Blue, Image: Image{Ref: "v1", ID: "id-v1"}, Deployment: "first", Replicas: 3})
 	m.now = m.now.Add(time.Hour)
-	m.checked = true
+	m.invariantsOn = true
 	return m
 }
 
-// call is the begin and the end of each call: where a kill may fall.
-func (m *modelWorld) call() func() {
-	m.count()
-	return m.count
+// trackCall is the begin and the end of each call: where a kill may fall.
+func (m *modelEnv) trackCall() func() {
+	m.countCall()
+	return m.countCall
 }
 
-func (m *modelWorld) count() {
+func (m *modelEnv) countCall() {
 	m.calls++
-	m.hold()
-	if m.left == 0 {
-		panic(killed{})
+	m.checkInvariants()
+	if m.callsUntilKill == 0 {
+		panic(commandKilled{})
 	}
-	m.left--
+	m.callsUntilKill--
 }
 
-// hold is what must be true at every moment, whatever ails the images: who is
+// checkInvariants is what must be true at every moment, whatever ails the images: who is
 // live has not been drained or stopped, and never are both colors drained.
-func (m *modelWorld) hold() {
-	if !m.checked {
+func (m *modelEnv) checkInvariants() {
+	if !m.invariantsOn {
 		return
 	}
-	s := m.sight()
-	if len(s.names(m.heard.Live, func(r Replica) bool { return r.Drain == "" })) == 0 {
-		m.t.Fatalf("after %d calls: %s is live and nobody is there: %+v", m.calls, m.heard.Live, s.Replicas)
+	s := m.snapshot()
+	if len(s.runningNames(m.balancerRoute.Live, func(r Replica) bool { return r.Drain == "" })) == 0 {
+		m.t.Fatalf("after %d calls: %s is live and nobody is there: %+v", m.calls, m.balancerRoute.Live, s.Replicas)
 	}
 	drained := func(c Color) bool {
-		of := s.Of(c)
-		return len(of) > 0 && !slices.ContainsFunc(of, func(r Replica) bool { return r.Drain == "" })
+		running := s.Running(c)
+		return len(running) > 0 && !slices.ContainsFunc(running, func(r Replica) bool { return r.Drain == "" })
 	}
 	if drained(Blue) && drained(Green) {
 		m.t.Fatalf("after %d calls both colors are drained", m.calls)
 	}
 }
 
-func (m *modelWorld) badness(r Replica) bad {
+func (m *modelEnv) faultsOf(r Replica) imageFaults {
 	if r.Deployment == "first" {
-		return m.oldAsBad
+		return m.oldFaults
 	}
 	return m.images[r.Image.Ref]
 }
 
-// sight is the world as it is now; time alone changes it.
-func (m *modelWorld) sight() Sight {
-	s := Sight{At: m.now, Replicas: map[Color][]Replica{}}
+// snapshot is the world as it is now; time alone changes it.
+func (m *modelEnv) snapshot() Snapshot {
+	s := Snapshot{At: m.now, Replicas: map[Color][]Replica{}}
 	for _, c := range Colors {
 		for i := range m.replicas[c] {
 			r := &m.replicas[c][i]
-			m.age(c, r)
+			m.advance(c, r)
 			s.Replicas[c] = append(s.Replicas[c], *r)
 		}
-		if n := s.serving(c) + len(s.names(c, func(r Replica) bool { return r.Drain == "moving" })); n > 0 {
+		if n := s.countServing(c) + len(s.runningNames(c, func(r Replica) bool { return r.Drain == "moving" })); n > 0 {
 			for i := range s.Replicas[c] {
 				s.Replicas[c][i].Clients = m.clients[c] / n
 			}
@@ -133,23 +133,23 @@ func (m *modelWorld) sight() Sight {
 	return s
 }
 
-func (m *modelWorld) age(c Color, r *Replica) {
-	b, age := m.badness(*r), m.now.Sub(m.born[r.Name])
-	r.Parts = map[string]string{}
+func (m *modelEnv) advance(c Color, r *Replica) {
+	b, age := m.faultsOf(*r), m.now.Sub(m.startedAt[r.Name])
+	r.UnhealthyComponents = map[string]string{}
 	if b.crashAfter > 0 && age > b.crashAfter && r.Running {
 		r.Restarts++
-		r.Ended = "exit code 2"
-		m.born[r.Name] = m.now
+		r.ExitReason = "exit code 2"
+		m.startedAt[r.Name] = m.now
 		age = 0
 	}
-	r.Answers = r.Running
+	r.Reachable = r.Running
 	if m.dbDown(m.now) {
-		r.Parts["log"] = "down"
+		r.UnhealthyComponents["log"] = "down"
 	}
 	if b.stale > 0 && age > b.stale {
-		r.Parts["delivery"] = "stale"
+		r.UnhealthyComponents["delivery"] = "stale"
 	}
-	if begun, draining := m.drains[r.Name]; draining {
+	if begun, draining := m.drainStartedAt[r.Name]; draining {
 		r.Drain = "moving"
 		if m.now.Sub(begun) >= 5*time.Second {
 			r.Drain = "drained"
@@ -158,19 +158,19 @@ func (m *modelWorld) age(c Color, r *Replica) {
 		r.Drain = ""
 	}
 	unready := b.neverReady || b.unready != nil && b.unready(age)
-	r.Ready = r.Running && !unready && age >= 3*time.Second && len(r.Parts) == 0 && r.Drain == ""
+	r.Ready = r.Running && !unready && age >= 3*time.Second && len(r.UnhealthyComponents) == 0 && r.Drain == ""
 	if r.Drain == "drained" && !slices.ContainsFunc(m.replicas[c], func(o Replica) bool { return o.Drain != "drained" }) {
-		to := m.heard.Live
+		to := m.balancerRoute.Live
 		if to != c && m.clients[c] > 0 {
 			lost := int(float64(m.clients[c]) * m.images[m.replicas[to][0].Image.Ref].loses)
 			m.clients[to] += m.clients[c] - lost
-			m.away += lost
+			m.lostClients += lost
 			m.clients[c] = 0
 		}
 	}
 }
 
-func (m *modelWorld) launch(l Launch) {
+func (m *modelEnv) apply(l ColorSpec) {
 	var kept []Replica
 	for _, r := range m.replicas[l.Color] {
 		if r.Deployment == l.Deployment && r.Image.ID == l.Image.ID && len(kept) < l.Replicas {
@@ -180,147 +180,147 @@ func (m *modelWorld) launch(l Launch) {
 	}
 	m.replicas[l.Color] = kept
 	for n := len(kept) + 1; n <= l.Replicas; n++ {
-		if m.checked && n > 1 {
-			m.count() // killed while some are there
+		if m.invariantsOn && n > 1 {
+			m.countCall() // killed while some are there
 		}
 		name := fmt.Sprintf("app_%s-%d", l.Color, n)
-		delete(m.drains, name)
-		m.born[name] = m.now
+		delete(m.drainStartedAt, name)
+		m.startedAt[name] = m.now
 		m.replicas[l.Color] = append(m.replicas[l.Color], Replica{
 			Name: name, Number: n, Image: l.Image, Deployment: l.Deployment, Running: true,
 		})
 	}
 }
 
-func (m *modelWorld) Look(context.Context) (Sight, error) {
-	defer m.call()()
-	return m.sight(), nil
+func (m *modelEnv) Inspect(context.Context) (Snapshot, error) {
+	defer m.trackCall()()
+	return m.snapshot(), nil
 }
 
-func (m *modelWorld) Start(_ context.Context, l Launch) error {
-	defer m.call()()
-	m.launch(l)
+func (m *modelEnv) Start(_ context.Context, l ColorSpec) error {
+	defer m.trackCall()()
+	m.apply(l)
 	return nil
 }
 
-func (m *modelWorld) Stop(_ context.Context, c Color) error {
-	defer m.call()()
-	if m.heard.Live == c {
+func (m *modelEnv) Stop(_ context.Context, c Color) error {
+	defer m.trackCall()()
+	if m.balancerRoute.Live == c {
 		m.t.Fatalf("%s was stopped while it was live", c)
 	}
-	m.clients[m.heard.Live] += m.clients[c] // they come back by themselves
+	m.clients[m.balancerRoute.Live] += m.clients[c] // they come back by themselves
 	m.clients[c] = 0
 	m.replicas[c] = nil
 	return nil
 }
 
-func (m *modelWorld) Drain(_ context.Context, names []string, _, _ string) error {
-	defer m.call()()
+func (m *modelEnv) Drain(_ context.Context, names []string, _, _ string) error {
+	defer m.trackCall()()
 	for _, n := range names {
-		if _, draining := m.drains[n]; !draining {
-			m.drains[n] = m.now
+		if _, draining := m.drainStartedAt[n]; !draining {
+			m.drainStartedAt[n] = m.now
 		}
-		m.count()
+		m.countCall()
 	}
 	return nil
 }
 
-func (m *modelWorld) Undrain(_ context.Context, names []string) error {
-	defer m.call()()
+func (m *modelEnv) Undrain(_ context.Context, names []string) error {
+	defer m.trackCall()()
 	for _, n := range names {
-		delete(m.drains, n)
-		m.count()
+		delete(m.drainStartedAt, n)
+		m.countCall()
 	}
 	return nil
 }
 
-func (m *modelWorld) Resolve(_ context.Context, ref string) (Image, error) {
+func (m *modelEnv) Resolve(_ context.Context, ref string) (Image, error) {
 	if _, known := m.images[ref]; !known {
 		return Image{}, errors.New("no such image: " + ref)
 	}
 	return Image{Ref: ref, ID: "id-" + ref}, nil
 }
 
-func (m *modelWorld) Migrate(context.Context, Image) error {
-	defer m.call()()
+func (m *modelEnv) Migrate(context.Context, Image) error {
+	defer m.trackCall()()
 	return m.migrateErr
 }
 
-func (m *modelWorld) Prune(_ context.Context, images []Image) error {
+func (m *modelEnv) Prune(_ context.Context, images []Image) error {
 	for _, i := range images {
 		m.pruned = append(m.pruned, i.Ref)
 	}
 	return nil
 }
 
-func (m *modelWorld) Route(context.Context) (Route, error) {
-	defer m.call()()
-	return m.route, m.routed
+func (m *modelEnv) Route(context.Context) (Route, error) {
+	defer m.trackCall()()
+	return m.route, m.routeErr
 }
 
-func (m *modelWorld) Set(_ context.Context, r Route) error {
-	defer m.call()()
-	if s := m.sight(); m.checked && s.serving(r.Live) == 0 && s.serving(r.Live.Other()) > 0 {
+func (m *modelEnv) SetRoute(_ context.Context, r Route) error {
+	defer m.trackCall()()
+	if s := m.snapshot(); m.invariantsOn && s.countServing(r.Live) == 0 && s.countServing(r.Live.Other()) > 0 {
 		m.t.Fatalf("traffic goes to %s, where nobody serves: %+v", r.Live, s.Replicas)
 	}
-	m.route, m.routed = r, nil
-	if !m.deaf {
-		m.heard = r
+	m.route, m.routeErr = r, nil
+	if !m.ignoresChanges {
+		m.balancerRoute = r
 	}
 	return nil
 }
 
-func (m *modelWorld) Serving(context.Context) (Serving, error) {
-	defer m.call()()
-	s := m.sight()
-	return Serving{Route: m.heard, Up: map[Color]int{Blue: s.serving(Blue), Green: s.serving(Green)}}, m.routed
+func (m *modelEnv) Status(context.Context) (BalancerStatus, error) {
+	defer m.trackCall()()
+	s := m.snapshot()
+	return BalancerStatus{Route: m.balancerRoute, ServersUp: map[Color]int{Blue: s.countServing(Blue), Green: s.countServing(Green)}}, m.routeErr
 }
 
-func (m *modelWorld) Smoke(_ context.Context, t Target) error {
-	defer m.call()()
-	m.smokes++
+func (m *modelEnv) Smoke(_ context.Context, t Target) error {
+	defer m.trackCall()()
+	m.smokeTests++
 	if t.Replica != nil {
-		return m.badness(*t.Replica).smoke
+		return m.faultsOf(*t.Replica).smoke
 	}
 	return nil
 }
 
-func (m *modelWorld) Verify(_ context.Context, d time.Duration) (time.Duration, error) {
-	defer m.call()()
+func (m *modelEnv) Verify(_ context.Context, d time.Duration) (time.Duration, error) {
+	defer m.trackCall()()
 	m.now = m.now.Add(d)
 	return 5 * time.Millisecond, nil
 }
 
-// Page is what the live color shows.
-func (m *modelWorld) Page(context.Context) error {
-	defer m.call()()
-	for _, r := range m.sight().Of(m.heard.Live) {
-		return m.badness(r).page
+// LoadPage is what the live color shows.
+func (m *modelEnv) LoadPage(context.Context) error {
+	defer m.trackCall()()
+	for _, r := range m.snapshot().Running(m.balancerRoute.Live) {
+		return m.faultsOf(r).page
 	}
 	return errors.New("nobody is there")
 }
 
 // Window is what the replicas of a deployment measured: those with clients
 // much, a drained one its canaries.
-func (m *modelWorld) Window(_ context.Context, deployment string, span time.Duration) (Window, error) {
-	defer m.call()()
+func (m *modelEnv) Window(_ context.Context, deployment string, span time.Duration) (MetricsWindow, error) {
+	defer m.trackCall()()
 	if m.metricsErr != nil {
-		return Window{}, m.metricsErr
+		return MetricsWindow{}, m.metricsErr
 	}
 	for _, c := range Colors {
 		for _, r := range m.replicas[c] {
 			if r.Deployment != deployment {
 				continue
 			}
-			b := m.badness(r)
+			b := m.faultsOf(r)
 			share := float64(m.clients[c]) / 1000
 			ops := (300*share + 1) * span.Seconds()
-			w := Window{Operations: ops, Errors: b.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Seen: 3, Memory: .2}
+			w := MetricsWindow{Operations: ops, Errors: b.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, Memory: .2}
 			if b.p95 > 0 {
 				w.P95, w.CanaryP95 = b.p95, b.p95
 			}
 			if b.memory != nil {
-				w.Memory = b.memory(m.now.Sub(m.born[r.Name]))
+				w.Memory = b.memory(m.now.Sub(m.startedAt[r.Name]))
 			}
 			if m.dbDown(m.now.Add(-span/2)) || m.dbDown(m.now) {
 				w.Errors, w.StoreFailed = ops, 1
@@ -328,38 +328,38 @@ func (m *modelWorld) Window(_ context.Context, deployment string, span time.Dura
 			return w, nil
 		}
 	}
-	return Window{}, nil
+	return MetricsWindow{}, nil
 }
 
-func (m *modelWorld) Keep(_ context.Context, c Color, folder string) error {
-	defer m.call()()
-	m.kept = append(m.kept, string(c))
+func (m *modelEnv) SaveDiagnostics(_ context.Context, c Color, folder string) error {
+	defer m.trackCall()()
+	m.savedDiagnostics = append(m.savedDiagnostics, string(c))
 	return nil
 }
 
-func (m *modelWorld) Tell(_ context.Context, n Notice) error {
-	m.notices = append(m.notices, n)
+func (m *modelEnv) Notify(_ context.Context, n Notification) error {
+	m.notifications = append(m.notifications, n)
 	return nil
 }
 
-func (m *modelWorld) Now() time.Time { return m.now }
+func (m *modelEnv) Now() time.Time { return m.now }
 
-func (m *modelWorld) Sleep(ctx context.Context, d time.Duration) error {
-	defer m.call()()
+func (m *modelEnv) Sleep(ctx context.Context, d time.Duration) error {
+	defer m.trackCall()()
 	m.now = m.now.Add(d)
 	return ctx.Err()
 }
 
-// machine is a machine on the model, with its state in a real folder.
-func (m *modelWorld) machine(state string) *Machine {
-	w := World{m, m, m, m, m, m, m, m}
-	s := State{Dir: state, touch: func(string) { m.count() }}
-	return &Machine{World: w, State: s, Settings: DefaultSettings()}
+// deployer is a machine on the model, with its state in a real folder.
+func (m *modelEnv) deployer(state string) *Deployer {
+	w := Dependencies{m, m, m, m, m, m, m, m}
+	s := StateDir{Dir: state, onWrite: func(string) { m.countCall() }}
+	return &Deployer{Deps: w, State: s, Settings: DefaultSettings()}
 }
 
-// folder is one in memory, where there is such: a state is written and synced
+// stateFolder is one in memory, where there is such: a state is written and synced
 // thousands of times.
-func folder(t *testing.T) string {
+func stateFolder(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "deploy")
 	if err != nil {
 		return t.TempDir()
@@ -368,13 +368,13 @@ func folder(t *testing.T) string {
 	return dir
 }
 
-// run runs a command and tells whether it was killed after so many calls.
-func (m *modelWorld) run(calls int, command func() (Entry, error)) (e Entry, err error, died bool) {
-	m.left = calls
+// runUntilKilled runs a command and tells whether it was killed after so many calls.
+func (m *modelEnv) runUntilKilled(calls int, command func() (HistoryEntry, error)) (e HistoryEntry, err error, died bool) {
+	m.callsUntilKill = calls
 	defer func() {
-		m.left = -1
+		m.callsUntilKill = -1
 		if p := recover(); p != nil {
-			if _, ok := p.(killed); !ok {
+			if _, ok := p.(commandKilled); !ok {
 				panic(p)
 			}
 			died = true

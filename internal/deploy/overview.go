@@ -18,13 +18,13 @@ type Overview struct {
 	// Route is what active.yml says, Traefik what the balancer does.
 	Route        *Route              `json:"route"`
 	RouteError   string              `json:"route_error,omitempty"`
-	Traefik      *Serving            `json:"traefik"`
+	Traefik      *BalancerStatus     `json:"traefik"`
 	TraefikError string              `json:"traefik_error,omitempty"`
 	Replicas     map[Color][]Replica `json:"replicas"`
 	Current      *Journal            `json:"current,omitempty"`
 	Alerts       []Alert             `json:"alerts"`
 	AlertsError  string              `json:"alerts_error,omitempty"`
-	History      []Entry             `json:"history"` // the newest first
+	History      []HistoryEntry      `json:"history"` // the newest first
 }
 
 // An Alert is one that Prometheus has firing.
@@ -40,17 +40,17 @@ const lastDeploys = 5
 // Overview looks at everything. Only a Docker that does not answer is an error.
 func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) {
 	c := s.Compose(nil)
-	sight, err := c.Look(ctx)
+	snapshot, err := c.Inspect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	o := &Overview{At: sight.At.UTC(), Replicas: sight.Replicas, Alerts: []Alert{}, History: []Entry{}}
+	o := &Overview{At: snapshot.At.UTC(), Replicas: snapshot.Replicas, Alerts: []Alert{}, History: []HistoryEntry{}}
 	if r, err := c.Balancer.Route(ctx); err != nil {
 		o.RouteError = err.Error()
 	} else {
 		o.Route = &r
 	}
-	if t, err := c.Balancer.Serving(ctx); err != nil {
+	if t, err := c.Balancer.Status(ctx); err != nil {
 		o.TraefikError = err.Error()
 	} else {
 		o.Traefik = &t
@@ -58,7 +58,7 @@ func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) 
 	if o.Alerts, err = p.Alerts(ctx); err != nil {
 		o.AlertsError = err.Error()
 	}
-	state := State{Dir: s.Dir + "/state"}
+	state := StateDir{Dir: s.Dir + "/state"}
 	if o.Current, err = state.Current(); err != nil {
 		return o, err
 	}
@@ -74,7 +74,7 @@ func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) 
 // Alerts asks Prometheus which alerts fire.
 func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
 	alerts := []Alert{}
-	q, err := p.question(ctx, "", 0)
+	q, err := p.newQuery(ctx, "", 0)
 	if err != nil {
 		return alerts, err
 	}
@@ -94,27 +94,27 @@ func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
 	return alerts, nil
 }
 
-// Well tells whether users are served as they should be.
-func (o *Overview) Well() bool {
+// Healthy tells whether users are served as they should be.
+func (o *Overview) Healthy() bool {
 	if o.Route == nil || o.Traefik == nil || *o.Route != o.Traefik.Route {
 		return false
 	}
-	s := Sight{Replicas: o.Replicas}
-	return s.serving(o.Route.Live) > 0 && s.serving(o.Route.Live) == len(o.Replicas[o.Route.Live])
+	s := Snapshot{Replicas: o.Replicas}
+	return s.countServing(o.Route.Live) > 0 && s.countServing(o.Route.Live) == len(o.Replicas[o.Route.Live])
 }
 
 // String is the overview for people.
 func (o *Overview) String() string {
 	var b strings.Builder
-	b.WriteString("live     " + o.live() + "\n")
+	b.WriteString("live     " + o.liveText() + "\n")
 	for _, c := range Colors {
-		fmt.Fprintf(&b, "%-8s %s\n", c, o.color(c))
+		fmt.Fprintf(&b, "%-8s %s\n", c, o.colorText(c))
 		for _, r := range o.Replicas[c] {
-			if r.Drain != "" && o.doing(c) == "serving" { // one of several, by hand
+			if r.Drain != "" && o.colorStatus(c) == "serving" { // one of several, by hand
 				fmt.Fprintf(&b, "         %s: %s\n", r.Name, r.Drain)
 			}
-			if t := r.trouble(); t != "" || r.Restarts > 0 {
-				fmt.Fprintf(&b, "         %s: %s\n", r.Name, orElse(t, fmt.Sprintf("started again %d times (%s)", r.Restarts, r.Ended)))
+			if t := r.problem(); t != "" || r.Restarts > 0 {
+				fmt.Fprintf(&b, "         %s: %s\n", r.Name, orElse(t, fmt.Sprintf("started again %d times (%s)", r.Restarts, r.ExitReason)))
 			}
 		}
 	}
@@ -140,7 +140,7 @@ func (o *Overview) String() string {
 	return b.String()
 }
 
-func (o *Overview) live() string {
+func (o *Overview) liveText() string {
 	switch {
 	case o.Route == nil:
 		return "unknown: " + o.RouteError
@@ -152,41 +152,41 @@ func (o *Overview) live() string {
 	return o.Route.String()
 }
 
-// doing is what a color is about.
-func (o *Overview) doing(c Color) string {
-	s := Sight{Replicas: o.Replicas}
-	of := s.Of(c)
+// colorStatus is what a color is about.
+func (o *Overview) colorStatus(c Color) string {
+	s := Snapshot{Replicas: o.Replicas}
+	replicas := s.Running(c)
 	phases := map[string]int{}
-	for _, r := range of {
+	for _, r := range replicas {
 		phases[r.Drain]++
 	}
 	switch {
-	case len(of) == 0:
+	case len(replicas) == 0:
 		return "stopped"
-	case phases["drained"] == len(of):
+	case phases["drained"] == len(replicas):
 		return "drained"
 	case phases[""] == 0:
 		return "draining"
-	case s.serving(c) == 0:
+	case s.countServing(c) == 0:
 		return "not ready"
 	}
 	return "serving"
 }
 
-// color is one color's line.
-func (o *Overview) color(c Color) string {
-	s := Sight{Replicas: o.Replicas}
-	of := s.Of(c)
-	if len(of) == 0 {
+// colorText is one color's line.
+func (o *Overview) colorText(c Color) string {
+	s := Snapshot{Replicas: o.Replicas}
+	replicas := s.Running(c)
+	if len(replicas) == 0 {
 		return "stopped"
 	}
-	r := of[0]
+	r := replicas[0]
 	return fmt.Sprintf("%s, %d of %d replicas ready, %d clients, %s (version %s, %s)",
-		o.doing(c), s.serving(c), len(o.Replicas[c]), s.clients(c), r.Image.Ref, orElse(r.Version, "unknown"), r.Deployment)
+		o.colorStatus(c), s.countServing(c), len(o.Replicas[c]), s.countClients(c), r.Image.Ref, orElse(r.Version, "unknown"), r.Deployment)
 }
 
 // String is an entry of the history for people.
-func (e Entry) String() string {
+func (e HistoryEntry) String() string {
 	s := fmt.Sprintf("%s  %s %s, %s is live (took %v)", e.Started.Format(time.RFC3339), e.Image.Ref, e.Outcome, e.Color, e.Ended.Sub(e.Started).Round(time.Second))
 	if e.Reason != "" {
 		s += ": " + e.Reason
@@ -194,41 +194,41 @@ func (e Entry) String() string {
 	return s
 }
 
-// errNothing: there is nothing to switch to.
-var errNothing = errors.New("it does not run")
+// errNotRunning: there is nothing to switch to.
+var errNotRunning = errors.New("it does not run")
 
 // Switch sends new connections to a color that runs, and no more: who is
 // connected stays where they are.
-func (m *Machine) Switch(ctx context.Context, c Color) (Entry, error) {
-	if err := m.idle(); err != nil {
-		return Entry{}, err
+func (m *Deployer) Switch(ctx context.Context, c Color) (HistoryEntry, error) {
+	if err := m.requireNoDeploy(); err != nil {
+		return HistoryEntry{}, err
 	}
-	began := m.World.Clock.Now().UTC()
-	s, err := m.World.Containers.Look(ctx)
+	began := m.Deps.Clock.Now().UTC()
+	s, err := m.Deps.Containers.Inspect(ctx)
 	if err != nil {
-		return Entry{}, &RefusedError{err}
+		return HistoryEntry{}, &RefusedError{err}
 	}
-	l := launchOf(c, s)
+	l := currentSpec(c, s)
 	if l.Replicas == 0 {
-		return Entry{}, &RefusedError{fmt.Errorf("switch to %s: %w; `switchyard deploy` starts it", c, errNothing)}
+		return HistoryEntry{}, &RefusedError{fmt.Errorf("switch to %s: %w; `switchyard deploy` starts it", c, errNotRunning)}
 	}
 	j := &Journal{ID: l.Deployment, Image: l.Image, From: c.Other(), To: c, Replicas: l.Replicas}
 	if err := m.undrain(ctx, s, c, l.Deployment); err != nil {
-		return Entry{}, &RefusedError{err}
+		return HistoryEntry{}, &RefusedError{err}
 	}
-	if err := m.ready(ctx, j, true); err != nil {
-		return Entry{}, &RefusedError{err}
+	if err := m.waitReady(ctx, j, true); err != nil {
+		return HistoryEntry{}, &RefusedError{err}
 	}
-	if err := m.route(ctx, Route{Live: c}); err != nil {
-		return Entry{}, &StuckError{Reason: err.Error(), Remedy: "`switchyard status` tells what Traefik serves"}
+	if err := m.setRoute(ctx, Route{Live: c}); err != nil {
+		return HistoryEntry{}, &StuckError{Reason: err.Error(), Remedy: "`switchyard status` tells what Traefik serves"}
 	}
-	e := Entry{ID: began.Format("20060102T150405Z") + "-switch", Outcome: Switched, Color: c, Image: l.Image, From: c.Other(), Started: began, Ended: m.World.Clock.Now().UTC()}
-	m.tell(ctx, Notice{Kind: "switch", Deploy: e.ID, Image: l.Image.Ref, Live: c, Text: "new connections go to " + string(c) + ", by hand"})
-	return e, m.State.append(e)
+	e := HistoryEntry{ID: began.Format("20060102T150405Z") + "-switch", Outcome: Switched, Color: c, Image: l.Image, From: c.Other(), Started: began, Ended: m.Deps.Clock.Now().UTC()}
+	m.notify(ctx, Notification{Kind: "switch", Deploy: e.ID, Image: l.Image.Ref, Live: c, Text: "new connections go to " + string(c) + ", by hand"})
+	return e, m.State.appendHistory(e)
 }
 
-// idle refuses what would come in the way of a deploy that is unfinished.
-func (m *Machine) idle() error {
+// requireNoDeploy refuses what would come in the way of a deploy that is unfinished.
+func (m *Deployer) requireNoDeploy() error {
 	j, err := m.State.Current()
 	if err != nil {
 		return &RefusedError{err}

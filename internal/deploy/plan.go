@@ -20,26 +20,26 @@ type Plan struct {
 
 // Plan tells what Deploy would do now. It changes nothing, but may pull the
 // image.
-func (m *Machine) Plan(ctx context.Context, ref string) (*Plan, error) {
+func (m *Deployer) Plan(ctx context.Context, ref string) (*Plan, error) {
 	j, err := m.State.Current()
 	if err != nil {
 		return nil, &RefusedError{err}
 	}
 	p := new(Plan)
 	if j == nil {
-		if j, err = m.foresee(ctx, ref); err != nil {
+		if j, err = m.planDeploy(ctx, ref); err != nil {
 			return nil, err
 		}
 		p.Steps = append(p.Steps, "preflight: is everything as a deploy needs it?")
 	} else {
 		if j.Image.Ref != ref || j.RollingBack {
-			return nil, m.idle()
+			return nil, m.requireNoDeploy()
 		}
 		p.Unfinished = j.ID
 	}
 	p.Image, p.From, p.To, p.Replicas = j.Image, j.From, j.To, j.Replicas
 	for _, s := range m.steps(j, newJudge(m.Settings, j)) {
-		if !j.did(s.name) {
+		if !j.completed(s.name) {
 			p.Steps = append(p.Steps, s.name+": "+s.text)
 		}
 	}
@@ -49,7 +49,7 @@ func (m *Machine) Plan(ctx context.Context, ref string) (*Plan, error) {
 // String is the plan for people.
 func (p *Plan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s (%s) would go to %s, %d replicas; %s is live.\n", p.Image.Ref, short(p.Image.ID), p.To, p.Replicas, p.From)
+	fmt.Fprintf(&b, "%s (%s) would go to %s, %d replicas; %s is live.\n", p.Image.Ref, shortID(p.Image.ID), p.To, p.Replicas, p.From)
 	if p.Unfinished != "" {
 		fmt.Fprintf(&b, "It would go on with %s.\n", p.Unfinished)
 	}
@@ -59,30 +59,30 @@ func (p *Plan) String() string {
 	return b.String()
 }
 
-// short is the beginning of an id.
-func short(id string) string {
+// shortID is the beginning of an id.
+func shortID(id string) string {
 	id = strings.TrimPrefix(id, "sha256:")
 	return id[:min(len(id), 12)]
 }
 
 // Details is an entry with its steps, for people.
-func (e Entry) Details() string {
+func (e HistoryEntry) Details() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, e)
 	for _, s := range e.Steps {
-		fmt.Fprintf(&b, "    %-14s %8v  %s\n", s.Step, time.Duration(s.Took*float64(time.Second)).Round(time.Millisecond), s.Note)
+		fmt.Fprintf(&b, "    %-14s %8v  %s\n", s.Step, time.Duration(s.TookSeconds*float64(time.Second)).Round(time.Millisecond), s.Note)
 	}
 	if e.FailedAt != "" {
 		fmt.Fprintf(&b, "    it failed at %s\n", e.FailedAt)
 	}
-	if e.BackAfter > 0 {
-		fmt.Fprintf(&b, "    the old color served %v s after the trigger\n", e.BackAfter)
+	if e.RecoverySeconds > 0 {
+		fmt.Fprintf(&b, "    the old color served %v s after the trigger\n", e.RecoverySeconds)
 	}
-	for _, h := range append(e.Held, e.Notes...) {
+	for _, h := range append(e.SuppressedTriggers, e.Notes...) {
 		fmt.Fprintf(&b, "    note: %s\n", h)
 	}
-	if e.Evidence != "" {
-		fmt.Fprintf(&b, "    kept: %s\n", e.Evidence)
+	if e.DiagnosticsDir != "" {
+		fmt.Fprintf(&b, "    kept: %s\n", e.DiagnosticsDir)
 	}
 	return b.String()
 }

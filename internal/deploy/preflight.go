@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// A Check is one question asked before a deploy, and its answer.
-type Check struct {
+// A CheckResult is one question asked before a deploy, and its answer.
+type CheckResult struct {
 	Name string `json:"name"`
-	// Answer is ok, warn (go on, but know it) or fail.
-	Answer string `json:"answer"`
+	// Status is ok, warn (go on, but know it) or fail.
+	Status string `json:"answer"`
 	Text   string `json:"text"`
 }
 
 // The answers.
 const (
-	answerOK   = "ok"
-	answerWarn = "warn"
-	answerFail = "fail"
+	statusOK   = "ok"
+	statusWarn = "warn"
+	statusFail = "fail"
 )
 
 // checkLimit bounds one check.
@@ -34,34 +34,34 @@ type Preflight struct {
 	Compose  *Compose
 	Metrics  *Prometheus
 	Settings Settings
-	State    State
+	State    StateDir
 	// Ignore names checks that may fail; Scan is a command that judges an image.
-	Ignore []string
-	Scan   string
-	// Blind goes on without metrics: Prometheus may be away.
-	Blind bool
-	Clock Clock
+	Ignore      []string
+	ScanCommand string
+	// WithoutMetrics goes on without metrics: Prometheus may be away.
+	WithoutMetrics bool
+	Clock          Clock
 }
 
-// byMetrics are the checks that can't be answered without Prometheus.
-var byMetrics = []string{"metrics", "alerting", "alerts", "errors", "backup"}
+// metricsChecks are the checks that can't be answered without Prometheus.
+var metricsChecks = []string{"metrics", "alerting", "alerts", "errors", "backup"}
 
 // check is a question; it returns what there is to say, and an error when the
 // answer is no.
 type check struct {
 	name string
-	ask  func(ctx context.Context, w *workplace) (string, error)
+	run  func(ctx context.Context, w *checkInput) (string, error)
 }
 
 // A warning is an answer that stops nothing.
 type warning struct{ error }
 
-func warn(format string, args ...any) error { return &warning{fmt.Errorf(format, args...)} }
+func warningf(format string, args ...any) error { return &warning{fmt.Errorf(format, args...)} }
 
-// workplace is what several checks look at, looked at once.
-type workplace struct {
+// checkInput is what several checks look at, looked at once.
+type checkInput struct {
 	containers []container
-	sight      Sight
+	snapshot   Snapshot
 	route      Route
 	routeErr   error
 	image      Image // empty: no image was named
@@ -73,14 +73,14 @@ func (p *Preflight) checks() []check {
 		{"compose", p.composeFile}, {"traefik", p.traefikFiles}, {"components", p.components}, {"live", p.liveColor},
 		{"disk", p.disk}, {"memory", p.memory}, {"certificate", p.certificate}, {"dns", p.dns},
 		{"metrics", p.metrics}, {"alerting", p.alerting}, {"alerts", p.alerts}, {"errors", p.recentErrors},
-		{"migrations", p.migrations}, {"redis", p.redis}, {"replica", p.replica}, {"backup", p.backup},
+		{"migrations", p.migrations}, {"redis", p.redis}, {"replica", p.standby}, {"backup", p.backup},
 		{"drain", p.drainBudget}, {"nofile", p.nofile}, {"window", p.window}, {"scan", p.scan},
 	}
 }
 
 // Run asks everything. Without a ref, what is about an image is left out. Only
 // what keeps all questions from being asked is an error.
-func (p *Preflight) Run(ctx context.Context, image Image) ([]Check, error) {
+func (p *Preflight) Run(ctx context.Context, image Image) ([]CheckResult, error) {
 	names := map[string]bool{}
 	for _, c := range p.checks() {
 		names[c.name] = true
@@ -90,83 +90,83 @@ func (p *Preflight) Run(ctx context.Context, image Image) ([]Check, error) {
 			return nil, fmt.Errorf("--ignore %s: there is no such check", name)
 		}
 	}
-	w := &workplace{image: image}
+	in := &checkInput{image: image}
 	var err error
-	if w.containers, err = p.Compose.containers(ctx); err != nil {
+	if in.containers, err = p.Compose.containers(ctx); err != nil {
 		return nil, err
 	}
-	if w.sight, err = p.Compose.Look(ctx); err != nil {
+	if in.snapshot, err = p.Compose.Inspect(ctx); err != nil {
 		return nil, err
 	}
-	w.route, w.routeErr = p.Compose.Balancer.Route(ctx)
+	in.route, in.routeErr = p.Compose.Balancer.Route(ctx)
 	all := p.checks()
-	answers := make([]Check, len(all))
-	var asking sync.WaitGroup
+	results := make([]CheckResult, len(all))
+	var wg sync.WaitGroup
 	slots := make(chan struct{}, 4) // docker commands cost
 	for i, c := range all {
-		asking.Go(func() {
+		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			answers[i] = p.ask(ctx, c, w)
+			results[i] = p.runCheck(ctx, c, in)
 		})
 	}
-	asking.Wait()
-	return answers, ctx.Err()
+	wg.Wait()
+	return results, ctx.Err()
 }
 
-func (p *Preflight) ask(ctx context.Context, c check, w *workplace) Check {
+func (p *Preflight) runCheck(ctx context.Context, c check, in *checkInput) CheckResult {
 	ctx, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no answer within %v", checkLimit))
 	defer cancel()
-	text, err := c.ask(ctx, w)
-	var soft *warning
+	text, err := c.run(ctx, in)
+	var warned *warning
 	switch {
 	case err == nil:
-		return Check{c.name, answerOK, text}
-	case errors.As(err, &soft):
-		return Check{c.name, answerWarn, err.Error()}
-	case slices.Contains(p.Ignore, c.name), p.Blind && slices.Contains(byMetrics, c.name):
-		return Check{c.name, answerWarn, "ignored: " + err.Error()}
+		return CheckResult{c.name, statusOK, text}
+	case errors.As(err, &warned):
+		return CheckResult{c.name, statusWarn, err.Error()}
+	case slices.Contains(p.Ignore, c.name), p.WithoutMetrics && slices.Contains(metricsChecks, c.name):
+		return CheckResult{c.name, statusWarn, "ignored: " + err.Error()}
 	}
-	return Check{c.name, answerFail, err.Error()}
+	return CheckResult{c.name, statusFail, err.Error()}
 }
 
-// May fails with what stands against a deploy of the image, each in a line of
+// Allow fails with what stands against a deploy of the image, each in a line of
 // the report and the remedy in one.
-func (p *Preflight) May(ctx context.Context, image Image, report func(Check)) error {
-	answers, err := p.Run(ctx, image)
+func (p *Preflight) Allow(ctx context.Context, image Image, report func(CheckResult)) error {
+	results, err := p.Run(ctx, image)
 	if err != nil {
 		return err
 	}
 	var failed []string
-	for _, a := range answers {
+	for _, a := range results {
 		report(a)
-		if a.Answer == answerFail {
+		if a.Status == statusFail {
 			failed = append(failed, a.Name)
 		}
 	}
 	if len(failed) == 0 {
 		return nil
 	}
-	return fmt.Errorf("preflight: %s; mend it, or take the risk with --ignore %s", failures(answers), strings.Join(failed, " --ignore "))
+	return fmt.Errorf("preflight: %s; mend it, or take the risk with --ignore %s", describeFailures(results), strings.Join(failed, " --ignore "))
 }
 
-// failures are what failed, in one line.
-func failures(answers []Check) string {
+// describeFailures are what failed, in one line.
+func describeFailures(results []CheckResult) string {
 	var parts []string
-	for _, a := range answers {
-		if a.Answer == answerFail {
+	for _, a := range results {
+		if a.Status == statusFail {
 			parts = append(parts, a.Name+": "+a.Text)
 		}
 	}
 	return strings.Join(parts, "; ")
 }
 
-// Failed tells whether one of the answers is no.
-func Failed(answers []Check) bool {
-	return slices.ContainsFunc(answers, func(c Check) bool { return c.Answer == answerFail })
+// AnyFailed tells whether one of the answers is no.
+func AnyFailed(results []CheckResult) bool {
+	return slices.ContainsFunc(results, func(c CheckResult) bool { return c.Status == statusFail })
 }
 
 // Preflight is the stack's.
-func (s *Stack) Preflight(c *Compose, settings Settings, state State) *Preflight {
+func (s *Stack) Preflight(c *Compose, settings Settings, state StateDir) *Preflight {
 	return &Preflight{Stack: s, Compose: c, Metrics: s.Metrics(c), Settings: settings, State: state, Clock: HostClock{}}
 }

@@ -17,29 +17,29 @@ import (
 // smokeLimit bounds one smoke test.
 const smokeLimit = 20 * time.Second
 
-// Outside probes the stack as its users meet it, and its replicas one by one.
-type Outside struct {
+// Prober probes the stack as its users meet it, and its replicas one by one.
+type Prober struct {
 	Stack *Stack
-	// Judge runs many clients for a while, judges what they saw, and tells the p95
+	// Verifier runs many clients for a while, judges what they saw, and tells the p95
 	// from their publishes to the acks.
-	Judge func(ctx context.Context, s *Stack, d time.Duration, token string) (time.Duration, error)
+	Verifier func(ctx context.Context, s *Stack, d time.Duration, token string) (time.Duration, error)
 }
 
 // Smoke connects, joins, publishes, receives, and resumes on a second
 // connection what came while nobody listened.
-func (o *Outside) Smoke(ctx context.Context, t Target) error {
+func (o *Prober) Smoke(ctx context.Context, t Target) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
 	defer cancel()
 	url, http := o.Stack.URL("wss", "/ws"), o.Stack.HTTPClient()
 	if t.Replica != nil {
 		// By the name that users ask for: a replica may answer to no other.
-		url, http = "ws://"+o.Stack.Env["DOMAIN"]+"/ws", at(t.Replica.Address)
+		url, http = "ws://"+o.Stack.Env["DOMAIN"]+"/ws", clientFor(t.Replica.Address)
 	}
 	return o.smoke(ctx, url, http, t)
 }
 
-// at connects to an address, whatever a URL says.
-func at(address string) *http.Client {
+// clientFor connects to an address, whatever a URL says.
+func clientFor(address string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, address)
@@ -49,13 +49,13 @@ func at(address string) *http.Client {
 }
 
 // SmokeURL is Smoke of any address.
-func (o *Outside) SmokeURL(ctx context.Context, url string) error {
+func (o *Prober) SmokeURL(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
 	defer cancel()
 	return o.smoke(ctx, url, http.DefaultClient, Target{})
 }
 
-func (o *Outside) smoke(ctx context.Context, url string, http *http.Client, t Target) error {
+func (o *Prober) smoke(ctx context.Context, url string, http *http.Client, t Target) error {
 	room := message.Room("deploy-smoke-" + strings.ToLower(client.NewID()[:8]))
 	first, err := o.dial(ctx, url, http)
 	if err != nil {
@@ -76,7 +76,7 @@ func (o *Outside) smoke(ctx context.Context, url string, http *http.Client, t Ta
 	if err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
-	if err := exchange(ctx, first, room, got, "one"); err != nil {
+	if err := publishAndReceive(ctx, first, room, got, "one"); err != nil {
 		return err
 	}
 	if _, err := first.Publish(ctx, room, json.RawMessage(`"two"`), ""); err != nil {
@@ -88,13 +88,13 @@ func (o *Outside) smoke(ctx context.Context, url string, http *http.Client, t Ta
 	}
 	defer second.Close()
 	// From before the first one: both must come, in order.
-	again := make(chan message.Message, 8)
-	handler.Message = func(m message.Message) { again <- m }
+	resumed := make(chan message.Message, 8)
+	handler.Message = func(m message.Message) { resumed <- m }
 	if _, err := second.Join(ctx, room, client.After(joined.Epoch, joined.Head), handler); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
 	for _, want := range []string{`"one"`, `"two"`} {
-		if err := receive(ctx, again, want); err != nil {
+		if err := expectMessage(ctx, resumed, want); err != nil {
 			return fmt.Errorf("resume: %w", err)
 		}
 	}
@@ -102,7 +102,7 @@ func (o *Outside) smoke(ctx context.Context, url string, http *http.Client, t Ta
 }
 
 // dial connects once; what the client would put right by trying again is told.
-func (o *Outside) dial(ctx context.Context, url string, http *http.Client) (*client.Client, error) {
+func (o *Prober) dial(ctx context.Context, url string, http *http.Client) (*client.Client, error) {
 	token, err := o.Stack.token(time.Now())
 	if err != nil {
 		return nil, err
@@ -131,32 +131,32 @@ func (o *Outside) dial(ctx context.Context, url string, http *http.Client) (*cli
 	}
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("connect to %s: %w", url, cause(ctx, err))
+		return nil, fmt.Errorf("connect to %s: %w", url, contextCause(ctx, err))
 	}
 	return c, nil
 }
 
-// cause prefers why a context ended to that it did.
-func cause(ctx context.Context, err error) error {
+// contextCause prefers why a context ended to that it did.
+func contextCause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && errors.Is(err, ctx.Err()) {
 		return c
 	}
 	return err
 }
 
-// exchange publishes and waits for it to come back.
-func exchange(ctx context.Context, c *client.Client, room message.Room, got chan message.Message, text string) error {
+// publishAndReceive publishes and waits for it to come back.
+func publishAndReceive(ctx context.Context, c *client.Client, room message.Room, got chan message.Message, text string) error {
 	data, err := json.Marshal(text)
 	if err != nil {
 		return fmt.Errorf("publish: %w", err)
 	}
 	if _, err := c.Publish(ctx, room, data, ""); err != nil {
-		return fmt.Errorf("publish: %w", cause(ctx, err))
+		return fmt.Errorf("publish: %w", contextCause(ctx, err))
 	}
-	return receive(ctx, got, string(data))
+	return expectMessage(ctx, got, string(data))
 }
 
-func receive(ctx context.Context, got chan message.Message, want string) error {
+func expectMessage(ctx context.Context, got chan message.Message, want string) error {
 	select {
 	case m := <-got:
 		if string(m.Data) != want {
@@ -169,20 +169,20 @@ func receive(ctx context.Context, got chan message.Message, want string) error {
 }
 
 // Verify has many clients publish and subscribe, and judges.
-func (o *Outside) Verify(ctx context.Context, d time.Duration) (time.Duration, error) {
-	if o.Judge == nil {
-		return 0, errNoVerify
+func (o *Prober) Verify(ctx context.Context, d time.Duration) (time.Duration, error) {
+	if o.Verifier == nil {
+		return 0, errNoVerifier
 	}
 	token, err := o.Stack.token(time.Now())
 	if err != nil {
 		return 0, err
 	}
-	return o.Judge(ctx, o.Stack, d, token)
+	return o.Verifier(ctx, o.Stack, d, token)
 }
 
-// Page loads what a browser loads first.
-func (o *Outside) Page(ctx context.Context) error {
-	for path, has := range map[string]string{"/": "<html", "/client.js": "switchyard.v1"} {
+// LoadPage loads what a browser loads first.
+func (o *Prober) LoadPage(ctx context.Context) error {
+	for path, want := range map[string]string{"/": "<html", "/client.js": "switchyard.v1"} {
 		url := o.Stack.URL("https", path)
 		status, body, err := fetch(ctx, o.Stack.HTTPClient(), url)
 		switch {
@@ -190,7 +190,7 @@ func (o *Outside) Page(ctx context.Context) error {
 			return fmt.Errorf("load %s: %w", url, err)
 		case status != http.StatusOK:
 			return fmt.Errorf("load %s: status %d", url, status)
-		case !strings.Contains(strings.ToLower(string(body)), has):
+		case !strings.Contains(strings.ToLower(string(body)), want):
 			return fmt.Errorf("load %s: it is not the page", url)
 		}
 	}

@@ -20,15 +20,15 @@ import (
 
 // Bounds of what is kept and told.
 const (
-	evidenceLimit = 10 * time.Second // each piece
-	logTail       = "10000"          // lines
-	noticeTries   = 4
-	noticeLimit   = 5 * time.Second // one try
-	noticePause   = 500 * time.Millisecond
+	diagnosticsTimeout = 10 * time.Second // each piece
+	logTail            = "10000"          // lines
+	notifyAttempts     = 4
+	notifyTimeout      = 5 * time.Second // one try
+	notifyBackoff      = 500 * time.Millisecond
 )
 
-// Book keeps what people will ask about, and tells them.
-type Book struct {
+// HostRecords keeps what people will ask about, and tells them.
+type HostRecords struct {
 	Compose *Compose
 	// Webhook gets each notice by POST; empty: nobody is told. Secret signs it.
 	Webhook, Secret string
@@ -39,9 +39,9 @@ type Book struct {
 	Clock                 Clock
 }
 
-// NewBook reads what notices need. Paths are relative to dir.
-func NewBook(c *Compose, n Notices, dir string) (*Book, error) {
-	b := &Book{Compose: c, Webhook: n.Webhook, Grafana: n.Grafana, Clock: HostClock{}}
+// NewHostRecords reads what notices need. Paths are relative to dir.
+func NewHostRecords(c *Compose, n NotificationSettings, dir string) (*HostRecords, error) {
+	b := &HostRecords{Compose: c, Webhook: n.Webhook, Grafana: n.Grafana, Clock: HostClock{}}
 	for _, secret := range []struct {
 		path string
 		into *string
@@ -62,10 +62,10 @@ func NewBook(c *Compose, n Notices, dir string) (*Book, error) {
 	return b, nil
 }
 
-// Keep writes what each replica of a color can still tell. What one piece can't
+// SaveDiagnostics writes what each replica of a color can still tell. What one piece can't
 // give does not keep the others from being kept.
-func (b *Book) Keep(ctx context.Context, c Color, folder string) error {
-	s, err := b.Compose.Look(ctx)
+func (b *HostRecords) SaveDiagnostics(ctx context.Context, c Color, folder string) error {
+	s, err := b.Compose.Inspect(ctx)
 	if err != nil {
 		return err
 	}
@@ -74,12 +74,12 @@ func (b *Book) Keep(ctx context.Context, c Color, folder string) error {
 	}
 	var errs []error
 	for _, r := range s.Replicas[c] {
-		errs = append(errs, b.keep(ctx, r, folder))
+		errs = append(errs, b.saveReplica(ctx, r, folder))
 	}
 	return errors.Join(errs...)
 }
 
-func (b *Book) keep(ctx context.Context, r Replica, folder string) error {
+func (b *HostRecords) saveReplica(ctx context.Context, r Replica, folder string) error {
 	var errs []error
 	write := func(name string, text []byte, err error) {
 		if len(text) > 0 {
@@ -90,35 +90,35 @@ func (b *Book) keep(ctx context.Context, r Replica, folder string) error {
 		}
 	}
 	ctx = context.WithoutCancel(ctx) // each piece has its bound
-	out, err := b.Compose.docker(ctx, evidenceLimit, "inspect", r.Name)
+	out, err := b.Compose.docker(ctx, diagnosticsTimeout, "inspect", r.Name)
 	write(".state.json", out, err)
 	out, err = b.Compose.logs(ctx, r.Name)
 	write(".log", out, err)
-	if !r.Answers {
+	if !r.Reachable {
 		return errors.Join(errs...)
 	}
-	_, out, err = fetch(ctx, inside, "http://"+r.Address+"/metrics")
+	_, out, err = fetch(ctx, containerClient, "http://"+r.Address+"/metrics")
 	write(".metrics", out, err)
-	_, out, err = fetch(ctx, inside, "http://"+r.Address+"/readyz")
+	_, out, err = fetch(ctx, containerClient, "http://"+r.Address+"/readyz")
 	write(".readyz.json", out, err)
-	out, err = b.Compose.docker(ctx, evidenceLimit, "exec", r.Name, "/server", "profile", "heap")
+	out, err = b.Compose.docker(ctx, diagnosticsTimeout, "exec", r.Name, "/server", "profile", "heap")
 	write(".heap.pprof", out, err)
 	return errors.Join(errs...)
 }
 
 // logs are a container's last lines.
 func (c *Compose) logs(ctx context.Context, name string) ([]byte, error) {
-	cmd := command{both: true}
+	cmd := command{mergeStderr: true}
 	if c.Lock != nil {
-		cmd.inherit = c.Lock.file
+		cmd.inheritedFile = c.Lock.file
 	}
-	return cmd.run(ctx, evidenceLimit, c.Dir, nil, "docker", "logs", "--timestamps", "--tail", logTail, name)
+	return cmd.run(ctx, diagnosticsTimeout, c.Dir, nil, "docker", "logs", "--timestamps", "--tail", logTail, name)
 }
 
-// Tell posts a notice, and again when it does not arrive. A receiver knows its
+// Notify posts a notice, and again when it does not arrive. A receiver knows its
 // sender by X-Switchyard-Signature: sha256= and the HMAC of the timestamp
 // header, a dot and the body.
-func (b *Book) Tell(ctx context.Context, n Notice) error {
+func (b *HostRecords) Notify(ctx context.Context, n Notification) error {
 	body, err := json.Marshal(n)
 	if err != nil {
 		return fmt.Errorf("tell: %w", err)
@@ -146,7 +146,7 @@ func Sign(secret, timestamp string, body []byte) string {
 }
 
 // annotate marks a notice on the dashboards.
-func (b *Book) annotate(ctx context.Context, n Notice) error {
+func (b *HostRecords) annotate(ctx context.Context, n Notification) error {
 	if b.Grafana == "" {
 		return nil
 	}
@@ -164,11 +164,11 @@ func (b *Book) annotate(ctx context.Context, n Notice) error {
 }
 
 // post posts until a 2xx comes, a few times.
-func (b *Book) post(ctx context.Context, url string, header http.Header, body []byte) error {
+func (b *HostRecords) post(ctx context.Context, url string, header http.Header, body []byte) error {
 	var err error
-	for try := range noticeTries {
+	for try := range notifyAttempts {
 		if try > 0 {
-			if e := b.Clock.Sleep(ctx, noticePause<<try); e != nil {
+			if e := b.Clock.Sleep(ctx, notifyBackoff<<try); e != nil {
 				return errors.Join(err, e)
 			}
 		}
@@ -176,11 +176,11 @@ func (b *Book) post(ctx context.Context, url string, header http.Header, body []
 			return nil
 		}
 	}
-	return fmt.Errorf("%d tries: %w", noticeTries, err)
+	return fmt.Errorf("%d tries: %w", notifyAttempts, err)
 }
 
-func (b *Book) postOnce(ctx context.Context, url string, header http.Header, body []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, noticeLimit)
+func (b *HostRecords) postOnce(ctx context.Context, url string, header http.Header, body []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {

@@ -13,48 +13,48 @@ import (
 	"time"
 )
 
-// A received is one POST as it came.
-type received struct {
+// A recordedRequest is one POST as it came.
+type recordedRequest struct {
 	path   string
 	header http.Header
 	body   []byte
 }
 
-// receiver takes POSTs, and turns the first few away.
-func receiver(t *testing.T, turnAway int) (url string, got func() []received) {
+// fakeReceiver takes POSTs, and turns the first few away.
+func fakeReceiver(t *testing.T, failFirst int) (url string, got func() []recordedRequest) {
 	var mu sync.Mutex
-	var all []received
+	var all []recordedRequest
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		mu.Lock()
 		defer mu.Unlock()
-		all = append(all, received{r.URL.Path, r.Header, body})
-		if len(all) <= turnAway {
+		all = append(all, recordedRequest{r.URL.Path, r.Header, body})
+		if len(all) <= failFirst {
 			w.WriteHeader(http.StatusBadGateway)
 		}
 	}))
 	t.Cleanup(s.Close)
-	return s.URL, func() []received {
+	return s.URL, func() []recordedRequest {
 		mu.Lock()
 		defer mu.Unlock()
 		return all
 	}
 }
 
-func TestANoticeIsSignedAndToldAgain(t *testing.T) {
-	url, got := receiver(t, 2)
+func TestANotificationIsSignedAndRetried(t *testing.T) {
+	url, got := fakeReceiver(t, 2)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("between us\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, err := NewBook(nil, Notices{Webhook: url + "/hook", SecretFile: "secret"}, dir)
+	b, err := NewHostRecords(nil, NotificationSettings{Webhook: url + "/hook", SecretFile: "secret"}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newModel(t)
+	w := newModelEnv(t)
 	b.Clock = w // its pauses take no time
-	n := Notice{At: w.now, Kind: "rollback", Deploy: "d1", Image: "v2", Live: Blue, Text: "v2 was rolled back: why"}
-	if err := b.Tell(t.Context(), n); err != nil {
+	n := Notification{At: w.now, Kind: "rollback", Deploy: "d1", Image: "v2", Live: Blue, Text: "v2 was rolled back: why"}
+	if err := b.Notify(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
 	tries := got()
@@ -66,20 +66,20 @@ func TestANoticeIsSignedAndToldAgain(t *testing.T) {
 	if want := "sha256=" + Sign("between us", stamp, last.body); last.header.Get("X-Switchyard-Signature") != want || stamp != "1795690800" {
 		t.Errorf("signed %q at %s", last.header.Get("X-Switchyard-Signature"), stamp)
 	}
-	var back Notice
-	if err := json.Unmarshal(last.body, &back); err != nil || back != n {
-		t.Error(back, err)
+	var decoded Notification
+	if err := json.Unmarshal(last.body, &decoded); err != nil || decoded != n {
+		t.Error(decoded, err)
 	}
 	if last.header.Get("X-Switchyard-Notice") != tries[0].header.Get("X-Switchyard-Notice") {
 		t.Error("a second try can't be told from a second notice")
 	}
 }
 
-func TestANoticeThatDoesNotArriveStopsNothing(t *testing.T) {
-	url, got := receiver(t, 1000)
-	w := newModel(t)
-	m := w.machine(folder(t))
-	m.World.Records = &Book{Webhook: url, Clock: w}
+func TestAFailedNotificationDoesNotStopADeploy(t *testing.T) {
+	url, got := fakeReceiver(t, 1000)
+	w := newModelEnv(t)
+	m := w.deployer(stateFolder(t))
+	m.Deps.Records = &HostRecords{Webhook: url, Clock: w}
 	var warned []string
 	m.Report = func(e Event) {
 		if e.Kind == "warn" {
@@ -89,27 +89,27 @@ func TestANoticeThatDoesNotArriveStopsNothing(t *testing.T) {
 	if _, err := m.Deploy(t.Context(), "v2"); err != nil {
 		t.Fatal(err)
 	}
-	if len(got()) != 3*noticeTries || len(warned) != 3 || !strings.Contains(warned[0], "did not arrive: 4 tries") {
+	if len(got()) != 3*notifyAttempts || len(warned) != 3 || !strings.Contains(warned[0], "did not arrive: 4 tries") {
 		t.Error(len(got()), warned)
 	}
 }
 
-func TestGrafanaIsMarked(t *testing.T) {
-	url, got := receiver(t, 0)
-	b := &Book{Grafana: url + "/", GrafanaToken: "token", Clock: HostClock{}}
+func TestGrafanaGetsAnAnnotation(t *testing.T) {
+	url, got := fakeReceiver(t, 0)
+	b := &HostRecords{Grafana: url + "/", GrafanaToken: "token", Clock: HostClock{}}
 	at := time.UnixMilli(1795687200123)
-	if err := b.Tell(t.Context(), Notice{At: at, Kind: "switch", Live: Green, Text: "new connections go to green"}); err != nil {
+	if err := b.Notify(t.Context(), Notification{At: at, Kind: "switch", Live: Green, Text: "new connections go to green"}); err != nil {
 		t.Fatal(err)
 	}
-	var mark struct {
+	var annotation struct {
 		Time int64
 		Text string
 		Tags []string
 	}
-	if err := json.Unmarshal(got()[0].body, &mark); err != nil || got()[0].path != "/api/annotations" {
+	if err := json.Unmarshal(got()[0].body, &annotation); err != nil || got()[0].path != "/api/annotations" {
 		t.Fatal(err, got()[0].path)
 	}
-	if mark.Time != at.UnixMilli() || strings.Join(mark.Tags, " ") != "switchyard deploy switch green" || got()[0].header.Get("Authorization") != "Bearer token" {
-		t.Errorf("%+v", mark)
+	if annotation.Time != at.UnixMilli() || strings.Join(annotation.Tags, " ") != "switchyard deploy switch green" || got()[0].header.Get("Authorization") != "Bearer token" {
+		t.Errorf("%+v", annotation)
 	}
 }

@@ -20,32 +20,32 @@ const canaryService = "app-canary"
 // A Route says where new connections go.
 type Route struct {
 	Live Color `json:"live"`
-	// Canary is how many percent of them go to the other color, 0 to 99.
-	Canary int `json:"canary,omitempty"`
+	// CanaryPercent is how many percent of them go to the other color, 0 to 99.
+	CanaryPercent int `json:"canary,omitempty"`
 }
 
 func (r Route) String() string {
-	if r.Canary > 0 {
-		return fmt.Sprintf("%s, %d %% to %s", r.Live, r.Canary, r.Live.Other())
+	if r.CanaryPercent > 0 {
+		return fmt.Sprintf("%s, %d %% to %s", r.Live, r.CanaryPercent, r.Live.Other())
 	}
 	return string(r.Live)
 }
 
-// routes is what is read of a file of Traefik's dynamic configuration.
-type routes struct {
+// dynamicConfig is what is read of a file of Traefik's dynamic configuration.
+type dynamicConfig struct {
 	HTTP struct {
 		Routers map[string]struct {
 			Service string `yaml:"service"`
 		} `yaml:"routers"`
 		Services map[string]struct {
 			Weighted struct {
-				Services []weight `yaml:"services"`
+				Services []weightedService `yaml:"services"`
 			} `yaml:"weighted"`
 		} `yaml:"services"`
 	} `yaml:"http"`
 }
 
-type weight struct {
+type weightedService struct {
 	Name   string `yaml:"name" json:"name"`
 	Weight *int   `yaml:"weight" json:"weight"`
 }
@@ -53,7 +53,7 @@ type weight struct {
 // ParseRoute reads active.yml. Whatever it can't be sure of is an error: a file
 // that is half written names no router, or breaks off.
 func ParseRoute(text []byte) (Route, error) {
-	var file routes
+	var file dynamicConfig
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	if err := dec.Decode(&file); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -63,7 +63,7 @@ func ParseRoute(text []byte) (Route, error) {
 	}
 	var found Route
 	for name, router := range file.HTTP.Routers {
-		here, ours, err := file.route(name, router.Service)
+		here, ours, err := file.routeOf(name, router.Service)
 		switch {
 		case err != nil:
 			return Route{}, err
@@ -75,16 +75,16 @@ func ParseRoute(text []byte) (Route, error) {
 		found = here
 	}
 	if found == (Route{}) {
-		return Route{}, fmt.Errorf("%w: no router names %s or %s", ErrRoute, Blue.live(), Green.live())
+		return Route{}, fmt.Errorf("%w: no router names %s or %s", ErrRoute, Blue.failoverService(), Green.failoverService())
 	}
 	return found, nil
 }
 
-// route is where one router leads; ours is false for one that is none of the
+// routeOf is where one router leads; ours is false for one that is none of the
 // service's, such as Traefik's own API.
-func (f *routes) route(router, service string) (r Route, ours bool, err error) {
+func (f *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err error) {
 	service, _, _ = strings.Cut(service, "@")
-	if c, ok := colorOf(service); ok {
+	if c, ok := colorOfService(service); ok {
 		return Route{Live: c}, true, nil
 	}
 	if service == "" {
@@ -93,17 +93,17 @@ func (f *routes) route(router, service string) (r Route, ours bool, err error) {
 	if service != canaryService {
 		return Route{}, false, nil
 	}
-	r, err = weighted(f.HTTP.Services[canaryService].Weighted.Services)
+	r, err = weightedRoute(f.HTTP.Services[canaryService].Weighted.Services)
 	return r, true, err
 }
 
-// weighted reads a canary: the live color stands first.
-func weighted(services []weight) (Route, error) {
+// weightedRoute reads a canary: the live color stands first.
+func weightedRoute(services []weightedService) (Route, error) {
 	if len(services) != 2 {
 		return Route{}, fmt.Errorf("%w: %s needs both colors", ErrRoute, canaryService)
 	}
-	live, isColor := colorOf(services[0].Name)
-	other, isOther := colorOf(services[1].Name)
+	live, isColor := colorOfService(services[0].Name)
+	other, isOther := colorOfService(services[1].Name)
 	if !isColor || !isOther || other != live.Other() || services[0].Weight == nil || services[1].Weight == nil {
 		return Route{}, fmt.Errorf("%w: %s needs both colors with weights", ErrRoute, canaryService)
 	}
@@ -111,13 +111,13 @@ func weighted(services []weight) (Route, error) {
 	if a < 1 || b < 1 || a+b != 100 {
 		return Route{}, fmt.Errorf("%w: the weights of %s must be 1 to 99 and make 100, not %d and %d", ErrRoute, canaryService, a, b)
 	}
-	return Route{Live: live, Canary: b}, nil
+	return Route{Live: live, CanaryPercent: b}, nil
 }
 
-func colorOf(service string) (Color, bool) {
+func colorOfService(service string) (Color, bool) {
 	service, _, _ = strings.Cut(service, "@")
 	for _, c := range Colors {
-		if service == c.live() || service == c.balancer() {
+		if service == c.failoverService() || service == c.traefikService() {
 			return c, true
 		}
 	}
@@ -134,14 +134,14 @@ func withCanary(text []byte, r Route) ([]byte, error) {
 	if len(doc.Content) == 0 {
 		return nil, fmt.Errorf("%w: it is empty", ErrRoute)
 	}
-	http := child(doc.Content[0], "http")
-	routers := child(http, "routers")
+	http := mappingValue(doc.Content[0], "http")
+	routers := mappingValue(http, "routers")
 	if routers == nil {
 		return nil, fmt.Errorf("%w: it has no routers", ErrRoute)
 	}
 	for i := 1; i < len(routers.Content); i += 2 {
-		if service := child(routers.Content[i], "service"); service != nil {
-			if _, ours := colorOf(service.Value); ours {
+		if service := mappingValue(routers.Content[i], "service"); service != nil {
+			if _, ours := colorOfService(service.Value); ours {
 				service.Value = canaryService
 			}
 		}
@@ -149,11 +149,11 @@ func withCanary(text []byte, r Route) ([]byte, error) {
 	var canary yaml.Node
 	// The health check takes a color out of it that has no replica left.
 	source := fmt.Sprintf("weighted:\n  healthCheck: {}\n  services:\n    - {name: %s, weight: %d}\n    - {name: %s, weight: %d}\n",
-		r.Live.balancer(), 100-r.Canary, r.Live.Other().balancer(), r.Canary)
+		r.Live.traefikService(), 100-r.CanaryPercent, r.Live.Other().traefikService(), r.CanaryPercent)
 	if err := yaml.Unmarshal([]byte(source), &canary); err != nil {
 		return nil, fmt.Errorf("write a canary: %w", err)
 	}
-	services := child(http, "services")
+	services := mappingValue(http, "services")
 	if services == nil || services.Kind != yaml.MappingNode {
 		services = &yaml.Node{Kind: yaml.MappingNode}
 		http.Content = append(http.Content, scalar("services"), services)
@@ -170,8 +170,8 @@ func withCanary(text []byte, r Route) ([]byte, error) {
 
 func scalar(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
 
-// child is the value under a key of a mapping, nil when there is none.
-func child(n *yaml.Node, key string) *yaml.Node {
+// mappingValue is the value under a key of a mapping, nil when there is none.
+func mappingValue(n *yaml.Node, key string) *yaml.Node {
 	if n == nil || n.Kind != yaml.MappingNode {
 		return nil
 	}

@@ -30,8 +30,8 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// traefikFolder is a folder as the stack has it.
-func traefikFolder(t *testing.T) *Traefik {
+// newTraefik is a folder as the stack has it.
+func newTraefik(t *testing.T) *Traefik {
 	dir := t.TempDir()
 	for _, sub := range []string{"dynamic", "staging"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
@@ -58,16 +58,16 @@ func copyFile(t *testing.T, from, to string) {
 
 // A switch is a color's file, word for word; a canary is the live color's file
 // with weights; and what is written is read as it was meant.
-func TestTheRouteIsWrittenAndRead(t *testing.T) {
-	f := traefikFolder(t)
+func TestARouteIsReadAsItWasWritten(t *testing.T) {
+	f := newTraefik(t)
 	for name, r := range map[string]Route{
 		"blue.yml": {Live: Blue}, "green.yml": {Live: Green},
-		"canary-blue-10.yml": {Live: Blue, Canary: 10}, "canary-green-50.yml": {Live: Green, Canary: 50},
+		"canary-blue-10.yml": {Live: Blue, CanaryPercent: 10}, "canary-green-50.yml": {Live: Green, CanaryPercent: 50},
 	} {
-		if err := f.Set(t.Context(), r); err != nil {
+		if err := f.SetRoute(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
-		text, err := os.ReadFile(f.active())
+		text, err := os.ReadFile(f.activePath())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,7 @@ func TestTheRouteIsWrittenAndRead(t *testing.T) {
 }
 
 // What is cut short anywhere is another route never.
-func TestAHalfWrittenRouteIsNoRoute(t *testing.T) {
+func TestATruncatedRouteFileIsRejected(t *testing.T) {
 	for _, name := range []string{"blue.yml", "canary-blue-10.yml"} {
 		text, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
@@ -102,7 +102,7 @@ func TestAHalfWrittenRouteIsNoRoute(t *testing.T) {
 	}
 }
 
-func TestRoutesThatAreNone(t *testing.T) {
+func TestInvalidRoutes(t *testing.T) {
 	for says, text := range map[string]string{
 		"it is empty":                     "",
 		"name both colors":                "http: {routers: {a: {service: app-blue}, b: {service: app-green}}}",
@@ -138,17 +138,17 @@ func FuzzParseRoute(f *testing.F) {
 			}
 			return
 		}
-		if _, err := ParseColor(string(r.Live)); err != nil || r.Canary < 0 || r.Canary > 99 {
+		if _, err := ParseColor(string(r.Live)); err != nil || r.CanaryPercent < 0 || r.CanaryPercent > 99 {
 			t.Fatalf("read as %+v", r)
 		}
 	})
 }
 
 // A person's mistake in a color's file must not be renamed in.
-func TestAColorsFileThatLeadsElsewhereIsNotWritten(t *testing.T) {
-	f := traefikFolder(t)
+func TestAColorFileForTheOtherColorIsRefused(t *testing.T) {
+	f := newTraefik(t)
 	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(f.Dir, "green.yml"))
-	if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must lead to live-green") {
+	if err := f.SetRoute(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must lead to live-green") {
 		t.Error(err)
 	}
 	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {
@@ -157,8 +157,8 @@ func TestAColorsFileThatLeadsElsewhereIsNotWritten(t *testing.T) {
 }
 
 // Nor that of another release: its routers lead where nothing is.
-func TestAColorsFileWithoutItsServicesIsNotWritten(t *testing.T) {
-	f := traefikFolder(t)
+func TestAColorFileWithUnknownServicesIsRefused(t *testing.T) {
+	f := newTraefik(t)
 	list := filepath.Join(f.Dir, "dynamic", "services.yml")
 	text, err := os.ReadFile(list)
 	if err != nil {
@@ -171,7 +171,7 @@ func TestAColorsFileWithoutItsServicesIsNotWritten(t *testing.T) {
 		if err := os.WriteFile(list, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), says) {
+		if err := f.SetRoute(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), says) {
 			t.Error(err)
 		}
 	}
@@ -181,12 +181,12 @@ func TestAColorsFileWithoutItsServicesIsNotWritten(t *testing.T) {
 }
 
 func TestAFullDiskLeavesTheOldRoute(t *testing.T) {
-	f := traefikFolder(t)
+	f := newTraefik(t)
 	// As a full disk does: the file can't be written.
 	if err := os.Symlink("/dev/full", filepath.Join(f.Dir, "staging", "active.yml")); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Set(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "no space left") {
+	if err := f.SetRoute(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "no space left") {
 		t.Error(err)
 	}
 	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {
@@ -194,8 +194,8 @@ func TestAFullDiskLeavesTheOldRoute(t *testing.T) {
 	}
 }
 
-func TestServersAreCounted(t *testing.T) {
-	f := traefikFolder(t)
+func TestSetServersListsReplicasOneToN(t *testing.T) {
+	f := newTraefik(t)
 	before, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml"))
 	if err != nil {
 		t.Fatal(err)

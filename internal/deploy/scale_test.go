@@ -10,9 +10,9 @@ import (
 )
 
 // Remove takes replicas away, which must be empty.
-func (m *modelWorld) Remove(_ context.Context, c Color, names []string, _ int) error {
-	defer m.call()()
-	for _, r := range m.sight().Replicas[c] {
+func (m *modelEnv) Remove(_ context.Context, c Color, names []string, _ int) error {
+	defer m.trackCall()()
+	for _, r := range m.snapshot().Replicas[c] {
 		if slices.Contains(names, r.Name) && r.Drain != "drained" {
 			m.t.Fatalf("%s was removed with its clients", r.Name)
 		}
@@ -21,34 +21,34 @@ func (m *modelWorld) Remove(_ context.Context, c Color, names []string, _ int) e
 	return nil
 }
 
-// List has the balancer know replicas: users are sent to them at once.
-func (m *modelWorld) List(_ context.Context, c Color, n int) error {
-	defer m.call()()
-	if s := m.sight(); s.serving(c) < n {
-		m.t.Fatalf("%d replicas of %s are listed, and %d serve", n, c, s.serving(c))
+// SetServers has the balancer know replicas: users are sent to them at once.
+func (m *modelEnv) SetServers(_ context.Context, c Color, n int) error {
+	defer m.trackCall()()
+	if s := m.snapshot(); s.countServing(c) < n {
+		m.t.Fatalf("%d replicas of %s are listed, and %d serve", n, c, s.countServing(c))
 	}
-	m.listed = n
+	m.listedServers = n
 	return nil
 }
 
 func TestScaling(t *testing.T) {
-	w := newModel(t)
-	m := w.machine(folder(t))
-	if e, err := m.Scale(t.Context(), w, 5); err != nil || w.sight().serving(Blue) != 5 || w.listed != 5 || e.Outcome != Scaled {
+	w := newModelEnv(t)
+	m := w.deployer(stateFolder(t))
+	if e, err := m.Scale(t.Context(), w, 5); err != nil || w.snapshot().countServing(Blue) != 5 || w.listedServers != 5 || e.Outcome != Scaled {
 		t.Fatal(e, err)
 	}
-	if e, err := m.Scale(t.Context(), w, 2); err != nil || w.sight().serving(Blue) != 2 || w.clients[Blue] != 1000 {
+	if e, err := m.Scale(t.Context(), w, 2); err != nil || w.snapshot().countServing(Blue) != 2 || w.clients[Blue] != 1000 {
 		t.Fatal(e, err, w.clients)
 	}
 	if e, err := m.Scale(t.Context(), w, 2); err != nil {
 		t.Fatal(e, err)
 	}
 	// Killed before the balancer knew of the new one, and run again.
-	if _, _, died := w.run(12, func() (Entry, error) { return m.Scale(t.Context(), w, 3) }); !died || w.listed == 3 {
-		t.Fatalf("died %v, listed %d", died, w.listed)
+	if _, _, died := w.runUntilKilled(12, func() (HistoryEntry, error) { return m.Scale(t.Context(), w, 3) }); !died || w.listedServers == 3 {
+		t.Fatalf("died %v, listed %d", died, w.listedServers)
 	}
-	if e, err := m.Scale(t.Context(), w, 3); err != nil || w.listed != 3 || w.sight().serving(Blue) != 3 {
-		t.Fatal(e, err, w.listed)
+	if e, err := m.Scale(t.Context(), w, 3); err != nil || w.listedServers != 3 || w.snapshot().countServing(Blue) != 3 {
+		t.Fatal(e, err, w.listedServers)
 	}
 	var refused *RefusedError
 	if _, err := m.Scale(t.Context(), w, 0); !errors.As(err, &refused) || !strings.Contains(err.Error(), "1 to 100") {
@@ -57,8 +57,8 @@ func TestScaling(t *testing.T) {
 }
 
 func TestDrainingByHand(t *testing.T) {
-	w := newModel(t)
-	m := w.machine(folder(t))
+	w := newModelEnv(t)
+	m := w.deployer(stateFolder(t))
 	var refused *RefusedError
 	for name, says := range map[string]string{
 		"blue": "nobody would be left", "green": "green does not run", "app_red-1": "no color and no replica",
@@ -67,10 +67,10 @@ func TestDrainingByHand(t *testing.T) {
 			t.Errorf("drain %s: %v", name, err)
 		}
 	}
-	if err := m.Drain(t.Context(), "app_blue-2"); err != nil || w.sight().serving(Blue) != 2 {
+	if err := m.Drain(t.Context(), "app_blue-2"); err != nil || w.snapshot().countServing(Blue) != 2 {
 		t.Fatal(err)
 	}
-	if err := m.Undrain(t.Context(), "app_blue-2"); err != nil || w.sight().serving(Blue) != 3 {
+	if err := m.Undrain(t.Context(), "app_blue-2"); err != nil || w.snapshot().countServing(Blue) != 3 {
 		t.Fatal(err)
 	}
 	if _, err := m.Deploy(t.Context(), "v2"); err != nil {
@@ -80,7 +80,7 @@ func TestDrainingByHand(t *testing.T) {
 	if err := m.Undrain(t.Context(), "blue"); err != nil {
 		t.Fatal(err)
 	}
-	if e, err := m.Switch(t.Context(), Blue); err != nil || e.Outcome != Switched || w.heard.Live != Blue || w.clients[Green] != 1000 {
+	if e, err := m.Switch(t.Context(), Blue); err != nil || e.Outcome != Switched || w.balancerRoute.Live != Blue || w.clients[Green] != 1000 {
 		t.Fatal(e, err)
 	}
 	if err := m.Drain(t.Context(), "green"); err != nil || w.clients[Blue] != 1000 {
@@ -90,22 +90,22 @@ func TestDrainingByHand(t *testing.T) {
 
 // A half-written active.yml leaves the balancer without routers: a switch writes it
 // anew, and so does the way back of a deploy that is in its watch.
-func TestABrokenRouteIsWrittenAnew(t *testing.T) {
-	w := newModel(t)
-	m := w.machine(folder(t))
-	w.routed = ErrRoute
+func TestABrokenRouteIsRewritten(t *testing.T) {
+	w := newModelEnv(t)
+	m := w.deployer(stateFolder(t))
+	w.routeErr = ErrRoute
 	began := w.now
-	if e, err := m.Switch(t.Context(), Blue); err != nil || e.Color != Blue || w.routed != nil {
+	if e, err := m.Switch(t.Context(), Blue); err != nil || e.Color != Blue || w.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if took := w.now.Sub(began); took > 10*time.Second {
 		t.Errorf("it waited for %v", took)
 	}
-	if _, _, died := w.run(60, func() (Entry, error) { return m.Deploy(t.Context(), "v2") }); !died {
+	if _, _, died := w.runUntilKilled(60, func() (HistoryEntry, error) { return m.Deploy(t.Context(), "v2") }); !died {
 		t.Fatal("it was not killed")
 	}
-	w.routed, began = ErrRoute, w.now
-	if e, err := m.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || w.route != (Route{Live: Blue}) || w.routed != nil {
+	w.routeErr, began = ErrRoute, w.now
+	if e, err := m.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || w.route != (Route{Live: Blue}) || w.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if took := w.now.Sub(began); took > 30*time.Second {
@@ -114,10 +114,10 @@ func TestABrokenRouteIsWrittenAnew(t *testing.T) {
 }
 
 // What people do by hand does not come in a deploy's way.
-func TestAnUnfinishedDeployKeepsOtherCommandsOut(t *testing.T) {
-	w := newModel(t)
-	m := w.machine(folder(t))
-	if _, _, died := w.run(60, func() (Entry, error) { return m.Deploy(t.Context(), "v2") }); !died {
+func TestAnUnfinishedDeployBlocksOtherCommands(t *testing.T) {
+	w := newModelEnv(t)
+	m := w.deployer(stateFolder(t))
+	if _, _, died := w.runUntilKilled(60, func() (HistoryEntry, error) { return m.Deploy(t.Context(), "v2") }); !died {
 		t.Fatal("it was not killed")
 	}
 	_, scale := m.Scale(t.Context(), w, 5)
@@ -132,15 +132,15 @@ func TestAnUnfinishedDeployKeepsOtherCommandsOut(t *testing.T) {
 	if err != nil || plan.Unfinished == "" || !strings.Contains(plan.String(), "go on with") {
 		t.Error(plan, err)
 	}
-	if e, err := m.Rollback(t.Context()); e.Outcome != RolledBack || w.heard.Live != Blue || len(w.replicas[Green]) != 0 {
+	if e, err := m.Rollback(t.Context()); e.Outcome != RolledBack || w.balancerRoute.Live != Blue || len(w.replicas[Green]) != 0 {
 		t.Error(e, err)
 	}
 }
 
-func TestThePlanIsTheDeploy(t *testing.T) {
-	w := newModel(t)
-	m := w.machine(folder(t))
-	m.Settings.Canary = []int{10}
+func TestThePlanListsTheStepsOfADeploy(t *testing.T) {
+	w := newModelEnv(t)
+	m := w.deployer(stateFolder(t))
+	m.Settings.CanaryPercents = []int{10}
 	plan, err := m.Plan(t.Context(), "v2")
 	if err != nil {
 		t.Fatal(err)

@@ -18,9 +18,9 @@ import (
 type Settings struct {
 	// Replicas is how many the new color gets; 0: as many as the live one has.
 	Replicas int `yaml:"replicas"`
-	// Canary are the percentages of new connections that go first, one after the
+	// CanaryPercents are the percentages of new connections that go first, one after the
 	// other.
-	Canary []int `yaml:"canary"`
+	CanaryPercents []int `yaml:"canary"`
 
 	ReadyLimit   time.Duration `yaml:"ready_limit"`
 	ConfirmLimit time.Duration `yaml:"confirm_limit"`
@@ -38,20 +38,20 @@ type Settings struct {
 	// ProbeEvery is the period of health checks; Window that of metrics.
 	ProbeEvery time.Duration `yaml:"probe_every"`
 	Window     time.Duration `yaml:"window"`
-	// Keep is how many images stay on the host.
-	Keep int `yaml:"keep"`
+	// KeepImages is how many images stay on the host.
+	KeepImages int `yaml:"keep"`
 
-	Triggers Triggers `yaml:"triggers"`
-	Notices  Notices  `yaml:"notices"`
-	// Windows are when a deploy may begin; none: always.
-	Windows []TimeWindow `yaml:"windows"`
-	// Scan is a command that is given the image and fails when it must not run.
-	Scan      string        `yaml:"scan"`
-	ScanLimit time.Duration `yaml:"scan_limit"`
+	Triggers      Triggers             `yaml:"triggers"`
+	Notifications NotificationSettings `yaml:"notices"`
+	// DeployWindows are when a deploy may begin; none: always.
+	DeployWindows []DeployWindow `yaml:"windows"`
+	// ScanCommand is a command that is given the image and fails when it must not run.
+	ScanCommand string        `yaml:"scan"`
+	ScanLimit   time.Duration `yaml:"scan_limit"`
 }
 
-// Notices are whom a deploy is told to. Paths are relative to the file.
-type Notices struct {
+// NotificationSettings are whom a deploy is told to. Paths are relative to the file.
+type NotificationSettings struct {
 	Webhook string `yaml:"webhook"`
 	// SecretFile has what notices are signed with.
 	SecretFile string `yaml:"secret_file"`
@@ -62,8 +62,8 @@ type Notices struct {
 
 // Triggers are what rolls a deploy back.
 type Triggers struct {
-	// Off names triggers that are not judged.
-	Off []Trigger `yaml:"off"`
+	// Disabled names triggers that are not judged.
+	Disabled []Trigger `yaml:"off"`
 	// HealthFailures: more than so many failed checks in a row.
 	HealthFailures int `yaml:"health_failures"`
 	// Restarts: more than so many times a replica ended by itself.
@@ -89,26 +89,26 @@ type Trigger string
 
 // The triggers.
 const (
-	TriggerHealth   Trigger = "health"   // failed health checks in a row
-	TriggerCrash    Trigger = "crash"    // a replica ended by itself
-	TriggerErrors   Trigger = "errors"   // errors of ours
-	TriggerSlow     Trigger = "slow"     // p95 over the baseline
-	TriggerMemory   Trigger = "memory"   // resident memory near the limit
-	TriggerSessions Trigger = "sessions" // clients that did not come back
-	TriggerCanary   Trigger = "canary"   // the delivery canary is stale
-	TriggerCheck    Trigger = "check"    // the check from outside failed
-	TriggerStart    Trigger = "start"    // it did not get as far as serving
+	TriggerHealth         Trigger = "health"   // failed health checks in a row
+	TriggerCrash          Trigger = "crash"    // a replica ended by itself
+	TriggerErrors         Trigger = "errors"   // errors of ours
+	TriggerSlow           Trigger = "slow"     // p95 over the baseline
+	TriggerMemory         Trigger = "memory"   // resident memory near the limit
+	TriggerSessions       Trigger = "sessions" // clients that did not come back
+	TriggerDeliveryCanary Trigger = "canary"   // the delivery canary is stale
+	TriggerCheck          Trigger = "check"    // the check from outside failed
+	TriggerStart          Trigger = "start"    // it did not get as far as serving
 )
 
-// judged are the triggers that Off may name.
-var judged = []Trigger{TriggerHealth, TriggerCrash, TriggerErrors, TriggerSlow, TriggerMemory, TriggerSessions, TriggerCanary}
+// optionalTriggers are the triggers that Off may name.
+var optionalTriggers = []Trigger{TriggerHealth, TriggerCrash, TriggerErrors, TriggerSlow, TriggerMemory, TriggerSessions, TriggerDeliveryCanary}
 
 // DefaultSettings are those of a deploy without deploy.yml.
 func DefaultSettings() Settings {
 	return Settings{
 		ReadyLimit: 2 * time.Minute, ConfirmLimit: 10 * time.Second, DrainLimit: 10 * time.Minute, MigrateLimit: 10 * time.Minute,
 		Baseline: 5 * time.Minute, Verify: 15 * time.Second, CanaryWatch: 2 * time.Minute,
-		Watch: 5 * time.Minute, WatchMoved: 5 * time.Minute, ProbeEvery: 2 * time.Second, Window: 30 * time.Second, Keep: 3, ScanLimit: 10 * time.Minute,
+		Watch: 5 * time.Minute, WatchMoved: 5 * time.Minute, ProbeEvery: 2 * time.Second, Window: 30 * time.Second, KeepImages: 3, ScanLimit: 10 * time.Minute,
 		Triggers: Triggers{
 			HealthFailures: 3, Restarts: 0, ErrorPercent: 5, ErrorSamples: 20,
 			SlowTimes: 2, ResponseFloor: 50 * time.Millisecond, SlowSamples: 100,
@@ -133,14 +133,14 @@ func ReadSettings(path string) (Settings, error) {
 	if err := dec.Decode(&s); err != nil && !errors.Is(err, io.EOF) {
 		return s, fmt.Errorf("%s: %s", path, strings.ReplaceAll(err.Error(), "\n", " "))
 	}
-	if err := s.Check(); err != nil {
+	if err := s.Validate(); err != nil {
 		return s, fmt.Errorf("%s: %w", path, err)
 	}
 	return s, nil
 }
 
-// Check names the first setting that is out of bounds.
-func (s Settings) Check() error {
+// Validate names the first setting that is out of bounds.
+func (s Settings) Validate() error {
 	for _, d := range []struct {
 		name          string
 		value, lo, hi time.Duration
@@ -169,7 +169,7 @@ func (s Settings) Check() error {
 		value, lo, hi float64
 	}{
 		{"replicas", float64(s.Replicas), 0, 100},
-		{"keep", float64(s.Keep), 2, 100},
+		{"keep", float64(s.KeepImages), 2, 100},
 		{"triggers.health_failures", float64(s.Triggers.HealthFailures), 1, 1000},
 		{"triggers.restarts", float64(s.Triggers.Restarts), 0, 1000},
 		{"triggers.error_percent", s.Triggers.ErrorPercent, 0, 100},
@@ -183,25 +183,25 @@ func (s Settings) Check() error {
 			return fmt.Errorf("%s must be %v to %v, not %v", n.name, n.lo, n.hi, n.value)
 		}
 	}
-	return s.checkLists()
+	return s.validateLists()
 }
 
-func (s Settings) checkLists() error {
+func (s Settings) validateLists() error {
 	last := 0
-	for _, percent := range s.Canary {
+	for _, percent := range s.CanaryPercents {
 		if percent <= last || percent > 99 {
-			return fmt.Errorf("canary must be percentages of 1 to 99 that rise, not %v", s.Canary)
+			return fmt.Errorf("canary must be percentages of 1 to 99 that rise, not %v", s.CanaryPercents)
 		}
 		last = percent
 	}
-	for _, w := range s.Windows {
-		if err := w.check(); err != nil {
+	for _, w := range s.DeployWindows {
+		if err := w.validate(); err != nil {
 			return err
 		}
 	}
-	for _, t := range s.Triggers.Off {
-		if !slices.Contains(judged, t) {
-			return fmt.Errorf("triggers.off may name %v, not %q", judged, t)
+	for _, t := range s.Triggers.Disabled {
+		if !slices.Contains(optionalTriggers, t) {
+			return fmt.Errorf("triggers.off may name %v, not %q", optionalTriggers, t)
 		}
 	}
 	return nil

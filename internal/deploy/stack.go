@@ -58,13 +58,13 @@ func OpenStack(dir, file, project string) (*Stack, error) {
 	return s, nil
 }
 
-// State is the stack's, made when it is not there.
-func (s *Stack) State() (State, error) {
+// StateDir is the stack's, made when it is not there.
+func (s *Stack) StateDir() (StateDir, error) {
 	dir := filepath.Join(s.Dir, "state")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return State{}, fmt.Errorf("find the state: %w", err)
+		return StateDir{}, fmt.Errorf("find the state: %w", err)
 	}
-	return State{Dir: dir}, nil
+	return StateDir{Dir: dir}, nil
 }
 
 // Compose returns the stack's containers, and what leads to them.
@@ -74,7 +74,7 @@ func (s *Stack) Compose(lock *Lock) *Compose {
 		if s.TraefikAPI != "" {
 			return s.TraefikAPI, nil
 		}
-		return c.find(ctx, "traefik", traefikPort)
+		return c.serviceURL(ctx, "traefik", traefikPort)
 	}}
 	return c
 }
@@ -82,19 +82,19 @@ func (s *Stack) Compose(lock *Lock) *Compose {
 // Metrics returns the stack's Prometheus.
 func (s *Stack) Metrics(c *Compose) *Prometheus {
 	return &Prometheus{
-		Find: func(ctx context.Context) (string, error) {
+		FindURL: func(ctx context.Context) (string, error) {
 			if s.Prometheus != "" {
 				return s.Prometheus, nil
 			}
-			return c.find(ctx, "prometheus", prometheusPort)
+			return c.serviceURL(ctx, "prometheus", prometheusPort)
 		},
-		Limits: func(ctx context.Context, deployment string) (map[string]int64, error) {
-			sight, err := c.containers(ctx)
+		MemoryLimits: func(ctx context.Context, deployment string) (map[string]int64, error) {
+			containers, err := c.containers(ctx)
 			if err != nil {
 				return nil, err
 			}
 			limits := map[string]int64{}
-			for _, each := range sight {
+			for _, each := range containers {
 				if each.env("DEPLOYMENT") == deployment {
 					limits[each.address()] = each.HostConfig.Memory
 				}
@@ -127,12 +127,12 @@ func (s *Stack) URL(scheme, path string) string {
 	return scheme + "://" + authority + path
 }
 
-// Via is where the balancer is reached on this host.
-func (s *Stack) Via() string { return net.JoinHostPort(s.hostPort()) }
+// BalancerAddr is where the balancer is reached on this host.
+func (s *Stack) BalancerAddr() string { return net.JoinHostPort(s.hostPort()) }
 
-// TLS is how the balancer's certificate is looked at: the system's authorities
+// TLSConfig is how the balancer's certificate is looked at: the system's authorities
 // count, and the stack's own certificate does.
-func (s *Stack) TLS() *tls.Config {
+func (s *Stack) TLSConfig() *tls.Config {
 	roots, err := x509.SystemCertPool()
 	if err != nil {
 		roots = x509.NewCertPool()
@@ -145,14 +145,14 @@ func (s *Stack) TLS() *tls.Config {
 
 // Dial connects to the balancer, whatever the address.
 func (s *Stack) Dial(ctx context.Context, network, _ string) (net.Conn, error) {
-	return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, s.Via())
+	return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, s.BalancerAddr())
 }
 
 // HTTPClient connects as users do, except that it asks no name server: the
 // balancer is on this host.
 func (s *Stack) HTTPClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
-		DialContext: s.Dial, TLSClientConfig: s.TLS(), TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 10 * time.Second,
+		DialContext: s.Dial, TLSClientConfig: s.TLSConfig(), TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 10 * time.Second,
 	}}
 }
 
@@ -174,5 +174,5 @@ func (HostClock) Sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// errNoVerify: the command was built without a verifier.
-var errNoVerify = errors.New("nobody verifies")
+// errNoVerifier: the command was built without a verifier.
+var errNoVerifier = errors.New("nobody verifies")

@@ -14,19 +14,19 @@ import (
 )
 
 func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
-	s := State{Dir: t.TempDir()}
+	s := StateDir{Dir: t.TempDir()}
 	if j, err := s.Current(); j != nil || err != nil {
 		t.Fatal(j, err)
 	}
-	j := &Journal{ID: "d1", Image: Image{"v1", "id"}, From: Blue, To: Green, Replicas: 3, Baseline: &Window{P95: time.Millisecond}}
-	if err := s.save(j); err != nil {
+	j := &Journal{ID: "d1", Image: Image{"v1", "id"}, From: Blue, To: Green, Replicas: 3, Baseline: &MetricsWindow{P95: time.Millisecond}}
+	if err := s.saveJournal(j); err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.Current()
 	if err != nil || got.ID != "d1" || got.Baseline.P95 != time.Millisecond {
 		t.Fatal(got, err)
 	}
-	if err := s.finish(Entry{ID: "d1", Outcome: Deployed}); err != nil {
+	if err := s.finish(HistoryEntry{ID: "d1", Outcome: Deployed}); err != nil {
 		t.Fatal(err)
 	}
 	if j, err = s.Current(); j != nil || err != nil {
@@ -43,10 +43,10 @@ func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
 }
 
 // A line that a crash cut short costs that line alone.
-func TestTheHistoryOutlivesAHalfWrittenLine(t *testing.T) {
-	s := State{Dir: t.TempDir()}
-	for _, e := range []Entry{{ID: "a"}, {ID: "b", Reason: "killed before the journal went"}, {ID: "b", Reason: "and written again"}, {ID: "b", Outcome: RolledBack}} {
-		if err := s.append(e); err != nil {
+func TestTheHistorySurvivesATruncatedLine(t *testing.T) {
+	s := StateDir{Dir: t.TempDir()}
+	for _, e := range []HistoryEntry{{ID: "a"}, {ID: "b", Reason: "killed before the journal went"}, {ID: "b", Reason: "and written again"}, {ID: "b", Outcome: RolledBack}} {
+		if err := s.appendHistory(e); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +58,7 @@ func TestTheHistoryOutlivesAHalfWrittenLine(t *testing.T) {
 	if err := os.WriteFile(path, append(text, `{"id":"c","outc`...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.append(Entry{ID: "d"}); err != nil {
+	if err := s.appendHistory(HistoryEntry{ID: "d"}); err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.History()
@@ -67,7 +67,7 @@ func TestTheHistoryOutlivesAHalfWrittenLine(t *testing.T) {
 	}
 }
 
-func TestAFullDiskIsToldAndLeavesTheOldFile(t *testing.T) {
+func TestAFullDiskIsReportedAndKeepsTheOldFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, ".env")
 	if err := os.WriteFile(path, []byte("IMAGE_BLUE=v1\n"), 0o640); err != nil {
@@ -76,7 +76,7 @@ func TestAFullDiskIsToldAndLeavesTheOldFile(t *testing.T) {
 	if err := os.Symlink("/dev/full", path+".new"); err != nil {
 		t.Fatal(err)
 	}
-	err := writeLaunch(dir, Launch{Color: Blue, Image: Image{Ref: "v2"}, Deployment: "d", Replicas: 2})
+	err := writeColorEnv(dir, ColorSpec{Color: Blue, Image: Image{Ref: "v2"}, Deployment: "d", Replicas: 2})
 	if err == nil || !strings.Contains(err.Error(), "no space left on device") || !strings.Contains(err.Error(), ".env") {
 		t.Error(err)
 	}
@@ -86,14 +86,14 @@ func TestAFullDiskIsToldAndLeavesTheOldFile(t *testing.T) {
 }
 
 // Only the color's lines are another, and the file's mode stays.
-func TestEnvLines(t *testing.T) {
+func TestOnlyTheColorsLinesOfEnvChange(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, ".env")
 	text := "# IMAGE_GREEN=old\nDOMAIN=x.test\nIMAGE_BLUE=v1\nexport IMAGE_GREEN = 'v0'\nREPLICAS_GREEN=0\n\nLAST=\"a=b\""
 	if err := os.WriteFile(path, []byte(text), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeLaunch(dir, Launch{Color: Green, Image: Image{Ref: "v2"}, Deployment: "d2", Replicas: 3}); err != nil {
+	if err := writeColorEnv(dir, ColorSpec{Color: Green, Image: Image{Ref: "v2"}, Deployment: "d2", Replicas: 3}); err != nil {
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(path)
@@ -112,7 +112,7 @@ func TestEnvLines(t *testing.T) {
 		t.Error(env, err)
 	}
 	// A color that is stopped keeps its image, for whoever starts it by hand.
-	if err := writeLaunch(dir, Launch{Color: Green}); err != nil {
+	if err := writeColorEnv(dir, ColorSpec{Color: Green}); err != nil {
 		t.Fatal(err)
 	}
 	if env, err = readEnv(path); err != nil || env["IMAGE_GREEN"] != "v2" || env["REPLICAS_GREEN"] != "0" {
@@ -120,10 +120,10 @@ func TestEnvLines(t *testing.T) {
 	}
 }
 
-func TestTwoCommandsAreKeptApart(t *testing.T) {
-	s := State{Dir: t.TempDir()}
+func TestTwoCommandsCannotRunAtOnce(t *testing.T) {
+	s := StateDir{Dir: t.TempDir()}
 	first, err := s.Lock(t.Context(), "switchyard deploy", time.Second)
-	if err != nil || first.TakenOver != nil {
+	if err != nil || first.DeadHolder != nil {
 		t.Fatal(first, err)
 	}
 	_, err = s.Lock(t.Context(), "switchyard deploy", time.Minute) // a living holder is not waited for
@@ -135,7 +135,7 @@ func TestTwoCommandsAreKeptApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	second, err := s.Lock(t.Context(), "switchyard status", time.Second)
-	if err != nil || second.TakenOver != nil {
+	if err != nil || second.DeadHolder != nil {
 		t.Fatal(second, err)
 	}
 	if err := second.Release(); err != nil {
@@ -144,8 +144,8 @@ func TestTwoCommandsAreKeptApart(t *testing.T) {
 }
 
 // A dead command's lock is taken over; what it had begun is waited for.
-func TestADeadCommandsLock(t *testing.T) {
-	s := State{Dir: t.TempDir()}
+func TestADeadCommandsLockIsTakenOver(t *testing.T) {
+	s := StateDir{Dir: t.TempDir()}
 	dead := exec.Command("true")
 	if err := dead.Run(); err != nil {
 		t.Fatal(err)
@@ -164,11 +164,11 @@ func TestADeadCommandsLock(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	text, err := json.Marshal(Holder{PID: dead.Process.Pid, Boot: bootID(), Command: "switchyard deploy v2"})
+	text, err := json.Marshal(LockHolder{PID: dead.Process.Pid, Boot: bootID(), Command: "switchyard deploy v2"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(s.file("lock"), text, 0o600); err != nil {
+	if err := os.WriteFile(s.path("lock"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_ = lock.file.Close()
@@ -178,7 +178,7 @@ func TestADeadCommandsLock(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		taken, err := s.Lock(context.Background(), "switchyard deploy", time.Minute)
-		if err == nil && (taken.TakenOver == nil || taken.TakenOver.PID != dead.Process.Pid) {
+		if err == nil && (taken.DeadHolder == nil || taken.DeadHolder.PID != dead.Process.Pid) {
 			err = errors.New("nobody is named whose lock it was")
 		}
 		if err == nil {
@@ -192,12 +192,12 @@ func TestADeadCommandsLock(t *testing.T) {
 		t.Error(err)
 	}
 	// A process id of another start of the machine is nobody's.
-	if (Holder{PID: os.Getpid(), Boot: "another"}).alive() {
+	if (LockHolder{PID: os.Getpid(), Boot: "another"}).alive() {
 		t.Error("a holder from before the reboot is taken for alive")
 	}
 }
 
-func TestACommandIsBounded(t *testing.T) {
+func TestACommandHasATimeout(t *testing.T) {
 	began := time.Now()
 	_, err := command{}.run(t.Context(), 100*time.Millisecond, "", nil, "sleep", "60")
 	if err == nil || !strings.Contains(err.Error(), "no end within 100ms") || time.Since(began) > 30*time.Second {
@@ -213,7 +213,7 @@ func TestACommandIsBounded(t *testing.T) {
 }
 
 // What the shell says of a color must not override what .env says.
-func TestTheShellsColorsAreNotHandedOn(t *testing.T) {
+func TestColorVariablesOfTheShellAreNotPassedOn(t *testing.T) {
 	t.Setenv("IMAGE_BLUE", "of-the-shell")
 	t.Setenv("IMAGE_OTHER", "kept")
 	out, err := command{}.run(t.Context(), 10*time.Second, "", []string{"IMAGE_MIGRATE=v2"}, "sh", "-c", `echo "$IMAGE_BLUE,$IMAGE_OTHER,$IMAGE_MIGRATE"`)
@@ -237,7 +237,7 @@ func TestSettings(t *testing.T) {
 		}
 	}
 	write("watch: 90s\ncanary: [10, 50]\ntriggers: {off: [slow], error_percent: 2.5}\nwindows: [{days: [mon], from: \"09:00\", to: \"16:30\"}]\n")
-	if s, err = ReadSettings(path); err != nil || s.Watch != 90*time.Second || len(s.Canary) != 2 || s.Triggers.HealthFailures != 3 {
+	if s, err = ReadSettings(path); err != nil || s.Watch != 90*time.Second || len(s.CanaryPercents) != 2 || s.Triggers.HealthFailures != 3 {
 		t.Fatal(s, err)
 	}
 	for text, says := range map[string]string{
@@ -261,13 +261,13 @@ func TestSettings(t *testing.T) {
 }
 
 func TestDeployWindows(t *testing.T) {
-	w := TimeWindow{Days: []string{"mon", "tue"}, From: "09:00", To: "16:30"}
+	w := DeployWindow{Days: []string{"mon", "tue"}, From: "09:00", To: "16:30"}
 	for at, want := range map[string]bool{
 		"2026-11-23 09:00": true, "2026-11-23 16:29": true, "2026-11-23 16:30": false, "2026-11-24 12:00": true,
 		"2026-11-23 08:59": false, "2026-11-25 12:00": false,
 	} {
 		when, err := time.Parse("2006-01-02 15:04", at)
-		if err != nil || w.holds(when) != want {
+		if err != nil || w.contains(when) != want {
 			t.Errorf("%s: %v, %v", at, !want, err)
 		}
 	}

@@ -21,55 +21,55 @@ type Traefik struct {
 	API func(ctx context.Context) (string, error)
 }
 
-func (t *Traefik) active() string { return filepath.Join(t.Dir, "dynamic", "active.yml") }
+func (t *Traefik) activePath() string { return filepath.Join(t.Dir, "dynamic", "active.yml") }
 
 // Route reads active.yml.
 func (t *Traefik) Route(context.Context) (Route, error) {
-	text, err := os.ReadFile(t.active())
+	text, err := os.ReadFile(t.activePath())
 	if err != nil {
 		return Route{}, fmt.Errorf("%w: %w", ErrRoute, err)
 	}
 	r, err := ParseRoute(text)
 	if err != nil {
-		return Route{}, fmt.Errorf("%s: %w", t.active(), err)
+		return Route{}, fmt.Errorf("%s: %w", t.activePath(), err)
 	}
 	return r, nil
 }
 
-// Set renames a new active.yml in: Traefik reads the old one or the new one.
-func (t *Traefik) Set(_ context.Context, r Route) error {
-	text, err := t.text(r)
+// SetRoute renames a new active.yml in: Traefik reads the old one or the new one.
+func (t *Traefik) SetRoute(_ context.Context, r Route) error {
+	text, err := t.render(r)
 	if err != nil {
 		return err
 	}
 	// Also unchanged it is renamed in: this may be the second try at a Traefik that
 	// missed the first one.
-	return writeFile(t.active(), filepath.Join(t.Dir, "staging", "active.yml"), text)
+	return writeFileAtomic(t.activePath(), filepath.Join(t.Dir, "staging", "active.yml"), text)
 }
 
-// text is what active.yml says for a route: a color's file, word for word, or
+// render is what active.yml says for a route: a color's file, word for word, or
 // the live one's with weights.
-func (t *Traefik) text(r Route) ([]byte, error) {
+func (t *Traefik) render(r Route) ([]byte, error) {
 	path := filepath.Join(t.Dir, string(r.Live)+".yml")
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("write the route: %w", err)
 	}
 	if got, err := ParseRoute(text); err != nil || got != (Route{Live: r.Live}) {
-		return nil, errors.Join(fmt.Errorf("%s must lead to %s", path, r.Live.live()), err)
+		return nil, errors.Join(fmt.Errorf("%s must lead to %s", path, r.Live.failoverService()), err)
 	}
-	if err := t.knows(path, text); err != nil {
+	if err := t.checkServices(path, text); err != nil {
 		return nil, err
 	}
-	if r.Canary > 0 {
+	if r.CanaryPercent > 0 {
 		return withCanary(text, r)
 	}
 	return text, nil
 }
 
-// knows is an error where a router of a color's file leads to a service that
+// checkServices is an error where a router of a color's file leads to a service that
 // services.yml lacks: everybody would be answered 404.
-func (t *Traefik) knows(path string, text []byte) error {
+func (t *Traefik) checkServices(path string, text []byte) error {
 	list := filepath.Join(t.Dir, "dynamic", "services.yml")
 	known, err := os.ReadFile(list)
 	if err != nil {
@@ -83,13 +83,13 @@ func (t *Traefik) knows(path string, text []byte) error {
 	if err := yaml.Unmarshal(known, &file); err != nil {
 		return fmt.Errorf("%s: %w", list, err)
 	}
-	var color routes
+	var color dynamicConfig
 	if err := yaml.Unmarshal(text, &color); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	for _, router := range color.HTTP.Routers {
 		name, provider, _ := strings.Cut(router.Service, "@")
-		if _, ours := colorOf(name); !ours || provider != "" && provider != "file" {
+		if _, ours := colorOfService(name); !ours || provider != "" && provider != "file" {
 			continue
 		}
 		if _, there := file.HTTP.Services[name]; !there {
@@ -106,44 +106,44 @@ func (t *Traefik) routerNames() (map[string]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the routers: %w", err)
 	}
-	var file routes
+	var file dynamicConfig
 	if err := yaml.Unmarshal(text, &file); err != nil {
 		return nil, fmt.Errorf("read the routers: %w", err)
 	}
 	names := map[string]bool{}
 	for name, router := range file.HTTP.Routers {
-		if _, ours := colorOf(router.Service); ours {
+		if _, ours := colorOfService(router.Service); ours {
 			names[name] = true
 		}
 	}
 	return names, nil
 }
 
-// Serving asks Traefik what it does.
-func (t *Traefik) Serving(ctx context.Context) (Serving, error) {
+// Status asks Traefik what it does.
+func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 	api, err := t.API(ctx)
 	if err != nil {
-		return Serving{}, err
+		return BalancerStatus{}, err
 	}
 	var routers []struct{ Name, Service, Status string }
-	if err := fetchJSON(ctx, inside, api+"/api/http/routers?per_page=1000", &routers); err != nil {
-		return Serving{}, fmt.Errorf("ask Traefik: %w", err)
+	if err := fetchJSON(ctx, containerClient, api+"/api/http/routers?per_page=1000", &routers); err != nil {
+		return BalancerStatus{}, fmt.Errorf("ask Traefik: %w", err)
 	}
 	var services []struct {
 		Name         string
 		ServerStatus map[string]string
-		Weighted     struct{ Services []weight }
+		Weighted     struct{ Services []weightedService }
 	}
-	if err := fetchJSON(ctx, inside, api+"/api/http/services?per_page=1000", &services); err != nil {
-		return Serving{}, fmt.Errorf("ask Traefik: %w", err)
+	if err := fetchJSON(ctx, containerClient, api+"/api/http/services?per_page=1000", &services); err != nil {
+		return BalancerStatus{}, fmt.Errorf("ask Traefik: %w", err)
 	}
-	out := Serving{Up: map[Color]int{}}
-	var canary []weight
+	out := BalancerStatus{ServersUp: map[Color]int{}}
+	var canary []weightedService
 	for _, s := range services {
-		if c, ok := colorOf(s.Name); ok {
+		if c, ok := colorOfService(s.Name); ok {
 			for _, status := range s.ServerStatus {
 				if status == "UP" {
-					out.Up[c]++
+					out.ServersUp[c]++
 				}
 			}
 		}
@@ -161,7 +161,7 @@ func (t *Traefik) Serving(ctx context.Context) (Serving, error) {
 		if !names[name] || provider != "file" {
 			continue
 		}
-		here, err := serves(r.Service, canary)
+		here, err := routeOfService(r.Service, canary)
 		switch {
 		case err != nil:
 			return out, err
@@ -179,13 +179,13 @@ func (t *Traefik) Serving(ctx context.Context) (Serving, error) {
 	return out, nil
 }
 
-// serves is where Traefik's router leads.
-func serves(service string, canary []weight) (Route, error) {
-	if c, ok := colorOf(service); ok {
+// routeOfService is where Traefik's router leads.
+func routeOfService(service string, canary []weightedService) (Route, error) {
+	if c, ok := colorOfService(service); ok {
 		return Route{Live: c}, nil
 	}
 	if name, _, _ := strings.Cut(service, "@"); name == canaryService {
-		return weighted(canary)
+		return weightedRoute(canary)
 	}
 	return Route{}, fmt.Errorf("ask Traefik: a router leads to %q", service)
 }
@@ -208,7 +208,7 @@ func (t *Traefik) SetServers(c Color, n int) error {
 	if bytes.Equal(changed, text) {
 		return nil
 	}
-	return writeFile(path, filepath.Join(t.Dir, "staging", "services.yml"), changed)
+	return writeFileAtomic(path, filepath.Join(t.Dir, "staging", "services.yml"), changed)
 }
 
 // withServers returns services.yml with a color's servers counted from 1 to n.
@@ -220,16 +220,16 @@ func withServers(text []byte, c Color, n int) ([]byte, error) {
 	if len(doc.Content) == 0 {
 		return nil, errors.New("it is empty")
 	}
-	servers := child(child(child(child(child(doc.Content[0], "http"), "services"), c.balancer()), "loadBalancer"), "servers")
+	servers := mappingValue(mappingValue(mappingValue(mappingValue(mappingValue(doc.Content[0], "http"), "services"), c.traefikService()), "loadBalancer"), "servers")
 	if servers == nil || len(servers.Content) == 0 {
-		return nil, fmt.Errorf("%s has no servers", c.balancer())
+		return nil, fmt.Errorf("%s has no servers", c.traefikService())
 	}
 	if len(servers.Content) == n {
 		return text, nil // counted already: not a byte is changed
 	}
-	first := child(servers.Content[0], "url")
+	first := mappingValue(servers.Content[0], "url")
 	if first == nil || !replicaInURL.MatchString(first.Value) {
-		return nil, fmt.Errorf("the first server of %s has no address like http://…app_%s-1:8000", c.balancer(), c)
+		return nil, fmt.Errorf("the first server of %s has no address like http://…app_%s-1:8000", c.traefikService(), c)
 	}
 	// The rest of the file stays as people wrote it: only the lines of the servers
 	// are other ones.
@@ -237,7 +237,7 @@ func withServers(text []byte, c Color, n int) ([]byte, error) {
 	from := servers.Content[0].Line
 	for i, server := range servers.Content {
 		if servers.Style&yaml.FlowStyle != 0 || server.Line != from+i {
-			return nil, fmt.Errorf("the servers of %s must stand on a line each, with nothing in between", c.balancer())
+			return nil, fmt.Errorf("the servers of %s must stand on a line each, with nothing in between", c.traefikService())
 		}
 	}
 	var out bytes.Buffer

@@ -33,9 +33,9 @@ func tokenOf(user string, life time.Duration, rooms string) string {
 
 const everyRoom = `{"*":"rw"}`
 
-// keyed is a node that takes tokens of tokenSecret; anonymous as AUTH_ANONYMOUS
+// startKeyedNode is a node that takes tokens of tokenSecret; anonymous as AUTH_ANONYMOUS
 // says it.
-func keyed(t testing.TB, anonymous string, change func(*Config)) *node {
+func startKeyedNode(t testing.TB, anonymous string, change func(*Config)) *node {
 	t.Helper()
 	v, err := auth.New(t.Context(), auth.Config{
 		JWTSecrets: []string{tokenSecret}, Anonymous: anonymous, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
@@ -51,7 +51,7 @@ func keyed(t testing.TB, anonymous string, change func(*Config)) *node {
 	})
 }
 
-func bearing(token string) *websocket.DialOptions {
+func withToken(token string) *websocket.DialOptions {
 	return &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}}
 }
 
@@ -65,15 +65,15 @@ func (b *browser) welcome() map[string]any {
 	return got
 }
 
-func TestATokenComesInByFourDoors(t *testing.T) {
-	n := keyed(t, "", func(c *Config) { c.AuthQueryToken = true })
+func TestATokenIsAcceptedInFourPlaces(t *testing.T) {
+	n := startKeyedNode(t, "", func(c *Config) { c.AuthQueryToken = true })
 	ann := tokenOf("ann", time.Hour, everyRoom)
 	offer := func(protocols ...string) *websocket.DialOptions {
 		return &websocket.DialOptions{Subprotocols: protocols}
 	}
-	header := n.open(bearing(ann))
-	entry := n.open(offer("switchyard.v1", "bearer."+ann))
-	if got := entry.ws.Subprotocol(); got != "switchyard.v1" {
+	header := n.open(withToken(ann))
+	subprotocol := n.open(offer("switchyard.v1", "bearer."+ann))
+	if got := subprotocol.ws.Subprotocol(); got != "switchyard.v1" {
 		t.Errorf("the service chose %q", got)
 	}
 	ws, res, err := websocket.Dial(t.Context(), "ws://"+n.addr+"/ws?access_token="+ann, nil)
@@ -84,7 +84,7 @@ func TestATokenComesInByFourDoors(t *testing.T) {
 	query := &browser{t, ws}
 	frame := n.open(nil)
 	frame.send(`{"type":"auth","ref":"a","token":"%s"}`, ann)
-	for name, b := range map[string]*browser{"header": header, "entry": entry, "query": query, "frame": frame} {
+	for name, b := range map[string]*browser{"header": header, "entry": subprotocol, "query": query, "frame": frame} {
 		got := b.welcome()
 		left, _ := got["auth_expires_ms"].(float64)
 		if got["user"] != "ann" || left < 3_500_000 || left > 3_600_000 {
@@ -106,7 +106,7 @@ func TestATokenComesInByFourDoors(t *testing.T) {
 }
 
 func TestTheAnswerToAnAuthFrame(t *testing.T) {
-	n := keyed(t, "", nil)
+	n := startKeyedNode(t, "", nil)
 	b := n.open(nil)
 	b.send(`{"type":"auth","ref":"1","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
 	b.welcome()
@@ -116,7 +116,7 @@ func TestTheAnswerToAnAuthFrame(t *testing.T) {
 }
 
 func TestATokenInTheQueryIsNotReadUnlessAllowed(t *testing.T) {
-	n := keyed(t, "public:r", nil)
+	n := startKeyedNode(t, "public:r", nil)
 	ann := tokenOf("ann", time.Hour, everyRoom)
 	ws, _, err := websocket.Dial(t.Context(), "ws://"+n.addr+"/ws?access_token="+ann, nil)
 	if err != nil {
@@ -135,7 +135,7 @@ func TestATokenInTheQueryIsNotReadUnlessAllowed(t *testing.T) {
 
 // Of two tokens nobody knows which one a proxy on the way has checked.
 func TestOneTokenAtATime(t *testing.T) {
-	n := keyed(t, "", func(c *Config) { c.AuthQueryToken = true })
+	n := startKeyedNode(t, "", func(c *Config) { c.AuthQueryToken = true })
 	ann, bob := tokenOf("ann", time.Hour, everyRoom), tokenOf("bob", time.Hour, everyRoom)
 	for name, tt := range map[string]struct {
 		path   string
@@ -170,27 +170,27 @@ func TestOneTokenAtATime(t *testing.T) {
 
 // A browser can't see the status of a handshake, so a refused token is told by
 // a close code; nothing that such a connection sends is done.
-func TestAWrongTokenIsToldByACloseCode(t *testing.T) {
-	n := keyed(t, "*:rw", func(c *Config) { c.overLimit = few })
+func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", func(c *Config) { c.maxRejecting = fewRejecting })
 	for name, bad := range map[string]string{
 		"nonsense": "x", "ended": tokenOf("ann", -time.Hour, everyRoom), "another's signature": tokenOf("ann", time.Hour, everyRoom) + "A",
 		"the name of an API key": tokenOf("api:shop", time.Hour, everyRoom), "no rooms": tokenOf("ann", time.Hour, `"all"`),
 		"an API key": testKey,
 	} {
-		if got := n.turnedAway(bearing(bad)); got != 4001 {
+		if got := n.dialRejected(withToken(bad)); got != 4001 {
 			t.Errorf("%s: closed with %d, want 4001", name, got)
 		}
 	}
-	_, br := n.raw(masked(0x81, `{"type":"publish","room":"a","data":1}`)+masked(0x88, "\x03\xe8"), "Authorization: Bearer x")
+	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x03\xe8"), "Authorization: Bearer x")
 	if code, reason := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4001 || reason != "unauthorized" {
 		t.Errorf("%d %s", code, reason)
 	}
 	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
 		t.Errorf("a connection without a good token has published: %s", body)
 	}
-	eventually(t, "all of them to be gone", func() bool { return n.clients() == 0 })
-	for range few {
-		n.raw("", "Authorization: Bearer x") // reads nothing, so its close waits
+	eventually(t, "all of them to be gone", func() bool { return n.connectionCount() == 0 })
+	for range fewRejecting {
+		n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
 	}
 	res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
 	if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
@@ -198,8 +198,8 @@ func TestAWrongTokenIsToldByACloseCode(t *testing.T) {
 	}
 }
 
-func TestWhoHasNoTokenMaySendNothingButOne(t *testing.T) {
-	n := keyed(t, "", func(c *Config) { c.Heartbeat, c.AuthTimeout = 100*time.Millisecond, time.Minute })
+func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
+	n := startKeyedNode(t, "", func(c *Config) { c.Heartbeat, c.AuthTimeout = 100*time.Millisecond, time.Minute })
 	b := n.open(nil)
 	for _, frame := range []string{
 		`{"type":"join","ref":"x","room":"a"}`, `{"type":"publish","ref":"x","room":"a","data":1}`, `{"type":"signal","ref":"x","room":"a","data":1}`,
@@ -224,8 +224,8 @@ func TestWhoHasNoTokenMaySendNothingButOne(t *testing.T) {
 	}
 }
 
-func TestWhoShowsNoTokenInTimeIsClosed(t *testing.T) {
-	n := keyed(t, "", func(c *Config) { c.AuthTimeout = time.Second })
+func TestAConnectionThatNeverAuthenticatesIsClosed(t *testing.T) {
+	n := startKeyedNode(t, "", func(c *Config) { c.AuthTimeout = time.Second })
 	late := n.open(nil)
 	in := n.open(nil)
 	in.send(`{"type":"auth","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
@@ -239,19 +239,19 @@ func TestWhoShowsNoTokenInTimeIsClosed(t *testing.T) {
 }
 
 // Those who have not shown a token yet are closed with all others.
-func TestAStopClosesWhoHasNoTokenYet(t *testing.T) {
-	n := keyed(t, "", nil)
+func TestAStopClosesConnectionsWithoutAToken(t *testing.T) {
+	n := startKeyedNode(t, "", nil)
 	b := n.open(nil)
-	eventually(t, "the connection", func() bool { return n.clients() == 1 })
+	eventually(t, "the connection", func() bool { return n.connectionCount() == 1 })
 	go func() { _ = n.CloseSockets(context.Background()) }()
 	if got := b.closed(); got != 1012 {
 		t.Errorf("closed with %d", got)
 	}
 }
 
-func TestAFreshTokenOnALivingConnection(t *testing.T) {
-	n := keyed(t, "", nil)
-	b := n.dial(bearing(tokenOf("ann", time.Hour, `{"a":"rw","b":"rw","c":"r"}`)))
+func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
+	n := startKeyedNode(t, "", nil)
+	b := n.dial(withToken(tokenOf("ann", time.Hour, `{"a":"rw","b":"rw","c":"r"}`)))
 	for _, room := range []string{"a", "b", "c"} {
 		b.send(`{"type":"join","room":"%s"}`, room)
 		b.until("joined")
@@ -310,8 +310,8 @@ func TestAFreshTokenOnALivingConnection(t *testing.T) {
 
 // A named connection can't become nobody's, nor an anonymous one somebody's:
 // what it did is under its name.
-func TestAnAnonymousConnectionStaysOne(t *testing.T) {
-	n := keyed(t, "*:rw", nil)
+func TestAnAnonymousConnectionStaysAnonymous(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", nil)
 	b := n.dial(nil)
 	b.send(`{"type":"auth","ref":"x","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
 	if got := b.until("error"); got["code"] != "forbidden" || got["ref"] != "x" {
@@ -320,9 +320,9 @@ func TestAnAnonymousConnectionStaysOne(t *testing.T) {
 }
 
 func TestAConnectionEndsWithItsToken(t *testing.T) {
-	n := keyed(t, "", nil)
-	brief := n.dial(bearing(tokenOf("ann", 2*time.Second, everyRoom)))
-	fresh := n.dial(bearing(tokenOf("bob", 2*time.Second, everyRoom)))
+	n := startKeyedNode(t, "", nil)
+	brief := n.dial(withToken(tokenOf("ann", 2*time.Second, everyRoom)))
+	fresh := n.dial(withToken(tokenOf("bob", 2*time.Second, everyRoom)))
 	fresh.send(`{"type":"auth","token":"%s"}`, tokenOf("bob", time.Hour, everyRoom))
 	fresh.until("authenticated")
 	if got := brief.closed(); got != 4001 {
@@ -335,14 +335,14 @@ func TestAConnectionEndsWithItsToken(t *testing.T) {
 	})
 }
 
-// A moodyVerifier is a real one, whose keys can't be fetched for a while.
-type moodyVerifier struct {
+// A faultyVerifier is a real one, whose keys can't be fetched for a while.
+type faultyVerifier struct {
 	Verifier
-	away atomic.Bool
+	unavailable atomic.Bool
 }
 
-func (v *moodyVerifier) Verify(ctx context.Context, token string) (auth.Identity, error) {
-	if v.away.Load() {
+func (v *faultyVerifier) Verify(ctx context.Context, token string) (auth.Identity, error) {
+	if v.unavailable.Load() {
 		return auth.Identity{}, auth.ErrUnavailable
 	}
 	return v.Verifier.Verify(ctx, token)
@@ -350,13 +350,13 @@ func (v *moodyVerifier) Verify(ctx context.Context, token string) (auth.Identity
 
 // That tokens can't be checked is no refusal: who is in stays, who comes is
 // asked to come again with the same token.
-func TestTokensThatCanNotBeCheckedNow(t *testing.T) {
-	var v *moodyVerifier
-	n := keyed(t, "", func(c *Config) { v = &moodyVerifier{Verifier: c.Verifier}; c.Verifier = v })
+func TestTokensThatCannotBeCheckedNow(t *testing.T) {
+	var v *faultyVerifier
+	n := startKeyedNode(t, "", func(c *Config) { v = &faultyVerifier{Verifier: c.Verifier}; c.Verifier = v })
 	ann := tokenOf("ann", time.Hour, everyRoom)
-	b := n.dial(bearing(ann))
+	b := n.dial(withToken(ann))
 	waiting := n.open(nil)
-	v.away.Store(true)
+	v.unavailable.Store(true)
 	res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer "+ann), strings.NewReader(""))
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" || !strings.Contains(body, "unavailable") {
 		t.Errorf("a handshake: %d %s", res.StatusCode, body)
@@ -370,7 +370,7 @@ func TestTokensThatCanNotBeCheckedNow(t *testing.T) {
 			t.Errorf("an auth frame: %v", got)
 		}
 	}
-	v.away.Store(false)
+	v.unavailable.Store(false)
 	waiting.send(`{"type":"auth","token":"%s"}`, ann)
 	waiting.until("welcome")
 	b.send(`{"type":"join","room":"a"}`)

@@ -16,7 +16,7 @@ type caller struct {
 	// trusted proxies vouch for another.
 	addr netip.Addr
 	// counted says that the address is worth counting connections by.
-	counted bool
+	countByAddress bool
 	// host is what the client asked for, host[:port].
 	host string
 	// proto is http or https, the scheme that the client used; "" where nobody
@@ -57,17 +57,17 @@ func (p proxies) trust(a netip.Addr) bool {
 // write them hands on what the client invented.
 func (p proxies) caller(r *http.Request) *caller {
 	peer := parseAddr(r.RemoteAddr)
-	c := &caller{addr: peer, host: r.Host, counted: public(peer)}
+	c := &caller{addr: peer, host: r.Host, countByAddress: isPublicAddr(peer)}
 	if !peer.IsValid() || !p.trust(peer) {
 		return c
 	}
-	c.counted = true
+	c.countByAddress = true
 	c.addr = p.client(peer, r.Header.Values("X-Forwarded-For"))
 	if hosts := r.Header.Values("X-Forwarded-Host"); len(hosts) > 0 {
-		c.host = single(hosts)
+		c.host = singleValue(hosts)
 	}
 	if protos := r.Header.Values("X-Forwarded-Proto"); len(protos) > 0 {
-		c.proto = forwardedProto(single(protos))
+		c.proto = forwardedProto(singleValue(protos))
 	}
 	return c
 }
@@ -83,7 +83,7 @@ func (p proxies) client(peer netip.Addr, lines []string) netip.Addr {
 		rest, more := lines[i], true
 		for more {
 			var entry string
-			entry, rest, more = cutLast(rest)
+			entry, rest, more = cutLastComma(rest)
 			a := parseAddr(strings.TrimSpace(entry))
 			if !a.IsValid() {
 				return last
@@ -96,9 +96,9 @@ func (p proxies) client(peer netip.Addr, lines []string) netip.Addr {
 	return last
 }
 
-// cutLast returns what follows the last comma, what stands before it, and
+// cutLastComma returns what follows the last comma, what stands before it, and
 // whether there was one.
-func cutLast(s string) (last, rest string, more bool) {
+func cutLastComma(s string) (last, rest string, more bool) {
 	i := strings.LastIndexByte(s, ',')
 	if i < 0 {
 		return s, "", false
@@ -121,9 +121,9 @@ func parseAddr(s string) netip.Addr {
 	return a.WithZone("").Unmap()
 }
 
-// single returns the one value of a header that must not have several: of two
+// singleValue returns the one value of a header that must not have several: of two
 // nobody knows which one is true, and "" matches nothing.
-func single(values []string) string {
+func singleValue(values []string) string {
 	if len(values) != 1 || strings.Contains(values[0], ",") {
 		return ""
 	}
@@ -142,23 +142,23 @@ func forwardedProto(s string) string {
 	return "unknown"
 }
 
-// public says whether an address can be a stranger's own. Behind a peer on
+// isPublicAddr says whether an address can be a stranger's own. Behind a peer on
 // loopback or in a private network stands a proxy that nobody named, or the
 // house itself: to count its connections would bound everybody together.
-func public(a netip.Addr) bool {
+func isPublicAddr(a netip.Addr) bool {
 	return a.IsValid() && !a.IsLoopback() && !a.IsPrivate() && !a.IsLinkLocalUnicast()
 }
 
-// prefix6 is what one subscriber of IPv6 has at least: counting single
+// ipv6PrefixBits is what one subscriber of IPv6 has at least: counting single
 // addresses would bound nobody.
-const prefix6 = 64
+const ipv6PrefixBits = 64
 
-// network is what connections are counted by: an IPv4 address, or the /64 of
+// addressPrefix is what connections are counted by: an IPv4 address, or the /64 of
 // an IPv6 one.
-func network(a netip.Addr) netip.Prefix {
+func addressPrefix(a netip.Addr) netip.Prefix {
 	bits := a.BitLen()
 	if a.Is6() {
-		bits = prefix6
+		bits = ipv6PrefixBits
 	}
 	p, _ := a.Prefix(bits) // in range by construction; zero for no address
 	return p

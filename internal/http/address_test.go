@@ -10,7 +10,7 @@ import (
 	"nhooyr.io/websocket"
 )
 
-func TestTheClientsOwnAddress(t *testing.T) {
+func TestTheClientAddressBehindProxies(t *testing.T) {
 	trusted := proxies(prefixes("10.0.0.0/8", "192.0.2.1/32", "fd00::/8"))
 	for _, tt := range []struct {
 		name, peer string
@@ -58,7 +58,7 @@ func TestTheClientsOwnAddress(t *testing.T) {
 	}
 }
 
-func TestWhatConnectionsAreCountedBy(t *testing.T) {
+func TestConnectionsAreCountedByAddressPrefix(t *testing.T) {
 	for addr, want := range map[string]string{
 		"198.51.100.1":             "198.51.100.1/32",
 		"::ffff:198.51.100.1":      "198.51.100.1/32",
@@ -69,7 +69,7 @@ func TestWhatConnectionsAreCountedBy(t *testing.T) {
 		"fe80::1%a-very-long-zone": "fe80::/64",
 		"nonsense":                 "invalid Prefix",
 	} {
-		if got := network(parseAddr(addr)).String(); got != want {
+		if got := addressPrefix(parseAddr(addr)).String(); got != want {
 			t.Errorf("%s is counted by %s, want %s", addr, got, want)
 		}
 	}
@@ -79,14 +79,14 @@ func TestWhatConnectionsAreCountedBy(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.RemoteAddr = peer
-		if got := proxies(nil).caller(r).counted; got != want {
+		if got := proxies(nil).caller(r).countByAddress; got != want {
 			t.Errorf("%s is counted: %v, want %v", peer, got, want)
 		}
 	}
 	r := httptest.NewRequest("GET", "/", nil)
 	r.RemoteAddr = "10.0.0.1:1"
 	r.Header.Set("X-Forwarded-For", "10.0.0.9")
-	if !proxies(prefixes("10.0.0.1/32")).caller(r).counted {
+	if !proxies(prefixes("10.0.0.1/32")).caller(r).countByAddress {
 		t.Error("an address in the house that a trusted proxy vouches for is not counted")
 	}
 }

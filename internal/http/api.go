@@ -35,7 +35,7 @@ func hashKeys(keys map[string]string) []apiKey {
 // requireKey lets in who bears an API key: Authorization: Bearer <key>.
 func (s *Server) requireKey(next http.Handler) http.Handler {
 	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
-		if err := s.admitKey(r, bearer(r)); err != nil {
+		if err := s.checkAPIKey(r, bearer(r)); err != nil {
 			return err
 		}
 		next.ServeHTTP(w, r)
@@ -43,19 +43,19 @@ func (s *Server) requireKey(next http.Handler) http.Handler {
 	})
 }
 
-// errKey refuses a call without an API key.
-var errKey = &protocol.Error{Code: protocol.CodeUnauthorized, Message: "give one of API_KEYS as Authorization: Bearer <key>"}
+// errNoAPIKey refuses a call without an API key.
+var errNoAPIKey = &protocol.Error{Code: protocol.CodeUnauthorized, Message: "give one of API_KEYS as Authorization: Bearer <key>"}
 
-// admitKey notes whose key a call comes with, unless there is none, or it has
+// checkAPIKey notes whose key a call comes with, unless there is none, or it has
 // called too often.
-func (s *Server) admitKey(r *http.Request, credential string) error {
+func (s *Server) checkAPIKey(r *http.Request, credential string) error {
 	name, ok := s.keyName(credential)
 	if !ok {
-		return errKey
+		return errNoAPIKey
 	}
 	callerOf(r).key = name
-	if wait := s.calls.take(name, s.cfg.now(), 1); wait > 0 {
-		return errKeyRate(name, wait)
+	if wait := s.apiKeyLimiter.take(name, s.cfg.now(), 1); wait > 0 {
+		return errAPIKeyRate(name, wait)
 	}
 	return nil
 }
@@ -65,30 +65,30 @@ func (s *Server) admitKey(r *http.Request, credential string) error {
 func (s *Server) requireReader(next http.Handler) http.Handler {
 	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
 		credential := bearer(r)
-		if err := s.admitKey(r, credential); !errors.Is(err, errKey) || credential == "" {
+		if err := s.checkAPIKey(r, credential); !errors.Is(err, errNoAPIKey) || credential == "" {
 			if err == nil {
 				next.ServeHTTP(w, r)
 			}
 			return err
 		}
-		who, err := s.verify(r.Context(), credential)
+		identity, err := s.verify(r.Context(), credential)
 		if e := protocol.ErrorFor(err); err != nil && e.Code == protocol.CodeUnauthorized {
 			return &protocol.Error{Code: e.Code, Message: "give one of API_KEYS, or a token that may read: " + e.Message}
 		} else if err != nil {
 			return err
 		}
-		callerOf(r).user = who.User
-		if wait := s.reads.take(who.User, s.cfg.now(), 1); wait > 0 {
+		callerOf(r).user = identity.User
+		if wait := s.readLimiter.take(identity.User, s.cfg.now(), 1); wait > 0 {
 			return rateLimited("too many calls a second of this user; see RATE_HISTORY", wait)
 		}
-		if s.barred(who.User) {
-			return errBarred
+		if s.banned(identity.User) {
+			return errBanned
 		}
 		room, err := roomOf(r)
 		if err != nil {
 			return err
 		}
-		if !who.May(room, auth.Read) {
+		if !identity.May(room, auth.Read) {
 			return forbidden(auth.Read)
 		}
 		next.ServeHTTP(w, r)
@@ -117,9 +117,9 @@ func (s *Server) keyName(given string) (string, bool) {
 	}
 	hash := sha256.Sum256([]byte(given))
 	name, found := "", 0
-	for i := range s.keys {
-		if subtle.ConstantTimeCompare(hash[:], s.keys[i].hash[:]) == 1 {
-			name, found = s.keys[i].name, 1
+	for i := range s.apiKeys {
+		if subtle.ConstantTimeCompare(hash[:], s.apiKeys[i].hash[:]) == 1 {
+			name, found = s.apiKeys[i].name, 1
 		}
 	}
 	return name, found == 1
@@ -129,9 +129,9 @@ func (s *Server) keyName(given string) (string, bool) {
 // bound of any other.
 const maxBatchBody = 1 << 20
 
-// body reads a request's JSON. Its Content-Type is not looked at: what callers
+// readBody reads a request's JSON. Its Content-Type is not looked at: what callers
 // send is JSON whatever it says, and curl -d says it is a form.
-func body(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
+func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
 	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 		return nil, errEncoding
 	}
@@ -174,7 +174,7 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	b, err := body(w, r, s.cfg.MaxFrame)
+	b, err := readBody(w, r, s.cfg.MaxFrame)
 	if err != nil {
 		return err
 	}
@@ -197,7 +197,7 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 // publishBatch stores several messages, all or none: POST /v1/messages
 // [{room, data, id?}, ...]. The receipts come in their order.
 func (s *Server) publishBatch(w http.ResponseWriter, r *http.Request) error {
-	b, err := body(w, r, maxBatchBody)
+	b, err := readBody(w, r, maxBatchBody)
 	if err != nil {
 		return err
 	}
@@ -229,7 +229,7 @@ func (s *Server) signal(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	b, err := body(w, r, s.cfg.MaxFrame)
+	b, err := readBody(w, r, s.cfg.MaxFrame)
 	if err != nil {
 		return err
 	}

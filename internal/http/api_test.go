@@ -137,7 +137,7 @@ func TestHealthAndReadiness(t *testing.T) {
 	}
 }
 
-func TestThePageMayReachNothingElse(t *testing.T) {
+func TestThePagesContentSecurityPolicy(t *testing.T) {
 	n := startNode(t, nil)
 	for _, path := range []string{"/", "/client.js", "/client.d.ts", "/page.js", "/page.css"} {
 		res, body := n.call("GET", path, "", "")

@@ -70,7 +70,7 @@ func goldenFrames(t *testing.T) map[string]map[string]any {
 
 // What the service sends has exactly the fields of the document, and each field
 // of the document is in a golden frame; likewise what it understands.
-func TestGoldenFramesAreTheDocuments(t *testing.T) {
+func TestGoldenFramesMatchAsyncAPI(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	requests, answers := payloads(d, "request"), payloads(d, "deliver")
 	seen := map[string]bool{}
@@ -110,7 +110,7 @@ func TestGoldenFramesAreTheDocuments(t *testing.T) {
 
 // Each documented field of a request is one that is read, and there is none
 // that is read and not documented.
-func TestRequestsAreTheDocuments(t *testing.T) {
+func TestRequestsMatchAsyncAPI(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	requests := payloads(d, "request")
 	fields := map[string]bool{}
@@ -177,8 +177,8 @@ func constants(t *testing.T, file, prefix string) (values []string) {
 }
 
 // Each error code of the wire is met on a real connection, and no other is.
-func TestEveryErrorCodeIsMet(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.now = new(stillClock).now })
+func TestEveryErrorCodeIsSent(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.now = new(manualClock).now })
 	d := readDocument(t, "asyncapi.yaml")
 	answers := payloads(d, "deliver")
 	b := n.dial(nil)
@@ -199,11 +199,11 @@ func TestEveryErrorCodeIsMet(t *testing.T) {
 	b.send(`{"type":"publish","room":"a","id":"i","data":1}`)
 	b.until("ack")
 	expect(`{"type":"publish","room":"a","id":"i","data":2}`, "conflict")
-	n.log.set(message.ErrUnavailable)
+	n.log.setFailure(message.ErrUnavailable)
 	expect(`{"type":"publish","room":"a","data":2}`, "unavailable")
-	n.log.set(message.ErrRejected)
+	n.log.setFailure(message.ErrRejected)
 	expect(`{"type":"publish","room":"a","data":2}`, "internal")
-	n.log.mood.Store(nil)
+	n.log.failure.Store(nil)
 	for i := range 1000 {
 		b.send(`{"type":"join","room":"r%d"}`, i)
 		b.until("joined")
@@ -243,25 +243,25 @@ func readClose(t *testing.T, d *document, br *bufio.Reader) (code uint16, reason
 	}
 }
 
-// named is a Verifier to whom everybody is ann.
-type named struct{}
+// fixedVerifier is a Verifier to whom everybody is ann.
+type fixedVerifier struct{}
 
-func (named) Verify(context.Context, string) (auth.Identity, error) {
+func (fixedVerifier) Verify(context.Context, string) (auth.Identity, error) {
 	return auth.Identity{User: "ann"}, nil
 }
 
-func (named) Anonymous() (auth.Identity, bool) { return auth.Identity{}, false }
+func (fixedVerifier) Anonymous() (auth.Identity, bool) { return auth.Identity{}, false }
 
-func removeAnn(n *node) {
+func disconnectAnn(n *node) {
 	eventually(n.t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
 	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
 }
 
 // Each documented close code is met, with its reason, and no other is sent.
-func TestEveryCloseCodeIsMet(t *testing.T) {
+func TestEveryCloseCodeIsSent(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	quick := func(c *Config) { c.Heartbeat = 200 * time.Millisecond }
-	join := masked(0x81, `{"type":"join","room":"a"}`)
+	join := maskedFrame(0x81, `{"type":"join","room":"a"}`)
 	closed, err := auth.New(t.Context(), auth.Config{JWTSecrets: []string{tokenSecret}, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
@@ -272,23 +272,23 @@ func TestEveryCloseCodeIsMet(t *testing.T) {
 		sends  string
 		then   func(*node)
 	}{
-		"1000": {nil, masked(0x88, "\x03\xe8"), nil},
+		"1000": {nil, maskedFrame(0x88, "\x03\xe8"), nil},
 		"1002": {nil, "\x81\x02{}", nil},
-		"1003": {nil, masked(0x82, "x"), nil},
-		"1007": {nil, masked(0x81, "\"\xff\""), nil},
-		"1008": {nil, strings.Repeat(masked(0x81, "x"), 3), nil},
-		"1009": {func(c *Config) { c.MaxFrame = 1024 }, masked(0x81, strings.Repeat("x", 1025)), nil},
+		"1003": {nil, maskedFrame(0x82, "x"), nil},
+		"1007": {nil, maskedFrame(0x81, "\"\xff\""), nil},
+		"1008": {nil, strings.Repeat(maskedFrame(0x81, "x"), 3), nil},
+		"1009": {func(c *Config) { c.MaxFrame = 1024 }, maskedFrame(0x81, strings.Repeat("x", 1025)), nil},
 		"1012": {nil, "", func(n *node) { go n.CloseSockets(t.Context()) }},
 		"4009": {withSessions(t), "", func(n *node) {
-			for id := range n.owners.all() {
-				n.Notify(message.Notice{Kind: message.NoticeLive, Session: id, Generation: 2})
+			for id := range n.sessions.all() {
+				n.HandleNodeEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: id, Generation: 2})
 			}
 		}},
-		"4001": {func(c *Config) { c.Verifier = closed }, masked(0x81, `{"type":"auth","token":"x"}`), nil},
-		"4003": {func(c *Config) { c.Verifier = named{} }, masked(0x81, `{"type":"auth","token":"x"}`), removeAnn},
+		"4001": {func(c *Config) { c.Verifier = closed }, maskedFrame(0x81, `{"type":"auth","token":"x"}`), nil},
+		"4003": {func(c *Config) { c.Verifier = fixedVerifier{} }, maskedFrame(0x81, `{"type":"auth","token":"x"}`), disconnectAnn},
 		"4103": {func(c *Config) { c.MaxConnections = 1 }, "", nil},
-		"4129": {func(c *Config) { c.Rates.Publish = 1 }, strings.Repeat(masked(0x81, `{"type":"signal","room":"a","data":1}`), 3+mostRefused), nil},
-		"4208": {func(c *Config) { c.QueueBytes = 600 << 10 }, join, flood},
+		"4129": {func(c *Config) { c.Rates.Publish = 1 }, strings.Repeat(maskedFrame(0x81, `{"type":"signal","room":"a","data":1}`), 3+maxRefused), nil},
+		"4208": {func(c *Config) { c.QueueBytes = 600 << 10 }, join, floodRoom},
 		"4209": {quick, "", nil},
 	} {
 		t.Run(want, func(t *testing.T) {
@@ -296,7 +296,7 @@ func TestEveryCloseCodeIsMet(t *testing.T) {
 			if want == "4103" {
 				n.dial(nil)
 			}
-			_, br := n.raw(tt.sends)
+			_, br := n.rawHandshake(tt.sends)
 			if tt.then != nil {
 				eventually(t, "the connection", func() bool { return n.metric("websocket_active_connections") == "1" })
 				tt.then(n)
@@ -317,9 +317,9 @@ func TestEveryCloseCodeIsMet(t *testing.T) {
 	}
 }
 
-// flood publishes more than any socket buffer holds, in a room whose only
+// floodRoom publishes more than any socket buffer holds, in a room whose only
 // member reads nothing.
-func flood(n *node) {
+func floodRoom(n *node) {
 	eventually(n.t, "the member", func() bool { return len(n.hub.Rooms()) == 1 && n.hub.Rooms()[0].Members == 1 })
 	data := `"` + strings.Repeat("x", 60<<10) + `"`
 	for range 200 {
@@ -330,7 +330,7 @@ func flood(n *node) {
 }
 
 // The documents are served as they lie in web.
-func TestTheDocumentsAreServed(t *testing.T) {
+func TestTheAPIDocumentsAreServed(t *testing.T) {
 	n := startNode(t, nil)
 	for _, name := range []string{"/openapi.yaml", "/asyncapi.yaml"} {
 		res, body := n.call("GET", name, "", "")

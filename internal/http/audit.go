@@ -32,19 +32,19 @@ const (
 var auditEvents = []string{auditToken, auditKey, auditOrigin, auditHost, auditRight, auditLimit, auditRemoved, auditDrain, auditUndrain}
 
 const (
-	// sameLines is how many lines that differ in nothing but time and request
-	// are written in a second, eachLines how many of one event. The rest is
+	// maxSameLines is how many lines that differ in nothing but time and request
+	// are written in a second, maxEventLines how many of one event. The rest is
 	// counted, and told at the second's end.
-	sameLines = 5
-	eachLines = 100
-	// auditKinds bounds how many kinds of lines are told apart in a second.
-	auditKinds = 1000
-	// auditQueue is how many lines wait for the writer.
-	auditQueue = 1024
-	// auditField bounds each text of a line, in bytes.
-	auditField = 256
-	// auditClose bounds what the last lines may take.
-	auditClose = time.Second
+	maxSameLines  = 5
+	maxEventLines = 100
+	// maxAuditSamples bounds how many kinds of lines are told apart in a second.
+	maxAuditSamples = 1000
+	// auditQueueSize is how many lines wait for the writer.
+	auditQueueSize = 1024
+	// maxAuditField bounds each text of a line, in bytes.
+	maxAuditField = 256
+	// auditCloseTimeout bounds what the last lines may take.
+	auditCloseTimeout = time.Second
 )
 
 // Why a line is missing.
@@ -73,16 +73,16 @@ type auditLine struct {
 	Count int `json:"count,omitempty"`
 }
 
-// kind is what two lines have in common of which only the number is told.
-func (l *auditLine) kind() auditLine {
+// samplingKey is what two lines have in common of which only the number is told.
+func (l *auditLine) samplingKey() auditLine {
 	k := *l
 	k.RequestID = ""
 	return k
 }
 
-// A kindCount is how many of a kind a second had, and of how many of them no
+// A sampleCount is how many of a kind a second had, and of how many of them no
 // line tells.
-type kindCount struct{ seen, untold int }
+type sampleCount struct{ seen, suppressed int }
 
 // An auditor writes the audit log. It never makes anybody wait: what the writer
 // does not take in time is dropped and counted. Safe for concurrent use.
@@ -98,17 +98,17 @@ type auditor struct {
 
 	mu sync.Mutex
 	// Protects following.
-	second  int64 // the rest is about
-	kinds   map[auditLine]kindCount
-	written map[string]int // lines, by event
-	more    map[string]int // beyond auditKinds, by event
+	second         int64 // the rest is about
+	samples        map[auditLine]sampleCount
+	writtenByEvent map[string]int // lines, by event
+	overflow       map[string]int // beyond maxAuditSamples, by event
 }
 
 func newAuditor(out io.Writer, node string, log *slog.Logger, m *auditMetrics) *auditor {
 	a := &auditor{
 		node: node, out: out, log: log, metrics: m,
-		queue: make(chan []byte, auditQueue), stop: make(chan struct{}), done: make(chan struct{}),
-		kinds: map[auditLine]kindCount{}, written: map[string]int{}, more: map[string]int{},
+		queue: make(chan []byte, auditQueueSize), stop: make(chan struct{}), done: make(chan struct{}),
+		samples: map[auditLine]sampleCount{}, writtenByEvent: map[string]int{}, overflow: map[string]int{},
 	}
 	if out == nil {
 		close(a.done)
@@ -118,56 +118,56 @@ func newAuditor(out io.Writer, node string, log *slog.Logger, m *auditMetrics) *
 	return a
 }
 
-// note takes an event. The line's texts are cut to their bound.
-func (a *auditor) note(l *auditLine) {
+// record takes an event. The line's texts are cut to their bound.
+func (a *auditor) record(l *auditLine) {
 	a.metrics.events.WithLabelValues(l.Event).Inc()
 	if a.out == nil {
 		return
 	}
 	for _, text := range []*string{&l.Who, &l.From, &l.What, &l.Given, &l.Why} {
-		*text = cut(*text, auditField)
+		*text = truncate(*text, maxAuditField)
 	}
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now.Unix() != a.second {
-		a.tell(now)
+		a.writeSummaries(now)
 		a.second = now.Unix()
 	}
-	kind := l.kind()
-	n, known := a.kinds[kind]
-	if !known && len(a.kinds) >= auditKinds {
-		a.more[l.Event]++
+	key := l.samplingKey()
+	n, known := a.samples[key]
+	if !known && len(a.samples) >= maxAuditSamples {
+		a.overflow[l.Event]++
 		return
 	}
 	n.seen++
-	if n.seen <= sameLines && a.written[l.Event] < eachLines {
-		a.written[l.Event]++
-		a.write(l, now)
+	if n.seen <= maxSameLines && a.writtenByEvent[l.Event] < maxEventLines {
+		a.writtenByEvent[l.Event]++
+		a.enqueue(l, now)
 	} else {
-		n.untold++
+		n.suppressed++
 	}
-	a.kinds[kind] = n
+	a.samples[key] = n
 }
 
-// tell writes what the last second had more of than lines. Caller holds mu.
-func (a *auditor) tell(now time.Time) {
-	for kind, n := range a.kinds {
-		if n.untold > 0 {
-			kind.Count = n.untold
-			a.write(&kind, now)
+// writeSummaries writes what the last second had more of than lines. Caller holds mu.
+func (a *auditor) writeSummaries(now time.Time) {
+	for key, n := range a.samples {
+		if n.suppressed > 0 {
+			key.Count = n.suppressed
+			a.enqueue(&key, now)
 		}
 	}
-	for event, n := range a.more {
-		a.write(&auditLine{Event: event, Why: "more kinds than are told apart in a second", Count: n}, now)
+	for event, n := range a.overflow {
+		a.enqueue(&auditLine{Event: event, Why: "more kinds than are told apart in a second", Count: n}, now)
 	}
-	clear(a.kinds)
-	clear(a.written)
-	clear(a.more)
+	clear(a.samples)
+	clear(a.writtenByEvent)
+	clear(a.overflow)
 }
 
-// write hands a line to the writer. Caller holds mu.
-func (a *auditor) write(l *auditLine, now time.Time) {
+// enqueue hands a line to the writer. Caller holds mu.
+func (a *auditor) enqueue(l *auditLine, now time.Time) {
 	l.Time, l.Audit, l.Node = now.UTC().Format(protocol.TimeLayout), "v1", a.node
 	select {
 	case a.queue <- l.encode():
@@ -182,7 +182,7 @@ func (a *auditor) loop() {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	failing := false
-	put := func(line []byte) {
+	writeLine := func(line []byte) {
 		_, err := a.out.Write(line)
 		if err != nil {
 			a.metrics.dropped.WithLabelValues(dropWrite).Inc()
@@ -195,21 +195,21 @@ func (a *auditor) loop() {
 	for {
 		select {
 		case line := <-a.queue:
-			put(line)
+			writeLine(line)
 		case now := <-tick.C:
 			a.mu.Lock()
 			if now.Unix() != a.second {
-				a.tell(now)
+				a.writeSummaries(now)
 			}
 			a.mu.Unlock()
 		case <-a.stop:
 			a.mu.Lock()
-			a.tell(time.Now())
+			a.writeSummaries(time.Now())
 			a.mu.Unlock()
 			for {
 				select {
 				case line := <-a.queue:
-					put(line)
+					writeLine(line)
 				default:
 					return
 				}
@@ -225,7 +225,7 @@ func (a *auditor) close(ctx context.Context) error {
 		return nil
 	}
 	a.once.Do(func() { close(a.stop) })
-	ctx, cancel := context.WithTimeout(ctx, auditClose)
+	ctx, cancel := context.WithTimeout(ctx, auditCloseTimeout)
 	defer cancel()
 	select {
 	case <-a.done:
@@ -259,8 +259,8 @@ func (l *auditLine) encode() []byte {
 	return []byte(out.String())
 }
 
-// cut returns text of at most n bytes and of whole characters.
-func cut(s string, n int) string {
+// truncate returns text of at most n bytes and of whole characters.
+func truncate(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}

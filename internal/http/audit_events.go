@@ -7,9 +7,9 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// refusals are the events of what clients are refused by code; other errors
+// refusalEvents are the events of what clients are refused by code; other errors
 // are no matter of who may do what.
-var refusals = map[string]string{
+var refusalEvents = map[string]string{
 	protocol.CodeUnauthorized: auditToken,
 	protocol.CodeForbidden:    auditRight,
 	protocol.CodeRateLimited:  auditLimit,
@@ -19,43 +19,43 @@ var refusals = map[string]string{
 // auditRefusal notes a request that was refused for who asks, or how often. The
 // query is left out: it may hold a token.
 func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
-	event := refusals[p.Code]
+	event := refusalEvents[p.Code]
 	given := ""
 	switch {
 	case errors.Is(err, errOrigin):
 		event, given = auditOrigin, r.Header.Get("Origin")
-	case errors.Is(err, errHost):
+	case errors.Is(err, errUnknownHost):
 		given = callerOf(r).host
-	case errors.Is(err, errKey):
+	case errors.Is(err, errNoAPIKey):
 		event = auditKey
-	case errors.Is(err, errTooFast), errors.Is(err, errNoPlace) && !s.closes():
+	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity) && !s.isClosing():
 		event = auditLimit
 	}
 	if event == "" {
 		return
 	}
 	c := callerOf(r)
-	who := c.user
+	user := c.user
 	if c.key != "" {
-		who = publisher(r)
+		user = publisher(r)
 	}
-	s.audit.note(&auditLine{
-		Event: event, Who: who, From: c.addr.String(), What: r.Method + " " + r.URL.Path, Given: given, Why: p.Detail, RequestID: c.id,
+	s.audit.record(&auditLine{
+		Event: event, Who: user, From: c.addr.String(), What: r.Method + " " + r.URL.Path, Given: given, Why: p.Detail, RequestID: c.id,
 	})
 }
 
-// auditTurnedAway notes a connection that is told by a close code why it can't
+// auditRejection notes a connection that is told by a close code why it can't
 // stay.
-func (s *Server) auditTurnedAway(k *socket, user, why string) {
+func (s *Server) auditRejection(k *socket, user, why string) {
 	event := auditLimit
-	switch k.place.told {
-	case protocol.CloseToken:
+	switch k.admission.closeCode {
+	case protocol.CloseUnauthorized:
 		event = auditToken
 	case protocol.CloseRemoved:
 		event = auditRight
 	}
 	if why == "" {
-		why = k.place.result
+		why = k.admission.result
 	}
-	s.audit.note(&auditLine{Event: event, Who: user, From: k.remote, What: "GET /ws", Why: why, RequestID: k.id})
+	s.audit.record(&auditLine{Event: event, Who: user, From: k.remote, What: "GET /ws", Why: why, RequestID: k.requestID})
 }

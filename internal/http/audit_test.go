@@ -20,8 +20,8 @@ import (
 	"nhooyr.io/websocket"
 )
 
-// lines are those of an audit log.
-func lines(t testing.TB, out *safeBuilder) (all []auditLine) {
+// auditLines are those of an audit log.
+func auditLines(t testing.TB, out *safeBuilder) (all []auditLine) {
 	t.Helper()
 	for line := range strings.Lines(out.String()) {
 		var l auditLine
@@ -40,11 +40,11 @@ func lines(t testing.TB, out *safeBuilder) (all []auditLine) {
 
 // Each thing that an operator would ask about later is one line: who, from
 // where, what, why.
-func TestTheAuditLogTellsWhoWasRefusedWhat(t *testing.T) {
+func TestTheAuditLogRecordsRefusals(t *testing.T) {
 	out := &safeBuilder{}
-	var clock stillClock
-	n := keyed(t, "", func(c *Config) {
-		trusting(c)
+	var clock manualClock
+	n := startKeyedNode(t, "", func(c *Config) {
+		trustLoopback(c)
 		c.Audit, c.MaxPerUser, c.MaxPerAddress, c.AllowedHosts, c.now = out, 1, 3, []string{"127.0.0.1"}, clock.now
 		c.Rates.Publish, c.Rates.API, c.AuthQueryToken = 1, 3, true
 	})
@@ -63,7 +63,7 @@ func TestTheAuditLogTellsWhoWasRefusedWhat(t *testing.T) {
 	hush := "hush-hush-hush-hush"
 	ann := tokenOf("ann", time.Hour, `{"a":"rw"}`)
 
-	n.ask("X-Forwarded-For: "+addr(1), "Origin: https://evil.example")
+	n.handshakeStatus("X-Forwarded-For: "+addr(1), "Origin: https://evil.example")
 	get("/v1/rooms", with(2, "Host", "rebound.example"))
 	get("/v1/rooms?after=x&token="+hush, with(3, "Authorization", "Bearer "+hush))
 	get("/v1/rooms/a/messages", with(4, "Authorization", "Bearer "+tokenOf("ann", -time.Hour, everyRoom)))
@@ -86,13 +86,13 @@ func TestTheAuditLogTellsWhoWasRefusedWhat(t *testing.T) {
 	for range 10 {
 		get("/v1/rooms", with(9, "Authorization", "Bearer "+testKey))
 	}
-	n.startDrain(ScopeNode, "by a test")
+	n.findOrStartDrain(ScopeNode, "by a test")
 	n.Undrain()
 	if err := n.audit.close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 
-	got := lines(t, out)
+	got := auditLines(t, out)
 	for _, want := range []auditLine{
 		{Event: auditOrigin, From: addr(1), What: "GET /ws", Given: "https://evil.example", Why: "ALLOWED_ORIGINS"},
 		{Event: auditHost, From: addr(2), What: "GET /v1/rooms", Given: "rebound.example", Why: "ALLOWED_HOSTS"},
@@ -143,15 +143,15 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 	a, m := newTestAuditor(t, out)
 	began := time.Now()
 	for i := range 20_000 {
-		a.note(&auditLine{Event: auditToken, From: "198.51.100.1", Why: "same", RequestID: fmt.Sprint(i)})
-		a.note(&auditLine{Event: auditHost, From: "198.51.100.1", Given: fmt.Sprint("host", i, strings.Repeat("é", auditField))}) // each of its own kind
+		a.record(&auditLine{Event: auditToken, From: "198.51.100.1", Why: "same", RequestID: fmt.Sprint(i)})
+		a.record(&auditLine{Event: auditHost, From: "198.51.100.1", Given: fmt.Sprint("host", i, strings.Repeat("é", maxAuditField))}) // each of its own kind
 	}
 	seconds := int(time.Since(began)/time.Second) + 2
-	a.note(&auditLine{Event: auditRemoved, Who: "api:shop", What: "ann"}) // is not drowned
+	a.record(&auditLine{Event: auditRemoved, Who: "api:shop", What: "ann"}) // is not drowned
 	if err := a.close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	got := lines(t, out)
+	got := auditLines(t, out)
 	same, hosts, removed := 0, 0, 0
 	single := map[string]int{} // lines that tell of one event
 	for _, l := range got {
@@ -163,7 +163,7 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 			same += max(l.Count, 1)
 		case auditHost:
 			hosts += max(l.Count, 1)
-			if len(l.Given) > auditField {
+			if len(l.Given) > maxAuditField {
 				t.Errorf("a text of %d bytes", len(l.Given))
 			}
 		case auditRemoved:
@@ -174,10 +174,10 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 	if dropped == 0 && (same != 20_000 || hosts != 20_000) || removed != 1 {
 		t.Errorf("lines tell of %d and %d events, want 20,000 each, and of %d removals; %d dropped", same, hosts, removed, dropped)
 	}
-	if single[auditToken] > seconds*sameLines || single[auditHost] > seconds*eachLines {
+	if single[auditToken] > seconds*maxSameLines || single[auditHost] > seconds*maxEventLines {
 		t.Errorf("in %d s: %v lines of their own", seconds, single)
 	}
-	if most := seconds * (sameLines + 1 + eachLines + auditKinds + len(auditEvents)); len(got) > most {
+	if most := seconds * (maxSameLines + 1 + maxEventLines + maxAuditSamples + len(auditEvents)); len(got) > most {
 		t.Errorf("%d lines in %d s", len(got), seconds)
 	}
 	if got := testutil.ToFloat64(m.events.WithLabelValues(auditHost)); got != 20_000 {
@@ -185,10 +185,10 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 	}
 }
 
-// stuckWriter takes nothing until it is let go.
-type stuckWriter struct{ let chan struct{} }
+// blockedWriter takes nothing until it is let go.
+type blockedWriter struct{ unblock chan struct{} }
 
-func (w *stuckWriter) Write(p []byte) (int, error) { <-w.let; return len(p), nil }
+func (w *blockedWriter) Write(p []byte) (int, error) { <-w.unblock; return len(p), nil }
 
 // fullDisk takes nothing for a while.
 type fullDisk struct {
@@ -204,35 +204,35 @@ func (w *fullDisk) Write(p []byte) (int, error) {
 }
 
 // A reader of the log that hangs, or a full disk, costs lines and nothing else.
-func TestTheAuditLogMakesNobodyWait(t *testing.T) {
-	stuck := &stuckWriter{make(chan struct{})}
+func TestTheAuditLogNeverBlocks(t *testing.T) {
+	stuck := &blockedWriter{make(chan struct{})}
 	a, m := newTestAuditor(t, stuck)
-	for i := range 30 * auditQueue {
-		a.note(&auditLine{Event: auditEvents[i%len(auditEvents)], What: fmt.Sprint(i % 900)})
+	for i := range 30 * auditQueueSize {
+		a.record(&auditLine{Event: auditEvents[i%len(auditEvents)], What: fmt.Sprint(i % 900)})
 		a.mu.Lock()
-		a.tell(time.Now()) // as if a second had passed
+		a.writeSummaries(time.Now()) // as if a second had passed
 		a.mu.Unlock()
 	}
-	if got := testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)); got < 29*auditQueue-100 {
+	if got := testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)); got < 29*auditQueueSize-100 {
 		t.Errorf("%v lines dropped", got)
 	}
 	if err := a.close(t.Context()); err == nil {
 		t.Error("it says that all was written")
 	}
-	close(stuck.let)
+	close(stuck.unblock)
 	<-a.done
 
 	disk := &fullDisk{}
 	disk.full.Store(true)
 	b, m := newTestAuditor(t, disk)
-	b.note(&auditLine{Event: auditKey, What: "lost"})
+	b.record(&auditLine{Event: auditKey, What: "lost"})
 	eventually(t, "the loss to be counted", func() bool { return testutil.ToFloat64(m.dropped.WithLabelValues(dropWrite)) == 1 })
 	disk.full.Store(false)
-	b.note(&auditLine{Event: auditKey, What: "written"})
+	b.record(&auditLine{Event: auditKey, What: "written"})
 	if err := b.close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := lines(t, &disk.out); len(got) != 1 || got[0].What != "written" {
+	if got := auditLines(t, &disk.out); len(got) != 1 || got[0].What != "written" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -243,14 +243,14 @@ func FuzzAuditLine(f *testing.F) {
 	for _, s := range []string{"ann", "a\nb", "\x1b[31m", "\u202egnp.exe", "\u009b31m", "\"},{\"event\":\"x", "\xff\xfe", "\U0001f600", "\u2028", strings.Repeat("é", 300)} {
 		f.Add(s, s)
 	}
-	f.Fuzz(func(t *testing.T, who, given string) {
-		who, given = cut(who, auditField), cut(given, auditField)
-		line := (&auditLine{Event: auditToken, Who: who, Given: given, Why: "why"}).encode()
-		if n := bytes.IndexByte(line, '\n'); n != len(line)-1 || len(line) > 8*2*auditField+200 {
+	f.Fuzz(func(t *testing.T, user, given string) {
+		user, given = truncate(user, maxAuditField), truncate(given, maxAuditField)
+		line := (&auditLine{Event: auditToken, Who: user, Given: given, Why: "why"}).encode()
+		if n := bytes.IndexByte(line, '\n'); n != len(line)-1 || len(line) > 8*2*maxAuditField+200 {
 			t.Fatalf("%q", line)
 		}
 		for _, r := range string(line[:len(line)-1]) {
-			if !unicode.IsPrint(r) || r == utf8.RuneError && !strings.ContainsRune(who+given, utf8.RuneError) {
+			if !unicode.IsPrint(r) || r == utf8.RuneError && !strings.ContainsRune(user+given, utf8.RuneError) {
 				t.Fatalf("%q holds %U", line, r)
 			}
 		}
@@ -258,8 +258,8 @@ func FuzzAuditLine(f *testing.F) {
 		if err := json.Unmarshal(line, &l); err != nil || l.Event != auditToken || l.Why != "why" {
 			t.Fatalf("%q: %+v %v", line, l, err)
 		}
-		if utf8.ValidString(who) && l.Who != who {
-			t.Fatalf("%q became %q", who, l.Who)
+		if utf8.ValidString(user) && l.Who != user {
+			t.Fatalf("%q became %q", user, l.Who)
 		}
 	})
 }

@@ -75,7 +75,7 @@ func TestABatchWithOneFaultStoresNothing(t *testing.T) {
 	}
 }
 
-func TestABackendSignalsWhoIsThere(t *testing.T) {
+func TestABackendsSignalReachesTheMembers(t *testing.T) {
 	n := startNode(t, nil)
 	b := n.dial(nil)
 	b.send(`{"type":"join","room":"a"}`)
@@ -112,7 +112,7 @@ func TestRoomsAreListedInPages(t *testing.T) {
 	} {
 		res, answer := n.call("GET", "/v1/rooms"+query, testKey, "")
 		var list struct {
-			Rooms []room
+			Rooms []roomSummary
 			More  bool
 		}
 		if err := json.Unmarshal([]byte(answer), &list); err != nil || res.StatusCode != http.StatusOK {
@@ -187,8 +187,8 @@ func TestHeadIsAGetWithoutItsBody(t *testing.T) {
 	}
 }
 
-func TestAPanicIsOneRequestsFault(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.Ready = func() []Component { panic("planted") } })
+func TestAPanicFailsOnlyItsRequest(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.Components = func() []Component { panic("planted") } })
 	res, answer := n.call("GET", "/readyz", "", "")
 	if res.StatusCode != http.StatusInternalServerError || !strings.Contains(answer, `"code":"internal"`) || strings.Contains(answer, "planted") {
 		t.Errorf("%d %s", res.StatusCode, answer)
@@ -202,7 +202,7 @@ func TestAPanicIsOneRequestsFault(t *testing.T) {
 }
 
 // A body that stops halfway is answered, and nothing is stored.
-func TestABodyThatDoesNotComeWhole(t *testing.T) {
+func TestATruncatedBodyIsRefused(t *testing.T) {
 	n := startNode(t, nil)
 	cut, write := io.Pipe()
 	go func() {

@@ -12,10 +12,10 @@ import (
 
 // Over the bound connections are still accepted, to be told by a close code
 // that a browser can see; far over it they are refused.
-func TestFarTooManyConnections(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.MaxConnections, c.overLimit = 1, few })
-	for range 1 + few {
-		n.raw("") // reads nothing, so its place is kept while the close waits
+func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxConnections, c.maxRejecting = 1, fewRejecting })
+	for range 1 + fewRejecting {
+		n.rawHandshake("") // reads nothing, so its place is kept while the close waits
 	}
 	res, body := n.request("GET", "/ws", upgradeHeader(), strings.NewReader(""))
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") != "1" || !strings.Contains(body, `"code":"unavailable"`) {
@@ -28,7 +28,7 @@ func TestFarTooManyConnections(t *testing.T) {
 
 // Who asks before sending hears it before sending: a body that is announced as
 // too large is not waited for.
-func TestABodyThatIsAnnouncedAsTooLarge(t *testing.T) {
+func TestABodyAnnouncedAsTooLargeIsRefusedUnread(t *testing.T) {
 	n := startNode(t, nil)
 	for path, bound := range map[string]string{"/v1/rooms/a/messages": "65536", "/v1/rooms/a/signals": "65536", "/v1/messages": "1048576"} {
 		c, err := net.Dial("tcp", n.addr)

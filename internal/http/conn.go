@@ -37,30 +37,30 @@ const (
 // queue is empty. Safe for concurrent use.
 type conn struct {
 	net.Conn
-	raw    syscall.RawConn // nil for what is no TCP connection
-	limit  int             // bytes queued at most
-	queued *atomic.Int64   // the sum of all queues, for the metric
-	clock  *atomic.Int64   // the heartbeat's tick
-	carry  []byte          // read by net/http before the upgrade; the reader's
-	pongs  pongScanner     // the reader's
-	onPong func(uint64)    // nil: nobody asks; the reader's
-	slow   *throttle       // the reader's; nil: none
+	raw          syscall.RawConn // nil for what is no TCP connection
+	limit        int             // bytes queued at most
+	totalQueued  *atomic.Int64   // the sum of all queues, for the metric
+	tick         *atomic.Int64   // the heartbeat's tick
+	preread      []byte          // read by net/http before the upgrade; the reader's
+	pongs        pongScanner     // the reader's
+	onPong       func(uint64)    // nil: nobody asks; the reader's
+	readThrottle *throttle       // the reader's; nil: none
 
-	seen atomic.Int64 // tick of the last byte read
-	sent atomic.Int64 // bytes queued or written
+	lastReadTick atomic.Int64 // tick of the last byte read
+	sentBytes    atomic.Int64 // bytes queued or written
 
 	mu sync.Mutex
 	// Protects following.
-	begun   []byte // the rest of what was written in part: it leaves first, whole
-	queue   [][]byte
-	bytes   int  // of both
-	writing bool // drainLoop owns the socket's write side
-	ending  bool // a close frame is queued, or the end came: no more is taken
-	closed  bool
-	code    protocol.CloseCode // of the first close frame, 0 for none
-	ours    bool               // it was the service's, not the library's
-	linger  bool
-	empty   chan struct{} // closed when the queue is; nil: nobody waits
+	partial        []byte // the rest of what was written in part: it leaves first, whole
+	queue          [][]byte
+	queuedBytes    int  // of both
+	writing        bool // drainLoop owns the socket's write side
+	ending         bool // a close frame is queued, or the end came: no more is taken
+	closed         bool
+	closeCode      protocol.CloseCode // of the first close frame, 0 for none
+	closedByServer bool               // it was the service's, not the library's
+	linger         bool
+	flushed        chan struct{} // closed when the queue is; nil: nobody waits
 
 	// The arguments and results of tryWrite, so that an attempt allocates nothing.
 	attempt    func(fd uintptr) bool
@@ -69,10 +69,10 @@ type conn struct {
 	attemptErr error
 }
 
-func newConn(under net.Conn, carry []byte, limit int, queued, clock *atomic.Int64) *conn {
-	c := &conn{Conn: under, carry: carry, limit: limit, queued: queued, clock: clock}
-	c.seen.Store(clock.Load())
-	if tcp, ok := under.(*net.TCPConn); ok {
+func newConn(inner net.Conn, preread []byte, limit int, queued, tick *atomic.Int64) *conn {
+	c := &conn{Conn: inner, preread: preread, limit: limit, totalQueued: queued, tick: tick}
+	c.lastReadTick.Store(tick.Load())
+	if tcp, ok := inner.(*net.TCPConn); ok {
 		c.raw, _ = tcp.SyscallConn() // an error leaves it nil: the goroutine writes
 	}
 	c.attempt = func(fd uintptr) bool {
@@ -84,30 +84,30 @@ func newConn(under net.Conn, carry []byte, limit int, queued, clock *atomic.Int6
 
 // Read implements net.Conn; the one reader is the library's.
 func (c *conn) Read(p []byte) (int, error) {
-	if len(c.carry) > 0 {
-		n := copy(p, c.carry)
-		c.carry = c.carry[n:]
-		c.look(p[:n])
+	if len(c.preread) > 0 {
+		n := copy(p, c.preread)
+		c.preread = c.preread[n:]
+		c.inspectRead(p[:n])
 		return n, nil
 	}
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.seen.Store(c.clock.Load())
-		c.look(p[:n])
+		c.lastReadTick.Store(c.tick.Load())
+		c.inspectRead(p[:n])
 	}
 	return n, err
 }
 
-// look finds the answers to our pings in what was read, and holds the reader
+// inspectRead finds the answers to our pings in what was read, and holds the reader
 // up where there is too much of it.
-func (c *conn) look(p []byte) {
+func (c *conn) inspectRead(p []byte) {
 	found := c.onPong
 	if found == nil {
 		found = func(uint64) {}
 	}
 	before := c.pongs.frames
 	c.pongs.scan(p, found)
-	c.slow.pause(c.pongs.frames-before, len(p))
+	c.readThrottle.pause(c.pongs.frames-before, len(p))
 }
 
 // Write queues what the library writes: pongs and close frames, whole.
@@ -117,21 +117,21 @@ func (c *conn) Write(p []byte) (int, error) {
 		c.mu.Lock()
 		// Codes from 1002 on are the library's verdict, not its answer to the
 		// client's own close.
-		if len(f) >= 4 && c.code == 0 {
-			c.code = protocol.CloseCode(binary.BigEndian.Uint16(f[2:]))
-			if c.linger = c.code >= protocol.CloseProtocol && c.code < 3000; c.linger {
-				f = protocol.CloseFrame(c.code) // with our name for it
+		if len(f) >= 4 && c.closeCode == 0 {
+			c.closeCode = protocol.CloseCode(binary.BigEndian.Uint16(f[2:]))
+			if c.linger = c.closeCode >= protocol.CloseProtocol && c.closeCode < 3000; c.linger {
+				f = protocol.CloseFrame(c.closeCode) // with our name for it
 			}
 			if !utf8.Valid(f[4:]) {
 				// The client's own reason, which is not text (RFC 6455 §7.1.6):
 				// the library would send it back.
-				c.code, c.linger = protocol.CloseUTF8, true
-				f = protocol.CloseFrame(c.code)
+				c.closeCode, c.linger = protocol.CloseUTF8, true
+				f = protocol.CloseFrame(c.closeCode)
 			}
 		}
 		c.mu.Unlock()
 	} else {
-		c.slow.ping() // the library writes nothing else but pongs
+		c.readThrottle.pausePing() // the library writes nothing else but pongs
 	}
 	c.Send(f)
 	return len(p), nil
@@ -145,7 +145,7 @@ func (c *conn) Send(f protocol.Frame) bool {
 		return false
 	}
 	if len(c.queue) == 0 && !c.writing && c.raw != nil {
-		c.sent.Add(int64(len(f)))
+		c.sentBytes.Add(int64(len(f)))
 		n, err := c.tryWrite(f)
 		if err != nil {
 			c.fail()
@@ -153,16 +153,16 @@ func (c *conn) Send(f protocol.Frame) bool {
 		}
 		c.ending = protocol.IsClose(f)
 		if n < len(f) {
-			c.begun = f[n:]
-			c.count(len(c.begun))
-			c.startDrain()
+			c.partial = f[n:]
+			c.addQueued(len(c.partial))
+			c.startDrainLoop()
 		}
 		return true
 	}
-	if !c.take(f) {
+	if !c.enqueueOrClose(f) {
 		return false
 	}
-	c.push()
+	c.writeQueued()
 	return true
 }
 
@@ -170,30 +170,30 @@ func (c *conn) Send(f protocol.Frame) bool {
 func (c *conn) Queue(f protocol.Frame) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.ending && c.take(f)
+	return !c.ending && c.enqueueOrClose(f)
 }
 
 // Flush implements hub.Outlet.
 func (c *conn) Flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.push()
+	c.writeQueued()
 }
 
-// take queues a frame, or ends a client that reads too slowly. Caller holds mu.
-func (c *conn) take(f protocol.Frame) bool {
-	if c.bytes+len(f) > c.limit {
-		c.expel()
+// enqueueOrClose queues a frame, or ends a client that reads too slowly. Caller holds mu.
+func (c *conn) enqueueOrClose(f protocol.Frame) bool {
+	if c.queuedBytes+len(f) > c.limit {
+		c.closeSlow()
 		return false
 	}
-	c.sent.Add(int64(len(f)))
+	c.sentBytes.Add(int64(len(f)))
 	c.enqueue(f)
 	c.ending = protocol.IsClose(f)
 	return true
 }
 
-// greet queues the answer to the handshake, before any frame.
-func (c *conn) greet(answer []byte) {
+// queueHandshake queues the answer to the handshake, before any frame.
+func (c *conn) queueHandshake(answer []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.enqueue(answer)
@@ -201,28 +201,28 @@ func (c *conn) greet(answer []byte) {
 
 func (c *conn) enqueue(f []byte) {
 	c.queue = append(c.queue, f)
-	c.count(len(f))
+	c.addQueued(len(f))
 }
 
-// count puts bytes on the books, or takes them off. Caller holds mu.
-func (c *conn) count(n int) {
-	c.bytes += n
-	c.queued.Add(int64(n))
+// addQueued puts bytes on the books, or takes them off. Caller holds mu.
+func (c *conn) addQueued(n int) {
+	c.queuedBytes += n
+	c.totalQueued.Add(int64(n))
 }
 
-// expel drops every frame not begun and queues a close frame in their place.
+// closeSlow drops every frame not begun and queues a close frame in their place.
 // What is begun leaves whole, or the connection ends: a close frame in the
 // middle of a message would be read as part of it. The frames are not lost: the
 // client resumes from the log. Caller holds mu.
-func (c *conn) expel() {
-	c.forget()
-	c.end(protocol.CloseSlow)
+func (c *conn) closeSlow() {
+	c.dropQueue()
+	c.queueClose(protocol.CloseSlow)
 }
 
-// forget drops what is not begun. Caller holds mu.
-func (c *conn) forget() {
+// dropQueue drops what is not begun. Caller holds mu.
+func (c *conn) dropQueue() {
 	for _, f := range c.queue {
-		c.count(-len(f))
+		c.addQueued(-len(f))
 	}
 	c.queue = nil
 }
@@ -236,28 +236,28 @@ func (c *conn) CloseWith(code protocol.CloseCode) bool {
 	if c.ending {
 		return false
 	}
-	c.end(code)
+	c.queueClose(code)
 	return true
 }
 
-// end queues the close frame. Caller holds mu.
-func (c *conn) end(code protocol.CloseCode) {
-	c.code, c.ours, c.ending, c.linger = code, true, true, true
+// queueClose queues the close frame. Caller holds mu.
+func (c *conn) queueClose(code protocol.CloseCode) {
+	c.closeCode, c.closedByServer, c.ending, c.linger = code, true, true, true
 	c.enqueue(protocol.CloseFrame(code))
 	_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout)) // a dead socket fails its next call
-	c.push()
+	c.writeQueued()
 }
 
-// push writes what is queued, as far as the socket takes it. Caller holds mu.
-func (c *conn) push() {
+// writeQueued writes what is queued, as far as the socket takes it. Caller holds mu.
+func (c *conn) writeQueued() {
 	if c.writing || c.closed || len(c.queue) == 0 {
 		return
 	}
 	if c.raw == nil {
-		c.startDrain()
+		c.startDrainLoop()
 		return
 	}
-	batch := c.cutBatch()
+	batch := c.takeBatch()
 	buf := batch[0]
 	if len(batch) > 1 {
 		pooled := buffers.get()
@@ -272,24 +272,24 @@ func (c *conn) push() {
 		c.fail()
 		return
 	}
-	c.count(-n)
+	c.addQueued(-n)
 	if n < len(buf) {
-		c.begun = append([]byte(nil), buf[n:]...) // the buffer is only lent
+		c.partial = append([]byte(nil), buf[n:]...) // the buffer is only lent
 	}
-	if c.begun != nil || len(c.queue) > 0 {
-		c.startDrain()
+	if c.partial != nil || len(c.queue) > 0 {
+		c.startDrainLoop()
 		return
 	}
-	c.signalEmpty()
+	c.notifyFlushed()
 }
 
-// cutBatch takes about batchBytes of whole entries off the queue, which stay
+// takeBatch takes about batchBytes of whole entries off the queue, which stay
 // on the books until they are written. Caller holds mu; the queue has some, or
 // something is begun, which is a batch of its own.
-func (c *conn) cutBatch() [][]byte {
-	if c.begun != nil {
-		batch := [][]byte{c.begun}
-		c.begun = nil
+func (c *conn) takeBatch() [][]byte {
+	if c.partial != nil {
+		batch := [][]byte{c.partial}
+		c.partial = nil
 		return batch
 	}
 	n, size := 1, len(c.queue[0])
@@ -320,7 +320,7 @@ func (c *conn) tryWrite(p []byte) (int, error) {
 	return max(c.attemptN, 0), err
 }
 
-func (c *conn) startDrain() {
+func (c *conn) startDrainLoop() {
 	c.writing = true
 	go c.drainLoop()
 }
@@ -330,17 +330,17 @@ func (c *conn) startDrain() {
 func (c *conn) drainLoop() {
 	for {
 		c.mu.Lock()
-		if c.begun == nil && len(c.queue) == 0 {
+		if c.partial == nil && len(c.queue) == 0 {
 			c.writing = false
 			if !c.ending {
 				// An expired deadline would fail the next attempt.
 				_ = c.Conn.SetWriteDeadline(time.Time{})
 			}
-			c.signalEmpty()
+			c.notifyFlushed()
 			c.mu.Unlock()
 			return
 		}
-		batch := net.Buffers(c.cutBatch())
+		batch := net.Buffers(c.takeBatch())
 		if !c.ending {
 			_ = c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		}
@@ -351,11 +351,11 @@ func (c *conn) drainLoop() {
 		}
 		_, err := batch.WriteTo(c.Conn)
 		c.mu.Lock()
-		c.count(-size)
+		c.addQueued(-size)
 		if err != nil {
-			if c.code == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			if c.closeCode == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 				// Too slow even for a close frame; counted as what it is.
-				c.code, c.ours = protocol.CloseSlow, true
+				c.closeCode, c.closedByServer = protocol.CloseSlow, true
 			}
 			c.fail()
 		}
@@ -366,17 +366,17 @@ func (c *conn) drainLoop() {
 // fail gives the connection up: the reader sees it and ends. Caller holds mu.
 func (c *conn) fail() {
 	c.ending = true
-	c.forget()
-	c.count(-len(c.begun))
-	c.begun = nil
+	c.dropQueue()
+	c.addQueued(-len(c.partial))
+	c.partial = nil
 	_ = c.Conn.SetDeadline(time.Now())
 }
 
-// signalEmpty tells who waits in Flushed. Caller holds mu.
-func (c *conn) signalEmpty() {
-	if c.empty != nil {
-		close(c.empty)
-		c.empty = nil
+// notifyFlushed tells who waits in Flushed. Caller holds mu.
+func (c *conn) notifyFlushed() {
+	if c.flushed != nil {
+		close(c.flushed)
+		c.flushed = nil
 	}
 }
 
@@ -391,20 +391,20 @@ func (c *conn) Close() error {
 	}
 	c.closed, c.ending = true, true
 	linger := c.linger
-	var empty chan struct{}
+	var flushed chan struct{}
 	if c.writing {
 		_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout))
-		if c.empty == nil {
-			c.empty = make(chan struct{})
+		if c.flushed == nil {
+			c.flushed = make(chan struct{})
 		}
-		empty = c.empty
+		flushed = c.flushed
 	} else {
-		c.forget()
-		c.signalEmpty()
+		c.dropQueue()
+		c.notifyFlushed()
 	}
 	c.mu.Unlock()
-	if empty != nil {
-		<-empty // bounded by the deadline
+	if flushed != nil {
+		<-flushed // bounded by the deadline
 	}
 	if tcp, ok := c.Conn.(*net.TCPConn); ok && linger {
 		_ = tcp.CloseWrite()
@@ -414,13 +414,13 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// closing returns the code of the first close frame that went out, 0 for none,
+// closeStatus returns the code of the first close frame that went out, 0 for none,
 // and whether it was the service that decided on it.
-func (c *conn) closing() (code protocol.CloseCode, ours bool) {
+func (c *conn) closeStatus() (code protocol.CloseCode, ours bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.code, c.ours
+	return c.closeCode, c.closedByServer
 }
 
-// kill closes the connection without another word.
-func (c *conn) kill() { _ = c.Conn.SetDeadline(time.Now()) }
+// abort closes the connection without another word.
+func (c *conn) abort() { _ = c.Conn.SetDeadline(time.Now()) }

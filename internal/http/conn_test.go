@@ -15,8 +15,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// pair is a conn over real TCP with small buffers, and its client.
-func pair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
+// tcpPair is a conn over real TCP with small buffers, and its client.
+func tcpPair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -34,13 +34,13 @@ func pair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
 	t.Cleanup(func() { client.Close(); server.Close() })
 	_ = client.(*net.TCPConn).SetReadBuffer(32 << 10)
 	_ = server.(*net.TCPConn).SetWriteBuffer(16 << 10)
-	queued, clock := new(atomic.Int64), new(atomic.Int64)
-	return newConn(server, nil, limit, queued, clock), client.(*net.TCPConn), queued
+	queued, tick := new(atomic.Int64), new(atomic.Int64)
+	return newConn(server, nil, limit, queued, tick), client.(*net.TCPConn), queued
 }
 
-// frames cuts a stream into the opcodes and payloads of its frames; what does
+// parseFrames cuts a stream into the opcodes and payloads of its frames; what does
 // not end with a whole frame fails the test.
-func frames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
+func parseFrames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
 	t.Helper()
 	for len(stream) > 0 {
 		if len(stream) < 2 {
@@ -71,9 +71,9 @@ func bigMessage(seq message.Seq, size int) protocol.Frame {
 
 // A close frame must never stand inside a message that was written in part.
 // Several senders race with the goroutine that writes the rest.
-func TestExpelledClientsGetWholeFramesThen4208(t *testing.T) {
+func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 	for range 5 {
-		c, client, queued := pair(t, 256<<10)
+		c, client, queued := tcpPair(t, 256<<10)
 		var senders sync.WaitGroup
 		for range 4 {
 			senders.Go(func() {
@@ -89,7 +89,7 @@ func TestExpelledClientsGetWholeFramesThen4208(t *testing.T) {
 			stream <- all
 		}()
 		_ = c.Close()
-		ops, payloads := frames(t, <-stream)
+		ops, payloads := parseFrames(t, <-stream)
 		last := len(ops) - 1
 		if last < 1 || ops[last] != 0x88 || !bytes.HasPrefix(payloads[last], []byte{0x10, 0x70}) {
 			t.Fatalf("the last of %d frames is %x %q, want close 4208", len(ops), ops[last], payloads[last])
@@ -108,7 +108,7 @@ func TestExpelledClientsGetWholeFramesThen4208(t *testing.T) {
 // What several goroutines send while the client reads slowly arrives whole and
 // each sender's in its order.
 func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
-	c, client, queued := pair(t, 64<<20)
+	c, client, queued := tcpPair(t, 64<<20)
 	const each, size = 200, 3000
 	var senders sync.WaitGroup
 	for range 3 {
@@ -136,7 +136,7 @@ func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = c.Close()
-	ops, _ := frames(t, <-received)
+	ops, _ := parseFrames(t, <-received)
 	if len(ops) != 3*each {
 		t.Errorf("%d frames, want %d", len(ops), 3*each)
 	}
@@ -146,7 +146,7 @@ func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 }
 
 func TestNothingFollowsACloseFrame(t *testing.T) {
-	c, client, _ := pair(t, 1<<20)
+	c, client, _ := tcpPair(t, 1<<20)
 	c.Send(bigMessage(1, 10))
 	c.CloseWith(protocol.CloseRestart)
 	if c.Send(bigMessage(2, 10)) || c.Queue(bigMessage(3, 10)) {
@@ -161,7 +161,7 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 	}
 	_ = client.Close()
 	<-done
-	ops, payloads := frames(t, all)
+	ops, payloads := parseFrames(t, all)
 	if len(ops) != 2 || ops[1] != 0x88 || binary.BigEndian.Uint16(payloads[1]) != 1012 {
 		t.Errorf("got %x %q", ops, payloads)
 	}

@@ -14,7 +14,7 @@ import (
 
 // A frame handed to a socket that takes it allocates nothing.
 func TestASendAllocatesNothing(t *testing.T) {
-	c, client, _ := pair(t, 1<<20)
+	c, client, _ := tcpPair(t, 1<<20)
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -28,8 +28,8 @@ func TestASendAllocatesNothing(t *testing.T) {
 	<-read
 }
 
-// memory is what this process holds after a collection: heap and stacks.
-func memory() int64 {
+// memoryInUse is what this process holds after a collection: heap and stacks.
+func memoryInUse() int64 {
 	var m runtime.MemStats
 	for range 3 { // what finalizers let go of is collected in the next round
 		runtime.GC()
@@ -38,12 +38,12 @@ func memory() int64 {
 	return int64(m.HeapAlloc + m.StackInuse)
 }
 
-// settled waits until memory no longer falls, and returns it.
-func settled() int64 {
-	least := memory()
+// settledMemory waits until memory no longer falls, and returns it.
+func settledMemory() int64 {
+	least := memoryInUse()
 	for range 10 {
 		<-time.After(20 * time.Millisecond) // net/http's goroutines are on their way out
-		now := memory()
+		now := memoryInUse()
 		if now >= least {
 			break
 		}
@@ -52,9 +52,9 @@ func settled() int64 {
 	return least
 }
 
-// crowd opens n connections by plain sockets, which cost the client's side
+// joinMany opens n connections by plain sockets, which cost the client's side
 // little, and has each join a room of ten.
-func crowd(t *testing.T, addr string, n int) {
+func joinMany(t *testing.T, addr string, n int) {
 	t.Helper()
 	all := make([]net.Conn, n)
 	for i := range all {
@@ -74,12 +74,12 @@ func crowd(t *testing.T, addr string, n int) {
 		}
 	}
 	for _, c := range all {
-		awaitWord(t, c, `"joined"`)
+		awaitText(t, c, `"joined"`)
 	}
 }
 
-// awaitWord reads until a word has come.
-func awaitWord(t *testing.T, c net.Conn, word string) {
+// awaitText reads until a word has come.
+func awaitText(t *testing.T, c net.Conn, word string) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	var seen []byte
@@ -100,12 +100,12 @@ func awaitWord(t *testing.T, c net.Conn, word string) {
 func TestAnIdleConnectionIsSmall(t *testing.T) {
 	const connections = 2000
 	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 100000 })
-	crowd(t, n.addr, 20) // what is made once
-	before := settled()
-	crowd(t, n.addr, connections)
-	each := (settled() - before) / connections
+	joinMany(t, n.addr, 20) // what is made once
+	before := settledMemory()
+	joinMany(t, n.addr, connections)
+	each := (settledMemory() - before) / connections
 	t.Logf("%d bytes a connection", each)
-	if each > mostIdle {
-		t.Errorf("an idle connection takes %d bytes, its client included; at most %d are wanted", each, mostIdle)
+	if each > maxIdleBytes {
+		t.Errorf("an idle connection takes %d bytes, its client included; at most %d are wanted", each, maxIdleBytes)
 	}
 }

@@ -19,8 +19,8 @@ func readDoc(t *testing.T, name string) string {
 	return string(b)
 }
 
-// tests are the names of all tests of the module.
-func tests(t *testing.T) map[string]bool {
+// testNames are the names of all tests of the module.
+func testNames(t *testing.T) map[string]bool {
 	t.Helper()
 	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 	found := map[string]bool{}
@@ -42,8 +42,8 @@ func tests(t *testing.T) map[string]bool {
 
 // Each row of docs/limits.md names tests that there are, and settings that
 // there are.
-func TestLimitsAreHeldByTests(t *testing.T) {
-	declared, settings := tests(t), readDoc(t, "configuration.md")
+func TestEveryDocumentedLimitNamesATest(t *testing.T) {
+	declared, settings := testNames(t), readDoc(t, "configuration.md")
 	named := regexp.MustCompile(`\b(?:Test|Fuzz)\w+`)
 	setting := regexp.MustCompile("`([A-Z][A-Z_]+)`")
 	rows := 0
@@ -73,8 +73,8 @@ func TestLimitsAreHeldByTests(t *testing.T) {
 }
 
 // A test that any page names is there.
-func TestDocsNameTestsThatThereAre(t *testing.T) {
-	declared := tests(t)
+func TestDocsNameExistingTests(t *testing.T) {
+	declared := testNames(t)
 	named := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`)
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(pages) < 10 {
@@ -91,7 +91,7 @@ func TestDocsNameTestsThatThereAre(t *testing.T) {
 
 // The transcripts of docs/protocol.md show every frame, as asyncapi.yaml has
 // it, and its tables every error and close code.
-func TestTheTranscriptsAreTheWire(t *testing.T) {
+func TestProtocolTranscriptsMatchAsyncAPI(t *testing.T) {
 	d, text := readDocument(t, "asyncapi.yaml"), readDoc(t, "protocol.md")
 	for arrow, operation := range map[string]string{"→ ": "request", "← ": "deliver"} {
 		known := payloads(d, operation)
@@ -128,7 +128,7 @@ func TestTheTranscriptsAreTheWire(t *testing.T) {
 }
 
 // docs/http.md has every operation and every code of openapi.yaml.
-func TestTheHTTPReferenceIsWhole(t *testing.T) {
+func TestTheHTTPReferenceIsComplete(t *testing.T) {
 	d, text := readDocument(t, "openapi.yaml"), readDoc(t, "http.md")
 	for _, operation := range operations(d) {
 		method, route, _ := strings.Cut(operation, " ")

@@ -30,20 +30,20 @@ const (
 )
 
 const (
-	// onTheWay is how long a client that was told counts as moving; who is
+	// moveGrace is how long a client that was told counts as moving; who is
 	// still here then does not follow, and is closed at the deadline.
-	onTheWay = 5 * time.Second
+	moveGrace = 5 * time.Second
 	// closeSpread is the time over which clients that did not move are closed:
 	// they come back within a second, all of them.
-	closeSpread = 3 * time.Second
-	closeMost   = 10 * time.Second // and where that would be more than a node takes
-	closeEvery  = 100 * time.Millisecond
-	leastClosed = 40 // at a time
-	// aloneWaves is for how many waves nodes that were there may be gone before
+	closeSpread    = 3 * time.Second
+	maxCloseSpread = 10 * time.Second // and where that would be more than a node takes
+	closeInterval  = 100 * time.Millisecond
+	minCloseBatch  = 40 // at a time
+	// nodesGoneWaves is for how many waves nodes that were there may be gone before
 	// nobody waits for them any more: twice as long as a node that says nothing
-	// counts. Before one was seen, strangeWaves will do: it may just be starting.
-	aloneWaves   = 10
-	strangeWaves = 3
+	// counts. Before one was seen, noNodesWaves will do: it may just be starting.
+	nodesGoneWaves = 10
+	noNodesWaves   = 3
 )
 
 // ErrUndrained says that a drain was taken back before it was done.
@@ -54,34 +54,34 @@ var ErrUndrained = errors.New("the drain was taken back")
 // left at the deadline closed. Publishing and delivery go on to the last
 // moment.
 type drain struct {
-	server *Server
-	log    *slog.Logger
-	began  time.Time
-	cancel context.CancelFunc
-	done   chan struct{} // closed when it is drained or was taken back
-	left   atomic.Int64  // who is still to be told, as of the last wave
-	slots  slots         // the loop's
+	server    *Server
+	log       *slog.Logger
+	began     time.Time
+	cancel    context.CancelFunc
+	done      chan struct{} // closed when it is drained or was taken back
+	remaining atomic.Int64  // who is still to be told, as of the last wave
+	schedule  waveSchedule  // the loop's
 
 	// mu protects the following. The server's own lock may be held when it is
 	// taken, and is never taken while it is held.
-	mu       sync.Mutex
-	scope    Scope
-	reason   string
-	phase    string
-	entered  time.Time // the phase
-	progress Progress
-	undone   bool
+	mu         sync.Mutex
+	scope      Scope
+	reason     string
+	phase      string
+	phaseStart time.Time // the phase
+	progress   Progress
+	canceled   bool
 	// before is how many sessions had come back when the drain began, once
 	// that was counted.
-	before  int
-	counted bool
+	returnedBefore    int
+	hasReturnedBefore bool
 }
 
 // Drain begins to drain, or joins the drain under way, and returns when the
 // node is empty, when the drain is taken back (ErrUndrained), or when ctx ends.
 // A drain that was begun goes on without its caller.
 func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
-	d := s.startDrain(scope, reason)
+	d := s.findOrStartDrain(scope, reason)
 	select {
 	case <-d.done:
 	case <-ctx.Done():
@@ -89,23 +89,23 @@ func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.undone {
+	if d.canceled {
 		return ErrUndrained
 	}
 	return nil
 }
 
-// Leave is the drain of a process that ends: it can't be taken back.
-func (s *Server) Leave(ctx context.Context) error {
+// DrainForShutdown is the drain of a process that ends: it can't be taken back.
+func (s *Server) DrainForShutdown(ctx context.Context) error {
 	s.mu.Lock()
-	s.leaving = true
+	s.exiting = true
 	s.mu.Unlock()
 	return s.Drain(ctx, ScopeNode, "stopping")
 }
 
-// startDrain returns the drain under way; the wider scope and the newest reason
+// findOrStartDrain returns the drain under way; the wider scope and the newest reason
 // count for who is not told yet.
-func (s *Server) startDrain(scope Scope, reason string) *drain {
+func (s *Server) findOrStartDrain(scope Scope, reason string) *drain {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.drain
@@ -121,13 +121,13 @@ func (s *Server) startDrain(scope Scope, reason string) *drain {
 	now := time.Now()
 	d = &drain{
 		server: s, log: s.log.With("reason", reason, "scope", string(scope)),
-		began: now, entered: now, cancel: cancel, done: make(chan struct{}),
+		began: now, phaseStart: now, cancel: cancel, done: make(chan struct{}),
 		scope: scope, reason: reason, phase: phaseDelay,
 	}
 	s.drain = d
-	s.metrics.begin(now.Add(s.cfg.DrainTimeout))
-	s.audit.note(&auditLine{Event: auditDrain, What: string(scope), Why: reason})
-	d.log.Info("draining", "clients", s.roster.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
+	s.metrics.drainStarted(now.Add(s.cfg.DrainTimeout))
+	s.audit.record(&auditLine{Event: auditDrain, What: string(scope), Why: reason})
+	d.log.Info("draining", "clients", s.admission.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
 	return d
 }
@@ -138,26 +138,26 @@ func (s *Server) startDrain(scope Scope, reason string) *drain {
 func (s *Server) Undrain() bool {
 	s.mu.Lock()
 	d := s.drain
-	if d == nil || s.leaving || s.stopping {
+	if d == nil || s.exiting || s.stopping {
 		s.mu.Unlock()
 		return false
 	}
 	d.mu.Lock()
-	d.undone = true
+	d.canceled = true
 	d.mu.Unlock()
 	d.cancel()
 	s.drain = nil
-	s.metrics.end()
+	s.metrics.drainEnded()
 	s.mu.Unlock()
-	<-d.done                                         // bounded: every wait of the loop ends with its context, or as sessions are saved
-	s.beat.each(func(k *socket) { k.told.Store(0) }) // the next drain tells them anew
-	s.audit.note(&auditLine{Event: auditUndrain, What: string(d.scope), Why: d.reason})
-	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.counts())
+	<-d.done                                                     // bounded: every wait of the loop ends with its context, or as sessions are saved
+	s.heartbeat.each(func(k *socket) { k.moveAskedAt.Store(0) }) // the next drain tells them anew
+	s.audit.record(&auditLine{Event: auditUndrain, What: string(d.scope), Why: d.reason})
+	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.currentProgress())
 	return true
 }
 
-// at returns the phase of a drain, "" for none.
-func (d *drain) at() string {
+// currentPhase returns the phase of a drain, "" for none.
+func (d *drain) currentPhase() string {
 	if d == nil {
 		return ""
 	}
@@ -170,81 +170,81 @@ func (d *drain) at() string {
 func (d *drain) loop(ctx context.Context) {
 	defer close(d.done)
 	defer d.cancel()
-	if !rest(ctx, d.server.cfg.DrainDelay) {
+	if !sleep(ctx, d.server.cfg.DrainDelay) {
 		return
 	}
-	d.enter(phaseMoving)
+	d.enterPhase(phaseMoving)
 	deadline := d.began.Add(d.server.cfg.DrainTimeout)
-	if !d.move(ctx, deadline) {
+	if !d.moveClients(ctx, deadline) {
 		return
 	}
-	d.enter(phaseClosing)
+	d.enterPhase(phaseClosing)
 	if !d.server.closeAll(ctx) {
 		return
 	}
-	if !d.count(ctx) {
+	if !d.awaitReturns(ctx) {
 		return
 	}
-	d.enter(phaseDrained)
+	d.enterPhase(phaseDrained)
 	took := time.Since(d.began)
 	d.server.metrics.drainDuration.Observe(took.Seconds())
-	d.log.Info("drained", "took", took, "progress", d.counts())
+	d.log.Info("drained", "took", took, "progress", d.currentProgress())
 }
 
-// enter begins a phase, and logs how long the one before took.
-func (d *drain) enter(phase string) {
-	clients := d.server.clients() // before mu: it takes the server's lock
+// enterPhase begins a phase, and logs how long the one before took.
+func (d *drain) enterPhase(phase string) {
+	clients := d.server.connectionCount() // before mu: it takes the server's lock
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.log.Info("drain step", "step", d.phase, "took", time.Since(d.entered), "clients", clients, "progress", d.progress)
-	d.phase, d.entered = phase, time.Now()
+	d.log.Info("drain step", "step", d.phase, "took", time.Since(d.phaseStart), "clients", clients, "progress", d.progress)
+	d.phase, d.phaseStart = phase, time.Now()
 }
 
-// move asks clients to go, wave by wave, until none is left, nobody could take
+// moveClients asks clients to go, wave by wave, until none is left, nobody could take
 // them, or the deadline has come. False says that the drain was taken back.
-func (d *drain) move(ctx context.Context, deadline time.Time) bool {
-	var p pace
-	var gone absences
-	var alone int // waves in a row without another node, after there was one
-	met := false
+func (d *drain) moveClients(ctx context.Context, deadline time.Time) bool {
+	var pacer wavePacer
+	var returns returnTracker
+	var nodelessWaves int // waves in a row without another node, after there was one
+	sawNode := false
 	window := time.Now().Add(d.server.cfg.DrainWindow)
 	if deadline.Before(window) {
 		window = deadline
 	}
-	tick := time.NewTicker(waveEvery)
+	tick := time.NewTicker(waveInterval)
 	defer tick.Stop()
-	for d.server.clients() > 0 && time.Now().Before(deadline) {
-		r := d.server.cfg.Receivers(d.avoids())
-		if alone++; !r.Known || r.Nodes > 0 {
-			alone, met = 0, met || r.Nodes > 0
+	for d.server.connectionCount() > 0 && time.Now().Before(deadline) {
+		r := d.server.cfg.MoveTargets(d.currentScope())
+		if nodelessWaves++; !r.Known || r.Nodes > 0 {
+			nodelessWaves, sawNode = 0, sawNode || r.Nodes > 0
 		}
-		if alone > aloneWaves || alone > 0 && r.Alone || alone > strangeWaves && !met {
-			d.log.Info("no other node to move clients to", "clients", d.server.clients())
+		if nodelessWaves > nodesGoneWaves || nodelessWaves > 0 && r.SingleNode || nodelessWaves > noNodesWaves && !sawNode {
+			d.log.Info("no other node to move clients to", "clients", d.server.connectionCount())
 			return true
 		}
-		left, away := d.census()
-		d.left.Store(int64(left))
-		seen := d.returned(r)
-		missing := gone.next(seen.Moved+seen.Lost, seen.Returned, r.Counts)
+		left, moving := d.countClients()
+		d.remaining.Store(int64(left))
+		seen := d.updateReturned(r)
+		missing := returns.next(seen.Moved+seen.Lost, seen.Returned, r.ReturnsKnown)
 		span := time.Until(window)
-		if span < waveEvery { // it was too short: half as long again for what is left
-			window = time.Now().Add(max(d.server.cfg.DrainWindow/2, patience*waveEvery))
+		if span < waveInterval { // it was too short: half as long again for what is left
+			window = time.Now().Add(max(d.server.cfg.DrainWindow/2, maxMovingWaves*waveInterval))
 			if deadline.Before(window) {
 				window = deadline
 			}
 			span = time.Until(window)
 		}
 		if !r.Known { // as much as this node itself would take
-			r.Limit = d.server.cfg.MaxHandshakeRate
+			r.HandshakeLimit = d.server.cfg.MaxHandshakeRate
 		}
-		was := p.held
-		n := p.next(left, away, missing, span, r)
-		if p.held != was {
-			d.log.Info("drain wave", "held", p.held, "size", n, "left", left, "away", away, "missing", missing,
-				"handshake", r.Handshake, "others", r.Others, "refused", r.Refused, "limit", r.Limit, "drainers", r.Drainers)
+		previous := pacer.holdback
+		n := pacer.next(left, moving, missing, span, r)
+		if pacer.holdback != previous {
+			d.log.Info("drain wave", "held", pacer.holdback, "size", n, "left", left, "away", moving, "missing", missing,
+				"handshake", r.HandshakeP95, "others", r.OtherHandshakes, "refused", r.RefusedHandshakes, "limit", r.HandshakeLimit, "drainers", r.DrainingNodes)
 		}
 		if n > 0 {
-			p.sent(d.tell(n, time.Until(deadline)))
+			pacer.correctLast(d.sendMoves(n, time.Until(deadline)))
 		}
 		select {
 		case <-tick.C:
@@ -256,30 +256,30 @@ func (d *drain) move(ctx context.Context, deadline time.Time) bool {
 	return ctx.Err() == nil
 }
 
-// avoids returns what clients are to avoid.
-func (d *drain) avoids() Scope {
+// currentScope returns what clients are to avoid.
+func (d *drain) currentScope() Scope {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.scope
 }
 
-// census counts who is still to be told, and who was told and may be on the way.
-func (d *drain) census() (left, away int) {
+// countClients counts who is still to be told, and who was told and may be on the way.
+func (d *drain) countClients() (left, moving int) {
 	now := time.Now()
-	d.server.beat.each(func(k *socket) {
-		switch told := k.told.Load(); {
-		case told == 0:
+	d.server.heartbeat.each(func(k *socket) {
+		switch askedAt := k.moveAskedAt.Load(); {
+		case askedAt == 0:
 			left++
-		case now.Sub(time.UnixMilli(told)) < onTheWay:
-			away++
+		case now.Sub(time.UnixMilli(askedAt)) < moveGrace:
+			moving++
 		}
 	})
-	return left, away
+	return left, moving
 }
 
-// tell asks n clients to move, spread over the time until the next wave, and
+// sendMoves asks n clients to move, spread over the time until the next wave, and
 // returns how many: those whose session is not kept yet stay for another.
-func (d *drain) tell(n int, deadline time.Duration) (told int) {
+func (d *drain) sendMoves(n int, deadline time.Duration) (asked int) {
 	d.mu.Lock()
 	scope, reason := d.scope, d.reason
 	d.mu.Unlock()
@@ -288,40 +288,40 @@ func (d *drain) tell(n int, deadline time.Duration) (told int) {
 		m.Avoid = protocol.Avoid{Deployment: d.server.cfg.Deployment}
 	}
 	wave := make([]*socket, 0, n)
-	d.server.beat.each(func(k *socket) {
-		if len(wave) < n && k.told.Load() == 0 {
+	d.server.heartbeat.each(func(k *socket) {
+		if len(wave) < n && k.moveAskedAt.Load() == 0 {
 			wave = append(wave, k)
 		}
 	})
-	wave = d.server.saver.keep(wave)
+	wave = d.server.sessionWriter.saveBeforeMove(wave)
 	now := time.Now()
-	first := d.slots.wave(now)
+	first := d.schedule.next(now)
 	for i, k := range wave {
 		// Its own slot, and somewhere in it.
-		slot := waveEvery / time.Duration(len(wave))
+		slot := waveInterval / time.Duration(len(wave))
 		after := first + time.Duration(i)*slot + rand.N(slot+1)
-		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, after+waveEvery).Milliseconds()
-		k.told.Store(now.UnixMilli())
+		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, after+waveInterval).Milliseconds()
+		k.moveAskedAt.Store(now.UnixMilli())
 		k.conn.Send(m.Encode())
 	}
-	d.add(func(p *Progress) { p.Told += len(wave) })
-	d.server.told.Add(int64(len(wave)))
+	d.updateProgress(func(p *Progress) { p.Told += len(wave) })
+	d.server.movesAsked.Add(int64(len(wave)))
 	d.server.metrics.moves.WithLabelValues(moveTold).Add(float64(len(wave)))
 	return len(wave)
 }
 
-// slots keeps the clients of two waves apart. The sessions of a wave are saved
+// waveSchedule keeps the clients of two waves apart. The sessions of a wave are saved
 // before it is told, so that one may be told late and the next in time: both at
 // once would be more than the receivers take.
-type slots struct{ end time.Time } // of the last wave
+type waveSchedule struct{ end time.Time } // of the last wave
 
-// wave returns in how long the next one begins: it lasts for waveEvery.
-func (s *slots) wave(now time.Time) time.Duration {
+// next returns in how long the next one begins: it lasts for waveInterval.
+func (s *waveSchedule) next(now time.Time) time.Duration {
 	if s.end.Before(now) {
 		s.end = now
 	}
 	first := s.end.Sub(now)
-	s.end = s.end.Add(waveEvery)
+	s.end = s.end.Add(waveInterval)
 	return first
 }
 
@@ -329,13 +329,13 @@ func (s *slots) wave(now time.Time) time.Duration {
 // within a second, to nodes that take as many handshakes as this one. Those that
 // do not answer are ended without a word. False says that ctx ended before.
 func (s *Server) closeAll(ctx context.Context) bool {
-	n := s.clients()
-	spread := time.Duration(float64(n) / (fill * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))
-	spread = min(max(spread, closeSpread), closeMost)
-	step := max(leastClosed, n/int(spread/closeEvery)+1)
+	n := s.connectionCount()
+	spread := time.Duration(float64(n) / (targetLoad * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))
+	spread = min(max(spread, closeSpread), maxCloseSpread)
+	step := max(minCloseBatch, n/int(spread/closeInterval)+1)
 	for {
 		n := 0
-		s.beat.each(func(k *socket) {
+		s.heartbeat.each(func(k *socket) {
 			if n < step && k.conn.CloseWith(protocol.CloseRestart) {
 				n++
 			}
@@ -343,7 +343,7 @@ func (s *Server) closeAll(ctx context.Context) bool {
 		if n < step {
 			break // all are closing
 		}
-		if !rest(ctx, closeEvery) {
+		if !sleep(ctx, closeInterval) {
 			return false
 		}
 	}
@@ -352,15 +352,15 @@ func (s *Server) closeAll(ctx context.Context) bool {
 	select {
 	case <-s.emptied():
 	case <-timeout.C:
-		s.beat.each(func(k *socket) { k.conn.kill() })
+		s.heartbeat.each(func(k *socket) { k.conn.abort() })
 	case <-ctx.Done():
 		return false
 	}
 	return true
 }
 
-// rest waits for d; false says that ctx ended before.
-func rest(ctx context.Context, d time.Duration) bool {
+// sleep waits for d; false says that ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -37,36 +37,36 @@ func (n *node) adminCall(method, path string) (int, DrainState) {
 	return res.StatusCode, state
 }
 
-func (n *node) reach(phase string) {
+func (n *node) awaitPhase(phase string) {
 	n.t.Helper()
 	eventually(n.t, "the drain to be "+phase, func() bool { return n.DrainState().Phase == phase })
 }
 
-// draining is a node that moves its clients as fast as it may, to a node that
+// startDrainNode is a node that moves its clients as fast as it may, to a node that
 // does well.
-func draining(t *testing.T, change func(*Config)) *node {
+func startDrainNode(t *testing.T, change func(*Config)) *node {
 	t.Helper()
 	return startNode(t, func(c *Config) {
 		c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
-		c.Receivers = func(Scope) Receivers { return well }
+		c.MoveTargets = func(Scope) MoveTargets { return healthyTargets }
 		if change != nil {
 			change(c)
 		}
 	})
 }
 
-// follow does what a client does about a move, but for the other connection.
-func (b *browser) follow() {
+// followMove does what a client does about a move, but for the other connection.
+func (b *browser) followMove() {
 	b.until("move")
 	_ = b.ws.Close(websocket.StatusNormalClosure, "")
 }
 
-func TestADrainMovesEveryoneInWavesAndCanBeTakenBack(t *testing.T) {
-	n := draining(t, nil)
-	const crowd = 30
+func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
+	n := startDrainNode(t, nil)
+	const clients = 30
 	var arrived sync.WaitGroup
 	var moved atomic.Int64
-	for range crowd {
+	for range clients {
 		b := n.dial(nil)
 		arrived.Go(func() {
 			m := b.until("move")
@@ -83,7 +83,7 @@ func TestADrainMovesEveryoneInWavesAndCanBeTakenBack(t *testing.T) {
 			_ = b.ws.Close(websocket.StatusNormalClosure, "")
 		})
 	}
-	if status, state := n.adminCall("POST", "/drain?scope=deployment&reason=release"); status != http.StatusAccepted || state.Clients != crowd {
+	if status, state := n.adminCall("POST", "/drain?scope=deployment&reason=release"); status != http.StatusAccepted || state.Clients != clients {
 		t.Errorf("POST /drain: %d %+v", status, state)
 	}
 	if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"status":"dra`) {
@@ -93,9 +93,9 @@ func TestADrainMovesEveryoneInWavesAndCanBeTakenBack(t *testing.T) {
 		t.Errorf("websocket_draining %s", got)
 	}
 	arrived.Wait()
-	n.reach(phaseDrained)
+	n.awaitPhase(phaseDrained)
 	state := n.DrainState()
-	if state.Told != crowd || state.Moved != crowd || state.Clients != 0 || state.Closed+state.Lost != 0 {
+	if state.Told != clients || state.Moved != clients || state.Clients != 0 || state.Closed+state.Lost != 0 {
 		t.Errorf("drained: %+v", state)
 	}
 	if n.metric(`websocket_moves_total{result="moved"}`) != "30" || n.metric("websocket_drain_duration_seconds_count") != "1" {
@@ -116,10 +116,10 @@ func TestADrainMovesEveryoneInWavesAndCanBeTakenBack(t *testing.T) {
 	n.dial(nil).send(`{"type":"join","room":"a"}`)
 }
 
-func TestWhoIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
-	n := draining(t, func(c *Config) { c.DrainWindow, c.DrainTimeout = time.Second, 2*time.Second })
+func TestAClientThatIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
+	n := startDrainNode(t, func(c *Config) { c.DrainWindow, c.DrainTimeout = time.Second, 2*time.Second })
 	plain, nice := n.dial(nil), n.dial(nil)
-	go nice.follow()
+	go nice.followMove()
 	began := time.Now()
 	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
 	if code := plain.closed(); code != websocket.StatusServiceRestart {
@@ -128,7 +128,7 @@ func TestWhoIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
 	if took := time.Since(began); took < 2*time.Second {
 		t.Errorf("closed after %v, before the deadline", took)
 	}
-	n.reach(phaseDrained)
+	n.awaitPhase(phaseDrained)
 	progress := n.DrainState()
 	deadline, err := strconv.ParseFloat(n.metric("websocket_drain_deadline_timestamp_seconds"), 64)
 	if late := deadline - float64(began.UnixMilli())/1000; err != nil || late < 1.9 || late > 3 {
@@ -142,13 +142,13 @@ func TestWhoIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
 	}
 }
 
-func TestHandshakesAreTakenUntilTheBalancerHasNoticed(t *testing.T) {
-	n := draining(t, func(c *Config) { c.DrainDelay = time.Second })
+func TestHandshakesAreAcceptedDuringTheDrainDelay(t *testing.T) {
+	n := startDrainNode(t, func(c *Config) { c.DrainDelay = time.Second })
 	done := make(chan error, 1)
 	go func() { done <- n.Drain(context.Background(), ScopeNode, "stopping") }()
-	n.reach(phaseDelay)
+	n.awaitPhase(phaseDelay)
 	late := n.dial(nil) // unready, and still it is served, and then moved
-	go late.follow()
+	go late.followMove()
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
@@ -157,13 +157,13 @@ func TestHandshakesAreTakenUntilTheBalancerHasNoticed(t *testing.T) {
 	}
 }
 
-func TestAMoveWaitsForTheReceivingSide(t *testing.T) {
-	var there atomic.Pointer[Receivers]
-	there.Store(&Receivers{Known: true, Nodes: 1}) // starting: not ready
-	n := draining(t, func(c *Config) { c.Receivers = func(Scope) Receivers { return *there.Load() } })
+func TestADrainWaitsUntilAnotherNodeIsReady(t *testing.T) {
+	var there atomic.Pointer[MoveTargets]
+	there.Store(&MoveTargets{Known: true, Nodes: 1}) // starting: not ready
+	n := startDrainNode(t, func(c *Config) { c.MoveTargets = func(Scope) MoveTargets { return *there.Load() } })
 	b := n.dial(nil)
 	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
-	n.reach(phaseMoving)
+	n.awaitPhase(phaseMoving)
 	b.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // life goes on
 	if ack := b.until("ack"); ack["seq"] != 1.0 {
 		t.Errorf("ack while draining: %v", ack)
@@ -171,22 +171,22 @@ func TestAMoveWaitsForTheReceivingSide(t *testing.T) {
 	if s := n.DrainState(); s.Told != 0 {
 		t.Errorf("%d told with nobody ready for them", s.Told)
 	}
-	there.Store(&well)
-	b.follow()
-	n.reach(phaseDrained)
+	there.Store(&healthyTargets)
+	b.followMove()
+	n.awaitPhase(phaseDrained)
 }
 
 // Somebody works alone on a laptop and presses Ctrl-C: nobody can take the
 // clients, so nobody waits for that.
 func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
-	n := draining(t, func(c *Config) { c.Receivers = func(Scope) Receivers { return Receivers{Known: true} } })
+	n := startDrainNode(t, func(c *Config) { c.MoveTargets = func(Scope) MoveTargets { return MoveTargets{Known: true} } })
 	b := n.dial(nil)
 	began := time.Now()
 	go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
 	if code := b.closed(); code != websocket.StatusServiceRestart {
 		t.Errorf("closed with %d", code)
 	}
-	n.reach(phaseDrained)
+	n.awaitPhase(phaseDrained)
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("took %v", took)
 	}
@@ -197,8 +197,8 @@ func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 
 // Probes look at a node, and clients come and go, while drains begin, go on and
 // are taken back.
-func TestProbesMeetDrains(t *testing.T) {
-	n := draining(t, func(c *Config) { c.DrainDelay = 0 })
+func TestProbesAndDrainsDoNotDeadlock(t *testing.T) {
+	n := startDrainNode(t, func(c *Config) { c.DrainDelay = 0 })
 	end := time.Now().Add(2 * time.Second)
 	var probes sync.WaitGroup
 	for range 4 {
@@ -206,7 +206,7 @@ func TestProbesMeetDrains(t *testing.T) {
 			for time.Now().Before(end) {
 				n.DrainState()
 				n.Status()
-				n.closes()
+				n.isClosing()
 			}
 		})
 	}
@@ -214,7 +214,7 @@ func TestProbesMeetDrains(t *testing.T) {
 	go func() {
 		count := 0
 		for ; time.Now().Before(end); count++ {
-			n.startDrain(ScopeNode, "test")
+			n.findOrStartDrain(ScopeNode, "test")
 			n.Undrain()
 		}
 		drains <- count
@@ -229,52 +229,52 @@ func TestProbesMeetDrains(t *testing.T) {
 }
 
 // A signal ends the process, whatever operators ask for after it.
-func TestALeavingNodeIsNotTakenBack(t *testing.T) {
-	n := draining(t, nil)
+func TestADrainForShutdownCannotBeUndone(t *testing.T) {
+	n := startDrainNode(t, nil)
 	n.dial(nil)
-	go func() { _ = n.Leave(context.Background()) }()
+	go func() { _ = n.DrainForShutdown(context.Background()) }()
 	eventually(t, "the drain", func() bool { return n.DrainState().Phase != "" })
 	if n.Undrain() || n.DrainState().Phase == "" {
 		t.Error("taken back")
 	}
-	n.startDrain(ScopeDeployment, "deploy")
-	n.startDrain(ScopeNode, "stopping")
+	n.findOrStartDrain(ScopeDeployment, "deploy")
+	n.findOrStartDrain(ScopeNode, "stopping")
 	if got := n.DrainState().Scope; got != ScopeDeployment {
 		t.Errorf("clients may land on a sibling that goes, too: scope %s", got)
 	}
 }
 
 // Nodes that were there and are not seen for a moment are waited for.
-func TestADrainWaitsForNodesThatWereThere(t *testing.T) {
+func TestADrainWaitsForNodesThatDisappearBriefly(t *testing.T) {
 	var looks atomic.Int64
-	n := draining(t, func(c *Config) {
+	n := startDrainNode(t, func(c *Config) {
 		c.DrainWindow, c.DrainTimeout = time.Minute, time.Minute
-		c.Receivers = func(Scope) Receivers {
+		c.MoveTargets = func(Scope) MoveTargets {
 			if look := looks.Add(1); look > 1 && look < 5 {
-				return Receivers{Known: true}
+				return MoveTargets{Known: true}
 			}
-			return well
+			return healthyTargets
 		}
 	})
 	n.dial(nil)
-	n.startDrain(ScopeNode, "test")
+	n.findOrStartDrain(ScopeNode, "test")
 	eventually(t, "the nodes to be back", func() bool { return looks.Load() > 5 })
 	if state := n.DrainState(); state.Phase != phaseMoving || state.Clients != 1 {
 		t.Errorf("given up: %+v", state)
 	}
 }
 
-func TestADrainTakenBackMidway(t *testing.T) {
-	var there atomic.Pointer[Receivers]
-	there.Store(&well)
-	n := draining(t, func(c *Config) {
+func TestADrainUndoneMidway(t *testing.T) {
+	var there atomic.Pointer[MoveTargets]
+	there.Store(&healthyTargets)
+	n := startDrainNode(t, func(c *Config) {
 		c.DrainWindow = time.Minute
 		c.DrainTimeout = time.Minute
-		c.Receivers = func(Scope) Receivers { return *there.Load() }
+		c.MoveTargets = func(Scope) MoveTargets { return *there.Load() }
 	})
-	crowd := make([]*browser, 2*leastWave)
-	for i := range crowd {
-		crowd[i] = n.dial(nil)
+	clients := make([]*browser, 2*minWave)
+	for i := range clients {
+		clients[i] = n.dial(nil)
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- n.Drain(context.Background(), ScopeNode, "stopping") }()
@@ -285,25 +285,25 @@ func TestADrainTakenBackMidway(t *testing.T) {
 	if err := <-failed; !errors.Is(err, ErrUndrained) {
 		t.Errorf("who waited for it was told %v", err)
 	}
-	for i, b := range crowd { // those that were told are served as well
+	for i, b := range clients { // those that were told are served as well
 		b.send(`{"type":"publish","room":"a","data":%d,"ref":"p"}`, i)
 		b.until("ack")
 	}
 	n.dial(nil)
 	// The next drain tells everybody anew.
 	var gone sync.WaitGroup
-	for _, b := range crowd {
-		gone.Go(b.follow)
+	for _, b := range clients {
+		gone.Go(b.followMove)
 	}
-	n.startDrain(ScopeNode, "again")
+	n.findOrStartDrain(ScopeNode, "again")
 	gone.Wait()
-	eventually(t, "all of them to be moved", func() bool { return n.DrainState().Told >= len(crowd) })
+	eventually(t, "all of them to be moved", func() bool { return n.DrainState().Told >= len(clients) })
 }
 
 func TestASecondDrainJoinsTheFirst(t *testing.T) {
-	n := draining(t, nil)
+	n := startDrainNode(t, nil)
 	n.adminCall("POST", "/drain?scope=deployment")
-	n.reach(phaseDrained)
+	n.awaitPhase(phaseDrained)
 	// As at SIGTERM, after an operator has drained the node.
 	if err := n.Drain(t.Context(), ScopeNode, "stopping"); err != nil {
 		t.Error(err)
@@ -314,7 +314,7 @@ func TestASecondDrainJoinsTheFirst(t *testing.T) {
 	}
 }
 
-func TestBadDrains(t *testing.T) {
+func TestBadDrainRequestsAreRefused(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.Deployment = "" })
 	for _, query := range []string{"?scope=world", "?scope=deployment", "?reason=" + strings.Repeat("x", maxReason+1), "?reason=%ff"} {
 		if status, _ := n.adminCall("POST", "/drain"+query); status != http.StatusBadRequest {

@@ -15,10 +15,10 @@ const (
 	expirySlots = 1024
 )
 
-// An expiry closes connections whose token ends, or who have not shown one in
+// An expiryWheel closes connections whose token ends, or who have not shown one in
 // time: a wheel, so that none of them needs a timer. Safe for concurrent use.
-type expiry struct {
-	began time.Time // tick 0, static
+type expiryWheel struct {
+	start time.Time // tick 0, static
 	mu    sync.Mutex
 	// Protects following.
 	tick  int64
@@ -34,16 +34,16 @@ type deadline struct {
 
 // set makes the socket end at the given time, and at no earlier one that was
 // set before. The zero time is never.
-func (e *expiry) set(k *socket, at time.Time) {
+func (e *expiryWheel) set(k *socket, at time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.take(k)
+	e.unlink(k)
 	if at.IsZero() {
 		return
 	}
 	// Rounded up: never before the end. By the clock, since the wheel may be late.
 	now := time.Now()
-	end := now.Sub(e.began) + max(at.Sub(now), 0)
+	end := now.Sub(e.start) + max(at.Sub(now), 0)
 	k.deadline.at = max(int64(end/expiryTick), e.tick) + 1
 	slot := &e.slots[k.deadline.at%expirySlots]
 	k.deadline.index = len(*slot)
@@ -51,14 +51,14 @@ func (e *expiry) set(k *socket, at time.Time) {
 }
 
 // remove forgets a socket that is gone.
-func (e *expiry) remove(k *socket) {
+func (e *expiryWheel) remove(k *socket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.take(k)
+	e.unlink(k)
 }
 
-// take takes the socket off the wheel. Caller holds mu.
-func (e *expiry) take(k *socket) {
+// unlink takes the socket off the wheel. Caller holds mu.
+func (e *expiryWheel) unlink(k *socket) {
 	if k.deadline.at == 0 {
 		return
 	}
@@ -72,7 +72,7 @@ func (e *expiry) take(k *socket) {
 }
 
 // loop turns the wheel until stop closes.
-func (e *expiry) loop(stop <-chan struct{}) {
+func (e *expiryWheel) loop(stop <-chan struct{}) {
 	tick := time.NewTicker(expiryTick)
 	defer tick.Stop()
 	for {
@@ -80,24 +80,24 @@ func (e *expiry) loop(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case <-tick.C:
-			for _, k := range e.due(time.Now()) {
-				k.conn.CloseWith(protocol.CloseToken)
+			for _, k := range e.advance(time.Now()) {
+				k.conn.CloseWith(protocol.CloseUnauthorized)
 			}
 		}
 	}
 }
 
-// due moves on to the clock, which a process that was stopped or starved is
+// advance moves on to the clock, which a process that was stopped or starved is
 // behind by many ticks, and returns who has ended, off the wheel.
-func (e *expiry) due(now time.Time) (ended []*socket) {
+func (e *expiryWheel) advance(now time.Time) (ended []*socket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for to := int64(now.Sub(e.began) / expiryTick); e.tick < to; {
+	for to := int64(now.Sub(e.start) / expiryTick); e.tick < to; {
 		e.tick++
 		slot := e.slots[e.tick%expirySlots]
 		for i := len(slot) - 1; i >= 0; i-- {
 			if k := slot[i]; k.deadline.at <= e.tick {
-				e.take(k)
+				e.unlink(k)
 				ended = append(ended, k)
 			}
 		}

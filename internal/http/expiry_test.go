@@ -9,11 +9,11 @@ import (
 
 // Against a plain list: exactly those end whose time has come, whatever was set,
 // set anew and removed before, and however many ticks the wheel is behind.
-func TestTheWheelEndsEachOneAtItsTime(t *testing.T) {
+func TestTheTimerWheelClosesEachSocketOnTime(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		// An hour ahead: the clock that set looks at is behind all that happens.
-		e := expiry{began: time.Now().Add(time.Hour)}
-		at := func(tick int64) time.Time { return e.began.Add(time.Duration(tick) * expiryTick) }
+		e := expiryWheel{start: time.Now().Add(time.Hour)}
+		at := func(tick int64) time.Time { return e.start.Add(time.Duration(tick) * expiryTick) }
 		e.tick = int64(rapid.IntRange(0, 3*expirySlots).Draw(t, "begin"))
 		sockets := make([]*socket, 20)
 		ends := map[*socket]int64{}
@@ -37,7 +37,7 @@ func TestTheWheelEndsEachOneAtItsTime(t *testing.T) {
 				behind := int64(rapid.SampledFrom([]int{1, 1, 3, 3 * expirySlots}).Draw(t, "behind"))
 				for range rapid.IntRange(1, 2*expirySlots).Draw(t, "turns") {
 					before := e.tick
-					for _, k := range e.due(at(before + behind)) {
+					for _, k := range e.advance(at(before + behind)) {
 						if ends[k] <= before || ends[k] > e.tick {
 							t.Fatalf("ended from %d to %d, was to end at %d", before, e.tick, ends[k])
 						}

@@ -15,30 +15,30 @@ func (c *conn) Flushed(ctx context.Context) error {
 		c.mu.Unlock()
 		return net.ErrClosed
 	}
-	c.push()
+	c.writeQueued()
 	if !c.writing {
 		c.mu.Unlock()
 		return nil
 	}
-	if c.empty == nil {
-		c.empty = make(chan struct{})
+	if c.flushed == nil {
+		c.flushed = make(chan struct{})
 	}
-	empty := c.empty
+	flushed := c.flushed
 	c.mu.Unlock()
 	select {
-	case <-empty:
+	case <-flushed:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for a client to read: %w", ctx.Err())
 	}
 }
 
-// A pool lends byte buffers, so that an idle connection owns none.
-type pool struct{ p sync.Pool }
+// A bufferPool lends byte buffers, so that an idle connection owns none.
+type bufferPool struct{ p sync.Pool }
 
-var buffers pool
+var buffers bufferPool
 
-func (p *pool) get() *[]byte {
+func (p *bufferPool) get() *[]byte {
 	if b, ok := p.p.Get().(*[]byte); ok {
 		return b
 	}
@@ -47,7 +47,7 @@ func (p *pool) get() *[]byte {
 }
 
 // put takes a buffer back, unless it has grown large.
-func (p *pool) put(b *[]byte) {
+func (p *bufferPool) put(b *[]byte) {
 	if cap(*b) <= batchBytes {
 		*b = (*b)[:0]
 		p.p.Put(b)

@@ -41,14 +41,14 @@ func FuzzRequests(f *testing.F) {
 			t.Errorf("%q: %d %s", raw, w.Code, w.Body)
 		case w.Code == http.StatusRequestedRangeNotSatisfiable, w.Code == http.StatusPreconditionFailed: // of files, by net/http
 		case w.Code >= http.StatusBadRequest:
-			if err := refusal(w); err != nil {
+			if err := checkProblem(w); err != nil {
 				t.Errorf("%q: %v", raw, err)
 			}
 		}
 	})
 }
 
-func refusal(w *httptest.ResponseRecorder) error {
+func checkProblem(w *httptest.ResponseRecorder) error {
 	var p problem
 	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
 		return fmt.Errorf("%q: %w", w.Body, err)

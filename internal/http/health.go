@@ -30,22 +30,22 @@ func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) error {
 // readyz tells whether the node may take new connections, and the state of
 // each component.
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
-	status, word := http.StatusOK, "ready"
+	status, statusText := http.StatusOK, "ready"
 	answer := map[string]any{}
-	for _, c := range s.cfg.Ready() {
+	for _, c := range s.cfg.Components() {
 		answer[c.Name] = c.State
 		if c.Needed && c.State != "up" {
-			status, word = http.StatusServiceUnavailable, "not ready"
+			status, statusText = http.StatusServiceUnavailable, "not ready"
 		}
 	}
-	if d := s.DrainState(); d.Phase != "" || s.closes() {
-		status, word = http.StatusServiceUnavailable, "draining"
+	if d := s.DrainState(); d.Phase != "" || s.isClosing() {
+		status, statusText = http.StatusServiceUnavailable, "draining"
 		if d.Phase == phaseDrained {
-			word = phaseDrained
+			statusText = phaseDrained
 		}
 		answer["drain"] = d
 	}
-	answer["status"], answer["node"] = word, s.cfg.Node
+	answer["status"], answer["node"] = statusText, s.cfg.Node
 	if status != http.StatusOK {
 		w.Header().Set("Retry-After", "1")
 	}
@@ -55,7 +55,7 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 // adminRoutes is for operators on the host: draining, log level and profiles.
 func (s *Server) adminRoutes() http.Handler {
 	r := chi.NewRouter()
-	r.Use(s.identify, s.guard, s.houseOnly)
+	r.Use(s.withCallerInfo, s.recoverPanics, s.adminOnly)
 	r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
 	r.MethodNotAllowed(s.adapt(func(http.ResponseWriter, *http.Request) error { return errMethod }))
 	r.Get("/drain", s.adapt(s.drainState))
@@ -98,7 +98,7 @@ func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
 		return &message.InvalidError{Field: "reason", Reason: fmt.Sprintf("must be at most %d bytes of UTF-8", maxReason)}
 	}
-	s.startDrain(scope, reason)
+	s.findOrStartDrain(scope, reason)
 	return writeJSON(w, http.StatusAccepted, s.DrainState())
 }
 

@@ -49,10 +49,10 @@ func (h *hosts) allow(host string) bool {
 	return h.exact[a.host]
 }
 
-// nobodysName says whether a host can't be a name that a stranger owns: an
+// isAddressOrSingleLabel says whether a host can't be a name that a stranger owns: an
 // address, or a name without a dot, as containers and localhost have. Rebinding
 // needs a name of the attacker's.
-func nobodysName(host string) bool {
+func isAddressOrSingleLabel(host string) bool {
 	a, ok := parseAuthority(host)
 	if !ok {
 		return false
@@ -61,26 +61,26 @@ func nobodysName(host string) bool {
 	return err == nil || isLabel(a.host)
 }
 
-// errHost refuses a request for somebody else.
-var errHost = &protocol.Error{Code: codeMisdirected, Message: "this service does not answer to that host; see ALLOWED_HOSTS"}
+// errUnknownHost refuses a request for somebody else.
+var errUnknownHost = &protocol.Error{Code: codeMisdirected, Message: "this service does not answer to that host; see ALLOWED_HOSTS"}
 
 // knownHost lets requests in that name one of ALLOWED_HOSTS.
 func (s *Server) knownHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.hosts.allow(callerOf(r).host) {
-			s.refuse(w, r, errHost)
+			s.refuse(w, r, errUnknownHost)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// houseHost is knownHost for probes: they ask by address, or by a name of the
+// probeHost is knownHost for probes: they ask by address, or by a name of the
 // house.
-func (s *Server) houseHost(next http.Handler) http.Handler {
+func (s *Server) probeHost(next http.Handler) http.Handler {
 	known := s.knownHost(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if nobodysName(callerOf(r).host) {
+		if isAddressOrSingleLabel(callerOf(r).host) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -88,18 +88,18 @@ func (s *Server) houseHost(next http.Handler) http.Handler {
 	})
 }
 
-// houseOnly guards the admin listener, which has no key, against pages in a
+// adminOnly guards the admin listener, which has no key, against pages in a
 // browser on this machine: they reach loopback as well as anybody here, with
 // their own name for it or without reading the answer.
-func (s *Server) houseOnly(next http.Handler) http.Handler {
-	var none origins
+func (s *Server) adminOnly(next http.Handler) http.Handler {
+	var noOrigins origins
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := callerOf(r)
 		site := r.Header.Get("Sec-Fetch-Site")
 		switch {
-		case !nobodysName(c.host):
-			s.refuse(w, r, errHost)
-		case !none.allow(r), site != "" && site != "none" && site != "same-origin":
+		case !isAddressOrSingleLabel(c.host):
+			s.refuse(w, r, errUnknownHost)
+		case !noOrigins.allow(r), site != "" && site != "none" && site != "same-origin":
 			s.refuse(w, r, errOrigin)
 		default:
 			next.ServeHTTP(w, r)
@@ -107,19 +107,19 @@ func (s *Server) houseOnly(next http.Handler) http.Handler {
 	})
 }
 
-// inHouse answers whoever comes from outside as if there were nothing here:
+// internalOnly answers whoever comes from outside as if there were nothing here:
 // what a proxy handed on, of our own or not, and what comes from an address that
 // is a stranger's. Proxies should not route it; this is for where one does, or
 // where the port is published past all of them.
-func (s *Server) inHouse(next http.Handler) http.Handler {
+func (s *Server) internalOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for _, name := range forwarded {
+		for _, name := range forwardedHeaders {
 			if len(r.Header.Values(name)) > 0 { // also an empty one: a proxy may add its own after it
 				s.refuse(w, r, errNotFound)
 				return
 			}
 		}
-		if a := callerOf(r).addr; public(a) && !shared.Contains(a) {
+		if a := callerOf(r).addr; isPublicAddr(a) && !sharedAddressSpace.Contains(a) {
 			s.refuse(w, r, errNotFound)
 			return
 		}
@@ -127,9 +127,9 @@ func (s *Server) inHouse(next http.Handler) http.Handler {
 	})
 }
 
-// forwarded are the headers by which proxies tell of clients.
-var forwarded = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip"}
+// forwardedHeaders are the headers by which proxies tell of clients.
+var forwardedHeaders = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip"}
 
-// shared is RFC 6598: no address of the Internet's, and what some VPNs give to
+// sharedAddressSpace is RFC 6598: no address of the Internet's, and what some VPNs give to
 // machines of the house.
-var shared = netip.MustParsePrefix("100.64.0.0/10")
+var sharedAddressSpace = netip.MustParsePrefix("100.64.0.0/10")

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// get asks for a path with a Host of the test's choice, byte for byte.
-func (n *node) get(path, lines string) (int, string) {
+// rawGet asks for a path with a Host of the test's choice, byte for byte.
+func (n *node) rawGet(path, lines string) (int, string) {
 	n.t.Helper()
 	c, err := net.Dial("tcp", n.addr)
 	if err != nil {
@@ -33,7 +33,7 @@ func (n *node) get(path, lines string) (int, string) {
 	return res.StatusCode, string(body)
 }
 
-func TestHostsThatTheServiceAnswersTo(t *testing.T) {
+func TestAllowedHosts(t *testing.T) {
 	n := startNode(t, func(c *Config) {
 		c.AllowedHosts = []string{"Chat.example", "*.rooms.example", "192.0.2.7", "2001:db8::7"}
 	})
@@ -69,7 +69,7 @@ func TestHostsThatTheServiceAnswersTo(t *testing.T) {
 				if want == 200 {
 					want = map[string]int{"/ws": 426, "/v1/rooms": 401}[path]
 				}
-				got, body := n.get(path, "Host: "+tt.host+"\r\n")
+				got, body := n.rawGet(path, "Host: "+tt.host+"\r\n")
 				if want == 0 && got == 200 {
 					continue
 				}
@@ -91,27 +91,27 @@ func TestHostsThatTheServiceAnswersTo(t *testing.T) {
 		"a Host with a space":    "Host: chat.example evil.example\r\n",
 		"a space before a colon": "Host : chat.example\r\n",
 	} {
-		if got, body := n.get("/", lines); got != 400 && got != 421 {
+		if got, body := n.rawGet("/", lines); got != 400 && got != 421 {
 			t.Errorf("%s: %d %.80s", name, got, body)
 		}
 	}
 	// RFC 9112 §3.2.2: of an absolute target the host counts, not the header.
-	if got, _ := n.get("http://evil.example/", "Host: chat.example\r\n"); got != 421 {
+	if got, _ := n.rawGet("http://evil.example/", "Host: chat.example\r\n"); got != 421 {
 		t.Errorf("an absolute target of another host: %d", got)
 	}
-	if got, _ := n.get("/", "Host: evil.example\r\nX-Forwarded-Host: chat.example\r\nX-Host: chat.example\r\n"); got != 421 {
+	if got, _ := n.rawGet("/", "Host: evil.example\r\nX-Forwarded-Host: chat.example\r\nX-Host: chat.example\r\n"); got != 421 {
 		t.Errorf("a stranger's X-Forwarded-Host: %d", got)
 	}
 }
 
-func TestProbesAskByAddressOrByAHouseName(t *testing.T) {
+func TestProbesMayUseAnAddressOrALocalName(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"chat.example"} })
 	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
 		for host, want := range map[string]int{
 			"127.0.0.1:8000": 200, "localhost": 200, "[::1]:8000": 200, "10.0.0.7": 200, "switchyard-blue-1:8000": 200, "chat.example": 200,
 			"evil.example": 421, "127.0.0.1.evil.example": 421, "localhost.": 421, "127.0.0.1@evil.example": 400,
 		} {
-			if got, body := n.get(path, "Host: "+host+"\r\n"); got != want {
+			if got, body := n.rawGet(path, "Host: "+host+"\r\n"); got != want {
 				t.Errorf("%s of %s: %d %.100s, want %d", path, host, got, body, want)
 			}
 		}
@@ -119,7 +119,7 @@ func TestProbesAskByAddressOrByAHouseName(t *testing.T) {
 }
 
 // A page in a browser on the operator's machine reaches loopback, too.
-func TestTheAdminListenerIsNotForPages(t *testing.T) {
+func TestTheAdminListenerRefusesBrowserPages(t *testing.T) {
 	n := startNode(t, nil)
 	n.addr = n.admin
 	for _, tt := range []struct {
@@ -140,7 +140,7 @@ func TestTheAdminListenerIsNotForPages(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			n.t = t
 			for _, path := range []string{"/log-level", "/debug/rooms", "/debug/pprof/cmdline"} {
-				if got, body := n.get(path, tt.lines); got != tt.want {
+				if got, body := n.rawGet(path, tt.lines); got != tt.want {
 					t.Errorf("%s: %d %.100s, want %d", path, got, body, tt.want)
 				}
 			}

@@ -29,9 +29,9 @@ import (
 	"switchyard/internal/store"
 )
 
-// few stands for overLimit: those who are told so must all be there at once, on
+// fewRejecting stands for maxRejecting: those who are told so must all be there at once, on
 // a busy machine, too.
-const few = 8
+const fewRejecting = 8
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
@@ -40,14 +40,14 @@ const testKey = "0123456789abcdef-key"
 // A node is a whole server in this process, on a real SQLite log.
 type node struct {
 	*Server
-	t     testing.TB
-	hub   *hub.Hub
-	addr  string
-	admin string
-	reg   *prometheus.Registry
-	logs  *safeBuilder
-	log   *moodyLog
-	seats *seats
+	t        testing.TB
+	hub      *hub.Hub
+	addr     string
+	admin    string
+	reg      *prometheus.Registry
+	logs     *safeBuilder
+	log      *faultyLog
+	presence *observedPresence
 
 	mu    sync.Mutex
 	state []Component
@@ -70,84 +70,84 @@ func (s *safeBuilder) String() string {
 	return s.b.String()
 }
 
-// A moodyLog is the real log until it is given a mood: an error for all calls,
+// A faultyLog is the real log until it is given a mood: an error for all calls,
 // or a panic.
-type moodyLog struct {
+type faultyLog struct {
 	*store.SQLite
-	settled func(*message.Publication)
-	mood    atomic.Pointer[error]
+	committed func(*message.Publication)
+	failure   atomic.Pointer[error]
 }
 
 var errPanic = errors.New("planted panic")
 
-func (l *moodyLog) set(mood error) { l.mood.Store(&mood) }
+func (l *faultyLog) setFailure(failure error) { l.failure.Store(&failure) }
 
-func (l *moodyLog) fault() error {
-	mood := l.mood.Load()
+func (l *faultyLog) check() error {
+	failure := l.failure.Load()
 	switch {
-	case mood == nil:
+	case failure == nil:
 		return nil
-	case errors.Is(*mood, errPanic):
-		panic(*mood)
+	case errors.Is(*failure, errPanic):
+		panic(*failure)
 	}
-	return *mood
+	return *failure
 }
 
-func (l *moodyLog) Append(p *message.Publication) {
-	if p.Err = l.fault(); p.Err != nil {
-		go l.settled(p)
+func (l *faultyLog) Append(p *message.Publication) {
+	if p.Err = l.check(); p.Err != nil {
+		go l.committed(p)
 		return
 	}
 	l.SQLite.Append(p)
 }
 
-func (l *moodyLog) AppendBatch(ctx context.Context, batch []*message.Publication) error {
-	if err := l.fault(); err != nil {
+func (l *faultyLog) AppendBatch(ctx context.Context, batch []*message.Publication) error {
+	if err := l.check(); err != nil {
 		return err
 	}
 	return l.SQLite.AppendBatch(ctx, batch)
 }
 
-func (l *moodyLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
-	if err := l.fault(); err != nil {
+func (l *faultyLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	if err := l.check(); err != nil {
 		return message.Page{}, err
 	}
 	return l.SQLite.Read(ctx, r)
 }
 
-func (l *moodyLog) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
-	if err := l.fault(); err != nil {
+func (l *faultyLog) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
+	if err := l.check(); err != nil {
 		return nil, false, err
 	}
 	return l.SQLite.ListRooms(ctx, prefix, after, limit)
 }
 
-// seats are the real presence, noting what it is told, until the log is given
+// observedPresence are the real presence, noting what it is told, until the log is given
 // a mood: then it has that, too.
-type seats struct {
+type observedPresence struct {
 	*session.Node
-	log *moodyLog
+	log *faultyLog
 
 	mu      sync.Mutex
 	changes []message.PresenceChange
 }
 
-func (s *seats) Change(changes []message.PresenceChange) {
+func (s *observedPresence) Change(changes []message.PresenceChange) {
 	s.mu.Lock()
 	s.changes = append(s.changes, changes...)
 	s.mu.Unlock()
 	s.Node.Change(changes)
 }
 
-func (s *seats) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
-	if err := s.log.fault(); err != nil {
+func (s *observedPresence) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
+	if err := s.log.check(); err != nil {
 		return message.Presence{}, err
 	}
 	return s.Node.Room(ctx, room, limit)
 }
 
-// told are the changes so far.
-func (s *seats) told() []message.PresenceChange {
+// recorded are the changes so far.
+func (s *observedPresence) recorded() []message.PresenceChange {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.changes)
@@ -166,22 +166,22 @@ func startNode(t testing.TB, change func(*Config)) *node {
 		t.Fatal(err)
 	}
 	b := broker.NewMemory(new(broker.Bus), broker.Config{Logger: logger, Registerer: n.reg})
-	n.log = &moodyLog{SQLite: l, settled: func(p *message.Publication) { n.hub.Settled([]*message.Publication{p}) }}
-	fleet, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	n.log = &faultyLog{SQLite: l, committed: func(p *message.Publication) { n.hub.Completed([]*message.Publication{p}) }}
+	shared, err := session.NewMemory(nil, session.Config{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.seats = &seats{Node: fleet, log: n.log}
-	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, Directory: n.log, Broker: b, Presence: n.seats, Logger: logger, Registerer: n.reg})
+	n.presence = &observedPresence{Node: shared, log: n.log}
+	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, Directory: n.log, Broker: b, Presence: n.presence, Logger: logger, Registerer: n.reg})
 	b.Start(n.hub.Receive)
-	l.Start(n.hub.Settled)
+	l.Start(n.hub.Completed)
 	verifier, err := auth.New(t.Context(), auth.Config{Logger: logger, Registerer: n.reg})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Verifier: verifier, Removals: fleet,
-		Hub: n.hub, Ready: n.components, Node: "n1", Color: "blue", Deployment: "d1", Version: "v1",
+		Verifier: verifier, Bans: shared,
+		Hub: n.hub, Components: n.components, Node: "n1", Color: "blue", Deployment: "d1", Version: "v1",
 		APIKeys: map[string]string{"backend": testKey, "other": testKey + "2"},
 		Logger:  logger, LogLevel: new(slog.LevelVar), Registerer: n.reg, Gatherer: n.reg,
 	}
@@ -189,12 +189,12 @@ func startNode(t testing.TB, change func(*Config)) *node {
 		change(&cfg)
 	}
 	n.Server = New(cfg)
-	fleet.Start(session.Hooks{Notify: n.Notify})
+	shared.Start(session.Hooks{Notify: n.HandleNodeEvent})
 	n.addr, n.admin = n.listen(n.Serve), n.listen(n.ServeAdmin)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, fleet.Close, b.Close, l.Close} {
+		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, shared.Close, b.Close, l.Close} {
 			if err := stop(ctx); err != nil {
 				t.Error(err)
 			}
@@ -298,9 +298,9 @@ func (n *node) open(opts *websocket.DialOptions) *browser {
 	return &browser{n.t, ws}
 }
 
-// turnedAway opens a connection that is told at once why it can't stay, and
+// dialRejected opens a connection that is told at once why it can't stay, and
 // returns the close code. It has no welcome.
-func (n *node) turnedAway(opts *websocket.DialOptions) websocket.StatusCode {
+func (n *node) dialRejected(opts *websocket.DialOptions) websocket.StatusCode {
 	n.t.Helper()
 	b := n.open(opts)
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
@@ -362,8 +362,8 @@ func (b *browser) closed() websocket.StatusCode {
 	}
 }
 
-// raw opens a TCP connection and does the handshake by hand.
-func (n *node) raw(extra string, lines ...string) (net.Conn, *bufio.Reader) {
+// rawHandshake opens a TCP connection and does the handshake by hand.
+func (n *node) rawHandshake(extra string, lines ...string) (net.Conn, *bufio.Reader) {
 	n.t.Helper()
 	c, err := net.Dial("tcp", n.addr)
 	if err != nil {
@@ -385,8 +385,8 @@ func (n *node) raw(extra string, lines ...string) (net.Conn, *bufio.Reader) {
 	return c, br
 }
 
-// masked is a client's frame with a zero mask.
-func masked(first byte, payload string) string {
+// maskedFrame is a client's frame with a zero mask.
+func maskedFrame(first byte, payload string) string {
 	var head []byte
 	switch {
 	case len(payload) < 126:

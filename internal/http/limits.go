@@ -7,13 +7,13 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Limits counts what each user publishes on all nodes together.
-type Limits interface {
-	// Publish books a publish or signal of so many bytes, or books nothing and
+// UserLimits counts what each user publishes on all nodes together.
+type UserLimits interface {
+	// AllowPublish books a publish or signal of so many bytes, or books nothing and
 	// says how long the user is to wait until it would go through. It is asked
 	// for every one of them, by who reads the socket, and must not block: what
 	// other nodes counted may be a little old.
-	Publish(user string, bytes int) (wait time.Duration)
+	AllowPublish(user string, bytes int) (wait time.Duration)
 }
 
 // Rates are how much may happen in a second; twice as much may come at once.
@@ -45,27 +45,27 @@ const (
 
 // authRate is for the auth frames of a connection: each costs a signature's
 // check, and a token lasts for minutes at least.
-var authRate = allowance{1, 10}
+var authRate = rateLimit{1, 10}
 
 // patience for clients that ignore rate_limited: so many refused frames,
 // without a pause of calm between them, end the connection.
 const (
-	mostRefused = 1000
-	calm        = time.Second
+	maxRefused        = 1000
+	refusalResetPause = time.Second
 )
 
 // frameRates are those of one connection, by kind.
-func (r *Rates) frameRates(maxRooms int) (all [rateKinds]allowance) {
+func (r *Rates) frameRates(maxRooms int) (all [rateKinds]rateLimit) {
 	all[ratePublish] = perSecond(r.Publish)
 	all[rateBytes] = perSecond(r.Bytes)
-	all[rateJoin] = allowance{r.Join, max(2*r.Join, maxRooms)}
+	all[rateJoin] = rateLimit{r.Join, max(2*r.Join, maxRooms)}
 	all[rateHistory] = perSecond(r.History)
 	all[rateAuth] = authRate
 	return all
 }
 
-// kindOf says which rate a frame counts against, beside its bytes.
-func kindOf(t protocol.Type) int {
+// rateKind says which rate a frame counts against, beside its bytes.
+func rateKind(t protocol.Type) int {
 	switch t {
 	case protocol.TypePublish, protocol.TypeSignal:
 		return ratePublish
@@ -78,41 +78,41 @@ func kindOf(t protocol.Type) int {
 	return rateJoin
 }
 
-// A spending is what one connection has taken of its rates. It belongs to the
+// A rateUsage is what one connection has taken of its rates. It belongs to the
 // connection's reader.
-type spending struct {
-	tallies [rateKinds]tally
-	refused int           // since the last calm
-	last    time.Duration // when a frame was refused last
+type rateUsage struct {
+	states       [rateKinds]gcraState
+	refusedInRow int           // since the last calm
+	lastRefused  time.Duration // when a frame was refused last
 }
 
-// afford books a frame of a connection, or refuses it: with rate_limited for
+// checkRates books a frame of a connection, or refuses it: with rate_limited for
 // a frame, and with an end for who goes on all the same.
-func (k *socket) afford(r *protocol.Request, size int) error {
+func (k *socket) checkRates(r *protocol.Request, size int) error {
 	s, now := k.server, k.server.cfg.now()
-	wait := k.spent.tallies[rateBytes].take(s.rates[rateBytes], now, size)
-	what := "bytes"
+	wait := k.usage.states[rateBytes].take(s.frameLimits[rateBytes], now, size)
+	limitName := "bytes"
 	if wait == 0 {
-		kind := kindOf(r.Type)
-		wait = k.spent.tallies[kind].take(s.rates[kind], now, 1)
-		what = [rateKinds]string{"publishes", "bytes", "frames", "reads", "auth frames"}[kind]
-		if wait == 0 && kind == ratePublish && k.who.User != "" && s.cfg.Limits != nil {
-			wait = s.cfg.Limits.Publish(k.who.User, size)
-			what = "publishes or bytes of this user"
+		kind := rateKind(r.Type)
+		wait = k.usage.states[kind].take(s.frameLimits[kind], now, 1)
+		limitName = [rateKinds]string{"publishes", "bytes", "frames", "reads", "auth frames"}[kind]
+		if wait == 0 && kind == ratePublish && k.identity.User != "" && s.cfg.UserLimits != nil {
+			wait = s.cfg.UserLimits.AllowPublish(k.identity.User, size)
+			limitName = "publishes or bytes of this user"
 		}
 	}
 	if wait == 0 {
 		return nil
 	}
-	if now-k.spent.last > calm {
-		k.spent.refused = 0
+	if now-k.usage.lastRefused > refusalResetPause {
+		k.usage.refusedInRow = 0
 	}
-	k.spent.refused, k.spent.last = k.spent.refused+1, now
-	return rateLimited("too many "+what+" a second; send it again after retry_after_ms", wait)
+	k.usage.refusedInRow, k.usage.lastRefused = k.usage.refusedInRow+1, now
+	return rateLimited("too many "+limitName+" a second; send it again after retry_after_ms", wait)
 }
 
-// overdone says that a client has ignored too many refusals.
-func (k *socket) overdone() bool { return k.spent.refused > mostRefused }
+// ignoresRefusals says that a client has ignored too many refusals.
+func (k *socket) ignoresRefusals() bool { return k.usage.refusedInRow > maxRefused }
 
 func rateLimited(text string, wait time.Duration) error {
 	// Rounded up to what is told, never to 0, which would leave it open.
@@ -120,7 +120,7 @@ func rateLimited(text string, wait time.Duration) error {
 	return &protocol.Error{Code: protocol.CodeRateLimited, Message: text, RetryAfter: wait}
 }
 
-// errKeyRate refuses a call of an API key that calls too often.
-func errKeyRate(name string, wait time.Duration) error {
+// errAPIKeyRate refuses a call of an API key that calls too often.
+func errAPIKeyRate(name string, wait time.Duration) error {
 	return rateLimited(fmt.Sprintf("too many calls a second with the key %s; see RATE_API", name), wait)
 }

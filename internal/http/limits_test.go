@@ -13,44 +13,44 @@ import (
 	"nhooyr.io/websocket"
 )
 
-// from is a handshake as a trusted proxy hands it on.
-func from(addr string) *websocket.DialOptions {
+// fromAddress is a handshake as a trusted proxy hands it on.
+func fromAddress(addr string) *websocket.DialOptions {
 	return &websocket.DialOptions{HTTPHeader: http.Header{"X-Forwarded-For": {addr}}}
 }
 
 // A still clock stands until the test sets it forward, so that rates are exact.
-type stillClock struct{ at atomic.Int64 }
+type manualClock struct{ at atomic.Int64 }
 
-func (c *stillClock) now() time.Duration      { return time.Duration(c.at.Load()) + time.Hour }
-func (c *stillClock) forward(d time.Duration) { c.at.Add(int64(d)) }
+func (c *manualClock) now() time.Duration      { return time.Duration(c.at.Load()) + time.Hour }
+func (c *manualClock) advance(d time.Duration) { c.at.Add(int64(d)) }
 
-// trusting counts connections by what a proxy on loopback says.
-func trusting(c *Config) { c.TrustedProxies = prefixes(loopback) }
+// trustLoopback counts connections by what a proxy on loopback says.
+func trustLoopback(c *Config) { c.TrustedProxies = prefixes(loopback) }
 
 func TestTooManyConnectionsOfAnAddress(t *testing.T) {
-	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress = 2 })
-	first := n.dial(from("198.51.100.1"))
-	n.dial(from("198.51.100.1"))
-	if got := n.turnedAway(from("198.51.100.1")); got != 4103 {
+	n := startNode(t, func(c *Config) { trustLoopback(c); c.MaxPerAddress = 2 })
+	first := n.dial(fromAddress("198.51.100.1"))
+	n.dial(fromAddress("198.51.100.1"))
+	if got := n.dialRejected(fromAddress("198.51.100.1")); got != 4103 {
 		t.Errorf("the third is closed with %d", got)
 	}
-	if got := n.turnedAway(from("127.0.0.1, 198.51.100.1")); got != 4103 {
+	if got := n.dialRejected(fromAddress("127.0.0.1, 198.51.100.1")); got != 4103 {
 		t.Errorf("with an address made up: %d", got)
 	}
-	n.dial(from("198.51.100.2")) // a neighbour is not touched
-	n.dial(from("2001:db8:1:1::1"))
-	n.dial(from("2001:db8:1:1:ffff::2"))
-	if got := n.turnedAway(from("2001:db8:1:1:1:2:3:4")); got != 4103 {
+	n.dial(fromAddress("198.51.100.2")) // a neighbour is not touched
+	n.dial(fromAddress("2001:db8:1:1::1"))
+	n.dial(fromAddress("2001:db8:1:1:ffff::2"))
+	if got := n.dialRejected(fromAddress("2001:db8:1:1:1:2:3:4")); got != 4103 {
 		t.Errorf("the third of a /64: %d", got)
 	}
-	n.dial(from("2001:db8:1:2::1"))
+	n.dial(fromAddress("2001:db8:1:2::1"))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
 	eventually(t, "a place", func() bool {
 		n.Server.mu.Lock()
 		defer n.Server.mu.Unlock()
-		return n.roster.networks[network(parseAddr("198.51.100.1"))] == 1
+		return n.admission.networks[addressPrefix(parseAddr("198.51.100.1"))] == 1
 	})
-	n.dial(from("198.51.100.1"))
+	n.dial(fromAddress("198.51.100.1"))
 	if got := n.metric(`websocket_connections_total{result="too_many_address"}`); got != "3" {
 		t.Errorf("counted %q times", got)
 	}
@@ -58,17 +58,17 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 
 // A peer on loopback that is no trusted proxy speaks for nobody knows how many:
 // its connections are not counted by address.
-func TestTheHouseIsNotCountedByAddress(t *testing.T) {
+func TestInternalPeersAreNotCountedByAddress(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxPerAddress = 1 })
 	n.dial(nil)
-	n.dial(from("198.51.100.1")).send(`{"type":"join","room":"a"}`)
+	n.dial(fromAddress("198.51.100.1")).send(`{"type":"join","room":"a"}`)
 }
 
 // All that was counted is given back, whatever way a connection ended.
-func TestEveryPlaceIsGivenBack(t *testing.T) {
-	n := keyed(t, "", func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
+func TestEveryAdmissionSlotIsReleased(t *testing.T) {
+	n := startKeyedNode(t, "", func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
 	for i := range 6 {
-		opts := from(fmt.Sprintf("198.51.100.%d", 1+i%2))
+		opts := fromAddress(fmt.Sprintf("198.51.100.%d", 1+i%2))
 		if i%2 == 0 {
 			opts.HTTPHeader.Set("Authorization", "Bearer "+tokenOf("ann", time.Hour, everyRoom))
 		}
@@ -81,13 +81,13 @@ func TestEveryPlaceIsGivenBack(t *testing.T) {
 		}
 	}
 	for range 4 {
-		n.ask("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
-		n.ask("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
+		n.handshakeStatus("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
+		n.handshakeStatus("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
 	}
 	if err := n.CloseSockets(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all to be gone", func() bool { return n.clients() == 0 })
+	eventually(t, "all to be gone", func() bool { return n.connectionCount() == 0 })
 	n.expiry.mu.Lock()
 	for _, slot := range n.expiry.slots {
 		if len(slot) > 0 {
@@ -97,32 +97,35 @@ func TestEveryPlaceIsGivenBack(t *testing.T) {
 	n.expiry.mu.Unlock()
 	n.Server.mu.Lock()
 	defer n.Server.mu.Unlock()
-	if r := n.roster; r.turned != 0 || len(r.networks) != 0 || len(r.users) != 0 {
+	if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
 		t.Errorf("left behind: %+v", r)
 	}
 }
 
 // Those who can't stay are told so by a close code while they are few; they
 // take nobody's place, and beyond a bound they are refused before the upgrade.
-func TestWhoCanNotStayTakesNobodysPlace(t *testing.T) {
-	n := startNode(t, func(c *Config) { trusting(c); c.MaxPerAddress, c.MaxConnections, c.overLimit = 1, 3, few })
-	n.dial(from("198.51.100.1"))
-	for range few {
-		n.raw("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so its close waits
+func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
+	n := startNode(t, func(c *Config) {
+		trustLoopback(c)
+		c.MaxPerAddress, c.MaxConnections, c.maxRejecting = 1, 3, fewRejecting
+	})
+	n.dial(fromAddress("198.51.100.1"))
+	for range fewRejecting {
+		n.rawHandshake("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so its close waits
 	}
 	header := upgradeHeader("X-Forwarded-For", "198.51.100.1")
 	if res, _ := n.request("GET", "/ws", header, strings.NewReader("")); res.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("one more is answered with %d", res.StatusCode)
 	}
-	n.dial(from("198.51.100.2"))
-	n.dial(from("198.51.100.3"))
+	n.dial(fromAddress("198.51.100.2"))
+	n.dial(fromAddress("198.51.100.3"))
 }
 
 // Who is being turned away is not served meanwhile.
-func TestNothingIsDoneAfterAClose(t *testing.T) {
+func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
 	b := n.dial(nil)
-	c, br := n.raw(masked(0x81, `{"type":"publish","room":"a","data":1}`) + masked(0x88, "\x03\xe8"))
+	c, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`) + maskedFrame(0x88, "\x03\xe8"))
 	if _, err := io.ReadAll(br); err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +155,7 @@ func TestRatesOfAConnection(t *testing.T) {
 		{"history", Rates{History: 2}, `{"type":"history","room":"a"}`, `{"type":"publish","room":"b","data":1}`, 4, "history", "reads"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var clock stillClock
+			var clock manualClock
 			n := startNode(t, func(c *Config) { c.Rates, c.MaxRooms, c.now = tt.rates, 5, clock.now })
 			b := n.dial(nil)
 			for range tt.burst {
@@ -175,7 +178,7 @@ func TestRatesOfAConnection(t *testing.T) {
 					}
 				}
 			}
-			clock.forward(time.Duration(wait) * time.Millisecond)
+			clock.advance(time.Duration(wait) * time.Millisecond)
 			b.send(`%s,"ref":"late"}`, strings.TrimSuffix(tt.frame, "}"))
 			b.send(`{"type":"leave","ref":"end"}`)
 			for v := b.read(); v["ref"] != "end"; v = b.read() {
@@ -191,7 +194,7 @@ func TestRatesOfAConnection(t *testing.T) {
 }
 
 // A thousand joins at once is a client that resumes, not an attack.
-func TestAResumeOfEveryRoomIsNoFlood(t *testing.T) {
+func TestAResumeOfEveryRoomIsNotRateLimited(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.Rates.Join, c.MaxRooms = 1, 1000 })
 	b := n.dial(nil)
 	for i := range 1000 {
@@ -203,7 +206,7 @@ func TestAResumeOfEveryRoomIsNoFlood(t *testing.T) {
 }
 
 func TestCallsOfAKeyAreLimited(t *testing.T) {
-	var clock stillClock
+	var clock manualClock
 	n := startNode(t, func(c *Config) { c.Rates.API, c.now = 2, clock.now })
 	for range 4 {
 		if res, body := n.call("GET", "/v1/rooms", testKey, ""); res.StatusCode != http.StatusOK {
@@ -220,36 +223,36 @@ func TestCallsOfAKeyAreLimited(t *testing.T) {
 	if res, _ := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusOK {
 		t.Errorf("a probe: %d", res.StatusCode)
 	}
-	clock.forward(500 * time.Millisecond)
+	clock.advance(500 * time.Millisecond)
 	if res, _ := n.call("POST", "/v1/rooms/a/messages", testKey, `{"data":1}`); res.StatusCode != http.StatusCreated {
 		t.Errorf("half a second later: %d", res.StatusCode)
 	}
 }
 
-// A countedConn has an address of the test's choice and tells when it is closed.
-type countedConn struct {
+// A addressedConn has an address of the test's choice and tells when it is closed.
+type addressedConn struct {
 	net.Conn
 	addr   string
 	closed bool
 }
 
-func (c *countedConn) RemoteAddr() net.Addr {
+func (c *addressedConn) RemoteAddr() net.Addr {
 	a, _ := net.ResolveTCPAddr("tcp", c.addr)
 	return a
 }
 
-func (c *countedConn) Close() error { c.closed = true; return nil }
+func (c *addressedConn) Close() error { c.closed = true; return nil }
 
 func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
-	p := newPlainCount(n.Server) // of its own: no connection but the test's is in it
-	open := func(addr string) *countedConn {
-		c := &countedConn{addr: addr}
-		p.note(c, http.StateNew)
+	p := newHTTPConnLimiter(n.Server) // of its own: no connection but the test's is in it
+	open := func(addr string) *addressedConn {
+		c := &addressedConn{addr: addr}
+		p.onStateChange(c, http.StateNew)
 		return c
 	}
-	var first *countedConn
-	for i := range mostPlainPerAddress {
+	var first *addressedConn
+	for i := range maxHTTPConnsPerAddress {
 		c := open(fmt.Sprintf("198.51.100.1:%d", 1000+i))
 		if c.closed {
 			t.Fatalf("connection %d of an address is closed", i)
@@ -261,15 +264,15 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	if c := open("198.51.100.1:9"); !c.closed {
 		t.Error("one address has more than its share")
 	}
-	p.note(first, http.StateHijacked) // became a WebSocket
+	p.onStateChange(first, http.StateHijacked) // became a WebSocket
 	if c := open("198.51.100.1:9"); c.closed {
 		t.Error("a place was not given back")
 	}
 	if c := open("198.51.100.2:9"); c.closed {
 		t.Error("another address is refused")
 	}
-	var proxied []*countedConn
-	for len(p.open) < mostPlain {
+	var proxied []*addressedConn
+	for len(p.open) < maxHTTPConns {
 		c := open("203.0.113.9:9") // speaks for many
 		if c.closed {
 			t.Fatal("a proxy is counted by address")
@@ -280,12 +283,12 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		t.Error("there are more connections than may be")
 	}
 	for _, c := range proxied {
-		p.note(c, http.StateActive)
-		p.note(c, http.StateIdle)
-		p.note(c, http.StateClosed)
-		p.note(c, http.StateClosed)
+		p.onStateChange(c, http.StateActive)
+		p.onStateChange(c, http.StateIdle)
+		p.onStateChange(c, http.StateClosed)
+		p.onStateChange(c, http.StateClosed)
 	}
-	if len(p.open) != mostPlainPerAddress+1 || len(p.networks) != 2 {
+	if len(p.open) != maxHTTPConnsPerAddress+1 || len(p.networks) != 2 {
 		t.Errorf("%d open of %d addresses", len(p.open), len(p.networks))
 	}
 	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {

@@ -18,7 +18,7 @@ type metrics struct {
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
 	drainMetrics
-	doorMetrics
+	httpConnMetrics
 	auditMetrics
 }
 
@@ -56,25 +56,25 @@ func newDrainMetrics(f promauto.Factory) drainMetrics {
 	return m
 }
 
-// begin says that a drain is under way, and until when; end that none is.
-func (m *drainMetrics) begin(deadline time.Time) {
+// drainStarted says that a drain is under way, and until when; end that none is.
+func (m *drainMetrics) drainStarted(deadline time.Time) {
 	m.draining.Set(1)
 	m.drainDeadline.Set(float64(deadline.UnixMilli()) / 1000)
 }
 
-func (m *drainMetrics) end() {
+func (m *drainMetrics) drainEnded() {
 	m.draining.Set(0)
 	m.drainDeadline.Set(0)
 }
 
-// doorMetrics are of those who were not let in.
-type doorMetrics struct {
-	plainRefused prometheus.Counter
+// httpConnMetrics are of those who were not let in.
+type httpConnMetrics struct {
+	httpConnsRefused prometheus.Counter
 }
 
-func newDoorMetrics(f promauto.Factory) doorMetrics {
-	return doorMetrics{
-		plainRefused: f.NewCounter(prometheus.CounterOpts{
+func newHTTPConnMetrics(f promauto.Factory) httpConnMetrics {
+	return httpConnMetrics{
+		httpConnsRefused: f.NewCounter(prometheus.CounterOpts{
 			Name: "http_connections_refused_total",
 			Help: "Connections closed before a byte was read, since too many that are no WebSocket were open.",
 		}),
@@ -110,9 +110,9 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Help:    "How long connections lived.",
 			Buckets: []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600},
 		}),
-		drainMetrics: newDrainMetrics(f),
-		doorMetrics:  newDoorMetrics(f),
-		auditMetrics: newAuditMetrics(f),
+		drainMetrics:    newDrainMetrics(f),
+		httpConnMetrics: newHTTPConnMetrics(f),
+		auditMetrics:    newAuditMetrics(f),
 		received: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_messages_received_total",
 			Help: "Frames from clients, by type; other for those that could not be read.",

@@ -45,7 +45,7 @@ func fileNames(d *document) []string {
 	return names
 }
 
-func TestTheRoutesAreTheDocuments(t *testing.T) {
+func TestRoutesMatchOpenAPI(t *testing.T) {
 	n := startNode(t, nil)
 	var served []string
 	err := chi.Walk(n.Handler().(chi.Routes), func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
@@ -65,7 +65,7 @@ func TestTheRoutesAreTheDocuments(t *testing.T) {
 type exchange struct {
 	method, route, path, body string
 	header                    http.Header
-	mood                      error // of the log
+	failure                   error // of the log
 	status                    int
 }
 
@@ -94,7 +94,7 @@ func everyCall() (all []exchange) {
 func exchanges() []exchange {
 	const one, batch, sig, list = "/v1/rooms/{room}/messages", "/v1/messages", "/v1/rooms/{room}/signals", "/v1/rooms"
 	const a, s = "/v1/rooms/a/messages", "/v1/rooms/a/signals"
-	const who = "/v1/rooms/{room}/presence"
+	const presence = "/v1/rooms/{room}/presence"
 	const removal, ann = "/v1/users/{user}/disconnect", "/v1/users/ann/disconnect"
 	gzip := http.Header{"Content-Encoding": {"gzip"}}
 	nobody := http.Header{"Authorization": {"Bearer nobody"}}
@@ -131,12 +131,12 @@ func exchanges() []exchange {
 		{"GET", list, list, "", nil, planted, 503},
 		{"GET", list, list, "", nil, errPanic, 500},
 		{"GET", list, list, "", nobody, nil, 401},
-		{"GET", who, "/v1/rooms/a/presence", "", nil, nil, 200},
-		{"GET", who, "/v1/rooms/a/presence", "", nil, planted, 503},
-		{"GET", who, "/v1/rooms/a/presence", "", nil, errPanic, 500},
-		{"GET", who, "/v1/rooms/a/presence", "", nobody, nil, 401},
-		{"GET", who, "/v1/rooms/_x/presence", "", nil, nil, 403},
-		{"GET", who, "/v1/rooms/a%20b/presence", "", nil, nil, 400},
+		{"GET", presence, "/v1/rooms/a/presence", "", nil, nil, 200},
+		{"GET", presence, "/v1/rooms/a/presence", "", nil, planted, 503},
+		{"GET", presence, "/v1/rooms/a/presence", "", nil, errPanic, 500},
+		{"GET", presence, "/v1/rooms/a/presence", "", nobody, nil, 401},
+		{"GET", presence, "/v1/rooms/_x/presence", "", nil, nil, 403},
+		{"GET", presence, "/v1/rooms/a%20b/presence", "", nil, nil, 400},
 		{"GET", one, a, "", nobody, nil, 401},
 		{"GET", one, "/v1/rooms/_x/messages", "", nil, nil, 403},
 		{"POST", removal, ann, `{"for":"10s"}`, nil, nil, 200},
@@ -185,15 +185,15 @@ func exchanges() []exchange {
 // Every operation is called, every status of it is met, and every answer is
 // held against the document; what the document says of a body is what the
 // service accepts.
-func TestEveryAnswerIsTheDocuments(t *testing.T) {
+func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"127.0.0.1"} })
 	d := readDocument(t, "openapi.yaml")
 	met, codes, asked := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	do := func(n *node, e exchange) {
 		t.Helper()
-		n.log.mood.Store(nil)
-		if e.mood != nil {
-			n.log.set(e.mood)
+		n.log.failure.Store(nil)
+		if e.failure != nil {
+			n.log.setFailure(e.failure)
 		}
 		header := http.Header{"Authorization": {"Bearer " + testKey}}
 		maps.Copy(header, e.header)
@@ -233,7 +233,7 @@ func TestEveryAnswerIsTheDocuments(t *testing.T) {
 		}
 		codes[code] = true
 	}
-	busy := startNode(t, func(c *Config) { c.Rates.API, c.now = 1, new(stillClock).now })
+	busy := startNode(t, func(c *Config) { c.Rates.API, c.now = 1, new(manualClock).now })
 	for range 2 {
 		busy.call("GET", "/v1/rooms", testKey, "")
 	}
@@ -243,24 +243,24 @@ func TestEveryAnswerIsTheDocuments(t *testing.T) {
 			do(busy, e)
 		}
 	}
-	alone := keyed(t, "", func(c *Config) {
-		r := &moodyRemovals{Removals: c.Removals}
-		r.away.Store(true)
-		c.Removals, c.overLimit = r, few
+	alone := startKeyedNode(t, "", func(c *Config) {
+		r := &faultyBans{Bans: c.Bans}
+		r.unavailable.Store(true)
+		c.Bans, c.maxRejecting = r, fewRejecting
 	})
 	do(alone, exchange{"POST", "/v1/users/{user}/disconnect", "/v1/users/ann/disconnect", "", nil, nil, 202})
-	for range few {
-		alone.raw("", "Authorization: Bearer x") // reads nothing, so its close waits
+	for range fewRejecting {
+		alone.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
 	}
 	do(alone, exchange{"GET", "/ws", "/ws", "", upgradeHeader("Authorization", "Bearer x"), nil, 401})
 	n.Stop()
 	do(n, exchange{"GET", "/readyz", "/readyz", "", nil, nil, 503})
 	do(n, exchange{"GET", "/ws", "/ws", "", upgradeHeader(), nil, 503})
-	unmet(t, d, met, asked, codes)
+	reportUnmet(t, d, met, asked, codes)
 }
 
-// unmet names what is documented and was not met.
-func unmet(t *testing.T, d *document, met, asked, codes map[string]bool) {
+// reportUnmet names what is documented and was not met.
+func reportUnmet(t *testing.T, d *document, met, asked, codes map[string]bool) {
 	t.Helper()
 	for route := range d.object("paths") {
 		for method := range d.object("paths", route) {

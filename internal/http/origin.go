@@ -70,8 +70,8 @@ func isLabel(s string) bool {
 	return s != ""
 }
 
-// on returns the authority without the port that its scheme has anyway.
-func (a authority) on(scheme string) authority {
+// withoutDefaultPort returns the authority without the port that its scheme has anyway.
+func (a authority) withoutDefaultPort(scheme string) authority {
 	if scheme == "http" && a.port == "80" || scheme == "https" && a.port == "443" {
 		a.port = ""
 	}
@@ -100,7 +100,7 @@ func parseOrigin(s string) (o origin, ok bool) {
 	if o.authority, ok = parseAuthority(rest); !ok {
 		return o, false
 	}
-	o.authority = o.on(o.scheme)
+	o.authority = o.withoutDefaultPort(o.scheme)
 	return o, true
 }
 
@@ -120,7 +120,7 @@ type origins struct {
 // An originPattern matches one label where it has its star, as a certificate
 // does: https://*.example.com is https://a.example.com, and neither
 // https://example.com nor https://a.b.example.com.
-type originPattern struct{ before, after string }
+type originPattern struct{ prefix, suffix string }
 
 // newOrigins takes what internal/config has checked.
 func newOrigins(list []string) origins {
@@ -163,14 +163,14 @@ func (all *origins) allow(r *http.Request) bool {
 }
 
 // sameOrigin compares with the host that the client asked for, and with the
-// scheme where a trusted proxy has told it. Without one TLS may end before us
+// scheme where a trusted proxy has told it. Without one TLSConfig may end before us
 // unheard, so both schemes of the host are its own.
 func sameOrigin(o origin, c *caller) bool {
 	if o.scheme != "http" && o.scheme != "https" || c.proto != "" && c.proto != o.scheme {
 		return false
 	}
 	host, ok := parseAuthority(c.host)
-	return ok && host.on(o.scheme) == o.authority
+	return ok && host.withoutDefaultPort(o.scheme) == o.authority
 }
 
 func (all *origins) listed(o origin) bool {
@@ -179,11 +179,11 @@ func (all *origins) listed(o origin) bool {
 		return true
 	}
 	for _, p := range all.patterns {
-		rest, ok := strings.CutPrefix(text, p.before)
+		rest, ok := strings.CutPrefix(text, p.prefix)
 		if !ok {
 			continue
 		}
-		if label, ok := strings.CutSuffix(rest, p.after); ok && isLabel(label) {
+		if label, ok := strings.CutSuffix(rest, p.suffix); ok && isLabel(label) {
 			return true
 		}
 	}

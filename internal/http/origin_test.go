@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// ask sends a WebSocket handshake, each header line as it stands, and returns
+// handshakeStatus sends a WebSocket handshake, each header line as it stands, and returns
 // the status of the answer.
-func (n *node) ask(lines ...string) int {
+func (n *node) handshakeStatus(lines ...string) int {
 	n.t.Helper()
 	c, err := net.Dial("tcp", n.addr)
 	if err != nil {
@@ -43,7 +43,7 @@ func prefixes(list ...string) (all []netip.Prefix) {
 	return all
 }
 
-const in, out = http.StatusSwitchingProtocols, http.StatusForbidden
+const accepted, refused = http.StatusSwitchingProtocols, http.StatusForbidden
 
 func TestOrigins(t *testing.T) {
 	n := startNode(t, func(c *Config) {
@@ -57,79 +57,79 @@ func TestOrigins(t *testing.T) {
 		origin string
 		want   int
 	}{
-		{"its own", "http://" + n.addr, in},
-		{"its own, behind TLS", "https://" + n.addr, in},
-		{"its own, another port", "http://127.0.0.1:1", out},
-		{"its own, no port", "http://127.0.0.1", out},
-		{"its own, another scheme", "capacitor://" + n.addr, out},
-		{"listed", "https://app.example", in},
-		{"listed, the port that https has anyway", "https://app.example:443", in},
-		{"another scheme", "http://app.example", out},
-		{"the socket's scheme", "wss://app.example", out},
-		{"another port", "https://app.example:444", out},
-		{"the other scheme's port", "https://app.example:80", out},
-		{"in capitals", "HTTPS://APP.example", in},
-		{"listed in capitals, with its port", "http://mixed.example", in},
-		{"a dot at the end is another name", "https://app.example.", out},
-		{"and listed with it, only so", "https://dotted.example.", in},
-		{"without the listed dot", "https://dotted.example", out},
-		{"a name that goes on", "https://app.example.evil", out},
-		{"a name that begins earlier", "https://evilapp.example", out},
-		{"below a listed name", "https://x.app.example", out},
-		{"a pattern", "https://pr-12.pages.example", in},
-		{"a pattern's bare name", "https://pages.example", out},
-		{"a pattern's empty label", "https://.pages.example", out},
-		{"a pattern, two labels", "https://a.b.pages.example", out},
-		{"a pattern, another scheme", "http://a.pages.example", out},
-		{"a pattern, another port", "https://a.pages.example:8443", out},
-		{"a pattern goes on", "https://a.pages.example.evil", out},
-		{"a pattern without its dot", "https://evilpages.example", out},
-		{"a pattern with a port", "https://a.odd.example:8443", in},
-		{"a pattern with a port, without it", "https://a.odd.example", out},
-		{"a star itself", "https://*.pages.example", out},
-		{"an app's scheme", "capacitor://localhost", in},
-		{"an IPv6 address", "http://[::1]:8000", in},
-		{"an IPv6 address, written at length", "http://[0:0:0:0:0:0:0:1]:8000", in},
-		{"an IPv6 address with a zone", "http://[::1%25eth0]:8000", out},
-		{"an IPv6 address left open", "http://[::1:8000", out},
-		{"null", "null", out},
-		{"nothing", "", out},
-		{"a user", "https://app.example@evil.example", out},
-		{"a user before the listed name", "https://evil@app.example", out},
-		{"a user with a password", "https://evil.example:x@app.example", out},
-		{"a path", "https://app.example/", out},
-		{"a query", "https://app.example?x", out},
-		{"a fragment", "https://evil.example#.pages.example", out},
-		{"a backslash", `https://evil.example\.pages.example`, out},
-		{"an escape", "https://app%2eexample", out},
-		{"an international name as it is read", "https://\u0430pp.example", out},
-		{"a tab", "https://app\t.example", out},
-		{"two in one line", "https://app.example https://evil.example", out},
-		{"two with a comma", "https://app.example, https://evil.example", out},
-		{"no scheme", "app.example", out},
-		{"an empty scheme", "://app.example", out},
-		{"no host", "https://", out},
-		{"an empty port", "https://app.example:", out},
-		{"port 0", "https://app.example:0", out},
-		{"a port with a zero in front", "https://app.example:0443", out},
-		{"a port out of range", "https://app.example:65979", out}, // 443 + 65536
-		{"a sign before the port", "https://app.example:+443", out},
+		{"its own", "http://" + n.addr, accepted},
+		{"its own, behind TLS", "https://" + n.addr, accepted},
+		{"its own, another port", "http://127.0.0.1:1", refused},
+		{"its own, no port", "http://127.0.0.1", refused},
+		{"its own, another scheme", "capacitor://" + n.addr, refused},
+		{"listed", "https://app.example", accepted},
+		{"listed, the port that https has anyway", "https://app.example:443", accepted},
+		{"another scheme", "http://app.example", refused},
+		{"the socket's scheme", "wss://app.example", refused},
+		{"another port", "https://app.example:444", refused},
+		{"the other scheme's port", "https://app.example:80", refused},
+		{"in capitals", "HTTPS://APP.example", accepted},
+		{"listed in capitals, with its port", "http://mixed.example", accepted},
+		{"a dot at the end is another name", "https://app.example.", refused},
+		{"and listed with it, only so", "https://dotted.example.", accepted},
+		{"without the listed dot", "https://dotted.example", refused},
+		{"a name that goes on", "https://app.example.evil", refused},
+		{"a name that begins earlier", "https://evilapp.example", refused},
+		{"below a listed name", "https://x.app.example", refused},
+		{"a pattern", "https://pr-12.pages.example", accepted},
+		{"a pattern's bare name", "https://pages.example", refused},
+		{"a pattern's empty label", "https://.pages.example", refused},
+		{"a pattern, two labels", "https://a.b.pages.example", refused},
+		{"a pattern, another scheme", "http://a.pages.example", refused},
+		{"a pattern, another port", "https://a.pages.example:8443", refused},
+		{"a pattern goes on", "https://a.pages.example.evil", refused},
+		{"a pattern without its dot", "https://evilpages.example", refused},
+		{"a pattern with a port", "https://a.odd.example:8443", accepted},
+		{"a pattern with a port, without it", "https://a.odd.example", refused},
+		{"a star itself", "https://*.pages.example", refused},
+		{"an app's scheme", "capacitor://localhost", accepted},
+		{"an IPv6 address", "http://[::1]:8000", accepted},
+		{"an IPv6 address, written at length", "http://[0:0:0:0:0:0:0:1]:8000", accepted},
+		{"an IPv6 address with a zone", "http://[::1%25eth0]:8000", refused},
+		{"an IPv6 address left open", "http://[::1:8000", refused},
+		{"null", "null", refused},
+		{"nothing", "", refused},
+		{"a user", "https://app.example@evil.example", refused},
+		{"a user before the listed name", "https://evil@app.example", refused},
+		{"a user with a password", "https://evil.example:x@app.example", refused},
+		{"a path", "https://app.example/", refused},
+		{"a query", "https://app.example?x", refused},
+		{"a fragment", "https://evil.example#.pages.example", refused},
+		{"a backslash", `https://evil.example\.pages.example`, refused},
+		{"an escape", "https://app%2eexample", refused},
+		{"an international name as it is read", "https://\u0430pp.example", refused},
+		{"a tab", "https://app\t.example", refused},
+		{"two in one line", "https://app.example https://evil.example", refused},
+		{"two with a comma", "https://app.example, https://evil.example", refused},
+		{"no scheme", "app.example", refused},
+		{"an empty scheme", "://app.example", refused},
+		{"no host", "https://", refused},
+		{"an empty port", "https://app.example:", refused},
+		{"port 0", "https://app.example:0", refused},
+		{"a port with a zero in front", "https://app.example:0443", refused},
+		{"a port out of range", "https://app.example:65979", refused}, // 443 + 65536
+		{"a sign before the port", "https://app.example:+443", refused},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n.t = t
-			if got := n.ask("Origin: " + tt.origin); got != tt.want {
+			if got := n.handshakeStatus("Origin: " + tt.origin); got != tt.want {
 				t.Errorf("%q: %d, want %d", tt.origin, got, tt.want)
 			}
 		})
 	}
 	n.t = t
-	if got := n.ask(); got != in {
+	if got := n.handshakeStatus(); got != accepted {
 		t.Errorf("without an origin: %d", got)
 	}
-	if got := n.ask("Origin: https://app.example", "Origin: https://app.example"); got != out {
+	if got := n.handshakeStatus("Origin: https://app.example", "Origin: https://app.example"); got != refused {
 		t.Errorf("two lines: %d", got)
 	}
-	if got := n.ask("Origin: https://app.example", "origin: https://evil.example"); got != out {
+	if got := n.handshakeStatus("Origin: https://app.example", "origin: https://evil.example"); got != refused {
 		t.Errorf("two lines, the second one evil: %d", got)
 	}
 	if got := n.metric(`websocket_connections_total{result="origin"}`); got == "" || got == "0" {
@@ -137,19 +137,19 @@ func TestOrigins(t *testing.T) {
 	}
 }
 
-func TestNullIsAnOriginOnlyWhereItIsListed(t *testing.T) {
+func TestTheNullOriginMustBeListed(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.AllowedOrigins = []string{"null"} })
-	if got := n.ask("Origin: null"); got != in {
+	if got := n.handshakeStatus("Origin: null"); got != accepted {
 		t.Errorf("listed: %d", got)
 	}
 	for _, origin := range []string{"NULL", "null://", "https://null"} {
-		if got := n.ask("Origin: " + origin); got != out {
+		if got := n.handshakeStatus("Origin: " + origin); got != refused {
 			t.Errorf("%s: %d", origin, got)
 		}
 	}
 }
 
-// Behind a proxy that ends TLS, the service's own origin is the one that the
+// Behind a proxy that ends TLSConfig, the service's own origin is the one that the
 // browser sees; only a trusted proxy may say what that is.
 func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 	trusted := startNode(t, func(c *Config) { c.TrustedProxies = prefixes(loopback) })
@@ -160,27 +160,27 @@ func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 		lines          []string
 		trusted, alone int
 	}{
-		{"the host is passed on", []string{page, "Host: chat.example", "X-Forwarded-Proto: https"}, in, in},
-		{"as Traefik says it of a WebSocket", []string{page, "Host: chat.example", "X-Forwarded-Proto: wss"}, in, in},
-		{"a page that came without TLS", []string{"Origin: http://chat.example", "Host: chat.example", "X-Forwarded-Proto: https"}, out, in},
-		{"a page with TLS, a socket without", []string{page, "Host: chat.example", "X-Forwarded-Proto: http"}, out, in},
-		{"nobody told the scheme", []string{page, "Host: chat.example"}, in, in},
-		{"no scheme that we know", []string{page, "Host: chat.example", "X-Forwarded-Proto: gopher"}, out, in},
-		{"two schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https, http"}, out, in},
-		{"two lines of schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, out, in},
-		{"the host is rewritten", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example"}, in, out},
-		{"the host is rewritten, with its port", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example:443"}, in, out},
-		{"the host is rewritten, twice", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example, evil.example"}, out, out},
-		{"a forwarded host that differs", []string{page, "Host: chat.example", "X-Forwarded-Host: evil.example"}, out, in},
-		{"an empty forwarded host", []string{page, "Host: chat.example", "X-Forwarded-Host: "}, out, in},
-		{"headers that nobody reads", []string{page, "Host: backend", "Forwarded: host=chat.example;proto=https", "X-Host: chat.example"}, out, out},
+		{"the host is passed on", []string{page, "Host: chat.example", "X-Forwarded-Proto: https"}, accepted, accepted},
+		{"as Traefik says it of a WebSocket", []string{page, "Host: chat.example", "X-Forwarded-Proto: wss"}, accepted, accepted},
+		{"a page that came without TLS", []string{"Origin: http://chat.example", "Host: chat.example", "X-Forwarded-Proto: https"}, refused, accepted},
+		{"a page with TLS, a socket without", []string{page, "Host: chat.example", "X-Forwarded-Proto: http"}, refused, accepted},
+		{"nobody told the scheme", []string{page, "Host: chat.example"}, accepted, accepted},
+		{"no scheme that we know", []string{page, "Host: chat.example", "X-Forwarded-Proto: gopher"}, refused, accepted},
+		{"two schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https, http"}, refused, accepted},
+		{"two lines of schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, refused, accepted},
+		{"the host is rewritten", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example"}, accepted, refused},
+		{"the host is rewritten, with its port", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example:443"}, accepted, refused},
+		{"the host is rewritten, twice", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example, evil.example"}, refused, refused},
+		{"a forwarded host that differs", []string{page, "Host: chat.example", "X-Forwarded-Host: evil.example"}, refused, accepted},
+		{"an empty forwarded host", []string{page, "Host: chat.example", "X-Forwarded-Host: "}, refused, accepted},
+		{"headers that nobody reads", []string{page, "Host: backend", "Forwarded: host=chat.example;proto=https", "X-Host: chat.example"}, refused, refused},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			trusted.t, stranger.t = t, t
-			if got := trusted.ask(tt.lines...); got != tt.trusted {
+			if got := trusted.handshakeStatus(tt.lines...); got != tt.trusted {
 				t.Errorf("from a trusted proxy: %d, want %d", got, tt.trusted)
 			}
-			if got := stranger.ask(tt.lines...); got != tt.alone {
+			if got := stranger.handshakeStatus(tt.lines...); got != tt.alone {
 				t.Errorf("from anybody: %d, want %d", got, tt.alone)
 			}
 		})

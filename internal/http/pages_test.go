@@ -89,7 +89,7 @@ func TestOperatorsGetProfiles(t *testing.T) {
 }
 
 // A browser or a CDN that has a file asks whether it is still the same.
-func TestFilesAreSentOnce(t *testing.T) {
+func TestFilesAreRevalidatedByETag(t *testing.T) {
 	n := startNode(t, nil)
 	for _, path := range []string{"/", "/client.js", "/asyncapi.yaml"} {
 		ask := func(tag string) *http.Response {

@@ -29,7 +29,7 @@ func clientFrame(opcode byte, payload []byte) []byte {
 
 func pong(n uint64) []byte { return clientFrame(0xA, binary.BigEndian.AppendUint64(nil, n)) }
 
-func TestPongsAreFoundOverAnyCuts(t *testing.T) {
+func TestPongsAreFoundInSplitReads(t *testing.T) {
 	stream := bytes.Join([][]byte{
 		clientFrame(1, []byte(`{"type":"join"}`)), pong(7), clientFrame(1, nil), clientFrame(0xA, nil), pong(1 << 60),
 		clientFrame(2, bytes.Repeat([]byte{0x8A}, 300)), pong(8), clientFrame(1, bytes.Repeat(pong(99), 5000)), pong(9),

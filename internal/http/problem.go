@@ -87,9 +87,9 @@ func problemFor(err error) problem {
 	e := protocol.ErrorFor(err)
 	p := newProblem(statuses[e.Code], e.Code, e.Message)
 	p.retryAfter = e.RetryAfter
-	var guilty *message.BatchError
-	if errors.As(err, &guilty) {
-		p.Index = &guilty.Index
+	var batchErr *message.BatchError
+	if errors.As(err, &batchErr) {
+		p.Index = &batchErr.Index
 	}
 	return p
 }

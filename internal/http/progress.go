@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	// countTimeout bounds the wait for the nodes to tell who came back: each of
+	// returnTimeout bounds the wait for the nodes to tell who came back: each of
 	// two tells once a second.
-	countTimeout = 2500 * time.Millisecond
-	countEvery   = 100 * time.Millisecond
+	returnTimeout      = 2500 * time.Millisecond
+	returnPollInterval = 100 * time.Millisecond
 )
 
 // What becomes of the clients of a draining node: the closed set of values of
@@ -34,31 +34,31 @@ type Progress struct {
 	Returned int `json:"returned"`
 }
 
-// returned notes how many sessions came back elsewhere.
-func (d *drain) returned(r Receivers) Progress {
+// updateReturned notes how many sessions came back elsewhere.
+func (d *drain) updateReturned(r MoveTargets) Progress {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if r.Counts {
-		if !d.counted {
-			d.counted, d.before = true, r.Returned
+	if r.ReturnsKnown {
+		if !d.hasReturnedBefore {
+			d.hasReturnedBefore, d.returnedBefore = true, r.Returned
 		}
-		d.progress.Returned = max(0, r.Returned-d.before)
+		d.progress.Returned = max(0, r.Returned-d.returnedBefore)
 	}
 	return d.progress
 }
 
-// count waits a moment until all who left have been seen elsewhere, so that the
+// awaitReturns waits a moment until all who left have been seen elsewhere, so that the
 // last word of the drain tells what became of them. False says that the drain
 // was taken back.
-func (d *drain) count(ctx context.Context) bool {
-	tick := time.NewTicker(countEvery)
+func (d *drain) awaitReturns(ctx context.Context) bool {
+	tick := time.NewTicker(returnPollInterval)
 	defer tick.Stop()
-	for end := time.Now().Add(countTimeout); time.Now().Before(end); {
-		r := d.server.cfg.Receivers(d.avoids())
-		if !r.Counts || r.Nodes == 0 {
+	for end := time.Now().Add(returnTimeout); time.Now().Before(end); {
+		r := d.server.cfg.MoveTargets(d.currentScope())
+		if !r.ReturnsKnown || r.Nodes == 0 {
 			return true
 		}
-		if p := d.returned(r); p.Returned >= p.Moved+p.Closed {
+		if p := d.updateReturned(r); p.Returned >= p.Moved+p.Closed {
 			return true
 		}
 		select {
@@ -70,9 +70,9 @@ func (d *drain) count(ctx context.Context) bool {
 	return true
 }
 
-// noteMove notes what became of a client that was told to move, unless the
+// recordMove notes what became of a client that was told to move, unless the
 // drain was taken back meanwhile.
-func (s *Server) noteMove(code protocol.CloseCode, reason string) {
+func (s *Server) recordMove(code protocol.CloseCode, reason string) {
 	s.mu.Lock()
 	d := s.drain
 	s.mu.Unlock()
@@ -87,7 +87,7 @@ func (s *Server) noteMove(code protocol.CloseCode, reason string) {
 		result = moveClosed
 	}
 	s.metrics.moves.WithLabelValues(result).Inc()
-	d.add(func(p *Progress) {
+	d.updateProgress(func(p *Progress) {
 		switch result {
 		case moveDone:
 			p.Moved++
@@ -99,7 +99,7 @@ func (s *Server) noteMove(code protocol.CloseCode, reason string) {
 	})
 }
 
-func (d *drain) add(f func(*Progress)) {
+func (d *drain) updateProgress(f func(*Progress)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f(&d.progress)
@@ -123,7 +123,7 @@ func (s *Server) DrainState() DrainState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.drain
-	state := DrainState{Clients: s.roster.connected}
+	state := DrainState{Clients: s.admission.connected}
 	if d == nil {
 		return state
 	}
@@ -134,7 +134,7 @@ func (s *Server) DrainState() DrainState {
 	return state
 }
 
-func (d *drain) counts() Progress {
+func (d *drain) currentProgress() Progress {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.progress

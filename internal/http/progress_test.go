@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-func TestWhoDoesNotComeBackIsMissedForAWhile(t *testing.T) {
-	var a absences
+func TestClientsThatDoNotReturnAreMissingForAWhile(t *testing.T) {
+	var a returnTracker
 	// A hundred leave in each wave; they come back two waves later, but for
 	// those of the third.
 	steps := []struct {
@@ -23,7 +23,7 @@ func TestWhoDoesNotComeBackIsMissedForAWhile(t *testing.T) {
 			t.Errorf("wave %d: %d are missed, want %d", i, got, s.want)
 		}
 	}
-	for range lostWaves {
+	for range giveUpWaves {
 		a.next(400, 300, true)
 	}
 	if got := a.next(400, 300, true); got != 0 {
@@ -40,16 +40,16 @@ func TestWhoDoesNotComeBackIsMissedForAWhile(t *testing.T) {
 }
 
 // While Redis is away nobody counts, and clients come back as somebody else.
-func TestWhoLeftWhileNobodyCountedIsNotMissed(t *testing.T) {
-	var a absences
+func TestClientsThatLeftDuringAnOutageAreNotMissing(t *testing.T) {
+	var a returnTracker
 	gone, returned := 0, 0
 	for wave := range 40 {
-		away := wave >= 5 && wave < 10
+		unknown := wave >= 5 && wave < 10
 		gone += 100
-		if !away && wave >= 2 {
+		if !unknown && wave >= 2 {
 			returned += 100
 		}
-		if got := a.next(gone, returned, !away); got != 0 {
+		if got := a.next(gone, returned, !unknown); got != 0 {
 			t.Errorf("wave %d: %d are missed", wave, got)
 		}
 	}
@@ -57,22 +57,22 @@ func TestWhoLeftWhileNobodyCountedIsNotMissed(t *testing.T) {
 
 // While those who left do not turn up elsewhere nobody else is sent after them;
 // when they do the drain goes on. All of it is told.
-func TestADrainWaitsForThoseWhoLeftToComeBack(t *testing.T) {
+func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
 	t.Parallel()
 	var returned, asked atomic.Int64
 	before := int64(7) // came back before the drain, and are no part of it
 	returned.Store(before)
-	n := draining(t, func(c *Config) {
+	n := startDrainNode(t, func(c *Config) {
 		c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
-		c.Receivers = func(Scope) Receivers {
+		c.MoveTargets = func(Scope) MoveTargets {
 			asked.Add(1)
-			r := well
-			r.Counts, r.Returned = true, int(returned.Load())
+			r := healthyTargets
+			r.ReturnsKnown, r.Returned = true, int(returned.Load())
 			return r
 		}
 	})
-	const crowd = 120
-	for range crowd {
+	const clients = 120
+	for range clients {
 		b := n.dial(nil)
 		go func() {
 			b.ws.SetReadLimit(1 << 20)
@@ -89,20 +89,20 @@ func TestADrainWaitsForThoseWhoLeftToComeBack(t *testing.T) {
 	}
 	n.adminCall("POST", "/drain")
 	eventually(t, "the drain to stand still", func() bool {
-		told, wave := n.DrainState().Told, asked.Load()
-		if told == 0 || told == crowd {
+		movesSent, wave := n.DrainState().Told, asked.Load()
+		if movesSent == 0 || movesSent == clients {
 			return false
 		}
 		eventually(t, "two more waves", func() bool { return asked.Load() >= wave+2 })
-		return n.DrainState().Told == told
+		return n.DrainState().Told == movesSent
 	})
 	stood := n.DrainState()
 	if stood.Returned != 0 || stood.Moved == 0 || stood.Clients == 0 {
 		t.Errorf("it stands at %+v", stood)
 	}
-	returned.Store(before + crowd) // they were slow
-	n.reach(phaseDrained)
-	if state := n.DrainState(); state.Told != crowd || state.Moved != crowd || state.Returned != crowd {
+	returned.Store(before + clients) // they were slow
+	n.awaitPhase(phaseDrained)
+	if state := n.DrainState(); state.Told != clients || state.Moved != clients || state.Returned != clients {
 		t.Errorf("in the end: %+v", state)
 	}
 	if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {

@@ -2,4 +2,4 @@
 
 package http
 
-const mostIdle = 16 << 10
+const maxIdleBytes = 16 << 10

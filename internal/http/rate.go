@@ -5,27 +5,27 @@ import (
 	"time"
 )
 
-// An allowance is how much may happen in a second, and how much of it at once
+// An rateLimit is how much may happen in a second, and how much of it at once
 // after a quiet while. The zero allowance is no limit.
-type allowance struct{ perSecond, burst int }
+type rateLimit struct{ perSecond, burst int }
 
 // perSecond is an allowance whose burst is two seconds' worth: clients that
 // come back from a pause have something to say.
-func perSecond(n int) allowance { return allowance{n, 2 * n} }
+func perSecond(n int) rateLimit { return rateLimit{n, 2 * n} }
 
 // cost is the time in which the allowance makes up for n, in nanoseconds.
-func (r allowance) cost(n int) int64 { return int64(n) * int64(time.Second) / int64(r.perSecond) }
+func (r rateLimit) cost(n int) int64 { return int64(n) * int64(time.Second) / int64(r.perSecond) }
 
-// A tally is what somebody has taken of an allowance, as one number: the
+// A gcraState is what somebody has taken of an allowance, as one number: the
 // moment, in nanoseconds of the server's clock, at which all of it is made up
 // for (the generic cell rate algorithm). What has been idle for long equals the
 // zero tally, so that it can be forgotten.
-type tally int64
+type gcraState int64
 
 // take books n at the moment now, or says how long to wait until n is free.
 // What is larger than the burst is booked as the burst: it must pass at some
 // time.
-func (t *tally) take(r allowance, now time.Duration, n int) (wait time.Duration) {
+func (t *gcraState) take(r rateLimit, now time.Duration, n int) (wait time.Duration) {
 	if r.perSecond <= 0 || n <= 0 {
 		return 0
 	}
@@ -33,59 +33,59 @@ func (t *tally) take(r allowance, now time.Duration, n int) (wait time.Duration)
 	if late := due - int64(now) - r.cost(r.burst); late > 0 {
 		return time.Duration(late)
 	}
-	*t = tally(due)
+	*t = gcraState(due)
 	return 0
 }
 
-// ledgerSize is how many keys a ledger knows at most. Each is somebody who has
+// maxLimiterKeys is how many keys a ledger knows at most. Each is somebody who has
 // taken something in about the last two seconds.
-const ledgerSize = 1 << 16
+const maxLimiterKeys = 1 << 16
 
-// A ledger holds a tally for each key. Keys that owe nothing are forgotten; in
+// A keyedLimiter holds a tally for each key. Keys that owe nothing are forgotten; in
 // a full ledger somebody is forgotten who does, since there is no end to names.
 // Safe for concurrent use.
-type ledger struct {
-	rate allowance
+type keyedLimiter struct {
+	rate rateLimit
 	size int
 
 	mu sync.Mutex
 	// Protects following.
-	tallies map[string]tally
+	states  map[string]gcraState
 	sweepAt int // the length at which the idle are looked for again
 }
 
-func newLedger(r allowance) *ledger {
-	return &ledger{rate: r, size: ledgerSize, tallies: map[string]tally{}, sweepAt: 64}
+func newKeyedLimiter(r rateLimit) *keyedLimiter {
+	return &keyedLimiter{rate: r, size: maxLimiterKeys, states: map[string]gcraState{}, sweepAt: 64}
 }
 
-func (l *ledger) take(key string, now time.Duration, n int) (wait time.Duration) {
+func (l *keyedLimiter) take(key string, now time.Duration, n int) (wait time.Duration) {
 	if l.rate.perSecond <= 0 {
 		return 0
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t, known := l.tallies[key]
-	if !known && len(l.tallies) >= l.sweepAt {
+	t, known := l.states[key]
+	if !known && len(l.states) >= l.sweepAt {
 		l.sweep(now)
 	}
 	wait = t.take(l.rate, now, n)
-	l.tallies[key] = t
+	l.states[key] = t
 	return wait
 }
 
 // sweep forgets who owes nothing. Caller holds mu.
-func (l *ledger) sweep(now time.Duration) {
-	for key, t := range l.tallies {
+func (l *keyedLimiter) sweep(now time.Duration) {
+	for key, t := range l.states {
 		if int64(t) <= int64(now) {
-			delete(l.tallies, key)
+			delete(l.states, key)
 		}
 	}
-	for key := range l.tallies {
-		if len(l.tallies) <= l.size/4*3 {
+	for key := range l.states {
+		if len(l.states) <= l.size/4*3 {
 			break
 		}
-		delete(l.tallies, key)
+		delete(l.states, key)
 	}
 	// Each look is paid for by as many new keys, or a quarter.
-	l.sweepAt = min(max(64, 2*len(l.tallies)), l.size)
+	l.sweepAt = min(max(64, 2*len(l.states)), l.size)
 }

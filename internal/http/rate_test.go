@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestARateIsKeptAndABurstIsTaken(t *testing.T) {
-	var y tally
+func TestARateIsEnforcedAndABurstIsAllowed(t *testing.T) {
+	var y gcraState
 	r := perSecond(10)
 	now := time.Hour
 	for i := range 20 {
@@ -26,16 +26,16 @@ func TestARateIsKeptAndABurstIsTaken(t *testing.T) {
 	if wait := y.take(r, now+100*time.Millisecond, 1); wait != 0 {
 		t.Errorf("as told: wait %v", wait)
 	}
-	var big tally
+	var big gcraState
 	if wait := big.take(r, now, 1000); wait != 0 {
 		t.Errorf("more than the burst at once, after a quiet while: wait %v, and it would for ever", wait)
 	}
 	if wait := big.take(r, now, 1); wait == 0 {
 		t.Error("it cost nothing")
 	}
-	var free tally
+	var free gcraState
 	for range 1000 {
-		if free.take(allowance{}, now, 1<<20) != 0 {
+		if free.take(rateLimit{}, now, 1<<20) != 0 {
 			t.Fatal("no rate is a limit")
 		}
 	}
@@ -43,11 +43,11 @@ func TestARateIsKeptAndABurstIsTaken(t *testing.T) {
 
 // Whatever is asked for and when: over any time no more goes through than the
 // burst and what the rate makes up for, and who waits as told is let through.
-func TestNoPatternGetsMoreThanTheRate(t *testing.T) {
+func TestNoRequestPatternExceedsTheRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		r := allowance{rapid.IntRange(1, 1<<30).Draw(t, "rate"), 0}
+		r := rateLimit{rapid.IntRange(1, 1<<30).Draw(t, "rate"), 0}
 		r.burst = rapid.IntRange(1, 1<<30).Draw(t, "burst")
-		var y tally
+		var y gcraState
 		now := time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "start"))
 		began, got := now, 0
 		for range rapid.IntRange(1, 100).Draw(t, "asks") {
@@ -70,13 +70,13 @@ func TestNoPatternGetsMoreThanTheRate(t *testing.T) {
 	})
 }
 
-func TestALedgerForgetsWhoOwesNothing(t *testing.T) {
-	l := newLedger(perSecond(10))
+func TestAKeyedLimiterForgetsIdleKeys(t *testing.T) {
+	l := newKeyedLimiter(perSecond(10))
 	for i := range 100_000 {
 		l.take(fmt.Sprint("user", i), time.Duration(i)*time.Millisecond, 1) // each owes for a tenth of a second
 	}
-	if len(l.tallies) > 1000 {
-		t.Errorf("%d are known, 100 owe anything", len(l.tallies))
+	if len(l.states) > 1000 {
+		t.Errorf("%d are known, 100 owe anything", len(l.states))
 	}
 	if l.take("greedy", 200*time.Second, 20) != 0 || l.take("greedy", 200*time.Second, 1) == 0 {
 		t.Error("a rate is not kept")
@@ -87,13 +87,13 @@ func TestALedgerForgetsWhoOwesNothing(t *testing.T) {
 }
 
 // An attacker has more names than there is memory: the ledger stays small.
-func TestALedgerIsBounded(t *testing.T) {
-	l := newLedger(perSecond(1))
+func TestAKeyedLimiterIsBounded(t *testing.T) {
+	l := newKeyedLimiter(perSecond(1))
 	l.size = 1000
 	for i := range 50_000 {
 		l.take(fmt.Sprint(i), time.Second, 2)
 	}
-	if len(l.tallies) > 1000 {
-		t.Errorf("%d are known, at most 1,000 may be", len(l.tallies))
+	if len(l.states) > 1000 {
+		t.Errorf("%d are known, at most 1,000 may be", len(l.states))
 	}
 }

@@ -18,9 +18,9 @@ import (
 
 const goesOn = 0 // it answers a join after it
 
-// part is a client's frame: its first byte says whether it is the last and
+// rawFrame is a client's frame: its first byte says whether it is the last and
 // what it is.
-func part(first byte, payload string) string {
+func rawFrame(first byte, payload string) string {
 	size := len(payload)
 	head := []byte{first, 0x80 | byte(size)}
 	switch {
@@ -38,12 +38,12 @@ func part(first byte, payload string) string {
 }
 
 const (
-	text, binaryFrame, ping, pongFrame, closing = 0x81, 0x82, 0x89, 0x8A, 0x88
-	begin, more, last                           = 0x01, 0x00, 0x80 // of a text in fragments
+	frameText, frameBinary, framePing, framePong, frameClose = 0x81, 0x82, 0x89, 0x8A, 0x88
+	fragmentFirst, fragmentNext, fragmentLast                = 0x01, 0x00, 0x80 // of a text in fragments
 )
 
-func closeWith(code int, reason string) string {
-	return part(closing, string([]byte{byte(code >> 8), byte(code)})+reason)
+func closeFrame(code int, reason string) string {
+	return rawFrame(frameClose, string([]byte{byte(code >> 8), byte(code)})+reason)
 }
 
 // signal is a frame that the service takes without an answer, of a size.
@@ -54,13 +54,13 @@ func signalOf(size int) string {
 
 func fragments(payload string, size int) string {
 	var b strings.Builder
-	for first := byte(begin); ; first = more {
+	for first := byte(fragmentFirst); ; first = fragmentNext {
 		n := min(size, len(payload))
 		if n == len(payload) {
-			b.WriteString(part(first|0x80, payload))
+			b.WriteString(rawFrame(first|0x80, payload))
 			return b.String()
 		}
-		b.WriteString(part(first, payload[:n]))
+		b.WriteString(rawFrame(first, payload[:n]))
 		payload = payload[n:]
 	}
 }
@@ -76,49 +76,49 @@ func autobahn() (all []autobahnCase) {
 		all = append(all, autobahnCase{number, name, sends, want})
 	}
 	// 1: framing
-	add("1.1.1", "an empty text", part(text, ""), goesOn) // is no JSON: malformed
+	add("1.1.1", "an empty text", rawFrame(frameText, ""), goesOn) // is no JSON: malformed
 	for i, size := range []int{125, 126, 127, 128, 65535, 65536} {
-		add(fmt.Sprint("1.1.", i+2), fmt.Sprint("a text of ", size), part(text, signalOf(size)), goesOn)
+		add(fmt.Sprint("1.1.", i+2), fmt.Sprint("a text of ", size), rawFrame(frameText, signalOf(size)), goesOn)
 	}
-	add("1.1.8", "a text of 65,536 in pieces of 997 on the wire", part(text, signalOf(65536)), goesOn)
+	add("1.1.8", "a text of 65,536 in pieces of 997 on the wire", rawFrame(frameText, signalOf(65536)), goesOn)
 	for i, size := range []int{0, 125, 126, 65536} {
-		add(fmt.Sprint("1.2.", i+1), fmt.Sprint("binary of ", size), part(binaryFrame, strings.Repeat("\xfe", size)), 1003)
+		add(fmt.Sprint("1.2.", i+1), fmt.Sprint("binary of ", size), rawFrame(frameBinary, strings.Repeat("\xfe", size)), 1003)
 	}
 	// 2: pings and pongs
-	add("2.1", "a ping without a payload", part(ping, ""), goesOn)
-	add("2.2", "a ping with text", part(ping, "Hello"), goesOn)
-	add("2.3", "a ping with bytes", part(ping, "\x00\xff\xfe\xfd\xfc\xfb\x00\xff"), goesOn)
-	add("2.4", "a ping of 125", part(ping, strings.Repeat("\xfe", 125)), goesOn)
-	add("2.5", "a ping of 126", part(ping, strings.Repeat("\xfe", 126)), 1002)
-	add("2.7", "a pong that nobody asked for", part(pongFrame, ""), goesOn)
-	add("2.8", "the same with a payload", part(pongFrame, "unsolicited"), goesOn)
-	add("2.9", "pong, ping, pong", part(pongFrame, "x")+part(ping, "ping")+part(pongFrame, ""), goesOn)
-	add("2.10", "ten pings", strings.Repeat(part(ping, "ten"), 10), goesOn)
+	add("2.1", "a ping without a payload", rawFrame(framePing, ""), goesOn)
+	add("2.2", "a ping with text", rawFrame(framePing, "Hello"), goesOn)
+	add("2.3", "a ping with bytes", rawFrame(framePing, "\x00\xff\xfe\xfd\xfc\xfb\x00\xff"), goesOn)
+	add("2.4", "a ping of 125", rawFrame(framePing, strings.Repeat("\xfe", 125)), goesOn)
+	add("2.5", "a ping of 126", rawFrame(framePing, strings.Repeat("\xfe", 126)), 1002)
+	add("2.7", "a pong that nobody asked for", rawFrame(framePong, ""), goesOn)
+	add("2.8", "the same with a payload", rawFrame(framePong, "unsolicited"), goesOn)
+	add("2.9", "pong, ping, pong", rawFrame(framePong, "x")+rawFrame(framePing, "ping")+rawFrame(framePong, ""), goesOn)
+	add("2.10", "ten pings", strings.Repeat(rawFrame(framePing, "ten"), 10), goesOn)
 	// 3: reserved bits
 	for i, bits := range []byte{0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70} {
-		add(fmt.Sprint("3.", i+1), fmt.Sprintf("reserved bits %x", bits>>4), part(text|bits, signalOf(100)), 1002)
+		add(fmt.Sprint("3.", i+1), fmt.Sprintf("reserved bits %x", bits>>4), rawFrame(frameText|bits, signalOf(100)), 1002)
 	}
-	add("3.8", "reserved bits of a ping", part(ping|0x40, "x"), 1002)
+	add("3.8", "reserved bits of a ping", rawFrame(framePing|0x40, "x"), 1002)
 	// 4: reserved opcodes
 	for i, op := range []byte{3, 4, 5, 6, 7} {
-		add(fmt.Sprint("4.1.", i+1), fmt.Sprint("opcode ", op), part(text, signalOf(90))+part(0x80|op, ""), 1002)
+		add(fmt.Sprint("4.1.", i+1), fmt.Sprint("opcode ", op), rawFrame(frameText, signalOf(90))+rawFrame(0x80|op, ""), 1002)
 	}
 	for i, op := range []byte{11, 12, 13, 14, 15} {
-		add(fmt.Sprint("4.2.", i+1), fmt.Sprint("opcode ", op), part(0x80|op, "x"), 1002)
+		add(fmt.Sprint("4.2.", i+1), fmt.Sprint("opcode ", op), rawFrame(0x80|op, "x"), 1002)
 	}
 	// 5: fragments
 	frame := signalOf(200)
-	add("5.1", "a ping in two fragments", part(0x09, "frag")+part(last, "ment"), 1002)
-	add("5.2", "a pong in two fragments", part(0x0A, "frag")+part(last, "ment"), 1002)
-	add("5.3", "a text in two fragments", part(begin, frame[:60])+part(last, frame[60:]), goesOn)
-	add("5.6", "a ping between fragments", part(begin, frame[:60])+part(ping, "between")+part(last, frame[60:]), goesOn)
-	add("5.9", "a continuation of nothing", part(last, "none"), 1002)
-	add("5.12", "a continuation of nothing, to go on", part(more, "none"), 1002)
-	add("5.15", "a continuation after the last", part(begin, frame[:60])+part(last, frame[60:])+part(more, "x"), 1002)
-	add("5.18", "a text within a text", part(begin, frame[:60])+part(text, frame), 1002)
-	add("5.19", "fragments with pings between", part(begin, frame[:20])+part(more, frame[20:40])+part(ping, "1")+
-		part(more, frame[40:60])+part(ping, "2")+part(last, frame[60:]), goesOn)
-	add("5.20", "empty fragments", part(begin, "")+strings.Repeat(part(more, ""), 50)+part(last, frame), goesOn)
+	add("5.1", "a ping in two fragments", rawFrame(0x09, "frag")+rawFrame(fragmentLast, "ment"), 1002)
+	add("5.2", "a pong in two fragments", rawFrame(0x0A, "frag")+rawFrame(fragmentLast, "ment"), 1002)
+	add("5.3", "a text in two fragments", rawFrame(fragmentFirst, frame[:60])+rawFrame(fragmentLast, frame[60:]), goesOn)
+	add("5.6", "a ping between fragments", rawFrame(fragmentFirst, frame[:60])+rawFrame(framePing, "between")+rawFrame(fragmentLast, frame[60:]), goesOn)
+	add("5.9", "a continuation of nothing", rawFrame(fragmentLast, "none"), 1002)
+	add("5.12", "a continuation of nothing, to go on", rawFrame(fragmentNext, "none"), 1002)
+	add("5.15", "a continuation after the last", rawFrame(fragmentFirst, frame[:60])+rawFrame(fragmentLast, frame[60:])+rawFrame(fragmentNext, "x"), 1002)
+	add("5.18", "a text within a text", rawFrame(fragmentFirst, frame[:60])+rawFrame(frameText, frame), 1002)
+	add("5.19", "fragments with pings between", rawFrame(fragmentFirst, frame[:20])+rawFrame(fragmentNext, frame[20:40])+rawFrame(framePing, "1")+
+		rawFrame(fragmentNext, frame[40:60])+rawFrame(framePing, "2")+rawFrame(fragmentLast, frame[60:]), goesOn)
+	add("5.20", "empty fragments", rawFrame(fragmentFirst, "")+strings.Repeat(rawFrame(fragmentNext, ""), 50)+rawFrame(fragmentLast, frame), goesOn)
 	return append(all, autobahnTexts()...)
 }
 
@@ -130,7 +130,7 @@ func autobahnTexts() (all []autobahnCase) {
 		"6.9.1": "\u007f", "6.9.2": "\u07ff", "6.9.3": "\uffff", "6.9.4": "\U0010ffff", "6.11.1": "\ud7ff", "6.11.2": "\ue000",
 		"6.11.3": "\ufffd", "6.11.4": "\U0010ffff", "6.22.1": "\ufffe", "6.23.1": "\ufffd", "6.1.1": "",
 	} {
-		all = append(all, autobahnCase{number, fmt.Sprintf("%+q", s), part(text, head+s+tail), goesOn})
+		all = append(all, autobahnCase{number, fmt.Sprintf("%+q", s), rawFrame(frameText, head+s+tail), goesOn})
 	}
 	for number, s := range map[string]string{
 		"6.3.1": "\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited", "6.8.1": "\xf8\x88\x80\x80\x80", "6.8.2": "\xfc\x84\x80\x80\x80\x80",
@@ -142,16 +142,16 @@ func autobahnTexts() (all []autobahnCase) {
 		"6.21.1": "\xed\xa0\x80\xed\xb0\x80", "6.21.8": "\xed\xaf\xbf\xed\xbf\xbf",
 	} {
 		all = append(all,
-			autobahnCase{number, fmt.Sprintf("%+q", s), part(text, head+s+tail), 1007},
+			autobahnCase{number, fmt.Sprintf("%+q", s), rawFrame(frameText, head+s+tail), 1007},
 			autobahnCase{number, fmt.Sprintf("%+q in fragments of a byte", s), fragments(head+s+tail, 1), 1007})
 	}
 	whole := head + "κόσμε" + tail
 	return append(all,
-		autobahnCase{"6.2.2", "a character over two fragments", part(begin, whole[:len(head)+1]) + part(last, whole[len(head)+1:]), goesOn},
+		autobahnCase{"6.2.2", "a character over two fragments", rawFrame(fragmentFirst, whole[:len(head)+1]) + rawFrame(fragmentLast, whole[len(head)+1:]), goesOn},
 		autobahnCase{"6.2.3", "a byte a fragment", fragments(whole, 1), goesOn},
 		// At once would be allowed, too: the code comes with the end of the text.
-		autobahnCase{"6.4.1", "bad text, and its end", part(begin, head+"\xf4\x90") + part(more, "\x80\x80") + part(last, tail), 1007},
-		autobahnCase{"6.5.1", "text that ends within a character", part(text, head+"\xce"), 1007})
+		autobahnCase{"6.4.1", "bad text, and its end", rawFrame(fragmentFirst, head+"\xf4\x90") + rawFrame(fragmentNext, "\x80\x80") + rawFrame(fragmentLast, tail), 1007},
+		autobahnCase{"6.5.1", "text that ends within a character", rawFrame(frameText, head+"\xce"), 1007})
 }
 
 // autobahnCloses are 7, which the service answers with a close of its own.
@@ -159,44 +159,44 @@ func autobahnCloses() (all []autobahnCase) {
 	add := func(number, name, sends string, want int) {
 		all = append(all, autobahnCase{number, name, sends, want})
 	}
-	add("7.1.1", "a text and a close", part(text, signalOf(90))+closeWith(1000, ""), 1000)
-	add("7.1.2", "two closes", closeWith(1000, "")+closeWith(1000, ""), 1000)
-	add("7.1.3", "a close and a ping", closeWith(1000, "")+part(ping, ""), 1000)
-	add("7.1.4", "a close and a text", closeWith(1000, "")+part(text, signalOf(90)), 1000)
-	add("7.1.5", "a close within a text", part(begin, "{")+closeWith(1000, "")+part(last, "}"), 1000)
-	add("7.3.1", "a close without a payload", part(closing, ""), 1005)
-	add("7.3.2", "a close of one byte", part(closing, "a"), 1002)
-	add("7.3.3", "a close with a code", closeWith(1000, ""), 1000)
-	add("7.3.4", "a close with a reason", closeWith(1000, "Hello"), 1000)
-	add("7.3.5", "a close with a reason of 123", closeWith(1000, strings.Repeat("*", 123)), 1000)
-	add("7.3.6", "a close of 126", closeWith(1000, strings.Repeat("*", 124)), 1002)
-	add("7.5.1", "a reason that is no text", closeWith(1000, "\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited"), 1007)
-	add("7.5.1", "the same with another code", closeWith(3000, "\xff"), 1007)
+	add("7.1.1", "a text and a close", rawFrame(frameText, signalOf(90))+closeFrame(1000, ""), 1000)
+	add("7.1.2", "two closes", closeFrame(1000, "")+closeFrame(1000, ""), 1000)
+	add("7.1.3", "a close and a ping", closeFrame(1000, "")+rawFrame(framePing, ""), 1000)
+	add("7.1.4", "a close and a text", closeFrame(1000, "")+rawFrame(frameText, signalOf(90)), 1000)
+	add("7.1.5", "a close within a text", rawFrame(fragmentFirst, "{")+closeFrame(1000, "")+rawFrame(fragmentLast, "}"), 1000)
+	add("7.3.1", "a close without a payload", rawFrame(frameClose, ""), 1005)
+	add("7.3.2", "a close of one byte", rawFrame(frameClose, "a"), 1002)
+	add("7.3.3", "a close with a code", closeFrame(1000, ""), 1000)
+	add("7.3.4", "a close with a reason", closeFrame(1000, "Hello"), 1000)
+	add("7.3.5", "a close with a reason of 123", closeFrame(1000, strings.Repeat("*", 123)), 1000)
+	add("7.3.6", "a close of 126", closeFrame(1000, strings.Repeat("*", 124)), 1002)
+	add("7.5.1", "a reason that is no text", closeFrame(1000, "\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited"), 1007)
+	add("7.5.1", "the same with another code", closeFrame(3000, "\xff"), 1007)
 	for i, code := range []int{1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999} {
-		add(fmt.Sprint("7.7.", i+1), fmt.Sprint("close ", code), closeWith(code, ""), code)
+		add(fmt.Sprint("7.7.", i+1), fmt.Sprint("close ", code), closeFrame(code, ""), code)
 	}
 	for i, code := range []int{0, 999, 1004, 1005, 1006, 1016, 1100, 2000, 2999} {
-		add(fmt.Sprint("7.9.", i+1), fmt.Sprint("close ", code), closeWith(code, ""), 1002)
+		add(fmt.Sprint("7.9.", i+1), fmt.Sprint("close ", code), closeFrame(code, ""), 1002)
 	}
-	add("7.13.1", "close 5000", closeWith(5000, ""), 1002)
-	add("7.13.2", "close 65535", closeWith(65535, ""), 1002)
+	add("7.13.1", "close 5000", closeFrame(5000, ""), 1002)
+	add("7.13.2", "close 65535", closeFrame(65535, ""), 1002)
 	return all
 }
 
-func TestTheProtocolCaseByCase(t *testing.T) {
+func TestAutobahnCases(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxFrame = 65536 })
 	cases := append(autobahn(), autobahnCloses()...)
 	cases = append(cases, autobahnCase{"10.1.1", "65,536 bytes in fragments of 1,300", fragments(signalOf(65536), 1300), goesOn})
 	for _, tt := range cases {
 		t.Run(tt.number+" "+tt.name, func(t *testing.T) {
 			n.t = t
-			after := part(text, `{"type":"leave","ref":"after","room":"none"}`)
+			after := rawFrame(frameText, `{"type":"leave","ref":"after","room":"none"}`)
 			if tt.want != goesOn {
 				after = ""
 			}
-			c, br := n.raw("")
-			send(t, c, tt.sends+after, tt.number)
-			got, pongs := outcome(t, br)
+			c, br := n.rawHandshake("")
+			writeCase(t, c, tt.sends+after, tt.number)
+			got, pongs := readOutcome(t, br)
 			if got != tt.want {
 				t.Errorf("closed with %d, want %d (0: it goes on)", got, tt.want)
 			}
@@ -210,7 +210,7 @@ func TestTheProtocolCaseByCase(t *testing.T) {
 // pingsIn counts the pings of a case of group 2, whose frames are whole.
 func pingsIn(sends string) (n int) {
 	for len(sends) > 0 {
-		if sends[0] == ping {
+		if sends[0] == framePing {
 			n++
 		}
 		sends = sends[6+int(sends[1]&0x7f):]
@@ -218,8 +218,8 @@ func pingsIn(sends string) (n int) {
 	return n
 }
 
-// send writes a case; some in pieces, as a network would.
-func send(t *testing.T, c net.Conn, s, number string) {
+// writeCase writes a case; some in pieces, as a network would.
+func writeCase(t *testing.T, c net.Conn, s, number string) {
 	t.Helper()
 	piece := len(s)
 	if number == "1.1.8" || number == "2.10" {
@@ -237,20 +237,20 @@ func send(t *testing.T, c net.Conn, s, number string) {
 	}
 }
 
-// outcome reads to the answer of the last frame, or to the close.
-func outcome(t *testing.T, br *bufio.Reader) (code int, pongs []string) {
+// readOutcome reads to the answer of the last frame, or to the close.
+func readOutcome(t *testing.T, br *bufio.Reader) (code int, pongs []string) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for time.Now().Before(deadline) {
 		op, payload := readFrame(t, br)
 		switch {
-		case op == closing && payload == "":
+		case op == frameClose && payload == "":
 			return int(websocket.StatusNoStatusRcvd), pongs
-		case op == closing:
+		case op == frameClose:
 			return int(binary.BigEndian.Uint16([]byte(payload))), pongs
-		case op == pongFrame:
+		case op == framePong:
 			pongs = append(pongs, payload)
-		case op == text && strings.Contains(payload, `"ref":"after"`):
+		case op == frameText && strings.Contains(payload, `"ref":"after"`):
 			return goesOn, pongs
 		}
 	}

@@ -10,8 +10,8 @@ import (
 )
 
 func TestRights(t *testing.T) {
-	n := keyed(t, "open.*:r", nil)
-	ann := n.dial(bearing(tokenOf("ann", time.Hour, `{"read":"r","write":"w","both.*":"rw"}`)))
+	n := startKeyedNode(t, "open.*:r", nil)
+	ann := n.dial(withToken(tokenOf("ann", time.Hour, `{"read":"r","write":"w","both.*":"rw"}`)))
 	nobody := n.dial(nil)
 	ask := func(b *browser, frame, room string) string {
 		t.Helper()
@@ -78,11 +78,11 @@ func TestRights(t *testing.T) {
 
 // An id belongs to a room and a user: another user's is neither in the way nor
 // to be found out.
-func TestIDsAreEachUsersOwn(t *testing.T) {
-	n := keyed(t, "*:rw", nil)
+func TestMessageIDsAreScopedToTheUser(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", nil)
 	users := map[string]*browser{
-		"ann": n.dial(bearing(tokenOf("ann", time.Hour, everyRoom))), "bob": n.dial(bearing(tokenOf("bob", time.Hour, everyRoom))), "": n.dial(nil),
-		"backend": n.dial(bearing(tokenOf("backend", time.Hour, everyRoom))), // as one of the keys is called
+		"ann": n.dial(withToken(tokenOf("ann", time.Hour, everyRoom))), "bob": n.dial(withToken(tokenOf("bob", time.Hour, everyRoom))), "": n.dial(nil),
+		"backend": n.dial(withToken(tokenOf("backend", time.Hour, everyRoom))), // as one of the keys is called
 	}
 	n.call("POST", "/v1/rooms/a/messages", testKey, `{"id":"1","data":"of the key"}`)
 	for user, b := range users {
@@ -102,8 +102,8 @@ func TestIDsAreEachUsersOwn(t *testing.T) {
 }
 
 func TestHistoryByToken(t *testing.T) {
-	var clock stillClock
-	n := keyed(t, "*:rw", func(c *Config) { c.Rates.History, c.now = 4, clock.now })
+	var clock manualClock
+	n := startKeyedNode(t, "*:rw", func(c *Config) { c.Rates.History, c.now = 4, clock.now })
 	n.call("POST", "/v1/rooms/a/messages", testKey, `{"data":1}`)
 	reader := tokenOf("ann", time.Hour, `{"a":"r","w":"w"}`)
 	for _, tt := range []struct {

@@ -9,11 +9,11 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// defaultRooms is how many rooms a list holds when its caller says nothing.
-const defaultRooms = 100
+// defaultRoomLimit is how many rooms a list holds when its caller says nothing.
+const defaultRoomLimit = 100
 
-// A room is one line of the list of rooms.
-type room struct {
+// A roomSummary is one line of the list of rooms.
+type roomSummary struct {
 	Room message.Room `json:"room"`
 	// Head is the newest seq, First the oldest still stored.
 	Head  message.Seq `json:"head"`
@@ -40,22 +40,22 @@ func (s *Server) listRooms(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if !given {
-		limit = defaultRooms
+		limit = defaultRoomLimit
 	}
 	found, more, err := s.cfg.Hub.ListRooms(r.Context(), string(prefix), after, int(limit))
 	if err != nil {
 		return fmt.Errorf("answering with rooms: %w", err)
 	}
-	rooms := make([]room, len(found))
+	rooms := make([]roomSummary, len(found))
 	for i, f := range found {
-		rooms[i] = room{Room: f.Room, Head: f.Head, First: f.First}
+		rooms[i] = roomSummary{Room: f.Room, Head: f.Head, First: f.First}
 		if !f.LastAt.IsZero() {
 			rooms[i].LastAt = f.LastAt.UTC().Format(protocol.TimeLayout)
 		}
 	}
 	return writeJSON(w, http.StatusOK, struct {
-		Rooms []room `json:"rooms"`
-		More  bool   `json:"more"`
+		Rooms []roomSummary `json:"rooms"`
+		More  bool          `json:"more"`
 	}{rooms, more})
 }
 
@@ -75,29 +75,29 @@ func queryRoom(r *http.Request, name string) (message.Room, error) {
 	return room, nil
 }
 
-// A presentMember is one session in a room; User is nil when anonymous.
-type presentMember struct {
+// A presenceEntry is one session in a room; User is nil when anonymous.
+type presenceEntry struct {
 	Session message.SessionID `json:"session"`
 	User    *string           `json:"user"`
 }
 
-// present tells who is in a room, on all nodes: GET /v1/rooms/{room}/presence.
+// presence tells who is in a room, on all nodes: GET /v1/rooms/{room}/presence.
 // Where they are more than PRESENCE_LIMIT it is their number alone.
-func (s *Server) present(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) presence(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
 		return err
 	}
-	found, err := s.cfg.Hub.Present(r.Context(), room)
+	found, err := s.cfg.Hub.RoomPresence(r.Context(), room)
 	if err != nil {
 		return err
 	}
-	var members []presentMember
-	if found.Members != nil {
-		members = make([]presentMember, len(found.Members))
+	var members []presenceEntry
+	if found.Entries != nil {
+		members = make([]presenceEntry, len(found.Entries))
 	}
 	for i := range members {
-		m := &found.Members[i]
+		m := &found.Entries[i]
 		if members[i].Session = m.Session; m.User != "" {
 			members[i].User = &m.User
 		}
@@ -105,6 +105,6 @@ func (s *Server) present(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, struct {
 		Room    message.Room    `json:"room"`
 		Count   int             `json:"count"`
-		Members []presentMember `json:"members,omitzero"`
+		Members []presenceEntry `json:"members,omitzero"`
 	}{room, found.Count, members})
 }

@@ -28,13 +28,13 @@ type handler func(http.ResponseWriter, *http.Request) error
 
 func (s *Server) routes() http.Handler {
 	r := chi.NewRouter()
-	r.Use(middleware.GetHead, s.identify, s.guard)
+	r.Use(middleware.GetHead, s.withCallerInfo, s.recoverPanics)
 	r.With(s.knownHost).Get("/ws", s.upgrade) // outside observe: it takes the connection over
 	r.Group(func(r chi.Router) {
-		r.Use(s.observe)
-		r.With(s.houseHost).Get("/healthz", s.adapt(s.healthz))
-		r.With(s.houseHost).Get("/readyz", s.adapt(s.readyz))
-		r.With(s.houseHost, s.inHouse).Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
+		r.Use(s.countRequests)
+		r.With(s.probeHost).Get("/healthz", s.adapt(s.healthz))
+		r.With(s.probeHost).Get("/readyz", s.adapt(s.readyz))
+		r.With(s.probeHost, s.internalOnly).Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
 		known := r.With(s.knownHost)
 		known.Route("/v1", func(r chi.Router) {
 			r.With(s.requireReader).Get("/rooms/{room}/messages", s.adapt(s.history))
@@ -43,7 +43,7 @@ func (s *Server) routes() http.Handler {
 			r.Get("/rooms", s.adapt(s.listRooms))
 			r.Post("/rooms/{room}/messages", s.adapt(s.publish))
 			r.Post("/rooms/{room}/signals", s.adapt(s.signal))
-			r.Get("/rooms/{room}/presence", s.adapt(s.present))
+			r.Get("/rooms/{room}/presence", s.adapt(s.presence))
 			r.Post("/users/{user}/disconnect", s.adapt(s.disconnectUser))
 		})
 		for _, f := range pageFiles() {
@@ -51,13 +51,13 @@ func (s *Server) routes() http.Handler {
 		}
 		known.Get("/", s.file(pageName))
 		r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
-		r.MethodNotAllowed(s.adapt(notAllowed))
+		r.MethodNotAllowed(s.adapt(methodNotAllowed))
 	})
 	return r
 }
 
-// notAllowed tells which methods the route has (RFC 9110 §15.5.6).
-func notAllowed(w http.ResponseWriter, r *http.Request) error {
+// methodNotAllowed tells which methods the route has (RFC 9110 §15.5.6).
+func methodNotAllowed(w http.ResponseWriter, r *http.Request) error {
 	routes := chi.RouteContext(r.Context()).Routes
 	for _, m := range []string{http.MethodGet, http.MethodPost} {
 		if routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
@@ -143,9 +143,9 @@ func page(open bool) []byte {
 	return slices.Concat(before, after)
 }
 
-// identify finds out who calls, and gives each request an id, which answers
+// withCallerInfo finds out who calls, and gives each request an id, which answers
 // and log lines bear.
-func (s *Server) identify(next http.Handler) http.Handler {
+func (s *Server) withCallerInfo(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := s.proxies.caller(r)
 		c.id = rand.Text()
@@ -160,8 +160,8 @@ func (s *Server) identify(next http.Handler) http.Handler {
 	})
 }
 
-// observe counts requests by route pattern, a closed set.
-func (s *Server) observe(next http.Handler) http.Handler {
+// countRequests counts requests by route pattern, a closed set.
+func (s *Server) countRequests(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
 		ww := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
@@ -174,13 +174,13 @@ func (s *Server) observe(next http.Handler) http.Handler {
 		if status == 0 {
 			status = http.StatusOK
 		}
-		s.metrics.requests.WithLabelValues(route, method(r.Method), strconv.Itoa(status)).Inc()
+		s.metrics.requests.WithLabelValues(route, methodLabel(r.Method), strconv.Itoa(status)).Inc()
 		s.metrics.requestDuration.WithLabelValues(route).Observe(time.Since(started).Seconds())
 	})
 }
 
-// method keeps the label to the methods there are.
-func method(m string) string {
+// methodLabel keeps the label to the methods there are.
+func methodLabel(m string) string {
 	switch m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions, http.MethodPatch:
 		return m
@@ -197,9 +197,9 @@ func (s *Server) adapt(h handler) http.HandlerFunc {
 	}
 }
 
-// guard answers for a handler that panics: the fault is one request's, and its
+// recoverPanics answers for a handler that panics: the fault is one request's, and its
 // whole trace is logged.
-func (s *Server) guard(next http.Handler) http.Handler {
+func (s *Server) recoverPanics(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			fault := recover()
@@ -222,7 +222,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p.RequestID = callerOf(r).id
 	level := slog.LevelDebug
 	switch {
-	case errors.Is(err, errTooFast), errors.Is(err, errNoPlace):
+	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity):
 		// A stranger may cause as many as it likes: the audit log, which is
 		// bounded, and metrics tell of them.
 	case p.Code == protocol.CodeUnavailable:

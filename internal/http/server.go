@@ -1,6 +1,6 @@
 // Package http is everything that speaks HTTP or WebSocket: the upgrade and
 // the sockets behind it, the server API, health, metrics and the page. It is
-// imported as httpd. It speaks plain HTTP; TLS ends at the load balancer.
+// imported as httpd. It speaks plain HTTP; TLSConfig ends at the load balancer.
 package http
 
 import (
@@ -28,8 +28,8 @@ import (
 // Gatherer are required.
 type Config struct {
 	Hub *hub.Hub
-	// Ready tells the state of each component; it must not block.
-	Ready func() []Component
+	// Components tells the state of each component; it must not block.
+	Components func() []Component
 	// Node, Color, Deployment and Version name this process to clients.
 	Node, Color, Deployment, Version string
 	// AllowedOrigins are scheme://host[:port] of pages that may connect, beside
@@ -50,8 +50,8 @@ type Config struct {
 	// Open says that no key is configured, so that nobody has a name and the
 	// page says so.
 	Open bool
-	// Removals keep users out. Required.
-	Removals Removals
+	// Bans keep users out. Required.
+	Bans Bans
 	// APIKeys guard the server calls: name to key.
 	APIKeys map[string]string
 	// MaxFrame bounds a frame from a client and the body of a server call, in
@@ -70,8 +70,8 @@ type Config struct {
 	// MaxRooms is how many rooms a connection may be in, and so join at once.
 	MaxRooms int
 	Rates    Rates
-	// Limits counts what users publish on all nodes. Nil: nobody does.
-	Limits Limits
+	// UserLimits counts what users publish on all nodes. Nil: nobody does.
+	UserLimits UserLimits
 	// Heartbeat is the period of heartbeats; who sends no byte for two is
 	// closed. 25 s by default.
 	Heartbeat time.Duration
@@ -80,16 +80,16 @@ type Config struct {
 	// its clients are asked to move, 10 s by default, and DrainTimeout when,
 	// from the begin, the rest is closed: 25 s by default.
 	DrainDelay, DrainWindow, DrainTimeout time.Duration
-	// Receivers tells how the nodes do that take over a draining node's
+	// MoveTargets tells how the nodes do that take over a draining node's
 	// clients, where those of the scope are to be avoided; it must not block.
 	// Nil: nothing is known of them.
-	Receivers func(Scope) Receivers
+	MoveTargets func(Scope) MoveTargets
 	// Sessions and Owners keep clients' sessions; nil, both: none are kept.
-	Sessions Sessions
-	Owners   Owners
-	// Takeover is how long an older socket may live beside a newer one of its
+	Sessions  Sessions
+	Takeovers Takeovers
+	// TakeoverTimeout is how long an older socket may live beside a newer one of its
 	// session that does not become live in its rooms. 10 s by default.
-	Takeover time.Duration
+	TakeoverTimeout time.Duration
 	// IDWindow is how long the log remembers ids, for clients to know. 10 min
 	// by default.
 	IDWindow time.Duration
@@ -101,8 +101,8 @@ type Config struct {
 	Registerer prometheus.Registerer
 	Gatherer   prometheus.Gatherer
 
-	now       func() time.Duration // what rates are counted by; tests have their own
-	overLimit int                  // see the constant; tests have their own
+	now          func() time.Duration // what rates are counted by; tests have their own
+	maxRejecting int                  // see the constant; tests have their own
 }
 
 func (c *Config) defaults() {
@@ -115,7 +115,7 @@ func (c *Config) defaults() {
 	orInt(&c.QueueBytes, 1<<20)
 	orInt(&c.MaxConnections, 15000)
 	orInt(&c.MaxHandshakeRate, 500)
-	orInt(&c.overLimit, overLimit)
+	orInt(&c.maxRejecting, maxRejecting)
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 25 * time.Second
 	}
@@ -131,15 +131,15 @@ func (c *Config) defaults() {
 	if c.AuthTimeout <= 0 {
 		c.AuthTimeout = 10 * time.Second
 	}
-	if c.Takeover <= 0 {
-		c.Takeover = 10 * time.Second
+	if c.TakeoverTimeout <= 0 {
+		c.TakeoverTimeout = 10 * time.Second
 	}
 	if c.now == nil {
 		start := time.Now()
 		c.now = func() time.Duration { return time.Since(start) }
 	}
-	if c.Receivers == nil {
-		c.Receivers = func(Scope) Receivers { return Receivers{} }
+	if c.MoveTargets == nil {
+		c.MoveTargets = func(Scope) MoveTargets { return MoveTargets{} }
 	}
 }
 
@@ -153,90 +153,90 @@ const (
 
 // A Server serves clients, backends, probes and operators.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
-	keys    []apiKey
-	origins origins
-	hosts   hosts
-	proxies proxies
-	plain   *plainCount
+	cfg       Config
+	log       *slog.Logger
+	metrics   *metrics
+	apiKeys   []apiKey
+	origins   origins
+	hosts     hosts
+	proxies   proxies
+	httpConns *httpConnLimiter
 
-	rates  [rateKinds]allowance
-	calls  *ledger // of API keys
-	reads  *ledger // of users, over HTTP
-	expiry expiry
-	audit  *auditor
-	page   []byte
+	frameLimits   [rateKinds]rateLimit
+	apiKeyLimiter *keyedLimiter // of API keys
+	readLimiter   *keyedLimiter // of users, over HTTP
+	expiry        expiryWheel
+	audit         *auditor
+	page          []byte
 
 	started time.Time
 
-	session atomic.Uint64 // names connections in the welcome
-	queued  atomic.Int64
-	clock   atomic.Int64
-	beat    beat
-	public  *http.Server
-	admin   *http.Server
-	stop    chan struct{}
-	loops   sync.WaitGroup
-	gate    *rate.Limiter // of handshakes
-	saver   saver
-	owners  owners
+	nextConnection   atomic.Uint64 // names connections in the welcome
+	queuedBytes      atomic.Int64
+	tick             atomic.Int64
+	heartbeat        heartbeat
+	public           *http.Server
+	admin            *http.Server
+	stop             chan struct{}
+	loops            sync.WaitGroup
+	handshakeLimiter *rate.Limiter // of handshakes
+	sessionWriter    sessionWriter
+	sessions         sessionIndex
 	// arrivals are how long clients waited that were moved here.
-	arrivals arrivals
+	moveLatencies moveLatencies
 	// handshakes counts those that were taken, came those of them whose session
 	// was another node's, refused those that were too many, told the clients that
 	// a drain asked to move, since the start.
-	handshakes, came, refused meter
-	told                      atomic.Int64
+	handshakes, handshakesMoved, handshakesRefused meter
+	movesAsked                                     atomic.Int64
 
 	mu sync.Mutex
 	// Protects following.
-	leaving  bool // the process ends once the drain is done
-	stopping bool
-	drain    *drain // nil: none is under way
-	roster   roster
-	empty    chan struct{} // closed when nobody is connected; nil: nobody waits
+	exiting   bool // the process ends once the drain is done
+	stopping  bool
+	drain     *drain // nil: none is under way
+	admission admission
+	empty     chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // New returns a server whose heartbeat runs; Serve makes it listen.
 func New(cfg Config) *Server {
 	cfg.defaults()
 	s := &Server{
-		cfg:     cfg,
-		log:     cfg.Logger.With("component", "http"),
-		keys:    hashKeys(cfg.APIKeys),
-		origins: newOrigins(cfg.AllowedOrigins),
-		hosts:   newHosts(cfg.AllowedHosts),
-		proxies: cfg.TrustedProxies,
-		roster:  roster{networks: map[netip.Prefix]int{}, users: map[string]*account{}},
-		rates:   cfg.Rates.frameRates(cfg.MaxRooms),
-		calls:   newLedger(perSecond(cfg.Rates.API)),
-		reads:   newLedger(perSecond(cfg.Rates.History)),
-		page:    page(cfg.Open),
-		started: time.Now(),
-		stop:    make(chan struct{}),
+		cfg:           cfg,
+		log:           cfg.Logger.With("component", "http"),
+		apiKeys:       hashKeys(cfg.APIKeys),
+		origins:       newOrigins(cfg.AllowedOrigins),
+		hosts:         newHosts(cfg.AllowedHosts),
+		proxies:       cfg.TrustedProxies,
+		admission:     admission{networks: map[netip.Prefix]int{}, users: map[string]*userConnections{}},
+		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),
+		apiKeyLimiter: newKeyedLimiter(perSecond(cfg.Rates.API)),
+		readLimiter:   newKeyedLimiter(perSecond(cfg.Rates.History)),
+		page:          page(cfg.Open),
+		started:       time.Now(),
+		stop:          make(chan struct{}),
 	}
-	s.plain = newPlainCount(s)
-	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queued.Load()) })
+	s.httpConns = newHTTPConnLimiter(s)
+	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
 	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
-	s.beat.server, s.saver.server = s, s
-	s.saver.wake = make(chan struct{}, 1)
-	s.gate = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
-	s.public = s.newHTTP(s.routes())
-	s.public.ConnState = s.plain.note
-	s.admin = s.newHTTP(s.adminRoutes())
+	s.heartbeat.server, s.sessionWriter.server = s, s
+	s.sessionWriter.wake = make(chan struct{}, 1)
+	s.handshakeLimiter = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
+	s.public = s.newHTTPServer(s.routes())
+	s.public.ConnState = s.httpConns.onStateChange
+	s.admin = s.newHTTPServer(s.adminRoutes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to
-	s.expiry.began = s.started
-	s.loops.Go(func() { s.beat.loop(cfg.Heartbeat, s.stop) })
+	s.expiry.start = s.started
+	s.loops.Go(func() { s.heartbeat.loop(cfg.Heartbeat, s.stop) })
 	s.loops.Go(func() { s.expiry.loop(s.stop) })
 	if cfg.Sessions != nil {
-		s.loops.Go(func() { s.saver.loop(s.stop) })
+		s.loops.Go(func() { s.sessionWriter.loop(s.stop) })
 	}
 	return s
 }
 
-func (s *Server) newHTTP(h http.Handler) *http.Server {
+func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
@@ -282,7 +282,7 @@ func (s *Server) Stop() {
 func (s *Server) CloseSockets(ctx context.Context) error {
 	s.Stop()
 	if !s.closeAll(ctx) {
-		s.beat.each(func(k *socket) { k.conn.kill() })
+		s.heartbeat.each(func(k *socket) { k.conn.abort() })
 		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
 	}
 	return nil
@@ -307,19 +307,19 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(err, s.audit.close(ctx))
 }
 
-// closes says whether a connection that comes now has come too late.
-func (s *Server) closes() bool {
+// isClosing says whether a connection that comes now has come too late.
+func (s *Server) isClosing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	phase := s.drain.at()
+	phase := s.drain.currentPhase()
 	return s.stopping || phase == phaseClosing || phase == phaseDrained
 }
 
-// clients returns how many connections there are.
-func (s *Server) clients() int {
+// connectionCount returns how many connections there are.
+func (s *Server) connectionCount() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.roster.connected
+	return s.admission.connected
 }
 
 // emptied returns a channel that is closed once there is no connection.
@@ -330,13 +330,13 @@ func (s *Server) emptied() <-chan struct{} {
 		s.empty = make(chan struct{})
 	}
 	empty := s.empty
-	s.noteEmpty()
+	s.notifyEmpty()
 	return empty
 }
 
-// noteEmpty tells who waits for the last connection to go. Caller holds mu.
-func (s *Server) noteEmpty() {
-	if s.roster.connected == 0 && s.empty != nil {
+// notifyEmpty tells who waits for the last connection to go. Caller holds mu.
+func (s *Server) notifyEmpty() {
+	if s.admission.connected == 0 && s.empty != nil {
 		close(s.empty)
 		s.empty = nil
 	}
@@ -344,17 +344,17 @@ func (s *Server) noteEmpty() {
 
 // welcome greets a client. Where no sessions are kept, what it is told is a
 // name that nobody can resume.
-func (s *Server) welcome(secret string, resumed bool, who *auth.Identity) protocol.Frame {
+func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity) protocol.Frame {
 	if secret == "" {
-		secret = fmt.Sprintf("%s-%d", s.cfg.Node, s.session.Add(1))
+		secret = fmt.Sprintf("%s-%d", s.cfg.Node, s.nextConnection.Add(1))
 	}
 	var user *string
-	if who.User != "" {
-		user = &who.User
+	if identity.User != "" {
+		user = &identity.User
 	}
 	return protocol.Welcome{
 		User:          user,
-		AuthExpiresMS: untilEnd(who.Expires).Milliseconds(),
+		AuthExpiresMS: untilExpiry(identity.Expires).Milliseconds(),
 		Session:       secret,
 		Resumed:       resumed,
 		Node:          s.cfg.Node,

@@ -21,11 +21,11 @@ type Sessions interface {
 	Save(context.Context, []message.SessionSave) []message.SaveResult
 }
 
-// Owners settle which of two sockets a session belongs to. They do not block.
-type Owners interface {
-	// Live tells the node that had the session before that its newer socket
+// Takeovers settle which of two sockets a session belongs to. They do not block.
+type Takeovers interface {
+	// AnnounceLive tells the node that had the session before that its newer socket
 	// is live in its rooms.
-	Live(message.Session)
+	AnnounceLive(message.Session)
 	// End forgets a session whose client said goodbye.
 	End(message.Session)
 }
@@ -34,71 +34,71 @@ type Owners interface {
 // round trip, and as much again for those that are made before.
 const resumeTimeout = time.Second
 
-// goodbyeTime is what a client has, once it is live on the newer socket, to
+// goodbyeTimeout is what a client has, once it is live on the newer socket, to
 // close the older one itself: it is the one who knows what is still on its way.
-const goodbyeTime = time.Second
+const goodbyeTimeout = time.Second
 
-// A held is a socket's hold on its session.
-type held struct {
-	pinged atomic.Uint64 // the counter of the last ping
+// A sessionHandle is a socket's hold on its session.
+type sessionHandle struct {
+	pingCounter atomic.Uint64 // the counter of the last ping
 	// rooms says that the client leaves it to the service which rooms it is
 	// in, so that each change of them is kept soon.
-	rooms bool
-	came  bool // the session was another node's; static
+	managesRooms  bool
+	fromOtherNode bool // the session was another node's; static
 	// rejoins are the rooms that a resumed session was in; readLoop's.
-	rejoins []message.Position
+	roomsToRejoin []message.Position
 	// settled says that the session's rooms are now what the client is in:
 	// from the begin for a new one, for a resumed one once it is live in all
 	// that it was in before.
-	settled atomic.Bool
+	upToDate atomic.Bool
 
 	mu sync.Mutex
 	// Protects following.
-	session message.Session // as it was saved last
-	kept    bool            // and it was
+	record message.Session // as it was saved last
+	saved  bool            // and it was
 	// unfinished says, with rooms, that some were not joined yet by then.
-	unfinished bool
-	failed     int  // saves in a row that were not
-	waited     int  // waves of a drain, for its first save
-	parted     bool // the socket has ended: session.Rooms are the last
-	lost       bool // a newer socket owns it
+	joinsPending  bool
+	failedSaves   int  // saves in a row that were not
+	deferredWaves int  // waves of a drain, for its first save
+	detached      bool // the socket has ended: session.Rooms are the last
+	released      bool // a newer socket owns it
 	// timer closes the older socket of a takeover, at replaced.
-	timer    *time.Timer
-	replaced time.Time
+	closeTimer *time.Timer
+	closeAt    time.Time
 }
 
-// hold gives the socket its session: the one that the handshake offers, if
+// attachSession gives the socket its session: the one that the handshake offers, if
 // that can be resumed, or a new one. It is called before anything is read.
-func (k *socket) hold(o protocol.Offer, user string) (secret string, resumed bool) {
+func (k *socket) attachSession(o protocol.Handshake, user string) (secret string, resumed bool) {
 	s := k.server
 	if s.cfg.Sessions == nil {
 		return "", false
 	}
-	k.held = &held{rooms: o.Rooms}
-	k.conn.onPong = k.pong
+	k.session = &sessionHandle{managesRooms: o.RejoinRooms}
+	k.conn.onPong = k.pongReceived
 	if session, ok := s.resume(o, user); ok {
-		k.held.session, k.held.kept, k.held.rejoins = session, true, session.Rooms
-		if k.held.came = session.From != "" && session.From != s.cfg.Node; k.held.came {
-			s.came.count.Add(1)
+		k.session.record, k.session.saved, k.session.roomsToRejoin = session, true, session.Rooms
+		if k.session.fromOtherNode = session.PreviousNode != "" && session.PreviousNode != s.cfg.Node; k.session.fromOtherNode {
+			s.handshakesMoved.count.Add(1)
 		}
 		k.client.WhenLive(len(session.Rooms), func() {
-			k.held.settled.Store(true)
-			s.cfg.Owners.Live(session)
+			k.session.upToDate.Store(true)
+			s.cfg.Takeovers.AnnounceLive(session)
 		})
 		secret, resumed = o.Session, true
 	} else {
-		secret, k.held.session = s.cfg.Sessions.New(user)
-		k.held.settled.Store(true)
+		secret, k.session.record = s.cfg.Sessions.New(user)
+		k.session.upToDate.Store(true)
 	}
-	k.client.SetSession(k.held.session.ID, k.held.session.Generation)
-	s.owners.add(k)
-	s.saver.soon(k)
+	k.client.SetSession(k.session.record.ID, k.session.record.Generation)
+	s.sessions.add(k)
+	s.sessionWriter.scheduleSoon(k)
 	return secret, resumed
 }
 
 // resume asks for the session that a handshake offers. What can't be answered
 // in time is not resumed: the client has its own positions.
-func (s *Server) resume(o protocol.Offer, user string) (message.Session, bool) {
+func (s *Server) resume(o protocol.Handshake, user string) (message.Session, bool) {
 	if o.Session == "" {
 		return message.Session{}, false
 	}
@@ -109,216 +109,216 @@ func (s *Server) resume(o protocol.Offer, user string) (message.Session, bool) {
 		s.log.Debug("session not resumed", "error", err)
 	}
 	// Rooms that were too many to be kept are none that it could rejoin.
-	return session, ok && (!o.Rooms || !session.Partial)
+	return session, ok && (!o.RejoinRooms || !session.Partial)
 }
 
 // rejoin joins the rooms of a resumed session from their proven positions, as
 // if the client had asked for it.
 func (k *socket) rejoin() {
-	if k.held == nil || !k.held.rooms {
+	if k.session == nil || !k.session.managesRooms {
 		return
 	}
-	rejoins := k.held.rejoins
-	k.held.rejoins = nil
-	for _, p := range rejoins {
-		k.do(&protocol.Request{Type: protocol.TypeJoin, Room: p.Room, Epoch: p.Epoch, After: p.Seq, HasAfter: true})
+	positions := k.session.roomsToRejoin
+	k.session.roomsToRejoin = nil
+	for _, p := range positions {
+		k.dispatch(&protocol.Request{Type: protocol.TypeJoin, Room: p.Room, Epoch: p.Epoch, After: p.Seq, HasAfter: true})
 	}
 }
 
-// ping notes what went out before the ping with this counter. It is called by
+// pingSent notes what went out before the ping with this counter. It is called by
 // the beat just before it sends it.
-func (k *socket) ping(counter uint64) {
+func (k *socket) pingSent(counter uint64) {
 	// Introduced first: until then the reader may still be about to set held.
-	if k.introduced.Load() && k.held != nil {
-		k.client.Pinged()
-		k.held.pinged.Store(counter)
+	if k.identified.Load() && k.session != nil {
+		k.client.PingSent()
+		k.session.pingCounter.Store(counter)
 	}
 }
 
-// pong notes that all that went out before a ping has arrived.
-func (k *socket) pong(counter uint64) {
-	if k.held != nil && k.held.pinged.Load() == counter {
-		k.client.Ponged()
-		k.server.saver.add(k)
+// pongReceived notes that all that went out before a ping has arrived.
+func (k *socket) pongReceived(counter uint64) {
+	if k.session != nil && k.session.pingCounter.Load() == counter {
+		k.client.PongReceived()
+		k.server.sessionWriter.schedule(k)
 	}
 }
 
-// part takes leave of the session when the socket ends: one whose client said
+// detachSession takes leave of the session when the socket ends: one whose client said
 // goodbye is forgotten, any other is kept where it stands. It is called while
 // the client is still in its rooms.
-func (k *socket) part(goodbye bool) {
-	if k.held == nil {
+func (k *socket) detachSession(goodbye bool) {
+	if k.session == nil {
 		return
 	}
 	rooms, _ := k.client.Positions(nil)
-	k.held.mu.Lock()
-	defer k.held.mu.Unlock()
-	if k.held.timer != nil {
-		k.held.timer.Stop()
+	k.session.mu.Lock()
+	defer k.session.mu.Unlock()
+	if k.session.closeTimer != nil {
+		k.session.closeTimer.Stop()
 	}
-	k.held.parted = true
+	k.session.detached = true
 	switch {
 	case goodbye:
-		k.held.lost = true
-		k.server.cfg.Owners.End(k.held.session)
-	case !k.held.lost:
-		if k.isSettled() {
-			k.held.set(rooms)
+		k.session.released = true
+		k.server.cfg.Takeovers.End(k.session.record)
+	case !k.session.released:
+		if k.isUpToDate() {
+			k.session.setRooms(rooms)
 		}
-		k.server.saver.soon(k)
+		k.server.sessionWriter.scheduleSoon(k)
 	}
 }
 
-// unkept says whether the socket has a session of its own that could not be
+// isUnsaved says whether the socket has a session of its own that could not be
 // resumed elsewhere, since it was not saved.
-func (k *socket) unkept() bool {
+func (k *socket) isUnsaved() bool {
 	// Introduced first: until then the reader may still be about to set held.
-	if !k.introduced.Load() || k.held == nil {
+	if !k.identified.Load() || k.session == nil {
 		return false
 	}
-	k.held.mu.Lock()
-	defer k.held.mu.Unlock()
-	return !k.held.kept && !k.held.lost && !k.held.parted
+	k.session.mu.Lock()
+	defer k.session.mu.Unlock()
+	return !k.session.saved && !k.session.released && !k.session.detached
 }
 
-// waits says whether the socket stays for another wave of a drain, for its
+// deferMove says whether the socket stays for another wave of a drain, for its
 // session to be kept. It does so twice.
-func (k *socket) waits() bool {
-	k.held.mu.Lock()
-	defer k.held.mu.Unlock()
-	k.held.waited++
-	return k.held.waited <= 2
+func (k *socket) deferMove() bool {
+	k.session.mu.Lock()
+	defer k.session.mu.Unlock()
+	k.session.deferredWaves++
+	return k.session.deferredWaves <= 2
 }
 
-// moves says whether the client is on its way to another socket, or already
+// isMoving says whether the client is on its way to another socket, or already
 // there: then its goodbye to this one is none to its rooms.
-func (k *socket) moves() bool {
-	if k.told.Load() != 0 {
+func (k *socket) isMoving() bool {
+	if k.moveAskedAt.Load() != 0 {
 		return true
 	}
-	if k.held == nil {
+	if k.session == nil {
 		return false
 	}
-	k.held.mu.Lock()
-	defer k.held.mu.Unlock()
-	return k.held.lost
+	k.session.mu.Lock()
+	defer k.session.mu.Unlock()
+	return k.session.released
 }
 
-// set takes over where the client stands, and says whether that is news.
+// setRooms takes over where the client stands, and says whether that is news.
 // Caller holds mu.
-func (h *held) set(rooms []message.Position) bool {
-	if slices.Equal(rooms, h.session.Rooms) {
+func (h *sessionHandle) setRooms(rooms []message.Position) bool {
+	if slices.Equal(rooms, h.record.Rooms) {
 		return false
 	}
-	h.session.Rooms = rooms
-	h.session.Revision++
+	h.record.Rooms = rooms
+	h.record.Revision++
 	return true
 }
 
-// state is what is to be saved of the socket's session now; false: nothing, it
+// pendingSave is what is to be saved of the socket's session now; false: nothing, it
 // is another's or forgotten.
-func (k *socket) state() (message.SessionSave, bool) {
-	h := k.held
+func (k *socket) pendingSave() (message.SessionSave, bool) {
+	h := k.session
 	h.mu.Lock()
-	parted := h.parted
+	detached := h.detached
 	h.mu.Unlock()
 	var rooms []message.Position
-	current, all := !parted && k.isSettled(), false
+	current, complete := !detached && k.isUpToDate(), false
 	if current {
-		rooms, all = k.client.Positions(nil)
+		rooms, complete = k.client.Positions(nil)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.unfinished = h.rooms && !h.parted && !all
-	if h.lost {
+	h.joinsPending = h.managesRooms && !h.detached && !complete
+	if h.released {
 		return message.SessionSave{}, false
 	}
-	news := h.parted
-	if current && !h.parted {
-		news = h.set(rooms)
+	changed := h.detached
+	if current && !h.detached {
+		changed = h.setRooms(rooms)
 	}
-	save := message.SessionSave{Session: h.session, Touch: h.kept && !news}
+	save := message.SessionSave{Session: h.record, Touch: h.saved && !changed}
 	if save.Touch {
 		save.Rooms = nil
 	}
 	return save, true
 }
 
-// isSettled says whether the client's rooms are the session's by now. One that
+// isUpToDate says whether the client's rooms are the session's by now. One that
 // has not come back to all of them in time will not.
-func (k *socket) isSettled() bool {
-	return k.held.settled.Load() || time.Since(k.started) > k.server.cfg.Takeover
+func (k *socket) isUpToDate() bool {
+	return k.session.upToDate.Load() || time.Since(k.started) > k.server.cfg.TakeoverTimeout
 }
 
-// saved takes what became of a save; true: it is to be saved again.
-func (k *socket) saved(r message.SaveResult) bool {
-	k.held.mu.Lock()
-	defer k.held.mu.Unlock()
-	k.held.kept = r == message.SaveDone
+// handleSaveResult takes what became of a save; true: it is to be saved again.
+func (k *socket) handleSaveResult(r message.SaveResult) bool {
+	k.session.mu.Lock()
+	defer k.session.mu.Unlock()
+	k.session.saved = r == message.SaveDone
 	switch r {
 	case message.SaveSuperseded:
-		k.held.lost = true
-		k.replaceIn(k.server.cfg.Takeover)
+		k.session.released = true
+		k.closeReplacedIn(k.server.cfg.TakeoverTimeout)
 	case message.SaveMissing:
 		return true
 	case message.SaveFailed:
-		k.held.failed++
-		return k.held.failed < saveTries
+		k.session.failedSaves++
+		return k.session.failedSaves < maxSaveTries
 	case message.SaveDone:
-		k.held.failed = 0
-		return k.held.unfinished
+		k.session.failedSaves = 0
+		return k.session.joinsPending
 	}
 	return false
 }
 
-// replaceIn closes the older socket of a takeover after a while, unless it is
+// closeReplacedIn closes the older socket of a takeover after a while, unless it is
 // gone before. The sooner of two calls counts. Caller holds held.mu.
-func (k *socket) replaceIn(d time.Duration) {
+func (k *socket) closeReplacedIn(d time.Duration) {
 	at := time.Now().Add(d)
-	if k.held.parted || k.held.timer != nil && k.held.replaced.Before(at) {
+	if k.session.detached || k.session.closeTimer != nil && k.session.closeAt.Before(at) {
 		return
 	}
-	if k.held.timer != nil {
-		k.held.timer.Stop()
+	if k.session.closeTimer != nil {
+		k.session.closeTimer.Stop()
 	}
-	k.held.replaced = at
-	k.held.timer = time.AfterFunc(d, func() { k.conn.CloseWith(protocol.CloseReplaced) })
+	k.session.closeAt = at
+	k.session.closeTimer = time.AfterFunc(d, func() { k.conn.CloseWith(protocol.CloseReplaced) })
 }
 
-// Notify takes what another node has to tell of sessions and users. It does not block.
-func (s *Server) Notify(n message.Notice) {
-	if n.Kind == message.NoticeRemoved {
-		s.remove(n.User)
+// HandleNodeEvent takes what another node has to tell of sessions and users. It does not block.
+func (s *Server) HandleNodeEvent(n message.NodeEvent) {
+	if n.Kind == message.EventBanned {
+		s.closeUser(n.User)
 		return
 	}
-	if n.Kind != message.NoticeTaken && n.Kind != message.NoticeLive {
+	if n.Kind != message.EventTakeover && n.Kind != message.EventSessionLive {
 		return
 	}
-	for _, k := range s.owners.of(n.Session) {
-		k.held.mu.Lock()
-		if k.held.session.Generation < n.Generation {
-			k.held.lost = true
+	for _, k := range s.sessions.find(n.Session) {
+		k.session.mu.Lock()
+		if k.session.record.Generation < n.Generation {
+			k.session.released = true
 			// A client that was told to move says goodbye by itself, once it is in
 			// rooms that its session may not know of yet.
-			if n.Kind == message.NoticeLive && k.told.Load() == 0 {
-				k.replaceIn(goodbyeTime)
+			if n.Kind == message.EventSessionLive && k.moveAskedAt.Load() == 0 {
+				k.closeReplacedIn(goodbyeTimeout)
 			} else {
-				k.replaceIn(k.server.cfg.Takeover)
+				k.closeReplacedIn(k.server.cfg.TakeoverTimeout)
 			}
 		}
-		k.held.mu.Unlock()
+		k.session.mu.Unlock()
 	}
 }
 
-// owners finds the sockets of a session: one, or two during a takeover on one
+// sessionIndex finds the sockets of a session: one, or two during a takeover on one
 // node. Safe for concurrent use.
-type owners struct {
+type sessionIndex struct {
 	mu      sync.Mutex
 	sockets map[message.SessionID][]*socket
 }
 
-func (o *owners) add(k *socket) {
-	if k.held == nil {
+func (o *sessionIndex) add(k *socket) {
+	if k.session == nil {
 		return
 	}
 	o.mu.Lock()
@@ -326,17 +326,17 @@ func (o *owners) add(k *socket) {
 	if o.sockets == nil {
 		o.sockets = make(map[message.SessionID][]*socket)
 	}
-	id := k.held.session.ID // never changes
+	id := k.session.record.ID // never changes
 	o.sockets[id] = append(o.sockets[id], k)
 }
 
-func (o *owners) remove(k *socket) {
-	if k.held == nil {
+func (o *sessionIndex) remove(k *socket) {
+	if k.session == nil {
 		return
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	id := k.held.session.ID
+	id := k.session.record.ID
 	left := slices.DeleteFunc(o.sockets[id], func(other *socket) bool { return other == k })
 	if len(left) == 0 {
 		delete(o.sockets, id)
@@ -345,7 +345,7 @@ func (o *owners) remove(k *socket) {
 	}
 }
 
-func (o *owners) of(id message.SessionID) []*socket {
+func (o *sessionIndex) find(id message.SessionID) []*socket {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.sockets[id])

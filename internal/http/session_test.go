@@ -16,36 +16,36 @@ import (
 	"switchyard/internal/session"
 )
 
-// away are sessions that can be taken away, as Redis can.
-type away struct {
+// faultySessions are sessions that can be taken away, as Redis can.
+type faultySessions struct {
 	*session.Node
-	gone  atomic.Bool
-	saves atomic.Int64
-	kept  atomic.Pointer[message.Session] // of the saves that were whole, the last one
+	unavailable atomic.Bool
+	saves       atomic.Int64
+	lastSaved   atomic.Pointer[message.Session] // of the saves that were whole, the last one
 }
 
-func (a *away) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
-	if a.gone.Load() {
+func (a *faultySessions) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
+	if a.unavailable.Load() {
 		<-ctx.Done() // as a Redis that hangs
-		return message.Session{}, false, errors.Join(message.ErrAway, ctx.Err())
+		return message.Session{}, false, errors.Join(message.ErrSharedStateUnavailable, ctx.Err())
 	}
 	return a.Node.Resume(ctx, secret, user)
 }
 
-func (a *away) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+func (a *faultySessions) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
 	results := a.Node.Save(ctx, batch)
 	for i, s := range batch {
 		if results[i] == message.SaveDone && !s.Touch {
-			a.kept.Store(&s.Session)
+			a.lastSaved.Store(&s.Session)
 		}
 	}
 	a.saves.Add(int64(len(batch)))
 	return results
 }
 
-// rooms are those of the session that was kept last, in the order of joining.
-func (a *away) rooms() string {
-	s := a.kept.Load()
+// savedRooms are those of the session that was kept last, in the order of joining.
+func (a *faultySessions) savedRooms() string {
+	s := a.lastSaved.Load()
 	if s == nil {
 		return ""
 	}
@@ -56,22 +56,22 @@ func (a *away) rooms() string {
 	return strings.Join(names, " ")
 }
 
-// remembering is a node that keeps sessions in its process.
-func remembering(t *testing.T, change func(*Config)) (*node, *away) {
+// startSessionNode is a node that keeps sessions in its process.
+func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySessions) {
 	t.Helper()
 	own, err := session.NewMemory(nil, session.Config{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &away{Node: own}
+	a := &faultySessions{Node: own}
 	n := startNode(t, func(c *Config) {
-		c.Sessions, c.Owners = a, a
-		c.Heartbeat, c.Takeover = time.Second, 2*time.Second
+		c.Sessions, c.Takeovers = a, a
+		c.Heartbeat, c.TakeoverTimeout = time.Second, 2*time.Second
 		if change != nil {
 			change(c)
 		}
 	})
-	own.Start(session.Hooks{Notify: n.Notify})
+	own.Start(session.Hooks{Notify: n.HandleNodeEvent})
 	t.Cleanup(func() {
 		if err := own.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -88,18 +88,18 @@ func withSessions(t *testing.T) func(*Config) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = own.Close(context.Background()) })
-	return func(c *Config) { c.Sessions, c.Owners = own, own }
+	return func(c *Config) { c.Sessions, c.Takeovers = own, own }
 }
 
 // all are the sessions that have a socket here.
-func (o *owners) all() map[message.SessionID][]*socket {
+func (o *sessionIndex) all() map[message.SessionID][]*socket {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return maps.Clone(o.sockets)
 }
 
-// come connects with a session ("" for none), and returns the welcome too.
-func (n *node) come(secret, query string) (*browser, map[string]any) {
+// connect connects with a session ("" for none), and returns the welcome too.
+func (n *node) connect(secret, query string) (*browser, map[string]any) {
 	n.t.Helper()
 	offer := []string{"switchyard.v1"}
 	if secret != "" {
@@ -121,20 +121,20 @@ func (n *node) come(secret, query string) (*browser, map[string]any) {
 }
 
 func TestASessionIsResumedBySecretAlone(t *testing.T) {
-	n, a := remembering(t, nil)
-	b, welcome := n.come("", "")
+	n, a := startSessionNode(t, nil)
+	b, welcome := n.connect("", "")
 	secret := welcome["session"].(string)
 	if welcome["resumed"] != false || len(secret) < 20 {
 		t.Errorf("first welcome: %v", welcome)
 	}
 	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
 	_ = b.ws.CloseNow() // the network is gone: no goodbye
-	if _, again := n.come(secret, ""); again["session"] != secret || again["resumed"] != true {
+	if _, again := n.connect(secret, ""); again["session"] != secret || again["resumed"] != true {
 		t.Errorf("second welcome: %v", again)
 	}
 	name, _, _ := strings.Cut(secret, ".")
 	for what, wrong := range map[string]string{"the name that others see": name, "a guess": name + ".AAAAAAAAAAAAAAAAAAAAAAAAAA", "junk": "x"} {
-		if _, w := n.come(wrong, ""); w["resumed"] != false || w["session"] == wrong {
+		if _, w := n.connect(wrong, ""); w["resumed"] != false || w["session"] == wrong {
 			t.Errorf("%s has resumed a session: %v", what, w)
 		}
 	}
@@ -143,8 +143,8 @@ func TestASessionIsResumedBySecretAlone(t *testing.T) {
 // A client that tracks nothing misses nothing: its rooms are joined for it,
 // from what it provably got.
 func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
-	n, _ := remembering(t, nil)
-	b, welcome := n.come("", "?rooms=1")
+	n, _ := startSessionNode(t, nil)
+	b, welcome := n.connect("", "?rooms=1")
 	secret := welcome["session"].(string)
 	b.send(`{"type":"join","room":"a"}`)
 	b.send(`{"type":"join","room":"b"}`)
@@ -161,7 +161,7 @@ func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 	n.publish("a", 6, 9)
 	n.publish("b", 1, 1)
 
-	c, again := n.come(secret, "?rooms=1")
+	c, again := n.connect(secret, "?rooms=1")
 	if again["resumed"] != true {
 		t.Fatalf("welcome %v", again)
 	}
@@ -190,50 +190,50 @@ func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 
 // What a client that tracks nothing joins and leaves is remembered at once, not
 // only at its next answer to a ping: also the join that takes its time.
-func TestJoinsAndLeavesAreRememberedAtOnce(t *testing.T) {
-	n, a := remembering(t, func(c *Config) { c.Heartbeat = time.Hour })
-	b, welcome := n.come("", "?rooms=1")
+func TestJoinsAndLeavesAreSavedAtOnce(t *testing.T) {
+	n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
+	b, welcome := n.connect("", "?rooms=1")
 	secret := welcome["session"].(string)
 	b.send(`{"type":"join","room":"a"}`)
 	b.until("joined")
-	eventually(t, "a to be kept", func() bool { return a.rooms() == "a" })
-	n.log.set(message.ErrUnavailable)
+	eventually(t, "a to be kept", func() bool { return a.savedRooms() == "a" })
+	n.log.setFailure(message.ErrUnavailable)
 	b.send(`{"type":"join","room":"late"}`)
 	before := a.saves.Load()
 	eventually(t, "a save that finds the join unanswered", func() bool { return a.saves.Load() > before })
-	n.log.set(nil)
+	n.log.setFailure(nil)
 	b.until("joined")
-	eventually(t, "the late room to be kept", func() bool { return a.rooms() == "a late" })
+	eventually(t, "the late room to be kept", func() bool { return a.savedRooms() == "a late" })
 	b.send(`{"type":"leave","room":"a"}`)
 	b.until("left")
-	eventually(t, "the left room to be forgotten", func() bool { return a.rooms() == "late" })
+	eventually(t, "the left room to be forgotten", func() bool { return a.savedRooms() == "late" })
 
-	c, _ := n.come(secret, "?rooms=1")
+	c, _ := n.connect(secret, "?rooms=1")
 	if m := c.until("joined"); m["room"] != "late" {
 		t.Errorf("is in %v again, and was last in the other room alone", m["room"])
 	}
 	c.send(`{"type":"leave","room":"late"}`)
 	c.until("left")
-	eventually(t, "the last room to be forgotten", func() bool { return a.rooms() == "" })
-	if _, again := n.come(secret, "?rooms=1"); again["resumed"] != true {
+	eventually(t, "the last room to be forgotten", func() bool { return a.savedRooms() == "" })
+	if _, again := n.connect(secret, "?rooms=1"); again["resumed"] != true {
 		t.Errorf("welcome %v", again)
 	}
 }
 
 // What a client has joined by then is kept before a drain asks it to move.
-func TestWhatChangedIsKeptBeforeAMove(t *testing.T) {
-	n, a := remembering(t, func(c *Config) { c.Heartbeat = time.Hour })
-	b, _ := n.come("", "?rooms=1")
+func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
+	n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
+	b, _ := n.connect("", "?rooms=1")
 	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
 	b.send(`{"type":"join","room":"a"}`)
 	b.until("joined")
 	var wave []*socket
-	n.beat.each(func(k *socket) { wave = append(wave, k) })
+	n.heartbeat.each(func(k *socket) { wave = append(wave, k) })
 	// A saver of its own, so that the server's loop does not take what is due first.
-	v := &saver{server: n.Server, wake: make(chan struct{}, 1)}
-	v.add(wave[0])
-	if asked := v.keep(wave); len(asked) != 1 || a.rooms() != "a" {
-		t.Errorf("%d asked to move; kept are the rooms %q", len(asked), a.rooms())
+	v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
+	v.schedule(wave[0])
+	if asked := v.saveBeforeMove(wave); len(asked) != 1 || a.savedRooms() != "a" {
+		t.Errorf("%d asked to move; kept are the rooms %q", len(asked), a.savedRooms())
 	}
 }
 
@@ -248,15 +248,15 @@ func (n *node) publish(room string, first, last int) {
 }
 
 func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
-	n, a := remembering(t, func(c *Config) { c.Takeover = time.Minute })
-	old, welcome := n.come("", "")
+	n, a := startSessionNode(t, func(c *Config) { c.TakeoverTimeout = time.Minute })
+	old, welcome := n.connect("", "")
 	secret := welcome["session"].(string)
 	old.send(`{"type":"join","room":"a"}`)
 	old.until("joined")
 	for a.saves.Load() < 2 { // reading answers pings
 		old.until("heartbeat")
 	}
-	b, _ := n.come(secret, "")
+	b, _ := n.connect(secret, "")
 	old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it lives on until then
 	old.until("ack")
 	b.send(`{"type":"join","room":"a"}`)
@@ -269,15 +269,15 @@ func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
 	eventually(t, "the close to be counted", func() bool { return n.metric(`websocket_disconnections_total{reason="replaced"}`) == "1" })
 }
 
-func TestTheOlderSocketIsReplacedThoughTheNewerJoinsNothing(t *testing.T) {
-	n, a := remembering(t, nil)
-	old, welcome := n.come("", "")
+func TestTheOlderSocketIsReplacedEvenIfTheNewerJoinsNothing(t *testing.T) {
+	n, a := startSessionNode(t, nil)
+	old, welcome := n.connect("", "")
 	old.send(`{"type":"join","room":"a"}`)
 	old.until("joined")
 	for a.saves.Load() < 2 { // reading answers pings
 		old.until("heartbeat")
 	}
-	n.come(welcome["session"].(string), "")
+	n.connect(welcome["session"].(string), "")
 	if code := old.closed(); code != 4009 {
 		t.Errorf("closed with %d, want 4009", code)
 	}
@@ -285,32 +285,32 @@ func TestTheOlderSocketIsReplacedThoughTheNewerJoinsNothing(t *testing.T) {
 
 // Who says goodbye is forgotten; who said it on the older of two sockets, as a
 // client does that has moved, is not.
-func TestGoodbye(t *testing.T) {
-	n, a := remembering(t, nil)
-	b, welcome := n.come("", "")
+func TestANormalCloseEndsTheSession(t *testing.T) {
+	n, a := startSessionNode(t, nil)
+	b, welcome := n.connect("", "")
 	secret := welcome["session"].(string)
 	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	moved, _ := n.come(secret, "")
+	moved, _ := n.connect(secret, "")
 	_ = b.ws.Close(websocket.StatusNormalClosure, "moved")
-	third, w := n.come(secret, "")
+	third, w := n.connect(secret, "")
 	if w["resumed"] != true {
 		t.Errorf("the goodbye of an older socket has ended the session: %v", w)
 	}
 	_ = moved.ws.CloseNow()
 	_ = third.ws.Close(websocket.StatusNormalClosure, "bye")
 	eventually(t, "the session to be forgotten", func() bool {
-		late, w := n.come(secret, "")
+		late, w := n.connect(secret, "")
 		_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it has taken it over, if it came first
 		return w["resumed"] == false
 	})
 }
 
-func TestSessionsThatCannotBeAskedAreNotWaitedFor(t *testing.T) {
-	n, a := remembering(t, nil)
-	_, welcome := n.come("", "")
+func TestHandshakesDoNotWaitForUnavailableSessions(t *testing.T) {
+	n, a := startSessionNode(t, nil)
+	_, welcome := n.connect("", "")
 	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	a.gone.Store(true)
-	b, w := n.come(welcome["session"].(string), "")
+	a.unavailable.Store(true)
+	b, w := n.connect(welcome["session"].(string), "")
 	if w["resumed"] != false {
 		t.Errorf("welcome %v", w)
 	}
@@ -318,8 +318,8 @@ func TestSessionsThatCannotBeAskedAreNotWaitedFor(t *testing.T) {
 	b.until("ack")
 }
 
-func TestBadOffers(t *testing.T) {
-	n, _ := remembering(t, nil)
+func TestBadSubprotocolsAreRefused(t *testing.T) {
+	n, _ := startSessionNode(t, nil)
 	for name, offer := range map[string][]string{
 		"two sessions":  {"switchyard.v1", "session.a", "session.b"},
 		"empty":         {"switchyard.v1", "session."},
@@ -338,23 +338,23 @@ func TestBadOffers(t *testing.T) {
 	}
 }
 
-func TestArrivals(t *testing.T) {
-	var a arrivals
+func TestMoveLatencies(t *testing.T) {
+	var a moveLatencies
 	now := time.Now()
 	if a.p95(now) != 0 {
 		t.Error("nobody came, and it took time")
 	}
 	for i := range 100 {
-		a.note(now, time.Duration(i+1)*time.Millisecond)
+		a.record(now, time.Duration(i+1)*time.Millisecond)
 	}
 	if got := a.p95(now); got != 95*time.Millisecond {
 		t.Errorf("p95 of 1 to 100 ms is %v", got)
 	}
-	if got := a.p95(now.Add(arrivalsAge + time.Second)); got != 0 {
+	if got := a.p95(now.Add(moveLatencyMaxAge + time.Second)); got != 0 {
 		t.Errorf("long ago: %v", got)
 	}
-	for range 2 * arrivalsKept {
-		a.note(now, time.Second)
+	for range 2 * moveLatencySamples {
+		a.record(now, time.Second)
 	}
 	if got := a.p95(now); got != time.Second {
 		t.Errorf("the newest count: %v", got)

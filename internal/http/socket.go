@@ -24,41 +24,41 @@ const maxMalformed = 3
 // A socket is one client's connection. Its fields belong to readLoop unless
 // they say otherwise.
 type socket struct {
-	server  *Server
-	ws      *websocket.Conn
-	conn    *conn // safe for concurrent use
-	client  *hub.Client
-	held    *held  // nil where the service keeps no sessions
-	id      string // the handshake's request id
-	remote  string
-	started time.Time
+	server    *Server
+	ws        *websocket.Conn
+	conn      *conn // safe for concurrent use
+	client    *hub.Client
+	session   *sessionHandle // nil where the service keeps no sessions
+	requestID string         // the handshake's request id
+	remote    string
+	started   time.Time
 
-	place    *place
-	who      auth.Identity  // once introduced
-	offer    protocol.Offer // until then
-	deadline deadline       // guarded by the expiry's lock
+	admission *admissionSlot
+	identity  auth.Identity      // once introduced
+	offer     protocol.Handshake // until then
+	deadline  deadline           // guarded by the expiry's lock
 	// introduced says that it is known who this is: only then are there a
 	// client and a session.
-	introduced atomic.Bool
+	identified atomic.Bool
 
-	received  int
-	deep      bool // the goroutine's stack has grown
-	malformed int  // in a row
-	spent     spending
+	framesReceived int
+	stackGrown     bool // the goroutine's stack has grown
+	malformedInRow int  // in a row
+	usage          rateUsage
 
-	arrived bool // it has told how its move went
+	moveReported bool // it has told how its move went
 
-	busy atomic.Bool // a frame is being handled; the beat asks
+	handling atomic.Bool // a frame is being handled; the beat asks
 	// begun is the tick at which the frame began that is being read, 0 for none.
-	begun atomic.Int64
-	told  atomic.Int64 // when it was asked to move, Unix ms; 0: it was not
+	frameStartTick atomic.Int64
+	moveAskedAt    atomic.Int64 // when it was asked to move, Unix ms; 0: it was not
 
-	slot, index int // guarded by the beat's slot lock
+	heartbeatSlot, heartbeatIndex int // guarded by the beat's slot lock
 }
 
-func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *place) *socket {
+func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *admissionSlot) *socket {
 	from := callerOf(r)
-	k := &socket{server: s, ws: ws, conn: c, id: from.id, remote: from.addr.String(), started: time.Now(), place: p}
+	k := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.addr.String(), started: time.Now(), admission: p}
 	return k
 }
 
@@ -66,18 +66,18 @@ func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *place
 // deadline: the heartbeat ends who is silent.
 func (k *socket) readLoop() {
 	k.rejoin()
-	k.readOnLoop()
+	k.readFramesLoop()
 }
 
-// readOnLoop is readLoop once it is under way. A join, the deepest that a
+// readFramesLoop is readLoop once it is under way. A join, the deepest that a
 // client who then only listens goes, leaves a stack behind that an idle
 // connection has no use for: a fresh goroutine takes over.
-func (k *socket) readOnLoop() {
+func (k *socket) readFramesLoop() {
 	var err error
 	for err == nil {
-		if err = k.readFrame(); k.deep && err == nil {
-			k.deep = false
-			go k.readOnLoop()
+		if err = k.readFrame(); k.stackGrown && err == nil {
+			k.stackGrown = false
+			go k.readFramesLoop()
 			return
 		}
 	}
@@ -96,27 +96,27 @@ func (k *socket) readFrame() error {
 	}
 	buf := buffers.get()
 	defer buffers.put(buf)
-	k.begun.Store(max(1, k.server.clock.Load()))
+	k.frameStartTick.Store(max(1, k.server.tick.Load()))
 	if err := readAll(r, buf); err != nil {
 		return err
 	}
-	k.begun.Store(0)
+	k.frameStartTick.Store(0)
 	if !utf8.Valid(*buf) {
 		// RFC 6455 §8.1; the library leaves it to us.
 		k.conn.CloseWith(protocol.CloseUTF8)
 		return errClosedByUs
 	}
-	if code, ours := k.conn.closing(); code != 0 && ours {
+	if code, ours := k.conn.closeStatus(); code != 0 && ours {
 		return errClosedByUs // what comes after our close is not done
 	}
 	// A reader that waits for the log hears nothing meanwhile: that is no
 	// silence of the client's.
-	k.busy.Store(true)
+	k.handling.Store(true)
 	defer func() {
-		k.conn.seen.Store(k.server.clock.Load())
-		k.busy.Store(false)
+		k.conn.lastReadTick.Store(k.server.tick.Load())
+		k.handling.Store(false)
 	}()
-	return k.handle(*buf)
+	return k.handleFrame(*buf)
 }
 
 var errClosedByUs = errors.New("closed by the service")
@@ -140,74 +140,74 @@ func readAll(r io.Reader, buf *[]byte) error {
 	}
 }
 
-// handle does what a frame asks for and answers what is wrong with it.
-func (k *socket) handle(frame []byte) error {
-	k.received++
+// handleFrame does what a frame asks for and answers what is wrong with it.
+func (k *socket) handleFrame(frame []byte) error {
+	k.framesReceived++
 	r, err := protocol.Decode(frame)
-	if protocol.Malformed(err) {
+	if protocol.IsMalformed(err) {
 		k.server.metrics.received.WithLabelValues("other").Inc()
-		k.malformed++
-		k.answer(&r, err)
-		if k.malformed >= maxMalformed {
+		k.malformedInRow++
+		k.sendError(&r, err)
+		if k.malformedInRow >= maxMalformed {
 			k.conn.CloseWith(protocol.ClosePolicy)
 			return errClosedByUs
 		}
 		return nil
 	}
-	k.malformed = 0
+	k.malformedInRow = 0
 	k.server.countReceived(r.Type)
-	if err := k.afford(&r, len(frame)); err != nil {
-		k.answer(&r, err)
-		if k.overdone() {
+	if err := k.checkRates(&r, len(frame)); err != nil {
+		k.sendError(&r, err)
+		if k.ignoresRefusals() {
 			k.conn.CloseWith(protocol.CloseRateLimited)
 			return errClosedByUs
 		}
 		return nil
 	}
 	if err != nil {
-		k.answer(&r, err)
+		k.sendError(&r, err)
 		return nil
 	}
 	if r.Type == protocol.TypeAuth {
-		return k.doAuth(&r)
+		return k.handleAuth(&r)
 	}
-	if !k.introduced.Load() {
-		k.answer(&r, errNoToken)
+	if !k.identified.Load() {
+		k.sendError(&r, errNoToken)
 		return nil
 	}
-	k.do(&r)
+	k.dispatch(&r)
 	return nil
 }
 
-// do does what a checked request asks for.
-func (k *socket) do(r *protocol.Request) {
+// dispatch does what a checked request asks for.
+func (k *socket) dispatch(r *protocol.Request) {
 	err := k.permit(r)
 	switch {
 	case err != nil:
 	case r.Type == protocol.TypeMoved:
 		// Only of a session that another node had, and once: else any stranger could
 		// slow another node's drain down.
-		if !k.arrived && (k.held == nil || k.held.came) {
-			k.server.arrivals.note(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+		if !k.moveReported && (k.session == nil || k.session.fromOtherNode) {
+			k.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
-		k.arrived = true
+		k.moveReported = true
 	default:
 		err = k.client.Handle(context.Background(), r)
 	}
 	if err != nil {
-		k.answer(r, err)
+		k.sendError(r, err)
 	}
-	k.deep = k.deep || r.Type == protocol.TypeJoin
-	if k.held != nil && k.held.rooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
-		k.server.saver.soon(k)
+	k.stackGrown = k.stackGrown || r.Type == protocol.TypeJoin
+	if k.session != nil && k.session.managesRooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
+		k.server.sessionWriter.scheduleSoon(k)
 	}
 }
 
-// doAuth does what an auth frame asks for.
-func (k *socket) doAuth(r *protocol.Request) error {
+// handleAuth does what an auth frame asks for.
+func (k *socket) handleAuth(r *protocol.Request) error {
 	ends, err := k.authenticate(r)
 	if err != nil {
-		k.answer(r, err)
+		k.sendError(r, err)
 	}
 	if ends {
 		return errClosedByUs
@@ -216,15 +216,15 @@ func (k *socket) doAuth(r *protocol.Request) error {
 	return nil
 }
 
-func (k *socket) answer(r *protocol.Request, err error) {
+func (k *socket) sendError(r *protocol.Request, err error) {
 	e := protocol.ErrorFor(err)
 	k.server.cfg.Hub.CountError(e.Code)
 	if e.Code == protocol.CodeInternal {
-		k.server.log.Error("request failed", "type", r.Type, "request_id", k.id, "error", err)
+		k.server.log.Error("request failed", "type", r.Type, "request_id", k.requestID, "error", err)
 	}
-	if event := refusals[e.Code]; event != "" {
-		k.server.audit.note(&auditLine{
-			Event: event, Who: k.who.User, From: k.remote, What: string(r.Type) + " " + string(r.Room), Why: e.Message, RequestID: k.id,
+	if event := refusalEvents[e.Code]; event != "" {
+		k.server.audit.record(&auditLine{
+			Event: event, Who: k.identity.User, From: k.remote, What: string(r.Type) + " " + string(r.Room), Why: e.Message, RequestID: k.requestID,
 		})
 	}
 	k.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
@@ -233,22 +233,22 @@ func (k *socket) answer(r *protocol.Request, err error) {
 // end takes the client out of everything and closes the connection.
 func (k *socket) end(err error) {
 	s := k.server
-	_, ours := k.conn.closing()
+	_, ours := k.conn.closeStatus()
 	goodbye := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
-	moves := k.moves()
-	k.part(goodbye)
+	moving := k.isMoving()
+	k.detachSession(goodbye)
 	if k.client != nil {
-		k.client.Close(goodbye && !moves)
+		k.client.Close(goodbye && !moving)
 	}
 	s.expiry.remove(k)
-	s.owners.remove(k)
-	s.beat.remove(k)
-	if k.violated(err) {
+	s.sessions.remove(k)
+	s.heartbeat.remove(k)
+	if k.isProtocolError(err) {
 		// The library gives up on some frames without a word (an unmasked one).
 		k.conn.CloseWith(protocol.CloseProtocol)
 	}
-	code, reason := k.verdict(err)
-	if _, ours := k.conn.closing(); ours {
+	code, reason := k.closeReason(err)
+	if _, ours := k.conn.closeStatus(); ours {
 		k.awaitClose()
 	}
 	_ = k.ws.CloseNow() // flushes and lingers as conn.Close says, then closes
@@ -257,22 +257,22 @@ func (k *socket) end(err error) {
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
 		s.cfg.Hub.CountError(reason)
 	}
-	if k.told.Load() != 0 || code == protocol.CloseRestart {
-		s.noteMove(code, reason)
+	if k.moveAskedAt.Load() != 0 || code == protocol.CloseRestart {
+		s.recordMove(code, reason)
 	}
 	took := time.Since(k.started)
 	s.metrics.lifetime.Observe(took.Seconds())
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
-		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", k.remote), slog.String("request_id", k.id),
-		slog.Duration("duration", took), slog.Int("frames_in", k.received), slog.Int64("bytes_out", k.conn.sent.Load()))
-	k.place.leave(k)
+		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", k.remote), slog.String("request_id", k.requestID),
+		slog.Duration("duration", took), slog.Int("frames_in", k.framesReceived), slog.Int64("bytes_out", k.conn.sentBytes.Load()))
+	k.admission.release(k)
 }
 
-// violated says whether a read failed for what the client sent, and nobody has
+// isProtocolError says whether a read failed for what the client sent, and nobody has
 // told it yet.
-func (k *socket) violated(err error) bool {
+func (k *socket) isProtocolError(err error) bool {
 	var network net.Error
-	code, _ := k.conn.closing()
+	code, _ := k.conn.closeStatus()
 	return code == 0 && websocket.CloseStatus(err) == -1 && !errors.As(err, &network) &&
 		!errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
 }
@@ -295,13 +295,13 @@ const (
 	reasonLost   = "lost"   // no goodbye: cut, killed, or gone
 )
 
-// codeLost stands for nobody having said anything (RFC 6455 §7.4.1).
-const codeLost protocol.CloseCode = 1006
+// codeAbnormal stands for nobody having said anything (RFC 6455 §7.4.1).
+const codeAbnormal protocol.CloseCode = 1006
 
-// verdict says why a connection ended. The code is what the client was told,
+// closeReason says why a connection ended. The code is what the client was told,
 // or told us.
-func (k *socket) verdict(err error) (protocol.CloseCode, string) {
-	code, ours := k.conn.closing()
+func (k *socket) closeReason(err error) (protocol.CloseCode, string) {
+	code, ours := k.conn.closeStatus()
 	if ours {
 		return code, code.Reason()
 	}
@@ -311,5 +311,5 @@ func (k *socket) verdict(err error) (protocol.CloseCode, string) {
 	if code != 0 {
 		return code, code.Reason()
 	}
-	return codeLost, reasonLost
+	return codeAbnormal, reasonLost
 }

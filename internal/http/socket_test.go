@@ -49,7 +49,7 @@ func TestTwoBrowsersChat(t *testing.T) {
 	}
 }
 
-func TestWelcomeTellsWhoServes(t *testing.T) {
+func TestWelcomeNamesTheNode(t *testing.T) {
 	n := startNode(t, nil)
 	ctx := t.Context()
 	ws, _, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws", nil)
@@ -75,7 +75,7 @@ func TestWelcomeTellsWhoServes(t *testing.T) {
 	}
 }
 
-func TestBadInputIsAnsweredByName(t *testing.T) {
+func TestBadInputIsAnsweredWithAnErrorCode(t *testing.T) {
 	n := startNode(t, nil)
 	b := n.dial(nil)
 	for _, tt := range []struct{ send, code, says string }{
@@ -99,7 +99,7 @@ func TestBadInputIsAnsweredByName(t *testing.T) {
 	}
 }
 
-func TestEndsByCloseCode(t *testing.T) {
+func TestBadFramesCloseTheConnection(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxFrame = 2048 })
 	big := `{"type":"publish","room":"a","data":"` + strings.Repeat("x", 4096) + `"}`
 	tests := []struct {
@@ -133,7 +133,7 @@ func TestEndsByCloseCode(t *testing.T) {
 
 func TestAnUnmaskedFrameIsAProtocolError(t *testing.T) {
 	n := startNode(t, nil)
-	_, br := n.raw("\x81\x02{}")
+	_, br := n.rawHandshake("\x81\x02{}")
 	rest, err := io.ReadAll(br)
 	if err != nil {
 		t.Fatal(err)
@@ -159,9 +159,9 @@ func TestTwoMalformedFramesAreForgiven(t *testing.T) {
 
 // What a client sends right behind its handshake sits in net/http's buffer
 // when the connection is taken over.
-func TestFramesBehindTheHandshakeAreNotLost(t *testing.T) {
+func TestFramesSentWithTheHandshakeAreNotLost(t *testing.T) {
 	n := startNode(t, nil)
-	_, br := n.raw(masked(0x81, `{"type":"join","ref":"early","room":"a"}`))
+	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","ref":"early","room":"a"}`))
 	var got bytes.Buffer
 	if _, err := io.CopyN(&got, br, 300); err != nil && got.Len() == 0 {
 		t.Fatal(err)
@@ -176,7 +176,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	fast := n.dial(nil)
 	fast.send(`{"type":"join","room":"a"}`)
 	fast.until("joined")
-	slow, br := n.raw(masked(0x81, `{"type":"join","room":"a"}`))
+	slow, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","room":"a"}`))
 	eventually(t, "both to be members", func() bool {
 		rooms := n.hub.Rooms()
 		return len(rooms) == 1 && rooms[0].Members == 2
@@ -185,8 +185,8 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	defer cancel()
 	data := `"` + strings.Repeat("x", 32<<10) + `"`
 	peak := int64(0)
-	for sent := 1; peak < 300<<10 || n.queued.Load() > peak/2; sent++ { // until its queue is dropped
-		peak = max(peak, n.queued.Load())
+	for sent := 1; peak < 300<<10 || n.queuedBytes.Load() > peak/2; sent++ { // until its queue is dropped
+		peak = max(peak, n.queuedBytes.Load())
 		if _, err := n.hub.Publish(ctx, draft("a", data)); err != nil {
 			t.Fatal(err)
 		}
@@ -200,7 +200,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = slow.Close()
-	ops, payloads := frames(t, rest)
+	ops, payloads := parseFrames(t, rest)
 	if last := len(ops) - 1; ops[last] != 0x88 || !bytes.HasPrefix(payloads[last], []byte{0x10, 0x70}) {
 		t.Errorf("the last frame is %x %q, want close 4208", ops[last], payloads[last])
 	}
@@ -209,17 +209,17 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	})
 }
 
-func TestSilentClientIsClosedAfterTwoBeats(t *testing.T) {
+func TestASilentClientIsClosedAfterTwoHeartbeats(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
 	lively := n.dial(nil)
-	beats := make(chan int)
+	heartbeats := make(chan int)
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { // the library answers pings while it reads
 		count := 0
 		for {
 			_, p, err := lively.ws.Read(ctx)
 			if err != nil {
-				beats <- count
+				heartbeats <- count
 				return
 			}
 			if bytes.Contains(p, []byte(`"heartbeat"`)) {
@@ -227,7 +227,7 @@ func TestSilentClientIsClosedAfterTwoBeats(t *testing.T) {
 			}
 		}
 	}()
-	_, br := n.raw("") // reads, but answers no ping
+	_, br := n.rawHandshake("") // reads, but answers no ping
 	rest, err := io.ReadAll(br)
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +237,7 @@ func TestSilentClientIsClosedAfterTwoBeats(t *testing.T) {
 	}
 	eventually(t, "only the client that answers", func() bool { return n.metric("websocket_active_connections") == "1" })
 	stop()
-	if count := <-beats; count < 5 {
+	if count := <-heartbeats; count < 5 {
 		t.Errorf("%d heartbeats in 5 s at one each 200 ms", count)
 	}
 }
@@ -275,7 +275,7 @@ func TestTooManyConnections(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 2 })
 	a := n.dial(nil)
 	n.dial(nil)
-	if got := n.turnedAway(nil); got != 4103 {
+	if got := n.dialRejected(nil); got != 4103 {
 		t.Errorf("third connection closed with %d, want 4103", got)
 	}
 	eventually(t, "the third to be gone", func() bool { return n.metric("websocket_active_connections") == "2" })

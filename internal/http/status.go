@@ -13,10 +13,10 @@ import (
 type meter struct {
 	count atomic.Int64
 
-	mu   sync.Mutex
-	at   time.Time
-	seen int64
-	rate float64
+	mu           sync.Mutex
+	sampledAt    time.Time
+	sampledCount int64
+	rate         float64
 }
 
 // perSecond is the rate since it was asked last, or before that, where the two
@@ -25,48 +25,48 @@ func (m *meter) perSecond(now time.Time) float64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	count := m.count.Load()
-	passed := now.Sub(m.at)
+	passed := now.Sub(m.sampledAt)
 	if passed < time.Second/2 {
 		return m.rate
 	}
-	if !m.at.IsZero() {
-		m.rate = float64(count-m.seen) / passed.Seconds()
+	if !m.sampledAt.IsZero() {
+		m.rate = float64(count-m.sampledCount) / passed.Seconds()
 	}
-	m.at, m.seen = now, count
+	m.sampledAt, m.sampledCount = now, count
 	return m.rate
 }
 
 // Status is what the node tells the others about itself.
 func (s *Server) Status() message.NodeStatus {
 	now := time.Now()
-	rate, moved, refused := s.handshakes.perSecond(now), s.came.perSecond(now), s.refused.perSecond(now)
+	rate, moved, refused := s.handshakes.perSecond(now), s.handshakesMoved.perSecond(now), s.handshakesRefused.perSecond(now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	draining, leaving := s.drain != nil || s.stopping, 0
-	if s.drain.at() == phaseMoving {
-		leaving = int(s.drain.left.Load())
+	if s.drain.currentPhase() == phaseMoving {
+		leaving = int(s.drain.remaining.Load())
 	}
 	return message.NodeStatus{
 		Node:              s.cfg.Node,
 		Deployment:        s.cfg.Deployment,
 		Color:             s.cfg.Color,
 		Version:           s.cfg.Version,
-		Ready:             !draining && !s.lacking(),
+		Ready:             !draining && !s.missesComponent(),
 		Draining:          draining,
-		Connections:       s.roster.connected,
+		Connections:       s.admission.connected,
 		HandshakeRate:     rate,
 		HandshakesMoved:   moved,
 		HandshakesRefused: refused,
 		HandshakeLimit:    float64(s.cfg.MaxHandshakeRate),
-		HandshakeP95:      s.arrivals.p95(now),
-		Moved:             s.told.Load(),
+		HandshakeP95:      s.moveLatencies.p95(now),
+		Moved:             s.movesAsked.Load(),
 		Leaving:           leaving,
 	}
 }
 
-// lacking says whether a part that the node needs is not up.
-func (s *Server) lacking() bool {
-	for _, c := range s.cfg.Ready() {
+// missesComponent says whether a part that the node needs is not up.
+func (s *Server) missesComponent() bool {
+	for _, c := range s.cfg.Components() {
 		if c.Needed && c.State != "up" {
 			return true
 		}

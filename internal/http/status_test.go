@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-func TestANodeTellsHowItDoes(t *testing.T) {
-	n := draining(t, nil)
+func TestStatusDescribesTheNode(t *testing.T) {
+	n := startDrainNode(t, nil)
 	n.dial(nil)
 	s := n.Status()
 	if s.Node != "n1" || s.Deployment != "d1" || s.Color != "blue" || s.Connections != 1 || !s.Ready || s.Draining {
@@ -18,7 +18,7 @@ func TestANodeTellsHowItDoes(t *testing.T) {
 		t.Errorf("limit %v", n.Status().HandshakeLimit)
 	}
 	var b *browser
-	for range arrivalsLeast {
+	for range minMoveLatencies {
 		if n.Status().HandshakeP95 != 0 {
 			t.Error("a few say nothing of the node")
 		}
@@ -32,17 +32,17 @@ func TestANodeTellsHowItDoes(t *testing.T) {
 	if n.Status().Ready {
 		t.Error("ready without its log")
 	}
-	n.startDrain(ScopeNode, "test")
+	n.findOrStartDrain(ScopeNode, "test")
 	if s := n.Status(); !s.Draining || s.Ready {
 		t.Errorf("draining: %+v", s)
 	}
-	n.reach(phaseMoving)
+	n.awaitPhase(phaseMoving)
 	eventually(t, "who is still to be told", func() bool { return n.Status().Leaving > 0 })
-	b.follow()
+	b.followMove()
 	eventually(t, "those who were told", func() bool { return n.Status().Moved > 0 })
 }
 
-func TestAHerdIsToldToComeLater(t *testing.T) {
+func TestHandshakesOverTheRateAreRefusedWithRetryAfter(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 3 })
 	refused := 0
 	for range 10 {
@@ -66,7 +66,7 @@ func TestAHerdIsToldToComeLater(t *testing.T) {
 	})
 }
 
-func TestAMeterTellsARate(t *testing.T) {
+func TestAMeterReportsARate(t *testing.T) {
 	var m meter
 	now := time.Now()
 	if got := m.perSecond(now); got != 0 {

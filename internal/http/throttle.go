@@ -9,15 +9,15 @@ import "time"
 // belongs to the reader. Nil is none.
 type throttle struct {
 	now           func() time.Duration
-	frames, bytes allowance
-	pings         allowance
+	frames, bytes rateLimit
+	pings         rateLimit
 
-	framed, read, pinged tally
+	frameState, byteState, pingState gcraState
 }
 
 // pingRate bounds the pings of a client that are answered: each costs a write.
 // RFC 6455 §5.5.2 asks for an answer to each, which they get, later.
-var pingRate = allowance{10, 100}
+var pingRate = rateLimit{10, 100}
 
 // newThrottle derives the bounds: twice the rates, so that it is never the
 // first to be felt. Where one of the rates is no limit, nor is this.
@@ -25,7 +25,7 @@ func newThrottle(r *Rates, maxRooms int, now func() time.Duration) *throttle {
 	t := &throttle{now: now, bytes: perSecond(2 * r.Bytes), pings: pingRate}
 	if r.Publish > 0 && r.Join > 0 && r.History > 0 {
 		each := 2 * (r.Publish + r.Join + r.History)
-		t.frames = allowance{each, 2*each + maxRooms}
+		t.frames = rateLimit{each, 2*each + maxRooms}
 	}
 	return t
 }
@@ -36,18 +36,18 @@ func (t *throttle) pause(frames, bytes int) {
 	if t == nil {
 		return
 	}
-	t.wait(&t.framed, t.frames, frames)
-	t.wait(&t.read, t.bytes, bytes)
+	t.wait(&t.frameState, t.frames, frames)
+	t.wait(&t.byteState, t.bytes, bytes)
 }
 
-// ping waits until one more ping may be answered.
-func (t *throttle) ping() {
+// pausePing waits until one more ping may be answered.
+func (t *throttle) pausePing() {
 	if t != nil {
-		t.wait(&t.pinged, t.pings, 1)
+		t.wait(&t.pingState, t.pings, 1)
 	}
 }
 
-func (t *throttle) wait(y *tally, a allowance, n int) {
+func (t *throttle) wait(y *gcraState, a rateLimit, n int) {
 	for {
 		wait := y.take(a, t.now(), n)
 		if wait == 0 {

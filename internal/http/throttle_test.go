@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestAReaderIsHeldUpByWhatIsTooMuch(t *testing.T) {
+func TestReadingIsThrottledOverTheRates(t *testing.T) {
 	rates := &Rates{Publish: 20, Bytes: 1000, Join: 20, History: 10}
 	for name, tt := range map[string]struct {
 		frames, bytes, pings, times int
@@ -32,7 +32,7 @@ func TestAReaderIsHeldUpByWhatIsTooMuch(t *testing.T) {
 						time.Sleep(979500 * time.Microsecond)
 					}
 					if tt.pings > 0 {
-						h.ping()
+						h.pausePing()
 					}
 					h.pause(tt.frames, tt.bytes)
 				}
@@ -45,21 +45,21 @@ func TestAReaderIsHeldUpByWhatIsTooMuch(t *testing.T) {
 	}
 	var none *throttle
 	none.pause(1<<30, 1<<30)
-	none.ping()
+	none.pausePing()
 	newThrottle(&Rates{Publish: 1}, 0, func() time.Duration { return 0 }).pause(1<<30, 1<<30) // some rate is no limit
 }
 
 // Pings beyond their rate are answered later, in order, and the connection
 // goes on; what comes in other ways waits behind them.
-func TestAFloodOfPingsIsAnsweredInItsTime(t *testing.T) {
+func TestAFloodOfPingsIsAnsweredAtALimitedRate(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.Rates = Rates{Publish: 100, Bytes: 1 << 20, Join: 100, History: 10} })
 	var flood strings.Builder
 	const pings = 115
 	for i := range pings {
-		flood.WriteString(masked(0x89, fmt.Sprintf("%03d", i)))
+		flood.WriteString(maskedFrame(0x89, fmt.Sprintf("%03d", i)))
 	}
 	began := time.Now()
-	_, br := n.raw(flood.String() + masked(0x81, `{"type":"join","room":"after"}`))
+	_, br := n.rawHandshake(flood.String() + maskedFrame(0x81, `{"type":"join","room":"after"}`))
 	for i := range pings {
 		op, payload := readFrame(t, br)
 		for op != 0x8A { // the welcome, heartbeats and pings of the service's own

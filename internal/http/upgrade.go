@@ -22,15 +22,15 @@ const (
 	writeBuffer = 128
 )
 
-// errNoPlace refuses a connection before its upgrade.
-var errNoPlace = &protocol.Error{
+// errNoCapacity refuses a connection before its upgrade.
+var errNoCapacity = &protocol.Error{
 	Code:       protocol.CodeUnavailable,
 	Message:    "this node takes no new connections",
 	RetryAfter: time.Second,
 }
 
-// errTooFast turns a handshake away that came with too many others.
-var errTooFast = &protocol.Error{
+// errHandshakeRate turns a handshake away that came with too many others.
+var errHandshakeRate = &protocol.Error{
 	Code:       protocol.CodeUnavailable,
 	Message:    "too many handshakes a second; see MAX_HANDSHAKE_RATE",
 	RetryAfter: time.Second,
@@ -60,23 +60,23 @@ func (h *hijacker) Write(p []byte) (int, error) { return len(p), nil }
 
 // Hijack implements http.Hijacker.
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	under, ok := h.ResponseWriter.(http.Hijacker)
+	inner, ok := h.ResponseWriter.(http.Hijacker)
 	if !ok {
 		return nil, nil, errors.New("the connection can't be taken over")
 	}
-	c, old, err := under.Hijack()
+	c, old, err := inner.Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
 	// What the client sent behind its handshake is in net/http's buffer.
-	carry, _ := old.Reader.Peek(old.Reader.Buffered())
+	preread, _ := old.Reader.Peek(old.Reader.Buffered())
 	s := h.server
-	h.conn = newConn(c, slices.Clone(carry), s.cfg.QueueBytes, &s.queued, &s.clock)
-	h.conn.slow = newThrottle(&s.cfg.Rates, s.cfg.MaxRooms, s.uptime)
+	h.conn = newConn(c, slices.Clone(preread), s.cfg.QueueBytes, &s.queuedBytes, &s.tick)
+	h.conn.readThrottle = newThrottle(&s.cfg.Rates, s.cfg.MaxRooms, s.uptime)
 	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\n")
 	_ = h.Header().Write(answer) // which never fails
 	answer.WriteString("\r\n")
-	h.conn.greet(answer.Bytes())
+	h.conn.queueHandshake(answer.Bytes())
 	return h.conn, bufio.NewReadWriter(
 		bufio.NewReaderSize(h.conn, readBuffer),
 		bufio.NewWriterSize(h.conn, writeBuffer),
@@ -98,65 +98,65 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
-	if !s.gate.Allow() {
+	if !s.handshakeLimiter.Allow() {
 		s.metrics.connections.WithLabelValues("too_fast").Inc()
-		s.refused.count.Add(1)
-		s.refuse(w, r, errTooFast)
+		s.handshakesRefused.count.Add(1)
+		s.refuse(w, r, errHandshakeRate)
 		return
 	}
 	p := s.admit(callerOf(r))
 	if p == nil {
 		s.metrics.connections.WithLabelValues("refused").Inc()
-		s.refuse(w, r, errNoPlace)
+		s.refuse(w, r, errNoCapacity)
 		return
 	}
-	g, err := s.receive(r.Context(), offer, p)
+	client, err := s.authenticateHandshake(r.Context(), offer, p)
 	if err != nil {
-		p.leave(nil)
+		p.release(nil)
 		s.metrics.connections.WithLabelValues("refused").Inc()
 		s.refuse(w, r, err)
 		return
 	}
 	k := s.accept(w, r, p)
 	if k == nil {
-		p.leave(nil)
+		p.release(nil)
 		return
 	}
 	s.metrics.connections.WithLabelValues(p.result).Inc()
 	s.metrics.active.Inc()
 	k.offer = offer
-	p.enrol(k)
-	s.begin(k, g)
+	p.register(k)
+	s.serveSocket(k, client)
 	k.conn.Flush() // the handshake's answer, where nothing was to be said
-	s.beat.add(k)
-	if s.closes() { // closeAll may have passed just before add
+	s.heartbeat.add(k)
+	if s.isClosing() { // closeAll may have passed just before add
 		k.conn.CloseWith(protocol.CloseRestart)
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
 	go k.readLoop()
 }
 
-// begin serves a connection, awaits its token, or tells why it can't stay.
-func (s *Server) begin(k *socket, g guest) {
-	if k.place.told != 0 {
-		s.auditTurnedAway(k, g.who.User, g.why)
-		k.conn.CloseWith(k.place.told)
+// serveSocket serves a connection, awaits its token, or tells why it can't stay.
+func (s *Server) serveSocket(k *socket, client clientIdentity) {
+	if k.admission.closeCode != 0 {
+		s.auditRejection(k, client.identity.User, client.rejection)
+		k.conn.CloseWith(k.admission.closeCode)
 		return
 	}
 	s.handshakes.count.Add(1)
-	if !g.known {
+	if !client.known {
 		s.expiry.set(k, time.Now().Add(s.cfg.AuthTimeout))
 		return
 	}
-	k.introduce(g.who)
-	if s.barred(g.who.User) { // the bar may have come just before enrol
+	k.setIdentity(client.identity)
+	if s.banned(client.identity.User) { // the bar may have come just before enrol
 		k.conn.CloseWith(protocol.CloseRemoved)
 	}
 }
 
 // accept takes the connection over; nil says that the handshake was refused
 // and answered.
-func (s *Server) accept(w http.ResponseWriter, r *http.Request, p *place) *socket {
+func (s *Server) accept(w http.ResponseWriter, r *http.Request, p *admissionSlot) *socket {
 	hj := &hijacker{ResponseWriter: w, server: s}
 	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{protocol.Subprotocol},

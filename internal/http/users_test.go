@@ -9,18 +9,18 @@ import (
 )
 
 func TestTooManyConnectionsOfAUser(t *testing.T) {
-	n := keyed(t, "*:rw", func(c *Config) { c.MaxPerUser = 2 })
-	ann := bearing(tokenOf("ann", time.Hour, everyRoom))
+	n := startKeyedNode(t, "*:rw", func(c *Config) { c.MaxPerUser = 2 })
+	ann := withToken(tokenOf("ann", time.Hour, everyRoom))
 	first := n.dial(ann)
 	n.dial(ann)
-	if got := n.turnedAway(ann); got != 4103 {
+	if got := n.dialRejected(ann); got != 4103 {
 		t.Errorf("the third is closed with %d", got)
 	}
 	pending := n.dial(nil) // anonymous ones are not counted: they are no user
 	for range 3 {
 		n.dial(nil)
 	}
-	n.dial(bearing(tokenOf("bob", time.Hour, everyRoom)))
+	n.dial(withToken(tokenOf("bob", time.Hour, everyRoom)))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
 	eventually(t, "a place", func() bool { return n.connectionsOf("ann") == 1 })
 	n.dial(ann)
@@ -33,9 +33,9 @@ func TestTooManyConnectionsOfAUser(t *testing.T) {
 
 // The limit counts who comes by an auth frame as well.
 func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
-	n := keyed(t, "", func(c *Config) { c.MaxPerUser = 1 })
+	n := startKeyedNode(t, "", func(c *Config) { c.MaxPerUser = 1 })
 	ann := tokenOf("ann", time.Hour, everyRoom)
-	n.dial(bearing(ann))
+	n.dial(withToken(ann))
 	b := n.open(nil)
 	b.send(`{"type":"auth","token":"%s"}`, ann)
 	if got := b.closed(); got != 4103 {
@@ -44,10 +44,10 @@ func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
 }
 
 // What a user publishes counts over all connections, by who counts on all nodes.
-func TestAUsersPublishesAreAskedFor(t *testing.T) {
-	l := &fixedLimits{}
-	n := keyed(t, "*:rw", func(c *Config) { c.Limits = l })
-	b := n.dial(bearing(tokenOf("ann", time.Hour, everyRoom)))
+func TestPublishesCountAgainstTheUsersLimit(t *testing.T) {
+	l := &fakeLimits{}
+	n := startKeyedNode(t, "*:rw", func(c *Config) { c.UserLimits = l })
+	b := n.dial(withToken(tokenOf("ann", time.Hour, everyRoom)))
 	b.send(`{"type":"publish","room":"a","data":1}`)
 	b.until("ack")
 	l.wait.Store(int64(1500 * time.Millisecond))
@@ -65,10 +65,10 @@ func TestAUsersPublishesAreAskedFor(t *testing.T) {
 	}
 }
 
-// fixedLimits lets through what it is told to, and counts.
-type fixedLimits struct{ wait, asked atomic.Int64 }
+// fakeLimits lets through what it is told to, and counts.
+type fakeLimits struct{ wait, asked atomic.Int64 }
 
-func (l *fixedLimits) Publish(user string, bytes int) time.Duration {
+func (l *fakeLimits) AllowPublish(user string, bytes int) time.Duration {
 	if user != "ann" || bytes == 0 {
 		return time.Hour
 	}

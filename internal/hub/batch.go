@@ -10,8 +10,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Batches store several publications in one transaction.
-type Batches interface {
+// BatchAppender store several publications in one transaction.
+type BatchAppender interface {
 	// AppendBatch stores all of them or none, and waits for it. Each is filled
 	// in by then, and [Hub.Settled] has been called once a room. What went
 	// wrong for one of them is a *message.BatchError.
@@ -83,8 +83,8 @@ func (h *Hub) ListRooms(ctx context.Context, prefix string, after message.Room, 
 // between commit and broadcast.
 func (h *Hub) deliver(room message.Room, p *payload) {
 	if t := h.lookup(room); t != nil {
-		for i := range p.entries {
-			t.receive(p.entries[i])
+		for i := range p.frames {
+			t.receive(p.frames[i])
 		}
 	}
 	h.cfg.Broker.Publish(room, p.encode())
@@ -94,10 +94,10 @@ func (h *Hub) deliver(room message.Room, p *payload) {
 func (p *payload) add(pub *message.Publication) {
 	m := pub.Message()
 	p.epoch = pub.Epoch
-	p.entries = append(p.entries, entry{
-		seq:    pub.Seq,
-		epoch:  pub.Epoch,
-		frame:  protocol.Message(&m),
-		bornAt: p.sentAt,
+	p.frames = append(p.frames, roomFrame{
+		seq:       pub.Seq,
+		epoch:     pub.Epoch,
+		frame:     protocol.Message(&m),
+		createdAt: p.sentAt,
 	})
 }

@@ -21,19 +21,19 @@ func (l *memLog) AppendBatch(_ context.Context, batch []*message.Publication) er
 	if l.down {
 		return message.ErrUnavailable
 	}
-	settle := l.hubs
+	onComplete := l.onComplete
 	var rooms []message.Room
 	byRoom := map[message.Room][]*message.Publication{}
-	l.hubs = func(p *message.Publication) {
+	l.onComplete = func(p *message.Publication) {
 		rooms = append(rooms, p.Room)
 		byRoom[p.Room] = append(byRoom[p.Room], p)
 	}
 	for _, p := range batch {
 		l.Append(p)
 	}
-	l.hubs = settle
+	l.onComplete = onComplete
 	for _, room := range slices.Compact(rooms) {
-		l.settled(byRoom[room])
+		l.onBatchComplete(byRoom[room])
 	}
 	return nil
 }
@@ -57,38 +57,38 @@ func (l *memLog) ListRooms(_ context.Context, prefix string, after message.Room,
 }
 
 func TestABatchReachesItsRoomsOnEveryNode(t *testing.T) {
-	w := newWorld(t, 2)
+	w := newFixture(t, 2)
 	a, b := w.client(0), w.client(1)
 	a.must(`{"type":"join","room":"r"}`)
 	b.must(`{"type":"join","room":"s"}`)
-	a.sees("joined 0")
-	b.sees("joined 0")
+	a.expectFrames("joined 0")
+	b.expectFrames("joined 0")
 	pubs, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{
 		{Room: "r", Data: []byte(`1`)}, {Room: "r", ID: "mine", Data: []byte(`2`)}, {Room: "s", Data: []byte(`3`)},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.sees("joined 0", "message 1", "message 2")
-	b.sees("joined 0", "message 1")
+	a.expectFrames("joined 0", "message 1", "message 2")
+	b.expectFrames("joined 0", "message 1")
 	if len(pubs) != 3 || pubs[1].Seq != 2 || pubs[1].ID != "mine" || pubs[0].ID == "" || pubs[0].ID == pubs[2].ID {
 		t.Errorf("answers %+v", pubs)
 	}
-	if n := w.wire.carried; n != 2 {
+	if n := w.broker.published; n != 2 {
 		t.Errorf("%d broadcasts, want one a room", n)
 	}
 }
 
-func TestABatchThatFailsTellsNobody(t *testing.T) {
-	w := newWorld(t, 1)
+func TestAFailedBatchDeliversNothing(t *testing.T) {
+	w := newFixture(t, 1)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	_, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{
 		{Room: "r", Data: []byte(`1`)}, {Room: "r", Data: []byte(`"poison"`)},
 	})
-	var guilty *message.BatchError
-	if !errors.As(err, &guilty) || guilty.Index != 1 || !errors.Is(err, message.ErrRejected) {
+	var batchErr *message.BatchError
+	if !errors.As(err, &batchErr) || batchErr.Index != 1 || !errors.Is(err, message.ErrRejected) {
 		t.Errorf("%v: does not name message 1", err)
 	}
 	w.log.down = true
@@ -97,13 +97,13 @@ func TestABatchThatFailsTellsNobody(t *testing.T) {
 	}
 	w.log.down = false
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees("joined 0", "message 1")
+	a.expectFrames("joined 0", "message 1")
 }
 
 // A batch that ran out of time may have been stored.
-func TestABatchOutOfTimeHasAnUnknownOutcome(t *testing.T) {
-	w := newWorld(t, 1)
-	w.nodes[0].cfg.Batches = stuck{}
+func TestABatchThatTimesOutHasAnUnknownOutcome(t *testing.T) {
+	w := newFixture(t, 1)
+	w.nodes[0].cfg.Batches = blockedAppender{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := w.nodes[0].PublishBatch(ctx, []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
@@ -111,27 +111,27 @@ func TestABatchOutOfTimeHasAnUnknownOutcome(t *testing.T) {
 	}
 }
 
-type stuck struct{}
+type blockedAppender struct{}
 
-func (stuck) AppendBatch(ctx context.Context, _ []*message.Publication) error {
+func (blockedAppender) AppendBatch(ctx context.Context, _ []*message.Publication) error {
 	<-ctx.Done()
 	return fmt.Errorf("waiting: %w", ctx.Err())
 }
 
-func TestASignalOfABackendReachesEveryNode(t *testing.T) {
-	w := newWorld(t, 2)
+func TestASignalFromABackendReachesEveryNode(t *testing.T) {
+	w := newFixture(t, 2)
 	a, b := w.client(0), w.client(1)
-	for _, p := range []*person{a, b} {
+	for _, p := range []*testClient{a, b} {
 		p.must(`{"type":"join","room":"r"}`)
-		p.sees("joined 0")
+		p.expectFrames("joined 0")
 	}
 	w.nodes[0].Signal("r", "api:x", []byte(`"hi"`))
-	a.sees("joined 0", "signal hi")
-	b.sees("joined 0", "signal hi")
+	a.expectFrames("joined 0", "signal hi")
+	b.expectFrames("joined 0", "signal hi")
 }
 
 func TestRoomsAreListedInBoundedPages(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newFixture(t, 1)
 	for i := range MaxRoomList + 1 {
 		w.store(message.Room(fmt.Sprintf("r%04d", i)), 1)
 	}

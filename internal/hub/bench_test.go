@@ -15,20 +15,20 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A sink takes everything at once, and tells each time.
-type sink struct{ sent func() }
+// A callbackOutlet takes everything at once, and tells each time.
+type callbackOutlet struct{ onSend func() }
 
-func (s sink) Send(protocol.Frame) bool      { s.sent(); return true }
-func (s sink) Queue(f protocol.Frame) bool   { return s.Send(f) }
-func (s sink) Flush()                        {}
-func (s sink) Flushed(context.Context) error { return nil }
+func (s callbackOutlet) Send(protocol.Frame) bool      { s.onSend(); return true }
+func (s callbackOutlet) Queue(f protocol.Frame) bool   { return s.Send(f) }
+func (s callbackOutlet) Flush()                        {}
+func (s callbackOutlet) Flushed(context.Context) error { return nil }
 
-// benched is a hub on a log that answers at once: what is measured is the hub.
-func benched(b *testing.B) (*Hub, *ledger) {
+// newBenchHub is a hub on a log that answers at once: what is measured is the hub.
+func newBenchHub(b *testing.B) (*Hub, *modelLog) {
 	b.Helper()
-	l := newLedger()
-	v := &view{ledger: l, feedDown: true}
-	o := &office{post: &post{}, subs: map[message.Room]bool{}}
+	l := newModelLog()
+	v := &logView{modelLog: l, feedDown: true}
+	o := &fakeBrokerNode{fakeBroker: &fakeBroker{}, subs: map[message.Room]bool{}}
 	h := New(Config{
 		Log: v, Feed: v, Broker: o, RepairWait: time.Microsecond,
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
@@ -41,7 +41,7 @@ func benched(b *testing.B) (*Hub, *ledger) {
 	return h, l
 }
 
-func enter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet, live func()) *Client {
+func joinAfter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet, live func()) *Client {
 	b.Helper()
 	c := h.NewClient(o, "")
 	c.WhenLive(1, live)
@@ -56,7 +56,7 @@ func enter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet, li
 func BenchmarkFanOut(b *testing.B) {
 	for _, members := range []int{10, 1000} {
 		b.Run(fmt.Sprint(members), func(b *testing.B) {
-			_, c, got := costly(b, members)
+			_, c, got := newInstantHub(b, members)
 			r := &protocol.Request{Type: protocol.TypePublish, Room: "r", Data: []byte(`"of twenty-two letters"`), Ref: "1"}
 			want := int64(0)
 			for b.Loop() {
@@ -75,12 +75,12 @@ func BenchmarkFanOut(b *testing.B) {
 // A thousand rooms, a member in each, miss three messages at once.
 func BenchmarkRepair(b *testing.B) {
 	const rooms = 1000
-	h, l := benched(b)
+	h, l := newBenchHub(b)
 	var live, sent sync.WaitGroup
 	count := func() {}
 	live.Add(rooms)
 	for i := range rooms {
-		c := enter(b, h, room(i), 0, sink{func() { count() }}, live.Done)
+		c := joinAfter(b, h, testRoom(i), 0, callbackOutlet{func() { count() }}, live.Done)
 		defer c.Close(true)
 	}
 	live.Wait()
@@ -89,13 +89,13 @@ func BenchmarkRepair(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		for i := range rooms {
-			l.commit(room(i), 3, 200)
+			l.commit(testRoom(i), 3, 200)
 		}
 		seq += 3
 		sent.Add(rooms)
 		b.StartTimer()
 		for i := range rooms {
-			h.tell(message.Head{Room: room(i), Seq: seq}, "e1")
+			h.notifyTopic(message.Head{Room: testRoom(i), Seq: seq}, "e1")
 		}
 		sent.Wait()
 	}
@@ -110,13 +110,13 @@ func BenchmarkResume(b *testing.B) {
 	}{{"from the ring", 50}, {"from the log", 1000}} {
 		b.Run(bb.name, func(b *testing.B) {
 			const members = 1000
-			h, l := benched(b)
+			h, l := newBenchHub(b)
 			var live sync.WaitGroup
 			live.Add(1)
-			first := enter(b, h, "r", 0, sink{func() {}}, live.Done)
+			first := joinAfter(b, h, "r", 0, callbackOutlet{func() {}}, live.Done)
 			defer first.Close(true)
 			live.Wait()
-			h.Settled(l.commit("r", bb.missed, 200))
+			h.Completed(l.commit("r", bb.missed, 200))
 			for h.Rooms()[0].Seq < message.Seq(bb.missed) {
 				time.Sleep(time.Millisecond)
 			}
@@ -124,7 +124,7 @@ func BenchmarkResume(b *testing.B) {
 			for b.Loop() {
 				live.Add(members)
 				for i := range clients {
-					clients[i] = enter(b, h, "r", 0, sink{func() {}}, live.Done)
+					clients[i] = joinAfter(b, h, "r", 0, callbackOutlet{func() {}}, live.Done)
 				}
 				live.Wait()
 				b.StopTimer()

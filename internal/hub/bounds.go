@@ -7,83 +7,83 @@ import "sync/atomic"
 // sake alone: with rings and pages of three messages, a handful reaches every
 // edge.
 type bounds struct {
-	inboxBytes int // received, not yet put in order
-	holdFrames int // before their turn
-	holdBytes  int
-	ringFrames int // what a client may have missed and still resume from memory
-	ringBytes  int
-	pageFrames int // one read of the log
-	pageBytes  int
+	inboxBytes    int // received, not yet put in order
+	reorderFrames int // before their turn
+	reorderBytes  int
+	ringFrames    int // what a client may have missed and still resume from memory
+	ringBytes     int
+	pageFrames    int // one read of the log
+	pageBytes     int
 
 	// What all topics of a node keep together, in bytes. While they are over a
 	// budget, each may keep least of that kind: more then asks the database.
-	earlyBudget int64 // inboxes and holds
-	ringBudget  int64
-	pageBudget  int64 // pages on their way to members, or kept for the next
-	least       int
+	undeliveredBudget int64 // inboxes and holds
+	ringBudget        int64
+	pageBudget        int64 // pages on their way to members, or kept for the next
+	minBytes          int
 }
 
-// usualBounds are those of the service. A room of small messages fills its ring
+// defaultBounds are those of the service. A room of small messages fills its ring
 // with about 60 KiB: 4,000 such rooms are within the rings' budget.
-func usualBounds() bounds {
+func defaultBounds() bounds {
 	return bounds{
-		inboxBytes:  512 << 10,
-		holdFrames:  512,
-		holdBytes:   512 << 10,
-		ringFrames:  256,
-		ringBytes:   256 << 10,
-		pageFrames:  200,
-		pageBytes:   256 << 10,
-		earlyBudget: 64 << 20,
-		ringBudget:  256 << 20,
-		pageBudget:  64 << 20,
-		least:       8 << 10,
+		inboxBytes:        512 << 10,
+		reorderFrames:     512,
+		reorderBytes:      512 << 10,
+		ringFrames:        256,
+		ringBytes:         256 << 10,
+		pageFrames:        200,
+		pageBytes:         256 << 10,
+		undeliveredBudget: 64 << 20,
+		ringBudget:        256 << 20,
+		pageBudget:        64 << 20,
+		minBytes:          8 << 10,
 	}
 }
 
-// books are the bytes that count towards the budgets. Whoever keeps a frame
+// memoryUsage are the bytes that count towards the budgets. Whoever keeps a frame
 // writes it down, and off again when it lets go. A frame that two keep counts
 // twice, which errs on the safe side.
-type books struct {
-	early atomic.Int64
-	rings atomic.Int64
-	pages atomic.Int64
+type memoryUsage struct {
+	undelivered atomic.Int64
+	rings       atomic.Int64
+	pages       atomic.Int64
 }
 
 // inboxLimit is what one topic's inbox may hold now, in bytes.
 func (h *Hub) inboxLimit() int {
 	b := &h.cfg.bounds
-	return within(&h.books.early, b.earlyBudget, b.inboxBytes, b.least)
+	return budgetedLimit(&h.memory.undelivered, b.undeliveredBudget, b.inboxBytes, b.minBytes)
 }
 
-// holdLimit is what its hold may.
-func (h *Hub) holdLimit() int {
+// reorderLimit is what its hold may.
+func (h *Hub) reorderLimit() int {
 	b := &h.cfg.bounds
-	return within(&h.books.early, b.earlyBudget, b.holdBytes, b.least)
+	return budgetedLimit(&h.memory.undelivered, b.undeliveredBudget, b.reorderBytes, b.minBytes)
 }
 
 // ringLimit is what its ring may.
 func (h *Hub) ringLimit() int {
 	b := &h.cfg.bounds
-	return within(&h.books.rings, b.ringBudget, b.ringBytes, b.least)
+	return budgetedLimit(&h.memory.rings, b.ringBudget, b.ringBytes, b.minBytes)
 }
 
 // pageLimit is what one shared page may have.
 func (h *Hub) pageLimit() int {
 	b := &h.cfg.bounds
-	return within(&h.books.pages, b.pageBudget, b.pageBytes, b.least)
+	return budgetedLimit(&h.memory.pages, b.pageBudget, b.pageBytes, b.minBytes)
 }
 
-// wholePage is what a repair reads, whatever is on its way to others: a part of
+// repairPageLimit is what a repair reads, whatever is on its way to others: a part of
 // it would turn the members into catching-up.
-func (h *Hub) wholePage() int { return h.cfg.bounds.pageBytes }
+func (h *Hub) repairPageLimit() int { return h.cfg.bounds.pageBytes }
 
-// within is what one may keep now: the usual, or the least where all together
+// budgetedLimit is what one may keep now: the usual, or the least where all together
 // are over their budget. What was kept before is not taken away; it goes as it
 // is delivered, so the sum may pass the budget by one usual size a writer.
-func within(used *atomic.Int64, budget int64, usual, least int) int {
+func budgetedLimit(used *atomic.Int64, budget int64, normal, minimum int) int {
 	if used.Load() > budget {
-		return min(usual, least)
+		return min(normal, minimum)
 	}
-	return usual
+	return normal
 }

@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	canaryRoom = "_canary."
-	// canaryPublish bounds one publish: over the log's own bound, so that at
+	canaryRoomPrefix = "_canary."
+	// canaryPublishTimeout bounds one publish: over the log's own bound, so that at
 	// most one is under way.
-	canaryPublish = 15 * time.Second
+	canaryPublishTimeout = 15 * time.Second
 )
 
 // A canary publishes in a room of the node's own, through the log, as any
@@ -25,38 +25,38 @@ const (
 // members without the broker, so only the echo tells of a dead subscription.
 // It is an Outlet. Safe for concurrent use.
 type canary struct {
-	hub    *Hub
-	room   message.Room
-	prefix string // of the ids of this process
-	client *Client
-	local  leg
-	broker leg
+	hub      *Hub
+	room     message.Room
+	idPrefix string // of the ids of this process
+	client   *Client
+	local    leg
+	broker   leg
 }
 
 // A leg is one way that a canary's message comes back.
 type leg struct {
-	name   string
-	newest atomic.Int64 // when the newest that came back was sent, Unix µs
-	proved atomic.Bool  // one has come back
+	name         string
+	newestSentAt atomic.Int64 // when the newest that came back was sent, Unix µs
+	arrived      atomic.Bool  // one has come back
 }
 
 // age is how long ago the newest message was sent that has come back.
 func (l *leg) age(now time.Time) time.Duration {
-	return max(0, now.Sub(time.UnixMicro(l.newest.Load())))
+	return max(0, now.Sub(time.UnixMicro(l.newestSentAt.Load())))
 }
 
 func newCanary(h *Hub, node string) *canary {
 	c := &canary{
-		hub:    h,
-		room:   message.Room(canaryRoom + node),
-		prefix: strconv.FormatUint(h.boot, 36) + "-canary-",
-		local:  leg{name: "local"},
-		broker: leg{name: "broker"},
+		hub:      h,
+		room:     message.Room(canaryRoomPrefix + node),
+		idPrefix: strconv.FormatUint(h.bootID, 36) + "-canary-",
+		local:    leg{name: "local"},
+		broker:   leg{name: "broker"},
 	}
 	c.client = h.NewClient(c, "")
 	now := time.Now().UnixMicro()
-	c.local.newest.Store(now)
-	c.broker.newest.Store(now)
+	c.local.newestSentAt.Store(now)
+	c.broker.newestSentAt.Store(now)
 	return c
 }
 
@@ -66,7 +66,7 @@ func (c *canary) loop() {
 	tick := time.NewTicker(c.hub.cfg.CanaryInterval)
 	defer tick.Stop()
 	for {
-		if c.client.InRooms() == 0 {
+		if c.client.RoomCount() == 0 {
 			// At first, and after a join that the log was too late for.
 			_ = c.client.join(&protocol.Request{Type: protocol.TypeJoin, Room: c.room})
 		}
@@ -82,20 +82,20 @@ func (c *canary) loop() {
 // send publishes one message. Why it failed is the log's to tell; that it did
 // shows as age.
 func (c *canary) send() {
-	ctx, cancel := context.WithTimeout(c.hub.ctx, canaryPublish)
+	ctx, cancel := context.WithTimeout(c.hub.ctx, canaryPublishTimeout)
 	defer cancel()
 	at := strconv.FormatInt(time.Now().UnixMicro(), 10)
-	_, _ = c.hub.Publish(ctx, message.Draft{Room: c.room, ID: c.prefix + at, Data: []byte(at)})
+	_, _ = c.hub.Publish(ctx, message.Draft{Room: c.room, ID: c.idPrefix + at, Data: []byte(at)})
 }
 
-// came notes on a leg the newest canary that frames hold, if any: its id tells
+// recordArrival notes on a leg the newest canary that frames hold, if any: its id tells
 // when it was sent.
-func (c *canary) came(l *leg, frames []byte) {
-	i := bytes.LastIndex(frames, []byte(c.prefix))
+func (c *canary) recordArrival(l *leg, frames []byte) {
+	i := bytes.LastIndex(frames, []byte(c.idPrefix))
 	if i < 0 {
 		return // joined, an error, or what an earlier process of this name sent
 	}
-	digits := frames[i+len(c.prefix):]
+	digits := frames[i+len(c.idPrefix):]
 	if n := bytes.IndexByte(digits, '"'); n >= 0 {
 		digits = digits[:n]
 	}
@@ -103,24 +103,24 @@ func (c *canary) came(l *leg, frames []byte) {
 	if err != nil {
 		return
 	}
-	for before := l.newest.Load(); sent > before; before = l.newest.Load() {
-		if l.newest.CompareAndSwap(before, sent) {
-			l.proved.Store(true)
+	for before := l.newestSentAt.Load(); sent > before; before = l.newestSentAt.Load() {
+		if l.newestSentAt.CompareAndSwap(before, sent) {
+			l.arrived.Store(true)
 			c.hub.metrics.canary.WithLabelValues(l.name).Observe(max(0, time.Since(time.UnixMicro(sent)).Seconds()))
 		}
 	}
 }
 
-// echoed takes a payload of this node that the broker brought back.
-func (c *canary) echoed(p *payload) {
-	for i := range p.entries {
-		c.came(&c.broker, p.entries[i].frame)
+// recordEcho takes a payload of this node that the broker brought back.
+func (c *canary) recordEcho(p *payload) {
+	for i := range p.frames {
+		c.recordArrival(&c.broker, p.frames[i].frame)
 	}
 }
 
 // Send implements Outlet.
 func (c *canary) Send(f protocol.Frame) bool {
-	c.came(&c.local, f)
+	c.recordArrival(&c.local, f)
 	return true
 }
 
@@ -133,25 +133,25 @@ func (c *canary) Flush() {}
 // Flushed implements Outlet.
 func (c *canary) Flushed(context.Context) error { return nil }
 
-// A Delivery tells how the canary does.
-type Delivery struct {
+// A DeliveryStatus tells how the canary does.
+type DeliveryStatus struct {
 	// Local is how old the newest canary is that a member here has got,
 	// Broker the same for what the broker brought back.
 	Local, Broker time.Duration
 	// LocalStale and BrokerStale say that it is older than it may be.
 	LocalStale, BrokerStale bool
-	// Proved says that a member here has got one at all.
-	Proved bool
+	// Verified says that a member here has got one at all.
+	Verified bool
 }
 
 // Delivery tells whether messages that are published here come through. Without
 // a node's name in the Config there is no canary, and nothing is ever stale.
-func (h *Hub) Delivery() Delivery {
+func (h *Hub) Delivery() DeliveryStatus {
 	if h.canary == nil {
-		return Delivery{Proved: true}
+		return DeliveryStatus{Verified: true}
 	}
 	now := time.Now()
-	d := Delivery{Local: h.canary.local.age(now), Broker: h.canary.broker.age(now), Proved: h.canary.local.proved.Load()}
+	d := DeliveryStatus{Local: h.canary.local.age(now), Broker: h.canary.broker.age(now), Verified: h.canary.local.arrived.Load()}
 	d.LocalStale = d.Local > h.cfg.CanaryStale
 	d.BrokerStale = d.Broker > h.cfg.CanaryStale
 	return d

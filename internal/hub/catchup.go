@@ -8,15 +8,15 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// ownBytes is up to what size a member gets frames copied into one, to save a
+// maxCopiedBytes is up to what size a member gets frames copied into one, to save a
 // write. More is handed over as it is, shared with whoever gets the same: of
 // ten thousand members who read slowly, each would keep a page of its own.
-const ownBytes = 16 << 10
+const maxCopiedBytes = 16 << 10
 
-// take makes the member live or sends it one page, and waits until that has
+// run makes the member live or sends it one page, and waits until that has
 // left the client's queue: a joiner has no buffer, however far back it starts.
 // True says that there is more to do.
-func (t *turn) take() bool {
+func (t *catchUpTask) run() bool {
 	m := t.member
 	top, out := m.topic, m.client.out
 	top.mu.Lock()
@@ -27,21 +27,21 @@ func (t *turn) take() bool {
 		_ = out.Flushed(top.hub.ctx) // the next room has its turn after it
 		return false
 	}
-	page, err := top.borrow(&t.progress)
+	page, err := top.acquirePage(&t.progress)
 	if err != nil {
 		// Nothing was sent.
 		return t.retry(err)
 	}
-	t.wait = 0
+	t.backoff = 0
 	// Its bytes stay on the books until they have left: so budgets see a slow
 	// reader.
-	done = !top.step(m, &t.progress, page)
+	done = !top.sendPage(m, &t.progress, page)
 	gone := out.Flushed(top.hub.ctx) != nil // bounded by the outlet's write deadline
-	top.giveBack(page)
+	top.releasePage(page)
 	if done || gone {
 		return false
 	}
-	top.keepUp(&t.progress)
+	top.repairAndWait(&t.progress)
 	return true
 }
 
@@ -49,36 +49,36 @@ func (t *turn) take() bool {
 // this one and, where it is not this room alone, those in line, which would ask
 // the same log one after the other. A member that was promised its messages
 // waits on.
-func (t *turn) retry(err error) bool {
+func (t *catchUpTask) retry(err error) bool {
 	m := t.member
 	top := m.topic
-	top.hub.log.Debug("page not read", "room", top.room, "error", err)
+	top.hub.logger.Debug("page not read", "room", top.room, "error", err)
 	if !errors.Is(err, errHole) {
 		m.client.refuseUnanswered()
 	}
 	if m.refuse() {
 		return false
 	}
-	t.wait = min(max(2*t.wait, firstRetry), lastRetry)
-	return top.hub.sleep(t.wait)
+	t.backoff = min(max(2*t.backoff, minRetry), maxRetry)
+	return top.hub.sleep(t.backoff)
 }
 
-// keepUp makes a topic that is behind a member repair, and waits for it to
+// repairAndWait makes a topic that is behind a member repair, and waits for it to
 // move, for a second at most. It is behind when the member saw more on another
 // node, or when the epoch changed and this topic does not know yet. The position
 // can be trusted: a page of the log has confirmed it.
-func (t *topic) keepUp(p *progress) {
+func (t *topic) repairAndWait(p *progress) {
 	t.mu.Lock()
 	if t.epoch == p.epoch && t.last >= p.seq {
 		t.mu.Unlock()
 		return // the next turn finds it in the ring, or reads the next page
 	}
-	if t.moved == nil {
-		t.moved = make(chan struct{})
+	if t.advanced == nil {
+		t.advanced = make(chan struct{})
 	}
-	moved := t.moved
-	t.hear(p.epoch, p.seq)
-	t.mend(causeAhead)
+	moved := t.advanced
+	t.recordCommitted(p.epoch, p.seq)
+	t.scheduleRepair(causeAhead)
 	t.mu.Unlock()
 	// Then the log is read again, which tells what the topic could not.
 	timeout := time.NewTimer(time.Second)
@@ -95,23 +95,23 @@ func (t *topic) keepUp(p *progress) {
 func (m *member) refuse() bool {
 	t := m.topic
 	t.mu.Lock()
-	announced := m.announced
+	announced := m.joinedSent
 	t.mu.Unlock()
 	if announced {
 		return false
 	}
-	if m.client.forget(m) {
+	if m.client.removeIfCurrent(m) {
 		m.retire(nil, message.ErrUnavailable, message.PresenceLeft)
 	}
-	m.answered() // also where it had left
+	m.releaseJoinSlot() // also where it had left
 	return true
 }
 
-// step sends a member one page of what it misses: joined first, then gap, then
+// sendPage sends a member one page of what it misses: joined first, then gap, then
 // messages. A position that the page's epoch does not have is void, and the
 // member begins at the head; one before what is still stored skips to there. False
 // says that the member is gone.
-func (t *topic) step(m *member, p *progress, s *sharedPage) bool {
+func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m.state == memberGone {
@@ -127,9 +127,9 @@ func (t *topic) step(m *member, p *progress, s *sharedPage) bool {
 		p.epoch = page.Epoch // before the first message, it is that of any
 	}
 	var frames []protocol.Frame
-	if !m.announced {
-		m.proved = place{p.seq, p.epoch}
-		frames = append(frames, m.announce(page.Epoch, head, page.First))
+	if !m.joinedSent {
+		m.confirmedUpTo = position{p.seq, p.epoch}
+		frames = append(frames, m.markJoined(page.Epoch, head, page.First))
 	}
 	if p.result == "" || p.result == resumeRing {
 		p.result = resumeLog
@@ -144,20 +144,20 @@ func (t *topic) step(m *member, p *progress, s *sharedPage) bool {
 		p.seq, p.result = page.First-1, resumeTrimmed
 		fallthrough
 	default:
-		t.hub.metrics.sent.Add(float64(s.n))
-		if s.n > 0 {
+		t.hub.metrics.sent.Add(float64(s.count))
+		if s.count > 0 {
 			frames = append(frames, s.body)
 		}
-		p.seq += s.n
+		p.seq += s.count
 	}
-	m.hand(frames)
-	m.reached = place{p.seq, p.epoch}
+	m.sendFrames(frames)
+	m.caughtUpTo = position{p.seq, p.epoch}
 	return true
 }
 
-// hand gives the member's client some frames, in order. Caller holds topic.mu, so
+// sendFrames gives the member's client some frames, in order. Caller holds topic.mu, so
 // that no live message comes between them.
-func (m *member) hand(frames []protocol.Frame) {
+func (m *member) sendFrames(frames []protocol.Frame) {
 	if len(frames) == 0 {
 		return
 	}
@@ -165,12 +165,12 @@ func (m *member) hand(frames []protocol.Frame) {
 	for _, f := range frames {
 		size += len(f)
 	}
-	if size <= ownBytes {
-		out.Send(join(frames))
+	if size <= maxCopiedBytes {
+		out.Send(concatFrames(frames))
 		return
 	}
 	for _, f := range frames {
-		if len(f) <= ownBytes {
+		if len(f) <= maxCopiedBytes {
 			out.Queue(f)
 			continue
 		}

@@ -11,15 +11,15 @@ import (
 	"switchyard/internal/message"
 )
 
-// gate is a log whose pages after a position wait, with the snapshot taken.
-type gate struct {
+// blockingLog is a log whose pages after a position wait, with the snapshot taken.
+type blockingLog struct {
 	*memLog
 	after   message.Seq
 	reached chan struct{} // gets a token for each read that waits
-	open    chan struct{} // closed to let them go
+	release chan struct{} // closed to let them go
 }
 
-func (g *gate) Read(ctx context.Context, r message.Range) (message.Page, error) {
+func (g *blockingLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
 	p, err := g.memLog.Read(ctx, r)
 	if r.Limit > 0 && r.After == g.after {
 		select {
@@ -27,7 +27,7 @@ func (g *gate) Read(ctx context.Context, r message.Range) (message.Page, error) 
 		default:
 		}
 		select {
-		case <-g.open:
+		case <-g.release:
 		case <-ctx.Done():
 			return message.Page{}, ctx.Err()
 		}
@@ -35,8 +35,8 @@ func (g *gate) Read(ctx context.Context, r message.Range) (message.Page, error) 
 	return p, err
 }
 
-// arrives hands a stored message to a node, as its broker would.
-func (w *world) arrives(node int, room message.Room, seq int) {
+// receiveStored hands a stored message to a node, as its broker would.
+func (w *fixture) receiveStored(node int, room message.Room, seq int) {
 	w.log.mu.Lock()
 	m := w.log.rooms[room][seq-1]
 	w.log.mu.Unlock()
@@ -47,60 +47,60 @@ func (w *world) arrives(node int, room message.Room, seq int) {
 
 // A joiner's read from before a commit must not answer the repair of that
 // commit: the log has the message, the read does not know it.
-func TestARepairDoesNotBelieveAnOlderRead(t *testing.T) {
-	w := newWorld(t, 1)
+func TestARepairDoesNotReuseAnOlderRead(t *testing.T) {
+	w := newFixture(t, 1)
 	w.feed.off = true
-	g := &gate{memLog: w.log, after: 3, reached: make(chan struct{}, 8), open: make(chan struct{})}
+	g := &blockingLog{memLog: w.log, after: 3, reached: make(chan struct{}, 8), release: make(chan struct{})}
 	w.nodes[0].cfg.Log = g
 	w.store("r", 2)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 2")
+	a.expectFrames("joined 2")
 	w.store("r", 1)
 	b := w.client(0) // has seen 3 on another node; this one has not
 	b.must(`{"type":"join","room":"r","after":3,"epoch":"e1"}`)
 	<-g.reached // its snapshot ends at 3
 	w.store("r", 2)
-	w.arrives(0, "r", 3)
-	w.arrives(0, "r", 5) // 4 is lost
-	<-g.reached          // the repair reads for itself
-	close(g.open)
-	a.sees(append([]string{"joined 2"}, messages(3, 5)...)...)
+	w.receiveStored(0, "r", 3)
+	w.receiveStored(0, "r", 5) // 4 is lost
+	<-g.reached                // the repair reads for itself
+	close(g.release)
+	a.expectFrames(append([]string{"joined 2"}, messages(3, 5)...)...)
 	eventually(t, "b to have the rest", func() bool {
-		return strings.Join(b.saw("message", "gap"), ",") == "message 4,message 5"
+		return strings.Join(b.received("message", "gap"), ",") == "message 4,message 5"
 	})
 }
 
 // A client that resumes many rooms gets the next one's page when the last one
 // has left its queue, however many there are.
-func TestTheRoomsOfAClientTakeTurns(t *testing.T) {
-	w := newWorld(t, 1)
+func TestAClientsRoomsCatchUpOnePageAtATime(t *testing.T) {
+	w := newFixture(t, 1)
 	const rooms = 20
 	for i := range rooms {
 		w.store(message.Room(fmt.Sprintf("r%d", i)), 10)
 	}
 	a := w.client(0)
-	a.out.stuck = make(chan struct{})
+	a.out.blocked = make(chan struct{})
 	for i := range rooms {
 		a.must(`{"type":"join","room":"r%d","after":0}`, i)
 	}
-	for turns := 0; len(a.saw("message")) < 10*rooms; turns++ {
+	for turns := 0; len(a.received("message")) < 10*rooms; turns++ {
 		select {
-		case a.out.stuck <- struct{}{}: // the client has read what is queued
+		case a.out.blocked <- struct{}{}: // the client has read what is queued
 		case <-time.After(10 * time.Second):
 			t.Fatalf("after %d turns nobody waits for the client to read", turns)
 		}
-		if got := len(a.saw("message")); got > 10*(turns+2) {
+		if got := len(a.received("message")); got > 10*(turns+2) {
 			t.Fatalf("%d messages are queued after %d turns", got, turns+1)
 		}
 	}
-	close(a.out.stuck)
+	close(a.out.blocked)
 }
 
 // Joining and leaving in a loop, new names each time and the log away, costs
 // a bounded number of goroutines.
-func TestJoinAndLeaveInALoopCostsLittle(t *testing.T) {
-	w := newWorld(t, 1)
+func TestJoinAndLeaveInALoopUsesBoundedGoroutines(t *testing.T) {
+	w := newFixture(t, 1)
 	w.log.mu.Lock()
 	w.log.down = true
 	w.log.mu.Unlock()
@@ -109,40 +109,40 @@ func TestJoinAndLeaveInALoopCostsLittle(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for i := range 3 * maxJoins {
+		for i := range 3 * maxPendingJoins {
 			_ = a.do(`{"type":"join","ref":"%d","room":"n%d"}`, i, i)
 			_ = a.do(`{"type":"leave","room":"n%d"}`, i)
 		}
 	}()
-	eventually(t, "the joins to fill up", func() bool { return len(a.saw("left")) == maxJoins })
-	if got := runtime.NumGoroutine() - before; got > 4*maxJoins {
-		t.Errorf("%d goroutines for %d joins without an answer", got, maxJoins)
+	eventually(t, "the joins to fill up", func() bool { return len(a.received("left")) == maxPendingJoins })
+	if got := runtime.NumGoroutine() - before; got > 4*maxPendingJoins {
+		t.Errorf("%d goroutines for %d joins without an answer", got, maxPendingJoins)
 	}
 	w.log.mu.Lock()
 	w.log.down = false
 	w.log.mu.Unlock()
 	<-done
-	if got := a.saw("error", "joined"); len(got) != 3*maxJoins {
-		t.Errorf("%d of %d joins were answered", len(got), 3*maxJoins)
+	if got := a.received("error", "joined"); len(got) != 3*maxPendingJoins {
+		t.Errorf("%d of %d joins were answered", len(got), 3*maxPendingJoins)
 	}
 	eventually(t, "the topics to go", func() bool { return len(w.nodes[0].Rooms()) == 0 })
 }
 
-func TestJoinedTellsWhatIsStillStored(t *testing.T) {
-	w := newWorld(t, 1)
+func TestJoinedReportsTheOldestStoredMessage(t *testing.T) {
+	w := newFixture(t, 1)
 	w.store("r", 10)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 10")
+	a.expectFrames("joined 10")
 	w.log.mu.Lock()
 	w.log.first = 9
 	w.log.mu.Unlock()
 	b := w.client(0) // asks the log, and the topic learns
 	b.must(`{"type":"join","room":"r","after":0}`)
-	b.sees("joined 10", "gap 1-8 trimmed", "message 9", "message 10")
+	b.expectFrames("joined 10", "gap 1-8 trimmed", "message 9", "message 10")
 	c := w.client(0)
 	c.must(`{"type":"join","room":"r"}`)
-	c.sees("joined 10")
+	c.expectFrames("joined 10")
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
 	if first := c.out.frames[0]["first"]; first != 9.0 {
@@ -150,65 +150,65 @@ func TestJoinedTellsWhatIsStillStored(t *testing.T) {
 	}
 }
 
-func TestAHoldIsBoundedAndForgetsWhatIsPast(t *testing.T) {
-	var h hold
-	b := usualBounds()
-	for seq := 1; seq <= 2*b.holdFrames; seq++ {
-		h.put(&entry{seq: message.Seq(seq), epoch: "e", frame: []byte("frame")}, b.holdFrames, b.holdBytes)
+func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
+	var h reorderBuffer
+	b := defaultBounds()
+	for seq := 1; seq <= 2*b.reorderFrames; seq++ {
+		h.put(&roomFrame{seq: message.Seq(seq), epoch: "e", frame: []byte("frame")}, b.reorderFrames, b.reorderBytes)
 	}
-	if h.len() != b.holdFrames {
+	if h.len() != b.reorderFrames {
 		t.Errorf("holds %d", h.len())
 	}
-	if h.put(&entry{seq: 5000, epoch: "e", frame: []byte("x")}, b.holdFrames, b.holdBytes) {
+	if h.put(&roomFrame{seq: 5000, epoch: "e", frame: []byte("x")}, b.reorderFrames, b.reorderBytes) {
 		t.Error("took one more")
 	}
-	if _, ok := h.take(1, "other"); ok {
+	if _, ok := h.pop(1, "other"); ok {
 		t.Error("gave a message of another epoch")
 	}
-	last := message.Seq(b.holdFrames)
+	last := message.Seq(b.reorderFrames)
 	h.prune(last-1, "e")
-	if e, ok := h.take(last, "e"); !ok || e.seq != last || h.len() != 0 || h.bytes != 0 {
+	if e, ok := h.pop(last, "e"); !ok || e.seq != last || h.len() != 0 || h.bytes != 0 {
 		t.Errorf("%v %v, %d left, %d bytes", e.seq, ok, h.len(), h.bytes)
 	}
-	big := entry{seq: 1, epoch: "e", frame: make([]byte, b.holdBytes)}
-	if !h.put(&big, b.holdFrames, b.holdBytes) || h.put(&entry{seq: 2, epoch: "e", frame: []byte("x")}, b.holdFrames, b.holdBytes) {
+	big := roomFrame{seq: 1, epoch: "e", frame: make([]byte, b.reorderBytes)}
+	if !h.put(&big, b.reorderFrames, b.reorderBytes) || h.put(&roomFrame{seq: 2, epoch: "e", frame: []byte("x")}, b.reorderFrames, b.reorderBytes) {
 		t.Error("the bound in bytes is not kept")
 	}
 	h.prune(5000, "e")
 
-	w := newWorld(t, 1) // what the log knew when the topic opened is not held
+	w := newFixture(t, 1) // what the log knew when the topic opened is not held
 	w.store("r", 3)
 	top := newTopic(w.nodes[0], "r")
-	top.deliver([]entry{{seq: 2, epoch: "e1", frame: big.frame[:10]}, {seq: 5, epoch: "e1", frame: big.frame[:10]}})
-	top.begin(&message.Page{Epoch: "e1", Head: 3, First: 1})
+	top.deliver([]roomFrame{{seq: 2, epoch: "e1", frame: big.frame[:10]}, {seq: 5, epoch: "e1", frame: big.frame[:10]}})
+	top.completeOpen(&message.Page{Epoch: "e1", Head: 3, First: 1})
 	if got := top.state(); got.Held != 1 || got.Behind != 2 {
 		t.Errorf("%+v", got)
 	}
 	top.close()
 }
 
-func TestRingsHaveABoundTogether(t *testing.T) {
-	w := newWorld(t, 1)
+func TestAllRingsShareAMemoryBudget(t *testing.T) {
+	w := newFixture(t, 1)
 	h := w.nodes[0]
 	budget := h.cfg.bounds.ringBudget
 	top := newTopic(h, "r")
-	top.begin(&message.Page{Epoch: "e1"})
+	top.completeOpen(&message.Page{Epoch: "e1"})
 	fill := func(from, n int) {
 		for seq := from; seq < from+n; seq++ {
-			top.deliver([]entry{{seq: message.Seq(seq), epoch: "e1", frame: make([]byte, 4096)}})
+			top.deliver([]roomFrame{{seq: message.Seq(seq), epoch: "e1", frame: make([]byte, 4096)}})
 		}
 	}
 	fill(1, 50)
-	if got := h.books.rings.Load(); got != 50*4096 {
+	if got := h.memory.rings.Load(); got != 50*4096 {
 		t.Errorf("%d bytes on the books", got)
 	}
-	h.books.rings.Add(budget)
+	h.memory.rings.Add(budget)
 	fill(51, 1)
-	if top.ring.bytes > h.cfg.bounds.least || top.ring.len() == 0 {
+	if top.ring.bytes > h.cfg.bounds.minBytes || top.ring.len() == 0 {
 		t.Errorf("over the budget a ring holds %d bytes", top.ring.bytes)
 	}
 	top.close()
-	if got := h.books.rings.Load(); got != budget {
+	if got := h.memory.rings.Load(); got != budget {
 		t.Errorf("%d bytes stay on the books", got-budget)
 	}
 }
@@ -219,26 +219,26 @@ func TestJoinsAreRefusedTogetherWhenTheLogFails(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms = 20
 		for i := range rooms {
-			c.arena.log.commit(room(i), 5, 1) // before the room is live: in no ring
-			c.comes(room(i), -1)
+			c.sim.log.commit(testRoom(i), 5, 1) // before the room is live: in no ring
+			c.addMember(testRoom(i), -1)
 		}
-		c.until(5)
-		c.view().set(func() { c.view().slow = time.Minute })
-		o := &outlet{}
-		client := c.arena.nodes[0].NewClient(o, "")
+		c.waitAllAt(5)
+		c.logView().set(func() { c.logView().delay = time.Minute })
+		o := &recordingOutlet{}
+		client := c.sim.nodes[0].NewClient(o, "")
 		defer client.Close(true)
 		for i := range rooms {
-			c.joins(client, room(i), 0)
+			c.join(client, testRoom(i), 0)
 		}
 		time.Sleep(openTimeout + 2*logTimeout)
-		if got := o.refused(); got != rooms || client.InRooms() != 0 {
-			t.Errorf("%d of %d joins are refused, and the client is in %d rooms", got, rooms, client.InRooms())
+		if got := o.refused(); got != rooms || client.RoomCount() != 0 {
+			t.Errorf("%d of %d joins are refused, and the client is in %d rooms", got, rooms, client.RoomCount())
 		}
 	})
 }
 
 // refused is how many joins were answered unavailable.
-func (o *outlet) refused() int {
+func (o *recordingOutlet) refused() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := 0
@@ -250,35 +250,35 @@ func (o *outlet) refused() int {
 	return n
 }
 
-// A tornView has no second message in one room.
-type tornView struct{ *view }
+// A viewWithHole has no second message in one room.
+type viewWithHole struct{ *logView }
 
-func (v tornView) Read(ctx context.Context, r message.Range) (message.Page, error) {
-	p, err := v.view.Read(ctx, r)
-	if r.Room == room(0) && len(p.Messages) > 1 {
+func (v viewWithHole) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	p, err := v.logView.Read(ctx, r)
+	if r.Room == testRoom(0) && len(p.Messages) > 1 {
 		p.Messages = append(p.Messages[:1:1], p.Messages[2:]...)
 	}
 	return p, err
 }
 
-func TestARoomThatCannotBeReadIsRefusedAlone(t *testing.T) {
+func TestOnlyTheRoomThatCannotBeReadIsRefused(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms = 5
 		for i := range rooms {
-			c.arena.log.commit(room(i), 5, 1)
-			c.comes(room(i), -1)
+			c.sim.log.commit(testRoom(i), 5, 1)
+			c.addMember(testRoom(i), -1)
 		}
-		c.until(5)
-		c.arena.nodes[0].cfg.Log = tornView{c.view()}
-		o := &outlet{}
-		client := c.arena.nodes[0].NewClient(o, "")
+		c.waitAllAt(5)
+		c.sim.nodes[0].cfg.Log = viewWithHole{c.logView()}
+		o := &recordingOutlet{}
+		client := c.sim.nodes[0].NewClient(o, "")
 		defer client.Close(true)
 		for i := range rooms {
-			c.joins(client, room(i), 0)
+			c.join(client, testRoom(i), 0)
 		}
 		time.Sleep(time.Second)
-		if got := o.refused(); got != 1 || client.InRooms() != rooms-1 {
-			t.Errorf("%d joins are refused, and the client is in %d rooms", got, client.InRooms())
+		if got := o.refused(); got != 1 || client.RoomCount() != rooms-1 {
+			t.Errorf("%d joins are refused, and the client is in %d rooms", got, client.RoomCount())
 		}
 	})
 }

@@ -26,23 +26,23 @@ type Client struct {
 
 	// slots holds a token for each publish under way, joins one for each join
 	// that is not answered; both are made when first needed, by the reader.
-	slots chan struct{}
-	joins chan struct{}
+	publishSlots chan struct{}
+	joinSlots    chan struct{}
 
 	// onLive is called when awaited, the rooms it is still to become live in,
 	// comes to 0; it is written before the first join.
-	onLive  func()
-	awaited atomic.Int32
+	onLive       func()
+	pendingRooms atomic.Int32
 
-	turns turns
+	catchUpQueue catchUpQueue
 
 	mu sync.Mutex
 	// Protects following.
 	rooms []*member // a slice: most clients are in few rooms
 }
 
-// maxJoins bounds the joins of one client that wait for their answer.
-const maxJoins = 32
+// maxPendingJoins bounds the joins of one client that wait for their answer.
+const maxPendingJoins = 32
 
 // errReplaced answers a join that was left, or repeated, before it was done.
 var errReplaced error = &message.InvalidError{Field: "room", Reason: "was left, or joined again, before this join was done"}
@@ -61,35 +61,35 @@ type member struct {
 	ref    protocol.Ref
 
 	// Guarded by topic.mu.
-	state     int
-	index     int   // in topic.members, while live
-	announced bool  // joined was sent
-	counted   bool  // it was live once
-	reached   place // while not live: up to where its outlet was handed everything
-	pinged    place // the same when the last ping went out
-	proved    place // and up to where the client has proved that it got it
+	state         int
+	index         int      // in topic.members, while live
+	joinedSent    bool     // joined was sent
+	wasLive       bool     // it was live once
+	caughtUpTo    position // while not live: up to where its outlet was handed everything
+	sentAtPing    position // the same when the last ping went out
+	confirmedUpTo position // and up to where the client has proved that it got it
 
 	// unanswered is the client's joins while this one holds a token of it, and
 	// once sees to it that the token is given back once.
-	unanswered chan struct{}
-	once       sync.Once
+	joinSlot chan struct{}
+	once     sync.Once
 }
 
-// answered gives the join's token back.
-func (m *member) answered() {
-	if m.unanswered != nil {
-		m.once.Do(func() { <-m.unanswered })
+// releaseJoinSlot gives the join's token back.
+func (m *member) releaseJoinSlot() {
+	if m.joinSlot != nil {
+		m.once.Do(func() { <-m.joinSlot })
 	}
 }
 
-// awaitJoin waits until the client has fewer than maxJoins without an answer:
+// acquireJoinSlot waits until the client has fewer than maxPendingJoins without an answer:
 // bounded, since each is answered or refused in time.
-func (c *Client) awaitJoin() chan struct{} {
-	if c.joins == nil {
-		c.joins = make(chan struct{}, maxJoins)
+func (c *Client) acquireJoinSlot() chan struct{} {
+	if c.joinSlots == nil {
+		c.joinSlots = make(chan struct{}, maxPendingJoins)
 	}
-	c.joins <- struct{}{}
-	return c.joins
+	c.joinSlots <- struct{}{}
+	return c.joinSlots
 }
 
 // NewClient returns a client that is in no room. User is "" for anonymous ones.
@@ -127,22 +127,22 @@ func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
 // Close takes the client out of all its rooms. What it published is stored all
 // the same. Without a goodbye its session stays present for a moment: it may be
 // on the way back.
-func (c *Client) Close(goodbye bool) {
-	how := message.PresenceLost
-	if goodbye {
-		how = message.PresenceLeft
+func (c *Client) Close(clean bool) {
+	kind := message.PresenceDisconnected
+	if clean {
+		kind = message.PresenceLeft
 	}
 	c.mu.Lock()
 	rooms := c.rooms
 	c.rooms = nil
 	c.mu.Unlock()
 	for _, m := range rooms {
-		m.retire(nil, nil, how)
+		m.retire(nil, nil, kind)
 	}
 }
 
-// InRooms returns in how many rooms the client is.
-func (c *Client) InRooms() int {
+// RoomCount returns in how many rooms the client is.
+func (c *Client) RoomCount() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.rooms)
@@ -153,7 +153,7 @@ func (c *Client) InRooms() int {
 func (c *Client) join(r *protocol.Request) error {
 	m := &member{client: c, ref: r.Ref}
 	c.mu.Lock()
-	old := c.cut(r.Room)
+	old := c.removeRoom(r.Room)
 	if old == nil && len(c.rooms) >= c.hub.cfg.MaxRooms {
 		c.mu.Unlock()
 		return &protocol.Error{Code: protocol.CodeTooManyRooms, Message: "leave a room first: this connection is in as many as it may"}
@@ -162,13 +162,13 @@ func (c *Client) join(r *protocol.Request) error {
 	c.rooms = append(c.rooms, m)
 	c.mu.Unlock()
 	if old != nil {
-		old.retire(nil, errReplaced, message.PresenceLost) // it is about to be back
+		old.retire(nil, errReplaced, message.PresenceDisconnected) // it is about to be back
 	}
 	p := progress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter}
 	if p.seq == 0 {
 		p.epoch = "" // before the first is the same place in every epoch
 	}
-	m.enter(p)
+	m.startJoin(p)
 	return nil
 }
 
@@ -176,7 +176,7 @@ func (c *Client) join(r *protocol.Request) error {
 // answer and whatever was being handed to the member.
 func (c *Client) leave(r *protocol.Request) error {
 	c.mu.Lock()
-	m := c.cut(r.Room)
+	m := c.removeRoom(r.Room)
 	c.mu.Unlock()
 	if m == nil {
 		return &message.InvalidError{Field: "room", Reason: "is not one that this connection has joined"}
@@ -185,9 +185,9 @@ func (c *Client) leave(r *protocol.Request) error {
 	return nil
 }
 
-// cut takes the room's member out of the list, nil where it has none. The list
+// removeRoom takes the room's member out of the list, nil where it has none. The list
 // keeps no order. Caller holds mu.
-func (c *Client) cut(room message.Room) *member {
+func (c *Client) removeRoom(room message.Room) *member {
 	for i, m := range c.rooms {
 		if m.topic.room != room {
 			continue
@@ -201,21 +201,21 @@ func (c *Client) cut(room message.Room) *member {
 	return nil
 }
 
-// forget takes a membership off the list, unless it was left or replaced.
-func (c *Client) forget(m *member) bool {
+// removeIfCurrent takes a membership off the list, unless it was left or replaced.
+func (c *Client) removeIfCurrent(m *member) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !slices.Contains(c.rooms, m) {
 		return false
 	}
-	c.cut(m.topic.room)
+	c.removeRoom(m.topic.room)
 	return true
 }
 
 // retire ends a membership: nothing of the room follows, but for the answer to
 // a leave, whose ref is given then, and before it why a join that was never
 // answered came to nothing.
-func (m *member) retire(leave *protocol.Ref, why error, how message.PresenceKind) {
+func (m *member) retire(leave *protocol.Ref, reason error, kind message.PresenceKind) {
 	t := m.topic
 	t.mu.Lock()
 	if m.state == memberGone {
@@ -226,15 +226,15 @@ func (m *member) retire(leave *protocol.Ref, why error, how message.PresenceKind
 		t.remove(m)
 	}
 	m.state = memberGone
-	t.unwatch(m)
-	if m.announced {
-		m.present(how)
+	t.unwatchPresence(m)
+	if m.joinedSent {
+		m.reportPresence(kind)
 	}
 	switch {
-	case errors.Is(why, errNoLonger) && m.announced:
-		m.client.out.Send(t.hub.refusal(why).Encode("", t.room, "")) // its join was answered
-	case !m.announced && why != nil && (m.ref != "" || !errors.Is(why, errReplaced)):
-		m.client.out.Send(t.hub.refusal(why).Encode(m.ref, t.room, ""))
+	case errors.Is(reason, errAccessRevoked) && m.joinedSent:
+		m.client.out.Send(t.hub.clientError(reason).Encode("", t.room, "")) // its join was answered
+	case !m.joinedSent && reason != nil && (m.ref != "" || !errors.Is(reason, errReplaced)):
+		m.client.out.Send(t.hub.clientError(reason).Encode(m.ref, t.room, ""))
 	}
 	if leave != nil {
 		m.client.out.Send(protocol.Left(*leave, t.room, t.epoch, t.last, min(t.first, t.last+1)))
@@ -254,7 +254,7 @@ func (c *Client) history(ctx context.Context, r *protocol.Request) error {
 	}
 	page, err := c.hub.History(ctx, q)
 	if err != nil {
-		c.hub.log.Warn("history not read", "error", err)
+		c.hub.logger.Warn("history not read", "error", err)
 		return message.ErrUnavailable
 	}
 	c.out.Send(protocol.History(r.Ref, r.Room, &page))

@@ -17,27 +17,27 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A promptLog stores nothing, and settles at once: what is counted is the hub's.
-type promptLog struct {
-	*view
+// A instantLog stores nothing, and settles at once: what is counted is the hub's.
+type instantLog struct {
+	*logView
 	hub *Hub
 	seq message.Seq
 }
 
-func (l *promptLog) Append(p *message.Publication) {
+func (l *instantLog) Append(p *message.Publication) {
 	l.seq++
 	p.Epoch, p.Seq, p.At = "e1", l.seq, time.Now()
-	l.hub.Settled([]*message.Publication{p})
+	l.hub.Completed([]*message.Publication{p})
 }
 
-// costly is a hub on such a log, with a room "r" of so many members, and how
+// newInstantHub is a hub on such a log, with a room "r" of so many members, and how
 // many frames they got.
-func costly(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
+func newInstantHub(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 	t.Helper()
-	v := &view{ledger: newLedger(), feedDown: true}
-	log := &promptLog{view: v}
+	v := &logView{modelLog: newModelLog(), feedDown: true}
+	log := &instantLog{logView: v}
 	h := New(Config{
-		Log: log, Feed: v, Broker: &office{post: &post{}, subs: map[message.Room]bool{}},
+		Log: log, Feed: v, Broker: &fakeBrokerNode{fakeBroker: &fakeBroker{}, subs: map[message.Room]bool{}},
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	log.hub = h
@@ -48,7 +48,7 @@ func costly(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 	})
 	got, live := new(atomic.Int64), make(chan struct{}, members)
 	for range members {
-		c := h.NewClient(sink{func() { got.Add(1) }}, "")
+		c := h.NewClient(callbackOutlet{func() { got.Add(1) }}, "")
 		c.WhenLive(1, func() { live <- struct{}{} })
 		if err := c.Handle(t.Context(), &protocol.Request{Type: protocol.TypeJoin, Room: "r"}); err != nil {
 			t.Fatal(err)
@@ -59,18 +59,18 @@ func costly(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 		<-live
 	}
 	got.Store(0) // what came so far were answers
-	return h, h.NewClient(sink{func() {}}, ""), got
+	return h, h.NewClient(callbackOutlet{func() {}}, ""), got
 }
 
-// perPublish returns how much one publish into a room of so many members
+// allocsPerPublish returns how much one publish into a room of so many members
 // allocates, in objects and bytes, delivered to all of them. It is the least of
 // several rounds, with the collector off: the process's other goroutines and a
 // collection can only add to a round.
-func perPublish(t *testing.T, members int) (objects, size float64) {
+func allocsPerPublish(t *testing.T, members int) (objects, size float64) {
 	t.Helper()
 	const rounds, publishes = 20, 50
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	_, c, got := costly(t, members)
+	_, c, got := newInstantHub(t, members)
 	data := []byte(fmt.Sprintf("%q", make([]byte, 20)))
 	r := &protocol.Request{Type: protocol.TypePublish, Room: "r", ID: "a1", Data: data, Ref: "1"}
 	objects, size = math.Inf(1), math.Inf(1)
@@ -96,8 +96,8 @@ func perPublish(t *testing.T, members int) (objects, size float64) {
 // A delivery allocates nothing, and what else a publish allocates is bounded.
 func TestADeliveryAllocatesNothing(t *testing.T) {
 	const few, many = 10, 110
-	one, bytes := perPublish(t, few)
-	all, _ := perPublish(t, many)
+	one, bytes := allocsPerPublish(t, few)
+	all, _ := allocsPerPublish(t, many)
 	if each := (all - one) / (many - few); each > 0.01 {
 		t.Errorf("a delivery allocates %.2f objects: a publish to %d members %.1f, to %d %.1f", each, few, one, many, all)
 	}

@@ -18,15 +18,15 @@ import (
 
 // memLog is a log in memory; the contract of the real ones is tested with them.
 type memLog struct {
-	mu    sync.Mutex
-	epoch message.Epoch
-	rooms map[message.Room][]message.Message
-	first message.Seq // of every room, for trimmed ones
-	down  bool
-	reads int
-	hubs  func(*message.Publication) // settles
+	mu         sync.Mutex
+	epoch      message.Epoch
+	rooms      map[message.Room][]message.Message
+	first      message.Seq // of every room, for trimmed ones
+	down       bool
+	reads      int
+	onComplete func(*message.Publication) // settles
 
-	settled func([]*message.Publication) // those of a batch, of one room
+	onBatchComplete func([]*message.Publication) // those of a batch, of one room
 }
 
 func (l *memLog) Append(p *message.Publication) {
@@ -39,7 +39,7 @@ func (l *memLog) Append(p *message.Publication) {
 		l.rooms[p.Room] = append(l.rooms[p.Room], p.Message())
 	}
 	l.mu.Unlock()
-	l.hubs(p)
+	l.onComplete(p)
 }
 
 // setDown takes the log away, or gives it back.
@@ -93,20 +93,20 @@ func (f *fakeFeed) Heads(_ context.Context, rooms []message.Room) (message.Epoch
 	return f.log.epoch, heads, nil
 }
 
-// wire carries payloads between the hubs of a test, through lose.
-type wire struct {
+// lossyBroker carries payloads between the hubs of a test, through lose.
+type lossyBroker struct {
 	mu   sync.Mutex
 	hubs []*Hub
-	lose func([]byte) bool // nil: carries all
+	drop func([]byte) bool // nil: carries all
 
-	carried int
+	published int
 }
 
-func (w *wire) Publish(room message.Room, b []byte) {
+func (w *lossyBroker) Publish(room message.Room, b []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.carried++
-	if w.lose != nil && w.lose(b) {
+	w.published++
+	if w.drop != nil && w.drop(b) {
 		return
 	}
 	for _, h := range w.hubs {
@@ -114,32 +114,32 @@ func (w *wire) Publish(room message.Room, b []byte) {
 	}
 }
 
-// losing makes the wire lose what lose says; nil: nothing.
-func (w *wire) losing(lose func([]byte) bool) {
+// setDrop makes the wire lose what lose says; nil: nothing.
+func (w *lossyBroker) setDrop(drop func([]byte) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.lose = lose
+	w.drop = drop
 }
 
-func (w *wire) Subscribe(context.Context, message.Room) error { return nil }
-func (w *wire) Unsubscribe(message.Room)                      {}
+func (w *lossyBroker) Subscribe(context.Context, message.Room) error { return nil }
+func (w *lossyBroker) Unsubscribe(message.Room)                      {}
 
-// outlet records what a client gets.
-type outlet struct {
-	mu     sync.Mutex
-	frames []map[string]any
-	stuck  chan struct{} // Flushed waits for it, if set
+// recordingOutlet records what a client gets.
+type recordingOutlet struct {
+	mu      sync.Mutex
+	frames  []map[string]any
+	blocked chan struct{} // Flushed waits for it, if set
 }
 
-func (o *outlet) Send(f protocol.Frame) bool {
+func (o *recordingOutlet) Send(f protocol.Frame) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.frames = append(o.frames, unpack(f)...)
+	o.frames = append(o.frames, decodeFrames(f)...)
 	return true
 }
 
-// unpack returns the JSON objects of some frames that are sent as one.
-func unpack(f protocol.Frame) []map[string]any {
+// decodeFrames returns the JSON objects of some frames that are sent as one.
+func decodeFrames(f protocol.Frame) []map[string]any {
 	var all []map[string]any
 	for rest := []byte(f); len(rest) > 0; {
 		n := len(rest) - len(protocol.Payload(rest)) // the first header
@@ -160,46 +160,46 @@ func unpack(f protocol.Frame) []map[string]any {
 	return all
 }
 
-func (o *outlet) Queue(f protocol.Frame) bool { return o.Send(f) }
-func (o *outlet) Flush()                      {}
-func (o *outlet) Flushed(ctx context.Context) error {
-	if o.stuck == nil {
+func (o *recordingOutlet) Queue(f protocol.Frame) bool { return o.Send(f) }
+func (o *recordingOutlet) Flush()                      {}
+func (o *recordingOutlet) Flushed(ctx context.Context) error {
+	if o.blocked == nil {
 		return nil
 	}
 	select {
-	case <-o.stuck:
+	case <-o.blocked:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// world is one log, a wire, and some nodes.
-type world struct {
-	t     *testing.T
-	log   *memLog
-	wire  *wire
-	feed  *fakeFeed
-	nodes []*Hub
+// fixture is one log, a wire, and some nodes.
+type fixture struct {
+	t      *testing.T
+	log    *memLog
+	broker *lossyBroker
+	feed   *fakeFeed
+	nodes  []*Hub
 }
 
-func newWorld(t *testing.T, nodes int, tune ...func(*Config)) *world {
+func newFixture(t *testing.T, nodes int, tune ...func(*Config)) *fixture {
 	t.Helper()
 	l := &memLog{epoch: "e1", rooms: map[message.Room][]message.Message{}}
-	l.hubs = func(p *message.Publication) { p.Owner.(*ticket).hub.Settled([]*message.Publication{p}) }
-	w := &world{t: t, log: l, wire: &wire{}, feed: &fakeFeed{log: l}}
+	l.onComplete = func(p *message.Publication) { p.Opaque.(*pendingPublish).hub.Completed([]*message.Publication{p}) }
+	w := &fixture{t: t, log: l, broker: &lossyBroker{}, feed: &fakeFeed{log: l}}
 	for range nodes {
 		cfg := Config{
-			Log: l, Feed: w.feed, Batches: l, Directory: l, Broker: w.wire, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
+			Log: l, Feed: w.feed, Batches: l, Directory: l, Broker: w.broker, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
 			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		}
 		for _, f := range tune {
 			f(&cfg)
 		}
 		h := New(cfg)
-		l.settled = h.Settled // a batch is appended on the newest node, whichever asks
+		l.onBatchComplete = h.Completed // a batch is appended on the newest node, whichever asks
 		w.nodes = append(w.nodes, h)
-		w.wire.hubs = append(w.wire.hubs, h)
+		w.broker.hubs = append(w.broker.hubs, h)
 		t.Cleanup(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
@@ -213,7 +213,7 @@ func newWorld(t *testing.T, nodes int, tune ...func(*Config)) *world {
 
 // store puts messages in the log as if another node had stored them and its
 // broadcast had been lost.
-func (w *world) store(room message.Room, n int) {
+func (w *fixture) store(room message.Room, n int) {
 	w.log.mu.Lock()
 	defer w.log.mu.Unlock()
 	for range n {

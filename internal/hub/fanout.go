@@ -12,8 +12,8 @@ const (
 	// chunkBytes is about what one write takes to a member, so that a queue
 	// has time to empty between two.
 	chunkBytes = 64 << 10
-	// wideRoom is the size from which several goroutines share a room.
-	wideRoom = 1000
+	// parallelFanOutMembers is the size from which several goroutines share a room.
+	parallelFanOutMembers = 1000
 )
 
 // fanOut hands frames to every live member: several frames as one, encoded
@@ -32,15 +32,15 @@ func (t *topic) fanOut(frames []protocol.Frame) {
 			size += len(frames[n])
 			n++
 		}
-		t.spread(join(frames[:n]))
+		t.sendParallel(concatFrames(frames[:n]))
 		frames = frames[n:]
 	}
 }
 
-// spread sends one chunk to all, by several goroutines in a wide room. It waits
+// sendParallel sends one chunk to all, by several goroutines in a wide room. It waits
 // for them: the next chunk must not overtake this one.
-func (t *topic) spread(chunk protocol.Frame) {
-	workers := min(runtime.GOMAXPROCS(0), len(t.outlets)/wideRoom)
+func (t *topic) sendParallel(chunk protocol.Frame) {
+	workers := min(runtime.GOMAXPROCS(0), len(t.outlets)/parallelFanOutMembers)
 	if workers < 2 {
 		sendAll(t.outlets, chunk)
 		return
@@ -64,12 +64,12 @@ func sendAll(outlets []Outlet, chunk protocol.Frame) {
 }
 
 // observeDelivery counts how long the batch took since its commits, in seconds.
-func (h *Hub) observeDelivery(batch []entry) {
+func (h *Hub) observeDelivery(batch []roomFrame) {
 	now := time.Now().UnixMicro()
 	for i := range batch {
 		if batch[i].seq > 0 {
 			// Another node's clock may be ahead of ours.
-			h.metrics.delivery.Observe(max(0, float64(now-batch[i].bornAt)/1e6))
+			h.metrics.delivery.Observe(max(0, float64(now-batch[i].createdAt)/1e6))
 		}
 	}
 }

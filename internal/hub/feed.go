@@ -21,16 +21,16 @@ func (h *Hub) feedLoop() {
 	var cursor message.Cursor
 	var epoch message.Epoch
 	for failed := false; ; {
-		commits, err := h.commits(cursor)
+		commits, err := h.readCommits(cursor)
 		switch {
 		case err != nil:
 			if !failed && h.ctx.Err() == nil { // one line an outage
-				h.log.Warn("commit feed not read", "error", err)
+				h.logger.Warn("commit feed not read", "error", err)
 			}
 			failed = true
 		default:
 			failed = false
-			if h.follow(&commits, epoch) {
+			if h.applyCommits(&commits, epoch) {
 				cursor, epoch = commits.Next, commits.Epoch
 			}
 		}
@@ -42,40 +42,40 @@ func (h *Hub) feedLoop() {
 	}
 }
 
-// commits asks the feed, bounded in time.
-func (h *Hub) commits(cursor message.Cursor) (message.Commits, error) {
+// readCommits asks the feed, bounded in time.
+func (h *Hub) readCommits(cursor message.Cursor) (message.Commits, error) {
 	ctx, cancel := context.WithTimeout(h.ctx, logTimeout)
 	defer cancel()
 	return h.cfg.Feed.Commits(ctx, cursor)
 }
 
-// follow tells topics what was committed; false: it could not, ask again. The
+// applyCommits tells topics what was committed; false: it could not, ask again. The
 // first answer begins at its own moment: a room may be live since before it, on
 // a node whose feed came up late.
-func (h *Hub) follow(c *message.Commits, epoch message.Epoch) bool {
-	if c.Lost || c.Epoch != epoch {
+func (h *Hub) applyCommits(c *message.Commits, epoch message.Epoch) bool {
+	if c.Incomplete || c.Epoch != epoch {
 		return h.compareHeads()
 	}
 	for _, head := range c.Heads {
-		h.tell(head, c.Epoch)
+		h.notifyTopic(head, c.Epoch)
 	}
 	return true
 }
 
-// tell has a room's topic hear how far the log is. A head that was read before
+// notifyTopic has a room's topic hear how far the log is. A head that was read before
 // messages came by another way is below the topic's own position, and no news.
-func (h *Hub) tell(head message.Head, epoch message.Epoch) {
+func (h *Hub) notifyTopic(head message.Head, epoch message.Epoch) {
 	t := h.lookup(head.Room)
 	if t == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.hear(epoch, head.Seq)
-	t.mend(causeFeed)
+	t.recordCommitted(epoch, head.Seq)
+	t.scheduleRepair(causeFeed)
 }
 
-// compareHeads asks for the heads of all live rooms by name, a page at a time,
+// compareRoomHeads asks for the heads of all live rooms by name, a page at a time,
 // after an absence longer than the feed reaches back or in a new epoch. Rooms
 // that open meanwhile are not missed: they ask the log for themselves. The pages
 // are paced, so that a node that comes back is no burst for the database.
@@ -95,11 +95,11 @@ func (h *Hub) compareHeads() bool {
 		epoch, heads, err := h.cfg.Feed.Heads(ctx, rooms[:n])
 		cancel()
 		if err != nil {
-			h.log.Warn("heads not read", "error", err)
+			h.logger.Warn("heads not read", "error", err)
 			return false
 		}
 		for _, head := range heads {
-			h.tell(head, epoch)
+			h.notifyTopic(head, epoch)
 		}
 		rooms = rooms[n:]
 		// So 5,000 rooms take a tenth of a second at least.

@@ -31,8 +31,8 @@ type Log interface {
 	Read(context.Context, message.Range) (message.Page, error)
 }
 
-// A Feed tells what was committed, by whichever node.
-type Feed interface {
+// A CommitFeed tells what was committed, by whichever node.
+type CommitFeed interface {
 	// Commits returns what was committed from a cursor on, and the cursor to
 	// ask with next; nothing is ever skipped between the two.
 	Commits(context.Context, message.Cursor) (message.Commits, error)
@@ -68,8 +68,8 @@ type Outlet interface {
 // Config is what a hub needs; all of it but the durations and Presence is required.
 type Config struct {
 	Log       Log
-	Feed      Feed
-	Batches   Batches
+	Feed      CommitFeed
+	Batches   BatchAppender
 	Directory Directory
 	Broker    Broker
 	// Presence is nil where nobody keeps it; PresenceLimit is the most members
@@ -123,7 +123,7 @@ func (c *Config) defaults() {
 		c.MaxRooms = 1000
 	}
 	if c.bounds == (bounds{}) {
-		c.bounds = usualBounds()
+		c.bounds = defaultBounds()
 	}
 }
 
@@ -137,22 +137,22 @@ const (
 
 // A Hub is one node's rooms. Safe for concurrent use.
 type Hub struct {
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
-	boot    uint64 // names this process in payloads
-	ids     atomic.Uint64
-	seed    maphash.Seed
-	shards  [shardCount]shard
-	reads   reads
-	acks    mailbox[*Client]
+	cfg       Config
+	logger    *slog.Logger
+	metrics   *metrics
+	bootID    uint64 // names this process in payloads
+	ids       atomic.Uint64
+	seed      maphash.Seed
+	shards    [shardCount]shard
+	readSlots readSlots
+	acks      inbox[*Client]
 	// presences are on their way to Presence.
-	presences mailbox[message.PresenceChange]
-	canary    *canary // nil without a node's name
-	shop      repairShop
-	books     books
-	away      atomic.Bool  // the last read of the log failed
-	epoch     atomic.Value // the message.Epoch that was last logged as new
+	presenceChanges inbox[message.PresenceChange]
+	canary          *canary // nil without a node's name
+	repairQueue     repairQueue
+	memory          memoryUsage
+	logUnavailable  atomic.Bool  // the last read of the log failed
+	loggedEpoch     atomic.Value // the message.Epoch that was last logged as new
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -175,12 +175,12 @@ func New(cfg Config) *Hub {
 	var boot [8]byte
 	_, _ = rand.Read(boot[:]) // never fails: crypto/rand, since Go 1.24
 	h := &Hub{
-		cfg:     cfg,
-		log:     cfg.Logger.With("component", "hub"),
-		metrics: newMetrics(cfg.Registerer),
-		boot:    binary.BigEndian.Uint64(boot[:]),
-		seed:    maphash.MakeSeed(),
-		reads:   newReads(),
+		cfg:       cfg,
+		logger:    cfg.Logger.With("component", "hub"),
+		metrics:   newMetrics(cfg.Registerer),
+		bootID:    binary.BigEndian.Uint64(boot[:]),
+		seed:      maphash.MakeSeed(),
+		readSlots: newReadSlots(),
 	}
 	for i := range h.shards {
 		h.shards[i].topics = make(map[message.Room]*topic)
@@ -190,7 +190,7 @@ func New(cfg Config) *Hub {
 	h.spawn(h.sweepLoop)
 	if cfg.Node != "" {
 		h.canary = newCanary(h, cfg.Node)
-		h.metrics.watch(cfg.Registerer, h.canary)
+		h.metrics.registerCanaryAge(cfg.Registerer, h.canary)
 	}
 	return h
 }
@@ -255,7 +255,7 @@ func (h *Hub) acquire(room message.Room) *topic {
 		h.metrics.topics.Inc()
 		h.spawn(t.openLoop)
 	}
-	t.pins++
+	t.refCount++
 	return t
 }
 
@@ -265,7 +265,7 @@ func (h *Hub) release(t *topic) {
 	s := h.shard(t.room)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.pins--
+	t.refCount--
 	t.idleSince = time.Now()
 }
 
@@ -292,7 +292,7 @@ func (h *Hub) sweep(s *shard, now time.Time) {
 	for room, t := range s.topics {
 		// It lives on for as long as it was in use, at most TopicIdle: names
 		// that are only touched are not kept.
-		if t.pins > 0 || now.Sub(t.idleSince) < min(h.cfg.TopicIdle, t.idleSince.Sub(t.madeAt)) {
+		if t.refCount > 0 || now.Sub(t.idleSince) < min(h.cfg.TopicIdle, t.idleSince.Sub(t.createdAt)) {
 			continue
 		}
 		delete(s.topics, room)
@@ -307,7 +307,7 @@ func (h *Hub) sweep(s *shard, now time.Time) {
 // newID names a publication whose publisher did not: unique over nodes and
 // restarts by the boot id.
 func (h *Hub) newID() string {
-	b := strconv.AppendUint(make([]byte, 0, 28), h.boot, 36)
+	b := strconv.AppendUint(make([]byte, 0, 28), h.bootID, 36)
 	b = append(b, '-')
 	return string(strconv.AppendUint(b, h.ids.Add(1), 36))
 }

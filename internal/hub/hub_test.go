@@ -15,20 +15,20 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A person is a client of a test.
-type person struct {
+// A testClient is a client of a test.
+type testClient struct {
 	*Client
 	t   *testing.T
-	out *outlet
+	out *recordingOutlet
 }
 
-func (w *world) client(node int) *person {
-	o := &outlet{}
-	return &person{w.nodes[node].NewClient(o, ""), w.t, o}
+func (w *fixture) client(node int) *testClient {
+	o := &recordingOutlet{}
+	return &testClient{w.nodes[node].NewClient(o, ""), w.t, o}
 }
 
 // do sends a frame as the client would.
-func (p *person) do(frame string, args ...any) error {
+func (p *testClient) do(frame string, args ...any) error {
 	r, err := protocol.Decode(fmt.Appendf(nil, frame, args...))
 	if err != nil {
 		p.t.Fatalf("%s: %v", frame, err)
@@ -36,15 +36,15 @@ func (p *person) do(frame string, args ...any) error {
 	return p.Handle(context.Background(), &r)
 }
 
-func (p *person) must(frame string, args ...any) {
+func (p *testClient) must(frame string, args ...any) {
 	p.t.Helper()
 	if err := p.do(frame, args...); err != nil {
 		p.t.Fatalf("%s: %v", frame, err)
 	}
 }
 
-// saw is everything received of some types, in short: "joined 3", "message 4".
-func (p *person) saw(types ...string) []string {
+// received is everything received of some types, in short: "joined 3", "message 4".
+func (p *testClient) received(types ...string) []string {
 	p.out.mu.Lock()
 	defer p.out.mu.Unlock()
 	var got []string
@@ -68,8 +68,8 @@ func (p *person) saw(types ...string) []string {
 	return got
 }
 
-// sees waits until the client has received exactly this of the room's frames.
-func (p *person) sees(want ...string) {
+// expectFrames waits until the client has received exactly this of the room's frames.
+func (p *testClient) expectFrames(want ...string) {
 	p.t.Helper()
 	var got []string
 	defer func() {
@@ -78,7 +78,7 @@ func (p *person) sees(want ...string) {
 		}
 	}()
 	eventually(p.t, strings.Join(want, ", "), func() bool {
-		got = p.saw("joined", "left", "gap", "message", "error", "signal")
+		got = p.received("joined", "left", "gap", "message", "error", "signal")
 		return strings.Join(got, ",") == strings.Join(want, ",")
 	})
 }
@@ -92,48 +92,48 @@ func messages(from, to int) []string {
 }
 
 func TestAMessageReachesEveryMemberOnEveryNode(t *testing.T) {
-	w := newWorld(t, 2)
+	w := newFixture(t, 2)
 	a, b, other := w.client(0), w.client(1), w.client(1)
 	a.must(`{"type":"join","room":"r"}`)
 	b.must(`{"type":"join","room":"r"}`)
 	other.must(`{"type":"join","room":"elsewhere"}`)
-	for _, p := range []*person{a, b, other} {
-		p.sees("joined 0")
+	for _, p := range []*testClient{a, b, other} {
+		p.expectFrames("joined 0")
 	}
 	a.must(`{"type":"publish","ref":"1","room":"r","data":"hi","id":"x"}`)
 	b.must(`{"type":"publish","room":"r","data":"ho"}`)
 	want := append([]string{"joined 0"}, messages(1, 2)...)
-	a.sees(want...)
-	b.sees(want...)
-	if got := a.saw("ack"); len(got) != 1 || got[0] != "ack 1" {
+	a.expectFrames(want...)
+	b.expectFrames(want...)
+	if got := a.received("ack"); len(got) != 1 || got[0] != "ack 1" {
 		t.Errorf("publisher got %v, want one ack of 1", got)
 	}
-	other.sees("joined 0")
+	other.expectFrames("joined 0")
 }
 
 func TestPublishNeedsNoJoin(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newFixture(t, 1)
 	a := w.client(0)
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	eventually(t, "the ack", func() bool { return len(a.saw("ack")) == 1 })
-	a.sees()
+	eventually(t, "the ack", func() bool { return len(a.received("ack")) == 1 })
+	a.expectFrames()
 }
 
-func TestResumeFromMemoryAsksTheDatabaseNothing(t *testing.T) {
-	w := newWorld(t, 1)
+func TestResumeFromMemoryReadsNothingFromTheLog(t *testing.T) {
+	w := newFixture(t, 1)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	for range 5 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
-	a.sees(append([]string{"joined 0"}, messages(1, 5)...)...)
+	a.expectFrames(append([]string{"joined 0"}, messages(1, 5)...)...)
 	w.log.mu.Lock()
 	before := w.log.reads
 	w.log.mu.Unlock()
 	b := w.client(0)
 	b.must(`{"type":"join","room":"r","after":3,"epoch":"e1"}`)
-	b.sees("joined 5", "message 4", "message 5")
+	b.expectFrames("joined 5", "message 4", "message 5")
 	w.log.mu.Lock()
 	defer w.log.mu.Unlock()
 	if w.log.reads != before {
@@ -141,28 +141,28 @@ func TestResumeFromMemoryAsksTheDatabaseNothing(t *testing.T) {
 	}
 }
 
-func TestResumeFarBackComesPageByPage(t *testing.T) {
-	w := newWorld(t, 1)
+func TestResumeFromFarBackComesPageByPage(t *testing.T) {
+	w := newFixture(t, 1)
 	w.store("r", 950)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r","after":0}`)
-	a.sees(append([]string{"joined 950"}, messages(1, 950)...)...)
+	a.expectFrames(append([]string{"joined 950"}, messages(1, 950)...)...)
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees(append([]string{"joined 950"}, messages(1, 951)...)...)
+	a.expectFrames(append([]string{"joined 950"}, messages(1, 951)...)...)
 }
 
-func TestASlowJoinerGetsTheNextPageOnlyWhenTheLastOneLeft(t *testing.T) {
-	w := newWorld(t, 1)
+func TestASlowJoinerGetsTheNextPageOnlyAfterTheLastOneWasSent(t *testing.T) {
+	w := newFixture(t, 1)
 	w.store("r", 600)
-	page := usualBounds().pageFrames
+	page := defaultBounds().pageFrames
 	a := w.client(0)
-	a.out.stuck = make(chan struct{})
+	a.out.blocked = make(chan struct{})
 	a.must(`{"type":"join","room":"r","after":0}`)
-	a.sees(append([]string{"joined 600"}, messages(1, page)...)...)
-	a.out.stuck <- struct{}{}
-	a.sees(append([]string{"joined 600"}, messages(1, 2*page)...)...)
-	close(a.out.stuck)
-	a.sees(append([]string{"joined 600"}, messages(1, 600)...)...)
+	a.expectFrames(append([]string{"joined 600"}, messages(1, page)...)...)
+	a.out.blocked <- struct{}{}
+	a.expectFrames(append([]string{"joined 600"}, messages(1, 2*page)...)...)
+	close(a.out.blocked)
+	a.expectFrames(append([]string{"joined 600"}, messages(1, 600)...)...)
 }
 
 func TestGaps(t *testing.T) {
@@ -180,68 +180,68 @@ func TestGaps(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, 1)
+			w := newFixture(t, 1)
 			w.store("r", 10)
 			w.log.first = tt.first
 			a := w.client(0)
 			a.must(`{"type":"join","room":"r",%s}`, tt.join)
-			a.sees(tt.want...)
+			a.expectFrames(tt.want...)
 			a.must(`{"type":"publish","room":"r","data":1}`)
-			a.sees(append(tt.want, "message 11")...)
+			a.expectFrames(append(tt.want, "message 11")...)
 		})
 	}
 }
 
 func TestALostLastMessageIsFoundByTheCommitFeed(t *testing.T) {
-	w := newWorld(t, 2)
-	w.wire.lose = func([]byte) bool { return true }
+	w := newFixture(t, 2)
+	w.broker.drop = func([]byte) bool { return true }
 	a, b := w.client(0), w.client(1)
 	b.must(`{"type":"join","room":"r"}`)
-	b.sees("joined 0")
+	b.expectFrames("joined 0")
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	b.sees("joined 0", "message 1")
+	b.expectFrames("joined 0", "message 1")
 }
 
 func TestAHoleIsFilledFromTheLog(t *testing.T) {
-	w := newWorld(t, 2)
+	w := newFixture(t, 2)
 	w.feed.off = true
 	n := 0
-	w.wire.lose = func([]byte) bool { n++; return n == 2 }
+	w.broker.drop = func([]byte) bool { n++; return n == 2 }
 	a, b := w.client(0), w.client(1)
 	b.must(`{"type":"join","room":"r"}`)
-	b.sees("joined 0")
+	b.expectFrames("joined 0")
 	for range 4 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
-	b.sees(append([]string{"joined 0"}, messages(1, 4)...)...)
+	b.expectFrames(append([]string{"joined 0"}, messages(1, 4)...)...)
 }
 
 func TestSwappedAndRepeatedBroadcastsArriveOnceInOrder(t *testing.T) {
-	w := newWorld(t, 2)
+	w := newFixture(t, 2)
 	w.feed.off = true
 	var kept [][]byte
-	w.wire.lose = func(b []byte) bool { kept = append(kept, bytes.Clone(b)); return true }
+	w.broker.drop = func(b []byte) bool { kept = append(kept, bytes.Clone(b)); return true }
 	a, b := w.client(0), w.client(1)
 	b.must(`{"type":"join","room":"r"}`)
-	b.sees("joined 0")
+	b.expectFrames("joined 0")
 	for range 4 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
 	for _, i := range []int{1, 1, 0, 3, 2, 0, 3} {
 		w.nodes[1].Receive("r", kept[i])
 	}
-	b.sees(append([]string{"joined 0"}, messages(1, 4)...)...)
+	b.expectFrames(append([]string{"joined 0"}, messages(1, 4)...)...)
 }
 
-func TestMoreThanMemoryTurnsMembersIntoCatchingUp(t *testing.T) {
-	w := newWorld(t, 1)
+func TestMembersCatchUpFromTheLogWhenMoreThanAPageIsMissing(t *testing.T) {
+	w := newFixture(t, 1)
 	w.feed.off = true
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	w.store("r", 700) // another node's, and no broadcast came
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees(append([]string{"joined 0"}, messages(1, 701)...)...)
+	a.expectFrames(append([]string{"joined 0"}, messages(1, 701)...)...)
 	w.log.mu.Lock()
 	defer w.log.mu.Unlock()
 	if w.log.reads > 12 {
@@ -250,56 +250,56 @@ func TestMoreThanMemoryTurnsMembersIntoCatchingUp(t *testing.T) {
 }
 
 func TestANewEpochVoidsPositions(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newFixture(t, 1)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	for range 3 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
-	a.sees(append([]string{"joined 0"}, messages(1, 3)...)...)
+	a.expectFrames(append([]string{"joined 0"}, messages(1, 3)...)...)
 	w.log.mu.Lock()
 	w.log.epoch = "e2"
 	w.log.rooms["r"] = w.log.rooms["r"][:2]
 	w.log.mu.Unlock()
 	want := append(append([]string{"joined 0"}, messages(1, 3)...), "gap 1-2 epoch")
-	a.sees(want...)
+	a.expectFrames(want...)
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees(append(want, "message 3")...)
+	a.expectFrames(append(want, "message 3")...)
 }
 
 func TestNothingFollowsLeftAndASecondJoinReplacesTheFirst(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newFixture(t, 1)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees("joined 0", "message 1")
+	a.expectFrames("joined 0", "message 1")
 	a.must(`{"type":"join","room":"r","after":0}`)
-	a.sees("joined 0", "message 1", "joined 1", "message 1")
+	a.expectFrames("joined 0", "message 1", "joined 1", "message 1")
 	a.must(`{"type":"leave","room":"r"}`)
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	eventually(t, "both acks", func() bool { return len(a.saw("ack")) == 2 })
-	a.sees("joined 0", "message 1", "joined 1", "message 1", "left 1")
+	eventually(t, "both acks", func() bool { return len(a.received("ack")) == 2 })
+	a.expectFrames("joined 0", "message 1", "joined 1", "message 1", "left 1")
 	if err := a.do(`{"type":"leave","room":"r"}`); err == nil {
 		t.Error("left a room twice")
 	}
 }
 
-func TestSignalsReachWhoIsThereOnce(t *testing.T) {
-	w := newWorld(t, 2)
+func TestSignalsReachEachMemberOnce(t *testing.T) {
+	w := newFixture(t, 2)
 	a, b := w.client(0), w.client(1)
-	for _, p := range []*person{a, b} {
+	for _, p := range []*testClient{a, b} {
 		p.must(`{"type":"join","room":"r"}`)
-		p.sees("joined 0")
+		p.expectFrames("joined 0")
 	}
 	a.must(`{"type":"signal","room":"r","data":"typing"}`)
-	a.sees("joined 0", "signal typing")
-	b.sees("joined 0", "signal typing")
+	a.expectFrames("joined 0", "signal typing")
+	b.expectFrames("joined 0", "signal typing")
 }
 
-func TestBounds(t *testing.T) {
-	w := newWorld(t, 1)
+func TestRoomLimitAndReservedRooms(t *testing.T) {
+	w := newFixture(t, 1)
 	w.nodes[0].cfg.MaxRooms = 2
 	a := w.client(0)
 	for _, room := range []string{"a", "b", "a"} {
@@ -315,43 +315,43 @@ func TestBounds(t *testing.T) {
 		}
 	}
 	a.Close(true)
-	if a.InRooms() != 0 {
+	if a.RoomCount() != 0 {
 		t.Error("in rooms after the end")
 	}
 }
 
-func TestLogAwayMeansUnavailableAndNoLie(t *testing.T) {
-	w := newWorld(t, 1)
+func TestRequestsAreUnavailableWhileTheLogIsDown(t *testing.T) {
+	w := newFixture(t, 1)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	w.log.mu.Lock()
 	w.log.down = true
 	w.log.mu.Unlock()
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees("joined 0", "error unavailable")
+	a.expectFrames("joined 0", "error unavailable")
 	if err := a.do(`{"type":"history","room":"r"}`); protocol.ErrorFor(err).Code != protocol.CodeUnavailable {
 		t.Errorf("history: %v", err)
 	}
 }
 
-func TestAnIdleTopicGoesAndComesBack(t *testing.T) {
-	w := newWorld(t, 1)
+func TestAnIdleTopicIsClosedAndReopened(t *testing.T) {
+	w := newFixture(t, 1)
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	a.Close(true)
 	eventually(t, "the topic to go", func() bool { return w.nodes[0].lookup("r") == nil })
 	b := w.client(0)
 	b.must(`{"type":"join","room":"r"}`)
-	b.sees("joined 0")
+	b.expectFrames("joined 0")
 	if got := w.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 {
 		t.Errorf("rooms: %+v", got)
 	}
 }
 
 func FuzzPayload(f *testing.F) {
-	p := payload{kind: kindMessages, origin: 7, sentAt: 8, epoch: "e", entries: []entry{{seq: 1, frame: protocol.Signal("a", "", []byte("1"))}}}
+	p := payload{kind: kindMessages, origin: 7, sentAt: 8, epoch: "e", frames: []roomFrame{{seq: 1, frame: protocol.Signal("a", "", []byte("1"))}}}
 	f.Add(p.encode())
 	f.Add([]byte{1, 's'})
 	f.Fuzz(func(t *testing.T, b []byte) {

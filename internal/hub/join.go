@@ -36,16 +36,16 @@ type waiter struct {
 func (t *topic) openLoop() {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, subscribeTimeout)
 	if err := t.hub.cfg.Broker.Subscribe(ctx, t.room); err != nil {
-		t.hub.log.Debug("opened before its subscription", "room", t.room, "error", err)
+		t.hub.logger.Debug("opened before its subscription", "room", t.room, "error", err)
 	}
 	cancel()
-	for wait := firstRetry; !t.isClosed(); wait = min(2*wait, lastRetry) {
-		page, err := t.hub.read(t.hub.ctx, t.hub.reads.opens, message.Range{Room: t.room}, noBytes)
+	for wait := minRetry; !t.isClosed(); wait = min(2*wait, maxRetry) {
+		page, err := t.hub.read(t.hub.ctx, t.hub.readSlots.opens, message.Range{Room: t.room}, noBytes)
 		if err == nil {
-			t.begin(&page)
+			t.completeOpen(&page)
 			return
 		}
-		t.hub.log.Debug("room not opened", "room", t.room, "error", err)
+		t.hub.logger.Debug("room not opened", "room", t.room, "error", err)
 		if !t.hub.sleep(wait) {
 			return
 		}
@@ -61,10 +61,10 @@ func (t *topic) isClosed() bool {
 	return t.closed
 }
 
-// begin takes the log's word for where the room stands. Who waited joins there,
+// completeOpen takes the log's word for where the room stands. Who waited joins there,
 // and what was held since goes on from there, in that order: whoever joins from
 // now gets what was committed after the read.
-func (t *topic) begin(page *message.Page) {
+func (t *topic) completeOpen(page *message.Page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -72,10 +72,10 @@ func (t *topic) begin(page *message.Page) {
 	}
 	t.open = true
 	// What was heard before counts in this epoch or in none that is known yet.
-	if t.heard != "" && t.heard != page.Epoch {
-		t.doubts++ // the page, or what was heard, is of the past
+	if t.epochBeforeOpen != "" && t.epochBeforeOpen != page.Epoch {
+		t.epochMismatches++ // the page, or what was heard, is of the past
 	}
-	if t.doubts > t.settled {
+	if t.epochMismatches > t.mismatchesResolved {
 		t.target = 0 // of whichever epoch: the log is asked again
 	}
 	t.epoch, t.last, t.first = page.Epoch, page.Head, page.First
@@ -83,20 +83,20 @@ func (t *topic) begin(page *message.Page) {
 	for m, w := range t.waiters {
 		w.timeout.Stop()
 		if m.goLive(&w.progress) {
-			m.answered() // also where it left meanwhile
+			m.releaseJoinSlot() // also where it left meanwhile
 		} else {
-			m.client.lineUp(turn{member: m, progress: w.progress})
+			m.client.enqueueCatchUp(catchUpTask{member: m, progress: w.progress})
 		}
 	}
 	t.waiters = nil
-	t.fanOut(t.unhold(nil))
-	t.mend(causeHole)
+	t.fanOut(t.drainReorderBuffer(nil))
+	t.scheduleRepair(causeHole)
 }
 
-// enter makes the member live at once where it misses nothing. Else it waits
+// startJoin makes the member live at once where it misses nothing. Else it waits
 // for the topic to open, and for its turn; the client reads on meanwhile, but
-// for having maxJoins unanswered.
-func (m *member) enter(p progress) {
+// for having maxPendingJoins unanswered.
+func (m *member) startJoin(p progress) {
 	t := m.topic
 	t.mu.Lock()
 	// Who misses something takes turns with the client's other rooms, even where
@@ -107,11 +107,11 @@ func (m *member) enter(p progress) {
 	if live {
 		return
 	}
-	m.unanswered = m.client.awaitJoin() // without the lock: it may take a while
+	m.joinSlot = m.client.acquireJoinSlot() // without the lock: it may take a while
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open {
-		m.client.lineUp(turn{member: m, progress: p})
+		m.client.enqueueCatchUp(catchUpTask{member: m, progress: p})
 		return
 	}
 	if t.waiters == nil {
@@ -120,7 +120,7 @@ func (m *member) enter(p progress) {
 	t.waiters[m] = waiter{p, time.AfterFunc(openTimeout, func() { t.giveUp(m) })}
 }
 
-// giveUp refuses a member that has waited for the topic as long as a client
+// cancelWait refuses a member that has waited for the topic as long as a client
 // should for an answer. The topic goes on trying: the next join may be in time.
 func (t *topic) giveUp(m *member) {
 	t.mu.Lock()
@@ -155,9 +155,9 @@ func (m *member) goLive(p *progress) bool {
 		return false
 	}
 	var frames []protocol.Frame
-	if !m.announced {
-		m.proved = place{p.seq, t.epoch}
-		frames = append(frames, m.announce(t.epoch, t.last, min(t.first, t.last+1)))
+	if !m.joinedSent {
+		m.confirmedUpTo = position{p.seq, t.epoch}
+		frames = append(frames, m.markJoined(t.epoch, t.last, min(t.first, t.last+1)))
 	}
 	if n := int(t.last - p.seq); n > 0 {
 		t.hub.metrics.sent.Add(float64(n))
@@ -170,12 +170,12 @@ func (m *member) goLive(p *progress) bool {
 	return true
 }
 
-// announce returns the answer to the join; whatever else the room has for the
+// markJoined returns the answer to the join; whatever else the room has for the
 // member is sent after it. Caller holds mu.
-func (m *member) announce(epoch message.Epoch, head, first message.Seq) protocol.Frame {
-	m.announced = true
-	m.present(message.PresenceJoined)
-	m.answered()
+func (m *member) markJoined(epoch message.Epoch, head, first message.Seq) protocol.Frame {
+	m.joinedSent = true
+	m.reportPresence(message.PresenceJoined)
+	m.releaseJoinSlot()
 	f := protocol.Joined(m.ref, m.topic.room, epoch, head, first)
 	m.ref = ""
 	return f

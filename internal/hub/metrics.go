@@ -24,9 +24,9 @@ const (
 	resumeTrimmed = "trimmed" // in part: the oldest were no longer stored
 	resumeEpoch   = "epoch"   // not at all: the positions were void
 
-	dropSignal = "stale_signal" // it came too late to be worth anything
-	dropInbox  = "inbox_full"   // more than a topic may have waiting
-	dropHold   = "hold_full"    // more than may wait for what came before it
+	dropSignal        = "stale_signal" // it came too late to be worth anything
+	dropInbox         = "inbox_full"   // more than a topic may have waiting
+	dropReorderBuffer = "hold_full"    // more than may wait for what came before it
 )
 
 // metrics belong to one hub: a process may run several. Nothing here is labelled
@@ -106,7 +106,7 @@ func (m *metrics) zero() {
 	for _, cause := range []string{causeHole, causeFeed, causeEpoch, causeOverflow, causeAhead} {
 		m.repairs.WithLabelValues(cause)
 	}
-	for _, reason := range []string{dropSignal, dropInbox, dropHold} {
+	for _, reason := range []string{dropSignal, dropInbox, dropReorderBuffer} {
 		m.dropped.WithLabelValues(reason)
 	}
 }
@@ -116,15 +116,15 @@ func (m *metrics) zero() {
 // others by who reads the socket: one counter has them all.
 func (h *Hub) CountError(kind string) { h.metrics.errors.WithLabelValues(kind).Inc() }
 
-// refusal is how an error is told to a client; it is counted.
-func (h *Hub) refusal(err error) *protocol.Error {
+// clientError is how an error is told to a client; it is counted.
+func (h *Hub) clientError(err error) *protocol.Error {
 	e := protocol.ErrorFor(err)
 	h.CountError(e.Code)
 	return e
 }
 
-// watch tells how old the newest canary is that came back, by leg.
-func (*metrics) watch(reg prometheus.Registerer, c *canary) {
+// registerCanaryAge tells how old the newest canary is that came back, by leg.
+func (*metrics) registerCanaryAge(reg prometheus.Registerer, c *canary) {
 	for _, l := range []*leg{&c.local, &c.broker} {
 		promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "websocket_canary_age_seconds",

@@ -10,39 +10,39 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// pageKeep is how long a page is kept for whoever comes to the same position
+// pageCacheTTL is how long a page is kept for whoever comes to the same position
 // next: thousands who are behind in one room do not come at one moment. In one
 // epoch what a page holds never changes, only what it tells of the room's ends.
-const pageKeep = time.Second
+const pageCacheTTL = time.Second
 
-// A page is part of the log, each message encoded for itself: a repair puts
+// A encodedPage is part of the log, each message encoded for itself: a repair puts
 // them into the ring one by one.
-type page struct {
+type encodedPage struct {
 	message.Page // without its messages
-	entries      []entry
+	frames       []roomFrame
 }
 
 // A sharedPage is a page for all members who are at one position when it is
 // read, or soon after, encoded as one frame: all of them send the same bytes.
 // It counts towards the budget for as long as one of them has it, or it is kept.
 type sharedPage struct {
-	done chan struct{} // closed when what follows is there
-	err  error
-	page message.Page // without its messages
-	body protocol.Frame
-	n    message.Seq // messages in body
+	done  chan struct{} // closed when what follows is there
+	err   error
+	page  message.Page // without its messages
+	body  protocol.Frame
+	count message.Seq // messages in body
 
-	users int // guarded by topic.mu
+	refCount int // guarded by topic.mu
 }
 
-// errHole says that the log contradicts itself. It is asked again: delivering
+// errSkippedMessage says that the log contradicts itself. It is asked again: delivering
 // past a hole could not be taken back.
 var errHole = errors.New("the log returned a page with a hole")
 
-// borrow returns the page that follows a position; it is given back. A read
+// acquirePage returns the page that follows a position; it is given back. A read
 // that others share may have begun before the position was stored: where it
 // does not know the position, the log is asked again.
-func (t *topic) borrow(p *progress) (*sharedPage, error) {
+func (t *topic) acquirePage(p *progress) (*sharedPage, error) {
 	t.mu.Lock()
 	s := t.pages[p.seq]
 	shared := s != nil
@@ -53,95 +53,95 @@ func (t *topic) borrow(p *progress) (*sharedPage, error) {
 		}
 		t.pages[p.seq] = s
 	}
-	s.users++
+	s.refCount++
 	t.mu.Unlock()
 	// Whoever is first reads for all, outside the lock.
 	if shared {
 		<-s.done // bounded, as the read is
 	} else {
-		t.readFor(s, p.seq)
-		t.keepPage(s, p.seq)
+		t.readShared(s, p.seq)
+		t.cachePage(s, p.seq)
 	}
 	// A fresh read that does not know the position either is right: it is void.
 	if shared && s.err == nil && (s.page.Head < p.seq || p.epoch != "" && s.page.Epoch != p.epoch) {
-		t.giveBack(s)
-		s = &sharedPage{done: make(chan struct{}), users: 1}
-		t.readFor(s, p.seq)
+		t.releasePage(s)
+		s = &sharedPage{done: make(chan struct{}), refCount: 1}
+		t.readShared(s, p.seq)
 	}
 	if s.err != nil {
-		t.giveBack(s)
+		t.releasePage(s)
 		return nil, s.err
 	}
 	return s, nil
 }
 
-// readFor fills in a page for those who wait for it. How much it reads depends
+// readShared fills in a page for those who wait for it. How much it reads depends
 // on how much is on its way to members already.
-func (t *topic) readFor(s *sharedPage, after message.Seq) {
+func (t *topic) readShared(s *sharedPage, after message.Seq) {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, logTimeout)
 	defer cancel()
-	p, err := t.fetch(ctx, t.hub.reads.pages, after, t.hub.pageLimit)
+	p, err := t.fetch(ctx, t.hub.readSlots.pages, after, t.hub.pageLimit)
 	if s.err = err; err == nil {
-		frames := make([]protocol.Frame, len(p.entries))
-		for i := range p.entries {
-			frames[i] = p.entries[i].frame
+		frames := make([]protocol.Frame, len(p.frames))
+		for i := range p.frames {
+			frames[i] = p.frames[i].frame
 		}
-		s.page, s.n = p.Page, message.Seq(len(frames))
+		s.page, s.count = p.Page, message.Seq(len(frames))
 		if len(frames) > 0 {
-			s.body = join(frames)
+			s.body = concatFrames(frames)
 		}
-		t.hub.books.pages.Add(int64(len(s.body)))
+		t.hub.memory.pages.Add(int64(len(s.body)))
 	}
 	close(s.done)
 }
 
-// keepPage leaves a page to be found for a moment, in the budget. One without
+// cachePage leaves a page to be found for a moment, in the budget. One without
 // messages is not kept: whoever took it would be where it was before, and ask
 // for it again at once.
-func (t *topic) keepPage(s *sharedPage, after message.Seq) {
+func (t *topic) cachePage(s *sharedPage, after message.Seq) {
 	b := &t.hub.cfg.bounds
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s.n == 0 || t.hub.books.pages.Load() > b.pageBudget {
-		t.forgetPage(s, after)
+	if s.count == 0 || t.hub.memory.pages.Load() > b.pageBudget {
+		t.evictPage(s, after)
 		return
 	}
-	s.users++ // the timer's
-	time.AfterFunc(pageKeep, func() {
+	s.refCount++ // the timer's
+	time.AfterFunc(pageCacheTTL, func() {
 		t.mu.Lock()
-		t.forgetPage(s, after)
+		t.evictPage(s, after)
 		t.mu.Unlock()
-		t.giveBack(s)
+		t.releasePage(s)
 	})
 }
 
-// forgetPage has nobody find the page again. Caller holds mu.
-func (t *topic) forgetPage(s *sharedPage, after message.Seq) {
+// evictPage has nobody find the page again. Caller holds mu.
+func (t *topic) evictPage(s *sharedPage, after message.Seq) {
 	if t.pages[after] == s {
 		delete(t.pages, after)
 	}
 }
 
-// giveBack says that one of those who have a page is done with it. The last one
+// releasePage says that one of those who have a page is done with it. The last one
 // takes it off the books.
-func (t *topic) giveBack(s *sharedPage) {
+func (t *topic) releasePage(s *sharedPage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s.users--; s.users == 0 {
-		t.hub.books.pages.Add(-int64(len(s.body)))
+	if s.refCount--; s.refCount == 0 {
+		t.hub.memory.pages.Add(-int64(len(s.body)))
 	}
 }
 
 // fetch reads a page, encodes it, and checks that it has no hole. Ctx bounds
 // the wait for a free read of its kind.
-func (t *topic) fetch(ctx context.Context, kind chan struct{}, after message.Seq, size func() int) (*page, error) {
+func (t *topic) fetch(ctx context.Context, kind chan struct{}, after message.Seq, size func() int) (*encodedPage, error) {
 	r := message.Range{Room: t.room, After: after, Limit: t.hub.cfg.bounds.pageFrames}
 	got, err := t.hub.read(ctx, kind, r, size)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s after %d: %w", t.room, after, err)
 	}
 	// What is no longer stored is no hole: First says so.
-	p := &page{Page: got}
+	p := &encodedPage{Page: got}
 	next := max(after+1, got.First)
 	for i := range got.Messages {
 		m := &got.Messages[i]
@@ -149,11 +149,11 @@ func (t *topic) fetch(ctx context.Context, kind chan struct{}, after message.Seq
 			return nil, fmt.Errorf("%w: %s at %d, not %d", errHole, t.room, m.Seq, next)
 		}
 		next++
-		p.entries = append(p.entries, entry{
-			seq:    m.Seq,
-			epoch:  m.Epoch,
-			frame:  protocol.Message(m),
-			bornAt: m.At.UnixMicro(),
+		p.frames = append(p.frames, roomFrame{
+			seq:       m.Seq,
+			epoch:     m.Epoch,
+			frame:     protocol.Message(m),
+			createdAt: m.At.UnixMicro(),
 		})
 	}
 	if !got.More && next <= got.Head {

@@ -17,7 +17,7 @@ import (
 const (
 	payloadVersion = 1
 	payloadHeader  = 1 + 1 + 8 + 8 + 1
-	entryHeader    = 8 + 4
+	frameHeader    = 8 + 4
 
 	kindMessages = 'm'
 	kindSignal   = 's'
@@ -27,18 +27,18 @@ var errPayload = errors.New("payload of another version, or cut")
 
 // A payload is a decoded broadcast. Its frames share the memory it came in.
 type payload struct {
-	kind    byte
-	origin  uint64
-	sentAt  int64 // the sender's clock, Unix microseconds
-	epoch   message.Epoch
-	entries []entry
+	kind   byte
+	origin uint64
+	sentAt int64 // the sender's clock, Unix microseconds
+	epoch  message.Epoch
+	frames []roomFrame
 }
 
 // encode returns the bytes of p, in one allocation.
 func (p *payload) encode() []byte {
 	size := payloadHeader + len(p.epoch)
-	for i := range p.entries {
-		size += entryHeader + len(p.entries[i].frame)
+	for i := range p.frames {
+		size += frameHeader + len(p.frames[i].frame)
 	}
 	b := make([]byte, 0, size)
 	b = append(b, payloadVersion, p.kind)
@@ -46,10 +46,10 @@ func (p *payload) encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(p.sentAt))
 	b = append(b, byte(len(p.epoch)))
 	b = append(b, p.epoch...)
-	for i := range p.entries {
-		b = binary.BigEndian.AppendUint64(b, uint64(p.entries[i].seq))
-		b = binary.BigEndian.AppendUint32(b, uint32(len(p.entries[i].frame)))
-		b = append(b, p.entries[i].frame...)
+	for i := range p.frames {
+		b = binary.BigEndian.AppendUint64(b, uint64(p.frames[i].seq))
+		b = binary.BigEndian.AppendUint32(b, uint32(len(p.frames[i].frame)))
+		b = append(b, p.frames[i].frame...)
 	}
 	return b
 }
@@ -71,20 +71,20 @@ func decodePayload(b []byte) (payload, error) {
 	}
 	p.epoch = message.Epoch(b[:n])
 	for b = b[n:]; len(b) > 0; {
-		if len(b) < entryHeader {
+		if len(b) < frameHeader {
 			return p, errPayload
 		}
 		seq := message.Seq(binary.BigEndian.Uint64(b))
 		size := int(binary.BigEndian.Uint32(b[8:]))
-		b = b[entryHeader:]
+		b = b[frameHeader:]
 		if size > len(b) || seq < 0 || (seq == 0) != (p.kind == kindSignal) {
 			return p, errPayload
 		}
-		p.entries = append(p.entries, entry{
-			seq:    seq,
-			epoch:  p.epoch,
-			frame:  protocol.Frame(b[:size:size]), // no append reaches the next one
-			bornAt: p.sentAt,
+		p.frames = append(p.frames, roomFrame{
+			seq:       seq,
+			epoch:     p.epoch,
+			frame:     protocol.Frame(b[:size:size]), // no append reaches the next one
+			createdAt: p.sentAt,
 		})
 		b = b[size:]
 	}

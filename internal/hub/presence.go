@@ -19,9 +19,9 @@ type Presence interface {
 }
 
 const (
-	// presenceEvery is the least time between two frames that tell the members
+	// presenceInterval is the least time between two frames that tell the members
 	// of a room what changed.
-	presenceEvery = time.Second
+	presenceInterval = time.Second
 	// presenceTimeout bounds one look at who is in a room.
 	presenceTimeout = 2 * time.Second
 )
@@ -32,16 +32,16 @@ func (c *Client) SetSession(id message.SessionID, generation int64) {
 	c.session, c.generation = id, generation
 }
 
-// present has it told that the member came, or how it went. The caller holds
+// reportPresence has it told that the member came, or how it went. The caller holds
 // topic.mu: the telling is left to a goroutine.
-func (m *member) present(kind message.PresenceKind) {
+func (m *member) reportPresence(kind message.PresenceKind) {
 	c := m.client
 	if c.session == "" || c.hub.cfg.Presence == nil {
 		return
 	}
 	// Bounded by the joins and leaves that clients are let make; Change takes
 	// all of them at once.
-	c.hub.presences.put(message.PresenceChange{
+	c.hub.presenceChanges.put(message.PresenceChange{
 		Kind: kind, Room: m.topic.room, Session: c.session, User: c.user, Generation: c.generation,
 	}, 0, 0, c.hub.presenceLoop)
 }
@@ -49,7 +49,7 @@ func (m *member) present(kind message.PresenceKind) {
 // presenceLoop hands changes on while there are some.
 func (h *Hub) presenceLoop() {
 	for {
-		changes, ok := h.presences.take()
+		changes, ok := h.presenceChanges.dequeueAll()
 		if !ok {
 			return
 		}
@@ -57,9 +57,9 @@ func (h *Hub) presenceLoop() {
 	}
 }
 
-// Present returns who is in a room, on all nodes. An error wraps
+// RoomPresence returns who is in a room, on all nodes. An error wraps
 // message.ErrUnavailable where that can't be known now.
-func (h *Hub) Present(ctx context.Context, room message.Room) (message.Presence, error) {
+func (h *Hub) RoomPresence(ctx context.Context, room message.Room) (message.Presence, error) {
 	if h.cfg.Presence == nil {
 		return message.Presence{}, fmt.Errorf("who is in a room: %w: nobody keeps it", message.ErrUnavailable)
 	}
@@ -80,14 +80,14 @@ func (c *Client) presence(ctx context.Context, r *protocol.Request) error {
 	}
 	m := c.find(r.Room)
 	if m == nil {
-		p, err := c.hub.Present(ctx, r.Room)
+		p, err := c.hub.RoomPresence(ctx, r.Room)
 		if err != nil {
 			return err
 		}
-		c.out.Send(everybody(r.Room, &p).Encode(r.Ref))
+		c.out.Send(snapshotFrame(r.Room, &p).Encode(r.Ref))
 		return nil
 	}
-	return m.topic.watch(ctx, m, r.Ref)
+	return m.topic.watchPresence(ctx, m, r.Ref)
 }
 
 // find returns the client's place in a room, nil where it is not in it.
@@ -102,26 +102,26 @@ func (c *Client) find(room message.Room) *member {
 	return nil
 }
 
-// A watch is what the members of a topic know who asked for presence.
-type watch struct {
-	members map[*member]struct{}
-	told    message.Presence
-	again   bool // something may have changed since the last look
-	running bool // watchLoop is
+// A presenceWatch is what the members of a topic know who asked for presence.
+type presenceWatch struct {
+	watchers map[*member]struct{}
+	lastSent message.Presence
+	dirty    bool // something may have changed since the last look
+	running  bool // presenceRefreshLoop is
 }
 
-// watch answers a member who is in the room and tells it of changes from then
+// watchPresence answers a member who is in the room and tells it of changes from then
 // on. What it is told and what those are told who watch already is one look.
-func (t *topic) watch(ctx context.Context, m *member, ref protocol.Ref) error {
+func (t *topic) watchPresence(ctx context.Context, m *member, ref protocol.Ref) error {
 	select {
-	case t.looking <- struct{}{}:
-		defer func() { <-t.looking }()
+	case t.presenceLock <- struct{}{}:
+		defer func() { <-t.presenceLock }()
 	case <-ctx.Done():
 		return message.ErrUnavailable
 	case <-t.hub.ctx.Done():
 		return message.ErrClosed
 	}
-	p, err := t.hub.Present(ctx, t.room)
+	p, err := t.hub.RoomPresence(ctx, t.room)
 	if err != nil {
 		return err
 	}
@@ -130,20 +130,20 @@ func (t *topic) watch(ctx context.Context, m *member, ref protocol.Ref) error {
 	if m.state == memberGone {
 		return nil // left meanwhile: nothing of the room follows
 	}
-	t.tellPresence(&p)
-	m.client.out.Send(everybody(t.room, &p).Encode(ref))
-	if t.watching.members == nil {
-		t.watching.members = make(map[*member]struct{})
+	t.sendPresenceChanges(&p)
+	m.client.out.Send(snapshotFrame(t.room, &p).Encode(ref))
+	if t.presenceWatch.watchers == nil {
+		t.presenceWatch.watchers = make(map[*member]struct{})
 	}
-	t.watching.members[m] = struct{}{}
+	t.presenceWatch.watchers[m] = struct{}{}
 	return nil
 }
 
-// unwatch ends what a member is told. Caller holds mu.
-func (t *topic) unwatch(m *member) {
-	delete(t.watching.members, m)
-	if len(t.watching.members) == 0 {
-		t.watching.members, t.watching.told = nil, message.Presence{}
+// unwatchPresence ends what a member is told. Caller holds mu.
+func (t *topic) unwatchPresence(m *member) {
+	delete(t.presenceWatch.watchers, m)
+	if len(t.presenceWatch.watchers) == 0 {
+		t.presenceWatch.watchers, t.presenceWatch.lastSent = nil, message.Presence{}
 	}
 }
 
@@ -152,7 +152,7 @@ func (t *topic) unwatch(m *member) {
 func (h *Hub) PresenceChanged(rooms []message.Room) {
 	for _, room := range rooms {
 		if t := h.lookup(room); t != nil {
-			t.lookAgain()
+			t.schedulePresenceRefresh()
 		}
 	}
 	if len(rooms) > 0 {
@@ -162,104 +162,104 @@ func (h *Hub) PresenceChanged(rooms []message.Room) {
 		s := &h.shards[i]
 		s.mu.RLock()
 		for _, t := range s.topics {
-			t.lookAgain()
+			t.schedulePresenceRefresh()
 		}
 		s.mu.RUnlock()
 	}
 }
 
-// lookAgain plans a look at who is in the room, where somebody watches.
-func (t *topic) lookAgain() {
+// schedulePresenceRefresh plans a look at who is in the room, where somebody watches.
+func (t *topic) schedulePresenceRefresh() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.watching.members) == 0 {
+	if len(t.presenceWatch.watchers) == 0 {
 		return
 	}
-	t.watching.again = true
-	if !t.watching.running {
-		t.watching.running = true
-		t.hub.spawn(t.watchLoop)
+	t.presenceWatch.dirty = true
+	if !t.presenceWatch.running {
+		t.presenceWatch.running = true
+		t.hub.spawn(t.presenceRefreshLoop)
 	}
 }
 
-// watchLoop looks who is in the room, once a second at most, for as long as
+// presenceRefreshLoop looks who is in the room, once a second at most, for as long as
 // that may have changed and somebody watches.
-func (t *topic) watchLoop() {
-	for t.goesOn() {
-		if !t.look() {
+func (t *topic) presenceRefreshLoop() {
+	for t.nextPresenceRefresh() {
+		if !t.refreshPresence() {
 			t.mu.Lock()
-			t.watching.again = true
+			t.presenceWatch.dirty = true
 			t.mu.Unlock()
 		}
-		if !t.hub.sleep(presenceEvery) {
+		if !t.hub.sleep(presenceInterval) {
 			return
 		}
 	}
 }
 
-// goesOn says whether there is to be another look, and takes the reason for it.
-func (t *topic) goesOn() bool {
+// nextPresenceRefresh says whether there is to be another look, and takes the reason for it.
+func (t *topic) nextPresenceRefresh() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.watching.running = t.watching.again && len(t.watching.members) > 0 && !t.closed
-	t.watching.again = false
-	return t.watching.running
+	t.presenceWatch.running = t.presenceWatch.dirty && len(t.presenceWatch.watchers) > 0 && !t.closed
+	t.presenceWatch.dirty = false
+	return t.presenceWatch.running
 }
 
-// look tells the watching members what changed; false: it could not be seen.
-func (t *topic) look() bool {
+// refreshPresence tells the watching members what changed; false: it could not be seen.
+func (t *topic) refreshPresence() bool {
 	select {
-	case t.looking <- struct{}{}:
-		defer func() { <-t.looking }()
+	case t.presenceLock <- struct{}{}:
+		defer func() { <-t.presenceLock }()
 	case <-t.hub.ctx.Done():
 		return true
 	}
-	p, err := t.hub.Present(t.hub.ctx, t.room)
+	p, err := t.hub.RoomPresence(t.hub.ctx, t.room)
 	if err != nil {
-		t.hub.log.Debug("presence not read", "room", t.room, "error", err)
+		t.hub.logger.Debug("presence not read", "room", t.room, "error", err)
 		return false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tellPresence(&p)
+	t.sendPresenceChanges(&p)
 	return true
 }
 
-// tellPresence tells those who watch what is other than they were told. Caller
+// sendPresenceChanges tells those who watch what is other than they were told. Caller
 // holds mu, and the turn of looking.
-func (t *topic) tellPresence(p *message.Presence) {
-	before := t.watching.told
-	t.watching.told = *p
-	if len(t.watching.members) == 0 {
+func (t *topic) sendPresenceChanges(p *message.Presence) {
+	before := t.presenceWatch.lastSent
+	t.presenceWatch.lastSent = *p
+	if len(t.presenceWatch.watchers) == 0 {
 		return
 	}
-	f, changed := difference(t.room, &before, p)
+	f, changed := presenceDiff(t.room, &before, p)
 	if !changed {
 		return
 	}
 	encoded := f.Encode("")
-	for m := range t.watching.members {
+	for m := range t.presenceWatch.watchers {
 		m.client.out.Send(encoded)
 	}
 }
 
-// difference is the frame that leads from one presence to the next; false:
+// presenceDiff is the frame that leads from one presence to the next; false:
 // they are the same to who is told.
-func difference(room message.Room, before, now *message.Presence) (protocol.Presence, bool) {
-	if before.Members == nil || now.Members == nil {
+func presenceDiff(room message.Room, before, now *message.Presence) (protocol.Presence, bool) {
+	if before.Entries == nil || now.Entries == nil {
 		// One of the two is a count alone.
-		return everybody(room, now), before.Count != now.Count || before.Members == nil != (now.Members == nil)
+		return snapshotFrame(room, now), before.Count != now.Count || before.Entries == nil != (now.Entries == nil)
 	}
 	f := protocol.Presence{Room: room, Count: now.Count}
 	// Both are sorted by session.
-	old, cur := before.Members, now.Members
+	old, cur := before.Entries, now.Entries
 	for len(old) > 0 || len(cur) > 0 {
 		switch {
 		case len(cur) == 0 || len(old) > 0 && old[0].Session < cur[0].Session:
-			f.Left = append(f.Left, tell(old[0]))
+			f.Left = append(f.Left, wirePresenceEntry(old[0]))
 			old = old[1:]
 		case len(old) == 0 || cur[0].Session < old[0].Session:
-			f.Joined = append(f.Joined, tell(cur[0]))
+			f.Joined = append(f.Joined, wirePresenceEntry(cur[0]))
 			cur = cur[1:]
 		default:
 			old, cur = old[1:], cur[1:]
@@ -268,20 +268,20 @@ func difference(room message.Room, before, now *message.Presence) (protocol.Pres
 	return f, len(f.Joined)+len(f.Left) > 0
 }
 
-// everybody is the frame that tells all there is.
-func everybody(room message.Room, p *message.Presence) protocol.Presence {
+// snapshotFrame is the frame that tells all there is.
+func snapshotFrame(room message.Room, p *message.Presence) protocol.Presence {
 	f := protocol.Presence{Room: room, Count: p.Count}
-	if p.Members != nil {
-		f.Members = make([]protocol.Member, len(p.Members))
-		for i, m := range p.Members {
-			f.Members[i] = tell(m)
+	if p.Entries != nil {
+		f.Members = make([]protocol.PresenceEntry, len(p.Entries))
+		for i, m := range p.Entries {
+			f.Members[i] = wirePresenceEntry(m)
 		}
 	}
 	return f
 }
 
-func tell(m message.Member) protocol.Member {
-	t := protocol.Member{Session: string(m.Session)}
+func wirePresenceEntry(m message.PresenceEntry) protocol.PresenceEntry {
+	t := protocol.PresenceEntry{Session: string(m.Session)}
 	if m.User != "" {
 		t.User = &m.User
 	}

@@ -13,16 +13,16 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// register keeps who is in which room; the real one is tested with sessions.
-type register struct {
-	mu    sync.Mutex
-	rooms map[message.Room]map[message.SessionID]string
-	kinds []message.PresenceKind
-	asked int
-	down  bool
+// fakePresence keeps who is in which room; the real one is tested with sessions.
+type fakePresence struct {
+	mu      sync.Mutex
+	rooms   map[message.Room]map[message.SessionID]string
+	kinds   []message.PresenceKind
+	queries int
+	down    bool
 }
 
-func (p *register) Change(changes []message.PresenceChange) {
+func (p *fakePresence) Change(changes []message.PresenceChange) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range changes {
@@ -38,51 +38,51 @@ func (p *register) Change(changes []message.PresenceChange) {
 	}
 }
 
-func (p *register) Room(_ context.Context, room message.Room, limit int) (message.Presence, error) {
+func (p *fakePresence) Room(_ context.Context, room message.Room, limit int) (message.Presence, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.asked++; p.down {
+	if p.queries++; p.down {
 		return message.Presence{}, errors.New("planted: away")
 	}
-	all := message.Presence{Count: len(p.rooms[room]), Members: []message.Member{}}
+	all := message.Presence{Count: len(p.rooms[room]), Entries: []message.PresenceEntry{}}
 	for id, user := range p.rooms[room] {
-		all.Members = append(all.Members, message.Member{Session: id, User: user})
+		all.Entries = append(all.Entries, message.PresenceEntry{Session: id, User: user})
 	}
-	slices.SortFunc(all.Members, func(a, b message.Member) int { return strings.Compare(string(a.Session), string(b.Session)) })
+	slices.SortFunc(all.Entries, func(a, b message.PresenceEntry) int { return strings.Compare(string(a.Session), string(b.Session)) })
 	if all.Count > limit {
-		all.Members = nil
+		all.Entries = nil
 	}
 	return all, nil
 }
 
-func (p *register) count(room message.Room) int {
+func (p *fakePresence) count(room message.Room) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.rooms[room])
 }
 
-func (p *register) set(down bool) {
+func (p *fakePresence) setDown(down bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.down = down
 }
 
-func presenceWorld(t *testing.T) (*world, *register) {
+func newPresenceFixture(t *testing.T) (*fixture, *fakePresence) {
 	t.Helper()
-	p := &register{rooms: map[message.Room]map[message.SessionID]string{}}
-	return newWorld(t, 1, func(c *Config) { c.Presence, c.PresenceLimit = p, 3 }), p
+	p := &fakePresence{rooms: map[message.Room]map[message.SessionID]string{}}
+	return newFixture(t, 1, func(c *Config) { c.Presence, c.PresenceLimit = p, 3 }), p
 }
 
-// named is a client with a session.
-func (w *world) named(user string) *person {
+// clientWithSession is a client with a session.
+func (w *fixture) clientWithSession(user string) *testClient {
 	p := w.client(0)
 	p.Client = w.nodes[0].NewClient(p.out, user)
 	p.SetSession(message.SessionID("s-"+user), 1)
 	return p
 }
 
-// told is what a client was told of who is there, in short.
-func (p *person) told() (told []string) {
+// presenceFrames is what a client was told of who is there, in short.
+func (p *testClient) presenceFrames() (frames []string) {
 	p.out.mu.Lock()
 	defer p.out.mu.Unlock()
 	list := func(v any) string {
@@ -107,111 +107,111 @@ func (p *person) told() (told []string) {
 		if l, ok := f["left"]; ok {
 			s += " - " + list(l)
 		}
-		told = append(told, s)
+		frames = append(frames, s)
 	}
-	return told
+	return frames
 }
 
-func (p *person) isTold(want ...string) {
+func (p *testClient) expectPresence(want ...string) {
 	p.t.Helper()
-	eventually(p.t, fmt.Sprintf("presence %q", want), func() bool { return slices.Equal(p.told(), want) })
+	eventually(p.t, fmt.Sprintf("presence %q", want), func() bool { return slices.Equal(p.presenceFrames(), want) })
 }
 
-func TestWhoIsThereIsToldAndThenWhatChanges(t *testing.T) {
-	w, r := presenceWorld(t)
-	ann, bob := w.named("ann"), w.named("bob")
+func TestAWatcherGetsTheSnapshotAndThenTheChanges(t *testing.T) {
+	w, r := newPresenceFixture(t)
+	ann, bob := w.clientWithSession("ann"), w.clientWithSession("bob")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a","ref":"p"}`)
-	ann.isTold("1 = s-ann")
+	ann.expectPresence("1 = s-ann")
 	bob.must(`{"type":"join","room":"a"}`)
 	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
 	w.nodes[0].PresenceChanged([]message.Room{"a", "nowhere"})
-	ann.isTold("1 = s-ann", "2 + s-bob")
+	ann.expectPresence("1 = s-ann", "2 + s-bob")
 	w.nodes[0].PresenceChanged(nil) // any room may have changed; this one has not
 	bob.must(`{"type":"leave","room":"a"}`)
 	eventually(t, "bob to be gone", func() bool { return r.count("a") == 1 })
 	w.nodes[0].PresenceChanged(nil)
-	ann.isTold("1 = s-ann", "2 + s-bob", "1 - s-bob")
-	if got := bob.told(); got != nil {
+	ann.expectPresence("1 = s-ann", "2 + s-bob", "1 - s-bob")
+	if got := bob.presenceFrames(); got != nil {
 		t.Errorf("bob, who did not ask, was told %q", got)
 	}
 }
 
 // One look answers who asks and tells who watches: what each is told leads
 // from what it knew to what there is.
-func TestWhoAsksLaterAndWhoWatchesAreToldOfOneLook(t *testing.T) {
-	w, r := presenceWorld(t)
-	ann, bob := w.named("ann"), w.named("bob")
+func TestOneQueryAnswersTheRequesterAndTheWatchers(t *testing.T) {
+	w, r := newPresenceFixture(t)
+	ann, bob := w.clientWithSession("ann"), w.clientWithSession("bob")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a"}`)
 	bob.must(`{"type":"join","room":"a"}`)
 	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
 	bob.must(`{"type":"presence","room":"a"}`)
-	bob.isTold("2 = s-ann s-bob")
-	ann.isTold("1 = s-ann", "2 + s-bob")
+	bob.expectPresence("2 = s-ann s-bob")
+	ann.expectPresence("1 = s-ann", "2 + s-bob")
 	w.nodes[0].PresenceChanged([]message.Room{"a"}) // nothing has: nobody is told again
-	eventually(t, "another look", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.asked >= 3 })
-	bob.isTold("2 = s-ann s-bob")
+	eventually(t, "another look", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries >= 3 })
+	bob.expectPresence("2 = s-ann s-bob")
 }
 
-func TestManyAreCounted(t *testing.T) {
-	w, r := presenceWorld(t)
-	ann := w.named("ann")
+func TestPresenceIsACountAboveTheLimit(t *testing.T) {
+	w, r := newPresenceFixture(t)
+	ann := w.clientWithSession("ann")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a"}`)
-	crowd := []*person{w.named("b"), w.named("c"), w.named("d")}
-	for _, p := range crowd {
+	others := []*testClient{w.clientWithSession("b"), w.clientWithSession("c"), w.clientWithSession("d")}
+	for _, p := range others {
 		p.must(`{"type":"join","room":"a"}`)
 	}
 	eventually(t, "the crowd", func() bool { return r.count("a") == 4 })
 	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	ann.isTold("1 = s-ann", "4")
-	crowd[0].Close(true)
+	ann.expectPresence("1 = s-ann", "4")
+	others[0].Close(true)
 	eventually(t, "one to be gone", func() bool { return r.count("a") == 3 })
 	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	ann.isTold("1 = s-ann", "4", "3 = s-ann s-c s-d") // few enough again to be listed
+	ann.expectPresence("1 = s-ann", "4", "3 = s-ann s-c s-d") // few enough again to be listed
 }
 
-func TestAnybodyWhoMayReadCanAskOnce(t *testing.T) {
-	w, r := presenceWorld(t)
-	ann, eve := w.named("ann"), w.named("eve")
+func TestANonMemberGetsPresenceOnce(t *testing.T) {
+	w, r := newPresenceFixture(t)
+	ann, eve := w.clientWithSession("ann"), w.clientWithSession("eve")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	eve.must(`{"type":"presence","room":"a"}`)
-	eve.isTold("1 = s-ann")
+	eve.expectPresence("1 = s-ann")
 	ann.must(`{"type":"leave","room":"a"}`)
 	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	eve.isTold("1 = s-ann") // she is not in the room: no more is told
+	eve.expectPresence("1 = s-ann") // she is not in the room: no more is told
 }
 
-func TestNothingIsToldAfterLeft(t *testing.T) {
-	w, r := presenceWorld(t)
-	ann := w.named("ann")
+func TestNoPresenceIsSentAfterLeft(t *testing.T) {
+	w, r := newPresenceFixture(t)
+	ann := w.clientWithSession("ann")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a"}`)
 	ann.must(`{"type":"leave","room":"a"}`)
 	eventually(t, "ann to be gone", func() bool { return r.count("a") == 0 })
 	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	before := len(ann.told())
-	bob := w.named("bob")
+	before := len(ann.presenceFrames())
+	bob := w.clientWithSession("bob")
 	bob.must(`{"type":"join","room":"a"}`)
 	eventually(t, "bob to be present", func() bool { return r.count("a") == 1 })
 	w.nodes[0].PresenceChanged([]message.Room{"a"})
 	bob.must(`{"type":"presence","room":"a"}`)
-	bob.isTold("1 = s-bob")
-	if got := len(ann.told()); got != before {
+	bob.expectPresence("1 = s-bob")
+	if got := len(ann.presenceFrames()); got != before {
 		t.Errorf("told %d times after left", got-before)
 	}
 }
 
-func TestHowSessionsGoIsTold(t *testing.T) {
-	w, r := presenceWorld(t)
+func TestPresenceDistinguishesLeftFromDisconnected(t *testing.T) {
+	w, r := newPresenceFixture(t)
 	for _, how := range []string{"leave", "goodbye", "cut"} {
-		p := w.named(how)
+		p := w.clientWithSession(how)
 		p.must(`{"type":"join","room":"a"}`)
 		eventually(t, "presence", func() bool { return r.count("a") == 1 })
 		switch how {
@@ -224,35 +224,35 @@ func TestHowSessionsGoIsTold(t *testing.T) {
 	}
 	want := []message.PresenceKind{
 		message.PresenceJoined, message.PresenceLeft, message.PresenceJoined, message.PresenceLeft,
-		message.PresenceJoined, message.PresenceLost,
+		message.PresenceJoined, message.PresenceDisconnected,
 	}
 	if !slices.Equal(r.kinds, want) {
 		t.Errorf("told %v, want %v", r.kinds, want)
 	}
 }
 
-func TestPresenceAwayIsUnavailableAndComesBack(t *testing.T) {
-	w, r := presenceWorld(t)
-	ann := w.named("ann")
+func TestPresenceIsUnavailableDuringAnOutageAndRecovers(t *testing.T) {
+	w, r := newPresenceFixture(t)
+	ann := w.clientWithSession("ann")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
-	r.set(true)
+	r.setDown(true)
 	if err := ann.do(`{"type":"presence","room":"a"}`); !errors.Is(err, message.ErrUnavailable) {
 		t.Errorf("asked while away: %v", err)
 	}
-	r.set(false)
+	r.setDown(false)
 	ann.must(`{"type":"presence","room":"a"}`)
-	r.set(true)
-	w.named("bob").must(`{"type":"join","room":"a"}`)
+	r.setDown(true)
+	w.clientWithSession("bob").must(`{"type":"join","room":"a"}`)
 	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
 	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	eventually(t, "a look that fails", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.asked > 2 })
-	r.set(false) // nobody says again that something changed
-	ann.isTold("1 = s-ann", "2 + s-bob")
+	eventually(t, "a look that fails", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries > 2 })
+	r.setDown(false) // nobody says again that something changed
+	ann.expectPresence("1 = s-ann", "2 + s-bob")
 }
 
 func TestWithoutPresenceTheRequestIsUnknown(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newFixture(t, 1)
 	p := w.client(0)
 	p.must(`{"type":"join","room":"a"}`)
 	var e *protocol.Error
@@ -262,13 +262,13 @@ func TestWithoutPresenceTheRequestIsUnknown(t *testing.T) {
 }
 
 // However presence goes on, each frame leads from what was told to what is.
-func TestDifferencesLeadFromOneToTheNext(t *testing.T) {
+func TestPresenceDiff(t *testing.T) {
 	list := func(names string) *message.Presence {
-		p := &message.Presence{Members: []message.Member{}}
+		p := &message.Presence{Entries: []message.PresenceEntry{}}
 		for _, n := range strings.Fields(names) {
-			p.Members = append(p.Members, message.Member{Session: message.SessionID(n)})
+			p.Entries = append(p.Entries, message.PresenceEntry{Session: message.SessionID(n)})
 		}
-		p.Count = len(p.Members)
+		p.Count = len(p.Entries)
 		return p
 	}
 	for _, tt := range []struct{ before, now, want string }{
@@ -279,7 +279,7 @@ func TestDifferencesLeadFromOneToTheNext(t *testing.T) {
 		{"a c e", "b c d", "[b d] [a e]"},
 		{"a", "a b c", "[b c] []"},
 	} {
-		f, changed := difference("r", list(tt.before), list(tt.now))
+		f, changed := presenceDiff("r", list(tt.before), list(tt.now))
 		got := fmt.Sprint(changed)
 		if changed {
 			var joined, left []string

@@ -19,10 +19,10 @@ func TestPropertyEachMemberGetsExactlyItsSequence(t *testing.T) {
 		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				rapid.SyncTest(t, func(t *rapid.T) {
-					a := newArena(drawBounds(t), nodes, 2, 3)
+					a := newSimulation(drawBounds(t), nodes, 2, 3)
 					t.Cleanup(a.close)
 					t.Repeat(a.actions())
-					a.ending(t)
+					a.finish(t)
 				})
 			})
 		})
@@ -31,9 +31,9 @@ func TestPropertyEachMemberGetsExactlyItsSequence(t *testing.T) {
 
 // drawBounds may leave the topics of a node next to nothing together.
 func drawBounds(t *rapid.T) bounds {
-	b := tiny()
+	b := tinyBounds()
 	budget := rapid.SampledFrom([]int64{1 << 20, 1 << 20, 300})
-	b.earlyBudget = budget.Draw(t, "early")
+	b.undeliveredBudget = budget.Draw(t, "early")
 	b.ringBudget = budget.Draw(t, "rings")
 	b.pageBudget = budget.Draw(t, "pages")
 	return b
@@ -41,39 +41,41 @@ func drawBounds(t *rapid.T) bounds {
 
 // actions is what may happen. Each is one call, after which all that is due at
 // that instant has happened; time passes in "time" alone, and is virtual.
-func (a *arena) actions() map[string]func(*rapid.T) {
+func (a *simulation) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
-		"":         func(t *rapid.T) { a.rest(t) },
+		"":         func(t *rapid.T) { a.runDue(t) },
 		"commit":   a.drawCommit,
 		"resend":   a.drawResend,
-		"settle":   func(t *rapid.T) { a.settle(a.drawNode(t)) },
+		"settle":   func(t *rapid.T) { a.completeNext(a.drawNode(t)) },
 		"deliver":  a.drawDeliver,
 		"delivers": func(*rapid.T) { a.deliverAll() },
 		"signal":   a.drawSignal,
 		"time":     a.drawTime,
 		"join":     a.drawJoin,
 		"resume":   a.drawResume,
-		"leave":    func(t *rapid.T) { a.leave(a.drawPlayer(t), a.drawRoom(t)) },
-		"ping":     func(t *rapid.T) { a.ping(a.drawPlayer(t)) },
-		"pong":     func(t *rapid.T) { a.pong(a.drawPlayer(t)) },
-		"player":   a.drawPlayersFault,
-		"node":     a.drawNodesFault,
-		"log":      a.drawLogsFault,
-		"well":     func(*rapid.T) { a.well() },
+		"leave":    func(t *rapid.T) { a.leave(a.drawClient(t), a.drawRoom(t)) },
+		"ping":     func(t *rapid.T) { a.ping(a.drawClient(t)) },
+		"pong":     func(t *rapid.T) { a.pong(a.drawClient(t)) },
+		"player":   a.drawClientFault,
+		"node":     a.drawNodeFault,
+		"log":      a.drawLogFault,
+		"well":     func(*rapid.T) { a.clearFaults() },
 	}
 }
 
-func (a *arena) drawNode(t *rapid.T) int { return rapid.IntRange(0, len(a.nodes)-1).Draw(t, "node") }
-func (a *arena) drawPlayer(t *rapid.T) *player {
-	return a.players[rapid.IntRange(0, len(a.players)-1).Draw(t, "player")]
+func (a *simulation) drawNode(t *rapid.T) int {
+	return rapid.IntRange(0, len(a.nodes)-1).Draw(t, "node")
 }
-func (a *arena) drawRoom(t *rapid.T) message.Room {
+func (a *simulation) drawClient(t *rapid.T) *simClient {
+	return a.clients[rapid.IntRange(0, len(a.clients)-1).Draw(t, "player")]
+}
+func (a *simulation) drawRoom(t *rapid.T) message.Room {
 	return rapid.SampledFrom([]message.Room{a.rooms[0], a.rooms[0], a.rooms[1]}).Draw(t, "room")
 }
 
 // drawCommit stores messages by way of a node, which hears of it now, later, or
 // never: it may die between commit and broadcast.
-func (a *arena) drawCommit(t *rapid.T) {
+func (a *simulation) drawCommit(t *rapid.T) {
 	node, room := a.drawNode(t), a.drawRoom(t)
 	n := rapid.SampledFrom([]int{1, 1, 1, 2, 3, 5, 9}).Draw(t, "messages")
 	batch := a.log.commit(room, n, rapid.SampledFrom([]int{1, 1, 1, 150, 500}).Draw(t, "bytes"))
@@ -81,7 +83,7 @@ func (a *arena) drawCommit(t *rapid.T) {
 	case "now":
 		a.pending[node] = append(a.pending[node], batch)
 		for len(a.pending[node]) > 0 { // in order, as committed
-			a.settle(node)
+			a.completeNext(node)
 		}
 	case "later":
 		a.pending[node] = append(a.pending[node], batch)
@@ -89,17 +91,17 @@ func (a *arena) drawCommit(t *rapid.T) {
 }
 
 // drawResend settles a message once more, as for a publisher who lost the ack.
-func (a *arena) drawResend(t *rapid.T) {
+func (a *simulation) drawResend(t *rapid.T) {
 	node, room := a.drawNode(t), a.drawRoom(t)
 	if head, _ := a.log.head(a.log.epoch(), room); head > 0 {
 		seq := rapid.Int64Range(1, int64(head)).Draw(t, "seq")
-		a.nodes[node].Settled(a.log.again(room, message.Seq(seq)))
+		a.nodes[node].Completed(a.log.resend(room, message.Seq(seq)))
 	}
 }
 
 // drawDeliver delivers, repeats or loses any parcel of the post.
-func (a *arena) drawDeliver(t *rapid.T) {
-	n := a.post.waiting()
+func (a *simulation) drawDeliver(t *rapid.T) {
+	n := a.broker.queued()
 	if n == 0 {
 		return
 	}
@@ -110,32 +112,32 @@ func (a *arena) drawDeliver(t *rapid.T) {
 	case "keep":
 		a.deliver(i, true)
 	case "lose":
-		a.post.take(i, false)
+		a.broker.dequeue(i, false)
 	}
 }
 
-func (a *arena) deliverAll() {
-	for a.post.waiting() > 0 {
+func (a *simulation) deliverAll() {
+	for a.broker.queued() > 0 {
 		a.deliver(0, false)
 	}
 }
 
-func (a *arena) drawSignal(t *rapid.T) {
+func (a *simulation) drawSignal(t *rapid.T) {
 	a.nodes[a.drawNode(t)].Signal(a.drawRoom(t), "", []byte(`1`))
 }
 
-func (a *arena) drawTime(t *rapid.T) {
+func (a *simulation) drawTime(t *rapid.T) {
 	ms := rapid.SampledFrom([]int{1, 20, 30, 100, 251, 1100, 5300, 21000}).Draw(t, "ms")
 	time.Sleep(time.Duration(ms) * time.Millisecond)
 }
 
 // drawJoin joins from anywhere: also where the log never was.
-func (a *arena) drawJoin(t *rapid.T) {
-	p, node, room := a.drawPlayer(t), a.drawNode(t), a.drawRoom(t)
-	k := ask{}
+func (a *simulation) drawJoin(t *rapid.T) {
+	p, node, room := a.drawClient(t), a.drawNode(t), a.drawRoom(t)
+	k := pendingJoin{}
 	switch rapid.SampledFrom([]string{"now", "zero", "here", "elsewhere"}).Draw(t, "from") {
 	case "now":
-		k.now = true
+		k.fromNow = true
 	case "here":
 		k.from.epoch = a.log.epoch()
 		head, _ := a.log.head(k.from.epoch, room)
@@ -150,11 +152,11 @@ func (a *arena) drawJoin(t *rapid.T) {
 
 // drawResume joins from where the player is, on any node, as clients do that
 // come back.
-func (a *arena) drawResume(t *rapid.T) {
-	p, node, room := a.drawPlayer(t), a.drawNode(t), a.drawRoom(t)
+func (a *simulation) drawResume(t *rapid.T) {
+	p, node, room := a.drawClient(t), a.drawNode(t), a.drawRoom(t)
 	a.dial(p, node)
 	p.mu.Lock()
-	k := ask{from: p.seats[room].at}
+	k := pendingJoin{from: p.rooms[room].at}
 	p.mu.Unlock()
 	if k.from.seq == 0 {
 		k.from.epoch = ""
@@ -162,21 +164,21 @@ func (a *arena) drawResume(t *rapid.T) {
 	a.join(p, room, k)
 }
 
-func (a *arena) drawPlayersFault(t *rapid.T) {
-	p := a.drawPlayer(t)
+func (a *simulation) drawClientFault(t *rapid.T) {
+	p := a.drawClient(t)
 	switch rapid.SampledFrom([]string{"slow", "fast", "gone"}).Draw(t, "fault") {
 	case "slow":
-		p.stick()
+		p.makeSlow()
 	case "fast":
-		p.loose()
+		p.makeFast()
 	case "gone":
-		a.hangUp(p)
+		a.disconnect(p)
 	}
 }
 
-func (a *arena) drawNodesFault(t *rapid.T) {
+func (a *simulation) drawNodeFault(t *rapid.T) {
 	node := a.drawNode(t)
-	v, o := a.views[node], a.post.offices[node]
+	v, o := a.logViews[node], a.broker.nodes[node]
 	fault := rapid.SampledFrom([]string{"log away", "feed away", "log slow", "no subscriptions", "killed"}).Draw(t, "fault")
 	switch fault {
 	case "log away":
@@ -185,15 +187,15 @@ func (a *arena) drawNodesFault(t *rapid.T) {
 		v.set(func() { v.feedDown = true })
 	case "log slow":
 		ms := rapid.SampledFrom([]int{1, 40, 300, 2000, 6000}).Draw(t, "ms")
-		v.set(func() { v.slow = time.Duration(ms) * time.Millisecond })
+		v.set(func() { v.delay = time.Duration(ms) * time.Millisecond })
 	case "no subscriptions":
 		o.mu.Lock()
-		o.deaf = true
+		o.subscribeBlocked = true
 		o.mu.Unlock()
 	case "killed":
-		for _, p := range a.players {
+		for _, p := range a.clients {
 			if p.node == node {
-				a.hangUp(p)
+				a.disconnect(p)
 			}
 		}
 		a.stop(node)
@@ -202,14 +204,14 @@ func (a *arena) drawNodesFault(t *rapid.T) {
 	}
 }
 
-func (a *arena) drawLogsFault(t *rapid.T) {
+func (a *simulation) drawLogFault(t *rapid.T) {
 	switch rapid.SampledFrom([]string{"trimmed", "trimmed", "pruned", "restored"}).Draw(t, "fault") {
 	case "trimmed":
 		room := a.drawRoom(t)
 		head, _ := a.log.head(a.log.epoch(), room)
 		a.log.trim(room, message.Seq(rapid.Int64Range(1, int64(head)+1).Draw(t, "first")))
 	case "pruned":
-		a.log.prune(rapid.IntRange(0, 2).Draw(t, "rows"))
+		a.log.pruneFeed(rapid.IntRange(0, 2).Draw(t, "rows"))
 	case "restored":
 		heads := map[message.Room]int{}
 		for _, room := range a.rooms {
@@ -220,57 +222,57 @@ func (a *arena) drawLogsFault(t *rapid.T) {
 	}
 }
 
-// well ends what is wrong with the nodes' ways to the log and the broker.
-func (a *arena) well() {
-	a.excuse() // for what is under way
-	for i, v := range a.views {
-		v.set(func() { v.down, v.feedDown, v.slow = false, false, 0 })
+// clearFaults ends what is wrong with the nodes' ways to the log and the broker.
+func (a *simulation) clearFaults() {
+	a.extendGrace() // for what is under way
+	for i, v := range a.logViews {
+		v.set(func() { v.down, v.feedDown, v.delay = false, false, 0 })
 		var live []message.Room
 		for _, r := range a.nodes[i].Rooms() {
 			live = append(live, r.Room)
 		}
-		a.post.offices[i].hear(live)
+		a.broker.nodes[i].resubscribe(live)
 	}
 }
 
-// ending ends all faults, gives the nodes some seconds, and judges. The broker
+// finish ends all faults, gives the nodes some seconds, and judges. The broker
 // may have died for good.
-func (a *arena) ending(t *rapid.T) {
-	a.well()
-	for _, p := range a.players {
-		p.loose()
+func (a *simulation) finish(t *rapid.T) {
+	a.clearFaults()
+	for _, p := range a.clients {
+		p.makeFast()
 	}
 	if rapid.Bool().Draw(t, "broker lives") {
 		for i := range a.nodes {
 			for len(a.pending[i]) > 0 {
-				a.settle(i)
+				a.completeNext(i)
 			}
 		}
 		a.deliverAll()
 	}
-	a.settles(t, 8*time.Second)
-	for _, p := range a.players {
-		a.hangUp(p)
+	a.waitComplete(t, 8*time.Second)
+	for _, p := range a.clients {
+		a.disconnect(p)
 	}
 	time.Sleep(15 * time.Second) // TopicIdle, and a sweep
-	a.idle()
-	a.rest(t)
+	a.checkIdle()
+	a.runDue(t)
 }
 
-// settles waits until everybody has everything, so long at most.
-func (a *arena) settles(t rapid.TB, most time.Duration) {
+// waitComplete waits until everybody has everything, so long at most.
+func (a *simulation) waitComplete(t rapid.TB, most time.Duration) {
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		a.rest(t)
-		lack := ""
-		for _, p := range a.players {
-			lack = cmp.Or(lack, p.lacks())
+		a.runDue(t)
+		missing := ""
+		for _, p := range a.clients {
+			missing = cmp.Or(missing, p.missing())
 		}
-		lack = cmp.Or(lack, a.unrested())
-		if lack == "" {
+		missing = cmp.Or(missing, a.busyTopic())
+		if missing == "" {
 			return
 		}
 		if time.Since(began) > most {
-			t.Fatalf("after %v without a fault %s\n%s", most, lack, a.topics())
+			t.Fatalf("after %v without a fault %s\n%s", most, missing, a.describeTopics())
 		}
 	}
 }

@@ -9,11 +9,11 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// signalAge is how old a signal may get on its way between nodes.
-const signalAge = 10 * time.Second
+// maxSignalAge is how old a signal may get on its way between nodes.
+const maxSignalAge = 10 * time.Second
 
-// A ticket is a publication and who waits for it.
-type ticket struct {
+// A pendingPublish is a publication and who waits for it.
+type pendingPublish struct {
 	message.Publication
 	hub     *Hub
 	started time.Time
@@ -26,11 +26,11 @@ type ticket struct {
 // publish hands a draft to the log, once the client has a free slot. Every
 // append settles within the log's own bound, so the wait is bounded too.
 func (c *Client) publish(r *protocol.Request) {
-	if c.slots == nil {
-		c.slots = make(chan struct{}, c.hub.cfg.MaxInflight)
+	if c.publishSlots == nil {
+		c.publishSlots = make(chan struct{}, c.hub.cfg.MaxInflight)
 	}
-	c.slots <- struct{}{}
-	t := c.hub.newTicket(message.Draft{
+	c.publishSlots <- struct{}{}
+	t := c.hub.newPendingPublish(message.Draft{
 		Room: r.Room,
 		ID:   r.ID,
 		From: c.user,
@@ -43,7 +43,7 @@ func (c *Client) publish(r *protocol.Request) {
 // Publish stores a draft and waits for the outcome, at most until ctx ends;
 // then the outcome is unknown. The error may also be in the publication's Err.
 func (h *Hub) Publish(ctx context.Context, d message.Draft) (*message.Publication, error) {
-	t := h.newTicket(d)
+	t := h.newPendingPublish(d)
 	t.done = make(chan struct{})
 	h.cfg.Log.Append(&t.Publication)
 	select {
@@ -54,53 +54,53 @@ func (h *Hub) Publish(ctx context.Context, d message.Draft) (*message.Publicatio
 	}
 }
 
-// newTicket makes a publication that finds its publisher again when it settles.
-func (h *Hub) newTicket(d message.Draft) *ticket {
+// newPendingPublish makes a publication that finds its publisher again when it settles.
+func (h *Hub) newPendingPublish(d message.Draft) *pendingPublish {
 	if d.ID == "" {
 		// Named before it is stored, so that the log's own retry is safe.
 		d.ID = h.newID()
 	}
-	t := &ticket{hub: h, Publication: message.Publication{Draft: d}, started: time.Now()}
-	t.Owner = t
+	t := &pendingPublish{hub: h, Publication: message.Publication{Draft: d}, started: time.Now()}
+	t.Opaque = t
 	return t
 }
 
-// Settled takes the outcome of one room's publications of one batch, in the
+// Completed takes the outcome of one room's publications of one batch, in the
 // order of their seq, from the log's committer. Acks are queued first, then
 // members here get the messages, then other nodes. It does not block. Those of
 // [Hub.PublishBatch] have no ticket: their publisher is answered by it.
-func (h *Hub) Settled(batch []*message.Publication) {
+func (h *Hub) Completed(batch []*message.Publication) {
 	now := time.Now()
-	p := payload{kind: kindMessages, origin: h.boot, sentAt: now.UnixMicro()}
+	p := payload{kind: kindMessages, origin: h.bootID, sentAt: now.UnixMicro()}
 	for _, pub := range batch {
-		if t, ok := pub.Owner.(*ticket); ok {
+		if t, ok := pub.Opaque.(*pendingPublish); ok {
 			t.answer(now)
 		}
 		if pub.Err == nil {
 			p.add(pub)
 		}
 	}
-	if len(p.entries) > 0 {
+	if len(p.frames) > 0 {
 		h.deliver(batch[0].Room, &p)
 	}
 }
 
 // answer tells the publisher. An ack leaves with the message itself where the
 // publisher is a member, else with the next turn of ackLoop.
-func (t *ticket) answer(now time.Time) {
+func (t *pendingPublish) answer(now time.Time) {
 	if t.done != nil {
 		close(t.done)
 		return
 	}
 	var f protocol.Frame
 	if t.Err != nil {
-		f = t.hub.refusal(t.Err).Encode(t.ref, t.Room, t.ID)
+		f = t.hub.clientError(t.Err).Encode(t.ref, t.Room, t.ID)
 	} else {
 		f = protocol.Ack(t.ref, &t.Publication)
 		t.hub.metrics.publish.Observe(now.Sub(t.started).Seconds())
 	}
 	t.client.out.Queue(f)
-	<-t.client.slots
+	<-t.client.publishSlots
 	// Bounded by MaxInflight a client.
 	t.hub.acks.put(t.client, 0, 0, t.hub.ackLoop)
 }
@@ -108,7 +108,7 @@ func (t *ticket) answer(now time.Time) {
 // ackLoop writes out queued acks, off the committer's goroutine.
 func (h *Hub) ackLoop() {
 	for {
-		clients, ok := h.acks.take()
+		clients, ok := h.acks.dequeueAll()
 		if !ok {
 			return
 		}
@@ -121,11 +121,11 @@ func (h *Hub) ackLoop() {
 // signal hands an ephemeral event to who is in the room now, on any node.
 func (h *Hub) signal(room message.Room, from string, data []byte) {
 	now := time.Now().UnixMicro()
-	e := entry{frame: protocol.Signal(room, from, data), bornAt: now}
+	e := roomFrame{frame: protocol.Signal(room, from, data), createdAt: now}
 	if t := h.lookup(room); t != nil {
 		t.receive(e)
 	}
-	p := payload{kind: kindSignal, origin: h.boot, sentAt: now, entries: []entry{e}}
+	p := payload{kind: kindSignal, origin: h.bootID, sentAt: now, frames: []roomFrame{e}}
 	h.cfg.Broker.Publish(room, p.encode())
 }
 
@@ -136,13 +136,13 @@ func (h *Hub) Receive(room message.Room, b []byte) {
 		h.metrics.malformed.Inc()
 		return
 	}
-	if p.origin == h.boot {
+	if p.origin == h.bootID {
 		if h.canary != nil && room == h.canary.room {
-			h.canary.echoed(&p)
+			h.canary.recordEcho(&p)
 		}
 		return // our own, delivered before it was sent
 	}
-	if p.kind == kindSignal && time.Now().UnixMicro()-p.sentAt > signalAge.Microseconds() {
+	if p.kind == kindSignal && time.Now().UnixMicro()-p.sentAt > maxSignalAge.Microseconds() {
 		h.metrics.dropped.WithLabelValues(dropSignal).Inc()
 		return
 	}
@@ -150,7 +150,7 @@ func (h *Hub) Receive(room message.Room, b []byte) {
 	if t == nil {
 		return
 	}
-	for i := range p.entries {
-		t.receive(p.entries[i])
+	for i := range p.frames {
+		t.receive(p.frames[i])
 	}
 }

@@ -9,13 +9,13 @@ import (
 
 // A client's publishes under way are bounded: its reader waits for a commit
 // before it takes the next, and all are stored in the order sent.
-func TestAClientHasNoMorePublishesUnderWayThanItMay(t *testing.T) {
-	w := newWorld(t, 1)
+func TestAClientsInflightPublishesAreBounded(t *testing.T) {
+	w := newFixture(t, 1)
 	w.nodes[0].cfg.MaxInflight = 2
 	var mu sync.Mutex
 	most, waiting := 0, make(chan *message.Publication, 100)
-	settle := w.log.hubs
-	w.log.hubs = func(p *message.Publication) { // appended, not yet committed
+	complete := w.log.onComplete
+	w.log.onComplete = func(p *message.Publication) { // appended, not yet committed
 		mu.Lock()
 		defer mu.Unlock()
 		waiting <- p
@@ -30,10 +30,10 @@ func TestAClientHasNoMorePublishesUnderWayThanItMay(t *testing.T) {
 	}()
 	for range n {
 		// Two wait, until the last: the third is not even read.
-		settle(<-waiting)
+		complete(<-waiting)
 	}
-	eventually(t, "all acks", func() bool { return len(a.saw("ack")) == n })
-	for i, got := range a.saw("ack") {
+	eventually(t, "all acks", func() bool { return len(a.received("ack")) == n })
+	for i, got := range a.received("ack") {
 		if want := messages(i+1, i+1)[0][len("message "):]; got != "ack "+want {
 			t.Fatalf("ack %d is %q", i+1, got)
 		}

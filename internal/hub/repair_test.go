@@ -11,105 +11,105 @@ import (
 	"switchyard/internal/message"
 )
 
-// story plays what the property found, or might not find again soon, step by
+// scenario plays what the property found, or might not find again soon, step by
 // step and in virtual time. The judge reads along; in the end everybody must
 // have everything.
-func story(t *testing.T, nodes int, tell func(a *arena)) {
+func scenario(t *testing.T, nodes int, run func(a *simulation)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		a := newArena(tiny(), nodes, 2, 3)
+		a := newSimulation(tinyBounds(), nodes, 2, 3)
 		a.t = t
 		defer a.close()
-		tell(a)
-		a.settles(t, 8*time.Second)
+		run(a)
+		a.waitComplete(t, 8*time.Second)
 	})
 }
 
-// enters joins from now and waits until the player is in.
-func (a *arena) enters(p *player, node int, room message.Room) {
-	a.joins(p, node, room, ask{now: true})
+// joinAndWait joins from now and waits until the player is in.
+func (a *simulation) joinAndWait(p *simClient, node int, room message.Room) {
+	a.dialAndJoin(p, node, room, pendingJoin{fromNow: true})
 	time.Sleep(time.Second)
 }
 
-func (a *arena) joins(p *player, node int, room message.Room, k ask) {
+func (a *simulation) dialAndJoin(p *simClient, node int, room message.Room, k pendingJoin) {
 	a.dial(p, node)
 	a.join(p, room, k)
 	synctest.Wait()
 }
 
 // broadcast stores messages by way of a node, and hands them to everyone.
-func (a *arena) broadcast(node int, room message.Room, n int) {
+func (a *simulation) broadcast(node int, room message.Room, n int) {
 	a.pending[node] = append(a.pending[node], a.log.commit(room, n, 1))
-	a.settle(node)
+	a.completeNext(node)
 	a.deliverAll()
 	synctest.Wait()
 }
 
-func TestAfterZeroMissesNothingOfAnEpochThatTheNodeHasNotHeardOf(t *testing.T) {
-	story(t, 1, func(a *arena) {
+func TestJoinAfterZeroMissesNothingOfAnEpochUnknownToTheNode(t *testing.T) {
+	scenario(t, 1, func(a *simulation) {
 		a.log.commit("r1", 1, 1)
-		a.enters(a.players[0], 0, "r1") // its ring does not have the message
+		a.joinAndWait(a.clients[0], 0, "r1") // its ring does not have the message
 		a.log.restore(map[message.Room]int{"r1": 1})
 		a.log.commit("r1", 2, 1)
 		// Before the first message is the same place in every epoch: no gap.
-		a.joins(a.players[1], 0, "r1", ask{})
+		a.dialAndJoin(a.clients[1], 0, "r1", pendingJoin{})
 	})
 }
 
 // The feed's first answer begins when it is given; a room may be live before.
-func TestARoomThatIsLiveBeforeTheFeedIsCompared(t *testing.T) {
-	story(t, 1, func(a *arena) {
+func TestARoomThatIsLiveBeforeTheFirstFeedReadIsRepaired(t *testing.T) {
+	scenario(t, 1, func(a *simulation) {
 		a.stop(0)
-		a.views[0].set(func() { a.views[0].feedDown = true })
+		a.logViews[0].set(func() { a.logViews[0].feedDown = true })
 		a.start(0)
-		a.enters(a.players[0], 0, "r1")
+		a.joinAndWait(a.clients[0], 0, "r1")
 		a.log.commit("r1", 1, 1) // another node's, and its broadcast is lost
-		a.well()
+		a.clearFaults()
 	})
 }
 
-func TestJoinedNeverTellsAnOldestMessageBeyondTheNewest(t *testing.T) {
-	story(t, 1, func(a *arena) {
-		a.enters(a.players[0], 0, "r1")
+func TestJoinedNeverReportsAnOldestMessageBeyondTheNewest(t *testing.T) {
+	scenario(t, 1, func(a *simulation) {
+		a.joinAndWait(a.clients[0], 0, "r1")
 		a.log.commit("r1", 2, 1) // not heard of yet
 		a.log.trim("r1", 3)
-		a.joins(a.players[1], 0, "r1", ask{from: position{"e1", 1}}) // reads the log
-		a.joins(a.players[2], 0, "r1", ask{now: true})
+		a.dialAndJoin(a.clients[1], 0, "r1", pendingJoin{from: modelPosition{"e1", 1}}) // reads the log
+		a.dialAndJoin(a.clients[2], 0, "r1", pendingJoin{fromNow: true})
 	})
 }
 
-func TestARoomThatIsGoneKeepsNothingOnTheBooks(t *testing.T) {
-	story(t, 1, func(a *arena) {
-		a.views[0].set(func() { a.views[0].slow = 2 * time.Second })
-		a.joins(a.players[0], 0, "r1", ask{now: true})
+func TestAClosedTopicReleasesItsMemory(t *testing.T) {
+	scenario(t, 1, func(a *simulation) {
+		a.logViews[0].set(func() { a.logViews[0].delay = 2 * time.Second })
+		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true})
 		a.broadcast(0, "r1", 1) // held until the room opens
-		a.leave(a.players[0], "r1")
+		a.leave(a.clients[0], "r1")
 		time.Sleep(30 * time.Second)
-		a.idle()
+		a.checkIdle()
 	})
 }
 
-func TestANewEpochToldOfWhileARoomOpensIsNotForgotten(t *testing.T) {
-	story(t, 1, func(a *arena) {
-		a.views[0].set(func() { a.views[0].slow = 300 * time.Millisecond })
-		a.joins(a.players[0], 0, "r1", ask{now: true}) // reads in the old epoch
+func TestANewEpochSeenWhileATopicOpensIsNotForgotten(t *testing.T) {
+	scenario(t, 1, func(a *simulation) {
+		a.logViews[0].set(func() { a.logViews[0].delay = 300 * time.Millisecond })
+		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true}) // reads in the old epoch
 		a.log.restore(nil)
-		a.well()
+		a.clearFaults()
 	})
 }
 
 // A message of a past epoch says nothing about the seqs of this one, whether
 // the inbox takes it or is full, and whether the room is open or not.
-func TestALateMessageOfAPastEpochHidesNothing(t *testing.T) {
-	story(t, 2, func(a *arena) {
-		a.enters(a.players[0], 0, "r1")
+func TestALateMessageOfAPastEpochCausesNoLoss(t *testing.T) {
+	scenario(t, 2, func(a *simulation) {
+		a.joinAndWait(a.clients[0], 0, "r1")
 		late := a.log.commit("r1", 9, 500) // more than an inbox takes
 		a.log.restore(map[message.Room]int{"r1": 3})
 		time.Sleep(time.Second) // the node has heard of it
-		for _, v := range a.views {
-			v.set(func() { v.feedDown, v.slow = true, 40*time.Millisecond })
+		for _, v := range a.logViews {
+			v.set(func() { v.feedDown, v.delay = true, 40*time.Millisecond })
 		}
-		a.nodes[1].Settled(late)
+		a.nodes[1].Completed(late)
 		a.deliverAll() // a repair begins, whose page ends at 3
 		time.Sleep(30 * time.Millisecond)
 		a.log.commit("r1", 1, 1) // lost
@@ -117,13 +117,13 @@ func TestALateMessageOfAPastEpochHidesNothing(t *testing.T) {
 	})
 }
 
-func TestAMessageOfAPastEpochBeforeTheRoomIsOpenHidesNothing(t *testing.T) {
-	story(t, 2, func(a *arena) {
+func TestAMessageOfAPastEpochBeforeTheTopicOpensCausesNoLoss(t *testing.T) {
+	scenario(t, 2, func(a *simulation) {
 		late := a.log.commit("r1", 9, 1)
 		a.log.restore(map[message.Room]int{"r1": 3})
-		a.views[0].set(func() { a.views[0].slow, a.views[0].feedDown = 40*time.Millisecond, true })
-		a.joins(a.players[0], 0, "r1", ask{now: true})
-		a.nodes[1].Settled(late)
+		a.logViews[0].set(func() { a.logViews[0].delay, a.logViews[0].feedDown = 40*time.Millisecond, true })
+		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true})
+		a.nodes[1].Completed(late)
 		a.deliverAll()
 		time.Sleep(70 * time.Millisecond) // open, and a repair is under way
 		a.log.commit("r1", 1, 1)
@@ -132,29 +132,29 @@ func TestAMessageOfAPastEpochBeforeTheRoomIsOpenHidesNothing(t *testing.T) {
 }
 
 // A room gets more at once than its inbox takes; nothing else tells of it.
-func TestWhatAFullInboxDropsIsFetched(t *testing.T) {
-	story(t, 2, func(a *arena) {
-		a.enters(a.players[0], 0, "r1")
-		v := a.views[0]
+func TestMessagesDroppedByAFullInboxAreFetched(t *testing.T) {
+	scenario(t, 2, func(a *simulation) {
+		a.joinAndWait(a.clients[0], 0, "r1")
+		v := a.logViews[0]
 		v.set(func() { v.feedDown = true })
-		a.nodes[1].Settled(a.log.commit("r1", 9, 500))
+		a.nodes[1].Completed(a.log.commit("r1", 9, 500))
 		a.deliverAll()
-		a.settles(a.t, time.Second)
+		a.waitComplete(a.t, time.Second)
 	})
 }
 
 // Without a broker a message takes the feed's interval and the moment that a
 // hole has to fill by itself, at most.
-func TestWithoutABrokerDeliveryTakesTheFeedsTime(t *testing.T) {
-	story(t, 2, func(a *arena) {
-		a.enters(a.players[0], 0, "r1")
+func TestWithoutABrokerDeliveryTakesOneFeedInterval(t *testing.T) {
+	scenario(t, 2, func(a *simulation) {
+		a.joinAndWait(a.clients[0], 0, "r1")
 		worst := time.Duration(0)
 		for i := range 50 {
 			time.Sleep(time.Duration(i*7) * time.Millisecond)
-			a.nodes[1].Settled(a.log.commit("r1", 1, 1))
-			a.post.lose()
+			a.nodes[1].Completed(a.log.commit("r1", 1, 1))
+			a.broker.dropAll()
 			began := time.Now()
-			for a.players[0].lacks() != "" {
+			for a.clients[0].missing() != "" {
 				time.Sleep(time.Millisecond)
 				synctest.Wait()
 			}
@@ -168,12 +168,12 @@ func TestWithoutABrokerDeliveryTakesTheFeedsTime(t *testing.T) {
 
 // Two broadcasts that overtake each other cost no read; one that is lost costs
 // one, whatever the number of members.
-func TestASwapCostsNoReadAndAHoleCostsOne(t *testing.T) {
-	story(t, 2, func(a *arena) {
-		for _, p := range a.players {
-			a.enters(p, 0, "r1")
+func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
+	scenario(t, 2, func(a *simulation) {
+		for _, p := range a.clients {
+			a.joinAndWait(p, 0, "r1")
 		}
-		v := a.views[0]
+		v := a.logViews[0]
 		v.set(func() { v.feedDown = true })
 		time.Sleep(time.Second)
 		reads := func() int {
@@ -183,17 +183,17 @@ func TestASwapCostsNoReadAndAHoleCostsOne(t *testing.T) {
 		}
 		before := reads()
 		first, second := a.log.commit("r1", 1, 1), a.log.commit("r1", 1, 1)
-		a.nodes[1].Settled(second)
+		a.nodes[1].Completed(second)
 		a.deliverAll()
 		time.Sleep(10 * time.Millisecond) // less than a hole is given
-		a.nodes[1].Settled(first)
+		a.nodes[1].Completed(first)
 		a.deliverAll()
 		time.Sleep(time.Second)
 		if got := reads() - before; got != 0 {
 			t.Errorf("a swap cost %d reads", got)
 		}
 		a.log.commit("r1", 1, 1)
-		a.nodes[1].Settled(a.log.commit("r1", 1, 1))
+		a.nodes[1].Completed(a.log.commit("r1", 1, 1))
 		a.deliverAll()
 		time.Sleep(time.Second)
 		if got := reads() - before; got != 1 {
@@ -202,8 +202,8 @@ func TestASwapCostsNoReadAndAHoleCostsOne(t *testing.T) {
 	})
 }
 
-// claim hands a node a message that its log does not have.
-func (w *world) claim(node int, room message.Room, seq message.Seq) {
+// receiveUnstored hands a node a message that its log does not have.
+func (w *fixture) receiveUnstored(node int, room message.Room, seq message.Seq) {
 	p := payload{kind: kindMessages, origin: 1}
 	p.add(&message.Publication{Draft: message.Draft{Room: room, ID: "claimed", Data: []byte(`0`)}, Epoch: w.log.epoch, Seq: seq})
 	w.nodes[node].Receive(room, p.encode())
@@ -212,76 +212,76 @@ func (w *world) claim(node int, room message.Room, seq message.Seq) {
 // Only a copy of its files under a running service takes a log back without a
 // new epoch. Then what was delivered is void, and members are told.
 func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newFixture(t, 1)
 	w.feed.off = true
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	for range 5 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
 	want := append([]string{"joined 0"}, messages(1, 5)...)
-	a.sees(want...)
+	a.expectFrames(want...)
 	w.log.mu.Lock()
 	w.log.rooms["r"] = w.log.rooms["r"][:2]
 	w.log.mu.Unlock()
-	w.claim(0, "r", 7)
+	w.receiveUnstored(0, "r", 7)
 	want = append(want, "gap 1-2 epoch")
-	a.sees(want...)
+	a.expectFrames(want...)
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees(append(want, "message 3")...)
+	a.expectFrames(append(want, "message 3")...)
 }
 
-func TestAMessageThatTheLogDoesNotHaveIsGivenUp(t *testing.T) {
-	w := newWorld(t, 1)
+func TestAMessageMissingFromTheLogIsAbandoned(t *testing.T) {
+	w := newFixture(t, 1)
 	w.feed.off = true
 	a := w.client(0)
 	a.must(`{"type":"join","room":"r"}`)
-	a.sees("joined 0")
+	a.expectFrames("joined 0")
 	w.store("r", 2) // not heard of
-	w.claim(0, "r", 9)
-	a.sees("joined 0", "message 1", "message 2") // what there is comes all the same
+	w.receiveUnstored(0, "r", 9)
+	a.expectFrames("joined 0", "message 1", "message 2") // what there is comes all the same
 	eventually(t, "the topic to be at rest", func() bool {
 		s := w.nodes[0].Rooms()[0]
 		return s.Held == 0 && s.Behind == 0
 	})
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.sees(append([]string{"joined 0"}, messages(1, 3)...)...)
+	a.expectFrames(append([]string{"joined 0"}, messages(1, 3)...)...)
 }
 
-// A torn log leaves a message out of its pages, in the middle or at the end,
+// A logWithHole log leaves a message out of its pages, in the middle or at the end,
 // while it is told to.
-type torn struct {
+type logWithHole struct {
 	*memLog
-	without atomic.Int64
-	asked   atomic.Int64
+	omitted   atomic.Int64
+	omissions atomic.Int64
 }
 
-func (l *torn) Read(ctx context.Context, r message.Range) (message.Page, error) {
+func (l *logWithHole) Read(ctx context.Context, r message.Range) (message.Page, error) {
 	p, err := l.memLog.Read(ctx, r)
 	p.Messages = slices.DeleteFunc(p.Messages, func(m message.Message) bool {
-		if int64(m.Seq) != l.without.Load() {
+		if int64(m.Seq) != l.omitted.Load() {
 			return false
 		}
-		l.asked.Add(1)
+		l.omissions.Add(1)
 		return true
 	})
 	return p, err
 }
 
-func TestAPageWithAHoleIsNotBelieved(t *testing.T) {
+func TestAPageWithAHoleIsReadAgain(t *testing.T) {
 	for _, without := range []int64{2, 4} {
-		w := newWorld(t, 1)
-		l := &torn{memLog: w.log}
-		l.without.Store(without)
+		w := newFixture(t, 1)
+		l := &logWithHole{memLog: w.log}
+		l.omitted.Store(without)
 		w.nodes[0].cfg.Log = l
 		a := w.client(0)
 		a.must(`{"type":"join","room":"r"}`)
-		a.sees("joined 0")
+		a.expectFrames("joined 0")
 		w.store("r", 4)
-		eventually(t, "a torn page", func() bool { return l.asked.Load() > 0 })
-		a.sees("joined 0")
-		l.without.Store(0)
-		a.sees(append([]string{"joined 0"}, messages(1, 4)...)...)
+		eventually(t, "a torn page", func() bool { return l.omissions.Load() > 0 })
+		a.expectFrames("joined 0")
+		l.omitted.Store(0)
+		a.expectFrames(append([]string{"joined 0"}, messages(1, 4)...)...)
 	}
 }

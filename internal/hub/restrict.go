@@ -5,9 +5,9 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// errNoLonger tells who is taken out of a room; it goes before the left that
+// errAccessRevoked tells who is taken out of a room; it goes before the left that
 // nobody asked for.
-var errNoLonger = &protocol.Error{Code: protocol.CodeForbidden, Message: "the new token does not open this room any more"}
+var errAccessRevoked = &protocol.Error{Code: protocol.CodeForbidden, Message: "the new token does not open this room any more"}
 
 // Restrict takes the client out of every room that it may not be in any more,
 // and tells it of each: an error, as the answer to a join that is not done, and
@@ -27,6 +27,6 @@ func (c *Client) Restrict(may func(message.Room) bool) {
 	c.rooms = kept
 	c.mu.Unlock()
 	for _, m := range gone {
-		m.retire(new(protocol.Ref), errNoLonger, message.PresenceLeft)
+		m.retire(new(protocol.Ref), errAccessRevoked, message.PresenceLeft)
 	}
 }

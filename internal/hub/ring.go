@@ -20,15 +20,15 @@ func (r *ring) len() int { return len(r.frames) - r.start }
 
 // push adds the newest frame and lets go of the oldest over the bounds: most
 // frames, and limit bytes. A frame larger than that leaves the ring empty.
-func (r *ring) push(f protocol.Frame, most, limit int) {
+func (r *ring) push(f protocol.Frame, maxFrames, maxBytes int) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f)
-	for r.len() > most || r.bytes > limit {
+	for r.len() > maxFrames || r.bytes > maxBytes {
 		r.bytes -= len(r.frames[r.start])
 		r.frames[r.start] = nil // for the collector
 		r.start++
 	}
-	if r.start > most { // move down once in so many pushes
+	if r.start > maxFrames { // move down once in so many pushes
 		n := copy(r.frames, r.frames[r.start:])
 		clear(r.frames[n:])
 		r.frames, r.start = r.frames[:n], 0
@@ -45,9 +45,9 @@ func (r *ring) covers(after, last message.Seq) bool {
 // up.
 func (r *ring) tail(n int) []protocol.Frame { return r.frames[len(r.frames)-n:] }
 
-// join makes one frame of several, so that they take one write; of one it is
+// concatFrames makes one frame of several, so that they take one write; of one it is
 // that one, without a copy. There is one at least.
-func join(frames []protocol.Frame) protocol.Frame {
+func concatFrames(frames []protocol.Frame) protocol.Frame {
 	if len(frames) == 1 {
 		return frames[0]
 	}

@@ -12,7 +12,7 @@ import (
 
 // A ring is the end of everything that was pushed, as far back as its bounds
 // let it; the model keeps everything.
-func TestPropertyARingIsTheEndOfWhatWasPushed(t *testing.T) {
+func TestPropertyARingKeepsTheNewestFrames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.IntRange(1, 6).Draw(t, "most")
 		var r ring
@@ -59,15 +59,15 @@ func TestPropertyARingIsTheEndOfWhatWasPushed(t *testing.T) {
 }
 
 // A hold gives back what was put, in its epoch, once, until it is pruned.
-func TestPropertyAHoldKeepsItsBooks(t *testing.T) {
+func TestPropertyTheReorderBufferMatchesItsModel(t *testing.T) {
 	seqs, epochs := rapid.Int64Range(1, 9), rapid.SampledFrom([]message.Epoch{"a", "b"})
 	rapid.Check(t, func(t *rapid.T) {
-		var h hold
-		model := map[message.Seq]entry{}
+		var h reorderBuffer
+		model := map[message.Seq]roomFrame{}
 		const frames, size = 4, 40
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {
-				e := entry{seq: message.Seq(seqs.Draw(t, "seq")), epoch: epochs.Draw(t, "epoch")}
+				e := roomFrame{seq: message.Seq(seqs.Draw(t, "seq")), epoch: epochs.Draw(t, "epoch")}
 				e.frame = make(protocol.Frame, rapid.IntRange(1, 30).Draw(t, "bytes"))
 				_, held := model[e.seq]
 				full := len(model) >= frames || h.bytes > 0 && h.bytes+len(e.frame) > size
@@ -82,7 +82,7 @@ func TestPropertyAHoldKeepsItsBooks(t *testing.T) {
 				seq, epoch := message.Seq(seqs.Draw(t, "seq")), epochs.Draw(t, "epoch")
 				want, held := model[seq]
 				held = held && want.epoch == epoch
-				if got, ok := h.take(seq, epoch); ok != held || ok && len(got.frame) != len(want.frame) {
+				if got, ok := h.pop(seq, epoch); ok != held || ok && len(got.frame) != len(want.frame) {
 					t.Fatalf("take(%d, %s) = %v %v, held %v", seq, epoch, got.seq, ok, held)
 				}
 				if held {

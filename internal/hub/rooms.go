@@ -19,8 +19,8 @@ type RoomState struct {
 	Behind message.Seq `json:"behind"`
 }
 
-// maxRooms bounds the answer of Rooms.
-const maxRooms = 1000
+// maxRoomStates bounds the answer of Rooms.
+const maxRoomStates = 1000
 
 // Rooms tells the live rooms on this node, those with most members first, at
 // most 1,000. Each is told as it is at one moment, not all at the same one.
@@ -37,7 +37,7 @@ func (h *Hub) Rooms() []RoomState {
 	slices.SortFunc(states, func(a, b RoomState) int {
 		return cmp.Or(cmp.Compare(b.Members, a.Members), cmp.Compare(a.Room, b.Room))
 	})
-	return states[:min(len(states), maxRooms)]
+	return states[:min(len(states), maxRoomStates)]
 }
 
 // state is what operators see of a topic. Members are those that are live: who
@@ -50,7 +50,7 @@ func (t *topic) state() RoomState {
 		Epoch:   t.epoch,
 		Seq:     t.last,
 		Members: len(t.members),
-		Held:    t.hold.len(),
+		Held:    t.reorder.len(),
 		Behind:  max(0, t.target-t.last),
 	}
 }

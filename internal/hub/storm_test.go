@@ -12,82 +12,82 @@ import (
 )
 
 const (
-	// answer is how long the log takes for one read in a storm.
-	answer = 5 * time.Millisecond
-	// slack is by how much the runtime's count of goroutines may be off.
-	slack = 100
+	// readLatency is how long the log takes for one read in a storm.
+	readLatency = 5 * time.Millisecond
+	// goroutineSlack is by how much the runtime's count of goroutines may be off.
+	goroutineSlack = 100
 )
 
 // storm plays something that happens to thousands at once, on one node with the
 // usual bounds. Time is virtual: what is measured is queries, memory,
 // goroutines, and the time that waiting for the log makes.
-func storm(t *testing.T, tell func(c *crowd)) {
+func storm(t *testing.T, run func(c *crowd)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		c := &crowd{t: t, arena: newArena(usualBounds(), 1, 0, 0)}
-		defer c.arena.close()
-		defer c.goes()
-		c.view().set(func() { c.view().slow = answer })
-		tell(c)
+		c := &crowd{t: t, sim: newSimulation(defaultBounds(), 1, 0, 0)}
+		defer c.sim.close()
+		defer c.closeAll()
+		c.logView().set(func() { c.logView().delay = readLatency })
+		run(c)
 	})
 }
 
-func (c *crowd) view() *view { return c.arena.views[0] }
+func (c *crowd) logView() *logView { return c.sim.logViews[0] }
 
-// feeds switches the commit feed on or off.
-func (c *crowd) feeds(on bool) {
-	c.view().set(func() { c.view().feedDown = !on })
+// setFeed switches the commit feed on or off.
+func (c *crowd) setFeed(on bool) {
+	c.logView().set(func() { c.logView().feedDown = !on })
 	if !on {
 		time.Sleep(time.Second) // an answer under way comes still
 	}
 }
 
-func room(i int) message.Room { return message.Room(fmt.Sprintf("r%d", i)) }
+func testRoom(i int) message.Room { return message.Room(fmt.Sprintf("r%d", i)) }
 
-// A toll is what something cost.
-type toll struct {
-	took       time.Duration
-	reads      int // of pages and heads of one room
-	asked      int // of the feed, and for heads by name
-	atOnce     int // reads
-	goroutines int // more than before, at the most
+// A cost is what something cost.
+type cost struct {
+	took        time.Duration
+	reads       int // of pages and heads of one room
+	feedQueries int // of the feed, and for heads by name
+	atOnce      int // reads
+	goroutines  int // more than before, at the most
 }
 
-// until waits for all of the crowd to be at a seq, and says what that cost.
-func (c *crowd) until(seq int) toll {
+// waitAllAt waits for all of the crowd to be at a seq, and says what that cost.
+func (c *crowd) waitAllAt(seq int) cost {
 	c.t.Helper()
-	c.counts(true)
+	c.readCounters(true)
 	before, most := runtime.NumGoroutine(), 0
 	began := time.Now()
 	synctest.Wait()
-	for c.has(seq) < len(c.tallies) {
+	for c.countAt(seq) < len(c.outlets) {
 		if time.Since(began) > 2*time.Minute {
-			c.t.Fatalf("%d of %d are at %d", c.has(seq), len(c.tallies), seq)
+			c.t.Fatalf("%d of %d are at %d", c.countAt(seq), len(c.outlets), seq)
 		}
 		time.Sleep(10 * time.Millisecond)
 		synctest.Wait() // those that a timer starts for a moment are no matter
 		most = max(most, runtime.NumGoroutine())
 	}
-	k := c.counts(false)
+	k := c.readCounters(false)
 	k.took, k.goroutines = time.Since(began), most-before
 	c.t.Logf("%d at %d after %v: %d reads, %d at once, %d questions to the feed, %d goroutines more",
-		len(c.tallies), seq, k.took, k.reads, k.atOnce, k.asked, k.goroutines)
+		len(c.outlets), seq, k.took, k.reads, k.atOnce, k.feedQueries, k.goroutines)
 	return k
 }
 
-func (c *crowd) counts(reset bool) toll {
-	l := c.arena.log
+func (c *crowd) readCounters(reset bool) cost {
+	l := c.sim.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	k := toll{reads: l.reads, asked: l.asked, atOnce: l.max}
+	k := cost{reads: l.reads, feedQueries: l.feedQueries, atOnce: l.readsPeak}
 	if reset {
-		l.reads, l.asked, l.max = 0, 0, l.now
+		l.reads, l.feedQueries, l.readsPeak = 0, 0, l.readsNow
 	}
 	return k
 }
 
-// atMost fails when something cost more than it may.
-func (c *crowd) atMost(what string, got, most int) {
+// expectAtMost fails when something cost more than it may.
+func (c *crowd) expectAtMost(what string, got, most int) {
 	c.t.Helper()
 	c.t.Logf("%s: %d, may be %d", what, got, most)
 	if got > most {
@@ -97,28 +97,28 @@ func (c *crowd) atMost(what string, got, most int) {
 
 // A node that was cut off from the feed for longer than that reaches back
 // compares heads by name, in pages, and reads each room once.
-func TestStormAColdNodeOfFiveThousandRooms(t *testing.T) {
+func TestStormFiveThousandRoomsAfterALongFeedOutage(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms = 5000
 		for i := range rooms {
-			c.comes(room(i), -1)
+			c.addMember(testRoom(i), -1)
 		}
-		k := c.until(0)
-		c.atMost("reads to open", k.reads, rooms)
-		before := weight()
-		c.feeds(false)
+		k := c.waitAllAt(0)
+		c.expectAtMost("reads to open", k.reads, rooms)
+		before := memoryInUse()
+		c.setFeed(false)
 		for i := range rooms {
-			c.arena.log.commit(room(i), 3, 100)
+			c.sim.log.commit(testRoom(i), 3, 100)
 		}
-		c.arena.log.prune(0) // the feed does not know them any more
-		c.feeds(true)
-		k = c.until(3)
-		c.atMost("reads", k.reads, rooms)
-		c.atMost("reads at once", k.atOnce, maxKind)
-		c.atMost("questions to the feed", k.asked, rooms/headsPage+int(k.took/(250*time.Millisecond))+2)
-		c.atMost("goroutines", k.goroutines, maxKind+slack)
-		c.atMost("ms", int(k.took.Milliseconds()), rooms*5/maxKind+500)
-		c.atMost("bytes a room", (weight()-before)/rooms, 4<<10) // the ring, mostly
+		c.sim.log.pruneFeed(0) // the feed does not know them any more
+		c.setFeed(true)
+		k = c.waitAllAt(3)
+		c.expectAtMost("reads", k.reads, rooms)
+		c.expectAtMost("reads at once", k.atOnce, maxReadsPerKind)
+		c.expectAtMost("questions to the feed", k.feedQueries, rooms/headsPage+int(k.took/(250*time.Millisecond))+2)
+		c.expectAtMost("goroutines", k.goroutines, maxReadsPerKind+goroutineSlack)
+		c.expectAtMost("ms", int(k.took.Milliseconds()), rooms*5/maxReadsPerKind+500)
+		c.expectAtMost("bytes a room", (memoryInUse()-before)/rooms, 4<<10) // the ring, mostly
 	})
 }
 
@@ -128,25 +128,25 @@ func TestStormFiveThousandRoomsRepairAtOnce(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms = 5000
 		for i := range rooms {
-			c.comes(room(i), -1)
+			c.addMember(testRoom(i), -1)
 		}
-		c.until(0)
-		c.feeds(false)
+		c.waitAllAt(0)
+		c.setFeed(false)
 		for i := range rooms {
-			c.arena.log.commit(room(i), 1, 100) // lost
-			c.arena.nodes[0].Settled(c.arena.log.commit(room(i), 1, 100))
+			c.sim.log.commit(testRoom(i), 1, 100) // lost
+			c.sim.nodes[0].Completed(c.sim.log.commit(testRoom(i), 1, 100))
 		}
-		late := &crowd{t: t, arena: c.arena}
-		defer late.goes()
-		c.arena.log.commit("late", 1, 100)
+		late := &crowd{t: t, sim: c.sim}
+		defer late.closeAll()
+		c.sim.log.commit("late", 1, 100)
 		time.Sleep(100 * time.Millisecond) // the storm is at its height
-		late.comes("late", 0)
-		k := late.until(1)
-		c.atMost("ms until a join is answered", int(k.took.Milliseconds()), 100)
-		k = c.until(2)
-		c.atMost("reads", k.reads, rooms)
-		c.atMost("reads at once", k.atOnce, maxReads)
-		c.atMost("ms", int(k.took.Milliseconds()), rooms*5/maxKind+100)
+		late.addMember("late", 0)
+		k := late.waitAllAt(1)
+		c.expectAtMost("ms until a join is answered", int(k.took.Milliseconds()), 100)
+		k = c.waitAllAt(2)
+		c.expectAtMost("reads", k.reads, rooms)
+		c.expectAtMost("reads at once", k.atOnce, maxReads)
+		c.expectAtMost("ms", int(k.took.Milliseconds()), rooms*5/maxReadsPerKind+100)
 	})
 }
 
@@ -157,46 +157,46 @@ func TestStormNoReadWaitsBehindThoseOfAnotherKind(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			storm(t, func(c *crowd) {
 				const rooms = 3000
-				l, h := c.arena.log, c.arena.nodes[0]
+				l, h := c.sim.log, c.sim.nodes[0]
 				l.commit("far", 1, 1) // before it is live: in no ring
-				live := &crowd{t: t, arena: c.arena}
-				defer live.goes()
-				live.comes("far", -1)
-				live.comes("hole", -1)
+				live := &crowd{t: t, sim: c.sim}
+				defer live.closeAll()
+				live.addMember("far", -1)
+				live.addMember("hole", -1)
 				for i := range rooms {
-					l.commit(room(i), 1, 1)
+					l.commit(testRoom(i), 1, 1)
 					if kind != "opens" {
-						live.comes(room(i), -1)
+						live.addMember(testRoom(i), -1)
 					}
 				}
 				time.Sleep(3 * time.Second)
-				c.feeds(false)
+				c.setFeed(false)
 				for i := range rooms {
 					switch kind {
 					case "repairs":
-						l.commit(room(i), 1, 1)
-						h.Settled(l.commit(room(i), 1, 1))
+						l.commit(testRoom(i), 1, 1)
+						h.Completed(l.commit(testRoom(i), 1, 1))
 					default:
-						c.comes(room(i), 0)
+						c.addMember(testRoom(i), 0)
 					}
 				}
 				time.Sleep(100 * time.Millisecond) // the storm is at its height
 				l.commit("hole", 1, 1)
-				h.Settled(l.commit("hole", 1, 1))
-				late := &crowd{t: t, arena: c.arena}
-				defer late.goes()
+				h.Completed(l.commit("hole", 1, 1))
+				late := &crowd{t: t, sim: c.sim}
+				defer late.closeAll()
 				if kind != "opens" {
-					late.comes("cold", 0)
+					late.addMember("cold", 0)
 				}
 				if kind != "pages" {
-					late.comes("far", 0)
+					late.addMember("far", 0)
 				}
-				time.Sleep(20*time.Millisecond + 10*answer)
-				if last, _ := live.tallies[1].at(); kind != "repairs" && last != 2 {
+				time.Sleep(20*time.Millisecond + 10*readLatency)
+				if last, _ := live.outlets[1].progress(); kind != "repairs" && last != 2 {
 					t.Error("the hole is not filled")
 				}
-				for i, o := range late.tallies {
-					if _, joined := o.at(); joined == 0 {
+				for i, o := range late.outlets {
+					if _, joined := o.progress(); joined == 0 {
 						t.Errorf("late comer %d has no answer", i)
 					}
 				}
@@ -212,17 +212,17 @@ func TestStormANewEpochInFiveThousandRooms(t *testing.T) {
 		const rooms = 5000
 		heads := map[message.Room]int{}
 		for i := range rooms {
-			c.arena.log.commit(room(i), 3, 1)
-			c.comes(room(i), -1)
-			heads[room(i)] = 2
+			c.sim.log.commit(testRoom(i), 3, 1)
+			c.addMember(testRoom(i), -1)
+			heads[testRoom(i)] = 2
 		}
-		c.until(3)
-		c.arena.lines.n.Store(0)
-		c.arena.log.restore(heads)
-		k := c.until(2)
-		c.atMost("reads", k.reads, rooms)
-		c.atMost("reads at once", k.atOnce, maxKind)
-		c.atMost("lines of log", int(c.arena.lines.n.Load()), 1)
+		c.waitAllAt(3)
+		c.sim.logLines.n.Store(0)
+		c.sim.log.restore(heads)
+		k := c.waitAllAt(2)
+		c.expectAtMost("reads", k.reads, rooms)
+		c.expectAtMost("reads at once", k.atOnce, maxReadsPerKind)
+		c.expectAtMost("lines of log", int(c.sim.logLines.n.Load()), 1)
 	})
 }
 
@@ -232,19 +232,19 @@ func TestStormAHotRoomFallsBehind(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const members = 10000
 		for i := range members {
-			c.comes("r", -1)
-			c.tallies[i].pace = time.Duration(i%500) * time.Millisecond
+			c.addMember("r", -1)
+			c.outlets[i].flushDelay = time.Duration(i%500) * time.Millisecond
 		}
-		c.until(0)
-		before := weight()
-		c.feeds(false)
-		c.arena.log.commit("r", 250, 100)
-		c.feeds(true)
-		k := c.until(250)
-		c.atMost("reads", k.reads, 4) // one that finds it, and two pages, of which one may be read again
-		c.atMost("goroutines", k.goroutines, members+slack)
-		time.Sleep(2 * pageKeep)
-		c.atMost("bytes a member in the end", (weight()-before)/members, 1<<10)
+		c.waitAllAt(0)
+		before := memoryInUse()
+		c.setFeed(false)
+		c.sim.log.commit("r", 250, 100)
+		c.setFeed(true)
+		k := c.waitAllAt(250)
+		c.expectAtMost("reads", k.reads, 4) // one that finds it, and two pages, of which one may be read again
+		c.expectAtMost("goroutines", k.goroutines, members+goroutineSlack)
+		time.Sleep(2 * pageCacheTTL)
+		c.expectAtMost("bytes a member in the end", (memoryInUse()-before)/members, 1<<10)
 	})
 }
 
@@ -253,57 +253,57 @@ func TestStormAHotRoomFallsBehind(t *testing.T) {
 func TestStormTenThousandResumeAtOnce(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const members = 10000
-		c.arena.log.commit("r", 250, 1000)
-		c.stuck = make(chan struct{})
-		before := weight()
-		c.counts(true)
+		c.sim.log.commit("r", 250, 1000)
+		c.blocked = make(chan struct{})
+		before := memoryInUse()
+		c.readCounters(true)
 		for range members {
-			c.comes("r", 0)
+			c.addMember("r", 0)
 		}
 		time.Sleep(5 * time.Second)
-		c.atMost("reads", c.counts(false).reads, 3) // head, and a page that may be read again
-		c.atMost("bytes a member that waits", (weight()-before)/members, 8<<10)
-		close(c.stuck)
-		k := c.until(250)
-		c.atMost("reads", k.reads, 3)
-		c.atMost("goroutines", k.goroutines, slack) // of the one a member that it had
+		c.expectAtMost("reads", c.readCounters(false).reads, 3) // head, and a page that may be read again
+		c.expectAtMost("bytes a member that waits", (memoryInUse()-before)/members, 8<<10)
+		close(c.blocked)
+		k := c.waitAllAt(250)
+		c.expectAtMost("reads", k.reads, 3)
+		c.expectAtMost("goroutines", k.goroutines, goroutineSlack) // of the one a member that it had
 	})
 }
 
 // Four hundred rooms wait for a message that is lost, while the log is slow and
 // 100 MB of what follows comes: what is held for its turn has a budget, beyond
 // which the log has it.
-func TestStormOfMessagesBeforeTheirTurn(t *testing.T) {
+func TestStormOfEarlyMessages(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms, n = 400, 60
-		h := c.arena.nodes[0]
+		h := c.sim.nodes[0]
 		for i := range rooms {
-			c.comes(room(i), -1)
+			c.addMember(testRoom(i), -1)
 		}
-		c.until(0)
-		c.feeds(false)
-		c.view().set(func() { c.view().slow = 4 * time.Second })
+		c.waitAllAt(0)
+		c.setFeed(false)
+		c.logView().set(func() { c.logView().delay = 4 * time.Second })
 		most := int64(0)
 		for i := range rooms {
-			h.Settled(c.arena.log.commit(room(i), n, 4000)[1:])
-			c.arena.post.lose()
+			h.Completed(c.sim.log.commit(testRoom(i), n, 4000)[1:])
+			c.sim.broker.dropAll()
 			synctest.Wait()
-			most = max(most, h.books.early.Load())
+			most = max(most, h.memory.undelivered.Load())
 		}
 		b := h.cfg.bounds
-		c.atMost("bytes held", int(most), int(b.earlyBudget)+b.holdBytes+rooms*b.least)
-		if most < b.earlyBudget {
+		c.expectAtMost("bytes held", int(most), int(b.undeliveredBudget)+b.reorderBytes+rooms*b.minBytes)
+		if most < b.undeliveredBudget {
 			t.Errorf("%d bytes were held: no storm", most)
 		}
-		c.view().set(func() { c.view().slow = answer })
-		k := c.until(n)
-		c.atMost("reads", k.reads, 2*rooms) // one that finds it missing, one for what was let go
+		c.logView().set(func() { c.logView().delay = readLatency })
+		k := c.waitAllAt(n)
+		c.expectAtMost("reads", k.reads, 2*rooms) // one that finds it missing, one for what was let go
 	})
 }
 
 // A fullLog has a hundred messages of 4 KB in every room.
 type fullLog struct {
-	*view
+	*logView
 	data []byte
 }
 
@@ -326,72 +326,72 @@ func (l *fullLog) Read(_ context.Context, r message.Range) (message.Page, error)
 
 // A thousand resume a thousand rooms, and do not read: pages have a budget,
 // beyond which they are small.
-func TestStormResumesOfManyRoomsHaveABudget(t *testing.T) {
+func TestStormResumesOfManyRoomsShareABudget(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms = 1000
-		h := c.arena.nodes[0]
-		h.cfg.Log = &fullLog{c.view(), make([]byte, 4000)}
+		h := c.sim.nodes[0]
+		h.cfg.Log = &fullLog{c.logView(), make([]byte, 4000)}
 		for i := range h.cfg.Log.(*fullLog).data {
 			h.cfg.Log.(*fullLog).data[i] = '1'
 		}
-		c.stuck = make(chan struct{})
-		before := weight()
+		c.blocked = make(chan struct{})
+		before := memoryInUse()
 		for i := range rooms {
-			c.comes(room(i), 0)
+			c.addMember(testRoom(i), 0)
 		}
 		time.Sleep(5 * time.Second)
 		b := h.cfg.bounds
 		// Pages are bounded by their data; frames are a twentieth larger, names and all.
-		most := (int(b.pageBudget) + maxReads*b.pageBytes + rooms*b.least) * 11 / 10
-		c.atMost("bytes of pages", int(h.books.pages.Load()), most)
-		c.atMost("bytes in all", weight()-before, most+rooms*(24<<10))
-		close(c.stuck)
-		c.until(100)
+		most := (int(b.pageBudget) + maxReads*b.pageBytes + rooms*b.minBytes) * 11 / 10
+		c.expectAtMost("bytes of pages", int(h.memory.pages.Load()), most)
+		c.expectAtMost("bytes in all", memoryInUse()-before, most+rooms*(24<<10))
+		close(c.blocked)
+		c.waitAllAt(100)
 	})
 }
 
 // Joins that wait for a log that is away cost no goroutine, only their rooms do;
 // neither do a thousand rooms in which one client is behind.
-func TestStormOfJoinsWhileTheLogIsAway(t *testing.T) {
+func TestStormOfJoinsWhileTheLogIsDown(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const members, rooms = 10000, 10
 		before := runtime.NumGoroutine()
-		c.view().set(func() { c.view().down = true })
+		c.logView().set(func() { c.logView().down = true })
 		for i := range members {
-			c.comes(room(i%rooms), 0)
+			c.addMember(testRoom(i%rooms), 0)
 		}
 		time.Sleep(time.Second)
-		c.atMost("goroutines", runtime.NumGoroutine()-before, rooms+slack)
-		c.view().set(func() { c.view().down = false })
-		c.until(0)
+		c.expectAtMost("goroutines", runtime.NumGoroutine()-before, rooms+goroutineSlack)
+		c.logView().set(func() { c.logView().down = false })
+		c.waitAllAt(0)
 	})
 }
 
 func TestStormOneClientBehindInAThousandRooms(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms = 1000
-		n := usualBounds().pageFrames + 1
-		o := &tally{last: -1, many: true}
-		client := c.arena.nodes[0].NewClient(o, "")
+		n := defaultBounds().pageFrames + 1
+		o := &countingOutlet{last: -1, manyRooms: true}
+		client := c.sim.nodes[0].NewClient(o, "")
 		defer client.Close(true)
 		for i := range rooms {
-			c.joins(client, room(i), -1)
+			c.join(client, testRoom(i), -1)
 		}
 		time.Sleep(5 * time.Second)
 		before := runtime.NumGoroutine()
-		c.feeds(false)
+		c.setFeed(false)
 		for i := range rooms {
-			c.arena.log.commit(room(i), n, 1)
+			c.sim.log.commit(testRoom(i), n, 1)
 		}
-		o.pace = 10 * time.Millisecond
-		c.feeds(true)
+		o.flushDelay = 10 * time.Millisecond
+		c.setFeed(true)
 		most := 0
 		for began := time.Now(); o.messages() < n*rooms && time.Since(began) < 2*time.Minute; {
 			time.Sleep(10 * time.Millisecond)
 			synctest.Wait()
 			most = max(most, runtime.NumGoroutine()-before)
 		}
-		c.atMost("goroutines", most, maxKind+1+slack)
+		c.expectAtMost("goroutines", most, maxReadsPerKind+1+goroutineSlack)
 		if got := o.messages(); got != n*rooms {
 			t.Errorf("%d messages, want %d", got, n*rooms)
 		}

@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// An Address is what connections from one address did.
-type Address struct {
-	Address string `json:"address"`
-	Ended   int    `json:"ended"`
-	Short   int    `json:"short"` // ended within ten seconds
-	Slow    int    `json:"slow"`
-	Worst   string `json:"worst_reason"`
+// An AddressStats is what connections from one address did.
+type AddressStats struct {
+	Address   string `json:"address"`
+	Ended     int    `json:"ended"`
+	Short     int    `json:"short"` // ended within ten seconds
+	Slow      int    `json:"slow"`
+	TopReason string `json:"worst_reason"`
 }
 
 // Connections are the patterns of those that ended, and what there is now.
@@ -25,33 +25,33 @@ type Connections struct {
 	Open  float64   `json:"open"`
 	Ended int       `json:"ended"`
 	// Codes and Reasons say how; Results are those of handshakes.
-	Codes   []Count `json:"codes"`
-	Reasons []Count `json:"reasons"`
-	Results []Count `json:"handshakes"`
-	// Lives are the quantiles of how long those lived that ended.
-	Lives     [3]time.Duration `json:"lives_p10_p50_p90"`
-	Addresses []Address        `json:"addresses"`
-	// Many is how many addresses there were.
-	Many   int    `json:"address_count"`
-	Untold string `json:"untold,omitempty"`
+	Codes      []Count `json:"codes"`
+	Reasons    []Count `json:"reasons"`
+	Handshakes []Count `json:"handshakes"`
+	// Lifetimes are the quantiles of how long those lived that ended.
+	Lifetimes [3]time.Duration `json:"lives_p10_p50_p90"`
+	Addresses []AddressStats   `json:"addresses"`
+	// AddressCount is how many addresses there were.
+	AddressCount int    `json:"address_count"`
+	MetricsError string `json:"untold,omitempty"`
 }
 
 const (
-	// shortLife is a connection that came for nothing.
-	shortLife = 10 * time.Second
+	// shortLifetime is a connection that came for nothing.
+	shortLifetime = 10 * time.Second
 	// topAddresses are told; maxAddresses are told apart.
 	topAddresses = 15
 	maxAddresses = 200_000
-	maxLives     = 1_000_000
+	maxLifetimes = 1_000_000
 )
 
 // ReadConnections looks at connections since a moment. p may be nil.
 func ReadConnections(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*Connections, error) {
 	out := &Connections{Since: since.UTC()}
 	codes, reasons := map[string]float64{}, map[string]float64{}
-	addresses := map[string]*Address{}
-	worst := map[string]map[string]int{}
-	var lives []time.Duration
+	addresses := map[string]*AddressStats{}
+	reasonsByHost := map[string]map[string]int{}
+	var lifetimes []time.Duration
 	_, err := eachLine(ctx, s, since, func(l logLine) {
 		if l.Msg != "connection ended" {
 			return
@@ -59,9 +59,9 @@ func ReadConnections(ctx context.Context, s Stack, p *Prometheus, since time.Tim
 		out.Ended++
 		codes[fmt.Sprint(l.Code)]++
 		reasons[l.Reason]++
-		life, _ := time.ParseDuration(l.Duration)
-		if len(lives) < maxLives {
-			lives = append(lives, life)
+		lifetime, _ := time.ParseDuration(l.Duration)
+		if len(lifetimes) < maxLifetimes {
+			lifetimes = append(lifetimes, lifetime)
 		}
 		host := l.Remote
 		if h, _, err := net.SplitHostPort(host); err == nil {
@@ -72,47 +72,47 @@ func ReadConnections(ctx context.Context, s Stack, p *Prometheus, since time.Tim
 			if len(addresses) >= maxAddresses {
 				return
 			}
-			a = &Address{Address: host}
-			addresses[host], worst[host] = a, map[string]int{}
+			a = &AddressStats{Address: host}
+			addresses[host], reasonsByHost[host] = a, map[string]int{}
 		}
 		a.Ended++
-		if life < shortLife {
+		if lifetime < shortLifetime {
 			a.Short++
 		}
 		if l.Reason == "slow" {
 			a.Slow++
 		}
-		worst[host][l.Reason]++
+		reasonsByHost[host][l.Reason]++
 	})
 	if err != nil {
 		return nil, err
 	}
-	out.Codes, out.Reasons = counted(codes), counted(reasons)
-	out.Many = len(addresses)
-	out.Addresses = busiest(addresses, worst)
-	slices.Sort(lives)
+	out.Codes, out.Reasons = sortedCounts(codes), sortedCounts(reasons)
+	out.AddressCount = len(addresses)
+	out.Addresses = busiest(addresses, reasonsByHost)
+	slices.Sort(lifetimes)
 	for i, q := range []float64{.1, .5, .9} {
-		if n := len(lives); n > 0 {
-			out.Lives[i] = lives[min(int(q*float64(n)), n-1)]
+		if n := len(lifetimes); n > 0 {
+			out.Lifetimes[i] = lifetimes[min(int(q*float64(n)), n-1)]
 		}
 	}
 	if p != nil {
-		if err := out.ask(ctx, p); err != nil {
-			out.Untold = err.Error()
+		if err := out.queryMetrics(ctx, p); err != nil {
+			out.MetricsError = err.Error()
 		}
 	}
 	return out, nil
 }
 
-func (c *Connections) ask(ctx context.Context, p *Prometheus) (err error) {
-	if c.Open, _, err = p.One(ctx, "sum(websocket_active_connections)", time.Now()); err != nil {
+func (c *Connections) queryMetrics(ctx context.Context, p *Prometheus) (err error) {
+	if c.Open, _, err = p.QueryValue(ctx, "sum(websocket_active_connections)", time.Now()); err != nil {
 		return err
 	}
-	c.Results, err = p.increases(ctx, "websocket_connections_total", "result", time.Since(c.Since))
+	c.Handshakes, err = p.increases(ctx, "websocket_connections_total", "result", time.Since(c.Since))
 	return err
 }
 
-func counted(m map[string]float64) (out []Count) {
+func sortedCounts(m map[string]float64) (out []Count) {
 	for name, n := range m {
 		out = append(out, Count{name, n})
 	}
@@ -120,17 +120,17 @@ func counted(m map[string]float64) (out []Count) {
 	return out
 }
 
-func busiest(all map[string]*Address, reasons map[string]map[string]int) (out []Address) {
+func busiest(all map[string]*AddressStats, reasons map[string]map[string]int) (out []AddressStats) {
 	for host, a := range all {
-		most := 0
+		topCount := 0
 		for reason, n := range reasons[host] {
-			if n > most || n == most && reason < a.Worst {
-				most, a.Worst = n, reason
+			if n > topCount || n == topCount && reason < a.TopReason {
+				topCount, a.TopReason = n, reason
 			}
 		}
 		out = append(out, *a)
 	}
-	slices.SortFunc(out, func(a, b Address) int {
+	slices.SortFunc(out, func(a, b AddressStats) int {
 		return cmp.Or(cmp.Compare(b.Ended, a.Ended), strings.Compare(a.Address, b.Address))
 	})
 	return out[:min(len(out), topAddresses)]
@@ -139,18 +139,18 @@ func busiest(all map[string]*Address, reasons map[string]map[string]int) (out []
 func (c *Connections) String() string {
 	var b strings.Builder
 	span := time.Since(c.Since)
-	fmt.Fprintf(&b, "Since %s %d connections ended, %.1f a minute, from %d addresses", c.Since.Format(time.RFC3339), c.Ended, float64(c.Ended)/max(span.Minutes(), 1), c.Many)
-	if c.Untold == "" {
+	fmt.Fprintf(&b, "Since %s %d connections ended, %.1f a minute, from %d addresses", c.Since.Format(time.RFC3339), c.Ended, float64(c.Ended)/max(span.Minutes(), 1), c.AddressCount)
+	if c.MetricsError == "" {
 		fmt.Fprintf(&b, "; %.0f are open", c.Open)
 	}
 	b.WriteString(".\n")
 	if c.Ended > 0 {
-		fmt.Fprintf(&b, "They had lived %v (p10), %v (p50), %v (p90).\n", round(c.Lives[0]), round(c.Lives[1]), round(c.Lives[2]))
+		fmt.Fprintf(&b, "They had lived %v (p10), %v (p50), %v (p90).\n", round(c.Lifetimes[0]), round(c.Lifetimes[1]), round(c.Lifetimes[2]))
 	}
 	for _, part := range []struct {
 		name   string
 		counts []Count
-	}{{"Handshakes", c.Results}, {"Reasons", c.Reasons}, {"Close codes", c.Codes}} {
+	}{{"Handshakes", c.Handshakes}, {"Reasons", c.Reasons}, {"Close codes", c.Codes}} {
 		if len(part.counts) == 0 {
 			continue
 		}
@@ -163,12 +163,12 @@ func (c *Connections) String() string {
 	if len(c.Addresses) > 0 {
 		var rows [][]string
 		for _, a := range c.Addresses {
-			rows = append(rows, []string{a.Address, fmt.Sprint(a.Ended), fmt.Sprint(a.Short), fmt.Sprint(a.Slow), a.Worst})
+			rows = append(rows, []string{a.Address, fmt.Sprint(a.Ended), fmt.Sprint(a.Short), fmt.Sprint(a.Slow), a.TopReason})
 		}
-		table(&b, []string{"ADDRESS", "ENDED", "WITHIN 10 S", "SLOW", "MOST OFTEN"}, rows)
+		writeTable(&b, []string{"ADDRESS", "ENDED", "WITHIN 10 S", "SLOW", "MOST OFTEN"}, rows)
 	}
-	if c.Untold != "" {
-		fmt.Fprintf(&b, "Handshakes are not known: %s\n", c.Untold)
+	if c.MetricsError != "" {
+		fmt.Fprintf(&b, "Handshakes are not known: %s\n", c.MetricsError)
 	}
 	return b.String()
 }

@@ -21,11 +21,11 @@ import (
 type Stack interface {
 	// Run runs a program beside a running service.
 	Run(ctx context.Context, service string, p backup.Program) error
-	Nodes
+	ContainerRuntime
 }
 
-// Nodes are the containers.
-type Nodes interface {
+// ContainerRuntime are the containers.
+type ContainerRuntime interface {
 	// Exec runs a program in a container that is known by its name.
 	Exec(ctx context.Context, container string, p backup.Program) error
 	// Containers returns all containers of the stack.
@@ -34,39 +34,39 @@ type Nodes interface {
 	Logs(ctx context.Context, since time.Time, w io.Writer, services ...string) error
 }
 
-// nodes are the services that run the service itself.
-var nodes = []string{"app_blue", "app_green"}
+// nodeServices are the services that run the service itself.
+var nodeServices = []string{"app_blue", "app_green"}
 
-// A Mark says what to make of a line.
-type Mark string
+// A Status says what to make of a line.
+type Status string
 
 // The marks.
 const (
-	Good Mark = "ok"
-	Look Mark = "look" // not as it should be; nobody is hurt yet
-	Bad  Mark = "BAD"
+	StatusOK   Status = "ok"
+	StatusWarn Status = "look" // not as it should be; nobody is hurt yet
+	StatusFail Status = "BAD"
 )
 
-// A Line is one statement of a page.
-type Line struct {
-	Mark Mark   `json:"mark"`
-	What string `json:"what"`
-	Says string `json:"says"`
+// A CheckResult is one statement of a page.
+type CheckResult struct {
+	Status Status `json:"mark"`
+	Name   string `json:"what"`
+	Detail string `json:"says"`
 }
 
 // A Section is a part of a page.
 type Section struct {
-	Title string `json:"title"`
-	Lines []Line `json:"lines"`
+	Title   string        `json:"title"`
+	Results []CheckResult `json:"lines"`
 }
 
-func (s *Section) add(mark Mark, what, format string, args ...any) {
-	s.Lines = append(s.Lines, Line{mark, what, fmt.Sprintf(format, args...)})
+func (s *Section) add(status Status, name, format string, args ...any) {
+	s.Results = append(s.Results, CheckResult{status, name, fmt.Sprintf(format, args...)})
 }
 
 // fail adds that something can't be told, which is bad news itself.
-func (s *Section) fail(what string, err error) {
-	s.add(Bad, what, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+func (s *Section) fail(name string, err error) {
+	s.add(StatusFail, name, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 // A Page is what check prints.
@@ -76,12 +76,12 @@ type Page struct {
 }
 
 // Worst returns the worst mark of all lines.
-func (p *Page) Worst() Mark {
-	worst := Good
+func (p *Page) Worst() Status {
+	worst := StatusOK
 	for _, s := range p.Sections {
-		for _, l := range s.Lines {
-			if l.Mark == Bad || l.Mark == Look && worst == Good {
-				worst = l.Mark
+		for _, l := range s.Results {
+			if l.Status == StatusFail || l.Status == StatusWarn && worst == StatusOK {
+				worst = l.Status
 			}
 		}
 	}
@@ -90,22 +90,22 @@ func (p *Page) Worst() Mark {
 
 func (p *Page) String() string {
 	var b strings.Builder
-	counts := map[Mark]int{}
+	counts := map[Status]int{}
 	for _, s := range p.Sections {
 		fmt.Fprintf(&b, "%s\n", s.Title)
 		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		for _, l := range s.Lines {
-			counts[l.Mark]++
-			fmt.Fprintf(w, "  %s\t%s\t%s\n", l.Mark, l.What, l.Says)
+		for _, l := range s.Results {
+			counts[l.Status]++
+			fmt.Fprintf(w, "  %s\t%s\t%s\n", l.Status, l.Name, l.Detail)
 		}
 		_ = w.Flush()
 	}
-	fmt.Fprintf(&b, "%d bad, %d to look at, %d good, at %s.\n", counts[Bad], counts[Look], counts[Good], p.At.UTC().Format(time.RFC3339))
+	fmt.Fprintf(&b, "%d bad, %d to look at, %d good, at %s.\n", counts[StatusFail], counts[StatusWarn], counts[StatusOK], p.At.UTC().Format(time.RFC3339))
 	return b.String()
 }
 
-// table prints rows under a head, aligned.
-func table(w io.Writer, head []string, rows [][]string) {
+// writeTable prints rows under a head, aligned.
+func writeTable(w io.Writer, head []string, rows [][]string) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, strings.Join(head, "\t"))
 	for _, r := range rows {
@@ -117,8 +117,8 @@ func table(w io.Writer, head []string, rows [][]string) {
 // ErrNoNode says that no node of the service runs.
 var ErrNoNode = errors.New("no node of the service runs: neither app_blue nor app_green")
 
-// running returns the containers of the nodes that run.
-func running(ctx context.Context, s Stack) ([]backup.Container, error) {
+// runningNodes returns the containers of the nodes that run.
+func runningNodes(ctx context.Context, s Stack) ([]backup.Container, error) {
 	all, err := s.Containers(ctx)
 	if err != nil {
 		return nil, err
@@ -135,10 +135,10 @@ func running(ctx context.Context, s Stack) ([]backup.Container, error) {
 	return out, nil
 }
 
-func isNode(service string) bool { return service == nodes[0] || service == nodes[1] }
+func isNode(service string) bool { return service == nodeServices[0] || service == nodeServices[1] }
 
-// ago prints an age for people.
-func ago(d time.Duration) string {
+// formatAge prints an age for people.
+func formatAge(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "0 s"

@@ -23,9 +23,9 @@ func write(t testing.TB, path, text string) {
 	}
 }
 
-func expect(t *testing.T, got string, says ...string) {
+func expectContains(t *testing.T, got string, want ...string) {
 	t.Helper()
-	for _, s := range says {
+	for _, s := range want {
 		if !strings.Contains(got, s) {
 			t.Errorf("does not say %q:\n%s", s, got)
 		}
@@ -43,18 +43,18 @@ func dial(t *testing.T, s *testkit.Server) *client.Client {
 }
 
 // What happens now, the heap, and what ended, of a service that really runs.
-func TestALookAtALivingNode(t *testing.T) {
+func TestARunningNodeIsInspected(t *testing.T) {
 	t.Parallel()
-	s := &stand{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{node("stack-app_blue-1")}}
+	s := &fakeStack{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{nodeContainer("stack-app_blue-1")}}
 	c := dial(t, s.server)
 	if _, err := c.Join(t.Context(), "lobby", client.Now(), client.Handler{}); err != nil {
 		t.Fatal(err)
 	}
-	w := &Watcher{Stack: s, Rooms: 5, Prometheus: promised(t, map[string]string{
-		"websocket_active_connections": sample(`"instance":"10.0.0.2:8000","color":"blue"`, 1),
-		"process_resident_memory":      sample(`"instance":"10.0.0.2:8000","color":"blue"`, 64<<20),
+	w := &Watcher{Stack: s, MaxRooms: 5, Prometheus: fakePrometheus(t, map[string]string{
+		"websocket_active_connections": seriesJSON(`"instance":"10.0.0.2:8000","color":"blue"`, 1),
+		"process_resident_memory":      seriesJSON(`"instance":"10.0.0.2:8000","color":"blue"`, 64<<20),
 	})}
-	if _, err := w.Look(t.Context()); err != nil {
+	if _, err := w.Snapshot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for range 10 {
@@ -62,29 +62,29 @@ func TestALookAtALivingNode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	now, err := w.Look(t.Context())
+	now, err := w.Snapshot(t.Context())
 	if err != nil || len(now.Rooms) != 1 || now.Rooms[0].Members != 1 || now.Rooms[0].Seq != 10 || now.Rooms[0].Rate <= 0 {
 		t.Fatalf("%+v, %v", now, err)
 	}
-	expect(t, now.String(), "1 live rooms", "lobby", "64.0 MiB", "blue 10.0.0.2:8000")
+	expectContains(t, now.String(), "1 live rooms", "lobby", "64.0 MiB", "blue 10.0.0.2:8000")
 
 	dir := t.TempDir()
 	m, err := ReadMemory(t.Context(), s, nil, dir)
-	if err != nil || len(m.Heaps) != 1 || m.Heaps[0].Says != "" || m.Heaps[0].Bytes <= 0 || len(m.Heaps[0].Sites) == 0 {
+	if err != nil || len(m.Heaps) != 1 || m.Heaps[0].Error != "" || m.Heaps[0].Bytes <= 0 || len(m.Heaps[0].Sites) == 0 {
 		t.Fatalf("%+v, %v", m, err)
 	}
 	if info, err := os.Stat(m.Heaps[0].File); err != nil || info.Size() == 0 {
 		t.Errorf("the profile: %v", err)
 	}
-	expect(t, m.String(), "on the heap, by who allocated it", "go tool pprof")
+	expectContains(t, m.String(), "on the heap, by who allocated it", "go tool pprof")
 
 	c.Close()
 	testkitEventually(t, func() bool { return strings.Contains(s.server.Output(), "connection ended") })
 	ended, err := ReadConnections(t.Context(), s, nil, time.Now().Add(-time.Hour))
-	if err != nil || ended.Ended != 1 || ended.Many != 1 || ended.Addresses[0].Address != "127.0.0.1" || ended.Addresses[0].Short != 1 {
+	if err != nil || ended.Ended != 1 || ended.AddressCount != 1 || ended.Addresses[0].Address != "127.0.0.1" || ended.Addresses[0].Short != 1 {
 		t.Fatalf("%+v, %v", ended, err)
 	}
-	expect(t, ended.String(), "1 connections ended", "from 1 addresses", "Reasons: client 1.")
+	expectContains(t, ended.String(), "1 connections ended", "from 1 addresses", "Reasons: client 1.")
 	found, err := ReadErrors(t.Context(), s, nil, time.Now().Add(-time.Hour))
 	if err != nil {
 		t.Fatal(err)
@@ -105,15 +105,15 @@ func testkitEventually(t *testing.T, ok func() bool) {
 	}
 }
 
-func TestErrorsAreGatheredByKind(t *testing.T) {
-	s := &stand{t: t, log: `{"time":"2026-11-26T01:00:00Z","level":"ERROR","msg":"the log can't be written","error":"dial: refused"}
+func TestErrorsAreGroupedByKind(t *testing.T) {
+	s := &fakeStack{t: t, log: `{"time":"2026-11-26T01:00:00Z","level":"ERROR","msg":"the log can't be written","error":"dial: refused"}
 {"time":"2026-11-26T02:00:00Z","level":"ERROR","msg":"the log can't be written","error":"timeout"}
 {"time":"2026-11-26T02:00:00Z","level":"WARN","msg":"slow"}
 {"time":"2026-11-26T02:00:00Z","level":"INFO","msg":"serving"}
 Switchyard is at http://0.0.0.0:8000
 panic: runtime error
 ` + `{"time":"2026-11-26T02:00:00Z","level":"ERROR","msg":"` + strings.Repeat("x", 2*maxLine) + "\"}\n"}
-	p := promised(t, map[string]string{"websocket_errors_total": sample(`"type":"internal"`, 12) + "," + sample(`"type":"invalid"`, 30) + "," + sample(`"type":"forbidden"`, 0)})
+	p := fakePrometheus(t, map[string]string{"websocket_errors_total": seriesJSON(`"type":"internal"`, 12) + "," + seriesJSON(`"type":"invalid"`, 30) + "," + seriesJSON(`"type":"forbidden"`, 0)})
 	e, err := ReadErrors(t.Context(), s, p, time.Now().Add(-time.Hour))
 	if err != nil || len(e.Kinds) != 2 || e.Other != 2 || len(e.Codes) != 2 {
 		t.Fatalf("%+v, %v", e, err)
@@ -121,53 +121,53 @@ panic: runtime error
 	if k := e.Kinds[0]; k.Count != 2 || k.Example != "timeout" || k.First.Hour() != 1 || k.Last.Hour() != 2 {
 		t.Errorf("%+v", k)
 	}
-	expect(t, e.String(), "2 kinds of errors and warnings", "the log can't be written", "2 lines were not told apart", "internal", "30")
-	if e, err = ReadErrors(t.Context(), s, gone(t), time.Now().Add(-time.Hour)); err != nil {
+	expectContains(t, e.String(), "2 kinds of errors and warnings", "the log can't be written", "2 lines were not told apart", "internal", "30")
+	if e, err = ReadErrors(t.Context(), s, unreachablePrometheus(t), time.Now().Add(-time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, e.String(), "What clients were told is not known: Prometheus at http://127.0.0.1:1 does not answer", "--prometheus names another address")
-	s.broken = errors.New("docker is away")
+	expectContains(t, e.String(), "What clients were told is not known: Prometheus at http://127.0.0.1:1 does not answer", "--prometheus names another address")
+	s.err = errors.New("docker is away")
 	if _, err := ReadErrors(t.Context(), s, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "docker is away") {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestConnectionsOfManyAddresses(t *testing.T) {
+func TestConnectionsAreSummarizedByAddress(t *testing.T) {
 	var b strings.Builder
 	for i := range 100 {
 		fmt.Fprintf(&b, `{"time":"2026-11-26T01:00:00Z","level":"INFO","msg":"connection ended","code":%d,"reason":"%s","remote":"10.0.0.%d","duration":"%ds"}`+"\n",
 			[]int{1000, 4208}[i%2], []string{"client", "slow"}[i%2], i%20, i)
 	}
-	p := promised(t, map[string]string{"websocket_active": sample("", 7), "websocket_connections_total": sample(`"result":"ok"`, 99)})
-	c, err := ReadConnections(t.Context(), &stand{t: t, log: b.String()}, p, time.Now().Add(-10*time.Minute))
-	if err != nil || c.Ended != 100 || c.Many != 20 || len(c.Addresses) != topAddresses || c.Lives != [3]time.Duration{10 * time.Second, 50 * time.Second, 90 * time.Second} {
+	p := fakePrometheus(t, map[string]string{"websocket_active": seriesJSON("", 7), "websocket_connections_total": seriesJSON(`"result":"ok"`, 99)})
+	c, err := ReadConnections(t.Context(), &fakeStack{t: t, log: b.String()}, p, time.Now().Add(-10*time.Minute))
+	if err != nil || c.Ended != 100 || c.AddressCount != 20 || len(c.Addresses) != topAddresses || c.Lifetimes != [3]time.Duration{10 * time.Second, 50 * time.Second, 90 * time.Second} {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	expect(t, c.String(), "7 are open", "Handshakes: ok 99.", "Reasons: client 50, slow 50.", "Close codes: 1000 50, 4208 50.", "10.0.0.1 ")
+	expectContains(t, c.String(), "7 are open", "Handshakes: ok 99.", "Reasons: client 50, slow 50.", "Close codes: 1000 50, 4208 50.", "10.0.0.1 ")
 }
 
-func TestQueriesOfARealServer(t *testing.T) {
+func TestQueriesOfARunningPostgres(t *testing.T) {
 	t.Parallel()
 	pg := testkit.StartPostgres(t, "shared_preload_libraries=''")
-	s := &stand{t: t, pg: pg}
+	s := &fakeStack{t: t, pg: pg}
 	pg.Exec("CREATE TABLE rooms (id int)", "INSERT INTO rooms SELECT generate_series(1, 100)")
 	q, err := ReadQueries(t.Context(), s)
-	if err != nil || q.Statistics != "" || len(q.Tables) != 1 {
+	if err != nil || q.StatisticsSince != "" || len(q.Tables) != 1 {
 		t.Fatalf("%+v, %v", q, err)
 	}
-	expect(t, q.String(), "Statements are not counted on postgres: shared_preload_libraries lacks", "Nothing runs for longer than a second", "rooms")
+	expectContains(t, q.String(), "Statements are not counted on postgres: shared_preload_libraries lacks", "Nothing runs for longer than a second", "rooms")
 	pg.Exec("ALTER SYSTEM SET shared_preload_libraries = pg_stat_statements")
 	pg.Stop()
 	pg.Start()
 	if q, err = ReadQueries(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, q.String(), "the database lacks the extension: docker compose exec postgres psql -U postgres -d "+pg.Database()+" -c 'CREATE EXTENSION pg_stat_statements'")
+	expectContains(t, q.String(), "the database lacks the extension: docker compose exec postgres psql -U postgres -d "+pg.Database()+" -c 'CREATE EXTENSION pg_stat_statements'")
 	pg.Exec("CREATE EXTENSION pg_stat_statements", "SELECT count(*) FROM rooms")
 	ctx, cancel := context.WithCancel(t.Context())
 	slept := make(chan error, 1)
 	go func() {
-		slept <- s.Run(ctx, backup.Primary, backup.Program{Args: []string{"psql", "-c", "BEGIN", "-c", "LOCK TABLE rooms", "-c", "SELECT pg_sleep(600)"}, Stdout: new(strings.Builder)})
+		slept <- s.Run(ctx, backup.PostgresService, backup.Program{Args: []string{"psql", "-c", "BEGIN", "-c", "LOCK TABLE rooms", "-c", "SELECT pg_sleep(600)"}, Stdout: new(strings.Builder)})
 	}()
 	testkitEventually(t, func() bool {
 		q, err = ReadQueries(t.Context(), s)
@@ -175,13 +175,13 @@ func TestQueriesOfARealServer(t *testing.T) {
 	})
 	cancel()
 	<-slept
-	expect(t, q.String(), "Statements on postgres since", "SELECT count(*) FROM rooms", "pg_sleep", "Under way for longer than a second")
-	if _, err := ReadQueries(t.Context(), &stand{t: t}); err == nil || !strings.Contains(err.Error(), "no PostgreSQL that takes writes can be reached") {
+	expectContains(t, q.String(), "Statements on postgres since", "SELECT count(*) FROM rooms", "pg_sleep", "Under way for longer than a second")
+	if _, err := ReadQueries(t.Context(), &fakeStack{t: t}); err == nil || !strings.Contains(err.Error(), "no PostgreSQL that takes writes can be reached") {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestAHeapIsSummedByOurFunctions(t *testing.T) {
+func TestHeapBytesAreSummedByFunction(t *testing.T) {
 	total, sites, err := parseHeap([]byte(`heap profile: 3: 600 [9: 900] @ heap/1048576
 1: 100 [2: 200] @ 0x1 0x2
 #	0x1	bufio.NewReader+0x1f	/go/bufio.go:1

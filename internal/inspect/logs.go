@@ -28,12 +28,12 @@ type logLine struct {
 // maxLine bounds a line that is read; the rest of a longer one is passed over.
 const maxLine = 64 << 10
 
-// greeting is how a node says for people where it is, once.
-var greeting = []byte("Switchyard is at ")
+// startupBanner is how a node says for people where it is, once.
+var startupBanner = []byte("Switchyard is at ")
 
 // readLines calls take for each line that is one of the service's JSON, and
 // counts those that are not.
-func readLines(r io.Reader, take func(logLine)) (other int, err error) {
+func readLines(r io.Reader, handle func(logLine)) (other int, err error) {
 	lines := bufio.NewReaderSize(r, maxLine)
 	for {
 		b, err := lines.ReadSlice('\n')
@@ -41,12 +41,12 @@ func readLines(r io.Reader, take func(logLine)) (other int, err error) {
 		for err == bufio.ErrBufferFull {   //nolint:errorlint // as bufio documents
 			_, err = lines.ReadSlice('\n')
 		}
-		if b = bytes.TrimSpace(b); len(b) > 0 && !bytes.HasPrefix(b, greeting) {
+		if b = bytes.TrimSpace(b); len(b) > 0 && !bytes.HasPrefix(b, startupBanner) {
 			var l logLine
 			if long || json.Unmarshal(b, &l) != nil || l.Msg == "" {
 				other++
 			} else {
-				take(l)
+				handle(l)
 			}
 		}
 		if err == io.EOF {
@@ -59,17 +59,17 @@ func readLines(r io.Reader, take func(logLine)) (other int, err error) {
 }
 
 // eachLine reads the log of all nodes since a moment.
-func eachLine(ctx context.Context, s Stack, since time.Time, take func(logLine)) (other int, err error) {
-	out, in := io.Pipe()
-	go func() { _ = in.CloseWithError(s.Logs(ctx, since, in, nodes...)) }()
-	defer func() { _ = out.Close() }()
-	return readLines(out, take)
+func eachLine(ctx context.Context, s Stack, since time.Time, handle func(logLine)) (other int, err error) {
+	reader, writer := io.Pipe()
+	go func() { _ = writer.CloseWithError(s.Logs(ctx, since, writer, nodeServices...)) }()
+	defer func() { _ = reader.Close() }()
+	return readLines(reader, handle)
 }
 
 // An ErrorKind is log lines that say the same.
 type ErrorKind struct {
 	Level       string    `json:"level"`
-	Says        string    `json:"says"`
+	Message     string    `json:"says"`
 	Count       int       `json:"count"`
 	First, Last time.Time `json:",omitzero"`
 	// Example is the error of the newest one.
@@ -84,8 +84,8 @@ type Errors struct {
 	Other int `json:"other_lines"`
 	// Codes are what clients were told, by code or close reason.
 	Codes []Count `json:"codes"`
-	// Untold says why Codes are missing.
-	Untold string `json:"untold,omitempty"`
+	// MetricsError says why Codes are missing.
+	MetricsError string `json:"untold,omitempty"`
 }
 
 // A Count is how often something was.
@@ -109,7 +109,7 @@ func ReadErrors(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*
 				out.Other++
 				return
 			}
-			k = &ErrorKind{Level: l.Level, Says: l.Msg, First: l.Time}
+			k = &ErrorKind{Level: l.Level, Message: l.Msg, First: l.Time}
 			kinds[l.Level+l.Msg] = k
 		}
 		k.Count++
@@ -122,14 +122,14 @@ func ReadErrors(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*
 		out.Kinds = append(out.Kinds, *k)
 	}
 	slices.SortFunc(out.Kinds, func(a, b ErrorKind) int {
-		return cmp.Or(strings.Compare(a.Level, b.Level), cmp.Compare(b.Count, a.Count), strings.Compare(a.Says, b.Says))
+		return cmp.Or(strings.Compare(a.Level, b.Level), cmp.Compare(b.Count, a.Count), strings.Compare(a.Message, b.Message))
 	})
 	if p == nil {
 		return out, nil
 	}
 	out.Codes, err = p.increases(ctx, "websocket_errors_total", "type", time.Since(since))
 	if err != nil {
-		out.Untold = err.Error()
+		out.MetricsError = err.Error()
 	}
 	return out, nil
 }
@@ -140,7 +140,7 @@ const maxKinds = 1000
 // increases asks how much each series of a counter rose, by a label; the
 // largest first, those that did not rise left out.
 func (p *Prometheus) increases(ctx context.Context, metric, label string, span time.Duration) ([]Count, error) {
-	samples, err := p.Ask(ctx, fmt.Sprintf("sum by (%s) (increase(%s[%ds]))", label, metric, max(int(span.Seconds()), 60)))
+	samples, err := p.Query(ctx, fmt.Sprintf("sum by (%s) (increase(%s[%ds]))", label, metric, max(int(span.Seconds()), 60)))
 	if err != nil {
 		return nil, err
 	}
@@ -163,29 +163,29 @@ func (e *Errors) String() string {
 		fmt.Fprintf(&b, "%d kinds of errors and warnings:\n", len(e.Kinds))
 		var rows [][]string
 		for _, k := range e.Kinds {
-			rows = append(rows, []string{k.Level, fmt.Sprint(k.Count), k.First.UTC().Format("01-02 15:04:05"), k.Last.UTC().Format("01-02 15:04:05"), k.Says, short(k.Example, 120)})
+			rows = append(rows, []string{k.Level, fmt.Sprint(k.Count), k.First.UTC().Format("01-02 15:04:05"), k.Last.UTC().Format("01-02 15:04:05"), k.Message, truncate(k.Example, 120)})
 		}
-		table(&b, []string{"LEVEL", "COUNT", "FIRST", "LAST", "SAYS", "NEWEST ERROR"}, rows)
+		writeTable(&b, []string{"LEVEL", "COUNT", "FIRST", "LAST", "SAYS", "NEWEST ERROR"}, rows)
 	}
 	if e.Other > 0 {
 		fmt.Fprintf(&b, "%d lines were not told apart: docker compose logs app_blue app_green shows them.\n", e.Other)
 	}
 	switch {
-	case e.Untold != "":
-		fmt.Fprintf(&b, "What clients were told is not known: %s\n", e.Untold)
+	case e.MetricsError != "":
+		fmt.Fprintf(&b, "What clients were told is not known: %s\n", e.MetricsError)
 	case len(e.Codes) > 0:
 		b.WriteString("Clients were told:\n")
 		var rows [][]string
 		for _, c := range e.Codes {
 			rows = append(rows, []string{c.Name, fmt.Sprintf("%.0f", c.Count)})
 		}
-		table(&b, []string{"CODE", "COUNT"}, rows)
+		writeTable(&b, []string{"CODE", "COUNT"}, rows)
 	}
 	return b.String()
 }
 
-// short cuts text that is too long for a table.
-func short(s string, n int) string {
+// truncate cuts text that is too long for a table.
+func truncate(s string, n int) string {
 	s = strings.Join(strings.Fields(s), " ")
 	if r := []rune(s); len(r) > n {
 		return string(r[:n-1]) + "…"

@@ -24,8 +24,8 @@ type Heap struct {
 	// most first.
 	Sites []AllocationSite `json:"sites"`
 	// File is where the profile was written.
-	File string `json:"file,omitempty"`
-	Says string `json:"error,omitempty"`
+	File  string `json:"file,omitempty"`
+	Error string `json:"error,omitempty"`
 }
 
 // An AllocationSite is a function and what it holds.
@@ -40,8 +40,8 @@ type Memory struct {
 	At    time.Time  `json:"at"`
 	Rows  [][]string `json:"nodes"`
 	Heaps []Heap     `json:"heaps"`
-	// Untold says why Rows are missing.
-	Untold string `json:"untold,omitempty"`
+	// MetricsError says why Rows are missing.
+	MetricsError string `json:"untold,omitempty"`
 }
 
 var memoryColumns = []column{
@@ -58,13 +58,13 @@ var memoryColumns = []column{
 // folder writes no files; p may be nil.
 func ReadMemory(ctx context.Context, s Stack, p *Prometheus, folder string) (*Memory, error) {
 	m := &Memory{At: time.Now().UTC()}
-	all, err := running(ctx, s)
+	all, err := runningNodes(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	if p != nil {
-		if m.Rows, err = p.grid(ctx, memoryColumns); err != nil {
-			m.Untold = err.Error()
+		if m.Rows, err = p.nodeRows(ctx, memoryColumns); err != nil {
+			m.MetricsError = err.Error()
 		}
 	}
 	for _, c := range all {
@@ -77,19 +77,19 @@ func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) H
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	h := Heap{Node: c.Name}
-	text, err := askNode(ctx, s, c, "look", "heap")
+	text, err := execOnNode(ctx, s, c, "look", "heap")
 	if err == nil {
 		h.Bytes, h.Sites, err = parseHeap(text)
 	}
 	if err == nil && folder != "" {
 		var b []byte
-		if b, err = askNode(ctx, s, c, "profile", "heap"); err == nil {
+		if b, err = execOnNode(ctx, s, c, "profile", "heap"); err == nil {
 			h.File = filepath.Join(folder, c.Name+".heap.pprof")
 			err = os.WriteFile(h.File, b, 0o600)
 		}
 	}
 	if err != nil {
-		h.Says = strings.ReplaceAll(err.Error(), "\n", "; ")
+		h.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
 	return h
 }
@@ -99,51 +99,51 @@ func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) H
 // that begins with #. What is sampled is scaled up by the profile itself.
 func parseHeap(text []byte) (total int64, sites []AllocationSite, err error) {
 	byFunction := map[string]*AllocationSite{}
-	var open *AllocationSite // the stack whose function is to be found
+	var pending *AllocationSite // the stack whose function is to be found
 	var bytesOf, objectsOf int64
-	first := ""
-	settle := func(function string) {
+	innermost := ""
+	record := func(function string) {
 		if byFunction[function] == nil {
 			byFunction[function] = &AllocationSite{Function: function}
 		}
 		byFunction[function].Bytes += bytesOf
 		byFunction[function].Objects += objectsOf
-		open = nil
+		pending = nil
 	}
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, 1<<20)
-	seen := false
+	headerFound := false
 	for lines.Scan() {
 		line := lines.Text()
 		switch {
 		case strings.HasPrefix(line, "heap profile:"):
-			seen = true
-		case strings.HasPrefix(line, "#\t") && open != nil:
+			headerFound = true
+		case strings.HasPrefix(line, "#\t") && pending != nil:
 			f := strings.Fields(line)
 			if len(f) < 3 {
 				continue
 			}
 			function, _, _ := strings.Cut(f[2], "+0x")
-			first = cmp.Or(first, function)
+			innermost = cmp.Or(innermost, function)
 			if strings.HasPrefix(function, "switchyard/") {
-				settle(function)
+				record(function)
 			}
 		case strings.Contains(line, " @ ") && line[0] != '#':
-			if open != nil {
-				settle(cmp.Or(first, "unknown"))
+			if pending != nil {
+				record(cmp.Or(innermost, "unknown"))
 			}
 			if objectsOf, bytesOf, err = parseStack(line); err != nil {
 				return 0, nil, err
 			}
 			total += bytesOf
-			open, first = new(AllocationSite), ""
+			pending, innermost = new(AllocationSite), ""
 		}
 	}
-	if open != nil {
-		settle(cmp.Or(first, "unknown"))
+	if pending != nil {
+		record(cmp.Or(innermost, "unknown"))
 	}
-	if err := lines.Err(); err != nil || !seen {
-		return 0, nil, fmt.Errorf("that is no heap profile: %q", short(string(text), 80))
+	if err := lines.Err(); err != nil || !headerFound {
+		return 0, nil, fmt.Errorf("that is no heap profile: %q", truncate(string(text), 80))
 	}
 	for _, s := range byFunction {
 		if s.Bytes > 0 {
@@ -169,14 +169,14 @@ func parseStack(line string) (objects, size int64, err error) {
 
 func (m *Memory) String() string {
 	var b strings.Builder
-	if m.Untold != "" {
-		fmt.Fprintf(&b, "What nodes use is not known: %s\n", m.Untold)
+	if m.MetricsError != "" {
+		fmt.Fprintf(&b, "What nodes use is not known: %s\n", m.MetricsError)
 	} else {
-		gridTable(&b, memoryColumns, m.Rows)
+		writeNodeTable(&b, memoryColumns, m.Rows)
 	}
 	for _, h := range m.Heaps {
-		if h.Says != "" {
-			fmt.Fprintf(&b, "\n%s: no heap profile: %s\n", h.Node, h.Says)
+		if h.Error != "" {
+			fmt.Fprintf(&b, "\n%s: no heap profile: %s\n", h.Node, h.Error)
 			continue
 		}
 		fmt.Fprintf(&b, "\n%s: %v on the heap, by who allocated it:\n", h.Node, backup.Bytes(h.Bytes))
@@ -184,7 +184,7 @@ func (m *Memory) String() string {
 		for _, s := range h.Sites {
 			rows = append(rows, []string{backup.Bytes(s.Bytes).String(), fmt.Sprint(s.Objects), s.Function})
 		}
-		table(&b, []string{"BYTES", "OBJECTS", "FUNCTION"}, rows)
+		writeTable(&b, []string{"BYTES", "OBJECTS", "FUNCTION"}, rows)
 		if h.File != "" {
 			fmt.Fprintf(&b, "The profile is in %s: go tool pprof -http : %[1]s\n", h.File)
 		}

@@ -10,8 +10,8 @@ import (
 
 // Sizes of a plot, in pixels.
 const (
-	plotWidth, plotHeight                  = 860, 240
-	plotLeft, plotRight, plotTop, plotFoot = 80, 10, 30, 45
+	plotWidth, plotHeight                    = 860, 240
+	plotLeft, plotRight, plotTop, plotBottom = 80, 10, 30, 45
 )
 
 // Distinguishable for most eyes, also in grey.
@@ -19,8 +19,8 @@ var plotColors = []string{"#1b6ca8", "#d1495b", "#2e8b57", "#e0a030", "#6a4c93",
 
 // A Marker is a moment to be shown in plots.
 type Marker struct {
-	At   time.Time
-	Says string
+	At    time.Time
+	Label string
 }
 
 // plot draws series over a span as SVG.
@@ -28,26 +28,26 @@ func plot(title, unit string, series []Series, from, to time.Time, markers []Mar
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="11">`, plotWidth, plotHeight)
 	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="%d" y="18" font-size="13">%s</text>`, plotLeft, html.EscapeString(title))
-	top := ceiling(series)
+	top := axisMax(series)
 	x := func(t time.Time) float64 {
 		return plotLeft + float64(t.Sub(from))/float64(to.Sub(from))*(plotWidth-plotLeft-plotRight)
 	}
 	y := func(v float64) float64 {
-		return plotHeight - plotFoot - v/top*(plotHeight-plotFoot-plotTop)
+		return plotHeight - plotBottom - v/top*(plotHeight-plotBottom-plotTop)
 	}
 	for i := range 5 {
 		v := top * float64(i) / 4
 		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`,
-			plotLeft, plotWidth-plotRight, y(v), y(v), plotLeft-6, y(v)+4, amount(v, unit))
+			plotLeft, plotWidth-plotRight, y(v), y(v), plotLeft-6, y(v)+4, formatValue(v, unit))
 		at := from.Add(time.Duration(float64(to.Sub(from)) * float64(i) / 4))
-		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`, min(x(at), plotWidth-40), plotHeight-plotFoot+15, at.UTC().Format("01-02 15:04"))
+		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`, min(x(at), plotWidth-40), plotHeight-plotBottom+15, at.UTC().Format("01-02 15:04"))
 	}
 	for _, m := range markers {
 		if m.At.Before(from) || m.At.After(to) {
 			continue
 		}
 		fmt.Fprintf(&b, `<line x1="%.1f" x2="%[1]f" y1="%d" y2="%d" stroke="#888" stroke-dasharray="3 3"><title>%s</title></line>`,
-			x(m.At), plotTop, plotHeight-plotFoot, html.EscapeString(m.Says))
+			x(m.At), plotTop, plotHeight-plotBottom, html.EscapeString(m.Label))
 	}
 	for i, s := range series[:min(len(series), len(plotColors))] {
 		points := make([]string, len(s.Values))
@@ -56,7 +56,7 @@ func plot(title, unit string, series []Series, from, to time.Time, markers []Mar
 		}
 		fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="%s"/>`, plotColors[i], strings.Join(points, " "))
 		if name := seriesName(s); name != "" {
-			fmt.Fprintf(&b, `<text x="%d" y="%d" fill="%s">%s</text>`, plotLeft+i*100, plotHeight-10, plotColors[i], html.EscapeString(short(name, 16)))
+			fmt.Fprintf(&b, `<text x="%d" y="%d" fill="%s">%s</text>`, plotLeft+i*100, plotHeight-10, plotColors[i], html.EscapeString(truncate(name, 16)))
 		}
 	}
 	b.WriteString("</svg>\n")
@@ -74,22 +74,22 @@ func seriesName(s Series) string {
 	return strings.Join(parts, " ")
 }
 
-// ceiling returns a round number over all values.
-func ceiling(series []Series) float64 {
-	most := 0.0
+// axisMax returns a round number over all values.
+func axisMax(series []Series) float64 {
+	highest := 0.0
 	for _, s := range series {
 		for _, v := range s.Values {
-			most = max(most, v)
+			highest = max(highest, v)
 		}
 	}
-	if most <= 0 {
+	if highest <= 0 {
 		return 1
 	}
-	unit := math.Pow(10, math.Floor(math.Log10(most)))
+	unit := math.Pow(10, math.Floor(math.Log10(highest)))
 	for _, f := range []float64{1, 2, 2.5, 5, 10} {
-		if f*unit >= most {
+		if f*unit >= highest {
 			return f * unit
 		}
 	}
-	return most
+	return highest
 }

@@ -22,8 +22,8 @@ type Prometheus struct {
 	api     v1.API
 }
 
-// askLimit bounds one question.
-const askLimit = 15 * time.Second
+// queryTimeout bounds one question.
+const queryTimeout = 15 * time.Second
 
 // ErrNoPrometheus is in the error of a question that nobody answered: metrics
 // are missing then, and nothing else.
@@ -44,11 +44,11 @@ func NewPrometheus(address string) (*Prometheus, error) {
 	return &Prometheus{address: address, api: v1.NewAPI(c)}, nil
 }
 
-// failed tells an error of Prometheus itself from its absence.
-func (p *Prometheus) failed(err error) error {
-	var told *v1.Error
-	if errors.As(err, &told) && told.Type == v1.ErrBadData {
-		return fmt.Errorf("Prometheus at %s: %s", p.address, told.Msg)
+// wrapError tells an error of Prometheus itself from its absence.
+func (p *Prometheus) wrapError(err error) error {
+	var apiErr *v1.Error
+	if errors.As(err, &apiErr) && apiErr.Type == v1.ErrBadData {
+		return fmt.Errorf("Prometheus at %s: %s", p.address, apiErr.Msg)
 	}
 	text := err.Error()
 	if i := strings.LastIndex(text, ": dial"); i >= 0 {
@@ -63,19 +63,19 @@ type Sample struct {
 	Value  float64
 }
 
-// Ask asks for the present value of an expression.
-func (p *Prometheus) Ask(ctx context.Context, expr string) ([]Sample, error) {
-	return p.AskAt(ctx, expr, time.Now())
+// Query asks for the present value of an expression.
+func (p *Prometheus) Query(ctx context.Context, expr string) ([]Sample, error) {
+	return p.QueryAt(ctx, expr, time.Now())
 }
 
-// AskAt asks for the value of an expression at a moment. What is no number is
+// QueryAt asks for the value of an expression at a moment. What is no number is
 // left out.
-func (p *Prometheus) AskAt(ctx context.Context, expr string, at time.Time) ([]Sample, error) {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
+func (p *Prometheus) QueryAt(ctx context.Context, expr string, at time.Time) ([]Sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	value, _, _, err := p.api.Query(ctx, expr, at)
 	if err != nil {
-		return nil, p.failed(err)
+		return nil, p.wrapError(err)
 	}
 	var out []Sample
 	switch v := value.(type) {
@@ -91,9 +91,9 @@ func (p *Prometheus) AskAt(ctx context.Context, expr string, at time.Time) ([]Sa
 	return out, nil
 }
 
-// One asks for a single number; ok is false when there is none.
-func (p *Prometheus) One(ctx context.Context, expr string, at time.Time) (value float64, ok bool, err error) {
-	samples, err := p.AskAt(ctx, expr, at)
+// QueryValue asks for a single number; ok is false when there is none.
+func (p *Prometheus) QueryValue(ctx context.Context, expr string, at time.Time) (value float64, ok bool, err error) {
+	samples, err := p.QueryAt(ctx, expr, at)
 	if err != nil || len(samples) == 0 {
 		return 0, false, err
 	}
@@ -107,14 +107,14 @@ type Series struct {
 	Values []float64
 }
 
-// Range asks for an expression over a span, in steps points at most.
-func (p *Prometheus) Range(ctx context.Context, expr string, from, to time.Time, points int) ([]Series, error) {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
+// QueryRange asks for an expression over a span, in steps points at most.
+func (p *Prometheus) QueryRange(ctx context.Context, expr string, from, to time.Time, points int) ([]Series, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	step := max(to.Sub(from)/time.Duration(points), time.Second)
 	value, _, _, err := p.api.QueryRange(ctx, expr, v1.Range{Start: from, End: to, Step: step})
 	if err != nil {
-		return nil, p.failed(err)
+		return nil, p.wrapError(err)
 	}
 	matrix, ok := value.(model.Matrix)
 	if !ok {

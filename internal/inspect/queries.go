@@ -14,13 +14,13 @@ import (
 // Queries is what PostgreSQL tells of its work.
 type Queries struct {
 	Service string `json:"service"`
-	// Statistics says since when the statements are counted; empty where they are
+	// StatisticsSince says since when the statements are counted; empty where they are
 	// not, and then Uncounted says what is missing.
-	Statistics string      `json:"statistics_since"`
-	Uncounted  string      `json:"uncounted,omitempty"`
-	Statements []Statement `json:"statements"`
-	Running    []Running   `json:"running"`
-	Tables     []Table     `json:"tables"`
+	StatisticsSince   string             `json:"statistics_since"`
+	StatisticsMissing string             `json:"uncounted,omitempty"`
+	Statements        []Statement        `json:"statements"`
+	Running           []RunningStatement `json:"running"`
+	Tables            []TableStats       `json:"tables"`
 }
 
 // A Statement is one kind of statement, over all its calls.
@@ -34,14 +34,14 @@ type Statement struct {
 	Blocks string `json:"blocks_read"`
 }
 
-// A Running statement or transaction is under way for longer than a second, or
+// A RunningStatement statement or transaction is under way for longer than a second, or
 // waits for a lock.
-type Running struct {
+type RunningStatement struct {
 	PID, Age, State, Wait, Blockers, Application, Query string
 }
 
-// A Table is how much there is of the log.
-type Table struct {
+// A TableStats is how much there is of the log.
+type TableStats struct {
 	Name, Rows, Dead, Size, Scans string
 }
 
@@ -51,8 +51,8 @@ const (
 	sqlStatements    = `SELECT calls, round(total_exec_time::numeric, 1), round(mean_exec_time::numeric, 2), round(max_exec_time::numeric, 1),
  round((100 * total_exec_time / nullif(sum(total_exec_time) OVER (), 0))::numeric, 1), shared_blks_read, left(regexp_replace(query, '\s+', ' ', 'g'), 160)
  FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY total_exec_time DESC LIMIT 15`
-	sqlSince   = `SELECT to_char(stats_reset AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM pg_stat_statements_info`
-	sqlRunning = `SELECT pid, round(extract(epoch FROM now() - coalesce(xact_start, query_start))::numeric, 1), state, coalesce(wait_event_type || ':' || wait_event, ''),
+	sqlStatisticsSince = `SELECT to_char(stats_reset AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM pg_stat_statements_info`
+	sqlRunning         = `SELECT pid, round(extract(epoch FROM now() - coalesce(xact_start, query_start))::numeric, 1), state, coalesce(wait_event_type || ':' || wait_event, ''),
  array_to_string(pg_blocking_pids(pid), ','), application_name, left(regexp_replace(query, '\s+', ' ', 'g'), 160)
  FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'
  AND (now() - coalesce(xact_start, query_start) > interval '1 second' OR cardinality(pg_blocking_pids(pid)) > 0) ORDER BY 2 DESC LIMIT 20`
@@ -71,49 +71,49 @@ func ReadQueries(ctx context.Context, s Stack) (*Queries, error) {
 		return nil, err
 	}
 	q := &Queries{Service: service}
-	ask := func(sql string, columns int) ([][]string, error) { return rows(ctx, s, service, sql, columns) }
-	if err := q.statements(ask); err != nil {
+	query := func(sql string, columns int) ([][]string, error) { return queryRows(ctx, s, service, sql, columns) }
+	if err := q.statements(query); err != nil {
 		return nil, err
 	}
-	found, err := ask(sqlRunning, 7)
+	found, err := query(sqlRunning, 7)
 	if err != nil {
 		return nil, err
 	}
 	for _, r := range found {
-		q.Running = append(q.Running, Running{r[0], r[1], r[2], r[3], r[4], r[5], r[6]})
+		q.Running = append(q.Running, RunningStatement{r[0], r[1], r[2], r[3], r[4], r[5], r[6]})
 	}
-	if found, err = ask(sqlTables, 5); err != nil {
+	if found, err = query(sqlTables, 5); err != nil {
 		return nil, err
 	}
 	for _, r := range found {
-		q.Tables = append(q.Tables, Table{r[0], r[1], r[2], r[3], r[4]})
+		q.Tables = append(q.Tables, TableStats{r[0], r[1], r[2], r[3], r[4]})
 	}
 	return q, nil
 }
 
 // statements asks for what pg_stat_statements has counted, where it does.
-func (q *Queries) statements(ask func(sql string, columns int) ([][]string, error)) error {
-	has, err := ask(sqlHasStatements, 3)
+func (q *Queries) statements(query func(sql string, columns int) ([][]string, error)) error {
+	answer, err := query(sqlHasStatements, 3)
 	switch {
 	case err != nil:
 		return err
-	case len(has) != 1:
-		return fmt.Errorf("psql answered %q", has)
-	case has[0][0] != "t":
-		q.Uncounted = "shared_preload_libraries lacks pg_stat_statements: set it in postgresql.conf, and start the server anew"
+	case len(answer) != 1:
+		return fmt.Errorf("psql answered %q", answer)
+	case answer[0][0] != "t":
+		q.StatisticsMissing = "shared_preload_libraries lacks pg_stat_statements: set it in postgresql.conf, and start the server anew"
 		return nil
-	case has[0][1] != "t":
-		q.Uncounted = fmt.Sprintf("the database lacks the extension: docker compose exec %s psql -U postgres -d %s -c 'CREATE EXTENSION pg_stat_statements'", q.Service, has[0][2])
+	case answer[0][1] != "t":
+		q.StatisticsMissing = fmt.Sprintf("the database lacks the extension: docker compose exec %s psql -U postgres -d %s -c 'CREATE EXTENSION pg_stat_statements'", q.Service, answer[0][2])
 		return nil
 	}
-	since, err := ask(sqlSince, 1)
+	since, err := query(sqlStatisticsSince, 1)
 	if err != nil {
 		return err
 	}
-	if q.Statistics = "the last reset"; len(since) == 1 && since[0][0] != "" {
-		q.Statistics = since[0][0]
+	if q.StatisticsSince = "the last reset"; len(since) == 1 && since[0][0] != "" {
+		q.StatisticsSince = since[0][0]
 	}
-	found, err := ask(sqlStatements, 7)
+	found, err := query(sqlStatements, 7)
 	if err != nil {
 		return err
 	}
@@ -126,8 +126,8 @@ func (q *Queries) statements(ask func(sql string, columns int) ([][]string, erro
 // primary returns the server that takes writes.
 func primary(ctx context.Context, s Stack) (string, error) {
 	var errs []string
-	for _, service := range []string{backup.Primary, backup.Replica} {
-		r, err := rows(ctx, s, service, "SELECT pg_is_in_recovery()", 1)
+	for _, service := range []string{backup.PostgresService, backup.PostgresReplicaService} {
+		r, err := queryRows(ctx, s, service, "SELECT pg_is_in_recovery()", 1)
 		if err == nil && len(r) == 1 && r[0][0] == "f" {
 			return service, nil
 		}
@@ -141,8 +141,8 @@ func primary(ctx context.Context, s Stack) (string, error) {
 	return "", fmt.Errorf("no PostgreSQL that takes writes can be reached: %s", strings.Join(errs, "; "))
 }
 
-// rows runs a query by psql.
-func rows(ctx context.Context, s Stack, service, sql string, columns int) (out [][]string, err error) {
+// queryRows runs a query by psql.
+func queryRows(ctx context.Context, s Stack, service, sql string, columns int) (out [][]string, err error) {
 	var answer bytes.Buffer
 	err = s.Run(ctx, service, backup.Program{Stdout: &answer, Args: []string{"psql", "-XqAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-c", "SET statement_timeout = '20s'", "-c", sql}})
 	if err != nil {
@@ -160,15 +160,15 @@ func rows(ctx context.Context, s Stack, service, sql string, columns int) (out [
 
 func (q *Queries) String() string {
 	var b strings.Builder
-	if q.Statistics == "" {
-		fmt.Fprintf(&b, "Statements are not counted on %s: %s.\n", q.Service, q.Uncounted)
+	if q.StatisticsSince == "" {
+		fmt.Fprintf(&b, "Statements are not counted on %s: %s.\n", q.Service, q.StatisticsMissing)
 	} else {
-		fmt.Fprintf(&b, "Statements on %s since %s, those that took most first:\n", q.Service, q.Statistics)
+		fmt.Fprintf(&b, "Statements on %s since %s, those that took most first:\n", q.Service, q.StatisticsSince)
 		var rows [][]string
 		for _, s := range q.Statements {
-			rows = append(rows, []string{s.Calls, s.Total, s.Mean, s.Max, s.Share + " %", s.Blocks, short(s.Query, 100)})
+			rows = append(rows, []string{s.Calls, s.Total, s.Mean, s.Max, s.Share + " %", s.Blocks, truncate(s.Query, 100)})
 		}
-		table(&b, []string{"CALLS", "TOTAL MS", "MEAN MS", "MAX MS", "SHARE", "BLOCKS READ", "QUERY"}, rows)
+		writeTable(&b, []string{"CALLS", "TOTAL MS", "MEAN MS", "MAX MS", "SHARE", "BLOCKS READ", "QUERY"}, rows)
 	}
 	if len(q.Running) == 0 {
 		b.WriteString("Nothing runs for longer than a second, and nobody waits for a lock.\n")
@@ -176,14 +176,14 @@ func (q *Queries) String() string {
 		b.WriteString("Under way for longer than a second, or waiting for a lock:\n")
 		var rows [][]string
 		for _, r := range q.Running {
-			rows = append(rows, []string{r.PID, r.Age + " s", r.State, r.Wait, r.Blockers, r.Application, short(r.Query, 80)})
+			rows = append(rows, []string{r.PID, r.Age + " s", r.State, r.Wait, r.Blockers, r.Application, truncate(r.Query, 80)})
 		}
-		table(&b, []string{"PID", "AGE", "STATE", "WAITS FOR", "BLOCKED BY", "WHO", "QUERY"}, rows)
+		writeTable(&b, []string{"PID", "AGE", "STATE", "WAITS FOR", "BLOCKED BY", "WHO", "QUERY"}, rows)
 	}
 	var rows [][]string
 	for _, t := range q.Tables {
 		rows = append(rows, []string{t.Name, t.Rows, t.Dead, t.Size, t.Scans})
 	}
-	table(&b, []string{"TABLE", "ROWS", "DEAD", "SIZE AT LAST VACUUM", "FULL SCANS"}, rows)
+	writeTable(&b, []string{"TABLE", "ROWS", "DEAD", "SIZE AT LAST VACUUM", "FULL SCANS"}, rows)
 	return b.String()
 }

@@ -21,12 +21,12 @@ type Report struct {
 	From, To time.Time
 	// Class is P0 to P3 for an incident; empty for a deploy.
 	Class string
-	// History is the file of past deploys, a line of JSON each; it may be absent.
-	History string
+	// HistoryFile is the file of past deploys, a line of JSON each; it may be absent.
+	HistoryFile string
 }
 
-// points of a plot.
-const points = 300
+// pointsPerPlot of a plot.
+const pointsPerPlot = 300
 
 var plots = []struct{ file, title, expr, unit string }{
 	{"connections", "Open connections, by color", `sum by (color) (websocket_active_connections)`, ""},
@@ -48,7 +48,7 @@ func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder strin
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return "", fmt.Errorf("--out: %w", err)
 	}
-	deploys, err := r.deploys()
+	deploys, err := r.readDeploys()
 	if err != nil {
 		return "", err
 	}
@@ -59,19 +59,19 @@ func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder strin
 		fmt.Fprintf(&b, "Class: **%s**. Lead: … Declared: … Resolved: …\n\n", r.Class)
 	}
 	b.WriteString("## What users met\n\n")
-	r.summary(ctx, p, &b)
+	r.writeSummary(ctx, p, &b)
 	b.WriteString("## Deploys\n\n")
-	markers := r.tellDeploys(deploys, &b)
+	markers := r.writeDeploys(deploys, &b)
 	b.WriteString("## Alerts\n\n")
-	r.alerts(ctx, p, &b)
+	r.writeAlerts(ctx, p, &b)
 	b.WriteString("## Measured\n\n")
-	if err := r.plots(ctx, p, folder, markers, &b); err != nil {
+	if err := r.writePlots(ctx, p, folder, markers, &b); err != nil {
 		return "", err
 	}
 	b.WriteString("## Errors in the log\n\n")
-	r.logged(ctx, s, &b)
+	r.writeErrors(ctx, s, &b)
 	if r.Class != "" {
-		b.WriteString(postmortem)
+		b.WriteString(postmortemTemplate)
 	}
 	path = filepath.Join(folder, "report.md")
 	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
@@ -80,8 +80,8 @@ func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder strin
 	return path, nil
 }
 
-// postmortem is what a person adds after an incident.
-const postmortem = `## What happened
+// postmortemTemplate is what a person adds after an incident.
+const postmortemTemplate = `## What happened
 
 - Detected by (alert, user, chance) at:
 - First step that helped, at:
@@ -100,7 +100,7 @@ const postmortem = `## What happened
 | | | |
 `
 
-var totals = []struct{ what, expr, unit string }{
+var totals = []struct{ name, expr, unit string }{
 	{"most connections at once", `max_over_time(sum(websocket_active_connections)%s)`, ""},
 	{"handshakes that came in", `sum(increase(websocket_connections_total{result="ok"}%s))`, ""},
 	{"handshakes turned away", `sum(increase(websocket_connections_total{result!="ok"}%s)) or vector(0)`, ""},
@@ -115,7 +115,7 @@ var totals = []struct{ what, expr, unit string }{
 	{"gaps filled from the log (repairs)", `sum(increase(websocket_repairs_total%s)) or vector(0)`, ""},
 }
 
-func (r *Report) summary(ctx context.Context, p *Prometheus, b *strings.Builder) {
+func (r *Report) writeSummary(ctx context.Context, p *Prometheus, b *strings.Builder) {
 	span := fmt.Sprintf("[%ds]", max(int(r.To.Sub(r.From).Seconds()), 60))
 	b.WriteString("| what | how much |\n|---|---|\n")
 	for _, t := range totals {
@@ -123,18 +123,18 @@ func (r *Report) summary(ctx context.Context, p *Prometheus, b *strings.Builder)
 		if strings.HasPrefix(t.expr, "max_over_time") {
 			s = strings.TrimSuffix(span, "]") + ":15s]"
 		}
-		value, ok, err := p.One(ctx, fmt.Sprintf(t.expr, s), r.To)
+		value, ok, err := p.QueryValue(ctx, fmt.Sprintf(t.expr, s), r.To)
 		switch {
 		case err != nil:
-			fmt.Fprintf(b, "| %s | not known: %s |\n", t.what, strings.ReplaceAll(err.Error(), "|", "/"))
+			fmt.Fprintf(b, "| %s | not known: %s |\n", t.name, strings.ReplaceAll(err.Error(), "|", "/"))
 			if errors.Is(err, ErrNoPrometheus) {
 				b.WriteString("\n")
 				return
 			}
 		case !ok:
-			fmt.Fprintf(b, "| %s | – |\n", t.what)
+			fmt.Fprintf(b, "| %s | – |\n", t.name)
 		default:
-			fmt.Fprintf(b, "| %s | %s |\n", t.what, amount(value, t.unit))
+			fmt.Fprintf(b, "| %s | %s |\n", t.name, formatValue(value, t.unit))
 		}
 	}
 	b.WriteString("\n")
@@ -163,10 +163,10 @@ func (d pastDeploy) image() string {
 	return s
 }
 
-// deploys returns those that touch the span.
-func (r *Report) deploys() (out []pastDeploy, err error) {
-	f, err := os.Open(r.History)
-	if errors.Is(err, fs.ErrNotExist) || r.History == "" {
+// readDeploys returns those that touch the span.
+func (r *Report) readDeploys() (out []pastDeploy, err error) {
+	f, err := os.Open(r.HistoryFile)
+	if errors.Is(err, fs.ErrNotExist) || r.HistoryFile == "" {
 		return nil, nil
 	}
 	if err != nil {
@@ -187,7 +187,7 @@ func (r *Report) deploys() (out []pastDeploy, err error) {
 	return out, lines.Err()
 }
 
-func (r *Report) tellDeploys(deploys []pastDeploy, b *strings.Builder) (markers []Marker) {
+func (r *Report) writeDeploys(deploys []pastDeploy, b *strings.Builder) (markers []Marker) {
 	if len(deploys) == 0 {
 		b.WriteString("None in this span.\n\n")
 		return nil
@@ -201,8 +201,8 @@ func (r *Report) tellDeploys(deploys []pastDeploy, b *strings.Builder) (markers 
 	return markers
 }
 
-func (r *Report) alerts(ctx context.Context, p *Prometheus, b *strings.Builder) {
-	fired, err := p.Range(ctx, `max by (alertname, severity) (ALERTS{alertstate="firing",alertname!="Watchdog"})`, r.From, r.To, points)
+func (r *Report) writeAlerts(ctx context.Context, p *Prometheus, b *strings.Builder) {
+	fired, err := p.QueryRange(ctx, `max by (alertname, severity) (ALERTS{alertstate="firing",alertname!="Watchdog"})`, r.From, r.To, pointsPerPlot)
 	switch {
 	case err != nil:
 		fmt.Fprintf(b, "Not known: %v\n\n", err)
@@ -222,9 +222,9 @@ func (r *Report) alerts(ctx context.Context, p *Prometheus, b *strings.Builder) 
 	b.WriteString("\n")
 }
 
-func (r *Report) plots(ctx context.Context, p *Prometheus, folder string, markers []Marker, b *strings.Builder) error {
+func (r *Report) writePlots(ctx context.Context, p *Prometheus, folder string, markers []Marker, b *strings.Builder) error {
 	for _, q := range plots {
-		series, err := p.Range(ctx, q.expr, r.From, r.To, points)
+		series, err := p.QueryRange(ctx, q.expr, r.From, r.To, pointsPerPlot)
 		if err != nil {
 			fmt.Fprintf(b, "%s: not known: %v\n\n", q.title, err)
 			if errors.Is(err, ErrNoPrometheus) {
@@ -245,7 +245,7 @@ func (r *Report) plots(ctx context.Context, p *Prometheus, folder string, marker
 	return nil
 }
 
-func (r *Report) logged(ctx context.Context, s Stack, b *strings.Builder) {
+func (r *Report) writeErrors(ctx context.Context, s Stack, b *strings.Builder) {
 	e, err := ReadErrors(ctx, s, nil, r.From)
 	if err != nil {
 		fmt.Fprintf(b, "Not known: %s\n\n", strings.ReplaceAll(err.Error(), "\n", "; "))
@@ -261,7 +261,7 @@ func (r *Report) logged(ctx context.Context, s Stack, b *strings.Builder) {
 		}
 		n++
 		fmt.Fprintf(b, "| %s | %d | %s | %s | %s | %s |\n", k.Level, k.Count, k.First.UTC().Format(time.RFC3339), k.Last.UTC().Format(time.RFC3339),
-			strings.ReplaceAll(k.Says, "|", "/"), strings.ReplaceAll(short(k.Example, 160), "|", "/"))
+			strings.ReplaceAll(k.Message, "|", "/"), strings.ReplaceAll(truncate(k.Example, 160), "|", "/"))
 	}
 	if n == 0 {
 		b.WriteString("None.\n")

@@ -17,48 +17,48 @@ const MaxFindings = 50
 func Check(h *History) *Report {
 	// First what is known of each room, from everybody; then each subscriber
 	// against that; then the acks that nobody bears out.
-	c := &check{report: newReport(), marks: h.phases(), ledgers: map[message.Room]*ledger{}, follows: map[seat]*follow{}}
+	c := &checker{report: newReport(), phaseStarts: h.phases(), ledgers: map[message.Room]*ledger{}, subscribers: map[subscriberKey]*subscriberCheck{}}
 	for e := range h.all() {
 		c.count(e)
-		c.ledger(e.Room).hear(e, c.found)
+		c.ledger(e.Room).apply(e, c.found)
 	}
 	for _, l := range c.rooms {
-		l.close(c.found)
+		l.finish(c.found)
 	}
 	for e := range h.all() {
 		if e.Sub != "" {
-			c.follow(e).take(e)
+			c.subscriber(e).apply(e)
 		}
 	}
 	for _, f := range c.order {
-		f.close()
+		f.finish()
 	}
 	for _, l := range c.rooms {
-		l.nobody(c.found)
+		l.reportUndelivered(c.found)
 	}
 	c.report.Dropped = h.Counts().Dropped
-	c.sum()
+	c.finish()
 	return c.report
 }
 
-// A seat is a subscriber in a room.
-type seat struct {
+// A subscriberKey is a subscriber in a room.
+type subscriberKey struct {
 	sub  string
 	room message.Room
 }
 
-// A check is a judgement under way.
-type check struct {
-	report  *Report
-	marks   []time.Duration
-	ledgers map[message.Room]*ledger
-	rooms   []*ledger // as first heard of
-	follows map[seat]*follow
-	order   []*follow // as first heard of
+// A checker is a judgement under way.
+type checker struct {
+	report      *Report
+	phaseStarts []time.Duration
+	ledgers     map[message.Room]*ledger
+	rooms       []*ledger // as first heard of
+	subscribers map[subscriberKey]*subscriberCheck
+	order       []*subscriberCheck // as first heard of
 }
 
 // ledger returns a room's ledger, a new one where there was none.
-func (c *check) ledger(room message.Room) *ledger {
+func (c *checker) ledger(room message.Room) *ledger {
 	l := c.ledgers[room]
 	if l == nil {
 		l = newLedger(room)
@@ -68,28 +68,28 @@ func (c *check) ledger(room message.Room) *ledger {
 	return l
 }
 
-// follow returns who goes after the subscriber of an event, in the event's room:
+// subscriber returns who goes after the subscriber of an event, in the event's room:
 // that of a message may be another than the subscriber joined.
-func (c *check) follow(e event) *follow {
-	key := seat{e.Sub, e.Room}
-	f := c.follows[key]
+func (c *checker) subscriber(e event) *subscriberCheck {
+	key := subscriberKey{e.Sub, e.Room}
+	f := c.subscribers[key]
 	if f == nil {
-		f = &follow{sub: e.Sub, ledger: c.ledger(e.Room), report: c.report, found: c.found, marks: c.marks, pauses: make([]Milliseconds, len(c.marks)+1)}
-		c.follows[key] = f
+		f = &subscriberCheck{sub: e.Sub, ledger: c.ledger(e.Room), report: c.report, found: c.found, phaseStarts: c.phaseStarts, pauses: make([]Milliseconds, len(c.phaseStarts)+1)}
+		c.subscribers[key] = f
 		c.order = append(c.order, f)
 	}
 	return f
 }
 
 // found counts a finding, and keeps the first ones.
-func (c *check) found(f Finding) {
+func (c *checker) found(f Finding) {
 	c.report.Faults[f.Fault]++
 	if len(c.report.Findings) < MaxFindings {
 		c.report.Findings = append(c.report.Findings, f)
 	}
 }
 
-func (c *check) count(e event) {
+func (c *checker) count(e event) {
 	r := c.report
 	r.Took = max(r.Took, Milliseconds(e.At))
 	switch e.Kind {
@@ -109,21 +109,21 @@ func (c *check) count(e event) {
 		r.Unknown++
 	case delivered:
 		r.Delivered++
-	case declared:
+	case gapDeclared:
 		r.Gaps++
 		r.GapMessages += int(max(e.To-e.Seq+1, 0))
 	}
 }
 
-// sum adds what can be told only at the end.
-func (c *check) sum() {
+// finish adds what can be told only at the end.
+func (c *checker) finish() {
 	r := c.report
 	r.Rooms = len(c.rooms)
 	for _, l := range c.rooms {
-		r.Epochs = max(r.Epochs, len(l.heard))
+		r.Epochs = max(r.Epochs, len(l.epochSeenAt))
 		r.Overtaken += l.overtaken()
 		for _, m := range l.order {
-			if len(m.acks) == 0 && len(m.copies) > 0 && slices.ContainsFunc(m.attempts, func(a attempt) bool { return a.outcome == unknown }) {
+			if len(m.acks) == 0 && len(m.deliveries) > 0 && slices.ContainsFunc(m.attempts, func(a publishAttempt) bool { return a.outcome == unknown }) {
 				r.UnknownFound++
 			}
 		}
@@ -133,7 +133,7 @@ func (c *check) sum() {
 			continue
 		}
 		s := Subscriber{Name: f.sub, Room: f.ledger.room, Delivered: f.deliveries, WorstPause: slices.Max(f.pauses)}
-		if len(c.marks) > 0 {
+		if len(c.phaseStarts) > 0 {
 			s.Pauses = f.pauses
 		}
 		r.Subscribers = append(r.Subscribers, s)

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// three are three messages, acked as 1 to 3, before what follows.
-const three = `
+// threeMessages are three messages, acked as 1 to 3, before what follows.
+const threeMessages = `
 	publish a
 	ack a e:1
 	publish b
@@ -19,18 +19,18 @@ const three = `
 // room, seq, id and subscriber.
 func TestEachFaultIsFoundAndNamed(t *testing.T) {
 	for name, tt := range map[string]struct {
-		story string
-		fault Fault
-		says  string
+		script string
+		fault  Fault
+		says   string
 	}{
-		"lost at the end": {three + `s joins e:0
+		"lost at the end": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			t joins e:0
 			t gets a e:1
 			t gets b e:2
 			t gets c e:3`, Lost, "room r: c was acked as 3, and s never got beyond 2"},
-		"lost in the middle": {three + `s joins e:0
+		"lost in the middle": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets c e:3`, Lost, "room r: b was acked as 2, and s never got it"},
 		"lost, not acked but delivered to others": {`publish a
@@ -38,29 +38,29 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s joins e:0
 			t joins e:0
 			s gets a e:1`, Lost, "room r: a was delivered to others as 1, and t never got beyond 0"},
-		"lost by a late joiner": {three + `s joins e:1
+		"lost by a late joiner": {threeMessages + `s joins e:1
 			s gets c e:3`, Lost, "b was acked as 2, and s never got it"},
-		"lost before the end of one who had to reach it": {three + `s joins e:0
+		"lost before the end of one who had to reach it": {threeMessages + `s joins e:0
 			s gets a e:1
 			s ends e:2`, Lost, "b was acked as 2, and s never got beyond 1"},
-		"doubled": {three + `s joins e:0
+		"doubled": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets b e:2
 			s gets c e:3`, Doubled, "room r: s got b as 2 again, after 2"},
-		"doubled on the wire alone": {three + `s joins e:0
+		"doubled on the wire alone": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
 			s repeats e:1 3`, Doubled, "s was sent 1 again after 3"},
-		"reordered": {three + `s joins e:0
+		"reordered": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets c e:3
 			s gets b e:2`, Reordered, "room r: s got b as 2 after 3"},
-		"before the beginning": {three + `s joins e:2
+		"before the beginning": {threeMessages + `s joins e:2
 			s gets c e:3
 			s gets b e:2`, Reordered, "s got b as 2, from before its beginning"},
-		"out of a declared gap": {three + `s joins e:0
+		"out of a declared gap": {threeMessages + `s joins e:0
 			s gap e:1-2 trimmed
 			s gets c e:3
 			s gets b e:2`, Reordered, "out of a declared gap"},
@@ -82,7 +82,7 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			refuse a forbidden
 			s joins e:0
 			s gets a e:1`, RefusedStored, "room r: a was refused, and delivered to s all the same"},
-		"stored twice": {three + `s joins e:0
+		"stored twice": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
@@ -109,24 +109,24 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s joins e:0
 			s gets a e:1
 			s gets z e:9`, SilentGap, "room r: s was not told what became of 2 to 8"},
-		"a silent gap on the wire alone": {three + `s joins e:0
+		"a silent gap on the wire alone": {threeMessages + `s joins e:0
 			s gets a e:1
 			s skips e:3 1
 			s returns e:3
 			s gets b e:2
 			s gets c e:3`, SilentGap, "s was sent 3 right after 1"},
-		"a gap that leaves something out": {three + `s joins e:0
+		"a gap that leaves something out": {threeMessages + `s joins e:0
 			s gap e:2-2 trimmed
 			s gets c e:3`, Lost, "a was acked as 1, and s never got it"},
-		"a silent epoch": {three + `s joins e:0
+		"a silent epoch": {threeMessages + `s joins e:0
 			s gets a e:1
 			publish d
 			ack d f:1
 			s gets d f:1`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 0 without a word"},
-		"a gap in an epoch that was not declared": {three + `s joins e:0
+		"a gap in an epoch that was not declared": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gap f:1-2 trimmed`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 2 without a word"},
-		"an epoch that one never heard of": {three + `s joins e:0
+		"an epoch that one never heard of": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
 			publish d
@@ -135,32 +135,32 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			t gets a e:1
 			t gets b e:2
 			t gets c e:3`, SilentEpoch, "t never heard of epoch f"},
-		"back in another epoch, above the first": {three + `s joins e:0
+		"back in another epoch, above the first": {threeMessages + `s joins e:0
 			s gets a e:1
 			s returns f:1
 			publish d
 			ack d f:2
 			s gets d f:2`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 1 without a word"},
-		"lost in an epoch that one never heard of": {three + `s joins e:3
+		"lost in an epoch that one never heard of": {threeMessages + `s joins e:3
 			t joins e:3
 			t gap f:1-0 epoch
 			publish d
 			ack d f:1
 			t gets d f:1`, Lost, "d was acked as 1, and s never got it"},
-		"the old epoch counts for who never heard of the new one": {three + `s joins e:2
+		"the old epoch counts for who never heard of the new one": {threeMessages + `s joins e:2
 			t joins e:3
 			t gap f:1-0 epoch
 			publish d
 			ack d f:1
 			t gets d f:1`, Lost, "c was acked as 3, and s never got beyond 2"},
-		"the new epoch's messages count": {three + `s joins e:0
+		"the new epoch's messages count": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
 			publish d
 			ack d f:2
 			s gets d f:2
 			t gap f:1-1 epoch`, Lost, "d was acked as 2, and t never got beyond 1"},
-		"acked elsewhere": {three + `publish d
+		"acked elsewhere": {threeMessages + `publish d
 			ack d e:9
 			s joins e:0
 			s gets a e:1
@@ -172,7 +172,7 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s gets a e:1
 			ack a e:1
 			confirm a e:2`, WrongAck, "room r: a was acked as 2 and delivered as 1"},
-		"a silent epoch on the wire alone": {three + `s joins e:0
+		"a silent epoch on the wire alone": {threeMessages + `s joins e:0
 			s gets a e:1
 			s skips f:2 1 epoch
 			s gap f:1-1 epoch`, SilentEpoch, "s was sent 2 of epoch f right after 1 of another"},
@@ -182,7 +182,7 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			ack b e:1
 			s joins e:0
 			s gets b e:1`, WrongAck, "a was acked as 1, but 1 is b"},
-		"acked and never stored": {three + `s joins e:0
+		"acked and never stored": {threeMessages + `s joins e:0
 			t joins e:0
 			s gets a e:1
 			s gets b e:2
@@ -201,7 +201,7 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s gets a e:1 @elsewhere`, WrongRoom, "room elsewhere: s got 1 there without having joined"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			report := Check(story(t, tt.story))
+			report := Check(scriptedHistory(t, tt.script))
 			if report.Verdict != Wrong || report.Faults[tt.fault] == 0 {
 				t.Errorf("%s was not found:\n%v", tt.fault, report)
 			}
@@ -216,9 +216,9 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 }
 
 // What may happen in a service that keeps its promises is no fault.
-func TestWhatIsPromisedIsNoFault(t *testing.T) {
+func TestPromisedBehaviorIsNoFault(t *testing.T) {
 	for name, lines := range map[string]string{
-		"all in order": three + `s joins e:0
+		"all in order": threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3`,
@@ -226,46 +226,46 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 			publish a
 			s gets a e:1
 			ack a e:1`,
-		"joined late": three + `s joins e:2
+		"joined late": threeMessages + `s joins e:2
 			s gets c e:3`,
-		"left early": three + `s joins e:0
+		"left early": threeMessages + `s joins e:0
 			s gets a e:1
 			s leaves`,
-		"in its last call while it leaves": three + `s joins e:0
+		"in its last call while it leaves": threeMessages + `s joins e:0
 			s gets a e:1
 			s leaves
 			s gets b e:2`,
-		"left and came back later": three + `s joins e:0
+		"left and came back later": threeMessages + `s joins e:0
 			s gets a e:1
 			s leaves
 			s joins e:2
 			s gets c e:3`,
-		"had to come so far": three + `s joins e:0
+		"had to come so far": threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s ends e:2`,
-		"trimmed": three + `s joins e:0
+		"trimmed": threeMessages + `s joins e:0
 			s gap e:1-2 trimmed
 			s gets c e:3`,
-		"trimmed more than once, and what is seen": three + `s joins e:0
+		"trimmed more than once, and what is seen": threeMessages + `s joins e:0
 			s gets a e:1
 			s gap e:1-2 trimmed
 			s returns e:3
 			s gap e:1-1 trimmed
 			s gets c e:3`,
-		"a new epoch voids what was not delivered": three + `s joins e:0
+		"a new epoch voids what was not delivered": threeMessages + `s joins e:0
 			s gets a e:1
 			publish d
 			s gap f:1-1 epoch
 			s gets d f:2
 			ack d f:2`,
-		"an epoch without a message": three + `s joins e:0
+		"an epoch without a message": threeMessages + `s joins e:0
 			s gets a e:1
 			s gap f:1-0 epoch
 			publish d
 			ack d f:1
 			s gets d f:1`,
-		"two new epochs": three + `s joins e:0
+		"two new epochs": threeMessages + `s joins e:0
 			s gets a e:1
 			t joins e:0
 			t gets a e:1
@@ -297,13 +297,13 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 			u joins e:0
 			u returns f:1
 			u gap f:1-1 trimmed`,
-		"never there": three + `s joins e:0
+		"never there": threeMessages + `s joins e:0
 			s returns f:0
 			q joins f:0 @q
 			publish a @q
 			ack a f:1 @q
 			q gets a f:1 @q`,
-		"an ack of the old epoch comes late": three + `s joins e:0
+		"an ack of the old epoch comes late": threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
@@ -319,11 +319,11 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 			ack x e:1
 			ack d f:1
 			s gets d f:1`,
-		"stored again in a new epoch": three + `s joins e:0
+		"stored again in a new epoch": threeMessages + `s joins e:0
 			s gets a e:1
 			s gap f:1-0 epoch
 			s gets a f:1`,
-		"a position above the head": three + `s joins e:9
+		"a position above the head": threeMessages + `s joins e:9
 			s gap e:1-2 epoch
 			s gets c e:3`,
 		"confirmed": `publish a
@@ -369,7 +369,7 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 			ack a e:1
 			s joins e:0
 			s gets a e:1`,
-		"a room of its own": three + `s joins e:0
+		"a room of its own": threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
@@ -379,7 +379,7 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 			s gets a e:1 @q`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if report := Check(story(t, lines)); report.Verdict != Clean {
+			if report := Check(scriptedHistory(t, lines)); report.Verdict != Clean {
 				t.Error(report)
 			}
 		})
@@ -387,8 +387,8 @@ func TestWhatIsPromisedIsNoFault(t *testing.T) {
 }
 
 // What is no fault and yet worth knowing.
-func TestWhatAReportCounts(t *testing.T) {
-	report := Check(story(t, `
+func TestReportCounts(t *testing.T) {
+	report := Check(scriptedHistory(t, `
 		publish a
 		publish b
 		unknown b
@@ -426,10 +426,10 @@ func TestWhatAReportCounts(t *testing.T) {
 }
 
 // A publisher's messages in a room keep their order; another's may come between.
-func TestWhatWasOvertaken(t *testing.T) {
+func TestOvertakenMessagesAreCounted(t *testing.T) {
 	for name, tt := range map[string]struct {
-		story string
-		want  int
+		script string
+		want   int
 	}{
 		"in order": {`publish a by p
 			publish b by p
@@ -456,21 +456,21 @@ func TestWhatWasOvertaken(t *testing.T) {
 			unknown a
 			ack b e:1`, 0},
 	} {
-		if got := Check(story(t, tt.story)).Overtaken; got != tt.want {
+		if got := Check(scriptedHistory(t, tt.script)).Overtaken; got != tt.want {
 			t.Errorf("%s: %d, want %d", name, got, tt.want)
 		}
 	}
 }
 
-func TestNothingProvesNothing(t *testing.T) {
+func TestAnEmptyHistoryIsNotClean(t *testing.T) {
 	if report := Check(NewHistory()); report.Verdict != Empty {
 		t.Errorf("an empty history: %s", report.Verdict)
 	}
-	if report := Check(story(t, three)); report.Verdict != Empty {
+	if report := Check(scriptedHistory(t, threeMessages)); report.Verdict != Empty {
 		t.Errorf("without a delivery: %s", report.Verdict)
 	}
 	h := newHistory(2)
-	for e := range story(t, three+"s joins e:3").all() {
+	for e := range scriptedHistory(t, threeMessages+"s joins e:3").all() {
 		h.add(e)
 	}
 	if report := Check(h); report.Verdict != Incomplete || report.Dropped != 5 {

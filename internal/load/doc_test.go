@@ -7,7 +7,7 @@ import (
 )
 
 // The document's example is a history, its tables are whole.
-func TestTheDocumentIsTheCode(t *testing.T) {
+func TestTheDocsMatchTheCode(t *testing.T) {
 	b, err := os.ReadFile("../../docs/verify.md")
 	if err != nil {
 		t.Fatal(err)

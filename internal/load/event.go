@@ -14,25 +14,25 @@ import (
 // A kind says what an event tells.
 type kind uint8
 
-// The kinds, with the fields each uses beside at and room.
+// The kindCount, with the fields each uses beside at and room.
 const (
-	published kind = iota // by, user, id, hash: a publish begins
-	acked                 // user, id, hash, epoch, seq, duplicate
-	refused               // user, id, hash, reason: nothing was stored
-	unknown               // user, id, hash, reason: stored or not, at most once
-	joined                // sub, epoch, seq: what follows seq is expected from now on
-	rejoined              // sub, epoch, seq: back after a cut; seq is the room's head
-	delivered             // sub, user, id, hash, epoch, seq
-	declared              // sub, epoch, seq to to, reason: a gap, both ends included
-	skipped               // sub, epoch, seq: came on the wire although to was the last before it; reason: "" or epoch
-	repeated              // sub, epoch, seq: came on the wire although to was the last before it
-	left                  // sub: nothing more is expected
-	ended                 // sub, epoch, seq: that is how far it must have come
-	confirmed             // user, id, epoch, seq: an ack on the wire, after the outcome was told
-	kinds                 // how many there are
+	published   kind = iota // by, user, id, hash: a publish begins
+	acked                   // user, id, hash, epoch, seq, duplicate
+	refused                 // user, id, hash, reason: nothing was stored
+	unknown                 // user, id, hash, reason: stored or not, at most once
+	joined                  // sub, epoch, seq: what follows seq is expected from now on
+	rejoined                // sub, epoch, seq: back after a cut; seq is the room's head
+	delivered               // sub, user, id, hash, epoch, seq
+	gapDeclared             // sub, epoch, seq to to, reason: a gap, both ends included
+	skipped                 // sub, epoch, seq: came on the wire although to was the last before it; reason: "" or epoch
+	repeated                // sub, epoch, seq: came on the wire although to was the last before it
+	left                    // sub: nothing more is expected
+	ended                   // sub, epoch, seq: that is how far it must have come
+	confirmed               // user, id, epoch, seq: an ack on the wire, after the outcome was told
+	kindCount               // how many there are
 )
 
-var kindNames = [kinds]string{
+var kindNames = [kindCount]string{
 	"publish", "ack", "refused", "unknown", "join", "rejoin", "deliver", "gap", "skip", "repeat", "leave", "end", "confirm",
 }
 
@@ -54,7 +54,7 @@ type event struct {
 	At        time.Duration `json:"t"` // nanoseconds since the history began
 	Kind      kind          `json:"event"`
 	Room      message.Room  `json:"room"`
-	By        string        `json:"by,omitempty"`  // the publisher, whose publishes have an order
+	Publisher string        `json:"by,omitempty"`  // the publisher, whose publishes have an order
 	Sub       string        `json:"sub,omitempty"` // the subscriber
 	User      string        `json:"user,omitempty"`
 	ID        string        `json:"id,omitempty"`

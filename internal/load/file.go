@@ -79,16 +79,16 @@ func (h *History) readHeader(line []byte) error {
 }
 
 func (h *History) readEvent(line []byte) error {
-	e := event{Kind: kinds}
+	e := event{Kind: kindCount}
 	if err := json.Unmarshal(line, &e); err != nil {
 		return err
 	}
 	switch {
-	case e.Kind == kinds:
+	case e.Kind == kindCount:
 		return errors.New("event is missing")
 	case e.Room == "":
 		return errors.New("room is missing")
-	case e.Kind == declared && e.Seq < 1:
+	case e.Kind == gapDeclared && e.Seq < 1:
 		return fmt.Errorf("a gap must begin at seq 1 or above, not %d", e.Seq)
 	case (e.Kind <= unknown || e.Kind == delivered || e.Kind == confirmed) && e.ID == "":
 		return errors.New("id is missing")

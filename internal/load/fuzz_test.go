@@ -27,7 +27,7 @@ func FuzzHistory(f *testing.F) {
 			return
 		}
 		report := Check(h)
-		if report.Verdict == Clean && (report.Broken() > 0 || report.Delivered == 0) {
+		if report.Verdict == Clean && (report.FaultCount() > 0 || report.Delivered == 0) {
 			t.Errorf("clean, with faults or without deliveries: %v", report)
 		}
 		var again bytes.Buffer

@@ -19,16 +19,16 @@ const DefaultMaxEvents = 10_000_000
 // chunkSize is how many records are allocated at once.
 const chunkSize = 8192
 
-// A record is an event in 56 bytes: names are numbers in History.names. Who is
+// A packedEvent is an event in 56 bytes: names are numbers in History.names. Who is
 // the publisher or the subscriber, whichever the kind has.
-type record struct {
-	at                 time.Duration
-	seq                message.Seq
-	x                  uint64 // hash or to
-	room, who, user    uint32
-	id, epoch, reasonN uint32
-	kind               kind
-	duplicate          bool
+type packedEvent struct {
+	at                time.Duration
+	seq               message.Seq
+	hashOrTo          uint64 // hash or to
+	room, actor, user uint32
+	id, epoch, reason uint32
+	kind              kind
+	duplicate         bool
 }
 
 // A History is what publishers were told and what subscribers got, in the
@@ -37,16 +37,16 @@ type History struct {
 	began time.Time
 	limit int
 
-	mu      sync.Mutex // Protects following.
-	numbers map[string]uint32
-	names   []string
-	chunks  [][]record
-	counts  [kinds]int
-	total   int
-	dropped int
-	marks   []time.Duration           // where phases begin, after the first
-	heads   map[message.Room]position // the furthest known, of the newest epoch
-	open    map[*Subscription]bool
+	mu          sync.Mutex // Protects following.
+	nameIDs     map[string]uint32
+	names       []string
+	chunks      [][]packedEvent
+	counts      [kindCount]int
+	total       int
+	dropped     int
+	phaseStarts []time.Duration           // where phases begin, after the first
+	heads       map[message.Room]position // the furthest known, of the newest epoch
+	open        map[*Subscription]bool
 }
 
 // A position is a place in a room's log.
@@ -61,30 +61,30 @@ func NewHistory() *History { return newHistory(DefaultMaxEvents) }
 func newHistory(limit int) *History {
 	return &History{
 		began: time.Now(), limit: limit,
-		numbers: map[string]uint32{"": 0}, names: []string{""},
+		nameIDs: map[string]uint32{"": 0}, names: []string{""},
 		heads: map[message.Room]position{}, open: map[*Subscription]bool{},
 	}
 }
 
-// tell adds an event that happens now.
-func (h *History) tell(e event) {
+// record adds an event that happens now.
+func (h *History) record(e event) {
 	e.At = time.Since(h.began)
 	h.add(e)
 }
 
-// Mark begins another phase: pauses are told of each, so that what something
+// BeginPhase begins another phase: pauses are told of each, so that what something
 // cost can be held against the time before it.
-func (h *History) Mark() {
+func (h *History) BeginPhase() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.marks = append(h.marks, time.Since(h.began))
+	h.phaseStarts = append(h.phaseStarts, time.Since(h.began))
 }
 
 // phases are the marks so far.
 func (h *History) phases() []time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Clone(h.marks)
+	return slices.Clone(h.phaseStarts)
 }
 
 // add adds an event, or counts it as dropped when the history is full.
@@ -96,45 +96,45 @@ func (h *History) add(e event) {
 		h.dropped++ // and the verdict will be incomplete
 		return
 	}
-	r := record{
-		at: e.At, seq: e.Seq, x: uint64(e.Hash), kind: e.Kind, duplicate: e.Duplicate,
-		room: h.number(string(e.Room)), who: h.number(e.Sub), user: h.number(e.User),
-		id: h.number(e.ID), epoch: h.number(string(e.Epoch)), reasonN: h.number(e.Reason),
+	r := packedEvent{
+		at: e.At, seq: e.Seq, hashOrTo: uint64(e.Hash), kind: e.Kind, duplicate: e.Duplicate,
+		room: h.intern(string(e.Room)), actor: h.intern(e.Sub), user: h.intern(e.User),
+		id: h.intern(e.ID), epoch: h.intern(string(e.Epoch)), reason: h.intern(e.Reason),
 	}
-	h.note(e)
+	h.updateHead(e)
 	switch e.Kind {
 	case published:
-		r.who = h.number(e.By)
-	case declared, skipped, repeated:
-		r.x = uint64(e.To)
+		r.actor = h.intern(e.Publisher)
+	case gapDeclared, skipped, repeated:
+		r.hashOrTo = uint64(e.To)
 	}
 	if h.total%chunkSize == 0 {
-		h.chunks = append(h.chunks, make([]record, 0, chunkSize))
+		h.chunks = append(h.chunks, make([]packedEvent, 0, chunkSize))
 	}
 	last := len(h.chunks) - 1
 	h.chunks[last] = append(h.chunks[last], r)
 	h.total++
 }
 
-// number returns the number of a name; the caller holds mu.
-func (h *History) number(name string) uint32 {
-	n, ok := h.numbers[name]
+// intern returns the number of a name; the caller holds mu.
+func (h *History) intern(name string) uint32 {
+	n, ok := h.nameIDs[name]
 	if !ok {
 		n = uint32(len(h.names))
-		h.numbers[name] = n
+		h.nameIDs[name] = n
 		h.names = append(h.names, name)
 	}
 	return n
 }
 
-// note keeps the furthest position of each room; the caller holds mu and has
+// updateHead keeps the furthest position of each room; the caller holds mu and has
 // numbered the epoch. One that was met later is the newer one.
-func (h *History) note(e event) {
+func (h *History) updateHead(e event) {
 	if e.Kind != acked && e.Kind != delivered {
 		return
 	}
 	head := h.heads[e.Room]
-	if e.Epoch == head.epoch && e.Seq <= head.seq || h.number(string(e.Epoch)) < h.number(string(head.epoch)) {
+	if e.Epoch == head.epoch && e.Seq <= head.seq || h.intern(string(e.Epoch)) < h.intern(string(head.epoch)) {
 		return // or told late
 	}
 	h.heads[e.Room] = position{e.Epoch, e.Seq}
@@ -160,20 +160,20 @@ func (h *History) all() iter.Seq[event] {
 	}
 }
 
-func (r record) event(names []string) event {
+func (r packedEvent) event(names []string) event {
 	e := event{
 		At: r.at, Kind: r.kind, Room: message.Room(names[r.room]), User: names[r.user], ID: names[r.id],
-		Epoch: message.Epoch(names[r.epoch]), Seq: r.seq, Reason: names[r.reasonN], Duplicate: r.duplicate,
+		Epoch: message.Epoch(names[r.epoch]), Seq: r.seq, Reason: names[r.reason], Duplicate: r.duplicate,
 	}
 	switch r.kind {
 	case published:
-		e.By, e.Hash = names[r.who], hash(r.x)
+		e.Publisher, e.Hash = names[r.actor], hash(r.hashOrTo)
 	case acked, refused, unknown:
-		e.Hash = hash(r.x)
-	case declared, skipped, repeated:
-		e.Sub, e.To = names[r.who], message.Seq(r.x)
+		e.Hash = hash(r.hashOrTo)
+	case gapDeclared, skipped, repeated:
+		e.Sub, e.To = names[r.actor], message.Seq(r.hashOrTo)
 	default:
-		e.Sub, e.Hash = names[r.who], hash(r.x)
+		e.Sub, e.Hash = names[r.actor], hash(r.hashOrTo)
 	}
 	return e
 }
@@ -193,13 +193,13 @@ func (h *History) Counts() Counts {
 	return Counts{
 		Published: h.counts[published], Acked: h.counts[acked],
 		Refused: h.counts[refused], Unknown: h.counts[unknown],
-		Delivered: h.counts[delivered], Gaps: h.counts[declared], Dropped: h.dropped,
+		Delivered: h.counts[delivered], Gaps: h.counts[gapDeclared], Dropped: h.dropped,
 	}
 }
 
-// hasRoomFor says whether publishes, acks and deliveries may come to so many in
+// hasCapacityFor says whether publishes, acks and deliveries may come to so many in
 // the end, beside all other events so far.
-func (h *History) hasRoomFor(expected int) bool {
+func (h *History) hasCapacityFor(expected int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	others := h.total - h.counts[published] - h.counts[acked] - h.counts[delivered]

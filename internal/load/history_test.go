@@ -14,20 +14,20 @@ import (
 	"switchyard/internal/message"
 )
 
-// watch joins a subscription and delivers it messages of r.
-func watch(h *History, name string, from client.Position, head message.Seq) *Subscription {
+// joinedSubscription joins a subscription and delivers it messages of r.
+func joinedSubscription(h *History, name string, from client.Position, head message.Seq) *Subscription {
 	s := h.Subscribe(name, "r", from)
 	s.Handler().Joined(client.Joined{Room: "r", Epoch: "e", Head: head})
 	return s
 }
 
-func sent(id string, seq message.Seq) message.Message {
+func testMessage(id string, seq message.Seq) message.Message {
 	return message.Message{Draft: message.Draft{Room: "r", ID: id, Data: []byte(`"` + id + `"`)}, Epoch: "e", Seq: seq}
 }
 
 // Publishers and subscribers tell a history at once, and it is judged as they
 // saw it.
-func TestManyTellOneHistory(t *testing.T) {
+func TestConcurrentRecordersShareAHistory(t *testing.T) {
 	const publishers, each, subscribers = 8, 200, 8
 	h := NewHistory()
 	var all sync.WaitGroup
@@ -37,7 +37,7 @@ func TestManyTellOneHistory(t *testing.T) {
 	}
 	subs := make([]*Subscription, subscribers)
 	for i := range subs {
-		subs[i] = watch(h, fmt.Sprint("s", i), client.Start(), 0)
+		subs[i] = joinedSubscription(h, fmt.Sprint("s", i), client.Start(), 0)
 	}
 	for p := range publishers {
 		all.Go(func() {
@@ -53,18 +53,18 @@ func TestManyTellOneHistory(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if h.Settled() || h.Behind() != subscribers {
+	if h.CaughtUp() || h.Behind() != subscribers {
 		t.Errorf("nobody got anything, and %d are behind", h.Behind())
 	}
 	for _, s := range subs {
 		all.Go(func() {
 			for i, id := range log.ids {
-				s.Handler().Message(sent(id, message.Seq(i+1)))
+				s.Handler().Message(testMessage(id, message.Seq(i+1)))
 			}
 		})
 	}
 	all.Wait()
-	if !h.Settled() {
+	if !h.CaughtUp() {
 		t.Errorf("%d are behind", h.Behind())
 	}
 	report := Check(h)
@@ -76,9 +76,9 @@ func TestManyTellOneHistory(t *testing.T) {
 	}
 }
 
-func TestOutcomesAreToldApart(t *testing.T) {
+func TestOutcomesAreDistinguished(t *testing.T) {
 	h := NewHistory()
-	s := watch(h, "s", client.Now(), 0)
+	s := joinedSubscription(h, "s", client.Now(), 0)
 	for id, err := range map[string]error{
 		"refused":  &client.Error{Code: "forbidden"},
 		"not sent": client.ErrTooLarge,
@@ -89,7 +89,7 @@ func TestOutcomesAreToldApart(t *testing.T) {
 		h.Publish("r", "p", "", id, []byte("1")).Done(client.Ack{}, err)
 	}
 	h.Publish("r", "p", "", "a", []byte(`"a"`)).Done(client.Ack{Epoch: "e", Seq: 1, Duplicate: true}, nil)
-	s.Deliver(sent("a", 1))
+	s.Deliver(testMessage("a", 1))
 	report := Check(h)
 	if report.Unknown != 2 || report.Refused["forbidden"] != 1 || report.Refused["not sent"] != 1 || report.Duplicates != 1 || report.Verdict != Clean {
 		t.Error(report)
@@ -101,7 +101,7 @@ func TestOutcomesAreToldApart(t *testing.T) {
 
 // Where a subscriber begins: with what is to come, with the oldest, after a
 // position it brought, and after one of another epoch.
-func TestSubscribersBeginWhereTheyAskedTo(t *testing.T) {
+func TestSubscribersStartAtTheirPosition(t *testing.T) {
 	for name, tt := range map[string]struct {
 		from  client.Position
 		first message.Seq
@@ -118,15 +118,15 @@ func TestSubscribersBeginWhereTheyAskedTo(t *testing.T) {
 				id := fmt.Sprint("m", i+1)
 				h.Publish("r", "", "", id, []byte(`"`+id+`"`)).Done(client.Ack{Epoch: "e", Seq: message.Seq(i + 1)}, nil)
 			}
-			s := watch(h, "s", tt.from, 2)
+			s := joinedSubscription(h, "s", tt.from, 2)
 			if tt.gap.To > 0 {
 				s.Gap(tt.gap)
 			}
 			for seq := tt.first; seq <= 3; seq++ {
-				s.Deliver(sent(fmt.Sprint("m", seq), seq))
+				s.Deliver(testMessage(fmt.Sprint("m", seq), seq))
 			}
-			if report := Check(h); report.Verdict != Clean || !h.Settled() {
-				t.Errorf("settled %v: %v", h.Settled(), report)
+			if report := Check(h); report.Verdict != Clean || !h.CaughtUp() {
+				t.Errorf("settled %v: %v", h.CaughtUp(), report)
 			}
 			h = historyOf(slices.DeleteFunc(slices.Collect(h.all()), func(e event) bool { return e.Kind == delivered && e.Seq == tt.first }))
 			if report := Check(h); report.Faults[Lost] != 1 {
@@ -136,29 +136,29 @@ func TestSubscribersBeginWhereTheyAskedTo(t *testing.T) {
 	}
 }
 
-func TestWhoLeftIsNotWaitedFor(t *testing.T) {
+func TestASubscriberThatLeftIsNotAwaited(t *testing.T) {
 	h := NewHistory()
-	s := watch(h, "s", client.Start(), 0)
+	s := joinedSubscription(h, "s", client.Start(), 0)
 	h.Publish("r", "", "", "a", []byte(`"a"`)).Done(client.Ack{Epoch: "e", Seq: 1}, nil)
-	if h.Settled() {
+	if h.CaughtUp() {
 		t.Error("settled although s misses 1")
 	}
 	s.Left()
-	if !h.Settled() {
+	if !h.CaughtUp() {
 		t.Error("not settled although nobody is there")
 	}
 }
 
 // What finds the history full is dropped and counted, and the rest is judged as
 // what it is: a part.
-func TestAFullHistorySaysSo(t *testing.T) {
+func TestAFullHistoryIsIncomplete(t *testing.T) {
 	h := newHistory(10)
-	s := watch(h, "s", client.Start(), 0)
-	if !h.hasRoomFor(9) || h.hasRoomFor(10) {
+	s := joinedSubscription(h, "s", client.Start(), 0)
+	if !h.hasCapacityFor(9) || h.hasCapacityFor(10) {
 		t.Error("there is room for 9 beside the join")
 	}
 	for seq := message.Seq(1); seq <= 12; seq++ {
-		s.Deliver(sent(fmt.Sprint("m", seq), seq))
+		s.Deliver(testMessage(fmt.Sprint("m", seq), seq))
 	}
 	if c := h.Counts(); c.Delivered != 12 || c.Dropped != 3 || h.total != 10 {
 		t.Errorf("%+v, %d kept", c, h.total)
@@ -169,8 +169,8 @@ func TestAFullHistorySaysSo(t *testing.T) {
 }
 
 // A history that was written and read gets the same judgement.
-func TestAFileTellsTheSame(t *testing.T) {
-	h := story(t, three+`
+func TestAHistoryFileRoundTrips(t *testing.T) {
+	h := scriptedHistory(t, threeMessages+`
 		publish d other
 		refuse d conflict other
 		publish e
@@ -210,7 +210,7 @@ func TestAFileTellsTheSame(t *testing.T) {
 }
 
 // Whoever writes a history by hand is told what is wrong with it, and where.
-func TestFilesThatAreNoHistory(t *testing.T) {
+func TestInvalidHistoryFilesAreRejected(t *testing.T) {
 	head := `{"format":"switchyard history 1","began":"2026-01-02T15:04:05Z"}` + "\n"
 	for name, tt := range map[string]struct{ file, says string }{
 		"empty":            {"", "it is empty"},
@@ -241,7 +241,7 @@ func TestFilesThatAreNoHistory(t *testing.T) {
 
 // A mark begins a phase with pauses of its own.
 func TestPausesOfEachPhase(t *testing.T) {
-	h := story(t, `
+	h := scriptedHistory(t, `
 		s joins e:0
 		t joins e:0
 		publish a
@@ -255,7 +255,7 @@ func TestPausesOfEachPhase(t *testing.T) {
 
 		s gets b e:2
 		t gets b e:2`)
-	h.marks = []time.Duration{8 * time.Millisecond}
+	h.phaseStarts = []time.Duration{8 * time.Millisecond}
 	report := Check(h)
 	want := map[string][]Milliseconds{
 		"s": {Milliseconds(time.Millisecond), Milliseconds(3 * time.Millisecond)},
@@ -269,7 +269,7 @@ func TestPausesOfEachPhase(t *testing.T) {
 	if got := report.WorstPause; got.Name != "t" || got.WorstPause != want["t"][1] {
 		t.Errorf("worst: %+v", got)
 	}
-	h.marks = nil
+	h.phaseStarts = nil
 	if unmarked := Check(h).Subscribers[0]; unmarked.Pauses != nil {
 		t.Errorf("phases without a mark: %v", unmarked.Pauses)
 	}
@@ -281,7 +281,7 @@ func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
 
 // Pauses count only while something acked was owed.
 func TestPausesAndLatencies(t *testing.T) {
-	report := Check(story(t, `
+	report := Check(scriptedHistory(t, `
 		publish a
 		ack a e:1
 		s joins e:0
@@ -318,9 +318,9 @@ func TestPausesAndLatencies(t *testing.T) {
 	}
 }
 
-func BenchmarkTelling(b *testing.B) {
+func BenchmarkRecord(b *testing.B) {
 	h := newHistory(b.N + 1)
-	s := watch(h, "s", client.Start(), 0)
+	s := joinedSubscription(h, "s", client.Start(), 0)
 	ids := make([]string, 1000)
 	for i := range ids {
 		ids[i] = client.NewID()

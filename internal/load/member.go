@@ -30,10 +30,10 @@ type member struct {
 	name string
 	room message.Room
 	user string
-	line *line
+	conn *cuttableConn
 	// nil in a run that is not judged
 	sub *Subscription
-	ear *ear
+	tap *frameTap
 
 	client *client.Client
 
@@ -43,16 +43,16 @@ type member struct {
 
 // connect connects a member and joins its room.
 func (r *Run) connect(ctx context.Context, n int) (*member, error) {
-	m := &member{run: r, n: n, name: fmt.Sprintf("%s-%d", r.plan.Prefix, n), room: r.plan.room(n % r.plan.Rooms), line: new(line)}
-	opts := r.options(n, m.line)
-	handler := client.Handler{Message: m.clock}
+	m := &member{run: r, n: n, name: fmt.Sprintf("%s-%d", r.plan.Prefix, n), room: r.plan.room(n % r.plan.Rooms), conn: new(cuttableConn)}
+	opts := r.options(n, m.conn)
+	handler := client.Handler{Message: m.timeDelivery}
 	if r.history != nil {
 		m.sub = r.history.Subscribe(m.name, m.room, client.Start())
 		handler = m.sub.Handler()
 		handler.Message = m.deliver
-		m.ear = newEar(r.history, func() string { return m.user })
-		m.ear.follow(m.sub)
-		opts.OnFrame = m.ear.hear
+		m.tap = newFrameTap(r.history, func() string { return m.user })
+		m.tap.watch(m.sub)
+		opts.OnFrame = m.tap.onFrame
 	}
 	c, err := client.New(opts)
 	if err != nil {
@@ -74,7 +74,7 @@ func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 }
 
 // options are those of the run's nth client.
-func (r *Run) options(n int, l *line) client.Options {
+func (r *Run) options(n int, l *cuttableConn) client.Options {
 	opts := client.Options{
 		URLs: r.plan.urlsOf(n), MaxPending: 2 * maxPending,
 		HTTPClient: &http.Client{Transport: &http.Transport{
@@ -83,10 +83,10 @@ func (r *Run) options(n int, l *line) client.Options {
 			// A handshake is HTTP/1.1, whatever else the other side speaks.
 			TLSClientConfig: r.plan.TLS, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
 		}},
-		OnState: r.state,
+		OnState: r.onState,
 		OnMoved: func(client.MovedEvent) { r.moves.Add(1) },
 	}
-	l.open = r.plan.Dial
+	l.dialFunc = r.plan.Dial
 	if r.plan.Header != nil {
 		opts.Header = r.plan.Header(n)
 	}
@@ -102,19 +102,19 @@ func (m *member) deliver(msg message.Message) {
 	m.sub.Deliver(msg)
 }
 
-// clock takes a message for its time alone.
-func (m *member) clock(msg message.Message) {
+// timeDelivery takes a message for its time alone.
+func (m *member) timeDelivery(msg message.Message) {
 	m.run.delivered.Add(1)
 	if at, ok := sentAt(msg.Data); ok {
-		m.run.deliveries.add(m.n, time.Since(m.run.began)-at)
+		m.run.deliveryLatencies.add(m.n, time.Since(m.run.began)-at)
 	}
 }
 
 // publish sends one message; then, if set, is called with its outcome. False
 // says that too many wait already, that the member's life is over, or the run.
-func (m *member) publish(then func(error)) bool {
-	if m.run.full() {
-		m.run.end("the history is full")
+func (m *member) publish(done func(error)) bool {
+	if m.run.historyFull() {
+		m.run.endPublishing("the history is full")
 		return false
 	}
 	if m.pending.Add(1) > maxPending || m.client.Err() != nil {
@@ -125,39 +125,39 @@ func (m *member) publish(then func(error)) bool {
 	began := time.Since(m.run.began)
 	data := m.data(began)
 	m.run.inFlight.Add(1)
-	attempt := m.attempt(id, data) // told before it is sent: it may be delivered at once
+	attempt := m.recordPublish(id, data) // told before it is sent: it may be delivered at once
 	answered := func(ack client.Ack, err error) {
-		m.settled(attempt, id, ack, err)
-		m.run.answered(m, began, err)
+		m.recordOutcome(attempt, id, ack, err)
+		m.run.countOutcome(m, began, err)
 		m.pending.Add(-1)
-		if then != nil {
-			then(err) // the next publish begins before this one ends: none in flight means none to come
+		if done != nil {
+			done(err) // the next publish begins before this one ends: none in flight means none to come
 		}
 		m.run.inFlight.Add(-1)
 	}
 	m.run.published.Add(1)
 	if err := m.client.Send(m.room, data, id, answered); err != nil {
-		then = nil // the caller sees that it was not sent
+		done = nil // the caller sees that it was not sent
 		answered(client.Ack{}, err)
 		return false
 	}
 	return true
 }
 
-// attempt tells the history of a publish, if there is one.
-func (m *member) attempt(id string, data json.RawMessage) Attempt {
+// recordPublish tells the history of a publish, if there is one.
+func (m *member) recordPublish(id string, data json.RawMessage) Attempt {
 	if m.run.history == nil {
 		return Attempt{}
 	}
-	m.ear.sending(m.room, id)
+	m.tap.publishStarted(m.room, id)
 	return m.run.history.Publish(m.room, m.name, m.user, id, data)
 }
 
-// settled tells it of the outcome.
-func (m *member) settled(a Attempt, id string, ack client.Ack, err error) {
+// recordOutcome tells it of the outcome.
+func (m *member) recordOutcome(a Attempt, id string, ack client.Ack, err error) {
 	a.Done(ack, err)
-	if m.ear != nil {
-		m.ear.answered(m.room, id)
+	if m.tap != nil {
+		m.tap.publishAnswered(m.room, id)
 	}
 }
 
@@ -180,17 +180,17 @@ func sentAt(data []byte) (time.Duration, bool) {
 	return time.Duration(ns), found && err == nil
 }
 
-// A line is the network connection of one client, to be cut. While a client
+// A cuttableConn is the network connection of one client, to be cut. While a client
 // moves it is the newer one.
-type line struct {
-	open func(ctx context.Context, network, address string) (net.Conn, error)
+type cuttableConn struct {
+	dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu   sync.Mutex // Protects following.
 	conn net.Conn
 }
 
-func (l *line) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := l.open(ctx, network, addr)
+func (l *cuttableConn) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := l.dialFunc(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +201,7 @@ func (l *line) dial(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // cut breaks the connection, as a network does, and says whether there was one.
-func (l *line) cut() bool {
+func (l *cuttableConn) cut() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.conn != nil && !errors.Is(l.conn.Close(), net.ErrClosed)

@@ -6,9 +6,9 @@ const (
 	// retryAfter is how long a publisher waits that publishes as fast as acks
 	// come, and got something else.
 	retryAfter = 100 * time.Millisecond
-	// behindAtMost is how far the pace may fall behind before messages are held
+	// maxLag is how far the pace may fall behind before messages are held
 	// back: a run that was paused does not make up for it in one burst.
-	behindAtMost = time.Second
+	maxLag = time.Second
 )
 
 // publishLoop publishes until the end, at a rate or as fast as acks come. At a
@@ -17,7 +17,7 @@ func (r *Run) publishLoop() {
 	if r.plan.Rate == 0 {
 		for _, m := range r.publishers() {
 			for range r.plan.Window {
-				m.next()
+				m.publishNext()
 			}
 		}
 		<-r.ending
@@ -58,12 +58,12 @@ func (r *Run) publishDue(elapsed time.Duration, sent int) int {
 // for ever, since they are too late, end where from begins.
 func due(elapsed time.Duration, rate float64, sent int) (from, to int) {
 	to = int(elapsed.Seconds() * rate)
-	from = max(sent, int((elapsed-behindAtMost).Seconds()*rate))
+	from = max(sent, int((elapsed-maxLag).Seconds()*rate))
 	return from, max(from, to)
 }
 
-// next publishes one message, and the next one when its answer has come.
-func (m *member) next() {
+// publishNext publishes one message, and the next one when its answer has come.
+func (m *member) publishNext() {
 	select {
 	case <-m.run.ending:
 		return
@@ -71,13 +71,13 @@ func (m *member) next() {
 	}
 	again := func(err error) {
 		if err == nil {
-			m.next()
+			m.publishNext()
 			return
 		}
-		time.AfterFunc(retryAfter, m.next) // not at once: whatever refused it would be asked for ever
+		time.AfterFunc(retryAfter, m.publishNext) // not at once: whatever refused it would be asked for ever
 	}
 	if !m.publish(again) && m.client.Err() == nil {
-		time.AfterFunc(retryAfter, m.next)
+		time.AfterFunc(retryAfter, m.publishNext)
 	}
 }
 
@@ -94,21 +94,21 @@ func (r *Run) cutLoop() {
 			return
 		case <-next.C:
 		}
-		if r.members[n%len(r.members)].line.cut() {
+		if r.members[n%len(r.members)].conn.cut() {
 			r.cuts.Add(1)
 		}
 	}
 }
 
-// full says that the history has no room for more than is under way: each
+// historyFull says that the history has no room for more than is under way: each
 // message is published, acked, and delivered to a room's members and its reader
 // at the end. Joins, returns and ends come once or twice a client.
-func (r *Run) full() bool {
+func (r *Run) historyFull() bool {
 	if r.history == nil {
 		return false
 	}
 	members := (r.plan.Clients + r.plan.Rooms - 1) / r.plan.Rooms
 	messages := int(r.published.Load()) + r.plan.Rooms
 	reserve := 4*(r.plan.Clients+r.plan.Rooms) + r.plan.MaxEvents/8
-	return !r.history.hasRoomFor(messages*(members+3) + reserve)
+	return !r.history.hasCapacityFor(messages*(members+3) + reserve)
 }

@@ -23,7 +23,7 @@ type Plan struct {
 	URLs []string
 	// Tokens, if set, are the clients' credentials, in turns.
 	Tokens []string
-	// Dial makes the network connections, TLS is for wss addresses; nil means as
+	// Dial makes the network connections, TLSConfig is for wss addresses; nil means as
 	// net and crypto/tls do. Header, if set, returns what a client sends with its
 	// handshakes.
 	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
@@ -56,8 +56,8 @@ type Plan struct {
 	// MaxEvents bounds the history; 0 means DefaultMaxEvents. Publishing ends
 	// before it is full.
 	MaxEvents int
-	// Unjudged keeps no history: for speed.
-	Unjudged bool
+	// Unchecked keeps no history: for speed.
+	Unchecked bool
 }
 
 // A BoundError names what of a Plan breaks its bound, as the flags are called,
@@ -92,8 +92,8 @@ func (p Plan) withDefaults() Plan {
 	return p
 }
 
-// check returns a *BoundError for the first value that can't be.
-func (p Plan) check() error {
+// validate returns a *BoundError for the first value that can't be.
+func (p Plan) validate() error {
 	if len(p.URLs) == 0 {
 		return &BoundError{"url", "must be given, such as ws://localhost:8000/ws"}
 	}

@@ -11,60 +11,60 @@ import (
 	"switchyard/internal/message"
 )
 
-// A world keeps every promise; what it does at random is a valid history.
-type world struct {
+// A serviceModel keeps every promise; what it does at random is a valid history.
+type serviceModel struct {
 	t      *rapid.T
 	events []event
-	log    map[message.Room][]*stored
+	log    map[message.Room][]*storedMessage
 	epoch  map[message.Room]int
 	first  map[message.Room]message.Seq // the oldest that is stored
 	late   []event                      // acks under way
-	subs   []*watcher
+	subs   []*modelSubscriber
 	next   int
 }
 
-type stored struct {
+type storedMessage struct {
 	id   string
 	hash hash
 }
 
-// A watcher is a subscriber that is somewhere on its way through a room.
-type watcher struct {
+// A modelSubscriber is a subscriber that is somewhere on its way through a room.
+type modelSubscriber struct {
 	name  string
 	room  message.Room
 	epoch int
 	at    message.Seq
-	gone  bool
+	left  bool
 }
 
 var roomNames = []message.Room{"q", "r"}
 
-func (w *world) tell(e event) {
+func (w *serviceModel) record(e event) {
 	e.At = time.Duration(len(w.events)) * time.Millisecond
 	w.events = append(w.events, e)
 }
 
-func (w *world) epochOf(room message.Room) message.Epoch {
+func (w *serviceModel) epochOf(room message.Room) message.Epoch {
 	return message.Epoch(fmt.Sprint("e", w.epoch[room]))
 }
 
-func (w *world) publish() {
+func (w *serviceModel) publish() {
 	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
 	id := fmt.Sprint("m", w.next)
 	w.next++
-	e := event{Kind: published, Room: room, By: "p", ID: id, Hash: hashOf([]byte(id))}
-	w.tell(e)
+	e := event{Kind: published, Room: room, Publisher: "p", ID: id, Hash: hashOf([]byte(id))}
+	w.record(e)
 	outcome := rapid.SampledFrom([]string{"ack", "ack", "ack", "late", "unknown", "unknown, stored", "refused"}).Draw(w.t, "outcome")
-	e.By = ""
+	e.Publisher = ""
 	if outcome == "refused" || outcome == "unknown" {
 		e.Kind, e.Reason = map[string]kind{"refused": refused, "unknown": unknown}[outcome], "why"
-		w.tell(e)
+		w.record(e)
 		return
 	}
-	w.log[room] = append(w.log[room], &stored{id, e.Hash})
+	w.log[room] = append(w.log[room], &storedMessage{id, e.Hash})
 	if outcome == "unknown, stored" {
 		e.Kind = unknown
-		w.tell(e)
+		w.record(e)
 		return
 	}
 	e.Kind, e.Epoch, e.Seq = acked, w.epochOf(room), message.Seq(len(w.log[room]))
@@ -72,59 +72,59 @@ func (w *world) publish() {
 		w.late = append(w.late, e)
 		return
 	}
-	w.tell(e)
+	w.record(e)
 }
 
-func (w *world) ackLate() {
+func (w *serviceModel) ackLate() {
 	if len(w.late) > 0 {
-		w.tell(w.late[0])
+		w.record(w.late[0])
 		w.late = w.late[1:]
 	}
 }
 
-func (w *world) join() {
+func (w *serviceModel) join() {
 	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
-	s := &watcher{name: fmt.Sprint("s", len(w.subs)), room: room, epoch: w.epoch[room]}
+	s := &modelSubscriber{name: fmt.Sprint("s", len(w.subs)), room: room, epoch: w.epoch[room]}
 	if rapid.Bool().Draw(w.t, "from now") {
 		s.at = message.Seq(len(w.log[room]))
 	}
 	w.subs = append(w.subs, s)
-	w.tell(event{Kind: joined, Room: room, Sub: s.name, Epoch: w.epochOf(room), Seq: s.at})
+	w.record(event{Kind: joined, Room: room, Sub: s.name, Epoch: w.epochOf(room), Seq: s.at})
 }
 
 // step brings a watcher on by a message or a gap; false when there is nothing.
-func (w *world) step(s *watcher) bool {
+func (w *serviceModel) step(s *modelSubscriber) bool {
 	log, epoch := w.log[s.room], w.epochOf(s.room)
 	head := message.Seq(len(log))
 	switch {
-	case s.gone:
+	case s.left:
 		return false
 	case s.epoch != w.epoch[s.room]:
-		w.tell(event{Kind: declared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: 1, To: head, Reason: "epoch"})
+		w.record(event{Kind: gapDeclared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: 1, To: head, Reason: "epoch"})
 		s.epoch, s.at = w.epoch[s.room], head
 	case s.at == head:
 		return false
 	case s.at+1 < w.first[s.room]:
 		to := w.first[s.room] - 1
-		w.tell(event{Kind: declared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at + 1, To: to, Reason: "trimmed"})
+		w.record(event{Kind: gapDeclared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at + 1, To: to, Reason: "trimmed"})
 		s.at = to
 	default:
 		m := log[s.at]
 		s.at++
-		w.tell(event{Kind: delivered, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at, ID: m.id, Hash: m.hash})
+		w.record(event{Kind: delivered, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at, ID: m.id, Hash: m.hash})
 	}
 	return true
 }
 
-func (w *world) leave(s *watcher) {
-	if !s.gone {
-		s.gone = true
-		w.tell(event{Kind: left, Room: s.room, Sub: s.name})
+func (w *serviceModel) leave(s *modelSubscriber) {
+	if !s.left {
+		s.left = true
+		w.record(event{Kind: left, Room: s.room, Sub: s.name})
 	}
 }
 
 // restore brings a room back to an older state, in a new epoch.
-func (w *world) restore() {
+func (w *serviceModel) restore() {
 	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
 	keep := rapid.IntRange(0, len(w.log[room])).Draw(w.t, "keep")
 	w.log[room] = w.log[room][:keep:keep]
@@ -132,15 +132,15 @@ func (w *world) restore() {
 	w.epoch[room]++
 }
 
-func (w *world) trim() {
+func (w *serviceModel) trim() {
 	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
 	w.first[room] = max(w.first[room], message.Seq(rapid.IntRange(1, len(w.log[room])+1).Draw(w.t, "first")))
 }
 
-// newWorld lives for a while, and then brings everybody to the end.
-func newWorld(t *rapid.T) *world {
-	w := &world{
-		t: t, log: map[message.Room][]*stored{}, epoch: map[message.Room]int{}, first: map[message.Room]message.Seq{"q": 1, "r": 1},
+// runServiceModel lives for a while, and then brings everybody to the end.
+func runServiceModel(t *rapid.T) *serviceModel {
+	w := &serviceModel{
+		t: t, log: map[message.Room][]*storedMessage{}, epoch: map[message.Room]int{}, first: map[message.Room]message.Seq{"q": 1, "r": 1},
 	}
 	w.join()
 	for range rapid.IntRange(10, 120).Draw(t, "steps") {
@@ -182,26 +182,26 @@ func historyOf(events []event) *History {
 
 func TestAValidRunIsClean(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		if report := Check(historyOf(newWorld(t).events)); report.Broken() > 0 {
+		if report := Check(historyOf(runServiceModel(t).events)); report.FaultCount() > 0 {
 			t.Fatal(report)
 		}
 	})
 }
 
-// A planting spoils a history at a delivery and says what must be found; false
+// A injectedFault spoils a history at a delivery and says what must be found; false
 // when it would not be a fault there.
-type planting struct {
+type injectedFault struct {
 	name   string
 	faults []Fault
-	plant  func(events []event, at int) ([]event, bool)
+	inject func(events []event, at int) ([]event, bool)
 }
 
-var plantings = []planting{
+var injectedFaults = []injectedFault{
 	{"drop a delivery", []Fault{Lost, SilentGap}, func(events []event, at int) ([]event, bool) {
-		lastOfAll := !others(events, at, func(e event) bool { // nobody else can know of it
+		lastOfAll := !anyOther(events, at, func(e event) bool { // nobody else can know of it
 			return e.ID == events[at].ID && e.Epoch == events[at].Epoch && (e.Kind == acked || e.Kind == delivered)
 		})
-		isFault := mustHave(events, at) && !lastOfAll
+		isFault := mustReceive(events, at) && !lastOfAll
 		return slices.Delete(events, at, at+1), isFault
 	}},
 	{"double a delivery", []Fault{Doubled}, func(events []event, at int) ([]event, bool) {
@@ -233,9 +233,9 @@ var plantings = []planting{
 		return slices.Insert(events, at+1, again), true
 	}},
 	{"deliver to a stranger", []Fault{WrongRoom}, func(events []event, at int) ([]event, bool) {
-		strange := events[at]
-		strange.Sub = "a stranger"
-		return slices.Insert(events, at, strange), true
+		other := events[at]
+		other.Sub = "a stranger"
+		return slices.Insert(events, at, other), true
 	}},
 	{"refuse what is delivered", []Fault{RefusedStored}, func(events []event, at int) ([]event, bool) {
 		for i, e := range events {
@@ -260,17 +260,17 @@ var plantings = []planting{
 	}},
 	{"keep a gap from a subscriber", []Fault{Lost, SilentGap, SilentEpoch, Reordered}, func(events []event, at int) ([]event, bool) {
 		i := slices.IndexFunc(events[:at], func(e event) bool {
-			return e.Kind == declared && e.Sub == events[at].Sub && e.Epoch == events[at].Epoch && e.To >= e.Seq
+			return e.Kind == gapDeclared && e.Sub == events[at].Sub && e.Epoch == events[at].Epoch && e.To >= e.Seq
 		})
-		if i < 0 || events[i].Reason == "epoch" && fresh(events, i) {
+		if i < 0 || events[i].Reason == "epoch" && startsFresh(events, i) {
 			return events, false
 		}
 		return slices.Delete(events, i, i+1), true
 	}},
 }
 
-// others says whether another event fits.
-func others(events []event, at int, fits func(event) bool) bool {
+// anyOther says whether another event fits.
+func anyOther(events []event, at int, fits func(event) bool) bool {
 	for i, e := range events {
 		if i != at && fits(e) {
 			return true
@@ -279,9 +279,9 @@ func others(events []event, at int, fits func(event) bool) bool {
 	return false
 }
 
-// mustHave says that no later gap, epoch or leaving excuses a delivery's
+// mustReceive says that no later gap, epoch or leaving excuses a delivery's
 // subscriber from having it.
-func mustHave(events []event, at int) bool {
+func mustReceive(events []event, at int) bool {
 	for _, e := range events[at+1:] {
 		if e.Sub != events[at].Sub {
 			continue
@@ -289,16 +289,16 @@ func mustHave(events []event, at int) bool {
 		if e.Kind == delivered && e.Epoch == events[at].Epoch {
 			return true // it would be skipped
 		}
-		if e.Kind == left || e.Kind == declared {
+		if e.Kind == left || e.Kind == gapDeclared {
 			return false
 		}
 	}
 	return true
 }
 
-// fresh says that a subscriber had nothing yet when the gap came: it begins
+// startsFresh says that a subscriber had nothing yet when the gap came: it begins
 // anew in whatever epoch it meets.
-func fresh(events []event, gap int) bool {
+func startsFresh(events []event, gap int) bool {
 	for _, e := range slices.Backward(events[:gap]) {
 		if e.Sub == events[gap].Sub {
 			return e.Seq == 0
@@ -307,40 +307,40 @@ func fresh(events []event, gap int) bool {
 	return true
 }
 
-func TestOnePlantedFaultIsFound(t *testing.T) {
-	for _, p := range plantings {
+func TestAnInjectedFaultIsFound(t *testing.T) {
+	for _, p := range injectedFaults {
 		t.Run(p.name, func(t *testing.T) {
-			planted := 0
+			injected := 0
 			rapid.Check(t, func(t *rapid.T) {
-				if p.isFound(t) {
-					planted++
+				if p.check(t) {
+					injected++
 				}
 			})
-			if planted == 0 {
+			if injected == 0 {
 				t.Error("was never planted")
 			}
 		})
 	}
 }
 
-// isFound plants the fault somewhere in a valid run, and says whether it could.
-func (p planting) isFound(t *rapid.T) bool {
-	var places []int
-	events := newWorld(t).events
+// check plants the fault somewhere in a valid run, and says whether it could.
+func (p injectedFault) check(t *rapid.T) bool {
+	var deliveries []int
+	events := runServiceModel(t).events
 	for i, e := range events {
 		if e.Kind == delivered {
-			places = append(places, i)
+			deliveries = append(deliveries, i)
 		}
 	}
-	for len(places) > 0 {
-		i := rapid.IntRange(0, len(places)-1).Draw(t, "at")
-		victim := events[places[i]]
-		spoilt, isFault := p.plant(slices.Clone(events), places[i])
+	for len(deliveries) > 0 {
+		i := rapid.IntRange(0, len(deliveries)-1).Draw(t, "at")
+		victim := events[deliveries[i]]
+		faulty, isFault := p.inject(slices.Clone(events), deliveries[i])
 		if !isFault {
-			places = slices.Delete(places, i, i+1)
+			deliveries = slices.Delete(deliveries, i, i+1)
 			continue
 		}
-		report := Check(historyOf(spoilt))
+		report := Check(historyOf(faulty))
 		if !slices.ContainsFunc(p.faults, func(f Fault) bool { return report.Faults[f] > 0 }) {
 			t.Fatalf("at %+v it was not found as %v:\n%v", victim, p.faults, report)
 		}

@@ -127,7 +127,7 @@ type Report struct {
 	Subscribers       []Subscriber `json:"subscribers"`
 
 	// Run is set when the history is that of a Run.
-	Run *Facts `json:"run,omitempty"`
+	Run *RunSummary `json:"run,omitempty"`
 }
 
 func newReport() *Report {
@@ -147,7 +147,7 @@ func (r *Report) verdict() Verdict {
 	switch {
 	case r.Dropped > 0:
 		return Incomplete
-	case r.Broken() > 0:
+	case r.FaultCount() > 0:
 		return Wrong
 	case r.Acked == 0 || r.Delivered == 0:
 		return Empty
@@ -157,8 +157,8 @@ func (r *Report) verdict() Verdict {
 	return Clean
 }
 
-// Broken is how many faults were found.
-func (r *Report) Broken() (n int) {
+// FaultCount is how many faults were found.
+func (r *Report) FaultCount() (n int) {
 	for _, count := range r.Faults {
 		n += count
 	}
@@ -168,30 +168,30 @@ func (r *Report) Broken() (n int) {
 // String is the report for people.
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\n", r.sentence())
+	fmt.Fprintf(&b, "%s\n\n", r.summary())
 	fmt.Fprintf(&b, "  published   %d in %d rooms: %d acked, %d of them as duplicates; %s refused; %d unknown, of which %d turned up\n",
 		r.Published, r.Rooms, r.Acked, r.Duplicates, r.refusals(), r.Unknown, r.UnknownFound)
 	fmt.Fprintf(&b, "  delivered   %d to %d subscribers; %d gaps declared, %d messages in them; %d epochs\n",
 		r.Delivered, len(r.Subscribers), r.Gaps, r.GapMessages, r.Epochs)
 	latencyRows(&b, r.PublishToAck, r.PublishToDelivery)
-	fmt.Fprintf(&b, "  worst pause %s\n", r.pause())
+	fmt.Fprintf(&b, "  worst pause %s\n", r.worstPauseText())
 	if r.Run != nil {
-		r.Run.troubles(&b)
+		r.Run.writeProblems(&b)
 	}
 	for _, f := range r.Findings {
 		fmt.Fprintf(&b, "\n  %-14s %s", f.Fault, f.Text)
 	}
 	if n := len(r.Findings); n > 0 {
 		fmt.Fprintln(&b)
-		if rest := r.Broken() - n; rest > 0 {
+		if rest := r.FaultCount() - n; rest > 0 {
 			fmt.Fprintf(&b, "  and %d more\n", rest)
 		}
 	}
 	return b.String()
 }
 
-// sentence is the verdict with its reason.
-func (r *Report) sentence() string {
+// summary is the verdict with its reason.
+func (r *Report) summary() string {
 	switch r.Verdict {
 	case Clean:
 		return "Clean: every message that was acked reached everyone it should, once and in order."
@@ -223,7 +223,7 @@ func (r *Report) refusals() string {
 	return strings.Join(parts, ", ")
 }
 
-func (r *Report) pause() string {
+func (r *Report) worstPauseText() string {
 	if r.WorstPause.WorstPause == 0 {
 		return "none"
 	}

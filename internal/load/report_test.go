@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-func TestPeopleReadTheReport(t *testing.T) {
-	clean := Check(story(t, three+`s joins e:0
+func TestTheReportAsText(t *testing.T) {
+	clean := Check(scriptedHistory(t, threeMessages+`s joins e:0
 		s gets a e:1
 		s gets b e:2
 		s gets c e:3`)).String()
@@ -19,7 +19,7 @@ func TestPeopleReadTheReport(t *testing.T) {
 			t.Errorf("does not say %q:\n%s", says, clean)
 		}
 	}
-	wrong := Check(story(t, three+`publish x
+	wrong := Check(scriptedHistory(t, threeMessages+`publish x
 		refuse x forbidden
 		s joins e:0
 		s gets a e:1
@@ -35,8 +35,8 @@ func TestPeopleReadTheReport(t *testing.T) {
 // Thousands of findings are counted, and the first spelled out.
 func TestAFloodOfFindingsIsBounded(t *testing.T) {
 	lines := "publish a\nack a e:1\ns joins e:0\ns gets a e:1\n" + strings.Repeat("s gets a e:1\n", 1000)
-	report := Check(story(t, lines))
-	if report.Faults[Doubled] != 1000 || report.Broken() != 1000 || len(report.Findings) != MaxFindings {
+	report := Check(scriptedHistory(t, lines))
+	if report.Faults[Doubled] != 1000 || report.FaultCount() != 1000 || len(report.Findings) != MaxFindings {
 		t.Errorf("%d doubled, %d findings", report.Faults[Doubled], len(report.Findings))
 	}
 	if !strings.Contains(report.String(), "and 950 more") {
@@ -46,16 +46,16 @@ func TestAFloodOfFindingsIsBounded(t *testing.T) {
 
 // A seq that is far off neither takes for ever nor fills the memory.
 func TestAGapOfAnySizeIsOneFinding(t *testing.T) {
-	report := Check(story(t, `publish a
+	report := Check(scriptedHistory(t, `publish a
 		s joins e:0
 		s gets a e:9000000000000000000`))
-	if report.Faults[SilentGap] != 1 || report.Broken() != 1 {
+	if report.Faults[SilentGap] != 1 || report.FaultCount() != 1 {
 		t.Error(report)
 	}
 }
 
-func TestProgramsReadTheReport(t *testing.T) {
-	b, err := json.Marshal(Check(story(t, three+`s joins e:0
+func TestTheReportAsJSON(t *testing.T) {
+	b, err := json.Marshal(Check(scriptedHistory(t, threeMessages+`s joins e:0
 		s gets a e:1
 		s gets b e:2`)))
 	if err != nil {
@@ -89,7 +89,7 @@ func TestProgramsReadTheReport(t *testing.T) {
 }
 
 // The quantiles are those of the sorted durations, 4 % too high at most.
-func TestQuantilesAreNearTheTruth(t *testing.T) {
+func TestQuantilesAreAccurate(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, scale := range []time.Duration{50 * time.Microsecond, 10 * time.Millisecond, time.Minute} {
 		var whole, half Latencies

@@ -12,14 +12,14 @@ import (
 )
 
 const (
-	// atOnce bounds the clients that connect, or close, at the same time.
-	atOnce = 64
+	// maxConcurrent bounds the clients that connect, or close, at the same time.
+	maxConcurrent = 64
 	// joinTimeout is how long all may take to join, beside RampUp.
 	joinTimeout = time.Minute
 	// preflightTimeout is how long an address has to answer.
 	preflightTimeout = 10 * time.Second
-	// tick is how often a wait looks again.
-	tick = 10 * time.Millisecond
+	// pollInterval is how often a wait looks again.
+	pollInterval = 10 * time.Millisecond
 )
 
 // A Run is a Plan under way. Its methods may be called from any goroutine.
@@ -34,25 +34,25 @@ type Run struct {
 	history *History // nil when it is not judged
 	members []*member
 
-	ending  chan struct{} // closed by end: publish no more
-	over    chan struct{} // closed by lead, when all is done
-	endOnce sync.Once
-	reason  string // why publishing ended; written before ending is closed
+	ending    chan struct{} // closed by end: publish no more
+	done      chan struct{} // closed by lead, when all is done
+	endOnce   sync.Once
+	endReason string // why publishing ended; written before ending is closed
 
 	// Written by lead before over is closed.
-	took   time.Duration // publishing
-	atEnd  Progress      // of publishing
-	facts  *Facts
-	report *Report
+	publishedFor  time.Duration // publishing
+	finalProgress Progress      // of publishing
+	summary       *RunSummary
+	report        *Report
 
 	// Live counts, of messages and of connections.
 	published, acked, failed, delivered, inFlight atomic.Int64
 	connects, moves, cuts                         atomic.Int64
 	heldBack, unread, behind                      atomic.Int64
-	acks, deliveries                              shards // of a run that is not judged
+	ackLatencies, deliveryLatencies               shardedLatencies // of a run that is not judged
 
-	mu      sync.Mutex // Protects following.
-	trouble error      // why a connection failed last
+	mu          sync.Mutex // Protects following.
+	lastConnErr error      // why a connection failed last
 }
 
 // Start connects the plan's clients and returns once all have joined; then they
@@ -60,21 +60,21 @@ type Run struct {
 // time. When ctx ends the run ends early, and is judged all the same.
 func Start(ctx context.Context, plan Plan) (*Run, error) {
 	plan = plan.withDefaults()
-	if err := plan.check(); err != nil {
+	if err := plan.validate(); err != nil {
 		return nil, err
 	}
-	r := &Run{plan: plan, began: time.Now(), ending: make(chan struct{}), over: make(chan struct{})}
-	if !plan.Unjudged {
+	r := &Run{plan: plan, began: time.Now(), ending: make(chan struct{}), done: make(chan struct{})}
+	if !plan.Unchecked {
 		r.history = newHistory(plan.MaxEvents)
 	}
 	if err := r.preflight(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.gather(ctx); err != nil {
-		r.scatter()
+	if err := r.connectAll(ctx); err != nil {
+		r.closeAll()
 		return nil, err
 	}
-	go r.lead(ctx)
+	go r.execute(ctx)
 	return r, nil
 }
 
@@ -100,7 +100,7 @@ func (r *Run) probe(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, preflightTimeout, fmt.Errorf("no answer within %v", preflightTimeout))
 	defer cancel()
 	failed := make(chan error, 1)
-	opts := r.options(0, new(line))
+	opts := r.options(0, new(cuttableConn))
 	opts.URLs = []string{url}
 	opts.OnState = func(s client.StateEvent) {
 		if s.State == client.Waiting {
@@ -130,14 +130,14 @@ func (r *Run) probe(ctx context.Context, url string) error {
 	return nil
 }
 
-// gather connects all members, no faster than RampUp wants. When one can't join
+// connectAll connects all members, no faster than RampUp wants. When one can't join
 // the others are not waited for.
-func (r *Run) gather(ctx context.Context) error {
+func (r *Run) connectAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.plan.RampUp+joinTimeout)
 	defer cancel()
 	r.members = make([]*member, r.plan.Clients)
 	errs := make([]error, r.plan.Clients)
-	each(r.plan.Clients, func(n int) {
+	forEach(r.plan.Clients, func(n int) {
 		due := time.Duration(float64(r.plan.RampUp) * float64(n) / float64(r.plan.Clients))
 		if err := sleep(ctx, due-time.Since(r.began)); err != nil {
 			errs[n] = err
@@ -163,16 +163,16 @@ func (r *Run) gather(ctx context.Context) error {
 	// The client only says that time ran out. Why connections failed is told apart.
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.trouble != nil {
-		first = fmt.Errorf("%w (the last connection failed: %w)", first, r.trouble)
+	if r.lastConnErr != nil {
+		first = fmt.Errorf("%w (the last connection failed: %w)", first, r.lastConnErr)
 	}
 	return fmt.Errorf("%d of %d clients could join: %w", joined, r.plan.Clients, first)
 }
 
-// each calls f with 0 to n-1, atOnce at a time, and returns when all have.
-func each(n int, f func(int)) {
+// forEach calls f with 0 to n-1, maxConcurrent at a time, and returns when all have.
+func forEach(n int, f func(int)) {
 	var all sync.WaitGroup
-	slots := make(chan struct{}, atOnce)
+	slots := make(chan struct{}, maxConcurrent)
 	for i := range n {
 		slots <- struct{}{}
 		all.Go(func() {
@@ -183,74 +183,74 @@ func each(n int, f func(int)) {
 	all.Wait()
 }
 
-// state is told of each client's connections.
-func (r *Run) state(s client.StateEvent) {
+// onState is told of each client's connections.
+func (r *Run) onState(s client.StateEvent) {
 	switch s.State {
 	case client.Live:
 		r.connects.Add(1)
 	case client.Waiting:
 		r.mu.Lock()
-		r.trouble = s.Err
+		r.lastConnErr = s.Err
 		r.mu.Unlock()
 	}
 }
 
-// lead publishes to the end, and sees the run off.
-func (r *Run) lead(ctx context.Context) {
-	defer close(r.over)
+// execute publishes to the end, and sees the run off.
+func (r *Run) execute(ctx context.Context) {
+	defer close(r.done)
 	began := time.Now()
-	stop := context.AfterFunc(ctx, func() { r.end("stopped") })
+	stop := context.AfterFunc(ctx, func() { r.endPublishing("stopped") })
 	defer stop()
 	if r.plan.Duration > 0 {
-		timer := time.AfterFunc(r.plan.Duration, func() { r.end("the time was up") })
+		timer := time.AfterFunc(r.plan.Duration, func() { r.endPublishing("the time was up") })
 		defer timer.Stop()
 	}
 	var loops sync.WaitGroup
 	loops.Go(r.publishLoop)
 	loops.Go(r.cutLoop)
 	loops.Wait()
-	r.took, r.atEnd = time.Since(began), r.Progress()
+	r.publishedFor, r.finalProgress = time.Since(began), r.Progress()
 	r.settle()
-	r.facts = r.sum() // while those who were turned away can be told from the rest
-	r.scatter()       // what was never answered becomes unknown, and part of the history
+	r.summary = r.summarize() // while those who were turned away can be told from the rest
+	r.closeAll()              // what was never answered becomes unknown, and part of the history
 	if r.history != nil {
 		r.report = Check(r.history)
-		r.report.Run = r.facts
+		r.report.Run = r.summary
 		r.report.Verdict = r.report.verdict()
 	}
 }
 
-// end ends publishing.
-func (r *Run) end(reason string) {
+// endPublishing ends publishing.
+func (r *Run) endPublishing(reason string) {
 	r.endOnce.Do(func() {
-		r.reason = reason
+		r.endReason = reason
 		close(r.ending)
 	})
 }
 
 // Stop ends publishing before its time.
-func (r *Run) Stop() { r.end("stopped") }
+func (r *Run) Stop() { r.endPublishing("stopped") }
 
-// Mark begins another phase of a judged run; see History.Mark.
-func (r *Run) Mark() { r.history.Mark() }
+// BeginPhase begins another phase of a judged run; see History.BeginPhase.
+func (r *Run) BeginPhase() { r.history.BeginPhase() }
 
 // Done returns a channel that is closed when all is delivered or given up, and
 // judged.
-func (r *Run) Done() <-chan struct{} { return r.over }
+func (r *Run) Done() <-chan struct{} { return r.done }
 
 // Report waits for the end of the run and returns the judgement of it, nil
 // when it is Unjudged.
 func (r *Run) Report() *Report {
-	<-r.over
+	<-r.done
 	return r.report
 }
 
 // History returns what is kept so far, nil when the run is Unjudged.
 func (r *Run) History() *History { return r.history }
 
-// scatter closes all clients; those that never joined are closed already.
-func (r *Run) scatter() {
-	each(len(r.members), func(n int) {
+// closeAll closes all clients; those that never joined are closed already.
+func (r *Run) closeAll() {
+	forEach(len(r.members), func(n int) {
 		if m := r.members[n]; m != nil {
 			m.client.Close()
 		}

@@ -24,7 +24,7 @@ func start(t *testing.T, ctx context.Context, plan Plan) *Run {
 // Clients whose connections break all the time publish and follow their rooms
 // on two nodes, and everything arrives: members get it once, and readers that
 // come at the end find all of it.
-func TestARunOverConnectionsThatBreak(t *testing.T) {
+func TestARunWithBrokenConnectionsIsClean(t *testing.T) {
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	run := start(t, t.Context(), Plan{
@@ -39,7 +39,7 @@ func TestARunOverConnectionsThatBreak(t *testing.T) {
 	if want := 7 * acked; report.Delivered != want || report.Rooms != 5 || len(report.Subscribers) != 30+5 {
 		t.Errorf("six members and a reader of each room: %d delivered, want %d\n%v", report.Delivered, want, report)
 	}
-	if f := report.Run; f.Cuts < 5 || f.Reconnects < f.Cuts/2 || f.Unread > 0 || len(f.TurnedAway) > 0 || f.Ended != "the time was up" {
+	if f := report.Run; f.Cuts < 5 || f.Reconnects < f.Cuts/2 || f.Unread > 0 || len(f.Rejected) > 0 || f.Ended != "the time was up" {
 		t.Errorf("%+v", f)
 	}
 	if n := int(run.Progress().Published); n != acked-5 || n < 100 {
@@ -48,7 +48,7 @@ func TestARunOverConnectionsThatBreak(t *testing.T) {
 }
 
 // A node dies and comes back under a run; it goes on, and is judged.
-func TestARunOutlivesItsNodes(t *testing.T) {
+func TestARunSurvivesNodeRestarts(t *testing.T) {
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	run := start(t, t.Context(), Plan{URLs: []string{a.SocketURL(), b.SocketURL()}, Clients: 20, Rooms: 4, Rate: 200})
@@ -67,10 +67,10 @@ func TestARunOutlivesItsNodes(t *testing.T) {
 	}
 }
 
-func TestAsFastAsAcksCome(t *testing.T) {
+func TestPublishingAsFastAsAcksArrive(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	run := start(t, t.Context(), Plan{
-		URLs: []string{s.SocketURL()}, Clients: 10, Rooms: 2, Publishers: 4, Window: 3, Duration: time.Second, Size: 1000, Unjudged: true,
+		URLs: []string{s.SocketURL()}, Clients: 10, Rooms: 2, Publishers: 4, Window: 3, Duration: time.Second, Size: 1000, Unchecked: true,
 	})
 	speed := run.Speed()
 	if run.Report() != nil || run.History() != nil {
@@ -92,7 +92,7 @@ func TestAsFastAsAcksCome(t *testing.T) {
 }
 
 // When ctx ends, publishing does; what was published is judged.
-func TestWhoIsInterruptedIsStillJudged(t *testing.T) {
+func TestAnInterruptedRunIsStillChecked(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	run := start(t, ctx, Plan{URLs: []string{s.SocketURL()}, Clients: 4, Rooms: 2, Rate: 100, Duration: time.Hour})
@@ -114,7 +114,7 @@ func TestARunEndsBeforeItsHistoryIsFull(t *testing.T) {
 	}
 }
 
-func TestNobodyAnswers(t *testing.T) {
+func TestUnreachableAddressesAreReported(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	dead := "ws://127.0.0.1:1/ws"
 	_, err := Start(t.Context(), Plan{URLs: []string{s.SocketURL(), dead}})
@@ -132,7 +132,7 @@ func TestNobodyAnswers(t *testing.T) {
 }
 
 // When only some can join, nobody stays.
-func TestNotAllCanJoin(t *testing.T) {
+func TestARunFailsUnlessAllClientsJoin(t *testing.T) {
 	s := testkit.StartServer(t, map[string]string{"MAX_CONNECTIONS": "5"})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()

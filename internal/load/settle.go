@@ -10,8 +10,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// roomsOfReader bounds the rooms that one late reader joins.
-const roomsOfReader = 50
+// maxRoomsPerReader bounds the rooms that one late reader joins.
+const maxRoomsPerReader = 50
 
 // settle waits until every publish is answered and everybody has everything,
 // but no longer than the plan allows. In a run that is judged, a last message in
@@ -25,18 +25,18 @@ func (r *Run) settle() {
 	if r.history == nil {
 		return
 	}
-	heads := r.mark(ctx)
+	heads := r.publishLast(ctx)
 	subs := make([]*Subscription, 0, len(r.members)+r.plan.Rooms)
 	for _, m := range r.members {
 		subs = append(subs, m.sub)
 	}
-	readers, read := r.readAgain(ctx)
+	readers, read := r.readBack(ctx)
 	subs = append(subs, read...)
 	poll(ctx, func() bool {
-		return !slices.ContainsFunc(subs, func(s *Subscription) bool { return !s.passed(heads[s.room]) })
+		return !slices.ContainsFunc(subs, func(s *Subscription) bool { return !s.hasReached(heads[s.room]) })
 	})
 	for _, s := range subs {
-		if !s.passed(heads[s.room]) {
+		if !s.hasReached(heads[s.room]) {
 			r.behind.Add(1)
 		}
 	}
@@ -44,7 +44,7 @@ func (r *Run) settle() {
 	// to all that is known.
 	for _, s := range subs {
 		if head := heads[s.room]; head.seq > 0 {
-			s.end(head)
+			s.recordEnd(head)
 		}
 	}
 	for _, reader := range readers {
@@ -54,24 +54,24 @@ func (r *Run) settle() {
 
 // poll looks every tick whether something holds, until it does or ctx ends.
 func poll(ctx context.Context, holds func() bool) {
-	look := time.NewTicker(tick)
-	defer look.Stop()
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
 	for !holds() {
 		select {
-		case <-look.C:
+		case <-ticker.C:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// mark publishes a last message in each room and returns where it was stored. When
+// publishLast publishes a last message in each room and returns where it was stored. When
 // a member's life is over, the room's next one does it.
-func (r *Run) mark(ctx context.Context) map[message.Room]position {
+func (r *Run) publishLast(ctx context.Context) map[message.Room]position {
 	marks := make([]position, r.plan.Rooms)
-	each(r.plan.Rooms, func(n int) {
+	forEach(r.plan.Rooms, func(n int) {
 		for k := n; k < len(r.members) && marks[n].seq == 0 && ctx.Err() == nil; k += r.plan.Rooms {
-			marks[n] = r.members[k].mark(ctx)
+			marks[n] = r.members[k].publishLast(ctx)
 		}
 	})
 	heads := make(map[message.Room]position, len(marks))
@@ -81,30 +81,30 @@ func (r *Run) mark(ctx context.Context) map[message.Room]position {
 	return heads
 }
 
-// mark publishes a member's last message; without an ack the seq is 0.
-func (m *member) mark(ctx context.Context) position {
+// publishLast publishes a member's last message; without an ack the seq is 0.
+func (m *member) publishLast(ctx context.Context) position {
 	id := m.name + "-last"
 	data := m.data(time.Since(m.run.began))
-	attempt := m.attempt(id, data)
+	attempt := m.recordPublish(id, data)
 	ack, err := m.client.Publish(ctx, m.room, data, id)
-	m.settled(attempt, id, ack, err)
+	m.recordOutcome(attempt, id, ack, err)
 	return position{ack.Epoch, ack.Seq}
 }
 
-// readAgain joins all rooms with new clients, from the start. What it can't join
+// readBack joins all rooms with new clients, from the start. What it can't join
 // in time is counted.
-func (r *Run) readAgain(ctx context.Context) (readers []*client.Client, subs []*Subscription) {
-	readers = make([]*client.Client, (r.plan.Rooms+roomsOfReader-1)/roomsOfReader)
+func (r *Run) readBack(ctx context.Context) (readers []*client.Client, subs []*Subscription) {
+	readers = make([]*client.Client, (r.plan.Rooms+maxRoomsPerReader-1)/maxRoomsPerReader)
 	subs = make([]*Subscription, r.plan.Rooms)
-	each(len(readers), func(n int) {
-		opts := r.options(n, new(line))
+	forEach(len(readers), func(n int) {
+		opts := r.options(n, new(cuttableConn))
 		opts.OnState, opts.OnMoved = nil, nil // it is none of the plan's clients
-		ear := newEar(r.history, func() string { return "" })
-		opts.OnFrame = ear.hear
+		tap := newFrameTap(r.history, func() string { return "" })
+		opts.OnFrame = tap.onFrame
 		reader, err := client.New(opts)
-		for k := n * roomsOfReader; k < min((n+1)*roomsOfReader, r.plan.Rooms); k++ {
+		for k := n * maxRoomsPerReader; k < min((n+1)*maxRoomsPerReader, r.plan.Rooms); k++ {
 			s := r.history.Subscribe(fmt.Sprintf("%s-reader-%d", r.plan.Prefix, n), r.plan.room(k), client.Start())
-			ear.follow(s)
+			tap.watch(s)
 			if err == nil {
 				_, err = reader.Join(ctx, s.room, client.Start(), s.Handler())
 			}
@@ -117,20 +117,20 @@ func (r *Run) readAgain(ctx context.Context) (readers []*client.Client, subs []*
 		}
 		readers[n] = reader
 	})
-	gone := func(s *Subscription) bool { return s == nil }
-	return slices.DeleteFunc(readers, func(c *client.Client) bool { return c == nil }), slices.DeleteFunc(subs, gone)
+	isNil := func(s *Subscription) bool { return s == nil }
+	return slices.DeleteFunc(readers, func(c *client.Client) bool { return c == nil }), slices.DeleteFunc(subs, isNil)
 }
 
-// passed says whether the subscriber is at a position or beyond it, or that is
+// hasReached says whether the subscriber is at a position or beyond it, or that is
 // not known.
-func (s *Subscription) passed(head position) bool {
+func (s *Subscription) hasReached(head position) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return head.seq == 0 || s.at.epoch == head.epoch && s.at.seq >= head.seq
 }
 
-// end tells how far the subscriber had to come.
-func (s *Subscription) end(head position) {
-	s.tell(ended, head, event{})
+// recordEnd tells how far the subscriber had to come.
+func (s *Subscription) recordEnd(head position) {
+	s.record(ended, head, event{})
 	s.close()
 }

@@ -9,21 +9,21 @@ import (
 	"time"
 )
 
-// shards are Latencies that many may add to at once. One for all clients would be
+// shardedLatencies are Latencies that many may add to at once. One for all clients would be
 // the place where they wait; one each would be 8 KiB a client.
-type shards [16]struct {
+type shardedLatencies [16]struct {
 	mu sync.Mutex // Protects l.
 	l  Latencies
 }
 
-func (s *shards) add(n int, d time.Duration) {
+func (s *shardedLatencies) add(n int, d time.Duration) {
 	shard := &s[n%len(s)]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	shard.l.Add(d)
 }
 
-func (s *shards) sum() *Latencies {
+func (s *shardedLatencies) sum() *Latencies {
 	sum := new(Latencies)
 	for i := range s {
 		s[i].mu.Lock()
@@ -33,15 +33,15 @@ func (s *shards) sum() *Latencies {
 	return sum
 }
 
-// answered counts the outcome of a publish.
-func (r *Run) answered(m *member, began time.Duration, err error) {
+// countOutcome counts the outcome of a publish.
+func (r *Run) countOutcome(m *member, began time.Duration, err error) {
 	if err != nil {
 		r.failed.Add(1)
 		return
 	}
 	r.acked.Add(1)
 	if r.history == nil {
-		r.acks.add(m.n, time.Since(r.began)-began)
+		r.ackLatencies.add(m.n, time.Since(r.began)-began)
 	}
 }
 
@@ -71,8 +71,8 @@ func (r *Run) Progress() Progress {
 	return p
 }
 
-// Facts are what a run was, beside its history.
-type Facts struct {
+// RunSummary are what a run was, beside its history.
+type RunSummary struct {
 	URLs    int    `json:"urls"`
 	Clients int    `json:"clients"`
 	Ended   string `json:"ended"` // why publishing ended
@@ -88,21 +88,21 @@ type Facts struct {
 	Behind int64 `json:"behind"`
 	// Unread rooms could not be read again at the end.
 	Unread int64 `json:"unread"`
-	// TurnedAway are clients that the service told to stay away, by reason.
-	TurnedAway map[string]int `json:"turned_away,omitempty"`
+	// Rejected are clients that the service told to stay away, by reason.
+	Rejected map[string]int `json:"turned_away,omitempty"`
 }
 
-func (r *Run) sum() *Facts {
+func (r *Run) summarize() *RunSummary {
 	p := r.Progress()
-	return &Facts{
-		URLs: len(r.plan.URLs), Clients: r.plan.Clients, Ended: r.reason, PublishedFor: Milliseconds(r.took),
+	return &RunSummary{
+		URLs: len(r.plan.URLs), Clients: r.plan.Clients, Ended: r.endReason, PublishedFor: Milliseconds(r.publishedFor),
 		Reconnects: p.Reconnects, Moves: p.Moves, Cuts: r.cuts.Load(), HeldBack: r.heldBack.Load(),
-		Behind: r.behind.Load(), Unread: r.unread.Load(), TurnedAway: r.turnedAway(),
+		Behind: r.behind.Load(), Unread: r.unread.Load(), Rejected: r.rejected(),
 	}
 }
 
-// turnedAway counts the clients that ended although nobody closed them.
-func (r *Run) turnedAway() map[string]int {
+// rejected counts the clients that ended although nobody closed them.
+func (r *Run) rejected() map[string]int {
 	why := map[string]int{}
 	for _, m := range r.members {
 		if err := m.client.Err(); err != nil {
@@ -116,7 +116,7 @@ func (r *Run) turnedAway() map[string]int {
 // judged has. Counts and rates are those of the time in which it published;
 // latencies are there only when it is not judged.
 type Speed struct {
-	Facts
+	RunSummary
 	Published           int64      `json:"published"`
 	Acked               int64      `json:"acked"`
 	Failed              int64      `json:"failed"`
@@ -129,12 +129,12 @@ type Speed struct {
 
 // Speed waits for the end of the run and returns what it measured.
 func (r *Run) Speed() *Speed {
-	<-r.over
-	seconds := max(r.took.Seconds(), 0.001)
+	<-r.done
+	seconds := max(r.publishedFor.Seconds(), 0.001)
 	return &Speed{
-		Facts: *r.facts, Published: r.atEnd.Published, Acked: r.atEnd.Acked, Failed: r.atEnd.Failed, Delivered: r.atEnd.Delivered,
-		AcksPerSecond: float64(r.atEnd.Acked) / seconds, DeliveriesPerSecond: float64(r.atEnd.Delivered) / seconds,
-		PublishToAck: r.acks.sum(), PublishToDelivery: r.deliveries.sum(),
+		RunSummary: *r.summary, Published: r.finalProgress.Published, Acked: r.finalProgress.Acked, Failed: r.finalProgress.Failed, Delivered: r.finalProgress.Delivered,
+		AcksPerSecond: float64(r.finalProgress.Acked) / seconds, DeliveriesPerSecond: float64(r.finalProgress.Delivered) / seconds,
+		PublishToAck: r.ackLatencies.sum(), PublishToDelivery: r.deliveryLatencies.sum(),
 	}
 }
 
@@ -145,7 +145,7 @@ func (s *Speed) String() string {
 	fmt.Fprintf(&b, "  acked       %.0f/s (%d of %d published, %d failed, %d held back)\n", s.AcksPerSecond, s.Acked, s.Published, s.Failed, s.HeldBack)
 	fmt.Fprintf(&b, "  delivered   %.0f/s (%d)\n", s.DeliveriesPerSecond, s.Delivered)
 	latencyRows(&b, s.PublishToAck, s.PublishToDelivery)
-	s.troubles(&b)
+	s.writeProblems(&b)
 	return b.String()
 }
 
@@ -159,15 +159,15 @@ func latencyRows(b *strings.Builder, acks, deliveries *Latencies) {
 	row("to delivery", deliveries)
 }
 
-// troubles writes what went not quite as planned.
-func (f *Facts) troubles(b *strings.Builder) {
+// writeProblems writes what went not quite as planned.
+func (f *RunSummary) writeProblems(b *strings.Builder) {
 	if f.Reconnects > 0 || f.Cuts > 0 || f.Moves > 0 {
 		fmt.Fprintf(b, "  connections %d made again, %d cut by this program, %d moved\n", f.Reconnects, f.Cuts, f.Moves)
 	}
 	if f.Behind > 0 {
 		fmt.Fprintf(b, "  not settled %d subscribers were behind when the time for it was over; what they miss counts as lost\n", f.Behind)
 	}
-	for _, why := range slices.Sorted(maps.Keys(f.TurnedAway)) {
-		fmt.Fprintf(b, "  turned away %d clients: %s\n", f.TurnedAway[why], why)
+	for _, why := range slices.Sorted(maps.Keys(f.Rejected)) {
+		fmt.Fprintf(b, "  turned away %d clients: %s\n", f.Rejected[why], why)
 	}
 }

@@ -39,8 +39,8 @@ type Message struct {
 // leaves it alone until the log has settled it; from then on the log does.
 type Publication struct {
 	Draft
-	// Owner is the appender's own note; the log carries it back unread.
-	Owner any
+	// Opaque is the appender's own note; the log carries it back unread.
+	Opaque any
 
 	// The outcome, written by the log before it settles the publication.
 	// Either Err is set, or Epoch, Seq and At are.
@@ -71,9 +71,9 @@ type Range struct {
 	// Epoch alone.
 	Limit    int
 	MaxBytes int
-	// Repair says that delivery waits for the answer: it is served apart from
+	// ForDelivery says that delivery waits for the answer: it is served apart from
 	// readers, who may be many.
-	Repair bool
+	ForDelivery bool
 }
 
 // A Page answers a Range. All of it comes from one snapshot.
@@ -115,7 +115,7 @@ type Commits struct {
 	Next Cursor
 	// Heads has a room once, with the highest seq that was committed.
 	Heads []Head
-	// Lost says that the feed no longer reaches back to the cursor: positions
+	// Incomplete says that the feed no longer reaches back to the cursor: positions
 	// must be compared by name.
-	Lost bool
+	Incomplete bool
 }

@@ -9,9 +9,9 @@ const (
 	PresenceJoined PresenceKind = iota
 	// PresenceLeft: it left by its own wish, and is gone at once.
 	PresenceLeft
-	// PresenceLost: its socket ended. It is gone after a grace, unless the
+	// PresenceDisconnected: its socket ended. It is gone after a grace, unless the
 	// session is back in the room by then, on whichever node.
-	PresenceLost
+	PresenceDisconnected
 )
 
 // A PresenceChange is about one session in one room.
@@ -26,8 +26,8 @@ type PresenceChange struct {
 	Generation int64
 }
 
-// A Member is a session that is in a room.
-type Member struct {
+// A PresenceEntry is a session that is in a room.
+type PresenceEntry struct {
 	Session SessionID
 	User    string
 }
@@ -35,6 +35,6 @@ type Member struct {
 // Presence is who is in a room, on all nodes. A session counts once.
 type Presence struct {
 	Count int
-	// Members is sorted by session, and nil when they are too many to list.
-	Members []Member
+	// Entries is sorted by session, and nil when they are too many to list.
+	Entries []PresenceEntry
 }

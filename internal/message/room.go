@@ -2,19 +2,19 @@ package message
 
 // Bounds on names, in bytes.
 const (
-	MaxRoom = 128
-	MaxID   = 64
-	MaxRef  = 64
-	MaxUser = 128
+	MaxRoomLength = 128
+	MaxIDLength   = 64
+	MaxRefLength  = 64
+	MaxUserLength = 128
 )
 
-// A Room is the name of an ordered stream of messages: 1 to MaxRoom of
+// A Room is the name of an ordered stream of messages: 1 to MaxRoomLength of
 // A-Z a-z 0-9 . _ - : in bytes. Names that begin with _ belong to the service.
 type Room string
 
 // ParseRoom returns the room named s, or an *InvalidError.
 func ParseRoom(s string) (Room, error) {
-	if !isName(s, MaxRoom) {
+	if !isName(s, MaxRoomLength) {
 		return "", &InvalidError{Field: "room", Reason: "must be 1 to 128 of A-Z a-z 0-9 . _ - :"}
 	}
 	return Room(s), nil
@@ -24,9 +24,9 @@ func ParseRoom(s string) (Room, error) {
 func (r Room) Reserved() bool { return r != "" && r[0] == '_' }
 
 // CheckID returns an *InvalidError unless s can be an idempotency key: 1 to
-// MaxID of A-Z a-z 0-9 . _ - :.
+// MaxIDLength of A-Z a-z 0-9 . _ - :.
 func CheckID(s string) error {
-	if !isName(s, MaxID) {
+	if !isName(s, MaxIDLength) {
 		return &InvalidError{Field: "id", Reason: "must be 1 to 64 of A-Z a-z 0-9 . _ - :"}
 	}
 	return nil

@@ -14,10 +14,10 @@ func TestRoomNames(t *testing.T) {
 		{"a", true},
 		{"orders:7.open_now-x", true},
 		{"ABCxyz019", true},
-		{strings.Repeat("r", MaxRoom), true},
+		{strings.Repeat("r", MaxRoomLength), true},
 		{"_canary.n1", true}, // a name, though not for clients
 		{"", false},
-		{strings.Repeat("r", MaxRoom+1), false},
+		{strings.Repeat("r", MaxRoomLength+1), false},
 		{"a b", false},
 		{"a/b", false},
 		{"a\x00", false},
@@ -36,7 +36,7 @@ func TestRoomNames(t *testing.T) {
 	}
 }
 
-func TestReservedRoomsAreTheServices(t *testing.T) {
+func TestReservedRoomsBelongToTheService(t *testing.T) {
 	for room, want := range map[Room]bool{"_x": true, "_canary.n": true, "x_": false, "": false, "a._b": false} {
 		if room.Reserved() != want {
 			t.Errorf("%q reserved: %v, want %v", room, room.Reserved(), want)
@@ -46,8 +46,8 @@ func TestReservedRoomsAreTheServices(t *testing.T) {
 
 func TestIDs(t *testing.T) {
 	for id, ok := range map[string]bool{
-		"1": true, "0190cafe-7000": true, strings.Repeat("i", MaxID): true,
-		"": false, "a b": false, strings.Repeat("i", MaxID+1): false, "\"": false, "\n": false,
+		"1": true, "0190cafe-7000": true, strings.Repeat("i", MaxIDLength): true,
+		"": false, "a b": false, strings.Repeat("i", MaxIDLength+1): false, "\"": false, "\n": false,
 	} {
 		if err := CheckID(id); (err == nil) != ok {
 			t.Errorf("%q: %v", id, err)

@@ -15,9 +15,9 @@ type Session struct {
 	Generation int64
 	// Revision counts the owner's changes of Rooms, from 0 after a takeover.
 	Revision int64
-	// From is the node that owned the session before this takeover, "" when
+	// PreviousNode is the node that owned the session before this takeover, "" when
 	// the session is fresh.
-	From string
+	PreviousNode string
 	// Rooms has each room once.
 	Rooms []Position
 	// Partial says that Rooms was too long to be kept and is empty: whoever

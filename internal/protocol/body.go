@@ -15,8 +15,8 @@ const MaxBatch = 256
 // frames are. The draft shares memory with it.
 func DecodeDraft(body []byte) (message.Draft, error) {
 	var f fields
-	if !readable(body) || !f.scan(body) {
-		return message.Draft{}, malformed("the body is one JSON object with data, and id if you have one")
+	if !isUTF8JSON(body) || !f.scan(body) {
+		return message.Draft{}, malformedError("the body is one JSON object with data, and id if you have one")
 	}
 	return f.draft()
 }
@@ -25,8 +25,8 @@ func DecodeDraft(body []byte) (message.Draft, error) {
 // data. It shares memory with the body.
 func DecodeSignal(body []byte) ([]byte, error) {
 	var f fields
-	if !readable(body) || !f.scan(body) {
-		return nil, malformed("the body is one JSON object with data")
+	if !isUTF8JSON(body) || !f.scan(body) {
+		return nil, malformedError("the body is one JSON object with data")
 	}
 	return f.data, checkData(f.data)
 }
@@ -35,17 +35,17 @@ func DecodeSignal(body []byte) ([]byte, error) {
 // to MaxBatch of them, each at most maxItem bytes. An error that one of them
 // caused is a *message.BatchError. The drafts share memory with the body.
 func DecodeBatch(body []byte, maxItem int) ([]message.Draft, error) {
-	if !readable(body) {
-		return nil, malformed("the body is one JSON array of objects with room, data, and id if you have one")
+	if !isUTF8JSON(body) {
+		return nil, malformedError("the body is one JSON array of objects with room, data, and id if you have one")
 	}
 	i := skipSpace(body, 0)
 	if body[i] != '[' {
-		return nil, malformed("the body is one JSON array of objects with room, data, and id if you have one")
+		return nil, malformedError("the body is one JSON array of objects with room, data, and id if you have one")
 	}
 	var drafts []message.Draft
 	for i = skipSpace(body, i+1); body[i] != ']'; {
 		if len(drafts) == MaxBatch {
-			return nil, invalid("messages", "must be 1 to 256")
+			return nil, invalidError("messages", "must be 1 to 256")
 		}
 		end := skipValue(body, i)
 		d, err := decodeItem(body[i:end], maxItem)
@@ -58,7 +58,7 @@ func DecodeBatch(body []byte, maxItem int) ([]message.Draft, error) {
 		}
 	}
 	if len(drafts) == 0 {
-		return nil, invalid("messages", "must be 1 to 256")
+		return nil, invalidError("messages", "must be 1 to 256")
 	}
 	return drafts, nil
 }
@@ -70,9 +70,9 @@ func decodeItem(item []byte, maxItem int) (message.Draft, error) {
 	}
 	var f fields
 	if item[0] != '{' || !f.scan(item) {
-		return message.Draft{}, malformed("a message is a JSON object with room, data, and id if you have one")
+		return message.Draft{}, malformedError("a message is a JSON object with room, data, and id if you have one")
 	}
-	name, _ := text(f.room)
+	name, _ := unquote(f.room)
 	room, err := message.ParseRoom(name)
 	if err != nil {
 		return message.Draft{}, err
@@ -92,14 +92,14 @@ func (f *fields) draft() (d message.Draft, err error) {
 	}
 	d.Data = f.data
 	if f.id != nil && string(f.id) != "null" {
-		d.ID, err = checkedID(f.id)
+		d.ID, err = parseID(f.id)
 	}
 	return d, err
 }
 
-// readable says whether a body is JSON in UTF-8. encoding/json lets bytes pass
+// isUTF8JSON says whether a body is JSON in UTF-8. encoding/json lets bytes pass
 // that are none, and a browser that got them in a text frame would have to end
 // its connection (RFC 6455 §8.1).
-func readable(body []byte) bool { return utf8.Valid(body) && json.Valid(body) }
+func isUTF8JSON(body []byte) bool { return utf8.Valid(body) && json.Valid(body) }
 
-func malformed(reason string) error { return &Error{Code: CodeMalformed, Message: reason} }
+func malformedError(reason string) error { return &Error{Code: CodeMalformed, Message: reason} }

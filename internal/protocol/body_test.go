@@ -9,7 +9,7 @@ import (
 	"switchyard/internal/message"
 )
 
-func TestBodiesOfPublishesAndSignals(t *testing.T) {
+func TestDecodeDraftAndSignalBodies(t *testing.T) {
 	d, err := DecodeDraft([]byte(` {"id":"k","data": [1, 2] ,"room":"ignored"} `))
 	if err != nil || d.ID != "k" || string(d.Data) != "[1, 2]" || d.Room != "" {
 		t.Errorf("%+v %v", d, err)
@@ -32,7 +32,7 @@ func TestBodiesOfPublishesAndSignals(t *testing.T) {
 	}
 }
 
-func TestABatchIsReadInOrder(t *testing.T) {
+func TestDecodeBatchKeepsTheOrder(t *testing.T) {
 	drafts, err := DecodeBatch([]byte(` [ {"room":"a","data":1,"id":"x"} , {"data":{"b":"]"},"room":"b"} ] `), 100)
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestABatchIsReadInOrder(t *testing.T) {
 	}
 }
 
-func TestABatchNamesTheGuilty(t *testing.T) {
+func TestDecodeBatchNamesTheInvalidMessage(t *testing.T) {
 	good := `{"room":"a","data":1}`
 	many := "[" + strings.Repeat(good+",", MaxBatch-1) + good
 	if d, err := DecodeBatch([]byte(many+"]"), 100); err != nil || len(d) != MaxBatch {
@@ -68,9 +68,9 @@ func TestABatchNamesTheGuilty(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := DecodeBatch([]byte(tt.body), 400)
 			index := -1
-			var guilty *message.BatchError
-			if errors.As(err, &guilty) {
-				index = guilty.Index
+			var batchErr *message.BatchError
+			if errors.As(err, &batchErr) {
+				index = batchErr.Index
 			}
 			if err == nil || ErrorFor(err).Code != tt.code || index != tt.index {
 				t.Errorf("%v (%d), want %s for %d", err, index, tt.code, tt.index)

@@ -12,20 +12,20 @@ type CloseCode uint16
 
 // The close codes the service sends.
 const (
-	CloseNormal      CloseCode = 1000 // asked to: stays away
-	CloseProtocol    CloseCode = 1002 // broke RFC 6455
-	CloseBinary      CloseCode = 1003 // a binary frame: only text is spoken here
-	CloseUTF8        CloseCode = 1007 // text that is not UTF-8
-	ClosePolicy      CloseCode = 1008 // three malformed frames in a row
-	CloseTooBig      CloseCode = 1009 // a frame over max_frame
-	CloseRestart     CloseCode = 1012 // this node goes: comes back within a second
-	CloseToken       CloseCode = 4001 // the token is missing, wrong, late, or has ended: brings a fresh one
-	CloseRemoved     CloseCode = 4003 // the user was removed: stays away
-	CloseReplaced    CloseCode = 4009 // its session has a newer socket: forgets this one
-	CloseTooMany     CloseCode = 4103 // the node has as many connections as it may
-	CloseRateLimited CloseCode = 4129 // went on sending what rate_limited refused
-	CloseSlow        CloseCode = 4208 // did not read fast enough: comes back and resumes
-	CloseUnanswered  CloseCode = 4209 // no byte for two heartbeats
+	CloseNormal             CloseCode = 1000 // asked to: stays away
+	CloseProtocol           CloseCode = 1002 // broke RFC 6455
+	CloseBinary             CloseCode = 1003 // a binary frame: only text is spoken here
+	CloseUTF8               CloseCode = 1007 // text that is not UTF-8
+	ClosePolicy             CloseCode = 1008 // three malformed frames in a row
+	CloseTooBig             CloseCode = 1009 // a frame over max_frame
+	CloseRestart            CloseCode = 1012 // this node goes: comes back within a second
+	CloseUnauthorized       CloseCode = 4001 // the token is missing, wrong, late, or has ended: brings a fresh one
+	CloseRemoved            CloseCode = 4003 // the user was removed: stays away
+	CloseReplaced           CloseCode = 4009 // its session has a newer socket: forgets this one
+	CloseTooManyConnections CloseCode = 4103 // the node has as many connections as it may
+	CloseRateLimited        CloseCode = 4129 // went on sending what rate_limited refused
+	CloseSlow               CloseCode = 4208 // did not read fast enough: comes back and resumes
+	CloseNoPong             CloseCode = 4209 // no byte for two heartbeats
 )
 
 // Reason is the text that goes with the code, and its name in metrics.
@@ -45,19 +45,19 @@ func (c CloseCode) Reason() string {
 		return "too_big"
 	case CloseRestart:
 		return "restart"
-	case CloseToken:
+	case CloseUnauthorized:
 		return "unauthorized"
 	case CloseRemoved:
 		return "removed"
 	case CloseReplaced:
 		return "replaced"
-	case CloseTooMany:
+	case CloseTooManyConnections:
 		return "too_many_connections"
 	case CloseRateLimited:
 		return "rate_limited"
 	case CloseSlow:
 		return "slow"
-	case CloseUnanswered:
+	case CloseNoPong:
 		return "no_pong"
 	}
 	return fmt.Sprintf("code_%d", uint16(c))

@@ -37,10 +37,10 @@ const MaxDepth = 128
 
 // Bounds of what auth and moved bring.
 const (
-	// MaxToken is the longest token in bytes, in a frame and in a handshake.
-	MaxToken = 8 << 10
-	// MaxNode is the longest name of a node in bytes.
-	MaxNode = 128
+	// MaxTokenLength is the longest token in bytes, in a frame and in a handshake.
+	MaxTokenLength = 8 << 10
+	// MaxNodeLength is the longest name of a node in bytes.
+	MaxNodeLength = 128
 	// MaxHandshakeMS is the longest handshake that a client may report: ten
 	// minutes, since nobody waits longer.
 	MaxHandshakeMS = 600_000
@@ -86,95 +86,95 @@ func Decode(frame []byte) (Request, error) {
 	if !f.scan(frame) {
 		return r, &Error{Code: CodeMalformed, Message: "a frame is one JSON object"}
 	}
-	err := f.into(&r)
+	err := f.fillRequest(&r)
 	if err != nil {
 		return r, err
 	}
 	return r, r.check()
 }
 
-// Malformed says whether err came from a frame that could not be read at all.
-func Malformed(err error) bool {
+// IsMalformed says whether err came from a frame that could not be read at all.
+func IsMalformed(err error) bool {
 	e, ok := err.(*Error) //nolint:errorlint // Decode's own error, never wrapped
 	return ok && e.Code == CodeMalformed
 }
 
-func (f *fields) into(r *Request) (err error) {
+func (f *fields) fillRequest(r *Request) (err error) {
 	if f.ref != nil {
-		if f.ref[0] != '"' || len(f.ref)-2 > message.MaxRef {
-			return invalid("ref", "must be a string of at most 64 bytes")
+		if f.ref[0] != '"' || len(f.ref)-2 > message.MaxRefLength {
+			return invalidError("ref", "must be a string of at most 64 bytes")
 		}
 		r.Ref = Ref(f.ref)
 	}
-	kind, ok := text(f.kind)
+	kind, ok := unquote(f.kind)
 	if !ok {
 		return &Error{Code: CodeMalformed, Message: "a frame has a type, a string"}
 	}
 	r.Type = Type(kind)
 	switch r.Type {
 	case TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory, TypePresence:
-		return f.intoRoom(r)
+		return f.fillRoomRequest(r)
 	case TypeAuth:
-		r.Token, err = bounded("token", f.token, MaxToken)
+		r.Token, err = requiredString("token", f.token, MaxTokenLength)
 		return err
 	case TypeMoved:
-		return f.intoMoved(r)
+		return f.fillMoved(r)
 	}
 	return ErrUnknownType
 }
 
-// intoRoom reads what requests about a room are made of.
-func (f *fields) intoRoom(r *Request) (err error) {
-	room, _ := text(f.room)
+// fillRoomRequest reads what requests about a room are made of.
+func (f *fields) fillRoomRequest(r *Request) (err error) {
+	room, _ := unquote(f.room)
 	if r.Room, err = message.ParseRoom(room); err != nil {
 		return err
 	}
-	if r.Epoch, err = epoch(f.epoch); err != nil {
+	if r.Epoch, err = parseEpoch(f.epoch); err != nil {
 		return err
 	}
-	if r.After, r.HasAfter, err = seq("after", f.after); err != nil {
+	if r.After, r.HasAfter, err = parseSeq("after", f.after); err != nil {
 		return err
 	}
-	if r.Before, r.HasBefore, err = seq("before", f.before); err != nil || r.HasBefore && r.Before < 1 {
-		return invalid("before", "must be a whole number from 1 to 9007199254740991")
+	if r.Before, r.HasBefore, err = parseSeq("before", f.before); err != nil || r.HasBefore && r.Before < 1 {
+		return invalidError("before", "must be a whole number from 1 to 9007199254740991")
 	}
-	limit, given, err := seq("limit", f.limit)
+	limit, given, err := parseSeq("limit", f.limit)
 	if err != nil || given && (limit < 1 || limit > MaxHistory) {
-		return invalid("limit", "must be a whole number from 1 to 200")
+		return invalidError("limit", "must be a whole number from 1 to 200")
 	}
 	r.Limit = int(limit)
 	r.Data = f.data
 	if f.id != nil && string(f.id) != "null" {
-		r.ID, err = checkedID(f.id)
+		r.ID, err = parseID(f.id)
 	}
 	return err
 }
 
-func (f *fields) intoMoved(r *Request) (err error) {
-	if r.From, err = bounded("from", f.from, MaxNode); err != nil {
+func (f *fields) fillMoved(r *Request) (err error) {
+	if r.From, err = requiredString("from", f.from, MaxNodeLength); err != nil {
 		return err
 	}
-	took, given, err := seq("handshake_ms", f.handshake)
+	took, given, err := parseSeq("handshake_ms", f.handshake)
 	if err != nil || !given || took > MaxHandshakeMS {
-		return invalid("handshake_ms", "must be a whole number from 0 to 600000")
+		return invalidError("handshake_ms", "must be a whole number from 0 to 600000")
 	}
 	r.HandshakeMS = int64(took)
 	return nil
 }
 
-// bounded reads a string that must be there, of 1 to most bytes.
-func bounded(field string, raw []byte, most int) (string, error) {
-	s, ok := text(raw)
-	if !ok || s == "" || len(s) > most {
-		return "", invalid(field, fmt.Sprintf("must be a string of 1 to %d bytes", most))
+// requiredString reads a string that must be there, of 1 to most bytes.
+func requiredString(field string, raw []byte, maxLength int) (string, error) {
+	s, ok := unquote(raw)
+	if !ok || s == "" || len(s) > maxLength {
+		return "", invalidError(field, fmt.Sprintf("must be a string of 1 to %d bytes", maxLength))
 	}
 	return s, nil
 }
 
-// checkedID returns an id that is one, "" with an error otherwise: what is
+// parseID returns an id that is one, "" with an error otherwise: what is
 // wrong must not come back in an answer.
-func checkedID(raw []byte) (string, error) {
-	id, _ := text(raw)
+func parseID(raw []byte) (string, error) {
+	id, _ := unquote(raw)
 	if err := message.CheckID(id); err != nil {
 		return "", err
 	}
@@ -184,10 +184,10 @@ func checkedID(raw []byte) (string, error) {
 // checkData holds the data of a publish or signal against its bounds.
 func checkData(data []byte) error {
 	if data == nil {
-		return invalid("data", "is required: any JSON value")
+		return invalidError("data", "is required: any JSON value")
 	}
 	if depth(data) > MaxDepth {
-		return invalid("data", "must be nested at most 128 deep")
+		return invalidError("data", "must be nested at most 128 deep")
 	}
 	return nil
 }
@@ -199,40 +199,40 @@ func (r *Request) check() error {
 		return checkData(r.Data)
 	case TypeJoin:
 		if r.After > 0 && r.Epoch == "" {
-			return invalid("epoch", "is required with after: a position counts in one epoch only")
+			return invalidError("epoch", "is required with after: a position counts in one epoch only")
 		}
 	case TypeHistory:
 		if r.HasAfter && r.HasBefore {
-			return invalid("before", "can't be given together with after")
+			return invalidError("before", "can't be given together with after")
 		}
 	case TypeLeave, TypePresence, TypeAuth, TypeMoved:
 	}
 	return nil
 }
 
-func invalid(field, reason string) error {
+func invalidError(field, reason string) error {
 	return &message.InvalidError{Field: field, Reason: reason}
 }
 
-func epoch(raw []byte) (message.Epoch, error) {
+func parseEpoch(raw []byte) (message.Epoch, error) {
 	if raw == nil || string(raw) == "null" {
 		return "", nil
 	}
-	s, ok := text(raw)
-	if !ok || s == "" || len(s) > message.MaxID {
-		return "", invalid("epoch", "must be a string of 1 to 64 bytes")
+	s, ok := unquote(raw)
+	if !ok || s == "" || len(s) > message.MaxIDLength {
+		return "", invalidError("epoch", "must be a string of 1 to 64 bytes")
 	}
 	return message.Epoch(s), nil
 }
 
-// seq reads an optional position; null counts as left out.
-func seq(field string, raw []byte) (message.Seq, bool, error) {
+// parseSeq reads an optional position; null counts as left out.
+func parseSeq(field string, raw []byte) (message.Seq, bool, error) {
 	if raw == nil || string(raw) == "null" {
 		return 0, false, nil
 	}
 	n, err := strconv.ParseInt(string(raw), 10, 64)
 	if err != nil || n < 0 || n > MaxSeq {
-		return 0, false, invalid(field, "must be a whole number from 0 to 9007199254740991")
+		return 0, false, invalidError(field, "must be a whole number from 0 to 9007199254740991")
 	}
 	return message.Seq(n), true, nil
 }

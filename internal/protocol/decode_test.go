@@ -31,7 +31,7 @@ func TestDecodeUnderstandsEveryRequest(t *testing.T) {
 		{"history", `{"type":"history","room":"a","before":9,"limit":200}`, Request{Type: TypeHistory, Room: "a", Before: 9, HasBefore: true, Limit: 200}},
 		{"presence", `{"type":"presence","ref":"p","room":"a"}`, Request{Type: TypePresence, Ref: `"p"`, Room: "a"}},
 		{"auth", `{"type":"auth","ref":"t","token":"eyJ.e30.c2ln"}`, Request{Type: TypeAuth, Ref: `"t"`, Token: "eyJ.e30.c2ln"}},
-		{"the longest token", `{"type":"auth","token":"` + strings.Repeat("x", MaxToken) + `"}`, Request{Type: TypeAuth, Token: strings.Repeat("x", MaxToken)}},
+		{"the longest token", `{"type":"auth","token":"` + strings.Repeat("x", MaxTokenLength) + `"}`, Request{Type: TypeAuth, Token: strings.Repeat("x", MaxTokenLength)}},
 		{"an auth needs no room, and a bad one is no matter", `{"type":"auth","token":"t","room":"a b"}`, Request{Type: TypeAuth, Token: "t"}},
 		{"moved", `{"type":"moved","from":"n1","handshake_ms":48}`, Request{Type: TypeMoved, From: "n1", HandshakeMS: 48}},
 		{"moved in no time", `{"type":"moved","handshake_ms":0,"from":"n\u0031"}`, Request{Type: TypeMoved, From: "n1"}},
@@ -67,10 +67,10 @@ func equal(a, b Request) bool {
 		a.Token == b.Token && a.From == b.From && a.HandshakeMS == b.HandshakeMS
 }
 
-func TestDecodeNamesWhatIsWrong(t *testing.T) {
+func TestDecodeErrorsNameTheProblem(t *testing.T) {
 	long := strings.Repeat("x", 129)
 	tests := []struct {
-		name, frame, code, says string
+		name, frame, code, wantText string
 	}{
 		{"not JSON", `hello`, CodeMalformed, "JSON object"},
 		{"empty", ``, CodeMalformed, "JSON object"},
@@ -107,7 +107,7 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 		{"no token", `{"type":"auth"}`, CodeInvalid, "token must be a string of 1 to 8192 bytes"},
 		{"empty token", `{"type":"auth","token":""}`, CodeInvalid, "token must be"},
 		{"token no string", `{"type":"auth","token":{}}`, CodeInvalid, "token must be"},
-		{"long token", `{"type":"auth","token":"` + strings.Repeat("x", MaxToken+1) + `"}`, CodeInvalid, "token must be"},
+		{"long token", `{"type":"auth","token":"` + strings.Repeat("x", MaxTokenLength+1) + `"}`, CodeInvalid, "token must be"},
 		{"moved from nowhere", `{"type":"moved","handshake_ms":1}`, CodeInvalid, "from must be a string of 1 to 128 bytes"},
 		{"moved from a long name", `{"type":"moved","handshake_ms":1,"from":"` + long + `"}`, CodeInvalid, "from must be"},
 		{"moved without a time", `{"type":"moved","from":"n1"}`, CodeInvalid, "handshake_ms must be a whole number from 0 to 600000"},
@@ -123,11 +123,11 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 				t.Fatal("no error")
 			}
 			got := ErrorFor(err)
-			if got.Code != tt.code || !strings.Contains(got.Message, tt.says) {
-				t.Errorf("got %q: %q, want %q about %q", got.Code, got.Message, tt.code, tt.says)
+			if got.Code != tt.code || !strings.Contains(got.Message, tt.wantText) {
+				t.Errorf("got %q: %q, want %q about %q", got.Code, got.Message, tt.code, tt.wantText)
 			}
-			if Malformed(err) != (tt.code == CodeMalformed) {
-				t.Errorf("Malformed says %v", Malformed(err))
+			if IsMalformed(err) != (tt.code == CodeMalformed) {
+				t.Errorf("Malformed says %v", IsMalformed(err))
 			}
 		})
 	}
@@ -145,7 +145,7 @@ func TestABadFieldIsNotEchoed(t *testing.T) {
 	for _, frame := range []string{
 		`{"type":"publish","room":"a","data":1,"id":"a\"b"}`, `{"type":"publish","room":"a","data":1,"id":"\u0000"}`,
 		`{"type":"publish","room":"a\"b","data":1}`, `{"type":"join","room":"a","ref":"\ud800"}`,
-		`{"type":"auth","token":"` + strings.Repeat("hush", MaxToken) + `"}`, `{"type":"auth","token":["hush"]}`, `{"type":"moved","from":["hush"]}`,
+		`{"type":"auth","token":"` + strings.Repeat("hush", MaxTokenLength) + `"}`, `{"type":"auth","token":["hush"]}`, `{"type":"moved","from":["hush"]}`,
 	} {
 		r, err := Decode([]byte(frame))
 		if err == nil {
@@ -154,14 +154,14 @@ func TestABadFieldIsNotEchoed(t *testing.T) {
 		if strings.Contains(ErrorFor(err).Message, "hush") {
 			t.Errorf("%s is answered with %v", frame, err)
 		}
-		object(t, ErrorFor(err).Encode(r.Ref, r.Room, r.ID))
+		decodeFrame(t, ErrorFor(err).Encode(r.Ref, r.Room, r.ID))
 	}
 }
 
 // The time to refuse a frame must not grow with what it nests or repeats:
 // 1 MiB, the largest that MAX_FRAME allows, is read in a moment, and would take a
 // minute where each member or bracket costs a look at all others.
-func TestDecodeIsNotMadeSlow(t *testing.T) {
+func TestDecodeTakesLinearTime(t *testing.T) {
 	const size = 1 << 20
 	for name, frame := range map[string]string{
 		"open brackets": strings.Repeat("[", size),
@@ -182,7 +182,7 @@ func TestDecodeIsNotMadeSlow(t *testing.T) {
 	}
 }
 
-func TestErrorForTellsNoSecrets(t *testing.T) {
+func TestErrorForHidesInternalErrors(t *testing.T) {
 	got := ErrorFor(errors.New("pq: password authentication failed for user admin"))
 	if got.Code != CodeInternal || strings.Contains(got.Message, "admin") {
 		t.Errorf("a stranger is told %q", got.Message)

@@ -43,25 +43,25 @@ type Welcome struct {
 
 // Encode returns the welcome frame.
 func (w Welcome) Encode() Frame {
-	return marshal(struct {
+	return marshalFrame(struct {
 		Type string `json:"type"`
 		Welcome
 	}{"welcome", w})
 }
 
-// marshal makes the frames that are too rare to be written by hand.
-func marshal(frame any) Frame {
+// marshalFrame makes the frames that are too rare to be written by hand.
+func marshalFrame(frame any) Frame {
 	body, err := json.Marshal(frame)
 	if err != nil {
 		panic(err) // strings, numbers and booleans always encode
 	}
-	return seal(append(newText(len(body)), body...))
+	return finishFrame(append(newTextFrame(len(body)), body...))
 }
 
 // Message returns the frame that every member of the room gets.
 func Message(m *message.Message) Frame {
-	b := newText(overhead + len(m.Room) + len(m.ID) + len(m.From) + len(m.Data))
-	return seal(AppendMessage(b, m))
+	b := newTextFrame(overhead + len(m.Room) + len(m.ID) + len(m.From) + len(m.Data))
+	return finishFrame(AppendMessage(b, m))
 }
 
 // AppendMessage appends the JSON object of a message, as it also stands in
@@ -84,19 +84,19 @@ func AppendMessage(b []byte, m *message.Message) []byte {
 
 // Signal returns the frame of an ephemeral event.
 func Signal(room message.Room, from string, data []byte) Frame {
-	b := newText(overhead + len(data))
+	b := newTextFrame(overhead + len(data))
 	b = append(b, `{"type":"signal","room":"`...)
 	b = append(b, room...)
 	b = append(b, `","from":`...)
 	b = appendUser(b, from)
 	b = append(b, `,"data":`...)
 	b = append(b, data...)
-	return seal(append(b, '}'))
+	return finishFrame(append(b, '}'))
 }
 
 // Ack answers a publication that is stored.
 func Ack(ref Ref, p *message.Publication) Frame {
-	b := begin("ack", ref, overhead)
+	b := beginFrame("ack", ref, overhead)
 	b = appendPosition(b, p.Room, p.Epoch)
 	b = append(b, `,"seq":`...)
 	b = strconv.AppendInt(b, int64(p.Seq), 10)
@@ -106,7 +106,7 @@ func Ack(ref Ref, p *message.Publication) Frame {
 	if p.Duplicate {
 		b = append(b, `,"duplicate":true`...)
 	}
-	return seal(append(b, '}'))
+	return finishFrame(append(b, '}'))
 }
 
 // Joined answers a join: head is the room's newest seq, first its oldest stored.
@@ -120,13 +120,13 @@ func Left(ref Ref, room message.Room, epoch message.Epoch, head, first message.S
 }
 
 func membership(kind string, ref Ref, room message.Room, epoch message.Epoch, head, first message.Seq) Frame {
-	b := begin(kind, ref, overhead)
+	b := beginFrame(kind, ref, overhead)
 	b = appendPosition(b, room, epoch)
 	b = append(b, `,"seq":`...)
 	b = strconv.AppendInt(b, int64(head), 10)
 	b = append(b, `,"first":`...)
 	b = strconv.AppendInt(b, int64(first), 10)
-	return seal(append(b, '}'))
+	return finishFrame(append(b, '}'))
 }
 
 // Reasons of a gap.
@@ -139,7 +139,7 @@ const (
 
 // Gap declares that the messages from..to will not be delivered.
 func Gap(room message.Room, epoch message.Epoch, from, to message.Seq, reason string) Frame {
-	b := begin("gap", "", overhead)
+	b := beginFrame("gap", "", overhead)
 	b = appendPosition(b, room, epoch)
 	b = append(b, `,"from":`...)
 	b = strconv.AppendInt(b, int64(from), 10)
@@ -147,14 +147,14 @@ func Gap(room message.Room, epoch message.Epoch, from, to message.Seq, reason st
 	b = strconv.AppendInt(b, int64(to), 10)
 	b = append(b, `,"reason":"`...)
 	b = append(b, reason...)
-	return seal(append(b, '"', '}'))
+	return finishFrame(append(b, '"', '}'))
 }
 
 // History answers a history request with a page of the log.
 func History(ref Ref, room message.Room, page *message.Page) Frame {
-	b := begin("history", ref, sizeOf(page))
+	b := beginFrame("history", ref, sizeOf(page))
 	b = appendPosition(b, room, page.Epoch)
-	return seal(appendPage(b, page))
+	return finishFrame(appendPage(b, page))
 }
 
 // HistoryBody is the same page as an answer over HTTP, with how far the room
@@ -192,15 +192,15 @@ func appendPage(b []byte, page *message.Page) []byte {
 
 // Heartbeat tells clients that the way to them is open.
 func Heartbeat(at time.Time) Frame {
-	b := append(newText(64), `{"type":"heartbeat","at":"`...)
+	b := append(newTextFrame(64), `{"type":"heartbeat","at":"`...)
 	b = at.UTC().AppendFormat(b, TimeLayout)
-	return seal(append(b, '"', '}'))
+	return finishFrame(append(b, '"', '}'))
 }
 
 // Encode returns the error frame. Room and id are those of the request that it
 // answers, "" where it named none.
 func (e *Error) Encode(ref Ref, room message.Room, id string) Frame {
-	b := begin("error", ref, overhead+len(e.Message))
+	b := beginFrame("error", ref, overhead+len(e.Message))
 	if room != "" {
 		b = append(b, `,"room":"`...)
 		b = append(b, room...)
@@ -219,11 +219,11 @@ func (e *Error) Encode(ref Ref, room message.Room, id string) Frame {
 		b = append(b, `,"retry_after_ms":`...)
 		b = strconv.AppendInt(b, e.RetryAfter.Milliseconds(), 10)
 	}
-	return seal(append(b, '}'))
+	return finishFrame(append(b, '}'))
 }
 
-func begin(kind string, ref Ref, size int) []byte {
-	b := append(newText(size), `{"type":"`...)
+func beginFrame(kind string, ref Ref, size int) []byte {
+	b := append(newTextFrame(size), `{"type":"`...)
 	b = append(b, kind...)
 	b = append(b, '"')
 	if ref != "" {

@@ -10,8 +10,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// object decodes the payload of a frame after checking its header.
-func object(t *testing.T, f Frame) map[string]any {
+// decodeFrame decodes the payload of a frame after checking its header.
+func decodeFrame(t *testing.T, f Frame) map[string]any {
 	t.Helper()
 	if f[0] != 0x81 {
 		t.Fatalf("first byte %#x, want a final text frame", f[0])
@@ -23,7 +23,7 @@ func object(t *testing.T, f Frame) map[string]any {
 	return v
 }
 
-func stored(data string) *message.Message {
+func storedMessage(data string) *message.Message {
 	return &message.Message{
 		Draft: message.Draft{Room: "a", ID: "i1", Data: []byte(data)},
 		Epoch: "e1",
@@ -34,18 +34,18 @@ func stored(data string) *message.Message {
 
 func TestMessageCarriesTheDataByteForByte(t *testing.T) {
 	for _, data := range []string{`1`, `{ "a" :  1e400 }`, `"\u0000"`, `[` + strings.Repeat("1,", 70000) + `1]`} {
-		f := Message(stored(data))
+		f := Message(storedMessage(data))
 		if !bytes.HasSuffix(f, []byte(`"data":`+data+`}`)) {
 			t.Errorf("data of %d bytes changed on its way", len(data))
 		}
-		if want := len(Payload(f)); lengthOf(f) != want {
-			t.Errorf("header says %d bytes, payload has %d", lengthOf(f), want)
+		if want := len(Payload(f)); payloadLength(f) != want {
+			t.Errorf("header says %d bytes, payload has %d", payloadLength(f), want)
 		}
 	}
 }
 
-// lengthOf reads the length of RFC 6455 §5.2 from the header.
-func lengthOf(f Frame) int {
+// payloadLength reads the length of RFC 6455 §5.2 from the header.
+func payloadLength(f Frame) int {
 	switch n := int(f[1]); n {
 	case 126:
 		return int(f[2])<<8 | int(f[3])
@@ -60,7 +60,7 @@ func TestControlFrames(t *testing.T) {
 	if got, want := string(PingFrame(258)), "\x89\x08\x00\x00\x00\x00\x00\x00\x01\x02"; got != want {
 		t.Errorf("ping %q, want %q", got, want)
 	}
-	for _, code := range []CloseCode{CloseNormal, CloseProtocol, CloseBinary, CloseUTF8, ClosePolicy, CloseTooBig, CloseRestart, CloseTooMany, CloseSlow, CloseUnanswered, 4999} {
+	for _, code := range []CloseCode{CloseNormal, CloseProtocol, CloseBinary, CloseUTF8, ClosePolicy, CloseTooBig, CloseRestart, CloseTooManyConnections, CloseSlow, CloseNoPong, 4999} {
 		f := CloseFrame(code)
 		if !IsClose(f) || int(f[1]) != len(f)-2 || len(f) > 125 || CloseCode(int(f[2])<<8|int(f[3])) != code {
 			t.Errorf("close frame of %d: %q", code, f)
@@ -69,7 +69,7 @@ func TestControlFrames(t *testing.T) {
 }
 
 func BenchmarkMessage(b *testing.B) {
-	m := stored(`"` + strings.Repeat("x", 126) + `"`)
+	m := storedMessage(`"` + strings.Repeat("x", 126) + `"`)
 	b.ReportAllocs()
 	for b.Loop() {
 		Message(m)

@@ -35,11 +35,11 @@ func PingFrame(counter uint64) Frame {
 	return binary.BigEndian.AppendUint64(Frame{final | opPing, 8}, counter)
 }
 
-// newText starts a text frame with room for size bytes of payload.
-func newText(size int) []byte { return make([]byte, headroom, headroom+size) }
+// newTextFrame starts a text frame with room for size bytes of payload.
+func newTextFrame(size int) []byte { return make([]byte, headroom, headroom+size) }
 
-// seal writes the header of the text frame that b, made by newText, has become.
-func seal(b []byte) Frame {
+// finishFrame writes the header of the text frame that b, made by newTextFrame, has become.
+func finishFrame(b []byte) Frame {
 	n := len(b) - headroom
 	var at int
 	switch {

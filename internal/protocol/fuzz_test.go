@@ -34,18 +34,18 @@ func FuzzDecode(f *testing.F) {
 			}
 			return
 		}
-		var same map[string]json.RawMessage
-		if err := json.Unmarshal(frame, &same); err != nil {
+		var reference map[string]json.RawMessage
+		if err := json.Unmarshal(frame, &reference); err != nil {
 			t.Fatalf("accepted %q: %v", frame, err)
 		}
 		for field, got := range map[string]string{"room": string(r.Room), "type": string(r.Type), "token": r.Token, "from": r.From} {
 			var want string
-			_ = json.Unmarshal(same[field], &want) // "" then, which differs
+			_ = json.Unmarshal(reference[field], &want) // "" then, which differs
 			if want != got && got != "" {
 				t.Errorf("%s of %q was understood as %q", field, frame, got)
 			}
 		}
-		if r.Data != nil && string(r.Data) != string(same["data"]) {
+		if r.Data != nil && string(r.Data) != string(reference["data"]) {
 			t.Errorf("%q was understood as %+v", frame, r)
 		}
 		if r.Data != nil && !json.Valid(r.Data) {
@@ -65,8 +65,8 @@ func FuzzBodies(f *testing.F) {
 		if len(drafts) > MaxBatch {
 			t.Errorf("%d messages", len(drafts))
 		}
-		var guilty *message.BatchError
-		if errors.As(err, &guilty) && guilty.Index < 0 {
+		var batchErr *message.BatchError
+		if errors.As(err, &batchErr) && batchErr.Index < 0 {
 			t.Errorf("%q: %v", body, err)
 		}
 		if d, err := DecodeDraft(body); err == nil {

@@ -126,41 +126,41 @@ func (g *goldenRequest) request() Request {
 // serverFrames are the server's golden frames, by file and by the function
 // that makes them.
 func serverFrames() map[string]Frame {
-	m := stored(`{"x":1}`)
+	m := storedMessage(`{"x":1}`)
 	m.ID, m.Epoch = "0d5f", "e1"
-	named := stored(`[1, 2.50, "\u0000"]`)
+	named := storedMessage(`[1, 2.50, "\u0000"]`)
 	named.From = `o"brien`
 	page := &message.Page{Epoch: "e1", Head: 7, First: 1, Messages: []message.Message{*m, *named}, More: true}
 	pub := &message.Publication{Draft: m.Draft, Epoch: "e1", Seq: 7}
-	again := *pub
-	again.Duplicate = true
+	duplicate := *pub
+	duplicate.Duplicate = true
 	user := "ann"
 	welcome := Welcome{Session: "n1-1", Node: "n1", Color: "blue", Deployment: "d1", Version: "v1.0.0", HeartbeatMS: 25000, MaxFrame: 65536, IDWindowMS: 600000}
-	back := welcome
-	back.User, back.Resumed = &user, true
-	held := back
-	held.Session, held.AuthExpiresMS = "5PQ.k3QbZ2", 3_600_000
-	ann, bob := Member{Session: "5PQ", User: &user}, Member{Session: "7xT"}
+	resumed := welcome
+	resumed.User, resumed.Resumed = &user, true
+	withToken := resumed
+	withToken.Session, withToken.AuthExpiresMS = "5PQ.k3QbZ2", 3_600_000
+	ann, bob := PresenceEntry{Session: "5PQ", User: &user}, PresenceEntry{Session: "7xT"}
 	deploy := Move{AfterMS: 1200, DeadlineMS: 30000, Avoid: Avoid{Deployment: "d1"}, Reason: "deploy"}
 	restart := Move{DeadlineMS: 25000, Avoid: Avoid{Node: "n1"}, Reason: "restart"}
 	return map[string]Frame{
 		"Welcome.Encode":              welcome.Encode(),
-		"Welcome.Encode-user":         back.Encode(),
-		"Welcome.Encode-token":        held.Encode(),
+		"Welcome.Encode-user":         resumed.Encode(),
+		"Welcome.Encode-token":        withToken.Encode(),
 		"Move.Encode":                 deploy.Encode(),
 		"Move.Encode-node":            restart.Encode(),
 		"Authenticated":               Authenticated(`"r8"`, "ann", time.Hour),
 		"Authenticated-for-good":      Authenticated("", "", 0),
-		"Presence.Encode":             Presence{Room: "a", Count: 2, Members: []Member{ann, bob}}.Encode(`"r9"`),
-		"Presence.Encode-nobody":      Presence{Room: "a", Members: []Member{}}.Encode(`"r9"`),
+		"Presence.Encode":             Presence{Room: "a", Count: 2, Members: []PresenceEntry{ann, bob}}.Encode(`"r9"`),
+		"Presence.Encode-nobody":      Presence{Room: "a", Members: []PresenceEntry{}}.Encode(`"r9"`),
 		"Presence.Encode-many":        Presence{Room: "a", Count: 12000}.Encode(""),
-		"Presence.Encode-changes":     Presence{Room: "a", Count: 1, Joined: []Member{ann}, Left: []Member{bob, bob}}.Encode(""),
+		"Presence.Encode-changes":     Presence{Room: "a", Count: 1, Joined: []PresenceEntry{ann}, Left: []PresenceEntry{bob, bob}}.Encode(""),
 		"Message":                     Message(m),
 		"Message-user":                Message(named),
 		"Signal":                      Signal("a", "", []byte(`"typing"`)),
 		"Signal-user":                 Signal("a", "api:shop", []byte(`{"n":1}`)),
 		"Ack":                         Ack(`"r1"`, pub),
-		"Ack-duplicate":               Ack("", &again),
+		"Ack-duplicate":               Ack("", &duplicate),
 		"Joined":                      Joined(`"r2"`, "a", "e1", 7, 3),
 		"Joined-empty":                Joined("", "a", "e1", 0, 1),
 		"Left":                        Left(`"r3"`, "a", "e1", 7, 3),
@@ -172,15 +172,15 @@ func serverFrames() map[string]Frame {
 		"Error.Encode":                (&Error{Code: CodeMalformed, Message: "a frame is one JSON object"}).Encode("", "", ""),
 		"Error.Encode-of-a-publish":   ErrorFor(message.ErrUnavailable).Encode(`"r5"`, "a", "0d5f"),
 		"Error.Encode-of-a-join":      (&Error{Code: CodeForbidden, Message: `a "b"`, RetryAfter: 1500 * time.Millisecond}).Encode(`"r6"`, "a", ""),
-		"Error.Encode-without-a-room": ErrorFor(invalid("room", "must be 1 to 128 of A-Z a-z 0-9 . _ - :")).Encode(`"r7"`, "", ""),
+		"Error.Encode-without-a-room": ErrorFor(invalidError("room", "must be 1 to 128 of A-Z a-z 0-9 . _ - :")).Encode(`"r7"`, "", ""),
 	}
 }
 
-func fileOf(name string) string {
+func goldenFileName(name string) string {
 	return "server-" + strings.ToLower(strings.ReplaceAll(name, ".Encode", ""))
 }
 
-func TestServerFramesAreTheGoldenOnes(t *testing.T) {
+func TestServerFramesMatchTheGoldenFrames(t *testing.T) {
 	frames := serverFrames()
 	if *update {
 		for name, f := range frames {
@@ -188,18 +188,18 @@ func TestServerFramesAreTheGoldenOnes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(goldenDir, fileOf(name)+".json"), append(b, '\n'), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(goldenDir, goldenFileName(name)+".json"), append(b, '\n'), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	files := readGolden(t)
 	for name, f := range frames {
-		object(t, f)
-		if got, want := string(Payload(f)), files[fileOf(name)].Frame; got != want {
+		decodeFrame(t, f)
+		if got, want := string(Payload(f)), files[goldenFileName(name)].Frame; got != want {
 			t.Errorf("%s:\ngot  %s\nwant %s", name, got, want)
 		}
-		delete(files, fileOf(name))
+		delete(files, goldenFileName(name))
 	}
 	for name, g := range files {
 		if g.From == "server" {

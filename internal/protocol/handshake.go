@@ -10,27 +10,27 @@ import (
 // Sec-WebSocket-Protocol that carries it; other clients use the header. Neither
 // is echoed, and neither stands in a URL, which proxies write into their logs.
 const (
-	bearerEntry  = "bearer."
-	sessionEntry = "session."
+	bearerPrefix  = "bearer."
+	sessionPrefix = "session."
 	// SessionHeader carries the session of a client that can set headers.
 	SessionHeader = "Switchyard-Session"
 )
 
-// MaxSession is the longest session secret in bytes.
-const MaxSession = 128
+// MaxSessionLength is the longest session secret in bytes.
+const MaxSessionLength = 128
 
-// An Offer is what a handshake brings; empty fields were not given.
-type Offer struct {
+// An Handshake is what a handshake brings; empty fields were not given.
+type Handshake struct {
 	// Token and Session are secrets, never to be logged.
 	Token, Session string
-	// Rooms says that the service is to rejoin the session's rooms by itself.
-	Rooms bool
+	// RejoinRooms says that the service is to rejoin the session's rooms by itself.
+	RejoinRooms bool
 }
 
-// ReadOffer reads the offer of a handshake. An error names the field and its
+// ReadHandshake reads the offer of a handshake. An error names the field and its
 // bound, and repeats nothing of what was sent.
-func ReadOffer(r *http.Request) (o Offer, err error) {
-	entry := func(prefix string) (found []string) {
+func ReadHandshake(r *http.Request) (o Handshake, err error) {
+	subprotocolValues := func(prefix string) (found []string) {
 		for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
 			for p := range strings.SplitSeq(line, ",") {
 				if value, ok := strings.CutPrefix(strings.TrimSpace(p), prefix); ok {
@@ -40,46 +40,46 @@ func ReadOffer(r *http.Request) (o Offer, err error) {
 		}
 		return found
 	}
-	tokens := entry(bearerEntry)
+	tokens := subprotocolValues(bearerPrefix)
 	for _, line := range r.Header.Values("Authorization") {
 		// RFC 9110 §11.1: the scheme's case does not count.
 		if scheme, token, _ := strings.Cut(line, " "); strings.EqualFold(scheme, "bearer") {
 			tokens = append(tokens, strings.TrimSpace(token))
 		}
 	}
-	if o.Token, err = only("token", tokens); err != nil {
-		return Offer{}, err
+	if o.Token, err = atMostOne("token", tokens); err != nil {
+		return Handshake{}, err
 	}
-	if len(tokens) > 0 && (o.Token == "" || len(o.Token) > MaxToken) {
-		return Offer{}, invalid("token", "must be of 1 to 8192 bytes")
+	if len(tokens) > 0 && (o.Token == "" || len(o.Token) > MaxTokenLength) {
+		return Handshake{}, invalidError("token", "must be of 1 to 8192 bytes")
 	}
-	sessions := append(entry(sessionEntry), r.Header.Values(SessionHeader)...)
-	if o.Session, err = only("session", sessions); err != nil {
-		return Offer{}, err
+	sessions := append(subprotocolValues(sessionPrefix), r.Header.Values(SessionHeader)...)
+	if o.Session, err = atMostOne("session", sessions); err != nil {
+		return Handshake{}, err
 	}
 	if len(sessions) > 0 && !CheckSession(o.Session) {
-		return Offer{}, invalid("session", "must be 1 to 128 of A-Z a-z 0-9 . _ -")
+		return Handshake{}, invalidError("session", "must be 1 to 128 of A-Z a-z 0-9 . _ -")
 	}
-	o.Rooms = r.URL.Query().Get("rooms") == "1"
+	o.RejoinRooms = r.URL.Query().Get("rooms") == "1"
 	return o, nil
 }
 
-// only returns the one value there is, "" for none: of two nobody knows which
+// atMostOne returns the one value there is, "" for none: of two nobody knows which
 // one a proxy on the way has checked.
-func only(field string, values []string) (string, error) {
+func atMostOne(field string, values []string) (string, error) {
 	switch len(values) {
 	case 0:
 		return "", nil
 	case 1:
 		return values[0], nil
 	}
-	return "", invalid(field, "must be given once")
+	return "", invalidError(field, "must be given once")
 }
 
 // CheckSession says whether s can be a session secret: what may stand in a
 // subprotocol entry and in a header alike.
 func CheckSession(s string) bool {
-	if s == "" || len(s) > MaxSession {
+	if s == "" || len(s) > MaxSessionLength {
 		return false
 	}
 	for _, c := range []byte(s) {

@@ -26,7 +26,7 @@ type Avoid struct {
 
 // Encode returns the move frame.
 func (m Move) Encode() Frame {
-	return marshal(struct {
+	return marshalFrame(struct {
 		Type string `json:"type"`
 		Move
 	}{"move", m})
@@ -35,12 +35,12 @@ func (m Move) Encode() Frame {
 // Authenticated answers an auth request: whom the token names, and how long it
 // goes on; 0 or less is without an end.
 func Authenticated(ref Ref, user string, expires time.Duration) Frame {
-	b := begin("authenticated", ref, overhead)
+	b := beginFrame("authenticated", ref, overhead)
 	b = append(b, `,"user":`...)
 	b = appendUser(b, user)
 	if expires > 0 {
 		b = append(b, `,"auth_expires_ms":`...)
 		b = strconv.AppendInt(b, max(expires.Milliseconds(), 1), 10)
 	}
-	return seal(append(b, '}'))
+	return finishFrame(append(b, '}'))
 }

@@ -6,8 +6,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// A Member is a session that is in a room.
-type Member struct {
+// A PresenceEntry is a session that is in a room.
+type PresenceEntry struct {
 	// Session is what names the session to others: its secret up to the first
 	// dot, never more.
 	Session string `json:"session"`
@@ -21,16 +21,16 @@ type Presence struct {
 	Room  message.Room `json:"room"`
 	Count int          `json:"count"`
 	// Members is everybody, nil where only changes or the number are told.
-	Members []Member `json:"members,omitzero"`
+	Members []PresenceEntry `json:"members,omitzero"`
 	// Joined and Left are the changes since the last frame.
-	Joined []Member `json:"joined,omitempty"`
-	Left   []Member `json:"left,omitempty"`
+	Joined []PresenceEntry `json:"joined,omitempty"`
+	Left   []PresenceEntry `json:"left,omitempty"`
 }
 
 // Encode returns the presence frame; changes have no ref, and are the same for
 // every member of the room.
 func (p Presence) Encode(ref Ref) Frame {
-	return marshal(struct {
+	return marshalFrame(struct {
 		Type string          `json:"type"`
 		Ref  json.RawMessage `json:"ref,omitempty"`
 		Presence

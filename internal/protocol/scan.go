@@ -73,7 +73,7 @@ func unescape(name []byte) []byte {
 	if !bytes.ContainsRune(name, '\\') {
 		return name
 	}
-	s, _ := text(slices.Concat([]byte{'"'}, name, []byte{'"'}))
+	s, _ := unquote(slices.Concat([]byte{'"'}, name, []byte{'"'}))
 	return []byte(s)
 }
 
@@ -140,8 +140,8 @@ func depth(b []byte) (deepest int) {
 	return deepest
 }
 
-// text returns the value of a raw JSON string; false when raw is none.
-func text(raw []byte) (string, bool) {
+// unquote returns the value of a raw JSON string; false when raw is none.
+func unquote(raw []byte) (string, bool) {
 	if len(raw) == 0 || raw[0] != '"' {
 		return "", false
 	}

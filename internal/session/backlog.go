@@ -6,19 +6,19 @@ import (
 )
 
 const (
-	// maxNotices and maxEnds bound what waits to be sent.
-	maxNotices = 8192
-	maxEnds    = 8192
-	// backlogBatch is how much of it goes out at once.
-	backlogBatch = 256
+	// maxQueuedEvents and maxQueuedEnds bound what waits to be sent.
+	maxQueuedEvents = 8192
+	maxQueuedEnds   = 8192
+	// sendBatchSize is how much of it goes out at once.
+	sendBatchSize = 256
 )
 
 // A backlog is what waits for a loop to send it. It is bounded: what comes when
 // it is full is refused.
 type backlog[T any] struct {
-	limit int
-	wake  chan struct{} // holds a token when there may be something; never closed
-	ended chan struct{} // closed by drainLoop
+	limit   int
+	wake    chan struct{} // holds a token when there may be something; never closed
+	drained chan struct{} // closed by drainLoop
 
 	mu     sync.Mutex // Protects following.
 	items  []T
@@ -26,7 +26,7 @@ type backlog[T any] struct {
 }
 
 func newBacklog[T any](limit int) *backlog[T] {
-	return &backlog[T]{limit: limit, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	return &backlog[T]{limit: limit, wake: make(chan struct{}, 1), drained: make(chan struct{})}
 }
 
 // add never blocks; false says that there was no room, or that it is closed.
@@ -37,23 +37,23 @@ func (b *backlog[T]) add(item T) bool {
 		b.items = append(b.items, item)
 	}
 	b.mu.Unlock()
-	b.kick()
+	b.wakeUp()
 	return ok
 }
 
-func (b *backlog[T]) kick() {
+func (b *backlog[T]) wakeUp() {
 	select {
 	case b.wake <- struct{}{}:
 	default:
 	}
 }
 
-// take returns the oldest, backlogBatch at most; last says that none will
+// dequeue returns the oldest, sendBatchSize at most; last says that none will
 // follow.
-func (b *backlog[T]) take() (batch []T, last bool) {
+func (b *backlog[T]) dequeue() (batch []T, last bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := min(len(b.items), backlogBatch)
+	n := min(len(b.items), sendBatchSize)
 	batch = b.items[:n:n]
 	if b.items = b.items[n:]; len(b.items) == 0 {
 		b.items = nil
@@ -64,7 +64,7 @@ func (b *backlog[T]) take() (batch []T, last bool) {
 // drainLoop sends what waits, in order, until ctx ends or all is sent after
 // flush was called.
 func (b *backlog[T]) drainLoop(ctx context.Context, send func(context.Context, []T)) {
-	defer close(b.ended)
+	defer close(b.drained)
 	for {
 		select {
 		case <-b.wake:
@@ -72,7 +72,7 @@ func (b *backlog[T]) drainLoop(ctx context.Context, send func(context.Context, [
 			return
 		}
 		for ctx.Err() == nil {
-			batch, last := b.take()
+			batch, last := b.dequeue()
 			if len(batch) > 0 {
 				send(ctx, batch)
 			}
@@ -92,9 +92,9 @@ func (b *backlog[T]) flush(ctx context.Context) {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
-	b.kick()
+	b.wakeUp()
 	select {
-	case <-b.ended:
+	case <-b.drained:
 	case <-ctx.Done():
 	}
 }

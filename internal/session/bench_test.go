@@ -18,7 +18,7 @@ func benchNode(b *testing.B) *Node {
 		b.Fatal(err)
 	}
 	n, err := OpenRedis(Config{
-		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), Rates: Rates{Publishes: 1e9}, timeout: patience,
+		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), Rates: Rates{Publishes: 1e9}, timeout: testTimeout,
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -103,7 +103,7 @@ func BenchmarkPresence(b *testing.B) {
 			Kind: kind, Room: message.Room(fmt.Sprintf("r%d", i%100)), Session: message.SessionID(fmt.Sprintf("s%d", i%256)), Generation: 1,
 		}})
 		if i%256 == 255 {
-			for p.tell(context.Background()) {
+			for p.flushOnce(context.Background()) {
 			}
 		}
 	}
@@ -116,11 +116,11 @@ func BenchmarkRoom(b *testing.B) {
 	for i := range 200 {
 		n.Change([]message.PresenceChange{{Room: "lobby", Session: message.SessionID(fmt.Sprintf("s%030d", i)), User: "ada", Generation: 1}})
 	}
-	for n.presence.tell(context.Background()) {
+	for n.presence.flushOnce(context.Background()) {
 	}
 	b.ReportAllocs()
 	for range b.N {
-		if got, err := n.space.room(context.Background(), "lobby", map[string]bool{"node-a": true}, 200); err != nil || got.Count != 200 {
+		if got, err := n.backend.roomPresence(context.Background(), "lobby", map[string]bool{"node-a": true}, 200); err != nil || got.Count != 200 {
 			b.Fatal(got.Count, err)
 		}
 	}
@@ -136,7 +136,7 @@ func BenchmarkPublish(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for i := 0; pb.Next(); i++ {
-			n.Publish(users[i%1000], 128)
+			n.AllowPublish(users[i%1000], 128)
 		}
 	})
 }

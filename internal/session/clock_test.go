@@ -12,48 +12,50 @@ import (
 	"switchyard/internal/message"
 )
 
-// anyRoom is the notice that in any room somebody may have come or gone.
-func anyRoom(n message.Notice) bool { return n.Kind == message.NoticePresence && n.Rooms == nil }
+// isAnyRoomEvent is the notice that in any room somebody may have come or gone.
+func isAnyRoomEvent(n message.NodeEvent) bool {
+	return n.Kind == message.EventPresenceChanged && n.Rooms == nil
+}
 
 // A node's death is noticed once, by each of the others, and so is its return.
-func TestWhoIsAliveOverTime(t *testing.T) {
+func TestNodeDeathAndReturnAreNoticedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		peers := bubble(t, 3, nil)
+		peers := startMemoryNodes(t, 3, nil)
 		a, b, c := peers[0], peers[1], peers[2]
 		time.Sleep(3 * time.Second)
-		if !a.sees(3) || !b.sees(3) || !c.sees(3) {
+		if !a.seesNodes(3) || !b.seesNodes(3) || !c.seesNodes(3) {
 			t.Fatal("they don't see each other")
 		}
-		before := a.heard(anyRoom)
+		before := a.countEvents(isAnyRoomEvent)
 		time.Sleep(time.Minute)
-		if got := a.heard(anyRoom); got != before {
+		if got := a.countEvents(isAnyRoomEvent); got != before {
 			t.Errorf("told %d times in a quiet minute", got-before)
 		}
 		c.cancel()
-		time.Sleep(nodeExpiry - 2*beatEvery)
-		if !a.sees(3) {
+		time.Sleep(nodeExpiry - 2*heartbeatInterval)
+		if !a.seesNodes(3) {
 			t.Error("gone before its time")
 		}
-		time.Sleep(4 * beatEvery)
-		if !a.sees(2) || !b.sees(2) {
+		time.Sleep(4 * heartbeatInterval)
+		if !a.seesNodes(2) || !b.seesNodes(2) {
 			t.Error("not gone in time")
 		}
-		for _, p := range []*peer{a, b} {
-			if got := p.heard(anyRoom) - before; got < 1 || got > 2 {
+		for _, p := range []*testNode{a, b} {
+			if got := p.countEvents(isAnyRoomEvent) - before; got < 1 || got > 2 {
 				t.Errorf("%s was told %d times of the death", p.cfg.Node, got)
 			}
 		}
 		// Another process under another name takes its place.
-		d := &peer{logs: &logs{}}
-		n, err := NewMemory(a.space.(*member).Space, Config{Node: "node-d"})
+		d := &testNode{logs: &logs{}}
+		n, err := NewMemory(a.backend.(*nodeView).MemoryBackend, Config{Node: "node-d"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.Node = n
-		n.Start(Hooks{Notify: d.hear})
+		n.Start(Hooks{Notify: d.onEvent})
 		defer n.Close(t.Context())
-		time.Sleep(2 * beatEvery)
-		if !a.sees(3) || !d.sees(3) {
+		time.Sleep(2 * heartbeatInterval)
+		if !a.seesNodes(3) || !d.seesNodes(3) {
 			t.Error("the new one is not seen")
 		}
 	})
@@ -61,22 +63,22 @@ func TestWhoIsAliveOverTime(t *testing.T) {
 
 // Members of a node that has just started count as soon as it tells of them,
 // though it is not on the board that was read last.
-func TestANewNodesMembersCountAtOnce(t *testing.T) {
+func TestSessionsOfANewNodeCountAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := bubble(t, 1, nil)[0]
-		time.Sleep(10*time.Second + beatEvery/10) // just after a beat
-		n, err := NewMemory(a.space.(*member).Space, Config{Node: "node-new"})
+		a := startMemoryNodes(t, 1, nil)[0]
+		time.Sleep(10*time.Second + heartbeatInterval/10) // just after a beat
+		n, err := NewMemory(a.backend.(*nodeView).MemoryBackend, Config{Node: "node-new"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		n.Start(Hooks{})
 		defer n.Close(t.Context())
 		n.Change([]message.PresenceChange{{Room: "lobby", Session: "s1", User: "ada", Generation: 1}})
-		a.waitPoke(t, "lobby", 1)
-		if got := a.in(t, "lobby"); got != "ada" {
+		a.waitPresenceEvent(t, "lobby", 1)
+		if got := a.usersIn(t, "lobby"); got != "ada" {
 			t.Errorf("when it is told it sees %q", got)
 		}
-		if got := len(a.names(t)); got != 1 {
+		if got := len(a.nodeNames(t)); got != 1 {
 			t.Errorf("%d nodes have a status", got)
 		}
 	})
@@ -84,20 +86,20 @@ func TestANewNodesMembersCountAtOnce(t *testing.T) {
 
 // What is dead is swept after a while, by one of the living each shard, and
 // one that was only away for a moment is not swept at all.
-func TestWhoSweepsAndWhen(t *testing.T) {
+func TestDeadNodesAreSweptOnceAfterADelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		peers := bubble(t, 3, nil)
+		peers := startMemoryNodes(t, 3, nil)
 		a, b, c := peers[0], peers[1], peers[2]
 		time.Sleep(2 * time.Second)
 		for i := range 200 {
-			c.does(message.PresenceJoined, message.Room(fmt.Sprintf("r%d", i)), "ada")
+			c.changePresence(message.PresenceJoined, message.Room(fmt.Sprintf("r%d", i)), "ada")
 		}
 		time.Sleep(2 * time.Second)
 		swept := func() (float64, float64) {
 			return a.metric(t, "presence_sweeps_total", ""), b.metric(t, "presence_sweeps_total", "")
 		}
 		c.cancel()
-		time.Sleep(nodeExpiry + deadAfter - 2*time.Second)
+		time.Sleep(nodeExpiry + sweepAfter - 2*time.Second)
 		if x, y := swept(); x+y != 0 {
 			t.Errorf("%v shards swept before their time", x+y)
 		}
@@ -105,7 +107,7 @@ func TestWhoSweepsAndWhen(t *testing.T) {
 		if x, y := swept(); x+y != shardCount || x != shardCount/2 {
 			t.Errorf("swept %v and %v shards, want half of %d each", x, y, shardCount)
 		}
-		m := a.space.(*member)
+		m := a.backend.(*nodeView)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if len(m.rooms) != 0 {
@@ -116,32 +118,32 @@ func TestWhoSweepsAndWhen(t *testing.T) {
 
 // A node that cannot reach the others for a while, but lives, comes back with
 // all of its members, swept or not.
-func TestANodeThatWasCutOffComesBack(t *testing.T) {
+func TestAPartitionedNodeRecovers(t *testing.T) {
 	for _, away := range []time.Duration{3 * time.Second, 8 * time.Second, time.Minute} {
 		t.Run(away.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var cut *cutOff
-				peers := bubbleWith(t, 2, nil, func(n *Node) {
+				var cut *partitionedBackend
+				peers := startMemoryNodesWith(t, 2, nil, func(n *Node) {
 					if n.cfg.Node == "node-1" {
-						cut = &cutOff{space: n.space}
-						n.space = cut
+						cut = &partitionedBackend{backend: n.backend}
+						n.backend = cut
 					}
 				})
 				a, b := peers[0], peers[1]
 				time.Sleep(2 * time.Second)
-				a.does(message.PresenceJoined, "lobby", "ada")
-				b.does(message.PresenceJoined, "lobby", "bob", "cyd")
+				a.changePresence(message.PresenceJoined, "lobby", "ada")
+				b.changePresence(message.PresenceJoined, "lobby", "bob", "cyd")
 				time.Sleep(time.Second)
-				cut.off.Store(true)
-				b.does(message.PresenceLeft, "lobby", "cyd")
+				cut.partitioned.Store(true)
+				b.changePresence(message.PresenceLeft, "lobby", "cyd")
 				time.Sleep(away)
 				if _, err := b.Room(t.Context(), "lobby", 10); err == nil && away > nodeExpiry {
 					t.Error("who is cut off says that it knows")
 				}
-				cut.off.Store(false)
+				cut.partitioned.Store(false)
 				time.Sleep(5 * time.Second)
 				for _, p := range peers {
-					if got := p.in(t, "lobby"); got != "ada bob" {
+					if got := p.usersIn(t, "lobby"); got != "ada bob" {
 						t.Errorf("%s sees %q", p.cfg.Node, got)
 					}
 				}
@@ -150,71 +152,71 @@ func TestANodeThatWasCutOffComesBack(t *testing.T) {
 	}
 }
 
-// A cutOff node reaches nobody while it is off.
-type cutOff struct {
-	space
-	off atomic.Bool
+// A partitionedBackend node reaches nobody while it is off.
+type partitionedBackend struct {
+	backend
+	partitioned atomic.Bool
 }
 
-func (c *cutOff) beat(ctx context.Context, b beat) (board, error) {
-	if c.off.Load() {
-		return board{}, message.ErrAway
+func (c *partitionedBackend) heartbeat(ctx context.Context, b heartbeat) (heartbeatReply, error) {
+	if c.partitioned.Load() {
+		return heartbeatReply{}, message.ErrSharedStateUnavailable
 	}
-	return c.space.beat(ctx, b)
+	return c.backend.heartbeat(ctx, b)
 }
 
-func (c *cutOff) present(ctx context.Context, rolls []*roll) {
-	if !c.off.Load() {
-		c.space.present(ctx, rolls)
+func (c *partitionedBackend) applyPresence(ctx context.Context, batches []*presenceBatch) {
+	if !c.partitioned.Load() {
+		c.backend.applyPresence(ctx, batches)
 		return
 	}
-	for _, l := range rolls {
-		l.err = message.ErrAway
+	for _, l := range batches {
+		l.err = message.ErrSharedStateUnavailable
 	}
 }
 
-func (c *cutOff) tags(ctx context.Context) ([]map[string]int64, error) {
-	if c.off.Load() {
-		return make([]map[string]int64, shardCount), message.ErrAway
+func (c *partitionedBackend) tags(ctx context.Context) ([]map[string]int64, error) {
+	if c.partitioned.Load() {
+		return make([]map[string]int64, shardCount), message.ErrSharedStateUnavailable
 	}
-	return c.space.tags(ctx)
+	return c.backend.tags(ctx)
 }
 
 // A whole node is emptied into another while somebody watches all the time: at
 // no moment is anybody missing or there twice.
-func TestADrainIsSeenByNobody(t *testing.T) {
+func TestADrainDoesNotChangePresence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		peers := bubble(t, 3, nil)
+		peers := startMemoryNodes(t, 3, nil)
 		a, b, watcher := peers[0], peers[1], peers[2]
 		time.Sleep(2 * time.Second)
 		var users []string
 		for i := range 150 {
 			users = append(users, fmt.Sprintf("u%03d", i))
 		}
-		a.does(message.PresenceJoined, "lobby", users...)
+		a.changePresence(message.PresenceJoined, "lobby", users...)
 		time.Sleep(time.Second)
-		before := watcher.heard(pokedAbout("lobby"))
-		look := func(when string) {
+		before := watcher.countEvents(isPresenceEventOf("lobby"))
+		checkRoom := func(when string) {
 			t.Helper()
 			got, err := watcher.Room(t.Context(), "lobby", 200)
-			if err != nil || got.Count != 150 || len(got.Members) != 150 {
+			if err != nil || got.Count != 150 || len(got.Entries) != 150 {
 				t.Fatalf("%s: %d are there, %v", when, got.Count, err)
 			}
 		}
 		for _, user := range users { // each connects there, rejoins, and closes the old one
-			b.doesAs(2, message.PresenceJoined, "lobby", user)
+			b.changePresenceAs(2, message.PresenceJoined, "lobby", user)
 			time.Sleep(10 * time.Millisecond)
-			a.does(message.PresenceLost, "lobby", user)
-			look("while " + user + " moves")
+			a.changePresence(message.PresenceDisconnected, "lobby", user)
+			checkRoom("while " + user + " moves")
 		}
 		if err := a.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		for range 300 {
-			look("after the old node has gone")
+			checkRoom("after the old node has gone")
 			time.Sleep(100 * time.Millisecond)
 		}
-		if got := watcher.heard(pokedAbout("lobby")); got != before {
+		if got := watcher.countEvents(isPresenceEventOf("lobby")); got != before {
 			t.Errorf("watchers were told %d times", got-before)
 		}
 	})
@@ -222,67 +224,67 @@ func TestADrainIsSeenByNobody(t *testing.T) {
 
 // When Redis was emptied, watchers are told to look once all nodes have told it
 // again who is there: nobody is seen to go and come back.
-func TestAnEmptiedRedisIsSeenByNobody(t *testing.T) {
+func TestAnEmptiedRedisDoesNotChangePresence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		peers := bubble(t, 3, nil)
+		peers := startMemoryNodes(t, 3, nil)
 		a, b, watcher := peers[0], peers[1], peers[2]
 		time.Sleep(2 * time.Second)
-		a.does(message.PresenceJoined, "lobby", "ada", "bob")
+		a.changePresence(message.PresenceJoined, "lobby", "ada", "bob")
 		time.Sleep(300 * time.Millisecond) // the two nodes look at different times
-		b.does(message.PresenceJoined, "lobby", "cyd")
+		b.changePresence(message.PresenceJoined, "lobby", "cyd")
 		time.Sleep(5 * time.Second)
-		space := a.space.(*member).Space
-		space.mu.Lock()
-		space.spaceRooms = spaceRooms{rooms: make(map[message.Room]map[message.SessionID]spaceSeat)}
-		for i := range space.revisions {
-			space.revisions[i] = make(map[string]int64)
+		shared := a.backend.(*nodeView).MemoryBackend
+		shared.mu.Lock()
+		shared.memoryPresence = memoryPresence{rooms: make(map[message.Room]map[message.SessionID]memoryPresenceEntry)}
+		for i := range shared.revisions {
+			shared.revisions[i] = make(map[string]int64)
 		}
-		space.mu.Unlock()
-		a.does(message.PresenceJoined, "lobby", "dee") // and so it is the first to notice
-		told := watcher.heard(pokedAbout("lobby"))
-		looked := 0
+		shared.mu.Unlock()
+		a.changePresence(message.PresenceJoined, "lobby", "dee") // and so it is the first to notice
+		seen := watcher.countEvents(isPresenceEventOf("lobby"))
+		notified := 0
 		for range 600 {
 			time.Sleep(10 * time.Millisecond)
-			now := watcher.heard(pokedAbout("lobby"))
-			if now == told {
+			now := watcher.countEvents(isPresenceEventOf("lobby"))
+			if now == seen {
 				continue
 			}
-			told = now
-			looked++
+			seen = now
+			notified++
 			if got, err := watcher.Room(t.Context(), "lobby", 200); err != nil || got.Count != 4 {
 				t.Errorf("a watcher that was told to look sees %+v, %v, want four", got, err)
 			}
 		}
-		if looked == 0 {
+		if notified == 0 {
 			t.Error("no watcher was told to look")
 		}
 	})
 }
 
 // What a node can say of the others is bounded, whatever is on the board.
-func TestAFleetIsBounded(t *testing.T) {
-	var f fleet
+func TestTheNumberOfNodesIsBounded(t *testing.T) {
+	var f nodeRegistry
 	if _, known := f.alive(); known {
 		t.Error("known before it was read")
 	}
-	var got board
+	var got heartbeatReply
 	status, err := json.Marshal(wireStatus{NodeStatus: message.NodeStatus{Ready: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range maxNodes {
-		got.nodes = append(got.nodes, entry{node: fmt.Sprintf("n%d", i), status: status})
+		got.nodes = append(got.nodes, nodeReport{node: fmt.Sprintf("n%d", i), status: status})
 	}
-	f.learn(got)
+	f.update(got)
 	for i := range 100 {
-		f.sight(fmt.Sprintf("x%d", i))
+		f.markSeen(fmt.Sprintf("x%d", i))
 	}
 	if alive, known := f.alive(); len(alive) != maxNodes || !known {
 		t.Errorf("%d alive, known %v", len(alive), known)
 	}
 	for i := range maxNodes + 100 {
-		f.came(fmt.Sprintf("n%d", i), 1)
-		f.came("n0", 1)
+		f.addReturned(fmt.Sprintf("n%d", i), 1)
+		f.addReturned("n0", 1)
 	}
 	if len(f.pending) != maxNodes || f.pending["n0"] != maxNodes+101 {
 		t.Errorf("%d nodes counted, n0 %d times", len(f.pending), f.pending["n0"])
@@ -290,7 +292,7 @@ func TestAFleetIsBounded(t *testing.T) {
 }
 
 // Nodes of all versions must agree on where a room is.
-func TestWhereARoomIsNeverChanges(t *testing.T) {
+func TestARoomsShardNeverChanges(t *testing.T) {
 	for room, want := range map[message.Room]int{"": 5, "a": 12, "lobby": 3, "orders:12345": 9} {
 		if got := shardOf(room); got != want {
 			t.Errorf("%q is in shard %d, was in %d", room, got, want)

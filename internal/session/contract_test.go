@@ -10,41 +10,41 @@ import (
 // contract is what nodes do wherever they meet. Each story has two nodes in a
 // place of their own.
 var contract = []struct {
-	name  string
-	story func(t *testing.T, h house)
+	name string
+	test func(t *testing.T, h backendFactory)
 }{
-	{"A session comes back on another node", aSessionComesBackOnAnotherNode},
-	{"Nobody else's session comes back", nobodyElsesSessionComesBack},
-	{"The old owner is told and refused", theOldOwnerIsToldAndRefused},
-	{"A session on the same node", aSessionOnTheSameNode},
-	{"A touch renews what is there and nothing else", aTouchRenewsWhatIsThereAndNothingElse},
-	{"A late save does not undo a later one", aLateSaveDoesNotUndoALaterOne},
-	{"A goodbye is for good", aGoodbyeIsForGood},
+	{"A session comes back on another node", aSessionResumesOnAnotherNode},
+	{"Nobody else's session comes back", onlyItsOwnerResumesASession},
+	{"The old owner is told and refused", theOldOwnerIsNotifiedAndRefused},
+	{"A session on the same node", aSessionResumesOnTheSameNode},
+	{"A touch renews what is there and nothing else", aTouchRenewsOnlyTheSavedState},
+	{"A late save does not undo a later one", aDelayedSaveDoesNotOverwriteANewerOne},
+	{"A goodbye is for good", anEndedSessionStaysEnded},
 	{"Sessions expire", sessionsExpire},
-	{"A thousand rooms and strange users", aThousandRoomsAndStrangeUsers},
-	{"One owner, however many come", oneOwnerHoweverManyCome},
+	{"A thousand rooms and strange users", manyRoomsAndUnusualUserNames},
+	{"One owner, however many come", concurrentResumesHaveOneOwner},
 	{"A large batch", aLargeBatch},
-	{"Close sends what waits", closeSendsWhatWaits},
-	{"Notices keep their order", noticesKeepTheirOrder},
+	{"Close sends what waits", closeSendsWhatIsQueued},
+	{"Notices keep their order", eventsKeepTheirOrder},
 	{"Nodes see each other", nodesSeeEachOther},
-	{"Who came back elsewhere is counted", whoCameBackElsewhereIsCounted},
-	{"A removed user stays out everywhere", aRemovedUserStaysOutEverywhere},
-	{"A bar ends", aBarEnds},
-	{"What cannot be barred is said", whatCannotBeBarredIsSaid},
-	{"A bar without a notice", aBarWithoutANotice},
-	{"More bars than there may be", moreBarsThanThereMayBe},
-	{"Who is in a room on all nodes", whoIsInARoomOnAllNodes},
-	{"A move is seen by nobody", aMoveIsSeenByNobody},
-	{"The newer socket is believed", theNewerSocketIsBelieved},
-	{"Many are counted", manyAreCounted},
-	{"A rush is gathered", aRushIsGathered},
-	{"A killed node's members go", aKilledNodesMembersGo},
-	{"A limit holds over nodes", aLimitHoldsOverNodes},
+	{"Who came back elsewhere is counted", returnedSessionsAreCounted},
+	{"A removed user stays out everywhere", aBannedUserIsRejectedOnEveryNode},
+	{"A bar ends", aBanExpires},
+	{"What cannot be barred is said", invalidBansAreRejected},
+	{"A bar without a notice", aBanSpreadsWithoutItsEvent},
+	{"More bars than there may be", tooManyBansAreRefused},
+	{"Who is in a room on all nodes", presenceSpansAllNodes},
+	{"A move is seen by nobody", aMoveDoesNotChangePresence},
+	{"The newer socket is believed", theNewerGenerationWins},
+	{"Many are counted", largeRoomsAreCounted},
+	{"A rush is gathered", rapidChangesAreCoalesced},
+	{"A killed node's members go", aKilledNodesSessionsLeave},
+	{"A limit holds over nodes", aLimitHoldsAcrossNodes},
 }
 
-// basics is what is also told in a cluster and behind sentinels, where only
+// clusterContract is what is also told in a cluster and behind sentinels, where only
 // the way to Redis differs.
-var basics = []string{
+var clusterContract = []string{
 	"A session comes back on another node", "The old owner is told and refused", "A goodbye is for good",
 	"One owner, however many come", "A large batch",
 	"Who came back elsewhere is counted", "A removed user stays out everywhere",
@@ -52,14 +52,14 @@ var basics = []string{
 }
 
 func TestContract(t *testing.T) {
-	for name, h := range map[string]house{
-		"memory": memoryHouse,
-		"redis":  redisHouse(func(t *testing.T) string { return testkit.Redis(t).URL() }),
+	for name, h := range map[string]backendFactory{
+		"memory": memoryFactory,
+		"redis":  redisFactory(func(t *testing.T) string { return testkit.Redis(t).URL() }),
 	} {
 		for _, c := range contract {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				c.story(t, unhurried(h))
+				c.test(t, withLongTimeout(h))
 			})
 		}
 	}
@@ -67,15 +67,15 @@ func TestContract(t *testing.T) {
 
 func TestContractBasics(t *testing.T) {
 	for name, start := range map[string]func(t *testing.T) string{
-		"sentinel": func(t *testing.T) string { return testkit.StartSentinel(t, "--requirepass", "hunter2").URL() },
-		"cluster":  func(t *testing.T) string { return testkit.StartCluster(t).URL() },
+		"sentinel": func(t *testing.T) string { return testkit.StartRedisSentinel(t, "--requirepass", "hunter2").URL() },
+		"cluster":  func(t *testing.T) string { return testkit.StartRedisCluster(t).URL() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := at(start(t))
+			h := redisAt(start(t))
 			for _, c := range contract {
-				if slices.Contains(basics, c.name) {
-					t.Run(c.name, func(t *testing.T) { c.story(t, unhurried(h)) })
+				if slices.Contains(clusterContract, c.name) {
+					t.Run(c.name, func(t *testing.T) { c.test(t, withLongTimeout(h)) })
 				}
 			}
 		})

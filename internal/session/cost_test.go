@@ -12,8 +12,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// calls returns how many scripts and publications Redis was asked for.
-func calls(t *testing.T, server *testkit.RedisServer) (total int) {
+// countCalls returns how many scripts and publications Redis was asked for.
+func countCalls(t *testing.T, server *testkit.RedisServer) (total int) {
 	t.Helper()
 	stats := server.Do(t, "INFO", "commandstats")
 	for _, found := range regexp.MustCompile(`cmdstat_(?:evalsha|publish):calls=(\d+)`).FindAllStringSubmatch(stats, -1) {
@@ -28,15 +28,15 @@ func calls(t *testing.T, server *testkit.RedisServer) (total int) {
 
 // What costs is what changes: thousands of members who just sit there cost
 // what none cost.
-func TestMembersWhoSitThereCostNothing(t *testing.T) {
+func TestIdleMembersCauseNoTraffic(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	a, b := pair(t, at(server.URL()), nil)
-	met(t, a, b)
+	a, b := startPair(t, redisAt(server.URL()), nil)
+	waitAllVisible(t, a, b)
 	perSecond := func() float64 {
-		before, began := calls(t, server), time.Now()
+		before, began := countCalls(t, server), time.Now()
 		eventually(t, "four seconds to pass", func() bool { return time.Since(began) > 4*time.Second })
-		return float64(calls(t, server)-before) / time.Since(began).Seconds()
+		return float64(countCalls(t, server)-before) / time.Since(began).Seconds()
 	}
 	none := perSecond()
 	for room := range 50 {
@@ -44,13 +44,13 @@ func TestMembersWhoSitThereCostNothing(t *testing.T) {
 		for i := range 200 {
 			users = append(users, fmt.Sprintf("u%d-%d", room, i))
 		}
-		a.does(message.PresenceJoined, message.Room(fmt.Sprintf("r%d", room)), users[:100]...)
-		b.does(message.PresenceJoined, message.Room(fmt.Sprintf("r%d", room)), users[100:]...)
+		a.changePresence(message.PresenceJoined, message.Room(fmt.Sprintf("r%d", room)), users[:100]...)
+		b.changePresence(message.PresenceJoined, message.Room(fmt.Sprintf("r%d", room)), users[100:]...)
 	}
 	eventually(t, "10,000 members to be told", func() bool {
 		for room := range 50 {
-			got, err := a.Room(within(t, patience), message.Room(fmt.Sprintf("r%d", room)), 200)
-			if err != nil || len(got.Members) != 200 {
+			got, err := a.Room(within(t, testTimeout), message.Room(fmt.Sprintf("r%d", room)), 200)
+			if err != nil || len(got.Entries) != 200 {
 				return false
 			}
 		}
@@ -59,13 +59,13 @@ func TestMembersWhoSitThereCostNothing(t *testing.T) {
 	began := time.Now()
 	eventually(t, "notices to be sent", func() bool { return time.Since(began) > 2*time.Second })
 	sitting := perSecond()
-	t.Logf("%.1f calls a second by two nodes without members, %.1f with 10,000; Redis has %s", none, sitting, used(t, server))
+	t.Logf("%.1f calls a second by two nodes without members, %.1f with 10,000; Redis has %s", none, sitting, usedMemory(t, server))
 	if sitting > none+10 {
 		t.Errorf("10,000 members who do nothing cost %.1f calls a second, none cost %.1f", sitting, none)
 	}
 }
 
-func used(t *testing.T, server *testkit.RedisServer) string {
+func usedMemory(t *testing.T, server *testkit.RedisServer) string {
 	t.Helper()
 	for line := range strings.Lines(server.Do(t, "INFO", "memory")) {
 		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "used_memory_dataset:"); ok {
@@ -77,31 +77,31 @@ func used(t *testing.T, server *testkit.RedisServer) string {
 
 // Those who come at the same time share round trips, and so do sessions that
 // are saved together.
-func TestACrowdSharesRoundTrips(t *testing.T) {
+func TestConcurrentCallsShareRoundTrips(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	proxy := testkit.NewProxy(t, server.Addr())
-	a, b := pair(t, unhurried(at("redis://"+proxy.Addr())), nil)
+	a, b := startPair(t, withLongTimeout(redisAt("redis://"+proxy.Addr())), nil)
 	const crowd = 2000
 	secrets := make([]string, crowd)
 	batch := make([]message.SessionSave, crowd)
 	for i := range batch {
 		secrets[i], batch[i].Session = a.New("ada")
 	}
-	for _, r := range a.Save(within(t, patience), batch) {
+	for _, r := range a.Save(within(t, testTimeout), batch) {
 		if r != message.SaveDone {
 			t.Fatal(saveResults[r])
 		}
 	}
 	trips := a.metric(t, "session_operation_duration_seconds", "save")
-	if most := float64(crowd/tripCalls + 2); trips > most {
+	if most := float64(crowd/maxBatchCalls + 2); trips > most {
 		t.Errorf("%d saves took %v round trips, want %v at most", crowd, trips, most)
 	}
 	proxy.Delay(20 * time.Millisecond) // so that some wait
 	came := make(chan bool, crowd)
 	for _, secret := range secrets {
 		go func() {
-			_, ok, _ := b.Resume(within(t, patience), secret, "ada")
+			_, ok, _ := b.Resume(within(t, testTimeout), secret, "ada")
 			came <- ok
 		}()
 	}
@@ -119,34 +119,34 @@ func TestACrowdSharesRoundTrips(t *testing.T) {
 func TestALargeRoomIsSweptInPages(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	a, b := pair(t, unhurried(at(server.URL())), func(c *Config) { c.Prefix = "x:" })
-	met(t, a, b)
+	a, b := startPair(t, withLongTimeout(redisAt(server.URL())), func(c *Config) { c.Prefix = "x:" })
+	waitAllVisible(t, a, b)
 	var users []string
-	for i := range 5 * sweepPage {
+	for i := range 5 * sweepPageSize {
 		users = append(users, fmt.Sprintf("u%d", i))
 	}
-	b.does(message.PresenceJoined, "hall", users...)
-	a.does(message.PresenceJoined, "hall", "ada")
+	b.changePresence(message.PresenceJoined, "hall", users...)
+	a.changePresence(message.PresenceJoined, "hall", "ada")
 	name := message.Room("hall")
-	for range 3 * sweepRooms { // and many rooms of one shard
-		name = roomBeside(name)
-		b.does(message.PresenceJoined, name, "bob")
+	for range 3 * sweepRoomsPerCall { // and many rooms of one shard
+		name = roomInSameShard(name)
+		b.changePresence(message.PresenceJoined, name, "bob")
 	}
-	a.waitIn(t, name, "bob")
+	a.waitUsersIn(t, name, "bob")
 	shard := shardOf("hall")
-	for _, p := range []*peer{a, b} {
-		p.awaitTags(t, shard, 2)
+	for _, p := range []*testNode{a, b} {
+		p.waitTags(t, shard, 2)
 	}
 	b.cancel() // dies
-	l := leftover{shard, b.presence.tag(shard)}
-	before := calls(t, server)
+	l := staleTag{shard, b.presence.tag(shard)}
+	before := countCalls(t, server)
 	done := make(chan struct{})
 	for range 2 { // two who clean the same do no harm
-		go func() { a.sweep(within(t, patience), l); done <- struct{}{} }()
+		go func() { a.sweep(within(t, testTimeout), l); done <- struct{}{} }()
 	}
 	<-done
 	<-done
-	if got := calls(t, server) - before; got < 5 {
+	if got := countCalls(t, server) - before; got < 5 {
 		t.Errorf("%d scripts: all at once", got)
 	}
 	if got := server.Do(t, "KEYS", fmt.Sprintf("x:{p%02d}:*", shard)); strings.Contains(got, "node-b") || strings.Count(got, ":who:") != 1 {
@@ -155,19 +155,19 @@ func TestALargeRoomIsSweptInPages(t *testing.T) {
 	if got := server.Do(t, "HGETALL", fmt.Sprintf("x:{p%02d}:count:hall", shard)); got != "node-a~0 1" {
 		t.Errorf("counted: %s", got)
 	}
-	a.waitIn(t, "hall", "ada")
+	a.waitUsersIn(t, "hall", "ada")
 	// Those who were sent late by the dead one are refused.
-	r := &roll{shard: shard, tag: l.tag, low: 1, revision: 99, changes: []rollChange{{seat{"hall", "s-x"}, "x", 1, true}}}
-	if a.space.present(within(t, patience), []*roll{r}); !r.lost {
+	r := &presenceBatch{shard: shard, tag: l.tag, minRevision: 1, revision: 99, changes: []entryChange{{entryKey{"hall", "s-x"}, "x", 1, true}}}
+	if a.backend.applyPresence(within(t, testTimeout), []*presenceBatch{r}); !r.lost {
 		t.Errorf("taken: %+v", r)
 	}
 }
 
-// awaitTags waits until a node finds so many tags in a shard.
-func (p *peer) awaitTags(t *testing.T, shard, count int) {
+// waitTags waits until a node finds so many tags in a shard.
+func (p *testNode) waitTags(t *testing.T, shard, count int) {
 	t.Helper()
 	eventually(t, "tags", func() bool {
-		all, err := p.space.tags(within(t, patience))
+		all, err := p.backend.tags(within(t, testTimeout))
 		return err == nil && len(all[shard]) == count
 	})
 }

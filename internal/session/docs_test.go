@@ -10,8 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// page is docs/sessions.md.
-func page(t *testing.T) string {
+// sessionsDoc is docs/sessions.md.
+func sessionsDoc(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("../../docs/sessions.md")
 	if err != nil {
@@ -21,14 +21,14 @@ func page(t *testing.T) string {
 }
 
 // Every metric, with each value of its label, is on the page, and nothing else.
-func TestThePageHasTheMetrics(t *testing.T) {
+func TestTheDocsListEveryMetric(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	newMetrics(reg)
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(page(t), "## Metrics")
+	_, rest, _ := strings.Cut(sessionsDoc(t), "## Metrics")
 	table, _, _ := strings.Cut(rest, "\n## ")
 	var names []string
 	for _, f := range families {
@@ -55,12 +55,12 @@ func TestThePageHasTheMetrics(t *testing.T) {
 }
 
 // The rights on the page are those that a node is tested with.
-func TestThePageHasTheRights(t *testing.T) {
+func TestTheDocsListTheRedisCommands(t *testing.T) {
 	var onPage []string
-	for _, right := range regexp.MustCompile(`(?m)^    \+.*$`).FindAllString(page(t), -1) {
+	for _, right := range regexp.MustCompile(`(?m)^    \+.*$`).FindAllString(sessionsDoc(t), -1) {
 		onPage = append(onPage, strings.Fields(right)...)
 	}
-	tested := slices.Clone(aclRights)
+	tested := slices.Clone(aclCommands)
 	slices.Sort(onPage)
 	slices.Sort(tested)
 	if !slices.Equal(onPage, tested) {
@@ -69,20 +69,20 @@ func TestThePageHasTheRights(t *testing.T) {
 }
 
 // What the page promises in numbers is what the code says.
-func TestThePageHasTheBounds(t *testing.T) {
-	text := page(t)
+func TestTheDocsStateTheBounds(t *testing.T) {
+	text := sessionsDoc(t)
 	for what, ok := range map[string]bool{
 		"bounded by 500 ms":           callTimeout.Milliseconds() == 500,
 		"over 256 KiB":                maxRecord == 256<<10,
-		"100,000 sessions and 64 MiB": spaceSessions == 100_000 && spaceBytes == 64<<20,
+		"100,000 sessions and 64 MiB": maxMemorySessions == 100_000 && maxMemoryBytes == 64<<20,
 		"silent for 5 s":              nodeExpiry.Seconds() == 5,
-		"after another 10 s":          deadAfter.Seconds() == 10,
+		"after another 10 s":          sweepAfter.Seconds() == 10,
 		"rooms for 3 s":               DefaultLeaveGrace.Seconds() == 3,
-		"at most 20,000 users":        maxBars == 20_000,
-		"at most 30 days":             maxBar.Hours() == 30*24,
+		"at most 20,000 users":        maxBans == 20_000,
+		"at most 30 days":             maxBanDuration.Hours() == 30*24,
 		"at most a minute":            maxDebt.Minutes() == 1,
-		"Four times a second":         shareEvery.Milliseconds() == 250,
-		"At most 200,000 users":       maxSpenders == 200_000,
+		"Four times a second":         syncInterval.Milliseconds() == 250,
+		"At most 200,000 users":       maxBuckets == 200_000,
 		"one of 16 shards":            shardCount == 16,
 	} {
 		if !strings.Contains(strings.ReplaceAll(text, "\n", " "), what) || !ok {
@@ -92,7 +92,7 @@ func TestThePageHasTheBounds(t *testing.T) {
 }
 
 // Every script begins by saying what it does, with which keys.
-func TestScriptsExplainThemselves(t *testing.T) {
+func TestEveryLuaScriptIsDocumented(t *testing.T) {
 	files, err := luaFiles.ReadDir("lua")
 	if err != nil {
 		t.Fatal(err)

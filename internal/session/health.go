@@ -14,24 +14,24 @@ import (
 	"switchyard/internal/message"
 )
 
-// restTime is how long Redis is left alone after it could not be reached:
+// retryInterval is how long Redis is left alone after it could not be reached:
 // nobody who connects then has to wait for it.
-const restTime = time.Second
+const retryInterval = time.Second
 
-// errResting is what calls get meanwhile.
-var errResting = fmt.Errorf("%w: it did not answer a moment ago", message.ErrAway)
+// errBackingOff is what calls get meanwhile.
+var errBackingOff = fmt.Errorf("%w: it did not answer a moment ago", message.ErrSharedStateUnavailable)
 
 // health knows whether Redis answers, and says once when that changes.
 type health struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	mu      sync.Mutex // Protects following.
-	tried   bool
-	down    bool
-	vague   bool // that it is was told, and no more than that it gave no answer
-	retryAt time.Time
-	refused map[string]bool // operations that Redis itself refused last time
+	mu           sync.Mutex // Protects following.
+	tried        bool
+	down         bool
+	causeUnknown bool // that it is was told, and no more than that it gave no answer
+	retryAt      time.Time
+	refused      map[string]bool // operations that Redis itself refused last time
 }
 
 func newHealth(log *slog.Logger, m *metrics) *health {
@@ -44,8 +44,8 @@ func (h *health) isUp() bool {
 	return !h.down
 }
 
-// rests says whether there is no use in asking now.
-func (h *health) rests() bool {
+// isBackingOff says whether there is no use in asking now.
+func (h *health) isBackingOff() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.down && time.Now().Before(h.retryAt)
@@ -56,19 +56,19 @@ func (h *health) rests() bool {
 func (h *health) mayTry(operation string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.down || operation == opBeat {
+	if !h.down || operation == opHeartbeat {
 		return true
 	}
 	if time.Now().Before(h.retryAt) {
 		return false
 	}
-	h.retryAt = time.Now().Add(restTime)
+	h.retryAt = time.Now().Add(retryInterval)
 	return true
 }
 
-// note learns from the outcome of a round trip, counts it, and wraps what means
-// that nobody was reached in message.ErrAway. It returns the first error.
-func (h *health) note(ctx context.Context, operation string, took time.Duration, errs []error) error {
+// record learns from the outcome of a round trip, counts it, and wraps what means
+// that nobody was reached in message.ErrSharedStateUnavailable. It returns the first error.
+func (h *health) record(ctx context.Context, operation string, took time.Duration, errs []error) error {
 	var first, refusal error
 	answered := false
 	for i, err := range errs {
@@ -78,7 +78,7 @@ func (h *health) note(ctx context.Context, operation string, took time.Duration,
 		case isRefusal(err):
 			answered, refusal = true, err
 		default:
-			errs[i] = fmt.Errorf("%w: %w", message.ErrAway, err)
+			errs[i] = fmt.Errorf("%w: %w", message.ErrSharedStateUnavailable, err)
 		}
 		if first == nil {
 			first = errs[i]
@@ -88,15 +88,15 @@ func (h *health) note(ctx context.Context, operation string, took time.Duration,
 		return first // we are closing: no news of Redis
 	}
 	h.metrics.observe(operation, took, first != nil)
-	h.learn(operation, answered, first, refusal)
+	h.update(operation, answered, first, refusal)
 	return first
 }
 
 // isRefusal says whether Redis was there and said no. During a failover the
 // one that answers cannot do it: that counts as nobody there.
 func isRefusal(err error) bool {
-	var said redis.Error
-	if !errors.As(err, &said) {
+	var redisErr redis.Error
+	if !errors.As(err, &redisErr) {
 		return false
 	}
 	for _, prefix := range []string{"READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "TRYAGAIN"} {
@@ -107,22 +107,22 @@ func isRefusal(err error) bool {
 	return true
 }
 
-// learn logs what is new.
-func (h *health) learn(operation string, answered bool, err, refusal error) {
+// update logs what is new.
+func (h *health) update(operation string, answered bool, err, refusal error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	was, first := h.down, !h.tried
 	h.tried = true
 	if h.down = !answered; h.down {
-		h.retryAt = time.Now().Add(restTime)
+		h.retryAt = time.Now().Add(retryInterval)
 	}
 	switch {
 	case h.down && !was:
 		h.metrics.up.Set(0)
-		h.vague = isTimeout(err)
+		h.causeUnknown = isTimeout(err)
 		h.log.Warn("Redis can't be reached: sessions are not kept, presence is unknown, limits count per node", "err", err)
-	case h.down && h.vague && !isTimeout(err):
-		h.vague = false
+	case h.down && h.causeUnknown && !isTimeout(err):
+		h.causeUnknown = false
 		h.log.Warn("why Redis can't be reached", "err", err)
 	case !h.down && (was || first):
 		h.metrics.up.Set(1)

@@ -16,40 +16,40 @@ import (
 	"switchyard/internal/message"
 )
 
-// said is an error as Redis says it.
-type said string
+// redisError is an error as Redis says it.
+type redisError string
 
-func (s said) Error() string { return string(s) }
-func (said) RedisError()     {}
+func (s redisError) Error() string { return string(s) }
+func (redisError) RedisError()     {}
 
-func TestWhatAnErrorSaysOfRedis(t *testing.T) {
+func TestRedisErrorsAreClassified(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Err: errors.New("connection refused")}
 	for _, tt := range []struct {
 		name string
 		errs []error
 		up   bool
-		away bool // the error that is returned wraps ErrAway
+		away bool // the error that is returned wraps ErrSharedStateUnavailable
 	}{
 		{"all well", []error{nil, nil}, true, false},
 		{"nobody there", []error{refused, refused}, false, true},
 		{"no answer", []error{context.DeadlineExceeded}, false, true},
 		{"cut", []error{io.EOF}, false, true},
 		{"one master of several away", []error{nil, refused, nil}, true, true},
-		{"refused", []error{said("OOM command not allowed"), said("OOM command not allowed")}, true, false},
-		{"no right", []error{nil, said("NOPERM this user has no permissions")}, true, false},
-		{"put back behind another", []error{said("READONLY You can't write against a read only replica.")}, false, true},
-		{"still reading its data", []error{said("LOADING Redis is loading the dataset in memory")}, false, true},
-		{"a cluster in two", []error{said("CLUSTERDOWN The cluster is down")}, false, true},
-		{"a slot on its way", []error{said("TRYAGAIN Multiple keys request during rehashing of slot")}, false, true},
+		{"refused", []error{redisError("OOM command not allowed"), redisError("OOM command not allowed")}, true, false},
+		{"no right", []error{nil, redisError("NOPERM this user has no permissions")}, true, false},
+		{"put back behind another", []error{redisError("READONLY You can't write against a read only replica.")}, false, true},
+		{"still reading its data", []error{redisError("LOADING Redis is loading the dataset in memory")}, false, true},
+		{"a cluster in two", []error{redisError("CLUSTERDOWN The cluster is down")}, false, true},
+		{"a slot on its way", []error{redisError("TRYAGAIN Multiple keys request during rehashing of slot")}, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			reg := prometheus.NewRegistry()
-			p := &peer{reg: reg, logs: &logs{}}
+			p := &testNode{reg: reg, logs: &logs{}}
 			h := newHealth(loggerOf(p.logs), newMetrics(reg))
 			var all int
 			for range 3 {
 				errs := append([]error(nil), tt.errs...)
-				err := h.note(t.Context(), opSave, time.Millisecond, errs)
+				err := h.record(t.Context(), opSave, time.Millisecond, errs)
 				bad := 0
 				for i, e := range errs {
 					if tt.errs[i] == nil != (e == nil) {
@@ -59,7 +59,7 @@ func TestWhatAnErrorSaysOfRedis(t *testing.T) {
 						bad++
 					}
 				}
-				if (err != nil) != (bad > 0) || errors.Is(err, message.ErrAway) != tt.away {
+				if (err != nil) != (bad > 0) || errors.Is(err, message.ErrSharedStateUnavailable) != tt.away {
 					t.Errorf("returned %v", err)
 				}
 				all += bad
@@ -83,22 +83,22 @@ func TestWhatAnErrorSaysOfRedis(t *testing.T) {
 
 // While Redis is away one call a second finds out whether it is back; nobody
 // else waits for it.
-func TestOneCallASecondFindsOut(t *testing.T) {
+func TestOneCallASecondProbesRedis(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHealth(loggerOf(&logs{}), newMetrics(nil))
-		away := func() { _ = h.note(t.Context(), opSave, 0, []error{io.EOF}) }
-		if !h.mayTry(opSave) || h.rests() {
+		away := func() { _ = h.record(t.Context(), opSave, 0, []error{io.EOF}) }
+		if !h.mayTry(opSave) || h.isBackingOff() {
 			t.Error("not tried though nothing is known")
 		}
 		away()
 		for second := range 5 {
-			if h.mayTry(opSave) || h.mayTry(opAsk) || !h.rests() {
+			if h.mayTry(opSave) || h.mayTry(opQuery) || !h.isBackingOff() {
 				t.Errorf("second %d: tried at once", second)
 			}
-			if !h.mayTry(opBeat) {
+			if !h.mayTry(opHeartbeat) {
 				t.Error("the beat is not tried")
 			}
-			time.Sleep(restTime)
+			time.Sleep(retryInterval)
 			tries := 0
 			for range 100 {
 				if h.mayTry(opSave) {
@@ -110,25 +110,25 @@ func TestOneCallASecondFindsOut(t *testing.T) {
 			}
 			away()
 		}
-		_ = h.note(t.Context(), opBeat, 0, []error{nil})
-		if !h.mayTry(opSave) || h.rests() || !h.isUp() {
+		_ = h.record(t.Context(), opHeartbeat, 0, []error{nil})
+		if !h.mayTry(opSave) || h.isBackingOff() || !h.isUp() {
 			t.Error("not tried though Redis is back")
 		}
 	})
 }
 
 // An outage is told once; when its cause comes to light later, that too.
-func TestTheCauseOfAnOutageIsTold(t *testing.T) {
-	p := &peer{logs: &logs{}}
+func TestTheCauseOfAnOutageIsLogged(t *testing.T) {
+	p := &testNode{logs: &logs{}}
 	h := newHealth(loggerOf(p.logs), newMetrics(nil))
 	for range 3 { // outages
-		_ = h.note(t.Context(), opBeat, 0, []error{nil})
+		_ = h.record(t.Context(), opHeartbeat, 0, []error{nil})
 		for range 5 {
-			_ = h.note(t.Context(), opSave, 0, []error{context.DeadlineExceeded})
+			_ = h.record(t.Context(), opSave, 0, []error{context.DeadlineExceeded})
 		}
 		for range 5 {
-			_ = h.note(t.Context(), opSave, 0, []error{errors.New("certificate signed by unknown authority")})
-			_ = h.note(t.Context(), opSave, 0, []error{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}})
+			_ = h.record(t.Context(), opSave, 0, []error{errors.New("certificate signed by unknown authority")})
+			_ = h.record(t.Context(), opSave, 0, []error{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}})
 		}
 	}
 	for text, want := range map[string]int{"can't be reached: sessions": 3, "why Redis can't": 3, "unknown authority": 3, "Redis can be reached": 3} {
@@ -139,13 +139,13 @@ func TestTheCauseOfAnOutageIsTold(t *testing.T) {
 }
 
 // What ends because we end says nothing of Redis.
-func TestAnEndOfOursIsNoOutage(t *testing.T) {
-	p := &peer{logs: &logs{}, reg: prometheus.NewRegistry()}
+func TestOurOwnShutdownIsNoOutage(t *testing.T) {
+	p := &testNode{logs: &logs{}, reg: prometheus.NewRegistry()}
 	h := newHealth(loggerOf(p.logs), newMetrics(p.reg))
-	_ = h.note(t.Context(), opSave, 0, []error{nil})
+	_ = h.record(t.Context(), opSave, 0, []error{nil})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := h.note(ctx, opSave, 0, []error{fmt.Errorf("write: %w", net.ErrClosed)}); !errors.Is(err, message.ErrAway) {
+	if err := h.record(ctx, opSave, 0, []error{fmt.Errorf("write: %w", net.ErrClosed)}); !errors.Is(err, message.ErrSharedStateUnavailable) {
 		t.Errorf("returned %v", err)
 	}
 	if !h.isUp() || p.logs.count("WARN") != 0 || p.metric(t, "session_failures_total", "") != 0 {
@@ -154,14 +154,14 @@ func TestAnEndOfOursIsNoOutage(t *testing.T) {
 }
 
 // Redis that refuses one thing and takes the next is told of each.
-func TestARefusalIsToldByOperation(t *testing.T) {
-	p := &peer{logs: &logs{}}
+func TestARefusalIsLoggedPerOperation(t *testing.T) {
+	p := &testNode{logs: &logs{}}
 	h := newHealth(loggerOf(p.logs), newMetrics(nil))
-	full := []error{said("OOM command not allowed")}
+	full := []error{redisError("OOM command not allowed")}
 	for range 3 {
 		for _, op := range []string{opSave, opPresence} {
-			_ = h.note(t.Context(), op, 0, append([]error(nil), full...))
-			_ = h.note(t.Context(), opNotice, 0, []error{nil})
+			_ = h.record(t.Context(), op, 0, append([]error(nil), full...))
+			_ = h.record(t.Context(), opEvent, 0, []error{nil})
 		}
 	}
 	for text, want := range map[string]int{
@@ -171,8 +171,8 @@ func TestARefusalIsToldByOperation(t *testing.T) {
 			t.Errorf("%q is told %d times, want %d:\n%s", text, got, want, p.logs)
 		}
 	}
-	_ = h.note(t.Context(), opSave, 0, []error{nil})
-	_ = h.note(t.Context(), opSave, 0, []error{nil})
+	_ = h.record(t.Context(), opSave, 0, []error{nil})
+	_ = h.record(t.Context(), opSave, 0, []error{nil})
 	if got := p.logs.count("no longer refuses"); got != 1 {
 		t.Errorf("told %d times that it is over", got)
 	}

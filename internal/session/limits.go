@@ -10,15 +10,15 @@ import (
 const (
 	// limitShards is among how many locks users are shared.
 	limitShards = 16
-	// maxSpenders bounds the users that are counted at the same time. One too
+	// maxBuckets bounds the users that are counted at the same time. One too
 	// many is not limited over all nodes, and that is told.
-	maxSpenders = 200_000
+	maxBuckets = 200_000
 	// maxDebt bounds for how long a user is kept waiting for what several nodes
 	// gave at the same time.
 	maxDebt = time.Minute
-	// shareOf says after which part of a burst a spending is shared at once,
+	// syncFraction says after which part of a burst a spending is shared at once,
 	// and below which part that is left every one is.
-	shareOf, hotBelow = 8, 2
+	syncFraction, lowFraction = 8, 2
 )
 
 // Rates bound what one user spends over all nodes together. A rate of 0 is no
@@ -34,13 +34,13 @@ type Rates struct {
 const (
 	measurePublishes = iota
 	measureBytes
-	measures
+	measureCount
 )
 
 // A rate is one measure's bound.
-type rate struct{ each, burst float64 }
+type rate struct{ perSecond, burst float64 }
 
-func (r Rates) byMeasure() [measures]rate {
+func (r Rates) byMeasure() [measureCount]rate {
 	bound := func(each, burst float64) rate {
 		if each <= 0 || math.IsNaN(each) || math.IsInf(each, 0) {
 			return rate{}
@@ -50,7 +50,7 @@ func (r Rates) byMeasure() [measures]rate {
 		}
 		return rate{each, max(burst, 1)}
 	}
-	return [measures]rate{
+	return [measureCount]rate{
 		measurePublishes: bound(r.Publishes, r.PublishBurst),
 		measureBytes:     bound(r.Bytes, r.ByteBurst),
 	}
@@ -67,65 +67,65 @@ func (r Rates) byMeasure() [measures]rate {
 // each may give what was there when it looked last. What was given too much is
 // a debt that all wait for, so that it happens once and not again and again.
 type limits struct {
-	node   *Node
-	rates  [measures]rate
-	seed   maphash.Seed
-	shards [limitShards]limitShard
-	off    bool
-	sizes  [limitShards]int // how many users each shard has; limitLoop's
+	node       *Node
+	rates      [measureCount]rate
+	seed       maphash.Seed
+	shards     [limitShards]limitShard
+	disabled   bool
+	shardSizes [limitShards]int // how many users each shard has; limitLoop's
 }
 
 type limitShard struct {
-	mu       sync.Mutex // Protects following.
-	spenders map[string]*spender
-	queue    []string // to be shared, each once
+	mu      sync.Mutex // Protects following.
+	buckets map[string]*userBucket
+	queue   []string // to be shared, each once
 }
 
-// A spender is a user's bucket on one node.
-type spender struct {
-	level  [measures]float64 // at
-	at     time.Time
-	spent  [measures]float64 // and not shared yet
-	since  time.Time         // when the first of that was
-	queued bool
+// A userBucket is a user's bucket on one node.
+type userBucket struct {
+	level      [measureCount]float64 // at
+	at         time.Time
+	spent      [measureCount]float64 // and not shared yet
+	spentSince time.Time             // when the first of that was
+	queued     bool
 }
 
 func newLimits(n *Node, r Rates) *limits {
 	l := &limits{node: n, rates: r.byMeasure(), seed: maphash.MakeSeed()}
-	l.off = l.rates == [measures]rate{}
+	l.disabled = l.rates == [measureCount]rate{}
 	for i := range l.shards {
-		l.shards[i].spenders = make(map[string]*spender)
+		l.shards[i].buckets = make(map[string]*userBucket)
 	}
 	return l
 }
 
-// Publish books a publish or signal of so many bytes of data on its user, over
+// AllowPublish books a publish or signal of so many bytes of data on its user, over
 // all nodes, and returns 0; or books nothing and returns after which time it
 // would go through. It never blocks. Anonymous users share a name and not a
 // limit: what bounds them is their connection's.
-func (n *Node) Publish(user string, bytes int) (wait time.Duration) {
+func (n *Node) AllowPublish(user string, bytes int) (wait time.Duration) {
 	l := n.limits
-	if l.off || user == "" {
+	if l.disabled || user == "" {
 		return 0
 	}
 	shard := l.shard(user)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	now := time.Now()
-	s := shard.spenders[user]
+	s := shard.buckets[user]
 	if s == nil {
-		if len(shard.spenders) >= maxSpenders/limitShards {
-			n.metrics.drop(dropSpenders, 1)
+		if len(shard.buckets) >= maxBuckets/limitShards {
+			n.metrics.drop(dropBucketsFull, 1)
 			return 0
 		}
-		s = &spender{at: now}
+		s = &userBucket{at: now}
 		for m, r := range l.rates {
 			s.level[m] = r.burst
 		}
-		shard.spenders[user] = s
+		shard.buckets[user] = s
 	}
 	s.refill(&l.rates, now)
-	wait = s.take(&l.rates, [measures]float64{measurePublishes: 1, measureBytes: float64(bytes)})
+	wait = s.spend(&l.rates, [measureCount]float64{measurePublishes: 1, measureBytes: float64(bytes)})
 	if wait > 0 {
 		n.metrics.refused.Inc()
 	}
@@ -140,31 +140,31 @@ func (l *limits) shard(user string) *limitShard {
 	return &l.shards[maphash.String(l.seed, user)%limitShards]
 }
 
-func (s *spender) refill(rates *[measures]rate, now time.Time) {
+func (s *userBucket) refill(rates *[measureCount]rate, now time.Time) {
 	passed := now.Sub(s.at).Seconds()
 	s.at = now
 	for m, r := range rates {
-		s.level[m] = min(r.burst, s.level[m]+r.each*passed)
+		s.level[m] = min(r.burst, s.level[m]+r.perSecond*passed)
 	}
 }
 
-// take spends all or nothing. What is larger than a burst waits for a full
+// spend spends all or nothing. What is larger than a burst waits for a full
 // bucket, and leaves a debt.
-func (s *spender) take(rates *[measures]rate, want [measures]float64) (wait time.Duration) {
+func (s *userBucket) spend(rates *[measureCount]rate, want [measureCount]float64) (wait time.Duration) {
 	for m, r := range rates {
-		if missing := min(want[m], r.burst) - s.level[m]; r.each > 0 && missing > 0 {
-			seconds := time.Duration(math.Ceil(missing / r.each * float64(time.Second)))
+		if missing := min(want[m], r.burst) - s.level[m]; r.perSecond > 0 && missing > 0 {
+			seconds := time.Duration(math.Ceil(missing / r.perSecond * float64(time.Second)))
 			wait = max(wait, seconds, time.Millisecond)
 		}
 	}
 	if wait > 0 {
 		return wait
 	}
-	if s.spent == [measures]float64{} {
-		s.since = s.at
+	if s.spent == [measureCount]float64{} {
+		s.spentSince = s.at
 	}
 	for m, r := range rates {
-		if r.each > 0 {
+		if r.perSecond > 0 {
 			s.level[m] -= want[m]
 			s.spent[m] += want[m]
 		}
@@ -173,9 +173,9 @@ func (s *spender) take(rates *[measures]rate, want [measures]float64) (wait time
 }
 
 // isDue says whether what was spent is worth a round trip now.
-func (s *spender) isDue(rates *[measures]rate) bool {
+func (s *userBucket) isDue(rates *[measureCount]rate) bool {
 	for m, r := range rates {
-		if s.spent[m] > 0 && (s.spent[m] >= r.burst/shareOf || s.level[m] < r.burst/hotBelow) {
+		if s.spent[m] > 0 && (s.spent[m] >= r.burst/syncFraction || s.level[m] < r.burst/lowFraction) {
 			return true
 		}
 	}
@@ -183,7 +183,7 @@ func (s *spender) isDue(rates *[measures]rate) bool {
 }
 
 // isIdle says whether there is nothing to remember of a user.
-func (s *spender) isIdle(rates *[measures]rate) bool {
+func (s *userBucket) isIdle(rates *[measureCount]rate) bool {
 	for m, r := range rates {
 		if s.level[m] < r.burst {
 			return false

@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 	testkit.Main(m)
 }
 
-// patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+// testTimeout is how long a test waits for what must come.
+const testTimeout = 20 * time.Second
 
 func within(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
@@ -42,24 +42,24 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
+	for deadline := time.Now().Add(testTimeout); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
+			t.Fatalf("not within %v: %s", testTimeout, what)
 		}
 	}
 }
 
-// A house is a place where nodes of one test meet: it returns a config with
+// A backendFactory is a place where nodes of one test meet: it returns a config with
 // which they find each other, and opens nodes by it.
-type house func(t *testing.T) (cfg Config, open func(Config) (*Node, error))
+type backendFactory func(t *testing.T) (cfg Config, open func(Config) (*Node, error))
 
-func memoryHouse(*testing.T) (Config, func(Config) (*Node, error)) {
-	var space Space
-	return Config{}, func(c Config) (*Node, error) { return NewMemory(&space, c) }
+func memoryFactory(*testing.T) (Config, func(Config) (*Node, error)) {
+	var shared MemoryBackend
+	return Config{}, func(c Config) (*Node, error) { return NewMemory(&shared, c) }
 }
 
-// redisHouse meets under a prefix of its own.
-func redisHouse(url func(t *testing.T) string) house {
+// redisFactory meets under a prefix of its own.
+func redisFactory(url func(t *testing.T) string) backendFactory {
 	return func(t *testing.T) (Config, func(Config) (*Node, error)) {
 		t.Helper()
 		opts, err := broker.Options(url(t))
@@ -70,39 +70,39 @@ func redisHouse(url func(t *testing.T) string) house {
 	}
 }
 
-// at is a house in the Redis of that URL.
-func at(url string) house { return redisHouse(func(*testing.T) string { return url }) }
+// redisAt is a house in the Redis of that URL.
+func redisAt(url string) backendFactory { return redisFactory(func(*testing.T) string { return url }) }
 
-// unhurried is a house where calls may take long: a story that is not about
+// withLongTimeout is a house where calls may take long: a story that is not about
 // time must not fail on a busy machine.
-func unhurried(h house) house {
+func withLongTimeout(h backendFactory) backendFactory {
 	return func(t *testing.T) (Config, func(Config) (*Node, error)) {
 		cfg, open := h(t)
-		cfg.timeout = patience
+		cfg.timeout = testTimeout
 		return cfg, open
 	}
 }
 
-// A peer is a node with all that it was told and that it logged.
-type peer struct {
+// A testNode is a node with all that it was told and that it logged.
+type testNode struct {
 	*Node
 	reg  *prometheus.Registry
 	logs *logs
 
-	mu      sync.Mutex
-	notices []message.Notice
-	status  message.NodeStatus
+	mu     sync.Mutex
+	events []message.NodeEvent
+	status message.NodeStatus
 }
 
-// crew opens nodes of one house, by name.
-func crew(t *testing.T, h house, change func(*Config), names ...string) []*peer {
+// startNodes opens nodes of one house, by name.
+func startNodes(t *testing.T, h backendFactory, change func(*Config), names ...string) []*testNode {
 	t.Helper()
 	cfg, open := h(t)
-	var peers []*peer
+	var peers []*testNode
 	for _, name := range names {
 		c := cfg
 		c.Node = name
-		p := &peer{reg: prometheus.NewRegistry(), logs: &logs{}}
+		p := &testNode{reg: prometheus.NewRegistry(), logs: &logs{}}
 		c.Registerer, c.Logger = p.reg, loggerOf(p.logs)
 		if change != nil {
 			change(&c)
@@ -113,48 +113,48 @@ func crew(t *testing.T, h house, change func(*Config), names ...string) []*peer 
 		}
 		p.Node = n
 		t.Cleanup(func() {
-			if err := n.Close(within(t, patience)); err != nil {
+			if err := n.Close(within(t, testTimeout)); err != nil {
 				t.Errorf("Close: %v", err)
 			}
 		})
-		n.Start(Hooks{Status: p.tellStatus, Notify: p.hear})
+		n.Start(Hooks{Status: p.reportStatus, Notify: p.onEvent})
 		peers = append(peers, p)
 	}
 	for _, p := range peers {
-		p.waitNotice(t, "to listen", func(n message.Notice) bool { return n.Kind == message.NoticeMissed })
+		p.waitEvent(t, "to listen", func(n message.NodeEvent) bool { return n.Kind == message.EventMissed })
 	}
 	return peers
 }
 
-func pair(t *testing.T, h house, change func(*Config)) (a, b *peer) {
+func startPair(t *testing.T, h backendFactory, change func(*Config)) (a, b *testNode) {
 	t.Helper()
-	both := crew(t, h, change, "node-a", "node-b")
+	both := startNodes(t, h, change, "node-a", "node-b")
 	return both[0], both[1]
 }
 
-func (p *peer) hear(n message.Notice) {
+func (p *testNode) onEvent(n message.NodeEvent) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.notices = append(p.notices, n)
+	p.events = append(p.events, n)
 }
 
-func (p *peer) say(s message.NodeStatus) {
+func (p *testNode) setStatus(s message.NodeStatus) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status = s
 }
 
-func (p *peer) tellStatus() message.NodeStatus {
+func (p *testNode) reportStatus() message.NodeStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.status
 }
 
-func (p *peer) heard(want func(message.Notice) bool) int {
+func (p *testNode) countEvents(want func(message.NodeEvent) bool) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	count := 0
-	for _, n := range p.notices {
+	for _, n := range p.events {
 		if want(n) {
 			count++
 		}
@@ -162,45 +162,45 @@ func (p *peer) heard(want func(message.Notice) bool) int {
 	return count
 }
 
-func (p *peer) waitNotice(t *testing.T, what string, want func(message.Notice) bool) {
+func (p *testNode) waitEvent(t *testing.T, what string, want func(message.NodeEvent) bool) {
 	t.Helper()
-	eventually(t, "a notice "+what, func() bool { return p.heard(want) > 0 })
+	eventually(t, "a notice "+what, func() bool { return p.countEvents(want) > 0 })
 }
 
 // save keeps sessions whole and fails the test unless all are.
-func (p *peer) save(t *testing.T, sessions ...message.Session) {
+func (p *testNode) save(t *testing.T, sessions ...message.Session) {
 	t.Helper()
 	var batch []message.SessionSave
 	for _, s := range sessions {
 		batch = append(batch, message.SessionSave{Session: s})
 	}
-	for i, r := range p.Save(within(t, patience), batch) {
+	for i, r := range p.Save(within(t, testTimeout), batch) {
 		if r != message.SaveDone {
 			t.Fatalf("save %d: %v", i, saveResults[r])
 		}
 	}
 }
 
-// try saves one session and returns what came of it.
-func (p *peer) try(t *testing.T, s message.Session, touch bool) message.SaveResult {
+// trySave saves one session and returns what came of it.
+func (p *testNode) trySave(t *testing.T, s message.Session, touch bool) message.SaveResult {
 	t.Helper()
-	return p.Save(within(t, patience), []message.SessionSave{{Session: s, Touch: touch}})[0]
+	return p.Save(within(t, testTimeout), []message.SessionSave{{Session: s, Touch: touch}})[0]
 }
 
 // resume fails the test unless the session comes back.
-func (p *peer) resume(t *testing.T, secret, user string) message.Session {
+func (p *testNode) resume(t *testing.T, secret, user string) message.Session {
 	t.Helper()
-	s, ok, err := p.Resume(within(t, patience), secret, user)
+	s, ok, err := p.Resume(within(t, testTimeout), secret, user)
 	if err != nil || !ok {
 		t.Fatalf("resume: %v, %v", ok, err)
 	}
 	return s
 }
 
-// refuses fails the test when the session comes back, or that cannot be told.
-func (p *peer) refuses(t *testing.T, why, secret, user string) {
+// wantNoResume fails the test when the session comes back, or that cannot be told.
+func (p *testNode) wantNoResume(t *testing.T, why, secret, user string) {
 	t.Helper()
-	s, ok, err := p.Resume(within(t, patience), secret, user)
+	s, ok, err := p.Resume(within(t, testTimeout), secret, user)
 	if err != nil || ok || s.User != "" || s.Rooms != nil || s.ID != "" {
 		t.Errorf("%s: resume gave %+v, %v, %v", why, s, ok, err)
 	}
@@ -208,7 +208,7 @@ func (p *peer) refuses(t *testing.T, why, secret, user string) {
 
 // metric returns the sum over all labels of a counter or gauge, or a
 // histogram's count; with a label's value, only of what bears it.
-func (p *peer) metric(t *testing.T, name, value string) float64 {
+func (p *testNode) metric(t *testing.T, name, value string) float64 {
 	t.Helper()
 	families, err := p.reg.Gather()
 	if err != nil {
@@ -249,8 +249,8 @@ func (l *logs) String() string {
 
 func loggerOf(l *logs) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-// aclRights are the commands that docs/sessions.md says a user needs.
-var aclRights = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
+// aclCommands are the commands that docs/sessions.md says a user needs.
+var aclCommands = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
 	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby +hgetall +hexists +hlen +hscan +sadd +srem +srandmember +hmget")
 
 func (l *logs) count(text string) int { return strings.Count(l.String(), text) }

@@ -10,88 +10,88 @@ import (
 )
 
 const (
-	// spaceSessions and spaceBytes bound the sessions in one process; beyond
+	// maxMemorySessions and maxMemoryBytes bound the sessions in one process; beyond
 	// them the one saved longest ago goes.
-	spaceSessions = 100_000
-	spaceBytes    = 64 << 20
-	// memoryInbox bounds the letters that wait for a node.
-	memoryInbox = 1024
+	maxMemorySessions = 100_000
+	maxMemoryBytes    = 64 << 20
+	// memoryInboxSize bounds the letters that wait for a node.
+	memoryInboxSize = 1024
 )
 
-// A Space is what Redis is to nodes with Redis: the place where nodes of one
+// A MemoryBackend is what Redis is to nodes with Redis: the place where nodes of one
 // process meet. The zero value is ready to use.
-type Space struct {
-	mu       sync.Mutex // Protects following.
-	sessions map[message.SessionID]*list.Element
-	saved    list.List // of *kept, those saved longest ago first
-	bytes    int
-	// spaceSessions and spaceBytes, which tests make small.
-	most, mostBytes int
-	inboxes         map[string]chan []byte // of nodes that listen
-	nodes           map[string]spaceNode
-	barred          map[string]time.Time // until when, by user
-	state           int64                // raised by each change of barred
-	spaceRooms
-	spenders     map[string]*spender
-	spendersLeft int // after they were looked through last
+type MemoryBackend struct {
+	mu         sync.Mutex // Protects following.
+	sessions   map[message.SessionID]*list.Element
+	bySaveTime list.List // of *kept, those saved longest ago first
+	bytes      int
+	// maxMemorySessions and maxMemoryBytes, which tests make small.
+	maxSessions, maxBytes int
+	inboxes               map[string]chan []byte // of nodes that listen
+	nodes                 map[string]memoryNode
+	banned                map[string]time.Time // until when, by user
+	bansVersion           int64                // raised by each change of barred
+	memoryPresence
+	buckets        map[string]*userBucket
+	bucketsAtSweep int // after they were looked through last
 }
 
-// A kept session is a record, in the form that Redis would have it: what is
+// A storedSession session is a record, in the form that Redis would have it: what is
 // read from it shares nothing with what was saved.
-type kept struct {
+type storedSession struct {
 	id         message.SessionID
 	generation int64
 	revision   int64
-	record     []byte
-	until      time.Time
+	encoded    []byte
+	expiresAt  time.Time
 }
 
-// member is a node's view of a space.
-type member struct {
-	*Space
+// nodeView is a node's view of a space.
+type nodeView struct {
+	*MemoryBackend
 	ttl     time.Duration
 	metrics *metrics
 }
 
-func (s *Space) join(cfg Config, m *metrics) *member {
+func (s *MemoryBackend) newView(cfg Config, m *metrics) *nodeView {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.sessions == nil {
-		s.most, s.mostBytes = spaceSessions, spaceBytes
+		s.maxSessions, s.maxBytes = maxMemorySessions, maxMemoryBytes
 		s.sessions = make(map[message.SessionID]*list.Element)
 		s.inboxes = make(map[string]chan []byte)
-		s.nodes = make(map[string]spaceNode)
-		s.barred = make(map[string]time.Time)
-		s.spenders = make(map[string]*spender)
-		s.rooms = make(map[message.Room]map[message.SessionID]spaceSeat)
+		s.nodes = make(map[string]memoryNode)
+		s.banned = make(map[string]time.Time)
+		s.buckets = make(map[string]*userBucket)
+		s.rooms = make(map[message.Room]map[message.SessionID]memoryPresenceEntry)
 	}
-	return &member{Space: s, ttl: cfg.TTL, metrics: m}
+	return &nodeView{MemoryBackend: s, ttl: cfg.TTL, metrics: m}
 }
 
-func (m *member) up() bool     { return true }
-func (m *member) close() error { return nil }
+func (m *nodeView) up() bool     { return true }
+func (m *nodeView) close() error { return nil }
 
-func (m *member) resume(
+func (m *nodeView) resume(
 	_ context.Context, id message.SessionID, user, node string,
 ) (message.Session, bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	k := m.find(id)
+	k := m.findSession(id)
 	if k == nil {
 		return message.Session{}, false, nil
 	}
-	rec, err := decodeRecord(k.record)
+	rec, err := decodeRecord(k.encoded)
 	if err != nil || rec.User != user {
 		return message.Session{}, false, err
 	}
-	rec.ID, rec.From, rec.node = id, rec.node, node
+	rec.ID, rec.PreviousNode, rec.node = id, rec.node, node
 	rec.Generation++
 	rec.Revision = 0
-	m.keep(&rec)
+	m.putSession(&rec)
 	return rec.Session, true, nil
 }
 
-func (m *member) save(_ context.Context, node string, batch []message.SessionSave) []message.SaveResult {
+func (m *nodeView) save(_ context.Context, node string, batch []message.SessionSave) []message.SaveResult {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	results := make([]message.SaveResult, len(batch))
@@ -102,83 +102,83 @@ func (m *member) save(_ context.Context, node string, batch []message.SessionSav
 }
 
 // saveOne is save.lua. Caller holds mu.
-func (m *member) saveOne(node string, s *message.SessionSave) message.SaveResult {
-	k := m.find(s.ID)
+func (m *nodeView) saveOne(node string, s *message.SessionSave) message.SaveResult {
+	k := m.findSession(s.ID)
 	switch {
 	case k != nil && k.generation > s.Generation:
 		return message.SaveSuperseded
 	case s.Touch && (k == nil || k.generation < s.Generation || k.revision != s.Revision):
 		return message.SaveMissing
 	case s.Touch:
-		k.until = time.Now().Add(m.ttl)
-		m.saved.MoveToBack(m.sessions[s.ID])
+		k.expiresAt = time.Now().Add(m.ttl)
+		m.bySaveTime.MoveToBack(m.sessions[s.ID])
 	case k == nil || k.generation < s.Generation || k.revision <= s.Revision:
-		m.keep(&record{Session: s.Session, node: node})
+		m.putSession(&sessionRecord{Session: s.Session, node: node})
 	}
 	return message.SaveDone
 }
 
-func (m *member) end(_ context.Context, batch []ended) error {
+func (m *nodeView) end(_ context.Context, batch []endedSession) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range batch {
-		if k := m.find(e.id); k != nil && k.generation <= e.generation {
-			m.forget(k)
+		if k := m.findSession(e.id); k != nil && k.generation <= e.generation {
+			m.removeSession(k)
 		}
 	}
 	return nil
 }
 
-// keep puts a record in place of what there was, and drops the oldest where
+// putSession puts a record in place of what there was, and drops the oldest where
 // there are too many. Caller holds mu.
-func (m *member) keep(rec *record) {
+func (m *nodeView) putSession(rec *sessionRecord) {
 	bytes, whole := rec.encode()
 	if !whole {
 		m.metrics.drop(dropPartial, 1)
 	}
-	if old := m.find(rec.ID); old != nil {
-		m.forget(old)
+	if old := m.findSession(rec.ID); old != nil {
+		m.removeSession(old)
 	}
-	k := &kept{
-		id: rec.ID, generation: rec.Generation, revision: rec.Revision, record: bytes, until: time.Now().Add(m.ttl),
+	k := &storedSession{
+		id: rec.ID, generation: rec.Generation, revision: rec.Revision, encoded: bytes, expiresAt: time.Now().Add(m.ttl),
 	}
-	m.sessions[rec.ID] = m.saved.PushBack(k)
+	m.sessions[rec.ID] = m.bySaveTime.PushBack(k)
 	m.bytes += len(bytes)
-	for front := m.saved.Front(); front != nil; front = m.saved.Front() {
-		oldest := front.Value.(*kept)
-		expired := time.Now().After(oldest.until)
-		if !expired && len(m.sessions) <= m.most && m.bytes <= m.mostBytes {
+	for front := m.bySaveTime.Front(); front != nil; front = m.bySaveTime.Front() {
+		oldest := front.Value.(*storedSession)
+		expired := time.Now().After(oldest.expiresAt)
+		if !expired && len(m.sessions) <= m.maxSessions && m.bytes <= m.maxBytes {
 			return
 		}
 		if !expired {
 			m.metrics.drop(dropOldest, 1)
 		}
-		m.forget(oldest)
+		m.removeSession(oldest)
 	}
 }
 
-// find returns the session unless it has expired. Caller holds mu.
-func (s *Space) find(id message.SessionID) *kept {
+// findSession returns the session unless it has expired. Caller holds mu.
+func (s *MemoryBackend) findSession(id message.SessionID) *storedSession {
 	e := s.sessions[id]
 	if e == nil {
 		return nil
 	}
-	k := e.Value.(*kept)
-	if time.Now().After(k.until) {
-		s.forget(k)
+	k := e.Value.(*storedSession)
+	if time.Now().After(k.expiresAt) {
+		s.removeSession(k)
 		return nil
 	}
 	return k
 }
 
-// forget removes a session that is there. Caller holds mu.
-func (s *Space) forget(k *kept) {
-	s.bytes -= len(k.record)
-	s.saved.Remove(s.sessions[k.id])
+// removeSession removes a session that is there. Caller holds mu.
+func (s *MemoryBackend) removeSession(k *storedSession) {
+	s.bytes -= len(k.encoded)
+	s.bySaveTime.Remove(s.sessions[k.id])
 	delete(s.sessions, k.id)
 }
 
-func (m *member) send(_ context.Context, batch []letter) error {
+func (m *nodeView) send(_ context.Context, batch []envelope) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, l := range batch {
@@ -189,15 +189,15 @@ func (m *member) send(_ context.Context, batch []letter) error {
 			select {
 			case inbox <- l.payload:
 			default:
-				m.metrics.drop(dropNotice, 1)
+				m.metrics.drop(dropEventLost, 1)
 			}
 		}
 	}
 	return nil
 }
 
-func (m *member) listenLoop(ctx context.Context, node string, receive func([]byte), connected func()) {
-	inbox := make(chan []byte, memoryInbox)
+func (m *nodeView) listenLoop(ctx context.Context, node string, receive func([]byte), connected func()) {
+	inbox := make(chan []byte, memoryInboxSize)
 	m.mu.Lock()
 	m.inboxes[node] = inbox
 	m.mu.Unlock()

@@ -6,19 +6,19 @@ import (
 	"time"
 )
 
-// meter is meter.lua.
-func (m *member) meter(_ context.Context, rates [measures]rate, batch []*spending) {
+// consume is meter.lua.
+func (m *nodeView) consume(_ context.Context, rates [measureCount]rate, batch []*usage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
 	for _, b := range batch {
-		s := m.spenders[b.user]
+		s := m.buckets[b.user]
 		if s == nil {
-			s = &spender{at: now.Add(-b.ago)}
+			s = &userBucket{at: now.Add(-b.ago)}
 			for i, r := range rates {
 				s.level[i] = r.burst
 			}
-			m.spenders[b.user] = s
+			m.buckets[b.user] = s
 		}
 		if began := now.Add(-b.ago); began.After(s.at) {
 			s.refill(&rates, began)
@@ -28,15 +28,15 @@ func (m *member) meter(_ context.Context, rates [measures]rate, batch []*spendin
 		}
 		s.refill(&rates, now)
 		for i, r := range rates {
-			s.level[i] = max(s.level[i], -r.each*maxDebt.Seconds())
+			s.level[i] = max(s.level[i], -r.perSecond*maxDebt.Seconds())
 		}
 		b.level = s.level
 	}
-	if len(m.spenders) > 2*m.spendersLeft {
-		maps.DeleteFunc(m.spenders, func(_ string, s *spender) bool {
+	if len(m.buckets) > 2*m.bucketsAtSweep {
+		maps.DeleteFunc(m.buckets, func(_ string, s *userBucket) bool {
 			s.refill(&rates, now)
 			return s.isIdle(&rates)
 		})
-		m.spendersLeft = max(len(m.spenders), 1000)
+		m.bucketsAtSweep = max(len(m.buckets), 1000)
 	}
 }

@@ -7,33 +7,33 @@ import (
 	"switchyard/internal/message"
 )
 
-// A spaceSeat is who has a place in a room.
-type spaceSeat struct {
+// A memoryPresenceEntry is who has a place in a room.
+type memoryPresenceEntry struct {
 	user       string
 	generation int64
 	tag        string
 }
 
-// spaceRooms is who is in which room. It is what present.lua and the others
+// memoryPresence is who is in which room. It is what present.lua and the others
 // keep in Redis, but for the rooms of each tag: here they are looked for.
-type spaceRooms struct {
-	rooms     map[message.Room]map[message.SessionID]spaceSeat
+type memoryPresence struct {
+	rooms     map[message.Room]map[message.SessionID]memoryPresenceEntry
 	revisions [shardCount]map[string]int64 // by tag
 }
 
-// present is present.lua.
-func (m *member) present(_ context.Context, rolls []*roll) {
+// applyPresence is present.lua.
+func (m *nodeView) applyPresence(_ context.Context, batches []*presenceBatch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, l := range rolls {
-		m.presentOne(l)
+	for _, l := range batches {
+		m.applyBatch(l)
 	}
 }
 
-func (m *member) presentOne(l *roll) {
+func (m *nodeView) applyBatch(l *presenceBatch) {
 	tags := m.revisionsOf(l.shard)
 	at := tags[l.tag]
-	if l.lost = at < l.low || at > l.revision; l.lost || at == l.revision {
+	if l.lost = at < l.minRevision || at > l.revision; l.lost || at == l.revision {
 		return
 	}
 	tags[l.tag] = l.revision
@@ -43,21 +43,21 @@ func (m *member) presentOne(l *roll) {
 		old, known := room[c.session]
 		switch {
 		case known && (old.generation > c.generation || replaces(old.tag, l.tag)):
-		case c.here:
+		case c.present:
 			if room == nil {
-				room = make(map[message.SessionID]spaceSeat)
+				room = make(map[message.SessionID]memoryPresenceEntry)
 				m.rooms[c.room] = room
 			}
-			room[c.session] = spaceSeat{c.user, c.generation, l.tag}
+			room[c.session] = memoryPresenceEntry{c.user, c.generation, l.tag}
 			changed[c.room] = changed[c.room] || !known
 		case known && old.tag == l.tag:
-			m.unseat(c.room, c.session)
+			m.removeEntry(c.room, c.session)
 			changed[c.room] = true
 		}
 	}
 	for room, differs := range changed {
 		if differs {
-			l.changed = append(l.changed, room)
+			l.changedRooms = append(l.changedRooms, room)
 		}
 	}
 }
@@ -68,7 +68,7 @@ func replaces(tag, other string) bool {
 	return nodeOf(tag) == nodeOf(other) && number > otherNumber
 }
 
-func (m *member) unseat(room message.Room, session message.SessionID) {
+func (m *nodeView) removeEntry(room message.Room, session message.SessionID) {
 	delete(m.rooms[room], session)
 	if len(m.rooms[room]) == 0 {
 		delete(m.rooms, room)
@@ -76,14 +76,14 @@ func (m *member) unseat(room message.Room, session message.SessionID) {
 }
 
 // revisionsOf returns the tags of a shard. Caller holds mu.
-func (m *member) revisionsOf(shard int) map[string]int64 {
+func (m *nodeView) revisionsOf(shard int) map[string]int64 {
 	if m.revisions[shard] == nil {
 		m.revisions[shard] = make(map[string]int64)
 	}
 	return m.revisions[shard]
 }
 
-func (m *member) tags(context.Context) ([]map[string]int64, error) {
+func (m *nodeView) tags(context.Context) ([]map[string]int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all := make([]map[string]int64, shardCount)
@@ -94,31 +94,31 @@ func (m *member) tags(context.Context) ([]map[string]int64, error) {
 }
 
 // sweep is sweep.lua and sweep_room.lua, all at once.
-func (m *member) sweep(_ context.Context, shard int, tag string) (left, gone bool, err error) {
+func (m *nodeView) sweep(_ context.Context, shard int, tag string) (more, removed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for room, sessions := range m.rooms {
 		for session, s := range sessions {
 			if s.tag == tag && shardOf(room) == shard {
-				m.unseat(room, session)
+				m.removeEntry(room, session)
 			}
 		}
 	}
-	_, gone = m.revisionsOf(shard)[tag]
+	_, removed = m.revisionsOf(shard)[tag]
 	delete(m.revisionsOf(shard), tag)
-	return false, gone, nil
+	return false, removed, nil
 }
 
-func (m *member) room(
+func (m *nodeView) roomPresence(
 	_ context.Context, room message.Room, alive map[string]bool, limit int,
 ) (message.Presence, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	members := []message.Member{}
+	members := []message.PresenceEntry{}
 	for session, s := range m.rooms[room] {
 		if alive[nodeOf(s.tag)] {
-			members = append(members, message.Member{Session: session, User: s.user})
+			members = append(members, message.PresenceEntry{Session: session, User: s.user})
 		}
 	}
-	return listed(members, limit), nil
+	return presenceOf(members, limit), nil
 }

@@ -10,46 +10,46 @@ import (
 
 // What a round trip was for: the closed set of values of the label operation.
 const (
-	opAsk    = "ask" // for clients that wait: a session to resume, who is in a room
-	opSave   = "save"
-	opEnd    = "end"
-	opBeat   = "beat"
-	opNotice = "notice"
-	opBar    = "bar"
+	opQuery     = "ask" // for clients that wait: a session to resume, who is in a room
+	opSave      = "save"
+	opEnd       = "end"
+	opHeartbeat = "beat"
+	opEvent     = "notice"
+	opBan       = "bar"
 
 	opPresence = "presence"
 	opSweep    = "sweep"
 	opLimits   = "limits"
 )
 
-var operations = []string{opAsk, opSave, opEnd, opBeat, opNotice, opBar, opPresence, opSweep, opLimits}
+var operations = []string{opQuery, opSave, opEnd, opHeartbeat, opEvent, opBan, opPresence, opSweep, opLimits}
 
 // Why something was dropped: the closed set of values of the label reason of
 // session_dropped_total.
 const (
-	dropNotices  = "notices_full" // more to tell other nodes than may wait
-	dropNotice   = "notice_lost"  // Redis did not take a notice
-	dropGarbled  = "notice_garbled"
-	dropEnds     = "ends_full" // a session that ended is kept until it expires
-	dropEnd      = "end_lost"  // the same, since Redis could not be asked
-	dropPartial  = "rooms"     // a session with too many rooms is kept without
-	dropOldest   = "sessions"  // in process: more sessions than may be kept
-	dropSeats    = "seats_full"
-	dropVacant   = "vacant_full" // who left is not told one by one, but who is there
-	dropSpenders = "users_full"  // one user too many to be limited over all nodes
-	dropPokes    = "pokes_full"  // the same: that any room may have changed is told
+	dropEventsFull     = "notices_full" // more to tell other nodes than may wait
+	dropEventLost      = "notice_lost"  // Redis did not take a notice
+	dropEventMalformed = "notice_garbled"
+	dropEndsFull       = "ends_full" // a session that ended is kept until it expires
+	dropEndLost        = "end_lost"  // the same, since Redis could not be asked
+	dropPartial        = "rooms"     // a session with too many rooms is kept without
+	dropOldest         = "sessions"  // in process: more sessions than may be kept
+	dropEntriesFull    = "seats_full"
+	dropTombstonesFull = "vacant_full" // who left is not told one by one, but who is there
+	dropBucketsFull    = "users_full"  // one user too many to be limited over all nodes
+	dropCoalescerFull  = "pokes_full"  // the same: that any room may have changed is told
 )
 
 var dropReasons = []string{
-	dropNotices, dropNotice, dropGarbled, dropEnds, dropEnd, dropPartial, dropOldest, dropSeats, dropVacant, dropPokes,
-	dropSpenders,
+	dropEventsFull, dropEventLost, dropEventMalformed, dropEndsFull, dropEndLost, dropPartial, dropOldest, dropEntriesFull, dropTombstonesFull, dropCoalescerFull,
+	dropBucketsFull,
 }
 
 // How an attempt to resume ended: the label result of session_resumes_total.
 const (
-	resumeDone    = "resumed"
-	resumeUnknown = "unknown" // no such session, or of another user
-	resumeAway    = "away"    // nobody could be asked
+	resumeDone        = "resumed"
+	resumeUnknown     = "unknown" // no such session, or of another user
+	resumeUnavailable = "away"    // nobody could be asked
 )
 
 var saveResults = map[message.SaveResult]string{
@@ -60,18 +60,18 @@ var saveResults = map[message.SaveResult]string{
 // metrics of one node. They are made with a registry that is passed in, so
 // that several nodes can live in one process. The maps are read only.
 type metrics struct {
-	up         prometheus.Gauge
-	durations  map[string]prometheus.Observer // by operation
-	failures   map[string]prometheus.Counter  // by operation
-	resumes    map[string]prometheus.Counter  // by result
-	saves      map[message.SaveResult]prometheus.Counter
-	dropped    map[string]prometheus.Counter // by reason
-	reconnects prometheus.Counter
-	seats      prometheus.Gauge
-	resyncs    prometheus.Counter
-	swept      prometheus.Counter
-	refused    prometheus.Counter
-	spenders   prometheus.Gauge
+	up              prometheus.Gauge
+	durations       map[string]prometheus.Observer // by operation
+	failures        map[string]prometheus.Counter  // by operation
+	resumes         map[string]prometheus.Counter  // by result
+	saves           map[message.SaveResult]prometheus.Counter
+	dropped         map[string]prometheus.Counter // by reason
+	reconnects      prometheus.Counter
+	presenceEntries prometheus.Gauge
+	resyncs         prometheus.Counter
+	sweeps          prometheus.Counter
+	refused         prometheus.Counter
+	limitedUsers    prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -96,7 +96,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "session_reconnects_total",
 			Help: "Connections for notices made after the first one.",
 		}),
-		seats: prometheus.NewGauge(prometheus.GaugeOpts{
+		presenceEntries: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "presence_seats",
 			Help: "Places in rooms that sessions of this node have.",
 		}),
@@ -104,7 +104,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "presence_resyncs_total",
 			Help: "Shards in which this node told anew who is there, since something was lost.",
 		}),
-		swept: prometheus.NewCounter(prometheus.CounterOpts{
+		sweeps: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "presence_sweeps_total",
 			Help: "Shards in which this node removed what a dead node had left behind.",
 		}),
@@ -112,12 +112,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "limits_refused_total",
 			Help: "Publishes refused since their user had spent a limit that counts over all nodes.",
 		}),
-		spenders: prometheus.NewGauge(prometheus.GaugeOpts{
+		limitedUsers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "limits_users",
 			Help: "Users whose spending is counted on this node.",
 		}),
 		durations: make(map[string]prometheus.Observer), failures: byLabel(failures, operations...),
-		resumes: byLabel(resumes, resumeDone, resumeUnknown, resumeAway),
+		resumes: byLabel(resumes, resumeDone, resumeUnknown, resumeUnavailable),
 		saves:   make(map[message.SaveResult]prometheus.Counter), dropped: byLabel(dropped, dropReasons...),
 	}
 	for _, o := range operations {
@@ -127,7 +127,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.saves[result] = saves.WithLabelValues(name)
 	}
 	if reg != nil {
-		reg.MustRegister(m.up, m.reconnects, m.seats, m.resyncs, m.swept, m.refused, m.spenders, durations, failures, resumes, saves, dropped)
+		reg.MustRegister(m.up, m.reconnects, m.presenceEntries, m.resyncs, m.sweeps, m.refused, m.limitedUsers, durations, failures, resumes, saves, dropped)
 	}
 	return m
 }

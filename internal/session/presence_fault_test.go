@@ -10,19 +10,19 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// TestPresenceThroughEveryTroubleOfRedis: whatever happens to Redis, some
+// TestPresenceRecoversFromRedisFaults: whatever happens to Redis, some
 // seconds later everybody sees who is there, and nobody else.
-func TestPresenceThroughEveryTroubleOfRedis(t *testing.T) {
+func TestPresenceRecoversFromRedisFaults(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	proxy := testkit.NewProxy(t, server.Addr())
-	a, b := pair(t, at("redis://"+proxy.Addr()), nil)
-	met(t, a, b)
-	a.does(message.PresenceJoined, "lobby", "ada", "bob")
-	b.does(message.PresenceJoined, "lobby", "cyd")
-	a.does(message.PresenceJoined, "den", "ada")
-	b.waitIn(t, "lobby", "ada bob cyd")
-	for i, trouble := range []struct {
+	a, b := startPair(t, redisAt("redis://"+proxy.Addr()), nil)
+	waitAllVisible(t, a, b)
+	a.changePresence(message.PresenceJoined, "lobby", "ada", "bob")
+	b.changePresence(message.PresenceJoined, "lobby", "cyd")
+	a.changePresence(message.PresenceJoined, "den", "ada")
+	b.waitUsersIn(t, "lobby", "ada bob cyd")
+	for i, fault := range []struct {
 		name     string
 		do, undo func()
 	}{
@@ -32,24 +32,24 @@ func TestPresenceThroughEveryTroubleOfRedis(t *testing.T) {
 		{"flushed", func() { server.Do(t, "FLUSHALL") }, func() {}},
 		{"full", func() { server.Do(t, "CONFIG", "SET", "maxmemory", "1") }, func() { server.Do(t, "CONFIG", "SET", "maxmemory", "0") }},
 	} {
-		trouble.do()
+		fault.do()
 		// Somebody leaves and somebody comes meanwhile.
-		came := fmt.Sprintf("dee%d", i)
-		a.does(message.PresenceLeft, "lobby", "bob")
-		b.does(message.PresenceJoined, "lobby", came)
-		if trouble.name != "flushed" && trouble.name != "full" {
-			eventually(t, trouble.name+": presence to be unknown", func() bool {
-				_, err := a.Room(within(t, patience), "lobby", 10)
+		joined := fmt.Sprintf("dee%d", i)
+		a.changePresence(message.PresenceLeft, "lobby", "bob")
+		b.changePresence(message.PresenceJoined, "lobby", joined)
+		if fault.name != "flushed" && fault.name != "full" {
+			eventually(t, fault.name+": presence to be unknown", func() bool {
+				_, err := a.Room(within(t, testTimeout), "lobby", 10)
 				return err != nil
 			})
 		}
-		trouble.undo()
-		a.waitIn(t, "lobby", "ada cyd "+came)
-		b.waitIn(t, "lobby", "ada cyd "+came)
-		b.waitIn(t, "den", "ada")
-		a.does(message.PresenceJoined, "lobby", "bob")
-		b.does(message.PresenceLeft, "lobby", came)
-		b.waitIn(t, "lobby", "ada bob cyd")
+		fault.undo()
+		a.waitUsersIn(t, "lobby", "ada cyd "+joined)
+		b.waitUsersIn(t, "lobby", "ada cyd "+joined)
+		b.waitUsersIn(t, "den", "ada")
+		a.changePresence(message.PresenceJoined, "lobby", "bob")
+		b.changePresence(message.PresenceLeft, "lobby", joined)
+		b.waitUsersIn(t, "lobby", "ada bob cyd")
 	}
 	if got := a.metric(t, "presence_resyncs_total", ""); got < 2 {
 		t.Errorf("%v shards told anew; Redis was empty twice", got)
@@ -58,26 +58,26 @@ func TestPresenceThroughEveryTroubleOfRedis(t *testing.T) {
 
 // A failover loses what was written last: here, as if the new master had never
 // heard of one leave and one join.
-func TestPresenceAfterRedisLostTheLastSecond(t *testing.T) {
+func TestPresenceAfterRedisLostItsLastWrites(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	a, b := pair(t, at(server.URL()), func(c *Config) { c.Prefix = "x:" })
-	met(t, a, b)
-	a.does(message.PresenceJoined, "lobby", "ada", "bob")
-	b.waitIn(t, "lobby", "ada bob")
+	a, b := startPair(t, redisAt(server.URL()), func(c *Config) { c.Prefix = "x:" })
+	waitAllVisible(t, a, b)
+	a.changePresence(message.PresenceJoined, "lobby", "ada", "bob")
+	b.waitUsersIn(t, "lobby", "ada bob")
 	shard := fmt.Sprintf("x:{p%02d}:", shardOf("lobby"))
 	var keys []string
 	for _, name := range []string{"tags", "rooms:node-a~0", "who:lobby", "count:lobby"} {
 		keys = append(keys, shard+name)
 		server.Do(t, "COPY", shard+name, "copy:"+name)
 	}
-	a.does(message.PresenceLeft, "lobby", "bob")
-	a.does(message.PresenceJoined, "lobby", "cyd")
-	b.waitIn(t, "lobby", "ada cyd")
+	a.changePresence(message.PresenceLeft, "lobby", "bob")
+	a.changePresence(message.PresenceJoined, "lobby", "cyd")
+	b.waitUsersIn(t, "lobby", "ada cyd")
 	for _, key := range keys {
 		server.Do(t, "COPY", "copy:"+strings.TrimPrefix(key, shard), key, "REPLACE")
 	}
-	b.waitIn(t, "lobby", "ada cyd")
+	b.waitUsersIn(t, "lobby", "ada cyd")
 	eventually(t, "the old tag to be swept", func() bool {
 		return server.Do(t, "HKEYS", shard+"tags") == "node-a~1" && server.Do(t, "EXISTS", shard+"rooms:node-a~0") == "0"
 	})
@@ -88,32 +88,32 @@ func TestPresenceAfterRedisLostTheLastSecond(t *testing.T) {
 
 // A round trip that was stuck for a while and arrives after later ones must
 // change nothing.
-func TestALateRollIsRefused(t *testing.T) {
+func TestADelayedBatchIsRefused(t *testing.T) {
 	t.Parallel()
-	for name, h := range map[string]house{
-		"memory": memoryHouse, "redis": redisHouse(func(t *testing.T) string { return testkit.Redis(t).URL() }),
+	for name, h := range map[string]backendFactory{
+		"memory": memoryFactory, "redis": redisFactory(func(t *testing.T) string { return testkit.Redis(t).URL() }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, _ := pair(t, unhurried(h), nil)
-			joined := rollChange{seat{"lobby", "s-ada"}, "ada", 1, true}
+			a, _ := startPair(t, withLongTimeout(h), nil)
+			joined := entryChange{entryKey{"lobby", "s-ada"}, "ada", 1, true}
 			left := joined
-			left.here = false
-			send := func(low, revision int64, c rollChange) *roll {
-				l := &roll{shard: shardOf("lobby"), tag: "node-x~0", low: low, revision: revision, changes: []rollChange{c}}
-				a.space.present(within(t, patience), []*roll{l})
+			left.present = false
+			send := func(low, revision int64, c entryChange) *presenceBatch {
+				l := &presenceBatch{shard: shardOf("lobby"), tag: "node-x~0", minRevision: low, revision: revision, changes: []entryChange{c}}
+				a.backend.applyPresence(within(t, testTimeout), []*presenceBatch{l})
 				if l.err != nil {
 					t.Fatal(l.err)
 				}
 				return l
 			}
-			if l := send(0, 1, joined); l.lost || !reflect.DeepEqual(l.changed, []message.Room{"lobby"}) {
+			if l := send(0, 1, joined); l.lost || !reflect.DeepEqual(l.changedRooms, []message.Room{"lobby"}) {
 				t.Errorf("the first: %+v", l)
 			}
-			if l := send(0, 1, joined); l.lost || l.changed != nil { // its answer was lost
+			if l := send(0, 1, joined); l.lost || l.changedRooms != nil { // its answer was lost
 				t.Errorf("the first again: %+v", l)
 			}
 			// The second one is stuck, and sent again with the third.
-			if l := send(1, 3, left); l.lost || len(l.changed) != 1 {
+			if l := send(1, 3, left); l.lost || len(l.changedRooms) != 1 {
 				t.Errorf("the third: %+v", l)
 			}
 			if l := send(1, 2, joined); !l.lost {
@@ -122,7 +122,7 @@ func TestALateRollIsRefused(t *testing.T) {
 			if l := send(7, 8, joined); !l.lost {
 				t.Errorf("one after a loss: %+v", l)
 			}
-			got, err := a.space.room(within(t, patience), "lobby", map[string]bool{"node-x": true}, 10)
+			got, err := a.backend.roomPresence(within(t, testTimeout), "lobby", map[string]bool{"node-x": true}, 10)
 			if err != nil || got.Count != 0 {
 				t.Errorf("in the room: %+v, %v", got, err)
 			}
@@ -130,11 +130,11 @@ func TestALateRollIsRefused(t *testing.T) {
 			if l := send(3, 4, joined); l.lost {
 				t.Fatalf("%+v", l)
 			}
-			for left := true; left; {
-				if left, _, err = a.space.sweep(within(t, patience), shardOf("lobby"), "node-x~0"); err != nil {
+			for more := true; more; {
+				if more, _, err = a.backend.sweep(within(t, testTimeout), shardOf("lobby"), "node-x~0"); err != nil {
 					t.Fatal(err)
 				}
-				if left {
+				if more {
 					if l := send(4, 5, joined); !l.lost {
 						t.Error("added while it is swept")
 					}

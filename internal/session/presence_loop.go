@@ -9,51 +9,51 @@ import (
 )
 
 const (
-	// rollChanges bounds the changes of one round trip.
-	rollChanges = 256
-	// checkEvery is how often a node compares what the space knows of it.
-	checkEvery = time.Second
-	// tellPause is how long it waits after the space did not take changes.
-	tellPause = 250 * time.Millisecond
-	// lateBy is how long watchers wait where Redis has lost something: by then all
+	// maxBatchChanges bounds the changes of one round trip.
+	maxBatchChanges = 256
+	// checkInterval is how often a node compares what the space knows of it.
+	checkInterval = time.Second
+	// retryPause is how long it waits after the space did not take changes.
+	retryPause = 250 * time.Millisecond
+	// resyncNotifyDelay is how long watchers wait where Redis has lost something: by then all
 	// nodes have told it again who is there, and nobody is seen to go and come.
-	lateBy = 1500 * time.Millisecond
+	resyncNotifyDelay = 1500 * time.Millisecond
 )
 
-// A roll is a batch of changes in one shard. The space applies it only if the
+// A presenceBatch is a batch of changes in one shard. The space applies it only if the
 // tag is at a revision from low up to its own: so batches apply in order, each
 // once, however late one arrives, and what was lost is noticed.
-type roll struct {
-	shard    int
-	tag      string
-	low      int64
-	revision int64
-	changes  []rollChange
+type presenceBatch struct {
+	shard       int
+	tag         string
+	minRevision int64
+	revision    int64
+	changes     []entryChange
 
 	// The answer.
-	err     error
-	lost    bool // the tag is at another revision
-	changed []message.Room
+	err          error
+	lost         bool // the tag is at another revision
+	changedRooms []message.Room
 }
 
-type rollChange struct {
-	seat
+type entryChange struct {
+	entryKey
 	user       string
 	generation int64
-	here       bool
+	present    bool
 }
 
 // presenceLoop tells the space what changes, all that waits in one round trip,
 // and compares now and then whether it still knows.
 func (n *Node) presenceLoop(ctx context.Context) {
 	p := n.presence
-	check := time.NewTicker(checkEvery)
+	check := time.NewTicker(checkInterval)
 	defer check.Stop()
 	grace := time.NewTimer(time.Hour)
 	defer grace.Stop()
 	for {
 		grace.Reset(p.endGraces())
-		for p.tell(ctx) {
+		for p.flushOnce(ctx) {
 		}
 		select {
 		case <-ctx.Done():
@@ -66,98 +66,98 @@ func (n *Node) presenceLoop(ctx context.Context) {
 	}
 }
 
-// tell sends a round trip of changes; false: there are none, or they were not
+// flushOnce sends a round trip of changes; false: there are none, or they were not
 // taken and wait.
-func (p *presence) tell(ctx context.Context) bool {
-	rolls := p.take()
-	if len(rolls) == 0 || ctx.Err() != nil {
+func (p *presence) flushOnce(ctx context.Context) bool {
+	batches := p.nextBatches()
+	if len(batches) == 0 || ctx.Err() != nil {
 		return false
 	}
-	p.node.space.present(ctx, rolls)
+	p.node.backend.applyPresence(ctx, batches)
 	var failed, lost bool
 	var renew [shardCount]bool
-	for _, l := range rolls {
+	for _, l := range batches {
 		failed = failed || l.err != nil
 		if l.lost {
 			lost, renew[l.shard] = true, true
 		}
-		p.settle(l)
+		p.complete(l)
 	}
 	if lost {
-		p.renew(renew)
+		p.resyncShards(renew)
 	}
 	if !failed {
 		return true
 	}
 	select {
-	case <-time.After(tellPause):
+	case <-time.After(retryPause):
 	case <-ctx.Done():
 	}
-	p.kick() // and meanwhile graces end, and the check may come
+	p.wakeUp() // and meanwhile graces end, and the check may come
 	return false
 }
 
-// take returns what is to be told next, by shard.
-func (p *presence) take() []*roll {
+// nextBatches returns what is to be told next, by shard.
+func (p *presence) nextBatches() []*presenceBatch {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.vacant > p.vacantLimit {
-		p.beginAnew()
+	if p.tombstones > p.tombstoneLimit {
+		p.resyncAll()
 	}
-	byShard := make(map[int]*roll)
-	var rolls []*roll
-	count := min(len(p.dirty), rollChanges)
+	byShard := make(map[int]*presenceBatch)
+	var batches []*presenceBatch
+	count := min(len(p.dirty), maxBatchChanges)
 	for _, s := range p.dirty[:count] {
 		shard := shardOf(s.room)
 		l := byShard[shard]
 		if l == nil {
 			st := &p.shards[shard]
-			st.high++
-			l = &roll{shard: shard, tag: p.tag(shard), low: st.low, revision: st.high}
+			st.sent++
+			l = &presenceBatch{shard: shard, tag: p.tag(shard), minRevision: st.confirmed, revision: st.sent}
 			byShard[shard] = l
-			rolls = append(rolls, l)
+			batches = append(batches, l)
 		}
-		o := p.seats[s]
+		o := p.entries[s]
 		o.dirty = false
-		p.seats[s] = o
-		l.changes = append(l.changes, rollChange{s, o.user, o.generation, o.here})
+		p.entries[s] = o
+		l.changes = append(l.changes, entryChange{s, o.user, o.generation, o.present})
 	}
 	if p.dirty = p.dirty[count:]; len(p.dirty) == 0 {
 		p.dirty = nil
 	}
-	return rolls
+	return batches
 }
 
-// settle takes what became of a roll. What was not taken is queued again.
-func (p *presence) settle(l *roll) {
+// complete takes what became of a roll. What was not taken is queued again.
+func (p *presence) complete(l *presenceBatch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if l.err == nil && !l.lost {
-		p.shards[l.shard].low = l.revision
+		p.shards[l.shard].confirmed = l.revision
 	}
 	for _, c := range l.changes {
-		o, known := p.seats[c.seat]
+		o, known := p.entries[c.entryKey]
 		switch {
 		case !known:
 		case l.err != nil || l.lost:
-			p.put(c.seat, o, true)
-		case !o.here && !o.dirty:
-			delete(p.seats, c.seat)
-			p.vacant--
+			p.put(c.entryKey, o, true)
+		case !o.present && !o.dirty:
+			delete(p.entries, c.entryKey)
+			p.tombstones--
 		}
 	}
-	p.told += int64(len(l.changes))
-	close(p.settled)
-	p.settled = make(chan struct{})
+	p.flushed += int64(len(l.changes))
+	close(p.progress)
+	p.progress = make(chan struct{})
 	switch {
-	case l.err == nil && p.shards[l.shard].late > p.now():
-		p.pokes.add(lateBy, l.changed...)
+	case l.err == nil && p.shards[l.shard].delayUntil > p.now():
+		p.coalescer.add(resyncNotifyDelay, l.changedRooms...)
 	case l.err == nil:
-		p.pokes.add(0, l.changed...)
-	case !errors.Is(l.err, errResting):
+		p.coalescer.add(0, l.changedRooms...)
+	case !errors.Is(l.err, errBackingOff):
 		// It may have been applied, and then nothing will change later.
 		for _, c := range l.changes {
-			p.pokes.add(lateBy, c.room)
+			p.coalescer.add(resyncNotifyDelay, c.room)
 		}
 	}
 }
@@ -166,63 +166,63 @@ func (p *presence) settle(l *roll) {
 // and has what dead nodes left behind removed.
 func (n *Node) checkShards(ctx context.Context) {
 	p := n.presence
-	all, _ := n.space.tags(ctx) // a shard that is not known is nil
+	all, _ := n.backend.tags(ctx) // a shard that is not known is nil
 	var renew [shardCount]bool
 	lost := false
 	for i, tags := range all {
 		st := &p.shards[i]
-		if tags == nil || st.high == 0 {
+		if tags == nil || st.sent == 0 {
 			continue
 		}
-		if at := tags[p.tag(i)]; at < st.low || at > st.high {
+		if at := tags[p.tag(i)]; at < st.confirmed || at > st.sent {
 			lost, renew[i] = true, true
 		}
 	}
 	if lost {
-		p.renew(renew)
+		p.resyncShards(renew)
 	}
-	n.findDead(all)
+	n.findStaleTags(all)
 }
 
-// renew begins shards anew under a new tag, and queues all who are there. What
+// resyncShards begins shards anew under a new tag, and queues all who are there. What
 // the old tag left behind is swept.
-func (p *presence) renew(shards [shardCount]bool) {
+func (p *presence) resyncShards(shards [shardCount]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, lost := range shards {
 		if lost {
 			p.node.metrics.resyncs.Inc()
-			p.shards[i] = shardState{number: p.shards[i].number + 1, late: p.now() + int64(lateBy)}
+			p.shards[i] = shardState{tagNumber: p.shards[i].tagNumber + 1, delayUntil: p.now() + int64(resyncNotifyDelay)}
 		}
 	}
-	for s, o := range p.seats {
+	for s, o := range p.entries {
 		switch {
 		case !shards[shardOf(s.room)]:
-		case o.here:
+		case o.present:
 			p.put(s, o, true)
-			p.pokes.add(lateBy, s.room)
+			p.coalescer.add(resyncNotifyDelay, s.room)
 		case !o.dirty:
-			delete(p.seats, s)
-			p.vacant--
+			delete(p.entries, s)
+			p.tombstones--
 		}
 	}
 }
 
-// beginAnew renews all shards, since more was left than can be told one by
+// resyncAll renews all shards, since more was left than can be told one by
 // one. Caller holds mu.
-func (p *presence) beginAnew() {
-	p.node.metrics.drop(dropVacant, p.vacant)
-	for s, o := range p.seats {
-		if !o.here {
-			delete(p.seats, s)
+func (p *presence) resyncAll() {
+	p.node.metrics.drop(dropTombstonesFull, p.tombstones)
+	for s, o := range p.entries {
+		if !o.present {
+			delete(p.entries, s)
 		}
 	}
-	p.told += int64(len(p.dirty)) // nobody waits for that
-	p.vacant, p.dirty = 0, nil
+	p.flushed += int64(len(p.dirty)) // nobody waits for that
+	p.tombstones, p.dirty = 0, nil
 	for i := range p.shards {
-		p.shards[i] = shardState{number: p.shards[i].number + 1}
+		p.shards[i] = shardState{tagNumber: p.shards[i].tagNumber + 1}
 	}
-	for s, o := range p.seats {
+	for s, o := range p.entries {
 		o.dirty = false
 		p.put(s, o, true)
 	}

@@ -14,59 +14,59 @@ import (
 	"switchyard/internal/message"
 )
 
-// A troubled space does to presence what networks and failovers do: changes do
+// A faultyBackend space does to presence what networks and failovers do: changes do
 // not arrive, their answer does not, they arrive much later, or the space goes
 // back to what it was some time ago.
-type troubled struct {
-	space
+type faultyBackend struct {
+	backend
 
-	mu   sync.Mutex
-	rnd  *rand.Rand
-	on   bool
-	late []*roll // sent, and not arrived
+	mu      sync.Mutex
+	rnd     *rand.Rand
+	enabled bool
+	delayed []*presenceBatch // sent, and not arrived
 }
 
-func (f *troubled) present(ctx context.Context, rolls []*roll) {
+func (f *faultyBackend) applyPresence(ctx context.Context, batches []*presenceBatch) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, l := range rolls {
-		fate := 9
-		if f.on {
-			fate = f.rnd.IntN(10)
+	for _, l := range batches {
+		outcome := 9
+		if f.enabled {
+			outcome = f.rnd.IntN(10)
 		}
-		switch fate {
+		switch outcome {
 		case 0:
-			l.err = message.ErrAway
+			l.err = message.ErrSharedStateUnavailable
 		case 1:
-			l.err = errResting
+			l.err = errBackingOff
 		case 2: // it arrives, and the answer is lost
-			twin := *l
-			f.space.present(ctx, []*roll{&twin})
-			l.err = message.ErrAway
+			copied := *l
+			f.backend.applyPresence(ctx, []*presenceBatch{&copied})
+			l.err = message.ErrSharedStateUnavailable
 		case 3: // it arrives when it is too late
-			twin := *l
-			f.late = append(f.late, &twin)
-			l.err = message.ErrAway
+			copied := *l
+			f.delayed = append(f.delayed, &copied)
+			l.err = message.ErrSharedStateUnavailable
 		default:
-			f.space.present(ctx, []*roll{l})
+			f.backend.applyPresence(ctx, []*presenceBatch{l})
 		}
 	}
-	if len(f.late) > 0 && f.on && f.rnd.IntN(3) == 0 {
-		f.arrive(ctx)
+	if len(f.delayed) > 0 && f.enabled && f.rnd.IntN(3) == 0 {
+		f.deliverDelayed(ctx)
 	}
 }
 
-// arrive lets one through that was held back. Caller holds mu.
-func (f *troubled) arrive(ctx context.Context) {
-	i := f.rnd.IntN(len(f.late))
-	f.space.present(ctx, []*roll{f.late[i]})
-	f.late = slices.Delete(f.late, i, i+1)
+// deliverDelayed lets one through that was held back. Caller holds mu.
+func (f *faultyBackend) deliverDelayed(ctx context.Context) {
+	i := f.rnd.IntN(len(f.delayed))
+	f.backend.applyPresence(ctx, []*presenceBatch{f.delayed[i]})
+	f.delayed = slices.Delete(f.delayed, i, i+1)
 }
 
 // snapshot returns what brings the presence back to what it is now.
-func (s *Space) snapshot() func() {
-	copied := func() (rooms map[message.Room]map[message.SessionID]spaceSeat, revisions [shardCount]map[string]int64) {
-		rooms = make(map[message.Room]map[message.SessionID]spaceSeat)
+func (s *MemoryBackend) snapshot() func() {
+	copied := func() (rooms map[message.Room]map[message.SessionID]memoryPresenceEntry, revisions [shardCount]map[string]int64) {
+		rooms = make(map[message.Room]map[message.SessionID]memoryPresenceEntry)
 		for room, sessions := range s.rooms {
 			rooms[room] = maps.Clone(sessions)
 		}
@@ -85,51 +85,51 @@ func (s *Space) snapshot() func() {
 	}
 }
 
-// TestPresenceIsRightAfterAnyTrouble: sessions come, go and move between nodes
+// TestPresenceConvergesAfterFaults: sessions come, go and move between nodes
 // while the space does all it can. When it has been quiet for a while, every
 // node sees exactly who is there.
-func TestPresenceIsRightAfterAnyTrouble(t *testing.T) {
+func TestPresenceConvergesAfterFaults(t *testing.T) {
 	for seed := range uint64(30) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { anyTrouble(t, rand.New(rand.NewPCG(seed, 7))) })
+			synctest.Test(t, func(t *testing.T) { runPresenceFaults(t, rand.New(rand.NewPCG(seed, 7))) })
 		})
 	}
 }
 
-// A visitor is a session as the test knows it.
-type visitor struct {
+// A modelSession is a session as the test knows it.
+type modelSession struct {
 	id         message.SessionID
 	generation int64
 	node       int // where its newest socket is
 	rooms      map[message.Room]bool
 }
 
-func anyTrouble(t *testing.T, rnd *rand.Rand) {
+func runPresenceFaults(t *testing.T, rnd *rand.Rand) {
 	const nodes = 3
-	var faults []*troubled
-	peers := bubbleWith(t, nodes, nil, func(n *Node) {
-		f := &troubled{space: n.space, rnd: rand.New(rand.NewPCG(rnd.Uint64(), 1)), on: true}
-		n.space = f
-		faults = append(faults, f)
+	var backends []*faultyBackend
+	peers := startMemoryNodesWith(t, nodes, nil, func(n *Node) {
+		f := &faultyBackend{backend: n.backend, rnd: rand.New(rand.NewPCG(rnd.Uint64(), 1)), enabled: true}
+		n.backend = f
+		backends = append(backends, f)
 	})
-	base := faults[0].space.(*member).Space
-	rooms := []message.Room{"lobby", "den", "hall", roomBeside("lobby")}
-	var visitors []*visitor
+	base := backends[0].backend.(*nodeView).MemoryBackend
+	rooms := []message.Room{"lobby", "den", "hall", roomInSameShard("lobby")}
+	var sessions []*modelSession
 	for i := range 12 {
-		visitors = append(visitors, &visitor{
+		sessions = append(sessions, &modelSession{
 			id: message.SessionID(fmt.Sprintf("s%02d", i)), generation: 1, node: rnd.IntN(nodes), rooms: map[message.Room]bool{},
 		})
 	}
 	restore := base.snapshot()
 	for range 150 {
-		v := visitors[rnd.IntN(len(visitors))]
+		v := sessions[rnd.IntN(len(sessions))]
 		room := rooms[rnd.IntN(len(rooms))]
 		switch rnd.IntN(12) {
 		case 0, 1, 2, 3:
-			v.tell(peers, message.PresenceJoined, room)
+			v.changePresence(peers, message.PresenceJoined, room)
 			v.rooms[room] = true
 		case 4, 5:
-			v.tell(peers, message.PresenceLeft, room)
+			v.changePresence(peers, message.PresenceLeft, room)
 			delete(v.rooms, room)
 		case 6, 7, 8: // to another node, or the same; the old socket ends before or after
 			v.move(peers, rnd)
@@ -145,17 +145,17 @@ func anyTrouble(t *testing.T, rnd *rand.Rand) {
 		}
 		time.Sleep(time.Duration(rnd.IntN(300)) * time.Millisecond)
 	}
-	for _, f := range faults {
+	for _, f := range backends {
 		f.mu.Lock()
-		for len(f.late) > 0 {
-			f.arrive(t.Context())
+		for len(f.delayed) > 0 {
+			f.deliverDelayed(t.Context())
 		}
-		f.on = false
+		f.enabled = false
 		f.mu.Unlock()
 	}
 	time.Sleep(30 * time.Second) // graces, checks, sweeps
 	want := map[message.Room][]string{}
-	for _, v := range visitors {
+	for _, v := range sessions {
 		for room := range v.rooms {
 			want[room] = append(want[room], string(v.id))
 		}
@@ -167,7 +167,7 @@ func anyTrouble(t *testing.T, rnd *rand.Rand) {
 				t.Fatal(err)
 			}
 			var ids []string
-			for _, m := range got.Members {
+			for _, m := range got.Entries {
 				ids = append(ids, string(m.Session))
 			}
 			slices.Sort(want[room])
@@ -176,17 +176,17 @@ func anyTrouble(t *testing.T, rnd *rand.Rand) {
 			}
 		}
 	}
-	checkNothingIsLeft(t, peers, base)
+	checkNoStateLeaked(t, peers, base)
 }
 
-// checkNothingIsLeft: each node has one tag a shard, and remembers nobody who
+// checkNoStateLeaked: each node has one tag a shard, and remembers nobody who
 // is gone.
-func checkNothingIsLeft(t *testing.T, peers []*peer, base *Space) {
+func checkNoStateLeaked(t *testing.T, peers []*testNode, base *MemoryBackend) {
 	t.Helper()
 	for _, p := range peers {
 		p.presence.mu.Lock()
-		if p.presence.vacant != 0 || len(p.presence.dirty) != 0 || len(p.presence.graces) != 0 {
-			t.Errorf("%s: %d vacant seats, %d to tell, %d graces", p.cfg.Node, p.presence.vacant, len(p.presence.dirty), len(p.presence.graces))
+		if p.presence.tombstones != 0 || len(p.presence.dirty) != 0 || len(p.presence.graces) != 0 {
+			t.Errorf("%s: %d vacant seats, %d to tell, %d graces", p.cfg.Node, p.presence.tombstones, len(p.presence.dirty), len(p.presence.graces))
 		}
 		p.presence.mu.Unlock()
 	}
@@ -203,18 +203,18 @@ func checkNothingIsLeft(t *testing.T, peers []*peer, base *Space) {
 	}
 }
 
-func (v *visitor) tell(peers []*peer, kind message.PresenceKind, room message.Room) {
+func (v *modelSession) changePresence(peers []*testNode, kind message.PresenceKind, room message.Room) {
 	peers[v.node].Change([]message.PresenceChange{{Kind: kind, Room: room, Session: v.id, Generation: v.generation}})
 }
 
 // move opens a newer socket, which rejoins the rooms, and ends the older one.
-func (v *visitor) move(peers []*peer, rnd *rand.Rand) {
+func (v *modelSession) move(peers []*testNode, rnd *rand.Rand) {
 	old := *v
 	v.generation++
 	v.node = rnd.IntN(len(peers))
 	end := func() {
 		for room := range old.rooms {
-			old.tell(peers, message.PresenceLost, room)
+			old.changePresence(peers, message.PresenceDisconnected, room)
 		}
 	}
 	first := rnd.IntN(2) == 0
@@ -222,7 +222,7 @@ func (v *visitor) move(peers []*peer, rnd *rand.Rand) {
 		end()
 	}
 	for room := range v.rooms {
-		v.tell(peers, message.PresenceJoined, room)
+		v.changePresence(peers, message.PresenceJoined, room)
 	}
 	if !first {
 		end()

@@ -25,7 +25,7 @@ import (
 // its seq: about 13 bytes for names such as orders:12345.
 const (
 	recordVersion = 1
-	headSize      = 17
+	headerSize    = 17
 	// maxRecord bounds a record, in bytes: about 1,900 rooms with the longest
 	// names, or 15,000 usual ones. A longer one is kept without its rooms.
 	maxRecord = 256 << 10
@@ -33,12 +33,12 @@ const (
 	flagPartial = 1
 )
 
-var errRecord = errors.New("a session's record can't be read")
+var errBadRecord = errors.New("a session's record can't be read")
 
 // encode returns the record's bytes. With too many rooms these are left out,
 // the record says so, and whole is false.
-func (r *record) encode() (bytes []byte, whole bool) {
-	b := make([]byte, 0, headSize+256+16*len(r.Rooms))
+func (r *sessionRecord) encode() (bytes []byte, whole bool) {
+	b := make([]byte, 0, headerSize+256+16*len(r.Rooms))
 	b = append(b, recordVersion)
 	b = binary.BigEndian.AppendUint32(b, uint32(r.Generation)) //nolint:gosec // raised by one a takeover
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Revision))   //nolint:gosec // never negative
@@ -46,10 +46,10 @@ func (r *record) encode() (bytes []byte, whole bool) {
 	if r.Partial {
 		flags = flagPartial
 	}
-	b = append(b, flags, byte(len(r.User)), byte(len(r.node)), byte(len(r.From)))
+	b = append(b, flags, byte(len(r.User)), byte(len(r.node)), byte(len(r.PreviousNode)))
 	b = append(b, r.User...)
 	b = append(b, r.node...)
-	b = append(b, r.From...)
+	b = append(b, r.PreviousNode...)
 	if r.Partial {
 		return appendRooms(b, nil), false
 	}
@@ -99,34 +99,34 @@ func appendText(b []byte, s string) []byte {
 
 // decodeRecord reads what encode wrote. It trusts nothing: Redis may hold what
 // others put there.
-func decodeRecord(b []byte) (record, error) {
-	if len(b) < headSize || len(b) > maxRecord || b[0] != recordVersion {
-		return record{}, errRecord
+func decodeRecord(b []byte) (sessionRecord, error) {
+	if len(b) < headerSize || len(b) > maxRecord || b[0] != recordVersion {
+		return sessionRecord{}, errBadRecord
 	}
-	r := record{Session: message.Session{
+	r := sessionRecord{Session: message.Session{
 		Generation: int64(binary.BigEndian.Uint32(b[1:])),
 		Revision:   int64(binary.BigEndian.Uint64(b[5:])), //nolint:gosec // checked below
 		Partial:    b[13]&flagPartial != 0,
 	}}
-	in := reader{rest: b[headSize:]}
-	r.User, r.node, r.From = in.text(uint64(b[14])), in.text(uint64(b[15])), in.text(uint64(b[16]))
+	in := reader{rest: b[headerSize:]}
+	r.User, r.node, r.PreviousNode = in.text(uint64(b[14])), in.text(uint64(b[15])), in.text(uint64(b[16]))
 	r.Rooms = in.rooms()
-	if in.bad || len(in.rest) > 0 || r.Revision < 0 {
-		return record{}, errRecord
+	if in.invalid || len(in.rest) > 0 || r.Revision < 0 {
+		return sessionRecord{}, errBadRecord
 	}
 	return r, nil
 }
 
 // A reader takes pieces off the front; once one was not there it is bad.
 type reader struct {
-	rest []byte
-	bad  bool
+	rest    []byte
+	invalid bool
 }
 
 func (in *reader) number(limit uint64) uint64 {
 	v, n := binary.Uvarint(in.rest)
 	if n <= 0 || v > limit {
-		in.bad, in.rest = true, nil
+		in.invalid, in.rest = true, nil
 		return 0
 	}
 	in.rest = in.rest[n:]
@@ -135,7 +135,7 @@ func (in *reader) number(limit uint64) uint64 {
 
 func (in *reader) text(size uint64) string {
 	if size > uint64(len(in.rest)) {
-		in.bad, in.rest = true, nil
+		in.invalid, in.rest = true, nil
 		return ""
 	}
 	s := string(in.rest[:size])
@@ -160,12 +160,12 @@ func (in *reader) rooms() []message.Position {
 	before := ""
 	for range count {
 		same := in.number(uint64(len(before)))
-		name := before[:same] + in.text(in.number(message.MaxRoom))
+		name := before[:same] + in.text(in.number(message.MaxRoomLength))
 		epoch := in.number(uint64(len(epochs)))
 		seq := in.number(maxSeq)
 		room, err := message.ParseRoom(name)
-		if in.bad || err != nil || epoch >= uint64(len(epochs)) {
-			in.bad = true
+		if in.invalid || err != nil || epoch >= uint64(len(epochs)) {
+			in.invalid = true
 			return nil
 		}
 		rooms = append(rooms, message.Position{Room: room, Epoch: epochs[epoch], Seq: message.Seq(seq)}) //nolint:gosec // at most maxSeq

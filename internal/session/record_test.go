@@ -12,9 +12,9 @@ import (
 	"switchyard/internal/message"
 )
 
-func example() record {
-	return record{node: "node-b", Session: message.Session{
-		User: "ada", Generation: 3, Revision: 5, From: "node-a",
+func exampleRecord() sessionRecord {
+	return sessionRecord{node: "node-b", Session: message.Session{
+		User: "ada", Generation: 3, Revision: 5, PreviousNode: "node-a",
 		Rooms: []message.Position{{Room: "a:1", Epoch: "e1", Seq: 9}, {Room: "a:2", Epoch: "e2", Seq: 300}},
 	}}
 }
@@ -26,7 +26,7 @@ func TestTheFormatOfARecordIsFixed(t *testing.T) {
 		"02" + "026531" + "026532" + // epochs e1 e2
 		"02" + "00" + "03613a31" + "00" + "09" + // a:1, its whole name, first epoch, 9
 		"02" + "0132" + "01" + "ac02" // a:2, but for its first two letters, second epoch, 300
-	rec := example()
+	rec := exampleRecord()
 	got, whole := rec.encode()
 	if hex.EncodeToString(got) != golden || !whole {
 		t.Errorf("written as\n%x, want\n%s", got, golden)
@@ -40,13 +40,13 @@ func TestTheFormatOfARecordIsFixed(t *testing.T) {
 	}
 }
 
-func TestARecordSurvivesItsWay(t *testing.T) {
-	for name, rec := range map[string]record{
+func TestARecordRoundTrips(t *testing.T) {
+	for name, rec := range map[string]sessionRecord{
 		"empty":      {},
-		"all fields": example(),
+		"all fields": exampleRecord(),
 		"the most": {node: strings.Repeat("n", 128), Session: message.Session{
-			User: strings.Repeat("u", message.MaxUser), From: strings.Repeat("f", 128), Generation: 1<<32 - 1, Revision: 1<<53 - 1,
-			Rooms: []message.Position{{Room: message.Room(strings.Repeat("r", message.MaxRoom)), Epoch: "", Seq: maxSeq}},
+			User: strings.Repeat("u", message.MaxUserLength), PreviousNode: strings.Repeat("f", 128), Generation: 1<<32 - 1, Revision: 1<<53 - 1,
+			Rooms: []message.Position{{Room: message.Room(strings.Repeat("r", message.MaxRoomLength)), Epoch: "", Seq: maxSeq}},
 		}},
 	} {
 		b, whole := rec.encode()
@@ -55,7 +55,7 @@ func TestARecordSurvivesItsWay(t *testing.T) {
 		}
 	}
 	// The order of rooms is not the caller's, and what the caller has stays as it is.
-	rec := example()
+	rec := exampleRecord()
 	slices.Reverse(rec.Rooms)
 	if b, _ := rec.encode(); rec.Rooms[0].Room != "a:2" {
 		t.Error("encode changed its caller's rooms")
@@ -75,8 +75,8 @@ func TestTheSizeOfARecord(t *testing.T) {
 		{"1,000 rooms", manyRooms(1000), 8_000},
 		{"1,000 of the longest names with nothing in common", longRooms(1000), 140_000},
 	} {
-		rec := record{node: "web-7f9c-k3x1zq", Session: message.Session{
-			User: "8a1f4c9e-0000-4000-8000-000000000000", From: "web-7f9c-a81mdi", Rooms: tt.rooms,
+		rec := sessionRecord{node: "web-7f9c-k3x1zq", Session: message.Session{
+			User: "8a1f4c9e-0000-4000-8000-000000000000", PreviousNode: "web-7f9c-a81mdi", Rooms: tt.rooms,
 		}}
 		b, whole := rec.encode()
 		t.Logf("%s: %d bytes", tt.what, len(b))
@@ -91,7 +91,7 @@ func longRooms(n int) []message.Position {
 	for i := range rooms {
 		name := fmt.Sprintf("%04d", i)
 		rooms[i] = message.Position{
-			Room:  message.Room(fmt.Sprintf("%c%s", 'A'+i%26, strings.Repeat(name, message.MaxRoom)[:message.MaxRoom-1])),
+			Room:  message.Room(fmt.Sprintf("%c%s", 'A'+i%26, strings.Repeat(name, message.MaxRoomLength)[:message.MaxRoomLength-1])),
 			Epoch: "0190cafe-7000", Seq: maxSeq,
 		}
 	}
@@ -100,8 +100,8 @@ func longRooms(n int) []message.Position {
 
 // Whoever relies on the service for its rooms has to learn that they are not
 // all there.
-func TestTooManyRoomsAreLeftOutAndThatIsSaid(t *testing.T) {
-	rec := record{node: "n", Session: message.Session{User: "ada", Rooms: longRooms(2500)}}
+func TestTooManyRoomsMakeARecordPartial(t *testing.T) {
+	rec := sessionRecord{node: "n", Session: message.Session{User: "ada", Rooms: longRooms(2500)}}
 	b, whole := rec.encode()
 	got, err := decodeRecord(b)
 	if err != nil || whole || !got.Partial || got.Rooms != nil || got.User != "ada" {
@@ -112,11 +112,11 @@ func TestTooManyRoomsAreLeftOutAndThatIsSaid(t *testing.T) {
 // FuzzRecord: bytes that no node wrote are refused or make sense, and cost no
 // more than their size.
 func FuzzRecord(f *testing.F) {
-	rec := example()
+	rec := exampleRecord()
 	b, _ := rec.encode()
 	f.Add(b)
-	f.Add(b[:headSize])
-	f.Add(append(slices.Clone(b[:headSize+15]), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f))
+	f.Add(b[:headerSize])
+	f.Add(append(slices.Clone(b[:headerSize+15]), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		rec, err := decodeRecord(b)
 		if err != nil {
@@ -154,7 +154,7 @@ func FuzzSecret(f *testing.F) {
 	})
 }
 
-func TestSecretsAreLongAndTheirOwn(t *testing.T) {
+func TestSecretsAreLongAndUnique(t *testing.T) {
 	seen := map[message.SessionID]bool{}
 	for range 1000 {
 		secret, id := newSecret()

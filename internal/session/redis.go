@@ -18,13 +18,13 @@ const (
 	// poolSize bounds the connections for commands to one server: the funnels
 	// and each loop have one at a time.
 	poolSize = 10
-	// funnels is how many round trips of handshakes and readers are under way.
-	funnels = 2
-	// tripCalls and tripBytes bound one round trip.
-	tripCalls = 128
-	tripBytes = 1 << 20
-	// waiting bounds the calls that wait for a funnel.
-	waiting = 4096
+	// batchWorkers is how many round trips of handshakes and readers are under way.
+	batchWorkers = 2
+	// maxBatchCalls and maxBatchBytes bound one round trip.
+	maxBatchCalls = 128
+	maxBatchBytes = 1 << 20
+	// maxQueuedCalls bounds the calls that wait for a funnel.
+	maxQueuedCalls = 4096
 )
 
 //go:embed lua/*.lua
@@ -39,18 +39,18 @@ func script(name string) *redis.Script {
 	return redis.NewScript(string(source))
 }
 
-// quiet silences go-redis' own logger, a global one: what it has to say comes
+// silenceRedisLog silences go-redis' own logger, a global one: what it has to say comes
 // back to us as errors, and we say it once.
-var quiet = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
+var silenceRedisLog = sync.OnceFunc(func() { redis.SetLogger(discardRedisLog{}) })
 
-type silence struct{}
+type discardRedisLog struct{}
 
-func (silence) Printf(context.Context, string, ...any) {}
+func (discardRedisLog) Printf(context.Context, string, ...any) {}
 
-// redisSpace is the place where nodes meet in Redis. All that changes more
+// redisBackend is the place where nodes meet in Redis. All that changes more
 // than one thing is a script, so that it happens whole or not at all; all keys
 // of one script have one hash tag, so that a cluster has them in one place.
-type redisSpace struct {
+type redisBackend struct {
 	client  redis.UniversalClient
 	prefix  string
 	ttl     time.Duration
@@ -73,33 +73,33 @@ type call struct {
 	err   error
 
 	// Of a call that goes through a funnel.
-	ctx   context.Context // who waits for it
-	asked time.Time
-	done  chan struct{} // closed by the funnel
+	ctx      context.Context // who waits for it
+	queuedAt time.Time
+	done     chan struct{} // closed by the funnel
 }
 
-func openRedis(cfg Config, m *metrics) *redisSpace {
-	quiet()
+func openRedis(cfg Config, m *metrics) *redisBackend {
+	silenceRedisLog()
 	opts := *cfg.Redis
 	opts.PoolSize, opts.PoolTimeout = poolSize, cfg.timeout
 	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = cfg.timeout, cfg.timeout, cfg.timeout
 	opts.ContextTimeoutEnabled = true
 	opts.MaxRetries = -1 // a call is tried again where its outcome is known, not here
 	opts.MaxRedirects = 2
-	r := &redisSpace{
+	r := &redisBackend{
 		client: redis.NewUniversalClient(&opts), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
-		health: newHealth(cfg.Logger, m), metrics: m, calls: make(chan *call, waiting),
+		health: newHealth(cfg.Logger, m), metrics: m, calls: make(chan *call, maxQueuedCalls),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	for range funnels {
-		r.loops.Go(r.funnelLoop)
+	for range batchWorkers {
+		r.loops.Go(r.batchLoop)
 	}
 	return r
 }
 
-func (r *redisSpace) up() bool { return r.health.isUp() }
+func (r *redisBackend) up() bool { return r.health.isUp() }
 
-func (r *redisSpace) close() error {
+func (r *redisBackend) close() error {
 	r.cancel()
 	r.loops.Wait()
 	return r.client.Close()
@@ -108,21 +108,21 @@ func (r *redisSpace) close() error {
 // run makes calls in one round trip. Each gets its own error; the one returned
 // is the first. A script that a server does not know yet is sent whole, in a
 // second round trip.
-func (r *redisSpace) run(ctx context.Context, operation string, calls ...*call) error {
+func (r *redisBackend) run(ctx context.Context, operation string, calls ...*call) error {
 	if !r.health.mayTry(operation) {
 		for _, c := range calls {
-			c.err = errResting
+			c.err = errBackingOff
 		}
-		return errResting
+		return errBackingOff
 	}
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	unknown := r.trip(ctx, calls, func(p redis.Pipeliner, c *call) *redis.Cmd {
+	unknown := r.roundTrip(ctx, calls, func(p redis.Pipeliner, c *call) *redis.Cmd {
 		return p.EvalSha(ctx, c.script.Hash(), c.keys, c.args...)
 	})
 	if len(unknown) > 0 {
-		r.trip(ctx, unknown, func(p redis.Pipeliner, c *call) *redis.Cmd {
+		r.roundTrip(ctx, unknown, func(p redis.Pipeliner, c *call) *redis.Cmd {
 			return c.script.Eval(ctx, p, c.keys, c.args...)
 		})
 	}
@@ -130,15 +130,15 @@ func (r *redisSpace) run(ctx context.Context, operation string, calls ...*call) 
 	for i, c := range calls {
 		errs[i] = c.err
 	}
-	err := r.health.note(ctx, operation, time.Since(began), errs)
+	err := r.health.record(ctx, operation, time.Since(began), errs)
 	for i, c := range calls {
 		c.err = errs[i]
 	}
 	return err
 }
 
-// trip is one round trip; it returns the calls whose script is not known.
-func (r *redisSpace) trip(
+// roundTrip is one round trip; it returns the calls whose script is not known.
+func (r *redisBackend) roundTrip(
 	ctx context.Context, calls []*call, add func(redis.Pipeliner, *call) *redis.Cmd,
 ) (unknown []*call) {
 	pipe := r.client.Pipeline()
@@ -159,45 +159,45 @@ func (r *redisSpace) trip(
 	return unknown
 }
 
-// ask makes one call, in a round trip shared with others that ask at the same
+// runBatched makes one call, in a round trip shared with others that ask at the same
 // time: thousands of clients may come at once. It waits for its turn as long
 // as for its answer: one that was sent is done, whoever has stopped waiting.
-func (r *redisSpace) ask(ctx context.Context, c *call) error {
+func (r *redisBackend) runBatched(ctx context.Context, c *call) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.timeout)
 	defer cancel()
-	if r.health.rests() {
-		return errResting
+	if r.health.isBackingOff() {
+		return errBackingOff
 	}
-	c.ctx, c.asked, c.done = ctx, time.Now(), make(chan struct{})
+	c.ctx, c.queuedAt, c.done = ctx, time.Now(), make(chan struct{})
 	select {
 	case r.calls <- c:
 	default:
-		return fmt.Errorf("%w: %d calls wait already", message.ErrAway, waiting)
+		return fmt.Errorf("%w: %d calls wait already", message.ErrSharedStateUnavailable, maxQueuedCalls)
 	}
 	select {
 	case <-c.done:
 		return c.err
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", message.ErrAway, ctx.Err())
+		return fmt.Errorf("%w: %w", message.ErrSharedStateUnavailable, ctx.Err())
 	case <-r.ctx.Done():
-		return fmt.Errorf("%w: closed", message.ErrAway)
+		return fmt.Errorf("%w: closed", message.ErrSharedStateUnavailable)
 	}
 }
 
 // isLate says whether a call's turn has come so late that whoever waits for it
 // may be gone before the answer; then it is answered at once.
-func (r *redisSpace) isLate(c *call) bool {
-	if c.ctx.Err() == nil && time.Since(c.asked) < r.timeout {
+func (r *redisBackend) isLate(c *call) bool {
+	if c.ctx.Err() == nil && time.Since(c.queuedAt) < r.timeout {
 		return false
 	}
-	c.err = fmt.Errorf("%w: its turn did not come within %v", message.ErrAway, r.timeout)
+	c.err = fmt.Errorf("%w: its turn did not come within %v", message.ErrSharedStateUnavailable, r.timeout)
 	close(c.done)
 	return true
 }
 
-// funnelLoop makes what was asked: all that waits goes in one round trip, but
+// batchLoop makes what was asked: all that waits goes in one round trip, but
 // for what nobody waits for any more.
-func (r *redisSpace) funnelLoop() {
+func (r *redisBackend) batchLoop() {
 	for {
 		var batch []*call
 		select {
@@ -207,7 +207,7 @@ func (r *redisSpace) funnelLoop() {
 			return
 		}
 	gather:
-		for len(batch) < tripCalls {
+		for len(batch) < maxBatchCalls {
 			select {
 			case c := <-r.calls:
 				batch = append(batch, c)
@@ -217,7 +217,7 @@ func (r *redisSpace) funnelLoop() {
 		}
 		batch = slices.DeleteFunc(batch, r.isLate)
 		if len(batch) > 0 {
-			_ = r.run(r.ctx, opAsk, batch...) // each call has its own error
+			_ = r.run(r.ctx, opQuery, batch...) // each call has its own error
 		}
 		for _, c := range batch {
 			close(c.done)

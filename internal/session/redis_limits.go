@@ -6,21 +6,21 @@ import (
 	"strconv"
 )
 
-var meterScript = script("meter")
+var consumeScript = script("meter")
 
-// meter takes what users spent out of their buckets, in as many round trips as
+// consume takes what users spent out of their buckets, in as many round trips as
 // the bounds need, and writes into each spending what came of it.
-func (r *redisSpace) meter(ctx context.Context, rates [measures]rate, batch []*spending) {
+func (r *redisBackend) consume(ctx context.Context, rates [measureCount]rate, batch []*usage) {
 	for len(batch) > 0 {
-		part := batch[:min(len(batch), tripCalls)]
+		part := batch[:min(len(batch), maxBatchCalls)]
 		batch = batch[len(part):]
 		calls := make([]*call, len(part))
 		for i, s := range part {
 			args := []any{maxDebt.Seconds(), s.ago.Seconds()}
 			for m, rate := range rates {
-				args = append(args, rate.each, rate.burst, s.spent[m])
+				args = append(args, rate.perSecond, rate.burst, s.spent[m])
 			}
-			calls[i] = &call{script: meterScript, keys: []string{r.prefix + "l:" + s.user}, args: args}
+			calls[i] = &call{script: consumeScript, keys: []string{r.prefix + "l:" + s.user}, args: args}
 		}
 		_ = r.run(ctx, opLimits, calls...) // each call has its own error
 		for i, c := range calls {
@@ -32,9 +32,9 @@ func (r *redisSpace) meter(ctx context.Context, rates [measures]rate, batch []*s
 	}
 }
 
-func readLevels(value any) (levels [measures]float64, err error) {
+func readLevels(value any) (levels [measureCount]float64, err error) {
 	answer, _ := value.([]any)
-	if len(answer) != int(measures) {
+	if len(answer) != int(measureCount) {
 		return levels, fmt.Errorf("share a limit: %d parts in the answer", len(answer))
 	}
 	for m := range levels {

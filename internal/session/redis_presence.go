@@ -12,42 +12,42 @@ import (
 )
 
 var (
-	presentScript   = script("present")
-	roomScript      = script("room")
-	tagsScript      = script("tags")
-	sweepScript     = script("sweep")
-	sweepRoomScript = script("sweep_room")
+	applyPresenceScript = script("present")
+	roomPresenceScript  = script("room")
+	tagsScript          = script("tags")
+	sweepScript         = script("sweep")
+	sweepRoomScript     = script("sweep_room")
 )
 
 const (
-	// lookThrough is how many sessions a room may hold, those of dead nodes
+	// maxScannedEntries is how many sessions a room may hold, those of dead nodes
 	// with them, for its members still to be listed.
-	lookThrough = 20_000
-	// sweepRooms and sweepPage bound what one script removes.
-	sweepRooms = 16
-	sweepPage  = 200
+	maxScannedEntries = 20_000
+	// sweepRoomsPerCall and sweepPageSize bound what one script removes.
+	sweepRoomsPerCall = 16
+	sweepPageSize     = 200
 )
 
 // shardKey is a key of a shard's slot. A room is always in the same shard, so
 // nodes of all versions that share a Redis must agree on it.
-func (r *redisSpace) shardKey(shard int, name string) string {
+func (r *redisBackend) shardKey(shard int, name string) string {
 	return fmt.Sprintf("%s{p%02d}:%s", r.prefix, shard, name)
 }
 
-func (r *redisSpace) tagKeys(shard int, tag string) []string {
+func (r *redisBackend) tagKeys(shard int, tag string) []string {
 	return []string{r.shardKey(shard, "tags"), r.shardKey(shard, "rooms:"+tag)}
 }
 
-func (r *redisSpace) roomKeys(room message.Room) []string {
+func (r *redisBackend) roomKeys(room message.Room) []string {
 	shard := shardOf(room)
 	return []string{r.shardKey(shard, "who:"+string(room)), r.shardKey(shard, "count:"+string(room))}
 }
 
-func (r *redisSpace) present(ctx context.Context, rolls []*roll) {
-	calls := make([]*call, len(rolls))
-	order := make([][]message.Room, len(rolls)) // of the pairs of keys
-	for i, l := range rolls {
-		c := &call{script: presentScript, keys: r.tagKeys(l.shard, l.tag), args: []any{l.tag, l.low, l.revision}}
+func (r *redisBackend) applyPresence(ctx context.Context, batches []*presenceBatch) {
+	calls := make([]*call, len(batches))
+	order := make([][]message.Room, len(batches)) // of the pairs of keys
+	for i, l := range batches {
+		c := &call{script: applyPresenceScript, keys: r.tagKeys(l.shard, l.tag), args: []any{l.tag, l.minRevision, l.revision}}
 		pairs := make(map[message.Room]int, len(l.changes))
 		for _, ch := range l.changes {
 			if pairs[ch.room] == 0 {
@@ -55,38 +55,38 @@ func (r *redisSpace) present(ctx context.Context, rolls []*roll) {
 				pairs[ch.room] = len(order[i])
 				c.keys = append(c.keys, r.roomKeys(ch.room)...)
 			}
-			here := 0
-			if ch.here {
-				here = 1
+			present := 0
+			if ch.present {
+				present = 1
 			}
-			c.args = append(c.args, pairs[ch.room], string(ch.room), here, string(ch.session), ch.generation, ch.user)
+			c.args = append(c.args, pairs[ch.room], string(ch.room), present, string(ch.session), ch.generation, ch.user)
 		}
 		calls[i] = c
 	}
 	_ = r.run(ctx, opPresence, calls...) // each call has its own error
 	for i, c := range calls {
-		rolls[i].err = c.err
+		batches[i].err = c.err
 		answer, _ := c.value.([]any)
 		for _, v := range answer {
 			pair, _ := v.(int64)
 			switch {
 			case pair < 0:
-				rolls[i].lost = true
+				batches[i].lost = true
 			case pair >= 1 && int(pair) <= len(order[i]):
-				rolls[i].changed = append(rolls[i].changed, order[i][pair-1])
+				batches[i].changedRooms = append(batches[i].changedRooms, order[i][pair-1])
 			}
 		}
 	}
 }
 
-func (r *redisSpace) room(
+func (r *redisBackend) roomPresence(
 	ctx context.Context, room message.Room, alive map[string]bool, limit int,
 ) (message.Presence, error) {
-	c := &call{script: roomScript, keys: r.roomKeys(room), args: []any{limit, lookThrough}}
+	c := &call{script: roomPresenceScript, keys: r.roomKeys(room), args: []any{limit, maxScannedEntries}}
 	for node := range alive {
 		c.args = append(c.args, node)
 	}
-	if err := r.ask(ctx, c); err != nil {
+	if err := r.runBatched(ctx, c); err != nil {
 		return message.Presence{}, fmt.Errorf("read who is in a room: %w", err)
 	}
 	answer, _ := c.value.([]any)
@@ -97,7 +97,7 @@ func (r *redisSpace) room(
 		count, _ := answer[0].(int64)
 		return message.Presence{Count: int(count)}, nil
 	}
-	members := []message.Member{}
+	members := []message.PresenceEntry{}
 	all, _ := answer[1].([]any)
 	for i := 0; i+1 < len(all); i += 2 {
 		session, _ := all[i].(string)
@@ -105,22 +105,22 @@ func (r *redisSpace) room(
 		_, rest, _ := strings.Cut(value, " ")
 		tag, user, _ := strings.Cut(rest, " ")
 		if alive[nodeOf(tag)] {
-			members = append(members, message.Member{Session: message.SessionID(session), User: user})
+			members = append(members, message.PresenceEntry{Session: message.SessionID(session), User: user})
 		}
 	}
-	return listed(members, limit), nil
+	return presenceOf(members, limit), nil
 }
 
-// listed sorts members, and leaves only their number when they are too many.
-func listed(members []message.Member, limit int) message.Presence {
+// presenceOf sorts members, and leaves only their number when they are too many.
+func presenceOf(members []message.PresenceEntry, limit int) message.Presence {
 	if len(members) > limit {
 		return message.Presence{Count: len(members)}
 	}
-	slices.SortFunc(members, func(a, b message.Member) int { return cmp.Compare(a.Session, b.Session) })
-	return message.Presence{Count: len(members), Members: members}
+	slices.SortFunc(members, func(a, b message.PresenceEntry) int { return cmp.Compare(a.Session, b.Session) })
+	return message.Presence{Count: len(members), Entries: members}
 }
 
-func (r *redisSpace) tags(ctx context.Context) ([]map[string]int64, error) {
+func (r *redisBackend) tags(ctx context.Context) ([]map[string]int64, error) {
 	calls := make([]*call, shardCount)
 	for i := range calls {
 		calls[i] = &call{script: tagsScript, keys: []string{r.shardKey(i, "tags")}}
@@ -146,8 +146,8 @@ func (r *redisSpace) tags(ctx context.Context) ([]map[string]int64, error) {
 	return all, err
 }
 
-func (r *redisSpace) sweep(ctx context.Context, shard int, tag string) (left, gone bool, err error) {
-	c := &call{script: sweepScript, keys: r.tagKeys(shard, tag), args: []any{tag, sweepRooms}}
+func (r *redisBackend) sweep(ctx context.Context, shard int, tag string) (more, removed bool, err error) {
+	c := &call{script: sweepScript, keys: r.tagKeys(shard, tag), args: []any{tag, sweepRoomsPerCall}}
 	if err := r.run(ctx, opSweep, c); err != nil {
 		return true, false, fmt.Errorf("sweep after a node: %w", err)
 	}
@@ -156,7 +156,7 @@ func (r *redisSpace) sweep(ctx context.Context, shard int, tag string) (left, go
 		name, _ := v.(string)
 		keys := append(r.roomKeys(message.Room(name)), r.tagKeys(shard, tag)[1])
 		for cursor := "0"; ; {
-			c := &call{script: sweepRoomScript, keys: keys, args: []any{tag, name, cursor, sweepPage}}
+			c := &call{script: sweepRoomScript, keys: keys, args: []any{tag, name, cursor, sweepPageSize}}
 			if err := r.run(ctx, opSweep, c); err != nil {
 				return true, false, fmt.Errorf("sweep after a node: %w", err)
 			}
@@ -165,6 +165,6 @@ func (r *redisSpace) sweep(ctx context.Context, shard int, tag string) (left, go
 			}
 		}
 	}
-	removed, _ := c.value.(int64)
-	return len(rooms) > 0, removed == 1, nil
+	count, _ := c.value.(int64)
+	return len(rooms) > 0, count == 1, nil
 }

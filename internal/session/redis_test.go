@@ -17,13 +17,13 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// away fails the test unless a resume says, within the bound, that nobody
+// wantUnavailable fails the test unless a resume says, within the bound, that nobody
 // could be asked.
-func (p *peer) away(t *testing.T, secret string, bound time.Duration) {
+func (p *testNode) wantUnavailable(t *testing.T, secret string, bound time.Duration) {
 	t.Helper()
 	began := time.Now()
-	_, ok, err := p.Resume(within(t, patience), secret, "ada")
-	if ok || !errors.Is(err, message.ErrAway) {
+	_, ok, err := p.Resume(within(t, testTimeout), secret, "ada")
+	if ok || !errors.Is(err, message.ErrSharedStateUnavailable) {
 		t.Errorf("resume while Redis is away: %v, %v; want ErrAway", ok, err)
 	}
 	if took := time.Since(began); took > bound {
@@ -31,22 +31,22 @@ func (p *peer) away(t *testing.T, secret string, bound time.Duration) {
 	}
 }
 
-func TestRedisMayComeLaterThanTheNode(t *testing.T) {
+func TestANodeStartsWithoutRedis(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	server.Stop()
-	cfg, open := at(server.URL())(t)
-	p := &peer{logs: &logs{}}
+	cfg, open := redisAt(server.URL())(t)
+	p := &testNode{logs: &logs{}}
 	cfg.Node = "node-a"
 	n, err := open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.Node = n
-	t.Cleanup(func() { _ = n.Close(within(t, patience)) })
-	n.Start(Hooks{Notify: p.hear})
+	t.Cleanup(func() { _ = n.Close(within(t, testTimeout)) })
+	n.Start(Hooks{Notify: p.onEvent})
 	secret, s := n.New("ada") // a client connects all the same
-	if got := p.try(t, s, false); got != message.SaveFailed {
+	if got := p.trySave(t, s, false); got != message.SaveFailed {
 		t.Errorf("save: %v", saveResults[got])
 	}
 	if n.Up() {
@@ -54,9 +54,9 @@ func TestRedisMayComeLaterThanTheNode(t *testing.T) {
 	}
 	n.End(s)
 	server.Restart()
-	eventually(t, "a save to succeed", func() bool { return p.try(t, s, false) == message.SaveDone })
+	eventually(t, "a save to succeed", func() bool { return p.trySave(t, s, false) == message.SaveDone })
 	p.resume(t, secret, "ada")
-	p.waitNotice(t, "to listen", func(n message.Notice) bool { return n.Kind == message.NoticeMissed })
+	p.waitEvent(t, "to listen", func(n message.NodeEvent) bool { return n.Kind == message.EventMissed })
 	if !n.Up() {
 		t.Error("down")
 	}
@@ -64,12 +64,12 @@ func TestRedisMayComeLaterThanTheNode(t *testing.T) {
 
 // Redis dies, freezes, loses its network, or its data: clients connect as ever,
 // nobody waits, and sessions are kept again as soon as that is possible.
-func TestASessionThroughEveryTroubleOfRedis(t *testing.T) {
+func TestSessionsRecoverFromRedisFaults(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	proxy := testkit.NewProxy(t, server.Addr())
-	a, b := pair(t, at("redis://"+proxy.Addr()), nil)
-	for _, trouble := range []struct {
+	a, b := startPair(t, redisAt("redis://"+proxy.Addr()), nil)
+	for _, fault := range []struct {
 		name     string
 		do, undo func()
 		bound    time.Duration // the first one has to find out
@@ -80,16 +80,16 @@ func TestASessionThroughEveryTroubleOfRedis(t *testing.T) {
 		{"killed and empty", server.Kill, server.Restart, 2 * time.Second},
 	} {
 		secret, s := a.New("ada")
-		a.save(t, lobby(s))
+		a.save(t, withTwoRooms(s))
 		// Whether an attempt that got no answer took it over, nobody knows: so
 		// these try it with another one.
 		other, o := a.New("ada")
 		a.save(t, o)
-		trouble.do()
-		b.away(t, other, trouble.bound)
-		eventually(t, trouble.name+" to be noticed", func() bool { return !b.Up() })
-		if got := a.try(t, lobby(lobby(s)), false); got != message.SaveFailed {
-			t.Errorf("%s: save gave %v", trouble.name, saveResults[got])
+		fault.do()
+		b.wantUnavailable(t, other, fault.bound)
+		eventually(t, fault.name+" to be noticed", func() bool { return !b.Up() })
+		if got := a.trySave(t, withTwoRooms(withTwoRooms(s)), false); got != message.SaveFailed {
+			t.Errorf("%s: save gave %v", fault.name, saveResults[got])
 		}
 		// After that, hundreds who connect at the same time do not wait.
 		var all sync.WaitGroup
@@ -99,24 +99,24 @@ func TestASessionThroughEveryTroubleOfRedis(t *testing.T) {
 		}
 		all.Wait()
 		if took := time.Since(began); took > 3*time.Second {
-			t.Errorf("%s: 300 handshakes took %v", trouble.name, took)
+			t.Errorf("%s: 300 handshakes took %v", fault.name, took)
 		}
-		trouble.undo()
-		eventually(t, trouble.name+": sessions to be kept again", func() bool {
-			return a.try(t, lobby(lobby(s)), false) == message.SaveDone
+		fault.undo()
+		eventually(t, fault.name+": sessions to be kept again", func() bool {
+			return a.trySave(t, withTwoRooms(withTwoRooms(s)), false) == message.SaveDone
 		})
-		eventually(t, trouble.name+": sessions to come back", func() bool {
-			_, ok, _ := b.Resume(within(t, patience), secret, "ada")
+		eventually(t, fault.name+": sessions to come back", func() bool {
+			_, ok, _ := b.Resume(within(t, testTimeout), secret, "ada")
 			return ok
 		})
 		// Notices flow again, too, and both were told that some may be missing.
-		before := a.heard(func(n message.Notice) bool { return n.Kind == message.NoticeTaken })
-		eventually(t, trouble.name+": notices", func() bool {
-			b.tell("node-a", message.Notice{Kind: message.NoticeTaken})
-			return a.heard(func(n message.Notice) bool { return n.Kind == message.NoticeTaken }) > before
+		before := a.countEvents(func(n message.NodeEvent) bool { return n.Kind == message.EventTakeover })
+		eventually(t, fault.name+": notices", func() bool {
+			b.sendEvent("node-a", message.NodeEvent{Kind: message.EventTakeover})
+			return a.countEvents(func(n message.NodeEvent) bool { return n.Kind == message.EventTakeover }) > before
 		})
 	}
-	missed := a.heard(func(n message.Notice) bool { return n.Kind == message.NoticeMissed })
+	missed := a.countEvents(func(n message.NodeEvent) bool { return n.Kind == message.EventMissed })
 	if missed < 3 { // at the start, and when connections broke
 		t.Errorf("told %d times that notices may be missing, want 3 or more", missed)
 	}
@@ -129,16 +129,16 @@ func TestASessionThroughEveryTroubleOfRedis(t *testing.T) {
 func TestAnEmptiedRedis(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	a, b := pair(t, at(server.URL()), nil)
+	a, b := startPair(t, redisAt(server.URL()), nil)
 	secret, s := a.New("ada")
-	a.save(t, lobby(s))
+	a.save(t, withTwoRooms(s))
 	server.Do(t, "FLUSHALL")
 	server.Do(t, "SCRIPT", "FLUSH")
-	b.refuses(t, "emptied", secret, "ada")
-	if got := a.try(t, lobby(s), true); got != message.SaveMissing {
+	b.wantNoResume(t, "emptied", secret, "ada")
+	if got := a.trySave(t, withTwoRooms(s), true); got != message.SaveMissing {
 		t.Errorf("a touch: %v", saveResults[got])
 	}
-	a.save(t, lobby(s))
+	a.save(t, withTwoRooms(s))
 	if got := b.resume(t, secret, "ada"); len(got.Rooms) != 2 || got.Generation != 2 {
 		t.Errorf("came back as %+v", got)
 	}
@@ -147,12 +147,12 @@ func TestAnEmptiedRedis(t *testing.T) {
 func TestAFullRedis(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	a, b := pair(t, at(server.URL()), nil)
+	a, b := startPair(t, redisAt(server.URL()), nil)
 	secret, s := a.New("ada")
-	a.save(t, lobby(s))
+	a.save(t, withTwoRooms(s))
 	server.Do(t, "CONFIG", "SET", "maxmemory", "1")
 	for range 3 {
-		if got := a.try(t, lobby(lobby(s)), false); got != message.SaveFailed {
+		if got := a.trySave(t, withTwoRooms(withTwoRooms(s)), false); got != message.SaveFailed {
 			t.Errorf("save: %v", saveResults[got])
 		}
 	}
@@ -160,7 +160,7 @@ func TestAFullRedis(t *testing.T) {
 		t.Error("a Redis that refuses is not one that is away")
 	}
 	// Whoever comes back gets a fresh session.
-	if _, ok, err := b.Resume(within(t, patience), secret, "ada"); ok || err == nil || errors.Is(err, message.ErrAway) {
+	if _, ok, err := b.Resume(within(t, testTimeout), secret, "ada"); ok || err == nil || errors.Is(err, message.ErrSharedStateUnavailable) {
 		t.Errorf("resume: %v, %v", ok, err)
 	}
 	if got := a.logs.count("operation=save err=\"OOM"); got != 1 { // the heartbeat is refused, too
@@ -173,11 +173,11 @@ func TestAFullRedis(t *testing.T) {
 		t.Errorf("%v resumes counted", got)
 	}
 	// A goodbye frees memory, and a touch needs none.
-	if got := a.try(t, lobby(s), true); got != message.SaveDone {
+	if got := a.trySave(t, withTwoRooms(s), true); got != message.SaveDone {
 		t.Errorf("touch: %v", saveResults[got])
 	}
 	server.Do(t, "CONFIG", "SET", "maxmemory", "0")
-	a.save(t, lobby(lobby(s)))
+	a.save(t, withTwoRooms(withTwoRooms(s)))
 	b.resume(t, secret, "ada")
 	if got := a.logs.count("no longer refuses"); got != 1 {
 		t.Errorf("%d lines tell that it is over", got)
@@ -185,19 +185,19 @@ func TestAFullRedis(t *testing.T) {
 }
 
 // Who can read Redis, the log or what travels cannot become somebody.
-func TestASecretIsNowhereToBeRead(t *testing.T) {
+func TestASecretIsNeverStoredOrLogged(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	a, b := pair(t, at(server.URL()), nil)
+	a, b := startPair(t, redisAt(server.URL()), nil)
 	secret, s := a.New("ada")
 	_, rest, _ := strings.Cut(secret, ".")
-	a.save(t, lobby(s))
+	a.save(t, withTwoRooms(s))
 	taken := b.resume(t, secret, "ada")
-	b.Live(taken)
-	b.refuses(t, "another user", secret, "eve")
-	a.waitNotice(t, "of the takeover", func(n message.Notice) bool { return n.Kind == message.NoticeLive })
+	b.AnnounceLive(taken)
+	b.wantNoResume(t, "another user", secret, "eve")
+	a.waitEvent(t, "of the takeover", func(n message.NodeEvent) bool { return n.Kind == message.EventSessionLive })
 	server.Pause()
-	b.away(t, secret, 2*time.Second)
+	b.wantUnavailable(t, secret, 2*time.Second)
 	server.Resume()
 	for key := range strings.FieldsSeq(server.Do(t, "KEYS", "*")) {
 		if strings.Contains(key, rest) || strings.Contains(server.Do(t, "DUMP", key), rest) {
@@ -209,38 +209,38 @@ func TestASecretIsNowhereToBeRead(t *testing.T) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if got := fmt.Sprintf("%+v %+v", a.notices, taken); strings.Contains(got, rest) {
+	if got := fmt.Sprintf("%+v %+v", a.events, taken); strings.Contains(got, rest) {
 		t.Errorf("a notice has the secret: %s", got)
 	}
 }
 
 // What the documentation says a user needs is enough, and nothing more.
-func TestTheRightsThatAreNeeded(t *testing.T) {
+func TestTheDocumentedRedisCommandsSuffice(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	server.Do(t, append(strings.Fields("ACL SETUSER app on >hunter2 ~sy:* &sy:*"), aclRights...)...)
-	a, b := pair(t, at("redis://app:hunter2@"+server.Addr()), func(c *Config) { c.Prefix = "" })
+	server.Do(t, append(strings.Fields("ACL SETUSER app on >hunter2 ~sy:* &sy:*"), aclCommands...)...)
+	a, b := startPair(t, redisAt("redis://app:hunter2@"+server.Addr()), func(c *Config) { c.Prefix = "" })
 	secret, s := a.New("ada")
-	a.save(t, lobby(s))
+	a.save(t, withTwoRooms(s))
 	b.resume(t, secret, "ada")
-	a.waitNotice(t, "of the takeover", func(n message.Notice) bool { return n.Kind == message.NoticeTaken })
+	a.waitEvent(t, "of the takeover", func(n message.NodeEvent) bool { return n.Kind == message.EventTakeover })
 	if got := a.logs.String() + b.logs.String(); strings.Contains(got, "WARN") {
 		t.Errorf("something was refused:\n%s", got)
 	}
 	// Without them, it says so once and works on.
 	server.Do(t, "ACL", "SETUSER", "less", "on", ">hunter2", "~other:*", "&other:*", "+ping", "+evalsha", "+eval")
-	cfg, open := at("redis://less:hunter2@" + server.Addr())(t)
-	p := &peer{logs: &logs{}}
+	cfg, open := redisAt("redis://less:hunter2@" + server.Addr())(t)
+	p := &testNode{logs: &logs{}}
 	cfg.Node, cfg.Logger, cfg.Prefix = "node-c", loggerOf(p.logs), ""
 	n, err := open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.Close(within(t, patience))
+	defer n.Close(within(t, testTimeout))
 	p.Node = n
 	n.Start(Hooks{})
 	for range 3 {
-		if got := p.try(t, s, false); got != message.SaveFailed {
+		if got := p.trySave(t, s, false); got != message.SaveFailed {
 			t.Errorf("save: %v", saveResults[got])
 		}
 	}
@@ -254,22 +254,22 @@ func TestTheRightsThatAreNeeded(t *testing.T) {
 
 // A master that was replaced and could not be demoted answers pings for ever,
 // and brings nothing.
-func TestADeafConnectionIsMadeAnew(t *testing.T) {
+func TestAConnectionWithoutEchoIsReplaced(t *testing.T) {
 	t.Parallel()
-	old, young := testkit.StartRedis(t), testkit.StartRedis(t)
+	oldServer, newServer := testkit.StartRedis(t), testkit.StartRedis(t)
 	var master atomic.Pointer[testkit.RedisServer]
-	master.Store(old)
-	cfg, open := at(old.URL())(t)
+	master.Store(oldServer)
+	cfg, open := redisAt(oldServer.URL())(t)
 	cfg.Redis.Dialer = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return redis.NewDialer(&redis.Options{})(ctx, network, master.Load().Addr())
 	}
-	h := house(func(*testing.T) (Config, func(Config) (*Node, error)) { return cfg, open })
-	a, _ := pair(t, h, nil)
-	master.Store(young)
-	old.Do(t, "CLIENT", "KILL", "TYPE", "normal") // those that receive live on
+	h := backendFactory(func(*testing.T) (Config, func(Config) (*Node, error)) { return cfg, open })
+	a, _ := startPair(t, h, nil)
+	master.Store(newServer)
+	oldServer.Do(t, "CLIENT", "KILL", "TYPE", "normal") // those that receive live on
 	began := time.Now()
 	eventually(t, "the node to listen to the new one", func() bool {
-		return young.Do(t, "PUBSUB", "NUMSUB", cfg.Prefix+"/node/node-a") == cfg.Prefix+"/node/node-a 1"
+		return newServer.Do(t, "PUBSUB", "NUMSUB", cfg.Prefix+"/node/node-a") == cfg.Prefix+"/node/node-a 1"
 	})
 	t.Logf("found after %v", time.Since(began))
 	if got := a.logs.count("another server has taken its place"); got != 1 {

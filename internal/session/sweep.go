@@ -7,39 +7,39 @@ import (
 )
 
 const (
-	// deadAfter is how long a node must not have been seen alive before what it
+	// sweepAfter is how long a node must not have been seen alive before what it
 	// left behind is removed. Its members do not count long before.
-	deadAfter = 2 * nodeExpiry
+	sweepAfter = 2 * nodeExpiry
 	// sweepPause lies between two parts of it.
 	sweepPause = 20 * time.Millisecond
 )
 
-// A leftover is a tag that nobody uses any more, in one shard.
-type leftover struct {
+// A staleTag is a tag that nobody uses any more, in one shard.
+type staleTag struct {
 	shard int
 	tag   string
 }
 
-// findDead looks for leftovers among the tags of all shards, and gives those
+// findStaleTags looks for leftovers among the tags of all shards, and gives those
 // that are this node's to remove to sweepLoop: its own, and its share of those
 // of dead nodes.
-func (n *Node) findDead(all []map[string]int64) {
-	alive, known := n.fleet.alive()
+func (n *Node) findStaleTags(all []map[string]int64) {
+	alive, known := n.nodes.alive()
 	if !known {
 		return
 	}
 	alive[n.cfg.Node] = true
-	janitors := make([]string, 0, len(alive))
+	sweepers := make([]string, 0, len(alive))
 	for node := range alive {
-		janitors = append(janitors, node)
+		sweepers = append(sweepers, node)
 	}
-	slices.Sort(janitors)
+	slices.Sort(sweepers)
 	now := time.Now()
-	dead := make(map[leftover]time.Time)
-	var due []leftover
+	dead := make(map[staleTag]time.Time)
+	var due []staleTag
 	for shard, tags := range all {
 		for tag := range tags {
-			l := leftover{shard, tag}
+			l := staleTag{shard, tag}
 			if n.isOldTag(shard, tag) {
 				due = append(due, l)
 				continue
@@ -47,17 +47,17 @@ func (n *Node) findDead(all []map[string]int64) {
 			if alive[nodeOf(tag)] {
 				continue
 			}
-			since, seen := n.dead[l]
+			since, seen := n.deadSince[l]
 			if !seen {
 				since = now
 			}
 			dead[l] = since
-			if now.Sub(since) > deadAfter && janitors[shard%len(janitors)] == n.cfg.Node {
+			if now.Sub(since) > sweepAfter && sweepers[shard%len(sweepers)] == n.cfg.Node {
 				due = append(due, l)
 			}
 		}
 	}
-	n.dead = dead
+	n.deadSince = dead
 	if len(due) > 0 {
 		select {
 		case n.sweeps <- due:
@@ -68,7 +68,7 @@ func (n *Node) findDead(all []map[string]int64) {
 
 // isOldTag says whether this node has begun the shard anew since.
 func (n *Node) isOldTag(shard int, tag string) bool {
-	return nodeOf(tag) == n.cfg.Node && tagNumber(tag) < n.presence.shards[shard].number
+	return nodeOf(tag) == n.cfg.Node && tagNumber(tag) < n.presence.shards[shard].tagNumber
 }
 
 // sweepLoop removes leftovers, a little at a time.
@@ -85,16 +85,16 @@ func (n *Node) sweepLoop(ctx context.Context) {
 	}
 }
 
-func (n *Node) sweep(ctx context.Context, l leftover) {
+func (n *Node) sweep(ctx context.Context, l staleTag) {
 	for ctx.Err() == nil {
-		left, gone, err := n.space.sweep(ctx, l.shard, l.tag)
+		more, removed, err := n.backend.sweep(ctx, l.shard, l.tag)
 		if err != nil {
 			return // it is found again
 		}
-		if gone {
-			n.metrics.swept.Inc()
+		if removed {
+			n.metrics.sweeps.Inc()
 		}
-		if !left {
+		if !more {
 			return
 		}
 		select {

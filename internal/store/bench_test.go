@@ -20,7 +20,7 @@ import (
 // same machine and flushing each commit.
 var benchData = []byte(`"` + strings.Repeat("x", 126) + `"`)
 
-func benchLog(b *testing.B, dialect string) (l theLog) {
+func benchLog(b *testing.B, dialect string) (l logUnderTest) {
 	b.Helper()
 	url := "sqlite:" + filepath.Join(b.TempDir(), "bench.db")
 	if dialect == "postgres" {
@@ -108,10 +108,10 @@ func BenchmarkAppendPaced(b *testing.B) {
 		var walks sync.WaitGroup
 		walks.Go(func() {
 			r := p.retention()
-			r.rule.count = 50
+			r.policy.count = 50
 			for ctx.Err() == nil {
 				_, err := p.repair.Exec(ctx, `UPDATE retention SET begun = '-infinity'`)
-				if err := errors.Join(err, r.round(ctx)); err != nil && ctx.Err() == nil {
+				if err := errors.Join(err, r.runOnce(ctx)); err != nil && ctx.Err() == nil {
 					b.Error(err)
 				}
 			}
@@ -121,7 +121,7 @@ func BenchmarkAppendPaced(b *testing.B) {
 	})
 }
 
-func appendPaced(b *testing.B, l theLog, atEnd ...func()) {
+func appendPaced(b *testing.B, l logUnderTest, atEnd ...func()) {
 	b.Helper()
 	var mu sync.Mutex
 	took := make([]time.Duration, 0, b.N)
@@ -129,7 +129,7 @@ func appendPaced(b *testing.B, l theLog, atEnd ...func()) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, p := range pubs {
-			took = append(took, time.Since(p.Owner.(time.Time)))
+			took = append(took, time.Since(p.Opaque.(time.Time)))
 		}
 	})
 	b.ResetTimer()
@@ -140,7 +140,7 @@ func appendPaced(b *testing.B, l theLog, atEnd ...func()) {
 		due := int(time.Since(began).Seconds() * 15_000)
 		for ; sent < min(due, b.N); sent++ {
 			p := benchPublication(sent)
-			p.Owner = time.Now()
+			p.Opaque = time.Now()
 			l.Append(p)
 		}
 		<-tick.C

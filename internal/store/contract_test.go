@@ -11,11 +11,11 @@ import (
 )
 
 func TestRoomsAreNumberedWithoutHoles(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
 		const publishers, messages, rooms = 8, 60, 5
 		var nodes []*node
-		for range w.nodes {
-			nodes = append(nodes, w.node(func(c *Config) { c.Lanes = 3 }))
+		for range f.maxNodes {
+			nodes = append(nodes, f.startNode(func(c *Config) { c.AppendWorkers = 3 }))
 		}
 		var done sync.WaitGroup
 		for i := range publishers {
@@ -32,7 +32,7 @@ func TestRoomsAreNumberedWithoutHoles(t *testing.T) {
 		}
 		done.Wait()
 		for r := range rooms {
-			all := nodes[0].all(numbered("room", r))
+			all := nodes[0].readAll(numbered("room", r))
 			if len(all) != publishers*messages/rooms {
 				t.Errorf("room %d has %d messages", r, len(all))
 			}
@@ -54,11 +54,11 @@ func TestRoomsAreNumberedWithoutHoles(t *testing.T) {
 	})
 }
 
-func TestOneIDWinsWhoeverSendsItWhere(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
+func TestAnIDIsStoredOnceAcrossNodes(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
 		var nodes []*node
-		for range w.nodes {
-			nodes = append(nodes, w.node())
+		for range f.maxNodes {
+			nodes = append(nodes, f.startNode())
 		}
 		for i := range 50 {
 			id := numbered("id", i)
@@ -84,17 +84,17 @@ func TestOneIDWinsWhoeverSendsItWhere(t *testing.T) {
 				t.Errorf("%s was stored %d times, so say the answers", id, first)
 			}
 		}
-		if all := nodes[0].all("room"); len(all) != 50 {
+		if all := nodes[0].readAll("room"); len(all) != 50 {
 			t.Errorf("%d messages are stored, want 50", len(all))
 		}
 	})
 }
 
 func TestAnIDBelongsToItsUserAndRoom(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
-		first := n.stored("room", "id", `{"n":1}`)
-		if again := n.stored("room", "id", `{"n":1}`); !again.Duplicate || again.Seq != first.Seq || !again.At.Equal(first.At) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
+		first := n.mustPublish("room", "id", `{"n":1}`)
+		if again := n.mustPublish("room", "id", `{"n":1}`); !again.Duplicate || again.Seq != first.Seq || !again.At.Equal(first.At) {
 			t.Errorf("the resend got %+v, the first %+v", again, first)
 		}
 		if p := n.publish("room", "ann", "id", `{"n":2}`); !errors.Is(p.Err, message.ErrConflict) {
@@ -110,8 +110,8 @@ func TestAnIDBelongsToItsUserAndRoom(t *testing.T) {
 }
 
 func TestConflictInOneBatch(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.idle()
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.openNode()
 		a, b, c := n.append("room", "", "id", "1"), n.append("room", "", "id", "2"), n.append("room", "", "id", "1")
 		n.start()
 		if wait(t, a); a.Err != nil || a.Duplicate || a.Seq != 1 {
@@ -126,16 +126,16 @@ func TestConflictInOneBatch(t *testing.T) {
 	})
 }
 
-func TestAStrangersConflictDoesNotHarmAResend(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		before := w.node()
-		before.stored("room", "id", "mine")
+func TestAConflictInABatchDoesNotAffectAResend(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		before := f.startNode()
+		before.mustPublish("room", "id", "mine")
 		before.close()
-		n := w.idle()
-		stranger, resend := n.append("room", "ann", "id", "other"), n.append("room", "ann", "id", "mine")
+		n := f.openNode()
+		conflicting, resend := n.append("room", "ann", "id", "other"), n.append("room", "ann", "id", "mine")
 		n.start()
-		if wait(t, stranger); !errors.Is(stranger.Err, message.ErrConflict) {
-			t.Errorf("the stranger: %v", stranger.Err)
+		if wait(t, conflicting); !errors.Is(conflicting.Err, message.ErrConflict) {
+			t.Errorf("the stranger: %v", conflicting.Err)
 		}
 		if wait(t, resend); resend.Err != nil || !resend.Duplicate || resend.Seq != 1 {
 			t.Errorf("the resend: %+v", resend)
@@ -143,10 +143,10 @@ func TestAStrangersConflictDoesNotHarmAResend(t *testing.T) {
 	})
 }
 
-func TestOnePoisonedMessageAmong255InnocentOnes(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.idle()
-		w.poison()
+func TestAPoisonMessageIsRejectedAloneInItsBatch(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.openNode()
+		f.rejectPoison()
 		var pubs []*message.Publication
 		for i := range 256 {
 			data := numbered("data", i)
@@ -165,7 +165,7 @@ func TestOnePoisonedMessageAmong255InnocentOnes(t *testing.T) {
 				t.Errorf("%d: %v", i, p.Err)
 			}
 		}
-		all := n.all("room")
+		all := n.readAll("room")
 		if len(all) != 255 {
 			t.Fatalf("%d are stored, want 255", len(all))
 		}
@@ -183,15 +183,15 @@ func TestOnePoisonedMessageAmong255InnocentOnes(t *testing.T) {
 	})
 }
 
-func TestDataComeBackByteForByte(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
+func TestDataIsStoredByteForByte(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
 		for i, data := range []string{
 			`"\u0000"`, `123456789012345678901234567890.10e+2`, " {\t\"b\" :1,\r\n \"a\": 1 ,\"a\":2}\n", `"` + "\u2028é\U0001F600" + `"`,
 			`"\ud800"`, `""`, `null`, "", `"` + strings.Repeat("x", 200_000) + `"`,
 		} {
-			n.stored("room", numbered("id", i), data)
-			all := n.all("room")
+			n.mustPublish("room", numbered("id", i), data)
+			all := n.readAll("room")
 			if got := string(all[len(all)-1].Data); got != data {
 				t.Errorf("%.60q came back as %.60q", data, got)
 			}
@@ -200,29 +200,29 @@ func TestDataComeBackByteForByte(t *testing.T) {
 }
 
 func TestAnonymousUsersAreOneUser(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
 		n.publish("room", "", "id", "1")
 		if p := n.publish("room", "", "id", "1"); !p.Duplicate {
 			t.Errorf("%+v", p)
 		}
-		if m := n.all("room")[0]; m.From != "" || m.ID != "id" || m.Room != "room" || m.Epoch != n.epoch() {
+		if m := n.readAll("room")[0]; m.From != "" || m.ID != "id" || m.Room != "room" || m.Epoch != n.epoch() {
 			t.Errorf("%+v", m)
 		}
 	})
 }
 
-func TestHistoryInPages(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
+func TestHistoryIsReadInPages(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
 		for i := 1; i <= 10; i++ {
-			n.stored("room", numbered("id", i), strings.Repeat("x", 10))
+			n.mustPublish("room", numbered("id", i), strings.Repeat("x", 10))
 		}
-		n.stored("other", "id", "y")
+		n.mustPublish("other", "id", "y")
 		for _, c := range []struct {
-			ask  message.Range
-			want string
-			more bool
+			request message.Range
+			want    string
+			more    bool
 		}{
 			{message.Range{Limit: 3, MaxBytes: 1000}, "1 2 3", true},
 			{message.Range{After: 7, Limit: 3, MaxBytes: 1000}, "8 9 10", false},
@@ -240,8 +240,8 @@ func TestHistoryInPages(t *testing.T) {
 			{message.Range{Before: 9, Limit: 9, MaxBytes: 1}, "8", true},
 			{message.Range{After: 9, Limit: 9, MaxBytes: 1}, "10", false},
 		} {
-			c.ask.Room = "room"
-			page, err := n.Read(t.Context(), c.ask)
+			c.request.Room = "room"
+			page, err := n.Read(t.Context(), c.request)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -250,21 +250,21 @@ func TestHistoryInPages(t *testing.T) {
 				seqs = append(seqs, fmt.Sprint(m.Seq))
 			}
 			if got := strings.Join(seqs, " "); got != c.want || page.More != c.more {
-				t.Errorf("%+v: got %q more %v, want %q more %v", c.ask, got, page.More, c.want, c.more)
+				t.Errorf("%+v: got %q more %v, want %q more %v", c.request, got, page.More, c.want, c.more)
 			}
 			if page.Head != 10 || page.First != 1 || page.Epoch == "" {
-				t.Errorf("%+v: head %d first %d epoch %q", c.ask, page.Head, page.First, page.Epoch)
+				t.Errorf("%+v: head %d first %d epoch %q", c.request, page.Head, page.First, page.Epoch)
 			}
 		}
 	})
 }
 
 func TestHeadsAndUnknownRooms(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
-		n.stored("a", "1", "x")
-		n.stored("a", "2", "x")
-		n.stored("B", "1", "x")
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
+		n.mustPublish("a", "1", "x")
+		n.mustPublish("a", "2", "x")
+		n.mustPublish("B", "1", "x")
 		epoch, heads, err := n.Heads(t.Context(), []message.Room{"a", "nobody", "B", "a"})
 		if err != nil {
 			t.Fatal(err)
@@ -283,19 +283,19 @@ func TestHeadsAndUnknownRooms(t *testing.T) {
 	})
 }
 
-func TestTheFeedTellsWhatWasCommitted(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
-		n.stored("before", "1", "x")
+func TestTheFeedReportsCommits(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
+		n.mustPublish("before", "1", "x")
 		start, err := n.Commits(t.Context(), 0)
-		if err != nil || start.Next == 0 || len(start.Heads) != 0 || start.Lost {
+		if err != nil || start.Next == 0 || len(start.Heads) != 0 || start.Incomplete {
 			t.Fatalf("from now: %+v, %v", start, err)
 		}
-		n.stored("a", "1", "x")
-		n.stored("a", "2", "x")
-		n.stored("b", "1", "x")
+		n.mustPublish("a", "1", "x")
+		n.mustPublish("a", "2", "x")
+		n.mustPublish("b", "1", "x")
 		c, err := n.Commits(t.Context(), start.Next)
-		if err != nil || c.Lost {
+		if err != nil || c.Incomplete {
 			t.Fatalf("%+v, %v", c, err)
 		}
 		heads := map[message.Room]message.Seq{}
@@ -308,49 +308,49 @@ func TestTheFeedTellsWhatWasCommitted(t *testing.T) {
 		if heads["a"] != 2 || heads["b"] != 1 || heads["before"] != 0 {
 			t.Errorf("the feed tells %v", heads)
 		}
-		n.stored("a", "2", "x") // a duplicate commits nothing
+		n.mustPublish("a", "2", "x") // a duplicate commits nothing
 		c, err = n.Commits(t.Context(), c.Next)
-		if err != nil || len(c.Heads) != 0 || c.Lost {
+		if err != nil || len(c.Heads) != 0 || c.Incomplete {
 			t.Errorf("after all was told: %+v, %v", c, err)
 		}
-		if c, err = n.Commits(t.Context(), c.Next+1_000_000); err != nil || !c.Lost {
+		if c, err = n.Commits(t.Context(), c.Next+1_000_000); err != nil || !c.Incomplete {
 			t.Errorf("a cursor from another life: %+v, %v", c, err)
 		}
 	})
 }
 
-func TestThePrunedFeedSaysSo(t *testing.T) {
+func TestAPrunedFeedReportsLostCursors(t *testing.T) {
 	old := map[bool]string{
 		true:  `UPDATE commits SET at = at - interval '11 min'; UPDATE message_ids SET at = at - interval '11 min'`,
 		false: `UPDATE commits SET at = at - 660e6; UPDATE message_ids SET at = at - 660e6`,
 	}
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
 		start, err := n.Commits(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.stored("room", "old", "x")
-		w.exec(old[w.pg != nil])
-		n.stored("room", "young", "x")
+		n.mustPublish("room", "old", "x")
+		f.exec(old[f.pg != nil])
+		n.mustPublish("room", "young", "x")
 		middle, err := n.Commits(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.stored("room", "youngest", "x")
+		n.mustPublish("room", "youngest", "x")
 		if err := n.prune(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if c, err := n.Commits(t.Context(), start.Next); err != nil || !c.Lost {
+		if c, err := n.Commits(t.Context(), start.Next); err != nil || !c.Incomplete {
 			t.Errorf("from before the pruned commit: %+v, %v", c, err)
 		}
-		if c, err := n.Commits(t.Context(), middle.Next); err != nil || c.Lost || len(c.Heads) != 1 || c.Heads[0].Seq != 3 {
+		if c, err := n.Commits(t.Context(), middle.Next); err != nil || c.Incomplete || len(c.Heads) != 1 || c.Heads[0].Seq != 3 {
 			t.Errorf("from after the pruned commit: %+v, %v", c, err)
 		}
-		if p := n.stored("room", "young", "x"); !p.Duplicate {
+		if p := n.mustPublish("room", "young", "x"); !p.Duplicate {
 			t.Error("an id was forgotten within its window")
 		}
-		if p := n.stored("room", "old", "x"); p.Duplicate || p.Seq != 4 {
+		if p := n.mustPublish("room", "old", "x"); p.Duplicate || p.Seq != 4 {
 			t.Errorf("an id was kept beyond its window: %+v", p)
 		}
 	})

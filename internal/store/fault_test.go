@@ -9,19 +9,19 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// loser puts a proxy before the database. What it returns has the answer to
+// interceptCommits puts a proxy before the database. What it returns has the answer to
 // the COMMIT of the next publication in room lost: the server has done it, the
 // node does not hear of it.
-func (w *world) loser() (lose func(room string) <-chan struct{}) {
-	w.t.Helper()
-	host := fmt.Sprintf("127.0.0.1:%d", w.pg.Port())
-	proxy := testkit.NewProxy(w.t, host)
-	w.url = strings.Replace(w.url, host, proxy.Addr(), 1)
-	return func(room string) <-chan struct{} { return proxy.LoseAnswer(room, "COMMIT\x00", false) }
+func (f *fixture) interceptCommits() (lose func(room string) <-chan struct{}) {
+	f.t.Helper()
+	host := fmt.Sprintf("127.0.0.1:%d", f.pg.Port())
+	proxy := testkit.NewProxy(f.t, host)
+	f.url = strings.Replace(f.url, host, proxy.Addr(), 1)
+	return func(room string) <-chan struct{} { return proxy.DropResponse(room, "COMMIT\x00", false) }
 }
 
-// happened fails a test whose fault was none.
-func happened(t *testing.T, fault <-chan struct{}) {
+// requireFault fails a test whose fault was none.
+func requireFault(t *testing.T, fault <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-fault:

@@ -15,26 +15,28 @@ import (
 	"switchyard/internal/message"
 )
 
-// A refusal is an error of one line for the operator: which setting, what is
+// A operatorError is an error of one line for the operator: which setting, what is
 // wrong, what to do.
-type refusal struct{ text string }
+type operatorError struct{ text string }
 
-func (r *refusal) Error() string { return r.text }
+func (r *operatorError) Error() string { return r.text }
 
-// identity is what a new connection learns of the server at its other end.
-type identity struct {
-	base     string // system identifier, database oid and timeline
-	timeline string
-	tables   string // oid of messages: another one after a dump was restored
-	wal      int64
+// serverIdentity is what a new connection learns of the server at its other end.
+type serverIdentity struct {
+	databaseID string // system identifier, database oid and timeline
+	timeline   string
+	tables     string // oid of messages: another one after a dump was restored
+	wal        int64
 }
 
-func (id identity) fingerprint() string { return id.base + "/" + id.timeline + "/" + id.tables }
+func (id serverIdentity) fingerprint() string {
+	return id.databaseID + "/" + id.timeline + "/" + id.tables
+}
 
 // The functions of the WAL fail on a replica, so they are not asked there. The
 // timeline is the first 8 hex digits of the current WAL file's name: the one in
 // the control file is as old as the last checkpoint.
-const sqlIdentity = `
+const sqlServerIdentity = `
 SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'),
        current_setting('synchronous_commit'),
        CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) ELSE '' END,
@@ -43,26 +45,26 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page
        (SELECT oid::text FROM pg_database WHERE datname = current_database()),
        coalesce(to_regclass('messages')::oid::text, '')`
 
-// vet is run on every new connection of every pool: the server may be another
+// verify is run on every new connection of every pool: the server may be another
 // one than a second ago. It refuses servers that forget, and gives the log a
 // new epoch where it is not the one it was.
-func (p *Postgres) vet(ctx context.Context, conn *pgx.Conn) error {
+func (p *Postgres) verify(ctx context.Context, conn *pgx.Conn) error {
 	_, err := p.identify(ctx, conn)
 	return err
 }
 
 // identify is vet, and tells what it learned.
-func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (identity, error) {
+func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity, error) {
 	// Read before the query, since another connection may raise it meanwhile.
 	seen := p.wal.Load()
-	var id identity
+	var id serverIdentity
 	var replica bool
 	var fsync, pages, commit string
-	err := conn.QueryRow(ctx, sqlIdentity).Scan(&replica, &fsync, &pages, &commit, &id.timeline, &id.wal, &id.base, &id.tables)
+	err := conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &pages, &commit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
 	if err != nil {
 		return id, fmt.Errorf("identify the database: %w", err)
 	}
-	if err := refuse(replica, fsync, pages, commit); err != nil {
+	if err := checkServerSettings(replica, fsync, pages, commit); err != nil {
 		return id, err
 	}
 	if err := checkSchema(ctx, conn); err != nil {
@@ -80,30 +82,30 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (identity, erro
 	if err := p.matchEpoch(ctx, conn, id, lost); err != nil {
 		return id, err
 	}
-	p.sawWAL(id.wal)
+	p.recordWAL(id.wal)
 	return id, nil
 }
 
-// refuse returns what speaks against a server. A new connection asks again,
+// checkServerSettings returns what speaks against a server. A new connection asks again,
 // since all three settings can be changed without a restart.
-func refuse(replica bool, fsync, pages, commit string) error {
+func checkServerSettings(replica bool, fsync, pages, commit string) error {
 	const forgets = "the server of DATABASE_URL has %s = off and would lose acked messages in a crash: " +
 		"set %[1]s = on in postgresql.conf"
 	switch {
 	case replica:
-		return &refusal{"the server of DATABASE_URL is a read-only replica: name the primary, or add target_session_attrs=read-write"}
+		return &operatorError{"the server of DATABASE_URL is a read-only replica: name the primary, or add target_session_attrs=read-write"}
 	case fsync == "off":
-		return &refusal{fmt.Sprintf(forgets, "fsync")}
+		return &operatorError{fmt.Sprintf(forgets, "fsync")}
 	case pages == "off":
-		return &refusal{fmt.Sprintf(forgets, "full_page_writes")}
+		return &operatorError{fmt.Sprintf(forgets, "full_page_writes")}
 	case commit == "off":
-		return &refusal{fmt.Sprintf(forgets, "synchronous_commit")}
+		return &operatorError{fmt.Sprintf(forgets, "synchronous_commit")}
 	}
 	return nil
 }
 
 // matchEpoch begins a new epoch unless the database is the one it was.
-func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id identity, lost bool) error {
+func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, lost bool) error {
 	var stored string
 	if err := conn.QueryRow(ctx, `SELECT fingerprint FROM meta`).Scan(&stored); err != nil {
 		return fmt.Errorf("read the epoch: %w", err)
@@ -120,7 +122,7 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id identity, 
 		switch {
 		case stored == id.fingerprint() && !lost: // another connection was faster
 			return nil
-		case p.cfg.TrustFailover && !lost && epoch != "" && onlyTimeline(stored, id):
+		case p.cfg.TrustFailover && !lost && epoch != "" && differsOnlyInTimeline(stored, id):
 			p.cfg.Logger.Warn("the database has failed over; the epoch stays, as TrustFailover vouches for it", "fingerprint", id.fingerprint())
 		default:
 			level := slog.LevelWarn
@@ -145,14 +147,14 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id identity, 
 	})
 }
 
-// onlyTimeline says whether the fingerprints differ in the timeline alone.
-func onlyTimeline(stored string, id identity) bool {
+// differsOnlyInTimeline says whether the fingerprints differ in the timeline alone.
+func differsOnlyInTimeline(stored string, id serverIdentity) bool {
 	parts := strings.Split(stored, "/")
-	return len(parts) == 4 && parts[0]+"/"+parts[1] == id.base && parts[3] == id.tables
+	return len(parts) == 4 && parts[0]+"/"+parts[1] == id.databaseID && parts[3] == id.tables
 }
 
-// sawWAL raises the highest WAL position seen.
-func (p *Postgres) sawWAL(position int64) {
+// recordWAL raises the highest WAL position seen.
+func (p *Postgres) recordWAL(position int64) {
 	for {
 		seen := p.wal.Load()
 		if position <= seen || p.wal.CompareAndSwap(seen, position) {

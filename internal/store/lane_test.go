@@ -16,22 +16,22 @@ import (
 )
 
 var (
-	errGuilty = errors.New("guilty")
-	errLost   = errors.New("connection lost")
+	errData           = errors.New("guilty")
+	errConnectionLost = errors.New("connection lost")
 )
 
-// aWriter answers in memory; fate decides about each batch, and how long it takes.
-type aWriter struct {
-	fate    func(ctx context.Context, batch []*entry) error
-	batches [][]*entry
+// fakeWriter answers in memory; fate decides about each batch, and how long it takes.
+type fakeWriter struct {
+	respond func(ctx context.Context, batch []*queuedPublication) error
+	batches [][]*queuedPublication
 	head    message.Seq
 	closed  bool
 }
 
-func (w *aWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+func (w *fakeWriter) commit(ctx context.Context, batch []*queuedPublication) (message.Epoch, []result, error) {
 	w.batches = append(w.batches, batch)
-	if w.fate != nil {
-		if err := w.fate(ctx, batch); err != nil {
+	if w.respond != nil {
+		if err := w.respond(ctx, batch); err != nil {
 			return "", nil, err
 		}
 	}
@@ -43,11 +43,11 @@ func (w *aWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []
 	return "epoch", results, nil
 }
 
-func (w *aWriter) commitIf(ctx context.Context, batch []*entry, agree func([]result) error) (message.Epoch, []result, error) {
+func (w *fakeWriter) commitIf(ctx context.Context, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	head := w.head
 	epoch, results, err := w.commit(ctx, batch)
 	if err == nil {
-		err = agree(results)
+		err = precommit(results)
 	}
 	if err != nil {
 		w.head = head
@@ -56,45 +56,45 @@ func (w *aWriter) commitIf(ctx context.Context, batch []*entry, agree func([]res
 	return epoch, results, nil
 }
 
-func (w *aWriter) ping(ctx context.Context) error {
-	if w.fate == nil {
+func (w *fakeWriter) ping(ctx context.Context) error {
+	if w.respond == nil {
 		return nil
 	}
-	return w.fate(ctx, nil)
+	return w.respond(ctx, nil)
 }
 
-func (w *aWriter) guilty(err error) bool { return errors.Is(err, errGuilty) }
-func (w *aWriter) close()                { w.closed = true }
+func (w *fakeWriter) isDataError(err error) bool { return errors.Is(err, errData) }
+func (w *fakeWriter) close()                     { w.closed = true }
 
-// oneLane returns a committer of one lane over w. It is not started.
-func oneLane(w *aWriter, change ...func(*Config)) (*committer, *metrics) {
-	return committerOver(w, &aWriter{}, change...)
+// committerWithWriter returns a committer of one lane over w. It is not started.
+func committerWithWriter(w *fakeWriter, change ...func(*Config)) (*committer, *metrics) {
+	return newTestCommitter(w, &fakeWriter{}, change...)
 }
 
-// oneUnit returns a committer whose batches are written by w. It is not started.
-func oneUnit(w *aWriter, change ...func(*Config)) (*committer, *metrics) {
-	return committerOver(&aWriter{}, w, change...)
+// committerWithAtomicWriter returns a committer whose batches are written by w. It is not started.
+func committerWithAtomicWriter(w *fakeWriter, change ...func(*Config)) (*committer, *metrics) {
+	return newTestCommitter(&fakeWriter{}, w, change...)
 }
 
-func committerOver(w *aWriter, whole *aWriter, change ...func(*Config)) (*committer, *metrics) {
+func newTestCommitter(w *fakeWriter, batchWriter *fakeWriter, change ...func(*Config)) (*committer, *metrics) {
 	var c Config
 	for _, f := range change {
 		f(&c)
 	}
 	m := newMetrics(prometheus.NewRegistry())
-	return newCommitter(c.withDefaults(), m, []writer{w}, whole), m
+	return newCommitter(c.withDefaults(), m, []writer{w}, batchWriter), m
 }
 
 func publication(room, id, data string) *message.Publication {
 	return &message.Publication{Draft: message.Draft{Room: message.Room(room), ID: id, Data: []byte(data)}}
 }
 
-func TestWhatWaitsFormsTheNextBatch(t *testing.T) {
+func TestPendingPublicationsFormTheNextBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &aWriter{fate: func(context.Context, []*entry) error { time.Sleep(time.Millisecond); return nil }}
-		k, _ := oneLane(w)
-		settled := 0
-		k.Start(func(pubs []*message.Publication) { settled += len(pubs) })
+		w := &fakeWriter{respond: func(context.Context, []*queuedPublication) error { time.Sleep(time.Millisecond); return nil }}
+		k, _ := committerWithWriter(w)
+		completed := 0
+		k.Start(func(pubs []*message.Publication) { completed += len(pubs) })
 		k.Append(publication("room", "first", "x"))
 		synctest.Wait() // its commit is under way
 		for i := range 300 {
@@ -116,8 +116,8 @@ func TestWhatWaitsFormsTheNextBatch(t *testing.T) {
 		if want := []int{1, 256, 45, 1, 1}; !slices.Equal(sizes, want) {
 			t.Errorf("batches of %v, want %v", sizes, want)
 		}
-		if settled != 304 {
-			t.Errorf("%d were settled", settled)
+		if completed != 304 {
+			t.Errorf("%d were settled", completed)
 		}
 		if !w.closed {
 			t.Error("the connection was left open")
@@ -125,17 +125,17 @@ func TestWhatWaitsFormsTheNextBatch(t *testing.T) {
 	})
 }
 
-func TestHalvesFindTheGuilty(t *testing.T) {
+func TestSplittingABatchFindsTheRejectedMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &aWriter{fate: func(_ context.Context, batch []*entry) error {
+		w := &fakeWriter{respond: func(_ context.Context, batch []*queuedPublication) error {
 			for _, e := range batch {
 				if string(e.pub.Data) == "bad" {
-					return errGuilty
+					return errData
 				}
 			}
 			return nil
 		}}
-		k, m := oneLane(w)
+		k, m := committerWithWriter(w)
 		var pubs []*message.Publication
 		for i := range 256 {
 			data := "good"
@@ -176,11 +176,11 @@ func TestHalvesFindTheGuilty(t *testing.T) {
 	})
 }
 
-func TestEachIsAnsweredInItsOwnTime(t *testing.T) {
+func TestEachPublicationTimesOutOnItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// The database swallows everything and never answers.
-		w := &aWriter{fate: func(ctx context.Context, _ []*entry) error { <-ctx.Done(); return ctx.Err() }}
-		k, m := oneLane(w)
+		w := &fakeWriter{respond: func(ctx context.Context, _ []*queuedPublication) error { <-ctx.Done(); return ctx.Err() }}
+		k, m := committerWithWriter(w)
 		took := map[string]time.Duration{}
 		began := map[string]time.Time{}
 		k.Start(func(pubs []*message.Publication) {
@@ -224,24 +224,24 @@ func TestEachIsAnsweredInItsOwnTime(t *testing.T) {
 
 // A batch is halved for a guilty one while the database goes away: what is left
 // of the first half must not be overtaken by the second.
-func TestHalvesKeepTheOrderThroughAnOutage(t *testing.T) {
+func TestASplitBatchKeepsItsOrderThroughAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		w := &aWriter{fate: func(_ context.Context, batch []*entry) error {
+		w := &fakeWriter{respond: func(_ context.Context, batch []*queuedPublication) error {
 			has := func(id string) bool {
-				return slices.ContainsFunc(batch, func(e *entry) bool { return e.pub.ID == id })
+				return slices.ContainsFunc(batch, func(e *queuedPublication) bool { return e.pub.ID == id })
 			}
 			switch {
 			case has("plug"):
 				time.Sleep(2 * time.Second) // the others gather meanwhile
 			case len(batch) == 4:
-				return errGuilty
+				return errData
 			case (has("a") || has("b")) && time.Since(began) < 5500*time.Millisecond:
-				return errLost
+				return errConnectionLost
 			}
 			return nil
 		}}
-		k, _ := oneLane(w)
+		k, _ := committerWithWriter(w)
 		seqs := map[string]message.Seq{}
 		k.Start(func(pubs []*message.Publication) {
 			for _, p := range pubs {
@@ -268,10 +268,10 @@ func TestHalvesKeepTheOrderThroughAnOutage(t *testing.T) {
 
 // Under a steady stream some entry runs out of time each millisecond. The
 // attempts must all the same be long enough for a database that has come back.
-func TestRecoveryUnderAStream(t *testing.T) {
+func TestRecoveryUnderASteadyStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		back := time.Now().Add(20 * time.Second)
-		w := &aWriter{fate: func(ctx context.Context, _ []*entry) error {
+		w := &fakeWriter{respond: func(ctx context.Context, _ []*queuedPublication) error {
 			answer := 30 * time.Millisecond // to connect and commit
 			if time.Now().Before(back) {
 				answer = time.Hour
@@ -283,7 +283,7 @@ func TestRecoveryUnderAStream(t *testing.T) {
 				return ctx.Err()
 			}
 		}}
-		k, _ := oneLane(w)
+		k, _ := committerWithWriter(w)
 		var stored time.Time
 		k.Start(func(pubs []*message.Publication) {
 			if pubs[len(pubs)-1].Err == nil && stored.IsZero() {

@@ -16,7 +16,7 @@ const (
 	reasonConflict = "conflict" // the id was used with other data
 	reasonClosed   = "closed"   // appended after Close
 	reasonInvalid  = "invalid"  // a batch beyond its bounds
-	reasonHeld     = "held"     // another transaction holds the room's row
+	reasonLocked   = "held"     // another transaction holds the room's row
 )
 
 // metrics are the log's own. reg adds those whose number depends on Config.
@@ -52,7 +52,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Messages that this node removed because retention keeps them no longer.",
 		}),
 	}
-	for _, reason := range []string{reasonPending, reasonTimeout, reasonRejected, reasonConflict, reasonClosed, reasonInvalid, reasonHeld} {
+	for _, reason := range []string{reasonPending, reasonTimeout, reasonRejected, reasonConflict, reasonClosed, reasonInvalid, reasonLocked} {
 		m.failed.WithLabelValues(reason)
 	}
 	return m

@@ -65,8 +65,8 @@ func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect, folder stri
 	return nil
 }
 
-// latest returns the version that the embedded migrations of a dialect end in.
-func latest(folder string) int64 {
+// latestVersion returns the version that the embedded migrations of a dialect end in.
+func latestVersion(folder string) int64 {
 	var newest int64
 	files, _ := fs.Glob(migrations.FS, folder+"/*.sql")
 	for _, file := range files {
@@ -114,22 +114,22 @@ func Pending(ctx context.Context, url string) ([]PendingMigration, error) {
 		return nil, openError(err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // it has only read
-	has := int64(0)
-	var there bool
-	if err := conn.QueryRow(ctx, `SELECT to_regclass('goose_db_version') IS NOT NULL`).Scan(&there); err != nil {
+	current := int64(0)
+	var exists bool
+	if err := conn.QueryRow(ctx, `SELECT to_regclass('goose_db_version') IS NOT NULL`).Scan(&exists); err != nil {
 		return nil, fmt.Errorf("read the schema's version: %w", err)
 	}
-	if there {
-		err := conn.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&has)
+	if exists {
+		err := conn.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&current)
 		if err != nil {
 			return nil, fmt.Errorf("read the schema's version: %w", err)
 		}
 	}
-	return pendingAfter(has)
+	return pendingAfter(current)
 }
 
 // pendingAfter are this binary's migrations above a version, in order.
-func pendingAfter(has int64) ([]PendingMigration, error) {
+func pendingAfter(current int64) ([]PendingMigration, error) {
 	files, err := fs.Glob(migrations.FS, "postgres/*.sql")
 	if err != nil {
 		return nil, fmt.Errorf("read the migrations: %w", err)
@@ -137,7 +137,7 @@ func pendingAfter(has int64) ([]PendingMigration, error) {
 	pending := []PendingMigration{}
 	for _, file := range files {
 		version, err := goose.NumericComponent(file)
-		if err != nil || version <= has {
+		if err != nil || version <= current {
 			continue
 		}
 		text, err := fs.ReadFile(migrations.FS, file)

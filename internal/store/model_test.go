@@ -12,13 +12,13 @@ import (
 // A model is the log as its promises describe it, in memory.
 type model struct {
 	rooms map[message.Room][]message.Draft
-	ids   map[key]message.Seq
+	ids   map[idKey]message.Seq
 }
 
 // append returns what the log must answer: the seq, whether it is a duplicate,
 // or a conflict.
 func (m *model) append(d message.Draft) (seq message.Seq, duplicate, conflict bool) {
-	k := key{string(d.Room), d.From, d.ID}
+	k := idKey{string(d.Room), d.From, d.ID}
 	if seq := m.ids[k]; seq > 0 {
 		same := string(m.rooms[d.Room][seq-1].Data) == string(d.Data)
 		return seq, same, !same
@@ -30,15 +30,15 @@ func (m *model) append(d message.Draft) (seq message.Seq, duplicate, conflict bo
 
 // Few rooms, users, ids and data meet each other in every way that batches
 // allow, and the log must answer as the model does.
-func TestTheLogAnswersLikeItsModel(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
+func TestTheLogBehavesLikeItsModel(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		r := rand.New(rand.NewPCG(seed, 0))
-		m := &model{rooms: map[message.Room][]message.Draft{}, ids: map[key]message.Seq{}}
+		m := &model{rooms: map[message.Room][]message.Draft{}, ids: map[idKey]message.Seq{}}
 		var nodes []*node
-		for range w.nodes {
-			nodes = append(nodes, w.node(func(c *Config) { c.Lanes = 2 }))
+		for range f.maxNodes {
+			nodes = append(nodes, f.startNode(func(c *Config) { c.AppendWorkers = 2 }))
 		}
 		for range 40 {
 			// One node a round: the order between nodes is nobody's promise.
@@ -60,7 +60,7 @@ func TestTheLogAnswersLikeItsModel(t *testing.T) {
 			}
 		}
 		for room, drafts := range m.rooms {
-			all := nodes[0].all(string(room))
+			all := nodes[0].readAll(string(room))
 			if len(all) != len(drafts) {
 				t.Fatalf("%s has %d messages, want %d", room, len(all), len(drafts))
 			}
@@ -75,12 +75,12 @@ func TestTheLogAnswersLikeItsModel(t *testing.T) {
 
 // Each message has a room of its own here, so no later one makes up for a
 // commit that the feed skipped.
-func TestAReaderOfTheFeedHearsOfEveryCommit(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
+func TestTheFeedReportsEveryCommit(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
 		const each = 400
 		var nodes []*node
-		for range w.nodes {
-			nodes = append(nodes, w.node(func(c *Config) { c.Lanes, c.MaxConns = 4, 12 }))
+		for range f.maxNodes {
+			nodes = append(nodes, f.startNode(func(c *Config) { c.AppendWorkers, c.MaxConns = 4, 12 }))
 		}
 		start, err := nodes[0].Commits(t.Context(), 0)
 		if err != nil {
@@ -91,21 +91,21 @@ func TestAReaderOfTheFeedHearsOfEveryCommit(t *testing.T) {
 				n.append(numbered(numbered("room", i), j), "", "id", "x")
 			}
 		}
-		heard, cursor := map[message.Room]bool{}, start.Next
+		reported, cursor := map[message.Room]bool{}, start.Next
 		eventually(t, "the feed tells all", func() error {
 			c, err := nodes[len(nodes)-1].Commits(t.Context(), cursor)
 			if err != nil {
 				return err
 			}
-			if c.Next < cursor || c.Lost || c.Epoch != start.Epoch {
+			if c.Next < cursor || c.Incomplete || c.Epoch != start.Epoch {
 				t.Fatalf("from %d: %+v", cursor, c)
 			}
 			cursor = c.Next
 			for _, h := range c.Heads {
-				heard[h.Room] = true
+				reported[h.Room] = true
 			}
-			if len(heard) < each*len(nodes) {
-				return fmt.Errorf("%d of %d rooms", len(heard), each*len(nodes))
+			if len(reported) < each*len(nodes) {
+				return fmt.Errorf("%d of %d rooms", len(reported), each*len(nodes))
 			}
 			return nil
 		})
@@ -114,21 +114,21 @@ func TestAReaderOfTheFeedHearsOfEveryCommit(t *testing.T) {
 
 // A page that mixed two moments would show a head below its own messages, or a
 // hole before it.
-func TestAPageIsOneMoment(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
-		over := make(chan struct{})
+func TestAPageIsASnapshot(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
+		published := make(chan struct{})
 		go func() {
-			defer close(over)
+			defer close(published)
 			var p *message.Publication
 			for i := range 2000 {
 				p = n.append("room", "", numbered("id", i), "x")
 			}
-			<-p.Owner.(chan struct{}) // settled within the log's own bound
+			<-p.Opaque.(chan struct{}) // settled within the log's own bound
 		}()
 		for done := false; !done; {
 			select {
-			case <-over:
+			case <-published:
 				done = true // and one page more
 			default:
 			}

@@ -47,11 +47,11 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	if err != nil {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
-	guard(pool.ConnConfig, lockTimeout(c.AppendTimeout))
+	setSessionParams(pool.ConnConfig, lockTimeout(c.AppendTimeout))
 	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig}
 	// The writer goes first: it makes the checks that every connection makes,
 	// and its error is not hidden behind a pool.
-	writers := make([]writer, c.Lanes)
+	writers := make([]writer, c.AppendWorkers)
 	for i := range writers {
 		w := &pgWriter{p: p}
 		if err := w.connect(ctx); err != nil {
@@ -74,19 +74,19 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 }
 
 // urlError says what is wrong with a URL without showing it, as pgx's error
-// would: it may hold a password. What is wrong with its TLS options holds none.
-func urlError(err error, like string) error {
+// would: it may hold a password. What is wrong with its TLSConfig options holds none.
+func urlError(err error, example string) error {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) && strings.Contains(err.Error(), ": failed to configure TLS (") {
 		return fmt.Errorf("DATABASE_URL: its sslmode, sslrootcert, sslcert or sslkey can't be used: %w", errors.Unwrap(parse))
 	}
-	return errors.New("DATABASE_URL is not understood: it looks like " + like)
+	return errors.New("DATABASE_URL is not understood: it looks like " + example)
 }
 
 // openError keeps what this package says, and puts what the driver says on one
 // line.
 func openError(err error) error {
-	var refused *refusal
+	var refused *operatorError
 	if errors.As(err, &refused) {
 		return refused
 	}
@@ -96,10 +96,10 @@ func openError(err error) error {
 // connectTimeout bounds the making of one connection.
 const connectTimeout = 2 * time.Second
 
-// guard bounds what a connection may wait for, and takes from the planner
+// setSessionParams bounds what a connection may wait for, and takes from the planner
 // every choice that hangs on statistics: right after the migration tables are
 // empty, and a plan made then must still do with millions of rows.
-func guard(c *pgx.ConnConfig, lockTimeout time.Duration) {
+func setSessionParams(c *pgx.ConnConfig, lockTimeout time.Duration) {
 	for name, value := range map[string]string{
 		"application_name":                    "switchyard",
 		"default_transaction_isolation":       "read committed",
@@ -131,8 +131,8 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 	pool.MaxConnLifetimeJitter = p.cfg.ConnLifetime / 10
 	pool.MaxConnIdleTime = 5 * time.Minute
 	pool.MinConns = 0
-	pool.AfterConnect = p.vet
-	writers := p.cfg.Lanes + 1 // one for batches, open from the first of them on
+	pool.AfterConnect = p.verify
+	writers := p.cfg.AppendWorkers + 1 // one for batches, open from the first of them on
 	rest := p.cfg.MaxConns - writers
 	repair := min(8, max(1, rest/3))
 	for _, part := range []struct {
@@ -140,10 +140,10 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 		pool **pgxpool.Pool
 		size int
 	}{{"repair", &p.repair, repair}, {"read", &p.reads, rest - repair}} {
-		own := pool.Copy()
-		own.MaxConns = int32(part.size)
+		poolConfig := pool.Copy()
+		poolConfig.MaxConns = int32(part.size)
 		// With its own context: the pool lives longer than the call to open.
-		opened, err := pgxpool.NewWithConfig(context.Background(), own)
+		opened, err := pgxpool.NewWithConfig(context.Background(), poolConfig)
 		if err != nil {
 			return fmt.Errorf("open the %s pool: %w", part.name, err)
 		}
@@ -180,8 +180,8 @@ func (p *Postgres) Close(ctx context.Context) error {
 	return nil
 }
 
-// begin is how every reading method begins: bounded in time, refused after Close.
-func (p *Postgres) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
+// readContext is how every reading method begins: bounded in time, refused after Close.
+func (p *Postgres) readContext(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	if p.closed.Load() {
 		return nil, nil, message.ErrClosed
 	}

@@ -44,7 +44,7 @@ func (p *Postgres) prune(ctx context.Context) error {
 	for _, job := range []struct {
 		name, sql string
 		kept      time.Duration
-	}{{"prune_commits", sqlPruneCommits, feedKept}, {"prune_ids", sqlPruneIDs, p.cfg.IDWindow}} {
+	}{{"prune_commits", sqlPruneCommits, feedRetention}, {"prune_ids", sqlPruneIDs, p.cfg.IDWindow}} {
 		for full := true; full; {
 			began := time.Now()
 			n, err := p.pruneOnce(ctx, job.sql, job.kept)

@@ -40,7 +40,7 @@ var (
 // one without messages.
 func (p *Postgres) Read(ctx context.Context, r message.Range) (message.Page, error) {
 	defer p.m.observe("read", time.Now())
-	ctx, cancel, err := p.begin(ctx)
+	ctx, cancel, err := p.readContext(ctx)
 	if err != nil {
 		return message.Page{}, fmt.Errorf("read: %w", err)
 	}
@@ -50,7 +50,7 @@ func (p *Postgres) Read(ctx context.Context, r message.Range) (message.Page, err
 		sql, from = sqlPageDown, r.Before
 	}
 	pool := p.reads
-	if r.Repair {
+	if r.ForDelivery {
 		pool = p.repair
 	}
 	rows, err := pool.Query(ctx, sql, string(r.Room), int64(from), r.Limit, r.MaxBytes)
@@ -105,22 +105,22 @@ FROM meta m, LATERAL (
 	) h
 ) f`
 
-// sqlNow is where a reader begins who wants nothing of the past.
-const sqlNow = `SELECT epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM meta`
+// sqlCurrentCursor is where a reader begins who wants nothing of the past.
+const sqlCurrentCursor = `SELECT epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM meta`
 
 // Commits returns what was committed since the cursor was given out, and the
 // next cursor; for cursor 0 only that. Nothing is ever skipped, not even a
 // transaction that began before the cursor was given out and ended after.
 func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.Commits, error) {
 	defer p.m.observe("commits", time.Now())
-	ctx, cancel, err := p.begin(ctx)
+	ctx, cancel, err := p.readContext(ctx)
 	if err != nil {
 		return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
 	}
 	defer cancel()
 	var c message.Commits
 	if cursor == 0 {
-		err = p.repair.QueryRow(ctx, sqlNow).Scan(&c.Epoch, &c.Next)
+		err = p.repair.QueryRow(ctx, sqlCurrentCursor).Scan(&c.Epoch, &c.Next)
 		if err != nil {
 			return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
 		}
@@ -128,12 +128,12 @@ func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.
 	}
 	var rooms []string
 	var heads []int64
-	err = p.repair.QueryRow(ctx, sqlCommits, int64(cursor), feedRooms+1).Scan(&c.Epoch, &c.Next, &c.Lost, &rooms, &heads)
+	err = p.repair.QueryRow(ctx, sqlCommits, int64(cursor), feedRooms+1).Scan(&c.Epoch, &c.Next, &c.Incomplete, &rooms, &heads)
 	if err != nil {
 		return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
 	}
 	if len(rooms) > feedRooms {
-		c.Lost, rooms = true, rooms[:feedRooms]
+		c.Incomplete, rooms = true, rooms[:feedRooms]
 	}
 	for i, room := range rooms {
 		c.Heads = append(c.Heads, message.Head{Room: message.Room(room), Seq: message.Seq(heads[i])})
@@ -141,7 +141,7 @@ func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.
 	return c, nil
 }
 
-// sqlHeads always has a row, for the epoch.
+// sqlRoomHeads always has a row, for the epoch.
 const sqlHeads = `
 SELECT m.epoch, r.name, r.head FROM meta m LEFT JOIN rooms r ON r.name = ANY ($1::text[])`
 
@@ -149,7 +149,7 @@ SELECT m.epoch, r.name, r.head FROM meta m LEFT JOIN rooms r ON r.name = ANY ($1
 // unknown room is at 0. Ask in pages: the rooms are one array of one query.
 func (p *Postgres) Heads(ctx context.Context, rooms []message.Room) (message.Epoch, []message.Head, error) {
 	defer p.m.observe("heads", time.Now())
-	ctx, cancel, err := p.begin(ctx)
+	ctx, cancel, err := p.readContext(ctx)
 	if err != nil {
 		return "", nil, fmt.Errorf("read heads: %w", err)
 	}

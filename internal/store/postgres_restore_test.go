@@ -11,21 +11,21 @@ import (
 )
 
 func TestARestoreByTemplateBeginsANewEpoch(t *testing.T) {
-	w := postgresWorld(t, testkit.StartPostgres(t))
-	w.pg.Exec("CREATE DATABASE live")
-	w.url = w.pg.URLOf("live")
-	w.migrate()
-	first := w.idle()
+	f := newPostgresFixture(t, testkit.StartPostgres(t))
+	f.pg.Exec("CREATE DATABASE live")
+	f.url = f.pg.URLOf("live")
+	f.migrate()
+	first := f.openNode()
 	first.start()
-	old := first.stored("room", "1", "x")
+	old := first.mustPublish("room", "1", "x")
 	first.close()
-	w.pg.Exec("CREATE DATABASE earlier TEMPLATE live")
-	n := w.node()
-	if kept := n.stored("room", "2", "x"); kept.Epoch != old.Epoch {
+	f.pg.Exec("CREATE DATABASE earlier TEMPLATE live")
+	n := f.startNode()
+	if kept := n.mustPublish("room", "2", "x"); kept.Epoch != old.Epoch {
 		t.Fatal("taking a copy began a new epoch")
 	}
 	// The node lives on while the older state takes the place of the newer.
-	w.pg.Exec("ALTER DATABASE live ALLOW_CONNECTIONS false",
+	f.pg.Exec("ALTER DATABASE live ALLOW_CONNECTIONS false",
 		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'live'",
 		"DROP DATABASE live WITH (FORCE)", "ALTER DATABASE earlier RENAME TO live")
 	n.expectNewEpoch(old.Epoch, 2)
@@ -44,61 +44,61 @@ func (n *node) expectNewEpoch(old message.Epoch, seq message.Seq) {
 	if p.Epoch == old || p.Epoch == "" || p.Seq != seq {
 		n.t.Errorf("epoch was %s; after the restore: %+v", old, p)
 	}
-	if c, err := n.Commits(n.t.Context(), cursor); err != nil || !c.Lost || c.Epoch != p.Epoch {
+	if c, err := n.Commits(n.t.Context(), cursor); err != nil || !c.Incomplete || c.Epoch != p.Epoch {
 		n.t.Errorf("an old cursor in the feed of the new epoch: %+v, %v", c, err)
 	}
 }
 
 // A dump that is restored over the same database keeps its connections, its
 // system identifier and its name.
-func TestADumpRestoredBeneathALivingNodeBeginsANewEpoch(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node()
-	old := n.stored("room", "1", "x")
-	dump := w.run("pg_dump", nil, "--clean", "--if-exists")
-	n.stored("room", "2", "x")
-	n.stored("room", "3", "x")
-	w.run("psql", dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
+func TestADumpRestoredUnderARunningNodeBeginsANewEpoch(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode()
+	old := n.mustPublish("room", "1", "x")
+	dump := f.runTool("pg_dump", nil, "--clean", "--if-exists")
+	n.mustPublish("room", "2", "x")
+	n.mustPublish("room", "3", "x")
+	f.runTool("psql", dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
 	n.expectNewEpoch(old.Epoch, 2)
-	if all := n.all("room"); len(all) != 2 || all[1].ID != "after the restore" {
+	if all := n.readAll("room"); len(all) != 2 || all[1].ID != "after the restore" {
 		t.Errorf("stored are %v", all)
 	}
 }
 
-// run runs one of PostgreSQL's own programs on the database.
-func (w *world) run(program string, input []byte, args ...string) []byte {
-	w.t.Helper()
-	path, err := testkit.FindPostgres(program)
+// runTool runs one of PostgreSQL's own programs on the database.
+func (f *fixture) runTool(program string, input []byte, args ...string) []byte {
+	f.t.Helper()
+	path, err := testkit.FindPostgresProgram(program)
 	if err != nil {
-		w.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	cmd := exec.CommandContext(w.t.Context(), path, append(args, "-d", w.url)...)
+	cmd := exec.CommandContext(f.t.Context(), path, append(args, "-d", f.url)...)
 	cmd.Stdin = bytes.NewReader(input)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		w.t.Fatalf("%s: %v: %s", program, err, stderr.String())
+		f.t.Fatalf("%s: %v: %s", program, err, stderr.String())
 	}
 	return out
 }
 
 // The files of the server are put back as they were: same system, database,
 // timeline and tables. Only a node that saw later WAL can tell.
-func TestFilesPutBackBeneathALivingNodeBeginANewEpoch(t *testing.T) {
+func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	pg := testkit.StartPostgres(t)
-	w := postgresWorld(t, pg)
-	before := w.node()
-	old := before.stored("room", "1", "x")
+	f := newPostgresFixture(t, pg)
+	before := f.startNode()
+	old := before.mustPublish("room", "1", "x")
 	before.close()
 	pg.Stop()
 	copyTree(t, pg.DataDir(), pg.DataDir()+".earlier")
 	pg.Start()
-	n := w.node()
-	n.stored("room", "2", "x")
+	n := f.startNode()
+	n.mustPublish("room", "2", "x")
 	flushed := pg.Query(`SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`)
 	eventually(t, "a ping sees the WAL", func() error {
-		if seen := fmt.Sprint(n.theLog.(*Postgres).wal.Load()); seen < flushed {
+		if seen := fmt.Sprint(n.logUnderTest.(*Postgres).wal.Load()); seen < flushed {
 			return fmt.Errorf("%s of %s", seen, flushed)
 		}
 		return nil
@@ -109,20 +109,20 @@ func TestFilesPutBackBeneathALivingNodeBeginANewEpoch(t *testing.T) {
 	n.expectNewEpoch(old.Epoch, 2)
 }
 
-func TestAFailoverThatTheOperatorVouchesForKeepsTheEpoch(t *testing.T) {
+func TestATrustedFailoverKeepsTheEpoch(t *testing.T) {
 	for _, trust := range []bool{true, false} {
-		w := postgresWorld(t, testkit.Postgres(t))
-		n := w.node(func(c *Config) { c.TrustFailover = trust })
-		before := n.stored("room", "1", "x")
+		f := newPostgresFixture(t, testkit.Postgres(t))
+		n := f.startNode(func(c *Config) { c.TrustFailover = trust })
+		before := n.mustPublish("room", "1", "x")
 		n.close()
 		// As if the epoch had been written on the timeline before this one.
-		w.pg.Exec(`UPDATE meta SET fingerprint = regexp_replace(fingerprint, '/[0-9A-F]{8}/', '/00000000/')`)
-		after := w.node(func(c *Config) { c.TrustFailover = trust }).stored("room", "2", "x")
+		f.pg.Exec(`UPDATE meta SET fingerprint = regexp_replace(fingerprint, '/[0-9A-F]{8}/', '/00000000/')`)
+		after := f.startNode(func(c *Config) { c.TrustFailover = trust }).mustPublish("room", "2", "x")
 		if kept := after.Epoch == before.Epoch; kept != trust {
 			t.Errorf("trust %v, epoch kept %v", trust, kept)
 		}
-		w.pg.Exec(`UPDATE meta SET fingerprint = '1' || fingerprint`)
-		if other := w.node(func(c *Config) { c.TrustFailover = trust }); other.epoch() == after.Epoch {
+		f.pg.Exec(`UPDATE meta SET fingerprint = '1' || fingerprint`)
+		if other := f.startNode(func(c *Config) { c.TrustFailover = trust }); other.epoch() == after.Epoch {
 			t.Errorf("trust %v: another system keeps the epoch", trust)
 		}
 	}

@@ -37,11 +37,11 @@ FROM page p`
 UPDATE retention SET walked = $1, begun = CASE WHEN walked = 0 THEN now() ELSE begun END`
 )
 
-// due makes a step of the walk that all nodes share: what one has looked at,
+// walkStep makes a step of the walk that all nodes share: what one has looked at,
 // the others do not. That a node may die before it has trimmed what it found
 // does no harm: the next walk finds it again.
-func (p *Postgres) due(ctx context.Context, r rule) (rooms []message.Room, over bool, err error) {
-	over = true
+func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error) {
+	ended = true
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
 		var mine bool
 		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retainLock).Scan(&mine); err != nil || !mine {
@@ -56,10 +56,10 @@ func (p *Postgres) due(ctx context.Context, r rule) (rooms []message.Room, over 
 			return err
 		}
 		var n int
-		if err := tx.QueryRow(ctx, sqlDue, walked, walkRooms, orNull(r.count), orNull(r.age)).Scan(&walked, &n, &rooms); err != nil {
+		if err := tx.QueryRow(ctx, sqlDue, walked, walkPageSize, orNull(policy.count), orNull(policy.age)).Scan(&walked, &n, &rooms); err != nil {
 			return err
 		}
-		if over = n < walkRooms; over {
+		if ended = n < walkPageSize; ended {
 			walked = 0
 		}
 		// In the same transaction as the look, under the lock: no step is made
@@ -67,7 +67,7 @@ func (p *Postgres) due(ctx context.Context, r rule) (rooms []message.Room, over 
 		_, err = tx.Exec(ctx, sqlWalk, walked)
 		return err
 	})
-	return rooms, over, err
+	return rooms, ended, err
 }
 
 // sqlTrim removes first and touches the room's row last, so that publishers
@@ -98,7 +98,7 @@ SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'o
 
 // trim goes by the pool of repairs, as all of the janitor does: readers may be
 // many, and what waits behind them would wait long.
-func (p *Postgres) trim(ctx context.Context, room message.Room, r rule) (removed int, err error) {
+func (p *Postgres) trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
 	defer cancel()
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
@@ -109,14 +109,14 @@ func (p *Postgres) trim(ctx context.Context, room message.Room, r rule) (removed
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retainLock); err != nil {
 			return err
 		}
-		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(r.count), orNull(r.age), trimRows).Scan(&removed)
+		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(policy.count), orNull(policy.age), trimRows).Scan(&removed)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil // nothing to remove: another node was faster
 		}
 		return err
 	})
 	if sqlState(err) == lockNotAvailable {
-		return 0, errBusy
+		return 0, errRoomLocked
 	}
 	return removed, err
 }
@@ -125,5 +125,5 @@ const lockNotAvailable = "55P03"
 
 // retention returns what removes old messages from this log.
 func (p *Postgres) retention() *retention {
-	return &retention{by: p, full: trimRows, rule: p.cfg.rule(), m: p.m, log: p.cfg.Logger}
+	return &retention{trimmer: p, trimLimit: trimRows, policy: p.cfg.retentionPolicy(), m: p.m, log: p.cfg.Logger}
 }

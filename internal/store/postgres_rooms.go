@@ -28,11 +28,11 @@ SELECT l.name, l.head, l.first, CASE WHEN l.head > 0 THEN l.last_at END FROM (
 // does too. The error for an argument out of bounds is a *message.InvalidError.
 func (p *Postgres) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
 	defer p.m.observe("list_rooms", time.Now())
-	names, err := namesOf(prefix, after, limit)
+	names, err := nameRangesFor(prefix, after, limit)
 	if err != nil {
 		return nil, false, fmt.Errorf("list rooms: %w", err)
 	}
-	ctx, cancel, err := p.begin(ctx)
+	ctx, cancel, err := p.readContext(ctx)
 	if err != nil {
 		return nil, false, fmt.Errorf("list rooms: %w", err)
 	}

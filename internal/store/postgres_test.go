@@ -14,39 +14,39 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// holdRoom locks a room's row until release is called: batches wait for it.
-func (w *world) holdRoom(room string) (release func()) {
-	w.t.Helper()
-	conn := w.connect()
+// lockRoom locks a room's row until release is called: batches wait for it.
+func (f *fixture) lockRoom(room string) (release func()) {
+	f.t.Helper()
+	conn := f.connect()
 	tx, err := conn.Begin(context.Background())
 	if err != nil {
-		w.t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	if _, err := tx.Exec(context.Background(), `SELECT FROM rooms WHERE name = $1 FOR UPDATE`, room); err != nil {
-		w.t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	return func() {
 		if err := tx.Rollback(context.Background()); err != nil {
-			w.t.Fatal(err)
+			f.t.Fatal(err)
 		}
 	}
 }
 
-func (w *world) connect() *pgx.Conn {
-	w.t.Helper()
-	conn, err := pgx.Connect(context.Background(), w.url)
+func (f *fixture) connect() *pgx.Conn {
+	f.t.Helper()
+	conn, err := pgx.Connect(context.Background(), f.url)
 	if err != nil {
-		w.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	f.t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
 
-// waiting waits until so many backends of the log wait for a lock.
-func (w *world) waiting(backends int) {
-	w.t.Helper()
-	eventually(w.t, "batches wait for a lock", func() error {
-		n := w.pg.Query(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'switchyard'
+// waitForBlockedBackends waits until so many backends of the log wait for a lock.
+func (f *fixture) waitForBlockedBackends(backends int) {
+	f.t.Helper()
+	eventually(f.t, "batches wait for a lock", func() error {
+		n := f.pg.Query(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'switchyard'
 			AND datname = current_database() AND wait_event_type = 'Lock'`)
 		if n != fmt.Sprint(backends) {
 			return fmt.Errorf("%s of %d", n, backends)
@@ -55,37 +55,37 @@ func (w *world) waiting(backends int) {
 	})
 }
 
-func TestTheSameIDInTwoNodesBatchesThatOverlap(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	a, b := w.node(), w.node()
-	a.stored("room", "0", "x")
-	release := w.holdRoom("room")
+func TestTheSameIDInOverlappingBatchesOfTwoNodes(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	a, b := f.startNode(), f.startNode()
+	a.mustPublish("room", "0", "x")
+	release := f.lockRoom("room")
 	first := a.append("room", "ann", "id", "x")
-	w.waiting(1)
+	f.waitForBlockedBackends(1)
 	// Both batches have begun, each with a neighbour that must leave no hole.
-	second, neighbour := b.append("room", "ann", "id", "x"), b.append("room", "ann", "new", "x")
-	w.waiting(2)
+	second, neighbor := b.append("room", "ann", "id", "x"), b.append("room", "ann", "new", "x")
+	f.waitForBlockedBackends(2)
 	release()
 	wait(t, first)
 	wait(t, second)
-	wait(t, neighbour)
+	wait(t, neighbor)
 	if first.Err != nil || first.Seq != 2 || first.Duplicate {
 		t.Errorf("first %+v", first)
 	}
 	if second.Err != nil || second.Seq != 2 || !second.Duplicate {
 		t.Errorf("second %+v", second)
 	}
-	if neighbour.Err != nil || neighbour.Seq != 3 {
-		t.Errorf("neighbour %+v", neighbour)
+	if neighbor.Err != nil || neighbor.Seq != 3 {
+		t.Errorf("neighbour %+v", neighbor)
 	}
-	if all := a.all("room"); len(all) != 3 {
+	if all := a.readAll("room"); len(all) != 3 {
 		t.Errorf("%d are stored", len(all))
 	}
 }
 
 func TestManyNewRoomsInOppositeOrders(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	a, b := w.idle(), w.idle()
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	a, b := f.openNode(), f.openNode()
 	var pubs []*message.Publication
 	for i := range 200 {
 		// Names that a language sorts otherwise than bytes do.
@@ -101,26 +101,26 @@ func TestManyNewRoomsInOppositeOrders(t *testing.T) {
 			t.Fatal(p.Err)
 		}
 	}
-	if got := w.pg.Query(`SELECT count(*), sum(head), max(head) FROM rooms`); got != "200|400|2" {
+	if got := f.pg.Query(`SELECT count(*), sum(head), max(head) FROM rooms`); got != "200|400|2" {
 		t.Errorf("rooms, messages, most in a room: %s", got)
 	}
-	if got := w.pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got != "0" {
+	if got := f.pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got != "0" {
 		t.Errorf("%s deadlocks", got)
 	}
 }
 
-func TestAWriterCutMidBatchLosesAndDoublesNothing(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node(func(c *Config) { c.Lanes = 1 })
-	n.stored("room", "first", "x")
+func TestAWriterDisconnectedMidBatchLosesAndDuplicatesNothing(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) { c.AppendWorkers = 1 })
+	n.mustPublish("room", "first", "x")
 	var pubs []*message.Publication
 	for round := range 3 {
-		release := w.holdRoom("room")
+		release := f.lockRoom("room")
 		for i := range 50 {
 			pubs = append(pubs, n.append("room", "", numbered(numbered("id", round), i), "x"))
 		}
-		w.waiting(1)
-		w.pg.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard'
+		f.waitForBlockedBackends(1)
+		f.pg.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard'
 			AND datname = current_database() AND wait_event_type = 'Lock'`)
 		release()
 		for _, p := range pubs {
@@ -132,7 +132,7 @@ func TestAWriterCutMidBatchLosesAndDoublesNothing(t *testing.T) {
 			t.Fatalf("%d: %+v", i, p)
 		}
 	}
-	if all := n.all("room"); len(all) != 151 {
+	if all := n.readAll("room"); len(all) != 151 {
 		t.Errorf("%d are stored, want 151", len(all))
 	}
 }
@@ -140,28 +140,28 @@ func TestAWriterCutMidBatchLosesAndDoublesNothing(t *testing.T) {
 // When the connection dies after COMMIT was sent and before it was answered,
 // the batch is tried again and finds itself.
 func TestALostAnswerToCommit(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	lose := w.loser()
-	n := w.node(func(c *Config) { c.Lanes = 1 })
-	n.stored("room", "first", "x")
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	lose := f.interceptCommits()
+	n := f.startNode(func(c *Config) { c.AppendWorkers = 1 })
+	n.mustPublish("room", "first", "x")
 	lost := lose("room")
-	p := n.stored("room", "id", "x")
-	happened(t, lost)
+	p := n.mustPublish("room", "id", "x")
+	requireFault(t, lost)
 	if p.Seq != 2 || !p.Duplicate {
 		t.Errorf("%+v", p)
 	}
-	if all := n.all("room"); len(all) != 2 {
+	if all := n.readAll("room"); len(all) != 2 {
 		t.Errorf("%d are stored, want 2", len(all))
 	}
 }
 
 func TestTheFeedSkipsNoCommitThatBeganEarlierAndEndedLater(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node()
-	n.stored("slow", "1", "x")
-	n.stored("fast", "1", "x")
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode()
+	n.mustPublish("slow", "1", "x")
+	n.mustPublish("fast", "1", "x")
 	// A batch of another node, under way: it has its transaction id already.
-	slow, err := w.connect().Begin(t.Context())
+	slow, err := f.connect().Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,11 +182,11 @@ func TestTheFeedSkipsNoCommitThatBeganEarlierAndEndedLater(t *testing.T) {
 		}
 		return fmt.Sprint(heads)
 	}
-	n.stored("fast", "2", "x")
+	n.mustPublish("fast", "2", "x")
 	if got := read(); got != "map[fast:2 slow:1]" {
 		t.Errorf("while the slow one is under way the feed tells %s", got)
 	}
-	n.stored("fast", "3", "x")
+	n.mustPublish("fast", "3", "x")
 	if err := slow.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -200,9 +200,9 @@ func TestTheFeedSkipsNoCommitThatBeganEarlierAndEndedLater(t *testing.T) {
 
 func TestTheDatabaseStopsAndComesBack(t *testing.T) {
 	pg := testkit.StartPostgres(t)
-	w := postgresWorld(t, pg)
-	n := w.node(func(c *Config) { c.AppendTimeout = time.Second })
-	acked := n.stored("room", "acked", "x")
+	f := newPostgresFixture(t, pg)
+	n := f.startNode(func(c *Config) { c.AppendTimeout = time.Second })
+	acked := n.mustPublish("room", "acked", "x")
 	pg.Kill()
 	began := time.Now()
 	if p := n.publish("room", "ann", "while away", "x"); !errors.Is(p.Err, message.ErrUnavailable) {
@@ -229,19 +229,19 @@ func TestTheDatabaseStopsAndComesBack(t *testing.T) {
 	if p.Epoch != acked.Epoch {
 		t.Error("a crash alone began a new epoch")
 	}
-	if all := n.all("room"); all[0].ID != "acked" || all[len(all)-1].ID != "after" {
+	if all := n.readAll("room"); all[0].ID != "acked" || all[len(all)-1].ID != "after" {
 		t.Errorf("stored are %v", all)
 	}
 	eventually(t, "all lanes have come back", n.Check)
 }
 
-func TestServersThatForgetAreRefused(t *testing.T) {
+func TestServersWithoutDurableCommitsAreRefused(t *testing.T) {
 	for _, setting := range []string{"fsync", "full_page_writes", "synchronous_commit"} {
 		t.Run(setting, func(t *testing.T) {
-			w := &world{t: t, pg: testkit.StartPostgres(t, setting+"=off")}
-			w.url = w.pg.URL()
-			w.migrate()
-			_, err := w.open()
+			f := &fixture{t: t, pg: testkit.StartPostgres(t, setting+"=off")}
+			f.url = f.pg.URL()
+			f.migrate()
+			_, err := f.openLog()
 			if err == nil || !strings.Contains(err.Error(), setting+" = on") || !strings.Contains(err.Error(), "DATABASE_URL") {
 				t.Errorf("open: %v", err)
 			}
@@ -249,13 +249,13 @@ func TestServersThatForgetAreRefused(t *testing.T) {
 	}
 }
 
-func TestWhatAWriterWaitsForAtCommit(t *testing.T) {
+func TestSynchronousCommitOfAWriter(t *testing.T) {
 	for configured, want := range map[string]string{"local": "on", "remote_write": "on", "on": "on", "remote_apply": "remote_apply"} {
-		w := postgresWorld(t, testkit.Postgres(t))
-		w.pg.Exec("ALTER DATABASE " + w.pg.Database() + " SET synchronous_commit = " + configured)
-		n := w.node(func(c *Config) { c.Lanes = 1 })
+		f := newPostgresFixture(t, testkit.Postgres(t))
+		f.pg.Exec("ALTER DATABASE " + f.pg.Database() + " SET synchronous_commit = " + configured)
+		n := f.startNode(func(c *Config) { c.AppendWorkers = 1 })
 		var got string
-		writer := n.theLog.(*Postgres).lanes[0].writer.(*pgWriter)
+		writer := n.logUnderTest.(*Postgres).workers[0].writer.(*pgWriter)
 		n.close() // the lane is done with the connection, which close has closed
 		if err := writer.connect(t.Context()); err != nil {
 			t.Fatal(err)
@@ -267,7 +267,7 @@ func TestWhatAWriterWaitsForAtCommit(t *testing.T) {
 	}
 }
 
-func TestURLsThatLeadNowhere(t *testing.T) {
+func TestUnusableURLsAreRefused(t *testing.T) {
 	for url, want := range map[string]string{
 		"postgres://user:secret@[/":                             "looks like",
 		"postgres://user:secret@127.0.0.1:1/db?sslmode=disable": "refused",
@@ -277,7 +277,7 @@ func TestURLsThatLeadNowhere(t *testing.T) {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
-	_, err := OpenPostgres(t.Context(), Config{URL: "postgres:///", MaxConns: 3, Lanes: 2})
+	_, err := OpenPostgres(t.Context(), Config{URL: "postgres:///", MaxConns: 3, AppendWorkers: 2})
 	if err == nil || !strings.Contains(err.Error(), "DATABASE_MAX_CONNS") {
 		t.Errorf("too few connections: %v", err)
 	}
@@ -294,14 +294,14 @@ func TestMigrationsOfSeveralNodesAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	(&world{t: t, url: pg.URL(), pg: pg}).node().stored("room", "1", "x")
+	(&fixture{t: t, url: pg.URL(), pg: pg}).startNode().mustPublish("room", "1", "x")
 }
 
 // Right after the migration all tables are empty, and the planner would find
 // reading them whole the cheapest. Such a plan, kept, is ruin a day later.
 func TestNoPlanReadsAWholeTable(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	p := w.idle().theLog.(*Postgres)
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	p := f.openNode().logUnderTest.(*Postgres)
 	conn, err := p.repair.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -312,9 +312,9 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 		sql  string
 		args []any
 	}{
-		"make":       {sqlMakeRooms, []any{empty}},
+		"make":       {sqlCreateRooms, []any{empty}},
 		"lock":       {sqlLockRooms, []any{empty}},
-		"held":       {sqlHeld, []any{empty}},
+		"held":       {sqlFindLockedRooms, []any{empty}},
 		"append":     {sqlAppend, []any{empty, empty, empty, [][]byte{}, [][]byte{}, ""}},
 		"read up":    {sqlPageUp, []any{"room", 0, 10, 100}},
 		"read down":  {sqlPageDown, []any{"room", 5, 10, 100}},
@@ -356,10 +356,10 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 }
 
 func TestConnectionsAreRenewed(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node(func(c *Config) { c.Lanes, c.ConnLifetime = 1, time.Millisecond })
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) { c.AppendWorkers, c.ConnLifetime = 1, time.Millisecond })
 	pids := func() string {
-		return w.pg.Query(`SELECT string_agg(pid::text, ',') FROM pg_stat_activity
+		return f.pg.Query(`SELECT string_agg(pid::text, ',') FROM pg_stat_activity
 			WHERE application_name = 'switchyard' AND datname = current_database()`)
 	}
 	before := pids()
@@ -372,9 +372,9 @@ func TestConnectionsAreRenewed(t *testing.T) {
 	})
 }
 
-func TestANodeKeepsToItsConnections(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node(func(c *Config) { c.Lanes, c.MaxConns = 2, 6 })
+func TestANodeStaysWithinItsConnectionLimit(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) { c.AppendWorkers, c.MaxConns = 2, 6 })
 	errs := make(chan error)
 	for i := range 50 {
 		go func() {
@@ -389,7 +389,7 @@ func TestANodeKeepsToItsConnections(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	got := w.pg.Query(`SELECT count(*) <= 6 FROM pg_stat_activity WHERE application_name = 'switchyard' AND datname = current_database()`)
+	got := f.pg.Query(`SELECT count(*) <= 6 FROM pg_stat_activity WHERE application_name = 'switchyard' AND datname = current_database()`)
 	if got != "t" {
 		t.Error("more than 6 connections are open")
 	}

@@ -14,7 +14,7 @@ import (
 
 // Only what is missing is inserted: ON CONFLICT alone would burn a room id for
 // each room of each batch.
-const sqlMakeRooms = `
+const sqlCreateRooms = `
 INSERT INTO rooms (name)
 SELECT n.name FROM unnest($1::text[]) AS n (name)
 WHERE NOT EXISTS (SELECT FROM rooms r WHERE r.name = n.name)
@@ -81,11 +81,11 @@ WHERE 1 / (fingerprint = $1 || '/' || to_regclass('messages')::oid::text)::int =
 
 // pgWriter is the connection of one lane.
 type pgWriter struct {
-	p     *Postgres
-	conn  *pgx.Conn
-	base  string    // the fingerprint that was vetted, less the tables
-	until time.Time // when the connection is renewed
-	held  map[string]heldRoom
+	p                 *Postgres
+	conn              *pgx.Conn
+	fingerprintPrefix string    // the fingerprint that was vetted, less the tables
+	renewAt           time.Time // when the connection is renewed
+	lockedRooms       map[string]lockedRoom
 }
 
 // connect makes and vets a connection, and prepares what it will run.
@@ -94,29 +94,29 @@ func (w *pgWriter) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	w.conn, w.held = conn, map[string]heldRoom{}
+	w.conn, w.lockedRooms = conn, map[string]lockedRoom{}
 	id, err := w.p.identify(ctx, conn)
 	if err != nil {
 		w.close()
 		return err
 	}
 	for name, sql := range map[string]string{
-		"begin": "BEGIN ISOLATION LEVEL READ COMMITTED", "make": sqlMakeRooms, "lock": sqlLockRooms,
-		"append": sqlAppend, "commit": "COMMIT", "ping": sqlPing, "held": sqlHeld,
+		"begin": "BEGIN ISOLATION LEVEL READ COMMITTED", "make": sqlCreateRooms, "lock": sqlLockRooms,
+		"append": sqlAppend, "commit": "COMMIT", "ping": sqlPing, "held": sqlFindLockedRooms,
 	} {
 		if _, err := conn.Prepare(ctx, name, sql); err != nil {
 			w.close()
 			return fmt.Errorf("prepare %s: %w", name, err)
 		}
 	}
-	w.base = id.base + "/" + id.timeline
-	w.until = time.Now().Add(w.p.cfg.ConnLifetime)
+	w.fingerprintPrefix = id.databaseID + "/" + id.timeline
+	w.renewAt = time.Now().Add(w.p.cfg.ConnLifetime)
 	return nil
 }
 
 // ready has a connection there, a fresh one when the old one broke or is old.
 func (w *pgWriter) ready(ctx context.Context) error {
-	if w.conn != nil && !w.conn.IsClosed() && time.Now().Before(w.until) {
+	if w.conn != nil && !w.conn.IsClosed() && time.Now().Before(w.renewAt) {
 		return nil
 	}
 	w.close()
@@ -140,75 +140,75 @@ func (w *pgWriter) ping(ctx context.Context) error {
 		return err
 	}
 	var wal int64
-	if err := w.conn.QueryRow(ctx, "ping", w.base).Scan(&wal); err != nil {
+	if err := w.conn.QueryRow(ctx, "ping", w.fingerprintPrefix).Scan(&wal); err != nil {
 		w.close()
 		return fmt.Errorf("ping: %w", err)
 	}
-	w.p.sawWAL(wal)
+	w.p.recordWAL(wal)
 	return nil
 }
 
 // commit sends the whole transaction at once and then reads all the answers:
 // one round trip. After the first error PostgreSQL skips the rest.
-func (w *pgWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+func (w *pgWriter) commit(ctx context.Context, batch []*queuedPublication) (message.Epoch, []result, error) {
 	return w.commitIf(ctx, batch, nil)
 }
 
 // commitIf sends COMMIT in a round trip of its own, once agree has seen what
 // the statements did: the rooms stay locked that much longer. Without agree it
 // is commit.
-func (w *pgWriter) commitIf(ctx context.Context, batch []*entry, agree func([]result) error) (message.Epoch, []result, error) {
+func (w *pgWriter) commitIf(ctx context.Context, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	if err := w.ready(ctx); err != nil {
 		return "", nil, err
 	}
-	if err := w.stillHeld(ctx, batch); err != nil {
-		return "", nil, w.unstored(ctx, err)
+	if err := w.checkLockedRooms(ctx, batch); err != nil {
+		return "", nil, w.resetAfter(ctx, err)
 	}
-	epoch, results, err := w.send(ctx, batch, agree == nil)
-	if err == nil && agree != nil {
-		if refusal := agree(results); refusal != nil {
-			w.undo(ctx)
-			return "", nil, refusal
+	epoch, results, err := w.send(ctx, batch, precommit == nil)
+	if err == nil && precommit != nil {
+		if refused := precommit(results); refused != nil {
+			w.rollback(ctx)
+			return "", nil, refused
 		}
-		err = w.finish(ctx)
+		err = w.sendCommit(ctx)
 	}
 	if err == nil {
-		w.forgetHeld(batch)
+		w.forgetLockedRooms(batch)
 		return epoch, results, nil
 	}
 	if sqlState(err) == lockNotAvailable {
-		if w.undo(ctx); w.conn != nil {
-			if found := w.findHeld(ctx, batch); found != nil {
+		if w.rollback(ctx); w.conn != nil {
+			if found := w.findLockedRooms(ctx, batch); found != nil {
 				err = found
 			}
 		}
 	}
-	return "", nil, w.unstored(ctx, err)
+	return "", nil, w.resetAfter(ctx, err)
 }
 
-// unstored leaves the connection fit for the next attempt after an error, which
+// resetAfter leaves the connection fit for the next attempt after an error, which
 // it returns.
-func (w *pgWriter) unstored(ctx context.Context, err error) error {
-	var held *heldError
+func (w *pgWriter) resetAfter(ctx context.Context, err error) error {
+	var locked *lockedRoomsError
 	switch {
-	case errors.As(err, &held):
-	case w.guilty(err):
-		w.undo(ctx)
+	case errors.As(err, &locked):
+	case w.isDataError(err):
+		w.rollback(ctx)
 	default:
 		w.close() // whatever state it is in: the next attempt vets a fresh one
 	}
 	return err
 }
 
-// undo ends a transaction of which nothing is to stay.
-func (w *pgWriter) undo(ctx context.Context) {
+// rollback ends a transaction of which nothing is to stay.
+func (w *pgWriter) rollback(ctx context.Context) {
 	if _, err := w.conn.Exec(ctx, "ROLLBACK"); err != nil {
 		w.close() // which undoes it too
 	}
 }
 
-// finish commits what send has left open.
-func (w *pgWriter) finish(ctx context.Context) error {
+// sendCommit commits what send has left open.
+func (w *pgWriter) sendCommit(ctx context.Context) error {
 	tag, err := w.conn.Exec(ctx, "commit")
 	if err == nil && tag.String() != "COMMIT" {
 		err = fmt.Errorf("the database answered %q", tag)
@@ -223,7 +223,7 @@ func (w *pgWriter) finish(ctx context.Context) error {
 // the order of the batch. The
 // parameters are arrays, one a column, so the statements are the same whatever
 // the batch's size and stay prepared.
-func (w *pgWriter) send(ctx context.Context, batch []*entry, commit bool) (message.Epoch, []result, error) {
+func (w *pgWriter) send(ctx context.Context, batch []*queuedPublication, commit bool) (message.Epoch, []result, error) {
 	n := len(batch)
 	names, senders, ids := make([]string, n), make([]string, n), make([]string, n)
 	data, digests := make([][]byte, n), make([][]byte, n)
@@ -237,7 +237,7 @@ func (w *pgWriter) send(ctx context.Context, batch []*entry, commit bool) (messa
 	b.Queue("begin")
 	b.Queue("make", rooms)
 	b.Queue("lock", rooms)
-	b.Queue("append", names, senders, ids, data, digests, w.base)
+	b.Queue("append", names, senders, ids, data, digests, w.fingerprintPrefix)
 	if commit {
 		b.Queue("commit")
 	}
@@ -291,7 +291,7 @@ func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int, commit bool) (me
 	if len(results) != n {
 		return "", nil, fmt.Errorf("the database answered with %d of %d rows", len(results), n)
 	}
-	w.p.sawWAL(wal)
+	w.p.recordWAL(wal)
 	return message.Epoch(epoch), results, nil
 }
 
@@ -303,12 +303,12 @@ func notNil(b []byte) []byte {
 	return b
 }
 
-// guilty knows the classes of errors (PostgreSQL's manual, appendix A) that
+// isDataError knows the classes of errors (PostgreSQL's manual, appendix A) that
 // come from what a statement holds: data, constraints, triggers, limits, and
 // internal errors, which a damaged page makes for one room and not for others.
 // All else (connection, rights, resources, operator, a schema being restored)
 // would hit any other batch too.
-func (w *pgWriter) guilty(err error) bool {
+func (w *pgWriter) isDataError(err error) bool {
 	state := sqlState(err)
 	if len(state) != 5 || state == divisionByZero {
 		return false

@@ -11,25 +11,25 @@ import (
 	"switchyard/internal/message"
 )
 
-// A rule says what a room keeps. Zero fields bound nothing.
-type rule struct {
+// A retentionPolicy says what a room keeps. Zero fields bound nothing.
+type retentionPolicy struct {
 	age   time.Duration
 	count int64
 }
 
 // keeps says whether the rule keeps everything.
-func (r rule) keepsAll() bool { return r == rule{} }
+func (p retentionPolicy) keepsAll() bool { return p == retentionPolicy{} }
 
 const (
 	// retainEvery is the time from one walk over the rooms to the next.
 	retainEvery = time.Minute
-	// walkRooms is how many rooms one step of a walk looks at. A step is one
+	// walkPageSize is how many rooms one step of a walk looks at. A step is one
 	// query by the rooms' own key, with one look at the oldest message of
 	// each: a few milliseconds.
-	walkRooms = 1000
+	walkPageSize = 1000
 	// The canaries' rooms keep few messages, whatever the settings say.
-	canaryRooms = "_canary."
-	canaryKept  = 10
+	canaryPrefix    = "_canary."
+	canaryKeepCount = 10
 )
 
 // A trimmer is what retention needs of a dialect.
@@ -38,26 +38,26 @@ type trimmer interface {
 	// due makes the next step of the walk and returns the rooms that have more
 	// than the rule keeps. over says that the walk has come to its end, or is
 	// not ours to make.
-	due(ctx context.Context, r rule) (rooms []message.Room, over bool, err error)
+	walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error)
 	// trim removes the oldest messages of a room that the rule does not keep,
 	// at most full of them, and raises the room's first, in one transaction.
-	// errBusy says that it would have had to wait.
-	trim(ctx context.Context, room message.Room, r rule) (removed int, err error)
+	// errRoomLocked says that it would have had to wait.
+	trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error)
 }
 
-// errBusy leaves a room to the next walk.
-var errBusy = errors.New("others hold the room")
+// errRoomLocked leaves a room to the next walk.
+var errRoomLocked = errors.New("others hold the room")
 
 // retention removes a prefix of each room, off the hot path. It takes at most
 // a third of one connection's time: each step is followed by a pause of twice
 // as long as it took. What is still to be done is not remembered: it follows
 // from the rooms, so a killed node leaves nothing half done.
 type retention struct {
-	by   trimmer
-	full int // rows of a trim that was cut short by its bound
-	rule rule
-	m    *metrics
-	log  *slog.Logger
+	trimmer   trimmer
+	trimLimit int // rows of a trim that was cut short by its bound
+	policy    retentionPolicy
+	m         *metrics
+	log       *slog.Logger
 }
 
 // retainLoop makes a round each minute until ctx ends.
@@ -70,55 +70,55 @@ func (r *retention) retainLoop(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := r.round(ctx); err != nil && ctx.Err() == nil {
+		if err := r.runOnce(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("could not remove old messages; trying again in a minute", "error", err)
 		}
 	}
 }
 
-// round trims all rooms once.
-func (r *retention) round(ctx context.Context) error {
-	if err := r.canaries(ctx); err != nil {
+// runOnce trims all rooms once.
+func (r *retention) runOnce(ctx context.Context) error {
+	if err := r.trimCanaries(ctx); err != nil {
 		return fmt.Errorf("retention of canaries: %w", err)
 	}
-	for over := r.rule.keepsAll(); !over && ctx.Err() == nil; {
+	for ended := r.policy.keepsAll(); !ended && ctx.Err() == nil; {
 		began := time.Now()
-		rooms, last, err := r.by.due(ctx, r.rule)
+		rooms, last, err := r.trimmer.walkStep(ctx, r.policy)
 		r.m.observe("retention_walk", began)
 		if err != nil {
 			return fmt.Errorf("retention: %w", err)
 		}
-		r.rest(ctx, began)
+		r.pause(ctx, began)
 		for _, room := range rooms {
-			if err := r.shorten(ctx, room, r.rule); err != nil {
+			if err := r.trimRoom(ctx, room, r.policy); err != nil {
 				return fmt.Errorf("retention: %w", err)
 			}
 		}
-		over = last
+		ended = last
 	}
 	return ctx.Err()
 }
 
-// canaries trims the service's own rooms. They are found by name: there are as
+// trimCanaries trims the service's own rooms. They are found by name: there are as
 // many as nodes ever were, and a walk over all rooms for their sake, where
 // nothing else is to be removed, would be waste.
-func (r *retention) canaries(ctx context.Context) error {
-	kept := rule{count: canaryKept}
+func (r *retention) trimCanaries(ctx context.Context) error {
+	policy := retentionPolicy{count: canaryKeepCount}
 	var after message.Room
 	for more := true; more; {
 		var rooms []message.RoomInfo
 		var err error
 		began := time.Now()
-		if rooms, more, err = r.by.ListRooms(ctx, canaryRooms, after, maxRoomList); err != nil {
+		if rooms, more, err = r.trimmer.ListRooms(ctx, canaryPrefix, after, maxRoomList); err != nil {
 			return err
 		}
-		r.rest(ctx, began)
+		r.pause(ctx, began)
 		for _, room := range rooms {
 			after = room.Room
-			if int64(room.Head-room.First) < canaryKept {
+			if int64(room.Head-room.First) < canaryKeepCount {
 				continue
 			}
-			if err := r.shorten(ctx, room.Room, kept); err != nil {
+			if err := r.trimRoom(ctx, room.Room, policy); err != nil {
 				return err
 			}
 		}
@@ -126,32 +126,32 @@ func (r *retention) canaries(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// shorten trims one room, in small steps, to what the rule keeps.
-func (r *retention) shorten(ctx context.Context, room message.Room, kept rule) error {
-	if strings.HasPrefix(string(room), canaryRooms) {
-		kept.count = canaryKept
+// trimRoom trims one room, in small steps, to what the rule keeps.
+func (r *retention) trimRoom(ctx context.Context, room message.Room, policy retentionPolicy) error {
+	if strings.HasPrefix(string(room), canaryPrefix) {
+		policy.count = canaryKeepCount
 	}
 	for ctx.Err() == nil {
 		began := time.Now()
-		n, err := r.by.trim(ctx, room, kept)
+		n, err := r.trimmer.trim(ctx, room, policy)
 		r.m.observe("retention_trim", began)
-		if errors.Is(err, errBusy) {
+		if errors.Is(err, errRoomLocked) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("trim %s: %w", room, err)
 		}
 		r.m.trimmed.Add(float64(n))
-		r.rest(ctx, began)
-		if n < r.full {
+		r.pause(ctx, began)
+		if n < r.trimLimit {
 			return nil
 		}
 	}
 	return ctx.Err()
 }
 
-// rest waits for twice as long as it is since began: 5 ms at least, 1 s at most.
-func (r *retention) rest(ctx context.Context, began time.Time) {
+// pause waits for twice as long as it is since began: 5 ms at least, 1 s at most.
+func (r *retention) pause(ctx context.Context, began time.Time) {
 	select {
 	case <-time.After(min(max(2*time.Since(began), 5*time.Millisecond), time.Second)):
 	case <-ctx.Done():

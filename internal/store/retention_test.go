@@ -16,19 +16,19 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// retain makes a round of retention, however short ago the last one was.
-func (n *node) retain(w *world) {
+// runRetention makes a round of retention, however short ago the last one was.
+func (n *node) runRetention(f *fixture) {
 	n.t.Helper()
-	if w.pg != nil {
-		w.pg.Exec(`UPDATE retention SET begun = '-infinity'`)
+	if f.pg != nil {
+		f.pg.Exec(`UPDATE retention SET begun = '-infinity'`)
 	}
-	if err := n.retention().round(n.t.Context()); err != nil {
+	if err := n.retention().runOnce(n.t.Context()); err != nil {
 		n.t.Fatal(err)
 	}
 }
 
-// filled appends so many messages to a room.
-func (n *node) filled(room string, messages int) {
+// fill appends so many messages to a room.
+func (n *node) fill(room string, messages int) {
 	n.t.Helper()
 	var last *message.Publication
 	for i := range messages {
@@ -39,8 +39,8 @@ func (n *node) filled(room string, messages int) {
 	}
 }
 
-// kept reads what is left of a room, and fails on a hole in it.
-func (n *node) kept(room string) (first, head message.Seq) {
+// readKept reads what is left of a room, and fails on a hole in it.
+func (n *node) readKept(room string) (first, head message.Seq) {
 	n.t.Helper()
 	next := message.Seq(0)
 	for {
@@ -67,42 +67,42 @@ func (n *node) kept(room string) (first, head message.Seq) {
 
 func (n *node) expectKept(room string, first, head message.Seq) {
 	n.t.Helper()
-	if f, h := n.kept(room); f != first || h != head {
+	if f, h := n.readKept(room); f != first || h != head {
 		n.t.Errorf("%s holds %d to %d, want %d to %d", room, f, h, first, head)
 	}
 }
 
-// older moves the messages of a room up to a seq into the past.
-func (w *world) older(room string, upTo int, by time.Duration) {
-	w.t.Helper()
-	if w.pg != nil {
-		w.pg.Exec(fmt.Sprintf(`UPDATE messages SET at = at - interval '%d s' WHERE seq <= %d AND room_id = (SELECT id FROM rooms WHERE name = '%s')`,
+// ageMessages moves the messages of a room up to a seq into the past.
+func (f *fixture) ageMessages(room string, upTo int, by time.Duration) {
+	f.t.Helper()
+	if f.pg != nil {
+		f.pg.Exec(fmt.Sprintf(`UPDATE messages SET at = at - interval '%d s' WHERE seq <= %d AND room_id = (SELECT id FROM rooms WHERE name = '%s')`,
 			int(by.Seconds()), upTo, room))
 		return
 	}
-	w.exec(fmt.Sprintf(`UPDATE messages SET at = at - %d WHERE seq <= %d AND room_id = (SELECT id FROM rooms WHERE name = '%s')`,
+	f.exec(fmt.Sprintf(`UPDATE messages SET at = at - %d WHERE seq <= %d AND room_id = (SELECT id FROM rooms WHERE name = '%s')`,
 		by.Microseconds(), upTo, room))
 }
 
 func TestRetentionByCount(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
 		reg := prometheus.NewRegistry()
-		n := w.node(func(c *Config) { c.RetentionCount, c.Registerer = 100, reg })
-		n.filled("long", 2345) // some steps of each dialect
-		n.filled("full", 100)
-		n.filled("short", 3)
-		n.retain(w)
+		n := f.startNode(func(c *Config) { c.RetentionCount, c.Registerer = 100, reg })
+		n.fill("long", 2345) // some steps of each dialect
+		n.fill("full", 100)
+		n.fill("short", 3)
+		n.runRetention(f)
 		n.expectKept("long", 2246, 2345)
 		n.expectKept("full", 1, 100)
 		n.expectKept("short", 1, 3)
-		if p := n.stored("long", "id-1", "x"); !p.Duplicate || p.Seq != 1 {
+		if p := n.mustPublish("long", "id-1", "x"); !p.Duplicate || p.Seq != 1 {
 			t.Errorf("an id was forgotten with its message: %+v", p)
 		}
 		if p := n.publish("long", "ann", "id-2", "other"); !errors.Is(p.Err, message.ErrConflict) {
 			t.Errorf("a removed id with other data: %v", p.Err)
 		}
-		n.stored("full", "next", "x")
-		n.retain(w)
+		n.mustPublish("full", "next", "x")
+		n.runRetention(f)
 		n.expectKept("full", 2, 101)
 		page, err := n.Read(t.Context(), message.Range{Room: "long", Before: 2246, Limit: 5, MaxBytes: 100})
 		if err != nil || page.First != 2246 || page.Head != 2345 || len(page.Messages) != 0 || page.More {
@@ -122,17 +122,17 @@ store_trimmed_messages_total 2246
 }
 
 func TestRetentionByAge(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node(func(c *Config) { c.RetentionAge = time.Hour })
-		n.filled("room", 50)
-		n.filled("all", 20)
-		w.older("room", 30, time.Hour+time.Minute)
-		w.older("all", 20, time.Hour+time.Minute)
-		n.retain(w)
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode(func(c *Config) { c.RetentionAge = time.Hour })
+		n.fill("room", 50)
+		n.fill("all", 20)
+		f.ageMessages("room", 30, time.Hour+time.Minute)
+		f.ageMessages("all", 20, time.Hour+time.Minute)
+		n.runRetention(f)
 		n.expectKept("room", 31, 50)
 		// A room whose last message is gone still knows how far it had come.
 		n.expectKept("all", 21, 20)
-		if p := n.stored("all", "next", "x"); p.Seq != 21 {
+		if p := n.mustPublish("all", "next", "x"); p.Seq != 21 {
 			t.Errorf("after all was removed: %+v", p)
 		}
 		n.expectKept("all", 21, 21)
@@ -140,32 +140,32 @@ func TestRetentionByAge(t *testing.T) {
 		if err != nil || len(rooms) != 2 || rooms[1].First != 31 || rooms[1].Head != 50 {
 			t.Errorf("listed are %+v, %v", rooms, err)
 		}
-		n.retain(w)
+		n.runRetention(f)
 		n.expectKept("room", 31, 50)
 	})
 }
 
 func TestRetentionByBothKeepsWhatBothKeep(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node(func(c *Config) { c.RetentionAge, c.RetentionCount = time.Hour, 30 })
-		n.filled("age", 50)
-		n.filled("count", 50)
-		w.older("age", 40, 2*time.Hour)
-		w.older("count", 10, 2*time.Hour)
-		n.retain(w)
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode(func(c *Config) { c.RetentionAge, c.RetentionCount = time.Hour, 30 })
+		n.fill("age", 50)
+		n.fill("count", 50)
+		f.ageMessages("age", 40, 2*time.Hour)
+		f.ageMessages("count", 10, 2*time.Hour)
+		n.runRetention(f)
 		n.expectKept("age", 41, 50)
 		n.expectKept("count", 21, 50)
 	})
 }
 
-func TestWithoutBoundsOnlyCanariesAreTrimmed(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
+func TestWithoutBoundsOnlyCanaryRoomsAreTrimmed(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
 		for _, room := range []string{"room", "_canary.a", "_canary.b", "_canarybird", "_other"} {
-			n.filled(room, 25)
+			n.fill(room, 25)
 		}
-		n.filled("_canary.young", 10)
-		n.retain(w)
+		n.fill("_canary.young", 10)
+		n.runRetention(f)
 		n.expectKept("room", 1, 25)
 		n.expectKept("_canary.a", 16, 25)
 		n.expectKept("_canary.b", 16, 25)
@@ -174,9 +174,9 @@ func TestWithoutBoundsOnlyCanariesAreTrimmed(t *testing.T) {
 		n.expectKept("_other", 1, 25)
 		// A rule for all rooms leaves the canaries theirs.
 		n.close()
-		n = w.node(func(c *Config) { c.RetentionCount = 5 })
-		n.stored("_canary.b", "next", "x")
-		n.retain(w)
+		n = f.startNode(func(c *Config) { c.RetentionCount = 5 })
+		n.mustPublish("_canary.b", "next", "x")
+		n.runRetention(f)
 		n.expectKept("_canary.b", 17, 26)
 		n.expectKept("_other", 21, 25)
 	})
@@ -184,22 +184,22 @@ func TestWithoutBoundsOnlyCanariesAreTrimmed(t *testing.T) {
 
 // Rooms that are due lie at the beginning, in the middle and at the end of
 // more rooms than one step of the walk looks at.
-func TestAWalkComesToAllRooms(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node(func(c *Config) { c.RetentionCount = 5 })
-		n.filled("first", 7)
+func TestAWalkVisitsAllRooms(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode(func(c *Config) { c.RetentionCount = 5 })
+		n.fill("first", 7)
 		for i := range 4 {
 			lines := make([]string, 256)
 			for j := range lines {
 				lines[j] = fmt.Sprintf("room-%d id x", i*256+j)
 			}
-			n.batch(lines...)
+			n.mustAppendBatch(lines...)
 			if i == 1 {
-				n.filled("middle", 8)
+				n.fill("middle", 8)
 			}
 		}
-		n.filled("last", 9)
-		n.retain(w)
+		n.fill("last", 9)
+		n.runRetention(f)
 		n.expectKept("first", 3, 7)
 		n.expectKept("middle", 4, 8)
 		n.expectKept("last", 5, 9)
@@ -212,9 +212,9 @@ func TestAWalkComesToAllRooms(t *testing.T) {
 // Whoever reads and publishes meanwhile sees a room that begins later from one
 // moment to the next, and nothing else.
 func TestReadingAndPublishingWhileRetentionRuns(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node(func(c *Config) { c.RetentionCount = 50 })
-		n.filled("room", 3000)
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode(func(c *Config) { c.RetentionCount = 50 })
+		n.fill("room", 3000)
 		ctx, stop := context.WithCancel(t.Context())
 		var background sync.WaitGroup
 		published := 0
@@ -251,32 +251,32 @@ func TestReadingAndPublishingWhileRetentionRuns(t *testing.T) {
 		})
 		select {
 		case <-begun:
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatal("nothing was read")
 		}
-		n.retain(w)
-		n.retain(w) // what came in meanwhile
+		n.runRetention(f)
+		n.runRetention(f) // what came in meanwhile
 		stop()
 		background.Wait()
 		if published == 0 || moves < 2 {
 			t.Errorf("%d published, %d pages in %d states: the test shows little", published, pages, moves)
 		}
-		if _, head := n.kept("room"); head != message.Seq(3000+published) {
+		if _, head := n.readKept("room"); head != message.Seq(3000+published) {
 			t.Errorf("the head is %d", head)
 		}
 	})
 }
 
-func TestRetentionGoesOnWhereItWasInterrupted(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
+func TestRetentionContinuesWhereItWasInterrupted(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
 		count := func(c *Config) { c.RetentionCount = 10 }
-		n := w.node(count)
+		n := f.startNode(count)
 		for i := range 4 {
-			n.filled(numbered("room", i), 1100)
+			n.fill(numbered("room", i), 1100)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- n.retention().round(ctx) }()
+		go func() { done <- n.retention().runOnce(ctx) }()
 		eventually(t, "the first room is begun", func() error {
 			page, err := n.Read(t.Context(), message.Range{Room: "room-0"})
 			if err == nil && page.First == 1 {
@@ -289,8 +289,8 @@ func TestRetentionGoesOnWhereItWasInterrupted(t *testing.T) {
 			t.Fatalf("it was over before it was interrupted: %v", err)
 		}
 		n.close()
-		n = w.node(count)
-		n.retain(w)
+		n = f.startNode(count)
+		n.runRetention(f)
 		for i := range 4 {
 			n.expectKept(numbered("room", i), 1091, 1100)
 		}
@@ -298,55 +298,55 @@ func TestRetentionGoesOnWhereItWasInterrupted(t *testing.T) {
 }
 
 func TestNodesShareAWalk(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
+	f := newPostgresFixture(t, testkit.Postgres(t))
 	count := func(c *Config) { c.RetentionCount = 5 }
-	a, b := w.node(count), w.node(count)
-	a.stored("another", "id", "x")
-	a.filled("room", 7)
-	a.retain(w)
-	a.stored("room", "next", "x")
-	if err := b.retention().round(t.Context()); err != nil {
+	a, b := f.startNode(count), f.startNode(count)
+	a.mustPublish("another", "id", "x")
+	a.fill("room", 7)
+	a.runRetention(f)
+	a.mustPublish("room", "next", "x")
+	if err := b.retention().runOnce(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	a.expectKept("room", 3, 8) // b knows that a has walked just now
 	// One that died in the middle of a walk: another goes on from there.
-	w.pg.Exec(`UPDATE retention SET walked = (SELECT id FROM rooms WHERE name = 'room') - 1, begun = now()`)
-	if err := b.retention().round(t.Context()); err != nil {
+	f.pg.Exec(`UPDATE retention SET walked = (SELECT id FROM rooms WHERE name = 'room') - 1, begun = now()`)
+	if err := b.retention().runOnce(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	a.expectKept("room", 4, 8)
-	if got := w.pg.Query(`SELECT walked FROM retention`); got != "0" {
+	if got := f.pg.Query(`SELECT walked FROM retention`); got != "0" {
 		t.Errorf("after the walk the next one begins at %s", got)
 	}
 }
 
 // A batch that hangs in a room holds up neither retention of other rooms nor,
 // by way of retention, anybody else.
-func TestRetentionDoesNotWaitForARoom(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node(func(c *Config) { c.RetentionCount = 5 })
-	n.filled("held", 10)
-	n.filled("room", 10)
-	release := w.holdRoom("held")
+func TestRetentionSkipsALockedRoom(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) { c.RetentionCount = 5 })
+	n.fill("held", 10)
+	n.fill("room", 10)
+	release := f.lockRoom("held")
 	began := time.Now()
-	n.retain(w)
+	n.runRetention(f)
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("it took %v", took)
 	}
 	n.expectKept("held", 1, 10)
 	n.expectKept("room", 6, 10)
 	release()
-	n.retain(w)
+	n.runRetention(f)
 	n.expectKept("held", 6, 10)
 }
 
 // The row of the room changes while a trim waits for it: what it then writes
 // must leave the new head alone.
-func TestATrimThatWaitedForABatch(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node(func(c *Config) { c.RetentionCount = 5 })
-	n.filled("room", 10)
-	tx, err := w.connect().Begin(t.Context())
+func TestATrimThatWaitedForABatchKeepsTheNewHead(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) { c.RetentionCount = 5 })
+	n.fill("room", 10)
+	tx, err := f.connect().Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,13 +360,13 @@ func TestATrimThatWaitedForABatch(t *testing.T) {
 	}
 	done := make(chan error)
 	go func() {
-		removed, err := n.theLog.(*Postgres).trim(t.Context(), "room", rule{count: 5})
+		removed, err := n.logUnderTest.(*Postgres).trim(t.Context(), "room", retentionPolicy{count: 5})
 		if removed != 5 {
 			err = errors.Join(err, fmt.Errorf("%d were removed", removed))
 		}
 		done <- err
 	}()
-	w.waiting(1)
+	f.waitForBlockedBackends(1)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,8 @@ const (
 	pastReserved  = "`" // the byte behind _
 )
 
-// namesOf returns the ranges for a prefix, or a *message.InvalidError.
-func namesOf(prefix string, after message.Room, limit int) (nameRanges, error) {
+// nameRangesFor returns the ranges for a prefix, or a *message.InvalidError.
+func nameRangesFor(prefix string, after message.Room, limit int) (nameRanges, error) {
 	if limit < 1 || limit > maxRoomList {
 		return nameRanges{}, &message.InvalidError{Field: "limit", Reason: fmt.Sprintf("must be 1 to %d", maxRoomList)}
 	}

@@ -11,14 +11,14 @@ import (
 )
 
 func TestRoomsAreListedInPages(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
 		var lines []string
 		for _, room := range []string{"a", "a.b", "a-b", "aa", "a:b", "B", "Z", "b", "zz", "_canary.x", "_canary.y", "_other", "-", "0", "a_b", "az"} {
 			lines = append(lines, room+" id x")
 		}
-		n.batch(lines...)
-		last := n.stored("a", "2", "x")
+		n.mustAppendBatch(lines...)
+		last := n.mustPublish("a", "2", "x")
 		list := func(prefix string, after message.Room, limit int) string {
 			t.Helper()
 			rooms, more, err := n.ListRooms(t.Context(), prefix, after, limit)
@@ -72,8 +72,8 @@ func TestRoomsAreListedInPages(t *testing.T) {
 }
 
 func TestListsOfRoomsAreBounded(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
 		for _, c := range []struct {
 			prefix string
 			after  message.Room
@@ -94,7 +94,7 @@ func TestListsOfRoomsAreBounded(t *testing.T) {
 			for j := range lines {
 				lines[j] = fmt.Sprintf("room-%04d id x", i*256+j)
 			}
-			n.batch(lines...)
+			n.mustAppendBatch(lines...)
 		}
 		if rooms, more, err := n.ListRooms(t.Context(), "", "", 1000); err != nil || !more || len(rooms) != 1000 || rooms[999].Room != "room-0999" {
 			t.Errorf("%d rooms, more %v, %v", len(rooms), more, err)

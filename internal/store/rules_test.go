@@ -16,26 +16,26 @@ import (
 	"switchyard/internal/testkit"
 )
 
-func TestWhoseFaultAnErrorIs(t *testing.T) {
+func TestWhichErrorsAreDataErrors(t *testing.T) {
 	w := &pgWriter{}
-	for state, guilty := range map[string]bool{
+	for state, want := range map[string]bool{
 		"22P05": true, "22001": true, "23505": true, "23514": true, "44000": true, "54000": true, "P0001": true, "XX001": true,
 		"08006": false, "40001": false, "40P01": false, "53300": false, "53100": false, "55P03": false, "57014": false,
 		"57P01": false, "58030": false, "25006": false, "42501": false, "42P01": false, divisionByZero: false,
 	} {
 		err := fmt.Errorf("commit: %w", &pgconn.PgError{Code: state})
-		if got := w.guilty(err); got != guilty {
-			t.Errorf("%s: guilty %v, want %v", state, got, guilty)
+		if got := w.isDataError(err); got != want {
+			t.Errorf("%s: guilty %v, want %v", state, got, want)
 		}
 	}
 	for _, err := range []error{io.EOF, os.ErrDeadlineExceeded, errors.New("conn closed")} {
-		if w.guilty(err) {
+		if w.isDataError(err) {
 			t.Errorf("%v is blamed on the message", err)
 		}
 	}
 }
 
-func TestNamesOfDatabases(t *testing.T) {
+func TestSQLitePathsInURLs(t *testing.T) {
 	for url, want := range map[string]string{
 		"sqlite:switchyard.db": "switchyard.db", "sqlite:///data/x.db": "/data/x.db", "sqlite:/data/x.db": "/data/x.db",
 		"sqlite://x.db": "x.db", "sqlite:": "", "postgres://x": "-", "postgresql://x": "-",
@@ -50,45 +50,45 @@ func TestNamesOfDatabases(t *testing.T) {
 	}
 }
 
-func TestTheSideFileRemembers(t *testing.T) {
-	side, err := lockSQLite(filepath.Join(t.TempDir(), "db"))
+func TestTheLockFileKeepsTheDatabaseState(t *testing.T) {
+	lock, err := lockSQLite(filepath.Join(t.TempDir(), "db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer side.close()
-	if got := side.read(); got != (mark{}) {
+	defer lock.close()
+	if got := lock.read(); got != (databaseState{}) {
 		t.Errorf("an empty one holds %+v", got)
 	}
-	for _, m := range []mark{{"0123456789abcdef", 1 << 62, 1 << 63}, {"fedcba9876543210", 1, 2}} {
-		if err := side.write(m); err != nil {
+	for _, state := range []databaseState{{"0123456789abcdef", 1 << 62, 1 << 63}, {"fedcba9876543210", 1, 2}} {
+		if err := lock.write(state); err != nil {
 			t.Fatal(err)
 		}
-		if got := side.read(); got != m {
-			t.Errorf("wrote %+v, read %+v", m, got)
+		if got := lock.read(); got != state {
+			t.Errorf("wrote %+v, read %+v", state, got)
 		}
 	}
 }
 
-func TestSettingsLeftOut(t *testing.T) {
+func TestConfigDefaults(t *testing.T) {
 	c := Config{}.withDefaults()
-	if c.Lanes != 2 || c.MaxConns != 12 || c.AppendTimeout != 5*time.Second || c.IDWindow != 10*time.Minute || c.Logger == nil {
+	if c.AppendWorkers != 2 || c.MaxConns != 12 || c.AppendTimeout != 5*time.Second || c.IDWindow != 10*time.Minute || c.Logger == nil {
 		t.Errorf("%+v", c)
 	}
 	if err := c.validate(); err != nil {
 		t.Error(err)
 	}
-	if c := (Config{Lanes: 20}).withDefaults(); c.validate() != nil {
+	if c := (Config{AppendWorkers: 20}).withDefaults(); c.validate() != nil {
 		t.Errorf("20 lanes get %d connections", c.MaxConns)
 	}
 }
 
 func TestOneNodePrunesAtATime(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node()
-	n.stored("room", "old", "x")
-	w.pg.Exec(`UPDATE message_ids SET at = at - interval '1 hour'`)
-	left := func() string { return w.pg.Query(`SELECT count(*) FROM message_ids`) }
-	other, err := w.connect().Begin(t.Context())
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode()
+	n.mustPublish("room", "old", "x")
+	f.pg.Exec(`UPDATE message_ids SET at = at - interval '1 hour'`)
+	left := func() string { return f.pg.Query(`SELECT count(*) FROM message_ids`) }
+	other, err := f.connect().Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,14 +107,14 @@ func TestOneNodePrunesAtATime(t *testing.T) {
 }
 
 func TestPruningGoesInSmallSteps(t *testing.T) {
-	w := postgresWorld(t, testkit.Postgres(t))
-	n := w.node()
-	w.pg.Exec(fmt.Sprintf(`INSERT INTO message_ids SELECT 1, '', g::text, g, now() - interval '1 hour', '' FROM generate_series(1, %d) g`, 2*pruneRows+7),
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode()
+	f.pg.Exec(fmt.Sprintf(`INSERT INTO message_ids SELECT 1, '', g::text, g, now() - interval '1 hour', '' FROM generate_series(1, %d) g`, 2*pruneRows+7),
 		fmt.Sprintf(`INSERT INTO commits SELECT g::text::xid8, '{}', '{}', now() - interval '1 hour' FROM generate_series(1, %d) g`, pruneRows+7))
 	if err := n.prune(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.pg.Query(`SELECT (SELECT count(*) FROM message_ids), (SELECT count(*) FROM commits), feed_floor FROM meta`); !strings.HasPrefix(got, "0|0|") ||
+	if got := f.pg.Query(`SELECT (SELECT count(*) FROM message_ids), (SELECT count(*) FROM commits), feed_floor FROM meta`); !strings.HasPrefix(got, "0|0|") ||
 		got < fmt.Sprintf("0|0|%d", pruneRows+8) {
 		t.Errorf("left are %s", got)
 	}
@@ -123,9 +123,9 @@ func TestPruningGoesInSmallSteps(t *testing.T) {
 // A machine that hangs takes connections and answers nothing.
 func TestTheDatabaseHangs(t *testing.T) {
 	pg := testkit.StartPostgres(t)
-	w := postgresWorld(t, pg)
-	n := w.node(func(c *Config) { c.AppendTimeout = time.Second })
-	n.stored("room", "1", "x")
+	f := newPostgresFixture(t, pg)
+	n := f.startNode(func(c *Config) { c.AppendTimeout = time.Second })
+	n.mustPublish("room", "1", "x")
 	pg.Pause()
 	began := time.Now()
 	pubs := []*message.Publication{n.append("room", "ann", "2", "x"), n.append("other", "ann", "2", "x")}
@@ -143,7 +143,7 @@ func TestTheDatabaseHangs(t *testing.T) {
 	pg.Resume()
 	// The batch that hung was stored or not: its resend tells, and is safe.
 	eventually(t, "the log comes back by itself", func() error { return n.publish("room", "ann", "2", "x").Err })
-	if all := n.all("room"); len(all) != 2 {
+	if all := n.readAll("room"); len(all) != 2 {
 		t.Errorf("%d are stored, want 2", len(all))
 	}
 }

@@ -19,12 +19,12 @@ import (
 // from any goroutine.
 type SQLite struct {
 	*committer
-	cfg   Config
-	m     *metrics
-	side  *sideFile
-	inode uint64
-	write *sql.DB // one connection
-	reads *sql.DB
+	cfg      Config
+	m        *metrics
+	lockFile *lockFile
+	inode    uint64
+	write    *sql.DB // one connection
+	reads    *sql.DB
 
 	walked int64 // id of the room that retention looked at last; its loop's own
 
@@ -37,23 +37,23 @@ type SQLite struct {
 // that names the setting and the remedy when another process has it open, or
 // the schema is missing, older than this binary or too new for it.
 func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
-	c.Lanes = 1
+	c.AppendWorkers = 1
 	c = c.withDefaults()
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	path, ok := sqlitePath(c.URL)
 	if !ok || path == "" {
-		return nil, &refusal{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
+		return nil, &operatorError{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return nil, schemaRefusal(0, latest("sqlite"), 0)
+		return nil, checkSchemaVersion(0, latestVersion("sqlite"), 0)
 	}
-	side, err := lockSQLite(path)
+	lock, err := lockSQLite(path)
 	if err != nil {
 		return nil, err
 	}
-	s := &SQLite{cfg: c, m: newMetrics(c.Registerer), side: side}
+	s := &SQLite{cfg: c, m: newMetrics(c.Registerer), lockFile: lock}
 	if err := s.open(ctx, path); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
 	}
@@ -88,12 +88,12 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	}
 	// Of its own, since the lane closes its statements when it ends, and a
 	// batch may then still be under way.
-	whole, err := newSQLiteWriter(ctx, s)
+	batchWriter, err := newSQLiteWriter(ctx, s)
 	if err != nil {
 		w.close()
 		return err
 	}
-	s.committer = newCommitter(s.cfg, s.m, []writer{w}, whole)
+	s.committer = newCommitter(s.cfg, s.m, []writer{w}, batchWriter)
 	for name, db := range map[string]*sql.DB{"write": s.write, "read": s.reads} {
 		s.m.pool(name, func() (used, idle, limit int) {
 			stats := db.Stats()
@@ -110,38 +110,38 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 // matchEpoch begins a new epoch unless the side file knows the database, and
 // knows it as it is.
 func (s *SQLite) matchEpoch(ctx context.Context) error {
-	var is mark
-	err := s.write.QueryRowContext(ctx, `SELECT identity, commits FROM meta`).Scan(&is.identity, &is.commits)
+	var state databaseState
+	err := s.write.QueryRowContext(ctx, `SELECT identity, commits FROM meta`).Scan(&state.databaseID, &state.commits)
 	if err != nil {
 		return fmt.Errorf("read the epoch: %w", err)
 	}
-	if is.inode, err = s.side.inode(); err != nil {
+	if state.inode, err = s.lockFile.inode(); err != nil {
 		return err
 	}
-	s.inode = is.inode
-	was := s.side.read()
-	if was.identity == is.identity && was.inode == is.inode && was.commits <= is.commits && is.identity != "" {
+	s.inode = state.inode
+	recorded := s.lockFile.read()
+	if recorded.databaseID == state.databaseID && recorded.inode == state.inode && recorded.commits <= state.commits && state.databaseID != "" {
 		return nil
 	}
 	level := slog.LevelWarn
-	if is.identity == "" {
+	if state.databaseID == "" {
 		level = slog.LevelInfo // its first one
 	}
 	epoch := newEpoch()
-	is.identity = string(newEpoch())
+	state.databaseID = string(newEpoch())
 	// The cursors of an older life mean nothing: the feed begins anew.
 	_, err = s.write.ExecContext(ctx, `
 		UPDATE meta SET epoch = ?, identity = ?,
 			feed_floor = 1 + coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'commits'), 0);
-		DELETE FROM commits`, string(epoch), is.identity)
+		DELETE FROM commits`, string(epoch), state.databaseID)
 	if err != nil {
 		return fmt.Errorf("write the epoch: %w", err)
 	}
 	s.cfg.Logger.Log(ctx, level, "the log begins a new epoch: the file is new, restored, copied or moved", "epoch", epoch)
-	if err := s.side.write(is); err != nil {
+	if err := s.lockFile.write(state); err != nil {
 		return err
 	}
-	return s.side.file.Sync()
+	return s.lockFile.file.Sync()
 }
 
 // Close refuses new publications, finishes those that wait, and closes the
@@ -167,7 +167,7 @@ func (s *SQLite) closeFiles() error {
 			errs = append(errs, db.Close())
 		}
 	}
-	return errors.Join(append(errs, s.side.close())...)
+	return errors.Join(append(errs, s.lockFile.close())...)
 }
 
 // janitorLoop prunes each minute.
@@ -191,7 +191,7 @@ func (s *SQLite) prune(ctx context.Context) error {
 	for _, job := range []struct {
 		name, sql string
 		kept      time.Duration
-	}{{"prune_commits", sqlitePruneCommits, feedKept}, {"prune_ids", sqlitePruneIDs, s.cfg.IDWindow}} {
+	}{{"prune_commits", sqlitePruneCommits, feedRetention}, {"prune_ids", sqlitePruneIDs, s.cfg.IDWindow}} {
 		for full := true; full; {
 			began := time.Now()
 			n, err := s.pruneOnce(ctx, job.sql, began.Add(-job.kept))
@@ -240,15 +240,15 @@ func (s *SQLite) pruneOnce(ctx context.Context, query string, before time.Time) 
 // migrateSQLite holds the lock of the file: nobody may write meanwhile.
 func migrateSQLite(ctx context.Context, path string) error {
 	if path == "" {
-		return &refusal{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
+		return &operatorError{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
 	}
-	side, err := lockSQLite(path)
+	lock, err := lockSQLite(path)
 	if err != nil {
 		return err
 	}
 	db, err := sql.Open("sqlite", sqliteURI(path, "rwc", "_txlock=immediate"))
 	if err != nil {
-		return errors.Join(fmt.Errorf("migrate: %w", err), side.close())
+		return errors.Join(fmt.Errorf("migrate: %w", err), lock.close())
 	}
-	return errors.Join(migrate(ctx, db, goose.DialectSQLite3, "sqlite"), db.Close(), side.close())
+	return errors.Join(migrate(ctx, db, goose.DialectSQLite3, "sqlite"), db.Close(), lock.close())
 }

@@ -42,7 +42,7 @@ func (s *SQLite) Read(ctx context.Context, r message.Range) (page message.Page, 
 		if err != nil || r.Limit <= 0 {
 			return err
 		}
-		from, to, more, err := fit(ctx, tx, room, r)
+		from, to, more, err := pageBounds(ctx, tx, room, r)
 		if err != nil || from == 0 {
 			return err
 		}
@@ -52,8 +52,8 @@ func (s *SQLite) Read(ctx context.Context, r message.Range) (page message.Page, 
 	return page, err
 }
 
-// fit finds which messages of a range fit its bounds, by their sizes alone.
-func fit(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to message.Seq, more bool, err error) {
+// pageBounds finds which messages of a range fit its bounds, by their sizes alone.
+func pageBounds(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to message.Seq, more bool, err error) {
 	query, bound := `SELECT seq, length(data) FROM messages WHERE room_id = ? AND seq > ? ORDER BY seq LIMIT ?`, r.After
 	if r.Before > 0 {
 		query, bound = `SELECT seq, length(data) FROM messages WHERE room_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?`, r.Before
@@ -116,11 +116,11 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 			return err
 		}
 		// Above the next one is a cursor of another life of the file.
-		c.Lost = cursor < floor || cursor > c.Next
+		c.Incomplete = cursor < floor || cursor > c.Next
 		heads, err := scanHeads(ctx, tx, `SELECT room, max(head) FROM commits WHERE id >= ? GROUP BY room LIMIT ?`,
 			int64(cursor), feedRooms+1)
 		if len(heads) > feedRooms {
-			c.Lost, heads = true, heads[:feedRooms]
+			c.Incomplete, heads = true, heads[:feedRooms]
 		}
 		c.Heads = heads
 		return err
@@ -133,7 +133,7 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 // service's own rooms, whose names begin with _, are left out unless prefix
 // does too. The error for an argument out of bounds is a *message.InvalidError.
 func (s *SQLite) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) (rooms []message.RoomInfo, more bool, err error) {
-	names, err := namesOf(prefix, after, limit)
+	names, err := nameRangesFor(prefix, after, limit)
 	if err != nil {
 		return nil, false, fmt.Errorf("list rooms: %w", err)
 	}

@@ -14,13 +14,13 @@ import (
 // publications wait for it, flush included.
 const sqliteTrimRows = 250
 
-// due makes a step of the walk. The process is alone with its file, so it
+// walkStep makes a step of the walk. The process is alone with its file, so it
 // remembers itself how far it has come.
-func (s *SQLite) due(ctx context.Context, r rule) (rooms []message.Room, over bool, err error) {
+func (s *SQLite) walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error) {
 	err = s.snapshot(ctx, "retention", func(ctx context.Context, tx *sql.Tx) (err error) {
 		rows, err := tx.QueryContext(ctx, `SELECT id, name, first <= head AND (head - first >= ?3 OR EXISTS (
 				SELECT 1 FROM messages m WHERE m.room_id = r.id AND m.seq = r.first AND m.at < ?4))
-			FROM rooms r WHERE id > ?1 ORDER BY id LIMIT ?2`, s.walked, walkRooms, orNull(r.count), before(r))
+			FROM rooms r WHERE id > ?1 ORDER BY id LIMIT ?2`, s.walked, walkPageSize, orNull(policy.count), ageCutoff(policy))
 		if err != nil {
 			return err
 		}
@@ -36,23 +36,23 @@ func (s *SQLite) due(ctx context.Context, r rule) (rooms []message.Room, over bo
 				rooms = append(rooms, room)
 			}
 		}
-		if over = n < walkRooms; over {
+		if ended = n < walkPageSize; ended {
 			s.walked = 0
 		}
 		return rows.Err()
 	})
-	return rooms, over, err
+	return rooms, ended, err
 }
 
-// before is the time in µs before which messages are too old, nil when none is.
-func before(r rule) *int64 {
-	if r.age == 0 {
+// ageCutoff is the time in µs before which messages are too old, nil when none is.
+func ageCutoff(policy retentionPolicy) *int64 {
+	if policy.age == 0 {
 		return nil
 	}
-	return orNull(time.Now().Add(-r.age).UnixMicro())
+	return orNull(time.Now().Add(-policy.age).UnixMicro())
 }
 
-func (s *SQLite) trim(ctx context.Context, room message.Room, r rule) (removed int, err error) {
+func (s *SQLite) trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*s.cfg.AppendTimeout)
 	defer cancel()
 	tx, err := s.write.BeginTx(ctx, nil)
@@ -70,7 +70,7 @@ func (s *SQLite) trim(ctx context.Context, room message.Room, r rule) (removed i
 			SELECT max(m.seq) FROM (
 				SELECT seq, at FROM messages WHERE room_id = r.id AND seq >= r.first ORDER BY seq LIMIT ?4
 			) m WHERE m.seq <= r.head - ?2 OR m.at < ?3)
-		FROM rooms r WHERE r.name = ?1`, string(room), orNull(r.count), before(r), sqliteTrimRows).Scan(&id, &first, &last)
+		FROM rooms r WHERE r.name = ?1`, string(room), orNull(policy.count), ageCutoff(policy), sqliteTrimRows).Scan(&id, &first, &last)
 	if err != nil || !last.Valid {
 		return 0, err
 	}
@@ -90,5 +90,5 @@ func (s *SQLite) trim(ctx context.Context, room message.Room, r rule) (removed i
 
 // retention returns what removes old messages from this log.
 func (s *SQLite) retention() *retention {
-	return &retention{by: s, full: sqliteTrimRows, rule: s.cfg.rule(), m: s.m, log: s.cfg.Logger}
+	return &retention{trimmer: s, trimLimit: sqliteTrimRows, policy: s.cfg.retentionPolicy(), m: s.m, log: s.cfg.Logger}
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // path of the database file.
-func (w *world) path() string {
-	path, _ := sqlitePath(w.url)
+func (f *fixture) path() string {
+	path, _ := sqlitePath(f.url)
 	return path
 }
 
@@ -33,68 +33,68 @@ func copyFile(t *testing.T, from, to string) {
 	}
 }
 
-// opened returns the epoch of a database that is opened, read and closed.
-func (w *world) opened() message.Epoch {
-	w.t.Helper()
-	n := w.node()
+// openedEpoch returns the epoch of a database that is opened, read and closed.
+func (f *fixture) openedEpoch() message.Epoch {
+	f.t.Helper()
+	n := f.startNode()
 	defer n.close()
 	return n.epoch()
 }
 
-func TestASQLiteFileThatWasRestoredBeginsANewEpoch(t *testing.T) {
-	for name, restore := range map[string]func(t *testing.T, w *world, earlier string){
-		"the older file copied back": func(t *testing.T, w *world, earlier string) {
-			copyFile(t, earlier+"/db", w.path())
+func TestARestoredSQLiteFileBeginsANewEpoch(t *testing.T) {
+	for name, restore := range map[string]func(t *testing.T, f *fixture, earlier string){
+		"the older file copied back": func(t *testing.T, f *fixture, earlier string) {
+			copyFile(t, earlier+"/db", f.path())
 		},
-		"the older folder moved in its place": func(t *testing.T, w *world, earlier string) {
+		"the older folder moved in its place": func(t *testing.T, f *fixture, earlier string) {
 			// Moved aside first: a file system may give a freed inode again.
-			if err := os.Rename(w.path(), w.path()+".aside"); err != nil {
+			if err := os.Rename(f.path(), f.path()+".aside"); err != nil {
 				t.Fatal(err)
 			}
-			copyTree(t, earlier+"/db", w.path())
-			copyTree(t, earlier+"/lock", w.path()+".lock")
+			copyTree(t, earlier+"/db", f.path())
+			copyTree(t, earlier+"/lock", f.path()+".lock")
 		},
-		"without its side file": func(t *testing.T, w *world, _ string) {
-			if err := os.Remove(w.path() + ".lock"); err != nil {
-				t.Fatal(err)
-			}
-		},
-		"with a side file that was cut short": func(t *testing.T, w *world, _ string) {
-			if err := os.Truncate(w.path()+".lock", 20); err != nil {
+		"without its side file": func(t *testing.T, f *fixture, _ string) {
+			if err := os.Remove(f.path() + ".lock"); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"copied elsewhere": func(t *testing.T, w *world, _ string) {
+		"with a side file that was cut short": func(t *testing.T, f *fixture, _ string) {
+			if err := os.Truncate(f.path()+".lock", 20); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"copied elsewhere": func(t *testing.T, f *fixture, _ string) {
 			to := filepath.Join(t.TempDir(), "copy.db")
-			copyFile(t, w.path(), to)
-			w.url = "sqlite:" + to
+			copyFile(t, f.path(), to)
+			f.url = "sqlite:" + to
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, earlier := sqliteWorld(t), t.TempDir()
-			n := w.node()
-			n.stored("room", "1", "x")
+			f, earlier := newSQLiteFixture(t), t.TempDir()
+			n := f.startNode()
+			n.mustPublish("room", "1", "x")
 			n.close()
-			copyTree(t, w.path(), earlier+"/db")
-			copyTree(t, w.path()+".lock", earlier+"/lock")
-			n = w.node()
-			old := n.stored("room", "2", "x").Epoch
+			copyTree(t, f.path(), earlier+"/db")
+			copyTree(t, f.path()+".lock", earlier+"/lock")
+			n = f.startNode()
+			old := n.mustPublish("room", "2", "x").Epoch
 			n.close()
-			if kept := w.opened(); kept != old {
+			if kept := f.openedEpoch(); kept != old {
 				t.Fatal("closing and opening began a new epoch")
 			}
-			restore(t, w, earlier)
-			n = w.node()
+			restore(t, f, earlier)
+			n = f.startNode()
 			cursor, err := n.Commits(t.Context(), 1)
-			if err != nil || !cursor.Lost {
+			if err != nil || !cursor.Incomplete {
 				t.Errorf("an old cursor: %+v, %v", cursor, err)
 			}
-			after := n.stored("room", "3", "x")
+			after := n.mustPublish("room", "3", "x")
 			if after.Epoch == old {
 				t.Error("the epoch is the old one")
 			}
 			n.close()
-			if again := w.opened(); again != after.Epoch {
+			if again := f.openedEpoch(); again != after.Epoch {
 				t.Error("opened again, the epoch changed once more")
 			}
 		})
@@ -102,68 +102,68 @@ func TestASQLiteFileThatWasRestoredBeginsANewEpoch(t *testing.T) {
 }
 
 func TestTheFeedOfANewEpochMissesNothing(t *testing.T) {
-	w := sqliteWorld(t)
-	n := w.node()
+	f := newSQLiteFixture(t)
+	n := f.startNode()
 	start, err := n.Commits(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.stored("room", "1", "x")
-	if c, err := n.Commits(t.Context(), start.Next); err != nil || len(c.Heads) != 1 || c.Lost {
+	n.mustPublish("room", "1", "x")
+	if c, err := n.Commits(t.Context(), start.Next); err != nil || len(c.Heads) != 1 || c.Incomplete {
 		t.Errorf("the very first commit: %+v, %v", c, err)
 	}
 }
 
 func TestASecondProcessOnASQLiteFileIsRefused(t *testing.T) {
-	w := sqliteWorld(t)
-	n := w.node()
+	f := newSQLiteFixture(t)
+	n := f.startNode()
 	for what, err := range map[string]error{
-		"open": func() error { _, err := w.open(); return err }(), "migrate": Migrate(t.Context(), w.url),
+		"open": func() error { _, err := f.openLog(); return err }(), "migrate": Migrate(t.Context(), f.url),
 	} {
 		if err == nil || !strings.Contains(err.Error(), "another process") || !strings.Contains(err.Error(), "DATABASE_URL") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	n.stored("room", "1", "x")
+	n.mustPublish("room", "1", "x")
 	n.close()
-	w.node().stored("room", "2", "x")
+	f.startNode().mustPublish("room", "2", "x")
 }
 
-// asWriter makes this test binary a process that writes until it is killed.
-const asWriter = "SWITCHYARD_STORE_WRITER"
+// writerURLEnv makes this test binary a process that writes until it is killed.
+const writerURLEnv = "SWITCHYARD_STORE_WRITER"
 
 func TestAKilledProcessLosesNothingItAcked(t *testing.T) {
-	if url := os.Getenv(asWriter); url != "" {
-		n := (&world{t: t, url: url}).node()
+	if url := os.Getenv(writerURLEnv); url != "" {
+		n := (&fixture{t: t, url: url}).startNode()
 		for i := 1; ; i++ {
-			p := n.stored("room", numbered("id", i), "x")
+			p := n.mustPublish("room", numbered("id", i), "x")
 			fmt.Fprintf(os.Stderr, "acked %d %s\n", p.Seq, p.Epoch)
 		}
 	}
-	w := sqliteWorld(t)
+	f := newSQLiteFixture(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	victim, err := testkit.Start(testkit.Program{
-		Path: self, Args: []string{"-test.run", t.Name() + "$"}, Env: []string{asWriter + "=" + w.url}})
+	child, err := testkit.Start(testkit.Program{
+		Path: self, Args: []string{"-test.run", t.Name() + "$"}, Env: []string{writerURLEnv + "=" + f.url}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := victim.WaitOutput(t.Context(), "acked 100 "); err != nil {
+	if err := child.WaitOutput(t.Context(), "acked 100 "); err != nil {
 		t.Fatal(err)
 	}
-	if err := victim.Stop(syscall.SIGKILL, patience); err != nil {
+	if err := child.Stop(syscall.SIGKILL, testTimeout); err != nil {
 		t.Fatal(err)
 	}
-	lines := strings.Split(strings.TrimSpace(victim.Output()), "\n")
+	lines := strings.Split(strings.TrimSpace(child.Output()), "\n")
 	var acked int
 	var epoch message.Epoch
 	if _, err := fmt.Sscanf(lines[len(lines)-1], "acked %d %s", &acked, &epoch); err != nil {
 		t.Fatalf("%q: %v", lines[len(lines)-1], err)
 	}
-	n := w.node() // the lock died with its holder
-	if all := n.all("room"); len(all) < acked {
+	n := f.startNode() // the lock died with its holder
+	if all := n.readAll("room"); len(all) < acked {
 		t.Errorf("%d were acked and %d are stored", acked, len(all))
 	}
 	if n.epoch() != epoch {
@@ -171,7 +171,7 @@ func TestAKilledProcessLosesNothingItAcked(t *testing.T) {
 	}
 }
 
-func TestSQLiteURLsThatLeadNowhere(t *testing.T) {
+func TestUnusableSQLiteURLsAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(dir+"/text", []byte(strings.Repeat("not a database ", 100)), 0o600); err != nil {
 		t.Fatal(err)
@@ -203,11 +203,11 @@ func TestSQLiteURLsThatLeadNowhere(t *testing.T) {
 }
 
 // Somebody's sqlite3 shell sits in the middle of a transaction.
-func TestAnotherProgramHoldsTheSQLiteFile(t *testing.T) {
-	w := sqliteWorld(t)
-	n := w.node(func(c *Config) { c.AppendTimeout = 2 * time.Second })
-	n.stored("room", "1", "x")
-	db, err := sql.Open("sqlite", sqliteURI(w.path(), "rw", "_txlock=immediate"))
+func TestAnotherProgramLocksTheSQLiteFile(t *testing.T) {
+	f := newSQLiteFixture(t)
+	n := f.startNode(func(c *Config) { c.AppendTimeout = 2 * time.Second })
+	n.mustPublish("room", "1", "x")
+	db, err := sql.Open("sqlite", sqliteURI(f.path(), "rw", "_txlock=immediate"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,13 +223,13 @@ func TestAnotherProgramHoldsTheSQLiteFile(t *testing.T) {
 	if took := time.Since(began); took > 8*time.Second {
 		t.Errorf("the answer took %v", took)
 	}
-	if len(n.all("room")) != 1 {
+	if len(n.readAll("room")) != 1 {
 		t.Error("readers see what was not committed")
 	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	if p := n.stored("room", "2", "x"); p.Seq != 2 {
+	if p := n.mustPublish("room", "2", "x"); p.Seq != 2 {
 		t.Errorf("afterwards: %+v", p)
 	}
 }

@@ -16,8 +16,8 @@ import (
 // sqliteWriter commits batches by one statement a message: SQLite lives in
 // this process, there is no round trip to save.
 type sqliteWriter struct {
-	s                               *SQLite
-	room, known, store, id, advance *sql.Stmt
+	s                                                       *SQLite
+	upsertRoom, findID, insertMessage, insertID, updateRoom *sql.Stmt
 }
 
 // newSQLiteWriter prepares the statements of a batch.
@@ -27,11 +27,11 @@ func newSQLiteWriter(ctx context.Context, s *SQLite) (*sqliteWriter, error) {
 		stmt **sql.Stmt
 		sql  string
 	}{
-		{&w.room, `INSERT INTO rooms (name) VALUES (?) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id, head, last_at`},
-		{&w.known, `SELECT seq, at, digest FROM message_ids WHERE room_id = ? AND sender = ? AND id = ?`},
-		{&w.store, `INSERT INTO messages (room_id, seq, at, id, sender, data) VALUES (?, ?, ?, ?, ?, ?)`},
-		{&w.id, `INSERT INTO message_ids (room_id, sender, id, seq, at, digest) VALUES (?, ?, ?, ?, ?, ?)`},
-		{&w.advance, `UPDATE rooms SET head = ?, last_at = ? WHERE id = ?`},
+		{&w.upsertRoom, `INSERT INTO rooms (name) VALUES (?) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id, head, last_at`},
+		{&w.findID, `SELECT seq, at, digest FROM message_ids WHERE room_id = ? AND sender = ? AND id = ?`},
+		{&w.insertMessage, `INSERT INTO messages (room_id, seq, at, id, sender, data) VALUES (?, ?, ?, ?, ?, ?)`},
+		{&w.insertID, `INSERT INTO message_ids (room_id, sender, id, seq, at, digest) VALUES (?, ?, ?, ?, ?, ?)`},
+		{&w.updateRoom, `UPDATE rooms SET head = ?, last_at = ? WHERE id = ?`},
 	} {
 		stmt, err := s.write.PrepareContext(ctx, p.sql)
 		if err != nil {
@@ -44,7 +44,7 @@ func newSQLiteWriter(ctx context.Context, s *SQLite) (*sqliteWriter, error) {
 }
 
 func (w *sqliteWriter) close() {
-	for _, stmt := range []*sql.Stmt{w.room, w.known, w.store, w.id, w.advance} {
+	for _, stmt := range []*sql.Stmt{w.upsertRoom, w.findID, w.insertMessage, w.insertID, w.updateRoom} {
 		if stmt != nil {
 			_ = stmt.Close()
 		}
@@ -60,13 +60,13 @@ func (w *sqliteWriter) ping(ctx context.Context) error {
 	return tx.Rollback()
 }
 
-func (w *sqliteWriter) commit(ctx context.Context, batch []*entry) (message.Epoch, []result, error) {
+func (w *sqliteWriter) commit(ctx context.Context, batch []*queuedPublication) (message.Epoch, []result, error) {
 	return w.commitIf(ctx, batch, func([]result) error { return nil })
 }
 
 // commitIf is one BEGIN IMMEDIATE transaction: the lock comes first, so what is
 // read under it is the truth when it is written.
-func (w *sqliteWriter) commitIf(ctx context.Context, batch []*entry, agree func([]result) error) (message.Epoch, []result, error) {
+func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	tx, err := w.s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return "", nil, fmt.Errorf("begin: %w", err)
@@ -80,18 +80,18 @@ func (w *sqliteWriter) commitIf(ctx context.Context, batch []*entry, agree func(
 		}
 	}
 	// Asked before heads and feed are written, which a refusal would undo.
-	if err := agree(results); err != nil {
+	if err := precommit(results); err != nil {
 		return "", nil, err
 	}
-	epoch, is, err := b.finish(ctx)
+	epoch, state, err := b.finish(ctx)
 	if err != nil {
 		return "", nil, err
 	}
 	if err := tx.Commit(); err != nil {
 		return "", nil, fmt.Errorf("commit: %w", err)
 	}
-	is.inode = w.s.inode
-	if err := w.s.side.advance(is); err != nil {
+	state.inode = w.s.inode
+	if err := w.s.lockFile.recordCommit(state); err != nil {
 		// The messages are stored. Only a restore to just before this commit
 		// would go unnoticed.
 		w.s.cfg.Logger.Warn("could not remember the commit beside the database", "error", err)
@@ -114,7 +114,7 @@ type sqliteRoom struct {
 }
 
 // add stores one message, or finds that its id is known.
-func (b *sqliteBatch) add(ctx context.Context, e *entry) (result, error) {
+func (b *sqliteBatch) add(ctx context.Context, e *queuedPublication) (result, error) {
 	room, err := b.room(ctx, e.pub.Room)
 	if err != nil {
 		return result{}, err
@@ -122,7 +122,7 @@ func (b *sqliteBatch) add(ctx context.Context, e *entry) (result, error) {
 	p := e.pub
 	var r result
 	var at int64
-	err = b.tx.StmtContext(ctx, b.w.known).QueryRowContext(ctx, room.id, p.From, p.ID).Scan(&r.seq, &at, &r.digest)
+	err = b.tx.StmtContext(ctx, b.w.findID).QueryRowContext(ctx, room.id, p.From, p.ID).Scan(&r.seq, &at, &r.digest)
 	if err == nil {
 		r.at, r.duplicate = time.UnixMicro(at), true
 		return r, nil
@@ -133,11 +133,11 @@ func (b *sqliteBatch) add(ctx context.Context, e *entry) (result, error) {
 	room.head++
 	room.at = max(room.at, b.now) // never below the room's last, whatever the clock does
 	room.changed = true
-	_, err = b.tx.StmtContext(ctx, b.w.store).ExecContext(ctx, room.id, room.head, room.at, p.ID, p.From, notNil(p.Data))
+	_, err = b.tx.StmtContext(ctx, b.w.insertMessage).ExecContext(ctx, room.id, room.head, room.at, p.ID, p.From, notNil(p.Data))
 	if err != nil {
 		return result{}, err
 	}
-	_, err = b.tx.StmtContext(ctx, b.w.id).ExecContext(ctx, room.id, p.From, p.ID, room.head, room.at, e.digest[:])
+	_, err = b.tx.StmtContext(ctx, b.w.insertID).ExecContext(ctx, room.id, p.From, p.ID, room.head, room.at, e.digest[:])
 	return result{seq: message.Seq(room.head), at: time.UnixMicro(room.at)}, err
 }
 
@@ -148,7 +148,7 @@ func (b *sqliteBatch) room(ctx context.Context, name message.Room) (*sqliteRoom,
 		return r, nil
 	}
 	r := &sqliteRoom{}
-	if err := b.tx.StmtContext(ctx, b.w.room).QueryRowContext(ctx, string(name)).Scan(&r.id, &r.head, &r.at); err != nil {
+	if err := b.tx.StmtContext(ctx, b.w.upsertRoom).QueryRowContext(ctx, string(name)).Scan(&r.id, &r.head, &r.at); err != nil {
 		return nil, err
 	}
 	b.rooms[name] = r
@@ -156,32 +156,32 @@ func (b *sqliteBatch) room(ctx context.Context, name message.Room) (*sqliteRoom,
 }
 
 // finish writes heads and feed, and counts the commit.
-func (b *sqliteBatch) finish(ctx context.Context) (message.Epoch, mark, error) {
+func (b *sqliteBatch) finish(ctx context.Context) (message.Epoch, databaseState, error) {
 	for name, r := range b.rooms {
 		if !r.changed {
 			continue
 		}
-		if _, err := b.tx.StmtContext(ctx, b.w.advance).ExecContext(ctx, r.head, r.at, r.id); err != nil {
-			return "", mark{}, fmt.Errorf("advance a room: %w", err)
+		if _, err := b.tx.StmtContext(ctx, b.w.updateRoom).ExecContext(ctx, r.head, r.at, r.id); err != nil {
+			return "", databaseState{}, fmt.Errorf("advance a room: %w", err)
 		}
 		_, err := b.tx.ExecContext(ctx, `INSERT INTO commits (room, head, at) VALUES (?, ?, ?)`, string(name), r.head, b.now)
 		if err != nil {
-			return "", mark{}, fmt.Errorf("write the commit feed: %w", err)
+			return "", databaseState{}, fmt.Errorf("write the commit feed: %w", err)
 		}
 	}
 	var epoch string
-	var m mark
+	var state databaseState
 	err := b.tx.QueryRowContext(ctx, `UPDATE meta SET commits = commits + 1 RETURNING epoch, identity, commits`).
-		Scan(&epoch, &m.identity, &m.commits)
+		Scan(&epoch, &state.databaseID, &state.commits)
 	if err != nil {
-		return "", mark{}, fmt.Errorf("count the commit: %w", err)
+		return "", databaseState{}, fmt.Errorf("count the commit: %w", err)
 	}
-	return message.Epoch(epoch), m, nil
+	return message.Epoch(epoch), state, nil
 }
 
-// guilty knows the results (sqlite.org/rescode.html) that come from what a
+// isDataError knows the results (sqlite.org/rescode.html) that come from what a
 // statement holds; triggers raise constraint errors.
-func (w *sqliteWriter) guilty(err error) bool {
+func (w *sqliteWriter) isDataError(err error) bool {
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
 		return false

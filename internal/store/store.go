@@ -25,9 +25,9 @@ type Config struct {
 	MaxConns int
 	// ConnLifetime is how long a connection is used at most (default 30 min).
 	ConnLifetime time.Duration
-	// Lanes is how many batches are under way at once on PostgreSQL (default 2).
+	// AppendWorkers is how many batches are under way at once on PostgreSQL (default 2).
 	// SQLite has one writer, hence one lane.
-	Lanes int
+	AppendWorkers int
 	// IDWindow is how long ids are remembered at least (default 10 min).
 	IDWindow time.Duration
 	// RetentionAge and RetentionCount bound what a room keeps: messages that
@@ -62,8 +62,8 @@ const (
 	pingEvery = time.Second
 	// staleAfter is how old the last sign of a writer may be before Check speaks.
 	staleAfter = 5 * time.Second
-	// feedKept is how long the commit feed reaches back.
-	feedKept = 10 * time.Minute
+	// feedRetention is how long the commit feed reaches back.
+	feedRetention = 10 * time.Minute
 	// feedRooms bounds the rooms of one answer of the commit feed; beyond it
 	// comparing heads by name, in pages, is the better way.
 	feedRooms = 50_000
@@ -71,8 +71,8 @@ const (
 
 // withDefaults returns the Config with every field set.
 func (c Config) withDefaults() Config {
-	setDefault(&c.Lanes, 2)
-	setDefault(&c.MaxConns, max(12, c.Lanes+3))
+	setDefault(&c.AppendWorkers, 2)
+	setDefault(&c.MaxConns, max(12, c.AppendWorkers+3))
 	setDefault(&c.ConnLifetime, 30*time.Minute)
 	setDefault(&c.IDWindow, 10*time.Minute)
 	setDefault(&c.AppendTimeout, 5*time.Second)
@@ -85,8 +85,10 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// rule is what rooms keep.
-func (c Config) rule() rule { return rule{age: c.RetentionAge, count: int64(c.RetentionCount)} }
+// retentionPolicy is what rooms keep.
+func (c Config) retentionPolicy() retentionPolicy {
+	return retentionPolicy{age: c.RetentionAge, count: int64(c.RetentionCount)}
+}
 
 func setDefault[T comparable](field *T, value T) {
 	var zero T
@@ -97,9 +99,9 @@ func setDefault[T comparable](field *T, value T) {
 
 // validate returns an error that names the setting and the remedy.
 func (c Config) validate() error {
-	if c.MaxConns < c.Lanes+3 {
+	if c.MaxConns < c.AppendWorkers+3 {
 		return fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be at least %d (a connection a lane, one for batches, one for repairs, one for reads)",
-			c.MaxConns, c.Lanes+3)
+			c.MaxConns, c.AppendWorkers+3)
 	}
 	return nil
 }

@@ -9,7 +9,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// The whole log, migrations, batches, feed and reads, over TLS, with a server
+// The whole log, migrations, batches, feed and reads, over TLSConfig, with a server
 // that takes nothing else.
 func TestTheLogOverTLS(t *testing.T) {
 	t.Parallel()
@@ -18,10 +18,10 @@ func TestTheLogOverTLS(t *testing.T) {
 	if err := Migrate(t.Context(), verified); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, url: verified, pg: pg.PG}
-	n := w.node()
+	f := &fixture{t: t, url: verified, pg: pg.PG}
+	n := f.startNode()
 	for _, id := range []string{"1", "2", "3"} {
-		n.stored("room", id, "x")
+		n.mustPublish("room", id, "x")
 	}
 	open := pg.Query("SELECT count(*), bool_and(ssl), min(version) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE application_name = 'switchyard'")
 	if count, how, _ := strings.Cut(open, "|"); count == "0" || how != "t|TLSv1.3" {
@@ -29,14 +29,14 @@ func TestTheLogOverTLS(t *testing.T) {
 	}
 }
 
-func TestAServerThatIsNotTheOneMeant(t *testing.T) {
+func TestATLSServerThatCannotBeVerifiedIsRefused(t *testing.T) {
 	t.Parallel()
 	pg := testkit.StartPostgresTLS(t, false)
 	nonsense := filepath.Join(t.TempDir(), "ca.crt")
 	if err := os.WriteFile(nonsense, []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, tt := range map[string]struct{ url, says string }{
+	for name, tt := range map[string]struct{ url, want string }{
 		"another authority": {
 			pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslrootcert", pg.OtherCAFile), "certificate signed by unknown authority",
 		},
@@ -71,8 +71,8 @@ func TestAServerThatIsNotTheOneMeant(t *testing.T) {
 			if err == nil {
 				t.Fatalf("%s: connected", name)
 			}
-			if !strings.HasPrefix(err.Error(), "DATABASE_URL") || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("%s: %v: does not say %q", name, err, tt.says)
+			if !strings.HasPrefix(err.Error(), "DATABASE_URL") || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s: %v: does not say %q", name, err, tt.want)
 			}
 			if strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "hush") {
 				t.Errorf("%s: more than one line, or the password: %v", name, err)
@@ -84,7 +84,7 @@ func TestAServerThatIsNotTheOneMeant(t *testing.T) {
 	}
 }
 
-func TestAServerThatAsksForACertificate(t *testing.T) {
+func TestAServerThatRequiresAClientCertificate(t *testing.T) {
 	t.Parallel()
 	pg := testkit.StartPostgresTLS(t, true)
 	verified := []string{"sslmode", "verify-full", "sslrootcert", pg.CAFile}
@@ -95,12 +95,12 @@ func TestAServerThatAsksForACertificate(t *testing.T) {
 	if err := Migrate(t.Context(), own); err != nil {
 		t.Fatal(err)
 	}
-	(&world{t: t, url: own, pg: pg.PG}).node().stored("room", "1", "x")
+	(&fixture{t: t, url: own, pg: pg.PG}).startNode().mustPublish("room", "1", "x")
 }
 
-// Someone between here and the server answers in its place, without TLS: a mode
+// Someone between here and the server answers in its place, without TLSConfig: a mode
 // that verifies does not go on in the clear.
-func TestNobodyTakesTheTLSAway(t *testing.T) {
+func TestTLSCannotBeDowngraded(t *testing.T) {
 	t.Parallel()
 	pg, plain := testkit.StartPostgresTLS(t, false), testkit.StartPostgres(t)
 	for _, mode := range []string{"require", "verify-ca", "verify-full"} {

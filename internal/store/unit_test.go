@@ -17,31 +17,31 @@ import (
 	"switchyard/internal/message"
 )
 
-// drafted makes a publication of "room id data", from ann.
-func drafted(lines ...string) []*message.Publication {
+// publications makes a publication of "room id data", from ann.
+func publications(lines ...string) []*message.Publication {
 	var pubs []*message.Publication
 	for _, line := range lines {
 		f := strings.Fields(line)
 		pubs = append(pubs, &message.Publication{
-			Draft: message.Draft{Room: message.Room(f[0]), ID: f[1], From: "ann", Data: []byte(f[2])},
-			Owner: make(chan struct{}),
+			Draft:  message.Draft{Room: message.Room(f[0]), ID: f[1], From: "ann", Data: []byte(f[2])},
+			Opaque: make(chan struct{}),
 		})
 	}
 	return pubs
 }
 
-// batch appends a batch that must succeed, and returns "room seq" of each, with
+// mustAppendBatch appends a batch that must succeed, and returns "room seq" of each, with
 // a d behind duplicates.
-func (n *node) batch(lines ...string) string {
+func (n *node) mustAppendBatch(lines ...string) string {
 	n.t.Helper()
-	pubs := drafted(lines...)
+	pubs := publications(lines...)
 	if err := n.AppendBatch(n.t.Context(), pubs); err != nil {
 		n.t.Fatalf("%q: %v", lines, err)
 	}
 	var got []string
 	for _, p := range pubs {
 		select {
-		case <-p.Owner.(chan struct{}):
+		case <-p.Opaque.(chan struct{}):
 		default:
 			n.t.Errorf("%s of %s was not settled when the call returned", p.ID, p.Room)
 		}
@@ -57,10 +57,10 @@ func (n *node) batch(lines ...string) string {
 	return strings.Join(got, " ")
 }
 
-// refused appends a batch that must fail for the publication at index.
-func (n *node) refused(want error, index int, lines ...string) {
+// expectBatchRefused appends a batch that must fail for the publication at index.
+func (n *node) expectBatchRefused(want error, index int, lines ...string) {
 	n.t.Helper()
-	pubs := drafted(lines...)
+	pubs := publications(lines...)
 	err := n.AppendBatch(n.t.Context(), pubs)
 	var batch *message.BatchError
 	if !errors.Is(err, want) || !errors.As(err, &batch) || batch.Index != index {
@@ -68,7 +68,7 @@ func (n *node) refused(want error, index int, lines ...string) {
 	}
 	for _, p := range pubs {
 		select {
-		case <-p.Owner.(chan struct{}):
+		case <-p.Opaque.(chan struct{}):
 			n.t.Errorf("%s of a refused batch was settled", p.ID)
 		default:
 		}
@@ -78,78 +78,78 @@ func (n *node) refused(want error, index int, lines ...string) {
 	}
 }
 
-func TestABatchIsStoredWholeAndAnsweredInOrder(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node(func(c *Config) { c.Lanes = 3 })
-		n.stored("b", "0", "x")
+func TestABatchIsStoredAtomicallyAndInOrder(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode(func(c *Config) { c.AppendWorkers = 3 })
+		n.mustPublish("b", "0", "x")
 		start, err := n.Commits(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := n.batch("b 1 x", "a 1 x", "b 2 x", "c 1 x", "a 2 x"); got != "b2 a1 b3 c1 a2" {
+		if got := n.mustAppendBatch("b 1 x", "a 1 x", "b 2 x", "c 1 x", "a 2 x"); got != "b2 a1 b3 c1 a2" {
 			t.Errorf("the answers are %s", got)
 		}
 		// The same call again, as a backend makes it that got no answer, and
 		// with more in it.
-		if got := n.batch("b 1 x", "a 1 x", "b 3 x", "b 3 x", "b 0 x"); got != "b2d a1d b4 b4d b1d" {
+		if got := n.mustAppendBatch("b 1 x", "a 1 x", "b 3 x", "b 3 x", "b 0 x"); got != "b2d a1d b4 b4d b1d" {
 			t.Errorf("the answers to the second are %s", got)
 		}
 		for room, want := range map[string]int{"a": 2, "b": 4, "c": 1} {
-			if all := n.all(room); len(all) != want {
+			if all := n.readAll(room); len(all) != want {
 				t.Errorf("%s holds %d, want %d", room, len(all), want)
 			}
 		}
 		c, err := n.Commits(t.Context(), start.Next)
-		if err != nil || c.Lost || len(c.Heads) != 3 {
+		if err != nil || c.Incomplete || len(c.Heads) != 3 {
 			t.Errorf("the feed tells %+v, %v", c, err)
 		}
 	})
 }
 
-func TestOneConflictFailsAllOfABatch(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
-		n.stored("room", "id", "mine")
-		n.refused(message.ErrConflict, 2, "new 1 x", "room 2 x", "room id other", "room 3 x")
-		n.refused(message.ErrConflict, 3, "new 1 x", "new 2 x", "room 2 x", "new 1 y")
+func TestOneConflictFailsTheWholeBatch(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
+		n.mustPublish("room", "id", "mine")
+		n.expectBatchRefused(message.ErrConflict, 2, "new 1 x", "room 2 x", "room id other", "room 3 x")
+		n.expectBatchRefused(message.ErrConflict, 3, "new 1 x", "new 2 x", "room 2 x", "new 1 y")
 		// The repeated id in front moves the guilty one away from its place
 		// among the distinct ones.
-		n.refused(message.ErrConflict, 2, "new 1 x", "new 1 x", "room id other")
-		if all := n.all("room"); len(all) != 1 {
+		n.expectBatchRefused(message.ErrConflict, 2, "new 1 x", "new 1 x", "room id other")
+		if all := n.readAll("room"); len(all) != 1 {
 			t.Errorf("%d are stored, want 1", len(all))
 		}
 		if _, heads, err := n.Heads(t.Context(), []message.Room{"new"}); err != nil || heads[0].Seq != 0 {
 			t.Errorf("a refused batch left %v, %v", heads, err)
 		}
-		if got := n.batch("room id mine", "room 2 x"); got != "room1d room2" {
+		if got := n.mustAppendBatch("room id mine", "room 2 x"); got != "room1d room2" {
 			t.Errorf("after the refusals: %s", got)
 		}
 	})
 }
 
-func TestOnePoisonedMessageFailsAllOfABatch(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node()
-		w.poison()
-		for _, guilty := range []int{0, 1, 100, 254, 255} {
+func TestOnePoisonMessageFailsTheWholeBatch(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode()
+		f.rejectPoison()
+		for _, bad := range []int{0, 1, 100, 254, 255} {
 			lines := make([]string, 256)
 			for i := range lines {
 				lines[i] = fmt.Sprintf("room-%d id-%d x", i%5, i)
 			}
-			lines[guilty] = "room-1 bad poison"
-			n.refused(message.ErrRejected, guilty, lines...)
+			lines[bad] = "room-1 bad poison"
+			n.expectBatchRefused(message.ErrRejected, bad, lines...)
 		}
-		n.refused(message.ErrRejected, 0, "room bad poison")
+		n.expectBatchRefused(message.ErrRejected, 0, "room bad poison")
 		if rooms, _, err := n.ListRooms(t.Context(), "", "", 10); err != nil || len(rooms) != 0 {
 			t.Errorf("refused batches left %v, %v", rooms, err)
 		}
-		n.batch("room good x")
+		n.mustAppendBatch("room good x")
 	})
 }
 
-func TestBatchesBeyondTheirBounds(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
-		n := w.node(func(c *Config) { c.MaxPending = 300 })
+func TestBatchesOverTheLimitAreRefused(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
+		n := f.startNode(func(c *Config) { c.MaxPending = 300 })
 		many := make([]string, 257)
 		for i := range many {
 			many[i] = fmt.Sprintf("room id-%d x", i)
@@ -159,13 +159,13 @@ func TestBatchesBeyondTheirBounds(t *testing.T) {
 			"none": {}, "257": many, "over 1 MiB": {"room 1 " + half, "room 2 " + half, "room 3 x"},
 		} {
 			var invalid *message.InvalidError
-			if err := n.AppendBatch(t.Context(), drafted(lines...)); !errors.As(err, &invalid) || invalid.Field != "messages" {
+			if err := n.AppendBatch(t.Context(), publications(lines...)); !errors.As(err, &invalid) || invalid.Field != "messages" {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		n.batch(many[:256]...)
-		n.batch("room big-1 "+half, "room big-2 "+half)
-		if all := n.all("room"); len(all) != 258 {
+		n.mustAppendBatch(many[:256]...)
+		n.mustAppendBatch("room big-1 "+half, "room big-2 "+half)
+		if all := n.readAll("room"); len(all) != 258 {
 			t.Errorf("%d are stored", len(all))
 		}
 	})
@@ -173,14 +173,14 @@ func TestBatchesBeyondTheirBounds(t *testing.T) {
 
 // Batches and single publications of all nodes meet in few rooms, in every
 // order. What a batch holds of a room stands side by side there.
-func TestBatchesAndLanesInTheSameRooms(t *testing.T) {
-	inEachWorld(t, func(t *testing.T, w *world) {
+func TestBatchesAndSinglePublicationsInTheSameRooms(t *testing.T) {
+	forEachDialect(t, func(t *testing.T, f *fixture) {
 		const callers, rounds, rooms = 4, 60, 6
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		var nodes []*node
-		for range w.nodes {
-			nodes = append(nodes, w.node(func(c *Config) { c.Lanes = 3 }))
+		for range f.maxNodes {
+			nodes = append(nodes, f.startNode(func(c *Config) { c.AppendWorkers = 3 }))
 		}
 		var done sync.WaitGroup
 		for caller := range callers {
@@ -196,7 +196,7 @@ func TestBatchesAndLanesInTheSameRooms(t *testing.T) {
 					for i := range r.IntN(4) {
 						singles = append(singles, n.append(numbered("room", r.IntN(rooms)), "bob", fmt.Sprintf("one-%d-%d-%d", caller, round, i), "x"))
 					}
-					pubs := drafted(lines...)
+					pubs := publications(lines...)
 					if err := n.AppendBatch(t.Context(), pubs); err != nil {
 						t.Errorf("caller %d, round %d: %v", caller, round, err)
 					}
@@ -217,50 +217,50 @@ func TestBatchesAndLanesInTheSameRooms(t *testing.T) {
 		}
 		done.Wait()
 		for r := range rooms {
-			nodes[0].all(numbered("room", r)) // fails on a hole
+			nodes[0].readAll(numbered("room", r)) // fails on a hole
 		}
-		if w.pg != nil {
-			if got := w.pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got != "0" {
+		if f.pg != nil {
+			if got := f.pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got != "0" {
 				t.Errorf("%s deadlocks", got)
 			}
 		}
 	})
 }
 
-func TestABatchIsTriedUntilItsTimeIsOver(t *testing.T) {
+func TestABatchIsRetriedUntilItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tries, fails := 0, 3
-		w := &aWriter{fate: func(context.Context, []*entry) error {
+		w := &fakeWriter{respond: func(context.Context, []*queuedPublication) error {
 			if tries++; tries <= fails {
-				return errLost
+				return errConnectionLost
 			}
 			return nil
 		}}
-		k, m := oneUnit(w)
-		settled := 0
-		k.Start(func(pubs []*message.Publication) { settled += len(pubs) })
-		pubs := drafted("room 1 x", "room 1 x")
-		if err := k.AppendBatch(t.Context(), pubs); err != nil || pubs[0].Duplicate || !pubs[1].Duplicate || settled != 2 {
-			t.Errorf("%v, %d settled, %+v %+v", err, settled, pubs[0], pubs[1])
+		k, m := committerWithAtomicWriter(w)
+		completed := 0
+		k.Start(func(pubs []*message.Publication) { completed += len(pubs) })
+		pubs := publications("room 1 x", "room 1 x")
+		if err := k.AppendBatch(t.Context(), pubs); err != nil || pubs[0].Duplicate || !pubs[1].Duplicate || completed != 2 {
+			t.Errorf("%v, %d settled, %+v %+v", err, completed, pubs[0], pubs[1])
 		}
 		fails = 1 << 30
 		began := time.Now()
-		err := k.AppendBatch(t.Context(), drafted("room 2 x"))
-		if took := time.Since(began); !errors.Is(err, message.ErrUnavailable) || !errors.Is(err, errLost) || took < 5*time.Second || took > 6*time.Second {
+		err := k.AppendBatch(t.Context(), publications("room 2 x"))
+		if took := time.Since(began); !errors.Is(err, message.ErrUnavailable) || !errors.Is(err, errConnectionLost) || took < 5*time.Second || took > 6*time.Second {
 			t.Errorf("%v after %v", err, took)
 		}
 		// A caller that goes away ends the tries, not the one under way.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began = time.Now()
-		err = k.AppendBatch(ctx, drafted("room 3 x"))
+		err = k.AppendBatch(ctx, publications("room 3 x"))
 		if took := time.Since(began); !errors.Is(err, message.ErrUnavailable) || took > 2*time.Second {
 			t.Errorf("%v after %v", err, took)
 		}
 		if err := k.close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := k.AppendBatch(t.Context(), drafted("room 4 x")); !errors.Is(err, message.ErrClosed) {
+		if err := k.AppendBatch(t.Context(), publications("room 4 x")); !errors.Is(err, message.ErrClosed) {
 			t.Errorf("after close: %v", err)
 		}
 		for reason, want := range map[string]float64{reasonTimeout: 2, reasonClosed: 1} {
@@ -271,18 +271,18 @@ func TestABatchIsTriedUntilItsTimeIsOver(t *testing.T) {
 	})
 }
 
-func TestBatchesThatWaitAreBounded(t *testing.T) {
+func TestPendingBatchesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &aWriter{fate: func(ctx context.Context, _ []*entry) error { <-ctx.Done(); return ctx.Err() }}
-		k, m := oneUnit(w, func(c *Config) { c.MaxPending = 5 })
+		w := &fakeWriter{respond: func(ctx context.Context, _ []*queuedPublication) error { <-ctx.Done(); return ctx.Err() }}
+		k, m := committerWithAtomicWriter(w, func(c *Config) { c.MaxPending = 5 })
 		k.Start(func([]*message.Publication) {})
 		errs := make(chan error, 2)
 		for range 2 { // one is under way, one waits for its turn
-			go func() { errs <- k.AppendBatch(t.Context(), drafted("room 1 x", "room 2 x")) }()
+			go func() { errs <- k.AppendBatch(t.Context(), publications("room 1 x", "room 2 x")) }()
 		}
 		synctest.Wait()
 		began := time.Now()
-		if err := k.AppendBatch(t.Context(), drafted("room 3 x", "room 4 x")); !errors.Is(err, message.ErrUnavailable) || time.Since(began) > 0 {
+		if err := k.AppendBatch(t.Context(), publications("room 3 x", "room 4 x")); !errors.Is(err, message.ErrUnavailable) || time.Since(began) > 0 {
 			t.Errorf("beyond the bound: %v after %v", err, time.Since(began))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -306,8 +306,8 @@ func TestBatchesThatWaitAreBounded(t *testing.T) {
 
 // What settled does with one room needs no lock of its own: a batch's turn and
 // a lane's never meet in it.
-func TestABatchAndALaneSettleOneRoomInTurn(t *testing.T) {
-	k, _ := oneUnit(&aWriter{})
+func TestCompletionsOfOneRoomDoNotOverlap(t *testing.T) {
+	k, _ := committerWithAtomicWriter(&fakeWriter{})
 	var inside, calls atomic.Int32
 	k.Start(func([]*message.Publication) {
 		if inside.Add(1) > 1 {
@@ -319,7 +319,7 @@ func TestABatchAndALaneSettleOneRoomInTurn(t *testing.T) {
 	})
 	for range 20 {
 		k.Append(publication("room", "a", "x"))
-		if err := k.AppendBatch(t.Context(), drafted("room 1 x")); err != nil {
+		if err := k.AppendBatch(t.Context(), publications("room 1 x")); err != nil {
 			t.Error(err)
 		}
 	}

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// browserWait bounds how long Chromium may take to start or to open a page.
-	browserWait = 30 * time.Second
-	// pageWait bounds how long a page may take until something is true of it:
+	// browserTimeout bounds how long Chromium may take to start or to open a page.
+	browserTimeout = 30 * time.Second
+	// pageTimeout bounds how long a page may take until something is true of it:
 	// longer than the client's backoff, which a busy machine draws out.
-	pageWait = 30 * time.Second
+	pageTimeout = 30 * time.Second
 )
 
-// faults collects what a page should never do: throw, miss a file, or ask for
+// errorRecorder collects what a page should never do: throw, miss a file, or ask for
 // more than its Content-Security-Policy allows.
-const faults = `window.faults = [];
+const errorRecorder = `window.faults = [];
 addEventListener("error", (e) => faults.push(e.message ?? "cannot load " + (e.target.src ?? e.target.href)), true);
 addEventListener("unhandledrejection", (e) => faults.push(String(e.reason)));
 addEventListener("securitypolicyviolation", (e) => faults.push(e.violatedDirective + " " + e.blockedURI));`
@@ -38,7 +38,7 @@ type Browser struct {
 // the kernel kills it when the test binary dies before that.
 func StartBrowser(tb testing.TB) *Browser {
 	tb.Helper()
-	program, err := Find("chromium", "chromium")
+	program, err := FindProgram("chromium", "chromium")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func StartBrowser(tb testing.TB) *Browser {
 	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	ctx, cancel := chromedp.NewContext(allocator)
 	tb.Cleanup(func() {
-		closing, done := context.WithTimeout(ctx, browserWait)
+		closing, done := context.WithTimeout(ctx, browserTimeout)
 		_ = chromedp.Cancel(closing) // killed below if it does not go by itself
 		done()
 		cancel()
@@ -98,7 +98,7 @@ func (b *Browser) Open(tb testing.TB, url string) *Window {
 		}
 	})
 	if _, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument,
-		page.AddScriptToEvaluateOnNewDocumentParams{Source: faults}); err != nil {
+		page.AddScriptToEvaluateOnNewDocumentParams{Source: errorRecorder}); err != nil {
 		tb.Fatalf("testkit: watch the page: %v", err)
 	}
 	w.do("open "+url, chromedp.Navigate(url))
@@ -107,7 +107,7 @@ func (b *Browser) Open(tb testing.TB, url string) *Window {
 
 func (w *Window) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	w.tb.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, browserWait)
+	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
 	defer cancel()
 	if err := chromedp.Do(ctx, steps...); err != nil {
 		w.tb.Fatalf("testkit: %s: %v", what, err)
@@ -117,7 +117,7 @@ func (w *Window) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 // Eval returns what a JavaScript expression gives, awaited if it is a promise.
 func Eval[T any](w *Window, expression string) T {
 	w.tb.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, browserWait)
+	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
 	defer cancel()
 	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression,
 		func(p *runtime.EvaluateParams) { chromedp.EvalAwaitPromise(p) }))
@@ -131,7 +131,7 @@ func Eval[T any](w *Window, expression string) T {
 // so, the failure shows the text of the page.
 func (w *Window) Until(expression string) {
 	w.tb.Helper()
-	deadline := time.Now().Add(pageWait)
+	deadline := time.Now().Add(pageTimeout)
 	for !Eval[bool](w, "!!("+expression+")") {
 		if time.Now().After(deadline) {
 			w.tb.Fatalf("never came true in the page: %s\nthe page shows:\n%s",
@@ -147,14 +147,14 @@ func (w *Window) Type(keys string) {
 	w.do("type", chromedp.KeyEvent(keys))
 }
 
-// Size sets the width and height of the page in CSS pixels.
-func (w *Window) Size(width, height int64) {
+// Resize sets the width and height of the page in CSS pixels.
+func (w *Window) Resize(width, height int64) {
 	w.tb.Helper()
 	w.do("resize", chromedp.EmulateViewport(width, height))
 }
 
-// Scheme sets prefers-color-scheme, "light" or "dark".
-func (w *Window) Scheme(scheme string) {
+// SetColorScheme sets prefers-color-scheme, "light" or "dark".
+func (w *Window) SetColorScheme(scheme string) {
 	w.tb.Helper()
 	_, err := chromedp.Call(w.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
@@ -167,7 +167,7 @@ func (w *Window) Scheme(scheme string) {
 // Screenshot writes what the window shows as a PNG.
 func (w *Window) Screenshot(path string) {
 	w.tb.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, browserWait)
+	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
 	defer cancel()
 	picture, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
 	if err == nil {

@@ -11,7 +11,7 @@ import (
 
 // runDeps runs scripts/deps as a user without root whose PATH has only the given
 // programs: shell scripts by their names.
-func runDeps(t *testing.T, programs map[string]string) (code int, said string) {
+func runDeps(t *testing.T, programs map[string]string) (code int, output string) {
 	t.Helper()
 	bin := t.TempDir()
 	for _, name := range []string{"sh", "sed", "dirname", "mktemp"} {
@@ -39,9 +39,9 @@ func runDeps(t *testing.T, programs map[string]string) (code int, said string) {
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// onAnotherSystem are the programs that the tests need, under the names that
+// alternativePrograms are the programs that the tests need, under the names that
 // systems other than Debian give them.
-func onAnotherSystem() map[string]string {
+func alternativePrograms() map[string]string {
 	programs := map[string]string{
 		"go": "", "cc": "", "node": "echo v18.20.4", "promtool": "", "google-chrome": "",
 		"valkey-server": "", "valkey-cli": "", "alertmanager": "", "blackbox_exporter": "",
@@ -53,8 +53,8 @@ func onAnotherSystem() map[string]string {
 	return programs
 }
 
-func TestAllThatIsMissingIsNamedAtOnce(t *testing.T) {
-	code, said := runDeps(t, map[string]string{})
+func TestAllMissingProgramsAreListedAtOnce(t *testing.T) {
+	code, output := runDeps(t, map[string]string{})
 	if code != 1 {
 		t.Errorf("exit code %d, want 1", code)
 	}
@@ -64,23 +64,23 @@ func TestAllThatIsMissingIsNamedAtOnce(t *testing.T) {
 		"prometheus-alertmanager or alertmanager", "prometheus-blackbox-exporter or blackbox_exporter",
 		"apt-get install --no-install-recommends gcc libc6-dev",
 	} {
-		if !strings.Contains(said, want) {
-			t.Errorf("%q is not in:\n%s", want, said)
+		if !strings.Contains(output, want) {
+			t.Errorf("%q is not in:\n%s", want, output)
 		}
 	}
 }
 
-func TestWhatOtherSystemsCallAProgramWillDo(t *testing.T) {
-	if code, said := runDeps(t, onAnotherSystem()); code != 0 || said != "" {
-		t.Errorf("exit code %d:\n%s", code, said)
+func TestAlternativeProgramNamesAreAccepted(t *testing.T) {
+	if code, output := runDeps(t, alternativePrograms()); code != 0 || output != "" {
+		t.Errorf("exit code %d:\n%s", code, output)
 	}
 }
 
-func TestAnOldNodeIsNotEnough(t *testing.T) {
-	programs := onAnotherSystem()
+func TestAnOldNodeJSIsRefused(t *testing.T) {
+	programs := alternativePrograms()
 	programs["node"] = "echo v16.20.2"
-	code, said := runDeps(t, programs)
-	if code != 1 || !strings.Contains(said, "Node 18 or newer") || strings.Count(said, "\n") != 3 {
-		t.Errorf("exit code %d:\n%s", code, said)
+	code, output := runDeps(t, programs)
+	if code != 1 || !strings.Contains(output, "Node 18 or newer") || strings.Count(output, "\n") != 3 {
+		t.Errorf("exit code %d:\n%s", code, output)
 	}
 }

@@ -18,7 +18,7 @@ import (
 // behind, and exits.
 func Main(m *testing.M, opts ...goleak.Option) {
 	code := m.Run()
-	if err := kit.close(); err != nil {
+	if err := resources.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "testkit:", err)
 		code = 1
 	}
@@ -35,7 +35,7 @@ func Main(m *testing.M, opts ...goleak.Option) {
 // TempDir makes a directory that Main removes. A nil owner means the user of
 // the test; another one can enter it too.
 func TempDir(name string, owner *syscall.Credential) (string, error) {
-	root, err := kit.rootDir()
+	root, err := resources.rootDir()
 	if err != nil {
 		return "", err
 	}
@@ -56,22 +56,22 @@ const (
 	lockName   = "lock"
 )
 
-// kit is what this test binary has started. A package variable, since the
+// resources is what this test binary has started. A package variable, since the
 // process that must clean up is one, too.
-var kit = &registry{processes: map[*Process]bool{}}
+var resources = &resourceRegistry{processes: map[*Process]bool{}}
 
-// A registry knows what runs and which directories are in use.
-type registry struct {
+// A resourceRegistry knows what runs and which directories are in use.
+type resourceRegistry struct {
 	mu        sync.Mutex
 	starter   *starter
 	processes map[*Process]bool
 	root      string
 	lock      *os.File // held while root is in use
-	atClose   []func() error
+	closers   []func() error
 }
 
 // start starts a process from the long-lived thread and remembers it.
-func (r *registry) start(p *Process) error {
+func (r *resourceRegistry) start(p *Process) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.starter == nil {
@@ -85,26 +85,26 @@ func (r *registry) start(p *Process) error {
 	return nil
 }
 
-// forget is called once a process has ended.
-func (r *registry) forget(p *Process) {
+// remove is called once a process has ended.
+func (r *resourceRegistry) remove(p *Process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.processes, p)
 }
 
-// beforeStop has Main call stop before it kills what is left.
-func (r *registry) beforeStop(stop func() error) {
+// onClose has Main call stop before it kills what is left.
+func (r *resourceRegistry) onClose(stop func() error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.atClose = append(r.atClose, stop)
+	r.closers = append(r.closers, stop)
 }
 
 // close stops all that runs and removes all that was made. It may be called
 // when nothing was ever started.
-func (r *registry) close() error {
+func (r *resourceRegistry) close() error {
 	r.mu.Lock()
-	stops, s := r.atClose, r.starter
-	r.atClose, r.starter = nil, nil
+	stops, s := r.closers, r.starter
+	r.closers, r.starter = nil, nil
 	r.mu.Unlock()
 
 	var errs []error
@@ -132,13 +132,13 @@ func (r *registry) close() error {
 }
 
 // rootDir returns the directory that holds all others of this test binary.
-func (r *registry) rootDir() (string, error) {
+func (r *resourceRegistry) rootDir() (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.root != "" {
 		return r.root, nil
 	}
-	sweep()
+	removeStaleDirs()
 	root, err := os.MkdirTemp("", rootPrefix)
 	if err != nil {
 		return "", fmt.Errorf("make a directory for the tests: %w", err)
@@ -153,9 +153,9 @@ func (r *registry) rootDir() (string, error) {
 	return root, nil
 }
 
-// sweep removes what killed test binaries left behind: their lock is free. The
+// removeStaleDirs removes what killed test binaries left behind: their lock is free. The
 // young are spared, since a directory is there a moment before its lock.
-func sweep() {
+func removeStaleDirs() {
 	roots, _ := filepath.Glob(filepath.Join(os.TempDir(), rootPrefix+"*"))
 	for _, root := range roots {
 		info, err := os.Stat(root)

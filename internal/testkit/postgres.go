@@ -37,7 +37,7 @@ func Postgres(tb testing.TB) *PG {
 	if err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
-	pg := &PG{tb: tb, server: server, database: fmt.Sprintf("test_%d", databases.Add(1))}
+	pg := &PG{tb: tb, server: server, database: fmt.Sprintf("test_%d", databaseCount.Add(1))}
 	if _, err := server.psql("postgres", "CREATE DATABASE "+pg.database); err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
@@ -175,19 +175,19 @@ func (pg *PG) mustOwn() {
 	}
 }
 
-var databases atomic.Int64
+var databaseCount atomic.Int64
 
 // sharedPostgres is tried once: a server that cannot start now will not later.
 var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
 	s, err := newPostgres(nil)
 	if err == nil {
-		kit.beforeStop(func() error { return s.process.Stop(syscall.SIGQUIT, 10*time.Second) })
+		resources.onClose(func() error { return s.process.Stop(syscall.SIGQUIT, 10*time.Second) })
 	}
 	return s, err
 })
 
-// startTimeout bounds initdb, a start with crash recovery, and one psql.
-const startTimeout = 60 * time.Second
+// postgresTimeout bounds initdb, a start with crash recovery, and one psql.
+const postgresTimeout = 60 * time.Second
 
 // A pgServer is one cluster and, while it runs, its postmaster.
 type pgServer struct {
@@ -220,7 +220,7 @@ func newPostgres(conf []string) (*pgServer, error) {
 // initdb makes the cluster in a language other than C, as most production
 // databases are: what relies on byte order must say so.
 func (s *pgServer) initdb(conf []string) error {
-	initdb, err := FindPostgres("initdb")
+	initdb, err := FindPostgresProgram("initdb")
 	if err != nil {
 		return err
 	}
@@ -230,7 +230,7 @@ func (s *pgServer) initdb(conf []string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), postgresTimeout)
 	defer cancel()
 	if err := p.Wait(ctx); err != nil {
 		return fmt.Errorf("initdb: %w; it printed:\n%s", err, p.Output())
@@ -252,7 +252,7 @@ func (s *pgServer) initdb(conf []string) error {
 
 // start returns when the server takes connections, recovered if it had crashed.
 func (s *pgServer) start() error {
-	postgres, err := FindPostgres("postgres")
+	postgres, err := FindPostgresProgram("postgres")
 	if err != nil {
 		return err
 	}
@@ -261,7 +261,7 @@ func (s *pgServer) start() error {
 		return err
 	}
 	s.process = p
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), postgresTimeout)
 	defer cancel()
 	return p.WaitOutput(ctx, "ready to accept ") // connections, or a standby: read-only connections
 }
@@ -302,11 +302,11 @@ func (s *pgServer) signalAll(sig syscall.Signal) {
 
 // psql runs one command and returns its output without the last newline.
 func (s *pgServer) psql(database, sql string) (string, error) {
-	psql, err := FindPostgres("psql")
+	psql, err := FindPostgresProgram("psql")
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), postgresTimeout)
 	defer cancel()
 	var out, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, psql, "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", s.dir,

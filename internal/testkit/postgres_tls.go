@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// A PGTLS is a PostgreSQL that speaks TLS, and refuses whoever does not, under
+// A PGTLS is a PostgreSQL that speaks TLSConfig, and refuses whoever does not, under
 // the certificate of an authority that no system knows. The certificate is for
 // 127.0.0.1: a client that comes by the name localhost has the wrong host.
 type PGTLS struct {
@@ -20,12 +20,12 @@ type PGTLS struct {
 	CAFile, OtherCAFile, CertFile, KeyFile string
 }
 
-// StartPostgresTLS starts it. With askClients, clients must show a certificate
+// StartPostgresTLS starts it. With requireClientCert, clients must show a certificate
 // of the authority, too.
-func StartPostgresTLS(tb testing.TB, askClients bool) *PGTLS {
+func StartPostgresTLS(tb testing.TB, requireClientCert bool) *PGTLS {
 	tb.Helper()
 	p := new(PGTLS)
-	conf, err := p.makeFiles(askClients)
+	conf, err := p.makeFiles(requireClientCert)
 	if err != nil {
 		tb.Fatalf("testkit: make certificates: %v", err)
 	}
@@ -35,7 +35,7 @@ func StartPostgresTLS(tb testing.TB, askClients bool) *PGTLS {
 
 // makeFiles writes certificates and rules where the server may read them, and
 // returns the lines that name them.
-func (p *PGTLS) makeFiles(askClients bool) ([]string, error) {
+func (p *PGTLS) makeFiles(requireClientCert bool) ([]string, error) {
 	var owner *syscall.Credential
 	if os.Getuid() == 0 {
 		var err error
@@ -50,23 +50,23 @@ func (p *PGTLS) makeFiles(askClients bool) ([]string, error) {
 	if p.CAFile, p.CertFile, p.KeyFile, err = writeCertificates(dir); err != nil {
 		return nil, err
 	}
-	strange, err := TempDir("pgtls-other", nil)
+	otherDir, err := TempDir("pgtls-other", nil)
 	if err != nil {
 		return nil, err
 	}
-	if p.OtherCAFile, _, _, err = writeCertificates(strange); err != nil {
+	if p.OtherCAFile, _, _, err = writeCertificates(otherDir); err != nil {
 		return nil, err
 	}
-	ask := ""
-	if askClients {
-		ask = " clientcert=verify-ca"
+	clientCert := ""
+	if requireClientCert {
+		clientCert = " clientcert=verify-ca"
 	}
-	rules := filepath.Join(dir, "pg_hba.conf")
-	if err := os.WriteFile(rules, []byte("local all all trust\nhostssl all all 127.0.0.1/32 trust"+ask+"\n"), 0o600); err != nil {
+	hbaFile := filepath.Join(dir, "pg_hba.conf")
+	if err := os.WriteFile(hbaFile, []byte("local all all trust\nhostssl all all 127.0.0.1/32 trust"+clientCert+"\n"), 0o600); err != nil {
 		return nil, fmt.Errorf("write who may connect: %w", err)
 	}
 	if owner != nil { // PostgreSQL wants its key to be its own
-		for _, name := range []string{p.CAFile, p.CertFile, p.KeyFile, rules} {
+		for _, name := range []string{p.CAFile, p.CertFile, p.KeyFile, hbaFile} {
 			if err := os.Chown(name, int(owner.Uid), int(owner.Gid)); err != nil {
 				return nil, fmt.Errorf("give %s to PostgreSQL: %w", name, err)
 			}
@@ -75,7 +75,7 @@ func (p *PGTLS) makeFiles(askClients bool) ([]string, error) {
 	return []string{
 		"ssl=on",
 		"ssl_ca_file='" + p.CAFile + "'", "ssl_cert_file='" + p.CertFile + "'", "ssl_key_file='" + p.KeyFile + "'",
-		"hba_file='" + rules + "'",
+		"hba_file='" + hbaFile + "'",
 	}, nil
 }
 

@@ -76,7 +76,7 @@ func Start(p Program) (*Process, error) {
 	proc.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig: syscall.SIGKILL, Setpgid: true, Credential: p.User,
 	}
-	if err := kit.start(proc); err != nil {
+	if err := resources.start(proc); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	return proc, nil
@@ -85,7 +85,7 @@ func Start(p Program) (*Process, error) {
 // waitLoop reaps the process and tells those who wait.
 func (p *Process) waitLoop() {
 	p.err = p.cmd.Wait()
-	kit.forget(p)
+	resources.remove(p)
 	p.output.close()
 	close(p.done)
 }
@@ -168,9 +168,9 @@ func (p *Process) Stop(sig os.Signal, grace time.Duration) error {
 // killGroup ends what the process left behind in its group.
 func (p *Process) killGroup() { _ = syscall.Kill(-p.Pid(), syscall.SIGKILL) }
 
-// otherNames are what other systems than Debian call a program. scripts/deps
+// alternativeNames are what other systems than Debian call a program. scripts/deps
 // has the same names.
-var otherNames = map[string][]string{
+var alternativeNames = map[string][]string{
 	"chromium":                     {"chromium-browser", "google-chrome"},
 	"prometheus-alertmanager":      {"alertmanager"},
 	"prometheus-blackbox-exporter": {"blackbox_exporter"},
@@ -182,21 +182,21 @@ var otherNames = map[string][]string{
 // and the packages of postgresql.org for Red Hat.
 var postgresDirs = []string{"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin"}
 
-// FindPostgres returns the path of one of PostgreSQL's programs.
-func FindPostgres(program string) (string, error) {
-	return Find(program, "postgresql", postgresDirs...)
+// FindPostgresProgram returns the path of one of PostgreSQL's programs.
+func FindPostgresProgram(program string) (string, error) {
+	return FindProgram(program, "postgresql", postgresDirs...)
 }
 
-// Find returns the path of a program, looked for in dirs (patterns of
+// FindProgram returns the path of a program, looked for in dirs (patterns of
 // filepath.Glob; the last match wins) and then in PATH, by Debian's name and
 // then by those of other systems.
-func Find(program, debianPackage string, dirs ...string) (string, error) {
+func FindProgram(program, debianPackage string, dirs ...string) (string, error) {
 	for _, dir := range dirs {
 		if found, _ := filepath.Glob(filepath.Join(dir, program)); len(found) > 0 {
 			return found[len(found)-1], nil
 		}
 	}
-	for _, name := range append([]string{program}, otherNames[program]...) {
+	for _, name := range append([]string{program}, alternativeNames[program]...) {
 		if path, err := exec.LookPath(name); err == nil {
 			return path, nil
 		}

@@ -17,14 +17,14 @@ type Proxy struct {
 	pumps    sync.WaitGroup
 	closed   chan struct{}
 
-	mu      sync.Mutex // Protects following.
-	pairs   map[*proxyPair]struct{}
-	resumed chan struct{} // closed while bytes flow; replaced by Stall
-	delay   time.Duration
-	refuse  bool
-	tear    int         // bytes until the next tear, 0: none is planned
-	loss    *answerLoss // nil: none is planned
-	harm    Harm
+	mu            sync.Mutex // Protects following.
+	pairs         map[*proxyPair]struct{}
+	resumed       chan struct{} // closed while bytes flow; replaced by Stall
+	delay         time.Duration
+	refuse        bool
+	truncateAfter int           // bytes until the next tear, 0: none is planned
+	pendingDrop   *responseDrop // nil: none is planned
+	counts        FaultCounts
 }
 
 // proxyPair is one connection through the proxy.
@@ -60,8 +60,8 @@ func (p *Proxy) Retarget(target string) {
 	p.target = target
 }
 
-// aim is where a new connection goes.
-func (p *Proxy) aim() string {
+// currentTarget is where a new connection goes.
+func (p *Proxy) currentTarget() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.target
@@ -105,11 +105,11 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	var server net.Conn
 	var err error
 	if !refuse {
-		server, err = net.DialTimeout("tcp", p.aim(), 5*time.Second)
+		server, err = net.DialTimeout("tcp", p.currentTarget(), 5*time.Second)
 	}
 	if refuse || err != nil {
 		if refuse {
-			p.hurt(func(h *Harm) { h.Refused++ })
+			p.countFault(func(h *FaultCounts) { h.Refused++ })
 		}
 		_ = client.SetLinger(0)
 		_ = client.Close()
@@ -142,15 +142,15 @@ func (p *Proxy) pump(pair *proxyPair, dst, src *net.TCPConn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := src.Read(buf)
-		if !p.pass(n > 0) {
+		if !p.waitToForward(n > 0) {
 			return
 		}
 		if n > 0 {
-			pass, more := p.spoil(pair, dst == pair.client, buf[:n])
-			if _, werr := dst.Write(pass); werr != nil {
+			forward, keepOpen := p.applyFaults(pair, dst == pair.client, buf[:n])
+			if _, werr := dst.Write(forward); werr != nil {
 				return
 			}
-			if !more {
+			if !keepOpen {
 				pair.close()
 				return
 			}
@@ -161,12 +161,12 @@ func (p *Proxy) pump(pair *proxyPair, dst, src *net.TCPConn) {
 	}
 }
 
-// pass waits until what was read may go on; false means the proxy is closed.
-func (p *Proxy) pass(counts bool) bool {
+// waitToForward waits until what was read may go on; false means the proxy is closed.
+func (p *Proxy) waitToForward(hasData bool) bool {
 	p.mu.Lock()
 	resumed, delay := p.resumed, p.delay
-	if counts && delay > 0 {
-		p.harm.Delayed++
+	if hasData && delay > 0 {
+		p.counts.Delayed++
 	}
 	p.mu.Unlock()
 	if delay > 0 {
@@ -181,8 +181,8 @@ func (p *Proxy) pass(counts bool) bool {
 		return true
 	default:
 	}
-	if counts {
-		p.hurt(func(h *Harm) { h.Held++ })
+	if hasData {
+		p.countFault(func(h *FaultCounts) { h.Stalled++ })
 	}
 	select {
 	case <-resumed:

@@ -5,34 +5,34 @@ import (
 	"time"
 )
 
-// A Harm counts what a proxy has done to those who talk through it. A test of
+// A FaultCounts counts what a proxy has done to those who talk through it. A test of
 // a fault looks here whether the fault was one.
-type Harm struct {
-	Cut        int // connections reset
-	Refused    int // new connections reset
-	HalfClosed int // connections ended in one direction
-	Torn       int // connections closed amid what was being sent
-	Lost       int // answers that were swallowed, with their connection
-	Held       int // pieces of bytes that waited for Resume
-	Delayed    int // pieces of bytes that came late
+type FaultCounts struct {
+	Cut              int // connections reset
+	Refused          int // new connections reset
+	HalfClosed       int // connections ended in one direction
+	Truncated        int // connections closed amid what was being sent
+	DroppedResponses int // answers that were swallowed, with their connection
+	Stalled          int // pieces of bytes that waited for Resume
+	Delayed          int // pieces of bytes that came late
 }
 
-// Harm returns what was done so far.
-func (p *Proxy) Harm() Harm {
+// FaultCounts returns what was done so far.
+func (p *Proxy) FaultCounts() FaultCounts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.harm
+	return p.counts
 }
 
 // Total is all of it.
-func (h Harm) Total() int {
-	return h.Cut + h.Refused + h.HalfClosed + h.Torn + h.Lost + h.Held + h.Delayed
+func (h FaultCounts) Total() int {
+	return h.Cut + h.Refused + h.HalfClosed + h.Truncated + h.DroppedResponses + h.Stalled + h.Delayed
 }
 
-func (p *Proxy) hurt(count func(*Harm)) {
+func (p *Proxy) countFault(count func(*FaultCounts)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	count(&p.harm)
+	count(&p.counts)
 }
 
 // Cut resets all connections. New ones are accepted as before.
@@ -43,7 +43,7 @@ func (p *Proxy) Cut() {
 		_ = pair.client.SetLinger(0)
 		_ = pair.server.SetLinger(0)
 		pair.close()
-		p.harm.Cut++
+		p.counts.Cut++
 	}
 }
 
@@ -91,59 +91,59 @@ func (p *Proxy) HalfClose() {
 	defer p.mu.Unlock()
 	for pair := range p.pairs {
 		_ = pair.client.CloseWrite()
-		p.harm.HalfClosed++
+		p.counts.HalfClosed++
 	}
 }
 
-// Tear lets n more bytes pass, of all connections and both directions
+// TruncateAfter lets n more bytes pass, of all connections and both directions
 // together, and then closes the connection that it was sending on, in the
 // middle of what it sent. Where a piece ends with the n-th byte, the next one
 // is torn after its first.
-func (p *Proxy) Tear(n int) {
+func (p *Proxy) TruncateAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tear = n
+	p.truncateAfter = n
 }
 
-// An answerLoss is what LoseAnswer plans.
-type answerLoss struct {
-	question, answer []byte
-	asked            *proxyPair // where the question was
-	refuse           bool
-	done             chan struct{}
+// An responseDrop is what DropResponse plans.
+type responseDrop struct {
+	request, response []byte
+	requestedOn       *proxyPair // where the question was
+	refuse            bool
+	done              chan struct{}
 }
 
-// LoseAnswer waits for a question that holds one text, and then for the answer
+// DropResponse waits for a question that holds one text, and then for the answer
 // on that connection that holds another. It passes none of this answer on and
 // cuts the connection: the server has done what it was asked, and the client
 // will not hear. With refuse, all other connections are cut at the same moment
 // and new ones refused, until Refuse(false). The channel is closed then.
-func (p *Proxy) LoseAnswer(question, answer string, refuse bool) <-chan struct{} {
+func (p *Proxy) DropResponse(request, response string, refuse bool) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.loss = &answerLoss{
-		question: []byte(question), answer: []byte(answer), refuse: refuse, done: make(chan struct{}),
+	p.pendingDrop = &responseDrop{
+		request: []byte(request), response: []byte(response), refuse: refuse, done: make(chan struct{}),
 	}
-	return p.loss.done
+	return p.pendingDrop.done
 }
 
-// loses says whether a piece is the answer to lose. The caller holds mu.
-func (p *Proxy) loses(pair *proxyPair, toClient bool, piece []byte) bool {
-	loss := p.loss
+// dropsResponse says whether a piece is the answer to lose. The caller holds mu.
+func (p *Proxy) dropsResponse(pair *proxyPair, toClient bool, chunk []byte) bool {
+	drop := p.pendingDrop
 	switch {
-	case loss == nil:
+	case drop == nil:
 		return false
 	case !toClient:
-		if bytes.Contains(piece, loss.question) {
-			loss.asked = pair
+		if bytes.Contains(chunk, drop.request) {
+			drop.requestedOn = pair
 		}
 		return false
-	case loss.asked != pair || !bytes.Contains(piece, loss.answer):
+	case drop.requestedOn != pair || !bytes.Contains(chunk, drop.response):
 		return false
 	}
-	p.loss = nil
-	p.harm.Lost++
-	if loss.refuse {
+	p.pendingDrop = nil
+	p.counts.DroppedResponses++
+	if drop.refuse {
 		p.refuse = true
 		for other := range p.pairs {
 			if other != pair {
@@ -151,25 +151,25 @@ func (p *Proxy) loses(pair *proxyPair, toClient bool, piece []byte) bool {
 			}
 		}
 	}
-	close(loss.done)
+	close(drop.done)
 	return true
 }
 
-// spoil returns what of a piece is passed on, and whether its connection lives.
-func (p *Proxy) spoil(pair *proxyPair, toClient bool, piece []byte) (pass []byte, more bool) {
+// applyFaults returns what of a piece is passed on, and whether its connection lives.
+func (p *Proxy) applyFaults(pair *proxyPair, toClient bool, chunk []byte) (forward []byte, keepOpen bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case p.loses(pair, toClient, piece):
+	case p.dropsResponse(pair, toClient, chunk):
 		return nil, false
-	case p.tear == 0:
-		return piece, true
-	case p.tear < len(piece):
-		piece = piece[:p.tear]
-		p.tear = 0
-		p.harm.Torn++
-		return piece, false
+	case p.truncateAfter == 0:
+		return chunk, true
+	case p.truncateAfter < len(chunk):
+		chunk = chunk[:p.truncateAfter]
+		p.truncateAfter = 0
+		p.counts.Truncated++
+		return chunk, false
 	}
-	p.tear = max(1, p.tear-len(piece))
-	return piece, true
+	p.truncateAfter = max(1, p.truncateAfter-len(chunk))
+	return chunk, true
 }

@@ -59,7 +59,7 @@ func mustEcho(t *testing.T, conn net.Conn) time.Duration {
 	return took
 }
 
-func TestProxyPassesAndCuts(t *testing.T) {
+func TestProxyForwardsAndCuts(t *testing.T) {
 	p := NewProxy(t, echoServer(t))
 	conn := dialProxy(t, p)
 	mustEcho(t, conn)
@@ -67,8 +67,8 @@ func TestProxyPassesAndCuts(t *testing.T) {
 		t.Errorf("%d connections", p.Connections())
 	}
 	p.Cut()
-	if p.Harm() != (Harm{Cut: 1}) {
-		t.Errorf("harm %+v", p.Harm())
+	if p.FaultCounts() != (FaultCounts{Cut: 1}) {
+		t.Errorf("harm %+v", p.FaultCounts())
 	}
 	if _, err := echo(conn, 10*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a cut connection: %v", err)
@@ -90,7 +90,7 @@ func mustBeRefused(t *testing.T, p *Proxy) {
 	}
 }
 
-func TestProxyStallsWithoutAWord(t *testing.T) {
+func TestAStalledProxyForwardsNothing(t *testing.T) {
 	p := NewProxy(t, echoServer(t))
 	old := dialProxy(t, p)
 	mustEcho(t, old)
@@ -100,9 +100,9 @@ func TestProxyStallsWithoutAWord(t *testing.T) {
 			t.Errorf("the %s connection: %v, want silence", name, err)
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); p.Harm() != (Harm{Held: 2}); {
+	for deadline := time.Now().Add(10 * time.Second); p.FaultCounts() != (FaultCounts{Stalled: 2}); {
 		if time.Now().After(deadline) {
-			t.Fatalf("harm %+v", p.Harm())
+			t.Fatalf("harm %+v", p.FaultCounts())
 		}
 		<-time.After(time.Millisecond)
 	}
@@ -137,11 +137,11 @@ func TestProxyHalfCloses(t *testing.T) {
 }
 
 // What is torn arrives in part, and then ends.
-func TestProxyTearsAPieceInTwo(t *testing.T) {
+func TestProxyTruncatesAChunk(t *testing.T) {
 	p := NewProxy(t, echoServer(t))
 	conn := dialProxy(t, p)
 	mustEcho(t, conn) // a byte there and a byte back
-	p.Tear(5)
+	p.TruncateAfter(5)
 	if _, err := conn.Write([]byte("four")); err != nil {
 		t.Fatal(err)
 	}
@@ -150,18 +150,18 @@ func TestProxyTearsAPieceInTwo(t *testing.T) {
 	if err != nil || string(got) != "f" {
 		t.Errorf("came back %q, %v: want the first byte and the end", got, err)
 	}
-	if p.Harm() != (Harm{Torn: 1}) {
-		t.Errorf("harm %+v", p.Harm())
+	if p.FaultCounts() != (FaultCounts{Truncated: 1}) {
+		t.Errorf("harm %+v", p.FaultCounts())
 	}
 	mustEcho(t, dialProxy(t, p))
 }
 
-func TestProxyLosesAnAnswer(t *testing.T) {
+func TestProxyDropsAResponse(t *testing.T) {
 	p := NewProxy(t, echoServer(t))
 	asking, other := dialProxy(t, p), dialProxy(t, p)
 	mustEcho(t, asking)
 	mustEcho(t, other)
-	lost := p.LoseAnswer("work", "done", true)
+	dropped := p.DropResponse("work", "done", true)
 	mustEcho(t, asking) // other answers pass
 	if _, err := other.Write([]byte("done")); err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func TestProxyLosesAnAnswer(t *testing.T) {
 	if _, err := asking.Write([]byte("the work is done")); err != nil {
 		t.Fatal(err)
 	}
-	<-lost
+	<-dropped
 	_ = asking.SetDeadline(time.Now().Add(10 * time.Second))
 	if got, _ := io.ReadAll(asking); len(got) > 0 {
 		t.Errorf("the client heard %q", got)
@@ -184,7 +184,7 @@ func TestProxyLosesAnAnswer(t *testing.T) {
 	mustBeRefused(t, p)
 	p.Refuse(false)
 	mustEcho(t, dialProxy(t, p))
-	if h := p.Harm(); h.Lost != 1 || h.Refused != 1 {
+	if h := p.FaultCounts(); h.DroppedResponses != 1 || h.Refused != 1 {
 		t.Errorf("harm %+v", h)
 	}
 }

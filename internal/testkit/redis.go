@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// redisWait bounds how long a server may take to start, stop or answer.
-const redisWait = 10 * time.Second
+// redisTimeout bounds how long a server may take to start, stop or answer.
+const redisTimeout = 10 * time.Second
 
 // A RedisServer is a real redis-server on a port of its own, without
 // persistence: started again, it is empty.
@@ -34,7 +34,7 @@ var (
 		sync.Mutex
 		server *RedisServer
 	}
-	prefixes atomic.Int64
+	prefixCount atomic.Int64
 )
 
 // Redis returns the server that the tests of this binary share; it is started
@@ -55,7 +55,7 @@ func Redis(tb testing.TB) *RedisServer {
 
 // RedisPrefix returns a prefix for keys and channels that no other test of
 // this binary uses.
-func RedisPrefix() string { return fmt.Sprintf("t%d:", prefixes.Add(1)) }
+func RedisPrefix() string { return fmt.Sprintf("t%d:", prefixCount.Add(1)) }
 
 // StartRedis returns a server of the test's own, which may be stopped, killed
 // and paused. It ends with the test. Arguments are redis-server's, such as
@@ -76,10 +76,10 @@ func StartRedis(tb testing.TB, args ...string) *RedisServer {
 }
 
 // kill ends the server when its test is over.
-func (r *RedisServer) kill() { _ = r.process.Stop(syscall.SIGKILL, redisWait) }
+func (r *RedisServer) kill() { _ = r.process.Stop(syscall.SIGKILL, redisTimeout) }
 
 func (r *RedisServer) start() error {
-	path, err := Find("redis-server", "redis-server")
+	path, err := FindProgram("redis-server", "redis-server")
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (r *RedisServer) start() error {
 		return err
 	}
 	r.dir = r.process.Dir()
-	for deadline := time.Now().Add(redisWait); ; {
+	for deadline := time.Now().Add(redisTimeout); ; {
 		// What asks for a password is up, too.
 		_, err := r.command("PING")
 		if err == nil || strings.Contains(err.Error(), "NOAUTH") {
@@ -108,7 +108,7 @@ func (r *RedisServer) start() error {
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("redis-server did not answer within %v: %w\n%s", redisWait, err, r.process.Output())
+			return fmt.Errorf("redis-server did not answer within %v: %w\n%s", redisTimeout, err, r.process.Output())
 		}
 	}
 }
@@ -131,8 +131,8 @@ func (r *RedisServer) Kill() { r.stop(syscall.SIGKILL) }
 func (r *RedisServer) Stop() { r.stop(syscall.SIGTERM) }
 
 func (r *RedisServer) stop(sig syscall.Signal) {
-	r.own().Helper()
-	if err := r.process.Stop(sig, redisWait); err != nil {
+	r.mustOwn().Helper()
+	if err := r.process.Stop(sig, redisTimeout); err != nil {
 		r.tb.Errorf("testkit: %v", err)
 	}
 }
@@ -140,7 +140,7 @@ func (r *RedisServer) stop(sig syscall.Signal) {
 // Restart starts the server again, empty and on the same port; one that still
 // runs is killed first.
 func (r *RedisServer) Restart() {
-	r.own().Helper()
+	r.mustOwn().Helper()
 	r.stop(syscall.SIGKILL)
 	if err := r.start(); err != nil {
 		r.tb.Fatalf("testkit: %v", err)
@@ -154,7 +154,7 @@ func (r *RedisServer) Pause() { r.signal(syscall.SIGSTOP) }
 func (r *RedisServer) Resume() { r.signal(syscall.SIGCONT) }
 
 func (r *RedisServer) signal(sig syscall.Signal) {
-	r.own().Helper()
+	r.mustOwn().Helper()
 	if err := r.process.Signal(sig); err != nil {
 		r.tb.Fatalf("testkit: %v", err)
 	}
@@ -170,8 +170,8 @@ func (r *RedisServer) State() string {
 	return state
 }
 
-// own returns the test that may do harm to the server.
-func (r *RedisServer) own() testing.TB {
+// mustOwn returns the test that may do harm to the server.
+func (r *RedisServer) mustOwn() testing.TB {
 	if r.tb == nil {
 		panic("testkit: the shared Redis is not to be stopped: use StartRedis")
 	}
@@ -189,8 +189,8 @@ func (r *RedisServer) Do(tb testing.TB, args ...string) string {
 	return answer
 }
 
-// Refusal sends a command that the server is to refuse, and returns what it said.
-func (r *RedisServer) Refusal(tb testing.TB, args ...string) string {
+// DoExpectingError sends a command that the server is to refuse, and returns what it said.
+func (r *RedisServer) DoExpectingError(tb testing.TB, args ...string) string {
 	tb.Helper()
 	answer, err := r.command(args...)
 	if err == nil {
@@ -200,12 +200,12 @@ func (r *RedisServer) Refusal(tb testing.TB, args ...string) string {
 }
 
 func (r *RedisServer) command(args ...string) (string, error) {
-	conn, err := net.DialTimeout("tcp", r.Addr(), redisWait)
+	conn, err := net.DialTimeout("tcp", r.Addr(), redisTimeout)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(redisWait)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(redisTimeout)); err != nil {
 		return "", err
 	}
 	br := bufio.NewReader(conn)
@@ -227,10 +227,10 @@ func exchange(w io.Writer, br *bufio.Reader, args ...string) (string, error) {
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return "", err
 	}
-	return readAnswer(br)
+	return readReply(br)
 }
 
-func readAnswer(br *bufio.Reader) (string, error) {
+func readReply(br *bufio.Reader) (string, error) {
 	line, err := br.ReadString('\n')
 	if err != nil {
 		return "", err
@@ -250,7 +250,7 @@ func readAnswer(br *bufio.Reader) (string, error) {
 	case '*':
 		var parts []string
 		for range n {
-			part, err := readAnswer(br)
+			part, err := readReply(br)
 			if err != nil {
 				return "", err
 			}

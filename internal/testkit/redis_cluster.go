@@ -17,36 +17,36 @@ const (
 // Redis' own settings but for a node timeout of two seconds. All end with the
 // test. Its methods belong to the test's goroutine.
 type RedisCluster struct {
-	tb    testing.TB
-	nodes []*RedisServer
-	ids   []string
+	tb      testing.TB
+	nodes   []*RedisServer
+	nodeIDs []string
 }
 
-// StartCluster starts them and waits until each finds the cluster complete.
-func StartCluster(tb testing.TB) *RedisCluster {
+// StartRedisCluster starts them and waits until each finds the cluster complete.
+func StartRedisCluster(tb testing.TB) *RedisCluster {
 	tb.Helper()
 	c := &RedisCluster{tb: tb, nodes: make([]*RedisServer, clusterMasters)}
-	buses := make([]int, clusterMasters)
+	busPorts := make([]int, clusterMasters)
 	var starting sync.WaitGroup
 	for i := range c.nodes {
-		buses[i] = FreePort() // the default, port + 10000, may be beyond 65535
+		busPorts[i] = FreePort() // the default, port + 10000, may be beyond 65535
 		c.nodes[i] = &RedisServer{tb: tb, args: []string{
-			"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", strconv.Itoa(buses[i]),
+			"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", strconv.Itoa(busPorts[i]),
 		}}
 		starting.Go(func() { startOrFail(tb, c.nodes[i]) })
 	}
 	starting.Wait()
-	per := clusterSlots/clusterMasters + 1
+	slotsPerMaster := clusterSlots/clusterMasters + 1
 	for i, node := range c.nodes {
-		c.ids = append(c.ids, node.Do(tb, "CLUSTER", "MYID"))
+		c.nodeIDs = append(c.nodeIDs, node.Do(tb, "CLUSTER", "MYID"))
 		node.Do(tb, "CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1))
-		node.Do(tb, "CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(i*per), strconv.Itoa(min((i+1)*per, clusterSlots)-1))
+		node.Do(tb, "CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(i*slotsPerMaster), strconv.Itoa(min((i+1)*slotsPerMaster, clusterSlots)-1))
 		for j := range i {
-			node.Do(tb, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(c.nodes[j].port), strconv.Itoa(buses[j]))
+			node.Do(tb, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(c.nodes[j].port), strconv.Itoa(busPorts[j]))
 		}
 	}
 	for _, node := range c.nodes {
-		waitAnswer(tb, node, "the cluster to be complete", func(info string) bool {
+		waitReply(tb, node, "the cluster to be complete", func(info string) bool {
 			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d\r", clusterMasters))
 		}, "CLUSTER", "INFO")
 	}
@@ -89,7 +89,7 @@ func (c *RedisCluster) owner(slot int) int {
 			continue // it was killed
 		}
 		for line := range strings.Lines(lines) {
-			if strings.HasPrefix(line, c.ids[i]) && hasSlot(line, slot) {
+			if strings.HasPrefix(line, c.nodeIDs[i]) && hasSlot(line, slot) {
 				return i
 			}
 		}
@@ -125,10 +125,10 @@ func (c *RedisCluster) MoveSlot(slot int) *RedisServer {
 	from := c.owner(slot)
 	to := (from + 1) % len(c.nodes)
 	number := strconv.Itoa(slot)
-	c.nodes[to].Do(c.tb, "CLUSTER", "SETSLOT", number, "IMPORTING", c.ids[from])
-	c.nodes[from].Do(c.tb, "CLUSTER", "SETSLOT", number, "MIGRATING", c.ids[to])
+	c.nodes[to].Do(c.tb, "CLUSTER", "SETSLOT", number, "IMPORTING", c.nodeIDs[from])
+	c.nodes[from].Do(c.tb, "CLUSTER", "SETSLOT", number, "MIGRATING", c.nodeIDs[to])
 	for _, i := range []int{to, from, (to + 1) % len(c.nodes)} {
-		c.nodes[i].Do(c.tb, "CLUSTER", "SETSLOT", number, "NODE", c.ids[to])
+		c.nodes[i].Do(c.tb, "CLUSTER", "SETSLOT", number, "NODE", c.nodeIDs[to])
 	}
 	return c.nodes[to]
 }

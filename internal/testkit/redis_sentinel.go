@@ -15,9 +15,9 @@ import (
 // SentinelMaster is the name that a RedisSentinel's sentinels know its master by.
 const SentinelMaster = "switchyard"
 
-// sentinelWait bounds a failover: election and promotion take a few seconds,
+// sentinelTimeout bounds a failover: election and promotion take a few seconds,
 // and the first attempt may be undecided.
-const sentinelWait = 30 * time.Second
+const sentinelTimeout = 30 * time.Second
 
 // A RedisSentinel is a master and two replicas, watched by three sentinels
 // that call a master dead after half a second. All end with the test. Its
@@ -29,10 +29,10 @@ type RedisSentinel struct {
 	sentinels []*RedisServer
 }
 
-// StartSentinel starts them and waits until each sentinel knows all others.
+// StartRedisSentinel starts them and waits until each sentinel knows all others.
 // Arguments are given to the first master only, but for "--requirepass": that
 // password is then asked for by all servers and sentinels.
-func StartSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
+func StartRedisSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 	tb.Helper()
 	s := &RedisSentinel{tb: tb}
 	master := StartRedis(tb, append([]string{"--repl-diskless-sync-delay", "0"}, masterArgs...)...)
@@ -52,7 +52,7 @@ func StartSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 	}
 	starting.Wait()
 	for _, replica := range s.servers[1:] {
-		waitAnswer(tb, replica, "a replica to follow", func(info string) bool {
+		waitReply(tb, replica, "a replica to follow", func(info string) bool {
 			return strings.Contains(info, "master_link_status:up")
 		}, "INFO", "replication")
 	}
@@ -64,7 +64,7 @@ func StartSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 	}
 	starting.Wait()
 	for _, sentinel := range s.sentinels {
-		waitAnswer(tb, sentinel, "a sentinel to know its peers", func(about string) bool {
+		waitReply(tb, sentinel, "a sentinel to know its peers", func(about string) bool {
 			return strings.Contains(about, "num-slaves 2 ") && strings.Contains(about, "num-other-sentinels 2 ") &&
 				strings.Contains(about, "flags master ")
 		}, "SENTINEL", "MASTER", SentinelMaster)
@@ -101,12 +101,12 @@ func newSentinel(tb testing.TB, master *RedisServer) *RedisServer {
 	return &RedisServer{tb: tb, dir: dir, sentinel: file, password: master.password}
 }
 
-// waitAnswer repeats a command until its answer is good.
-func waitAnswer(tb testing.TB, r *RedisServer, what string, good func(string) bool, args ...string) {
+// waitReply repeats a command until its answer is good.
+func waitReply(tb testing.TB, r *RedisServer, what string, good func(string) bool, args ...string) {
 	tb.Helper()
 	var answer string
 	var err error
-	for deadline := time.Now().Add(sentinelWait); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(sentinelTimeout); time.Now().Before(deadline); {
 		if answer, err = r.command(args...); err == nil && good(answer) {
 			return
 		}
@@ -165,7 +165,7 @@ func (s *RedisSentinel) Failover() (old *RedisServer) {
 	s.tb.Helper()
 	old = s.Master()
 	// Refused as long as the replicas have not told of themselves.
-	waitAnswer(s.tb, s.sentinels[0], "a failover to begin", func(a string) bool { return a == "OK" },
+	waitReply(s.tb, s.sentinels[0], "a failover to begin", func(a string) bool { return a == "OK" },
 		"SENTINEL", "FAILOVER", SentinelMaster)
 	s.WaitMaster(old)
 	return old
@@ -176,12 +176,12 @@ func (s *RedisSentinel) Failover() (old *RedisServer) {
 func (s *RedisSentinel) WaitMaster(old *RedisServer) *RedisServer {
 	s.tb.Helper()
 	for _, sentinel := range s.sentinels {
-		waitAnswer(s.tb, sentinel, "another master", func(a string) bool {
+		waitReply(s.tb, sentinel, "another master", func(a string) bool {
 			return a != "" && !strings.HasSuffix(a, " "+strconv.Itoa(old.port))
 		}, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SentinelMaster)
 	}
 	master := s.Master()
-	waitAnswer(s.tb, master, "the new master to be one", func(a string) bool {
+	waitReply(s.tb, master, "the new master to be one", func(a string) bool {
 		return strings.HasPrefix(a, "master ")
 	}, "ROLE")
 	return master

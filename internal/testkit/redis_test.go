@@ -65,7 +65,7 @@ func TestAPausedRedisAnswersAfterwards(t *testing.T) {
 	}
 }
 
-func TestTheSharedRedisIsNotToBeHarmed(t *testing.T) {
+func TestTheSharedRedisCanNotBeKilled(t *testing.T) {
 	defer func() {
 		if recover() == nil {
 			t.Error("the shared server let itself be killed")
@@ -74,9 +74,9 @@ func TestTheSharedRedisIsNotToBeHarmed(t *testing.T) {
 	Redis(t).Kill()
 }
 
-func TestSentinelsPutAnotherInTheMastersPlace(t *testing.T) {
+func TestSentinelsFailOver(t *testing.T) {
 	t.Parallel()
-	s := StartSentinel(t)
+	s := StartRedisSentinel(t)
 	if !strings.HasPrefix(s.URL(), "redis+sentinel://127.0.0.1:") || !strings.HasSuffix(s.URL(), "/"+SentinelMaster) {
 		t.Errorf("URL = %s", s.URL())
 	}
@@ -95,7 +95,7 @@ func TestSentinelsPutAnotherInTheMastersPlace(t *testing.T) {
 
 func TestAClusterMovesASlot(t *testing.T) {
 	t.Parallel()
-	c := StartCluster(t)
+	c := StartRedisCluster(t)
 	slot := c.Slot("{b00}:x")
 	from := c.Owner(slot)
 	to := c.MoveSlot(slot)

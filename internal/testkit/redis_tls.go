@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// A RedisTLS is a redis-server that also listens with TLS, under a
+// A RedisTLS is a redis-server that also listens with TLSConfig, under a
 // certificate of an authority that no system knows.
 type RedisTLS struct {
 	*RedisServer
@@ -28,7 +28,7 @@ type RedisTLS struct {
 	tlsPort int
 }
 
-// TLSAddr returns host:port of the listener with TLS.
+// TLSAddr returns host:port of the listener with TLSConfig.
 func (r *RedisTLS) TLSAddr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.tlsPort)) }
 
 // StartRedisTLS starts it with more arguments of redis-server.
@@ -53,41 +53,41 @@ func StartRedisTLS(tb testing.TB, args ...string) *RedisTLS {
 // 127.0.0.1, good for server and client.
 func writeCertificates(dir string) (ca, cert, key string, err error) {
 	ca, cert, key = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "redis.crt"), filepath.Join(dir, "redis.key")
-	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", "", "", err
 	}
-	root := template("Switchyard test authority", x509.KeyUsageCertSign)
+	root := certificateTemplate("Switchyard test authority", x509.KeyUsageCertSign)
 	root.IsCA, root.BasicConstraintsValid = true, true
-	if err := writeCertificate(ca, root, root, signer, signer); err != nil {
+	if err := writeCertificate(ca, root, root, caKey, caKey); err != nil {
 		return "", "", "", err
 	}
-	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", "", "", err
 	}
-	leaf := template("127.0.0.1", x509.KeyUsageDigitalSignature)
+	leaf := certificateTemplate("127.0.0.1", x509.KeyUsageDigitalSignature)
 	leaf.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
 	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	if err := writeCertificate(cert, leaf, root, own, signer); err != nil {
+	if err := writeCertificate(cert, leaf, root, leafKey, caKey); err != nil {
 		return "", "", "", err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(own)
+	der, err := x509.MarshalPKCS8PrivateKey(leafKey)
 	if err != nil {
 		return "", "", "", err
 	}
 	return ca, cert, key, writePEM(key, "PRIVATE KEY", der)
 }
 
-func template(name string, usage x509.KeyUsage) *x509.Certificate {
+func certificateTemplate(name string, usage x509.KeyUsage) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, KeyUsage: usage,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 	}
 }
 
-func writeCertificate(path string, cert, parent *x509.Certificate, own, signer *ecdsa.PrivateKey) error {
-	der, err := x509.CreateCertificate(rand.Reader, cert, parent, own.Public(), signer)
+func writeCertificate(path string, cert, parent *x509.Certificate, leafKey, caKey *ecdsa.PrivateKey) error {
+	der, err := x509.CreateCertificate(rand.Reader, cert, parent, leafKey.Public(), caKey)
 	if err != nil {
 		return fmt.Errorf("sign %s: %w", path, err)
 	}

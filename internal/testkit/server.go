@@ -14,20 +14,20 @@ import (
 	"time"
 )
 
-// serverWait bounds how long a server may take to be ready, race detector and
+// serverTimeout bounds how long a server may take to be ready, race detector and
 // a busy machine included.
-const serverWait = 30 * time.Second
+const serverTimeout = 30 * time.Second
 
 // Each kind of server is built once a test binary.
 var (
-	racingServer = sync.OnceValues(func() (string, error) { return buildServer("-race") })
-	plainServer  = sync.OnceValues(func() (string, error) { return buildServer("-trimpath") })
+	raceBuild  = sync.OnceValues(func() (string, error) { return buildServer("-race") })
+	plainBuild = sync.OnceValues(func() (string, error) { return buildServer("-trimpath") })
 )
 
 // BuildServer builds cmd/server with the race detector, and returns the program.
 func BuildServer(tb testing.TB) string {
 	tb.Helper()
-	path, err := racingServer()
+	path, err := raceBuild()
 	if err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
@@ -72,7 +72,7 @@ func StartServer(tb testing.TB, env map[string]string) *Server {
 // measure.
 func StartPlainServer(tb testing.TB, env map[string]string) *Server {
 	tb.Helper()
-	program, err := plainServer()
+	program, err := plainBuild()
 	if err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
@@ -104,7 +104,7 @@ func startServer(tb testing.TB, program string, env map[string]string) *Server {
 func (s *Server) start() {
 	s.tb.Helper()
 	s.launch()
-	ctx, cancel := context.WithTimeout(context.Background(), serverWait)
+	ctx, cancel := context.WithTimeout(context.Background(), serverTimeout)
 	defer cancel()
 	if err := s.WaitReady(ctx); err != nil {
 		s.tb.Fatalf("testkit: %v; it printed:\n%s", err, s.Output())
@@ -163,11 +163,11 @@ func (s *Server) Pid() int { return s.process.Pid() }
 func (s *Server) Output() string { return s.process.Output() }
 
 // Kill ends the process by SIGKILL, and waits until it is gone.
-func (s *Server) Kill() { _ = s.process.Stop(syscall.SIGKILL, serverWait) }
+func (s *Server) Kill() { _ = s.process.Stop(syscall.SIGKILL, serverTimeout) }
 
 // Stop ends the process by SIGTERM and returns what it exited with: nil for
 // code 0.
-func (s *Server) Stop() error { return s.StopWithin(serverWait) }
+func (s *Server) Stop() error { return s.StopWithin(serverTimeout) }
 
 // StopWithin is Stop with a bound of its own, after which the process is killed.
 func (s *Server) StopWithin(grace time.Duration) error {

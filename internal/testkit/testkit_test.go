@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// asVictim makes this test binary start a child, tell its pid, and wait to be killed.
-const asVictim = "SWITCHYARD_TESTKIT_VICTIM"
+// victimEnv makes this test binary start a child, tell its pid, and wait to be killed.
+const victimEnv = "SWITCHYARD_TESTKIT_VICTIM"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asVictim) != "" {
+	if os.Getenv(victimEnv) != "" {
 		p, err := Start(Program{Path: "/bin/sleep", Args: []string{"60"}, Dir: "/"})
 		if err != nil {
 			fmt.Println(err)
@@ -47,7 +47,7 @@ func start(t *testing.T, script string) *Process {
 	return p
 }
 
-func TestProcessEndsAsItShould(t *testing.T) {
+func TestAProcessIsWaitedForAndStopped(t *testing.T) {
 	t.Run("exit code and output", func(t *testing.T) {
 		p := start(t, "echo hello; echo there >&2; exit 3")
 		var exit *exec.ExitError
@@ -82,11 +82,11 @@ func TestProcessEndsAsItShould(t *testing.T) {
 		if err := p.Stop(syscall.SIGTERM, 100*time.Millisecond); err == nil {
 			t.Fatal("Stop says a deaf process ended in time")
 		}
-		waitGone(t, child)
+		waitForExit(t, child)
 	})
 }
 
-func TestWaitOutputTellsWhatWasPrintedInstead(t *testing.T) {
+func TestWaitOutputReportsWhatWasPrintedInstead(t *testing.T) {
 	p := start(t, "echo no such thing")
 	err := p.WaitOutput(within(t, 10*time.Second), "ready")
 	if err == nil || !strings.Contains(err.Error(), "no such thing") {
@@ -110,7 +110,7 @@ func TestChildDiesWithAKilledTestBinary(t *testing.T) {
 		t.Fatal(err)
 	}
 	victim := exec.Command(self)
-	victim.Env = append(os.Environ(), asVictim+"=1")
+	victim.Env = append(os.Environ(), victimEnv+"=1")
 	out, err := victim.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -131,17 +131,17 @@ func TestChildDiesWithAKilledTestBinary(t *testing.T) {
 	}
 	_ = victim.Process.Kill()
 	_ = victim.Wait()
-	waitGone(t, child)
+	waitForExit(t, child)
 }
 
 func TestMissingProgramNamesItsPackage(t *testing.T) {
-	_, err := Find("no-such-program", "some-package")
+	_, err := FindProgram("no-such-program", "some-package")
 	if err == nil || !strings.Contains(err.Error(), "apt-get install -y some-package") {
 		t.Fatalf("Find = %v", err)
 	}
 }
 
-func TestDirectoriesOfKilledRunsAreSwept(t *testing.T) {
+func TestDirectoriesOfKilledRunsAreRemoved(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	old, err := os.MkdirTemp("", rootPrefix)
 	if err != nil {
@@ -162,7 +162,7 @@ func TestDirectoriesOfKilledRunsAreSwept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sweep()
+	removeStaleDirs()
 	if _, err := os.Stat(old); !os.IsNotExist(err) {
 		t.Errorf("the directory of a dead run is still there: %v", err)
 	}
@@ -213,7 +213,7 @@ func TestPostgresSurvivesBeingKilled(t *testing.T) {
 }
 
 // What a supervisor does: a server that cannot start yet is started again.
-func TestAServerIsStartedUntilItCan(t *testing.T) {
+func TestAServerThatCouldNotStartIsStartedAgain(t *testing.T) {
 	pg := StartPostgres(t)
 	s := StartServer(t, map[string]string{"DATABASE_URL": pg.URL()})
 	s.Signal(syscall.SIGSTOP)
@@ -244,7 +244,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func waitGone(t *testing.T, pid int) {
+func waitForExit(t *testing.T, pid int) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); alive(pid); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {

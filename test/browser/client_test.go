@@ -12,7 +12,7 @@ import (
 
 // What the client promises, told one by one: the tests are those of test/node,
 // and run here where the client does.
-func TestClientHabits(t *testing.T) {
+func TestClientModulesInChromium(t *testing.T) {
 	server := httptest.NewServer(repository())
 	defer server.Close()
 	browser := testkit.StartBrowser(t)
@@ -35,13 +35,13 @@ func TestClientHabits(t *testing.T) {
 				})
 			}
 			if module == "behaviours" {
-				sameNames(t, ran)
+				checkNames(t, ran)
 			}
 		})
 	}
 }
 
-func sameNames(t *testing.T, ran []string) {
+func checkNames(t *testing.T, ran []string) {
 	t.Helper()
 	names, err := behaviours.Names()
 	if err != nil {
@@ -67,14 +67,14 @@ func repository() http.Handler {
 }
 
 // An operator who lowers ID_WINDOW shortens what clients resend for.
-func TestTheServerTellsHowLongIDsAreRemembered(t *testing.T) {
+func TestTheWelcomeHasTheIDWindow(t *testing.T) {
 	server := testkit.StartServer(t, map[string]string{"ID_WINDOW": "2m"})
-	w := open(t, testkit.StartBrowser(t), server.URL()+"/", "ada")
-	told := testkit.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
+	w := openPage(t, testkit.StartBrowser(t), server.URL()+"/", "ada")
+	idWindow := testkit.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
 		const client = Switchyard.connect();
 		client.on("state", ({ welcome }) => { if (welcome) { client.close(); resolve(welcome.id_window_ms); } });
 	}))`)
-	if told != 120_000 {
-		t.Errorf("welcome tells %d ms", told)
+	if idWindow != 120_000 {
+		t.Errorf("welcome tells %d ms", idWindow)
 	}
 }

@@ -16,10 +16,10 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// unbroken begins to note whatever a person would take for a break: another
+// recordInterruptions begins to note whatever a person would take for a break: another
 // state of the connection, another number of people in the room, and the
 // longest time in ms without a new row.
-const unbroken = `(() => {
+const recordInterruptions = `(() => {
 	const seen = window.seen = { states: [], people: [], pause: 0 };
 	const note = (list, now) => { if (list.at(-1) !== now) list.push(now); };
 	const state = document.getElementById("state"), here = document.getElementById("here");
@@ -37,16 +37,16 @@ const unbroken = `(() => {
 	return true;
 })()`
 
-type seen struct {
+type interruptions struct {
 	States, People []string
 	Pause          float64
 }
 
-// plate is what the header says of who serves: colour, node, deployment.
-const plate = `["color", "node", "deployment"].map((id) => document.getElementById(id).innerText.toLowerCase()).join(" ")`
+// servedBy is what the header says of who serves: colour, node, deployment.
+const servedBy = `["color", "node", "deployment"].map((id) => document.getElementById(id).innerText.toLowerCase()).join(" ")`
 
-// A talker publishes number after number, and moves with everybody else.
-type talker struct {
+// A publisher publishes number after number, and moves with everybody else.
+type publisher struct {
 	*client.Client
 	stop  context.CancelFunc
 	ended chan struct{}
@@ -54,33 +54,33 @@ type talker struct {
 	err   error // the first publish that was not acked
 }
 
-func talk(t *testing.T, url, room string) *talker {
+func startPublisher(t *testing.T, url, room string) *publisher {
 	t.Helper()
 	c, err := client.Dial(t.Context(), client.Options{URLs: []string{url}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	k := &talker{Client: c, stop: stop, ended: make(chan struct{})}
+	p := &publisher{Client: c, stop: stop, ended: make(chan struct{})}
 	t.Cleanup(func() { // of a test that failed; else it has ended
 		stop()
 		c.Close()
-		<-k.ended
+		<-p.ended
 	})
-	go k.talkLoop(ctx, message.Room(room))
-	return k
+	go p.publishLoop(ctx, message.Room(room))
+	return p
 }
 
-func (k *talker) talkLoop(ctx context.Context, room message.Room) {
-	defer close(k.ended)
+func (p *publisher) publishLoop(ctx context.Context, room message.Room) {
+	defer close(p.ended)
 	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		data := fmt.Appendf(nil, `{"name":"talker","text":"%d"}`, k.acked+1)
-		if _, k.err = k.Publish(context.WithoutCancel(ctx), room, data, ""); k.err != nil {
+		data := fmt.Appendf(nil, `{"name":"talker","text":"%d"}`, p.acked+1)
+		if _, p.err = p.Publish(context.WithoutCancel(ctx), room, data, ""); p.err != nil {
 			return
 		}
-		k.acked++
+		p.acked++
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
@@ -88,15 +88,15 @@ func (k *talker) talkLoop(ctx context.Context, room message.Room) {
 	}
 }
 
-// hush ends the talk and returns how many messages were acked: all of them.
-func (k *talker) hush(t *testing.T) int {
+// finish ends the talk and returns how many messages were acked: all of them.
+func (p *publisher) finish(t *testing.T) int {
 	t.Helper()
-	k.stop()
-	<-k.ended
-	if k.err != nil {
-		t.Errorf("publish %d: %v", k.acked+1, k.err)
+	p.stop()
+	<-p.ended
+	if p.err != nil {
+		t.Errorf("publish %d: %v", p.acked+1, p.err)
 	}
-	return k.acked
+	return p.acked
 }
 
 // A deploy as people see it in two windows that talk: the address leads to the
@@ -106,55 +106,55 @@ func TestThePageFollowsAMove(t *testing.T) {
 	shared := map[string]string{
 		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "DRAIN_WINDOW": "2s", "DRAIN_TIMEOUT": "60s",
 	}
-	blue := colour(t, shared, "blue", "d1")
-	green := colour(t, shared, "green", "d2")
+	blue := startColor(t, shared, "blue", "d1")
+	green := startColor(t, shared, "green", "d2")
 	address := testkit.NewProxy(t, blue.Addr)
 	browser := testkit.StartBrowser(t)
 	url := "http://" + address.Addr() + "/#platform-4"
-	ada, bob := open(t, browser, url, "ada"), open(t, browser, url, "bob")
+	ada, bob := openPage(t, browser, url, "ada"), openPage(t, browser, url, "bob")
 	windows := []*testkit.Window{ada, bob}
-	say(ada, "on blue")
-	say(bob, "on blue, too")
-	k := talk(t, "ws://"+address.Addr()+"/ws", "platform-4")
+	typeMessage(ada, "on blue")
+	typeMessage(bob, "on blue, too")
+	p := startPublisher(t, "ws://"+address.Addr()+"/ws", "platform-4")
 	for _, w := range windows {
-		untilShown(w, 5)
+		waitForRows(w, 5)
 		w.Until(`document.getElementById("here").textContent === "2 here"`)
-		w.Until(plate + `.startsWith("blue ") && ` + plate + `.endsWith(" d1")`)
-		testkit.Eval[bool](w, unbroken)
+		w.Until(servedBy + `.startsWith("blue ") && ` + servedBy + `.endsWith(" d1")`)
+		testkit.Eval[bool](w, recordInterruptions)
 	}
 	node := testkit.Eval[string](ada, `document.getElementById("node").textContent`)
 
 	address.Retarget(green.Addr)
 	drain(t, blue)
-	say(ada, "moving")
+	typeMessage(ada, "moving")
 	for _, w := range windows {
-		w.Until(plate + `.startsWith("green ") && ` + plate + `.endsWith(" d2")`)
-		w.Until(moveTold)
+		w.Until(servedBy + `.startsWith("green ") && ` + servedBy + `.endsWith(" d2")`)
+		w.Until(showsMove)
 	}
 	if now := testkit.Eval[string](ada, `document.getElementById("node").textContent`); now == node {
 		t.Errorf("the plate still names node %s", now)
 	}
-	say(bob, "on green")
-	k.follow(t, ada)
+	typeMessage(bob, "on green")
+	p.waitForMore(t, ada)
 	if err := blue.Stop(); err != nil {
 		t.Errorf("blue ended with %v", err)
 	}
-	say(ada, "blue is gone")
-	k.follow(t, bob)
-	total := k.hush(t) + 5
+	typeMessage(ada, "blue is gone")
+	p.waitForMore(t, bob)
+	total := p.finish(t) + 5
 	var first []string
 	for _, w := range windows {
-		untilShown(w, total)
+		waitForRows(w, total)
 		got := testkit.Eval[[]string](w, rows)
 		if first == nil {
 			first = got
-			inOrder(t, got, total)
+			checkOrder(t, got, total)
 		} else if !slices.Equal(got, first) {
 			t.Errorf("the windows differ:\n%q\n%q", first, got)
 		}
 		w.Until(clean + ` && document.getElementById("received").textContent === "` + fmt.Sprint(total) + `"`)
 		w.Until(`document.getElementById("f-moves").textContent === "once" && document.getElementById("f-returns").textContent === "0 times"`)
-		saw := testkit.Eval[seen](w, "window.seen")
+		saw := testkit.Eval[interruptions](w, "window.seen")
 		if !slices.Equal(saw.States, []string{"live Live"}) {
 			t.Errorf("the connection was seen as %q, want live all the while", saw.States)
 		}
@@ -163,20 +163,20 @@ func TestThePageFollowsAMove(t *testing.T) {
 		if !slices.Equal(saw.People, []string{"2 here"}) && !contains(green.Output(), "session not resumed") {
 			t.Errorf("the room was seen with %q, want 2 people all the while\n%s", saw.People, green.Output())
 		}
-		w.Until(here("2 here", "this window, 1 guest"))
-		t.Logf("%s; the longest time without a new row was %.0f ms", testkit.Eval[string](w, note+`.join()`), saw.Pause)
+		w.Until(showsPeople("2 here", "this window, 1 guest"))
+		t.Logf("%s; the longest time without a new row was %.0f ms", testkit.Eval[string](w, noteTexts+`.join()`), saw.Pause)
 	}
-	picture(t, bob)
+	checkContrast(t, bob)
 }
 
-// note is what the open log says besides messages, and moveTold that it names
+// noteTexts is what the open log says besides messages, and showsMove that it names
 // the node of the plate.
 const (
-	note     = `[...document.querySelectorAll(".log:not([hidden]) .note .body")].map((n) => n.textContent)`
-	moveTold = note + `.length === 1 && new RegExp("^moved to node " + document.getElementById("node").textContent + " in \\d+ ms$").test(` + note + `[0])`
+	noteTexts = `[...document.querySelectorAll(".log:not([hidden]) .note .body")].map((n) => n.textContent)`
+	showsMove = noteTexts + `.length === 1 && new RegExp("^moved to node " + document.getElementById("node").textContent + " in \\d+ ms$").test(` + noteTexts + `[0])`
 )
 
-func colour(t *testing.T, shared map[string]string, color, deployment string) *testkit.Server {
+func startColor(t *testing.T, shared map[string]string, color, deployment string) *testkit.Server {
 	t.Helper()
 	env := map[string]string{"COLOR": color, "DEPLOYMENT": deployment, "LOG_LEVEL": "debug"}
 	for name, value := range shared {
@@ -203,16 +203,16 @@ func drain(t *testing.T, s *testkit.Server) {
 	}
 }
 
-// follow waits until a window shows what the talker says from now on.
-func (k *talker) follow(t *testing.T, w *testkit.Window) {
+// waitForMore waits until a window shows what the talker says from now on.
+func (p *publisher) waitForMore(t *testing.T, w *testkit.Window) {
 	t.Helper()
 	shown := testkit.Eval[int](w, rows+".length")
-	untilShown(w, shown+20)
+	waitForRows(w, shown+20)
 }
 
-// inOrder checks that every seq stands there once, and the talker's and the
+// checkOrder checks that every seq stands there once, and the talker's and the
 // windows' own messages in the order of sending.
-func inOrder(t *testing.T, got []string, total int) {
+func checkOrder(t *testing.T, got []string, total int) {
 	t.Helper()
 	if len(got) != total {
 		t.Errorf("%d rows, want %d", len(got), total)
@@ -220,12 +220,12 @@ func inOrder(t *testing.T, got []string, total int) {
 	var people []string
 	next := 1
 	for i, row := range got {
-		seq, said, _ := strings.Cut(row, " ")
+		seq, rest, _ := strings.Cut(row, " ")
 		if seq != fmt.Sprint(i+1) {
 			t.Fatalf("row %d is %q: a seq is missing or doubled", i+1, row)
 		}
-		if number, ok := strings.CutPrefix(said, "talker "); !ok {
-			people = append(people, said)
+		if number, ok := strings.CutPrefix(rest, "talker "); !ok {
+			people = append(people, rest)
 		} else if number != fmt.Sprint(next) {
 			t.Fatalf("row %d is %q, want the talker's %d", i+1, row, next)
 		} else {
@@ -238,8 +238,8 @@ func inOrder(t *testing.T, got []string, total int) {
 	}
 }
 
-// picture looks at the page after the move: all can be read in both lights.
-func picture(t *testing.T, w *testkit.Window) {
+// checkContrast looks at the page after the move: all can be read in both lights.
+func checkContrast(t *testing.T, w *testkit.Window) {
 	t.Helper()
 	dir := os.Getenv("PICTURES")
 	if dir == "" {
@@ -247,10 +247,10 @@ func picture(t *testing.T, w *testkit.Window) {
 	}
 	for _, width := range []int64{1280, 800, 360} {
 		for _, scheme := range []string{"light", "dark"} {
-			w.Size(width, 640)
-			w.Scheme(scheme)
-			if pale := testkit.Eval[[]string](w, unreadable); len(pale) > 0 {
-				t.Errorf("moved, %s, %d wide: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", scheme, width, pale)
+			w.Resize(width, 640)
+			w.SetColorScheme(scheme)
+			if lowContrast := testkit.Eval[[]string](w, lowContrastElements); len(lowContrast) > 0 {
+				t.Errorf("moved, %s, %d wide: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", scheme, width, lowContrast)
 			}
 			if over := testkit.Eval[int64](w, `document.documentElement.scrollWidth`); over > width {
 				t.Errorf("moved, %s: the page is %d wide, not %d", scheme, over, width)

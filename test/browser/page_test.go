@@ -16,7 +16,7 @@ const rows = `[...document.querySelectorAll(".log:not([hidden]) .row[data-seq]")
 // clean says that the page's own check of the raw frames has found nothing wrong.
 const clean = `document.getElementById("verdict").dataset.clean === "true"`
 
-func open(t *testing.T, b *testkit.Browser, url, name string) *testkit.Window {
+func openPage(t *testing.T, b *testkit.Browser, url, name string) *testkit.Window {
 	t.Helper()
 	w := b.Open(t, url)
 	w.Until(`document.body.dataset.state === "live"`)
@@ -24,26 +24,26 @@ func open(t *testing.T, b *testkit.Browser, url, name string) *testkit.Window {
 	return w
 }
 
-// say writes as a person does: with the keyboard, into the field that has the focus.
-func say(w *testkit.Window, text string) { w.Type(text + "\r") }
+// typeMessage writes as a person does: with the keyboard, into the field that has the focus.
+func typeMessage(w *testkit.Window, text string) { w.Type(text + "\r") }
 
-func untilShown(w *testkit.Window, count int) {
+func waitForRows(w *testkit.Window, count int) {
 	w.Until(fmt.Sprintf("%s.length >= %d", rows, count))
 }
 
 func TestTwoWindowsChat(t *testing.T) {
 	server := testkit.StartServer(t, map[string]string{"COLOR": "green", "DEPLOYMENT": "d42"})
 	browser := testkit.StartBrowser(t)
-	ada := open(t, browser, server.URL()+"/#kitchen", "ada")
-	bob := open(t, browser, server.URL()+"/#kitchen", "bob")
+	ada := openPage(t, browser, server.URL()+"/#kitchen", "ada")
+	bob := openPage(t, browser, server.URL()+"/#kitchen", "bob")
 	ada.Until(`document.getElementById("second").offsetParent !== null`) // the empty room explains itself
 
-	say(ada, "hello")
+	typeMessage(ada, "hello")
 	bob.Until(`document.getElementById("signals").textContent === "" && ` + rows + `.length === 1`)
-	say(bob, "hello yourself")
+	typeMessage(bob, "hello yourself")
 	bob.Until(`document.getElementById("composer").value === ""`)
-	untilShown(ada, 2)
-	untilShown(bob, 2)
+	waitForRows(ada, 2)
+	waitForRows(bob, 2)
 
 	want := []string{"1 ada hello", "2 bob hello yourself"}
 	for _, w := range []*testkit.Window{ada, bob} {
@@ -61,24 +61,24 @@ func TestTwoWindowsChat(t *testing.T) {
 }
 
 // Who is in the room, by sessions: nobody here has a name that the service knows.
-func TestWhoIsHere(t *testing.T) {
+func TestThePageShowsWhoIsInTheRoom(t *testing.T) {
 	server := testkit.StartServer(t, nil)
 	browser := testkit.StartBrowser(t)
-	ada := open(t, browser, server.URL()+"/#porch", "ada")
-	ada.Until(here("1 here", "this window"))
-	bob := open(t, browser, server.URL()+"/#porch", "bob")
-	eve := open(t, browser, server.URL()+"/#porch", "eve")
+	ada := openPage(t, browser, server.URL()+"/#porch", "ada")
+	ada.Until(showsPeople("1 here", "this window"))
+	bob := openPage(t, browser, server.URL()+"/#porch", "bob")
+	eve := openPage(t, browser, server.URL()+"/#porch", "eve")
 	for _, w := range []*testkit.Window{ada, bob, eve} {
-		w.Until(here("3 here", "this window, 2 guests"))
+		w.Until(showsPeople("3 here", "this window, 2 guests"))
 	}
 	testkit.Eval[string](eve, `location.hash = "#cellar"`)
-	eve.Until(here("1 here", "this window"))
+	eve.Until(showsPeople("1 here", "this window"))
 	testkit.Eval[string](eve, `location.hash = "#porch"`)
-	eve.Until(here("3 here", "this window, 2 guests"))
+	eve.Until(showsPeople("3 here", "this window, 2 guests"))
 	for _, w := range []*testkit.Window{bob, eve} {
 		testkit.Eval[bool](w, `document.getElementById("leave").click() ?? true`)
 	}
-	ada.Until(here("1 here", "this window"))
+	ada.Until(showsPeople("1 here", "this window"))
 	if got := testkit.Eval[string](ada, `document.getElementById("color").textContent`); got != "no colour" {
 		t.Errorf("the plate of a service without a colour says %q", got)
 	}
@@ -87,7 +87,7 @@ func TestWhoIsHere(t *testing.T) {
 	}
 }
 
-func here(count, people string) string {
+func showsPeople(count, people string) string {
 	return fmt.Sprintf(`document.getElementById("here").textContent === %q &&
 		[...document.querySelectorAll("#people-list li")].map((li) => li.textContent).join(", ") === %q`, count, people)
 }
@@ -96,8 +96,8 @@ func here(count, people string) string {
 // sent it once.
 func TestThePageChecksWhatItShows(t *testing.T) {
 	server := testkit.StartServer(t, nil)
-	w := open(t, testkit.StartBrowser(t), server.URL()+"/#mirror", "ada")
-	say(w, "once")
+	w := openPage(t, testkit.StartBrowser(t), server.URL()+"/#mirror", "ada")
+	typeMessage(w, "once")
 	w.Until(clean + ` && document.getElementById("received").textContent === "1"`)
 	got := testkit.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Gauges }, { Ledger }]) => {
 		const [sent, shown] = [new Ledger(), new Ledger()];
@@ -115,13 +115,13 @@ func TestThePageChecksWhatItShows(t *testing.T) {
 	}
 }
 
-func TestServerDiesAndNothingIsLost(t *testing.T) {
+func TestNothingIsLostWhenTheServerDies(t *testing.T) {
 	server := testkit.StartServer(t, nil)
 	browser := testkit.StartBrowser(t)
-	ada := open(t, browser, server.URL()+"/#yard", "ada")
-	bob := open(t, browser, server.URL()+"/#yard", "bob")
-	say(ada, "before")
-	untilShown(bob, 1)
+	ada := openPage(t, browser, server.URL()+"/#yard", "ada")
+	bob := openPage(t, browser, server.URL()+"/#yard", "bob")
+	typeMessage(ada, "before")
+	waitForRows(bob, 1)
 
 	// Killed while twenty messages of each are somewhere between window and disk.
 	for _, w := range []*testkit.Window{ada, bob} {
@@ -131,33 +131,33 @@ func TestServerDiesAndNothingIsLost(t *testing.T) {
 	for _, w := range []*testkit.Window{ada, bob} {
 		w.Until(`document.body.dataset.state !== "live"`)
 	}
-	say(ada, "while down")
+	typeMessage(ada, "while down")
 	ada.Until(`[...document.querySelectorAll(".waiting .text")].some((e) => e.textContent === "while down")`)
 	ada.Until(`document.body.dataset.state === "waiting" && /^\d+\.\d s$/.test(document.getElementById("countdown").textContent)`)
 
 	server.Restart()
 	for _, w := range []*testkit.Window{ada, bob} {
 		w.Until(`document.body.dataset.state === "live"`)
-		untilShown(w, 42)
+		waitForRows(w, 42)
 		w.Until(`document.querySelectorAll(".waiting .row").length === 0`)
 		w.Until(`document.getElementById("f-returns").textContent !== "0 times"`)
 		w.Until(clean)
 	}
-	say(bob, "after")
-	untilShown(ada, 43)
-	untilShown(bob, 43)
+	typeMessage(bob, "after")
+	waitForRows(ada, 43)
+	waitForRows(bob, 43)
 
 	got := testkit.Eval[[]string](ada, rows)
 	if other := testkit.Eval[[]string](bob, rows); !slices.Equal(got, other) {
 		t.Errorf("the windows differ:\n%q\n%q", got, other)
 	}
-	exactly(t, got)
+	checkExactlyOnce(t, got)
 	ada.Until(clean + ` && document.getElementById("received").textContent === "43"`)
 }
 
-// exactly checks that each message stands there once, seqs have no hole, and
+// checkExactlyOnce checks that each message stands there once, seqs have no hole, and
 // what each person sent is in the order of sending.
-func exactly(t *testing.T, got []string) {
+func checkExactlyOnce(t *testing.T, got []string) {
 	t.Helper()
 	var want []string
 	for _, name := range []string{"ada", "bob"} {
@@ -166,7 +166,7 @@ func exactly(t *testing.T, got []string) {
 		}
 	}
 	want = append(want, "ada before", "ada while down", "bob after")
-	place := map[string]int{}
+	rowOf := map[string]int{}
 	for i, row := range got {
 		var seq int
 		var rest string
@@ -174,15 +174,15 @@ func exactly(t *testing.T, got []string) {
 			t.Errorf("row %d is %q: a seq is missing or doubled", i+1, row)
 		}
 		rest = row[len(fmt.Sprint(seq))+1:]
-		if _, doubled := place[rest]; doubled {
+		if _, duplicate := rowOf[rest]; duplicate {
 			t.Errorf("%q stands there twice", rest)
 		}
-		place[rest] = i
+		rowOf[rest] = i
 	}
 	last := map[byte]int{'a': -1, 'b': -1}
 	for _, w := range want {
-		at, there := place[w]
-		if !there {
+		at, found := rowOf[w]
+		if !found {
 			t.Errorf("%q is lost", w)
 		}
 		if contains(w, " of 20") {
@@ -197,13 +197,13 @@ func exactly(t *testing.T, got []string) {
 	}
 }
 
-func TestHistoryIsThere(t *testing.T) {
+func TestHistoryIsLoadedByScrolling(t *testing.T) {
 	server := testkit.StartServer(t, nil)
 	browser := testkit.StartBrowser(t)
-	first := open(t, browser, server.URL()+"/#archive", "ada")
+	first := openPage(t, browser, server.URL()+"/#archive", "ada")
 	publishMany(first, "archive", 120)
 
-	later := open(t, browser, server.URL()+"/#archive", "bob")
+	later := openPage(t, browser, server.URL()+"/#archive", "bob")
 	later.Until(rows + `.at(-1)?.startsWith("120 ")`)
 	later.Until(`document.getElementById("empty").hidden`)
 	if n := testkit.Eval[int](later, rows+".length"); n != 50 {
@@ -214,7 +214,7 @@ func TestHistoryIsThere(t *testing.T) {
 		testkit.Eval[bool](later, `document.querySelector(".log").scrollTop = 0; true`)
 		later.Until(fmt.Sprintf(`%s[0].startsWith(%q) && document.querySelector(".log").scrollTop > 0`, rows, top))
 	}
-	untilShown(later, 120)
+	waitForRows(later, 120)
 	got := testkit.Eval[[]string](later, rows)
 	for i, row := range got {
 		if want := fmt.Sprintf("%d ada number %d", i+1, i+1); row != want {
@@ -234,10 +234,10 @@ func publishMany(w *testkit.Window, room string, count int) {
 	})`, count, room))
 }
 
-func TestHostileContentIsText(t *testing.T) {
+func TestHostileContentIsShownAsText(t *testing.T) {
 	server := testkit.StartServer(t, nil)
 	browser := testkit.StartBrowser(t)
-	w := open(t, browser, server.URL()+"/#open", "eve")
+	w := openPage(t, browser, server.URL()+"/#open", "eve")
 	hostile := []any{
 		map[string]any{"name": `<img src=x onerror="window.owned=1">`, "text": `<script>window.owned=1</script>`},
 		map[string]any{"name": map[string]any{"toString": 1}, "text": []any{1}},
@@ -258,7 +258,7 @@ func TestHostileContentIsText(t *testing.T) {
 			return true;
 		})`, encoded))
 	}
-	untilShown(w, len(hostile))
+	waitForRows(w, len(hostile))
 	w.Until(clean)
 	if found := testkit.Eval[int](w, `document.querySelectorAll(".log img, .log script, .log svg, .log b, .signals b").length`); found != 0 {
 		t.Errorf("%d elements were made of what a stranger wrote", found)

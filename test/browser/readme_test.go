@@ -9,7 +9,7 @@ import (
 )
 
 // The README's example for browsers, as printed, pasted into the page's console.
-func TestTheExampleOfTheReadmeWorks(t *testing.T) {
+func TestTheReadmeExampleWorks(t *testing.T) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)

@@ -35,7 +35,7 @@ func readiness(t *testing.T, s *testkit.Server) (status int, body string) {
 // Redis that takes connections, answers pings, and carries nothing: every
 // health check of a connection is green while members on other nodes would hear
 // nothing but for the log. The canary's echo tells, and tells when it is over.
-func TestABrokerThatCarriesNothingIsSeen(t *testing.T) {
+func TestABrokerThatDropsEverythingIsReported(t *testing.T) {
 	t.Parallel()
 	redis := testkit.StartRedis(t)
 	s := testkit.StartServer(t, map[string]string{"REDIS_URL": redis.URL()})

@@ -10,105 +10,107 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A kind is one way to harm a fleet.
-type kind struct {
+// A faultKind is one way to harm a fleet.
+type faultKind struct {
 	name string
 	// harms is what it takes for itself: no two faults harm the same thing at
 	// once. It is a node's own unless it is one that all share.
-	harms string
+	target string
 	// short and long are how long it lasts in the two forms of a run; 0: not in
 	// the short form, which another test covers.
 	short, long time.Duration
 	// do begins, and returns what says whether it bit: a fault that harms
 	// nobody proves nothing. It is asked before undo.
-	do func(*fleet, *station) (bit func() bool)
+	inject func(*faultEnv, *proxiedNode) (tookEffect func() bool)
 	// again is called every 50 ms while it lasts; nil: nothing.
-	again func(*fleet, *station)
-	undo  func(*fleet, *station)
+	onTick func(*faultEnv, *proxiedNode)
+	undo   func(*faultEnv, *proxiedNode)
 }
 
 // What faults harm.
 const (
-	process   = "process" // of a node
-	clients   = "clients"
-	toRedis   = "line to Redis"
-	toPG      = "line to PostgreSQL"
-	redisHost = "Redis"
-	pgHost    = "PostgreSQL"
-	aRoom     = "a room"
+	targetProcess      = "process" // of a node
+	targetClients      = "clients"
+	targetRedisLink    = "line to Redis"
+	targetPostgresLink = "line to PostgreSQL"
+	targetRedis        = "Redis"
+	targetPostgres     = "PostgreSQL"
+	targetRoom         = "a room"
 )
 
-func (k *kind) shared() bool { return k.harms == redisHost || k.harms == pgHost || k.harms == aRoom }
-
-// A line is a proxy of a station.
-type line func(*station) *testkit.Proxy
-
-var lines = map[string]line{
-	clients: func(s *station) *testkit.Proxy { return s.clients },
-	toRedis: func(s *station) *testkit.Proxy { return s.redis },
-	toPG:    func(s *station) *testkit.Proxy { return s.postgres },
+func (k *faultKind) shared() bool {
+	return k.target == targetRedis || k.target == targetPostgres || k.target == targetRoom
 }
 
-// kinds are all there are.
-func kinds() []*kind {
-	all := []*kind{
-		{name: "node killed", harms: process, short: 500 * time.Millisecond, long: 2 * time.Second, do: killNode, undo: restartNode},
-		{name: "node stopped", harms: process, short: 4 * time.Second, long: 20 * time.Second, do: stopNode,
-			undo: func(_ *fleet, s *station) { s.Signal(syscall.SIGCONT) }},
-		{name: "Redis killed", harms: redisHost, short: time.Second, long: 3 * time.Second, do: killRedis,
-			undo: func(f *fleet, _ *station) { f.broker.Restart() }},
-		{name: "Redis paused", harms: redisHost, long: 30 * time.Second, do: pauseRedis,
-			undo: func(f *fleet, _ *station) { f.broker.Resume() }},
-		{name: "PostgreSQL restarted -m immediate", harms: pgHost, short: 100 * time.Millisecond, long: time.Second, do: crashPostgres,
-			undo: func(f *fleet, _ *station) { f.pg.Start() }},
-		{name: "room held by a stranger", harms: aRoom, short: 3 * time.Second, long: 6 * time.Second, do: holdRoom,
-			again: lookWhoWaits, undo: letRoomGo},
-		{name: "clients torn amid frames", harms: clients, short: time.Second, long: 3 * time.Second,
-			do: harm(clients, func(*testkit.Proxy) {}, func(h testkit.Harm) int { return h.Torn }),
-			again: func(f *fleet, s *station) {
-				s.clients.Tear(1 + f.dice.IntN(400))
+// A proxySelector is a proxy of a station.
+type proxySelector func(*proxiedNode) *testkit.Proxy
+
+var proxyOf = map[string]proxySelector{
+	targetClients:      func(s *proxiedNode) *testkit.Proxy { return s.clientProxy },
+	targetRedisLink:    func(s *proxiedNode) *testkit.Proxy { return s.redisProxy },
+	targetPostgresLink: func(s *proxiedNode) *testkit.Proxy { return s.postgresProxy },
+}
+
+// faultKinds are all there are.
+func faultKinds() []*faultKind {
+	all := []*faultKind{
+		{name: "node killed", target: targetProcess, short: 500 * time.Millisecond, long: 2 * time.Second, inject: killNode, undo: restartNode},
+		{name: "node stopped", target: targetProcess, short: 4 * time.Second, long: 20 * time.Second, inject: pauseNode,
+			undo: func(_ *faultEnv, s *proxiedNode) { s.Signal(syscall.SIGCONT) }},
+		{name: "Redis killed", target: targetRedis, short: time.Second, long: 3 * time.Second, inject: killRedis,
+			undo: func(f *faultEnv, _ *proxiedNode) { f.broker.Restart() }},
+		{name: "Redis paused", target: targetRedis, long: 30 * time.Second, inject: pauseRedis,
+			undo: func(f *faultEnv, _ *proxiedNode) { f.broker.Resume() }},
+		{name: "PostgreSQL restarted -m immediate", target: targetPostgres, short: 100 * time.Millisecond, long: time.Second, inject: crashPostgres,
+			undo: func(f *faultEnv, _ *proxiedNode) { f.pg.Start() }},
+		{name: "room held by a stranger", target: targetRoom, short: 3 * time.Second, long: 6 * time.Second, inject: lockRoom,
+			onTick: checkLockAwaited, undo: unlockRoom},
+		{name: "clients torn amid frames", target: targetClients, short: time.Second, long: 3 * time.Second,
+			inject: injectLinkFault(targetClients, func(*testkit.Proxy) {}, func(h testkit.FaultCounts) int { return h.Truncated }),
+			onTick: func(f *faultEnv, s *proxiedNode) {
+				s.clientProxy.TruncateAfter(1 + f.rng.IntN(400))
 			},
-			undo: func(_ *fleet, s *station) { s.clients.Tear(0) }},
+			undo: func(_ *faultEnv, s *proxiedNode) { s.clientProxy.TruncateAfter(0) }},
 	}
 	return append(append(append(all,
-		lineKinds(clients, 0, 6*time.Second)...),
-		lineKinds(toRedis, 0, 8*time.Second)...),
-		lineKinds(toPG, 3*time.Second, 8*time.Second)...)
+		linkFaults(targetClients, 0, 6*time.Second)...),
+		linkFaults(targetRedisLink, 0, 8*time.Second)...),
+		linkFaults(targetPostgresLink, 3*time.Second, 8*time.Second)...)
 }
 
-// lineKinds are what can happen to one line of a station. Those to Redis have a
+// linkFaults are what can happen to one line of a station. Those to Redis have a
 // test of their own, which is why the short form has only the cut.
-func lineKinds(harms string, stallShort, stallLong time.Duration) []*kind {
-	proxy := lines[harms]
+func linkFaults(target string, stallShort, stallLong time.Duration) []*faultKind {
+	proxy := proxyOf[target]
 	half := time.Duration(0)
 	if stallShort > 0 {
 		half = 200 * time.Millisecond
 	}
-	return []*kind{
-		{name: harms + " cut", harms: harms, short: 500 * time.Millisecond, long: 3 * time.Second,
-			do:   harm(harms, func(p *testkit.Proxy) { p.Refuse(true); p.Cut() }, func(h testkit.Harm) int { return h.Cut + h.Refused }),
-			undo: func(_ *fleet, s *station) { proxy(s).Refuse(false) }},
-		{name: harms + " stalled", harms: harms, short: stallShort, long: stallLong,
-			do:   harm(harms, (*testkit.Proxy).Stall, func(h testkit.Harm) int { return h.Held }),
-			undo: func(_ *fleet, s *station) { proxy(s).Resume() }},
-		{name: harms + " delayed", harms: harms, long: 3 * time.Second,
-			do:   harm(harms, func(p *testkit.Proxy) { p.Delay(200 * time.Millisecond) }, func(h testkit.Harm) int { return h.Delayed }),
-			undo: func(_ *fleet, s *station) { proxy(s).Delay(0) }},
-		{name: harms + " half closed", harms: harms, short: half, long: 500 * time.Millisecond,
-			do:   harm(harms, (*testkit.Proxy).HalfClose, func(h testkit.Harm) int { return h.HalfClosed }),
-			undo: func(*fleet, *station) {}},
+	return []*faultKind{
+		{name: target + " cut", target: target, short: 500 * time.Millisecond, long: 3 * time.Second,
+			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Refuse(true); p.Cut() }, func(h testkit.FaultCounts) int { return h.Cut + h.Refused }),
+			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Refuse(false) }},
+		{name: target + " stalled", target: target, short: stallShort, long: stallLong,
+			inject: injectLinkFault(target, (*testkit.Proxy).Stall, func(h testkit.FaultCounts) int { return h.Stalled }),
+			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Resume() }},
+		{name: target + " delayed", target: target, long: 3 * time.Second,
+			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Delay(200 * time.Millisecond) }, func(h testkit.FaultCounts) int { return h.Delayed }),
+			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Delay(0) }},
+		{name: target + " half closed", target: target, short: half, long: 500 * time.Millisecond,
+			inject: injectLinkFault(target, (*testkit.Proxy).HalfClose, func(h testkit.FaultCounts) int { return h.HalfClosed }),
+			undo:   func(*faultEnv, *proxiedNode) {}},
 	}
 }
 
-// harm does something to a line; it bit when what count counts became more. Where
+// injectLinkFault does something to a line; it bit when what count counts became more. Where
 // nobody was connected at that moment, it is done again.
-func harm(harms string, do func(*testkit.Proxy), count func(testkit.Harm) int) func(*fleet, *station) func() bool {
-	return func(_ *fleet, s *station) func() bool {
-		proxy := lines[harms](s)
-		before := count(proxy.Harm())
+func injectLinkFault(target string, do func(*testkit.Proxy), count func(testkit.FaultCounts) int) func(*faultEnv, *proxiedNode) func() bool {
+	return func(_ *faultEnv, s *proxiedNode) func() bool {
+		proxy := proxyOf[target](s)
+		before := count(proxy.FaultCounts())
 		do(proxy)
 		return func() bool {
-			if count(proxy.Harm()) > before {
+			if count(proxy.FaultCounts()) > before {
 				return true
 			}
 			do(proxy)
@@ -117,75 +119,75 @@ func harm(harms string, do func(*testkit.Proxy), count func(testkit.Harm) int) f
 	}
 }
 
-func killNode(_ *fleet, s *station) func() bool {
-	connected := s.clients.Connections() > 0
-	s.wanted = false
+func killNode(_ *faultEnv, s *proxiedNode) func() bool {
+	connected := s.clientProxy.Connections() > 0
+	s.shouldRun = false
 	s.Kill()
 	return func() bool { return connected && s.State() == "" }
 }
 
-func restartNode(_ *fleet, s *station) {
-	s.wanted = true
+func restartNode(_ *faultEnv, s *proxiedNode) {
+	s.shouldRun = true
 	s.Launch()
 }
 
-func stopNode(f *fleet, s *station) func() bool {
-	connected := s.clients.Connections() > 0
+func pauseNode(f *faultEnv, s *proxiedNode) func() bool {
+	connected := s.clientProxy.Connections() > 0
 	s.Signal(syscall.SIGSTOP)
-	f.wait("the node to be stopped", func() bool { return s.State() == "T" })
+	f.waitFor("the node to be stopped", func() bool { return s.State() == "T" })
 	return func() bool { return connected && s.State() == "T" }
 }
 
-func killRedis(f *fleet, _ *station) func() bool {
+func killRedis(f *faultEnv, _ *proxiedNode) func() bool {
 	f.broker.Kill()
 	return func() bool { return f.broker.State() == "" }
 }
 
-func pauseRedis(f *fleet, _ *station) func() bool {
+func pauseRedis(f *faultEnv, _ *proxiedNode) func() bool {
 	f.broker.Pause()
-	f.wait("Redis to be stopped", func() bool { return f.broker.State() == "T" })
+	f.waitFor("Redis to be stopped", func() bool { return f.broker.State() == "T" })
 	return func() bool { return f.broker.State() == "T" }
 }
 
-func crashPostgres(f *fleet, _ *station) func() bool {
+func crashPostgres(f *faultEnv, _ *proxiedNode) func() bool {
 	f.pg.Crash()
 	return func() bool { return !f.pg.Running() }
 }
 
-// holdRoom has a transaction that is none of ours lock a room's row, as a psql
+// lockRoom has a transaction that is none of ours lock a room's row, as a psql
 // does that somebody has forgotten. It bites when somebody has waited for it.
-func holdRoom(f *fleet, _ *station) func() bool {
+func lockRoom(f *faultEnv, _ *proxiedNode) func() bool {
 	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
 	defer cancel()
-	f.holder, f.waitedFor = nil, false
+	f.lockHolder, f.lockAwaited = nil, false
 	conn, err := pgx.Connect(ctx, f.pg.URL())
 	if err == nil {
-		f.holder = conn
+		f.lockHolder = conn
 		_, err = conn.Exec(ctx, `BEGIN; SELECT FROM rooms WHERE name = 'room-0' FOR UPDATE`)
 	}
 	if err != nil { // PostgreSQL may be away meanwhile
 		f.t.Logf("a room is not held: %v", err)
 	}
-	return func() bool { return f.waitedFor }
+	return func() bool { return f.lockAwaited }
 }
 
-// lookWhoWaits asks the transaction that holds a room whether anybody waits for
+// checkLockAwaited asks the transaction that holds a room whether anybody waits for
 // it: a node does so for two seconds, and then only looks now and then.
-func lookWhoWaits(f *fleet, _ *station) {
-	if f.holder == nil || f.waitedFor {
+func checkLockAwaited(f *faultEnv, _ *proxiedNode) {
+	if f.lockHolder == nil || f.lockAwaited {
 		return
 	}
 	ctx, cancel := context.WithTimeout(f.t.Context(), time.Second)
 	defer cancel()
-	var waits bool
-	err := f.holder.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))`).Scan(&waits)
-	f.waitedFor = err == nil && waits // it may have died with PostgreSQL
+	var waiting bool
+	err := f.lockHolder.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))`).Scan(&waiting)
+	f.lockAwaited = err == nil && waiting // it may have died with PostgreSQL
 }
 
-func letRoomGo(f *fleet, _ *station) {
-	if f.holder != nil {
+func unlockRoom(f *faultEnv, _ *proxiedNode) {
+	if f.lockHolder != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(f.t.Context()), time.Second)
 		defer cancel()
-		_ = f.holder.Close(ctx) // as above
+		_ = f.lockHolder.Close(ctx) // as above
 	}
 }

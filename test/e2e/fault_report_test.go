@@ -38,7 +38,7 @@ type faultReport struct {
 
 func newFaultReport() *faultReport { return &faultReport{Broken: map[load.Fault]int{}} }
 
-func (r *faultReport) judged(seed uint64, v *load.Report, took time.Duration) {
+func (r *faultReport) setResult(seed uint64, v *load.Report, took time.Duration) {
 	r.Seeds, r.Took = []uint64{seed}, load.Milliseconds(took)
 	r.Acked, r.Duplicates, r.Delivered, r.Broken = v.Acked, v.Duplicates, v.Delivered, v.Faults
 }
@@ -54,15 +54,15 @@ func (r *faultReport) row(kind string) *faultRow {
 	return row
 }
 
-func (r *faultReport) count(kind string, times int) { r.row(kind).Times += times }
+func (r *faultReport) addTimes(kind string, times int) { r.row(kind).Times += times }
 
-// note keeps the worst of what users waited.
-func (r *faultReport) note(kind string, times int, w waits) {
+// recordWorst keeps the worst of what users waited.
+func (r *faultReport) recordWorst(kind string, times int, w worstWaits) {
 	row := r.row(kind)
 	row.Times += times
 	row.Pause = max(row.Pause, load.Milliseconds(w.pause))
-	row.Connected = max(row.Connected, load.Milliseconds(w.connected))
-	row.Answer = max(row.Answer, load.Milliseconds(w.answer))
+	row.Connected = max(row.Connected, load.Milliseconds(w.connectedPause))
+	row.Answer = max(row.Answer, load.Milliseconds(w.ackWait))
 }
 
 // add makes a sum of runs.
@@ -76,8 +76,8 @@ func (r *faultReport) add(o *faultReport) {
 		r.Broken[fault] += n
 	}
 	for _, row := range o.Kinds {
-		r.note(row.Kind, row.Times, waits{
-			pause: time.Duration(row.Pause), connected: time.Duration(row.Connected), answer: time.Duration(row.Answer),
+		r.recordWorst(row.Kind, row.Times, worstWaits{
+			pause: time.Duration(row.Pause), connectedPause: time.Duration(row.Connected), ackWait: time.Duration(row.Answer),
 		})
 	}
 }
@@ -109,9 +109,9 @@ func (r *faultReport) String() string {
 		total, r.Broken[load.Lost], r.Broken[load.Doubled], r.Broken[load.Reordered], others, &b)
 }
 
-// tell prints the report for people and, on one line, for programs, which may
+// print prints the report for people and, on one line, for programs, which may
 // also find it in a file.
-func (r *faultReport) tell(t *testing.T) {
+func (r *faultReport) print(t *testing.T) {
 	t.Helper()
 	line, err := json.Marshal(r)
 	if err != nil {

@@ -22,7 +22,7 @@ var (
 // first one after the other, then several at once at random. Whatever dies, who
 // was acked is stored, and every member gets every message once and in order.
 // `make faults` runs the long form.
-func TestFaultStories(t *testing.T) {
+func TestFaultScenarios(t *testing.T) {
 	t.Parallel()
 	seed := *faultSeed
 	if seed == 0 {
@@ -31,13 +31,13 @@ func TestFaultStories(t *testing.T) {
 	totals := newFaultReport()
 	for range *faultRuns {
 		if r := runFaults(t, seed); r != nil {
-			r.tell(t)
+			r.print(t)
 			totals.add(r)
 		}
 		seed++
 	}
 	if *faultRuns > 1 {
-		totals.tell(t)
+		totals.print(t)
 	}
 }
 
@@ -46,23 +46,23 @@ func runFaults(t *testing.T, seed uint64) (report *faultReport) {
 	t.Logf("seed %d: make faults SEED=%[1]d does it again", seed)
 	// A run of its own, so that its servers go before the next one's come.
 	t.Run("run", func(t *testing.T) {
-		dice := rand.New(rand.NewPCG(seed, 0))
-		r := newFaultRun(launchFleet(t, dice, 3, testkit.StartRedis(t)))
-		rate, together := 150, 8*time.Second
+		rng := rand.New(rand.NewPCG(seed, 0))
+		r := newFaultRun(startFaultEnv(t, rng, 3, testkit.StartRedis(t)))
+		rate, overlap := 150, 8*time.Second
 		if *longFaults {
-			rate, together = 300, 40*time.Second
+			rate, overlap = 300, 40*time.Second
 		}
-		r.entertain(12, rate, 20)
-		r.recovers()
-		r.crowd.pauses.take()
-		for _, k := range r.shuffled() {
-			r.alone(k, r.lasts(k))
+		r.startWorkload(12, rate, 20)
+		r.waitRecovered()
+		r.workload.waits.resetWorst()
+		for _, k := range r.shuffledKinds() {
+			r.runAlone(k, r.duration(k))
 		}
-		r.overlapping(together)
+		r.runOverlapping(overlap)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		verdict := r.crowd.end(ctx, t)
-		r.report.judged(seed, verdict, time.Since(r.began))
+		verdict := r.workload.finish(ctx, t)
+		r.report.setResult(seed, verdict, time.Since(r.began))
 		report = r.report
 		if verdict.Verdict != load.Clean || verdict.Unknown > 0 || len(verdict.Refused) > 0 || verdict.Gaps > 0 {
 			t.Errorf("seed %d:\n%s", seed, verdict)
@@ -73,131 +73,131 @@ func runFaults(t *testing.T, seed uint64) (report *faultReport) {
 
 // A faultRun is one seed's.
 type faultRun struct {
-	*fleet
+	*faultEnv
 	t      *testing.T
 	began  time.Time
 	report *faultReport
-	active map[active]*happening
+	active map[faultKey]*activeFault
 }
 
-func newFaultRun(f *fleet) *faultRun {
-	return &faultRun{fleet: f, t: f.t, began: time.Now(), report: newFaultReport(), active: map[active]*happening{}}
+func newFaultRun(f *faultEnv) *faultRun {
+	return &faultRun{faultEnv: f, t: f.t, began: time.Now(), report: newFaultReport(), active: map[faultKey]*activeFault{}}
 }
 
-// An active fault is known by what it harms; station is nil where all share it.
-type active struct {
-	harms   string
-	station *station
+// An faultKey fault is known by what it harms; station is nil where all share it.
+type faultKey struct {
+	target string
+	node   *proxiedNode
 }
 
-// A happening is a fault that goes on.
-type happening struct {
-	*kind
-	station *station
-	bit     func() bool
-	until   time.Time
-	atMost  time.Time // one that has not bitten goes on so long
+// A activeFault is a fault that goes on.
+type activeFault struct {
+	*faultKind
+	node       *proxiedNode
+	tookEffect func() bool
+	until      time.Time
+	atMost     time.Time // one that has not bitten goes on so long
 }
 
-// shuffled are the kinds of this form, in the dice's order.
-func (r *faultRun) shuffled() []*kind {
-	var those []*kind
-	for _, k := range kinds() {
-		if r.lasts(k) > 0 {
-			those = append(those, k)
+// shuffledKinds are the kinds of this form, in the dice's order.
+func (r *faultRun) shuffledKinds() []*faultKind {
+	var selected []*faultKind
+	for _, k := range faultKinds() {
+		if r.duration(k) > 0 {
+			selected = append(selected, k)
 		}
 	}
-	r.dice.Shuffle(len(those), func(i, j int) { those[i], those[j] = those[j], those[i] })
-	return those
+	r.rng.Shuffle(len(selected), func(i, j int) { selected[i], selected[j] = selected[j], selected[i] })
+	return selected
 }
 
-func (r *faultRun) lasts(k *kind) time.Duration {
+func (r *faultRun) duration(k *faultKind) time.Duration {
 	if *longFaults {
 		return k.long
 	}
 	return k.short
 }
 
-// begin has a fault happen, at the node where it hurts the most, unless
+// start has a fault happen, at the node where it hurts the most, unless
 // something else happens to it already. One that lasted long enough and has not
 // bitten, since nobody came near it, has so much patience.
-func (r *faultRun) begin(k *kind, lasts, patience time.Duration) {
-	place := active{harms: k.harms, station: r.busiest()}
-	if k.harms == toRedis || k.harms == toPG {
-		place.station = r.any()
+func (r *faultRun) start(k *faultKind, duration, grace time.Duration) {
+	key := faultKey{target: k.target, node: r.busiest()}
+	if k.target == targetRedisLink || k.target == targetPostgresLink {
+		key.node = r.anyWithClients()
 	}
-	target := place.station
+	target := key.node
 	if k.shared() {
-		place.station = nil
+		key.node = nil
 	}
-	if r.active[place] != nil {
+	if r.active[key] != nil {
 		return
 	}
-	h := &happening{kind: k, station: target, bit: k.do(r.fleet, target)}
-	h.until = time.Now().Add(lasts)
-	h.atMost = h.until.Add(patience)
-	r.active[place] = h
+	h := &activeFault{faultKind: k, node: target, tookEffect: k.inject(r.faultEnv, target)}
+	h.until = time.Now().Add(duration)
+	h.atMost = h.until.Add(grace)
+	r.active[key] = h
 }
 
-// goOn is called again and again: it ends the faults whose time has come, and
+// advance is called again and again: it ends the faults whose time has come, and
 // returns the kinds of those that bit.
-func (r *faultRun) goOn(now time.Time) (ended []*kind) {
-	for place, h := range r.active {
-		if now.Before(h.until) || now.Before(h.atMost) && !h.bit() {
-			if h.again != nil {
-				h.again(r.fleet, h.station)
+func (r *faultRun) advance(now time.Time) (ended []*faultKind) {
+	for key, h := range r.active {
+		if now.Before(h.until) || now.Before(h.atMost) && !h.tookEffect() {
+			if h.onTick != nil {
+				h.onTick(r.faultEnv, h.node)
 			}
 			continue
 		}
-		if h.bit() {
-			ended = append(ended, h.kind)
+		if h.tookEffect() {
+			ended = append(ended, h.faultKind)
 		}
-		h.undo(r.fleet, h.station)
-		delete(r.active, place)
+		h.undo(r.faultEnv, h.node)
+		delete(r.active, key)
 	}
 	return ended
 }
 
-// alone lets one fault happen, waits until all is well, and notes what users
+// runAlone lets one fault happen, waits until all is well, and notes what users
 // had to wait.
-func (r *faultRun) alone(k *kind, lasts time.Duration) {
+func (r *faultRun) runAlone(k *faultKind, duration time.Duration) {
 	r.t.Helper()
 	r.t.Logf("%s, at %v", k.name, time.Since(r.began).Round(time.Second))
-	r.begin(k, lasts, 10*time.Second)
-	var ended []*kind
+	r.start(k, duration, 10*time.Second)
+	var ended []*faultKind
 	for len(r.active) > 0 {
-		r.pass(50*time.Millisecond, nil)
-		ended = append(ended, r.goOn(time.Now())...)
+		r.runFor(50*time.Millisecond, nil)
+		ended = append(ended, r.advance(time.Now())...)
 	}
 	if len(ended) == 0 {
 		r.t.Errorf("%s: the fault did not bite", k.name)
 	}
-	r.recovers()
-	worst := r.crowd.pauses.take()
-	r.report.note(k.name, len(ended), worst)
-	r.t.Logf("%s: %v; clients now %v", k.name, worst, r.spread())
+	r.waitRecovered()
+	worst := r.workload.waits.resetWorst()
+	r.report.recordWorst(k.name, len(ended), worst)
+	r.t.Logf("%s: %v; clients now %v", k.name, worst, r.clientCounts())
 }
 
-// overlapping lets up to three faults happen at once, at random.
-func (r *faultRun) overlapping(d time.Duration) {
+// runOverlapping lets up to three faults happen at once, at random.
+func (r *faultRun) runOverlapping(d time.Duration) {
 	r.t.Helper()
-	all, bit := kinds(), 0
+	all, effective := faultKinds(), 0
 	next := time.Now()
 	for end := next.Add(d); time.Now().Before(end) || len(r.active) > 0; {
 		now := time.Now()
 		if now.After(next) && now.Before(end) && len(r.active) < 3 {
-			r.begin(all[r.dice.IntN(len(all))], 300*time.Millisecond+time.Duration(r.dice.Int64N(int64(4*time.Second))), 0)
-			next = now.Add(200*time.Millisecond + time.Duration(r.dice.Int64N(int64(time.Second))))
+			r.start(all[r.rng.IntN(len(all))], 300*time.Millisecond+time.Duration(r.rng.Int64N(int64(4*time.Second))), 0)
+			next = now.Add(200*time.Millisecond + time.Duration(r.rng.Int64N(int64(time.Second))))
 		}
-		for _, k := range r.goOn(now) {
-			r.report.count(k.name, 1)
-			bit++
+		for _, k := range r.advance(now) {
+			r.report.addTimes(k.name, 1)
+			effective++
 		}
-		r.pass(50*time.Millisecond, nil)
+		r.runFor(50*time.Millisecond, nil)
 	}
-	r.recovers()
-	r.report.note("several at once", 0, r.crowd.pauses.take())
-	if bit < 3 {
-		r.t.Errorf("only %d faults bit in %v", bit, d)
+	r.waitRecovered()
+	r.report.recordWorst("several at once", 0, r.workload.waits.resetWorst())
+	if effective < 3 {
+		r.t.Errorf("only %d faults bit in %v", effective, d)
 	}
 }

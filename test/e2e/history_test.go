@@ -21,9 +21,9 @@ func TestMain(m *testing.M) {
 	testkit.Main(m)
 }
 
-// judge fails the test unless the history is clean. Nothing was trimmed in
+// assertClean fails the test unless the history is clean. Nothing was trimmed in
 // these stories, so that no gap may be declared either.
-func judge(t *testing.T, h *load.History) *load.Report {
+func assertClean(t *testing.T, h *load.History) *load.Report {
 	t.Helper()
 	report := load.Check(h)
 	if report.Verdict != load.Clean {
@@ -36,7 +36,7 @@ func judge(t *testing.T, h *load.History) *load.Report {
 	return report
 }
 
-// received says whether so much was delivered and nobody is behind.
-func received(h *load.History, n int) func() bool {
-	return func() bool { return h.Counts().Delivered >= n && h.Settled() }
+// deliveredAtLeast says whether so much was delivered and nobody is behind.
+func deliveredAtLeast(h *load.History, n int) func() bool {
+	return func() bool { return h.Counts().Delivered >= n && h.CaughtUp() }
 }

@@ -20,50 +20,52 @@ func floodAttacks() []attack {
 func connectionFloods() []attack {
 	return []attack{
 		{"connections are opened that say nothing, thousands", "answered afterwards", func(a *attacker) string {
-			a.many(2200, 16, func(int) string { a.dial(); return "" })
-			a.goHome()
+			a.tryMany(2200, 16, func(int) string { a.dial(); return "" })
+			a.closeAll()
 			return a.answeredAfterwards()
 		}},
 		{"one address opens more sockets than its share", "40 welcome, 12 close 4103", func(a *attacker) string {
-			return a.many(52, 4, func(i int) string {
-				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil), through("198.51.100.9")))
+			return a.tryMany(52, 4, func(i int) string {
+				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil), forwardedFor("198.51.100.9")))
 			})
 		}},
 		{"an address opens more by writing others before its own", "40 welcome, 5 close 4103", func(a *attacker) string {
-			return a.many(45, 4, func(i int) string {
-				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
-					through(fmt.Sprintf("203.0.113.%d, 198.51.100.10", i))))
+			return a.tryMany(45, 4, func(i int) string {
+				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
+					forwardedFor(fmt.Sprintf("203.0.113.%d, 198.51.100.10", i))))
 			})
 		}},
 		{"one network of IPv6 opens more by a new address for each", "40 welcome, 5 close 4103", func(a *attacker) string {
-			return a.many(45, 4, func(i int) string {
-				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
-					through(fmt.Sprintf("2001:db8:0:7::%x", i))))
+			return a.tryMany(45, 4, func(i int) string {
+				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
+					forwardedFor(fmt.Sprintf("2001:db8:0:7::%x", i))))
 			})
 		}},
 		{"one user opens more sockets than any needs", "8 welcome, 4 close 4103", func(a *attacker) string {
-			return a.many(12, 4, func(int) string { return a.knock(upgrade("Authorization: Bearer " + tokenOf(a.user, nil))) })
+			return a.tryMany(12, 4, func(int) string {
+				return a.tryHandshake(upgradeRequest("Authorization: Bearer " + tokenOf(a.user, nil)))
+			})
 		}},
 		{"sockets are opened until the node is full", "full, and let in afterwards", func(a *attacker) string {
-			got := a.many(220, 8, func(i int) string {
-				return a.knockFrom("127.0.0.1", upgrade("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
-					through(fmt.Sprintf("198.51.100.%d", i))))
+			got := a.tryMany(220, 8, func(i int) string {
+				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
+					forwardedFor(fmt.Sprintf("198.51.100.%d", i))))
 			})
-			a.goHome()
-			if after := a.letInAfterwards(); !strings.HasSuffix(got, "close 4103") || after != "let in" {
+			a.closeAll()
+			if after := a.connectsAfterwards(); !strings.HasSuffix(got, "close 4103") || after != "let in" {
 				return got + ", " + after
 			}
 			return "full, and let in afterwards"
 		}},
 		{"handshakes come by the thousand, and go before they are answered", "let in", func(a *attacker) string {
-			a.many(500, 8, func(int) string {
+			a.tryMany(500, 8, func(int) string {
 				c := a.dial()
-				_, _ = io.WriteString(c, upgrade("Authorization: Bearer "+tokenOf(a.user, nil)))
+				_, _ = io.WriteString(c, upgradeRequest("Authorization: Bearer "+tokenOf(a.user, nil)))
 				_ = c.(*net.TCPConn).SetLinger(0) // a reset
 				_ = c.Close()
 				return ""
 			})
-			return a.letInAfterwards()
+			return a.connectsAfterwards()
 		}},
 	}
 }
@@ -72,9 +74,9 @@ func connectionFloods() []attack {
 func frameFloods() []attack {
 	refusedAndEnded := func(frame string) func(a *attacker) string {
 		return func(a *attacker) string {
-			w := a.own()
-			go w.say(strings.Split(strings.Repeat(frame+"\n", 2000), "\n")[:2000]...)
-			_, end := w.until(func(*heard) bool { return false })
+			w := a.connectSelf()
+			go w.send(strings.Split(strings.Repeat(frame+"\n", 2000), "\n")[:2000]...)
+			_, end := w.readUntil(func(*receivedFrame) bool { return false })
 			return end
 		}
 	}
@@ -85,28 +87,28 @@ func frameFloods() []attack {
 		{"history is asked for by the thousand", "close 4129", refusedAndEnded(`{"type":"history","room":"own.a"}`)},
 		{"frames of no meaning come by the thousand", "close 4129", refusedAndEnded(`{"type":"x"}`)},
 		{"a user publishes over many connections what one may not", "error rate_limited", func(a *attacker) string {
-			first, second := a.own(), a.own()
-			for _, w := range []*wire{first, second} {
-				go w.say(strings.Split(strings.Repeat(`{"type":"signal","ref":"x","room":"own.a","data":1}`+"\n", 300), "\n")[:300]...)
+			first, second := a.connectSelf(), a.connectSelf()
+			for _, w := range []*rawSocket{first, second} {
+				go w.send(strings.Split(strings.Repeat(`{"type":"signal","ref":"x","room":"own.a","data":1}`+"\n", 300), "\n")[:300]...)
 			}
 			return second.answer()
 		}},
 		{"a socket joins more rooms than it may", "error too_many_rooms", func(a *attacker) string {
-			w := a.own()
+			w := a.connectSelf()
 			for i := 0; ; i++ {
-				w.say(fmt.Sprintf(`{"type":"join","ref":"x","room":"own.%d"}`, i))
+				w.send(fmt.Sprintf(`{"type":"join","ref":"x","room":"own.%d"}`, i))
 				if got := w.answer(); got != "joined" && got != "error rate_limited" {
 					return got
 				}
 			}
 		}},
 		{"pings come by the thousand", "goes on", func(a *attacker) string {
-			_, _ = io.WriteString(a.own(), strings.Repeat(masked(pingFrame, "ping"), 5000))
-			return a.own().goesOn() // the other one is read more slowly
+			_, _ = io.WriteString(a.connectSelf(), strings.Repeat(maskedFrame(pingFrame, "ping"), 5000))
+			return a.connectSelf().stillWorks() // the other one is read more slowly
 		}},
 		{"an API key calls by the thousand", "429 rate_limited", func(a *attacker) string {
 			c := a.dial()
-			go a.dripInto(c, strings.Repeat("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+drumKey+"\r\nContent-Length: 1\r\n\r\nx", 2000), "")
+			go a.drip(c, strings.Repeat("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+drumKey+"\r\nContent-Length: 1\r\n\r\nx", 2000), "")
 			br := bufio.NewReader(c)
 			for range 2000 {
 				if got := readStatus(br); got != "400 malformed" {
@@ -118,9 +120,9 @@ func frameFloods() []attack {
 	}
 }
 
-// many does something n times, some at once, and counts the answers: those of
+// tryMany does something n times, some at once, and counts the answers: those of
 // the welcome first.
-func (a *attacker) many(n, atOnce int, try func(i int) string) string {
+func (a *attacker) tryMany(n, atOnce int, try func(i int) string) string {
 	counts := map[string]int{}
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -128,7 +130,7 @@ func (a *attacker) many(n, atOnce int, try func(i int) string) string {
 	for range atOnce {
 		all.Go(func() {
 			for i := range next {
-				got := a.trying(func() string { return try(i) })
+				got := a.catchAborted(func() string { return try(i) })
 				mu.Lock()
 				counts[got]++
 				mu.Unlock()
@@ -140,29 +142,29 @@ func (a *attacker) many(n, atOnce int, try func(i int) string) string {
 	}
 	close(next)
 	all.Wait()
-	told := fmt.Sprint(counts["welcome"], " welcome")
+	summary := fmt.Sprint(counts["welcome"], " welcome")
 	delete(counts, "welcome")
 	for got, count := range counts {
-		told += fmt.Sprint(", ", count, " ", got)
+		summary += fmt.Sprint(", ", count, " ", got)
 	}
-	return told
+	return summary
 }
 
-// trying returns why something could not be tried as its answer.
-func (a *attacker) trying(try func() string) (got string) {
+// catchAborted returns why something could not be tried as its answer.
+func (a *attacker) catchAborted(try func() string) (got string) {
 	defer func() {
-		if why, ok := recover().(gaveUp); ok {
+		if why, ok := recover().(attackAborted); ok {
 			got = string(why)
 		}
 	}()
 	return try()
 }
 
-// letInAfterwards comes as anybody would, until the service has noticed who has
+// connectsAfterwards comes as anybody would, until the service has noticed who has
 // gone.
-func (a *attacker) letInAfterwards() string {
+func (a *attacker) connectsAfterwards() string {
 	for {
-		got := a.knock(upgrade("Authorization: Bearer " + tokenOf("bystander-of-"+a.user, nil)))
+		got := a.tryHandshake(upgradeRequest("Authorization: Bearer " + tokenOf("bystander-of-"+a.user, nil)))
 		if got == "welcome" {
 			return "let in"
 		}
@@ -176,7 +178,7 @@ func (a *attacker) letInAfterwards() string {
 // answeredAfterwards does the same by a request.
 func (a *attacker) answeredAfterwards() string {
 	for {
-		got := a.trying(func() string { return a.ask(request("GET /", "")) })
+		got := a.catchAborted(func() string { return a.roundTrip(request("GET /", "")) })
 		if got == "200" {
 			return "answered afterwards"
 		}

@@ -51,14 +51,14 @@ func smugglingAttacks() (all []attack) {
 		{"a key comes as the name of a user", get + "Authorization: Basic c2hvcDo=\r\n\r\n", "401 unauthorized"},
 		{"a method is overridden", get + key + "X-HTTP-Method-Override: POST\r\n\r\n", "200"},
 	} {
-		all = append(all, attack{row.name, row.want, func(a *attacker) string { return a.ask(row.sends) }})
+		all = append(all, attack{row.name, row.want, func(a *attacker) string { return a.roundTrip(row.sends) }})
 	}
-	return append(all, smuggled, split, forged)
+	return append(all, smuggledRequest, responseSplitting, versionDisclosure)
 }
 
 // A front that goes by the length sees one request, one that goes by the chunks
 // two. Whatever is behind the chunks must not be answered on this connection.
-var smuggled = attack{"a request hides in the body of another", "one answer", func(a *attacker) string {
+var smuggledRequest = attack{"a request hides in the body of another", "one answer", func(a *attacker) string {
 	c := a.dial()
 	inner := "GET /v1/rooms HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer " + shopKey + "\r\n\r\n"
 	body := "0\r\n\r\n" + inner
@@ -73,8 +73,8 @@ var smuggled = attack{"a request hides in the body of another", "one answer", fu
 	return "one answer"
 }}
 
-// head is the head of an answer as it came.
-func (a *attacker) head(request string) string {
+// responseHead is the head of an answer as it came.
+func (a *attacker) responseHead(request string) string {
 	c := a.dial()
 	_, _ = io.WriteString(c, request)
 	all, _ := io.ReadAll(c)
@@ -82,8 +82,8 @@ func (a *attacker) head(request string) string {
 	return head
 }
 
-var split = attack{"a path would write headers of the answer", "none", func(a *attacker) string {
-	head := a.head(request("GET /x%0d%0aSet-Cookie:%20a=b", "", "X-Request-Id: a\x09Set-Cookie: b"))
+var responseSplitting = attack{"a path would write headers of the answer", "none", func(a *attacker) string {
+	head := a.responseHead(request("GET /x%0d%0aSet-Cookie:%20a=b", "", "X-Request-Id: a\x09Set-Cookie: b"))
 	if strings.Contains(head, "Set-Cookie") {
 		return head
 	}
@@ -91,7 +91,7 @@ var split = attack{"a path would write headers of the answer", "none", func(a *a
 }}
 
 // What strangers learn of the service from an answer: nothing of what it is.
-var forged = attack{"a stranger reads which version this is", "nothing", func(a *attacker) string {
+var versionDisclosure = attack{"a stranger reads which version this is", "nothing", func(a *attacker) string {
 	for _, path := range []string{"/", "/nowhere", "/healthz", "/readyz", "/ws", "/v1/rooms"} {
 		c := a.dial()
 		_, _ = io.WriteString(c, request("GET "+path, ""))
@@ -116,8 +116,8 @@ var forged = attack{"a stranger reads which version this is", "nothing", func(a 
 	return "nothing"
 }}
 
-// outsideAttacks reach for what is the house's.
-func outsideAttacks() (all []attack) {
+// internalEndpointAttacks reach for what is the house's.
+func internalEndpointAttacks() (all []attack) {
 	admin := func(host, line string, lines ...string) func(a *attacker) string {
 		return func(a *attacker) string {
 			var d net.Dialer
@@ -125,20 +125,20 @@ func outsideAttacks() (all []attack) {
 			if err != nil {
 				return "refused"
 			}
-			a.holds(c)
+			a.track(c)
 			_, _ = io.WriteString(c, strings.Replace(request(line, "", lines...), "chat.example.com", host, 1))
 			return readStatus(bufio.NewReader(c))
 		}
 	}
 	for _, line := range []string{"POST /drain", "GET /debug/pprof/heap", "GET /debug/rooms", "PUT /log-level?level=debug", "GET /debug/pprof/cmdline"} {
 		all = append(all, attack{line + " is asked of the public port", "404 not_found", func(a *attacker) string {
-			return a.ask(request(line, "", "Authorization: Bearer "+shopKey))
+			return a.roundTrip(request(line, "", "Authorization: Bearer "+shopKey))
 		}})
 	}
 	for _, line := range []string{"GET /v1/rooms", "GET /v1/rooms/news/presence", "POST /v1/messages", "POST /v1/rooms/news/messages", "POST /v1/rooms/news/signals", "POST /v1/users/ada/disconnect"} {
 		all = append(all, attack{line + " is asked for with a user's token", "401 unauthorized", func(a *attacker) string {
-			return a.ask(request(line, "", "Authorization: Bearer "+tokenOf(a.user, members{"rooms": members{"*": "rw"}})))
-		}}, attack{line + " is asked for with nothing", "401 unauthorized", func(a *attacker) string { return a.ask(request(line, "")) }})
+			return a.roundTrip(request(line, "", "Authorization: Bearer "+tokenOf(a.user, jsonObject{"rooms": jsonObject{"*": "rw"}})))
+		}}, attack{line + " is asked for with nothing", "401 unauthorized", func(a *attacker) string { return a.roundTrip(request(line, "")) }})
 	}
 	proxied := func(lines ...string) func(a *attacker) string {
 		return func(a *attacker) string {
@@ -148,11 +148,11 @@ func outsideAttacks() (all []attack) {
 		}
 	}
 	return append(all,
-		attack{"metrics are asked for through the proxy", "404 not_found", proxied(through("198.51.100.7"))},
-		attack{"metrics are asked for through the proxy, by who says to be the house", "404 not_found", proxied(through("127.0.0.1, 198.51.100.7"))},
-		attack{"metrics are asked for through the proxy, from a private network", "404 not_found", proxied(through("10.1.2.3"))},
+		attack{"metrics are asked for through the proxy", "404 not_found", proxied(forwardedFor("198.51.100.7"))},
+		attack{"metrics are asked for through the proxy, by who says to be the house", "404 not_found", proxied(forwardedFor("127.0.0.1, 198.51.100.7"))},
+		attack{"metrics are asked for through the proxy, from a private network", "404 not_found", proxied(forwardedFor("10.1.2.3"))},
 		attack{"metrics are asked for through a proxy that nobody named", "404 not_found", func(a *attacker) string {
-			return a.ask(request("GET /metrics", "", "Forwarded: for=10.1.2.3"))
+			return a.roundTrip(request("GET /metrics", "", "Forwarded: for=10.1.2.3"))
 		}},
 		attack{"metrics are asked for by the house", "200", proxied()},
 		attack{"the admin port is looked for at another address", "refused", func(a *attacker) string {

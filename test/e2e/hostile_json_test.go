@@ -14,9 +14,9 @@ func jsonAttacks() (all []attack) {
 		return `{"type":"publish","ref":"x","room":"own.json","data":` + data + `}`
 	}
 	for _, row := range []struct{ name, frame, want string }{
-		{"brackets are nested thirty thousand deep", publish(nested(30000)), "error malformed"},
+		{"brackets are nested thirty thousand deep", publish(nestedArrays(30000)), "error malformed"},
 		{"braces are nested ten thousand deep", publish(strings.Repeat(`{"a":`, 10000) + "1" + strings.Repeat("}", 10000)), "error malformed"},
-		{"data are nested a level too deep", publish(nested(129)), "error invalid"},
+		{"data are nested a level too deep", publish(nestedArrays(129)), "error invalid"},
 		{"a seq has sixty thousand digits", `{"type":"join","ref":"x","room":"own.a","after":` + digits + `,"epoch":"e"}`, "error invalid"},
 		{"a seq is over what JSON's readers hold", `{"type":"join","ref":"x","room":"own.a","after":9007199254740993,"epoch":"e"}`, "error invalid"},
 		{"a seq is minus zero point five", `{"type":"join","ref":"x","room":"own.a","after":-0.5,"epoch":"e"}`, "error invalid"},
@@ -44,15 +44,15 @@ func jsonAttacks() (all []attack) {
 		{"a client says that its move took for ever", `{"type":"moved","ref":"x","from":"n","handshake_ms":9007199254740991}`, "error invalid"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
-			w := a.own()
-			w.say(row.frame)
+			w := a.connectSelf()
+			w.send(row.frame)
 			return w.answer()
 		}})
 	}
 	return append(all, attack{"three frames in a row are no JSON", "close 1008", func(a *attacker) string {
-		w := a.own()
-		w.say("<", "<", "<")
-		_, end := w.until(func(*heard) bool { return false })
+		w := a.connectSelf()
+		w.send("<", "<", "<")
+		_, end := w.readUntil(func(*receivedFrame) bool { return false })
 		return end
 	}})
 }
@@ -69,7 +69,7 @@ func bodyAttacks() (all []attack) {
 		lines            []string
 		want             string
 	}{
-		{"a body is nested sixty thousand deep", one, nested(30000), nil, "400 malformed"},
+		{"a body is nested sixty thousand deep", one, nestedArrays(30000), nil, "400 malformed"},
 		{"a batch is a million brackets", many, strings.Repeat("[", 1<<20), nil, "400 malformed"},
 		{"a batch is a million empty lists", many, "[" + strings.Repeat("[],", 1<<18) + "[]]", nil, "400 malformed"},
 		{"a batch has a message too many", many, "[" + strings.Repeat(`{"room":"own.a","data":1},`, 256) + `{"room":"own.a","data":1}]`, nil, "400 invalid"},
@@ -86,11 +86,11 @@ func bodyAttacks() (all []attack) {
 		{"a query has half an escape", "GET /v1/rooms/own.a/messages?limit=%", "", nil, "400 invalid"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
-			return a.ask(request(row.line, row.body, append(row.lines, "Authorization: Bearer "+tillKey)...))
+			return a.roundTrip(request(row.line, row.body, append(row.lines, "Authorization: Bearer "+tillKey)...))
 		}})
 	}
 	return append(all, attack{"a body in chunks has no end", "413 too_large", func(a *attacker) string {
 		chunk := fmt.Sprintf("%x\r\n%s\r\n", 30000, strings.Repeat(" ", 30000))
-		return a.ask(request(one, "", "Transfer-Encoding: chunked", "Authorization: Bearer "+shopKey) + strings.Repeat(chunk, 4))
+		return a.roundTrip(request(one, "", "Transfer-Encoding: chunked", "Authorization: Bearer "+shopKey) + strings.Repeat(chunk, 4))
 	}})
 }

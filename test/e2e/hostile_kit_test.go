@@ -40,11 +40,11 @@ type attack struct {
 }
 
 const (
-	// attackTime bounds one attack: longer than any wait of the service's, on a
+	// attackTimeout bounds one attack: longer than any wait of the service's, on a
 	// machine that does much else, too.
-	attackTime = 2 * time.Minute
-	// together is how many attacks go on at once.
-	together = 8
+	attackTimeout = 2 * time.Minute
+	// maxConcurrentAttacks is how many attacks go on at once.
+	maxConcurrentAttacks = 8
 
 	signingSecret = "the secret that signs all tokens of these tests"
 	shopKey       = "the-key-of-the-shop-0123456789"
@@ -52,23 +52,23 @@ const (
 	drumKey       = "the-key-of-the-drum-0123456789"
 )
 
-// A siege is a server with all its guards up, and who attacks it.
-type siege struct {
+// A attackTarget is a server with all its guards up, and who attacks it.
+type attackTarget struct {
 	*testkit.Server
-	rsa   *rsa.PrivateKey
-	ec    *ecdsa.PrivateKey
-	pems  string // their public parts, as AUTH_KEY_FILE has them
-	audit string // the audit log's file
+	rsa        *rsa.PrivateKey
+	ec         *ecdsa.PrivateKey
+	publicKeys string // their public parts, as AUTH_KEY_FILE has them
+	auditFile  string // the audit log's file
 
-	mu        sync.Mutex
-	attackers int
+	mu            sync.Mutex
+	attackerCount int
 }
 
-// besiege starts the server. The tests play its proxy at 127.0.0.1, and
+// startAttackTarget starts the server. The tests play its proxy at 127.0.0.1, and
 // everybody else at 127.0.0.2, whose word about a client is worth nothing.
-func besiege(t *testing.T) *siege {
+func startAttackTarget(t *testing.T) *attackTarget {
 	t.Helper()
-	s := &siege{audit: filepath.Join(t.TempDir(), "audit.jsonl")}
+	s := &attackTarget{auditFile: filepath.Join(t.TempDir(), "audit.jsonl")}
 	var err error
 	if s.rsa, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
 		t.Fatal(err)
@@ -81,10 +81,10 @@ func besiege(t *testing.T) *siege {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.pems += string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+		s.publicKeys += string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 	}
 	keys := filepath.Join(t.TempDir(), "keys.pem")
-	if err := os.WriteFile(keys, []byte(s.pems), 0o600); err != nil {
+	if err := os.WriteFile(keys, []byte(s.publicKeys), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s.Server = testkit.StartServer(t, map[string]string{
@@ -93,7 +93,7 @@ func besiege(t *testing.T) *siege {
 		"AUTH_ISSUER": "https://id.example.com", "AUTH_AUDIENCE": "chat,chat2",
 		"API_KEYS": "shop:" + shopKey + ",till:" + tillKey + ",drum:" + drumKey, "TRUSTED_PROXIES": "127.0.0.1",
 		"ALLOWED_ORIGINS": "https://app.example.com,https://*.pages.example.com",
-		"ALLOWED_HOSTS":   "chat.example.com,127.0.0.1", "HEARTBEAT": "5s", "AUDIT_LOG": s.audit, "LOG_LEVEL": "debug",
+		"ALLOWED_HOSTS":   "chat.example.com,127.0.0.1", "HEARTBEAT": "5s", "AUDIT_LOG": s.auditFile, "LOG_LEVEL": "debug",
 		"MAX_CONNECTIONS": "200", "MAX_CONNECTIONS_PER_USER": "8", "MAX_CONNECTIONS_PER_IP": "40",
 		"MAX_HANDSHAKE_RATE": "300", "MAX_ROOMS": "100", "QUEUE_BYTES": "700000",
 		// Low enough to be reached by a server that gets little of a busy machine.
@@ -102,23 +102,23 @@ func besiege(t *testing.T) *siege {
 	return s
 }
 
-// members are a JSON object's.
-type members = map[string]any
+// jsonObject are a JSON object's.
+type jsonObject = map[string]any
 
 // claims are those of a token that is right, changed a little; nil removes one.
-func claims(user string, change members) members {
-	c := members{
+func claims(user string, change jsonObject) jsonObject {
+	c := jsonObject{
 		"sub": user, "exp": time.Now().Add(time.Hour).Unix(), "iss": "https://id.example.com", "aud": "chat",
-		"rooms": members{"own.*": "rw", "shared": "rw", "news": "r", "inbox": "w"},
+		"rooms": jsonObject{"own.*": "rw", "shared": "rw", "news": "r", "inbox": "w"},
 	}
 	maps.Copy(c, change)
 	maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
 	return c
 }
 
-func segment(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+func base64URL(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 
-func asJSON(v any) string {
+func mustJSON(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // texts and numbers
@@ -126,22 +126,22 @@ func asJSON(v any) string {
 	return string(b)
 }
 
-// signed is a token of a header and a payload, signed with a secret.
-func signed(header, payload, secret string) string {
-	text := segment(header) + "." + segment(payload)
+// signHS256 is a token of a header and a payload, signed with a secret.
+func signHS256(header, payload, secret string) string {
+	text := base64URL(header) + "." + base64URL(payload)
 	mac := hmac.New(sha256.New, []byte(secret))
 	mac.Write([]byte(text))
-	return text + "." + segment(string(mac.Sum(nil)))
+	return text + "." + base64URL(string(mac.Sum(nil)))
 }
 
 // tokenOf is a token that is right, with claims changed.
-func tokenOf(user string, change members) string {
-	return signed(`{"alg":"HS256"}`, asJSON(claims(user, change)), signingSecret)
+func tokenOf(user string, change jsonObject) string {
+	return signHS256(`{"alg":"HS256"}`, mustJSON(claims(user, change)), signingSecret)
 }
 
 // An attacker is who tries one attack.
 type attacker struct {
-	*siege
+	*attackTarget
 	ctx  context.Context
 	user string // a user of its own, with rights in some rooms
 
@@ -149,23 +149,23 @@ type attacker struct {
 	conns []net.Conn
 }
 
-// gaveUp ends an attack that could not be tried, and says why.
-type gaveUp string
+// attackAborted ends an attack that could not be tried, and says why.
+type attackAborted string
 
-// assault tries an attack once and returns the answer.
-func (s *siege) assault(ctx context.Context, one attack) (got string) {
+// runAttack tries an attack once and returns the answer.
+func (s *attackTarget) runAttack(ctx context.Context, one attack) (got string) {
 	s.mu.Lock()
-	s.attackers++
-	a := &attacker{siege: s, user: fmt.Sprintf("mallory-%d", s.attackers)}
+	s.attackerCount++
+	a := &attacker{attackTarget: s, user: fmt.Sprintf("mallory-%d", s.attackerCount)}
 	s.mu.Unlock()
 	var cancel context.CancelFunc
-	a.ctx, cancel = context.WithTimeout(ctx, attackTime)
+	a.ctx, cancel = context.WithTimeout(ctx, attackTimeout)
 	defer cancel()
 	defer func() {
-		a.goHome()
+		a.closeAll()
 		switch why := recover().(type) {
 		case nil:
-		case gaveUp:
+		case attackAborted:
 			got = string(why)
 		default:
 			got = fmt.Sprint("panic: ", why)
@@ -174,8 +174,8 @@ func (s *siege) assault(ctx context.Context, one attack) (got string) {
 	return one.try(a)
 }
 
-// goHome closes all that the attacker has open.
-func (a *attacker) goHome() {
+// closeAll closes all that the attacker has open.
+func (a *attacker) closeAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.conns {
@@ -184,8 +184,8 @@ func (a *attacker) goHome() {
 	a.conns = nil
 }
 
-// begin starts attacks and returns what waits for their ends and tells of them.
-func (s *siege) begin(t *testing.T, atOnce int, attacks []attack) (tell func(kind string)) {
+// startAttacks starts attacks and returns what waits for their ends and tells of them.
+func (s *attackTarget) startAttacks(t *testing.T, atOnce int, attacks []attack) (report func(kind string)) {
 	got, took := make([]string, len(attacks)), make([]time.Duration, len(attacks))
 	var all sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
@@ -194,7 +194,7 @@ func (s *siege) begin(t *testing.T, atOnce int, attacks []attack) (tell func(kin
 			slots <- struct{}{}
 			all.Go(func() {
 				began := time.Now()
-				got[i] = s.assault(t.Context(), one)
+				got[i] = s.runAttack(t.Context(), one)
 				took[i] = time.Since(began)
 				<-slots
 			})
@@ -223,22 +223,22 @@ func (a *attacker) dialFrom(address string) net.Conn {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
 	c, err := d.DialContext(a.ctx, "tcp", a.Addr)
 	if err != nil {
-		panic(gaveUp("no connection: " + err.Error()))
+		panic(attackAborted("no connection: " + err.Error()))
 	}
 	deadline, _ := a.ctx.Deadline()
 	_ = c.SetDeadline(deadline)
-	a.holds(c)
+	a.track(c)
 	return c
 }
 
-func (a *attacker) holds(c net.Conn) {
+func (a *attacker) track(c net.Conn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.conns = append(a.conns, c)
 }
 
-// ask sends bytes, and reads the answer of HTTP.
-func (a *attacker) ask(request string) string {
+// roundTrip sends bytes, and reads the answer of HTTP.
+func (a *attacker) roundTrip(request string) string {
 	c := a.dial()
 	_, _ = io.WriteString(c, request) // who is cut off is told so by the answer
 	return readStatus(bufio.NewReader(c))
@@ -251,7 +251,7 @@ func (a *attacker) pause(d time.Duration) {
 	select {
 	case <-timer.C:
 	case <-a.ctx.Done():
-		panic(gaveUp("no answer in time"))
+		panic(attackAborted("no answer in time"))
 	}
 }
 
@@ -259,20 +259,20 @@ func (a *attacker) pause(d time.Duration) {
 func readStatus(br *bufio.Reader) string {
 	res, err := http.ReadResponse(br, nil)
 	if err != nil {
-		return ended(err)
+		return connectionEnd(err)
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, 4<<20))
 	if err != nil {
-		return ended(err)
+		return connectionEnd(err)
 	}
 	var problem struct{ Code string }
 	_ = json.Unmarshal(body, &problem) // net/http's own answers are no JSON
 	return strings.TrimSpace(fmt.Sprint(res.StatusCode, " ", problem.Code))
 }
 
-// ended is the answer of a connection that has none.
-func ended(err error) string {
+// connectionEnd is the answer of a connection that has none.
+func connectionEnd(err error) string {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return "silence"
 	}

@@ -33,7 +33,7 @@ func originAttacks() (all []attack) {
 		{"an origin fits the pattern", []string{"Origin: https://one.pages.example.com"}, "welcome"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
-			return a.knock(upgrade(append(row.lines, "Authorization: Bearer "+tokenOf(a.user, nil))...))
+			return a.tryHandshake(upgradeRequest(append(row.lines, "Authorization: Bearer "+tokenOf(a.user, nil))...))
 		}})
 	}
 	return append(all, hostAttacks()...)
@@ -42,7 +42,7 @@ func originAttacks() (all []attack) {
 // hostAttacks have a name that resolves to us, or speak for a proxy.
 func hostAttacks() (all []attack) {
 	at := func(host string, lines ...string) string {
-		return strings.Replace(upgrade(lines...), "chat.example.com", host, 1)
+		return strings.Replace(upgradeRequest(lines...), "chat.example.com", host, 1)
 	}
 	for _, row := range []struct {
 		name, sends string
@@ -53,7 +53,7 @@ func hostAttacks() (all []attack) {
 		{"a host has ours for its beginning", at("chat.example.com.evil.example", "Origin: http://chat.example.com.evil.example"), false, "421 wrong_host"},
 		{"a host has ours for its user", at("chat.example.com@evil.example"), false, "400"},
 		{"a host is empty", at(""), false, "421 wrong_host"},
-		{"a request names another host in its line", strings.Replace(upgrade(), "/ws", "http://evil.example/ws", 1), false, "421 wrong_host"},
+		{"a request names another host in its line", strings.Replace(upgradeRequest(), "/ws", "http://evil.example/ws", 1), false, "421 wrong_host"},
 		{"a stranger says to come from our proxy, for our host", at("evil.example", "X-Forwarded-Host: chat.example.com", "Origin: https://chat.example.com"), false, "421 wrong_host"},
 		{"a stranger says by Forwarded to come for our host", at("evil.example", "Forwarded: host=chat.example.com;proto=https"), false, "421 wrong_host"},
 		{"a proxy hands on two hosts", at("chat.example.com", "X-Forwarded-Host: chat.example.com, evil.example"), true, "421 wrong_host"},
@@ -62,9 +62,9 @@ func hostAttacks() (all []attack) {
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
 			if row.proxied {
-				return a.knockFrom("127.0.0.1", row.sends)
+				return a.tryHandshakeFrom("127.0.0.1", row.sends)
 			}
-			return a.knock(row.sends)
+			return a.tryHandshake(row.sends)
 		}})
 	}
 	return all

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// rightAttacks do each thing in rooms with each right: the token of an attacker
+// permissionAttacks do each thing in rooms with each right: the token of an attacker
 // reads and writes in own.*, reads in news, writes in inbox, and has no right
 // in any other room.
-func rightAttacks() (all []attack) {
+func permissionAttacks() (all []attack) {
 	const no = "error forbidden"
 	for _, row := range []struct {
 		does, frame               string
@@ -25,11 +25,11 @@ func rightAttacks() (all []attack) {
 			"own.a": row.both, "news": row.reads, "inbox": row.writes, "vault": row.none, "own": row.none, "_canary.x": row.none,
 		} {
 			all = append(all, attack{fmt.Sprintf("an attacker %s %s", row.does, room), want, func(a *attacker) string {
-				w := a.own()
+				w := a.connectSelf()
 				for {
-					w.say(fmt.Sprintf(row.frame, room))
+					w.send(fmt.Sprintf(row.frame, room))
 					if row.does == "signals in" && want == "goes on" {
-						return w.goesOn() // nothing is said about it
+						return w.stillWorks() // nothing is said about it
 					}
 					if got := w.answer(); got != "error unavailable" { // the machine is busy
 						return got
@@ -49,14 +49,14 @@ func rightAttacks() (all []attack) {
 		{"history is read over HTTP by a name with a NUL", "own.a%00", "400 invalid"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
-			return a.ask(request("GET /v1/rooms/"+row.room+"/messages", "", "Authorization: Bearer "+tokenOf(a.user, nil)))
+			return a.roundTrip(request("GET /v1/rooms/"+row.room+"/messages", "", "Authorization: Bearer "+tokenOf(a.user, nil)))
 		}})
 	}
-	return append(all, roomNames()...)
+	return append(all, roomNameAttacks()...)
 }
 
-// roomNames are names that are to be taken for another room's.
-func roomNames() (all []attack) {
+// roomNameAttacks are names that are to be taken for another room's.
+func roomNameAttacks() (all []attack) {
 	for _, row := range []struct{ name, room, want string }{
 		{"a name is empty", ``, "error invalid"},
 		{"a name is a byte too long", strings.Repeat("x", 129), "error invalid"},
@@ -75,47 +75,47 @@ func roomNames() (all []attack) {
 		{"a name ends as ours do", `x.own.a`, "error forbidden"},
 	} {
 		all = append(all, attack{"a room: " + row.name, row.want, func(a *attacker) string {
-			w := a.own()
-			w.say(`{"type":"join","ref":"x","room":"` + row.room + `"}`)
+			w := a.connectSelf()
+			w.send(`{"type":"join","ref":"x","room":"` + row.room + `"}`)
 			return w.answer()
 		}})
 	}
 	return all
 }
 
-// count says how many messages a room has, for its reader.
-func (w *wire) count(room string) string {
-	w.say(`{"type":"join","room":"` + room + `","ref":"x"}`)
-	f, end := w.until(func(f *heard) bool { return f.Ref == "x" })
+// messageCount says how many messages a room has, for its reader.
+func (w *rawSocket) messageCount(room string) string {
+	w.send(`{"type":"join","room":"` + room + `","ref":"x"}`)
+	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" })
 	if end != "" || f.Type != "joined" {
 		return end + f.Type + f.Code
 	}
 	return fmt.Sprint(f.Seq, " messages")
 }
 
-// identityAttacks take another user's place: ada is who they mean.
-func identityAttacks() []attack { return append(idAttacks(), sessionAttacks()...) }
+// impersonationAttacks take another user's place: ada is who they mean.
+func impersonationAttacks() []attack { return append(messageIDAttacks(), sessionAttacks()...) }
 
-// idAttacks use the ids of messages.
-func idAttacks() []attack {
+// messageIDAttacks use the ids of messages.
+func messageIDAttacks() []attack {
 	publish := func(id, data string) string {
 		return `{"type":"publish","ref":"x","room":"shared","id":"` + id + `","data":` + data + `}`
 	}
 	return []attack{
 		{"an id of another user's message is used again, for other data", "2 messages, of ada and mallory", func(a *attacker) string {
-			w, id := a.enter(tokenOf("ada", nil)), "id-"+a.user
-			mine := a.own()
-			mine.say(`{"type":"join","ref":"x","room":"shared"}`)
+			w, id := a.connectWithToken(tokenOf("ada", nil)), "id-"+a.user
+			mine := a.connectSelf()
+			mine.send(`{"type":"join","ref":"x","room":"shared"}`)
 			if got := mine.answer(); got != "joined" {
 				return got
 			}
-			w.say(publish(id, `"hers"`))
+			w.send(publish(id, `"hers"`))
 			if got := w.answer(); got != "ack" {
 				return got
 			}
-			mine.say(publish(id, `"mine"`))
+			mine.send(publish(id, `"mine"`))
 			from := map[string]string{}
-			_, end := mine.until(func(f *heard) bool {
+			_, end := mine.readUntil(func(f *receivedFrame) bool {
 				if f.Type == "message" && f.ID == id {
 					from[string(f.Data)] = f.From
 				}
@@ -127,24 +127,24 @@ func idAttacks() []attack {
 			return "2 messages, of ada and mallory"
 		}},
 		{"an id of another user's message is used again, to learn of it", "ack, not a duplicate", func(a *attacker) string {
-			w, id := a.enter(tokenOf("ada", nil)), "id-"+a.user
-			w.say(publish(id, `1`))
+			w, id := a.connectWithToken(tokenOf("ada", nil)), "id-"+a.user
+			w.send(publish(id, `1`))
 			if got := w.answer(); got != "ack" {
 				return got
 			}
-			mine := a.own()
-			mine.say(publish(id, `1`))
-			f, end := mine.until(func(f *heard) bool { return f.Ref == "x" })
+			mine := a.connectSelf()
+			mine.send(publish(id, `1`))
+			f, end := mine.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" })
 			if end != "" || f.Type != "ack" || f.Duplicate {
 				return fmt.Sprint(end, f)
 			}
 			return "ack, not a duplicate"
 		}},
 		{"an id of one's own is used again, for other data", "ack, error conflict", func(a *attacker) string {
-			w := a.own()
-			w.say(publish("twice", "1"))
+			w := a.connectSelf()
+			w.send(publish("twice", "1"))
 			first := w.answer()
-			w.say(publish("twice", "2"))
+			w.send(publish("twice", "2"))
 			return first + ", " + w.answer()
 		}},
 	}
@@ -155,56 +155,56 @@ func sessionAttacks() []attack {
 	return []attack{
 		{"a session is stolen, and shown with a token of the thief's", "not resumed, and ada goes on", func(a *attacker) string {
 			token := tokenOf("ada", nil)
-			w, refused := a.open(upgrade("Authorization: Bearer " + token))
+			w, refused := a.open(upgradeRequest("Authorization: Bearer " + token))
 			if refused != "" {
 				return refused
 			}
-			welcome, _ := w.until(func(f *heard) bool { return f.Type == "welcome" })
+			welcome, _ := w.readUntil(func(f *receivedFrame) bool { return f.Type == "welcome" })
 			thief, refused := a.open(strings.Replace(
-				upgrade("Switchyard-Session: "+welcome.Session, "Authorization: Bearer "+tokenOf(a.user, nil)), "/ws", "/ws?rooms=1", 1))
+				upgradeRequest("Switchyard-Session: "+welcome.Session, "Authorization: Bearer "+tokenOf(a.user, nil)), "/ws", "/ws?rooms=1", 1))
 			if refused != "" {
 				return refused
 			}
-			got, end := thief.until(func(f *heard) bool { return f.Type == "welcome" })
+			got, end := thief.readUntil(func(f *receivedFrame) bool { return f.Type == "welcome" })
 			if end != "" || got.Resumed || got.Session == welcome.Session {
 				return fmt.Sprint("resumed ", end, got)
 			}
-			if still := w.goesOn(); still != "goes on" {
+			if still := w.stillWorks(); still != "goes on" {
 				return still
 			}
 			return "not resumed, and ada goes on"
 		}},
 		{"a session is guessed", "not resumed", func(a *attacker) string {
-			w, refused := a.open(upgrade("Switchyard-Session: 1", "Authorization: Bearer "+tokenOf(a.user, nil)))
+			w, refused := a.open(upgradeRequest("Switchyard-Session: 1", "Authorization: Bearer "+tokenOf(a.user, nil)))
 			if refused != "" {
 				return refused
 			}
-			if got, end := w.until(func(f *heard) bool { return f.Type == "welcome" }); end != "" || got.Resumed || got.Session == "1" {
+			if got, end := w.readUntil(func(f *receivedFrame) bool { return f.Type == "welcome" }); end != "" || got.Resumed || got.Session == "1" {
 				return fmt.Sprint(end, got)
 			}
 			return "not resumed"
 		}},
 		{"a message says that it is from somebody else", "from mallory", func(a *attacker) string {
-			w := a.own()
-			w.say(`{"type":"join","ref":"x","room":"own.from"}`)
+			w := a.connectSelf()
+			w.send(`{"type":"join","ref":"x","room":"own.from"}`)
 			if got := w.answer(); got != "joined" {
 				return got
 			}
-			w.say(`{"type":"publish","room":"own.from","data":1,"id":"` + a.user + `","from":"ada","user":"ada","seq":1,"at":"2001-01-01T00:00:00Z"}`)
-			f, end := w.until(func(f *heard) bool { return f.Type == "message" && f.ID == a.user })
+			w.send(`{"type":"publish","room":"own.from","data":1,"id":"` + a.user + `","from":"ada","user":"ada","seq":1,"at":"2001-01-01T00:00:00Z"}`)
+			f, end := w.readUntil(func(f *receivedFrame) bool { return f.Type == "message" && f.ID == a.user })
 			if end != "" || f.From != a.user {
 				return fmt.Sprint(end, f)
 			}
 			return "from mallory"
 		}},
 		{"a user who was removed comes back", "200, close 4003, close 4003, 403 forbidden", func(a *attacker) string {
-			w := a.own()
-			removed := a.ask(request("POST /v1/users/"+a.user+"/disconnect", `{"for":"5m"}`, "Authorization: Bearer "+shopKey))
+			w := a.connectSelf()
+			removed := a.roundTrip(request("POST /v1/users/"+a.user+"/disconnect", `{"for":"5m"}`, "Authorization: Bearer "+shopKey))
 			if removed == "202" { // what nodes share was slow to answer; it holds all the same
 				removed = "200"
 			}
-			_, end := w.until(func(*heard) bool { return false })
-			return removed + ", " + end + ", " + a.shows(tokenOf(a.user, nil))
+			_, end := w.readUntil(func(*receivedFrame) bool { return false })
+			return removed + ", " + end + ", " + a.tryToken(tokenOf(a.user, nil))
 		}},
 	}
 }

@@ -12,25 +12,25 @@ import (
 	"time"
 )
 
-// A wire is a socket whose every byte is the attacker's.
-type wire struct {
+// A rawSocket is a socket whose every byte is the attacker's.
+type rawSocket struct {
 	net.Conn
 	br *bufio.Reader
 }
 
 // The first byte of frames: the last of a message, and what it is.
 const (
-	textFrame   = 0x81
-	binaryFrame = 0x82
-	closeFrame  = 0x88
-	pingFrame   = 0x89
-	beginText   = 0x01
-	moreText    = 0x00
-	lastText    = 0x80
+	textFrame      = 0x81
+	binaryFrame    = 0x82
+	closeFrame     = 0x88
+	pingFrame      = 0x89
+	firstFragment  = 0x01
+	middleFragment = 0x00
+	lastFragment   = 0x80
 )
 
-// masked is a client's frame.
-func masked(first byte, payload string) string {
+// maskedFrame is a client's frame.
+func maskedFrame(first byte, payload string) string {
 	head := []byte{first, 0x80 | byte(len(payload))}
 	switch n := len(payload); {
 	case n > 65535:
@@ -46,25 +46,25 @@ func masked(first byte, payload string) string {
 	return string(head) + string(mask[:]) + string(body)
 }
 
-// upgrade is a handshake with these lines beside those that it must have.
-func upgrade(lines ...string) string {
+// upgradeRequest is a handshake with these lines beside those that it must have.
+func upgradeRequest(lines ...string) string {
 	return strings.Join(append([]string{
 		"GET /ws HTTP/1.1", "Host: chat.example.com", "Connection: Upgrade", "Upgrade: websocket",
 		"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 	}, lines...), "\r\n") + "\r\n\r\n"
 }
 
-// through makes a request one that comes through the proxy, from an address.
-func through(address string) string { return "X-Forwarded-For: " + address }
+// forwardedFor makes a request one that comes through the proxy, from an address.
+func forwardedFor(address string) string { return "X-Forwarded-For: " + address }
 
 // open makes a handshake, as a stranger. Where there is no socket, refused is
 // the answer.
-func (a *attacker) open(handshake string) (w *wire, refused string) {
+func (a *attacker) open(handshake string) (w *rawSocket, refused string) {
 	return a.openFrom("127.0.0.2", handshake)
 }
 
 // openFrom comes again where all attackers together come too fast.
-func (a *attacker) openFrom(address, handshake string) (w *wire, refused string) {
+func (a *attacker) openFrom(address, handshake string) (w *rawSocket, refused string) {
 	for {
 		c := a.dialFrom(address)
 		_, _ = io.WriteString(c, handshake) // who is cut off is told so by the answer
@@ -72,12 +72,12 @@ func (a *attacker) openFrom(address, handshake string) (w *wire, refused string)
 		head, err := br.Peek(len("HTTP/1.1 101"))
 		switch {
 		case err != nil:
-			return nil, ended(err)
+			return nil, connectionEnd(err)
 		case string(head) == "HTTP/1.1 101":
 			if _, err := http.ReadResponse(br, nil); err != nil {
-				return nil, ended(err)
+				return nil, connectionEnd(err)
 			}
-			return &wire{c, br}, ""
+			return &rawSocket{c, br}, ""
 		}
 		if refused = readStatus(br); refused != "503 unavailable" {
 			return nil, refused
@@ -86,43 +86,45 @@ func (a *attacker) openFrom(address, handshake string) (w *wire, refused string)
 	}
 }
 
-// knock makes a handshake, and says how it went.
-func (a *attacker) knock(handshake string) string { return a.knockFrom("127.0.0.2", handshake) }
+// tryHandshake makes a handshake, and says how it went.
+func (a *attacker) tryHandshake(handshake string) string {
+	return a.tryHandshakeFrom("127.0.0.2", handshake)
+}
 
-func (a *attacker) knockFrom(address, handshake string) string {
+func (a *attacker) tryHandshakeFrom(address, handshake string) string {
 	w, refused := a.openFrom(address, handshake)
 	if refused != "" {
 		return refused
 	}
-	return w.first()
+	return w.firstAnswer()
 }
 
-// enter opens a socket as a user, whom a token lets in.
-func (a *attacker) enter(token string, lines ...string) *wire {
-	w, refused := a.open(upgrade(append(lines, "Authorization: Bearer "+token)...))
+// connectWithToken opens a socket as a user, whom a token lets in.
+func (a *attacker) connectWithToken(token string, lines ...string) *rawSocket {
+	w, refused := a.open(upgradeRequest(append(lines, "Authorization: Bearer "+token)...))
 	if refused != "" {
-		panic(gaveUp("not let in: " + refused))
+		panic(attackAborted("not let in: " + refused))
 	}
-	if first := w.first(); first != "welcome" {
-		panic(gaveUp("not let in: " + first))
+	if first := w.firstAnswer(); first != "welcome" {
+		panic(attackAborted("not let in: " + first))
 	}
 	return w
 }
 
-// own is enter as the attacker's own user.
-func (a *attacker) own() *wire { return a.enter(tokenOf(a.user, nil)) }
+// connectSelf is enter as the attacker's own user.
+func (a *attacker) connectSelf() *rawSocket { return a.connectWithToken(tokenOf(a.user, nil)) }
 
-// say sends frames, as text.
-func (w *wire) say(frames ...string) {
+// send sends frames, as text.
+func (w *rawSocket) send(frames ...string) {
 	for _, f := range frames {
-		if _, err := io.WriteString(w, masked(textFrame, f)); err != nil {
+		if _, err := io.WriteString(w, maskedFrame(textFrame, f)); err != nil {
 			return // the answer tells
 		}
 	}
 }
 
-// next reads one frame of the server's.
-func (w *wire) next() (op byte, payload []byte, err error) {
+// readFrame reads one frame of the server's.
+func (w *rawSocket) readFrame() (op byte, payload []byte, err error) {
 	var head [10]byte
 	if _, err := io.ReadFull(w.br, head[:2]); err != nil {
 		return 0, nil, err
@@ -147,29 +149,29 @@ func (w *wire) next() (op byte, payload []byte, err error) {
 	return head[0], payload, err
 }
 
-// A heard is what attackers read of a frame.
-type heard struct {
+// A receivedFrame is what attackers read of a frame.
+type receivedFrame struct {
 	Type, Ref, Code, Message, Room, ID, Session, From string
 	Resumed, Duplicate                                bool
 	Seq                                               int
 	Data                                              json.RawMessage
 }
 
-// until reads to the first frame that is wanted, or to the end, which it says.
-func (w *wire) until(wanted func(*heard) bool) (f heard, end string) {
+// readUntil reads to the first frame that is wanted, or to the end, which it says.
+func (w *rawSocket) readUntil(wanted func(*receivedFrame) bool) (f receivedFrame, end string) {
 	for {
-		op, payload, err := w.next()
+		op, payload, err := w.readFrame()
 		switch {
 		case err != nil:
-			return heard{}, ended(err)
+			return receivedFrame{}, connectionEnd(err)
 		case op == closeFrame && len(payload) < 2:
-			return heard{}, "close"
+			return receivedFrame{}, "close"
 		case op == closeFrame:
-			return heard{}, fmt.Sprint("close ", binary.BigEndian.Uint16(payload))
+			return receivedFrame{}, fmt.Sprint("close ", binary.BigEndian.Uint16(payload))
 		case op != textFrame:
 			continue
 		}
-		f = heard{}
+		f = receivedFrame{}
 		_ = json.Unmarshal(payload, &f) // ours, held by other tests
 		if wanted(&f) {
 			return f, ""
@@ -177,17 +179,17 @@ func (w *wire) until(wanted func(*heard) bool) (f heard, end string) {
 	}
 }
 
-// first is the type of the first frame that answers something, or how the
+// firstAnswer is the type of the first frame that answers something, or how the
 // socket ended instead.
-func (w *wire) first() string {
-	f, end := w.until(func(f *heard) bool { return f.Type != "heartbeat" })
+func (w *rawSocket) firstAnswer() string {
+	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Type != "heartbeat" })
 	return end + f.Type
 }
 
 // answer is what comes for the frame with ref x: its type, or the code of an
 // error, also of one whose frame could not be read.
-func (w *wire) answer() string {
-	f, end := w.until(func(f *heard) bool { return f.Ref == "x" || f.Type == "error" && f.Ref == "" })
+func (w *rawSocket) answer() string {
+	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" || f.Type == "error" && f.Ref == "" })
 	if f.Type == "error" && end == "" {
 		return "error " + f.Code
 	}
@@ -197,9 +199,9 @@ func (w *wire) answer() string {
 	return f.Type
 }
 
-// goesOn asks for something that is always refused in the same way.
-func (w *wire) goesOn() string {
-	w.say(`{"type":"leave","room":"never-joined","ref":"x"}`)
+// stillWorks asks for something that is always refused in the same way.
+func (w *rawSocket) stillWorks() string {
+	w.send(`{"type":"leave","room":"never-joined","ref":"x"}`)
 	if got := w.answer(); got != "error invalid" {
 		return got
 	}

@@ -17,16 +17,16 @@ import (
 
 // Bounds on what the attacks may cost.
 const (
-	// mostMemory is what the process may have taken at its worst, in bytes. The
+	// maxMemory is what the process may have taken at its worst, in bytes. The
 	// race detector's own memory is most of it.
-	mostMemory = 1 << 30
-	// goroutinesLeft is by how many more there may be when all have gone.
-	goroutinesLeft = 20
-	// Under attack, half of the messages are stored and delivered in usualTimes
-	// the time before, and each in slowestTimes, with so much beside for a
+	maxMemory = 1 << 30
+	// maxExtraGoroutines is by how many more there may be when all have gone.
+	maxExtraGoroutines = 20
+	// Under attack, half of the messages are stored and delivered in maxMedianFactor
+	// the time before, and each in maxLatencyFactor, with so much beside for a
 	// machine that is busy with the attackers, too.
-	usualTimes, usualBeside     = 10, time.Second
-	slowestTimes, slowestBeside = 100, 15 * time.Second
+	maxMedianFactor, maxMedianSlack   = 10, time.Second
+	maxLatencyFactor, maxLatencySlack = 100, 15 * time.Second
 )
 
 // Some two hundred attacks on a server in production's clothes, each with its
@@ -35,54 +35,54 @@ const (
 // server has given back what the attacks took.
 func TestHostileClients(t *testing.T) {
 	t.Parallel()
-	s := besiege(t)
-	quiet := s.invite(t, 2*time.Second).Report()
-	t.Logf("before any attack:\n%s", quiet)
-	honest := s.invite(t, 0)
+	s := startAttackTarget(t)
+	baseline := s.startHonestClients(t, 2*time.Second).Report()
+	t.Logf("before any attack:\n%s", baseline)
+	honest := s.startHonestClients(t, 0)
 	before, _ := scrapeOf(t, s.Server).sum("go_goroutines")
 
 	began := time.Now()
 	slow := slowAttacks()
-	tellSlow := s.begin(t, len(slow), slow)
+	reportSlow := s.startAttacks(t, len(slow), slow)
 	count := len(slow)
 	for _, k := range []struct {
 		name    string
 		attacks []attack
 		atOnce  int
 	}{
-		{"frames", wireAttacks(), together},
-		{"handshakes", handshakeAttacks(), together},
-		{"json", jsonAttacks(), together},
-		{"bodies", bodyAttacks(), together},
-		{"tokens", tokenAttacks(), together},
-		{"origins and hosts", originAttacks(), together},
-		{"requests", smugglingAttacks(), together},
-		{"rights and rooms", rightAttacks(), together},
-		{"identities", identityAttacks(), together},
-		{"the house", outsideAttacks(), together},
+		{"frames", framingAttacks(), maxConcurrentAttacks},
+		{"handshakes", handshakeAttacks(), maxConcurrentAttacks},
+		{"json", jsonAttacks(), maxConcurrentAttacks},
+		{"bodies", bodyAttacks(), maxConcurrentAttacks},
+		{"tokens", tokenAttacks(), maxConcurrentAttacks},
+		{"origins and hosts", originAttacks(), maxConcurrentAttacks},
+		{"requests", smugglingAttacks(), maxConcurrentAttacks},
+		{"rights and rooms", permissionAttacks(), maxConcurrentAttacks},
+		{"identities", impersonationAttacks(), maxConcurrentAttacks},
+		{"the house", internalEndpointAttacks(), maxConcurrentAttacks},
 		{"floods", floodAttacks(), 1},
 	} {
-		s.begin(t, k.atOnce, k.attacks)(k.name)
+		s.startAttacks(t, k.atOnce, k.attacks)(k.name)
 		count += len(k.attacks)
 		t.Logf("%s: %d attacks, at %v", k.name, len(k.attacks), time.Since(began).Round(100*time.Millisecond))
 	}
-	tellSlow("slowness")
+	reportSlow("slowness")
 	t.Logf("%d attacks in %v", count, time.Since(began).Round(100*time.Millisecond))
 	if count < 60 {
 		t.Errorf("only %d attacks", count)
 	}
-	s.standing(t, honest, before)
-	inTime(t, "ack", quiet.PublishToAck, honest.Report().PublishToAck)
-	inTime(t, "delivery", quiet.PublishToDelivery, honest.Report().PublishToDelivery)
-	s.toldOfAll(t)
+	s.assertUnharmed(t, honest, before)
+	assertLatency(t, "ack", baseline.PublishToAck, honest.Report().PublishToAck)
+	assertLatency(t, "delivery", baseline.PublishToDelivery, honest.Report().PublishToDelivery)
+	s.assertAuditLog(t)
 }
 
-// invite has honest clients talk for some time, or until they are stopped.
-func (s *siege) invite(t *testing.T, d time.Duration) *load.Run {
+// startHonestClients has honest clients talk for some time, or until they are stopped.
+func (s *attackTarget) startHonestClients(t *testing.T, d time.Duration) *load.Run {
 	t.Helper()
 	var tokens []string
 	for i := range 8 {
-		tokens = append(tokens, tokenOf(fmt.Sprint("honest-", i), members{"rooms": members{"honest-*": "rw"}}))
+		tokens = append(tokens, tokenOf(fmt.Sprint("honest-", i), jsonObject{"rooms": jsonObject{"honest-*": "rw"}}))
 	}
 	run, err := load.Start(t.Context(), load.Plan{
 		URLs: []string{s.SocketURL()}, Tokens: tokens, Clients: 24, Rooms: 4, Prefix: fmt.Sprint("honest-", d), Rate: 60, Duration: d,
@@ -95,8 +95,8 @@ func (s *siege) invite(t *testing.T, d time.Duration) *load.Run {
 	return run
 }
 
-// standing judges what the attacks did to the server and to its other clients.
-func (s *siege) standing(t *testing.T, honest *load.Run, goroutines float64) {
+// assertUnharmed judges what the attacks did to the server and to its other clients.
+func (s *attackTarget) assertUnharmed(t *testing.T, honest *load.Run, goroutines float64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -106,7 +106,7 @@ func (s *siege) standing(t *testing.T, honest *load.Run, goroutines float64) {
 	var now float64
 	waitFor(ctx, t, "the goroutines of the attackers to end", func() bool {
 		now, _ = scrapeOf(t, s.Server).sum("go_goroutines")
-		return now <= goroutines+goroutinesLeft
+		return now <= goroutines+maxExtraGoroutines
 	})
 	worst := peakMemory(t, s.Server)
 	honest.Stop()
@@ -115,23 +115,23 @@ func (s *siege) standing(t *testing.T, honest *load.Run, goroutines float64) {
 	if report.Verdict != load.Clean || report.Unknown > 0 || len(report.Refused) > 0 || report.Gaps > 0 {
 		t.Errorf("honest clients were disturbed:\n%s", report)
 	}
-	if r := report.Run; r.Reconnects > 0 || len(r.TurnedAway) > 0 || r.Behind > 0 {
+	if r := report.Run; r.Reconnects > 0 || len(r.Rejected) > 0 || r.Behind > 0 {
 		t.Errorf("honest clients were disturbed: %+v", r)
 	}
-	if worst > mostMemory {
-		t.Errorf("the server took %d MiB, over %d", worst>>20, mostMemory>>20)
+	if worst > maxMemory {
+		t.Errorf("the server took %d MiB, over %d", worst>>20, maxMemory>>20)
 	}
 	if out := s.Output(); strings.Contains(out, "panic") || strings.Contains(out, `"level":"ERROR"`) {
 		t.Errorf("the log has errors:\n%s", out)
 	}
 }
 
-// inTime holds what honest clients waited under attack against what they did
+// assertLatency holds what honest clients waited under attack against what they did
 // before.
-func inTime(t *testing.T, what string, before, under *load.Latencies) {
+func assertLatency(t *testing.T, what string, before, under *load.Latencies) {
 	t.Helper()
 	usual, most := before.Quantile(0.5), under.Max()
-	if got := under.Quantile(0.5); got > usualTimes*usual+usualBeside || most > slowestTimes*usual+slowestBeside {
+	if got := under.Quantile(0.5); got > maxMedianFactor*usual+maxMedianSlack || most > maxLatencyFactor*usual+maxLatencySlack {
 		t.Errorf("half of the honest clients waited over %v for the %s, one %v; before the attacks half waited over %v", got, what, most, usual)
 	}
 }
@@ -152,11 +152,11 @@ func peakMemory(t *testing.T, s *testkit.Server) int {
 	return kib << 10
 }
 
-// toldOfAll reads the audit log: it tells of each kind of attack, in whole
+// assertAuditLog reads the audit log: it tells of each kind of attack, in whole
 // lines of the service's own, and of no secret.
-func (s *siege) toldOfAll(t *testing.T) {
+func (s *attackTarget) assertAuditLog(t *testing.T) {
 	t.Helper()
-	f, err := os.Open(s.audit)
+	f, err := os.Open(s.auditFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func (s *siege) toldOfAll(t *testing.T) {
 			t.Errorf("a line that is none: %v: %s", err, lines.Text())
 		}
 		events[line.Event]++
-		holdsNoSecret(t, "the audit log", lines.Text())
+		assertNoSecret(t, "the audit log", lines.Text())
 	}
 	if err := lines.Err(); err != nil {
 		t.Fatal(err)
@@ -179,13 +179,13 @@ func (s *siege) toldOfAll(t *testing.T) {
 			t.Errorf("the audit log tells of no %s: %v", event, events)
 		}
 	}
-	holdsNoSecret(t, "the log", s.Output())
+	assertNoSecret(t, "the log", s.Output())
 }
 
-func holdsNoSecret(t *testing.T, what, text string) {
+func assertNoSecret(t *testing.T, what, text string) {
 	t.Helper()
 	for name, secret := range map[string]string{
-		"a token": segment(`{"alg":`)[:8], "a key": shopKey, "another key": tillKey, "a third": drumKey, "the secret": signingSecret,
+		"a token": base64URL(`{"alg":`)[:8], "a key": shopKey, "another key": tillKey, "a third": drumKey, "the secret": signingSecret,
 	} {
 		if strings.Contains(text, secret) {
 			t.Errorf("%s holds %s: %.500s", what, name, text)

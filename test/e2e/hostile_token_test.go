@@ -20,8 +20,8 @@ func tokenAttacks() (all []attack) {
 		token func(a *attacker) string
 		want  string
 	}{
-		{"nobody signed it", func(a *attacker) string { return segment(`{"alg":"none"}`) + "." + a.payload(nil) + "." }, refused},
-		{"nobody signed it, and it says so in capitals", func(a *attacker) string { return segment(`{"alg":"nOnE"}`) + "." + a.payload(nil) + "." }, refused},
+		{"nobody signed it", func(a *attacker) string { return base64URL(`{"alg":"none"}`) + "." + a.payload(nil) + "." }, refused},
+		{"nobody signed it, and it says so in capitals", func(a *attacker) string { return base64URL(`{"alg":"nOnE"}`) + "." + a.payload(nil) + "." }, refused},
 		{"its signature is cut off", func(a *attacker) string { return cutLast(tokenOf(a.user, nil)) }, refused},
 		{"its signature is another token's", func(a *attacker) string {
 			good := tokenOf(a.user, nil)
@@ -29,81 +29,89 @@ func tokenAttacks() (all []attack) {
 		}, refused},
 		{"its payload was exchanged", func(a *attacker) string {
 			parts := strings.Split(tokenOf(a.user, nil), ".")
-			return parts[0] + "." + segment(asJSON(claims("ada", nil))) + "." + parts[2]
+			return parts[0] + "." + base64URL(mustJSON(claims("ada", nil))) + "." + parts[2]
 		}, refused},
-		{"it is signed with the public key, as if that were a secret", func(a *attacker) string { return signed(`{"alg":"HS256"}`, asJSON(claims(a.user, nil)), a.pems) }, refused},
-		{"it says RS256 and is signed with the secret", func(a *attacker) string { return signed(`{"alg":"RS256"}`, asJSON(claims(a.user, nil)), signingSecret) }, refused},
-		{"it is signed with an empty secret", func(a *attacker) string { return signed(`{"alg":"HS256"}`, asJSON(claims(a.user, nil)), "") }, refused},
-		{"it says HS512", func(a *attacker) string { return signed(`{"alg":"HS512"}`, asJSON(claims(a.user, nil)), signingSecret) }, refused},
+		{"it is signed with the public key, as if that were a secret", func(a *attacker) string {
+			return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), a.publicKeys)
+		}, refused},
+		{"it says RS256 and is signed with the secret", func(a *attacker) string {
+			return signHS256(`{"alg":"RS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
+		}, refused},
+		{"it is signed with an empty secret", func(a *attacker) string { return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), "") }, refused},
+		{"it says HS512", func(a *attacker) string {
+			return signHS256(`{"alg":"HS512"}`, mustJSON(claims(a.user, nil)), signingSecret)
+		}, refused},
 		{"its ECDSA signature is all zeros", func(a *attacker) string {
-			return segment(`{"alg":"ES256"}`) + "." + a.payload(nil) + "." + segment(strings.Repeat("\x00", 64))
+			return base64URL(`{"alg":"ES256"}`) + "." + a.payload(nil) + "." + base64URL(strings.Repeat("\x00", 64))
 		}, refused},
 		{"it is signed by a key of the attacker's, which it brings along", func(a *attacker) string {
-			return a.signedRS(`{"alg":"RS256","jwk":{"kty":"RSA","n":"AQAB","e":"AQAB"}}`, nil, mustRSA())
+			return a.signRS256(`{"alg":"RS256","jwk":{"kty":"RSA","n":"AQAB","e":"AQAB"}}`, nil, newRSAKey())
 		}, refused},
 		{"it says where its key is", func(a *attacker) string {
-			return a.signedRS(`{"alg":"RS256","jku":"http://127.0.0.1:1/keys","x5u":"http://127.0.0.1:1/"}`, nil, mustRSA())
+			return a.signRS256(`{"alg":"RS256","jku":"http://127.0.0.1:1/keys","x5u":"http://127.0.0.1:1/"}`, nil, newRSAKey())
 		}, refused},
 		{"the name of its key is a path", func(a *attacker) string {
-			return signed(`{"alg":"HS256","kid":"../../../../dev/null"}`, asJSON(claims(a.user, nil)), "\x00")
+			return signHS256(`{"alg":"HS256","kid":"../../../../dev/null"}`, mustJSON(claims(a.user, nil)), "\x00")
 		}, refused},
 		{"it says crit", func(a *attacker) string {
-			return signed(`{"alg":"HS256","crit":["exp"]}`, asJSON(claims(a.user, nil)), signingSecret)
+			return signHS256(`{"alg":"HS256","crit":["exp"]}`, mustJSON(claims(a.user, nil)), signingSecret)
 		}, refused},
 		{"its payload is not encoded", func(a *attacker) string {
-			return signed(`{"alg":"HS256","b64":false}`, asJSON(claims(a.user, nil)), signingSecret)
+			return signHS256(`{"alg":"HS256","b64":false}`, mustJSON(claims(a.user, nil)), signingSecret)
 		}, refused},
 		{"it has alg twice", func(a *attacker) string {
-			return signed(`{"alg":"none","alg":"HS256"}`, asJSON(claims(a.user, nil)), signingSecret)
+			return signHS256(`{"alg":"none","alg":"HS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
 		}, refused},
 		{"it has sub twice", func(a *attacker) string {
-			return signed(`{"alg":"HS256"}`, `{"sub":"ada",`+asJSON(claims(a.user, nil))[1:], signingSecret)
+			return signHS256(`{"alg":"HS256"}`, `{"sub":"ada",`+mustJSON(claims(a.user, nil))[1:], signingSecret)
 		}, refused},
 		{"it is encrypted", func(a *attacker) string { return tokenOf(a.user, nil) + ".AAAA.AAAA" }, refused},
-		{"it has ended", func(a *attacker) string { return tokenOf(a.user, members{"exp": time.Now().Unix() - 1}) }, refused},
-		{"it has no end", func(a *attacker) string { return tokenOf(a.user, members{"exp": nil}) }, refused},
-		{"it ends when the sun has", func(a *attacker) string { return tokenOf(a.user, members{"exp": 1e300}) }, refused},
-		{"its end is a text", func(a *attacker) string { return tokenOf(a.user, members{"exp": "9999999999"}) }, refused},
-		{"it begins tomorrow", func(a *attacker) string { return tokenOf(a.user, members{"nbf": time.Now().Unix() + 86400}) }, refused},
+		{"it has ended", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": time.Now().Unix() - 1}) }, refused},
+		{"it has no end", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": nil}) }, refused},
+		{"it ends when the sun has", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": 1e300}) }, refused},
+		{"its end is a text", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": "9999999999"}) }, refused},
+		{"it begins tomorrow", func(a *attacker) string { return tokenOf(a.user, jsonObject{"nbf": time.Now().Unix() + 86400}) }, refused},
 		{"somebody else made it", func(a *attacker) string {
-			return tokenOf(a.user, members{"iss": "https://id.example.com.evil.example"})
+			return tokenOf(a.user, jsonObject{"iss": "https://id.example.com.evil.example"})
 		}, refused},
-		{"it is for another service", func(a *attacker) string { return tokenOf(a.user, members{"aud": []string{"billing", "Chat"}}) }, refused},
-		{"it is for nobody", func(a *attacker) string { return tokenOf(a.user, members{"aud": nil}) }, refused},
-		{"it is about nobody", func(a *attacker) string { return tokenOf(a.user, members{"sub": ""}) }, refused},
-		{"it is about a number", func(a *attacker) string { return tokenOf(a.user, members{"sub": 7}) }, refused},
+		{"it is for another service", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": []string{"billing", "Chat"}}) }, refused},
+		{"it is for nobody", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": nil}) }, refused},
+		{"it is about nobody", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": ""}) }, refused},
+		{"it is about a number", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": 7}) }, refused},
 		{"it is about the shop's key", func(*attacker) string { return tokenOf("api:shop", nil) }, refused},
 		{"it is about somebody with a line break", func(*attacker) string { return tokenOf("ada\n{\"audit\":\"v1\"}", nil) }, refused},
 		{"it is about half a character", func(*attacker) string {
-			return signed(`{"alg":"HS256"}`, strings.Replace(asJSON(claims("XX", nil)), "XX", `\ud800`, 1), signingSecret)
+			return signHS256(`{"alg":"HS256"}`, strings.Replace(mustJSON(claims("XX", nil)), "XX", `\ud800`, 1), signingSecret)
 		}, refused},
-		{"it opens the rooms of the service", func(a *attacker) string { return tokenOf(a.user, members{"rooms": members{"_*": "rw"}}) }, refused},
-		{"it gives a right that there is not", func(a *attacker) string { return tokenOf(a.user, members{"rooms": members{"*": "admin"}}) }, refused},
+		{"it opens the rooms of the service", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"_*": "rw"}}) }, refused},
+		{"it gives a right that there is not", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"*": "admin"}}) }, refused},
 		{"its patterns are made to take time", func(a *attacker) string {
-			return tokenOf(a.user, members{"rooms": members{strings.Repeat("*a", 9): "rw"}})
+			return tokenOf(a.user, jsonObject{"rooms": jsonObject{strings.Repeat("*a", 9): "rw"}})
 		}, refused},
 		{"it is filled with stars and equals signs", func(a *attacker) string { return tokenOf(a.user, nil) + "==" }, refused},
 		{"it is an API key", func(*attacker) string { return shopKey }, "close 4001, 200"},
 		{"it is right", func(a *attacker) string { return tokenOf(a.user, nil) }, "welcome, 200"},
-		{"it is right, and signed by the key of the file", func(a *attacker) string { return a.signedRS(`{"alg":"RS256"}`, nil, a.rsa) }, "welcome, 200"},
-		{"it is right, and signed on the curve", func(a *attacker) string { return a.signedES() }, "welcome, 200"},
+		{"it is right, and signed by the key of the file", func(a *attacker) string { return a.signRS256(`{"alg":"RS256"}`, nil, a.rsa) }, "welcome, 200"},
+		{"it is right, and signed on the curve", func(a *attacker) string { return a.signES256() }, "welcome, 200"},
 	} {
-		all = append(all, attack{"a token: " + row.name, row.want, func(a *attacker) string { return a.shows(row.token(a)) }})
+		all = append(all, attack{"a token: " + row.name, row.want, func(a *attacker) string { return a.tryToken(row.token(a)) }})
 	}
-	return append(all, tokenDoors()...)
+	return append(all, tokenTransportAttacks()...)
 }
 
-// shows tries a token at two doors.
-func (a *attacker) shows(token string) string {
-	at := a.knock(upgrade("Authorization: Bearer " + token))
-	return at + ", " + a.ask(request("GET /v1/rooms/news/messages", "", "Authorization: Bearer "+token))
+// tryToken tries a token at two doors.
+func (a *attacker) tryToken(token string) string {
+	at := a.tryHandshake(upgradeRequest("Authorization: Bearer " + token))
+	return at + ", " + a.roundTrip(request("GET /v1/rooms/news/messages", "", "Authorization: Bearer "+token))
 }
 
-func (a *attacker) payload(change members) string { return segment(asJSON(claims(a.user, change))) }
+func (a *attacker) payload(change jsonObject) string {
+	return base64URL(mustJSON(claims(a.user, change)))
+}
 
 func cutLast(token string) string { return token[:strings.LastIndexByte(token, '.')+1] }
 
-func mustRSA() *rsa.PrivateKey {
+func newRSAKey() *rsa.PrivateKey {
 	k, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		panic(err)
@@ -111,18 +119,18 @@ func mustRSA() *rsa.PrivateKey {
 	return k
 }
 
-func (a *attacker) signedRS(header string, change members, key *rsa.PrivateKey) string {
-	text := segment(header) + "." + a.payload(change)
+func (a *attacker) signRS256(header string, change jsonObject, key *rsa.PrivateKey) string {
+	text := base64URL(header) + "." + a.payload(change)
 	sum := sha256.Sum256([]byte(text))
 	signature, err := rsa.SignPKCS1v15(rand.Reader, key, crypto.SHA256, sum[:])
 	if err != nil {
 		panic(err)
 	}
-	return text + "." + segment(string(signature))
+	return text + "." + base64URL(string(signature))
 }
 
-func (a *attacker) signedES() string {
-	text := segment(`{"alg":"ES256"}`) + "." + a.payload(nil)
+func (a *attacker) signES256() string {
+	text := base64URL(`{"alg":"ES256"}`) + "." + a.payload(nil)
 	sum := sha256.Sum256([]byte(text))
 	r, s, err := ecdsa.Sign(rand.Reader, a.ec, sum[:])
 	if err != nil {
@@ -131,65 +139,65 @@ func (a *attacker) signedES() string {
 	var both [64]byte
 	r.FillBytes(both[:32])
 	s.FillBytes(both[32:])
-	return text + "." + segment(string(both[:]))
+	return text + "." + base64URL(string(both[:]))
 }
 
-// tokenDoors use a token that may be right in a way that is not.
-func tokenDoors() []attack {
+// tokenTransportAttacks use a token that may be right in a way that is not.
+func tokenTransportAttacks() []attack {
 	bearer := func(token string) string { return "Authorization: Bearer " + token }
 	frame := func(token string) string { return fmt.Sprintf(`{"type":"auth","ref":"x","token":%q}`, token) }
-	knocks := func(lines func(a *attacker) []string) func(a *attacker) string {
-		return func(a *attacker) string { return a.knock(upgrade(lines(a)...)) }
+	tryWith := func(lines func(a *attacker) []string) func(a *attacker) string {
+		return func(a *attacker) string { return a.tryHandshake(upgradeRequest(lines(a)...)) }
 	}
 	return []attack{
-		{"two tokens come, one in a header and one in a subprotocol", "400 invalid", knocks(func(a *attacker) []string {
+		{"two tokens come, one in a header and one in a subprotocol", "400 invalid", tryWith(func(a *attacker) []string {
 			return []string{bearer(tokenOf(a.user, nil)), "Sec-WebSocket-Protocol: switchyard.v1, bearer." + tokenOf("ada", nil)}
 		})},
-		{"two tokens come in two headers", "400 invalid", knocks(func(a *attacker) []string {
+		{"two tokens come in two headers", "400 invalid", tryWith(func(a *attacker) []string {
 			return []string{bearer(tokenOf(a.user, nil)), bearer(tokenOf("ada", nil))}
 		})},
-		{"a token comes empty", "400 invalid", knocks(func(*attacker) []string { return []string{"Sec-WebSocket-Protocol: bearer."} })},
-		{"a token comes that is longer than any", "400 invalid", knocks(func(*attacker) []string { return []string{bearer(strings.Repeat("a", 8193))} })},
+		{"a token comes empty", "400 invalid", tryWith(func(*attacker) []string { return []string{"Sec-WebSocket-Protocol: bearer."} })},
+		{"a token comes that is longer than any", "400 invalid", tryWith(func(*attacker) []string { return []string{bearer(strings.Repeat("a", 8193))} })},
 		{"a token comes in the query, where none is taken", "close 4001", func(a *attacker) string {
-			return a.knock(strings.Replace(upgrade(), "/ws", "/ws?access_token="+tokenOf(a.user, nil), 1))
+			return a.tryHandshake(strings.Replace(upgradeRequest(), "/ws", "/ws?access_token="+tokenOf(a.user, nil), 1))
 		}},
-		{"nobody shows a token, and all wait", "close 4001", knocks(func(*attacker) []string { return nil })},
+		{"nobody shows a token, and all wait", "close 4001", tryWith(func(*attacker) []string { return nil })},
 		{"a frame is sent before any token", "error unauthorized", func(a *attacker) string {
-			w, _ := a.open(upgrade())
-			w.say(`{"type":"join","ref":"x","room":"news"}`)
+			w, _ := a.open(upgradeRequest())
+			w.send(`{"type":"join","ref":"x","room":"news"}`)
 			return w.answer()
 		}},
 		{"tokens are guessed frame after frame", "error unauthorized, close 4001", func(a *attacker) string {
-			w, _ := a.open(upgrade())
-			w.say(frame("guess"), frame("guess"), frame("guess"))
+			w, _ := a.open(upgradeRequest())
+			w.send(frame("guess"), frame("guess"), frame("guess"))
 			return w.answer() + ", " + w.answer()
 		}},
 		{"a living connection is given another user's token", "error forbidden, goes on", func(a *attacker) string {
-			w := a.own()
-			w.say(frame(tokenOf("ada", nil)))
-			return w.answer() + ", " + w.goesOn()
+			w := a.connectSelf()
+			w.send(frame(tokenOf("ada", nil)))
+			return w.answer() + ", " + w.stillWorks()
 		}},
 		{"a living connection is given a token that has ended", "error unauthorized, goes on", func(a *attacker) string {
-			w := a.own()
-			w.say(frame(tokenOf(a.user, members{"exp": 1})))
-			return w.answer() + ", " + w.goesOn()
+			w := a.connectSelf()
+			w.send(frame(tokenOf(a.user, jsonObject{"exp": 1})))
+			return w.answer() + ", " + w.stillWorks()
 		}},
 		{"a connection stays longer than its token", "close 4001", func(a *attacker) string {
-			w := a.enter(tokenOf(a.user, members{"exp": time.Now().Unix() + 2}))
-			_, end := w.until(func(*heard) bool { return false })
+			w := a.connectWithToken(tokenOf(a.user, jsonObject{"exp": time.Now().Unix() + 2}))
+			_, end := w.readUntil(func(*receivedFrame) bool { return false })
 			return end
 		}},
 		{"a fresh token that opens less leaves the rooms of the old one open", "joined, error forbidden, authenticated, error invalid", func(a *attacker) string {
-			w := a.own()
-			w.say(`{"type":"join","ref":"x","room":"news"}`)
+			w := a.connectSelf()
+			w.send(`{"type":"join","ref":"x","room":"news"}`)
 			joined := w.answer()
-			w.say(frame(tokenOf(a.user, members{"rooms": members{"own.*": "r"}})))
-			told, fresh := w.answer(), w.answer()
-			w.say(`{"type":"leave","ref":"x","room":"news"}`) // it has been left
-			return strings.Join([]string{joined, told, fresh, w.answer()}, ", ")
+			w.send(frame(tokenOf(a.user, jsonObject{"rooms": jsonObject{"own.*": "r"}})))
+			revoked, fresh := w.answer(), w.answer()
+			w.send(`{"type":"leave","ref":"x","room":"news"}`) // it has been left
+			return strings.Join([]string{joined, revoked, fresh, w.answer()}, ", ")
 		}},
 		{"a token is shown in lists of old proxies", "401 unauthorized", func(a *attacker) string {
-			return a.ask(request("GET /v1/rooms/news/messages", "", bearer(tokenOf(a.user, nil)), bearer(tokenOf(a.user, nil))))
+			return a.roundTrip(request("GET /v1/rooms/news/messages", "", bearer(tokenOf(a.user, nil)), bearer(tokenOf(a.user, nil))))
 		}},
 	}
 }

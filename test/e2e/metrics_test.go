@@ -52,15 +52,15 @@ func (s scrape) sum(name string) (total float64, found bool) {
 // What an operator reads of a node on PostgreSQL and Redis after a short visit,
 // by the names that dashboards and alerts are made from. The node's own canary
 // publishes, too: where it counts, there is at least so much.
-func TestAShortVisitShowsInEveryMetric(t *testing.T) {
+func TestClientActivityShowsInEveryMetric(t *testing.T) {
 	env := map[string]string{
 		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
 		"COLOR": "blue", "DEPLOYMENT": "d42", "API_KEYS": "shop:a-long-random-secret",
 	}
 	s := testkit.StartServer(t, env)
 	env["REDIS_URL"] = "" // nobody hears its broadcasts: s finds its messages in the log
-	mute := testkit.StartServer(t, env)
-	shortVisit(t, s, mute)
+	noRedis := testkit.StartServer(t, env)
+	exerciseServer(t, s, noRedis)
 
 	var got scrape
 	waitFor(t.Context(), t, "what is counted after the answer", func() bool {
@@ -103,28 +103,28 @@ func TestAShortVisitShowsInEveryMetric(t *testing.T) {
 			t.Errorf("%s is %v, want 1 at least", name, value)
 		}
 	}
-	labelsAreClosed(t, got)
+	assertBoundedLabels(t, got)
 }
 
-// shortVisit has two users in a room: one publishes, errs, signals and leaves
+// exerciseServer has two users in a room: one publishes, errs, signals and leaves
 // for good, the other resumes and stays. A message comes over the other node.
-func shortVisit(t *testing.T, s, mute *testkit.Server) {
+func exerciseServer(t *testing.T, s, noRedis *testkit.Server) {
 	t.Helper()
-	a, b, far := meet(t, s), meet(t, s), meet(t, mute)
+	a, b, far := dialRaw(t, s), dialRaw(t, s), dialRaw(t, noRedis)
 	a.send(`{"type":"join","room":"lobby"}`)
-	a.until("joined")
+	a.readUntil("joined")
 	a.send(`{"type":"publish","room":"lobby","id":"1","data":"one"}`)
-	a.until("ack")
+	a.readUntil("ack")
 	a.send(`{"type":"publish","room":"lobby","id":"1","data":"other"}`)
-	a.until("error")
+	a.readUntil("error")
 	a.send(`{"type":"join","room":"no such name"}`)
-	a.until("error")
+	a.readUntil("error")
 	a.send(`{"type":"signal","room":"lobby","data":1}`)
-	a.until("signal")
+	a.readUntil("signal")
 	b.send(`{"type":"join","room":"lobby","after":0}`)
-	b.until("message")
+	b.readUntil("message")
 	far.send(`{"type":"publish","room":"lobby","data":"two"}`)
-	b.until("message")
+	b.readUntil("message")
 	if err := a.ws.Close(1000, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -140,9 +140,9 @@ func shortVisit(t *testing.T, s, mute *testkit.Server) {
 	_ = res.Body.Close()
 }
 
-// labelsAreClosed says that a metric costs the same however many rooms and users
+// assertBoundedLabels says that a metric costs the same however many rooms and users
 // there are, and that one can be summed over nodes and releases.
-func labelsAreClosed(t *testing.T, got scrape) {
+func assertBoundedLabels(t *testing.T, got scrape) {
 	t.Helper()
 	for name, kind := range got.kinds {
 		if kind == "summary" && name != "go_gc_duration_seconds" { // the Go collector's own

@@ -25,24 +25,24 @@ const (
 	moveLimit = 70 * time.Second
 )
 
-// A relocation is two nodes behind one name that leads to the first, and a crowd
+// A moveScenario is two nodes behind one name that leads to the first, and a crowd
 // on it. Who connects asks where the name leads: a proxy in between would cost as
 // much as both nodes do.
-type relocation struct {
-	t       *testing.T
-	a, b    *testkit.Server
-	leads   atomic.Pointer[string]
-	run     *load.Run
-	clients int
+type moveScenario struct {
+	t          *testing.T
+	a, b       *testkit.Server
+	targetAddr atomic.Pointer[string]
+	run        *load.Run
+	clients    int
 
 	mu    sync.Mutex
 	dials []time.Time // of the second node, as they began
 }
 
-// relocate starts it: a few hundred clients, or thousands, 50 in a room, of
+// startMoveScenario starts it: a few hundred clients, or thousands, 50 in a room, of
 // which half publish, each every five seconds. The second node takes so many
 // handshakes a second.
-func relocate(t *testing.T, env map[string]string, limit int) *relocation {
+func startMoveScenario(t *testing.T, env map[string]string, limit int) *moveScenario {
 	t.Helper()
 	plan := load.Plan{Clients: 200, Rooms: 20, Rate: 100, Duration: 3 * time.Minute, Settle: time.Minute}
 	start := testkit.StartServer
@@ -61,13 +61,13 @@ func relocate(t *testing.T, env map[string]string, limit int) *relocation {
 	for name, value := range env {
 		all[name] = value
 	}
-	r := &relocation{t: t, a: start(t, all), clients: plan.Clients}
+	r := &moveScenario{t: t, a: start(t, all), clients: plan.Clients}
 	all["MAX_HANDSHAKE_RATE"] = fmt.Sprint(limit)
 	r.b = start(t, all)
-	r.leads.Store(&r.a.Addr)
+	r.targetAddr.Store(&r.a.Addr)
 	plan.URLs = []string{"ws://switchyard.test/ws"}
 	plan.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-		to := *r.leads.Load()
+		to := *r.targetAddr.Load()
 		if to == r.b.Addr {
 			r.mu.Lock()
 			r.dials = append(r.dials, time.Now())
@@ -82,22 +82,22 @@ func relocate(t *testing.T, env map[string]string, limit int) *relocation {
 		t.Fatal(err)
 	}
 	r.run = run
-	r.settles("messages on the first node", func() bool { return run.Progress().Delivered > int64(plan.Clients) })
+	r.waitFor("messages on the first node", func() bool { return run.Progress().Delivered > int64(plan.Clients) })
 	// The baseline: what the longest pauses are while nothing happens.
-	run.Mark()
+	run.BeginPhase()
 	baseline := run.Progress().Acked + int64(3*plan.Rate)
 	if *longMoves > 0 {
 		baseline += int64(12 * plan.Rate)
 	}
-	r.settles("the baseline", func() bool { return run.Progress().Acked >= baseline })
-	run.Mark()
+	r.waitFor("the baseline", func() bool { return run.Progress().Acked >= baseline })
+	run.BeginPhase()
 	return r
 }
 
-// most is how many handshakes the second node was asked for within so long, at
+// maxHandshakesWithin is how many handshakes the second node was asked for within so long, at
 // whatever moment that began. It is counted where they begin: a node's own count
 // is read now and then, by a request that a busy machine answers late.
-func (r *relocation) most(within time.Duration) (most int) {
+func (r *moveScenario) maxHandshakesWithin(within time.Duration) (most int) {
 	r.t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -113,29 +113,29 @@ func (r *relocation) most(within time.Duration) (most int) {
 	return most
 }
 
-// arrived is where a story ends: what follows is no part of the move.
-func (r *relocation) arrived() {
+// waitMoved is where a story ends: what follows is no part of the move.
+func (r *moveScenario) waitMoved() {
 	r.t.Helper()
-	r.settles("everybody on the second node", func() bool { return r.on(r.b) == r.clients })
-	settled := r.run.Progress().Delivered + int64(2*r.clients)
-	r.settles("messages on the second node", func() bool { return r.run.Progress().Delivered > settled })
-	r.run.Mark()
+	r.waitFor("everybody on the second node", func() bool { return r.clientsOn(r.b) == r.clients })
+	wantDelivered := r.run.Progress().Delivered + int64(2*r.clients)
+	r.waitFor("messages on the second node", func() bool { return r.run.Progress().Delivered > wantDelivered })
+	r.run.BeginPhase()
 }
 
-func (r *relocation) settles(what string, ok func() bool) {
+func (r *moveScenario) waitFor(what string, ok func() bool) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	waitFor(ctx, r.t, what, ok)
 }
 
-// on is how many clients a node has.
-func (r *relocation) on(s *testkit.Server) int {
-	return int(value(r.t, s, "websocket_active_connections"))
+// clientsOn is how many clients a node has.
+func (r *moveScenario) clientsOn(s *testkit.Server) int {
+	return int(readSeries(r.t, s, "websocket_active_connections"))
 }
 
-// value reads a series of a node, 0 where it is not there.
-func value(t *testing.T, s *testkit.Server, series string) (v float64) {
+// readSeries reads a series of a node, 0 where it is not there.
+func readSeries(t *testing.T, s *testkit.Server, series string) (v float64) {
 	t.Helper()
 	for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
 		if text, ok := strings.CutPrefix(line, series+" "); ok {
@@ -147,13 +147,13 @@ func value(t *testing.T, s *testkit.Server, series string) (v float64) {
 	return v
 }
 
-// judge ends the run: whatever happened, nothing was lost, doubled or
+// finish ends the run: whatever happened, nothing was lost, doubled or
 // reordered, and nobody was turned away.
-func (r *relocation) judge() *load.Report {
+func (r *moveScenario) finish() *load.Report {
 	r.t.Helper()
 	r.run.Stop()
 	report := r.run.Report()
-	if report.Verdict != load.Clean || report.Gaps > 0 || report.Unknown > 0 || len(report.Run.TurnedAway) > 0 {
+	if report.Verdict != load.Clean || report.Gaps > 0 || report.Unknown > 0 || len(report.Run.Rejected) > 0 {
 		r.t.Errorf("%s", report)
 	}
 	r.t.Logf("%d acked, %d delivered, %d reconnects", report.Acked, report.Delivered, report.Run.Reconnects)
@@ -177,20 +177,20 @@ func phasePauses(r *load.Report, phase int) *load.Latencies {
 
 // A deploy is a move: SIGTERM to a node whose clients go on, each on its new
 // connection before it lets go of the old one, on the other node.
-func TestADeployIsAMove(t *testing.T) {
+func TestADeployMovesEveryClient(t *testing.T) {
 	// Few clients would come nowhere near a limit within their window: it is
 	// for the limit alone that the short form takes as long as it does.
 	env, limit := map[string]string{"DRAIN_WINDOW": "1s"}, 40
 	if *longMoves > 0 {
 		env, limit = nil, handshakeLimit
 	}
-	r := relocate(t, env, limit)
-	r.leads.Store(&r.b.Addr)
+	r := startMoveScenario(t, env, limit)
+	r.targetAddr.Store(&r.b.Addr)
 	began := time.Now()
 	gone := make(chan error, 1)
 	go func() { gone <- r.a.StopWithin(moveLimit) }()
 	var exit error
-	r.settles("the first node to exit", func() bool {
+	r.waitFor("the first node to exit", func() bool {
 		select {
 		case exit = <-gone:
 			return true
@@ -206,13 +206,13 @@ func TestADeployIsAMove(t *testing.T) {
 	if int(moves) < r.clients {
 		t.Errorf("%d of %d clients moved; the others were closed\n%s", moves, r.clients, grepLines(r.a.Output(), "drain"))
 	}
-	r.arrived()
+	r.waitMoved()
 	// The limit is one a second, so no second may hold more; nor did the node refuse any.
-	most := r.most(time.Second)
-	if refused := value(t, r.b, `websocket_connections_total{result="too_fast"}`); refused > 0 || most > limit {
+	most := r.maxHandshakesWithin(time.Second)
+	if refused := readSeries(t, r.b, `websocket_connections_total{result="too_fast"}`); refused > 0 || most > limit {
 		t.Errorf("%v handshakes were over the second node's limit, %d came within a second", refused, most)
 	}
-	report := r.judge()
+	report := r.finish()
 	t.Logf("moved %d clients, exit after %v, at most %d handshakes in a second of %d\n%s", moves, took.Round(10*time.Millisecond),
 		most, limit, grepLines(r.a.Output(), `"drain`))
 	if report.Run.Reconnects > 0 {
@@ -222,50 +222,50 @@ func TestADeployIsAMove(t *testing.T) {
 
 // The same by kill -9: nobody is told, and everybody is back in time, spread,
 // with nothing missed.
-func TestAKilledNodesClientsComeBackSpread(t *testing.T) {
-	r := relocate(t, nil, handshakeLimit)
-	r.leads.Store(&r.b.Addr)
+func TestClientsOfAKilledNodeReconnectSpreadOut(t *testing.T) {
+	r := startMoveScenario(t, nil, handshakeLimit)
+	r.targetAddr.Store(&r.b.Addr)
 	began := time.Now()
 	r.a.Kill()
 	// They choose their moment within half a second: a fifth of them in a tenth.
 	const slice = 100 * time.Millisecond
-	r.settles("everybody on the second node", func() bool { return r.on(r.b) == r.clients })
+	r.waitFor("everybody on the second node", func() bool { return r.clientsOn(r.b) == r.clients })
 	took := time.Since(began)
-	if most := r.most(slice); most > r.clients/2 {
+	if most := r.maxHandshakesWithin(slice); most > r.clients/2 {
 		t.Errorf("%d of %d clients were back in one tenth of a second: a herd", most, r.clients)
 	}
-	r.arrived()
+	r.waitMoved()
 	if took > 25*time.Second {
 		t.Errorf("all were back after %v", took)
 	}
-	report := r.judge()
+	report := r.finish()
 	t.Logf("%d clients back after %v, %d attempts", r.clients, took.Round(10*time.Millisecond), report.Run.Reconnects)
 }
 
 // A drain is taken back midway: both nodes serve, and nothing is lost.
 func TestADrainTakenBackLosesNothing(t *testing.T) {
-	r := relocate(t, map[string]string{"DRAIN_WINDOW": "30s", "DEPLOYMENT": ""}, handshakeLimit)
-	r.leads.Store(&r.b.Addr)
+	r := startMoveScenario(t, map[string]string{"DRAIN_WINDOW": "30s", "DEPLOYMENT": ""}, handshakeLimit)
+	r.targetAddr.Store(&r.b.Addr)
 	if code, out := run(t, []string{"ADMIN_ADDR=" + r.a.Admin}, "drain", "-wait=false"); code != 0 {
 		t.Fatalf("drain: %d %s", code, out)
 	}
-	r.settles("half of them to have moved", func() bool { return r.on(r.b) >= r.clients/2 })
+	r.waitFor("half of them to have moved", func() bool { return r.clientsOn(r.b) >= r.clients/2 })
 	if code, out := run(t, []string{"ADMIN_ADDR=" + r.a.Admin}, "undrain"); code != 0 {
 		t.Fatalf("undrain: %d %s", code, out)
 	}
 	if err := r.a.WaitReady(t.Context()); err != nil {
 		t.Error(err)
 	}
-	told := value(t, r.a, `websocket_moves_total{result="told"}`)
+	asked := readSeries(t, r.a, `websocket_moves_total{result="told"}`)
 	delivered := r.run.Progress().Delivered
-	r.settles("messages on both nodes", func() bool { return r.run.Progress().Delivered > delivered+int64(10*r.clients) })
-	if more := value(t, r.a, `websocket_moves_total{result="told"}`) - told; more > 0 {
+	r.waitFor("messages on both nodes", func() bool { return r.run.Progress().Delivered > delivered+int64(10*r.clients) })
+	if more := readSeries(t, r.a, `websocket_moves_total{result="told"}`) - asked; more > 0 {
 		t.Errorf("%.0f were told to move after the drain was taken back", more)
 	}
-	if r.on(r.a) == 0 || r.on(r.b) == 0 {
-		t.Errorf("%d clients on the first node, %d on the second; both should serve", r.on(r.a), r.on(r.b))
+	if r.clientsOn(r.a) == 0 || r.clientsOn(r.b) == 0 {
+		t.Errorf("%d clients on the first node, %d on the second; both should serve", r.clientsOn(r.a), r.clientsOn(r.b))
 	}
-	r.judge()
+	r.finish()
 	r.a.Signal(syscall.SIGKILL) // what is left of the run goes with it
 }
 

@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	crowd        = 200
-	roomCount    = 20
-	perPublisher = 100
+	clientCount       = 200
+	roomCount         = 20
+	messagesPerClient = 100
 )
 
-// A guest is one client that subscribes to a room and publishes in it.
-type guest struct {
+// A roomClient is one client that subscribes to a room and publishes in it.
+type roomClient struct {
 	name   string
 	room   message.Room
 	client *client.Client
 }
 
-// seat connects a guest to the first of the URLs, the others in reserve.
-func seat(t *testing.T, h *load.History, i int, urls []string) *guest {
+// newRoomClient connects a guest to the first of the URLs, the others in reserve.
+func newRoomClient(t *testing.T, h *load.History, i int, urls []string) *roomClient {
 	t.Helper()
-	g := &guest{name: fmt.Sprintf("guest-%d", i), room: message.Room(fmt.Sprintf("room-%d", i%roomCount))}
+	g := &roomClient{name: fmt.Sprintf("guest-%d", i), room: message.Room(fmt.Sprintf("room-%d", i%roomCount))}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := client.Dial(ctx, client.Options{URLs: urls})
@@ -45,22 +45,22 @@ func seat(t *testing.T, h *load.History, i int, urls []string) *guest {
 	return g
 }
 
-// talk publishes n messages, a few under way at a time.
-func (g *guest) talk(ctx context.Context, t *testing.T, h *load.History, n int) {
+// publishMany publishes n messages, a few under way at a time.
+func (g *roomClient) publishMany(ctx context.Context, t *testing.T, h *load.History, n int) {
 	var wg sync.WaitGroup
 	window := make(chan struct{}, 4)
 	for i := range n {
 		window <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-window }()
-			g.say(ctx, t, h, fmt.Sprintf("%s-%d", g.name, i))
+			g.publish(ctx, t, h, fmt.Sprintf("%s-%d", g.name, i))
 		})
 	}
 	wg.Wait()
 }
 
-// say publishes one message under an id.
-func (g *guest) say(ctx context.Context, t *testing.T, h *load.History, id string) {
+// publish publishes one message under an id.
+func (g *roomClient) publish(ctx context.Context, t *testing.T, h *load.History, id string) {
 	data := json.RawMessage(`"` + id + `"`)
 	attempt := h.Publish(g.room, "", "", id, data)
 	ack, err := g.client.Publish(ctx, g.room, data, id)
@@ -77,29 +77,29 @@ func TestANodeDiesAndNobodyMissesAMessage(t *testing.T) {
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	h := load.NewHistory()
-	guests := make([]*guest, crowd)
-	for i := range guests {
+	clients := make([]*roomClient, clientCount)
+	for i := range clients {
 		urls := []string{a.SocketURL(), b.SocketURL()}
 		if (i/roomCount)%2 == 1 { // both nodes have guests of every room
 			urls[0], urls[1] = urls[1], urls[0]
 		}
-		guests[i] = seat(t, h, i, urls)
+		clients[i] = newRoomClient(t, h, i, urls)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	var talking sync.WaitGroup
-	for _, g := range guests {
-		talking.Go(func() { g.talk(ctx, t, h, perPublisher) })
+	var publishing sync.WaitGroup
+	for _, g := range clients {
+		publishing.Go(func() { g.publishMany(ctx, t, h, messagesPerClient) })
 	}
-	total := crowd * perPublisher * crowd / roomCount
+	total := clientCount * messagesPerClient * clientCount / roomCount
 	waitFor(ctx, t, "half of the deliveries", func() bool { return h.Counts().Delivered >= total/2 })
 	a.Kill()
-	talking.Wait()
-	waitFor(ctx, t, "the rest of the deliveries", received(h, total))
-	for _, g := range guests {
+	publishing.Wait()
+	waitFor(ctx, t, "the rest of the deliveries", deliveredAtLeast(h, total))
+	for _, g := range clients {
 		g.client.Close() // what else is on its way would be a double
 	}
-	if report := judge(t, h); report.Acked != crowd*perPublisher || report.Rooms != roomCount || len(report.Subscribers) != crowd {
+	if report := assertClean(t, h); report.Acked != clientCount*messagesPerClient || report.Rooms != roomCount || len(report.Subscribers) != clientCount {
 		t.Errorf("not all were there:\n%v", report)
 	}
 }

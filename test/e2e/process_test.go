@@ -43,26 +43,26 @@ func run(t *testing.T, env []string, args ...string) (int, string) {
 	return 0, ""
 }
 
-func TestANewcomerNeedsNoSettings(t *testing.T) {
+func TestServerRunsWithoutSettings(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	h := load.NewHistory()
-	g := seat(t, h, 0, []string{s.SocketURL()})
+	g := newRoomClient(t, h, 0, []string{s.SocketURL()})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	waitFor(ctx, t, "the page's URL", func() bool {
 		return strings.Contains(s.Output(), "Switchyard is at http://"+s.Addr+"/")
 	})
-	g.talk(ctx, t, h, 10)
+	g.publishMany(ctx, t, h, 10)
 	s.Kill() // no warning
 	s.Restart()
-	g.say(ctx, t, h, "after")
-	waitFor(ctx, t, "the message after the restart", received(h, 11))
-	seat(t, h, roomCount, []string{s.SocketURL()}) // who comes later finds all of it
-	waitFor(ctx, t, "the history", received(h, 22))
-	judge(t, h)
+	g.publish(ctx, t, h, "after")
+	waitFor(ctx, t, "the message after the restart", deliveredAtLeast(h, 11))
+	newRoomClient(t, h, roomCount, []string{s.SocketURL()}) // who comes later finds all of it
+	waitFor(ctx, t, "the history", deliveredAtLeast(h, 22))
+	assertClean(t, h)
 }
 
-func TestSIGTERMSaysRestartAndExitsClean(t *testing.T) {
+func TestSIGTERMClosesWithServiceRestartAndExitsCleanly(t *testing.T) {
 	s := testkit.StartServer(t, nil)
 	var sockets []*websocket.Conn
 	for range 20 {
@@ -97,7 +97,7 @@ func TestSIGTERMSaysRestartAndExitsClean(t *testing.T) {
 	}
 }
 
-func TestAClientThatNeverAnswersDoesNotKeepTheServer(t *testing.T) {
+func TestAClientThatNeverAnswersDoesNotBlockShutdown(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartServer(t, map[string]string{"DRAIN_WINDOW": "1s", "DRAIN_TIMEOUT": "1s"})
 	c, err := net.Dial("tcp", s.Addr)
@@ -138,7 +138,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	}
 }
 
-func TestOneLineSaysWhatIsWrong(t *testing.T) {
+func TestStartupErrorsAreOneLine(t *testing.T) {
 	sqlite := testkit.StartServer(t, nil)
 	locked := "sqlite:" + t.TempDir() + "/a.db"
 	holder := testkit.StartServer(t, map[string]string{"DATABASE_URL": locked})
@@ -228,18 +228,18 @@ func TestTwoNodesWithoutRedis(t *testing.T) {
 	h := load.NewHistory()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	var guests []*guest
+	var clients []*roomClient
 	for i, url := range []string{a.SocketURL(), b.SocketURL()} {
-		guests = append(guests, seat(t, h, i*roomCount, []string{url})) // the same room
+		clients = append(clients, newRoomClient(t, h, i*roomCount, []string{url})) // the same room
 	}
-	for _, g := range guests {
-		g.talk(ctx, t, h, 50)
+	for _, g := range clients {
+		g.publishMany(ctx, t, h, 50)
 	}
-	waitFor(ctx, t, "all deliveries", received(h, 200))
-	for _, g := range guests {
+	waitFor(ctx, t, "all deliveries", deliveredAtLeast(h, 200))
+	for _, g := range clients {
 		g.client.Close()
 	}
-	judge(t, h)
+	assertClean(t, h)
 }
 
 // What a client is told does not depend on the client library: the bytes of
@@ -275,8 +275,8 @@ func TestTheGoClientGetsHistory(t *testing.T) {
 	h := load.NewHistory()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	g := seat(t, h, 0, []string{s.SocketURL()})
-	g.talk(ctx, t, h, 30)
+	g := newRoomClient(t, h, 0, []string{s.SocketURL()})
+	g.publishMany(ctx, t, h, 30)
 	page, err := g.client.History(ctx, g.room, client.HistoryRange{Limit: 10})
 	if err != nil {
 		t.Fatal(err)

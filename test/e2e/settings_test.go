@@ -14,7 +14,7 @@ import (
 )
 
 // Settings that users and operators can see, by what they see.
-func TestSettingsShow(t *testing.T) {
+func TestSettingsTakeEffect(t *testing.T) {
 	const key = "a-key-that-lies-in-a-file"
 	file := t.TempDir() + "/keys"
 	if err := os.WriteFile(file, []byte("shop:"+key+"\n"), 0o600); err != nil {
@@ -24,8 +24,8 @@ func TestSettingsShow(t *testing.T) {
 		"COLOR": "green", "DEPLOYMENT": "2026-11-23-1", "HEARTBEAT": "3s", "MAX_FRAME": "2048", "ID_WINDOW": "2m", "MAX_CONNECTIONS": "2",
 		"ALLOWED_ORIGINS": "https://app.example.com", "API_KEYS_FILE": file, "LOG_FORMAT": "text", "LOG_LEVEL": "debug",
 	})
-	b := meet(t, s)
-	welcome := b.until("welcome")
+	b := dialRaw(t, s)
+	welcome := b.readUntil("welcome")
 	for field, want := range map[string]any{
 		"color": "green", "deployment": "2026-11-23-1", "heartbeat_ms": json.Number("3000"), "max_frame": json.Number("2048"), "id_window_ms": json.Number("120000"),
 	} {
@@ -48,7 +48,7 @@ func TestSettingsShow(t *testing.T) {
 		t.Fatalf("a page of the listed origin: %d", status)
 	}
 	defer listed.CloseNow()
-	third := meet(t, s)
+	third := dialRaw(t, s)
 	for {
 		_, _, err := third.ws.Read(t.Context())
 		if err == nil {

@@ -29,35 +29,35 @@ var buildSwitchyard = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// operate runs the command to its end and returns its exit code, what it
+// runSwitchyard runs the command to its end and returns its exit code, what it
 // answered and what it said besides.
-func operate(t *testing.T, args ...string) (code int, stdout, stderr string) {
+func runSwitchyard(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	return startOperating(t, args...).end()
+	return startSwitchyard(t, args...).result()
 }
 
-// An operation is the operator's command at work.
-type operation struct {
+// An switchyardProcess is the operator's command at work.
+type switchyardProcess struct {
 	*testkit.Process
-	t   *testing.T
-	out bytes.Buffer
+	t      *testing.T
+	stdout bytes.Buffer
 }
 
-func startOperating(t *testing.T, args ...string) *operation {
+func startSwitchyard(t *testing.T, args ...string) *switchyardProcess {
 	t.Helper()
 	path, err := buildSwitchyard()
 	if err != nil {
 		t.Fatalf("build cmd/switchyard: %v", err)
 	}
-	o := &operation{t: t}
-	if o.Process, err = testkit.Start(testkit.Program{Path: path, Args: args, Stdout: &o.out}); err != nil {
+	o := &switchyardProcess{t: t}
+	if o.Process, err = testkit.Start(testkit.Program{Path: path, Args: args, Stdout: &o.stdout}); err != nil {
 		t.Fatal(err)
 	}
 	return o
 }
 
-// end waits until it has ended.
-func (o *operation) end() (code int, stdout, stderr string) {
+// result waits until it has ended.
+func (o *switchyardProcess) result() (code int, stdout, stderr string) {
 	o.t.Helper()
 	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
 	defer cancel()
@@ -70,16 +70,16 @@ func (o *operation) end() (code int, stdout, stderr string) {
 	default:
 		o.t.Fatalf("%v\n%s", err, o.Output())
 	}
-	return code, o.out.String(), o.Output()
+	return code, o.stdout.String(), o.Output()
 }
 
 // An operator proves two nodes with the built command, and is told when nobody
 // is there.
-func TestTheBuiltVerify(t *testing.T) {
+func TestVerifyCommand(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
-	code, out, errs := operate(t, "verify", "--url", a.SocketURL(), "--url", b.SocketURL(),
+	code, out, errs := runSwitchyard(t, "verify", "--url", a.SocketURL(), "--url", b.SocketURL(),
 		"--clients", "20", "--rooms", "4", "--rate", "100", "--duration", "3s", "--cut", "200ms", "--json")
 	if code != 0 || errs != "" {
 		t.Fatalf("exit %d\n%s%s", code, out, errs)
@@ -111,7 +111,7 @@ func TestTheBuiltVerify(t *testing.T) {
 		}
 	}
 
-	code, out, errs = operate(t, "verify", "--url", a.SocketURL(), "--url", "ws://127.0.0.1:1/ws")
+	code, out, errs = runSwitchyard(t, "verify", "--url", a.SocketURL(), "--url", "ws://127.0.0.1:1/ws")
 	if code != 2 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "can't connect to ws://127.0.0.1:1/ws") {
 		t.Errorf("nobody there: exit %d\n%s%s", code, out, errs)
 	}

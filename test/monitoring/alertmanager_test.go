@@ -19,16 +19,16 @@ import (
 const (
 	alertmanagerDir     = root + "/monitoring/alertmanager"
 	alertmanagerPackage = "prometheus-alertmanager"
-	patience            = time.Minute
+	testTimeout         = time.Minute
 )
 
-// A pager takes what Alertmanager sends, and remembers who was told what.
-type pager struct {
-	mu   sync.Mutex
-	told map[string]bool // receiver and alert
+// A webhookReceiver takes what Alertmanager sends, and remembers who was told what.
+type webhookReceiver struct {
+	mu       sync.Mutex
+	notified map[string]bool // receiver and alert
 }
 
-func (p *pager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (p *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var message struct {
 		Receiver string
 		Alerts   []struct{ Labels map[string]string }
@@ -40,21 +40,21 @@ func (p *pager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, a := range message.Alerts {
-		p.told[message.Receiver+" "+a.Labels["alertname"]] = true
+		p.notified[message.Receiver+" "+a.Labels["alertname"]] = true
 	}
 }
 
-func (p *pager) knows(what string) bool {
+func (p *webhookReceiver) wasNotified(what string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.told[what]
+	return p.notified[what]
 }
 
 // startAlertmanager starts it as the stack does, on secrets of the test's own,
 // and in a hurry.
 func startAlertmanager(t *testing.T, secrets map[string]string) (url string, process *testkit.Process) {
 	t.Helper()
-	program, err := testkit.Find("prometheus-alertmanager", alertmanagerPackage)
+	program, err := testkit.FindProgram("prometheus-alertmanager", alertmanagerPackage)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,18 +109,18 @@ func post(ctx context.Context, url, body string) error {
 
 func eventually(t *testing.T, what string, ask func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !ask(); <-time.After(20 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); !ask(); <-time.After(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %v for %s", patience, what)
+			t.Fatalf("waited %v for %s", testTimeout, what)
 		}
 	}
 }
 
 // Who is told: by severity, at the URLs of the secrets, and not of what only
 // follows from something greater.
-func TestWhoIsTold(t *testing.T) {
+func TestAlertsAreRoutedBySeverity(t *testing.T) {
 	t.Parallel()
-	team, deadman := &pager{told: map[string]bool{}}, &pager{told: map[string]bool{}}
+	team, deadman := &webhookReceiver{notified: map[string]bool{}}, &webhookReceiver{notified: map[string]bool{}}
 	hooks, dead := httptest.NewServer(team), httptest.NewServer(deadman)
 	defer hooks.Close()
 	defer dead.Close()
@@ -141,14 +141,14 @@ func TestWhoIsTold(t *testing.T) {
 	body := "[" + strings.Join(alerts, ",") + "]"
 	eventually(t, "Alertmanager; it printed\n"+p.Output(), func() bool { return post(t.Context(), url+"/api/v2/alerts", body) == nil })
 	for _, what := range []string{"page ServiceDown", "page PostgresDown", "team BackupTooOld", "team ClientErrors"} {
-		eventually(t, what, func() bool { return team.knows(what) })
+		eventually(t, what, func() bool { return team.wasNotified(what) })
 	}
-	eventually(t, "the Watchdog", func() bool { return deadman.knows("deadman Watchdog") })
-	if team.knows("team StandbyBehind") || team.knows("page StandbyBehind") {
+	eventually(t, "the Watchdog", func() bool { return deadman.wasNotified("deadman Watchdog") })
+	if team.wasNotified("team StandbyBehind") || team.wasNotified("page StandbyBehind") {
 		t.Error("a standby that is behind was told though there is no primary")
 	}
-	if team.knows("team Watchdog") || len(deadman.told) != 1 {
-		t.Errorf("the Watchdog was mixed up: %v, %v", team.told, deadman.told)
+	if team.wasNotified("team Watchdog") || len(deadman.notified) != 1 {
+		t.Errorf("the Watchdog was mixed up: %v, %v", team.notified, deadman.notified)
 	}
 }
 
@@ -172,11 +172,11 @@ func TestAlertmanagerWithoutOrWithBadURLs(t *testing.T) {
 }
 
 // Inhibitions and routes name alerts that there are.
-func TestAlertmanagerNamesAlertsThatThereAre(t *testing.T) {
+func TestAlertmanagerNamesExistingAlerts(t *testing.T) {
 	t.Parallel()
-	there := map[string]bool{}
+	defined := map[string]bool{}
 	for _, r := range rules(t) {
-		there[r.Alert] = true
+		defined[r.Alert] = true
 	}
 	text := read(t, alertmanagerDir+"/alertmanager.yml")
 	for rest := text; ; {
@@ -186,7 +186,7 @@ func TestAlertmanagerNamesAlertsThatThereAre(t *testing.T) {
 		}
 		quoted, tail, _ := strings.Cut(strings.TrimLeft(after, `~"`), `"`)
 		for name := range strings.SplitSeq(quoted, "|") {
-			if !there[name] {
+			if !defined[name] {
 				t.Errorf("alertmanager.yml names %q, which is no alert", name)
 			}
 		}

@@ -69,7 +69,7 @@ func TestDashboards(t *testing.T) {
 			}
 			ids[p.ID] = true
 			if p.Type != "row" {
-				p.hold(t, where, uid)
+				p.assertComplete(t, where, uid)
 			}
 		}
 		overlaps(t, d)
@@ -80,7 +80,7 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-func (p *panel) hold(t *testing.T, where, source string) {
+func (p *panel) assertComplete(t *testing.T, where, source string) {
 	t.Helper()
 	if p.Description == "" || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 || p.Datasource.UID != source {
 		t.Errorf("%s lacks a description, a unit, a query or its source: %+v", where, p)
@@ -116,7 +116,7 @@ func overlaps(t *testing.T, d dashboard) {
 func TestTraefiksLatencyLeavesWebSocketsOut(t *testing.T) {
 	duration := regexp.MustCompile(`traefik_\w+_duration_seconds\w*(\{[^}]*\})?`)
 	found := 0
-	hold := func(where, expr string) {
+	check := func(where, expr string) {
 		for _, m := range duration.FindAllStringSubmatch(expr, -1) {
 			found++
 			if !strings.Contains(m[1], `protocol!="websocket"`) {
@@ -125,12 +125,12 @@ func TestTraefiksLatencyLeavesWebSocketsOut(t *testing.T) {
 		}
 	}
 	for _, r := range rules(t) {
-		hold(r.file+": "+r.Alert+r.Record, r.Expr)
+		check(r.file+": "+r.Alert+r.Record, r.Expr)
 	}
 	for _, d := range dashboards(t) {
 		for _, p := range d.Panels {
 			for _, q := range p.Targets {
-				hold(d.file+": "+p.Title, q.Expr)
+				check(d.file+": "+p.Title, q.Expr)
 			}
 		}
 	}

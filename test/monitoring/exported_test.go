@@ -74,7 +74,7 @@ func allExported(t *testing.T) exported {
 		"COLOR": "blue", "DEPLOYMENT": "blue-1", "API_KEYS": "shop:a-long-random-secret",
 		"AUTH_JWKS_URL": issuer.URL, "AUTH_ANONYMOUS": "*:rw",
 	})
-	visit(t, s)
+	exerciseServer(t, s)
 	all.scrape(t, s)
 	for _, path := range glob(t, "testdata/*-v*.txt") {
 		for line := range strings.Lines(read(t, path)) {
@@ -100,21 +100,21 @@ func allExported(t *testing.T) exported {
 	// Told in a container that has a limit only: internal/app tests it.
 	all.add("switchyard_memory_limit_bytes")
 	// What the backup writes for node_exporter.
-	vault := backup.Vault{Dir: t.TempDir()}
-	if err := vault.WriteMetrics(); err != nil {
+	repository := backup.Repository{Dir: t.TempDir()}
+	if err := repository.WriteMetrics(); err != nil {
 		t.Fatal(err)
 	}
-	all.read(read(t, glob(t, vault.Dir+"/metrics/*.prom")[0]))
+	all.read(read(t, glob(t, repository.Dir+"/metrics/*.prom")[0]))
 	// Prometheus' own.
 	all.add("ALERTS", "alertname", "alertstate", "severity")
 	all.add("up")
 	return all
 }
 
-// ofTarget are labels that prometheus.yml gives to targets.
-var ofTarget = map[string]bool{"job": true, "instance": true, "color": true}
+// targetLabels are labels that prometheus.yml gives to targets.
+var targetLabels = map[string]bool{"job": true, "instance": true, "color": true}
 
-func (e exported) hold(t *testing.T, where, expr string) {
+func (e exported) assertExported(t *testing.T, where, expr string) {
 	t.Helper()
 	found := selectors(expr)
 	if len(found) == 0 && expr != "vector(1)" {
@@ -127,7 +127,7 @@ func (e exported) hold(t *testing.T, where, expr string) {
 			continue
 		}
 		for _, l := range s.labels {
-			if !labels[l] && !ofTarget[l] {
+			if !labels[l] && !targetLabels[l] {
 				t.Errorf("%s chooses %s by %s, a label that it does not have", where, s.metric, l)
 			}
 		}
@@ -136,25 +136,25 @@ func (e exported) hold(t *testing.T, where, expr string) {
 
 // A rule or a panel that names what nothing exports is silent for ever, and
 // nobody sees it.
-func TestWhatRulesAndPanelsNameIsExported(t *testing.T) {
+func TestRulesAndPanelsUseExportedMetrics(t *testing.T) {
 	all := allExported(t)
 	for _, r := range rules(t) {
-		all.hold(t, r.file+": "+r.Alert+r.Record, r.Expr)
+		all.assertExported(t, r.file+": "+r.Alert+r.Record, r.Expr)
 	}
 	for _, d := range dashboards(t) {
 		for _, p := range d.Panels {
 			for _, target := range p.Targets {
-				all.hold(t, d.file+": "+p.Title, target.Expr)
+				all.assertExported(t, d.file+": "+p.Title, target.Expr)
 			}
 		}
 		for _, a := range d.Annotations.List {
-			all.hold(t, d.file+": annotation "+a.Name, a.Expr)
+			all.assertExported(t, d.file+": annotation "+a.Name, a.Expr)
 		}
 	}
 }
 
 // What is asked of an exporter was recorded of the version that the stack runs.
-func TestRecordedExportersAreThoseOfTheStack(t *testing.T) {
+func TestRecordedExportersMatchTheStack(t *testing.T) {
 	compose := read(t, root+"/deploy/compose/docker-compose.prod.yml")
 	for _, path := range glob(t, "testdata/*-v*.txt") {
 		program, version, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), ".txt"), "-v")

@@ -74,10 +74,10 @@ func decode(t *testing.T, path string, into any) {
 	}
 }
 
-// tool runs a program of a Debian package and returns what it said.
-func tool(t *testing.T, pkg, program string, args ...string) (string, error) {
+// runTool runs a program of a Debian package and returns what it said.
+func runTool(t *testing.T, pkg, program string, args ...string) (string, error) {
 	t.Helper()
-	path, err := testkit.Find(program, pkg)
+	path, err := testkit.FindProgram(program, pkg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func (p *prober) probe(t *testing.T, module, target string) string {
 
 func startProber(t *testing.T, domain, authority string) *prober {
 	t.Helper()
-	program, err := testkit.Find("prometheus-blackbox-exporter", "prometheus-blackbox-exporter")
+	program, err := testkit.FindProgram("prometheus-blackbox-exporter", "prometheus-blackbox-exporter")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,9 +65,9 @@ func startProber(t *testing.T, domain, authority string) *prober {
 	return &prober{"http://" + addr}
 }
 
-// door puts TLS before a server, as Traefik does, and returns its address and
+// startTLSProxy puts TLSConfig before a server, as Traefik does, and returns its address and
 // the file of the authority that signed its certificate.
-func door(t *testing.T, s *testkit.Server) (addr, authority string) {
+func startTLSProxy(t *testing.T, s *testkit.Server) (addr, authority string) {
 	t.Helper()
 	to, err := url.Parse(s.URL())
 	if err != nil {
@@ -94,9 +94,9 @@ func door(t *testing.T, s *testkit.Server) (addr, authority string) {
 func TestProbes(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartServer(t, nil)
-	addr, authority := door(t, s)
+	addr, authority := startTLSProxy(t, s)
 	p := startProber(t, "127.0.0.1", authority)
-	stranger := startProber(t, "127.0.0.1", "/dev/null") // trusts nobody
+	untrusting := startProber(t, "127.0.0.1", "/dev/null") // trusts nobody
 	for _, c := range []struct {
 		prober         *prober
 		module, target string
@@ -105,11 +105,11 @@ func TestProbes(t *testing.T) {
 		{p, "readyz", s.URL() + "/readyz", true},
 		{p, "readyz", s.URL() + "/nothing", false},
 		{p, "site", "https://" + addr + "/", true},
-		{p, "site", s.URL() + "/", false}, // no TLS
+		{p, "site", s.URL() + "/", false}, // no TLSConfig
 		{p, "wss", addr, true},
-		{p, "wss", s.Addr, false},      // no TLS
-		{stranger, "wss", addr, false}, // a certificate that nobody signed
-		{stranger, "certificate", addr, true},
+		{p, "wss", s.Addr, false},        // no TLSConfig
+		{untrusting, "wss", addr, false}, // a certificate that nobody signed
+		{untrusting, "certificate", addr, true},
 	} {
 		out := c.prober.probe(t, c.module, c.target)
 		if got := strings.Contains(out, "\nprobe_success 1\n"); got != c.want {

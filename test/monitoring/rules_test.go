@@ -12,7 +12,7 @@ import (
 const promPackage = "prometheus" // Debian's, for promtool
 
 // The files as the stack mounts them; targets of the site are written by setup.
-func TestPrometheusTakesItsConfiguration(t *testing.T) {
+func TestPrometheusAcceptsItsConfiguration(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(prometheus)); err != nil {
@@ -28,7 +28,7 @@ func TestPrometheusTakesItsConfiguration(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := tool(t, promPackage, "promtool", "check", "config", "--lint-fatal", config); err != nil {
+	if out, err := runTool(t, promPackage, "promtool", "check", "config", "--lint-fatal", config); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
@@ -53,7 +53,7 @@ func TestRulesDoWhatTheirTestsSay(t *testing.T) {
 	for _, path := range glob(t, prometheus+"/tests/*.yml") {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			t.Parallel()
-			if out, err := tool(t, promPackage, "promtool", "test", "rules", path); err != nil {
+			if out, err := runTool(t, promPackage, "promtool", "test", "rules", path); err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})
@@ -62,7 +62,7 @@ func TestRulesDoWhatTheirTestsSay(t *testing.T) {
 
 // Each alert fires in some test, in each of its severities, and is silent in
 // another; each recording rule is asked for.
-func TestEveryRuleIsTried(t *testing.T) {
+func TestEveryRuleIsTested(t *testing.T) {
 	t.Parallel()
 	fires, silent, asked := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, path := range glob(t, prometheus+"/tests/*.yml") {
@@ -95,7 +95,7 @@ func TestEveryRuleIsTried(t *testing.T) {
 }
 
 // What the operations guide asks for, by name, threshold and patience.
-func TestTheAlertsThatOperatorsKnow(t *testing.T) {
+func TestDocumentedAlertThresholds(t *testing.T) {
 	t.Parallel()
 	known := map[string][4]string{
 		"HighErrorRate":       {"> 0.1", "2m", "critical"},

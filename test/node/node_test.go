@@ -18,8 +18,8 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
-// outcome is a line of TAP, the Test Anything Protocol, version 13.
-var outcome = regexp.MustCompile(`(?m)^ *(not )?ok \d+ - (.*?)( # .*)?$`)
+// tapResult is a line of TAP, the Test Anything Protocol, version 13.
+var tapResult = regexp.MustCompile(`(?m)^ *(not )?ok \d+ - (.*?)( # .*)?$`)
 
 func TestClientInNode(t *testing.T) {
 	node, err := exec.LookPath("node")
@@ -28,14 +28,14 @@ func TestClientInNode(t *testing.T) {
 	}
 	cmd := exec.CommandContext(t.Context(), node, "--test", "--test-reporter=tap", "all.test.mjs")
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NODE_") })
-	var errors bytes.Buffer
-	cmd.Stderr = &errors
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Errorf("node --test: %v\n%s%s", err, out, errors.Bytes())
+		t.Errorf("node --test: %v\n%s%s", err, out, stderr.Bytes())
 	}
 	ran := map[string][]string{} // by module
-	for _, match := range outcome.FindAllSubmatch(out, -1) {
+	for _, match := range tapResult.FindAllSubmatch(out, -1) {
 		if strings.Contains(string(match[3]), "SKIP") || strings.Contains(string(match[3]), "TODO") {
 			t.Errorf("%s was not run: %s", match[2], match[3])
 		}
@@ -51,7 +51,7 @@ func TestClientInNode(t *testing.T) {
 	if !slices.Equal(ran["behaviours"], names) {
 		t.Errorf("behaviours: Node ran %q\nthe list has %q", ran["behaviours"], names)
 	}
-	goldenNames(t, ran["golden"])
+	checkGoldenNames(t, ran["golden"])
 	for _, module := range []string{"returning", "keeping", "witness", "people", "fleet"} {
 		if len(ran[module]) < 5 {
 			t.Errorf("%s: %d tests ran: the module is not what it was", module, len(ran[module]))
@@ -59,8 +59,8 @@ func TestClientInNode(t *testing.T) {
 	}
 }
 
-// goldenNames checks that each frame of the server was read.
-func goldenNames(t *testing.T, ran []string) {
+// checkGoldenNames checks that each frame of the server was read.
+func checkGoldenNames(t *testing.T, ran []string) {
 	t.Helper()
 	paths, err := filepath.Glob("../../internal/protocol/testdata/v1/server-*.json")
 	if err != nil || len(paths) < 15 {

@@ -16,33 +16,33 @@ import (
 	"switchyard/internal/testkit"
 )
 
-type said struct {
+type seqAndID struct {
 	Seq message.Seq
 	ID  string
 }
 
-// A report is what a visitor has seen.
-type report struct {
+// A visitorReport is what a visitor has seen.
+type visitorReport struct {
 	Version   string
 	Acks      map[string]message.Seq
-	Messages  []said
+	Messages  []seqAndID
 	Duplicate bool
 	Conflict  string
 	Signal    json.RawMessage
-	History   []said
+	History   []seqAndID
 	More      bool
 	Gap       string
 }
 
-// visit sends a visitor to a server that dies and comes back once the visitor
+// runVisitor sends a visitor to a server that dies and comes back once the visitor
 // has said what it had to say by half, and checks what it reports.
-func visit(t *testing.T, s *testkit.Server, program string, args ...string) *report {
+func runVisitor(t *testing.T, s *testkit.Server, program string, args ...string) *visitorReport {
 	t.Helper()
 	p, err := testkit.Start(testkit.Program{Path: program, Args: args, Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testTimeout)
 	defer cancel()
 	if err := p.WaitOutput(ctx, "half\n"); err != nil {
 		t.Fatal(err)
@@ -52,18 +52,18 @@ func visit(t *testing.T, s *testkit.Server, program string, args ...string) *rep
 		t.Fatalf("%v\n%s", err, p.Output())
 	}
 	_, last, _ := strings.Cut(p.Output(), "half\n")
-	var r report
+	var r visitorReport
 	if err := json.Unmarshal([]byte(last), &r); err != nil {
 		t.Fatalf("%v: %s", err, last)
 	}
-	want := report{
+	want := visitorReport{
 		Version: r.Version, Acks: map[string]message.Seq{}, Duplicate: true, Conflict: "conflict",
 		Signal: json.RawMessage(`{"typing":true}`), More: true, Gap: "1-20 epoch",
 	}
 	for i := message.Seq(1); i <= 20; i++ {
 		id := fmt.Sprintf("id-%d", i)
 		want.Acks[id] = i
-		want.Messages = append(want.Messages, said{i, id})
+		want.Messages = append(want.Messages, seqAndID{i, id})
 	}
 	want.History = want.Messages[17:]
 	if !reflect.DeepEqual(r, want) {
@@ -72,25 +72,25 @@ func visit(t *testing.T, s *testkit.Server, program string, args ...string) *rep
 	return &r
 }
 
-func TestGoClientsAcross(t *testing.T) {
+func TestGoClientsAcrossReleases(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		t.Run("old client, new server", func(t *testing.T) {
 			s := testkit.StartServer(t, nil)
-			if v := visit(t, s, r.visitor(), s.SocketURL(), "lobby").Version; v == r.name {
+			if v := runVisitor(t, s, r.visitor(), s.SocketURL(), "lobby").Version; v == r.name {
 				t.Errorf("served by %s", v)
 			}
 		})
 		t.Run("new client, old server", func(t *testing.T) {
-			s := testkit.StartServerOf(t, r.server(), nil)
-			if v := visit(t, s, youngVisitor(t), s.SocketURL(), "lobby").Version; v != r.name {
+			s := testkit.StartServerProgram(t, r.server(), nil)
+			if v := runVisitor(t, s, buildVisitor(t), s.SocketURL(), "lobby").Version; v != r.name {
 				t.Errorf("served by %s", v)
 			}
 		})
 	})
 }
 
-// youngVisitor builds the visitor with the client of this release.
-func youngVisitor(t *testing.T) string {
+// buildVisitor builds the visitor with the client of this release.
+func buildVisitor(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "visitor")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", path, "./testdata/visitor").CombinedOutput(); err != nil {
@@ -99,7 +99,7 @@ func youngVisitor(t *testing.T) string {
 	return path
 }
 
-func TestBrowserClientsAcross(t *testing.T) {
+func TestBrowserClientsAcrossReleases(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Fatalf("Node is missing, Debian's package nodejs (18 or newer): %v", err)
@@ -108,20 +108,20 @@ func TestBrowserClientsAcross(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	young, err := filepath.Abs("../../web/client.js")
+	currentClient, err := filepath.Abs("../../web/client.js")
 	if err != nil {
 		t.Fatal(err)
 	}
 	eachRelease(t, func(t *testing.T, r *release) {
 		t.Run("old client, new server", func(t *testing.T) {
 			s := testkit.StartServer(t, nil)
-			if v := visit(t, s, node, script, filepath.Join(r.dir, "web", "client.js"), s.SocketURL(), "lobby").Version; v == r.name {
+			if v := runVisitor(t, s, node, script, filepath.Join(r.dir, "web", "client.js"), s.SocketURL(), "lobby").Version; v == r.name {
 				t.Errorf("served by %s", v)
 			}
 		})
 		t.Run("new client, old server", func(t *testing.T) {
-			s := testkit.StartServerOf(t, r.server(), nil)
-			if v := visit(t, s, node, script, young, s.SocketURL(), "lobby").Version; v != r.name {
+			s := testkit.StartServerProgram(t, r.server(), nil)
+			if v := runVisitor(t, s, node, script, currentClient, s.SocketURL(), "lobby").Version; v != r.name {
 				t.Errorf("served by %s", v)
 			}
 		})
@@ -139,7 +139,7 @@ type golden struct {
 	Error *struct{ Code string }
 }
 
-func TestGoldenFramesOfTheOldOne(t *testing.T) {
+func TestGoldenFramesOfOldReleases(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		paths, err := filepath.Glob(r.dir + "/internal/protocol/testdata/v1/*.json")
 		if err != nil || len(paths) < 30 {
@@ -149,9 +149,9 @@ func TestGoldenFramesOfTheOldOne(t *testing.T) {
 			t.Run(filepath.Base(path), func(t *testing.T) {
 				old := readGolden(t, path)
 				if old.From == "server" {
-					grown(t, old, readGolden(t, "../../internal/protocol/testdata/v1/"+filepath.Base(path)))
+					assertKeepsFields(t, old, readGolden(t, "../../internal/protocol/testdata/v1/"+filepath.Base(path)))
 				} else {
-					understood(t, old)
+					assertDecodes(t, old)
 				}
 			})
 		}
@@ -170,8 +170,8 @@ func readGolden(t *testing.T, path string) (g golden) {
 	return g
 }
 
-// understood says that an old client's frame means today what it meant.
-func understood(t *testing.T, g golden) {
+// assertDecodes says that an old client's frame means today what it meant.
+func assertDecodes(t *testing.T, g golden) {
 	t.Helper()
 	got, err := protocol.Decode([]byte(g.Frame))
 	if g.Error != nil {
@@ -200,15 +200,15 @@ func understood(t *testing.T, g golden) {
 	}
 }
 
-// grown says that today's frame has every field of the old one, of its kind: an
+// assertKeepsFields says that today's frame has every field of the old one, of its kind: an
 // old client finds what it looks for. Texts for people may change.
-func grown(t *testing.T, old, young golden) {
+func assertKeepsFields(t *testing.T, old, current golden) {
 	t.Helper()
 	var was, is map[string]any
 	if err := json.Unmarshal([]byte(old.Frame), &was); err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal([]byte(young.Frame), &is); err != nil {
+	if err := json.Unmarshal([]byte(current.Frame), &is); err != nil {
 		t.Fatal(err)
 	}
 	for field, value := range was {

@@ -23,8 +23,8 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
-// patience bounds every wait of a test; nothing should need it.
-const patience = time.Minute
+// testTimeout bounds every wait of a test; nothing should need it.
+const testTimeout = time.Minute
 
 // A release is an earlier version, built from its archive in testdata.
 type release struct {
@@ -37,11 +37,11 @@ type release struct {
 func (r *release) server() string  { return filepath.Join(r.dir, "bin", "server") }
 func (r *release) visitor() string { return filepath.Join(r.dir, "bin", "visitor") }
 
-// built has each release that a test has asked for, once a test binary.
-var built sync.Map // of func() *release, by archive
+// builds has each release that a test has asked for, once a test binary.
+var builds sync.Map // of func() *release, by archive
 
 // eachRelease tells a story with every release there is.
-func eachRelease(t *testing.T, story func(t *testing.T, r *release)) {
+func eachRelease(t *testing.T, test func(t *testing.T, r *release)) {
 	t.Helper()
 	archives, err := filepath.Glob("testdata/v*.tar.gz")
 	if err != nil || len(archives) == 0 {
@@ -50,7 +50,7 @@ func eachRelease(t *testing.T, story func(t *testing.T, r *release)) {
 	for _, archive := range archives {
 		name := strings.TrimSuffix(filepath.Base(archive), ".tar.gz")
 		t.Run(name, func(t *testing.T) {
-			build, _ := built.LoadOrStore(archive, sync.OnceValue(func() *release {
+			build, _ := builds.LoadOrStore(archive, sync.OnceValue(func() *release {
 				r := &release{name: name}
 				r.err = r.build(archive)
 				return r
@@ -59,7 +59,7 @@ func eachRelease(t *testing.T, story func(t *testing.T, r *release)) {
 			if r.err != nil {
 				t.Fatal(r.err)
 			}
-			story(t, r)
+			test(t, r)
 		})
 	}
 }
@@ -100,7 +100,7 @@ func unpack(archive, dir string) error {
 		return err
 	}
 	defer f.Close()
-	plain, err := gzip.NewReader(f)
+	unzipped, err := gzip.NewReader(f)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func unpack(archive, dir string) error {
 		return err
 	}
 	defer root.Close()
-	for files := tar.NewReader(plain); ; {
+	for files := tar.NewReader(unzipped); ; {
 		head, err := files.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -148,7 +148,7 @@ func run(t *testing.T, program string, env []string, args ...string) (int, strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	err = p.Wait(ctx)
 	var exit *exec.ExitError

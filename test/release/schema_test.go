@@ -15,9 +15,9 @@ import (
 	"switchyard/migrations"
 )
 
-// migrateFurther brings a PostgreSQL that this release has migrated on to the
+// migrateToFuture brings a PostgreSQL that this release has migrated on to the
 // schema of a release to come: later, which only adds, or breaking.
-func migrateFurther(t *testing.T, url, folder string) {
+func migrateToFuture(t *testing.T, url, folder string) {
 	t.Helper()
 	all := fstest.MapFS{}
 	for _, from := range []fs.FS{migrations.FS, os.DirFS("../../internal/store/testdata/" + folder)} {
@@ -57,21 +57,21 @@ func migrate(t *testing.T, url string) {
 	}
 }
 
-// unaware lists releases from before schemas told which binaries they serve:
+// refusesWithoutRemedy lists releases from before schemas told which binaries they serve:
 // they refuse too, but without the remedy.
-var unaware = map[string]bool{"v0.1.0": true}
+var refusesWithoutRemedy = map[string]bool{"v0.1.0": true}
 
 // A rollback past a breaking migration must fail at once and say why, rather
 // than later and somehow.
-func TestASchemaThatIsNotForTheOldOne(t *testing.T) {
+func TestOldReleasesRefuseABreakingSchema(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		pg := testkit.Postgres(t)
 		migrate(t, pg.URL())
-		migrateFurther(t, pg.URL(), "breaking")
+		migrateToFuture(t, pg.URL(), "breaking")
 		env := []string{"DATABASE_URL=" + pg.URL(), "LISTEN_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0"}
 		code, out := run(t, r.server(), env)
 		says := []string{"DATABASE_URL", "built for version 90000 or newer", "start a newer release"}
-		if unaware[r.name] {
+		if refusesWithoutRemedy[r.name] {
 			says = says[:1]
 		}
 		var refusals []string

@@ -51,10 +51,10 @@ func TestACertificateFromACME(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.remove()
-	if err := errors.Join(s.setup(), s.set(map[string]string{
+	if err := errors.Join(s.setup(), s.setEnv(map[string]string{
 		"ACME_CA":     "https://pebble:14000/dir",
 		"EDGE_SUBNET": fmt.Sprintf("10.215.%d.0/24", os.Getpid()%200), "MONITORING_SUBNET": fmt.Sprintf("10.216.%d.0/24", os.Getpid()%200),
-	}), s.pebble()); err != nil {
+	}), s.writePebbleFiles()); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -62,7 +62,7 @@ func TestACertificateFromACME(t *testing.T) {
 	must(t, out, err)
 	var issuers []string
 	eventually(t, 2*time.Minute, "a certificate for "+domain, func() error {
-		cert, err := s.shown(t)
+		cert, err := s.servedCertificate(t)
 		if err != nil {
 			return err
 		}
@@ -82,7 +82,7 @@ func TestACertificateFromACME(t *testing.T) {
 	out, err = s.compose("restart", "traefik")
 	must(t, out, err)
 	eventually(t, time.Minute, "the same after a restart", func() error {
-		cert, err := s.shown(t)
+		cert, err := s.servedCertificate(t)
 		if err == nil {
 			err = cert.VerifyHostname(domain)
 		}
@@ -90,13 +90,13 @@ func TestACertificateFromACME(t *testing.T) {
 	})
 }
 
-// shown is the certificate that a visitor is shown.
-func (s *stack) shown(t *testing.T) (*x509.Certificate, error) {
+// servedCertificate is the certificate that a visitor is shown.
+func (s *stack) servedCertificate(t *testing.T) (*x509.Certificate, error) {
 	t.Helper()
 	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: &tls.Config{
 		ServerName: domain, InsecureSkipVerify: true, //nolint:gosec // what is shown is looked at, not trusted
 	}}
-	conn, err := dialer.DialContext(t.Context(), "tcp", s.at(s.https))
+	conn, err := dialer.DialContext(t.Context(), "tcp", s.ingressAddr(s.https))
 	if err != nil {
 		return nil, err
 	}
@@ -104,8 +104,8 @@ func (s *stack) shown(t *testing.T) (*x509.Certificate, error) {
 	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
 }
 
-// pebble writes the authority's own certificate and configuration.
-func (s *stack) pebble() error {
+// writePebbleFiles writes the authority's own certificate and configuration.
+func (s *stack) writePebbleFiles() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err

@@ -18,10 +18,10 @@ import (
 // Who changes a setting in .env changes it everywhere, and who leaves it out gets
 // what .env.example says.
 func TestSettingsOfTheStackHaveOneValue(t *testing.T) {
-	env := example(t)
+	env := loadEnvExample(t)
 	text := read(t, compose+"/docker-compose.prod.yml")
 	used := map[string]bool{"REPLICAS": true}
-	for _, found := range variable.FindAllStringSubmatch(text, -1) {
+	for _, found := range composeVariable.FindAllStringSubmatch(text, -1) {
 		name, kind, fallback := found[1], found[2], found[3]
 		if name == "" || name == "COMPOSE_PROJECT_NAME" || name == "IMAGE_MIGRATE" { // Compose's own; given by who migrates
 			continue
@@ -57,7 +57,7 @@ func TestNodesAreGivenSettingsThatExist(t *testing.T) {
 		}
 	}
 	walk(reflect.TypeFor[config.Config]())
-	file := production(t, example(t))
+	file := loadCompose(t, loadEnvExample(t))
 	secrets := t.TempDir()
 	for secret, text := range map[string]string{
 		"app_database_url": "postgres://switchyard:x@postgres:5432,postgres_replica:5432/switchyard?target_session_attrs=read-write",
@@ -100,7 +100,7 @@ func TestNodesAreGivenSettingsThatExist(t *testing.T) {
 
 // Settings that must fit each other, as they are shipped.
 func TestShippedSettingsFitTogether(t *testing.T) {
-	env := example(t)
+	env := loadEnvExample(t)
 	number := func(name string) int {
 		n, err := strconv.Atoi(env[name])
 		if err != nil {
@@ -108,7 +108,7 @@ func TestShippedSettingsFitTogether(t *testing.T) {
 		}
 		return n
 	}
-	lasts := func(name string) time.Duration {
+	duration := func(name string) time.Duration {
 		d, err := time.ParseDuration(env[name])
 		if err != nil {
 			t.Fatal(name, err)
@@ -121,14 +121,14 @@ func TestShippedSettingsFitTogether(t *testing.T) {
 			t.Errorf("%s: %d, and it must be at least %d", what, got, want)
 		}
 	}
-	probe := dynamic(t, "dynamic/services.yml", traefikEnv(t)).HTTP.Services["app-blue"].LoadBalancer.HealthCheck
-	atLeast("STOP_GRACE is 30 s over DRAIN_TIMEOUT (ms)", int(lasts("STOP_GRACE").Milliseconds()), int((lasts("DRAIN_TIMEOUT") + 30*time.Second).Milliseconds()))
-	atLeast("DRAIN_TIMEOUT is over DRAIN_DELAY + DRAIN_WINDOW (ms)", int(lasts("DRAIN_TIMEOUT").Milliseconds()), int((lasts("DRAIN_DELAY") + lasts("DRAIN_WINDOW")).Milliseconds()))
-	atLeast("DRAIN_DELAY is over two probes of Traefik (ms)", int(lasts("DRAIN_DELAY").Milliseconds()), int(2*probe.Interval.Milliseconds())+1)
+	probe := loadDynamic(t, "dynamic/services.yml", traefikEnv(t)).HTTP.Services["app-blue"].LoadBalancer.HealthCheck
+	atLeast("STOP_GRACE is 30 s over DRAIN_TIMEOUT (ms)", int(duration("STOP_GRACE").Milliseconds()), int((duration("DRAIN_TIMEOUT") + 30*time.Second).Milliseconds()))
+	atLeast("DRAIN_TIMEOUT is over DRAIN_DELAY + DRAIN_WINDOW (ms)", int(duration("DRAIN_TIMEOUT").Milliseconds()), int((duration("DRAIN_DELAY") + duration("DRAIN_WINDOW")).Milliseconds()))
+	atLeast("DRAIN_DELAY is over two probes of Traefik (ms)", int(duration("DRAIN_DELAY").Milliseconds()), int(2*probe.Interval.Milliseconds())+1)
 
 	// A whole fleet behind one address, on the move.
 	replicas, perAddress := max(number("REPLICAS_BLUE"), number("REPLICAS_GREEN")), number("MAX_CONNECTIONS_PER_IP")
-	atLeast("WS_RATE_AVERAGE over DRAIN_WINDOW", number("WS_RATE_AVERAGE")*int(lasts("DRAIN_WINDOW").Seconds()), replicas*perAddress)
+	atLeast("WS_RATE_AVERAGE over DRAIN_WINDOW", number("WS_RATE_AVERAGE")*int(duration("DRAIN_WINDOW").Seconds()), replicas*perAddress)
 	atLeast("WS_RATE_BURST, when a node dies", number("WS_RATE_BURST"), perAddress)
 	atLeast("WS_INFLIGHT, two for each", number("WS_INFLIGHT"), 2*replicas*perAddress)
 	atLeast("NOFILE of a node", number("NOFILE"), number("MAX_CONNECTIONS")+1000)
@@ -147,13 +147,13 @@ func TestShippedSettingsFitTogether(t *testing.T) {
 	atLeast("max_connections", most, need)
 
 	// Memory.
-	atLeast("NODE_MEMORY, for NODE_GOMEMLIMIT", 9*bytesOf(t, env["NODE_MEMORY"])/10, bytesOf(t, env["NODE_GOMEMLIMIT"]))
-	atLeast("REDIS_MEMORY, while it rewrites its file", bytesOf(t, env["REDIS_MEMORY"]), 3*bytesOf(t, env["REDIS_MAXMEMORY"])/2)
-	atLeast("POSTGRES_MEMORY", bytesOf(t, env["POSTGRES_MEMORY"]), 2*bytesOf(t, env["POSTGRES_SHARED_BUFFERS"]))
+	atLeast("NODE_MEMORY, for NODE_GOMEMLIMIT", 9*parseBytes(t, env["NODE_MEMORY"])/10, parseBytes(t, env["NODE_GOMEMLIMIT"]))
+	atLeast("REDIS_MEMORY, while it rewrites its file", parseBytes(t, env["REDIS_MEMORY"]), 3*parseBytes(t, env["REDIS_MAXMEMORY"])/2)
+	atLeast("POSTGRES_MEMORY", parseBytes(t, env["POSTGRES_MEMORY"]), 2*parseBytes(t, env["POSTGRES_SHARED_BUFFERS"]))
 }
 
-// bytesOf reads sizes as Docker, Redis, PostgreSQL and Go write them.
-func bytesOf(t *testing.T, size string) int {
+// parseBytes reads sizes as Docker, Redis, PostgreSQL and Go write them.
+func parseBytes(t *testing.T, size string) int {
 	t.Helper()
 	part := regexp.MustCompile(`(?i)^(\d+)(k|m|g)i?b?$`).FindStringSubmatch(size)
 	if part == nil {
@@ -164,8 +164,8 @@ func bytesOf(t *testing.T, size string) int {
 }
 
 // When the processors are full, what all pass goes first, and who only looks on last.
-func TestWhoUsersWaitForGoesFirst(t *testing.T) {
-	services := production(t, example(t)).Services
+func TestCPUSharesFollowPriority(t *testing.T) {
+	services := loadCompose(t, loadEnvExample(t)).Services
 	inOrder := [][]string{
 		{"traefik"}, {"postgres", "redis"}, {"app_blue", "app_green"},
 		{"prometheus", "alertmanager", "grafana", "node_exporter", "redis_exporter", "postgres_exporter", "blackbox_exporter", "migrate"},
@@ -182,14 +182,14 @@ func TestWhoUsersWaitForGoesFirst(t *testing.T) {
 }
 
 // What may be reached, and what a container that was broken into may do.
-func TestTheStackIsClosed(t *testing.T) {
+func TestComposeFileIsHardened(t *testing.T) {
 	text := read(t, compose+"/docker-compose.prod.yml")
 	for _, word := range []string{"\nversion:", "docker.sock", "rslave", "start_interval", "oom_score_adj", "privileged", "container_name", "network_mode"} {
 		if strings.Contains(text, word) {
 			t.Errorf("the compose file has %q", word)
 		}
 	}
-	file := production(t, example(t))
+	file := loadCompose(t, loadEnvExample(t))
 	exact := regexp.MustCompile(`^[a-z0-9/_.-]+:v?\d+\.\d+(\.\d+)(-alpine)?$`)
 	for name, s := range file.Services {
 		ours := strings.HasPrefix(name, "app_") || name == "migrate"
@@ -224,14 +224,14 @@ func TestTheStackIsClosed(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"redis", "postgres", "postgres_replica", "migrate"} {
-		if got := file.Services[name].Networks; !slices.Equal(got, names{"backend"}) || !file.Networks["backend"].Internal {
+		if got := file.Services[name].Networks; !slices.Equal(got, listOrKeys{"backend"}) || !file.Networks["backend"].Internal {
 			t.Errorf("%s is on %v", name, got)
 		}
 	}
 }
 
 func TestNoSecretIsInAFile(t *testing.T) {
-	file := production(t, example(t))
+	file := loadCompose(t, loadEnvExample(t))
 	secret := regexp.MustCompile(`(?i)password|secret|token|_key|api_keys|database_url|redis_url`)
 	for name, s := range file.Services {
 		for key, value := range s.Environment {
@@ -254,7 +254,7 @@ func TestNoSecretIsInAFile(t *testing.T) {
 			t.Errorf("setup does not make %s", name)
 		}
 	}
-	for key, value := range example(t) {
+	for key, value := range loadEnvExample(t) {
 		if secret.MatchString(key) && value != "" {
 			t.Errorf(".env.example: %s=%s", key, value)
 		}
@@ -269,8 +269,8 @@ func TestNoSecretIsInAFile(t *testing.T) {
 
 // Compose would make an empty folder of what is not there, and the container
 // would say something else.
-func TestWhatIsMountedIsThere(t *testing.T) {
-	file := production(t, example(t))
+func TestMountedPathsExist(t *testing.T) {
+	file := loadCompose(t, loadEnvExample(t))
 	for name, s := range file.Services {
 		for _, volume := range s.Volumes {
 			from, _, _ := strings.Cut(volume, ":")

@@ -14,8 +14,8 @@ import (
 
 // Bad versions take themselves back, and nobody loses anything.
 func TestDeployRollsBackBadVersions(t *testing.T) {
-	storyteller(t)
-	for _, story := range []struct {
+	prepareDeployTest(t)
+	for _, tt := range []struct {
 		badness, after string
 		trigger        deploy.Trigger
 		kept           bool // it lived long enough to be asked
@@ -24,66 +24,66 @@ func TestDeployRollsBackBadVersions(t *testing.T) {
 		{"errors", "0s", deploy.TriggerErrors, true},
 		{"slow", "0s", deploy.TriggerSlow, true},
 		{"leak", "40s", deploy.TriggerMemory, true},
-		{"crash", crash.String(), deploy.TriggerCrash, false},
+		{"crash", crashAfter.String(), deploy.TriggerCrash, false},
 	} {
-		t.Run(story.badness, func(t *testing.T) {
-			storyteller(t)
-			if story.badness == "ready" {
-				readyLimit(t, "20s")
+		t.Run(tt.badness, func(t *testing.T) {
+			prepareDeployTest(t)
+			if tt.badness == "ready" {
+				setReadyLimit(t, "20s")
 			}
-			image := bad(t, story.badness, story.after)
-			live := the.route(t)
-			was, err := the.overview()
+			image := buildBadVersion(t, tt.badness, tt.after)
+			live := sharedStack.routedColor(t)
+			was, err := sharedStack.overview()
 			if err != nil {
 				t.Fatal(err)
 			}
-			run := the.crowd(t)
-			p := the.probe(t.Context(), max(1, *newcomers/4)) // handshakes are operations, too, and would thin out the errors
+			run := sharedStack.startClients(t)
+			p := sharedStack.startProber(t.Context(), max(1, *handshakeRate/4)) // handshakes are operations, too, and would thin out the errors
 			// Long enough for what is wrong to show.
-			args := []string{"--watch", (*crash + *watch).String()}
-			if story.badness == "errors" || story.badness == "slow" {
+			args := []string{"--watch", (*crashAfter + *watchDuration).String()}
+			if tt.badness == "errors" || tt.badness == "slow" {
 				args = []string{"--watch", "5s", "--watch-moved", "3m"} // it shows with clients on it
 			}
 			args = append(args, "--ignore", "alerts") // which the story before may have set off
-			code, e := the.deploy(t, image, args...).wait(t)
+			code, e := sharedStack.startDeploy(t, image, args...).wait(t)
 			t.Logf("%s", e.Details())
 			if code != 1 || e.Outcome != deploy.RolledBack || e.Color != live {
 				t.Errorf("exit %d, %+v", code, e)
 			}
-			if e.Trigger != story.trigger {
-				t.Errorf("the trigger was %q (%s), not %q", e.Trigger, e.Reason, story.trigger)
+			if e.Trigger != tt.trigger {
+				t.Errorf("the trigger was %q (%s), not %q", e.Trigger, e.Reason, tt.trigger)
 			}
-			the.settled(t, live, was.Replicas[live][0].Image.Ref, run)
-			if out := must1(the.compose("ps", "-aq", "app_"+string(live.Other()))); strings.TrimSpace(out) != "" {
+			sharedStack.assertLive(t, live, was.Replicas[live][0].Image.Ref, run)
+			if out := outputOf(sharedStack.compose("ps", "-aq", "app_"+string(live.Other()))); strings.TrimSpace(out) != "" {
 				t.Errorf("the bad color is there still: %s", out)
 			}
-			welcomed(t, p)
-			unharmed(t, run)
-			evidence(t, e, story.kept)
+			assertNoFailures(t, p)
+			assertUnharmed(t, run)
+			assertEvidence(t, e, tt.kept)
 		})
 	}
 }
 
-// readyLimit changes deploy.yml for one story.
-func readyLimit(t *testing.T, limit string) {
+// setReadyLimit changes deploy.yml for one story.
+func setReadyLimit(t *testing.T, limit string) {
 	t.Helper()
-	path := the.path("deploy.yml")
+	path := sharedStack.path("deploy.yml")
 	text := strings.Replace(read(t, path), "ready_limit: 3m", "ready_limit: "+limit, 1)
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// evidence is what was kept of each replica.
-func evidence(t *testing.T, e deploy.Entry, alive bool) {
+// assertEvidence is what was kept of each replica.
+func assertEvidence(t *testing.T, e deploy.HistoryEntry, alive bool) {
 	t.Helper()
 	for _, what := range []string{".log", ".state.json", ".metrics", ".readyz.json", ".heap.pprof"} {
-		found, err := filepath.Glob(filepath.Join(e.Evidence, "*"+what))
+		found, err := filepath.Glob(filepath.Join(e.DiagnosticsDir, "*"+what))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if must := alive || what == ".log" || what == ".state.json"; must && len(found) != 3 {
-			t.Errorf("%s has %d files *%s", e.Evidence, len(found), what)
+			t.Errorf("%s has %d files *%s", e.DiagnosticsDir, len(found), what)
 		}
 		for _, f := range found {
 			if info, err := os.Stat(f); err != nil || info.Size() == 0 {
@@ -94,24 +94,24 @@ func evidence(t *testing.T, e deploy.Entry, alive bool) {
 }
 
 // What ails both versions is no reason to go back.
-func TestDeployHoldsForInnocentFaults(t *testing.T) {
-	storyteller(t)
+func TestDeployIgnoresUnrelatedFaults(t *testing.T) {
+	prepareDeployTest(t)
 	for name, fault := range map[string][]string{
 		"PostgreSQL restarted": {"restart", "postgres"},
 		"Redis killed":         {"kill", "redis"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			storyteller(t)
-			image := version(t, "in-"+fault[1])
-			run := the.crowd(t)
-			d := the.deploy(t, image, "--watch", "60s", "--ignore", "alerts")
-			d.reached(t, "watch")
-			wait(t, 3*time.Second)
-			out, err := the.compose(fault...)
+			prepareDeployTest(t)
+			image := buildVersion(t, "in-"+fault[1])
+			run := sharedStack.startClients(t)
+			d := sharedStack.startDeploy(t, image, "--watch", "60s", "--ignore", "alerts")
+			d.waitStep(t, "watch")
+			pauseFor(t, 3*time.Second)
+			out, err := sharedStack.compose(fault...)
 			must(t, out, err)
 			if fault[0] == "kill" {
-				wait(t, 5*time.Second)
-				out, err := the.compose("up", "-d", "--no-deps", fault[1])
+				pauseFor(t, 5*time.Second)
+				out, err := sharedStack.compose("up", "-d", "--no-deps", fault[1])
 				must(t, out, err)
 			}
 			code, e := d.wait(t)
@@ -119,8 +119,8 @@ func TestDeployHoldsForInnocentFaults(t *testing.T) {
 			if code != 0 || e.Outcome != deploy.Deployed {
 				t.Errorf("exit %d, %+v", code, e)
 			}
-			the.settled(t, e.Color, image, run)
-			unharmed(t, run)
+			sharedStack.assertLive(t, e.Color, image, run)
+			assertUnharmed(t, run)
 		})
 	}
 }

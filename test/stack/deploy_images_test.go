@@ -12,16 +12,16 @@ import (
 	"testing"
 )
 
-// version makes an image of the service that calls itself so, on top of the one
+// buildVersion makes an image of the service that calls itself so, on top of the one
 // that the stack began with: another binary and another label.
-func version(t *testing.T, name string) string {
+func buildVersion(t *testing.T, name string) string {
 	t.Helper()
-	return derive(t, name, nil, "")
+	return buildDerivedImage(t, name, nil, "")
 }
 
-// bad makes an image with a bug: testdata/bad is laid over the sources of the
+// buildBadVersion makes an image with a bug: testdata/bad is laid over the sources of the
 // store, which call it. Nothing of it is in the service's own build.
-func bad(t *testing.T, badness, after string) string {
+func buildBadVersion(t *testing.T, badness, after string) string {
 	t.Helper()
 	store, err := filepath.Abs(filepath.Join(root, "internal/store"))
 	if err != nil {
@@ -48,7 +48,7 @@ func bad(t *testing.T, badness, after string) string {
 		}
 		overlay[filepath.Join(store, file)] = spoiled
 	}
-	return derive(t, "bad-"+badness, overlay, " -X switchyard/internal/store.badness="+badness+" -X switchyard/internal/store.badAfter="+after)
+	return buildDerivedImage(t, "bad-"+badness, overlay, " -X switchyard/internal/store.badness="+badness+" -X switchyard/internal/store.badAfter="+after)
 }
 
 func abs(t *testing.T, path string) string {
@@ -60,15 +60,15 @@ func abs(t *testing.T, path string) string {
 	return path
 }
 
-// derive builds the service and puts it into an image.
-func derive(t *testing.T, name string, overlay map[string]string, flags string) string {
+// buildDerivedImage builds the service and puts it into an image.
+func buildDerivedImage(t *testing.T, name string, overlay map[string]string, flags string) string {
 	t.Helper()
 	dir := t.TempDir()
 	text, err := json.Marshal(map[string]any{"Replace": overlay})
 	if err != nil {
 		t.Fatal(err)
 	}
-	dockerfile := fmt.Sprintf("FROM %s\nLABEL org.opencontainers.image.version=%s\nCOPY server /server\n", the.image, name)
+	dockerfile := fmt.Sprintf("FROM %s\nLABEL org.opencontainers.image.version=%s\nCOPY server /server\n", sharedStack.image, name)
 	for file, text := range map[string][]byte{"overlay.json": text, "Dockerfile": []byte(dockerfile), ".dockerignore": []byte("overlay.json\n")} {
 		if err := os.WriteFile(filepath.Join(dir, file), text, 0o644); err != nil {
 			t.Fatal(err)

@@ -9,10 +9,10 @@ import (
 )
 
 // Settings, services and files that the operators' page names are there.
-func TestTheOperatorsPageNamesWhatIsThere(t *testing.T) {
+func TestOperationsPageNamesExistingThings(t *testing.T) {
 	page := read(t, root+"/docs/operations.md")
-	env := example(t)
-	file := production(t, env)
+	env := loadEnvExample(t)
+	file := loadCompose(t, env)
 	settings := map[string]bool{"DATABASE_URL": true, "REDIS_URL": true, "DATABASE_LANES": true, "IMAGE_MIGRATE": true, "HTTP": true, "COMPOSE_FILE": true}
 	for name := range env {
 		settings[name] = true

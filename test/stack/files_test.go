@@ -47,7 +47,7 @@ type service struct {
 	Ports         []string          `yaml:"ports"`
 	Volumes       []string          `yaml:"volumes"`
 	Secrets       []string          `yaml:"secrets"`
-	Networks      names             `yaml:"networks"`
+	Networks      listOrKeys        `yaml:"networks"`
 	ReadOnly      bool              `yaml:"read_only"`
 	Privileged    bool              `yaml:"privileged"`
 	CapDrop       []string          `yaml:"cap_drop"`
@@ -74,10 +74,10 @@ type service struct {
 	} `yaml:"deploy"`
 }
 
-// names are those of a list, or of a mapping's keys.
-type names []string
+// listOrKeys are those of a list, or of a mapping's keys.
+type listOrKeys []string
 
-func (n *names) UnmarshalYAML(node *yaml.Node) error {
+func (n *listOrKeys) UnmarshalYAML(node *yaml.Node) error {
 	if node.Kind == yaml.SequenceNode {
 		return node.Decode((*[]string)(n))
 	}
@@ -87,8 +87,8 @@ func (n *names) UnmarshalYAML(node *yaml.Node) error {
 	return nil
 }
 
-// production reads docker-compose.prod.yml as Compose does with these settings.
-func production(t *testing.T, env map[string]string) composeFile {
+// loadCompose reads docker-compose.prod.yml as Compose does with these settings.
+func loadCompose(t *testing.T, env map[string]string) composeFile {
 	t.Helper()
 	text, err := interpolate(read(t, compose+"/docker-compose.prod.yml"), env)
 	if err != nil {
@@ -99,8 +99,8 @@ func production(t *testing.T, env map[string]string) composeFile {
 	return file
 }
 
-// example is .env.example.
-func example(t *testing.T) map[string]string {
+// loadEnvExample is .env.example.
+func loadEnvExample(t *testing.T) map[string]string {
 	t.Helper()
 	env := map[string]string{}
 	for n, line := range strings.Split(read(t, compose+"/.env.example"), "\n") {
@@ -116,17 +116,17 @@ func example(t *testing.T) map[string]string {
 	return env
 }
 
-// A variable is one place where Compose puts in a setting: ${NAME}, with :-
+// A composeVariable is one place where Compose puts in a setting: ${NAME}, with :-
 // what counts when it is not set, with :? what is said then.
-var variable = regexp.MustCompile(`\$\$|\$\{([A-Z0-9_]+)(?::([-?])((?:[^{}]|\{[^{}]*\})*))?\}`)
+var composeVariable = regexp.MustCompile(`\$\$|\$\{([A-Z0-9_]+)(?::([-?])((?:[^{}]|\{[^{}]*\})*))?\}`)
 
 func interpolate(text string, env map[string]string) (string, error) {
 	var failed error
-	out := variable.ReplaceAllStringFunc(text, func(found string) string {
+	out := composeVariable.ReplaceAllStringFunc(text, func(found string) string {
 		if found == "$$" {
 			return "$"
 		}
-		part := variable.FindStringSubmatch(found)
+		part := composeVariable.FindStringSubmatch(found)
 		value := env[part[1]]
 		switch {
 		case value != "" || part[2] == "":
@@ -209,9 +209,9 @@ type limit struct {
 	} `yaml:"sourceCriterion"`
 }
 
-// dynamic reads one file as Traefik does with the environment that the compose
+// loadDynamic reads one file as Traefik does with the environment that the compose
 // file gives it.
-func dynamic(t *testing.T, path string, env map[string]string) dynamicFile {
+func loadDynamic(t *testing.T, path string, env map[string]string) dynamicFile {
 	t.Helper()
 	tmpl, err := template.New(path).Funcs(template.FuncMap{
 		"env": func(name string) (string, error) {

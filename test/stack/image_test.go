@@ -21,7 +21,7 @@ import (
 // The image is small, says what it is, and runs as nobody; a second build makes
 // the same program.
 func TestTheImage(t *testing.T) {
-	size, err := strconv.Atoi(the.inspect(t, the.image, "{{.Size}}"))
+	size, err := strconv.Atoi(sharedStack.dockerInspect(t, sharedStack.image, "{{.Size}}"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,33 +29,33 @@ func TestTheImage(t *testing.T) {
 	if size >= 25e6 {
 		t.Errorf("%d bytes; 25 MB are allowed", size)
 	}
-	facts := the.inspect(t, the.image, `{{.Config.User}} {{.Config.Healthcheck.Test}} {{index .Config.Labels "org.opencontainers.image.title"}}`)
+	facts := sharedStack.dockerInspect(t, sharedStack.image, `{{.Config.User}} {{.Config.Healthcheck.Test}} {{index .Config.Labels "org.opencontainers.image.title"}}`)
 	if facts != "nonroot [CMD /server healthcheck] switchyard" && facts != "65532 [CMD /server healthcheck] switchyard" {
 		t.Error(facts)
 	}
-	first := the.program(t, the.image)
+	first := sharedStack.extractServer(t, sharedStack.image)
 	if *image == "" {
-		out, err := the.run("docker", "build", "--quiet", "--no-cache", "--build-arg", "VERSION=e2e", "--tag", defaultImage+"-again", mustAbs(t, root))
+		out, err := sharedStack.run("docker", "build", "--quiet", "--no-cache", "--build-arg", "VERSION=e2e", "--tag", defaultImage+"-again", mustAbs(t, root))
 		must(t, out, err)
-		defer func() { _, _ = the.run("docker", "rmi", defaultImage+"-again") }()
-		second := the.program(t, defaultImage+"-again")
-		if hash(t, first) != hash(t, second) {
-			t.Errorf("two builds made %s and %s", hash(t, first), hash(t, second))
+		defer func() { _, _ = sharedStack.run("docker", "rmi", defaultImage+"-again") }()
+		second := sharedStack.extractServer(t, defaultImage+"-again")
+		if fileHash(t, first) != fileHash(t, second) {
+			t.Errorf("two builds made %s and %s", fileHash(t, first), fileHash(t, second))
 		}
-		t.Logf("two builds made the same program, sha256 %s", hash(t, first))
+		t.Logf("two builds made the same program, sha256 %s", fileHash(t, first))
 	}
-	modules := must1(the.run("go", "version", "-m", first))
+	modules := outputOf(sharedStack.run("go", "version", "-m", first))
 	if strings.Count(modules, "\tdep\t") < 10 || !strings.Contains(modules, "CGO_ENABLED=0") {
 		t.Errorf("no list of what is in it:\n%s", modules)
 	}
 }
 
 // From exec to ready, of the image's program on an empty SQLite file.
-func TestAServerStartsAtOnce(t *testing.T) {
-	program := the.program(t, the.image)
+func TestServerStartsQuickly(t *testing.T) {
+	program := sharedStack.extractServer(t, sharedStack.image)
 	var times []time.Duration
 	for range 9 {
-		times = append(times, startOnce(t, program))
+		times = append(times, measureStart(t, program))
 	}
 	slices.Sort(times)
 	t.Logf("exec to ready: median %v, worst %v of %d", times[4], times[8], len(times))
@@ -64,7 +64,7 @@ func TestAServerStartsAtOnce(t *testing.T) {
 	}
 }
 
-func startOnce(t *testing.T, program string) time.Duration {
+func measureStart(t *testing.T, program string) time.Duration {
 	t.Helper()
 	address := fmt.Sprintf("127.0.0.1:%d", testkit.FreePort())
 	cmd := exec.Command(program)
@@ -78,9 +78,9 @@ func startOnce(t *testing.T, program string) time.Duration {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
-	look := time.NewTicker(time.Millisecond)
-	defer look.Stop()
-	for ; time.Since(began) < 30*time.Second; <-look.C {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for ; time.Since(began) < 30*time.Second; <-tick.C {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/readyz", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -99,8 +99,8 @@ func startOnce(t *testing.T, program string) time.Duration {
 	return 0
 }
 
-// program takes the server out of an image.
-func (s *stack) program(t *testing.T, image string) string {
+// extractServer takes the server out of an image.
+func (s *stack) extractServer(t *testing.T, image string) string {
 	t.Helper()
 	out, err := s.run("docker", "create", image)
 	id := must(t, out, err)
@@ -111,7 +111,7 @@ func (s *stack) program(t *testing.T, image string) string {
 	return path
 }
 
-func hash(t *testing.T, path string) string {
+func fileHash(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -30,11 +30,11 @@ type series struct {
 	Value  [2]any // when, and a number as text
 }
 
-// ask queries the stack's Prometheus for what is so now.
-func ask(t *testing.T, expr string) []series {
+// queryPrometheus queries the stack's Prometheus for what is so now.
+func queryPrometheus(t *testing.T, expr string) []series {
 	t.Helper()
 	var answer struct{ Data struct{ Result []series } }
-	inside(t, the.prometheus, "/api/v1/query?"+url.Values{"query": {expr}}.Encode(), &answer)
+	getLocal(t, sharedStack.prometheus, "/api/v1/query?"+url.Values{"query": {expr}}.Encode(), &answer)
 	return answer.Data.Result
 }
 
@@ -70,23 +70,23 @@ func panelQueries(t *testing.T) (all []query) {
 
 // Under load, every query of every panel has an answer, and a number in it.
 func TestEveryPanelHasData(t *testing.T) {
-	the.believeUs(t)
-	run := the.run500(t, load.Plan{Clients: 50, Rooms: 5, Rate: 50}, 50)
-	defer judge(t, run)
-	the.visit1(t)
+	sharedStack.trustForwardedFor(t)
+	run := sharedStack.startRun(t, load.Plan{Clients: 50, Rooms: 5, Rate: 50}, 50)
+	defer stopAndAssertClean(t, run)
+	sharedStack.generateActivity(t)
 	// A replica of the colour that waits lets go of nobody, and is taken back.
-	_, idle := the.live(t)
-	out, err := the.compose("exec", "-T", "--index", "1", "app_"+idle, "/server", "drain")
+	_, idle := sharedStack.liveColor(t)
+	out, err := sharedStack.compose("exec", "-T", "--index", "1", "app_"+idle, "/server", "drain")
 	must(t, out, err)
-	out, err = the.compose("exec", "-T", "--index", "1", "app_"+idle, "/server", "undrain")
+	out, err = sharedStack.compose("exec", "-T", "--index", "1", "app_"+idle, "/server", "undrain")
 	must(t, out, err)
 
 	queries := panelQueries(t)
 	eventually(t, 4*time.Minute, "an answer for every panel", func() error {
-		the.visit1(t) // a rate needs two scrapes with something between them
+		sharedStack.generateActivity(t) // a rate needs two scrapes with something between them
 		var empty []string
 		for _, q := range queries {
-			if !slices.ContainsFunc(ask(t, q.expr), func(s series) bool { return s.Value[1] != "NaN" }) {
+			if !slices.ContainsFunc(queryPrometheus(t, q.expr), func(s series) bool { return s.Value[1] != "NaN" }) {
 				empty = append(empty, q.where+": "+q.expr)
 			}
 		}
@@ -98,9 +98,9 @@ func TestEveryPanelHasData(t *testing.T) {
 	t.Logf("%d queries of panels have data", len(queries))
 }
 
-// visit1 does what happens now and then: a client errs, resumes and leaves, a
+// generateActivity does what happens now and then: a client errs, resumes and leaves, a
 // backend calls, a page is asked for.
-func (s *stack) visit1(t *testing.T) {
+func (s *stack) generateActivity(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -139,7 +139,7 @@ func TestEveryRuleIsEvaluated(t *testing.T) {
 		}
 	}
 	eventually(t, 2*time.Minute, "every rule to be evaluated", func() error {
-		inside(t, the.prometheus, "/api/v1/rules", &answer)
+		getLocal(t, sharedStack.prometheus, "/api/v1/rules", &answer)
 		n := 0
 		for _, g := range answer.Data.Groups {
 			for _, r := range g.Rules {
@@ -200,7 +200,7 @@ func TestExportersExportWhatWasRecorded(t *testing.T) {
 func exportedBy(t *testing.T, jobs string) map[string]map[string]bool {
 	t.Helper()
 	var answer struct{ Data []map[string]string }
-	inside(t, the.prometheus, "/api/v1/series?"+url.Values{"match[]": {`{job=~"` + jobs + `"}`}}.Encode(), &answer)
+	getLocal(t, sharedStack.prometheus, "/api/v1/series?"+url.Values{"match[]": {`{job=~"` + jobs + `"}`}}.Encode(), &answer)
 	all := map[string]map[string]bool{}
 	for _, s := range answer.Data {
 		metric := s["__name__"]

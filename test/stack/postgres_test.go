@@ -27,24 +27,24 @@ func (s *stack) sql(t *testing.T, server, query string) string {
 // The replica has what the primary has, and each finished piece of the log goes
 // into the archive.
 func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
-	c := the.connect(t, "ada", nil)
+	c := sharedStack.connect(t, "ada", nil)
 	ack, err := c.Publish(t.Context(), "archive", json.RawMessage(`"kept twice"`), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	count := `SELECT count(*) FROM messages m JOIN rooms r ON r.id = m.room_id WHERE r.name = 'archive' AND m.seq = ` + strconv.FormatUint(uint64(ack.Seq), 10)
 	eventually(t, 10*time.Second, "the message on the replica", func() error {
-		if n := the.sql(t, "postgres_replica", count); n != "1" {
+		if n := sharedStack.sql(t, "postgres_replica", count); n != "1" {
 			return fmt.Errorf("%s rows", n)
 		}
 		return nil
 	})
-	if got := the.sql(t, "postgres", "SELECT application_name, state, sync_state FROM pg_stat_replication"); got != "postgres_replica|streaming|async" {
+	if got := sharedStack.sql(t, "postgres", "SELECT application_name, state, sync_state FROM pg_stat_replication"); got != "postgres_replica|streaming|async" {
 		t.Errorf("replication: %s", got)
 	}
-	segment := the.sql(t, "postgres", "SELECT pg_walfile_name(pg_switch_wal() - 1)")
+	segment := sharedStack.sql(t, "postgres", "SELECT pg_walfile_name(pg_switch_wal() - 1)")
 	eventually(t, 30*time.Second, "the segment in the archive", func() error {
-		f, err := os.Open(filepath.Join(the.path("backups/wal"), segment+".gz"))
+		f, err := os.Open(filepath.Join(sharedStack.path("backups/wal"), segment+".gz"))
 		if err != nil {
 			return err
 		}
@@ -59,10 +59,10 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 		}
 		return err
 	})
-	if failed := the.sql(t, "postgres", "SELECT failed_count FROM pg_stat_archiver"); failed != "0" {
+	if failed := sharedStack.sql(t, "postgres", "SELECT failed_count FROM pg_stat_archiver"); failed != "0" {
 		t.Errorf("%s segments could not be archived at first", failed)
 	}
-	if most := the.sql(t, "postgres", "SELECT count(*) || ' of ' || current_setting('max_connections') FROM pg_stat_activity"); !strings.HasSuffix(most, " of 200") {
+	if most := sharedStack.sql(t, "postgres", "SELECT count(*) || ' of ' || current_setting('max_connections') FROM pg_stat_activity"); !strings.HasSuffix(most, " of 200") {
 		t.Error(most)
 	} else {
 		t.Logf("%s connections are open", most)
@@ -70,16 +70,16 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 }
 
 // What docs/operations.md says of storage is measured here.
-func TestWhatAMessageTakesOnDisk(t *testing.T) {
+func TestDiskUsePerMessage(t *testing.T) {
 	sizes := func() (table, wal float64) {
-		line := the.sql(t, "postgres", `CHECKPOINT; SELECT pg_total_relation_size('messages') + pg_total_relation_size('message_ids') || ' ' || pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')`)
+		line := sharedStack.sql(t, "postgres", `CHECKPOINT; SELECT pg_total_relation_size('messages') + pg_total_relation_size('message_ids') || ' ' || pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')`)
 		if _, err := fmt.Sscan(line, &table, &wal); err != nil {
 			t.Fatalf("%q: %v", line, err)
 		}
 		return table, wal
 	}
 	table, wal := sizes()
-	run := the.run500(t, load.Plan{Clients: 20, Rooms: 5, Rate: 500, Duration: 20 * time.Second}, 20)
+	run := sharedStack.startRun(t, load.Plan{Clients: 20, Rooms: 5, Rate: 500, Duration: 20 * time.Second}, 20)
 	report := run.Report()
 	if report.Verdict != load.Clean || report.Acked < 1000 {
 		t.Fatalf("%s", report)

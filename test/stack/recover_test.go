@@ -19,20 +19,20 @@ import (
 	"switchyard/internal/load"
 )
 
-// operator builds cmd/switchyard once, beside the stack's files.
-var operator = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(the.dir, "switchyard")
+// buildSwitchyard builds cmd/switchyard once, beside the stack's files.
+var buildSwitchyard = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(sharedStack.dir, "switchyard")
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "switchyard/cmd/switchyard").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build cmd/switchyard: %w\n%s", err, out)
 	}
 	return path, nil
 })
 
-// switchyard runs the operator's command on the stack, and returns what it exits
+// runSwitchyard runs the operator's command on the stack, and returns what it exits
 // with and says.
-func (s *stack) switchyard(t *testing.T, args ...string) (code int, stdout, stderr string) {
+func (s *stack) runSwitchyard(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	path, err := operator()
+	path, err := buildSwitchyard()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,10 +50,10 @@ func (s *stack) switchyard(t *testing.T, args ...string) (code int, stdout, stde
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// well runs a command that is to succeed and to say some things.
-func (s *stack) well(t *testing.T, says []string, args ...string) string {
+// mustSucceed runs a command that is to succeed and to say some things.
+func (s *stack) mustSucceed(t *testing.T, says []string, args ...string) string {
 	t.Helper()
-	code, out, errs := s.switchyard(t, args...)
+	code, out, errs := s.runSwitchyard(t, args...)
 	if code != 0 {
 		t.Fatalf("switchyard %v: exit %d\n%s%s", args, code, out, errs)
 	}
@@ -65,11 +65,11 @@ func (s *stack) well(t *testing.T, says []string, args ...string) string {
 	return out
 }
 
-// talk starts clients that publish and are judged.
-func (s *stack) talk(t *testing.T, rate float64) *load.Run {
+// startPublishers starts clients that publish and are judged.
+func (s *stack) startPublishers(t *testing.T, rate float64) *load.Run {
 	t.Helper()
 	run, err := load.Start(t.Context(), load.Plan{
-		URLs: []string{"wss://" + domain + "/ws"}, Dial: s.dial, TLS: s.tls(), Tokens: []string{s.token("ada"), s.token("bob")},
+		URLs: []string{"wss://" + domain + "/ws"}, Dial: s.dial, TLS: s.tlsConfig(), Tokens: []string{s.token("ada"), s.token("bob")},
 		Clients: 60, Rooms: 6, Rate: rate, RampUp: 2 * time.Second, Settle: time.Minute, Prefix: strings.ToLower(t.Name()),
 	})
 	if err != nil {
@@ -78,8 +78,8 @@ func (s *stack) talk(t *testing.T, rate float64) *load.Run {
 	return run
 }
 
-// acked waits until so many more publishes were acked.
-func acked(t *testing.T, run *load.Run, more int64) {
+// waitAcked waits until so many more publishes were acked.
+func waitAcked(t *testing.T, run *load.Run, more int64) {
 	t.Helper()
 	from := run.Progress().Acked
 	eventually(t, 2*time.Minute, "messages are stored", func() error {
@@ -92,24 +92,24 @@ func acked(t *testing.T, run *load.Run, more int64) {
 
 // The commands of an operator's day, on a stack that has something to tell.
 func TestTheCommandsOfADay(t *testing.T) {
-	run := the.talk(t, 50)
-	acked(t, run, 500)
-	made := the.well(t, []string{"Backup .* [1-9][0-9]* messages in", "Good: restored and replayed to"}, "backup", "--verify")
+	run := sharedStack.startPublishers(t, 50)
+	waitAcked(t, run, 500)
+	made := sharedStack.mustSucceed(t, []string{"Backup .* [1-9][0-9]* messages in", "Good: restored and replayed to"}, "backup", "--verify")
 	name := regexp.MustCompile(`[0-9]{8}T[0-9]{6}Z`).FindString(made)
-	the.well(t, []string{`Good: restored and replayed to .* [1-9][0-9]* messages in [1-9][0-9]* rooms without a hole`}, "backup", "verify", name)
-	the.well(t, []string{"(?m)^" + name + `  .*Z  .*Z$`, "WAL archive: [1-9][0-9]* segments"}, "backup", "list")
-	prom := the.path("backups/metrics/switchyard_backup.prom")
+	sharedStack.mustSucceed(t, []string{`Good: restored and replayed to .* [1-9][0-9]* messages in [1-9][0-9]* rooms without a hole`}, "backup", "verify", name)
+	sharedStack.mustSucceed(t, []string{"(?m)^" + name + `  .*Z  .*Z$`, "WAL archive: [1-9][0-9]* segments"}, "backup", "list")
+	prom := sharedStack.path("backups/metrics/switchyard_backup.prom")
 	if err := os.Remove(prom); err != nil {
 		t.Error(err)
 	}
-	the.well(t, nil, "backup", "metrics")
+	sharedStack.mustSucceed(t, nil, "backup", "metrics")
 	if text := read(t, prom); !regexp.MustCompile(`\nswitchyard_backup_last_verified_timestamp_seconds [1-9]`).MatchString(text) {
 		t.Errorf("%s", text)
 	}
 	// Everything that Prometheus is asked has an answer, a minute after the start.
 	var page string
 	eventually(t, 2*time.Minute, "an answer to each question of check", func() error {
-		if _, page, _ = the.switchyard(t, "check", "--since", "10m"); strings.Contains(page, "nothing measures it") || strings.Contains(page, "Prometheus at") {
+		if _, page, _ = sharedStack.runSwitchyard(t, "check", "--since", "10m"); strings.Contains(page, "nothing measures it") || strings.Contains(page, "Prometheus at") {
 			return errors.New(page)
 		}
 		return nil
@@ -119,23 +119,23 @@ func TestTheCommandsOfADay(t *testing.T) {
 			t.Errorf("check does not say %q", says)
 		}
 	}
-	the.well(t, []string{"blue", `(?m)^testthecommandsofaday-[0-5] +[0-9.]*[1-9][0-9.]* +10 `, "[1-9][0-9]* live rooms"}, "top", "--once", "--every", "5s")
-	primary, _ := the.servers(t)
-	the.well(t, []string{"Statements on " + primary + " since", `(?m)^[1-9][0-9]* .* % .* FROM rooms WHERE name`, `(?m)^messages +[1-9]`}, "queries")
-	the.well(t, []string{"connections ended", "[1-9][0-9]+ are open", "Handshakes: .*ok [1-9]"}, "connections", "--since", "10m")
-	the.well(t, []string{"Since .* the nodes logged"}, "errors", "--since", "10m")
+	sharedStack.mustSucceed(t, []string{"blue", `(?m)^testthecommandsofaday-[0-5] +[0-9.]*[1-9][0-9.]* +10 `, "[1-9][0-9]* live rooms"}, "top", "--once", "--every", "5s")
+	primary, _ := sharedStack.servers(t)
+	sharedStack.mustSucceed(t, []string{"Statements on " + primary + " since", `(?m)^[1-9][0-9]* .* % .* FROM rooms WHERE name`, `(?m)^messages +[1-9]`}, "queries")
+	sharedStack.mustSucceed(t, []string{"connections ended", "[1-9][0-9]+ are open", "Handshakes: .*ok [1-9]"}, "connections", "--since", "10m")
+	sharedStack.mustSucceed(t, []string{"Since .* the nodes logged"}, "errors", "--since", "10m")
 	folder := t.TempDir()
-	the.well(t, []string{"RESIDENT", "MiB", "on the heap, by who allocated it", "switchyard/internal/"}, "memory", "--out", folder)
-	if heaps, _ := filepath.Glob(filepath.Join(folder, the.name+"-app_*.heap.pprof")); len(heaps) < 3 {
+	sharedStack.mustSucceed(t, []string{"RESIDENT", "MiB", "on the heap, by who allocated it", "switchyard/internal/"}, "memory", "--out", folder)
+	if heaps, _ := filepath.Glob(filepath.Join(folder, sharedStack.name+"-app_*.heap.pprof")); len(heaps) < 3 {
 		t.Errorf("profiles: %v", heaps)
 	}
 	out := filepath.Join(folder, "report")
-	the.well(t, []string{"report.md"}, "report", "--class", "P2", "--title", "A try", "--out", out)
+	sharedStack.mustSucceed(t, []string{"report.md"}, "report", "--class", "P2", "--title", "A try", "--out", out)
 	text, err := os.ReadFile(filepath.Join(out, "report.md"))
 	if err != nil || !strings.Contains(string(text), "![Open connections, by color](connections.svg)") || strings.Contains(string(text), "not known") {
 		t.Errorf("%v\n%s", err, text)
 	}
-	judge(t, run)
+	stopAndAssertClean(t, run)
 }
 
 // servers returns the server on record as the primary, and the other one.
@@ -151,8 +151,8 @@ func (s *stack) servers(t *testing.T) (primary, standby string) {
 	return primary, "postgres"
 }
 
-// follow makes a server that was the primary a standby of the present one.
-func (s *stack) follow(t *testing.T, server string) {
+// rebuildStandby makes a server that was the primary a standby of the present one.
+func (s *stack) rebuildStandby(t *testing.T, server string) {
 	t.Helper()
 	out, err := s.compose("rm", "-sf", server)
 	must(t, out, err)
@@ -162,9 +162,9 @@ func (s *stack) follow(t *testing.T, server string) {
 	must(t, out, err)
 }
 
-// declared judges a run over which the log went back to an older state: what was
+// assertLossDeclared judges a run over which the log went back to an older state: what was
 // acked and is not there any more was declared, by a second epoch.
-func (s *stack) declared(t *testing.T, run *load.Run) {
+func (s *stack) assertLossDeclared(t *testing.T, run *load.Run) {
 	t.Helper()
 	run.Stop()
 	report := run.Report()
@@ -174,7 +174,7 @@ func (s *stack) declared(t *testing.T, run *load.Run) {
 		t.Fatal(err)
 	}
 	t.Logf("no ack for %v; %d acked, %d in the log: %d lost and declared, %d undeclared\n%s",
-		report.PublishToAck.Max().Round(time.Millisecond), report.Acked, stored, report.Acked-stored, report.Broken(), report)
+		report.PublishToAck.Max().Round(time.Millisecond), report.Acked, stored, report.Acked-stored, report.FaultCount(), report)
 	if report.Verdict != load.Clean || report.Epochs != 2 || stored > report.Acked+report.Unknown {
 		t.Errorf("verdict %v, %d epochs", report.Verdict, report.Epochs)
 	}
@@ -183,17 +183,17 @@ func (s *stack) declared(t *testing.T, run *load.Run) {
 // The primary is killed under load and the standby promoted: what was lost is
 // declared, nothing else is.
 func TestAPromotionUnderLoad(t *testing.T) {
-	primary, standby := the.servers(t)
-	run := the.talk(t, 100)
-	acked(t, run, 300)
-	if code, _, says := the.switchyard(t, "promote-replica"); code != 1 || !strings.Contains(says, "it answers: promote-replica --stop-primary") {
+	primary, standby := sharedStack.servers(t)
+	run := sharedStack.startPublishers(t, 100)
+	waitAcked(t, run, 300)
+	if code, _, says := sharedStack.runSwitchyard(t, "promote-replica"); code != 1 || !strings.Contains(says, "it answers: promote-replica --stop-primary") {
 		t.Errorf("exit %d while the primary answers: %s", code, says)
 	}
-	out, err := the.compose("kill", primary)
+	out, err := sharedStack.compose("kill", primary)
 	must(t, out, err)
-	the.well(t, []string{standby + " takes writes now", "The last commit that it has is from"}, "promote-replica")
-	acked(t, run, 300)
-	the.well(t, []string{"[1-9][0-9]* kinds of errors and warnings", "(?m)^(ERROR|WARN) +[1-9]"}, "errors", "--since", "5m")
-	the.declared(t, run)
-	the.follow(t, primary)
+	sharedStack.mustSucceed(t, []string{standby + " takes writes now", "The last commit that it has is from"}, "promote-replica")
+	waitAcked(t, run, 300)
+	sharedStack.mustSucceed(t, []string{"[1-9][0-9]* kinds of errors and warnings", "(?m)^(ERROR|WARN) +[1-9]"}, "errors", "--since", "5m")
+	sharedStack.assertLossDeclared(t, run)
+	sharedStack.rebuildStandby(t, primary)
 }

@@ -19,8 +19,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// archived has all that was committed so far in the archive.
-func (s *stack) archived(t *testing.T, server string) {
+// waitArchived has all that was committed so far in the archive.
+func (s *stack) waitArchived(t *testing.T, server string) {
 	t.Helper()
 	segment := s.sql(t, server, "SELECT pg_walfile_name(pg_switch_wal() - 1)")
 	eventually(t, time.Minute, "the segment in the archive", func() error {
@@ -29,26 +29,26 @@ func (s *stack) archived(t *testing.T, server string) {
 	})
 }
 
-// moment returns one that has nothing committed around it.
-func moment(t *testing.T) string {
+// quietMoment returns one that has nothing committed around it.
+func quietMoment(t *testing.T) string {
 	t.Helper()
-	wait(t, 2*time.Second)
+	pauseFor(t, 2*time.Second)
 	at := time.Now().UTC().Format(time.RFC3339Nano)
-	wait(t, 2*time.Second)
+	pauseFor(t, 2*time.Second)
 	return at
 }
 
-// refused runs a command that is to exit with 1 and to say why in one line.
-func (s *stack) refused(t *testing.T, says string, args ...string) {
+// assertFails runs a command that is to exit with 1 and to say why in one line.
+func (s *stack) assertFails(t *testing.T, says string, args ...string) {
 	t.Helper()
-	code, out, errs := s.switchyard(t, args...)
+	code, out, errs := s.runSwitchyard(t, args...)
 	if code != 1 || !strings.Contains(errs, says) || out != "" {
 		t.Errorf("switchyard %v: exit %d, want 1 and %q\n%s%s", args, code, says, out, errs)
 	}
 }
 
-// A speaker publishes to a room, and waits for each ack as long as it takes.
-func (s *stack) speaker(t *testing.T, room message.Room, h client.Handler) (say func(n int) client.Ack) {
+// A newPublisher publishes to a room, and waits for each ack as long as it takes.
+func (s *stack) newPublisher(t *testing.T, room message.Room, h client.Handler) (publish func(n int) client.Ack) {
 	t.Helper()
 	c := s.connect(t, "speaker", nil)
 	if h.Message != nil {
@@ -73,29 +73,29 @@ func (s *stack) speaker(t *testing.T, room message.Room, h client.Handler) (say 
 
 // Configuration, Redis and an earlier life of the database come back for words of
 // their own, and what is there is given up for --replace alone.
-func TestEachPartComesBack(t *testing.T) {
-	primary, standby := the.servers(t)
-	say := the.speaker(t, "parts", client.Handler{})
+func TestEachPartIsRestored(t *testing.T) {
+	primary, standby := sharedStack.servers(t)
+	publish := sharedStack.newPublisher(t, "parts", client.Handler{})
 	redis := func(args ...string) string {
 		t.Helper()
-		out, err := the.compose(append([]string{"exec", "-T", "redis", "sh", "-c",
+		out, err := sharedStack.compose(append([]string{"exec", "-T", "redis", "sh", "-c",
 			`REDISCLI_AUTH=$(sed -n 's/^requirepass //p' /run/secrets/redis_auth) exec redis-cli "$@"`, "redis-cli"}, args...)...)
 		return must(t, out, err)
 	}
-	env, secret := the.path(".env"), the.path("secrets/grafana_admin_password")
+	env, secret := sharedStack.path(".env"), sharedStack.path("secrets/grafana_admin_password")
 	settings, password := read(t, env), read(t, secret)
 	redis("SET", "story", "one")
-	first := say(3)
-	the.well(t, []string{"Backup "}, "backup")
+	first := publish(3)
+	sharedStack.mustSucceed(t, []string{"Backup "}, "backup")
 	redis("SET", "story", "two")
-	if err := the.set(map[string]string{"LOG_LEVEL": "debug"}); err != nil {
+	if err := sharedStack.setEnv(map[string]string{"LOG_LEVEL": "debug"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(secret); err != nil {
 		t.Fatal(err)
 	}
 
-	the.well(t, []string{"Configuration: 2 files differed .* what they were is in .*/configuration-before-"}, "restore", "--to", "latest", "--no-database", "--configuration")
+	sharedStack.mustSucceed(t, []string{"Configuration: 2 files differed .* what they were is in .*/configuration-before-"}, "restore", "--to", "latest", "--no-database", "--configuration")
 	info, err := os.Stat(secret)
 	if err != nil || read(t, secret) != password || info.Mode().Perm() != 0o400 || info.Sys().(*syscall.Stat_t).Uid != 472 {
 		t.Errorf("the secret is not as it was: %v, %v", info, err)
@@ -104,66 +104,66 @@ func TestEachPartComesBack(t *testing.T) {
 		t.Error(".env is not as it was")
 	}
 
-	the.refused(t, "--replace", "restore", "--to", "latest", "--no-database", "--redis")
+	sharedStack.assertFails(t, "--replace", "restore", "--to", "latest", "--no-database", "--redis")
 	if got := redis("GET", "story"); got != "two" {
 		t.Errorf("a refused restore left %q in Redis", got)
 	}
-	the.well(t, []string{"Redis: its data are those of the backup"}, "restore", "--to", "latest", "--no-database", "--redis", "--replace")
+	sharedStack.mustSucceed(t, []string{"Redis: its data are those of the backup"}, "restore", "--to", "latest", "--no-database", "--redis", "--replace")
 	if got := redis("GET", "story"); got != "one" {
 		t.Errorf("Redis has %q", got)
 	}
 
-	life := the.sql(t, primary, `SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int`)
-	to := moment(t)
-	second := say(5)
-	the.refused(t, "there is a database already: restore --replace gives it up", "restore", "--to", to)
-	if again := say(1); again.Epoch != first.Epoch || again.Seq != second.Seq+1 {
+	timeline := sharedStack.sql(t, primary, `SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int`)
+	to := quietMoment(t)
+	second := publish(5)
+	sharedStack.assertFails(t, "there is a database already: restore --replace gives it up", "restore", "--to", to)
+	if again := publish(1); again.Epoch != first.Epoch || again.Seq != second.Seq+1 {
 		t.Errorf("after a refused restore: %+v, before it %+v", again, second)
 	}
-	the.archived(t, primary)
-	the.well(t, []string{"Database: restored from"}, "restore", "--to", to, "--replace")
-	third := say(1)
+	sharedStack.waitArchived(t, primary)
+	sharedStack.mustSucceed(t, []string{"Database: restored from"}, "restore", "--to", to, "--replace")
+	third := publish(1)
 	if third.Seq != first.Seq+1 || third.Epoch == first.Epoch {
 		t.Errorf("restored to before %+v, then %+v", second, third)
 	}
 	// That was the wrong moment: back to the life before.
-	the.well(t, []string{"Database: restored from"}, "restore", "--to", "latest", "--timeline", life, "--replace")
-	fourth := say(1)
+	sharedStack.mustSucceed(t, []string{"Database: restored from"}, "restore", "--to", "latest", "--timeline", timeline, "--replace")
+	fourth := publish(1)
 	if fourth.Seq != second.Seq+2 || fourth.Epoch == first.Epoch || fourth.Epoch == third.Epoch {
-		t.Errorf("back in life %s: %+v, %+v, %+v", life, second, third, fourth)
+		t.Errorf("back in life %s: %+v, %+v, %+v", timeline, second, third, fourth)
 	}
-	the.well(t, []string{"Good: restored"}, "backup", "--verify")
-	the.follow(t, standby)
+	sharedStack.mustSucceed(t, []string{"Good: restored"}, "backup", "--verify")
+	sharedStack.rebuildStandby(t, standby)
 }
 
 // The whole drill: a backup, publishing goes on, the primary's volume is
 // destroyed, the stack is brought back to a moment, and serves. Clients resume
 // or are told gap with the right range.
-func TestTheWholeDrill(t *testing.T) {
-	primary, standby := the.servers(t)
+func TestRestoreDrill(t *testing.T) {
+	primary, standby := sharedStack.servers(t)
 	var mu sync.Mutex
 	var gaps []client.Gap
-	say := the.speaker(t, "drill", client.Handler{
+	publish := sharedStack.newPublisher(t, "drill", client.Handler{
 		Message: func(message.Message) {}, Gap: func(g client.Gap) { mu.Lock(); defer mu.Unlock(); gaps = append(gaps, g) },
 	})
-	run := the.talk(t, 100)
-	say(20)
-	the.well(t, []string{"Backup "}, "backup")
-	kept := say(20)
-	to := moment(t)
-	lost := say(10)
-	the.archived(t, primary)
+	run := sharedStack.startPublishers(t, 100)
+	publish(20)
+	sharedStack.mustSucceed(t, []string{"Backup "}, "backup")
+	kept := publish(20)
+	to := quietMoment(t)
+	lost := publish(10)
+	sharedStack.waitArchived(t, primary)
 	// Away with both servers and the primary's disk.
 	for _, server := range []string{standby, primary} {
-		out, err := the.compose("rm", "-sf", server)
+		out, err := sharedStack.compose("rm", "-sf", server)
 		must(t, out, err)
 	}
-	out, err := the.run("docker", "volume", "rm", the.name+"_"+primary)
+	out, err := sharedStack.run("docker", "volume", "rm", sharedStack.name+"_"+primary)
 	must(t, out, err)
 
 	began := time.Now()
-	the.well(t, []string{"Database: restored from"}, "restore", "--to", to)
-	next := say(1)
+	sharedStack.mustSucceed(t, []string{"Database: restored from"}, "restore", "--to", to)
+	next := publish(1)
 	t.Logf("restored and serving %v after the word", time.Since(began).Round(time.Second))
 	if next.Epoch == lost.Epoch || next.Seq != kept.Seq+1 {
 		t.Errorf("before the moment %+v, after it %+v, after the restore %+v", kept, lost, next)
@@ -183,8 +183,8 @@ func TestTheWholeDrill(t *testing.T) {
 		t.Errorf("gaps %+v, want 1 to %d or %d of epoch %s", gaps, kept.Seq, next.Seq, next.Epoch)
 	}
 	mu.Unlock()
-	acked(t, run, 200)
-	the.declared(t, run)
-	the.well(t, []string{"Good: restored"}, "backup", "--verify")
-	the.follow(t, standby)
+	waitAcked(t, run, 200)
+	sharedStack.assertLossDeclared(t, run)
+	sharedStack.mustSucceed(t, []string{"Good: restored"}, "backup", "--verify")
+	sharedStack.rebuildStandby(t, standby)
 }

@@ -49,9 +49,9 @@ var (
 	keep  = flag.Bool("keep", false, "leave the stack running at the end")
 )
 
-// the is the stack that all tests of this binary share, but for those that make
+// sharedStack is the stack that all tests of this binary share, but for those that make
 // one of their own.
-var the *stack
+var sharedStack *stack
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -60,16 +60,16 @@ func TestMain(m *testing.M) {
 
 func runAll(m *testing.M) int {
 	var err error
-	if the, err = newStack(project); err != nil {
+	if sharedStack, err = newStack(project); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer the.remove()
+	defer sharedStack.remove()
 	if *image == "" {
 		err = buildImage(defaultImage)
 	}
 	if err == nil {
-		err = the.start()
+		err = sharedStack.start()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -77,7 +77,7 @@ func runAll(m *testing.M) int {
 	}
 	code := m.Run()
 	if code != 0 {
-		fmt.Println(the.logs())
+		fmt.Println(sharedStack.logs())
 	}
 	return code
 }
@@ -90,14 +90,14 @@ type stack struct {
 	// door is where users come in: an address of this machine from which the kernel
 	// leads on, as it does for who comes from outside. On loopback it would be a
 	// proxy of Docker's, which costs as much as what is behind it.
-	door string
+	ingressIP string
 	ports
 	image  string
 	roots  *x509.CertPool
 	secret []byte // of tokens
 	// healthy and first are how long it took from docker compose up until all of it
 	// was healthy, and until a message had gone through.
-	healthy, first time.Duration
+	healthyAfter, firstMessageAfter time.Duration
 }
 
 type ports struct{ http, https, grafana, prometheus, alertmanager int }
@@ -114,12 +114,12 @@ func newStack(name string) (*stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("a folder for the stack: %w", err)
 	}
-	door, err := exec.Command("docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").Output()
+	gateway, err := exec.Command("docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").Output()
 	if err != nil {
 		return nil, fmt.Errorf("find an address for Docker's ports: %w", err)
 	}
 	s := &stack{
-		name: name, dir: dir, image: *image, door: strings.TrimSpace(string(door)),
+		name: name, dir: dir, image: *image, ingressIP: strings.TrimSpace(string(gateway)),
 		ports: ports{testkit.FreePort(), testkit.FreePort(), testkit.FreePort(), testkit.FreePort(), testkit.FreePort()},
 	}
 	s.down() // what an earlier run left
@@ -148,16 +148,16 @@ func (s *stack) start() error {
 	if err != nil {
 		return fmt.Errorf("%w\n%s\n%s", err, out, s.logs())
 	}
-	s.healthy = time.Since(began)
-	if err := s.greet(); err != nil {
+	s.healthyAfter = time.Since(began)
+	if err := s.sendFirstMessage(); err != nil {
 		return fmt.Errorf("the first message: %w\n%s", err, s.logs())
 	}
-	s.first = time.Since(began)
+	s.firstMessageAfter = time.Since(began)
 	return nil
 }
 
-// greet sends a message through all of it: joined, published and received.
-func (s *stack) greet() error {
+// sendFirstMessage sends a message through all of it: joined, published and received.
+func (s *stack) sendFirstMessage() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := client.New(s.options("ada", nil))
@@ -196,20 +196,20 @@ func (s *stack) setup() error {
 	s.secret = secret
 	nofile := hardLimit()
 	cpus := strconv.Itoa(min(2, runtime.NumCPU()))
-	net := 16 + os.Getpid()%200
+	subnet := 16 + os.Getpid()%200
 	fmt.Printf("%d files may be open in a container (65536 as shipped)\n", nofile)
 	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
-	if *stories { // see deploy_kit_test.go
-		if err := s.set(map[string]string{"TRUSTED_IPS": "10.0.0.0/8,172.16.0.0/12", "DRAIN_WINDOW": drain.String(), "HEALTH_INTERVAL": "10s"}); err != nil {
+	if *deployTests { // see deploy_kit_test.go
+		if err := s.setEnv(map[string]string{"TRUSTED_IPS": "10.0.0.0/8,172.16.0.0/12", "DRAIN_WINDOW": drainWindow.String(), "HEALTH_INTERVAL": "10s"}); err != nil {
 			return err
 		}
 	}
-	return s.set(map[string]string{
+	return s.setEnv(map[string]string{
 		"IMAGE_BLUE": s.image, "IMAGE_GREEN": s.image, "NOFILE": strconv.Itoa(nofile),
 		"NODE_CPUS": cpus, "POSTGRES_CPUS": cpus, "TRAEFIK_CPUS": cpus,
-		"HTTP_PORT": s.at(s.http), "HTTPS_PORT": s.at(s.https), "GRAFANA_PORT": at(s.grafana),
+		"HTTP_PORT": s.ingressAddr(s.http), "HTTPS_PORT": s.ingressAddr(s.https), "GRAFANA_PORT": at(s.grafana),
 		"PROMETHEUS_PORT": at(s.prometheus), "ALERTMANAGER_PORT": at(s.alertmanager),
-		"EDGE_SUBNET": fmt.Sprintf("10.213.%d.0/24", net), "MONITORING_SUBNET": fmt.Sprintf("10.214.%d.0/24", net),
+		"EDGE_SUBNET": fmt.Sprintf("10.213.%d.0/24", subnet), "MONITORING_SUBNET": fmt.Sprintf("10.214.%d.0/24", subnet),
 	})
 }
 
@@ -222,8 +222,8 @@ func hardLimit() int {
 	return int(min(limit.Max, 65536))
 }
 
-// set changes lines of .env.
-func (s *stack) set(values map[string]string) error {
+// setEnv changes lines of .env.
+func (s *stack) setEnv(values map[string]string) error {
 	text, err := os.ReadFile(s.path(".env"))
 	if err != nil {
 		return fmt.Errorf("read .env: %w", err)
@@ -291,8 +291,8 @@ func (s *stack) container(service string, n int) string {
 	return fmt.Sprintf("%s-%s-%d", s.name, service, n)
 }
 
-// rename makes a colour live as an operator does by hand, and returns when.
-func (s *stack) rename(t *testing.T, color string) time.Time {
+// activateColor makes a colour live as an operator does by hand, and returns when.
+func (s *stack) activateColor(t *testing.T, color string) time.Time {
 	t.Helper()
 	traefik := filepath.Join(s.dir, "deploy/traefik")
 	text, err := os.ReadFile(filepath.Join(traefik, color+".yml"))
@@ -317,19 +317,23 @@ func (s *stack) dial(ctx context.Context, network, address string) (net.Conn, er
 		return nil, err
 	}
 	to := map[string]int{"80": s.http, "443": s.https}[port]
-	return new(net.Dialer).DialContext(ctx, network, s.at(to))
+	return new(net.Dialer).DialContext(ctx, network, s.ingressAddr(to))
 }
 
-// at is a port of the door.
-func (s *stack) at(port int) string { return net.JoinHostPort(s.door, strconv.Itoa(port)) }
+// ingressAddr is a port of the door.
+func (s *stack) ingressAddr(port int) string {
+	return net.JoinHostPort(s.ingressIP, strconv.Itoa(port))
+}
 
-func (s *stack) tls() *tls.Config { return &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12} }
+func (s *stack) tlsConfig() *tls.Config {
+	return &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12}
+}
 
 // client speaks HTTP with Traefik, following no redirect.
 func (s *stack) client() *http.Client {
 	return &http.Client{
 		Timeout:       20 * time.Second,
-		Transport:     &http.Transport{DialContext: s.dial, TLSClientConfig: s.tls(), DisableKeepAlives: true},
+		Transport:     &http.Transport{DialContext: s.dial, TLSClientConfig: s.tlsConfig(), DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"switchyard/internal/load"
 )
 
-// A visit is one handshake of a prober.
-type visit struct {
+// A probeResult is one handshake of a prober.
+type probeResult struct {
 	began, took time.Duration // since the prober's start
 	color, node string        // who welcomed it
 	err         error
@@ -31,12 +31,12 @@ type prober struct {
 	cancel context.CancelFunc
 	all    sync.WaitGroup
 
-	mu     sync.Mutex // Protects following.
-	visits []visit
+	mu      sync.Mutex // Protects following.
+	results []probeResult
 }
 
-// probe starts a prober of so many handshakes a second.
-func (s *stack) probe(ctx context.Context, rate int) *prober {
+// startProber starts a prober of so many handshakes a second.
+func (s *stack) startProber(ctx context.Context, rate int) *prober {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &prober{s: s, start: time.Now(), cancel: cancel}
 	p.all.Go(func() {
@@ -52,12 +52,12 @@ func (s *stack) probe(ctx context.Context, rate int) *prober {
 			slots <- struct{}{}
 			p.all.Go(func() {
 				defer func() { <-slots }()
-				v := visit{began: time.Since(p.start)}
-				v.color, v.node, v.err = s.visit(context.WithoutCancel(ctx), address(n%200))
+				v := probeResult{began: time.Since(p.start)}
+				v.color, v.node, v.err = s.probeOnce(context.WithoutCancel(ctx), testAddress(n%200))
 				v.took = time.Since(p.start) - v.began
 				p.mu.Lock()
 				defer p.mu.Unlock()
-				p.visits = append(p.visits, v)
+				p.results = append(p.results, v)
 			})
 		}
 	})
@@ -65,15 +65,15 @@ func (s *stack) probe(ctx context.Context, rate int) *prober {
 }
 
 // stop ends it and returns all visits in the order of their begin.
-func (p *prober) stop() []visit {
+func (p *prober) stop() []probeResult {
 	p.cancel()
 	p.all.Wait()
-	slices.SortFunc(p.visits, func(a, b visit) int { return int(a.began - b.began) })
-	return p.visits
+	slices.SortFunc(p.results, func(a, b probeResult) int { return int(a.began - b.began) })
+	return p.results
 }
 
-func failures(visits []visit) (failed []visit) {
-	for _, v := range visits {
+func failures(results []probeResult) (failed []probeResult) {
+	for _, v := range results {
 		if v.err != nil {
 			failed = append(failed, v)
 		}
@@ -81,12 +81,12 @@ func failures(visits []visit) (failed []visit) {
 	return failed
 }
 
-// visit opens a socket, hears who is there and goes.
-func (s *stack) visit(ctx context.Context, from string) (color, node string, err error) {
+// probeOnce opens a socket, hears who is there and goes.
+func (s *stack) probeOnce(ctx context.Context, from string) (color, node string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, "wss://"+domain+"/ws", &websocket.DialOptions{
-		HTTPClient:   &http.Client{Transport: &http.Transport{DialContext: s.dial, TLSClientConfig: s.tls(), DisableKeepAlives: true}},
+		HTTPClient:   &http.Client{Transport: &http.Transport{DialContext: s.dial, TLSClientConfig: s.tlsConfig(), DisableKeepAlives: true}},
 		HTTPHeader:   http.Header{"Authorization": {"Bearer " + s.token("prober")}, "X-Forwarded-For": {from}},
 		Subprotocols: []string{"switchyard.v1"},
 	})
@@ -107,11 +107,11 @@ func (s *stack) visit(ctx context.Context, from string) (color, node string, err
 	return welcome.Color, welcome.Node, nil
 }
 
-// believeUs has Traefik take the address that a client names for its own, as
+// trustForwardedFor has Traefik take the address that a client names for its own, as
 // behind a CDN: 200 addresses come from this one machine.
-func (s *stack) believeUs(t *testing.T) {
+func (s *stack) trustForwardedFor(t *testing.T) {
 	t.Helper()
-	if err := s.set(map[string]string{"TRUSTED_IPS": "10.0.0.0/8"}); err != nil {
+	if err := s.setEnv(map[string]string{"TRUSTED_IPS": "10.0.0.0/8"}); err != nil {
 		t.Fatal(err)
 	}
 	out, err := s.compose("up", "-d", "--wait", "--wait-timeout", "120", "--no-deps", "traefik")
@@ -164,24 +164,24 @@ func eventually(t *testing.T, within time.Duration, what string, ask func() erro
 // The colours change 20 times, by hand as the operators' page says, under 500
 // clients of 200 addresses who talk, while others come in.
 func TestTwentySwitches(t *testing.T) {
-	the.believeUs(t)
-	run := the.run500(t, load.Plan{Clients: 500, Rooms: 25, Rate: 200, RampUp: 10 * time.Second}, 200)
+	sharedStack.trustForwardedFor(t)
+	run := sharedStack.startRun(t, load.Plan{Clients: 500, Rooms: 25, Rate: 200, RampUp: 10 * time.Second}, 200)
 	var first, last []time.Duration
 	handshakes := 0
 	live := "blue"
 	for range 20 {
 		next := map[string]string{"blue": "green", "green": "blue"}[live]
-		p := the.probe(t.Context(), 60)
-		wait(t, 700*time.Millisecond)
-		at := the.rename(t, next).Sub(p.start)
-		wait(t, 900*time.Millisecond)
-		visits := p.stop()
-		handshakes += len(visits)
-		for _, v := range failures(visits) {
+		p := sharedStack.startProber(t.Context(), 60)
+		pauseFor(t, 700*time.Millisecond)
+		at := sharedStack.activateColor(t, next).Sub(p.start)
+		pauseFor(t, 900*time.Millisecond)
+		results := p.stop()
+		handshakes += len(results)
+		for _, v := range failures(results) {
 			t.Errorf("to %s, %v after the rename: %v", next, v.began-at, v.err)
 		}
 		toNew, fromOld := time.Hour, time.Duration(0)
-		for _, v := range visits {
+		for _, v := range results {
 			if v.err == nil && v.color == next && v.began >= at {
 				toNew = min(toNew, v.began-at)
 			}
@@ -192,7 +192,7 @@ func TestTwentySwitches(t *testing.T) {
 		first, last = append(first, toNew), append(last, fromOld)
 		live = next
 	}
-	judge(t, run)
+	stopAndAssertClean(t, run)
 	slices.Sort(first)
 	slices.Sort(last)
 	t.Logf("20 switches, %d new connections meanwhile: the first on the new colour began %v after the rename (median; worst %v), the last on the old one %v (worst %v)",
@@ -202,9 +202,9 @@ func TestTwentySwitches(t *testing.T) {
 	}
 }
 
-// wait lets time pass in which things happen elsewhere: a measurement's length,
+// pauseFor lets time pass in which things happen elsewhere: a measurement's length,
 // never a way to wait for something.
-func wait(t *testing.T, d time.Duration) {
+func pauseFor(t *testing.T, d time.Duration) {
 	t.Helper()
 	timer := time.NewTimer(d)
 	defer timer.Stop()

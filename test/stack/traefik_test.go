@@ -13,15 +13,15 @@ import (
 // traefikEnv is what Traefik's container is given, as shipped.
 func traefikEnv(t *testing.T) map[string]string {
 	t.Helper()
-	env := example(t)
+	env := loadEnvExample(t)
 	env["COMPOSE_PROJECT_NAME"] = "switchyard"
-	return production(t, env).Services["traefik"].Environment
+	return loadCompose(t, env).Services["traefik"].Environment
 }
 
-// whole is all that Traefik reads while blue is live.
-func whole(t *testing.T, env map[string]string) dynamicFile {
+// mergedDynamic is all that Traefik reads while blue is live.
+func mergedDynamic(t *testing.T, env map[string]string) dynamicFile {
 	t.Helper()
-	all := dynamic(t, "blue.yml", env)
+	all := loadDynamic(t, "blue.yml", env)
 	entries, err := os.ReadDir(filepath.Join(traefik, "dynamic"))
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +30,7 @@ func whole(t *testing.T, env map[string]string) dynamicFile {
 		if entry.Name() == "active.yml" { // this machine's own
 			continue
 		}
-		part := dynamic(t, "dynamic/"+entry.Name(), env)
+		part := loadDynamic(t, "dynamic/"+entry.Name(), env)
 		merge(t, &all.HTTP.Routers, part.HTTP.Routers)
 		merge(t, &all.HTTP.Services, part.HTTP.Services)
 		merge(t, &all.HTTP.Middlewares, part.HTTP.Middlewares)
@@ -99,7 +99,7 @@ type staticFile struct {
 	} `yaml:"accessLog"`
 }
 
-func static(t *testing.T) staticFile {
+func loadStatic(t *testing.T) staticFile {
 	t.Helper()
 	text, err := interpolate(read(t, traefik+"/traefik.yml"), map[string]string{"ACME_EMAIL": "you@example.com"})
 	if err != nil {
@@ -112,12 +112,12 @@ func static(t *testing.T) staticFile {
 
 // blue.yml and green.yml are what a switch renames into place: they may differ in
 // the colour, and in nothing else.
-func TestAColoursRouteDiffersInTheColour(t *testing.T) {
+func TestColorRoutesDifferOnlyInColor(t *testing.T) {
 	blue, green := read(t, traefik+"/blue.yml"), read(t, traefik+"/green.yml")
 	if strings.ReplaceAll(blue, "blue", "green") != green || blue == green {
 		t.Errorf("blue.yml and green.yml:\n%s\n%s", blue, green)
 	}
-	route := dynamic(t, "blue.yml", traefikEnv(t))
+	route := loadDynamic(t, "blue.yml", traefikEnv(t))
 	if len(route.HTTP.Services)+len(route.HTTP.Middlewares) > 0 || len(route.HTTP.Routers) != 2 {
 		t.Errorf("blue.yml is to have the two routers alone: %+v", route)
 	}
@@ -133,8 +133,8 @@ func TestAColoursRouteDiffersInTheColour(t *testing.T) {
 
 // A colour without a replica leaves its users to the other one. By that alone:
 // what a failed answer brings there was perhaps done already.
-func TestAColourStandsInForTheOther(t *testing.T) {
-	services := whole(t, traefikEnv(t)).HTTP.Services
+func TestEachColorFailsOverToTheOther(t *testing.T) {
+	services := mergedDynamic(t, traefikEnv(t)).HTTP.Services
 	for color, other := range map[string]string{"blue": "green", "green": "blue"} {
 		got := services["live-"+color].Failover
 		if got.Service != "app-"+color || got.Fallback != "app-"+other || got.Errors != nil {
@@ -143,24 +143,24 @@ func TestAColourStandsInForTheOther(t *testing.T) {
 	}
 }
 
-func TestWhatTraefikNamesIsThere(t *testing.T) {
+func TestTraefikReferencesExist(t *testing.T) {
 	env := traefikEnv(t)
-	all, fixed := whole(t, env), static(t)
+	all, staticConfig := mergedDynamic(t, env), loadStatic(t)
 	for name, router := range all.HTTP.Routers {
 		for _, point := range router.EntryPoints {
-			if _, known := fixed.EntryPoints[point]; !known {
+			if _, known := staticConfig.EntryPoints[point]; !known {
 				t.Errorf("router %s: no entry point %s", name, point)
 			}
 		}
 		if _, known := all.HTTP.Services[router.Service]; !known && !strings.HasSuffix(router.Service, "@internal") {
 			t.Errorf("router %s: no service %s", name, router.Service)
 		}
-		if resolver := router.TLS.CertResolver; resolver != "" && fixed.Resolvers[resolver] == nil {
+		if resolver := router.TLS.CertResolver; resolver != "" && staticConfig.Resolvers[resolver] == nil {
 			t.Errorf("router %s: no resolver %s", name, resolver)
 		}
-		for _, led := range []string{all.HTTP.Services[router.Service].Failover.Service, all.HTTP.Services[router.Service].Failover.Fallback} {
-			if _, known := all.HTTP.Services[led]; led != "" && !known {
-				t.Errorf("service %s: no service %s", router.Service, led)
+		for _, target := range []string{all.HTTP.Services[router.Service].Failover.Service, all.HTTP.Services[router.Service].Failover.Fallback} {
+			if _, known := all.HTTP.Services[target]; target != "" && !known {
+				t.Errorf("service %s: no service %s", router.Service, target)
 			}
 		}
 		outside := slices.Contains(router.EntryPoints, "websecure")
@@ -192,10 +192,10 @@ func TestWhatTraefikNamesIsThere(t *testing.T) {
 }
 
 // One server a replica, by the name that Compose gives its container.
-func TestServersAreTheReplicas(t *testing.T) {
-	env := example(t)
-	all := whole(t, traefikEnv(t))
-	file := production(t, env)
+func TestServersMatchReplicas(t *testing.T) {
+	env := loadEnvExample(t)
+	all := mergedDynamic(t, traefikEnv(t))
+	file := loadCompose(t, env)
 	for _, color := range []string{"blue", "green"} {
 		balancer := all.HTTP.Services["app-"+color].LoadBalancer
 		var got, want []string
@@ -223,22 +223,22 @@ func TestServersAreTheReplicas(t *testing.T) {
 	// With a CDN in front, the address that it names counts.
 	behind := traefikEnv(t)
 	behind["TRUSTED_IPS"] = "192.0.2.0/24"
-	if limit := whole(t, behind).HTTP.Middlewares["ws-rate-limit"].RateLimit; limit.SourceCriterion.IPStrategy.Depth != 1 || limit.Average != 200 || limit.Burst != 1000 {
+	if limit := mergedDynamic(t, behind).HTTP.Middlewares["ws-rate-limit"].RateLimit; limit.SourceCriterion.IPStrategy.Depth != 1 || limit.Average != 200 || limit.Burst != 1000 {
 		t.Errorf("behind a CDN: %+v", limit)
 	}
 }
 
-func TestTraefiksDoors(t *testing.T) {
-	fixed := static(t)
-	file := production(t, example(t))
-	inside := map[string]string{} // port in the container to where it is published
+func TestTraefikEntryPoints(t *testing.T) {
+	staticConfig := loadStatic(t)
+	file := loadCompose(t, loadEnvExample(t))
+	publishedPorts := map[string]string{} // port in the container to where it is published
 	for _, port := range file.Services["traefik"].Ports {
 		at := strings.LastIndex(port, ":")
-		inside[port[at:]] = port[:at]
+		publishedPorts[port[at:]] = port[:at]
 	}
-	for name, point := range fixed.EntryPoints {
-		published, ok := inside[point.Address]
-		delete(inside, point.Address)
+	for name, point := range staticConfig.EntryPoints {
+		published, ok := publishedPorts[point.Address]
+		delete(publishedPorts, point.Address)
 		switch name {
 		case "web", "websecure":
 			if !ok || strings.Contains(published, ":") {
@@ -257,19 +257,19 @@ func TestTraefiksDoors(t *testing.T) {
 			t.Errorf("%s takes headers that look like others", name)
 		}
 	}
-	if len(inside) > 0 {
-		t.Errorf("published, and nobody listens: %v", inside)
+	if len(publishedPorts) > 0 {
+		t.Errorf("published, and nobody listens: %v", publishedPorts)
 	}
-	if to := fixed.EntryPoints["web"].HTTP.Redirections.EntryPoint; to.To != "websecure" || to.Scheme != "https" {
+	if to := staticConfig.EntryPoints["web"].HTTP.Redirections.EntryPoint; to.To != "websecure" || to.Scheme != "https" {
 		t.Errorf("web redirects to %+v", to)
 	}
-	if fixed.Providers.Docker != nil || fixed.API.Insecure || !fixed.Providers.File.Watch || fixed.Providers.Throttle > 100*time.Millisecond {
-		t.Errorf("providers %+v, api %+v", fixed.Providers, fixed.API)
+	if staticConfig.Providers.Docker != nil || staticConfig.API.Insecure || !staticConfig.Providers.File.Watch || staticConfig.Providers.Throttle > 100*time.Millisecond {
+		t.Errorf("providers %+v, api %+v", staticConfig.Providers, staticConfig.API)
 	}
-	if fixed.Ping.EntryPoint != "internal" || fixed.Metrics.Prometheus.EntryPoint != "internal" {
-		t.Errorf("ping at %s, metrics at %s", fixed.Ping.EntryPoint, fixed.Metrics.Prometheus.EntryPoint)
+	if staticConfig.Ping.EntryPoint != "internal" || staticConfig.Metrics.Prometheus.EntryPoint != "internal" {
+		t.Errorf("ping at %s, metrics at %s", staticConfig.Ping.EntryPoint, staticConfig.Metrics.Prometheus.EntryPoint)
 	}
-	log := fixed.AccessLog
+	log := staticConfig.AccessLog
 	if log.Format != "json" || log.Fields.QueryParameters.DefaultMode != "drop" || log.Fields.Headers.DefaultMode != "drop" || len(log.Fields.Headers.Names) > 1 {
 		t.Errorf("the access log holds secrets: %+v", log)
 	}

@@ -1,0 +1,77 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"syscall"
+
+	"switchyard/internal/auth"
+	"switchyard/internal/config"
+	httpd "switchyard/internal/http"
+)
+
+// openAuth reads the keys that tokens are checked with.
+func (a *App) openAuth(ctx context.Context) error {
+	c := a.opt.Config.Auth
+	v, err := auth.New(ctx, auth.Config{
+		JWTSecrets:    c.JWTSecrets.Reveal(),
+		KeyFile:       c.KeyFile,
+		JWKSURL:       c.JWKSURL,
+		JWKSAllowHTTP: c.JWKSAllowHTTP,
+		JWKSRefresh:   c.JWKSRefresh,
+		JWKSMaxStale:  c.JWKSMaxStale,
+		Issuer:        c.Issuer,
+		Audience:      c.Audience,
+		Leeway:        c.Leeway,
+		Anonymous:     c.Anonymous,
+		Logger:        a.opt.Logger,
+		Registerer:    a.registry,
+	})
+	if err != nil {
+		return fmt.Errorf("reading the keys of tokens: %w", err)
+	}
+	a.verifier = v
+	a.lifecycle.onStop("auth", authStopTimeout, v.Close)
+	return nil
+}
+
+// hasNoTokenKeys says whether there is no key, so that nobody has a name.
+func hasNoTokenKeys(c config.Auth) bool {
+	return len(c.JWTSecrets) == 0 && c.KeyFile == "" && c.JWKSURL == ""
+}
+
+// rates copies the settings to what counts by them.
+func rates(c config.Limits) httpd.Rates {
+	return httpd.Rates{
+		Publish: c.Publish,
+		Bytes:   c.Bytes,
+		Join:    c.Join,
+		History: c.History,
+		API:     c.API,
+	}
+}
+
+// openAudit opens what the audit log goes to. A file is made for its owner
+// alone; one that is there keeps its mode.
+func (a *App) openAudit(context.Context) error {
+	path := a.opt.Config.Log.Audit
+	switch path {
+	case "off":
+		return nil
+	case "stdout":
+		a.audit = a.opt.Stdout
+		return nil
+	case "stderr":
+		a.audit = a.opt.Stderr
+		return nil
+	}
+	// Without O_NONBLOCK a pipe that nobody reads would hold the start up.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return fmt.Errorf("AUDIT_LOG: %w; give a file that can be written, stdout, stderr or off", err)
+	}
+	a.audit = f
+	a.lifecycle.onStop("audit log", auditStopTimeout, func(context.Context) error { return f.Close() })
+	return nil
+}

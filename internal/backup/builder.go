@@ -1,0 +1,340 @@
+package backup
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A builder is a backup under way.
+type builder struct {
+	repository *Repository
+	dir        string
+	manifest   Manifest
+}
+
+// Bounds on programs whose work grows with the database, and on those that ask
+// one thing.
+const (
+	longLimit  = 12 * time.Hour
+	shortLimit = 2 * time.Minute
+)
+
+func (m *builder) build(ctx context.Context, o Options) error {
+	ctx, cancel := context.WithTimeout(ctx, longLimit)
+	defer cancel()
+	service, err := m.repository.findPrimary(ctx)
+	if err != nil {
+		return err
+	}
+	run := runOn(m.repository.Runner, service)
+	size, err := m.inspectDatabase(ctx, run)
+	if err != nil {
+		return err
+	}
+	// The base with its own WAL and the dump, packed: never more than the data
+	// and a little, and the archive goes on beside it.
+	if err := m.repository.requireSpace(size + 4*m.manifest.SegmentBytes); err != nil {
+		return err
+	}
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"rooms", func() error { return m.roomHeads(ctx, run) }},
+		{"base backup", func() error { return m.baseBackup(ctx, run) }},
+		{"dump", func() error {
+			if o.SkipDump {
+				return nil
+			}
+			return m.writeFile(dumpFile, func(w io.Writer) error {
+				return run(ctx, Program{Args: []string{"pg_dump", "--format=custom", "--compress=1", "--lock-wait-timeout=60s"}, Stdout: w})
+			})
+		}},
+		{"Redis", func() error { return m.redisSnapshot(ctx) }},
+		{"certificates", func() error { return m.certificates(ctx) }},
+		{"configuration", func() error { return m.configuration(ctx) }},
+		// Last: it has had all that time to come.
+		{"WAL archive", func() error { return m.waitArchived(ctx, run) }},
+	}
+	for _, step := range steps {
+		began := time.Now()
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+		m.repository.Logger.Info("backed up", "part", step.name, "took", time.Since(began).Round(time.Millisecond))
+	}
+	m.manifest.Finished = time.Now().UTC()
+	return writeJSON(filepath.Join(m.dir, manifestFile), m.manifest)
+}
+
+// findPrimary returns the service that takes writes: the replica's, once it was
+// promoted.
+func (v *Repository) findPrimary(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, shortLimit)
+	defer cancel()
+	var errs []error
+	for _, service := range []string{PostgresService, PostgresReplicaService} {
+		answer, err := output(ctx, runOn(v.Runner, service), "psql", "-XAtc", "SELECT pg_is_in_recovery()")
+		if err == nil && answer == "f" {
+			return service, nil
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", service, err))
+		}
+	}
+	if len(errs) == 0 {
+		return "", errors.New("no primary: both servers are in recovery; switchyard promote-replica makes one")
+	}
+	return "", fmt.Errorf("no primary can be reached: %w", joinLine(errs))
+}
+
+// joinLine joins errors in one line.
+func joinLine(errs []error) error {
+	texts := make([]string, len(errs))
+	for i, err := range errs {
+		texts[i] = err.Error()
+	}
+	return errors.New(strings.Join(texts, "; "))
+}
+
+const sqlDatabaseInfo = `SELECT current_setting('server_version'), current_setting('archive_mode'), current_setting('archive_command'),
+ (SELECT system_identifier FROM pg_control_system()), current_database(), pg_database_size(current_database()),
+ (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), to_regclass('rooms') IS NOT NULL`
+
+// inspectDatabase learns what database this is, and refuses one that can't be restored to
+// a point in time. It returns the size of the data.
+func (m *builder) inspectDatabase(ctx context.Context, run func(context.Context, Program) error) (size int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, shortLimit)
+	defer cancel()
+	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlDatabaseInfo)
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Split(answer, "\x1f")
+	if len(f) != 8 {
+		return 0, fmt.Errorf("psql answered %q", answer)
+	}
+	if f[1] == "off" || f[2] == "" || f[2] == "(disabled)" {
+		return 0, fmt.Errorf("archive_mode is %s and archive_command is %q: without a WAL archive there is no way back to a point in time", f[1], f[2])
+	}
+	if f[7] != "t" {
+		return 0, fmt.Errorf("the database %s has no table rooms: it is not the log of this service, or was never migrated", f[4])
+	}
+	m.manifest.PostgreSQL, m.manifest.SystemID, m.manifest.Database = f[0], f[3], f[4]
+	size, err1 := strconv.ParseInt(f[5], 10, 64)
+	m.manifest.SegmentBytes, err = strconv.ParseInt(f[6], 10, 64)
+	return size, errors.Join(err1, err)
+}
+
+// writeFile makes a file of the set from what produce writes, flushed, with its sum.
+func (m *builder) writeFile(name string, produce func(io.Writer) error) error {
+	f, err := os.OpenFile(filepath.Join(m.dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	sum := sha256.New()
+	disk := &countingWriter{to: io.MultiWriter(f, sum)}
+	buffer := bufio.NewWriterSize(disk, 1<<18)
+	err = produce(buffer)
+	err = errors.Join(err, buffer.Flush(), f.Sync(), f.Close())
+	if disk.err != nil { // a full disk is the cause, and what the program said its echo
+		return fmt.Errorf("write %s: %w", filepath.Join(m.dir, name), disk.err)
+	}
+	if err != nil {
+		return err
+	}
+	m.manifest.Files = append(m.manifest.Files, File{Name: name, Size: disk.n, SHA256: hex.EncodeToString(sum.Sum(nil))})
+	return nil
+}
+
+// countingWriter counts bytes and remembers why writing failed.
+type countingWriter struct {
+	to  io.Writer
+	n   int64
+	err error
+}
+
+func (c *countingWriter) Write(b []byte) (int, error) {
+	n, err := c.to.Write(b)
+	c.n += int64(n)
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	return n, err
+}
+
+// The heads of all rooms, and what there is in sum, in one snapshot: what is
+// restored later must hold at least that.
+const sqlRoomHeads = `COPY (SELECT name, first, head FROM rooms ORDER BY name) TO STDOUT`
+
+func (m *builder) roomHeads(ctx context.Context, run func(context.Context, Program) error) error {
+	log, err := readLogStats(ctx, run)
+	if err != nil {
+		return err
+	}
+	m.manifest.Log = log
+	return m.writeFile(headsFile, func(w io.Writer) error {
+		pack := gzip.NewWriter(w)
+		return errors.Join(run(ctx, Program{Args: []string{"psql", "-Xqc", sqlRoomHeads}, Stdout: pack}), pack.Close())
+	})
+}
+
+var startLocation = regexp.MustCompile(`(?m)^START WAL LOCATION: (\S+) \(file ([0-9A-F]{24})\)$`)
+
+// baseBackup streams a base backup, with the WAL that it needs to be consistent, and
+// reads from the stream where it begins and ends.
+func (m *builder) baseBackup(ctx context.Context, run func(context.Context, Program) error) error {
+	var label, manifest []byte
+	err := m.writeFile(baseFile, func(w io.Writer) error {
+		pack, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
+		if err != nil {
+			return err
+		}
+		out, in := io.Pipe()
+		read := make(chan error, 1)
+		go func() {
+			var err error
+			label, manifest, err = readBase(io.TeeReader(out, pack))
+			_ = out.CloseWithError(err) // pg_basebackup need not go on
+			read <- err
+		}()
+		err = run(ctx, Program{Stdout: in, Args: []string{
+			"pg_basebackup", "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast",
+			"--label=switchyard " + m.manifest.Name, "--no-password",
+		}})
+		_ = in.CloseWithError(err)
+		if readErr := <-read; err == nil {
+			err = readErr
+		}
+		return errors.Join(err, pack.Close())
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.recordLSNs(label, manifest); err != nil {
+		return err
+	}
+	return m.recordConsistentTime(ctx, run)
+}
+
+// readBase reads the tar of a base backup to its end, and returns the label and
+// the manifest in it.
+func readBase(r io.Reader) (label, manifest []byte, err error) {
+	t := tar.NewReader(r)
+	for {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("the base backup is cut short: %w", err)
+		}
+		switch h.Name {
+		case "backup_label":
+			label, err = io.ReadAll(t)
+		case "backup_manifest":
+			manifest, err = io.ReadAll(t)
+		default:
+			_, err = io.Copy(io.Discard, t)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("the base backup is cut short: %w", err)
+		}
+	}
+	if label == nil || manifest == nil {
+		return nil, nil, errors.New("the base backup has no backup_label or no backup_manifest")
+	}
+	_, err = io.Copy(io.Discard, r)
+	return label, manifest, err
+}
+
+// recordLSNs writes down where in the WAL the base lies.
+func (m *builder) recordLSNs(label, manifest []byte) (err error) {
+	match := startLocation.FindSubmatch(label)
+	if match == nil {
+		return fmt.Errorf("backup_label has no start: %q", label)
+	}
+	if m.manifest.StartLSN, err = ParseLSN(string(match[1])); err != nil {
+		return err
+	}
+	var ranges struct {
+		WAL []struct {
+			Timeline uint32
+			End      LSN `json:"End-LSN"`
+		} `json:"WAL-Ranges"`
+	}
+	if err := json.Unmarshal(bytes.TrimSpace(manifest), &ranges); err != nil || len(ranges.WAL) == 0 {
+		return fmt.Errorf("backup_manifest can't be read: %w", err)
+	}
+	last := ranges.WAL[len(ranges.WAL)-1]
+	m.manifest.Timeline, m.manifest.StopLSN = last.Timeline, last.End
+	return nil
+}
+
+// archiveTimeout is how long the segment in which the base ends may take to come
+// into the archive. PostgreSQL switches to the next one at once, so that this is
+// for the archive_command alone, with what may wait before it.
+const archiveTimeout = 2 * time.Minute
+
+// stopSegment is the segment in which the base backup ends.
+func (m *Manifest) stopSegment() segment {
+	return segment{m.Timeline, segmentOf(m.StopLSN-1, m.SegmentBytes)}
+}
+
+// waitArchived waits until the archive has what the base needs. Where it stands
+// still, no moment after this one could be brought back.
+func (m *builder) waitArchived(ctx context.Context, run func(context.Context, Program) error) error {
+	limit := m.repository.archiveTimeout
+	if limit == 0 {
+		limit = archiveTimeout
+	}
+	last, dir := m.manifest.stopSegment(), filepath.Join(m.repository.Dir, walFolder)
+	name := last.name(m.manifest.SegmentBytes)
+	for began := time.Now(); ; {
+		for _, suffix := range []string{"", gz} {
+			if _, err := os.Stat(filepath.Join(dir, name+suffix)); err == nil {
+				return nil
+			}
+		}
+		if time.Since(began) >= limit {
+			break
+		}
+		select {
+		case <-time.After(min(limit, 100*time.Millisecond)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	why := ""
+	if failed, err := output(ctx, run, "psql", "-XAtc", sqlArchiver); err == nil && failed != "" {
+		why = " (it fails at " + failed + ")"
+	}
+	return fmt.Errorf("segment %s did not come into %s within %v: archive_command stands still%s; PostgreSQL's log says why", name, dir, limit, why)
+}
+
+const sqlArchiver = `SELECT last_failed_wal FROM pg_stat_archiver WHERE last_failed_time > coalesce(last_archived_time, '-infinity')`
+
+// recordConsistentTime asks the database's own clock: commits bear its time.
+func (m *builder) recordConsistentTime(ctx context.Context, run func(context.Context, Program) error) error {
+	answer, err := output(ctx, run, "psql", "-XAtc", `SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`)
+	if err != nil {
+		return err
+	}
+	m.manifest.Consistent, err = time.Parse(time.RFC3339Nano, answer)
+	return err
+}

@@ -1,0 +1,336 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// withService runs a test on the clock of a bubble, with a service that speaks real
+// HTTP and WebSocket over pipes and says what the test scripts.
+func withService(t *testing.T, run func(t *testing.T, s *fakeService)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeService{
+			t: t, dials: make(chan net.Conn), peers: make(chan *peer),
+			closed: make(chan struct{}), welcomeFields: `"user":null`,
+		}
+		s.transport = &http.Transport{DialContext: s.dial}
+		server := &http.Server{Handler: s}
+		go func() { _ = server.Serve(s) }()
+		t.Cleanup(func() {
+			_ = server.Close()
+			s.transport.CloseIdleConnections()
+		})
+		run(t, s)
+	})
+}
+
+// A fakeService is a net.Listener, too.
+type fakeService struct {
+	t         *testing.T
+	transport *http.Transport
+	dials     chan net.Conn
+	peers     chan *peer
+	once      sync.Once
+	closed    chan struct{}
+
+	mu            sync.Mutex
+	welcomeFields string // fields added to the welcome
+	statuses      []int  // answers to the next handshakes
+	headers       []http.Header
+	urls          []string
+}
+
+func (s *fakeService) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case s.dials <- there:
+		return here, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *fakeService) Accept() (net.Conn, error) {
+	select {
+	case conn := <-s.dials:
+		return conn, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s *fakeService) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
+
+func (s *fakeService) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+func (s *fakeService) refuseNext(statuses ...int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.statuses = statuses
+}
+
+func (s *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.headers = append(s.headers, r.Header)
+	s.urls = append(s.urls, r.Host)
+	status := 0
+	if len(s.statuses) > 0 {
+		status, s.statuses = s.statuses[0], s.statuses[1:]
+	}
+	s.mu.Unlock()
+	if status != 0 {
+		http.Error(w, "no", status)
+		return
+	}
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{subprotocol}})
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	select {
+	case s.peers <- &peer{t: s.t, conn: conn, connectedAt: time.Now(), header: r.Header}:
+	case <-s.closed:
+		_ = conn.CloseNow()
+	}
+}
+
+// zeroRandom are dice that always say the least.
+func zeroRandom() float64 { return 0 }
+
+// newClient returns a client that is closed when the test ends.
+func (s *fakeService) newClient(opts Options) *Client {
+	s.t.Helper()
+	if opts.URLs == nil {
+		opts.URLs = []string{"ws://one/ws"}
+	}
+	if opts.HTTPClient == nil {
+		opts.HTTPClient = &http.Client{Transport: s.transport}
+	}
+	c, err := New(opts)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(c.Close)
+	return c
+}
+
+// accept waits for a connection and welcomes it.
+func (s *fakeService) accept() *peer {
+	s.t.Helper()
+	p := s.acceptWithoutWelcome()
+	s.mu.Lock()
+	extra := s.welcomeFields
+	s.mu.Unlock()
+	p.send(`{"type":"welcome","session":"s","node":"n1","color":"blue","heartbeat_ms":25000,"max_frame":1000,%s}`, extra)
+	synctest.Wait()
+	return p
+}
+
+func (s *fakeService) acceptWithoutWelcome() *peer {
+	s.t.Helper()
+	select {
+	case p := <-s.peers:
+		s.t.Cleanup(func() { _ = p.conn.CloseNow() })
+		return p
+	case <-time.After(time.Hour):
+		s.t.Fatal("the client did not connect within an hour")
+		return nil
+	}
+}
+
+// noConnectionWaits says whether no connection waits to be accepted.
+func (s *fakeService) noConnectionWaits() bool {
+	synctest.Wait()
+	select {
+	case p := <-s.peers:
+		_ = p.conn.CloseNow()
+		return false
+	default:
+		return true
+	}
+}
+
+// noConnectionForAnHour says whether no connection comes for an hour.
+func (s *fakeService) noConnectionForAnHour() bool {
+	select {
+	case p := <-s.peers:
+		_ = p.conn.CloseNow()
+		return false
+	case <-time.After(time.Hour):
+		return true
+	}
+}
+
+// A peer is the service's end of one connection.
+type peer struct {
+	t           *testing.T
+	conn        *websocket.Conn
+	connectedAt time.Time // of the handshake
+
+	header http.Header
+}
+
+func (p *peer) send(format string, args ...any) {
+	p.t.Helper()
+	if err := p.conn.Write(context.Background(), websocket.MessageText, fmt.Appendf(nil, format, args...)); err != nil {
+		p.t.Fatalf("the service writes: %v", err)
+	}
+}
+
+func (p *peer) message(seq int, id, from string) {
+	p.t.Helper()
+	p.send(`{"type":"message","room":"r","epoch":"e","seq":%d,"id":%q,"from":%s,"at":"2026-01-02T15:04:05.000001Z","data":%d}`, seq, id, from, seq)
+}
+
+type clientFrame struct {
+	Type, Ref, ID string
+	Room          message.Room
+	Epoch         message.Epoch
+	After         *message.Seq
+	Before        *message.Seq
+	Limit         int
+	Data          json.RawMessage
+}
+
+// expect returns the next frame, which must be of that type.
+func (p *peer) expect(kind string) clientFrame {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, b, err := p.conn.Read(ctx)
+	if err != nil {
+		p.t.Fatalf("waiting for %s: %v", kind, err)
+	}
+	var f clientFrame
+	if err := json.Unmarshal(b, &f); err != nil {
+		p.t.Fatalf("%s: %v", b, err)
+	}
+	if f.Type != kind {
+		p.t.Fatalf("the client sent %s, want a %s", b, kind)
+	}
+	return f
+}
+
+// acceptJoin answers the client's next join and returns it.
+func (p *peer) acceptJoin(head int) clientFrame {
+	p.t.Helper()
+	f := p.expect("join")
+	p.send(`{"type":"joined","ref":%q,"room":%q,"epoch":"e","seq":%d,"first":1}`, f.Ref, f.Room, head)
+	return f
+}
+
+func (p *peer) ack(f clientFrame, seq int) {
+	p.t.Helper()
+	p.send(`{"type":"ack","ref":%q,"room":%q,"epoch":"e","seq":%d,"id":%q}`, f.Ref, f.Room, seq, f.ID)
+}
+
+func (p *peer) refuse(f clientFrame, code string, more string) {
+	p.t.Helper()
+	p.send(`{"type":"error","ref":%q,"room":%q,"code":%q,"message":"no"%s}`, f.Ref, f.Room, code, more)
+}
+
+// closeWith closes with a code, or breaks the connection when it is 0. The client
+// must not find the time to answer before the bubble looks again.
+func (p *peer) closeWith(code int) {
+	if code == 0 {
+		_ = p.conn.CloseNow()
+	} else {
+		_ = p.conn.Close(websocket.StatusCode(code), "scripted")
+	}
+	synctest.Wait()
+}
+
+// A room's record is what its handler was told.
+type eventLog struct {
+	mu     sync.Mutex
+	events []string
+}
+
+func (r *eventLog) add(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, fmt.Sprintf(format, args...))
+}
+
+// want waits until the bubble is at rest and compares.
+func (r *eventLog) want(t *testing.T, events ...string) {
+	t.Helper()
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if fmt.Sprint(r.events) != fmt.Sprint(events) {
+		t.Fatalf("told %q, want %q", r.events, events)
+	}
+}
+
+func (r *eventLog) handler() Handler {
+	return Handler{
+		Message: func(m message.Message) { r.add("%s/%d", m.Epoch, m.Seq) },
+		Gap:     func(g Gap) { r.add("gap %s %d-%d %s", g.Epoch, g.From, g.To, g.Reason) },
+		Signal:  func(s Signal) { r.add("signal %s %s", s.From, s.Data) },
+		Joined:  func(j Joined) { r.add("joined %d", j.Head) },
+		Ended:   func(err error) { r.add("ended %v", err) },
+	}
+}
+
+type joinResult struct {
+	joined Joined
+	err    error
+}
+
+// join joins in the background.
+func (r *eventLog) join(c *Client, room message.Room, from Position) <-chan joinResult {
+	out := make(chan joinResult, 1)
+	go func() {
+		j, err := c.Join(context.Background(), room, from, r.handler())
+		out <- joinResult{j, err}
+	}()
+	synctest.Wait()
+	return out
+}
+
+type ackResult struct {
+	ack Ack
+	err error
+}
+
+// publish publishes in the background; calls are in order.
+func publish(c *Client, room message.Room, id string) <-chan ackResult {
+	out := make(chan ackResult, 1)
+	go func() {
+		ack, err := c.Publish(context.Background(), room, json.RawMessage(`{"a" : "<&>"}`), id)
+		out <- ackResult{ack, err}
+	}()
+	synctest.Wait()
+	return out
+}
+
+func stillPending[T any](t *testing.T, ch <-chan T) {
+	t.Helper()
+	synctest.Wait()
+	select {
+	case v := <-ch:
+		t.Fatalf("answered too early: %+v", v)
+	default:
+	}
+}

@@ -1,0 +1,364 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/message"
+)
+
+// A modelNodes is three nodes over one log that keep their promises while their
+// connections are moved, cut and closed at any moment. Answers and deliveries
+// reach clients late, each connection in its own time. Nodes are chosen by dice,
+// as behind a balancer.
+type modelNodes struct {
+	t       *testing.T
+	mu      sync.Mutex // Protects following.
+	rng     *rand.Rand
+	log     map[message.Room][]storedMessage
+	peers   []*nodePeer
+	signals int
+	moves   int // that ended on a connection of their own: moved frames
+}
+
+// nodePeer is a connection to a node. Who wants to write does not wait.
+type nodePeer struct {
+	conn         *websocket.Conn
+	node, client string
+	out          chan string   // closed by serve
+	closed       chan struct{} // likewise
+	delay        time.Duration
+	rooms        map[message.Room]bool
+}
+
+func (p *nodePeer) writeLoop() {
+	for frame := range p.out {
+		select {
+		case <-time.After(p.delay): // of the bubble
+			_ = p.conn.Write(context.Background(), websocket.MessageText, []byte(frame))
+		case <-p.closed:
+		}
+	}
+}
+
+func (nodes *modelNodes) messageFrame(room message.Room, seq int) string {
+	s := nodes.log[room][seq-1]
+	return fmt.Sprintf(`{"type":"message","room":%q,"epoch":"e","seq":%d,"id":%q,"from":null,"at":"2026-01-02T15:04:05Z","data":%s}`,
+		room, seq, s.id, s.data)
+}
+
+func (nodes *modelNodes) serve(in *peer) {
+	nodes.mu.Lock()
+	p := &nodePeer{
+		conn: in.conn, node: fmt.Sprint("n", nodes.rng.IntN(3)), client: in.header.Get("X-Client"),
+		out: make(chan string, 10_000), closed: make(chan struct{}), delay: time.Duration(nodes.rng.IntN(15)) * time.Millisecond, rooms: map[message.Room]bool{},
+	}
+	nodes.peers = append(nodes.peers, p)
+	p.out <- fmt.Sprintf(`{"type":"welcome","session":"s","user":null,"node":%q,"deployment":"d","heartbeat_ms":25000,"max_frame":1000}`, p.node)
+	nodes.mu.Unlock()
+	go p.writeLoop()
+	defer func() {
+		_ = p.conn.CloseNow()
+		nodes.mu.Lock()
+		nodes.peers = slices.DeleteFunc(nodes.peers, func(q *nodePeer) bool { return q == p })
+		close(p.out)
+		close(p.closed)
+		nodes.mu.Unlock()
+	}()
+	for {
+		_, b, err := p.conn.Read(context.Background())
+		if err != nil {
+			return
+		}
+		var frame clientFrame
+		if json.Unmarshal(b, &frame) != nil {
+			nodes.t.Errorf("a frame that is none: %s", b)
+			return
+		}
+		nodes.mu.Lock()
+		goesOn := nodes.handle(p, frame)
+		nodes.mu.Unlock()
+		if !goesOn {
+			return
+		}
+	}
+}
+
+// handle answers a frame; false breaks the connection, now and then after what
+// it asked for was done. The caller holds mu.
+func (nodes *modelNodes) handle(p *nodePeer, frame clientFrame) bool {
+	switch frame.Type {
+	case "moved":
+		nodes.moves++
+	case "join":
+		head := len(nodes.log[frame.Room])
+		after := head
+		if frame.After != nil {
+			after = int(*frame.After)
+		}
+		p.out <- fmt.Sprintf(`{"type":"joined","ref":%q,"room":%q,"epoch":"e","seq":%d,"first":1}`, frame.Ref, frame.Room, head)
+		for seq := after + 1; seq <= head; seq++ {
+			p.out <- nodes.messageFrame(frame.Room, seq)
+		}
+		p.rooms[frame.Room] = true
+	case "publish":
+		nodes.publish(p, frame)
+	}
+	return nodes.rng.IntN(400) > 0
+}
+
+func (nodes *modelNodes) publish(p *nodePeer, frame clientFrame) {
+	seq := 1 + slices.IndexFunc(nodes.log[frame.Room], func(s storedMessage) bool { return s.id == frame.ID })
+	duplicate := seq > 0
+	if !duplicate {
+		nodes.log[frame.Room] = append(nodes.log[frame.Room], storedMessage{frame.ID, string(frame.Data)})
+		seq = len(nodes.log[frame.Room])
+		nodes.deliver(frame.Room, nodes.messageFrame(frame.Room, seq))
+	}
+	p.out <- fmt.Sprintf(`{"type":"ack","ref":%q,"room":%q,"epoch":"e","seq":%d,"id":%q,"duplicate":%v}`, frame.Ref, frame.Room, seq, frame.ID, duplicate)
+}
+
+func (nodes *modelNodes) deliver(room message.Room, frame string) {
+	for _, p := range nodes.peers {
+		if p.rooms[room] {
+			p.out <- frame
+		}
+	}
+}
+
+// injectFaults does to some connection what a service may do, until stop.
+func (nodes *modelNodes) injectFaults(stop <-chan struct{}) {
+	for {
+		nodes.mu.Lock()
+		pause := time.Duration(nodes.rng.IntN(500)) * time.Millisecond
+		nodes.signals++
+		nodes.deliver("r", fmt.Sprintf(`{"type":"signal","room":"r","from":null,"data":%d}`, nodes.signals))
+		if len(nodes.peers) > 0 {
+			nodes.injectFault(nodes.peers[nodes.rng.IntN(len(nodes.peers))])
+		}
+		nodes.mu.Unlock()
+		select {
+		case <-time.After(pause):
+		case <-stop:
+			return
+		}
+	}
+}
+
+// injectFault moves a connection, most often, or ends it. The caller holds mu.
+func (nodes *modelNodes) injectFault(p *nodePeer) {
+	switch nodes.rng.IntN(10) {
+	case 0:
+		go func() { _ = p.conn.CloseNow() }()
+	case 1:
+		go func() { _ = p.conn.Close(websocket.StatusCode(codeRestart), "") }()
+	case 2: // a session's older connection is in the way of its newer one
+		for _, newer := range nodes.peers[slices.Index(nodes.peers, p)+1:] {
+			if newer.client == p.client {
+				go func() { _ = p.conn.Close(websocket.StatusCode(codeReplaced), "") }()
+				return
+			}
+		}
+	default:
+		avoid := fmt.Sprintf(`{"node":%q}`, p.node)
+		if nodes.rng.IntN(8) == 0 {
+			avoid = `{"deployment":"d"}` // all of them: nowhere to go before the deadline
+		}
+		deadline := nodes.rng.IntN(4000)
+		p.out <- fmt.Sprintf(`{"type":"move","after_ms":%d,"deadline_ms":%d,"avoid":%s,"reason":"dice"}`, nodes.rng.IntN(400), deadline, avoid)
+		if nodes.rng.IntN(3) == 0 {
+			time.AfterFunc(time.Duration(deadline)*time.Millisecond, func() { _ = p.conn.Close(websocket.StatusCode(codeRestart), "") })
+		}
+	}
+}
+
+// limitedHTTPClient is a transport that fails the test over two connections at a time.
+func (s *fakeService) limitedHTTPClient(t *testing.T) *http.Client {
+	var mu sync.Mutex
+	open := 0
+	transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := s.dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if open++; open > 2 {
+			t.Errorf("%d connections at a time", open)
+		}
+		return &countedConn{Conn: conn, onClose: sync.OnceFunc(func() {
+			mu.Lock()
+			open--
+			mu.Unlock()
+		})}, nil
+	}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+type countedConn struct {
+	net.Conn
+	onClose func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.onClose()
+	return c.Conn.Close()
+}
+
+// Whatever moves, breaks and is told to go at whatever moment: each message is
+// stored once and in the order of its publisher, and reaches each subscriber
+// once and in order; a signal is told at most once; nobody has three connections.
+func TestMovesLoseDuplicateAndReorderNothing(t *testing.T) {
+	moves := 0
+	for seed := range uint64(10) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			withService(t, func(t *testing.T, s *fakeService) {
+				nodes := &modelNodes{t: t, rng: rand.New(rand.NewPCG(seed, 2)), log: map[message.Room][]storedMessage{}}
+				go func() {
+					for {
+						select {
+						case p := <-s.peers:
+							go nodes.serve(p)
+						case <-s.closed:
+							return
+						}
+					}
+				}()
+				nodes.run(t, s)
+				moves += nodes.moves
+			})
+		})
+	}
+	t.Logf("%d moves", moves)
+	if moves < 200 {
+		t.Errorf("%d moves in all: the test is not what it was", moves)
+	}
+}
+
+// A subscriber is what a subscriber has seen.
+type subscriber struct {
+	runningHandlers atomic.Int32 // handlers that run now
+	mu              sync.Mutex
+	got             map[message.Room][]message.Message
+	signals         map[string]bool
+}
+
+func (sub *subscriber) handler(t *testing.T) Handler {
+	exclusive := func() func() {
+		if sub.runningHandlers.Add(1) > 1 {
+			t.Error("two handlers at a time")
+		}
+		return func() { sub.runningHandlers.Add(-1) }
+	}
+	return Handler{
+		Joined: func(Joined) { defer exclusive()() },
+		Message: func(m message.Message) {
+			defer exclusive()()
+			sub.mu.Lock()
+			defer sub.mu.Unlock()
+			sub.got[m.Room] = append(sub.got[m.Room], m)
+		},
+		Gap: func(g Gap) { t.Errorf("a gap where there is none: %+v", g) },
+		Signal: func(s Signal) {
+			defer exclusive()()
+			sub.mu.Lock()
+			defer sub.mu.Unlock()
+			if sub.signals[string(s.Data)] {
+				t.Errorf("signal %s came twice", s.Data)
+			}
+			sub.signals[string(s.Data)] = true
+		},
+	}
+}
+
+func (nodes *modelNodes) run(t *testing.T, s *fakeService) {
+	t.Helper()
+	const publishers, each, subscribers = 3, 150, 3
+	stop := make(chan struct{})
+	go nodes.injectFaults(stop)
+	var subs []*subscriber
+	for i := range subscribers {
+		sub := &subscriber{got: map[message.Room][]message.Message{}, signals: map[string]bool{}}
+		subs = append(subs, sub)
+		c := s.newClient(Options{HTTPClient: s.limitedHTTPClient(t), Header: http.Header{"X-Client": {fmt.Sprint("s", i)}}})
+		for _, room := range []message.Room{"r", "q"} {
+			if _, err := c.Join(context.Background(), room, Start(), sub.handler(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var all sync.WaitGroup
+	acked := make([][]message.Seq, 2*publishers) // by publisher and room
+	for i := range publishers {
+		c := s.newClient(Options{HTTPClient: s.limitedHTTPClient(t), Header: http.Header{"X-Client": {fmt.Sprint("p", i)}}})
+		all.Add(2 * each)
+		go func() {
+			for n := range 2 * each {
+				slot := 2*i + n%2
+				err := c.Send(message.Room("rq"[n%2:n%2+1]), fmt.Appendf(nil, `"%d-%d"`, i, n), "", func(ack Ack, err error) {
+					defer all.Done()
+					if err != nil {
+						t.Errorf("%d-%d: %v", i, n, err)
+						return
+					}
+					acked[slot] = append(acked[slot], ack.Seq) // done is called one at a time
+				})
+				if err != nil {
+					t.Errorf("Send: %v", err)
+					all.Done()
+				}
+				time.Sleep(100 * time.Millisecond) // of the bubble
+			}
+		}()
+	}
+	all.Wait()
+	close(stop)
+	time.Sleep(5 * time.Minute) // of the bubble: the last return is long done
+	nodes.verify(t, subs, acked, each)
+}
+
+func (nodes *modelNodes) verify(t *testing.T, subs []*subscriber, acked [][]message.Seq, each int) {
+	t.Helper()
+	nodes.mu.Lock()
+	defer nodes.mu.Unlock()
+	for room, log := range nodes.log {
+		if want := each * len(acked) / 2; len(log) != want {
+			t.Errorf("%d messages are stored in %s, want %d", len(log), room, want)
+		}
+		for i, sub := range subs {
+			sub.mu.Lock()
+			got := sub.got[room]
+			sub.mu.Unlock()
+			if len(got) != len(log) {
+				t.Errorf("subscriber %d got %d of %d in %s", i, len(got), len(log), room)
+			}
+			for n, m := range got {
+				if m.Seq != message.Seq(n+1) || string(m.Data) != log[n].data {
+					t.Fatalf("subscriber %d: number %d in %s is %d %s", i, n+1, room, m.Seq, m.Data)
+				}
+			}
+		}
+	}
+	for slot, seqs := range acked {
+		// Acks may come out of turn, since own messages count as such.
+		slices.Sort(seqs)
+		for n, seq := range seqs {
+			room := message.Room("rq"[slot%2 : slot%2+1])
+			if want := fmt.Sprintf(`"%d-%d"`, slot/2, 2*n+slot%2); nodes.log[room][seq-1].data != want {
+				t.Fatalf("%s is stored where %s belongs in %s", nodes.log[room][seq-1].data, want, room)
+			}
+		}
+	}
+}

@@ -1,0 +1,136 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// Origins are scheme://host[:port] of pages, with a star for one label at most,
+// or null.
+type Origins []string
+
+// nonPageSchemes are the schemes that people write and no page's origin has.
+var nonPageSchemes = map[string]bool{"ws": true, "wss": true, "ftp": true, "file": true}
+
+// originPattern cuts scheme, name or [address], and port out of an origin.
+var originPattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://(\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@]+)(?::([^/?#@]*))?$`)
+
+// Decode implements envconfig.Decoder.
+func (o *Origins) Decode(value string) error {
+	var origins Origins
+	for _, item := range split(value) {
+		if err := checkOrigin(item); err != nil {
+			return err
+		}
+		origins = append(origins, item)
+	}
+	*o = origins
+	return nil
+}
+
+func checkOrigin(item string) error {
+	if item == "null" {
+		return nil
+	}
+	parts := originPattern.FindStringSubmatch(item)
+	if parts == nil {
+		return fmt.Errorf("%q is no origin: scheme://host[:port], without a path", item)
+	}
+	if nonPageSchemes[strings.ToLower(parts[1])] {
+		return fmt.Errorf("%q: a page has none of that scheme; write http or https", item)
+	}
+	if port, err := strconv.ParseUint(parts[3], 10, 16); parts[3] != "" && (err != nil || port == 0 || parts[3][0] == '0') {
+		return fmt.Errorf("%q: the port must be from 1 to 65535", item)
+	}
+	if address, ok := strings.CutPrefix(parts[2], "["); ok {
+		if _, err := netip.ParseAddr(strings.TrimSuffix(address, "]")); err != nil {
+			return fmt.Errorf("%q is no origin: scheme://host[:port], without a path", item)
+		}
+		return nil
+	}
+	if reason := checkHostPattern(strings.TrimSuffix(parts[2], ".")); reason != "" {
+		return fmt.Errorf("%q is no origin: scheme://host[:port], where the host %s", item, reason)
+	}
+	return nil
+}
+
+// Hosts are names that the service answers to, with a star for the first label
+// at most, or addresses.
+type Hosts []string
+
+// Decode implements envconfig.Decoder.
+func (h *Hosts) Decode(value string) error {
+	var hosts Hosts
+	for _, item := range split(value) {
+		if _, err := netip.ParseAddr(item); err == nil {
+			hosts = append(hosts, item)
+			continue
+		}
+		if strings.ContainsAny(item, ":/") {
+			return fmt.Errorf("%q must be a name without scheme and port", item)
+		}
+		if strings.HasSuffix(item, ".") {
+			return fmt.Errorf("%q must have no dot at its end", item)
+		}
+		if reason := checkHostPattern(item); reason != "" {
+			return fmt.Errorf("%q %s", item, reason)
+		}
+		hosts = append(hosts, item)
+	}
+	*h = hosts
+	return nil
+}
+
+// checkHostPattern says what is wrong with a name that may have a star for its first
+// label.
+func checkHostPattern(name string) string {
+	for _, c := range []byte(name) {
+		if c >= 0x80 {
+			return "must be written in its xn-- form, as browsers send it"
+		}
+	}
+	rest, starred := strings.CutPrefix(name, "*")
+	labels := strings.Split(strings.TrimPrefix(rest, "."), ".")
+	switch {
+	case starred && (!strings.HasPrefix(rest, ".") || len(labels) < 2):
+		return "must have two labels after the star at least: a star is for the first label, as in *.example.com"
+	case strings.Contains(rest, "*"):
+		return "may have a star for the whole of the first label only, as in *.example.com"
+	}
+	for _, label := range labels {
+		if label == "" || strings.Trim(label, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return "must be letters, digits and hyphens with dots between them"
+		}
+	}
+	return ""
+}
+
+// Networks are of IP addresses.
+type Networks []netip.Prefix
+
+// Decode implements envconfig.Decoder. An address alone is a network of one.
+func (n *Networks) Decode(value string) error {
+	var networks Networks
+	for _, item := range split(value) {
+		p, err := netip.ParsePrefix(item)
+		if a, aerr := netip.ParseAddr(item); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		switch {
+		case err != nil || p.Addr().Zone() != "":
+			return fmt.Errorf("%q is no network: write it as 10.0.0.0/8, fd00::/8 or an address", item)
+		case p.Addr().Is4In6():
+			return fmt.Errorf("%q must be written as IPv4", item)
+		case p.Bits() == 0:
+			return fmt.Errorf("%q would believe everybody", item)
+		case p != p.Masked():
+			return fmt.Errorf("%q has bits behind its mask; the network is %s", item, p.Masked())
+		}
+		networks = append(networks, p)
+	}
+	*n = networks
+	return nil
+}

@@ -1,0 +1,315 @@
+package deploy
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Bounds of the checks.
+const (
+	certificateWarnBefore = 14 * 24 * time.Hour // renewal should have been
+	certificateFailBefore = 48 * time.Hour
+	minFreeDiskPercent    = 10                 // percent free at least
+	minFreeDiskBytes      = uint64(2 << 30)    // and bytes
+	maxStandbyLag         = 30 * time.Second   // of the database's replica
+	maxBackupAge          = 8 * 24 * time.Hour // of the last one that was proved
+	recentErrorsSpan      = 5 * time.Minute
+	alertmanagerPort      = "9093"
+)
+
+// disk: room for an image, logs and the state.
+func (p *Preflight) disk(ctx context.Context, _ *checkInput) (string, error) {
+	out, err := p.Compose.docker(ctx, quickLimit, "info", "--format", "{{.DockerRootDir}}")
+	if err != nil {
+		return "", err
+	}
+	summary := ""
+	for _, path := range []string{p.Stack.Dir, strings.TrimSpace(string(out))} {
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(path, &fs); err != nil {
+			return "", fmt.Errorf("look at %s: %w", path, err)
+		}
+		free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
+		if free < minFreeDiskBytes || free*100 < all*minFreeDiskPercent {
+			return "", fmt.Errorf("%s has %d MiB free, and %d %% and 2 GiB are wanted: `docker system df` tells what takes it", path, free>>20, minFreeDiskPercent)
+		}
+		summary = fmt.Sprintf("%d MiB free", free>>20)
+	}
+	return summary, nil
+}
+
+// memory: room for as many replicas again as are live.
+func (p *Preflight) memory(ctx context.Context, in *checkInput) (string, error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return "", fmt.Errorf("look at the memory: %w", err)
+	}
+	var free int64
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			kib, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			free = kib << 10
+		}
+	}
+	limits, used := int64(0), int64(0)
+	for _, r := range in.snapshot.Running(in.route.Live) {
+		limits += r.MemoryLimit
+		used += residentMemory(ctx, r.Address)
+	}
+	switch {
+	case free < used+used/5+(256<<20):
+		return "", fmt.Errorf("%d MiB are available, and the live color holds %d MiB: there is no room for a second one", free>>20, used>>20)
+	case free < limits:
+		return "", warningf("%d MiB are available, and the new color may take %d MiB", free>>20, limits>>20)
+	}
+	return fmt.Sprintf("%d MiB available, the live color holds %d MiB", free>>20, used>>20), nil
+}
+
+// residentMemory asks a replica for its resident memory, 0 when it can't say.
+func residentMemory(ctx context.Context, address string) int64 {
+	_, text, err := fetch(ctx, containerClient, "http://"+address+"/metrics")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "process_resident_memory_bytes "); ok {
+			f, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return int64(f)
+		}
+	}
+	return 0
+}
+
+// certificate: valid for the name, and for long enough.
+func (p *Preflight) certificate(ctx context.Context, _ *checkInput) (string, error) {
+	config := p.Stack.TLSConfig()
+	config.ServerName = p.Stack.Env["DOMAIN"]
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: config}
+	conn, err := d.DialContext(ctx, "tcp", p.Stack.BalancerAddr())
+	if err != nil {
+		return "", fmt.Errorf("connect to %s as %s: %w", p.Stack.BalancerAddr(), config.ServerName, err)
+	}
+	defer conn.Close() //nolint:errcheck // nothing was sent
+	tlsConn, ok := conn.(*tls.Conn)
+	if !ok || len(tlsConn.ConnectionState().PeerCertificates) == 0 {
+		return "", errors.New("no certificate was shown")
+	}
+	end := tlsConn.ConnectionState().PeerCertificates[0].NotAfter
+	left := end.Sub(p.Clock.Now())
+	switch {
+	case left < certificateFailBefore:
+		return "", fmt.Errorf("the certificate of %s ends %s", config.ServerName, end.Format(time.RFC3339))
+	case left < certificateWarnBefore:
+		return "", warningf("the certificate of %s ends %s and was not renewed", config.ServerName, end.Format(time.RFC3339))
+	case p.Stack.Insecure:
+		return "", warningf("valid until %s, not looked at otherwise (--insecure)", end.Format(time.DateOnly))
+	}
+	return "valid for " + config.ServerName + " until " + end.Format(time.DateOnly), nil
+}
+
+// dns: the name leads here.
+func (p *Preflight) dns(ctx context.Context, _ *checkInput) (string, error) {
+	name := p.Stack.Env["DOMAIN"]
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	if err != nil {
+		return "", fmt.Errorf("look up %s: %w", name, err)
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", fmt.Errorf("list this host's addresses: %w", err)
+	}
+	for _, ip := range found {
+		for _, a := range own {
+			if n, ok := a.(*net.IPNet); ok && n.IP.Equal(net.IP(ip.Unmap().AsSlice())) {
+				return fmt.Sprintf("%s is %s, this host's", name, ip), nil
+			}
+		}
+	}
+	return "", warningf("%s is %v, no address of this host: right behind a balancer or NAT", name, found)
+}
+
+// metrics: what a deploy is judged by is there.
+func (p *Preflight) metrics(ctx context.Context, in *checkInput) (string, error) {
+	live := currentSpec(in.route.Live, in.snapshot)
+	if live.Replicas == 0 {
+		_, err := p.Metrics.Alerts(ctx) // an answer is enough
+		return "Prometheus answers", err
+	}
+	window, err := p.Metrics.Window(ctx, live.Deployment, p.Settings.Window)
+	if err != nil {
+		return "", fmt.Errorf("errors, response time and memory can't be judged: %w; --without-metrics goes on with health checks alone", err)
+	}
+	if window.Replicas < live.Replicas {
+		return "", fmt.Errorf("Prometheus sees %d of %d live replicas", window.Replicas, live.Replicas)
+	}
+	return fmt.Sprintf("Prometheus sees all %d live replicas", window.Replicas), nil
+}
+
+// alerting: who is to be called can be.
+func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error) {
+	address, err := p.Compose.serviceURL(ctx, "alertmanager", alertmanagerPort)
+	if err != nil {
+		return "", err
+	}
+	if status, _, err := fetch(ctx, containerClient, address+"/-/ready"); err != nil || status != http.StatusOK {
+		return "", errors.Join(fmt.Errorf("the alertmanager is not ready (status %d)", status), err)
+	}
+	prometheus, err := p.Metrics.FindURL(ctx)
+	if err != nil {
+		return "", err
+	}
+	var known struct {
+		Data struct {
+			ActiveAlertmanagers []struct{ URL string } `json:"activeAlertmanagers"`
+		}
+	}
+	if err := fetchJSON(ctx, containerClient, prometheus+"/api/v1/alertmanagers", &known); err != nil {
+		return "", err
+	}
+	if len(known.Data.ActiveAlertmanagers) == 0 {
+		return "", errors.New("Prometheus knows no Alertmanager")
+	}
+	return "Alertmanager is ready, and Prometheus knows it", nil
+}
+
+// alerts: nothing critical is under way. A watchdog always fires.
+func (p *Preflight) alerts(ctx context.Context, _ *checkInput) (string, error) {
+	firing, err := p.Metrics.Alerts(ctx)
+	if err != nil {
+		return "", err
+	}
+	var critical, other []string
+	for _, a := range firing {
+		switch a.Severity {
+		case "critical", "page":
+			critical = append(critical, a.Name)
+		case "none", "info", "":
+		default:
+			other = append(other, a.Name)
+		}
+	}
+	if len(critical) > 0 {
+		return "", fmt.Errorf("firing: %s", joinDistinct(critical))
+	}
+	if len(other) > 0 {
+		return "", warningf("firing: %s", joinDistinct(other))
+	}
+	return "none fires", nil
+}
+
+// joinDistinct names each once.
+func joinDistinct(names []string) string {
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ", ")
+}
+
+// recentErrors: what is live does well.
+func (p *Preflight) recentErrors(ctx context.Context, in *checkInput) (string, error) {
+	live := currentSpec(in.route.Live, in.snapshot)
+	if live.Replicas == 0 {
+		return "nothing is live", nil
+	}
+	window, err := p.Metrics.Window(ctx, live.Deployment, recentErrorsSpan)
+	if err != nil {
+		return "", err
+	}
+	text := fmt.Sprintf("%.2f %% of %.0f operations in %v failed by our fault", 100*window.ErrorRatio(), window.Operations, recentErrorsSpan)
+	if t := p.Settings.Triggers; window.Operations >= float64(t.ErrorSamples) && 100*window.ErrorRatio() > t.ErrorPercent {
+		return "", errors.New(text)
+	}
+	return text, nil
+}
+
+// migrations: those of the image only add.
+func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, error) {
+	if in.image.Ref == "" {
+		return "", warningf("no image was named")
+	}
+	out, err := p.Compose.migrate(ctx, in.image, "migrate", "-plan")
+	if err != nil {
+		return "", fmt.Errorf("ask the image for its migrations: %w", err)
+	}
+	var pending []struct {
+		Name     string `json:"name"`
+		Breaking int64  `json:"breaking"`
+	}
+	if err := json.Unmarshal(out, &pending); err != nil {
+		return "", fmt.Errorf("ask the image for its migrations: %w", err)
+	}
+	names := make([]string, 0, len(pending))
+	for _, m := range pending {
+		names = append(names, m.Name)
+		if m.Breaking > 0 {
+			return "", fmt.Errorf("%s does not only add: binaries made for a schema before %d stop serving, and there is no way back", m.Name, m.Breaking)
+		}
+	}
+	if len(names) == 0 {
+		return "none pending", nil
+	}
+	return strings.Join(names, ", ") + " pending; they only add", nil
+}
+
+// redis: the live replicas hear each other.
+func (p *Preflight) redis(_ context.Context, in *checkInput) (string, error) {
+	replicas := in.snapshot.Running(in.route.Live)
+	for _, r := range replicas {
+		if state := r.UnhealthyComponents["broker"]; state != "" {
+			return "", fmt.Errorf("%s: the broker is %s", r.Name, state)
+		}
+	}
+	if len(replicas) == 0 {
+		return "", warningf("nobody is there to be asked")
+	}
+	return fmt.Sprintf("%d replicas hear their broker", len(replicas)), nil
+}
+
+// standby: the database's standby follows.
+func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) {
+	primary := "postgres"
+	if text, err := os.ReadFile(p.Stack.Dir + "/state/postgres/primary"); err == nil {
+		primary = strings.TrimSpace(string(text))
+	}
+	out, err := p.Compose.compose(ctx, quickLimit, nil, "exec", "-T", primary, "psql", "-U", "postgres", "-d", "postgres", "-Atc",
+		`SELECT count(*), coalesce(max(extract(epoch FROM replay_lag)), 0)::bigint FROM pg_stat_replication WHERE state = 'streaming'`)
+	if err != nil {
+		return "", fmt.Errorf("ask %s: %w", primary, err)
+	}
+	var standbys, lag int64
+	if _, err := fmt.Sscanf(strings.TrimSpace(string(out)), "%d|%d", &standbys, &lag); err != nil {
+		return "", fmt.Errorf("ask %s: %q: %w", primary, out, err)
+	}
+	switch {
+	case standbys == 0:
+		return "", fmt.Errorf("no replica follows %s", primary)
+	case time.Duration(lag)*time.Second > maxStandbyLag:
+		return "", fmt.Errorf("the replica is %d s behind, over %v", lag, maxStandbyLag)
+	}
+	return fmt.Sprintf("%d follow %s, %d s behind", standbys, primary, lag), nil
+}
+
+// backup: the last one was proved not long ago.
+func (p *Preflight) backup(ctx context.Context, _ *checkInput) (string, error) {
+	at, err := p.Metrics.number(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`)
+	if err != nil {
+		return "", err
+	}
+	if at == 0 {
+		return "", errors.New("no backup was ever proved: `switchyard backup` makes one, `switchyard backup verify` proves it; Prometheus hears of it within half a minute")
+	}
+	age := p.Clock.Now().Sub(time.Unix(int64(at), 0)).Round(time.Minute)
+	if age > maxBackupAge {
+		return "", fmt.Errorf("the last backup was proved %v ago, over %v", age, maxBackupAge)
+	}
+	return fmt.Sprintf("proved %v ago", age), nil
+}

@@ -1,0 +1,127 @@
+package http
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// Bans keep users out, on all nodes.
+type Bans interface {
+	// Ban keeps a user out for a time and has every node close what it has of
+	// the user, by a notice that comes to [Server.Notify]: this one before it
+	// returns. An error that wraps message.ErrSharedStateUnavailable says that the others will
+	// learn of it later.
+	Ban(ctx context.Context, user string, d time.Duration) error
+	// Banned says for how long a user is kept out, and whether at all. It does
+	// not block.
+	Banned(user string) (time.Duration, bool)
+}
+
+const (
+	// minBan is how long a user is kept out where nothing is asked for: a
+	// node that gets no notice still finds the bar.
+	minBan = 5 * time.Second
+	// banTimeout bounds telling the other nodes.
+	banTimeout = 3 * time.Second
+	// maxBanBody bounds the body of the call, in bytes.
+	maxBanBody = 1 << 10
+)
+
+// maxBan is what Removals take: 30 days, longer than any sane token.
+const maxBan = 720 * time.Hour
+
+// banned says whether a user is kept out.
+func (s *Server) banned(user string) bool {
+	if user == "" {
+		return false
+	}
+	_, banned := s.cfg.Bans.Banned(user)
+	return banned
+}
+
+// disconnectUser closes what a user has open on every node, and keeps the user
+// out for a while: POST /v1/users/{user}/disconnect {for?}. A token stays good,
+// so that who is not to come back is kept out until it has ended.
+func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
+	user, err := pathParam(r, "user")
+	if err != nil || user == "" || len(user) > message.MaxUserLength || !utf8.ValidString(user) {
+		return &message.InvalidError{Field: "user", Reason: "must be 1 to 128 bytes of UTF-8"}
+	}
+	d, err := readBan(w, r)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), banTimeout)
+	defer cancel()
+	closed := s.connectionsOf(user)
+	err = s.cfg.Bans.Ban(ctx, user, d)
+	status := http.StatusOK
+	switch {
+	case errors.Is(err, message.ErrSharedStateUnavailable):
+		status = http.StatusAccepted
+	case err != nil:
+		return err
+	}
+	c := callerOf(r)
+	s.audit.record(&auditLine{
+		Event: auditRemoved, Who: publisher(r), From: c.addr.String(), What: user, RequestID: c.id,
+		Why: fmt.Sprintf("kept out for %v, %d connections closed here", d, closed),
+	})
+	return writeJSON(w, status, struct {
+		User   string `json:"user"`
+		Closed int    `json:"closed"`
+		For    string `json:"for"`
+	}{user, closed, d.String()})
+}
+
+// readBan reads how long a user is to be kept out.
+func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
+	b, err := readBody(w, r, maxBanBody)
+	if err != nil {
+		return 0, err
+	}
+	if len(b) == 0 {
+		return minBan, nil
+	}
+	var asked struct {
+		For *string `json:"for"`
+	}
+	if err := json.Unmarshal(b, &asked); err != nil {
+		return 0, &protocol.Error{Code: protocol.CodeMalformed, Message: `the body is {"for": "10m"}, or nothing`}
+	}
+	if asked.For == nil {
+		return minBan, nil
+	}
+	d, err := time.ParseDuration(*asked.For)
+	if err != nil || d < minBan || d > maxBan {
+		return 0, &message.InvalidError{Field: "for", Reason: "must be a duration from 5s to 720h, such as 10m"}
+	}
+	return d, nil
+}
+
+// connectionsOf returns how many connections a user has here.
+func (s *Server) connectionsOf(user string) int { return len(s.socketsOf(user)) }
+
+func (s *Server) socketsOf(user string) []*socket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.admission.users[user]; a != nil {
+		return append([]*socket(nil), a.sockets...)
+	}
+	return nil
+}
+
+// closeUser closes what a user has open here.
+func (s *Server) closeUser(user string) {
+	for _, k := range s.socketsOf(user) {
+		k.conn.CloseWith(protocol.CloseRemoved)
+	}
+}

@@ -1,0 +1,173 @@
+package http
+
+import (
+	"testing"
+	"time"
+)
+
+var healthyTargets = MoveTargets{Known: true, Nodes: 1, Ready: 1, HandshakeLimit: 10_000, HandshakeP95: 20 * time.Millisecond}
+
+func TestWavesAreEvenWithoutNodeStatuses(t *testing.T) {
+	var p wavePacer
+	left := 1000
+	for second := range 10 {
+		n := p.next(left, left, 0, time.Duration(10-second)*time.Second, MoveTargets{})
+		if n != 100 {
+			t.Errorf("second %d: %d of %d", second, n, left)
+		}
+		left -= n
+	}
+	if left != 0 {
+		t.Errorf("%d left", left)
+	}
+	if n := p.next(3, 0, 0, time.Minute, MoveTargets{}); n != 3 {
+		t.Errorf("few clients are one wave, not %d", n)
+	}
+	if n := p.next(500, 0, 0, 0, MoveTargets{}); n != 500 {
+		t.Errorf("at the end of the window all are told, not %d", n)
+	}
+}
+
+func TestWavesFollowTheMoveTargets(t *testing.T) {
+	with := func(change func(*MoveTargets)) MoveTargets { r := healthyTargets; change(&r); return r }
+	slow := with(func(r *MoveTargets) { r.HandshakeP95 = time.Second })
+	bad := with(func(r *MoveTargets) { r.HandshakeP95 = 5 * time.Second })
+	nobody := with(func(r *MoveTargets) { r.Ready = 0 })
+	full := with(func(r *MoveTargets) { r.HandshakeLimit = 1000; r.OtherHandshakes = 760 })
+
+	far := with(func(r *MoveTargets) { r.HandshakeP95 = 700 * time.Millisecond })
+	refusing := with(func(r *MoveTargets) { r.RefusedHandshakes = 1 })
+
+	const left = 10_000
+	window := 100 * time.Second // even: 100 a wave
+	type step struct {
+		name            string
+		moving, missing int
+		r               MoveTargets
+		want            int
+	}
+	for name, steps := range map[string][]step{
+		"slow": {
+			{"even", 0, 0, healthyTargets, 100},
+			{"slow: half", 0, 0, slow, 50},
+			{"what comes of it is not known yet", 0, 0, slow, 50},
+			{"nor now", 0, 0, slow, 50},
+			{"nor now", 0, 0, slow, 50},
+			{"still slow: half again", 0, 0, slow, 25},
+			{"well: a quarter more", 0, 0, healthyTargets, 31},
+			{"and more", 0, 0, healthyTargets, 39},
+			{"and more", 0, 0, healthyTargets, 48},
+			{"up to even", 0, 0, with(func(r *MoveTargets) { r.HandshakeP95 = 240 * time.Millisecond }), 61},
+		},
+		"bad": {
+			{"bad: none", 0, 0, bad, 0},
+			{"still bad", 0, 0, bad, 0},
+			{"recovered", 0, 0, healthyTargets, 5},
+			{"nobody ready: none", 0, 0, nobody, 0},
+		},
+		"those who were told": {
+			{"even", 0, 0, healthyTargets, 100},
+			{"even", 100, 0, healthyTargets, 100},
+			{"as many as in three waves may be on their way", 300, 0, healthyTargets, 100},
+			{"more do not leave: none", 301, 0, healthyTargets, 0},
+			{"they do: half", 0, 0, healthyTargets, 50},
+		},
+		"missing": {
+			{"even", 0, 0, healthyTargets, 100},
+			{"a whole wave", 0, 100, healthyTargets, 100},
+			{"more than that: half", 0, 101, healthyTargets, 50},
+			{"two waves: none", 0, 201, healthyTargets, 0},
+			{"they were seen", 0, 0, healthyTargets, 50},
+		},
+		"full": {
+			{"what is taken, beside who comes anyway", 0, 0, full, 13}, // others may drain, too
+			{"again", 0, 0, full, 13},
+			{"again", 0, 0, full, 13},
+			{"nobody else drains: a quarter more, and more", 0, 0, full, 16},
+			{"and more", 0, 0, full, 20},
+			{"and more", 0, 0, full, 25},
+			{"and more", 0, 0, full, 31},
+			{"there is room", 0, 0, healthyTargets, 39},
+			{"some were refused there: half", 0, 0, refusing, 19},
+		},
+		"far away": {
+			{"even", 0, 0, far, 100},
+			{"it takes them that long", 0, 0, far, 100},
+			{"twice as long", 0, 0, with(func(r *MoveTargets) { r.HandshakeP95 = 2 * far.HandshakeP95 }), 50},
+		},
+	} {
+		var p wavePacer
+		for _, s := range steps {
+			if got := p.next(left, s.moving, s.missing, window, s.r); got != s.want {
+				t.Errorf("%s: %s: %d, want %d", name, s.name, got, s.want)
+			}
+		}
+	}
+}
+
+// All who move share what the receivers take, leave some for who comes anyway,
+// and do so from the first wave on, when they don't know of each other yet.
+func TestWavesFillTheMoveTargets(t *testing.T) {
+	for _, drainers := range []int{1, 3} {
+		const limit, others = 500, 40
+		paces := make([]wavePacer, drainers)
+		for wave := range 20 {
+			r := MoveTargets{Known: true, Nodes: 1, Ready: 1, HandshakeLimit: limit, OtherHandshakes: others}
+			if wave >= 2 {
+				r.DrainingNodes = drainers - 1
+			}
+			all := 0
+			for i := range paces {
+				all += paces[i].next(5000, 0, 0, 10*time.Second, r)
+			}
+			want := targetLoad*limit - others
+			if float64(all) > want || wave >= 10 && float64(all) < want-float64(drainers) {
+				t.Errorf("%d draining: wave %d is %d, where %d a second are taken and %d come anyway", drainers, wave, all, limit, others)
+			}
+		}
+	}
+}
+
+// A wave that was told late, since sessions were saved first, does not fall
+// together with the one after it; and nothing adds up.
+func TestWavesDoNotOverlap(t *testing.T) {
+	var s waveSchedule
+	began := time.Now()
+	var end time.Duration // of the wave before
+	for i, sentAt := range []time.Duration{300, 1005, 2000, 3400, 4000, 5000, 9000, 10_000} {
+		sentAt *= time.Millisecond
+		begins := sentAt + s.next(began.Add(sentAt))
+		if begins < end || begins < sentAt || begins > max(sentAt, end) {
+			t.Errorf("wave %d is told after %v and begins after %v, where the one before ends at %v", i, sentAt, begins, end)
+		}
+		end = begins + waveInterval
+	}
+}
+
+// Without knowledge of others a node goes by what it would take itself.
+func TestTheLastWaveRespectsTheHandshakeLimit(t *testing.T) {
+	var p wavePacer
+	if n := p.next(3000, 0, 0, 0, MoveTargets{HandshakeLimit: 500}); n != 400 {
+		t.Errorf("%d at once", n)
+	}
+}
+
+// However the receivers do, a wave is never negative, never more than there
+// are, and they get a chance to recover.
+func TestWavesStayInBounds(t *testing.T) {
+	var p wavePacer
+	for i := range 10_000 {
+		r := MoveTargets{Known: true, Ready: i % 3, HandshakeLimit: 1 + i%7, OtherHandshakes: i % 5, HandshakeP95: time.Duration(i%5) * time.Second}
+		left := i % 13
+		if n := p.next(left, i%11, i%5, time.Duration(i%4)*time.Second, r); n < 0 || n > left && left > 0 && n > minWave {
+			t.Fatalf("step %d: wave of %d with %d left", i, n, left)
+		}
+	}
+	grown := 0
+	for range 20 {
+		grown = p.next(1000, 0, 0, 10*time.Second, healthyTargets)
+	}
+	if grown < 100 {
+		t.Errorf("20 good waves later still %d a wave", grown)
+	}
+}

@@ -1,0 +1,316 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// A modelLog is the log that the property is checked on: it keeps what every
+// epoch held, so that a judge can tell what was right at any time, and it can
+// be slow, away, trimmed, pruned, and put back to an older state.
+type modelLog struct {
+	mu                  sync.Mutex
+	epochs              []message.Epoch // the newest last
+	messages            map[message.Epoch]map[message.Room][]message.Message
+	first               map[message.Epoch]map[message.Room]message.Seq // 0: nothing is trimmed
+	stored              int                                            // names and numbers each message
+	feed                []message.Head                                 // row i has the id i+1
+	oldestRow           message.Cursor                                 // of the feed: older rows are pruned
+	reads               int                                            // reads begun
+	feedQueries         int                                            // of the feed and for heads
+	readsNow, readsPeak int                                            // reads under way, and most of them
+}
+
+// A logView is how one node sees the ledger. It implements Log and Feed.
+type logView struct {
+	*modelLog
+	down     bool // reads fail
+	feedDown bool
+	delay    time.Duration // how long an answer takes, its snapshot being old by then
+}
+
+var errInjected = errors.New("planted: the log is away")
+
+func newModelLog() *modelLog {
+	l := &modelLog{
+		messages: map[message.Epoch]map[message.Room][]message.Message{},
+		first:    map[message.Epoch]map[message.Room]message.Seq{},
+	}
+	l.newEpoch()
+	return l
+}
+
+// newEpoch starts an epoch, with nothing in it. Caller holds mu, if anybody else
+// knows the ledger.
+func (l *modelLog) newEpoch() message.Epoch {
+	e := message.Epoch(fmt.Sprintf("e%d", len(l.epochs)+1))
+	l.epochs = append(l.epochs, e)
+	l.messages[e] = map[message.Room][]message.Message{}
+	l.first[e] = map[message.Room]message.Seq{}
+	return e
+}
+
+func (l *modelLog) epoch() message.Epoch { return l.epochs[len(l.epochs)-1] }
+
+// commit stores messages and returns them as the committer hands them over.
+func (l *modelLog) commit(room message.Room, n, size int) []*message.Publication {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.epoch()
+	var batch []*message.Publication
+	for range n {
+		l.stored++
+		data := []byte(strconv.Itoa(l.stored))
+		for len(data) < size {
+			data = append(data, ' ')
+		}
+		m := message.Message{
+			Draft: message.Draft{Room: room, ID: fmt.Sprintf("m%d", l.stored), Data: data},
+			Epoch: e, Seq: message.Seq(len(l.messages[e][room]) + 1), At: time.Now(),
+		}
+		l.messages[e][room] = append(l.messages[e][room], m)
+		batch = append(batch, &message.Publication{Draft: m.Draft, Epoch: e, Seq: m.Seq, At: m.At})
+	}
+	l.feed = append(l.feed, message.Head{Room: room, Seq: message.Seq(len(l.messages[e][room]))})
+	return batch
+}
+
+// resend returns a stored message as a resend of its id would get it.
+func (l *modelLog) resend(room message.Room, seq message.Seq) []*message.Publication {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.messages[l.epoch()][room][seq-1]
+	return []*message.Publication{{Draft: m.Draft, Epoch: l.epoch(), Seq: m.Seq, At: m.At, Duplicate: true}}
+}
+
+// restore puts an older state back, in which each room had so many messages.
+func (l *modelLog) restore(heads map[message.Room]int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := l.epoch()
+	e := l.newEpoch()
+	for room, n := range heads {
+		l.messages[e][room] = slices.Clone(l.messages[old][room][:n])
+		// Of what is trimmed by now, some was there then.
+		l.first[e][room] = min(l.first[old][room], message.Seq(n+1))
+	}
+	l.oldestRow = message.Cursor(len(l.feed) + 1)
+}
+
+// head is the newest seq of a room in an epoch, and whether there was that epoch.
+func (l *modelLog) head(e message.Epoch, room message.Room) (message.Seq, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	messages, ok := l.messages[e]
+	return message.Seq(len(messages[room])), ok
+}
+
+func (l *modelLog) oldest(e message.Epoch, room message.Room) message.Seq {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(1, l.first[e][room])
+}
+
+// trim lets go of all before a seq.
+func (l *modelLog) trim(room message.Room, first message.Seq) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.first[l.epoch()][room] = max(first, l.first[l.epoch()][room])
+}
+
+// pruneFeed lets go of the feed's rows, but for the newest few.
+func (l *modelLog) pruneFeed(keep int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.oldestRow = max(l.oldestRow, message.Cursor(len(l.feed)+1-min(keep, len(l.feed))))
+}
+
+// page is what the log answers to a range now. Caller holds mu.
+func (l *modelLog) page(r message.Range) message.Page {
+	e := l.epoch()
+	all := l.messages[e][r.Room]
+	p := message.Page{Epoch: e, Head: message.Seq(len(all)), First: max(1, l.first[e][r.Room])}
+	from := max(int(r.After), int(p.First)-1)
+	for size := 0; r.Limit > 0 && from < len(all); from++ {
+		m := all[from]
+		m.Epoch = e
+		if size += len(m.Data); len(p.Messages) == r.Limit || len(p.Messages) > 0 && size > r.MaxBytes {
+			p.More = true
+			break
+		}
+		p.Messages = append(p.Messages, m)
+	}
+	return p
+}
+
+// set changes how the node sees the ledger.
+func (v *logView) set(change func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	change()
+}
+
+// Read implements Log.
+func (v *logView) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	v.mu.Lock()
+	page, down, delay := v.page(r), v.down, v.delay
+	v.reads++
+	v.readsNow++
+	v.readsPeak = max(v.readsPeak, v.readsNow)
+	v.mu.Unlock()
+	err := v.respond(ctx, delay, down)
+	v.mu.Lock()
+	v.readsNow--
+	v.mu.Unlock()
+	return page, err
+}
+
+// respond waits as long as the log takes to answer.
+func (v *logView) respond(ctx context.Context, delay time.Duration, down bool) error {
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if down {
+		return errInjected
+	}
+	return nil
+}
+
+// Commits implements Feed.
+func (v *logView) Commits(ctx context.Context, cursor message.Cursor) (message.Commits, error) {
+	v.mu.Lock()
+	v.feedQueries++
+	c := message.Commits{Epoch: v.epoch(), Next: message.Cursor(len(v.feed) + 1)}
+	if cursor > 0 {
+		c.Incomplete = cursor < v.oldestRow || cursor > c.Next
+		heads := map[message.Room]message.Seq{}
+		for i := int(cursor) - 1; i < len(v.feed) && !c.Incomplete; i++ {
+			h := v.feed[i]
+			heads[h.Room] = max(heads[h.Room], h.Seq)
+		}
+		for room, seq := range heads {
+			c.Heads = append(c.Heads, message.Head{Room: room, Seq: seq})
+		}
+	}
+	delay, down := v.delay, v.feedDown
+	v.mu.Unlock()
+	return c, v.respond(ctx, delay, down)
+}
+
+// Heads implements Feed.
+func (v *logView) Heads(ctx context.Context, rooms []message.Room) (message.Epoch, []message.Head, error) {
+	v.mu.Lock()
+	v.feedQueries++
+	e := v.epoch()
+	heads := make([]message.Head, len(rooms))
+	for i, room := range rooms {
+		heads[i] = message.Head{Room: room, Seq: message.Seq(len(v.messages[e][room]))}
+	}
+	delay, down := v.delay, v.feedDown
+	v.mu.Unlock()
+	return e, heads, v.respond(ctx, delay, down)
+}
+
+// Append implements Log; the property commits by the ledger's own doors.
+func (v *logView) Append(*message.Publication) { panic("not in this test") }
+
+// A fakeBroker carries payloads between nodes when it is told to, in the order that
+// it is told to, as often as it is told to. It implements Broker, for one node.
+type fakeBroker struct {
+	mu    sync.Mutex
+	queue []queuedPayload
+	nodes []*fakeBrokerNode
+}
+
+type queuedPayload struct {
+	to   int
+	room message.Room
+	b    []byte
+}
+
+// An fakeBrokerNode is the post of one node.
+type fakeBrokerNode struct {
+	*fakeBroker
+	node             int
+	subs             map[message.Room]bool
+	subscribeBlocked bool // subscriptions do not come through
+}
+
+// Publish implements Broker: whoever listens is owed a parcel.
+func (o *fakeBrokerNode) Publish(room message.Room, b []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for to, other := range o.nodes {
+		if other.subs[room] {
+			o.queue = append(o.queue, queuedPayload{to, room, b})
+		}
+	}
+}
+
+// Subscribe implements Broker.
+func (o *fakeBrokerNode) Subscribe(ctx context.Context, room message.Room) error {
+	o.mu.Lock()
+	blocked := o.subscribeBlocked
+	if !blocked {
+		o.subs[room] = true
+	}
+	o.mu.Unlock()
+	if blocked {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+// Unsubscribe implements Broker.
+func (o *fakeBrokerNode) Unsubscribe(room message.Room) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.subs, room)
+}
+
+// resubscribe subscribes to what the node should have heard of, as a broker does that
+// is back.
+func (o *fakeBrokerNode) resubscribe(rooms []message.Room) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.subscribeBlocked = false
+	for _, room := range rooms {
+		o.subs[room] = true
+	}
+}
+
+// dequeue removes a parcel, or copies it.
+func (p *fakeBroker) dequeue(i int, keep bool) queuedPayload {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	got := p.queue[i]
+	if !keep {
+		p.queue = slices.Delete(p.queue, i, i+1)
+	}
+	return got
+}
+
+func (p *fakeBroker) queued() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.queue)
+}
+
+// dropAll forgets all parcels.
+func (p *fakeBroker) dropAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue = nil
+}

@@ -1,0 +1,78 @@
+package inspect
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"switchyard/internal/backup"
+)
+
+// A column is one measurement of all nodes.
+type column struct{ head, expr, unit string }
+
+// nodeRows asks for several expressions, and brings the answers into a row a node.
+func (p *Prometheus) nodeRows(ctx context.Context, columns []column) ([][]string, error) {
+	byNode := map[string][]string{}
+	for i, c := range columns {
+		samples, err := p.Query(ctx, c.expr)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range samples {
+			node := strings.TrimSpace(s.Labels["color"] + " " + s.Labels["instance"])
+			if byNode[node] == nil {
+				byNode[node] = make([]string, len(columns)+1)
+				byNode[node][0] = node
+			}
+			byNode[node][i+1] = formatValue(s.Value, c.unit)
+		}
+	}
+	out := make([][]string, 0, len(byNode))
+	for _, row := range byNode {
+		for i := range row {
+			row[i] = cmp.Or(row[i], "–")
+		}
+		out = append(out, row)
+	}
+	slices.SortFunc(out, func(a, b []string) int { return strings.Compare(a[0], b[0]) })
+	return out, nil
+}
+
+// formatValue prints a number in its unit: bytes, seconds, or none.
+func formatValue(v float64, unit string) string {
+	switch {
+	case unit == "B":
+		return backup.Bytes(v).String()
+	case unit == "s" && v < 1:
+		return fmt.Sprintf("%.1f ms", v*1000)
+	case unit == "s":
+		return fmt.Sprintf("%.2f s", v)
+	case unit == "%":
+		return fmt.Sprintf("%.1f %%", v*100)
+	case v == float64(int64(v)) || v >= 1000:
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.1f", v)
+}
+
+// writeNodeTable prints such rows.
+func writeNodeTable(w io.Writer, columns []column, rows [][]string) {
+	head := []string{"NODE"}
+	for _, c := range columns {
+		head = append(head, c.head)
+	}
+	writeTable(w, head, rows)
+}
+
+// execOnNode runs the service's own program in a node's container, which has no
+// other.
+func execOnNode(ctx context.Context, s ContainerRuntime, c backup.Container, args ...string) ([]byte, error) {
+	var out bytes.Buffer
+	err := s.Exec(ctx, c.Name, backup.Program{Args: append([]string{"/server"}, args...), Stdout: &out})
+	return out.Bytes(), err
+}

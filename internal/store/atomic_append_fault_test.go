@@ -1,0 +1,116 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// A backend is killed while its batch waits for a room that another one holds,
+// each time behind another number of statements.
+func TestABatchWhoseConnectionIsCutLosesAndDuplicatesNothing(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode()
+	n.mustPublish("held", "0", "x")
+	for round := range 3 {
+		release := f.lockRoom("held")
+		answer := make(chan error)
+		pubs := publications(fmt.Sprintf("held %d-a x", round), fmt.Sprintf("room %d-b x", round), fmt.Sprintf("new-%d c x", round))
+		go func() { answer <- n.AppendBatch(t.Context(), pubs) }()
+		f.waitForBlockedBackends(1)
+		f.pg.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard'
+			AND datname = current_database() AND wait_event_type = 'Lock'`)
+		release()
+		if err := <-answer; err != nil {
+			t.Fatal(err)
+		}
+		if pubs[0].Seq != message.Seq(round+2) || pubs[1].Seq != message.Seq(round+1) || pubs[2].Seq != 1 || pubs[2].Duplicate {
+			t.Errorf("round %d: %+v %+v %+v", round, pubs[0], pubs[1], pubs[2])
+		}
+	}
+	if held, room := n.readAll("held"), n.readAll("room"); len(held) != 4 || len(room) != 3 {
+		t.Errorf("%d and %d are stored", len(held), len(room))
+	}
+}
+
+func TestALostAnswerToTheCommitOfABatch(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	lose := f.interceptCommits()
+	n := f.startNode()
+	n.mustAppendBatch("room 0 x")
+	lost := lose("room")
+	if got := n.mustAppendBatch("room 1 x", "other 1 x"); got != "room2d other1d" {
+		t.Errorf("the answer is %s", got)
+	}
+	requireFault(t, lost)
+	if room, other := n.readAll("room"), n.readAll("other"); len(room) != 2 || len(other) != 1 {
+		t.Errorf("%d and %d are stored", len(room), len(other))
+	}
+}
+
+func TestABatchWhileTheDatabaseIsUnavailable(t *testing.T) {
+	pg := testkit.StartPostgres(t)
+	f := newPostgresFixture(t, pg)
+	n := f.startNode(func(c *Config) { c.AppendTimeout = time.Second })
+	n.mustAppendBatch("room 1 x")
+	for what, outage := range map[string]struct{ start, end func() }{
+		"hangs": {pg.Pause, pg.Resume}, "is down": {pg.Kill, pg.Start},
+	} {
+		outage.start()
+		began := time.Now()
+		// The second waits for its turn behind the first.
+		errs := make(chan error)
+		for i := range 2 {
+			go func() { errs <- n.AppendBatch(t.Context(), publications(fmt.Sprintf("room 2-%d x", i), "other 2 x")) }()
+		}
+		for range 2 {
+			var batch *message.BatchError
+			if err := <-errs; !errors.Is(err, message.ErrUnavailable) || errors.As(err, &batch) {
+				t.Errorf("while it %s: %v", what, err)
+			}
+		}
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("while it %s the answers took %v", what, took)
+		}
+		outage.end()
+		eventually(t, "the same batch is taken", func() error {
+			return n.AppendBatch(t.Context(), publications("room 2-0 x", "other 2 x", "room 2-1 x"))
+		})
+	}
+	if room, other := n.readAll("room"), n.readAll("other"); len(room) != 3 || len(other) != 1 {
+		t.Errorf("%d and %d are stored", len(room), len(other))
+	}
+}
+
+func TestCloseFinishesABatchUnderWay(t *testing.T) {
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode()
+	n.mustPublish("room", "0", "x")
+	release := f.lockRoom("room")
+	answer := make(chan error)
+	go func() { answer <- n.AppendBatch(context.Background(), publications("room 1 x", "other 1 x")) }()
+	f.waitForBlockedBackends(1)
+	closed := make(chan error)
+	go func() { closed <- n.Close(context.Background()) }()
+	eventually(t, "close has begun", func() error {
+		// One that comes too early waits behind the first, hence the bound.
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if err := n.AppendBatch(ctx, publications("late 1 x")); !errors.Is(err, message.ErrClosed) {
+			return fmt.Errorf("late: %w", err)
+		}
+		return nil
+	})
+	release()
+	if err := errors.Join(<-answer, <-closed); err != nil {
+		t.Error(err)
+	}
+	if all := f.startNode().readAll("room"); len(all) != 2 {
+		t.Errorf("%d are stored", len(all))
+	}
+}

@@ -1,0 +1,10 @@
+package testkit
+
+import "testing"
+
+// StartServerProgram is StartServer with a program that was built elsewhere, such as
+// that of an earlier release.
+func StartServerProgram(tb testing.TB, program string, env map[string]string) *Server {
+	tb.Helper()
+	return startServer(tb, program, env)
+}

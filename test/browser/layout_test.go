@@ -1,0 +1,141 @@
+package browser
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"switchyard/internal/testkit"
+)
+
+func contains(s, part string) bool { return strings.Contains(s, part) }
+
+// The page fits each screen in both lights, with text that can be read. With
+// PICTURES set to a directory the pictures stay there to be looked at.
+func TestThePageFitsEveryScreen(t *testing.T) {
+	pictures := os.Getenv("PICTURES")
+	if pictures == "" {
+		pictures = t.TempDir()
+	}
+	server := testkit.StartServer(t, map[string]string{"COLOR": "blue", "DEPLOYMENT": "2026-01-02.1"})
+	browser := testkit.StartBrowser(t)
+	ada := openPage(t, browser, server.URL()+"/#platform-4", "ada")
+	bob := openPage(t, browser, server.URL()+"/#platform-4", "bob")
+	chat(ada, bob)
+	testkit.Eval[string](bob, `location.hash = "#`+strings.Repeat("a-room-with-a-very-long-name", 4)+`"`)
+	testkit.Eval[string](bob, `location.hash = "#platform-4"`)
+	bob.Until(`document.title.startsWith("platform-4")`)
+
+	// The host's name has no business in a picture of the documentation.
+	testkit.Eval[string](bob, `document.getElementById("node").textContent = "node-2"`)
+	testkit.Eval[string](bob, `document.getElementById("f-session").textContent = "node-2-17"`)
+	for _, width := range []int64{1280, 800, 360} {
+		for _, scheme := range []string{"light", "dark"} {
+			bob.Resize(width, 640)
+			bob.SetColorScheme(scheme)
+			name := fmt.Sprintf("%s-%d", scheme, width)
+			if over := testkit.Eval[int64](bob, `document.documentElement.scrollWidth`); over > width {
+				t.Errorf("%s: the page is %d wide", name, over)
+			}
+			if offscreen := testkit.Eval[[]string](bob, offscreenElements); len(offscreen) > 0 {
+				t.Errorf("%s: out of the screen: %v", name, offscreen)
+			}
+			if lowContrast := testkit.Eval[[]string](bob, lowContrastElements); len(lowContrast) > 0 {
+				t.Errorf("%s: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", name, lowContrast)
+			}
+			bob.Until(`(() => { const log = document.querySelector(".log:not([hidden])");
+				return log.scrollHeight - log.scrollTop - log.clientHeight < 2; })()`) // the last word stays in sight
+			bob.Screenshot(filepath.Join(pictures, name+".png"))
+		}
+	}
+}
+
+// offscreenElements names what people must reach and cannot see.
+const offscreenElements = `["composer", "state", "title", "room", "name"].filter((id) => {
+	const box = document.getElementById(id).getBoundingClientRect();
+	return box.width < 10 || box.left < 0 || box.right > innerWidth || box.bottom > innerHeight;
+})`
+
+// lowContrastElements measures texts on the background they stand on, WCAG 2.2 §1.4.3.
+const lowContrastElements = `(() => {
+	const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+	const paint = (colors) => {
+		canvas.clearRect(0, 0, 1, 1);
+		for (const c of colors) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); }
+		return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => v / 255)
+			.map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+			.reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+	};
+	const under = (e) => e ? [...under(e.parentElement), getComputedStyle(e).backgroundColor] : [];
+	const pale = [...document.querySelectorAll("h1, h2, .open, .seq, .who, .text, .at, .name, .chip, .tick, dt, dd, button, label, #state, #node, #deployment, #here, #verdict, .people li, .note .body")]
+		.filter((e) => e.offsetParent && e.textContent.trim() !== "")
+		.map((e) => {
+			const [a, b] = [paint([...under(e), getComputedStyle(e).color]), paint(under(e))].sort((x, y) => y - x);
+			return [(e.id || e.className || e.tagName) + " " + ((a + 0.05) / (b + 0.05)).toFixed(1), (a + 0.05) / (b + 0.05)];
+		}).filter(([, ratio]) => ratio < 4.5).map(([name]) => name);
+	return [...new Set(pale)];
+})()`
+
+func chat(ada, bob *testkit.Window) {
+	lines := []string{
+		"The 17:04 is on platform four, eleven cars.",
+		"Confirmed. Points 12 and 14 are set for the branch.",
+		"Moving everyone to green now, hold the signal.",
+		"Holding. Every client resumed, none dropped.",
+		"Killed a node for good measure. Numbers still run on?",
+		"They do: no seq missing, none twice.",
+	}
+	for i, line := range lines {
+		w := []*testkit.Window{ada, bob}[i%2]
+		typeMessage(w, line)
+		waitForRows(ada, i+1)
+		waitForRows(bob, i+1)
+	}
+	publishJSON(ada)
+	waitForRows(bob, len(lines)+1)
+	typeMessage(ada, "That last one came from a machine.")
+	waitForRows(bob, len(lines)+2)
+	ada.Type("And")
+	bob.Until(`document.getElementById("signals").textContent !== ""`)
+}
+
+// publishJSON stores a message that no page wrote.
+func publishJSON(w *testkit.Window) {
+	testkit.Eval[bool](w, `import("/client.js").then(async ({ Switchyard }) => {
+		const client = Switchyard.connect();
+		await client.publish("platform-4", { sensor: "axle-counter-7", axles: 44, occupied: false });
+		client.close();
+		return true;
+	})`)
+}
+
+// Everything can be reached and done with the keyboard alone, and one sees where one is.
+func TestThePageWorksWithTheKeyboardAlone(t *testing.T) {
+	server := testkit.StartServer(t, nil)
+	w := openPage(t, testkit.StartBrowser(t), server.URL()+"/", "ada")
+	w.Until(`location.hash === "#lobby"`)
+	seen := map[string]bool{}
+	for range 20 {
+		w.Type("\t")
+		at := testkit.Eval[string](w, `document.activeElement.id || document.activeElement.textContent.trim() || document.activeElement.className`)
+		seen[at] = true
+		if at != "BODY" && testkit.Eval[bool](w, `document.activeElement !== document.body && getComputedStyle(document.activeElement).outlineStyle === "none"`) {
+			t.Errorf("nothing shows that %q has the focus", at)
+		}
+	}
+	for _, want := range []string{"skip", "lobby", "room", "+", "leave", "log", "composer", "Send", "name", "wave", "burst"} {
+		if !seen[want] {
+			t.Errorf("the Tab key never reached %q; it reached %v", want, seen)
+		}
+	}
+	testkit.Eval[bool](w, `document.getElementById("room").focus() ?? true`)
+	w.Type("depot\r")
+	w.Until(`location.hash === "#depot" && document.activeElement.id === "composer"`)
+	typeMessage(w, "typed without a mouse")
+	waitForRows(w, 1)
+	if live := testkit.Eval[string](w, `document.querySelector(".log:not([hidden])").getAttribute("role")`); live != "log" {
+		t.Errorf("the messages have role %q: a screen reader would not read them out", live)
+	}
+}

@@ -1,0 +1,353 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/client"
+	"switchyard/internal/load"
+	"switchyard/internal/testkit"
+)
+
+// A rawClient is a WebSocket client that sends what it likes.
+type rawClient struct {
+	t  *testing.T
+	ws *websocket.Conn
+}
+
+func dialRaw(t *testing.T, s *testkit.Server) *rawClient {
+	t.Helper()
+	ws, _, err := websocket.Dial(t.Context(), s.SocketURL(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws.SetReadLimit(4 << 20)
+	t.Cleanup(func() { _ = ws.CloseNow() })
+	return &rawClient{t, ws}
+}
+
+func (s *rawClient) send(frame string) {
+	s.t.Helper()
+	if err := s.ws.Write(s.t.Context(), websocket.MessageText, []byte(frame)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// readUntil reads on to the next frame of one of the types.
+func (s *rawClient) readUntil(types ...string) map[string]any {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		_, p, err := s.ws.Read(ctx)
+		if err != nil {
+			s.t.Fatalf("waiting for %v: %v", types, err)
+		}
+		var f map[string]any
+		d := json.NewDecoder(bytes.NewReader(p))
+		d.UseNumber() // float64 does not hold all that JSON can say
+		if err := d.Decode(&f); err != nil {
+			s.t.Fatalf("%.200s: %v", p, err)
+		}
+		for _, kind := range types {
+			if f["type"] == kind {
+				return f
+			}
+		}
+	}
+}
+
+func nestedArrays(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
+
+func TestEveryBadFrameGetsTheRightError(t *testing.T) {
+	s := testkit.StartServer(t, nil)
+	b := dialRaw(t, s)
+	long := strings.Repeat("9", 60000)
+	for _, tt := range []struct{ name, frame, code, says string }{
+		{"not JSON", `nonsense`, "malformed", "JSON"},
+		{"an array", `[]`, "malformed", "JSON"},
+		{"unknown type", `{"type":"dance","room":"a"}`, "unknown_type", "known are"},
+		{"type of a wrong type", `{"type":7}`, "malformed", "type"},
+		{"still here", `{"type":"leave","room":"a"}`, "invalid", "room"},
+		{"room of a wrong type", `{"type":"join","room":7}`, "invalid", "room"},
+		{"ref of a wrong type", `{"type":"join","room":"a","ref":{}}`, "invalid", "ref"},
+		{"invalid room", `{"type":"join","room":"a/b"}`, "invalid", "1 to 128"},
+		{"long room", `{"type":"join","room":"` + strings.Repeat("x", 129) + `"}`, "invalid", "1 to 128"},
+		{"reserved room", `{"type":"join","room":"_canary.x"}`, "forbidden", "_"},
+		{"publish in a reserved room", `{"type":"publish","room":"_x","data":1}`, "forbidden", "_"},
+		{"negative seq", `{"type":"join","room":"a","after":-1}`, "invalid", "after must be"},
+		{"huge seq", `{"type":"join","room":"a","after":` + long + `,"epoch":"e"}`, "invalid", "9007199254740991"},
+		{"a seq with an exponent", `{"type":"join","room":"a","after":1e3,"epoch":"e"}`, "invalid", "after"},
+		{"huge limit", `{"type":"history","room":"a","limit":1000000}`, "invalid", "1 to 200"},
+		{"deep nesting", `{"type":"publish","room":"a","data":` + nestedArrays(30000) + `}`, "malformed", "JSON"},
+		{"data too deep", `{"type":"publish","room":"a","data":` + nestedArrays(129) + `}`, "invalid", "128 deep"},
+		{"an id that would break the answer", `{"type":"publish","room":"a","data":1,"id":"a\",\"x\":\"b"}`, "invalid", "id"},
+		{"no data", `{"type":"signal","room":"a"}`, "invalid", "data"},
+	} {
+		b.send(tt.frame)
+		if got := b.readUntil("error"); got["code"] != tt.code || !strings.Contains(got["message"].(string), tt.says) {
+			t.Errorf("%s: %v, want %s about %q", tt.name, got, tt.code, tt.says)
+		}
+	}
+	// Huge numbers are data like any other: they come back as they were sent.
+	b.send(`{"type":"join","room":"n"}`)
+	b.readUntil("joined")
+	b.send(`{"type":"publish","room":"n","id":"1","data":[1e400,-0,` + long + `]}`)
+	_, p, err := b.ws.Read(t.Context()) // the ack or the message
+	for err == nil && !strings.Contains(string(p), `"type":"message"`) {
+		_, p, err = b.ws.Read(t.Context())
+	}
+	if err != nil || !strings.HasSuffix(string(p), `"data":[1e400,-0,`+long+`]}`) {
+		t.Errorf("huge numbers came back as %.200s: %v", p, err)
+	}
+	b.send(`{"type":"publish","room":"n","id":"1","data":2}`)
+	if got := b.readUntil("error"); got["code"] != "conflict" {
+		t.Errorf("the id again with other data: %v", got)
+	}
+	// A seq that no message has yet: the positions are void, and it is said.
+	b.send(`{"type":"join","room":"n","after":99,"epoch":"` + b.epoch("n") + `"}`)
+	if got := b.readUntil("gap"); got["reason"] != "epoch" || got["from"] != json.Number("1") || got["to"] != json.Number("1") {
+		t.Errorf("a future seq: %v", got)
+	}
+}
+
+// epoch asks for the epoch of the log.
+func (s *rawClient) epoch(room string) string {
+	s.t.Helper()
+	s.send(`{"type":"history","room":"` + room + `","limit":1}`)
+	return s.readUntil("history")["epoch"].(string)
+}
+
+func TestTenThousandJoins(t *testing.T) {
+	s := testkit.StartServer(t, map[string]string{"MAX_ROOMS": "1000", "RATE_JOIN": "0"})
+	b := dialRaw(t, s)
+	go func() {
+		for i := range 10000 {
+			frame := fmt.Appendf(nil, `{"type":"join","room":"r%d"}`, i)
+			if b.ws.Write(t.Context(), websocket.MessageText, frame) != nil {
+				return // the reader says so
+			}
+		}
+	}()
+	joined, refused := 0, 0
+	for joined+refused < 10000 {
+		f := b.readUntil("joined", "error")
+		switch {
+		case f["type"] == "joined":
+			joined++
+		case f["code"] == "too_many_rooms":
+			refused++
+		default:
+			t.Fatalf("got %v", f)
+		}
+	}
+	if joined != 1000 || refused != 9000 {
+		t.Errorf("%d joined, %d refused", joined, refused)
+	}
+	b.send(`{"type":"leave","room":"r5"}`)
+	b.readUntil("left")
+	b.send(`{"type":"join","room":"again"}`)
+	b.readUntil("joined")
+}
+
+// handshake opens a connection whose every byte is the test's.
+func handshake(t *testing.T, s *testkit.Server) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	c, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	br := bufio.NewReader(c)
+	res, err := http.ReadResponse(br, nil)
+	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("handshake: %v %v", res, err)
+	}
+	return c, br
+}
+
+func TestAClientSilentMidFrameIsClosed(t *testing.T) {
+	t.Parallel()
+	s := testkit.StartServer(t, map[string]string{"HEARTBEAT": "1s"})
+	c, br := handshake(t, s)
+	// A header that promises 100 bytes, the mask, and 9 of them.
+	if _, err := c.Write([]byte("\x81\xe4\x00\x00\x00\x00{\"type\":\"")); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	rest, _ := io.ReadAll(br) // a reset is an end, too
+	if took := time.Since(began); took > 30*time.Second || !strings.Contains(string(rest), "\x10\x71no_pong") {
+		t.Errorf("after %v: %q, want close 4209 after two beats", took, rest)
+	}
+}
+
+func TestAnEndlessRequestIsClosed(t *testing.T) {
+	s := testkit.StartServer(t, nil)
+	c, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+	began := time.Now()
+	if _, err := io.ReadAll(c); err != nil {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	if took := time.Since(began); took < 4*time.Second || took > 10*time.Second {
+		t.Errorf("cut after %v, want 5 s", took)
+	}
+}
+
+// Two nodes and a Redis that will have neither of them: the log carries the
+// messages, and the node says what is wrong.
+func TestRedisThatNeedsAPasswordOrIsFull(t *testing.T) {
+	t.Parallel()
+	locked := testkit.StartRedis(t, "--requirepass", "hunter2")
+	full := testkit.StartRedis(t, "--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
+	for name, tt := range map[string]struct{ url, broker, says string }{
+		"needs a password": {"redis://" + locked.Addr(), "down", "NOAUTH"},
+		"out of memory":    {full.URL(), "up", ""}, // PUBLISH stores nothing: Redis lets it pass
+	} {
+		t.Run(name, func(t *testing.T) {
+			env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": tt.url}
+			a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
+			h := load.NewHistory()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			var clients []*roomClient
+			for i, url := range []string{a.SocketURL(), b.SocketURL()} {
+				clients = append(clients, newRoomClient(t, h, i*roomCount, []string{url}))
+			}
+			for _, g := range clients {
+				g.publishMany(ctx, t, h, 20)
+			}
+			waitFor(ctx, t, "all deliveries", deliveredAtLeast(h, 80))
+			waitFor(ctx, t, "broker "+tt.broker, func() bool {
+				return strings.Contains(get(t, a.URL()+"/readyz"), `"broker":"`+tt.broker+`"`)
+			})
+			for _, g := range clients {
+				g.client.Close()
+			}
+			assertClean(t, h)
+			if out := a.Output(); !strings.Contains(out, tt.says) || strings.Contains(out, "hunter2") {
+				t.Errorf("the log does not say %q, or tells the password:\n%s", tt.says, out)
+			}
+		})
+	}
+}
+
+func TestAFailedMigrationStopsTheStart(t *testing.T) {
+	pg := testkit.Postgres(t)
+	pg.Query("CREATE TABLE rooms (somebody_elses int)")
+	for _, args := range [][]string{nil, {"migrate"}} {
+		code, out := run(t, []string{"DATABASE_URL=" + pg.URL(), "LISTEN_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0"}, args...)
+		if code != 1 || !strings.Contains(out, "migrat") || !strings.Contains(out, "rooms") || !strings.Contains(out, "DATABASE_URL") {
+			t.Errorf("%v: exit %d: %s", args, code, out)
+		}
+		if line := strings.TrimSpace(out); strings.Contains(line, "\n") {
+			t.Errorf("%v: more than one line:\n%s", args, out)
+		}
+	}
+	if got := strings.TrimSpace(pg.Query("SELECT count(*) FROM information_schema.tables WHERE table_name = 'messages'")); got != "0" {
+		t.Errorf("half of the migration stayed: %s", got)
+	}
+}
+
+func TestMissingOrContradictorySettings(t *testing.T) {
+	for name, tt := range map[string]struct {
+		env  []string
+		says []string
+	}{
+		"a queue smaller than a page":  {[]string{"QUEUE_BYTES=600000", "MAX_FRAME=1048576"}, []string{"QUEUE_BYTES", "MAX_FRAME"}},
+		"fewer connections than used":  {[]string{"DATABASE_MAX_CONNS=5", "DATABASE_LANES=4"}, []string{"DATABASE_MAX_CONNS", "DATABASE_LANES"}},
+		"a secret twice":               {[]string{"API_KEYS=0123456789abcdef", "API_KEYS_FILE=/dev/null"}, []string{"API_KEYS", "unset one"}},
+		"a secret's file is missing":   {[]string{"DATABASE_URL_FILE=/no/such/file"}, []string{"DATABASE_URL_FILE"}},
+		"an empty database URL's file": {[]string{"DATABASE_URL_FILE=/dev/null"}, []string{"DATABASE_URL"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, out := run(t, tt.env)
+			for _, says := range tt.says {
+				if code != 1 || !strings.Contains(out, says) {
+					t.Errorf("exit %d, want 1 and %q:\n%s", code, says, out)
+				}
+			}
+			if strings.Contains(strings.TrimSpace(out), "\n") {
+				t.Errorf("more than one line:\n%s", out)
+			}
+		})
+	}
+}
+
+// One bad message in a batch, and nothing of the batch is stored; mended, it
+// reaches the members on another node.
+func TestABatchWithABadMessageIsRefusedWhole(t *testing.T) {
+	const key = "a-long-random-secret"
+	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "API_KEYS": "shop:" + key}
+	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
+	member := dialRaw(t, b)
+	member.send(`{"type":"join","room":"orders:2"}`)
+	member.readUntil("joined")
+	post := func(path, body string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.URL()+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Close = true
+		req.Header.Set("Authorization", "Bearer "+key)
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		answer, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(answer)
+	}
+	if code, answer := post("/v1/rooms/orders:1/messages", `{"data":1,"id":"used"}`); code != http.StatusCreated {
+		t.Fatalf("%d %s", code, answer)
+	}
+	code, answer := post("/v1/messages", `[{"room":"orders:2","data":"early"},{"room":"orders:1","data":2,"id":"used"}]`)
+	if code != http.StatusConflict || !strings.Contains(answer, `"index":1`) {
+		t.Errorf("an id that was used: %d %s", code, answer)
+	}
+	code, answer = post("/v1/messages", `[{"room":"orders:2","data":"late"},{"room":"orders:1","data":2,"id":"fresh"}]`)
+	if code != http.StatusCreated || strings.Count(answer, `"duplicate":false`) != 2 {
+		t.Errorf("mended: %d %s", code, answer)
+	}
+	if got := member.readUntil("message"); got["data"] != "late" || got["seq"] != json.Number("1") || got["from"] != "api:shop" {
+		t.Errorf("the member on the other node got %v", got)
+	}
+}
+
+// The Go client is told by name, too.
+func TestTheClientSeesWhyItWasRefused(t *testing.T) {
+	s := testkit.StartServer(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	c, err := client.Dial(ctx, client.Options{URLs: []string{s.SocketURL()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Publish(ctx, "_x", json.RawMessage(`1`), "i"); err == nil || !strings.Contains(err.Error(), "forbidden") && !strings.Contains(err.Error(), "_") {
+		t.Errorf("publish in a reserved room: %v", err)
+	}
+}

@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/client"
+	"switchyard/internal/load"
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// How long a message takes from the call that publishes it on one node to a
+// member on the other: 1,000 a second in 100 rooms, on two nodes as operators
+// build them. With Redis, from the moment it is killed on, and without any.
+func BenchmarkDeliveryAcrossNodes(b *testing.B) {
+	for _, with := range []string{"Redis", "Redis dead", "no Redis"} {
+		b.Run(with, func(b *testing.B) {
+			env := map[string]string{"DATABASE_URL": testkit.StartPostgres(b).URL()}
+			killBroker := func() {}
+			if with != "no Redis" {
+				redis := testkit.StartRedis(b)
+				env["REDIS_URL"] = redis.URL()
+				if with == "Redis dead" {
+					killBroker = redis.Kill
+				}
+			}
+			d := newDeliveryBench(b, env)
+			for i := range 2 * benchRooms { // everything is warm, and counts for nothing
+				d.publish(i)
+			}
+			d.waitDelivered()
+			d.resetLatencies()
+			killBroker()
+			began := time.Now()
+			for i := 0; b.Loop(); i++ {
+				// Not by a ticker, which forgets what it was late for.
+				<-time.After(time.Until(began.Add(time.Duration(i) * time.Second / benchRate)))
+				d.publish(i)
+			}
+			d.waitDelivered()
+			for q, unit := range map[float64]string{0.5: "p50-ms", 0.95: "p95-ms", 0.99: "p99-ms", 1: "max-ms"} {
+				b.ReportMetric(float64(d.latencies.Quantile(q).Microseconds())/1000, unit)
+			}
+		})
+	}
+}
+
+const (
+	benchRooms = 100
+	benchRate  = 1000
+	// benchPublishers divide the rooms among them.
+	benchPublishers = 10
+)
+
+// A deliveryBench is two nodes, with publishers on each and, in every room, a member
+// on the other node than its publisher's.
+type deliveryBench struct {
+	b          *testing.B
+	publishers []*client.Client // of the nodes in turn
+
+	pendingAcks sync.WaitGroup
+	mu          sync.Mutex // Protects following.
+	sent        map[string]time.Time
+	latencies   load.Latencies
+}
+
+func newDeliveryBench(b *testing.B, env map[string]string) *deliveryBench {
+	b.Helper()
+	d := &deliveryBench{b: b, sent: map[string]time.Time{}}
+	nodes := []*testkit.Server{testkit.StartPlainServer(b, env), testkit.StartPlainServer(b, env)}
+	for i := range benchPublishers {
+		d.publishers = append(d.publishers, d.dial(nodes[i%2]))
+	}
+	for i := range benchRooms {
+		member := d.dial(nodes[1-i%2])
+		if _, err := member.Join(b.Context(), d.room(i), client.Start(), client.Handler{Message: d.onMessage}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return d
+}
+
+func (d *deliveryBench) dial(node *testkit.Server) *client.Client {
+	d.b.Helper()
+	ctx, cancel := context.WithTimeout(d.b.Context(), 30*time.Second)
+	defer cancel()
+	c, err := client.Dial(ctx, client.Options{URLs: []string{node.SocketURL()}})
+	if err != nil {
+		d.b.Fatal(err)
+	}
+	d.b.Cleanup(c.Close)
+	return c
+}
+
+func (d *deliveryBench) room(i int) message.Room {
+	return message.Room(fmt.Sprintf("room-%d", i%benchRooms))
+}
+
+// publish sends message i, from the node that its room's member is not on.
+func (d *deliveryBench) publish(i int) {
+	d.b.Helper()
+	id := client.NewID()
+	d.mu.Lock()
+	d.sent[id] = time.Now()
+	d.mu.Unlock()
+	d.pendingAcks.Add(1)
+	send := func() error {
+		return d.publishers[i%benchPublishers].Send(d.room(i), json.RawMessage(`"a message of some length, as people send them"`), id,
+			func(_ client.Ack, err error) {
+				defer d.pendingAcks.Done()
+				if err != nil {
+					d.b.Error(err)
+				}
+			})
+	}
+	err := send()
+	for errors.Is(err, client.ErrBusy) { // ns/op will tell that it fell behind
+		<-time.After(time.Millisecond)
+		err = send()
+	}
+	if err != nil {
+		d.b.Fatal(err)
+	}
+}
+
+func (d *deliveryBench) onMessage(m message.Message) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.latencies.Add(time.Since(d.sent[m.ID]))
+	delete(d.sent, m.ID)
+}
+
+func (d *deliveryBench) resetLatencies() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.latencies = load.Latencies{}
+}
+
+// waitDelivered waits until everything has arrived.
+func (d *deliveryBench) waitDelivered() {
+	d.b.Helper()
+	d.pendingAcks.Wait()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
+		d.mu.Lock()
+		left := len(d.sent)
+		d.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			d.b.Fatalf("%d messages never arrived", left)
+		}
+	}
+}

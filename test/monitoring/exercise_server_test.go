@@ -1,0 +1,62 @@
+package monitoring
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
+)
+
+// exerciseServer makes a server count: a client joins, publishes, errs and leaves, a
+// backend calls, and the node drains and comes back.
+func exerciseServer(t *testing.T, s *testkit.Server) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ws, _, err := websocket.Dial(ctx, s.SocketURL(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	await := func(kind string) {
+		for {
+			_, frame, err := ws.Read(ctx)
+			if err != nil {
+				t.Fatalf("no %s came: %v", kind, err)
+			}
+			if strings.Contains(string(frame), `"type":"`+kind+`"`) {
+				return
+			}
+		}
+	}
+	for _, step := range [][2]string{
+		{`{"type":"join","room":"lobby","after":0}`, "joined"},
+		{`{"type":"publish","room":"lobby","data":1}`, "ack"},
+		{`{"type":"join","room":"no such name"}`, "error"},
+	} {
+		if err := ws.Write(ctx, websocket.MessageText, []byte(step[0])); err != nil {
+			t.Fatal(err)
+		}
+		await(step[1])
+	}
+	if err := ws.Close(websocket.StatusNormalClosure, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/v1/rooms", "/nothing"} {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Close = true
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+	}
+}

@@ -1,0 +1,263 @@
+package release
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+const apiKey = "a-long-random-secret"
+
+// A serverPair is a server of the old release and one of this, on one PostgreSQL and
+// one Redis, whose schema is newer than either knows.
+type serverPair struct {
+	old, current *testkit.Server
+	redis        *testkit.RedisServer
+	env          map[string]string
+}
+
+// startServerPair deploys as one does: the old release runs, this one migrates
+// beneath it, somebody migrates further still, and this one starts. The old
+// server meets those guests who were there before.
+func startServerPair(t *testing.T, r *release, before func(old *testkit.Server)) *serverPair {
+	t.Helper()
+	pg, redis := testkit.Postgres(t), testkit.StartRedis(t)
+	p := &serverPair{redis: redis, env: map[string]string{
+		"DATABASE_URL": pg.URL(), "REDIS_URL": redis.URL(), "API_KEYS": "test:" + apiKey,
+	}}
+	p.old = testkit.StartServerProgram(t, r.server(), p.env)
+	before(p.old)
+	migrate(t, pg.URL())
+	migrateToFuture(t, pg.URL(), "later")
+	p.current = testkit.StartServer(t, p.env)
+	for _, s := range []*testkit.Server{p.old, p.current} {
+		eventually(t, "Redis is up", func() bool { return metric(t, s, "broker_up") == "1" })
+	}
+	return p
+}
+
+func TestBothReleasesServeTheSameRooms(t *testing.T) {
+	const each = 100
+	eachRelease(t, func(t *testing.T, r *release) {
+		var acks ackLog
+		var early *roomClient
+		p := startServerPair(t, r, func(old *testkit.Server) {
+			early = joinRoom(t, "lobby", old)
+			for i := range 5 {
+				early.publish(&acks, fmt.Sprintf("early-%d", i))
+			}
+		})
+		late := joinRoom(t, "lobby", p.current)
+		if was, is := early.client.Welcome().Version, late.client.Welcome().Version; was != r.name || is == r.name {
+			t.Fatalf("served by %s and %s", was, is)
+		}
+		var publishing sync.WaitGroup
+		for name, g := range map[string]*roomClient{"early": early, "late": late} {
+			publishing.Go(func() {
+				for i := range each {
+					g.publish(&acks, fmt.Sprintf("%s-%d", name, 100+i))
+				}
+			})
+		}
+		publishing.Wait()
+		assertIDsShared(t, p, &acks)
+		assertSignalsCross(t, early, late)
+		for _, path := range []string{"?limit=200", "?after=0&limit=7", "?before=9&limit=3"} {
+			if old, current := historyPage(t, p.old, path), historyPage(t, p.current, path); old != current {
+				t.Errorf("history %s:\nold   %s\nyoung %s", path, old, current)
+			}
+		}
+		for _, s := range []*testkit.Server{p.old, p.current} {
+			if n := metric(t, s, "hub_malformed_payloads_total"); n != "0" {
+				t.Errorf("%s payloads could not be read", n)
+			}
+		}
+		acks.check("who came before the deploy", early)
+		acks.check("who came after", late)
+	})
+}
+
+// assertIDsShared says that an id is one id on both servers: at the same time, later,
+// and with other data. By HTTP, since a client that is in the room takes the
+// message itself for its ack.
+func assertIDsShared(t *testing.T, p *serverPair, acks *ackLog) {
+	t.Helper()
+	both := []*testkit.Server{p.old, p.current}
+	for i := range 20 {
+		id := fmt.Sprintf("both-%d", i)
+		var status [2]int
+		var seq [2]message.Seq
+		var racing sync.WaitGroup
+		for j, s := range both {
+			racing.Go(func() { status[j], seq[j] = post(t, s, id, id) })
+		}
+		racing.Wait()
+		acks.record(id, seq[0])
+		if seq[0] != seq[1] || status[0]+status[1] != http.StatusCreated+http.StatusOK {
+			t.Errorf("%s at two servers: status %v, seq %v", id, status, seq)
+		}
+	}
+	for i, first := range both {
+		id, second := fmt.Sprintf("once-%d", i), both[1-i]
+		created, seq := post(t, first, id, id)
+		acks.record(id, seq)
+		if again, same := post(t, second, id, id); created != http.StatusCreated || again != http.StatusOK || same != seq {
+			t.Errorf("%s: status %d with seq %d, then %d with %d", id, created, seq, again, same)
+		}
+		if other, _ := post(t, second, id, "other data"); other != http.StatusConflict {
+			t.Errorf("%s with other data: status %d", id, other)
+		}
+	}
+}
+
+// post publishes to lobby over HTTP.
+func post(t *testing.T, s *testkit.Server, id, data string) (int, message.Seq) {
+	t.Helper()
+	body := strings.NewReader(fmt.Sprintf(`{"id":%q,"data":%q}`, id, data))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL()+"/v1/rooms/lobby/messages", body)
+	if err != nil {
+		t.Error(err)
+		return 0, 0
+	}
+	req.Close = true // leave no idle connection behind
+	req.Header.Set("Authorization", "Bearer "+apiKey)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Error(err)
+		return 0, 0
+	}
+	defer res.Body.Close()
+	var receipt struct{ Seq message.Seq }
+	if err := json.NewDecoder(res.Body).Decode(&receipt); err != nil {
+		t.Error(err)
+	}
+	return res.StatusCode, receipt.Seq
+}
+
+// assertSignalsCross says that broadcasts of each are read by the other: nothing but
+// the broker carries a signal.
+func assertSignalsCross(t *testing.T, a, b *roomClient) {
+	t.Helper()
+	for from, to := range map[*roomClient]*roomClient{a: b, b: a} {
+		text := fmt.Sprintf(`"from %p"`, from)
+		eventually(t, "the signal at the other server", func() bool {
+			if err := from.client.Signal(from.room, json.RawMessage(text)); err != nil {
+				t.Error(err)
+			}
+			return to.hasSignal(text)
+		})
+	}
+}
+
+// historyPage is a page of lobby over HTTP, in words that both releases have.
+func historyPage(t *testing.T, s *testkit.Server, query string) string {
+	t.Helper()
+	var page struct {
+		Head, First message.Seq
+		More        bool
+		Messages    []struct {
+			Seq             message.Seq
+			Epoch, ID, From string
+			At              string
+			Data            json.RawMessage
+		}
+	}
+	body := get(t, s.URL()+"/v1/rooms/lobby/messages"+query)
+	if err := json.Unmarshal([]byte(body), &page); err != nil || len(page.Messages) == 0 {
+		t.Fatalf("%v: %s", err, body)
+	}
+	return fmt.Sprint(page)
+}
+
+// Both ways, while others publish: a deploy and its rollback, seen by a client.
+func TestClientsMoveBetweenReleases(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r *release) {
+		p := startServerPair(t, r, func(*testkit.Server) {})
+		const movers = 5
+		var acks ackLog
+		var clients []*roomClient
+		for i := range movers {
+			clients = append(clients, joinRoom(t, "lobby", [][]*testkit.Server{{p.old, p.current}, {p.current, p.old}}[i%2]...))
+		}
+		stopping := make(chan struct{})
+		var publishing sync.WaitGroup
+		for i, g := range clients {
+			publishing.Go(func() {
+				for n := 0; ; n++ {
+					select {
+					case <-stopping:
+						return
+					default:
+						g.publish(&acks, fmt.Sprintf("g%d-%d", i, n))
+					}
+				}
+			})
+		}
+		moveAll := func(leaves, stays *testkit.Server, version func(string) bool) {
+			before := acks.size()
+			eventually(t, "some talk", func() bool { return acks.size() >= before+50 })
+			if err := leaves.Stop(); err != nil {
+				t.Errorf("stopped: %v\n%s", err, leaves.Output())
+			}
+			for _, g := range clients {
+				eventually(t, "all are on "+stays.Addr, func() bool { return version(g.client.Welcome().Version) })
+			}
+			leaves.Restart()
+		}
+		moveAll(p.old, p.current, func(v string) bool { return v != r.name })
+		moveAll(p.current, p.old, func(v string) bool { return v == r.name })
+		moveAll(p.old, p.current, func(v string) bool { return v != r.name })
+		close(stopping)
+		publishing.Wait()
+		for i, g := range clients {
+			acks.check(fmt.Sprintf("guest %d", i), g)
+		}
+		t.Logf("%d messages, %d movers, three moves", acks.size(), movers)
+	})
+}
+
+// The payload may change one day. Then broadcasts of the other release are as
+// good as lost, and the log has to bring every message.
+func TestUnreadablePayloadsAreCountedAndRepaired(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r *release) {
+		p := startServerPair(t, r, func(*testkit.Server) {})
+		// Its broadcasts reach nobody: it has no Redis.
+		noRedisEnv := map[string]string{}
+		for name, value := range p.env {
+			noRedisEnv[name] = value
+		}
+		noRedisEnv["REDIS_URL"] = ""
+		noRedis := []*testkit.Server{testkit.StartServer(t, noRedisEnv), testkit.StartServerProgram(t, r.server(), noRedisEnv)}
+
+		var acks ackLog
+		clients := []*roomClient{joinRoom(t, "lobby", p.old), joinRoom(t, "lobby", p.current), joinRoom(t, "lobby", noRedis[0]), joinRoom(t, "lobby", noRedis[1])}
+		eventually(t, "both listen", func() bool {
+			return strings.HasSuffix(p.redis.Do(t, "PUBSUB", "NUMSUB", "sy:lobby"), "2")
+		})
+		for i := range 10 {
+			for _, payload := range []string{"\x02m of a later version", "\x01", ""} {
+				if n := p.redis.Do(t, "PUBLISH", "sy:lobby", payload); n != "2" {
+					t.Fatalf("%s servers listen, want 2", n)
+				}
+			}
+			for j, g := range clients {
+				g.publish(&acks, fmt.Sprintf("g%d-%d", j, i))
+			}
+		}
+		for _, s := range []*testkit.Server{p.old, p.current} {
+			eventually(t, "30 payloads are counted", func() bool { return metric(t, s, "hub_malformed_payloads_total") == "30" })
+			if strings.Contains(s.Output(), "panic") {
+				t.Errorf("a panic:\n%s", s.Output())
+			}
+		}
+		for i, g := range clients {
+			acks.check(fmt.Sprintf("guest %d", i), g)
+		}
+	})
+}

@@ -1,0 +1,76 @@
+package release
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"switchyard/internal/client"
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+// One process a file: the new release takes the old one's place, the old one
+// comes back, and the new one goes on. Nobody who was there notices.
+func TestSQLiteFileUpgradedAndRolledBack(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r *release) {
+		env := map[string]string{"DATABASE_URL": "sqlite:" + t.TempDir() + "/messages.db"}
+		var acks ackLog
+		var at client.Position
+		for round, program := range []string{r.server(), testkit.BuildServer(t), r.server(), testkit.BuildServer(t)} {
+			s := testkit.StartServerProgram(t, program, env)
+			g := joinRoom(t, "lobby", s)
+			if round > 0 {
+				assertResumes(t, s, at, acks.size())
+			}
+			for i := range 20 {
+				g.publish(&acks, fmt.Sprintf("%d-%d", round, i))
+			}
+			eventually(t, "all is heard", func() bool { return g.count() >= acks.size() })
+			if round == 0 {
+				at, _ = g.client.Position("lobby")
+			}
+			acks.check(fmt.Sprintf("visit %d", round), g)
+			if err := s.Stop(); err != nil {
+				t.Errorf("visit %d: stopped: %v\n%s", round, err, s.Output())
+			}
+		}
+	})
+}
+
+// assertResumes says that a position of the first visit still counts.
+func assertResumes(t *testing.T, s *testkit.Server, at client.Position, head int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	c, err := client.Dial(ctx, client.Options{URLs: []string{s.SocketURL()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	seqs := make(chan message.Seq, 100)
+	joined, err := c.Join(ctx, "lobby", at, client.Handler{
+		Message: func(m message.Message) { seqs <- m.Seq },
+		Gap:     func(g client.Gap) { t.Errorf("a gap of %d to %d: %s", g.From, g.To, g.Reason) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if joined.Epoch != at.Epoch || joined.Head != message.Seq(head) {
+		t.Errorf("joined %+v, want epoch %s and head %d", joined, at.Epoch, head)
+	}
+	if again, err := c.Publish(ctx, "lobby", json.RawMessage(`"0-7"`), "0-7"); err != nil || again.Seq != 8 || !again.Duplicate {
+		t.Errorf("an id of the first visit: %+v, %v", again, err)
+	}
+	for want := at.After + 1; want <= joined.Head; want++ {
+		select {
+		case got := <-seqs:
+			if got != want {
+				t.Fatalf("got %d, want %d", got, want)
+			}
+		case <-ctx.Done():
+			t.Fatalf("%d did not come", want)
+		}
+	}
+}

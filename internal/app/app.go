@@ -21,7 +21,7 @@ import (
 	httpd "switchyard/internal/http"
 	"switchyard/internal/hub"
 	"switchyard/internal/message"
-	"switchyard/internal/session"
+	"switchyard/internal/sharedstate"
 	"switchyard/internal/store"
 )
 
@@ -37,11 +37,11 @@ var (
 	_ hub.BatchAppender = (*store.SQLite)(nil)
 	_ hub.Directory     = (*store.SQLite)(nil)
 	_ messageLog        = (*store.SQLite)(nil)
-	_ hub.Presence      = (*session.Node)(nil)
-	_ httpd.Sessions    = (*session.Node)(nil)
-	_ httpd.Takeovers   = (*session.Node)(nil)
-	_ httpd.UserLimits  = (*session.Node)(nil)
-	_ httpd.Bans        = (*session.Node)(nil)
+	_ hub.Presence      = (*sharedstate.Node)(nil)
+	_ httpd.Sessions    = (*sharedstate.Node)(nil)
+	_ httpd.Takeovers   = (*sharedstate.Node)(nil)
+	_ httpd.UserLimits  = (*sharedstate.Node)(nil)
+	_ httpd.Bans        = (*sharedstate.Node)(nil)
 	_ httpd.Verifier    = (*auth.Verifier)(nil)
 	_ messageBroker     = (*broker.Redis)(nil)
 	_ messageBroker     = (*broker.Memory)(nil)
@@ -107,7 +107,7 @@ type App struct {
 	audit       io.Writer // nil: off
 	log         messageLog
 	broker      messageBroker
-	sharedState *session.Node
+	sharedState *sharedstate.Node
 	hub         *hub.Hub
 	http        *httpd.Server
 	listener    net.Listener
@@ -234,19 +234,19 @@ func (a *App) openBroker(context.Context) error {
 // openSharedState opens what nodes share: in Redis, or in this process alone.
 func (a *App) openSharedState(context.Context) error {
 	limits := a.opt.Config.Limits
-	cfg := session.Config{
+	cfg := sharedstate.Config{
 		Node:       a.node,
 		TTL:        a.opt.Config.Session.TTL,
-		Rates:      session.Rates{Publishes: float64(limits.UserPublish), Bytes: float64(limits.UserBytes)},
+		Rates:      sharedstate.Rates{Publishes: float64(limits.UserPublish), Bytes: float64(limits.UserBytes)},
 		Logger:     a.opt.Logger,
 		Registerer: a.registry,
 	}
 	url := a.opt.Config.Broker.URL.Reveal()
 	var err error
 	if url == "" {
-		a.sharedState, err = session.NewMemory(nil, cfg)
+		a.sharedState, err = sharedstate.NewMemory(nil, cfg)
 	} else if cfg.Redis, err = broker.Options(url); err == nil {
-		a.sharedState, err = session.OpenRedis(cfg)
+		a.sharedState, err = sharedstate.OpenRedis(cfg)
 	}
 	if err != nil {
 		return fmt.Errorf("REDIS_URL: %w", err)
@@ -332,7 +332,7 @@ func (a *App) listen(ctx context.Context) error {
 		Gatherer:         a.registry,
 	})
 	a.verifier.LogConfig()
-	a.sharedState.Start(session.Hooks{Status: a.http.Status, Notify: a.handleNodeEvent})
+	a.sharedState.Start(sharedstate.Hooks{Status: a.http.Status, Notify: a.handleNodeEvent})
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 	a.lifecycle.onStop("http", httpStopTimeout, a.http.Shutdown)

@@ -36,8 +36,8 @@ var importRules = map[string][]string{
 		modulePrefix + "internal/message", modulePrefix + "migrations", prometheus,
 		"github.com/jackc/pgx/v5", "modernc.org/sqlite", "github.com/pressly/goose/v3",
 	},
-	"internal/broker":  {modulePrefix + "internal/message", "github.com/redis/go-redis/v9", prometheus},
-	"internal/session": {modulePrefix + "internal/message", "github.com/redis/go-redis/v9", prometheus},
+	"internal/broker":      {modulePrefix + "internal/message", "github.com/redis/go-redis/v9", prometheus},
+	"internal/sharedstate": {modulePrefix + "internal/message", "github.com/redis/go-redis/v9", prometheus},
 	"internal/http": {
 		modulePrefix + "internal/hub", modulePrefix + "internal/auth", modulePrefix + "internal/protocol", modulePrefix + "internal/message",
 		modulePrefix + "web", "github.com/go-chi/chi/v5", "nhooyr.io/websocket", "golang.org/x/time/rate", prometheus,
@@ -45,7 +45,7 @@ var importRules = map[string][]string{
 	"internal/config": {"github.com/kelseyhightower/envconfig"},
 	"internal/app": {
 		modulePrefix + "internal/auth", modulePrefix + "internal/broker", modulePrefix + "internal/config", modulePrefix + "internal/http",
-		modulePrefix + "internal/hub", modulePrefix + "internal/message", modulePrefix + "internal/protocol", modulePrefix + "internal/session",
+		modulePrefix + "internal/hub", modulePrefix + "internal/message", modulePrefix + "internal/protocol", modulePrefix + "internal/sharedstate",
 		modulePrefix + "internal/store", prometheus,
 	},
 	"internal/client":  {modulePrefix + "internal/protocol", modulePrefix + "internal/message", "nhooyr.io/websocket"},
@@ -59,9 +59,9 @@ var importRules = map[string][]string{
 		modulePrefix + "internal/deploy", modulePrefix + "internal/backup", modulePrefix + "internal/inspect", modulePrefix + "internal/load",
 		modulePrefix + "internal/client", "github.com/spf13/cobra",
 	},
-	"web":             {},
-	"migrations":      {},
-	"test/behaviours": {},
+	"web":            {},
+	"migrations":     {},
+	"test/behaviors": {},
 }
 
 // operatorImports is the door of what stands outside the server.

@@ -11,11 +11,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"switchyard/test/behaviours"
+	"switchyard/test/behaviors"
 )
 
 // clientStep is what a behaviour says that the client has done.
-func (st *scriptPlayer) clientStep(s behaviours.Step) error {
+func (st *scriptPlayer) clientStep(s behaviors.Step) error {
 	switch s.Client {
 	case "connects":
 		st.expectConnection(duration(s.MS))
@@ -60,7 +60,7 @@ func (st *scriptPlayer) clientStep(s behaviours.Step) error {
 	return nil
 }
 
-func (st *scriptPlayer) expectState(s behaviours.Step) error {
+func (st *scriptPlayer) expectState(s behaviors.Step) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if code := s.CloseCode(); st.state.State.String() != s.State || (code != 0 && st.state.Code != code) {
@@ -100,7 +100,7 @@ func (st *scriptPlayer) expectConnection(d time.Duration) {
 }
 
 // expectFrame takes the next frame of that type and room: an order holds in a room.
-func (st *scriptPlayer) expectFrame(s behaviours.Step) error {
+func (st *scriptPlayer) expectFrame(s behaviors.Step) error {
 	p := st.peerFor(s)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,7 +132,7 @@ func (st *scriptPlayer) expectFrame(s behaviours.Step) error {
 	return nil
 }
 
-func (st *scriptPlayer) expectOutcome(s behaviours.Step) error {
+func (st *scriptPlayer) expectOutcome(s behaviors.Step) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	o := st.outcomes[s.Of]

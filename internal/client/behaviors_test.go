@@ -14,13 +14,13 @@ import (
 	"time"
 
 	"switchyard/internal/message"
-	"switchyard/test/behaviours"
+	"switchyard/test/behaviors"
 )
 
 // The list that clients in every language are held to. test/node and
 // test/browser tell the same of client.js.
 func TestBehaviors(t *testing.T) {
-	all, err := behaviours.All()
+	all, err := behaviors.All()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestBehaviors(t *testing.T) {
 type scriptPlayer struct {
 	t       *testing.T
 	service *fakeService
-	script  behaviours.Behavior
+	script  behaviors.Behavior
 	client  *Client
 	peers   []*scriptedPeer           // in the order of connecting
 	frames  map[string]map[string]any // that the client sent, by the script's names
@@ -84,7 +84,7 @@ func (p *scriptedPeer) readLoop() {
 	}
 }
 
-func newScriptPlayer(t *testing.T, s *fakeService, b behaviours.Behavior) *scriptPlayer {
+func newScriptPlayer(t *testing.T, s *fakeService, b behaviors.Behavior) *scriptPlayer {
 	st := &scriptPlayer{t: t, service: s, script: b, frames: map[string]map[string]any{}, outcomes: map[string]*outcome{}}
 	opts := Options{IDWindow: duration(2 * float64(b.ResendFor)), random: func() float64 { return b.Random }, OnState: func(e StateEvent) {
 		st.mu.Lock()
@@ -130,7 +130,7 @@ func (st *scriptPlayer) nextToken(ctx context.Context) (string, error) {
 }
 
 // peerFor is the connection that a step is about.
-func (st *scriptPlayer) peerFor(s behaviours.Step) *scriptedPeer {
+func (st *scriptPlayer) peerFor(s behaviors.Step) *scriptedPeer {
 	if s.On > 0 {
 		return st.peers[s.On-1]
 	}
@@ -151,7 +151,7 @@ func (st *scriptPlayer) play() {
 	}
 }
 
-func (st *scriptPlayer) runStep(s behaviours.Step) error {
+func (st *scriptPlayer) runStep(s behaviors.Step) error {
 	switch {
 	case s.Time == "passes":
 		time.Sleep(duration(s.MS)) // of the bubble
@@ -166,7 +166,7 @@ func (st *scriptPlayer) runStep(s behaviours.Step) error {
 
 func duration(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 
-func (st *scriptPlayer) serverStep(s behaviours.Step) error {
+func (st *scriptPlayer) serverStep(s behaviors.Step) error {
 	p := st.peerFor(s)
 	switch s.Server {
 	case "welcomes":
@@ -201,7 +201,7 @@ func (st *scriptPlayer) serverStep(s behaviours.Step) error {
 }
 
 // answerFrame adds what an answer repeats of its request.
-func (st *scriptPlayer) answerFrame(s behaviours.Step) map[string]any {
+func (st *scriptPlayer) answerFrame(s behaviors.Step) map[string]any {
 	frame := maps.Clone(s.Frame)
 	for _, field := range []string{"ref", "room", "id"} {
 		if value := st.frames[s.Answers][field]; value != nil {
@@ -230,7 +230,7 @@ func (st *scriptPlayer) sendWelcome(p *scriptedPeer, more map[string]any) {
 	synctest.Wait()
 }
 
-func (st *scriptPlayer) userStep(s behaviours.Step) error {
+func (st *scriptPlayer) userStep(s behaviors.Step) error {
 	c, room := st.client, message.Room(s.Room)
 	switch s.User {
 	case "joins":
@@ -277,7 +277,7 @@ func (st *scriptPlayer) userStep(s behaviours.Step) error {
 	return nil
 }
 
-func (st *scriptPlayer) publish(s behaviours.Step) error {
+func (st *scriptPlayer) publish(s behaviors.Step) error {
 	var data bytes.Buffer // as a service of the script's would echo it: compact
 	if s.Size > 0 {
 		data.WriteString(`"` + strings.Repeat("x", s.Size) + `"`)

@@ -25,7 +25,7 @@ import (
 	"switchyard/internal/broker"
 	"switchyard/internal/hub"
 	"switchyard/internal/message"
-	"switchyard/internal/session"
+	"switchyard/internal/sharedstate"
 	"switchyard/internal/store"
 )
 
@@ -125,7 +125,7 @@ func (l *faultyLog) ListRooms(ctx context.Context, prefix string, after message.
 // observedPresence are the real presence, noting what it is told, until the log is given
 // a mood: then it has that, too.
 type observedPresence struct {
-	*session.Node
+	*sharedstate.Node
 	log *faultyLog
 
 	mu      sync.Mutex
@@ -167,7 +167,7 @@ func startNode(t testing.TB, change func(*Config)) *node {
 	}
 	b := broker.NewMemory(new(broker.Bus), broker.Config{Logger: logger, Registerer: n.reg})
 	n.log = &faultyLog{SQLite: l, committed: func(p *message.Publication) { n.hub.Completed([]*message.Publication{p}) }}
-	shared, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	shared, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func startNode(t testing.TB, change func(*Config)) *node {
 		change(&cfg)
 	}
 	n.Server = New(cfg)
-	shared.Start(session.Hooks{Notify: n.HandleNodeEvent})
+	shared.Start(sharedstate.Hooks{Notify: n.HandleNodeEvent})
 	n.addr, n.admin = n.listen(n.Serve), n.listen(n.ServeAdmin)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

@@ -13,12 +13,12 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/message"
-	"switchyard/internal/session"
+	"switchyard/internal/sharedstate"
 )
 
 // faultySessions are sessions that can be taken away, as Redis can.
 type faultySessions struct {
-	*session.Node
+	*sharedstate.Node
 	unavailable atomic.Bool
 	saves       atomic.Int64
 	lastSaved   atomic.Pointer[message.Session] // of the saves that were whole, the last one
@@ -59,7 +59,7 @@ func (a *faultySessions) savedRooms() string {
 // startSessionNode is a node that keeps sessions in its process.
 func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySessions) {
 	t.Helper()
-	own, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	own, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySession
 			change(c)
 		}
 	})
-	own.Start(session.Hooks{Notify: n.HandleNodeEvent})
+	own.Start(sharedstate.Hooks{Notify: n.HandleNodeEvent})
 	t.Cleanup(func() {
 		if err := own.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -83,7 +83,7 @@ func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySession
 // withSessions has a node keep sessions, and tell nobody.
 func withSessions(t *testing.T) func(*Config) {
 	t.Helper()
-	own, err := session.NewMemory(nil, session.Config{Node: "n1"})
+	own, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}

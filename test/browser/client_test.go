@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"switchyard/internal/testkit"
-	"switchyard/test/behaviours"
+	"switchyard/test/behaviors"
 )
 
 // What the client promises, told one by one: the tests are those of test/node,
@@ -17,7 +17,7 @@ func TestClientModulesInChromium(t *testing.T) {
 	defer server.Close()
 	browser := testkit.StartBrowser(t)
 
-	for _, module := range []string{"behaviours", "golden", "returning", "keeping", "witness", "people", "fleet"} {
+	for _, module := range []string{"behaviors", "golden", "returning", "keeping", "witness", "people", "fleet"} {
 		t.Run(module, func(t *testing.T) {
 			window := browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }
@@ -34,7 +34,7 @@ func TestClientModulesInChromium(t *testing.T) {
 					}
 				})
 			}
-			if module == "behaviours" {
+			if module == "behaviors" {
 				checkNames(t, ran)
 			}
 		})
@@ -43,7 +43,7 @@ func TestClientModulesInChromium(t *testing.T) {
 
 func checkNames(t *testing.T, ran []string) {
 	t.Helper()
-	names, err := behaviours.Names()
+	names, err := behaviors.Names()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func checkNames(t *testing.T, ran []string) {
 // repository serves what the tests import, each file where it lies.
 func repository() http.Handler {
 	files := http.NewServeMux()
-	for _, folder := range []string{"web", "test/node", "test/behaviours", "internal/protocol/testdata"} {
+	for _, folder := range []string{"web", "test/node", "test/behaviors", "internal/protocol/testdata"} {
 		files.Handle("/"+folder+"/", http.StripPrefix("/"+folder+"/", http.FileServer(http.Dir("../../"+folder))))
 	}
 	files.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {

@@ -9,7 +9,7 @@ import { test } from "node:test";
 globalThis.crypto ??= webcrypto;
 globalThis.location ??= new URL("http://host/page");
 
-for (const name of ["behaviours", "golden", "returning", "keeping", "witness", "people", "fleet"]) {
+for (const name of ["behaviors", "golden", "returning", "keeping", "witness", "people", "fleet"]) {
   const { tests } = await import(`./${name}.mjs`);
   for (const [title, run] of Object.entries(typeof tests === "function" ? await tests() : tests)) test(`${name}: ${title}`, run);
 }

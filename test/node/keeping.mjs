@@ -1,4 +1,4 @@
-// What client.js keeps, beside what every client does (test/behaviours): rooms, and requests until they are answered.
+// What client.js keeps, beside what every client does (test/behaviors): rooms, and requests until they are answered.
 
 import { Switchyard } from "../../web/client.js";
 import { FakeClock, equal, fakeSockets, rejects, runAll } from "./kit.mjs";

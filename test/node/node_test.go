@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"switchyard/internal/testkit"
-	"switchyard/test/behaviours"
+	"switchyard/test/behaviors"
 )
 
 func TestMain(m *testing.M) { testkit.Main(m) }
@@ -43,13 +43,13 @@ func TestClientInNode(t *testing.T) {
 			ran[module] = append(ran[module], name)
 		}
 	}
-	names, err := behaviours.Names()
+	names, err := behaviors.Names()
 	if err != nil {
 		t.Fatal(err)
 	}
-	slices.Sort(ran["behaviours"])
-	if !slices.Equal(ran["behaviours"], names) {
-		t.Errorf("behaviours: Node ran %q\nthe list has %q", ran["behaviours"], names)
+	slices.Sort(ran["behaviors"])
+	if !slices.Equal(ran["behaviors"], names) {
+		t.Errorf("behaviors: Node ran %q\nthe list has %q", ran["behaviors"], names)
 	}
 	checkGoldenNames(t, ran["golden"])
 	for _, module := range []string{"returning", "keeping", "witness", "people", "fleet"} {

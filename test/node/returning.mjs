@@ -1,4 +1,4 @@
-// How client.js comes back, beside what every client does (test/behaviours).
+// How client.js comes back, beside what every client does (test/behaviors).
 
 import { Switchyard } from "../../web/client.js";
 import { FakeClock, equal, fakeSockets, runAll, settled } from "./kit.mjs";

@@ -1,0 +1,364 @@
+package sharedstate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+)
+
+var someRates = Rates{Publishes: 50, PublishBurst: 100, Bytes: 10_000}
+
+// startMemoryNodes opens nodes of one space, inside synctest, where time is ours.
+func startMemoryNodes(t *testing.T, count int, change func(*Config)) []*testNode {
+	t.Helper()
+	return startMemoryNodesWith(t, count, change, func(*Node) {})
+}
+
+// startMemoryNodesWith is bubble with something to be done before each node starts.
+func startMemoryNodesWith(t *testing.T, count int, change func(*Config), prepare func(*Node)) []*testNode {
+	t.Helper()
+	var shared MemoryBackend
+	var peers []*testNode
+	for i := range count {
+		p := &testNode{reg: prometheus.NewRegistry(), logs: &logs{}}
+		cfg := Config{Node: fmt.Sprintf("node-%d", i), Registerer: p.reg, Logger: loggerOf(p.logs)}
+		if change != nil {
+			change(&cfg)
+		}
+		n, err := NewMemory(&shared, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Node = n
+		prepare(n)
+		n.Start(Hooks{Status: p.reportStatus, Notify: p.onEvent})
+		peers = append(peers, p)
+	}
+	t.Cleanup(func() {
+		for _, p := range peers {
+			_ = p.Close(context.Background())
+		}
+	})
+	return peers
+}
+
+func withRates(r Rates) func(*Config) { return func(c *Config) { c.Rates = r } }
+
+// publishBurst tries to publish so often at once, and returns how often it could.
+func (p *testNode) publishBurst(user string, tries int) (count int) {
+	for range tries {
+		if p.AllowPublish(user, 1) == 0 {
+			count++
+		}
+	}
+	return count
+}
+
+// publishFor tries for a time, every so often, on the node that each try chooses,
+// and returns how many publishes were let through.
+func publishFor(d, every time.Duration, peers []*testNode, choose func(try int) int) (count int) {
+	for try := 0; time.Duration(try)*every < d; try++ {
+		if peers[choose(try)].AllowPublish("ada", 10) == 0 {
+			count++
+		}
+		time.Sleep(every) // of the bubble
+	}
+	return count
+}
+
+func TestAUserOnOneNodeGetsTheRateExactly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peers := startMemoryNodes(t, 1, withRates(someRates))
+		for range 100 {
+			if wait := peers[0].AllowPublish("ada", 10); wait != 0 {
+				t.Fatalf("refused within the burst: %v", wait)
+			}
+		}
+		wait := peers[0].AllowPublish("ada", 10)
+		if wait != 20*time.Millisecond {
+			t.Errorf("told to wait %v, want 20ms", wait)
+		}
+		time.Sleep(wait)
+		if wait := peers[0].AllowPublish("ada", 10); wait != 0 {
+			t.Errorf("refused after the time it was told: %v", wait)
+		}
+		got := publishFor(10*time.Second, 5*time.Millisecond, peers, func(int) int { return 0 })
+		if got < 495 || got > 505 {
+			t.Errorf("%d publishes in 10 s, want 500", got)
+		}
+		if got := peers[0].metric(t, "limits_refused_total", ""); got < 1000 {
+			t.Errorf("%v counted as refused", got)
+		}
+	})
+}
+
+func TestBytesAreBoundedToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startMemoryNodes(t, 1, withRates(someRates))[0]
+		if wait := p.AllowPublish("ada", 15_000); wait != 0 {
+			t.Errorf("refused within the burst: %v", wait)
+		}
+		if wait := p.AllowPublish("ada", 10_000); wait != 500*time.Millisecond {
+			t.Errorf("told to wait %v, want 500ms", wait)
+		}
+		// The refused one spent none of the publishes.
+		if got := p.publishBurst("ada", 120); got != 99 {
+			t.Errorf("%d publishes are left, want 99 of 100", got)
+		}
+		// One larger than the burst waits for a full bucket, and is not refused for ever.
+		time.Sleep(5 * time.Second)
+		if wait := p.AllowPublish("ada", 50_000); wait != 0 {
+			t.Errorf("a large one on a full bucket: %v", wait)
+		}
+		if wait := p.AllowPublish("ada", 1); wait < 2*time.Second {
+			t.Errorf("the next one waits %v", wait)
+		}
+	})
+}
+
+// The bound that the documentation states: over n nodes a user gets at most
+// burst + rate·t + (n-1)·(burst + rate·T), however it goes about it.
+func TestTheSumOverNodesIsBounded(t *testing.T) {
+	const d = 60 * time.Second
+	for _, nodes := range []int{2, 5} {
+		for name, choose := range map[string]func(try int) int{
+			"everywhere at once": func(try int) int { return try % nodes },
+			"one after the other": func(try int) int {
+				return try / 1000 % nodes // 2 s on each
+			},
+			"as soon as one is forgotten": func(try int) int { return try / 5000 % nodes },
+		} {
+			t.Run(fmt.Sprintf("%d nodes, %s", nodes, name), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					peers := startMemoryNodes(t, nodes, withRates(Rates{Publishes: 50, PublishBurst: 100}))
+					got := publishFor(d, 2*time.Millisecond, peers, choose)
+					r := peers[0].limits.rates[measurePublishes]
+					own := r.burst + r.perSecond*d.Seconds()
+					most := own + float64(nodes-1)*(r.burst+r.perSecond*syncInterval.Seconds())
+					t.Logf("%d publishes; %v on one node, %v at most", got, own, most)
+					if float64(got) > most+1 {
+						t.Errorf("%d publishes, over %v", got, most)
+					}
+					if float64(got) < 0.9*r.perSecond*d.Seconds() {
+						t.Errorf("%d publishes: far less than the rate", got)
+					}
+					// And from then on it is the rate, give or take a sharing.
+					later := publishFor(d, 2*time.Millisecond, peers, choose)
+					if most := r.perSecond*d.Seconds() + float64(nodes)*(r.perSecond*syncInterval.Seconds()+r.burst/syncFraction); float64(later) > most {
+						t.Errorf("%d publishes in the next minute, over %v", later, most)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Users with little to say cost no round trips of their own.
+func TestLightUsageIsSyncedRarely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startMemoryNodes(t, 2, withRates(Rates{Publishes: 50, PublishBurst: 100}))[0]
+		shared := 0
+		count := func() {
+			for i := range p.limits.shards {
+				p.limits.shards[i].mu.Lock()
+				shared += len(p.limits.shards[i].queue)
+				p.limits.shards[i].mu.Unlock()
+			}
+		}
+		for range 600 { // one publish a second, for ten minutes
+			p.AllowPublish("ada", 10)
+			count()
+			time.Sleep(time.Second)
+		}
+		if most := 600*syncFraction/100 + 2; shared > most {
+			t.Errorf("600 publishes were shared %d times, want %d at most", shared, most)
+		}
+	})
+}
+
+func TestIdleUsersAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startMemoryNodes(t, 1, withRates(someRates))[0]
+		for i := range 5000 {
+			p.publishBurst(fmt.Sprintf("u%d", i), 50)
+		}
+		time.Sleep(4 * time.Second) // each shard had its turn
+		if got := p.metric(t, "limits_users", ""); got == 0 {
+			t.Error("users are not counted")
+		}
+		time.Sleep(30 * time.Second)
+		if got := p.metric(t, "limits_users", ""); got != 0 {
+			t.Errorf("%v users are remembered after half a minute", got)
+		}
+		// The space forgets, too, when it is asked again.
+		m := p.backend.(*nodeView)
+		for i := range 3000 {
+			p.publishBurst(fmt.Sprintf("v%d", i), 90)
+		}
+		time.Sleep(time.Minute)
+		for i := range 3000 {
+			p.publishBurst(fmt.Sprintf("w%d", i), 90)
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Minute)
+		p.publishBurst("ada", 90)
+		time.Sleep(time.Second)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if got := len(m.buckets); got > 3500 {
+			t.Errorf("the space remembers %d of 11,001 users", got)
+		}
+	})
+}
+
+func TestUsersBeyondTheBoundAreNotLimited(t *testing.T) {
+	p := startMemoryNodes(t, 1, withRates(Rates{Publishes: 0.001, PublishBurst: 1}))[0]
+	refused := 0
+	for i := range maxBuckets + 20_000 {
+		user := fmt.Sprintf("u%d", i)
+		p.AllowPublish(user, 1)
+		if p.AllowPublish(user, 1) > 0 {
+			refused++
+		}
+	}
+	dropped := p.metric(t, "session_dropped_total", "users_full") / 2
+	if refused > maxBuckets || float64(refused)+dropped != maxBuckets+20_000 {
+		t.Errorf("%d limited, %v not", refused, dropped)
+	}
+}
+
+func TestDisabledRatesAndAnonymousUsersAreNotLimited(t *testing.T) {
+	off := startMemoryNodes(t, 1, nil)[0]
+	some := startMemoryNodes(t, 1, withRates(Rates{Publishes: 1, PublishBurst: 1}))[0]
+	invalid := startMemoryNodes(t, 1, withRates(Rates{Publishes: math.NaN(), Bytes: -3, PublishBurst: math.Inf(1)}))[0]
+	for range 1000 {
+		if off.AllowPublish("ada", 1<<20) != 0 || some.AllowPublish("", 1<<20) != 0 || invalid.AllowPublish("ada", 1<<20) != 0 {
+			t.Fatal("refused")
+		}
+	}
+	some.AllowPublish("ada", 1<<30)
+	if some.AllowPublish("ada", 0) == 0 {
+		t.Error("the one rate that there is does not hold")
+	}
+	if some.AllowPublish("bob", 0) != 0 {
+		t.Error("one user's spending is another one's")
+	}
+}
+
+// aLimitHoldsAcrossNodes is the bound again, in real time on a real place: so
+// the time between two sharings is what this machine makes of it.
+func aLimitHoldsAcrossNodes(t *testing.T, h backendFactory) {
+	peers := startNodes(t, h, withRates(Rates{Publishes: 100, PublishBurst: 50}), "node-a", "node-b", "node-c")
+	began := time.Now()
+	got, tries := 0, 0
+	eventually(t, "four seconds to pass", func() bool {
+		for range 20 {
+			tries++
+			if peers[tries%3].AllowPublish("ada", 1) == 0 {
+				got++
+			}
+		}
+		return time.Since(began) > 4*time.Second
+	})
+	took := time.Since(began).Seconds()
+	alone, most := 50+100*took, 50+100*took+2*(50+100*2*time.Second.Seconds())
+	t.Logf("%d of %d in %.1f s; %.0f on one node, %.0f without sharing", got, tries, took, alone, 3*alone)
+	if float64(got) > most {
+		t.Errorf("%d publishes, over %.0f", got, most)
+	}
+	// What one has spent another one knows.
+	peers[0].publishBurst("bob", 50)
+	eventually(t, "the others to know", func() bool {
+		peers[0].publishBurst("bob", 50) // goes on as soon as it may
+		return peers[1].publishBurst("bob", 40) < 40 || peers[2].publishBurst("bob", 40) < 40
+	})
+}
+
+// While Redis is away each node limits by itself, and nobody pays for that
+// afterwards.
+func TestLimitsWhileRedisIsDown(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartRedis(t)
+	rates := Rates{Publishes: 200, PublishBurst: 100}
+	a, b := startPair(t, redisAt(server.URL()), withRates(rates))
+	a.publishBurst("ada", 90)
+	eventually(t, "the spending to be shared", func() bool {
+		return server.Do(t, "EXISTS", a.cfg.Prefix+"l:ada") == "1"
+	})
+	server.Kill()
+	eventually(t, "Redis to be missed", func() bool { return !a.Up() && !b.Up() })
+	began, got := time.Now(), [2]int{}
+	eventually(t, "three seconds to pass", func() bool {
+		for i, p := range []*testNode{a, b} {
+			for range 20 {
+				if p.AllowPublish("ada", 1) == 0 {
+					got[i]++
+				}
+			}
+		}
+		return time.Since(began) > 3*time.Second
+	})
+	alone := 100 + 200*time.Since(began).Seconds()
+	for i, n := range got {
+		if float64(n) > alone+1 || float64(n) < 300 {
+			t.Errorf("node %d gave %d by itself, want up to %.0f", i, n, alone)
+		}
+	}
+	server.Restart()
+	eventually(t, "Redis to be back", func() bool { return a.Up() && b.Up() })
+	for i, p := range []*testNode{a, b} {
+		if wait := p.AllowPublish("ada", 1); wait > 2*time.Second {
+			t.Errorf("node %d has the user wait for %v after the outage", i, wait)
+		}
+	}
+	if got := a.metric(t, "session_failures_total", "limits"); got > 20 {
+		t.Errorf("%v failed round trips in some seconds", got)
+	}
+	if got := a.logs.count("Redis can't be reached"); got != 1 {
+		t.Errorf("%d lines tell of it", got)
+	}
+}
+
+// Redis may be full, or hold something else under our name.
+func TestLimitsWhenRedisRefuses(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartRedis(t)
+	a, _ := startPair(t, redisAt(server.URL()), withRates(Rates{Publishes: 10, PublishBurst: 10}))
+	server.Do(t, "SET", a.cfg.Prefix+"l:eve", "not a hash")
+	server.Do(t, "CONFIG", "SET", "maxmemory", "1")
+	spend := func(user string) (got int) {
+		for range 30 {
+			if a.AllowPublish(user, 1) == 0 {
+				got++
+			}
+		}
+		return got
+	}
+	if got := spend("ada") + spend("eve"); got < 20 || got > 40 {
+		t.Errorf("%d given", got)
+	}
+	eventually(t, "the refusal to be told", func() bool {
+		spend("ada")
+		return a.logs.count("operation=limits") == 1
+	})
+	server.Do(t, "CONFIG", "SET", "maxmemory", "0")
+	eventually(t, "ada's to be shared again", func() bool {
+		spend("ada")
+		return server.Do(t, "EXISTS", a.cfg.Prefix+"l:ada") == "1"
+	})
+	if _, err := readLevels([]any{"1", "x"}); err == nil {
+		t.Error("a level that is no number was taken")
+	}
+	if _, err := readLevels(nil); err == nil || errors.Is(err, message.ErrSharedStateUnavailable) {
+		t.Errorf("no answer: %v", err)
+	}
+}

@@ -105,6 +105,7 @@ func isSingleSetting(value ast.Expr) bool {
 // renamedSettings is what a part calls a setting, where that is not its name here or
 // its group's and its own.
 var renamedSettings = map[string]string{
+	"Store.Lanes":               "AppendWorkers",
 	"Limits.ConnectionsPerUser": "MaxPerUser",
 	"Limits.ConnectionsPerIP":   "MaxPerAddress",
 }

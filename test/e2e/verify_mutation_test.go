@@ -44,8 +44,8 @@ func invariants() []invariant {
 			// But for the canaries' room, where nodes of one host make holes for
 			// each other: who starts second would seldom be ready.
 			edits: []edit{{
-				"internal/hub/repair.go", "if !t.lacking() || t.repairing || t.waiting {",
-				"if !t.room.Reserved() || !t.lacking() || t.repairing || t.waiting {",
+				"internal/hub/repair.go", "if !t.needsRepair() || t.repairing || t.repairScheduled {",
+				"if !t.room.Reserved() || !t.needsRepair() || t.repairing || t.repairScheduled {",
 			}},
 			// Without Redis all that comes from the other node is a repair.
 			wantFaults: []string{"lost"},
@@ -53,8 +53,8 @@ func invariants() []invariant {
 		{
 			name: "an ack follows the commit",
 			edits: []edit{{
-				store + "postgres_write.go", "	w.base = id.base + \"/\" + id.timeline\n",
-				"	w.base = id.base + \"/\" + id.timeline\n	_, _ = conn.Exec(ctx, \"SET synchronous_commit = off\")\n",
+				store + "postgres_write.go", "	w.fingerprintPrefix = id.databaseID + \"/\" + id.timeline\n",
+				"	w.fingerprintPrefix = id.databaseID + \"/\" + id.timeline\n	_, _ = conn.Exec(ctx, \"SET synchronous_commit = off\")\n",
 			}},
 			disrupt:    crashRepeatedly,
 			wantFaults: []string{"lost", "stored_twice", "seq_shared", "wrong_ack"},
@@ -87,7 +87,7 @@ func invariants() []invariant {
 			// again with its id, and a single one may get its seq back.
 			name: "a broadcast follows the commit",
 			edits: []edit{
-				{store + "committer.go", "	for _, l := range k.lanes {\n		l.settled = settled\n", "	early = settled\n	for _, l := range k.lanes {\n		l.settled = settled\n"},
+				{store + "committer.go", "	for _, w := range k.workers {\n		w.onCompleted = onCompleted\n", "	early = onCompleted\n	for _, w := range k.workers {\n		w.onCompleted = onCompleted\n"},
 				{store + "postgres_write.go", "	return w.commitIf(ctx, batch, nil)\n", `	return w.commitIf(ctx, batch, func(rs []result) error {
 		for i, r := range rs {
 			early([]*message.Publication{{Draft: batch[i].pub.Draft, Epoch: earlyEpoch, Seq: r.seq, At: r.at}})
@@ -96,7 +96,7 @@ func invariants() []invariant {
 		return nil
 	})
 `},
-				{store + "postgres_write.go", "	if err == nil && agree != nil {\n", "	if err == nil && agree != nil {\n		earlyEpoch = epoch\n"},
+				{store + "postgres_write.go", "	if err == nil && precommit != nil {\n", "	if err == nil && precommit != nil {\n		earlyEpoch = epoch\n"},
 				{store + "postgres_write.go", "// pgWriter is the connection of one lane.\n", "var (\n	early      func([]*message.Publication)\n	earlyEpoch message.Epoch\n)\n\n// pgWriter is the connection of one lane.\n"},
 			},
 			disrupt:    crashRepeatedly,

@@ -30,10 +30,10 @@ func buildBadVersion(t *testing.T, badness, after string) string {
 	overlay := map[string]string{filepath.Join(store, "bad.go"): abs(t, "testdata/bad/bad.go")}
 	for file, change := range map[string][][2]string{
 		"committer.go": {
-			{"\tk.lane(p.Room).append(p)\n", "\tif !spoiled(k, p) {\n\t\tk.lane(p.Room).append(p)\n\t}\n"},
+			{"\tk.workerFor(p.Room).append(p)\n", "\tif !spoiled(k, p) {\n\t\tk.workerFor(p.Room).append(p)\n\t}\n"},
 			{"Check() error {\n", "Check() error {\n\tif err := unwell(); err != nil {\n\t\treturn err\n\t}\n"},
 		},
-		"batch.go": {{"l.writer.commit(ctx, entries)", "dawdled(ctx, l, entries)"}},
+		"batch.go": {{"w.writer.commit(ctx, queued)", "dawdled(ctx, w, queued)"}},
 	} {
 		text := read(t, filepath.Join(store, file))
 		for _, c := range change {

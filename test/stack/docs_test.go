@@ -65,7 +65,7 @@ func TestEachScriptHasACommandAndATest(t *testing.T) {
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
 	commands := map[string]bool{}
-	for _, m := range regexp.MustCompile("(?:Use:\\s+|lookCommand\\()\"([a-z-]+)").FindAllStringSubmatch(sources(t, "cmd/switchyard", false), -1) {
+	for _, m := range regexp.MustCompile("(?:Use:\\s+|inspectCommand\\()\"([a-z-]+)").FindAllStringSubmatch(sources(t, "cmd/switchyard", false), -1) {
 		commands[m[1]] = true
 	}
 	makefile := read(t, root+"/Makefile")

@@ -57,10 +57,10 @@ func spoiled(k *committer, p *message.Publication) bool {
 	if badness != "errors" || !strings.HasPrefix(string(p.Room), "talk") || rand.N(10) > 0 {
 		return false
 	}
-	l := k.lane(p.Room)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.refuse(p, errors.New("a bug in this version"), reasonClosed)
+	w := k.workerFor(p.Room)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refuse(p, errors.New("a bug in this version"), reasonClosed)
 	return true
 }
 
@@ -73,9 +73,9 @@ func unwell() error {
 }
 
 // dawdled commits, and takes five times as long as it would, 60 ms at least.
-func dawdled(ctx context.Context, l *lane, batch []*entry) (message.Epoch, []result, error) {
+func dawdled(ctx context.Context, w *appendWorker, queued []*queuedPublication) (message.Epoch, []result, error) {
 	began := time.Now()
-	epoch, results, err := l.writer.commit(ctx, batch)
+	epoch, results, err := w.writer.commit(ctx, queued)
 	if badness == "slow" {
 		time.Sleep(max(4*time.Since(began), 60*time.Millisecond))
 	}

@@ -91,9 +91,9 @@ type VerifyResult struct {
 type Set struct {
 	Manifest
 	// Dir is the folder of the set.
-	Dir string
+	Dir string `json:"Dir"`
 	// VerifyResult is that of the last verify that passed; nil without any.
-	VerifyResult *VerifyResult
+	VerifyResult *VerifyResult `json:"Proof"`
 }
 
 // Size returns the bytes of all files.

@@ -169,6 +169,18 @@ func removeStaleDirs() {
 	}
 }
 
+// waitLock opens a file and waits for its lock, which ends with the returned file.
+func waitLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of the builds: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("take %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
 // lockFile opens a file and takes its lock, or fails at once. The lock dies
 // with its holder; children do not inherit it, as Go opens files close-on-exec.
 func lockFile(path string) (*os.File, error) {

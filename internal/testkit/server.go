@@ -18,31 +18,54 @@ import (
 // a busy machine included.
 const serverTimeout = 30 * time.Second
 
-// Each kind of server is built once a test binary.
-var (
-	raceBuild  = sync.OnceValues(func() (string, error) { return buildServer("-race") })
-	plainBuild = sync.OnceValues(func() (string, error) { return buildServer("-trimpath") })
-)
-
 // BuildServer builds cmd/server with the race detector, and returns the program.
-func BuildServer(tb testing.TB) string {
+func BuildServer(tb testing.TB) string { return build(tb, "server", "-race") }
+
+// BuildSwitchyard builds cmd/switchyard with the race detector, and returns the
+// program.
+func BuildSwitchyard(tb testing.TB) string { return build(tb, "switchyard", "-race") }
+
+// builds has a once-function for each program and flag, and its result.
+var builds sync.Map
+
+// build builds a command once in this test binary. TESTKIT_BIN names a folder in
+// which test binaries share what they build: the go command then only looks
+// whether the program there is still what it would build.
+func build(tb testing.TB, command, flag string) string {
 	tb.Helper()
-	path, err := raceBuild()
-	if err != nil {
-		tb.Fatalf("testkit: %v", err)
+	type result struct {
+		path string
+		err  error
 	}
-	return path
+	once, _ := builds.LoadOrStore(command+flag, sync.OnceValue(func() (r result) {
+		r.path, r.err = runBuild(command, flag)
+		return r
+	}))
+	r := once.(func() result)()
+	if r.err != nil {
+		tb.Fatalf("testkit: %v", r.err)
+	}
+	return r.path
 }
 
-func buildServer(flag string) (string, error) {
-	dir, err := TempDir("build", nil)
-	if err != nil {
-		return "", err
+func runBuild(command, flag string) (string, error) {
+	dir := os.Getenv("TESTKIT_BIN")
+	if dir == "" {
+		var err error
+		if dir, err = TempDir("build", nil); err != nil {
+			return "", err
+		}
+	} else {
+		lock, err := waitLock(filepath.Join(dir, "lock"))
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = lock.Close() }()
 	}
-	path := filepath.Join(dir, "server")
-	out, err := exec.Command("go", "build", "-buildvcs=false", flag, "-o", path, "switchyard/cmd/server").CombinedOutput()
+	path := filepath.Join(dir, command+flag)
+	out, err := exec.Command("go", "build", "-buildvcs=false", flag, "-o", path, "switchyard/cmd/"+command).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("build cmd/server: %w\n%s", err, out)
+		return "", fmt.Errorf("build cmd/%s: %w\n%s", command, err, out)
 	}
 	return path, nil
 }
@@ -72,11 +95,7 @@ func StartServer(tb testing.TB, env map[string]string) *Server {
 // measure.
 func StartPlainServer(tb testing.TB, env map[string]string) *Server {
 	tb.Helper()
-	program, err := plainBuild()
-	if err != nil {
-		tb.Fatalf("testkit: %v", err)
-	}
-	return startServer(tb, program, env)
+	return startServer(tb, build(tb, "server", "-trimpath"), env)
 }
 
 func startServer(tb testing.TB, program string, env map[string]string) *Server {

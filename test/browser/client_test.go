@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/chromium"
 	"switchyard/test/behaviors"
 )
 
@@ -15,13 +16,13 @@ import (
 func TestClientModulesInChromium(t *testing.T) {
 	server := httptest.NewServer(repository())
 	defer server.Close()
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 
 	for _, module := range []string{"behaviors", "golden", "returning", "keeping", "witness", "people", "fleet"} {
 		t.Run(module, func(t *testing.T) {
 			window := browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }
-			results := testkit.Eval[[]result](window, `import("/test/node/`+module+`.mjs").then((m) => m.run())`)
+			results := chromium.Eval[[]result](window, `import("/test/node/`+module+`.mjs").then((m) => m.run())`)
 			if len(results) < 5 {
 				t.Fatalf("%d tests ran: the module is not what it was", len(results))
 			}
@@ -69,8 +70,8 @@ func repository() http.Handler {
 // An operator who lowers ID_WINDOW shortens what clients resend for.
 func TestTheWelcomeHasTheIDWindow(t *testing.T) {
 	server := testkit.StartServer(t, map[string]string{"ID_WINDOW": "2m"})
-	w := openPage(t, testkit.StartBrowser(t), server.URL()+"/", "ada")
-	idWindow := testkit.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
+	w := openPage(t, chromium.Start(t), server.URL()+"/", "ada")
+	idWindow := chromium.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
 		const client = Switchyard.connect();
 		client.on("state", ({ welcome }) => { if (welcome) { client.close(); resolve(welcome.id_window_ms); } });
 	}))`)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/chromium"
 )
 
 func contains(s, part string) bool { return strings.Contains(s, part) }
@@ -20,29 +21,29 @@ func TestThePageFitsEveryScreen(t *testing.T) {
 		pictures = t.TempDir()
 	}
 	server := testkit.StartServer(t, map[string]string{"COLOR": "blue", "DEPLOYMENT": "2026-01-02.1"})
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 	ada := openPage(t, browser, server.URL()+"/#platform-4", "ada")
 	bob := openPage(t, browser, server.URL()+"/#platform-4", "bob")
 	chat(ada, bob)
-	testkit.Eval[string](bob, `location.hash = "#`+strings.Repeat("a-room-with-a-very-long-name", 4)+`"`)
-	testkit.Eval[string](bob, `location.hash = "#platform-4"`)
+	chromium.Eval[string](bob, `location.hash = "#`+strings.Repeat("a-room-with-a-very-long-name", 4)+`"`)
+	chromium.Eval[string](bob, `location.hash = "#platform-4"`)
 	bob.Until(`document.title.startsWith("platform-4")`)
 
 	// The host's name has no business in a picture of the documentation.
-	testkit.Eval[string](bob, `document.getElementById("node").textContent = "node-2"`)
-	testkit.Eval[string](bob, `document.getElementById("f-session").textContent = "node-2-17"`)
+	chromium.Eval[string](bob, `document.getElementById("node").textContent = "node-2"`)
+	chromium.Eval[string](bob, `document.getElementById("f-session").textContent = "node-2-17"`)
 	for _, width := range []int64{1280, 800, 360} {
 		for _, scheme := range []string{"light", "dark"} {
 			bob.Resize(width, 640)
 			bob.SetColorScheme(scheme)
 			name := fmt.Sprintf("%s-%d", scheme, width)
-			if over := testkit.Eval[int64](bob, `document.documentElement.scrollWidth`); over > width {
+			if over := chromium.Eval[int64](bob, `document.documentElement.scrollWidth`); over > width {
 				t.Errorf("%s: the page is %d wide", name, over)
 			}
-			if offscreen := testkit.Eval[[]string](bob, offscreenElements); len(offscreen) > 0 {
+			if offscreen := chromium.Eval[[]string](bob, offscreenElements); len(offscreen) > 0 {
 				t.Errorf("%s: out of the screen: %v", name, offscreen)
 			}
-			if lowContrast := testkit.Eval[[]string](bob, lowContrastElements); len(lowContrast) > 0 {
+			if lowContrast := chromium.Eval[[]string](bob, lowContrastElements); len(lowContrast) > 0 {
 				t.Errorf("%s: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", name, lowContrast)
 			}
 			bob.Until(`(() => { const log = document.querySelector(".log:not([hidden])");
@@ -78,7 +79,7 @@ const lowContrastElements = `(() => {
 	return [...new Set(pale)];
 })()`
 
-func chat(ada, bob *testkit.Window) {
+func chat(ada, bob *chromium.Window) {
 	lines := []string{
 		"The 17:04 is on platform four, eleven cars.",
 		"Confirmed. Points 12 and 14 are set for the branch.",
@@ -88,7 +89,7 @@ func chat(ada, bob *testkit.Window) {
 		"They do: no seq missing, none twice.",
 	}
 	for i, line := range lines {
-		w := []*testkit.Window{ada, bob}[i%2]
+		w := []*chromium.Window{ada, bob}[i%2]
 		typeMessage(w, line)
 		waitForRows(ada, i+1)
 		waitForRows(bob, i+1)
@@ -102,8 +103,8 @@ func chat(ada, bob *testkit.Window) {
 }
 
 // publishJSON stores a message that no page wrote.
-func publishJSON(w *testkit.Window) {
-	testkit.Eval[bool](w, `import("/client.js").then(async ({ Switchyard }) => {
+func publishJSON(w *chromium.Window) {
+	chromium.Eval[bool](w, `import("/client.js").then(async ({ Switchyard }) => {
 		const client = Switchyard.connect();
 		await client.publish("platform-4", { sensor: "axle-counter-7", axles: 44, occupied: false });
 		client.close();
@@ -114,14 +115,14 @@ func publishJSON(w *testkit.Window) {
 // Everything can be reached and done with the keyboard alone, and one sees where one is.
 func TestThePageWorksWithTheKeyboardAlone(t *testing.T) {
 	server := testkit.StartServer(t, nil)
-	w := openPage(t, testkit.StartBrowser(t), server.URL()+"/", "ada")
+	w := openPage(t, chromium.Start(t), server.URL()+"/", "ada")
 	w.Until(`location.hash === "#lobby"`)
 	seen := map[string]bool{}
 	for range 20 {
 		w.Type("\t")
-		at := testkit.Eval[string](w, `document.activeElement.id || document.activeElement.textContent.trim() || document.activeElement.className`)
+		at := chromium.Eval[string](w, `document.activeElement.id || document.activeElement.textContent.trim() || document.activeElement.className`)
 		seen[at] = true
-		if at != "BODY" && testkit.Eval[bool](w, `document.activeElement !== document.body && getComputedStyle(document.activeElement).outlineStyle === "none"`) {
+		if at != "BODY" && chromium.Eval[bool](w, `document.activeElement !== document.body && getComputedStyle(document.activeElement).outlineStyle === "none"`) {
 			t.Errorf("nothing shows that %q has the focus", at)
 		}
 	}
@@ -130,12 +131,12 @@ func TestThePageWorksWithTheKeyboardAlone(t *testing.T) {
 			t.Errorf("the Tab key never reached %q; it reached %v", want, seen)
 		}
 	}
-	testkit.Eval[bool](w, `document.getElementById("room").focus() ?? true`)
+	chromium.Eval[bool](w, `document.getElementById("room").focus() ?? true`)
 	w.Type("depot\r")
 	w.Until(`location.hash === "#depot" && document.activeElement.id === "composer"`)
 	typeMessage(w, "typed without a mouse")
 	waitForRows(w, 1)
-	if live := testkit.Eval[string](w, `document.querySelector(".log:not([hidden])").getAttribute("role")`); live != "log" {
+	if live := chromium.Eval[string](w, `document.querySelector(".log:not([hidden])").getAttribute("role")`); live != "log" {
 		t.Errorf("the messages have role %q: a screen reader would not read them out", live)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"switchyard/internal/client"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/chromium"
 )
 
 // recordInterruptions begins to note whatever a person would take for a break: another
@@ -109,10 +110,10 @@ func TestThePageFollowsAMove(t *testing.T) {
 	blue := startColor(t, shared, "blue", "d1")
 	green := startColor(t, shared, "green", "d2")
 	address := testkit.NewProxy(t, blue.Addr)
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 	url := "http://" + address.Addr() + "/#platform-4"
 	ada, bob := openPage(t, browser, url, "ada"), openPage(t, browser, url, "bob")
-	windows := []*testkit.Window{ada, bob}
+	windows := []*chromium.Window{ada, bob}
 	typeMessage(ada, "on blue")
 	typeMessage(bob, "on blue, too")
 	p := startPublisher(t, "ws://"+address.Addr()+"/ws", "platform-4")
@@ -120,9 +121,9 @@ func TestThePageFollowsAMove(t *testing.T) {
 		waitForRows(w, 5)
 		w.Until(`document.getElementById("here").textContent === "2 here"`)
 		w.Until(servedBy + `.startsWith("blue ") && ` + servedBy + `.endsWith(" d1")`)
-		testkit.Eval[bool](w, recordInterruptions)
+		chromium.Eval[bool](w, recordInterruptions)
 	}
-	node := testkit.Eval[string](ada, `document.getElementById("node").textContent`)
+	node := chromium.Eval[string](ada, `document.getElementById("node").textContent`)
 
 	address.Retarget(green.Addr)
 	drain(t, blue)
@@ -131,7 +132,7 @@ func TestThePageFollowsAMove(t *testing.T) {
 		w.Until(servedBy + `.startsWith("green ") && ` + servedBy + `.endsWith(" d2")`)
 		w.Until(showsMove)
 	}
-	if now := testkit.Eval[string](ada, `document.getElementById("node").textContent`); now == node {
+	if now := chromium.Eval[string](ada, `document.getElementById("node").textContent`); now == node {
 		t.Errorf("the plate still names node %s", now)
 	}
 	typeMessage(bob, "on green")
@@ -145,7 +146,7 @@ func TestThePageFollowsAMove(t *testing.T) {
 	var first []string
 	for _, w := range windows {
 		waitForRows(w, total)
-		got := testkit.Eval[[]string](w, rows)
+		got := chromium.Eval[[]string](w, rows)
 		if first == nil {
 			first = got
 			checkOrder(t, got, total)
@@ -154,7 +155,7 @@ func TestThePageFollowsAMove(t *testing.T) {
 		}
 		w.Until(clean + ` && document.getElementById("received").textContent === "` + fmt.Sprint(total) + `"`)
 		w.Until(`document.getElementById("f-moves").textContent === "once" && document.getElementById("f-returns").textContent === "0 times"`)
-		saw := testkit.Eval[interruptions](w, "window.seen")
+		saw := chromium.Eval[interruptions](w, "window.seen")
 		if !slices.Equal(saw.States, []string{"live Live"}) {
 			t.Errorf("the connection was seen as %q, want live all the while", saw.States)
 		}
@@ -164,7 +165,7 @@ func TestThePageFollowsAMove(t *testing.T) {
 			t.Errorf("the room was seen with %q, want 2 people all the while\n%s", saw.People, green.Output())
 		}
 		w.Until(showsPeople("2 here", "this window, 1 guest"))
-		t.Logf("%s; the longest time without a new row was %.0f ms", testkit.Eval[string](w, noteTexts+`.join()`), saw.Pause)
+		t.Logf("%s; the longest time without a new row was %.0f ms", chromium.Eval[string](w, noteTexts+`.join()`), saw.Pause)
 	}
 	checkContrast(t, bob)
 }
@@ -204,9 +205,9 @@ func drain(t *testing.T, s *testkit.Server) {
 }
 
 // waitForMore waits until a window shows what the talker says from now on.
-func (p *publisher) waitForMore(t *testing.T, w *testkit.Window) {
+func (p *publisher) waitForMore(t *testing.T, w *chromium.Window) {
 	t.Helper()
-	shown := testkit.Eval[int](w, rows+".length")
+	shown := chromium.Eval[int](w, rows+".length")
 	waitForRows(w, shown+20)
 }
 
@@ -239,7 +240,7 @@ func checkOrder(t *testing.T, got []string, total int) {
 }
 
 // checkContrast looks at the page after the move: all can be read in both lights.
-func checkContrast(t *testing.T, w *testkit.Window) {
+func checkContrast(t *testing.T, w *chromium.Window) {
 	t.Helper()
 	dir := os.Getenv("PICTURES")
 	if dir == "" {
@@ -249,13 +250,13 @@ func checkContrast(t *testing.T, w *testkit.Window) {
 		for _, scheme := range []string{"light", "dark"} {
 			w.Resize(width, 640)
 			w.SetColorScheme(scheme)
-			if lowContrast := testkit.Eval[[]string](w, lowContrastElements); len(lowContrast) > 0 {
+			if lowContrast := chromium.Eval[[]string](w, lowContrastElements); len(lowContrast) > 0 {
 				t.Errorf("moved, %s, %d wide: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", scheme, width, lowContrast)
 			}
-			if over := testkit.Eval[int64](w, `document.documentElement.scrollWidth`); over > width {
+			if over := chromium.Eval[int64](w, `document.documentElement.scrollWidth`); over > width {
 				t.Errorf("moved, %s: the page is %d wide, not %d", scheme, over, width)
 			}
-			testkit.Eval[bool](w, `(document.querySelector(".note").scrollIntoView({ block: "center" }), true)`) // it returns a promise in newer Chromium
+			chromium.Eval[bool](w, `(document.querySelector(".note").scrollIntoView({ block: "center" }), true)`) // it returns a promise in newer Chromium
 			w.Screenshot(filepath.Join(dir, fmt.Sprintf("moved-%s-%d.png", scheme, width)))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/chromium"
 )
 
 // rows is what a window shows of its open room: "seq name text" each.
@@ -16,24 +17,24 @@ const rows = `[...document.querySelectorAll(".log:not([hidden]) .row[data-seq]")
 // clean says that the page's own check of the raw frames has found nothing wrong.
 const clean = `document.getElementById("verdict").dataset.clean === "true"`
 
-func openPage(t *testing.T, b *testkit.Browser, url, name string) *testkit.Window {
+func openPage(t *testing.T, b *chromium.Browser, url, name string) *chromium.Window {
 	t.Helper()
 	w := b.Open(t, url)
 	w.Until(`document.body.dataset.state === "live"`)
-	testkit.Eval[string](w, fmt.Sprintf(`document.getElementById("name").value = %q`, name))
+	chromium.Eval[string](w, fmt.Sprintf(`document.getElementById("name").value = %q`, name))
 	return w
 }
 
 // typeMessage writes as a person does: with the keyboard, into the field that has the focus.
-func typeMessage(w *testkit.Window, text string) { w.Type(text + "\r") }
+func typeMessage(w *chromium.Window, text string) { w.Type(text + "\r") }
 
-func waitForRows(w *testkit.Window, count int) {
+func waitForRows(w *chromium.Window, count int) {
 	w.Until(fmt.Sprintf("%s.length >= %d", rows, count))
 }
 
 func TestTwoWindowsChat(t *testing.T) {
 	server := testkit.StartServer(t, map[string]string{"COLOR": "green", "DEPLOYMENT": "d42"})
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 	ada := openPage(t, browser, server.URL()+"/#kitchen", "ada")
 	bob := openPage(t, browser, server.URL()+"/#kitchen", "bob")
 	ada.Until(`document.getElementById("second").offsetParent !== null`) // the empty room explains itself
@@ -46,13 +47,13 @@ func TestTwoWindowsChat(t *testing.T) {
 	waitForRows(bob, 2)
 
 	want := []string{"1 ada hello", "2 bob hello yourself"}
-	for _, w := range []*testkit.Window{ada, bob} {
-		if got := testkit.Eval[[]string](w, rows); !slices.Equal(got, want) {
+	for _, w := range []*chromium.Window{ada, bob} {
+		if got := chromium.Eval[[]string](w, rows); !slices.Equal(got, want) {
 			t.Errorf("a window shows %q, want %q", got, want)
 		}
 		w.Until(clean + ` && document.getElementById("verdict").textContent === "every seq from 1 to 2, once, in order"`)
 	}
-	if got := testkit.Eval[string](ada, `document.getElementById("plate").textContent`); !contains(got, "green") {
+	if got := chromium.Eval[string](ada, `document.getElementById("plate").textContent`); !contains(got, "green") {
 		t.Errorf("the plate says %q, want the colour that serves", got)
 	}
 
@@ -63,26 +64,26 @@ func TestTwoWindowsChat(t *testing.T) {
 // Who is in the room, by sessions: nobody here has a name that the service knows.
 func TestThePageShowsWhoIsInTheRoom(t *testing.T) {
 	server := testkit.StartServer(t, nil)
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 	ada := openPage(t, browser, server.URL()+"/#porch", "ada")
 	ada.Until(showsPeople("1 here", "this window"))
 	bob := openPage(t, browser, server.URL()+"/#porch", "bob")
 	eve := openPage(t, browser, server.URL()+"/#porch", "eve")
-	for _, w := range []*testkit.Window{ada, bob, eve} {
+	for _, w := range []*chromium.Window{ada, bob, eve} {
 		w.Until(showsPeople("3 here", "this window, 2 guests"))
 	}
-	testkit.Eval[string](eve, `location.hash = "#cellar"`)
+	chromium.Eval[string](eve, `location.hash = "#cellar"`)
 	eve.Until(showsPeople("1 here", "this window"))
-	testkit.Eval[string](eve, `location.hash = "#porch"`)
+	chromium.Eval[string](eve, `location.hash = "#porch"`)
 	eve.Until(showsPeople("3 here", "this window, 2 guests"))
-	for _, w := range []*testkit.Window{bob, eve} {
-		testkit.Eval[bool](w, `document.getElementById("leave").click() ?? true`)
+	for _, w := range []*chromium.Window{bob, eve} {
+		chromium.Eval[bool](w, `document.getElementById("leave").click() ?? true`)
 	}
 	ada.Until(showsPeople("1 here", "this window"))
-	if got := testkit.Eval[string](ada, `document.getElementById("color").textContent`); got != "no colour" {
+	if got := chromium.Eval[string](ada, `document.getElementById("color").textContent`); got != "no colour" {
 		t.Errorf("the plate of a service without a colour says %q", got)
 	}
-	if shown := testkit.Eval[string](ada, `document.getElementById("f-session").textContent`); contains(shown, ".") {
+	if shown := chromium.Eval[string](ada, `document.getElementById("f-session").textContent`); contains(shown, ".") {
 		t.Error("the page shows the secret of its session")
 	}
 }
@@ -96,10 +97,10 @@ func showsPeople(count, people string) string {
 // sent it once.
 func TestThePageChecksWhatItShows(t *testing.T) {
 	server := testkit.StartServer(t, nil)
-	w := openPage(t, testkit.StartBrowser(t), server.URL()+"/#mirror", "ada")
+	w := openPage(t, chromium.Start(t), server.URL()+"/#mirror", "ada")
 	typeMessage(w, "once")
 	w.Until(clean + ` && document.getElementById("received").textContent === "1"`)
-	got := testkit.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Gauges }, { Ledger }]) => {
+	got := chromium.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Gauges }, { Ledger }]) => {
 		const [sent, shown] = [new Ledger(), new Ledger()];
 		for (const ledger of [sent, shown]) {
 			ledger.joined({ epoch: "e", seq: 0 }, 1);
@@ -117,18 +118,18 @@ func TestThePageChecksWhatItShows(t *testing.T) {
 
 func TestNothingIsLostWhenTheServerDies(t *testing.T) {
 	server := testkit.StartServer(t, nil)
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 	ada := openPage(t, browser, server.URL()+"/#yard", "ada")
 	bob := openPage(t, browser, server.URL()+"/#yard", "bob")
 	typeMessage(ada, "before")
 	waitForRows(bob, 1)
 
 	// Killed while twenty messages of each are somewhere between window and disk.
-	for _, w := range []*testkit.Window{ada, bob} {
-		testkit.Eval[bool](w, `document.getElementById("burst").click() ?? true`)
+	for _, w := range []*chromium.Window{ada, bob} {
+		chromium.Eval[bool](w, `document.getElementById("burst").click() ?? true`)
 	}
 	server.Kill()
-	for _, w := range []*testkit.Window{ada, bob} {
+	for _, w := range []*chromium.Window{ada, bob} {
 		w.Until(`document.body.dataset.state !== "live"`)
 	}
 	typeMessage(ada, "while down")
@@ -136,7 +137,7 @@ func TestNothingIsLostWhenTheServerDies(t *testing.T) {
 	ada.Until(`document.body.dataset.state === "waiting" && /^\d+\.\d s$/.test(document.getElementById("countdown").textContent)`)
 
 	server.Restart()
-	for _, w := range []*testkit.Window{ada, bob} {
+	for _, w := range []*chromium.Window{ada, bob} {
 		w.Until(`document.body.dataset.state === "live"`)
 		waitForRows(w, 42)
 		w.Until(`document.querySelectorAll(".waiting .row").length === 0`)
@@ -147,8 +148,8 @@ func TestNothingIsLostWhenTheServerDies(t *testing.T) {
 	waitForRows(ada, 43)
 	waitForRows(bob, 43)
 
-	got := testkit.Eval[[]string](ada, rows)
-	if other := testkit.Eval[[]string](bob, rows); !slices.Equal(got, other) {
+	got := chromium.Eval[[]string](ada, rows)
+	if other := chromium.Eval[[]string](bob, rows); !slices.Equal(got, other) {
 		t.Errorf("the windows differ:\n%q\n%q", got, other)
 	}
 	checkExactlyOnce(t, got)
@@ -199,23 +200,23 @@ func checkExactlyOnce(t *testing.T, got []string) {
 
 func TestHistoryIsLoadedByScrolling(t *testing.T) {
 	server := testkit.StartServer(t, nil)
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 	first := openPage(t, browser, server.URL()+"/#archive", "ada")
 	publishMany(first, "archive", 120)
 
 	later := openPage(t, browser, server.URL()+"/#archive", "bob")
 	later.Until(rows + `.at(-1)?.startsWith("120 ")`)
 	later.Until(`document.getElementById("empty").hidden`)
-	if n := testkit.Eval[int](later, rows+".length"); n != 50 {
+	if n := chromium.Eval[int](later, rows+".length"); n != 50 {
 		t.Errorf("%d rows were loaded at once, want a page of 50", n)
 	}
 	// Reading upwards loads the rest, and stays where one reads.
 	for _, top := range []string{"21 ", "1 "} {
-		testkit.Eval[bool](later, `document.querySelector(".log").scrollTop = 0; true`)
+		chromium.Eval[bool](later, `document.querySelector(".log").scrollTop = 0; true`)
 		later.Until(fmt.Sprintf(`%s[0].startsWith(%q) && document.querySelector(".log").scrollTop > 0`, rows, top))
 	}
 	waitForRows(later, 120)
-	got := testkit.Eval[[]string](later, rows)
+	got := chromium.Eval[[]string](later, rows)
 	for i, row := range got {
 		if want := fmt.Sprintf("%d ada number %d", i+1, i+1); row != want {
 			t.Fatalf("row %d is %q, want %q", i+1, row, want)
@@ -224,8 +225,8 @@ func TestHistoryIsLoadedByScrolling(t *testing.T) {
 }
 
 // publishMany stores messages through a client of the window's own.
-func publishMany(w *testkit.Window, room string, count int) {
-	testkit.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
+func publishMany(w *chromium.Window, room string, count int) {
+	chromium.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
 		const client = Switchyard.connect();
 		const texts = Array.from({ length: %d }, (_, i) => ({ name: "ada", text: "number " + (i + 1) }));
 		await Promise.all(texts.map((data) => client.publish(%q, data)));
@@ -236,7 +237,7 @@ func publishMany(w *testkit.Window, room string, count int) {
 
 func TestHostileContentIsShownAsText(t *testing.T) {
 	server := testkit.StartServer(t, nil)
-	browser := testkit.StartBrowser(t)
+	browser := chromium.Start(t)
 	w := openPage(t, browser, server.URL()+"/#open", "eve")
 	hostile := []any{
 		map[string]any{"name": `<img src=x onerror="window.owned=1">`, "text": `<script>window.owned=1</script>`},
@@ -250,7 +251,7 @@ func TestHostileContentIsShownAsText(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
+		chromium.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
 			const client = Switchyard.connect();
 			await client.publish("open", JSON.parse(%q));
 			client.signal("open", { wave: true, name: "<b>x</b>" });
@@ -260,13 +261,13 @@ func TestHostileContentIsShownAsText(t *testing.T) {
 	}
 	waitForRows(w, len(hostile))
 	w.Until(clean)
-	if found := testkit.Eval[int](w, `document.querySelectorAll(".log img, .log script, .log svg, .log b, .signals b").length`); found != 0 {
+	if found := chromium.Eval[int](w, `document.querySelectorAll(".log img, .log script, .log svg, .log b, .signals b").length`); found != 0 {
 		t.Errorf("%d elements were made of what a stranger wrote", found)
 	}
-	if testkit.Eval[bool](w, `"owned" in window`) {
+	if chromium.Eval[bool](w, `"owned" in window`) {
 		t.Error("a stranger's script ran")
 	}
-	got := testkit.Eval[[]string](w, rows)
+	got := chromium.Eval[[]string](w, rows)
 	if want := `1 <img src=x onerror="window.owned=1"> <script>window.owned=1</script>`; got[0] != want {
 		t.Errorf("shown as %q, want %q", got[0], want)
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/chromium"
 )
 
 // The README's example for browsers, as printed, pasted into the page's console.
@@ -24,8 +25,8 @@ func TestTheReadmeExampleWorks(t *testing.T) {
 		t.Fatal("the example does not name the address that the first command prints")
 	}
 	example = strings.ReplaceAll(example, "localhost:8000", server.Addr)
-	w := testkit.StartBrowser(t).Open(t, server.URL()+"/")
-	got := testkit.Eval[string](w, `(async () => {
+	w := chromium.Start(t).Open(t, server.URL()+"/")
+	got := chromium.Eval[string](w, `(async () => {
 		const said = [];
 		const console = { log: (...words) => said.push(words.map((w) => JSON.stringify(w)).join(" ")) };
 		`+example+`

@@ -6,28 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"switchyard/internal/testkit"
 )
-
-// buildSwitchyard builds the operator's command, once a test binary.
-var buildSwitchyard = sync.OnceValues(func() (string, error) {
-	dir, err := testkit.TempDir("switchyard", nil)
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "switchyard")
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-race", "-o", path, "switchyard/cmd/switchyard").CombinedOutput()
-	if err != nil {
-		return "", errors.New(string(out))
-	}
-	return path, nil
-})
 
 // runSwitchyard runs the command to its end and returns its exit code, what it
 // answered and what it said besides.
@@ -45,11 +29,9 @@ type switchyardProcess struct {
 
 func startSwitchyard(t *testing.T, args ...string) *switchyardProcess {
 	t.Helper()
-	path, err := buildSwitchyard()
-	if err != nil {
-		t.Fatalf("build cmd/switchyard: %v", err)
-	}
+	path := testkit.BuildSwitchyard(t)
 	o := &switchyardProcess{t: t}
+	var err error
 	if o.Process, err = testkit.Start(testkit.Program{Path: path, Args: args, Stdout: &o.stdout}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,6 @@
-package testkit
+// Package chromium drives a real Chromium in tests. It stands apart from testkit,
+// so that only the tests of pages link the library for it.
+package chromium
 
 import (
 	"context"
@@ -12,6 +14,8 @@ import (
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+
+	"switchyard/internal/testkit"
 )
 
 const (
@@ -34,17 +38,17 @@ type Browser struct {
 	ctx context.Context
 }
 
-// StartBrowser starts Chromium without a screen. It ends with the test, and
+// Start starts Chromium without a screen. It ends with the test, and
 // the kernel kills it when the test binary dies before that.
-func StartBrowser(tb testing.TB) *Browser {
+func Start(tb testing.TB) *Browser {
 	tb.Helper()
-	program, err := FindProgram("chromium", "chromium")
+	program, err := testkit.FindProgram("chromium", "chromium")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	profile, err := TempDir("chromium", nil)
+	profile, err := testkit.TempDir("chromium", nil)
 	if err != nil {
-		tb.Fatalf("testkit: %v", err)
+		tb.Fatalf("chromium: %v", err)
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program),
@@ -69,7 +73,7 @@ func StartBrowser(tb testing.TB) *Browser {
 	// The browser lives as long as the context of the first action, so that one
 	// has no deadline of its own.
 	if err := chromedp.Do(ctx); err != nil {
-		tb.Fatalf("testkit: start Chromium: %v", err)
+		tb.Fatalf("chromium: start Chromium: %v", err)
 	}
 	return &Browser{ctx: ctx}
 }
@@ -88,8 +92,8 @@ func (b *Browser) Open(tb testing.TB, url string) *Window {
 	tb.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext())
 	w := &Window{tb: tb, ctx: ctx}
-	if err := chromedp.Do(ctx); err != nil { // opens the window, see StartBrowser
-		tb.Fatalf("testkit: open a window: %v", err)
+	if err := chromedp.Do(ctx); err != nil { // opens the window, see Start
+		tb.Fatalf("chromium: open a window: %v", err)
 	}
 	tb.Cleanup(func() {
 		defer cancel()
@@ -99,7 +103,7 @@ func (b *Browser) Open(tb testing.TB, url string) *Window {
 	})
 	if _, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument,
 		page.AddScriptToEvaluateOnNewDocumentParams{Source: errorRecorder}); err != nil {
-		tb.Fatalf("testkit: watch the page: %v", err)
+		tb.Fatalf("chromium: watch the page: %v", err)
 	}
 	w.do("open "+url, chromedp.Navigate(url))
 	return w
@@ -110,7 +114,7 @@ func (w *Window) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
 	defer cancel()
 	if err := chromedp.Do(ctx, steps...); err != nil {
-		w.tb.Fatalf("testkit: %s: %v", what, err)
+		w.tb.Fatalf("chromium: %s: %v", what, err)
 	}
 }
 
@@ -122,7 +126,7 @@ func Eval[T any](w *Window, expression string) T {
 	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression,
 		func(p *runtime.EvaluateParams) { chromedp.EvalAwaitPromise(p) }))
 	if err != nil {
-		w.tb.Fatalf("testkit: evaluate %s: %v", expression, err)
+		w.tb.Fatalf("chromium: evaluate %s: %v", expression, err)
 	}
 	return value
 }
@@ -160,7 +164,7 @@ func (w *Window) SetColorScheme(scheme string) {
 		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
 	})
 	if err != nil {
-		w.tb.Fatalf("testkit: set the colour scheme: %v", err)
+		w.tb.Fatalf("chromium: set the color scheme: %v", err)
 	}
 }
 
@@ -174,6 +178,6 @@ func (w *Window) Screenshot(path string) {
 		err = os.WriteFile(path, picture, 0o644)
 	}
 	if err != nil {
-		w.tb.Fatalf("testkit: %v", fmt.Errorf("take a picture of the page: %w", err))
+		w.tb.Fatalf("chromium: %v", fmt.Errorf("take a picture of the page: %w", err))
 	}
 }

@@ -41,8 +41,8 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		{"no Prometheus in the stack", func(r *DailyReport) {
 			r.Prometheus, r.PrometheusErr = nil, errors.New("prometheus does not run in the stack")
 		}, StatusFail, "prometheus does not run in the stack"},
-		{"a Prometheus that is away", func(r *DailyReport) { r.Prometheus = unreachablePrometheus(t) }, StatusFail, "Prometheus at http://127.0.0.1:1 does not answer"},
-		{"a question that Prometheus refuses", func(r *DailyReport) {
+		{"a Prometheus that does not answer", func(r *DailyReport) { r.Prometheus = unreachablePrometheus(t) }, StatusFail, "Prometheus at http://127.0.0.1:1 does not answer"},
+		{"a query that Prometheus refuses", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"node_load15": "error: parse"})
 		}, StatusFail, "error: parse"},
 		{"nothing measures the host", func(r *DailyReport) { r.Prometheus = fakePrometheus(t, nil) }, StatusWarn, "nothing measures it"},
@@ -55,23 +55,23 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		{"a full disk", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"node_filesystem": seriesJSON("", 0.95)})
 		}, StatusFail, "95.0 %"},
-		{"a certificate that ends", func(r *DailyReport) {
+		{"a certificate that expires soon", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"probe_ssl": seriesJSON("", 3)})
 		}, StatusFail, "certificate is good for, days"},
 		{"a container that was not checked yet", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "starting" }, StatusWarn, "was just started"},
 		{"an unhealthy container", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "unhealthy" }, StatusFail, "runs and is unhealthy"},
-		{"one that ended", func(r *DailyReport) {
+		{"a container that ended", func(r *DailyReport) {
 			r.Stack.(*fakeStack).containers = append(r.Stack.(*fakeStack).containers, backup.Container{Name: "redis-1", Service: "redis", Status: "exited with 1", ExitCode: 1})
 		}, StatusFail, "does not run: exited with 1"},
-		{"one that was restarted", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Restarts = 2 }, StatusWarn, "was restarted 2 times"},
+		{"a container that was restarted", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Restarts = 2 }, StatusWarn, "was restarted 2 times"},
 		{"no node", func(r *DailyReport) { r.Stack.(*fakeStack).containers = r.Stack.(*fakeStack).containers[1:] }, StatusFail, "no node of the service runs"},
 		{"errors in the log", func(r *DailyReport) {
 			r.Stack.(*fakeStack).log = `{"level":"ERROR","msg":"no room on the disk"}` + "\n"
 		}, StatusFail, "1 times: no room on the disk"},
-		{"docker that is away", func(r *DailyReport) { r.Stack.(*fakeStack).err = errors.New("docker is away") }, StatusFail, "docker is away"},
+		{"a Docker that does not answer", func(r *DailyReport) { r.Stack.(*fakeStack).err = errors.New("docker is away") }, StatusFail, "docker is away"},
 		{"an old backup", func(r *DailyReport) { r.Backups = backupRepository(t, 30*time.Hour, true) }, StatusFail, "is 30.0 h old; at most 26.0 h is fine"},
 		{"a backup that was never verified", func(r *DailyReport) { r.Backups = backupRepository(t, time.Hour, false) }, StatusFail, "no backup was ever verified"},
-		{"no backup", func(r *DailyReport) { r.Backups = &backup.Repository{Dir: t.TempDir()} }, StatusFail, "there is none: switchyard backup"},
+		{"no backup", func(r *DailyReport) { r.Backups = &backup.Repository{Dir: t.TempDir()} }, StatusFail, "there is none: run switchyard backup"},
 		{"a folder that is gone", func(r *DailyReport) { r.Backups = &backup.Repository{Dir: "/none"} }, StatusFail, "BACKUP_DIR: stat /none"},
 		{"a WAL archive that stands still", func(r *DailyReport) {
 			old := time.Now().Add(-time.Hour)
@@ -91,7 +91,7 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 				}
 			}
 			if !found || page.Worst() == StatusOK {
-				t.Errorf("no line %s that says %q:\n%s", tt.want, tt.wantText, page)
+				t.Errorf("no line with status %s has %q:\n%s", tt.want, tt.wantText, page)
 			}
 		})
 	}
@@ -127,7 +127,7 @@ func TestAReportHasItsPlots(t *testing.T) {
 		t.Errorf("no XML: %v", err)
 	}
 	expectContains(t, string(svg), "<polyline", "d7 rolled back", ">blue<", ">50<")
-	// Without Prometheus it says so, and has the rest.
+	// Without Prometheus the report says so, and has everything else.
 	path, err = r.Write(t.Context(), &fakeStack{t: t, log: "\n"}, unreachablePrometheus(t), dir)
 	if err != nil {
 		t.Fatal(err)
@@ -136,10 +136,32 @@ func TestAReportHasItsPlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectContains(t, string(text), "not known: Prometheus at http://127.0.0.1:1 does not answer", "rolled back")
-	if r.From = to; true {
-		if _, err := r.Write(t.Context(), &fakeStack{t: t}, p, dir); err == nil {
-			t.Error("an empty span was taken")
-		}
+	r.From = to
+	if _, err := r.Write(t.Context(), &fakeStack{t: t}, p, dir); err == nil {
+		t.Error("an empty span was accepted")
+	}
+}
+
+// Errors after --to are of another incident, also those of a kind that occurred
+// before it.
+func TestAReportLeavesOutErrorsAfterItsSpan(t *testing.T) {
+	to := time.Date(2026, 11, 26, 2, 0, 0, 0, time.UTC)
+	log := `{"time":"2026-11-26T01:30:00Z","level":"ERROR","msg":"disk full","error":"during"}
+{"time":"2026-11-26T02:30:00Z","level":"ERROR","msg":"disk full","error":"after"}
+{"time":"2026-11-26T02:30:00Z","level":"ERROR","msg":"another error"}
+`
+	r := &Report{Title: "One hour", From: to.Add(-time.Hour), To: to}
+	path, err := r.Write(t.Context(), &fakeStack{t: t, log: log}, fakePrometheus(t, nil), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectContains(t, string(text), "| ERROR | 1 | 2026-11-26T01:30:00Z | 2026-11-26T01:30:00Z | disk full | during |")
+	if strings.Contains(string(text), "another error") {
+		t.Errorf("an error after the span is in the report:\n%s", text)
 	}
 }
 

@@ -17,12 +17,13 @@ import (
 
 var update = flag.Bool("update", false, "rewrite docs/configuration.md")
 
-// secret is long enough for tokens.
+// secret is a valid AUTH_JWT_SECRET.
 const secret = "0123456789abcdef0123456789abcdef"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// clearSettings removes every setting of the developer's own environment.
+// clearSettings unsets every setting of the developer's environment until the test
+// ends.
 func clearSettings(t *testing.T) {
 	t.Helper()
 	var cfg Config
@@ -98,7 +99,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"AUTH_JWT_SECRET", secret + ",hush", "secret 2 has 4 bytes"},
 		{"AUTH_JWT_SECRET", secret + "\n" + secret, "line break"},
 		{"AUTH_JWT_SECRET", secret + ", " + secret, "secrets 1 and 2 are the same"},
-		{"AUTH_JWT_SECRET", " , ", "there is no secret in it"},
+		{"AUTH_JWT_SECRET", " , ", "the list has no secret"},
 		{"AUTH_KEY_FILE", strings.Repeat("x", 4097), "from 0 to 4096 bytes"},
 		{"AUTH_JWKS_URL", "id.example.com", "https://host/path"},
 		{"AUTH_JWKS_URL", "https://" + strings.Repeat("x", 2048), "from 0 to 2048 bytes"},
@@ -109,7 +110,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"AUTH_JWKS_MAX_STALE", "2m", "at least AUTH_JWKS_REFRESH=5m"},
 		{"AUTH_ISSUER", "two words", "without spaces"},
 		{"AUTH_ISSUER", strings.Repeat("x", 513), "from 0 to 512 bytes"},
-		{"AUTH_AUDIENCE", ",", "there is no name in it"},
+		{"AUTH_AUDIENCE", ",", "the list has no name"},
 		{"AUTH_AUDIENCE", "a," + strings.Repeat("x", 513), "at most 512"},
 		{"AUTH_LEEWAY", "121s", "from 0s to 2m"},
 		{"AUTH_LEEWAY", "-1s", "from 0s to 2m"},
@@ -123,8 +124,8 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"DEPLOYMENT", "two words", "without spaces"},
 		{"ALLOWED_ORIGINS", "app.example.com", "scheme://host"},
 		{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
-		{"ALLOWED_ORIGINS", "ftp://a.example", "a page has none of that scheme"},
-		{"ALLOWED_ORIGINS", "wss://a.example", "a page has none of that scheme"},
+		{"ALLOWED_ORIGINS", "ftp://a.example", "pages do not have this scheme"},
+		{"ALLOWED_ORIGINS", "wss://a.example", "pages do not have this scheme"},
 		{"ALLOWED_ORIGINS", "*", "scheme://host"},
 		{"ALLOWED_ORIGINS", "https://*", "two labels"},
 		{"ALLOWED_ORIGINS", "https://*.com", "two labels"},
@@ -151,8 +152,8 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"TRUSTED_PROXIES", "10.0.0.1/8", "10.0.0.0/8"},
 		{"TRUSTED_PROXIES", "10.0.0.0/33", "network"},
 		{"TRUSTED_PROXIES", "::ffff:10.0.0.0/104", "as IPv4"},
-		{"TRUSTED_PROXIES", "0.0.0.0/0", "everybody"},
-		{"TRUSTED_PROXIES", "::/0", "everybody"},
+		{"TRUSTED_PROXIES", "0.0.0.0/0", "everyone"},
+		{"TRUSTED_PROXIES", "::/0", "everyone"},
 		{"API_KEYS", "short", "at least 16"},
 		{"API_KEYS", "a:0123456789abcdef,a:0123456789abcdeg", "two keys are named a"},
 		{"API_KEYS", "a:0123456789abcdef,b:0123456789abcdef", "a and b are the same key"},
@@ -172,7 +173,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 		{"AUDIT_LOG", "/" + strings.Repeat("x", 4096), "from 0 to 4096 bytes"},
 		{"DATABASE_URL", "mysql://h/d", "postgres://"},
 		{"DATABASE_URL", "sqlite:", "names no file"},
-		{"DATABASE_URL", "sqlite::memory:", "memory is no store"},
+		{"DATABASE_URL", "sqlite::memory:", "must be on disk"},
 		{"DATABASE_MAX_CONNS", "3", "from 4 to 500"},
 		{"DATABASE_LANES", "17", "from 1 to 16"},
 		{"DATABASE_LANES", "10", "DATABASE_LANES + 3 = 13"},
@@ -221,7 +222,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 				t.Fatal("accepted")
 			}
 			if !strings.Contains(err.Error(), tt.wantErr) || !strings.Contains(err.Error(), tt.name) {
-				t.Errorf("%v: does not say %q", err, tt.wantErr)
+				t.Errorf("%q is not in: %v", tt.wantErr, err)
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than one line: %v", err)
@@ -231,7 +232,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 	var cfg Config
 	for s := range settings(&cfg) {
 		if !tested[s.name()] {
-			t.Errorf("no test of a wrong %s", s.name())
+			t.Errorf("no case has a wrong %s", s.name())
 		}
 	}
 }
@@ -272,7 +273,7 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 	_, err = Load()
 	for _, wantErr := range []string{"DATABASE_URL and DATABASE_URL_FILE are both set", "REDIS_URL_FILE: the file can't be used", "API_KEYS_FILE: key 1 has 5 bytes"} {
 		if err == nil || !strings.Contains(err.Error(), wantErr) {
-			t.Errorf("%v: does not say %q", err, wantErr)
+			t.Errorf("%q is not in: %v", wantErr, err)
 		}
 	}
 }
@@ -291,17 +292,17 @@ func TestInvalidSecretFilesAreRefused(t *testing.T) {
 		}
 		t.Setenv("DATABASE_URL_FILE", path)
 		if _, err := Load(); err == nil || !strings.Contains(err.Error(), wantErr) || strings.Contains(err.Error(), "hush") {
-			t.Errorf("%.20q: %v: does not say %q", content, err, wantErr)
+			t.Errorf("%.20q: %q is not in: %v", content, wantErr, err)
 		}
 	}
 	clearSettings(t)
-	t.Setenv("DATABASE_URL_FILE", "/dev/zero") // without an end
+	t.Setenv("DATABASE_URL_FILE", "/dev/zero") // it has no end
 	if _, err := Load(); err == nil || !strings.Contains(err.Error(), "over 65536") {
 		t.Errorf("a file without an end: %v", err)
 	}
-	t.Setenv("DATABASE_URL_FILE", "") // as compose files do: not set
+	t.Setenv("DATABASE_URL_FILE", "") // compose files set a variable to nothing
 	if cfg, err := Load(); err != nil || cfg.Store.URL.Reveal() != "sqlite:switchyard.db" {
-		t.Errorf("set to nothing: %v", err)
+		t.Errorf("a variable that is set to nothing: %v", err)
 	}
 }
 
@@ -346,7 +347,7 @@ func TestTheConfigurationDocumentIsUpToDate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != Markdown() {
-		t.Error("docs/configuration.md is not what the struct says: run make docs")
+		t.Error("docs/configuration.md differs from internal/config: run make docs")
 	}
 }
 
@@ -357,7 +358,7 @@ func FuzzSettings(f *testing.F) {
 	f.Add("DATABASE_URL", "postgres://u:p@h/d")
 	f.Fuzz(func(t *testing.T, name, value string) {
 		if strings.ContainsAny(name+value, "\x00=") || name == "" {
-			return // no environment holds it
+			return // an environment can't have it
 		}
 		clearSettings(t)
 		t.Setenv(name, value)
@@ -367,7 +368,7 @@ func FuzzSettings(f *testing.F) {
 		}
 		for line := range strings.Lines(err.Error()) {
 			if !strings.Contains(line, name) {
-				t.Errorf("a wrong %s is told as %q", name, line)
+				t.Errorf("the error of a wrong %s does not name it: %q", name, line)
 			}
 		}
 	})

@@ -14,7 +14,7 @@ const (
 	plotLeft, plotRight, plotTop, plotBottom = 80, 10, 30, 45
 )
 
-// plotColors can be told apart by most people, and in grayscale.
+// plotColors are colors that most people can distinguish, also in grayscale.
 var plotColors = []string{"#1b6ca8", "#d1495b", "#2e8b57", "#e0a030", "#6a4c93", "#555555", "#00a6a6", "#a0522d"}
 
 // A Marker is a moment that plots show as a vertical line.

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Each mistake is one line that names the flag and the bound, before anything is
-// done.
+// Each mistake is reported in one line with the flag and the bound, before the
+// command does anything.
 func TestWrongUsageOfStackCommands(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "docker-compose.prod.yml")
@@ -41,12 +41,12 @@ func TestWrongUsageOfStackCommands(t *testing.T) {
 	} {
 		code, out, errs := switchyard(t.Context(), args...)
 		if code != 2 || !strings.Contains(errs, want) || strings.Count(errs, "\n") != 1 || out != "" {
-			t.Errorf("%q: exit %d, does not say %q in one line:\n%s%s", args, code, want, out, errs)
+			t.Errorf("%q: exit %d, want one line with %q:\n%s%s", args, code, want, out, errs)
 		}
 	}
 }
 
-// The list needs no docker when it is told where the backups are.
+// The list works without Docker when --backups names the folder.
 func TestBackupsAreListed(t *testing.T) {
 	dir := t.TempDir()
 	set := filepath.Join(dir, "sets", "20261126T031700Z")
@@ -82,8 +82,8 @@ func TestBackupsAreListed(t *testing.T) {
 	}
 }
 
-// Without Prometheus each command says so in a line, and tells what it knows
-// from elsewhere.
+// Without Prometheus each command says so in one line, and prints what it knows
+// from other sources.
 func TestInspectCommandsWithoutPrometheus(t *testing.T) {
 	dir, bin := t.TempDir(), t.TempDir()
 	err := errors.Join(os.WriteFile(filepath.Join(dir, "docker-compose.prod.yml"), []byte("services: {}\n"), 0o600),

@@ -13,7 +13,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// emptyStack is a folder as the stack's, with nothing that runs.
+// emptyStack makes a folder with the files of a stack that does not run, and
+// returns the folder of the compose file.
 func emptyStack(t *testing.T) string {
 	root := t.TempDir()
 	for path, text := range map[string]string{
@@ -35,10 +36,11 @@ func emptyStack(t *testing.T) string {
 	return filepath.Join(root, "compose")
 }
 
-// Each thing that is not there is one line with what to do, and nothing is begun.
+// Each missing requirement is reported in one line with what to do, and nothing is
+// changed.
 func TestADeployThatCanNotStartSaysWhy(t *testing.T) {
 	dir := emptyStack(t)
-	// Nothing named docker is on the path.
+	// The PATH has no docker.
 	t.Setenv("PATH", t.TempDir())
 	code, out, errs := switchyard(t.Context(), "deploy", "v2", "--dir", dir)
 	if code != exitUsage || !strings.Contains(errs, "docker is not installed") || strings.Count(errs, "\n") != 1 {
@@ -66,7 +68,7 @@ func TestADeployThatCanNotStartSaysWhy(t *testing.T) {
 	}
 }
 
-// A pipeline reads the last line.
+// A pipeline reads the outcome from the last line.
 func TestJSONOutputEndsWithTheOutcome(t *testing.T) {
 	dir := emptyStack(t)
 	t.Setenv("PATH", t.TempDir())
@@ -131,6 +133,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestSmokeChecksAService(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	code, out, errs := switchyard(t.Context(), "smoke", s.SocketURL())
 	if code != 0 || !strings.HasPrefix(out, "ok ") {

@@ -85,12 +85,12 @@ var growths = []growth{
 	}},
 }
 
-// Where the tables are in docs/performance.md.
+// Where the tables are in bench/GROWTH.md.
 const growBegin, growEnd = "<!-- made by `make bench VERB=write` -->\n", "<!-- to here -->\n"
 
-// writeGrowth puts the tables and plots of what was run into docs/performance.md.
+// writeGrowth puts the tables and plots of what was run into bench/GROWTH.md.
 func (b *bench) writeGrowth(ctx context.Context) error {
-	page := filepath.Join(b.opts.root, "docs", "performance.md")
+	page := filepath.Join(b.opts.root, "bench", "GROWTH.md")
 	text, err := os.ReadFile(page)
 	if err != nil {
 		return fmt.Errorf("results: %w", err)
@@ -98,7 +98,7 @@ func (b *bench) writeGrowth(ctx context.Context) error {
 	before, rest, ok := strings.Cut(string(text), growBegin)
 	_, after, there := strings.Cut(rest, growEnd)
 	if !ok || !there {
-		return errors.New("results: docs/performance.md has lost the marks between which tables are written")
+		return errors.New("results: bench/GROWTH.md has lost the marks between which tables are written")
 	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "%s, last written at commit %s.\n", machine(), b.commit(ctx))
@@ -137,7 +137,7 @@ func (b *bench) grown(out *strings.Builder, g *growth) error {
 	}
 	name := "plots/" + g.verb + ".svg"
 	fmt.Fprintf(out, "\n![%s](%s)\n", g.title, name)
-	path := filepath.Join(b.opts.root, "docs", name)
+	path := filepath.Join(b.opts.root, "bench", name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("results: %w", err)
 	}

@@ -60,7 +60,7 @@ func TestAWelcomeIsDecoded(t *testing.T) {
 	}
 }
 
-func TestErrorsTellHowLongToWait(t *testing.T) {
+func TestErrorsSayHowLongToWait(t *testing.T) {
 	for ms, want := range map[string]time.Duration{
 		``: time.Second, `,"retry_after_ms":250`: 250 * time.Millisecond, `,"retry_after_ms":99999999`: time.Minute,
 	} {

@@ -281,7 +281,7 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 func TestInvalidSecretFilesAreRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	for content, wantErr := range map[string]string{
-		strings.Repeat("x", maxSecretFile+1): "DATABASE_URL_FILE: the file can't be used: it has over 65536 bytes",
+		strings.Repeat("x", 65537): "DATABASE_URL_FILE: the file can't be used: it has over 65536 bytes",
 		"":                                   "DATABASE_URL_FILE: the file is empty",
 		"\r\n":                               "DATABASE_URL_FILE: the file is empty",
 		"mysql://u:hush@h/d":                 "DATABASE_URL_FILE: must be postgres://",

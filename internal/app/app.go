@@ -328,7 +328,7 @@ func (a *App) listen(ctx context.Context) error {
 		DrainDelay:       a.opt.Config.Drain.Delay,
 		DrainWindow:      a.opt.Config.Drain.Window,
 		DrainTimeout:     a.opt.Config.Drain.Timeout,
-		MoveTargets:      a.receivers,
+		MoveTargets:      a.moveTargets,
 		Sessions:         a.sharedState,
 		Takeovers:        a.sharedState,
 		UserLimits:       a.sharedState,

@@ -97,6 +97,7 @@ func isMain(pkg string) bool {
 // Every import is allowed by a rule, and every rule is used: a rule for an import
 // that no file has would allow it unseen later.
 func TestEveryPackageFollowsTheImportRules(t *testing.T) {
+	t.Parallel()
 	found, err := checkImports(os.DirFS("../.."))
 	if err != nil {
 		t.Fatal(err)

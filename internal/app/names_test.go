@@ -92,6 +92,7 @@ var allowedPhrases = []string{"roll back", "rolls back"}
 // No name uses a retired word: packages, files, package-level names, methods, fields
 // and tests. Locals and parameters are left to the reviewer.
 func TestNoNameUsesARetiredWord(t *testing.T) {
+	t.Parallel()
 	names, err := moduleNames(os.DirFS("../.."))
 	if err != nil {
 		t.Fatal(err)

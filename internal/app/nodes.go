@@ -24,10 +24,10 @@ func (a *App) moveClients(ctx context.Context) error {
 // publishes its status every second.
 const statusMaxAge = 2500 * time.Millisecond
 
-// receivers summarizes the nodes that clients of this node can move to. A node on
+// moveTargets summarizes the nodes that clients of this node can move to. A node on
 // SQLite has no other node beside it, since the log is its own file. Without Redis
 // nodes do not know of each other.
-func (a *App) receivers(scope httpd.Scope) httpd.MoveTargets {
+func (a *App) moveTargets(scope httpd.Scope) httpd.MoveTargets {
 	if strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:") {
 		return httpd.MoveTargets{Known: true, SingleNode: true}
 	}
@@ -38,14 +38,21 @@ func (a *App) receivers(scope httpd.Scope) httpd.MoveTargets {
 	if err != nil {
 		return httpd.MoveTargets{}
 	}
+	return summarizeNodes(nodes, a.node, func(n message.NodeStatus) bool {
+		return scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment
+	})
+}
+
+// summarizeNodes summarizes the nodes other than self, without those to avoid.
+func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.NodeStatus) bool) httpd.MoveTargets {
 	r, minLimit := httpd.MoveTargets{Known: true}, 0.0
 	for _, n := range nodes {
-		if n.Node == a.node {
+		if n.Node == self {
 			r.ReturnsKnown, r.Returned = true, int(n.Returned)
 		} else if n.Leaving > 0 {
 			r.DrainingNodes++
 		}
-		if n.Node == a.node || scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment {
+		if n.Node == self || avoid(n) {
 			continue
 		}
 		r.Nodes++

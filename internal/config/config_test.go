@@ -282,9 +282,9 @@ func TestInvalidSecretFilesAreRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	for content, wantErr := range map[string]string{
 		strings.Repeat("x", 65537): "DATABASE_URL_FILE: the file can't be used: it has over 65536 bytes",
-		"":                                   "DATABASE_URL_FILE: the file is empty",
-		"\r\n":                               "DATABASE_URL_FILE: the file is empty",
-		"mysql://u:hush@h/d":                 "DATABASE_URL_FILE: must be postgres://",
+		"":                         "DATABASE_URL_FILE: the file is empty",
+		"\r\n":                     "DATABASE_URL_FILE: the file is empty",
+		"mysql://u:hush@h/d":       "DATABASE_URL_FILE: must be postgres://",
 	} {
 		clearSettings(t)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {

@@ -49,6 +49,12 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		{"an alert", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"ALERTS{alertstate=\"firing\"}": seriesJSON(`"alertname":"DiskSpaceLow","severity":"critical"`, 1)})
 		}, StatusFail, "DiskSpaceLow fires (critical)"},
+		{"an alert that pages", func(r *DailyReport) {
+			r.Prometheus = fakePrometheus(t, map[string]string{"ALERTS{alertstate=\"firing\"}": seriesJSON(`"alertname":"NoLiveNode","severity":"page"`, 1)})
+		}, StatusFail, "NoLiveNode fires (page)"},
+		{"an alert that is a warning", func(r *DailyReport) {
+			r.Prometheus = fakePrometheus(t, map[string]string{"ALERTS{alertstate=\"firing\"}": seriesJSON(`"alertname":"SlowClients","severity":"warning"`, 1)})
+		}, StatusWarn, "SlowClients fires (warning)"},
 		{"a target that is down", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"up == 0": seriesJSON(`"job":"redis","instance":"redis:9121"`, 0)})
 		}, StatusFail, "redis redis:9121 can't be scraped"},
@@ -63,7 +69,7 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		{"a container that ended", func(r *DailyReport) {
 			r.Stack.(*fakeStack).containers = append(r.Stack.(*fakeStack).containers, backup.Container{Name: "redis-1", Service: "redis", Status: "exited with 1", ExitCode: 1})
 		}, StatusFail, "does not run: exited with 1"},
-		{"a container that was restarted", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Restarts = 2 }, StatusWarn, "was restarted 2 times"},
+		{"a container that was restarted", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Restarts = 1 }, StatusWarn, "was restarted 1 times"},
 		{"no node", func(r *DailyReport) { r.Stack.(*fakeStack).containers = r.Stack.(*fakeStack).containers[1:] }, StatusFail, "no node of the service runs"},
 		{"errors in the log", func(r *DailyReport) {
 			r.Stack.(*fakeStack).log = `{"level":"ERROR","msg":"no room on the disk"}` + "\n"
@@ -97,11 +103,47 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 	}
 }
 
+// A value that reaches a bound gets its status; 0 is no bound.
+func TestTheBoundsOfAMetricCheck(t *testing.T) {
+	high, low := metricCheck{warn: 0.8, fail: 0.9}, metricCheck{warn: 21, fail: 7, lowerIsWorse: true}
+	for _, tt := range []struct {
+		check metricCheck
+		value float64
+		want  Status
+	}{
+		{high, 0.79, StatusOK}, {high, 0.8, StatusWarn}, {high, 0.9, StatusFail},
+		{low, 22, StatusOK}, {low, 21, StatusWarn}, {low, 7, StatusFail},
+		{metricCheck{}, 1e9, StatusOK}, {metricCheck{warn: 1}, 1e9, StatusWarn},
+	} {
+		if got := tt.check.status(tt.value); got != tt.want {
+			t.Errorf("%+v of %v: %s, want %s", tt.check, tt.value, got, tt.want)
+		}
+	}
+}
+
+// The exit code of check depends on the worst line, whatever comes after it.
+func TestTheWorstStatusOfAPage(t *testing.T) {
+	for want, all := range map[Status][]Status{
+		StatusOK: {StatusOK, StatusOK}, StatusWarn: {StatusOK, StatusWarn, StatusOK}, StatusFail: {StatusWarn, StatusFail, StatusWarn, StatusOK},
+	} {
+		p := new(Page)
+		for _, status := range all {
+			s := Section{}
+			s.add(status, "a", "b")
+			p.Sections = append(p.Sections, s)
+		}
+		if got := p.Worst(); got != want {
+			t.Errorf("the worst of %v is %s", all, got)
+		}
+	}
+}
+
 func TestAReportHasItsPlots(t *testing.T) {
 	history := filepath.Join(t.TempDir(), "deploys.jsonl")
 	to := time.Unix(1_700_003_600, 0)
 	write(t, history, `{"id":"d7","outcome":"rolled back","color":"blue","image":{"ref":"switchyard:2"},"started":"`+to.Add(-40*time.Minute).UTC().Format(time.RFC3339)+
-		`","ended":"`+to.Add(-30*time.Minute).UTC().Format(time.RFC3339)+`","reason":"errors over 5 %"}`+"\n{half a line")
+		`","ended":"`+to.Add(-30*time.Minute).UTC().Format(time.RFC3339)+`","reason":"errors over 5 %"}`+"\n"+
+		`{"id":"d6","outcome":"live","started":"`+to.Add(-3*time.Hour).UTC().Format(time.RFC3339)+`","ended":"`+to.Add(-2*time.Hour).UTC().Format(time.RFC3339)+`"}`+"\n{half a line")
 	p := fakePrometheus(t, map[string]string{
 		"sum by (color) (websocket_active": `{"metric":{"color":"blue"},"values":[[1700000000,"5"],[1700001800,"50"],[1700003600,"7"]]}`,
 		"ALERTS":                           `{"metric":{"alertname":"HighErrorRate","severity":"critical"},"values":[[1700001000,"1"],[1700001600,"1"]]}`,
@@ -119,6 +161,9 @@ func TestAReportHasItsPlots(t *testing.T) {
 	}
 	expectContains(t, string(text), "# A slow morning", "Class: **P1**", "| most connections at once | 50 |", "| d7 | switchyard:2 | rolled back | blue |", "| HighErrorRate | critical |",
 		"![Open connections, by color](connections.svg)", "Published a second: nothing in this span.", "## Why")
+	if strings.Contains(string(text), "d6") {
+		t.Errorf("a deploy before the span is in the report:\n%s", text)
+	}
 	svg, err := os.ReadFile(filepath.Join(dir, "connections.svg"))
 	if err != nil {
 		t.Fatal(err)

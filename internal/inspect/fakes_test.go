@@ -29,7 +29,9 @@ type fakeStack struct {
 	pg         *testkit.PG
 	containers []backup.Container
 	log        string // replaces the server's output if it is not empty
-	err        error  // returned by Containers and Logs
+	// answers replaces the server's answers to Exec, by container.
+	answers map[string]string
+	err     error // returned by Containers and Logs
 }
 
 func (s *fakeStack) Containers(context.Context) ([]backup.Container, error) {
@@ -46,7 +48,11 @@ func (s *fakeStack) Logs(_ context.Context, _ time.Time, w io.Writer, _ ...strin
 }
 
 // Exec answers as /server in the container would, from the admin listener.
-func (s *fakeStack) Exec(ctx context.Context, _ string, p backup.Program) error {
+func (s *fakeStack) Exec(ctx context.Context, container string, p backup.Program) error {
+	if answer, ok := s.answers[container]; ok {
+		_, err := io.WriteString(p.Stdout, answer)
+		return err
+	}
 	path := map[string]string{
 		"/server look rooms": "/debug/rooms", "/server look heap": "/debug/pprof/heap?debug=1", "/server profile heap": "/debug/pprof/heap",
 	}[strings.Join(p.Args, " ")]

@@ -46,7 +46,9 @@ func dial(t *testing.T, s *testkit.Server) *client.Client {
 // errors.
 func TestARunningNodeIsInspected(t *testing.T) {
 	t.Parallel()
-	s := &fakeStack{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{nodeContainer("stack-app_blue-1")}}
+	s := &fakeStack{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{
+		nodeContainer("stack-app_blue-1"), {Name: "stack-app_green-1", Service: "app_green", Status: "exited with 0"},
+	}}
 	c := dial(t, s.server)
 	if _, err := c.Join(t.Context(), "lobby", client.Now(), client.Handler{}); err != nil {
 		t.Fatal(err)
@@ -149,6 +151,9 @@ func TestConnectionsAreSummarizedByAddress(t *testing.T) {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	expectContains(t, c.String(), "7 are open", "Handshakes: ok 99.", "Reasons: client 50, slow 50.", "Close codes: 1000 50, 4208 50.", "10.0.0.1 ")
+	if got, want := c.Addresses[1], (AddressStats{Address: "10.0.0.1", Ended: 5, Short: 1, Slow: 5, TopReason: "slow"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
 }
 
 func TestQueriesOfARunningPostgres(t *testing.T) {
@@ -201,10 +206,11 @@ func TestHeapBytesAreSummedByFunction(t *testing.T) {
 
 0: 0 [2: 200] @ 0x9
 
+1: 50 [1: 50] @ 0x7
 # runtime.MemStats
 # Alloc = 1
 `))
-	if err != nil || total != 600 || len(sites) != 2 {
+	if err != nil || total != 650 || len(sites) != 3 || sites[2] != (AllocationSite{"unknown", 50, 1}) {
 		t.Fatalf("%d, %+v, %v", total, sites, err)
 	}
 	if s := sites[0]; s.Bytes != 300 || sites[1].Bytes != 300 || sites[0].Function != "runtime.malg" || sites[1].Objects != 2 {

@@ -19,7 +19,7 @@ const victimEnv = "SWITCHYARD_TESTKIT_VICTIM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(victimEnv) != "" {
-		p, err := Start(Program{Path: "/bin/sleep", Args: []string{"60"}, Dir: "/"})
+		p, err := Start(Program{Path: "/bin/sleep", Args: []string{"300"}, Dir: "/"})
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -65,7 +65,7 @@ func TestAProcessIsWaitedForAndStopped(t *testing.T) {
 		}
 	})
 	t.Run("ignores SIGTERM, with a child", func(t *testing.T) {
-		p := start(t, `trap '' TERM; sleep 60 & echo child $!; wait; wait; sleep 60`)
+		p := start(t, `trap '' TERM; sleep 300 & echo child $!; wait; wait; sleep 300`)
 		if err := p.WaitOutput(Within(t, 10*time.Second), "child "); err != nil {
 			t.Fatal(err)
 		}

@@ -111,13 +111,18 @@ func TestHistoryIsShown(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	older := `{"id":"d0","outcome":"live","color":"blue","image":{"ref":"v1"},"started":"2026-11-25T10:00:00Z","ended":"2026-11-25T10:02:00Z"}` + "\n"
 	line := `{"id":"d1","outcome":"rolled back","color":"blue","image":{"ref":"v2"},"started":"2026-11-26T10:00:00Z","ended":"2026-11-26T10:02:00Z","reason":"why","steps":[{"step":"start","took_seconds":1.5}]}` + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "state", "deploys.jsonl"), []byte(line), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "state", "deploys.jsonl"), []byte(older+line), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	code, out, errs := switchyard(t.Context(), "history", "--dir", dir)
-	if code != 0 || !strings.Contains(out, "v2 rolled back, blue is live (took 2m0s): why") || !strings.Contains(out, "start") {
+	if code != 0 || !strings.Contains(out, "v1") || !strings.Contains(out, "v2 rolled back, blue is live (took 2m0s): why") || !strings.Contains(out, "start") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+	code, out, errs = switchyard(t.Context(), "history", "--dir", dir, "--last", "1")
+	if code != 0 || strings.Contains(out, "v1") || !strings.Contains(out, "v2 rolled back") {
+		t.Errorf("the newest deploy alone: exit %d\n%s%s", code, out, errs)
 	}
 }
 

@@ -68,9 +68,9 @@ func TestVerifyChecksAService(t *testing.T) {
 	if err := os.WriteFile(file, []byte(strings.Join(lines, "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	code, out, _ = switchyard(t.Context(), "verify", "--check", file)
-	if code != 1 || !strings.HasPrefix(out, "Wrong: 1 lost.") || !strings.Contains(out, "never got it") {
-		t.Errorf("exit %d\n%s", code, out)
+	code, out, errs = switchyard(t.Context(), "verify", "--check", file)
+	if code != 1 || !strings.HasPrefix(out, "Wrong: 1 lost.") || !strings.Contains(out, "never got it") || errs != "" {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
 	}
 }
 

@@ -18,19 +18,19 @@ import (
 // A callbackOutlet takes everything at once, and tells each time.
 type callbackOutlet struct{ onSend func() }
 
-func (s callbackOutlet) Send(protocol.Frame) bool      { s.onSend(); return true }
-func (s callbackOutlet) Queue(f protocol.Frame) bool   { return s.Send(f) }
-func (s callbackOutlet) Flush()                        {}
-func (s callbackOutlet) Flushed(context.Context) error { return nil }
+func (o callbackOutlet) Send(protocol.Frame) bool      { o.onSend(); return true }
+func (o callbackOutlet) Queue(f protocol.Frame) bool   { return o.Send(f) }
+func (o callbackOutlet) Flush()                        {}
+func (o callbackOutlet) Flushed(context.Context) error { return nil }
 
 // newBenchHub is a hub on a log that answers at once: what is measured is the hub.
 func newBenchHub(b *testing.B) (*Hub, *modelLog) {
 	b.Helper()
 	l := newModelLog()
 	v := &logView{modelLog: l, feedDown: true}
-	o := &fakeBrokerNode{fakeBroker: &fakeBroker{}, subs: map[message.Room]bool{}}
+	n := &fakeBrokerNode{fakeBroker: &fakeBroker{}, subs: map[message.Room]bool{}}
 	h := New(Config{
-		Log: v, Feed: v, Broker: o, RepairWait: time.Microsecond,
+		Log: v, Feed: v, Broker: n, RepairWait: time.Microsecond,
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	b.Cleanup(func() {

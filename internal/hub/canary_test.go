@@ -13,11 +13,11 @@ import (
 // newCanaryFixture is a world of one node, named n1, whose canary is at work.
 func newCanaryFixture(t *testing.T) (*fixture, *Hub) {
 	t.Helper()
-	w := newFixture(t, 1, func(c *Config) {
+	f := newFixture(t, 1, func(c *Config) {
 		c.Node, c.CanaryInterval, c.CanaryStale = "n1", 5*time.Millisecond, 200*time.Millisecond
 	})
-	w.nodes[0].Start()
-	return w, w.nodes[0]
+	f.nodes[0].Start()
+	return f, f.nodes[0]
 }
 
 func TestTheCanaryMeasuresBothLegs(t *testing.T) {
@@ -37,23 +37,23 @@ func TestTheCanaryMeasuresBothLegs(t *testing.T) {
 // A node that publishes to members of its own looks well while its
 // subscription is dead: only the echo tells.
 func TestADeadSubscriptionMakesOnlyTheBrokerLegStale(t *testing.T) {
-	w, h := newCanaryFixture(t)
+	f, h := newCanaryFixture(t)
 	eventually(t, "an echo", func() bool { return h.canary.broker.arrived.Load() })
-	w.broker.setDrop(func([]byte) bool { return true })
+	f.broker.setDrop(func([]byte) bool { return true })
 	eventually(t, "the broker's leg to be stale", func() bool { return h.Delivery().BrokerStale })
 	if d := h.Delivery(); d.LocalStale {
 		t.Errorf("local delivery is alive: %+v", d)
 	}
-	w.broker.setDrop(nil)
+	f.broker.setDrop(nil)
 	eventually(t, "the echo to be back", func() bool { return !h.Delivery().BrokerStale })
 }
 
 func TestAnUnavailableLogMakesTheLocalLegStale(t *testing.T) {
-	w, h := newCanaryFixture(t)
+	f, h := newCanaryFixture(t)
 	eventually(t, "a first canary", func() bool { return h.Delivery().Verified })
-	w.log.setDown(true)
+	f.log.setDown(true)
 	eventually(t, "the local leg to be stale", func() bool { return h.Delivery().LocalStale })
-	w.log.setDown(false)
+	f.log.setDown(false)
 	eventually(t, "delivery to be back", func() bool { return !h.Delivery().LocalStale })
 }
 
@@ -68,8 +68,8 @@ func TestTheCanaryRejoinsItsRoom(t *testing.T) {
 }
 
 func TestTheCanaryIgnoresOtherMessages(t *testing.T) {
-	w := newFixture(t, 1, func(c *Config) { c.Node = "n1" })
-	c := w.nodes[0].canary // not started
+	f := newFixture(t, 1, func(c *Config) { c.Node = "n1" })
+	c := f.nodes[0].canary // not started
 	before := c.local.newestSentAt.Load()
 	for name, frame := range map[string]string{
 		"joined":                    `{"type":"joined","room":"_canary.n1"}`,
@@ -91,9 +91,9 @@ func TestTheCanaryIgnoresOtherMessages(t *testing.T) {
 }
 
 func TestWithoutANodeNameThereIsNoCanary(t *testing.T) {
-	w := newFixture(t, 1)
-	w.nodes[0].Start()
-	if d := w.nodes[0].Delivery(); !d.Verified || d.LocalStale || d.BrokerStale {
+	f := newFixture(t, 1)
+	f.nodes[0].Start()
+	if d := f.nodes[0].Delivery(); !d.Verified || d.LocalStale || d.BrokerStale {
 		t.Errorf("a hub without canary says %+v", d)
 	}
 }

@@ -76,7 +76,7 @@ func (t *topic) repairAndWait(p *progress) {
 	if t.advanced == nil {
 		t.advanced = make(chan struct{})
 	}
-	moved := t.advanced
+	advanced := t.advanced
 	t.recordCommitted(p.epoch, p.seq)
 	t.scheduleRepair(causeAhead)
 	t.mu.Unlock()
@@ -84,7 +84,7 @@ func (t *topic) repairAndWait(p *progress) {
 	timeout := time.NewTimer(time.Second)
 	defer timeout.Stop()
 	select {
-	case <-moved:
+	case <-advanced:
 	case <-timeout.C:
 	case <-t.hub.ctx.Done():
 	}

@@ -19,15 +19,15 @@ type blockingLog struct {
 	release chan struct{} // closed to let them go
 }
 
-func (g *blockingLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
-	p, err := g.memLog.Read(ctx, r)
-	if r.Limit > 0 && r.After == g.after {
+func (l *blockingLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	p, err := l.memLog.Read(ctx, r)
+	if r.Limit > 0 && r.After == l.after {
 		select {
-		case g.reached <- struct{}{}:
+		case l.reached <- struct{}{}:
 		default:
 		}
 		select {
-		case <-g.release:
+		case <-l.release:
 		case <-ctx.Done():
 			return message.Page{}, ctx.Err()
 		}
@@ -36,35 +36,35 @@ func (g *blockingLog) Read(ctx context.Context, r message.Range) (message.Page, 
 }
 
 // receiveStored hands a stored message to a node, as its broker would.
-func (w *fixture) receiveStored(node int, room message.Room, seq int) {
-	w.log.mu.Lock()
-	m := w.log.rooms[room][seq-1]
-	w.log.mu.Unlock()
+func (f *fixture) receiveStored(node int, room message.Room, seq int) {
+	f.log.mu.Lock()
+	m := f.log.rooms[room][seq-1]
+	f.log.mu.Unlock()
 	p := payload{kind: kindMessages, origin: 1}
 	p.add(&message.Publication{Draft: m.Draft, Epoch: m.Epoch, Seq: m.Seq, At: m.At})
-	w.nodes[node].Receive(room, p.encode())
+	f.nodes[node].Receive(room, p.encode())
 }
 
 // A joiner's read from before a commit must not answer the repair of that
 // commit: the log has the message, the read does not know it.
 func TestARepairDoesNotReuseAnOlderRead(t *testing.T) {
-	w := newFixture(t, 1)
-	w.feed.off = true
-	g := &blockingLog{memLog: w.log, after: 3, reached: make(chan struct{}, 8), release: make(chan struct{})}
-	w.nodes[0].cfg.Log = g
-	w.store("r", 2)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.feed.off = true
+	l := &blockingLog{memLog: f.log, after: 3, reached: make(chan struct{}, 8), release: make(chan struct{})}
+	f.nodes[0].cfg.Log = l
+	f.store("r", 2)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 2")
-	w.store("r", 1)
-	b := w.client(0) // has seen 3 on another node; this one has not
+	f.store("r", 1)
+	b := f.client(0) // has seen 3 on another node; this one has not
 	b.must(`{"type":"join","room":"r","after":3,"epoch":"e1"}`)
-	<-g.reached // its snapshot ends at 3
-	w.store("r", 2)
-	w.receiveStored(0, "r", 3)
-	w.receiveStored(0, "r", 5) // 4 is lost
-	<-g.reached                // the repair reads for itself
-	close(g.release)
+	<-l.reached // its snapshot ends at 3
+	f.store("r", 2)
+	f.receiveStored(0, "r", 3)
+	f.receiveStored(0, "r", 5) // 4 is lost
+	<-l.reached                // the repair reads for itself
+	close(l.release)
 	a.expectFrames(append([]string{"joined 2"}, messages(3, 5)...)...)
 	eventually(t, "b to have the rest", func() bool {
 		return strings.Join(b.received("message", "gap"), ",") == "message 4,message 5"
@@ -74,12 +74,12 @@ func TestARepairDoesNotReuseAnOlderRead(t *testing.T) {
 // A client that resumes many rooms gets the next one's page when the last one
 // has left its queue, however many there are.
 func TestAClientsRoomsCatchUpOnePageAtATime(t *testing.T) {
-	w := newFixture(t, 1)
+	f := newFixture(t, 1)
 	const rooms = 20
 	for i := range rooms {
-		w.store(message.Room(fmt.Sprintf("r%d", i)), 10)
+		f.store(message.Room(fmt.Sprintf("r%d", i)), 10)
 	}
-	a := w.client(0)
+	a := f.client(0)
 	a.out.blocked = make(chan struct{})
 	for i := range rooms {
 		a.must(`{"type":"join","room":"r%d","after":0}`, i)
@@ -100,12 +100,12 @@ func TestAClientsRoomsCatchUpOnePageAtATime(t *testing.T) {
 // Joining and leaving in a loop, new names each time and the log away, costs
 // a bounded number of goroutines.
 func TestJoinAndLeaveInALoopUsesBoundedGoroutines(t *testing.T) {
-	w := newFixture(t, 1)
-	w.log.mu.Lock()
-	w.log.down = true
-	w.log.mu.Unlock()
+	f := newFixture(t, 1)
+	f.log.mu.Lock()
+	f.log.down = true
+	f.log.mu.Unlock()
 	before := runtime.NumGoroutine()
-	a := w.client(0)
+	a := f.client(0)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -118,29 +118,29 @@ func TestJoinAndLeaveInALoopUsesBoundedGoroutines(t *testing.T) {
 	if got := runtime.NumGoroutine() - before; got > 4*maxPendingJoins {
 		t.Errorf("%d goroutines for %d joins without an answer", got, maxPendingJoins)
 	}
-	w.log.mu.Lock()
-	w.log.down = false
-	w.log.mu.Unlock()
+	f.log.mu.Lock()
+	f.log.down = false
+	f.log.mu.Unlock()
 	<-done
 	if got := a.received("error", "joined"); len(got) != 3*maxPendingJoins {
 		t.Errorf("%d of %d joins were answered", len(got), 3*maxPendingJoins)
 	}
-	eventually(t, "the topics to go", func() bool { return len(w.nodes[0].Rooms()) == 0 })
+	eventually(t, "the topics to go", func() bool { return len(f.nodes[0].Rooms()) == 0 })
 }
 
 func TestJoinedReportsTheOldestStoredMessage(t *testing.T) {
-	w := newFixture(t, 1)
-	w.store("r", 10)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.store("r", 10)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 10")
-	w.log.mu.Lock()
-	w.log.first = 9
-	w.log.mu.Unlock()
-	b := w.client(0) // asks the log, and the topic learns
+	f.log.mu.Lock()
+	f.log.first = 9
+	f.log.mu.Unlock()
+	b := f.client(0) // asks the log, and the topic learns
 	b.must(`{"type":"join","room":"r","after":0}`)
 	b.expectFrames("joined 10", "gap 1-8 trimmed", "message 9", "message 10")
-	c := w.client(0)
+	c := f.client(0)
 	c.must(`{"type":"join","room":"r"}`)
 	c.expectFrames("joined 10")
 	c.out.mu.Lock()
@@ -176,9 +176,9 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 	}
 	h.prune(5000, "e")
 
-	w := newFixture(t, 1) // what the log knew when the topic opened is not held
-	w.store("r", 3)
-	top := newTopic(w.nodes[0], "r")
+	f := newFixture(t, 1) // what the log knew when the topic opened is not held
+	f.store("r", 3)
+	top := newTopic(f.nodes[0], "r")
 	top.deliver([]roomFrame{{seq: 2, epoch: "e1", frame: big.frame[:10]}, {seq: 5, epoch: "e1", frame: big.frame[:10]}})
 	top.completeOpen(&message.Page{Epoch: "e1", Head: 3, First: 1})
 	if got := top.state(); got.Held != 1 || got.Behind != 2 {
@@ -188,8 +188,8 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 }
 
 func TestAllRingsShareAMemoryBudget(t *testing.T) {
-	w := newFixture(t, 1)
-	h := w.nodes[0]
+	f := newFixture(t, 1)
+	h := f.nodes[0]
 	budget := h.cfg.bounds.ringBudget
 	top := newTopic(h, "r")
 	top.completeOpen(&message.Page{Epoch: "e1"})

@@ -24,37 +24,37 @@ type checker struct {
 	graceUntil time.Time // until when refusals are excused
 }
 
-func (j *checker) failf(format string, args ...any) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.failure == "" {
-		j.failure = fmt.Sprintf(format, args...)
+func (c *checker) failf(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failure == "" {
+		c.failure = fmt.Sprintf(format, args...)
 	}
 }
 
-func (j *checker) firstFailure() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.failure
+func (c *checker) firstFailure() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failure
 }
 
 // extendGrace lets joins be refused until a while after a fault. A join waits for the
 // topic to open and then for its page, each bounded.
-func (j *checker) extendGrace() {
-	if j.faultActive() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		j.graceUntil = time.Now().Add(subscribeTimeout + 2*logTimeout)
+func (c *checker) extendGrace() {
+	if c.faultActive() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.graceUntil = time.Now().Add(subscribeTimeout + 2*logTimeout)
 	}
 }
 
-func (j *checker) inGrace() bool {
-	if j.faultActive() {
+func (c *checker) inGrace() bool {
+	if c.faultActive() {
 		return true
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return time.Now().Before(j.graceUntil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Before(c.graceUntil)
 }
 
 // A modelPosition is how far a member has come: what the next frame is held against.
@@ -109,11 +109,11 @@ type simConn struct {
 }
 
 // Send implements Outlet.
-func (l *simConn) Send(f protocol.Frame) bool {
-	p := l.owner
+func (conn *simConn) Send(f protocol.Frame) bool {
+	p := conn.owner
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l.closed {
+	if conn.closed {
 		return false
 	}
 	for _, v := range decodeFrames(f) {
@@ -123,29 +123,29 @@ func (l *simConn) Send(f protocol.Frame) bool {
 }
 
 // Queue implements Outlet.
-func (l *simConn) Queue(f protocol.Frame) bool { return l.Send(f) }
+func (conn *simConn) Queue(f protocol.Frame) bool { return conn.Send(f) }
 
 // Flush implements Outlet.
-func (l *simConn) Flush() {}
+func (conn *simConn) Flush() {}
 
 // Flushed implements Outlet.
-func (l *simConn) Flushed(ctx context.Context) error {
-	l.owner.mu.Lock()
-	blocked := l.blocked
-	l.owner.mu.Unlock()
+func (conn *simConn) Flushed(ctx context.Context) error {
+	conn.owner.mu.Lock()
+	blocked := conn.blocked
+	conn.owner.mu.Unlock()
 	if blocked == nil {
 		blocked = make(chan struct{})
 		close(blocked)
 	}
 	select {
-	case <-l.ended:
+	case <-conn.ended:
 		return net.ErrClosed
 	default:
 	}
 	select {
 	case <-blocked:
 		return nil
-	case <-l.ended:
+	case <-conn.ended:
 		return net.ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
@@ -163,47 +163,47 @@ func asString(v any) string {
 }
 
 // checkFrame judges one frame. Caller holds mu.
-func (p *simClient) checkFrame(v map[string]any) {
+func (c *simClient) checkFrame(v map[string]any) {
 	room, epoch := message.Room(asString(v["room"])), message.Epoch(asString(v["epoch"]))
-	s := p.rooms[room]
+	s := c.rooms[room]
 	if s == nil {
-		p.failf("%s got %v of a room it never asked for", p.name, v)
+		c.failf("%s got %v of a room it never asked for", c.name, v)
 		return
 	}
 	switch kind := asString(v["type"]); kind {
 	case "joined":
-		p.checkJoined(room, s, asString(v["ref"]), modelPosition{epoch, asSeq(v["seq"])}, asSeq(v["first"]))
+		c.checkJoined(room, s, asString(v["ref"]), modelPosition{epoch, asSeq(v["seq"])}, asSeq(v["first"]))
 	case "error":
-		p.checkRefused(asString(v["ref"]), asString(v["code"]))
+		c.checkRefused(asString(v["ref"]), asString(v["code"]))
 	case "left":
 		if !s.leaving {
-			p.failf("%s got left of %s, and did not leave", p.name, room)
+			c.failf("%s got left of %s, and did not leave", c.name, room)
 		}
 		s.joined, s.leaving = false, false
 	case "message", "gap", "signal":
 		if !s.joined {
-			p.failf("%s got a %s of %s, where it is not", p.name, kind, room)
+			c.failf("%s got a %s of %s, where it is not", c.name, kind, room)
 			return
 		}
 		switch kind {
 		case "message":
-			p.checkMessage(room, s, modelPosition{epoch, asSeq(v["seq"])}, asString(v["id"]))
+			c.checkMessage(room, s, modelPosition{epoch, asSeq(v["seq"])}, asString(v["id"]))
 		case "gap":
-			p.checkGap(room, s, epoch, asSeq(v["from"]), asSeq(v["to"]), asString(v["reason"]))
+			c.checkGap(room, s, epoch, asSeq(v["from"]), asSeq(v["to"]), asString(v["reason"]))
 		}
 	}
 }
 
 // checkJoined begins a stay: the position is the one asked for, or the head told.
-func (p *simClient) checkJoined(room message.Room, s *roomModel, ref string, head modelPosition, first message.Seq) {
-	a := p.pendingJoins[ref]
+func (c *simClient) checkJoined(room message.Room, s *roomModel, ref string, head modelPosition, first message.Seq) {
+	a := c.pendingJoins[ref]
 	if a == nil || ref != s.joinRef || a.replaced {
-		p.failf("%s got joined of %s for %q, which it does not wait for", p.name, room, ref)
+		c.failf("%s got joined of %s for %q, which it does not wait for", c.name, room, ref)
 		return
 	}
-	delete(p.pendingJoins, ref)
-	if most, known := p.log.head(head.epoch, room); !known || head.seq > most || first > head.seq+1 {
-		p.failf("%s joined %s at %v from %d, where the log never was", p.name, room, head, first)
+	delete(c.pendingJoins, ref)
+	if most, known := c.log.head(head.epoch, room); !known || head.seq > most || first > head.seq+1 {
+		c.failf("%s joined %s at %v from %d, where the log never was", c.name, room, head, first)
 	}
 	s.joined, s.joinRef, s.at, s.ahead = true, "", a.from, a.ahead
 	switch {
@@ -214,90 +214,90 @@ func (p *simClient) checkJoined(room message.Room, s *roomModel, ref string, hea
 	}
 	s.atPing, s.confirmed = modelPosition{}, s.at
 	if s.at.epoch == head.epoch && s.at.seq > head.seq && !s.ahead {
-		p.failf("%s joined %s after %v, and is told that its head is %v", p.name, room, s.at, head)
+		c.failf("%s joined %s after %v, and is told that its head is %v", c.name, room, s.at, head)
 	}
 }
 
 // checkRefused takes the answer to a join that came to nothing.
-func (p *simClient) checkRefused(ref, code string) {
-	a := p.pendingJoins[ref]
+func (c *simClient) checkRefused(ref, code string) {
+	a := c.pendingJoins[ref]
 	switch {
 	case a == nil:
-		p.failf("%s got an error for %q, which it does not wait for", p.name, ref)
+		c.failf("%s got an error for %q, which it does not wait for", c.name, ref)
 		return
 	case a.replaced && code == "invalid":
-	case code == "unavailable" && p.inGrace():
+	case code == "unavailable" && c.inGrace():
 	default:
-		p.failf("%s was refused %s: %s, and nothing was in the way", p.name, a.room, code)
+		c.failf("%s was refused %s: %s, and nothing was in the way", c.name, a.room, code)
 	}
-	delete(p.pendingJoins, ref)
-	if s := p.rooms[a.room]; s.joinRef == ref {
+	delete(c.pendingJoins, ref)
+	if s := c.rooms[a.room]; s.joinRef == ref {
 		s.joined, s.joinRef = false, "" // the stay before it ended first
 	}
 }
 
 // checkMessage takes a message: it is the next one, and what the log holds there.
-func (p *simClient) checkMessage(room message.Room, s *roomModel, got modelPosition, id string) {
+func (c *simClient) checkMessage(room message.Room, s *roomModel, got modelPosition, id string) {
 	if want := (modelPosition{s.at.epoch, s.at.seq + 1}); got != want {
-		p.failf("%s got %v of %s, not %v", p.name, got, room, want)
+		c.failf("%s got %v of %s, not %v", c.name, got, room, want)
 		return
 	}
-	p.log.mu.Lock()
-	defer p.log.mu.Unlock()
-	stored := p.log.messages[got.epoch][room]
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	stored := c.log.messages[got.epoch][room]
 	if int(got.seq) > len(stored) || stored[got.seq-1].ID != id {
-		p.failf("%s got %v of %s as %s, which the log does not have", p.name, got, room, id)
+		c.failf("%s got %v of %s as %s, which the log does not have", c.name, got, room, id)
 		return
 	}
 	s.at, s.ahead = got, false
 }
 
 // checkGap takes a declared gap: what it covers is not to be had.
-func (p *simClient) checkGap(room message.Room, s *roomModel, epoch message.Epoch, from, to message.Seq, reason string) {
-	most, known := p.log.head(epoch, room)
+func (c *simClient) checkGap(room message.Room, s *roomModel, epoch message.Epoch, from, to message.Seq, reason string) {
+	most, known := c.log.head(epoch, room)
 	switch {
 	case !known || to > most:
-		p.failf("%s got a gap of %s up to %d in %s, where the log never was", p.name, room, to, epoch)
-	case reason == "trimmed" && (epoch != s.at.epoch || from != s.at.seq+1 || to < from || to >= p.log.oldest(epoch, room)):
-		p.failf("%s at %v of %s got a gap of %d to %d in %s, which is not what was trimmed", p.name, s.at, room, from, to, epoch)
-	case reason == "epoch" && (from != 1 || !p.isVoid(s, epoch)):
-		p.failf("%s at %v of %s got a gap of %d to %d in %s, and its position is good", p.name, s.at, room, from, to, epoch)
+		c.failf("%s got a gap of %s up to %d in %s, where the log never was", c.name, room, to, epoch)
+	case reason == "trimmed" && (epoch != s.at.epoch || from != s.at.seq+1 || to < from || to >= c.log.oldest(epoch, room)):
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, which is not what was trimmed", c.name, s.at, room, from, to, epoch)
+	case reason == "epoch" && (from != 1 || !c.isVoid(s, epoch)):
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, and its position is good", c.name, s.at, room, from, to, epoch)
 	}
 	s.at, s.ahead = modelPosition{epoch, to}, false
 }
 
 // isVoid says whether a position means nothing in a log of that epoch.
-func (p *simClient) isVoid(s *roomModel, epoch message.Epoch) bool {
+func (c *simClient) isVoid(s *roomModel, epoch message.Epoch) bool {
 	if s.at.epoch == epoch {
 		return s.ahead
 	}
-	p.log.mu.Lock()
-	defer p.log.mu.Unlock()
-	was := slices.Index(p.log.epochs, s.at.epoch) // -1: a lie
-	return was < slices.Index(p.log.epochs, epoch)
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	was := slices.Index(c.log.epochs, s.at.epoch) // -1: a lie
+	return was < slices.Index(c.log.epochs, epoch)
 }
 
 // missing says what a player has not got, "" when all has come.
-func (p *simClient) missing() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, room := range slices.Sorted(maps.Keys(p.rooms)) {
-		if ref := p.rooms[room].joinRef; ref != "" {
-			return fmt.Sprintf("%s has no answer to its join %s of %s", p.name, ref, room)
+func (c *simClient) missing() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, room := range slices.Sorted(maps.Keys(c.rooms)) {
+		if ref := c.rooms[room].joinRef; ref != "" {
+			return fmt.Sprintf("%s has no answer to its join %s of %s", c.name, ref, room)
 		}
 	}
-	p.log.mu.Lock()
-	epoch := p.log.epoch()
-	p.log.mu.Unlock()
-	for _, room := range slices.Sorted(maps.Keys(p.rooms)) {
-		s := p.rooms[room]
-		head, _ := p.log.head(epoch, room)
+	c.log.mu.Lock()
+	epoch := c.log.epoch()
+	c.log.mu.Unlock()
+	for _, room := range slices.Sorted(maps.Keys(c.rooms)) {
+		s := c.rooms[room]
+		head, _ := c.log.head(epoch, room)
 		if want := (modelPosition{epoch, head}); s.joined && s.at != want {
-			return fmt.Sprintf("%s is at %v of %s, and the log at %v", p.name, s.at, room, want)
+			return fmt.Sprintf("%s is at %v of %s, and the log at %v", c.name, s.at, room, want)
 		}
 	}
-	if len(p.pendingJoins) > 0 {
-		return fmt.Sprintf("%s has no answer to %d joins that it took back", p.name, len(p.pendingJoins))
+	if len(c.pendingJoins) > 0 {
+		return fmt.Sprintf("%s has no answer to %d joins that it took back", c.name, len(c.pendingJoins))
 	}
 	return ""
 }

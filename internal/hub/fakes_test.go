@@ -102,27 +102,27 @@ type lossyBroker struct {
 	published int
 }
 
-func (w *lossyBroker) Publish(room message.Room, b []byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.published++
-	if w.drop != nil && w.drop(b) {
+func (b *lossyBroker) Publish(room message.Room, payload []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.published++
+	if b.drop != nil && b.drop(payload) {
 		return
 	}
-	for _, h := range w.hubs {
-		h.Receive(room, b)
+	for _, h := range b.hubs {
+		h.Receive(room, payload)
 	}
 }
 
 // setDrop makes the wire lose what lose says; nil: nothing.
-func (w *lossyBroker) setDrop(drop func([]byte) bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.drop = drop
+func (b *lossyBroker) setDrop(drop func([]byte) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.drop = drop
 }
 
-func (w *lossyBroker) Subscribe(context.Context, message.Room) error { return nil }
-func (w *lossyBroker) Unsubscribe(message.Room)                      {}
+func (b *lossyBroker) Subscribe(context.Context, message.Room) error { return nil }
+func (b *lossyBroker) Unsubscribe(message.Room)                      {}
 
 // recordingOutlet records what a client gets.
 type recordingOutlet struct {
@@ -187,19 +187,19 @@ func newFixture(t *testing.T, nodes int, tune ...func(*Config)) *fixture {
 	t.Helper()
 	l := &memLog{epoch: "e1", rooms: map[message.Room][]message.Message{}}
 	l.onComplete = func(p *message.Publication) { p.Opaque.(*pendingPublish).hub.Completed([]*message.Publication{p}) }
-	w := &fixture{t: t, log: l, broker: &lossyBroker{}, feed: &fakeFeed{log: l}}
+	f := &fixture{t: t, log: l, broker: &lossyBroker{}, feed: &fakeFeed{log: l}}
 	for range nodes {
 		cfg := Config{
-			Log: l, Feed: w.feed, Batches: l, Directory: l, Broker: w.broker, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
+			Log: l, Feed: f.feed, Batches: l, Directory: l, Broker: f.broker, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
 			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		}
-		for _, f := range tune {
-			f(&cfg)
+		for _, change := range tune {
+			change(&cfg)
 		}
 		h := New(cfg)
 		l.onBatchComplete = h.Completed // a batch is appended on the newest node, whichever asks
-		w.nodes = append(w.nodes, h)
-		w.broker.hubs = append(w.broker.hubs, h)
+		f.nodes = append(f.nodes, h)
+		f.broker.hubs = append(f.broker.hubs, h)
 		t.Cleanup(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
@@ -208,19 +208,19 @@ func newFixture(t *testing.T, nodes int, tune ...func(*Config)) *fixture {
 			}
 		})
 	}
-	return w
+	return f
 }
 
 // store puts messages in the log as if another node had stored them and its
 // broadcast had been lost.
-func (w *fixture) store(room message.Room, n int) {
-	w.log.mu.Lock()
-	defer w.log.mu.Unlock()
+func (f *fixture) store(room message.Room, n int) {
+	f.log.mu.Lock()
+	defer f.log.mu.Unlock()
 	for range n {
-		all := w.log.rooms[room]
+		all := f.log.rooms[room]
 		seq := message.Seq(len(all) + 1)
-		w.log.rooms[room] = append(all, message.Message{
-			Draft: message.Draft{Room: room, ID: "s", Data: []byte(`1`)}, Epoch: w.log.epoch, Seq: seq, At: time.Now(),
+		f.log.rooms[room] = append(all, message.Message{
+			Draft: message.Draft{Room: room, ID: "s", Data: []byte(`1`)}, Epoch: f.log.epoch, Seq: seq, At: time.Now(),
 		})
 	}
 }

@@ -22,33 +22,33 @@ type testClient struct {
 	out *recordingOutlet
 }
 
-func (w *fixture) client(node int) *testClient {
+func (f *fixture) client(node int) *testClient {
 	o := &recordingOutlet{}
-	return &testClient{w.nodes[node].NewClient(o, ""), w.t, o}
+	return &testClient{f.nodes[node].NewClient(o, ""), f.t, o}
 }
 
 // do sends a frame as the client would.
-func (p *testClient) do(frame string, args ...any) error {
+func (c *testClient) do(frame string, args ...any) error {
 	r, err := protocol.Decode(fmt.Appendf(nil, frame, args...))
 	if err != nil {
-		p.t.Fatalf("%s: %v", frame, err)
+		c.t.Fatalf("%s: %v", frame, err)
 	}
-	return p.Handle(context.Background(), &r)
+	return c.Handle(context.Background(), &r)
 }
 
-func (p *testClient) must(frame string, args ...any) {
-	p.t.Helper()
-	if err := p.do(frame, args...); err != nil {
-		p.t.Fatalf("%s: %v", frame, err)
+func (c *testClient) must(frame string, args ...any) {
+	c.t.Helper()
+	if err := c.do(frame, args...); err != nil {
+		c.t.Fatalf("%s: %v", frame, err)
 	}
 }
 
 // received is everything received of some types, in short: "joined 3", "message 4".
-func (p *testClient) received(types ...string) []string {
-	p.out.mu.Lock()
-	defer p.out.mu.Unlock()
+func (c *testClient) received(types ...string) []string {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
 	var got []string
-	for _, f := range p.out.frames {
+	for _, f := range c.out.frames {
 		for _, kind := range types {
 			if f["type"] != kind {
 				continue
@@ -69,16 +69,16 @@ func (p *testClient) received(types ...string) []string {
 }
 
 // expectFrames waits until the client has received exactly this of the room's frames.
-func (p *testClient) expectFrames(want ...string) {
-	p.t.Helper()
+func (c *testClient) expectFrames(want ...string) {
+	c.t.Helper()
 	var got []string
 	defer func() {
-		if p.t.Failed() {
-			p.t.Logf("got %v", got)
+		if c.t.Failed() {
+			c.t.Logf("got %v", got)
 		}
 	}()
-	eventually(p.t, strings.Join(want, ", "), func() bool {
-		got = p.received("joined", "left", "gap", "message", "error", "signal")
+	eventually(c.t, strings.Join(want, ", "), func() bool {
+		got = c.received("joined", "left", "gap", "message", "error", "signal")
 		return strings.Join(got, ",") == strings.Join(want, ",")
 	})
 }
@@ -92,8 +92,8 @@ func messages(from, to int) []string {
 }
 
 func TestAMessageReachesEveryMemberOnEveryNode(t *testing.T) {
-	w := newFixture(t, 2)
-	a, b, other := w.client(0), w.client(1), w.client(1)
+	f := newFixture(t, 2)
+	a, b, other := f.client(0), f.client(1), f.client(1)
 	a.must(`{"type":"join","room":"r"}`)
 	b.must(`{"type":"join","room":"r"}`)
 	other.must(`{"type":"join","room":"elsewhere"}`)
@@ -112,39 +112,39 @@ func TestAMessageReachesEveryMemberOnEveryNode(t *testing.T) {
 }
 
 func TestPublishNeedsNoJoin(t *testing.T) {
-	w := newFixture(t, 1)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	a := f.client(0)
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	eventually(t, "the ack", func() bool { return len(a.received("ack")) == 1 })
 	a.expectFrames()
 }
 
 func TestResumeFromMemoryReadsNothingFromTheLog(t *testing.T) {
-	w := newFixture(t, 1)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	for range 5 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
 	a.expectFrames(append([]string{"joined 0"}, messages(1, 5)...)...)
-	w.log.mu.Lock()
-	before := w.log.reads
-	w.log.mu.Unlock()
-	b := w.client(0)
+	f.log.mu.Lock()
+	before := f.log.reads
+	f.log.mu.Unlock()
+	b := f.client(0)
 	b.must(`{"type":"join","room":"r","after":3,"epoch":"e1"}`)
 	b.expectFrames("joined 5", "message 4", "message 5")
-	w.log.mu.Lock()
-	defer w.log.mu.Unlock()
-	if w.log.reads != before {
-		t.Errorf("%d reads of the log", w.log.reads-before)
+	f.log.mu.Lock()
+	defer f.log.mu.Unlock()
+	if f.log.reads != before {
+		t.Errorf("%d reads of the log", f.log.reads-before)
 	}
 }
 
 func TestResumeFromFarBackComesPageByPage(t *testing.T) {
-	w := newFixture(t, 1)
-	w.store("r", 950)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.store("r", 950)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r","after":0}`)
 	a.expectFrames(append([]string{"joined 950"}, messages(1, 950)...)...)
 	a.must(`{"type":"publish","room":"r","data":1}`)
@@ -152,10 +152,10 @@ func TestResumeFromFarBackComesPageByPage(t *testing.T) {
 }
 
 func TestASlowJoinerGetsTheNextPageOnlyAfterTheLastOneWasSent(t *testing.T) {
-	w := newFixture(t, 1)
-	w.store("r", 600)
+	f := newFixture(t, 1)
+	f.store("r", 600)
 	page := defaultBounds().pageFrames
-	a := w.client(0)
+	a := f.client(0)
 	a.out.blocked = make(chan struct{})
 	a.must(`{"type":"join","room":"r","after":0}`)
 	a.expectFrames(append([]string{"joined 600"}, messages(1, page)...)...)
@@ -180,10 +180,10 @@ func TestGaps(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newFixture(t, 1)
-			w.store("r", 10)
-			w.log.first = tt.first
-			a := w.client(0)
+			f := newFixture(t, 1)
+			f.store("r", 10)
+			f.log.first = tt.first
+			a := f.client(0)
 			a.must(`{"type":"join","room":"r",%s}`, tt.join)
 			a.expectFrames(tt.want...)
 			a.must(`{"type":"publish","room":"r","data":1}`)
@@ -193,9 +193,9 @@ func TestGaps(t *testing.T) {
 }
 
 func TestALostLastMessageIsFoundByTheCommitFeed(t *testing.T) {
-	w := newFixture(t, 2)
-	w.broker.drop = func([]byte) bool { return true }
-	a, b := w.client(0), w.client(1)
+	f := newFixture(t, 2)
+	f.broker.drop = func([]byte) bool { return true }
+	a, b := f.client(0), f.client(1)
 	b.must(`{"type":"join","room":"r"}`)
 	b.expectFrames("joined 0")
 	a.must(`{"type":"publish","room":"r","data":1}`)
@@ -203,11 +203,11 @@ func TestALostLastMessageIsFoundByTheCommitFeed(t *testing.T) {
 }
 
 func TestAHoleIsFilledFromTheLog(t *testing.T) {
-	w := newFixture(t, 2)
-	w.feed.off = true
+	f := newFixture(t, 2)
+	f.feed.off = true
 	n := 0
-	w.broker.drop = func([]byte) bool { n++; return n == 2 }
-	a, b := w.client(0), w.client(1)
+	f.broker.drop = func([]byte) bool { n++; return n == 2 }
+	a, b := f.client(0), f.client(1)
 	b.must(`{"type":"join","room":"r"}`)
 	b.expectFrames("joined 0")
 	for range 4 {
@@ -217,51 +217,51 @@ func TestAHoleIsFilledFromTheLog(t *testing.T) {
 }
 
 func TestSwappedAndRepeatedBroadcastsArriveOnceInOrder(t *testing.T) {
-	w := newFixture(t, 2)
-	w.feed.off = true
+	f := newFixture(t, 2)
+	f.feed.off = true
 	var kept [][]byte
-	w.broker.drop = func(b []byte) bool { kept = append(kept, bytes.Clone(b)); return true }
-	a, b := w.client(0), w.client(1)
+	f.broker.drop = func(b []byte) bool { kept = append(kept, bytes.Clone(b)); return true }
+	a, b := f.client(0), f.client(1)
 	b.must(`{"type":"join","room":"r"}`)
 	b.expectFrames("joined 0")
 	for range 4 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
 	for _, i := range []int{1, 1, 0, 3, 2, 0, 3} {
-		w.nodes[1].Receive("r", kept[i])
+		f.nodes[1].Receive("r", kept[i])
 	}
 	b.expectFrames(append([]string{"joined 0"}, messages(1, 4)...)...)
 }
 
 func TestMembersCatchUpFromTheLogWhenMoreThanAPageIsMissing(t *testing.T) {
-	w := newFixture(t, 1)
-	w.feed.off = true
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.feed.off = true
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
-	w.store("r", 700) // another node's, and no broadcast came
+	f.store("r", 700) // another node's, and no broadcast came
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames(append([]string{"joined 0"}, messages(1, 701)...)...)
-	w.log.mu.Lock()
-	defer w.log.mu.Unlock()
-	if w.log.reads > 12 {
-		t.Errorf("%d reads of the log for 4 pages", w.log.reads)
+	f.log.mu.Lock()
+	defer f.log.mu.Unlock()
+	if f.log.reads > 12 {
+		t.Errorf("%d reads of the log for 4 pages", f.log.reads)
 	}
 }
 
 func TestANewEpochVoidsPositions(t *testing.T) {
-	w := newFixture(t, 1)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	for range 3 {
 		a.must(`{"type":"publish","room":"r","data":1}`)
 	}
 	a.expectFrames(append([]string{"joined 0"}, messages(1, 3)...)...)
-	w.log.mu.Lock()
-	w.log.epoch = "e2"
-	w.log.rooms["r"] = w.log.rooms["r"][:2]
-	w.log.mu.Unlock()
+	f.log.mu.Lock()
+	f.log.epoch = "e2"
+	f.log.rooms["r"] = f.log.rooms["r"][:2]
+	f.log.mu.Unlock()
 	want := append(append([]string{"joined 0"}, messages(1, 3)...), "gap 1-2 epoch")
 	a.expectFrames(want...)
 	a.must(`{"type":"publish","room":"r","data":1}`)
@@ -269,8 +269,8 @@ func TestANewEpochVoidsPositions(t *testing.T) {
 }
 
 func TestNothingFollowsLeftAndASecondJoinReplacesTheFirst(t *testing.T) {
-	w := newFixture(t, 1)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	a.must(`{"type":"publish","room":"r","data":1}`)
@@ -287,8 +287,8 @@ func TestNothingFollowsLeftAndASecondJoinReplacesTheFirst(t *testing.T) {
 }
 
 func TestSignalsReachEachMemberOnce(t *testing.T) {
-	w := newFixture(t, 2)
-	a, b := w.client(0), w.client(1)
+	f := newFixture(t, 2)
+	a, b := f.client(0), f.client(1)
 	for _, p := range []*testClient{a, b} {
 		p.must(`{"type":"join","room":"r"}`)
 		p.expectFrames("joined 0")
@@ -299,9 +299,9 @@ func TestSignalsReachEachMemberOnce(t *testing.T) {
 }
 
 func TestRoomLimitAndReservedRooms(t *testing.T) {
-	w := newFixture(t, 1)
-	w.nodes[0].cfg.MaxRooms = 2
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.nodes[0].cfg.MaxRooms = 2
+	a := f.client(0)
 	for _, room := range []string{"a", "b", "a"} {
 		a.must(`{"type":"join","room":"%s"}`, room)
 	}
@@ -321,13 +321,13 @@ func TestRoomLimitAndReservedRooms(t *testing.T) {
 }
 
 func TestRequestsAreUnavailableWhileTheLogIsDown(t *testing.T) {
-	w := newFixture(t, 1)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
-	w.log.mu.Lock()
-	w.log.down = true
-	w.log.mu.Unlock()
+	f.log.mu.Lock()
+	f.log.down = true
+	f.log.mu.Unlock()
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames("joined 0", "error unavailable")
 	if err := a.do(`{"type":"history","room":"r"}`); protocol.ErrorFor(err).Code != protocol.CodeUnavailable {
@@ -336,16 +336,16 @@ func TestRequestsAreUnavailableWhileTheLogIsDown(t *testing.T) {
 }
 
 func TestAnIdleTopicIsClosedAndReopened(t *testing.T) {
-	w := newFixture(t, 1)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	a.Close(true)
-	eventually(t, "the topic to go", func() bool { return w.nodes[0].lookup("r") == nil })
-	b := w.client(0)
+	eventually(t, "the topic to go", func() bool { return f.nodes[0].lookup("r") == nil })
+	b := f.client(0)
 	b.must(`{"type":"join","room":"r"}`)
 	b.expectFrames("joined 0")
-	if got := w.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 {
+	if got := f.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 {
 		t.Errorf("rooms: %+v", got)
 	}
 }

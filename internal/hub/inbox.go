@@ -19,16 +19,16 @@ type inbox[T any] struct {
 // put adds an item that weighs so much, unless that makes more than maxWeight;
 // an empty mailbox takes any. It starts the runner where none is under way, so
 // that there is never more than one: batches are taken in the order of puts.
-func (m *inbox[T]) put(item T, weight, maxWeight int, run func()) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.weight > 0 && m.weight+weight > maxWeight {
+func (in *inbox[T]) put(item T, weight, maxWeight int, run func()) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.weight > 0 && in.weight+weight > maxWeight {
 		return false
 	}
-	m.items = append(m.items, item)
-	m.weight += weight
-	if !m.running {
-		m.running = true
+	in.items = append(in.items, item)
+	in.weight += weight
+	if !in.running {
+		in.running = true
 		go run()
 	}
 	return true
@@ -37,18 +37,18 @@ func (m *inbox[T]) put(item T, weight, maxWeight int, run func()) bool {
 // dequeueAll hands over everything, or says that the runner is to end. The batch is
 // valid until the next take. It yields first: what is just being put then
 // leaves in the same turn, which is all the batching there is.
-func (m *inbox[T]) dequeueAll() ([]T, bool) {
+func (in *inbox[T]) dequeueAll() ([]T, bool) {
 	runtime.Gosched()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.items) == 0 {
-		m.running = false
-		m.items, m.spare = nil, nil // an idle topic keeps no buffers
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if len(in.items) == 0 {
+		in.running = false
+		in.items, in.spare = nil, nil // an idle topic keeps no buffers
 		return nil, false
 	}
-	batch := m.items
-	clear(m.spare) // what it pointed to is done with
-	m.items, m.spare = m.spare[:0], batch
-	m.weight = 0
+	batch := in.items
+	clear(in.spare) // what it pointed to is done with
+	in.items, in.spare = in.spare[:0], batch
+	in.weight = 0
 	return batch, true
 }

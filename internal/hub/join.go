@@ -117,17 +117,17 @@ func (m *member) startJoin(p progress) {
 	if t.waiters == nil {
 		t.waiters = make(map[*member]waiter)
 	}
-	t.waiters[m] = waiter{p, time.AfterFunc(openTimeout, func() { t.giveUp(m) })}
+	t.waiters[m] = waiter{p, time.AfterFunc(openTimeout, func() { t.expireWaiter(m) })}
 }
 
 // cancelWait refuses a member that has waited for the topic as long as a client
 // should for an answer. The topic goes on trying: the next join may be in time.
-func (t *topic) giveUp(m *member) {
+func (t *topic) expireWaiter(m *member) {
 	t.mu.Lock()
-	_, waits := t.waiters[m]
+	_, waiting := t.waiters[m]
 	delete(t.waiters, m)
 	t.mu.Unlock()
-	if waits {
+	if waiting {
 		m.refuse()
 	}
 }

@@ -248,24 +248,24 @@ type fakeBrokerNode struct {
 }
 
 // Publish implements Broker: whoever listens is owed a parcel.
-func (o *fakeBrokerNode) Publish(room message.Room, b []byte) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for to, other := range o.nodes {
+func (n *fakeBrokerNode) Publish(room message.Room, b []byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for to, other := range n.nodes {
 		if other.subs[room] {
-			o.queue = append(o.queue, queuedPayload{to, room, b})
+			n.queue = append(n.queue, queuedPayload{to, room, b})
 		}
 	}
 }
 
 // Subscribe implements Broker.
-func (o *fakeBrokerNode) Subscribe(ctx context.Context, room message.Room) error {
-	o.mu.Lock()
-	blocked := o.subscribeBlocked
+func (n *fakeBrokerNode) Subscribe(ctx context.Context, room message.Room) error {
+	n.mu.Lock()
+	blocked := n.subscribeBlocked
 	if !blocked {
-		o.subs[room] = true
+		n.subs[room] = true
 	}
-	o.mu.Unlock()
+	n.mu.Unlock()
 	if blocked {
 		<-ctx.Done()
 		return ctx.Err()
@@ -274,43 +274,43 @@ func (o *fakeBrokerNode) Subscribe(ctx context.Context, room message.Room) error
 }
 
 // Unsubscribe implements Broker.
-func (o *fakeBrokerNode) Unsubscribe(room message.Room) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.subs, room)
+func (n *fakeBrokerNode) Unsubscribe(room message.Room) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.subs, room)
 }
 
 // resubscribe subscribes to what the node should have heard of, as a broker does that
 // is back.
-func (o *fakeBrokerNode) resubscribe(rooms []message.Room) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.subscribeBlocked = false
+func (n *fakeBrokerNode) resubscribe(rooms []message.Room) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.subscribeBlocked = false
 	for _, room := range rooms {
-		o.subs[room] = true
+		n.subs[room] = true
 	}
 }
 
 // dequeue removes a parcel, or copies it.
-func (p *fakeBroker) dequeue(i int, keep bool) queuedPayload {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	got := p.queue[i]
+func (b *fakeBroker) dequeue(i int, keep bool) queuedPayload {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	got := b.queue[i]
 	if !keep {
-		p.queue = slices.Delete(p.queue, i, i+1)
+		b.queue = slices.Delete(b.queue, i, i+1)
 	}
 	return got
 }
 
-func (p *fakeBroker) queued() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.queue)
+func (b *fakeBroker) queued() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.queue)
 }
 
 // dropAll forgets all parcels.
-func (p *fakeBroker) dropAll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.queue = nil
+func (b *fakeBroker) dropAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue = nil
 }

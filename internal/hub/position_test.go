@@ -8,8 +8,8 @@ import (
 	"switchyard/internal/message"
 )
 
-func (p *testClient) positions() string {
-	got, _ := p.Positions(nil)
+func (c *testClient) positions() string {
+	got, _ := c.Positions(nil)
 	slices.SortFunc(got, func(a, b message.Position) int { return len(a.Room) - len(b.Room) })
 	return fmt.Sprint(got)
 }
@@ -17,9 +17,9 @@ func (p *testClient) positions() string {
 // What a client provably got is what was on its way before a ping that it
 // answered; before the first, what it said when it joined.
 func TestAPongConfirmsWhatWasSentBeforeItsPing(t *testing.T) {
-	w := newFixture(t, 1)
-	w.store("a", 3)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	f.store("a", 3)
+	p := f.client(0)
 	p.must(`{"type":"join","room":"a","after":2,"epoch":"e1"}`)
 	p.expectFrames("joined 3", "message 3")
 	p.must(`{"type":"join","room":"bb"}`)
@@ -48,10 +48,10 @@ func TestAPongConfirmsWhatWasSentBeforeItsPing(t *testing.T) {
 
 // A client on its way through history has got what was sent so far, not more.
 func TestPositionsWhileCatchingUp(t *testing.T) {
-	w := newFixture(t, 1)
-	page := w.nodes[0].cfg.bounds.pageFrames
-	w.store("a", 2*page+10)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	page := f.nodes[0].cfg.bounds.pageFrames
+	f.store("a", 2*page+10)
+	p := f.client(0)
 	p.out.blocked = make(chan struct{}) // the first page does not leave
 	p.must(`{"type":"join","room":"a","after":0}`)
 	eventually(t, "the first page", func() bool { return len(p.received("message")) >= page })
@@ -67,9 +67,9 @@ func TestPositionsWhileCatchingUp(t *testing.T) {
 // A room whose join is not answered yet has no position: the client will ask
 // again.
 func TestAnUnansweredJoinHasNoPosition(t *testing.T) {
-	w := newFixture(t, 1)
-	w.log.setDown(true)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	f.log.setDown(true)
+	p := f.client(0)
 	p.must(`{"type":"join","room":"a"}`)
 	p.PingSent()
 	p.PongReceived()
@@ -79,7 +79,7 @@ func TestAnUnansweredJoinHasNoPosition(t *testing.T) {
 	if _, all := p.Positions(nil); all {
 		t.Error("these are said to be all positions, while a join is not answered")
 	}
-	w.log.setDown(false)
+	f.log.setDown(false)
 	p.expectFrames("joined 0")
 	if _, all := p.Positions(nil); !all {
 		t.Error("the positions are not said to be all, once the join was answered")
@@ -87,8 +87,8 @@ func TestAnUnansweredJoinHasNoPosition(t *testing.T) {
 }
 
 func TestWhenLiveCallsBackOnce(t *testing.T) {
-	w := newFixture(t, 1)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	p := f.client(0)
 	calls := make(chan struct{}, 3)
 	p.WhenLive(2, func() { calls <- struct{}{} })
 	p.must(`{"type":"join","room":"a"}`)
@@ -99,7 +99,7 @@ func TestWhenLiveCallsBackOnce(t *testing.T) {
 	p.must(`{"type":"join","room":"b"}`)
 	p.must(`{"type":"join","room":"c"}`)
 	eventually(t, "word of it", func() bool { return len(calls) == 1 })
-	none := w.client(0)
+	none := f.client(0)
 	none.WhenLive(0, func() { calls <- struct{}{} })
 	if len(calls) != 2 {
 		t.Error("without rooms it is live at once")

@@ -280,10 +280,11 @@ func snapshotFrame(room message.Room, p *message.Presence) protocol.Presence {
 	return f
 }
 
-func wirePresenceEntry(m message.PresenceEntry) protocol.PresenceEntry {
-	t := protocol.PresenceEntry{Session: string(m.Session)}
-	if m.User != "" {
-		t.User = &m.User
+// wirePresenceEntry returns the entry as it stands in a frame.
+func wirePresenceEntry(e message.PresenceEntry) protocol.PresenceEntry {
+	wire := protocol.PresenceEntry{Session: string(e.Session)}
+	if e.User != "" {
+		wire.User = &e.User
 	}
-	return t
+	return wire
 }

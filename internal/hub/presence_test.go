@@ -74,17 +74,17 @@ func newPresenceFixture(t *testing.T) (*fixture, *fakePresence) {
 }
 
 // clientWithSession is a client with a session.
-func (w *fixture) clientWithSession(user string) *testClient {
-	p := w.client(0)
-	p.Client = w.nodes[0].NewClient(p.out, user)
+func (f *fixture) clientWithSession(user string) *testClient {
+	p := f.client(0)
+	p.Client = f.nodes[0].NewClient(p.out, user)
 	p.SetSession(message.SessionID("s-"+user), 1)
 	return p
 }
 
 // presenceFrames is what a client was told of who is there, in short.
-func (p *testClient) presenceFrames() (frames []string) {
-	p.out.mu.Lock()
-	defer p.out.mu.Unlock()
+func (c *testClient) presenceFrames() (frames []string) {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
 	list := func(v any) string {
 		var names []string
 		members, _ := v.([]any)
@@ -93,7 +93,7 @@ func (p *testClient) presenceFrames() (frames []string) {
 		}
 		return strings.Join(names, " ")
 	}
-	for _, f := range p.out.frames {
+	for _, f := range c.out.frames {
 		if f["type"] != "presence" {
 			continue
 		}
@@ -112,26 +112,26 @@ func (p *testClient) presenceFrames() (frames []string) {
 	return frames
 }
 
-func (p *testClient) expectPresence(want ...string) {
-	p.t.Helper()
-	eventually(p.t, fmt.Sprintf("presence %q", want), func() bool { return slices.Equal(p.presenceFrames(), want) })
+func (c *testClient) expectPresence(want ...string) {
+	c.t.Helper()
+	eventually(c.t, fmt.Sprintf("presence %q", want), func() bool { return slices.Equal(c.presenceFrames(), want) })
 }
 
 func TestAWatcherGetsTheSnapshotAndThenTheChanges(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann, bob := w.clientWithSession("ann"), w.clientWithSession("bob")
+	f, r := newPresenceFixture(t)
+	ann, bob := f.clientWithSession("ann"), f.clientWithSession("bob")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a","ref":"p"}`)
 	ann.expectPresence("1 = s-ann")
 	bob.must(`{"type":"join","room":"a"}`)
 	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
-	w.nodes[0].PresenceChanged([]message.Room{"a", "nowhere"})
+	f.nodes[0].PresenceChanged([]message.Room{"a", "nowhere"})
 	ann.expectPresence("1 = s-ann", "2 + s-bob")
-	w.nodes[0].PresenceChanged(nil) // any room may have changed; this one has not
+	f.nodes[0].PresenceChanged(nil) // any room may have changed; this one has not
 	bob.must(`{"type":"leave","room":"a"}`)
 	eventually(t, "bob to be gone", func() bool { return r.count("a") == 1 })
-	w.nodes[0].PresenceChanged(nil)
+	f.nodes[0].PresenceChanged(nil)
 	ann.expectPresence("1 = s-ann", "2 + s-bob", "1 - s-bob")
 	if got := bob.presenceFrames(); got != nil {
 		t.Errorf("bob, who did not ask, was told %q", got)
@@ -141,8 +141,8 @@ func TestAWatcherGetsTheSnapshotAndThenTheChanges(t *testing.T) {
 // One look answers who asks and tells who watches: what each is told leads
 // from what it knew to what there is.
 func TestOneQueryAnswersTheRequesterAndTheWatchers(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann, bob := w.clientWithSession("ann"), w.clientWithSession("bob")
+	f, r := newPresenceFixture(t)
+	ann, bob := f.clientWithSession("ann"), f.clientWithSession("bob")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a"}`)
@@ -151,56 +151,56 @@ func TestOneQueryAnswersTheRequesterAndTheWatchers(t *testing.T) {
 	bob.must(`{"type":"presence","room":"a"}`)
 	bob.expectPresence("2 = s-ann s-bob")
 	ann.expectPresence("1 = s-ann", "2 + s-bob")
-	w.nodes[0].PresenceChanged([]message.Room{"a"}) // nothing has: nobody is told again
+	f.nodes[0].PresenceChanged([]message.Room{"a"}) // nothing has: nobody is told again
 	eventually(t, "another look", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries >= 3 })
 	bob.expectPresence("2 = s-ann s-bob")
 }
 
 func TestPresenceIsACountAboveTheLimit(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann := w.clientWithSession("ann")
+	f, r := newPresenceFixture(t)
+	ann := f.clientWithSession("ann")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a"}`)
-	others := []*testClient{w.clientWithSession("b"), w.clientWithSession("c"), w.clientWithSession("d")}
+	others := []*testClient{f.clientWithSession("b"), f.clientWithSession("c"), f.clientWithSession("d")}
 	for _, p := range others {
 		p.must(`{"type":"join","room":"a"}`)
 	}
 	eventually(t, "the crowd", func() bool { return r.count("a") == 4 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
+	f.nodes[0].PresenceChanged([]message.Room{"a"})
 	ann.expectPresence("1 = s-ann", "4")
 	others[0].Close(true)
 	eventually(t, "one to be gone", func() bool { return r.count("a") == 3 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
+	f.nodes[0].PresenceChanged([]message.Room{"a"})
 	ann.expectPresence("1 = s-ann", "4", "3 = s-ann s-c s-d") // few enough again to be listed
 }
 
 func TestANonMemberGetsPresenceOnce(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann, eve := w.clientWithSession("ann"), w.clientWithSession("eve")
+	f, r := newPresenceFixture(t)
+	ann, eve := f.clientWithSession("ann"), f.clientWithSession("eve")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	eve.must(`{"type":"presence","room":"a"}`)
 	eve.expectPresence("1 = s-ann")
 	ann.must(`{"type":"leave","room":"a"}`)
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
+	f.nodes[0].PresenceChanged([]message.Room{"a"})
 	eve.expectPresence("1 = s-ann") // she is not in the room: no more is told
 }
 
 func TestNoPresenceIsSentAfterLeft(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann := w.clientWithSession("ann")
+	f, r := newPresenceFixture(t)
+	ann := f.clientWithSession("ann")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	ann.must(`{"type":"presence","room":"a"}`)
 	ann.must(`{"type":"leave","room":"a"}`)
 	eventually(t, "ann to be gone", func() bool { return r.count("a") == 0 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
+	f.nodes[0].PresenceChanged([]message.Room{"a"})
 	before := len(ann.presenceFrames())
-	bob := w.clientWithSession("bob")
+	bob := f.clientWithSession("bob")
 	bob.must(`{"type":"join","room":"a"}`)
 	eventually(t, "bob to be present", func() bool { return r.count("a") == 1 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
+	f.nodes[0].PresenceChanged([]message.Room{"a"})
 	bob.must(`{"type":"presence","room":"a"}`)
 	bob.expectPresence("1 = s-bob")
 	if got := len(ann.presenceFrames()); got != before {
@@ -209,9 +209,9 @@ func TestNoPresenceIsSentAfterLeft(t *testing.T) {
 }
 
 func TestPresenceDistinguishesLeftFromDisconnected(t *testing.T) {
-	w, r := newPresenceFixture(t)
+	f, r := newPresenceFixture(t)
 	for _, how := range []string{"leave", "goodbye", "cut"} {
-		p := w.clientWithSession(how)
+		p := f.clientWithSession(how)
 		p.must(`{"type":"join","room":"a"}`)
 		eventually(t, "presence", func() bool { return r.count("a") == 1 })
 		switch how {
@@ -232,8 +232,8 @@ func TestPresenceDistinguishesLeftFromDisconnected(t *testing.T) {
 }
 
 func TestPresenceIsUnavailableDuringAnOutageAndRecovers(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann := w.clientWithSession("ann")
+	f, r := newPresenceFixture(t)
+	ann := f.clientWithSession("ann")
 	ann.must(`{"type":"join","room":"a"}`)
 	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
 	r.setDown(true)
@@ -243,17 +243,17 @@ func TestPresenceIsUnavailableDuringAnOutageAndRecovers(t *testing.T) {
 	r.setDown(false)
 	ann.must(`{"type":"presence","room":"a"}`)
 	r.setDown(true)
-	w.clientWithSession("bob").must(`{"type":"join","room":"a"}`)
+	f.clientWithSession("bob").must(`{"type":"join","room":"a"}`)
 	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
+	f.nodes[0].PresenceChanged([]message.Room{"a"})
 	eventually(t, "a look that fails", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries > 2 })
 	r.setDown(false) // nobody says again that something changed
 	ann.expectPresence("1 = s-ann", "2 + s-bob")
 }
 
 func TestWithoutPresenceTheRequestIsUnknown(t *testing.T) {
-	w := newFixture(t, 1)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	p := f.client(0)
 	p.must(`{"type":"join","room":"a"}`)
 	var e *protocol.Error
 	if err := p.do(`{"type":"presence","room":"a"}`); !errors.As(err, &e) || e.Code != protocol.CodeUnknownType {

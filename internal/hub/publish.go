@@ -30,25 +30,25 @@ func (c *Client) publish(r *protocol.Request) {
 		c.publishSlots = make(chan struct{}, c.hub.cfg.MaxInflight)
 	}
 	c.publishSlots <- struct{}{}
-	t := c.hub.newPendingPublish(message.Draft{
+	p := c.hub.newPendingPublish(message.Draft{
 		Room: r.Room,
 		ID:   r.ID,
 		From: c.user,
 		Data: bytes.Clone(r.Data), // the reader uses its buffer again
 	})
-	t.client, t.ref = c, r.Ref
-	c.hub.cfg.Log.Append(&t.Publication)
+	p.client, p.ref = c, r.Ref
+	c.hub.cfg.Log.Append(&p.Publication)
 }
 
 // Publish stores a draft and waits for the outcome, at most until ctx ends;
 // then the outcome is unknown. The error may also be in the publication's Err.
 func (h *Hub) Publish(ctx context.Context, d message.Draft) (*message.Publication, error) {
-	t := h.newPendingPublish(d)
-	t.done = make(chan struct{})
-	h.cfg.Log.Append(&t.Publication)
+	p := h.newPendingPublish(d)
+	p.done = make(chan struct{})
+	h.cfg.Log.Append(&p.Publication)
 	select {
-	case <-t.done:
-		return &t.Publication, t.Err
+	case <-p.done:
+		return &p.Publication, p.Err
 	case <-ctx.Done():
 		return nil, message.ErrUnavailable
 	}
@@ -60,9 +60,9 @@ func (h *Hub) newPendingPublish(d message.Draft) *pendingPublish {
 		// Named before it is stored, so that the log's own retry is safe.
 		d.ID = h.newID()
 	}
-	t := &pendingPublish{hub: h, Publication: message.Publication{Draft: d}, started: time.Now()}
-	t.Opaque = t
-	return t
+	p := &pendingPublish{hub: h, Publication: message.Publication{Draft: d}, started: time.Now()}
+	p.Opaque = p
+	return p
 }
 
 // Completed takes the outcome of one room's publications of one batch, in the
@@ -73,8 +73,8 @@ func (h *Hub) Completed(batch []*message.Publication) {
 	now := time.Now()
 	p := payload{kind: kindMessages, origin: h.bootID, sentAt: now.UnixMicro()}
 	for _, pub := range batch {
-		if t, ok := pub.Opaque.(*pendingPublish); ok {
-			t.answer(now)
+		if pending, ok := pub.Opaque.(*pendingPublish); ok {
+			pending.answer(now)
 		}
 		if pub.Err == nil {
 			p.add(pub)
@@ -87,22 +87,22 @@ func (h *Hub) Completed(batch []*message.Publication) {
 
 // answer tells the publisher. An ack leaves with the message itself where the
 // publisher is a member, else with the next turn of ackLoop.
-func (t *pendingPublish) answer(now time.Time) {
-	if t.done != nil {
-		close(t.done)
+func (p *pendingPublish) answer(now time.Time) {
+	if p.done != nil {
+		close(p.done)
 		return
 	}
 	var f protocol.Frame
-	if t.Err != nil {
-		f = t.hub.clientError(t.Err).Encode(t.ref, t.Room, t.ID)
+	if p.Err != nil {
+		f = p.hub.clientError(p.Err).Encode(p.ref, p.Room, p.ID)
 	} else {
-		f = protocol.Ack(t.ref, &t.Publication)
-		t.hub.metrics.publish.Observe(now.Sub(t.started).Seconds())
+		f = protocol.Ack(p.ref, &p.Publication)
+		p.hub.metrics.publish.Observe(now.Sub(p.started).Seconds())
 	}
-	t.client.out.Queue(f)
-	<-t.client.publishSlots
+	p.client.out.Queue(f)
+	<-p.client.publishSlots
 	// Bounded by MaxInflight a client.
-	t.hub.acks.put(t.client, 0, 0, t.hub.ackLoop)
+	p.hub.acks.put(p.client, 0, 0, p.hub.ackLoop)
 }
 
 // ackLoop writes out queued acks, off the committer's goroutine.

@@ -10,18 +10,18 @@ import (
 // A client's publishes under way are bounded: its reader waits for a commit
 // before it takes the next, and all are stored in the order sent.
 func TestAClientsInflightPublishesAreBounded(t *testing.T) {
-	w := newFixture(t, 1)
-	w.nodes[0].cfg.MaxInflight = 2
+	f := newFixture(t, 1)
+	f.nodes[0].cfg.MaxInflight = 2
 	var mu sync.Mutex
 	most, waiting := 0, make(chan *message.Publication, 100)
-	complete := w.log.onComplete
-	w.log.onComplete = func(p *message.Publication) { // appended, not yet committed
+	complete := f.log.onComplete
+	f.log.onComplete = func(p *message.Publication) { // appended, not yet committed
 		mu.Lock()
 		defer mu.Unlock()
 		waiting <- p
 		most = max(most, len(waiting))
 	}
-	a := w.client(0)
+	a := f.client(0)
 	const n = 50
 	go func() {
 		for range n {

@@ -96,12 +96,12 @@ type repairQueue struct {
 // enqueueRepair puts a topic, which has set repairing, in line. It does not block:
 // topic.mu may be held.
 func (h *Hub) enqueueRepair(t *topic) {
-	s := &h.repairQueue
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.topics = append(s.topics, t)
-	if s.workers < maxReadsPerKind && h.ctx.Err() == nil {
-		s.workers++
+	q := &h.repairQueue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.topics = append(q.topics, t)
+	if q.workers < maxReadsPerKind && h.ctx.Err() == nil {
+		q.workers++
 		h.spawn(h.repairLoop)
 	}
 }
@@ -116,16 +116,16 @@ func (h *Hub) repairLoop() {
 }
 
 // dequeue takes the first of the line; nil ends a worker.
-func (s *repairQueue) dequeue(ctx context.Context) *topic {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.topics) == 0 || ctx.Err() != nil {
-		s.workers--
-		s.topics = nil
+func (q *repairQueue) dequeue(ctx context.Context) *topic {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.topics) == 0 || ctx.Err() != nil {
+		q.workers--
+		q.topics = nil
 		return nil
 	}
-	t := s.topics[0]
-	s.topics[0] = nil
-	s.topics = s.topics[1:]
+	t := q.topics[0]
+	q.topics[0] = nil
+	q.topics = q.topics[1:]
 	return t
 }

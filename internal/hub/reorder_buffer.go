@@ -13,47 +13,47 @@ type reorderBuffer struct {
 
 // put keeps an entry, unless the hold has so many frames, or would have more
 // bytes than size.
-func (h *reorderBuffer) put(e *roomFrame, maxFrames, maxBytes int) bool {
-	if _, exists := h.frames[e.seq]; exists {
+func (b *reorderBuffer) put(e *roomFrame, maxFrames, maxBytes int) bool {
+	if _, exists := b.frames[e.seq]; exists {
 		return true // or it is another epoch's: then the log is asked anyway
 	}
 	// One entry always has a place, however large.
-	if len(h.frames) >= maxFrames || h.bytes > 0 && h.bytes+len(e.frame) > maxBytes {
+	if len(b.frames) >= maxFrames || b.bytes > 0 && b.bytes+len(e.frame) > maxBytes {
 		return false
 	}
-	if h.frames == nil {
-		h.frames = make(map[message.Seq]roomFrame)
+	if b.frames == nil {
+		b.frames = make(map[message.Seq]roomFrame)
 	}
-	h.frames[e.seq] = *e
-	h.bytes += len(e.frame)
+	b.frames[e.seq] = *e
+	b.bytes += len(e.frame)
 	return true
 }
 
 // len is how many are held.
-func (h *reorderBuffer) len() int { return len(h.frames) }
+func (b *reorderBuffer) len() int { return len(b.frames) }
 
 // pop removes and returns the entry of a seq, if it is held in that epoch.
-func (h *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bool) {
-	e, ok := h.frames[seq]
+func (b *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bool) {
+	e, ok := b.frames[seq]
 	if !ok || e.epoch != epoch {
 		return roomFrame{}, false
 	}
-	h.drop(seq)
+	b.drop(seq)
 	return e, true
 }
 
 // drop removes the entry of a seq, which is held.
-func (h *reorderBuffer) drop(seq message.Seq) {
-	h.bytes -= len(h.frames[seq].frame)
-	delete(h.frames, seq)
+func (b *reorderBuffer) drop(seq message.Seq) {
+	b.bytes -= len(b.frames[seq].frame)
+	delete(b.frames, seq)
 }
 
 // prune drops what is not after a position of an epoch: it was delivered, or
 // never will be.
-func (h *reorderBuffer) prune(last message.Seq, epoch message.Epoch) {
-	for seq, e := range h.frames {
+func (b *reorderBuffer) prune(last message.Seq, epoch message.Epoch) {
+	for seq, e := range b.frames {
 		if seq <= last || e.epoch != epoch {
-			h.drop(seq)
+			b.drop(seq)
 		}
 	}
 }

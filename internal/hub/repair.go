@@ -56,12 +56,12 @@ func (t *topic) repair() {
 		t.mu.Unlock()
 		return
 	}
-	w := gapRequest{t.last, t.target, t.epochMismatches}
+	req := gapRequest{t.last, t.target, t.epochMismatches}
 	t.hub.metrics.repairs.WithLabelValues(t.repairCause).Inc()
 	t.mu.Unlock()
-	page, err := t.fetch(t.hub.ctx, nil, w.after, t.hub.repairPageLimit)
+	page, err := t.fetch(t.hub.ctx, nil, req.after, t.hub.repairPageLimit)
 	if err == nil {
-		t.apply(w, page)
+		t.apply(req, page)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -82,18 +82,18 @@ func (t *topic) repair() {
 
 // apply takes a page that was read for a want. Live messages may have come
 // meanwhile: the page fills what is still missing, and nothing else.
-func (t *topic) apply(w gapRequest, p *encodedPage) {
+func (t *topic) apply(req gapRequest, p *encodedPage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return
 	}
-	t.mismatchesResolved = w.epochMismatches // those that came meanwhile are open
-	if p.Epoch == t.epoch && p.Head < w.target {
-		t.abandonTarget(w, p)
+	t.mismatchesResolved = req.epochMismatches // those that came meanwhile are open
+	if p.Epoch == t.epoch && p.Head < req.target {
+		t.abandonTarget(req, p)
 	}
 	switch {
-	case p.Epoch != t.epoch || p.Head < w.after:
+	case p.Epoch != t.epoch || p.Head < req.after:
 		t.restartAtHead(p)
 	case p.More:
 		t.skipToHead(p)
@@ -160,11 +160,11 @@ func (t *topic) restartAtHead(p *encodedPage) {
 // was read after they were known. It went back without a new epoch, which only
 // a copy of its files under a running service can do. What became known since
 // stays wanted. Caller holds mu.
-func (t *topic) abandonTarget(w gapRequest, p *encodedPage) {
+func (t *topic) abandonTarget(req gapRequest, p *encodedPage) {
 	t.hub.logger.Error("the log is behind what was delivered, and its epoch is the same",
-		"room", t.room, "head", p.Head, "known", w.target)
-	t.prune(w.target)
-	if t.target == w.target {
+		"room", t.room, "head", p.Head, "known", req.target)
+	t.prune(req.target)
+	if t.target == req.target {
 		t.target = p.Head
 	}
 }

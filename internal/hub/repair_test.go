@@ -14,147 +14,147 @@ import (
 // scenario plays what the property found, or might not find again soon, step by
 // step and in virtual time. The judge reads along; in the end everybody must
 // have everything.
-func scenario(t *testing.T, nodes int, run func(a *simulation)) {
+func scenario(t *testing.T, nodes int, run func(sim *simulation)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		a := newSimulation(tinyBounds(), nodes, 2, 3)
-		a.t = t
-		defer a.close()
-		run(a)
-		a.waitComplete(t, 8*time.Second)
+		sim := newSimulation(tinyBounds(), nodes, 2, 3)
+		sim.t = t
+		defer sim.close()
+		run(sim)
+		sim.waitComplete(t, 8*time.Second)
 	})
 }
 
 // joinAndWait joins from now and waits until the player is in.
-func (a *simulation) joinAndWait(p *simClient, node int, room message.Room) {
-	a.dialAndJoin(p, node, room, pendingJoin{fromNow: true})
+func (sim *simulation) joinAndWait(c *simClient, node int, room message.Room) {
+	sim.dialAndJoin(c, node, room, pendingJoin{fromNow: true})
 	time.Sleep(time.Second)
 }
 
-func (a *simulation) dialAndJoin(p *simClient, node int, room message.Room, k pendingJoin) {
-	a.dial(p, node)
-	a.join(p, room, k)
+func (sim *simulation) dialAndJoin(c *simClient, node int, room message.Room, k pendingJoin) {
+	sim.dial(c, node)
+	sim.join(c, room, k)
 	synctest.Wait()
 }
 
 // broadcast stores messages by way of a node, and hands them to everyone.
-func (a *simulation) broadcast(node int, room message.Room, n int) {
-	a.pending[node] = append(a.pending[node], a.log.commit(room, n, 1))
-	a.completeNext(node)
-	a.deliverAll()
+func (sim *simulation) broadcast(node int, room message.Room, n int) {
+	sim.pending[node] = append(sim.pending[node], sim.log.commit(room, n, 1))
+	sim.completeNext(node)
+	sim.deliverAll()
 	synctest.Wait()
 }
 
 func TestJoinAfterZeroMissesNothingOfAnEpochUnknownToTheNode(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.log.commit("r1", 1, 1)
-		a.joinAndWait(a.clients[0], 0, "r1") // its ring does not have the message
-		a.log.restore(map[message.Room]int{"r1": 1})
-		a.log.commit("r1", 2, 1)
+	scenario(t, 1, func(sim *simulation) {
+		sim.log.commit("r1", 1, 1)
+		sim.joinAndWait(sim.clients[0], 0, "r1") // its ring does not have the message
+		sim.log.restore(map[message.Room]int{"r1": 1})
+		sim.log.commit("r1", 2, 1)
 		// Before the first message is the same place in every epoch: no gap.
-		a.dialAndJoin(a.clients[1], 0, "r1", pendingJoin{})
+		sim.dialAndJoin(sim.clients[1], 0, "r1", pendingJoin{})
 	})
 }
 
 // The feed's first answer begins when it is given; a room may be live before.
 func TestARoomThatIsLiveBeforeTheFirstFeedReadIsRepaired(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.stop(0)
-		a.logViews[0].set(func() { a.logViews[0].feedDown = true })
-		a.start(0)
-		a.joinAndWait(a.clients[0], 0, "r1")
-		a.log.commit("r1", 1, 1) // another node's, and its broadcast is lost
-		a.clearFaults()
+	scenario(t, 1, func(sim *simulation) {
+		sim.stop(0)
+		sim.logViews[0].set(func() { sim.logViews[0].feedDown = true })
+		sim.start(0)
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		sim.log.commit("r1", 1, 1) // another node's, and its broadcast is lost
+		sim.clearFaults()
 	})
 }
 
 func TestJoinedNeverReportsAnOldestMessageBeyondTheNewest(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
-		a.log.commit("r1", 2, 1) // not heard of yet
-		a.log.trim("r1", 3)
-		a.dialAndJoin(a.clients[1], 0, "r1", pendingJoin{from: modelPosition{"e1", 1}}) // reads the log
-		a.dialAndJoin(a.clients[2], 0, "r1", pendingJoin{fromNow: true})
+	scenario(t, 1, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		sim.log.commit("r1", 2, 1) // not heard of yet
+		sim.log.trim("r1", 3)
+		sim.dialAndJoin(sim.clients[1], 0, "r1", pendingJoin{from: modelPosition{"e1", 1}}) // reads the log
+		sim.dialAndJoin(sim.clients[2], 0, "r1", pendingJoin{fromNow: true})
 	})
 }
 
 func TestAClosedTopicReleasesItsMemory(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.logViews[0].set(func() { a.logViews[0].delay = 2 * time.Second })
-		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true})
-		a.broadcast(0, "r1", 1) // held until the room opens
-		a.leave(a.clients[0], "r1")
+	scenario(t, 1, func(sim *simulation) {
+		sim.logViews[0].set(func() { sim.logViews[0].delay = 2 * time.Second })
+		sim.dialAndJoin(sim.clients[0], 0, "r1", pendingJoin{fromNow: true})
+		sim.broadcast(0, "r1", 1) // held until the room opens
+		sim.leave(sim.clients[0], "r1")
 		time.Sleep(30 * time.Second)
-		a.checkIdle()
+		sim.checkIdle()
 	})
 }
 
 func TestANewEpochSeenWhileATopicOpensIsNotForgotten(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.logViews[0].set(func() { a.logViews[0].delay = 300 * time.Millisecond })
-		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true}) // reads in the old epoch
-		a.log.restore(nil)
-		a.clearFaults()
+	scenario(t, 1, func(sim *simulation) {
+		sim.logViews[0].set(func() { sim.logViews[0].delay = 300 * time.Millisecond })
+		sim.dialAndJoin(sim.clients[0], 0, "r1", pendingJoin{fromNow: true}) // reads in the old epoch
+		sim.log.restore(nil)
+		sim.clearFaults()
 	})
 }
 
 // A message of a past epoch says nothing about the seqs of this one, whether
 // the inbox takes it or is full, and whether the room is open or not.
 func TestALateMessageOfAPastEpochCausesNoLoss(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
-		late := a.log.commit("r1", 9, 500) // more than an inbox takes
-		a.log.restore(map[message.Room]int{"r1": 3})
+	scenario(t, 2, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		late := sim.log.commit("r1", 9, 500) // more than an inbox takes
+		sim.log.restore(map[message.Room]int{"r1": 3})
 		time.Sleep(time.Second) // the node has heard of it
-		for _, v := range a.logViews {
+		for _, v := range sim.logViews {
 			v.set(func() { v.feedDown, v.delay = true, 40*time.Millisecond })
 		}
-		a.nodes[1].Completed(late)
-		a.deliverAll() // a repair begins, whose page ends at 3
+		sim.nodes[1].Completed(late)
+		sim.deliverAll() // a repair begins, whose page ends at 3
 		time.Sleep(30 * time.Millisecond)
-		a.log.commit("r1", 1, 1) // lost
-		a.broadcast(1, "r1", 1)  // 5 is held, and 4 is known to be missing
+		sim.log.commit("r1", 1, 1) // lost
+		sim.broadcast(1, "r1", 1)  // 5 is held, and 4 is known to be missing
 	})
 }
 
 func TestAMessageOfAPastEpochBeforeTheTopicOpensCausesNoLoss(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		late := a.log.commit("r1", 9, 1)
-		a.log.restore(map[message.Room]int{"r1": 3})
-		a.logViews[0].set(func() { a.logViews[0].delay, a.logViews[0].feedDown = 40*time.Millisecond, true })
-		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true})
-		a.nodes[1].Completed(late)
-		a.deliverAll()
+	scenario(t, 2, func(sim *simulation) {
+		late := sim.log.commit("r1", 9, 1)
+		sim.log.restore(map[message.Room]int{"r1": 3})
+		sim.logViews[0].set(func() { sim.logViews[0].delay, sim.logViews[0].feedDown = 40*time.Millisecond, true })
+		sim.dialAndJoin(sim.clients[0], 0, "r1", pendingJoin{fromNow: true})
+		sim.nodes[1].Completed(late)
+		sim.deliverAll()
 		time.Sleep(70 * time.Millisecond) // open, and a repair is under way
-		a.log.commit("r1", 1, 1)
-		a.broadcast(1, "r1", 1)
+		sim.log.commit("r1", 1, 1)
+		sim.broadcast(1, "r1", 1)
 	})
 }
 
 // A room gets more at once than its inbox takes; nothing else tells of it.
 func TestMessagesDroppedByAFullInboxAreFetched(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
-		v := a.logViews[0]
+	scenario(t, 2, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		v := sim.logViews[0]
 		v.set(func() { v.feedDown = true })
-		a.nodes[1].Completed(a.log.commit("r1", 9, 500))
-		a.deliverAll()
-		a.waitComplete(a.t, time.Second)
+		sim.nodes[1].Completed(sim.log.commit("r1", 9, 500))
+		sim.deliverAll()
+		sim.waitComplete(sim.t, time.Second)
 	})
 }
 
 // Without a broker a message takes the feed's interval and the moment that a
 // hole has to fill by itself, at most.
 func TestWithoutABrokerDeliveryTakesOneFeedInterval(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
+	scenario(t, 2, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
 		worst := time.Duration(0)
 		for i := range 50 {
 			time.Sleep(time.Duration(i*7) * time.Millisecond)
-			a.nodes[1].Completed(a.log.commit("r1", 1, 1))
-			a.broker.dropAll()
+			sim.nodes[1].Completed(sim.log.commit("r1", 1, 1))
+			sim.broker.dropAll()
 			began := time.Now()
-			for a.clients[0].missing() != "" {
+			for sim.clients[0].missing() != "" {
 				time.Sleep(time.Millisecond)
 				synctest.Wait()
 			}
@@ -169,11 +169,11 @@ func TestWithoutABrokerDeliveryTakesOneFeedInterval(t *testing.T) {
 // Two broadcasts that overtake each other cost no read; one that is lost costs
 // one, whatever the number of members.
 func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		for _, p := range a.clients {
-			a.joinAndWait(p, 0, "r1")
+	scenario(t, 2, func(sim *simulation) {
+		for _, p := range sim.clients {
+			sim.joinAndWait(p, 0, "r1")
 		}
-		v := a.logViews[0]
+		v := sim.logViews[0]
 		v.set(func() { v.feedDown = true })
 		time.Sleep(time.Second)
 		reads := func() int {
@@ -182,19 +182,19 @@ func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
 			return v.reads
 		}
 		before := reads()
-		first, second := a.log.commit("r1", 1, 1), a.log.commit("r1", 1, 1)
-		a.nodes[1].Completed(second)
-		a.deliverAll()
+		first, second := sim.log.commit("r1", 1, 1), sim.log.commit("r1", 1, 1)
+		sim.nodes[1].Completed(second)
+		sim.deliverAll()
 		time.Sleep(10 * time.Millisecond) // less than a hole is given
-		a.nodes[1].Completed(first)
-		a.deliverAll()
+		sim.nodes[1].Completed(first)
+		sim.deliverAll()
 		time.Sleep(time.Second)
 		if got := reads() - before; got != 0 {
 			t.Errorf("a swap cost %d reads", got)
 		}
-		a.log.commit("r1", 1, 1)
-		a.nodes[1].Completed(a.log.commit("r1", 1, 1))
-		a.deliverAll()
+		sim.log.commit("r1", 1, 1)
+		sim.nodes[1].Completed(sim.log.commit("r1", 1, 1))
+		sim.deliverAll()
 		time.Sleep(time.Second)
 		if got := reads() - before; got != 1 {
 			t.Errorf("a hole cost %d reads", got)
@@ -203,18 +203,18 @@ func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
 }
 
 // receiveUnstored hands a node a message that its log does not have.
-func (w *fixture) receiveUnstored(node int, room message.Room, seq message.Seq) {
+func (f *fixture) receiveUnstored(node int, room message.Room, seq message.Seq) {
 	p := payload{kind: kindMessages, origin: 1}
-	p.add(&message.Publication{Draft: message.Draft{Room: room, ID: "claimed", Data: []byte(`0`)}, Epoch: w.log.epoch, Seq: seq})
-	w.nodes[node].Receive(room, p.encode())
+	p.add(&message.Publication{Draft: message.Draft{Room: room, ID: "claimed", Data: []byte(`0`)}, Epoch: f.log.epoch, Seq: seq})
+	f.nodes[node].Receive(room, p.encode())
 }
 
 // Only a copy of its files under a running service takes a log back without a
 // new epoch. Then what was delivered is void, and members are told.
 func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
-	w := newFixture(t, 1)
-	w.feed.off = true
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.feed.off = true
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	for range 5 {
@@ -222,10 +222,10 @@ func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
 	}
 	want := append([]string{"joined 0"}, messages(1, 5)...)
 	a.expectFrames(want...)
-	w.log.mu.Lock()
-	w.log.rooms["r"] = w.log.rooms["r"][:2]
-	w.log.mu.Unlock()
-	w.receiveUnstored(0, "r", 7)
+	f.log.mu.Lock()
+	f.log.rooms["r"] = f.log.rooms["r"][:2]
+	f.log.mu.Unlock()
+	f.receiveUnstored(0, "r", 7)
 	want = append(want, "gap 1-2 epoch")
 	a.expectFrames(want...)
 	a.must(`{"type":"publish","room":"r","data":1}`)
@@ -233,16 +233,16 @@ func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
 }
 
 func TestAMessageMissingFromTheLogIsAbandoned(t *testing.T) {
-	w := newFixture(t, 1)
-	w.feed.off = true
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.feed.off = true
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
-	w.store("r", 2) // not heard of
-	w.receiveUnstored(0, "r", 9)
+	f.store("r", 2) // not heard of
+	f.receiveUnstored(0, "r", 9)
 	a.expectFrames("joined 0", "message 1", "message 2") // what there is comes all the same
 	eventually(t, "the topic to be at rest", func() bool {
-		s := w.nodes[0].Rooms()[0]
+		s := f.nodes[0].Rooms()[0]
 		return s.Held == 0 && s.Behind == 0
 	})
 	a.must(`{"type":"publish","room":"r","data":1}`)
@@ -271,14 +271,14 @@ func (l *logWithHole) Read(ctx context.Context, r message.Range) (message.Page, 
 
 func TestAPageWithAHoleIsReadAgain(t *testing.T) {
 	for _, without := range []int64{2, 4} {
-		w := newFixture(t, 1)
-		l := &logWithHole{memLog: w.log}
+		f := newFixture(t, 1)
+		l := &logWithHole{memLog: f.log}
 		l.omitted.Store(without)
-		w.nodes[0].cfg.Log = l
-		a := w.client(0)
+		f.nodes[0].cfg.Log = l
+		a := f.client(0)
 		a.must(`{"type":"join","room":"r"}`)
 		a.expectFrames("joined 0")
-		w.store("r", 4)
+		f.store("r", 4)
 		eventually(t, "a torn page", func() bool { return l.omissions.Load() > 0 })
 		a.expectFrames("joined 0")
 		l.omitted.Store(0)

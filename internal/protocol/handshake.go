@@ -29,7 +29,7 @@ type Handshake struct {
 
 // ReadHandshake reads the offer of a handshake. An error names the field and its
 // bound, and repeats nothing of what was sent.
-func ReadHandshake(r *http.Request) (o Handshake, err error) {
+func ReadHandshake(r *http.Request) (h Handshake, err error) {
 	subprotocolValues := func(prefix string) (found []string) {
 		for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
 			for p := range strings.SplitSeq(line, ",") {
@@ -47,21 +47,21 @@ func ReadHandshake(r *http.Request) (o Handshake, err error) {
 			tokens = append(tokens, strings.TrimSpace(token))
 		}
 	}
-	if o.Token, err = atMostOne("token", tokens); err != nil {
+	if h.Token, err = atMostOne("token", tokens); err != nil {
 		return Handshake{}, err
 	}
-	if len(tokens) > 0 && (o.Token == "" || len(o.Token) > MaxTokenLength) {
+	if len(tokens) > 0 && (h.Token == "" || len(h.Token) > MaxTokenLength) {
 		return Handshake{}, invalidError("token", "must be of 1 to 8192 bytes")
 	}
 	sessions := append(subprotocolValues(sessionPrefix), r.Header.Values(SessionHeader)...)
-	if o.Session, err = atMostOne("session", sessions); err != nil {
+	if h.Session, err = atMostOne("session", sessions); err != nil {
 		return Handshake{}, err
 	}
-	if len(sessions) > 0 && !CheckSession(o.Session) {
+	if len(sessions) > 0 && !CheckSession(h.Session) {
 		return Handshake{}, invalidError("session", "must be 1 to 128 of A-Z a-z 0-9 . _ -")
 	}
-	o.RejoinRooms = r.URL.Query().Get("rooms") == "1"
-	return o, nil
+	h.RejoinRooms = r.URL.Query().Get("rooms") == "1"
+	return h, nil
 }
 
 // atMostOne returns the one value there is, "" for none: of two nobody knows which

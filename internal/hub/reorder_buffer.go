@@ -2,22 +2,22 @@ package hub
 
 import "switchyard/internal/message"
 
-// A reorderBuffer keeps entries that came before their turn, at most one a seq. It may
-// have entries of several epochs until it is pruned: before a topic is open it
-// can't tell which of them is its own. The zero value is empty. The topic keeps
-// its books.
+// A reorderBuffer keeps frames that arrived before an earlier one did, at most
+// one for each seq. Until the topic is open, frames of several epochs may be in
+// it, because the topic does not know yet which epoch is its own. The zero
+// value is empty. The topic's lock guards it, and the topic counts its bytes
+// towards the budget.
 type reorderBuffer struct {
 	frames map[message.Seq]roomFrame
 	bytes  int
 }
 
-// put keeps an entry, unless the hold has so many frames, or would have more
-// bytes than size.
+// put keeps a frame, unless the buffer has maxFrames, or would have more than
+// maxBytes. It accepts a frame of any size if the buffer is empty.
 func (b *reorderBuffer) put(e *roomFrame, maxFrames, maxBytes int) bool {
 	if _, exists := b.frames[e.seq]; exists {
-		return true // or it is another epoch's: then the log is asked anyway
+		return true // if it is of another epoch, the topic reads the log anyway
 	}
-	// One entry always has a place, however large.
 	if len(b.frames) >= maxFrames || b.bytes > 0 && b.bytes+len(e.frame) > maxBytes {
 		return false
 	}
@@ -29,10 +29,10 @@ func (b *reorderBuffer) put(e *roomFrame, maxFrames, maxBytes int) bool {
 	return true
 }
 
-// len is how many are held.
+// len returns the number of frames.
 func (b *reorderBuffer) len() int { return len(b.frames) }
 
-// pop removes and returns the entry of a seq, if it is held in that epoch.
+// pop removes and returns the frame of a seq, if there is one of that epoch.
 func (b *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bool) {
 	e, ok := b.frames[seq]
 	if !ok || e.epoch != epoch {
@@ -42,14 +42,14 @@ func (b *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bo
 	return e, true
 }
 
-// drop removes the entry of a seq, which is held.
+// drop removes the frame of a seq, which exists.
 func (b *reorderBuffer) drop(seq message.Seq) {
 	b.bytes -= len(b.frames[seq].frame)
 	delete(b.frames, seq)
 }
 
-// prune drops what is not after a position of an epoch: it was delivered, or
-// never will be.
+// prune removes the frames that do not follow a position: they were delivered,
+// or never will be.
 func (b *reorderBuffer) prune(last message.Seq, epoch message.Epoch) {
 	for seq, e := range b.frames {
 		if seq <= last || e.epoch != epoch {

@@ -11,10 +11,11 @@ import (
 	"switchyard/internal/message"
 )
 
-// AppendBatch stores all or none: a message whose data is "poison" spoils it.
+// AppendBatch implements BatchAppender. A message whose data is "invalid" makes
+// the batch fail.
 func (l *memLog) AppendBatch(_ context.Context, batch []*message.Publication) error {
 	for i, p := range batch {
-		if string(p.Data) == `"poison"` {
+		if string(p.Data) == `"invalid"` {
 			return &message.BatchError{Index: i, Err: message.ErrRejected}
 		}
 	}
@@ -43,7 +44,7 @@ func (l *memLog) ListRooms(_ context.Context, prefix string, after message.Room,
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.reads++; l.down {
-		return nil, false, errors.New("planted: log is away")
+		return nil, false, errors.New("injected: the log is down")
 	}
 	var found []message.RoomInfo
 	for room, all := range l.rooms {
@@ -72,10 +73,10 @@ func TestABatchReachesItsRoomsOnEveryNode(t *testing.T) {
 	a.expectFrames("joined 0", "message 1", "message 2")
 	b.expectFrames("joined 0", "message 1")
 	if len(pubs) != 3 || pubs[1].Seq != 2 || pubs[1].ID != "mine" || pubs[0].ID == "" || pubs[0].ID == pubs[2].ID {
-		t.Errorf("answers %+v", pubs)
+		t.Errorf("got publications %+v", pubs)
 	}
 	if n := f.broker.published; n != 2 {
-		t.Errorf("%d broadcasts, want one a room", n)
+		t.Errorf("%d broadcasts, want one for each room", n)
 	}
 }
 
@@ -85,32 +86,33 @@ func TestAFailedBatchDeliversNothing(t *testing.T) {
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	_, err := f.nodes[0].PublishBatch(t.Context(), []message.Draft{
-		{Room: "r", Data: []byte(`1`)}, {Room: "r", Data: []byte(`"poison"`)},
+		{Room: "r", Data: []byte(`1`)}, {Room: "r", Data: []byte(`"invalid"`)},
 	})
 	var batchErr *message.BatchError
 	if !errors.As(err, &batchErr) || batchErr.Index != 1 || !errors.Is(err, message.ErrRejected) {
-		t.Errorf("%v: does not name message 1", err)
+		t.Errorf("got %v, want an error that names message 1", err)
 	}
 	f.log.down = true
 	if _, err := f.nodes[0].PublishBatch(t.Context(), []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
-		t.Errorf("log away: %v", err)
+		t.Errorf("with the log down: got %v, want ErrUnavailable", err)
 	}
 	f.log.down = false
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames("joined 0", "message 1")
 }
 
-// A batch that ran out of time may have been stored.
+// A batch that timed out may have been stored.
 func TestABatchThatTimesOutHasAnUnknownOutcome(t *testing.T) {
 	f := newFixture(t, 1)
 	f.nodes[0].cfg.Batches = blockedAppender{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := f.nodes[0].PublishBatch(ctx, []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
-		t.Errorf("%v, want ErrUnavailable", err)
+		t.Errorf("got %v, want ErrUnavailable", err)
 	}
 }
 
+// A blockedAppender never answers.
 type blockedAppender struct{}
 
 func (blockedAppender) AppendBatch(ctx context.Context, _ []*message.Publication) error {
@@ -132,7 +134,7 @@ func TestASignalFromABackendReachesEveryNode(t *testing.T) {
 
 func TestRoomsAreListedInBoundedPages(t *testing.T) {
 	f := newFixture(t, 1)
-	for i := range MaxRoomList + 1 {
+	for i := range 1001 {
 		f.store(message.Room(fmt.Sprintf("r%04d", i)), 1)
 	}
 	f.store("_canary.1", 1)
@@ -159,6 +161,6 @@ func TestRoomsAreListedInBoundedPages(t *testing.T) {
 	}
 	f.log.down = true
 	if _, _, err := f.nodes[0].ListRooms(t.Context(), "", "", 1); !errors.Is(err, message.ErrUnavailable) {
-		t.Errorf("log away: %v", err)
+		t.Errorf("with the log down: got %v, want ErrUnavailable", err)
 	}
 }

@@ -13,15 +13,15 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A checker holds what members get against what the ledger knows, frame by frame.
-// It keeps the first complaint.
+// A checker compares each frame that a client receives with the model log. It
+// keeps the first failure.
 type checker struct {
 	log         *modelLog
-	faultActive func() bool // whether a fault is in the way of joins now
+	faultActive func() bool // whether a fault may delay joins now
 
 	mu         sync.Mutex
 	failure    string
-	graceUntil time.Time // until when refusals are excused
+	graceUntil time.Time // until then joins may be refused
 }
 
 func (c *checker) failf(format string, args ...any) {
@@ -38,8 +38,8 @@ func (c *checker) firstFailure() string {
 	return c.failure
 }
 
-// extendGrace lets joins be refused until a while after a fault. A join waits for the
-// topic to open and then for its page, each bounded.
+// extendGrace allows refused joins for a while after a fault. A join waits for
+// the topic to open and then for its page, each bounded.
 func (c *checker) extendGrace() {
 	if c.faultActive() {
 		c.mu.Lock()
@@ -57,36 +57,38 @@ func (c *checker) inGrace() bool {
 	return time.Now().Before(c.graceUntil)
 }
 
-// A modelPosition is how far a member has come: what the next frame is held against.
+// A modelPosition is how far a client has come in a room. The next frame is
+// compared with it.
 type modelPosition struct {
 	epoch message.Epoch
 	seq   message.Seq
 }
 
-// An pendingJoin is a join that is not answered yet.
+// A pendingJoin is a join that is not answered yet.
 type pendingJoin struct {
 	room     message.Room
 	from     modelPosition
-	fromNow  bool // from now: without a position
-	ahead    bool // the log had never been there when it was asked
+	fromNow  bool // without a position
+	ahead    bool // the log had not reached the position when the join was sent
 	replaced bool // by a leave or another join: its answer is an error
 }
 
-// A roomModel is a player's place in one room, and the model of what comes there:
-// after `joined`, each next message of the log, with gaps only for what the log
-// does not have; after `left` nothing.
+// A roomModel is a client's membership in one room, and what may arrive there:
+// after `joined`, each next message of the log, and gaps only for messages that
+// the log does not have; after `left`, nothing.
 type roomModel struct {
 	joined  bool
-	at      modelPosition // stays when the seat is lost: the next join may resume from it
-	ahead   bool          // at is where the log never was
+	at      modelPosition // kept when the membership ends: the next join may resume from it
+	ahead   bool          // at is a position that the log never reached
 	joinRef string        // ref of the newest join, until it is answered
 	leaving bool
 
-	atPing    modelPosition // where it was at the last ping of this stay
-	confirmed modelPosition // and at the last that was answered, or at its join
+	atPing    modelPosition // at at the last ping of this membership
+	confirmed modelPosition // at at the last ping that was answered, or at the join
 }
 
-// A simClient is a person with one connection at a time. Safe for concurrent use.
+// A simClient is a client with one connection at a time. It is safe for
+// concurrent use.
 type simClient struct {
 	*checker
 	name string
@@ -99,11 +101,11 @@ type simClient struct {
 	rooms        map[message.Room]*roomModel
 }
 
-// A simConn is one connection of a player. It implements Outlet.
+// A simConn is one connection of a simClient. It implements Outlet.
 type simConn struct {
 	owner   *simClient
 	client  *Client
-	blocked chan struct{} // Flushed waits for it; nil: it does not wait
+	blocked chan struct{} // Flushed waits for it, unless it is nil
 	ended   chan struct{} // closed with the connection
 	closed  bool
 }
@@ -162,12 +164,12 @@ func asString(v any) string {
 	return s
 }
 
-// checkFrame judges one frame. Caller holds mu.
+// checkFrame checks one frame. Caller holds mu.
 func (c *simClient) checkFrame(v map[string]any) {
 	room, epoch := message.Room(asString(v["room"])), message.Epoch(asString(v["epoch"]))
 	s := c.rooms[room]
 	if s == nil {
-		c.failf("%s got %v of a room it never asked for", c.name, v)
+		c.failf("%s got %v of a room that it never joined", c.name, v)
 		return
 	}
 	switch kind := asString(v["type"]); kind {
@@ -182,7 +184,7 @@ func (c *simClient) checkFrame(v map[string]any) {
 		s.joined, s.leaving = false, false
 	case "message", "gap", "signal":
 		if !s.joined {
-			c.failf("%s got a %s of %s, where it is not", c.name, kind, room)
+			c.failf("%s got a %s of %s, which it is not in", c.name, kind, room)
 			return
 		}
 		switch kind {
@@ -194,16 +196,17 @@ func (c *simClient) checkFrame(v map[string]any) {
 	}
 }
 
-// checkJoined begins a stay: the position is the one asked for, or the head told.
+// checkJoined checks the answer to a join. The client is then at the position
+// that it requested, or at the head.
 func (c *simClient) checkJoined(room message.Room, s *roomModel, ref string, head modelPosition, first message.Seq) {
 	a := c.pendingJoins[ref]
 	if a == nil || ref != s.joinRef || a.replaced {
-		c.failf("%s got joined of %s for %q, which it does not wait for", c.name, room, ref)
+		c.failf("%s got joined of %s for %q, which is not a pending join", c.name, room, ref)
 		return
 	}
 	delete(c.pendingJoins, ref)
 	if most, known := c.log.head(head.epoch, room); !known || head.seq > most || first > head.seq+1 {
-		c.failf("%s joined %s at %v from %d, where the log never was", c.name, room, head, first)
+		c.failf("%s joined %s with head %v and first %d, which the log never had", c.name, room, head, first)
 	}
 	s.joined, s.joinRef, s.at, s.ahead = true, "", a.from, a.ahead
 	switch {
@@ -214,32 +217,33 @@ func (c *simClient) checkJoined(room message.Room, s *roomModel, ref string, hea
 	}
 	s.atPing, s.confirmed = modelPosition{}, s.at
 	if s.at.epoch == head.epoch && s.at.seq > head.seq && !s.ahead {
-		c.failf("%s joined %s after %v, and is told that its head is %v", c.name, room, s.at, head)
+		c.failf("%s joined %s after %v, and joined reports the head %v", c.name, room, s.at, head)
 	}
 }
 
-// checkRefused takes the answer to a join that came to nothing.
+// checkRefused checks an error that answers a join.
 func (c *simClient) checkRefused(ref, code string) {
 	a := c.pendingJoins[ref]
 	switch {
 	case a == nil:
-		c.failf("%s got an error for %q, which it does not wait for", c.name, ref)
+		c.failf("%s got an error for %q, which is not a pending join", c.name, ref)
 		return
 	case a.replaced && code == "invalid":
 	case code == "unavailable" && c.inGrace():
 	default:
-		c.failf("%s was refused %s: %s, and nothing was in the way", c.name, a.room, code)
+		c.failf("%s was refused %s without a fault: %s", c.name, a.room, code)
 	}
 	delete(c.pendingJoins, ref)
 	if s := c.rooms[a.room]; s.joinRef == ref {
-		s.joined, s.joinRef = false, "" // the stay before it ended first
+		s.joined, s.joinRef = false, "" // the earlier membership ended first
 	}
 }
 
-// checkMessage takes a message: it is the next one, and what the log holds there.
+// checkMessage checks that a message is the next one, and the one that the log
+// has there.
 func (c *simClient) checkMessage(room message.Room, s *roomModel, got modelPosition, id string) {
 	if want := (modelPosition{s.at.epoch, s.at.seq + 1}); got != want {
-		c.failf("%s got %v of %s, not %v", c.name, got, room, want)
+		c.failf("%s got %v of %s, want %v", c.name, got, room, want)
 		return
 	}
 	c.log.mu.Lock()
@@ -252,32 +256,32 @@ func (c *simClient) checkMessage(room message.Room, s *roomModel, got modelPosit
 	s.at, s.ahead = got, false
 }
 
-// checkGap takes a declared gap: what it covers is not to be had.
+// checkGap checks that the messages of a gap cannot be had any more.
 func (c *simClient) checkGap(room message.Room, s *roomModel, epoch message.Epoch, from, to message.Seq, reason string) {
 	most, known := c.log.head(epoch, room)
 	switch {
 	case !known || to > most:
-		c.failf("%s got a gap of %s up to %d in %s, where the log never was", c.name, room, to, epoch)
+		c.failf("%s got a gap of %s up to %d in %s, which the log never reached", c.name, room, to, epoch)
 	case reason == "trimmed" && (epoch != s.at.epoch || from != s.at.seq+1 || to < from || to >= c.log.oldest(epoch, room)):
-		c.failf("%s at %v of %s got a gap of %d to %d in %s, which is not what was trimmed", c.name, s.at, room, from, to, epoch)
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, which are not the trimmed messages", c.name, s.at, room, from, to, epoch)
 	case reason == "epoch" && (from != 1 || !c.isVoid(s, epoch)):
-		c.failf("%s at %v of %s got a gap of %d to %d in %s, and its position is good", c.name, s.at, room, from, to, epoch)
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, but its position is valid", c.name, s.at, room, from, to, epoch)
 	}
 	s.at, s.ahead = modelPosition{epoch, to}, false
 }
 
-// isVoid says whether a position means nothing in a log of that epoch.
+// isVoid reports whether the client's position is void in an epoch.
 func (c *simClient) isVoid(s *roomModel, epoch message.Epoch) bool {
 	if s.at.epoch == epoch {
 		return s.ahead
 	}
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
-	was := slices.Index(c.log.epochs, s.at.epoch) // -1: a lie
+	was := slices.Index(c.log.epochs, s.at.epoch) // -1: an epoch that never was
 	return was < slices.Index(c.log.epochs, epoch)
 }
 
-// missing says what a player has not got, "" when all has come.
+// missing describes what the client has not received, "" if it has everything.
 func (c *simClient) missing() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -293,11 +297,11 @@ func (c *simClient) missing() string {
 		s := c.rooms[room]
 		head, _ := c.log.head(epoch, room)
 		if want := (modelPosition{epoch, head}); s.joined && s.at != want {
-			return fmt.Sprintf("%s is at %v of %s, and the log at %v", c.name, s.at, room, want)
+			return fmt.Sprintf("%s is at %v of %s, the log at %v", c.name, s.at, room, want)
 		}
 	}
 	if len(c.pendingJoins) > 0 {
-		return fmt.Sprintf("%s has no answer to %d joins that it took back", c.name, len(c.pendingJoins))
+		return fmt.Sprintf("%s has no answer to %d replaced joins", c.name, len(c.pendingJoins))
 	}
 	return ""
 }

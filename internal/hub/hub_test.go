@@ -11,11 +11,12 @@ import (
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A testClient is a client of a test.
+// A testClient is a client that records what it receives.
 type testClient struct {
 	*Client
 	t   *testing.T
@@ -27,7 +28,7 @@ func (f *fixture) client(node int) *testClient {
 	return &testClient{f.nodes[node].NewClient(o, ""), f.t, o}
 }
 
-// do sends a frame as the client would.
+// do decodes a frame and hands it to the hub, as the server does.
 func (c *testClient) do(frame string, args ...any) error {
 	r, err := protocol.Decode(fmt.Appendf(nil, frame, args...))
 	if err != nil {
@@ -43,7 +44,8 @@ func (c *testClient) must(frame string, args ...any) {
 	}
 }
 
-// received is everything received of some types, in short: "joined 3", "message 4".
+// received returns the received frames of some types, in short: "joined 3",
+// "message 4".
 func (c *testClient) received(types ...string) []string {
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
@@ -68,16 +70,17 @@ func (c *testClient) received(types ...string) []string {
 	return got
 }
 
-// expectFrames waits until the client has received exactly this of the room's frames.
+// expectFrames waits until the client has received exactly these frames of its
+// rooms.
 func (c *testClient) expectFrames(want ...string) {
 	c.t.Helper()
 	var got []string
 	defer func() {
 		if c.t.Failed() {
-			c.t.Logf("got %v", got)
+			c.t.Logf("received %v", got)
 		}
 	}()
-	eventually(c.t, strings.Join(want, ", "), func() bool {
+	testkit.Eventually(c.t, strings.Join(want, ", "), func() bool {
 		got = c.received("joined", "left", "gap", "message", "error", "signal")
 		return strings.Join(got, ",") == strings.Join(want, ",")
 	})
@@ -106,7 +109,7 @@ func TestAMessageReachesEveryMemberOnEveryNode(t *testing.T) {
 	a.expectFrames(want...)
 	b.expectFrames(want...)
 	if got := a.received("ack"); len(got) != 1 || got[0] != "ack 1" {
-		t.Errorf("publisher got %v, want one ack of 1", got)
+		t.Errorf("the publisher got %v, want one ack of 1", got)
 	}
 	other.expectFrames("joined 0")
 }
@@ -115,7 +118,7 @@ func TestPublishNeedsNoJoin(t *testing.T) {
 	f := newFixture(t, 1)
 	a := f.client(0)
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	eventually(t, "the ack", func() bool { return len(a.received("ack")) == 1 })
+	testkit.Eventually(t, "the ack", func() bool { return len(a.received("ack")) == 1 })
 	a.expectFrames()
 }
 
@@ -154,7 +157,7 @@ func TestResumeFromFarBackComesPageByPage(t *testing.T) {
 func TestASlowJoinerGetsTheNextPageOnlyAfterTheLastOneWasSent(t *testing.T) {
 	f := newFixture(t, 1)
 	f.store("r", 600)
-	page := defaultBounds().pageFrames
+	const page = 200 // DESIGN.md, Bounds
 	a := f.client(0)
 	a.out.blocked = make(chan struct{})
 	a.must(`{"type":"join","room":"r","after":0}`)
@@ -239,7 +242,7 @@ func TestMembersCatchUpFromTheLogWhenMoreThanAPageIsMissing(t *testing.T) {
 	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
-	f.store("r", 700) // another node's, and no broadcast came
+	f.store("r", 700) // on another node, and no broadcast arrived
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames(append([]string{"joined 0"}, messages(1, 701)...)...)
 	f.log.mu.Lock()
@@ -279,7 +282,7 @@ func TestNothingFollowsLeftAndASecondJoinReplacesTheFirst(t *testing.T) {
 	a.expectFrames("joined 0", "message 1", "joined 1", "message 1")
 	a.must(`{"type":"leave","room":"r"}`)
 	a.must(`{"type":"publish","room":"r","data":1}`)
-	eventually(t, "both acks", func() bool { return len(a.received("ack")) == 2 })
+	testkit.Eventually(t, "both acks", func() bool { return len(a.received("ack")) == 2 })
 	a.expectFrames("joined 0", "message 1", "joined 1", "message 1", "left 1")
 	if err := a.do(`{"type":"leave","room":"r"}`); err == nil {
 		t.Error("left a room twice")
@@ -294,8 +297,9 @@ func TestSignalsReachEachMemberOnce(t *testing.T) {
 		p.expectFrames("joined 0")
 	}
 	a.must(`{"type":"signal","room":"r","data":"typing"}`)
-	a.expectFrames("joined 0", "signal typing")
-	b.expectFrames("joined 0", "signal typing")
+	a.must(`{"type":"publish","room":"r","data":1}`) // a second copy of the signal would precede it
+	a.expectFrames("joined 0", "signal typing", "message 1")
+	b.expectFrames("joined 0", "signal typing", "message 1")
 }
 
 func TestRoomLimitAndReservedRooms(t *testing.T) {
@@ -325,9 +329,7 @@ func TestRequestsAreUnavailableWhileTheLogIsDown(t *testing.T) {
 	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
-	f.log.mu.Lock()
-	f.log.down = true
-	f.log.mu.Unlock()
+	f.log.setDown(true)
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames("joined 0", "error unavailable")
 	if err := a.do(`{"type":"history","room":"r"}`); protocol.ErrorFor(err).Code != protocol.CodeUnavailable {
@@ -341,12 +343,18 @@ func TestAnIdleTopicIsClosedAndReopened(t *testing.T) {
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	a.Close(true)
-	eventually(t, "the topic to go", func() bool { return f.nodes[0].lookup("r") == nil })
+	if n := f.broker.subscribed("r"); n != 1 {
+		t.Errorf("%d subscriptions of an open topic, want one", n)
+	}
+	testkit.Eventually(t, "the topic to be closed", func() bool { return f.nodes[0].lookup("r") == nil })
+	if n := f.broker.subscribed("r"); n != 0 {
+		t.Errorf("%d subscriptions of a closed topic", n)
+	}
 	b := f.client(0)
 	b.must(`{"type":"join","room":"r"}`)
 	b.expectFrames("joined 0")
-	if got := f.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 {
-		t.Errorf("rooms: %+v", got)
+	if got := f.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 || f.broker.subscribed("r") != 1 {
+		t.Errorf("rooms %+v with %d subscriptions", got, f.broker.subscribed("r"))
 	}
 }
 

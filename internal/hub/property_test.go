@@ -11,9 +11,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// Whatever happens in whatever order, to the nodes, the log, the broker and the
-// members: each member gets exactly what its position is owed, and once all
-// faults are over, all of it. `-rapid.checks=100000` looks longer.
+// Whatever happens to the nodes, the log, the broker and the clients, in any
+// order: each member gets exactly the messages after its position, and all of
+// them once the faults are over. `-rapid.checks=100000` runs for longer.
 func TestPropertyEachMemberGetsExactlyItsSequence(t *testing.T) {
 	for nodes := 1; nodes <= 3; nodes++ {
 		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) {
@@ -29,37 +29,38 @@ func TestPropertyEachMemberGetsExactlyItsSequence(t *testing.T) {
 	}
 }
 
-// drawBounds may leave the topics of a node next to nothing together.
+// drawBounds returns bounds whose budgets may be nearly nothing.
 func drawBounds(t *rapid.T) bounds {
 	b := tinyBounds()
 	budget := rapid.SampledFrom([]int64{1 << 20, 1 << 20, 300})
-	b.undeliveredBudget = budget.Draw(t, "early")
+	b.undeliveredBudget = budget.Draw(t, "undelivered")
 	b.ringBudget = budget.Draw(t, "rings")
 	b.pageBudget = budget.Draw(t, "pages")
 	return b
 }
 
-// actions is what may happen. Each is one call, after which all that is due at
-// that instant has happened; time passes in "time" alone, and is virtual.
+// actions returns the events that may happen. Each is one call, and everything
+// that is due at that instant happens before the next. Only "time" passes time,
+// which is virtual.
 func (sim *simulation) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
-		"":         func(t *rapid.T) { sim.runDue(t) },
-		"commit":   sim.drawCommit,
-		"resend":   sim.drawResend,
-		"settle":   func(t *rapid.T) { sim.completeNext(sim.drawNode(t)) },
-		"deliver":  sim.drawDeliver,
-		"delivers": func(*rapid.T) { sim.deliverAll() },
-		"signal":   sim.drawSignal,
-		"time":     sim.drawTime,
-		"join":     sim.drawJoin,
-		"resume":   sim.drawResume,
-		"leave":    func(t *rapid.T) { sim.leave(sim.drawClient(t), sim.drawRoom(t)) },
-		"ping":     func(t *rapid.T) { sim.ping(sim.drawClient(t)) },
-		"pong":     func(t *rapid.T) { sim.pong(sim.drawClient(t)) },
-		"player":   sim.drawClientFault,
-		"node":     sim.drawNodeFault,
-		"log":      sim.drawLogFault,
-		"well":     func(*rapid.T) { sim.clearFaults() },
+		"":             func(t *rapid.T) { sim.runDue(t) },
+		"commit":       sim.drawCommit,
+		"resend":       sim.drawResend,
+		"complete":     func(t *rapid.T) { sim.completeNext(sim.drawNode(t)) },
+		"deliver":      sim.drawDeliver,
+		"deliver all":  func(*rapid.T) { sim.deliverAll() },
+		"signal":       sim.drawSignal,
+		"time":         sim.drawTime,
+		"join":         sim.drawJoin,
+		"resume":       sim.drawResume,
+		"leave":        func(t *rapid.T) { sim.leave(sim.drawClient(t), sim.drawRoom(t)) },
+		"ping":         func(t *rapid.T) { sim.ping(sim.drawClient(t)) },
+		"pong":         func(t *rapid.T) { sim.pong(sim.drawClient(t)) },
+		"client fault": sim.drawClientFault,
+		"node fault":   sim.drawNodeFault,
+		"log fault":    sim.drawLogFault,
+		"clear faults": func(*rapid.T) { sim.clearFaults() },
 	}
 }
 
@@ -67,22 +68,22 @@ func (sim *simulation) drawNode(t *rapid.T) int {
 	return rapid.IntRange(0, len(sim.nodes)-1).Draw(t, "node")
 }
 func (sim *simulation) drawClient(t *rapid.T) *simClient {
-	return sim.clients[rapid.IntRange(0, len(sim.clients)-1).Draw(t, "player")]
+	return sim.clients[rapid.IntRange(0, len(sim.clients)-1).Draw(t, "client")]
 }
 func (sim *simulation) drawRoom(t *rapid.T) message.Room {
 	return rapid.SampledFrom([]message.Room{sim.rooms[0], sim.rooms[0], sim.rooms[1]}).Draw(t, "room")
 }
 
-// drawCommit stores messages by way of a node, which hears of it now, later, or
-// never: it may die between commit and broadcast.
+// drawCommit commits messages on a node, whose hub learns of it now, later or
+// never: the node may die between commit and broadcast.
 func (sim *simulation) drawCommit(t *rapid.T) {
 	node, room := sim.drawNode(t), sim.drawRoom(t)
 	n := rapid.SampledFrom([]int{1, 1, 1, 2, 3, 5, 9}).Draw(t, "messages")
 	batch := sim.log.commit(room, n, rapid.SampledFrom([]int{1, 1, 1, 150, 500}).Draw(t, "bytes"))
-	switch rapid.SampledFrom([]string{"now", "now", "later", "never"}).Draw(t, "settled") {
+	switch rapid.SampledFrom([]string{"now", "now", "later", "never"}).Draw(t, "completed") {
 	case "now":
 		sim.pending[node] = append(sim.pending[node], batch)
-		for len(sim.pending[node]) > 0 { // in order, as committed
+		for len(sim.pending[node]) > 0 { // in the order of the commits
 			sim.completeNext(node)
 		}
 	case "later":
@@ -90,7 +91,7 @@ func (sim *simulation) drawCommit(t *rapid.T) {
 	}
 }
 
-// drawResend settles a message once more, as for a publisher who lost the ack.
+// drawResend completes a message again, as for a publisher that lost the ack.
 func (sim *simulation) drawResend(t *rapid.T) {
 	node, room := sim.drawNode(t), sim.drawRoom(t)
 	if head, _ := sim.log.head(sim.log.epoch(), room); head > 0 {
@@ -99,17 +100,17 @@ func (sim *simulation) drawResend(t *rapid.T) {
 	}
 }
 
-// drawDeliver delivers, repeats or loses any parcel of the post.
+// drawDeliver delivers, repeats or loses any payload of the broker.
 func (sim *simulation) drawDeliver(t *rapid.T) {
 	n := sim.broker.queued()
 	if n == 0 {
 		return
 	}
-	i := rapid.IntRange(0, n-1).Draw(t, "parcel")
-	switch rapid.SampledFrom([]string{"take", "take", "keep", "lose"}).Draw(t, "how") {
-	case "take":
+	i := rapid.IntRange(0, n-1).Draw(t, "payload")
+	switch rapid.SampledFrom([]string{"deliver", "deliver", "repeat", "lose"}).Draw(t, "how") {
+	case "deliver":
 		sim.deliver(i, false)
-	case "keep":
+	case "repeat":
 		sim.deliver(i, true)
 	case "lose":
 		sim.broker.dequeue(i, false)
@@ -131,7 +132,7 @@ func (sim *simulation) drawTime(t *rapid.T) {
 	time.Sleep(time.Duration(ms) * time.Millisecond)
 }
 
-// drawJoin joins from anywhere: also where the log never was.
+// drawJoin joins from any position, also from one that the log never reached.
 func (sim *simulation) drawJoin(t *rapid.T) {
 	p, node, room := sim.drawClient(t), sim.drawNode(t), sim.drawRoom(t)
 	k := pendingJoin{}
@@ -150,8 +151,8 @@ func (sim *simulation) drawJoin(t *rapid.T) {
 	sim.join(p, room, k)
 }
 
-// drawResume joins from where the player is, on any node, as clients do that
-// come back.
+// drawResume joins from where the client is, on any node, as a client does
+// after a reconnect.
 func (sim *simulation) drawResume(t *rapid.T) {
 	p, node, room := sim.drawClient(t), sim.drawNode(t), sim.drawRoom(t)
 	sim.dial(p, node)
@@ -179,12 +180,14 @@ func (sim *simulation) drawClientFault(t *rapid.T) {
 func (sim *simulation) drawNodeFault(t *rapid.T) {
 	node := sim.drawNode(t)
 	v, o := sim.logViews[node], sim.broker.nodes[node]
-	fault := rapid.SampledFrom([]string{"log away", "feed away", "log slow", "no subscriptions", "killed"}).Draw(t, "fault")
+	fault := rapid.SampledFrom([]string{"log down", "feed down", "heads down", "log slow", "no subscriptions", "killed"}).Draw(t, "fault")
 	switch fault {
-	case "log away":
+	case "log down":
 		v.set(func() { v.down = true })
-	case "feed away":
+	case "feed down":
 		v.set(func() { v.feedDown = true })
+	case "heads down":
+		v.set(func() { v.headsDown = true })
 	case "log slow":
 		ms := rapid.SampledFrom([]int{1, 40, 300, 2000, 6000}).Draw(t, "ms")
 		v.set(func() { v.delay = time.Duration(ms) * time.Millisecond })
@@ -222,11 +225,11 @@ func (sim *simulation) drawLogFault(t *rapid.T) {
 	}
 }
 
-// clearFaults ends what is wrong with the nodes' ways to the log and the broker.
+// clearFaults ends the faults of the nodes' access to the log and the broker.
 func (sim *simulation) clearFaults() {
-	sim.extendGrace() // for what is under way
+	sim.extendGrace() // for joins that are pending
 	for i, v := range sim.logViews {
-		v.set(func() { v.down, v.feedDown, v.delay = false, false, 0 })
+		v.set(func() { v.down, v.feedDown, v.headsDown, v.delay = false, false, false, 0 })
 		var live []message.Room
 		for _, r := range sim.nodes[i].Rooms() {
 			live = append(live, r.Room)
@@ -235,14 +238,14 @@ func (sim *simulation) clearFaults() {
 	}
 }
 
-// finish ends all faults, gives the nodes some seconds, and judges. The broker
-// may have died for good.
+// finish ends all faults, gives the nodes some seconds, and checks that nothing
+// is missing. The broker may stay broken.
 func (sim *simulation) finish(t *rapid.T) {
 	sim.clearFaults()
 	for _, p := range sim.clients {
 		p.makeFast()
 	}
-	if rapid.Bool().Draw(t, "broker lives") {
+	if rapid.Bool().Draw(t, "broker works") {
 		for i := range sim.nodes {
 			for len(sim.pending[i]) > 0 {
 				sim.completeNext(i)
@@ -254,12 +257,12 @@ func (sim *simulation) finish(t *rapid.T) {
 	for _, p := range sim.clients {
 		sim.disconnect(p)
 	}
-	time.Sleep(15 * time.Second) // TopicIdle, and a sweep
+	time.Sleep(15 * time.Second) // TopicIdle and a sweep
 	sim.checkIdle()
 	sim.runDue(t)
 }
 
-// waitComplete waits until everybody has everything, so long at most.
+// waitComplete waits until every client has everything, at most so long.
 func (sim *simulation) waitComplete(t rapid.TB, most time.Duration) {
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		sim.runDue(t)
@@ -272,7 +275,7 @@ func (sim *simulation) waitComplete(t rapid.TB, most time.Duration) {
 			return
 		}
 		if time.Since(began) > most {
-			t.Fatalf("after %v without a fault %s\n%s", most, missing, sim.describeTopics())
+			t.Fatalf("%v after the last fault %s\n%s", most, missing, sim.describeTopics())
 		}
 	}
 }

@@ -18,23 +18,25 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// An simulation is some nodes on one ledger, the post between them, and players
-// whose frames a judge reads. Its methods are what may happen.
+// A simulation is some nodes on one model log, a broker between them, and
+// clients whose frames a checker checks. Its methods are the events that may
+// happen.
 type simulation struct {
 	*checker
-	t        *testing.T // a story's own
+	t        *testing.T // only in a scenario
 	log      *modelLog
 	broker   *fakeBroker
 	nodes    []*Hub
 	logViews []*logView
-	pending  [][][]*message.Publication // by node: committed, not settled yet
+	pending  [][][]*message.Publication // by node: committed, not yet completed
 	clients  []*simClient
 	rooms    []message.Room
 	bounds   bounds          // of nodes that start
-	logLines countingHandler // of their logs
+	logLines countingHandler // of all nodes
 }
 
-// countingHandler counts what an operator has to read. It implements slog.Handler.
+// A countingHandler counts the log lines that an operator would see. It
+// implements slog.Handler.
 type countingHandler struct{ n atomic.Int64 }
 
 func (h *countingHandler) Enabled(_ context.Context, level slog.Level) bool {
@@ -44,7 +46,7 @@ func (h *countingHandler) WithAttrs([]slog.Attr) slog.Handler        { return h 
 func (h *countingHandler) WithGroup(string) slog.Handler             { return h }
 func (h *countingHandler) Handle(context.Context, slog.Record) error { h.n.Add(1); return nil }
 
-// tinyBounds bounds bring every edge within reach of a few messages.
+// tinyBounds returns bounds that a few messages reach.
 func tinyBounds() bounds {
 	return bounds{
 		inboxBytes: 800, reorderFrames: 4, reorderBytes: 2000,
@@ -80,7 +82,7 @@ func newSimulation(b bounds, nodes, rooms, clients int) *simulation {
 	return sim
 }
 
-// start begins a node, which knows nothing.
+// start starts a node with empty state.
 func (sim *simulation) start(i int) {
 	o := sim.broker.nodes[i]
 	o.mu.Lock()
@@ -92,17 +94,17 @@ func (sim *simulation) start(i int) {
 	})
 }
 
-// stop ends a node; it has nobody left, and must not wait for anything.
+// stop stops a node, which has no clients. It must not wait for anything.
 func (sim *simulation) stop(i int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	began := time.Now()
 	if err := sim.nodes[i].Close(ctx); err != nil || time.Since(began) > 0 {
-		sim.failf("node %d did not end at once, but after %v: %v", i, time.Since(began), err)
+		sim.failf("node %d took %v to stop, want none: %v", i, time.Since(began), err)
 	}
 }
 
-// close ends what is left, whatever the outcome.
+// close ends all connections and nodes.
 func (sim *simulation) close() {
 	for _, p := range sim.clients {
 		sim.disconnect(p)
@@ -112,7 +114,7 @@ func (sim *simulation) close() {
 	}
 }
 
-// completeNext hands the oldest pending batch of a node to its hub.
+// completeNext hands the oldest committed batch of a node to its hub.
 func (sim *simulation) completeNext(node int) {
 	if q := sim.pending[node]; len(q) > 0 {
 		sim.pending[node] = q[1:]
@@ -120,13 +122,13 @@ func (sim *simulation) completeNext(node int) {
 	}
 }
 
-// deliver hands over one parcel of the post.
+// deliver hands over one payload of the broker, or a copy of it.
 func (sim *simulation) deliver(i int, keep bool) {
 	p := sim.broker.dequeue(i, keep)
 	sim.nodes[p.to].Receive(p.room, p.b)
 }
 
-// dial gives a player a connection to a node, if it has none.
+// dial opens a connection of the client to a node, if it has none.
 func (sim *simulation) dial(c *simClient, node int) *simConn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,8 +140,8 @@ func (sim *simulation) dial(c *simClient, node int) *simConn {
 	return c.conn
 }
 
-// disconnect ends a player's connection, as http does for whatever reason. The
-// client's place is given up after nothing more is taken.
+// disconnect ends a client's connection, as the HTTP server does. The outlet
+// accepts nothing more before the client leaves its rooms.
 func (sim *simulation) disconnect(c *simClient) {
 	c.mu.Lock()
 	l := c.conn
@@ -158,14 +160,14 @@ func (sim *simulation) disconnect(c *simClient) {
 	l.client.Close(false)
 }
 
-// connection is the player's, nil while it has none.
+// connection returns the client's connection, or nil.
 func (c *simClient) connection() *simConn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.conn
 }
 
-// makeSlow makes a player's connection slow, and loose fast again.
+// makeSlow makes the client's connection block after each page, until makeFast.
 func (c *simClient) makeSlow() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,12 +185,12 @@ func (c *simClient) makeFast() {
 	}
 }
 
-// join asks for a room and models what may follow: the old stay ends before
-// the call does, and the new one begins with its answer.
+// join joins a room and models what may follow: the earlier membership ends
+// before the call returns, and the new one begins with the answer.
 func (sim *simulation) join(c *simClient, room message.Room, k pendingJoin) {
 	c.mu.Lock()
 	l, s := c.conn, c.rooms[room]
-	if len(c.pendingJoins) > 20 { // a reader would wait here, and this is the test's goroutine
+	if len(c.pendingJoins) > 20 { // the hub would block, and this is the test's only goroutine
 		c.mu.Unlock()
 		return
 	}
@@ -208,16 +210,16 @@ func (sim *simulation) join(c *simClient, room message.Room, k pendingJoin) {
 		r.HasAfter, r.After, r.Epoch = true, k.from.seq, k.from.epoch
 	}
 	if err := l.client.Handle(context.Background(), &r); err != nil {
-		sim.failf("%s may not join %s: %v", c.name, room, err)
+		sim.failf("%s could not join %s: %v", c.name, room, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.joinRef == ref {
-		s.joined = false // nothing comes before the answer
+		s.joined = false // no frame precedes the answer
 	}
 }
 
-// leave leaves a room; the answer is given at once.
+// leave leaves a room. The answer comes before the call returns.
 func (sim *simulation) leave(c *simClient, room message.Room) {
 	c.mu.Lock()
 	l, s := c.conn, c.rooms[room]
@@ -236,14 +238,14 @@ func (sim *simulation) leave(c *simClient, room message.Room) {
 	defer c.mu.Unlock()
 	var invalid *message.InvalidError
 	if here != (err == nil) || err != nil && !errors.As(err, &invalid) {
-		sim.failf("%s left %s, where it was: %v: %v", c.name, room, here, err)
+		sim.failf("%s left %s, which it was in: %v; got %v", c.name, room, here, err)
 	}
 	if s.joined || s.leaving {
 		sim.failf("%s got no answer to its leave of %s", c.name, room)
 	}
 }
 
-// ping notes where the player is, as a ping goes out to it.
+// ping records where the client is, as a ping does.
 func (sim *simulation) ping(c *simClient) {
 	l := c.connection()
 	if l == nil {
@@ -259,8 +261,8 @@ func (sim *simulation) ping(c *simClient) {
 	}
 }
 
-// pong answers the last ping: the player has what went out before it, and no
-// more is proved.
+// pong answers the last ping: it confirms what was sent before the ping, and no
+// more.
 func (sim *simulation) pong(c *simClient) {
 	l := c.connection()
 	if l == nil {
@@ -280,31 +282,34 @@ func (sim *simulation) pong(c *simClient) {
 			s.confirmed = s.atPing
 		}
 		if at, in := got[room]; in != s.joined || in && at != s.confirmed {
-			sim.failf("%s is in %s: %v, and proved %v; the hub has %v, %v", c.name, room, s.joined, s.confirmed, in, at)
+			sim.failf("%s is in %s: %v, and confirmed %v; the hub says %v, %v", c.name, room, s.joined, s.confirmed, in, at)
 		}
 	}
 }
 
-// checkIdle says that no node keeps anything of rooms that nobody is in.
+// checkIdle checks that the nodes keep nothing of rooms without members.
 func (sim *simulation) checkIdle() {
 	for i, h := range sim.nodes {
 		topics, b := len(h.Rooms()), &h.memory
+		if n := sim.broker.nodes[i].subscriptions(); n != 0 {
+			sim.failf("node %d, without members, keeps %d subscriptions", i, n)
+		}
 		undelivered, rings, pages := b.undelivered.Load(), b.rings.Load(), b.pages.Load()
 		if topics+len(h.readSlots.all) != 0 || undelivered+rings+pages != 0 {
-			sim.failf("node %d, empty, keeps %d topics, %d reads and %d, %d, %d bytes early, in rings and in pages",
+			sim.failf("node %d, without members, keeps %d topics, %d reads, and %d, %d, %d bytes in inboxes, rings and pages",
 				i, topics, len(h.readSlots.all), undelivered, rings, pages)
 		}
 	}
 }
 
-// describeTopics tells what the nodes' topics think, for a failure's report.
+// describeTopics returns the state of all topics, for the report of a failure.
 func (sim *simulation) describeTopics() string {
 	var b strings.Builder
 	for i, h := range sim.nodes {
 		for _, room := range sim.rooms {
 			if t := h.lookup(room); t != nil {
 				t.mu.Lock()
-				fmt.Fprintf(&b, "node %d %s: open %v, %s %d of %d, ring %d, held %d, doubts %d settled %d, repairing %v waiting %v, %d live\n",
+				fmt.Fprintf(&b, "node %d %s: open %v, %s %d of %d, ring %d, buffered %d, mismatches %d resolved %d, repairing %v scheduled %v, %d live\n",
 					i, room, t.open, t.epoch, t.last, t.target, t.ring.len(), t.reorder.len(), t.epochMismatches, t.mismatchesResolved, t.repairing, t.repairScheduled, len(t.members))
 				t.mu.Unlock()
 			}
@@ -313,20 +318,20 @@ func (sim *simulation) describeTopics() string {
 	return b.String()
 }
 
-// busyTopic names a topic that holds something though nothing is under way, ""
-// when there is none.
+// busyTopic describes a topic that still buffers or lacks messages, "" if there
+// is none.
 func (sim *simulation) busyTopic() string {
 	for i, h := range sim.nodes {
 		for _, r := range h.Rooms() {
 			if r.Held != 0 || r.Behind != 0 {
-				return fmt.Sprintf("node %d holds %d of %s, and is %d behind", i, r.Held, r.Room, r.Behind)
+				return fmt.Sprintf("node %d buffers %d of %s, and is %d behind", i, r.Held, r.Room, r.Behind)
 			}
 		}
 	}
 	return ""
 }
 
-// anyFault says whether a node can't reach the log or the broker as it should.
+// anyFault reports whether a node cannot use the log or the broker normally.
 func (sim *simulation) anyFault() bool {
 	for i, v := range sim.logViews {
 		v.mu.Lock()
@@ -343,7 +348,7 @@ func (sim *simulation) anyFault() bool {
 	return false
 }
 
-// runDue lets everything happen that is due now.
+// runDue runs everything that is due now, and fails the test if a check failed.
 func (sim *simulation) runDue(t rapid.TB) {
 	t.Helper()
 	synctest.Wait()

@@ -130,6 +130,29 @@ func TestJoinAndLeaveInALoopUsesBoundedGoroutines(t *testing.T) {
 	})
 }
 
+// A page of history has a bound in messages and one in bytes, whatever a reader
+// asks for, and at least one message.
+func TestHistoryIsBounded(t *testing.T) {
+	const messages, size = 200, 256 << 10 // docs/limits.md
+	synctest.Test(t, func(t *testing.T) {
+		sim := newSimulation(defaultBounds(), 1, 0, 0)
+		defer sim.close()
+		sim.log.commit("small", 2*messages, 1)
+		sim.log.commit("large", 3, size/2)
+		sim.log.commit("huge", 2, size+1)
+		for _, tt := range []struct {
+			room  message.Room
+			limit int
+			want  int
+		}{{"small", 7, 7}, {"small", 0, messages}, {"small", messages + 1, messages}, {"large", 0, 2}, {"huge", 0, 1}} {
+			page, err := sim.nodes[0].History(t.Context(), message.Range{Room: tt.room, Limit: tt.limit, MaxBytes: 1 << 40})
+			if err != nil || len(page.Messages) != tt.want || !page.More {
+				t.Errorf("%s with limit %d: got %d messages, more %v, %v; want %d and more", tt.room, tt.limit, len(page.Messages), page.More, err, tt.want)
+			}
+		}
+	})
+}
+
 func TestJoinedReportsTheOldestStoredMessage(t *testing.T) {
 	f := newFixture(t, 1)
 	f.store("r", 10)

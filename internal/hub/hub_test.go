@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -145,13 +147,16 @@ func TestResumeFromMemoryReadsNothingFromTheLog(t *testing.T) {
 }
 
 func TestResumeFromFarBackComesPageByPage(t *testing.T) {
-	f := newFixture(t, 1)
-	f.store("r", 950)
-	a := f.client(0)
-	a.must(`{"type":"join","room":"r","after":0}`)
-	a.expectFrames(append([]string{"joined 950"}, messages(1, 950)...)...)
-	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.expectFrames(append([]string{"joined 950"}, messages(1, 951)...)...)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1)
+		f.store("r", 950)
+		a := f.client(0)
+		a.must(`{"type":"join","room":"r","after":0}`)
+		a.expectFrames(append([]string{"joined 950"}, messages(1, 950)...)...)
+		a.must(`{"type":"publish","room":"r","data":1}`)
+		a.expectFrames(append([]string{"joined 950"}, messages(1, 951)...)...)
+		testkit.Eventually(t, "the pages to be released", func() bool { return f.nodes[0].memory.pages.Load() == 0 })
+	})
 }
 
 func TestASlowJoinerGetsTheNextPageOnlyAfterTheLastOneWasSent(t *testing.T) {
@@ -280,8 +285,12 @@ func TestNothingFollowsLeftAndASecondJoinReplacesTheFirst(t *testing.T) {
 	a.expectFrames("joined 0", "message 1")
 	a.must(`{"type":"join","room":"r","after":0}`)
 	a.expectFrames("joined 0", "message 1", "joined 1", "message 1")
+	b := f.client(0)
+	b.must(`{"type":"join","room":"r"}`)
+	b.expectFrames("joined 1")
 	a.must(`{"type":"leave","room":"r"}`)
 	a.must(`{"type":"publish","room":"r","data":1}`)
+	b.expectFrames("joined 1", "message 2")
 	testkit.Eventually(t, "both acks", func() bool { return len(a.received("ack")) == 2 })
 	a.expectFrames("joined 0", "message 1", "joined 1", "message 1", "left 1")
 	if err := a.do(`{"type":"leave","room":"r"}`); err == nil {
@@ -356,6 +365,19 @@ func TestAnIdleTopicIsClosedAndReopened(t *testing.T) {
 	if got := f.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 || f.broker.subscribed("r") != 1 {
 		t.Errorf("rooms %+v with %d subscriptions", got, f.broker.subscribed("r"))
 	}
+}
+
+// A member of a quiet room is still there when a message comes.
+func TestAMemberStaysWhileItsRoomIsQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1)
+		a := f.client(0)
+		a.must(`{"type":"join","room":"r"}`)
+		a.expectFrames("joined 0")
+		time.Sleep(time.Minute) // many times TopicIdle
+		a.must(`{"type":"publish","room":"r","data":1}`)
+		a.expectFrames("joined 0", "message 1")
+	})
 }
 
 func FuzzPayload(f *testing.F) {

@@ -337,19 +337,22 @@ func (l *logWithHole) Read(ctx context.Context, r message.Range) (message.Page, 
 
 func TestAPageWithAHoleIsReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for _, without := range []int64{2, 4} {
+		for _, tt := range []struct {
+			stored  int
+			omitted int64
+		}{{4, 2}, {4, 4}, {300, 2}} { // in a page, at its end, in a page that more follow
 			f := newFixture(t, 1)
 			l := &logWithHole{memLog: f.log}
-			l.omitted.Store(without)
+			l.omitted.Store(tt.omitted)
 			f.nodes[0].cfg.Log = l
 			a := f.client(0)
 			a.must(`{"type":"join","room":"r"}`)
 			a.expectFrames("joined 0")
-			f.store("r", 4)
+			f.store("r", tt.stored)
 			testkit.Eventually(t, "a page with a hole", func() bool { return l.omissions.Load() > 0 })
 			a.expectFrames("joined 0")
 			l.omitted.Store(0)
-			a.expectFrames(append([]string{"joined 0"}, messages(1, 4)...)...)
+			a.expectFrames(append([]string{"joined 0"}, messages(1, tt.stored)...)...)
 		}
 	})
 }

@@ -138,6 +138,14 @@ func TestDecodeErrorsNameTheProblem(t *testing.T) {
 	}
 }
 
+func TestBracketsInStringsAreNotNesting(t *testing.T) {
+	data := `"` + strings.Repeat(`[{\"`, 200) + `"`
+	r, err := Decode([]byte(`{"type":"publish","room":"a","data":` + data + `}`))
+	if err != nil || string(r.Data) != data {
+		t.Errorf("got data %.20q, %v", r.Data, err)
+	}
+}
+
 func TestDecodeKeepsTheRefOfABadRequest(t *testing.T) {
 	r, err := Decode([]byte(`{"type":"publish","ref":"7","room":"a b","data":1}`))
 	if err == nil || r.Ref != `"7"` {

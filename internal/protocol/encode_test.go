@@ -44,6 +44,17 @@ func TestMessageCarriesTheDataByteForByte(t *testing.T) {
 	}
 }
 
+// The header of a text frame has 2, 4 or 10 bytes, depending on the length of the
+// payload (RFC 6455 §5.2).
+func TestEveryPayloadLengthHasItsHeader(t *testing.T) {
+	for size, header := range map[int]int{100: 2, 125: 2, 126: 4, 1<<16 - 1: 4, 1 << 16: 10} {
+		f := finishFrame(append(newTextFrame(size), strings.Repeat("x", size)...))
+		if len(f) != header+size || payloadLength(f) != size || len(Payload(f)) != size {
+			t.Errorf("a payload of %d bytes makes a frame of %d that announces %d, want a header of %d", size, len(f), payloadLength(f), header)
+		}
+	}
+}
+
 // payloadLength reads the payload length from the header (RFC 6455 §5.2).
 func payloadLength(f Frame) int {
 	switch n := int(f[1]); n {

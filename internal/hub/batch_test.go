@@ -153,7 +153,7 @@ func TestRoomsAreListedInBoundedPages(t *testing.T) {
 	} {
 		rooms, more, err := f.nodes[0].ListRooms(t.Context(), tt.prefix, tt.after, tt.limit)
 		if err != nil || len(rooms) == 0 {
-			t.Fatalf("%+v: %d rooms, %v", tt, len(rooms), err)
+			t.Fatalf("%+v: got %d rooms, %v", tt, len(rooms), err)
 		}
 		if got := fmt.Sprintf("%d from %s, more %v", len(rooms), rooms[0].Room, more); got != tt.want {
 			t.Errorf("%+v: got %s", tt, got)

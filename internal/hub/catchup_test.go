@@ -207,7 +207,8 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 	}
 	b.prune(5000, "e")
 
-	f := newFixture(t, 1) // what the log had when the topic opened is not buffered
+	// The buffer does not keep what the log had when the topic opened.
+	f := newFixture(t, 1)
 	f.store("r", 3)
 	top := newTopic(f.nodes[0], "r")
 	early := make([]byte, 10)
@@ -315,7 +316,7 @@ func TestOnlyTheRoomThatCannotBeReadIsRefused(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		if got := o.refused(); got != 1 || client.RoomCount() != rooms-1 {
-			t.Errorf("%d joins were refused, and the client is in %d rooms", got, client.RoomCount())
+			t.Errorf("%d joins were refused, want 1, and the client is in %d rooms", got, client.RoomCount())
 		}
 	})
 }

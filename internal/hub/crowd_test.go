@@ -16,13 +16,13 @@ import (
 )
 
 // A countingOutlet is the outlet of one member among thousands. It only keeps how
-// far the member came in one room, and whether that was in order.
+// far the member is in one room, and whether it got there in order.
 type countingOutlet struct {
 	mu         sync.Mutex
 	last       int
 	received   int
 	joined     int
-	outOfOrder bool     // a message came that was not the next one
+	outOfOrder bool     // a message was not the next one
 	queued     [][]byte // what a blocked client has not read
 
 	manyRooms  bool          // the member is in many rooms: only received counts

@@ -142,7 +142,7 @@ func TestResumeFromMemoryReadsNothingFromTheLog(t *testing.T) {
 	f.log.mu.Lock()
 	defer f.log.mu.Unlock()
 	if f.log.reads != before {
-		t.Errorf("%d reads of the log", f.log.reads-before)
+		t.Errorf("a resume from memory cost %d reads of the log", f.log.reads-before)
 	}
 }
 
@@ -242,19 +242,21 @@ func TestSwappedAndRepeatedBroadcastsArriveOnceInOrder(t *testing.T) {
 }
 
 func TestMembersCatchUpFromTheLogWhenMoreThanAPageIsMissing(t *testing.T) {
-	f := newFixture(t, 1)
-	f.feed.off = true
-	a := f.client(0)
-	a.must(`{"type":"join","room":"r"}`)
-	a.expectFrames("joined 0")
-	f.store("r", 700) // on another node, and no broadcast arrived
-	a.must(`{"type":"publish","room":"r","data":1}`)
-	a.expectFrames(append([]string{"joined 0"}, messages(1, 701)...)...)
-	f.log.mu.Lock()
-	defer f.log.mu.Unlock()
-	if f.log.reads > 12 {
-		t.Errorf("%d reads of the log for 4 pages", f.log.reads)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1)
+		f.feed.off = true
+		a := f.client(0)
+		a.must(`{"type":"join","room":"r"}`)
+		a.expectFrames("joined 0")
+		f.store("r", 700) // on another node, and no broadcast arrived
+		a.must(`{"type":"publish","room":"r","data":1}`)
+		a.expectFrames(append([]string{"joined 0"}, messages(1, 701)...)...)
+		f.log.mu.Lock()
+		defer f.log.mu.Unlock()
+		if f.log.reads > 12 {
+			t.Errorf("%d reads of the log for 4 pages, want at most 12", f.log.reads)
+		}
+	})
 }
 
 func TestANewEpochVoidsPositions(t *testing.T) {
@@ -294,7 +296,7 @@ func TestNothingFollowsLeftAndASecondJoinReplacesTheFirst(t *testing.T) {
 	testkit.Eventually(t, "both acks", func() bool { return len(a.received("ack")) == 2 })
 	a.expectFrames("joined 0", "message 1", "joined 1", "message 1", "left 1")
 	if err := a.do(`{"type":"leave","room":"r"}`); err == nil {
-		t.Error("left a room twice")
+		t.Error("a second leave was accepted")
 	}
 }
 
@@ -319,17 +321,17 @@ func TestRoomLimitAndReservedRooms(t *testing.T) {
 		a.must(`{"type":"join","room":"%s"}`, room)
 	}
 	if got := protocol.ErrorFor(a.do(`{"type":"join","room":"c"}`)); got.Code != protocol.CodeTooManyRooms {
-		t.Errorf("third room: %v", got)
+		t.Errorf("the third room of two was answered with %v", got)
 	}
 	for _, kind := range []string{`join`, `publish`, `signal`, `history`, `leave`} {
 		err := a.do(`{"type":"%s","room":"_canary.x","data":1}`, kind)
 		if got := protocol.ErrorFor(err); err == nil || got.Code != protocol.CodeForbidden {
-			t.Errorf("%s in a reserved room: %v", kind, err)
+			t.Errorf("%s in a reserved room was answered with %v, want forbidden", kind, err)
 		}
 	}
 	a.Close(true)
 	if a.RoomCount() != 0 {
-		t.Error("in rooms after the end")
+		t.Error("a closed client is still in a room")
 	}
 }
 
@@ -342,32 +344,34 @@ func TestRequestsAreUnavailableWhileTheLogIsDown(t *testing.T) {
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames("joined 0", "error unavailable")
 	if err := a.do(`{"type":"history","room":"r"}`); protocol.ErrorFor(err).Code != protocol.CodeUnavailable {
-		t.Errorf("history: %v", err)
+		t.Errorf("history was answered with %v, want unavailable", err)
 	}
 }
 
 func TestAnIdleTopicIsClosedAndReopened(t *testing.T) {
-	f := newFixture(t, 1)
-	a := f.client(0)
-	a.must(`{"type":"join","room":"r"}`)
-	a.expectFrames("joined 0")
-	a.Close(true)
-	if n := f.broker.subscribed("r"); n != 1 {
-		t.Errorf("%d subscriptions of an open topic, want one", n)
-	}
-	testkit.Eventually(t, "the topic to be closed", func() bool { return f.nodes[0].lookup("r") == nil })
-	if n := f.broker.subscribed("r"); n != 0 {
-		t.Errorf("%d subscriptions of a closed topic", n)
-	}
-	b := f.client(0)
-	b.must(`{"type":"join","room":"r"}`)
-	b.expectFrames("joined 0")
-	if got := f.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 || f.broker.subscribed("r") != 1 {
-		t.Errorf("rooms %+v with %d subscriptions", got, f.broker.subscribed("r"))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1)
+		a := f.client(0)
+		a.must(`{"type":"join","room":"r"}`)
+		a.expectFrames("joined 0")
+		a.Close(true)
+		if n := f.broker.subscribed("r"); n != 1 {
+			t.Errorf("%d subscriptions of an open topic, want one", n)
+		}
+		testkit.Eventually(t, "the topic to be closed", func() bool { return f.nodes[0].lookup("r") == nil })
+		if n := f.broker.subscribed("r"); n != 0 {
+			t.Errorf("%d subscriptions of a closed topic", n)
+		}
+		b := f.client(0)
+		b.must(`{"type":"join","room":"r"}`)
+		b.expectFrames("joined 0")
+		if got := f.nodes[0].Rooms(); len(got) != 1 || got[0].Members != 1 || f.broker.subscribed("r") != 1 {
+			t.Errorf("rooms %+v with %d subscriptions", got, f.broker.subscribed("r"))
+		}
+	})
 }
 
-// A member of a quiet room is still there when a message comes.
+// A member of a quiet room is still a member when a message comes.
 func TestAMemberStaysWhileItsRoomIsQuiet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, 1)
@@ -387,7 +391,7 @@ func FuzzPayload(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := decodePayload(b)
 		if err == nil && !bytes.Equal(p.encode(), b) {
-			t.Errorf("%x decodes to something else", b)
+			t.Errorf("%x is not what its decoded payload encodes to", b)
 		}
 	})
 }

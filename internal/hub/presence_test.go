@@ -280,7 +280,7 @@ func TestWithoutPresenceTheRequestIsUnknown(t *testing.T) {
 	p.must(`{"type":"join","room":"a"}`)
 	var e *protocol.Error
 	if err := p.do(`{"type":"presence","room":"a"}`); !errors.As(err, &e) || e.Code != protocol.CodeUnknownType {
-		t.Errorf("%v", err)
+		t.Errorf("got %v, want unknown_type", err)
 	}
 }
 

@@ -307,7 +307,7 @@ func TestAMessageMissingFromTheLogIsAbandoned(t *testing.T) {
 	a.expectFrames("joined 0")
 	f.store("r", 2) // no node knows of these
 	f.receiveUnstored(0, "r", 9)
-	a.expectFrames("joined 0", "message 1", "message 2") // what the log has is delivered all the same
+	a.expectFrames("joined 0", "message 1", "message 2") // the log has these
 	testkit.Eventually(t, "the topic to give up message 9", func() bool {
 		s := f.nodes[0].Rooms()[0]
 		return s.Held == 0 && s.Behind == 0
@@ -340,7 +340,7 @@ func TestAPageWithAHoleIsReadAgain(t *testing.T) {
 		for _, tt := range []struct {
 			stored  int
 			omitted int64
-		}{{4, 2}, {4, 4}, {300, 2}} { // in a page, at its end, in a page that more follow
+		}{{4, 2}, {4, 4}, {300, 2}} { // in the middle of the last page, at its end, in an earlier page
 			f := newFixture(t, 1)
 			l := &logWithHole{memLog: f.log}
 			l.omitted.Store(tt.omitted)

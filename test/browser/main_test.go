@@ -1,5 +1,4 @@
-// Package browser tests the page and client.js in real Chromium against the
-// real server.
+// Package browser tests the page and client.js in Chromium, with the built server.
 package browser
 
 import (

@@ -9,7 +9,8 @@ import (
 	"switchyard/internal/testkit/chromium"
 )
 
-// The README's example for browsers, as printed, pasted into the page's console.
+// The README's example for browsers works when it is pasted into the page's
+// console as printed.
 func TestTheReadmeExampleWorks(t *testing.T) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
@@ -27,13 +28,13 @@ func TestTheReadmeExampleWorks(t *testing.T) {
 	example = strings.ReplaceAll(example, "localhost:8000", server.Addr)
 	w := chromium.Start(t).Open(t, server.URL()+"/")
 	got := chromium.Eval[string](w, `(async () => {
-		const said = [];
-		const console = { log: (...words) => said.push(words.map((w) => JSON.stringify(w)).join(" ")) };
+		const lines = [];
+		const console = { log: (...values) => lines.push(values.map((v) => JSON.stringify(v)).join(" ")) };
 		`+example+`
-		for (let i = 0; i < 500 && said.length < 2; i++) await new Promise((r) => setTimeout(r, 20));
-		return said.join("; ");
+		for (let i = 0; i < 3000 && lines.length < 2; i++) await new Promise((r) => setTimeout(r, 20));
+		return lines.join("; ");
 	})()`)
 	if !strings.Contains(got, `1 {"text":"hello"}`) || !strings.Contains(got, `"stored as" 1`) {
-		t.Errorf("it said %q", got)
+		t.Errorf("it logged %q", got)
 	}
 }

@@ -12,14 +12,12 @@ import (
 )
 
 // The modules of test/node run in Chromium, where client.js is used.
-func TestClientModulesInChromium(t *testing.T) {
+func testClientModules(t *testing.T, e *env) {
 	server := httptest.NewServer(repository())
 	defer server.Close()
-	browser := chromium.Start(t)
-
 	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "observer", "presence_list", "move_model"} {
 		t.Run(module, func(t *testing.T) {
-			window := browser.Open(t, server.URL+"/")
+			window := e.browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }
 			results := chromium.Eval[[]result](window, `import("/test/node/`+module+`.mjs").then((m) => m.run())`)
 			if len(results) < 5 {
@@ -68,9 +66,9 @@ func repository() http.Handler {
 }
 
 // When an operator lowers ID_WINDOW, clients resend for a shorter time.
-func TestTheWelcomeHasTheIDWindow(t *testing.T) {
+func testTheWelcomeHasTheIDWindow(t *testing.T, e *env) {
 	server := testkit.StartServer(t, map[string]string{"ID_WINDOW": "2m"})
-	w := openPage(t, chromium.Start(t), server.URL()+"/", "ada")
+	w := openPage(t, e.browser, server.URL()+"/", "ada")
 	idWindow := chromium.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
 		const client = Switchyard.connect();
 		client.on("state", ({ welcome }) => { if (welcome) { client.close(); resolve(welcome.id_window_ms); } });

@@ -11,20 +11,19 @@ import (
 	"switchyard/internal/testkit/chromium"
 )
 
-func contains(s, part string) bool { return strings.Contains(s, part) }
-
-// The page fits each screen in both color schemes, with readable text. The
-// environment variable PICTURES names a directory in which the screenshots are
-// kept.
-func TestThePageFitsEveryScreen(t *testing.T) {
-	pictures := os.Getenv("PICTURES")
-	if pictures == "" {
-		pictures = t.TempDir()
+// takeScreenshot writes a screenshot into the directory that the environment
+// variable PICTURES names. Without it there is none.
+func takeScreenshot(w *chromium.Window, name string) {
+	if dir := os.Getenv("PICTURES"); dir != "" {
+		w.Screenshot(filepath.Join(dir, name+".png"))
 	}
+}
+
+// The page fits each screen in both color schemes, with readable text.
+func testThePageFitsEveryScreen(t *testing.T, e *env) {
 	server := testkit.StartServer(t, map[string]string{"COLOR": "blue", "DEPLOYMENT": "2026-01-02.1"})
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#platform-4", "ada")
-	bob := openPage(t, browser, server.URL()+"/#platform-4", "bob")
+	ada := openPage(t, e.browser, server.URL()+"/#platform-4", "ada")
+	bob := openPage(t, e.browser, server.URL()+"/#platform-4", "bob")
 	chat(ada, bob)
 	chromium.Eval[string](bob, `location.hash = "#`+strings.Repeat("a-room-with-a-very-long-name", 4)+`"`)
 	chromium.Eval[string](bob, `location.hash = "#platform-4"`)
@@ -49,7 +48,7 @@ func TestThePageFitsEveryScreen(t *testing.T) {
 			}
 			bob.Until(`(() => { const log = document.querySelector(".log:not([hidden])");
 				return log.scrollHeight - log.scrollTop - log.clientHeight < 2; })()`) // the newest message stays visible
-			bob.Screenshot(filepath.Join(pictures, name+".png"))
+			takeScreenshot(bob, name)
 		}
 	}
 }
@@ -118,9 +117,9 @@ func publishJSON(w *chromium.Window) {
 
 // A user can reach and do everything with the keyboard, and sees where the focus
 // is.
-func TestThePageWorksWithTheKeyboardAlone(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	w := openPage(t, chromium.Start(t), server.URL()+"/", "ada")
+func testThePageWorksWithTheKeyboardAlone(t *testing.T, e *env) {
+	server := testkit.StartServer(t, nil) // whose lobby is empty
+	w := openPage(t, e.browser, server.URL()+"/", "ada")
 	w.Until(`location.hash === "#lobby"`)
 	seen := map[string]bool{}
 	for range 20 {

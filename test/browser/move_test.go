@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -104,16 +102,15 @@ func (p *publisher) finish(t *testing.T) int {
 // A deploy during a chat in two windows: the address leads to the new color, the
 // old color drains and then ends. The users see that the color changes, and no
 // interruption.
-func TestThePageFollowsAMove(t *testing.T) {
+func testThePageFollowsAMove(t *testing.T, e *env) {
 	shared := map[string]string{
 		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "DRAIN_WINDOW": "2s", "DRAIN_TIMEOUT": "60s",
 	}
 	blue := startColor(t, shared, "blue", "d1")
 	green := startColor(t, shared, "green", "d2")
 	address := testkit.NewProxy(t, blue.Addr)
-	browser := chromium.Start(t)
 	url := "http://" + address.Addr() + "/#platform-4"
-	ada, bob := openPage(t, browser, url, "ada"), openPage(t, browser, url, "bob")
+	ada, bob := openPage(t, e.browser, url, "ada"), openPage(t, e.browser, url, "bob")
 	windows := []*chromium.Window{ada, bob}
 	typeMessage(ada, "on blue")
 	typeMessage(bob, "on blue, too")
@@ -163,7 +160,7 @@ func TestThePageFollowsAMove(t *testing.T) {
 		// When Redis does not answer within the half second of a handshake, the node
 		// logs that and starts a new session, which is one more in the room until the
 		// old one has expired.
-		if !slices.Equal(saw.People, []string{"2 here"}) && !contains(green.Output(), "session not resumed") {
+		if !slices.Equal(saw.People, []string{"2 here"}) && !strings.Contains(green.Output(), "session not resumed") {
 			t.Errorf("the page showed %q in the room, want 2 all the time\n%s", saw.People, green.Output())
 		}
 		w.Until(showsPeople("2 here", "this window, 1 guest"))
@@ -172,8 +169,8 @@ func TestThePageFollowsAMove(t *testing.T) {
 	checkContrast(t, bob)
 }
 
-// noteTexts is what the open log says besides messages, and showsMove that it names
-// the node of the plate.
+// noteTexts returns the notes in the open log, and showsMove reports whether the only
+// one names the node in the header.
 const (
 	noteTexts = `[...document.querySelectorAll(".log:not([hidden]) .note .body")].map((n) => n.textContent)`
 	showsMove = noteTexts + `.length === 1 && new RegExp("^moved to node " + document.getElementById("node").textContent + " in \\d+ ms$").test(` + noteTexts + `[0])`
@@ -245,10 +242,6 @@ func checkOrder(t *testing.T, got []string, total int) {
 // move, and saves screenshots.
 func checkContrast(t *testing.T, w *chromium.Window) {
 	t.Helper()
-	dir := os.Getenv("PICTURES")
-	if dir == "" {
-		dir = t.TempDir()
-	}
 	for _, width := range []int64{1280, 800, 360} {
 		for _, scheme := range []string{"light", "dark"} {
 			w.Resize(width, 640)
@@ -260,7 +253,7 @@ func checkContrast(t *testing.T, w *chromium.Window) {
 				t.Errorf("after the move, %s: the page is %d pixels wide, not %d", scheme, over, width)
 			}
 			chromium.Eval[bool](w, `(document.querySelector(".note").scrollIntoView({ block: "center" }), true)`) // it returns a promise in newer Chromium
-			w.Screenshot(filepath.Join(dir, fmt.Sprintf("moved-%s-%d.png", scheme, width)))
+			takeScreenshot(w, fmt.Sprintf("moved-%s-%d", scheme, width))
 		}
 	}
 }

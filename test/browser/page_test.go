@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"switchyard/internal/testkit"
@@ -34,11 +35,9 @@ func waitForRows(w *chromium.Window, count int) {
 	w.Until(fmt.Sprintf("%s.length >= %d", rows, count))
 }
 
-func TestTwoWindowsChat(t *testing.T) {
-	server := testkit.StartServer(t, map[string]string{"COLOR": "green", "DEPLOYMENT": "d42"})
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#kitchen", "ada")
-	bob := openPage(t, browser, server.URL()+"/#kitchen", "bob")
+func testTwoWindowsChat(t *testing.T, e *env) {
+	ada := openPage(t, e.browser, e.server.URL()+"/#kitchen", "ada")
+	bob := openPage(t, e.browser, e.server.URL()+"/#kitchen", "bob")
 	ada.Until(`document.getElementById("second").offsetParent !== null`) // an empty room shows what to do
 
 	typeMessage(ada, "hello")
@@ -55,7 +54,7 @@ func TestTwoWindowsChat(t *testing.T) {
 		}
 		w.Until(clean + ` && document.getElementById("verdict").textContent === "every seq from 1 to 2, once, in order"`)
 	}
-	if got := chromium.Eval[string](ada, `document.getElementById("plate").textContent`); !contains(got, "green") {
+	if got := chromium.Eval[string](ada, `document.getElementById("plate").textContent`); !strings.Contains(got, "green") {
 		t.Errorf("the header shows %q, want the node's color", got)
 	}
 
@@ -65,13 +64,12 @@ func TestTwoWindowsChat(t *testing.T) {
 
 // The page lists the sessions in the room. They are anonymous here, since the
 // service knows no users.
-func TestThePageShowsWhoIsInTheRoom(t *testing.T) {
+func testThePageShowsWhoIsInTheRoom(t *testing.T, e *env) {
 	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#porch", "ada")
+	ada := openPage(t, e.browser, server.URL()+"/#porch", "ada")
 	ada.Until(showsPeople("1 here", "this window"))
-	bob := openPage(t, browser, server.URL()+"/#porch", "bob")
-	eve := openPage(t, browser, server.URL()+"/#porch", "eve")
+	bob := openPage(t, e.browser, server.URL()+"/#porch", "bob")
+	eve := openPage(t, e.browser, server.URL()+"/#porch", "eve")
 	for _, w := range []*chromium.Window{ada, bob, eve} {
 		w.Until(showsPeople("3 here", "this window, 2 guests"))
 	}
@@ -86,7 +84,7 @@ func TestThePageShowsWhoIsInTheRoom(t *testing.T) {
 	if got := chromium.Eval[string](ada, `document.getElementById("color").textContent`); got != "no color" {
 		t.Errorf("without a color the header shows %q", got)
 	}
-	if shown := chromium.Eval[string](ada, `document.getElementById("f-session").textContent`); contains(shown, ".") {
+	if shown := chromium.Eval[string](ada, `document.getElementById("f-session").textContent`); strings.Contains(shown, ".") {
 		t.Error("the page shows the secret of its session")
 	}
 }
@@ -98,9 +96,8 @@ func showsPeople(count, people string) string {
 
 // The page checks itself as well: it reports a message that it has shown twice,
 // although the server sent it once.
-func TestThePageChecksWhatItShows(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	w := openPage(t, chromium.Start(t), server.URL()+"/#mirror", "ada")
+func testThePageChecksWhatItShows(t *testing.T, e *env) {
+	w := openPage(t, e.browser, e.server.URL()+"/#mirror", "ada")
 	typeMessage(w, "once")
 	w.Until(clean + ` && document.getElementById("received").textContent === "1"`)
 	got := chromium.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Metrics }, { RoomCheck }]) => {
@@ -119,11 +116,10 @@ func TestThePageChecksWhatItShows(t *testing.T) {
 	}
 }
 
-func TestNothingIsLostWhenTheServerDies(t *testing.T) {
+func testNothingIsLostWhenTheServerDies(t *testing.T, e *env) {
 	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#yard", "ada")
-	bob := openPage(t, browser, server.URL()+"/#yard", "bob")
+	ada := openPage(t, e.browser, server.URL()+"/#yard", "ada")
+	bob := openPage(t, e.browser, server.URL()+"/#yard", "bob")
 	typeMessage(ada, "before")
 	waitForRows(bob, 1)
 
@@ -189,7 +185,7 @@ func checkExactlyOnce(t *testing.T, got []string) {
 		if !found {
 			t.Errorf("%q is lost", w)
 		}
-		if contains(w, " of 20") {
+		if strings.Contains(w, " of 20") {
 			if at < last[w[0]] {
 				t.Errorf("%q is shown before a message that was sent earlier", w)
 			}
@@ -201,13 +197,11 @@ func checkExactlyOnce(t *testing.T, got []string) {
 	}
 }
 
-func TestHistoryIsLoadedByScrolling(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	first := openPage(t, browser, server.URL()+"/#archive", "ada")
+func testHistoryIsLoadedByScrolling(t *testing.T, e *env) {
+	first := openPage(t, e.browser, e.server.URL()+"/#archive", "ada")
 	publishMany(first, "archive", 120)
 
-	later := openPage(t, browser, server.URL()+"/#archive", "bob")
+	later := openPage(t, e.browser, e.server.URL()+"/#archive", "bob")
 	later.Until(rows + `.at(-1)?.startsWith("120 ")`)
 	later.Until(`document.getElementById("empty").hidden`)
 	if n := chromium.Eval[int](later, rows+".length"); n != 50 {
@@ -238,10 +232,8 @@ func publishMany(w *chromium.Window, room string, count int) {
 	})`, count, room))
 }
 
-func TestHostileContentIsShownAsText(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	w := openPage(t, browser, server.URL()+"/#open", "eve")
+func testHostileContentIsShownAsText(t *testing.T, e *env) {
+	w := openPage(t, e.browser, e.server.URL()+"/#open", "eve")
 	hostile := []any{
 		map[string]any{"name": `<img src=x onerror="window.owned=1">`, "text": `<script>window.owned=1</script>`},
 		map[string]any{"name": map[string]any{"toString": 1}, "text": []any{1}},

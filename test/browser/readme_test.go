@@ -5,13 +5,12 @@ import (
 	"strings"
 	"testing"
 
-	"switchyard/internal/testkit"
 	"switchyard/internal/testkit/chromium"
 )
 
 // The README's example for browsers works when it is pasted into the page's
 // console as printed.
-func TestTheReadmeExampleWorks(t *testing.T) {
+func testTheReadmeExampleWorks(t *testing.T, e *env) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -21,12 +20,11 @@ func TestTheReadmeExampleWorks(t *testing.T) {
 	if !ok || !closed {
 		t.Fatal("README.md has no example for browsers")
 	}
-	server := testkit.StartServer(t, nil)
 	if !strings.Contains(example, "localhost:8000") {
 		t.Fatal("the example does not name the address that the first command prints")
 	}
-	example = strings.ReplaceAll(example, "localhost:8000", server.Addr)
-	w := chromium.Start(t).Open(t, server.URL()+"/")
+	example = strings.ReplaceAll(example, "localhost:8000", e.server.Addr)
+	w := e.browser.Open(t, e.server.URL()+"/")
 	got := chromium.Eval[string](w, `(async () => {
 		const lines = [];
 		const console = { log: (...values) => lines.push(values.map((v) => JSON.stringify(v)).join(" ")) };

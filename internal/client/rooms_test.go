@@ -321,6 +321,12 @@ func TestHistory(t *testing.T) {
 		if got := <-results; !errors.As(got.err, &refused) {
 			t.Errorf("History = %v", got.err)
 		}
+		results = request(HistoryRange{After: 5})
+		if f = p.expect("history"); f.After == nil || *f.After != 5 {
+			t.Errorf("the client sent %+v", f)
+		}
+		p.refuse(f, "forbidden", "")
+		<-results
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := c.History(ctx, "r", HistoryRange{}); !errors.Is(err, context.DeadlineExceeded) {

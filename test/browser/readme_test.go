@@ -29,7 +29,7 @@ func testTheReadmeExampleWorks(t *testing.T, e *env) {
 		const lines = [];
 		const console = { log: (...values) => lines.push(values.map((v) => JSON.stringify(v)).join(" ")) };
 		`+example+`
-		for (let i = 0; i < 3000 && lines.length < 2; i++) await new Promise((r) => setTimeout(r, 20));
+		for (let i = 0; i < 1250 && lines.length < 2; i++) await new Promise((r) => setTimeout(r, 20));
 		return lines.join("; ");
 	})()`)
 	if !strings.Contains(got, `1 {"text":"hello"}`) || !strings.Contains(got, `"stored as" 1`) {

@@ -4,7 +4,7 @@
 const MAX_REMEMBERED = 100; // faults, and missing seqs of a socket, that are remembered by number; more are only counted
 const MAX_STREAMS = 4; // sockets whose position in a room is remembered: two of a move, and some that failed
 
-// What one socket delivers of one room. firstAllowed is the first seq that it may start with: messages that had
+// The messages of one room on one socket. firstAllowed is the first seq that it may start with: messages that had
 // arrived before its welcome must not come again. last is the newest seq it delivered, null before the first.
 class SocketStream {
   missing = new Set();

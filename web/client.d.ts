@@ -172,7 +172,7 @@ export interface Clock {
   clearTimeout(timer: unknown): void;
 }
 
-/** What the client needs of a WebSocket. Browsers, Node and the package ws have it. */
+/** The part of a WebSocket that the client uses. Browsers, Node and the package ws have it. */
 export interface Socket {
   send(text: string): void;
   close(code?: number): void;

@@ -32,7 +32,7 @@ const DEFAULTS = {
 };
 
 /**
- * What a close code asks of a client: do not reconnect ("stay"), reconnect with a fresh token ("token"), drop the
+ * Returns what a close code asks of a client: do not reconnect ("stay"), reconnect with a fresh token ("token"), drop the
  * largest request and back off ("shed"), reconnect within a second ("soon"), or back off ("backoff").
  */
 export function afterClose(code) {
@@ -248,7 +248,7 @@ export class Switchyard extends Emitter {
     connection.movedFrom = null;
   }
 
-  // What Rooms needs of the client.
+  // The methods of the client that Rooms calls.
   #roomsHost = {
     connections: () => [this.#current, this.#move.next].filter((connection) => connection?.welcome), // two during a move
     isNext: (connection) => connection === this.#move.next,
@@ -257,7 +257,7 @@ export class Switchyard extends Emitter {
     emit: (event, value) => this._emit(event, value),
   };
 
-  // What Move needs of the client.
+  // The methods of the client that Move calls.
   #moveHost = {
     create: () => this.#newConnection(),
     start: (connection) => this.#openSocket(connection),

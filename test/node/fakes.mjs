@@ -1,4 +1,4 @@
-// What the tests of client.js use: a clock that the test advances, and sockets whose other end is the test.
+// Helpers for the tests of client.js: a clock that the test advances, and sockets whose other end is the test.
 
 /** A clock for client.js. Time stands still until advance is called. */
 export class FakeClock {

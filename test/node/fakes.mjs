@@ -1,5 +1,6 @@
-// What the client's tests stand on: a clock that moves when told, and sockets whose other end is the test.
+// Helpers for the tests of client.js: a clock that the test advances, and sockets whose other end is the test.
 
+/** A clock for client.js. Time stands still until advance is called. */
 export class FakeClock {
   #now = 0; #timers = new Map(); #last = 0;
 
@@ -14,8 +15,8 @@ export class FakeClock {
 
   get idle() { return this.#timers.size === 0; }
 
-  /** Lets so many milliseconds pass, and what is due happen in order. */
-  async pass(ms) {
+  /** Advances the clock by ms, and calls the timers that fire until then in order. */
+  async advance(ms) {
     const end = this.#now + ms;
     for (;;) {
       const due = [...this.#timers].filter(([, t]) => t.at <= end).sort((a, b) => a[1].at - b[1].at)[0];
@@ -23,15 +24,15 @@ export class FakeClock {
       this.#timers.delete(due[0]);
       this.#now = Math.max(this.#now, due[1].at);
       due[1].callback();
-      await settled();
+      await settlePromises();
     }
     this.#now = end;
-    await settled();
+    await settlePromises();
   }
 }
 
-/** Returns once every promise that could go on has gone on. A browser's setTimeout would wait 4 ms each time. */
-export function settled() {
+/** Returns once all callbacks of settled promises have run. A browser's setTimeout would wait 4 ms each time. */
+export function settlePromises() {
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {
@@ -42,7 +43,7 @@ export function settled() {
   });
 }
 
-/** A WebSocket class whose sockets are kept in its own `all`. */
+/** Returns a WebSocket class that keeps its sockets in `all`. */
 export function fakeSockets() {
   return class FakeSocket {
     static all = [];
@@ -57,16 +58,16 @@ export function fakeSockets() {
 
     send(text) { this.sent.push(JSON.parse(text)); }
 
-    close(code) { Object.assign(this, { closed: true, farewell: code }); }
+    close(code) { Object.assign(this, { closed: true, closeCode: code }); }
 
-    hear(text) { this.onmessage?.({ data: text }); }
+    receiveText(text) { this.onmessage?.({ data: text }); }
 
-    say(frame) { this.onmessage?.({ data: JSON.stringify(frame) }); }
+    receive(frame) { this.onmessage?.({ data: JSON.stringify(frame) }); }
 
-    end(code, reason = "") { this.onclose?.({ code, reason }); }
+    closeWith(code, reason = "") { this.onclose?.({ code, reason }); }
 
     welcome(more = {}) {
-      this.say({
+      this.receive({
         type: "welcome", session: "s", resumed: false, user: null, node: "n1", color: "blue",
         deployment: "d1", version: "1", heartbeat_ms: 25_000, max_frame: 65_536, ...more,
       });
@@ -76,14 +77,14 @@ export function fakeSockets() {
 
     joined(room, seq, epoch = "e1") {
       const { ref } = this.sentOf("join").findLast((frame) => frame.room === room);
-      this.say({ type: "joined", ref, room, epoch, seq, first: 1 });
+      this.receive({ type: "joined", ref, room, epoch, seq, first: 1 });
     }
 
     message(room, seq, more = {}) {
-      this.say({ type: "message", room, epoch: "e1", seq, id: `id${seq}`, from: null, at: "2026-01-02T15:04:05.000000Z", data: seq, ...more });
+      this.receive({ type: "message", room, epoch: "e1", seq, id: `id${seq}`, from: null, at: "2026-01-02T15:04:05.000000Z", data: seq, ...more });
     }
 
-    ack({ ref, room, id }, seq, more = {}) { this.say({ type: "ack", ref, room, id, epoch: "e1", seq, ...more }); }
+    ack({ ref, room, id }, seq, more = {}) { this.receive({ type: "ack", ref, room, id, epoch: "e1", seq, ...more }); }
   };
 }
 
@@ -99,10 +100,10 @@ export async function rejects(promise, code) {
     equal(error.code, code, "the code of the rejection");
     return error;
   }
-  throw new Error(`resolved, and should have been rejected with ${code}`);
+  throw new Error(`the promise was resolved, want a rejection with ${code}`);
 }
 
-/** The names and texts of the JSON files in a folder beside this one, on disk or over HTTP. */
+/** Returns the names and texts of the JSON files in a folder, relative to this file, from disk or over HTTP. */
 export async function jsonFiles(folder) {
   const base = new URL(folder, import.meta.url);
   if (base.protocol === "file:") {
@@ -115,7 +116,7 @@ export async function jsonFiles(folder) {
   return Promise.all(names.map(async (name) => [name, await (await fetch(new URL(name, base))).text()]));
 }
 
-/** Runs the tests by name, an object or a function that promises one, and says what failed. */
+/** Runs tests, an object by name or a function that returns a promise of one, and returns their errors. */
 export async function runAll(source) {
   const tests = typeof source === "function" ? await source() : source;
   const results = [];

@@ -42,11 +42,16 @@ type Redis struct {
 // up. The error for an invalid URL names REDIS_URL and does not quote the
 // password.
 func OpenRedis(cfg Config) (*Redis, error) {
-	cfg = cfg.withDefaults()
 	target, err := parseURL(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
+	return newRedis(cfg, target), nil
+}
+
+// newRedis returns a broker for the servers of target, whatever cfg.URL is.
+func newRedis(cfg Config, target *redisConfig) *Redis {
+	cfg = cfg.withDefaults()
 	silenceRedisLogger()
 	r := &Redis{
 		config: target, prefix: cfg.Prefix, queueSize: cfg.Queue, logger: cfg.Logger,
@@ -61,7 +66,7 @@ func OpenRedis(cfg Config) (*Redis, error) {
 		r.buckets[i] = newBucket(r, i)
 	}
 	r.router.init(r)
-	return r, nil
+	return r
 }
 
 // silenceRedisLogger silences go-redis' own, global logger: its messages also

@@ -174,7 +174,10 @@ func (s *subscriber) runConnection(
 // dialOnceOptions returns options with which a client can dial only once.
 func dialOnceOptions(opts redis.Options, addr string) *redis.Options {
 	one := withAddr(opts, addr)
-	dial := redis.NewDialer(one)
+	dial := one.Dialer // set by tests only
+	if dial == nil {
+		dial = redis.NewDialer(one)
+	}
 	var dialed atomic.Bool
 	one.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if dialed.Swap(true) {

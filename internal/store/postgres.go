@@ -48,7 +48,7 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	if err != nil {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
-	setSessionParams(pool.ConnConfig, lockTimeout(c.AppendTimeout))
+	setSessionParams(pool.ConnConfig, c.lockTimeout)
 	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig}
 	// The writers connect first: they check the server as every connection
 	// does, and no pool hides their error.

@@ -54,6 +54,10 @@ type Config struct {
 	// Logger and Registerer default to none.
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+
+	// lockTimeout bounds the wait for a room's row. Tests set it; the default
+	// follows from AppendTimeout.
+	lockTimeout time.Duration
 }
 
 // Bounds of one batch. A message that is larger than batchBytes is committed in
@@ -85,6 +89,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.AppendTimeout, 5*time.Second)
 	setDefault(&c.MaxPending, 32768)
 	setDefault(&c.MaxPendingBytes, 64<<20)
+	setDefault(&c.lockTimeout, lockTimeout(c.AppendTimeout))
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

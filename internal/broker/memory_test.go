@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"time"
 	"strconv"
 	"testing"
 
@@ -35,7 +36,11 @@ func TestASlowNodeLosesItsOldestPublications(t *testing.T) {
 		slow.Publish("busy", []byte(strconv.Itoa(i)))
 	}
 	close(busy)
-	<-done
+	select {
+	case <-done:
+	case <-time.After(testkit.Timeout):
+		t.Fatal("the newest publication never arrived")
+	}
 	if len(got) != 11 || got[1] != "40" {
 		t.Errorf("got %v, want the first and the newest ten", got)
 	}

@@ -88,11 +88,14 @@ func TestAnOutageIsLoggedOnce(t *testing.T) {
 		if got := out.Count("connected to Redis"); got != 2 {
 			t.Errorf("%d lines report a connection, want 2:\n%s", got, out.String())
 		}
+		for range 2 { // two later outages, with one error text
+			time.Sleep(time.Minute)
+			f.kill()
+			f.start()
+		}
 		time.Sleep(time.Minute)
-		f.kill()
-		time.Sleep(time.Minute)
-		if lines := out.Count("WARN"); lines != 4 {
-			t.Errorf("%d warnings after a second outage:\n%s", lines, out.String())
+		if lines := out.Count("WARN"); lines != 4 || !n.Up() {
+			t.Errorf("%d warnings after two later outages:\n%s", lines, out.String())
 		}
 	})
 }

@@ -1,9 +1,9 @@
 package broker
 
 import (
-	"time"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 

@@ -272,9 +272,12 @@ func TestASplitBatchKeepsItsOrderThroughAnOutage(t *testing.T) {
 // of the batch must stay ahead of the publications that came after it.
 func TestPublicationsKeepTheirOrderThroughAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		back := time.Now().Add(5500 * time.Millisecond)
-		w := &fakeWriter{respond: func(context.Context, []*queuedPublication) error {
-			if time.Now().Before(back) {
+		began := time.Now()
+		w := &fakeWriter{respond: func(_ context.Context, batch []*queuedPublication) error {
+			switch since := time.Since(began); {
+			case batch[0].pub.ID == "plug":
+				time.Sleep(2 * time.Second) // a and b gather in the meantime
+			case since < 5500*time.Millisecond:
 				return errConnectionLost
 			}
 			return nil
@@ -288,15 +291,17 @@ func TestPublicationsKeepTheirOrderThroughAnOutage(t *testing.T) {
 				}
 			}
 		})
-		for _, id := range []string{"a", "b", "c", "d"} {
+		for _, id := range []string{"plug", "a", "b", "c", "d"} {
 			k.Append(publication("room", id, "x"))
-			time.Sleep(time.Second)
+			if synctest.Wait(); id != "plug" {
+				time.Sleep(time.Second)
+			}
 		}
 		if err := k.close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Join(order, " "); got != "b c d" {
-			t.Errorf("stored are %s, want b c d in this order", got)
+		if got := strings.Join(order, " "); got != "plug b c d" {
+			t.Errorf("stored are %s, want plug b c d in this order", got)
 		}
 	})
 }

@@ -78,3 +78,24 @@ func TestALockedRoomDoesNotBlockOtherRooms(t *testing.T) {
 		t.Errorf("%d are stored in the locked room, want 2", len(all))
 	}
 }
+
+func TestPublicationsInABatchWithALockedRoomAreStored(t *testing.T) {
+	t.Parallel()
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	first := f.startNode()
+	first.mustPublish("locked", "0", "x")
+	first.mustPublish("free", "0", "x")
+	defer f.lockRoom("locked")()
+	n := f.openNode(func(c *Config) { c.AppendWorkers, c.lockTimeout = 1, 300*time.Millisecond })
+	// Appended before the start, so that they form one batch.
+	free1, locked, free2 := n.append("free", "", "1", "x"), n.append("locked", "", "1", "x"), n.append("free", "", "2", "x")
+	n.start()
+	if wait(t, locked); !errors.Is(locked.Err, message.ErrUnavailable) {
+		t.Errorf("in the locked room: %v", locked.Err)
+	}
+	for i, p := range []*message.Publication{free1, free2} {
+		if wait(t, p); p.Err != nil || p.Seq != message.Seq(i+2) {
+			t.Errorf("message %d in the free room: seq %d, %v", i+1, p.Seq, p.Err)
+		}
+	}
+}

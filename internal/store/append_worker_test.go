@@ -16,11 +16,12 @@ import (
 )
 
 var (
-	errData           = errors.New("guilty")
+	errData           = errors.New("the data is refused")
 	errConnectionLost = errors.New("connection lost")
 )
 
-// fakeWriter answers in memory; fate decides about each batch, and how long it takes.
+// A fakeWriter stores in memory. respond decides how long a batch takes and
+// whether it fails.
 type fakeWriter struct {
 	respond func(ctx context.Context, batch []*queuedPublication) error
 	batches [][]*queuedPublication
@@ -66,12 +67,13 @@ func (w *fakeWriter) ping(ctx context.Context) error {
 func (w *fakeWriter) isDataError(err error) bool { return errors.Is(err, errData) }
 func (w *fakeWriter) close()                     { w.closed = true }
 
-// committerWithWriter returns a committer of one lane over w. It is not started.
+// committerWithWriter returns a committer, not started, of one append worker over w.
 func committerWithWriter(w *fakeWriter, change ...func(*Config)) (*committer, *metrics) {
 	return newTestCommitter(w, &fakeWriter{}, change...)
 }
 
-// committerWithAtomicWriter returns a committer whose batches are written by w. It is not started.
+// committerWithAtomicWriter returns a committer, not started, whose atomic
+// batches w writes.
 func committerWithAtomicWriter(w *fakeWriter, change ...func(*Config)) (*committer, *metrics) {
 	return newTestCommitter(&fakeWriter{}, w, change...)
 }
@@ -112,12 +114,12 @@ func TestPendingPublicationsFormTheNextBatch(t *testing.T) {
 		for _, b := range w.batches {
 			sizes = append(sizes, len(b))
 		}
-		// 44 small ones are left after the full batch, and one big one fits.
+		// After the full batch, 44 small ones are left, and one big one fits.
 		if want := []int{1, 256, 45, 1, 1}; !slices.Equal(sizes, want) {
 			t.Errorf("batches of %v, want %v", sizes, want)
 		}
 		if completed != 304 {
-			t.Errorf("%d were settled", completed)
+			t.Errorf("%d were completed", completed)
 		}
 		if !w.closed {
 			t.Error("the connection was left open")
@@ -149,7 +151,7 @@ func TestSplittingABatchFindsTheRejectedMessages(t *testing.T) {
 		k.Start(func([]*message.Publication) { calls++ })
 		synctest.Wait()
 		if calls != 1 {
-			t.Errorf("settled was called %d times for one room of one batch", calls)
+			t.Errorf("onCompleted was called %d times for one room of one batch", calls)
 		}
 		next := message.Seq(1)
 		for i, p := range pubs {
@@ -178,7 +180,7 @@ func TestSplittingABatchFindsTheRejectedMessages(t *testing.T) {
 
 func TestEachPublicationTimesOutOnItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// The database swallows everything and never answers.
+		// The database accepts everything and never answers.
 		w := &fakeWriter{respond: func(ctx context.Context, _ []*queuedPublication) error { <-ctx.Done(); return ctx.Err() }}
 		k, m := committerWithWriter(w)
 		took := map[string]time.Duration{}
@@ -198,16 +200,16 @@ func TestEachPublicationTimesOutOnItsOwn(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		if k.Check() != nil {
-			t.Error("Check speaks before 5 s are over")
+			t.Error("Check returns an error before 5 s have passed")
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if len(took) != 40 {
-			t.Fatalf("%d were settled", len(took))
+			t.Fatalf("%d were completed", len(took))
 		}
 		for id, d := range took {
 			if d < 5*time.Second || d > 6250*time.Millisecond {
-				t.Errorf("%s was answered after %v", id, d)
+				t.Errorf("%s was completed after %v", id, d)
 			}
 		}
 		if err := k.Check(); err == nil || !strings.Contains(err.Error(), "deadline") {
@@ -222,8 +224,8 @@ func TestEachPublicationTimesOutOnItsOwn(t *testing.T) {
 	})
 }
 
-// A batch is halved for a guilty one while the database goes away: what is left
-// of the first half must not be overtaken by the second.
+// A batch is committed in halves because of a data error, and the database goes
+// down in between: the second half must not overtake what is left of the first.
 func TestASplitBatchKeepsItsOrderThroughAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
@@ -266,13 +268,51 @@ func TestASplitBatchKeepsItsOrderThroughAnOutage(t *testing.T) {
 	})
 }
 
-// Under a steady stream some entry runs out of time each millisecond. The
-// attempts must all the same be long enough for a database that has come back.
+// In an outage the oldest publication of a batch reaches its deadline. The rest
+// of the batch must stay ahead of the publications that came after it.
+func TestPublicationsKeepTheirOrderThroughAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		w := &fakeWriter{respond: func(_ context.Context, batch []*queuedPublication) error {
+			switch since := time.Since(began); {
+			case batch[0].pub.ID == "plug":
+				time.Sleep(2 * time.Second) // a and b gather in the meantime
+			case since < 5500*time.Millisecond:
+				return errConnectionLost
+			}
+			return nil
+		}}
+		k, _ := committerWithWriter(w)
+		var order []string
+		k.Start(func(pubs []*message.Publication) {
+			for _, p := range pubs {
+				if p.Err == nil {
+					order = append(order, p.ID)
+				}
+			}
+		})
+		for _, id := range []string{"plug", "a", "b", "c", "d"} {
+			k.Append(publication("room", id, "x"))
+			if synctest.Wait(); id != "plug" {
+				time.Sleep(time.Second)
+			}
+		}
+		if err := k.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(order, " "); got != "plug b c d" {
+			t.Errorf("stored are %s, want plug b c d in this order", got)
+		}
+	})
+}
+
+// Under a steady stream, a publication reaches its deadline each millisecond.
+// An attempt must still be long enough for a database that has come back.
 func TestRecoveryUnderASteadyStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		back := time.Now().Add(20 * time.Second)
 		w := &fakeWriter{respond: func(ctx context.Context, _ []*queuedPublication) error {
-			answer := 30 * time.Millisecond // to connect and commit
+			answer := 30 * time.Millisecond // time to connect and commit
 			if time.Now().Before(back) {
 				answer = time.Hour
 			}

@@ -42,10 +42,10 @@ func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
 	}
 }
 
-// A line that a crash cut short costs that line alone.
+// A line that a crash truncated is lost, and no other line.
 func TestTheHistorySurvivesATruncatedLine(t *testing.T) {
 	s := StateDir{Dir: t.TempDir()}
-	for _, e := range []HistoryEntry{{ID: "a"}, {ID: "b", Reason: "killed before the journal went"}, {ID: "b", Reason: "and written again"}, {ID: "b", Outcome: RolledBack}} {
+	for _, e := range []HistoryEntry{{ID: "a"}, {ID: "b", Reason: "killed before the journal was removed"}, {ID: "b", Reason: "written again"}, {ID: "b", Outcome: RolledBack}} {
 		if err := s.appendHistory(e); err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func TestTheHistorySurvivesATruncatedLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := s.History()
-	if err != nil || len(got) != 4 || got[1].Reason != "and written again" || got[2].Outcome != RolledBack || got[3].ID != "d" {
+	if err != nil || len(got) != 4 || got[1].Reason != "written again" || got[2].Outcome != RolledBack || got[3].ID != "d" {
 		t.Error(got, err)
 	}
 }
@@ -85,7 +85,7 @@ func TestAFullDiskIsReportedAndKeepsTheOldFile(t *testing.T) {
 	}
 }
 
-// Only the color's lines are another, and the file's mode stays.
+// Only the color's lines of .env change, and the file keeps its mode.
 func TestOnlyTheColorsLinesOfEnvChange(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, ".env")
@@ -111,7 +111,7 @@ func TestOnlyTheColorsLinesOfEnvChange(t *testing.T) {
 	if err != nil || env["LAST"] != "a=b" || env["IMAGE_GREEN"] != "v2" {
 		t.Error(env, err)
 	}
-	// A color that is stopped keeps its image, for whoever starts it by hand.
+	// A stopped color keeps its image, so that an operator can start it by hand.
 	if err := writeColorEnv(dir, ColorSpec{Color: Green}); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestTwoCommandsCannotRunAtOnce(t *testing.T) {
 	if err != nil || first.DeadHolder != nil {
 		t.Fatal(first, err)
 	}
-	_, err = s.Lock(t.Context(), "switchyard deploy", time.Minute) // a living holder is not waited for
+	_, err = s.Lock(t.Context(), "switchyard deploy", time.Minute) // fails at once, since the holder lives
 	var locked *LockedError
 	if !errors.As(err, &locked) || locked.Holder.PID != os.Getpid() || !strings.Contains(err.Error(), "switchyard deploy") {
 		t.Fatal(err)
@@ -143,7 +143,8 @@ func TestTwoCommandsCannotRunAtOnce(t *testing.T) {
 	}
 }
 
-// A dead command's lock is taken over; what it had begun is waited for.
+// The lock of a dead command is taken over once the programs that it started have
+// ended.
 func TestADeadCommandsLockIsTakenOver(t *testing.T) {
 	s := StateDir{Dir: t.TempDir()}
 	dead := exec.Command("true")
@@ -154,7 +155,7 @@ func TestADeadCommandsLockIsTakenOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The command's own program holds it on, after its death.
+	// A program that the command started still holds the lock after its death.
 	child := exec.Command("cat")
 	child.ExtraFiles = []*os.File{lock.file}
 	in, err := child.StdinPipe()
@@ -179,7 +180,7 @@ func TestADeadCommandsLockIsTakenOver(t *testing.T) {
 	go func() {
 		taken, err := s.Lock(context.Background(), "switchyard deploy", time.Minute)
 		if err == nil && (taken.DeadHolder == nil || taken.DeadHolder.PID != dead.Process.Pid) {
-			err = errors.New("nobody is named whose lock it was")
+			err = errors.New("the lock does not name its dead holder")
 		}
 		if err == nil {
 			err = taken.Release()
@@ -191,32 +192,31 @@ func TestADeadCommandsLockIsTakenOver(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	// A process id of another start of the machine is nobody's.
+	// A process id from before a reboot means nothing.
 	if (LockHolder{PID: os.Getpid(), Boot: "another"}).alive() {
-		t.Error("a holder from before the reboot is taken for alive")
+		t.Error("a holder from before a reboot counts as alive")
 	}
 }
 
 func TestACommandHasATimeout(t *testing.T) {
-	began := time.Now()
-	_, err := command{}.run(t.Context(), 100*time.Millisecond, "", nil, "sleep", "60")
-	if err == nil || !strings.Contains(err.Error(), "no end within 100ms") || time.Since(began) > 30*time.Second {
+	_, err := command{}.run(t.Context(), 100*time.Millisecond, "", nil, "sleep", "infinity")
+	if err == nil || !strings.Contains(err.Error(), "no end within 100ms") {
 		t.Error(err)
 	}
-	if _, err = (command{}).run(t.Context(), time.Second, "", nil, "no-such-program"); err == nil || !strings.Contains(err.Error(), "not installed") {
+	if _, err = (command{}).run(t.Context(), time.Minute, "", nil, "no-such-program"); err == nil || !strings.Contains(err.Error(), "not installed") {
 		t.Error(err)
 	}
-	_, err = command{}.run(t.Context(), 10*time.Second, "", nil, "sh", "-c", "echo first; echo why >&2; exit 3")
+	_, err = command{}.run(t.Context(), time.Minute, "", nil, "sh", "-c", "echo first; echo why >&2; exit 3")
 	if err == nil || !strings.Contains(err.Error(), "exit status 3: why") {
 		t.Error(err)
 	}
 }
 
-// What the shell says of a color must not override what .env says.
+// A color's variables in the shell must not override .env.
 func TestColorVariablesOfTheShellAreNotPassedOn(t *testing.T) {
 	t.Setenv("IMAGE_BLUE", "of-the-shell")
 	t.Setenv("IMAGE_OTHER", "kept")
-	out, err := command{}.run(t.Context(), 10*time.Second, "", []string{"IMAGE_MIGRATE=v2"}, "sh", "-c", `echo "$IMAGE_BLUE,$IMAGE_OTHER,$IMAGE_MIGRATE"`)
+	out, err := command{}.run(t.Context(), time.Minute, "", []string{"IMAGE_MIGRATE=v2"}, "sh", "-c", `echo "$IMAGE_BLUE,$IMAGE_OTHER,$IMAGE_MIGRATE"`)
 	if err != nil || string(out) != ",kept,v2\n" {
 		t.Errorf("%q, %v", out, err)
 	}

@@ -185,6 +185,21 @@ func TestInspectReadsTheContainers(t *testing.T) {
 	}
 }
 
+// An image that docker does not know by exactly one id is refused with a whole
+// sentence.
+func TestAnUnknownImageIsNamed(t *testing.T) {
+	for output, says := range map[string]string{
+		"[]":                             "docker image inspect v9: found 0 images, want 1",
+		`[{"Id":"sha256:a"},{"Id":"b"}]`: "docker image inspect v9: found 2 images, want 1",
+		"{":                              "docker image inspect v9: unexpected end of JSON input",
+	} {
+		c := fakeDocker(t, dockerOutputs{"image inspect": output, "pull -q": ""})
+		if _, err := c.Resolve(t.Context(), "v9"); err == nil || err.Error() != says {
+			t.Errorf("%s: %v", output, err)
+		}
+	}
+}
+
 func TestTheOverviewShowsTheStatusOfEachColor(t *testing.T) {
 	at := func(phases ...string) (all []Replica) {
 		for i, phase := range phases {

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -34,19 +35,33 @@ func (p *Preflight) disk(ctx context.Context, _ *checkInput) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	summary := ""
+	var disks []diskSpace
 	for _, path := range []string{p.Stack.Dir, strings.TrimSpace(string(out))} {
 		var fs syscall.Statfs_t
 		if err := syscall.Statfs(path, &fs); err != nil {
 			return "", fmt.Errorf("read the free space of %s: %w", path, err)
 		}
-		free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
-		if free < minFreeDiskBytes || free*100 < all*minFreeDiskPercent {
-			return "", fmt.Errorf("%s has %d MiB free, and needs %d %% and 2 GiB: `docker system df` shows what uses the space", path, free>>20, minFreeDiskPercent)
-		}
-		summary = fmt.Sprintf("%d MiB free", free>>20)
+		disks = append(disks, diskSpace{path, fs.Bavail * uint64(fs.Bsize), fs.Blocks * uint64(fs.Bsize)})
 	}
-	return summary, nil
+	return judgeDisks(disks)
+}
+
+// diskSpace is the space of the disk that holds path, in bytes.
+type diskSpace struct {
+	path       string
+	free, size uint64
+}
+
+// judgeDisks returns an error for the first disk that has too little space, or the
+// free space of the fullest disk.
+func judgeDisks(disks []diskSpace) (string, error) {
+	for _, d := range disks {
+		if d.free < minFreeDiskBytes || d.free*100 < d.size*minFreeDiskPercent {
+			return "", fmt.Errorf("%s has %d MiB free, and needs %d %% and 2 GiB: `docker system df` shows what uses the space", d.path, d.free>>20, minFreeDiskPercent)
+		}
+	}
+	fullest := slices.MinFunc(disks, func(a, b diskSpace) int { return cmp.Compare(a.free, b.free) })
+	return fmt.Sprintf("%d MiB free", fullest.free>>20), nil
 }
 
 // memory checks that the host has memory for a second color.
@@ -67,6 +82,13 @@ func (p *Preflight) memory(ctx context.Context, in *checkInput) (string, error) 
 		limits += r.MemoryLimit
 		used += residentMemory(ctx, r.Address)
 	}
+	return judgeMemory(free, used, limits)
+}
+
+// judgeMemory compares the host's available memory with the live color's use and
+// its limits, all in bytes. A second color needs as much as the first one, and a
+// reserve.
+func judgeMemory(free, used, limits int64) (string, error) {
 	switch {
 	case free < used+used/5+(256<<20):
 		return "", fmt.Errorf("%d MiB are available, and the live color uses %d MiB: there is no room for a second one", free>>20, used>>20)

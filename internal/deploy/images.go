@@ -22,8 +22,11 @@ func (c *Compose) inspectImage(ctx context.Context, ref string) (imageInfo, erro
 		return imageInfo{}, err
 	}
 	var found []imageInfo
-	if err := json.Unmarshal(out, &found); err != nil || len(found) != 1 {
-		return imageInfo{}, fmt.Errorf("docker image inspect %s: %d answers: %w", ref, len(found), err)
+	if err := json.Unmarshal(out, &found); err != nil {
+		return imageInfo{}, fmt.Errorf("docker image inspect %s: %w", ref, err)
+	}
+	if len(found) != 1 {
+		return imageInfo{}, fmt.Errorf("docker image inspect %s: found %d images, want 1", ref, len(found))
 	}
 	return found[0], nil
 }

@@ -282,8 +282,11 @@ func (b *builder) recordLSNs(label, manifest []byte) (err error) {
 			End      LSN `json:"End-LSN"`
 		} `json:"WAL-Ranges"`
 	}
-	if err := json.Unmarshal(bytes.TrimSpace(manifest), &ranges); err != nil || len(ranges.WAL) == 0 {
+	if err := json.Unmarshal(bytes.TrimSpace(manifest), &ranges); err != nil {
 		return fmt.Errorf("backup_manifest can't be read: %w", err)
+	}
+	if len(ranges.WAL) == 0 {
+		return errors.New("backup_manifest has no WAL range")
 	}
 	last := ranges.WAL[len(ranges.WAL)-1]
 	b.manifest.Timeline, b.manifest.StopLSN = last.Timeline, last.End

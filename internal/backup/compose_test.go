@@ -177,6 +177,21 @@ E
 	}
 }
 
+// Output of docker that can't be read is an error that names the cause.
+func TestUnreadableContainersAreReported(t *testing.T) {
+	for name, tt := range map[string]struct{ script, says string }{
+		"docker fails":            {`echo "Error: cannot connect" >&2; exit 1`, "docker inspect: docker: Error: cannot connect"},
+		"docker prints no JSON":   {`echo "no JSON"`, "docker inspect: invalid character"},
+		"docker prints an error":  {`echo "["; echo "Error: cannot connect" >&2; exit 1`, "docker inspect: docker: Error: cannot connect"},
+		"docker prints no object": {`echo "[]"`, "docker inspect: it printed no container"},
+	} {
+		fakeDocker(t, [2]string{`"ps -aq"*`, `echo a`}, [2]string{`"inspect --type container a"`, tt.script})
+		if _, err := newStack(t).Containers(t.Context()); err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, want %q", name, err, tt.says)
+		}
+	}
+}
+
 func TestWithoutDockerOrAStack(t *testing.T) {
 	c := newStack(t)
 	t.Setenv("PATH", t.TempDir())

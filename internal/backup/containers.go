@@ -1,8 +1,10 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -40,7 +42,10 @@ func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
 	out, err = c.dockerOutput(ctx, c.docker, append([]string{"inspect", "--type", "container"}, ids...)...)
 	var all []inspectedContainer
 	if e := json.Unmarshal([]byte(out), &all); e != nil || len(all) == 0 {
-		return nil, fmt.Errorf("look at the containers: read docker inspect: %w", joinLine([]error{err, e}))
+		if err == nil { // docker itself reports no error
+			err = cmp.Or(e, errors.New("it printed no container"))
+		}
+		return nil, fmt.Errorf("list the containers: docker inspect: %w", err)
 	}
 	containers := make([]Container, len(all))
 	for i, each := range all {

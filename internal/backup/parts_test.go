@@ -81,6 +81,26 @@ func TestLSNsAndSegmentsAreNamedAsInPostgreSQL(t *testing.T) {
 	}
 }
 
+// A base backup whose label or manifest lacks its position in the WAL is refused.
+func TestThePositionOfABaseBackupIsRequired(t *testing.T) {
+	const label = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n"
+	for says, text := range map[string][2]string{
+		"backup_label has no start location":          {"", `{"WAL-Ranges":[{"Timeline":1,"End-LSN":"0/2000100"}]}`},
+		"backup_manifest can't be read: unexpected":   {label, "{"},
+		"backup_manifest has no WAL range":            {label, "{}"},
+		`"0/x" is not a position in the WAL, such as`: {label, `{"WAL-Ranges":[{"Timeline":1,"End-LSN":"0/x"}]}`},
+	} {
+		b := new(builder)
+		if err := b.recordLSNs([]byte(text[0]), []byte(text[1])); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "%!") {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+	b := new(builder)
+	if err := b.recordLSNs([]byte(label), []byte(`{"WAL-Ranges":[{"Timeline":1,"End-LSN":"0/2000100"}]}`)); err != nil || b.manifest.StartLSN != 0x2000028 || b.manifest.StopLSN != 0x2000100 || b.manifest.Timeline != 1 {
+		t.Errorf("%+v, %v", b.manifest, err)
+	}
+}
+
 // A recovery takes the younger timeline's segment where two have one, and none
 // of an older life after its fork.
 func TestASegmentChainFollowsTimelines(t *testing.T) {

@@ -366,7 +366,7 @@ func TestAKilledDeployIsFinishedByTheNextRun(t *testing.T) {
 	})
 }
 
-// checkFinalState fails unless one color serves everybody and the journal is closed.
+// checkFinalState fails unless one color serves all clients and the journal is closed.
 func checkFinalState(r *rapid.T, env *modelEnv, d *Deployer, e HistoryEntry, err error) {
 	var rolledBack *RolledBackError
 	if err != nil && !errors.As(err, &rolledBack) && !errors.Is(err, ErrAlreadyLive) {

@@ -42,6 +42,34 @@ func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
 	}
 }
 
+// Journals and histories outlive the version that wrote them: the keys must stay.
+func TestTheKeysOfTheStateFiles(t *testing.T) {
+	now := time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
+	steps, notes := []CompletedStep{{Step: "start", At: now, TookSeconds: 1, Note: "n"}}, []string{"note"}
+	old := ColorSpec{Color: Blue, Image: Image{"v1", "id1"}, Deployment: "d0", Replicas: 3}
+	for want, value := range map[string]any{
+		`{"id":"d1","image":{"ref":"v2","id":"id2"},"from":"blue","to":"green","old":{"color":"blue","image":{"ref":"v1","id":"id1"},"deployment":"d0","replicas":3},` +
+			`"replicas":3,"started":"2026-11-26T10:00:00Z","done":[{"step":"start","at":"2026-11-26T10:00:00Z","took_seconds":1,"note":"n"}],"canary":10,` +
+			`"baseline":{"operations":1,"errors":2,"publishes":3,"p95":4,"store_failed":5,"canary_p95":6,"memory":7,"seen":8},"clients":9,"rolling_back":true,` +
+			`"trigger":"slow","reason":"r","failed_at":"watch","triggered":"2026-11-26T10:00:00Z","back":"2026-11-26T10:00:00Z","evidence":"dir","held":["note"],"notes":["note"]}`: Journal{
+			ID: "d1", Image: Image{"v2", "id2"}, From: Blue, To: Green, Old: old, Replicas: 3, Started: now, CompletedSteps: steps, CanaryPercent: 10,
+			Baseline: &MetricsWindow{1, 2, 3, 4, 5, 6, 7, 8}, ClientsBeforeMove: 9, RollingBack: true, Trigger: TriggerSlow, Reason: "r", FailedAt: "watch",
+			TriggeredAt: now, OldServingAt: now, DiagnosticsDir: "dir", SuppressedTriggers: notes, Notes: notes,
+		},
+		`{"id":"d1","outcome":"rolled back","color":"blue","image":{"ref":"v2","id":"id2"},"from":"blue",` +
+			`"old":{"color":"blue","image":{"ref":"v1","id":"id1"},"deployment":"d0","replicas":3},"started":"2026-11-26T10:00:00Z","ended":"2026-11-26T10:00:00Z",` +
+			`"trigger":"slow","reason":"r","failed_at":"watch","back_after_seconds":2.5,"evidence":"dir","held":["note"],"notes":["note"],` +
+			`"steps":[{"step":"start","at":"2026-11-26T10:00:00Z","took_seconds":1,"note":"n"}]}`: HistoryEntry{
+			ID: "d1", Outcome: RolledBack, Color: Blue, Image: Image{"v2", "id2"}, From: Blue, Old: &old, Started: now, Ended: now, Trigger: TriggerSlow, Reason: "r",
+			FailedAt: "watch", RecoverySeconds: 2.5, DiagnosticsDir: "dir", SuppressedTriggers: notes, Notes: notes, Steps: steps,
+		},
+	} {
+		if got, err := json.Marshal(value); err != nil || string(got) != want {
+			t.Errorf("%s\nwant\n%s, %v", got, want, err)
+		}
+	}
+}
+
 // A line that a crash truncated is lost, and no other line.
 func TestTheHistorySurvivesATruncatedLine(t *testing.T) {
 	s := StateDir{Dir: t.TempDir()}

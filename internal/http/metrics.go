@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// metrics belong to one server: a process may run several.
+// metrics are those of one server. A process may run several.
 type metrics struct {
 	active          prometheus.Gauge
 	connections     *prometheus.CounterVec
@@ -22,7 +22,7 @@ type metrics struct {
 	auditMetrics
 }
 
-// drainMetrics are of letting go of clients.
+// drainMetrics are about drains and moves.
 type drainMetrics struct {
 	draining      prometheus.Gauge
 	drainDeadline prometheus.Gauge
@@ -56,7 +56,7 @@ func newDrainMetrics(f promauto.Factory) drainMetrics {
 	return m
 }
 
-// drainStarted says that a drain is under way, and until when; end that none is.
+// drainStarted shows that a drain runs, and its deadline.
 func (m *drainMetrics) drainStarted(deadline time.Time) {
 	m.draining.Set(1)
 	m.drainDeadline.Set(float64(deadline.UnixMilli()) / 1000)
@@ -67,7 +67,7 @@ func (m *drainMetrics) drainEnded() {
 	m.drainDeadline.Set(0)
 }
 
-// httpConnMetrics are of those who were not let in.
+// httpConnMetrics are about connections that are not a WebSocket.
 type httpConnMetrics struct {
 	httpConnsRefused prometheus.Counter
 }
@@ -129,7 +129,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 	}
 }
 
-// auditMetrics are of the audit log.
+// auditMetrics are about the audit log.
 type auditMetrics struct {
 	events  *prometheus.CounterVec
 	dropped *prometheus.CounterVec

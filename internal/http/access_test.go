@@ -17,6 +17,7 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/auth"
+	"switchyard/internal/testkit"
 )
 
 const tokenSecret = "a-secret-of-32-bytes-or-more-----"
@@ -171,31 +172,33 @@ func TestOneTokenAtATime(t *testing.T) {
 // A browser can't see the status of a handshake, so a refused token is told by
 // a close code; nothing that such a connection sends is done.
 func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
-	n := startKeyedNode(t, "*:rw", func(c *Config) { c.maxRejecting = fewRejecting })
-	for name, bad := range map[string]string{
-		"nonsense": "x", "ended": tokenOf("ann", -time.Hour, everyRoom), "another's signature": tokenOf("ann", time.Hour, everyRoom) + "A",
-		"the name of an API key": tokenOf("api:shop", time.Hour, everyRoom), "no rooms": tokenOf("ann", time.Hour, `"all"`),
-		"an API key": testKey,
-	} {
-		if got := n.dialRejected(withToken(bad)); got != 4001 {
-			t.Errorf("%s: closed with %d, want 4001", name, got)
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "*:rw", func(c *Config) { c.maxRejecting = fewRejecting })
+		for name, bad := range map[string]string{
+			"nonsense": "x", "ended": tokenOf("ann", -time.Hour, everyRoom), "another's signature": tokenOf("ann", time.Hour, everyRoom) + "A",
+			"the name of an API key": tokenOf("api:shop", time.Hour, everyRoom), "no rooms": tokenOf("ann", time.Hour, `"all"`),
+			"an API key": testKey,
+		} {
+			if got := n.dialRejected(withToken(bad)); got != 4001 {
+				t.Errorf("%s: closed with %d, want 4001", name, got)
+			}
 		}
-	}
-	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x03\xe8"), "Authorization: Bearer x")
-	if code, reason := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4001 || reason != "unauthorized" {
-		t.Errorf("%d %s", code, reason)
-	}
-	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
-		t.Errorf("a connection without a good token has published: %s", body)
-	}
-	eventually(t, "all of them to be gone", func() bool { return n.connectionCount() == 0 })
-	for range fewRejecting {
-		n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
-	}
-	res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
-	if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
-		t.Errorf("one more is answered %d %s", res.StatusCode, body)
-	}
+		_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x03\xe8"), "Authorization: Bearer x")
+		if code, reason := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4001 || reason != "unauthorized" {
+			t.Errorf("%d %s", code, reason)
+		}
+		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
+			t.Errorf("a connection without a good token has published: %s", body)
+		}
+		testkit.Eventually(t, "all of them to be gone", func() bool { return n.connectionCount() == 0 })
+		for range fewRejecting {
+			n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
+		}
+		res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
+		if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
+			t.Errorf("one more is answered %d %s", res.StatusCode, body)
+		}
+	})
 }
 
 func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
@@ -225,28 +228,32 @@ func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
 }
 
 func TestAConnectionThatNeverAuthenticatesIsClosed(t *testing.T) {
-	n := startKeyedNode(t, "", func(c *Config) { c.AuthTimeout = time.Second })
-	late := n.open(nil)
-	in := n.open(nil)
-	in.send(`{"type":"auth","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
-	in.welcome()
-	began := time.Now()
-	if got := late.closed(); got != 4001 || time.Since(began) < time.Second/2 {
-		t.Errorf("closed with %d after %v, want 4001 after a second", got, time.Since(began))
-	}
-	in.send(`{"type":"join","room":"a"}`)
-	in.until("joined")
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", func(c *Config) { c.AuthTimeout = time.Second })
+		late := n.open(nil)
+		in := n.open(nil)
+		in.send(`{"type":"auth","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
+		in.welcome()
+		began := time.Now()
+		if got := late.closed(); got != 4001 || time.Since(began) < time.Second/2 {
+			t.Errorf("closed with %d after %v, want 4001 after a second", got, time.Since(began))
+		}
+		in.send(`{"type":"join","room":"a"}`)
+		in.until("joined")
+	})
 }
 
 // Those who have not shown a token yet are closed with all others.
 func TestAStopClosesConnectionsWithoutAToken(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	b := n.open(nil)
-	eventually(t, "the connection", func() bool { return n.connectionCount() == 1 })
-	go func() { _ = n.CloseSockets(context.Background()) }()
-	if got := b.closed(); got != 1012 {
-		t.Errorf("closed with %d", got)
-	}
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		b := n.open(nil)
+		testkit.Eventually(t, "the connection", func() bool { return n.connectionCount() == 1 })
+		go func() { _ = n.CloseSockets(context.Background()) }()
+		if got := b.closed(); got != 1012 {
+			t.Errorf("closed with %d", got)
+		}
+	})
 }
 
 func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
@@ -320,18 +327,20 @@ func TestAnAnonymousConnectionStaysAnonymous(t *testing.T) {
 }
 
 func TestAConnectionEndsWithItsToken(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	brief := n.dial(withToken(tokenOf("ann", 2*time.Second, everyRoom)))
-	fresh := n.dial(withToken(tokenOf("bob", 2*time.Second, everyRoom)))
-	fresh.send(`{"type":"auth","token":"%s"}`, tokenOf("bob", time.Hour, everyRoom))
-	fresh.until("authenticated")
-	if got := brief.closed(); got != 4001 {
-		t.Errorf("closed with %d, want 4001", got)
-	}
-	fresh.send(`{"type":"join","room":"a"}`)
-	fresh.until("joined")
-	eventually(t, "its end to be counted", func() bool {
-		return n.metric(`websocket_disconnections_total{reason="unauthorized"}`) == "1"
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		brief := n.dial(withToken(tokenOf("ann", 2*time.Second, everyRoom)))
+		fresh := n.dial(withToken(tokenOf("bob", 2*time.Second, everyRoom)))
+		fresh.send(`{"type":"auth","token":"%s"}`, tokenOf("bob", time.Hour, everyRoom))
+		fresh.until("authenticated")
+		if got := brief.closed(); got != 4001 {
+			t.Errorf("closed with %d, want 4001", got)
+		}
+		fresh.send(`{"type":"join","room":"a"}`)
+		fresh.until("joined")
+		testkit.Eventually(t, "its end to be counted", func() bool {
+			return n.metric(`websocket_disconnections_total{reason="unauthorized"}`) == "1"
+		})
 	})
 }
 

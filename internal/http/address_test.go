@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 func TestTheClientAddressBehindProxies(t *testing.T) {
@@ -97,7 +99,7 @@ func TestLogLinesHaveTheClientsAddress(t *testing.T) {
 	b := n.dial(&websocket.DialOptions{HTTPHeader: http.Header{"X-Forwarded-For": {"198.51.100.9"}, "X-Real-Ip": {"9.9.9.9"}}})
 	_ = b.ws.Close(websocket.StatusNormalClosure, "")
 	var line map[string]any
-	eventually(t, "the log line", func() bool {
+	testkit.Eventually(t, "the log line", func() bool {
 		for l := range strings.Lines(n.logs.String()) {
 			if strings.Contains(l, "connection ended") {
 				return json.Unmarshal([]byte(l), &line) == nil

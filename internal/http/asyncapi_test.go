@@ -26,6 +26,7 @@ import (
 	"switchyard/internal/auth"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
 )
 
 // payloads are the messages of an operation, by the type that stands in them:
@@ -253,7 +254,7 @@ func (fixedVerifier) Verify(context.Context, string) (auth.Identity, error) {
 func (fixedVerifier) Anonymous() (auth.Identity, bool) { return auth.Identity{}, false }
 
 func disconnectAnn(n *node) {
-	eventually(n.t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
+	testkit.Eventually(n.t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
 	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
 }
 
@@ -298,7 +299,7 @@ func TestEveryCloseCodeIsSent(t *testing.T) {
 			}
 			_, br := n.rawHandshake(tt.sends)
 			if tt.then != nil {
-				eventually(t, "the connection", func() bool { return n.metric("websocket_active_connections") == "1" })
+				testkit.Eventually(t, "the connection", func() bool { return n.metric("websocket_active_connections") == "1" })
 				tt.then(n)
 			}
 			code, reason := readClose(t, d, br)
@@ -320,7 +321,7 @@ func TestEveryCloseCodeIsSent(t *testing.T) {
 // floodRoom publishes more than any socket buffer holds, in a room whose only
 // member reads nothing.
 func floodRoom(n *node) {
-	eventually(n.t, "the member", func() bool { return len(n.hub.Rooms()) == 1 && n.hub.Rooms()[0].Members == 1 })
+	testkit.Eventually(n.t, "the member", func() bool { return len(n.hub.Rooms()) == 1 && n.hub.Rooms()[0].Members == 1 })
 	data := `"` + strings.Repeat("x", 60<<10) + `"`
 	for range 200 {
 		if _, err := n.hub.Publish(n.t.Context(), draft("a", data)); err != nil {
@@ -343,7 +344,7 @@ func TestTheAPIDocumentsAreServed(t *testing.T) {
 		t.Fatalf("handshake: %v %v", res, err)
 	}
 	_ = ws.Close(websocket.StatusNormalClosure, "")
-	eventually(t, "the log line with the handshake's request id", func() bool {
+	testkit.Eventually(t, "the log line with the handshake's request id", func() bool {
 		return strings.Contains(n.logs.String(), `"request_id":"`+res.Header.Get("X-Request-Id")+`"`)
 	})
 }

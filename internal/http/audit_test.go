@@ -18,10 +18,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 // auditLines are those of an audit log.
-func auditLines(t testing.TB, out *safeBuilder) (all []auditLine) {
+func auditLines(t testing.TB, out *testkit.Logs) (all []auditLine) {
 	t.Helper()
 	for line := range strings.Lines(out.String()) {
 		var l auditLine
@@ -41,7 +43,7 @@ func auditLines(t testing.TB, out *safeBuilder) (all []auditLine) {
 // Each thing that an operator would ask about later is one line: who, from
 // where, what, why.
 func TestTheAuditLogRecordsRefusals(t *testing.T) {
-	out := &safeBuilder{}
+	out := new(testkit.Logs)
 	var clock manualClock
 	n := startKeyedNode(t, "", func(c *Config) {
 		trustLoopback(c)
@@ -139,50 +141,52 @@ func newTestAuditor(t *testing.T, out interface{ Write([]byte) (int, error) }) (
 
 // A flood is a few lines and a number, and never more than that.
 func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
-	out := &safeBuilder{}
-	a, m := newTestAuditor(t, out)
-	began := time.Now()
-	for i := range 20_000 {
-		a.record(&auditLine{Event: auditToken, From: "198.51.100.1", Why: "same", RequestID: fmt.Sprint(i)})
-		a.record(&auditLine{Event: auditHost, From: "198.51.100.1", Given: fmt.Sprint("host", i, strings.Repeat("é", maxAuditField))}) // each of its own kind
-	}
-	seconds := int(time.Since(began)/time.Second) + 2
-	a.record(&auditLine{Event: auditRemoved, Who: "api:shop", What: "ann"}) // is not drowned
-	if err := a.close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	got := auditLines(t, out)
-	same, hosts, removed := 0, 0, 0
-	single := map[string]int{} // lines that tell of one event
-	for _, l := range got {
-		if l.Count == 0 {
-			single[l.Event]++
+	inBubble(t, func(t *testing.T) {
+		out := new(testkit.Logs)
+		a, m := newTestAuditor(t, out)
+		began := time.Now()
+		for i := range 20_000 {
+			a.record(&auditLine{Event: auditToken, From: "198.51.100.1", Why: "same", RequestID: fmt.Sprint(i)})
+			a.record(&auditLine{Event: auditHost, From: "198.51.100.1", Given: fmt.Sprint("host", i, strings.Repeat("é", maxAuditField))}) // each of its own kind
 		}
-		switch l.Event {
-		case auditToken:
-			same += max(l.Count, 1)
-		case auditHost:
-			hosts += max(l.Count, 1)
-			if len(l.Given) > maxAuditField {
-				t.Errorf("a text of %d bytes", len(l.Given))
+		seconds := int(time.Since(began)/time.Second) + 2
+		a.record(&auditLine{Event: auditRemoved, Who: "api:shop", What: "ann"}) // is not drowned
+		if err := a.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got := auditLines(t, out)
+		same, hosts, removed := 0, 0, 0
+		single := map[string]int{} // lines that tell of one event
+		for _, l := range got {
+			if l.Count == 0 {
+				single[l.Event]++
 			}
-		case auditRemoved:
-			removed++
+			switch l.Event {
+			case auditToken:
+				same += max(l.Count, 1)
+			case auditHost:
+				hosts += max(l.Count, 1)
+				if len(l.Given) > maxAuditField {
+					t.Errorf("a text of %d bytes", len(l.Given))
+				}
+			case auditRemoved:
+				removed++
+			}
 		}
-	}
-	dropped := int(testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)))
-	if dropped == 0 && (same != 20_000 || hosts != 20_000) || removed != 1 {
-		t.Errorf("lines tell of %d and %d events, want 20,000 each, and of %d removals; %d dropped", same, hosts, removed, dropped)
-	}
-	if single[auditToken] > seconds*maxSameLines || single[auditHost] > seconds*maxEventLines {
-		t.Errorf("in %d s: %v lines of their own", seconds, single)
-	}
-	if most := seconds * (maxSameLines + 1 + maxEventLines + maxAuditSamples + len(auditEvents)); len(got) > most {
-		t.Errorf("%d lines in %d s", len(got), seconds)
-	}
-	if got := testutil.ToFloat64(m.events.WithLabelValues(auditHost)); got != 20_000 {
-		t.Errorf("counted %v events", got)
-	}
+		dropped := int(testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)))
+		if dropped == 0 && (same != 20_000 || hosts != 20_000) || removed != 1 {
+			t.Errorf("lines tell of %d and %d events, want 20,000 each, and of %d removals; %d dropped", same, hosts, removed, dropped)
+		}
+		if single[auditToken] > seconds*maxSameLines || single[auditHost] > seconds*maxEventLines {
+			t.Errorf("in %d s: %v lines of their own", seconds, single)
+		}
+		if most := seconds * (maxSameLines + 1 + maxEventLines + maxAuditSamples + len(auditEvents)); len(got) > most {
+			t.Errorf("%d lines in %d s", len(got), seconds)
+		}
+		if got := testutil.ToFloat64(m.events.WithLabelValues(auditHost)); got != 20_000 {
+			t.Errorf("counted %v events", got)
+		}
+	})
 }
 
 // blockedWriter takes nothing until it is let go.
@@ -193,7 +197,7 @@ func (w *blockedWriter) Write(p []byte) (int, error) { <-w.unblock; return len(p
 // fullDisk takes nothing for a while.
 type fullDisk struct {
 	full atomic.Bool
-	out  safeBuilder
+	out  testkit.Logs
 }
 
 func (w *fullDisk) Write(p []byte) (int, error) {
@@ -205,36 +209,38 @@ func (w *fullDisk) Write(p []byte) (int, error) {
 
 // A reader of the log that hangs, or a full disk, costs lines and nothing else.
 func TestTheAuditLogNeverBlocks(t *testing.T) {
-	stuck := &blockedWriter{make(chan struct{})}
-	a, m := newTestAuditor(t, stuck)
-	for i := range 30 * auditQueueSize {
-		a.record(&auditLine{Event: auditEvents[i%len(auditEvents)], What: fmt.Sprint(i % 900)})
-		a.mu.Lock()
-		a.writeSummaries(time.Now()) // as if a second had passed
-		a.mu.Unlock()
-	}
-	if got := testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)); got < 29*auditQueueSize-100 {
-		t.Errorf("%v lines dropped", got)
-	}
-	if err := a.close(t.Context()); err == nil {
-		t.Error("it says that all was written")
-	}
-	close(stuck.unblock)
-	<-a.done
+	inBubble(t, func(t *testing.T) {
+		stuck := &blockedWriter{make(chan struct{})}
+		a, m := newTestAuditor(t, stuck)
+		for i := range 30 * auditQueueSize {
+			a.record(&auditLine{Event: auditEvents[i%len(auditEvents)], What: fmt.Sprint(i % 900)})
+			a.mu.Lock()
+			a.writeSummaries(time.Now()) // as if a second had passed
+			a.mu.Unlock()
+		}
+		if got := testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)); got < 29*auditQueueSize-100 {
+			t.Errorf("%v lines dropped", got)
+		}
+		if err := a.close(t.Context()); err == nil {
+			t.Error("it says that all was written")
+		}
+		close(stuck.unblock)
+		<-a.done
 
-	disk := &fullDisk{}
-	disk.full.Store(true)
-	b, m := newTestAuditor(t, disk)
-	b.record(&auditLine{Event: auditKey, What: "lost"})
-	eventually(t, "the loss to be counted", func() bool { return testutil.ToFloat64(m.dropped.WithLabelValues(dropWrite)) == 1 })
-	disk.full.Store(false)
-	b.record(&auditLine{Event: auditKey, What: "written"})
-	if err := b.close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if got := auditLines(t, &disk.out); len(got) != 1 || got[0].What != "written" {
-		t.Errorf("%+v", got)
-	}
+		disk := &fullDisk{}
+		disk.full.Store(true)
+		b, m := newTestAuditor(t, disk)
+		b.record(&auditLine{Event: auditKey, What: "lost"})
+		testkit.Eventually(t, "the loss to be counted", func() bool { return testutil.ToFloat64(m.dropped.WithLabelValues(dropWrite)) == 1 })
+		disk.full.Store(false)
+		b.record(&auditLine{Event: auditKey, What: "written"})
+		if err := b.close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := auditLines(t, &disk.out); len(got) != 1 || got[0].What != "written" {
+			t.Errorf("%+v", got)
+		}
+	})
 }
 
 // Whatever a name holds, a line is one line of JSON, without a byte that a

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestABatchIsStoredWholeAndBrowsersSeeIt(t *testing.T) {
@@ -221,7 +223,7 @@ func TestATruncatedBodyIsRefused(t *testing.T) {
 			t.Errorf("half a body: %d", res.StatusCode)
 		}
 	}
-	eventually(t, "the request to be counted", func() bool {
+	testkit.Eventually(t, "the request to be counted", func() bool {
 		return n.metric(`http_requests_total{code="400",method="POST",route="/v1/rooms/{room}/messages"}`) == "1"
 	})
 }

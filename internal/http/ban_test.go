@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
 func TestABannedUserIsDisconnectedAndCannotReconnect(t *testing.T) {
@@ -48,40 +49,44 @@ func TestABannedUserIsDisconnectedAndCannotReconnect(t *testing.T) {
 
 // Who does not answer the close can't use the time that it has for it.
 func TestFramesOfABannedUserAreIgnored(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	c, br := n.rawHandshake("", "Authorization: Bearer "+tokenOf("ann", time.Hour, everyRoom))
-	eventually(t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
-	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
-	if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
-		t.Errorf("closed with %d", code)
-	}
-	if _, err := io.WriteString(c, maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x0f\xa3")); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the end", func() bool { return n.connectionCount() == 0 })
-	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0,`) {
-		t.Errorf("it has published: %s", body)
-	}
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		c, br := n.rawHandshake("", "Authorization: Bearer "+tokenOf("ann", time.Hour, everyRoom))
+		testkit.Eventually(t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
+		n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+		if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
+			t.Errorf("closed with %d", code)
+		}
+		if _, err := io.WriteString(c, maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x0f\xa3")); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eventually(t, "the end", func() bool { return n.connectionCount() == 0 })
+		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0,`) {
+			t.Errorf("it has published: %s", body)
+		}
+	})
 }
 
 // The bar ends by itself, and a short one is there even where none is asked
 // for: a node that gets no notice finds it.
 func TestABanExpires(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	ann := withToken(tokenOf("ann", time.Hour, everyRoom))
-	b := n.dial(ann)
-	res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, "")
-	if res.StatusCode != http.StatusOK || !strings.Contains(body, `"for":"5s"`) {
-		t.Errorf("%d %s", res.StatusCode, body)
-	}
-	if got := b.closed(); got != 4003 {
-		t.Errorf("closed with %d", got)
-	}
-	if got := n.dialRejected(ann); got != 4003 {
-		t.Errorf("at once: %d", got)
-	}
-	eventually(t, "the end of the bar", func() bool { return !n.banned("ann") })
-	n.dial(ann)
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		ann := withToken(tokenOf("ann", time.Hour, everyRoom))
+		b := n.dial(ann)
+		res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+		if res.StatusCode != http.StatusOK || !strings.Contains(body, `"for":"5s"`) {
+			t.Errorf("%d %s", res.StatusCode, body)
+		}
+		if got := b.closed(); got != 4003 {
+			t.Errorf("closed with %d", got)
+		}
+		if got := n.dialRejected(ann); got != 4003 {
+			t.Errorf("at once: %d", got)
+		}
+		testkit.Eventually(t, "the end of the bar", func() bool { return !n.banned("ann") })
+		n.dial(ann)
+	})
 }
 
 func TestDisconnectRequests(t *testing.T) {

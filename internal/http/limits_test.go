@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 // fromAddress is a handshake as a trusted proxy hands it on.
@@ -45,7 +47,7 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	}
 	n.dial(fromAddress("2001:db8:1:2::1"))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	eventually(t, "a place", func() bool {
+	testkit.Eventually(t, "a place", func() bool {
 		n.Server.mu.Lock()
 		defer n.Server.mu.Unlock()
 		return n.admission.networks[addressPrefix(parseAddr("198.51.100.1"))] == 1
@@ -66,40 +68,42 @@ func TestInternalPeersAreNotCountedByAddress(t *testing.T) {
 
 // All that was counted is given back, whatever way a connection ended.
 func TestEveryAdmissionSlotIsReleased(t *testing.T) {
-	n := startKeyedNode(t, "", func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
-	for i := range 6 {
-		opts := fromAddress(fmt.Sprintf("198.51.100.%d", 1+i%2))
-		if i%2 == 0 {
-			opts.HTTPHeader.Set("Authorization", "Bearer "+tokenOf("ann", time.Hour, everyRoom))
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
+		for i := range 6 {
+			opts := fromAddress(fmt.Sprintf("198.51.100.%d", 1+i%2))
+			if i%2 == 0 {
+				opts.HTTPHeader.Set("Authorization", "Bearer "+tokenOf("ann", time.Hour, everyRoom))
+			}
+			b := n.open(opts)
+			switch i % 3 {
+			case 0:
+				_ = b.ws.Close(websocket.StatusNormalClosure, "")
+			case 1:
+				_ = b.ws.CloseNow()
+			}
 		}
-		b := n.open(opts)
-		switch i % 3 {
-		case 0:
-			_ = b.ws.Close(websocket.StatusNormalClosure, "")
-		case 1:
-			_ = b.ws.CloseNow()
+		for range 4 {
+			n.handshakeStatus("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
+			n.handshakeStatus("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
 		}
-	}
-	for range 4 {
-		n.handshakeStatus("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
-		n.handshakeStatus("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
-	}
-	if err := n.CloseSockets(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "all to be gone", func() bool { return n.connectionCount() == 0 })
-	n.expiry.mu.Lock()
-	for _, slot := range n.expiry.slots {
-		if len(slot) > 0 {
-			t.Error("a connection that is gone waits for its token's end")
+		if err := n.CloseSockets(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-	}
-	n.expiry.mu.Unlock()
-	n.Server.mu.Lock()
-	defer n.Server.mu.Unlock()
-	if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
-		t.Errorf("left behind: %+v", r)
-	}
+		testkit.Eventually(t, "all to be gone", func() bool { return n.connectionCount() == 0 })
+		n.expiry.mu.Lock()
+		for _, slot := range n.expiry.slots {
+			if len(slot) > 0 {
+				t.Error("a connection that is gone waits for its token's end")
+			}
+		}
+		n.expiry.mu.Unlock()
+		n.Server.mu.Lock()
+		defer n.Server.mu.Unlock()
+		if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
+			t.Errorf("left behind: %+v", r)
+		}
+	})
 }
 
 // Those who can't stay are told so by a close code while they are few; they

@@ -127,47 +127,53 @@ func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 // A client tells once how its move went; who tells it again and again would slow
 // the drain of another node.
 func TestAConnectionReportsItsMoveOnce(t *testing.T) {
-	n := startNode(t, nil)
-	b := n.dial(nil)
-	for range 50 {
-		b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
-	}
-	b.send(`{"type":"leave","ref":"x","room":"a"}`)
-	b.until("error")
-	n.moveLatencies.mu.Lock()
-	defer n.moveLatencies.mu.Unlock()
-	if n.moveLatencies.next != 1 {
-		t.Errorf("%d arrivals of one connection", n.moveLatencies.next)
-	}
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		b := n.dial(nil)
+		for range 50 {
+			b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
+		}
+		b.send(`{"type":"leave","ref":"x","room":"a"}`)
+		b.until("error")
+		n.moveLatencies.mu.Lock()
+		defer n.moveLatencies.mu.Unlock()
+		if n.moveLatencies.next != 1 {
+			t.Errorf("%d arrivals of one connection", n.moveLatencies.next)
+		}
+	})
 }
 
 // Nor does it count from who was on no other node.
 func TestANewSessionReportsNoMove(t *testing.T) {
-	n, _ := startSessionNode(t, nil)
-	b, _ := n.connect("", "")
-	b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
-	b.send(`{"type":"leave","ref":"x","room":"a"}`)
-	b.until("error")
-	n.moveLatencies.mu.Lock()
-	defer n.moveLatencies.mu.Unlock()
-	if n.moveLatencies.next != 0 {
-		t.Errorf("%d arrivals of a stranger", n.moveLatencies.next)
-	}
+	inBubble(t, func(t *testing.T) {
+		n, _ := startSessionNode(t, nil)
+		b, _ := n.connect("", "")
+		b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
+		b.send(`{"type":"leave","ref":"x","room":"a"}`)
+		b.until("error")
+		n.moveLatencies.mu.Lock()
+		defer n.moveLatencies.mu.Unlock()
+		if n.moveLatencies.next != 0 {
+			t.Errorf("%d arrivals of a stranger", n.moveLatencies.next)
+		}
+	})
 }
 
 // Handshakes over the rate, or over the places, cost a line of the audit log
 // now and then, and none of the log: strangers may send any number of them.
 func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 1 })
-	refused := 0
-	for range 50 {
-		if res, _ := n.request(http.MethodGet, "/ws", http.Header{}, http.NoBody); res.StatusCode == http.StatusServiceUnavailable {
-			refused++
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 1 })
+		refused := 0
+		for range 50 {
+			if res, _ := n.request(http.MethodGet, "/ws", http.Header{}, http.NoBody); res.StatusCode == http.StatusServiceUnavailable {
+				refused++
+			}
 		}
-	}
-	if said := strings.Count(n.logs.String(), "request refused"); refused < 10 || said > 0 {
-		t.Errorf("%d refused, and %d lines tell of it", refused, said)
-	}
+		if said := strings.Count(n.logs.String(), "request refused"); refused < 10 || said > 0 {
+			t.Errorf("%d refused, and %d lines tell of it", refused, said)
+		}
+	})
 }
 
 // OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7), which net/http

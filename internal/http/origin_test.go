@@ -3,24 +3,25 @@ package http
 import (
 	"bufio"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // handshakeStatus sends a WebSocket handshake, each header line as it stands, and returns
 // the status of the answer.
 func (n *node) handshakeStatus(lines ...string) int {
 	n.t.Helper()
-	c, err := net.Dial("tcp", n.addr)
+	c, err := n.dialRaw(n.addr)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testkit.Timeout))
 	all := []string{"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}
 	all = append(all, lines...)
 	if !strings.Contains(strings.ToLower(strings.Join(all, "\n")), "\nhost:") {

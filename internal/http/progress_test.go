@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestClientsThatDoNotReturnAreMissingForAWhile(t *testing.T) {
@@ -58,54 +60,55 @@ func TestClientsThatLeftDuringAnOutageAreNotMissing(t *testing.T) {
 // While those who left do not turn up elsewhere nobody else is sent after them;
 // when they do the drain goes on. All of it is told.
 func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
-	t.Parallel()
-	var returned, asked atomic.Int64
-	before := int64(7) // came back before the drain, and are no part of it
-	returned.Store(before)
-	n := startDrainNode(t, func(c *Config) {
-		c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
-		c.MoveTargets = func(Scope) MoveTargets {
-			asked.Add(1)
-			r := healthyTargets
-			r.ReturnsKnown, r.Returned = true, int(returned.Load())
-			return r
-		}
-	})
-	const clients = 120
-	for range clients {
-		b := n.dial(nil)
-		go func() {
-			b.ws.SetReadLimit(1 << 20)
-			for {
-				_, m, err := b.ws.Read(context.Background())
-				if err != nil {
-					return
-				}
-				if strings.Contains(string(m), `"move"`) {
-					_ = b.ws.Close(1000, "")
-				}
+	inBubble(t, func(t *testing.T) {
+		var returned, asked atomic.Int64
+		before := int64(7) // came back before the drain, and are no part of it
+		returned.Store(before)
+		n := startDrainNode(t, func(c *Config) {
+			c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
+			c.MoveTargets = func(Scope) MoveTargets {
+				asked.Add(1)
+				r := healthyTargets
+				r.ReturnsKnown, r.Returned = true, int(returned.Load())
+				return r
 			}
-		}()
-	}
-	n.adminCall("POST", "/drain")
-	eventually(t, "the drain to stand still", func() bool {
-		movesSent, wave := n.DrainState().Told, asked.Load()
-		if movesSent == 0 || movesSent == clients {
-			return false
+		})
+		const clients = 120
+		for range clients {
+			b := n.dial(nil)
+			go func() {
+				b.ws.SetReadLimit(1 << 20)
+				for {
+					_, m, err := b.ws.Read(context.Background())
+					if err != nil {
+						return
+					}
+					if strings.Contains(string(m), `"move"`) {
+						_ = b.ws.Close(1000, "")
+					}
+				}
+			}()
 		}
-		eventually(t, "two more waves", func() bool { return asked.Load() >= wave+2 })
-		return n.DrainState().Told == movesSent
+		n.adminCall("POST", "/drain")
+		testkit.Eventually(t, "the drain to stand still", func() bool {
+			movesSent, wave := n.DrainState().Told, asked.Load()
+			if movesSent == 0 || movesSent == clients {
+				return false
+			}
+			testkit.Eventually(t, "two more waves", func() bool { return asked.Load() >= wave+2 })
+			return n.DrainState().Told == movesSent
+		})
+		stood := n.DrainState()
+		if stood.Returned != 0 || stood.Moved == 0 || stood.Clients == 0 {
+			t.Errorf("it stands at %+v", stood)
+		}
+		returned.Store(before + clients) // they were slow
+		n.awaitPhase(phaseDrained)
+		if state := n.DrainState(); state.Told != clients || state.Moved != clients || state.Returned != clients {
+			t.Errorf("in the end: %+v", state)
+		}
+		if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {
+			t.Errorf("the log's last word: %s", logs)
+		}
 	})
-	stood := n.DrainState()
-	if stood.Returned != 0 || stood.Moved == 0 || stood.Clients == 0 {
-		t.Errorf("it stands at %+v", stood)
-	}
-	returned.Store(before + clients) // they were slow
-	n.awaitPhase(phaseDrained)
-	if state := n.DrainState(); state.Told != clients || state.Moved != clients || state.Returned != clients {
-		t.Errorf("in the end: %+v", state)
-	}
-	if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {
-		t.Errorf("the log's last word: %s", logs)
-	}
 }

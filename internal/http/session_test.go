@@ -14,6 +14,7 @@ import (
 
 	"switchyard/internal/message"
 	"switchyard/internal/sharedstate"
+	"switchyard/internal/testkit"
 )
 
 // faultySessions are sessions that can be taken away, as Redis can.
@@ -105,136 +106,136 @@ func (n *node) connect(secret, query string) (*browser, map[string]any) {
 	if secret != "" {
 		offer = append(offer, "session."+secret)
 	}
-	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
-	defer cancel()
-	ws, res, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws"+query, &websocket.DialOptions{Subprotocols: offer})
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	b, res := n.openAt("/ws"+query, &websocket.DialOptions{Subprotocols: offer})
 	if got := res.Header.Get("Sec-WebSocket-Protocol"); got != "switchyard.v1" {
 		n.t.Errorf("the answer chose %q", got)
 	}
-	ws.SetReadLimit(4 << 20)
-	n.t.Cleanup(func() { _ = ws.CloseNow() })
-	b := &browser{n.t, ws}
 	return b, b.read()
 }
 
 func TestASessionIsResumedBySecretAlone(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	b, welcome := n.connect("", "")
-	secret := welcome["session"].(string)
-	if welcome["resumed"] != false || len(secret) < 20 {
-		t.Errorf("first welcome: %v", welcome)
-	}
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	_ = b.ws.CloseNow() // the network is gone: no goodbye
-	if _, again := n.connect(secret, ""); again["session"] != secret || again["resumed"] != true {
-		t.Errorf("second welcome: %v", again)
-	}
-	name, _, _ := strings.Cut(secret, ".")
-	for what, wrong := range map[string]string{"the name that others see": name, "a guess": name + ".AAAAAAAAAAAAAAAAAAAAAAAAAA", "junk": "x"} {
-		if _, w := n.connect(wrong, ""); w["resumed"] != false || w["session"] == wrong {
-			t.Errorf("%s has resumed a session: %v", what, w)
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		b, welcome := n.connect("", "")
+		secret := welcome["session"].(string)
+		if welcome["resumed"] != false || len(secret) < 20 {
+			t.Errorf("first welcome: %v", welcome)
 		}
-	}
+		testkit.Eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+		_ = b.ws.CloseNow() // the network is gone: no goodbye
+		if _, again := n.connect(secret, ""); again["session"] != secret || again["resumed"] != true {
+			t.Errorf("second welcome: %v", again)
+		}
+		name, _, _ := strings.Cut(secret, ".")
+		for what, wrong := range map[string]string{"the name that others see": name, "a guess": name + ".AAAAAAAAAAAAAAAAAAAAAAAAAA", "junk": "x"} {
+			if _, w := n.connect(wrong, ""); w["resumed"] != false || w["session"] == wrong {
+				t.Errorf("%s has resumed a session: %v", what, w)
+			}
+		}
+	})
 }
 
 // A client that tracks nothing misses nothing: its rooms are joined for it,
 // from what it provably got.
 func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
-	n, _ := startSessionNode(t, nil)
-	b, welcome := n.connect("", "?rooms=1")
-	secret := welcome["session"].(string)
-	b.send(`{"type":"join","room":"a"}`)
-	b.send(`{"type":"join","room":"b"}`)
-	b.until("joined")
-	b.until("joined")
-	n.publish("a", 1, 5)
-	proved := 0.0
-	for proved < 5 { // reading answers pings; the fifth message was before one of them
-		proved = b.until("message")["seq"].(float64)
-	}
-	b.until("heartbeat")
-	b.until("heartbeat")
-	_ = b.ws.CloseNow()
-	n.publish("a", 6, 9)
-	n.publish("b", 1, 1)
+	inBubble(t, func(t *testing.T) {
+		n, _ := startSessionNode(t, nil)
+		b, welcome := n.connect("", "?rooms=1")
+		secret := welcome["session"].(string)
+		b.send(`{"type":"join","room":"a"}`)
+		b.send(`{"type":"join","room":"b"}`)
+		b.until("joined")
+		b.until("joined")
+		n.publish("a", 1, 5)
+		proved := 0.0
+		for proved < 5 { // reading answers pings; the fifth message was before one of them
+			proved = b.until("message")["seq"].(float64)
+		}
+		b.until("heartbeat")
+		b.until("heartbeat")
+		_ = b.ws.CloseNow()
+		n.publish("a", 6, 9)
+		n.publish("b", 1, 1)
 
-	c, again := n.connect(secret, "?rooms=1")
-	if again["resumed"] != true {
-		t.Fatalf("welcome %v", again)
-	}
-	got := map[string][]float64{}
-	for len(got["a"]) == 0 || got["a"][len(got["a"])-1] < 9 || len(got["b"]) < 1 {
-		if m := c.until("message"); true {
-			room := m["room"].(string)
-			got[room] = append(got[room], m["seq"].(float64))
+		c, again := n.connect(secret, "?rooms=1")
+		if again["resumed"] != true {
+			t.Fatalf("welcome %v", again)
 		}
-	}
-	// From the proven position on, without a hole; some may come twice.
-	first := got["a"][0]
-	if first > 6 {
-		t.Errorf("a begins with %v: 6 is missed", first)
-	}
-	for i, seq := range got["a"] {
-		if seq != first+float64(i) {
-			t.Errorf("a: %v", got["a"])
-			break
+		got := map[string][]float64{}
+		for len(got["a"]) == 0 || got["a"][len(got["a"])-1] < 9 || len(got["b"]) < 1 {
+			if m := c.until("message"); true {
+				room := m["room"].(string)
+				got[room] = append(got[room], m["seq"].(float64))
+			}
 		}
-	}
-	if got["b"][0] != 1 {
-		t.Errorf("b: %v", got["b"])
-	}
+		// From the proven position on, without a hole; some may come twice.
+		first := got["a"][0]
+		if first > 6 {
+			t.Errorf("a begins with %v: 6 is missed", first)
+		}
+		for i, seq := range got["a"] {
+			if seq != first+float64(i) {
+				t.Errorf("a: %v", got["a"])
+				break
+			}
+		}
+		if got["b"][0] != 1 {
+			t.Errorf("b: %v", got["b"])
+		}
+	})
 }
 
 // What a client that tracks nothing joins and leaves is remembered at once, not
 // only at its next answer to a ping: also the join that takes its time.
 func TestJoinsAndLeavesAreSavedAtOnce(t *testing.T) {
-	n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
-	b, welcome := n.connect("", "?rooms=1")
-	secret := welcome["session"].(string)
-	b.send(`{"type":"join","room":"a"}`)
-	b.until("joined")
-	eventually(t, "a to be kept", func() bool { return a.savedRooms() == "a" })
-	n.log.setFailure(message.ErrUnavailable)
-	b.send(`{"type":"join","room":"late"}`)
-	before := a.saves.Load()
-	eventually(t, "a save that finds the join unanswered", func() bool { return a.saves.Load() > before })
-	n.log.setFailure(nil)
-	b.until("joined")
-	eventually(t, "the late room to be kept", func() bool { return a.savedRooms() == "a late" })
-	b.send(`{"type":"leave","room":"a"}`)
-	b.until("left")
-	eventually(t, "the left room to be forgotten", func() bool { return a.savedRooms() == "late" })
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
+		b, welcome := n.connect("", "?rooms=1")
+		secret := welcome["session"].(string)
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+		testkit.Eventually(t, "a to be kept", func() bool { return a.savedRooms() == "a" })
+		n.log.setFailure(message.ErrUnavailable)
+		b.send(`{"type":"join","room":"late"}`)
+		before := a.saves.Load()
+		testkit.Eventually(t, "a save that finds the join unanswered", func() bool { return a.saves.Load() > before })
+		n.log.setFailure(nil)
+		b.until("joined")
+		testkit.Eventually(t, "the late room to be kept", func() bool { return a.savedRooms() == "a late" })
+		b.send(`{"type":"leave","room":"a"}`)
+		b.until("left")
+		testkit.Eventually(t, "the left room to be forgotten", func() bool { return a.savedRooms() == "late" })
 
-	c, _ := n.connect(secret, "?rooms=1")
-	if m := c.until("joined"); m["room"] != "late" {
-		t.Errorf("is in %v again, and was last in the other room alone", m["room"])
-	}
-	c.send(`{"type":"leave","room":"late"}`)
-	c.until("left")
-	eventually(t, "the last room to be forgotten", func() bool { return a.savedRooms() == "" })
-	if _, again := n.connect(secret, "?rooms=1"); again["resumed"] != true {
-		t.Errorf("welcome %v", again)
-	}
+		c, _ := n.connect(secret, "?rooms=1")
+		if m := c.until("joined"); m["room"] != "late" {
+			t.Errorf("is in %v again, and was last in the other room alone", m["room"])
+		}
+		c.send(`{"type":"leave","room":"late"}`)
+		c.until("left")
+		testkit.Eventually(t, "the last room to be forgotten", func() bool { return a.savedRooms() == "" })
+		if _, again := n.connect(secret, "?rooms=1"); again["resumed"] != true {
+			t.Errorf("welcome %v", again)
+		}
+	})
 }
 
 // What a client has joined by then is kept before a drain asks it to move.
 func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
-	n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
-	b, _ := n.connect("", "?rooms=1")
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	b.send(`{"type":"join","room":"a"}`)
-	b.until("joined")
-	var wave []*socket
-	n.heartbeat.each(func(k *socket) { wave = append(wave, k) })
-	// A saver of its own, so that the server's loop does not take what is due first.
-	v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
-	v.schedule(wave[0])
-	if asked := v.saveBeforeMove(wave); len(asked) != 1 || a.savedRooms() != "a" {
-		t.Errorf("%d asked to move; kept are the rooms %q", len(asked), a.savedRooms())
-	}
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
+		b, _ := n.connect("", "?rooms=1")
+		testkit.Eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+		var wave []*socket
+		n.heartbeat.each(func(k *socket) { wave = append(wave, k) })
+		// A saver of its own, so that the server's loop does not take what is due first.
+		v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
+		v.schedule(wave[0])
+		if asked := v.saveBeforeMove(wave); len(asked) != 1 || a.savedRooms() != "a" {
+			t.Errorf("%d asked to move; kept are the rooms %q", len(asked), a.savedRooms())
+		}
+	})
 }
 
 // publish stores messages first to last in a room.
@@ -248,74 +249,82 @@ func (n *node) publish(room string, first, last int) {
 }
 
 func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
-	n, a := startSessionNode(t, func(c *Config) { c.TakeoverTimeout = time.Minute })
-	old, welcome := n.connect("", "")
-	secret := welcome["session"].(string)
-	old.send(`{"type":"join","room":"a"}`)
-	old.until("joined")
-	for a.saves.Load() < 2 { // reading answers pings
-		old.until("heartbeat")
-	}
-	b, _ := n.connect(secret, "")
-	old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it lives on until then
-	old.until("ack")
-	b.send(`{"type":"join","room":"a"}`)
-	b.until("joined")
-	if code := old.closed(); code != 4009 {
-		t.Errorf("the older socket was closed with %d, want 4009", code)
-	}
-	b.send(`{"type":"publish","room":"a","data":2,"ref":"p"}`)
-	b.until("ack")
-	eventually(t, "the close to be counted", func() bool { return n.metric(`websocket_disconnections_total{reason="replaced"}`) == "1" })
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, func(c *Config) { c.TakeoverTimeout = time.Minute })
+		old, welcome := n.connect("", "")
+		secret := welcome["session"].(string)
+		old.send(`{"type":"join","room":"a"}`)
+		old.until("joined")
+		for a.saves.Load() < 2 { // reading answers pings
+			old.until("heartbeat")
+		}
+		b, _ := n.connect(secret, "")
+		old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it lives on until then
+		old.until("ack")
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+		if code := old.closed(); code != 4009 {
+			t.Errorf("the older socket was closed with %d, want 4009", code)
+		}
+		b.send(`{"type":"publish","room":"a","data":2,"ref":"p"}`)
+		b.until("ack")
+		testkit.Eventually(t, "the close to be counted", func() bool { return n.metric(`websocket_disconnections_total{reason="replaced"}`) == "1" })
+	})
 }
 
 func TestTheOlderSocketIsReplacedEvenIfTheNewerJoinsNothing(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	old, welcome := n.connect("", "")
-	old.send(`{"type":"join","room":"a"}`)
-	old.until("joined")
-	for a.saves.Load() < 2 { // reading answers pings
-		old.until("heartbeat")
-	}
-	n.connect(welcome["session"].(string), "")
-	if code := old.closed(); code != 4009 {
-		t.Errorf("closed with %d, want 4009", code)
-	}
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		old, welcome := n.connect("", "")
+		old.send(`{"type":"join","room":"a"}`)
+		old.until("joined")
+		for a.saves.Load() < 2 { // reading answers pings
+			old.until("heartbeat")
+		}
+		n.connect(welcome["session"].(string), "")
+		if code := old.closed(); code != 4009 {
+			t.Errorf("closed with %d, want 4009", code)
+		}
+	})
 }
 
 // Who says goodbye is forgotten; who said it on the older of two sockets, as a
 // client does that has moved, is not.
 func TestANormalCloseEndsTheSession(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	b, welcome := n.connect("", "")
-	secret := welcome["session"].(string)
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	moved, _ := n.connect(secret, "")
-	_ = b.ws.Close(websocket.StatusNormalClosure, "moved")
-	third, w := n.connect(secret, "")
-	if w["resumed"] != true {
-		t.Errorf("the goodbye of an older socket has ended the session: %v", w)
-	}
-	_ = moved.ws.CloseNow()
-	_ = third.ws.Close(websocket.StatusNormalClosure, "bye")
-	eventually(t, "the session to be forgotten", func() bool {
-		late, w := n.connect(secret, "")
-		_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it has taken it over, if it came first
-		return w["resumed"] == false
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		b, welcome := n.connect("", "")
+		secret := welcome["session"].(string)
+		testkit.Eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+		moved, _ := n.connect(secret, "")
+		_ = b.ws.Close(websocket.StatusNormalClosure, "moved")
+		third, w := n.connect(secret, "")
+		if w["resumed"] != true {
+			t.Errorf("the goodbye of an older socket has ended the session: %v", w)
+		}
+		_ = moved.ws.CloseNow()
+		_ = third.ws.Close(websocket.StatusNormalClosure, "bye")
+		testkit.Eventually(t, "the session to be forgotten", func() bool {
+			late, w := n.connect(secret, "")
+			_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it has taken it over, if it came first
+			return w["resumed"] == false
+		})
 	})
 }
 
 func TestHandshakesDoNotWaitForUnavailableSessions(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	_, welcome := n.connect("", "")
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	a.unavailable.Store(true)
-	b, w := n.connect(welcome["session"].(string), "")
-	if w["resumed"] != false {
-		t.Errorf("welcome %v", w)
-	}
-	b.send(`{"type":"publish","room":"a","data":1}`)
-	b.until("ack")
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		_, welcome := n.connect("", "")
+		testkit.Eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
+		a.unavailable.Store(true)
+		b, w := n.connect(welcome["session"].(string), "")
+		if w["resumed"] != false {
+			t.Errorf("welcome %v", w)
+		}
+		b.send(`{"type":"publish","room":"a","data":1}`)
+		b.until("ack")
+	})
 }
 
 func TestBadSubprotocolsAreRefused(t *testing.T) {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 func TestTwoBrowsersChat(t *testing.T) {
@@ -123,7 +125,7 @@ func TestBadFramesCloseTheConnection(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "all to be gone", func() bool { return n.metric("websocket_active_connections") == "0" })
+	testkit.Eventually(t, "all to be gone", func() bool { return n.metric("websocket_active_connections") == "0" })
 	for _, reason := range []string{"malformed", "too_big", "binary_frame", "invalid_utf8"} {
 		if got := n.metric(`websocket_disconnections_total{reason="` + reason + `"}`); got != "1" {
 			t.Errorf("%s counted %q times", reason, got)
@@ -132,17 +134,19 @@ func TestBadFramesCloseTheConnection(t *testing.T) {
 }
 
 func TestAnUnmaskedFrameIsAProtocolError(t *testing.T) {
-	n := startNode(t, nil)
-	_, br := n.rawHandshake("\x81\x02{}")
-	rest, err := io.ReadAll(br)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(rest, []byte("\x88\x10\x03\xeaprotocol_error")) {
-		t.Errorf("got %q, want close 1002", rest)
-	}
-	eventually(t, "the end", func() bool {
-		return n.metric(`websocket_disconnections_total{reason="protocol_error"}`) == "1"
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		_, br := n.rawHandshake("\x81\x02{}")
+		rest, err := io.ReadAll(br)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(rest, []byte("\x88\x10\x03\xeaprotocol_error")) {
+			t.Errorf("got %q, want close 1002", rest)
+		}
+		testkit.Eventually(t, "the end", func() bool {
+			return n.metric(`websocket_disconnections_total{reason="protocol_error"}`) == "1"
+		})
 	})
 }
 
@@ -177,7 +181,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	fast.send(`{"type":"join","room":"a"}`)
 	fast.until("joined")
 	slow, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","room":"a"}`))
-	eventually(t, "both to be members", func() bool {
+	testkit.Eventually(t, "both to be members", func() bool {
 		rooms := n.hub.Rooms()
 		return len(rooms) == 1 && rooms[0].Members == 2
 	})
@@ -204,84 +208,90 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	if last := len(ops) - 1; ops[last] != 0x88 || !bytes.HasPrefix(payloads[last], []byte{0x10, 0x70}) {
 		t.Errorf("the last frame is %x %q, want close 4208", ops[last], payloads[last])
 	}
-	eventually(t, "the slow one to be gone", func() bool {
+	testkit.Eventually(t, "the slow one to be gone", func() bool {
 		return n.metric(`websocket_disconnections_total{reason="slow"}`) == "1" && n.metric("websocket_queue_bytes") == "0"
 	})
 }
 
 func TestASilentClientIsClosedAfterTwoHeartbeats(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
-	lively := n.dial(nil)
-	heartbeats := make(chan int)
-	ctx, stop := context.WithCancel(t.Context())
-	go func() { // the library answers pings while it reads
-		count := 0
-		for {
-			_, p, err := lively.ws.Read(ctx)
-			if err != nil {
-				heartbeats <- count
-				return
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
+		lively := n.dial(nil)
+		heartbeats := make(chan int)
+		ctx, stop := context.WithCancel(t.Context())
+		go func() { // the library answers pings while it reads
+			count := 0
+			for {
+				_, p, err := lively.ws.Read(ctx)
+				if err != nil {
+					heartbeats <- count
+					return
+				}
+				if bytes.Contains(p, []byte(`"heartbeat"`)) {
+					count++
+				}
 			}
-			if bytes.Contains(p, []byte(`"heartbeat"`)) {
-				count++
-			}
+		}()
+		_, br := n.rawHandshake("") // reads, but answers no ping
+		rest, err := io.ReadAll(br)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	_, br := n.rawHandshake("") // reads, but answers no ping
-	rest, err := io.ReadAll(br)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(rest, []byte(`"type":"heartbeat"`)) || !bytes.Contains(rest, []byte("\x88\x09\x10\x71no_pong")) {
-		t.Errorf("got %q, want heartbeats and close 4209", rest)
-	}
-	eventually(t, "only the client that answers", func() bool { return n.metric("websocket_active_connections") == "1" })
-	stop()
-	if count := <-heartbeats; count < 5 {
-		t.Errorf("%d heartbeats in 5 s at one each 200 ms", count)
-	}
+		if !bytes.Contains(rest, []byte(`"type":"heartbeat"`)) || !bytes.Contains(rest, []byte("\x88\x09\x10\x71no_pong")) {
+			t.Errorf("got %q, want heartbeats and close 4209", rest)
+		}
+		testkit.Eventually(t, "only the client that answers", func() bool { return n.metric("websocket_active_connections") == "1" })
+		stop()
+		if count := <-heartbeats; count < 5 {
+			t.Errorf("%d heartbeats in 5 s at one each 200 ms", count)
+		}
+	})
 }
 
 func TestStopClosesEveryoneWithRestart(t *testing.T) {
-	n := startNode(t, nil)
-	browsers := make([]*browser, 20)
-	for i := range browsers {
-		browsers[i] = n.dial(nil)
-	}
-	done := make(chan error, 1)
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		done <- n.CloseSockets(ctx)
-	}()
-	for _, b := range browsers {
-		if got := b.closed(); got != 1012 {
-			t.Errorf("closed with %d, want 1012", got)
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		browsers := make([]*browser, 20)
+		for i := range browsers {
+			browsers[i] = n.dial(nil)
 		}
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	res, _ := n.call("GET", "/ws", "", "")
-	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
-		t.Errorf("handshake while stopping: %d", res.StatusCode)
-	}
-	if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "draining") {
-		t.Errorf("readyz while stopping: %d %s", res.StatusCode, body)
-	}
+		done := make(chan error, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			done <- n.CloseSockets(ctx)
+		}()
+		for _, b := range browsers {
+			if got := b.closed(); got != 1012 {
+				t.Errorf("closed with %d, want 1012", got)
+			}
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		res, _ := n.call("GET", "/ws", "", "")
+		if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+			t.Errorf("handshake while stopping: %d", res.StatusCode)
+		}
+		if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "draining") {
+			t.Errorf("readyz while stopping: %d %s", res.StatusCode, body)
+		}
+	})
 }
 
 func TestTooManyConnections(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.MaxConnections = 2 })
-	a := n.dial(nil)
-	n.dial(nil)
-	if got := n.dialRejected(nil); got != 4103 {
-		t.Errorf("third connection closed with %d, want 4103", got)
-	}
-	eventually(t, "the third to be gone", func() bool { return n.metric("websocket_active_connections") == "2" })
-	_ = a.ws.Close(websocket.StatusNormalClosure, "")
-	eventually(t, "room for one", func() bool { return n.metric("websocket_active_connections") == "1" })
-	n.dial(nil).send(`{"type":"join","room":"a"}`)
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.MaxConnections = 2 })
+		a := n.dial(nil)
+		n.dial(nil)
+		if got := n.dialRejected(nil); got != 4103 {
+			t.Errorf("third connection closed with %d, want 4103", got)
+		}
+		testkit.Eventually(t, "the third to be gone", func() bool { return n.metric("websocket_active_connections") == "2" })
+		_ = a.ws.Close(websocket.StatusNormalClosure, "")
+		testkit.Eventually(t, "room for one", func() bool { return n.metric("websocket_active_connections") == "1" })
+		n.dial(nil).send(`{"type":"join","room":"a"}`)
+	})
 }
 
 func TestOneLineForEachConnectionEnd(t *testing.T) {
@@ -291,7 +301,7 @@ func TestOneLineForEachConnectionEnd(t *testing.T) {
 	b.until("ack")
 	_ = b.ws.Close(websocket.StatusNormalClosure, "bye")
 	var line map[string]any
-	eventually(t, "the log line", func() bool {
+	testkit.Eventually(t, "the log line", func() bool {
 		for l := range strings.Lines(n.logs.String()) {
 			if strings.Contains(l, "connection ended") {
 				return json.Unmarshal([]byte(l), &line) == nil

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 func TestTooManyConnectionsOfAUser(t *testing.T) {
@@ -22,7 +24,7 @@ func TestTooManyConnectionsOfAUser(t *testing.T) {
 	}
 	n.dial(withToken(tokenOf("bob", time.Hour, everyRoom)))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	eventually(t, "a place", func() bool { return n.connectionsOf("ann") == 1 })
+	testkit.Eventually(t, "a place", func() bool { return n.connectionsOf("ann") == 1 })
 	n.dial(ann)
 	if got := n.metric(`websocket_connections_total{result="too_many_user"}`); got != "1" {
 		t.Errorf("counted %q times", got)

@@ -86,6 +86,7 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 		stream := make(chan []byte, 1)
 		go func() {
 			all, _ := io.ReadAll(client)
+			_ = client.Close() // so that the server need not linger
 			stream <- all
 		}()
 		_ = c.Close()

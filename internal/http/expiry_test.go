@@ -20,7 +20,7 @@ func TestTheTimerWheelClosesEachSocketOnTime(t *testing.T) {
 		for i := range sockets {
 			sockets[i] = &socket{}
 		}
-		for range rapid.IntRange(1, 300).Draw(t, "steps") {
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			k := sockets[rapid.IntRange(0, len(sockets)-1).Draw(t, "socket")]
 			switch rapid.IntRange(0, 4).Draw(t, "what") {
 			case 0:
@@ -34,8 +34,8 @@ func TestTheTimerWheelClosesEachSocketOnTime(t *testing.T) {
 				e.set(k, at(e.tick+int64(ticks)).Add(expiryTick/2))
 				ends[k] = e.tick + int64(max(ticks, 0)) + 1
 			case 4:
-				behind := int64(rapid.SampledFrom([]int{1, 1, 3, 3 * expirySlots}).Draw(t, "behind"))
-				for range rapid.IntRange(1, 2*expirySlots).Draw(t, "turns") {
+				behind := int64(rapid.SampledFrom([]int{1, 1, 3, expirySlots / 5, 3 * expirySlots}).Draw(t, "behind"))
+				for range rapid.SampledFrom([]int{1, 2, 10, 100}).Draw(t, "turns") {
 					before := e.tick
 					for _, k := range e.advance(at(before + behind)) {
 						if ends[k] <= before || ends[k] > e.tick {

@@ -3,6 +3,7 @@ package http
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -100,26 +101,20 @@ func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 		"within a fragment, and pings": {maskedFrame(fragmentFirst, "{") + maskedFrame(framePing, "p"), maskedFrame(framePing, "p")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
-			c, br := n.rawHandshake(tt.begin)
-			stop := make(chan struct{})
-			defer close(stop)
-			go func() {
-				tick := time.NewTicker(20 * time.Millisecond)
-				defer tick.Stop()
-				for {
-					select {
-					case <-tick.C:
+			inBubble(t, func(t *testing.T) {
+				n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
+				c, br := n.rawHandshake(tt.begin)
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				go func() {
+					for sleep(ctx, 20*time.Millisecond) {
 						_, _ = io.WriteString(c, tt.again)
-					case <-stop:
-						return
 					}
+				}()
+				if code, _ := readOutcome(t, br); code != 4209 {
+					t.Errorf("closed with %d, want 4209", code)
 				}
-			}()
-			if code, _ := readOutcome(t, br); code != 4209 {
-				t.Errorf("closed with %d, want 4209", code)
-			}
+			})
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -166,13 +167,17 @@ func TestTwoMalformedFramesAreForgiven(t *testing.T) {
 func TestFramesSentWithTheHandshakeAreNotLost(t *testing.T) {
 	n := startNode(t, nil)
 	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","ref":"early","room":"a"}`))
-	var got bytes.Buffer
-	if _, err := io.CopyN(&got, br, 300); err != nil && got.Len() == 0 {
-		t.Fatal(err)
+	for {
+		if _, payload := readFrame(t, br); strings.Contains(payload, `"ref":"early"`) {
+			return
+		}
 	}
-	if !strings.Contains(got.String(), `"ref":"early"`) {
-		t.Errorf("no answer to the early join: %q", got.String())
-	}
+}
+
+// shrinkWriteBuffers makes the kernel keep little for clients that do not read. It
+// would keep megabytes, which take seconds to fill.
+func (n *node) shrinkWriteBuffers() {
+	n.heartbeat.each(func(k *socket) { _ = k.conn.Conn.(*net.TCPConn).SetWriteBuffer(16 << 10) })
 }
 
 func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
@@ -181,6 +186,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	fast.send(`{"type":"join","room":"a"}`)
 	fast.until("joined")
 	slow, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","room":"a"}`))
+	n.shrinkWriteBuffers()
 	testkit.Eventually(t, "both to be members", func() bool {
 		rooms := n.hub.Rooms()
 		return len(rooms) == 1 && rooms[0].Members == 2
@@ -198,16 +204,11 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 			t.Fatalf("fast client got %v, want %d", got["seq"], sent)
 		}
 	}
-	// It wakes up, and gets whole frames and then why.
-	rest, err := io.ReadAll(br)
-	if err != nil {
-		t.Fatal(err)
+	// When it reads again, it gets whole frames and then the close frame.
+	if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4208 {
+		t.Errorf("closed with %d, want 4208", code)
 	}
 	_ = slow.Close()
-	ops, payloads := parseFrames(t, rest)
-	if last := len(ops) - 1; ops[last] != 0x88 || !bytes.HasPrefix(payloads[last], []byte{0x10, 0x70}) {
-		t.Errorf("the last frame is %x %q, want close 4208", ops[last], payloads[last])
-	}
 	testkit.Eventually(t, "the slow one to be gone", func() bool {
 		return n.metric(`websocket_disconnections_total{reason="slow"}`) == "1" && n.metric("websocket_queue_bytes") == "0"
 	})

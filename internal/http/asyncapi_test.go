@@ -210,7 +210,7 @@ func TestEveryErrorCodeIsSent(t *testing.T) {
 		b.until("joined")
 	}
 	expect(`{"type":"join","room":"one-more"}`, "too_many_rooms")
-	for range authRate.burst {
+	for range 10 { // docs/limits.md
 		expect(`{"type":"auth","token":"t"}`, "unauthorized")
 	}
 	expect(`{"type":"auth","token":"t"}`, "rate_limited")

@@ -57,7 +57,7 @@ func TestABatchWithOneFaultStoresNothing(t *testing.T) {
 		{`[` + strings.Repeat(good, 256) + `{"room":"a","data":1}]`, "invalid", -1},
 		{`[]`, "invalid", -1},
 		{`{}`, "malformed", -1},
-		{`["` + strings.Repeat("x", maxBatchBody) + `"]`, "too_large", -1},
+		{`["` + strings.Repeat("x", 1<<20) + `"]`, "too_large", -1},
 	} {
 		res, answer := n.call("POST", "/v1/messages", testKey, tt.body)
 		var p problem

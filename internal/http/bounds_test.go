@@ -26,6 +26,27 @@ func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
 	}
 }
 
+// At most 256 connections are being rejected at once, as docs/limits.md says.
+func TestRejectionsAreBounded(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
+	peer := &caller{addr: parseAddr("198.51.100.1")}
+	slots := []*admissionSlot{n.admit(peer)}
+	for range 256 {
+		slots = append(slots, n.admit(peer))
+	}
+	for i, slot := range slots {
+		if slot == nil || (slot.closeCode == 0) != (i == 0) {
+			t.Fatalf("connection %d: %+v, want the first to be admitted and the others rejected", i, slot)
+		}
+	}
+	if n.admit(peer) != nil {
+		t.Error("257 connections are being rejected")
+	}
+	for _, slot := range slots {
+		slot.release(nil)
+	}
+}
+
 // Who asks before sending hears it before sending: a body that is announced as
 // too large is not waited for.
 func TestABodyAnnouncedAsTooLargeIsRefusedUnread(t *testing.T) {

@@ -106,6 +106,33 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 	}
 }
 
+// What waits for a client that does not read is at most QUEUE_BYTES. The next frame
+// closes the client with 4208 and drops what waits.
+func TestTheSendQueueIsBounded(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const limit = 1 << 20
+		client, server := net.Pipe()
+		queued := new(atomic.Int64)
+		c := newConn(server, nil, limit, queued, new(atomic.Int64))
+		f := bigMessage(1, 1000)
+		taken := 0
+		for c.Queue(f) {
+			taken += len(f)
+		}
+		if taken > limit || taken+len(f) <= limit {
+			t.Errorf("%d bytes are queued, want as many whole frames as fit into %d", taken, limit)
+		}
+		if code, ours := c.closeStatus(); code != protocol.CloseSlow || !ours {
+			t.Errorf("closed with %d, want 4208", code)
+		}
+		if got := queued.Load(); got > 100 {
+			t.Errorf("%d bytes are still counted, want those of the close frame", got)
+		}
+		_ = client.Close()
+		_ = c.Close()
+	})
+}
+
 // What several goroutines send while the client reads slowly arrives whole and
 // each sender's in its order.
 func TestASlowReaderGetsEverythingInOrder(t *testing.T) {

@@ -98,7 +98,7 @@ func awaitText(t *testing.T, c net.Conn, word string) {
 // An idle connection that is in a room has its budget, both ends together: what
 // a test can hold on a busy machine. The resident size is the benchmark's.
 func TestAnIdleConnectionIsSmall(t *testing.T) {
-	const connections = 500
+	const connections = 1000
 	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 100000 })
 	joinMany(t, n.addr, 20) // what is made once
 	before := settledMemory()

@@ -234,6 +234,35 @@ func TestCallsOfAKeyAreLimited(t *testing.T) {
 	}
 }
 
+// A client may ignore 1,000 refusals without a pause between them; the next one closes
+// it. A second without a refusal forgives them.
+func TestAThousandIgnoredRefusalsCloseTheConnection(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.Rates.Publish = 1 })
+		b := n.dial(nil)
+		refuse := func(times int) {
+			t.Helper()
+			for range times {
+				b.send(`{"type":"signal","room":"a","data":1}`)
+				if got := b.until("error"); got["code"] != "rate_limited" {
+					t.Fatalf("got %v", got)
+				}
+			}
+		}
+		for range 2 { // what may come at once
+			b.send(`{"type":"signal","room":"a","data":1}`)
+		}
+		refuse(1000)
+		time.Sleep(1001 * time.Millisecond)
+		b.send(`{"type":"signal","room":"a","data":1}`) // allowed again
+		refuse(1000)
+		b.send(`{"type":"signal","room":"a","data":1}`)
+		if code := b.closed(); code != 4129 {
+			t.Errorf("closed with %d, want 4129", code)
+		}
+	})
+}
+
 // A addressedConn has an address of the test's choice and tells when it is closed.
 type addressedConn struct {
 	net.Conn
@@ -249,6 +278,7 @@ func (c *addressedConn) RemoteAddr() net.Addr {
 func (c *addressedConn) Close() error { c.closed = true; return nil }
 
 func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
+	const total, perAddress = 2048, 256 // docs/limits.md
 	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
 	p := newHTTPConnLimiter(n.Server) // of its own: no connection but the test's is in it
 	open := func(addr string) *addressedConn {
@@ -257,7 +287,7 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		return c
 	}
 	var first *addressedConn
-	for i := range maxHTTPConnsPerAddress {
+	for i := range perAddress {
 		c := open(fmt.Sprintf("198.51.100.1:%d", 1000+i))
 		if c.closed {
 			t.Fatalf("connection %d of an address is closed", i)
@@ -277,7 +307,7 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		t.Error("another address is refused")
 	}
 	var proxied []*addressedConn
-	for len(p.open) < maxHTTPConns {
+	for len(p.open) < total {
 		c := open("203.0.113.9:9") // speaks for many
 		if c.closed {
 			t.Fatal("a proxy is counted by address")
@@ -293,7 +323,7 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		p.onStateChange(c, http.StateClosed)
 		p.onStateChange(c, http.StateClosed)
 	}
-	if len(p.open) != maxHTTPConnsPerAddress+1 || len(p.networks) != 2 {
+	if len(p.open) != perAddress+1 || len(p.networks) != 2 {
 		t.Errorf("%d open of %d addresses", len(p.open), len(p.networks))
 	}
 	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {

@@ -86,6 +86,17 @@ func TestAKeyedLimiterForgetsIdleKeys(t *testing.T) {
 	}
 }
 
+// 65,536 keys are known at most, as docs/limits.md says.
+func TestAKeyedLimiterKnowsAtMost65536Keys(t *testing.T) {
+	l := newKeyedLimiter(perSecond(1))
+	for i := range 70_000 {
+		l.take(fmt.Sprint(i), time.Second, 2)
+	}
+	if len(l.states) > 65_536 {
+		t.Errorf("%d keys are known", len(l.states))
+	}
+}
+
 // An attacker has more names than there is memory: the ledger stays small.
 func TestAKeyedLimiterIsBounded(t *testing.T) {
 	l := newKeyedLimiter(perSecond(1))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,6 +22,7 @@ import (
 type faultySessions struct {
 	*sharedstate.Node
 	unavailable atomic.Bool
+	superseded  atomic.Bool // another node has taken all sessions over
 	saves       atomic.Int64
 	lastSaved   atomic.Pointer[message.Session] // of the saves that were whole, the last one
 }
@@ -34,6 +36,9 @@ func (a *faultySessions) Resume(ctx context.Context, secret, user string) (messa
 }
 
 func (a *faultySessions) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+	if a.superseded.Load() {
+		return slices.Repeat([]message.SaveResult{message.SaveSuperseded}, len(batch))
+	}
 	results := a.Node.Save(ctx, batch)
 	for i, s := range batch {
 		if results[i] == message.SaveDone && !s.Touch {
@@ -266,8 +271,11 @@ func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
 		if code := old.closed(); code != 4009 {
 			t.Errorf("the older socket was closed with %d, want 4009", code)
 		}
+		for range 70 { // one a second: longer than TakeoverTimeout
+			b.until("heartbeat")
+		}
 		b.send(`{"type":"publish","room":"a","data":2,"ref":"p"}`)
-		b.until("ack")
+		b.until("ack") // the newer one stays
 		testkit.Eventually(t, "the close to be counted", func() bool { return n.metric(`websocket_disconnections_total{reason="replaced"}`) == "1" })
 	})
 }
@@ -283,6 +291,20 @@ func TestTheOlderSocketIsReplacedEvenIfTheNewerJoinsNothing(t *testing.T) {
 		}
 		n.connect(welcome["session"].(string), "")
 		if code := old.closed(); code != 4009 {
+			t.Errorf("closed with %d, want 4009", code)
+		}
+	})
+}
+
+// A node may miss the event that another node took a session over. It learns of it
+// when it saves the session, and closes its connection, which must not stay beside
+// the newer one.
+func TestAConnectionWhoseSaveIsSupersededIsReplaced(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		a.superseded.Store(true)
+		b, _ := n.connect("", "")
+		if code := b.closed(); code != 4009 {
 			t.Errorf("closed with %d, want 4009", code)
 		}
 	})

@@ -39,7 +39,7 @@ func startFailingSavesNode(t *testing.T, fails int64) (*node, *failingSaves) {
 	n, a := startSessionNode(t, func(c *Config) {
 		f.faultySessions = c.Sessions.(*faultySessions)
 		c.Sessions = f
-		c.Heartbeat = time.Minute
+		c.Heartbeat = time.Hour
 		c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
 		c.MoveTargets = func(Scope) MoveTargets { return healthyTargets }
 	})
@@ -89,13 +89,22 @@ func TestFailingSavesDoNotBlockADrain(t *testing.T) {
 	})
 }
 
-// A save that failed is made again, without waiting for the client's next
-// answer to a ping.
+// A failed save is tried three times, a second apart, without waiting for the client's
+// next answer to a ping.
 func TestAFailedSaveIsRetried(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		n, f := startFailingSavesNode(t, maxSaveTries-1)
+		n, f := startFailingSavesNode(t, 2)
 		_, welcome := n.connect("", "")
-		testkit.Eventually(t, "the session to be kept", func() bool { return f.resumes(t, welcome["session"]) })
+		time.Sleep(3 * time.Second)
+		if !f.resumes(t, welcome["session"]) {
+			t.Error("the session is not saved after two failures")
+		}
+		f.failuresLeft.Store(100)
+		n.connect("", "")
+		time.Sleep(time.Minute)
+		if got := 100 - f.failuresLeft.Load(); got != 3 {
+			t.Errorf("a session was tried to save %d times, want 3", got)
+		}
 	})
 }
 

@@ -284,7 +284,7 @@ func TestUnusualTokensAreAccepted(t *testing.T) {
 		"other claims, deep":         raw(`{"sub":"ada","exp":` + future + `,"x":` + strings.Repeat(`{"y":`, 900) + `1` + strings.Repeat(`}`, 900) + `}`),
 		"SUB beside sub":             raw(`{"sub":"ada","SUB":"root","exp":` + future + `}`),
 		"names that are escaped":     raw(`{"s\u0075b":"\u0061da","exp":` + future + `}`),
-		"as many rooms as may be":    sign(secret, jsonObject{"rooms": manyRooms(maxPatterns)}),
+		"as many rooms as may be":    sign(secret, jsonObject{"rooms": manyRooms(256)}),
 		"no rooms in a list":         sign(secret, jsonObject{"rooms": jsonObject{}}),
 		"almost 8 KiB":               sign(secret, jsonObject{"x": strings.Repeat("x", 5900)}),
 		"keys in the header, unread": signWith(jsonObject{"jwk": jwk(rsaOther(), nil), "jku": "https://evil.example"}, secret, nil),

@@ -105,7 +105,7 @@ func TestKeysThatAreSkipped(t *testing.T) {
 			for _, key := range []any{rsaOther(), ecKey(), edKey()} {
 				w.refuses(sign(key, nil), ErrSignature)
 			}
-			if got := w.logged.count("left out"); got != 1 || !strings.Contains(w.logged.String(), tt.says) {
+			if got := w.logged.Count("left out"); got != 1 || !strings.Contains(w.logged.String(), tt.says) {
 				t.Errorf("does not say %q once: %s", tt.says, w.logged)
 			}
 		})
@@ -117,12 +117,12 @@ func TestSkippedKeysAreLoggedOnce(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), nil), jwk(ec384(), nil), jwk([]byte(secret), nil), jwk(ec384(), nil))
 		w := openVerifier(t, i.inMemory())
 		time.Sleep(time.Hour)
-		if got := w.logged.count("left out"); got != 1 || !strings.Contains(w.logged.String(), "2: is an EC key on P-384") {
+		if got := w.logged.Count("left out"); got != 1 || !strings.Contains(w.logged.String(), "2: is an EC key on P-384") {
 			t.Errorf("%d lines:\n%s", got, w.logged)
 		}
 		i.shows(jwk(rsaKey(), nil), jwk(ec384(), nil))
 		time.Sleep(time.Hour)
-		if got := w.logged.count("left out"); got != 2 {
+		if got := w.logged.Count("left out"); got != 2 {
 			t.Errorf("%d lines after a change:\n%s", got, w.logged)
 		}
 	})
@@ -222,7 +222,7 @@ func TestUnreachableIssuers(t *testing.T) {
 	for _, addr := range []string{l.Addr().String(), free.Addr().String(), "127.0.0.1:1"} {
 		w := openVerifier(t, Config{JWKSURL: "http://" + addr + "/jwks"})
 		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
-		if w.logged.count("answered with unavailable") != 1 {
+		if w.logged.Count("answered with unavailable") != 1 {
 			t.Errorf("%s: %s", addr, w.logged)
 		}
 	}

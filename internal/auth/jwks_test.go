@@ -152,7 +152,7 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 		if w.metric("auth_jwks_up", "") != 0 || w.metric("auth_jwks_refreshes_total", "failed") < 40 {
 			t.Errorf("up %v, %v failed", w.metric("auth_jwks_up", ""), w.metric("auth_jwks_refreshes_total", "failed"))
 		}
-		if got := w.logged.count("keys that came last stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
+		if got := w.logged.Count("keys that came last stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
 			t.Errorf("%d lines tell of the outage, want 1:\n%s", got, w.logged)
 		}
 
@@ -160,14 +160,14 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		w.accepts(sign(secret, nil)) // what needs no issuer
-		if got := w.logged.count("answered with unavailable"); got != 1 {
+		if got := w.logged.Count("answered with unavailable"); got != 1 {
 			t.Errorf("%d lines tell that keys are too old, want 1:\n%s", got, w.logged)
 		}
 
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
 		time.Sleep(maxRetry * 11 / 10)
 		w.accepts(signWithKID("r", rsaKey()))
-		if w.metric("auth_jwks_up", "") != 1 || w.logged.count("fetched again") != 1 {
+		if w.metric("auth_jwks_up", "") != 1 || w.logged.Count("fetched again") != 1 {
 			t.Errorf("up %v:\n%s", w.metric("auth_jwks_up", ""), w.logged)
 		}
 	})
@@ -189,7 +189,7 @@ func TestAStartWithoutTheIssuer(t *testing.T) {
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
 		time.Sleep(minRetry * 11 / 10)
 		w.accepts(signWithKID("r", rsaKey()))
-		if w.logged.count("answered with unavailable") != 1 || w.logged.count("fetched again") != 1 {
+		if w.logged.Count("answered with unavailable") != 1 || w.logged.Count("fetched again") != 1 {
 			t.Errorf("logged %s", w.logged)
 		}
 	})
@@ -230,7 +230,7 @@ func TestAnEmptySetRevokesAllKeys(t *testing.T) {
 		time.Sleep(defaultRefresh * 11 / 10)
 		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
-		if w.metric("auth_jwks_refreshes_total", "empty") == 0 || w.metric("auth_jwks_up", "") != 0 || w.logged.count("no key that tokens could be checked with") != 1 {
+		if w.metric("auth_jwks_refreshes_total", "empty") == 0 || w.metric("auth_jwks_up", "") != 0 || w.logged.Count("no key that tokens could be checked with") != 1 {
 			t.Errorf("logged %s", w.logged)
 		}
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
@@ -257,7 +257,7 @@ func TestCloseEndsAFetchUnderWay(t *testing.T) {
 		}
 		w.accepts(signWithKID("r", rsaKey()))                  // the keys are still there
 		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // none will come
-		if w.logged.count("can't be fetched") != 0 {
+		if w.logged.Count("can't be fetched") != 0 {
 			t.Errorf("stopping is told as an outage: %s", w.logged)
 		}
 	})

@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -14,7 +13,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -25,6 +23,8 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/testkit"
 )
 
 // Keys of the tests, made once a run. Those that can be are always the same: a
@@ -134,14 +134,14 @@ type testVerifier struct {
 	*Verifier
 	t        testing.TB
 	registry *prometheus.Registry
-	logged   *logBuffer
+	logged   *testkit.Logs
 }
 
 // openVerifier makes a verifier that ends with the test.
 func openVerifier(t testing.TB, cfg Config) *testVerifier {
 	t.Helper()
-	w := &testVerifier{t: t, registry: prometheus.NewRegistry(), logged: new(logBuffer)}
-	cfg.Registerer, cfg.Logger = w.registry, slog.New(slog.NewTextHandler(w.logged, nil))
+	w := &testVerifier{t: t, registry: prometheus.NewRegistry(), logged: new(testkit.Logs)}
+	cfg.Registerer, cfg.Logger = w.registry, w.logged.Logger()
 	v, err := New(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -205,27 +205,6 @@ func (w *testVerifier) metric(name, label string) float64 {
 	w.t.Fatalf("no metric %s{%s}", name, label)
 	return 0
 }
-
-// logBuffer is what was logged, for several goroutines.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// count is how many lines say a text.
-func (l *logBuffer) count(says string) int { return strings.Count(l.String(), says) }
 
 // jwk shows a key as a JWKS does.
 func jwk(key any, change jsonObject) jsonObject {

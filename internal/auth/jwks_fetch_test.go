@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// Each answer is an outage: the keys that were there stay in use.
+// Each answer is an outage: the last keys stay in use.
 func TestAnswersThatAreNoJWKS(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status int
@@ -58,7 +58,7 @@ func TestAnswersThatAreNoJWKS(t *testing.T) {
 	}
 }
 
-// Each stands in a set beside a good key: it alone is left out.
+// Each key is in a set beside a good one, and it alone is left out.
 func TestKeysThatAreSkipped(t *testing.T) {
 	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 	one := strings.Repeat("A", 43)
@@ -128,7 +128,7 @@ func TestSkippedKeysAreLoggedOnce(t *testing.T) {
 	})
 }
 
-// A certificate in a set is neither looked at nor a hindrance.
+// Certificates in a set are ignored.
 func TestCertificatesOfASetAreNotRead(t *testing.T) {
 	openVerifier(t, newIssuer(jwk(ecKey(), jsonObject{
 		"x5c": []string{"broken"}, "x5t": "AA", "x5t#S256": "AA", "x5u": "http://evil.example/",
@@ -148,7 +148,7 @@ func TestAJWKSWithTooManyKeys(t *testing.T) {
 	}
 }
 
-// Where keys come from is the operator's word, not that of who answers.
+// The operator decides where keys come from, not the server that answers.
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	var reached atomic.Bool
 	evil := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Store(true) }))
@@ -181,7 +181,7 @@ func TestTheIssuersCertificateIsVerified(t *testing.T) {
 	openVerifier(t, Config{JWKSURL: server.URL, HTTPClient: server.Client()}).accepts(sign(ecKey(), nil))
 }
 
-// A stream that never ends is left after the bound, not read to memory.
+// An answer that never ends is cut at the bound.
 func TestAnEndlessAnswerIsCut(t *testing.T) {
 	var written atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -202,8 +202,8 @@ func TestAnEndlessAnswerIsCut(t *testing.T) {
 	}
 }
 
-// Nobody listens, somebody hangs up, somebody speaks another language: all of
-// it is an outage, and a start.
+// Nothing listens, the peer hangs up, or it speaks another protocol: each is an
+// outage, and the verifier starts.
 func TestUnreachableIssuers(t *testing.T) {
 	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer l.Close()

@@ -93,8 +93,8 @@ func TestAnonymousAccess(t *testing.T) {
 		name, anonymous string
 		secrets         []string
 		open            bool
-		reads, writes   bool // the room public.a
-		others          bool // may read another one
+		reads, writes   bool // in the room public.a
+		others          bool // may read another room
 	}{
 		{"nothing is configured", "", nil, true, true, true, true},
 		{"auto without a key", "auto", nil, true, true, true, true},
@@ -118,7 +118,7 @@ func TestAnonymousAccess(t *testing.T) {
 	}
 }
 
-// Two nodes in one process, each with a registry of its own, and none at all.
+// Two verifiers in one process have a registry each, or none.
 func TestMetricsAreThereFromTheStart(t *testing.T) {
 	w := openVerifier(t, Config{JWTSecrets: []string{secret}})
 	for _, result := range []string{"ok", "missing", "malformed", "signature", "algorithm", "expired", "not_yet", "issuer", "audience", "user", "rooms", "unavailable"} {

@@ -22,7 +22,7 @@ import (
 
 const tokenSecret = "a-secret-of-32-bytes-or-more-----"
 
-// tokenOf is a JWT of a user, for a time, with rooms as JSON.
+// tokenOf returns a JWT of a user for a duration. rooms is the claim as JSON.
 func tokenOf(user string, life time.Duration, rooms string) string {
 	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 	claims := fmt.Sprintf(`{"sub":%q,"exp":%d,"rooms":%s}`, user, time.Now().Add(life).Unix(), rooms)
@@ -34,8 +34,8 @@ func tokenOf(user string, life time.Duration, rooms string) string {
 
 const everyRoom = `{"*":"rw"}`
 
-// startKeyedNode is a node that takes tokens of tokenSecret; anonymous as AUTH_ANONYMOUS
-// says it.
+// startKeyedNode starts a node that accepts tokens signed with tokenSecret.
+// anonymous is AUTH_ANONYMOUS.
 func startKeyedNode(t testing.TB, anonymous string, change func(*Config)) *node {
 	t.Helper()
 	v, err := auth.New(t.Context(), auth.Config{
@@ -56,7 +56,7 @@ func withToken(token string) *websocket.DialOptions {
 	return &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}}
 }
 
-// welcome reads the first frame, which must be one.
+// welcome reads the first frame, and fails the test unless it is a welcome.
 func (b *browser) welcome() map[string]any {
 	b.t.Helper()
 	got := b.read()
@@ -134,7 +134,7 @@ func TestATokenInTheQueryIsNotReadUnlessAllowed(t *testing.T) {
 	}
 }
 
-// Of two tokens nobody knows which one a proxy on the way has checked.
+// The service can't know which of two tokens a proxy on the way has checked.
 func TestOneTokenAtATime(t *testing.T) {
 	n := startKeyedNode(t, "", func(c *Config) { c.AuthQueryToken = true })
 	ann, bob := tokenOf("ann", time.Hour, everyRoom), tokenOf("bob", time.Hour, everyRoom)
@@ -162,15 +162,15 @@ func TestOneTokenAtATime(t *testing.T) {
 			t.Errorf("%s: %d %s", name, res.StatusCode, body)
 		}
 	}
-	// Over HTTP, too.
+	// The same holds for API keys over HTTP.
 	h := http.Header{"Authorization": {"Bearer " + testKey, "Bearer " + testKey}}
 	if res, _ := n.request("GET", "/v1/rooms", h, strings.NewReader("")); res.StatusCode != http.StatusUnauthorized {
 		t.Errorf("two keys: %d", res.StatusCode)
 	}
 }
 
-// A browser can't see the status of a handshake, so a refused token is told by
-// a close code; nothing that such a connection sends is done.
+// A browser can't see the status of a handshake, so a refused token is answered
+// with a close code. Frames on such a connection are ignored.
 func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "*:rw", func(c *Config) { c.maxRejecting = fewRejecting })
@@ -192,7 +192,7 @@ func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
 		}
 		testkit.Eventually(t, "all of them to be gone", func() bool { return n.connectionCount() == 0 })
 		for range fewRejecting {
-			n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
+			n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so that its close waits
 		}
 		res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
 		if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
@@ -217,7 +217,7 @@ func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
 	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
 		t.Errorf("it has published: %s", body)
 	}
-	// A token that is wrong is the last thing that it sends.
+	// A wrong token closes the connection.
 	b.send(`{"type":"auth","ref":"y","token":"x"}`)
 	if got := b.until("error"); got["code"] != "unauthorized" || got["ref"] != "y" {
 		t.Errorf("a wrong token: %v", got)
@@ -243,7 +243,7 @@ func TestAConnectionThatNeverAuthenticatesIsClosed(t *testing.T) {
 	})
 }
 
-// Those who have not shown a token yet are closed with all others.
+// Connections that have not sent a token yet are closed with all others.
 func TestAStopClosesConnectionsWithoutAToken(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
@@ -274,7 +274,7 @@ func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
 	refuse("an old one", tokenOf("ann", -time.Hour, everyRoom), "unauthorized")
 	refuse("another user's", tokenOf("bob", time.Hour, everyRoom), "forbidden")
 	b.send(`{"type":"publish","room":"b","data":1}`)
-	b.until("ack") // the old one goes on
+	b.until("ack") // the old one stays in use
 
 	b.send(`{"type":"auth","ref":"yes","token":"%s"}`, tokenOf("ann", 2*time.Hour, `{"a":"r","b":"w","d":"rw"}`))
 	left := map[any]bool{}
@@ -315,8 +315,8 @@ func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
 	}
 }
 
-// A named connection can't become nobody's, nor an anonymous one somebody's:
-// what it did is under its name.
+// A connection keeps its identity: an anonymous one can't get a user, because what
+// it published is anonymous.
 func TestAnAnonymousConnectionStaysAnonymous(t *testing.T) {
 	n := startKeyedNode(t, "*:rw", nil)
 	b := n.dial(nil)
@@ -344,7 +344,7 @@ func TestAConnectionEndsWithItsToken(t *testing.T) {
 	})
 }
 
-// A faultyVerifier is a real one, whose keys can't be fetched for a while.
+// A faultyVerifier is a real verifier whose keys can be made unavailable.
 type faultyVerifier struct {
 	Verifier
 	unavailable atomic.Bool
@@ -357,8 +357,8 @@ func (v *faultyVerifier) Verify(ctx context.Context, token string) (auth.Identit
 	return v.Verifier.Verify(ctx, token)
 }
 
-// That tokens can't be checked is no refusal: who is in stays, who comes is
-// asked to come again with the same token.
+// A token that can't be checked is not refused: open connections stay, and new ones
+// are asked to come again with the same token.
 func TestTokensThatCannotBeCheckedNow(t *testing.T) {
 	var v *faultyVerifier
 	n := startKeyedNode(t, "", func(c *Config) { v = &faultyVerifier{Verifier: c.Verifier}; c.Verifier = v })

@@ -29,8 +29,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// payloads are the messages of an operation, by the type that stands in them:
-// "joined" to the path of its schema.
+// payloads returns the messages of an operation: the type in the frame, such as
+// "joined", and the path of its schema.
 func payloads(d *document, operation string) map[string][]string {
 	list, _ := d.at("operations", operation, "messages")
 	found := map[string][]string{}
@@ -40,14 +40,14 @@ func payloads(d *document, operation string) map[string][]string {
 		path := []string{"components", "messages", key, "payload"}
 		kind, _ := d.object(append(path, "properties", "type")...)["const"].(string)
 		if kind == "" {
-			kind = key // a schema that two messages share
+			kind = key // two messages share the schema
 		}
 		found[kind] = path
 	}
 	return found
 }
 
-// goldenFrames are those of internal/protocol, by file.
+// goldenFrames returns the golden frames of internal/protocol, by file.
 func goldenFrames(t *testing.T) map[string]map[string]any {
 	t.Helper()
 	paths, err := filepath.Glob("../protocol/testdata/v1/*.json")
@@ -69,8 +69,8 @@ func goldenFrames(t *testing.T) map[string]map[string]any {
 	return all
 }
 
-// What the service sends has exactly the fields of the document, and each field
-// of the document is in a golden frame; likewise what it understands.
+// What the service sends has exactly the fields of the document, and each field of
+// the document is in a golden frame. The same holds for what the service reads.
 func TestGoldenFramesMatchAsyncAPI(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	requests, answers := payloads(d, "request"), payloads(d, "deliver")
@@ -109,8 +109,7 @@ func TestGoldenFramesMatchAsyncAPI(t *testing.T) {
 	}
 }
 
-// Each documented field of a request is one that is read, and there is none
-// that is read and not documented.
+// The documented fields of requests are exactly those that are read.
 func TestRequestsMatchAsyncAPI(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	requests := payloads(d, "request")
@@ -122,7 +121,7 @@ func TestRequestsMatchAsyncAPI(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for f := range reflect.TypeFor[protocol.Request]().Fields() {
-		if !strings.HasPrefix(f.Name, "Has") { // says whether another was given
+		if !strings.HasPrefix(f.Name, "Has") { // says whether another field was given
 			want[strings.ToLower(f.Name)] = true
 		}
 	}
@@ -154,7 +153,7 @@ func TestRequestsMatchAsyncAPI(t *testing.T) {
 	}
 }
 
-// constants are the values of the string constants of a file of
+// constants returns the values of the string constants of a file of
 // internal/protocol whose names begin with prefix.
 func constants(t *testing.T, file, prefix string) (values []string) {
 	t.Helper()
@@ -177,7 +176,7 @@ func constants(t *testing.T, file, prefix string) (values []string) {
 	return values
 }
 
-// Each error code of the wire is met on a real connection, and no other is.
+// Each documented error code is sent on a real connection, and no other is.
 func TestEveryErrorCodeIsSent(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.now = new(manualClock).now })
 	d := readDocument(t, "asyncapi.yaml")
@@ -221,8 +220,8 @@ func TestEveryErrorCodeIsSent(t *testing.T) {
 	}
 }
 
-// readClose reads a connection to its close frame, and holds every frame
-// before it against the document.
+// readClose reads a connection to its close frame, and validates every frame before
+// it against the document.
 func readClose(t *testing.T, d *document, br *bufio.Reader) (code uint16, reason string) {
 	t.Helper()
 	answers := payloads(d, "deliver")
@@ -244,7 +243,7 @@ func readClose(t *testing.T, d *document, br *bufio.Reader) (code uint16, reason
 	}
 }
 
-// fixedVerifier is a Verifier to whom everybody is ann.
+// fixedVerifier is a Verifier for which every token is ann's.
 type fixedVerifier struct{}
 
 func (fixedVerifier) Verify(context.Context, string) (auth.Identity, error) {
@@ -258,7 +257,7 @@ func disconnectAnn(n *node) {
 	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
 }
 
-// Each documented close code is met, with its reason, and no other is sent.
+// Each documented close code is sent, with its reason, and no other is.
 func TestEveryCloseCodeIsSent(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	quick := func(c *Config) { c.Heartbeat = 200 * time.Millisecond }
@@ -336,7 +335,7 @@ func floodRoom(n *node) {
 	}
 }
 
-// The documents are served as they lie in web.
+// The documents are served as they are in the folder web.
 func TestTheAPIDocumentsAreServed(t *testing.T) {
 	n := startNode(t, nil)
 	for _, name := range []string{"/openapi.yaml", "/asyncapi.yaml"} {

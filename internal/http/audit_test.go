@@ -23,7 +23,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// auditLines are those of an audit log.
+// auditLines parses an audit log.
 func auditLines(t testing.TB, out *testkit.Logs) (all []auditLine) {
 	t.Helper()
 	for line := range strings.Lines(out.String()) {
@@ -41,8 +41,8 @@ func auditLines(t testing.TB, out *testkit.Logs) (all []auditLine) {
 	return all
 }
 
-// Each thing that an operator would ask about later is one line: who, from
-// where, what, why.
+// Each event that an operator may ask about later is one line: who, from where,
+// what, why.
 func TestTheAuditLogRecordsRefusals(t *testing.T) {
 	out := new(testkit.Logs)
 	var clock manualClock
@@ -80,7 +80,7 @@ func TestTheAuditLogRecordsRefusals(t *testing.T) {
 		b.send(`{"type":"publish","room":"a","data":"%s"}`, hush)
 	}
 	b.until("error")
-	dial(7, ann).closed() // one too many of ann's
+	dial(7, ann).closed() // one connection too many of ann's
 	b.send(`{"type":"auth","token":"%s"}`, tokenOf("bob", time.Hour, everyRoom))
 	b.until("error")
 	n.call("POST", "/v1/users/ann/disconnect", testKey, `{"for":"1m"}`)
@@ -132,7 +132,7 @@ func TestTheAuditLogRecordsRefusals(t *testing.T) {
 	}
 }
 
-// newTestAuditor is an auditor of its own, and what it counts.
+// newTestAuditor returns an auditor and its metrics.
 func newTestAuditor(t *testing.T, out interface{ Write([]byte) (int, error) }) (*auditor, *auditMetrics) {
 	t.Helper()
 	m := newAuditMetrics(promauto.With(prometheus.NewRegistry()))
@@ -178,12 +178,12 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 	})
 }
 
-// blockedWriter takes nothing until it is let go.
+// blockedWriter blocks until unblock is closed.
 type blockedWriter struct{ unblock chan struct{} }
 
 func (w *blockedWriter) Write(p []byte) (int, error) { <-w.unblock; return len(p), nil }
 
-// fullDisk takes nothing for a while.
+// fullDisk fails while full is set.
 type fullDisk struct {
 	full atomic.Bool
 	out  testkit.Logs
@@ -233,8 +233,8 @@ func TestTheAuditLogNeverBlocks(t *testing.T) {
 	})
 }
 
-// Whatever a name holds, a line is one line of JSON, without a byte that a
-// terminal would act on.
+// Whatever a name contains, a line is one line of JSON, without a byte that a
+// terminal would interpret.
 func FuzzAuditLine(f *testing.F) {
 	for _, s := range []string{"ann", "a\nb", "\x1b[31m", "\u202egnp.exe", "\u009b31m", "\"},{\"event\":\"x", "\xff\xfe", "\U0001f600", "\u2028", strings.Repeat("é", 300)} {
 		f.Add(s, s)

@@ -99,7 +99,7 @@ func TestRoomsAreListedInPages(t *testing.T) {
 	for _, room := range []string{"orders:2", "chat", "orders:1", "Zoo", "orders:1"} {
 		n.call("POST", "/v1/rooms/"+room+"/messages", testKey, `{"data":1}`)
 	}
-	for _, own := range []string{"_canary.n1", "_canary.n2"} { // the service's, never listed
+	for _, own := range []string{"_canary.n1", "_canary.n2"} { // the service's own rooms are never listed
 		if _, err := n.hub.Publish(t.Context(), draft(own, "1")); err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +142,7 @@ func TestRefusalsAreProblemsOnEveryRoute(t *testing.T) {
 		header       http.Header
 		status       int
 		code         string
-		gets         [2]string // a header of the answer
+		gets         [2]string // name and value of a header of the answer
 	}{
 		{"GET", "/ws", nil, 426, "upgrade_required", [2]string{"Upgrade", "websocket"}},
 		{"GET", "/ws", upgrade, 400, "bad_handshake", [2]string{"Sec-Websocket-Version", "13"}},
@@ -203,7 +203,7 @@ func TestAPanicFailsOnlyItsRequest(t *testing.T) {
 	}
 }
 
-// A body that stops halfway is answered, and nothing is stored.
+// A body that stops halfway is refused, and nothing is stored.
 func TestATruncatedBodyIsRefused(t *testing.T) {
 	n := startNode(t, nil)
 	cut, write := io.Pipe()

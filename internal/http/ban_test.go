@@ -47,7 +47,8 @@ func TestABannedUserIsDisconnectedAndCannotReconnect(t *testing.T) {
 	}
 }
 
-// Who does not answer the close can't use the time that it has for it.
+// A banned client that does not answer the close frame can't do anything in the
+// time that it has to answer.
 func TestFramesOfABannedUserAreIgnored(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
@@ -67,8 +68,8 @@ func TestFramesOfABannedUserAreIgnored(t *testing.T) {
 	})
 }
 
-// The bar ends by itself, and a short one is there even where none is asked
-// for: a node that gets no notice finds it.
+// A ban ends by itself. The default is long enough for a node that missed the event
+// to find the ban.
 func TestABanExpires(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
@@ -121,7 +122,7 @@ func TestDisconnectRequests(t *testing.T) {
 	}
 }
 
-// faultyBans are real ones, which can't reach the other nodes for a while.
+// faultyBans are real bans for which the other nodes can be made unreachable.
 type faultyBans struct {
 	Bans
 	unavailable atomic.Bool
@@ -135,7 +136,8 @@ func (r *faultyBans) Ban(ctx context.Context, user string, d time.Duration) erro
 	return err
 }
 
-// Where the other nodes can't be told now, this one does its part and says so.
+// If the other nodes can't be reached now, this node closes the user's connections,
+// and the answer is 202.
 func TestABanThatOtherNodesLearnLater(t *testing.T) {
 	var r *faultyBans
 	n := startKeyedNode(t, "", func(c *Config) { r = &faultyBans{Bans: c.Bans}; c.Bans = r })

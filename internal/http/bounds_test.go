@@ -10,12 +10,12 @@ import (
 	"testing"
 )
 
-// Over the bound connections are still accepted, to be told by a close code
-// that a browser can see; far over it they are refused.
+// Over the limit connections are still accepted, to be closed with a code that a
+// browser can see. Far over it they are refused.
 func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections, c.maxRejecting = 1, fewRejecting })
 	for range 1 + fewRejecting {
-		n.rawHandshake("") // reads nothing, so its place is kept while the close waits
+		n.rawHandshake("") // reads nothing, so that its slot is kept while the close waits
 	}
 	res, body := n.request("GET", "/ws", upgradeHeader(), strings.NewReader(""))
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") != "1" || !strings.Contains(body, `"code":"unavailable"`) {
@@ -47,8 +47,8 @@ func TestRejectionsAreBounded(t *testing.T) {
 	}
 }
 
-// Who asks before sending hears it before sending: a body that is announced as
-// too large is not waited for.
+// A client that sends Expect: 100-continue gets the refusal of a large body before
+// it sends the body.
 func TestABodyAnnouncedAsTooLargeIsRefusedUnread(t *testing.T) {
 	n := startNode(t, nil)
 	for path, bound := range map[string]string{"/v1/rooms/a/messages": "65536", "/v1/rooms/a/signals": "65536", "/v1/messages": "1048576"} {

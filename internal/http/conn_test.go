@@ -15,7 +15,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// tcpPair is a conn over real TCP with small buffers, and its client.
+// tcpPair returns a conn over real TCP with small buffers, its client, and the
+// count of queued bytes.
 func tcpPair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -38,8 +39,8 @@ func tcpPair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
 	return newConn(server, nil, limit, queued, tick), client.(*net.TCPConn), queued
 }
 
-// parseFrames cuts a stream into the opcodes and payloads of its frames; what does
-// not end with a whole frame fails the test.
+// parseFrames splits a stream into the opcodes and payloads of its frames. It fails
+// the test unless the stream ends with a whole frame.
 func parseFrames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
 	t.Helper()
 	for len(stream) > 0 {
@@ -69,8 +70,8 @@ func bigMessage(seq message.Seq, size int) protocol.Frame {
 	})
 }
 
-// A close frame must never stand inside a message that was written in part.
-// Several senders race with the goroutine that writes the rest.
+// A close frame must never be inside a message that was written in part. Several
+// senders race with the goroutine that writes the rest.
 func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 	for range 5 {
 		c, client, queued := tcpPair(t, 256<<10)
@@ -81,7 +82,7 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 				}
 			})
 		}
-		senders.Wait() // the client has read nothing: over the bound
+		senders.Wait() // they stop over the limit, since the client reads nothing
 		_ = client.SetReadDeadline(time.Now().Add(15 * time.Second))
 		stream := make(chan []byte, 1)
 		go func() {
@@ -133,8 +134,8 @@ func TestTheSendQueueIsBounded(t *testing.T) {
 	})
 }
 
-// What several goroutines send while the client reads slowly arrives whole and
-// each sender's in its order.
+// What several goroutines send while the client reads slowly arrives whole, and
+// each sender's frames in their order.
 func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 	c, client, queued := tcpPair(t, 64<<20)
 	const each, size = 200, 3000
@@ -180,7 +181,7 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 	if c.Send(bigMessage(2, 10)) || c.Queue(bigMessage(3, 10)) {
 		t.Error("took data after the close frame")
 	}
-	c.CloseWith(protocol.CloseSlow) // the first reason stands
+	c.CloseWith(protocol.CloseSlow) // the first reason stays
 	done := make(chan struct{})
 	go func() { _ = c.Close(); close(done) }()
 	all, err := io.ReadAll(client)

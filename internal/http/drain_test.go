@@ -43,8 +43,8 @@ func (n *node) awaitPhase(phase string) {
 	testkit.Eventually(n.t, "the drain to be "+phase, func() bool { return n.DrainState().Phase == phase })
 }
 
-// startDrainNode is a node that moves its clients as fast as it may, to a node that
-// does well.
+// startDrainNode starts a node that moves its clients as fast as it may, to a node
+// without trouble.
 func startDrainNode(t *testing.T, change func(*Config)) *node {
 	t.Helper()
 	return startNode(t, func(c *Config) {
@@ -56,7 +56,8 @@ func startDrainNode(t *testing.T, change func(*Config)) *node {
 	})
 }
 
-// followMove does what a client does about a move, but for the other connection.
+// followMove closes the connection after a move frame, as a client does when its
+// other connection is live.
 func (b *browser) followMove() {
 	b.until("move")
 	_ = b.ws.Close(websocket.StatusNormalClosure, "")
@@ -153,7 +154,7 @@ func TestHandshakesAreAcceptedDuringTheDrainDelay(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- n.Drain(context.Background(), ScopeNode, "stopping") }()
 		n.awaitPhase(phaseDelay)
-		late := n.dial(nil) // unready, and still it is served, and then moved
+		late := n.dial(nil) // not ready, but it is served and then moved
 		go late.followMove()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -172,7 +173,7 @@ func TestADrainWaitsUntilAnotherNodeIsReady(t *testing.T) {
 		b := n.dial(nil)
 		go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
 		n.awaitPhase(phaseMoving)
-		b.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // life goes on
+		b.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // the client is still served
 		if ack := b.until("ack"); ack["seq"] != 1.0 {
 			t.Errorf("ack while draining: %v", ack)
 		}
@@ -185,8 +186,8 @@ func TestADrainWaitsUntilAnotherNodeIsReady(t *testing.T) {
 	})
 }
 
-// Somebody works alone on a laptop and presses Ctrl-C: nobody can take the
-// clients, so nobody waits for that.
+// A developer works alone on a laptop and presses Ctrl-C. No other node can take
+// the clients, so the drain does not wait for one.
 func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startDrainNode(t, func(c *Config) { c.MoveTargets = func(Scope) MoveTargets { return MoveTargets{Known: true} } })
@@ -206,8 +207,8 @@ func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 	})
 }
 
-// Probes look at a node, and clients come and go, while drains begin, go on and
-// are taken back.
+// Probes read the state of a node, and clients come and go, while drains begin and
+// are canceled.
 func TestProbesAndDrainsDoNotDeadlock(t *testing.T) {
 	n := startDrainNode(t, func(c *Config) { c.DrainDelay = 0 })
 	var probes sync.WaitGroup
@@ -241,7 +242,7 @@ func TestProbesAndDrainsDoNotDeadlock(t *testing.T) {
 	probes.Wait()
 }
 
-// A signal ends the process, whatever operators ask for after it.
+// After a signal the process ends, whatever operators request.
 func TestADrainForShutdownCannotBeUndone(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startDrainNode(t, nil)
@@ -259,7 +260,7 @@ func TestADrainForShutdownCannotBeUndone(t *testing.T) {
 	})
 }
 
-// Nodes that were there and are not seen for a moment are waited for.
+// A drain waits for nodes that were there and are not seen for a moment.
 func TestADrainWaitsForNodesThatDisappearBriefly(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		var looks atomic.Int64
@@ -303,12 +304,12 @@ func TestADrainUndoneMidway(t *testing.T) {
 		if err := <-failed; !errors.Is(err, ErrUndrained) {
 			t.Errorf("who waited for it was told %v", err)
 		}
-		for i, b := range clients { // those that were told are served as well
+		for i, b := range clients { // those that were asked are served as well
 			b.send(`{"type":"publish","room":"a","data":%d,"ref":"p"}`, i)
 			b.until("ack")
 		}
 		n.dial(nil)
-		// The next drain tells everybody anew.
+		// The next drain asks all clients again.
 		var gone sync.WaitGroup
 		for _, b := range clients {
 			gone.Go(b.followMove)
@@ -324,7 +325,7 @@ func TestASecondDrainJoinsTheFirst(t *testing.T) {
 		n := startDrainNode(t, nil)
 		n.adminCall("POST", "/drain?scope=deployment")
 		n.awaitPhase(phaseDrained)
-		// As at SIGTERM, after an operator has drained the node.
+		// This is a SIGTERM after an operator has drained the node.
 		if err := n.Drain(t.Context(), ScopeNode, "stopping"); err != nil {
 			t.Error(err)
 		}

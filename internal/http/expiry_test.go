@@ -7,11 +7,13 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Against a plain list: exactly those end whose time has come, whatever was set,
-// set anew and removed before, and however many ticks the wheel is behind.
+// The wheel is compared with a plain list. It returns exactly the sockets whose
+// deadline has passed, whatever was set, set again and removed before, and however
+// many ticks the wheel is behind.
 func TestTheTimerWheelClosesEachSocketOnTime(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		// An hour ahead: the clock that set looks at is behind all that happens.
+		// The start is an hour ahead, so that the clock that set reads is behind
+		// all that happens.
 		e := expiryWheel{start: time.Now().Add(time.Hour)}
 		at := func(tick int64) time.Time { return e.start.Add(time.Duration(tick) * expiryTick) }
 		e.tick = int64(rapid.IntRange(0, 3*expirySlots).Draw(t, "begin"))

@@ -16,11 +16,11 @@ func TestGarbageIsCollectedOnceAfterAHandshakeBurst(t *testing.T) {
 		came int64
 		over bool
 	}{
-		{100, false}, {5, false}, // a few are no wave
-		{900, false}, {2000, false}, {3000, false}, // it rises
-		{150, true}, // and is over
+		{100, false}, {5, false}, // a few are no burst
+		{900, false}, {2000, false}, {3000, false}, // the burst grows
+		{150, true}, // the burst is over
 		{0, false}, {999, false}, {0, false},
-		{1, true}, // slowly, a thousand came all the same
+		{1, true}, // a thousand came slowly
 		{0, false},
 	}
 	for i, s := range steps {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// rawGet asks for a path with a Host of the test's choice, byte for byte.
+// rawGet gets a path with the given header lines, byte for byte.
 func (n *node) rawGet(path, lines string) (int, string) {
 	n.t.Helper()
 	c, err := net.Dial("tcp", n.addr)
@@ -95,7 +95,8 @@ func TestAllowedHosts(t *testing.T) {
 			t.Errorf("%s: %d %.80s", name, got, body)
 		}
 	}
-	// RFC 9112 §3.2.2: of an absolute target the host counts, not the header.
+	// RFC 9112 §3.2.2: the host of an absolute target counts, not that of the
+	// header.
 	if got, _ := n.rawGet("http://evil.example/", "Host: chat.example\r\n"); got != 421 {
 		t.Errorf("an absolute target of another host: %d", got)
 	}
@@ -118,7 +119,7 @@ func TestProbesMayUseAnAddressOrALocalName(t *testing.T) {
 	}
 }
 
-// A page in a browser on the operator's machine reaches loopback, too.
+// A page in a browser on the operator's machine can reach loopback, too.
 func TestTheAdminListenerRefusesBrowserPages(t *testing.T) {
 	n := startNode(t, nil)
 	n.addr = n.admin

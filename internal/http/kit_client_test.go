@@ -30,7 +30,7 @@ func (n *node) dial(opts *websocket.DialOptions) *browser {
 	return b
 }
 
-// open is dial without the welcome.
+// open is dial for a connection that may get no welcome.
 func (n *node) open(opts *websocket.DialOptions) *browser {
 	n.t.Helper()
 	b, _ := n.openAt("/ws", opts)
@@ -53,8 +53,8 @@ func (n *node) openAt(path string, opts *websocket.DialOptions) (*browser, *http
 	return &browser{n.t, ws}, res
 }
 
-// dialRejected opens a connection that is told at once why it can't stay, and
-// returns the close code. It has no welcome.
+// dialRejected opens a connection that is rejected after the upgrade, without a
+// welcome, and returns its close code.
 func (n *node) dialRejected(opts *websocket.DialOptions) websocket.StatusCode {
 	n.t.Helper()
 	b := n.open(opts)
@@ -90,7 +90,7 @@ func (b *browser) read() map[string]any {
 	return v
 }
 
-// until reads on to the next frame of a type.
+// until reads up to the next frame of a type.
 func (b *browser) until(kind string) map[string]any {
 	b.t.Helper()
 	for {
@@ -115,7 +115,8 @@ func (b *browser) closed() websocket.StatusCode {
 	}
 }
 
-// rawHandshake opens a TCP connection and does the handshake by hand.
+// rawHandshake opens a connection and performs the handshake by hand. extra follows
+// the handshake in the same write.
 func (n *node) rawHandshake(extra string, lines ...string) (net.Conn, *bufio.Reader) {
 	n.t.Helper()
 	c, err := n.dialRaw(n.addr)
@@ -138,7 +139,7 @@ func (n *node) rawHandshake(extra string, lines ...string) (net.Conn, *bufio.Rea
 	return c, br
 }
 
-// maskedFrame is a client's frame with a zero mask.
+// maskedFrame returns a client's frame, masked with zeros.
 func maskedFrame(first byte, payload string) string {
 	var head []byte
 	switch {

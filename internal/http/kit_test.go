@@ -27,8 +27,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// fewRejecting stands for maxRejecting: those who are told so must all be there at once, on
-// a busy machine, too.
+// fewRejecting replaces maxRejecting, because a busy machine can't keep so many
+// rejected connections open at the same time.
 const fewRejecting = 8
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -53,7 +53,7 @@ type node struct {
 	memory map[string]*memoryListener // by address, in a bubble
 }
 
-// A faultyLog is the real log until it is given a mood: an error for all calls,
+// A faultyLog is the real log until it is given a failure: an error for all calls,
 // or a panic.
 type faultyLog struct {
 	*store.SQLite
@@ -105,8 +105,8 @@ func (l *faultyLog) ListRooms(ctx context.Context, prefix string, after message.
 	return l.SQLite.ListRooms(ctx, prefix, after, limit)
 }
 
-// observedPresence are the real presence, noting what it is told, until the log is given
-// a mood: then it has that, too.
+// observedPresence is the real presence. It records changes, and fails when its log
+// does.
 type observedPresence struct {
 	*sharedstate.Node
 	log *faultyLog
@@ -129,7 +129,7 @@ func (s *observedPresence) Room(ctx context.Context, room message.Room, limit in
 	return s.Node.Room(ctx, room, limit)
 }
 
-// recorded are the changes so far.
+// recorded returns the changes so far.
 func (s *observedPresence) recorded() []message.PresenceChange {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,7 +235,7 @@ func (n *node) listen(memoryAddr string, serve func(net.Listener) error) string 
 	return addr
 }
 
-// metric is the value of a series, as Prometheus would read it.
+// metric returns the value of a series, as Prometheus reads it.
 func (n *node) metric(series string) string {
 	n.t.Helper()
 	_, body := n.call("GET", "/metrics", "", "")
@@ -264,7 +264,7 @@ func (n *node) request(method, path string, header http.Header, body io.Reader) 
 	}
 	r.Header = header
 	if host := header.Get("Host"); host != "" {
-		r.Host = host // net/http takes it from here only
+		r.Host = host // net/http ignores the header
 	}
 	client := n.httpClient()
 	client.Timeout = testkit.Timeout
@@ -274,7 +274,7 @@ func (n *node) request(method, path string, header http.Header, body io.Reader) 
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		return res, "" // what follows is no body
+		return res, "" // frames follow, not a body
 	}
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
@@ -283,7 +283,7 @@ func (n *node) request(method, path string, header http.Header, body io.Reader) 
 	return res, string(b)
 }
 
-// draft is what a backend would publish.
+// draft returns a message as a backend publishes it.
 func draft(room, data string) message.Draft {
 	return message.Draft{Room: message.Room(room), From: "api:backend", Data: []byte(data)}
 }

@@ -15,18 +15,18 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// fromAddress is a handshake as a trusted proxy hands it on.
+// fromAddress is the handshake of an address behind a trusted proxy.
 func fromAddress(addr string) *websocket.DialOptions {
 	return &websocket.DialOptions{HTTPHeader: http.Header{"X-Forwarded-For": {addr}}}
 }
 
-// A still clock stands until the test sets it forward, so that rates are exact.
+// A manualClock stands still until the test advances it, so that rates are exact.
 type manualClock struct{ at atomic.Int64 }
 
 func (c *manualClock) now() time.Duration      { return time.Duration(c.at.Load()) + time.Hour }
 func (c *manualClock) advance(d time.Duration) { c.at.Add(int64(d)) }
 
-// trustLoopback counts connections by what a proxy on loopback says.
+// trustLoopback makes loopback a trusted proxy.
 func trustLoopback(c *Config) { c.TrustedProxies = prefixes(loopback) }
 
 func TestTooManyConnectionsOfAnAddress(t *testing.T) {
@@ -39,7 +39,7 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	if got := n.dialRejected(fromAddress("127.0.0.1, 198.51.100.1")); got != 4103 {
 		t.Errorf("with an address made up: %d", got)
 	}
-	n.dial(fromAddress("198.51.100.2")) // a neighbour is not touched
+	n.dial(fromAddress("198.51.100.2")) // a neighbor is not affected
 	n.dial(fromAddress("2001:db8:1:1::1"))
 	n.dial(fromAddress("2001:db8:1:1:ffff::2"))
 	if got := n.dialRejected(fromAddress("2001:db8:1:1:1:2:3:4")); got != 4103 {
@@ -58,15 +58,15 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	}
 }
 
-// A peer on loopback that is no trusted proxy speaks for nobody knows how many:
-// its connections are not counted by address.
+// A peer on loopback that is no trusted proxy may stand for any number of clients.
+// Its connections are not counted by address.
 func TestInternalPeersAreNotCountedByAddress(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxPerAddress = 1 })
 	n.dial(nil)
 	n.dial(fromAddress("198.51.100.1")).send(`{"type":"join","room":"a"}`)
 }
 
-// All that was counted is given back, whatever way a connection ended.
+// Every count is released, however a connection ends.
 func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
@@ -106,8 +106,8 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 	})
 }
 
-// Those who can't stay are told so by a close code while they are few; they
-// take nobody's place, and beyond a bound they are refused before the upgrade.
+// Rejected connections get a close code while they are few, and use no slot. Beyond
+// a bound they are refused before the upgrade.
 func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
 	n := startNode(t, func(c *Config) {
 		trustLoopback(c)
@@ -115,7 +115,7 @@ func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
 	})
 	n.dial(fromAddress("198.51.100.1"))
 	for range fewRejecting {
-		n.rawHandshake("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so its close waits
+		n.rawHandshake("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so that its close waits
 	}
 	header := upgradeHeader("X-Forwarded-For", "198.51.100.1")
 	if res, _ := n.request("GET", "/ws", header, strings.NewReader("")); res.StatusCode != http.StatusServiceUnavailable {
@@ -125,7 +125,7 @@ func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
 	n.dial(fromAddress("198.51.100.3"))
 }
 
-// Who is being turned away is not served meanwhile.
+// The frames of a rejected connection are ignored.
 func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
 	b := n.dial(nil)
@@ -140,8 +140,8 @@ func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	}
 }
 
-// Each rate refuses what is over it, says when to come back, and lets the
-// connection live; the other rates are not touched.
+// Each rate refuses what is over it, says when to come back, and keeps the
+// connection open. The other rates are not affected.
 func TestRatesOfAConnection(t *testing.T) {
 	big := `{"type":"signal","room":"a","data":"` + strings.Repeat("x", 900) + `"}`
 	for _, tt := range []struct {
@@ -249,7 +249,7 @@ func TestAThousandIgnoredRefusalsCloseTheConnection(t *testing.T) {
 				}
 			}
 		}
-		for range 2 { // what may come at once
+		for range 2 { // the burst
 			b.send(`{"type":"signal","room":"a","data":1}`)
 		}
 		refuse(1000)
@@ -263,7 +263,8 @@ func TestAThousandIgnoredRefusalsCloseTheConnection(t *testing.T) {
 	})
 }
 
-// A addressedConn has an address of the test's choice and tells when it is closed.
+// An addressedConn has an address of the test's choice and records that it was
+// closed.
 type addressedConn struct {
 	net.Conn
 	addr   string
@@ -280,7 +281,7 @@ func (c *addressedConn) Close() error { c.closed = true; return nil }
 func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	const total, perAddress = 2048, 256 // docs/limits.md
 	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
-	p := newHTTPConnLimiter(n.Server) // of its own: no connection but the test's is in it
+	p := newHTTPConnLimiter(n.Server) // its own, so that only the test's connections are in it
 	open := func(addr string) *addressedConn {
 		c := &addressedConn{addr: addr}
 		p.onStateChange(c, http.StateNew)
@@ -308,7 +309,7 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	}
 	var proxied []*addressedConn
 	for len(p.open) < total {
-		c := open("203.0.113.9:9") // speaks for many
+		c := open("203.0.113.9:9") // many clients share a proxy
 		if c.closed {
 			t.Fatal("a proxy is counted by address")
 		}

@@ -48,7 +48,8 @@ func TestMetricsAreServedInternallyOnly(t *testing.T) {
 	}
 }
 
-// newRecordedRequest is a request as if from a peer, and what takes the answer.
+// newRecordedRequest returns a request as if from a peer, and a recorder for the
+// answer.
 func newRecordedRequest(path, peer string, header http.Header) (*http.Request, *httptest.ResponseRecorder) {
 	r := httptest.NewRequest(http.MethodGet, path, nil)
 	r.RemoteAddr = peer
@@ -75,7 +76,7 @@ func TestTheConnectionClosesAfterAChunkedRequest(t *testing.T) {
 	}
 }
 
-// %2541 is %41 in a name, as who wrote it meant, and not A.
+// %2541 in a path is the name %41, and not A.
 func TestPathsAreDecodedOnce(t *testing.T) {
 	n := startNode(t, nil)
 	for user, path := range map[string]string{"%41": "%2541", "A": "%41", "a/b": "a%2Fb", "%2F": "%252F", "50% of them": "50%25%20of%20them"} {
@@ -92,8 +93,8 @@ func TestPathsAreDecodedOnce(t *testing.T) {
 	}
 }
 
-// Bytes and pings prove life, and a frame that never ends is closed all the
-// same: it holds a buffer.
+// Bytes and pings show that a client lives. A frame that never ends is closed all
+// the same, because it holds a buffer.
 func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 	for name, tt := range map[string]struct{ begin, again string }{
 		"a byte at a time":             {maskedFrame(frameText, strings.Repeat(" ", 60000))[:8], " "},
@@ -119,8 +120,8 @@ func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 	}
 }
 
-// A client tells once how its move went; who tells it again and again would slow
-// the drain of another node.
+// A client reports once how long its move took. Repeated reports would slow the
+// drain of another node.
 func TestAConnectionReportsItsMoveOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startNode(t, nil)
@@ -138,7 +139,7 @@ func TestAConnectionReportsItsMoveOnce(t *testing.T) {
 	})
 }
 
-// Nor does it count from who was on no other node.
+// A report counts only from a client that was on another node.
 func TestANewSessionReportsNoMove(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startSessionNode(t, nil)
@@ -154,8 +155,8 @@ func TestANewSessionReportsNoMove(t *testing.T) {
 	})
 }
 
-// Handshakes over the rate, or over the places, cost a line of the audit log
-// now and then, and none of the log: strangers may send any number of them.
+// Handshakes over the rate or the limits write no line of the log, and few of the
+// audit log, because a stranger may send any number of them.
 func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 1 })
@@ -171,8 +172,8 @@ func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
 	})
 }
 
-// OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7), which net/http
-// would answer past everything that is ours.
+// OPTIONS * is about the server as a whole (RFC 9110 §9.3.7). net/http would answer
+// it without any of our headers.
 func TestOptionsStarIsAnsweredLikeAnyUnknownPath(t *testing.T) {
 	n := startNode(t, nil)
 	c, err := net.Dial("tcp", n.addr)

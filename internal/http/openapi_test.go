@@ -15,7 +15,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// operations are "METHOD /route" of the document; the files are spelled out.
+// operations returns "METHOD /route" of each operation of the document, with one
+// for each file.
 func operations(d *document) []string {
 	var found []string
 	for route := range d.object("paths") {
@@ -77,8 +78,8 @@ func upgradeHeader(more ...string) http.Header {
 	return h
 }
 
-// everyCall is one call of each operation, for answers that do not depend on
-// what it asks for.
+// everyCall returns one call of each operation, for answers that do not depend on
+// the request.
 func everyCall() (all []exchange) {
 	for _, operation := range []string{
 		"POST /v1/rooms/{room}/messages", "GET /v1/rooms/{room}/messages", "POST /v1/messages", "POST /v1/rooms/{room}/signals",
@@ -169,7 +170,7 @@ func exchanges() []exchange {
 			all = append(all, exchange{"POST", call.route, reserved, `{"data":1}`, nil, nil, 403})
 		}
 		if call.route == sig {
-			continue // asks the log nothing
+			continue // does not use the log
 		}
 		body := `{"data":1}`
 		if call.route == batch {
@@ -183,8 +184,8 @@ func exchanges() []exchange {
 }
 
 // Every operation is called, every status of it is met, and every answer is
-// held against the document; what the document says of a body is what the
-// service accepts.
+// validated against the document. The service accepts exactly the bodies that the
+// document accepts.
 func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"127.0.0.1"} })
 	d := readDocument(t, "openapi.yaml")
@@ -250,7 +251,7 @@ func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 	})
 	do(alone, exchange{"POST", "/v1/users/{user}/disconnect", "/v1/users/ann/disconnect", "", nil, nil, 202})
 	for range fewRejecting {
-		alone.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
+		alone.rawHandshake("", "Authorization: Bearer x") // reads nothing, so that its close waits
 	}
 	do(alone, exchange{"GET", "/ws", "/ws", "", upgradeHeader("Authorization", "Bearer x"), nil, 401})
 	n.Stop()
@@ -259,7 +260,7 @@ func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 	reportUnmet(t, d, met, asked, codes)
 }
 
-// reportUnmet names what is documented and was not met.
+// reportUnmet reports what is documented and was not met.
 func reportUnmet(t *testing.T, d *document, met, asked, codes map[string]bool) {
 	t.Helper()
 	for route := range d.object("paths") {

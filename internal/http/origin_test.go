@@ -12,8 +12,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// handshakeStatus sends a WebSocket handshake, each header line as it stands, and returns
-// the status of the answer.
+// handshakeStatus sends a WebSocket handshake with the given header lines, and
+// returns the status of the answer.
 func (n *node) handshakeStatus(lines ...string) int {
 	n.t.Helper()
 	c, err := n.dialRaw(n.addr)
@@ -150,8 +150,8 @@ func TestTheNullOriginMustBeListed(t *testing.T) {
 	}
 }
 
-// Behind a proxy that ends TLSConfig, the service's own origin is the one that the
-// browser sees; only a trusted proxy may say what that is.
+// Behind a proxy that ends TLS, the service's own origin is the one that the
+// browser sees. Only a trusted proxy may name it.
 func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 	trusted := startNode(t, func(c *Config) { c.TrustedProxies = prefixes(loopback) })
 	stranger := startNode(t, nil)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// clientFrame is a frame as a client sends it: masked.
+// clientFrame returns a frame as a client sends it, with a random mask.
 func clientFrame(opcode byte, payload []byte) []byte {
 	f := []byte{0x80 | opcode}
 	switch n := len(payload); {
@@ -41,7 +41,7 @@ func TestPongsAreFoundInSplitReads(t *testing.T) {
 		var got []uint64
 		for rest := stream; len(rest) > 0; {
 			n := len(rest)
-			if round > 0 { // the first goes in whole, others in pieces
+			if round > 0 { // the first round is one read, others are split
 				n = min(n, 1+rand.IntN(1<<(round%10)))
 			}
 			s.scan(rest[:n], func(n uint64) { got = append(got, n) })
@@ -53,7 +53,8 @@ func TestPongsAreFoundInSplitReads(t *testing.T) {
 	}
 }
 
-// Whatever a client sends, scanning ends and never reads outside of its bytes.
+// Whatever a client sends, the scanner ends, never reads outside of its bytes, and
+// finds the same pongs however the bytes are split.
 func FuzzPongScanner(f *testing.F) {
 	f.Add(pong(7), 3)
 	f.Add([]byte{0x8A, 0x08, 1, 2, 3, 4, 5, 6, 7, 8}, 1) // without a mask

@@ -12,8 +12,8 @@ import (
 
 func TestClientsThatDoNotReturnAreMissingForAWhile(t *testing.T) {
 	var a returnTracker
-	// A hundred leave in each wave; they come back two waves later, but for
-	// those of the third.
+	// A hundred leave in each wave, and return two waves later, except for those of
+	// the third.
 	steps := []struct {
 		gone, returned, want int
 	}{
@@ -41,7 +41,8 @@ func TestClientsThatDoNotReturnAreMissingForAWhile(t *testing.T) {
 	}
 }
 
-// While Redis is away nobody counts, and clients come back as somebody else.
+// While Redis is down no node counts returns, and clients come back with new
+// sessions.
 func TestClientsThatLeftDuringAnOutageAreNotMissing(t *testing.T) {
 	var a returnTracker
 	gone, returned := 0, 0
@@ -57,12 +58,12 @@ func TestClientsThatLeftDuringAnOutageAreNotMissing(t *testing.T) {
 	}
 }
 
-// While those who left do not turn up elsewhere nobody else is sent after them;
-// when they do the drain goes on. All of it is told.
+// A drain pauses while the clients that left do not return elsewhere, and continues
+// when they do. The progress and the log show it.
 func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		var returned, asked atomic.Int64
-		before := int64(7) // came back before the drain, and are no part of it
+		before := int64(7) // returned before the drain, and do not count
 		returned.Store(before)
 		n := startDrainNode(t, func(c *Config) {
 			c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
@@ -102,7 +103,7 @@ func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
 		if stood.Returned != 0 || stood.Moved == 0 || stood.Clients == 0 {
 			t.Errorf("it stands at %+v", stood)
 		}
-		returned.Store(before + clients) // they were slow
+		returned.Store(before + clients) // all of them return, late
 		n.awaitPhase(phaseDrained)
 		if state := n.DrainState(); state.Told != clients || state.Moved != clients || state.Returned != clients {
 			t.Errorf("in the end: %+v", state)

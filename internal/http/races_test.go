@@ -12,7 +12,7 @@ import (
 // A gatedVerifier keeps handshakes with a token waiting until its gate is closed.
 type gatedVerifier struct {
 	Verifier
-	waiting chan struct{} // gets a token for each handshake that waits
+	waiting chan struct{} // receives a value for each handshake that waits
 	gate    chan struct{}
 }
 
@@ -37,7 +37,7 @@ func TestAHandshakeThatOvertakesAStopIsClosed(t *testing.T) {
 		<-v.waiting
 		stopped := make(chan error, 1)
 		go func() { stopped <- n.CloseSockets(context.Background()) }()
-		synctest.Wait() // all connections that were registered are closed: none
+		synctest.Wait() // CloseSockets has closed all registered connections: there are none
 		began := time.Now()
 		close(v.gate)
 		if code := (<-opened).closed(); code != 1012 {
@@ -52,7 +52,7 @@ func TestAHandshakeThatOvertakesAStopIsClosed(t *testing.T) {
 	})
 }
 
-// lateBans bans everybody after they were asked about a user once.
+// lateBans bans every user from the second check on.
 type lateBans struct {
 	Bans
 	asked bool

@@ -41,8 +41,8 @@ func TestARateIsEnforcedAndABurstIsAllowed(t *testing.T) {
 	}
 }
 
-// Whatever is asked for and when: over any time no more goes through than the
-// burst and what the rate makes up for, and who waits as told is let through.
+// Whatever is requested and when: in any time no more is allowed than the burst and
+// the rate, and a request that waits as long as it was asked to is allowed.
 func TestNoRequestPatternExceedsTheRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r := rateLimit{rapid.IntRange(1, 1<<30).Draw(t, "rate"), 0}
@@ -61,7 +61,7 @@ func TestNoRequestPatternExceedsTheRate(t *testing.T) {
 				}
 			}
 			got += n
-			// Each booking rounds in the taker's favour by less than one.
+			// Each request may gain less than one by rounding.
 			most := float64(r.burst) + (now-began).Seconds()*float64(r.perSecond)*(1+1e-6) + 100*float64(r.perSecond)/1e9 + 1
 			if float64(got) > most {
 				t.Fatalf("%d in %v, at most %.0f may", got, now-began, most)
@@ -73,7 +73,7 @@ func TestNoRequestPatternExceedsTheRate(t *testing.T) {
 func TestAKeyedLimiterForgetsIdleKeys(t *testing.T) {
 	l := newKeyedLimiter(perSecond(10))
 	for i := range 100_000 {
-		l.take(fmt.Sprint("user", i), time.Duration(i)*time.Millisecond, 1) // each owes for a tenth of a second
+		l.take(fmt.Sprint("user", i), time.Duration(i)*time.Millisecond, 1) // each uses a tenth of a second
 	}
 	if len(l.states) > 1000 {
 		t.Errorf("%d are known, 100 owe anything", len(l.states))
@@ -97,7 +97,7 @@ func TestAKeyedLimiterKnowsAtMost65536Keys(t *testing.T) {
 	}
 }
 
-// An attacker has more names than there is memory: the ledger stays small.
+// An attacker has more names than there is memory: the limiter stays small.
 func TestAKeyedLimiterIsBounded(t *testing.T) {
 	l := newKeyedLimiter(perSecond(1))
 	l.size = 1000

@@ -12,14 +12,14 @@ import (
 	"nhooyr.io/websocket"
 )
 
-// The cases of the Autobahn test suite that are a server's to decide, by its
-// numbers; docs/autobahn.md has them with the answers. A case sends bytes and
-// says what the service does: goes on, or closes with a code.
+// The cases of the Autobahn test suite that a server decides, by their numbers.
+// docs/autobahn.md lists them with the answers. A case sends bytes, and says
+// whether the connection stays open or closes with a code.
 
-const goesOn = 0 // it answers a join after it
+const goesOn = 0 // it answers a frame after the case
 
-// rawFrame is a client's frame: its first byte says whether it is the last and
-// what it is.
+// rawFrame returns a client's frame. Its first byte has the opcode and the flag for
+// the last fragment.
 func rawFrame(first byte, payload string) string {
 	size := len(payload)
 	head := []byte{first, 0x80 | byte(size)}
@@ -46,7 +46,7 @@ func closeFrame(code int, reason string) string {
 	return rawFrame(frameClose, string([]byte{byte(code >> 8), byte(code)})+reason)
 }
 
-// signal is a frame that the service takes without an answer, of a size.
+// signalOf returns a signal of a size. The service does not answer it.
 func signalOf(size int) string {
 	head := `{"type":"signal","room":"a","data":"`
 	return head + strings.Repeat("*", max(0, size-len(head)-2)) + `"}`
@@ -75,8 +75,8 @@ func autobahn() (all []autobahnCase) {
 	add := func(number, name, sends string, want int) {
 		all = append(all, autobahnCase{number, name, sends, want})
 	}
-	// 1: framing
-	add("1.1.1", "an empty text", rawFrame(frameText, ""), goesOn) // is no JSON: malformed
+	// Group 1: framing.
+	add("1.1.1", "an empty text", rawFrame(frameText, ""), goesOn) // not JSON: malformed
 	for i, size := range []int{125, 126, 127, 128, 65535, 65536} {
 		add(fmt.Sprint("1.1.", i+2), fmt.Sprint("a text of ", size), rawFrame(frameText, signalOf(size)), goesOn)
 	}
@@ -84,7 +84,7 @@ func autobahn() (all []autobahnCase) {
 	for i, size := range []int{0, 125, 126, 65536} {
 		add(fmt.Sprint("1.2.", i+1), fmt.Sprint("binary of ", size), rawFrame(frameBinary, strings.Repeat("\xfe", size)), 1003)
 	}
-	// 2: pings and pongs
+	// Group 2: pings and pongs.
 	add("2.1", "a ping without a payload", rawFrame(framePing, ""), goesOn)
 	add("2.2", "a ping with text", rawFrame(framePing, "Hello"), goesOn)
 	add("2.3", "a ping with bytes", rawFrame(framePing, "\x00\xff\xfe\xfd\xfc\xfb\x00\xff"), goesOn)
@@ -94,19 +94,19 @@ func autobahn() (all []autobahnCase) {
 	add("2.8", "the same with a payload", rawFrame(framePong, "unsolicited"), goesOn)
 	add("2.9", "pong, ping, pong", rawFrame(framePong, "x")+rawFrame(framePing, "ping")+rawFrame(framePong, ""), goesOn)
 	add("2.10", "ten pings", strings.Repeat(rawFrame(framePing, "ten"), 10), goesOn)
-	// 3: reserved bits
+	// Group 3: reserved bits.
 	for i, bits := range []byte{0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70} {
 		add(fmt.Sprint("3.", i+1), fmt.Sprintf("reserved bits %x", bits>>4), rawFrame(frameText|bits, signalOf(100)), 1002)
 	}
 	add("3.8", "reserved bits of a ping", rawFrame(framePing|0x40, "x"), 1002)
-	// 4: reserved opcodes
+	// Group 4: reserved opcodes.
 	for i, op := range []byte{3, 4, 5, 6, 7} {
 		add(fmt.Sprint("4.1.", i+1), fmt.Sprint("opcode ", op), rawFrame(frameText, signalOf(90))+rawFrame(0x80|op, ""), 1002)
 	}
 	for i, op := range []byte{11, 12, 13, 14, 15} {
 		add(fmt.Sprint("4.2.", i+1), fmt.Sprint("opcode ", op), rawFrame(0x80|op, "x"), 1002)
 	}
-	// 5: fragments
+	// Group 5: fragments.
 	frame := signalOf(200)
 	add("5.1", "a ping in two fragments", rawFrame(0x09, "frag")+rawFrame(fragmentLast, "ment"), 1002)
 	add("5.2", "a pong in two fragments", rawFrame(0x0A, "frag")+rawFrame(fragmentLast, "ment"), 1002)
@@ -122,7 +122,7 @@ func autobahn() (all []autobahnCase) {
 	return append(all, autobahnTexts()...)
 }
 
-// autobahnTexts are 6, text that is UTF-8 or not.
+// autobahnTexts returns group 6: text that is UTF-8 or not.
 func autobahnTexts() (all []autobahnCase) {
 	const head, tail = `{"type":"signal","room":"a","data":"`, `"}`
 	for number, s := range map[string]string{
@@ -149,12 +149,13 @@ func autobahnTexts() (all []autobahnCase) {
 	return append(all,
 		autobahnCase{"6.2.2", "a character over two fragments", rawFrame(fragmentFirst, whole[:len(head)+1]) + rawFrame(fragmentLast, whole[len(head)+1:]), goesOn},
 		autobahnCase{"6.2.3", "a byte a fragment", fragments(whole, 1), goesOn},
-		// At once would be allowed, too: the code comes with the end of the text.
+		// An earlier close would be allowed, too. This service closes at the end of
+		// the text.
 		autobahnCase{"6.4.1", "bad text, and its end", rawFrame(fragmentFirst, head+"\xf4\x90") + rawFrame(fragmentNext, "\x80\x80") + rawFrame(fragmentLast, tail), 1007},
 		autobahnCase{"6.5.1", "text that ends within a character", rawFrame(frameText, head+"\xce"), 1007})
 }
 
-// autobahnCloses are 7, which the service answers with a close of its own.
+// autobahnCloses returns group 7, which the service answers with a close frame.
 func autobahnCloses() (all []autobahnCase) {
 	add := func(number, name, sends string, want int) {
 		all = append(all, autobahnCase{number, name, sends, want})
@@ -218,7 +219,7 @@ func pingsIn(sends string) (n int) {
 	return n
 }
 
-// writeCase writes a case; some in pieces, as a network would.
+// writeCase writes a case, some cases in pieces as a network would.
 func writeCase(t *testing.T, c net.Conn, s, number string) {
 	t.Helper()
 	piece := len(s)
@@ -231,13 +232,13 @@ func writeCase(t *testing.T, c net.Conn, s, number string) {
 	for len(s) > 0 {
 		n := min(piece, len(s))
 		if _, err := c.Write([]byte(s[:n])); err != nil {
-			return // it was closed: the outcome says how
+			return // it was closed: readOutcome sees the code
 		}
 		s = s[n:]
 	}
 }
 
-// readOutcome reads to the answer of the last frame, or to the close.
+// readOutcome reads up to the answer of the last frame, or to the close.
 func readOutcome(t *testing.T, br *bufio.Reader) (code int, pongs []string) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)

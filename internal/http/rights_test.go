@@ -63,7 +63,7 @@ func TestRights(t *testing.T) {
 		if got := ask(nobody, publish, tt.room); got != tt.nobodyTo {
 			t.Errorf("nobody publishes in %s: %s, want %s", tt.room, got, tt.nobodyTo)
 		}
-		// A signal has no answer but a refusal.
+		// A signal has no answer except a refusal.
 		ann.send(`{"type":"signal","ref":"x","room":"%s","data":1}`, tt.room)
 		ann.send(`{"type":"leave","ref":"end","room":"none"}`)
 		refused := false
@@ -76,13 +76,13 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// An id belongs to a room and a user: another user's is neither in the way nor
-// to be found out.
+// An id belongs to a room and a user: it does not collide with another user's, and
+// does not reveal it.
 func TestMessageIDsAreScopedToTheUser(t *testing.T) {
 	n := startKeyedNode(t, "*:rw", nil)
 	users := map[string]*browser{
 		"ann": n.dial(withToken(tokenOf("ann", time.Hour, everyRoom))), "bob": n.dial(withToken(tokenOf("bob", time.Hour, everyRoom))), "": n.dial(nil),
-		"backend": n.dial(withToken(tokenOf("backend", time.Hour, everyRoom))), // as one of the keys is called
+		"backend": n.dial(withToken(tokenOf("backend", time.Hour, everyRoom))), // the name of one of the API keys
 	}
 	n.call("POST", "/v1/rooms/a/messages", testKey, `{"id":"1","data":"of the key"}`)
 	for user, b := range users {
@@ -132,7 +132,7 @@ func TestHistoryByToken(t *testing.T) {
 			t.Errorf("%s: %d %s", tt.name, res.StatusCode, body)
 		}
 	}
-	for range 3 { // five of eight were taken above
+	for range 3 { // five of eight were used above
 		n.call("GET", "/v1/rooms/a/messages", reader, "")
 	}
 	if res, body := n.call("GET", "/v1/rooms/a/messages", reader, ""); res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {

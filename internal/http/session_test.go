@@ -20,18 +20,18 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// faultySessions are sessions that can be taken away, as Redis can.
+// faultySessions are sessions that can be made unavailable, as Redis can.
 type faultySessions struct {
 	*sharedstate.Node
 	unavailable atomic.Bool
 	superseded  atomic.Bool // another node has taken all sessions over
 	saves       atomic.Int64
-	lastSaved   atomic.Pointer[message.Session] // of the saves that were whole, the last one
+	lastSaved   atomic.Pointer[message.Session] // the last session that was saved in full
 }
 
 func (a *faultySessions) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
 	if a.unavailable.Load() {
-		<-ctx.Done() // as a Redis that hangs
+		<-ctx.Done() // as with a Redis that hangs
 		return message.Session{}, false, errors.Join(message.ErrSharedStateUnavailable, ctx.Err())
 	}
 	return a.Node.Resume(ctx, secret, user)
@@ -51,7 +51,8 @@ func (a *faultySessions) Save(ctx context.Context, batch []message.SessionSave) 
 	return results
 }
 
-// savedRooms are those of the session that was kept last, in the order of joining.
+// savedRooms returns the rooms of the session that was saved last, in the order of
+// joining.
 func (a *faultySessions) savedRooms() string {
 	s := a.lastSaved.Load()
 	if s == nil {
@@ -64,7 +65,7 @@ func (a *faultySessions) savedRooms() string {
 	return strings.Join(names, " ")
 }
 
-// startSessionNode is a node that keeps sessions in its process.
+// startSessionNode starts a node that keeps sessions in its process.
 func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySessions) {
 	t.Helper()
 	own, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
@@ -88,7 +89,7 @@ func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySession
 	return n, a
 }
 
-// withSessions has a node keep sessions, and tell nobody.
+// withSessions makes a node keep sessions, without events for other nodes.
 func withSessions(t *testing.T) func(*Config) {
 	t.Helper()
 	own, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
@@ -99,14 +100,14 @@ func withSessions(t *testing.T) func(*Config) {
 	return func(c *Config) { c.Sessions, c.Takeovers = own, own }
 }
 
-// all are the sessions that have a socket here.
+// all returns the connections of all sessions.
 func (o *sessionIndex) all() map[message.SessionID][]*socket {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return maps.Clone(o.sockets)
 }
 
-// connect connects with a session ("" for none), and returns the welcome too.
+// connect connects with a session ("" for none), and also returns the welcome.
 func (n *node) connect(secret, query string) (*browser, map[string]any) {
 	n.t.Helper()
 	offer := []string{"switchyard.v1"}
@@ -129,7 +130,7 @@ func TestASessionIsResumedBySecretAlone(t *testing.T) {
 			t.Errorf("first welcome: %v", welcome)
 		}
 		testkit.Eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-		_ = b.ws.CloseNow() // the network is gone: no goodbye
+		_ = b.ws.CloseNow() // the network fails: no goodbye
 		if _, again := n.connect(secret, ""); again["session"] != secret || again["resumed"] != true {
 			t.Errorf("second welcome: %v", again)
 		}
@@ -174,8 +175,8 @@ func TestAPongOfAnotherPingProvesNothing(t *testing.T) {
 	})
 }
 
-// A client that tracks nothing misses nothing: its rooms are joined for it,
-// from what it provably got.
+// A client with rooms=1 stores no positions and misses nothing: the service rejoins
+// its rooms from the proven positions.
 func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startSessionNode(t, nil)
@@ -187,7 +188,7 @@ func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 		b.until("joined")
 		n.publish("a", 1, 5)
 		proved := 0.0
-		for proved < 5 { // reading answers pings; the fifth message was before one of them
+		for proved < 5 { // reading answers pings, and the last message came before one of them
 			proved = b.until("message")["seq"].(float64)
 		}
 		b.until("heartbeat")
@@ -207,7 +208,8 @@ func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 				got[room] = append(got[room], m["seq"].(float64))
 			}
 		}
-		// From the proven position on, without a hole; some may come twice.
+		// The messages begin at the proven position and have no gap. Some may come
+		// twice.
 		first := got["a"][0]
 		if first > 6 {
 			t.Errorf("a begins with %v: 6 is missed", first)
@@ -224,8 +226,8 @@ func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 	})
 }
 
-// What a client that tracks nothing joins and leaves is remembered at once, not
-// only at its next answer to a ping: also the join that takes its time.
+// The joins and leaves of a client with rooms=1 are saved at once, not only at its
+// next pong. This includes a join that takes long.
 func TestJoinsAndLeavesAreSavedAtOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
@@ -258,7 +260,7 @@ func TestJoinsAndLeavesAreSavedAtOnce(t *testing.T) {
 	})
 }
 
-// What a client has joined by then is kept before a drain asks it to move.
+// Joined rooms are saved before a drain asks their client to move.
 func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
@@ -268,7 +270,7 @@ func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
 		b.until("joined")
 		var wave []*socket
 		n.heartbeat.each(func(k *socket) { wave = append(wave, k) })
-		// A saver of its own, so that the server's loop does not take what is due first.
+		// This writer is not the server's, whose loop could save the session first.
 		v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
 		v.schedule(wave[0])
 		if asked := v.saveBeforeMove(wave); len(asked) != 1 || a.savedRooms() != "a" {
@@ -277,7 +279,7 @@ func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
 	})
 }
 
-// publish stores messages first to last in a room.
+// publish stores messages with the numbers first to last in a room.
 func (n *node) publish(room string, first, last int) {
 	n.t.Helper()
 	for i := first; i <= last; i++ {
@@ -298,7 +300,7 @@ func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
 			old.until("heartbeat")
 		}
 		b, _ := n.connect(secret, "")
-		old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it lives on until then
+		old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it is served until then
 		old.until("ack")
 		b.send(`{"type":"join","room":"a"}`)
 		b.until("joined")
@@ -344,8 +346,8 @@ func TestAConnectionWhoseSaveIsSupersededIsReplaced(t *testing.T) {
 	})
 }
 
-// Who says goodbye is forgotten; who said it on the older of two sockets, as a
-// client does that has moved, is not.
+// A goodbye deletes the session. A goodbye on the older of two connections, as from
+// a client that has moved, does not.
 func TestANormalCloseEndsTheSession(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, a := startSessionNode(t, nil)
@@ -362,7 +364,7 @@ func TestANormalCloseEndsTheSession(t *testing.T) {
 		_ = third.ws.Close(websocket.StatusNormalClosure, "bye")
 		testkit.Eventually(t, "the session to be forgotten", func() bool {
 			late, w := n.connect(secret, "")
-			_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it has taken it over, if it came first
+			_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it took the session over, if it came first
 			return w["resumed"] == false
 		})
 	})

@@ -14,7 +14,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A failingSaves place fails the first saves: so many, or all when negative.
+// failingSaves fail the next failuresLeft saves, or all if it is negative.
 type failingSaves struct {
 	*faultySessions
 	failuresLeft atomic.Int64
@@ -47,7 +47,7 @@ func startFailingSavesNode(t *testing.T, fails int64) (*node, *failingSaves) {
 	return n, f
 }
 
-// resumes says whether the session could go on on another node now.
+// resumes reports whether another node could resume the session now.
 func (f *failingSaves) resumes(t *testing.T, secret any) bool {
 	t.Helper()
 	_, ok, err := f.Resume(t.Context(), secret.(string), "")
@@ -57,7 +57,7 @@ func (f *failingSaves) resumes(t *testing.T, secret any) bool {
 	return ok
 }
 
-// Who is asked to move has a session to come back with, however soon after the
+// A client that is asked to move has a saved session, however soon after its
 // handshake that is.
 func TestSessionsAreSavedBeforeClientsMove(t *testing.T) {
 	for name, fails := range map[string]int64{"at once": 0, "though the first save failed": 1} {
@@ -75,7 +75,7 @@ func TestSessionsAreSavedBeforeClientsMove(t *testing.T) {
 	}
 }
 
-// A Redis that keeps nothing holds nobody back for long.
+// A Redis that stores nothing does not hold a drain up for long.
 func TestFailingSavesDoNotBlockADrain(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startFailingSavesNode(t, -1)
@@ -108,8 +108,8 @@ func TestAFailedSaveIsRetried(t *testing.T) {
 	})
 }
 
-// Who has gone on elsewhere and says goodbye to its first socket has left no
-// room; who just goes has.
+// A client that has moved and says goodbye to its first connection has not left its
+// rooms. A client that only says goodbye has.
 func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startFailingSavesNode(t, 0)
@@ -149,7 +149,7 @@ func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
 	})
 }
 
-// sessionID is the public part of a welcome's session.
+// sessionID returns the public part of a welcome's session.
 func sessionID(welcome map[string]any) string {
 	secret := welcome["session"].(string)
 	for i := range secret {
@@ -160,8 +160,8 @@ func sessionID(welcome map[string]any) string {
 	return secret
 }
 
-// A backend sees who is in a room, and each client's session goes by the name
-// that its welcome begins with.
+// A backend sees the sessions in a room. Each has the public part of its welcome's
+// session as its name.
 func TestABackendReadsThePresenceOfARoom(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startSessionNode(t, nil)

@@ -23,7 +23,7 @@ func TestTwoBrowsersChat(t *testing.T) {
 	if a.ws.Subprotocol() != "switchyard.v1" {
 		t.Errorf("subprotocol %q", a.ws.Subprotocol())
 	}
-	b := n.dial(nil) // offers none: v1 all the same
+	b := n.dial(nil) // offers none and gets v1
 	for _, p := range []*browser{a, b} {
 		p.send(`{"type":"join","ref":"j","room":"lobby"}`)
 		if got := p.read(); got["type"] != "joined" || got["ref"] != "j" || got["seq"] != 0.0 {
@@ -95,7 +95,7 @@ func TestBadInputIsAnsweredWithAnErrorCode(t *testing.T) {
 			t.Errorf("%s: %v, want %s about %q", tt.send, got, tt.code, tt.says)
 		}
 	}
-	b.send(`{"type":"join","room":"a"}`) // still served
+	b.send(`{"type":"join","room":"a"}`) // it is still served
 	b.until("joined")
 	if got := n.metric(`websocket_errors_total{type="invalid"}`); got != "3" {
 		t.Errorf("websocket_errors_total{invalid} = %s, want 3", got)
@@ -162,8 +162,8 @@ func TestTwoMalformedFramesAreForgiven(t *testing.T) {
 	}
 }
 
-// What a client sends right behind its handshake sits in net/http's buffer
-// when the connection is taken over.
+// Bytes that a client sends right after its handshake are in net/http's buffer when
+// the connection is hijacked.
 func TestFramesSentWithTheHandshakeAreNotLost(t *testing.T) {
 	n := startNode(t, nil)
 	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","ref":"early","room":"a"}`))
@@ -174,8 +174,8 @@ func TestFramesSentWithTheHandshakeAreNotLost(t *testing.T) {
 	}
 }
 
-// shrinkWriteBuffers makes the kernel keep little for clients that do not read. It
-// would keep megabytes, which take seconds to fill.
+// shrinkWriteBuffers makes the kernel buffer little for clients that do not read.
+// Otherwise it buffers megabytes, which take seconds to fill.
 func (n *node) shrinkWriteBuffers() {
 	n.heartbeat.each(func(k *socket) { _ = k.conn.Conn.(*net.TCPConn).SetWriteBuffer(16 << 10) })
 }
@@ -195,7 +195,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	defer cancel()
 	data := `"` + strings.Repeat("x", 32<<10) + `"`
 	peak := int64(0)
-	for sent := 1; peak < 300<<10 || n.queuedBytes.Load() > peak/2; sent++ { // until its queue is dropped
+	for sent := 1; peak < 300<<10 || n.queuedBytes.Load() > peak/2; sent++ { // until the queue is dropped
 		peak = max(peak, n.queuedBytes.Load())
 		if _, err := n.hub.Publish(ctx, draft("a", data)); err != nil {
 			t.Fatal(err)

@@ -39,7 +39,7 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 	refusing := with(func(r *MoveTargets) { r.RefusedHandshakes = 1 })
 
 	const left = 10_000
-	window := 100 * time.Second // even: 100 a wave
+	window := 100 * time.Second // an even spread is 100 a wave
 	type step struct {
 		name            string
 		moving, missing int
@@ -80,7 +80,7 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 			{"they were seen", 0, 0, healthyTargets, 50},
 		},
 		"full": {
-			{"what is taken, beside who comes anyway", 0, 0, full, 13}, // others may drain, too
+			{"what is taken, beside who comes anyway", 0, 0, full, 13}, // other nodes may drain, too
 			{"again", 0, 0, full, 13},
 			{"again", 0, 0, full, 13},
 			{"nobody else drains: a quarter more, and more", 0, 0, full, 16},
@@ -105,8 +105,8 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 	}
 }
 
-// All who move share what the receivers take, leave some for who comes anyway,
-// and do so from the first wave on, when they don't know of each other yet.
+// All draining nodes share what the receivers accept and leave some for other
+// clients, from the first wave on, when they do not know of each other yet.
 func TestWavesFillTheMoveTargets(t *testing.T) {
 	for _, drainers := range []int{1, 3} {
 		const limit, others = 500, 40
@@ -128,8 +128,8 @@ func TestWavesFillTheMoveTargets(t *testing.T) {
 	}
 }
 
-// A wave that was told late, since sessions were saved first, does not fall
-// together with the one after it; and nothing adds up.
+// A wave that was sent late, because its sessions were saved first, does not
+// overlap with the next one, and delays do not add up.
 func TestWavesDoNotOverlap(t *testing.T) {
 	var s waveSchedule
 	began := time.Now()
@@ -144,7 +144,7 @@ func TestWavesDoNotOverlap(t *testing.T) {
 	}
 }
 
-// Without knowledge of others a node goes by what it would take itself.
+// A node that knows nothing of others uses its own limit.
 func TestTheLastWaveRespectsTheHandshakeLimit(t *testing.T) {
 	var p wavePacer
 	if n := p.next(3000, 0, 0, 0, MoveTargets{HandshakeLimit: 500}); n != 400 {
@@ -152,8 +152,8 @@ func TestTheLastWaveRespectsTheHandshakeLimit(t *testing.T) {
 	}
 }
 
-// However the receivers do, a wave is never negative, never more than there
-// are, and they get a chance to recover.
+// Whatever the receivers report, a wave is never negative and never larger than
+// what is left, and it grows again when they recover.
 func TestWavesStayInBounds(t *testing.T) {
 	var p wavePacer
 	for i := range 10_000 {

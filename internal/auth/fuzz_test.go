@@ -36,7 +36,7 @@ func FuzzToken(f *testing.F) {
 				// An EC signature has two spellings, so only the signed part is
 				// compared.
 				if !signed[token[:strings.LastIndexByte(token, '.')]] {
-					t.Errorf("nobody signed it, and it is %+v", identity)
+					t.Errorf("accepted without a signature of the test's keys: %+v", identity)
 				}
 				continue
 			}
@@ -88,7 +88,7 @@ func FuzzPattern(f *testing.F) {
 		rooms, err := ParsePermissions(list)
 		if err != nil {
 			if rooms.grants != nil {
-				t.Error("an error and patterns")
+				t.Error("patterns are returned with an error")
 			}
 			return
 		}
@@ -136,7 +136,7 @@ func FuzzJWKS(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body string) {
 		keys, _, err := parseJWKS([]byte(body))
 		if err != nil && keys != nil {
-			t.Error("an error and keys")
+			t.Error("keys are returned with an error")
 		}
 		for _, k := range keys {
 			if own, err := publicKey(k.Key()); err != nil || own.algorithm != k.Marshal().ALG.String() {

@@ -88,14 +88,14 @@ func TestKeysThatAreSkipped(t *testing.T) {
 		"P-384":                       {jwk(ec384(), nil), "EC key on P-384"},
 		"a point beside the curve":    {jwk(ecKey(), jsonObject{"y": one}), "can't be read"},
 		"the point at infinity":       {jwk(ecKey(), jsonObject{"x": one, "y": one}), "can't be read"},
-		"a curve that nobody knows":   {jwk(ecKey(), jsonObject{"crv": "secp256k1"}), "can't be read"},
+		"an unknown curve":            {jwk(ecKey(), jsonObject{"crv": "secp256k1"}), "can't be read"},
 		"X25519, for exchanges":       {jwk(edKey(), jsonObject{"crv": "X25519"}), "neither RSA nor EC nor Ed25519"},
 		"Ed25519 of 31 bytes":         {jwk(edKey(), jsonObject{"x": b64(make([]byte, 31))}), "can't be read"},
-		"a kind that nobody knows":    {jsonObject{"kty": "AKP"}, "can't be read"},
+		"an unknown kind":             {jsonObject{"kty": "AKP"}, "can't be read"},
 		"a key without a kind":        {jsonObject{"kid": "x"}, "can't be read"},
 		"kty a number":                {jsonObject{"kty": 7}, "can't be read"},
 		"a kid that is too long":      {jwk(ecKey(), jsonObject{"kid": strings.Repeat("k", 257)}), "kid of over 256 bytes"},
-		"key_ops that nobody knows":   {jwk(ecKey(), jsonObject{"key_ops": []string{"verify", "dance"}}), "can't be read"},
+		"an unknown key_ops":          {jwk(ecKey(), jsonObject{"key_ops": []string{"verify", "dance"}}), "can't be read"},
 		"the same kid as a good key":  {jwk(ecKey(), jsonObject{"kid": "good", "use": "enc"}), "not for signatures"},
 		"a point that is far too big": {jwk(ecKey(), jsonObject{"x": strings.Repeat("B", 4000)}), "can't be read"},
 	} {
@@ -160,7 +160,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 		w := openVerifier(t, Config{JWKSURL: hop.URL, HTTPClient: client})
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		if reached.Load() || !strings.Contains(w.logged.String(), "set AUTH_JWKS_URL to where it leads") {
-			t.Errorf("followed, or not told: %s", w.logged)
+			t.Errorf("the redirect was followed, or is not in the log: %s", w.logged)
 		}
 	}
 	if follower.CheckRedirect(nil, nil) != nil {

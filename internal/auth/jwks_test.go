@@ -25,7 +25,7 @@ func TestKeysOfAJWKS(t *testing.T) {
 		t.Errorf("%d fetches, up %v", i.fetches(), w.metric("auth_jwks_up", ""))
 	}
 	if !strings.Contains(w.logged.String(), "AUTH_AUDIENCE") {
-		t.Errorf("no warning that tokens for other services are taken: %s", w.logged)
+		t.Errorf("no warning that tokens for other services are accepted: %s", w.logged)
 	}
 }
 
@@ -153,7 +153,7 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 			t.Errorf("up %v, %v failed", w.metric("auth_jwks_up", ""), w.metric("auth_jwks_refreshes_total", "failed"))
 		}
 		if got := w.logged.Count("keys that came last stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
-			t.Errorf("%d lines tell of the outage, want 1:\n%s", got, w.logged)
+			t.Errorf("%d lines about the outage, want 1:\n%s", got, w.logged)
 		}
 
 		time.Sleep(35 * time.Minute) // more than an hour after the last fetch
@@ -161,7 +161,7 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		w.accepts(sign(secret, nil)) // needs no issuer
 		if got := w.logged.Count("answered with unavailable"); got != 1 {
-			t.Errorf("%d lines tell that keys are too old, want 1:\n%s", got, w.logged)
+			t.Errorf("%d lines about keys that are too old, want 1:\n%s", got, w.logged)
 		}
 
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
@@ -216,7 +216,7 @@ func TestAnIssuerThatDoesNotAnswer(t *testing.T) {
 		}
 		w.refuses(signWithKID("new", ecKey()), ErrUnavailable)
 		if got := time.Since(start); got != fetchTimeout {
-			t.Errorf("the next one waited, too: %v", got)
+			t.Errorf("the next token waited, too: %v", got)
 		}
 	})
 }
@@ -253,12 +253,12 @@ func TestCloseEndsAFetchUnderWay(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		if err := <-refused; !errors.Is(err, ErrUnavailable) {
-			t.Errorf("who waited was told %v", err)
+			t.Errorf("the waiting Verify returned %v", err)
 		}
 		w.accepts(signWithKID("r", rsaKey()))                  // the keys are still in memory
 		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // none will be fetched
 		if w.logged.Count("can't be fetched") != 0 {
-			t.Errorf("stopping is told as an outage: %s", w.logged)
+			t.Errorf("the stop is logged as an outage: %s", w.logged)
 		}
 	})
 }

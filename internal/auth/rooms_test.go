@@ -37,7 +37,7 @@ func TestPatternsThatMatch(t *testing.T) {
 	}
 	for _, tt := range tests {
 		if !may(t, tt.pattern+":r", tt.room, Join) {
-			t.Errorf("%s does not fit %s", tt.pattern, tt.room)
+			t.Errorf("%s does not match %s", tt.pattern, tt.room)
 		}
 	}
 }
@@ -64,7 +64,7 @@ func TestPatternsThatDoNotMatch(t *testing.T) {
 	}
 	for _, tt := range tests {
 		if may(t, tt.pattern+":rw", tt.room, Join) {
-			t.Errorf("%s fits %q", tt.pattern, tt.room)
+			t.Errorf("%s matches %q", tt.pattern, tt.room)
 		}
 	}
 }
@@ -105,10 +105,10 @@ func TestRightsByAction(t *testing.T) {
 		}
 	}
 	if may(t, "*:rw", "a", 255) || may(t, "*:rw", "a", 0) {
-		t.Error("something that is no action is allowed")
+		t.Error("an invalid action is allowed")
 	}
 	if new(Identity).May("a", Join) {
-		t.Error("nobody may join")
+		t.Error("the zero Identity may join")
 	}
 }
 
@@ -148,7 +148,7 @@ func TestManyPatterns(t *testing.T) {
 
 func TestListsOfPatterns(t *testing.T) {
 	if !may(t, " public.* : r , lobby:rw,, orders:*:rw ,", "orders:7", Publish) {
-		t.Error("the last colon is not the one that counts")
+		t.Error("the rights do not begin at the last colon")
 	}
 	tests := []struct{ list, says string }{
 		{"", "there is no pattern"},

@@ -199,6 +199,6 @@ func TestEachCauseHasItsOwnName(t *testing.T) {
 func TestAVerifierKeepsNoSecretText(t *testing.T) {
 	w := openVerifier(t, Config{JWTSecrets: []string{secret}})
 	if got := w.cfg.JWTSecrets; got != nil {
-		t.Errorf("the settings still hold %q", got)
+		t.Errorf("the settings still contain %q", got)
 	}
 }

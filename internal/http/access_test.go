@@ -85,7 +85,7 @@ func TestATokenIsAcceptedInFourPlaces(t *testing.T) {
 	query := &browser{t, ws}
 	frame := n.open(nil)
 	frame.send(`{"type":"auth","ref":"a","token":"%s"}`, ann)
-	for name, b := range map[string]*browser{"header": header, "entry": subprotocol, "query": query, "frame": frame} {
+	for name, b := range map[string]*browser{"header": header, "subprotocol": subprotocol, "query": query, "frame": frame} {
 		got := b.welcome()
 		left, _ := got["auth_expires_ms"].(float64)
 		if got["user"] != "ann" || left < 3_500_000 || left > 3_600_000 {
@@ -142,16 +142,16 @@ func TestOneTokenAtATime(t *testing.T) {
 		path   string
 		header http.Header
 	}{
-		"header and entry":      {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"switchyard.v1, bearer." + bob}}},
-		"the same twice":        {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"bearer." + ann}}},
-		"two headers":           {"/ws", http.Header{"Authorization": {"Bearer " + ann, "Bearer " + bob}}},
-		"two entries":           {"/ws", http.Header{"Sec-Websocket-Protocol": {"switchyard.v1, bearer." + ann + ", bearer." + bob}}},
-		"header and query":      {"/ws?access_token=" + ann, http.Header{"Authorization": {"Bearer " + bob}}},
-		"query and query":       {"/ws?access_token=" + ann + "&access_token=" + bob, http.Header{}},
-		"an empty header":       {"/ws", http.Header{"Authorization": {"Bearer "}}},
-		"an empty query":        {"/ws?access_token=", http.Header{}},
-		"a header over a bound": {"/ws", http.Header{"Authorization": {"Bearer " + strings.Repeat("x", 8193)}}},
-		"a query over a bound":  {"/ws?access_token=" + strings.Repeat("x", 8193), http.Header{}},
+		"header and subprotocol": {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"switchyard.v1, bearer." + bob}}},
+		"the same twice":         {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"bearer." + ann}}},
+		"two headers":            {"/ws", http.Header{"Authorization": {"Bearer " + ann, "Bearer " + bob}}},
+		"two subprotocols":       {"/ws", http.Header{"Sec-Websocket-Protocol": {"switchyard.v1, bearer." + ann + ", bearer." + bob}}},
+		"header and query":       {"/ws?access_token=" + ann, http.Header{"Authorization": {"Bearer " + bob}}},
+		"query and query":        {"/ws?access_token=" + ann + "&access_token=" + bob, http.Header{}},
+		"an empty header":        {"/ws", http.Header{"Authorization": {"Bearer "}}},
+		"an empty query":         {"/ws?access_token=", http.Header{}},
+		"a header over a bound":  {"/ws", http.Header{"Authorization": {"Bearer " + strings.Repeat("x", 8193)}}},
+		"a query over a bound":   {"/ws?access_token=" + strings.Repeat("x", 8193), http.Header{}},
 	} {
 		h := upgradeHeader()
 		for k, v := range tt.header {
@@ -190,13 +190,13 @@ func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
 		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
 			t.Errorf("a connection without a good token has published: %s", body)
 		}
-		testkit.Eventually(t, "all of them to be gone", func() bool { return n.connectionCount() == 0 })
+		testkit.Eventually(t, "all connections to end", func() bool { return n.connectionCount() == 0 })
 		for range fewRejecting {
 			n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so that its close waits
 		}
 		res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
 		if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
-			t.Errorf("one more is answered %d %s", res.StatusCode, body)
+			t.Errorf("one more is answered with %d %s", res.StatusCode, body)
 		}
 	})
 }
@@ -215,7 +215,7 @@ func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
 		}
 	}
 	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
-		t.Errorf("it has published: %s", body)
+		t.Errorf("the connection has published: %s", body)
 	}
 	// A wrong token closes the connection.
 	b.send(`{"type":"auth","ref":"y","token":"x"}`)
@@ -271,7 +271,7 @@ func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
 		}
 	}
 	refuse("a wrong one", "x", "unauthorized")
-	refuse("an old one", tokenOf("ann", -time.Hour, everyRoom), "unauthorized")
+	refuse("an expired one", tokenOf("ann", -time.Hour, everyRoom), "unauthorized")
 	refuse("another user's", tokenOf("bob", time.Hour, everyRoom), "forbidden")
 	b.send(`{"type":"publish","room":"b","data":1}`)
 	b.until("ack") // the old one stays in use
@@ -294,7 +294,7 @@ func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
 		}
 	}
 	if len(left) != 2 || !left["b"] || !left["c"] {
-		t.Errorf("left %v, want b and c, which the new token does not open for reading", left)
+		t.Errorf("left %v, want b and c, which the new token does not allow to read", left)
 	}
 	for _, room := range []string{"a", "b", "c"} {
 		n.call("POST", "/v1/rooms/"+room+"/messages", testKey, `{"data":"after"}`)
@@ -338,7 +338,7 @@ func TestAConnectionEndsWithItsToken(t *testing.T) {
 		}
 		fresh.send(`{"type":"join","room":"a"}`)
 		fresh.until("joined")
-		testkit.Eventually(t, "its end to be counted", func() bool {
+		testkit.Eventually(t, "the close to be counted", func() bool {
 			return n.metric(`websocket_disconnections_total{reason="unauthorized"}`) == "1"
 		})
 	})

@@ -143,7 +143,7 @@ func TestRequestsMatchAsyncAPI(t *testing.T) {
 			}
 			part, err := protocol.Decode(b)
 			if same := err == nil && reflect.DeepEqual(whole, part); same == fields[strings.ReplaceAll(field, "_", "")] {
-				t.Errorf("%s: without %s it is the same: %v", file, field, same)
+				t.Errorf("%s: without %s the request is the same: %v", file, field, same)
 			}
 		}
 	}
@@ -216,7 +216,7 @@ func TestEveryErrorCodeIsSent(t *testing.T) {
 	documented := d.strings(append(answers["error"], "properties", "code", "enum")...)
 	slices.Sort(documented)
 	if got := slices.Sorted(maps.Keys(met)); !slices.Equal(got, documented) {
-		t.Errorf("met %v, documented %v", got, documented)
+		t.Errorf("sent %v, documented %v", got, documented)
 	}
 }
 
@@ -318,7 +318,7 @@ func TestEveryCloseCodeIsSent(t *testing.T) {
 	documented := d.object("channels", "socket", "x-close-codes")
 	for code := range documented {
 		if !met[code] {
-			t.Errorf("%s is documented and was not met", code)
+			t.Errorf("%s is documented and was not sent", code)
 		}
 	}
 }

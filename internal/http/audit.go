@@ -162,7 +162,7 @@ func (a *auditor) writeSummaries(now time.Time) {
 		}
 	}
 	for event, n := range a.overflow {
-		a.enqueue(&auditLine{Event: event, Why: "more kinds than are told apart in a second", Count: n}, now)
+		a.enqueue(&auditLine{Event: event, Why: "more different lines than are counted separately in a second", Count: n}, now)
 	}
 	clear(a.samples)
 	clear(a.writtenByEvent)

@@ -124,11 +124,11 @@ func TestTheAuditLogRecordsRefusals(t *testing.T) {
 			}
 		}
 		if found == 0 {
-			t.Errorf("no line like %+v in\n%s", want, out)
+			t.Errorf("no line matches %+v in\n%s", want, out)
 		}
 	}
 	if strings.Contains(out.String(), "hush") || strings.Contains(out.String(), ann[:40]) {
-		t.Errorf("the audit log holds a secret or a message:\n%s", out)
+		t.Errorf("the audit log contains a secret or a message:\n%s", out)
 	}
 }
 
@@ -202,7 +202,7 @@ func TestTheAuditLogNeverBlocks(t *testing.T) {
 		const queued, lines = 1024, 3000
 		stuck := &blockedWriter{make(chan struct{})}
 		a, m := newTestAuditor(t, stuck)
-		a.record(&auditLine{Event: auditEvents[0], What: "held by the writer"})
+		a.record(&auditLine{Event: auditEvents[0], What: "being written"})
 		synctest.Wait()
 		for i := range lines {
 			time.Sleep(time.Second) // so that no line is suppressed
@@ -247,7 +247,7 @@ func FuzzAuditLine(f *testing.F) {
 		}
 		for _, r := range string(line[:len(line)-1]) {
 			if !unicode.IsPrint(r) || r == utf8.RuneError && !strings.ContainsRune(user+given, utf8.RuneError) {
-				t.Fatalf("%q holds %U", line, r)
+				t.Fatalf("%q contains %U", line, r)
 			}
 		}
 		var l auditLine

@@ -35,10 +35,10 @@ func TestABatchIsStoredWholeAndBrowsersSeeIt(t *testing.T) {
 	}
 	res, answer = n.call("POST", "/v1/messages", testKey, `[{"room":"a","data":1,"id":"x"},{"room":"a","data":4}]`)
 	if res.StatusCode != http.StatusCreated || !strings.Contains(answer, `"seq":1,"id":"x","duplicate":true`) || !strings.Contains(answer, `"seq":3`) {
-		t.Errorf("one of two new: %d %s", res.StatusCode, answer)
+		t.Errorf("a batch with one new message: %d %s", res.StatusCode, answer)
 	}
 	if res, answer = n.call("POST", "/v1/messages", testKey, `[{"room":"a","data":1,"id":"x"}]`); res.StatusCode != http.StatusOK {
-		t.Errorf("nothing new: %d %s", res.StatusCode, answer)
+		t.Errorf("a batch without a new message: %d %s", res.StatusCode, answer)
 	}
 }
 
@@ -73,7 +73,7 @@ func TestABatchWithOneFaultStoresNothing(t *testing.T) {
 		}
 	}
 	if _, answer := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(answer, `"head":1,`) {
-		t.Errorf("something was stored: %s", answer)
+		t.Errorf("a message was stored: %s", answer)
 	}
 }
 
@@ -196,10 +196,10 @@ func TestAPanicFailsOnlyItsRequest(t *testing.T) {
 		t.Errorf("%d %s", res.StatusCode, answer)
 	}
 	if logs := n.logs.String(); !strings.Contains(logs, "planted") || !strings.Contains(logs, res.Header.Get("X-Request-Id")) {
-		t.Errorf("the log does not tell: %s", logs)
+		t.Errorf("the log does not have the panic: %s", logs)
 	}
 	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {
-		t.Errorf("afterwards: %d", res.StatusCode)
+		t.Errorf("after the panic: %d", res.StatusCode)
 	}
 }
 
@@ -220,7 +220,7 @@ func TestATruncatedBodyIsRefused(t *testing.T) {
 	if res, err := client.Do(r); err == nil {
 		_ = res.Body.Close()
 		if res.StatusCode != http.StatusBadRequest {
-			t.Errorf("half a body: %d", res.StatusCode)
+			t.Errorf("half a body was answered with %d", res.StatusCode)
 		}
 	}
 	testkit.Eventually(t, "the request to be counted", func() bool {

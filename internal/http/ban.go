@@ -74,7 +74,7 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	c := callerOf(r)
 	s.audit.record(&auditLine{
 		Event: auditRemoved, Who: publisher(r), From: c.addr.String(), What: user, RequestID: c.id,
-		Why: fmt.Sprintf("kept out for %v, %d connections closed here", d, closed),
+		Why: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
 	})
 	return writeJSON(w, status, struct {
 		User   string `json:"user"`
@@ -92,16 +92,16 @@ func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
 	if len(b) == 0 {
 		return minBan, nil
 	}
-	var asked struct {
+	var body struct {
 		For *string `json:"for"`
 	}
-	if err := json.Unmarshal(b, &asked); err != nil {
+	if err := json.Unmarshal(b, &body); err != nil {
 		return 0, &protocol.Error{Code: protocol.CodeMalformed, Message: `the body is {"for": "10m"}, or nothing`}
 	}
-	if asked.For == nil {
+	if body.For == nil {
 		return minBan, nil
 	}
-	d, err := time.ParseDuration(*asked.For)
+	d, err := time.ParseDuration(*body.For)
 	if err != nil || d < minBan || d > maxBan {
 		return 0, &message.InvalidError{Field: "for", Reason: "must be a duration from 5s to 720h, such as 10m"}
 	}

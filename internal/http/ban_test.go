@@ -31,14 +31,14 @@ func TestABannedUserIsDisconnectedAndCannotReconnect(t *testing.T) {
 		}
 	}
 	if got := n.dialRejected(withToken(ann)); got != 4003 {
-		t.Errorf("back again: %d", got)
+		t.Errorf("a reconnect was closed with %d", got)
 	}
 	waiting.send(`{"type":"auth","token":"%s"}`, ann)
 	if got := waiting.closed(); got != 4003 {
-		t.Errorf("by a frame: %d", got)
+		t.Errorf("a token in a frame was answered with %d", got)
 	}
 	if res, _ := n.call("GET", "/v1/rooms/a/messages", ann, ""); res.StatusCode != http.StatusForbidden {
-		t.Errorf("over HTTP: %d", res.StatusCode)
+		t.Errorf("a read over HTTP was answered with %d", res.StatusCode)
 	}
 	other.send(`{"type":"join","room":"a"}`)
 	other.until("joined")
@@ -53,7 +53,7 @@ func TestFramesOfABannedUserAreIgnored(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
 		c, br := n.rawHandshake("", "Authorization: Bearer "+tokenOf("ann", time.Hour, everyRoom))
-		testkit.Eventually(t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
+		testkit.Eventually(t, "ann's connection", func() bool { return n.connectionsOf("ann") == 1 })
 		n.call("POST", "/v1/users/ann/disconnect", testKey, "")
 		if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
 			t.Errorf("closed with %d", code)
@@ -61,9 +61,9 @@ func TestFramesOfABannedUserAreIgnored(t *testing.T) {
 		if _, err := io.WriteString(c, maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x0f\xa3")); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "the end", func() bool { return n.connectionCount() == 0 })
+		testkit.Eventually(t, "the connection to end", func() bool { return n.connectionCount() == 0 })
 		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0,`) {
-			t.Errorf("it has published: %s", body)
+			t.Errorf("the banned user has published: %s", body)
 		}
 	})
 }
@@ -83,9 +83,9 @@ func TestABanExpires(t *testing.T) {
 			t.Errorf("closed with %d", got)
 		}
 		if got := n.dialRejected(ann); got != 4003 {
-			t.Errorf("at once: %d", got)
+			t.Errorf("a reconnect during the ban was closed with %d", got)
 		}
-		testkit.Eventually(t, "the end of the bar", func() bool { return !n.banned("ann") })
+		testkit.Eventually(t, "the end of the ban", func() bool { return !n.banned("ann") })
 		n.dial(ann)
 	})
 }

@@ -45,7 +45,7 @@ func parseFrames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
 	t.Helper()
 	for len(stream) > 0 {
 		if len(stream) < 2 {
-			t.Fatalf("cut in a header: %x", stream)
+			t.Fatalf("the stream ends inside a header: %x", stream)
 		}
 		head, size := 2, int(stream[1]&0x7f)
 		switch {
@@ -55,7 +55,7 @@ func parseFrames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
 			head, size = 10, int(binary.BigEndian.Uint64(stream[2:]))
 		}
 		if len(stream) < head+size {
-			t.Fatalf("a frame of %d bytes is followed by %d only; the end is %q", size, len(stream)-head, stream[len(stream)-10:])
+			t.Fatalf("a frame of %d bytes has only %d; the stream ends with %q", size, len(stream)-head, stream[len(stream)-10:])
 		}
 		ops = append(ops, stream[0])
 		payloads = append(payloads, stream[head:head+size])
@@ -94,15 +94,15 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 		ops, payloads := parseFrames(t, <-stream)
 		last := len(ops) - 1
 		if last < 1 || ops[last] != 0x88 || !bytes.HasPrefix(payloads[last], []byte{0x10, 0x70}) {
-			t.Fatalf("the last of %d frames is %x %q, want close 4208", len(ops), ops[last], payloads[last])
+			t.Fatalf("the last of %d frames is %x %q, want a close with 4208", len(ops), ops[last], payloads[last])
 		}
 		for _, op := range ops[:last] {
 			if op != 0x81 {
-				t.Fatalf("a frame %x among the messages", op)
+				t.Fatalf("a frame with the first byte %x among the messages", op)
 			}
 		}
 		if queued.Load() != 0 {
-			t.Fatalf("%d bytes are still on the books", queued.Load())
+			t.Fatalf("%d bytes are still counted as queued", queued.Load())
 		}
 	}
 }
@@ -116,12 +116,12 @@ func TestTheSendQueueIsBounded(t *testing.T) {
 		queued := new(atomic.Int64)
 		c := newConn(server, nil, limit, queued, new(atomic.Int64))
 		f := bigMessage(1, 1000)
-		taken := 0
+		accepted := 0
 		for c.Queue(f) {
-			taken += len(f)
+			accepted += len(f)
 		}
-		if taken > limit || taken+len(f) <= limit {
-			t.Errorf("%d bytes are queued, want as many whole frames as fit into %d", taken, limit)
+		if accepted > limit || accepted+len(f) <= limit {
+			t.Errorf("%d bytes are queued, want as many whole frames as fit into %d", accepted, limit)
 		}
 		if code, ours := c.closeStatus(); code != protocol.CloseSlow || !ours {
 			t.Errorf("closed with %d, want 4208", code)
@@ -144,7 +144,7 @@ func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 		senders.Go(func() {
 			for seq := range message.Seq(each) {
 				if !c.Send(bigMessage(seq+1, size)) {
-					t.Error("refused below the bound")
+					t.Error("a frame was refused below the limit")
 				}
 			}
 		})
@@ -170,7 +170,7 @@ func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 		t.Errorf("%d frames, want %d", len(ops), 3*each)
 	}
 	if queued.Load() != 0 {
-		t.Errorf("%d bytes are still on the books", queued.Load())
+		t.Errorf("%d bytes are still counted as queued", queued.Load())
 	}
 }
 
@@ -179,7 +179,7 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 	c.Send(bigMessage(1, 10))
 	c.CloseWith(protocol.CloseRestart)
 	if c.Send(bigMessage(2, 10)) || c.Queue(bigMessage(3, 10)) {
-		t.Error("took data after the close frame")
+		t.Error("a frame was accepted after the close frame")
 	}
 	c.CloseWith(protocol.CloseSlow) // the first reason stays
 	done := make(chan struct{})

@@ -106,6 +106,6 @@ func TestAnIdleConnectionIsSmall(t *testing.T) {
 	each := (settledMemory() - before) / connections
 	t.Logf("%d bytes a connection", each)
 	if each > maxIdleBytes {
-		t.Errorf("an idle connection takes %d bytes, its client included; at most %d are wanted", each, maxIdleBytes)
+		t.Errorf("an idle connection uses %d bytes with its client, want at most %d", each, maxIdleBytes)
 	}
 }

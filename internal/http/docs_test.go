@@ -53,7 +53,7 @@ func TestEveryDocumentedLimitNamesATest(t *testing.T) {
 		rows++
 		names := named.FindAllString(line, -1)
 		if len(names) == 0 {
-			t.Errorf("no test holds: %s", line)
+			t.Errorf("the row names no test: %s", line)
 		}
 		for _, name := range names {
 			if !declared[name] {

@@ -51,7 +51,7 @@ const (
 )
 
 // ErrUndrained means that a drain was canceled before it was complete.
-var ErrUndrained = errors.New("the drain was taken back")
+var ErrUndrained = errors.New("the drain was canceled")
 
 // A drain empties the node of its clients. The node is unready at once. It refuses
 // handshakes after DRAIN_DELAY, when the load balancer has noticed, moves its
@@ -288,7 +288,7 @@ func (d *drain) countClients() (left, moving int) {
 // sendMoves asks n clients to move, spread over the time until the next wave. It
 // returns how many it asked: a client whose session is not saved yet waits for
 // another wave.
-func (d *drain) sendMoves(n int, deadline time.Duration) (asked int) {
+func (d *drain) sendMoves(n int, deadline time.Duration) (sent int) {
 	d.mu.Lock()
 	scope, reason := d.scope, d.reason
 	d.mu.Unlock()

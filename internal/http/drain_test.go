@@ -40,7 +40,7 @@ func (n *node) adminCall(method, path string) (int, DrainState) {
 
 func (n *node) awaitPhase(phase string) {
 	n.t.Helper()
-	testkit.Eventually(n.t, "the drain to be "+phase, func() bool { return n.DrainState().Phase == phase })
+	testkit.Eventually(n.t, "the phase "+phase, func() bool { return n.DrainState().Phase == phase })
 }
 
 // startDrainNode starts a node that moves its clients as fast as it may, to a node
@@ -77,10 +77,10 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 					t.Errorf("move %v, want to avoid deployment d1 for release", m)
 				}
 				if after := m["after_ms"].(float64); after < 0 || after > 2000 {
-					t.Errorf("slot after %v ms, want one within the wave's second, which a late wave may push away by one", after)
+					t.Errorf("after_ms is %v, want at most 2000: within the wave's second, or one later for a late wave", after)
 				}
 				if left := m["deadline_ms"].(float64); left < 1000 || left > 20_000 {
-					t.Errorf("deadline in %v ms", left)
+					t.Errorf("deadline_ms is %v, want 1000 to 20000", left)
 				}
 				moved.Add(1)
 				_ = b.ws.Close(websocket.StatusNormalClosure, "")
@@ -90,7 +90,7 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 			t.Errorf("POST /drain: %d %+v", status, state)
 		}
 		if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"status":"dra`) {
-			t.Errorf("readyz at the first instant of a drain: %d %s", res.StatusCode, body)
+			t.Errorf("readyz right after the drain began: %d %s", res.StatusCode, body)
 		}
 		if got := n.metric("websocket_draining"); got != "1" {
 			t.Errorf("websocket_draining %s", got)
@@ -102,7 +102,7 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 			t.Errorf("drained: %+v", state)
 		}
 		if n.metric(`websocket_moves_total{result="moved"}`) != "30" || n.metric("websocket_drain_duration_seconds_count") != "1" {
-			t.Error("the metrics do not tell of it")
+			t.Error("the metrics do not show the moves")
 		}
 		if res, _ := n.request("GET", "/ws", upgradeHeader(), http.NoBody); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
 			t.Errorf("handshake when drained: %d", res.StatusCode)
@@ -114,7 +114,7 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 			t.Errorf("DELETE /drain: %d %+v", status, state)
 		}
 		if res, _ := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusOK {
-			t.Errorf("readyz when taken back: %d", res.StatusCode)
+			t.Errorf("readyz after the drain was canceled: %d", res.StatusCode)
 		}
 		n.dial(nil).send(`{"type":"join","room":"a"}`)
 	})
@@ -123,11 +123,11 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 func TestAClientThatIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startDrainNode(t, func(c *Config) { c.DrainWindow, c.DrainTimeout = time.Second, 2*time.Second })
-		plain, nice := n.dial(nil), n.dial(nil)
-		go nice.followMove()
+		ignoring, following := n.dial(nil), n.dial(nil)
+		go following.followMove()
 		began := time.Now()
 		go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
-		if code := plain.closed(); code != websocket.StatusServiceRestart {
+		if code := ignoring.closed(); code != websocket.StatusServiceRestart {
 			t.Errorf("closed with %d, want 1012", code)
 		}
 		if took := time.Since(began); took < 2*time.Second {
@@ -137,10 +137,10 @@ func TestAClientThatIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
 		progress := n.DrainState()
 		deadline, err := strconv.ParseFloat(n.metric("websocket_drain_deadline_timestamp_seconds"), 64)
 		if late := deadline - float64(began.UnixMilli())/1000; err != nil || late < 1.9 || late > 3 {
-			t.Errorf("the deadline is told as %v s after the begin (%v), want 2", late, err)
+			t.Errorf("the deadline is %v s after the beginning (%v), want 2", late, err)
 		}
 		if n.Undrain(); n.metric("websocket_drain_deadline_timestamp_seconds") != "0" {
-			t.Error("a drain that was taken back still has a deadline")
+			t.Error("a canceled drain still has a deadline")
 		}
 		if s := progress; s.Closed != 1 || s.Moved != 1 {
 			t.Errorf("%+v, want one closed and one moved", s)
@@ -167,9 +167,9 @@ func TestHandshakesAreAcceptedDuringTheDrainDelay(t *testing.T) {
 
 func TestADrainWaitsUntilAnotherNodeIsReady(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		var there atomic.Pointer[MoveTargets]
-		there.Store(&MoveTargets{Known: true, Nodes: 1}) // starting: not ready
-		n := startDrainNode(t, func(c *Config) { c.MoveTargets = func(Scope) MoveTargets { return *there.Load() } })
+		var targets atomic.Pointer[MoveTargets]
+		targets.Store(&MoveTargets{Known: true, Nodes: 1}) // starting: not ready
+		n := startDrainNode(t, func(c *Config) { c.MoveTargets = func(Scope) MoveTargets { return *targets.Load() } })
 		b := n.dial(nil)
 		go func() { _ = n.Drain(context.Background(), ScopeNode, "stopping") }()
 		n.awaitPhase(phaseMoving)
@@ -178,9 +178,9 @@ func TestADrainWaitsUntilAnotherNodeIsReady(t *testing.T) {
 			t.Errorf("ack while draining: %v", ack)
 		}
 		if s := n.DrainState(); s.Told != 0 {
-			t.Errorf("%d told with nobody ready for them", s.Told)
+			t.Errorf("%d clients were asked to move while no node is ready", s.Told)
 		}
-		there.Store(&healthyTargets)
+		targets.Store(&healthyTargets)
 		b.followMove()
 		n.awaitPhase(phaseDrained)
 	})
@@ -199,10 +199,10 @@ func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 		}
 		n.awaitPhase(phaseDrained)
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("took %v", took)
+			t.Errorf("the drain took %v", took)
 		}
 		if state := n.DrainState(); state.Told != 0 || state.Closed != 1 {
-			t.Errorf("who was never told is counted, too: %+v", state)
+			t.Errorf("%+v, want one client closed that was not asked", state)
 		}
 	})
 }
@@ -250,12 +250,12 @@ func TestADrainForShutdownCannotBeUndone(t *testing.T) {
 		go func() { _ = n.DrainForShutdown(context.Background()) }()
 		testkit.Eventually(t, "the drain", func() bool { return n.DrainState().Phase != "" })
 		if n.Undrain() || n.DrainState().Phase == "" {
-			t.Error("taken back")
+			t.Error("the drain was canceled")
 		}
 		n.findOrStartDrain(ScopeDeployment, "deploy")
 		n.findOrStartDrain(ScopeNode, "stopping")
 		if got := n.DrainState().Scope; got != ScopeDeployment {
-			t.Errorf("clients may land on a sibling that goes, too: scope %s", got)
+			t.Errorf("scope %s, want deployment: a sibling may be draining, too", got)
 		}
 	})
 }
@@ -263,11 +263,11 @@ func TestADrainForShutdownCannotBeUndone(t *testing.T) {
 // A drain waits for nodes that were there and are not seen for a moment.
 func TestADrainWaitsForNodesThatDisappearBriefly(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		var looks atomic.Int64
+		var calls atomic.Int64
 		n := startDrainNode(t, func(c *Config) {
 			c.DrainWindow, c.DrainTimeout = time.Minute, time.Minute
 			c.MoveTargets = func(Scope) MoveTargets {
-				if look := looks.Add(1); look > 1 && look < 5 {
+				if call := calls.Add(1); call > 1 && call < 5 {
 					return MoveTargets{Known: true}
 				}
 				return healthyTargets
@@ -275,21 +275,21 @@ func TestADrainWaitsForNodesThatDisappearBriefly(t *testing.T) {
 		})
 		n.dial(nil)
 		n.findOrStartDrain(ScopeNode, "test")
-		testkit.Eventually(t, "the nodes to be back", func() bool { return looks.Load() > 5 })
+		testkit.Eventually(t, "the nodes to return", func() bool { return calls.Load() > 5 })
 		if state := n.DrainState(); state.Phase != phaseMoving || state.Clients != 1 {
-			t.Errorf("given up: %+v", state)
+			t.Errorf("the drain gave up: %+v", state)
 		}
 	})
 }
 
 func TestADrainUndoneMidway(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		var there atomic.Pointer[MoveTargets]
-		there.Store(&healthyTargets)
+		var targets atomic.Pointer[MoveTargets]
+		targets.Store(&healthyTargets)
 		n := startDrainNode(t, func(c *Config) {
 			c.DrainWindow = time.Minute
 			c.DrainTimeout = time.Minute
-			c.MoveTargets = func(Scope) MoveTargets { return *there.Load() }
+			c.MoveTargets = func(Scope) MoveTargets { return *targets.Load() }
 		})
 		clients := make([]*browser, 2*minWave)
 		for i := range clients {
@@ -299,10 +299,10 @@ func TestADrainUndoneMidway(t *testing.T) {
 		go func() { failed <- n.Drain(context.Background(), ScopeNode, "stopping") }()
 		testkit.Eventually(t, "the first wave", func() bool { return n.DrainState().Told > 0 })
 		if !n.Undrain() || n.Undrain() {
-			t.Error("a drain can be taken back once")
+			t.Error("a drain can be canceled once")
 		}
 		if err := <-failed; !errors.Is(err, ErrUndrained) {
-			t.Errorf("who waited for it was told %v", err)
+			t.Errorf("Drain returned %v, want ErrUndrained", err)
 		}
 		for i, b := range clients { // those that were asked are served as well
 			b.send(`{"type":"publish","room":"a","data":%d,"ref":"p"}`, i)
@@ -316,7 +316,7 @@ func TestADrainUndoneMidway(t *testing.T) {
 		}
 		n.findOrStartDrain(ScopeNode, "again")
 		gone.Wait()
-		testkit.Eventually(t, "all of them to be moved", func() bool { return n.DrainState().Told >= len(clients) })
+		testkit.Eventually(t, "all clients to be asked", func() bool { return n.DrainState().Told >= len(clients) })
 	})
 }
 
@@ -331,7 +331,7 @@ func TestASecondDrainJoinsTheFirst(t *testing.T) {
 		}
 		n.Stop()
 		if n.Undrain() {
-			t.Error("a node that stops was taken back")
+			t.Error("the drain of a stopping node was canceled")
 		}
 	})
 }
@@ -344,10 +344,10 @@ func TestBadDrainRequestsAreRefused(t *testing.T) {
 		}
 	}
 	if s := n.DrainState(); s.Phase != "" {
-		t.Errorf("a refused call has begun a drain: %+v", s)
+		t.Errorf("a refused call started a drain: %+v", s)
 	}
 	n.addr, n.admin = n.admin, n.addr
 	if status, _ := n.adminCall("POST", "/drain"); status != http.StatusNotFound && status != http.StatusMethodNotAllowed {
-		t.Errorf("the public can drain the node: %d", status)
+		t.Errorf("the public listener accepts a drain: %d", status)
 	}
 }

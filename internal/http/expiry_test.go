@@ -41,13 +41,13 @@ func TestTheTimerWheelClosesEachSocketOnTime(t *testing.T) {
 					before := e.tick
 					for _, k := range e.advance(at(before + behind)) {
 						if ends[k] <= before || ends[k] > e.tick {
-							t.Fatalf("ended from %d to %d, was to end at %d", before, e.tick, ends[k])
+							t.Fatalf("a socket ended between ticks %d and %d, want %d", before, e.tick, ends[k])
 						}
 						delete(ends, k)
 					}
 					for _, at := range ends {
 						if at <= e.tick {
-							t.Fatalf("not ended at %d, but it was to at %d", e.tick, at)
+							t.Fatalf("a socket did not end by tick %d, want %d", e.tick, at)
 						}
 					}
 				}
@@ -58,7 +58,7 @@ func TestTheTimerWheelClosesEachSocketOnTime(t *testing.T) {
 			left += len(slot)
 		}
 		if left != len(ends) {
-			t.Fatalf("%d on the wheel, want %d", left, len(ends))
+			t.Fatalf("%d sockets are on the wheel, want %d", left, len(ends))
 		}
 	})
 }

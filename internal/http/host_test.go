@@ -49,16 +49,16 @@ func TestAllowedHosts(t *testing.T) {
 		{"a pattern", "a.rooms.example", 200},
 		{"a pattern's bare name", "rooms.example", 421},
 		{"a pattern, two labels", "a.b.rooms.example", 421},
-		{"a name that an attacker had resolve to us", "evil.example", 421},
+		{"an attacker's name that resolves to us", "evil.example", 421},
 		{"the service's own address, not listed", "127.0.0.1", 421},
 		{"localhost, not listed", "localhost:8000", 421},
-		{"a name that goes on", "chat.example.evil.example", 421},
-		{"a name that begins earlier", "evilchat.example", 421},
+		{"a listed name with a suffix", "chat.example.evil.example", 421},
+		{"a listed name with a prefix", "evilchat.example", 421},
 		{"a dot at the end", "chat.example.", 421},
 		{"a user", "chat.example@evil.example", 400},
-		{"a user before it", "evil@chat.example", 400},
+		{"a user before a listed name", "evil@chat.example", 400},
 		{"no port after the colon", "chat.example:", 421},
-		{"a port that is none", "chat.example:evil", 421},
+		{"an invalid port", "chat.example:evil", 421},
 		{"two colons", "chat.example:80:80", 421},
 		{"nothing", "", 421},
 	} {
@@ -101,7 +101,7 @@ func TestAllowedHosts(t *testing.T) {
 		t.Errorf("an absolute target of another host: %d", got)
 	}
 	if got, _ := n.rawGet("/", "Host: evil.example\r\nX-Forwarded-Host: chat.example\r\nX-Host: chat.example\r\n"); got != 421 {
-		t.Errorf("a stranger's X-Forwarded-Host: %d", got)
+		t.Errorf("X-Forwarded-Host of an untrusted peer: %d", got)
 	}
 }
 

@@ -37,17 +37,17 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 		t.Errorf("the third is closed with %d", got)
 	}
 	if got := n.dialRejected(fromAddress("127.0.0.1, 198.51.100.1")); got != 4103 {
-		t.Errorf("with an address made up: %d", got)
+		t.Errorf("with an invented address: closed with %d", got)
 	}
 	n.dial(fromAddress("198.51.100.2")) // a neighbor is not affected
 	n.dial(fromAddress("2001:db8:1:1::1"))
 	n.dial(fromAddress("2001:db8:1:1:ffff::2"))
 	if got := n.dialRejected(fromAddress("2001:db8:1:1:1:2:3:4")); got != 4103 {
-		t.Errorf("the third of a /64: %d", got)
+		t.Errorf("the third of a /64 is closed with %d", got)
 	}
 	n.dial(fromAddress("2001:db8:1:2::1"))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	testkit.Eventually(t, "a place", func() bool {
+	testkit.Eventually(t, "a free slot", func() bool {
 		n.Server.mu.Lock()
 		defer n.Server.mu.Unlock()
 		return n.admission.networks[addressPrefix(parseAddr("198.51.100.1"))] == 1
@@ -90,18 +90,18 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 		if err := n.CloseSockets(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "all to be gone", func() bool { return n.connectionCount() == 0 })
+		testkit.Eventually(t, "all connections to end", func() bool { return n.connectionCount() == 0 })
 		n.expiry.mu.Lock()
 		for _, slot := range n.expiry.slots {
 			if len(slot) > 0 {
-				t.Error("a connection that is gone waits for its token's end")
+				t.Error("a connection that ended is still on the timer wheel")
 			}
 		}
 		n.expiry.mu.Unlock()
 		n.Server.mu.Lock()
 		defer n.Server.mu.Unlock()
 		if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
-			t.Errorf("left behind: %+v", r)
+			t.Errorf("still counted: %+v", r)
 		}
 	})
 }
@@ -136,7 +136,7 @@ func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	_ = c.Close()
 	b.send(`{"type":"history","room":"a"}`)
 	if got := b.until("history"); len(got["messages"].([]any)) != 0 {
-		t.Errorf("a connection that was turned away has published: %v", got)
+		t.Errorf("a rejected connection has published: %v", got)
 	}
 }
 
@@ -149,13 +149,13 @@ func TestRatesOfAConnection(t *testing.T) {
 		rates         Rates
 		frame, other  string
 		burst         int
-		answered, why string
+		answer, limit string
 	}{
 		{"publishes", Rates{Publish: 2}, `{"type":"publish","room":"a","data":1}`, `{"type":"history","room":"b"}`, 4, "ack", "publishes"},
 		{"signals count as publishes", Rates{Publish: 2}, `{"type":"signal","room":"a","data":1}`, `{"type":"history","room":"b"}`, 4, "", "publishes"},
 		{"bytes", Rates{Bytes: 1000}, big, `{"type":"history","room":"b"}`, 2, "", "bytes"},
 		{"joins", Rates{Join: 2}, `{"type":"join","room":"a"}`, `{"type":"publish","room":"b","data":1}`, 5, "joined", "frames"},
-		{"what nobody knows", Rates{Join: 2}, `{"type":"dance"}`, `{"type":"publish","room":"b","data":1}`, 5, "error", "frames"},
+		{"unknown types", Rates{Join: 2}, `{"type":"dance"}`, `{"type":"publish","room":"b","data":1}`, 5, "error", "frames"},
 		{"history", Rates{History: 2}, `{"type":"history","room":"a"}`, `{"type":"publish","room":"b","data":1}`, 4, "history", "reads"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -164,21 +164,21 @@ func TestRatesOfAConnection(t *testing.T) {
 			b := n.dial(nil)
 			for range tt.burst {
 				b.send("%s", tt.frame)
-				if tt.answered != "" {
-					b.until(tt.answered)
+				if tt.answer != "" {
+					b.until(tt.answer)
 				}
 			}
 			b.send(`%s,"ref":"over"}`, strings.TrimSuffix(tt.frame, "}"))
 			got := b.until("error")
 			wait, _ := got["retry_after_ms"].(float64)
-			if got["code"] != "rate_limited" || got["ref"] != "over" || wait < 1 || wait > 1000 || !strings.Contains(got["message"].(string), tt.why) {
+			if got["code"] != "rate_limited" || got["ref"] != "over" || wait < 1 || wait > 1000 || !strings.Contains(got["message"].(string), tt.limit) {
 				t.Fatalf("got %v", got)
 			}
-			if tt.why != "bytes" {
+			if tt.limit != "bytes" {
 				b.send("%s", tt.other)
 				for kind := b.read()["type"]; kind != "history" && kind != "ack"; kind = b.read()["type"] {
 					if kind == "error" {
-						t.Fatal("another rate is touched")
+						t.Fatal("another rate is affected")
 					}
 				}
 			}
@@ -187,11 +187,11 @@ func TestRatesOfAConnection(t *testing.T) {
 			b.send(`{"type":"leave","ref":"end"}`)
 			for v := b.read(); v["ref"] != "end"; v = b.read() {
 				if v["ref"] == "late" && v["code"] == "rate_limited" {
-					t.Errorf("refused after the wait that it was told: %v", v)
+					t.Errorf("refused after retry_after_ms: %v", v)
 				}
 			}
 			if n.metric(`websocket_errors_total{type="rate_limited"}`) == "" {
-				t.Error("not counted")
+				t.Error("the refusal is not counted")
 			}
 		})
 	}
@@ -298,11 +298,11 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		}
 	}
 	if c := open("198.51.100.1:9"); !c.closed {
-		t.Error("one address has more than its share")
+		t.Error("an address has more connections than its limit")
 	}
 	p.onStateChange(first, http.StateHijacked) // became a WebSocket
 	if c := open("198.51.100.1:9"); c.closed {
-		t.Error("a place was not given back")
+		t.Error("a slot was not released")
 	}
 	if c := open("198.51.100.2:9"); c.closed {
 		t.Error("another address is refused")
@@ -316,7 +316,7 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		proxied = append(proxied, c)
 	}
 	if c := open("198.51.100.3:9"); !c.closed {
-		t.Error("there are more connections than may be")
+		t.Error("there are more connections than the limit")
 	}
 	for _, c := range proxied {
 		p.onStateChange(c, http.StateActive)

@@ -92,16 +92,16 @@ func TestOperatorsGetProfiles(t *testing.T) {
 func TestFilesAreRevalidatedByETag(t *testing.T) {
 	n := startNode(t, nil)
 	for _, path := range []string{"/", "/client.js", "/asyncapi.yaml"} {
-		ask := func(tag string) *http.Response {
+		get := func(tag string) *http.Response {
 			res, _ := n.request(http.MethodGet, path, http.Header{"If-None-Match": {tag}}, nil)
 			return res
 		}
-		first := ask(`"another"`)
-		if tag := first.Header.Get("ETag"); first.StatusCode != http.StatusOK || tag == "" || ask(tag).StatusCode != http.StatusNotModified {
-			t.Errorf("%s: %s with tag %q, and asked for again %d; want 200 and 304", path, first.Status, tag, ask(tag).StatusCode)
+		first := get(`"another"`)
+		if tag := first.Header.Get("ETag"); first.StatusCode != http.StatusOK || tag == "" || get(tag).StatusCode != http.StatusNotModified {
+			t.Errorf("%s: %s with tag %q, and with that tag %d; want 200 and 304", path, first.Status, tag, get(tag).StatusCode)
 		}
 		if first.Header.Get("Cache-Control") != "no-cache" {
-			t.Errorf("%s may be kept without asking", path)
+			t.Errorf("%s may be used without revalidation", path)
 		}
 	}
 }

@@ -130,20 +130,20 @@ func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
 				return len(kinds) == 2 && kinds[0] == message.PresenceJoined && kinds[1] == last
 			})
 		}
-		in := func(secret string) (*browser, map[string]any) {
+		joined := func(secret string) (*browser, map[string]any) {
 			b, welcome := n.connect(secret, "")
 			b.send(`{"type":"join","room":"a"}`)
 			b.until("joined")
 			return b, welcome
 		}
-		closed, one := in("")
+		closed, one := joined("")
 		_ = closed.ws.Close(websocket.StatusNormalClosure, "")
 		want("the goodbye", one, message.PresenceLeft)
 
-		moved, two := in("")
+		moved, two := joined("")
 		n.adminCall("POST", "/drain")
 		moved.followMove()
-		want("who was asked to move", two, message.PresenceDisconnected)
+		want("the client that was asked to move", two, message.PresenceDisconnected)
 		n.awaitPhase(phaseDrained)
 		n.adminCall("DELETE", "/drain")
 	})
@@ -176,22 +176,22 @@ func TestABackendReadsThePresenceOfARoom(t *testing.T) {
 				User    *string
 			}
 		}
-		ask := func(room string) (a answer) {
+		presence := func(room string) (a answer) {
 			res, body := n.call("GET", "/v1/rooms/"+room+"/presence", testKey, "")
 			if err := json.Unmarshal([]byte(body), &a); err != nil || res.StatusCode != http.StatusOK {
 				t.Fatalf("%d %s", res.StatusCode, body)
 			}
 			return a
 		}
-		testkit.Eventually(t, "one in the room", func() bool { return ask("a").Count == 1 })
-		if got := ask("a"); got.Room != "a" || len(got.Members) != 1 || got.Members[0].Session != sessionID(welcome) || got.Members[0].User != nil {
+		testkit.Eventually(t, "one session in the room", func() bool { return presence("a").Count == 1 })
+		if got := presence("a"); got.Room != "a" || len(got.Members) != 1 || got.Members[0].Session != sessionID(welcome) || got.Members[0].User != nil {
 			t.Errorf("%+v, want %s alone", got, sessionID(welcome))
 		}
-		if got := ask("empty"); got.Count != 0 || got.Members == nil {
-			t.Errorf("an empty room: %+v, want no members, and the list of them", got)
+		if got := presence("empty"); got.Count != 0 || got.Members == nil {
+			t.Errorf("an empty room: %+v, want an empty list of members", got)
 		}
 		if got := n.metric(`http_requests_total{code="200",method="GET",route="/v1/rooms/{room}/presence"}`); got == "" {
-			t.Error("not counted under its route")
+			t.Error("the call is not counted under its route")
 		}
 	})
 }

@@ -126,7 +126,7 @@ func TestBadFramesCloseTheConnection(t *testing.T) {
 			}
 		})
 	}
-	testkit.Eventually(t, "all to be gone", func() bool { return n.metric("websocket_active_connections") == "0" })
+	testkit.Eventually(t, "all connections to end", func() bool { return n.metric("websocket_active_connections") == "0" })
 	for _, reason := range []string{"malformed", "too_big", "binary_frame", "invalid_utf8"} {
 		if got := n.metric(`websocket_disconnections_total{reason="` + reason + `"}`); got != "1" {
 			t.Errorf("%s counted %q times", reason, got)
@@ -143,9 +143,9 @@ func TestAnUnmaskedFrameIsAProtocolError(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Contains(rest, []byte("\x88\x10\x03\xeaprotocol_error")) {
-			t.Errorf("got %q, want close 1002", rest)
+			t.Errorf("got %q, want a close with 1002", rest)
 		}
-		testkit.Eventually(t, "the end", func() bool {
+		testkit.Eventually(t, "the connection to end", func() bool {
 			return n.metric(`websocket_disconnections_total{reason="protocol_error"}`) == "1"
 		})
 	})
@@ -201,7 +201,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := fast.until("message"); got["seq"] != float64(sent) {
-			t.Fatalf("fast client got %v, want %d", got["seq"], sent)
+			t.Fatalf("the fast client got %v, want %d", got["seq"], sent)
 		}
 	}
 	// When it reads again, it gets whole frames and then the close frame.
@@ -209,7 +209,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 		t.Errorf("closed with %d, want 4208", code)
 	}
 	_ = slow.Close()
-	testkit.Eventually(t, "the slow one to be gone", func() bool {
+	testkit.Eventually(t, "the slow client's connection to end", func() bool {
 		return n.metric(`websocket_disconnections_total{reason="slow"}`) == "1" && n.metric("websocket_queue_bytes") == "0"
 	})
 }
@@ -295,9 +295,9 @@ func TestTooManyConnections(t *testing.T) {
 		if got := n.dialRejected(nil); got != 4103 {
 			t.Errorf("third connection closed with %d, want 4103", got)
 		}
-		testkit.Eventually(t, "the third to be gone", func() bool { return n.metric("websocket_active_connections") == "2" })
+		testkit.Eventually(t, "the third connection to end", func() bool { return n.metric("websocket_active_connections") == "2" })
 		_ = a.ws.Close(websocket.StatusNormalClosure, "")
-		testkit.Eventually(t, "room for one", func() bool { return n.metric("websocket_active_connections") == "1" })
+		testkit.Eventually(t, "the first connection to end", func() bool { return n.metric("websocket_active_connections") == "1" })
 		n.dial(nil).send(`{"type":"join","room":"a"}`)
 	})
 }
@@ -321,6 +321,6 @@ func TestOneLineForEachConnectionEnd(t *testing.T) {
 		t.Errorf("line: %v", line)
 	}
 	if strings.Contains(n.logs.String(), "secret") {
-		t.Error("the log holds a message")
+		t.Error("the log contains a message")
 	}
 }

@@ -62,7 +62,7 @@ func (h *hijacker) Write(p []byte) (int, error) { return len(p), nil }
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	inner, ok := h.ResponseWriter.(http.Hijacker)
 	if !ok {
-		return nil, nil, errors.New("the connection can't be taken over")
+		return nil, nil, errors.New("the connection can't be hijacked")
 	}
 	c, old, err := inner.Hijack()
 	if err != nil {

@@ -24,7 +24,7 @@ func TestTooManyConnectionsOfAUser(t *testing.T) {
 	}
 	n.dial(withToken(tokenOf("bob", time.Hour, everyRoom)))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	testkit.Eventually(t, "a place", func() bool { return n.connectionsOf("ann") == 1 })
+	testkit.Eventually(t, "a free slot", func() bool { return n.connectionsOf("ann") == 1 })
 	n.dial(ann)
 	if got := n.metric(`websocket_connections_total{result="too_many_user"}`); got != "1" {
 		t.Errorf("counted %q times", got)
@@ -59,21 +59,21 @@ func TestPublishesCountAgainstTheUsersLimit(t *testing.T) {
 	}
 	b.send(`{"type":"join","room":"a"}`) // does not count against the user's limit
 	b.until("joined")
-	nobody := n.dial(nil) // has no user and no such limit
-	nobody.send(`{"type":"publish","room":"a","data":1}`)
-	nobody.until("ack")
-	if got := l.asked.Load(); got != 2 {
-		t.Errorf("asked %d times", got)
+	anonymous := n.dial(nil) // has no user and no such limit
+	anonymous.send(`{"type":"publish","room":"a","data":1}`)
+	anonymous.until("ack")
+	if got := l.calls.Load(); got != 2 {
+		t.Errorf("AllowPublish was called %d times, want 2", got)
 	}
 }
 
 // fakeLimits returns wait for every publish of ann's, and counts the calls.
-type fakeLimits struct{ wait, asked atomic.Int64 }
+type fakeLimits struct{ wait, calls atomic.Int64 }
 
 func (l *fakeLimits) AllowPublish(user string, bytes int) time.Duration {
 	if user != "ann" || bytes == 0 {
 		return time.Hour
 	}
-	l.asked.Add(1)
+	l.calls.Add(1)
 	return time.Duration(l.wait.Load())
 }

@@ -65,13 +65,13 @@ const (
 
 // The reasons that hold waves back, as they are logged.
 const (
-	holdbackNoNode     = "no node is ready"
-	holdbackSlow       = "handshakes there are slow"
-	holdbackTooSlow    = "handshakes there take too long"
-	holdbackNotLeaving = "those who were told do not leave"
-	holdbackMissing    = "those who left are not seen there"
-	holdbackRefused    = "handshakes there are refused"
-	holdbackFull       = "no more handshakes are taken there"
+	holdbackNoNode     = "no other node is ready"
+	holdbackSlow       = "handshakes at the other nodes are slow"
+	holdbackTooSlow    = "handshakes at the other nodes are too slow"
+	holdbackNotLeaving = "clients that were asked do not leave"
+	holdbackMissing    = "clients that left have not returned on other nodes"
+	holdbackRefused    = "the other nodes refuse handshakes"
+	holdbackFull       = "the other nodes accept no more handshakes"
 )
 
 // A returnTracker counts the clients that left and have not returned elsewhere in

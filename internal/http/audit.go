@@ -57,7 +57,7 @@ const (
 // An auditLine is one line of the audit log. It contains no secret and no message.
 type auditLine struct {
 	Time  string `json:"time"`
-	Audit string `json:"audit"` // always "v1"; tells it from lines of the log
+	Audit string `json:"audit"` // always "v1"; distinguishes it from lines of the log
 	Node  string `json:"node"`
 	Event string `json:"event"`
 	// Who is the user, or api:<name> for an API key; empty if unknown.

@@ -313,9 +313,9 @@ func (d *drain) sendMoves(n int, deadline time.Duration) (sent int) {
 		k.moveAskedAt.Store(now.UnixMilli())
 		k.conn.Send(m.Encode())
 	}
-	d.updateProgress(func(p *Progress) { p.Told += len(wave) })
+	d.updateProgress(func(p *Progress) { p.Asked += len(wave) })
 	d.server.movesAsked.Add(int64(len(wave)))
-	d.server.metrics.moves.WithLabelValues(moveTold).Add(float64(len(wave)))
+	d.server.metrics.moves.WithLabelValues(moveAsked).Add(float64(len(wave)))
 	return len(wave)
 }
 

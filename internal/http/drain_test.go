@@ -98,7 +98,7 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 		arrived.Wait()
 		n.awaitPhase(phaseDrained)
 		state := n.DrainState()
-		if state.Told != clients || state.Moved != clients || state.Clients != 0 || state.Closed+state.Lost != 0 {
+		if state.Asked != clients || state.Moved != clients || state.Clients != 0 || state.Closed+state.Lost != 0 {
 			t.Errorf("drained: %+v", state)
 		}
 		if n.metric(`websocket_moves_total{result="moved"}`) != "30" || n.metric("websocket_drain_duration_seconds_count") != "1" {
@@ -177,8 +177,8 @@ func TestADrainWaitsUntilAnotherNodeIsReady(t *testing.T) {
 		if ack := b.until("ack"); ack["seq"] != 1.0 {
 			t.Errorf("ack while draining: %v", ack)
 		}
-		if s := n.DrainState(); s.Told != 0 {
-			t.Errorf("%d clients were asked to move while no node is ready", s.Told)
+		if s := n.DrainState(); s.Asked != 0 {
+			t.Errorf("%d clients were asked to move while no node is ready", s.Asked)
 		}
 		targets.Store(&healthyTargets)
 		b.followMove()
@@ -201,7 +201,7 @@ func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 		if took := time.Since(began); took > 10*time.Second {
 			t.Errorf("the drain took %v", took)
 		}
-		if state := n.DrainState(); state.Told != 0 || state.Closed != 1 {
+		if state := n.DrainState(); state.Asked != 0 || state.Closed != 1 {
 			t.Errorf("%+v, want one client closed that was not asked", state)
 		}
 	})
@@ -297,7 +297,7 @@ func TestADrainUndoneMidway(t *testing.T) {
 		}
 		failed := make(chan error, 1)
 		go func() { failed <- n.Drain(context.Background(), ScopeNode, "stopping") }()
-		testkit.Eventually(t, "the first wave", func() bool { return n.DrainState().Told > 0 })
+		testkit.Eventually(t, "the first wave", func() bool { return n.DrainState().Asked > 0 })
 		if !n.Undrain() || n.Undrain() {
 			t.Error("a drain can be canceled once")
 		}
@@ -316,7 +316,7 @@ func TestADrainUndoneMidway(t *testing.T) {
 		}
 		n.findOrStartDrain(ScopeNode, "again")
 		gone.Wait()
-		testkit.Eventually(t, "all clients to be asked", func() bool { return n.DrainState().Told >= len(clients) })
+		testkit.Eventually(t, "all clients to be asked", func() bool { return n.DrainState().Asked >= len(clients) })
 	})
 }
 

@@ -42,7 +42,7 @@ func newDrainMetrics(f promauto.Factory) drainMetrics {
 		}),
 		moves: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_moves_total",
-			Help: "Clients of a draining node, by result: told to move, then moved, closed at the deadline, or lost.",
+			Help: "Clients of a draining node, by result: asked to move, then moved, closed at the deadline, or lost.",
 		}, []string{"result"}),
 		drainDuration: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_drain_duration_seconds",
@@ -50,7 +50,7 @@ func newDrainMetrics(f promauto.Factory) drainMetrics {
 			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
 		}),
 	}
-	for _, result := range []string{moveTold, moveDone, moveClosed, moveLost} {
+	for _, result := range []string{moveAsked, moveDone, moveClosed, moveLost} {
 		m.moves.WithLabelValues(result)
 	}
 	return m

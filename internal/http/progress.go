@@ -17,7 +17,7 @@ const (
 // The results of a move: the closed set of values of the label result of
 // websocket_moves_total.
 const (
-	moveTold   = "told"
+	moveAsked   = "told"
 	moveDone   = "moved"
 	moveClosed = "closed"
 	moveLost   = "lost"
@@ -25,7 +25,7 @@ const (
 
 // Progress counts what became of the clients of a draining node.
 type Progress struct {
-	Told   int `json:"told"`   // asked to move
+	Asked  int `json:"told"`   // asked to move
 	Moved  int `json:"moved"`  // closed by the client after it was asked
 	Closed int `json:"closed"` // closed by the node at the deadline, asked or not
 	Lost   int `json:"lost"`   // ended without a close frame after the client was asked

@@ -92,12 +92,12 @@ func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
 		}
 		n.adminCall("POST", "/drain")
 		testkit.Eventually(t, "the drain to pause", func() bool {
-			movesSent, wave := n.DrainState().Told, waves.Load()
+			movesSent, wave := n.DrainState().Asked, waves.Load()
 			if movesSent == 0 || movesSent == clients {
 				return false
 			}
 			testkit.Eventually(t, "two more waves", func() bool { return waves.Load() >= wave+2 })
-			return n.DrainState().Told == movesSent
+			return n.DrainState().Asked == movesSent
 		})
 		paused := n.DrainState()
 		if paused.Returned != 0 || paused.Moved == 0 || paused.Clients == 0 {
@@ -105,7 +105,7 @@ func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
 		}
 		returned.Store(before + clients) // all of them return, late
 		n.awaitPhase(phaseDrained)
-		if state := n.DrainState(); state.Told != clients || state.Moved != clients || state.Returned != clients {
+		if state := n.DrainState(); state.Asked != clients || state.Moved != clients || state.Returned != clients {
 			t.Errorf("at the end: %+v", state)
 		}
 		if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {

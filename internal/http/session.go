@@ -24,9 +24,9 @@ type Sessions interface {
 	Save(context.Context, []message.SessionSave) []message.SaveResult
 }
 
-// Takeovers tell other nodes about a takeover. The methods do not block.
+// Takeovers notify other nodes of a takeover. The methods do not block.
 type Takeovers interface {
-	// AnnounceLive tells the node that had the session before that the newer
+	// AnnounceLive notifies the node that had the session before that the newer
 	// connection is live in its rooms.
 	AnnounceLive(message.Session)
 	// End deletes a session whose client said goodbye.

@@ -17,7 +17,7 @@ const (
 // The results of a move: the closed set of values of the label result of
 // websocket_moves_total.
 const (
-	moveAsked   = "told"
+	moveAsked  = "told"
 	moveDone   = "moved"
 	moveClosed = "closed"
 	moveLost   = "lost"

@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults moves backup-million e2e e2e-deploy image build docs
+.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults storms moves backup-million e2e e2e-deploy image build docs
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SE
 	@scripts/deps
 	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
+
+storms: ## thousands of rooms and members at once on one hub, at full size, a minute
+	$(GO) test -race -count 1 -v -timeout 30m -run '^TestStorm' ./internal/hub -args -storm.long
 
 moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps

@@ -97,7 +97,7 @@ func invariants() []invariant {
 	})
 `},
 				{store + "postgres_write.go", "	if err == nil && precommit != nil {\n", "	if err == nil && precommit != nil {\n		earlyEpoch = epoch\n"},
-				{store + "postgres_write.go", "// pgWriter is the connection of one lane.\n", "var (\n	early      func([]*message.Publication)\n	earlyEpoch message.Epoch\n)\n\n// pgWriter is the connection of one lane.\n"},
+				{store + "postgres_write.go", "// pgWriter is the connection of one append", "var (\n	early      func([]*message.Publication)\n	earlyEpoch message.Epoch\n)\n\n// pgWriter is the connection of one append"},
 			},
 			disrupt:    crashRepeatedly,
 			wantFaults: []string{"stored_twice", "seq_shared", "undeclared", "refused_stored", "wrong_ack"},

@@ -68,7 +68,6 @@ var retiredWords = map[string]string{
 	"twin":        "parity",
 	"ticket":      "pending publish",
 	"turn away":   "reject",
-	"unseen":      "unknown",
 	"untold":      "missing, or the error",
 	"vault":       "repository",
 	"vet":         "verify",
@@ -79,8 +78,6 @@ var retiredWords = map[string]string{
 // nameExceptions are names with a retired word that stay, each with the reason.
 var nameExceptions = map[string]string{
 	"internal/config.Store.Lanes": "the setting DATABASE_LANES",
-	"internal/http.Progress.Told": "the key told of the admin listener's JSON",
-	"internal/http.moveTold":      "the label value told of websocket_moves_total",
 	"internal/load.Plan.Settle":   "the flag --settle of switchyard verify",
 	"internal/load.Run.settle":    "waits as the flag --settle says",
 	"internal/load.settle":        "waits as the flag --settle says",

@@ -12,7 +12,7 @@ import (
 
 // The bounds of docs/redis.md.
 const (
-	documentedNotice     = 4 * time.Second // a frozen Redis, or a cut network, is noticed
+	documentedDetection  = 4 * time.Second // a frozen Redis, or a cut network, is noticed
 	documentedReconnect  = time.Second     // the longest wait between two attempts
 	documentedIOTimeout  = 500 * time.Millisecond
 	documentedBucketIdle = 10 * time.Second // a bucket without rooms keeps its connection
@@ -27,9 +27,9 @@ func TestASilentRedisIsNoticedAndStaysDown(t *testing.T) {
 		n.mustSubscribe(t, "r")
 		publishUntilReceived(t, n, n, "r", "before")
 		f.setFrozen(true)
-		time.Sleep(documentedNotice)
+		time.Sleep(documentedDetection)
 		if synctest.Wait(); n.Up() {
-			t.Errorf("up after %v of silence", documentedNotice)
+			t.Errorf("up after %v of silence", documentedDetection)
 		}
 		for range 600 { // a minute: it never seems up in between
 			time.Sleep(100 * time.Millisecond)

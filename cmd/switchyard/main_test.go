@@ -164,7 +164,7 @@ func TestWrongUsage(t *testing.T) {
 		"--ramp-up must be":                             {"verify", "--ramp-up", "2h"},
 		"--prefix must be":                              {"verify", "--prefix", "a b"},
 		"--max-events must be 2000 to 100000000, not 5": {"verify", "--max-events", "5"},
-		`"localhost" is no ws:// or wss:// URL`:         {"verify", "--url", "localhost"},
+		`"localhost" is not a ws:// or wss:// URL`:      {"verify", "--url", "localhost"},
 		"can't connect to ws://127.0.0.1:1/ws":          {"verify", "--url", "ws://127.0.0.1:1/ws"},
 		"--history: open /no/such/folder/h":             {"verify", "--history", "/no/such/folder/h"},
 		"--token-file: open /no/such/file":              {"verify", "--token-file", "/no/such/file"},

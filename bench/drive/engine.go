@@ -14,18 +14,18 @@ import (
 // driver stays cheaper than any server it drives.
 type engine struct {
 	epoll   int
-	to      []syscall.SockaddrInet4 // connections take turns
+	addrs   []syscall.SockaddrInet4 // connections take turns
 	host    string
 	sources int
-	bound   int // connects so far, to spread them over the sources
+	dialed  int // connects so far, to spread them over the sources
 	conns   []*conn
 	buf     []byte
 	events  [512]syscall.EpollEvent
 	now     int64
 
-	upgraded func(*conn)
-	message  func(*conn, []byte)
-	ended    func(*conn, error)
+	onReady   func(*conn)
+	onMessage func(*conn, []byte)
+	onEnd     func(*conn, error)
 }
 
 func newEngine(addr string, sources int) (*engine, error) {
@@ -41,7 +41,7 @@ func newEngine(addr string, sources int) (*engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	return &engine{epoll: epoll, to: to, host: "bench.test", sources: sources, buf: make([]byte, 256<<10)}, nil
+	return &engine{epoll: epoll, addrs: to, host: "bench.test", sources: sources, buf: make([]byte, 256<<10)}, nil
 }
 
 const (
@@ -51,7 +51,7 @@ const (
 
 // dial begins a connection; what fails is told by ended.
 func (e *engine) dial(c *conn) {
-	c.engine, c.began, c.phase = e, clock(), connecting
+	c.engine, c.startedAt, c.phase = e, clock(), connecting
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
 	c.fd = fd
 	if err != nil {
@@ -60,9 +60,9 @@ func (e *engine) dial(c *conn) {
 	}
 	_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)
 	if e.sources > 0 {
-		e.bound++
+		e.dialed++
 		_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_IP, bindNoPort, 1)
-		from := [4]byte{127, 1, byte(e.bound % e.sources / 200), byte(e.bound%e.sources%200 + 1)}
+		from := [4]byte{127, 1, byte(e.dialed % e.sources / 200), byte(e.dialed%e.sources%200 + 1)}
 		if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: from}); err != nil {
 			c.end(err)
 			return
@@ -72,11 +72,11 @@ func (e *engine) dial(c *conn) {
 		e.conns = append(e.conns, nil)
 	}
 	e.conns[fd] = c
-	if err := syscall.Connect(fd, &e.to[c.id%len(e.to)]); err != nil && !errors.Is(err, syscall.EINPROGRESS) {
+	if err := syscall.Connect(fd, &e.addrs[c.id%len(e.addrs)]); err != nil && !errors.Is(err, syscall.EINPROGRESS) {
 		c.end(err)
 		return
 	}
-	c.awaits = true
+	c.awaitsWritable = true
 	ev := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP, Fd: int32(fd)}
 	if err := syscall.EpollCtl(e.epoll, syscall.EPOLL_CTL_ADD, fd, &ev); err != nil {
 		c.end(err)

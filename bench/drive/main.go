@@ -19,38 +19,38 @@ import (
 type options struct {
 	scenario, protocol, addr, token, prefix string
 
-	n, rooms, members, window, abreast, sources, size, count int
-	rate                                                     float64
-	warm, length, patience                                   time.Duration
-	pids, beside                                             []int
-	seq                                                      int64
+	n, rooms, members, window, maxHandshakes, sources, size, count int
+	rate                                                           float64
+	warmUp, duration, connectTimeout                               time.Duration
+	pids, backingPids                                              []int
+	seq                                                            int64
 }
 
 func main() {
 	runtime.LockOSThread()
 	debug.SetGCPercent(400)
 	o := flags()
-	var err error
-	if d, err = newDriver(o); err == nil {
-		err = d.play()
+	d, err := newDriver(o)
+	if err == nil {
+		err = d.run()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "drive:", err)
 		os.Exit(1)
 	}
-	d.print()
+	d.printResult()
 }
 
-func (d *driver) print() {
+func (d *driver) printResult() {
 	r := &d.result
-	r.Connections, r.Failed = d.readied, d.failed
-	r.Delivery, r.Ack, r.Ready, r.Late = d.delivery.Latency(), d.ack.Latency(), d.joining.Latency(), d.late.Latency()
+	r.Connections, r.Failed = d.readyCount, d.failed
+	r.Delivery, r.Ack, r.Ready, r.Late = d.deliveryLatency.Latency(), d.ackLatency.Latency(), d.joinLatency.Latency(), d.publishDelay.Latency()
 	_ = json.NewEncoder(os.Stdout).Encode(r)
 }
 
 func flags() options {
 	var o options
-	var pids, beside string
+	var pids, backing string
 	flag.StringVar(&o.scenario, "scenario", "fanout", "fanout, rooms, publish, hold, churn, join or history")
 	flag.StringVar(&o.protocol, "protocol", "switchyard", "switchyard, signal, centrifuge or raw")
 	flag.StringVar(&o.addr, "addr", "127.0.0.1:8000", "the server, or several by commas, which connections share")
@@ -61,22 +61,22 @@ func flags() options {
 	flag.IntVar(&o.members, "members", 10, "rooms: members of each")
 	flag.IntVar(&o.window, "window", 1, "publishes under way at once, where there is no rate")
 	flag.Float64Var(&o.rate, "rate", 0, "publishes a second, whatever comes back; 0: as many as -window lets")
-	flag.IntVar(&o.abreast, "abreast", 64, "handshakes under way at once")
+	flag.IntVar(&o.maxHandshakes, "abreast", 64, "handshakes under way at once")
 	flag.IntVar(&o.sources, "sources", 64, "source addresses of 127.1/16")
 	flag.IntVar(&o.size, "size", 126, "bytes of a payload, two quotes come on top")
 	flag.IntVar(&o.count, "count", 1000, "churn, join, history: how many in all")
-	flag.DurationVar(&o.warm, "warm", time.Second, "load before the measured time")
-	flag.DurationVar(&o.length, "for", 4*time.Second, "the measured time")
-	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "longest wait for connections")
+	flag.DurationVar(&o.warmUp, "warm", time.Second, "load before the measured time")
+	flag.DurationVar(&o.duration, "for", 4*time.Second, "the measured time")
+	flag.DurationVar(&o.connectTimeout, "patience", 2*time.Minute, "longest wait for connections")
 	flag.StringVar(&pids, "pid", "", "the server's processes, with their children")
-	flag.StringVar(&beside, "beside", "", "the database's and the broker's")
+	flag.StringVar(&backing, "beside", "", "the database's and the broker's")
 	flag.Int64Var(&o.seq, "seq", 0, "join, history: position to ask from")
 	flag.Parse()
-	o.pids, o.beside = numbers(pids), numbers(beside)
+	o.pids, o.backingPids = parseInts(pids), parseInts(backing)
 	return o
 }
 
-func numbers(list string) []int {
+func parseInts(list string) []int {
 	var all []int
 	for s := range strings.SplitSeq(list, ",") {
 		if n, err := strconv.Atoi(s); err == nil {
@@ -86,8 +86,8 @@ func numbers(list string) []int {
 	return all
 }
 
-// ownCPU is what this process has used, in seconds.
-func ownCPU() float64 {
+// selfCPU is what this process has used, in seconds.
+func selfCPU() float64 {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9

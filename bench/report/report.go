@@ -10,26 +10,26 @@ type Run struct {
 	Scenario string `json:"scenario"`
 	Protocol string `json:"protocol"`
 
-	Connections int     `json:"connections"`
-	Failed      int     `json:"failed"` // never got ready
-	Cut         int     `json:"cut"`    // ended by the server while in use
-	Seconds     float64 `json:"seconds"`
+	Connections    int     `json:"connections"`
+	Failed         int     `json:"failed"` // never got ready
+	ClosedByServer int     `json:"cut"`    // ended by the server while in use
+	Seconds        float64 `json:"seconds"`
 
 	Published  int64   `json:"published,omitempty"`
 	Delivered  int64   `json:"delivered,omitempty"`
 	Answered   int64   `json:"answered,omitempty"` // acks, or other answers
 	Lost       int64   `json:"lost"`               // deliveries that never came
-	Doubled    int64   `json:"doubled"`
-	Disordered int64   `json:"disordered"`
+	Duplicated int64   `json:"doubled"`
+	OutOfOrder int64   `json:"disordered"`
 	Connects   float64 `json:"connects_per_s,omitempty"`
 	Rate       float64 `json:"per_s,omitempty"`      // deliveries, else answers
 	PerCore    float64 `json:"per_core_s,omitempty"` // the same by the server's CPU time
 
 	ServerCPU  float64 `json:"server_cpu_s,omitempty"`
-	BesideCPU  float64 `json:"beside_cpu_s,omitempty"` // the database's and the broker's
+	BackingCPU float64 `json:"beside_cpu_s,omitempty"` // the database's and the broker's
 	DriverBusy float64 `json:"driver_busy"`            // of one core, 0 to 1
 	Steal      float64 `json:"steal"`                  // of the machine, 0 to 1: what the hypervisor took
-	Foreign    float64 `json:"foreign"`                // of the machine: what neither of us used
+	OtherLoad  float64 `json:"foreign"`                // of the machine: what neither of us used
 
 	Delivery *Latency `json:"delivery_ms,omitempty"`
 	Ack      *Latency `json:"ack_ms,omitempty"`

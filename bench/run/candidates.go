@@ -11,65 +11,65 @@ import (
 // tokenSecret signs the tokens of those who come in with a name.
 const tokenSecret = "only-the-benchmarks-sign-with-this-secret"
 
-// A contestant is a server that is measured.
-type contestant struct {
+// A candidate is a server that is measured.
+type candidate struct {
 	name     string
 	protocol string
-	start    func(context.Context, *bench, *test) (*target, error)
+	start    func(context.Context, *runner, *test) (*target, error)
 }
 
 // A target is a contestant that runs.
 type target struct {
-	process *process
-	addr    string
-	admin   string
-	beside  []int
-	others  []int // further nodes
+	process     *process
+	addr        string
+	admin       string
+	backingPids []int
+	extraPids   []int // further nodes
 }
 
 // args are what the driver has to know of it.
 func (t *target) args() []string {
-	pids := t.others
+	pids := t.extraPids
 	if len(pids) == 0 {
 		pids = []int{t.process.pid()}
 	}
-	return []string{"-addr", t.addr, "-pid", list(pids), "-beside", list(t.beside)}
+	return []string{"-addr", t.addr, "-pid", joinInts(pids), "-beside", joinInts(t.backingPids)}
 }
 
-// list writes numbers with commas between.
-func list(n []int) string { return strings.Trim(strings.ReplaceAll(fmt.Sprint(n), " ", ","), "[]") }
+// joinInts writes numbers with commas between.
+func joinInts(n []int) string { return strings.Trim(strings.ReplaceAll(fmt.Sprint(n), " ", ","), "[]") }
 
-var contestants = []contestant{
-	{"floor", "raw", func(ctx context.Context, b *bench, t *test) (*target, error) {
+var candidates = []candidate{
+	{"floor", "raw", func(ctx context.Context, r *runner, t *test) (*target, error) {
 		addr := freeAddr()
 		args := []string{"-addr", addr}
-		if t.together {
+		if t.coalesce {
 			args = append(args, "-together")
 		}
-		p, err := b.start(ctx, addr, "0", nil, "floor", args...)
+		p, err := r.start(ctx, addr, "0", nil, "floor", args...)
 		return &target{process: p, addr: addr}, err
 	}},
-	{"centrifuge", "centrifuge", func(ctx context.Context, b *bench, _ *test) (*target, error) {
+	{"centrifuge", "centrifuge", func(ctx context.Context, r *runner, _ *test) (*target, error) {
 		addr := freeAddr()
-		p, err := b.start(ctx, addr, "0", []string{"GOMAXPROCS=1"}, "peer", "-addr", addr)
+		p, err := r.start(ctx, addr, "0", []string{"GOMAXPROCS=1"}, "peer", "-addr", addr)
 		return &target{process: p, addr: addr}, err
 	}},
-	{ours, "switchyard", func(ctx context.Context, b *bench, t *test) (*target, error) {
-		url, err := b.database(ctx)
+	{serviceName, "switchyard", func(ctx context.Context, r *runner, t *test) (*target, error) {
+		url, err := r.database(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return b.service(ctx, url, t.cores(), t.named)
+		return r.startService(ctx, url, t.cores(), t.withTokens)
 	}},
 }
 
-// ours is the service's name in the results.
-const ours = "switchyard"
+// serviceName is the service's name in the results.
+const serviceName = "switchyard"
 
-// service starts the service on a database. Limits that a single address, or a
+// startService starts the service on a database. Limits that a single address, or a
 // single publisher, would run into are off; nothing else differs from the
 // defaults.
-func (b *bench) service(ctx context.Context, url, cores string, named bool, more ...string) (*target, error) {
+func (r *runner) startService(ctx context.Context, url, cores string, withTokens bool, extraEnv ...string) (*target, error) {
 	t := &target{addr: freeAddr(), admin: freeAddr()}
 	env := []string{
 		"DATABASE_URL=" + url, "LISTEN_ADDR=" + t.addr, "ADMIN_ADDR=" + t.admin,
@@ -77,18 +77,18 @@ func (b *bench) service(ctx context.Context, url, cores string, named bool, more
 		"RATE_PUBLISH=0", "RATE_BYTES=0", "RATE_USER_PUBLISH=0", "RATE_USER_BYTES=0", "RATE_JOIN=0", "RATE_HISTORY=0",
 		"LOG_LEVEL=warn", "AUDIT_LOG=off",
 	}
-	if named {
+	if withTokens {
 		env = append(env, "AUTH_JWT_SECRET="+tokenSecret)
 	}
 	if cores == "0" {
 		env = append(env, "GOMAXPROCS=1")
 	}
 	var err error
-	if t.process, err = b.start(ctx, t.addr, cores, append(env, more...), "server"); err != nil {
+	if t.process, err = r.start(ctx, t.addr, cores, append(env, extraEnv...), "server"); err != nil {
 		return nil, err
 	}
-	if b.pg != nil {
-		t.beside = append(t.beside, b.pg.pid())
+	if r.pg != nil {
+		t.backingPids = append(t.backingPids, r.pg.pid())
 	}
 	return t, nil
 }

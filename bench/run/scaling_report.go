@@ -12,37 +12,37 @@ import (
 	"switchyard/bench/report"
 )
 
-// A growth is one verb's table, and perhaps its plot: what becomes of the
+// A scaling is one verb's table, and perhaps its plot: what becomes of the
 // service when something grows.
-type growth struct {
-	verb, title, grows string // grows: what, as the first column's head
-	columns            []column
-	plots              []curve
+type scaling struct {
+	verb, title, variable string // grows: what, as the first column's head
+	columns               []column
+	plots                 []curve
 }
 
 type column struct {
-	head string
-	of   func(*report.Run) float64
+	header string
+	value  func(*report.Run) float64
 }
 
 // A curve is a column over what grows, of the runs whose name has a word.
 type curve struct {
 	name, word, unit string
-	of               func(*report.Run) float64
+	value            func(*report.Run) float64
 }
 
-func delivered(q func(*report.Latency) float64) func(*report.Run) float64 {
+func deliveryLatency(q func(*report.Latency) float64) func(*report.Run) float64 {
 	return func(r *report.Run) float64 { return latencyAt(r.Delivery, q) }
 }
 
-func answered(q func(*report.Latency) float64) func(*report.Run) float64 {
+func ackLatency(q func(*report.Latency) float64) func(*report.Run) float64 {
 	return func(r *report.Run) float64 { return latencyAt(r.Ack, q) }
 }
 
-func p50(l *report.Latency) float64  { return l.P50 }
-func p99(l *report.Latency) float64  { return l.P99 }
-func p999(l *report.Latency) float64 { return l.P999 }
-func most(l *report.Latency) float64 { return l.Max }
+func p50(l *report.Latency) float64        { return l.P50 }
+func p99(l *report.Latency) float64        { return l.P99 }
+func p999(l *report.Latency) float64       { return l.P999 }
+func maxLatency(l *report.Latency) float64 { return l.Max }
 
 func perSecond(r *report.Run) float64  { return r.Rate }
 func megabytes(r *report.Run) float64  { return float64(r.RSS) / 1e6 }
@@ -50,31 +50,31 @@ func kibEach(r *report.Run) float64    { return float64(r.RSS) / 1024 / float64(
 func connects(r *report.Run) float64   { return r.Connects }
 func goroutines(r *report.Run) float64 { return float64(r.Goroutines) }
 
-var growths = []growth{
+var scalings = []scaling{
 	{"latency", "Latency below saturation", "load, of what one by one saturates", []column{
-		{"deliveries/s", perSecond}, {"delivery p50 ms", delivered(p50)}, {"p99", delivered(p99)}, {"p99.9", delivered(p999)}, {"longest", delivered(most)},
-		{"ack p50 ms", answered(p50)}, {"p99", answered(p99)}, {"p99.9", answered(p999)},
+		{"deliveries/s", perSecond}, {"delivery p50 ms", deliveryLatency(p50)}, {"p99", deliveryLatency(p99)}, {"p99.9", deliveryLatency(p999)}, {"longest", deliveryLatency(maxLatency)},
+		{"ack p50 ms", ackLatency(p50)}, {"p99", ackLatency(p99)}, {"p99.9", ackLatency(p999)},
 	}, nil},
 	{"fan", "Members of one room", "members", []column{
-		{"k deliveries a core-second", perCore}, {"deliveries/s", perSecond}, {"delivery p50 ms", delivered(p50)}, {"p99", delivered(p99)},
+		{"k deliveries a core-second", perCore}, {"deliveries/s", perSecond}, {"delivery p50 ms", deliveryLatency(p50)}, {"p99", deliveryLatency(p99)},
 	}, []curve{{"one message under way", "", "k deliveries a core-second", perCore}}},
 	{"rooms", "Rooms", "rooms, and publishes/s", []column{
-		{"stored/s", perSecond}, {"ack p50 ms", answered(p50)}, {"p99", answered(p99)},
-	}, []curve{{"p50 at 5,000/s", "at 5000", "ack, ms", answered(p50)}, {"p99 at 5,000/s", "at 5000", "ack, ms", answered(p99)}}},
+		{"stored/s", perSecond}, {"ack p50 ms", ackLatency(p50)}, {"p99", ackLatency(p99)},
+	}, []curve{{"p50 at 5,000/s", "at 5000", "ack, ms", ackLatency(p50)}, {"p99 at 5,000/s", "at 5000", "ack, ms", ackLatency(p99)}}},
 	{"idle", "Idle connections of one node", "connections", []column{
 		{"MB", megabytes}, {"KiB each", kibEach}, {"connects/s", connects},
 	}, []curve{{"resident size", "", "MB", megabytes}}},
 	{"nodes", "Nodes, all on one core, 1,000 members of one room", "nodes, and load", []column{
-		{"k deliveries a core-second", perCore}, {"delivery p50 ms", delivered(p50)}, {"p99", delivered(p99)},
+		{"k deliveries a core-second", perCore}, {"delivery p50 ms", deliveryLatency(p50)}, {"p99", deliveryLatency(p99)},
 	}, []curve{{"one message under way", "window", "k deliveries a core-second", perCore}}},
 	{"stored", "Stored messages of a room", "asked", []column{
-		{"p50 ms", answered(p50)}, {"p99", answered(p99)},
+		{"p50 ms", ackLatency(p50)}, {"p99", ackLatency(p99)},
 	}, []curve{
-		{"publish, p50", "publish", "ms", answered(p50)}, {"join with after, p50", "join", "ms", answered(p50)},
-		{"page of history, p50", "history", "ms", answered(p50)},
+		{"publish, p50", "publish", "ms", ackLatency(p50)}, {"join with after, p50", "join", "ms", ackLatency(p50)},
+		{"page of history, p50", "history", "ms", ackLatency(p50)},
 	}},
 	{"publish", "Where publishes go, both cores, 1,024 under way", "publishes into", []column{
-		{"stored/s", perSecond}, {"ack p50 ms", answered(p50)}, {"p99", answered(p99)},
+		{"stored/s", perSecond}, {"ack p50 ms", ackLatency(p50)}, {"p99", ackLatency(p99)},
 	}, nil},
 	{"churn", "Connections that came and went", "connections", []column{
 		{"connects/s", connects}, {"MB, all gone", megabytes}, {"heap MB", func(r *report.Run) float64 { return float64(r.Heap) / 1e6 }},
@@ -86,46 +86,46 @@ var growths = []growth{
 }
 
 // Where the tables are in bench/GROWTH.md.
-const growBegin, growEnd = "<!-- made by `make bench VERB=write` -->\n", "<!-- to here -->\n"
+const tablesBegin, tablesEnd = "<!-- made by `make bench VERB=write` -->\n", "<!-- to here -->\n"
 
-// writeGrowth puts the tables and plots of what was run into bench/GROWTH.md.
-func (b *bench) writeGrowth(ctx context.Context) error {
-	page := filepath.Join(b.opts.root, "bench", "GROWTH.md")
+// writeScaling puts the tables and plots of what was run into bench/GROWTH.md.
+func (r *runner) writeScaling(ctx context.Context) error {
+	page := filepath.Join(r.opts.root, "bench", "GROWTH.md")
 	text, err := os.ReadFile(page)
 	if err != nil {
 		return fmt.Errorf("results: %w", err)
 	}
-	before, rest, ok := strings.Cut(string(text), growBegin)
-	_, after, there := strings.Cut(rest, growEnd)
+	before, rest, ok := strings.Cut(string(text), tablesBegin)
+	_, after, there := strings.Cut(rest, tablesEnd)
 	if !ok || !there {
 		return errors.New("results: bench/GROWTH.md has lost the marks between which tables are written")
 	}
 	var out strings.Builder
-	fmt.Fprintf(&out, "%s, last written at commit %s.\n", machine(), b.commit(ctx))
-	for i := range growths {
-		if err := b.grown(&out, &growths[i]); err != nil {
+	fmt.Fprintf(&out, "%s, last written at commit %s.\n", machineName(), r.commitName(ctx))
+	for i := range scalings {
+		if err := r.writeScalingTable(&out, &scalings[i]); err != nil {
 			return err
 		}
 	}
-	return os.WriteFile(page, []byte(before+growBegin+out.String()+growEnd+after), 0o644)
+	return os.WriteFile(page, []byte(before+tablesBegin+out.String()+tablesEnd+after), 0o644)
 }
 
-// grown writes one table, and draws its plot.
-func (b *bench) grown(out *strings.Builder, g *growth) error {
-	lines, err := b.lines(g.verb)
+// writeScalingTable writes one table, and draws its plot.
+func (r *runner) writeScalingTable(out *strings.Builder, g *scaling) error {
+	lines, err := r.readResults(g.verb)
 	if err != nil || len(lines) == 0 {
 		return err
 	}
-	fmt.Fprintf(out, "\n### %s\n\n| %s |", g.title, g.grows)
+	fmt.Fprintf(out, "\n### %s\n\n| %s |", g.title, g.variable)
 	for _, c := range g.columns {
-		fmt.Fprintf(out, " %s |", c.head)
+		fmt.Fprintf(out, " %s |", c.header)
 	}
 	out.WriteString("\n|---|" + strings.Repeat("---|", len(g.columns)) + "\n")
 	for i := range lines {
 		fmt.Fprintf(out, "| %s |", lines[i].Test)
 		for _, c := range g.columns {
-			if v := c.of(&lines[i]); v != 0 {
-				fmt.Fprintf(out, " %s |", figures4(v))
+			if v := c.value(&lines[i]); v != 0 {
+				fmt.Fprintf(out, " %s |", fourDigits(v))
 			} else {
 				out.WriteString(" – |")
 			}
@@ -137,15 +137,15 @@ func (b *bench) grown(out *strings.Builder, g *growth) error {
 	}
 	name := "plots/" + g.verb + ".svg"
 	fmt.Fprintf(out, "\n![%s](%s)\n", g.title, name)
-	path := filepath.Join(b.opts.root, "bench", name)
+	path := filepath.Join(r.opts.root, "bench", name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("results: %w", err)
 	}
-	return os.WriteFile(path, []byte(draw(g, lines)), 0o644)
+	return os.WriteFile(path, []byte(drawPlot(g, lines)), 0o644)
 }
 
-// figures4 is a number by four figures, without an exponent.
-func figures4(v float64) string {
+// fourDigits is a number by four figures, without an exponent.
+func fourDigits(v float64) string {
 	if v >= 1000 {
 		return strconv.FormatFloat(v, 'f', 0, 64)
 	}

@@ -14,20 +14,20 @@ import (
 	"switchyard/internal/client"
 	"switchyard/internal/load"
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// A workloadConfig says who talks to whom.
+// A workloadConfig is the size of a workload.
 type workloadConfig struct {
 	urls  []string // of the nodes' sockets
-	rooms int      // each has a talker and a witness on every node
-	rate  int      // messages a second, of all talkers together
+	rooms int      // each has a publisher and an observer on every node
+	rate  int      // messages a second, of all publishers together
 	size  int      // bytes of each message's data, about
 }
 
-// A workload talks in some rooms until it is told to end. Talkers publish and
-// listen with the client that users have, which resumes and resends; witnesses
-// only listen, on the bare wire, and believe nothing but what comes. What both
-// are told goes into one history, to be judged.
+// A workload is publishers and observers of some rooms, until finish. Publishers
+// publish and receive with our Go client, which resumes and resends. Observers only
+// receive, and speak the bare protocol. The history has what both received.
 type workload struct {
 	workloadConfig
 	history     *load.History
@@ -36,13 +36,13 @@ type workload struct {
 	publishers  []*client.Client
 
 	publishing    sync.WaitGroup // joined by publishLoop
-	listening     sync.WaitGroup // joined by witnesses
-	stopping      chan struct{}  // closed when nobody is to publish any more
+	listening     sync.WaitGroup // joined by listenLoop
+	stopping      chan struct{}  // closed to end publishLoop
 	stopObservers context.CancelFunc
 	acks          atomic.Int64
 }
 
-// startWorkload starts a crowd, and returns when everybody has joined.
+// startWorkload starts a workload, and returns when every publisher has joined.
 func startWorkload(t *testing.T, rng *rand.Rand, cfg workloadConfig) *workload {
 	t.Helper()
 	c := &workload{workloadConfig: cfg, history: load.NewHistory(), stopping: make(chan struct{})}
@@ -65,7 +65,7 @@ func startWorkload(t *testing.T, rng *rand.Rand, cfg workloadConfig) *workload {
 	return c
 }
 
-// urlsFrom returns the addresses of the nodes: home first, the others in any order.
+// urlsFrom returns the addresses of the nodes: home first, the others in random order.
 func (c *workload) urlsFrom(home int, rng *rand.Rand) []string {
 	urls := []string{c.urls[home]}
 	for _, i := range rng.Perm(len(c.urls)) {
@@ -78,7 +78,7 @@ func (c *workload) urlsFrom(home int, rng *rand.Rand) []string {
 
 func (c *workload) addPublisher(ctx context.Context, t *testing.T, room message.Room, home int, rng *rand.Rand) {
 	t.Helper()
-	e := c.addSubscriber(fmt.Sprintf("talker-%d-%s", home, room), room)
+	e := c.addSubscriber(fmt.Sprintf("publisher-%d-%s", home, room), room)
 	publisher, err := client.Dial(ctx, client.Options{URLs: c.urlsFrom(home, rng)})
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +89,7 @@ func (c *workload) addPublisher(ctx context.Context, t *testing.T, room message.
 	}
 }
 
-// publishLoop publishes at its pace, whether the acks keep up or not.
+// publishLoop publishes at a steady pace, whether the acks keep up or not.
 func (c *workload) publishLoop(e *subscriber, publisher *client.Client, pace, first time.Duration) {
 	next := time.NewTimer(first)
 	defer next.Stop()
@@ -110,25 +110,26 @@ func (c *workload) publishLoop(e *subscriber, publisher *client.Client, pace, fi
 			c.acks.Add(1)
 			c.waits.recordAnswer(id)
 		})
-		if err != nil { // too much waits already: it was not sent
+		if err != nil { // too many publishes await their acks: it was not sent
 			attempt.Done(client.Ack{}, err)
 			c.waits.recordAnswer(id)
 		}
 	}
 }
 
-// finish lets everybody finish, waits until all is delivered, and judges.
-func (c *workload) finish(ctx context.Context, t *testing.T) *load.Report {
+// finish ends publishing, waits until everything is answered and delivered, and
+// judges the history.
+func (c *workload) finish(t *testing.T) *load.Report {
 	t.Helper()
 	close(c.stopping)
 	c.publishing.Wait()
-	waitFor(ctx, t, "the last answers", func() bool { return !c.waits.hasUnanswered(time.Now()) })
-	waitFor(ctx, t, "the last deliveries", func() bool { return c.history.CaughtUp() })
+	testkit.Eventually(t, "the last answers", func() bool { return !c.waits.hasUnanswered(time.Now()) })
+	testkit.Eventually(t, "the last deliveries", func() bool { return c.history.CaughtUp() })
 	c.closeAll()
 	return load.Check(c.history)
 }
 
-// closeAll sends everybody away. It may be called twice.
+// closeAll closes all clients. It may be called twice.
 func (c *workload) closeAll() {
 	select {
 	case <-c.stopping:
@@ -143,8 +144,8 @@ func (c *workload) closeAll() {
 	c.listening.Wait()
 }
 
-// subscriberBehind names somebody who has got no message that was stored after a moment, ""
-// when there is nobody.
+// subscriberBehind returns the name of a subscriber that has received no message stored
+// after moment, "" when there is none.
 func (c *workload) subscriberBehind(moment time.Time) string {
 	for _, e := range c.subscribers {
 		e.mu.Lock()
@@ -157,7 +158,7 @@ func (c *workload) subscriberBehind(moment time.Time) string {
 	return ""
 }
 
-// An subscriber is one member of one room.
+// A subscriber is one member of one room.
 type subscriber struct {
 	name  string
 	room  message.Room
@@ -165,8 +166,8 @@ type subscriber struct {
 	waits *waitTracker
 
 	mu           sync.Mutex // Protects following.
-	lastReceived time.Time  // when the last message came
-	lastStored   time.Time  // and when it had been stored
+	lastReceived time.Time  // when the last message was received
+	lastStored   time.Time  // when that message was stored
 	joinedAt     time.Time  // when the present connection's join was answered
 }
 
@@ -179,7 +180,7 @@ func (c *workload) addSubscriber(name string, room message.Room) *subscriber {
 func (e *subscriber) onMessage(m message.Message) {
 	now := time.Now()
 	e.mu.Lock()
-	// Since the later of the two it has heard nothing though there was something.
+	// From the later of the two on, a message was stored and none received.
 	since := later(e.lastReceived, m.At)
 	pause, connectedPause := now.Sub(since), now.Sub(later(since, e.joinedAt))
 	e.lastReceived, e.lastStored = now, m.At
@@ -202,16 +203,15 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// worstWaits are the longest of some time.
+// worstWaits are the longest waits of users in some span of time.
 type worstWaits struct {
-	// pause: a member heard nothing though something was stored. connected: the
-	// same, not counting the time until its connection was there; what is more
-	// is how clients come back.
+	// pause is the time in which a member received nothing though messages were stored.
+	// connectedPause leaves out the time until the member was connected again.
 	pause, connectedPause time.Duration
-	ackWait               time.Duration // a publisher had no answer
+	ackWait               time.Duration // from a publish to its answer
 }
 
-// waitTracker gather waits. The zero value is ready.
+// A waitTracker measures waits. The zero value is ready; it is safe for concurrent use.
 type waitTracker struct {
 	mu         sync.Mutex
 	worst      worstWaits
@@ -241,8 +241,7 @@ func (p *waitTracker) recordAnswer(id string) {
 	delete(p.unanswered, id)
 }
 
-// hasUnanswered says whether something that was published before a moment has no
-// answer yet.
+// hasUnanswered says whether a publish from before a moment has no answer yet.
 func (p *waitTracker) hasUnanswered(before time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -264,6 +263,6 @@ func (p *waitTracker) resetWorst() worstWaits {
 }
 
 func (w worstWaits) String() string {
-	return fmt.Sprintf("longest silence %v, on a living connection %v, longest wait for an ack %v",
+	return fmt.Sprintf("longest pause %v, while connected %v, longest wait for an ack %v",
 		w.pause.Round(time.Millisecond), w.connectedPause.Round(time.Millisecond), w.ackWait.Round(time.Millisecond))
 }

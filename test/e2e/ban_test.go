@@ -32,7 +32,7 @@ func TestABannedUserIsDisconnectedFromEveryNode(t *testing.T) {
 	}})
 	// 202: the shared state was slow to answer. The other nodes learn of the ban all the same.
 	got = strings.Replace(got, "202, ", "200, ", 1)
-	if want := "200, close 4003, close 4003, 403 forbidden, ada goes on"; got != want {
+	if want := "200, close 4003, close 4003, 403 forbidden, ada still works"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }

@@ -22,15 +22,15 @@ const (
 type conn struct {
 	engine         *engine
 	id             int
-	room           int // -1: in none
-	publisherIndex int // its number among the publishers of its room
+	room           int // -1 for none
+	publisherIndex int // among the publishers of its room
 	publisher      bool
 
 	fd             int
 	phase          phase
-	awaitsWritable bool // the socket is asked for room
+	awaitsWritable bool // epoll reports when the socket is writable
 	ready          bool
-	closing        bool // it was asked to go: its end is none to count
+	closing        bool // by the driver: its end is not counted
 	in             []byte
 	out            []byte
 	startedAt      int64
@@ -42,7 +42,7 @@ type conn struct {
 }
 
 var (
-	errEOF  = errors.New("closed by the server without a word")
+	errEOF  = errors.New("closed by the server without a close frame")
 	maskKey = [4]byte{0x91, 0x1c, 0xe7, 0x42}
 )
 
@@ -57,14 +57,14 @@ func resolve(addr string) (syscall.SockaddrInet4, error) {
 	return to, nil
 }
 
-// upgrade asks for the WebSocket.
+// upgrade sends the handshake.
 func (c *conn) upgrade(path, headers string) {
 	c.phase = upgrading
 	c.write([]byte("GET " + path + " HTTP/1.1\r\nHost: " + c.engine.host + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c3dpdGNoeWFyZC1iZW5jaA==\r\n" + headers + "\r\n"))
 }
 
-// sendText sends one frame.
+// sendText sends a text frame.
 func (c *conn) sendText(p []byte) { c.sendFrame(1, p) }
 
 func (c *conn) sendFrame(opcode byte, p []byte) {
@@ -87,7 +87,7 @@ func (c *conn) sendFrame(opcode byte, p []byte) {
 	c.write(b)
 }
 
-// write sends bytes and keeps what the socket does not take.
+// write sends bytes, and keeps those that the socket does not accept yet.
 func (c *conn) write(b []byte) {
 	if c.phase == closed {
 		return
@@ -115,7 +115,7 @@ func sendNonblocking(fd int, b []byte) (int, error) {
 	return max(n, 0), err
 }
 
-// notifyWritable asks to be told when the socket takes more.
+// notifyWritable sets whether epoll reports when the socket is writable.
 func (c *conn) notifyWritable(on bool) {
 	if c.awaitsWritable == on {
 		return
@@ -135,7 +135,7 @@ func (c *conn) writable() {
 			return
 		}
 		c.notifyWritable(false)
-		c.engine.onReady(c) // phase connecting: it may ask for its upgrade now
+		c.engine.onReady(c) // still in phase connecting: it sends its handshake now
 		return
 	}
 	n, err := sendNonblocking(c.fd, c.out)
@@ -172,7 +172,7 @@ func (c *conn) readable() {
 	}
 }
 
-// consume goes over what came, and keeps what is no whole frame yet.
+// consume handles the whole frames in b, and keeps the rest.
 func (c *conn) consume(b []byte) {
 	buffered := len(c.in) > 0
 	if buffered {
@@ -197,8 +197,8 @@ func (c *conn) consume(b []byte) {
 	}
 }
 
-// consumeFrame takes one frame, or the handshake's answer, and returns its length; 0 if
-// it is not whole.
+// consumeFrame handles one frame, or the response to the handshake, and returns its
+// length, or 0 if it is not whole.
 func (c *conn) consumeFrame(b []byte) int {
 	if c.phase == upgrading {
 		end := bytes.Index(b, []byte("\r\n\r\n"))
@@ -242,7 +242,7 @@ func (c *conn) consumeFrame(b []byte) int {
 	return length
 }
 
-// onCloseFrame takes a close frame.
+// onCloseFrame handles a close frame.
 func (c *conn) onCloseFrame(payload []byte) {
 	if !c.closing {
 		c.sendFrame(0x8, payload[:min(2, len(payload))])
@@ -254,7 +254,7 @@ func (c *conn) onCloseFrame(payload []byte) {
 	c.end(fmt.Errorf("closed with %d %s", code, payload))
 }
 
-// startClose says goodbye and waits for the answer.
+// startClose sends a close frame; the connection ends with the server's answer.
 func (c *conn) startClose() {
 	c.closing = true
 	c.sendFrame(0x8, []byte{0x03, 0xE8})

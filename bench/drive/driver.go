@@ -9,7 +9,8 @@ import (
 	"switchyard/bench/report"
 )
 
-// A driver is a run: its clients, what it counts, and what is due.
+// A driver does one run: it has the clients and counts what they do. It belongs to the
+// one goroutine of the engine.
 type driver struct {
 	opts     options
 	engine   *engine
@@ -25,7 +26,7 @@ type driver struct {
 	measured                                               counts
 	deliveryLatency, ackLatency, joinLatency, publishDelay report.Histogram
 	payload                                                []byte
-	epoch                                                  string // as the first joined told it
+	epoch                                                  string // of the first joined frame
 	onEnd                                                  func(*conn)
 }
 
@@ -59,7 +60,7 @@ func newDriver(o options) (*driver, error) {
 
 func (d *driver) roomName(i int) string { return d.opts.prefix + strconv.Itoa(i) }
 
-// onReady says that a connection is in its room.
+// onReady counts a connection that is in its room.
 func (d *driver) onReady(c *conn) {
 	if !c.ready {
 		c.ready = true
@@ -85,20 +86,20 @@ func (d *driver) connEnded(c *conn, err error) {
 	}
 }
 
-// recordError notes what went wrong, the first few words of it.
+// recordError counts an error by the beginning of its text.
 func (d *driver) recordError(message string) {
 	if len(d.result.Errors) < 20 {
 		d.result.Errors[fmt.Sprintf("%.100s", message)]++
 	}
 }
 
-// A stamp is "@#", 16 hex digits of time, 8 of seq, 4 of the publisher: it is
-// found in whatever a protocol wraps around it.
+// A stamp is "@#", 16 hex digits of time, 8 of seq, and 4 of the publisher. It can be
+// found in any protocol's frames.
 const stampSize = 2 + 16 + 8 + 4
 
 var stampMark = []byte("@#")
 
-// stamp writes the next one of a publisher into the payload.
+// stamp writes a publisher's next stamp into the payload.
 func (d *driver) stamp(c *conn) []byte {
 	c.seq++
 	b := append(d.payload[:0], stampMark...)
@@ -126,7 +127,7 @@ func unhex(b []byte) uint64 {
 	return v
 }
 
-// recordDeliveries counts the publications in a frame.
+// recordDeliveries counts the stamps in a frame.
 func (d *driver) recordDeliveries(c *conn, p []byte) {
 	for {
 		i := bytes.Index(p, stampMark)
@@ -156,7 +157,7 @@ func (d *driver) recordDeliveries(c *conn, p []byte) {
 	}
 }
 
-// recordAnswer takes the answer to a connection's oldest request.
+// recordAnswer counts the answer to a connection's oldest request.
 func (d *driver) recordAnswer(c *conn) {
 	if len(c.pending) == 0 {
 		return
@@ -182,7 +183,7 @@ func (d *driver) send(c *conn, room int) {
 	d.protocol.publish(d, c, room, d.stamp(c))
 }
 
-// connect opens clients, so many at once, and waits until each is ready or has
+// connect opens clients, maxHandshakes at once, and waits until each is ready or has
 // failed.
 func (d *driver) connect(clients []*conn) error {
 	d.clients = append(d.clients, clients...)
@@ -203,7 +204,7 @@ func (d *driver) connect(clients []*conn) error {
 	return nil
 }
 
-// A usage measures what everybody used.
+// A usage is the processor time that everything has used, at one moment.
 type usage struct {
 	at                    int64
 	server, backing, self float64
@@ -214,7 +215,7 @@ func (d *driver) readUsage() usage {
 	return usage{clock(), report.CPU(d.opts.pids), report.CPU(d.opts.backingPids), selfCPU(), report.ReadMachine()}
 }
 
-// recordUsage writes down what was used between two meters.
+// recordUsage sets the result's processor times between two moments.
 func (d *driver) recordUsage(a, b usage) {
 	r := &d.result
 	r.Seconds = report.Round(float64(b.at-a.at) / 1e9)

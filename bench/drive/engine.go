@@ -9,9 +9,8 @@ import (
 	"unsafe"
 )
 
-// An engine is one thread, one epoll and one read buffer: a received frame
-// costs about one read(2), shared by the frames that came with it, so that the
-// driver stays cheaper than any server it drives.
+// An engine is one thread, one epoll and one read buffer. Frames that arrive together
+// share one read(2), so that the driver is cheaper than any server that it drives.
 type engine struct {
 	epoll   int
 	addrs   []syscall.SockaddrInet4 // connections take turns
@@ -49,7 +48,7 @@ const (
 	epollPwait2 = 441 // waits in nanoseconds
 )
 
-// dial begins a connection; what fails is told by ended.
+// dial begins a connection. onEnd is called if that fails.
 func (e *engine) dial(c *conn) {
 	c.engine, c.startedAt, c.phase = e, clock(), connecting
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
@@ -83,8 +82,7 @@ func (e *engine) dial(c *conn) {
 	}
 }
 
-// run turns until step says that it is done; step also says when it wants to
-// be called next.
+// run handles events until step returns done. step is called again at next, or earlier.
 func (e *engine) run(step func(now int64) (next int64, done bool)) {
 	for {
 		e.now = clock()
@@ -118,5 +116,5 @@ func (e *engine) wait(d time.Duration) int {
 	return int(n)
 }
 
-// clock is wall time in nanoseconds: the same in every process of the machine.
+// clock returns the wall time in nanoseconds, which all processes of the machine share.
 func clock() int64 { return time.Now().UnixNano() }

@@ -10,17 +10,17 @@ import (
 	"time"
 )
 
-// A protocol is how one server is spoken to.
+// A protocol is that of one server.
 type protocol interface {
-	// dial gives the path and the headers of the upgrade.
+	// dial returns the path and the headers of the handshake.
 	dial(c *conn) (path, headers string)
-	// opened logs in and joins c.room, where there is one.
+	// onOpen logs in, and joins c.room if it is not -1.
 	onOpen(d *driver, c *conn)
-	// message takes one frame: it calls ready, stamps and answered of d.
+	// onMessage handles one frame: it calls onReady, recordDeliveries and recordAnswer of d.
 	onMessage(d *driver, c *conn, p []byte)
-	// publish sends a payload, which is no JSON yet, to a room.
+	// publish sends a payload to a room. The payload is not JSON yet.
 	publish(d *driver, c *conn, room int, payload []byte)
-	// answers says whether a publish is answered.
+	// acksPublishes says whether the server answers a publish.
 	acksPublishes() bool
 }
 
@@ -33,13 +33,14 @@ func protocolByName(name, token string) (protocol, error) {
 	case "raw":
 		return rawProtocol{}, nil
 	}
-	return nil, fmt.Errorf("no protocol %q: there are switchyard, signal, centrifuge and raw", name)
+	return nil, fmt.Errorf("unknown protocol %q, want switchyard, signal, centrifuge or raw", name)
 }
 
-// switchyardProtocol is wire v1; as "signal" it publishes what is not stored.
+// switchyardProtocol is wire v1. By the name signal, it sends signals instead of
+// publishes.
 type switchyardProtocol struct {
 	frameType string
-	secret    string // of HS256 tokens; "": anonymous
+	secret    string // of HS256 tokens; empty for anonymous connections
 }
 
 func (s *switchyardProtocol) dial(c *conn) (string, string) {
@@ -50,7 +51,7 @@ func (s *switchyardProtocol) dial(c *conn) (string, string) {
 	return "/ws", headers
 }
 
-// token is a user's of its own for each connection.
+// token returns a token for the connection's own user.
 func (s *switchyardProtocol) token(id int) string {
 	enc := base64.RawURLEncoding
 	body := enc.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + enc.EncodeToString(fmt.Appendf(nil,
@@ -85,7 +86,7 @@ func (s *switchyardProtocol) onMessage(d *driver, c *conn, p []byte) {
 			d.onReady(c)
 			return
 		}
-		clear(c.lastSeqs) // it asks for what it had before, in order again
+		clear(c.lastSeqs) // it rejoins, and receives the same messages again
 		d.recordAnswer(c)
 	case bytes.HasPrefix(kind, []byte("error\"")), bytes.HasPrefix(kind, []byte("gap\"")):
 		d.recordError(string(p))
@@ -120,7 +121,7 @@ func (centrifugeProtocol) onOpen(d *driver, c *conn) {
 }
 
 func (centrifugeProtocol) onMessage(d *driver, c *conn, p []byte) {
-	if bytes.HasPrefix(p, []byte(`{"push"`)) { // a frame may hold several, and only such
+	if bytes.HasPrefix(p, []byte(`{"push"`)) { // a frame may have several pushes
 		if bytes.Contains(p, []byte("\n{\"id\"")) {
 			d.recordAnswer(c)
 		}
@@ -153,7 +154,7 @@ func (centrifugeProtocol) publish(d *driver, c *conn, room int, payload []byte) 
 	c.sendText(fmt.Appendf(nil, `{"id":%d,"publish":{"channel":"%s","data":"%s"}}`, c.lastRef, d.roomName(room), payload))
 }
 
-// rawProtocol is that of ../floor: whatever is sent goes to everybody in the room.
+// rawProtocol is that of ../floor: every frame goes to all members of the room.
 type rawProtocol struct{}
 
 func (rawProtocol) dial(c *conn) (string, string) {

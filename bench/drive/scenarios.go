@@ -25,7 +25,7 @@ func (d *driver) run() error {
 	case "join", "history":
 		return d.requestSeries()
 	}
-	return fmt.Errorf("no scenario %q", d.opts.scenario)
+	return fmt.Errorf("unknown scenario %q", d.opts.scenario)
 }
 
 // fanOut has one publisher and n subscribers of one room.
@@ -53,15 +53,15 @@ func (d *driver) everyMemberPublishes() error {
 	if err := d.connect(clients); err != nil {
 		return err
 	}
-	const stride = 7919 // a prime: it visits everyone before it comes back
+	const stride = 7919 // a prime, so that each client has a turn before any has a second one
 	return d.runLoad(int64(d.opts.members), func(i int64) {
 		c := clients[i*stride%int64(len(clients))]
 		d.send(c, c.room)
 	})
 }
 
-// publishOnly has n publishers who join nothing and publish to the rooms in
-// turn: what is measured is the ack.
+// publishOnly has n publishers without a room publish to the rooms in turn, and measures
+// their acks.
 func (d *driver) publishOnly() error {
 	clients := make([]*conn, d.opts.n)
 	for i := range clients {
@@ -75,8 +75,8 @@ func (d *driver) publishOnly() error {
 	})
 }
 
-// runLoad publishes, warms up, measures, and waits for what is still on its way.
-// Each publish brings fan deliveries; with 0 it is the answers that count.
+// runLoad publishes, measures after the warm-up, and waits for outstanding deliveries.
+// Each publish has fan deliveries; with 0, answers are counted instead.
 func (d *driver) runLoad(fan int64, publish func(i int64)) error {
 	start := clock()
 	from, to := start+int64(d.opts.warmUp), start+int64(d.opts.warmUp+d.opts.duration)
@@ -103,7 +103,7 @@ func (d *driver) runLoad(fan int64, publish func(i int64)) error {
 			}
 			return now + int64(5*time.Millisecond), false
 		}
-		for range 64 { // between two, what came in is read
+		for range 64 { // the engine reads after so many
 			due := start + int64(float64(i)/d.opts.rate*1e9)
 			if d.engine.now = clock(); d.engine.now < due {
 				return due, false
@@ -122,7 +122,8 @@ func (d *driver) runLoad(fan int64, publish func(i int64)) error {
 	return nil
 }
 
-// waitOutstanding waits for what is under way at the end, while any of it comes.
+// waitOutstanding waits for the outstanding deliveries or answers, until none has come
+// for five seconds.
 func (d *driver) waitOutstanding(fan int64) {
 	want := d.published * max(fan, 1)
 	got := func() int64 {
@@ -154,8 +155,8 @@ func (d *driver) setTotals(fan int64) {
 	}
 }
 
-// hold opens n connections, spread over rooms, and does what is asked on
-// standard input: publish, report (one JSON line), quit.
+// hold opens n connections, spread over rooms, and executes the commands on standard
+// input: publish, report (one line of JSON) and quit.
 func (d *driver) hold() error {
 	clients := make([]*conn, d.opts.n)
 	for i := range clients {
@@ -198,8 +199,8 @@ func (d *driver) hold() error {
 	return nil
 }
 
-// churn opens and closes count connections, so many abreast, each in a room,
-// saying goodbye.
+// churn opens count connections, maxHandshakes at once, and closes each with a close
+// handshake once it is in its room.
 func (d *driver) churn() error {
 	opened, ended := 0, 0
 	d.onEnd = func(*conn) { ended++ }
@@ -231,7 +232,7 @@ func (d *driver) churn() error {
 		d.result.PerCore = report.Round(float64(ended) / d.result.ServerCPU)
 	}
 	if ended < d.opts.count {
-		return fmt.Errorf("%d of %d came and went in %v: %v", ended, d.opts.count, d.opts.connectTimeout, d.result.Errors)
+		return fmt.Errorf("%d of %d connections ended within %v: %v", ended, d.opts.count, d.opts.connectTimeout, d.result.Errors)
 	}
 	return nil
 }
@@ -239,7 +240,7 @@ func (d *driver) churn() error {
 // requestSeries sends count requests, one after the other: joins of one room from a
 // position, each after the leave of the one before, or pages of history.
 func (d *driver) requestSeries() error {
-	c := &conn{} // it joins first, and so learns the epoch
+	c := &conn{} // it joins first, and receives the epoch
 	if err := d.connect([]*conn{c}); err != nil {
 		return err
 	}

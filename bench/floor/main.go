@@ -1,8 +1,7 @@
-// Command floor is what the machine can do at least: one thread, one epoll,
-// plain sockets, one send(2) a delivery, and nothing of a service around it.
-// GET /in/N joins room N, /to/N only sends to it; a text frame goes to all who
-// are in. With -together, all that one turn of the loop brought a room leaves in
-// one send a member.
+// Command floor shows what the machine can do: one thread, one epoll, plain sockets, one
+// send(2) a delivery, and no service around it. GET /in/N joins room N, /to/N only sends
+// to it; a text frame goes to all members. With -together, the frames of a room that came
+// in one turn of the loop go to each member in one send.
 package main
 
 import (
@@ -24,7 +23,7 @@ type client struct {
 	room     string
 	upgraded bool
 	readBuf  []byte
-	writeBuf []byte // what the socket did not take
+	writeBuf []byte // not yet accepted by the socket
 }
 
 type room struct {
@@ -43,7 +42,7 @@ type server struct {
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8000", "where to listen")
-	together := flag.Bool("together", false, "one send for what came together")
+	together := flag.Bool("together", false, "one send for frames that came together")
 	flag.Parse()
 	runtime.LockOSThread()
 	a, err := net.ResolveTCPAddr("tcp4", *addr)
@@ -151,8 +150,7 @@ func (s *server) read(p *client) {
 	}
 }
 
-// handshake answers the upgrade and returns what came behind it; nil: it is
-// not whole.
+// handshake answers the handshake and returns the bytes after it, nil if it is not whole.
 func (s *server) handshake(p *client, b []byte) []byte {
 	end := bytes.Index(b, []byte("\r\n\r\n"))
 	if end < 0 {
@@ -183,7 +181,7 @@ func (s *server) handshake(p *client, b []byte) []byte {
 	return b[end+4:]
 }
 
-// frame takes one masked frame and returns its length; 0: it is not whole.
+// frame handles one masked frame and returns its length, 0 if it is not whole.
 func (s *server) frame(p *client, b []byte) int {
 	if len(b) < 2 {
 		return 0
@@ -226,7 +224,7 @@ func (s *server) frame(p *client, b []byte) int {
 	return length
 }
 
-// send writes, and keeps what the socket does not take.
+// send writes bytes, and keeps those that the socket does not accept yet.
 func (s *server) send(p *client, b []byte) {
 	if hadPending := len(p.writeBuf) > 0; hadPending || len(b) == 0 {
 		p.writeBuf = append(p.writeBuf, b...)
@@ -237,7 +235,7 @@ func (s *server) send(p *client, b []byte) {
 	}
 	n, err := syscall.SendmsgN(p.fd, b, nil, nil, syscall.MSG_NOSIGNAL)
 	if err != nil && !errors.Is(err, syscall.EAGAIN) {
-		return // its read will tell
+		return // reading from it fails, too
 	}
 	rest := b[max(n, 0):]
 	events := uint32(syscall.EPOLLIN | syscall.EPOLLRDHUP)

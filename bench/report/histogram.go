@@ -21,8 +21,8 @@ func (h *Histogram) Add(ns int64) {
 	h.maxNS = max(h.maxNS, ns)
 }
 
-// bucketOf is v itself below 64; above, the six bits behind its leading one say
-// where in its power of two it lies.
+// bucketOf returns v itself below 64. Above, there are 64 buckets for each power of two,
+// by the six bits after the leading one.
 func bucketOf(v uint64) int {
 	if v < 64 {
 		return int(v)
@@ -31,7 +31,7 @@ func bucketOf(v uint64) int {
 	return (shift+1)*64 + int(v>>shift) - 64
 }
 
-// bucketStart is the least that falls into a slot.
+// bucketStart returns the least value of a bucket.
 func bucketStart(bucket int) uint64 {
 	if bucket < 64 {
 		return uint64(bucket)
@@ -40,7 +40,7 @@ func bucketStart(bucket int) uint64 {
 	return uint64(bucket%64+64) << shift
 }
 
-// Latency sums it up; nil of an empty one.
+// Latency returns the distribution, nil for an empty histogram.
 func (h *Histogram) Latency() *Latency {
 	if h.n == 0 {
 		return nil
@@ -57,7 +57,7 @@ func (h *Histogram) Latency() *Latency {
 	return &Latency{P50: at(.5), P99: at(.99), P999: at(.999), Max: Round(float64(h.maxNS) / 1e6), N: h.n}
 }
 
-// Round leaves four significant digits.
+// Round rounds to four significant digits.
 func Round(v float64) float64 {
 	if v == 0 || math.IsInf(v, 0) || math.IsNaN(v) {
 		return 0

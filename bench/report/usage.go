@@ -10,8 +10,8 @@ import (
 
 const userHz = 100 // USER_HZ: what /proc counts in
 
-// CPU returns the seconds of processor time that processes and their children
-// have used. One that is gone counts nothing.
+// CPU returns the processor time of processes and their children in seconds. A process
+// that has ended counts nothing.
 func CPU(pids []int) float64 {
 	sum := 0.0
 	for _, pid := range WithDescendants(pids) {
@@ -65,8 +65,7 @@ func status(pid int, key string) int64 {
 	return fieldOf(string(b), key)
 }
 
-// Slab returns what the kernel keeps for itself, in bytes: sockets of both ends
-// are in it.
+// Slab returns the kernel's own memory in bytes, which includes the sockets of both ends.
 func Slab() int64 {
 	b, _ := os.ReadFile("/proc/meminfo")
 	return fieldOf(string(b), "Slab:") << 10
@@ -84,10 +83,10 @@ func fieldOf(text, key string) int64 {
 	return 0
 }
 
-// A Machine is a moment of the whole machine, in seconds of processor time.
+// A Machine has the processor times of the whole machine, in seconds.
 type Machine struct{ Total, Idle, Steal float64 }
 
-// ReadMachine reads it.
+// ReadMachine returns the present processor times.
 func ReadMachine() Machine {
 	b, _ := os.ReadFile("/proc/stat")
 	line, _, _ := strings.Cut(string(b), "\n")

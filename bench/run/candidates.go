@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// tokenSecret signs the tokens of those who come in with a name.
+// tokenSecret signs the tokens of connections with a user.
 const tokenSecret = "only-the-benchmarks-sign-with-this-secret"
 
 // A candidate is a server that is measured.
@@ -18,7 +18,7 @@ type candidate struct {
 	start    func(context.Context, *runner, *test) (*target, error)
 }
 
-// A target is a contestant that runs.
+// A target is a running candidate.
 type target struct {
 	process     *process
 	addr        string
@@ -27,7 +27,7 @@ type target struct {
 	extraPids   []int // further nodes
 }
 
-// args are what the driver has to know of it.
+// args returns the driver's arguments for the target.
 func (t *target) args() []string {
 	pids := t.extraPids
 	if len(pids) == 0 {
@@ -36,7 +36,7 @@ func (t *target) args() []string {
 	return []string{"-addr", t.addr, "-pid", joinInts(pids), "-beside", joinInts(t.backingPids)}
 }
 
-// joinInts writes numbers with commas between.
+// joinInts returns numbers separated by commas.
 func joinInts(n []int) string { return strings.Trim(strings.ReplaceAll(fmt.Sprint(n), " ", ","), "[]") }
 
 var candidates = []candidate{
@@ -63,12 +63,11 @@ var candidates = []candidate{
 	}},
 }
 
-// serviceName is the service's name in the results.
+// serviceName is the name of our service in the results.
 const serviceName = "switchyard"
 
-// startService starts the service on a database. Limits that a single address, or a
-// single publisher, would run into are off; nothing else differs from the
-// defaults.
+// startService starts the service on a database. Limits that a single address or a
+// single publisher would exceed are off; all other settings are the defaults.
 func (r *runner) startService(ctx context.Context, url, cores string, withTokens bool, extraEnv ...string) (*target, error) {
 	t := &target{addr: freeAddr(), admin: freeAddr()}
 	env := []string{

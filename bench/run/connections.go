@@ -14,11 +14,11 @@ import (
 
 const (
 	connectionNodes    = 5
-	connectionsPerNode = 19000 // a process holds 20,000 descriptors here
+	connectionsPerNode = 19000 // a process may open 20,000 descriptors on many machines
 )
 
-// manyConnections puts 95,000 connections on five nodes, all in one room, asks /healthz
-// all the while, and sends messages to all of them.
+// manyConnections opens 95,000 connections to five nodes, all in one room, requests
+// /healthz all the while, and sends messages to all of them.
 func (r *runner) manyConnections(ctx context.Context) error {
 	nodes, each := connectionNodes, connectionsPerNode
 	if r.opts.quick {
@@ -76,18 +76,19 @@ func (r *runner) manyConnections(ctx context.Context) error {
 	return r.recordHealthz(health, "while it went out")
 }
 
-// recordHealthz keeps and tells how /healthz was answered since the last time.
+// recordHealthz prints and keeps the latency of /healthz since the last call.
 func (r *runner) recordHealthz(p *healthProbe, when string) error {
 	took, failed := p.takeLatency()
 	if took == nil {
-		return errors.New("/healthz was not asked")
+		return errors.New("/healthz was not requested")
 	}
 	fmt.Printf("/healthz %s: p50 %.3g ms, p99 %.3g ms, worst %.3g ms of %d, %d failed\n", when, took.P50, took.P99, took.Max, took.N, failed)
 	run := report.Run{Scenario: "hold", Protocol: "http", Server: serviceName, Test: "/healthz " + when, Failed: failed, Healthz: took}
 	return r.appendResult("crowd", &run)
 }
 
-// publishToAll has the first holder publish, and returns when the last member had it.
+// publishToAll has the first driver publish, and returns the time until the last member
+// had the message.
 func publishToAll(ctx context.Context, holders []*heldConnections, want int64) (time.Duration, error) {
 	holders[0].command("publish")
 	deadline := time.Now().Add(30 * time.Second)
@@ -107,7 +108,7 @@ func publishToAll(ctx context.Context, holders []*heldConnections, want int64) (
 			return time.Duration(last - published), nil
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
-			return 0, fmt.Errorf("a message is not with everybody after 30 s")
+			return 0, errors.New("a message has not reached every member after 30 s")
 		}
 	}
 }
@@ -140,7 +141,8 @@ func (r *runner) startNodes(ctx context.Context, n int, cores string) ([]*target
 	return all, nil
 }
 
-// A healthProbe asks every node's /healthz ten times a second.
+// A healthProbe requests every node's /healthz ten times a second. It is safe for
+// concurrent use.
 type healthProbe struct {
 	mu     sync.Mutex
 	took   report.Histogram
@@ -179,7 +181,7 @@ func (p *healthProbe) request(ctx context.Context, client *http.Client, url stri
 	}
 }
 
-// takeLatency is what was measured since the last time, nil where nothing was asked.
+// takeLatency returns the latency since the last call, nil without a request.
 func (p *healthProbe) takeLatency() (took *report.Latency, failed int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,6 +1,5 @@
-// Command run holds the service beside its peers on this machine: it builds
-// them, starts them in turn on core 0 with the load on core 1, and writes what
-// came out of it. See README.md.
+// Command run compares the service with its peers on this machine: it builds them, starts
+// them in turn on core 0 with the load on core 1, and writes the results. See README.md.
 package main
 
 import (
@@ -23,20 +22,20 @@ type options struct {
 	programs          string
 }
 
-// A command is something that can be run.
+// A command is one of this program.
 type command struct {
 	name string
 	help string
 	run  func(*runner, context.Context) error
 }
 
-// commands are all of them; the first is the default.
+// commands has all commands. The first one is the default.
 var commands = []command{
-	{"table", "the budgets beside the peers; writes RESULTS.md", (*runner).runTable},
+	{"table", "compares the service with its peers; writes RESULTS.md", (*runner).runTable},
 	{"latency", "delivery and ack at 10, 50 and 80 % of saturation", (*runner).latency},
 	{"crowd", "95,000 connections over five nodes, all in one room", (*runner).manyConnections},
 	{"idle", "1,000 to 19,000 idle connections on one node", (*runner).idle},
-	{"churn", "a million connections come and go", (*runner).churn},
+	{"churn", "opens and closes a million connections", (*runner).churn},
 	{"fan", "fan-out to 10 to 10,000 members", (*runner).scaleMembers},
 	{"rooms", "10 to 100,000 rooms", (*runner).scaleRooms},
 	{"nodes", "1 to 5 nodes", (*runner).scaleNodes},
@@ -48,14 +47,14 @@ var commands = []command{
 func main() {
 	var o options
 	flag.StringVar(&o.root, "root", "..", "the repository")
-	flag.StringVar(&o.out, "out", "results", "where raw lines and plots go")
-	flag.IntVar(&o.rounds, "rounds", 3, "how often everything is run")
+	flag.StringVar(&o.out, "out", "results", "the folder of raw lines and profiles")
+	flag.IntVar(&o.rounds, "rounds", 3, "table: how often each test is run")
 	flag.BoolVar(&o.quick, "quick", false, "one round of short runs, for a first look")
-	flag.BoolVar(&o.appendRuns, "append", false, "table: keep the rounds that are there")
-	flag.StringVar(&o.only, "only", "", "table: these tests alone, by a part of their name")
-	flag.BoolVar(&o.realtime, "realtime", false, "everything of ours by real-time priority, on a machine that others use")
-	flag.StringVar(&o.servers, "who", "", "table: these servers alone, by a part of their name")
-	flag.StringVar(&o.programs, "programs", "", "a folder with the programs, already built")
+	flag.BoolVar(&o.appendRuns, "append", false, "table: keep earlier rounds")
+	flag.StringVar(&o.only, "only", "", "table: only tests with this in their name")
+	flag.BoolVar(&o.realtime, "realtime", false, "run all programs with real-time priority, for a machine that others use")
+	flag.StringVar(&o.servers, "who", "", "table: only servers with this in their name")
+	flag.StringVar(&o.programs, "programs", "", "a folder with the built programs")
 	flag.BoolVar(&o.profile, "profile", false, "table: keep a processor profile of each run of ours")
 	flag.Usage = usage
 	flag.Parse()
@@ -77,14 +76,14 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: run [flags] [verb]")
+	fmt.Fprintln(os.Stderr, "usage: run [flags] [command]")
 	for _, v := range commands {
 		fmt.Fprintf(os.Stderr, "  %-8s %s\n", v.name, v.help)
 	}
 	flag.PrintDefaults()
 }
 
-// runCommand makes a bench, runs one verb on it and takes everything down again.
+// runCommand makes a runner, runs one command with it and stops all programs.
 func runCommand(ctx context.Context, o options, v command) error {
 	r, err := newRunner(ctx, o)
 	if err != nil {

@@ -10,19 +10,19 @@ import (
 	"switchyard/bench/report"
 )
 
-// Sizes of a plot, in pixels, and colours that most eyes tell apart.
+// Sizes of a plot, in pixels.
 const plotWidth, plotHeight, plotMarginLeft, plotMarginBottom, plotMarginTop = 760, 280, 70, 50, 30
 
+// plotColors can be told apart with most kinds of color blindness.
 var plotColors = []string{"#1b6ca8", "#d1495b", "#2e8b57"}
 
 type point struct{ x, y float64 }
 
-// drawPlot makes an SVG of a growth's curves: what grows by its logarithm, from 0
-// upwards what comes of it.
-func drawPlot(g *scaling, lines []report.Run) string {
-	curves := make([][]point, len(g.plots))
+// drawPlot makes an SVG of a scaling's curves: x is logarithmic, y begins at 0.
+func drawPlot(s *scaling, lines []report.Run) string {
+	curves := make([][]point, len(s.plots))
 	low, high, top := math.Inf(1), 0.0, 0.0
-	for i, c := range g.plots {
+	for i, c := range s.plots {
 		for j := range lines {
 			x := numberIn(lines[j].Test)
 			if x == 0 || !strings.Contains(lines[j].Test, c.word) {
@@ -43,7 +43,7 @@ func drawPlot(g *scaling, lines []report.Run) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="11">`+"\n", plotWidth, plotHeight)
-	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="%d" y="18" font-size="13">%s (%s)</text>`+"\n", plotMarginLeft, html.EscapeString(g.title), g.plots[0].unit)
+	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="%d" y="18" font-size="13">%s (%s)</text>`+"\n", plotMarginLeft, html.EscapeString(s.title), s.plots[0].unit)
 	for i := range 5 {
 		v := top * float64(i) / 4
 		_, y := at(point{low, v})
@@ -61,13 +61,14 @@ func drawPlot(g *scaling, lines []report.Run) string {
 			}
 		}
 		fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="%s"/><text x="%d" y="%d" fill="%[1]s">%s</text>`+"\n",
-			plotColors[i], strings.TrimSpace(line.String()), plotMarginLeft+i*180, plotHeight-10, html.EscapeString(g.plots[i].name))
+			plotColors[i], strings.TrimSpace(line.String()), plotMarginLeft+i*180, plotHeight-10, html.EscapeString(s.plots[i].name))
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
 }
 
-// numberIn is the first or the last in a run's name; 0 where there is none.
+// numberIn returns the number that is the first or the last word of a run's name, 0 if
+// there is none.
 func numberIn(name string) float64 {
 	words := strings.FieldsFunc(name, func(r rune) bool { return r == ' ' || r == ',' })
 	for _, w := range []string{words[0], words[len(words)-1]} {

@@ -16,8 +16,8 @@ import (
 	"switchyard/bench/report"
 )
 
-// A postgres is a server of this session's own. Its disk is made to answer a
-// flush in 1 ms, as a good cloud volume does: the disks of test machines lie.
+// A postgres is a server of this session's own. It waits 1 ms before each flush, so that
+// one takes about as long as on a good cloud volume: test machines often do not flush.
 type postgres struct {
 	dir       string
 	port      int
@@ -25,8 +25,7 @@ type postgres struct {
 	databases int
 }
 
-// database returns the URL of a fresh database, and starts the server when it
-// is first asked.
+// database returns the URL of a fresh database. The first call starts the server.
 func (r *runner) database(ctx context.Context) (string, error) {
 	if r.pg == nil {
 		pg, err := r.startPostgres(ctx, filepath.Join(r.dir, "postgres"))
@@ -88,7 +87,8 @@ func (r *runner) startPostgres(ctx context.Context, dir string) (*postgres, erro
 	return nil, err
 }
 
-// asPostgresUser gives the folder to the system's user: the server refuses root.
+// asPostgresUser gives dir to the system user postgres, and returns what it takes to run
+// as that user: the server refuses to run as root.
 func asPostgresUser(dir string) (*syscall.SysProcAttr, error) {
 	if os.Getuid() != 0 {
 		return &syscall.SysProcAttr{}, nil
@@ -105,7 +105,7 @@ func asPostgresUser(dir string) (*syscall.SysProcAttr, error) {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
 }
 
-// pgProgram finds a program of the newest version there is.
+// pgProgram returns the path of a program of the newest version.
 func pgProgram(name string) (string, error) {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
 	slices.Sort(found)
@@ -130,7 +130,7 @@ func (pg *postgres) psql(ctx context.Context, database, sql string) (string, err
 
 func (pg *postgres) pid() int { return pg.cmd.Process.Pid }
 
-// stop ends the server at once; its data are not needed any more.
+// stop ends the server at once, without a checkpoint.
 func (pg *postgres) stop() {
 	pids := report.WithDescendants([]int{pg.pid()})
 	_ = pg.cmd.Process.Signal(syscall.SIGQUIT)

@@ -16,7 +16,7 @@ import (
 	"switchyard/bench/report"
 )
 
-// A figure is what a row of RESULTS.md shows of a run.
+// A figure is a row of RESULTS.md: one value of the runs of one test.
 type figure struct {
 	label         string
 	test          string
@@ -24,7 +24,7 @@ type figure struct {
 	value         func(*report.Run) float64
 	required      float64
 	goal          float64
-	lowerIsBetter bool // less is better
+	lowerIsBetter bool
 }
 
 func perCore(r *report.Run) float64 { return r.PerCore / 1e3 }
@@ -61,12 +61,12 @@ var figures = []figure{
 	}, 15, 0, true},
 }
 
-// calibration is what the floor did where the budgets were set (DESIGN.md, 9), in
-// thousands a core-second, by the test. The first is the middle of 258 to 335.
+// calibration has the floor's results, in thousands a core-second by test, on the machine
+// where the required values were set. The first one is the middle of 258 to 335.
 var calibration = map[string]float64{"fan-out, 1 under way": 297, "fan-out, 16 under way": 2500, "rooms of 10, unstored": 139}
 
-// relativeSpeeds are those of this machine's core beside the one where the budgets were
-// set, one by each test of the floor that was run there too, the lowest first.
+// relativeSpeeds returns the speeds of this machine's core relative to the one where the
+// required values were set, by each test of the floor in calibration, in ascending order.
 func relativeSpeeds(lines []report.Run) []float64 {
 	var all []float64
 	for i := range figures {
@@ -80,8 +80,8 @@ func relativeSpeeds(lines []report.Run) []float64 {
 	return all
 }
 
-// requiredAtSpeed is a bound of so much a core-second where a core has this speed; 0: it is
-// a bound of something else.
+// requiredAtSpeed returns the required value for a core of this relative speed, 0 if the
+// figure is not one of a core-second.
 func (f *figure) requiredAtSpeed(speed float64) float64 {
 	if !strings.HasSuffix(f.unit, "a core-second") {
 		return 0
@@ -89,7 +89,7 @@ func (f *figure) requiredAtSpeed(speed float64) float64 {
 	return f.required * speed
 }
 
-// writeResults makes RESULTS.md and the tables of growth of the raw lines.
+// writeResults writes RESULTS.md, and the tables of GROWTH.md, from the raw lines.
 func (r *runner) writeResults(ctx context.Context) error {
 	return errors.Join(r.writeTable(ctx), r.writeScaling(ctx))
 }
@@ -131,7 +131,7 @@ func (r *runner) writeTable(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(r.opts.root, "bench", "RESULTS.md"), []byte(out.String()), 0o644)
 }
 
-// formatBound shows a bound and whether it is met.
+// formatBound returns a bound and whether v meets it.
 func (f *figure) formatBound(bound, v float64) string {
 	switch {
 	case bound == 0:
@@ -151,7 +151,7 @@ func ratio(a, b float64) string {
 	return fmt.Sprintf("%.2f", a/b)
 }
 
-// median is a figure's over all of a server's runs.
+// median returns the median of a figure over all runs of a server, and their number.
 func median(lines []report.Run, server string, f *figure) (float64, int) {
 	var all []float64
 	for i := range lines {
@@ -166,7 +166,7 @@ func median(lines []report.Run, server string, f *figure) (float64, int) {
 	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2, len(all)
 }
 
-// caveats tells what speaks against the runs.
+// caveats says what limits the significance of the runs.
 func caveats(lines []report.Run) string {
 	bad, worst := 0, report.Run{}
 	var otherLoad []float64
@@ -185,7 +185,7 @@ func caveats(lines []report.Run) string {
 		len(lines), bad, 100*otherLoad[len(otherLoad)/2], 100*otherLoad[len(otherLoad)-1], 100*worst.Steal)
 }
 
-// commitName names what was measured.
+// commitName returns the name of the measured commit.
 func (r *runner) commitName(ctx context.Context) string {
 	cmd := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=9")
 	cmd.Dir = r.opts.root

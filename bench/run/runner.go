@@ -18,10 +18,10 @@ import (
 	"switchyard/bench/report"
 )
 
-// A runner has the programs, and what runs of them.
+// A runner builds the programs, starts them, and stops those that it has started.
 type runner struct {
 	opts     options
-	dir      string // of this session
+	dir      string // of this session, removed at its end
 	programs string
 	pg       *postgres
 	running  []*process
@@ -50,7 +50,7 @@ func newRunner(ctx context.Context, o options) (*runner, error) {
 	return r, r.build(ctx)
 }
 
-// build makes the programs: the service as it is released.
+// build builds the programs, the service as it is released.
 func (r *runner) build(ctx context.Context) error {
 	for _, p := range []struct{ from, target string }{
 		{r.opts.root, "./cmd/server"}, {".", "./drive"}, {".", "./peer"}, {".", "./floor"},
@@ -81,7 +81,7 @@ type process struct {
 	done chan struct{}
 }
 
-// command is a program on the cores named, "" for all.
+// command returns a program that runs on these cores, "" for all.
 func (r *runner) command(ctx context.Context, cores, name string, args ...string) *exec.Cmd {
 	line := append([]string{name}, args...)
 	if cores != "" {
@@ -93,8 +93,8 @@ func (r *runner) command(ctx context.Context, cores, name string, args ...string
 	return exec.CommandContext(ctx, line[0], line[1:]...)
 }
 
-// start runs a program on the cores named, "" for all, and waits until addr
-// takes connections.
+// start runs a program on these cores, "" for all, and waits until addr accepts
+// connections.
 func (r *runner) start(ctx context.Context, addr, cores string, env []string, name string, args ...string) (*process, error) {
 	if !strings.HasPrefix(name, "/") {
 		name = filepath.Join(r.programs, name)
@@ -137,7 +137,7 @@ func (p *process) waitListening(ctx context.Context, addr string) error {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-// stop ends it, in order if it can.
+// stop ends the process by an interrupt, and kills it after ten seconds.
 func (p *process) stop() {
 	_ = p.cmd.Process.Signal(os.Interrupt)
 	select {
@@ -149,8 +149,8 @@ func (p *process) stop() {
 	_ = p.log.Close()
 }
 
-// runDriver runs the load on core 1 and returns what it says. Other than errors it
-// tells troubles in the run itself.
+// runDriver runs the driver on core 1 and returns its result. Failures of single
+// connections are in the result, and no error.
 func (r *runner) runDriver(ctx context.Context, args ...string) (report.Run, error) {
 	var run report.Run
 	cmd := r.command(ctx, "1", filepath.Join(r.programs, "drive"), args...)
@@ -162,14 +162,14 @@ func (r *runner) runDriver(ctx context.Context, args ...string) (report.Run, err
 	return run, json.Unmarshal(out.Bytes(), &run)
 }
 
-// A heldConnections is a driver that keeps its connections until it is told.
+// A heldConnections is a driver that keeps its connections open until quit.
 type heldConnections struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *json.Decoder
 }
 
-// holdConnections opens connections; the run is about how that went.
+// holdConnections opens connections, and returns the result of opening them.
 func (r *runner) holdConnections(ctx context.Context, args ...string) (*heldConnections, report.Run, error) {
 	var run report.Run
 	cmd := r.command(ctx, "1", filepath.Join(r.programs, "drive"), append([]string{"-scenario", "hold"}, args...)...)
@@ -195,7 +195,7 @@ func (r *runner) holdConnections(ctx context.Context, args ...string) (*heldConn
 
 func (h *heldConnections) command(word string) { _, _ = io.WriteString(h.in, word+"\n") }
 
-// report asks for what has come in so far.
+// report returns the driver's result so far.
 func (h *heldConnections) report() (report.Run, error) {
 	var run report.Run
 	h.command("report")
@@ -207,9 +207,9 @@ func (h *heldConnections) quit() {
 	_ = h.cmd.Wait()
 }
 
-// appendResult appends a run to the raw lines of a verb.
-func (r *runner) appendResult(verb string, result *report.Run) error {
-	f, err := os.OpenFile(filepath.Join(r.opts.out, verb+".jsonl"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+// appendResult appends a run to the raw lines of a command.
+func (r *runner) appendResult(command string, result *report.Run) error {
+	f, err := os.OpenFile(filepath.Join(r.opts.out, command+".jsonl"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("results: %w", err)
 	}
@@ -218,9 +218,9 @@ func (r *runner) appendResult(verb string, result *report.Run) error {
 	return errors.Join(json.NewEncoder(f).Encode(result), f.Close())
 }
 
-// readResults reads the raw lines of a verb.
-func (r *runner) readResults(verb string) ([]report.Run, error) {
-	f, err := os.Open(filepath.Join(r.opts.out, verb+".jsonl"))
+// readResults reads the raw lines of a command.
+func (r *runner) readResults(command string) ([]report.Run, error) {
+	f, err := os.Open(filepath.Join(r.opts.out, command+".jsonl"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -240,5 +240,5 @@ func (r *runner) readResults(verb string) ([]report.Run, error) {
 	}
 }
 
-// removeResults begins a verb's raw lines anew.
-func (r *runner) removeResults(verb string) { _ = os.Remove(filepath.Join(r.opts.out, verb+".jsonl")) }
+// removeResults deletes the raw lines of a command.
+func (r *runner) removeResults(command string) { _ = os.Remove(filepath.Join(r.opts.out, command+".jsonl")) }

@@ -10,14 +10,14 @@ import (
 	"switchyard/bench/report"
 )
 
-// measureLoad measures one load on ours and keeps it.
-func (r *runner) measureLoad(ctx context.Context, verb, name string, t *target, args ...string) (report.Run, error) {
+// measureLoad measures one load on our service and keeps the result.
+func (r *runner) measureLoad(ctx context.Context, command, name string, t *target, args ...string) (report.Run, error) {
 	run, err := r.runDriver(ctx, append(append([]string{"-protocol", "switchyard"}, t.args()...), args...)...)
 	if err != nil {
 		return run, err
 	}
 	run.Server, run.Test = serviceName, name
-	return run, r.appendResult(verb, &run)
+	return run, r.appendResult(command, &run)
 }
 
 // startSingleNode starts one node on core 0.
@@ -29,7 +29,7 @@ func (r *runner) startSingleNode(ctx context.Context) (*target, error) {
 	return r.startService(ctx, url, "0", false)
 }
 
-// latency finds what saturates, and measures below it.
+// latency finds the saturation of a load, and measures the latency below it.
 func (r *runner) latency(ctx context.Context) error {
 	r.removeResults("latency")
 	for _, workload := range []struct {
@@ -44,8 +44,8 @@ func (r *runner) latency(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// With 16 under way frames coalesce, and the rate is one that no open
-		// loop reaches: what one by one can do is what is to be shared out.
+		// With 16 publishes under way frames coalesce, and the rate is higher than an open
+		// loop can reach: with few under way it can be scaled down.
 		saturated, err := r.measureLoad(ctx, "latency", workload.name+", saturated", t, append(workload.args, "-window", "4", "-for", "4s")...)
 		if err != nil {
 			return err
@@ -62,7 +62,7 @@ func (r *runner) latency(ctx context.Context) error {
 	return nil
 }
 
-// idle holds more and more connections on one node.
+// idle opens more and more connections to one node.
 func (r *runner) idle(ctx context.Context) error {
 	r.removeResults("idle")
 	for _, n := range []int{1000, 4000, 8000, 13000, 19000} {
@@ -91,7 +91,7 @@ func (r *runner) idle(ctx context.Context) error {
 	return nil
 }
 
-// churn opens and closes connections, and looks at what stays behind.
+// churn opens and closes connections, and records what the node retains.
 func (r *runner) churn(ctx context.Context) error {
 	r.removeResults("churn")
 	total := 1000000
@@ -108,7 +108,7 @@ func (r *runner) churn(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		time.Sleep(12 * time.Second) // an empty topic lives for ten
+		time.Sleep(12 * time.Second) // an empty topic lives for ten seconds
 		if err := recordRetained(ctx, t, &run); err != nil {
 			return err
 		}
@@ -121,7 +121,7 @@ func (r *runner) churn(ctx context.Context) error {
 	return nil
 }
 
-// recordRetained collects the garbage and notes what a node holds on to.
+// recordRetained collects a node's garbage, and records the resources that are in use.
 func recordRetained(ctx context.Context, t *target, run *report.Run) error {
 	if _, err := get(ctx, "http://"+t.admin+"/debug/pprof/heap?gc=1"); err != nil {
 		return err
@@ -146,7 +146,7 @@ func metric(text, name string) float64 {
 	return 0
 }
 
-// scaleMembers grows one room.
+// scaleMembers measures rooms with more and more members.
 func (r *runner) scaleMembers(ctx context.Context) error {
 	r.removeResults("fan")
 	t, err := r.startSingleNode(ctx)
@@ -201,7 +201,7 @@ func (r *runner) scaleNodes(ctx context.Context) error {
 	return nil
 }
 
-// combinedTarget is several nodes as one target.
+// combinedTarget returns several nodes as one target.
 func combinedTarget(targets []*target) *target {
 	all := &target{process: targets[0].process, backingPids: targets[0].backingPids}
 	var addrs []string
@@ -213,7 +213,7 @@ func combinedTarget(targets []*target) *target {
 	return all
 }
 
-// comparePublishing compares where publishes go, on both cores.
+// comparePublishing compares many rooms with one, on one node and on two, with both cores.
 func (r *runner) comparePublishing(ctx context.Context) error {
 	r.removeResults("publish")
 	for _, n := range []int{1, 2} {

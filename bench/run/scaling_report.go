@@ -12,10 +12,10 @@ import (
 	"switchyard/bench/report"
 )
 
-// A scaling is one verb's table, and perhaps its plot: what becomes of the
-// service when something grows.
+// A scaling is the table of one command, and its plot, if any: how the service behaves
+// when something grows.
 type scaling struct {
-	verb, title, variable string // grows: what, as the first column's head
+	command, title, variable string // variable is what grows, the first column's header
 	columns               []column
 	plots                 []curve
 }
@@ -25,7 +25,7 @@ type column struct {
 	value  func(*report.Run) float64
 }
 
-// A curve is a column over what grows, of the runs whose name has a word.
+// A curve is a value over the variable, of the runs that have word in their names.
 type curve struct {
 	name, word, unit string
 	value            func(*report.Run) float64
@@ -85,10 +85,10 @@ var scalings = []scaling{
 	}},
 }
 
-// Where the tables are in bench/GROWTH.md.
+// The tables are between these marks of bench/GROWTH.md.
 const tablesBegin, tablesEnd = "<!-- made by `make bench VERB=write` -->\n", "<!-- to here -->\n"
 
-// writeScaling puts the tables and plots of what was run into bench/GROWTH.md.
+// writeScaling writes the tables and plots of the kept runs into bench/GROWTH.md.
 func (r *runner) writeScaling(ctx context.Context) error {
 	page := filepath.Join(r.opts.root, "bench", "GROWTH.md")
 	text, err := os.ReadFile(page)
@@ -110,20 +110,20 @@ func (r *runner) writeScaling(ctx context.Context) error {
 	return os.WriteFile(page, []byte(before+tablesBegin+out.String()+tablesEnd+after), 0o644)
 }
 
-// writeScalingTable writes one table, and draws its plot.
-func (r *runner) writeScalingTable(out *strings.Builder, g *scaling) error {
-	lines, err := r.readResults(g.verb)
+// writeScalingTable writes one table and its plot.
+func (r *runner) writeScalingTable(out *strings.Builder, s *scaling) error {
+	lines, err := r.readResults(s.command)
 	if err != nil || len(lines) == 0 {
 		return err
 	}
-	fmt.Fprintf(out, "\n### %s\n\n| %s |", g.title, g.variable)
-	for _, c := range g.columns {
+	fmt.Fprintf(out, "\n### %s\n\n| %s |", s.title, s.variable)
+	for _, c := range s.columns {
 		fmt.Fprintf(out, " %s |", c.header)
 	}
-	out.WriteString("\n|---|" + strings.Repeat("---|", len(g.columns)) + "\n")
+	out.WriteString("\n|---|" + strings.Repeat("---|", len(s.columns)) + "\n")
 	for i := range lines {
 		fmt.Fprintf(out, "| %s |", lines[i].Test)
-		for _, c := range g.columns {
+		for _, c := range s.columns {
 			if v := c.value(&lines[i]); v != 0 {
 				fmt.Fprintf(out, " %s |", fourDigits(v))
 			} else {
@@ -132,19 +132,19 @@ func (r *runner) writeScalingTable(out *strings.Builder, g *scaling) error {
 		}
 		out.WriteString("\n")
 	}
-	if len(g.plots) == 0 {
+	if len(s.plots) == 0 {
 		return nil
 	}
-	name := "plots/" + g.verb + ".svg"
-	fmt.Fprintf(out, "\n![%s](%s)\n", g.title, name)
+	name := "plots/" + s.command + ".svg"
+	fmt.Fprintf(out, "\n![%s](%s)\n", s.title, name)
 	path := filepath.Join(r.opts.root, "bench", name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("results: %w", err)
 	}
-	return os.WriteFile(path, []byte(drawPlot(g, lines)), 0o644)
+	return os.WriteFile(path, []byte(drawPlot(s, lines)), 0o644)
 }
 
-// fourDigits is a number by four figures, without an exponent.
+// fourDigits returns a number with four significant digits, without an exponent.
 func fourDigits(v float64) string {
 	if v >= 1000 {
 		return strconv.FormatFloat(v, 'f', 0, 64)

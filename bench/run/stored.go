@@ -8,15 +8,15 @@ import (
 	"strconv"
 )
 
-// fillRoomSQL makes a room of so many messages, in the ways of the log itself but for
-// the ids, which are remembered for minutes only.
+// fillRoomSQL makes a room with so many messages, as the log stores them, but without
+// their ids, which the log keeps for minutes only.
 const fillRoomSQL = `INSERT INTO rooms (name, head, first, last_at) VALUES ('%[1]s', %[2]d, 1, clock_timestamp());
 INSERT INTO messages (room_id, seq, at, id, sender, data)
 SELECT (SELECT id FROM rooms WHERE name = '%[1]s'), n, clock_timestamp(), 'm' || n, '', convert_to('"' || repeat('a', 126) || '"', 'UTF8')
 FROM generate_series(1, %[2]d) AS n;`
 
-// stored asks the same of rooms with more and more messages: what it costs must
-// not depend on how many there are.
+// stored makes the same requests to rooms with more and more messages: the cost must not
+// depend on their number.
 func (r *runner) stored(ctx context.Context) error {
 	r.removeResults("stored")
 	url, err := r.database(ctx)

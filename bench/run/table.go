@@ -14,12 +14,12 @@ import (
 // A test is a row of the table.
 type test struct {
 	name            string
-	candidates      string // the contestants, by name
-	coalesce        bool   // the floor puts together what came together
+	candidates      string // their names
+	coalesce        bool   // the floor combines frames that came together
 	withTokens      bool   // clients have tokens
 	bothCores       bool   // the server may use both cores, as its database does
-	signals         bool   // ours publishes signals
-	connectionsOnly bool   // it is about connections: nothing is published
+	signals         bool   // our service sends signals
+	connectionsOnly bool   // nothing is published
 	args            []string
 }
 
@@ -30,7 +30,7 @@ func (t *test) cores() string {
 	return "0"
 }
 
-// tableTests are those of the table, in its order.
+// tableTests has the tests of the table, in its order.
 var tableTests = []test{
 	{name: "fan-out, 1 under way", candidates: "floor centrifuge " + serviceName,
 		args: []string{"-scenario", "fanout", "-n", "1000", "-window", "1"}},
@@ -52,7 +52,7 @@ var tableTests = []test{
 		args: []string{"-scenario", "publish", "-n", "1000", "-rooms", "1000", "-rate", "15000"}},
 }
 
-// runTable runs every test on every contestant, in rounds, and writes RESULTS.md.
+// runTable runs every test on its candidates, in rounds, and writes RESULTS.md.
 func (r *runner) runTable(ctx context.Context) error {
 	if !r.opts.appendRuns {
 		r.removeResults("table")
@@ -80,7 +80,7 @@ func (r *runner) runTable(ctx context.Context) error {
 	return r.writeResults(ctx)
 }
 
-// runTest runs one test on one contestant.
+// runTest runs one test on one candidate.
 func (r *runner) runTest(ctx context.Context, t *test, c candidate) error {
 	target, err := c.start(ctx, r, t)
 	if err != nil {
@@ -116,7 +116,8 @@ func (r *runner) measure(ctx context.Context, t *test, target *target, args []st
 	if !t.connectionsOnly {
 		return r.runDriver(ctx, args...)
 	}
-	// Some come and go first: what the server makes once is not the connections'.
+	// Some connections come and go first: memory that the server allocates once is not that
+	// of the connections.
 	if _, err := r.runDriver(ctx, append(args, "-scenario", "churn", "-count", "200")...); err != nil {
 		return report.Run{}, err
 	}
@@ -126,13 +127,13 @@ func (r *runner) measure(ctx context.Context, t *test, target *target, args []st
 		return run, err
 	}
 	defer h.quit()
-	time.Sleep(4 * time.Second) // it is to be idle
+	time.Sleep(4 * time.Second) // until the server is idle
 	run.RSS = report.RSS(target.process.pid()) - before
 	return run, nil
 }
 
-// profile takes a processor profile of a target from the second second on; the
-// function that it returns waits for it.
+// profile takes a processor profile of a target after two seconds. The function that it
+// returns waits for the end of that.
 func (r *runner) profile(ctx context.Context, t *target, name string) (wait func()) {
 	done := make(chan struct{})
 	go func() {

@@ -241,4 +241,6 @@ func (r *runner) readResults(command string) ([]report.Run, error) {
 }
 
 // removeResults deletes the raw lines of a command.
-func (r *runner) removeResults(command string) { _ = os.Remove(filepath.Join(r.opts.out, command+".jsonl")) }
+func (r *runner) removeResults(command string) {
+	_ = os.Remove(filepath.Join(r.opts.out, command+".jsonl"))
+}

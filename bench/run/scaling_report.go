@@ -16,8 +16,8 @@ import (
 // when something grows.
 type scaling struct {
 	command, title, variable string // variable is what grows, the first column's header
-	columns               []column
-	plots                 []curve
+	columns                  []column
+	plots                    []curve
 }
 
 type column struct {

@@ -37,28 +37,28 @@ func dialRaw(t *testing.T, s *testkit.Server) *rawClient {
 	return &rawClient{t, ws}
 }
 
-func (s *rawClient) send(frame string) {
-	s.t.Helper()
-	if err := s.ws.Write(s.t.Context(), websocket.MessageText, []byte(frame)); err != nil {
-		s.t.Fatal(err)
+func (c *rawClient) send(frame string) {
+	c.t.Helper()
+	if err := c.ws.Write(c.t.Context(), websocket.MessageText, []byte(frame)); err != nil {
+		c.t.Fatal(err)
 	}
 }
 
 // readUntil reads on to the next frame of one of the types.
-func (s *rawClient) readUntil(types ...string) map[string]any {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), testkit.Timeout)
+func (c *rawClient) readUntil(types ...string) map[string]any {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), testkit.Timeout)
 	defer cancel()
 	for {
-		_, p, err := s.ws.Read(ctx)
+		_, p, err := c.ws.Read(ctx)
 		if err != nil {
-			s.t.Fatalf("waiting for %v: %v", types, err)
+			c.t.Fatalf("waiting for %v: %v", types, err)
 		}
 		var f map[string]any
 		d := json.NewDecoder(bytes.NewReader(p))
 		d.UseNumber() // JSON has numbers that float64 cannot hold
 		if err := d.Decode(&f); err != nil {
-			s.t.Fatalf("%.200s: %v", p, err)
+			c.t.Fatalf("%.200s: %v", p, err)
 		}
 		for _, kind := range types {
 			if f["type"] == kind {
@@ -72,7 +72,7 @@ func nestedArrays(n int) string { return strings.Repeat("[", n) + strings.Repeat
 
 func TestEveryBadFrameGetsTheRightError(t *testing.T) {
 	t.Parallel()
-	b := dialRaw(t, testkit.StartServer(t, nil))
+	c := dialRaw(t, testkit.StartServer(t, nil))
 	long := strings.Repeat("9", 60000)
 	for _, tt := range []struct{ name, frame, code, says string }{
 		{"not JSON", `nonsense`, "malformed", "JSON"},
@@ -95,54 +95,54 @@ func TestEveryBadFrameGetsTheRightError(t *testing.T) {
 		{"an id that would break the answer", `{"type":"publish","room":"a","data":1,"id":"a\",\"x\":\"b"}`, "invalid", "id"},
 		{"no data", `{"type":"signal","room":"a"}`, "invalid", "data"},
 	} {
-		b.send(tt.frame)
-		if got := b.readUntil("error"); got["code"] != tt.code || !strings.Contains(got["message"].(string), tt.says) {
+		c.send(tt.frame)
+		if got := c.readUntil("error"); got["code"] != tt.code || !strings.Contains(got["message"].(string), tt.says) {
 			t.Errorf("%s: %v, want %s about %q", tt.name, got, tt.code, tt.says)
 		}
 	}
 	// Huge numbers in data come back as they were sent.
-	b.send(`{"type":"join","room":"n"}`)
-	b.readUntil("joined")
-	b.send(`{"type":"publish","room":"n","id":"1","data":[1e400,-0,` + long + `]}`)
-	_, p, err := b.ws.Read(t.Context()) // the ack or the message
+	c.send(`{"type":"join","room":"n"}`)
+	c.readUntil("joined")
+	c.send(`{"type":"publish","room":"n","id":"1","data":[1e400,-0,` + long + `]}`)
+	_, p, err := c.ws.Read(t.Context()) // the ack or the message
 	for err == nil && !strings.Contains(string(p), `"type":"message"`) {
-		_, p, err = b.ws.Read(t.Context())
+		_, p, err = c.ws.Read(t.Context())
 	}
 	if err != nil || !strings.HasSuffix(string(p), `"data":[1e400,-0,`+long+`]}`) {
 		t.Errorf("huge numbers came back as %.200s: %v", p, err)
 	}
-	b.send(`{"type":"publish","room":"n","id":"1","data":2}`)
-	if got := b.readUntil("error"); got["code"] != "conflict" {
+	c.send(`{"type":"publish","room":"n","id":"1","data":2}`)
+	if got := c.readUntil("error"); got["code"] != "conflict" {
 		t.Errorf("the id again with other data: %v", got)
 	}
 	// The position is beyond the room's head: it is void, and the server declares a gap.
-	b.send(`{"type":"join","room":"n","after":99,"epoch":"` + b.epoch("n") + `"}`)
-	if got := b.readUntil("gap"); got["reason"] != "epoch" || got["from"] != json.Number("1") || got["to"] != json.Number("1") {
+	c.send(`{"type":"join","room":"n","after":99,"epoch":"` + c.epoch("n") + `"}`)
+	if got := c.readUntil("gap"); got["reason"] != "epoch" || got["from"] != json.Number("1") || got["to"] != json.Number("1") {
 		t.Errorf("a seq beyond the head: %v", got)
 	}
 }
 
 // epoch returns the epoch of the log.
-func (s *rawClient) epoch(room string) string {
-	s.t.Helper()
-	s.send(`{"type":"history","room":"` + room + `","limit":1}`)
-	return s.readUntil("history")["epoch"].(string)
+func (c *rawClient) epoch(room string) string {
+	c.t.Helper()
+	c.send(`{"type":"history","room":"` + room + `","limit":1}`)
+	return c.readUntil("history")["epoch"].(string)
 }
 
 func TestTenThousandJoins(t *testing.T) {
 	t.Parallel()
-	b := dialRaw(t, testkit.StartServer(t, map[string]string{"MAX_ROOMS": "1000", "RATE_JOIN": "0"}))
+	c := dialRaw(t, testkit.StartServer(t, map[string]string{"MAX_ROOMS": "1000", "RATE_JOIN": "0"}))
 	go func() {
 		for i := range 10000 {
 			frame := fmt.Appendf(nil, `{"type":"join","room":"r%d"}`, i)
-			if b.ws.Write(t.Context(), websocket.MessageText, frame) != nil {
+			if c.ws.Write(t.Context(), websocket.MessageText, frame) != nil {
 				return // the read fails, too
 			}
 		}
 	}()
 	joined, refused := 0, 0
 	for joined+refused < 10000 {
-		f := b.readUntil("joined", "error")
+		f := c.readUntil("joined", "error")
 		switch {
 		case f["type"] == "joined":
 			joined++
@@ -155,10 +155,10 @@ func TestTenThousandJoins(t *testing.T) {
 	if joined != 1000 || refused != 9000 {
 		t.Errorf("%d joined, %d refused", joined, refused)
 	}
-	b.send(`{"type":"leave","room":"r5"}`)
-	b.readUntil("left")
-	b.send(`{"type":"join","room":"again"}`)
-	b.readUntil("joined")
+	c.send(`{"type":"leave","room":"r5"}`)
+	c.readUntil("left")
+	c.send(`{"type":"join","room":"again"}`)
+	c.readUntil("joined")
 }
 
 // handshake opens a WebSocket whose every byte is the test's, and which answers

@@ -245,12 +245,12 @@ func expectAcksInOrder(w *rawClient, publisher, n int) {
 
 // inOrder reads n messages, which must have the seqs from 1 on, and returns
 // their ids.
-func (s *rawClient) inOrder(n int) string {
+func (c *rawClient) inOrder(n int) string {
 	var ids strings.Builder
 	for i := range n {
-		got := s.readUntil("message")
+		got := c.readUntil("message")
 		if got["seq"] != json.Number(strconv.Itoa(i+1)) {
-			s.t.Errorf("message %d is %v", i+1, got)
+			c.t.Errorf("message %d is %v", i+1, got)
 			return ""
 		}
 		fmt.Fprintln(&ids, got["id"])

@@ -22,9 +22,9 @@ type observer struct {
 	position client.Position
 }
 
-func (c *workload) addObserver(ctx context.Context, room message.Room, home int, rng *rand.Rand) {
-	o := &observer{subscriber: c.addSubscriber(fmt.Sprintf("observer-%d-%s", home, room), room), urls: c.urlsFrom(home, rng)}
-	c.listening.Go(func() { o.listenLoop(ctx) })
+func (w *workload) addObserver(ctx context.Context, room message.Room, home int, rng *rand.Rand) {
+	o := &observer{subscriber: w.addSubscriber(fmt.Sprintf("observer-%d-%s", home, room), room), urls: w.urlsFrom(home, rng)}
+	w.listening.Go(func() { o.listenLoop(ctx) })
 }
 
 // observerTimeout is how long an observer receives nothing, not even a heartbeat, before

@@ -31,27 +31,27 @@ func behindProxy(t *testing.T, pg *testkit.PG) (*testkit.Proxy, map[string]strin
 
 // publish sends a publish and returns its answer, an ack or an error, and the time
 // until it came.
-func (s *rawClient) publish(room, id string) (map[string]any, time.Duration) {
-	s.t.Helper()
+func (c *rawClient) publish(room, id string) (map[string]any, time.Duration) {
+	c.t.Helper()
 	began := time.Now()
-	s.send(fmt.Sprintf(`{"type":"publish","room":%q,"id":%q,"data":%q}`, room, id, id))
+	c.send(fmt.Sprintf(`{"type":"publish","room":%q,"id":%q,"data":%q}`, room, id, id))
 	for {
-		if got := s.readUntil("ack", "error"); got["id"] == id {
+		if got := c.readUntil("ack", "error"); got["id"] == id {
 			return got, time.Since(began)
 		}
 	}
 }
 
 // publishUntilAcked sends a publish with an id until it is acked.
-func (s *rawClient) publishUntilAcked(room, id string) map[string]any {
-	s.t.Helper()
+func (c *rawClient) publishUntilAcked(room, id string) map[string]any {
+	c.t.Helper()
 	for began := time.Now(); ; {
-		got, _ := s.publish(room, id)
+		got, _ := c.publish(room, id)
 		if got["type"] == "ack" {
 			return got
 		}
 		if got["code"] != "unavailable" || time.Since(began) > testkit.Timeout {
-			s.t.Fatalf("%s: %v", id, got)
+			c.t.Fatalf("%s: %v", id, got)
 		}
 	}
 }

@@ -19,37 +19,37 @@ type presenceWatcher struct {
 	events  []string // joins and leaves, in order
 }
 
-func (p *presenceWatcher) onPresence(f client.Presence) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (w *presenceWatcher) onPresence(f client.Presence) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if f.Members != nil {
-		p.present = map[string]bool{}
+		w.present = map[string]bool{}
 		for _, m := range f.Members {
-			p.present[m.Session] = true
+			w.present[m.Session] = true
 		}
 	}
 	for _, m := range f.Joined {
-		p.present[m.Session] = true
-		p.events = append(p.events, "+"+m.Session)
+		w.present[m.Session] = true
+		w.events = append(w.events, "+"+m.Session)
 	}
 	for _, m := range f.Left {
-		delete(p.present, m.Session)
-		p.events = append(p.events, "-"+m.Session)
+		delete(w.present, m.Session)
+		w.events = append(w.events, "-"+m.Session)
 	}
 }
 
-func (p *presenceWatcher) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.present)
+func (w *presenceWatcher) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.present)
 }
 
 // takeEvents returns the joins and leaves since the last call.
-func (p *presenceWatcher) takeEvents() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	events := p.events
-	p.events = nil
+func (w *presenceWatcher) takeEvents() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	events := w.events
+	w.events = nil
 	return events
 }
 

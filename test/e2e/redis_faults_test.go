@@ -114,9 +114,9 @@ func (r *faultRun) smallOutputBuffer() *faultKind {
 }
 
 // discardFrames reads all frames, and so answers pings, until the connection ends.
-func (s *rawClient) discardFrames() {
+func (c *rawClient) discardFrames() {
 	for {
-		if _, _, err := s.ws.Read(s.t.Context()); err != nil {
+		if _, _, err := c.ws.Read(c.t.Context()); err != nil {
 			return
 		}
 	}

@@ -72,37 +72,37 @@ type twoNodeWorkload struct {
 
 func startTwoNodeWorkload(t *testing.T, redisURL string) *twoNodeWorkload {
 	t.Helper()
-	p := &twoNodeWorkload{history: load.NewHistory(), latency: latencyWatch{sent: map[string]time.Time{}, lastDelivered: map[string]time.Time{}}}
+	w := &twoNodeWorkload{history: load.NewHistory(), latency: latencyWatch{sent: map[string]time.Time{}, lastDelivered: map[string]time.Time{}}}
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": redisURL}
-	for i := range p.nodes {
-		p.nodes[i] = testkit.StartServer(t, env)
+	for i := range w.nodes {
+		w.nodes[i] = testkit.StartServer(t, env)
 	}
 	ctx := testkit.Within(t, testkit.Timeout)
 	for i := range publisherCount {
-		p.clients = append(p.clients, p.addClient(ctx, t, i))
+		w.clients = append(w.clients, w.addClient(ctx, t, i))
 	}
 	stopping := make(chan struct{})
 	var publishing sync.WaitGroup
-	for i, c := range p.clients {
-		publishing.Go(func() { p.publishLoop(ctx, t, c, time.Duration(i)*publishInterval/publisherCount, stopping) })
+	for i, c := range w.clients {
+		publishing.Go(func() { w.publishLoop(ctx, t, c, time.Duration(i)*publishInterval/publisherCount, stopping) })
 	}
-	p.stop = sync.OnceFunc(func() { close(stopping); publishing.Wait() })
-	t.Cleanup(p.stop)
-	return p
+	w.stop = sync.OnceFunc(func() { close(stopping); publishing.Wait() })
+	t.Cleanup(w.stop)
+	return w
 }
 
-func (p *twoNodeWorkload) addClient(ctx context.Context, t *testing.T, i int) *roomClient {
+func (w *twoNodeWorkload) addClient(ctx context.Context, t *testing.T, i int) *roomClient {
 	t.Helper()
 	c := &roomClient{name: fmt.Sprintf("client-%d", i), room: message.Room(fmt.Sprintf("room-%d", i%twoNodeRooms))}
 	var err error
-	if c.client, err = client.Dial(ctx, client.Options{URLs: []string{p.nodes[i/twoNodeRooms].SocketURL()}}); err != nil {
+	if c.client, err = client.Dial(ctx, client.Options{URLs: []string{w.nodes[i/twoNodeRooms].SocketURL()}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.client.Close)
-	handler := p.history.Subscribe(c.name, c.room, client.Start()).Handler()
+	handler := w.history.Subscribe(c.name, c.room, client.Start()).Handler()
 	onMessage := handler.Message
 	handler.Message = func(m message.Message) {
-		p.latency.recordDelivery(c.name, m.ID)
+		w.latency.recordDelivery(c.name, m.ID)
 		onMessage(m)
 	}
 	if _, err = c.client.Join(ctx, c.room, client.Start(), handler); err != nil {
@@ -112,7 +112,7 @@ func (p *twoNodeWorkload) addClient(ctx context.Context, t *testing.T, i int) *r
 }
 
 // publishLoop publishes at a steady pace, whether the acks keep up or not.
-func (p *twoNodeWorkload) publishLoop(ctx context.Context, t *testing.T, c *roomClient, first time.Duration, stopping <-chan struct{}) {
+func (w *twoNodeWorkload) publishLoop(ctx context.Context, t *testing.T, c *roomClient, first time.Duration, stopping <-chan struct{}) {
 	var acks sync.WaitGroup
 	defer acks.Wait()
 	next := time.NewTimer(first)
@@ -125,31 +125,31 @@ func (p *twoNodeWorkload) publishLoop(ctx context.Context, t *testing.T, c *room
 			next.Reset(publishInterval)
 		}
 		id := fmt.Sprintf("%s-%d", c.name, i)
-		p.latency.recordPublish(id)
-		acks.Go(func() { c.publish(ctx, t, p.history, id) })
+		w.latency.recordPublish(id)
+		acks.Go(func() { c.publish(ctx, t, w.history, id) })
 	}
 }
 
 // runSteadily waits until steadyTime has passed and each node's broker is up.
-func (p *twoNodeWorkload) runSteadily(t *testing.T) {
+func (w *twoNodeWorkload) runSteadily(t *testing.T) {
 	t.Helper()
 	began := time.Now()
 	testkit.Eventually(t, "a steady time", func() bool { return time.Since(began) > steadyTime })
-	for _, node := range p.nodes {
+	for _, node := range w.nodes {
 		eventuallyOnPage(t, "the broker to be up", func() bool { return metric(t, node, "broker_up") == 1 })
 	}
 }
 
 // finish ends the workload and checks what each member received. A slow machine
 // publishes less; at least half of the messages must be there.
-func (p *twoNodeWorkload) finish(t *testing.T) {
+func (w *twoNodeWorkload) finish(t *testing.T) {
 	t.Helper()
-	p.stop()
-	testkit.Eventually(t, "the last deliveries", p.history.CaughtUp)
-	for _, c := range p.clients {
+	w.stop()
+	testkit.Eventually(t, "the last deliveries", w.history.CaughtUp)
+	for _, c := range w.clients {
 		c.client.Close() // a delivery after this would be a duplicate
 	}
-	report := assertClean(t, p.history)
+	report := assertClean(t, w.history)
 	if report.Rooms != twoNodeRooms || report.Acked < int(publishRate*2*steadyTime.Seconds()/2) {
 		t.Errorf("%d messages in %d rooms are too few", report.Acked, report.Rooms)
 	}
@@ -158,25 +158,25 @@ func (p *twoNodeWorkload) finish(t *testing.T) {
 func TestARedisMasterDiesAndNobodyMissesAMessage(t *testing.T) {
 	t.Parallel()
 	redis := testkit.StartRedisSentinel(t)
-	p := startTwoNodeWorkload(t, redis.URL())
-	p.runSteadily(t)
-	t.Logf("before: %s", p.latency.resetWorst())
+	w := startTwoNodeWorkload(t, redis.URL())
+	w.runSteadily(t)
+	t.Logf("before: %s", w.latency.resetWorst())
 	began := time.Now()
 	killed := redis.KillMaster()
 	redis.WaitMaster(killed)
 	t.Logf("a new master after %v", time.Since(began).Round(time.Millisecond))
-	p.runSteadily(t)
-	t.Logf("failover: %s", p.latency.resetWorst())
-	p.finish(t)
+	w.runSteadily(t)
+	t.Logf("failover: %s", w.latency.resetWorst())
+	w.finish(t)
 }
 
 // All buckets of one of three cluster nodes move to another, one after the other.
 func TestAClusterIsReshardedAndNobodyMissesAMessage(t *testing.T) {
 	t.Parallel()
 	redis := testkit.StartRedisCluster(t)
-	p := startTwoNodeWorkload(t, redis.URL())
-	p.runSteadily(t)
-	t.Logf("before: %s", p.latency.resetWorst())
+	w := startTwoNodeWorkload(t, redis.URL())
+	w.runSteadily(t)
+	t.Logf("before: %s", w.latency.resetWorst())
 	began, moved := time.Now(), 0
 	for i := range 64 {
 		slot := redis.Slot(fmt.Sprintf("{b%02d}", i))
@@ -186,12 +186,12 @@ func TestAClusterIsReshardedAndNobodyMissesAMessage(t *testing.T) {
 		}
 	}
 	t.Logf("%d slots moved in %v", moved, time.Since(began).Round(time.Millisecond))
-	p.runSteadily(t)
-	t.Logf("resharding: %s", p.latency.resetWorst())
+	w.runSteadily(t)
+	t.Logf("resharding: %s", w.latency.resetWorst())
 	if moved == 0 {
 		t.Error("no slot was moved")
 	}
-	p.finish(t)
+	w.finish(t)
 }
 
 // Without ca_file the server trusts the system's roots, which SSL_CERT_FILE names.

@@ -105,44 +105,44 @@ func invariants() []invariant {
 
 // crashRepeatedly kills PostgreSQL under traffic five times, and starts it again once
 // publishers have received `unavailable`.
-func crashRepeatedly(t *testing.T, p *verifyFixture) {
+func crashRepeatedly(t *testing.T, f *verifyFixture) {
 	for range 5 {
-		waitStored(t, p, 100)
-		p.pg.Kill()
-		waitUnavailable(t, p)
-		p.pg.Start()
-		waitReady(t, p)
+		waitStored(t, f, 100)
+		f.pg.Kill()
+		waitUnavailable(t, f)
+		f.pg.Start()
+		waitReady(t, f)
 	}
 }
 
 // restoreOlderDump restores an older state of the database while nodes run.
-func restoreOlderDump(t *testing.T, p *verifyFixture) {
-	waitStored(t, p, 50)
-	dump := postgresTool(t, "pg_dump", p.pg.URL(), nil, "--clean", "--if-exists")
-	waitStored(t, p, 200)
-	postgresTool(t, "psql", p.pg.URL(), dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
-	waitStored(t, p, 50)
+func restoreOlderDump(t *testing.T, f *verifyFixture) {
+	waitStored(t, f, 50)
+	dump := postgresTool(t, "pg_dump", f.pg.URL(), nil, "--clean", "--if-exists")
+	waitStored(t, f, 200)
+	postgresTool(t, "psql", f.pg.URL(), dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
+	waitStored(t, f, 50)
 }
 
 // waitStored waits until n more messages are stored.
-func waitStored(t *testing.T, p *verifyFixture, n int) {
+func waitStored(t *testing.T, f *verifyFixture, n int) {
 	t.Helper()
-	stored := func() float64 { return sumSeries(t, p, "store_batch_messages_sum") }
+	stored := func() float64 { return sumSeries(t, f, "store_batch_messages_sum") }
 	before := stored()
 	eventuallyOnPage(t, "messages to be stored", func() bool { return stored() >= before+float64(n) })
 }
 
 // waitUnavailable waits until a node has answered with `unavailable`.
-func waitUnavailable(t *testing.T, p *verifyFixture) {
+func waitUnavailable(t *testing.T, f *verifyFixture) {
 	t.Helper()
-	count := func() float64 { return sumSeries(t, p, `websocket_errors_total{type="unavailable"}`) }
+	count := func() float64 { return sumSeries(t, f, `websocket_errors_total{type="unavailable"}`) }
 	before := count()
 	eventuallyOnPage(t, "a publish to be unavailable", func() bool { return count() > before })
 }
 
-func waitReady(t *testing.T, p *verifyFixture) {
+func waitReady(t *testing.T, f *verifyFixture) {
 	t.Helper()
-	for _, s := range p.nodes {
+	for _, s := range f.nodes {
 		if err := s.WaitReady(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -150,9 +150,9 @@ func waitReady(t *testing.T, p *verifyFixture) {
 }
 
 // sumSeries returns the sum of a series over all nodes.
-func sumSeries(t *testing.T, p *verifyFixture, series string) (total float64) {
+func sumSeries(t *testing.T, f *verifyFixture, series string) (total float64) {
 	t.Helper()
-	for _, s := range p.nodes {
+	for _, s := range f.nodes {
 		total += metric(t, s, series)
 	}
 	return total
@@ -222,10 +222,10 @@ func TestVerifyFindsEachBrokenInvariant(t *testing.T) {
 // for the last deliveries for up to settle.
 func runVerify(t *testing.T, r *invariant, program, settle string) (code int, faults map[string]int, out string) {
 	t.Helper()
-	p := &verifyFixture{pg: testkit.StartPostgres(t, "commit_delay=20000", "commit_siblings=0")}
-	env := map[string]string{"DATABASE_URL": p.pg.URL(), "APPEND_TIMEOUT": "500ms"}
+	f := &verifyFixture{pg: testkit.StartPostgres(t, "commit_delay=20000", "commit_siblings=0")}
+	env := map[string]string{"DATABASE_URL": f.pg.URL(), "APPEND_TIMEOUT": "500ms"}
 	for range 2 {
-		p.nodes = append(p.nodes, testkit.StartServerProgram(t, program, env))
+		f.nodes = append(f.nodes, testkit.StartServerProgram(t, program, env))
 	}
 	duration := "3s"
 	if r.disrupt != nil {
@@ -233,10 +233,10 @@ func runVerify(t *testing.T, r *invariant, program, settle string) (code int, fa
 	}
 	verify := startSwitchyard(t, append([]string{
 		"verify", "--json", "--clients", "24", "--rooms", "3", "--rate", "200", "--duration", duration, "--settle", settle,
-		"--url", p.nodes[0].SocketURL(), "--url", p.nodes[1].SocketURL(),
+		"--url", f.nodes[0].SocketURL(), "--url", f.nodes[1].SocketURL(),
 	}, r.flags...)...)
 	if r.disrupt != nil {
-		r.disrupt(t, p)
+		r.disrupt(t, f)
 		if err := verify.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,7 @@ type webhookReceiver struct {
 	notified map[string]bool // receiver and alert, with a space between
 }
 
-func (p *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var message struct {
 		Receiver string
 		Alerts   []struct{ Labels map[string]string }
@@ -36,17 +36,17 @@ func (p *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, a := range message.Alerts {
-		p.notified[message.Receiver+" "+a.Labels["alertname"]] = true
+		h.notified[message.Receiver+" "+a.Labels["alertname"]] = true
 	}
 }
 
-func (p *webhookReceiver) wasNotified(what string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.notified[what]
+func (h *webhookReceiver) wasNotified(what string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.notified[what]
 }
 
 // startAlertmanager starts Alertmanager as the stack does, with secrets of the test's

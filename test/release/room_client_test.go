@@ -32,53 +32,52 @@ type roomClient struct {
 // the next of the servers when one fails.
 func joinRoom(t *testing.T, room message.Room, servers ...*testkit.Server) *roomClient {
 	t.Helper()
-	g := &roomClient{t: t, room: room}
+	c := &roomClient{t: t, room: room}
 	var urls []string
 	for _, s := range servers {
 		urls = append(urls, s.SocketURL())
 	}
 	ctx := testkit.Within(t, testkit.Timeout)
-	c, err := client.Dial(ctx, client.Options{URLs: urls})
+	var err error
+	if c.client, err = client.Dial(ctx, client.Options{URLs: urls}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.client.Close)
+	_, err = c.client.Join(ctx, room, client.Start(), client.Handler{Message: c.onMessage, Signal: c.onSignal, Gap: c.onGap})
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.client = c
-	t.Cleanup(c.Close)
-	_, err = c.Join(ctx, room, client.Start(), client.Handler{Message: g.onMessage, Signal: g.onSignal, Gap: g.onGap})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return g
+	return c
 }
 
-func (g *roomClient) onMessage(m message.Message) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.received = append(g.received, m)
+func (c *roomClient) onMessage(m message.Message) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.received = append(c.received, m)
 }
 
-func (g *roomClient) onSignal(s client.Signal) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.signals = append(g.signals, string(s.Data))
+func (c *roomClient) onSignal(s client.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.signals = append(c.signals, string(s.Data))
 }
 
-func (g *roomClient) onGap(client.Gap) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.gaps++
+func (c *roomClient) onGap(client.Gap) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gaps++
 }
 
-func (g *roomClient) count() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.received)
+func (c *roomClient) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.received)
 }
 
-func (g *roomClient) hasSignal(signal string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, s := range g.signals {
+func (c *roomClient) hasSignal(signal string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.signals {
 		if s == signal {
 			return true
 		}
@@ -87,13 +86,13 @@ func (g *roomClient) hasSignal(signal string) bool {
 }
 
 // publish publishes a message whose data is its id, and records the ack.
-func (g *roomClient) publish(l *ackLog, id string) {
-	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.t.Context(), testkit.Timeout)
+func (c *roomClient) publish(l *ackLog, id string) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), testkit.Timeout)
 	defer cancel()
-	ack, err := g.client.Publish(ctx, g.room, json.RawMessage(`"`+id+`"`), id)
+	ack, err := c.client.Publish(ctx, c.room, json.RawMessage(`"`+id+`"`), id)
 	if err != nil {
-		g.t.Errorf("publish %s: %v", id, err)
+		c.t.Errorf("publish %s: %v", id, err)
 		return
 	}
 	l.record(id, ack.Seq)
@@ -122,12 +121,12 @@ func (l *ackLog) size() int {
 
 // check waits until a client has received all acked messages, and checks that they
 // came once, in order, unchanged, and with the seqs of their acks.
-func (l *ackLog) check(name string, g *roomClient) {
-	g.t.Helper()
-	testkit.Eventually(g.t, "all messages at "+name, func() bool { return g.count() >= l.size() })
-	g.client.Close() // a delivery after this would be a duplicate
-	if why := l.problem(g.received, g.gaps); why != "" {
-		g.t.Errorf("%s: %s", name, why)
+func (l *ackLog) check(name string, c *roomClient) {
+	c.t.Helper()
+	testkit.Eventually(c.t, "all messages at "+name, func() bool { return c.count() >= l.size() })
+	c.client.Close() // a delivery after this would be a duplicate
+	if why := l.problem(c.received, c.gaps); why != "" {
+		c.t.Errorf("%s: %s", name, why)
 	}
 }
 

@@ -58,10 +58,10 @@ func TestBothReleasesServeTheSameRooms(t *testing.T) {
 			t.Fatalf("served by %s and %s", was, is)
 		}
 		var publishing sync.WaitGroup
-		for name, g := range map[string]*roomClient{"early": early, "late": late} {
+		for name, c := range map[string]*roomClient{"early": early, "late": late} {
 			publishing.Go(func() {
 				for i := range each {
-					g.publish(&acks, fmt.Sprintf("%s-%d", name, 100+i))
+					c.publish(&acks, fmt.Sprintf("%s-%d", name, 100+i))
 				}
 			})
 		}
@@ -187,14 +187,14 @@ func TestClientsMoveBetweenReleases(t *testing.T) {
 		}
 		stopping := make(chan struct{})
 		var publishing sync.WaitGroup
-		for i, g := range clients {
+		for i, c := range clients {
 			publishing.Go(func() {
 				for n := 0; ; n++ {
 					select {
 					case <-stopping:
 						return
 					default:
-						g.publish(&acks, fmt.Sprintf("g%d-%d", i, n))
+						c.publish(&acks, fmt.Sprintf("g%d-%d", i, n))
 					}
 				}
 			})
@@ -205,8 +205,8 @@ func TestClientsMoveBetweenReleases(t *testing.T) {
 			if err := leaves.Stop(); err != nil {
 				t.Errorf("stopped: %v\n%s", err, leaves.Output())
 			}
-			for _, g := range clients {
-				testkit.Eventually(t, "every client on "+stays.Addr, func() bool { return version(g.client.Welcome().Version) })
+			for _, c := range clients {
+				testkit.Eventually(t, "every client on "+stays.Addr, func() bool { return version(c.client.Welcome().Version) })
 			}
 			leaves.Restart()
 		}
@@ -215,8 +215,8 @@ func TestClientsMoveBetweenReleases(t *testing.T) {
 		moveAll(p.old, p.current, func(v string) bool { return v != r.name })
 		close(stopping)
 		publishing.Wait()
-		for i, g := range clients {
-			acks.check(fmt.Sprintf("client %d", i), g)
+		for i, c := range clients {
+			acks.check(fmt.Sprintf("client %d", i), c)
 		}
 		t.Logf("%d messages, %d movers, three moves", acks.size(), movers)
 	})
@@ -246,8 +246,8 @@ func TestUnreadablePayloadsAreCountedAndRepaired(t *testing.T) {
 					t.Fatalf("%s servers are subscribed, want 2", n)
 				}
 			}
-			for j, g := range clients {
-				g.publish(&acks, fmt.Sprintf("g%d-%d", j, i))
+			for j, c := range clients {
+				c.publish(&acks, fmt.Sprintf("g%d-%d", j, i))
 			}
 		}
 		for _, s := range []*testkit.Server{p.old, p.current} {
@@ -256,8 +256,8 @@ func TestUnreadablePayloadsAreCountedAndRepaired(t *testing.T) {
 				t.Errorf("a panic:\n%s", s.Output())
 			}
 		}
-		for i, g := range clients {
-			acks.check(fmt.Sprintf("client %d", i), g)
+		for i, c := range clients {
+			acks.check(fmt.Sprintf("client %d", i), c)
 		}
 	})
 }

@@ -19,18 +19,18 @@ func TestSQLiteFileUpgradedAndRolledBack(t *testing.T) {
 		var at client.Position
 		for round, program := range []string{r.server(t), testkit.BuildServer(t), r.server(t), testkit.BuildServer(t)} {
 			s := testkit.StartServerProgram(t, program, env)
-			g := joinRoom(t, "lobby", s)
+			c := joinRoom(t, "lobby", s)
 			if round > 0 {
 				assertResumes(t, s, at, acks.size())
 			}
 			for i := range 20 {
-				g.publish(&acks, fmt.Sprintf("%d-%d", round, i))
+				c.publish(&acks, fmt.Sprintf("%d-%d", round, i))
 			}
-			testkit.Eventually(t, "all messages", func() bool { return g.count() >= acks.size() })
+			testkit.Eventually(t, "all messages", func() bool { return c.count() >= acks.size() })
 			if round == 0 {
-				at, _ = g.client.Position("lobby")
+				at, _ = c.client.Position("lobby")
 			}
-			acks.check(fmt.Sprintf("the client of server %d", round), g)
+			acks.check(fmt.Sprintf("the client of server %d", round), c)
 			if err := s.Stop(); err != nil {
 				t.Errorf("server %d: exit: %v\n%s", round, err, s.Output())
 			}

@@ -79,8 +79,10 @@ func TestAClientThatNeverAnswersDoesNotBlockShutdown(t *testing.T) {
 	if err := s.Stop(); err != nil {
 		t.Errorf("exit: %v\n%s", err, s.Output())
 	}
-	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("took %v", took)
+	// About 10 s are usual: the drain, its last closes, and 5 s for the close handshake. The
+	// step as a whole would give up after 21 s.
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("the stop took %v", took)
 	}
 }
 

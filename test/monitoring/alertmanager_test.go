@@ -153,7 +153,7 @@ func TestAlertmanagerWithoutOrWithBadURLs(t *testing.T) {
 	t.Parallel()
 	url, p := startAlertmanager(t, map[string]string{"alert_webhook_url": ""})
 	testkit.EventuallyNil(t, "Alertmanager to take alerts", func() error { return post(t.Context(), url+"/api/v2/alerts", "[]") })
-	for _, want := range []string{"alerts are told to nobody", "nobody notices when the monitoring itself dies"} {
+	for _, want := range []string{"no alert is sent to anyone", "no one notices when the monitoring itself fails"} {
 		if !strings.Contains(p.Output(), want) {
 			t.Errorf("it does not say that %s:\n%s", want, p.Output())
 		}

@@ -11,7 +11,7 @@ import (
 // operatorPages are the pages of docs that operators read.
 var operatorPages = []string{"operations.md", "monitoring.md", "incidents.md", "runbook.md", "capacity.md", "replica.md"}
 
-// Settings, services and files that the operators' pages name are there.
+// Settings, services and files that the operators' pages name exist.
 func TestOperatorPagesNameExistingThings(t *testing.T) {
 	var page string
 	for _, name := range operatorPages {
@@ -29,19 +29,19 @@ func TestOperatorPagesNameExistingThings(t *testing.T) {
 	found := 0
 	for _, name := range regexp.MustCompile("[`\n ]([A-Z]+(?:_[A-Z]+)+)\\b").FindAllStringSubmatch(page, -1) {
 		if found++; !settings[name[1]] {
-			t.Errorf("the page names %s, which neither .env.example nor docs/configuration.md has", name[1])
+			t.Errorf("a page names %s, which neither .env.example nor docs/configuration.md has", name[1])
 		}
 	}
 	for _, name := range regexp.MustCompile(`docker compose[^\n]* (?:exec|rm -sf|up -d --wait --no-deps|stop) ([a-z_]+)`).FindAllStringSubmatch(page, -1) {
 		if found++; file.Services[name[1]].Image == "" {
-			t.Errorf("the page names the service %s", name[1])
+			t.Errorf("a page names the service %s, which the compose file lacks", name[1])
 		}
 	}
 	for _, name := range regexp.MustCompile("`((?:postgres|dynamic|staging|secrets)/[a-z_.]+)`").FindAllStringSubmatch(page, -1) {
 		found++
 		if secret, ok := strings.CutPrefix(name[1], "secrets/"); ok {
 			if _, known := file.Secrets[secret]; !known {
-				t.Errorf("the page names the secret %s", secret)
+				t.Errorf("a page names the secret %s, which the compose file lacks", secret)
 			}
 			continue
 		}
@@ -49,21 +49,21 @@ func TestOperatorPagesNameExistingThings(t *testing.T) {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(traefik, name[1])); err != nil {
-			t.Errorf("the page names %s, which is not there", name[1])
+			t.Errorf("a page names %s, which does not exist", name[1])
 		}
 	}
 	if found < 30 {
-		t.Errorf("only %d names were looked for", found)
+		t.Errorf("only %d names were found on the pages", found)
 	}
 }
 
-// Where the tests are that the page names by package.
+// testFolders has the folders of the packages by which a page names tests.
 var testFolders = map[string]string{
 	"cmd": "cmd/switchyard", "stack": "test/stack", "e2e": "test/e2e", "monitoring": "test/monitoring",
 	"deploy": "internal/deploy", "backup": "internal/backup", "inspect": "internal/inspect",
 }
 
-// Each script and step of the guide has a command and a test, and both are there.
+// Each script and step of the guide has a command and a test, and both exist.
 func TestEachScriptHasACommandAndATest(t *testing.T) {
 	page := read(t, root+"/docs/predecessor.md")
 	commands := map[string]bool{}
@@ -110,11 +110,11 @@ func TestEachScriptHasACommandAndATest(t *testing.T) {
 		}
 	}
 	if rows < 50 {
-		t.Errorf("only %d rows were looked at", rows)
+		t.Errorf("only %d rows were found", rows)
 	}
 }
 
-// sources returns the Go files of a folder: its tests, or all others.
+// sources returns the text of a folder's Go files: of its tests, or of all others.
 func sources(t *testing.T, folder string, tests bool) string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(root, folder, "*.go"))

@@ -16,15 +16,15 @@ import (
 	"switchyard/bench/report"
 )
 
-// A figure is what a row of RESULTS.md shows of a run.
+// A figure is a row of RESULTS.md: one value of the runs of one test.
 type figure struct {
-	row  string
-	test string
-	unit string
-	of   func(*report.Run) float64
-	must float64
-	aim  float64
-	less bool // less is better
+	label         string
+	test          string
+	unit          string
+	value         func(*report.Run) float64
+	required      float64
+	goal          float64
+	lowerIsBetter bool
 }
 
 func perCore(r *report.Run) float64 { return r.PerCore / 1e3 }
@@ -61,13 +61,13 @@ var figures = []figure{
 	}, 15, 0, true},
 }
 
-// calibration is what the floor did where the budgets were set (DESIGN.md, 9), in
-// thousands a core-second, by the test. The first is the middle of 258 to 335.
+// calibration has the floor's results, in thousands a core-second by test, on the machine
+// where the required values were set. The first one is the middle of 258 to 335.
 var calibration = map[string]float64{"fan-out, 1 under way": 297, "fan-out, 16 under way": 2500, "rooms of 10, unstored": 139}
 
-// speeds are those of this machine's core beside the one where the budgets were
-// set, one by each test of the floor that was run there too, the lowest first.
-func speeds(lines []report.Run) []float64 {
+// relativeSpeeds returns the speeds of this machine's core relative to the one where the
+// required values were set, by each test of the floor in calibration, in ascending order.
+func relativeSpeeds(lines []report.Run) []float64 {
 	var all []float64
 	for i := range figures {
 		f := &figures[i]
@@ -80,43 +80,43 @@ func speeds(lines []report.Run) []float64 {
 	return all
 }
 
-// here is a bound of so much a core-second where a core has this speed; 0: it is
-// a bound of something else.
-func (f *figure) here(speed float64) float64 {
+// requiredAtSpeed returns the required value for a core of this relative speed, 0 if the
+// figure is not one of a core-second.
+func (f *figure) requiredAtSpeed(speed float64) float64 {
 	if !strings.HasSuffix(f.unit, "a core-second") {
 		return 0
 	}
-	return f.must * speed
+	return f.required * speed
 }
 
-// write makes RESULTS.md and the tables of growth of the raw lines.
-func (b *bench) write(ctx context.Context) error {
-	return errors.Join(b.writeTable(ctx), b.writeGrowth(ctx))
+// writeResults writes RESULTS.md, and the tables of GROWTH.md, from the raw lines.
+func (r *runner) writeResults(ctx context.Context) error {
+	return errors.Join(r.writeTable(ctx), r.writeScaling(ctx))
 }
 
-func (b *bench) writeTable(ctx context.Context) error {
-	lines, err := b.lines("table")
+func (r *runner) writeTable(ctx context.Context) error {
+	lines, err := r.readResults("table")
 	if err != nil || len(lines) == 0 {
 		return err
 	}
 	var out strings.Builder
 	fmt.Fprintf(&out, "# Results\n\nMade by `make bench`; do not edit. [README.md](README.md) says what each row does.\n\n")
-	fmt.Fprintf(&out, "%s, commit %s. %s.\n\n", time.Now().UTC().Format(time.DateOnly), b.commit(ctx), machine())
+	fmt.Fprintf(&out, "%s, commit %s. %s.\n\n", time.Now().UTC().Format(time.DateOnly), r.commitName(ctx), machineName())
 	out.WriteString("Medians; in brackets how many runs. 128-byte payloads, ours stored in PostgreSQL (a flush takes 1 ms) unless it says signal\n" +
 		"or unstored; the peer keeps its in memory. A core-second is one of the server's own processor time.\n\n")
-	pace := speeds(lines)
-	var middle float64
-	if n := len(pace); n > 0 {
-		middle = pace[n/2]
+	speeds := relativeSpeeds(lines)
+	var medianSpeed float64
+	if n := len(speeds); n > 0 {
+		medianSpeed = speeds[n/2]
 		fmt.Fprintf(&out, "By the floor's tests a core here does %.2f to %.2f of what one did where the budgets were set. *Must here* is a must of so much\n"+
-			"a core-second times the middle one, %.2f; latencies and what PostgreSQL takes part in are left as they are.\n\n", pace[0], pace[n-1], middle)
+			"a core-second times the middle one, %.2f; latencies and what PostgreSQL takes part in are left as they are.\n\n", speeds[0], speeds[n-1], medianSpeed)
 	}
 	out.WriteString("| what | unit | floor | centrifuge | ours | must | must here | aims at | ours / floor | ours / centrifuge |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for i := range figures {
 		f := &figures[i]
 		var cells [3]float64
-		fmt.Fprintf(&out, "| %s | %s |", f.row, f.unit)
-		for j, c := range contestants {
+		fmt.Fprintf(&out, "| %s | %s |", f.label, f.unit)
+		for j, c := range candidates {
 			v, n := median(lines, c.name, f)
 			if cells[j] = v; n == 0 {
 				out.WriteString(" – |")
@@ -124,21 +124,21 @@ func (b *bench) writeTable(ctx context.Context) error {
 			}
 			fmt.Fprintf(&out, " %.4g (%d) |", v, n)
 		}
-		fmt.Fprintf(&out, " %s | %s | %s | %s | %s |\n", f.verdict(f.must, cells[2]), f.verdict(f.here(middle), cells[2]), f.verdict(f.aim, cells[2]),
+		fmt.Fprintf(&out, " %s | %s | %s | %s | %s |\n", f.formatBound(f.required, cells[2]), f.formatBound(f.requiredAtSpeed(medianSpeed), cells[2]), f.formatBound(f.goal, cells[2]),
 			ratio(cells[2], cells[0]), ratio(cells[2], cells[1]))
 	}
-	out.WriteString("\n" + doubts(lines))
-	return os.WriteFile(filepath.Join(b.opts.root, "bench", "RESULTS.md"), []byte(out.String()), 0o644)
+	out.WriteString("\n" + caveats(lines))
+	return os.WriteFile(filepath.Join(r.opts.root, "bench", "RESULTS.md"), []byte(out.String()), 0o644)
 }
 
-// verdict shows a bound and whether it is met.
-func (f *figure) verdict(bound, v float64) string {
+// formatBound returns a bound and whether v meets it.
+func (f *figure) formatBound(bound, v float64) string {
 	switch {
 	case bound == 0:
 		return "–"
 	case v == 0:
 		return fmt.Sprintf("%.4g", bound)
-	case f.less == (v <= bound) || v == bound:
+	case f.lowerIsBetter == (v <= bound) || v == bound:
 		return fmt.Sprintf("%.4g, met", bound)
 	}
 	return fmt.Sprintf("%.4g, **not met**", bound)
@@ -151,12 +151,12 @@ func ratio(a, b float64) string {
 	return fmt.Sprintf("%.2f", a/b)
 }
 
-// median is a figure's over all of a server's runs.
+// median returns the median of a figure over all runs of a server, and their number.
 func median(lines []report.Run, server string, f *figure) (float64, int) {
 	var all []float64
 	for i := range lines {
 		if lines[i].Server == server && lines[i].Test == f.test {
-			all = append(all, f.of(&lines[i]))
+			all = append(all, f.value(&lines[i]))
 		}
 	}
 	if len(all) == 0 {
@@ -166,29 +166,29 @@ func median(lines []report.Run, server string, f *figure) (float64, int) {
 	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2, len(all)
 }
 
-// doubts tells what speaks against the runs.
-func doubts(lines []report.Run) string {
+// caveats says what limits the significance of the runs.
+func caveats(lines []report.Run) string {
 	bad, worst := 0, report.Run{}
-	var foreign []float64
+	var otherLoad []float64
 	for _, r := range lines {
-		if r.Lost != 0 || r.Doubled != 0 || r.Disordered != 0 || r.Cut != 0 || r.Failed != 0 {
+		if r.Lost != 0 || r.Duplicated != 0 || r.OutOfOrder != 0 || r.ClosedByServer != 0 || r.Failed != 0 {
 			bad++
 		}
-		foreign = append(foreign, r.Foreign)
+		otherLoad = append(otherLoad, r.OtherLoad)
 		if r.Steal > worst.Steal {
 			worst = r
 		}
 	}
-	slices.SortFunc(foreign, cmp.Compare)
+	slices.SortFunc(otherLoad, cmp.Compare)
 	return fmt.Sprintf("Of %d runs %d lost, doubled, swapped or cut something. Others took %.0f %% of the machine in the median run and %.0f %% in the\n"+
 		"worst, the hypervisor at most %.0f %%: they warm no caches for us, so compare ratios of one session, not figures of two.\n",
-		len(lines), bad, 100*foreign[len(foreign)/2], 100*foreign[len(foreign)-1], 100*worst.Steal)
+		len(lines), bad, 100*otherLoad[len(otherLoad)/2], 100*otherLoad[len(otherLoad)-1], 100*worst.Steal)
 }
 
-// commit names what was measured.
-func (b *bench) commit(ctx context.Context) string {
+// commitName returns the name of the measured commit.
+func (r *runner) commitName(ctx context.Context) string {
 	cmd := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=9")
-	cmd.Dir = b.opts.root
+	cmd.Dir = r.opts.root
 	out, err := cmd.Output()
 	if err != nil {
 		return "unknown"
@@ -196,7 +196,7 @@ func (b *bench) commit(ctx context.Context) string {
 	return strings.TrimSpace(string(out))
 }
 
-func machine() string {
+func machineName() string {
 	info, _ := os.ReadFile("/proc/cpuinfo")
 	model := "an unknown processor"
 	for line := range strings.Lines(string(info)) {

@@ -8,7 +8,7 @@
 //
 // It reconnects by itself when the socket ends, resumes each room after the last seq it saw, delivers no
 // message twice, and keeps each publish until the server has stored it. When the server asks it to move, it
-// opens the next socket before it closes the first. client.d.ts has the types and documents each call.
+// opens the next socket before it closes the current one. client.d.ts has the types and documents each call.
 
 import { Connection } from "./link.js";
 import { Move, SignalDedup } from "./move.js";
@@ -261,7 +261,7 @@ export class Switchyard extends Emitter {
   #moveHost = {
     create: () => this.#newConnection(),
     start: (connection) => this.#openSocket(connection),
-    nextWelcomed: (connection) => {
+    joinRooms: (connection) => {
       connection.movedFrom = this.welcome.node;
       if (connection.movedFrom) this.#sendMoved(connection);
       this.#rooms.signalDedup.start();

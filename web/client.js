@@ -195,7 +195,7 @@ export class Switchyard extends Emitter {
     this.#scheduleReconnect(code, reason, soon && !repeated ? this.#random() * RECONNECT_WITHIN : this.#backoffDelay(this.#failures++));
   }
 
-  // The first connection has ended while the next one is being opened, which is now the only one.
+  // The current connection has ended while the next one is being opened, which is now the only one.
   #continueWithNext() {
     [this.#current] = this.#move.takeNext();
     this.#current.movedFrom = this.welcome.node;
@@ -327,7 +327,7 @@ export class Switchyard extends Emitter {
   // Another user or an earlier publish may have used the same id: the user and the data must be the same, too.
   #isOwn({ room, id, from, data }, connection) {
     const own = this.#outbox.pending(`${room} ${id}`);
-    return own?.attempts > 0 && from === (connection.welcome.user ?? null) && JSON.stringify(data) === own.body;
+    return own?.uncertainAttempts > 0 && from === (connection.welcome.user ?? null) && JSON.stringify(data) === own.body;
   }
 
   #handleError(frame, connection) {

@@ -36,7 +36,10 @@ export class Move {
     return { notBefore: now + clampTimeout(after), deadline: now + clampTimeout(deadline), avoid, reason, failures: 0 };
   }
 
-  /** Starts a move, which replaces the previous move. An attempt in progress continues if it avoids the same node or deployment. */
+  /**
+   * Starts a move, which replaces the previous move. An attempt in progress continues if it avoids the same node
+   * or deployment.
+   */
   start(request) {
     if (this.next && sameTarget(request.avoid, this.#request.avoid)) {
       this.#request = { ...request, failures: this.#request.failures };

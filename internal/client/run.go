@@ -27,7 +27,7 @@ func (c *Client) run() {
 // One goroutine at a time is responsible for the current connection: it reads
 // it here, or is on its way to the next one. A move starts a second loop for the
 // next connection, which takes over when that becomes the current one; the loop
-// of the first then returns.
+// of the old connection then returns.
 func (c *Client) connectionLoop(conn *connection, end closeResult) {
 	for {
 		if conn != nil {
@@ -103,7 +103,7 @@ func (c *Client) startConnection(conn *connection) {
 
 // makeCurrent makes conn the current connection: it rejoins the rooms from their
 // positions, and then resends, in order, what has no answer yet. The caller holds
-// handlerMu and mu, and delivers the outcomes once mu is released.
+// handlerMu and mu, and runs the returned callbacks once mu is released.
 func (c *Client) makeCurrent(conn *connection) (calls callbacks) {
 	c.current, c.welcome = conn, conn.welcome
 	if conn.welcome.Session != "" {

@@ -282,7 +282,7 @@ func TestADrainWaitsForNodesThatDisappearBriefly(t *testing.T) {
 	})
 }
 
-func TestADrainUndoneMidway(t *testing.T) {
+func TestADrainCanceledMidway(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		var targets atomic.Pointer[MoveTargets]
 		targets.Store(&healthyTargets)

@@ -201,7 +201,7 @@ type Server struct {
 	// mu protects the fields below.
 	mu             sync.Mutex
 	exitAfterDrain bool // the process ends after the drain
-	stopping       bool
+	stopping       bool // Stop was called
 	drain          *drain // nil: none is running
 	admission      admission
 	empty          chan struct{} // closed when nobody is connected; nil: nobody waits

@@ -108,7 +108,7 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			publish z
 			s joins e:0
 			s gets a e:1
-			s gets z e:9`, SilentGap, "room r: s was not told what became of 2 to 8"},
+			s gets z e:9`, SilentGap, "room r: s missed 2 to 8 without a gap"},
 		"a silent gap on the wire alone": {threeMessages + `s joins e:0
 			s gets a e:1
 			s skips e:3 1
@@ -122,10 +122,10 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s gets a e:1
 			publish d
 			ack d f:1
-			s gets d f:1`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 0 without a word"},
+			s gets d f:1`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 0 without a gap"},
 		"a gap in an epoch that was not declared": {threeMessages + `s joins e:0
 			s gets a e:1
-			s gap f:1-2 trimmed`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 2 without a word"},
+			s gap f:1-2 trimmed`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 2 without a gap"},
 		"an epoch that one never heard of": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
@@ -134,13 +134,13 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s gets d f:2
 			t gets a e:1
 			t gets b e:2
-			t gets c e:3`, SilentEpoch, "t never heard of epoch f"},
+			t gets c e:3`, SilentEpoch, "t never reached epoch f"},
 		"back in another epoch, above the first": {threeMessages + `s joins e:0
 			s gets a e:1
 			s returns f:1
 			publish d
 			ack d f:2
-			s gets d f:2`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 1 without a word"},
+			s gets d f:2`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 1 without a gap"},
 		"lost in an epoch that one never heard of": {threeMessages + `s joins e:3
 			t joins e:3
 			t gap f:1-0 epoch

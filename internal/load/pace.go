@@ -33,7 +33,8 @@ func (r *Run) publishLoop() {
 		case <-next.C:
 		}
 		sent = r.publishDue(time.Since(began), sent)
-		next.Reset(time.Duration(float64(sent+1)/r.plan.Rate*float64(time.Second)) - time.Since(began))
+		wait := time.Duration(float64(sent+1)/r.plan.Rate*float64(time.Second)) - time.Since(began)
+		next.Reset(max(wait, time.Microsecond)) // rounding may make a due message appear not due yet
 	}
 }
 

@@ -54,12 +54,13 @@ func (n *Node) Ban(ctx context.Context, user string, d time.Duration) error {
 	case d <= 0 || d > maxBanDuration:
 		return &message.InvalidError{Field: "for", Reason: "must be over 0 and at most 720h"}
 	}
+	before := n.bans.end(user)
 	if !n.bans.add(user, d) {
 		return errTooManyBans
 	}
 	refused, err := n.backend.ban(ctx, []ban{{user, d}})
 	if refused > 0 {
-		n.bans.remove(user)
+		n.bans.restore(user, before)
 		return errTooManyBans
 	}
 	if err != nil {
@@ -107,10 +108,23 @@ func (b *banList) addLocked(user string, left time.Duration) bool {
 	return true
 }
 
-func (b *banList) remove(user string) {
+// end returns the end of a user's ban, or the zero time if there is none.
+func (b *banList) end(user string) time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.until, user)
+	return b.until[user]
+}
+
+// restore sets the end of a user's ban to what it was before. The zero time
+// removes the ban.
+func (b *banList) restore(user string, before time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if before.IsZero() {
+		delete(b.until, user)
+		return
+	}
+	b.until[user] = before
 }
 
 // resetVersion makes the next heartbeat merge the lists.

@@ -73,6 +73,7 @@ type limits struct {
 	rates      [measureCount]rate
 	seed       maphash.Seed
 	shards     [limitShards]limitShard
+	maxUsers   int // of a shard: of maxBuckets, unless a test changes it
 	disabled   bool
 	shardSizes [limitShards]int // users of each shard; owned by limitLoop
 }
@@ -95,7 +96,7 @@ type userBucket struct {
 }
 
 func newLimits(n *Node, r Rates) *limits {
-	l := &limits{node: n, rates: r.byMeasure(), seed: maphash.MakeSeed()}
+	l := &limits{node: n, rates: r.byMeasure(), seed: maphash.MakeSeed(), maxUsers: maxBuckets / limitShards}
 	l.disabled = l.rates == [measureCount]rate{}
 	for i := range l.shards {
 		l.shards[i].buckets = make(map[string]*userBucket)
@@ -119,7 +120,7 @@ func (n *Node) AllowPublish(user string, bytes int) (wait time.Duration) {
 	now := time.Now()
 	b := shard.buckets[user]
 	if b == nil {
-		if len(shard.buckets) >= maxBuckets/limitShards {
+		if len(shard.buckets) >= l.maxUsers {
 			n.metrics.drop(dropBucketsFull, 1)
 			return 0
 		}

@@ -131,6 +131,14 @@ func TestALeaveGraceIsCancelledAndEndsOnce(t *testing.T) {
 		step(0, "")
 		p.changePresence(message.PresenceJoined, "lobby", "ada")
 		step(4*time.Second, "ada") // the old grace has no effect
+		// Each disconnect has a whole grace, although an older one ends meanwhile.
+		p.changePresence(message.PresenceDisconnected, "lobby", "ada")
+		step(time.Second, "ada")
+		p.changePresence(message.PresenceJoined, "lobby", "ada")
+		step(time.Second, "ada")
+		p.changePresence(message.PresenceDisconnected, "lobby", "ada")
+		step(2900*time.Millisecond, "ada") // the older grace ended two seconds ago
+		step(200*time.Millisecond, "")
 	})
 }
 

@@ -66,13 +66,14 @@ func (r *redisBackend) send(ctx context.Context, batch []envelope) error {
 // listenLoop keeps one receiving connection. It reconnects when the connection
 // breaks, falls silent, or brings no probes.
 func (r *redisBackend) listenLoop(ctx context.Context, node string, receive func([]byte), connected func()) {
-	lastLogged := ""
+	lastLogged := "" // since the last connection
 	for failures, connections := 0, 0; ctx.Err() == nil; failures++ {
 		began := time.Now()
 		err := r.listen(ctx, node, receive, func() {
 			if connections++; connections > 1 {
 				r.metrics.reconnects.Inc()
 			}
+			lastLogged = ""
 			connected()
 		})
 		if time.Since(began) > 2*reconnectMax {

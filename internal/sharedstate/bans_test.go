@@ -143,6 +143,27 @@ func tooManyBansAreRefused(t *testing.T, factory backendFactory) {
 	}
 }
 
+// Bans beyond the limit are accepted once others have expired.
+func expiredBansMakeRoom(t *testing.T, factory backendFactory) {
+	a := startNodes(t, factory, nil, "node-a")[0]
+	many := make([]ban, 20_000)
+	for i := range many {
+		many[i] = ban{fmt.Sprintf("u%d", i), 1500 * time.Millisecond}
+	}
+	for part := many; len(part) > 0; part = part[banBatchSize:] {
+		if refused, err := a.backend.ban(testContext(t), part[:banBatchSize]); err != nil || refused > 0 {
+			t.Fatal(refused, err)
+		}
+	}
+	for _, b := range many {
+		a.bans.add(b.user, b.remaining)
+	}
+	testkit.EventuallyNil(t, "a ban is accepted", func() error { return a.Ban(testContext(t), "eve", time.Hour) })
+	if !a.isBanned("eve") || a.isBanned("u0") {
+		t.Errorf("banned: eve %v, u0 %v", a.isBanned("eve"), a.isBanned("u0"))
+	}
+}
+
 func TestBansWhileRedisIsDownOrEmptied(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)

@@ -33,6 +33,7 @@ var contract = []struct {
 	{"Invalid bans are rejected", invalidBansAreRejected},
 	{"A ban spreads without its event", aBanSpreadsWithoutItsEvent},
 	{"Too many bans are refused", tooManyBansAreRefused},
+	{"Expired bans make room", expiredBansMakeRoom},
 	{"Presence spans all nodes", presenceSpansAllNodes},
 	{"A move does not change presence", aMoveDoesNotChangePresence},
 	{"The newer generation wins", theNewerGenerationWins},
@@ -54,6 +55,7 @@ var clusterContract = []string{
 
 // The memory backend runs the contract in virtual time.
 func TestContractInMemory(t *testing.T) {
+	t.Parallel()
 	for _, story := range contract {
 		t.Run(story.name, func(t *testing.T) {
 			t.Parallel()
@@ -63,6 +65,7 @@ func TestContractInMemory(t *testing.T) {
 }
 
 func TestContractOnRedis(t *testing.T) {
+	t.Parallel()
 	factory := redisFactory(func(t *testing.T) string { return testkit.Redis(t).URL() })
 	for _, story := range contract {
 		t.Run(story.name, func(t *testing.T) {
@@ -73,6 +76,7 @@ func TestContractOnRedis(t *testing.T) {
 }
 
 func TestContractOnSentinelAndCluster(t *testing.T) {
+	t.Parallel()
 	for name, start := range map[string]func(t *testing.T) string{
 		"sentinel": func(t *testing.T) string { return testkit.StartRedisSentinel(t, "--requirepass", "hunter2").URL() },
 		"cluster":  func(t *testing.T) string { return testkit.StartRedisCluster(t).URL() },

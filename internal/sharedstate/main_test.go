@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,7 +20,7 @@ import (
 // wait for timers.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := flag.Set("test.parallel", "16"); err != nil {
+	if err := flag.Set("test.parallel", "24"); err != nil {
 		panic(err)
 	}
 	testkit.Main(m)
@@ -56,11 +57,12 @@ func redisFactory(url func(t *testing.T) string) backendFactory {
 func redisAt(url string) backendFactory { return redisFactory(func(*testing.T) string { return url }) }
 
 // withLongTimeout lets calls take long, for tests that are not about time and
-// must not fail on a busy machine.
+// must not fail on a busy machine. These tests also need not wait for
+// sweepAfter, which the tests in virtual time hold.
 func withLongTimeout(factory backendFactory) backendFactory {
 	return func(t *testing.T) (Config, func(Config) (*Node, error)) {
 		cfg, open := factory(t)
-		cfg.timeout = testkit.Timeout
+		cfg.timeout, cfg.sweepDelay = testkit.Timeout, time.Second
 		return cfg, open
 	}
 }

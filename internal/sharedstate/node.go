@@ -54,7 +54,8 @@ type Config struct {
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: not registered
 
-	timeout time.Duration // of a round trip; callTimeout if 0
+	timeout    time.Duration // of a round trip; callTimeout if 0
+	sweepDelay time.Duration // after a node's death; sweepAfter if 0
 }
 
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
@@ -73,6 +74,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.timeout <= 0 {
 		c.timeout = callTimeout
+	}
+	if c.sweepDelay <= 0 {
+		c.sweepDelay = sweepAfter
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -52,7 +52,7 @@ func (n *Node) findStaleTags(all []map[string]int64) {
 				since = now
 			}
 			dead[stale] = since
-			if now.Sub(since) > sweepAfter && sweepers[shard%len(sweepers)] == n.cfg.Node {
+			if now.Sub(since) > n.cfg.sweepDelay && sweepers[shard%len(sweepers)] == n.cfg.Node {
 				due = append(due, stale)
 			}
 		}

@@ -13,7 +13,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// DefaultMaxEvents bounds a history. That many events take about a gigabyte of
+// DefaultMaxEvents bounds a history. So many events take about a gigabyte of
 // memory.
 const DefaultMaxEvents = 10_000_000
 

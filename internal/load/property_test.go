@@ -235,9 +235,9 @@ var injectedFaults = []injectedFault{
 		again.Seq += 1000
 		return slices.Insert(events, at+1, again), true
 	}},
-	{"deliver to a stranger", []Fault{WrongRoom}, func(events []event, at int) ([]event, bool) {
+	{"deliver without a join", []Fault{WrongRoom}, func(events []event, at int) ([]event, bool) {
 		other := events[at]
-		other.Sub = "a stranger"
+		other.Sub = "never joined"
 		return slices.Insert(events, at, other), true
 	}},
 	{"refuse a delivered message", []Fault{RefusedStored}, func(events []event, at int) ([]event, bool) {

@@ -87,7 +87,7 @@ type RunSummary struct {
 	// publishes had no outcome or the run was late.
 	HeldBack int64 `json:"held_back"`
 	// Behind counts subscribers that had not reached the head of their room when
-	// the time to settle was over. What they miss counts as lost.
+	// the time to settle was over. The messages that they miss count as lost.
 	Behind int64 `json:"behind"`
 	// Unread counts rooms that no reader could join at the end.
 	Unread int64 `json:"unread"`

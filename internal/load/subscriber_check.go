@@ -44,8 +44,8 @@ func (c *subscriberCheck) apply(e event) {
 	at := position{e.Epoch, e.Seq}
 	switch {
 	case e.Kind == joined:
-		// The subscriber starts at a new position. What it skipped before stays
-		// missing; it expects nothing up to the position.
+		// The subscriber starts at a new position, and expects nothing up to it.
+		// Messages that it skipped before stay missing.
 		c.joined, c.isMember, c.required, c.at = true, true, nil, at
 		c.declared = append(c.declared, span{e.Epoch, 0, e.Seq})
 		c.joinedAt, c.lastDeliveryAt = e.At, e.At
@@ -78,7 +78,7 @@ func (c *subscriberCheck) deliver(e event, at position) {
 	c.deliveries++
 	c.measurePause(e) // before the position moves
 	if at.epoch != c.at.epoch {
-		// No gap announced the epoch. That is right only before the first message.
+		// No gap announced the epoch, which is right only before the first message.
 		c.moveTo(position{at.epoch, at.seq - 1}, at.seq == 1 && c.at.seq == 0)
 	}
 	switch next := c.at.seq + 1; {

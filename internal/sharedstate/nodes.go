@@ -58,7 +58,7 @@ type wireStatus struct {
 // A nodeRegistry holds what a node knows of all nodes, itself included.
 type nodeRegistry struct {
 	heartbeatMu sync.Mutex // held during a heartbeat, so that they follow each other. Protects following.
-	finalSent   bool       // the heartbeat that says gone was sent
+	finalSent   bool       // the last heartbeat was sent, which reports the node as gone
 
 	mu          sync.Mutex // Protects following.
 	nodes       map[string]nodeRecord
@@ -159,7 +159,7 @@ func (n *Node) heartbeatLoop(ctx context.Context) {
 }
 
 // sendHeartbeat reports this node's status and reads those of all nodes and the
-// bans. After a heartbeat that says gone it does nothing.
+// bans. With gone, it reports that the node closes; later calls do nothing.
 func (n *Node) sendHeartbeat(ctx context.Context, gone bool) {
 	r := &n.nodes
 	r.heartbeatMu.Lock()

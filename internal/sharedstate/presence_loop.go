@@ -187,8 +187,8 @@ func (n *Node) checkShards(ctx context.Context) {
 	n.findStaleTags(all)
 }
 
-// resyncShards gives shards a new tag and queues all their entries. What the
-// backend has under the old tag becomes stale, and is swept.
+// resyncShards gives shards a new tag and queues all their entries. The entries
+// that the backend has under the old tag become stale, and are swept.
 func (p *presence) resyncShards(shards [shardCount]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

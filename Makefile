@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults moves backup-million e2e e2e-deploy image build docs
+.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults storms moves backup-million e2e e2e-deploy image build docs figures
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,11 @@ mutants: ## break the code on purpose in small ways, and name each change that n
 
 faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
 	@scripts/deps
-	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios)$$' ./test/e2e -args -faults.long \
+	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios|TestANodeDiesAndNobodyMissesAMessage)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
+
+storms: ## thousands of rooms and members at once on one hub, at full size, a minute
+	$(GO) test -race -count 1 -v -timeout 30m -run '^TestStorm' ./internal/hub -args -storm.long
 
 moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps
@@ -75,5 +78,10 @@ e2e-deploy: ## the stories of switchyard deploy on Docker, as root: LONG=1 takes
 image: ## build the image switchyard:VERSION
 	docker build --build-arg VERSION=$(VERSION) --tag switchyard:$(VERSION) .
 
-docs: ## write what is made from the code: docs/configuration.md
+docs: ## write what is made from the code: the settings, the tables of import rules, the help of both commands
 	$(GO) test ./internal/config -run TestTheConfigurationDocumentIsUpToDate -update
+	$(GO) test ./internal/app -run TestTheImportRules -update
+	$(GO) test ./cmd/... -run TestTheHelp -update
+
+figures: ## lines of files and functions, share of comments, test to code, by package; FOLDERS= for other code
+	@$(GO) run ./scripts/figures $(FOLDERS)

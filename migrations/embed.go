@@ -1,6 +1,7 @@
-// Package migrations holds the schema of the log, a folder a dialect. A
-// released file is never changed; each new one only adds, since during a deploy
-// the old binary lives on the new schema.
+// Package migrations holds the schema of the log, with a folder for each
+// dialect. A released file never changes, not even a comment in it. A new file
+// only adds to the schema, since during a deploy the old binary runs on the new
+// schema; docs/migrations.md has the rules.
 package migrations
 
 import "embed"

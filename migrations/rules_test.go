@@ -13,8 +13,9 @@ import (
 )
 
 // The rules of docs/migrations.md, as far as the text of a statement shows
-// whether it keeps them. What is on no list here is refused: whoever needs it
-// thinks about it first, and then adds it or calls the migration breaking.
+// whether it follows them. A statement that matches none of these is refused.
+// An author who needs one considers whether it is safe, and then either adds it
+// here or marks the migration as breaking.
 var (
 	breakingHeader = regexp.MustCompile(`(?m)^-- switchyard: breaking (\d+)$`)
 	minSchema      = regexp.MustCompile(`(?i)^UPDATE meta SET min_schema = (\d+)$`)
@@ -30,7 +31,7 @@ var (
 	defaultValue   = regexp.MustCompile(`(?i)\bDEFAULT ([^ ]+)`)
 )
 
-// problems says what speaks against a migration, one line a statement.
+// problems returns the reasons to refuse a migration, one line for each.
 func problems(dialect string, version int64, text string) (found []string) {
 	up, _, _ := strings.Cut(text, "-- +goose Down")
 	statements := splitStatements(up)
@@ -57,20 +58,21 @@ func problems(dialect string, version int64, text string) (found []string) {
 		}
 	}
 	if isBreaking && !recorded {
-		found = append(found, fmt.Sprintf("older binaries are not told: UPDATE meta SET min_schema = %d is missing", minBinary))
+		found = append(found, fmt.Sprintf("older binaries cannot notice it: UPDATE meta SET min_schema = %d is missing", minBinary))
 	}
 	return found
 }
 
-// A migrationFile is a migration being read; own are the tables that it has made.
+// A migrationFile is a migration whose statements are checked in order.
 type migrationFile struct {
 	dialect         string
 	noTransaction   bool
 	singleStatement bool
-	createdTables   []string
+	createdTables   []string // by the statements so far
 }
 
-// problem says why a statement may not be in an additive migration.
+// problem returns why a statement may not be in an additive migration, "" if it
+// may.
 func (f *migrationFile) problem(s string) string {
 	if m := createTable.FindStringSubmatch(s); m != nil {
 		f.createdTables = append(f.createdTables, strings.ToLower(m[1]))
@@ -107,10 +109,13 @@ func (f *migrationFile) problem(s string) string {
 	return "it is none of the statements that only add"
 }
 
+// owns reports whether the migration has created the table, so that no older
+// binary uses it.
 func (f *migrationFile) owns(table string) bool {
 	return slices.Contains(f.createdTables, strings.ToLower(table))
 }
 
+// indexProblem returns why the migration may not create an index, "" if it may.
 func (f *migrationFile) indexProblem(unique, concurrently bool, table string) string {
 	switch {
 	case f.owns(table):
@@ -127,7 +132,7 @@ func (f *migrationFile) indexProblem(unique, concurrently bool, table string) st
 	return ""
 }
 
-// columnProblem is about one action of ALTER TABLE.
+// columnProblem returns why an action of ALTER TABLE is not allowed, "" if it is.
 func columnProblem(action string) string {
 	m := addColumn.FindStringSubmatch(action)
 	if m == nil {
@@ -170,7 +175,7 @@ func splitStatements(text string) (statements []string) {
 	return statements
 }
 
-// splitTopLevel cuts at a separator outside of quotes and brackets.
+// splitTopLevel splits at the separators outside of quotes and parentheses.
 func splitTopLevel(s string, separator byte) (parts []string) {
 	depth, quoted, from := 0, false, 0
 	for i := range len(s) {
@@ -190,8 +195,8 @@ func splitTopLevel(s string, separator byte) (parts []string) {
 	return append(parts, strings.TrimSpace(s[from:]))
 }
 
-// The folder of the store's tests holds a release to come: it shows what the
-// rules allow, and this release runs on it.
+// The testdata of the store's tests has the migrations of a future release. They
+// show what the rules allow, and those tests run this release on them.
 func TestMigrationsOnlyAdd(t *testing.T) {
 	for name, from := range map[string]fs.FS{
 		"here": FS, "later": os.DirFS("../internal/store/testdata/later"), "breaking": os.DirFS("../internal/store/testdata/breaking"),
@@ -207,14 +212,15 @@ func TestMigrationsOnlyAdd(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, problem := range problems(dialect, versionOf(t, path), string(text)) {
-					t.Errorf("%s: %s (docs/migrations.md says what may be)", path, problem)
+					t.Errorf("%s: %s (docs/migrations.md has the rules)", path, problem)
 				}
 			}
 		}
 	}
 }
 
-// One number says which schema a binary was built for, on either dialect.
+// A binary was built for one schema version, which is the same number on both
+// dialects.
 func TestDialectsHaveTheSameVersions(t *testing.T) {
 	var versions [2][]int64
 	for i, dialect := range []string{"postgres", "sqlite"} {
@@ -285,7 +291,7 @@ func TestRulesRefuseUnsafeStatements(t *testing.T) {
 		"-- +goose NO TRANSACTION\nCREATE INDEX CONCURRENTLY i ON rooms (head)":                    "",
 		"-- +goose NO TRANSACTION\nCREATE TABLE x (); CREATE INDEX CONCURRENTLY i ON rooms (head)": "file of its own",
 		"UPDATE meta SET min_schema = 5":                                                           "header says otherwise",
-		"-- switchyard: breaking 5\nDROP TABLE rooms":                                              "are not told",
+		"-- switchyard: breaking 5\nDROP TABLE rooms":                                              "cannot notice it",
 		"-- switchyard: breaking 5\nDROP TABLE rooms; UPDATE meta SET min_schema = 4":              "header says otherwise",
 		"-- switchyard: breaking 5\nDROP TABLE rooms; UPDATE meta SET min_schema = 5":              "",
 		"-- switchyard: breaking 8\nDROP TABLE rooms; UPDATE meta SET min_schema = 8":              "cannot break binaries below 8",
@@ -299,6 +305,6 @@ func TestRulesRefuseUnsafeStatements(t *testing.T) {
 		}
 	}
 	if got := problems("sqlite", 7, "CREATE INDEX i ON rooms (head)"); got != nil {
-		t.Errorf("SQLite has no CONCURRENTLY: %q", got)
+		t.Errorf("an index on SQLite, which has no CONCURRENTLY: %q", got)
 	}
 }

@@ -1,30 +1,30 @@
-/** Any value that JSON can say, as it comes in. */
+/** Any value that JSON can represent, as received. */
 export type JSONValue = null | boolean | number | string | JSONValue[] | { [key: string]: JSONValue | undefined };
 
-/** What goes out by way of JSON.stringify; a TypeError where that makes nothing of it, as of a function. */
+/** A value to send. JSON.stringify encodes it; publishing what it cannot encode, such as a function, is a TypeError. */
 export type JSONInput = null | boolean | number | string | object;
 
-/** A place in a room. A seq means something only together with the epoch it was counted in. */
+/** A position in a room. A seq has a meaning only in its epoch. */
 export interface Position {
   seq: number;
   epoch?: string;
 }
 
-/** One stored publication. Seqs of a room begin at 1 and have no holes. */
+/** A stored message. The seqs of a room start at 1 and have no holes. */
 export interface Message {
   type: "message";
   room: string;
   epoch: string;
   seq: number;
   id: string;
-  /** The publishing user; null for anonymous ones; "api:<name>" when published over HTTP. */
+  /** The publisher: a user, null when anonymous, "api:<name>" when published over HTTP. */
   from: string | null;
   /** RFC 3339 in UTC with microseconds: the time of the commit. */
   at: string;
   data: JSONValue;
 }
 
-/** An ephemeral event: delivered now to who is there, never stored. No order against messages. */
+/** An event for the members that are connected now. It is never stored, and has no order relative to messages. */
 export interface Signal {
   type: "signal";
   room: string;
@@ -33,8 +33,8 @@ export interface Signal {
 }
 
 /**
- * Messages from..to will never come. "trimmed": they are no longer stored. "epoch": the log began a
- * new life and every position is void, so whatever was built from older messages should be loaded anew.
+ * The messages from..to will not be delivered. "trimmed": they are no longer stored. "epoch": the log is in a new
+ * epoch and every position is void, so an application should reload what it built from older messages.
  */
 export interface Gap {
   type: "gap";
@@ -45,7 +45,7 @@ export interface Gap {
   reason: "trimmed" | "epoch";
 }
 
-/** The server's answer to a join: how far the room reaches. */
+/** The server's answer to a join: which messages the room has. */
 export interface Joined {
   type: "joined";
   room: string;
@@ -56,14 +56,17 @@ export interface Joined {
   first: number;
 }
 
-/** Somebody in a room: a session, of which one user may have several. */
+/** A session in a room. One user may have several. */
 export interface Member {
-  /** The public part of the session's secret: what stands before its first dot. */
+  /** The public part of the session's secret: the text before its first dot. */
   session: string;
   user: string | null;
 }
 
-/** Who is in a room: everybody, or only how many where they are too many to list; later what changed. */
+/**
+ * The sessions in a room. A full list has members; a change has joined and left. None of them is there when there are
+ * too many sessions to list.
+ */
 export interface Presence {
   type: "presence";
   room: string;
@@ -73,22 +76,22 @@ export interface Presence {
   left?: Member[];
 }
 
-/** Another socket has taken the place of the one before; nothing was lost, and the state is live as before. */
+/** A completed move: another socket is in use. Nothing was lost, and the state has been live all the time. */
 export interface Moved {
   from: Welcome;
   to: Welcome;
-  /** The server's word for it. */
+  /** As the server gave it. */
   reason: string;
   /** Milliseconds from opening the new socket until all rooms were joined there. */
   took: number;
 }
 
-/** The first word of every connection: who serves it. */
+/** The first frame of every connection: which node serves it, and its limits. */
 export interface Welcome {
   type: "welcome";
-  /** A secret: who has it can take the session over. What stands before its first dot is public. */
+  /** A secret: any client that has it can take the session over. The text before its first dot is public. */
   session: string;
-  /** The session that the client offered goes on. */
+  /** Whether the session that the client offered was resumed. */
   resumed: boolean;
   user: string | null;
   node: string;
@@ -97,11 +100,11 @@ export interface Welcome {
   version: string;
   /** Time between two heartbeats of the server, in milliseconds. */
   heartbeat_ms: number;
-  /** The largest frame the server takes, in bytes. */
+  /** The largest frame that the server accepts, in bytes. */
   max_frame: number;
-  /** How long the server remembers the id of a publish, in milliseconds. Older servers do not tell. */
+  /** How long the server remembers the id of a publish, in milliseconds. Absent from older servers. */
   id_window_ms?: number;
-  /** In how many milliseconds the token ends; absent when it does not, or there is none. */
+  /** Milliseconds until the token expires; absent when it does not, or there is none. */
   auth_expires_ms?: number;
 }
 
@@ -110,39 +113,40 @@ export interface Ack {
   seq: number;
   epoch: string;
   id: string;
-  /** The id was stored before, by an earlier publish or by an attempt of this one whose answer was lost. */
+  /** The message had been stored before, by an earlier publish or by an attempt of this one whose answer was lost. */
   duplicate: boolean;
 }
 
-/** A page of a room's log, ascending. */
+/** A page of a room's messages, in the order of seq. */
 export interface History {
   room: string;
   epoch: string;
   messages: Message[];
-  /** More lies further in the direction that was asked for. */
+  /** Whether there are more messages in the requested direction. */
   more: boolean;
 }
 
-/** Which page of a room's log: the newest below before, or those above after; with neither, the newest. */
+/** A page to read: the newest messages below before, or those after after; with neither, the newest. */
 export interface Range {
   before?: number | undefined;
   after?: number | undefined;
-  /** At most so many messages; the server allows 200, and 256 KiB. */
+  /** The largest number of messages; the server sends at most 200, and 256 KiB. */
   limit?: number | undefined;
 }
 
-/** Where the connection stands. */
+/** The state of the connection. */
 export type State =
   | { name: "connecting" }
   | { name: "live"; welcome: Welcome }
-  /** Comes back by itself in so many milliseconds. */
+  /** Reconnects by itself in that many milliseconds. */
   | { name: "waiting"; in: number; code: number; reason: string }
-  /** Stays away. Every promise that waited was rejected with "closed". */
+  /** Does not reconnect. Every pending promise was rejected with "closed". */
   | { name: "closed"; code: number; reason: string };
 
 /**
- * The codes of failures. Made here: buffer_full (the message names the bound), closed, connect_failed,
- * hole, outcome_unknown, timeout, too_large, conflict. The others are the server's.
+ * The codes of failures. The client's own: buffer_full (the message names the bound), closed, connect_failed,
+ * hole (the server skipped a message; the client requests it again), left (a join, by leave), outcome_unknown,
+ * timeout, too_large, conflict, unauthorized (no getToken). The others are the server's.
  */
 export type ErrorCode =
   | "buffer_full" | "closed" | "connect_failed" | "hole" | "outcome_unknown" | "timeout"
@@ -151,16 +155,16 @@ export type ErrorCode =
 
 export class SwitchyardError extends Error {
   code: ErrorCode;
-  /** The message may be stored all the same: an attempt went out and its answer never came. */
+  /** The message may be stored in spite of the error: an attempt was sent, and its answer never arrived. */
   outcomeUnknown: boolean;
   room?: string;
-  /** That of the request it answers, for who reads frames. */
+  /** The ref of the request, for applications that read frames. */
   ref?: string;
   /** How long the server asks to wait, in milliseconds. */
   retryAfter?: number;
 }
 
-/** Time, as the tests replace it. */
+/** A clock; tests replace it. */
 export interface Clock {
   /** Milliseconds since any fixed moment. */
   now(): number;
@@ -168,38 +172,38 @@ export interface Clock {
   clearTimeout(timer: unknown): void;
 }
 
-/** What the client uses of a WebSocket: a browser's has it, Node's and that of the package ws, too. */
+/** The part of a WebSocket that the client uses. Browsers, Node and the package ws have it. */
 export interface Socket {
   send(text: string): void;
   close(code?: number): void;
   readonly bufferedAmount?: number;
-  // Each library has event types of its own.
+  // Each library has its own event types.
   onmessage: any;
   onclose: any;
 }
 
 export interface Options {
   /**
-   * Called before each connection, and again before the token ends; it may take half a minute. The token
-   * travels as the subprotocol `bearer.<token>`, later in a frame.
+   * Called before each connection, and again before the token expires; it may take half a minute. The handshake has
+   * the token as the subprotocol `bearer.<token>`; a refresh sends it in a frame.
    */
   getToken?: () => string | Promise<string>;
-  /** The secret of an earlier session, as in its welcome, that is to go on. */
+  /** The secret of an earlier session to resume, from its welcome. */
   session?: string;
-  /** The class to open sockets with; the global one unless given. */
+  /** The class of the sockets; by default the global one. */
   WebSocket?: new (url: string, protocols: string[]) => Socket;
-  /** Bounds of the full-jitter backoff in milliseconds: 500 and 20,000. */
+  /** Bounds of the full-jitter backoff in milliseconds; by default 500 and 20,000. */
   backoff?: { base: number; cap: number };
-  /** A number in [0, 1); Math.random unless given. */
+  /** Returns a number in [0, 1); by default Math.random. */
   random?: () => number;
   clock?: Clock;
-  /** Most requests that may wait for an answer: 1,000. */
+  /** The largest number of requests without an answer; by default 1,000. */
   maxPending?: number;
-  /** Most bytes of such requests, and of signals the socket has not taken yet: 4 MiB. */
+  /** The most bytes of such requests, and of data in the socket's buffer for a signal to be sent; by default 4 MiB. */
   maxPendingBytes?: number;
   /**
-   * How long a request is kept before it was sent, and from then on how long it is sent again, in
-   * milliseconds. The latter is at most half of the server's ID_WINDOW; 300,000 where nobody tells.
+   * Milliseconds for which a request is kept until it is sent, by default 300,000, and then for which it is resent, by
+   * default and at most half of the server's ID_WINDOW (300,000 if the server does not report it).
    */
   resendFor?: number;
 }
@@ -208,90 +212,90 @@ interface RoomEvents {
   message: Message;
   signal: Signal;
   gap: Gap;
-  /** After the join and after each return, but not after a move. */
+  /** After the join and after each reconnect, but not after a move. */
   joined: Joined;
-  /** What changed, once presence() was asked; everybody after a return or a move. */
+  /** Changes, after a call of presence(); the full list after a reconnect or a move. */
   presence: Presence;
 }
 
 interface Events extends RoomEvents {
   state: State;
-  /** The server has asked to move, and it is done. */
+  /** A move that the server asked for is complete. */
   moved: Moved;
-  /** What no promise tells: refused joins and signals, a connection that could not be tried. */
+  /** Errors that belong to no promise: refused joins and signals, skipped messages, a failed getToken or socket. */
   error: SwitchyardError;
 }
 
 /**
- * Every frame of the server as it came, before anything is dropped, and the number of its socket: for tests
- * and instruments. During a move two sockets bring the same messages.
+ * Called with every frame of the server as it arrived, before the client drops anything, and the number of its socket,
+ * for tests and checks. During a move two sockets deliver the same messages.
  */
 type FrameListener = (frame: { type: string; [field: string]: unknown }, socket: number) => void;
 
-/** A room that was joined and stays so, across sockets, until it is left. */
+/** A room that the client has joined. It is rejoined on each new socket until it is left. */
 export interface Room {
   readonly name: string;
-  /** The last seq seen, to be kept and given to join after a reload; null until joined. */
+  /** The last position seen, to be stored and passed to join after a reload; null until joined. */
   readonly position: Position | null;
-  /** The first answer to the join; rejects when the server refuses it, and with code "left" when it is left before. */
+  /** The answer to the first join. Rejects when the server refuses it, and with code "left" when leave is called before. */
   readonly joined: Promise<Joined>;
-  /** Returns a function that takes the listener off again. */
+  /** Adds a listener, and returns a function that removes it. */
   on<E extends keyof RoomEvents>(event: E, listener: (value: RoomEvents[E]) => void): () => void;
   publish(data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
   signal(data: JSONInput): boolean;
   history(range?: Range): Promise<History>;
-  /** Who is there; changes are told by "presence" from then on. */
+  /** Returns the sessions in the room; "presence" reports changes from then on. */
   presence(): Promise<Presence>;
   leave(): void;
 }
 
-/** A connection that lasts longer than its sockets: it comes back, moves, resumes and resends by itself. */
+/** A client, which outlives its sockets: it reconnects, moves, resumes and resends by itself. */
 export class Switchyard {
-  /** Opens a connection. The url may be relative and may begin with http; "/ws" unless given. */
+  /** Starts a client. The url may be relative and may begin with http; by default it is "/ws". */
   static connect(url?: string | URL, options?: Options): Switchyard;
 
   readonly state: State;
   /** The last welcome; null before the first. */
   readonly welcome: Welcome | null;
 
-  /** Returns a function that takes the listener off again. */
+  /** Adds a listener, and returns a function that removes it. */
   on<E extends keyof Events>(event: E, listener: (value: Events[E]) => void): () => void;
   on(event: "frame", listener: FrameListener): () => void;
 
   /**
    * Joins a room: from now, or with every message after a position. A position other than 0 needs its
-   * epoch. A room that is joined already is returned as it is.
+   * epoch. For a room that is already joined, returns that room.
    */
   join(room: string, position?: { after?: number | undefined; epoch?: string | undefined }): Room;
   leave(room: string): void;
 
   /**
-   * Stores a message; works while disconnected too, and needs no join. It is sent until answered, with
-   * the same id, for resendFor; then it rejects with outcome_unknown (timeout if it was never sent).
+   * Stores a message. It works while disconnected, too, and needs no join. The message is resent with the same id until
+   * it is answered, for resendFor; then the promise rejects with outcome_unknown, or with timeout if it was never sent.
    */
   publish(room: string, data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
 
-  /** Sends an ephemeral event; false when nobody can be told now. */
+  /** Sends an event; returns false when it cannot be sent now. */
   signal(room: string, data: JSONInput): boolean;
 
-  /** Reads a page of the log, ascending; it is asked for again on the next connection, too. */
+  /** Reads a page of messages, in the order of seq. The request is repeated on the next connection if need be. */
   history(room: string, range?: Range): Promise<History>;
 
-  /** Who is in a room, joined or not; if it is joined, changes are told from then on. */
+  /** Returns the sessions in a room, joined or not. For a joined room, "presence" reports changes from then on. */
   presence(room: string): Promise<Presence>;
 
   /**
-   * Brings a fresh token now, as when the user's rights have changed; the client does so by itself before the
-   * token ends. Rejects when the server refuses it or half a minute has passed; the old token goes on then.
+   * Sends a fresh token now, for instance when the user's rights have changed. Before the token expires, the client does
+   * so by itself. Rejects when the server refuses it or after half a minute; the old token then stays in use.
    */
   refreshToken(): Promise<void>;
 
-  /** Tries again at once instead of waiting, and also after the end. */
+  /** Reconnects at once instead of waiting, also when the client is closed. */
   reconnect(): void;
 
-  /** Closes for good. What waits for an answer is rejected with "closed". */
+  /** Closes the client. Pending requests are rejected with "closed". */
   close(): void;
 }
 
-/** What a close code asks of a client; the table is in the protocol's documentation. */
+/** Returns what a close code asks of a client; docs/protocol.md has the table. */
 export function afterClose(code: number): "stay" | "token" | "shed" | "soon" | "backoff";

@@ -6,13 +6,12 @@
 //   room.on("message", (m) => console.log(m.seq, m.data));
 //   const { seq } = await room.publish({ text: "hello" });
 //
-// It comes back by itself when the socket dies, resumes each room after the last seq it saw, shows no
-// message twice, and keeps what you publish until the server says that it is stored. When the server asks
-// it to move it opens the second socket before it lets go of the first. client.d.ts has the types and the
-// meaning of each call.
+// It reconnects by itself when the socket ends, resumes each room after the last seq it saw, delivers no
+// message twice, and keeps each publish until the server has stored it. When the server asks it to move, it
+// opens the next socket before it closes the first. client.d.ts has the types and documents each call.
 
-import { Link } from "./link.js";
-import { Echoes, Move } from "./move.js";
+import { Connection } from "./link.js";
+import { Move, SignalDedup } from "./move.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
 import { Emitter } from "./room.js";
 import { Rooms } from "./rooms.js";
@@ -21,10 +20,10 @@ import { Tokens } from "./tokens.js";
 export { SwitchyardError };
 
 const SUBPROTOCOL = "switchyard.v1";
-const LIVE_ENOUGH = 10_000; // ms live after which trouble starts to count anew
-const SLOW_WITHIN = 10_000; // ms between two 4208 that make the second one back off
-const SOON = 1_000; // ms within which a restarted socket comes back
-const RETRY_CAP = 60_000; // ms; the longest retry_after that is believed
+const STABLE_AFTER = 10_000; // ms live after which the count of failures is reset
+const SLOW_WITHIN = 10_000; // ms between two closes with 4208 for which the second one backs off
+const RECONNECT_WITHIN = 1_000; // ms within which the client reconnects after a restart of the server
+const MAX_RETRY_AFTER = 60_000; // ms; a longer retry_after is cut to this
 
 const DEFAULTS = {
   backoff: { base: 500, cap: 20_000 }, // ms
@@ -32,7 +31,10 @@ const DEFAULTS = {
   maxPendingBytes: 4 << 20,
 };
 
-/** What a close code asks of a client: "stay" away, fetch a "token", "shed", come back "soon", or "backoff". */
+/**
+ * Returns what a close code asks of a client: do not reconnect ("stay"), reconnect with a fresh token ("token"), drop the
+ * largest request and back off ("shed"), reconnect within a second ("soon"), or back off ("backoff").
+ */
 export function afterClose(code) {
   if ([1000, 1002, 1003, 1007, 1008, 4003, 4009].includes(code)) return "stay";
   if (code === 4001) return "token";
@@ -57,13 +59,13 @@ const systemClock = {
   clearTimeout: (t) => clearTimeout(t),
 };
 
-/** A connection that lasts longer than its sockets. Made by Switchyard.connect. */
+/** A client, which outlives its sockets. Switchyard.connect makes one. */
 export class Switchyard extends Emitter {
   state = { name: "connecting" };
   welcome = null;
   #url; #options; #clock; #random; #rooms; #outbox; #tokens; #move; #session;
-  #link = null; // the one that counts; #move has the second one
-  #timer = null; #links = 0; #refs = 0; #failures = 0; #slowAt = -Infinity;
+  #current = null; // the current connection; #move has the next one
+  #timer = null; #connectionCount = 0; #refs = 0; #failures = 0; #slowAt = -Infinity;
 
   static connect(url = "/ws", options = {}) { return new Switchyard(url, options); }
 
@@ -75,10 +77,10 @@ export class Switchyard extends Emitter {
     this.#clock = options.clock ?? systemClock;
     this.#random = options.random ?? Math.random;
     this.#session = options.session;
-    this.#rooms = new Rooms(this, this.#keeper, new Echoes(this.#clock));
+    this.#rooms = new Rooms(this, this.#roomsHost, new SignalDedup(this.#clock));
     this.#outbox = new Outbox(this.#options, this.#clock);
     this.#tokens = new Tokens(options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e));
-    this.#move = new Move(this.#mover, this.#clock, (n) => this.#jitter(n));
+    this.#move = new Move(this.#moveHost, this.#clock, (n) => this.#backoffDelay(n));
     this.#open();
   }
 
@@ -91,35 +93,35 @@ export class Switchyard extends Emitter {
   async publish(room, data, { id = newID() } = {}) {
     const ref = this.#nextRef();
     const body = JSON.stringify(data);
-    if (body === undefined) throw new TypeError("data must be something that JSON can say");
+    if (body === undefined) throw new TypeError("data must be a value that JSON can represent");
     const key = `${room} ${id}`;
-    const earlier = this.#outbox.waiting(key);
-    if (earlier?.body === body) return earlier.promise;
-    if (earlier) throw new SwitchyardError("conflict", "id waits for its answer with other data");
-    const names = JSON.stringify({ type: "publish", ref, room, id });
-    const text = `${names.slice(0, -1)},"data":${body}}`;
-    return this.#outbox.add({ ref, key, text, body, lane: `publish ${room}` });
+    const pending = this.#outbox.pending(key);
+    if (pending?.body === body) return pending.promise;
+    if (pending) throw new SwitchyardError("conflict", "a publish with this id and other data is pending");
+    const head = JSON.stringify({ type: "publish", ref, room, id });
+    const text = `${head.slice(0, -1)},"data":${body}}`;
+    return this.#outbox.add({ ref, key, text, body, queue: `publish ${room}` });
   }
 
   signal(room, data) {
-    const link = this.#link;
-    if (!link?.welcome || link.backlog >= this.#options.maxPendingBytes) return false;
-    link.send({ type: "signal", ref: this.#nextRef(), room, data });
+    const connection = this.#current;
+    if (!connection?.welcome || connection.backlog >= this.#options.maxPendingBytes) return false;
+    connection.send({ type: "signal", ref: this.#nextRef(), room, data });
     return true;
   }
 
-  async history(room, { before, after, limit } = {}) { return this.#ask({ type: "history", room, before, after, limit }); }
+  async history(room, { before, after, limit } = {}) { return this.#request({ type: "history", room, before, after, limit }); }
 
   async presence(room) {
     const joined = this.#rooms.get(room);
-    if (joined) joined._watched = true;
-    return this.#ask({ type: "presence", room });
+    if (joined) joined._watchesPresence = true;
+    return this.#request({ type: "presence", room });
   }
 
-  /** Brings the service a fresh token now, as the client does by itself before the old one ends. */
+  /** Sends a fresh token now, as the client does by itself before the old one expires. */
   refreshToken() { return this.#tokens.refresh(); }
 
-  /** Tries again at once instead of waiting, and also after the end. */
+  /** Reconnects at once instead of waiting, also when the client is closed. */
   reconnect() {
     if (this.state.name === "waiting" || this.state.name === "closed") this.#open();
   }
@@ -127,34 +129,36 @@ export class Switchyard extends Emitter {
   close() {
     if (this.state.name === "closed") return;
     this.#clock.clearTimeout(this.#timer);
-    const link = this.#link;
-    this.#link = null;
-    this.#move.off(1000);
-    link?.cut(1000, "closed by the page", 1000);
-    this.#stop(1000, "closed by the page");
+    const connection = this.#current;
+    this.#current = null;
+    this.#move.cancel(1000);
+    connection?.abort(1000, "closed by the page", 1000);
+    this.#finish(1000, "closed by the page");
   }
 
-  // Reading twice does no harm, so it is asked for again on the next link.
-  #ask({ type, room, ...more }) {
+  // A read changes nothing, so it is repeated on the next connection.
+  #request({ type, room, ...more }) {
     const ref = this.#nextRef();
-    return this.#outbox.add({ ref, key: ref, text: JSON.stringify({ type, ref, room, ...more }), lane: `${type} ${room}` });
+    return this.#outbox.add({ ref, key: ref, text: JSON.stringify({ type, ref, room, ...more }), queue: `${type} ${room}` });
   }
 
   #open() {
     this.#clock.clearTimeout(this.#timer);
-    const link = this.#create();
-    this.#link = link;
-    this.#become({ name: "connecting" });
-    if (this.#link === link) this.#start(link); // nobody has closed it
+    const connection = this.#newConnection();
+    this.#current = connection;
+    this.#setState({ name: "connecting" });
+    if (this.#current === connection) this.#openSocket(connection); // no listener has closed it
   }
 
-  #create() {
-    return new Link(++this.#links, this.#clock, (l, f) => this.#receive(l, f), (l, c, r, e) => this.#ended(l, c, r, e));
+  #newConnection() {
+    const onFrame = (connection, frame) => this.#handleFrame(connection, frame);
+    const onEnd = (connection, code, reason, error) => this.#ended(connection, code, reason, error);
+    return new Connection(++this.#connectionCount, this.#clock, onFrame, onEnd);
   }
 
-  #start(link) {
+  #openSocket(connection) {
     const { getToken, WebSocket } = this.#options;
-    link.start(getToken, (token) => {
+    connection.open(getToken, (token) => {
       const protocols = [SUBPROTOCOL];
       if (getToken) protocols.push(`bearer.${token}`);
       if (this.#session) protocols.push(`session.${this.#session}`);
@@ -162,185 +166,185 @@ export class Switchyard extends Emitter {
     });
   }
 
-  // An older link that still speaks is not heard.
-  #ended(link, code, reason, error) {
-    const second = link === this.#move.next;
-    if (!second && link !== this.#link) return;
+  // Events of a connection that was replaced are ignored.
+  #ended(connection, code, reason, error) {
+    const isNext = connection === this.#move.next;
+    if (!isNext && connection !== this.#current) return;
     if (error) this._emit("error", new SwitchyardError("connect_failed", reason, { cause: error }));
-    if (second) {
-      this.#rooms.echoes.fade();
-      if (link === this.#move.next) this.#move.ended(); // no listener has closed it
+    if (isNext) {
+      this.#rooms.signalDedup.expireSoon();
+      if (connection === this.#move.next) this.#move.nextEnded(); // no listener has closed it
       return;
     }
-    if (link !== this.#link) return; // a listener has closed it
-    const verdict = afterClose(code);
-    if (verdict === "shed") this.#outbox.shed();
-    if (this.#move.next?.welcome) return this.#promote();
+    if (connection !== this.#current) return; // a listener has closed it
+    const action = afterClose(code);
+    if (action === "shed") this.#outbox.rejectLargest();
+    if (this.#move.next?.welcome) return this.#promoteNext();
     this.#outbox.detach();
     this.#tokens.attach(null);
-    if (this.#move.next) return this.#follow();
-    this.#move.off();
-    this.#link = null;
+    if (this.#move.next) return this.#continueWithNext();
+    this.#move.cancel();
+    this.#current = null;
     const now = this.#clock.now();
-    if (link.welcome && now - link.liveSince >= LIVE_ENOUGH) this.#failures = 0;
-    // Replaced by a later link of our own: this one is forgotten, and no more.
-    const soon = verdict === "soon" || (code === 4009 && link.number < this.#links);
-    if (!soon && (verdict === "stay" || (verdict === "token" && !this.#options.getToken))) return this.#stop(code, reason);
-    const again = code === 4208 && now - this.#slowAt < SLOW_WITHIN;
+    if (connection.welcome && now - connection.welcomedAt >= STABLE_AFTER) this.#failures = 0;
+    // A later connection of this client has replaced this one.
+    const soon = action === "soon" || (code === 4009 && connection.number < this.#connectionCount);
+    if (!soon && (action === "stay" || (action === "token" && !this.#options.getToken))) return this.#finish(code, reason);
+    const repeated = code === 4208 && now - this.#slowAt < SLOW_WITHIN;
     if (code === 4208) this.#slowAt = now;
-    this.#wait(code, reason, soon && !again ? this.#random() * SOON : this.#jitter(this.#failures++));
+    this.#scheduleReconnect(code, reason, soon && !repeated ? this.#random() * RECONNECT_WITHIN : this.#backoffDelay(this.#failures++));
   }
 
-  // The first link has ended while the second one was being opened, which now is the only one.
-  #follow() {
-    [this.#link] = this.#move.take();
-    this.#link.movedFrom = this.welcome.node;
-    this.#become({ name: "connecting" });
+  // The first connection has ended while the next one is being opened, which is now the only one.
+  #continueWithNext() {
+    [this.#current] = this.#move.takeNext();
+    this.#current.movedFrom = this.welcome.node;
+    this.#setState({ name: "connecting" });
   }
 
-  // Full jitter: anywhere below a bound that doubles, so that a crowd spreads out.
-  #jitter(failures) {
+  // Full jitter: a random delay below a bound that doubles, so that many clients spread out.
+  #backoffDelay(failures) {
     const { base, cap } = this.#options.backoff;
     return this.#random() * Math.min(cap, base * 2 ** failures);
   }
 
-  #wait(code, reason, ms) {
+  #scheduleReconnect(code, reason, ms) {
     this.#timer = this.#clock.setTimeout(() => this.#open(), ms);
-    this.#become({ name: "waiting", in: ms, code, reason });
+    this.#setState({ name: "waiting", in: ms, code, reason });
   }
 
-  #stop(code, reason) {
+  #finish(code, reason) {
     this.#tokens.attach(null);
     this.#outbox.detach();
-    this.#outbox.rejectAll("closed", `the connection ended for good: ${code} ${reason}`);
+    this.#outbox.rejectAll("closed", `the client has ended: ${code} ${reason}`);
     this.#rooms.rejectAll(new SwitchyardError("closed", reason));
-    this.#become({ name: "closed", code, reason });
+    this.#setState({ name: "closed", code, reason });
   }
 
-  #become(state) {
+  #setState(state) {
     this.state = state;
     this._emit("state", state);
   }
 
   #nextRef() { return `r${++this.#refs}`; }
 
-  // Makes a link the one that counts.
-  #attach(link) {
-    this.#link = link;
-    this.welcome = link.welcome;
-    this.#session = link.welcome.session || this.#session;
-    if (link.movedFrom) this.#report(link);
-    this.#rooms.attach(link);
-    this.#outbox.attach(link);
-    this.#tokens.attach(link);
-    if (link.asked) this.#move.plan(link.asked);
+  // Makes a connection the current one.
+  #makeCurrent(connection) {
+    this.#current = connection;
+    this.welcome = connection.welcome;
+    this.#session = connection.welcome.session || this.#session;
+    if (connection.movedFrom) this.#sendMoved(connection);
+    this.#rooms.joinAllOn(connection);
+    this.#outbox.attach(connection);
+    this.#tokens.attach(connection);
+    if (connection.pendingMove) this.#move.start(connection.pendingMove);
   }
 
-  // How long a move took is told for the sake of those who move next.
-  #report(link) {
+  // Reports the time of the handshake, by which the server paces the rest of the drain.
+  #sendMoved(connection) {
     const ref = this.#nextRef();
-    link.unheard.add(ref); // an older service does not know the word
-    link.send({ type: "moved", ref, from: link.movedFrom, handshake_ms: Math.round(link.took) });
-    link.movedFrom = null;
+    connection.ignoredRefs.add(ref); // an older server answers that it does not know the type
+    connection.send({ type: "moved", ref, from: connection.movedFrom, handshake_ms: Math.round(connection.handshakeMs) });
+    connection.movedFrom = null;
   }
 
-  // What rooms ask of the client.
-  #keeper = {
-    links: () => [this.#link, this.#move.next].filter((link) => link?.welcome), // two during a move
-    isSecond: (link) => link === this.#move.next,
-    noted: (progress) => this.#move.check(progress),
+  // The methods of the client that Rooms calls.
+  #roomsHost = {
+    connections: () => [this.#current, this.#move.next].filter((connection) => connection?.welcome), // two during a move
+    isNext: (connection) => connection === this.#move.next,
+    membershipChanged: (progress) => this.#move.checkJoined(progress),
     nextRef: () => this.#nextRef(),
     emit: (event, value) => this._emit(event, value),
   };
 
-  // What a move asks of it.
-  #mover = {
-    create: () => this.#create(),
-    start: (link) => this.#start(link),
-    welcomed: (link) => {
-      link.movedFrom = this.welcome.node;
-      if (link.movedFrom) this.#report(link);
-      this.#rooms.echoes.expect();
-      for (const room of this.#rooms) this.#rooms.enter(link, room);
+  // The methods of the client that Move calls.
+  #moveHost = {
+    create: () => this.#newConnection(),
+    start: (connection) => this.#openSocket(connection),
+    nextWelcomed: (connection) => {
+      connection.movedFrom = this.welcome.node;
+      if (connection.movedFrom) this.#sendMoved(connection);
+      this.#rooms.signalDedup.start();
+      for (const room of this.#rooms) this.#rooms.joinOn(connection, room);
     },
-    seated: (link) => this.#rooms.seated(link),
-    promote: () => this.#promote(),
+    allJoined: (connection) => this.#rooms.allJoined(connection),
+    promoteNext: () => this.#promoteNext(),
   };
 
-  // The second link takes the place of the first, and nobody sees but who listens for it.
-  #promote() {
-    const first = this.#link;
+  // Makes the next connection the current one. The state stays live, and only "moved" reports it.
+  #promoteNext() {
+    const first = this.#current;
     const from = this.welcome;
-    const [link, reason] = this.#move.take();
-    this.#rooms.echoes.fade();
-    this.#attach(link);
-    first.cut(1000, "moved", 1000);
-    this.state = { name: "live", welcome: link.welcome };
-    this._emit("moved", { from, to: link.welcome, reason, took: this.#clock.now() - link.liveSince + link.took });
+    const [connection, reason] = this.#move.takeNext();
+    this.#rooms.signalDedup.expireSoon();
+    this.#makeCurrent(connection);
+    first.abort(1000, "moved", 1000);
+    this.state = { name: "live", welcome: connection.welcome };
+    this._emit("moved", { from, to: connection.welcome, reason, took: this.#clock.now() - connection.welcomedAt + connection.handshakeMs });
   }
 
-  #receive(link, frame) {
-    if (link !== this.#link && link !== this.#move.next) return;
-    this._emit("frame", frame, link.number);
-    if (link !== this.#link && link !== this.#move.next) return; // a listener has closed it
-    // Types that a newer server may send are no concern of this version.
-    if (Object.hasOwn(this.#handlers, frame.type)) this.#handlers[frame.type](frame, link);
+  #handleFrame(connection, frame) {
+    if (connection !== this.#current && connection !== this.#move.next) return;
+    this._emit("frame", frame, connection.number);
+    if (connection !== this.#current && connection !== this.#move.next) return; // a listener has closed it
+    // Types that only a newer server sends are ignored.
+    if (Object.hasOwn(this.#handlers, frame.type)) this.#handlers[frame.type](frame, connection);
   }
 
   #handlers = {
-    welcome: (frame, link) => {
-      if (link !== this.#link) return this.#move.welcomed(link);
-      this.#attach(link);
-      this.#become({ name: "live", welcome: frame });
+    welcome: (frame, connection) => {
+      if (connection !== this.#current) return this.#move.nextWelcomed(connection);
+      this.#makeCurrent(connection);
+      this.#setState({ name: "live", welcome: frame });
     },
-    joined: (frame, link) => this.#rooms.joined(frame, link),
-    message: (frame, link) => {
-      if (this.#isOwn(frame, link)) this.#ack(this.#outbox.waiting(`${frame.room} ${frame.id}`), frame);
-      this.#rooms.message(frame, link);
+    joined: (frame, connection) => this.#rooms.joined(frame, connection),
+    message: (frame, connection) => {
+      if (this.#isOwn(frame, connection)) this.#completePublish(this.#outbox.pending(`${frame.room} ${frame.id}`), frame);
+      this.#rooms.message(frame, connection);
     },
-    gap: (frame, link) => this.#rooms.gap(frame, link),
-    signal: (frame, link) => this.#rooms.signal(frame, link),
-    presence: (frame, link) => {
+    gap: (frame, connection) => this.#rooms.gap(frame, connection),
+    signal: (frame, connection) => this.#rooms.signal(frame, connection),
+    presence: (frame, connection) => {
       const request = this.#outbox.byRef(frame.ref);
       if (request) this.#outbox.resolve(request, frame);
-      else this.#rooms.presence(frame, link);
+      else this.#rooms.presence(frame, connection);
     },
-    ack: (frame) => this.#ack(this.#outbox.byRef(frame.ref), frame),
+    ack: (frame) => this.#completePublish(this.#outbox.byRef(frame.ref), frame),
     history: (frame) => this.#outbox.resolve(this.#outbox.byRef(frame.ref), frame),
-    move: (frame, link) => {
-      const order = this.#move.order(frame);
-      if (link === this.#link) this.#move.plan(order);
-      else link.asked = order; // heeded once it counts
+    move: (frame, connection) => {
+      const request = this.#move.request(frame);
+      if (connection === this.#current) this.#move.start(request);
+      else connection.pendingMove = request; // started once this is the current connection
     },
-    authenticated: (frame, link) => { if (link === this.#link) this.#tokens.answered(frame); },
-    error: (frame, link) => this.#refused(frame, link),
+    authenticated: (frame, connection) => { if (connection === this.#current) this.#tokens.authenticated(frame); },
+    error: (frame, connection) => this.#handleError(frame, connection),
   };
 
-  #ack(request, { seq, epoch, id, duplicate = false }) {
+  #completePublish(request, { seq, epoch, id, duplicate = false }) {
     this.#outbox.resolve(request, { seq, epoch, id, duplicate });
   }
 
-  // Others may use the same id, and so may an earlier publish of one's own: only with the same data is it this one.
-  #isOwn({ room, id, from, data }, link) {
-    const own = this.#outbox.waiting(`${room} ${id}`);
-    return own?.attempts > 0 && from === (link.welcome.user ?? null) && JSON.stringify(data) === own.body;
+  // Another user or an earlier publish may have used the same id: the user and the data must be the same, too.
+  #isOwn({ room, id, from, data }, connection) {
+    const own = this.#outbox.pending(`${room} ${id}`);
+    return own?.attempts > 0 && from === (connection.welcome.user ?? null) && JSON.stringify(data) === own.body;
   }
 
-  #refused(frame, link) {
+  #handleError(frame, connection) {
     const { code, message, ref, room: name, retry_after_ms: retryAfter } = frame;
-    if (link.unheard.delete(ref)) return;
-    const passes = code === "unavailable" || code === "rate_limited";
-    const delay = Math.min(retryAfter || 1_000, RETRY_CAP) * (1 + this.#random() / 2);
+    if (connection.ignoredRefs.delete(ref)) return;
+    const temporary = code === "unavailable" || code === "rate_limited";
+    const delay = Math.min(retryAfter || 1_000, MAX_RETRY_AFTER) * (1 + this.#random() / 2);
     const error = new SwitchyardError(code, message, { ref, room: name, retryAfter });
-    if (this.#tokens.refused(ref, error)) return;
-    const room = this.#rooms.joining(ref, link);
+    if (this.#tokens.handleError(ref, error)) return;
+    const room = this.#rooms.roomOfJoin(ref, connection);
     if (this.#outbox.byRef(ref)) {
-      if (passes) this.#outbox.retry(ref, delay, code === "rate_limited");
+      if (temporary) this.#outbox.retry(ref, delay, code === "rate_limited");
       else this.#outbox.reject(ref, error);
-    } else if (room && (passes || code === "internal")) {
-      this.#clock.setTimeout(() => this.#rooms.again(ref, link, room), delay);
+    } else if (room && (temporary || code === "internal")) {
+      this.#clock.setTimeout(() => this.#rooms.retryJoin(ref, connection, room), delay);
     } else {
-      if (room) this.#rooms.drop(room, error);
+      if (room) this.#rooms.refuse(room, error);
       this._emit("error", error);
     }
   }

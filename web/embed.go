@@ -1,5 +1,6 @@
-// Package web holds what browsers are given: the client with its types, and
-// the page. Nothing is built: the files are served as they lie here.
+// Package web embeds the files for browsers: the client with its types, the page,
+// and the descriptions of the two APIs. There is no build step: the files are
+// served as they are.
 package web
 
 import "embed"
@@ -7,7 +8,7 @@ import "embed"
 // Files has every file that is served from the root under its own name
 // (/client.js, /client.d.ts, /page.js, /page.css, ...); index.html is served
 // as /. The scripts import each other by these names, so all of them must be
-// served. They need no more of a Content-Security-Policy than script-src,
+// served. They work under a Content-Security-Policy that allows only script-src,
 // style-src, connect-src and img-src 'self'.
 //
 //go:embed *.html *.js *.css *.svg *.d.ts *.yaml

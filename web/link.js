@@ -1,24 +1,24 @@
-// The part of client.js that is one socket. Users import client.js.
+// The part of client.js that is one socket. Applications import client.js.
 
-const TOKEN_WITHIN = 30_000; // ms that getToken may take
-const WELCOME_WITHIN = 10_000; // ms from opening to welcome
+const TOKEN_TIMEOUT = 30_000; // ms that getToken may take
+const WELCOME_TIMEOUT = 10_000; // ms from opening to welcome
 
-// A Link is one WebSocket from its opening to its end, which it tells exactly once. Two are open during
-// a move, so what belongs to one of them is kept here.
-export class Link {
+// A Connection is one WebSocket from its opening to its end, which it reports exactly once. Two are open
+// during a move, so the state that belongs to one of them is kept here.
+export class Connection {
   welcome = null;
-  liveSince = 0;
-  took = 0; // ms from opening to welcome, once the token was there
-  // Rooms by name: {ref, live, epoch, hole}. live says that the join with that ref was answered; what
-  // comes before belongs to an earlier one. epoch is the one that this link told of last, and hole the
-  // position after which a message was missing, and was asked for again.
-  seats = new Map();
-  unheard = new Set(); // refs whose refusal nobody waits for
-  asked = null; // the move that it asked for while it was the second link
+  welcomedAt = 0;
+  handshakeMs = 0; // from opening to welcome, without the time of getToken
+  // The rooms by name: {ref, joined, epoch, missingAfter}. joined says that the join with that ref was
+  // answered; frames before the answer belong to an earlier join. epoch is the last one seen on this
+  // connection. missingAfter is the position after which a message was missing and requested again.
+  memberships = new Map();
+  ignoredRefs = new Set(); // refs of requests whose error is ignored
+  pendingMove = null; // a move that the server asked for while this was the next connection
   movedFrom = null; // the node to name in "moved", if a move led here
-  #clock; #onFrame; #onEnd; #socket = null; #over = false; #heard; #timer;
+  #clock; #onFrame; #onEnd; #socket = null; #ended = false; #lastFrameAt; #timer;
 
-  /** number counts the links of a client; frames and the end are told to onFrame and onEnd. */
+  /** number counts the connections of a client; onFrame and onEnd get the frames and the end. */
   constructor(number, clock, onFrame, onEnd) {
     this.number = number;
     this.#clock = clock;
@@ -26,34 +26,34 @@ export class Link {
     this.#onEnd = onEnd;
   }
 
-  /** Opens a socket by dial(token), at once unless there is a getToken. What either throws is an end, too. */
-  async start(getToken, dial) {
+  /** Opens a socket with dial(token), at once unless there is a getToken. An error of either one is an end, too. */
+  async open(getToken, dial) {
     try {
-      this.#timer = this.#clock.setTimeout(() => this.cut(1006, "no token in time"), TOKEN_WITHIN);
+      this.#timer = this.#clock.setTimeout(() => this.abort(1006, "no token in time"), TOKEN_TIMEOUT);
       const token = getToken ? await getToken() : undefined;
-      if (this.#over) return; // nobody wants it any more
+      if (this.#ended) return; // closed while the token was fetched
       this.#clock.clearTimeout(this.#timer);
       this.#socket = dial(token);
     } catch (error) {
-      if (!this.#over) this.#end(1006, error.message, error);
+      if (!this.#ended) this.#end(1006, error.message, error);
       return;
     }
-    this.#heard = this.#clock.now();
+    this.#lastFrameAt = this.#clock.now();
     this.#socket.onmessage = (event) => this.#receive(event.data);
     this.#socket.onclose = (event) => this.#end(event.code, event.reason);
-    this.#watch();
+    this.#checkTimeout();
   }
 
   get backlog() { return this.#socket?.bufferedAmount ?? 0; }
 
   send(frame) { this.#socket.send(typeof frame === "string" ? frame : JSON.stringify(frame)); }
 
-  /** Ends now: on a dead network the browser would wait long for the other side's farewell. */
-  cut(code, reason, farewell) {
-    if (this.#over) return;
+  /** Ends now: on a dead network the browser would wait long for the other side's close frame. closeCode is sent. */
+  abort(code, reason, closeCode) {
+    if (this.#ended) return;
     const socket = this.#socket;
     this.#end(code, reason);
-    socket?.close(farewell);
+    socket?.close(closeCode);
   }
 
   #receive(text) {
@@ -62,34 +62,34 @@ export class Link {
     try {
       frame = JSON.parse(text);
     } catch {
-      // Told below, with what is JSON and no frame either.
+      // Handled below, like JSON that is not a frame.
     }
-    // Whatever it was is lost: the next link resumes before it.
-    if (typeof frame?.type !== "string") return this.cut(1006, "the server sent what is no frame");
+    // The frame is lost, whatever it was: the next connection resumes before it.
+    if (typeof frame?.type !== "string") return this.abort(1006, "the server sent an invalid frame");
     if (frame.type === "welcome") {
       this.welcome = frame;
-      this.took = now - this.#heard;
-      this.liveSince = now;
+      this.handshakeMs = now - this.#lastFrameAt;
+      this.welcomedAt = now;
       this.#clock.clearTimeout(this.#timer);
     }
-    this.#heard = now;
-    if (frame.type === "welcome") this.#watch();
+    this.#lastFrameAt = now;
+    if (frame.type === "welcome") this.#checkTimeout();
     this.#onFrame(this, frame);
   }
 
-  // One timer that asks when the last frame came, rather than one that every frame sets anew.
-  #watch() {
-    const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_WITHIN;
-    const quiet = this.#clock.now() - this.#heard;
-    if (quiet >= limit) {
-      this.cut(1006, this.welcome ? "nothing heard for two heartbeats" : "no welcome in time");
+  // One timer that compares with the time of the last frame is cheaper than one that every frame sets anew.
+  #checkTimeout() {
+    const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_TIMEOUT;
+    const silentFor = this.#clock.now() - this.#lastFrameAt;
+    if (silentFor >= limit) {
+      this.abort(1006, this.welcome ? "no frame for two heartbeats" : "no welcome in time");
       return;
     }
-    this.#timer = this.#clock.setTimeout(() => this.#watch(), limit - quiet);
+    this.#timer = this.#clock.setTimeout(() => this.#checkTimeout(), limit - silentFor);
   }
 
   #end(code, reason, error) {
-    this.#over = true;
+    this.#ended = true;
     this.#clock.clearTimeout(this.#timer);
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#onEnd(this, code, reason, error);

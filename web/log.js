@@ -1,10 +1,10 @@
-// The list of one room: rows by seq, gaps where the log has none, and what was sent but not stored yet.
-// Whatever others wrote enters the page by textContent only.
+// The list of one room: messages by seq, gaps in the log, and pending messages.
+// Text of other users enters the page through textContent only.
 
-const PAGE = 50; // messages a history request
+const PAGE = 50; // messages of a history request
 const MAX_ROWS = 2_000; // rows kept in the page; older ones can be loaded again
 
-export function make(tag, className, text) {
+export function createElement(tag, className, text) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   if (text !== undefined) element.textContent = text;
@@ -19,20 +19,23 @@ function hueOf(name) {
   return sum % 6;
 }
 
-/** What a message says and who says so: ours are {name, text}, others are shown as their JSON. */
-export function read(message) {
+/** Returns the author and text of a message. The page's own messages are {name, text}; others are shown as JSON. */
+export function parseMessage(message) {
   const { data, from } = message;
-  const ours = typeof data?.text === "string";
+  const isChat = typeof data?.text === "string";
   const name = from ?? (typeof data?.name === "string" && data.name !== "" ? data.name : "anonymous");
-  return { name, text: ours ? data.text : JSON.stringify(data), ours };
+  return { name, text: isChat ? data.text : JSON.stringify(data), isChat };
 }
 
-export class Log {
-  element = make("div", "log");
-  #list = make("ol", "rows"); #waiting = make("ol", "rows waiting");
-  #room; #isMine; #onChange; #oldest = null; #more = false; #loading = false; #stuck = true; #queue = [];
+export class MessageLog {
+  element = createElement("div", "log");
+  #list = createElement("ol", "rows"); #pendingList = createElement("ol", "rows waiting");
+  #room; #isMine; #onChange; #oldest = null; #hasOlder = false; #loading = false; #followsEnd = true; #newRows = [];
 
-  /** room is a client's room; isMine tells by its id whether this window sent a message; onChange follows history. */
+  /**
+   * room is a room of the client; isMine(id) says whether this window sent the message; onChange is called after each
+   * page of history.
+   */
   constructor(room, isMine, onChange) {
     this.#room = room;
     this.#onChange = onChange;
@@ -41,39 +44,39 @@ export class Log {
     this.element.tabIndex = 0;
     this.element.setAttribute("role", "log");
     this.element.setAttribute("aria-label", `Messages in ${room.name}`);
-    this.element.append(this.#list, this.#waiting);
-    this.element.addEventListener("scroll", () => { this.#stuck = this.#atEnd(); });
-    // A keyboard that slides in or a window that shrinks must not hide what was said last.
-    new ResizeObserver(() => { if (this.#stuck) this.#toEnd(); }).observe(this.element);
-    this.element.addEventListener("scroll", () => { if (this.element.scrollTop < 80) this.older(); });
+    this.element.append(this.#list, this.#pendingList);
+    this.element.addEventListener("scroll", () => { this.#followsEnd = this.#isAtEnd(); });
+    // An on-screen keyboard or a smaller window must not hide the newest message.
+    new ResizeObserver(() => { if (this.#followsEnd) this.scrollToEnd(); }).observe(this.element);
+    this.element.addEventListener("scroll", () => { if (this.element.scrollTop < 80) this.loadOlder(); });
   }
 
-  get empty() { return this.#list.children.length + this.#queue.length + this.#waiting.children.length === 0; }
+  get empty() { return this.#list.children.length + this.#newRows.length + this.#pendingList.children.length === 0; }
 
-  /** The room was joined with this head: what lies below it is history. */
-  begin(head) {
+  /** Sets the head of the room at the first join: messages up to it are history. */
+  setHead(head) {
     if (this.#oldest !== null) return;
     this.#oldest = head + 1;
-    this.#more = head > 0;
-    this.older();
+    this.#hasOlder = head > 0;
+    this.loadOlder();
   }
 
-  /** Loads the page above the oldest row, and keeps what is being read where it is. */
-  async older() {
-    if (this.#loading || !this.#more) return;
+  /** Loads the page above the oldest row, without moving the visible rows. */
+  async loadOlder() {
+    if (this.#loading || !this.#hasOlder) return;
     this.#loading = true;
-    this.#list.setAttribute("aria-busy", "true"); // history is not news: it is not read out
+    this.#list.setAttribute("aria-busy", "true"); // a screen reader does not read history out
     try {
       const { messages, more } = await this.#room.history({ before: this.#oldest, limit: PAGE });
       const end = this.element.scrollHeight - this.element.scrollTop;
-      const stuck = this.#atEnd();
+      const atEnd = this.#isAtEnd();
       this.#list.prepend(...messages.map((m) => this.#row(m)));
       if (messages.length > 0) this.#oldest = messages[0].seq;
-      this.#more = more;
+      this.#hasOlder = more;
       if (!more && this.#oldest > 1) this.#list.prepend(this.#gapRow({ from: 1, to: this.#oldest - 1, reason: "trimmed" }));
-      this.element.scrollTop = stuck ? this.element.scrollHeight : this.element.scrollHeight - end;
+      this.element.scrollTop = atEnd ? this.element.scrollHeight : this.element.scrollHeight - end;
     } catch (error) {
-      if (error.code === "closed") return; // the status line says so already
+      if (error.code === "closed") return; // the header shows it already
       throw error;
     } finally {
       this.#loading = false;
@@ -84,43 +87,43 @@ export class Log {
 
   message(message) { this.#append(() => this.#row(message)); }
 
-  /** A line that is no message, such as that the connection has moved. */
-  note(text) { this.#append(() => this.#noteRow(text)); }
+  /** Adds a line that is not a message, such as a move of the connection. */
+  addNote(text) { this.#append(() => this.#noteRow(text)); }
 
   gap(gap) { this.#append(() => this.#gapRow(gap)); }
 
-  /** Shows a message on its way until promise settles; again(row) sends it once more. */
-  sending(name, text, promise, again) {
-    const row = make("li", "row mine");
-    const body = make("div", "body");
-    const fate = make("span", "fate", "waiting");
-    body.append(make("span", `who hue-${hueOf(name)}`, name), make("span", "text", text));
-    row.append(make("span", "seq", "···"), make("span", "rail"), body, fate);
-    this.#waiting.append(row);
-    this.#toEnd();
+  /** Shows a pending message until promise settles; resend() publishes it once more. */
+  addPending(name, text, promise, resend) {
+    const row = createElement("li", "row mine");
+    const body = createElement("div", "body");
+    const status = createElement("span", "fate", "waiting");
+    body.append(createElement("span", `who hue-${hueOf(name)}`, name), createElement("span", "text", text));
+    row.append(createElement("span", "seq", "···"), createElement("span", "rail"), body, status);
+    this.#pendingList.append(row);
+    this.scrollToEnd();
     promise.then(() => row.remove(), (error) => {
       row.classList.add("failed");
-      fate.textContent = error.message;
-      const retry = make("button", "quiet", "Send again");
-      const drop = make("button", "quiet", "Dismiss");
+      status.textContent = error.message;
+      const retry = createElement("button", "quiet", "Send again");
+      const drop = createElement("button", "quiet", "Dismiss");
       retry.type = drop.type = "button";
-      retry.onclick = () => { row.remove(); again(); };
+      retry.onclick = () => { row.remove(); resend(); };
       drop.onclick = () => row.remove();
       row.append(retry, drop);
     });
   }
 
-  show() { this.#toEnd(); }
+  scrollToEnd() { this.element.scrollTop = this.element.scrollHeight; }
 
-  // Rows come in gulps: a hundred messages in one frame of the screen are one layout, not a hundred.
+  // Rows are appended in batches, so that a hundred messages at once need one layout instead of a hundred.
   #append(build) {
-    if (this.#queue.push(build) > 1) return;
+    if (this.#newRows.push(build) > 1) return;
     setTimeout(() => {
-      const stuck = this.#atEnd();
-      this.#list.append(...this.#queue.splice(0).map((f) => f()));
-      if (stuck) {
+      const atEnd = this.#isAtEnd();
+      this.#list.append(...this.#newRows.splice(0).map((f) => f()));
+      if (atEnd) {
         this.#trim();
-        this.#toEnd();
+        this.scrollToEnd();
       }
     }, 16);
   }
@@ -131,39 +134,38 @@ export class Log {
     const first = Number(this.#list.querySelector("[data-seq]")?.dataset.seq);
     if (first > this.#oldest) {
       this.#oldest = first;
-      this.#more = true;
+      this.#hasOlder = true;
     }
   }
 
-  #atEnd() { return this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 60; }
+  #isAtEnd() { return this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 60; }
 
-  #toEnd() { this.element.scrollTop = this.element.scrollHeight; }
 
   #row(message) {
-    const { name, text, ours } = read(message);
-    const row = make("li", this.#isMine(message.id) ? "row mine" : "row");
+    const { name, text, isChat } = parseMessage(message);
+    const row = createElement("li", this.#isMine(message.id) ? "row mine" : "row");
     row.dataset.seq = message.seq;
-    const body = make("div", "body");
-    body.append(make("span", `who hue-${hueOf(name)}`, name), make(ours ? "span" : "code", "text", text));
-    const time = make("time", "at", clock.format(new Date(message.at)));
+    const body = createElement("div", "body");
+    body.append(createElement("span", `who hue-${hueOf(name)}`, name), createElement(isChat ? "span" : "code", "text", text));
+    const time = createElement("time", "at", clock.format(new Date(message.at)));
     time.dateTime = time.title = message.at;
-    row.append(make("span", "seq", message.seq), make("span", "rail"), body, time);
+    row.append(createElement("span", "seq", message.seq), createElement("span", "rail"), body, time);
     return row;
   }
 
   #noteRow(text) {
-    const row = make("li", "row note");
+    const row = createElement("li", "row note");
     const now = new Date();
-    const time = make("time", "at", clock.format(now));
+    const time = createElement("time", "at", clock.format(now));
     time.dateTime = now.toISOString();
-    row.append(make("span", "seq"), make("span", "rail"), make("div", "body", text), time);
+    row.append(createElement("span", "seq"), createElement("span", "rail"), createElement("div", "body", text), time);
     return row;
   }
 
   #gapRow({ from, to, reason }) {
-    const row = make("li", "row gap");
-    const why = reason === "epoch" ? "the log began a new life" : "no longer stored";
-    row.append(make("span", "seq", from === to ? from : `${from}–${to}`), make("span", "rail"), make("div", "body", why));
+    const row = createElement("li", "row gap");
+    const explanation = reason === "epoch" ? "the log began a new epoch" : "no longer stored";
+    row.append(createElement("span", "seq", from === to ? from : `${from}–${to}`), createElement("span", "rail"), createElement("div", "body", explanation));
     return row;
   }
 }

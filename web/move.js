@@ -1,154 +1,156 @@
-// The part of client.js that moves: the second link is opened before the first is let go. Users import client.js.
+// The part of client.js that moves: it opens the next connection before it closes the first. Applications import client.js.
 
-const JOIN_WITHIN = 10_000; // ms for one more room to be joined on the second link
-const ECHO_FOR = 5_000; // ms after a move in which a signal may still come a second time
-const MAX_ECHOES = 1 << 20; // characters of such signals that are remembered; beyond it one may be told twice
-const NOT_HERE = 4_000; // closes a second link that is not kept; 1000 would end the session
-const LONGEST = 86_400_000; // ms; no timer of a browser takes more than 24 days
+const JOIN_TIMEOUT = 10_000; // ms for one more room to be joined on the next connection
+const SIGNAL_DEDUP_WINDOW = 5_000; // ms after a move in which the second copy of a signal may still arrive
+const MAX_DEDUP_CHARS = 1 << 20; // characters of signals that are remembered; beyond it one may be delivered twice
+const CODE_DISCARDED = 4_000; // closes a next connection that is not used; 1000 would end the session
+const MAX_TIMEOUT = 86_400_000; // ms; no timer of a browser can be longer than 24 days
 
-const within = (ms) => Math.min(Math.max(ms || 0, 0), LONGEST);
+const clampTimeout = (ms) => Math.min(Math.max(ms || 0, 0), MAX_TIMEOUT);
 
-/** Whether a welcome names the node or the deployment that is to be avoided. */
+/** Whether a welcome names the node or the deployment to avoid. */
 function avoids({ node, deployment } = {}, welcome) {
   return (node && node === welcome.node) || (deployment && deployment === welcome.deployment);
 }
 
-function same(a, b) { return a?.node === b?.node && a?.deployment === b?.deployment; }
+function sameTarget(a, b) { return a?.node === b?.node && a?.deployment === b?.deployment; }
 
-// A Move tries to get a second link until it has one where all rooms are joined, or its deadline comes
-// while the first one lives still. host is the client: create() makes a link and start(link) opens it;
-// welcomed(link) joins the rooms there; seated(link) says whether all are; promote() makes it the first.
+// A Move tries to open the next connection until all rooms are joined on one, or until its deadline while
+// the first connection lives. host is the client: create() makes a connection and start(connection) opens
+// it; nextWelcomed(connection) joins the rooms there; allJoined(connection) says whether all are joined;
+// promoteNext() makes it the current one.
 export class Move {
-  next = null; // the second link, from its opening on
-  #host; #clock; #backoff; #order = null; #timer = null;
+  next = null; // the next connection, from its opening on
+  #host; #clock; #backoff; #request = null; #timer = null;
 
-  /** backoff(n) is how long to wait after n failed tries. */
+  /** backoff(n) returns how long to wait after n failed attempts. */
   constructor(host, clock, backoff) {
     this.#host = host;
     this.#clock = clock;
     this.#backoff = backoff;
   }
 
-  /** When a move that has just come wants what. */
-  order({ after_ms: after, deadline_ms: deadline, avoid, reason = "" }) {
+  /** Returns the request in a move frame that has just arrived, with absolute times. */
+  request({ after_ms: after, deadline_ms: deadline, avoid, reason = "" }) {
     const now = this.#clock.now();
-    return { slot: now + within(after), ends: now + within(deadline), avoid, reason, failures: 0 };
+    return { notBefore: now + clampTimeout(after), deadline: now + clampTimeout(deadline), avoid, reason, failures: 0 };
   }
 
-  /** Follows an order; only the last one counts. A try goes on where the same is to be avoided. */
-  plan(order) {
-    if (this.next && same(order.avoid, this.#order.avoid)) {
-      this.#order = { ...order, failures: this.#order.failures };
+  /** Starts a move, which replaces the one before. An attempt in progress continues if it avoids the same. */
+  start(request) {
+    if (this.next && sameTarget(request.avoid, this.#request.avoid)) {
+      this.#request = { ...request, failures: this.#request.failures };
       return;
     }
-    this.off();
-    this.#order = order;
-    this.#await();
+    this.cancel();
+    this.#request = request;
+    this.#scheduleConnect();
   }
 
-  /** Ends the move, and the second link with it: the session, too, with the code 1000. */
-  off(code = NOT_HERE) {
+  /** Ends the move and closes the next connection; the code 1000 ends the session as well. */
+  cancel(code = CODE_DISCARDED) {
     this.#clock.clearTimeout(this.#timer);
-    this.#order = null;
-    this.#dismiss(code);
+    this.#request = null;
+    this.#closeNext(code);
   }
 
-  /** Gives the second link away, and why it was made; that ends the move, too. */
-  take() {
+  /** Returns the next connection and the reason of the move, and ends the move. */
+  takeNext() {
     const { next } = this;
-    const { reason } = this.#order;
+    const { reason } = this.#request;
     this.next = null;
-    this.off();
+    this.cancel();
     return [next, reason];
   }
 
-  /** The second link was welcomed. */
-  welcomed(link) {
-    if (avoids(this.#order.avoid, link.welcome)) return this.#again();
-    this.#patience();
-    this.#host.welcomed(link);
-    return this.check();
+  /** The next connection was welcomed. */
+  nextWelcomed(connection) {
+    if (avoids(this.#request.avoid, connection.welcome)) return this.#retry();
+    this.#restartJoinTimer();
+    this.#host.nextWelcomed(connection);
+    return this.checkJoined();
   }
 
-  /** The second link has ended by itself. */
-  ended() {
+  /** The next connection has ended by itself. */
+  nextEnded() {
     this.next = null;
-    this.#again();
+    this.#retry();
   }
 
-  /** One more room was joined on the second link, or left: is that all? */
-  check(progress) {
+  /** Completes the move if all rooms are joined on the next connection; progress says that one more is. */
+  checkJoined(progress) {
     if (!this.next?.welcome) return;
-    if (this.#host.seated(this.next)) this.#host.promote();
-    else if (progress) this.#patience();
+    if (this.#host.allJoined(this.next)) this.#host.promoteNext();
+    else if (progress) this.#restartJoinTimer();
   }
 
-  #await() {
-    const { slot, ends } = this.#order;
+  #scheduleConnect() {
+    const { notBefore, deadline } = this.#request;
     this.#timer = this.#clock.setTimeout(() => {
-      if (slot > ends) return this.off(); // the first link has outlived it
+      if (notBefore > deadline) return this.cancel(); // the deadline has passed, and the first connection lives
       this.next = this.#host.create();
       this.#host.start(this.next);
-    }, Math.min(slot, ends) - this.#clock.now());
+    }, Math.min(notBefore, deadline) - this.#clock.now());
   }
 
-  #again() {
+  #retry() {
     this.#clock.clearTimeout(this.#timer);
-    this.#dismiss(NOT_HERE);
-    const order = this.#order;
-    order.slot = Math.max(order.slot, this.#clock.now() + this.#backoff(order.failures++));
-    this.#await();
+    this.#closeNext(CODE_DISCARDED);
+    const request = this.#request;
+    request.notBefore = Math.max(request.notBefore, this.#clock.now() + this.#backoff(request.failures++));
+    this.#scheduleConnect();
   }
 
-  #dismiss(code) {
-    const link = this.next;
+  #closeNext(code) {
+    const connection = this.next;
     this.next = null;
-    link?.cut(code, "not the place to move to", code);
+    connection?.abort(code, "this connection is not used", code);
   }
 
-  #patience() {
+  #restartJoinTimer() {
     this.#clock.clearTimeout(this.#timer);
-    this.#timer = this.#clock.setTimeout(() => this.#again(), JOIN_WITHIN);
+    this.#timer = this.#clock.setTimeout(() => this.#retry(), JOIN_TIMEOUT);
   }
 }
 
-// Echoes tells which signals of a move were told before. Both links bring each, in any order, and signals
-// have neither seq nor id: what is the same in room, user and data is taken for the same, and told as often
-// as that link brings it which brings it most.
-export class Echoes {
-  #clock; #heard = new Map(); #size = 0; #until = -Infinity;
+// A SignalDedup recognizes the second copy of a signal. During a move each signal arrives on both
+// connections, in any order, and signals have neither seq nor id. So signals with the same room, user and
+// data count as equal, and are delivered as often as they arrived on one connection, the one with the most
+// copies.
+export class SignalDedup {
+  #clock; #counts = new Map(); #size = 0; #expires = -Infinity;
 
   constructor(clock) { this.#clock = clock; }
 
-  /** Begins what fade ends. What is still remembered of a move before counts on. */
-  expect() {
-    if (this.#over) {
-      this.#heard.clear();
+  /** A move begins. Signals that are still remembered from an earlier move stay. */
+  start() {
+    if (this.#expired) {
+      this.#counts.clear();
       this.#size = 0;
     }
-    this.#until = Infinity;
+    this.#expires = Infinity;
   }
 
-  /** One of the links is gone: after a while nothing comes twice. */
-  fade() { this.#until = Math.min(this.#until, this.#clock.now() + ECHO_FOR); }
+  /** One of the two connections has ended: no second copies arrive after a while. */
+  expireSoon() { this.#expires = Math.min(this.#expires, this.#clock.now() + SIGNAL_DEDUP_WINDOW); }
 
-  /** Whether a signal of link number was told before. */
-  again(number, { room, from, data }) {
-    if (this.#over) return false;
+  /** Counts a signal of the connection with that number, and returns whether it was delivered before. */
+  seenBefore(number, { room, from, data }) {
+    if (this.#expired) return false;
     const key = JSON.stringify([room, from, data]);
-    let heard = this.#heard.get(key);
-    if (!heard) {
-      if (this.#size + key.length > MAX_ECHOES) return false;
+    let count = this.#counts.get(key);
+    if (!count) {
+      if (this.#size + key.length > MAX_DEDUP_CHARS) return false;
       this.#size += key.length;
-      heard = { told: 0, by: new Map() };
-      this.#heard.set(key, heard);
+      count = { delivered: 0, received: new Map() };
+      this.#counts.set(key, count);
     }
-    const times = (heard.by.get(number) ?? 0) + 1;
-    heard.by.set(number, times);
-    if (times <= heard.told) return true;
-    heard.told += 1;
+    const received = (count.received.get(number) ?? 0) + 1;
+    count.received.set(number, received);
+    if (received <= count.delivered) return true;
+    count.delivered += 1;
     return false;
   }
 
-  get #over() { return this.#clock.now() > this.#until; }
+  get #expired() { return this.#clock.now() > this.#expires; }
 }

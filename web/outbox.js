@@ -1,6 +1,6 @@
-// The part of client.js that keeps requests until they are answered. Users import client.js.
+// The part of client.js that keeps requests until they are answered. Applications import client.js.
 
-/** Every failure the client reports: `code` is the server's, or one of those listed in client.d.ts. */
+/** Every failure that the client reports: `code` is the server's, or one of those listed in client.d.ts. */
 export class SwitchyardError extends Error {
   constructor(code, message, more = {}) {
     super(`${code}: ${message}`);
@@ -11,25 +11,25 @@ export class SwitchyardError extends Error {
   }
 }
 
-const KEEP = 300_000; // ms; half of the server's ID_WINDOW where nobody tells it
+const DEFAULT_RESEND_MS = 300_000; // half of the server's default ID_WINDOW, for servers that do not report theirs
 
-// The Outbox holds each request until it is answered, and sends it again on every new link. Requests
-// of one lane (the publishes of a room, its history) go out in order; after a refusal that will pass,
-// a lane is careful: it sends its first request alone and the rest once that one is answered.
+// The Outbox keeps each request until it is answered, and sends it again on every new connection. The
+// requests of one queue (the publishes of a room, its history) are sent in order. After a temporary refusal
+// a queue is probing: it sends only its first request, and the rest once that one is answered.
 export class Outbox {
-  maxFrame = Infinity;
-  #byRef = new Map(); #byKey = new Map(); #lanes = new Map(); #bytes = 0; #link = null;
-  #options; #clock; #window = KEEP;
+  maxFrame = Infinity; // bytes
+  #byRef = new Map(); #byKey = new Map(); #queues = new Map(); #bytes = 0; #connection = null;
+  #options; #clock; #resendWindow = DEFAULT_RESEND_MS;
 
   constructor(options, clock) {
     this.#options = options;
     this.#clock = clock;
   }
 
-  /** The request with this key that still waits, such as an earlier publish with the same id. */
-  waiting(key) { return this.#byKey.get(key); }
+  /** The request with this key that has no answer yet, such as an earlier publish with the same id. */
+  pending(key) { return this.#byKey.get(key); }
 
-  /** Takes in {ref, lane, key, text} and promises its answer. */
+  /** Takes a request {ref, queue, key, text} and returns the promise of its answer. */
   add(request) {
     const { maxPending, maxPendingBytes } = this.#options;
     request.bytes = new TextEncoder().encode(request.text).length;
@@ -40,74 +40,74 @@ export class Outbox {
     if (this.#bytes + request.bytes > maxPendingBytes) {
       throw new SwitchyardError("buffer_full", `${maxPendingBytes} bytes wait for an answer (maxPendingBytes)`);
     }
-    if (!this.#lanes.has(request.lane)) {
-      this.#lanes.set(request.lane, { list: [], careful: false, probe: null, timer: null });
+    if (!this.#queues.has(request.queue)) {
+      this.#queues.set(request.queue, { requests: [], probing: false, probe: null, timer: null });
     }
-    const lane = this.#lanes.get(request.lane);
-    lane.list.push(request);
+    const queue = this.#queues.get(request.queue);
+    queue.requests.push(request);
     this.#byRef.set(request.ref, request);
     this.#byKey.set(request.key, request);
     this.#bytes += request.bytes;
-    // Attempts are those that may have been stored; first is when the first one went out.
-    Object.assign(request, { since: this.#clock.now(), first: null, attempts: 0, sent: false });
-    this.#arm(request);
+    // attempts counts the ones that may have been stored; sent: on this connection, and without an answer.
+    Object.assign(request, { queuedAt: this.#clock.now(), firstSentAt: null, attempts: 0, sent: false });
+    this.#startTimer(request);
     request.promise = new Promise((resolve, reject) => Object.assign(request, { resolve, reject }));
-    this.#pump(lane);
+    this.#flush(queue);
     return request.promise;
   }
 
-  attach(link) {
-    this.#link = link;
-    this.maxFrame = link.welcome.max_frame ?? Infinity;
-    // Past half of the time that ids are remembered, a resend could be stored twice.
-    this.#window = link.welcome.id_window_ms / 2 || KEEP;
-    for (const lane of [...this.#lanes.values()]) {
-      this.#clock.clearTimeout(lane.timer);
-      lane.timer = lane.probe = null;
-      for (const request of lane.list) {
+  attach(connection) {
+    this.#connection = connection;
+    this.maxFrame = connection.welcome.max_frame ?? Infinity;
+    // After half of the time for which ids are remembered, a resend might be stored a second time.
+    this.#resendWindow = connection.welcome.id_window_ms / 2 || DEFAULT_RESEND_MS;
+    for (const queue of [...this.#queues.values()]) {
+      this.#clock.clearTimeout(queue.timer);
+      queue.timer = queue.probe = null;
+      for (const request of queue.requests) {
         request.sent = false;
-        this.#arm(request);
+        this.#startTimer(request);
       }
-      this.#pump(lane);
+      this.#flush(queue);
     }
   }
 
-  detach() { this.#link = null; }
+  detach() { this.#connection = null; }
 
   resolve(request, value) {
     if (!request) return;
     request.resolve(value);
-    this.#forget(request);
+    this.#remove(request);
   }
 
   reject(ref, error) {
     const request = this.#byRef.get(ref);
-    // A refused resend says nothing of the first attempt, which may have been stored unheard.
-    // That the id holds other data (conflict) does say it: the first attempt's data is not there.
+    // The refusal of a resend does not say whether an earlier attempt was stored, except for conflict: then
+    // the id holds other data.
     if (request.attempts > 1 && error.code !== "conflict") error.outcomeUnknown = true;
     request.reject(error);
-    this.#forget(request);
+    this.#remove(request);
   }
 
   byRef(ref) { return this.#byRef.get(ref); }
 
-  /** Sends the request again after so many ms; notStored says that this attempt surely came to nothing. */
+  /** Sends the request again after ms; notStored says that the last attempt was certainly not stored. */
   retry(ref, ms, notStored) {
     const request = this.#byRef.get(ref);
     if (notStored) request.attempts -= 1;
-    const lane = this.#lanes.get(request.lane);
+    const queue = this.#queues.get(request.queue);
     request.sent = false;
-    lane.careful = true;
-    if (lane.probe && lane.probe !== request) return; // the probe's answer decides
-    lane.probe = null;
-    lane.timer ??= this.#clock.setTimeout(() => {
-      lane.timer = null;
-      this.#pump(lane);
+    queue.probing = true;
+    if (queue.probe && queue.probe !== request) return; // the answer to the probe decides
+    queue.probe = null;
+    queue.timer ??= this.#clock.setTimeout(() => {
+      queue.timer = null;
+      this.#flush(queue);
     }, ms);
   }
 
-  /** Drops the largest request under way: the one that a close for size (1009) must mean. */
-  shed() {
+  /** Rejects the largest request that was sent: the one that must have caused a close with 1009. */
+  rejectLargest() {
     const sent = [...this.#byRef.values()].filter((request) => request.sent);
     sent.sort((a, b) => b.bytes - a.bytes);
     if (sent.length > 0) this.reject(sent[0].ref, this.#tooLarge(sent[0]));
@@ -119,12 +119,12 @@ export class Outbox {
     }
   }
 
-  #pump(lane) {
-    if (!this.#link || lane.timer || lane.probe) return;
-    for (const request of [...lane.list]) {
+  #flush(queue) {
+    if (!this.#connection || queue.timer || queue.probe) return;
+    for (const request of [...queue.requests]) {
       if (request.sent) continue;
-      if (this.#clock.now() >= this.#end(request)) {
-        this.#expire(request); // a machine that slept wakes with its timers late
+      if (this.#clock.now() >= this.#deadline(request)) {
+        this.#expire(request); // after a machine has slept, its timers are late
         continue;
       }
       if (request.bytes > this.maxFrame) {
@@ -132,45 +132,46 @@ export class Outbox {
         continue;
       }
       request.sent = true;
-      if (request.body !== undefined) request.attempts += 1; // reading leaves no outcome open
-      if (request.first === null) {
-        request.first = this.#clock.now();
-        this.#arm(request);
+      if (request.body !== undefined) request.attempts += 1; // a request without a body stores nothing
+      if (request.firstSentAt === null) {
+        request.firstSentAt = this.#clock.now();
+        this.#startTimer(request);
       }
-      this.#link.send(request.text);
-      if (lane.careful) {
-        lane.probe = request;
+      this.#connection.send(request.text);
+      if (queue.probing) {
+        queue.probe = request;
         return;
       }
     }
   }
 
-  // When to give up: what never went out cannot be stored twice, and is kept as long as its user wants.
-  #end(request) {
+  // When to give up. A request that was never sent cannot be stored twice: it is kept as long as the
+  // application wants.
+  #deadline(request) {
     const { resendFor } = this.#options;
-    if (request.first === null) return request.since + (resendFor ?? KEEP);
-    return request.first + Math.min(resendFor ?? Infinity, this.#window);
+    if (request.firstSentAt === null) return request.queuedAt + (resendFor ?? DEFAULT_RESEND_MS);
+    return request.firstSentAt + Math.min(resendFor ?? Infinity, this.#resendWindow);
   }
 
-  #arm(request) {
+  #startTimer(request) {
     this.#clock.clearTimeout(request.timer);
-    request.timer = this.#clock.setTimeout(() => this.#expire(request), Math.max(0, this.#end(request) - this.#clock.now()));
+    request.timer = this.#clock.setTimeout(() => this.#expire(request), Math.max(0, this.#deadline(request) - this.#clock.now()));
   }
 
-  #forget(request) {
+  #remove(request) {
     this.#clock.clearTimeout(request.timer);
     this.#byRef.delete(request.ref);
     this.#byKey.delete(request.key);
     this.#bytes -= request.bytes;
-    const lane = this.#lanes.get(request.lane);
-    lane.list.splice(lane.list.indexOf(request), 1);
-    if (lane.list.length === 0) {
-      this.#clock.clearTimeout(lane.timer);
-      this.#lanes.delete(request.lane);
-    } else if (lane.probe === request) {
-      lane.probe = null;
-      lane.careful = false;
-      this.#pump(lane);
+    const queue = this.#queues.get(request.queue);
+    queue.requests.splice(queue.requests.indexOf(request), 1);
+    if (queue.requests.length === 0) {
+      this.#clock.clearTimeout(queue.timer);
+      this.#queues.delete(request.queue);
+    } else if (queue.probe === request) {
+      queue.probe = null;
+      queue.probing = false;
+      this.#flush(queue);
     }
   }
 
@@ -184,6 +185,6 @@ export class Outbox {
   }
 
   #tooLarge(request) {
-    return new SwitchyardError("too_large", `the frame has ${request.bytes} bytes, the server takes ${this.maxFrame}`);
+    return new SwitchyardError("too_large", `the frame has ${request.bytes} bytes, the server accepts ${this.maxFrame}`);
   }
 }

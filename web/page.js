@@ -1,118 +1,118 @@
-// The page: rooms on the left, what is said in the middle, the instruments on the right.
+// The page: rooms on the left, messages in the middle, metrics on the right.
 
 import { Switchyard } from "./client.js";
-import { Witness } from "./check.js";
-import { Log, make, read } from "./log.js";
-import { Gauges, showPeople, showPlate, showState } from "./panel.js";
-import { People } from "./people.js";
+import { Observer } from "./check.js";
+import { MessageLog, createElement, parseMessage } from "./log.js";
+import { Metrics, showPresence, showServer, showState } from "./panel.js";
+import { PresenceList } from "./people.js";
 
 const $ = (id) => document.getElementById(id);
 const ROOM = /^[A-Za-z0-9.:-][A-Za-z0-9._:-]{0,127}$/;
-const TYPING_EVERY = 2_000; // ms between two signals that say so
+const TYPING_EVERY = 2_000; // ms between two typing signals
 const SIGNAL_SHOWN = 3_500; // ms
 
-// Ids begin with what only this window knows: that is how it tells its own messages.
-const mark = [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, "0")).join("");
+// The ids of this window's messages begin with a random windowID, by which it recognizes them.
+const windowID = [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, "0")).join("");
 let count = 0;
 
 const client = Switchyard.connect("/ws");
-const witness = new Witness(); // of what the server sends
-const screen = new Witness(); // of what the client makes of it, and the page shows
-const gauges = new Gauges();
-const rooms = new Map(); // name → {handle, log, link, people, unread}
-let active = null;
+const frameObserver = new Observer(); // of the frames that the server sends
+const shownObserver = new Observer(); // of the messages that the client emits and the page shows
+const metrics = new Metrics();
+const rooms = new Map(); // name → {handle, log, link, presence, unread}
+let active = null; // the name of the open room
 
-// Private windows may refuse storage: then the page remembers nothing and works.
-const memory = {
+// A private window may refuse storage. The page then works without it.
+const storage = {
   get(store, key) { try { return store()[key]; } catch { return undefined; } },
   set(store, key, value) { try { store()[key] = value; } catch { /* see above */ } },
 };
-const tab = () => sessionStorage;
-const always = () => localStorage;
+const perTab = () => sessionStorage;
+const persistent = () => localStorage;
 
 client.on("frame", (frame, socket) => {
-  gauges.heard();
-  witness.hear(frame, socket);
+  metrics.frameReceived();
+  frameObserver.observe(frame, socket);
 });
-client.on("moved", ({ to, took }) => { // the state is live all the while
-  showPlate(to);
-  gauges.moved();
-  for (const { log } of rooms.values()) log.note(`moved to node ${to.node} in ${Math.round(took)} ms`);
+client.on("moved", ({ to, took }) => { // the state stays live
+  showServer(to);
+  metrics.moved();
+  for (const { log } of rooms.values()) log.addNote(`moved to node ${to.node} in ${Math.round(took)} ms`);
   refresh();
 });
 client.on("state", (state) => {
   showState(state);
-  gauges.state(state);
+  metrics.state(state);
 });
 client.on("error", (error) => notice(error.message));
 client.on("joined", (frame) => {
-  screen.hear(frame);
-  rooms.get(frame.room)?.log.begin(frame.seq);
+  shownObserver.observe(frame);
+  rooms.get(frame.room)?.log.setHead(frame.seq);
   refresh();
 });
-client.on("presence", peopleTold);
+client.on("presence", presenceChanged);
 client.on("message", (message) => {
-  screen.hear(message);
+  shownObserver.observe(message);
   const room = rooms.get(message.room);
   room.log.message(message);
-  hush(message.room, read(message).name);
+  clearTyping(message.room, parseMessage(message).name);
   if (message.room !== active) room.unread += 1;
   refresh();
 });
 client.on("gap", (gap) => {
-  screen.hear(gap);
+  shownObserver.observe(gap);
   rooms.get(gap.room).log.gap(gap);
   refresh();
 });
 client.on("signal", ({ room, data }) => {
-  if (typeof data?.name !== "string" || data.by === mark) return;
-  if (data.wave) saySignal(room, data.name, "waves");
-  if (data.typing) saySignal(room, data.name, "is writing");
+  if (typeof data?.name !== "string" || data.by === windowID) return;
+  if (data.wave) showSignal(room, data.name, "waves");
+  if (data.typing) showSignal(room, data.name, "is writing");
 });
 
 function join(name) {
   const handle = client.join(name);
-  const log = new Log(handle, (id) => id.startsWith(mark), refresh);
-  const item = make("li");
-  const link = make("a");
+  const log = new MessageLog(handle, (id) => id.startsWith(windowID), refresh);
+  const item = createElement("li");
+  const link = createElement("a");
   link.href = `#${encodeURIComponent(name)}`;
-  link.append(make("span", "dot"), make("span", "name", name), make("span", "unread num"));
+  link.append(createElement("span", "dot"), createElement("span", "name", name), createElement("span", "unread num"));
   item.append(link);
   $("rooms").append(item);
   $("logs").append(log.element);
-  witness.of(name);
-  screen.of(name);
-  rooms.set(name, { handle, log, link, people: new People(), unread: 0 });
+  frameObserver.room(name);
+  shownObserver.room(name);
+  rooms.set(name, { handle, log, link, presence: new PresenceList(), unread: 0 });
   handle.joined.then(
-    () => handle.presence().then(peopleTold, () => {}), // an older service does not know who is there
-    (error) => { if (error.code !== "closed") drop(name); },
+    () => handle.presence().then(presenceChanged, () => {}), // an older server has no presence
+    (error) => { if (error.code !== "closed") closeRoom(name); },
   );
-  remember();
+  rememberRooms();
 }
 
-function peopleTold(presence) {
-  const room = rooms.get(presence.room);
-  if (!room) return; // left meanwhile
-  room.people.told(presence);
-  if (presence.room === active) showWho();
+function presenceChanged(frame) {
+  const room = rooms.get(frame.room);
+  if (!room) return; // it was left since the request
+  room.presence.update(frame);
+  if (frame.room === active) showActivePresence();
 }
 
-function showWho() { showPeople(rooms.get(active).people, client.welcome?.session.split(".")[0]); }
+function showActivePresence() { showPresence(rooms.get(active).presence, client.welcome?.session.split(".")[0]); }
 
-function drop(name) {
+function closeRoom(name) {
   const room = rooms.get(name);
   if (!room) return;
   room.handle.leave();
   room.link.parentElement.remove();
   room.log.element.remove();
   rooms.delete(name);
-  witness.forget(name);
-  screen.forget(name);
-  remember();
+  frameObserver.forget(name);
+  shownObserver.forget(name);
+  rememberRooms();
   if (active === name) location.hash = encodeURIComponent([...rooms.keys()][0] ?? "lobby");
 }
 
-function remember() { memory.set(tab, "rooms", JSON.stringify([...rooms.keys()])); }
+function rememberRooms() { storage.set(perTab, "rooms", JSON.stringify([...rooms.keys()])); }
 
 function nameInHash() {
   try {
@@ -141,22 +141,22 @@ function open() {
     else link.removeAttribute("aria-current");
   }
   $("signals").textContent = "";
-  rooms.get(name).log.show();
-  showWho();
+  rooms.get(name).log.scrollToEnd();
+  showActivePresence();
   refresh();
 }
 
-// One refresh for whatever happened within a sixtieth of a second.
-let due = null;
+// All changes within a sixtieth of a second need one refresh.
+let refreshTimer = null;
 function refresh() {
-  due ??= setTimeout(() => {
-    due = null;
+  refreshTimer ??= setTimeout(() => {
+    refreshTimer = null;
     for (const [name, { link, unread }] of rooms) {
       link.querySelector(".unread").textContent = unread > 0 ? String(unread) : "";
-      link.dataset.clean = witness.of(name).clean && screen.of(name).clean;
+      link.dataset.clean = frameObserver.room(name).clean && shownObserver.room(name).clean;
     }
     if (!rooms.has(active)) return;
-    gauges.ledger(witness.of(active), screen.of(active));
+    metrics.check(frameObserver.room(active), shownObserver.room(active));
     $("empty").hidden = !rooms.get(active).log.empty;
   }, 16);
 }
@@ -165,13 +165,13 @@ function send(text, room = active) {
   const name = myName();
   const began = performance.now();
   const live = client.state.name === "live";
-  const id = `${mark}.${++count}`;
+  const id = `${windowID}.${++count}`;
   const publish = () => client.publish(room, { name, text }, { id });
   const attempt = () => {
     const promise = publish();
-    // What waits for a server says nothing of how fast it answers.
-    promise.then(() => { if (live) gauges.ack(performance.now() - began); }, () => {});
-    rooms.get(room)?.log.sending(name, text, promise, attempt);
+    // A publish that waits for a connection does not measure how fast the server answers.
+    promise.then(() => { if (live) metrics.ack(performance.now() - began); }, () => {});
+    rooms.get(room)?.log.addPending(name, text, promise, attempt);
     refresh();
     promise.then(refresh, refresh);
   };
@@ -180,23 +180,23 @@ function send(text, room = active) {
 
 function myName() { return $("name").value.trim() || "anonymous"; }
 
-let noticeEnds;
+let noticeTimer;
 function notice(text) {
   $("notice").textContent = text;
-  clearTimeout(noticeEnds);
-  noticeEnds = setTimeout(() => { $("notice").textContent = ""; }, 8_000);
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => { $("notice").textContent = ""; }, 8_000);
 }
 
-let signalEnds;
-function saySignal(room, name, does) {
+let signalTimer;
+function showSignal(room, name, action) {
   if (room !== active) return;
-  $("signals").textContent = `${name.slice(0, 24)} ${does}`;
-  clearTimeout(signalEnds);
-  signalEnds = setTimeout(() => { $("signals").textContent = ""; }, SIGNAL_SHOWN);
+  $("signals").textContent = `${name.slice(0, 24)} ${action}`;
+  clearTimeout(signalTimer);
+  signalTimer = setTimeout(() => { $("signals").textContent = ""; }, SIGNAL_SHOWN);
 }
 
-// Who has just written is no longer writing.
-function hush(room, name) {
+// Clears "is writing" once that user's message has arrived.
+function clearTyping(room, name) {
   if (room === active && $("signals").textContent === `${name.slice(0, 24)} is writing`) $("signals").textContent = "";
 }
 
@@ -206,16 +206,16 @@ $("composer").addEventListener("input", () => {
   field.rows = Math.min(6, field.value.split("\n").length);
   if (performance.now() - typedAt < TYPING_EVERY || field.value.trim() === "") return;
   typedAt = performance.now();
-  client.signal(active, { typing: true, name: myName(), by: mark });
+  client.signal(active, { typing: true, name: myName(), by: windowID });
 });
-// Enter sends, Shift+Enter breaks the line. Some input methods break it all the same after their keydown
-// was taken: then the break is refused.
-let breaks = false;
+// Enter sends, Shift+Enter breaks the line. Some input methods insert a line break although the keydown event
+// was canceled: that break is prevented here.
+let breakAllowed = false;
 $("composer").addEventListener("beforeinput", (event) => {
-  if (event.inputType === "insertLineBreak" && !breaks) event.preventDefault();
+  if (event.inputType === "insertLineBreak" && !breakAllowed) event.preventDefault();
 });
 $("composer").addEventListener("keydown", (event) => {
-  breaks = event.shiftKey;
+  breakAllowed = event.shiftKey;
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   $("composer-form").requestSubmit();
@@ -230,8 +230,8 @@ $("composer-form").addEventListener("submit", (event) => {
   typedAt = -Infinity;
 });
 $("wave").addEventListener("click", () => {
-  const told = client.signal(active, { wave: true, name: myName(), by: mark });
-  notice(told ? "You waved" : "Nobody can be told now");
+  const sent = client.signal(active, { wave: true, name: myName(), by: windowID });
+  notice(sent ? "You waved" : "Not sent: there is no connection");
 });
 $("burst").addEventListener("click", () => { for (let i = 1; i <= 20; i++) send(`${i} of 20`); });
 $("join").addEventListener("submit", (event) => {
@@ -240,18 +240,18 @@ $("join").addEventListener("submit", (event) => {
   $("room").value = "";
   $("composer").focus();
 });
-$("leave").addEventListener("click", () => { if (active !== "lobby" || rooms.size > 1) drop(active); });
+$("leave").addEventListener("click", () => { if (active !== "lobby" || rooms.size > 1) closeRoom(active); });
 $("retry").addEventListener("click", () => client.reconnect());
 $("skip").addEventListener("click", (event) => {
   event.preventDefault();
   $("composer").focus();
 });
-$("name").value = memory.get(always, "name") ?? `guest-${mark.slice(0, 4)}`;
-$("name").addEventListener("change", () => memory.set(always, "name", $("name").value.trim()));
+$("name").value = storage.get(persistent, "name") ?? `guest-${windowID.slice(0, 4)}`;
+$("name").addEventListener("change", () => storage.set(persistent, "name", $("name").value.trim()));
 addEventListener("online", () => client.reconnect());
 addEventListener("hashchange", open);
 
 showState(client.state);
-for (const name of JSON.parse(memory.get(tab, "rooms") ?? "[]").filter((n) => ROOM.test(n))) join(name);
+for (const name of JSON.parse(storage.get(perTab, "rooms") ?? "[]").filter((n) => ROOM.test(n))) join(name);
 open();
 $("composer").focus();

@@ -1,4 +1,4 @@
-// The part of client.js that is one room, and who listens to what. Users import client.js.
+// The part of client.js that is one room, and the listeners of events. Applications import client.js.
 
 export class Emitter {
   #listeners = new Map();
@@ -9,7 +9,7 @@ export class Emitter {
     return () => this.#listeners.get(event).delete(listener);
   }
 
-  // A listener that throws must not stop the others, nor leave the client half way.
+  // A listener that throws must neither stop the others nor interrupt the client.
   _emit(event, ...values) {
     for (const listener of [...(this.#listeners.get(event) ?? [])]) {
       try {
@@ -21,11 +21,11 @@ export class Emitter {
   }
 }
 
-// A Room is what join returns. Fields that begin with _ belong to the client. What a room has on one
-// socket is its seat there: see Link.
+// A Room is what join returns. Fields that begin with _ belong to the client. The state of a room on one
+// connection is its membership: see Connection.
 export class Room extends Emitter {
   _position;
-  _watched = false; // presence was asked for
+  _watchesPresence = false; // presence() was called
   #client;
 
   constructor(client, name, position) {
@@ -34,7 +34,7 @@ export class Room extends Emitter {
     this.name = name;
     this._position = position;
     this.joined = new Promise((resolve, reject) => { this._resolve = resolve; this._reject = reject; });
-    this.joined.catch(() => {}); // told by "error" as well: not everybody awaits it
+    this.joined.catch(() => {}); // "error" reports it as well: an application need not await it
   }
 
   get position() { return this._position && { ...this._position }; }

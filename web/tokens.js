@@ -1,86 +1,86 @@
-// The part of client.js that keeps the token of a living connection fresh. Users import client.js.
+// The part of client.js that refreshes the token of an open connection. Applications import client.js.
 
 import { SwitchyardError } from "./outbox.js";
 
-const AT = 0.8; // the part of a token's time after which the next one is fetched,
-const SPREAD = 0.1; // and how much earlier it may be, so that those who came together do not ask together
-const TOO_LATE = 1_000; // ms; for less there is no use in trying
-const WITHIN = 30_000; // ms for getToken and the service's answer
-const LONGEST = 86_400_000; // ms; no timer of a browser takes more than 24 days
+const REFRESH_FRACTION = 0.8; // of a token's lifetime, after which the next one is fetched,
+const REFRESH_JITTER = 0.1; // and how much earlier at most, so that clients do not refresh together
+const MIN_REFRESH_MS = 1_000; // a token with less time left is not refreshed
+const REFRESH_TIMEOUT = 30_000; // ms for getToken and the server's answer
+const MAX_TIMEOUT = 86_400_000; // ms; no timer of a browser can be longer than 24 days
 
-// Tokens brings the link that counts a fresh token before the old one ends. After its end the service
-// closes with 4001, and the client comes back with a fresh one anyway.
+// Tokens sends a fresh token on the current connection before the old one expires. When a token has expired,
+// the server closes with 4001, and the client reconnects with a fresh one.
 export class Tokens {
-  #getToken; #clock; #random; #nextRef; #report; #link = null; #ends = Infinity; #timer = null; #waiting = new Map();
+  #getToken; #clock; #random; #nextRef; #onError; #connection = null; #expires = Infinity; #timer = null; #pending = new Map();
 
-  /** report is told why a token was not refreshed. */
-  constructor(getToken, clock, random, nextRef, report) {
+  /** onError gets the error of a refresh that the client started by itself. */
+  constructor(getToken, clock, random, nextRef, onError) {
     this.#getToken = getToken;
     this.#clock = clock;
     this.#random = random;
     this.#nextRef = nextRef;
-    this.#report = report;
+    this.#onError = onError;
   }
 
-  /** Begins with a link that was welcomed, or with none. What waited has a fresh token by that. */
-  attach(link) {
-    this.#link = link;
-    for (const { resolve } of this.#waiting.values()) resolve();
-    this.#waiting.clear();
-    this.#begin(link?.welcome.auth_expires_ms, link?.liveSince);
+  /** Sets the current connection, or none. A pending refresh completes: a new connection has a fresh token. */
+  attach(connection) {
+    this.#connection = connection;
+    for (const { resolve } of this.#pending.values()) resolve();
+    this.#pending.clear();
+    this.#setExpiry(connection?.welcome.auth_expires_ms, connection?.welcomedAt);
   }
 
-  /** Fetches a token and brings it to the service. */
+  /** Fetches a token and sends it to the server. */
   async refresh() {
-    if (!this.#getToken) throw new SwitchyardError("unauthorized", "there is no getToken to ask");
+    if (!this.#getToken) throw new SwitchyardError("unauthorized", "the option getToken is not set");
     const ref = this.#nextRef();
     let timer;
-    const late = new Promise((_, reject) => {
-      timer = this.#clock.setTimeout(() => reject(new SwitchyardError("timeout", "no fresh token in time")), WITHIN);
+    const timeout = new Promise((_, reject) => {
+      timer = this.#clock.setTimeout(() => reject(new SwitchyardError("timeout", "no fresh token in time")), REFRESH_TIMEOUT);
     });
     try {
-      await Promise.race([this.#bring(ref, this.#link), late]);
+      await Promise.race([this.#sendToken(ref, this.#connection), timeout]);
     } finally {
       this.#clock.clearTimeout(timer);
-      this.#waiting.delete(ref);
+      this.#pending.delete(ref);
     }
   }
 
-  async #bring(ref, link) {
+  async #sendToken(ref, connection) {
     const token = await this.#getToken();
-    if (!link || link !== this.#link) return; // the next connection takes a token of its own
-    link.send({ type: "auth", ref, token });
-    await new Promise((resolve, reject) => { this.#waiting.set(ref, { resolve, reject }); });
+    if (!connection || connection !== this.#connection) return; // the next connection gets a token of its own
+    connection.send({ type: "auth", ref, token });
+    await new Promise((resolve, reject) => { this.#pending.set(ref, { resolve, reject }); });
   }
 
-  answered({ ref, auth_expires_ms: left }) {
-    this.#waiting.get(ref)?.resolve();
-    this.#waiting.delete(ref);
-    this.#begin(left, this.#clock.now());
+  authenticated({ ref, auth_expires_ms: left }) {
+    this.#pending.get(ref)?.resolve();
+    this.#pending.delete(ref);
+    this.#setExpiry(left, this.#clock.now());
   }
 
-  /** Says whether the error was the answer to a token. */
-  refused(ref, error) {
-    this.#waiting.get(ref)?.reject(error);
-    return this.#waiting.delete(ref);
+  /** Returns whether the error was the answer to a token. */
+  handleError(ref, error) {
+    this.#pending.get(ref)?.reject(error);
+    return this.#pending.delete(ref);
   }
 
-  #begin(left, since) {
-    this.#ends = left > 0 ? since + Math.min(left, LONGEST) : Infinity;
+  #setExpiry(left, since) {
+    this.#expires = left > 0 ? since + Math.min(left, MAX_TIMEOUT) : Infinity;
     this.#schedule();
   }
 
   #schedule() {
     this.#clock.clearTimeout(this.#timer);
-    const link = this.#link;
-    const left = this.#ends - this.#clock.now();
-    if (!this.#getToken || left === Infinity || left < TOO_LATE) return;
+    const connection = this.#connection;
+    const left = this.#expires - this.#clock.now();
+    if (!this.#getToken || left === Infinity || left < MIN_REFRESH_MS) return;
     this.#timer = this.#clock.setTimeout(() => {
       this.refresh().catch((error) => {
-        if (link !== this.#link) return;
-        this.#report(error);
+        if (connection !== this.#connection) return;
+        this.#onError(error);
         this.#schedule();
       });
-    }, left * (AT - SPREAD * this.#random()));
+    }, left * (REFRESH_FRACTION - REFRESH_JITTER * this.#random()));
   }
 }

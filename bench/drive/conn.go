@@ -20,29 +20,29 @@ const (
 
 // A conn is one WebSocket client.
 type conn struct {
-	engine    *engine
-	id        int
-	room      int // -1: in none
-	slot      int // its number among the publishers of its room
-	publisher bool
+	engine         *engine
+	id             int
+	room           int // -1 for none
+	publisherIndex int // among the publishers of its room
+	publisher      bool
 
-	fd     int
-	phase  phase
-	awaits bool // the socket is asked for room
-	ready  bool
-	leaves bool // it was asked to go: its end is none to count
-	in     []byte
-	out    []byte
-	began  int64
+	fd             int
+	phase          phase
+	awaitsWritable bool // epoll reports when the socket is writable
+	ready          bool
+	closing        bool // by the driver: its end is not counted
+	in             []byte
+	out            []byte
+	startedAt      int64
 
-	seq     uint32   // of its last publish
-	refs    uint32   // of its last request
-	last    []uint32 // seq seen last, by publisher of the room
-	pending []int64  // when the requests without an answer went out
+	seq      uint32   // of its last publish
+	lastRef  uint32   // of its last request
+	lastSeqs []uint32 // seq seen last, by publisher of the room
+	pending  []int64  // when the requests without an answer went out
 }
 
 var (
-	errEOF  = errors.New("closed by the server without a word")
+	errEOF  = errors.New("closed by the server without a close frame")
 	maskKey = [4]byte{0x91, 0x1c, 0xe7, 0x42}
 )
 
@@ -57,19 +57,19 @@ func resolve(addr string) (syscall.SockaddrInet4, error) {
 	return to, nil
 }
 
-// upgrade asks for the WebSocket.
+// upgrade sends the handshake.
 func (c *conn) upgrade(path, headers string) {
 	c.phase = upgrading
 	c.write([]byte("GET " + path + " HTTP/1.1\r\nHost: " + c.engine.host + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c3dpdGNoeWFyZC1iZW5jaA==\r\n" + headers + "\r\n"))
 }
 
-// text sends one frame.
-func (c *conn) text(p []byte) { c.frame(1, p) }
+// sendText sends a text frame.
+func (c *conn) sendText(p []byte) { c.sendFrame(1, p) }
 
-func (c *conn) frame(opcode byte, p []byte) {
-	var room [1 << 10]byte
-	b := append(room[:0], 0x80|opcode)
+func (c *conn) sendFrame(opcode byte, p []byte) {
+	var buf [1 << 10]byte
+	b := append(buf[:0], 0x80|opcode)
 	switch n := len(p); {
 	case n < 126:
 		b = append(b, 0x80|byte(n))
@@ -87,7 +87,7 @@ func (c *conn) frame(opcode byte, p []byte) {
 	c.write(b)
 }
 
-// write sends bytes and keeps what the socket does not take.
+// write sends bytes, and keeps those that the socket does not accept yet.
 func (c *conn) write(b []byte) {
 	if c.phase == closed {
 		return
@@ -96,18 +96,18 @@ func (c *conn) write(b []byte) {
 		c.out = append(c.out, b...)
 		return
 	}
-	n, err := send(c.fd, b)
+	n, err := sendNonblocking(c.fd, b)
 	if err != nil {
 		c.end(err)
 		return
 	}
 	if n < len(b) {
 		c.out = append(c.out, b[n:]...)
-		c.await(true)
+		c.notifyWritable(true)
 	}
 }
 
-func send(fd int, b []byte) (int, error) {
+func sendNonblocking(fd int, b []byte) (int, error) {
 	n, err := syscall.SendmsgN(fd, b, nil, nil, syscall.MSG_NOSIGNAL)
 	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
 		return 0, nil
@@ -115,12 +115,12 @@ func send(fd int, b []byte) (int, error) {
 	return max(n, 0), err
 }
 
-// await asks to be told when the socket takes more.
-func (c *conn) await(on bool) {
-	if c.awaits == on {
+// notifyWritable sets whether epoll reports when the socket is writable.
+func (c *conn) notifyWritable(on bool) {
+	if c.awaitsWritable == on {
 		return
 	}
-	c.awaits = on
+	c.awaitsWritable = on
 	ev := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLRDHUP, Fd: int32(c.fd)}
 	if on {
 		ev.Events |= syscall.EPOLLOUT
@@ -134,11 +134,11 @@ func (c *conn) writable() {
 			c.end(syscall.Errno(code))
 			return
 		}
-		c.await(false)
-		c.engine.upgraded(c) // phase connecting: it may ask for its upgrade now
+		c.notifyWritable(false)
+		c.engine.onReady(c) // still in phase connecting: it sends its handshake now
 		return
 	}
-	n, err := send(c.fd, c.out)
+	n, err := sendNonblocking(c.fd, c.out)
 	if err != nil {
 		c.end(err)
 		return
@@ -146,7 +146,7 @@ func (c *conn) writable() {
 	c.out = c.out[:copy(c.out, c.out[n:])]
 	if len(c.out) == 0 {
 		c.out = nil
-		c.await(false)
+		c.notifyWritable(false)
 	}
 }
 
@@ -165,23 +165,23 @@ func (c *conn) readable() {
 			return
 		}
 		c.engine.now = clock()
-		c.take(c.engine.buf[:n])
+		c.consume(c.engine.buf[:n])
 		if n < len(c.engine.buf) {
 			return
 		}
 	}
 }
 
-// take goes over what came, and keeps what is no whole frame yet.
-func (c *conn) take(b []byte) {
-	kept := len(c.in) > 0
-	if kept {
+// consume handles the whole frames in b, and keeps the rest.
+func (c *conn) consume(b []byte) {
+	buffered := len(c.in) > 0
+	if buffered {
 		c.in = append(c.in, b...)
 		b = c.in
 	}
 	used := 0
 	for c.phase != closed {
-		n := c.step(b[used:])
+		n := c.consumeFrame(b[used:])
 		if n == 0 {
 			break
 		}
@@ -190,16 +190,16 @@ func (c *conn) take(b []byte) {
 	switch rest := b[used:]; {
 	case c.phase == closed || len(rest) == 0:
 		c.in = nil
-	case kept:
+	case buffered:
 		c.in = c.in[:copy(c.in, rest)]
 	default:
 		c.in = append([]byte(nil), rest...)
 	}
 }
 
-// step takes one frame, or the handshake's answer, and returns its length; 0 if
-// it is not whole.
-func (c *conn) step(b []byte) int {
+// consumeFrame handles one frame, or the response to the handshake, and returns its
+// length, or 0 if it is not whole.
+func (c *conn) consumeFrame(b []byte) int {
 	if c.phase == upgrading {
 		end := bytes.Index(b, []byte("\r\n\r\n"))
 		if end < 0 {
@@ -211,7 +211,7 @@ func (c *conn) step(b []byte) int {
 			return 0
 		}
 		c.phase = open
-		c.engine.upgraded(c)
+		c.engine.onReady(c)
 		return end + 4
 	}
 	if len(b) < 2 {
@@ -226,26 +226,26 @@ func (c *conn) step(b []byte) int {
 	case size >= 126:
 		return 0
 	}
-	whole := head + int(size)
-	if len(b) < whole {
+	length := head + int(size)
+	if len(b) < length {
 		return 0
 	}
-	switch payload := b[head:whole]; b[0] & 0xf {
+	switch payload := b[head:length]; b[0] & 0xf {
 	case 0x8:
-		c.gone(payload)
+		c.onCloseFrame(payload)
 	case 0x9:
-		c.frame(0xA, payload)
+		c.sendFrame(0xA, payload)
 	case 0xA:
 	default:
-		c.engine.message(c, payload)
+		c.engine.onMessage(c, payload)
 	}
-	return whole
+	return length
 }
 
-// gone takes a close frame.
-func (c *conn) gone(payload []byte) {
-	if !c.leaves {
-		c.frame(0x8, payload[:min(2, len(payload))])
+// onCloseFrame handles a close frame.
+func (c *conn) onCloseFrame(payload []byte) {
+	if !c.closing {
+		c.sendFrame(0x8, payload[:min(2, len(payload))])
 	}
 	code := 1005
 	if len(payload) >= 2 {
@@ -254,10 +254,10 @@ func (c *conn) gone(payload []byte) {
 	c.end(fmt.Errorf("closed with %d %s", code, payload))
 }
 
-// leave says goodbye and waits for the answer.
-func (c *conn) leave() {
-	c.leaves = true
-	c.frame(0x8, []byte{0x03, 0xE8})
+// startClose sends a close frame; the connection ends with the server's answer.
+func (c *conn) startClose() {
+	c.closing = true
+	c.sendFrame(0x8, []byte{0x03, 0xE8})
 }
 
 func (c *conn) end(err error) {
@@ -272,5 +272,5 @@ func (c *conn) end(err error) {
 		_ = syscall.Close(c.fd)
 	}
 	c.in, c.out, c.pending = nil, nil, nil
-	c.engine.ended(c, err)
+	c.engine.onEnd(c, err)
 }

@@ -9,33 +9,31 @@ import (
 	"switchyard/bench/report"
 )
 
-// d is the one driver of this process.
-var d *driver
-
-// A driver is a run: its clients, what it counts, and what is due.
+// A driver does one run: it has the clients and counts what they do. It belongs to the
+// one goroutine of the engine.
 type driver struct {
 	opts     options
 	engine   *engine
 	protocol protocol
 	result   report.Run
 
-	clients         []*conn
-	opening         int
-	readied, failed int
+	clients            []*conn
+	opening            int
+	readyCount, failed int
 
-	published, delivered, answers int64 // since the start
-	measuring                     bool
-	inWindow                      counts
-	delivery, ack, joining, late  report.Histogram
-	payload                       []byte
-	epoch                         string // as the first joined told it
-	onEnd                         func(*conn)
+	published, delivered, answers                          int64 // since the start
+	measuring                                              bool
+	measured                                               counts
+	deliveryLatency, ackLatency, joinLatency, publishDelay report.Histogram
+	payload                                                []byte
+	epoch                                                  string // of the first joined frame
+	onEnd                                                  func(*conn)
 }
 
 type counts struct{ published, delivered, answers int64 }
 
 func newDriver(o options) (*driver, error) {
-	p, err := protocolOf(o.protocol, o.token)
+	p, err := protocolByName(o.protocol, o.token)
 	if err != nil {
 		return nil, err
 	}
@@ -48,66 +46,66 @@ func newDriver(o options) (*driver, error) {
 	for i := range d.payload {
 		d.payload[i] = 'a' + byte(i%26)
 	}
-	e.upgraded = func(c *conn) {
+	e.onReady = func(c *conn) {
 		if c.phase == connecting {
 			c.upgrade(p.dial(c))
 			return
 		}
-		p.opened(c)
+		p.onOpen(d, c)
 	}
-	e.message = func(c *conn, b []byte) { p.message(d, c, b) }
-	e.ended = d.ended
+	e.onMessage = func(c *conn, b []byte) { p.onMessage(d, c, b) }
+	e.onEnd = d.connEnded
 	return d, nil
 }
 
 func (d *driver) roomName(i int) string { return d.opts.prefix + strconv.Itoa(i) }
 
-// ready says that a connection is in its room.
-func (d *driver) ready(c *conn) {
+// onReady counts a connection that is in its room.
+func (d *driver) onReady(c *conn) {
 	if !c.ready {
 		c.ready = true
 		d.opening--
-		d.readied++
-		d.joining.Add(clock() - c.began)
+		d.readyCount++
+		d.joinLatency.Add(clock() - c.startedAt)
 	}
 }
 
-func (d *driver) ended(c *conn, err error) {
+func (d *driver) connEnded(c *conn, err error) {
 	switch {
-	case c.leaves:
+	case c.closing:
 	case c.ready:
-		d.result.Cut++
-		d.trouble(err.Error())
+		d.result.ClosedByServer++
+		d.recordError(err.Error())
 	default:
 		d.failed++
 		d.opening--
-		d.trouble(err.Error())
+		d.recordError(err.Error())
 	}
 	if d.onEnd != nil {
 		d.onEnd(c)
 	}
 }
 
-// trouble notes what went wrong, the first few words of it.
-func (d *driver) trouble(what string) {
+// recordError counts an error by the beginning of its text.
+func (d *driver) recordError(message string) {
 	if len(d.result.Errors) < 20 {
-		d.result.Errors[fmt.Sprintf("%.100s", what)]++
+		d.result.Errors[fmt.Sprintf("%.100s", message)]++
 	}
 }
 
-// A stamp is "@#", 16 hex digits of time, 8 of seq, 4 of the publisher: it is
-// found in whatever a protocol wraps around it.
+// A stamp is "@#", 16 hex digits of time, 8 of seq, and 4 of the publisher. It can be
+// found in any protocol's frames.
 const stampSize = 2 + 16 + 8 + 4
 
 var stampMark = []byte("@#")
 
-// stamp writes the next one of a publisher into the payload.
+// stamp writes a publisher's next stamp into the payload.
 func (d *driver) stamp(c *conn) []byte {
 	c.seq++
 	b := append(d.payload[:0], stampMark...)
 	b = hex(b, uint64(d.engine.now), 16)
 	b = hex(b, uint64(c.seq), 8)
-	hex(b, uint64(c.slot), 4)
+	hex(b, uint64(c.publisherIndex), 4)
 	return d.payload
 }
 
@@ -129,109 +127,103 @@ func unhex(b []byte) uint64 {
 	return v
 }
 
-// stamps counts the publications in a frame.
-func (d *driver) stamps(c *conn, p []byte) {
+// recordDeliveries counts the stamps in a frame.
+func (d *driver) recordDeliveries(c *conn, p []byte) {
 	for {
 		i := bytes.Index(p, stampMark)
 		if i < 0 || len(p)-i < stampSize {
 			return
 		}
 		p = p[i+2:]
-		at, seq, slot := unhex(p[:16]), uint32(unhex(p[16:24])), int(unhex(p[24:28]))
+		at, seq, publisher := unhex(p[:16]), uint32(unhex(p[16:24])), int(unhex(p[24:28]))
 		p = p[28:]
 		d.delivered++
 		d.result.LastArrival = d.engine.now
 		if d.measuring {
-			d.inWindow.delivered++
-			d.delivery.Add(d.engine.now - int64(at))
+			d.measured.delivered++
+			d.deliveryLatency.Add(d.engine.now - int64(at))
 		}
-		for len(c.last) <= slot {
-			c.last = append(c.last, 0)
+		for len(c.lastSeqs) <= publisher {
+			c.lastSeqs = append(c.lastSeqs, 0)
 		}
-		switch last := &c.last[slot]; {
+		switch last := &c.lastSeqs[publisher]; {
 		case seq == *last:
-			d.result.Doubled++
+			d.result.Duplicated++
 		case seq < *last:
-			d.result.Disordered++
+			d.result.OutOfOrder++
 		default:
 			*last = seq
 		}
 	}
 }
 
-// answered takes the answer to a connection's oldest request.
-func (d *driver) answered(c *conn) {
+// recordAnswer counts the answer to a connection's oldest request.
+func (d *driver) recordAnswer(c *conn) {
 	if len(c.pending) == 0 {
 		return
 	}
 	d.answers++
 	if d.measuring {
-		d.inWindow.answers++
-		d.ack.Add(d.engine.now - c.pending[0])
+		d.measured.answers++
+		d.ackLatency.Add(d.engine.now - c.pending[0])
 	}
 	c.pending = c.pending[:copy(c.pending, c.pending[1:])]
 }
 
 // send publishes one payload.
 func (d *driver) send(c *conn, room int) {
-	if d.protocol.answers() {
+	if d.protocol.acksPublishes() {
 		c.pending = append(c.pending, d.engine.now)
 	}
 	d.published++
 	d.result.LastPublish = d.engine.now
 	if d.measuring {
-		d.inWindow.published++
+		d.measured.published++
 	}
-	d.protocol.publish(c, room, d.stamp(c))
+	d.protocol.publish(d, c, room, d.stamp(c))
 }
 
-// connect opens clients, so many at once, and waits until each is ready or has
+// connect opens clients, maxHandshakes at once, and waits until each is ready or has
 // failed.
 func (d *driver) connect(clients []*conn) error {
 	d.clients = append(d.clients, clients...)
-	goal := d.readied + d.failed + len(clients)
+	goal := d.readyCount + d.failed + len(clients)
 	next := 0
-	deadline := clock() + int64(d.opts.patience)
+	deadline := clock() + int64(d.opts.connectTimeout)
 	d.engine.run(func(now int64) (int64, bool) {
-		for next < len(clients) && d.opening < d.opts.abreast {
+		for next < len(clients) && d.opening < d.opts.maxHandshakes {
 			d.opening++
 			d.engine.dial(clients[next])
 			next++
 		}
-		return now + int64(time.Millisecond), d.readied+d.failed >= goal || now > deadline
+		return now + int64(time.Millisecond), d.readyCount+d.failed >= goal || now > deadline
 	})
-	if d.readied+d.failed < goal {
-		return fmt.Errorf("%d connections are not ready after %v: %v", goal-d.readied-d.failed, d.opts.patience, d.result.Errors)
+	if d.readyCount+d.failed < goal {
+		return fmt.Errorf("%d connections are not ready after %v: %v", goal-d.readyCount-d.failed, d.opts.connectTimeout, d.result.Errors)
 	}
 	return nil
 }
 
-// rest keeps the connections alive for a while.
-func (d *driver) rest(t time.Duration) {
-	end := clock() + int64(t)
-	d.engine.run(func(now int64) (int64, bool) { return end, now >= end })
+// A usage is the processor time that everything has used, at one moment.
+type usage struct {
+	at                    int64
+	server, backing, self float64
+	machine               report.Machine
 }
 
-// A meter measures what everybody used.
-type meter struct {
-	at                   int64
-	server, beside, self float64
-	machine              report.Machine
+func (d *driver) readUsage() usage {
+	return usage{clock(), report.CPU(d.opts.pids), report.CPU(d.opts.backingPids), selfCPU(), report.ReadMachine()}
 }
 
-func (d *driver) meter() meter {
-	return meter{clock(), report.CPU(d.opts.pids), report.CPU(d.opts.beside), ownCPU(), report.Now()}
-}
-
-// settle writes down what was used between two meters.
-func (d *driver) settle(a, b meter) {
+// recordUsage sets the result's processor times between two moments.
+func (d *driver) recordUsage(a, b usage) {
 	r := &d.result
 	r.Seconds = report.Round(float64(b.at-a.at) / 1e9)
-	r.ServerCPU, r.BesideCPU = report.Round(b.server-a.server), report.Round(b.beside-a.beside)
+	r.ServerCPU, r.BackingCPU = report.Round(b.server-a.server), report.Round(b.backing-a.backing)
 	r.DriverBusy = report.Round((b.self - a.self) / r.Seconds)
 	if total := b.machine.Total - a.machine.Total; total > 0 {
 		r.Steal = report.Round((b.machine.Steal - a.machine.Steal) / total)
 		used := total - (b.machine.Idle - a.machine.Idle) - (b.machine.Steal - a.machine.Steal)
-		r.Foreign = report.Round(max(0, used-(b.server-a.server)-(b.beside-a.beside)-(b.self-a.self)) / total)
+		r.OtherLoad = report.Round(max(0, used-(b.server-a.server)-(b.backing-a.backing)-(b.self-a.self)) / total)
 	}
 }

@@ -9,23 +9,22 @@ import (
 	"unsafe"
 )
 
-// An engine is one thread, one epoll and one read buffer: a received frame
-// costs about one read(2), shared by the frames that came with it, so that the
-// driver stays cheaper than any server it drives.
+// An engine is one thread, one epoll and one read buffer. Frames that arrive together
+// share one read(2), so that the driver is cheaper than any server that it drives.
 type engine struct {
 	epoll   int
-	to      []syscall.SockaddrInet4 // connections take turns
+	addrs   []syscall.SockaddrInet4 // connections take turns
 	host    string
 	sources int
-	bound   int // connects so far, to spread them over the sources
+	dialed  int // connects so far, to spread them over the sources
 	conns   []*conn
 	buf     []byte
 	events  [512]syscall.EpollEvent
 	now     int64
 
-	upgraded func(*conn)
-	message  func(*conn, []byte)
-	ended    func(*conn, error)
+	onReady   func(*conn)
+	onMessage func(*conn, []byte)
+	onEnd     func(*conn, error)
 }
 
 func newEngine(addr string, sources int) (*engine, error) {
@@ -41,7 +40,7 @@ func newEngine(addr string, sources int) (*engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	return &engine{epoll: epoll, to: to, host: "bench.test", sources: sources, buf: make([]byte, 256<<10)}, nil
+	return &engine{epoll: epoll, addrs: to, host: "bench.test", sources: sources, buf: make([]byte, 256<<10)}, nil
 }
 
 const (
@@ -49,9 +48,9 @@ const (
 	epollPwait2 = 441 // waits in nanoseconds
 )
 
-// dial begins a connection; what fails is told by ended.
+// dial begins a connection. onEnd is called if that fails.
 func (e *engine) dial(c *conn) {
-	c.engine, c.began, c.phase = e, clock(), connecting
+	c.engine, c.startedAt, c.phase = e, clock(), connecting
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
 	c.fd = fd
 	if err != nil {
@@ -60,9 +59,9 @@ func (e *engine) dial(c *conn) {
 	}
 	_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)
 	if e.sources > 0 {
-		e.bound++
+		e.dialed++
 		_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_IP, bindNoPort, 1)
-		from := [4]byte{127, 1, byte(e.bound % e.sources / 200), byte(e.bound%e.sources%200 + 1)}
+		from := [4]byte{127, 1, byte(e.dialed % e.sources / 200), byte(e.dialed%e.sources%200 + 1)}
 		if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: from}); err != nil {
 			c.end(err)
 			return
@@ -72,19 +71,18 @@ func (e *engine) dial(c *conn) {
 		e.conns = append(e.conns, nil)
 	}
 	e.conns[fd] = c
-	if err := syscall.Connect(fd, &e.to[c.id%len(e.to)]); err != nil && !errors.Is(err, syscall.EINPROGRESS) {
+	if err := syscall.Connect(fd, &e.addrs[c.id%len(e.addrs)]); err != nil && !errors.Is(err, syscall.EINPROGRESS) {
 		c.end(err)
 		return
 	}
-	c.awaits = true
+	c.awaitsWritable = true
 	ev := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP, Fd: int32(fd)}
 	if err := syscall.EpollCtl(e.epoll, syscall.EPOLL_CTL_ADD, fd, &ev); err != nil {
 		c.end(err)
 	}
 }
 
-// run turns until step says that it is done; step also says when it wants to
-// be called next.
+// run handles events until step returns done. step is called again at next, or earlier.
 func (e *engine) run(step func(now int64) (next int64, done bool)) {
 	for {
 		e.now = clock()
@@ -118,5 +116,5 @@ func (e *engine) wait(d time.Duration) int {
 	return int(n)
 }
 
-// clock is wall time in nanoseconds: the same in every process of the machine.
+// clock returns the wall time in nanoseconds, which all processes of the machine share.
 func clock() int64 { return time.Now().UnixNano() }

@@ -1,6 +1,6 @@
-// Command drive is the load generator of the benchmarks: one thread on one
-// core, plain sockets, wire v1, centrifuge's JSON protocol and the floor's. It
-// prints one JSON line.
+// Command drive is the load generator of the benchmarks: one thread on one core, with
+// plain sockets. It speaks wire v1, centrifuge's JSON protocol and the floor's, and prints
+// its result as one line of JSON.
 package main
 
 import (
@@ -19,64 +19,64 @@ import (
 type options struct {
 	scenario, protocol, addr, token, prefix string
 
-	n, rooms, members, window, abreast, sources, size, count int
-	rate                                                     float64
-	warm, length, patience                                   time.Duration
-	pids, beside                                             []int
-	seq                                                      int64
+	n, rooms, members, window, maxHandshakes, sources, size, count int
+	rate                                                           float64
+	warmUp, duration, connectTimeout                               time.Duration
+	pids, backingPids                                              []int
+	seq                                                            int64
 }
 
 func main() {
 	runtime.LockOSThread()
 	debug.SetGCPercent(400)
 	o := flags()
-	var err error
-	if d, err = newDriver(o); err == nil {
-		err = d.play()
+	d, err := newDriver(o)
+	if err == nil {
+		err = d.run()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "drive:", err)
 		os.Exit(1)
 	}
-	d.print()
+	d.printResult()
 }
 
-func (d *driver) print() {
+func (d *driver) printResult() {
 	r := &d.result
-	r.Connections, r.Failed = d.readied, d.failed
-	r.Delivery, r.Ack, r.Ready, r.Late = d.delivery.Latency(), d.ack.Latency(), d.joining.Latency(), d.late.Latency()
+	r.Connections, r.Failed = d.readyCount, d.failed
+	r.Delivery, r.Ack, r.Ready, r.Late = d.deliveryLatency.Latency(), d.ackLatency.Latency(), d.joinLatency.Latency(), d.publishDelay.Latency()
 	_ = json.NewEncoder(os.Stdout).Encode(r)
 }
 
 func flags() options {
 	var o options
-	var pids, beside string
+	var pids, backing string
 	flag.StringVar(&o.scenario, "scenario", "fanout", "fanout, rooms, publish, hold, churn, join or history")
 	flag.StringVar(&o.protocol, "protocol", "switchyard", "switchyard, signal, centrifuge or raw")
-	flag.StringVar(&o.addr, "addr", "127.0.0.1:8000", "the server, or several by commas, which connections share")
+	flag.StringVar(&o.addr, "addr", "127.0.0.1:8000", "the server, or several separated by commas, which connections use in turn")
 	flag.StringVar(&o.token, "secret", "", "secret of HS256 tokens; empty: anonymous")
-	flag.StringVar(&o.prefix, "prefix", "room", "what room names begin with")
-	flag.IntVar(&o.n, "n", 1000, "connections: subscribers, publishers, or who is held")
+	flag.StringVar(&o.prefix, "prefix", "room", "the prefix of room names")
+	flag.IntVar(&o.n, "n", 1000, "connections: subscribers, publishers, or idle ones")
 	flag.IntVar(&o.rooms, "rooms", 1000, "rooms")
 	flag.IntVar(&o.members, "members", 10, "rooms: members of each")
 	flag.IntVar(&o.window, "window", 1, "publishes under way at once, where there is no rate")
-	flag.Float64Var(&o.rate, "rate", 0, "publishes a second, whatever comes back; 0: as many as -window lets")
-	flag.IntVar(&o.abreast, "abreast", 64, "handshakes under way at once")
+	flag.Float64Var(&o.rate, "rate", 0, "publishes a second, whatever comes back; 0: as many as -window allows")
+	flag.IntVar(&o.maxHandshakes, "abreast", 64, "handshakes under way at once")
 	flag.IntVar(&o.sources, "sources", 64, "source addresses of 127.1/16")
-	flag.IntVar(&o.size, "size", 126, "bytes of a payload, two quotes come on top")
+	flag.IntVar(&o.size, "size", 126, "bytes of a payload, without its two quotes")
 	flag.IntVar(&o.count, "count", 1000, "churn, join, history: how many in all")
-	flag.DurationVar(&o.warm, "warm", time.Second, "load before the measured time")
-	flag.DurationVar(&o.length, "for", 4*time.Second, "the measured time")
-	flag.DurationVar(&o.patience, "patience", 2*time.Minute, "longest wait for connections")
+	flag.DurationVar(&o.warmUp, "warm", time.Second, "load before the measured time")
+	flag.DurationVar(&o.duration, "for", 4*time.Second, "the measured time")
+	flag.DurationVar(&o.connectTimeout, "patience", 2*time.Minute, "longest wait for connections")
 	flag.StringVar(&pids, "pid", "", "the server's processes, with their children")
-	flag.StringVar(&beside, "beside", "", "the database's and the broker's")
-	flag.Int64Var(&o.seq, "seq", 0, "join, history: position to ask from")
+	flag.StringVar(&backing, "beside", "", "the database's and the broker's")
+	flag.Int64Var(&o.seq, "seq", 0, "join, history: the position of requests")
 	flag.Parse()
-	o.pids, o.beside = numbers(pids), numbers(beside)
+	o.pids, o.backingPids = parseInts(pids), parseInts(backing)
 	return o
 }
 
-func numbers(list string) []int {
+func parseInts(list string) []int {
 	var all []int
 	for s := range strings.SplitSeq(list, ",") {
 		if n, err := strconv.Atoi(s); err == nil {
@@ -86,8 +86,8 @@ func numbers(list string) []int {
 	return all
 }
 
-// ownCPU is what this process has used, in seconds.
-func ownCPU() float64 {
+// selfCPU returns the processor time of this process in seconds.
+func selfCPU() float64 {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9

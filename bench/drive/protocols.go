@@ -10,39 +10,40 @@ import (
 	"time"
 )
 
-// A protocol is how one server is spoken to.
+// A protocol is that of one server.
 type protocol interface {
-	// dial gives the path and the headers of the upgrade.
+	// dial returns the path and the headers of the handshake.
 	dial(c *conn) (path, headers string)
-	// opened logs in and joins c.room, where there is one.
-	opened(c *conn)
-	// message takes one frame: it calls ready, stamps and answered of d.
-	message(d *driver, c *conn, p []byte)
-	// publish sends a payload, which is no JSON yet, to a room.
-	publish(c *conn, room int, payload []byte)
-	// answers says whether a publish is answered.
-	answers() bool
+	// onOpen logs in, and joins c.room if it is not -1.
+	onOpen(d *driver, c *conn)
+	// onMessage handles one frame: it calls onReady, recordDeliveries and recordAnswer of d.
+	onMessage(d *driver, c *conn, p []byte)
+	// publish sends a payload to a room. The payload is not JSON yet.
+	publish(d *driver, c *conn, room int, payload []byte)
+	// acksPublishes says whether the server answers a publish.
+	acksPublishes() bool
 }
 
-func protocolOf(name, token string) (protocol, error) {
+func protocolByName(name, token string) (protocol, error) {
 	switch name {
 	case "switchyard", "signal":
-		return &switchyard{verb: map[string]string{"switchyard": "publish", "signal": "signal"}[name], secret: token}, nil
+		return &switchyardProtocol{frameType: map[string]string{"switchyard": "publish", "signal": "signal"}[name], secret: token}, nil
 	case "centrifuge":
-		return centrifuge{}, nil
+		return centrifugeProtocol{}, nil
 	case "raw":
-		return raw{}, nil
+		return rawProtocol{}, nil
 	}
-	return nil, fmt.Errorf("no protocol %q: there are switchyard, signal, centrifuge and raw", name)
+	return nil, fmt.Errorf("unknown protocol %q, want switchyard, signal, centrifuge or raw", name)
 }
 
-// switchyard is wire v1; as "signal" it publishes what is not stored.
-type switchyard struct {
-	verb   string
-	secret string // of HS256 tokens; "": anonymous
+// switchyardProtocol is wire v1. By the name signal, it sends signals instead of
+// publishes.
+type switchyardProtocol struct {
+	frameType string
+	secret    string // of HS256 tokens; empty for anonymous connections
 }
 
-func (s *switchyard) dial(c *conn) (string, string) {
+func (s *switchyardProtocol) dial(c *conn) (string, string) {
 	headers := "Sec-WebSocket-Protocol: switchyard.v1\r\n"
 	if s.secret != "" {
 		headers += "Authorization: Bearer " + s.token(c.id) + "\r\n"
@@ -50,8 +51,8 @@ func (s *switchyard) dial(c *conn) (string, string) {
 	return "/ws", headers
 }
 
-// token is a user's of its own for each connection.
-func (s *switchyard) token(id int) string {
+// token returns a token for the connection's own user.
+func (s *switchyardProtocol) token(id int) string {
 	enc := base64.RawURLEncoding
 	body := enc.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + enc.EncodeToString(fmt.Appendf(nil,
 		`{"sub":"user%d","exp":%d,"rooms":{"*":"rw"}}`, id, time.Now().Add(time.Hour).Unix()))
@@ -60,110 +61,110 @@ func (s *switchyard) token(id int) string {
 	return body + "." + enc.EncodeToString(mac.Sum(nil))
 }
 
-func (s *switchyard) opened(*conn)  {}
-func (s *switchyard) answers() bool { return s.verb == "publish" }
+func (s *switchyardProtocol) onOpen(*driver, *conn) {}
+func (s *switchyardProtocol) acksPublishes() bool   { return s.frameType == "publish" }
 
-func (s *switchyard) message(d *driver, c *conn, p []byte) {
+func (s *switchyardProtocol) onMessage(d *driver, c *conn, p []byte) {
 	kind := bytes.TrimPrefix(p, []byte(`{"type":"`))
 	switch {
 	case bytes.HasPrefix(kind, []byte("message\"")), bytes.HasPrefix(kind, []byte("signal\"")):
-		d.stamps(c, p)
+		d.recordDeliveries(c, p)
 	case bytes.HasPrefix(kind, []byte("ack\"")), bytes.HasPrefix(kind, []byte("history\"")):
-		d.answered(c)
+		d.recordAnswer(c)
 	case bytes.HasPrefix(kind, []byte("welcome\"")):
 		if c.room < 0 || c.publisher {
-			d.ready(c)
+			d.onReady(c)
 			return
 		}
-		c.text(fmt.Appendf(nil, `{"type":"join","room":"%s"}`, d.roomName(c.room)))
+		c.sendText(fmt.Appendf(nil, `{"type":"join","room":"%s"}`, d.roomName(c.room)))
 	case bytes.HasPrefix(kind, []byte("joined\"")):
 		if _, rest, ok := bytes.Cut(p, []byte(`"epoch":"`)); ok && d.epoch == "" {
 			epoch, _, _ := bytes.Cut(rest, []byte(`"`))
 			d.epoch = string(epoch)
 		}
 		if !c.ready {
-			d.ready(c)
+			d.onReady(c)
 			return
 		}
-		clear(c.last) // it asks for what it had before, in order again
-		d.answered(c)
+		clear(c.lastSeqs) // it rejoins, and receives the same messages again
+		d.recordAnswer(c)
 	case bytes.HasPrefix(kind, []byte("error\"")), bytes.HasPrefix(kind, []byte("gap\"")):
-		d.trouble(string(p))
+		d.recordError(string(p))
 	}
 }
 
-func (s *switchyard) publish(c *conn, room int, payload []byte) {
+func (s *switchyardProtocol) publish(d *driver, c *conn, room int, payload []byte) {
 	b := append(make([]byte, 0, 256), `{"type":"`...)
-	b = append(b, s.verb...)
+	b = append(b, s.frameType...)
 	b = append(b, `","ref":"`...)
-	c.refs++
-	b = strconv.AppendUint(b, uint64(c.refs), 10)
+	c.lastRef++
+	b = strconv.AppendUint(b, uint64(c.lastRef), 10)
 	b = append(b, `","room":"`...)
 	b = append(b, d.roomName(room)...)
 	b = append(b, `","data":"`...)
 	b = append(append(b, payload...), `"}`...)
-	c.text(b)
+	c.sendText(b)
 }
 
-// centrifuge is the JSON protocol of github.com/centrifugal/centrifuge.
-type centrifuge struct{}
+// centrifugeProtocol is the JSON protocol of github.com/centrifugal/centrifuge.
+type centrifugeProtocol struct{}
 
-func (centrifuge) dial(*conn) (string, string) { return "/connection/websocket", "" }
-func (centrifuge) answers() bool               { return true }
+func (centrifugeProtocol) dial(*conn) (string, string) { return "/connection/websocket", "" }
+func (centrifugeProtocol) acksPublishes() bool         { return true }
 
-func (centrifuge) opened(c *conn) {
-	c.text([]byte(`{"id":1,"connect":{}}`))
+func (centrifugeProtocol) onOpen(d *driver, c *conn) {
+	c.sendText([]byte(`{"id":1,"connect":{}}`))
 	if c.room >= 0 && !c.publisher {
-		c.text(fmt.Appendf(nil, `{"id":2,"subscribe":{"channel":"%s"}}`, d.roomName(c.room)))
+		c.sendText(fmt.Appendf(nil, `{"id":2,"subscribe":{"channel":"%s"}}`, d.roomName(c.room)))
 	}
-	c.refs = 2
+	c.lastRef = 2
 }
 
-func (centrifuge) message(d *driver, c *conn, p []byte) {
-	if bytes.HasPrefix(p, []byte(`{"push"`)) { // a frame may hold several, and only such
+func (centrifugeProtocol) onMessage(d *driver, c *conn, p []byte) {
+	if bytes.HasPrefix(p, []byte(`{"push"`)) { // a frame may have several pushes
 		if bytes.Contains(p, []byte("\n{\"id\"")) {
-			d.answered(c)
+			d.recordAnswer(c)
 		}
-		d.stamps(c, p)
+		d.recordDeliveries(c, p)
 		return
 	}
 	for line := range bytes.SplitSeq(p, []byte("\n")) {
 		switch {
 		case len(line) == 0:
 		case len(line) == 2: // {}: a ping
-			c.text([]byte("{}"))
+			c.sendText([]byte("{}"))
 		case bytes.HasPrefix(line, []byte(`{"push"`)):
-			d.stamps(c, line)
+			d.recordDeliveries(c, line)
 		case bytes.Contains(line, []byte(`"error":`)):
-			d.trouble(string(line))
+			d.recordError(string(line))
 		case bytes.HasPrefix(line, []byte(`{"id":1,`)):
 			if c.room < 0 || c.publisher {
-				d.ready(c)
+				d.onReady(c)
 			}
 		case bytes.HasPrefix(line, []byte(`{"id":2,`)):
-			d.ready(c)
+			d.onReady(c)
 		default:
-			d.answered(c)
+			d.recordAnswer(c)
 		}
 	}
 }
 
-func (centrifuge) publish(c *conn, room int, payload []byte) {
-	c.refs++
-	c.text(fmt.Appendf(nil, `{"id":%d,"publish":{"channel":"%s","data":"%s"}}`, c.refs, d.roomName(room), payload))
+func (centrifugeProtocol) publish(d *driver, c *conn, room int, payload []byte) {
+	c.lastRef++
+	c.sendText(fmt.Appendf(nil, `{"id":%d,"publish":{"channel":"%s","data":"%s"}}`, c.lastRef, d.roomName(room), payload))
 }
 
-// raw is that of ../floor: whatever is sent goes to everybody in the room.
-type raw struct{}
+// rawProtocol is that of ../floor: every frame goes to all members of the room.
+type rawProtocol struct{}
 
-func (raw) dial(c *conn) (string, string) {
+func (rawProtocol) dial(c *conn) (string, string) {
 	if c.publisher {
 		return "/to/" + strconv.Itoa(c.room), ""
 	}
 	return "/in/" + strconv.Itoa(c.room), ""
 }
 
-func (raw) answers() bool                          { return false }
-func (raw) opened(c *conn)                         { d.ready(c) }
-func (raw) message(d *driver, c *conn, p []byte)   { d.stamps(c, p) }
-func (raw) publish(c *conn, _ int, payload []byte) { c.text(payload) }
+func (rawProtocol) acksPublishes() bool                               { return false }
+func (rawProtocol) onOpen(d *driver, c *conn)                         { d.onReady(c) }
+func (rawProtocol) onMessage(d *driver, c *conn, p []byte)            { d.recordDeliveries(c, p) }
+func (rawProtocol) publish(_ *driver, c *conn, _ int, payload []byte) { c.sendText(payload) }

@@ -10,12 +10,12 @@ import (
 	"switchyard/bench/report"
 )
 
-func (d *driver) play() error {
+func (d *driver) run() error {
 	switch d.opts.scenario {
 	case "fanout":
 		return d.fanOut()
 	case "rooms":
-		return d.allRooms()
+		return d.everyMemberPublishes()
 	case "publish":
 		return d.publishOnly()
 	case "hold":
@@ -23,9 +23,9 @@ func (d *driver) play() error {
 	case "churn":
 		return d.churn()
 	case "join", "history":
-		return d.ask()
+		return d.requestSeries()
 	}
-	return fmt.Errorf("no scenario %q", d.opts.scenario)
+	return fmt.Errorf("unknown scenario %q", d.opts.scenario)
 }
 
 // fanOut has one publisher and n subscribers of one room.
@@ -39,29 +39,29 @@ func (d *driver) fanOut() error {
 		return err
 	}
 	n := int64(d.opts.n)
-	return d.load(n, func(int64) { d.send(publisher, 0) })
+	return d.runLoad(n, func(int64) { d.send(publisher, 0) })
 }
 
-// allRooms has every member of every room publish in turn, rooms mixed.
-func (d *driver) allRooms() error {
+// everyMemberPublishes has every member of every room publish in turn, rooms mixed.
+func (d *driver) everyMemberPublishes() error {
 	var clients []*conn
-	for slot := range d.opts.members {
+	for publisher := range d.opts.members {
 		for room := range d.opts.rooms {
-			clients = append(clients, &conn{id: len(clients), room: room, slot: slot})
+			clients = append(clients, &conn{id: len(clients), room: room, publisherIndex: publisher})
 		}
 	}
 	if err := d.connect(clients); err != nil {
 		return err
 	}
-	const stride = 7919 // a prime: it visits everyone before it comes back
-	return d.load(int64(d.opts.members), func(i int64) {
+	const stride = 7919 // a prime, so that each client has a turn before any has a second one
+	return d.runLoad(int64(d.opts.members), func(i int64) {
 		c := clients[i*stride%int64(len(clients))]
 		d.send(c, c.room)
 	})
 }
 
-// publishOnly has n publishers who join nothing and publish to the rooms in
-// turn: what is measured is the ack.
+// publishOnly has n publishers without a room publish to the rooms in turn, and measures
+// their acks.
 func (d *driver) publishOnly() error {
 	clients := make([]*conn, d.opts.n)
 	for i := range clients {
@@ -70,60 +70,61 @@ func (d *driver) publishOnly() error {
 	if err := d.connect(clients); err != nil {
 		return err
 	}
-	return d.load(0, func(i int64) {
+	return d.runLoad(0, func(i int64) {
 		d.send(clients[i%int64(len(clients))], int(i%int64(d.opts.rooms)))
 	})
 }
 
-// load publishes, warms up, measures, and waits for what is still on its way.
-// Each publish brings fan deliveries; with 0 it is the answers that count.
-func (d *driver) load(fan int64, publish func(i int64)) error {
+// runLoad publishes, measures after the warm-up, and waits for outstanding deliveries.
+// Each publish has fan deliveries; with 0, answers are counted instead.
+func (d *driver) runLoad(fan int64, publish func(i int64)) error {
 	start := clock()
-	from, to := start+int64(d.opts.warm), start+int64(d.opts.warm+d.opts.length)
-	back := func() int64 { return d.answers }
+	from, to := start+int64(d.opts.warmUp), start+int64(d.opts.warmUp+d.opts.duration)
+	completed := func() int64 { return d.answers }
 	if fan > 0 {
-		back = func() int64 { return d.delivered / fan }
+		completed = func() int64 { return d.delivered / fan }
 	}
-	var before, after meter
+	var before, after usage
 	var i int64
 	d.engine.run(func(now int64) (int64, bool) {
 		if before.at == 0 && now >= from {
-			before, d.measuring = d.meter(), true
+			before, d.measuring = d.readUsage(), true
 		}
 		if now >= to {
 			d.measuring = false
-			after = d.meter()
+			after = d.readUsage()
 			return 0, true
 		}
 		if d.opts.rate == 0 {
-			for i-back() < int64(d.opts.window) {
+			for i-completed() < int64(d.opts.window) {
 				d.engine.now = clock()
 				publish(i)
 				i++
 			}
 			return now + int64(5*time.Millisecond), false
 		}
-		for range 64 { // between two, what came in is read
+		for range 64 { // the engine reads after so many
 			due := start + int64(float64(i)/d.opts.rate*1e9)
 			if d.engine.now = clock(); d.engine.now < due {
 				return due, false
 			}
 			if d.measuring {
-				d.late.Add(d.engine.now - due)
+				d.publishDelay.Add(d.engine.now - due)
 			}
 			publish(i)
 			i++
 		}
 		return 0, false
 	})
-	d.settle(before, after)
-	d.awaitRest(fan)
-	d.sum(fan)
+	d.recordUsage(before, after)
+	d.waitOutstanding(fan)
+	d.setTotals(fan)
 	return nil
 }
 
-// awaitRest waits for what is under way at the end, while any of it comes.
-func (d *driver) awaitRest(fan int64) {
+// waitOutstanding waits for the outstanding deliveries or answers, until none has come
+// for five seconds.
+func (d *driver) waitOutstanding(fan int64) {
 	want := d.published * max(fan, 1)
 	got := func() int64 {
 		if fan > 0 {
@@ -141,8 +142,8 @@ func (d *driver) awaitRest(fan int64) {
 	d.result.Lost = want - got()
 }
 
-func (d *driver) sum(fan int64) {
-	r, w := &d.result, &d.inWindow
+func (d *driver) setTotals(fan int64) {
+	r, w := &d.result, &d.measured
 	r.Published, r.Delivered, r.Answered = w.published, w.delivered, w.answers
 	n := float64(w.answers)
 	if fan > 0 {
@@ -154,40 +155,40 @@ func (d *driver) sum(fan int64) {
 	}
 }
 
-// hold opens n connections, spread over rooms, and does what is asked on
-// standard input: publish, report (one JSON line), quit.
+// hold opens n connections, spread over rooms, and executes the commands on standard
+// input: publish, report (one line of JSON) and quit.
 func (d *driver) hold() error {
 	clients := make([]*conn, d.opts.n)
 	for i := range clients {
 		clients[i] = &conn{id: i, room: i % d.opts.rooms}
 	}
-	before := d.meter()
+	before := d.readUsage()
 	if err := d.connect(clients); err != nil {
 		return err
 	}
-	d.settle(before, d.meter())
-	d.result.Connects = report.Round(float64(d.readied) / d.result.Seconds)
+	d.recordUsage(before, d.readUsage())
+	d.result.Connects = report.Round(float64(d.readyCount) / d.result.Seconds)
 	if d.result.ServerCPU > 0 {
-		d.result.PerCore = report.Round(float64(d.readied) / d.result.ServerCPU)
+		d.result.PerCore = report.Round(float64(d.readyCount) / d.result.ServerCPU)
 	}
 	d.measuring = true
-	d.print()
-	asked := make(chan string)
+	d.printResult()
+	commands := make(chan string)
 	go func() {
 		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-			asked <- strings.TrimSpace(in.Text())
+			commands <- strings.TrimSpace(in.Text())
 		}
-		asked <- "quit"
+		commands <- "quit"
 	}()
 	d.engine.run(func(now int64) (int64, bool) {
 		select {
-		case what := <-asked:
-			switch what {
+		case command := <-commands:
+			switch command {
 			case "publish":
 				d.send(clients[0], clients[0].room)
 			case "report":
 				d.result.Delivered = d.delivered
-				d.print()
+				d.printResult()
 			case "quit":
 				return 0, true
 			}
@@ -198,48 +199,48 @@ func (d *driver) hold() error {
 	return nil
 }
 
-// churn opens and closes count connections, so many abreast, each in a room,
-// saying goodbye.
+// churn opens count connections, maxHandshakes at once, and closes each with a close
+// handshake once it is in its room.
 func (d *driver) churn() error {
-	begun, over := 0, 0
-	d.onEnd = func(*conn) { over++ }
-	before := d.meter()
-	deadline := clock() + int64(d.opts.patience)
-	waiting := make(map[*conn]bool, d.opts.abreast)
+	opened, ended := 0, 0
+	d.onEnd = func(*conn) { ended++ }
+	before := d.readUsage()
+	deadline := clock() + int64(d.opts.connectTimeout)
+	openConns := make(map[*conn]bool, d.opts.maxHandshakes)
 	d.engine.run(func(now int64) (int64, bool) {
-		for c := range waiting {
-			if c.ready && !c.leaves {
-				c.leave()
+		for c := range openConns {
+			if c.ready && !c.closing {
+				c.startClose()
 			}
 			if c.phase == closed {
-				delete(waiting, c)
+				delete(openConns, c)
 			}
 		}
-		for begun < d.opts.count && begun-over < d.opts.abreast {
-			c := &conn{id: begun, room: begun % d.opts.rooms}
-			waiting[c] = true
+		for opened < d.opts.count && opened-ended < d.opts.maxHandshakes {
+			c := &conn{id: opened, room: opened % d.opts.rooms}
+			openConns[c] = true
 			d.opening++
 			d.engine.dial(c)
-			begun++
+			opened++
 		}
-		return now + int64(time.Millisecond), over >= d.opts.count || now > deadline
+		return now + int64(time.Millisecond), ended >= d.opts.count || now > deadline
 	})
-	d.settle(before, d.meter())
-	d.result.Answered = int64(over)
-	d.result.Connects = report.Round(float64(over) / d.result.Seconds)
+	d.recordUsage(before, d.readUsage())
+	d.result.Answered = int64(ended)
+	d.result.Connects = report.Round(float64(ended) / d.result.Seconds)
 	if d.result.ServerCPU > 0 {
-		d.result.PerCore = report.Round(float64(over) / d.result.ServerCPU)
+		d.result.PerCore = report.Round(float64(ended) / d.result.ServerCPU)
 	}
-	if over < d.opts.count {
-		return fmt.Errorf("%d of %d came and went in %v: %v", over, d.opts.count, d.opts.patience, d.result.Errors)
+	if ended < d.opts.count {
+		return fmt.Errorf("%d of %d connections ended within %v: %v", ended, d.opts.count, d.opts.connectTimeout, d.result.Errors)
 	}
 	return nil
 }
 
-// ask sends count requests, one after the other: joins of one room from a
+// requestSeries sends count requests, one after the other: joins of one room from a
 // position, each after the leave of the one before, or pages of history.
-func (d *driver) ask() error {
-	c := &conn{} // it joins first, and so learns the epoch
+func (d *driver) requestSeries() error {
+	c := &conn{} // it joins first, and receives the epoch
 	if err := d.connect([]*conn{c}); err != nil {
 		return err
 	}
@@ -247,22 +248,22 @@ func (d *driver) ask() error {
 	if d.opts.scenario == "join" {
 		request = fmt.Appendf(nil, `{"type":"join","room":"%s","after":%d,"epoch":%q}`, d.roomName(0), d.opts.seq, d.epoch)
 	}
-	before := d.meter()
+	before := d.readUsage()
 	d.measuring = true
 	var sent int64
-	deadline := clock() + int64(d.opts.patience)
+	deadline := clock() + int64(d.opts.connectTimeout)
 	d.engine.run(func(now int64) (int64, bool) {
 		if d.answers == sent && sent < int64(d.opts.count) {
 			if d.opts.scenario == "join" {
-				c.text(fmt.Appendf(nil, `{"type":"leave","room":"%s"}`, d.roomName(0)))
+				c.sendText(fmt.Appendf(nil, `{"type":"leave","room":"%s"}`, d.roomName(0)))
 			}
 			c.pending = append(c.pending, clock())
-			c.text(request)
+			c.sendText(request)
 			sent++
 		}
 		return now + int64(time.Millisecond), d.answers >= int64(d.opts.count) || now > deadline || c.phase == closed
 	})
-	d.settle(before, d.meter())
+	d.recordUsage(before, d.readUsage())
 	d.result.Answered = d.answers
 	if d.answers < int64(d.opts.count) {
 		return fmt.Errorf("%d of %d answers: %v", d.answers, d.opts.count, d.result.Errors)

@@ -1,8 +1,7 @@
-// Command floor is what the machine can do at least: one thread, one epoll,
-// plain sockets, one send(2) a delivery, and nothing of a service around it.
-// GET /in/N joins room N, /to/N only sends to it; a text frame goes to all who
-// are in. With -together, all that one turn of the loop brought a room leaves in
-// one send a member.
+// Command floor shows what the machine can do: one thread, one epoll, plain sockets, one
+// send(2) a delivery, and no service around it. GET /in/N joins room N, /to/N only sends
+// to it; a text frame goes to all members. With -together, the frames of a room that came
+// in one turn of the loop go to each member in one send.
 package main
 
 import (
@@ -19,31 +18,31 @@ import (
 	"syscall"
 )
 
-type peer struct {
-	fd   int
-	room string
-	up   bool
-	in   []byte
-	out  []byte // what the socket did not take
+type client struct {
+	fd       int
+	room     string
+	upgraded bool
+	readBuf  []byte
+	writeBuf []byte // not yet accepted by the socket
 }
 
 type room struct {
-	peers []*peer
-	due   []byte
+	members []*client
+	pending []byte
 }
 
 type server struct {
 	epoll, listener int
-	together        bool
-	peers           map[int]*peer
+	coalesce        bool
+	clients         map[int]*client
 	rooms           map[string]*room
-	due             []*room
+	dirtyRooms      []*room
 	buf             []byte
 }
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8000", "where to listen")
-	together := flag.Bool("together", false, "one send for what came together")
+	together := flag.Bool("together", false, "one send for frames that came together")
 	flag.Parse()
 	runtime.LockOSThread()
 	a, err := net.ResolveTCPAddr("tcp4", *addr)
@@ -57,8 +56,8 @@ func main() {
 	check(syscall.Listen(listener, 1024))
 	epoll, err := syscall.EpollCreate1(0)
 	check(err)
-	s := &server{epoll: epoll, listener: listener, together: *together,
-		peers: map[int]*peer{}, rooms: map[string]*room{}, buf: make([]byte, 64<<10)}
+	s := &server{epoll: epoll, listener: listener, coalesce: *together,
+		clients: map[int]*client{}, rooms: map[string]*room{}, buf: make([]byte, 64<<10)}
 	s.watch(listener, syscall.EPOLLIN)
 	s.loop()
 }
@@ -86,7 +85,7 @@ func (s *server) loop() {
 				s.accept()
 				continue
 			}
-			if p := s.peers[fd]; p != nil {
+			if p := s.clients[fd]; p != nil {
 				if ev.Events&syscall.EPOLLOUT != 0 {
 					s.send(p, nil)
 				}
@@ -95,13 +94,13 @@ func (s *server) loop() {
 				}
 			}
 		}
-		for _, r := range s.due {
-			for _, p := range r.peers {
-				s.send(p, r.due)
+		for _, r := range s.dirtyRooms {
+			for _, p := range r.members {
+				s.send(p, r.pending)
 			}
-			r.due = r.due[:0]
+			r.pending = r.pending[:0]
 		}
-		s.due = s.due[:0]
+		s.dirtyRooms = s.dirtyRooms[:0]
 	}
 }
 
@@ -112,32 +111,32 @@ func (s *server) accept() {
 			return
 		}
 		_ = syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)
-		s.peers[fd] = &peer{fd: fd}
+		s.clients[fd] = &client{fd: fd}
 		s.watch(fd, syscall.EPOLLIN|syscall.EPOLLRDHUP)
 	}
 }
 
-func (s *server) read(p *peer) {
+func (s *server) read(p *client) {
 	n, err := syscall.Read(p.fd, s.buf)
 	if errors.Is(err, syscall.EAGAIN) {
 		return
 	}
 	if err != nil || n == 0 {
-		s.drop(p)
+		s.closeClient(p)
 		return
 	}
 	b := s.buf[:n]
-	if len(p.in) > 0 {
-		p.in = append(p.in, b...)
-		b = p.in
+	if len(p.readBuf) > 0 {
+		p.readBuf = append(p.readBuf, b...)
+		b = p.readBuf
 	}
-	if !p.up {
+	if !p.upgraded {
 		if b = s.handshake(p, b); b == nil {
 			return
 		}
 	}
 	used := 0
-	for s.peers[p.fd] == p {
+	for s.clients[p.fd] == p {
 		n := s.frame(p, b[used:])
 		if n == 0 {
 			break
@@ -145,18 +144,17 @@ func (s *server) read(p *peer) {
 		used += n
 	}
 	if rest := b[used:]; len(rest) > 0 {
-		p.in = append(p.in[:0], rest...)
+		p.readBuf = append(p.readBuf[:0], rest...)
 	} else {
-		p.in = nil
+		p.readBuf = nil
 	}
 }
 
-// handshake answers the upgrade and returns what came behind it; nil: it is
-// not whole.
-func (s *server) handshake(p *peer, b []byte) []byte {
+// handshake answers the handshake and returns the bytes after it, nil if it is not whole.
+func (s *server) handshake(p *client, b []byte) []byte {
 	end := bytes.Index(b, []byte("\r\n\r\n"))
 	if end < 0 {
-		p.in = append(p.in[:0], b...)
+		p.readBuf = append(p.readBuf[:0], b...)
 		return nil
 	}
 	path, key := "", ""
@@ -169,22 +167,22 @@ func (s *server) handshake(p *peer, b []byte) []byte {
 		}
 	}
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	p.up, p.room = true, path[min(len(path), len("/in/")):]
+	p.upgraded, p.room = true, path[min(len(path), len("/in/")):]
 	r := s.rooms[p.room]
 	if r == nil {
 		r = &room{}
 		s.rooms[p.room] = r
 	}
 	if strings.HasPrefix(path, "/in/") {
-		r.peers = append(r.peers, p)
+		r.members = append(r.members, p)
 	}
 	s.send(p, []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+
 		base64.StdEncoding.EncodeToString(sum[:])+"\r\n\r\n"))
 	return b[end+4:]
 }
 
-// frame takes one masked frame and returns its length; 0: it is not whole.
-func (s *server) frame(p *peer, b []byte) int {
+// frame handles one masked frame and returns its length, 0 if it is not whole.
+func (s *server) frame(p *client, b []byte) int {
 	if len(b) < 2 {
 		return 0
 	}
@@ -195,17 +193,17 @@ func (s *server) frame(p *peer, b []byte) int {
 		}
 		head, size = 4, int(binary.BigEndian.Uint16(b[2:]))
 	}
-	whole := head + 4 + size
-	if len(b) < whole {
+	length := head + 4 + size
+	if len(b) < length {
 		return 0
 	}
-	mask, payload := b[head:head+4], b[head+4:whole]
+	mask, payload := b[head:head+4], b[head+4:length]
 	for i := range payload {
 		payload[i] ^= mask[i&3]
 	}
 	if b[0]&0xf == 8 {
-		s.drop(p)
-		return whole
+		s.closeClient(p)
+		return length
 	}
 	out := []byte{0x81, byte(size)}
 	if size >= 126 {
@@ -213,57 +211,57 @@ func (s *server) frame(p *peer, b []byte) int {
 	}
 	out = append(out, payload...)
 	r := s.rooms[p.room]
-	if !s.together {
-		for _, q := range r.peers {
+	if !s.coalesce {
+		for _, q := range r.members {
 			s.send(q, out)
 		}
-		return whole
+		return length
 	}
-	if len(r.due) == 0 {
-		s.due = append(s.due, r)
+	if len(r.pending) == 0 {
+		s.dirtyRooms = append(s.dirtyRooms, r)
 	}
-	r.due = append(r.due, out...)
-	return whole
+	r.pending = append(r.pending, out...)
+	return length
 }
 
-// send writes, and keeps what the socket does not take.
-func (s *server) send(p *peer, b []byte) {
-	if waited := len(p.out) > 0; waited || len(b) == 0 {
-		p.out = append(p.out, b...)
-		b = p.out
-		if !waited {
+// send writes bytes, and keeps those that the socket does not accept yet.
+func (s *server) send(p *client, b []byte) {
+	if hadPending := len(p.writeBuf) > 0; hadPending || len(b) == 0 {
+		p.writeBuf = append(p.writeBuf, b...)
+		b = p.writeBuf
+		if !hadPending {
 			return
 		}
 	}
 	n, err := syscall.SendmsgN(p.fd, b, nil, nil, syscall.MSG_NOSIGNAL)
 	if err != nil && !errors.Is(err, syscall.EAGAIN) {
-		return // its read will tell
+		return // reading from it fails, too
 	}
 	rest := b[max(n, 0):]
 	events := uint32(syscall.EPOLLIN | syscall.EPOLLRDHUP)
-	switch had := len(p.out) > 0; {
+	switch wasPending := len(p.writeBuf) > 0; {
 	case len(rest) > 0:
-		p.out = append(p.out[:0], rest...)
+		p.writeBuf = append(p.writeBuf[:0], rest...)
 		events |= syscall.EPOLLOUT
-	case !had:
+	case !wasPending:
 		return
 	default:
-		p.out = nil
+		p.writeBuf = nil
 	}
 	_ = syscall.EpollCtl(s.epoll, syscall.EPOLL_CTL_MOD, p.fd, &syscall.EpollEvent{Events: events, Fd: int32(p.fd)})
 }
 
-func (s *server) drop(p *peer) {
-	delete(s.peers, p.fd)
+func (s *server) closeClient(p *client) {
+	delete(s.clients, p.fd)
 	_ = syscall.Close(p.fd)
 	r := s.rooms[p.room]
 	if r == nil {
 		return
 	}
-	for i, q := range r.peers {
+	for i, q := range r.members {
 		if q == p {
-			r.peers[i] = r.peers[len(r.peers)-1]
-			r.peers = r.peers[:len(r.peers)-1]
+			r.members[i] = r.members[len(r.members)-1]
+			r.members = r.members[:len(r.members)-1]
 			return
 		}
 	}

@@ -1,6 +1,5 @@
-// Command peer is a chat server on github.com/centrifugal/centrifuge, the
-// library under Centrifugo, in memory, with history and recovery on: the best
-// that one can take off the shelf. -history=false turns both off.
+// Command peer is a chat server on github.com/centrifugal/centrifuge, the library under
+// Centrifugo, in memory, with history and recovery on. -history=false turns both off.
 package main
 
 import (

@@ -10,20 +10,20 @@ import (
 type Histogram struct {
 	counts [64 * 64]uint32
 	n      int64
-	most   int64
+	maxNS  int64
 }
 
 // Add counts one.
 func (h *Histogram) Add(ns int64) {
 	ns = max(ns, 0)
-	h.counts[slot(uint64(ns))]++
+	h.counts[bucketOf(uint64(ns))]++
 	h.n++
-	h.most = max(h.most, ns)
+	h.maxNS = max(h.maxNS, ns)
 }
 
-// slot is v itself below 64; above, the six bits behind its leading one say
-// where in its power of two it lies.
-func slot(v uint64) int {
+// bucketOf returns v itself below 64. Above, there are 64 buckets for each power of two,
+// by the six bits after the leading one.
+func bucketOf(v uint64) int {
 	if v < 64 {
 		return int(v)
 	}
@@ -31,33 +31,33 @@ func slot(v uint64) int {
 	return (shift+1)*64 + int(v>>shift) - 64
 }
 
-// value is the least that falls into a slot.
-func value(slot int) uint64 {
-	if slot < 64 {
-		return uint64(slot)
+// bucketStart returns the least value of a bucket.
+func bucketStart(bucket int) uint64 {
+	if bucket < 64 {
+		return uint64(bucket)
 	}
-	shift := slot/64 - 1
-	return uint64(slot%64+64) << shift
+	shift := bucket/64 - 1
+	return uint64(bucket%64+64) << shift
 }
 
-// Latency sums it up; nil of an empty one.
+// Latency returns the distribution, nil for an empty histogram.
 func (h *Histogram) Latency() *Latency {
 	if h.n == 0 {
 		return nil
 	}
 	at := func(q float64) float64 {
-		want, seen := int64(math.Ceil(q*float64(h.n))), int64(0)
+		rank, count := int64(math.Ceil(q*float64(h.n))), int64(0)
 		for i, c := range h.counts {
-			if seen += int64(c); seen >= want {
-				return Round(float64(value(i)) / 1e6)
+			if count += int64(c); count >= rank {
+				return Round(float64(bucketStart(i)) / 1e6)
 			}
 		}
-		return Round(float64(h.most) / 1e6)
+		return Round(float64(h.maxNS) / 1e6)
 	}
-	return &Latency{P50: at(.5), P99: at(.99), P999: at(.999), Max: Round(float64(h.most) / 1e6), N: h.n}
+	return &Latency{P50: at(.5), P99: at(.99), P999: at(.999), Max: Round(float64(h.maxNS) / 1e6), N: h.n}
 }
 
-// Round leaves four significant digits.
+// Round rounds to four significant digits.
 func Round(v float64) float64 {
 	if v == 0 || math.IsInf(v, 0) || math.IsNaN(v) {
 		return 0

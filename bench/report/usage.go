@@ -8,24 +8,24 @@ import (
 	"strings"
 )
 
-const tick = 100 // USER_HZ: what /proc counts in
+const userHz = 100 // USER_HZ: what /proc counts in
 
-// CPU returns the seconds of processor time that processes and their children
-// have used. One that is gone counts nothing.
+// CPU returns the processor time of processes and their children in seconds. A process
+// that has ended counts nothing.
 func CPU(pids []int) float64 {
 	sum := 0.0
-	for _, pid := range Family(pids) {
+	for _, pid := range WithDescendants(pids) {
 		if f := statOf(pid); len(f) > 12 {
 			user, _ := strconv.ParseFloat(f[11], 64)
 			system, _ := strconv.ParseFloat(f[12], 64)
-			sum += (user + system) / tick
+			sum += (user + system) / userHz
 		}
 	}
 	return sum
 }
 
-// Family returns the processes and their descendants.
-func Family(pids []int) []int {
+// WithDescendants returns the processes and their descendants.
+func WithDescendants(pids []int) []int {
 	parents := map[int][]int{}
 	found, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range found {
@@ -65,8 +65,7 @@ func status(pid int, key string) int64 {
 	return fieldOf(string(b), key)
 }
 
-// Slab returns what the kernel keeps for itself, in bytes: sockets of both ends
-// are in it.
+// Slab returns the kernel's own memory in bytes, which includes the sockets of both ends.
 func Slab() int64 {
 	b, _ := os.ReadFile("/proc/meminfo")
 	return fieldOf(string(b), "Slab:") << 10
@@ -84,11 +83,11 @@ func fieldOf(text, key string) int64 {
 	return 0
 }
 
-// A Machine is a moment of the whole machine, in seconds of processor time.
+// A Machine has the processor times of the whole machine, in seconds.
 type Machine struct{ Total, Idle, Steal float64 }
 
-// Now reads it.
-func Now() Machine {
+// ReadMachine returns the present processor times.
+func ReadMachine() Machine {
 	b, _ := os.ReadFile("/proc/stat")
 	line, _, _ := strings.Cut(string(b), "\n")
 	var m Machine
@@ -97,12 +96,12 @@ func Now() Machine {
 		if err != nil || i > 8 { // guest time is counted in user time already
 			continue
 		}
-		m.Total += v / tick
+		m.Total += v / userHz
 		switch i {
 		case 4, 5:
-			m.Idle += v / tick
+			m.Idle += v / userHz
 		case 8:
-			m.Steal += v / tick
+			m.Steal += v / userHz
 		}
 	}
 	return m

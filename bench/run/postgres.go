@@ -16,39 +16,38 @@ import (
 	"switchyard/bench/report"
 )
 
-// A postgres is a server of this session's own. Its disk is made to answer a
-// flush in 1 ms, as a good cloud volume does: the disks of test machines lie.
+// A postgres is a server of this session's own. It waits 1 ms before each flush, so that
+// one takes about as long as on a good cloud volume: test machines often do not flush.
 type postgres struct {
-	dir   string
-	port  int
-	cmd   *exec.Cmd
-	names int
+	dir       string
+	port      int
+	cmd       *exec.Cmd
+	databases int
 }
 
-// database returns the URL of a fresh database, and starts the server when it
-// is first asked.
-func (b *bench) database(ctx context.Context) (string, error) {
-	if b.pg == nil {
-		pg, err := b.startPostgres(ctx, filepath.Join(b.dir, "postgres"))
+// database returns the URL of a fresh database. The first call starts the server.
+func (r *runner) database(ctx context.Context) (string, error) {
+	if r.pg == nil {
+		pg, err := r.startPostgres(ctx, filepath.Join(r.dir, "postgres"))
 		if err != nil {
 			return "", err
 		}
-		b.pg = pg
+		r.pg = pg
 	}
-	b.pg.names++
-	name := fmt.Sprintf("bench%d", b.pg.names)
-	if _, err := b.pg.psql(ctx, "postgres", "CREATE DATABASE "+name); err != nil {
+	r.pg.databases++
+	name := fmt.Sprintf("bench%d", r.pg.databases)
+	if _, err := r.pg.psql(ctx, "postgres", "CREATE DATABASE "+name); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", b.pg.port, name), nil
+	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", r.pg.port, name), nil
 }
 
-func (b *bench) startPostgres(ctx context.Context, dir string) (*postgres, error) {
+func (r *runner) startPostgres(ctx context.Context, dir string) (*postgres, error) {
 	pg := &postgres{dir: dir, port: freePort()}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("PostgreSQL: %w", err)
 	}
-	attr, err := asPostgres(dir)
+	attr, err := asPostgresUser(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -57,9 +56,9 @@ func (b *bench) startPostgres(ctx context.Context, dir string) (*postgres, error
 		return nil, err
 	}
 	data := filepath.Join(dir, "data")
-	first := exec.CommandContext(ctx, initdb, "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
-	first.SysProcAttr, first.Dir = attr, dir
-	if out, err := first.CombinedOutput(); err != nil {
+	initCmd := exec.CommandContext(ctx, initdb, "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+	initCmd.SysProcAttr, initCmd.Dir = attr, dir
+	if out, err := initCmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
 	server, err := pgProgram("postgres")
@@ -73,7 +72,7 @@ func (b *bench) startPostgres(ctx context.Context, dir string) (*postgres, error
 	} {
 		args = append(args, "-c", setting)
 	}
-	pg.cmd = b.command(context.Background(), "", server, args...)
+	pg.cmd = r.command(context.Background(), "", server, args...)
 	pg.cmd.SysProcAttr, pg.cmd.Dir = attr, dir
 	if err := pg.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("PostgreSQL: %w", err)
@@ -88,8 +87,9 @@ func (b *bench) startPostgres(ctx context.Context, dir string) (*postgres, error
 	return nil, err
 }
 
-// asPostgres gives the folder to the system's user: the server refuses root.
-func asPostgres(dir string) (*syscall.SysProcAttr, error) {
+// asPostgresUser gives dir to the system user postgres, and returns what it takes to run
+// as that user: the server refuses to run as root.
+func asPostgresUser(dir string) (*syscall.SysProcAttr, error) {
 	if os.Getuid() != 0 {
 		return &syscall.SysProcAttr{}, nil
 	}
@@ -105,7 +105,7 @@ func asPostgres(dir string) (*syscall.SysProcAttr, error) {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
 }
 
-// pgProgram finds a program of the newest version there is.
+// pgProgram returns the path of a program of the newest version.
 func pgProgram(name string) (string, error) {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
 	slices.Sort(found)
@@ -130,12 +130,12 @@ func (pg *postgres) psql(ctx context.Context, database, sql string) (string, err
 
 func (pg *postgres) pid() int { return pg.cmd.Process.Pid }
 
-// stop ends the server at once; its data are not needed any more.
+// stop ends the server at once, without a checkpoint.
 func (pg *postgres) stop() {
-	family := report.Family([]int{pg.pid()})
+	pids := report.WithDescendants([]int{pg.pid()})
 	_ = pg.cmd.Process.Signal(syscall.SIGQUIT)
 	timer := time.AfterFunc(10*time.Second, func() {
-		for _, pid := range family {
+		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	})

@@ -13,132 +13,133 @@ import (
 
 // A test is a row of the table.
 type test struct {
-	name     string
-	on       string // the contestants, by name
-	together bool   // the floor puts together what came together
-	named    bool   // clients have tokens
-	both     bool   // the server may use both cores, as its database does
-	signals  bool   // ours publishes signals
-	hold     bool   // it is about connections: nothing is published
-	args     []string
+	name            string
+	candidates      string // their names
+	coalesce        bool   // the floor combines frames that came together
+	withTokens      bool   // clients have tokens
+	bothCores       bool   // the server may use both cores, as its database does
+	signals         bool   // our service sends signals
+	connectionsOnly bool   // nothing is published
+	args            []string
 }
 
 func (t *test) cores() string {
-	if t.both {
+	if t.bothCores {
 		return ""
 	}
 	return "0"
 }
 
-// budgets are those of the table, in its order.
-var budgets = []test{
-	{name: "fan-out, 1 under way", on: "floor centrifuge " + ours,
+// tableTests has the tests of the table, in its order.
+var tableTests = []test{
+	{name: "fan-out, 1 under way", candidates: "floor centrifuge " + serviceName,
 		args: []string{"-scenario", "fanout", "-n", "1000", "-window", "1"}},
-	{name: "fan-out, 16 under way", on: "floor centrifuge " + ours, together: true,
+	{name: "fan-out, 16 under way", candidates: "floor centrifuge " + serviceName, coalesce: true,
 		args: []string{"-scenario", "fanout", "-n", "1000", "-window", "16"}},
-	{name: "rooms of 10, unstored", on: "floor centrifuge " + ours, signals: true,
+	{name: "rooms of 10, unstored", candidates: "floor centrifuge " + serviceName, signals: true,
 		args: []string{"-scenario", "rooms", "-rooms", "1000", "-members", "10", "-window", "64"}},
-	{name: "rooms of 10, stored", on: ours,
+	{name: "rooms of 10, stored", candidates: serviceName,
 		args: []string{"-scenario", "rooms", "-rooms", "1000", "-members", "10", "-window", "64"}},
-	{name: "30 k/s in one room", on: "floor centrifuge " + ours,
+	{name: "30 k/s in one room", candidates: "floor centrifuge " + serviceName,
 		args: []string{"-scenario", "fanout", "-n", "1000", "-rate", "30"}},
-	{name: "echo, unstored", on: "floor centrifuge " + ours, signals: true,
+	{name: "echo, unstored", candidates: "floor centrifuge " + serviceName, signals: true,
 		args: []string{"-scenario", "rooms", "-rooms", "200", "-members", "1", "-window", "200"}},
-	{name: "idle connections", on: "floor centrifuge " + ours, named: true, hold: true,
+	{name: "idle connections", candidates: "floor centrifuge " + serviceName, withTokens: true, connectionsOnly: true,
 		args: []string{"-n", "8000", "-rooms", "800"}},
-	{name: "publishes, two cores", on: ours, both: true,
+	{name: "publishes, two cores", candidates: serviceName, bothCores: true,
 		args: []string{"-scenario", "publish", "-n", "1000", "-rooms", "1000", "-window", "1024"}},
-	{name: "publishes at 15 k/s", on: ours, both: true,
+	{name: "publishes at 15 k/s", candidates: serviceName, bothCores: true,
 		args: []string{"-scenario", "publish", "-n", "1000", "-rooms", "1000", "-rate", "15000"}},
 }
 
-// table runs every test on every contestant, in rounds, and writes RESULTS.md.
-func (b *bench) table(ctx context.Context) error {
-	if !b.opts.again {
-		b.forget("table")
+// runTable runs every test on its candidates, in rounds, and writes RESULTS.md.
+func (r *runner) runTable(ctx context.Context) error {
+	if !r.opts.appendRuns {
+		r.removeResults("table")
 	}
-	rounds := b.opts.rounds
-	if b.opts.quick {
+	rounds := r.opts.rounds
+	if r.opts.quick {
 		rounds = 1
 	}
 	for range rounds {
-		for i := range budgets {
-			t := &budgets[i]
-			if !strings.Contains(t.name, b.opts.only) {
+		for i := range tableTests {
+			t := &tableTests[i]
+			if !strings.Contains(t.name, r.opts.only) {
 				continue
 			}
-			for _, c := range contestants {
-				if !strings.Contains(t.on, c.name) || !strings.Contains(c.name, b.opts.who) {
+			for _, c := range candidates {
+				if !strings.Contains(t.candidates, c.name) || !strings.Contains(c.name, r.opts.servers) {
 					continue
 				}
-				if err := b.try(ctx, t, c); err != nil {
+				if err := r.runTest(ctx, t, c); err != nil {
 					return err
 				}
 			}
 		}
 	}
-	return b.write(ctx)
+	return r.writeResults(ctx)
 }
 
-// try runs one test on one contestant.
-func (b *bench) try(ctx context.Context, t *test, c contestant) error {
-	target, err := c.start(ctx, b, t)
+// runTest runs one test on one candidate.
+func (r *runner) runTest(ctx context.Context, t *test, c candidate) error {
+	target, err := c.start(ctx, r, t)
 	if err != nil {
 		return err
 	}
 	defer target.process.stop()
 	protocol := c.protocol
-	if t.signals && c.name == ours {
+	if t.signals && c.name == serviceName {
 		protocol = "signal"
 	}
 	args := append([]string{"-protocol", protocol}, target.args()...)
-	if t.named && c.name == ours {
+	if t.withTokens && c.name == serviceName {
 		args = append(args, "-secret", tokenSecret)
 	}
 	args = append(args, t.args...)
 	length := "5s"
-	if b.opts.quick {
+	if r.opts.quick {
 		length = "2s"
 	}
 	args = append(args, "-for", length)
-	if b.opts.profile && target.admin != "" {
-		defer b.profile(ctx, target, t.name)()
+	if r.opts.profile && target.admin != "" {
+		defer r.profile(ctx, target, t.name)()
 	}
-	run, err := b.measure(ctx, t, target, args)
+	run, err := r.measure(ctx, t, target, args)
 	if err != nil {
 		return err
 	}
 	run.Server, run.Test = c.name, t.name
-	return b.keep("table", &run)
+	return r.appendResult("table", &run)
 }
 
-func (b *bench) measure(ctx context.Context, t *test, target *target, args []string) (report.Run, error) {
-	if !t.hold {
-		return b.drive(ctx, args...)
+func (r *runner) measure(ctx context.Context, t *test, target *target, args []string) (report.Run, error) {
+	if !t.connectionsOnly {
+		return r.runDriver(ctx, args...)
 	}
-	// Some come and go first: what the server makes once is not the connections'.
-	if _, err := b.drive(ctx, append(args, "-scenario", "churn", "-count", "200")...); err != nil {
+	// Some connections come and go first: memory that the server allocates once is not that
+	// of the connections.
+	if _, err := r.runDriver(ctx, append(args, "-scenario", "churn", "-count", "200")...); err != nil {
 		return report.Run{}, err
 	}
 	before := report.RSS(target.process.pid())
-	h, run, err := b.hold(ctx, args...)
+	h, run, err := r.holdConnections(ctx, args...)
 	if err != nil {
 		return run, err
 	}
 	defer h.quit()
-	time.Sleep(4 * time.Second) // it is to be idle
+	time.Sleep(4 * time.Second) // until the server is idle
 	run.RSS = report.RSS(target.process.pid()) - before
 	return run, nil
 }
 
-// profile takes a processor profile of a target from the second second on; the
-// function that it returns waits for it.
-func (b *bench) profile(ctx context.Context, t *target, name string) (wait func()) {
+// profile takes a processor profile of a target after two seconds. The function that it
+// returns waits for the end of that.
+func (r *runner) profile(ctx context.Context, t *target, name string) (wait func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		time.Sleep(2 * time.Second)
-		out := filepath.Join(b.opts.out, strings.NewReplacer(" ", "-", ",", "", "/", "-").Replace(name)+".pprof")
+		out := filepath.Join(r.opts.out, strings.NewReplacer(" ", "-", ",", "", "/", "-").Replace(name)+".pprof")
 		if err := fetch(ctx, "http://"+t.admin+"/debug/pprof/profile?seconds=3", out); err != nil {
 			fmt.Fprintln(os.Stderr, "profile:", err)
 		}

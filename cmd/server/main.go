@@ -1,6 +1,6 @@
-// Command server is the service: serve (the default), migrate, healthcheck,
-// drain, undrain and version. Its settings come from the environment; docs/configuration.md lists
-// them.
+// Command server is the service: serve (the default), migrate, healthcheck, drain,
+// undrain, profile, look and version. Its settings come from the environment;
+// docs/configuration.md lists them.
 package main
 
 import (
@@ -23,18 +23,18 @@ const usage = `usage: server [serve | migrate | healthcheck | drain | undrain | 
 
   serve        run the service (the default)
   migrate      bring the database to this version's schema, and exit
-                 -plan                   only say, as JSON, what would be run
-  healthcheck  ask the service on this host's LISTEN_ADDR for /healthz, and exit
+                 -plan                   print the pending migrations as JSON instead
+  healthcheck  exit with 0 if the service on this host's LISTEN_ADDR answers /healthz
   drain        have the service on this host's ADMIN_ADDR move its clients away, and
                wait until it is empty; it goes on running
-                 -scope node|deployment  what clients are to avoid (node)
-                 -reason text            what they are told (drain)
+                 -scope node|deployment  what clients must avoid (node)
+                 -reason text            the reason that is sent to clients (drain)
                  -wait=false             do not wait
-  undrain      have it serve again
+  undrain      have a drained service serve again
   profile      write a profile of the service on this host's ADMIN_ADDR: heap (the
                default), goroutine, allocs, block or mutex; for go tool pprof
-  look         print what the service on this host's ADMIN_ADDR tells of itself: rooms
-               (the default, JSON), heap or goroutines
+  look         print a debug page of the service on this host's ADMIN_ADDR: rooms (the
+               default, JSON), heap or goroutines
   version      print the version, and exit
 `
 
@@ -45,8 +45,8 @@ func main() {
 	}
 }
 
-// signalContext returns a context that ends with the first SIGINT or SIGTERM. By
-// then a second one ends the process at once, as if nobody listened.
+// signalContext returns a context that ends with the first SIGINT or SIGTERM. After
+// that a second signal ends the process at once.
 func signalContext() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -59,7 +59,7 @@ func signalContext() context.Context {
 	return ctx
 }
 
-// run does what the arguments ask for; ctx ends when the process is to stop.
+// run runs the command that the arguments name. When ctx ends, the command stops.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	command := "serve"
 	if len(args) > 0 {

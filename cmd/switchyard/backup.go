@@ -13,19 +13,20 @@ import (
 	"switchyard/internal/backup"
 )
 
+// backupCommand returns `switchyard backup` with its subcommands.
 func backupCommand() *cobra.Command {
 	f := new(repositoryFlags)
 	var noDump, verify bool
 	c := &cobra.Command{
 		Use:   "backup",
 		Short: "make a backup of the stack, and remove old ones",
-		Long: `Backup makes a base backup of PostgreSQL, a logical dump, a snapshot of Redis,
+		Long: `Backup makes a base backup of PostgreSQL, a logical dump and a snapshot of Redis,
 and packs configuration and certificates. Together with the archive of the
-write-ahead log, which PostgreSQL fills by itself, it leads back to any moment
-from now on. Nothing is stopped meanwhile.
+write-ahead log, which PostgreSQL fills by itself, the database can be restored to
+any moment from now on. Nothing is stopped meanwhile.
 
-It exits with 0 when the backup is whole on the disk, with 1 when it was not
-made, and with 2 when it could not begin.`,
+It exits with 0 when the backup is complete on the disk, with 1 when it failed, and
+with 2 when it could not begin.`,
 		Example: `  switchyard backup --keep 7 --verify
   switchyard backup verify
   switchyard backup list`,
@@ -42,7 +43,7 @@ made, and with 2 when it could not begin.`,
 			if err != nil {
 				return printFailure(c, err)
 			}
-			fmt.Fprintf(c.OutOrStdout(), "Backup %s: %v, %d messages in %d rooms; it leads back to any moment from %s on.\n",
+			fmt.Fprintf(c.OutOrStdout(), "Backup %s: %v, %d messages in %d rooms; restores to any moment from %s on.\n",
 				s.Name, backup.Bytes(s.Size()), s.Log.Messages, s.Log.Rooms, s.Consistent.Format(time.RFC3339))
 			if !verify {
 				return nil
@@ -51,13 +52,14 @@ made, and with 2 when it could not begin.`,
 		},
 	}
 	f.add(c)
-	c.Flags().IntVar(&f.keep, "keep", 7, "backups that stay, with the WAL from the oldest one on")
-	c.Flags().BoolVar(&noDump, "no-dump", false, "leave the logical dump out")
-	c.Flags().BoolVar(&verify, "verify", false, "verify it at once")
+	c.Flags().IntVar(&f.keep, "keep", 7, "how many backups to keep, with the WAL from the oldest one on")
+	c.Flags().BoolVar(&noDump, "no-dump", false, "leave out the logical dump")
+	c.Flags().BoolVar(&verify, "verify", false, "verify the backup at once")
 	c.AddCommand(backupVerifyCommand(f), backupListCommand(f), backupMetricsCommand(f))
 	return c
 }
 
+// verifyBackup verifies a backup and prints what was proved.
 func verifyBackup(c *cobra.Command, v *backup.Repository, name string) error {
 	p, err := v.Verify(c.Context(), name)
 	if err != nil {
@@ -78,15 +80,15 @@ func orNone(s string) string {
 func backupVerifyCommand(f *repositoryFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify [NAME]",
-		Short: "restore a backup into a scratch server, and look at every room",
+		Short: "restore a backup into a scratch server, and check every room",
 		Long: `Verify restores a backup (the newest, unless one is named) into a scratch server
-beside the live one, replays the whole WAL archive, and holds each room's
-sequence, the counts and the epoch against each other and against what the
-backup noted. The dump, the snapshot of Redis and the configuration are read to
+beside the live one, replays the whole WAL archive, and checks each room's
+sequence, the counts and the epoch against each other and against those that the
+backup recorded. The dump, the snapshot of Redis and the configuration are read to
 their ends.
 
-It exits with 0 when all is good, and with 1 when something is not, with the file
-or room named.`,
+It exits with 0 when the backup is good, and with 1 when it is not. The error names
+the damaged file or room.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			v, err := f.open(c.Context(), c.ErrOrStderr())
@@ -126,14 +128,14 @@ func backupListCommand(f *repositoryFlags) *cobra.Command {
 	return c
 }
 
-// A backupListing prints the state of a vault.
+// A backupListing prints the state of a repository of backups.
 type backupListing struct{ *backup.Status }
 
 func (l backupListing) String() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	if len(l.Sets) > 0 {
-		fmt.Fprintln(w, "NAME\tSIZE\tMESSAGES\tROOMS\tLEADS BACK FROM\tVERIFIED")
+		fmt.Fprintln(w, "NAME\tSIZE\tMESSAGES\tROOMS\tRESTORES FROM\tVERIFIED")
 	}
 	for _, s := range l.Sets {
 		verified := "never"
@@ -157,7 +159,7 @@ func (l backupListing) String() string {
 	return b.String()
 }
 
-// MarshalJSON prints errors as text.
+// MarshalJSON implements json.Marshaler. Errors are printed as text.
 func (l backupListing) MarshalJSON() ([]byte, error) {
 	out := struct {
 		Sets     []*backup.Set `json:"sets"`
@@ -176,9 +178,9 @@ func backupMetricsCommand(f *repositoryFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "metrics",
 		Short: "write the age of backups, proofs and WAL for node_exporter",
-		Long: `Metrics writes metrics/switchyard_backup.prom in the folder of the backups, whole
-or not at all, for node_exporter's textfile collector. Backup and verify do so
-too; a timer runs it in between, for the age of the archive.`,
+		Long: `Metrics writes metrics/switchyard_backup.prom in the folder of the backups,
+atomically, for node_exporter's textfile collector. Backup and verify write it,
+too; a timer runs metrics in between, for the age of the archive.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			v, err := f.open(c.Context(), c.ErrOrStderr())
@@ -201,20 +203,20 @@ func restoreCommand() *cobra.Command {
 	var noDatabase bool
 	c := &cobra.Command{
 		Use:   "restore --to TIME|latest",
-		Short: "bring the stack back to a moment",
-		Long: `Restore brings the database back to a moment: every message whose transaction was
-committed before it is there, and no other. It is rebuilt from the newest backup
-before that moment and the WAL archive, and each room is looked at, before
-anything that is there is touched. Then service and database are stopped, the
-data change places, and both are started. Clients are told by gap that their
+		Short: "restore the stack to a moment",
+		Long: `Restore brings the database back to a moment: it then has every message whose
+transaction was committed before that moment, and no other. The database is rebuilt
+from the newest backup before the moment and the WAL archive, and each room is
+checked, before existing data is touched. Then service and database are stopped, the
+data is swapped, and both are started. Clients receive a gap that says that their
 positions are void.
 
-A database that is there is only given up for the explicit word --replace.
-After it was cut short, run the same again; another one is refused until then when
-the data were just changing places.
+An existing database is only replaced with the flag --replace. After an
+interruption, run the same command again; while the data is being swapped, every
+other restore is refused.
 
-It exits with 0 when all asked for was restored, with 1 when it was not, and with
-2 when it could not begin.`,
+It exits with 0 when everything was restored, with 1 when it was not, and with 2
+when it could not begin.`,
 		Example: `  switchyard restore --to 2026-11-26T10:00:00Z
   switchyard restore --to latest --replace
   switchyard restore --to latest --configuration --redis --replace`,
@@ -245,13 +247,13 @@ It exits with 0 when all asked for was restored, with 1 when it was not, and wit
 	}
 	f.add(c)
 	flags := c.Flags()
-	flags.StringVar(&to, "to", "", "the moment, such as 2026-11-26T10:00:00Z, or latest: all that the archive has")
+	flags.StringVar(&to, "to", "", "the moment, such as 2026-11-26T10:00:00Z, or latest: the end of the archive")
 	flags.StringVar(&q.Set, "backup", "", "begin with this backup, not the newest before the moment")
-	flags.IntVar(&timeline, "timeline", 0, "follow this life of the database, where earlier restores made several; 0: the latest")
-	flags.BoolVar(&q.Replace, "replace", false, "give up the database that is there")
-	flags.BoolVar(&q.Configuration, "configuration", false, "configuration and certificates too; what they replace is kept")
-	flags.BoolVar(&q.Redis, "redis", false, "the snapshot of Redis too: sessions and presence of that time")
-	flags.BoolVar(&noDatabase, "no-database", false, "leave the database alone")
+	flags.IntVar(&timeline, "timeline", 0, "follow this timeline, where earlier restores made several; 0: the latest")
+	flags.BoolVar(&q.Replace, "replace", false, "replace the existing database")
+	flags.BoolVar(&q.Configuration, "configuration", false, "restore configuration and certificates, too; the replaced files are kept")
+	flags.BoolVar(&q.Redis, "redis", false, "restore the snapshot of Redis, too: sessions and presence of that time")
+	flags.BoolVar(&noDatabase, "no-database", false, "do not restore the database")
 	return c
 }
 
@@ -267,42 +269,44 @@ func parseRestoreTime(s string) (time.Time, error) {
 	return t, nil
 }
 
+// printRestored prints what was restored.
 func printRestored(w io.Writer, r *backup.RestoreResult, q backup.RestoreRequest) {
 	if q.Configuration {
 		fmt.Fprintf(w, "Configuration: %d files differed from the backup %s", len(r.Configuration), r.Set.Name)
 		if r.ReplacedArchive != "" {
-			fmt.Fprintf(w, " and were restored; what they were is in %s", r.ReplacedArchive)
+			fmt.Fprintf(w, " and were restored; the replaced files are in %s", r.ReplacedArchive)
 		}
 		fmt.Fprintln(w, ".")
 	}
 	if q.Redis {
-		fmt.Fprintf(w, "Redis: its data are those of the backup %s.\n", r.Set.Name)
+		fmt.Fprintf(w, "Redis: restored from the backup %s.\n", r.Set.Name)
 	}
 	if !q.Database {
 		return
 	}
-	fmt.Fprintf(w, "Database: restored from %s; the last commit is from %s; %d messages in %d rooms without a hole; away for %v.\n",
+	fmt.Fprintf(w, "Database: restored from %s; the last commit is from %s; %d messages in %d rooms without a hole; downtime %v.\n",
 		r.Set.Name, orNone(r.LastCommit), r.Log.Messages, r.Log.Rooms, r.Downtime.Round(time.Millisecond))
-	fmt.Fprintf(w, "Clients are told by gap (reason epoch). Make a backup now: switchyard backup --verify\n")
+	fmt.Fprintf(w, "Clients receive a gap (reason epoch). Make a backup now: switchyard backup --verify\n")
 }
 
+// promoteCommand returns `switchyard promote-replica`.
 func promoteCommand() *cobra.Command {
 	f := new(repositoryFlags)
 	var q backup.PromoteRequest
 	c := &cobra.Command{
 		Use:   "promote-replica",
 		Short: "make the standby of PostgreSQL the primary",
-		Long: `Promote-replica is for the day on which the primary is gone. It makes sure that
-the primary does not come back by itself, waits until the standby has replayed
-all that it received, promotes it, and writes down who is who. Nodes find the new
-primary by themselves.
+		Long: `Promote-replica makes the standby the primary when the primary is lost. It makes
+sure that the primary does not start again by itself, waits until the standby has
+replayed everything that it received, promotes it, and records the new roles. Nodes
+find the new primary by themselves.
 
-What the primary acked and the standby had not received is lost; the epoch
-changes and clients are told so by gap. With a synchronous standby there is no
-such thing (SYNCHRONOUS_STANDBY_NAMES, DATABASE_TRUST_FAILOVER).
+Messages that the primary acked and the standby had not received are lost; the epoch
+changes, and clients receive a gap. With a synchronous standby nothing is lost
+(SYNCHRONOUS_STANDBY_NAMES, DATABASE_TRUST_FAILOVER).
 
-It may be run again after it was cut short. It exits with 0 when the standby is
-the primary, and with 1 when it is not.`,
+It may be run again after an interruption. It exits with 0 when the standby is the
+primary, and with 1 when it is not.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			v, err := f.open(c.Context(), c.ErrOrStderr())
@@ -318,20 +322,21 @@ the primary, and with 1 when it is not.`,
 		},
 	}
 	f.add(c)
-	c.Flags().BoolVar(&q.StopPrimary, "stop-primary", false, "stop a primary that still answers, and lose nothing")
+	c.Flags().BoolVar(&q.StopPrimary, "stop-primary", false, "stop a primary that still answers first, so that nothing is lost")
 	return c
 }
 
+// printPromoted prints the outcome of a promotion.
 func printPromoted(w io.Writer, p *backup.PromoteResult) {
 	fmt.Fprintf(w, "%s takes writes now, after %v; %d messages in %d rooms without a hole.\n", p.Service, p.Took.Round(time.Millisecond), p.Log.Messages, p.Log.Rooms)
 	switch {
 	case p.Graceful:
-		fmt.Fprintf(w, "%s had sent all it had: nothing is lost.\n", p.Former)
+		fmt.Fprintf(w, "%s had sent everything to it: nothing is lost.\n", p.Former)
 	case p.LastCommit.IsZero():
 		fmt.Fprintf(w, "It had replayed up to %v.\n", p.ReplayedTo)
 	default:
-		fmt.Fprintf(w, "The last commit that it has is from %s (%v): what %s acked after that is lost, and clients are told by gap.\n",
+		fmt.Fprintf(w, "Its last commit is from %s (%v): messages that %s acked after that are lost, and clients receive a gap.\n",
 			p.LastCommit.Format(time.RFC3339Nano), p.ReplayedTo, p.Former)
 	}
-	fmt.Fprintf(w, "Next: switchyard backup --verify; then remove the volume of %s and start it, and it follows.\n", p.Former)
+	fmt.Fprintf(w, "Next: switchyard backup --verify; then remove the volume of %s and start it, so that it becomes a standby.\n", p.Former)
 }

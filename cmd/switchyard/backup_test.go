@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Each mistake is one line that names the flag and the bound, before anything is
-// done.
+// Each mistake is reported in one line with the flag and the bound, before the
+// command does anything.
 func TestWrongUsageOfStackCommands(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "docker-compose.prod.yml")
@@ -28,7 +28,9 @@ func TestWrongUsageOfStackCommands(t *testing.T) {
 		`or latest, not "2026-11-26T10:00:00"`:                   {"restore", "--dir", dir, "--to", "2026-11-26T10:00:00"},
 		"--timeline must be 1 or more, not -1":                   {"restore", "--dir", dir, "--to", "latest", "--timeline", "-1"},
 		"--no-database leaves nothing to restore":                {"restore", "--dir", dir, "--to", "latest", "--no-database"},
+		"--keep must be 1 to 10000, not 10001":                   {"backup", "--dir", dir, "--keep", "10001"},
 		"--since must be 1m to 720h, not 1s":                     {"errors", "--dir", dir, "--since", "1s"},
+		"--since must be 1m to 720h, not 720h0m1s":               {"errors", "--dir", dir, "--since", "720h1s"},
 		"--every must be 1s to 1h, not 1ms":                      {"top", "--dir", dir, "--every", "1ms"},
 		"--rooms must be 1 to 1000, not 0":                       {"top", "--dir", dir, "--rooms", "0"},
 		"--prometheus must be an address such as":                {"check", "--dir", dir, "--prometheus", "localhost"},
@@ -36,17 +38,18 @@ func TestWrongUsageOfStackCommands(t *testing.T) {
 		"--out must name a folder":                               {"report", "--dir", dir},
 		`--from must be a moment with its zone, such as`:         {"report", "--dir", dir, "--from", "now"},
 		"--from must be before --to, by 31 days at most":         {"report", "--dir", dir, "--from", "2026-11-26T10:00:00Z", "--to", "2026-11-26T09:00:00Z"},
+		"by 31 days at most: 2026-10-01T00:00:00Z, ":             {"report", "--dir", dir, "--out", dir, "--from", "2026-10-01T00:00:00Z", "--to", "2026-11-01T00:00:01Z"},
 		"unknown flag: --force":                                  {"promote-replica", "--force"},
 		"docker-compose.prod.yml is not in /none: name its fold": {"queries", "--dir", "/none"},
 	} {
 		code, out, errs := switchyard(t.Context(), args...)
 		if code != 2 || !strings.Contains(errs, want) || strings.Count(errs, "\n") != 1 || out != "" {
-			t.Errorf("%q: exit %d, does not say %q in one line:\n%s%s", args, code, want, out, errs)
+			t.Errorf("%q: exit %d, want one line with %q:\n%s%s", args, code, want, out, errs)
 		}
 	}
 }
 
-// The list needs no docker when it is told where the backups are.
+// The list works without Docker when --backups names the folder.
 func TestBackupsAreListed(t *testing.T) {
 	dir := t.TempDir()
 	set := filepath.Join(dir, "sets", "20261126T031700Z")
@@ -82,8 +85,8 @@ func TestBackupsAreListed(t *testing.T) {
 	}
 }
 
-// Without Prometheus each command says so in a line, and tells what it knows
-// from elsewhere.
+// Without Prometheus each command says so in one line, and prints what it knows
+// from other sources.
 func TestInspectCommandsWithoutPrometheus(t *testing.T) {
 	dir, bin := t.TempDir(), t.TempDir()
 	err := errors.Join(os.WriteFile(filepath.Join(dir, "docker-compose.prod.yml"), []byte("services: {}\n"), 0o600),

@@ -12,7 +12,7 @@ import (
 	"switchyard/internal/deploy"
 )
 
-// deployFlags are deploy's own.
+// deployFlags are the flags of deploy.
 type deployFlags struct {
 	stackFlags
 	canary                        string
@@ -27,16 +27,16 @@ func deployCommand() *cobra.Command {
 	f := new(deployFlags)
 	c := &cobra.Command{
 		Use:   "deploy IMAGE",
-		Short: "bring a new version into service and move everybody to it",
-		Long: `Deploy starts the image beside the version that runs, sends new connections to
-it, moves everybody who is connected, and rolls all of it back by itself when the
-new version does worse. It may be killed at any moment and run again: it looks
-at what there is and goes on. docs/deploy.md has the steps, the triggers and the
-settings, which are in deploy.yml beside the compose file.
+		Short: "bring a new version into service and move all clients to it",
+		Long: `Deploy starts the image beside the running version, sends new connections to it,
+moves all connected clients, and rolls back by itself when the new version does
+worse. It may be killed at any moment and run again: it reads the state of the stack
+and continues. docs/deploy.md has the steps, the triggers and the settings, which
+are in deploy.yml beside the compose file.
 
 It exits with 0 when the image is live, 1 when it was rolled back, 2 when nothing
-was begun, 3 when it stands still half way and the same command goes on, 4 when
-another command is at it, 5 when a person has to look.`,
+was changed, 3 when it is unfinished and the same command continues it, 4 when
+another command is running, 5 when an operator must intervene.`,
 		Example: `  switchyard deploy registry.example.com/switchyard:v1.4.0
   switchyard deploy switchyard:v1.4.0 --canary 10%,50% --watch 10m
   switchyard deploy switchyard:v1.4.0 --dry-run`,
@@ -45,19 +45,20 @@ another command is at it, 5 when a person has to look.`,
 	}
 	f.add(c)
 	flags := c.Flags()
-	flags.StringVar(&f.canary, "canary", "", "percentages of new connections that go first, such as 10%,50%")
-	flags.IntVar(&f.replicas, "replicas", 0, "how many replicas it gets (default as many as are live)")
-	flags.DurationVar(&f.watch, "watch", 0, "how long it is watched before everybody moves")
-	flags.DurationVar(&f.watchMoved, "watch-moved", 0, "how long it is watched with everybody on it")
+	flags.StringVar(&f.canary, "canary", "", "percentages of new connections for canary steps, such as 10%,50%")
+	flags.IntVar(&f.replicas, "replicas", 0, "number of its replicas (default as many as are live)")
+	flags.DurationVar(&f.watch, "watch", 0, "how long it is watched before clients move")
+	flags.DurationVar(&f.watchMoved, "watch-moved", 0, "how long it is watched after all clients have moved")
 	flags.DurationVar(&f.verifyFor, "verify", 0, "how long it is verified from outside")
-	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be done, and do nothing")
-	flags.BoolVar(&f.withoutMetrics, "without-metrics", false, "go on although errors, response time and memory can't be judged")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "print the plan, and change nothing")
+	flags.BoolVar(&f.withoutMetrics, "without-metrics", false, "continue although errors, response time and memory can't be judged")
 	flags.BoolVar(&f.again, "again", false, "deploy the image although it is live")
-	flags.StringArrayVar(&f.ignore, "ignore", nil, "a check of preflight that may fail; once for each")
-	flags.StringVar(&f.scan, "scan", "", "command that is given the image and fails when it must not run")
+	flags.StringArrayVar(&f.ignore, "ignore", nil, "a preflight check that may fail; repeatable")
+	flags.StringVar(&f.scan, "scan", "", "command that gets the image as an argument, and fails if it must not run")
 	return c
 }
 
+// run deploys an image, or prints the plan with --dry-run.
 func (f *deployFlags) run(c *cobra.Command, image string) error {
 	return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) {
 		m := s.deployer
@@ -81,7 +82,8 @@ func (f *deployFlags) run(c *cobra.Command, image string) error {
 	})
 }
 
-// preflight asks what has to be asked, and tells the answers.
+// preflight returns the function that runs the preflight checks and reports their
+// results.
 func (f *deployFlags) preflight(s *lockedStack) func(context.Context, deploy.Image) error {
 	p := s.stack.Preflight(s.compose, s.deployer.Settings, s.deployer.State)
 	p.Ignore, p.ScanCommand, p.WithoutMetrics = f.ignore, f.scan, f.withoutMetrics
@@ -92,7 +94,7 @@ func (f *deployFlags) preflight(s *lockedStack) func(context.Context, deploy.Ima
 	}
 }
 
-// apply puts what flags say over the settings.
+// apply overrides the settings by the flags that were given.
 func (f *deployFlags) apply(c *cobra.Command, s *deploy.Settings) error {
 	changed := c.Flags().Changed
 	if f.canary != "" {
@@ -128,10 +130,10 @@ func rollbackCommand() *cobra.Command {
 	f := new(stackFlags)
 	c := &cobra.Command{
 		Use:   "rollback",
-		Short: "take back the deploy under way, or the last one",
-		Long: `Rollback lets clients into the old color again, sends new connections there,
-moves back who is connected, keeps what the newer version can tell, and stops it.
-Run again, it goes on where it was cut short.`,
+		Short: "roll back the deploy under way, or the last one",
+		Long: `Rollback makes the old color serve again, sends new connections to it, moves the
+connected clients back, saves the logs and profiles of the newer version, and then
+stops it. After an interruption, the same command continues.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Rollback(c.Context()) })
@@ -146,8 +148,8 @@ func switchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "switch blue|green",
 		Short: "send new connections to a color that runs",
-		Long: `Switch writes active.yml and waits until Traefik follows. Who is connected stays
-where they are; drain moves them. It also mends an active.yml that can't be read.`,
+		Long: `Switch writes active.yml and waits until Traefik follows. Connected clients stay
+where they are; drain moves them. It also repairs an active.yml that can't be read.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			color, err := deploy.ParseColor(args[0])

@@ -13,7 +13,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// emptyStack is a folder as the stack's, with nothing that runs.
+// emptyStack makes a folder with the files of a stack that does not run, and
+// returns the folder of the compose file.
 func emptyStack(t *testing.T) string {
 	root := t.TempDir()
 	for path, text := range map[string]string{
@@ -35,10 +36,11 @@ func emptyStack(t *testing.T) string {
 	return filepath.Join(root, "compose")
 }
 
-// Each thing that is not there is one line with what to do, and nothing is begun.
+// Each missing requirement is reported in one line with what to do, and nothing is
+// changed.
 func TestADeployThatCanNotStartSaysWhy(t *testing.T) {
 	dir := emptyStack(t)
-	// Nothing named docker is on the path.
+	// The PATH has no docker.
 	t.Setenv("PATH", t.TempDir())
 	code, out, errs := switchyard(t.Context(), "deploy", "v2", "--dir", dir)
 	if code != exitUsage || !strings.Contains(errs, "docker is not installed") || strings.Count(errs, "\n") != 1 {
@@ -66,7 +68,7 @@ func TestADeployThatCanNotStartSaysWhy(t *testing.T) {
 	}
 }
 
-// A pipeline reads the last line.
+// A pipeline reads the outcome from the last line.
 func TestJSONOutputEndsWithTheOutcome(t *testing.T) {
 	dir := emptyStack(t)
 	t.Setenv("PATH", t.TempDir())
@@ -109,13 +111,18 @@ func TestHistoryIsShown(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	older := `{"id":"d0","outcome":"live","color":"blue","image":{"ref":"v1"},"started":"2026-11-25T10:00:00Z","ended":"2026-11-25T10:02:00Z"}` + "\n"
 	line := `{"id":"d1","outcome":"rolled back","color":"blue","image":{"ref":"v2"},"started":"2026-11-26T10:00:00Z","ended":"2026-11-26T10:02:00Z","reason":"why","steps":[{"step":"start","took_seconds":1.5}]}` + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "state", "deploys.jsonl"), []byte(line), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "state", "deploys.jsonl"), []byte(older+line), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	code, out, errs := switchyard(t.Context(), "history", "--dir", dir)
-	if code != 0 || !strings.Contains(out, "v2 rolled back, blue is live (took 2m0s): why") || !strings.Contains(out, "start") {
+	if code != 0 || !strings.Contains(out, "v1") || !strings.Contains(out, "v2 rolled back, blue is live (took 2m0s): why") || !strings.Contains(out, "start") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+	code, out, errs = switchyard(t.Context(), "history", "--dir", dir, "--last", "1")
+	if code != 0 || strings.Contains(out, "v1") || !strings.Contains(out, "v2 rolled back") {
+		t.Errorf("the newest deploy alone: exit %d\n%s%s", code, out, errs)
 	}
 }
 
@@ -131,6 +138,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestSmokeChecksAService(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	code, out, errs := switchyard(t.Context(), "smoke", s.SocketURL())
 	if code != 0 || !strings.HasPrefix(out, "ok ") {

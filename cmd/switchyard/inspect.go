@@ -15,7 +15,7 @@ import (
 	"switchyard/internal/inspect"
 )
 
-// inspectFlags are those of the commands that look at a stack.
+// inspectFlags are the flags of the commands that inspect a stack.
 type inspectFlags struct {
 	repositoryFlags
 	prometheus string
@@ -29,11 +29,12 @@ func (f *inspectFlags) add(c *cobra.Command, since time.Duration) {
 	flags.StringVar(&f.prometheus, "prometheus", "", "address of Prometheus (default its container's)")
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
 	if since > 0 {
-		flags.DurationVar(&f.since, "since", since, "how far back to look, 1m to 720h")
+		flags.DurationVar(&f.since, "since", since, "the span to inspect, 1m to 720h")
 	}
 }
 
-// open returns the stack, and its Prometheus; missing says why there is none.
+// open returns the stack and its Prometheus. When that is nil, prometheusErr says
+// why.
 func (f *inspectFlags) open(ctx context.Context) (stack *backup.Compose, p *inspect.Prometheus, prometheusErr, err error) {
 	if f.since != 0 && (f.since < time.Minute || f.since > 720*time.Hour) {
 		return nil, nil, nil, fmt.Errorf("--since must be 1m to 720h, not %v", f.since)
@@ -51,8 +52,8 @@ func (f *inspectFlags) open(ctx context.Context) (stack *backup.Compose, p *insp
 	return stack, p, nil, err
 }
 
-// stackPrometheus returns where the stack's own Prometheus listens, for who asks
-// from this host.
+// stackPrometheus returns the address of the stack's Prometheus as this host
+// reaches it.
 func stackPrometheus(ctx context.Context, stack *backup.Compose) (string, error) {
 	all, err := stack.Containers(ctx)
 	if err != nil {
@@ -71,12 +72,12 @@ func checkCommand() *cobra.Command {
 	r := &inspect.DailyReport{}
 	c := &cobra.Command{
 		Use:   "check",
-		Short: "the morning's look: services, system, the night, errors, backups, on one page",
-		Long: `Check looks at everything that an operator looks at in the morning, and prints one
-page. Each line is marked ok, look (nobody is hurt yet) or BAD.
+		Short: "daily report on one page: services, system, last night, errors, backups",
+		Long: `Check runs all checks that an operator makes in the morning, and prints one page.
+Each line is marked ok, look (unusual, and no user is affected yet) or BAD.
 
-It exits with 0 when nothing is bad, with 1 when something is, and with 2 when it
-could not run.`,
+It exits with 0 when no line is BAD, with 1 when one is, and with 2 when it could not
+run.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			stack, p, prometheusErr, err := f.open(c.Context())
@@ -135,13 +136,13 @@ func topCommand() *cobra.Command {
 		},
 	}
 	f.add(c, 0)
-	c.Flags().BoolVar(&once, "once", false, "look twice, a period apart, print the second and end")
+	c.Flags().BoolVar(&once, "once", false, "print one snapshot after one period, and exit")
 	c.Flags().DurationVar(&every, "every", 2*time.Second, "period, 1s to 1h")
-	c.Flags().IntVar(&w.MaxRooms, "rooms", 15, "rooms that are told")
+	c.Flags().IntVar(&w.MaxRooms, "rooms", 15, "rooms to print, 1 to 1000")
 	return c
 }
 
-// watchTop prints a look each period until it is interrupted.
+// watchTop prints a snapshot each period until it is interrupted.
 func watchTop(c *cobra.Command, f *inspectFlags, w *inspect.Watcher, every time.Duration, once bool) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -153,7 +154,7 @@ func watchTop(c *cobra.Command, f *inspectFlags, w *inspect.Watcher, every time.
 		if err != nil {
 			return printFailure(c, err)
 		}
-		if !once || n == 1 { // the first has no rates of rooms
+		if !once || n == 1 { // the first snapshot has no rates of rooms
 			if !f.asJSON && isTerminal(c.OutOrStdout()) {
 				fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
 			}
@@ -172,7 +173,7 @@ func watchTop(c *cobra.Command, f *inspectFlags, w *inspect.Watcher, every time.
 	}
 }
 
-// inspectCommand is one that asks once and prints what it was told.
+// inspectCommand returns a command that reads the stack once and prints the answer.
 func inspectCommand(use, short string, since time.Duration, read func(context.Context, *inspectFlags, *backup.Compose, *inspect.Prometheus) (fmt.Stringer, error)) *cobra.Command {
 	f := new(inspectFlags)
 	c := &cobra.Command{
@@ -197,21 +198,21 @@ func inspectCommand(use, short string, since time.Duration, read func(context.Co
 }
 
 func queriesCommand() *cobra.Command {
-	return inspectCommand("queries", "slow statements of PostgreSQL, what is under way, who waits for whom", 0,
+	return inspectCommand("queries", "slow statements of PostgreSQL, those that run now, and locks", 0,
 		func(ctx context.Context, _ *inspectFlags, s *backup.Compose, _ *inspect.Prometheus) (fmt.Stringer, error) {
 			return inspect.ReadQueries(ctx, s)
 		})
 }
 
 func connectionsCommand() *cobra.Command {
-	return inspectCommand("connections", "patterns of connections: churn, lives, addresses, close codes", time.Hour,
+	return inspectCommand("connections", "patterns of connections: churn, lifetimes, addresses, close codes", time.Hour,
 		func(ctx context.Context, f *inspectFlags, s *backup.Compose, p *inspect.Prometheus) (fmt.Stringer, error) {
 			return inspect.ReadConnections(ctx, s, p, time.Now().Add(-f.since))
 		})
 }
 
 func errorsCommand() *cobra.Command {
-	return inspectCommand("errors", "errors and warnings of the nodes by kind, and what clients were told", 24*time.Hour,
+	return inspectCommand("errors", "errors and warnings of the nodes by kind, and the errors sent to clients", 24*time.Hour,
 		func(ctx context.Context, f *inspectFlags, s *backup.Compose, p *inspect.Prometheus) (fmt.Stringer, error) {
 			return inspect.ReadErrors(ctx, s, p, time.Now().Add(-f.since))
 		})
@@ -219,7 +220,7 @@ func errorsCommand() *cobra.Command {
 
 func memoryCommand() *cobra.Command {
 	var folder string
-	c := inspectCommand("memory", "memory of each node, and who holds its heap", 0,
+	c := inspectCommand("memory", "memory of each node, and the functions that allocated its heap", 0,
 		func(ctx context.Context, _ *inspectFlags, s *backup.Compose, p *inspect.Prometheus) (fmt.Stringer, error) {
 			if folder != "" {
 				if err := os.MkdirAll(folder, 0o755); err != nil {
@@ -239,9 +240,9 @@ func reportCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "report",
 		Short: "write the report of a deploy or an incident, in Markdown with plots",
-		Long: `Report writes report.md and its plots into a folder: what users met, deploys,
-alerts, measurements and errors of a span. With --class it has what a review of an
-incident needs to be filled in. Without --from and --to it is about the last hour.`,
+		Long: `Report writes report.md and its plots into a folder: the effect on users, deploys,
+alerts, measurements and errors of a span. With --class it also has the sections that
+people fill in after an incident. Without --from and --to it covers the last hour.`,
 		Example: `  switchyard report --title "Deploy of v2.1.0" --from 2026-11-26T10:00:00Z --to 2026-11-26T10:30:00Z --out reports/v2.1.0
   switchyard report --class P1 --title "Slow acks" --out reports/2026-11-26`,
 		Args: cobra.NoArgs,
@@ -275,14 +276,15 @@ incident needs to be filled in. Without --from and --to it is about the last hou
 	}
 	f.add(c, 0)
 	flags := c.Flags()
-	flags.StringVar(&r.Title, "title", "Report", "its title")
+	flags.StringVar(&r.Title, "title", "Report", "title of the report")
 	flags.StringVar(&r.Class, "class", "", "class of an incident, P0 to P3")
-	flags.StringVar(&from, "from", "", "begin, such as 2026-11-26T10:00:00Z")
-	flags.StringVar(&to, "to", "", "end")
+	flags.StringVar(&from, "from", "", "beginning of the span, such as 2026-11-26T10:00:00Z")
+	flags.StringVar(&to, "to", "", "end of the span")
 	flags.StringVar(&folder, "out", "", "folder to write to")
 	return c
 }
 
+// reportSpan sets the span of a report from the flags.
 func reportSpan(r *inspect.Report, from, to string) error {
 	r.To = time.Now()
 	for name, s := range map[string]string{"--to": to, "--from": from} {

@@ -13,11 +13,11 @@ func loadCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "load",
 		Short: "measure how fast the service is",
-		Long: `Load publishes and subscribes as verify does, keeps no history and judges
-nothing: it prints how much was acked and delivered, and how long that took. At
---rate 0 every publisher has --window messages under way and sends the next when
-one is acked (a closed loop); at any other rate they are sent in time whether
-the service keeps up or not (an open loop), which is what users do.`,
+		Long: `Load publishes and subscribes as verify does, without recording and checking a
+history: it prints how many messages were acked and delivered, and how long that
+took. With --rate 0 every publisher has --window publishes in flight and sends the
+next one when one is acked (a closed loop). At any other rate publishes are sent on
+schedule, whether the service keeps up or not (an open loop), as users do.`,
 		Example: `  switchyard load --clients 1000 --rooms 1 --publishers 1 --window 16
   switchyard load --clients 1000 --rooms 100 --rate 5000 --duration 1m --json`,
 		Args: cobra.NoArgs,

@@ -1,5 +1,6 @@
-// Command switchyard is the operator's: it deploys versions and takes them back,
-// proves that a service keeps its promises, and measures how fast it is.
+// Command switchyard is for operators: it deploys versions and rolls them back,
+// backs up and restores a stack, inspects it, verifies that a service keeps its
+// guarantees, and measures how fast it is.
 package main
 
 import (
@@ -19,19 +20,19 @@ import (
 // version is set by the build.
 var version = "dev"
 
-// What the command exits with.
+// Exit codes of the command.
 const (
-	exitOK     = 0
-	exitFailed = 1 // it was done, and the answer is no
-	exitUsage  = 2 // it could not be done: wrong usage, nobody there
-
-	exitUnfinished = 3 // it stands still half way; the same command goes on
-	exitLocked     = 4 // another command is at it
-	exitStuck      = 5 // a person has to look
+	exitOK         = 0
+	exitFailed     = 1 // the command ran, and what it did or checked failed
+	exitUsage      = 2 // the command could not run: wrong usage, or nothing to connect to
+	exitUnfinished = 3 // a deploy is unfinished; the same command continues it
+	exitLocked     = 4 // another command is running
+	exitStuck      = 5 // an operator must intervene
 )
 
-// errFailed makes the command exit with 1; what there is to say has been said.
-var errFailed = errors.New("the answer is no")
+// errFailed makes the command exit with exitFailed without a further line: the
+// reason has been printed.
+var errFailed = errors.New("failed")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -39,24 +40,13 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run does what the arguments ask for and returns the exit code. When ctx ends,
-// what is under way is brought to an orderly end.
+// run runs the command that the arguments name, and returns the exit code. When ctx
+// ends, the command stops in an orderly way.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := &cobra.Command{
-		Use:     "switchyard",
-		Short:   "operate a Switchyard service",
-		Version: version,
-		// Errors are told here, in one line and once.
-		SilenceErrors: true, SilenceUsage: true, DisableSuggestions: true,
-	}
+	root := rootCommand()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(verifyCommand(), loadCommand(),
-		deployCommand(), rollbackCommand(), switchCommand(), statusCommand(), historyCommand(),
-		scaleCommand(), drainCommand(), undrainCommand(), smokeCommand(), preflightCommand())
-	root.AddCommand(backupCommand(), restoreCommand(), promoteCommand(), checkCommand(), topCommand(),
-		queriesCommand(), connectionsCommand(), errorsCommand(), memoryCommand(), reportCommand())
 	command, err := root.ExecuteContextC(ctx)
 	if err != nil && !errors.Is(err, errFailed) {
 		fmt.Fprintf(stderr, "%s: %v\n", command.CommandPath(), err)
@@ -64,7 +54,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
-// exitCode is what an error means to a pipeline.
+// rootCommand returns the command with all its subcommands.
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:     "switchyard",
+		Short:   "operate a Switchyard service",
+		Version: version,
+		// run prints errors, once and in one line.
+		SilenceErrors: true, SilenceUsage: true, DisableSuggestions: true,
+	}
+	root.AddCommand(verifyCommand(), loadCommand(),
+		deployCommand(), rollbackCommand(), switchCommand(), statusCommand(), historyCommand(),
+		scaleCommand(), drainCommand(), undrainCommand(), smokeCommand(), preflightCommand())
+	root.AddCommand(backupCommand(), restoreCommand(), promoteCommand(), checkCommand(), topCommand(),
+		queriesCommand(), connectionsCommand(), errorsCommand(), memoryCommand(), reportCommand())
+	return root
+}
+
+// exitCode returns the exit code for the error of a command.
 func exitCode(err error) int {
 	var (
 		rolledBack *deploy.RolledBackError

@@ -14,7 +14,7 @@ func scaleCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "scale N",
 		Short: "bring the live color to N replicas",
-		Long:  "Scale waits until new replicas are ready, and moves the clients of those that go before they do.",
+		Long:  "Scale waits until new replicas are ready, and moves clients away from a replica before it stops it.",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			n, err := strconv.Atoi(args[0])
@@ -33,8 +33,8 @@ func drainCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "drain COLOR|REPLICA",
 		Short: "move the clients of the idle color, or of one replica, away",
-		Long: `Drain returns when nobody is left there. What was drained goes on running, takes no
-new connections, and serves again after undrain.`,
+		Long: `Drain returns when no client is left there. The drained replicas go on running
+without accepting connections, and serve again after undrain.`,
 		Example: "  switchyard drain green\n  switchyard drain switchyard-app_blue-2",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -51,7 +51,7 @@ func undrainCommand() *cobra.Command {
 	f := new(stackFlags)
 	c := &cobra.Command{
 		Use:   "undrain COLOR|REPLICA",
-		Short: "let clients in again",
+		Short: "have a drained color or replica serve again",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) {
@@ -68,8 +68,9 @@ func smokeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "smoke [URL]",
 		Short: "join, publish, receive and resume once",
-		Long: `Smoke does so through the balancer of this host's stack and on each of its
-replicas, or at the URL given. It exits with 1 when one of them fails.`,
+		Long: `Smoke joins, publishes, receives and resumes through the balancer of this host's
+stack and on each replica, or at the given URL. It exits with 1 when one of them
+fails.`,
 		Example: "  switchyard smoke\n  switchyard smoke wss://chat.example.com/ws --token-file token",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -84,7 +85,7 @@ replicas, or at the URL given. It exits with 1 when one of them fails.`,
 	return c
 }
 
-// smokeStack smokes the stack's front door and each replica that serves.
+// smokeStack tests the stack's public URL and each replica that serves.
 func (f *stackFlags) smokeStack(c *cobra.Command) error {
 	s, err := f.open()
 	if err != nil {
@@ -109,7 +110,8 @@ func (f *stackFlags) smokeStack(c *cobra.Command) error {
 	return result
 }
 
-// printProbe prints one answer.
+// printProbe prints the result of one probe, and returns errFailed unless err is
+// nil.
 func (f *stackFlags) printProbe(c *cobra.Command, what string, err error) error {
 	switch {
 	case f.json:
@@ -137,9 +139,10 @@ func preflightCommand() *cobra.Command {
 	var scan string
 	c := &cobra.Command{
 		Use:   "preflight [IMAGE]",
-		Short: "ask whether a deploy may begin",
-		Long:  "Preflight exits with 0 when it may, warnings included, and with 1 when a check failed. docs/deploy.md has the checks.",
-		Args:  cobra.MaximumNArgs(1),
+		Short: "check whether a deploy may begin",
+		Long: `Preflight exits with 0 when a deploy may begin, also with warnings, and with 1 when a
+check failed. docs/deploy.md has the checks.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			s, err := f.openLocked(c)
 			if err != nil {
@@ -172,7 +175,7 @@ func preflightCommand() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().StringArrayVar(&ignore, "ignore", nil, "a check that may fail; once for each")
-	c.Flags().StringVar(&scan, "scan", "", "command that is given the image and fails when it must not run")
+	c.Flags().StringArrayVar(&ignore, "ignore", nil, "a check that may fail; repeatable")
+	c.Flags().StringVar(&scan, "scan", "", "command that gets the image as an argument, and fails if it must not run")
 	return c
 }

@@ -22,25 +22,25 @@ type planFlags struct {
 
 func (f *planFlags) add(c *cobra.Command, defaults load.Plan) {
 	p, flags := &f.plan, c.Flags()
-	flags.StringArrayVar(&p.URLs, "url", []string{"ws://localhost:8000/ws"}, "address of the socket; once for each node, or the balancer's")
-	flags.StringVar(&f.tokenFile, "token-file", "", "file with credentials, one a line; clients take them in turns")
+	flags.StringArrayVar(&p.URLs, "url", []string{"ws://localhost:8000/ws"}, "URL of a node or of the balancer; repeatable")
+	flags.StringVar(&f.tokenFile, "token-file", "", "file with one token in each line; clients use them in turn")
 	flags.IntVar(&p.Clients, "clients", defaults.Clients, "connections, 1 to 15000")
-	flags.IntVar(&p.Rooms, "rooms", defaults.Rooms, "rooms, as many as clients at most")
+	flags.IntVar(&p.Rooms, "rooms", defaults.Rooms, "rooms, at most as many as clients")
 	flags.IntVar(&p.Publishers, "publishers", 0, "how many of the clients publish (default all)")
-	flags.Float64Var(&p.Rate, "rate", defaults.Rate, "messages a second of all together, up to 1000000; 0: as fast as acks come")
-	flags.IntVar(&p.Window, "window", 1, "with --rate 0, publishes of a client under way, 1 to 1024")
+	flags.Float64Var(&p.Rate, "rate", defaults.Rate, "messages a second of all publishers together, up to 1000000; 0: as fast as acks arrive")
+	flags.IntVar(&p.Window, "window", 1, "with --rate 0, publishes of a client in flight, 1 to 1024")
 	flags.IntVar(&p.Size, "size", 128, "bytes of data in a message, 24 to 1048576")
 	flags.DurationVar(&p.Duration, "duration", defaults.Duration, "how long to publish, 1ms to 24h")
-	flags.DurationVar(&p.RampUp, "ramp-up", 0, "how long connecting takes at least, up to 1h")
-	flags.DurationVar(&p.Settle, "settle", 30*time.Second, "how long to wait at the end for what is still on its way, up to 1h")
-	flags.StringVar(&p.Prefix, "prefix", "", "how the rooms' names begin (default a random one)")
+	flags.DurationVar(&p.RampUp, "ramp-up", 0, "the time over which clients connect, up to 1h")
+	flags.DurationVar(&p.Settle, "settle", 30*time.Second, "how long to wait at the end for outstanding acks and deliveries, up to 1h")
+	flags.StringVar(&p.Prefix, "prefix", "", "prefix of the rooms' names (default a random one)")
 	flags.BoolVar(&f.json, "json", false, "print JSON")
 }
 
-// start starts the plan. Errors about a bound name the flag.
+// start starts a run of the plan. An error about a bound names the flag.
 func (f *planFlags) start(c *cobra.Command) (*load.Run, error) {
 	for name, n := range map[string]int{"clients": f.plan.Clients, "rooms": f.plan.Rooms, "size": f.plan.Size, "window": f.plan.Window} {
-		if n == 0 { // which a Plan would take for its default
+		if n == 0 { // a Plan would use its default
 			return nil, fmt.Errorf("--%s must be 1 or more, not 0", name)
 		}
 	}
@@ -67,8 +67,8 @@ func (f *planFlags) start(c *cobra.Command) (*load.Run, error) {
 	return run, err
 }
 
-// showProgress shows how the run goes on, where somebody can see it, and returns when
-// it is over.
+// showProgress prints the progress of a run if stderr is a terminal, and returns
+// when the run is over.
 func showProgress(run *load.Run, stderr io.Writer) {
 	terminal := isTerminal(stderr)
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -88,7 +88,7 @@ func showProgress(run *load.Run, stderr io.Writer) {
 	}
 }
 
-// progressLine is a run's progress in 79 columns at most, or a few more when it is long.
+// progressLine returns a run's progress in one line, usually of at most 79 columns.
 func progressLine(p load.Progress) string {
 	doing := "publishing"
 	if p.Ending {
@@ -107,6 +107,7 @@ func progressLine(p load.Progress) string {
 	return s
 }
 
+// isTerminal reports whether w is a character device, as terminals are.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {

@@ -14,7 +14,7 @@ import (
 	"switchyard/internal/backup"
 )
 
-// repositoryFlags say which stack, and how many backups of it stay.
+// repositoryFlags select a stack and the folder of its backups.
 type repositoryFlags struct {
 	dir, file, project string
 	backups            string
@@ -23,13 +23,13 @@ type repositoryFlags struct {
 
 func (f *repositoryFlags) add(c *cobra.Command) {
 	flags := c.PersistentFlags()
-	flags.StringVar(&f.dir, "dir", "", "folder of the compose file; default: this one, or deploy/compose below it")
-	flags.StringVar(&f.file, "file", backup.DefaultFile, "the compose file in it")
-	flags.StringVar(&f.project, "project", "switchyard", "what Compose calls the stack")
-	flags.StringVar(&f.backups, "backups", "", "folder of the backups; default: what the compose file mounts for it (BACKUP_DIR)")
+	flags.StringVar(&f.dir, "dir", "", "folder of the compose file (default this one, or deploy/compose)")
+	flags.StringVar(&f.file, "file", backup.DefaultFile, "name of the compose file")
+	flags.StringVar(&f.project, "project", "switchyard", "name of the Compose project")
+	flags.StringVar(&f.backups, "backups", "", "folder of the backups (default the one that the compose file mounts: BACKUP_DIR)")
 }
 
-// open returns the vault of the stack.
+// open returns the repository of the stack's backups.
 func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*backup.Repository, error) {
 	stack, err := backup.OpenCompose(f.dir, f.file, f.project)
 	if err != nil {
@@ -50,8 +50,8 @@ func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*backup.R
 	return &backup.Repository{Dir: dir, Runner: stack, ServiceManager: stack, Keep: f.keep, Version: version, Logger: progressLogger(stderr)}, nil
 }
 
-// progressLogger tells a person how far a command is: no time, no level but
-// what is no progress.
+// progressLogger logs the progress of a command for people: without times, and with
+// the level only where it is not INFO.
 func progressLogger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey && a.Value.String() == "INFO") {
@@ -61,7 +61,7 @@ func progressLogger(w io.Writer) *slog.Logger {
 	}}))
 }
 
-// printFailure tells why the answer is no, and makes the command exit with 1.
+// printFailure prints an error in one line, and returns errFailed.
 func printFailure(c *cobra.Command, err error) error {
 	if c.Context().Err() != nil {
 		err = fmt.Errorf("interrupted: %w", err)

@@ -16,10 +16,11 @@ import (
 	"switchyard/internal/load"
 )
 
-// lockWait is how long what a dead command had begun is waited for.
+// lockWait bounds the wait for programs that a dead command has started and that
+// still run.
 const lockWait = time.Minute
 
-// stackFlags are those of the commands that work on the stack of this host.
+// stackFlags are the flags of the commands that change the stack of this host.
 type stackFlags struct {
 	dir, file, project     string
 	traefikAPI, prometheus string
@@ -30,15 +31,16 @@ type stackFlags struct {
 func (f *stackFlags) add(c *cobra.Command) {
 	flags := c.Flags()
 	flags.StringVar(&f.dir, "dir", "", "folder of the compose file (default this one, or deploy/compose)")
-	flags.StringVar(&f.file, "file", deploy.DefaultFile, "the compose file's name")
-	flags.StringVar(&f.project, "project", "switchyard", "what Compose calls the stack")
+	flags.StringVar(&f.file, "file", deploy.DefaultFile, "name of the compose file")
+	flags.StringVar(&f.project, "project", "switchyard", "name of the Compose project")
 	flags.StringVar(&f.traefikAPI, "traefik-api", "", "address of Traefik's API (default its container's)")
 	flags.StringVar(&f.prometheus, "prometheus", "", "address of Prometheus (default its container's)")
-	flags.StringVar(&f.tokenFile, "token-file", "", "credential for probes (default one signed with secrets/app_jwt_secret)")
-	flags.BoolVar(&f.insecure, "insecure", false, "do not look at the certificate when probing from outside")
+	flags.StringVar(&f.tokenFile, "token-file", "", "file with a token for probes (default a token signed with secrets/app_jwt_secret)")
+	flags.BoolVar(&f.insecure, "insecure", false, "do not verify the certificate when probing from outside")
 	flags.BoolVar(&f.json, "json", false, "print JSON")
 }
 
+// open opens the stack without its lock.
 func (f *stackFlags) open() (*deploy.Stack, error) {
 	s, err := deploy.OpenStack(f.dir, f.file, f.project)
 	if err != nil {
@@ -49,7 +51,7 @@ func (f *stackFlags) open() (*deploy.Stack, error) {
 	return s, nil
 }
 
-// A lockedStack is the stack with the machine that works on it. It holds the lock.
+// A lockedStack is the stack with its deployer. It holds the stack's lock.
 type lockedStack struct {
 	stack    *deploy.Stack
 	compose  *deploy.Compose
@@ -58,7 +60,7 @@ type lockedStack struct {
 	lock     *deploy.Lock
 }
 
-// openLocked opens the stack and takes the lock.
+// openLocked opens the stack and locks it. The caller releases the lock.
 func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 	s, err := f.open()
 	if err != nil {
@@ -93,8 +95,8 @@ func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 	}}, nil
 }
 
-// measureAckLatency has a few clients publish and subscribe through the balancer, and tells
-// their p95 from a publish to its ack.
+// measureAckLatency verifies the service through the balancer with a few clients,
+// and returns the p95 of the time from a publish to its ack.
 func measureAckLatency(ctx context.Context, s *deploy.Stack, d time.Duration, token string) (time.Duration, error) {
 	plan := load.Plan{
 		URLs: []string{s.URL("wss", "/ws")}, Dial: s.Dial, TLS: s.TLSConfig(),
@@ -115,7 +117,7 @@ func measureAckLatency(ctx context.Context, s *deploy.Stack, d time.Duration, to
 	return report.PublishToAck.Quantile(0.95), nil
 }
 
-// reporter prints each event: a line for people, or one of JSON.
+// reporter returns a function that prints each event in one line, of text or JSON.
 func (f *stackFlags) reporter(w io.Writer) func(deploy.Event) {
 	if f.json {
 		enc := json.NewEncoder(w)
@@ -135,7 +137,8 @@ func (f *stackFlags) reporter(w io.Writer) func(deploy.Event) {
 	}
 }
 
-// printOutcome prints how it ended, for programs, and hands the error on.
+// printOutcome prints the outcome of a command, with --json as the last line, and
+// returns err.
 func (f *stackFlags) printOutcome(c *cobra.Command, e deploy.HistoryEntry, err error) error {
 	if !f.json {
 		if err == nil && e.ID != "" {
@@ -158,7 +161,7 @@ func (f *stackFlags) printOutcome(c *cobra.Command, e deploy.HistoryEntry, err e
 	return errors.Join(err, json.NewEncoder(c.OutOrStdout()).Encode(out))
 }
 
-// runLocked runs something on the stack under the lock.
+// runLocked runs a function on the stack under its lock, and prints the outcome.
 func (f *stackFlags) runLocked(c *cobra.Command, do func(*lockedStack) (deploy.HistoryEntry, error)) error {
 	s, err := f.openLocked(c)
 	if err != nil {
@@ -172,7 +175,7 @@ func (f *stackFlags) runLocked(c *cobra.Command, do func(*lockedStack) (deploy.H
 	return errors.Join(f.printOutcome(c, e, err), s.lock.Release())
 }
 
-// printJSON prints a value for programs.
+// printJSON prints a value as indented JSON.
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")

@@ -17,7 +17,7 @@ func statusCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "show colors, versions, replicas, clients, alerts and the last deploys",
-		Long:  "Status exits with 0 when all replicas of the live color serve and Traefik agrees, and with 1 when not.",
+		Long:  "Status exits with 0 when all replicas of the live color serve and Traefik sends clients to them, and with 1 otherwise.",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if every < 500*time.Millisecond {
@@ -46,12 +46,12 @@ func statusCommand() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().BoolVar(&watch, "watch", false, "show it again and again")
-	c.Flags().DurationVar(&every, "every", 2*time.Second, "with --watch, how often")
+	c.Flags().BoolVar(&watch, "watch", false, "repeat until interrupted")
+	c.Flags().DurationVar(&every, "every", 2*time.Second, "with --watch, how often to repeat, at least 500ms")
 	return c
 }
 
-// show prints one look, and tells whether users are served.
+// show prints the overview of the stack once, and reports whether it is healthy.
 func (f *stackFlags) show(c *cobra.Command, s *deploy.Stack, watch bool) (healthy bool, err error) {
 	o, err := s.Overview(c.Context(), s.Metrics(s.Compose(nil)))
 	if err != nil {
@@ -73,7 +73,7 @@ func historyCommand() *cobra.Command {
 	var last int
 	c := &cobra.Command{
 		Use:   "history",
-		Short: "show what was deployed, and what became of it",
+		Short: "show past deploys and their outcomes",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if last < 1 {
@@ -102,6 +102,6 @@ func historyCommand() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().IntVar(&last, "last", 20, "how many of the newest")
+	c.Flags().IntVar(&last, "last", 20, "how many of the newest deploys to show")
 	return c
 }

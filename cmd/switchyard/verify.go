@@ -12,7 +12,7 @@ import (
 	"switchyard/internal/load"
 )
 
-// verifyFlags are those of verify beside the shared ones.
+// verifyFlags are the flags of verify.
 type verifyFlags struct {
 	planFlags
 	history string
@@ -23,15 +23,14 @@ func verifyCommand() *cobra.Command {
 	f := new(verifyFlags)
 	c := &cobra.Command{
 		Use:   "verify",
-		Short: "prove that no message is lost, doubled or reordered",
-		Long: `Verify publishes and subscribes, cuts connections meanwhile, and compares what
-publishers were told with what subscribers got. It uses rooms of its own, so
-that it may run against a live service; their messages stay there until
-retention takes them.
+		Short: "verify that no message is lost, duplicated or reordered",
+		Long: `Verify publishes and subscribes, cuts connections meanwhile, and compares the acks
+with the deliveries. It uses rooms of its own, so that it may run against a live
+service; their messages stay until retention removes them.
 
-It exits with 0 when every promise was kept, with 1 when one was broken or
-nothing was proved, and with 2 when it could not run. When it is interrupted it
-judges what there was.`,
+It exits with 0 when every guarantee was kept, with 1 when one was broken or nothing
+was proved, and with 2 when it could not run. When it is interrupted, it checks the
+history so far.`,
 		Example: `  switchyard verify --url ws://localhost:8000/ws
   switchyard verify --url wss://a.example.com/ws --url wss://b.example.com/ws --clients 500 --rooms 50 --rate 1000 --duration 1m
   switchyard verify --check history.jsonl`,
@@ -40,10 +39,10 @@ judges what there was.`,
 	}
 	f.add(c, load.Plan{Clients: 100, Rooms: 10, Rate: 100, Duration: 15 * time.Second})
 	flags := c.Flags()
-	flags.DurationVar(&f.plan.Cut, "cut", time.Second, "cut one connection this often, 1ms to 1h; 0: none")
-	flags.IntVar(&f.plan.MaxEvents, "max-events", load.DefaultMaxEvents, "bound on the history, up to 100000000, twenty a client at least; each event takes about 100 bytes")
+	flags.DurationVar(&f.plan.Cut, "cut", time.Second, "how often to cut a connection, 1ms to 1h; 0: never")
+	flags.IntVar(&f.plan.MaxEvents, "max-events", load.DefaultMaxEvents, "bound of the history, up to 100000000 and at least twenty for each client; an event takes about 100 bytes")
 	flags.StringVar(&f.history, "history", "", "write the history to this file")
-	flags.StringVar(&f.check, "check", "", "judge the history in this file, and do nothing else")
+	flags.StringVar(&f.check, "check", "", "check the history in this file instead of running")
 	return c
 }
 
@@ -68,7 +67,8 @@ func (f *verifyFlags) run(c *cobra.Command) error {
 	return verdict
 }
 
-// createHistory opens the file for the history, before anything is done.
+// createHistory creates the file for the history before the run, so that a wrong
+// path is found early. Without --history it returns nil.
 func (f *verifyFlags) createHistory() (*os.File, error) {
 	if f.history == "" {
 		return nil, nil
@@ -80,7 +80,7 @@ func (f *verifyFlags) createHistory() (*os.File, error) {
 	return file, nil
 }
 
-// writeHistory writes the history to its file, if one is wanted.
+// writeHistory writes the history to the file, if there is one.
 func (f *verifyFlags) writeHistory(run *load.Run, file *os.File) error {
 	if file == nil {
 		return nil
@@ -91,11 +91,11 @@ func (f *verifyFlags) writeHistory(run *load.Run, file *os.File) error {
 	return file.Close()
 }
 
-// checkHistory reads a history and judges it.
+// checkHistory checks the history in a file.
 func (f *verifyFlags) checkHistory(c *cobra.Command) error {
 	flags := c.Flags()
 	if given := flags.NFlag(); given > 2 || given == 2 && !flags.Changed("json") {
-		return errors.New("--check judges a file; beside --json no other flag has a meaning with it")
+		return errors.New("--check reads a file: with it, no other flag has a meaning except --json")
 	}
 	file, err := os.Open(f.check)
 	if err != nil {
@@ -109,7 +109,7 @@ func (f *verifyFlags) checkHistory(c *cobra.Command) error {
 	return f.printReport(c, load.Check(h))
 }
 
-// printReport prints a report, and returns errFailed unless it is clean.
+// printReport prints a report, and returns errFailed unless the verdict is clean.
 func (f *verifyFlags) printReport(c *cobra.Command, report *load.Report) error {
 	if err := printAs(c, f.json, report); err != nil {
 		return err
@@ -120,7 +120,7 @@ func (f *verifyFlags) printReport(c *cobra.Command, report *load.Report) error {
 	return nil
 }
 
-// printAs prints JSON, or what is for people.
+// printAs prints a value as JSON, or as text for people.
 func printAs(c *cobra.Command, asJSON bool, v fmt.Stringer) error {
 	if !asJSON {
 		_, err := fmt.Fprint(c.OutOrStdout(), v.String())

@@ -1,5 +1,5 @@
-// Package app builds the service from its parts, in order, and takes it down
-// in reverse. Tests start the whole service with it, in their own process.
+// Package app builds the service from its parts, in order, and stops them in
+// reverse. Tests start the whole service with it, in their own process.
 package app
 
 import (
@@ -25,7 +25,8 @@ import (
 	"switchyard/internal/store"
 )
 
-// What the packages promise each other.
+// Each package declares the interfaces that it needs; these lines prove that the
+// others implement them.
 var (
 	_ hub.Log           = (*store.Postgres)(nil)
 	_ hub.CommitFeed    = (*store.Postgres)(nil)
@@ -47,7 +48,7 @@ var (
 	_ messageBroker     = (*broker.Memory)(nil)
 )
 
-// A messageLog is the log as app handles it.
+// A messageLog is the log with what App needs to start, check and stop it.
 type messageLog interface {
 	hub.Log
 	hub.CommitFeed
@@ -58,7 +59,7 @@ type messageLog interface {
 	Close(context.Context) error
 }
 
-// A messageBroker is the broker as app handles it.
+// A messageBroker is the broker with what App needs to start, check and stop it.
 type messageBroker interface {
 	hub.Broker
 	Start(broker.Receive)
@@ -66,56 +67,60 @@ type messageBroker interface {
 	Close(context.Context) error
 }
 
-// How long each part may take to stop; sockets have the configured bound.
+// Each part may take this long to stop.
 const (
 	httpStopTimeout = 5 * time.Second
-	// clientsStopTimeout is beyond DRAIN_TIMEOUT: the last wave has a second or two, the
-	// rest is closed over ten at most, has five to answer, and is looked for
-	// elsewhere for three.
+	// clientsStopTimeout is added to DRAIN_TIMEOUT. After that moment the last wave
+	// takes a second or two, closing the remaining connections at most ten, their
+	// answers five, and the search for them on other nodes three.
 	clientsStopTimeout = 20 * time.Second
 	hubStopTimeout     = 5 * time.Second
-	// sharedStateStopTimeout is for what waits to be told and the node's last word.
-	authStopTimeout        = 2 * time.Second
-	auditStopTimeout       = time.Second
+	authStopTimeout    = 2 * time.Second
+	auditStopTimeout   = time.Second
+	// sharedStateStopTimeout covers the node events that wait to be published and
+	// the node's last heartbeat.
 	sharedStateStopTimeout = 2 * time.Second
 	brokerStopTimeout      = 2 * time.Second
 	storeStopTimeout       = 8 * time.Second
-	// stopTimeout is for all that follows DRAIN_TIMEOUT: operators are told to give
-	// it 30 s, and what stops the process then does not ask.
+	// stopTimeout bounds everything after DRAIN_TIMEOUT. The documentation has
+	// operators set a stop grace of DRAIN_TIMEOUT + 30 s, after which the process is
+	// killed.
 	stopTimeout = 28 * time.Second
+	// openTimeout bounds migrating and opening the log.
 	openTimeout = 30 * time.Second
 )
 
-// Options are what an App does not read from its settings.
+// Options are what Start needs.
 type Options struct {
 	Config  config.Config
 	Version string
 	Logger  *slog.Logger
-	// LogLevel is what the admin listener changes.
+	// LogLevel is the level of Logger, which the admin listener changes.
 	LogLevel *slog.LevelVar
-	// Stdout and Stderr may take the audit log.
+	// The audit log is written to Stdout or Stderr where AUDIT_LOG says so.
 	Stdout, Stderr io.Writer
 }
 
-// An App is one running node. Its methods belong to one goroutine.
+// An App is one running node. Its methods belong to one goroutine, except Failed
+// and those that other parts call back.
 type App struct {
 	opt         Options
 	node        string
 	lifecycle   lifecycle
 	registry    *prometheus.Registry
 	verifier    *auth.Verifier
-	audit       io.Writer // nil: off
+	audit       io.Writer // nil when AUDIT_LOG is off
 	log         messageLog
 	broker      messageBroker
 	sharedState *sharedstate.Node
 	hub         *hub.Hub
 	http        *httpd.Server
-	listener    net.Listener
-	failed      chan error
+	listener    net.Listener // the public one
+	failed      chan error   // one error of each listener; never closed
 }
 
-// Start builds a node and makes it listen. What was built of a node that can't
-// start is taken down again, through the same steps as Stop.
+// Start builds a node and makes it listen. When a part can't be built, Start stops
+// the parts before it through the same steps as Stop, and returns the error.
 func Start(ctx context.Context, opt Options) (*App, error) {
 	a := &App{
 		opt:       opt,
@@ -125,7 +130,7 @@ func Start(ctx context.Context, opt Options) (*App, error) {
 		failed:    make(chan error, 2),
 	}
 	if err := a.build(ctx); err != nil {
-		a.lifecycle.log = slog.New(slog.DiscardHandler) // the error is what there is to say
+		a.lifecycle.log = slog.New(slog.DiscardHandler) // the error alone is worth a line
 		return nil, errors.Join(err, a.lifecycle.stop(context.WithoutCancel(ctx)))
 	}
 	return a, nil
@@ -141,7 +146,7 @@ func (a *App) build(ctx context.Context) error {
 	return nil
 }
 
-// URL is where the page is.
+// URL returns the address of the page.
 func (a *App) URL() string {
 	host, port, _ := net.SplitHostPort(a.listener.Addr().String())
 	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
@@ -150,12 +155,13 @@ func (a *App) URL() string {
 	return "http://" + net.JoinHostPort(host, port) + "/"
 }
 
-// Failed delivers the error of a listener that ended by itself.
+// Failed returns a channel that receives the error of a listener when it ends.
 func (a *App) Failed() <-chan error { return a.failed }
 
-// Stop takes the node down: unready first, then clients, HTTP, hub, broker and
-// log. Every step is bounded, and so are all together, by DRAIN_TIMEOUT and
-// stopTimeout; ctx cuts them short.
+// Stop stops the node: it becomes unready first, then its clients are moved, and
+// then HTTP, hub, shared state, broker and log stop. Each step is bounded, and all
+// together by DRAIN_TIMEOUT + stopTimeout. When ctx ends, the remaining steps end
+// early.
 func (a *App) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, a.opt.Config.Drain.Timeout+stopTimeout)
 	defer cancel()
@@ -166,7 +172,7 @@ func (a *App) registerBuildMetrics() {
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "switchyard_build_info",
-		Help: "Always 1; the labels tell what runs.",
+		Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{
 			"version": a.opt.Version, "color": a.opt.Config.HTTP.Color, "deployment": a.opt.Config.HTTP.Deployment,
 		},
@@ -231,7 +237,8 @@ func (a *App) openBroker(context.Context) error {
 	return nil
 }
 
-// openSharedState opens what nodes share: in Redis, or in this process alone.
+// openSharedState opens the shared state: in Redis, or in memory for a single
+// node.
 func (a *App) openSharedState(context.Context) error {
 	limits := a.opt.Config.Limits
 	cfg := sharedstate.Config{
@@ -268,7 +275,7 @@ func (a *App) startHub(context.Context) error {
 		RepairWait:    c.RepairWait,
 		MaxInflight:   c.MaxInflight,
 		MaxRooms:      c.MaxRooms,
-		Node:          hostName(), // one room for all processes that a host ever has
+		Node:          hostName(), // without a random part, so that a host keeps one canary room
 		Logger:        a.opt.Logger,
 		Registerer:    a.registry,
 	})
@@ -321,7 +328,7 @@ func (a *App) listen(ctx context.Context) error {
 		DrainDelay:       a.opt.Config.Drain.Delay,
 		DrainWindow:      a.opt.Config.Drain.Window,
 		DrainTimeout:     a.opt.Config.Drain.Timeout,
-		MoveTargets:      a.receivers,
+		MoveTargets:      a.moveTargets,
 		Sessions:         a.sharedState,
 		Takeovers:        a.sharedState,
 		UserLimits:       a.sharedState,

@@ -11,7 +11,7 @@ import (
 	httpd "switchyard/internal/http"
 )
 
-// openAuth reads the keys that tokens are checked with.
+// openAuth builds the verifier of tokens and reads its keys.
 func (a *App) openAuth(ctx context.Context) error {
 	c := a.opt.Config.Auth
 	v, err := auth.New(ctx, auth.Config{
@@ -36,12 +36,13 @@ func (a *App) openAuth(ctx context.Context) error {
 	return nil
 }
 
-// hasNoTokenKeys says whether there is no key, so that nobody has a name.
+// hasNoTokenKeys reports whether no key for tokens is configured, so that all
+// clients are anonymous.
 func hasNoTokenKeys(c config.Auth) bool {
 	return len(c.JWTSecrets) == 0 && c.KeyFile == "" && c.JWKSURL == ""
 }
 
-// rates copies the settings to what counts by them.
+// rates copies the rate limits from the settings.
 func rates(c config.Limits) httpd.Rates {
 	return httpd.Rates{
 		Publish: c.Publish,
@@ -52,8 +53,8 @@ func rates(c config.Limits) httpd.Rates {
 	}
 }
 
-// openAudit opens what the audit log goes to. A file is made for its owner
-// alone; one that is there keeps its mode.
+// openAudit opens the destination of the audit log. A new file is readable by its
+// owner only; an existing one keeps its mode.
 func (a *App) openAudit(context.Context) error {
 	path := a.opt.Config.Log.Audit
 	switch path {
@@ -66,7 +67,7 @@ func (a *App) openAudit(context.Context) error {
 		a.audit = a.opt.Stderr
 		return nil
 	}
-	// Without O_NONBLOCK a pipe that nobody reads would hold the start up.
+	// Without O_NONBLOCK, opening a pipe without a reader would block the start.
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return fmt.Errorf("AUDIT_LOG: %w; give a file that can be written, stdout, stderr or off", err)

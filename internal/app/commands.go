@@ -20,8 +20,8 @@ const (
 	healthcheckTimeout = 2 * time.Second
 )
 
-// Serve runs a node until ctx ends or a listener fails, and prints where its
-// page is. Log lines go to stderr.
+// Serve runs a node until ctx ends or a listener fails. It prints the address of
+// the page to stdout and logs to stderr.
 func Serve(ctx context.Context, cfg config.Config, version string, stdout, stderr io.Writer) error {
 	started := time.Now()
 	level := new(slog.LevelVar)
@@ -44,19 +44,19 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 		return failure
 	}
 	if err != nil {
-		// Clients that ignored the close are no failure of ours: each step has
-		// said what it left, and the exit is clean.
+		// Clients that ignored the close are not an error of the service. Each step
+		// has logged what it left, and the exit code is 0.
 		logger.Warn("stopped, not all of it in time", "error", err)
 	}
 	return nil
 }
 
-// Migrate brings the database to this version's schema, or with -plan says what
-// would be run.
+// Migrate brings the database to this version's schema. With -plan it prints the
+// pending migrations as JSON and changes nothing.
 func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	plan := flags.Bool("plan", false, "only say what would be run")
+	plan := flags.Bool("plan", false, "print the pending migrations and change nothing")
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
@@ -73,7 +73,8 @@ func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 	return json.NewEncoder(stdout).Encode(pending)
 }
 
-// Healthcheck asks the service on this host whether it lives.
+// Healthcheck returns an error unless the service on this host answers /healthz
+// with 200.
 func Healthcheck(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
 	defer cancel()
@@ -97,7 +98,8 @@ func Healthcheck(ctx context.Context, cfg config.Config) error {
 	return nil
 }
 
-// localURL returns where this host reaches a listener of the service.
+// localURL returns the URL by which this host reaches a listener of the service.
+// The setting is named in errors.
 func localURL(setting, address string) (string, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -109,6 +111,7 @@ func localURL(setting, address string) (string, error) {
 	return "http://" + net.JoinHostPort(host, port), nil
 }
 
+// newLogger returns a logger in LOG_FORMAT.
 func newLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Value.Kind() == slog.KindDuration { // 1.5s, not 1500000000

@@ -12,18 +12,21 @@ import (
 	"switchyard/internal/config"
 )
 
-// debugPages are the pages of the admin listener that Look prints.
+// debugPages are the paths on the admin listener that PrintDebugPage prints, by
+// name.
 var debugPages = map[string]string{
 	"rooms": "/debug/rooms", "heap": "/debug/pprof/heap?debug=1", "goroutines": "/debug/pprof/goroutine?debug=1",
 }
 
-// profiles are those that the service has, beside what takes time to record.
+// profiles are the profiles that the admin listener returns at once, without
+// recording for a while.
 var profiles = []string{"heap", "goroutine", "allocs", "block", "mutex"}
 
-// debugPageTimeout bounds one look.
+// debugPageTimeout bounds one request for a debug page or profile.
 const debugPageTimeout = 20 * time.Second
 
-// PrintDebugPage prints what the service on this host tells of itself on ADMIN_ADDR.
+// PrintDebugPage prints a debug page of the service on this host, from its
+// ADMIN_ADDR: the live rooms unless args name another one.
 func PrintDebugPage(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	name := "rooms"
 	if len(args) > 0 {
@@ -36,7 +39,8 @@ func PrintDebugPage(ctx context.Context, cfg config.Config, args []string, stdou
 	return adminPage(ctx, cfg, page, stdout)
 }
 
-// Profile writes a profile of the service on this host.
+// Profile writes a profile of the service on this host to stdout: of the heap
+// unless args name another one.
 func Profile(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	name := "heap"
 	if len(args) > 0 {
@@ -48,8 +52,8 @@ func Profile(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 	return adminPage(ctx, cfg, "/debug/pprof/"+name, stdout)
 }
 
-// adminPage copies a page of the admin listener: the image of the service has no
-// other program that could ask.
+// adminPage copies a page of the admin listener to stdout. It exists because the
+// image of the service holds no other program that could make the request.
 func adminPage(ctx context.Context, cfg config.Config, page string, stdout io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, debugPageTimeout)
 	defer cancel()

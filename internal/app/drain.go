@@ -18,21 +18,21 @@ import (
 const (
 	// adminTimeout bounds one call to the admin listener.
 	adminTimeout = 5 * time.Second
-	// drainPollInterval is how often a drain is looked at by who waits for it.
+	// drainPollInterval is how often Drain reads the state of the drain.
 	drainPollInterval = 500 * time.Millisecond
-	// drainGrace is how much longer than DRAIN_TIMEOUT a drain may take: the
-	// rest is closed, and answers or not.
+	// drainGrace is how much longer than DRAIN_TIMEOUT Drain waits: the node then
+	// closes the remaining connections and waits for their answers.
 	drainGrace = clientsStopTimeout + 5*time.Second
 )
 
-// Drain asks the service on this host's ADMIN_ADDR to let go of its clients,
-// and waits until it is empty, telling how far it is. The service goes on
-// running, until Undrain takes it back or a signal ends it.
+// Drain has the service on this host's ADMIN_ADDR move its clients away, and
+// waits until it is empty, printing its progress. The service goes on running
+// until Undrain makes it serve again or a signal ends it.
 func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("drain", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	scope := flags.String("scope", string(httpd.ScopeNode), "what clients are to avoid: node or deployment")
-	reason := flags.String("reason", "drain", "what clients are told")
+	scope := flags.String("scope", string(httpd.ScopeNode), "what clients must avoid: node or deployment")
+	reason := flags.String("reason", "drain", "the reason that is sent to clients")
 	wait := flags.Bool("wait", true, "wait until the node is empty")
 	if err := parseFlags(flags, args); err != nil {
 		return err
@@ -57,24 +57,24 @@ func Undrain(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 		return err
 	}
 	if state.Phase != "" {
-		return fmt.Errorf("the service is %s and can't be taken back: it stops", state.Phase)
+		return fmt.Errorf("the service is %s and can't serve again: it is stopping", state.Phase)
 	}
 	fmt.Fprintf(stdout, "serving, %d clients\n", state.Clients)
 	return nil
 }
 
-// parseFlags reads a command's flags; it takes nothing else.
+// parseFlags reads a command's flags, and refuses other arguments.
 func parseFlags(flags *flag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return fmt.Errorf("%s: %w", flags.Name(), err)
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("%s: %q is no flag of it", flags.Name(), flags.Arg(0))
+		return fmt.Errorf("%s: %q is not one of its flags", flags.Name(), flags.Arg(0))
 	}
 	return nil
 }
 
-// awaitDrained polls until the node is empty.
+// awaitDrained polls until the node is empty, and prints each change.
 func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState, stdout io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Drain.Timeout+drainGrace)
 	defer cancel()
@@ -83,8 +83,8 @@ func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState
 	for last := -1; ; {
 		if state.Clients != last {
 			last = state.Clients
-			fmt.Fprintf(stdout, "%s: %d clients, %d told, %d moved, %d closed, %d lost, %d returned\n",
-				state.Phase, state.Clients, state.Told, state.Moved, state.Closed, state.Lost, state.Returned)
+			fmt.Fprintf(stdout, "%s: %d clients, %d asked, %d moved, %d closed, %d lost, %d returned\n",
+				state.Phase, state.Clients, state.Asked, state.Moved, state.Closed, state.Lost, state.Returned)
 		}
 		switch state.Phase {
 		case "drained":
@@ -130,11 +130,11 @@ func callDrain(ctx context.Context, cfg config.Config, method, query string) (ht
 		var problem struct {
 			Detail string `json:"detail"`
 		}
-		_ = json.Unmarshal(body, &problem) // without a detail the status must do
+		_ = json.Unmarshal(body, &problem) // without a detail the error has only the status
 		return state, fmt.Errorf("refused with %s: %s", res.Status, problem.Detail)
 	}
 	if err := json.Unmarshal(body, &state); err != nil {
-		return state, errors.Join(fmt.Errorf("ADMIN_ADDR=%s is not this service's", cfg.Admin.Addr), err)
+		return state, errors.Join(fmt.Errorf("ADMIN_ADDR=%s is not the address of this service", cfg.Admin.Addr), err)
 	}
 	return state, nil
 }

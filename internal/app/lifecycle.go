@@ -8,26 +8,28 @@ import (
 	"time"
 )
 
-// A lifecycle takes down what was built, in reverse: each step named, bounded,
-// and logged with its duration. A step that fails or is late does not keep the
-// others from running. It belongs to one goroutine.
+// A lifecycle stops the parts that were built, in reverse order. Each step has a
+// name and a bound, and is logged with its duration. A step that fails or is late
+// does not keep the others from running. A lifecycle belongs to one goroutine.
 type lifecycle struct {
 	log   *slog.Logger
-	steps []step
+	steps []step // in the order in which the parts were built
 }
 
+// A step stops one part.
 type step struct {
 	name    string
 	timeout time.Duration
 	stop    func(context.Context) error
 }
 
-// onStop adds a step that runs before all that were added until now.
+// onStop adds a step that runs before all steps that were added earlier.
 func (l *lifecycle) onStop(name string, timeout time.Duration, stop func(context.Context) error) {
 	l.steps = append(l.steps, step{name, timeout, stop})
 }
 
-// stop runs the steps, newest first, and forgets them. Ctx cuts all of them short.
+// stop runs the steps, the newest first, and removes them. When ctx ends, the
+// remaining steps end early.
 func (l *lifecycle) stop(ctx context.Context) error {
 	var errs []error
 	for len(l.steps) > 0 {

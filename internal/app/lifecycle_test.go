@@ -24,7 +24,7 @@ func TestStepsRunInReverseAndNoneIsSkipped(t *testing.T) {
 	l.onStop("fails", time.Second, func(context.Context) error { order = append(order, "fails"); return broken })
 	l.onStop("late", 10*time.Millisecond, func(ctx context.Context) error {
 		order = append(order, "late")
-		<-ctx.Done() // the step's own bound ends it
+		<-ctx.Done() // ended by the timeout of the step
 		return ctx.Err()
 	})
 	err := l.stop(t.Context())
@@ -35,9 +35,9 @@ func TestStepsRunInReverseAndNoneIsSkipped(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	if strings.Count(logged.String(), "duration=") != 3 {
-		t.Errorf("not one line with a duration a step:\n%s", logged.String())
+		t.Errorf("want one line with a duration for each step:\n%s", logged.String())
 	}
 	if err := l.stop(t.Context()); err != nil || len(order) != 3 {
-		t.Errorf("stopping again ran steps again: %v %v", order, err)
+		t.Errorf("a second stop ran steps again: %v %v", order, err)
 	}
 }

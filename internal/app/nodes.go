@@ -12,7 +12,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// moveClients lets the clients go on elsewhere, and closes those that do not.
+// moveClients moves the clients to other nodes, and closes those that do not move.
 func (a *App) moveClients(ctx context.Context) error {
 	if err := a.http.DrainForShutdown(ctx); err != nil {
 		a.opt.Logger.Warn("drain not done", "error", err)
@@ -20,14 +20,14 @@ func (a *App) moveClients(ctx context.Context) error {
 	return a.http.CloseSockets(ctx)
 }
 
-// statusMaxAge is the age at which a node's last word no longer says that it is
-// there: it speaks each second.
+// statusMaxAge is the age from which a node's status is not trusted. A node
+// publishes its status every second.
 const statusMaxAge = 2500 * time.Millisecond
 
-// receivers tells how the nodes do where clients of this one may be moved to. A
-// node on SQLite has the only log there is; without Redis nodes don't see each
-// other.
-func (a *App) receivers(scope httpd.Scope) httpd.MoveTargets {
+// moveTargets summarizes the nodes that clients of this node can move to. A node on
+// SQLite has no other node beside it, since the log is its own file. Without Redis
+// nodes do not know of each other.
+func (a *App) moveTargets(scope httpd.Scope) httpd.MoveTargets {
 	if strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:") {
 		return httpd.MoveTargets{Known: true, SingleNode: true}
 	}
@@ -38,21 +38,28 @@ func (a *App) receivers(scope httpd.Scope) httpd.MoveTargets {
 	if err != nil {
 		return httpd.MoveTargets{}
 	}
+	return summarizeNodes(nodes, a.node, func(n message.NodeStatus) bool {
+		return scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment
+	})
+}
+
+// summarizeNodes summarizes the nodes other than self, without those to avoid.
+func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.NodeStatus) bool) httpd.MoveTargets {
 	r, minLimit := httpd.MoveTargets{Known: true}, 0.0
 	for _, n := range nodes {
-		if n.Node == a.node {
+		if n.Node == self {
 			r.ReturnsKnown, r.Returned = true, int(n.Returned)
 		} else if n.Leaving > 0 {
 			r.DrainingNodes++
 		}
-		if n.Node == a.node || scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment {
+		if n.Node == self || avoid(n) {
 			continue
 		}
 		r.Nodes++
 		if !n.Ready || n.Age > statusMaxAge {
 			continue
 		}
-		// A balancer gives to each as much: the one that takes least decides.
+		// A balancer sends as many handshakes to each node, so the lowest limit counts.
 		if r.Ready++; r.Ready == 1 || n.HandshakeLimit < minLimit {
 			minLimit = n.HandshakeLimit
 		}
@@ -64,10 +71,9 @@ func (a *App) receivers(scope httpd.Scope) httpd.MoveTargets {
 	return r
 }
 
-// components tells /readyz how the parts are. A broker that is away is no
-// reason to turn clients away: delivery goes on by the log. Nor is one that
-// brings nothing back; but it is to be seen, where the connection alone would
-// look well.
+// components returns the state of the parts for /readyz. A broker that is down or
+// stale does not make the node unready, since delivery goes on through the commit
+// feed. Stale is a state of its own because the connection looks healthy then.
 func (a *App) components() []httpd.Component {
 	logState, brokerState, deliveryState := "up", "up", "up"
 	d := a.hub.Delivery()
@@ -93,13 +99,14 @@ func (a *App) components() []httpd.Component {
 	}
 }
 
-// nodeName is the host's, and what tells two processes on it apart.
+// nodeName returns the host's name with a random part that distinguishes
+// processes on one host.
 func nodeName() string {
 	return hostName() + "-" + strings.ToLower(rand.Text()[:6])
 }
 
-// hostName is of letters, digits, dots and hyphens, since the name of a room is
-// made from it.
+// hostName returns the host's name in letters, digits, dots and hyphens, at most
+// 48 of them, since the canary room is named after it.
 func hostName() string {
 	host, err := os.Hostname()
 	if err != nil || host == "" {
@@ -114,7 +121,8 @@ func hostName() string {
 	return host[:min(len(host), 48)]
 }
 
-// handleNodeEvent hands on what another node, or this one, has to tell.
+// handleNodeEvent passes a node event, of another node or of this one, to the
+// part that handles it.
 func (a *App) handleNodeEvent(n message.NodeEvent) {
 	switch n.Kind {
 	case message.EventPresenceChanged:

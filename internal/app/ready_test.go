@@ -2,19 +2,19 @@ package app
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"switchyard/internal/config"
 	"switchyard/internal/hub"
+	"switchyard/internal/testkit"
 )
 
-// A node that has begun is sent nobody before a message of its own went all the
-// way and came back.
+// A node that starts gets no clients until its canary was published and delivered.
 func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
 	a := &App{
@@ -46,17 +46,15 @@ func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
 		return strings.Join(s, ", ")
 	}
 	if got := states(); got != "log up, delivery starting" {
-		t.Errorf("before anything was delivered: %s", got)
+		t.Errorf("before the first delivery: %s", got)
 	}
 	a.broker.Start(a.hub.Receive)
 	a.log.Start(a.hub.Completed)
 	a.hub.Start()
-	deadline := time.After(20 * time.Second)
-	for states() != "log up, delivery up" {
-		select {
-		case <-deadline:
-			t.Fatalf("it stays at: %s", states())
-		case <-time.After(5 * time.Millisecond):
+	testkit.EventuallyNil(t, "the node to be ready", func() error {
+		if got := states(); got != "log up, delivery up" {
+			return errors.New(got)
 		}
-	}
+		return nil
+	})
 }

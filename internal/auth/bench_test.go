@@ -8,8 +8,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// BenchmarkVerify is what a handshake costs, by kind of key, and what a
-// stranger's bad token does.
+// BenchmarkVerify measures a handshake's token by kind of key, and a stranger's bad
+// token.
 func BenchmarkVerify(b *testing.B) {
 	w := openWithAllKeys(b)
 	jwks := openVerifier(b, newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), jsonObject{"kid": "e"})).inMemory())
@@ -40,8 +40,8 @@ func BenchmarkVerify(b *testing.B) {
 	}
 }
 
-// BenchmarkMay is what each publish pays. The last is the worst that the
-// bounds allow.
+// BenchmarkMay measures the check of each publish. The last case is the worst
+// within the bounds.
 func BenchmarkMay(b *testing.B) {
 	worst := strings.TrimSuffix(strings.Repeat(strings.Repeat("a*", 7)+strings.Repeat("a", 100)+"X:r,", 1), ",")
 	var many []string

@@ -14,20 +14,21 @@ import (
 	"switchyard/internal/message"
 )
 
-// apiUserPrefix begins the names under which backends publish: no token may claim one.
+// apiUserPrefix begins the names under which backends publish. No token may claim
+// such a name.
 const apiUserPrefix = "api:"
 
-// maxDate is the end of the year 9999, in seconds since 1970, and maxDateLength
-// the most characters that a date may be written in. What lies beyond is a
-// mistake or a trick: converted to time it overflows, and differently so on
-// different processors.
+// maxDate is the end of the year 9999, in seconds since 1970. maxDateLength is the
+// most characters that a date may have. A date beyond these is a mistake or an
+// attack: its conversion to time overflows, with a result that depends on the
+// processor.
 const (
 	maxDate       = 253402300799
 	maxDateLength = 32
 )
 
-// claims are those that this service uses. The times are zero and the texts
-// nil where the token has none.
+// claims are the claims that this service uses. A claim that the token does not
+// have is the zero time or nil.
 type claims struct {
 	expires, notBefore, issued time.Time
 	issuer                     string
@@ -35,7 +36,7 @@ type claims struct {
 	subject, rooms             json.RawMessage
 }
 
-// parseClaims reads the payload of a token whose signature is right.
+// parseClaims reads the payload of a token whose signature was verified.
 func parseClaims(payload []byte) (c claims, err error) {
 	err = visitObject(payload, func(name string, value json.RawMessage) error {
 		ok := true
@@ -69,7 +70,8 @@ func parseClaims(payload []byte) (c claims, err error) {
 	return c, nil
 }
 
-// numericDate reads a NumericDate: a number of seconds, of which the whole ones count.
+// numericDate reads a NumericDate (RFC 7519 §2), a number of seconds. It drops the
+// fraction.
 func numericDate(value json.RawMessage) (time.Time, bool) {
 	if len(value) > maxDateLength {
 		return time.Time{}, false
@@ -101,7 +103,7 @@ func stringOrList(value json.RawMessage) ([]string, bool) {
 	return list, true
 }
 
-// check holds the claims against the clock and the settings.
+// check compares the claims with the clock and the settings.
 func (c *claims) check(now time.Time, cfg *Config) error {
 	switch {
 	case !now.Before(c.expires.Add(cfg.Leeway)):
@@ -118,8 +120,8 @@ func (c *claims) check(now time.Time, cfg *Config) error {
 	return nil
 }
 
-// identity reads who the token is about. Both readers say what is wrong
-// without saying what they read.
+// identity returns the user and the rooms that the token names. An error says what
+// is wrong without quoting the token.
 func (c *claims) identity() (Identity, error) {
 	user, err := userOf(c.subject)
 	if err != nil {
@@ -132,9 +134,10 @@ func (c *claims) identity() (Identity, error) {
 	return Identity{User: user, Permissions: rooms}, nil
 }
 
-// userOf refuses what would make two users look like one, or a user like the
-// service: JSON's reader replaces half a surrogate, and so does whoever made
-// the token of other invalid text.
+// userOf rejects names that would make two users look the same, or a user look like
+// the service. A JSON decoder replaces half a surrogate by the replacement
+// character, and an issuer's encoder does the same to other invalid text, so that
+// different names would become equal.
 func userOf(subject json.RawMessage) (string, error) {
 	user, ok := unquote(subject)
 	switch {
@@ -154,8 +157,8 @@ func userOf(subject json.RawMessage) (string, error) {
 	return user, nil
 }
 
-// roomsOf reads {"pattern": "rights", ...}. A token without the claim opens no
-// room.
+// roomsOf reads {"pattern": "rights", ...}. A token without the claim has access to
+// no room.
 func roomsOf(value json.RawMessage) (Permissions, error) {
 	if value == nil {
 		return Permissions{}, nil

@@ -19,16 +19,17 @@ func readFile(t *testing.T, path string) string {
 	return string(b)
 }
 
-// What docs/security.md shows in Go stands here, and makes a token that is good.
+// The Go code of docs/security.md is in this test, and makes a token that is
+// accepted.
 func TestTheSecurityDocsTokenIsAccepted(t *testing.T) {
 	SECRET := secret
-	// Begin of the document's Go.
+	// The document's code begins here.
 	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
 		"sub":   "ada",
 		"exp":   time.Now().Add(10 * time.Minute).Unix(),
 		"rooms": map[string]string{"orders.*": "rw", "news": "r"},
 	}).SignedString([]byte(SECRET))
-	// End of the document's Go.
+	// The document's code ends here.
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,8 +48,7 @@ func TestTheSecurityDocsTokenIsAccepted(t *testing.T) {
 	}
 }
 
-// A token as the document's Python makes it: json.dumps puts a space after
-// each colon and comma.
+// The document's Python code puts a space after each colon and comma.
 func TestATokenWithSpacesInItsJSON(t *testing.T) {
 	payload := strings.NewReplacer(`":`, `": `, `,"`, `, "`).Replace(encode(validClaims(nil)))
 	openVerifier(t, Config{JWTSecrets: []string{secret}}).accepts(signRaw(`{"alg":"HS256"}`, payload, secret))

@@ -10,8 +10,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// Whatever is sent as a token is answered with an identity that was signed, or
-// with one known cause, in words that hold nothing of it.
+// Every token is answered with an identity that was signed, or with one known
+// cause. The error contains nothing of the token.
 func FuzzToken(f *testing.F) {
 	w := openWithAllKeys(f)
 	jwks := openVerifier(f, newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), nil)).inMemory())
@@ -33,9 +33,10 @@ func FuzzToken(f *testing.F) {
 		for _, v := range []*testVerifier{w, jwks} {
 			identity, err := v.Verify(context.Background(), token)
 			if err == nil {
-				// An EC signature has two spellings, so only what was signed is compared.
+				// An EC signature has two spellings, so only the signed part is
+				// compared.
 				if !signed[token[:strings.LastIndexByte(token, '.')]] {
-					t.Errorf("nobody signed it, and it is %+v", identity)
+					t.Errorf("accepted without a signature of the test's keys: %+v", identity)
 				}
 				continue
 			}
@@ -55,8 +56,7 @@ func FuzzToken(f *testing.F) {
 	})
 }
 
-// FuzzClaims gets behind the signature: what an issuer that is trusted, and
-// mistaken, may sign.
+// FuzzClaims tests what a trusted issuer may sign by mistake.
 func FuzzClaims(f *testing.F) {
 	w := openWithAllKeys(f)
 	for _, seed := range []string{
@@ -77,7 +77,7 @@ func FuzzClaims(f *testing.F) {
 	})
 }
 
-// Patterns are parsed or refused, and mean the same as their pieces say.
+// Patterns are parsed or refused, and match as a simpler matcher says.
 func FuzzPattern(f *testing.F) {
 	f.Add("orders.*:rw", "orders.7")
 	f.Add("a*b*c:r,a:w", "abc")
@@ -88,7 +88,7 @@ func FuzzPattern(f *testing.F) {
 		rooms, err := ParsePermissions(list)
 		if err != nil {
 			if rooms.grants != nil {
-				t.Error("an error and patterns")
+				t.Error("patterns are returned with an error")
 			}
 			return
 		}
@@ -107,7 +107,8 @@ func FuzzPattern(f *testing.F) {
 	})
 }
 
-// matchesByTable says what fits says, by a table of which beginnings fit which.
+// matchesByTable is matches with dynamic programming: fits[i] says that the pattern
+// so far matches the first i bytes.
 func matchesByTable(pattern, name string) bool {
 	fits := make([]bool, len(name)+1)
 	fits[0] = true
@@ -125,7 +126,8 @@ func matchesByTable(pattern, name string) bool {
 	return fits[len(name)]
 }
 
-// What an issuer answers never breaks us, and never brings a weak key.
+// Whatever an issuer answers, the parser does not fail and never returns a weak
+// key.
 func FuzzJWKS(f *testing.F) {
 	f.Add(jwkSet(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), nil), jwk(edKey(), jsonObject{"use": "sig"})))
 	f.Add(jwkSet(jwk(ec384(), nil), jwk([]byte(secret), nil)))
@@ -134,7 +136,7 @@ func FuzzJWKS(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body string) {
 		keys, _, err := parseJWKS([]byte(body))
 		if err != nil && keys != nil {
-			t.Error("an error and keys")
+			t.Error("keys are returned with an error")
 		}
 		for _, k := range keys {
 			if own, err := publicKey(k.Key()); err != nil || own.algorithm != k.Marshal().ALG.String() {
@@ -144,7 +146,7 @@ func FuzzJWKS(f *testing.F) {
 	})
 }
 
-// A file that an operator gave may hold anything.
+// A key file may contain anything.
 func FuzzKeyFile(f *testing.F) {
 	f.Add([]byte(pemOf(rsaKey(), ecKey(), edKey())))
 	f.Add([]byte(pemOf(ec384())))

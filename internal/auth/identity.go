@@ -9,7 +9,7 @@ import (
 // An Action is something that a client wants to do in a room.
 type Action uint8
 
-// The actions, and the letter of a pattern that allows each.
+// The actions. The comment names the right that allows each.
 const (
 	Join    Action = iota + 1 // r
 	Read                      // r: history and presence
@@ -17,8 +17,8 @@ const (
 	Signal                    // w
 )
 
-// requiredRights are the rights that an action takes; what is no action takes one that
-// nobody has.
+// requiredRights are the rights that each action needs. The zero Action needs a
+// right that nobody has.
 var requiredRights = [...]rights{Join: rightRead, Read: rightRead, Publish: rightWrite, Signal: rightWrite}
 
 func (a Action) String() string {
@@ -35,19 +35,19 @@ func (a Action) String() string {
 	return "unknown"
 }
 
-// An Identity is who a connection speaks for.
+// An Identity is the user behind a connection and what the user may do.
 type Identity struct {
-	// User is the claim sub; "" for anonymous ones, who are all one user.
+	// User is the claim sub. It is "" for anonymous users, who count as one user.
 	User string
-	// Permissions are what the user may use.
+	// Permissions are the rooms that the user may use.
 	Permissions Permissions
 	// Expires is the first instant at which the token would be refused, leeway
 	// included. Zero means never.
 	Expires time.Time
 }
 
-// May says whether the identity may do something in a room. It does not look
-// at the clock: whoever holds a connection ends it at Expires.
+// May reports whether the identity may perform an action in a room. It does not
+// check the clock: the owner of a connection closes it at Expires.
 func (i *Identity) May(room message.Room, action Action) bool {
 	if room == "" || room.Reserved() || int(action) >= len(requiredRights) {
 		return false

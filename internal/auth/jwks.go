@@ -15,31 +15,32 @@ import (
 )
 
 const (
-	// fetchTimeout bounds one fetch, from the name's lookup to the last byte.
+	// fetchTimeout bounds one fetch, from the lookup of the name to the last byte.
 	fetchTimeout = 5 * time.Second
-	// minFetchInterval is the least time from one fetch to the next that a token may
-	// ask for: a stranger who makes up names of keys causes no more than that.
+	// minFetchInterval is the least time between two fetches that tokens cause. It
+	// bounds the fetches that an attacker causes with invented key IDs.
 	minFetchInterval = 10 * time.Second
-	// After a failure the next fetch comes after minRetry, and twice as late
-	// after each further one, up to maxRetry.
+	// After a failure the next fetch comes after minRetry. The delay doubles with
+	// each further failure, up to maxRetry.
 	minRetry = time.Second
 	maxRetry = 30 * time.Second
 )
 
-// What the keys are good for: as much as is logged.
+// The states of the keys. A change of state is logged.
 const (
 	stateFresh    = "fresh"
-	stateStale    = "old" // not fetched lately, and used all the same
-	stateUnusable = "out" // none, or too old
+	stateStale    = "old" // the last fetch failed, and the keys before it are still used
+	stateUnusable = "out" // there are no keys, or they are too old
 )
 
-// errNoKey says: none of the keys is the token's. Another fetch may bring it.
+// errNoKey means that none of the keys made the token's signature. Another fetch
+// may bring the right one.
 var errNoKey = errors.New("no key of the JWKS is the token's")
 
-// A jwks is an issuer's public keys, fetched again and again by one goroutine.
-// The libraries' own refresh is not used: it would take a body of any size,
-// drop a whole set for one odd key, wait an hour after a failed start, and have
-// each token with an unknown kid fetch by itself.
+// A jwks holds an issuer's public keys, which one goroutine fetches periodically.
+// It does not use the refresh of the libraries, which would accept a body of any
+// size, drop a whole set for one bad key, wait an hour after a failed start, and
+// start a fetch for each token with an unknown kid. It is safe for concurrent use.
 type jwks struct {
 	// Static after openJWKS.
 	url       string
@@ -48,25 +49,26 @@ type jwks struct {
 	maxStale  time.Duration
 	log       *slog.Logger
 	metrics   *metrics
-	keys      *jwkset.MemoryJWKSet // has a lock of its own
-	selectKey keyfunc.Keyfunc      // picks from keys by kid, and holds alg to the key's
-	wake      chan struct{}        // a token asks for a fetch; never closed
+	keys      *jwkset.MemoryJWKSet // has its own lock
+	selectKey keyfunc.Keyfunc      // selects from keys by kid, and compares alg with the key's
+	wake      chan struct{}        // a token requests a fetch; never closed
 	stop      context.CancelFunc
 	done      chan struct{} // closed when refreshLoop has ended
 
-	// Owned by whoever fetches: openJWKS, then refreshLoop.
-	skipped string // what was left out of the last set, as logged
-	state   string // of the keys, as logged
+	// Owned by the caller of fetch: openJWKS, then refreshLoop.
+	skipped string // what was left out of the last set, as last logged
+	state   string // as last logged
 
 	mu sync.Mutex
 	// Protects following.
 	lastAttempt time.Time     // when the last fetch ended
-	lastSuccess time.Time     // when the last good one did; zero before the first
+	lastSuccess time.Time     // when the last successful fetch ended; zero before the first
 	failures    int           // in a row
-	fetchDone   chan struct{} // closed when the fetch under way, or else the next one, has ended
+	fetchDone   chan struct{} // closed and replaced when a fetch ends
 }
 
-// openJWKS fetches the keys once, and then has them fetched until close.
+// openJWKS fetches the keys once, and starts the goroutine that refreshes them
+// until close.
 func openJWKS(ctx context.Context, cfg *Config, log *slog.Logger, m *metrics) *jwks {
 	j := &jwks{
 		url: cfg.JWKSURL, client: jwksClient(cfg.HTTPClient), refresh: cfg.JWKSRefresh, maxStale: cfg.JWKSMaxStale,
@@ -75,7 +77,7 @@ func openJWKS(ctx context.Context, cfg *Config, log *slog.Logger, m *metrics) *j
 	}
 	var err error
 	if j.selectKey, err = keyfunc.New(keyfunc.Options{Storage: j.keys}); err != nil {
-		panic(err) // only without a storage
+		panic(err) // happens only without a storage
 	}
 	j.fetch(ctx)
 	// The loop outlives the call that started it.
@@ -105,7 +107,7 @@ func (j *jwks) refreshLoop(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-j.wake:
-			if j.fetchedRecently() { // asked for while the last fetch was under way
+			if j.fetchedRecently() { // the request came while the last fetch was running
 				continue
 			}
 		}
@@ -114,16 +116,16 @@ func (j *jwks) refreshLoop(ctx context.Context) {
 	}
 }
 
-// fetch replaces the keys, or keeps them when that fails.
+// fetch replaces the keys. It keeps the old ones when the fetch fails.
 func (j *jwks) fetch(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	set, skipped, err := j.download(ctx)
 	result := refreshFailed
 	if err == nil {
-		// The set is what the issuer says now: a key that is gone is revoked,
-		// and a set without any revokes all.
-		_ = j.keys.KeyReplaceAll(ctx, set) // memory: can't fail
+		// The new set is authoritative: a key that is missing from it is revoked,
+		// and a set without keys revokes all.
+		_ = j.keys.KeyReplaceAll(ctx, set) // in memory: can't fail
 		if result = refreshOK; len(set) == 0 {
 			result, err = refreshEmpty, errors.New("it holds no key that tokens could be checked with")
 		}
@@ -135,13 +137,13 @@ func (j *jwks) fetch(ctx context.Context) {
 	if result != refreshFailed {
 		j.skipped = skipped
 	}
-	if !errors.Is(err, context.Canceled) { // else the service is stopping
+	if !errors.Is(err, context.Canceled) { // canceled means that the service is stopping
 		j.logStateChange(result, err)
 	}
 	j.recordFetch(result)
 }
 
-// recordFetch keeps how a fetch ended, and frees those who wait for it.
+// recordFetch records how a fetch ended, and wakes the tokens that wait for it.
 func (j *jwks) recordFetch(result string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -157,8 +159,8 @@ func (j *jwks) recordFetch(result string) {
 	j.fetchDone = make(chan struct{})
 }
 
-// logStateChange logs what a fetch changed for tokens: an outage is a line when it
-// begins, one when the keys are too old, and one when it ends.
+// logStateChange logs a change of state. An outage writes one line when it begins,
+// one when the keys become too old, and one when it ends.
 func (j *jwks) logStateChange(result string, err error) {
 	state := stateFresh
 	if result == refreshEmpty || result == refreshFailed && j.isStale() {
@@ -182,7 +184,7 @@ func (j *jwks) logStateChange(result string, err error) {
 	j.state = state
 }
 
-// nextDelay is how long to wait before the next fetch. It is spread, so that nodes
+// nextDelay returns the delay before the next fetch. It has jitter, so that nodes
 // that started together do not fetch together.
 func (j *jwks) nextDelay() time.Duration {
 	j.mu.Lock()

@@ -10,7 +10,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// check says whether one of the keys made the token's signature.
+// check returns nil if one of the keys made the token's signature. If none did, it
+// waits for one fetch and tries again.
 func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) error {
 	err := j.tryKeys(ctx, t, method)
 	if !errors.Is(err, errNoKey) {
@@ -31,8 +32,8 @@ func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) er
 	return fmt.Errorf("%w: no key of the JWKS fits", ErrSignature)
 }
 
-// tryKeys checks the signature with the keys that are there. A kid names one of
-// them; without it all are tried.
+// tryKeys checks the signature with the keys in memory. A kid selects one of them;
+// without it all are tried.
 func (j *jwks) tryKeys(ctx context.Context, t *token, method jwt.SigningMethod) error {
 	if j.isStale() {
 		return errNoKey
@@ -45,7 +46,7 @@ func (j *jwks) tryKeys(ctx context.Context, t *token, method jwt.SigningMethod) 
 	switch {
 	case errors.Is(err, jwkset.ErrKeyNotFound):
 		return errNoKey
-	case err != nil: // the one other reason: alg is not the key's
+	case err != nil: // the only other reason: the token's alg is not the key's
 		return fmt.Errorf("%w: the key of this kid is for another", ErrAlgorithm)
 	}
 	if all, ok := found.(jwt.VerificationKeySet); ok {
@@ -62,11 +63,12 @@ func (j *jwks) tryKeys(ctx context.Context, t *token, method jwt.SigningMethod) 
 	return nil
 }
 
-// awaitFetch waits for the fetch that is under way or due, and says whether there
-// was one: not when the last one ended a moment ago.
+// awaitFetch waits for the fetch that is running or about to run, and reports
+// whether there was one. It does not wait if the last fetch ended less than
+// minFetchInterval ago.
 func (j *jwks) awaitFetch(ctx context.Context) (bool, error) {
-	// Both under one lock: a fetch that ends in between would leave us with a
-	// round that nothing begins.
+	// Both values are read under one lock. Otherwise a fetch could end between the
+	// two reads, and fetchDone would belong to a fetch that nobody starts.
 	j.mu.Lock()
 	recent, fetchDone := j.fetchedRecentlyLocked(), j.fetchDone
 	j.mu.Unlock()
@@ -75,7 +77,7 @@ func (j *jwks) awaitFetch(ctx context.Context) (bool, error) {
 	}
 	select {
 	case j.wake <- struct{}{}:
-	default: // somebody asked already
+	default: // a fetch is requested already
 	}
 	select {
 	case <-fetchDone:
@@ -87,24 +89,26 @@ func (j *jwks) awaitFetch(ctx context.Context) (bool, error) {
 	}
 }
 
-// fetchedRecently says that the last fetch ended too short a time ago for another one.
+// fetchedRecently reports whether the last fetch ended less than minFetchInterval
+// ago.
 func (j *jwks) fetchedRecently() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.fetchedRecentlyLocked()
 }
 
-// fetchedRecentlyLocked wants the lock held.
+// fetchedRecentlyLocked is fetchedRecently. Caller holds mu.
 func (j *jwks) fetchedRecentlyLocked() bool { return time.Since(j.lastAttempt) < minFetchInterval }
 
-// isFailing says that the last fetch brought no keys.
+// isFailing reports whether the last fetch brought no keys.
 func (j *jwks) isFailing() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.failures > 0
 }
 
-// isStale says that the keys are too old to be trusted, or that there are none.
+// isStale reports whether the keys are older than AUTH_JWKS_MAX_STALE or were never
+// fetched.
 func (j *jwks) isStale() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()

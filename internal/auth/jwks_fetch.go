@@ -14,18 +14,19 @@ import (
 	"github.com/MicahParks/jwkset"
 )
 
-// Bounds on a set.
+// Bounds on a key set.
 const (
 	maxJWKS     = 256 << 10 // bytes
 	maxJWKSKeys = 64
 )
 
-// jwksClient bounds an HTTP client. Redirects are not followed: where keys come
-// from is the operator's word alone.
+// jwksClient returns a client that does not follow redirects: only the operator
+// decides where keys come from.
 func jwksClient(given *http.Client) *http.Client {
 	client := &http.Client{Transport: &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
-		// One fetch in minutes: a connection kept open would only go stale.
+		// The next fetch is minutes away, and a connection kept open would be stale
+		// by then.
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
@@ -38,8 +39,8 @@ func jwksClient(given *http.Client) *http.Client {
 	return client
 }
 
-// download fetches the set once. What it leaves out is told by why, a text
-// that is the same for the same reasons.
+// download fetches the set once. skipped says which keys were left out and why; it
+// is the same text for the same reasons.
 func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, skipped string, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, j.url, nil)
 	if err != nil {
@@ -50,7 +51,7 @@ func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, skipped string,
 	if err != nil {
 		return nil, "", err
 	}
-	defer func() { _ = resp.Body.Close() }() // read to its end, or of no use
+	defer func() { _ = resp.Body.Close() }() // the body was read to its end, or is not needed
 	switch {
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
 		return nil, "", fmt.Errorf("it answered %d, a redirect: set AUTH_JWKS_URL to where it leads", resp.StatusCode)
@@ -67,7 +68,7 @@ func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, skipped string,
 	return parseJWKS(body)
 }
 
-// parseJWKS reads a set, and leaves out what is no key for tokens.
+// parseJWKS reads a set, and leaves out keys that can't check tokens.
 func parseJWKS(body []byte) (keys []jwkset.JWK, summary string, err error) {
 	var set struct {
 		Keys *[]json.RawMessage `json:"keys"`
@@ -94,8 +95,9 @@ func parseJWKS(body []byte) (keys []jwkset.JWK, summary string, err error) {
 	return keys, strings.Join(reasons, "; "), nil
 }
 
-// parseJWK returns a key that is for one of our algorithms and says so. The
-// errors are few, so that they can be counted, and hold nothing of the key.
+// parseJWK returns a key for one of our algorithms, with alg set. There are few
+// different errors, so that they can be counted, and they contain nothing of the
+// key.
 func parseJWK(raw json.RawMessage) (jwkset.JWK, error) {
 	var m jwkset.JWKMarshal
 	if err := json.Unmarshal(raw, &m); err != nil {
@@ -111,8 +113,8 @@ func parseJWK(raw json.RawMessage) (jwkset.JWK, error) {
 	case len(m.KID) > maxKeyID:
 		return jwkset.JWK{}, fmt.Errorf("has a kid of over %d bytes", maxKeyID)
 	}
-	// Certificates say nothing that is asked here, and a broken one would make
-	// a good key unreadable.
+	// The certificates are not used, and a broken one would make a good key
+	// unreadable.
 	m.X5C, m.X5T, m.X5TS256, m.X5U = nil, "", "", ""
 	read, err := jwkset.NewJWKFromMarshal(m, jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{})
 	if err != nil {
@@ -125,7 +127,7 @@ func parseJWK(raw json.RawMessage) (jwkset.JWK, error) {
 	if m.ALG != "" && string(m.ALG) != k.algorithm {
 		return jwkset.JWK{}, fmt.Errorf("is for an algorithm other than %s", k.algorithm)
 	}
-	// Said outright, keyfunc holds tokens to it.
+	// keyfunc compares a token's alg with the key's only if the key has one.
 	m.ALG = jwkset.ALG(k.algorithm)
 	if read, err = jwkset.NewJWKFromMarshal(m, jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{}); err != nil {
 		return jwkset.JWK{}, errors.New("can't be read")

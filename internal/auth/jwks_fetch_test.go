@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// Each answer is an outage: the keys that were there stay in use.
+// Each answer is an outage: the last keys stay in use.
 func TestAnswersThatAreNoJWKS(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status int
@@ -58,7 +58,7 @@ func TestAnswersThatAreNoJWKS(t *testing.T) {
 	}
 }
 
-// Each stands in a set beside a good key: it alone is left out.
+// Each key is in a set beside a good one, and it alone is left out.
 func TestKeysThatAreSkipped(t *testing.T) {
 	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 	one := strings.Repeat("A", 43)
@@ -88,14 +88,14 @@ func TestKeysThatAreSkipped(t *testing.T) {
 		"P-384":                       {jwk(ec384(), nil), "EC key on P-384"},
 		"a point beside the curve":    {jwk(ecKey(), jsonObject{"y": one}), "can't be read"},
 		"the point at infinity":       {jwk(ecKey(), jsonObject{"x": one, "y": one}), "can't be read"},
-		"a curve that nobody knows":   {jwk(ecKey(), jsonObject{"crv": "secp256k1"}), "can't be read"},
+		"an unknown curve":            {jwk(ecKey(), jsonObject{"crv": "secp256k1"}), "can't be read"},
 		"X25519, for exchanges":       {jwk(edKey(), jsonObject{"crv": "X25519"}), "neither RSA nor EC nor Ed25519"},
 		"Ed25519 of 31 bytes":         {jwk(edKey(), jsonObject{"x": b64(make([]byte, 31))}), "can't be read"},
-		"a kind that nobody knows":    {jsonObject{"kty": "AKP"}, "can't be read"},
+		"an unknown kind":             {jsonObject{"kty": "AKP"}, "can't be read"},
 		"a key without a kind":        {jsonObject{"kid": "x"}, "can't be read"},
 		"kty a number":                {jsonObject{"kty": 7}, "can't be read"},
 		"a kid that is too long":      {jwk(ecKey(), jsonObject{"kid": strings.Repeat("k", 257)}), "kid of over 256 bytes"},
-		"key_ops that nobody knows":   {jwk(ecKey(), jsonObject{"key_ops": []string{"verify", "dance"}}), "can't be read"},
+		"an unknown key_ops":          {jwk(ecKey(), jsonObject{"key_ops": []string{"verify", "dance"}}), "can't be read"},
 		"the same kid as a good key":  {jwk(ecKey(), jsonObject{"kid": "good", "use": "enc"}), "not for signatures"},
 		"a point that is far too big": {jwk(ecKey(), jsonObject{"x": strings.Repeat("B", 4000)}), "can't be read"},
 	} {
@@ -105,7 +105,7 @@ func TestKeysThatAreSkipped(t *testing.T) {
 			for _, key := range []any{rsaOther(), ecKey(), edKey()} {
 				w.refuses(sign(key, nil), ErrSignature)
 			}
-			if got := w.logged.count("left out"); got != 1 || !strings.Contains(w.logged.String(), tt.says) {
+			if got := w.logged.Count("left out"); got != 1 || !strings.Contains(w.logged.String(), tt.says) {
 				t.Errorf("does not say %q once: %s", tt.says, w.logged)
 			}
 		})
@@ -117,18 +117,18 @@ func TestSkippedKeysAreLoggedOnce(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), nil), jwk(ec384(), nil), jwk([]byte(secret), nil), jwk(ec384(), nil))
 		w := openVerifier(t, i.inMemory())
 		time.Sleep(time.Hour)
-		if got := w.logged.count("left out"); got != 1 || !strings.Contains(w.logged.String(), "2: is an EC key on P-384") {
+		if got := w.logged.Count("left out"); got != 1 || !strings.Contains(w.logged.String(), "2: is an EC key on P-384") {
 			t.Errorf("%d lines:\n%s", got, w.logged)
 		}
 		i.shows(jwk(rsaKey(), nil), jwk(ec384(), nil))
 		time.Sleep(time.Hour)
-		if got := w.logged.count("left out"); got != 2 {
+		if got := w.logged.Count("left out"); got != 2 {
 			t.Errorf("%d lines after a change:\n%s", got, w.logged)
 		}
 	})
 }
 
-// A certificate in a set is neither looked at nor a hindrance.
+// Certificates in a set are ignored.
 func TestCertificatesOfASetAreNotRead(t *testing.T) {
 	openVerifier(t, newIssuer(jwk(ecKey(), jsonObject{
 		"x5c": []string{"broken"}, "x5t": "AA", "x5t#S256": "AA", "x5u": "http://evil.example/",
@@ -148,7 +148,7 @@ func TestAJWKSWithTooManyKeys(t *testing.T) {
 	}
 }
 
-// Where keys come from is the operator's word, not that of who answers.
+// The operator decides where keys come from, not the server that answers.
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	var reached atomic.Bool
 	evil := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Store(true) }))
@@ -160,7 +160,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 		w := openVerifier(t, Config{JWKSURL: hop.URL, HTTPClient: client})
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
 		if reached.Load() || !strings.Contains(w.logged.String(), "set AUTH_JWKS_URL to where it leads") {
-			t.Errorf("followed, or not told: %s", w.logged)
+			t.Errorf("the redirect was followed, or is not in the log: %s", w.logged)
 		}
 	}
 	if follower.CheckRedirect(nil, nil) != nil {
@@ -181,7 +181,7 @@ func TestTheIssuersCertificateIsVerified(t *testing.T) {
 	openVerifier(t, Config{JWKSURL: server.URL, HTTPClient: server.Client()}).accepts(sign(ecKey(), nil))
 }
 
-// A stream that never ends is left after the bound, not read to memory.
+// An answer that never ends is cut at the bound.
 func TestAnEndlessAnswerIsCut(t *testing.T) {
 	var written atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -202,8 +202,8 @@ func TestAnEndlessAnswerIsCut(t *testing.T) {
 	}
 }
 
-// Nobody listens, somebody hangs up, somebody speaks another language: all of
-// it is an outage, and a start.
+// Nothing listens, the peer hangs up, or it speaks another protocol: each is an
+// outage, and the verifier starts.
 func TestUnreachableIssuers(t *testing.T) {
 	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer l.Close()
@@ -222,7 +222,7 @@ func TestUnreachableIssuers(t *testing.T) {
 	for _, addr := range []string{l.Addr().String(), free.Addr().String(), "127.0.0.1:1"} {
 		w := openVerifier(t, Config{JWKSURL: "http://" + addr + "/jwks"})
 		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
-		if w.logged.count("answered with unavailable") != 1 {
+		if w.logged.Count("answered with unavailable") != 1 {
 			t.Errorf("%s: %s", addr, w.logged)
 		}
 	}

@@ -8,15 +8,15 @@ import (
 	"testing"
 )
 
-// An issuer shows keys, and fails as it is told to.
+// An issuer serves keys, and fails on demand.
 type issuer struct {
 	mu       sync.Mutex
 	body     string
 	status   int
 	requests int
-	// hang keeps each answer back until the client has gone.
+	// hang delays each answer until the client is gone.
 	hang bool
-	// held keeps each answer back until it is closed.
+	// release delays each answer until it is closed.
 	release chan struct{}
 }
 
@@ -69,7 +69,7 @@ func (i *issuer) fetches() int {
 	return i.requests
 }
 
-// inMemory is the configuration to reach an issuer without a network.
+// inMemory returns the configuration for this issuer without a network.
 func (i *issuer) inMemory() Config {
 	return Config{JWKSURL: "https://id.example/jwks", HTTPClient: &http.Client{Transport: i}}
 }
@@ -81,7 +81,7 @@ func (i *issuer) serve(t testing.TB) Config {
 	return Config{JWKSURL: server.URL + "/jwks"}
 }
 
-// verifyError gives up after so long.
+// verifyError returns the error of Verify.
 func (w *testVerifier) verifyError(ctx context.Context, token string) error {
 	_, err := w.Verify(ctx, token)
 	return err

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// signWithKID signs with a key of a JWKS.
+// signWithKID signs with a key ID in the header.
 func signWithKID(kid string, key any) string { return signWith(jsonObject{"kid": kid}, key, nil) }
 
 func TestKeysOfAJWKS(t *testing.T) {
@@ -19,13 +19,13 @@ func TestKeysOfAJWKS(t *testing.T) {
 	w := openVerifier(t, i.serve(t))
 	for kid, key := range map[string]any{"r": rsaKey(), "e": ecKey(), "d": edKey()} {
 		w.accepts(signWithKID(kid, key))
-		w.accepts(sign(key, nil)) // without a kid all are tried
+		w.accepts(sign(key, nil)) // without a kid all keys are tried
 	}
 	if i.fetches() != 1 || w.metric("auth_jwks_up", "") != 1 || w.metric("auth_jwks_refreshes_total", "ok") != 1 {
 		t.Errorf("%d fetches, up %v", i.fetches(), w.metric("auth_jwks_up", ""))
 	}
 	if !strings.Contains(w.logged.String(), "AUTH_AUDIENCE") {
-		t.Errorf("no warning that tokens for other services are taken: %s", w.logged)
+		t.Errorf("no warning that tokens for other services are accepted: %s", w.logged)
 	}
 }
 
@@ -48,10 +48,10 @@ func TestAttacksWithAJWKSAreRefused(t *testing.T) {
 }
 
 // The issuer shows the new key beside the old one, signs with it at once, and
-// takes the old one away later.
+// removes the old one later.
 func TestAKeyOfAJWKSIsRotated(t *testing.T) {
 	i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "old"}))
-	cfg := i.serve(t) // a real server: it stands outside the bubble
+	cfg := i.serve(t) // a real server, outside the bubble
 	synctest.Test(t, func(t *testing.T) {
 		w := openVerifier(t, cfg)
 		old, next := signWithKID("old", rsaKey()), signWithKID("new", ecKey())
@@ -59,7 +59,7 @@ func TestAKeyOfAJWKSIsRotated(t *testing.T) {
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "old"}), jwk(ecKey(), jsonObject{"kid": "new"}))
 		w.refuses(next, ErrSignature) // the last fetch was a moment ago
 		time.Sleep(minFetchInterval)
-		w.accepts(next) // it has the keys fetched, and waits for them
+		w.accepts(next) // it requests a fetch and waits for it
 		w.accepts(old)
 		if i.fetches() != 2 {
 			t.Errorf("%d fetches, want 2", i.fetches())
@@ -71,7 +71,7 @@ func TestAKeyOfAJWKSIsRotated(t *testing.T) {
 	})
 }
 
-// An issuer that names no keys can rotate them, too.
+// An issuer without key IDs can rotate its keys, too.
 func TestAKeyWithoutAnIDIsRotated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), nil))
@@ -98,7 +98,7 @@ func TestUnknownKeyIDsCauseFewFetches(t *testing.T) {
 	})
 }
 
-// What an issuer can't have signed is not asked about.
+// A token that an issuer can't have signed causes no fetch.
 func TestASecretsTokenCausesNoFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
@@ -148,26 +148,26 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 		i.answers(http.StatusBadGateway, "away")
 		time.Sleep(30 * time.Minute)
 		w.accepts(signWith(jsonObject{"kid": "r"}, rsaKey(), jsonObject{"exp": time.Now().Add(9 * time.Hour).Unix()}))
-		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // it may be right: nobody knows
+		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // it may be right: it can't be checked
 		if w.metric("auth_jwks_up", "") != 0 || w.metric("auth_jwks_refreshes_total", "failed") < 40 {
 			t.Errorf("up %v, %v failed", w.metric("auth_jwks_up", ""), w.metric("auth_jwks_refreshes_total", "failed"))
 		}
-		if got := w.logged.count("keys that came last stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
-			t.Errorf("%d lines tell of the outage, want 1:\n%s", got, w.logged)
+		if got := w.logged.Count("keys that came last stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
+			t.Errorf("%d lines about the outage, want 1:\n%s", got, w.logged)
 		}
 
-		time.Sleep(35 * time.Minute) // over an hour since the last keys
+		time.Sleep(35 * time.Minute) // more than an hour after the last fetch
 		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
-		w.accepts(sign(secret, nil)) // what needs no issuer
-		if got := w.logged.count("answered with unavailable"); got != 1 {
-			t.Errorf("%d lines tell that keys are too old, want 1:\n%s", got, w.logged)
+		w.accepts(sign(secret, nil)) // needs no issuer
+		if got := w.logged.Count("answered with unavailable"); got != 1 {
+			t.Errorf("%d lines about keys that are too old, want 1:\n%s", got, w.logged)
 		}
 
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
 		time.Sleep(maxRetry * 11 / 10)
 		w.accepts(signWithKID("r", rsaKey()))
-		if w.metric("auth_jwks_up", "") != 1 || w.logged.count("fetched again") != 1 {
+		if w.metric("auth_jwks_up", "") != 1 || w.logged.Count("fetched again") != 1 {
 			t.Errorf("up %v:\n%s", w.metric("auth_jwks_up", ""), w.logged)
 		}
 	})
@@ -189,7 +189,7 @@ func TestAStartWithoutTheIssuer(t *testing.T) {
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
 		time.Sleep(minRetry * 11 / 10)
 		w.accepts(signWithKID("r", rsaKey()))
-		if w.logged.count("answered with unavailable") != 1 || w.logged.count("fetched again") != 1 {
+		if w.logged.Count("answered with unavailable") != 1 || w.logged.Count("fetched again") != 1 {
 			t.Errorf("logged %s", w.logged)
 		}
 	})
@@ -203,25 +203,25 @@ func TestAnIssuerThatDoesNotAnswer(t *testing.T) {
 		time.Sleep(minFetchInterval)
 		start := time.Now()
 
-		// Who has less patience than a fetch goes first; the fetch goes on.
+		// The first caller gives up earlier than the fetch, which continues.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := w.verifyError(ctx, signWithKID("new", ecKey())); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
-		w.accepts(signWithKID("r", rsaKey())) // a key that is there waits for nothing
+		w.accepts(signWithKID("r", rsaKey())) // a key in memory needs no fetch
 		w.refuses(signWithKID("new", ecKey()), ErrUnavailable)
 		if got := time.Since(start); got != fetchTimeout {
 			t.Errorf("answered after %v, want %v", got, fetchTimeout)
 		}
 		w.refuses(signWithKID("new", ecKey()), ErrUnavailable)
 		if got := time.Since(start); got != fetchTimeout {
-			t.Errorf("the next one waited, too: %v", got)
+			t.Errorf("the next token waited, too: %v", got)
 		}
 	})
 }
 
-// An issuer that shows no key has revoked all it had.
+// An issuer that shows no key has revoked all.
 func TestAnEmptySetRevokesAllKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
@@ -230,7 +230,7 @@ func TestAnEmptySetRevokesAllKeys(t *testing.T) {
 		time.Sleep(defaultRefresh * 11 / 10)
 		w.refuses(signWithKID("r", rsaKey()), ErrUnavailable)
 		w.refuses(sign(rsaKey(), nil), ErrUnavailable)
-		if w.metric("auth_jwks_refreshes_total", "empty") == 0 || w.metric("auth_jwks_up", "") != 0 || w.logged.count("no key that tokens could be checked with") != 1 {
+		if w.metric("auth_jwks_refreshes_total", "empty") == 0 || w.metric("auth_jwks_up", "") != 0 || w.logged.Count("no key that tokens could be checked with") != 1 {
 			t.Errorf("logged %s", w.logged)
 		}
 		i.shows(jwk(rsaKey(), jsonObject{"kid": "r"}))
@@ -253,12 +253,12 @@ func TestCloseEndsAFetchUnderWay(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		if err := <-refused; !errors.Is(err, ErrUnavailable) {
-			t.Errorf("who waited was told %v", err)
+			t.Errorf("the waiting Verify returned %v", err)
 		}
-		w.accepts(signWithKID("r", rsaKey()))                  // the keys are still there
-		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // none will come
-		if w.logged.count("can't be fetched") != 0 {
-			t.Errorf("stopping is told as an outage: %s", w.logged)
+		w.accepts(signWithKID("r", rsaKey()))                  // the keys are still in memory
+		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // none will be fetched
+		if w.logged.Count("can't be fetched") != 0 {
+			t.Errorf("the stop is logged as an outage: %s", w.logged)
 		}
 	})
 }

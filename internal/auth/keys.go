@@ -16,8 +16,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// The algorithms, one for each kind of key. A key decides which one it is used
-// with, and so a token can't have a public key taken for a secret.
+// The algorithms, one for each kind of key. The key decides the algorithm, so that
+// a token can't have a public key used as a secret.
 const (
 	hs256 = "HS256" // a secret
 	rs256 = "RS256" // RSA
@@ -25,7 +25,8 @@ const (
 	eddsa = "EdDSA" // Ed25519
 )
 
-// methods check signatures. What is not here is not checked: none above all.
+// methods check signatures. An algorithm that is not here is never accepted, above
+// all none.
 var methods = map[string]jwt.SigningMethod{
 	hs256: jwt.SigningMethodHS256,
 	rs256: jwt.SigningMethodRS256,
@@ -33,24 +34,24 @@ var methods = map[string]jwt.SigningMethod{
 	eddsa: jwt.SigningMethodEdDSA,
 }
 
-// Bounds on keys. Each signature is tried on every key of its kind, so their
-// number bounds the work that a stranger can ask for.
+// Bounds on keys. Each signature is tried with every key of its kind, so their
+// number bounds the work that an attacker can cause.
 const (
-	minSecret  = 32 // bytes: RFC 7518 §3.2 wants as many as SHA-256 has
+	minSecret  = 32 // RFC 7518 §3.2: at least the size of the hash, in bytes
 	minRSA     = 2048
-	maxRSA     = 8192 // bits; checking takes longer the larger they are
-	maxKeys    = 16   // secrets, and keys of the file
+	maxRSA     = 8192 // bits; a check takes longer with larger keys
+	maxKeys    = 16   // in AUTH_JWT_SECRET, and in AUTH_KEY_FILE
 	maxKeyFile = 64 << 10
 )
 
-// A key is something that signatures are checked with.
+// A key is a public key or a secret that checks signatures.
 type key struct {
 	algorithm string
 	material  any // []byte, *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
 }
 
-// publicKey returns a key for the one algorithm of its kind. The errors
-// continue a sentence.
+// publicKey returns a key with the one algorithm of its kind. Its errors continue a
+// sentence that begins with the key.
 func publicKey(material any) (key, error) {
 	switch k := material.(type) {
 	case *rsa.PublicKey:
@@ -72,7 +73,7 @@ func publicKey(material any) (key, error) {
 	return key{}, errors.New("is neither RSA nor EC nor Ed25519")
 }
 
-// secretKeys checks AUTH_JWT_SECRET.
+// secretKeys validates AUTH_JWT_SECRET.
 func secretKeys(secrets []string) ([]key, error) {
 	if len(secrets) > maxKeys {
 		return nil, fmt.Errorf("AUTH_JWT_SECRET: there are %d secrets, over %d; remove those that no valid token was signed with", len(secrets), maxKeys)
@@ -134,7 +135,7 @@ func readBounded(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // nothing was written
+	defer func() { _ = f.Close() }() // opened for reading only
 	content, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
 	if err == nil && len(content) > maxKeyFile {
 		err = fmt.Errorf("it has over %d bytes", maxKeyFile)
@@ -142,7 +143,8 @@ func readBounded(path string) ([]byte, error) {
 	return content, err
 }
 
-// parseBlock reads one public key. Its errors continue a sentence.
+// parseBlock reads one public key. Its errors continue a sentence that begins with
+// the block.
 func parseBlock(block *pem.Block) (key, error) {
 	switch {
 	case strings.Contains(block.Type, "PRIVATE KEY"):

@@ -74,7 +74,7 @@ func TestInvalidKeyFiles(t *testing.T) {
 }
 
 func TestSecretsAreNotDecoded(t *testing.T) {
-	// Base64 is not decoded: the text itself is the key.
+	// A secret is not decoded from base64: the text itself is the key.
 	text := "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
 	w := openVerifier(t, Config{JWTSecrets: []string{text}})
 	w.accepts(sign(text, nil))

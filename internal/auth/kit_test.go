@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -14,7 +13,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -25,12 +23,14 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/testkit"
 )
 
-// Keys of the tests, made once a run. Those that can be are always the same: a
-// fuzzer's processes understand each other's tokens.
+// The keys of the tests, made once a run. Where possible they are always the same,
+// so that the processes of a fuzz test accept each other's tokens.
 var (
-	secret   = strings.Repeat("s3cret--", 4) // 32 bytes: the least
+	secret   = strings.Repeat("s3cret--", 4) // 32 bytes, the minimum
 	rsaKey   = sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) })
 	rsaOther = sync.OnceValue(func() *rsa.PrivateKey { return must(rsa.GenerateKey(rand.Reader, 2048)) })
 	ecKey    = sync.OnceValue(func() *ecdsa.PrivateKey { return must(ecdsa.ParseRawPrivateKey(elliptic.P256(), []byte(secret))) })
@@ -45,10 +45,11 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// object of JSON, for headers and claims.
+// A jsonObject is a JSON object for headers and claims.
 type jsonObject = map[string]any
 
-// validClaims are those of a token that is right, with others put in; nil removes.
+// validClaims returns the claims of a valid token with changes; nil removes a
+// claim.
 func validClaims(change jsonObject) jsonObject {
 	c := jsonObject{
 		"sub": "ada", "exp": time.Now().Add(time.Hour).Unix(), "rooms": jsonObject{"orders.*": "rw", "news": "r"},
@@ -58,10 +59,10 @@ func validClaims(change jsonObject) jsonObject {
 	return c
 }
 
-// sign makes a token of claims that are right, changed a little.
+// sign returns a token with validClaims.
 func sign(key any, change jsonObject) string { return signWith(nil, key, change) }
 
-// signWith also changes the header.
+// signWith is sign with changes of the header.
 func signWith(header jsonObject, key any, change jsonObject) string {
 	return signRaw(encode(headerOf(header, key)), encode(validClaims(change)), key)
 }
@@ -73,8 +74,8 @@ func headerOf(change jsonObject, key any) jsonObject {
 	return h
 }
 
-// signRaw signs texts as they are, whatever the header says, in the way of the
-// key's kind.
+// signRaw signs texts as they are, by the method of the key, whatever the header
+// says.
 func signRaw(header, payload string, key any) string {
 	signed := segment(header) + "." + segment(payload)
 	return signed + "." + segment(string(signature(signed, key)))
@@ -111,7 +112,7 @@ func segment(text string) string { return base64.RawURLEncoding.EncodeToString([
 
 func encode(v any) string { return string(must(json.Marshal(v))) }
 
-// pemOf writes the public parts of keys, one after the other.
+// pemOf returns the public keys in PEM, one after the other.
 func pemOf(keys ...crypto.Signer) string {
 	var b strings.Builder
 	for _, k := range keys {
@@ -129,19 +130,19 @@ func writeKeyFile(t testing.TB, content string) string {
 	return path
 }
 
-// A testVerifier is a verifier with what it said and counted.
+// A testVerifier is a verifier with its metrics and logs.
 type testVerifier struct {
 	*Verifier
 	t        testing.TB
 	registry *prometheus.Registry
-	logged   *logBuffer
+	logged   *testkit.Logs
 }
 
-// openVerifier makes a verifier that ends with the test.
+// openVerifier returns a verifier that is closed with the test.
 func openVerifier(t testing.TB, cfg Config) *testVerifier {
 	t.Helper()
-	w := &testVerifier{t: t, registry: prometheus.NewRegistry(), logged: new(logBuffer)}
-	cfg.Registerer, cfg.Logger = w.registry, slog.New(slog.NewTextHandler(w.logged, nil))
+	w := &testVerifier{t: t, registry: prometheus.NewRegistry(), logged: new(testkit.Logs)}
+	cfg.Registerer, cfg.Logger = w.registry, w.logged.Logger()
 	v, err := New(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +157,7 @@ func openVerifier(t testing.TB, cfg Config) *testVerifier {
 	return w
 }
 
-// accepts fails the test unless the token is good.
+// accepts fails the test unless the token is valid.
 func (w *testVerifier) accepts(token string) Identity {
 	w.t.Helper()
 	identity, err := w.Verify(context.Background(), token)
@@ -166,8 +167,8 @@ func (w *testVerifier) accepts(token string) Identity {
 	return identity
 }
 
-// refuses fails the test unless the token is refused for this reason, and
-// without a word of its own.
+// refuses fails the test unless the token is refused for this reason, with an error
+// that does not quote it.
 func (w *testVerifier) refuses(token string, want error) error {
 	w.t.Helper()
 	identity, err := w.Verify(context.Background(), token)
@@ -188,7 +189,7 @@ func (w *testVerifier) refuses(token string, want error) error {
 	return err
 }
 
-// metric returns a counter or gauge; label is the one value of its label.
+// metric returns a counter or gauge. label is the value of its only label.
 func (w *testVerifier) metric(name, label string) float64 {
 	w.t.Helper()
 	families, err := w.registry.Gather()
@@ -206,28 +207,7 @@ func (w *testVerifier) metric(name, label string) float64 {
 	return 0
 }
 
-// logBuffer is what was logged, for several goroutines.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// count is how many lines say a text.
-func (l *logBuffer) count(says string) int { return strings.Count(l.String(), says) }
-
-// jwk shows a key as a JWKS does.
+// jwk returns the JWK of a key, with changes.
 func jwk(key any, change jsonObject) jsonObject {
 	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 	var m jsonObject

@@ -2,24 +2,24 @@ package auth
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// How a fetch of the JWKS ended: the values of the label result of
+// The results of a fetch of the JWKS: the values of the label result of
 // auth_jwks_refreshes_total.
 const (
 	refreshOK     = "ok"
-	refreshFailed = "failed" // the keys that were there stay in use
-	refreshEmpty  = "empty"  // a set that holds no key for tokens: nothing is left to check with
+	refreshFailed = "failed" // the keys before it stay in use
+	refreshEmpty  = "empty"  // the set has no key for tokens, so that no token can be checked
 )
 
-// metrics of one verifier. They are made with a registry that is passed in, so
-// that several nodes can live in one process.
+// metrics are those of one verifier. The registry is an argument, so that several
+// nodes can run in one process.
 type metrics struct {
 	tokens    map[string]prometheus.Counter // by result, read only
 	up        prometheus.Gauge
 	refreshes map[string]prometheus.Counter // by result, read only
 }
 
-// newMetrics leaves those about the JWKS unregistered where there is none: an
-// auth_jwks_up of 0 always means trouble.
+// newMetrics does not register the metrics of the JWKS if there is none, so that
+// auth_jwks_up is 0 only in case of trouble.
 func newMetrics(reg prometheus.Registerer, jwks bool) *metrics {
 	m := &metrics{
 		tokens:    make(map[string]prometheus.Counter),
@@ -53,7 +53,7 @@ func newMetrics(reg prometheus.Registerer, jwks bool) *metrics {
 	return m
 }
 
-// recordRefresh notes how a fetch of the JWKS ended.
+// recordRefresh counts the result of a fetch of the JWKS.
 func (m *metrics) recordRefresh(result string) {
 	m.refreshes[result].Inc()
 	if result == refreshOK {

@@ -7,18 +7,18 @@ import (
 	"unicode/utf8"
 )
 
-// visitObject hands each member of a JSON object to visit, in order, and stops at
-// the first error. It is stricter than encoding/json on the points where two
-// readers of one token may come to differ: a name that comes twice is refused
-// (encoding/json would take the last value), names count as they are written
-// (a struct would take SUB for sub), and the text must be UTF-8 (invalid bytes
-// would all become the same replacement character).
+// visitObject calls visit for each member of a JSON object, in order, and stops at
+// the first error. It is stricter than encoding/json where two readers of one token
+// might disagree. It refuses a repeated name, of which encoding/json would use the
+// last value. It compares names exactly, where a struct would accept SUB for sub.
+// And it refuses text that is not UTF-8, where encoding/json would replace all
+// invalid bytes by the same character.
 func visitObject(text []byte, visit func(name string, value json.RawMessage) error) error {
 	if !utf8.Valid(text) || !json.Valid(text) {
 		return errors.New("is not JSON in UTF-8")
 	}
-	// From here on the text is known to be valid: only where things end is
-	// looked for.
+	// The text is valid from here on, so that only the ends of its values must be
+	// found.
 	rest := bytes.TrimLeft(text, whitespace)
 	if rest[0] != '{' {
 		return errors.New("is not a JSON object")
@@ -41,13 +41,14 @@ func visitObject(text []byte, visit func(name string, value json.RawMessage) err
 	return nil
 }
 
-// What JSON allows between two values, beside commas and colons.
+// whitespace is what JSON allows between two tokens.
 const whitespace = " \t\r\n"
 
-// skipSeparators drops what stands before the next name, value or end.
+// skipSeparators skips white space, commas and colons before the next name, value
+// or end.
 func skipSeparators(valid []byte) []byte { return bytes.TrimLeft(valid, whitespace+",:") }
 
-// valueEnd returns where the value ends that a valid text begins with.
+// valueEnd returns the length of the value at the start of a valid text.
 func valueEnd(valid []byte) int {
 	depth := 0
 	for i := 0; ; i++ {
@@ -75,7 +76,7 @@ func valueEnd(valid []byte) int {
 	}
 }
 
-// unquote reads a JSON string, and says whether the value is one.
+// unquote reads a JSON string, and reports whether the value is one.
 func unquote(value json.RawMessage) (string, bool) {
 	if len(value) == 0 || value[0] != '"' {
 		return "", false

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// membersOf lists what object hands out.
+// membersOf lists the members that visitObject visits.
 func membersOf(text string) (list []string, err error) {
 	err = visitObject([]byte(text), func(name string, value json.RawMessage) error {
 		list = append(list, name+"="+string(value))
@@ -54,7 +54,7 @@ func TestInvalidObjects(t *testing.T) {
 	}
 }
 
-// encoding/json reads the same names and values, where it reads any.
+// Where encoding/json reads an object, visitObject reads the same names and values.
 func FuzzObject(f *testing.F) {
 	f.Add(`{"a":1,"b":[{"c":"\"}"}],"d":-1e5,"e":{"f":null}}`)
 	f.Add(`{"a":1,"a":2}`)
@@ -73,7 +73,7 @@ func FuzzObject(f *testing.F) {
 			return
 		}
 		if err != nil {
-			return // stricter, on purpose
+			return // visitObject is stricter on purpose
 		}
 		if len(got) != len(want) {
 			t.Errorf("%d members, want %d", len(got), len(want))

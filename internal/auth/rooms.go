@@ -9,13 +9,14 @@ import (
 	"switchyard/internal/message"
 )
 
-// Bounds on patterns: what one identity costs in memory, and one question in time.
+// Bounds on patterns. They bound the memory of an identity and the time of one
+// check.
 const (
 	maxPatterns  = 256
 	maxWildcards = 8 // in one pattern
 )
 
-// rights are what one pattern gives, a bit each.
+// rights are the rights that one pattern grants, one bit each.
 type rights uint8
 
 const (
@@ -23,18 +24,17 @@ const (
 	rightWrite                    // w: publish, signal
 )
 
-// Permissions say which rooms a user may use, and how. The zero value opens none. It
-// never changes once made, so that connections may share it.
+// Permissions say which rooms a user may use, and how. The zero value allows none.
+// It is immutable, so that connections may share it.
 //
-// A pattern is the name of a room, in which each * stands for any run of
-// characters, none too. Nothing else is special, * does not stop at dots or
-// colons, and ** means what * does. Where several patterns fit a room, their
-// rights add up; there is no pattern that takes away. Permissions that begin with _
-// fit no pattern.
+// A pattern is the name of a room in which each * matches any run of characters,
+// also an empty one. Nothing else is special: * does not stop at dots or colons,
+// and ** means the same as *. Where several patterns match a room, their rights add
+// up; no pattern takes rights away. Rooms that begin with _ match no pattern.
 type Permissions struct {
-	// grants are the exact names, sorted, and after them those with wildcards.
+	// grants are the exact names, sorted, followed by the patterns with wildcards.
 	grants []grant
-	exact  int // how many are exact
+	exact  int // the number of exact names
 }
 
 type grant struct {
@@ -42,8 +42,9 @@ type grant struct {
 	rights  rights
 }
 
-// ParsePermissions reads pattern:rights separated by commas, as in
-// "public.*:r,lobby:rw". Room names hold colons: the last one counts.
+// ParsePermissions reads pattern:rights, separated by commas, as in
+// "public.*:r,lobby:rw". A room's name may contain colons, so the last one
+// separates the rights.
 func ParsePermissions(text string) (Permissions, error) {
 	var grants []grant
 	for item := range strings.SplitSeq(text, ",") {
@@ -67,8 +68,8 @@ func ParsePermissions(text string) (Permissions, error) {
 	return newPermissions(grants)
 }
 
-// newGrant checks one pattern and its rights. The errors continue a sentence
-// and hold nothing of either: they come from tokens, too.
+// newGrant checks one pattern and its rights. Its errors continue a sentence that
+// begins with the pattern. They quote neither, because both may come from a token.
 func newGrant(pattern, letters string) (grant, error) {
 	if pattern == "" || len(pattern) > message.MaxRoomLength {
 		return grant{}, fmt.Errorf("must be 1 to %d bytes long", message.MaxRoomLength)
@@ -96,7 +97,7 @@ func newGrant(pattern, letters string) (grant, error) {
 	return grant{pattern, given}, nil
 }
 
-// newPermissions takes over the grants.
+// newPermissions sorts the grants, and keeps them.
 func newPermissions(grants []grant) (Permissions, error) {
 	if len(grants) > maxPatterns {
 		return Permissions{}, fmt.Errorf("there are %d patterns, over %d", len(grants), maxPatterns)
@@ -124,8 +125,8 @@ func newPermissions(grants []grant) (Permissions, error) {
 
 func (g grant) isExact() bool { return strings.IndexByte(g.pattern, '*') < 0 }
 
-// allow says whether the patterns that fit a room give the right. It runs for
-// each publish, and allocates nothing.
+// allow reports whether a pattern that matches the room grants the right. It runs
+// for each publish, and allocates nothing.
 func (r Permissions) allow(room string, right rights) bool {
 	i, found := slices.BinarySearchFunc(r.grants[:r.exact], room, func(g grant, room string) int {
 		return strings.Compare(g.pattern, room)
@@ -141,9 +142,9 @@ func (r Permissions) allow(room string, right rights) bool {
 	return false
 }
 
-// matches says whether a pattern that has a * fits a name. What stands between two
-// * is looked for once, from where the one before it ended: taking the leftmost
-// place each time leaves most room for the rest, so nothing is tried twice.
+// matches reports whether a pattern with a * matches a name. It searches once for
+// the text between two *, from the end of the text before. The leftmost match
+// leaves the most room for the rest, so that no backtracking is needed.
 func matches(pattern, name string) bool {
 	before, rest, _ := strings.Cut(pattern, "*")
 	name, ok := strings.CutPrefix(name, before)

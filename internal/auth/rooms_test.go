@@ -37,7 +37,7 @@ func TestPatternsThatMatch(t *testing.T) {
 	}
 	for _, tt := range tests {
 		if !may(t, tt.pattern+":r", tt.room, Join) {
-			t.Errorf("%s does not fit %s", tt.pattern, tt.room)
+			t.Errorf("%s does not match %s", tt.pattern, tt.room)
 		}
 	}
 }
@@ -48,13 +48,13 @@ func TestPatternsThatDoNotMatch(t *testing.T) {
 		{"lobby", "lobby2"},
 		{"lobby", "my-lobby"},
 		{"orders.*", "orders"},
-		{"orders.*", "ordersX7"}, // a dot is a dot
+		{"orders.*", "ordersX7"}, // a dot is not special
 		{"orders.*", "xorders.7"},
 		{"*.7", "orders.77"},
-		{"user:*:inbox", "user:inbox"}, // the two colons are two
+		{"user:*:inbox", "user:inbox"}, // the two colons are separate
 		{"user:*:inbox", "user:ada:inboxes"},
 		{"a*b*c", "acb"},
-		{"ab*ba", "aba"}, // no character counts twice
+		{"ab*ba", "aba"}, // a character matches only once
 		{"*ab*ab*", "aab"},
 		{"a*a", "a"},
 		{"*", "_canary.n1"},
@@ -64,7 +64,7 @@ func TestPatternsThatDoNotMatch(t *testing.T) {
 	}
 	for _, tt := range tests {
 		if may(t, tt.pattern+":rw", tt.room, Join) {
-			t.Errorf("%s fits %q", tt.pattern, tt.room)
+			t.Errorf("%s matches %q", tt.pattern, tt.room)
 		}
 	}
 }
@@ -79,7 +79,7 @@ func may(t *testing.T, patterns, room string, action Action) bool {
 	return identity.May(message.Room(room), action)
 }
 
-// A regular expression says the same, more slowly.
+// A regular expression means the same, more slowly.
 func TestPatternsMeanWhatARegularExpressionDoes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pattern := rapid.StringMatching(`[ab.:]{0,3}(\*[ab.:]{0,3}){1,5}`).Draw(t, "pattern")
@@ -105,10 +105,10 @@ func TestRightsByAction(t *testing.T) {
 		}
 	}
 	if may(t, "*:rw", "a", 255) || may(t, "*:rw", "a", 0) {
-		t.Error("something that is no action is allowed")
+		t.Error("an invalid action is allowed")
 	}
 	if new(Identity).May("a", Join) {
-		t.Error("nobody may join")
+		t.Error("the zero Identity may join")
 	}
 }
 
@@ -118,7 +118,8 @@ func TestActionsHaveNames(t *testing.T) {
 	}
 }
 
-// Several patterns that fit add up, whichever comes first; none takes away.
+// The rights of several matching patterns add up, in any order. None takes rights
+// away.
 func TestRightsAddUp(t *testing.T) {
 	for _, patterns := range []string{"orders.*:r,orders.7:w", "orders.7:w,orders.*:r", "*:r,*.7:w", "*.7:w,o*:r,orders.7:r"} {
 		if !may(t, patterns, "orders.7", Join) || !may(t, patterns, "orders.7", Publish) || may(t, patterns, "orders.8", Publish) {
@@ -147,7 +148,7 @@ func TestManyPatterns(t *testing.T) {
 
 func TestListsOfPatterns(t *testing.T) {
 	if !may(t, " public.* : r , lobby:rw,, orders:*:rw ,", "orders:7", Publish) {
-		t.Error("the last colon is not the one that counts")
+		t.Error("the rights do not begin at the last colon")
 	}
 	tests := []struct{ list, says string }{
 		{"", "there is no pattern"},
@@ -176,7 +177,7 @@ func TestListsOfPatterns(t *testing.T) {
 	}
 }
 
-// It is asked for each publish.
+// May is called for each publish.
 func TestMayAllocatesNothing(t *testing.T) {
 	rooms, err := ParsePermissions("news:r,orders.*:rw,user:*:inbox:r,a*b*c*d:w")
 	if err != nil {

@@ -12,35 +12,35 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config is what a verifier needs. Logger is required. Without any key
-// everybody is anonymous.
+// Config is what a verifier needs. Logger is required. Without any key every client
+// is anonymous.
 type Config struct {
-	// JWTSecrets sign HS256 tokens. Several are valid at once, so that one can
-	// be replaced without a gap. Each has 32 bytes at least.
+	// JWTSecrets verify HS256 tokens. Several are valid at the same time, so that
+	// one can be replaced without a gap. Each has at least 32 bytes.
 	JWTSecrets []string
 	// KeyFile holds public keys in PEM: RSA, EC on P-256, Ed25519.
 	KeyFile string
-	// JWKSURL is where an issuer shows its public keys. It must be https, or
-	// http to this machine, unless JWKSAllowHTTP vouches for the way there.
+	// JWKSURL is the address of an issuer's public keys. It must be https, or http
+	// to this machine, unless JWKSAllowHTTP says that the network is trusted.
 	JWKSURL       string
 	JWKSAllowHTTP bool
-	// JWKSRefresh is how often the keys are fetched, 5 min by default. While
-	// that fails, those fetched last are used for JWKSMaxStale, 24 h by default.
+	// JWKSRefresh is the time between two fetches of the keys, 5 min by default.
+	// While fetches fail, the last keys are used for JWKSMaxStale, 24 h by default.
 	JWKSRefresh  time.Duration
 	JWKSMaxStale time.Duration
-	// Issuer is what the claim iss must be, and Audience one of what aud must
-	// hold. Empty ones are not asked for.
+	// Issuer is the required value of the claim iss. Audience lists the values of
+	// which the claim aud must contain one. Empty settings are not checked.
 	Issuer   string
 	Audience []string
-	// Leeway is by how much the clocks of issuers may differ from ours, at most
-	// maxLeeway.
+	// Leeway is the tolerated difference between the clocks of the issuer and this
+	// node, at most maxLeeway.
 	Leeway time.Duration
-	// Anonymous says who comes in without a token: auto or "" (everybody when
-	// no key is configured, else nobody), on, off, or patterns as ParsePermissions
-	// takes them, for the rooms that are open to all.
+	// Anonymous says which clients may connect without a token: auto or "" (all if
+	// no key is configured, else none), on, off, or patterns for ParsePermissions
+	// that name the rooms open to all.
 	Anonymous string
-	// HTTPClient fetches the JWKS; nil stands for one of this package's own.
-	// Redirects are not followed, whatever it says.
+	// HTTPClient fetches the JWKS. Nil means a client of this package. Redirects
+	// are never followed.
 	HTTPClient *http.Client
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -54,7 +54,7 @@ const (
 	defaultStale   = 24 * time.Hour
 )
 
-// allRooms is what anonymous users may do where no key says who anybody is.
+// allRooms is what anonymous users may do where no key is configured.
 const allRooms = "*:rw"
 
 func (c *Config) defaults() {
@@ -66,12 +66,12 @@ func (c *Config) defaults() {
 	}
 }
 
-// hasKeys says whether tokens can be checked.
+// hasKeys reports whether any key is configured.
 func (c *Config) hasKeys() bool {
 	return len(c.JWTSecrets) > 0 || c.KeyFile != "" || c.JWKSURL != ""
 }
 
-// check names every setting that can't be right, and what to do about it.
+// check returns an error that names every invalid setting and its remedy.
 func (c *Config) check() error {
 	var mistakes []error
 	wrong := func(bad bool, format string, args ...any) {
@@ -95,8 +95,8 @@ func (c *Config) check() error {
 	return errors.Join(mistakes...)
 }
 
-// checkJWKSURL refuses what would let others say which keys are right. Its
-// errors continue a sentence.
+// checkJWKSURL refuses an address that would let others supply keys. Its errors
+// continue a sentence that begins with the setting.
 func checkJWKSURL(text string, allowHTTP bool) error {
 	u, err := url.Parse(text)
 	switch {
@@ -119,7 +119,8 @@ func isLoopback(host string) bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-// anonymous returns what those without a token may do, and whether they come in.
+// anonymous returns the permissions of clients without a token, and whether such
+// clients may connect.
 func (c *Config) anonymous() (Permissions, bool, error) {
 	patterns := c.Anonymous
 	switch {

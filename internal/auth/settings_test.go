@@ -40,8 +40,8 @@ func TestInvalidSettingsAreNamed(t *testing.T) {
 		{"an audience and no key", Config{Audience: []string{"me"}}, []string{"AUTH_AUDIENCE", "AUTH_JWKS_URL"}},
 		{"an endless issuer", Config{JWTSecrets: []string{long}, Issuer: strings.Repeat("i", 513)}, []string{"AUTH_ISSUER has 513 bytes, over 512"}},
 		{"an empty audience", Config{JWTSecrets: []string{long}, Audience: []string{"a", ""}}, []string{"AUTH_AUDIENCE", "1 to 512"}},
-		{"nobody may come in", Config{Anonymous: "off"}, []string{"AUTH_ANONYMOUS=off", "AUTH_JWT_SECRET"}},
-		{"everybody, beside tokens", Config{JWTSecrets: []string{long}, Anonymous: "on"}, []string{"AUTH_ANONYMOUS=on", "public.*:r"}},
+		{"no client may connect", Config{Anonymous: "off"}, []string{"AUTH_ANONYMOUS=off", "AUTH_JWT_SECRET"}},
+		{"anonymous clients beside tokens", Config{JWTSecrets: []string{long}, Anonymous: "on"}, []string{"AUTH_ANONYMOUS=on", "public.*:r"}},
 		{"patterns without rights", Config{Anonymous: "lobby"}, []string{"AUTH_ANONYMOUS", "lobby:rw"}},
 		{"neither on nor off", Config{Anonymous: "true"}, []string{"AUTH_ANONYMOUS", "auto, on, off or patterns"}},
 		{"a pattern that can't be", Config{Anonymous: "a/b:r"}, []string{"AUTH_ANONYMOUS", "pattern 1"}},
@@ -71,7 +71,7 @@ func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err == nil || strings.Count(err.Error(), "\n") != 4 {
-		t.Errorf("5 mistakes are told as %v", err)
+		t.Errorf("want 5 mistakes, got %v", err)
 	}
 }
 
@@ -93,8 +93,8 @@ func TestAnonymousAccess(t *testing.T) {
 		name, anonymous string
 		secrets         []string
 		open            bool
-		reads, writes   bool // the room public.a
-		others          bool // may read another one
+		reads, writes   bool // in the room public.a
+		others          bool // may read another room
 	}{
 		{"nothing is configured", "", nil, true, true, true, true},
 		{"auto without a key", "auto", nil, true, true, true, true},
@@ -105,7 +105,7 @@ func TestAnonymousAccess(t *testing.T) {
 		{"off with a key", "off", keys, false, false, false, false},
 		{"patterns beside tokens", "public.*:r", keys, true, true, false, false},
 		{"patterns to write, beside tokens", "public.*:w", keys, true, false, true, false},
-		{"everything, said outright", "*:rw", keys, true, true, true, true},
+		{"all rooms by a pattern", "*:rw", keys, true, true, true, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -118,7 +118,7 @@ func TestAnonymousAccess(t *testing.T) {
 	}
 }
 
-// Two nodes in one process, each with a registry of its own, and none at all.
+// Two verifiers in one process have a registry each, or none.
 func TestMetricsAreThereFromTheStart(t *testing.T) {
 	w := openVerifier(t, Config{JWTSecrets: []string{secret}})
 	for _, result := range []string{"ok", "missing", "malformed", "signature", "algorithm", "expired", "not_yet", "issuer", "audience", "user", "rooms", "unavailable"} {

@@ -8,30 +8,31 @@ import (
 	"strings"
 )
 
-// Bounds on what a token may make us read, in bytes.
+// Bounds on a token, in bytes.
 const (
 	maxToken = 8 << 10
 	maxKeyID = 256
 )
 
-// A token is a JWS in its compact form, taken apart. Nothing of it is proven.
+// A token is a parsed JWS in compact form. None of it is verified yet.
 type token struct {
 	algorithm string
 	keyID     string // "" when it names no key
-	signed    string // header and payload, as they were signed
+	signed    string // header and payload, as the issuer signed them
 	payload   []byte
 	signature []byte
 }
 
-// alphabet is base64url without padding. Go's decoder would skip line breaks.
+// alphabet is that of base64url without padding. It is checked first, because Go's
+// decoder would skip line breaks.
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
-// base64url refuses spare bits in the last character: one signature has one
-// spelling.
+// base64url refuses unused bits in the last character, so that each signature has
+// only one spelling.
 var base64url = base64.RawURLEncoding.Strict()
 
-// parseToken takes a token apart and reads its header, no claim yet: those
-// mean nothing before the signature is checked.
+// parseToken parses a token and its header. It reads no claim: claims mean nothing
+// before the signature is verified.
 func parseToken(s string) (token, error) {
 	switch {
 	case s == "":
@@ -61,10 +62,9 @@ func parseToken(s string) (token, error) {
 	return t, nil
 }
 
-// readHeader takes alg and kid. Keys that a header brings along (jwk, x5c) or
-// points to (jku, x5u) are not looked at: a key is trusted for where it was
-// configured, never for what a token says. What changes how the rest is to be
-// read is refused.
+// readHeader reads alg and kid. It ignores keys that a header contains (jwk, x5c)
+// or points to (jku, x5u): a key is trusted because it is configured, never because
+// a token names it. It refuses parameters that would change how the rest is read.
 func (t *token) readHeader(header []byte) error {
 	err := visitObject(header, func(name string, value json.RawMessage) error {
 		ok := true

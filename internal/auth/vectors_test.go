@@ -7,10 +7,10 @@ import (
 	"testing/synctest"
 )
 
-// Tokens that others made: the examples of RFC 7515, appendix A, and RFC 8037,
-// appendix A.4, byte for byte. Their payload (of the first three) is
-// {"iss":"joe", "exp":1300819380, ...}: it names no user, and so a signature
-// that is right shows as ErrUser, in a bubble whose clock begins in 2000.
+// Tokens made by others: the examples of RFC 7515, appendix A, and RFC 8037,
+// appendix A.4, byte for byte. The payload of the first three is {"iss":"joe",
+// "exp":1300819380, ...}. It names no user, so a valid signature gives ErrUser, in
+// a bubble whose clock begins in 2000.
 const (
 	rfcPayload = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
 
@@ -23,7 +23,7 @@ const (
 	rfcES256JWK = `{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}`
 	rfcES256    = "eyJhbGciOiJFUzI1NiJ9." + rfcPayload + ".DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
 
-	// Its payload is a sentence: a signature that is right shows as ErrMalformed.
+	// The payload is a sentence, so a valid signature gives ErrMalformed.
 	rfcEdDSAJWK = `{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}`
 	rfcEdDSA    = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg"
 )
@@ -51,7 +51,8 @@ func TestTokensOfTheRFCs(t *testing.T) {
 				}
 				w := openVerifier(t, cfg)
 				w.refuses(tt.token, tt.right)
-				// One character of the payload more, and one of the signature.
+				// One character of the payload, then one of the signature, is
+				// changed.
 				at := len(tt.token) - 90
 				w.refuses(tt.token[:at]+flip(tt.token[at])+tt.token[at+1:], ErrSignature)
 				at = len(tt.token) - 20
@@ -59,7 +60,7 @@ func TestTokensOfTheRFCs(t *testing.T) {
 			})
 		})
 	}
-	// Today the clock says that the first three have ended long ago.
+	// Outside of the bubble the first three have expired long ago.
 	openVerifier(t, Config{JWTSecrets: []string{string(key)}}).refuses(rfcHS256, ErrExpired)
 }
 

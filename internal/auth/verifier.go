@@ -1,10 +1,11 @@
-// Package auth turns a credential into an Identity, and says what it may do.
+// Package auth turns a credential into an Identity, and says what the identity may
+// do.
 //
-// The libraries do the cryptography (golang-jwt) and choose keys of a JWKS
-// (keyfunc, jwkset). What is read, in which order, and what is trusted is
-// decided here, since a token comes from a stranger: bounds first; the
-// algorithm from the key, never from the token; the signature before any
-// claim; and no claim or header read in two ways (see object).
+// The libraries do the cryptography (golang-jwt) and select keys from a JWKS
+// (keyfunc, jwkset). This package decides what is read, in which order, and what is
+// trusted, because a token comes from a stranger. Bounds come first. The key
+// decides the algorithm, never the token. The signature is verified before any
+// claim is read. No claim or header can be read in two ways (see visitObject).
 package auth
 
 import (
@@ -17,25 +18,25 @@ import (
 	"time"
 )
 
-// A Verifier checks tokens. It may be used from many goroutines.
+// A Verifier verifies tokens. It is safe for concurrent use.
 type Verifier struct {
-	// secrets and public count the keys, to be told.
+	// The numbers of keys, for the log.
 	secretCount, publicKeyCount int
 
 	// Static after New.
 	cfg              Config
 	log              *slog.Logger
 	metrics          *metrics
-	keys             []key           // secrets and keys of the file
+	keys             []key           // secrets, then keys of the file
 	accepted         map[string]bool // algorithms for which there may be a key
 	jwks             *jwks           // nil without AUTH_JWKS_URL
 	anonymous        Permissions
-	anonymousAllowed bool // to anonymous users
+	anonymousAllowed bool // whether clients without a token may connect
 }
 
-// New returns a verifier, or an error that names each setting that can't be
-// right. It fetches the JWKS within some seconds, or goes on without: tokens
-// are then answered with ErrUnavailable until the keys have come.
+// New returns a verifier, or an error that names each invalid setting. It fetches
+// the JWKS, which takes some seconds at most. If that fails, Verify returns
+// ErrUnavailable until the keys have been fetched.
 func New(ctx context.Context, cfg Config) (*Verifier, error) {
 	cfg.defaults()
 	v := &Verifier{cfg: cfg, log: cfg.Logger.With("component", "auth"), accepted: make(map[string]bool)}
@@ -59,13 +60,13 @@ func New(ctx context.Context, cfg Config) (*Verifier, error) {
 		v.jwks = openJWKS(ctx, &v.cfg, v.log, v.metrics)
 	}
 	v.secretCount, v.publicKeyCount = len(secrets), len(public)
-	v.cfg.JWTSecrets = nil // no dump of a verifier shows them as text
+	v.cfg.JWTSecrets = nil // so that no dump of a verifier shows them as text
 	return v, nil
 }
 
-// LogConfig tells operators, in the log, how open their service is. It is called
-// once, when the service is about to serve: one that can't start has one thing
-// to say.
+// LogConfig logs which keys are configured and whether anonymous clients may
+// connect. Call it once, when the service is about to serve: a service that can't
+// start should log only the reason.
 func (v *Verifier) LogConfig() {
 	if v.secretCount == 0 && v.publicKeyCount == 0 && v.jwks == nil { // not cfg: the secrets are no longer there
 		v.log.Warn("no key is configured: whoever connects is anonymous and may use every room that AUTH_ANONYMOUS opens",
@@ -78,7 +79,7 @@ func (v *Verifier) LogConfig() {
 	}
 }
 
-// Close ends the refreshing of keys. Tokens may still be checked.
+// Close stops the refresh of keys. Verify may still be called.
 func (v *Verifier) Close(ctx context.Context) error {
 	if v.jwks == nil {
 		return nil
@@ -86,14 +87,15 @@ func (v *Verifier) Close(ctx context.Context) error {
 	return v.jwks.close(ctx)
 }
 
-// Anonymous returns who comes without a token, and whether they may come.
+// Anonymous returns the identity of clients without a token, and whether such
+// clients may connect.
 func (v *Verifier) Anonymous() (Identity, bool) {
 	return Identity{Permissions: v.anonymous}, v.anonymousAllowed
 }
 
-// Verify returns who a token speaks for. It waits only where the key may be
-// one that the JWKS has since the last fetch: for one fetch, or until ctx ends.
-// Each error has a Cause; ErrUnavailable says that nothing is known.
+// Verify returns the identity that a token proves. It blocks only if the key may be
+// in a newer JWKS: for one fetch, or until ctx ends. Each error has a Cause.
+// ErrUnavailable means that the token could not be checked.
 func (v *Verifier) Verify(ctx context.Context, credential string) (Identity, error) {
 	identity, err := v.verify(ctx, credential)
 	v.metrics.tokens[Cause(err)].Inc()
@@ -123,8 +125,9 @@ func (v *Verifier) verify(ctx context.Context, credential string) (Identity, err
 	return identity, nil
 }
 
-// checkSignature tries the keys that are for the token's algorithm: our own
-// first, which cost no fetch. Those have no names, so that its kid is left aside.
+// checkSignature tries the keys of the token's algorithm. It tries the configured
+// keys first, since they cost no fetch. They have no key IDs, so the token's kid
+// does not matter there.
 func (v *Verifier) checkSignature(ctx context.Context, t *token) error {
 	if !v.accepted[t.algorithm] {
 		return fmt.Errorf("%w: the keys are for %s", ErrAlgorithm, v.algorithms())
@@ -141,7 +144,7 @@ func (v *Verifier) checkSignature(ctx context.Context, t *token) error {
 	return v.jwks.check(ctx, t, method)
 }
 
-// algorithms lists what is accepted, for people.
+// algorithms lists the accepted algorithms, for an error text.
 func (v *Verifier) algorithms() string {
 	var names []string
 	for name := range v.accepted {

@@ -28,8 +28,8 @@ func TestTokensOfEachKindOfKey(t *testing.T) {
 	}
 }
 
-// The log says how open the service is, and does not cry wolf: a secret alone is
-// a key too.
+// The log warns if the service is open to everybody, and not if only a secret is
+// configured.
 func TestTheLogReportsAnonymousAccess(t *testing.T) {
 	for _, says := range []struct {
 		cfg  Config
@@ -46,8 +46,8 @@ func TestTheLogReportsAnonymousAccess(t *testing.T) {
 	}
 }
 
-// A secret is replaced in three starts: old; old and new; new. Tokens of each
-// time are good as long as their secret is listed.
+// A secret is replaced in three starts: old; old and new; new. Tokens are valid as
+// long as their secret is listed.
 func TestASecretIsReplacedWithoutAGap(t *testing.T) {
 	next := strings.Repeat("n", 40)
 	before, during, after := openVerifier(t, Config{JWTSecrets: []string{secret}}), openVerifier(t, Config{JWTSecrets: []string{next, secret}}), openVerifier(t, Config{JWTSecrets: []string{next}})
@@ -62,7 +62,7 @@ func TestAKeyOfTheFileIsReplacedWithoutAGap(t *testing.T) {
 	both := openVerifier(t, Config{KeyFile: writeKeyFile(t, pemOf(rsaOther(), rsaKey()))})
 	both.accepts(sign(rsaKey(), nil))
 	both.accepts(sign(rsaOther(), nil))
-	// Keys of a file have no names: whatever kid a token bears, they are tried.
+	// Keys of a file have no key IDs: they are tried whatever kid a token has.
 	both.accepts(signWith(jsonObject{"kid": "2024-05"}, rsaKey(), nil))
 	openVerifier(t, Config{KeyFile: writeKeyFile(t, pemOf(rsaOther()))}).refuses(sign(rsaKey(), nil), ErrSignature)
 }
@@ -147,7 +147,7 @@ func TestIssuerAndAudience(t *testing.T) {
 			}
 		})
 	}
-	// Nobody asked: nobody looks, so long as the types are right.
+	// Without the settings these claims are not checked, except for their types.
 	openVerifier(t, Config{JWTSecrets: []string{secret}}).accepts(sign(secret, jsonObject{"iss": "any", "aud": []string{"any"}}))
 }
 
@@ -199,6 +199,6 @@ func TestEachCauseHasItsOwnName(t *testing.T) {
 func TestAVerifierKeepsNoSecretText(t *testing.T) {
 	w := openVerifier(t, Config{JWTSecrets: []string{secret}})
 	if got := w.cfg.JWTSecrets; got != nil {
-		t.Errorf("the settings still hold %q", got)
+		t.Errorf("the settings still contain %q", got)
 	}
 }

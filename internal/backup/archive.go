@@ -16,18 +16,18 @@ import (
 	"time"
 )
 
-// An walArchive is what the WAL archive holds, as seen once. Segments lie in it
-// under PostgreSQL's names, as they are or with .gz behind the name.
+// A walArchive is a listing of the WAL archive at one moment. The files of the
+// archive have PostgreSQL's names, with .gz appended if they are compressed.
 type walArchive struct {
 	dir          string
-	segmentBytes int64              // of a segment
-	files        map[segment]string // name in dir
-	history      map[uint32][]fork  // by timeline, its ancestors, oldest first
-	newest       time.Time          // of the segment that came last
-	size         int64              // of all files
+	segmentBytes int64              // the size of a segment
+	files        map[segment]string // the name of each segment's file in dir
+	history      map[uint32][]fork  // the ancestors of each timeline, oldest first
+	newest       time.Time          // when the newest segment arrived
+	size         int64              // of all files, in bytes
 }
 
-// A fork is where a timeline left its parent.
+// A fork is the position at which a timeline left its parent.
 type fork struct {
 	parent uint32
 	at     LSN
@@ -35,7 +35,7 @@ type fork struct {
 
 const gz = ".gz"
 
-// readArchive lists the archive.
+// readArchive lists the archive, whose segments have this many bytes.
 func readArchive(dir string, bytes int64) (*walArchive, error) {
 	a := &walArchive{dir: dir, segmentBytes: bytes, files: map[segment]string{}, history: map[uint32][]fork{}}
 	entries, err := os.ReadDir(dir)
@@ -50,13 +50,14 @@ func readArchive(dir string, bytes int64) (*walArchive, error) {
 	return a, nil
 }
 
+// add adds a file of the archive, if it is a segment or a timeline's history.
 func (a *walArchive) add(e fs.DirEntry) error {
-	if e.IsDir() { // what a restore has staged
+	if e.IsDir() { // the staging folder of a restore
 		return nil
 	}
 	info, err := e.Info()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a temporary file that got its name meanwhile
+		return nil // a temporary file that was renamed since
 	}
 	if err != nil {
 		return fmt.Errorf("read the WAL archive: %w", err)
@@ -81,7 +82,7 @@ func (a *walArchive) add(e fs.DirEntry) error {
 	return nil
 }
 
-// readHistory reads the history file of a timeline: a line an ancestor.
+// readHistory reads the history file of a timeline, with a line for each ancestor.
 func (a *walArchive) readHistory(name string) (forks []fork, err error) {
 	r, err := a.open(name)
 	if err != nil {
@@ -95,11 +96,11 @@ func (a *walArchive) readHistory(name string) (forks []fork, err error) {
 			continue
 		}
 		if len(fields) < 2 {
-			return nil, a.corrupt(name, "a line has no position")
+			return nil, a.corrupt(name, "has a line without a position")
 		}
 		parent, err := strconv.ParseUint(fields[0], 10, 32)
 		if err != nil {
-			return nil, a.corrupt(name, "a line names no timeline")
+			return nil, a.corrupt(name, "has a line without a timeline")
 		}
 		at, err := ParseLSN(fields[1])
 		if err != nil {
@@ -111,23 +112,23 @@ func (a *walArchive) readHistory(name string) (forks []fork, err error) {
 		return nil, a.corrupt(name, err.Error())
 	}
 	if len(forks) == 0 {
-		return nil, a.corrupt(name, "it names no ancestor")
+		return nil, a.corrupt(name, "names no ancestor")
 	}
 	return forks, nil
 }
 
-// corrupt returns the error for a file that is not what it should be.
+// corrupt returns a DamageError for a file of the archive.
 func (a *walArchive) corrupt(name, why string) error {
 	return &DamageError{File: filepath.Join(a.dir, name), Why: why}
 }
 
 // A DamageError names a file of a backup or of the archive that is missing or
-// not what was written.
+// damaged. Why continues a sentence that begins with the file's name.
 type DamageError struct{ File, Why string }
 
 func (e *DamageError) Error() string { return e.File + " " + e.Why }
 
-// open opens a file of the archive and unpacks it.
+// open opens a file of the archive, and decompresses it if it is compressed.
 func (a *walArchive) open(name string) (io.ReadCloser, error) {
 	f, err := os.Open(filepath.Join(a.dir, name))
 	if err != nil {
@@ -138,20 +139,21 @@ func (a *walArchive) open(name string) (io.ReadCloser, error) {
 	}
 	r, err := gzip.NewReader(bufio.NewReaderSize(f, 1<<17))
 	if err != nil {
-		return nil, errors.Join(a.corrupt(name, "is corrupt: it is no gzip file"), f.Close())
+		return nil, errors.Join(a.corrupt(name, "is corrupt: it is not a gzip file"), f.Close())
 	}
 	return &gzipFile{Reader: r, file: f}, nil
 }
 
+// A gzipFile reads a compressed file. Close closes the file, too.
 type gzipFile struct {
 	*gzip.Reader
 	file *os.File
 }
 
-func (u *gzipFile) Close() error { return errors.Join(u.Reader.Close(), u.file.Close()) }
+func (g *gzipFile) Close() error { return errors.Join(g.Reader.Close(), g.file.Close()) }
 
-// latestTimeline returns the timeline that a recovery from this one ends on unless told
-// otherwise: the highest one that descends from it.
+// latestTimeline returns the timeline on which a recovery ends by default: the
+// highest one that descends from the given one.
 func (a *walArchive) latestTimeline(timeline uint32) uint32 {
 	last := timeline
 	for t, forks := range a.history {
@@ -162,17 +164,18 @@ func (a *walArchive) latestTimeline(timeline uint32) uint32 {
 	return last
 }
 
-// A chain is the segments of a recovery, in order.
+// A chain is the list of segments that a recovery replays, in order.
 type chain struct {
 	segments []segment
-	// missing is the first segment that is not there though later ones are, and
-	// after is how many of them there are.
+	// missing is the first segment that the archive lacks although it has later
+	// ones, and laterSegments is how many of these it has.
 	missing       string
 	laterSegments int
 }
 
-// chain returns the segments from start on the way to a timeline. Where a
-// timeline forks, the younger one's segment is taken, as PostgreSQL does.
+// chain returns the segments from start, on timeline from, to the end of timeline
+// to. Where both timelines of a fork have a segment it is the younger one's, as in
+// PostgreSQL.
 func (a *walArchive) chain(start LSN, from, to uint32) (c chain, err error) {
 	begins := map[uint32]uint64{from: segmentOf(start, a.segmentBytes)}
 	ends := map[uint32]uint64{}
@@ -181,7 +184,7 @@ func (a *walArchive) chain(start LSN, from, to uint32) (c chain, err error) {
 		forks := a.history[to]
 		i := slices.IndexFunc(forks, func(f fork) bool { return f.parent == from })
 		if i < 0 {
-			return c, fmt.Errorf("timeline %d does not descend from timeline %d, on which the backup was made: %s", to, from, filepath.Join(a.dir, fmt.Sprintf("%08X.history", to)))
+			return c, fmt.Errorf("timeline %d does not descend from timeline %d, on which the backup was made; see %s", to, from, filepath.Join(a.dir, fmt.Sprintf("%08X.history", to)))
 		}
 		for ; i < len(forks); i++ {
 			next := to
@@ -215,7 +218,8 @@ func (a *walArchive) chain(start LSN, from, to uint32) (c chain, err error) {
 	return c, nil
 }
 
-// lastNumber returns the highest number of a segment on the way.
+// lastNumber returns the highest number of a segment on the timelines of order,
+// each within its begin and end.
 func (a *walArchive) lastNumber(order []uint32, begins, ends map[uint32]uint64) (last uint64) {
 	for s := range a.files {
 		end, ended := ends[s.timeline]
@@ -226,6 +230,7 @@ func (a *walArchive) lastNumber(order []uint32, begins, ends map[uint32]uint64) 
 	return last
 }
 
+// pick returns the segment of a number on the youngest timeline that has it.
 func (a *walArchive) pick(number uint64, order []uint32, begins, ends map[uint32]uint64) (segment, bool) {
 	for _, t := range order {
 		end, ended := ends[t]
@@ -237,9 +242,9 @@ func (a *walArchive) pick(number uint64, order []uint32, begins, ends map[uint32
 	return segment{}, false
 }
 
-// checkSegment reads a segment whole: it must have its size, be of this database
-// cluster, and each page must be where it says. Whether each record is sound is
-// for PostgreSQL to say when it replays them.
+// checkSegment reads a segment to its end. It must have the right size, belong to
+// this database cluster, and each page must be at its address. It does not check
+// the records: PostgreSQL does that when it replays them.
 func (a *walArchive) checkSegment(s segment, systemID string) error {
 	name := a.files[s]
 	r, err := a.open(name)
@@ -253,7 +258,7 @@ func (a *walArchive) checkSegment(s segment, systemID string) error {
 	for offset := int64(0); offset < a.segmentBytes; offset += pageSize {
 		if _, err := io.ReadFull(r, page); err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				return a.corrupt(name, fmt.Sprintf("is cut short: it ends after less than %d of %d bytes", offset+pageSize, a.segmentBytes))
+				return a.corrupt(name, fmt.Sprintf("is truncated: it has less than %d of %d bytes", offset+pageSize, a.segmentBytes))
 			}
 			return a.corrupt(name, fmt.Sprintf("is corrupt: %v", err))
 		}
@@ -265,15 +270,16 @@ func (a *walArchive) checkSegment(s segment, systemID string) error {
 	switch n, err := r.Read(page[:1]); {
 	case n > 0:
 		return a.corrupt(name, fmt.Sprintf("is corrupt: it has more than %d bytes", a.segmentBytes))
-	case err != nil && !errors.Is(err, io.EOF): // gzip's own sum
+	case err != nil && !errors.Is(err, io.EOF): // gzip's checksum
 		return a.corrupt(name, fmt.Sprintf("is corrupt: %v", err))
 	}
 	return nil
 }
 
-// checkPage holds the header of a WAL page against its place. The layout is
-// that of XLogPageHeaderData, the same since PostgreSQL 9.3: magic, info,
-// timeline, address; a long header adds the system identifier.
+// checkPage compares the header of a WAL page with the page's address, and returns
+// what is wrong, or "". The layout is that of XLogPageHeaderData, unchanged since
+// PostgreSQL 9.3: magic, info, timeline, address; the long header of a segment's
+// first page adds the system identifier.
 func checkPage(page []byte, address uint64, first bool, systemID string) string {
 	magic := binary.LittleEndian.Uint16(page)
 	at := binary.LittleEndian.Uint64(page[8:])
@@ -281,13 +287,13 @@ func checkPage(page []byte, address uint64, first bool, systemID string) string 
 		return "" // never written: the segment was switched before it was full
 	}
 	if at != address {
-		return fmt.Sprintf("the page at %s says that it is the one at %s", LSN(address), LSN(at))
+		return fmt.Sprintf("the page at %s has the address %s", LSN(address), LSN(at))
 	}
 	if !first {
 		return ""
 	}
 	if id := strconv.FormatUint(binary.LittleEndian.Uint64(page[24:]), 10); systemID != "" && id != systemID {
-		return fmt.Sprintf("it is of the database cluster %s, not of %s", id, systemID)
+		return fmt.Sprintf("it belongs to the database cluster %s, not to %s", id, systemID)
 	}
 	return ""
 }

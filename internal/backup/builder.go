@@ -20,76 +20,76 @@ import (
 	"time"
 )
 
-// A builder is a backup under way.
+// A builder writes one backup into a folder. It is not safe for concurrent use.
 type builder struct {
 	repository *Repository
 	dir        string
 	manifest   Manifest
 }
 
-// Bounds on programs whose work grows with the database, and on those that ask
-// one thing.
+// Bounds on programs whose work grows with the database, and on short queries.
 const (
 	longLimit  = 12 * time.Hour
 	shortLimit = 2 * time.Minute
 )
 
-func (m *builder) build(ctx context.Context, o Options) error {
+// build writes all files of the backup, the manifest last.
+func (b *builder) build(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithTimeout(ctx, longLimit)
 	defer cancel()
-	service, err := m.repository.findPrimary(ctx)
+	service, err := b.repository.findPrimary(ctx)
 	if err != nil {
 		return err
 	}
-	run := runOn(m.repository.Runner, service)
-	size, err := m.inspectDatabase(ctx, run)
+	run := runOn(b.repository.Runner, service)
+	size, err := b.inspectDatabase(ctx, run)
 	if err != nil {
 		return err
 	}
-	// The base with its own WAL and the dump, packed: never more than the data
-	// and a little, and the archive goes on beside it.
-	if err := m.repository.requireSpace(size + 4*m.manifest.SegmentBytes); err != nil {
+	// The compressed base, with its own WAL, and the dump together need no more
+	// than the data; the archive grows at the same time.
+	if err := b.repository.requireSpace(size + 4*b.manifest.SegmentBytes); err != nil {
 		return err
 	}
 	steps := []struct {
 		name string
 		do   func() error
 	}{
-		{"rooms", func() error { return m.roomHeads(ctx, run) }},
-		{"base backup", func() error { return m.baseBackup(ctx, run) }},
+		{"rooms", func() error { return b.roomHeads(ctx, run) }},
+		{"base backup", func() error { return b.baseBackup(ctx, run) }},
 		{"dump", func() error {
 			if o.SkipDump {
 				return nil
 			}
-			return m.writeFile(dumpFile, func(w io.Writer) error {
+			return b.writeFile(dumpFile, func(w io.Writer) error {
 				return run(ctx, Program{Args: []string{"pg_dump", "--format=custom", "--compress=1", "--lock-wait-timeout=60s"}, Stdout: w})
 			})
 		}},
-		{"Redis", func() error { return m.redisSnapshot(ctx) }},
-		{"certificates", func() error { return m.certificates(ctx) }},
-		{"configuration", func() error { return m.configuration(ctx) }},
-		// Last: it has had all that time to come.
-		{"WAL archive", func() error { return m.waitArchived(ctx, run) }},
+		{"Redis", func() error { return b.redisSnapshot(ctx) }},
+		{"certificates", func() error { return b.certificates(ctx) }},
+		{"configuration", func() error { return b.configuration(ctx) }},
+		// Last, so that archive_command had all that time.
+		{"WAL archive", func() error { return b.waitArchived(ctx, run) }},
 	}
 	for _, step := range steps {
 		began := time.Now()
 		if err := step.do(); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
-		m.repository.Logger.Info("backed up", "part", step.name, "took", time.Since(began).Round(time.Millisecond))
+		b.repository.Logger.Info("backed up", "part", step.name, "took", time.Since(began).Round(time.Millisecond))
 	}
-	m.manifest.Finished = time.Now().UTC()
-	return writeJSON(filepath.Join(m.dir, manifestFile), m.manifest)
+	b.manifest.Finished = time.Now().UTC()
+	return writeJSON(filepath.Join(b.dir, manifestFile), b.manifest)
 }
 
-// findPrimary returns the service that takes writes: the replica's, once it was
-// promoted.
-func (v *Repository) findPrimary(ctx context.Context) (string, error) {
+// findPrimary returns the service that takes writes, which is the former standby
+// after a promotion.
+func (repo *Repository) findPrimary(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
 	var errs []error
 	for _, service := range []string{PostgresService, PostgresReplicaService} {
-		answer, err := output(ctx, runOn(v.Runner, service), "psql", "-XAtc", "SELECT pg_is_in_recovery()")
+		answer, err := output(ctx, runOn(repo.Runner, service), "psql", "-XAtc", "SELECT pg_is_in_recovery()")
 		if err == nil && answer == "f" {
 			return service, nil
 		}
@@ -98,12 +98,13 @@ func (v *Repository) findPrimary(ctx context.Context) (string, error) {
 		}
 	}
 	if len(errs) == 0 {
-		return "", errors.New("no primary: both servers are in recovery; switchyard promote-replica makes one")
+		return "", errors.New("no primary: both servers are in recovery; switchyard promote-replica promotes one")
 	}
 	return "", fmt.Errorf("no primary can be reached: %w", joinLine(errs))
 }
 
-// joinLine joins errors in one line.
+// joinLine joins errors in one line. Unlike errors.Join it needs at least one, and
+// none may be nil.
 func joinLine(errs []error) error {
 	texts := make([]string, len(errs))
 	for i, err := range errs {
@@ -116,9 +117,9 @@ const sqlDatabaseInfo = `SELECT current_setting('server_version'), current_setti
  (SELECT system_identifier FROM pg_control_system()), current_database(), pg_database_size(current_database()),
  (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), to_regclass('rooms') IS NOT NULL`
 
-// inspectDatabase learns what database this is, and refuses one that can't be restored to
-// a point in time. It returns the size of the data.
-func (m *builder) inspectDatabase(ctx context.Context, run func(context.Context, Program) error) (size int64, err error) {
+// inspectDatabase writes the database's identity into the manifest and returns the
+// size of its data. It refuses a database without a WAL archive.
+func (b *builder) inspectDatabase(ctx context.Context, run func(context.Context, Program) error) (size int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
 	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlDatabaseInfo)
@@ -130,20 +131,21 @@ func (m *builder) inspectDatabase(ctx context.Context, run func(context.Context,
 		return 0, fmt.Errorf("psql answered %q", answer)
 	}
 	if f[1] == "off" || f[2] == "" || f[2] == "(disabled)" {
-		return 0, fmt.Errorf("archive_mode is %s and archive_command is %q: without a WAL archive there is no way back to a point in time", f[1], f[2])
+		return 0, fmt.Errorf("archive_mode is %s and archive_command is %q: point-in-time recovery needs a WAL archive", f[1], f[2])
 	}
 	if f[7] != "t" {
 		return 0, fmt.Errorf("the database %s has no table rooms: it is not the log of this service, or was never migrated", f[4])
 	}
-	m.manifest.PostgreSQL, m.manifest.SystemID, m.manifest.Database = f[0], f[3], f[4]
+	b.manifest.PostgreSQL, b.manifest.SystemID, b.manifest.Database = f[0], f[3], f[4]
 	size, err1 := strconv.ParseInt(f[5], 10, 64)
-	m.manifest.SegmentBytes, err = strconv.ParseInt(f[6], 10, 64)
+	b.manifest.SegmentBytes, err = strconv.ParseInt(f[6], 10, 64)
 	return size, errors.Join(err1, err)
 }
 
-// writeFile makes a file of the set from what produce writes, flushed, with its sum.
-func (m *builder) writeFile(name string, produce func(io.Writer) error) error {
-	f, err := os.OpenFile(filepath.Join(m.dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+// writeFile creates a file of the backup from what produce writes, flushes it, and
+// adds it to the manifest with its checksum.
+func (b *builder) writeFile(name string, produce func(io.Writer) error) error {
+	f, err := os.OpenFile(filepath.Join(b.dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
@@ -152,17 +154,17 @@ func (m *builder) writeFile(name string, produce func(io.Writer) error) error {
 	buffer := bufio.NewWriterSize(disk, 1<<18)
 	err = produce(buffer)
 	err = errors.Join(err, buffer.Flush(), f.Sync(), f.Close())
-	if disk.err != nil { // a full disk is the cause, and what the program said its echo
-		return fmt.Errorf("write %s: %w", filepath.Join(m.dir, name), disk.err)
+	if disk.err != nil { // a full disk also makes the program fail: report the cause
+		return fmt.Errorf("write %s: %w", filepath.Join(b.dir, name), disk.err)
 	}
 	if err != nil {
 		return err
 	}
-	m.manifest.Files = append(m.manifest.Files, File{Name: name, Size: disk.n, SHA256: hex.EncodeToString(sum.Sum(nil))})
+	b.manifest.Files = append(b.manifest.Files, File{Name: name, Size: disk.n, SHA256: hex.EncodeToString(sum.Sum(nil))})
 	return nil
 }
 
-// countingWriter counts bytes and remembers why writing failed.
+// A countingWriter counts bytes and remembers its first error.
 type countingWriter struct {
 	to  io.Writer
 	n   int64
@@ -178,17 +180,19 @@ func (c *countingWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// The heads of all rooms, and what there is in sum, in one snapshot: what is
-// restored later must hold at least that.
+// sqlRoomHeads lists the rooms at the beginning of a backup. A restored log must
+// reach at least these heads.
 const sqlRoomHeads = `COPY (SELECT name, first, head FROM rooms ORDER BY name) TO STDOUT`
 
-func (m *builder) roomHeads(ctx context.Context, run func(context.Context, Program) error) error {
+// roomHeads writes the counts of the log into the manifest, and the list of rooms
+// into a file.
+func (b *builder) roomHeads(ctx context.Context, run func(context.Context, Program) error) error {
 	log, err := readLogStats(ctx, run)
 	if err != nil {
 		return err
 	}
-	m.manifest.Log = log
-	return m.writeFile(headsFile, func(w io.Writer) error {
+	b.manifest.Log = log
+	return b.writeFile(headsFile, func(w io.Writer) error {
 		pack := gzip.NewWriter(w)
 		return errors.Join(run(ctx, Program{Args: []string{"psql", "-Xqc", sqlRoomHeads}, Stdout: pack}), pack.Close())
 	})
@@ -196,11 +200,11 @@ func (m *builder) roomHeads(ctx context.Context, run func(context.Context, Progr
 
 var startLocation = regexp.MustCompile(`(?m)^START WAL LOCATION: (\S+) \(file ([0-9A-F]{24})\)$`)
 
-// baseBackup streams a base backup, with the WAL that it needs to be consistent, and
-// reads from the stream where it begins and ends.
-func (m *builder) baseBackup(ctx context.Context, run func(context.Context, Program) error) error {
+// baseBackup streams a base backup, with the WAL that makes it consistent, into a
+// file, and records where in the WAL it begins and ends.
+func (b *builder) baseBackup(ctx context.Context, run func(context.Context, Program) error) error {
 	var label, manifest []byte
-	err := m.writeFile(baseFile, func(w io.Writer) error {
+	err := b.writeFile(baseFile, func(w io.Writer) error {
 		pack, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
 		if err != nil {
 			return err
@@ -210,12 +214,12 @@ func (m *builder) baseBackup(ctx context.Context, run func(context.Context, Prog
 		go func() {
 			var err error
 			label, manifest, err = readBase(io.TeeReader(out, pack))
-			_ = out.CloseWithError(err) // pg_basebackup need not go on
+			_ = out.CloseWithError(err) // ends pg_basebackup
 			read <- err
 		}()
 		err = run(ctx, Program{Stdout: in, Args: []string{
 			"pg_basebackup", "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast",
-			"--label=switchyard " + m.manifest.Name, "--no-password",
+			"--label=switchyard " + b.manifest.Name, "--no-password",
 		}})
 		_ = in.CloseWithError(err)
 		if readErr := <-read; err == nil {
@@ -226,10 +230,10 @@ func (m *builder) baseBackup(ctx context.Context, run func(context.Context, Prog
 	if err != nil {
 		return err
 	}
-	if err := m.recordLSNs(label, manifest); err != nil {
+	if err := b.recordLSNs(label, manifest); err != nil {
 		return err
 	}
-	return m.recordConsistentTime(ctx, run)
+	return b.recordConsistentTime(ctx, run)
 }
 
 // readBase reads the tar of a base backup to its end, and returns the label and
@@ -242,7 +246,7 @@ func readBase(r io.Reader) (label, manifest []byte, err error) {
 			break
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("the base backup is cut short: %w", err)
+			return nil, nil, fmt.Errorf("the base backup is truncated: %w", err)
 		}
 		switch h.Name {
 		case "backup_label":
@@ -253,7 +257,7 @@ func readBase(r io.Reader) (label, manifest []byte, err error) {
 			_, err = io.Copy(io.Discard, t)
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("the base backup is cut short: %w", err)
+			return nil, nil, fmt.Errorf("the base backup is truncated: %w", err)
 		}
 	}
 	if label == nil || manifest == nil {
@@ -263,13 +267,13 @@ func readBase(r io.Reader) (label, manifest []byte, err error) {
 	return label, manifest, err
 }
 
-// recordLSNs writes down where in the WAL the base lies.
-func (m *builder) recordLSNs(label, manifest []byte) (err error) {
+// recordLSNs writes the base backup's begin and end in the WAL into the manifest.
+func (b *builder) recordLSNs(label, manifest []byte) (err error) {
 	match := startLocation.FindSubmatch(label)
 	if match == nil {
-		return fmt.Errorf("backup_label has no start: %q", label)
+		return fmt.Errorf("backup_label has no start location: %q", label)
 	}
-	if m.manifest.StartLSN, err = ParseLSN(string(match[1])); err != nil {
+	if b.manifest.StartLSN, err = ParseLSN(string(match[1])); err != nil {
 		return err
 	}
 	var ranges struct {
@@ -278,33 +282,36 @@ func (m *builder) recordLSNs(label, manifest []byte) (err error) {
 			End      LSN `json:"End-LSN"`
 		} `json:"WAL-Ranges"`
 	}
-	if err := json.Unmarshal(bytes.TrimSpace(manifest), &ranges); err != nil || len(ranges.WAL) == 0 {
+	if err := json.Unmarshal(bytes.TrimSpace(manifest), &ranges); err != nil {
 		return fmt.Errorf("backup_manifest can't be read: %w", err)
 	}
+	if len(ranges.WAL) == 0 {
+		return errors.New("backup_manifest has no WAL range")
+	}
 	last := ranges.WAL[len(ranges.WAL)-1]
-	m.manifest.Timeline, m.manifest.StopLSN = last.Timeline, last.End
+	b.manifest.Timeline, b.manifest.StopLSN = last.Timeline, last.End
 	return nil
 }
 
-// archiveTimeout is how long the segment in which the base ends may take to come
-// into the archive. PostgreSQL switches to the next one at once, so that this is
-// for the archive_command alone, with what may wait before it.
+// archiveTimeout is how long the segment in which the base ends may take to arrive
+// in the archive. PostgreSQL switches to the next segment at once, so this is the
+// time for archive_command and the segments before this one.
 const archiveTimeout = 2 * time.Minute
 
-// stopSegment is the segment in which the base backup ends.
+// stopSegment returns the segment in which the base backup ends.
 func (m *Manifest) stopSegment() segment {
 	return segment{m.Timeline, segmentOf(m.StopLSN-1, m.SegmentBytes)}
 }
 
-// waitArchived waits until the archive has what the base needs. Where it stands
-// still, no moment after this one could be brought back.
-func (m *builder) waitArchived(ctx context.Context, run func(context.Context, Program) error) error {
-	limit := m.repository.archiveTimeout
+// waitArchived waits until the archive has the segment in which the base ends. If
+// archiving does not work, a restore could reach no later moment.
+func (b *builder) waitArchived(ctx context.Context, run func(context.Context, Program) error) error {
+	limit := b.repository.archiveTimeout
 	if limit == 0 {
 		limit = archiveTimeout
 	}
-	last, dir := m.manifest.stopSegment(), filepath.Join(m.repository.Dir, walFolder)
-	name := last.name(m.manifest.SegmentBytes)
+	last, dir := b.manifest.stopSegment(), filepath.Join(b.repository.Dir, walFolder)
+	name := last.name(b.manifest.SegmentBytes)
 	for began := time.Now(); ; {
 		for _, suffix := range []string{"", gz} {
 			if _, err := os.Stat(filepath.Join(dir, name+suffix)); err == nil {
@@ -324,17 +331,18 @@ func (m *builder) waitArchived(ctx context.Context, run func(context.Context, Pr
 	if failed, err := output(ctx, run, "psql", "-XAtc", sqlArchiver); err == nil && failed != "" {
 		why = " (it fails at " + failed + ")"
 	}
-	return fmt.Errorf("segment %s did not come into %s within %v: archive_command stands still%s; PostgreSQL's log says why", name, dir, limit, why)
+	return fmt.Errorf("segment %s did not arrive in %s within %v: archive_command does not work%s; see PostgreSQL's log", name, dir, limit, why)
 }
 
 const sqlArchiver = `SELECT last_failed_wal FROM pg_stat_archiver WHERE last_failed_time > coalesce(last_archived_time, '-infinity')`
 
-// recordConsistentTime asks the database's own clock: commits bear its time.
-func (m *builder) recordConsistentTime(ctx context.Context, run func(context.Context, Program) error) error {
+// recordConsistentTime writes the time of the database's clock, which also stamps
+// the commits, into the manifest.
+func (b *builder) recordConsistentTime(ctx context.Context, run func(context.Context, Program) error) error {
 	answer, err := output(ctx, run, "psql", "-XAtc", `SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`)
 	if err != nil {
 		return err
 	}
-	m.manifest.Consistent, err = time.Parse(time.RFC3339Nano, answer)
+	b.manifest.Consistent, err = time.Parse(time.RFC3339Nano, answer)
 	return err
 }

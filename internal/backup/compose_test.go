@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// fakeDocker puts a docker into PATH that writes down how it was called, and
-// answers as answers say: a shell pattern of its arguments, then a script.
+// fakeDocker puts a docker into PATH that logs its arguments and runs the script
+// of the first answer whose shell pattern matches them. calls returns the log.
 func fakeDocker(t *testing.T, answers ...[2]string) (calls func() string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -35,7 +35,7 @@ func fakeDocker(t *testing.T, answers ...[2]string) (calls func() string) {
 	}
 }
 
-// newStack returns a stack whose folder has the files that it is known by.
+// newStack returns a stack in a new folder.
 func newStack(t *testing.T) *Compose {
 	t.Helper()
 	dir := t.TempDir()
@@ -83,7 +83,8 @@ func TestComposeReadsTheStack(t *testing.T) {
 	}
 }
 
-// One call, so that nobody waits for the drain of another.
+// Services are stopped with one command, so that no node waits for the drain of
+// another.
 func TestServicesAreStoppedTogether(t *testing.T) {
 	fakeDocker(t,
 		[2]string{`*" stop app_blue app_green postgres"`, `:`},
@@ -106,7 +107,7 @@ func TestThePrimaryIsRecordedInAFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.HasPrefix(c.primaryFile(), c.StateDir()+"/") {
-		t.Errorf("%s is restored with the configuration", c.primaryFile())
+		t.Errorf("%s is outside of the state folder", c.primaryFile())
 	}
 	if err := c.SetPrimary(PostgresReplicaService); err != nil {
 		t.Fatal(err)
@@ -117,13 +118,13 @@ func TestThePrimaryIsRecordedInAFile(t *testing.T) {
 	if err := c.SetPrimary("somebody"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Primary(); err == nil || !strings.Contains(err.Error(), `says "somebody"`) {
+	if _, err := c.Primary(); err == nil || !strings.Contains(err.Error(), `names "somebody"`) {
 		t.Errorf("%v", err)
 	}
 }
 
-// A bench has no network, and nothing of the host but the backups, which it can
-// only read; those of commands that were killed are removed first.
+// A scratch server has no network, and of the host only the backups, read-only.
+// Those of killed commands are removed first.
 func TestAScratchServerIsIsolated(t *testing.T) {
 	calls := fakeDocker(t,
 		[2]string{`*"config --format json"`, `echo '` + strings.ReplaceAll(someConfig, "\n", "") + `'`},
@@ -153,7 +154,7 @@ func TestAScratchServerIsIsolated(t *testing.T) {
 		}
 	}
 	if n := strings.Count(made, "rm -fv yard-bench-"); n != 2 {
-		t.Errorf("%d benches removed:\n%s", n, made)
+		t.Errorf("%d scratch servers were removed, want 2:\n%s", n, made)
 	}
 }
 
@@ -177,6 +178,21 @@ E
 	}
 }
 
+// Output of docker that can't be read is an error that names the cause.
+func TestUnreadableContainersAreReported(t *testing.T) {
+	for name, tt := range map[string]struct{ script, says string }{
+		"docker fails":            {`echo "Error: cannot connect" >&2; exit 1`, "docker inspect: docker: Error: cannot connect"},
+		"docker prints no JSON":   {`echo "no JSON"`, "docker inspect: invalid character"},
+		"docker prints an error":  {`echo "["; echo "Error: cannot connect" >&2; exit 1`, "docker inspect: docker: Error: cannot connect"},
+		"docker prints no object": {`echo "[]"`, "docker inspect: it printed no container"},
+	} {
+		fakeDocker(t, [2]string{`"ps -aq"*`, `echo a`}, [2]string{`"inspect --type container a"`, tt.script})
+		if _, err := newStack(t).Containers(t.Context()); err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, want %q", name, err, tt.says)
+		}
+	}
+}
+
 func TestWithoutDockerOrAStack(t *testing.T) {
 	c := newStack(t)
 	t.Setenv("PATH", t.TempDir())
@@ -188,8 +204,8 @@ func TestWithoutDockerOrAStack(t *testing.T) {
 	}
 }
 
-// A program that is asked to end and does not is killed; what it said is told in
-// one line.
+// The error of a program has its error output on one line. A program ends with its
+// context.
 func TestAFailedProgramIsReportedOnOneLine(t *testing.T) {
 	t.Parallel()
 	l := &localStack{t: t}
@@ -200,7 +216,7 @@ func TestAFailedProgramIsReportedOnOneLine(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := l.exec(ctx, nil, nil, Program{Args: []string{"sleep", "60"}}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := l.exec(ctx, nil, nil, Program{Args: []string{"sleep", "infinity"}}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	for size, want := range map[Bytes]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KiB", 3 << 30: "3.0 GiB"} {

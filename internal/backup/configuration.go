@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// readConfiguration reads the packed configuration to its end, and shows each
-// entry to visit, if there is one.
+// readConfiguration reads the packed configuration to its end, and calls visit, if
+// it is not nil, for each entry.
 func readConfiguration(path string, visit func(*tar.Header, []byte) error) (entries int, err error) {
 	r, err := openGzip(path)
 	if err != nil {
@@ -43,9 +43,8 @@ func readConfiguration(path string, visit func(*tar.Header, []byte) error) (entr
 	}
 }
 
-// readRestorable reads the configuration as readConfiguration does, without what
-// lies in the folder state: who is the primary and which color is live are not
-// what they were when the backup was made.
+// readRestorable reads the configuration like readConfiguration, except for the
+// folder state: the primary and the live color may have changed since the backup.
 func (s *Set) readRestorable(state string, visit func(*tar.Header, []byte) error) error {
 	_, err := readConfiguration(s.path(configFile), func(h *tar.Header, b []byte) error {
 		if path := hostPath(h); state != "" && (path == state || strings.HasPrefix(path, state+"/")) {
@@ -56,15 +55,15 @@ func (s *Set) readRestorable(state string, visit func(*tar.Header, []byte) error
 	return err
 }
 
-// restoreConfiguration writes the files that differ from those of the set. What
-// they replace is packed first.
-func (v *Repository) restoreConfiguration(s *Set, out *RestoreResult) error {
-	state := v.Runner.StateDir()
+// restoreConfiguration writes the files that differ from those of the set. It first
+// packs the files that it replaces into an archive.
+func (repo *Repository) restoreConfiguration(s *Set, out *RestoreResult) error {
+	state := repo.Runner.StateDir()
 	changed, err := s.changedPaths(state)
 	if err != nil || len(changed) == 0 {
 		return err
 	}
-	out.ReplacedArchive = filepath.Join(v.Dir, "configuration-before-"+time.Now().UTC().Format(stampLayout)+".tar.gz")
+	out.ReplacedArchive = filepath.Join(repo.Dir, "configuration-before-"+time.Now().UTC().Format(stampLayout)+".tar.gz")
 	var old bytes.Buffer
 	pack := gzip.NewWriter(&old)
 	t := tar.NewWriter(pack)
@@ -74,7 +73,7 @@ func (v *Repository) restoreConfiguration(s *Set, out *RestoreResult) error {
 			err = addFile(t, path, "", info)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("keep %s: %w", path, err)
+			return fmt.Errorf("save %s: %w", path, err)
 		}
 	}
 	if err := errors.Join(t.Close(), pack.Close()); err != nil {
@@ -85,7 +84,7 @@ func (v *Repository) restoreConfiguration(s *Set, out *RestoreResult) error {
 	}
 	err = s.readRestorable(state, func(h *tar.Header, b []byte) error {
 		if err := restoreEntry(h, b); err != nil {
-			return fmt.Errorf("restore %s (what it was is in %s): %w", h.Name, out.ReplacedArchive, err)
+			return fmt.Errorf("restore %s (the replaced files are in %s): %w", h.Name, out.ReplacedArchive, err)
 		}
 		return nil
 	})
@@ -94,14 +93,14 @@ func (v *Repository) restoreConfiguration(s *Set, out *RestoreResult) error {
 	}
 	left, err := s.changedPaths(state)
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("%s is not what was backed up, after the restore", left[0])
+		err = fmt.Errorf("after the restore %s still differs from the backup", left[0])
 	}
 	out.Configuration = changed
 	return err
 }
 
-// changedPaths returns the files of the configuration that are not there, or
-// have another content than when they were backed up.
+// changedPaths returns the files of the configuration that are missing or differ
+// from the backup.
 func (s *Set) changedPaths(state string) (paths []string, err error) {
 	err = s.readRestorable(state, func(h *tar.Header, b []byte) error {
 		path := hostPath(h)
@@ -124,10 +123,11 @@ func (s *Set) changedPaths(state string) (paths []string, err error) {
 	return paths, err
 }
 
+// hostPath returns the path of an entry on this host.
 func hostPath(h *tar.Header) string { return filepath.Clean("/" + h.Name) }
 
-// restoreEntry writes what is missing or differs. A file is replaced by rename,
-// so that who watches its folder sees it whole.
+// restoreEntry writes an entry that is missing or differs. It replaces a file by
+// rename, so that a program that watches the folder never reads half of it.
 func restoreEntry(h *tar.Header, b []byte) error {
 	path := hostPath(h)
 	info := h.FileInfo()
@@ -165,8 +165,8 @@ func restoreEntry(h *tar.Header, b []byte) error {
 	return nil
 }
 
-// restoreCertificates gives Traefik back what Let's Encrypt gave it.
-func (v *Repository) restoreCertificates(ctx context.Context, s *Set) error {
+// restoreCertificates unpacks the certificates of Let's Encrypt in Traefik's folder.
+func (repo *Repository) restoreCertificates(ctx context.Context, s *Set) error {
 	if _, has := s.file(acmeFile); !has {
 		return nil
 	}
@@ -177,19 +177,19 @@ func (v *Repository) restoreCertificates(ctx context.Context, s *Set) error {
 		return fmt.Errorf("read the certificates: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	if err := v.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-xf", "-", "-C", acmeFolder}, Stdin: f}); err != nil {
+	if err := repo.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-xf", "-", "-C", acmeFolder}, Stdin: f}); err != nil {
 		return fmt.Errorf("restore the certificates: %w", err)
 	}
-	// It reads them when it starts.
-	if err := v.ServiceManager.Stop(ctx, TraefikService); err != nil {
+	// Traefik reads them only when it starts.
+	if err := repo.ServiceManager.Stop(ctx, TraefikService); err != nil {
 		return err
 	}
-	return v.ServiceManager.Start(ctx, TraefikService)
+	return repo.ServiceManager.Start(ctx, TraefikService)
 }
 
-// restoreRedisScript takes the snapshot from standard input. Where an append-only file
-// is kept, Redis reads that and no snapshot; a snapshot in the place of the old
-// single append-only file it takes over, and goes on from there.
+// restoreRedisScript reads the snapshot from standard input. A Redis with an
+// append-only file ignores snapshots, but it reads a snapshot under the name of the
+// old single append-only file, and converts it.
 const restoreRedisScript = `set -e
 cd "$0"
 cat > .restore.rdb
@@ -197,20 +197,20 @@ rm -rf appendonlydir dump.rdb appendonly.aof
 if [ "$1" = aof ]; then mv .restore.rdb appendonly.aof; else mv .restore.rdb dump.rdb; fi
 sync`
 
-// restoreRedis gives Redis the snapshot's data in place of its own.
-func (v *Repository) restoreRedis(ctx context.Context, s *Set, replace bool) error {
+// restoreRedis replaces Redis' data by the snapshot.
+func (repo *Repository) restoreRedis(ctx context.Context, s *Set, replace bool) error {
 	ctx, cancel := context.WithTimeout(ctx, longLimit)
 	defer cancel()
 	if _, has := s.file(redisFile); !has {
 		return fmt.Errorf("backup %s has no snapshot of Redis", s.Name)
 	}
 	if !replace {
-		return fmt.Errorf("%s: sessions that are there would be lost: restore --redis needs --replace", RedisService)
+		return fmt.Errorf("%s: the present sessions would be lost: restore --redis needs --replace", RedisService)
 	}
-	run := runOn(v.Runner, RedisService)
+	run := runOn(repo.Runner, RedisService)
 	answer, err := output(ctx, run, "redis-cli", "CONFIG", "GET", "appendonly")
 	if err != nil {
-		return fmt.Errorf("redis must run, so that its settings can be asked for: %w", err)
+		return fmt.Errorf("read the settings of Redis, which must run: %w", err)
 	}
 	dir, err := output(ctx, run, "redis-cli", "CONFIG", "GET", "dir")
 	if err != nil {
@@ -226,7 +226,7 @@ func (v *Repository) restoreRedis(ctx context.Context, s *Set, replace bool) err
 		return fmt.Errorf("read the snapshot of Redis: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	// Redis must not write its own data over the restored ones when it ends.
+	// Redis must not save its own data over the restored data when it stops.
 	if _, err := output(ctx, run, "redis-cli", "CONFIG", "SET", "save", ""); err != nil {
 		return err
 	}
@@ -234,9 +234,9 @@ func (v *Repository) restoreRedis(ctx context.Context, s *Set, replace bool) err
 	if err != nil {
 		return err
 	}
-	// A shutdown in order would flush the append-only file anew.
-	if err := v.ServiceManager.Stop(ctx, RedisService); err != nil {
+	// Redis reads the restored data when it starts again.
+	if err := repo.ServiceManager.Stop(ctx, RedisService); err != nil {
 		return err
 	}
-	return v.ServiceManager.Start(ctx, RedisService)
+	return repo.ServiceManager.Start(ctx, RedisService)
 }

@@ -1,8 +1,10 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,33 +13,39 @@ import (
 	"time"
 )
 
-// A Container is one of the stack's, as docker tells it.
+// A Container is the state of one of the stack's containers.
 type Container struct {
 	Name, Service string
 	Running       bool
-	// Status is docker's word, such as exited; Health is empty without a check.
+	// Status is docker's status, with the exit code of a container that exited.
+	// Health is empty if the container has no health check.
 	Status, Health string
 	ExitCode       int
 	Restarts       int
-	// Address is one on a network of the stack; empty without any.
+	// Address is an address on a network of the stack, or empty.
 	Address string
 }
 
-// Containers returns all of the stack, running or not, one-off ones left out.
+// Containers returns the stack's containers, running or not, sorted by name, except
+// those of docker compose run.
 func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
 	out, err := c.dockerOutput(ctx, c.docker, "ps", "-aq", "--filter", "label=com.docker.compose.project="+c.Project, "--filter", "label=com.docker.compose.oneoff=False")
 	if err != nil {
-		return nil, fmt.Errorf("look at the containers: %w", err)
+		return nil, fmt.Errorf("list the containers: %w", err)
 	}
 	ids := strings.Fields(out)
 	if len(ids) == 0 {
-		return nil, fmt.Errorf("no container of %s: is the stack up? --project and --dir say which one", c.Project)
+		return nil, fmt.Errorf("%s has no container: is the stack up? --project and --dir name it", c.Project)
 	}
-	// One that is removed in between makes inspect fail, and tell of the others.
+	// A container that is removed between ps and inspect makes inspect fail, but it
+	// still prints the others.
 	out, err = c.dockerOutput(ctx, c.docker, append([]string{"inspect", "--type", "container"}, ids...)...)
 	var all []inspectedContainer
 	if e := json.Unmarshal([]byte(out), &all); e != nil || len(all) == 0 {
-		return nil, fmt.Errorf("look at the containers: docker inspect answered what can't be read: %w", joinLine([]error{err, e}))
+		if err == nil { // docker itself reports no error
+			err = cmp.Or(e, errors.New("it printed no container"))
+		}
+		return nil, fmt.Errorf("list the containers: docker inspect: %w", err)
 	}
 	containers := make([]Container, len(all))
 	for i, each := range all {
@@ -47,7 +55,7 @@ func (c *Compose) Containers(ctx context.Context) ([]Container, error) {
 	return containers, nil
 }
 
-// inspectedContainer is what docker inspect tells, as far as it matters here.
+// inspectedContainer is the part of docker inspect's output that this package reads.
 type inspectedContainer struct {
 	Name  string
 	State struct {
@@ -82,7 +90,7 @@ func (i inspectedContainer) container() Container {
 	return c
 }
 
-// Logs writes the log lines of services since a moment, as they were written.
+// Logs writes the log lines of services since a moment to w, without prefixes.
 func (c *Compose) Logs(ctx context.Context, since time.Time, w io.Writer, services ...string) error {
 	args := append([]string{"logs", "--no-color", "--no-log-prefix", "--since", since.UTC().Format(time.RFC3339)}, services...)
 	err := execute(ctx, c.compose(ctx, args...), Program{Args: append([]string{"docker", "compose"}, args...), Stdout: w})
@@ -92,7 +100,7 @@ func (c *Compose) Logs(ctx context.Context, since time.Time, w io.Writer, servic
 	return nil
 }
 
-// Exec runs a program in a container that is known by its name.
+// Exec runs a program in a container by the container's name.
 func (c *Compose) Exec(ctx context.Context, container string, p Program) error {
 	return execute(ctx, c.docker(ctx, append([]string{"exec", "-i", container}, p.Args...)...), p)
 }

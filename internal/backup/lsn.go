@@ -6,45 +6,45 @@ import (
 	"strings"
 )
 
-// An LSN is a position in the write-ahead log, in bytes. As text it is what
-// PostgreSQL prints, such as 0/16B3748.
+// An LSN is a position in the write-ahead log, in bytes. Its text is PostgreSQL's,
+// such as 0/16B3748.
 type LSN uint64
 
-// ParseLSN reads what PostgreSQL prints.
+// ParseLSN parses an LSN as PostgreSQL prints it.
 func ParseLSN(s string) (LSN, error) {
 	high, low, found := strings.Cut(s, "/")
 	h, err1 := strconv.ParseUint(high, 16, 32)
 	l, err2 := strconv.ParseUint(low, 16, 32)
 	if !found || err1 != nil || err2 != nil {
-		return 0, fmt.Errorf("%q is no position in the WAL, such as 0/16B3748", s)
+		return 0, fmt.Errorf("%q is not a position in the WAL, such as 0/16B3748", s)
 	}
 	return LSN(h<<32 | l), nil
 }
 
 func (l LSN) String() string { return fmt.Sprintf("%X/%X", uint64(l)>>32, uint64(l)&0xffffffff) }
 
-// MarshalText makes JSON of an LSN readable.
+// MarshalText implements encoding.TextMarshaler.
 func (l LSN) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText implements encoding.TextUnmarshaler.
 func (l *LSN) UnmarshalText(b []byte) (err error) {
 	*l, err = ParseLSN(string(b))
 	return err
 }
 
-// A segment is one file of the WAL.
+// A segment identifies one file of the WAL.
 type segment struct {
 	timeline uint32
 	number   uint64
 }
 
-// name returns the file's name, for segments of this many bytes.
+// name returns PostgreSQL's name of the file, for segments of this many bytes.
 func (s segment) name(bytes int64) string {
 	perID := uint64(1<<32) / uint64(bytes)
 	return fmt.Sprintf("%08X%08X%08X", s.timeline, s.number/perID, s.number%perID)
 }
 
-// parseSegment reads a file's name.
+// parseSegment parses a file's name. ok is false if it is not a segment's.
 func parseSegment(name string, bytes int64) (s segment, ok bool) {
 	if len(name) != 24 || strings.ToUpper(name) != name {
 		return segment{}, false

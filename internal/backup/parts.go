@@ -18,22 +18,21 @@ import (
 	"time"
 )
 
-// ErrNoService is what Site.Run returns for a service that the stack does not
-// have.
+// ErrNoService says that the stack does not have the service. Runner.Run returns it.
 var ErrNoService = errors.New("the stack has no such service")
 
-// redisSnapshot takes a snapshot as a replica would get it: nothing is written where
-// Redis runs.
-func (m *builder) redisSnapshot(ctx context.Context) error {
+// redisSnapshot streams a snapshot from Redis as a replica does, so that nothing is
+// written on Redis' disk.
+func (b *builder) redisSnapshot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
-	err := m.writeFile(redisFile, func(w io.Writer) error {
-		u := &eofMarkStripper{to: w}
-		return errors.Join(m.repository.Runner.Run(ctx, RedisService, Program{Args: []string{"redis-cli", "--rdb", "-"}, Stdout: u}), u.flush())
+	err := b.writeFile(redisFile, func(w io.Writer) error {
+		s := &eofMarkStripper{to: w}
+		return errors.Join(b.repository.Runner.Run(ctx, RedisService, Program{Args: []string{"redis-cli", "--rdb", "-"}, Stdout: s}), s.flush())
 	})
-	path := filepath.Join(m.dir, redisFile)
+	path := filepath.Join(b.dir, redisFile)
 	if errors.Is(err, ErrNoService) {
-		m.repository.Logger.Warn("the stack has no Redis: no snapshot of it")
+		b.repository.Logger.Warn("the stack has no Redis: the backup has no snapshot of it")
 		return os.Remove(path)
 	}
 	if err != nil {
@@ -42,8 +41,8 @@ func (m *builder) redisSnapshot(ctx context.Context) error {
 	return checkRDB(path)
 }
 
-// An eofMarkStripper leaves out the mark of 40 hex digits that ends a snapshot sent
-// without its length, and that redis-cli can't take back from a pipe.
+// An eofMarkStripper removes the mark of 40 hex digits at the end of a snapshot that
+// Redis sends without its length. redis-cli can't remove it from a pipe.
 type eofMarkStripper struct {
 	to      io.Writer
 	pending []byte // the newest bytes, at most eofMarkSize
@@ -51,32 +50,32 @@ type eofMarkStripper struct {
 
 const eofMarkSize = 40
 
-func (u *eofMarkStripper) Write(b []byte) (int, error) {
-	u.pending = append(u.pending, b...)
-	if n := len(u.pending) - eofMarkSize; n > 0 {
-		if _, err := u.to.Write(u.pending[:n]); err != nil {
+func (s *eofMarkStripper) Write(b []byte) (int, error) {
+	s.pending = append(s.pending, b...)
+	if n := len(s.pending) - eofMarkSize; n > 0 {
+		if _, err := s.to.Write(s.pending[:n]); err != nil {
 			return 0, err
 		}
-		u.pending = append(u.pending[:0], u.pending[n:]...)
+		s.pending = append(s.pending[:0], s.pending[n:]...)
 	}
 	return len(b), nil
 }
 
-// flush writes what is held, unless it is a mark. A snapshot's own last bytes
-// can't be one: the ninth from behind is 255.
-func (u *eofMarkStripper) flush() error {
-	if len(u.pending) == eofMarkSize && len(bytes.Trim(u.pending, "0123456789abcdef")) == 0 {
+// flush writes the pending bytes, unless they are a mark. They can't be the
+// snapshot's own, in which the ninth byte from the end is 255.
+func (s *eofMarkStripper) flush() error {
+	if len(s.pending) == eofMarkSize && len(bytes.Trim(s.pending, "0123456789abcdef")) == 0 {
 		return nil
 	}
-	_, err := u.to.Write(u.pending)
+	_, err := s.to.Write(s.pending)
 	return err
 }
 
-// Redis sums a snapshot by CRC-64 with Jones' polynomial, reflected, without
-// the inversions that the standard library makes.
+// jonesTable is for Redis' checksum: CRC-64 with Jones' polynomial, reflected,
+// without the inversions of the standard library.
 var jonesTable = crc64.MakeTable(0x95ac9329ac4bc9b5)
 
-// checkRDB holds a snapshot of Redis against the sum at its end.
+// checkRDB compares a snapshot of Redis with the checksum at its end.
 func checkRDB(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -89,11 +88,11 @@ func checkRDB(path string) error {
 	}
 	const foot = 8
 	if info.Size() < 9+1+foot {
-		return &DamageError{path, fmt.Sprintf("is cut short: %d bytes are no snapshot of Redis", info.Size())}
+		return &DamageError{path, fmt.Sprintf("is truncated: %d bytes are too few for a snapshot of Redis", info.Size())}
 	}
 	r := bufio.NewReaderSize(f, 1<<17)
 	if magic, err := r.Peek(5); err != nil || string(magic) != "REDIS" {
-		return &DamageError{path, "is no snapshot of Redis"}
+		return &DamageError{path, "is not a snapshot of Redis"}
 	}
 	var sum uint64
 	for range info.Size() - foot {
@@ -111,28 +110,28 @@ func checkRDB(path string) error {
 		}
 		want |= uint64(b) << shift
 	}
-	if want != 0 && want != sum { // 0: rdbchecksum no
-		return &DamageError{path, "is corrupt: its sum does not match"}
+	if want != 0 && want != sum { // 0 stands for `rdbchecksum no`
+		return &DamageError{path, "is corrupt: its checksum does not match"}
 	}
 	return nil
 }
 
-// certificates packs what Let's Encrypt gave to Traefik. It can be asked for
-// again: a Traefik that is away does not keep a backup from being made.
-func (m *builder) certificates(ctx context.Context) error {
+// certificates packs the certificates of Let's Encrypt. They can be issued again, so
+// a Traefik that does not run only leaves them out of the backup.
+func (b *builder) certificates(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
-	err := m.writeFile(acmeFile, func(w io.Writer) error {
-		return m.repository.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-cf", "-", "-C", acmeFolder, "."}, Stdout: w})
+	err := b.writeFile(acmeFile, func(w io.Writer) error {
+		return b.repository.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-cf", "-", "-C", acmeFolder, "."}, Stdout: w})
 	})
 	if err == nil || ctx.Err() != nil || isDiskError(err) {
 		return err
 	}
-	m.repository.Logger.Warn("the certificates of Let's Encrypt are not in this backup", "error", err)
-	return os.Remove(filepath.Join(m.dir, acmeFile))
+	b.repository.Logger.Warn("the certificates of Let's Encrypt are not in this backup", "error", err)
+	return os.Remove(filepath.Join(b.dir, acmeFile))
 }
 
-// isDiskError says whether an error is one of this host's disk.
+// isDiskError reports whether an error comes from this host's disk.
 func isDiskError(err error) bool {
 	var path *fs.PathError
 	return errors.As(err, &path)
@@ -154,17 +153,17 @@ func checkTar(path string) error {
 	}
 }
 
-// configuration packs the files that the site names, under their full paths.
-func (m *builder) configuration(ctx context.Context) error {
-	paths, err := m.repository.Runner.ConfigPaths(ctx)
+// configuration packs the files of ConfigPaths under their full paths.
+func (b *builder) configuration(ctx context.Context) error {
+	paths, err := b.repository.Runner.ConfigPaths(ctx)
 	if err != nil {
 		return err
 	}
-	return m.writeFile(configFile, func(w io.Writer) error {
+	return b.writeFile(configFile, func(w io.Writer) error {
 		pack := gzip.NewWriter(w)
 		t := tar.NewWriter(pack)
 		for _, path := range paths {
-			if err := addTree(t, path, m.repository.Dir); err != nil {
+			if err := addTree(t, path, b.repository.Dir); err != nil {
 				return err
 			}
 		}
@@ -172,12 +171,12 @@ func (m *builder) configuration(ctx context.Context) error {
 	})
 }
 
-// addTree packs a file, or a folder with all below it but the backups
-// themselves. What is no file, folder or link has no content to keep.
+// addTree packs a file, or a folder with all below it, except for the path except.
+// It skips what is neither a file nor a folder nor a link.
 func addTree(t *tar.Writer, root, except string) error {
 	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // such as a temporary file, renamed meanwhile
+			return nil // such as a temporary file that was renamed since
 		}
 		if err != nil {
 			return fmt.Errorf("read the configuration: %w", err)
@@ -202,6 +201,7 @@ func addTree(t *tar.Writer, root, except string) error {
 	})
 }
 
+// addFile packs one entry. target is where a link leads.
 func addFile(t *tar.Writer, path, target string, info fs.FileInfo) error {
 	h, err := tar.FileInfoHeader(info, target)
 	if err != nil {
@@ -216,7 +216,7 @@ func addFile(t *tar.Writer, path, target string, info fs.FileInfo) error {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(f) // small; its size may have changed since
+	b, err := io.ReadAll(f) // small files; the size may differ from info's
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
@@ -231,7 +231,7 @@ func addFile(t *tar.Writer, path, target string, info fs.FileInfo) error {
 const sqlLogStats = `SELECT (SELECT epoch FROM meta), (SELECT count(*) FROM rooms), (SELECT count(*) FROM messages),
  (SELECT count(*) FROM message_ids), (SELECT to_char(max(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM messages)`
 
-// readLogStats counts what the log holds.
+// readLogStats counts the rows of the log's tables.
 func readLogStats(ctx context.Context, run func(context.Context, Program) error) (l LogStats, err error) {
 	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlLogStats)
 	if err != nil {

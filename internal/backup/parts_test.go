@@ -33,7 +33,7 @@ func TestTheEOFMarkIsStrippedFromASnapshot(t *testing.T) {
 }
 
 func TestARedisSnapshotIsCheckedAgainstItsChecksum(t *testing.T) {
-	// As Redis 7.0 wrote it, with one key.
+	// Written by Redis 7.0, without keys.
 	whole := []byte("REDIS0010\xfa\tredis-ver\x067.0.15\xff")
 	path := filepath.Join(t.TempDir(), redisFile)
 	check := func(b []byte) error {
@@ -47,8 +47,8 @@ func TestARedisSnapshotIsCheckedAgainstItsChecksum(t *testing.T) {
 		t.Error(err)
 	}
 	for says, b := range map[string][]byte{
-		"is cut short": []byte("REDIS"), "is no snapshot": []byte("PGDMP45678901234567890"),
-		"its sum does not match": append(whole, 1, 2, 3, 4, 5, 6, 7, 8),
+		"is truncated": []byte("REDIS"), "is not a snapshot": []byte("PGDMP45678901234567890"),
+		"its checksum does not match": append(whole, 1, 2, 3, 4, 5, 6, 7, 8),
 	} {
 		if err := check(b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%q: %v", says, err)
@@ -63,7 +63,7 @@ func TestLSNsAndSegmentsAreNamedAsInPostgreSQL(t *testing.T) {
 	}
 	for _, bad := range []string{"", "16", "x/1", "1/x", "1/123456789"} {
 		if _, err := ParseLSN(bad); err == nil {
-			t.Errorf("%q was taken", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 	const size = 16 << 20
@@ -76,13 +76,33 @@ func TestLSNsAndSegmentsAreNamedAsInPostgreSQL(t *testing.T) {
 	}
 	for _, bad := range []string{"", "00000001.history", "000000010000000000000100", "00000001000000000000000a", "000000010000000000000001.partial"} {
 		if _, ok := parseSegment(bad, size); ok {
-			t.Errorf("%q was taken for a segment", bad)
+			t.Errorf("%q was accepted as a segment", bad)
 		}
 	}
 }
 
-// A recovery takes the younger timeline's segment where two have one, and none
-// of an older life after its fork.
+// A base backup whose label or manifest lacks its position in the WAL is refused.
+func TestThePositionOfABaseBackupIsRequired(t *testing.T) {
+	const label = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n"
+	for says, text := range map[string][2]string{
+		"backup_label has no start location":          {"", `{"WAL-Ranges":[{"Timeline":1,"End-LSN":"0/2000100"}]}`},
+		"backup_manifest can't be read: unexpected":   {label, "{"},
+		"backup_manifest has no WAL range":            {label, "{}"},
+		`"0/x" is not a position in the WAL, such as`: {label, `{"WAL-Ranges":[{"Timeline":1,"End-LSN":"0/x"}]}`},
+	} {
+		b := new(builder)
+		if err := b.recordLSNs([]byte(text[0]), []byte(text[1])); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "%!") {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+	b := new(builder)
+	if err := b.recordLSNs([]byte(label), []byte(`{"WAL-Ranges":[{"Timeline":1,"End-LSN":"0/2000100"}]}`)); err != nil || b.manifest.StartLSN != 0x2000028 || b.manifest.StopLSN != 0x2000100 || b.manifest.Timeline != 1 {
+		t.Errorf("%+v, %v", b.manifest, err)
+	}
+}
+
+// A recovery uses the younger timeline's segment where both have one, and no segment
+// of the older timeline after the fork.
 func TestASegmentChainFollowsTimelines(t *testing.T) {
 	const size = 1 << 20
 	files := func(names ...segment) map[segment]string {
@@ -102,12 +122,12 @@ func TestASegmentChainFollowsTimelines(t *testing.T) {
 		want     []segment
 		missing  string
 	}{
-		{"one life", files(segment{1, 2}, segment{1, 3}, segment{1, 4}), 1, 1, []segment{{1, 2}, {1, 3}, {1, 4}}, ""},
+		{"one timeline", files(segment{1, 2}, segment{1, 3}, segment{1, 4}), 1, 1, []segment{{1, 2}, {1, 3}, {1, 4}}, ""},
 		{"a second one", files(segment{1, 2}, segment{1, 3}, segment{1, 4}, segment{1, 9}, segment{2, 3}, segment{2, 4}), 1, 2, []segment{{1, 2}, {2, 3}, {2, 4}}, ""},
 		{"its first segment is not there yet", files(segment{1, 2}, segment{1, 3}), 1, 2, []segment{{1, 2}, {1, 3}}, ""},
 		{"a third one", files(segment{1, 2}, segment{2, 3}, segment{2, 4}, segment{2, 5}, segment{3, 5}, segment{3, 6}), 1, 3, []segment{{1, 2}, {2, 3}, {2, 4}, {3, 5}, {3, 6}}, ""},
-		{"a hole", files(segment{1, 2}, segment{1, 4}, segment{1, 5}), 1, 1, []segment{{1, 2}}, segment{1, 3}.name(size)},
-		{"none at all", files(), 1, 1, nil, ""},
+		{"a missing segment", files(segment{1, 2}, segment{1, 4}, segment{1, 5}), 1, 1, []segment{{1, 2}}, segment{1, 3}.name(size)},
+		{"no segment", files(), 1, 1, nil, ""},
 	} {
 		a.files = tt.files
 		c, err := a.chain(LSN(2*size+5), tt.from, tt.to)
@@ -122,10 +142,10 @@ func TestASegmentChainFollowsTimelines(t *testing.T) {
 		}
 	}
 	if _, err := a.chain(0, 7, 2); err == nil {
-		t.Error("a timeline that is no descendant was taken")
+		t.Error("a timeline that is not a descendant was accepted")
 	}
 	if a.latestTimeline(1) != 3 || a.latestTimeline(2) != 3 || a.latestTimeline(3) != 3 {
-		t.Error("the latest timeline is 3")
+		t.Error("the latest timeline is not 3")
 	}
 }
 
@@ -140,7 +160,7 @@ func TestMetricsOfAnEmptyFolder(t *testing.T) {
 	}
 	v.Dir += "/none"
 	if err := v.WriteMetrics(); err == nil || !strings.Contains(err.Error(), "BACKUP_DIR: ") {
-		t.Errorf("a folder that is not there: %v", err)
+		t.Errorf("a missing folder: %v", err)
 	}
 	if got := unixSeconds(time.Unix(1, 5e8)); got != 1.5 {
 		t.Error(got)

@@ -9,65 +9,64 @@ import (
 	"time"
 )
 
-// A PromoteRequest says what a promotion may do.
+// A PromoteRequest has the options of a promotion.
 type PromoteRequest struct {
-	// StopPrimary is the explicit word to take a primary that still answers out of
-	// service first; nothing is lost then.
+	// StopPrimary allows to stop a primary that still answers. Then nothing is lost.
 	StopPrimary bool
 }
 
-// A PromoteResult says what a promotion did, and what it cost.
+// A PromoteResult is the outcome of a promotion.
 type PromoteResult struct {
-	// Service takes writes from now on; Former did.
+	// Service is the new primary, Former the former one.
 	Service, Former string
-	// Graceful says that the former primary was stopped in order, and that the
-	// standby has the checkpoint with which it ended: nothing is lost.
+	// Graceful says that the former primary was shut down cleanly, and that the
+	// standby has its last checkpoint: nothing is lost.
 	Graceful bool
-	// ReplayedTo is the last position that the standby had, and LastCommit when
-	// the last transaction before it was committed. What the former primary acked
-	// after that is lost, and declared by the new epoch.
+	// ReplayedTo is the last position that the standby had replayed, and LastCommit
+	// the time of its last transaction. Messages that the former primary acked after
+	// that are lost, and the new epoch declares it to the clients.
 	ReplayedTo LSN
 	LastCommit time.Time
 	Log        LogStats
-	// Took is how long it took from the word to the first write.
+	// Took is the time from the call until the new primary took writes.
 	Took time.Duration
 }
 
-// ErrPrimaryAnswers refuses a promotion while the primary answers: two of them
-// would each take writes that the other lacks.
+// ErrPrimaryAnswers says that the primary still answers, so that a promotion could
+// leave two servers that both take writes.
 var ErrPrimaryAnswers = errors.New("it answers: promote-replica --stop-primary stops it first, and loses nothing")
 
-// Promote makes the standby the primary. It may be run again after it was cut
-// short anywhere.
-func (v *Repository) Promote(ctx context.Context, q PromoteRequest) (*PromoteResult, error) {
-	release, err := v.lock()
+// Promote makes the standby the primary. A promotion that was interrupted anywhere
+// can be run again.
+func (repo *Repository) Promote(ctx context.Context, q PromoteRequest) (*PromoteResult, error) {
+	release, err := repo.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	began := time.Now()
-	former, err := v.ServiceManager.Primary()
+	former, err := repo.ServiceManager.Primary()
 	if err != nil {
 		return nil, err
 	}
 	p := &promotion{PromoteResult: &PromoteResult{Former: former, Service: otherPostgres(former)}}
-	// The record is made first: where it names one that still follows, a promotion
-	// was cut short behind it.
-	if s, err := v.standbyStatus(ctx, former); err == nil && s.recovering {
+	// The record is written before the promotion: if it names a server that is still
+	// in recovery, a promotion was interrupted between the two.
+	if s, err := repo.standbyStatus(ctx, former); err == nil && s.recovering {
 		p.Former, p.Service = p.Service, p.Former
-		v.Logger.Info("going on with a promotion that was cut short", "service", p.Service)
+		repo.Logger.Info("continuing an interrupted promotion", "service", p.Service)
 	}
-	if err := v.checkPromotable(ctx, p, q); err != nil {
+	if err := repo.checkPromotable(ctx, p, q); err != nil {
 		return nil, err
 	}
-	if err := v.fence(ctx, p); err != nil {
+	if err := repo.fence(ctx, p); err != nil {
 		return nil, err
 	}
-	if err := v.promoteStandby(ctx, p); err != nil {
+	if err := repo.promoteStandby(ctx, p); err != nil {
 		return nil, err
 	}
 	p.Took = time.Since(began)
-	run := runOn(v.Runner, p.Service)
+	run := runOn(repo.Runner, p.Service)
 	if p.Log, err = readLogStats(ctx, run); err != nil {
 		return nil, err
 	}
@@ -78,16 +77,17 @@ func (v *Repository) Promote(ctx context.Context, q PromoteRequest) (*PromoteRes
 	return p.PromoteResult, err
 }
 
-// A promotion is one under way.
+// A promotion is the state of a running promotion.
 type promotion struct {
 	*PromoteResult
-	// answered says that the former primary did, before it was stopped.
+	// primaryAnswered says that the former primary answered before it was stopped.
 	primaryAnswered bool
 }
 
 const sqlStandby = `SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn()::text, ''), coalesce(pg_last_wal_receive_lsn()::text, ''),
  coalesce(to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '')`
 
+// standbyStatus is how far a server has replayed and received the WAL.
 type standbyStatus struct {
 	recovering bool
 	replayed   LSN
@@ -95,10 +95,11 @@ type standbyStatus struct {
 	lastCommit time.Time
 }
 
-func (v *Repository) standbyStatus(ctx context.Context, service string) (s standbyStatus, err error) {
+// standbyStatus queries a server for its status.
+func (repo *Repository) standbyStatus(ctx context.Context, service string) (s standbyStatus, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	answer, err := output(ctx, runOn(v.Runner, service), "psql", "-XAt", "-F", "\x1f", "-c", sqlStandby)
+	answer, err := output(ctx, runOn(repo.Runner, service), "psql", "-XAt", "-F", "\x1f", "-c", sqlStandby)
 	if err != nil {
 		return s, err
 	}
@@ -123,22 +124,23 @@ func (v *Repository) standbyStatus(ctx context.Context, service string) (s stand
 	return s, err
 }
 
-// checkPromotable looks before anything is done.
-func (v *Repository) checkPromotable(ctx context.Context, p *promotion, q PromoteRequest) error {
-	s, err := v.standbyStatus(ctx, p.Service)
+// checkPromotable returns an error if the standby can't be promoted, or must not be
+// because the primary answers. It changes nothing.
+func (repo *Repository) checkPromotable(ctx context.Context, p *promotion, q PromoteRequest) error {
+	s, err := repo.standbyStatus(ctx, p.Service)
 	if err != nil {
 		return fmt.Errorf("the standby %s can't be promoted: %w", p.Service, err)
 	}
 	if !s.recovering {
-		v.Logger.Info("the standby was promoted before: going on from there", "service", p.Service)
+		repo.Logger.Info("the standby is promoted already: continuing from there", "service", p.Service)
 		return nil
 	}
-	now, err := v.standbyStatus(ctx, p.Former)
+	now, err := repo.standbyStatus(ctx, p.Former)
 	if err != nil {
-		return nil //nolint:nilerr // it is gone: that is what this is for
+		return nil //nolint:nilerr // a primary that does not answer is the reason for a promotion
 	}
 	if now.recovering {
-		return fmt.Errorf("%s is in recovery too: there is no primary that a standby could take over from; restore brings one back", p.Former)
+		return fmt.Errorf("%s is in recovery, too: there is no primary that a standby could take over from; use restore", p.Former)
 	}
 	if !q.StopPrimary {
 		return fmt.Errorf("%s: %w", p.Former, ErrPrimaryAnswers)
@@ -147,12 +149,13 @@ func (v *Repository) checkPromotable(ctx context.Context, p *promotion, q Promot
 	return nil
 }
 
-// fence keeps the former primary from coming back by itself. One that was alive
-// sends the rest of its WAL before it ends.
-func (v *Repository) fence(ctx context.Context, p *promotion) error {
+// fence stops the former primary, so that it can't come back by itself, and waits
+// until the standby has replayed its WAL. A primary that was alive sends the rest of
+// its WAL before it ends.
+func (repo *Repository) fence(ctx context.Context, p *promotion) error {
 	var last LSN
 	if p.primaryAnswered {
-		answer, err := output(ctx, runOn(v.Runner, p.Former), "psql", "-XAtc", "SELECT pg_current_wal_flush_lsn()")
+		answer, err := output(ctx, runOn(repo.Runner, p.Former), "psql", "-XAtc", "SELECT pg_current_wal_flush_lsn()")
 		if err != nil {
 			return err
 		}
@@ -160,20 +163,21 @@ func (v *Repository) fence(ctx context.Context, p *promotion) error {
 			return err
 		}
 	}
-	v.Logger.Info("stopping", "services", p.Former)
-	if err := v.ServiceManager.Stop(ctx, p.Former); err != nil {
+	repo.Logger.Info("stopping", "services", p.Former)
+	if err := repo.ServiceManager.Stop(ctx, p.Former); err != nil {
 		return fmt.Errorf("nothing was promoted: %w", err)
 	}
 	if !p.primaryAnswered {
-		return v.waitReplayed(ctx, p, last)
+		return repo.waitReplayed(ctx, p, last)
 	}
-	// It took writes until it was stopped: what it had in the end is known only now.
-	end, err := v.lastCheckpoint(ctx, p.Former)
+	// The primary took writes until it was stopped: only now its end is known.
+	end, err := repo.lastCheckpoint(ctx, p.Former)
 	if err != nil {
-		v.Logger.Warn("whether the former primary had sent all is not known", "service", p.Former, "error", err)
-		return v.waitReplayed(ctx, p, last)
+		repo.Logger.Warn("it is unknown whether the former primary had sent all of its WAL", "service", p.Former, "error", err)
+		return repo.waitReplayed(ctx, p, last)
 	}
-	if err := v.waitReplayed(ctx, p, max(last, end+1)); err != nil { // behind its first byte: the record is replayed
+	// A position past the record's first byte means that the record is replayed.
+	if err := repo.waitReplayed(ctx, p, max(last, end+1)); err != nil {
 		return err
 	}
 	p.Graceful = p.ReplayedTo > end
@@ -185,15 +189,15 @@ var (
 	checkpoint = regexp.MustCompile(`(?m)^Latest checkpoint location: +(\S+)$`)
 )
 
-// lastCheckpoint returns where the checkpoint lies with which the primary on
-// record was shut down: no record comes after it.
-func (v *Repository) lastCheckpoint(ctx context.Context, service string) (lsn LSN, err error) {
+// lastCheckpoint returns the position of the checkpoint with which the recorded
+// primary was shut down. It is the last record of its WAL.
+func (repo *Repository) lastCheckpoint(ctx context.Context, service string) (lsn LSN, err error) {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
-	if primary, err := v.ServiceManager.Primary(); err != nil || primary != service {
-		return 0, errors.Join(err, fmt.Errorf("%s is on record, whose disk is another one", primary))
+	if primary, err := repo.ServiceManager.Primary(); err != nil || primary != service {
+		return 0, errors.Join(err, fmt.Errorf("the recorded primary is %s, which has another disk", primary))
 	}
-	server, err := v.Runner.ScratchServer(ctx, false)
+	server, err := repo.Runner.ScratchServer(ctx, false)
 	if err != nil {
 		return 0, err
 	}
@@ -204,7 +208,7 @@ func (v *Repository) lastCheckpoint(ctx context.Context, service string) (lsn LS
 	}
 	m := checkpoint.FindStringSubmatch(controlData)
 	if m == nil || !shutDown.MatchString(controlData) {
-		return 0, errors.New("it was not shut down in order")
+		return 0, errors.New("it was not shut down cleanly")
 	}
 	return ParseLSN(m[1])
 }
@@ -212,13 +216,13 @@ func (v *Repository) lastCheckpoint(ctx context.Context, service string) (lsn LS
 // replayTimeout bounds the replay of what the standby has received.
 const replayTimeout = 5 * time.Minute
 
-// waitReplayed waits until the standby has replayed what it received, and at least
-// up to last.
-func (v *Repository) waitReplayed(ctx context.Context, p *promotion, last LSN) error {
+// waitReplayed waits until the standby has replayed what it received, and the WAL up
+// to last.
+func (repo *Repository) waitReplayed(ctx context.Context, p *promotion, last LSN) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, replayTimeout, fmt.Errorf("%s did not replay what it received within %v", p.Service, replayTimeout))
 	defer cancel()
 	for {
-		s, err := v.standbyStatus(ctx, p.Service)
+		s, err := repo.standbyStatus(ctx, p.Service)
 		if err != nil {
 			return err
 		}
@@ -237,23 +241,23 @@ func (v *Repository) waitReplayed(ctx context.Context, p *promotion, last LSN) e
 	}
 }
 
-// promoteStandby writes down who is the primary, and promotes it. In this order: a
-// primary that is not on record would not start again.
-func (v *Repository) promoteStandby(ctx context.Context, p *promotion) error {
-	if err := v.ServiceManager.SetPrimary(p.Service); err != nil {
+// promoteStandby records the standby as the primary, and promotes it. The record
+// comes first: a primary that is not recorded would not start again.
+func (repo *Repository) promoteStandby(ctx context.Context, p *promotion) error {
+	if err := repo.ServiceManager.SetPrimary(p.Service); err != nil {
 		return err
 	}
-	s, err := v.standbyStatus(ctx, p.Service)
+	s, err := repo.standbyStatus(ctx, p.Service)
 	if err != nil || !s.recovering {
 		return err
 	}
-	v.Logger.Info("promoting", "service", p.Service, "replayed_to", s.replayed.String())
-	answer, err := output(ctx, runOn(v.Runner, p.Service), "psql", "-XAtc", "SELECT pg_promote(true, 120)")
+	repo.Logger.Info("promoting", "service", p.Service, "replayed_to", s.replayed.String())
+	answer, err := output(ctx, runOn(repo.Runner, p.Service), "psql", "-XAtc", "SELECT pg_promote(true, 120)")
 	if err != nil {
 		return err
 	}
 	if answer != "t" {
-		return fmt.Errorf("%s was not promoted within 120 s: run this again", p.Service)
+		return fmt.Errorf("%s was not promoted within 120 s: run the command again", p.Service)
 	}
 	return nil
 }

@@ -10,80 +10,83 @@ import (
 	"time"
 )
 
-// A RestoreRequest says what to bring back.
+// A RestoreRequest says what to restore.
 type RestoreRequest struct {
-	// To is the point in time: what was committed before it is kept. Zero means
-	// all that the archive has.
+	// To is the point in time: the restored database has all transactions that were
+	// committed before it. Zero means all transactions in the archive.
 	To time.Time
-	// Timeline is which life of the database to follow, where an earlier restore
-	// made a second one; 0 means the latest.
+	// Timeline is the timeline to follow; 0 means the latest. Each restore and each
+	// promotion begins a new timeline.
 	Timeline uint32
-	// Set names the backup to begin with; empty means the newest that serves.
+	// Set is the name of the backup to start from; empty means the newest one before
+	// To.
 	Set string
-	// Replace is the explicit word that a database which is there may go.
+	// Replace allows to replace an existing database.
 	Replace bool
-	// Database, Redis and Configuration say what to restore.
+	// Database, Redis and Configuration select the parts to restore.
 	Database, Redis, Configuration bool
 }
 
-// A RestoreResult says what a restore brought.
+// A RestoreResult is the outcome of a restore.
 type RestoreResult struct {
 	Set *Set
 	Log LogStats
-	// LastCommit is when the last transaction was committed that is there.
+	// LastCommit is the time of the last restored transaction.
 	LastCommit string
-	// Downtime is how long the database did not serve, if it did before.
+	// Downtime is how long a database that ran before did not serve.
 	Downtime time.Duration
-	// Services are those that were started again.
+	// Services are the services that were started again.
 	Services []string
-	// ReplacedArchive is the archive with what the restored configuration replaced.
+	// ReplacedArchive is the archive of the files that the restored configuration
+	// replaced.
 	ReplacedArchive string
 	// Configuration are the files that differed and were written.
 	Configuration []string
 }
 
-// ErrDatabaseExists refuses to restore over a database without the explicit word.
+// ErrDatabaseExists says that a restore without Replace found a database.
 var ErrDatabaseExists = errors.New("there is a database already: restore --replace gives it up")
 
-// Restore brings a stack back. The database is rebuilt and examined beside the
-// data that are there, before any of these is touched; they give way by rename,
-// and come back when the restored server does not start.
-func (v *Repository) Restore(ctx context.Context, q RestoreRequest) (*RestoreResult, error) {
-	release, err := v.lock()
+// Restore restores parts of a stack. It builds and checks the database beside the
+// live data before it touches these. Then it exchanges the two by rename, and undoes
+// the exchange if the restored server does not start.
+func (repo *Repository) Restore(ctx context.Context, q RestoreRequest) (*RestoreResult, error) {
+	release, err := repo.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	s, err := v.chooseSet(q)
+	s, err := repo.chooseSet(q)
 	if err != nil {
 		return nil, err
 	}
-	v.Logger.Info("restoring", "backup", s.Name, "to", describeTime(q.To))
+	repo.Logger.Info("restoring", "backup", s.Name, "to", describeTime(q.To))
 	if err := s.checkFiles(ctx); err != nil {
 		return nil, fmt.Errorf("backup %s: %w", s.Name, err)
 	}
 	out := &RestoreResult{Set: s}
 	if q.Configuration {
-		if err := v.restoreConfiguration(s, out); err != nil {
+		if err := repo.restoreConfiguration(s, out); err != nil {
 			return nil, err
 		}
-		if err := v.restoreCertificates(ctx, s); err != nil {
+		if err := repo.restoreCertificates(ctx, s); err != nil {
 			return nil, err
 		}
 	}
 	if q.Redis {
-		if err := v.restoreRedis(ctx, s, q.Replace); err != nil {
+		if err := repo.restoreRedis(ctx, s, q.Replace); err != nil {
 			return nil, err
 		}
 	}
 	if q.Database {
-		if err := v.restoreDatabase(ctx, s, q, out); err != nil {
+		if err := repo.restoreDatabase(ctx, s, q, out); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
+// describeTime formats the time of a request.
 func describeTime(to time.Time) string {
 	if to.IsZero() {
 		return "the end of the archive"
@@ -91,19 +94,19 @@ func describeTime(to time.Time) string {
 	return to.UTC().Format(time.RFC3339Nano)
 }
 
-// chooseSet returns the set to begin with.
-func (v *Repository) chooseSet(q RestoreRequest) (*Set, error) {
+// chooseSet returns the set to start from.
+func (repo *Repository) chooseSet(q RestoreRequest) (*Set, error) {
 	if now := time.Now(); q.To.After(now) {
-		return nil, fmt.Errorf("--to %s lies in the future: it is %s now", describeTime(q.To), describeTime(now.Truncate(time.Second)))
+		return nil, fmt.Errorf("--to %s is in the future: it is %s now", describeTime(q.To), describeTime(now.Truncate(time.Second)))
 	}
 	if q.Set != "" {
-		s, err := v.FindSet(q.Set)
+		s, err := repo.FindSet(q.Set)
 		if err == nil && !q.To.IsZero() && q.To.Before(s.Consistent) {
 			return nil, fmt.Errorf("--to %s is before the backup %s was consistent, at %s: name an older one, or none", describeTime(q.To), s.Name, describeTime(s.Consistent))
 		}
 		return s, err
 	}
-	sets, damaged := v.Sets()
+	sets, damaged := repo.Sets()
 	for _, s := range slices.Backward(sets) {
 		if q.To.IsZero() || !s.Consistent.After(q.To) {
 			return s, nil
@@ -111,25 +114,26 @@ func (v *Repository) chooseSet(q RestoreRequest) (*Set, error) {
 	}
 	switch {
 	case len(sets) > 0:
-		return nil, fmt.Errorf("--to %s is before the oldest backup, %s, was consistent, at %s: nothing before that can be brought back", describeTime(q.To), sets[0].Name, describeTime(sets[0].Consistent))
+		return nil, fmt.Errorf("--to %s is before the oldest backup, %s, was consistent, at %s: nothing before that can be restored", describeTime(q.To), sets[0].Name, describeTime(sets[0].Consistent))
 	case len(damaged) > 0:
 		return nil, errors.Join(damaged...)
 	}
-	return nil, fmt.Errorf("there is no backup in %s", v.Dir)
+	return nil, fmt.Errorf("there is no backup in %s", repo.Dir)
 }
 
-func (v *Repository) restoreDatabase(ctx context.Context, s *Set, q RestoreRequest, out *RestoreResult) error {
+// restoreDatabase restores the database of the set's stack.
+func (repo *Repository) restoreDatabase(ctx context.Context, s *Set, q RestoreRequest, out *RestoreResult) error {
 	ctx, cancel := context.WithTimeout(ctx, longLimit)
 	defer cancel()
-	services, err := v.ServiceManager.Services(ctx)
+	services, err := repo.ServiceManager.Services(ctx)
 	if err != nil {
 		return err
 	}
-	primary, err := v.ServiceManager.Primary()
+	primary, err := repo.ServiceManager.Primary()
 	if err != nil {
 		return err
 	}
-	r, err := v.newRestoredServer(ctx, s, false)
+	r, err := repo.newRestoredServer(ctx, s, false)
 	if err != nil {
 		return err
 	}
@@ -138,8 +142,8 @@ func (v *Repository) restoreDatabase(ctx context.Context, s *Set, q RestoreReque
 	return errors.Join(err, r.close())
 }
 
-// replaceDatabase rebuilds the database beside the one that is there, and puts it into
-// its place.
+// replaceDatabase builds the database beside the live one and replaces that, or
+// continues a restore that was interrupted in the replacement.
 func (r *restoredServer) replaceDatabase(ctx context.Context, q RestoreRequest, services map[string]bool, out *RestoreResult) error {
 	exists, unfinished, err := r.inspectLive(ctx)
 	if err != nil {
@@ -147,7 +151,7 @@ func (r *restoredServer) replaceDatabase(ctx context.Context, q RestoreRequest, 
 	}
 	request := restoreID(q, r.set)
 	if unfinished != "" && unfinished != request {
-		return fmt.Errorf("restore %s was cut short while the data changed places: run that one again before another one", unfinished)
+		return fmt.Errorf("restore %s was interrupted while it replaced the data: run that one again before another one", unfinished)
 	}
 	if (exists || services[r.primary]) && !q.Replace && unfinished == "" {
 		state := "stopped"
@@ -161,12 +165,12 @@ func (r *restoredServer) replaceDatabase(ctx context.Context, q RestoreRequest, 
 			return err
 		}
 	} else {
-		r.repository.Logger.Warn("going on with a restore that was cut short while it changed the data's places", "restore", unfinished)
+		r.repository.Logger.Warn("continuing a restore that was interrupted while it replaced the data", "restore", unfinished)
 	}
 	return r.switchOver(ctx, request, unfinished == "", services, out)
 }
 
-// restoreID says which restore this is, as it is asked for on a command line.
+// restoreID identifies a restore by its flags on the command line.
 func restoreID(q RestoreRequest, s *Set) string {
 	to := "latest"
 	if !q.To.IsZero() {
@@ -179,22 +183,23 @@ func restoreID(q RestoreRequest, s *Set) string {
 	return id
 }
 
-// inspectLiveScript says what there is in the live data's place. Only a restore that
-// has taken away what was there, has written down which one it is, and has not
-// put its own data there yet can go on; anything else that lies in
-// .before-restore is left over, until the next restore is sure of its own data.
+// inspectLiveScript prints whether live data, in $0, exist. A restore can only be
+// continued if it has moved the old data to .before-restore, has recorded its id,
+// and has not moved its own data into their place yet. In any other state
+// .before-restore is a leftover, which stays until the next restore has checked its
+// own data.
 const inspectLiveScript = `cd "${0%/*}" && rm -rf .replaced || exit
 if [ -e .before-restore ] && [ ! -e "$0/PG_VERSION" ]; then
   if [ -s .restore-request ] && [ -e .restore/data/PG_VERSION ]; then echo "unfinished $(cat .restore-request)"; exit; fi
-  # There is nothing to go on with: what was there comes back.
+  # The restore can't be continued: the old data come back.
   if [ -e "$0" ]; then rmdir "$0" || exit; fi
   rmdir .before-restore 2>/dev/null || mv .before-restore "$0" || exit
 fi
 rm -f .restore-request
 if [ -e "$0/PG_VERSION" ]; then echo there; fi`
 
-// inspectLive says whether the primary has a database, and which restore, if
-// any, was cut short in its last step.
+// inspectLive reports whether the primary has a database, and returns the id of a
+// restore that was interrupted in its last step, or "".
 func (r *restoredServer) inspectLive(ctx context.Context) (exists bool, unfinished string, err error) {
 	answer, err := output(ctx, r.scratch.Run, "sh", "-c", inspectLiveScript, r.paths.LiveData)
 	unfinished, _ = strings.CutPrefix(answer, "unfinished ")
@@ -204,16 +209,16 @@ func (r *restoredServer) inspectLive(ctx context.Context) (exists bool, unfinish
 	return answer == "there", unfinished, err
 }
 
-// build makes the database on the bench and examines it.
+// build builds the database on the scratch server and checks it.
 func (r *restoredServer) build(ctx context.Context, t target, out *RestoreResult) error {
 	if t.to.IsZero() {
-		// All is asked for: a file that is damaged is told before any work.
+		// The whole archive is needed: find a damaged file before the long work.
 		c, err := r.chain(t)
 		if err != nil {
 			return err
 		}
 		if c.missing != "" {
-			return r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.laterSegments))
+			return r.archive.corrupt(c.missing, fmt.Sprintf("is missing, but %d later segments exist", c.laterSegments))
 		}
 		for _, s := range c.segments {
 			if err := r.archive.checkSegment(s, r.set.SystemID); err != nil {
@@ -238,34 +243,34 @@ func (r *restoredServer) build(ctx context.Context, t target, out *RestoreResult
 		return err
 	}
 	out.LastCommit = p.lastCommit
-	// Whatever an operator vouched for about failovers, this is an older state:
-	// the next node that connects begins a new epoch.
+	// A restored database is an older state, whatever DATABASE_TRUST_FAILOVER says: without
+	// a fingerprint the next node that connects begins a new epoch.
 	if _, err := output(ctx, r.run, "psql", "-Xqc", "UPDATE meta SET fingerprint = ''"); err != nil {
 		return err
 	}
 	return r.stop(ctx)
 }
 
-// swapScript gives the place of the live data to the bench's, and writes down
-// for which restore. A fresh one first forgets what an earlier one left; cut
-// short anywhere, it goes on when it is run again.
+// swapScript replaces the live data, in $0, by those of the scratch server, and
+// records the id of the restore. A fresh restore first removes what an earlier one
+// left. If the script is interrupted anywhere, it can be run again.
 const swapScript = `set -e
 cd "${0%/*}"
 if [ "$2" = fresh ]; then
   for file in "$4"/*; do
-    if [ -e "$3/${file##*/}" ]; then echo "$3/${file##*/} came meanwhile" >&2; exit 1; fi
+    if [ -e "$3/${file##*/}" ]; then echo "$3/${file##*/} exists already" >&2; exit 1; fi
   done
   if [ -e .before-restore ]; then mv .before-restore .replaced; rm -rf .replaced; fi
   printf '%s\n' "$1" > .restore-request
   sync
   if [ -e "$0" ]; then mv "$0" .before-restore; else mkdir .before-restore; fi
 fi
-if [ -e "$0" ]; then echo "$0 is there again" >&2; exit 1; fi
+if [ -e "$0" ]; then echo "$0 exists again" >&2; exit 1; fi
 ` + archiveStagedScript + `
 mv .restore/data "$0"
 sync`
 
-// undoSwapScript undoes it.
+// undoSwapScript undoes swapScript.
 const undoSwapScript = `set -e
 cd "${0%/*}"
 ` + removeTimelineScript + `
@@ -275,20 +280,20 @@ rmdir .before-restore 2>/dev/null || mv .before-restore "$0"
 rm -f .restore-request
 sync`
 
-// removeOldDataScript removes what was there before. The first step is the one that
-// counts: from then on the restore is no unfinished one.
+// removeOldDataScript removes the replaced data. With its first step the restore is
+// finished.
 const removeOldDataScript = `cd "${0%/*}" && rm -f .restore-request && mv .before-restore .replaced && sync && rm -rf .replaced`
 
-// cleanUpScript ends what runs on a bench beside live data, and removes its folder
-// but where a restore needs it to go on.
+// cleanUpScript stops the scratch server beside the live data, and removes its
+// folder, unless an interrupted restore needs it to continue.
 const cleanUpScript = `pg_ctl stop -s -m immediate -D "$0/data" 2>/dev/null
 cd "${0%/*}" || exit
 if [ -s .restore-request ] && [ -e .before-restore ] && [ -e "$0/data/PG_VERSION" ]; then exit 0; fi
 rm -rf "$0" "$1"`
 
-// switchOver stops what uses the database, puts the restored one into its
-// place, and starts what ran before. A replica follows the old life of the
-// database, and stays stopped.
+// switchOver stops the services that use the database, replaces the data, and starts
+// the services that ran before, except for the standby: it follows the replaced
+// timeline.
 func (r *restoredServer) switchOver(ctx context.Context, request string, fresh bool, services map[string]bool, out *RestoreResult) error {
 	manager, logger := r.repository.ServiceManager, r.repository.Logger
 	var apps, stop []string
@@ -315,7 +320,7 @@ func (r *restoredServer) switchOver(ctx context.Context, request string, fresh b
 		mode = "fresh"
 	}
 	if _, err := output(ctx, r.scratch.Run, "sh", "-c", swapScript, r.paths.LiveData, request, mode, r.paths.Archive, r.paths.stagingDir()); err != nil {
-		return fmt.Errorf("put the restored data into their place; run the same restore again to go on: %w", err)
+		return fmt.Errorf("replace the data; run the same restore again to continue: %w", err)
 	}
 	logger.Info("starting", "services", r.primary)
 	if err := r.startPrimary(ctx, out); err != nil {
@@ -325,13 +330,13 @@ func (r *restoredServer) switchOver(ctx context.Context, request string, fresh b
 			undoErr = manager.Start(ctx, append([]string{r.primary}, apps...)...)
 		}
 		if undoErr != nil {
-			return fmt.Errorf("the restored server does not start: %w; what was there before is beside %s, in .before-restore: %w", err, r.paths.LiveData, undoErr)
+			return fmt.Errorf("the restored server does not start: %w; the old data are beside %s, in .before-restore: %w", err, r.paths.LiveData, undoErr)
 		}
-		return fmt.Errorf("the restored server does not start, and what was there before is back: %w", err)
+		return fmt.Errorf("the restored server does not start, and the old data are back: %w", err)
 	}
 	out.Downtime = time.Since(began)
 	if _, err := output(ctx, r.scratch.Run, "sh", "-c", removeOldDataScript, r.paths.LiveData); err != nil {
-		logger.Warn("what was there before the restore could not be removed", "error", err)
+		logger.Warn("the replaced data could not be removed", "error", err)
 	}
 	out.Services = append([]string{r.primary}, apps...)
 	if len(apps) > 0 {
@@ -346,8 +351,7 @@ func (r *restoredServer) switchOver(ctx context.Context, request string, fresh b
 	return nil
 }
 
-// startPrimary starts the restored server as what it is from now on, and looks
-// at it once more.
+// startPrimary starts the restored server as the primary, and checks its rooms.
 func (r *restoredServer) startPrimary(ctx context.Context, out *RestoreResult) error {
 	if err := r.repository.ServiceManager.Start(ctx, r.primary); err != nil {
 		return err
@@ -372,5 +376,5 @@ func otherPostgres(service string) string {
 	return PostgresService
 }
 
-// path returns the path of one of a set's files.
+// path returns the path of a file of the set.
 func (s *Set) path(name string) string { return filepath.Join(s.Dir, name) }

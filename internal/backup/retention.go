@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// applyRetention removes sets beyond Keep, oldest first, and the WAL that none of the
-// others needs. The newest set that was verified stays, however old: what comes
-// after it has proved nothing yet.
-func (v *Repository) applyRetention() error {
-	sets, damaged := v.Sets()
+// applyRetention removes the sets beyond Keep, oldest first, and the WAL that no
+// other set needs. The newest verified set stays, however old it is: the later ones
+// may not be restorable.
+func (repo *Repository) applyRetention() error {
+	sets, damaged := repo.Sets()
 	if len(damaged) > 0 {
-		return fmt.Errorf("nothing is removed while a backup can't be read: %w", errors.Join(damaged...))
+		return fmt.Errorf("no backup is removed while one can't be read: %w", errors.Join(damaged...))
 	}
-	keep := max(v.Keep, 1)
+	keep := max(repo.Keep, 1)
 	verified := -1
 	for i, s := range sets {
 		if s.VerifyResult != nil {
@@ -31,7 +31,7 @@ func (v *Repository) applyRetention() error {
 			kept = append(kept, s)
 			continue
 		}
-		// The name goes first, so that a removal cut short leaves no half set.
+		// Renamed first, so that an interrupted removal leaves no incomplete set.
 		partial := filepath.Join(filepath.Dir(s.Dir), partialPrefix+s.Name)
 		if err := os.Rename(s.Dir, partial); err != nil {
 			return fmt.Errorf("remove the backup %s: %w", s.Name, err)
@@ -39,14 +39,14 @@ func (v *Repository) applyRetention() error {
 		if err := os.RemoveAll(partial); err != nil {
 			return fmt.Errorf("remove the backup %s: %w", s.Name, err)
 		}
-		v.Logger.Info("old backup removed", "name", s.Name)
+		repo.Logger.Info("old backup removed", "name", s.Name)
 	}
-	return v.trimArchive(kept)
+	return repo.trimArchive(kept)
 }
 
-// trimArchive removes the segments before the oldest start. Histories stay:
-// they are small, and say how timelines hang together.
-func (v *Repository) trimArchive(kept []*Set) error {
+// trimArchive removes the segments before the start of the oldest kept set. The
+// history files stay: they are small, and later recoveries need them.
+func (repo *Repository) trimArchive(kept []*Set) error {
 	if len(kept) == 0 {
 		return nil
 	}
@@ -56,7 +56,7 @@ func (v *Repository) trimArchive(kept []*Set) error {
 			first = s
 		}
 	}
-	a, err := readArchive(filepath.Join(v.Dir, walFolder), first.SegmentBytes)
+	a, err := readArchive(filepath.Join(repo.Dir, walFolder), first.SegmentBytes)
 	if err != nil {
 		return err
 	}
@@ -72,22 +72,24 @@ func (v *Repository) trimArchive(kept []*Set) error {
 		removed++
 	}
 	if removed > 0 {
-		v.Logger.Info("WAL archive trimmed", "segments", removed, "first", segment{first.Timeline, oldest}.name(first.SegmentBytes))
+		repo.Logger.Info("WAL archive trimmed", "segments", removed, "first", segment{first.Timeline, oldest}.name(first.SegmentBytes))
 	}
 	return nil
 }
 
-// A Status is what list, check and the metrics tell.
+// A Status describes the repository for list, check and the metrics.
 type Status struct {
-	Sets    []*Set
+	Sets []*Set
+	// Damaged has an error for each folder of sets/ that is not a whole set.
 	Damaged []error
-	// Segments, WALSize and NewestWAL are those of the archive.
+	// Segments is the number of segments in the archive, WALSize the size of all its
+	// files in bytes, and NewestWAL the time at which the newest segment arrived.
 	Segments  int
 	WALSize   int64
 	NewestWAL time.Time
 }
 
-// LastVerified returns the newest proof and the set that it speaks of.
+// LastVerified returns the newest result of a verify and its set, or nil.
 func (s *Status) LastVerified() (set *Set, result *VerifyResult) {
 	for _, one := range s.Sets {
 		if one.VerifyResult != nil && (result == nil || one.VerifyResult.Verified.After(result.Verified)) {
@@ -97,7 +99,7 @@ func (s *Status) LastVerified() (set *Set, result *VerifyResult) {
 	return set, result
 }
 
-// Newest returns the newest set; nil without any.
+// Newest returns the newest set, or nil.
 func (s *Status) Newest() *Set {
 	if len(s.Sets) == 0 {
 		return nil
@@ -105,19 +107,19 @@ func (s *Status) Newest() *Set {
 	return s.Sets[len(s.Sets)-1]
 }
 
-// Status looks at the folder; no program is run.
-func (v *Repository) Status() (*Status, error) {
-	if _, err := os.Stat(v.Dir); err != nil {
+// Status reads the folder. It runs no program.
+func (repo *Repository) Status() (*Status, error) {
+	if _, err := os.Stat(repo.Dir); err != nil {
 		return nil, fmt.Errorf("BACKUP_DIR: %w", err)
 	}
 	s := new(Status)
-	s.Sets, s.Damaged = v.Sets()
-	const anySize = 16 << 20 // PostgreSQL's default, until a set tells
+	s.Sets, s.Damaged = repo.Sets()
+	const anySize = 16 << 20 // PostgreSQL's default, if no set names the size
 	size := int64(anySize)
 	if n := s.Newest(); n != nil {
 		size = n.SegmentBytes
 	}
-	a, err := readArchive(filepath.Join(v.Dir, walFolder), size)
+	a, err := readArchive(filepath.Join(repo.Dir, walFolder), size)
 	if errors.Is(err, os.ErrNotExist) {
 		return s, nil
 	}
@@ -128,22 +130,23 @@ func (v *Repository) Status() (*Status, error) {
 	return s, nil
 }
 
-// WriteMetrics writes what a State tells for node_exporter's textfile
-// collector: metrics/switchyard_backup.prom, whole or not at all.
-func (v *Repository) WriteMetrics() error { return v.writeMetrics() }
+// WriteMetrics writes the Status as metrics for node_exporter's textfile collector:
+// it replaces metrics/switchyard_backup.prom atomically.
+func (repo *Repository) WriteMetrics() error { return repo.writeMetrics() }
 
-func (v *Repository) writeMetrics() error {
-	s, err := v.Status()
+func (repo *Repository) writeMetrics() error {
+	s, err := repo.Status()
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(v.Dir, metricsFolder)
+	dir := filepath.Join(repo.Dir, metricsFolder)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write the metrics: %w", err)
 	}
 	return writeFileAtomic(filepath.Join(dir, "switchyard_backup.prom"), []byte(s.metrics()), 0o644)
 }
 
+// metrics formats the status for Prometheus.
 func (s *Status) metrics() string {
 	var success, verified, size, setBytes float64
 	if n := s.Newest(); n != nil {
@@ -184,7 +187,7 @@ func unixSeconds(t time.Time) float64 {
 	return float64(t.UnixMilli()) / 1000
 }
 
-// sortedKeys returns a map's keys in order.
+// sortedKeys returns the keys of a map, sorted.
 func sortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {

@@ -13,28 +13,30 @@ import (
 	"strings"
 )
 
-// maxFindings bounds what is told of a log that is wrong in many places.
+// maxFindings bounds the findings about an inconsistent log.
 const maxFindings = 5
 
-// Each room holds exactly the messages first to head; each message has a room;
-// an id names a seq that the room has given. A line a finding.
+// sqlCheckRooms returns a line for each inconsistency: each room must have exactly
+// the messages first to head, each message must have a room, and the seq of an id
+// must not be over its room's head.
 const sqlCheckRooms = `
 WITH held AS (SELECT room_id, count(*) AS n, min(seq) AS low, max(seq) AS high FROM messages GROUP BY room_id)
-SELECT 'room ' || name || ' says ' || first || ' to ' || head || ' and holds ' || coalesce(n, 0) || ' messages, ' || coalesce(low, 0) || ' to ' || coalesce(high, 0)
+SELECT 'room ' || name || ' should have ' || first || ' to ' || head || ' and has ' || coalesce(n, 0) || ' messages, ' || coalesce(low, 0) || ' to ' || coalesce(high, 0)
   FROM rooms LEFT JOIN held ON room_id = id
  WHERE coalesce(n, 0) <> head - first + 1 OR n > 0 AND (low <> first OR high <> head)
 UNION ALL
 SELECT n || ' messages, ' || low || ' to ' || high || ', have no room (' || room_id || ')'
   FROM held WHERE NOT EXISTS (SELECT FROM rooms WHERE id = room_id)
 UNION ALL
-SELECT 'room ' || name || ' remembers the id ' || i.id || ' for seq ' || seq || ', over its head ' || head
+SELECT 'room ' || name || ' has the id ' || i.id || ' for seq ' || seq || ', over its head ' || head
   FROM message_ids i JOIN rooms r ON r.id = room_id WHERE seq > head
 LIMIT 6`
 
-// errTooManyFindings ends a list that nobody reads on.
-var errTooManyFindings = errors.New("enough was found")
+// errTooManyFindings ends psql once there are maxFindings.
+var errTooManyFindings = errors.New("there are enough findings")
 
-// checkRooms holds rooms, messages and ids against each other.
+// checkRooms compares rooms, messages and ids with each other, and returns the
+// inconsistencies.
 func checkRooms(ctx context.Context, run func(context.Context, Program) error) ([]string, error) {
 	answer, err := output(ctx, run, "psql", "-XAt", "-v", "ON_ERROR_STOP=1", "-c", sqlCheckRooms)
 	if err != nil || answer == "" {
@@ -43,9 +45,9 @@ func checkRooms(ctx context.Context, run func(context.Context, Program) error) (
 	return strings.Split(answer, "\n"), nil
 }
 
-// compareRooms holds the restored rooms against those that were there when the
-// backup began: each must be there, with a head at least as high. In another
-// epoch, begun since, heads may be lower.
+// compareRooms compares the restored rooms with those at the time of the backup:
+// each must exist, with a head at least as high. If a new epoch began since, it
+// compares nothing: heads may be lower in it.
 func (r *restoredServer) compareRooms(ctx context.Context, now LogStats) (findings []string, err error) {
 	if now.Epoch != r.set.Log.Epoch {
 		return nil, nil
@@ -57,7 +59,7 @@ func (r *restoredServer) compareRooms(ctx context.Context, now LogStats) (findin
 	defer func() { _ = f.Close() }()
 	old, err := gzip.NewReader(bufio.NewReader(f))
 	if err != nil {
-		return nil, &DamageError{f.Name(), "is corrupt: it is no gzip file"}
+		return nil, &DamageError{f.Name(), "is corrupt: it is not a gzip file"}
 	}
 	out, in := io.Pipe()
 	compared := make(chan error, 1)
@@ -72,14 +74,13 @@ func (r *restoredServer) compareRooms(ctx context.Context, now LogStats) (findin
 	if cause := <-compared; cause != nil {
 		return nil, cause
 	}
-	if len(findings) >= maxFindings { // psql was cut off
+	if len(findings) >= maxFindings { // psql was ended early
 		err = nil
 	}
 	return findings, err
 }
 
-// compareRoomHeads walks two lists of rooms, each in the order of names, beside
-// each other.
+// compareRoomHeads compares two lists of rooms, both sorted by name.
 func compareRoomHeads(old, now io.Reader) (findings []string, err error) {
 	oldLines, newLines := bufio.NewScanner(old), bufio.NewScanner(now)
 	more := newLines.Scan()
@@ -109,7 +110,7 @@ func compareRoomHeads(old, now io.Reader) (findings []string, err error) {
 		case other != name:
 			findings = append(findings, "room "+name+" is missing")
 		case restored < head:
-			findings = append(findings, fmt.Sprintf("room %s ends at %d, and was at %d when the backup began", name, restored, head))
+			findings = append(findings, fmt.Sprintf("room %s ends at %d, but was at %d when the backup began", name, restored, head))
 		}
 	}
 	if len(findings) < maxFindings {
@@ -119,7 +120,7 @@ func compareRoomHeads(old, now io.Reader) (findings []string, err error) {
 	return findings, errors.Join(oldLines.Err(), newLines.Err())
 }
 
-// parseRoomHead reads a line of sqlRoomHeads. Names of rooms need no unescaping.
+// parseRoomHead parses a line of sqlRoomHeads. Names of rooms need no unescaping.
 func parseRoomHead(line string) (name string, head int64, err error) {
 	f := strings.Split(line, "\t")
 	if len(f) != 3 {

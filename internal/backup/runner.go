@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// The services that this package speaks with, as the compose file calls them.
+// The services that this package uses, by their names in the compose file.
 const (
 	PostgresService        = "postgres"
 	PostgresReplicaService = "postgres_replica"
@@ -21,42 +21,41 @@ const (
 	TraefikService         = "traefik"
 )
 
-// acmeFolder is where Traefik keeps what Let's Encrypt gave it.
+// acmeFolder is Traefik's folder for the certificates of Let's Encrypt.
 const acmeFolder = "/acme"
 
-// A Program is one run of a program of PostgreSQL, of Redis or of the system.
+// A Program is a command line with its input and output.
 type Program struct {
 	Args   []string
 	Stdin  io.Reader
 	Stdout io.Writer
 }
 
-// A Runner is where programs run. It is all that this package knows of
-// containers.
+// A Runner runs programs in the stack. It hides the containers from this package.
 type Runner interface {
-	// Run runs a program beside a running service, as a user who may connect to
-	// it without a password; psql and its kin find the right server and database
-	// in their environment. The error holds what the program said.
+	// Run runs a program beside a running service, as a user who may connect to it
+	// without a password. The environment leads psql and similar programs to the
+	// right server and database. The error is a ProgramError if the program failed.
 	Run(ctx context.Context, service string, p Program) error
-	// ScratchServer returns a bench. A scratch bench is gone when it is closed; one that
-	// is not lies on the disk of the primary's data, so that the bench's can take
-	// their place by rename.
+	// ScratchServer returns a scratch server. Close removes a disposable one. One
+	// that is not disposable is on the disk of the primary's data, so that its data
+	// can replace these by rename.
 	ScratchServer(ctx context.Context, disposable bool) (ScratchServer, error)
-	// ConfigPaths returns the files that make up the configuration: absolute paths of
-	// files and folders of this host.
+	// ConfigPaths returns the absolute paths of the files and folders of the
+	// configuration on this host.
 	ConfigPaths(ctx context.Context) ([]string, error)
-	// StateDir returns the folder among them of what the stack itself writes down as
-	// it goes, such as who is the primary: it is packed to be read, and never
-	// restored. Empty: there is none.
+	// StateDir returns the folder, among those paths, in which the stack records its
+	// own state, such as which service is the primary. A backup includes it for
+	// people, and a restore leaves it out. Empty means that there is none.
 	StateDir() string
 }
 
-// A ServiceManager starts and stops services, and knows which of the two
-// PostgreSQL takes writes.
+// A ServiceManager starts and stops services, and records which of the two
+// PostgreSQL servers is the primary.
 type ServiceManager interface {
-	// Primary returns the service that is to take writes, whether it runs or not.
+	// Primary returns the recorded primary, whether it runs or not.
 	Primary() (string, error)
-	// SetPrimary makes another service that, at the next start of both.
+	// SetPrimary records the primary. It takes effect when the servers start.
 	SetPrimary(service string) error
 	ServiceController
 }
@@ -65,37 +64,37 @@ type ServiceManager interface {
 type ServiceController interface {
 	// Services returns all services by name, and whether each one runs.
 	Services(ctx context.Context) (map[string]bool, error)
-	// Stop stops services, those that rest on others first, each within its grace
+	// Stop stops services, first those that depend on others, each within its grace
 	// period.
 	Stop(ctx context.Context, services ...string) error
-	// Start starts services and returns once they are healthy.
+	// Start starts services and returns when they are healthy.
 	Start(ctx context.Context, services ...string) error
 }
 
-// A ScratchServer is where a PostgreSQL server can be built from a backup: the programs
-// of the service's own image, an empty folder, the archive, and no network.
+// A ScratchServer is an environment to build a PostgreSQL server from a backup: the
+// programs of the service's own image, an empty folder, the archive, and no network.
 type ScratchServer interface {
-	// Run runs a program as the user whom the server runs as.
+	// Run runs a program as the user of the PostgreSQL server.
 	Run(ctx context.Context, p Program) error
-	// Paths tells where programs on the bench find things.
+	// Paths returns the paths for programs on the scratch server.
 	Paths() Paths
-	// Close ends what still runs on the bench, and removes its folder, but where a
-	// restore that was cut short needs that to go on.
+	// Close ends the programs that still run on the scratch server, and removes its
+	// folder, unless an interrupted restore needs that to continue.
 	Close(ctx context.Context) error
 }
 
-// Paths are paths as the programs on a bench see them.
+// Paths are paths as the programs on a scratch server see them.
 type Paths struct {
-	// Dir is the bench's own.
+	// Dir is the scratch server's own folder.
 	Dir string
 	// Archive is the folder of the WAL archive.
 	Archive string
-	// LiveData is the folder of the primary's data, beside Folder; empty on a scratch
-	// bench.
+	// LiveData is the folder of the primary's data, beside Dir. It is empty on a
+	// disposable scratch server.
 	LiveData string
 }
 
-// A ProgramError is a program that failed, and what it said.
+// A ProgramError says that a program failed, with the end of its error output.
 type ProgramError struct {
 	Program string
 	Stderr  string
@@ -111,11 +110,11 @@ func (e *ProgramError) Error() string {
 
 func (e *ProgramError) Unwrap() error { return e.Err }
 
-// stopGrace is how long a program that is no longer wanted has to end.
+// stopGrace is how long a canceled program may take to end.
 const stopGrace = 10 * time.Second
 
-// execute runs a command of this host. When ctx ends the command is asked to
-// end, and killed when it does not.
+// execute runs a command on this host. When ctx ends, it sends the command SIGTERM,
+// and after stopGrace SIGKILL.
 func execute(ctx context.Context, cmd *exec.Cmd, p Program) error {
 	var stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.Stdin, p.Stdout, &tailWriter{to: &stderr}
@@ -134,8 +133,8 @@ func execute(ctx context.Context, cmd *exec.Cmd, p Program) error {
 	return &ProgramError{Program: programName(p.Args), Stderr: oneLine(stderr.String()), Err: err}
 }
 
-// programName returns the name to tell of a command line: what follows env and
-// its assignments.
+// programName returns the name of a command line's program for an error: the first
+// argument after env and its assignments.
 func programName(args []string) string {
 	for _, arg := range args {
 		if arg != "env" && !strings.Contains(arg, "=") {
@@ -145,7 +144,7 @@ func programName(args []string) string {
 	return strings.Join(args, " ")
 }
 
-// oneLine brings what a program said into one line, without its own prefix.
+// oneLine joins the last four lines of a program's error output.
 func oneLine(s string) string {
 	lines := strings.FieldsFunc(strings.TrimSpace(s), func(r rune) bool { return r == '\n' || r == '\r' })
 	for i := range lines {
@@ -157,7 +156,7 @@ func oneLine(s string) string {
 	return strings.Join(lines, "; ")
 }
 
-// A tailWriter keeps the newest of what is written to it.
+// A tailWriter keeps the last tailSize bytes that are written to it.
 type tailWriter struct{ to *bytes.Buffer }
 
 const tailSize = 16 << 10
@@ -170,17 +169,17 @@ func (w *tailWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// output runs a program and returns what it printed, without the last newline.
+// output runs a program and returns its output without the last newline.
 func output(ctx context.Context, run func(context.Context, Program) error, args ...string) (string, error) {
 	var out bytes.Buffer
 	err := run(ctx, Program{Args: args, Stdout: &out})
 	return strings.TrimSuffix(out.String(), "\n"), err
 }
 
-// runOn returns Run of a service as a function of the program alone.
+// runOn returns a function that runs programs on one service.
 func runOn(s Runner, service string) func(context.Context, Program) error {
 	return func(ctx context.Context, p Program) error { return s.Run(ctx, service, p) }
 }
 
-// shellQuote returns s as one word of a shell.
+// shellQuote quotes s as one word for a shell.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

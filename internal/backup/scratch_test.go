@@ -7,16 +7,17 @@ import (
 	"testing"
 )
 
-// fillDiskOnUnpack is a bench whose disk fills up while the base backup is unpacked.
+// fillDiskOnUnpack is a beforeRun that fills the disk while a scratch server unpacks
+// the base backup.
 func fillDiskOnUnpack(service string, p *Program) error {
-	if service == "bench" && strings.Contains(strings.Join(p.Args, " "), "tar -xzf") {
+	if service == "scratch" && strings.Contains(strings.Join(p.Args, " "), "tar -xzf") {
 		p.Args = []string{"sh", "-c", "cat > /dev/full"}
 	}
 	return nil
 }
 
-// What keeps a scratch server from being is one line; the backup, the proof that
-// it has and the primary stay as they are, and nothing is left of the bench.
+// A scratch server that fails is reported on one line. The backup, its verify result
+// and the primary stay as they are, and the scratch server leaves nothing behind.
 func TestAFailedScratchServerLeavesNothing(t *testing.T) {
 	t.Parallel()
 	w := newFixture(t)
@@ -36,17 +37,17 @@ func TestAFailedScratchServerLeavesNothing(t *testing.T) {
 	}{
 		{"no container", "the scratch server can't start: ", func() { w.stack.scratchRoot = "/none" }},
 		{"a full disk", "No space left on device", func() { w.stack.beforeRun = fillDiskOnUnpack }},
-		{"a server that does not come up", "the scratch server can't start: ", func() {
+		{"a server that does not start", "the scratch server can't start: ", func() {
 			w.stack.beforeRun = func(service string, p *Program) error {
-				if service == "bench" && p.Args[0] == "pg_ctl" && p.Args[1] == "start" {
+				if service == "scratch" && p.Args[0] == "pg_ctl" && p.Args[1] == "start" {
 					p.Args = append(p.Args, "--options=-c shared_buffers=nonsense")
 				}
 				return nil
 			}
 		}},
-		{"a server that dies at work", "psql: ", func() {
+		{"a server that dies", "psql: ", func() {
 			w.stack.beforeRun = func(service string, p *Program) error {
-				if service == "bench" && strings.Contains(strings.Join(p.Args, " "), "pg_last_wal_replay_lsn") {
+				if service == "scratch" && strings.Contains(strings.Join(p.Args, " "), "pg_last_wal_replay_lsn") {
 					folder := strings.TrimPrefix(p.Args[1], "PGHOST=")
 					return w.stack.exec(t.Context(), nil, w.stack.user, Program{Args: []string{"pg_ctl", "stop", "-s", "-m", "immediate", "-D", folder + "/data"}})
 				}
@@ -62,7 +63,7 @@ func TestAFailedScratchServerLeavesNothing(t *testing.T) {
 				t.Errorf("error %v, want one line that names the backup and says %q", err, tt.says)
 			}
 			if now, err := os.ReadFile(s.path(verifyResultFile)); err != nil || string(now) != string(before) {
-				t.Errorf("the proof that was there: %s, %v", now, err)
+				t.Errorf("the verify result changed: %s, %v", now, err)
 			}
 			if left, _ := filepath.Glob(scratchRoot + "/*"); len(left) > 0 || !w.pg.Running() {
 				t.Errorf("left behind: %v", left)

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// The files of a set. A set is whole once manifest.json is there; it is written
-// last, and the folder gets its name only then.
+// The files of a set. manifest.json is written last, and the folder gets its final
+// name after that: a set with a manifest is complete.
 const (
 	baseFile         = "base.tar.gz"
 	dumpFile         = "dump.pgc"
@@ -40,7 +40,8 @@ type File struct {
 	SHA256 string `json:"sha256"`
 }
 
-// A Manifest says what a set holds, and from where in the life of the database.
+// A Manifest describes the contents of a set, and the position of its base backup
+// in the WAL.
 type Manifest struct {
 	Format   int       `json:"format"`
 	Name     string    `json:"name"`
@@ -55,33 +56,33 @@ type Manifest struct {
 	Timeline     uint32 `json:"timeline"`
 	StartLSN     LSN    `json:"start_lsn"`
 	StopLSN      LSN    `json:"stop_lsn"`
-	// Consistent is the database's clock after the base backup had ended: the
-	// set serves for this time and all later ones.
+	// Consistent is the time of the database's clock after the base backup ended: a
+	// restore from this set can reach this time and all later ones.
 	Consistent time.Time `json:"consistent"`
 
-	// At the start of the backup.
+	// Log has the counts at the beginning of the backup.
 	Log   LogStats `json:"log"`
 	Files []File   `json:"files"`
 }
 
-// A LogStats is what the tables of the log hold.
+// LogStats are counts of the tables of the log.
 type LogStats struct {
 	Epoch    string `json:"epoch"`
 	Rooms    int64  `json:"rooms"`
 	Messages int64  `json:"messages"`
 	IDs      int64  `json:"ids"`
-	// Newest is when the newest message was stored; zero without any.
+	// Newest is when the newest message was stored; zero means that there is none.
 	Newest time.Time `json:"newest"`
 }
 
-// A VerifyResult is what verify found out about a set.
+// A VerifyResult is the result of a verify that passed.
 type VerifyResult struct {
 	Verified time.Time `json:"verified"`
 	Took     string    `json:"took"`
-	// Log is what the scratch server held after the whole archive was replayed.
+	// Log has the counts after the replay of the whole archive.
 	Log LogStats `json:"log"`
-	// ReplayedTo is where the archive ended, and LastCommit when its last
-	// transaction was committed.
+	// ReplayedTo is the end of the archive, and LastCommit the time of its last
+	// transaction.
 	ReplayedTo LSN    `json:"replayed_to"`
 	LastCommit string `json:"last_commit"`
 	Segments   int    `json:"segments"`
@@ -92,11 +93,11 @@ type Set struct {
 	Manifest
 	// Dir is the folder of the set.
 	Dir string `json:"Dir"`
-	// VerifyResult is that of the last verify that passed; nil without any.
+	// VerifyResult is the result of the last verify that passed, or nil.
 	VerifyResult *VerifyResult `json:"Proof"`
 }
 
-// Size returns the bytes of all files.
+// Size returns the size of all files in bytes.
 func (s *Set) Size() (n int64) {
 	for _, f := range s.Files {
 		n += f.Size
@@ -104,8 +105,7 @@ func (s *Set) Size() (n int64) {
 	return n
 }
 
-// file returns what the manifest says of a file; ok is false when the set has
-// none of this name.
+// file returns the manifest's entry of a file. ok is false if there is none.
 func (s *Set) file(name string) (f File, ok bool) {
 	i := slices.IndexFunc(s.Files, func(f File) bool { return f.Name == name })
 	if i < 0 {
@@ -114,14 +114,14 @@ func (s *Set) file(name string) (f File, ok bool) {
 	return s.Files[i], true
 }
 
-// readSet reads a set's manifest and proof.
+// readSet reads a set's manifest and the result of its last verify.
 func readSet(dir string) (*Set, error) {
 	s := &Set{Dir: dir}
 	if err := readJSON(filepath.Join(dir, manifestFile), &s.Manifest); err != nil {
 		return nil, err
 	}
 	if s.Format != formatVersion {
-		return nil, fmt.Errorf("%s has format %d; this version reads %d", filepath.Join(dir, manifestFile), s.Format, formatVersion)
+		return nil, fmt.Errorf("%s has format %d; this version only reads format %d", filepath.Join(dir, manifestFile), s.Format, formatVersion)
 	}
 	if s.Name != filepath.Base(dir) || s.SegmentBytes < 1<<20 || s.Consistent.IsZero() {
 		return nil, fmt.Errorf("%s is not the manifest of this backup", filepath.Join(dir, manifestFile))
@@ -147,7 +147,7 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// writeJSON writes a file that is there whole or not at all.
+// writeJSON writes v as a JSON file, atomically.
 func writeJSON(path string, v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -156,7 +156,8 @@ func writeJSON(path string, v any) error {
 	return writeFileAtomic(path, append(b, '\n'), 0o600)
 }
 
-// writeFileAtomic replaces a file by way of another one beside it, flushed first.
+// writeFileAtomic replaces a file, atomically and durably: it writes and flushes a
+// temporary file beside it, and renames that.
 func writeFileAtomic(path string, b []byte, mode fs.FileMode) error {
 	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
@@ -175,7 +176,7 @@ func writeFileAtomic(path string, b []byte, mode fs.FileMode) error {
 	return syncFolder(filepath.Dir(path))
 }
 
-// syncFolder makes renames in a folder last.
+// syncFolder makes renames in a folder durable.
 func syncFolder(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -184,10 +185,10 @@ func syncFolder(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Sets returns the whole sets, oldest first, and an error for each folder that
-// is none.
-func (v *Repository) Sets() (sets []*Set, damaged []error) {
-	entries, err := os.ReadDir(filepath.Join(v.Dir, setsFolder))
+// Sets returns the complete sets, oldest first, and an error for each folder that is
+// not one.
+func (repo *Repository) Sets() (sets []*Set, damaged []error) {
+	entries, err := os.ReadDir(filepath.Join(repo.Dir, setsFolder))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -198,7 +199,7 @@ func (v *Repository) Sets() (sets []*Set, damaged []error) {
 		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		s, err := readSet(filepath.Join(v.Dir, setsFolder, e.Name()))
+		s, err := readSet(filepath.Join(repo.Dir, setsFolder, e.Name()))
 		if err != nil {
 			damaged = append(damaged, err)
 			continue
@@ -209,9 +210,9 @@ func (v *Repository) Sets() (sets []*Set, damaged []error) {
 	return sets, damaged
 }
 
-// FindSet returns the set of this name; an empty name means the newest.
-func (v *Repository) FindSet(name string) (*Set, error) {
-	sets, damaged := v.Sets()
+// FindSet returns the set with a name, or the newest one if the name is empty.
+func (repo *Repository) FindSet(name string) (*Set, error) {
+	sets, damaged := repo.Sets()
 	if name == "" && len(sets) > 0 {
 		return sets[len(sets)-1], nil
 	}
@@ -224,7 +225,7 @@ func (v *Repository) FindSet(name string) (*Set, error) {
 		return nil, errors.Join(damaged...)
 	}
 	if name == "" {
-		return nil, fmt.Errorf("there is no backup in %s: make one with switchyard backup", v.Dir)
+		return nil, fmt.Errorf("there is no backup in %s: make one with switchyard backup", repo.Dir)
 	}
-	return nil, fmt.Errorf("there is no backup %q in %s: switchyard backup list names them", name, v.Dir)
+	return nil, fmt.Errorf("there is no backup %q in %s: switchyard backup list names them", name, repo.Dir)
 }

@@ -13,7 +13,8 @@ import (
 
 const shippedDir = "../../deploy/compose/"
 
-// The archive_command as shipped: whole, once, and never over what is there.
+// The shipped archive_command archives a segment completely, accepts it a second
+// time, and never replaces a file with other content.
 func TestTheShippedArchiveCommand(t *testing.T) {
 	t.Parallel()
 	dir, from := t.TempDir(), filepath.Join(t.TempDir(), "segment")
@@ -31,10 +32,10 @@ func TestTheShippedArchiveCommand(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if out, err := archive("some records"); err != nil {
-		t.Errorf("the same once more, as after a crash: %v: %s", err, out)
+		t.Errorf("the same segment again, as after a crash: %v: %s", err, out)
 	}
 	if out, err := archive("other records"); err == nil || !strings.Contains(out, "is there with other content") {
-		t.Errorf("another database's: %v: %s", err, out)
+		t.Errorf("a segment of another database: %v: %s", err, out)
 	}
 	a, err := readArchive(dir, 16<<20)
 	if err != nil || len(a.files) != 1 {
@@ -54,7 +55,7 @@ func TestTheShippedArchiveCommand(t *testing.T) {
 	}
 }
 
-// What this package takes for granted of the compose file stands there.
+// The shipped compose file has the names and folders that this package assumes.
 func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
 	text, err := os.ReadFile(shippedDir + DefaultFile)
 	if err != nil {
@@ -87,10 +88,10 @@ func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
 		t.Errorf("%s: %s", TraefikService, v)
 	}
 	if v := strings.Join(file.Services["node_exporter"].Volumes, " "); !strings.Contains(v, "/"+metricsFolder+":") {
-		t.Errorf("node_exporter sees no metrics of backups: %s", v)
+		t.Errorf("node_exporter does not mount the metrics of backups: %s", v)
 	}
 	if _, has := file.Services[RedisService]; !has {
-		t.Errorf("there is no %s", RedisService)
+		t.Errorf("the service %s is missing", RedisService)
 	}
 	units, err := filepath.Glob("../../deploy/systemd/*")
 	if err != nil || len(units) != 5 {
@@ -109,8 +110,8 @@ func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
 	}
 }
 
-// What an operator is to type in a bad hour names the compose file, and no
-// service that may be the live primary; and the shell picks the right one.
+// The documented commands to rebuild the standby name the compose file, and no
+// service that may be the live primary. The documented script picks the right one.
 func TestTheDocumentedRebuildOfTheStandby(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile("../../docs/backup.md")
@@ -119,16 +120,16 @@ func TestTheDocumentedRebuildOfTheStandby(t *testing.T) {
 	}
 	for line := range strings.Lines(string(b)) {
 		if strings.Contains(line, "docker compose ") && !strings.Contains(line, "-f "+DefaultFile) {
-			t.Errorf("without its file: %s", line)
+			t.Errorf("a command without the compose file: %s", line)
 		}
 		if (strings.Contains(line, " rm ") || strings.Contains(line, "up -d")) && strings.Contains(line, "postgres") {
-			t.Errorf("a server is named that may be the primary: %s", line)
+			t.Errorf("a command names a server that may be the primary: %s", line)
 		}
 	}
 	_, choose, _ := strings.Cut(string(b), "cd /opt/switchyard/deploy/compose\n")
 	choose, _, found := strings.Cut(choose, "```")
 	if !found {
-		t.Fatal("the standby is not looked for")
+		t.Fatal("the document does not find out which server is the standby")
 	}
 	for record, want := range map[string]string{"": PostgresReplicaService, PostgresService: PostgresReplicaService, PostgresReplicaService: PostgresService, "somebody": ""} {
 		dir := t.TempDir()
@@ -145,7 +146,7 @@ func TestTheDocumentedRebuildOfTheStandby(t *testing.T) {
 		cmd.Dir = dir
 		out, err := cmd.Output()
 		if got := strings.TrimPrefix(strings.TrimSpace(string(out)), "to be emptied: "); got != want || (err != nil) != (want == "") {
-			t.Errorf("with %q on record: %q, %v; want %q", record, got, err, want)
+			t.Errorf("with %q recorded: %q, %v; want %q", record, got, err, want)
 		}
 	}
 }

@@ -14,21 +14,21 @@ import (
 	"time"
 )
 
-// Verify restores a set into a scratch server, replays the whole archive and
-// looks at each room. An empty name means the newest set. What passes is written
-// beside the set; nothing else is touched.
-func (v *Repository) Verify(ctx context.Context, name string) (*VerifyResult, error) {
-	release, err := v.lock()
+// Verify restores a set into a scratch server, replays the whole archive and checks
+// each room. An empty name means the newest set. A result that passes is written
+// into the set; the stack itself is not touched.
+func (repo *Repository) Verify(ctx context.Context, name string) (*VerifyResult, error) {
+	release, err := repo.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	s, err := v.FindSet(name)
+	s, err := repo.FindSet(name)
 	if err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	result, err := v.verifySet(ctx, s)
+	result, err := repo.verifySet(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("backup %s: %w", s.Name, err)
 	}
@@ -36,17 +36,18 @@ func (v *Repository) Verify(ctx context.Context, name string) (*VerifyResult, er
 	if err := writeJSON(filepath.Join(s.Dir, verifyResultFile), result); err != nil {
 		return nil, err
 	}
-	v.Logger.Info("backup verified", "name", s.Name, "messages", result.Log.Messages, "rooms", result.Log.Rooms, "took", result.Took)
-	return result, v.writeMetrics()
+	repo.Logger.Info("backup verified", "name", s.Name, "messages", result.Log.Messages, "rooms", result.Log.Rooms, "took", result.Took)
+	return result, repo.writeMetrics()
 }
 
-func (v *Repository) verifySet(ctx context.Context, s *Set) (*VerifyResult, error) {
+// verifySet checks the set's files, and verifies it on a scratch server.
+func (repo *Repository) verifySet(ctx context.Context, s *Set) (*VerifyResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, longLimit)
 	defer cancel()
 	if err := s.checkFiles(ctx); err != nil {
 		return nil, err
 	}
-	r, err := v.newRestoredServer(ctx, s, true)
+	r, err := repo.newRestoredServer(ctx, s, true)
 	if err != nil {
 		return nil, err
 	}
@@ -54,38 +55,40 @@ func (v *Repository) verifySet(ctx context.Context, s *Set) (*VerifyResult, erro
 	return result, errors.Join(err, r.close())
 }
 
-// newRestoredServer makes a bench for a set.
-func (v *Repository) newRestoredServer(ctx context.Context, s *Set, disposable bool) (*restoredServer, error) {
-	a, err := readArchive(filepath.Join(v.Dir, walFolder), s.SegmentBytes)
+// newRestoredServer starts a scratch server for a set. The caller closes it.
+func (repo *Repository) newRestoredServer(ctx context.Context, s *Set, disposable bool) (*restoredServer, error) {
+	a, err := readArchive(filepath.Join(repo.Dir, walFolder), s.SegmentBytes)
 	if err != nil {
 		return nil, err
 	}
-	server, err := v.Runner.ScratchServer(ctx, disposable)
+	server, err := repo.Runner.ScratchServer(ctx, disposable)
 	if err != nil {
 		return nil, fmt.Errorf("the scratch server can't start: %w", err)
 	}
-	return &restoredServer{repository: v, set: s, archive: a, scratch: server, paths: server.Paths(), replacesLive: !disposable}, nil
+	return &restoredServer{repository: repo, set: s, archive: a, scratch: server, paths: server.Paths(), replacesLive: !disposable}, nil
 }
 
-// close takes the bench away, also when the command was interrupted.
+// close removes the scratch server, even if the command was interrupted.
 func (r *restoredServer) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), shortLimit)
 	defer cancel()
 	return r.scratch.Close(ctx)
 }
 
+// verify checks the archive, restores the set with the whole archive, and checks the
+// log and the dump.
 func (r *restoredServer) verify(ctx context.Context) (*VerifyResult, error) {
-	// What a look at the files tells is told before any work.
+	// Find a damaged file before the long work.
 	c, err := r.chain(target{})
 	if err != nil {
 		return nil, err
 	}
 	if c.missing != "" {
-		return nil, r.archive.corrupt(c.missing, fmt.Sprintf("is missing, and %d later segments are there", c.laterSegments))
+		return nil, r.archive.corrupt(c.missing, fmt.Sprintf("is missing, but %d later segments exist", c.laterSegments))
 	}
-	// The base brings its own WAL and comes up without any archive.
+	// The base has its own WAL and would start without any archive.
 	if stop := r.set.stopSegment(); len(c.segments) == 0 || c.segments[len(c.segments)-1].number < stop.number {
-		return nil, r.archive.corrupt(stop.name(r.set.SegmentBytes), "is missing, and nothing comes after it: the archive does not reach the end of the base backup; look at archive_command")
+		return nil, r.archive.corrupt(stop.name(r.set.SegmentBytes), "is missing, and so are all later segments: the archive does not reach the end of the base backup; check archive_command")
 	}
 	for _, s := range c.segments {
 		if err := r.archive.checkSegment(s, r.set.SystemID); err != nil {
@@ -112,7 +115,7 @@ func (r *restoredServer) verify(ctx context.Context) (*VerifyResult, error) {
 	return &VerifyResult{Log: l, ReplayedTo: p.endLSN, LastCommit: p.lastCommit, Segments: p.segments}, r.stop(ctx)
 }
 
-// checkDump has pg_restore read the logical dump to its end, and write nothing.
+// checkDump lets pg_restore read the logical dump to its end, without writing it.
 func (r *restoredServer) checkDump(ctx context.Context) error {
 	if _, has := r.set.file(dumpFile); !has {
 		return nil
@@ -129,8 +132,8 @@ func (r *restoredServer) checkDump(ctx context.Context) error {
 	return nil
 }
 
-// checkFiles holds each file of the set against size and sum, and against its
-// own form where that has a sum too.
+// checkFiles compares each file of the set with its size and checksum in the
+// manifest, and checks the formats that have a checksum of their own.
 func (s *Set) checkFiles(ctx context.Context) error {
 	for _, f := range s.Files {
 		if ctx.Err() != nil {
@@ -163,6 +166,7 @@ func (s *Set) checkFiles(ctx context.Context) error {
 	return nil
 }
 
+// checkFile compares a file with its size and checksum.
 func checkFile(path string, want File) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -175,9 +179,9 @@ func checkFile(path string, want File) error {
 	case err != nil:
 		return fmt.Errorf("read %s: %w", path, err)
 	case n < want.Size:
-		return &DamageError{path, fmt.Sprintf("is cut short: it has %d of %d bytes", n, want.Size)}
+		return &DamageError{path, fmt.Sprintf("is truncated: it has %d of %d bytes", n, want.Size)}
 	case n > want.Size || hex.EncodeToString(sum.Sum(nil)) != want.SHA256:
-		return &DamageError{path, "is corrupt: its SHA-256 is not the one of the manifest"}
+		return &DamageError{path, "is corrupt: its SHA-256 is not that of the manifest"}
 	}
 	return nil
 }
@@ -190,7 +194,7 @@ func openGzip(path string) (io.ReadCloser, error) {
 	}
 	r, err := gzip.NewReader(bufio.NewReader(f))
 	if err != nil {
-		return nil, errors.Join(&DamageError{path, "is corrupt: it is no gzip file"}, f.Close())
+		return nil, errors.Join(&DamageError{path, "is corrupt: it is not a gzip file"}, f.Close())
 	}
 	return &gzipFile{Reader: r, file: f}, nil
 }

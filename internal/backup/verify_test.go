@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,21 +15,20 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// One server plays the day of an operator: a backup while people publish, a
-// proof, a second backup, what is told of them, and what goes when.
+// A backup is created while clients publish, and verified. The metrics describe it,
+// and retention removes old backups and the WAL that only they need.
 func TestABackupIsCreatedVerifiedAndRetained(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t)
-	w.stack.redis = testkit.StartRedis(t)
-	w.stack.redis.Do(t, "SET", "session", "ann")
-	w.startNode()
-	c := w.client(client.Options{})
+	fx := newFixture(t)
+	fx.startRedis()
+	fx.startNode()
+	c := fx.client(client.Options{})
 	publish(t, c, "lobby", 20)
-	if _, err := w.repository.Verify(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "there is no backup in "+w.repository.Dir) {
+	if _, err := fx.repository.Verify(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "there is no backup in "+fx.repository.Dir) {
 		t.Errorf("verify without a backup: %v", err)
 	}
 
-	first := w.createBackup()
+	first := fx.createBackup()
 	if first.Log.Messages < 20 || first.Log.Epoch == "" || first.SystemID == "" || first.StopLSN <= first.StartLSN {
 		t.Errorf("manifest: %+v", first.Manifest)
 	}
@@ -39,31 +37,31 @@ func TestABackupIsCreatedVerifiedAndRetained(t *testing.T) {
 			t.Errorf("the set has no %s: %+v", name, first.Files)
 		}
 	}
-	// What comes after the base is in the archive, and proved with it.
+	// Messages after the base backup are in the archive, and verified with it.
 	publish(t, c, "lobby", 20)
 	publish(t, c, "yard", 5)
-	w.switchWAL()
-	result, err := w.repository.Verify(t.Context(), "")
+	fx.switchWAL()
+	result, err := fx.repository.Verify(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if now := w.pg.Query("SELECT epoch FROM meta"); result.Log.Epoch != now || result.Log.Messages < first.Log.Messages+25 || result.Segments < 1 || result.LastCommit == "" {
-		t.Errorf("epoch %s, first %+v, proof %+v", now, first.Log, result)
+	if now := fx.pg.Query("SELECT epoch FROM meta"); result.Log.Epoch != now || result.Log.Messages < first.Log.Messages+25 || result.Segments < 1 || result.LastCommit == "" {
+		t.Errorf("epoch %s, first %+v, result %+v", now, first.Log, result)
 	}
-	if left, _ := filepath.Glob(w.stack.scratchRoot + "/*"); len(left) > 0 {
-		t.Errorf("left on the benches: %v", left)
+	if left, _ := filepath.Glob(fx.stack.scratchRoot + "/*"); len(left) > 0 {
+		t.Errorf("left by the scratch servers: %v", left)
 	}
-	w.expectMetrics(map[string]float64{"sets": 1, "last_verified_timestamp_seconds": unixSeconds(result.Verified), "last_success_timestamp_seconds": unixSeconds(first.Finished), "last_size_bytes": float64(first.Size())})
+	fx.expectMetrics(map[string]float64{"sets": 1, "last_verified_timestamp_seconds": unixSeconds(result.Verified), "last_success_timestamp_seconds": unixSeconds(first.Finished), "last_size_bytes": float64(first.Size())})
 
-	// Retention: the newest two, and the one that was verified.
-	w.repository.Keep = 2
+	// Retention keeps the newest two, and the newest verified one.
+	fx.repository.Keep = 2
 	var names []string
 	for range 3 {
-		w.switchWAL()
+		fx.switchWAL()
 		waitSecond(t)
-		names = append(names, w.createBackup().Name)
+		names = append(names, fx.createBackup().Name)
 	}
-	sets, damaged := w.repository.Sets()
+	sets, damaged := fx.repository.Sets()
 	var kept []string
 	for _, s := range sets {
 		kept = append(kept, s.Name)
@@ -71,96 +69,97 @@ func TestABackupIsCreatedVerifiedAndRetained(t *testing.T) {
 	if want := []string{first.Name, names[1], names[2]}; !slices.Equal(kept, want) || damaged != nil {
 		t.Errorf("kept %v, want %v; damaged %v", kept, want, damaged)
 	}
-	if _, err := w.repository.Verify(t.Context(), names[2]); err != nil {
+	if _, err := fx.repository.Verify(t.Context(), names[2]); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.repository.applyRetention(); err != nil {
+	if err := fx.repository.applyRetention(); err != nil {
 		t.Fatal(err)
 	}
-	sets, _ = w.repository.Sets()
+	sets, _ = fx.repository.Sets()
 	if len(sets) != 2 {
-		t.Errorf("%d sets, want 2: the newest is verified now", len(sets))
+		t.Errorf("%d sets are left, want 2: the newest is verified now", len(sets))
 	}
-	w.expectArchiveFrom(sets[0])
+	fx.expectArchiveFrom(sets[0])
 }
 
-// expectArchiveFrom fails unless the archive begins where the set needs it.
-func (w *fixture) expectArchiveFrom(s *Set) {
-	w.t.Helper()
-	a, err := readArchive(w.stack.walDir, s.SegmentBytes)
+// expectArchiveFrom fails unless the archive begins with the set's first segment.
+func (fx *fixture) expectArchiveFrom(s *Set) {
+	fx.t.Helper()
+	a, err := readArchive(fx.stack.walDir, s.SegmentBytes)
 	if err != nil {
-		w.t.Fatal(err)
+		fx.t.Fatal(err)
 	}
 	oldest := ^uint64(0)
 	for one := range a.files {
 		oldest = min(oldest, one.number)
 	}
 	if want := segmentOf(s.StartLSN, s.SegmentBytes); oldest != want {
-		w.t.Errorf("the archive begins at segment %d, want %d", oldest, want)
+		fx.t.Errorf("the archive begins at segment %d, want %d", oldest, want)
 	}
 }
 
-// waitSecond waits until the clock shows another second: names of sets have one.
+// waitSecond waits until the clock shows another second: the names of sets have a
+// resolution of one second.
 func waitSecond(t testing.TB) {
 	begun := time.Now().Unix()
-	until(t, "the next second", func() bool { return time.Now().Unix() > begun })
+	testkit.Eventually(t, "the next second", func() bool { return time.Now().Unix() > begun })
 }
 
-func (w *fixture) expectMetrics(want map[string]float64) {
-	w.t.Helper()
-	b, err := os.ReadFile(filepath.Join(w.repository.Dir, metricsFolder, "switchyard_backup.prom"))
+// expectMetrics fails unless the metrics have these values.
+func (fx *fixture) expectMetrics(want map[string]float64) {
+	fx.t.Helper()
+	b, err := os.ReadFile(filepath.Join(fx.repository.Dir, metricsFolder, "switchyard_backup.prom"))
 	if err != nil {
-		w.t.Fatal(err)
+		fx.t.Fatal(err)
 	}
 	for name, value := range want {
 		if line := fmt.Sprintf("\nswitchyard_backup_%s %.3f\n", name, value); !strings.Contains(string(b), line) {
-			w.t.Errorf("no line %q in\n%s", line, b)
+			fx.t.Errorf("no line %q in\n%s", line, b)
 		}
 	}
 }
 
-// Each kind of damage is told with the file's name, and a proof that was there
-// stays.
+// Verify names the damaged file, and keeps the last verify result.
 func TestDamagedFilesAreNamed(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t)
-	w.stack.redis = testkit.StartRedis(t)
-	w.startNode()
-	c := w.client(client.Options{})
+	fx := newFixture(t)
+	fx.startRedis()
+	fx.startNode()
+	c := fx.client(client.Options{})
 	publish(t, c, "lobby", 5)
-	s := w.createBackup()
+	s := fx.createBackup()
 	var segments []string
 	for i := range 3 {
 		publish(t, c, "lobby", 5)
-		w.pg.Exec(fmt.Sprintf("CREATE TABLE filler%d AS SELECT g, repeat(md5(g::text), 20) AS x FROM generate_series(1, 4000) g", i))
-		segments = append(segments, w.pg.Query("SELECT pg_walfile_name(pg_current_wal_lsn())")+gz)
-		w.switchWAL()
+		fx.pg.Exec(fmt.Sprintf("CREATE TABLE filler%d AS SELECT g, repeat(md5(g::text), 20) AS x FROM generate_series(1, 500) g", i))
+		segments = append(segments, fx.pg.Query("SELECT pg_walfile_name(pg_current_wal_lsn())")+gz)
+		fx.switchWAL()
 	}
-	w.node.Kill()
-	if _, err := w.repository.Verify(t.Context(), s.Name); err != nil {
+	fx.node.Kill()
+	if _, err := fx.repository.Verify(t.Context(), s.Name); err != nil {
 		t.Fatalf("before any damage: %v", err)
 	}
-	middle := filepath.Join(w.stack.walDir, segments[1])
+	middle := filepath.Join(fx.stack.walDir, segments[1])
 	for _, tt := range []struct {
 		name, file, says string
 		damage           func(t *testing.T, path string)
 	}{
-		{"a base backup cut short", s.path(baseFile), "is cut short", func(t *testing.T, path string) { truncateFile(t, path, 1000) }},
-		{"a byte of the base backup", s.path(baseFile), "is corrupt: its SHA-256", func(t *testing.T, path string) { flipByte(t, path, 5000) }},
-		{"a dump that is gone", s.path(dumpFile), "is missing", removeFile},
-		{"a manifest of half a page", s.path(manifestFile), "is damaged", func(t *testing.T, path string) { truncateFile(t, path, 50) }},
-		{"a WAL segment that is gone", middle, "is missing, and ", removeFile},
-		{"a WAL segment cut short", middle, "is c", func(t *testing.T, path string) { truncateFile(t, path, 2000) }},
-		{"a byte of a packed WAL segment", middle, "is corrupt", func(t *testing.T, path string) { flipByte(t, path, 3000) }},
-		{"a byte of a record in a segment", middle, "is corrupt: ", corruptRecord},
-		{"another segment under its name", middle, "says that it is the one at", func(t *testing.T, path string) {
-			copyFile(t, filepath.Join(w.stack.walDir, segments[0]), path)
+		{"a truncated base backup", s.path(baseFile), "is truncated", func(t *testing.T, path string) { truncateFile(t, path, 1000) }},
+		{"a changed byte of the base backup", s.path(baseFile), "is corrupt: its SHA-256", func(t *testing.T, path string) { flipByte(t, path, 5000) }},
+		{"a missing dump", s.path(dumpFile), "is missing", removeFile},
+		{"a truncated manifest", s.path(manifestFile), "is damaged", func(t *testing.T, path string) { truncateFile(t, path, 50) }},
+		{"a missing WAL segment", middle, "is missing, but ", removeFile},
+		{"a truncated WAL segment", middle, "is truncated", func(t *testing.T, path string) { truncateFile(t, path, 2000) }},
+		{"a changed byte of a compressed WAL segment", middle, "is corrupt", func(t *testing.T, path string) { flipByte(t, path, 3000) }},
+		{"a changed byte of a record in a segment", middle, "is corrupt: ", corruptRecord},
+		{"another segment under its name", middle, "has the address", func(t *testing.T, path string) {
+			copyFile(t, filepath.Join(fx.stack.walDir, segments[0]), path)
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			kept := preserve(t, tt.file)
 			tt.damage(t, tt.file)
-			_, err := w.repository.Verify(t.Context(), s.Name)
+			_, err := fx.repository.Verify(t.Context(), s.Name)
 			kept()
 			if err == nil || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), strings.TrimSuffix(filepath.Base(tt.file), gz)) {
 				t.Errorf("error %v, want one that names %s and says %q", err, tt.file, tt.says)
@@ -169,159 +168,159 @@ func TestDamagedFilesAreNamed(t *testing.T) {
 				t.Errorf("more than one line: %v", err)
 			}
 			if _, err := os.Stat(s.path(verifyResultFile)); err != nil {
-				t.Errorf("the proof that was there: %v", err)
+				t.Errorf("the last verify result is gone: %v", err)
 			}
 		})
 	}
-	if _, err := w.repository.Verify(t.Context(), s.Name); err != nil {
-		t.Errorf("after all was mended: %v", err)
+	if _, err := fx.repository.Verify(t.Context(), s.Name); err != nil {
+		t.Errorf("after all files were repaired: %v", err)
 	}
 }
 
-// What stands in the way of a backup is one line, and leaves nothing behind.
+// A backup that fails is reported on one line, and leaves nothing behind.
 func TestABackupThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t)
-	if _, err := w.repository.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "has no table rooms") {
+	fx := newFixture(t)
+	if _, err := fx.repository.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "has no table rooms") {
 		t.Errorf("a database that was never migrated: %v", err)
 	}
-	w.startNode().Kill()
+	fx.startNode().Kill()
 	for _, tt := range []struct {
 		name, says string
 		prepare    func(ctx context.Context) (context.Context, func())
 	}{
 		{"a disk that is nearly full", "BACKUP_DIR: ", func(ctx context.Context) (context.Context, func()) {
-			w.repository.freeSpace = func(string) (int64, error) { return 1 << 20, nil }
-			return ctx, func() { w.repository.freeSpace = nil }
+			fx.repository.freeSpace = func(string) (int64, error) { return 1 << 20, nil }
+			return ctx, func() { fx.repository.freeSpace = nil }
 		}},
-		{"a disk that fills up meanwhile", "no space left on device", func(ctx context.Context) (context.Context, func()) {
-			w.stack.beforeRun = func(_ string, p *Program) error {
+		{"a disk that fills up", "no space left on device", func(ctx context.Context) (context.Context, func()) {
+			fx.stack.beforeRun = func(_ string, p *Program) error {
 				if p.Args[0] == "pg_basebackup" {
-					left, _ := filepath.Glob(filepath.Join(w.repository.Dir, setsFolder, partialPrefix+"*"))
+					left, _ := filepath.Glob(filepath.Join(fx.repository.Dir, setsFolder, partialPrefix+"*"))
 					failWrites(t, filepath.Join(left[0], baseFile))
 				}
 				return nil
 			}
-			return ctx, func() { w.stack.beforeRun = nil }
+			return ctx, func() { fx.stack.beforeRun = nil }
 		}},
 		{"a base backup that dies", "base backup: ", func(ctx context.Context) (context.Context, func()) {
-			w.stack.beforeRun = func(_ string, p *Program) error {
-				if p.Args[0] == "pg_basebackup" {
-					p.Args = []string{"sh", "-c", "echo half; exit 1"}
-				}
-				return nil
-			}
-			return ctx, func() { w.stack.beforeRun = nil }
+			return ctx, fx.replaceProgram("pg_basebackup", "sh", "-c", "echo half; exit 1")
 		}},
-		{"a base backup that ends early and says nothing", "the base backup ", func(ctx context.Context) (context.Context, func()) {
-			w.stack.beforeRun = func(_ string, p *Program) error {
-				if p.Args[0] == "pg_basebackup" {
-					p.Args = []string{"sh", "-c", `"$0" "$@" | head -c 100000`, "pg_basebackup", "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast"}
-				}
-				return nil
-			}
-			return ctx, func() { w.stack.beforeRun = nil }
+		{"a base backup that ends early without an error", "the base backup ", func(ctx context.Context) (context.Context, func()) {
+			return ctx, fx.replaceProgram("pg_basebackup", "sh", "-c", `"$0" "$@" | head -c 100000`, "pg_basebackup", "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast")
 		}},
-		{"an impatient operator", "context canceled", func(ctx context.Context) (context.Context, func()) {
+		{"a canceled command", "context canceled", func(ctx context.Context) (context.Context, func()) {
 			ctx, cancel := context.WithCancel(ctx)
-			w.stack.beforeRun = func(_ string, p *Program) error {
+			fx.stack.beforeRun = func(_ string, p *Program) error {
 				if p.Args[0] == "pg_dump" {
-					p.Args = []string{"sleep", "60"}
+					p.Args = []string{"sleep", "infinity"}
 					time.AfterFunc(10*time.Millisecond, cancel)
 				}
 				return nil
 			}
-			return ctx, func() { w.stack.beforeRun = nil; cancel() }
+			return ctx, func() { fx.stack.beforeRun = nil; cancel() }
 		}},
-		{"another one at work", ErrBusy.Error(), func(ctx context.Context) (context.Context, func()) {
-			release, err := w.repository.lock()
+		{"another command", ErrBusy.Error(), func(ctx context.Context) (context.Context, func()) {
+			release, err := fx.repository.lock()
 			if err != nil {
 				t.Fatal(err)
 			}
 			return ctx, release
 		}},
-		{"a primary that is gone", "no primary can be reached: postgres: psql: ", func(ctx context.Context) (context.Context, func()) {
-			w.pg.Stop()
-			return ctx, w.pg.Start
+		{"a primary that does not run", "no primary can be reached: postgres: psql: ", func(ctx context.Context) (context.Context, func()) {
+			fx.pg.Stop()
+			return ctx, fx.pg.Start
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, after := tt.prepare(t.Context())
-			_, err := w.repository.Create(ctx, Options{})
+			_, err := fx.repository.Create(ctx, Options{})
 			after()
 			if err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("error %v, want one that says %q", err, tt.says)
 			}
-			left, _ := os.ReadDir(filepath.Join(w.repository.Dir, setsFolder))
+			left, _ := os.ReadDir(filepath.Join(fx.repository.Dir, setsFolder))
 			if len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})
 	}
-	w.checkStalledArchive()
-	w.pg.Exec("ALTER SYSTEM SET archive_command = ''", "SELECT pg_reload_conf()")
-	until(t, "the setting is read", func() bool {
-		return w.pg.Query("SHOW archive_command") == "(disabled)" || w.pg.Query("SHOW archive_command") == ""
+	fx.checkStalledArchive()
+	fx.pg.Exec("ALTER SYSTEM SET archive_command = ''", "SELECT pg_reload_conf()")
+	testkit.Eventually(t, "the setting is read", func() bool {
+		return fx.pg.Query("SHOW archive_command") == "(disabled)" || fx.pg.Query("SHOW archive_command") == ""
 	})
-	if _, err := w.repository.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "archive_command is") {
-		t.Errorf("no archive: %v", err)
+	if _, err := fx.repository.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "archive_command is") {
+		t.Errorf("a database without an archive: %v", err)
 	}
 }
 
-// checkStalledArchive: a backup beside an archive that stands still is none, and one
-// that was whole is not proved by what it brings itself.
-func (w *fixture) checkStalledArchive() {
-	t := w.t
+// replaceProgram runs another program in place of the named one, until undo.
+func (fx *fixture) replaceProgram(name string, args ...string) (undo func()) {
+	fx.stack.beforeRun = func(_ string, p *Program) error {
+		if p.Args[0] == name {
+			p.Args = args
+		}
+		return nil
+	}
+	return func() { fx.stack.beforeRun = nil }
+}
+
+// checkStalledArchive checks that a backup fails if archive_command does not work,
+// and that verify needs the archive although the base backup has its own WAL.
+func (fx *fixture) checkStalledArchive() {
+	t := fx.t
 	t.Helper()
-	s := w.createBackup()
-	segments, err := filepath.Glob(filepath.Join(w.stack.walDir, "*"))
+	s := fx.createBackup()
+	segments, err := filepath.Glob(filepath.Join(fx.stack.walDir, "*"))
 	if err != nil || len(segments) == 0 {
 		t.Fatalf("archived: %v, %v", segments, err)
 	}
-	aside := filepath.Join(w.repository.Dir, "aside")
-	if err := errors.Join(os.Rename(w.stack.walDir, aside), os.Mkdir(w.stack.walDir, 0o700)); err != nil {
+	aside := filepath.Join(fx.repository.Dir, "aside")
+	if err := errors.Join(os.Rename(fx.stack.walDir, aside), os.Mkdir(fx.stack.walDir, 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	stop := s.stopSegment().name(s.SegmentBytes)
-	if _, err := w.repository.Verify(t.Context(), s.Name); err == nil || !strings.Contains(err.Error(), stop+" is missing, and nothing") || !strings.Contains(err.Error(), "archive_command") {
-		t.Errorf("an archive that is empty: %v", err)
+	if _, err := fx.repository.Verify(t.Context(), s.Name); err == nil || !strings.Contains(err.Error(), stop+" is missing, and so are all later segments") || !strings.Contains(err.Error(), "archive_command") {
+		t.Errorf("an empty archive: %v", err)
 	}
-	if err := errors.Join(os.Remove(w.stack.walDir), os.Rename(aside, w.stack.walDir)); err != nil {
+	if err := errors.Join(os.Remove(fx.stack.walDir), os.Rename(aside, fx.stack.walDir)); err != nil {
 		t.Fatal(err)
 	}
-	w.pg.Exec("ALTER SYSTEM SET archive_command = '/bin/false'", "SELECT pg_reload_conf()")
-	until(t, "the setting is read", func() bool { return w.pg.Query("SHOW archive_command") == "/bin/false" })
+	fx.pg.Exec("ALTER SYSTEM SET archive_command = '/bin/false'", "SELECT pg_reload_conf()")
+	testkit.Eventually(t, "the setting is read", func() bool { return fx.pg.Query("SHOW archive_command") == "/bin/false" })
 	waitSecond(t)
-	w.repository.archiveTimeout = time.Second
-	if _, err := w.repository.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "did not come into "+w.stack.walDir+" within 1s: archive_command stands still") || strings.Contains(err.Error(), "\n") {
-		t.Errorf("an archive that stands still: %v", err)
+	fx.repository.archiveTimeout = time.Second
+	if _, err := fx.repository.Create(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "did not arrive in "+fx.stack.walDir+" within 1s: archive_command does not work") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("an archive_command that fails: %v", err)
 	}
-	sets, _ := w.repository.Sets()
+	sets, _ := fx.repository.Sets()
 	if len(sets) != 1 {
 		t.Errorf("%d sets, want the one before", len(sets))
 	}
 }
 
-// A log that contradicts itself is found whatever the files say.
+// Verify finds a log whose tables contradict each other, although all files are
+// intact.
 func TestAnInconsistentLogIsFound(t *testing.T) {
 	t.Parallel()
-	w := newFixture(t)
-	w.startNode()
-	c := w.client(client.Options{})
+	fx := newFixture(t)
+	fx.startNode()
+	c := fx.client(client.Options{})
 	publish(t, c, "lobby", 10)
 	publish(t, c, "yard", 10)
 	c.Close()
-	w.node.Kill()
-	first := w.createBackup()
+	fx.node.Kill()
+	first := fx.createBackup()
 	for _, tt := range []struct{ says, sql string }{
-		{"room lobby says 1 to 10 and holds 9 messages, 1 to 10", "DELETE FROM messages WHERE seq = 5 AND room_id = (SELECT id FROM rooms WHERE name = 'lobby')"},
-		{"room yard says 1 to 10 and holds 9 messages, 1 to 9", "DELETE FROM messages WHERE seq = 10 AND room_id = (SELECT id FROM rooms WHERE name = 'yard')"},
+		{"room lobby should have 1 to 10 and has 9 messages, 1 to 10", "DELETE FROM messages WHERE seq = 5 AND room_id = (SELECT id FROM rooms WHERE name = 'lobby')"},
+		{"room yard should have 1 to 10 and has 9 messages, 1 to 9", "DELETE FROM messages WHERE seq = 10 AND room_id = (SELECT id FROM rooms WHERE name = 'yard')"},
 		{"have no room", "DELETE FROM rooms WHERE name = 'yard'"},
 		{"room yard is missing", "SELECT 1"},
 	} {
-		w.pg.Exec(tt.sql)
-		w.switchWAL()
-		_, err := w.repository.Verify(t.Context(), first.Name)
+		fx.pg.Exec(tt.sql)
+		fx.switchWAL()
+		_, err := fx.repository.Verify(t.Context(), first.Name)
 		var wrong *LogIntegrityError
 		if !errors.As(err, &wrong) || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("error %v, want one that says %q", err, tt.says)
@@ -333,7 +332,7 @@ func TestRoomListsAreCompared(t *testing.T) {
 	for _, tt := range []struct{ old, now, want string }{
 		{"a\t1\t5\nb\t1\t2\n", "a\t1\t5\nb\t1\t2\n", ""},
 		{"b\t1\t2\n", "a\t1\t1\nb\t2\t9\nc\t1\t1\n", ""},
-		{"a\t1\t5\n", "a\t1\t4\n", "room a ends at 4, and was at 5 when the backup began"},
+		{"a\t1\t5\n", "a\t1\t4\n", "room a ends at 4, but was at 5 when the backup began"},
 		{"a\t1\t5\nb\t1\t1\n", "a\t1\t5\n", "room b is missing"},
 		{"a\t1\t5\n", "b\t1\t4\n", "room a is missing"},
 		{"a\t1\t5\n", "", "room a is missing"},
@@ -345,81 +344,6 @@ func TestRoomListsAreCompared(t *testing.T) {
 		}
 	}
 	if _, err := compareRoomHeads(strings.NewReader("no list"), strings.NewReader("")); err == nil {
-		t.Error("a line that is none was taken")
-	}
-}
-
-func truncateFile(t *testing.T, path string, size int64) {
-	t.Helper()
-	if err := os.Truncate(path, size); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func removeFile(t *testing.T, path string) {
-	t.Helper()
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func flipByte(t *testing.T, path string, at int64) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b[min(at, int64(len(b)/2))] ^= 0x55
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// corruptRecord changes a byte in the middle of a segment's records, and packs it
-// soundly: only PostgreSQL's own sums can tell.
-func corruptRecord(t *testing.T, path string) {
-	t.Helper()
-	r, err := openGzip(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(r)
-	_ = r.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b[1<<20+1000] ^= 0x55
-	writeGzip(t, path, b)
-}
-
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	b, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// preserve remembers a file, and returns what brings it back.
-func preserve(t *testing.T, path string) (back func()) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		if err := os.WriteFile(path, b, info.Mode()); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		t.Error("an invalid line was accepted")
 	}
 }

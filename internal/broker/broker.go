@@ -1,10 +1,11 @@
-// Package broker carries stored messages and signals from node to node: the
-// "channel layer". It is a short cut and never the truth. It may lose and swap
-// what it carries, it never stores, and whoever uses it must be able to do
-// without (the hub reads the commit feed of the log).
+// Package broker carries stored messages and signals between nodes by pub/sub.
+// It is an optimization, and the log is the source of truth: a broker may lose,
+// repeat and reorder publications, and it stores none. The hub works without
+// it, because it reads the commit feed of the log.
 //
-// There are two of them behind one contract test: Redis, for many nodes, and
-// Memory, for one process. All methods of both may be called concurrently.
+// There are two brokers behind one contract test: Redis, for many nodes, and
+// Memory, for one process. Both are safe for concurrent use. DESIGN.md explains
+// why the package is built this way.
 package broker
 
 import (
@@ -17,19 +18,19 @@ import (
 	"switchyard/internal/message"
 )
 
-// What a Config leaves out.
+// Defaults of a Config.
 const (
 	DefaultPrefix = "sy:"
 	DefaultQueue  = 1500
 )
 
-// staleAfter is how long a publication may wait in a queue. A message is
-// delivered through the log long before; a signal that old would be a lie.
+// staleAfter is how long a publication may wait in a queue. The log has
+// delivered a message long before, and a signal that old would mislead.
 const staleAfter = 10 * time.Second
 
 var (
 	// ErrDown: the broker cannot be reached now. A subscription that failed
-	// with it stays wanted and is made by itself on reconnect.
+	// with it stays wanted, and the broker makes it when it reconnects.
 	ErrDown = errors.New("the broker is down")
 
 	// ErrUnsubscribed: Unsubscribe was called while Subscribe waited.
@@ -42,12 +43,13 @@ var (
 // A Config says how to reach other nodes.
 type Config struct {
 	// URL is REDIS_URL: redis://, redis+sentinel:// or redis+cluster://, with
-	// rediss for TLSConfig; docs/redis.md tells the whole form. Memory ignores it.
+	// rediss for TLS. docs/redis.md describes its syntax. Memory ignores it.
 	URL string
 	// Prefix begins the name of every channel; DefaultPrefix when empty.
 	Prefix string
-	// Queue bounds the publications that wait to be sent (Redis, for each of a
-	// cluster's masters) or received (Memory); DefaultQueue when 0. Beyond it the oldest is dropped and counted.
+	// Queue bounds the publications that wait to be sent (Redis, for each
+	// master of a cluster) or received (Memory); DefaultQueue when 0. Beyond
+	// it the oldest is dropped and counted.
 	Queue int
 
 	Logger     *slog.Logger          // nil: silent
@@ -68,9 +70,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// A Receive is called with each publication of the rooms subscribed to, in
-// order per room but for a moment while a room moves to another Redis server.
-// It must not block; a cluster's receive loops call it concurrently. The payload
-// is the callee's to keep, not to write to. For a moment after Unsubscribe the
-// room's publications may still come.
+// A Receive function is called with each publication of the subscribed rooms.
+// Those of one room come in order, except for a moment while the room moves to
+// another Redis server. It must not block. The receive loops of a cluster call
+// it concurrently. It may keep the payload, but must not write to it.
+// Publications may still come for a moment after Unsubscribe.
 type Receive func(room message.Room, payload []byte)

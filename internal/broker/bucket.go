@@ -10,16 +10,17 @@ import (
 )
 
 const (
-	// clusterBuckets is how many shard channels' hash tags a cluster's rooms
-	// share: enough to spread over many masters, few enough for a connection each.
+	// clusterBuckets is the number of hash tags that the rooms of a cluster
+	// share: enough to spread over many masters, few enough for a connection
+	// each.
 	clusterBuckets = 64
-	// maxIdlePings is how many pings a connection without rooms is kept.
+	// maxIdlePings is how many pings a connection without rooms stays open.
 	maxIdlePings = 10
 )
 
-// A bucket is the rooms that live on the same Redis server, wherever that is
-// now, and the connection that receives them. There is one bucket, always
-// connected, but in a cluster.
+// A bucket is a set of rooms that one Redis server owns at a time, and the
+// connection that receives their publications. A cluster has clusterBuckets of
+// them; otherwise there is one, whose connection is never idle.
 type bucket struct {
 	index      int
 	redis      *Redis
@@ -29,12 +30,13 @@ type bucket struct {
 
 	mu        sync.Mutex // Protects following.
 	running   bool
-	idlePings int           // attempts and pings in a row without a room
-	ended     chan struct{} // closed when the last link has ended; nil before the first
+	idlePings int           // consecutive pings and failed attempts without a room
+	ended     chan struct{} // closed when the latest connectLoop has ended; nil before the first
 }
 
-// bucketOf is the room's bucket. All versions that ever share a cluster must
-// agree on it: FNV-1a of the name, 32 bits, modulo the number of buckets.
+// bucketOf returns the index of the room's bucket: FNV-1a of the name, 32 bits,
+// modulo the number of buckets. All versions that ever share a cluster must
+// agree on it.
 func bucketOf(room message.Room, buckets int) int {
 	h := uint32(2166136261)
 	for i := range len(room) {
@@ -43,7 +45,7 @@ func bucketOf(room message.Room, buckets int) int {
 	return int(h % uint32(buckets)) //nolint:gosec // 1 or 64
 }
 
-// bucketTag is the part of a channel's name that Redis hashes to a slot.
+// bucketTag returns the part of a channel's name that Redis hashes to a slot.
 func bucketTag(index int) string { return fmt.Sprintf("b%02d", index) }
 
 func newBucket(r *Redis, index int) *bucket {
@@ -60,7 +62,7 @@ func newBucket(r *Redis, index int) *bucket {
 		isOwner: func(addr string) bool { return r.ownerAddr(b) == addr },
 	}
 	if r.sharded() {
-		// A server's watch tells of outages and comebacks, once and not per bucket.
+		// The server's monitor logs and reports outages, once for all buckets.
 		b.subscriber.checkIdle, b.subscriber.quiet = b.checkIdle, true
 		b.subscriber.onChange = func() {}
 	} else {
@@ -69,7 +71,8 @@ func newBucket(r *Redis, index int) *bucket {
 	return b
 }
 
-// subscribe makes sure that there is a connection, and waits for the room.
+// subscribe makes sure that the bucket has a connection, and waits until Redis
+// has confirmed the room's subscription.
 func (b *bucket) subscribe(ctx context.Context, room message.Room) error {
 	b.mu.Lock()
 	wait, err := b.subscriber.rooms.add(room)
@@ -90,7 +93,7 @@ func (b *bucket) subscribe(ctx context.Context, room message.Room) error {
 	}
 }
 
-// ensureRunning starts the link if it is needed and does not run.
+// ensureRunning starts connectLoop if it is needed and does not run.
 func (b *bucket) ensureRunning() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -101,7 +104,7 @@ func (b *bucket) ensureRunning() {
 	b.running = b.redis.startLoop(func(ctx context.Context, receive Receive) {
 		defer close(ended)
 		if before != nil {
-			<-before // it is about to end: a link's rooms belong to one at a time
+			<-before // it is about to end, and only one loop at a time may use the subscriptions
 		}
 		b.subscriber.connectLoop(ctx, receive)
 	})
@@ -110,8 +113,8 @@ func (b *bucket) ensureRunning() {
 	}
 }
 
-// checkIdle is asked by the link at each ping and failed attempt. True, given once,
-// ends the link: its bucket has been empty for a while.
+// checkIdle is called by connectLoop at each ping and failed attempt. It returns
+// true, once, when the bucket has had no rooms for a while: connectLoop then ends.
 func (b *bucket) checkIdle() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

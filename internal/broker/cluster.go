@@ -12,8 +12,8 @@ import (
 // clusterSlots is fixed by Redis: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 const clusterSlots = 16384
 
-// slotOf is the slot of a hash tag: CRC16 (XMODEM), as the cluster
-// specification says.
+// slotOf returns the slot of a hash tag: its CRC16 (XMODEM) modulo the number
+// of slots, as the cluster specification says.
 func slotOf(tag string) int {
 	var crc uint16
 	for i := range len(tag) {
@@ -29,8 +29,9 @@ func slotOf(tag string) int {
 	return int(crc) % clusterSlots
 }
 
-// discoverCluster asks one server after the other for the map of slots. The
-// first answer is taken: a server that lags behind is put right by MOVED.
+// discoverCluster returns a discover function that asks one server after the
+// other for the map of slots, and uses the first answer. If that server is
+// behind the others, MOVED errors correct the map.
 func discoverCluster(p *redisConfig) func(context.Context, []string) (ownerFunc, error) {
 	slots := make([]int, clusterBuckets)
 	for i := range slots {
@@ -46,20 +47,20 @@ func discoverCluster(p *redisConfig) func(context.Context, []string) (ownerFunc,
 			if err == nil {
 				return func(index int) string { return found[index] }, nil
 			}
-			errs = append(errs, fmt.Errorf("ask %s for the cluster's slots: %w", addr, err))
+			errs = append(errs, fmt.Errorf("query the cluster's slots at %s: %w", addr, err))
 		}
 		return nil, errors.Join(errs...)
 	}
 }
 
-// querySlots returns the masters of the slots, in their order: "" for a slot
-// that has none.
+// querySlots returns the masters of the slots, in the order of slots: "" for a
+// slot that has none.
 func querySlots(ctx context.Context, p *redisConfig, addr string, slots []int) ([]string, error) {
 	client := redis.NewClient(withAddr(p.server, addr))
 	defer func() { _ = client.Close() }()
-	// Not CLUSTER SHARDS, which leaves it to us to choose among hostname, address
-	// and the two ports: this answer fits the connection that asks.
-	ranges, err := client.ClusterSlots(ctx).Result() //nolint:staticcheck // as above
+	// The newer CLUSTER SHARDS would leave the choice among hostname, address
+	// and two ports to us. The answer of CLUSTER SLOTS fits this connection.
+	ranges, err := client.ClusterSlots(ctx).Result() //nolint:staticcheck // the reason is above
 	if err != nil {
 		return nil, err
 	}
@@ -72,12 +73,13 @@ func querySlots(ctx context.Context, p *redisConfig, addr string, slots []int) (
 		}
 	}
 	if strings.Join(found, "") == "" {
-		return nil, errors.New("it has no slot of ours: is the cluster complete?")
+		return nil, errors.New("no master has any of the slots: is the cluster complete?")
 	}
 	return found, nil
 }
 
-// movedTo returns whom a MOVED error of the server at addr points to.
+// movedTo returns the address in a MOVED error of the server at addr, and
+// whether err is one.
 func movedTo(err error, addr string) (string, bool) {
 	if err == nil {
 		return "", false

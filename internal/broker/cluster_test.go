@@ -3,15 +3,14 @@ package broker
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
-	"time"
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
-// roomOn returns a room, other than those of not, whose slot the server has.
+// roomOn returns a room whose slot the server owns, in another bucket than the
+// rooms of not.
 func roomOn(t *testing.T, c *testkit.RedisCluster, server *testkit.RedisServer, not ...message.Room) message.Room {
 	t.Helper()
 	for i := range 1000 {
@@ -25,7 +24,7 @@ func roomOn(t *testing.T, c *testkit.RedisCluster, server *testkit.RedisServer, 
 			return room
 		}
 	}
-	t.Fatal("no room of that server")
+	t.Fatal("found no room of that server")
 	return ""
 }
 
@@ -35,10 +34,10 @@ func TestRoomHashesMatchRedisAndOtherVersions(t *testing.T) {
 	for i := range clusterBuckets {
 		channel := "sy:{" + bucketTag(i) + "}:x"
 		if got, want := slotOf(bucketTag(i)), c.Slot(channel); got != want {
-			t.Errorf("%s is in slot %d, Redis says %d", channel, got, want)
+			t.Errorf("%s is in slot %d, and in %d for Redis", channel, got, want)
 		}
 	}
-	// Never to be changed: nodes of two versions share a cluster in a deploy.
+	// These must never change: nodes of two versions share a cluster in a deploy.
 	for room, want := range map[message.Room]int{"lobby": 19, "a": 44, "room-1": 12, "shop:42": 15} {
 		if got := bucketOf(room, clusterBuckets); got != want {
 			t.Errorf("%s is in bucket %d, was %d", room, got, want)
@@ -58,7 +57,8 @@ func TestRoomHashesMatchRedisAndOtherVersions(t *testing.T) {
 func TestASlotMovesUnderTraffic(t *testing.T) {
 	t.Parallel()
 	c := testkit.StartRedisCluster(t)
-	a, b := openNode(t, Config{URL: c.URL()}), openNode(t, Config{URL: c.URL()})
+	// Without polling, only the server's own answers make a node follow a slot.
+	a, b := openNodeWithoutPolling(t, c.URL()), openNodeWithoutPolling(t, c.URL())
 	first := c.Nodes()[0]
 	mover := roomOn(t, c, first)
 	rooms := []message.Room{mover, roomOn(t, c, first, mover), roomOn(t, c, c.Nodes()[1]), roomOn(t, c, c.Nodes()[2])}
@@ -75,22 +75,19 @@ func TestASlotMovesUnderTraffic(t *testing.T) {
 		got := traffic.stats(t, b, room)
 		t.Logf("%s: %v", room, got)
 		if got.duplicated > 0 {
-			t.Errorf("%s: %d doubled", room, got.duplicated)
+			t.Errorf("%s: %d duplicates", room, got.duplicated)
 		}
 		if i > 0 && (got.reordered > 0 || got.lost > 0) {
-			t.Errorf("%s did not move, but lost %d and swapped %d", room, got.lost, got.reordered)
-		}
-		if got.pause > 2*time.Second {
-			t.Errorf("%s: %v without a message", room, got.pause)
+			t.Errorf("%s did not move, but %d were lost and %d reordered", room, got.lost, got.reordered)
 		}
 	}
 	if !a.Up() || !b.Up() {
-		t.Error("a node takes the cluster for down")
+		t.Error("a node is down after the slot has moved")
 	}
 }
 
-// One of the masters, without a replica, is killed or freezes: its rooms wait,
-// others notice nothing. When it comes back so do its rooms.
+// One of the masters, without a replica, is killed or freezes. Its rooms wait
+// until it comes back, and the rooms of the others are not affected.
 func TestALostClusterMasterAffectsOnlyItsRooms(t *testing.T) {
 	for name, fault := range map[string]struct{ do, undo func(*testkit.RedisServer) }{
 		"killed": {(*testkit.RedisServer).Kill, (*testkit.RedisServer).Restart},
@@ -108,24 +105,25 @@ func TestALostClusterMasterAffectsOnlyItsRooms(t *testing.T) {
 			traffic := startStream(t, a, append(others, gone)...)
 			waitForMore(t, b, traffic.rooms, 50)
 			fault.do(victim)
-			eventually(t, "both to notice", func() bool { return !a.Up() && !b.Up() })
+			testkit.Eventually(t, "both to notice", func() bool { return !a.Up() && !b.Up() })
 			if got := b.metric(t, "broker_up", ""); got != 0 {
 				t.Errorf("broker_up = %v", got)
 			}
-			if err := b.Subscribe(within(t, testTimeout), late); !errors.Is(err, ErrDown) {
+			if err := b.Subscribe(testkit.Within(t, testkit.Timeout), late); !errors.Is(err, ErrDown) {
 				t.Errorf("Subscribe at the lost node = %v, want ErrDown", err)
 			}
-			waitForMore(t, b, others, 400)
+			// Far more than could have been queued or in flight before.
+			waitForMore(t, b, others, 150)
 			fault.undo(victim)
-			eventually(t, "both to come back", func() bool { return a.Up() && b.Up() })
+			testkit.Eventually(t, "both to come back", func() bool { return a.Up() && b.Up() })
 			waitForMore(t, b, traffic.rooms, 50)
 			publishUntilReceived(t, a, b, late, "again")
 			traffic.stopAndWait(t, b)
 			for _, room := range others {
 				got := traffic.stats(t, b, room)
 				t.Logf("%s: %v", room, got)
-				if got.duplicated > 0 || got.reordered > 0 || got.lost > 0 || got.pause > time.Second {
-					t.Errorf("%s was disturbed: %v", room, got)
+				if got.duplicated > 0 || got.reordered > 0 || got.lost > 0 {
+					t.Errorf("%s was affected: %v", room, got)
 				}
 			}
 			t.Logf("%s, of the lost node: %v", gone, traffic.stats(t, b, gone))
@@ -142,10 +140,10 @@ func TestAClusterMayStartAfterTheService(t *testing.T) {
 	n := openNode(t, Config{URL: c.URL()})
 	rooms := manyRooms(20)
 	for _, room := range rooms {
-		if err := n.Subscribe(within(t, testTimeout), room); !errors.Is(err, ErrDown) {
+		if err := n.Subscribe(testkit.Within(t, testkit.Timeout), room); !errors.Is(err, ErrDown) {
 			t.Fatalf("Subscribe = %v, want ErrDown", err)
 		}
-		n.Publish(room, []byte("kept")) // it waits
+		n.Publish(room, []byte("kept")) // it stays in the queue
 	}
 	for _, node := range c.Nodes() {
 		node.Restart()
@@ -158,8 +156,8 @@ func TestAClusterMayStartAfterTheService(t *testing.T) {
 	}
 }
 
-// One good address beside a wrong one finds the rest, for a user who may do
-// just what docs/redis.md says.
+// One reachable address beside an unreachable one is enough to find the rest of
+// the cluster, with a Redis user who has the permissions in docs/redis.md.
 func TestOneReachableAddressAndMinimalPermissionsAreEnough(t *testing.T) {
 	t.Parallel()
 	c := testkit.StartRedisCluster(t)
@@ -173,52 +171,10 @@ func TestOneReachableAddressAndMinimalPermissionsAreEnough(t *testing.T) {
 		n.mustSubscribe(t, room)
 		publishUntilReceived(t, n, n, room, "found")
 	}
-	eventually(t, "up", n.Up)
+	testkit.Eventually(t, "up", n.Up)
 }
 
-// A connection is there while its bucket has rooms, and 10 s longer.
-func TestABucketWithoutRoomsHasNoConnection(t *testing.T) {
-	t.Parallel()
-	c := testkit.StartRedisCluster(t)
-	n := openNode(t, Config{URL: c.URL()})
-	connections := func() (count int) {
-		for _, node := range c.Nodes() {
-			for line := range strings.Lines(node.Do(t, "CLIENT", "LIST", "TYPE", "pubsub")) {
-				if strings.Contains(line, " ssub=") && !strings.Contains(line, " ssub=0") {
-					count++
-				}
-			}
-		}
-		return count
-	}
-	running := func() (count int) {
-		for _, b := range n.brokerUnderTest.(*Redis).buckets {
-			b.mu.Lock()
-			if b.running {
-				count++
-			}
-			b.mu.Unlock()
-		}
-		return count
-	}
-	n.mustSubscribe(t, "a", roomInSameBucket("a"), "lobby")
-	if got := connections(); got != 2 || running() != 2 {
-		t.Errorf("%d connections, %d links for two buckets", got, running())
-	}
-	n.Unsubscribe("a")
-	n.Unsubscribe(roomInSameBucket("a"))
-	eventually(t, "one link to end", func() bool { return running() == 1 })
-	n.mustSubscribe(t, "a")
-	publishUntilReceived(t, n, n, "a", "again")
-	if got := connections(); got != 2 {
-		t.Errorf("%d connections", got)
-	}
-	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
-		t.Errorf("%v dropped", got)
-	}
-}
-
-// A server that does not know its own name sends a port only.
+// A server that does not know its own name sends an address without a host.
 func TestAnAddressWithoutAHostUsesTheServersHost(t *testing.T) {
 	for addr, want := range map[string]string{":7001": "h:7001", "?:7001": "h:7001", "b:7001": "b:7001", "[::1]:7": "[::1]:7", "": ""} {
 		if got := withDefaultHost(addr, "h:7000"); got != want {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"sync"
@@ -14,39 +15,17 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// TestMain runs more tests at a time than there are cores: they mostly wait
-// for failovers and timeouts.
+// TestMain runs more tests at a time than there are cores: most of them only
+// wait for failovers and timeouts.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := flag.Set("test.parallel", "6"); err != nil {
+	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)
 	}
 	testkit.Main(m)
 }
 
-// testTimeout is how long a test waits for what must come.
-const testTimeout = 20 * time.Second
-
-func within(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// eventually polls until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(testTimeout); !ok(); <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", testTimeout, what)
-		}
-	}
-}
-
-// brokerUnderTest is what the hub sees of a broker.
+// brokerUnderTest has the methods that the hub calls.
 type brokerUnderTest interface {
 	Start(Receive)
 	Publish(message.Room, []byte)
@@ -56,21 +35,21 @@ type brokerUnderTest interface {
 	Close(context.Context) error
 }
 
-// A node is a broker with all that it received.
+// A node is a broker that records what it receives.
 type node struct {
 	brokerUnderTest
 	reg *prometheus.Registry
 
 	mu         sync.Mutex
 	got        map[message.Room][]string
-	receivedAt map[message.Room][]time.Time // when
+	receivedAt map[message.Room][]time.Time // by index as in got
 }
 
 func newNode(t *testing.T, b brokerUnderTest, reg *prometheus.Registry) *node {
 	t.Helper()
 	n := &node{brokerUnderTest: b, reg: reg, got: map[message.Room][]string{}, receivedAt: map[message.Room][]time.Time{}}
 	t.Cleanup(func() {
-		if err := b.Close(within(t, testTimeout)); err != nil {
+		if err := b.Close(testkit.Within(t, testkit.Timeout)); err != nil {
 			t.Errorf("Close: %v", err)
 		}
 	})
@@ -89,28 +68,43 @@ func (n *node) received(room message.Room) []string {
 	return append([]string(nil), n.got[room]...)
 }
 
+// subscribe subscribes again for as long as the broker is down, as the hub does.
+func (n *node) subscribe(ctx context.Context, room message.Room) error {
+	for {
+		err := n.Subscribe(ctx, room)
+		if !errors.Is(err, ErrDown) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 func (n *node) mustSubscribe(t *testing.T, rooms ...message.Room) {
 	t.Helper()
 	for _, room := range rooms {
-		if err := n.Subscribe(within(t, testTimeout), room); err != nil {
+		if err := n.subscribe(testkit.Within(t, testkit.Timeout), room); err != nil {
 			t.Fatalf("subscribe to %s: %v", room, err)
 		}
 	}
 }
 
-// waitFor returns once the newest payload of the room is last.
+// waitFor waits until the newest payload of the room is last, and returns all.
 func (n *node) waitFor(t *testing.T, room message.Room, last string) []string {
 	t.Helper()
 	var got []string
-	eventually(t, fmt.Sprintf("%q in %s", last, room), func() bool {
+	testkit.Eventually(t, fmt.Sprintf("%q in %s", last, room), func() bool {
 		got = n.received(room)
 		return len(got) > 0 && got[len(got)-1] == last
 	})
 	return got
 }
 
-// metric returns the sum over all labels of a counter or gauge, or a
-// histogram's count; with a reason, only of what bears it.
+// metric returns the sum over all labels of a counter or gauge, or the count of
+// a histogram. With a reason it returns only the series with that label.
 func (n *node) metric(t *testing.T, name, reason string) float64 {
 	t.Helper()
 	families, err := n.reg.Gather()

@@ -9,8 +9,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// A Bus is what Redis is to the Redis broker: the place where several Memory
-// brokers of one process meet. The zero value is ready to use.
+// A Bus connects several Memory brokers of one process, as a Redis server
+// connects Redis brokers. The zero value is ready to use, and it is safe for
+// concurrent use.
 type Bus struct {
 	mu    sync.RWMutex // Protects following.
 	nodes []*Memory
@@ -33,8 +34,8 @@ func (b *Bus) detach(m *Memory) {
 	}
 }
 
-// Memory is the broker of a service without Redis. Like Redis it hands a node
-// its own publications too, when it is subscribed to their room.
+// Memory is the broker of a service without Redis. Like Redis it also delivers
+// a node's own publications to the node, in rooms that it has subscribed to.
 type Memory struct {
 	bus     *Bus
 	metrics *metrics
@@ -67,7 +68,7 @@ func NewMemory(bus *Bus, cfg Config) *Memory {
 	return m
 }
 
-// Start begins to call receive. It is called once.
+// Start begins to call receive. A second call does nothing.
 func (m *Memory) Start(receive Receive) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -78,7 +79,8 @@ func (m *Memory) Start(receive Receive) {
 	go m.receiveLoop(receive)
 }
 
-// receiveLoop hands on what the inbox holds, to the last one, until Close.
+// receiveLoop calls receive with each publication of the inbox. After Close it
+// empties the inbox and ends.
 func (m *Memory) receiveLoop(receive Receive) {
 	defer close(m.done)
 	var batch []publication
@@ -97,8 +99,9 @@ func (m *Memory) receiveLoop(receive Receive) {
 	}
 }
 
-// Publish hands payload to every node on the bus that is subscribed to the
-// room. It never blocks; a node that does not keep up loses its oldest.
+// Publish delivers payload to every node on the bus that has subscribed to the
+// room. It never blocks: a node that does not keep up loses its oldest
+// publications. The payload must not be written to afterwards.
 func (m *Memory) Publish(room message.Room, payload []byte) {
 	m.mu.RLock()
 	closed := m.closed
@@ -129,7 +132,7 @@ func (m *Memory) deliver(p publication) {
 	}
 }
 
-// Subscribe returns once the room's publications will be received: at once.
+// Subscribe subscribes to the room. It takes effect at once.
 func (m *Memory) Subscribe(ctx context.Context, room message.Room) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -157,8 +160,8 @@ func (m *Memory) Up() bool {
 	return !m.closed
 }
 
-// Close leaves the bus, hands on what was received and ends the receive loop,
-// unless ctx ends before. Calling it again is harmless.
+// Close detaches the broker from the bus, delivers what the inbox holds and
+// ends the receive loop, unless ctx ends first. It may be called again.
 func (m *Memory) Close(ctx context.Context) error {
 	m.mu.Lock()
 	first, started := !m.closed, m.started

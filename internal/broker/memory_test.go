@@ -3,17 +3,19 @@ package broker
 import (
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
 func TestASlowNodeLosesItsOldestPublications(t *testing.T) {
 	var bus Bus
 	reg := prometheus.NewRegistry()
 	slow := &node{brokerUnderTest: NewMemory(&bus, Config{Registerer: reg, Queue: 10}), reg: reg}
-	defer slow.Close(within(t, testTimeout))
+	defer slow.Close(testkit.Within(t, testkit.Timeout))
 	slow.mustSubscribe(t, "busy")
 	busy, first := make(chan struct{}), make(chan struct{}, 1)
 	var got []string
@@ -29,12 +31,16 @@ func TestASlowNodeLosesItsOldestPublications(t *testing.T) {
 		}
 	})
 	slow.Publish("busy", []byte("first"))
-	eventually(t, "the first one", func() bool { return len(first) == 1 })
+	testkit.Eventually(t, "the first one", func() bool { return len(first) == 1 })
 	for i := range 50 {
 		slow.Publish("busy", []byte(strconv.Itoa(i)))
 	}
 	close(busy)
-	<-done
+	select {
+	case <-done:
+	case <-time.After(testkit.Timeout):
+		t.Fatal("the newest publication never arrived")
+	}
 	if len(got) != 11 || got[1] != "40" {
 		t.Errorf("got %v, want the first and the newest ten", got)
 	}
@@ -50,6 +56,6 @@ func TestBusesAreIsolated(t *testing.T) {
 	a.Publish("r", []byte("x"))
 	a.waitFor(t, "r", "x")
 	if got := b.received("r"); len(got) > 0 {
-		t.Errorf("another bus got %q", got)
+		t.Errorf("a node on another bus got %q", got)
 	}
 }

@@ -5,15 +5,15 @@ import "github.com/prometheus/client_golang/prometheus"
 // Why a publication was dropped: the closed set of values of the label reason
 // of broker_dropped_total.
 const (
-	dropFull   = "full"   // the queue was over its bound: the oldest went
+	dropFull   = "full"   // the queue was full, and this was the oldest
 	dropDown   = "down"   // the same, while Redis could not be reached
 	dropStale  = "stale"  // it had waited longer than staleAfter
-	dropFailed = "failed" // Redis did not confirm it: it may have arrived or not
-	dropClosed = "closed" // published after Close, or left when Close gave up
+	dropFailed = "failed" // Redis did not confirm it, whether it arrived or not
+	dropClosed = "closed" // published after Close, or still queued at the end of Close
 )
 
-// metrics of one broker. They are made with a registry that is passed in, so
-// that several nodes can live in one process.
+// metrics holds the metrics of one broker. Several brokers of one process need
+// a registry each.
 type metrics struct {
 	up         prometheus.Gauge
 	publish    prometheus.Histogram
@@ -51,6 +51,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
+// drop counts n dropped publications.
 func (m *metrics) drop(reason string, n int) {
 	if n > 0 {
 		m.dropped[reason].Add(float64(n))

@@ -8,13 +8,15 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// masterLifetime is how long a connection to the master that sentinels chose
-// is used: one that was replaced and could not be demoted answers for ever.
+// masterLifetime is how long a connection to the sentinels' master is used. A
+// replaced master that could not be demoted goes on answering, and only a new
+// connection finds the new one.
 const masterLifetime = 30 * time.Second
 
-// Options returns how a client for commands reaches the Redis that REDIS_URL
-// names, so that the URL is read in one place. Of sentinels it asks all at each
-// dial, as the broker does. The caller sets its bounds on pools and retries.
+// Options returns the options of a client for commands on the Redis of
+// REDIS_URL, so that the URL is parsed in one place. With sentinels, each dial
+// asks all of them for the master, as the broker does. The caller sets bounds
+// on pools and retries.
 func Options(url string) (*redis.UniversalOptions, error) {
 	p, err := parseURL(url)
 	if err != nil {
@@ -28,14 +30,14 @@ func Options(url string) (*redis.UniversalOptions, error) {
 		DialTimeout: redisTimeout, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout, DialerRetries: 1,
 	}
 	if p.topology == topologySentinel {
-		opts.Addrs = p.addrs[:1] // a name for the pool: the dialer knows better
+		opts.Addrs = p.addrs[:1] // names the pool only: the dialer ignores it
 		opts.Dialer = newSentinels(p).dial
 		opts.ConnMaxLifetime = masterLifetime
 	}
 	return opts, nil
 }
 
-// dial connects to the master, whatever address it is given.
+// dial connects to the master and ignores the address.
 func (s *sentinels) dial(ctx context.Context, network, _ string) (net.Conn, error) {
 	master, err := s.discover(ctx, nil)
 	if err != nil {

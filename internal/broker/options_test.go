@@ -9,7 +9,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// Who uses Redis for commands finds it under the same URL as the broker.
+// A client for commands reaches the same Redis as the broker by the same URL.
 func TestOptionsReachTheSameRedis(t *testing.T) {
 	t.Parallel()
 	sentinel := testkit.StartRedisSentinel(t, "--requirepass", "hunter2")
@@ -26,8 +26,8 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 			t.Fatal(err)
 		}
 		client := redis.NewUniversalClient(opts)
-		eventually(t, name+" to answer", func() bool {
-			return client.Set(within(t, testTimeout), "options", "1", 0).Err() == nil
+		testkit.Eventually(t, name+" to answer", func() bool {
+			return client.Set(testkit.Within(t, testkit.Timeout), "options", "1", 0).Err() == nil
 		})
 		if name != "sentinel" {
 			_ = client.Close()
@@ -35,8 +35,8 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 		}
 		old := sentinel.KillMaster()
 		sentinel.WaitMaster(old)
-		eventually(t, "the new master to answer", func() bool {
-			return client.Set(within(t, testTimeout), "options", "2", 0).Err() == nil
+		testkit.Eventually(t, "the new master to answer", func() bool {
+			return client.Set(testkit.Within(t, testkit.Timeout), "options", "2", 0).Err() == nil
 		})
 		_ = client.Close()
 	}
@@ -49,7 +49,7 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 	}
 	client := redis.NewUniversalClient(opts)
 	defer client.Close()
-	if err := client.Ping(within(t, testTimeout)).Err(); err == nil {
-		t.Error("answered though no sentinel is there")
+	if err := client.Ping(testkit.Within(t, testkit.Timeout)).Err(); err == nil {
+		t.Error("a ping succeeded without any sentinel")
 	}
 }

@@ -10,12 +10,13 @@ import (
 	"switchyard/internal/message"
 )
 
-// roundTripBytes bounds one pipelined round trip, so that it fits in
-// redisTimeout on a slow link too.
+// roundTripBytes bounds the payloads of one pipelined round trip, so that it
+// stays within redisTimeout on a slow network, too.
 const roundTripBytes = 4 << 20
 
-// A publisher sends what is queued, everything that waits in one round trip.
-// Nothing is retried: a message comes by the log, a signal must not come twice.
+// A publisher sends the queued publications to one server, as many as possible
+// in each round trip. It retries none: the log delivers messages, and a signal
+// must not arrive twice.
 type publisher struct {
 	client  *redis.Client
 	channel func(message.Room) string
@@ -24,8 +25,8 @@ type publisher struct {
 	metrics *metrics
 	queue   *queue
 	up      func() bool
-	// moved takes back what the server refused because another one, at to, has
-	// its bucket; false means that it does not.
+	// reroute sends a publication to the server at to, which owns its bucket
+	// according to a MOVED error. It returns false after too many attempts.
 	reroute func(p publication, to string) bool
 	drained chan struct{} // closed by drainLoop when the queue is closed and empty
 
@@ -33,8 +34,9 @@ type publisher struct {
 	failing bool
 }
 
-// drainLoop runs until ctx ends. While Redis is down it leaves the queue as it
-// is: after a short outage the youngest publications still go out.
+// drainLoop sends the queue's publications until ctx ends. While Redis is down
+// it leaves them in the queue, so that the newest still go out after a short
+// outage.
 func (p *publisher) drainLoop(ctx context.Context) {
 	var batch []publication
 	for {
@@ -49,7 +51,7 @@ func (p *publisher) drainLoop(ctx context.Context) {
 				break
 			}
 			p.send(ctx, p.fresh(batch))
-			clear(batch) // let go of the payloads
+			clear(batch) // release the payloads
 		}
 		if p.queue.drained() {
 			close(p.drained)
@@ -59,7 +61,8 @@ func (p *publisher) drainLoop(ctx context.Context) {
 	}
 }
 
-// fresh returns what of the batch is young enough to send.
+// fresh returns the batch without the publications older than staleAfter, which
+// it counts as dropped.
 func (p *publisher) fresh(batch []publication) []publication {
 	stale := 0
 	for stale < len(batch) && time.Since(batch[stale].at) > staleAfter {
@@ -69,6 +72,7 @@ func (p *publisher) fresh(batch []publication) []publication {
 	return batch[stale:]
 }
 
+// send publishes a batch in one round trip.
 func (p *publisher) send(ctx context.Context, batch []publication) {
 	if len(batch) == 0 {
 		return
@@ -90,13 +94,14 @@ func (p *publisher) send(ctx context.Context, batch []publication) {
 		return
 	}
 	p.metrics.drop(dropFailed, failed)
-	if !p.failing && ctx.Err() == nil { // once an outage
-		p.logger.Warn("Redis did not take publications", "count", failed, "err", err)
+	if !p.failing && ctx.Err() == nil { // log an outage once
+		p.logger.Warn("Redis did not accept publications", "count", failed, "err", err)
 	}
 	p.failing = true
 }
 
-// handleErrors sends on what belongs elsewhere, and counts what failed.
+// handleErrors reroutes the publications that another server owns, and returns
+// the number of the others that failed, with the first error.
 func (p *publisher) handleErrors(batch []publication, cmds []redis.Cmder) (failed int, first error) {
 	for i, cmd := range cmds {
 		err := cmd.Err()

@@ -10,22 +10,23 @@ import (
 // queueBytes bounds the payloads in one queue, whatever their number.
 const queueBytes = 32 << 20
 
-// A publication waits in a queue.
+// A publication is a payload on its way to a room's subscribers.
 type publication struct {
 	room    message.Room
 	payload []byte
 	at      time.Time // when it was queued
-	hops    int       // how many servers sent it on to another
+	hops    int       // how many times a server redirected it
 }
 
-// A queue is a bounded first-in-first-out queue that drops its oldest entries
-// rather than make a publisher wait: what is old is what the log has delivered
-// in the meantime. Any number of goroutines push; one takes.
+// A queue is a bounded first-in-first-out queue. When it is full it drops its
+// oldest publications, which the log has delivered in the meantime, so that no
+// publisher waits. Any number of goroutines push; one dequeues.
 type queue struct {
-	// wake holds a token when there may be something to take. Never closed.
+	// wake holds a token when there may be something to dequeue. It is never
+	// closed.
 	wake chan struct{}
 
-	mu     sync.Mutex
+	mu     sync.Mutex    // Protects following.
 	ring   []publication // allocated in full by newQueue
 	first  int
 	count  int
@@ -37,8 +38,8 @@ func newQueue(size int) *queue {
 	return &queue{wake: make(chan struct{}, 1), ring: make([]publication, size)}
 }
 
-// push adds p and returns how many older ones had to go for it. After close it
-// refuses: ok is false.
+// push adds p and returns the number of older publications that it dropped. ok
+// is false after close: p was not added.
 func (q *queue) push(p publication) (dropped int, ok bool) {
 	q.mu.Lock()
 	if q.closed {
@@ -57,18 +58,19 @@ func (q *queue) push(p publication) (dropped int, ok bool) {
 	return dropped, true
 }
 
-// pop takes the oldest; the caller holds the lock and knows there is one.
+// pop removes the oldest publication. The caller holds mu and has checked that
+// there is one.
 func (q *queue) pop() publication {
 	p := q.ring[q.first]
-	q.ring[q.first] = publication{} // let go of the payload
+	q.ring[q.first] = publication{} // release the payload
 	q.first = (q.first + 1) % len(q.ring)
 	q.count--
 	q.bytes -= len(p.payload)
 	return p
 }
 
-// dequeue appends the oldest publications to buf, until none is left or their
-// payloads pass maxBytes.
+// dequeue moves the oldest publications to the end of buf, until none is left or
+// their payloads together have reached maxBytes.
 func (q *queue) dequeue(buf []publication, maxBytes int) []publication {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -86,7 +88,7 @@ func (q *queue) len() int {
 	return q.count
 }
 
-// notify wakes the taker; it never blocks.
+// notify wakes the goroutine that dequeues. It never blocks.
 func (q *queue) notify() {
 	select {
 	case q.wake <- struct{}{}:
@@ -94,7 +96,7 @@ func (q *queue) notify() {
 	}
 }
 
-// close makes push refuse. What is queued can still be taken.
+// close makes later pushes fail. Queued publications can still be dequeued.
 func (q *queue) close() {
 	q.mu.Lock()
 	q.closed = true
@@ -102,7 +104,7 @@ func (q *queue) close() {
 	q.notify()
 }
 
-// drained says that nothing is left and nothing more will come.
+// drained reports whether the queue is closed and empty.
 func (q *queue) drained() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

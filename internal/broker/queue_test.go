@@ -15,7 +15,7 @@ func TestQueueKeepsTheNewest(t *testing.T) {
 	for i := range byte(5) {
 		n, ok := q.push(publication{payload: []byte{i}})
 		if !ok {
-			t.Fatal("an open queue refused")
+			t.Fatal("an open queue refused a publication")
 		}
 		dropped += n
 	}
@@ -24,7 +24,7 @@ func TestQueueKeepsTheNewest(t *testing.T) {
 		t.Errorf("dropped %d, kept %v", dropped, got)
 	}
 	if q.len() != 0 || q.bytes != 0 {
-		t.Errorf("an emptied queue holds %d publications of %d bytes", q.len(), q.bytes)
+		t.Errorf("the emptied queue counts %d publications and %d bytes", q.len(), q.bytes)
 	}
 }
 
@@ -35,10 +35,10 @@ func TestQueueIsBoundedInBytesToo(t *testing.T) {
 		n, _ := q.push(publication{payload: make([]byte, 1<<20)})
 		dropped += n
 	}
-	if dropped != 8 || q.bytes != queueBytes {
+	if dropped != 8 || q.bytes != 32<<20 {
 		t.Errorf("dropped %d, holds %d bytes", dropped, q.bytes)
 	}
-	// What is over the bound on its own goes alone.
+	// A payload over the bound has the queue to itself.
 	if n, ok := q.push(publication{payload: make([]byte, queueBytes+1)}); n != 32 || !ok || q.len() != 1 {
 		t.Errorf("dropped %d of 32, %d left", n, q.len())
 	}
@@ -50,7 +50,7 @@ func TestADequeueIsBounded(t *testing.T) {
 		q.push(publication{payload: make([]byte, 10)})
 	}
 	if got := q.dequeue(nil, 25); len(got) != 3 {
-		t.Errorf("took %d, want 3: the one that passes 25 bytes is the last", len(got))
+		t.Errorf("dequeued %d, want 3: the third reaches 25 bytes", len(got))
 	}
 }
 
@@ -62,10 +62,10 @@ func TestAClosedQueueRefusesAndCanBeEmptied(t *testing.T) {
 		t.Error("a closed queue accepted")
 	}
 	if q.drained() {
-		t.Error("drained with one left")
+		t.Error("a queue with a publication is drained")
 	}
 	if q.dequeue(nil, 1); !q.drained() {
-		t.Error("not drained when empty and closed")
+		t.Error("an empty and closed queue is not drained")
 	}
 }
 
@@ -74,7 +74,7 @@ func TestStalePublicationsAreNotSent(t *testing.T) {
 		reg := prometheus.NewRegistry()
 		p := &publisher{metrics: newMetrics(reg)}
 		old := publication{room: "old", at: time.Now()}
-		time.Sleep(staleAfter) // the bubble's clock
+		time.Sleep(10 * time.Second) // the bubble's clock, and the bound in docs/limits.md
 		young := publication{room: "young", at: time.Now()}
 		time.Sleep(time.Millisecond)
 		got := p.fresh([]publication{old, young})
@@ -92,7 +92,7 @@ func TestReconnectDelaysAreRandomAndBounded(t *testing.T) {
 	seen := map[time.Duration]bool{}
 	for failures := range 100 {
 		d := backoff(failures)
-		if d < reconnectMin/2 || d > reconnectMax {
+		if d < 25*time.Millisecond || d > time.Second { // docs/redis.md
 			t.Fatalf("backoff(%d) = %v", failures, d)
 		}
 		seen[d] = true

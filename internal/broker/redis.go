@@ -13,39 +13,45 @@ import (
 )
 
 // Redis is the broker over the pub/sub of one Redis server, of the master that
-// sentinels choose, or of a cluster (sharded pub/sub). What differs is only
-// who says where a bucket of rooms lives (router.go). Publications go out by a
-// publisher a server (one queue, pipelined round trips) and come in by a
-// subscriber a bucket (one connection, watched every second); each mends itself.
+// sentinels choose, or of a cluster (sharded pub/sub). These differ only in how
+// the router finds the server that owns a bucket of rooms. Each server has a
+// publisher, with a queue and pipelined round trips. Each bucket has a
+// subscriber, with a connection that is pinged every second. Both reconnect by
+// themselves.
 type Redis struct {
 	config    *redisConfig
 	prefix    string
 	queueSize int
 	logger    *slog.Logger
 	metrics   *metrics
-	buckets   []*bucket // one, but in a cluster
+	buckets   []*bucket // clusterBuckets of them in a cluster, otherwise one
 	router    router
-	unrouted  *queue             // publications whose server is not known yet
-	ctx       context.Context    // the life of all loops
-	cancel    context.CancelFunc // ends it
-	loops     sync.WaitGroup     // joined only with mu held and closed false
-	healthMu  sync.Mutex         // makes Up and its gauge change together
+	unrouted  *queue             // publications of rooms whose server is unknown
+	ctx       context.Context    // ends when the loops must end
+	cancel    context.CancelFunc // ends ctx
+	loops     sync.WaitGroup     // loops start only with mu held and closed false
+	healthMu  sync.Mutex         // keeps the gauge broker_up in step with Up
 
-	mu      sync.RWMutex // Protects following, and each bucket's owner.
-	servers map[string]*server
-	receive Receive // nil before Start
+	mu      sync.RWMutex       // Protects following, and each bucket's owner.
+	servers map[string]*server // by host:port
+	receive Receive            // nil before Start
 	closed  bool
 }
 
-// OpenRedis returns a broker that begins to connect at Start. Redis need not
-// be up. A URL that cannot be right is an error which names REDIS_URL and does
-// not repeat the password.
+// OpenRedis returns a broker that begins to connect at Start. Redis need not be
+// up. The error for an invalid URL names REDIS_URL and does not quote the
+// password.
 func OpenRedis(cfg Config) (*Redis, error) {
-	cfg = cfg.withDefaults()
 	target, err := parseURL(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
+	return newRedis(cfg, target), nil
+}
+
+// newRedis returns a broker for the servers of target, whatever cfg.URL is.
+func newRedis(cfg Config, target *redisConfig) *Redis {
+	cfg = cfg.withDefaults()
 	silenceRedisLogger()
 	r := &Redis{
 		config: target, prefix: cfg.Prefix, queueSize: cfg.Queue, logger: cfg.Logger,
@@ -60,11 +66,11 @@ func OpenRedis(cfg Config) (*Redis, error) {
 		r.buckets[i] = newBucket(r, i)
 	}
 	r.router.init(r)
-	return r, nil
+	return r
 }
 
-// silenceRedisLogger silences go-redis' own logger, a global one: what it has to say comes
-// back to us as errors, and we say it once.
+// silenceRedisLogger silences go-redis' own, global logger: its messages also
+// come back as errors, which the broker logs once.
 var silenceRedisLogger = sync.OnceFunc(func() { redis.SetLogger(discardLogger{}) })
 
 type discardLogger struct{}
@@ -81,7 +87,7 @@ func (r *Redis) channel(room message.Room) string {
 	return r.bucket(room).subscriber.prefix + string(room)
 }
 
-// Start begins to connect, and to call receive. It is called once.
+// Start begins to connect, and to call receive. A second call does nothing.
 func (r *Redis) Start(receive Receive) {
 	r.mu.Lock()
 	if r.receive != nil || r.closed {
@@ -99,8 +105,9 @@ func (r *Redis) Start(receive Receive) {
 	}
 }
 
-// startLoop runs loop until it returns, which it does soon after the context
-// ends. Before Start and after Close it does not, and returns false.
+// startLoop runs loop on a goroutine of its own and returns true. loop must
+// return soon after its context has ended. Before Start and after Close,
+// startLoop returns false and does not run it.
 func (r *Redis) startLoop(loop func(context.Context, Receive)) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -111,17 +118,18 @@ func (r *Redis) startLoop(loop func(context.Context, Receive)) bool {
 	return true
 }
 
-// Publish queues payload for all nodes subscribed to the room, this one too.
-// It never blocks and reports no failure: what cannot be sent is dropped and
-// counted. The payload must not be written to afterwards.
+// Publish queues payload for all nodes that have subscribed to the room, this
+// one included. It never blocks and reports no failure: a publication that
+// cannot be sent is dropped and counted. The payload must not be written to
+// afterwards.
 func (r *Redis) Publish(room message.Room, payload []byte) {
 	r.route(publication{room: room, payload: payload, at: time.Now()})
 }
 
-// Subscribe returns once Redis has confirmed this very subscription. While the
-// room's server is known to be down it returns ErrDown at once. When it fails,
-// by ErrDown or by the context, the room stays wanted until Unsubscribe and is
-// subscribed to as soon as that is possible.
+// Subscribe returns nil once Redis has confirmed this very subscription. While
+// the room's server is known to be down it returns ErrDown at once. After
+// ErrDown, or when the context ends first, the room stays wanted until
+// Unsubscribe, and the broker subscribes to it as soon as it can.
 func (r *Redis) Subscribe(ctx context.Context, room message.Room) error {
 	return r.bucket(room).subscribe(ctx, room)
 }
@@ -129,8 +137,8 @@ func (r *Redis) Subscribe(ctx context.Context, room message.Room) error {
 // Unsubscribe ends the room's subscription, if there is one. It never blocks.
 func (r *Redis) Unsubscribe(room message.Room) { r.bucket(room).subscriber.rooms.remove(room) }
 
-// Up says whether Redis answered last time it was asked, at most 4 s ago; of a
-// cluster, every server that has a bucket.
+// Up reports whether Redis has answered a ping within the last 4 s. In a
+// cluster, every server that owns a bucket must have.
 func (r *Redis) Up() bool {
 	if !r.sharded() {
 		return r.buckets[0].subscriber.rooms.isUp()
@@ -145,7 +153,9 @@ func (r *Redis) Up() bool {
 	return !r.closed
 }
 
-// updateHealth is called when a link, or who has which bucket, has changed.
+// updateHealth sets the gauge broker_up, and wakes the publisher when Redis is
+// up. It is called when a connection has begun or ended, or when a bucket has
+// moved.
 func (r *Redis) updateHealth() {
 	r.healthMu.Lock()
 	defer r.healthMu.Unlock()
@@ -159,8 +169,8 @@ func (r *Redis) updateHealth() {
 	r.metrics.up.Set(up)
 }
 
-// Close sends what is queued, to servers that are up and while ctx lasts, then
-// ends all connections and loops. Calling it again is harmless.
+// Close sends the queued publications to the servers that are up, while ctx
+// lasts, and then ends all connections and loops. It may be called again.
 func (r *Redis) Close(ctx context.Context) error {
 	r.mu.Lock()
 	again, started := r.closed, r.receive != nil
@@ -194,14 +204,14 @@ func (r *Redis) Close(ctx context.Context) error {
 	left := r.unrouted.len()
 	for _, s := range servers {
 		left += s.publisher.queue.len()
-		_ = s.publisher.client.Close() // a second time where the loop did it
+		_ = s.publisher.client.Close() // harmless if the loop has closed it
 	}
 	r.metrics.drop(dropClosed, left)
 	r.metrics.up.Set(0)
 	return nil
 }
 
-// roomOf is the inverse of prefix + room.
+// roomOf returns the room of a channel: the inverse of prefix + room.
 func roomOf(prefix, channel string) message.Room {
 	return message.Room(strings.TrimPrefix(channel, prefix))
 }

@@ -1,13 +1,9 @@
 package broker
 
 import (
-	"bytes"
-	"context"
 	"errors"
-	"log/slog"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -38,14 +34,25 @@ func openNodeUnstarted(t *testing.T, cfg Config) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = b.Close(within(t, testTimeout)) })
+	t.Cleanup(func() { _ = b.Close(testkit.Within(t, testkit.Timeout)) })
 	return &node{brokerUnderTest: b, reg: reg}
 }
 
-// publishUntilReceived publishes on a until b gets it: what is lost meanwhile may be lost.
+// openNodeWithoutPolling opens a node that does not poll sentinels or clusters
+// for the owners of rooms: only an event can make it follow a move.
+func openNodeWithoutPolling(t *testing.T, url string) *node {
+	t.Helper()
+	n := openNodeUnstarted(t, Config{URL: url})
+	r := n.brokerUnderTest.(*Redis)
+	r.router.interval = time.Hour
+	return newNode(t, r, n.reg)
+}
+
+// publishUntilReceived publishes payload on a until b receives it. Until then it
+// may be lost.
 func publishUntilReceived(t *testing.T, a, b *node, room message.Room, payload string) {
 	t.Helper()
-	eventually(t, "publications to flow again in "+string(room), func() bool {
+	testkit.Eventually(t, "publications to flow again in "+string(room), func() bool {
 		a.Publish(room, []byte(payload))
 		for _, got := range b.received(room) {
 			if got == payload {
@@ -63,30 +70,26 @@ func TestSubscriptionsAreRestoredAfterRedisIsKilled(t *testing.T) {
 	rooms := manyRooms(5000)
 	subscribeAll(t, b, rooms)
 	server.Kill()
-	eventually(t, "both to notice", func() bool { return !a.Up() && !b.Up() })
-	eventually(t, "broker_up to say so", func() bool { return b.metric(t, "broker_up", "") == 0 })
-	// A room joined meanwhile is told at once, and made later.
-	if err := b.Subscribe(within(t, testTimeout), "meanwhile"); !errors.Is(err, ErrDown) {
+	testkit.Eventually(t, "both to notice", func() bool { return !a.Up() && !b.Up() })
+	testkit.Eventually(t, "broker_up to be 0", func() bool { return b.metric(t, "broker_up", "") == 0 })
+	// A subscription made during the outage fails at once, and is made later.
+	if err := b.Subscribe(testkit.Within(t, testkit.Timeout), "meanwhile"); !errors.Is(err, ErrDown) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
 	b.Unsubscribe(rooms[0])
 	server.Restart()
-	back := time.Now()
-	eventually(t, "both to come back", func() bool { return a.Up() && b.Up() })
-	if took := time.Since(back); took > 3*time.Second {
-		t.Errorf("coming back took %v", took)
-	}
-	// This one's answer comes after those of all rooms before it.
+	testkit.Eventually(t, "both to come back", func() bool { return a.Up() && b.Up() })
+	// Redis answers this one after the subscriptions of all rooms before it.
 	b.mustSubscribe(t, "after")
 	if got := server.Do(t, "PUBSUB", "NUMSUB", "sy:"+string(rooms[0])); !strings.HasSuffix(got, " 0") {
-		t.Errorf("a room left while Redis was away: %s", got)
+		t.Errorf("a room that was unsubscribed during the outage: %s", got)
 	}
 	rooms = append(rooms[1:], "meanwhile", "after")
 	for _, room := range rooms {
 		a.Publish(room, []byte("again"))
 	}
 	for _, room := range rooms {
-		publishUntilReceived(t, a, b, room, "again") // one that Redis was too busy to confirm is lost
+		publishUntilReceived(t, a, b, room, "again") // a publication that Redis did not confirm is lost
 	}
 	if got := b.metric(t, "broker_reconnects_total", ""); got < 1 {
 		t.Errorf("broker_reconnects_total = %v, want 1", got)
@@ -100,33 +103,14 @@ func TestAFrozenRedisIsDetectedAndRecovers(t *testing.T) {
 	n.mustSubscribe(t, "r")
 	publishUntilReceived(t, n, n, "r", "before")
 	server.Pause()
-	frozen := time.Now()
-	eventually(t, "the silence to be noticed", func() bool { return !n.Up() })
-	if took := time.Since(frozen); took > 4500*time.Millisecond {
-		t.Errorf("noticing took %v", took)
-	}
-	eventually(t, "5 s to pass", func() bool { return time.Since(frozen) > 5*time.Second })
-	if n.Up() {
-		t.Error("up while frozen")
-	}
+	testkit.Eventually(t, "the silence to be noticed", func() bool { return !n.Up() })
 	server.Resume()
-	eventually(t, "to come back", n.Up)
+	testkit.Eventually(t, "to come back", n.Up)
 	publishUntilReceived(t, n, n, "r", "after")
 }
 
-func TestAQuietConnectionIsKept(t *testing.T) {
-	t.Parallel()
-	n := openNode(t, Config{URL: testkit.Redis(t).URL(), Prefix: testkit.RedisPrefix()})
-	eventually(t, "up", n.Up)
-	quiet := time.Now()
-	eventually(t, "more than the limit to pass", func() bool { return time.Since(quiet) > silenceLimit+time.Second })
-	if got := n.metric(t, "broker_reconnects_total", ""); got != 0 || !n.Up() {
-		t.Errorf("%v reconnects, up %v", got, n.Up())
-	}
-}
-
-// go-redis would dial again by itself, and answers would be taken for those of
-// the connection before.
+// go-redis would dial again by itself, and the answers of the new connection
+// would count for the earlier one.
 func TestAConnectionDialsOnce(t *testing.T) {
 	addr := testkit.Redis(t).Addr()
 	dial := dialOnceOptions(redis.Options{}, addr).Dialer
@@ -150,20 +134,15 @@ func TestABrokenNetwork(t *testing.T) {
 	for i, fault := range []struct {
 		name     string
 		do, undo func()
-		notice   time.Duration
 	}{
-		{"cut", func() { proxy.Refuse(true); proxy.Cut() }, func() { proxy.Refuse(false) }, time.Second},
-		{"silent", proxy.Stall, proxy.Resume, 4500 * time.Millisecond},
-		{"half closed", func() { proxy.Refuse(true); proxy.HalfClose() }, func() { proxy.Refuse(false) }, time.Second},
+		{"cut", func() { proxy.Refuse(true); proxy.Cut() }, func() { proxy.Refuse(false) }},
+		{"silent", proxy.Stall, proxy.Resume},
+		{"half closed", func() { proxy.Refuse(true); proxy.HalfClose() }, func() { proxy.Refuse(false) }},
 	} {
 		fault.do()
-		start := time.Now()
-		eventually(t, fault.name+" to be noticed", func() bool { return !n.Up() })
-		if took := time.Since(start); took > fault.notice {
-			t.Errorf("%s: noticing took %v", fault.name, took)
-		}
+		testkit.Eventually(t, fault.name+" to be noticed", func() bool { return !n.Up() })
 		fault.undo()
-		eventually(t, "to come back after "+fault.name, n.Up)
+		testkit.Eventually(t, "to come back after "+fault.name, n.Up)
 		publishUntilReceived(t, n, n, "r", strconv.Itoa(i+1))
 	}
 }
@@ -173,11 +152,11 @@ func TestRedisMayStartAfterTheService(t *testing.T) {
 	server := testkit.StartRedis(t)
 	server.Stop()
 	n := openNode(t, Config{URL: server.URL()})
-	// Whether the first attempt has failed yet or not, the answer is the same.
-	if err := n.Subscribe(within(t, testTimeout), "early"); !errors.Is(err, ErrDown) {
+	// The answer does not depend on whether the first attempt has failed yet.
+	if err := n.Subscribe(testkit.Within(t, testkit.Timeout), "early"); !errors.Is(err, ErrDown) {
 		t.Fatalf("Subscribe = %v, want ErrDown", err)
 	}
-	n.Publish("early", []byte("kept")) // it waits
+	n.Publish("early", []byte("kept")) // it stays in the queue
 	server.Restart()
 	publishUntilReceived(t, n, n, "early", "flows")
 	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
@@ -186,24 +165,6 @@ func TestRedisMayStartAfterTheService(t *testing.T) {
 	if got := n.metric(t, "broker_reconnects_total", ""); got != 0 {
 		t.Errorf("the first connection counts as %v reconnects", got)
 	}
-}
-
-// A logBuffer holds what a broker logged.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }
 
 func TestAWrongPasswordIsReported(t *testing.T) {
@@ -216,12 +177,12 @@ func TestAWrongPasswordIsReported(t *testing.T) {
 		"redis://:hunter3@" + server.Addr():       "WRONGPASS",
 		"redis://nobody:hunter3@" + server.Addr(): "WRONGPASS",
 	} {
-		var out logBuffer
-		n := openNode(t, Config{URL: url, Logger: slog.New(slog.NewTextHandler(&out, nil))})
-		if err := n.Subscribe(within(t, testTimeout), "r"); !errors.Is(err, ErrDown) {
+		var out testkit.Logs
+		n := openNode(t, Config{URL: url, Logger: out.Logger()})
+		if err := n.Subscribe(testkit.Within(t, testkit.Timeout), "r"); !errors.Is(err, ErrDown) {
 			t.Errorf("%s: Subscribe = %v, want ErrDown", url, err)
 		}
-		eventually(t, "a line that says "+want, func() bool { return strings.Contains(out.String(), want) })
+		testkit.Eventually(t, "a line that says "+want, func() bool { return strings.Contains(out.String(), want) })
 		if n.Up() {
 			t.Errorf("%s: up", url)
 		}
@@ -231,36 +192,16 @@ func TestAWrongPasswordIsReported(t *testing.T) {
 	}
 }
 
-func TestAnOutageIsLoggedOnce(t *testing.T) {
-	server := testkit.StartRedis(t)
-	var out logBuffer
-	n := openNode(t, Config{URL: server.URL(), Logger: slog.New(slog.NewTextHandler(&out, nil))})
-	eventually(t, "up", n.Up)
-	server.Kill()
-	eventually(t, "the failed attempts to be told", func() bool {
-		return strings.Contains(out.String(), "connection refused")
-	})
-	lines := strings.Count(out.String(), "WARN")
-	server.Restart()
-	eventually(t, "up again", n.Up)
-	if lines > 2 { // the loss, and why it stays so
-		t.Errorf("%d warnings:\n%s", lines, out.String())
-	}
-	if got := strings.Count(out.String(), "connected to Redis"); got != 2 {
-		t.Errorf("%d lines tell of a connection, want 2:\n%s", got, out.String())
-	}
-}
-
 func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	a := openNode(t, Config{URL: server.URL(), Queue: 100})
 	b := openNode(t, Config{URL: server.URL()})
 	b.mustSubscribe(t, "r")
-	eventually(t, "up", a.Up)
+	testkit.Eventually(t, "up", a.Up)
 	server.Pause()
-	// What is sent before the silence is noticed fails; then the queue keeps all.
-	eventually(t, "down", func() bool { return !a.Up() && !b.Up() })
+	// Publications fail until the silence is noticed. Then the queue keeps them.
+	testkit.Eventually(t, "down", func() bool { return !a.Up() && !b.Up() })
 	for i := range 1000 {
 		a.Publish("r", []byte(strconv.Itoa(i)))
 	}
@@ -268,7 +209,7 @@ func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
 		t.Errorf("%v dropped as down, want 900", got)
 	}
 	server.Resume()
-	eventually(t, "the rest to go out", func() bool {
+	testkit.Eventually(t, "the rest to go out", func() bool {
 		return a.metric(t, "broker_publish_duration_seconds", "") > 0
 	})
 }
@@ -277,47 +218,13 @@ func TestUnconfirmedPublicationsAreCounted(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
-	eventually(t, "up", n.Up)
+	testkit.Eventually(t, "up", n.Up)
 	server.Pause()
 	for range 10 {
 		n.Publish("r", []byte("x"))
 	}
-	eventually(t, "the loss to be counted", func() bool {
+	testkit.Eventually(t, "the loss to be counted", func() bool {
 		return n.metric(t, "broker_dropped_total", "failed") == 10
 	})
-	server.Resume()
-}
-
-func TestPublishNeverBlocks(t *testing.T) {
-	server := testkit.StartRedis(t)
-	n := openNode(t, Config{URL: server.URL()})
-	eventually(t, "up", n.Up)
-	server.Pause()
-	start := time.Now()
-	for range 10_000 {
-		n.Publish("r", []byte("x"))
-	}
-	if took := time.Since(start); took > redisTimeout {
-		t.Errorf("10,000 publishes into a frozen Redis took %v", took)
-	}
-	server.Resume()
-}
-
-func TestCloseIsBoundedWhenRedisIsFrozen(t *testing.T) {
-	t.Parallel()
-	server := testkit.StartRedis(t)
-	n := openNode(t, Config{URL: server.URL()})
-	eventually(t, "up", n.Up)
-	server.Pause()
-	n.Publish("r", []byte("x"))
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	start := time.Now()
-	if err := n.Close(ctx); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(start); took > 3*time.Second {
-		t.Errorf("Close took %v", took)
-	}
 	server.Resume()
 }

@@ -13,34 +13,34 @@ import (
 )
 
 const (
-	// askEvery is how old what the sentinels or the cluster said may get.
+	// The intervals at which sentinels and clusters are asked for the owners.
 	sentinelRefreshEvery = time.Second
 	clusterRefreshEvery  = 5 * time.Second
-	// maxHops is how often a publication is sent on before it is given up.
+	// maxHops bounds how often a publication is rerouted.
 	maxHops = 3
 )
 
 var errOwnerUnknown = errors.New("no server is known for the room")
 
-// ownerFunc says which server, host:port, has the bucket with this index: "" when
-// that is not known.
+// An ownerFunc returns the host:port of the server that owns the bucket with
+// this index, or "" when it is unknown.
 type ownerFunc func(index int) string
 
-// A router knows, for each bucket, the server that has it, and keeps asking.
+// A router keeps the owner of each bucket up to date.
 type router struct {
-	// discover asks; first are servers whose answer is preferred. Nil for a
-	// single server, which never moves.
-	discover  func(ctx context.Context, first []string) (ownerFunc, error)
+	// discover asks for the owners; candidates are servers to ask, the
+	// preferred ones first. It is nil for a single server, which never changes.
+	discover  func(ctx context.Context, candidates []string) (ownerFunc, error)
 	interval  time.Duration
-	refresh   chan struct{} // holds a token when discover should be asked now
-	listeners []*subscriber // connections on which sentinels tell of a new master
+	refresh   chan struct{} // holds a token when discover should be called now
+	listeners []*subscriber // connections on which sentinels announce a new master
 
-	refreshMu   sync.Mutex // held while discover is asked. Protects following.
-	refreshedAt time.Time  // when it was asked last
-	refreshErr  error      // what came of it
+	refreshMu   sync.Mutex // Held during discover. Protects following.
+	refreshedAt time.Time  // when the last discover began
+	refreshErr  error      // its error
 }
 
-// init is called once, by OpenRedis.
+// init sets the router up for r's topology. OpenRedis calls it once.
 func (ro *router) init(r *Redis) {
 	ro.refresh = make(chan struct{}, 1)
 	switch r.config.topology {
@@ -55,7 +55,7 @@ func (ro *router) init(r *Redis) {
 	}
 }
 
-// start is called once, with r.mu held.
+// start starts the router's loops. It is called once, with r.mu held.
 func (ro *router) start(r *Redis) {
 	if ro.discover == nil {
 		return
@@ -68,7 +68,7 @@ func (ro *router) start(r *Redis) {
 	}
 }
 
-// refreshNow never blocks.
+// refreshNow makes refreshLoop ask for the owners at once. It never blocks.
 func (ro *router) refreshNow() {
 	select {
 	case ro.refresh <- struct{}{}:
@@ -76,12 +76,13 @@ func (ro *router) refreshNow() {
 	}
 }
 
-// refreshLoop asks at times and when it is kicked, until ctx ends.
+// refreshLoop asks for the owners at each interval and after refreshNow, until
+// ctx ends.
 func (r *Redis) refreshLoop(ctx context.Context) {
 	tick := time.NewTicker(r.router.interval)
 	defer tick.Stop()
 	for {
-		_ = r.refreshOwners(ctx, "") // a link that needs the answer tells what is wrong
+		_ = r.refreshOwners(ctx, "") // a subscriber that needs the answer logs the error
 		select {
 		case <-tick.C:
 		case <-r.router.refresh:
@@ -91,8 +92,8 @@ func (r *Redis) refreshLoop(ctx context.Context) {
 	}
 }
 
-// refreshOwners finds out who has which bucket. Those who call at the same time share an
-// answer. Whoever is at first is asked before others, unless that is "".
+// refreshOwners asks for the owner of each bucket. Concurrent calls share an
+// answer. The server at first, if not "", is asked before others.
 func (r *Redis) refreshOwners(ctx context.Context, first string) error {
 	called := time.Now()
 	ro := &r.router
@@ -110,7 +111,8 @@ func (r *Redis) refreshOwners(ctx context.Context, first string) error {
 	return ro.refreshErr
 }
 
-// candidates are the servers to ask, those that are up before others.
+// candidates returns the servers to ask for the owners: first, the servers that
+// are up, those of the URL, and those that are down.
 func (r *Redis) candidates(first string) []string {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -131,14 +133,14 @@ func (r *Redis) candidates(first string) []string {
 	})
 }
 
-// An attempt is how a link's last connection went.
+// An attempt is the outcome of a subscriber's last connection.
 type attempt struct {
-	addr string // "" when there was none
-	err  error
+	addr string // "" when no server was known
+	err  error  // why it ended
 }
 
-// locate returns where the bucket's link should connect. Where the last
-// attempt failed it asks first, unless the answer is already another one.
+// locate returns the address at which the bucket's subscriber should connect.
+// If the last attempt failed at the known owner, it asks for the owners first.
 func (r *Redis) locate(ctx context.Context, b *bucket, last attempt) (string, error) {
 	if to, ok := movedTo(last.err, last.addr); ok {
 		r.assignBucket(b, to)
@@ -149,14 +151,14 @@ func (r *Redis) locate(ctx context.Context, b *bucket, last attempt) (string, er
 	}
 	var first string
 	if errors.Is(last.err, errUnsubscribedByServer) {
-		first = last.addr // who gave the bucket away knows to whom
+		first = last.addr // the server that lost the bucket knows its new owner
 	}
 	err := r.refreshOwners(ctx, first)
 	if addr = r.ownerAddr(b); addr == "" && err == nil {
 		err = errOwnerUnknown
 	}
 	if addr != "" {
-		err = nil // nobody answers, but the last one known may be back
+		err = nil // no server answers, but the last known owner may be back
 	}
 	return addr, err
 }
@@ -174,7 +176,9 @@ func (r *Redis) ownerAddr(b *bucket) string {
 	return ""
 }
 
-// assign takes a new map. A bucket of which it knows nothing stays.
+// assign gives the buckets their owners. A bucket whose owner found does not
+// know keeps its present one. Publications that wait for a server without
+// buckets move to the new owners' queues.
 func (r *Redis) assign(found ownerFunc) {
 	r.mu.Lock()
 	if r.closed {
@@ -201,7 +205,7 @@ func (r *Redis) assign(found ownerFunc) {
 		}
 	}
 	left = append(left, r.unrouted.dequeue(nil, math.MaxInt)...)
-	for _, p := range left { // before anything newer gets there
+	for _, p := range left { // with mu held, so before any newer publication
 		r.enqueue(p, r.bucket(p.room).owner)
 	}
 	r.mu.Unlock()
@@ -210,7 +214,7 @@ func (r *Redis) assign(found ownerFunc) {
 	}
 }
 
-// assignBucket notes that a bucket has moved.
+// assignBucket gives one bucket a new owner.
 func (r *Redis) assignBucket(b *bucket, addr string) {
 	if r.ownerAddr(b) == addr {
 		return
@@ -223,7 +227,8 @@ func (r *Redis) assignBucket(b *bucket, addr string) {
 	})
 }
 
-// serverAt is called with r.mu held.
+// serverAt returns the server at addr, and creates it if it is new. The caller
+// holds r.mu.
 func (r *Redis) serverAt(addr string) *server {
 	s := r.servers[addr]
 	if s == nil {
@@ -236,18 +241,19 @@ func (r *Redis) serverAt(addr string) *server {
 	return s
 }
 
-// followOwners has links follow their buckets.
+// followOwners makes the subscribers of moved buckets connect to the new owners.
 func (r *Redis) followOwners(moved []*bucket) {
 	for _, b := range moved {
 		b.subscriber.recheck()
 	}
 	r.updateHealth()
 	if r.router.discover != nil {
-		r.logger.Info("Redis found for rooms", "buckets", len(moved), "addr", r.ownerAddr(moved[0]))
+		r.logger.Info("assigned rooms to a Redis server", "buckets", len(moved), "addr", r.ownerAddr(moved[0]))
 	}
 }
 
-// recheckSubscribers has the links of a server that came back try again now.
+// recheckSubscribers makes the subscribers of a server that came back reconnect
+// without waiting for their backoff.
 func (r *Redis) recheckSubscribers(s *server) {
 	if !s.monitor.rooms.isUp() {
 		return
@@ -261,10 +267,10 @@ func (r *Redis) recheckSubscribers(s *server) {
 	}
 }
 
-// route queues a publication for the server that has its room.
+// route queues a publication for the server that owns its room.
 func (r *Redis) route(p publication) {
 	b := r.bucket(p.room)
-	for range maxHops { // a server may retire just now
+	for range maxHops { // a server may be retired in between
 		if r.enqueue(p, r.ownerServer(b)) {
 			return
 		}
@@ -272,8 +278,8 @@ func (r *Redis) route(p publication) {
 	r.metrics.drop(dropClosed, 1)
 }
 
-// enqueue queues a publication for a server, or until there is one. False means
-// that the queue is closed.
+// enqueue queues a publication for s, or with s nil until an owner is known. It
+// returns false when the queue is closed.
 func (r *Redis) enqueue(p publication, s *server) bool {
 	q, full := r.unrouted, dropDown
 	if s != nil {
@@ -287,8 +293,9 @@ func (r *Redis) enqueue(p publication, s *server) bool {
 	return ok
 }
 
-// reroute takes back a publication that its server refused, since another
-// one has the bucket. False means that it has been around for long enough.
+// reroute queues a publication for the server at to, after another server has
+// refused it with MOVED. It returns false when the publication has been
+// rerouted maxHops times.
 func (r *Redis) reroute(p publication, to string) bool {
 	if p.hops++; p.hops > maxHops {
 		return false
@@ -298,17 +305,18 @@ func (r *Redis) reroute(p publication, to string) bool {
 	return true
 }
 
-// fixedAddr is the locate of a subscriber that stays where it is.
+// fixedAddr returns the locate function of a subscriber whose server never changes.
 func fixedAddr(addr string) func(context.Context, attempt) (string, error) {
 	return func(context.Context, attempt) (string, error) { return addr, nil }
 }
 
-// withDefaultHost completes an address without a host, which means: mine.
-func withDefaultHost(addr, mine string) string {
+// withDefaultHost completes an address without a host with the host of the
+// server that sent it, whose address is sender.
+func withDefaultHost(addr, sender string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || (host != "" && host != "?") {
 		return addr
 	}
-	host, _, _ = net.SplitHostPort(mine)
+	host, _, _ = net.SplitHostPort(sender)
 	return net.JoinHostPort(host, port)
 }

@@ -8,9 +8,10 @@ import (
 	"testing"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// openUnstarted returns a broker that connects to nobody: its router alone is tried.
+// openUnstarted returns a broker that never connects, to test its router alone.
 func openUnstarted(t *testing.T, url string, queue int) (*Redis, *node) {
 	t.Helper()
 	n := openNodeUnstarted(t, Config{URL: url, Queue: queue})
@@ -36,17 +37,17 @@ func TestQueuedPublicationsFollowTheirRoomInOrder(t *testing.T) {
 			want = append(want, payload)
 		}
 	}
-	publish(10) // nobody is known yet
+	publish(10) // no server is known yet
 	for _, master := range []string{"a:1", "b:1", "a:1"} {
 		r.assign(allOwnedBy(master))
 		publish(10)
 	}
-	r.assign(allOwnedBy("a:1")) // no news
+	r.assign(allOwnedBy("a:1")) // the owner stays
 	if got := queuedPayloads(r.servers["a:1"]); !slices.Equal(got, want) {
-		t.Errorf("waiting: %v", got)
+		t.Errorf("queued: %v", got)
 	}
 	if len(r.servers) != 1 || n.metric(t, "broker_dropped_total", "") != 0 {
-		t.Errorf("%d servers are kept, %v dropped", len(r.servers), n.metric(t, "broker_dropped_total", ""))
+		t.Errorf("%d servers, %v dropped", len(r.servers), n.metric(t, "broker_dropped_total", ""))
 	}
 }
 
@@ -59,17 +60,17 @@ func TestUnroutedPublicationsAreBounded(t *testing.T) {
 		t.Errorf("%v dropped as down, want 5", got)
 	}
 	b := r.bucket("r")
-	r.assign(func(index int) string { // a map of one bucket
+	r.assign(func(index int) string { // knows one bucket only
 		if index == b.index {
 			return "a:1"
 		}
 		return ""
 	})
 	if got := queuedPayloads(r.servers["a:1"]); len(got) != 10 || got[0] != "5" {
-		t.Errorf("waiting: %v, want the newest ten", got)
+		t.Errorf("queued: %v, want the newest ten", got)
 	}
 	if r.Up() {
-		t.Error("up, though most buckets have no server")
+		t.Error("the broker is up, though most buckets have no server")
 	}
 }
 
@@ -80,7 +81,7 @@ func TestAnIncompleteSlotMapKeepsKnownOwners(t *testing.T) {
 		if index < 10 {
 			return "b:1"
 		}
-		return "" // a slot that nobody serves just now
+		return "" // a slot without a master
 	})
 	for _, b := range r.buckets {
 		want := "a:1"
@@ -93,7 +94,7 @@ func TestAnIncompleteSlotMapKeepsKnownOwners(t *testing.T) {
 	}
 }
 
-// Two servers that point at each other do not keep a publication for ever.
+// Two servers that redirect to each other do not keep a publication forever.
 func TestReroutingAPublicationIsBounded(t *testing.T) {
 	r, _ := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
 	r.assign(allOwnedBy("a:1"))
@@ -104,29 +105,29 @@ func TestReroutingAPublicationIsBounded(t *testing.T) {
 		batch := from.publisher.queue.dequeue(nil, math.MaxInt)
 		to := map[string]string{"a:1": "b:1", "b:1": "a:1"}[from.addr]
 		if len(batch) != 1 {
-			t.Fatalf("hop %d: %d wait at %s", hop, len(batch), from.addr)
+			t.Fatalf("hop %d: %d are queued for %s", hop, len(batch), from.addr)
 		}
 		if !r.reroute(batch[0], to) {
-			if hop != maxHops+1 {
-				t.Errorf("given up at hop %d", hop)
+			if hop != 4 {
+				t.Errorf("dropped at hop %d, want 4", hop)
 			}
 			return
 		}
 	}
 }
 
-// Who gave a bucket away is asked to whom; any other failure asks those that
-// were in the URL as well as those that are known.
+// The server that lost a bucket is asked for the new owner. After any other
+// failure, the servers of the URL and the known ones are asked.
 func TestDiscoveryCandidates(t *testing.T) {
 	r, _ := openUnstarted(t, "redis+cluster://seed:1,a:1", 10)
 	r.assign(allOwnedBy("a:1"))
 	if got, want := r.candidates("gone:1"), []string{"gone:1", "seed:1", "a:1"}; !slices.Equal(got, want) {
-		t.Errorf("asks %v, want %v", got, want)
+		t.Errorf("candidates %v, want %v", got, want)
 	}
 	if got, want := r.candidates(""), []string{"seed:1", "a:1"}; !slices.Equal(got, want) {
-		t.Errorf("asks %v, want %v", got, want)
+		t.Errorf("candidates %v, want %v", got, want)
 	}
-	// Already elsewhere than where it failed: nobody is asked.
+	// The owner is not the server that failed: no server is asked.
 	addr, err := r.locate(t.Context(), r.buckets[0], attempt{"old:1", errUnsubscribedByServer})
 	if addr != "a:1" || err != nil {
 		t.Errorf("locate = %q, %v", addr, err)
@@ -148,7 +149,7 @@ func TestAnUnknownOwnerIsAnError(t *testing.T) {
 func TestAClosedBrokerIgnoresNewOwners(t *testing.T) {
 	r, n := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
 	r.Publish("r", []byte("x"))
-	if err := r.Close(within(t, testTimeout)); err != nil {
+	if err := r.Close(testkit.Within(t, testkit.Timeout)); err != nil {
 		t.Fatal(err)
 	}
 	r.assign(allOwnedBy("a:1"))

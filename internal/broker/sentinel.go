@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// sentinelGrace is how long a slow sentinel is waited for once a majority
-	// has answered.
+	// sentinelGrace is how long discover waits for the rest of the sentinels
+	// after a majority has answered.
 	sentinelGrace = 50 * time.Millisecond
-	// switchMasterChannel is the channel on which a sentinel tells of a new master.
+	// switchMasterChannel is the channel on which a sentinel announces a new master.
 	switchMasterChannel = "+switch-master"
 )
 
-// sentinels are asked for the master, all at once. go-redis' FailoverClient
-// believes the first that answers, which may have been cut off from the
-// others; here the answer of the youngest configuration (the greatest
-// config-epoch) counts, and publisher and subscriber follow the same one.
+// sentinels asks all sentinels for the master at the same time. go-redis'
+// FailoverClient believes the first that answers, which may be partitioned from
+// the others. Here the newest configuration counts (the greatest config-epoch),
+// and publisher and subscriber use the same master.
 type sentinels struct {
 	config *redisConfig
 }
@@ -38,7 +38,7 @@ type sentinelReply struct {
 	err   error
 }
 
-// discover returns the master as owner of the one bucket.
+// discover returns the master as the owner of the one bucket.
 func (s *sentinels) discover(ctx context.Context, _ []string) (ownerFunc, error) {
 	count := len(s.config.addrs)
 	answers := make(chan sentinelReply, count)
@@ -74,8 +74,8 @@ func (s *sentinels) discover(ctx context.Context, _ []string) (ownerFunc, error)
 	return func(int) string { return best.addr }, nil
 }
 
-// query asks one sentinel. The address of GET-MASTER-ADDR-BY-NAME is already the
-// new one while a failover ends; the epoch is told by MASTER only.
+// query asks one sentinel with two commands: near the end of a failover only
+// GET-MASTER-ADDR-BY-NAME has the new address, and only MASTER has the epoch.
 func (s *sentinels) query(ctx context.Context, addr string) sentinelReply {
 	client := redis.NewClient(withAddr(s.config.sentinel, addr))
 	defer func() { _ = client.Close() }()
@@ -87,22 +87,23 @@ func (s *sentinels) query(ctx context.Context, addr string) sentinelReply {
 	if _, err := pipe.Exec(ctx); err != nil && errors.Is(addrCmd.Err(), redis.Nil) {
 		return sentinelReply{err: fmt.Errorf("sentinel %s knows no master named %s", addr, s.config.master)}
 	} else if err != nil {
-		return sentinelReply{err: fmt.Errorf("ask sentinel %s for the master: %w", addr, err)}
+		return sentinelReply{err: fmt.Errorf("query sentinel %s for the master: %w", addr, err)}
 	}
 	epoch, err := strconv.Atoi(masterCmd.Val()["config-epoch"])
 	if pair := addrCmd.Val(); err == nil && len(pair) == 2 {
 		return sentinelReply{addr: net.JoinHostPort(pair[0], pair[1]), epoch: epoch}
 	}
-	return sentinelReply{err: fmt.Errorf("sentinel %s gave an answer that makes no sense", addr)}
+	return sentinelReply{err: fmt.Errorf("sentinel %s returned an invalid answer", addr)}
 }
 
-// listeners are subscribed to what each sentinel tells of masters. That a
-// sentinel goes is no news: discover tells when none is left.
+// listeners returns a subscriber for each sentinel, which calls changed when the
+// sentinel announces a new master or its connection begins or ends. It logs
+// nothing: a lost sentinel matters only when discover finds none.
 func (s *sentinels) listeners(changed func()) []*subscriber {
 	var all []*subscriber
 	for _, addr := range s.config.addrs {
 		rooms := newSubscriptions()
-		_, _ = rooms.add(message.Room(switchMasterChannel)) // made at each connection
+		_, _ = rooms.add(message.Room(switchMasterChannel)) // subscribed on each connection
 		all = append(all, &subscriber{
 			opts: s.config.sentinel, logger: slog.New(slog.DiscardHandler), metrics: newMetrics(nil),
 			rooms: rooms, locate: fixedAddr(addr), onChange: changed,

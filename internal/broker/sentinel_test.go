@@ -3,7 +3,6 @@ package broker
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -27,64 +26,64 @@ func TestTheMasterDiesUnderTraffic(t *testing.T) {
 	master := s.WaitMaster(killed)
 	elected := time.Now()
 	waitForMore(t, b, rooms, 1)
-	t.Logf("a master in %v, traffic %v later", elected.Sub(died).Round(time.Millisecond), time.Since(elected).Round(time.Millisecond))
+	t.Logf("a new master after %v, traffic %v later", elected.Sub(died).Round(time.Millisecond), time.Since(elected).Round(time.Millisecond))
 	waitForMore(t, b, rooms, 250)
 	traffic.stopAndWait(t, b)
 	for _, room := range rooms {
 		c := traffic.stats(t, b, room)
 		t.Logf("%s: %v", room, c)
 		if c.duplicated > 0 || c.reordered > 0 {
-			t.Errorf("%s: %d doubled, %d swapped", room, c.duplicated, c.reordered)
+			t.Errorf("%s: %d duplicates, %d reordered", room, c.duplicated, c.reordered)
 		}
 	}
-	// A room joined now is joined at the new master.
+	// A new subscription is made at the new master.
 	b.mustSubscribe(t, "after")
 	if got := master.Do(t, "PUBSUB", "NUMSUB", "sy:after"); got != "sy:after 1" {
 		t.Errorf("the new master has %q", got)
 	}
 }
 
-// The old master lives, answers each ping, and even takes itself for a master:
-// CLIENT is away there, with which sentinels cut its connections as they
-// demote it, so that they can't.
+// The old master lives, answers each ping, and still believes that it is the
+// master: sentinels cut its connections and demote it with the command CLIENT,
+// which is renamed here.
 func TestAReplacedMasterIsAbandoned(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartRedisSentinel(t, "--rename-command", "CLIENT", "XCLIENT")
-	for _, sentinel := range s.Sentinels() { // what docs/redis.md says is enough
+	for _, sentinel := range s.Sentinels() { // the permissions in docs/redis.md
 		sentinel.Do(t, "ACL", "SETUSER", "watch", "on", ">hunter2", "&+switch-master",
 			"+sentinel|get-master-addr-by-name", "+sentinel|master", "+subscribe", "+ping")
 	}
 	url := s.URL() + "?sentinel_username=watch&sentinel_password=hunter2"
-	a, b := openNode(t, Config{URL: url}), openNode(t, Config{URL: url})
+	// Without polling, only the sentinels' announcement makes a node follow.
+	a, b := openNodeWithoutPolling(t, url), openNodeWithoutPolling(t, url)
 	b.mustSubscribe(t, "r")
 	for _, sentinel := range s.Sentinels() {
-		eventually(t, "both to listen to each sentinel", func() bool {
+		testkit.Eventually(t, "both to listen to each sentinel", func() bool {
 			return strings.Count(sentinel.Do(t, "CLIENT", "LIST", "TYPE", "pubsub"), " sub=1 ") >= 2
 		})
 	}
 	traffic := startStream(t, a, "r")
 	waitForMore(t, b, traffic.rooms, 100)
 	old := s.Failover()
-	eventually(t, "the new master to have the subscription", func() bool {
+	testkit.Eventually(t, "the new master to have the subscription", func() bool {
 		return s.Master().Do(t, "PUBSUB", "NUMSUB", "sy:r") == "sy:r 1"
 	})
 	waitForMore(t, b, traffic.rooms, 250)
 	traffic.stopAndWait(t, b)
 	if role := old.Do(t, "ROLE"); !strings.HasPrefix(role, "master") {
-		t.Errorf("the old master was demoted after all, which proves nothing: %s", role)
+		t.Errorf("the old master was demoted, so the test proves nothing: %s", role)
 	}
 	if got := old.Do(t, "PUBSUB", "NUMSUB", "sy:r"); got != "sy:r 0" {
 		t.Errorf("the old master still has %q", got)
 	}
 	c := traffic.stats(t, b, "r")
 	t.Log(c)
-	if c.duplicated > 0 || c.pause > 2*time.Second {
-		t.Errorf("%d doubled, %v without a message", c.duplicated, c.pause)
+	if c.duplicated > 0 {
+		t.Errorf("%d duplicates", c.duplicated)
 	}
 }
 
-// One sentinel of three is gone: the others do. All are: nobody is asked, and
-// the connections that there are go on.
+// Two sentinels of three are enough. Without any, the present connections go on.
 func TestSentinelsAreLost(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartRedisSentinel(t)
@@ -97,18 +96,18 @@ func TestSentinelsAreLost(t *testing.T) {
 		sentinel.Kill()
 	}
 	began := time.Now()
-	eventually(t, "some polls to fail", func() bool { return time.Since(began) > 2*sentinelRefreshEvery })
+	testkit.Eventually(t, "some polls to fail", func() bool { return time.Since(began) > 2*sentinelRefreshEvery })
 	publishUntilReceived(t, n, n, "r", "by none")
 	if got := n.metric(t, "broker_reconnects_total", ""); got != 0 || !n.Up() {
 		t.Errorf("%v reconnects, up %v", got, n.Up())
 	}
-	var out logBuffer
-	late := openNode(t, Config{URL: s.URL(), Logger: slog.New(slog.NewTextHandler(&out, nil))})
-	if err := late.Subscribe(within(t, testTimeout), "r"); !errors.Is(err, ErrDown) {
+	var out testkit.Logs
+	late := openNode(t, Config{URL: s.URL(), Logger: out.Logger()})
+	if err := late.Subscribe(testkit.Within(t, testkit.Timeout), "r"); !errors.Is(err, ErrDown) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
-	eventually(t, "the log to say who was asked", func() bool {
-		return strings.Contains(out.String(), "ask sentinel "+sentinels[0].Addr())
+	testkit.Eventually(t, "the log to name the sentinels", func() bool {
+		return strings.Contains(out.String(), "query sentinel "+sentinels[0].Addr())
 	})
 	for _, sentinel := range sentinels {
 		sentinel.Restart()
@@ -124,19 +123,20 @@ func TestAnUnknownMasterIsReported(t *testing.T) {
 		strings.Replace(s.URL(), "sentinel_password=hunter2", "", 1):      "NOAUTH",
 		strings.Replace(s.URL(), ":hunter2@", ":hunter3@", 1):             "WRONGPASS",
 	} {
-		var out logBuffer
-		n := openNode(t, Config{URL: url, Logger: slog.New(slog.NewTextHandler(&out, nil))})
-		if err := n.Subscribe(within(t, testTimeout), "r"); !errors.Is(err, ErrDown) {
+		var out testkit.Logs
+		n := openNode(t, Config{URL: url, Logger: out.Logger()})
+		if err := n.Subscribe(testkit.Within(t, testkit.Timeout), "r"); !errors.Is(err, ErrDown) {
 			t.Errorf("Subscribe = %v, want ErrDown", err)
 		}
-		eventually(t, "a line that says "+want, func() bool { return strings.Contains(out.String(), want) })
+		testkit.Eventually(t, "a line that says "+want, func() bool { return strings.Contains(out.String(), want) })
 		if strings.Contains(out.String(), "hunter") {
 			t.Errorf("the log shows the password:\n%s", out.String())
 		}
 	}
 }
 
-// staleSentinel answers like a sentinel whose master is at port, as of epoch.
+// staleSentinel answers like a sentinel whose configuration has this master
+// port and config-epoch.
 func staleSentinel(t *testing.T, port, epoch string) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -167,7 +167,7 @@ func staleSentinel(t *testing.T, port, epoch string) (addr string) {
 	return l.Addr().String()
 }
 
-// A sentinel that was cut off from the others still names the old master.
+// A sentinel that is partitioned from the others still names the old master.
 func TestTheNewestSentinelConfigurationWins(t *testing.T) {
 	old, young, dead := staleSentinel(t, "1", "7"), staleSentinel(t, "2", "8"), "127.0.0.1:1"
 	for _, hosts := range []string{old + "," + young, young + "," + old, dead + "," + young + "," + old} {

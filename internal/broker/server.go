@@ -7,20 +7,20 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A server is one Redis server that has buckets: what is to be published there
-// waits in a queue of its own, so that a server in trouble keeps up nobody but
-// its own rooms.
+// A server is one Redis server that owns buckets. It has a publisher with a
+// queue of its own, so that a server in trouble delays only its own rooms.
 type server struct {
-	addr      string
+	addr      string // host:port
 	publisher *publisher
-	// watch is a connection without rooms, which tells how the server is. Nil
-	// when the one bucket's link tells it.
+	// monitor is a connection without rooms that shows whether the server is
+	// up. It is nil outside a cluster, where the one bucket's subscriber does.
 	monitor *subscriber
-	ctx     context.Context // the life of the loops
+	ctx     context.Context // ends when the loops must end
 	cancel  context.CancelFunc
 }
 
-// newServer is called with r.mu held.
+// newServer returns a server that start has not started yet. The caller holds
+// r.mu.
 func (r *Redis) newServer(addr string) *server {
 	s := &server{addr: addr}
 	s.ctx, s.cancel = context.WithCancel(r.ctx)
@@ -41,7 +41,8 @@ func (r *Redis) newServer(addr string) *server {
 	return s
 }
 
-// start is called with r.mu held, once the broker has been started.
+// start starts the server's loops. It is called after the broker's Start, with
+// r.mu held.
 func (s *server) start(r *Redis) {
 	r.loops.Go(func() {
 		s.publisher.drainLoop(s.ctx)
@@ -52,7 +53,8 @@ func (s *server) start(r *Redis) {
 	}
 }
 
-// retire ends a server that has no bucket any more, and returns what waited.
+// retire ends a server that owns no bucket any more, and returns its queued
+// publications.
 func (s *server) retire() []publication {
 	s.publisher.queue.close()
 	left := s.publisher.queue.dequeue(nil, math.MaxInt)

@@ -9,15 +9,16 @@ import (
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// streamEvery makes 500 publications a second.
+// streamEvery is the interval between two publications of a stream: 500 a second.
 const streamEvery = 2 * time.Millisecond
 
-// A stream publishes numbers from 0 in one room after the other.
+// A stream publishes increasing numbers from 0, in one room after the other.
 type stream struct {
 	rooms []message.Room
-	stop  func() // waits; what was published is then in sent
+	stop  func() // returns when the stream has ended, and sent is final
 	sent  map[message.Room]int
 }
 
@@ -45,23 +46,24 @@ func startStream(t *testing.T, from *node, rooms ...message.Room) *stream {
 	return s
 }
 
-// A streamStats is how a stream's room went at a receiver.
+// A streamStats is what a receiver got of one room of a stream.
 type streamStats struct {
 	sent, got, lost, duplicated, reordered int
 	pause                                  time.Duration // the longest between two arrivals
 }
 
-// stopAndWait stops the stream and waits for the last of each room: the trouble is over.
+// stopAndWait stops the stream and waits until n has received the last number of
+// each room.
 func (s *stream) stopAndWait(t *testing.T, n *node) {
 	t.Helper()
 	s.stop()
 	for _, room := range s.rooms {
 		last := strconv.Itoa(s.sent[room] - 1)
-		eventually(t, "the last in "+string(room), func() bool { return slices.Contains(n.received(room), last) })
+		testkit.Eventually(t, "the last in "+string(room), func() bool { return slices.Contains(n.received(room), last) })
 	}
 }
 
-// stats reads what n got of the room, after end.
+// stats returns what n got of a room. It is called after stopAndWait.
 func (s *stream) stats(t *testing.T, n *node, room message.Room) (c streamStats) {
 	t.Helper()
 	n.mu.Lock()
@@ -70,7 +72,7 @@ func (s *stream) stats(t *testing.T, n *node, room message.Room) (c streamStats)
 	for i, payload := range n.got[room] {
 		number, err := strconv.Atoi(payload)
 		if err != nil {
-			continue // of another part of the test
+			continue // not a publication of the stream
 		}
 		if seen[number] {
 			c.duplicated++
@@ -87,11 +89,12 @@ func (s *stream) stats(t *testing.T, n *node, room message.Room) (c streamStats)
 }
 
 func (c streamStats) String() string {
-	return fmt.Sprintf("%d sent, %d lost, %d doubled, %d swapped, longest pause %v",
+	return fmt.Sprintf("%d sent, %d lost, %d duplicates, %d reordered, longest pause %v",
 		c.sent, c.lost, c.duplicated, c.reordered, c.pause.Round(time.Millisecond))
 }
 
-// waitForMore waits until the node has got so many more of each room than now.
+// waitForMore waits until the node has received that many more publications of
+// each room.
 func waitForMore(t *testing.T, n *node, rooms []message.Room, more int) {
 	t.Helper()
 	want := map[message.Room]int{}
@@ -99,6 +102,6 @@ func waitForMore(t *testing.T, n *node, rooms []message.Room, more int) {
 		want[room] = len(n.received(room)) + more
 	}
 	for _, room := range rooms {
-		eventually(t, "more in "+string(room), func() bool { return len(n.received(room)) >= want[room] })
+		testkit.Eventually(t, "more in "+string(room), func() bool { return len(n.received(room)) >= want[room] })
 	}
 }

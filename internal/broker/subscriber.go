@@ -16,47 +16,52 @@ import (
 
 const (
 	pingEvery = time.Second
-	// silenceLimit is how long a connection may say nothing, though pinged.
+	// silenceLimit is how long a connection may receive nothing, not even the
+	// answer to a ping, before it is replaced.
 	silenceLimit = 3 * time.Second
 	// maxRoomsPerCommand bounds the rooms of one SUBSCRIBE command.
 	maxRoomsPerCommand = 256
 
-	reconnectMin = 50 * time.Millisecond // doubled at each failure,
-	reconnectMax = time.Second           // less up to a half at random
+	// A reconnect waits for reconnectMin, doubled at each failure up to
+	// reconnectMax, less a random part of up to a half.
+	reconnectMin = 50 * time.Millisecond
+	reconnectMax = time.Second
 )
 
 var (
-	errAlreadyDialed        = errors.New("this connection is over")
-	errOwnerChanged         = errors.New("another server has the rooms now")
-	errUnsubscribedByServer = errors.New("the server gave the rooms away") // it sent sunsubscribe by itself
+	errAlreadyDialed        = errors.New("this connection has ended")
+	errOwnerChanged         = errors.New("another server owns the rooms now")
+	errUnsubscribedByServer = errors.New("the server has ended a subscription") // it sent an unrequested sunsubscribe
 	errIdle                 = errors.New("no room is left")
 )
 
-// A subscriber keeps one connection that receives. go-redis would mend a
-// PubSub in silence; here each lives for one socket only, so that every
-// connection is a generation of its own: it starts with nothing subscribed,
-// and no answer of an earlier one counts.
+// A subscriber keeps one connection that receives publications. go-redis would
+// silently reconnect a PubSub, so each PubSub is used for one socket only:
+// every connection begins without subscriptions, and no answer from an earlier
+// connection can confirm one.
 type subscriber struct {
-	opts                redis.Options // but for Addr
+	opts                redis.Options // Addr is set for each connection
 	prefix              string
 	sharded             bool
-	quiet               bool // log nothing but what Redis itself refuses
+	quiet               bool // log only errors that Redis itself returned
 	logger              *slog.Logger
 	metrics             *metrics
 	rooms               *subscriptions
 	ownerMayHaveChanged chan struct{} // holds a token when isOwner may have changed; nil: never
 
-	// locate says where to connect, after an attempt that went as told.
+	// locate returns the address to connect to after the last attempt.
 	locate func(ctx context.Context, last attempt) (string, error)
-	// isOwner says whether addr still has the rooms; nil: always.
+	// isOwner reports whether the server at addr still owns the rooms; nil: always.
 	isOwner func(addr string) bool
-	// idle is asked at each ping and failed attempt; true ends connectLoop. Nil: never.
+	// checkIdle is called at each ping and failed attempt; true ends
+	// connectLoop. Nil: never.
 	checkIdle func() bool
-	// onChange is called when a connection has begun or ended; must not block.
+	// onChange is called when a connection has begun or ended. It must not block.
 	onChange func()
 }
 
-// recheck has the subscriber compare where it is and where it should be.
+// recheck makes the subscriber compare its server with the owner, or end its
+// backoff. It never blocks.
 func (s *subscriber) recheck() {
 	select {
 	case s.ownerMayHaveChanged <- struct{}{}:
@@ -64,8 +69,8 @@ func (s *subscriber) recheck() {
 	}
 }
 
-// connectLoop runs one connection after the other until ctx ends, or idle says
-// that none is needed.
+// connectLoop runs one connection after the other until ctx ends, or until
+// checkIdle returns true.
 func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 	connected, failures, lastLogged := 0, 0, ""
 	var last attempt
@@ -100,7 +105,8 @@ func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 	}
 }
 
-// logFailure logs why there is no connection, once an outage, not once an attempt.
+// logFailure logs why there is no connection. It logs an outage once, not each
+// attempt, and returns the text of the logged error. A moved bucket is no outage.
 func (s *subscriber) logFailure(last attempt, lastLogged string) string {
 	_, redirected := redis.IsMovedError(last.err)
 	if redirected || errors.Is(last.err, errOwnerChanged) || errors.Is(last.err, errUnsubscribedByServer) || last.err.Error() == lastLogged {
@@ -108,7 +114,7 @@ func (s *subscriber) logFailure(last attempt, lastLogged string) string {
 	}
 	var refused redis.Error
 	if !s.quiet || errors.As(last.err, &refused) {
-		s.logger.Warn("Redis cannot be reached, messages go by the log", "addr", last.addr, "err", last.err)
+		s.logger.Warn("Redis cannot be reached; messages are delivered through the log", "addr", last.addr, "err", last.err)
 	}
 	return last.err.Error()
 }
@@ -118,8 +124,8 @@ func backoff(failures int) time.Duration {
 	return d - rand.N(d/2)
 }
 
-// runConnection connects, calls up once Redis has answered a ping, and returns
-// how the connection ended.
+// runConnection connects, calls onUp once Redis has answered a ping, and
+// returns when and why the connection has ended.
 func (s *subscriber) runConnection(
 	ctx context.Context, last attempt, receive Receive, onUp func(addr string),
 ) (result attempt) {
@@ -138,13 +144,13 @@ func (s *subscriber) runConnection(
 		loops.Wait()
 		_ = client.Close()
 		if errors.Is(result.err, errIdle) {
-			s.rooms.disconnectedIdle() // who comes just now waits for the next connection
+			s.rooms.disconnectedIdle() // a new subscription waits for the next connection
 		} else {
 			s.rooms.disconnected()
 		}
 		s.onChange()
 	}()
-	// Receiving does not end with its context, but with its connection.
+	// ReceiveTimeout does not end with its context, but with its connection.
 	stop := context.AfterFunc(ctx, func() { _ = pubsub.Close() })
 	defer stop()
 
@@ -160,15 +166,18 @@ func (s *subscriber) runConnection(
 	loops.Go(func() { cancel(s.writeLoop(ctx, addr, pubsub)) })
 	err = s.readLoop(ctx, pubsub, receive)
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause // the writer's reason: the reader only saw its socket close
+		err = cause // why writeLoop ended: readLoop only saw its socket close
 	}
 	return attempt{addr, err}
 }
 
-// dialOnceOptions returns options with which a client dials once and never again.
+// dialOnceOptions returns options with which a client can dial only once.
 func dialOnceOptions(opts redis.Options, addr string) *redis.Options {
 	one := withAddr(opts, addr)
-	dial := redis.NewDialer(one)
+	dial := one.Dialer // set by tests only
+	if dial == nil {
+		dial = redis.NewDialer(one)
+	}
 	var dialed atomic.Bool
 	one.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if dialed.Swap(true) {
@@ -179,8 +188,9 @@ func dialOnceOptions(opts redis.Options, addr string) *redis.Options {
 	return one
 }
 
-// writeLoop pings each second and writes what subscriptions want written,
-// until ctx ends, writing fails, or the connection is not what is wanted.
+// writeLoop pings each second and writes the commands of the subscriptions. It
+// ends when ctx ends, when a write fails, when another server owns the rooms, or
+// when the connection is idle.
 func (s *subscriber) writeLoop(ctx context.Context, addr string, pubsub *redis.PubSub) error {
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
@@ -207,6 +217,7 @@ func (s *subscriber) writeLoop(ctx context.Context, addr string, pubsub *redis.P
 	}
 }
 
+// writeSubscriptions writes SUBSCRIBE and UNSUBSCRIBE commands until none is due.
 func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSub) error {
 	subscribe, unsubscribe := pubsub.Subscribe, pubsub.Unsubscribe
 	if s.sharded {
@@ -231,7 +242,8 @@ func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSu
 	}
 }
 
-// readLoop hands on what comes until the connection breaks or falls silent.
+// readLoop calls receive with each publication, and counts the answers to
+// commands, until the connection breaks or falls silent.
 func (s *subscriber) readLoop(ctx context.Context, pubsub *redis.PubSub, receive Receive) error {
 	for {
 		got, err := pubsub.ReceiveTimeout(ctx, silenceLimit)

@@ -7,39 +7,41 @@ import (
 	"switchyard/internal/message"
 )
 
-// A connState is what is known of the connection that receives.
+// A connState is the state of a subscriber's connection.
 type connState int
 
 const (
-	connUnknown connState = iota // not tried yet: a subscriber waits
+	connUnknown connState = iota // not tried yet: subscriptions wait for it
 	connUp
 	connDown
 )
 
-// subscriptions is what is wanted of each room, and how far Redis has followed
-// on the present connection. It does no input or output: a connection asks
-// next what to write and reports what was answered. Safe for concurrent use.
+// subscriptions records which rooms are wanted, and what Redis has confirmed on
+// the present connection. It does no input or output: the connection calls
+// nextCommand to learn what to write, and answered for each answer. It is safe
+// for concurrent use.
 type subscriptions struct {
-	// kick holds a token when next may have something. Never closed.
+	// wake holds a token when nextCommand may return a command. It is never
+	// closed.
 	wake chan struct{}
 
 	mu     sync.Mutex // Protects following.
 	state  connState
 	closed bool
 	rooms  map[message.Room]*subscription
-	// dirty are the rooms where what is wanted may differ from what was last
-	// written, each once.
+	// dirty lists, once each, the rooms whose wanted state may differ from the
+	// last command written.
 	dirty []message.Room
 }
 
-// A subscription is one room's part. Redis answers each command once and in
-// order, so only when no answer is outstanding does the last command written
-// hold: this is how the answer to an earlier SUBSCRIBE confirms nothing.
+// A subscription is the state of one room. Redis answers the commands in order,
+// each once. So the last command has taken effect only when no answer is
+// outstanding, and the answer to an earlier SUBSCRIBE confirms nothing.
 type subscription struct {
 	wanted        bool
 	dirty         bool
 	subscribeSent bool // the last command written on this connection was SUBSCRIBE
-	unanswered    int  // commands written on this connection and not answered
+	unanswered    int  // commands written on this connection and not answered yet
 	waiters       []chan error
 }
 
@@ -50,8 +52,8 @@ func newSubscriptions() *subscriptions {
 	}
 }
 
-// add notes that the room is wanted. It returns a nil channel when there is
-// nothing to wait for, else one that gets the outcome.
+// add marks the room as wanted. It returns a channel that receives the outcome,
+// or nil when the room is subscribed already.
 func (s *subscriptions) add(room message.Room) (<-chan error, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,7 +78,7 @@ func (s *subscriptions) add(room message.Room) (<-chan error, error) {
 	return wait, nil
 }
 
-// cancelWait takes back a channel that want returned; the room stays wanted.
+// cancelWait forgets a channel that add returned. The room stays wanted.
 func (s *subscriptions) cancelWait(room message.Room, wait <-chan error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,6 +87,7 @@ func (s *subscriptions) cancelWait(room message.Room, wait <-chan error) {
 	}
 }
 
+// remove marks the room as not wanted, and fails its waiters.
 func (s *subscriptions) remove(room message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,7 +101,8 @@ func (s *subscriptions) remove(room message.Room) {
 	s.resolve(room, sub)
 }
 
-// markDirty has next look at the room; without a connection, begin will.
+// markDirty makes nextCommand consider the room. Without a connection it does
+// nothing: connected marks all rooms.
 func (s *subscriptions) markDirty(room message.Room, sub *subscription) {
 	if s.state != connUp || sub.wanted == sub.subscribeSent {
 		return
@@ -113,6 +117,8 @@ func (s *subscriptions) markDirty(room message.Room, sub *subscription) {
 	}
 }
 
+// notifyWaiters sends the outcome to everyone who waits for the room. It never
+// blocks, since each channel has room for one.
 func (sub *subscription) notifyWaiters(err error) {
 	for _, w := range sub.waiters {
 		w <- err
@@ -120,8 +126,8 @@ func (sub *subscription) notifyWaiters(err error) {
 	sub.waiters = nil
 }
 
-// nextCommand returns the rooms of the next command to write, limit at most, and
-// counts their answers as pending; none means that all is written.
+// nextCommand returns the rooms of the next command to write, at most limit, and
+// counts their answers as outstanding. It returns none when all is written.
 func (s *subscriptions) nextCommand(limit int) (subscribe bool, rooms []message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,7 +136,7 @@ func (s *subscriptions) nextCommand(limit int) (subscribe bool, rooms []message.
 		sub := s.rooms[room]
 		if sub.wanted != sub.subscribeSent {
 			if len(rooms) == limit || (len(rooms) > 0 && sub.wanted != subscribe) {
-				break // the next command's
+				break // the rest is for the next command
 			}
 			subscribe = sub.wanted
 			rooms = append(rooms, room)
@@ -138,14 +144,14 @@ func (s *subscriptions) nextCommand(limit int) (subscribe bool, rooms []message.
 			sub.unanswered++
 		}
 		sub.dirty = false
-		s.resolve(room, sub) // nothing was left to write, perhaps
+		s.resolve(room, sub) // it may be wanted or not again, with nothing to write
 		done++
 	}
 	s.dirty = s.dirty[done:]
 	return subscribe, rooms
 }
 
-// answered takes Redis' answer to the oldest unanswered command for the room.
+// answered records Redis' answer to the oldest unanswered command for the room.
 func (s *subscriptions) answered(room message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -155,7 +161,8 @@ func (s *subscriptions) answered(room message.Room) {
 	}
 }
 
-// isConfirmed says whether Redis has confirmed the room and nothing is under way.
+// isConfirmed reports whether Redis has confirmed the room's subscription and no
+// other command for it is under way.
 func (s *subscriptions) isConfirmed(room message.Room) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,15 +170,16 @@ func (s *subscriptions) isConfirmed(room message.Room) bool {
 	return sub != nil && sub.subscribeSent && sub.unanswered == 0
 }
 
-// len is how many rooms are wanted or not yet done with.
+// len returns the number of rooms that are wanted, or whose unsubscription is
+// not confirmed yet.
 func (s *subscriptions) len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.rooms)
 }
 
-// resolve tells the waiters when the room is subscribed to, and forgets a room
-// with which all is done.
+// resolve notifies the waiters when the room is subscribed, and forgets a room
+// when it is unsubscribed. The caller holds mu.
 func (s *subscriptions) resolve(room message.Room, sub *subscription) {
 	switch {
 	case sub.unanswered > 0 || sub.wanted != sub.subscribeSent:
@@ -182,7 +190,8 @@ func (s *subscriptions) resolve(room message.Room, sub *subscription) {
 	}
 }
 
-// connected starts a connection's life: all that is wanted must be written.
+// connected is called when a connection has begun: all wanted rooms must be
+// subscribed on it.
 func (s *subscriptions) connected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,7 +202,8 @@ func (s *subscriptions) connected() {
 	}
 }
 
-// disconnected ends it: no answer will come any more.
+// disconnected is called when the connection has failed: no answer will come any
+// more.
 func (s *subscriptions) disconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,7 +214,8 @@ func (s *subscriptions) disconnected() {
 	}
 }
 
-// disconnectedIdle ends it because nobody needs it: who comes next waits for another one.
+// disconnectedIdle is called when the connection has ended because it was idle:
+// a new subscription waits for the next connection.
 func (s *subscriptions) disconnectedIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,7 +223,7 @@ func (s *subscriptions) disconnectedIdle() {
 	s.reset()
 }
 
-// reset forgets what an earlier connection knew.
+// reset forgets the state of the earlier connection. The caller holds mu.
 func (s *subscriptions) reset() {
 	s.dirty = nil
 	for room, sub := range s.rooms {
@@ -223,6 +234,7 @@ func (s *subscriptions) reset() {
 	}
 }
 
+// close fails all waiters and all later calls of add.
 func (s *subscriptions) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

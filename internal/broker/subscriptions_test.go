@@ -9,10 +9,10 @@ import (
 	"switchyard/internal/message"
 )
 
-// A fakeConnection is Redis at the other end of one connection: it follows commands one
-// by one and in order.
+// A fakeConnection is Redis at the other end of one connection: it executes
+// commands one by one, in order.
 type fakeConnection struct {
-	commands []fakeCommand
+	commands []fakeCommand // not executed yet
 	on       map[message.Room]bool
 }
 
@@ -24,13 +24,14 @@ type fakeCommand struct {
 func (c *fakeConnection) isConfirmed(room message.Room) bool {
 	for _, command := range c.commands {
 		if command.room == room && !command.subscribe {
-			return false // it is about to go
+			return false // it is about to be unsubscribed
 		}
 	}
 	return c.on[room]
 }
 
-// A harness is a subscriptions, the Redis it talks to, and those who wait.
+// A harness drives a subscriptions against a fake connection, and checks each
+// outcome that it reports.
 type harness struct {
 	subs    *subscriptions
 	conn    *fakeConnection
@@ -38,14 +39,14 @@ type harness struct {
 	waiting map[message.Room][]<-chan error
 }
 
-// checkWaiters checks what those who wait for the room have been told.
+// checkWaiters checks the outcomes that the room's waiters have received.
 func (h *harness) checkWaiters(t *rapid.T, room message.Room) {
 	var still []<-chan error
 	for _, wait := range h.waiting[room] {
 		select {
 		case err := <-wait:
 			if err == nil && (!h.conn.isConfirmed(room) || !h.wanted[room]) {
-				t.Fatalf("%s is confirmed, but wanted %v, on the wire %v then %v",
+				t.Fatalf("%s is confirmed, but wanted %v, subscribed in Redis %v, commands under way %v",
 					room, h.wanted[room], h.conn.on[room], h.conn.commands)
 			}
 		default:
@@ -62,7 +63,7 @@ func (h *harness) add(t *rapid.T, room message.Room) {
 		t.Fatal(err)
 	}
 	if wait == nil && !h.conn.isConfirmed(room) {
-		t.Fatalf("%s is confirmed at once, but is not on the wire", room)
+		t.Fatalf("%s is confirmed at once, but not subscribed in Redis", room)
 	}
 	if wait != nil {
 		h.waiting[room] = append(h.waiting[room], wait)
@@ -105,14 +106,15 @@ func (h *harness) reconnect(t *rapid.T) {
 	for room := range h.waiting {
 		h.checkWaiters(t, room)
 		if len(h.waiting[room]) > 0 {
-			t.Fatalf("%s still waits for an answer of a broken connection", room)
+			t.Fatalf("%s still waits for an answer from a broken connection", room)
 		}
 	}
 	h.conn = &fakeConnection{on: map[message.Room]bool{}}
 	h.subs.connected()
 }
 
-// checkFinalState lets everything be written and answered, and compares.
+// checkFinalState writes and answers everything, and compares Redis with what is
+// wanted.
 func (h *harness) checkFinalState(t *rapid.T) {
 	for range 10 {
 		h.write(t, 3)
@@ -123,13 +125,13 @@ func (h *harness) checkFinalState(t *rapid.T) {
 	left := 0
 	for room, want := range h.wanted {
 		if h.conn.on[room] != want {
-			t.Fatalf("%s: wanted %v, on the wire %v", room, want, h.conn.on[room])
+			t.Fatalf("%s: wanted %v, subscribed in Redis %v", room, want, h.conn.on[room])
 		}
 		if want {
 			left++
 		}
 		if len(h.waiting[room]) > 0 {
-			t.Fatalf("%s: somebody still waits", room)
+			t.Fatalf("%s: %d still wait", room, len(h.waiting[room]))
 		}
 	}
 	if len(h.subs.rooms) != left {
@@ -137,8 +139,8 @@ func (h *harness) checkFinalState(t *rapid.T) {
 	}
 }
 
-// Whatever the order of wishes, writes, answers and breaks: who is told that
-// the room is subscribed is right at that moment.
+// In any order of calls, writes, answers and reconnects: when a waiter learns
+// that the room is subscribed, it is.
 func TestASubscriptionIsConfirmedOnlyWhenItHolds(t *testing.T) {
 	room := rapid.SampledFrom([]message.Room{"a", "b", "c"})
 	rapid.Check(t, func(t *rapid.T) {
@@ -148,11 +150,11 @@ func TestASubscriptionIsConfirmedOnlyWhenItHolds(t *testing.T) {
 		}
 		h.subs.connected()
 		t.Repeat(map[string]func(*rapid.T){
-			"want":   func(t *rapid.T) { h.add(t, room.Draw(t, "room")) },
-			"unwant": func(t *rapid.T) { h.remove(t, room.Draw(t, "room")) },
-			"write":  func(t *rapid.T) { h.write(t, rapid.IntRange(1, 3).Draw(t, "limit")) },
-			"answer": h.answer,
-			"break":  h.reconnect,
+			"add":       func(t *rapid.T) { h.add(t, room.Draw(t, "room")) },
+			"remove":    func(t *rapid.T) { h.remove(t, room.Draw(t, "room")) },
+			"write":     func(t *rapid.T) { h.write(t, rapid.IntRange(1, 3).Draw(t, "limit")) },
+			"answer":    h.answer,
+			"reconnect": h.reconnect,
 		})
 		h.checkFinalState(t)
 	})
@@ -163,7 +165,7 @@ func TestRoomsLeftWhileDownAreForgotten(t *testing.T) {
 	subs.disconnected()
 	for _, room := range manyRooms(100) {
 		if _, err := subs.add(room); !errors.Is(err, ErrDown) {
-			t.Fatalf("want = %v", err)
+			t.Fatalf("add = %v, want ErrDown", err)
 		}
 		subs.remove(room)
 	}
@@ -187,7 +189,7 @@ func TestACanceledWaitIsForgotten(t *testing.T) {
 	}
 }
 
-// A connection that nobody needed has ended; who comes now waits for the next.
+// After an idle connection has ended, a new subscription waits for the next one.
 func TestASubscriptionWaitsForTheNextConnection(t *testing.T) {
 	subs := newSubscriptions()
 	subs.connected()
@@ -195,14 +197,14 @@ func TestASubscriptionWaitsForTheNextConnection(t *testing.T) {
 	subs.disconnectedIdle()
 	wait, err := subs.add("r")
 	if err != nil || wait == nil {
-		t.Fatalf("want = %v, %v; want a channel", wait, err)
+		t.Fatalf("add = %v, %v; want a channel", wait, err)
 	}
 	subs.connected()
 	if isSubscribe, rooms := subs.nextCommand(1); !isSubscribe || len(rooms) != 1 || subs.isConfirmed("r") {
-		t.Fatalf("next = %v %v, holds %v", isSubscribe, rooms, subs.isConfirmed("r"))
+		t.Fatalf("nextCommand = %v %v, isConfirmed %v", isSubscribe, rooms, subs.isConfirmed("r"))
 	}
 	subs.answered("r")
 	if err := <-wait; err != nil || !subs.isConfirmed("r") {
-		t.Errorf("told %v, holds %v", err, subs.isConfirmed("r"))
+		t.Errorf("outcome %v, isConfirmed %v", err, subs.isConfirmed("r"))
 	}
 }

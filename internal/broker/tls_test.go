@@ -2,7 +2,6 @@ package broker
 
 import (
 	"errors"
-	"log/slog"
 	"strings"
 	"testing"
 
@@ -22,27 +21,27 @@ func TestTLS(t *testing.T) {
 		"ca_file=" + server.CAFile:     "certificate required",
 		"skip_verify=false&" + own[1:]: "certificate signed by unknown authority",
 	} {
-		var out logBuffer
+		var out testkit.Logs
 		wrong := openNode(t, Config{
-			URL: "rediss://" + server.TLSAddr() + "?" + query, Logger: slog.New(slog.NewTextHandler(&out, nil)),
+			URL: "rediss://" + server.TLSAddr() + "?" + query, Logger: out.Logger(),
 		})
-		eventually(t, "a line that says "+want, func() bool { return strings.Contains(out.String(), want) })
+		testkit.Eventually(t, "a line that says "+want, func() bool { return strings.Contains(out.String(), want) })
 		if wrong.Up() {
 			t.Errorf("%s: up", query)
 		}
 	}
-	// The certificate is for 127.0.0.1: by another name it is another server.
-	var out logBuffer
+	// The certificate is for 127.0.0.1, not for another name of the server.
+	var out testkit.Logs
 	_, port, _ := strings.Cut(server.TLSAddr(), ":")
 	wrongHost := openNode(t, Config{
-		URL: "rediss://localhost:" + port + "?ca_file=" + server.CAFile + own, Logger: slog.New(slog.NewTextHandler(&out, nil)),
+		URL: "rediss://localhost:" + port + "?ca_file=" + server.CAFile + own, Logger: out.Logger(),
 	})
-	eventually(t, "a line that names the host", func() bool { return strings.Contains(out.String(), "wanted to match localhost") })
+	testkit.Eventually(t, "a line that names the host", func() bool { return strings.Contains(out.String(), "wanted to match localhost") })
 	if wrongHost.Up() {
 		t.Error("another host: up")
 	}
 	trusting := openNode(t, Config{URL: "rediss://" + server.TLSAddr() + "?skip_verify=true" + own})
-	eventually(t, "up without a check", trusting.Up)
+	testkit.Eventually(t, "up without a check", trusting.Up)
 }
 
 func TestAUserWithAPasswordOverTLS(t *testing.T) {
@@ -55,28 +54,28 @@ func TestAUserWithAPasswordOverTLS(t *testing.T) {
 	n.mustSubscribe(t, "r")
 	publishUntilReceived(t, n, n, "r", "as app")
 
-	// What the user may not do is told, and not tried over and over.
-	var out logBuffer
+	// A missing permission is logged once, not at each attempt.
+	var out testkit.Logs
 	forbidden := openNode(t, Config{
-		URL: "rediss://app:hunter2" + at, Prefix: "other:", Logger: slog.New(slog.NewTextHandler(&out, nil)),
+		URL: "rediss://app:hunter2" + at, Prefix: "other:", Logger: out.Logger(),
 	})
 	forbidden.Publish("r", []byte("x"))
-	eventually(t, "the refusal of the publication", func() bool {
+	testkit.Eventually(t, "the refusal of the publication", func() bool {
 		return forbidden.metric(t, "broker_dropped_total", "failed") == 1 && strings.Contains(out.String(), "NOPERM")
 	})
-	if err := forbidden.Subscribe(within(t, testTimeout), "r"); !errors.Is(err, ErrDown) {
+	if err := forbidden.Subscribe(testkit.Within(t, testkit.Timeout), "r"); !errors.Is(err, ErrDown) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
-	eventually(t, "some more attempts", func() bool { return forbidden.metric(t, "broker_reconnects_total", "") >= 3 })
-	if got := strings.Count(out.String(), `err="receive: NOPERM`); got != 1 {
-		t.Errorf("%d lines tell of the refused subscription, want 1:\n%s", got, out.String())
+	testkit.Eventually(t, "some more attempts", func() bool { return forbidden.metric(t, "broker_reconnects_total", "") >= 3 })
+	if got := out.Count(`err="receive: NOPERM`); got != 1 {
+		t.Errorf("%d lines report the refused subscription, want 1:\n%s", got, out.String())
 	}
 	if strings.Contains(out.String(), "hunter") {
 		t.Errorf("the log shows the password:\n%s", out.String())
 	}
 }
 
-// Pub/sub stores nothing: a full Redis carries on.
+// Pub/sub stores nothing, so a full Redis does not affect it.
 func TestPubSubWorksWhenRedisIsOutOfMemory(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t, "--maxmemory", "1", "--maxmemory-policy", "noeviction")

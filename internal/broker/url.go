@@ -17,36 +17,36 @@ import (
 )
 
 // redisTimeout bounds each dial, read and write. Redis answers in less than a
-// millisecond or is in trouble, and the log delivers meanwhile.
+// millisecond unless it is in trouble, and then the log delivers.
 const redisTimeout = 500 * time.Millisecond
 
-// A topology is how the Redis servers stand to each other.
+// A topology is the arrangement of the Redis servers.
 type topology int
 
 const (
 	topologySingle   topology = iota // one server
-	topologySentinel                 // a master that sentinels choose
+	topologySentinel                 // a master that sentinels elect
 	topologyCluster                  // many masters, each with a part of the slots
 )
 
-// A redisConfig is what REDIS_URL says.
+// A redisConfig is a parsed REDIS_URL.
 type redisConfig struct {
 	topology topology
 	addrs    []string // host:port of the server, the sentinels, or some of the cluster
-	master   string   // the name that the sentinels know the master by
+	master   string   // the sentinels' name for the master
 
-	server   redis.Options // for any of the servers, but for Addr
-	sentinel redis.Options // for any of the sentinels, but for Addr
+	server   redis.Options // for every server; Addr is not set
+	sentinel redis.Options // for every sentinel; Addr is not set
 }
 
 const urlForms = "want redis://[user:password@]host:6379[/0], " +
 	"redis+sentinel://[user:password@]host:26379,host:26379/master[/0], or " +
 	"redis+cluster://[user:password@]host:6379,host:6379; rediss for TLS; " +
-	"what is special in a password is escaped, such as %2F for /"
+	"escape special characters in a password, such as %2F for /"
 
-// parseURL reads REDIS_URL; docs/redis.md tells its forms. No error repeats
-// any part of the URL but a file's name: what looks like a host or an option
-// may be the half of a password with a stray / or ?.
+// parseURL parses REDIS_URL; docs/redis.md describes its forms. No error quotes
+// any part of the URL except the name of a file: the apparent host or option
+// may be half of a password that contains an unescaped / or ?.
 func parseURL(raw string) (*redisConfig, error) {
 	p, err := readURL(raw)
 	if err != nil {
@@ -63,7 +63,7 @@ func readURL(raw string) (*redisConfig, error) {
 	if !known || (base != "redis" && base != "rediss") || strings.HasSuffix(scheme, "+") {
 		return nil, errors.New("an unknown scheme")
 	}
-	// url.Parse knows one host only: it gets a name in their place.
+	// url.Parse accepts one host only, so a placeholder replaces the list.
 	end := strings.IndexAny(rest, "/?#")
 	if end < 0 {
 		end = len(rest)
@@ -90,7 +90,8 @@ func readURL(raw string) (*redisConfig, error) {
 	return p, nil
 }
 
-// readHosts returns host:port of each, with the usual port where none is given.
+// readHosts parses a list of hosts into host:port, with the default port where
+// none is given.
 func readHosts(list string, topo topology) ([]string, error) {
 	usual := "6379"
 	if topo == topologySentinel {
@@ -114,7 +115,7 @@ func readHosts(list string, topo topology) ([]string, error) {
 	return addrs, nil
 }
 
-// readPath reads /master/db of sentinels and /db of one server.
+// readPath parses the path: /master/db for sentinels, /db for one server.
 func (p *redisConfig) readPath(path string) error {
 	path = strings.Trim(path, "/")
 	if p.topology == topologySentinel {
@@ -128,7 +129,7 @@ func (p *redisConfig) readPath(path string) error {
 	db, err := strconv.Atoi(path)
 	switch {
 	case err != nil || db < 0:
-		return errors.New("the database is no number from 0")
+		return errors.New("the database is not a number from 0")
 	case p.topology == topologyCluster && db != 0:
 		return errors.New("a cluster has database 0 only")
 	}
@@ -136,11 +137,11 @@ func (p *redisConfig) readPath(path string) error {
 	return nil
 }
 
-// readOptions reads what follows the question mark.
+// readOptions parses the query. secure says that the URL asks for TLS.
 func (p *redisConfig) readOptions(query string, secure bool) error {
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return errors.New("the options after ? cannot be read")
+		return errors.New("the options after ? cannot be parsed")
 	}
 	get := func(name string) string {
 		value := values.Get(name)
@@ -162,8 +163,8 @@ func (p *redisConfig) readOptions(query string, secure bool) error {
 	case !secure:
 		return nil
 	}
-	// No ServerName: each dial verifies the host that it dials.
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: skip == "true"} //nolint:gosec // the operator says so
+	// ServerName stays empty: each dial verifies the host that it dials.
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: skip == "true"} //nolint:gosec // the operator asked for it
 	if err := loadTLSFiles(conf, ca, cert, key); err != nil {
 		return err
 	}
@@ -171,8 +172,8 @@ func (p *redisConfig) readOptions(query string, secure bool) error {
 	return nil
 }
 
-// loadTLSFiles reads who is trusted (without a file: the system's roots) and the
-// client's own certificate, which redis-server asks for by default.
+// loadTLSFiles loads the trusted authorities (without a file, the system's) and
+// the client's certificate, which redis-server requires by default.
 func loadTLSFiles(conf *tls.Config, ca, cert, key string) error {
 	if ca != "" {
 		pem, err := os.ReadFile(ca)
@@ -195,18 +196,18 @@ func loadTLSFiles(conf *tls.Config, ca, cert, key string) error {
 	return nil
 }
 
-// setLimits sets our bounds on a client.
+// setLimits sets the bounds of the broker's clients.
 func setLimits(opts *redis.Options) {
-	opts.Protocol = 2 // RESP3 brings nothing here but pushes to be filtered
+	opts.Protocol = 2 // RESP3 would only add push messages to filter
 	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = redisTimeout, redisTimeout, redisTimeout
 	opts.DialerRetries = 1
-	opts.MaxRetries = -1 // a publish sent twice would show a signal twice
+	opts.MaxRetries = -1 // a retried publish could deliver a signal twice
 	opts.PoolSize = 2
-	opts.PipelinePoolSize = -1 // pipelines are all that the pool is for
+	opts.PipelinePoolSize = -1 // the ordinary pool serves only pipelines
 	opts.DisableIdentity = true
 }
 
-// withAddr returns options for the server at addr.
+// withAddr returns a copy of the options for the server at addr.
 func withAddr(opts redis.Options, addr string) *redis.Options {
 	opts.Addr = addr
 	return &opts

@@ -31,7 +31,7 @@ func TestInvalidURLsAreRefused(t *testing.T) {
 		"redis://a:1,b:2":                    "several hosts",
 		"redis://:hunter2@h:port":            "host:port",
 		"redis://h:1/hunter2@h:6379":         "database",       // a stray / in the password
-		"redis://u:hunter2?x@h:6379":         "host:port",      // a stray ?
+		"redis://u:hunter2?x@h:6379":         "host:port",      // a stray ? in it
 		"redis://h?hunter2=1":                "unknown option", // the same, in disguise
 		"redis://h?ca_file=/x":               "need rediss",
 		"redis://h?sentinel_password=x":      "unknown option",
@@ -45,7 +45,7 @@ func TestInvalidURLsAreRefused(t *testing.T) {
 		"redis+sentinel://a/m?what=hunter2":  "unknown option",
 		"redis+cluster://a:1,b:2/1":          "database 0 only",
 		"rediss+cluster://a:1?ca_file=/none": "/none",
-		"redis://h?a=%zz":                    "cannot be read",
+		"redis://h?a=%zz":                    "cannot be parsed",
 	} {
 		_, err := OpenRedis(Config{URL: url})
 		if err == nil {

@@ -6,19 +6,19 @@ import (
 	"time"
 )
 
-// Refreshing takes place at this part of the time that a token has left, and a
-// little earlier at random, so that those who came together do not ask together.
+// A token is refreshed after this fraction of its remaining lifetime, less a
+// random jitter, so that clients that connected together do not refresh together.
 const (
 	refreshFraction = 0.8
 	refreshJitter   = 0.1
-	minRefreshTime  = time.Second // it is too late for a token with less
+	minRefreshTime  = time.Second // a token with less left is not refreshed
 )
 
-// RefreshToken brings the service a fresh token on the living connection, as
-// the client does by itself before the token ends: useful when the user's
-// rights have changed. Without a connection there is nothing to do, since each
-// new one asks for a token. It ends within half a minute. An *Error says that
-// the service refused the token.
+// RefreshToken gets a token from Options.Token and sends it to the service on the
+// current connection, as the client does by itself before the token expires. Call
+// it when the user's rights have changed. Without a connection it does nothing,
+// because the next one gets a token of its own. It returns within half a minute.
+// An *Error means that the service refused the token; the old one stays in use.
 func (c *Client) RefreshToken(ctx context.Context) error {
 	if c.opts.Token == nil {
 		return ErrNoToken
@@ -38,14 +38,14 @@ func (c *Client) RefreshToken(ctx context.Context) error {
 		return c.err
 	}
 	ref := c.nextRef()
-	a := c.doCall(ctx, ref, &call{frame: newRequest("auth", ref, "").text("token", token).end(), auth: true})
-	if a.err != nil {
-		return fmt.Errorf("refresh the token: %w", a.err)
+	result := c.doCall(ctx, ref, &call{frame: newRequest("auth", ref, "").text("token", token).end(), auth: true})
+	if result.err != nil {
+		return fmt.Errorf("refresh the token: %w", result.err)
 	}
 	return nil
 }
 
-// handleAuthenticated begins a token's time anew.
+// handleAuthenticated records when the new token expires.
 func (c *Client) handleAuthenticated(conn *connection, f *serverFrame) {
 	c.mu.Lock()
 	conn.tokenExpires = time.Time{}
@@ -59,8 +59,8 @@ func (c *Client) handleAuthenticated(conn *connection, f *serverFrame) {
 	c.completeCall(f.Ref, callResult{})
 }
 
-// scheduleRefresh sees to the next token of the connection that counts. The
-// caller holds mu.
+// scheduleRefresh sets the timer for the next token of conn, the current
+// connection. The caller holds mu.
 func (c *Client) scheduleRefresh(conn *connection) {
 	if conn.refreshTimer != nil {
 		conn.refreshTimer.Stop()
@@ -79,9 +79,9 @@ func (c *Client) scheduleRefresh(conn *connection) {
 	})
 }
 
-// refreshOrReschedule tries once, and sees to another try while the old token lasts:
-// after it the service closes with 4001, and the client comes back with a fresh
-// one.
+// refreshOrReschedule refreshes the token once, and on failure schedules another
+// attempt while the old token is valid. Once it has expired, the service closes
+// with 4001, and the client reconnects with a fresh one.
 func (c *Client) refreshOrReschedule(conn *connection) {
 	err := c.RefreshToken(c.ctx)
 	if err == nil {

@@ -14,59 +14,59 @@ import (
 	"switchyard/test/behaviors"
 )
 
-// clientStep is what a behaviour says that the client has done.
-func (st *scriptPlayer) clientStep(s behaviors.Step) error {
+// clientStep checks an expectation of the client.
+func (sp *scriptPlayer) clientStep(s behaviors.Step) error {
 	switch s.Client {
 	case "connects":
-		st.expectConnection(duration(s.MS))
-	case "stays away":
-		if !st.service.noConnectionForAnHour() {
-			return errors.New("it came back")
+		sp.expectConnection(duration(s.MS))
+	case "does not reconnect":
+		if !sp.service.noConnectionForAnHour() {
+			return errors.New("it reconnected")
 		}
-	case "opens nothing":
-		if !st.service.noConnectionWaits() {
-			return errors.New("it did")
+	case "has not connected":
+		if !sp.service.noConnectionWaits() {
+			return errors.New("it connected")
 		}
-	case "hangs up", "holds on":
-		p := st.peerFor(s)
+	case "closes", "stays connected":
+		p := sp.peerFor(s)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if want := s.CloseCode(); (p.code == 0) != (s.Client == "holds on") || (want != 0 && p.code != want) {
-			return fmt.Errorf("it hung up with %d", p.code)
+		if want := s.CloseCode(); (p.code == 0) != (s.Client == "stays connected") || (want != 0 && p.code != want) {
+			return fmt.Errorf("it closed with %d (0: not closed)", p.code)
 		}
-	case "is":
-		return st.expectState(s)
-	case "was":
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		if !slices.Equal(st.states, s.States) {
-			return fmt.Errorf("it was %q", st.states)
+	case "has state":
+		return sp.expectState(s)
+	case "had states":
+		sp.mu.Lock()
+		defer sp.mu.Unlock()
+		if !slices.Equal(sp.states, s.States) {
+			return fmt.Errorf("its states were %q", sp.states)
 		}
-		st.states = nil
+		sp.states = nil
 	case "sends", "sends first", "sends nothing":
-		return st.expectFrame(s)
-	case "tells":
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		if !slices.Equal(st.events, s.Events) {
-			return fmt.Errorf("it told %q", st.events)
+		return sp.expectFrame(s)
+	case "emits":
+		sp.mu.Lock()
+		defer sp.mu.Unlock()
+		if !slices.Equal(sp.events, s.Events) {
+			return fmt.Errorf("it emitted %q", sp.events)
 		}
-		st.events = nil
-	case "keeps", "answers":
-		return st.expectOutcome(s)
+		sp.events = nil
+	case "is pending", "completes":
+		return sp.expectOutcome(s)
 	default:
-		return fmt.Errorf("what is %q?", s.Client)
+		return fmt.Errorf("unknown word of the client: %q", s.Client)
 	}
 	return nil
 }
 
-func (st *scriptPlayer) expectState(s behaviors.Step) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if code := s.CloseCode(); st.state.State.String() != s.State || (code != 0 && st.state.Code != code) {
-		return fmt.Errorf("it is %v with %d", st.state.State, st.state.Code)
+func (sp *scriptPlayer) expectState(s behaviors.Step) error {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	if code := s.CloseCode(); sp.state.State.String() != s.State || (code != 0 && sp.state.Code != code) {
+		return fmt.Errorf("its state is %v with code %d", sp.state.State, sp.state.Code)
 	}
-	b, err := json.Marshal(st.state.Welcome)
+	b, err := json.Marshal(sp.state.Welcome)
 	if err != nil {
 		return err
 	}
@@ -82,26 +82,28 @@ func (st *scriptPlayer) expectState(s behaviors.Step) error {
 	return nil
 }
 
-// expectConnection waits for the next connection, which must come after exactly d.
-func (st *scriptPlayer) expectConnection(d time.Duration) {
-	st.t.Helper()
+// expectConnection waits for the next connection, which must arrive after exactly
+// d, and accepts it.
+func (sp *scriptPlayer) expectConnection(d time.Duration) {
+	sp.t.Helper()
 	start := time.Now()
-	p := st.service.acceptWithoutWelcome()
+	p := sp.service.acceptWithoutWelcome()
 	if took := p.connectedAt.Sub(start); took != d {
-		st.t.Fatalf("it connected after %v, want %v", took, d)
+		sp.t.Fatalf("it connected after %v, want %v", took, d)
 	}
-	st.service.mu.Lock()
-	header := st.service.headers[len(st.service.headers)-1]
-	st.service.mu.Unlock()
+	sp.service.mu.Lock()
+	header := sp.service.headers[len(sp.service.headers)-1]
+	sp.service.mu.Unlock()
 	peer := &scriptedPeer{peer: p, token: strings.TrimPrefix(header.Get("Authorization"), "Bearer "), session: header.Get(sessionHeader)}
-	st.peers = append(st.peers, peer)
+	sp.peers = append(sp.peers, peer)
 	go peer.readLoop()
 	synctest.Wait()
 }
 
-// expectFrame takes the next frame of that type and room: an order holds in a room.
-func (st *scriptPlayer) expectFrame(s behaviors.Step) error {
-	p := st.peerFor(s)
+// expectFrame removes the next frame of that type and room from the queue and
+// checks it. Frames are in order within a room only.
+func (sp *scriptPlayer) expectFrame(s behaviors.Step) error {
+	p := sp.peerFor(s)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s.Client == "sends nothing" {
@@ -114,7 +116,7 @@ func (st *scriptPlayer) expectFrame(s behaviors.Step) error {
 		return s.Client == "sends first" || f["type"] == s.Frame["type"] && f["room"] == s.Frame["room"]
 	})
 	if at < 0 {
-		return fmt.Errorf("it did not; it sent %v", p.queue)
+		return fmt.Errorf("it did not send that frame; it sent %v", p.queue)
 	}
 	frame := p.queue[at]
 	p.queue = slices.Delete(p.queue, at, at+1)
@@ -128,15 +130,15 @@ func (st *scriptPlayer) expectFrame(s behaviors.Step) error {
 			return fmt.Errorf("it sent %v", frame)
 		}
 	}
-	st.frames[s.As] = frame
+	sp.frames[s.As] = frame
 	return nil
 }
 
-func (st *scriptPlayer) expectOutcome(s behaviors.Step) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	o := st.outcomes[s.Of]
-	if o == nil || o.done == (s.Client == "keeps") {
+func (sp *scriptPlayer) expectOutcome(s behaviors.Step) error {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	o := sp.outcomes[s.Of]
+	if o == nil || o.done == (s.Client == "is pending") {
 		return fmt.Errorf("the outcome is %+v", o)
 	}
 	code, unknown := jsErrorCode(o.err)
@@ -165,7 +167,7 @@ func (st *scriptPlayer) expectOutcome(s behaviors.Step) error {
 	return nil
 }
 
-// jsErrorCode is what client.js calls that error.
+// jsErrorCode returns the code and outcomeUnknown that client.js has for the error.
 func jsErrorCode(err error) (code string, unknown bool) {
 	var refused *Error
 	var closed *ClosedError

@@ -17,8 +17,8 @@ import (
 	"switchyard/test/behaviors"
 )
 
-// The list that clients in every language are held to. test/node and
-// test/browser tell the same of client.js.
+// The Go client does what every client does. test/node and test/browser hold
+// client.js to the same list.
 func TestBehaviors(t *testing.T) {
 	all, err := behaviors.All()
 	if err != nil {
@@ -31,23 +31,25 @@ func TestBehaviors(t *testing.T) {
 	}
 }
 
-// A scriptPlayer is where a behaviour is played.
+// A scriptPlayer runs the script of one behavior with a client and a scripted
+// service.
 type scriptPlayer struct {
 	t       *testing.T
 	service *fakeService
 	script  behaviors.Behavior
 	client  *Client
 	peers   []*scriptedPeer           // in the order of connecting
-	frames  map[string]map[string]any // that the client sent, by the script's names
+	frames  map[string]map[string]any // frames of the client, by the names in the script
 
 	mu            sync.Mutex // Protects following.
 	state         StateEvent
 	states        []string
 	events        []string
 	outcomes      map[string]*outcome
-	tokenRequests int // for tokens
+	tokenRequests int // calls of nextToken
 }
 
+// An outcome is the result of a call of the user.
 type outcome struct {
 	done     bool
 	ack      Ack
@@ -56,14 +58,14 @@ type outcome struct {
 	err      error
 }
 
-// scriptedPeer is a peer whose frames are read as they come.
+// A scriptedPeer is a peer with a goroutine that reads the client's frames.
 type scriptedPeer struct {
 	*peer
 	token, session string
 
 	mu    sync.Mutex // Protects following.
 	queue []map[string]any
-	code  int // with which the client hung up; 0 while it has not
+	code  int // with which the client closed; 0 while it has not
 }
 
 func (p *scriptedPeer) readLoop() {
@@ -85,34 +87,34 @@ func (p *scriptedPeer) readLoop() {
 }
 
 func newScriptPlayer(t *testing.T, s *fakeService, b behaviors.Behavior) *scriptPlayer {
-	st := &scriptPlayer{t: t, service: s, script: b, frames: map[string]map[string]any{}, outcomes: map[string]*outcome{}}
+	sp := &scriptPlayer{t: t, service: s, script: b, frames: map[string]map[string]any{}, outcomes: map[string]*outcome{}}
 	opts := Options{IDWindow: duration(2 * float64(b.ResendFor)), random: func() float64 { return b.Random }, OnState: func(e StateEvent) {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		st.state = e
-		st.states = append(st.states, e.State.String())
+		sp.mu.Lock()
+		defer sp.mu.Unlock()
+		sp.state = e
+		sp.states = append(sp.states, e.State.String())
 	}, OnMoved: func(e MovedEvent) {
-		st.recordEvent("moved %s %s %s", e.From.Node, e.To.Node, e.Reason)
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		st.state.Welcome = e.To
+		sp.recordEvent("moved %s %s %s", e.From.Node, e.To.Node, e.Reason)
+		sp.mu.Lock()
+		defer sp.mu.Unlock()
+		sp.state.Welcome = e.To
 	}}
 	if b.Tokens != nil {
-		opts.Token = st.nextToken
+		opts.Token = sp.nextToken
 	}
-	st.client = s.newClient(opts)
-	return st
+	sp.client = s.newClient(opts)
+	return sp
 }
 
-func (st *scriptPlayer) nextToken(ctx context.Context) (string, error) {
-	st.mu.Lock()
-	st.tokenRequests++
-	count := st.tokenRequests
-	st.mu.Unlock()
-	if count > len(st.script.Tokens) || st.script.Tokens[count-1] == nil {
-		return "", errors.New("no token to be had")
+func (sp *scriptPlayer) nextToken(ctx context.Context) (string, error) {
+	sp.mu.Lock()
+	sp.tokenRequests++
+	count := sp.tokenRequests
+	sp.mu.Unlock()
+	if count > len(sp.script.Tokens) || sp.script.Tokens[count-1] == nil {
+		return "", errors.New("no token available")
 	}
-	token := *st.script.Tokens[count-1]
+	token := *sp.script.Tokens[count-1]
 	late, isLate := strings.CutPrefix(token, "late ")
 	wait := time.Duration(0)
 	switch {
@@ -129,55 +131,55 @@ func (st *scriptPlayer) nextToken(ctx context.Context) (string, error) {
 	}
 }
 
-// peerFor is the connection that a step is about.
-func (st *scriptPlayer) peerFor(s behaviors.Step) *scriptedPeer {
+// peerFor returns the connection that a step is about.
+func (sp *scriptPlayer) peerFor(s behaviors.Step) *scriptedPeer {
 	if s.On > 0 {
-		return st.peers[s.On-1]
+		return sp.peers[s.On-1]
 	}
-	return st.peers[len(st.peers)-1]
+	return sp.peers[len(sp.peers)-1]
 }
 
-func (st *scriptPlayer) play() {
-	st.expectConnection(0)
-	if st.script.Begin != "silent" {
-		st.sendWelcome(st.peers[0], nil)
+func (sp *scriptPlayer) play() {
+	sp.expectConnection(0)
+	if sp.script.Begin != "not welcomed" {
+		sp.sendWelcome(sp.peers[0], nil)
 	}
-	for i, step := range st.script.Steps {
+	for i, step := range sp.script.Steps {
 		synctest.Wait()
-		if err := st.runStep(step); err != nil {
+		if err := sp.runStep(step); err != nil {
 			line, _ := json.Marshal(step)
-			st.t.Fatalf("step %d: %v\n%s", i+1, err, line)
+			sp.t.Fatalf("step %d: %v\n%s", i+1, err, line)
 		}
 	}
 }
 
-func (st *scriptPlayer) runStep(s behaviors.Step) error {
+func (sp *scriptPlayer) runStep(s behaviors.Step) error {
 	switch {
 	case s.Time == "passes":
 		time.Sleep(duration(s.MS)) // of the bubble
 		return nil
 	case s.Server != "":
-		return st.serverStep(s)
+		return sp.serverStep(s)
 	case s.User != "":
-		return st.userStep(s)
+		return sp.userStep(s)
 	}
-	return st.clientStep(s)
+	return sp.clientStep(s)
 }
 
 func duration(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 
-func (st *scriptPlayer) serverStep(s behaviors.Step) error {
-	p := st.peerFor(s)
+func (sp *scriptPlayer) serverStep(s behaviors.Step) error {
+	p := sp.peerFor(s)
 	switch s.Server {
 	case "welcomes":
-		st.sendWelcome(p, s.Welcome)
-	case "says":
+		sp.sendWelcome(p, s.Welcome)
+	case "sends":
 		if s.Text != "" {
 			p.send("%s", s.Text)
 			return nil
 		}
-		p.sendJSON(st.answerFrame(s))
-	case "tells":
+		p.sendJSON(sp.answerFrame(s))
+	case "sends messages":
 		for _, seq := range s.Seqs {
 			p.sendJSON(map[string]any{
 				"type": "message", "room": s.Room, "epoch": s.Epoch, "seq": seq, "id": fmt.Sprintf("id%d", seq),
@@ -190,21 +192,22 @@ func (st *scriptPlayer) serverStep(s behaviors.Step) error {
 			code = 0
 		}
 		p.closeWith(code)
-	case "was given":
+	case "received credentials":
 		if p.token != s.Token || p.session != s.Session {
-			return fmt.Errorf("it was given %q and %q", p.token, p.session)
+			return fmt.Errorf("it received token %q and session %q", p.token, p.session)
 		}
 	default:
-		return fmt.Errorf("what is %q?", s.Server)
+		return fmt.Errorf("unknown word of the server: %q", s.Server)
 	}
 	return nil
 }
 
-// answerFrame adds what an answer repeats of its request.
-func (st *scriptPlayer) answerFrame(s behaviors.Step) map[string]any {
+// answerFrame returns the step's frame with the ref, room and id of the request
+// that it answers.
+func (sp *scriptPlayer) answerFrame(s behaviors.Step) map[string]any {
 	frame := maps.Clone(s.Frame)
 	for _, field := range []string{"ref", "room", "id"} {
-		if value := st.frames[s.Answers][field]; value != nil {
+		if value := sp.frames[s.Answers][field]; value != nil {
 			frame[field] = value
 		}
 	}
@@ -219,19 +222,19 @@ func (p *scriptedPeer) sendJSON(frame map[string]any) {
 	p.send("%s", b)
 }
 
-func (st *scriptPlayer) sendWelcome(p *scriptedPeer, more map[string]any) {
+func (sp *scriptPlayer) sendWelcome(p *scriptedPeer, more map[string]any) {
 	frame := map[string]any{
 		"type": "welcome", "session": "s", "resumed": false, "user": nil, "node": "n1", "color": "blue",
 		"deployment": "d1", "version": "1", "heartbeat_ms": 25_000, "max_frame": 65_536,
 	}
-	maps.Copy(frame, st.script.Welcome)
+	maps.Copy(frame, sp.script.Welcome)
 	maps.Copy(frame, more)
 	p.sendJSON(frame)
 	synctest.Wait()
 }
 
-func (st *scriptPlayer) userStep(s behaviors.Step) error {
-	c, room := st.client, message.Room(s.Room)
+func (sp *scriptPlayer) userStep(s behaviors.Step) error {
+	c, room := sp.client, message.Room(s.Room)
 	switch s.User {
 	case "joins":
 		from := Now()
@@ -239,32 +242,32 @@ func (st *scriptPlayer) userStep(s behaviors.Step) error {
 			from = After(message.Epoch(s.Epoch), message.Seq(*s.After))
 		}
 		go func() {
-			_, err := c.Join(context.Background(), room, from, st.handler(s.Room))
-			st.recordRefusal(s.Room, err)
+			_, err := c.Join(context.Background(), room, from, sp.handler(s.Room))
+			sp.recordRefusal(s.Room, err)
 		}()
 	case "leaves":
 		c.Leave(room)
 	case "publishes":
-		return st.publish(s)
-	case "asks":
+		return sp.publish(s)
+	case "requests history":
 		r := HistoryRange{Limit: s.Limit, Forward: s.After != nil}
 		if s.Before != nil {
 			r.Before = message.Seq(*s.Before)
 		}
-		st.setOutcome(s.As, outcome{})
+		sp.setOutcome(s.As, outcome{})
 		go func() {
 			h, err := c.History(context.Background(), room, r)
-			st.setOutcome(s.As, outcome{done: true, history: h, err: err})
+			sp.setOutcome(s.As, outcome{done: true, history: h, err: err})
 		}()
-	case "looks":
-		st.setOutcome(s.As, outcome{})
+	case "requests presence":
+		sp.setOutcome(s.As, outcome{})
 		go func() {
 			p, err := c.Presence(context.Background(), room)
-			st.setOutcome(s.As, outcome{done: true, presence: p, err: err})
+			sp.setOutcome(s.As, outcome{done: true, presence: p, err: err})
 		}()
-	case "refreshes":
-		st.setOutcome(s.As, outcome{})
-		go func() { st.setOutcome(s.As, outcome{done: true, err: c.RefreshToken(context.Background())}) }()
+	case "refreshes the token":
+		sp.setOutcome(s.As, outcome{})
+		go func() { sp.setOutcome(s.As, outcome{done: true, err: c.RefreshToken(context.Background())}) }()
 	case "signals":
 		if err := c.Signal(room, s.Data); (err == nil) != s.Taken {
 			return fmt.Errorf("Signal = %w", err)
@@ -272,60 +275,60 @@ func (st *scriptPlayer) userStep(s behaviors.Step) error {
 	case "closes":
 		go c.Close()
 	default:
-		return fmt.Errorf("what is %q?", s.User)
+		return fmt.Errorf("unknown word of the user: %q", s.User)
 	}
 	return nil
 }
 
-func (st *scriptPlayer) publish(s behaviors.Step) error {
-	var data bytes.Buffer // as a service of the script's would echo it: compact
+func (sp *scriptPlayer) publish(s behaviors.Step) error {
+	var data bytes.Buffer // compact, as the frames of the script echo it
 	if s.Size > 0 {
 		data.WriteString(`"` + strings.Repeat("x", s.Size) + `"`)
 	} else if err := json.Compact(&data, s.Data); err != nil {
 		return err
 	}
-	st.setOutcome(s.As, outcome{})
-	err := st.client.Send(message.Room(s.Room), data.Bytes(), s.ID, func(ack Ack, err error) {
-		st.setOutcome(s.As, outcome{done: true, ack: ack, err: err})
+	sp.setOutcome(s.As, outcome{})
+	err := sp.client.Send(message.Room(s.Room), data.Bytes(), s.ID, func(ack Ack, err error) {
+		sp.setOutcome(s.As, outcome{done: true, ack: ack, err: err})
 	})
 	if err != nil {
-		st.setOutcome(s.As, outcome{done: true, err: err})
+		sp.setOutcome(s.As, outcome{done: true, err: err})
 	}
 	return nil
 }
 
-func (st *scriptPlayer) setOutcome(name string, o outcome) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.outcomes[name] = &o
+func (sp *scriptPlayer) setOutcome(name string, o outcome) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.outcomes[name] = &o
 }
 
-func (st *scriptPlayer) recordEvent(format string, args ...any) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.events = append(st.events, fmt.Sprintf(format, args...))
+func (sp *scriptPlayer) recordEvent(format string, args ...any) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.events = append(sp.events, fmt.Sprintf(format, args...))
 }
 
-func (st *scriptPlayer) recordRefusal(room string, err error) {
+func (sp *scriptPlayer) recordRefusal(room string, err error) {
 	if refusal := new(Error); errors.As(err, &refusal) {
-		st.recordEvent("refused %s %s", room, refusal.Code)
+		sp.recordEvent("refused %s %s", room, refusal.Code)
 	}
 }
 
-func (st *scriptPlayer) handler(room string) Handler {
+func (sp *scriptPlayer) handler(room string) Handler {
 	return Handler{
-		Message: func(m message.Message) { st.recordEvent("message %s %s/%d", m.Room, m.Epoch, m.Seq) },
-		Gap:     func(g Gap) { st.recordEvent("gap %s %s %d-%d %s", g.Room, g.Epoch, g.From, g.To, g.Reason) },
-		Joined:  func(j Joined) { st.recordEvent("joined %s %d", j.Room, j.Head) },
-		Ended:   func(err error) { st.recordRefusal(room, err) },
+		Message: func(m message.Message) { sp.recordEvent("message %s %s/%d", m.Room, m.Epoch, m.Seq) },
+		Gap:     func(g Gap) { sp.recordEvent("gap %s %s %d-%d %s", g.Room, g.Epoch, g.From, g.To, g.Reason) },
+		Joined:  func(j Joined) { sp.recordEvent("joined %s %d", j.Room, j.Head) },
+		Ended:   func(err error) { sp.recordRefusal(room, err) },
 		Presence: func(p Presence) {
-			st.recordEvent("presence %s %d%s%s%s", p.Room, p.Count, sessions(" =", p.Members), sessions(" +", p.Joined), sessions(" -", p.Left))
+			sp.recordEvent("presence %s %d%s%s%s", p.Room, p.Count, sessions(" =", p.Members), sessions(" +", p.Joined), sessions(" -", p.Left))
 		},
 		Signal: func(s Signal) {
 			if s.From == "" {
 				s.From = "-"
 			}
-			st.recordEvent("signal %s %s %s", s.Room, s.From, s.Data)
+			sp.recordEvent("signal %s %s %s", s.Room, s.From, s.Data)
 		},
 	}
 }

@@ -9,23 +9,25 @@ import (
 	"switchyard/internal/message"
 )
 
-// A call is a request that one answer ends. Reading twice does no harm, so a
-// call is repeated on the next connection until its caller gives up.
+// A call is a request with one answer. It changes nothing, so the client repeats
+// it on the next connection until its caller gives up.
 type call struct {
 	frame  []byte
-	result chan callResult // takes one without blocking
-	// auth says that it brings a fresh token: the next connection has one.
+	result chan callResult // has room for the one result
+	// auth: the call sends a fresh token. It is not repeated, because the next
+	// connection has a fresh token of its own.
 	auth bool
 }
 
+// A callResult is the answer to a call, or why there is none.
 type callResult struct {
 	history  History
 	presence Presence
 	err      error
 }
 
-// doCall makes a call and waits for its answer. The caller holds mu, which ask
-// gives up.
+// doCall makes a call and waits for its answer. The caller holds mu, which doCall
+// releases.
 func (c *Client) doCall(ctx context.Context, ref string, call *call) callResult {
 	call.result = make(chan callResult, 1)
 	c.calls[ref] = call
@@ -34,8 +36,8 @@ func (c *Client) doCall(ctx context.Context, ref string, call *call) callResult 
 	}
 	c.mu.Unlock()
 	select {
-	case a := <-call.result:
-		return a
+	case result := <-call.result:
+		return result
 	case <-ctx.Done():
 		c.mu.Lock()
 		delete(c.calls, ref)
@@ -44,7 +46,7 @@ func (c *Client) doCall(ctx context.Context, ref string, call *call) callResult 
 	}
 }
 
-// resendCall makes a call again on a new connection. The caller holds mu.
+// resendCall repeats a call on a new connection. The caller holds mu.
 func (c *Client) resendCall(conn *connection, ref string) {
 	if call := c.calls[ref]; !call.auth {
 		conn.sock.send(call.frame)
@@ -54,16 +56,16 @@ func (c *Client) resendCall(conn *connection, ref string) {
 	delete(c.calls, ref)
 }
 
-// A HistoryRange asks for stored messages: the newest below Before, or those
-// from After+1 upwards; with neither, the newest. Limit 0 leaves the number to
-// the service; it sends at most 200 messages and 256 KiB at once.
+// A HistoryRange selects a page of stored messages: the newest ones below Before,
+// or those after After; with neither, the newest. Limit 0 leaves the number to the
+// service, which sends at most 200 messages and 256 KiB a page.
 type HistoryRange struct {
 	Before, After message.Seq
 	Forward       bool // count from After, which may be 0
 	Limit         int
 }
 
-// History reads stored messages of a room, which need not be joined.
+// History reads a page of a room's stored messages. The room need not be joined.
 func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange) (History, error) {
 	if _, err := message.ParseRoom(string(room)); err != nil {
 		return History{}, err
@@ -83,15 +85,15 @@ func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange)
 	if r.Limit > 0 {
 		b = b.number("limit", int64(r.Limit))
 	}
-	a := c.doCall(ctx, ref, &call{frame: b.end()})
-	if a.err != nil {
-		return History{}, fmt.Errorf("history of %s: %w", room, a.err)
+	result := c.doCall(ctx, ref, &call{frame: b.end()})
+	if result.err != nil {
+		return History{}, fmt.Errorf("history of %s: %w", room, result.err)
 	}
-	return a.history, nil
+	return result.history, nil
 }
 
-// Presence returns who is in a room. If the client has joined it, changes are
-// told to its handler from then on.
+// Presence returns which sessions are in a room. If the client has joined the room,
+// its handler gets the changes from then on.
 func (c *Client) Presence(ctx context.Context, room message.Room) (Presence, error) {
 	if _, err := message.ParseRoom(string(room)); err != nil {
 		return Presence{}, err
@@ -105,15 +107,16 @@ func (c *Client) Presence(ctx context.Context, room message.Room) (Presence, err
 		r.watched = true
 	}
 	ref := c.nextRef()
-	a := c.doCall(ctx, ref, &call{frame: newRequest("presence", ref, room).end()})
-	if a.err != nil {
-		return Presence{}, fmt.Errorf("presence in %s: %w", room, a.err)
+	result := c.doCall(ctx, ref, &call{frame: newRequest("presence", ref, room).end()})
+	if result.err != nil {
+		return Presence{}, fmt.Errorf("presence in %s: %w", room, result.err)
 	}
-	return a.presence, nil
+	return result.presence, nil
 }
 
-// handleCallError says whether the error was the answer to a call. A passing one
-// leads to another try on this connection; the next one would repeat it anyway.
+// handleCallError reports whether ref is that of a call. After a temporary error
+// the client repeats the call on this connection; on a new one it is repeated in
+// any case.
 func (c *Client) handleCallError(ref string, err *Error) bool {
 	if !err.temporary() {
 		return c.completeCall(ref, callResult{err: err})
@@ -134,8 +137,8 @@ func (c *Client) handleCallError(ref string, err *Error) bool {
 	return true
 }
 
-// completeCall ends the call with that ref and says whether there was one.
-func (c *Client) completeCall(ref string, a callResult) bool {
+// completeCall completes the call with that ref and reports whether there was one.
+func (c *Client) completeCall(ref string, result callResult) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call := c.calls[ref]
@@ -143,12 +146,13 @@ func (c *Client) completeCall(ref string, a callResult) bool {
 		return false
 	}
 	delete(c.calls, ref)
-	call.result <- a
+	call.result <- result
 	return true
 }
 
-// Signal sends an ephemeral event (a JSON value) to who is in the room now. It
-// does not wait, and is not kept: ErrOffline when there is no connection.
+// Signal sends an event (a JSON value) to the members that are in the room now. It
+// does not wait for an answer. A signal is not queued: without a connection the
+// error is ErrOffline.
 func (c *Client) Signal(room message.Room, data json.RawMessage) error {
 	if _, err := message.ParseRoom(string(room)); err != nil {
 		return err

@@ -1,12 +1,13 @@
-// Package client is a resuming client of Switchyard. It keeps a connection,
-// rejoins its rooms from the last position it saw, hands on each message once
-// and in order, tells of a gap where the service told of one, and resends what
-// it published until that is acked. When the service asks it to move, it opens
-// the second connection before it lets go of the first. Its habits are those of
-// web/client.js.
+// Package client is the Go client of Switchyard. It reconnects by itself, rejoins
+// its rooms from the last position it saw, delivers each message once and in
+// order, reports the gaps that the service reports, and resends a publish until
+// the service acks it. When the service asks it to move, it opens the next
+// connection before it closes the current one. web/client.js behaves in the same
+// way; test/behaviors holds both to one list. DESIGN.md says why the package is
+// built as it is.
 //
-// A connection costs two goroutines (this package's reader and the library's)
-// while nothing is to be written.
+// An idle connection costs two goroutines: the reader of this package and one of
+// the WebSocket library.
 package client
 
 import (
@@ -24,48 +25,51 @@ import (
 	"switchyard/internal/message"
 )
 
-// What Options leave out.
+// Defaults of Options.
 const (
 	DefaultIDWindow   = 10 * time.Minute
-	DefaultMaxPending = 1024
+	DefaultMaxPending = 1024 // publishes
 )
 
-// Options say where to connect and how.
+// Options configure a client. Only URLs is required.
 type Options struct {
-	// URLs are ws:// or wss:// addresses of the socket, such as
-	// wss://host/ws. After a failure the next one is tried.
+	// URLs are ws:// or wss:// addresses of the socket, such as wss://host/ws.
+	// After a failure the client tries the next one.
 	URLs []string
-	// Token, if set, is asked for a credential at each connect, and again before
-	// it ends; it is sent as Authorization: Bearer. It has half a minute. An
-	// error counts as a failed attempt.
+	// Token, if set, returns the token for a connection. The client calls it at
+	// each connect, and again before the token expires, and sends the result as
+	// Authorization: Bearer. A call may take half a minute. An error counts as a
+	// failed attempt.
 	Token func(ctx context.Context) (string, error)
-	// Session is the secret of an earlier client's session, as in its welcome;
-	// empty begins a new one. A client offers its own at each connect.
+	// Session is the secret of the session to resume, from the Welcome of an
+	// earlier client; empty starts a new one. A client resumes its own session
+	// at each reconnect.
 	Session string
 	// Header is sent with each handshake.
 	Header http.Header
 	// HTTPClient makes the handshakes; nil means http.DefaultClient.
 	HTTPClient *http.Client
-	// IDWindow is how long the service remembers ids: a publish is resent for
-	// half of it. The service tells it in its welcome; a shorter one here
-	// counts instead. Without either it is DefaultIDWindow.
+	// IDWindow is how long the service remembers ids; the client resends a
+	// publish for half of it. The service's welcome has its own value, and the
+	// shorter of the two applies. Without either it is DefaultIDWindow.
 	IDWindow time.Duration
-	// MaxPending bounds the publishes that are not answered yet, and so the
-	// memory for them: each is as large as max_frame at most.
+	// MaxPending bounds the publishes without an answer; 0 means
+	// DefaultMaxPending. Each takes at most max_frame bytes of memory.
 	MaxPending int
-	// OnState, if set, is told of each change, in order, and as handlers are
-	// called: it must not wait for this client.
+	// OnState, if set, is called at each change of state, in order, and under
+	// the rules of handlers: it must not wait for this client.
 	OnState func(StateEvent)
-	// OnMoved, if set, is told likewise when another connection has taken the
-	// place of the one before, with nothing lost and no change of state.
+	// OnMoved, if set, is called when a move is complete and another connection
+	// is the current one. Nothing was lost, and the state has not changed. The
+	// rules of handlers apply.
 	OnMoved func(MovedEvent)
-	// OnFrame, if set, is shown each frame about a room's order before the client
-	// acts on it, called as handlers are: for a checker, since what handlers get
-	// is put right.
+	// OnFrame, if set, is called with each frame about a room's order before the
+	// client acts on it, for a checker: handlers never get duplicates or
+	// reordered messages. The rules of handlers apply.
 	OnFrame func(Frame)
-	Logger  *slog.Logger // nil: silent
+	Logger  *slog.Logger // nil discards the logs
 
-	// random returns a number in [0, 1); tests have dice of their own.
+	// random returns a number in [0, 1). Tests replace it.
 	random func() float64
 }
 
@@ -91,10 +95,10 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// A State is what a client is busy with.
+// A State is the state of a client's connection.
 type State int
 
-// The states. Closed is final.
+// The states. A client starts as Connecting, and Closed is final.
 const (
 	Connecting State = iota
 	Live
@@ -106,73 +110,75 @@ func (s State) String() string {
 	return [...]string{"connecting", "live", "waiting", "closed"}[s]
 }
 
-// A StateEvent tells of a change of state.
+// A StateEvent is a change of state.
 type StateEvent struct {
 	State State
-	// Welcome is who serves this connection; set when Live.
+	// Welcome is the welcome of the connection; set when Live.
 	Welcome Welcome
-	// Err is why the connection before ended, and Code its close code (1006
-	// when there was none); RetryIn is how long a Waiting client waits.
-	Err     error
-	Code    int
+	// Err and Code are how the last connection ended, when Waiting or Closed.
+	// Code is its close code, 1006 without a close frame.
+	Err  error
+	Code int
+	// RetryIn is the time until the next attempt, when Waiting.
 	RetryIn time.Duration
 }
 
-// A MovedEvent tells of a move that the service asked for.
+// A MovedEvent is a completed move.
 type MovedEvent struct {
 	From, To Welcome
-	Reason   string // the service's
-	// Took is how long it took from opening the new connection until all rooms
-	// were joined there.
+	Reason   string // as the service gave it
+	// Took is the time from the start of the new connection's handshake until
+	// the client had joined all rooms there.
 	Took time.Duration
 }
 
-// A Client is safe for concurrent use. Handlers are called one at a time and
-// must not wait for the client itself: Publish, Join and History would wait for
-// an answer that is not read meanwhile.
+// A Client is a connection to the service that outlives its sockets. It is safe
+// for concurrent use. It calls handlers one at a time, and reads no frame while
+// one runs: a handler must not wait for the client itself, as Publish, Join and
+// History do.
 type Client struct {
 	// Static after construction.
 	opts              Options
-	ctx               context.Context // the client's life
+	ctx               context.Context // ends with the client
 	cancel            context.CancelFunc
-	slots             chan struct{} // one token for each pending publication
-	connectionsClosed chan struct{} // closed when Close has said goodbye to all connections
+	slots             chan struct{} // one element for each pending publication
+	connectionsClosed chan struct{} // closed when Close has closed all connections
 	done              chan struct{} // closed when the client has ended
 
 	// running counts the client's own goroutines.
 	running sync.WaitGroup
 
-	// turn is held while a frame is handled or a change told, since two
+	// handlerMu is held while a frame is handled and while a callback runs: two
 	// connections are read during a move. It is locked before mu.
 	handlerMu sync.Mutex
 
 	mu           sync.Mutex      // Protects following.
 	current      *connection     // nil unless live
-	next         *connection     // the second connection of a move, from its welcome on
-	move         *move           // nil when none is asked for
-	moveDone     <-chan struct{} // closed when the last move is done
-	signalDedup  *signalDedup    // of the last move; nil long after it
-	live         chan struct{}
-	closing      bool  // Close was called
-	err          error // why the client has ended
-	welcome      Welcome
-	session      string // to offer at the next connect
-	connectCount uint64 // connections tried so far
-	urlIndex     int    // index into URLs, modulo their number
-	refs         uint64
+	next         *connection     // the next connection of a move, from its welcome on
+	move         *move           // nil without a move
+	moveDone     <-chan struct{} // closed when the goroutine of the last move has ended
+	signalDedup  *signalDedup    // of the last move; nil before the first
+	live         chan struct{}   // closed while current is set
+	closing      bool            // Close was called
+	err          error           // why the client has ended
+	welcome      Welcome         // of the current connection, or of the last one
+	session      string          // the session to resume at the next connect
+	connectCount uint64          // connections tried so far
+	urlIndex     int             // index into URLs, modulo their number
+	refs         uint64          // refs given out so far
 
-	backoff backoff // owned by who carries on, see carryOn
+	backoff backoff // owned by the goroutine in connectionLoop
 
-	// Under mu, too.
+	// Also protected by mu.
 	rooms            map[message.Room]*room
 	pending          map[publicationKey]*publication
 	retryQueues      map[message.Room]*retryQueue
-	publicationCount uint64 // of publications
-	calls            map[string]*call
+	publicationCount uint64           // publications accepted so far
+	calls            map[string]*call // by ref
 }
 
-// New starts a client, which connects in the background and goes on trying.
-// An error means that the Options cannot work.
+// New starts a client, which connects in the background and retries until Close.
+// It returns an error when the Options are invalid.
 func New(opts Options) (*Client, error) {
 	if len(opts.URLs) == 0 {
 		return nil, errors.New("client: no URL to connect to")
@@ -180,7 +186,7 @@ func New(opts Options) (*Client, error) {
 	for _, raw := range opts.URLs {
 		u, err := url.Parse(raw)
 		if err != nil || u.Host == "" || (u.Scheme != "ws" && u.Scheme != "wss") {
-			return nil, fmt.Errorf("client: %q is no ws:// or wss:// URL", raw)
+			return nil, fmt.Errorf("client: %q is not a ws:// or wss:// URL", raw)
 		}
 	}
 	opts = opts.withDefaults()
@@ -200,8 +206,8 @@ func New(opts Options) (*Client, error) {
 	return c, nil
 }
 
-// Dial is New that waits for the first connection. When ctx ends before, or
-// the service turns the client away, the client is closed.
+// Dial is New followed by Ready. When Ready fails, Dial closes the client and
+// returns the error.
 func Dial(ctx context.Context, opts Options) (*Client, error) {
 	c, err := New(opts)
 	if err != nil {
@@ -214,7 +220,8 @@ func Dial(ctx context.Context, opts Options) (*Client, error) {
 	return c, nil
 }
 
-// Ready returns once the client is live, or why it never will be, or when ctx ends.
+// Ready waits until the client is live. It returns an error when the client has
+// ended, or when ctx ends first.
 func (c *Client) Ready(ctx context.Context) error {
 	c.mu.Lock()
 	live := c.live
@@ -229,28 +236,28 @@ func (c *Client) Ready(ctx context.Context) error {
 	}
 }
 
-// Welcome returns who serves the present connection, or served the last one.
+// Welcome returns the welcome of the current connection, or of the last one.
 func (c *Client) Welcome() Welcome {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.welcome
 }
 
-// Done returns a channel that is closed when the client has ended, because of
-// Close or of a close code that says to stay away.
+// Done returns a channel that is closed when the client has ended: after Close,
+// or when the service rejected it for good.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
 // Err returns why the client has ended: ErrClosed after Close, a *ClosedError
-// when the service turned it away, nil while it lives.
+// when the service rejected it, nil while it runs.
 func (c *Client) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close says goodbye with 1000 and ends the client within about a second.
-// What was published and not acked is answered with ErrOutcomeUnknown. Never
-// call it from a handler; calling it again is harmless.
+// Close closes the connection with 1000 and ends the client, within about a
+// second. Publishes without an answer fail with ErrOutcomeUnknown. Close must not
+// be called from a handler; a second call does nothing.
 func (c *Client) Close() {
 	c.mu.Lock()
 	first := !c.closing
@@ -278,7 +285,7 @@ func (c *Client) isClosing() bool {
 	return c.closing
 }
 
-// nextRef returns a fresh ref; the caller holds mu.
+// nextRef returns an unused ref. The caller holds mu.
 func (c *Client) nextRef() string {
 	c.refs++
 	return "r" + strconv.FormatUint(c.refs, 10)

@@ -14,52 +14,54 @@ import (
 const tokenTimeout = 30 * time.Second
 
 var (
-	errHeartbeatTimeout = errors.New("nothing heard for two heartbeats")
+	errHeartbeatTimeout = errors.New("no frame for two heartbeats")
 	errSkippedMessage   = errors.New("the service skipped a message")
 )
 
-// An closeResult is how a connection ended.
+// A closeResult is how a connection, or an attempt to make one, ended.
 type closeResult struct {
-	code     int
+	code     int // the close code, or the one that stands for the failure
 	err      error
-	lifetime time.Duration
-	// ours says that a later connection of this client was tried before: a
-	// close with 4009 then comes of that one.
+	lifetime time.Duration // since the welcome
+	// superseded: this client has tried a later connection, which is then the
+	// cause of a close with 4009.
 	superseded bool
 }
 
-// A connection is one connection from its welcome to its end. Two are open during a
-// move, so what a room has on a connection is kept here: its seat.
+// A connection is one connection from its welcome to its end. Two are open during
+// a move, so the state of a room on one of them is kept here: its membership.
 type connection struct {
 	// Static.
 	sock       *socket
-	number     uint64 // in the order of opening
+	number     uint64 // in the order of opening, from 1
 	welcome    Welcome
-	openedAt   time.Time     // when the handshake began, the token in hand
-	welcomedAt time.Time     // when the welcome came
-	ended      chan struct{} // closed when it ended as the second one of a move
+	openedAt   time.Time     // when the handshake began, after the call of Options.Token
+	welcomedAt time.Time     // when the welcome arrived
+	ended      chan struct{} // closed when it ended while it was the next one of a move
 
 	// Guarded by Client.mu.
 	memberships  map[message.Room]*membership
-	pendingMove  *moveRequest // came while it was the second one
-	tokenExpires time.Time    // when the token ends; zero: never
-	refreshTimer *time.Timer  // asks for the next token
+	pendingMove  *moveRequest // arrived while this was the next connection; started once it is current
+	tokenExpires time.Time    // zero: never
+	refreshTimer *time.Timer  // starts the next refresh of the token
 }
 
 // A membership is a room on one connection.
 type membership struct {
-	// ref is that of the last join; live says that it was answered. What comes
-	// before belongs to an earlier join.
+	// ref is the ref of the last join, and joined says that it was answered.
+	// Messages before the answer belong to an earlier join.
 	ref    string
 	joined bool
-	// epoch is the one that this connection has told of last. Where the room
-	// counts in another by now, what still comes in this one is of the past.
-	epoch        message.Epoch
-	missingAfter Position // where a message was missing, and was asked for again
+	// epoch is the last one seen on this connection. When the room's position is
+	// in another epoch, frames in this one are stale.
+	epoch message.Epoch
+	// missingAfter is the position after which a message was missing and
+	// requested again; zero if none was.
+	missingAfter Position
 }
 
-// connect makes a connection up to its welcome. Nil means that there is none,
-// and how it ended.
+// connect makes a connection and reads its welcome. When it fails it returns nil
+// and how the attempt ended.
 func (c *Client) connect(ctx context.Context) (*connection, closeResult) {
 	c.mu.Lock()
 	c.connectCount++
@@ -84,7 +86,7 @@ func (c *Client) connect(ctx context.Context) (*connection, closeResult) {
 		conn.welcome, err = decodeWelcome(b)
 	}
 	if err == nil && (conn.welcome.HeartbeatMS <= 0 || conn.welcome.MaxFrame <= 0) {
-		err = errors.New("the welcome has no bounds")
+		err = errors.New("the welcome has no heartbeat_ms or no max_frame")
 	}
 	if err != nil {
 		s.abort()
@@ -97,7 +99,8 @@ func (c *Client) connect(ctx context.Context) (*connection, closeResult) {
 	return conn, closeResult{}
 }
 
-// header is what a handshake brings, a fresh token included.
+// header returns the header of a handshake, with a fresh token if Options.Token is
+// set.
 func (c *Client) header(ctx context.Context, session string) (http.Header, error) {
 	header := c.opts.Header.Clone()
 	if header == nil {
@@ -134,7 +137,8 @@ func (c *Client) readLoop(conn *connection) closeResult {
 	for {
 		b, err := s.read(readCtx)
 		if err == nil {
-			// Not at each frame: resetting a timer costs more than a clock.
+			// The timer is not reset at each frame, because that costs more than
+			// reading the clock.
 			if now := time.Now(); now.Sub(lastFrame) > readTimeout/16 {
 				lastFrame = now
 				timer.Reset(readTimeout)
@@ -150,8 +154,8 @@ func (c *Client) readLoop(conn *connection) closeResult {
 	}
 }
 
-// millis is a time that a frame tells, from nothing to a day: more might not
-// fit a Duration, and nothing here waits longer.
+// millis converts the milliseconds of a frame to a Duration between zero and a
+// day: a larger number could overflow, and the client never waits longer.
 func millis(ms int64) time.Duration {
 	return time.Duration(min(max(ms, 0), (24*time.Hour).Milliseconds())) * time.Millisecond
 }

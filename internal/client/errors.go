@@ -10,53 +10,55 @@ var (
 	// ErrClosed: the client was closed.
 	ErrClosed = errors.New("the client is closed")
 
-	// ErrOutcomeUnknown: the message was sent and no answer came in time. It
-	// may be stored or not. Publishing it again with the same id is safe as
-	// long as the service remembers ids.
+	// ErrOutcomeUnknown: the message was sent, and no answer arrived in time. It
+	// may be stored or not. Publishing it again with the same id is safe for as
+	// long as the service remembers ids (ID_WINDOW).
 	ErrOutcomeUnknown = errors.New("outcome unknown: the message may be stored or not")
 
-	// ErrTooLarge: the frame is over the service's max_frame. Nothing was sent.
-	ErrTooLarge = errors.New("the message is larger than the service takes")
+	// ErrTooLarge: the frame is larger than the service's max_frame. It was not
+	// stored.
+	ErrTooLarge = errors.New("the message is larger than the service accepts")
 
-	// ErrBusy: too much waits to be sent or answered.
-	ErrBusy = errors.New("too much waits to be sent")
+	// ErrBusy: MaxPending publishes have no answer yet, or the connection's send
+	// queue is full.
+	ErrBusy = errors.New("too many requests are waiting to be sent or answered")
 
-	// ErrPending: a publish of the same id in the same room is not answered yet.
-	ErrPending = errors.New("this id is being published")
+	// ErrPending: a publish with the same id in the same room has no answer yet.
+	ErrPending = errors.New("a publish with this id is pending")
 
-	// ErrJoined: the room has been joined before.
-	ErrJoined = errors.New("the room is joined already")
+	// ErrJoined: the client has already joined the room.
+	ErrJoined = errors.New("the room is already joined")
 
 	// ErrLeft: Leave was called while Join waited.
-	ErrLeft = errors.New("the room was left meanwhile")
+	ErrLeft = errors.New("the room was left before the join was answered")
 
-	// ErrOffline: there is no connection, and signals are not kept.
+	// ErrOffline: there is no connection, and signals are not queued.
 	ErrOffline = errors.New("not connected")
 
-	// ErrNoToken: there is no Options.Token to ask for one.
-	ErrNoToken = errors.New("no way to get a token was given")
+	// ErrNoToken: Options.Token is not set.
+	ErrNoToken = errors.New("no token source is configured")
 
-	// ErrInvalidData: the data is no JSON value.
+	// ErrInvalidData: the data is not a JSON value.
 	ErrInvalidData = errors.New("the data is not valid JSON")
 )
 
-// An Error is the service's answer to a request that it refused.
+// An Error is an error frame: the service refused a request.
 type Error struct {
-	Code       string // as in the error frame: conflict, forbidden, ...
-	Message    string
-	RetryAfter time.Duration // 0 when it was not told
+	Code       string        // as in the frame: conflict, forbidden, ...
+	Message    string        // for people
+	RetryAfter time.Duration // 0 when the frame has none
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("the service answered %s: %s", e.Code, e.Message) }
 
-// temporary says that the same request may succeed later.
+// temporary reports whether the same request may succeed later.
 func (e *Error) temporary() bool {
 	return e.Code == "unavailable" || e.Code == "rate_limited"
 }
 
-// retryDelay is how long to wait before the request is repeated: what the service
-// asks for, a minute at most, and up to half as long again by the dice, so that
-// a crowd that was refused together does not come back together.
+// retryDelay returns how long to wait before the request is repeated: the time
+// that the service asks for, at most a minute, plus a random part of up to half
+// of it, so that clients that were refused together do not retry together.
 func (e *Error) retryDelay(random func() float64) time.Duration {
 	delay := time.Second
 	if e.RetryAfter > 0 {
@@ -65,14 +67,16 @@ func (e *Error) retryDelay(random func() float64) time.Duration {
 	return delay + time.Duration(random()*float64(delay)/2)
 }
 
-// A ClosedError tells with which close code the service turned the client away.
+// A ClosedError says that the service closed the connection, or refused the
+// handshake, for good. Code is the close code, or the one that stands for the
+// refusal; Err is what the connection returned.
 type ClosedError struct {
 	Code int
 	Err  error
 }
 
 func (e *ClosedError) Error() string {
-	return fmt.Sprintf("turned away with code %d: %v", e.Code, e.Err)
+	return fmt.Sprintf("the service rejected the client with close code %d: %v", e.Code, e.Err)
 }
 
 func (e *ClosedError) Unwrap() error { return e.Err }

@@ -19,8 +19,8 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
-// withService runs a test on the clock of a bubble, with a service that speaks real
-// HTTP and WebSocket over pipes and says what the test scripts.
+// withService runs a test in a synctest bubble, with a service that speaks HTTP and
+// WebSocket over pipes and does what the test scripts.
 func withService(t *testing.T, run func(t *testing.T, s *fakeService)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -39,20 +39,21 @@ func withService(t *testing.T, run func(t *testing.T, s *fakeService)) {
 	})
 }
 
-// A fakeService is a net.Listener, too.
+// A fakeService is the service of a test. It is the net.Listener of its own HTTP
+// server.
 type fakeService struct {
 	t         *testing.T
 	transport *http.Transport
 	dials     chan net.Conn
-	peers     chan *peer
+	peers     chan *peer // accepted connections
 	once      sync.Once
 	closed    chan struct{}
 
-	mu            sync.Mutex
-	welcomeFields string // fields added to the welcome
-	statuses      []int  // answers to the next handshakes
-	headers       []http.Header
-	urls          []string
+	mu            sync.Mutex    // Protects following.
+	welcomeFields string        // added to the welcome
+	statuses      []int         // of the next handshakes; 0 accepts
+	headers       []http.Header // of all handshakes
+	urls          []string      // the hosts of all handshakes
 }
 
 func (s *fakeService) dial(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -114,7 +115,7 @@ func (s *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// zeroRandom are dice that always say the least.
+// zeroRandom is a random source that always returns the least number.
 func zeroRandom() float64 { return 0 }
 
 // newClient returns a client that is closed when the test ends.
@@ -158,7 +159,7 @@ func (s *fakeService) acceptWithoutWelcome() *peer {
 	}
 }
 
-// noConnectionWaits says whether no connection waits to be accepted.
+// noConnectionWaits reports whether no connection waits to be accepted.
 func (s *fakeService) noConnectionWaits() bool {
 	synctest.Wait()
 	select {
@@ -170,7 +171,7 @@ func (s *fakeService) noConnectionWaits() bool {
 	}
 }
 
-// noConnectionForAnHour says whether no connection comes for an hour.
+// noConnectionForAnHour reports whether no connection arrives within an hour.
 func (s *fakeService) noConnectionForAnHour() bool {
 	select {
 	case p := <-s.peers:
@@ -185,9 +186,8 @@ func (s *fakeService) noConnectionForAnHour() bool {
 type peer struct {
 	t           *testing.T
 	conn        *websocket.Conn
-	connectedAt time.Time // of the handshake
-
-	header http.Header
+	connectedAt time.Time   // when the handshake arrived
+	header      http.Header // of the handshake
 }
 
 func (p *peer) send(format string, args ...any) {
@@ -219,19 +219,19 @@ func (p *peer) expect(kind string) clientFrame {
 	defer cancel()
 	_, b, err := p.conn.Read(ctx)
 	if err != nil {
-		p.t.Fatalf("waiting for %s: %v", kind, err)
+		p.t.Fatalf("wait for a frame of type %s: %v", kind, err)
 	}
 	var f clientFrame
 	if err := json.Unmarshal(b, &f); err != nil {
 		p.t.Fatalf("%s: %v", b, err)
 	}
 	if f.Type != kind {
-		p.t.Fatalf("the client sent %s, want a %s", b, kind)
+		p.t.Fatalf("the client sent %s, want a frame of type %s", b, kind)
 	}
 	return f
 }
 
-// acceptJoin answers the client's next join and returns it.
+// acceptJoin answers the client's next frame, a join, and returns it.
 func (p *peer) acceptJoin(head int) clientFrame {
 	p.t.Helper()
 	f := p.expect("join")
@@ -249,8 +249,8 @@ func (p *peer) refuse(f clientFrame, code string, more string) {
 	p.send(`{"type":"error","ref":%q,"room":%q,"code":%q,"message":"no"%s}`, f.Ref, f.Room, code, more)
 }
 
-// closeWith closes with a code, or breaks the connection when it is 0. The client
-// must not find the time to answer before the bubble looks again.
+// closeWith closes with a code, or breaks the connection when it is 0, and waits
+// until the client has handled that.
 func (p *peer) closeWith(code int) {
 	if code == 0 {
 		_ = p.conn.CloseNow()
@@ -260,7 +260,7 @@ func (p *peer) closeWith(code int) {
 	synctest.Wait()
 }
 
-// A room's record is what its handler was told.
+// An eventLog records the calls of a handler.
 type eventLog struct {
 	mu     sync.Mutex
 	events []string
@@ -272,14 +272,14 @@ func (r *eventLog) add(format string, args ...any) {
 	r.events = append(r.events, fmt.Sprintf(format, args...))
 }
 
-// want waits until the bubble is at rest and compares.
+// want compares the events once every goroutine of the bubble is blocked.
 func (r *eventLog) want(t *testing.T, events ...string) {
 	t.Helper()
 	synctest.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if fmt.Sprint(r.events) != fmt.Sprint(events) {
-		t.Fatalf("told %q, want %q", r.events, events)
+		t.Fatalf("the events are %q, want %q", r.events, events)
 	}
 }
 
@@ -314,7 +314,7 @@ type ackResult struct {
 	err error
 }
 
-// publish publishes in the background; calls are in order.
+// publish publishes in the background. The publishes are in the order of the calls.
 func publish(c *Client, room message.Room, id string) <-chan ackResult {
 	out := make(chan ackResult, 1)
 	go func() {
@@ -325,12 +325,13 @@ func publish(c *Client, room message.Room, id string) <-chan ackResult {
 	return out
 }
 
+// stillPending checks that a channel has no result yet.
 func stillPending[T any](t *testing.T, ch <-chan T) {
 	t.Helper()
 	synctest.Wait()
 	select {
 	case v := <-ch:
-		t.Fatalf("answered too early: %+v", v)
+		t.Fatalf("completed too early: %+v", v)
 	default:
 	}
 }

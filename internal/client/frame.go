@@ -2,22 +2,22 @@ package client
 
 import "switchyard/internal/message"
 
-// A Frame is a frame about a room's order as it came, before the client put
-// anything right: dropped a double, asked again for what was skipped. What the
-// type does not have is zero.
+// A Frame is a frame about a room's order as it arrived, before the client drops
+// duplicates and requests what is missing. Fields that the type lacks are zero.
 type Frame struct {
-	// Connection numbers the client's connections in the order of opening; two
-	// are open during a move.
+	// Connection is the number of the connection, in the order in which the
+	// client opened them. Two are open during a move.
 	Connection uint64
 	Type       string // joined, left, message, gap or ack
 	Room       message.Room
 	Epoch      message.Epoch
-	Seq        message.Seq // of joined the room's head
-	To         message.Seq // the end of a gap
-	ID         string      // of a message or an ack
+	Seq        message.Seq // in joined, the room's head
+	To         message.Seq // in gap, its last seq
+	ID         string      // in message and ack
 }
 
-// observeFrame shows a frame to who wants to see for itself what the service does.
+// observeFrame passes a frame about a room's order to Options.OnFrame. The caller
+// holds handlerMu.
 func (c *Client) observeFrame(conn *connection, f *serverFrame) {
 	if c.opts.OnFrame == nil {
 		return

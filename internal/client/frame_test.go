@@ -2,8 +2,8 @@ package client
 
 import "testing"
 
-// A checker sees what the handlers do not: doubles, what was skipped, acks that
-// come after the message itself, and on which connection.
+// OnFrame gets what handlers do not get: duplicates, messages after skipped ones,
+// acks, and the number of the connection.
 func TestOnFrameSeesEachFrameAsItCame(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		var got, seen eventLog

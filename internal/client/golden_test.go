@@ -15,7 +15,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// A golden is a frame of the wire's testdata; test/node reads the same.
+// A golden is a file of internal/protocol/testdata. test/node reads the same files.
 type golden struct {
 	From    string
 	Frame   string
@@ -66,7 +66,7 @@ func TestGoldenServerFramesAreDecoded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Left out means its zero value, null an absent user.
+		// An absent field is its zero value, and null is an absent user.
 		for field, value := range want {
 			if !reflect.DeepEqual(got[field], value) {
 				t.Errorf("%s: %v, want %v", field, got[field], value)
@@ -74,13 +74,14 @@ func TestGoldenServerFramesAreDecoded(t *testing.T) {
 		}
 		for field, value := range got {
 			if _, present := want[field]; !present && value != nil && !reflect.ValueOf(value).IsZero() {
-				t.Errorf("%s is %v out of nowhere", field, value)
+				t.Errorf("%s is %v, and the frame does not have it", field, value)
 			}
 		}
 	})
 }
 
-// decodedFields says in the wire's words what this package makes of a frame.
+// decodedFields returns what this package decodes from a frame, as the fields of the
+// frame.
 func decodedFields(f *serverFrame, b []byte) (map[string]any, error) {
 	got := map[string]any{"type": f.Type, "ref": f.Ref, "room": string(f.Room), "epoch": string(f.Epoch)}
 	switch f.Type {
@@ -154,8 +155,7 @@ func messageFields(m message.Message) map[string]any {
 	return got
 }
 
-// wireMembers is nil where there are none to tell, as in a frame that leaves
-// them out.
+// wireMembers returns members as a frame has them, nil for an absent field.
 func wireMembers(all []Member) any {
 	if all == nil {
 		return nil
@@ -189,10 +189,10 @@ func userOrNull(user string) any {
 	return user
 }
 
-// goldenNotSent are requests that this client never makes.
+// goldenNotSent are requests that this client never sends, and why.
 var goldenNotSent = map[string]string{
 	"client-publish-without-id": "every publish has an id, or it could not be resent",
-	"client-unknown-fields":     "a later version's",
+	"client-unknown-fields":     "only a later version has them",
 }
 
 var anyRef = regexp.MustCompile(`"ref":"r\d+"`)
@@ -216,7 +216,7 @@ func TestGoldenRequestsAreSent(t *testing.T) {
 				go func() { _, _ = c.Join(ctx, r.Room, Now(), Handler{}) }()
 				p.expect("join")
 			}
-			if r.Type == "moved" { // said on the second connection
+			if r.Type == "moved" { // sent on the next connection
 				p.send(`{"type":"move","after_ms":0,"deadline_ms":1000,"avoid":{"node":"n9"},"reason":"deploy"}`)
 				p = s.acceptWithoutWelcome()
 				time.Sleep(time.Duration(r.HandshakeMS) * time.Millisecond) // of the bubble
@@ -239,7 +239,7 @@ func TestGoldenRequestsAreSent(t *testing.T) {
 	})
 }
 
-// makeCall makes the call that the golden's frame comes from.
+// makeCall makes the call that sends the golden's frame.
 func makeCall(ctx context.Context, c *Client, g golden) {
 	r := g.Request
 	switch r.Type {

@@ -15,8 +15,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// A modelService is a service that keeps its promises over connections that break at
-// the worst moments, with a log that is away now and then. Its one room is r.
+// A modelService is a service that keeps its promises, while its connections break
+// at random moments and its log is unavailable from time to time. It has one room,
+// r.
 type modelService struct {
 	mu      sync.Mutex
 	rng     *rand.Rand
@@ -29,8 +30,8 @@ type storedMessage struct {
 	data string
 }
 
-// modelPeer is a connection; what is sent goes through a queue so that the
-// model never waits for a client.
+// A modelPeer is a connection. Frames go through a queue, so that the model never
+// waits for a client.
 type modelPeer struct {
 	conn *websocket.Conn
 	out  chan string // closed by serve
@@ -73,7 +74,7 @@ func (m *modelService) serve(conn *websocket.Conn) {
 	}
 }
 
-// handle answers a frame; false breaks the connection.
+// handle handles a frame. It returns false to break the connection.
 func (m *modelService) handle(p *modelPeer, f clientFrame) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -98,7 +99,7 @@ func (m *modelService) handle(p *modelPeer, f clientFrame) bool {
 func (m *modelService) publish(p *modelPeer, f clientFrame) bool {
 	unavailable := fmt.Sprintf(`{"type":"error","ref":%q,"room":"r","code":"unavailable","message":"?","retry_after_ms":500}`, f.Ref)
 	if m.oneIn(15) {
-		p.out <- unavailable // and it is not stored
+		p.out <- unavailable // the message is not stored
 		return true
 	}
 	seq := 1 + slices.IndexFunc(m.log, func(s storedMessage) bool { return s.id == f.ID })
@@ -121,14 +122,14 @@ func (m *modelService) publish(p *modelPeer, f clientFrame) bool {
 	case m.oneIn(15):
 		return false
 	case m.oneIn(15) && !ackFirst:
-		p.out <- unavailable // though it is stored
+		p.out <- unavailable // although the message is stored
 	case !ackFirst:
 		p.out <- ack
 	}
 	return true
 }
 
-// publishAll publishes one after the other and returns where they went.
+// publishAll publishes count messages one after the other and returns their seqs.
 func publishAll(t *testing.T, c *Client, name string, count int) []message.Seq {
 	t.Helper()
 	var seqs []message.Seq
@@ -143,11 +144,12 @@ func publishAll(t *testing.T, c *Client, name string, count int) []message.Seq {
 	return seqs
 }
 
-// Each message that a publisher was promised reaches each subscriber once and
-// in order, over dozens of broken connections.
+// Each message with an ack reaches each subscriber once and in order, across dozens
+// of broken connections.
 func TestNothingIsLostDuplicatedOrReordered(t *testing.T) {
 	for seed := range uint64(20) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
 			withService(t, func(t *testing.T, s *fakeService) {
 				m := &modelService{rng: rand.New(rand.NewPCG(seed, 1)), members: map[*modelPeer]bool{}}
 				go func() {
@@ -178,7 +180,7 @@ func (m *modelService) run(t *testing.T, s *fakeService) {
 				defer mu.Unlock()
 				got[i] = append(got[i], msg)
 			},
-			Gap: func(g Gap) { t.Errorf("a gap where there is none: %+v", g) },
+			Gap: func(g Gap) { t.Errorf("a gap was reported: %+v", g) },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -191,7 +193,7 @@ func (m *modelService) run(t *testing.T, s *fakeService) {
 		all.Go(func() { acked[i] = publishAll(t, c, fmt.Sprint(i), each) })
 	}
 	all.Wait()
-	time.Sleep(5 * time.Minute) // of the bubble: the last reconnect is long done
+	time.Sleep(5 * time.Minute) // of the bubble: long enough for the last reconnect
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -203,7 +205,7 @@ func (m *modelService) run(t *testing.T, s *fakeService) {
 	for i, seqs := range acked {
 		for n, seq := range seqs {
 			if want := fmt.Sprintf(`"%d-%d"`, i, n); m.log[seq-1].data != want {
-				t.Errorf("%s was acked as %d, which is %s", want, seq, m.log[seq-1].data)
+				t.Errorf("%s was acked with seq %d, which is %s", want, seq, m.log[seq-1].data)
 			}
 		}
 		if !slices.IsSorted(seqs) {

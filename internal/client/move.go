@@ -6,45 +6,45 @@ import (
 	"time"
 )
 
-// joinTimeout is how long a move waits for the next room to be joined on the
-// second connection, until it takes that for broken.
+// joinTimeout is how long a move waits for one more room to be joined on the next
+// connection before it discards that connection.
 const joinTimeout = 10 * time.Second
 
-var errMoveFailed = errors.New("moved to what is to be avoided, or could not join there")
+var errMoveFailed = errors.New("the next connection leads to what is to be avoided, or did not join the rooms")
 
-// A moveRequest is what the service asked for, and when.
+// A moveRequest is a move frame, with absolute times.
 type moveRequest struct {
 	avoid     Avoid
 	reason    string
-	notBefore time.Time // not before
-	deadline  time.Time // off after it, if the first connection lives still
+	notBefore time.Time // the earliest time of the next attempt
+	deadline  time.Time // the move is canceled after it, while the current connection lives
 }
 
-// A move is on its way to a second connection, on a goroutine of its own. The
-// first one serves meanwhile.
+// A move makes the next connection, on a goroutine of its own, while the current
+// one stays in use.
 type move struct {
 	// Static.
-	ctx      context.Context // ends with the client, or when the move is off
+	ctx      context.Context // ends with the client, or when the move is canceled
 	cancel   context.CancelFunc
-	previous <-chan struct{} // closed when the move before this one is done
-	done     chan struct{}   // closed by moveLoop as its last act
+	previous <-chan struct{} // closed when the goroutine of the move before this one has ended
+	done     chan struct{}   // closed when moveLoop returns
 
-	// settled gets a token when all rooms may be joined on the second
-	// connection, progress when one more is.
+	// Each holds one signal for awaitJoins: allJoined says that all rooms are
+	// joined on the next connection, progress that one more is.
 	allJoined, progress chan struct{}
 
 	// Guarded by Client.mu.
 	request    *moveRequest
-	inProgress bool // a connection is being made, or settles in
+	inProgress bool // a connection is being made, or is joining its rooms
 }
 
-// avoids says whether a connection is one to get away from.
+// avoids reports whether w names the deployment or the node to leave.
 func (a Avoid) avoids(w Welcome) bool {
 	return (a.Node != "" && a.Node == w.Node) || (a.Deployment != "" && a.Deployment == w.Deployment)
 }
 
-// handleMove heeds the connection that counts. What the second one asks for is
-// kept until it does.
+// handleMove starts a move that the current connection asks for. A move that the
+// next one asks for is kept until that is the current one.
 func (c *Client) handleMove(conn *connection, f *serverFrame) {
 	now := time.Now()
 	req := &moveRequest{avoid: f.Avoid, reason: f.Reason, notBefore: now.Add(millis(f.After)), deadline: now.Add(millis(f.Deadline))}
@@ -58,8 +58,8 @@ func (c *Client) handleMove(conn *connection, f *serverFrame) {
 	}
 }
 
-// startMove makes order the move: only the last one counts. A try under way goes on
-// where the same is to be avoided. The caller holds mu.
+// startMove starts a move, which replaces the one before. An attempt in progress
+// continues if it avoids the same. The caller holds mu.
 func (c *Client) startMove(req *moveRequest) {
 	if c.closing {
 		return
@@ -78,7 +78,7 @@ func (c *Client) startMove(req *moveRequest) {
 	c.running.Go(func() { c.moveLoop(m) })
 }
 
-// cancelMove ends the move, if there is one. The caller holds mu.
+// cancelMove cancels the move, if there is one. The caller holds mu.
 func (c *Client) cancelMove() {
 	if c.move != nil {
 		c.move.cancel()
@@ -86,12 +86,13 @@ func (c *Client) cancelMove() {
 	}
 }
 
-// moveLoop tries until the client is elsewhere, or the move is off.
+// moveLoop tries to make the next connection until the client has moved or the
+// move is canceled.
 func (c *Client) moveLoop(m *move) {
 	defer close(m.done)
 	defer m.cancel()
 	if m.previous != nil {
-		<-m.previous // there are never more than two connections
+		<-m.previous // so that there are never more than two connections
 	}
 	retryBackoff := backoff{random: c.opts.random}
 	for c.awaitMoveTime(m) {
@@ -109,7 +110,8 @@ func (c *Client) moveLoop(m *move) {
 	}
 }
 
-// awaitMoveTime waits for the time to try. False says that the move is off.
+// awaitMoveTime waits until the next attempt is due. It returns false when the move
+// is canceled.
 func (c *Client) awaitMoveTime(m *move) bool {
 	c.mu.Lock()
 	notBefore, deadline := m.request.notBefore, m.request.deadline
@@ -131,14 +133,15 @@ func (c *Client) awaitMoveTime(m *move) bool {
 		return false
 	}
 	if m.inProgress = !notBefore.After(deadline); !m.inProgress {
-		c.opts.Logger.Debug("the move is off", "reason", m.request.reason)
+		c.opts.Logger.Debug("the move was canceled at its deadline", "reason", m.request.reason)
 		c.cancelMove()
 	}
 	return m.inProgress
 }
 
-// postponeMove sets the time of the next try. True says that the first connection has
-// ended meanwhile, and with it the move: somebody has to carry on.
+// postponeMove sets the time of the next attempt. It returns true when the current
+// connection has ended in the meantime, and the move with it: the caller is then
+// responsible for the client's connection.
 func (c *Client) postponeMove(m *move, wait time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,14 +151,15 @@ func (c *Client) postponeMove(m *move, wait time.Duration) bool {
 		return true
 	}
 	c.urlIndex++
-	if slot := time.Now().Add(wait); slot.After(m.request.notBefore) {
-		m.request.notBefore = slot
+	if at := time.Now().Add(wait); at.After(m.request.notBefore) {
+		m.request.notBefore = at
 	}
 	return false
 }
 
-// useMoveConnection puts a new connection to use, as far as it is of any. True says that
-// the move is over, one way or the other; false that another try is due.
+// useMoveConnection makes conn the next connection, joins the rooms there and makes
+// it the current one. It discards a connection that is of no use. It returns true
+// when the move is over, and false when another attempt is due.
 func (c *Client) useMoveConnection(m *move, conn *connection) bool {
 	c.mu.Lock()
 	switch {
@@ -163,7 +167,7 @@ func (c *Client) useMoveConnection(m *move, conn *connection) bool {
 		c.mu.Unlock()
 		conn.sock.closeUnread()
 		return true
-	case c.current == nil: // the first has ended, and anything is better than nothing
+	case c.current == nil: // the first has ended: any connection is better than none
 		c.cancelMove()
 		c.sendMoved(conn)
 		c.mu.Unlock()
@@ -188,8 +192,8 @@ func (c *Client) useMoveConnection(m *move, conn *connection) bool {
 	return c.awaitJoins(m, conn)
 }
 
-// sendMoved tells a connection how long it took, for the sake of those who move
-// after this client. The caller holds mu.
+// sendMoved reports the time of the handshake on conn, by which the service paces
+// the rest of the drain. The caller holds mu.
 func (c *Client) sendMoved(conn *connection) {
 	if c.welcome.Node == "" {
 		return
@@ -198,8 +202,8 @@ func (c *Client) sendMoved(conn *connection) {
 		number("handshake_ms", conn.welcomedAt.Sub(conn.openedAt).Milliseconds()).end())
 }
 
-// awaitJoins waits until all rooms are joined on the second connection, which then
-// takes the place of the first. It returns what arrive does.
+// awaitJoins waits until all rooms are joined on the next connection, and makes it
+// the current one. It returns what useMoveConnection does.
 func (c *Client) awaitJoins(m *move, conn *connection) bool {
 	timer := time.NewTimer(joinTimeout)
 	defer timer.Stop()
@@ -224,7 +228,7 @@ func (c *Client) awaitJoins(m *move, conn *connection) bool {
 	}
 }
 
-// notifyMove tells the move that one more room is joined, or left, on the second
+// notifyMove signals the move that one more room is joined, or left, on the next
 // connection. The caller holds mu.
 func (c *Client) notifyMove() {
 	if c.next == nil || c.move == nil {
@@ -240,8 +244,8 @@ func (c *Client) notifyMove() {
 	}
 }
 
-// allJoined says whether all rooms are joined on the second connection. The caller
-// holds mu and knows of one.
+// allJoined reports whether all rooms are joined on the next connection. The caller
+// holds mu, and there is a next connection.
 func (c *Client) allJoined() bool {
 	for name := range c.rooms {
 		if m := c.next.memberships[name]; m == nil || !m.joined {
@@ -251,7 +255,8 @@ func (c *Client) allJoined() bool {
 	return true
 }
 
-// finishMove lets go of the first connection if the second can do without it.
+// finishMove makes the next connection the current one and closes the first, if all
+// rooms are joined. It returns false if they are not, or if the move is over.
 func (c *Client) finishMove(m *move) bool {
 	c.handlerMu.Lock()
 	c.mu.Lock()
@@ -270,8 +275,8 @@ func (c *Client) finishMove(m *move) bool {
 	return true
 }
 
-// promoteNext makes the second connection the one that counts. The caller holds mu
-// and turn, and tells what is returned.
+// promoteNext makes the next connection the current one. The caller holds handlerMu
+// and mu, and delivers what is returned once mu is released.
 func (c *Client) promoteNext() (MovedEvent, outcomes) {
 	conn := c.next
 	event := MovedEvent{From: c.welcome, To: conn.welcome, Reason: c.move.request.reason, Took: time.Since(conn.openedAt)}
@@ -284,7 +289,8 @@ func (c *Client) promoteNext() (MovedEvent, outcomes) {
 	return event, c.makeCurrent(conn)
 }
 
-// discardNext closes the second connection, unless it is that no longer.
+// discardNext closes conn if it is still the next connection, and reports whether
+// it was.
 func (c *Client) discardNext(conn *connection) bool {
 	c.mu.Lock()
 	if c.next != conn {
@@ -294,7 +300,7 @@ func (c *Client) discardNext(conn *connection) bool {
 	c.next = nil
 	c.signalDedup.expireSoon()
 	code := codeDiscarded
-	if c.closing { // then the session ends, which is this connection's by now
+	if c.closing { // the session, which this connection has resumed, is to end
 		code = codeNormal
 	}
 	c.mu.Unlock()

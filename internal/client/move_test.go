@@ -27,7 +27,8 @@ func (p *peer) welcome(node string) {
 	synctest.Wait()
 }
 
-// discardFrames is a peer that reads and drops, so that goodbyes are answered.
+// discardFrames reads and drops frames in the background, so that the peer answers a
+// close frame.
 func (p *peer) discardFrames() {
 	go func() {
 		for {
@@ -56,15 +57,15 @@ func TestOnMovedIsCalledOnceTheMoveIsDone(t *testing.T) {
 		second.expect("moved")
 		time.Sleep(20 * time.Millisecond)
 		if len(got) != 0 || c.Welcome().Node != "n1" {
-			t.Errorf("told %+v and on %s before the room is joined", got, c.Welcome().Node)
+			t.Errorf("OnMoved got %+v, and the client is on %s, before the room is joined", got, c.Welcome().Node)
 		}
 		second.acceptJoin(2)
 		room.want(t, "joined 2")
 		if len(got) != 1 || got[0].From.Node != "n1" || got[0].To.Node != "n2" || got[0].Reason != "deploy" || got[0].Took != 50*time.Millisecond {
-			t.Errorf("told %+v", got)
+			t.Errorf("OnMoved got %+v", got)
 		}
 		if c.Welcome().Node != "n2" {
-			t.Errorf("Welcome is of %s", c.Welcome().Node)
+			t.Errorf("the client is on %s, want n2", c.Welcome().Node)
 		}
 		second.message(3, "a", "null")
 		room.want(t, "joined 2", "e/3")
@@ -84,28 +85,28 @@ func TestAMoveTriesTheNextURLWhenTheFirstLeadsToTheNodeToAvoid(t *testing.T) {
 		other.welcome("n2")
 		other.expect("moved")
 		if got := strings.Join(s.urls, " "); got != "one one two" {
-			t.Errorf("tried %s", got)
+			t.Errorf("the client tried %s", got)
 		}
 	})
 }
 
-func TestAnEarlierSessionIsOffered(t *testing.T) {
+func TestAnEarlierSessionIsResumed(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		c := s.newClient(Options{Session: "5PQ.kept"})
 		p := s.acceptWithoutWelcome()
 		if got := p.header.Get("Switchyard-Session"); got != "5PQ.kept" {
-			t.Errorf("offered %q", got)
+			t.Errorf("the handshake has session %q", got)
 		}
 		p.send(`{"type":"welcome","session":"5PQ.kept","resumed":true,"user":null,"node":"n1","heartbeat_ms":25000,"max_frame":1000}`)
 		synctest.Wait()
 		if !c.Welcome().Resumed {
-			t.Error("nobody is told that the session goes on")
+			t.Error("the Welcome does not say that the session was resumed")
 		}
 	})
 }
 
-// A service that hears nothing and says nothing must not hold a move, nor Close,
-// for long.
+// A service that reads and sends nothing must delay neither a move nor Close for
+// long.
 func TestAMoveFromAnUnresponsiveServiceIsBounded(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		moved := make(chan time.Time, 1)
@@ -116,17 +117,17 @@ func TestAMoveFromAnUnresponsiveServiceIsBounded(t *testing.T) {
 		second := s.acceptWithoutWelcome()
 		second.welcome("n2")
 		if at := <-moved; at.Sub(start) != 0 {
-			t.Errorf("moved after %v", at.Sub(start))
+			t.Errorf("the client moved after %v", at.Sub(start))
 		}
 		c.Close()
 		if took := time.Since(start); took > 3*closeTimeout {
-			t.Errorf("closed after %v", took)
+			t.Errorf("the client was closed after %v", took)
 		}
 	})
 }
 
-// Whenever Close comes, it ends both connections, and every goroutine: the
-// bubble would not end otherwise.
+// Close ends both connections and every goroutine at any moment of a move. The
+// bubble checks that no goroutine is left.
 func TestCloseAtAnyMomentOfAMove(t *testing.T) {
 	for ms := range 60 {
 		t.Run(fmt.Sprint(ms), func(t *testing.T) {
@@ -160,26 +161,26 @@ func TestCloseAtAnyMomentOfAMove(t *testing.T) {
 				if err := c.Err(); !errors.Is(err, ErrClosed) {
 					t.Errorf("Err = %v", err)
 				}
-				time.Sleep(time.Second) // of the bubble: the hosts are done
+				time.Sleep(time.Second) // of the bubble: for the goroutines of the service
 			})
 		})
 	}
 }
 
-// welcomeThenMove welcomes after 5 ms; the first connection is asked to move and
-// dies after 25 ms more.
+// welcomeThenMove welcomes after 5 ms and asks for a move. The first connection
+// breaks 25 ms after that.
 func welcomeThenMove(p *peer, first bool) {
 	p.discardFrames()
 	node := "n2"
 	if first {
 		node = "n1"
 	}
-	say := func(frame string) bool {
+	send := func(frame string) bool {
 		time.Sleep(5 * time.Millisecond)
 		return p.conn.Write(context.Background(), 1, []byte(frame)) == nil
 	}
-	ok := say(fmt.Sprintf(`{"type":"welcome","user":null,"node":%q,"heartbeat_ms":25000,"max_frame":1000}`, node)) &&
-		say(`{"type":"move","after_ms":5,"deadline_ms":50,"avoid":{"node":"n1"},"reason":"deploy"}`)
+	ok := send(fmt.Sprintf(`{"type":"welcome","user":null,"node":%q,"heartbeat_ms":25000,"max_frame":1000}`, node)) &&
+		send(`{"type":"move","after_ms":5,"deadline_ms":50,"avoid":{"node":"n1"},"reason":"deploy"}`)
 	if ok && first {
 		time.Sleep(25 * time.Millisecond)
 		_ = p.conn.CloseNow()
@@ -192,14 +193,14 @@ func TestRefreshTokenNeedsATokenSource(t *testing.T) {
 			t.Errorf("RefreshToken = %v", err)
 		}
 		s.accept()
-		unavailable := errors.New("the token service is away")
-		asked := 0
+		unavailable := errors.New("the token service is unavailable")
+		requests := 0
 		c := s.newClient(Options{Token: func(ctx context.Context) (string, error) {
 			deadline, ok := ctx.Deadline()
 			if !ok || time.Until(deadline) > tokenTimeout {
-				t.Errorf("asked without a bound: %v", deadline)
+				t.Errorf("Options.Token was called with the deadline %v", deadline)
 			}
-			if asked++; asked == 2 {
+			if requests++; requests == 2 {
 				return "", unavailable
 			}
 			return "t", nil
@@ -210,11 +211,11 @@ func TestRefreshTokenNeedsATokenSource(t *testing.T) {
 		}
 		p.closeWith(1012)
 		if err := c.RefreshToken(t.Context()); err != nil {
-			t.Errorf("between two connections: %v", err)
+			t.Errorf("RefreshToken between two connections = %v", err)
 		}
 		c.Close()
 		if err := c.RefreshToken(t.Context()); !errors.Is(err, ErrClosed) {
-			t.Errorf("after the end: %v", err)
+			t.Errorf("RefreshToken after Close = %v", err)
 		}
 	})
 }
@@ -224,7 +225,7 @@ func TestAPresenceRequestIsCheckedBeforeItIsSent(t *testing.T) {
 		c := s.newClient(Options{})
 		s.accept()
 		if _, err := c.Presence(t.Context(), "a b"); err == nil {
-			t.Error("a room with a space was asked for")
+			t.Error("the client accepts a room with a space")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -245,30 +246,30 @@ func TestRememberedSignalsAreBoundedAndExpire(t *testing.T) {
 		}
 		var e *signalDedup
 		if e.seenBefore(1, frame(1)); e != nil {
-			t.Fatal("remembered without a move")
+			t.Fatal("signals are remembered without a move")
 		}
 		e.expireSoon()
 		e = e.start()
 		for n := range 2 * maxDedupSignals {
 			if e.seenBefore(1, frame(n)) {
-				t.Fatalf("%d is told for the first time", n)
+				t.Fatalf("the first copy of signal %d counts as seen", n)
 			}
 		}
 		if len(e.counts) != maxDedupSignals {
-			t.Errorf("%d are remembered, want %d", len(e.counts), maxDedupSignals)
+			t.Errorf("%d signals are remembered, want %d", len(e.counts), maxDedupSignals)
 		}
 		if !e.seenBefore(2, frame(0)) || e.seenBefore(2, frame(0)) || !e.seenBefore(1, frame(0)) {
-			t.Error("two of the same are told twice, whoever brings them")
+			t.Error("two equal signals must be delivered twice, from either connection")
 		}
 		e.expireSoon()
 		e = e.start() // the next move, soon after: a third connection
 		if first, second, third := e.seenBefore(3, frame(0)), e.seenBefore(3, frame(0)), e.seenBefore(3, frame(0)); !first || !second || third {
-			t.Error("what was told twice is told again only the third time")
+			t.Error("on the third connection only the third equal signal must be delivered")
 		}
 		e.expireSoon()
 		time.Sleep(signalDedupWindow + time.Millisecond)
 		if e.seenBefore(2, frame(1)) || len(e.start().counts) != 0 {
-			t.Error("remembered for too long")
+			t.Error("signals are remembered for too long")
 		}
 	})
 }
@@ -281,7 +282,7 @@ func TestDurationsFromTheServiceAreBounded(t *testing.T) {
 	}
 }
 
-// The second connection may be refused before it is one, like any.
+// A refused handshake of the next connection is repeated.
 func TestAMoveRetriesARefusedHandshake(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		moved := make(chan struct{}, 1)
@@ -293,12 +294,13 @@ func TestAMoveRetriesARefusedHandshake(t *testing.T) {
 		s.acceptWithoutWelcome().welcome("n2")
 		<-moved
 		if len(s.urls) != 6 {
-			t.Errorf("%d handshakes, want 6", len(s.urls))
+			t.Errorf("the client made %d handshakes, want 6", len(s.urls))
 		}
 	})
 }
 
-// A third connection waits until the second has gone, be it as slow as it may.
+// A third connection is opened only after the second is closed, however long that
+// takes.
 func TestThereAreNeverThreeConnections(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		c := s.newClient(Options{HTTPClient: s.limitedHTTPClient(t)})
@@ -309,24 +311,24 @@ func TestThereAreNeverThreeConnections(t *testing.T) {
 		first.discardFrames()
 		first.move(0, 60_000)
 		second := s.acceptWithoutWelcome()
-		second.welcome("n2") // and it reads no further: it will not answer a goodbye
+		second.welcome("n2") // it reads no further, so it does not answer the close frame
 		start := time.Now()
 		first.send(`{"type":"move","after_ms":0,"deadline_ms":60000,"avoid":{"node":"n2"},"reason":"deploy"}`)
 		third := s.acceptWithoutWelcome()
 		if waited := third.connectedAt.Sub(start); waited != closeTimeout {
-			t.Errorf("the third came after %v, want %v", waited, closeTimeout)
+			t.Errorf("the third connection was opened after %v, want %v", waited, closeTimeout)
 		}
 		third.welcome("n3")
 		third.expect("moved")
 		third.acceptJoin(2)
 		synctest.Wait()
 		if node := c.Welcome().Node; node != "n3" {
-			t.Errorf("it is on %s", node)
+			t.Errorf("the client is on %s, want n3", node)
 		}
 	})
 }
 
-// A room that is joined at the last moment is waited for, too.
+// A move also waits for a room that is joined at the last moment.
 func TestAMoveWaitsForARoomJoinedAtTheLastMoment(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		moved := 0
@@ -343,7 +345,7 @@ func TestAMoveWaitsForARoomJoinedAtTheLastMoment(t *testing.T) {
 		second.welcome("n2")
 		second.expect("moved")
 		second.expect("join")
-		first.message(3, "a", "null") // its handler runs while the last room is left, and another one joined
+		first.message(3, "a", "null") // its handler runs while the test leaves the last room and joins another
 		synctest.Wait()
 		c.Leave("r")
 		go func() { _, _ = c.Join(context.Background(), "q", Start(), room.handler()) }()
@@ -355,7 +357,7 @@ func TestAMoveWaitsForARoomJoinedAtTheLastMoment(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		if moved != 0 {
-			t.Fatal("moved before the room was joined on the second connection")
+			t.Fatal("the client moved before the room was joined on the next connection")
 		}
 		first.expect("leave")
 		first.acceptJoin(0)
@@ -363,7 +365,7 @@ func TestAMoveWaitsForARoomJoinedAtTheLastMoment(t *testing.T) {
 		second.acceptJoin(0)
 		synctest.Wait()
 		if moved != 1 {
-			t.Error("did not move once it was")
+			t.Error("the client did not move once the room was joined")
 		}
 	})
 }

@@ -15,28 +15,28 @@ import (
 	"switchyard/internal/message"
 )
 
-// A publicationKey is what the service tells publications apart by, besides the user.
+// A publicationKey identifies a publication of one user.
 type publicationKey struct {
 	room message.Room
 	id   string
 }
 
-// A publication waits for its answer. Guarded by Client.mu.
+// A publication is a publish without an answer. Guarded by Client.mu.
 type publication struct {
 	key       publicationKey
-	order     uint64 // in which Send was called
+	order     uint64 // rises with each call of Send and Publish
 	ref       string // the same in each resend, and in no other publication
 	frame     []byte
 	data      []byte // part of frame
 	done      func(Ack, error)
-	conn      *connection // where it is under way, nil while it waits
-	timer     *time.Timer // ends the resending; runs from the first send
-	firstSent time.Time   // when that was
-	// unheard counts the attempts that may have been stored.
+	conn      *connection // where it was sent last; nil while it waits
+	timer     *time.Timer // ends the resending; nil until the first send
+	firstSent time.Time
+	// uncertainAttempts counts the attempts that may have been stored.
 	uncertainAttempts int
 }
 
-// outcomes are answers to tell once mu is released.
+// outcomes are calls of done functions, which are made once mu is released.
 type outcomes []func()
 
 func (o outcomes) deliver() {
@@ -48,13 +48,13 @@ func (o outcomes) deliver() {
 // NewID returns a random id for a publish.
 func NewID() string { return rand.Text() }
 
-// Publish publishes data (a JSON value) in a room and returns where it was
-// stored. An empty id means a random one. Reconnects in between do not matter:
-// it is resent with the same id for half of the service's ID_WINDOW, then the
-// error is ErrOutcomeUnknown; also when ctx ends after it was sent. An *Error
-// says that the service refused it; it comes with ErrOutcomeUnknown when an
-// earlier attempt got no answer. A room's publications are stored in the order of the
-// calls.
+// Publish publishes data (a JSON value) in a room and waits for the ack. An empty
+// id means a random one. The client resends the message with the same id after a
+// reconnect, for half of the service's ID_WINDOW; after that, and when ctx ends
+// after the message was sent, the error is ErrOutcomeUnknown. An *Error means
+// that the service refused the message; it wraps ErrOutcomeUnknown as well when
+// an earlier attempt had no answer. The messages of a room are stored in the
+// order of the calls.
 func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMessage, id string) (Ack, error) {
 	type result struct {
 		ack Ack
@@ -78,15 +78,15 @@ func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMe
 		return r.ack, r.err
 	case <-ctx.Done():
 		c.giveUp(p, ctx.Err())
-		r := <-results // at once: cancelWait or an answer before it
+		r := <-results // does not block: giveUp has sent it, or an answer before that
 		return r.ack, r.err
 	}
 }
 
-// Send is Publish that does not wait: done is called once with the outcome,
-// usually from the goroutine that calls handlers and under the same rules. An
-// error means that nothing was sent and done is not called; ErrBusy that
-// MaxPending publishes wait already.
+// Send is Publish without waiting. It calls done once with the outcome, usually
+// from the goroutine that calls handlers, and under the same rules. When Send
+// returns an error, nothing was sent and done is not called. ErrBusy means that
+// MaxPending publishes are pending.
 func (c *Client) Send(room message.Room, data json.RawMessage, id string, done func(Ack, error)) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -100,7 +100,9 @@ func (c *Client) Send(room message.Room, data json.RawMessage, id string, done f
 	return nil
 }
 
-// startPublish takes over a slot, unless it fails.
+// startPublish checks a publish and sends it, or queues it behind its room's retry
+// queue. The caller has acquired a slot, which removePending releases; when
+// startPublish fails, the caller keeps it.
 func (c *Client) startPublish(room message.Room, data []byte, id string, done func(Ack, error)) (*publication, error) {
 	if id == "" {
 		id = NewID()
@@ -140,7 +142,7 @@ func (c *Client) startPublish(room message.Room, data []byte, id string, done fu
 	return p, nil
 }
 
-// transmit sends p on the connection; the caller holds mu and knows of one.
+// transmit sends p on the current connection. The caller holds mu and has one.
 func (c *Client) transmit(p *publication) {
 	p.conn = c.current
 	if p.timer == nil {
@@ -151,8 +153,9 @@ func (c *Client) transmit(p *publication) {
 	c.current.sock.send(p.frame)
 }
 
-// resendWindow is half of the shortest time that ids may be remembered, so that a
-// resend is never taken for a new message. The caller holds mu.
+// resendWindow returns how long a publish is resent: half of the shortest time for
+// which the service may remember ids, so that a resend is never stored as a new
+// message. The caller holds mu.
 func (c *Client) resendWindow() time.Duration {
 	window := c.opts.IDWindow
 	if advertised := time.Duration(c.welcome.IDWindowMS) * time.Millisecond; advertised > 0 && (window <= 0 || advertised < window) {
@@ -164,7 +167,8 @@ func (c *Client) resendWindow() time.Duration {
 	return window / 2
 }
 
-// cancelWait ends the wait for an answer.
+// giveUp completes p without an answer, because of cause, or because its resend
+// window is over (nil).
 func (c *Client) giveUp(p *publication, cause error) {
 	c.mu.Lock()
 	if c.pending[p.key] != p {
@@ -177,7 +181,8 @@ func (c *Client) giveUp(p *publication, cause error) {
 	o.deliver()
 }
 
-// unansweredError is the error of a publication that got no answer because of cause.
+// unansweredError returns the error of a publication that got no answer because of
+// cause; nil means that the resend window is over.
 func unansweredError(p *publication, cause error) error {
 	switch {
 	case p.timer == nil: // never sent
@@ -188,8 +193,8 @@ func unansweredError(p *publication, cause error) error {
 	return fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, cause)
 }
 
-// completePublish answers the publication with key that is under way, if mine says that
-// it is the one meant: its id may have been used before.
+// completePublish completes the pending publication with that key, if it was sent
+// and matches returns true: an earlier publish may have used the same id.
 func (c *Client) completePublish(key publicationKey, ack Ack, matches func(*publication) bool) {
 	c.mu.Lock()
 	var o outcomes
@@ -205,8 +210,9 @@ func (c *Client) handleAck(f *serverFrame) {
 		func(p *publication) bool { return f.Ref == p.ref })
 }
 
-// completeFromOwnMessage takes a message with an id and the data of ours for its ack.
-// Another user's message may bear the same id: ids are unique per room and user.
+// completeFromOwnMessage treats a message with the user, id and data of a pending
+// publication as its ack. The id alone does not suffice, because ids are unique
+// per room and user only.
 func (c *Client) completeFromOwnMessage(conn *connection, m message.Message) {
 	c.completePublish(publicationKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
 		func(p *publication) bool {
@@ -216,8 +222,9 @@ func (c *Client) completeFromOwnMessage(conn *connection, m message.Message) {
 		})
 }
 
-// removePending takes p out of everything. Once a probe is answered its lane opens.
-// The caller holds mu and tells the outcomes after it.
+// removePending completes p: it removes p everywhere and releases its slot. If p
+// was the probe of its retry queue, the queue is released. The caller holds mu and
+// delivers the outcomes after it.
 func (c *Client) removePending(p *publication, ack Ack, err error) outcomes {
 	delete(c.pending, p.key)
 	<-c.slots
@@ -233,7 +240,8 @@ func (c *Client) removePending(p *publication, ack Ack, err error) outcomes {
 	return outcomes{func() { p.done(ack, err) }}
 }
 
-// handlePublishError says whether the error was the answer to a publish.
+// handlePublishError reports whether ref is that of a pending publish. A temporary
+// error queues it for a retry; any other completes it.
 func (c *Client) handlePublishError(ref string, err *Error) bool {
 	c.mu.Lock()
 	var p *publication
@@ -248,14 +256,14 @@ func (c *Client) handlePublishError(ref string, err *Error) bool {
 	}
 	var o outcomes
 	if err.Code == "rate_limited" {
-		p.uncertainAttempts-- // refused before it came near the log
+		p.uncertainAttempts-- // refused before the log, so this attempt was not stored
 	}
 	switch {
 	case err.temporary():
 		c.enqueueRetry(p, err.retryDelay(c.opts.random))
 	case p.uncertainAttempts > 1 && err.Code != "conflict":
-		// The refusal of a resend says nothing of the first attempt, unless it
-		// is that the id holds something else.
+		// The refusal of a resend does not say whether an earlier attempt was
+		// stored, except for conflict: then the id holds other data.
 		o = c.removePending(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
 	default:
 		o = c.removePending(p, Ack{}, err)
@@ -265,8 +273,9 @@ func (c *Client) handlePublishError(ref string, err *Error) bool {
 	return true
 }
 
-// resendPending sends everything pending on a new connection, in order; of a lane the
-// oldest alone. The caller holds mu.
+// resendPending sends every pending publication on a new current connection, in
+// order, but only the oldest one of a room with a retry queue. The caller holds mu
+// and delivers the outcomes after it.
 func (c *Client) resendPending() (o outcomes) {
 	for _, q := range c.retryQueues {
 		if q.timer != nil {
@@ -300,8 +309,9 @@ func (c *Client) resendPending() (o outcomes) {
 	return o
 }
 
-// resetResendTimer sets the end of resending anew, as this service may remember ids for
-// another time than the last one; false when it is over. The caller holds mu.
+// resetResendTimer recomputes the resend window of p, because the new connection's
+// service may remember ids for another time than the last one. It returns false
+// when the window is over. The caller holds mu.
 func (c *Client) resetResendTimer(p *publication) bool {
 	if p.timer == nil {
 		return true
@@ -313,14 +323,16 @@ func (c *Client) resetResendTimer(p *publication) bool {
 	return left > 0
 }
 
+// pendingInOrder returns the pending publications in the order of the calls. The
+// caller holds mu.
 func (c *Client) pendingInOrder() []*publication {
 	return slices.SortedFunc(maps.Values(c.pending), byOrder)
 }
 
 func byOrder(a, b *publication) int { return cmp.Compare(a.order, b.order) }
 
-// failLargest fails the publication that a close with 1009 was about: the
-// largest under way on that connection.
+// failLargest fails the publication that must have caused a close with 1009: the
+// largest one sent on that connection.
 func (c *Client) failLargest(conn *connection, cause error) {
 	c.mu.Lock()
 	var largest *publication
@@ -337,7 +349,8 @@ func (c *Client) failLargest(conn *connection, cause error) {
 	o.deliver()
 }
 
-// failPending answers everything pending. The caller holds mu.
+// failPending fails every pending publication with cause. The caller holds mu and
+// delivers the outcomes after it.
 func (c *Client) failPending(cause error) (o outcomes) {
 	for _, q := range c.retryQueues {
 		if q.timer != nil {

@@ -15,7 +15,7 @@ import (
 func TestAPublishIsAcked(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		c := s.newClient(Options{})
-		acked := publish(c, "r", "my-id") // before there is a connection
+		acked := publish(c, "r", "my-id") // before the first connection
 		p := s.accept()
 		f := p.expect("publish")
 		if f.ID != "my-id" || f.Room != "r" || string(f.Data) != `{"a" : "<&>"}` {
@@ -25,7 +25,7 @@ func TestAPublishIsAcked(t *testing.T) {
 		if a := <-acked; a.err != nil || a.ack != (Ack{"r", "e", 4, "my-id", true}) {
 			t.Errorf("Publish = %+v", a)
 		}
-		// Ids of the client's own are never the same twice.
+		// The client's own ids are random.
 		one, two := publish(c, "r", ""), publish(c, "r", "")
 		a, b := p.expect("publish"), p.expect("publish")
 		if a.ID == b.ID || message.CheckID(a.ID) != nil {
@@ -89,21 +89,21 @@ func TestAClientsOwnMessageCountsAsItsAck(t *testing.T) {
 				acked := send(`4`)
 				first := p.expect("publish")
 				p.send(`{"type":"message","room":"r","epoch":"e","seq":4,"id":"x","from":%s,"at":"2026-01-02T15:04:05Z","data":4}`, c.other)
-				stillPending(t, acked) // it was somebody else's x
+				stillPending(t, acked) // the x of another user
 				p.message(4, "x", c.own)
 				if a := <-acked; a.err != nil || a.ack.Seq != 4 || a.ack.Epoch != "e" {
 					t.Errorf("Publish = %+v", a)
 				}
-				// Neither the late ack nor a late echo tells anything of a second
-				// use of the id, which the service will refuse.
-				again := send(`5`)
+				// Neither a late ack nor a late copy of the message completes a second
+				// publish with the id, which the service refuses.
+				reused := send(`5`)
 				second := p.expect("publish")
 				p.ack(first, 4)
 				p.message(4, "x", c.own)
-				stillPending(t, again)
+				stillPending(t, reused)
 				p.refuse(second, "conflict", "")
 				var refused *Error
-				if a := <-again; !errors.As(a.err, &refused) {
+				if a := <-reused; !errors.As(a.err, &refused) {
 					t.Errorf("the second use: %+v", a)
 				}
 			})
@@ -118,7 +118,7 @@ func TestAfterUnavailableLaterPublishesWaitTheirTurn(t *testing.T) {
 		one := publish(c, "r", "1")
 		f1 := p.expect("publish")
 		two := publish(c, "r", "2")
-		f2 := p.expect("publish") // under way before the trouble is known
+		f2 := p.expect("publish") // sent before the first refusal
 		p.refuse(f2, "unavailable", `,"retry_after_ms":3000`)
 		start := time.Now()
 		p.refuse(f1, "unavailable", `,"retry_after_ms":3000`)
@@ -131,7 +131,7 @@ func TestAfterUnavailableLaterPublishesWaitTheirTurn(t *testing.T) {
 			p.ack(f, 1)
 			<-elsewhere
 		}
-		// The oldest goes first, alone, and fails again.
+		// The oldest is resent alone, and refused again.
 		f := p.expect("publish")
 		if f.ID != "1" || time.Since(start) != 3*time.Second {
 			t.Fatalf("%s was resent after %v, want 1 after 3 s", f.ID, time.Since(start))
@@ -210,7 +210,7 @@ func TestResendingEndsAfterHalfTheIDWindow(t *testing.T) {
 		acked := publish(c, "r", "1")
 		p.expect("publish")
 		p.closeWith(0)
-		// No connection comes to be any more.
+		// The test accepts no further connection.
 		if a := <-acked; !errors.Is(a.err, ErrOutcomeUnknown) {
 			t.Errorf("Publish = %v", a.err)
 		}
@@ -239,7 +239,7 @@ func TestACanceledPublishReportsWhetherItWasSent(t *testing.T) {
 		if f := p.expect("publish"); f.ID != "sent" {
 			t.Errorf("sent %s", f.ID)
 		}
-		// The place is free again, and so is the id.
+		// The slot is free again, and so is the id.
 		acked := publish(c, "r", "sent")
 		p.ack(p.expect("publish"), 1)
 		if a := <-acked; a.err != nil {
@@ -257,7 +257,7 @@ func TestPendingPublishesAreBounded(t *testing.T) {
 		if err := c.Send("r", []byte(`1`), "3", nil); !errors.Is(err, ErrBusy) {
 			t.Errorf("Send = %v", err)
 		}
-		three := publish(c, "r", "3") // waits for a place
+		three := publish(c, "r", "3") // waits for a slot
 		f := p.expect("publish")
 		p.expect("publish")
 		p.ack(f, 1)
@@ -272,7 +272,7 @@ func TestPendingPublishesAreBounded(t *testing.T) {
 func TestAPublishIsCheckedBeforeItIsSent(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		c := s.newClient(Options{})
-		early := c.publishAsync(t, jsonStringOf1000Bytes()) // nobody knows the bound yet
+		early := c.publishAsync(t, jsonStringOf1000Bytes()) // max_frame is not known yet
 		s.accept()
 		if a := <-early; !errors.Is(a.err, ErrTooLarge) {
 			t.Errorf("Publish = %v", a.err)
@@ -321,7 +321,7 @@ func TestATooLargeFrameIsNotSentAgain(t *testing.T) {
 		p.expect("publish")
 		p.expect("publish")
 		p.closeWith(1009)
-		stillPending(t, waiting) // larger still, but not under way then
+		stillPending(t, waiting) // larger, but not sent on that connection
 		if a := <-big; !errors.Is(a.err, ErrTooLarge) {
 			t.Errorf("the big one: %v", a.err)
 		}

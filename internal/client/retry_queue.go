@@ -7,17 +7,17 @@ import (
 	"switchyard/internal/message"
 )
 
-// A retryQueue holds a room's publications back after the service could not say
-// whether one of them is stored: only the oldest, the probe, is resent; the
-// others follow once it was answered, so that their order stays.
+// A retryQueue holds back a room's publications after the service has refused one
+// of them for a time. Only the oldest, the probe, is resent. The others follow
+// once the probe has its answer, which keeps their order. Guarded by Client.mu.
 type retryQueue struct {
-	probe *publication   // under way, or nil
-	queue []*publication // by order
-	timer *time.Timer    // until the next probe, or nil
+	probe *publication   // sent and without an answer, or nil
+	queue []*publication // by order, without the probe
+	timer *time.Timer    // sends the next probe, or nil
 }
 
-// enqueueRetry puts p in its room's lane and sees to it that the oldest there is
-// resent after wait. The caller holds mu.
+// enqueueRetry puts p into the retry queue of its room, and schedules a probe after
+// wait unless one is scheduled or sent. The caller holds mu.
 func (c *Client) enqueueRetry(p *publication, wait time.Duration) {
 	room := p.key.room
 	q := c.retryQueues[room]
@@ -35,7 +35,7 @@ func (c *Client) enqueueRetry(p *publication, wait time.Duration) {
 	}
 }
 
-// add keeps the queue in order of the calls.
+// add inserts p by its order. The caller holds mu.
 func (q *retryQueue) add(p *publication) {
 	at, found := slices.BinarySearchFunc(q.queue, p, byOrder)
 	if !found {
@@ -43,6 +43,8 @@ func (q *retryQueue) add(p *publication) {
 	}
 }
 
+// retryProbe runs when a queue's timer fires. Without a connection it does nothing:
+// resendPending sends the probe on the next one.
 func (c *Client) retryProbe(room message.Room, q *retryQueue) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -55,20 +57,21 @@ func (c *Client) retryProbe(room message.Room, q *retryQueue) {
 	}
 }
 
-// sendProbe resends the oldest of a lane; the caller holds mu.
+// sendProbe resends the oldest publication of a queue. The caller holds mu and has
+// a current connection.
 func (c *Client) sendProbe(q *retryQueue) {
 	q.probe, q.queue = q.queue[0], q.queue[1:]
 	c.transmit(q.probe)
 }
 
-// releaseQueue lets a lane's publications go on.
+// releaseQueue removes a queue and sends its publications. The caller holds mu.
 func (c *Client) releaseQueue(room message.Room, q *retryQueue) {
 	delete(c.retryQueues, room)
 	if q.timer != nil {
 		q.timer.Stop()
 	}
 	if c.current == nil {
-		return // begin sends them
+		return // resendPending sends them on the next connection
 	}
 	for _, p := range q.queue {
 		c.transmit(p)

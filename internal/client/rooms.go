@@ -8,52 +8,57 @@ import (
 	"switchyard/internal/message"
 )
 
-// A Position is where a join begins. The zero value is "from now".
+// A Position is where a join starts: after a seq of an epoch. The zero value is
+// Now.
 type Position struct {
 	Epoch message.Epoch
 	After message.Seq
-	given bool
+	given bool // false: from now
 }
 
-// Now joins with what comes next.
+// Now is the position after the newest message: a join gets only new messages.
 func Now() Position { return Position{} }
 
-// Start joins with the oldest message stored.
+// Start is the position before the oldest message that is stored.
 func Start() Position { return Position{given: true} }
 
-// After joins with the message that follows seq in that epoch.
+// After is the position after seq in that epoch.
 func After(epoch message.Epoch, seq message.Seq) Position {
 	return Position{Epoch: epoch, After: seq, given: true}
 }
 
-// A Handler takes what happens in a room; any field may be nil. It is called
-// in order and one at a time for the whole client, which reads no further
-// meanwhile: one that takes long gets the client closed as slow.
+// A Handler has the callbacks of a room; any of them may be nil. The client calls
+// its callbacks in order and one at a time, over all rooms, and reads no frame
+// while one runs: after a slow callback the service may close the client as slow
+// (4208).
 type Handler struct {
-	// Message gets each message once, without holes but for those in Gap.
+	// Message gets each message once, in the order of seq. Only the seqs of a
+	// Gap are missing.
 	Message func(message.Message)
 	Gap     func(Gap)
 	Signal  func(Signal)
-	// Joined is called at each join, those after a reconnect included, but not
-	// on a move.
+	// Joined is called after each join, also after a reconnect, but not after a
+	// move.
 	Joined func(Joined)
-	// Presence is told of changes once Client.Presence was asked, and of
-	// everybody after a reconnect or a move.
+	// Presence gets changes after a call of Client.Presence, and the full list
+	// after a reconnect or a move.
 	Presence func(Presence)
-	// Ended is called when the service refuses to let the room be rejoined.
+	// Ended is called when the service refuses to let the client rejoin the room.
+	// The client has then left it.
 	Ended func(error)
 }
 
-// room is a room joined or to be joined. Guarded by Client.mu, but for the
-// handler, which is static.
+// A room is a room that is joined or to be joined. Guarded by Client.mu, except
+// for the handler, which is static.
 type room struct {
 	name      message.Room
 	handler   Handler
-	position  Position         // the last one seen, on whichever connection
-	firstJoin chan joinOutcome // gets the first outcome, then nil
-	watched   bool             // presence was asked for
+	position  Position         // the last one seen, on any connection
+	firstJoin chan joinOutcome // gets the first outcome, and is nil after it
+	watched   bool             // Client.Presence was called
 }
 
+// A joinOutcome is the answer to the first join, or why there is none.
 type joinOutcome struct {
 	joined Joined
 	err    error
@@ -66,9 +71,10 @@ func (r *room) completeJoin(j Joined, err error) {
 	}
 }
 
-// Join joins a room and stays, across reconnects, until Leave. It returns once
-// the service has let the client in, or an *Error when it refuses. When ctx
-// ends before, the room is left; when Leave is called before, it is ErrLeft.
+// Join joins a room until Leave; the client rejoins it after each reconnect. It
+// waits for the service's answer, and returns an *Error when that is a refusal.
+// When ctx ends first, the client leaves the room; when Leave is called first,
+// Join returns ErrLeft.
 func (c *Client) Join(ctx context.Context, name message.Room, from Position, h Handler) (Joined, error) {
 	if _, err := message.ParseRoom(string(name)); err != nil {
 		return Joined{}, err
@@ -101,7 +107,7 @@ func (c *Client) Join(ctx context.Context, name message.Room, from Position, h H
 	}
 }
 
-// Leave leaves a room. Its handler may be in its last call when Leave returns.
+// Leave leaves a room. One of its callbacks may still run when Leave returns.
 func (c *Client) Leave(name message.Room) {
 	c.mu.Lock()
 	r := c.rooms[name]
@@ -128,8 +134,9 @@ func (c *Client) leave(r *room) {
 	c.notifyMove()
 }
 
-// Position returns the last position seen in a joined room, to be used with
-// After later; false when the room is not joined or nothing is known yet.
+// Position returns the last position seen in a room, for a later Join with After.
+// It returns false when the client has not joined the room, or has had no answer
+// yet.
 func (c *Client) Position(name message.Room) (Position, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,7 +147,7 @@ func (c *Client) Position(name message.Room) (Position, bool) {
 	return r.position, true
 }
 
-// sendJoin joins on l from the last position seen. The caller holds mu.
+// sendJoin joins r on conn from the last position seen. The caller holds mu.
 func (c *Client) sendJoin(conn *connection, r *room) {
 	m := conn.memberships[r.name]
 	if m == nil {
@@ -184,8 +191,9 @@ func (c *Client) handleJoined(conn *connection, f *serverFrame) {
 	}
 }
 
-// joinedElsewhere says whether a room is joined on the other one of two connections: then
-// its join on l is no news. The caller holds mu.
+// joinedElsewhere reports whether r is joined on the other one of the two
+// connections of a move, so that its join on conn is not reported. The caller
+// holds mu.
 func (c *Client) joinedElsewhere(conn *connection, r *room) bool {
 	for _, other := range []*connection{c.current, c.next} {
 		if other != nil && other != conn && other.memberships[r.name] != nil && other.memberships[r.name].joined {
@@ -195,8 +203,8 @@ func (c *Client) joinedElsewhere(conn *connection, r *room) bool {
 	return false
 }
 
-// handleJoinError says whether the error was the answer to a join. A passing one
-// leads to another try, any other ends the room.
+// handleJoinError reports whether ref is that of a join on conn. After a temporary
+// error the client joins again later; after any other it leaves the room.
 func (c *Client) handleJoinError(conn *connection, ref string, err *Error) bool {
 	c.mu.Lock()
 	var r *room
@@ -230,6 +238,8 @@ func (c *Client) handleJoinError(conn *connection, ref string, err *Error) bool 
 	return true
 }
 
+// retryJoin repeats the join with that ref, unless the room was left or joined
+// anew since.
 func (c *Client) retryJoin(conn *connection, r *room, ref string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -238,9 +248,11 @@ func (c *Client) retryJoin(conn *connection, r *room, ref string) {
 	}
 }
 
-// handleMessage settles an own publish, drops what was seen, and hands on the
-// rest. What was skipped is asked for again; skipped once more, it ends the
-// connection: the next one resumes before it.
+// handleMessage completes the publish that the message comes from, if it is the
+// client's own, drops a duplicate, and passes a new message to the handler. When
+// seqs are missing before it, it requests them once. If they are missing again,
+// it returns an error, which ends the connection; the next one resumes before
+// them.
 func (c *Client) handleMessage(conn *connection, f *serverFrame) error {
 	msg := f.message()
 	c.completeFromOwnMessage(conn, msg)
@@ -253,7 +265,7 @@ func (c *Client) handleMessage(conn *connection, f *serverFrame) error {
 	m.epoch = msg.Epoch
 	var gap *Gap
 	if msg.Epoch != r.position.Epoch {
-		// A new life of the log, and this is the first we hear of it.
+		// The log is in a new epoch, and no gap frame has said so.
 		r.position = After(msg.Epoch, msg.Seq-1)
 		if msg.Seq > 1 {
 			gap = &Gap{Room: msg.Room, Epoch: msg.Epoch, From: 1, To: msg.Seq - 1, Reason: "epoch"}
@@ -280,26 +292,30 @@ func (c *Client) handleMessage(conn *connection, f *serverFrame) error {
 	return nil
 }
 
-// isStaleEpoch says that this connection goes on in an epoch that the other one has
-// told to be over.
+// isStaleEpoch reports whether a frame in epoch is stale: this connection is still
+// in that epoch, while the room's position, moved on by the other connection, is
+// in a newer one. The caller holds mu.
 func (m *membership) isStaleEpoch(epoch message.Epoch, r *room) bool {
 	return epoch != r.position.Epoch && epoch == m.epoch
 }
 
-// requestMissing joins again from before a hole, or returns errSkippedMessage when that was tried
-// from there before. The caller holds mu.
+// requestMissing joins again from the room's position, because got came instead of
+// the seq that follows it. It returns errSkippedMessage when a join from that
+// position was tried before. The caller holds mu.
 func (c *Client) requestMissing(conn *connection, r *room, got message.Seq) error {
 	m := conn.memberships[r.name]
 	if m.missingAfter == r.position {
 		m.missingAfter = Position{}
-		return fmt.Errorf("%w in %s: %d came after %d", errSkippedMessage, r.name, got, r.position.After)
+		return fmt.Errorf("%w in %s: %d followed %d", errSkippedMessage, r.name, got, r.position.After)
 	}
-	c.opts.Logger.Warn("the service skipped a message; asking again", "room", r.name, "after", r.position.After, "came", got)
+	c.opts.Logger.Warn("the service skipped a message; joining again", "room", r.name, "after", r.position.After, "received", got)
 	m.missingAfter = r.position
 	c.sendJoin(conn, r)
 	return nil
 }
 
+// handleGap moves the room's position to the end of a gap and reports the gap,
+// unless the position is past it already.
 func (c *Client) handleGap(conn *connection, f *serverFrame) error {
 	gap, err := f.gap()
 	if err != nil {
@@ -311,7 +327,7 @@ func (c *Client) handleGap(conn *connection, f *serverFrame) error {
 		c.mu.Unlock()
 		return nil
 	}
-	// The new epoch is no news when the other connection has told of it.
+	// A new epoch is already known when it came on the other connection.
 	known := gap.Epoch == r.position.Epoch && (gap.Reason != "epoch" || m.epoch != gap.Epoch)
 	m.epoch = gap.Epoch
 	if known && gap.To <= r.position.After {
@@ -326,6 +342,8 @@ func (c *Client) handleGap(conn *connection, f *serverFrame) error {
 	return nil
 }
 
+// handleSignal passes a signal to the handler, unless it is the second copy of a
+// move.
 func (c *Client) handleSignal(conn *connection, f *serverFrame) {
 	c.mu.Lock()
 	r := c.rooms[f.Room]
@@ -339,8 +357,8 @@ func (c *Client) handleSignal(conn *connection, f *serverFrame) {
 	}
 }
 
-// handlePresence answers who asked; what comes by itself is heard on the
-// connection that counts.
+// handlePresence completes the call with the frame's ref. A change has no ref: it
+// goes to the handler of a watched room, and only from the current connection.
 func (c *Client) handlePresence(conn *connection, f *serverFrame) {
 	if f.Ref != "" && c.completeCall(f.Ref, callResult{presence: f.presence()}) {
 		return

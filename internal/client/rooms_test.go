@@ -17,7 +17,7 @@ func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
 		joined := got.join(c, "r", Now())
 		p := s.accept()
 		if f := p.acceptJoin(7); f.After != nil || f.Epoch != "" {
-			t.Errorf("a join from now asks for %+v", f)
+			t.Errorf("a join from now sent %+v", f)
 		}
 		if j := <-joined; j.err != nil || j.joined.Head != 7 || j.joined.First != 1 {
 			t.Errorf("Join = %+v", j)
@@ -28,9 +28,9 @@ func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
 
 		p = s.accept()
 		if f := p.acceptJoin(11); f.After == nil || *f.After != 9 || f.Epoch != "e" {
-			t.Errorf("the rejoin asks for %+v, want after 9 in e", f)
+			t.Errorf("the rejoin sent %+v, want after 9 in e", f)
 		}
-		p.message(9, "b", `"bob"`) // a double
+		p.message(9, "b", `"bob"`) // a duplicate
 		p.message(10, "c", "null")
 		p.message(11, "d", "null")
 		got.want(t, "joined 7", "e/8", "e/9", "joined 11", "e/10", "e/11")
@@ -71,7 +71,7 @@ func TestAJoinStartsAtThePositionGiven(t *testing.T) {
 				p := s.accept()
 				f := p.acceptJoin(int(c.after) + 1)
 				if f.After == nil || *f.After != c.after || f.Epoch != c.epoch {
-					t.Errorf("asked for %+v", f)
+					t.Errorf("the join sent %+v", f)
 				}
 				p.message(int(c.after)+1, "x", "null")
 				synctest.Wait()
@@ -92,7 +92,7 @@ func TestGapsAreReportedAndSkipped(t *testing.T) {
 		p.acceptJoin(9)
 		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":5,"reason":"trimmed"}`)
 		p.message(6, "a", "null")
-		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":5,"reason":"trimmed"}`) // a double
+		p.send(`{"type":"gap","room":"r","epoch":"e","from":3,"to":5,"reason":"trimmed"}`) // a duplicate
 		p.send(`{"type":"gap","room":"r","epoch":"f","from":1,"to":4,"reason":"epoch"}`)
 		p.send(`{"type":"message","room":"r","epoch":"f","seq":5,"id":"x","from":null,"at":"2026-01-02T15:04:05Z","data":1}`)
 		got.want(t, "joined 9", "gap e 3-5 trimmed", "e/6", "gap f 1-4 epoch", "f/5")
@@ -145,7 +145,7 @@ func TestMessagesOfAnEarlierJoinAreIgnored(t *testing.T) {
 		}
 		p.message(2, "a", "null")
 		second.join(c, "r", After("e", 2))
-		p.message(3, "b", "null") // of the first join, still
+		p.message(3, "b", "null") // of the first join
 		p.acceptJoin(4)
 		p.message(3, "b", "null")
 		second.want(t, "joined 4", "e/3")
@@ -189,7 +189,7 @@ func TestRefusedJoins(t *testing.T) {
 			t.Fatalf("Join = %v", j.err)
 		}
 
-		// Trouble passes: the client asks again when it was told to.
+		// After a temporary error the client joins again when the service asks for it.
 		start := time.Now()
 		joined = got.join(c, "r", Now())
 		p.refuse(p.expect("join"), "unavailable", `,"retry_after_ms":3000`)
@@ -198,7 +198,7 @@ func TestRefusedJoins(t *testing.T) {
 			t.Fatalf("joined after %v: %v", time.Since(start), j.err)
 		}
 
-		// Rights may end while one is away.
+		// The user may lose the right to join between two connections.
 		other.join(c, "r2", Now())
 		p.acceptJoin(1)
 		p.closeWith(0)
@@ -255,7 +255,7 @@ func TestSignals(t *testing.T) {
 			t.Fatal(err)
 		}
 		if f := p.expect("signal"); f.Room != "r" || string(f.Data) != `{"typing" : true}` {
-			t.Errorf("sent %+v", f)
+			t.Errorf("the client sent %+v", f)
 		}
 		p.send(`{"type":"signal","room":"r","from":"bob","data":{"typing":true}}`)
 		p.send(`{"type":"signal","room":"r","from":null,"data":2}`)
@@ -286,7 +286,7 @@ func TestHistory(t *testing.T) {
 			h   History
 			err error
 		}
-		ask := func(r HistoryRange) <-chan result {
+		request := func(r HistoryRange) <-chan result {
 			out := make(chan result, 1)
 			go func() {
 				h, err := c.History(context.Background(), "r", r)
@@ -295,16 +295,16 @@ func TestHistory(t *testing.T) {
 			synctest.Wait()
 			return out
 		}
-		answered := ask(HistoryRange{Before: 9, Limit: 2})
+		results := request(HistoryRange{Before: 9, Limit: 2})
 		p := s.accept()
 		if f := p.expect("history"); *f.Before != 9 || f.After != nil || f.Limit != 2 {
-			t.Errorf("asked for %+v", f)
+			t.Errorf("the client sent %+v", f)
 		}
-		p.closeWith(0) // reading twice does no harm
+		p.closeWith(0) // the request is repeated on the next connection
 		p = s.accept()
 		f := p.expect("history")
 		p.send(`{"type":"history","ref":%q,"room":"r","more":true,"messages":[{"type":"message","room":"r","epoch":"e","seq":7,"id":"x","from":"bob","at":"2026-01-02T15:04:05.000001Z","data":{"a" : 1}}]}`, f.Ref)
-		got := <-answered
+		got := <-results
 		if got.err != nil || !got.h.More || len(got.h.Messages) != 1 {
 			t.Fatalf("History = %+v", got)
 		}
@@ -312,15 +312,21 @@ func TestHistory(t *testing.T) {
 		if m.Room != "r" || m.Seq != 7 || m.From != "bob" || string(m.Data) != `{"a" : 1}` || m.At.Nanosecond() != 1000 {
 			t.Errorf("message %+v with data %s", m, m.Data)
 		}
-		answered = ask(HistoryRange{Forward: true})
+		results = request(HistoryRange{Forward: true})
 		if f = p.expect("history"); f.After == nil || *f.After != 0 || f.Before != nil {
-			t.Errorf("asked for %+v", f)
+			t.Errorf("the client sent %+v", f)
 		}
 		p.refuse(f, "forbidden", "")
 		var refused *Error
-		if got := <-answered; !errors.As(got.err, &refused) {
+		if got := <-results; !errors.As(got.err, &refused) {
 			t.Errorf("History = %v", got.err)
 		}
+		results = request(HistoryRange{After: 5})
+		if f = p.expect("history"); f.After == nil || *f.After != 5 {
+			t.Errorf("the client sent %+v", f)
+		}
+		p.refuse(f, "forbidden", "")
+		<-results
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := c.History(ctx, "r", HistoryRange{}); !errors.Is(err, context.DeadlineExceeded) {

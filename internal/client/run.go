@@ -10,7 +10,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// run is the client's first goroutine.
+// run is the client's first goroutine: it makes the first connection.
 func (c *Client) run() {
 	c.emitState(StateEvent{State: Connecting})
 	conn, end := c.connect(c.ctx)
@@ -20,9 +20,14 @@ func (c *Client) run() {
 	c.connectionLoop(conn, end)
 }
 
-// connectionLoop reads the connection that counts, and then holds one after the
-// other until the client ends. At each moment one goroutine is here with it, or
-// on its way to one; a move may hand that over to another.
+// connectionLoop reads conn until it ends, and then makes and reads one connection
+// after the other until the client ends. conn is nil when the last attempt
+// failed, and end says how.
+//
+// One goroutine at a time is responsible for the current connection: it reads
+// it here, or is on its way to the next one. A move starts a second loop for the
+// next connection, which takes over when that becomes the current one; the loop
+// of the first then returns.
 func (c *Client) connectionLoop(conn *connection, end closeResult) {
 	for {
 		if conn != nil {
@@ -44,8 +49,8 @@ func (c *Client) connectionLoop(conn *connection, end closeResult) {
 	}
 }
 
-// awaitReconnect waits as long as the end of the last connection asks for. False says
-// that the client has ended.
+// awaitReconnect waits until the next attempt is due, as the end of the last
+// connection requires. It returns false when the client has ended.
 func (c *Client) awaitReconnect(end closeResult) bool {
 	if c.isClosing() {
 		c.finish(ErrClosed, end)
@@ -59,7 +64,7 @@ func (c *Client) awaitReconnect(end closeResult) bool {
 		c.finish(&ClosedError{Code: end.code, Err: end.err}, end)
 		return false
 	}
-	if action != actionReconnectSoon { // else this address is fine
+	if action != actionReconnectSoon { // otherwise nothing is wrong with this URL
 		c.mu.Lock()
 		c.urlIndex++
 		c.mu.Unlock()
@@ -76,16 +81,15 @@ func (c *Client) awaitReconnect(end closeResult) bool {
 	}
 }
 
-// emitState tells of a change of state.
+// emitState calls OnState.
 func (c *Client) emitState(e StateEvent) {
 	c.handlerMu.Lock()
 	defer c.handlerMu.Unlock()
 	c.opts.OnState(e)
 }
 
-// startConnection puts a first connection, or one after a time without any, to use: rooms
-// are rejoined from their positions, then what was not answered is sent again,
-// in order.
+// startConnection makes conn the current connection where there is none, and the
+// client live.
 func (c *Client) startConnection(conn *connection) {
 	c.handlerMu.Lock()
 	defer c.handlerMu.Unlock()
@@ -97,7 +101,9 @@ func (c *Client) startConnection(conn *connection) {
 	c.opts.OnState(StateEvent{State: Live, Welcome: conn.welcome})
 }
 
-// makeCurrent makes l the connection that counts. The caller holds mu.
+// makeCurrent makes conn the current connection: it rejoins the rooms from their
+// positions, and then resends, in order, what has no answer yet. The caller holds
+// handlerMu and mu, and delivers the outcomes once mu is released.
 func (c *Client) makeCurrent(conn *connection) (o outcomes) {
 	c.current, c.welcome = conn, conn.welcome
 	if conn.welcome.Session != "" {
@@ -124,8 +130,9 @@ func (c *Client) makeCurrent(conn *connection) (o outcomes) {
 	return o
 }
 
-// connectionEnded takes leave of a connection that has ended. True says that the
-// client goes on elsewhere already: there is nothing left to do here.
+// connectionEnded cleans up after conn, which has ended. It returns true when
+// another goroutine is responsible for the client's connection, so that the
+// caller has nothing left to do.
 func (c *Client) connectionEnded(conn *connection, end *closeResult) bool {
 	c.handlerMu.Lock()
 	defer c.handlerMu.Unlock()
@@ -158,17 +165,18 @@ func (c *Client) connectionEnded(conn *connection, end *closeResult) bool {
 		c.cancelMove()
 	}
 	c.mu.Unlock()
-	if moveContinues { // its goroutine is on the way to a connection, and carries on
+	if moveContinues { // moveLoop is making a connection, and that becomes the current one
 		c.opts.OnState(StateEvent{State: Connecting})
 	}
 	return moveContinues
 }
 
-// finish answers everything that waits and says goodbye to the application.
+// finish ends the client: every pending request fails with cause, and the state
+// becomes Closed.
 func (c *Client) finish(cause error, end closeResult) {
 	defer close(c.done)
 	if errors.Is(cause, ErrClosed) {
-		<-c.connectionsClosed // a second connection may be taking leave still
+		<-c.connectionsClosed // Close may still be closing the next connection
 	}
 	c.handlerMu.Lock()
 	defer c.handlerMu.Unlock()
@@ -189,7 +197,7 @@ func (c *Client) finish(cause error, end closeResult) {
 	c.opts.OnState(StateEvent{State: Closed, Err: cause, Code: end.code})
 }
 
-// handleFrame takes one frame of a connection. An error ends that.
+// handleFrame handles one frame of a connection. An error ends the connection.
 func (c *Client) handleFrame(conn *connection, b []byte) error {
 	f, err := decodeFrame(b)
 	if err != nil {
@@ -221,22 +229,23 @@ func (c *Client) handleFrame(conn *connection, b []byte) error {
 	case "error":
 		c.handleError(conn, f)
 	}
-	return nil // heartbeat, left, and what later versions add
+	return nil // heartbeat, left, and types that later versions add
 }
 
-// handleError finds by the ref whose error it is.
+// handleError passes an error to the request with its ref. An error of no request
+// is only logged.
 func (c *Client) handleError(conn *connection, f *serverFrame) {
 	if c.handleCallError(f.Ref, f.err()) || c.handleJoinError(conn, f.Ref, f.err()) || c.handlePublishError(f.Ref, f.err()) {
 		return
 	}
-	c.opts.Logger.Warn("the service reports an error", "code", f.Code, "message", f.Message, "room", f.Room)
+	c.opts.Logger.Warn("the service reported an error", "code", f.Code, "message", f.Message, "room", f.Room)
 }
 
-// checkSize says whether the service takes a frame; before the first welcome
-// nobody knows. The caller holds mu.
+// checkSize returns ErrTooLarge for a frame over the service's max_frame, which is
+// unknown before the first welcome. The caller holds mu.
 func (c *Client) checkSize(frame []byte, room message.Room) error {
 	if c.welcome.MaxFrame > 0 && len(frame) > c.welcome.MaxFrame {
-		return fmt.Errorf("%w: a frame of %d bytes for %s, the bound is %d", ErrTooLarge, len(frame), room, c.welcome.MaxFrame)
+		return fmt.Errorf("%w: a frame of %d bytes for %s, the limit is %d", ErrTooLarge, len(frame), room, c.welcome.MaxFrame)
 	}
 	return nil
 }

@@ -33,14 +33,14 @@ func TestCloseCodesDecideHowTheClientReconnects(t *testing.T) {
 	}
 }
 
-// testCloseCode has four clients' worth of luck: it looks at the longest of
-// several random waits.
+// testCloseCode closes the client's connections with a code, and checks the longest
+// of several random delays.
 func testCloseCode(t *testing.T, s *fakeService, code int, want closeAction) {
 	c := s.newClient(Options{})
 	s.accept().closeWith(code)
-	if want == actionStop || want == actionNewToken { // there is nobody to ask for a token
+	if want == actionStop || want == actionNewToken { // this client has no Options.Token
 		if !s.noConnectionForAnHour() {
-			t.Fatal("the client came back")
+			t.Fatal("the client reconnected")
 		}
 		var closed *ClosedError
 		if err := c.Err(); !errors.As(err, &closed) || closed.Code != code {
@@ -57,7 +57,7 @@ func testCloseCode(t *testing.T, s *fakeService, code int, want closeAction) {
 		closedAt := time.Now()
 		p := s.accept()
 		longest = max(longest, p.connectedAt.Sub(closedAt))
-		// A 4208 that follows another within 10 s means something else.
+		// A second 4208 within 10 s would back off.
 		time.Sleep(stableAfter - time.Millisecond)
 		if code == codeSlow {
 			time.Sleep(time.Millisecond)
@@ -66,9 +66,9 @@ func testCloseCode(t *testing.T, s *fakeService, code int, want closeAction) {
 	}
 	switch {
 	case want == actionReconnectSoon && (longest > time.Second || longest == 0):
-		t.Errorf("came back after up to %v, want 0 to 1 s, random", longest)
+		t.Errorf("reconnected after up to %v, want random delays of 0 to 1 s", longest)
 	case want == actionBackOff && (longest < 3*time.Second || longest > 20*time.Second):
-		t.Errorf("came back after up to %v, want growing delays of up to 20 s", longest)
+		t.Errorf("reconnected after up to %v, want growing delays of up to 20 s", longest)
 	}
 }
 
@@ -83,21 +83,21 @@ func TestBackoffGrowsWithJitterAndResets(t *testing.T) {
 			b := backoff{failures: failures, random: rand.Float64}
 			d := b.next(actionBackOff, codeAbnormal, 0, now)
 			if d < 0 || d >= bound {
-				t.Fatalf("after %d failures %v, want less than %v", failures, d, bound)
+				t.Fatalf("the delay after %d failures is %v, want less than %v", failures, d, bound)
 			}
 			longest = max(longest, d)
 		}
 		if longest < bound*8/10 {
-			t.Errorf("after %d failures at most %v of %v: the jitter is not full", failures, longest, bound)
+			t.Errorf("after %d failures the longest delay is %v, want up to %v", failures, longest, bound)
 		}
 	}
 	b := backoff{failures: 6, random: rand.Float64}
 	if d := b.next(actionBackOff, codeAbnormal, stableAfter, now); d >= backoffMin || b.failures != 1 {
-		t.Errorf("after 10 s live: %v, and %d failures", d, b.failures)
+		t.Errorf("after 10 s live: a delay of %v, and %d failures", d, b.failures)
 	}
 	b = backoff{failures: 6, random: rand.Float64}
 	if b.next(actionBackOff, codeAbnormal, stableAfter-1, now); b.failures != 7 {
-		t.Errorf("a short life made the client forget: %d failures", b.failures)
+		t.Errorf("after less than 10 s live: %d failures, want 7", b.failures)
 	}
 }
 
@@ -107,36 +107,36 @@ func TestAClientClosedAsSlowTwiceBacksOff(t *testing.T) {
 	for range 200 {
 		b := backoff{failures: 6, random: rand.Float64}
 		if d := b.next(actionReconnectSoon, codeSlow, 0, now); d >= time.Second {
-			t.Fatalf("the first time: %v", d)
+			t.Fatalf("the delay after the first 4208 is %v", d)
 		}
 		longest = max(longest, b.next(actionReconnectSoon, codeSlow, 0, now.Add(9*time.Second)))
 		if d := b.next(actionReconnectSoon, codeSlow, 0, now.Add(19*time.Second)); d >= time.Second {
-			t.Fatalf("10 s later: %v", d)
+			t.Fatalf("the delay after a 4208 10 s later is %v", d)
 		}
 		b.next(actionReconnectSoon, codeSlow, 0, now.Add(60*time.Second))
 		if d := b.next(actionReconnectSoon, codeRestart, 0, now.Add(61*time.Second)); d >= time.Second {
-			t.Fatalf("a restart after a slow one: %v", d)
+			t.Fatalf("the delay after a restart that follows a 4208 is %v", d)
 		}
 	}
 	if longest < 5*time.Second {
-		t.Errorf("twice within 10 s: %v at most", longest)
+		t.Errorf("after two 4208 within 10 s the longest delay is %v, want more than 5 s", longest)
 	}
 }
 
-func TestAFreshTokenIsAskedForAtEachConnect(t *testing.T) {
+func TestAFreshTokenIsRequestedAtEachConnect(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		var mu sync.Mutex
-		asked := 0
+		requests := 0
 		s.refuseNext(0, http.StatusUnauthorized)
 		s.newClient(Options{
 			Header: http.Header{"X-App": {"chat"}},
 			Token: func(context.Context) (string, error) {
 				mu.Lock()
 				defer mu.Unlock()
-				if asked++; asked == 2 {
-					return "", errors.New("the token service is away")
+				if requests++; requests == 2 {
+					return "", errors.New("the token service is unavailable")
 				}
-				return fmt.Sprint("t", asked), nil
+				return fmt.Sprint("t", requests), nil
 			},
 		})
 		s.accept().closeWith(4001)
@@ -146,7 +146,7 @@ func TestAFreshTokenIsAskedForAtEachConnect(t *testing.T) {
 			got = append(got, h.Get("Authorization")+" "+h.Get("X-App"))
 		}
 		if want := "Bearer t1 chat,Bearer t3 chat,Bearer t4 chat"; strings.Join(got, ",") != want {
-			t.Errorf("handshakes with %q, want %q", got, want)
+			t.Errorf("the handshakes had %q, want %q", got, want)
 		}
 	})
 }
@@ -161,7 +161,7 @@ func TestRefusedHandshakes(t *testing.T) {
 				s.refuseNext(status)
 				s.newClient(Options{})
 				if s.noConnectionForAnHour() != final {
-					t.Errorf("stays away: %v, want %v", !final, final)
+					t.Errorf("the client reconnected: %v, want %v", final, !final)
 				}
 			})
 		})
@@ -179,7 +179,7 @@ func TestSilenceOfTwoHeartbeatsEndsAConnection(t *testing.T) {
 		last := time.Now()
 		p = s.accept()
 		if silent := p.connectedAt.Sub(last); silent < 50*time.Second || silent > 51*time.Second {
-			t.Errorf("came back %v after the last word, want 50 s and a first backoff", silent)
+			t.Errorf("reconnected %v after the last frame, want 50 s and a first backoff", silent)
 		}
 	})
 }
@@ -192,7 +192,7 @@ func TestAConnectionWithoutAWelcomeTimesOut(t *testing.T) {
 		if d := second.connectedAt.Sub(first.connectedAt); d < dialTimeout || d > dialTimeout+time.Second {
 			t.Errorf("tried again after %v", d)
 		}
-		second.send(`{"type":"heartbeat"}`) // not what comes first
+		second.send(`{"type":"heartbeat"}`) // not a welcome, which must be the first frame
 		s.accept()
 	})
 }
@@ -220,10 +220,10 @@ func TestTheNextURLIsTriedAfterAFailure(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		s.refuseNext(503, 503)
 		s.newClient(Options{URLs: []string{"ws://one/ws", "ws://two/ws"}})
-		s.accept().closeWith(1012) // and this one stays good
+		s.accept().closeWith(1012) // a restart does not count against the URL
 		s.accept()
 		if got := strings.Join(s.urls, " "); got != "one two one one" {
-			t.Errorf("tried %s", got)
+			t.Errorf("the client tried %s", got)
 		}
 	})
 }
@@ -272,7 +272,7 @@ func TestCloseWithAnUnresponsiveServiceIsBounded(t *testing.T) {
 		s.accept()
 		start := time.Now()
 		c.Close()
-		if took := time.Since(start); took > 2*closeTimeout {
+		if took := time.Since(start); took > 2*time.Second {
 			t.Errorf("Close took %v", took)
 		}
 	})
@@ -295,7 +295,7 @@ func TestDialWaitsForTheFirstConnection(t *testing.T) {
 		opts := Options{URLs: []string{"ws://one/ws"}, HTTPClient: &http.Client{Transport: s.transport}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		go func() { // the service takes the connection and says nothing
+		go func() { // the service accepts the connection and sends nothing
 			p := <-s.peers
 			t.Cleanup(func() { _ = p.conn.CloseNow() })
 		}()

@@ -6,66 +6,71 @@ import (
 )
 
 const (
-	// signalDedupWindow is how long after a move a signal may still come a second time.
+	// signalDedupWindow is how long after a move the second copy of a signal may
+	// still arrive.
 	signalDedupWindow = 5 * time.Second
-	// maxDedupSignals bounds the signals that are remembered; beyond it one may be
-	// told twice.
+	// maxDedupSignals bounds the signals that are remembered. Beyond it a signal
+	// may be delivered twice.
 	maxDedupSignals = 1024
 )
 
-// signalDedup tells which signals of a move were told before. Both connections bring
-// each, in any order, and signals have neither seq nor id: what is the same in
-// room, user and data is taken for the same, and told as often as that
-// connection brings it which brings it most. Guarded by Client.mu; nil knows of
-// none.
+// A signalDedup recognizes the second copy of a signal. During a move each signal
+// arrives on both connections, in any order, and signals have neither seq nor id.
+// So signals with the same room, user and data count as equal. Equal signals go
+// to the handler as often as they arrived on one connection, the one with the
+// most copies. Guarded by Client.mu. A nil signalDedup recognizes nothing.
 type signalDedup struct {
 	seed    maphash.Seed
-	counts  map[uint64]*signalCount
-	expires time.Time // zero while two connections are open
+	counts  map[uint64]*signalCount // by the hash of room, user and data
+	expires time.Time               // zero while two connections are open
 }
 
+// A signalCount is how often equal signals were delivered to the handler and
+// received from each connection.
 type signalCount struct {
 	delivered int
 	received  map[uint64]int // by the number of the connection
 }
 
-// start begins what fade ends. What is still remembered of a move before
-// counts on.
-func (e *signalDedup) start() *signalDedup {
-	if e == nil || e.expired() {
-		e = &signalDedup{seed: maphash.MakeSeed(), counts: make(map[uint64]*signalCount)}
+// start returns the signalDedup for a move that begins: d itself, with what it
+// still remembers, unless that has expired.
+func (d *signalDedup) start() *signalDedup {
+	if d == nil || d.expired() {
+		d = &signalDedup{seed: maphash.MakeSeed(), counts: make(map[uint64]*signalCount)}
 	}
-	e.expires = time.Time{}
-	return e
+	d.expires = time.Time{}
+	return d
 }
 
-// expireSoon begins the end, after which nothing comes twice.
-func (e *signalDedup) expireSoon() {
-	if e != nil {
-		e.expires = time.Now().Add(signalDedupWindow)
+// expireSoon lets d expire after signalDedupWindow, because one of the two
+// connections has ended.
+func (d *signalDedup) expireSoon() {
+	if d != nil {
+		d.expires = time.Now().Add(signalDedupWindow)
 	}
 }
 
-func (e *signalDedup) expired() bool { return !e.expires.IsZero() && time.Now().After(e.expires) }
+func (d *signalDedup) expired() bool { return !d.expires.IsZero() && time.Now().After(d.expires) }
 
-// seenBefore says whether a signal of connection number was told before.
-func (e *signalDedup) seenBefore(number uint64, f *serverFrame) bool {
-	if e == nil || e.expired() {
+// seenBefore counts a signal that the connection with that number has received,
+// and reports whether it was delivered before.
+func (d *signalDedup) seenBefore(number uint64, f *serverFrame) bool {
+	if d == nil || d.expired() {
 		return false
 	}
 	var h maphash.Hash
-	h.SetSeed(e.seed)
+	h.SetSeed(d.seed)
 	for _, part := range [][]byte{[]byte(f.Room), f.From, f.Data} {
 		_, _ = h.Write(part)
-		_ = h.WriteByte(0) // which no part holds: JSON escapes it
+		_ = h.WriteByte(0) // a separator: JSON escapes zero bytes
 	}
-	count := e.counts[h.Sum64()]
+	count := d.counts[h.Sum64()]
 	if count == nil {
-		if len(e.counts) >= maxDedupSignals {
+		if len(d.counts) >= maxDedupSignals {
 			return false
 		}
 		count = &signalCount{received: make(map[uint64]int, 2)}
-		e.counts[h.Sum64()] = count
+		d.counts[h.Sum64()] = count
 	}
 	count.received[number]++
 	if count.received[number] <= count.delivered {

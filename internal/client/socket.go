@@ -13,36 +13,38 @@ import (
 
 const (
 	subprotocol = "switchyard.v1"
-	// sessionHeader carries the secret of the session that is to go on.
+	// sessionHeader carries the secret of the session to resume.
 	sessionHeader = "Switchyard-Session"
-	// dialTimeout bounds a handshake with its welcome.
+	// dialTimeout bounds the time from the start of a handshake to its welcome.
 	dialTimeout = 10 * time.Second
-	// readLimit bounds one frame of the service; a history answer of 256 KiB
-	// and one message is the largest it sends.
+	// readLimit bounds one frame of the service, in bytes. The largest that the
+	// service sends is a history page of 256 KiB plus one message.
 	readLimit = 8 << 20
-	// maxQueued bounds the frames that wait to be written, beside publishes.
+	// maxQueued is the number of frames in the send queue from which on signals
+	// are refused. MaxPending bounds publishes.
 	maxQueued = 4096
-	// closeTimeout is how long Close waits for the service's close frame.
+	// closeTimeout is how long closing waits for the queue to be written and for
+	// the service's close frame.
 	closeTimeout = time.Second
 )
 
-// A socket is one connection: all that this package knows of the websocket
-// library. One goroutine reads; any may send.
+// A socket is one WebSocket. Only this file uses the WebSocket library. One
+// goroutine at a time reads; any goroutine may send and close.
 type socket struct {
 	conn   *websocket.Conn
-	ctx    context.Context // ends the connection, abruptly
+	ctx    context.Context // its end breaks the connection
 	cancel context.CancelFunc
 	buf    bytes.Buffer // owned by the reader
 
-	mu      sync.Mutex // Protects following.
-	queue   [][]byte
-	writing bool // a writeLoop runs
-	broken  bool
-	flushed chan struct{} // if somebody waits: closed when no writeLoop runs
+	mu      sync.Mutex    // Protects following.
+	queue   [][]byte      // frames to write
+	writing bool          // a writeLoop runs
+	broken  bool          // frames are dropped
+	flushed chan struct{} // nil unless closeGracefully waits; closed when the writeLoop ends
 }
 
-// dialSocket makes a connection; code is the close code that a refused
-// handshake amounts to.
+// dialSocket makes a connection. When the handshake fails, code is the close code
+// that stands for the failure.
 func dialSocket(ctx context.Context, client *http.Client, url string, header http.Header) (s *socket, code int, err error) {
 	conn, resp, err := websocket.Dial(ctx, url, &websocket.DialOptions{
 		HTTPClient: client, HTTPHeader: header,
@@ -57,6 +59,8 @@ func dialSocket(ctx context.Context, client *http.Client, url string, header htt
 	return s, 0, nil
 }
 
+// handshakeCloseCode returns the close code that stands for a failed handshake.
+// resp is nil when there was no response.
 func handshakeCloseCode(resp *http.Response) int {
 	if resp == nil {
 		return codeAbnormal
@@ -72,7 +76,7 @@ func handshakeCloseCode(resp *http.Response) int {
 	return codeAbnormal
 }
 
-// read returns the next frame; the bytes are good until the next call.
+// read returns the next frame. The bytes are valid until the next call.
 func (s *socket) read(ctx context.Context) ([]byte, error) {
 	_, r, err := s.conn.Reader(ctx)
 	if err != nil {
@@ -85,7 +89,7 @@ func (s *socket) read(ctx context.Context) ([]byte, error) {
 	return s.buf.Bytes(), nil
 }
 
-// closeCode returns the code that ended the connection, as err tells.
+// closeCode returns the close code in err, codeAbnormal if it has none.
 func closeCode(err error) int {
 	if code := websocket.CloseStatus(err); code >= 0 {
 		return int(code)
@@ -93,8 +97,8 @@ func closeCode(err error) int {
 	return codeAbnormal
 }
 
-// send queues a frame. It never blocks; frames leave in the order queued, or
-// not at all when the connection breaks.
+// send queues a frame. It never blocks. Frames are written in the order of the
+// calls, and dropped when the connection breaks.
 func (s *socket) send(frame []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,16 +112,16 @@ func (s *socket) send(frame []byte) {
 	}
 }
 
-// full says that more should not be queued now.
+// full reports whether the send queue has reached maxQueued.
 func (s *socket) full() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.queue) >= maxQueued
 }
 
-// writeLoop lives while there is something to write, so that an idle
-// connection has no writer. A write ends with the connection at the latest,
-// and that ends when nothing was heard for two heartbeats.
+// writeLoop writes the queue and returns when it is empty, so that an idle
+// connection has no writer goroutine. A blocked write ends with the connection,
+// which the reader ends when no frame arrives for two heartbeats.
 func (s *socket) writeLoop() {
 	for {
 		s.mu.Lock()
@@ -136,14 +140,15 @@ func (s *socket) writeLoop() {
 		s.mu.Unlock()
 		if err := s.conn.Write(s.ctx, websocket.MessageText, frame); err != nil {
 			s.mu.Lock()
-			s.broken = true // the reader will learn why
+			s.broken = true // the reader gets the reason
 			s.mu.Unlock()
 		}
 	}
 }
 
-// closeGracefully closes with code once everything queued is written, and waits for the
-// answer, but not for long. Somebody else reads: who does ends the wait.
+// closeGracefully writes the queue, sends a close frame with code, and waits for
+// the service's close frame. After closeTimeout it breaks the connection. Another
+// goroutine must be reading: it receives the close frame.
 func (s *socket) closeGracefully(code int) {
 	timer := time.AfterFunc(closeTimeout, s.cancel)
 	defer timer.Stop()
@@ -162,7 +167,8 @@ func (s *socket) closeGracefully(code int) {
 	_ = s.conn.Close(websocket.StatusCode(code), "")
 }
 
-// closeUnread is goodbye to a second connection that nobody reads yet.
+// closeUnread closes a next connection that is not used, and that no goroutine
+// reads yet.
 func (s *socket) closeUnread() {
 	go func() {
 		for {
@@ -175,7 +181,7 @@ func (s *socket) closeUnread() {
 	s.abort()
 }
 
-// abort ends the connection without a word.
+// abort ends the connection without a close frame.
 func (s *socket) abort() {
 	s.mu.Lock()
 	s.broken = true

@@ -9,7 +9,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// A Welcome is the first frame of a connection: who serves it, and its bounds.
+// A Welcome is the first frame of a connection: which node serves it, and its
+// limits.
 type Welcome struct {
 	Session     string  `json:"session"`
 	Resumed     bool    `json:"resumed"`
@@ -20,34 +21,34 @@ type Welcome struct {
 	Version     string  `json:"version"`
 	HeartbeatMS int64   `json:"heartbeat_ms"`
 	MaxFrame    int     `json:"max_frame"`    // bytes
-	IDWindowMS  int64   `json:"id_window_ms"` // 0: an older service, which does not tell
-	// AuthExpiresMS is in how long the token ends; 0: it does not, or there is
-	// none.
+	IDWindowMS  int64   `json:"id_window_ms"` // 0 from older services
+	// AuthExpiresMS is the time until the token expires; 0 if it never does or
+	// there is none.
 	AuthExpiresMS int64 `json:"auth_expires_ms"`
 }
 
-// An Ack says that a message is stored, and where.
+// An Ack is the answer to a publish: the message is stored at this position.
 type Ack struct {
 	Room  message.Room
 	Epoch message.Epoch
 	Seq   message.Seq
 	ID    string
-	// Duplicate: it had been stored before under this id. It stays false when
-	// the message itself came in before its ack.
+	// Duplicate: the message had been stored before under this id. It is false
+	// when the client received the message itself before its ack.
 	Duplicate bool
 }
 
-// A Joined says where a room stands: Head is its newest seq, First the oldest
-// one stored.
+// A Joined is the answer to a join. Head is the room's newest seq, First the
+// oldest one that is stored.
 type Joined struct {
 	Room        message.Room
 	Epoch       message.Epoch
 	Head, First message.Seq
 }
 
-// A Gap is a range of messages, both ends included, that will not come: no
-// longer stored (Reason "trimmed"), or void because the log lives a new life
-// (Reason "epoch"; Epoch is the new one).
+// A Gap is a range of messages, bounds included, that will not be delivered. They
+// are no longer stored (Reason "trimmed"), or the log is in a new epoch, Epoch,
+// in which earlier positions are void (Reason "epoch").
 type Gap struct {
 	Room     message.Room
 	Epoch    message.Epoch
@@ -55,21 +56,21 @@ type Gap struct {
 	Reason   string
 }
 
-// A Signal is an ephemeral event; From is "" when anonymous.
+// A Signal is an event that is never stored. From is "" when anonymous.
 type Signal struct {
 	Room message.Room
 	From string
 	Data json.RawMessage
 }
 
-// A History is part of a room, ascending.
+// A History is a page of a room's messages, in the order of seq.
 type History struct {
 	Messages []message.Message
-	// More says that the range asked for holds further messages.
+	// More: the requested range has more messages.
 	More bool
 }
 
-// serverFrame has the fields of all the service's frames but welcome.
+// A serverFrame has the fields of every frame of the service except welcome.
 type serverFrame struct {
 	Type       string            `json:"type"`
 	Ref        string            `json:"ref"`
@@ -101,14 +102,15 @@ type serverFrame struct {
 	Left        []Member `json:"left"`
 }
 
-// Avoid names the deployment or the node that a client is to move away from.
+// Avoid names the deployment or the node that a client is to leave in a move.
 type Avoid struct {
 	Deployment string `json:"deployment,omitempty"`
 	Node       string `json:"node,omitempty"`
 }
 
-// A Presence says who is in a room: Members is everybody, or nil where they are
-// too many to list and where only changes are told, in Joined and Left.
+// A Presence is which sessions are in a room. A full list has Members; a change
+// has Joined and Left instead. Both are nil when there are too many members to
+// list, and Count is all that is known.
 type Presence struct {
 	Room         message.Room
 	Count        int
@@ -116,7 +118,7 @@ type Presence struct {
 	Joined, Left []Member
 }
 
-// A Member is a session in a room; Session is the public part of its name.
+// A Member is a session in a room. Session is the public part of its secret.
 type Member struct {
 	Session string  `json:"session"`
 	User    *string `json:"user"` // nil when anonymous
@@ -144,10 +146,10 @@ func decodeWelcome(b []byte) (Welcome, error) {
 	return w.Welcome, nil
 }
 
-// user returns the user in from, "" for null.
+// user returns the user in From, "" for null.
 func (f *serverFrame) user() string {
 	var user string
-	_ = json.Unmarshal(f.From, &user) // null and absent leave it empty
+	_ = json.Unmarshal(f.From, &user) // null and an absent field leave it empty
 	return user
 }
 
@@ -191,7 +193,7 @@ func (f *serverFrame) err() *Error {
 }
 
 // A request is a client frame under construction. Rooms, ids and refs need no
-// escaping; data goes out byte for byte, which json.Marshal would not do.
+// escaping. Data is sent byte for byte, which json.Marshal would not do.
 type request []byte
 
 func newRequest(kind, ref string, room message.Room) request {
@@ -200,7 +202,7 @@ func newRequest(kind, ref string, room message.Room) request {
 	if ref != "" {
 		b = append(append(append(b, `,"ref":"`...), ref...), '"')
 	}
-	if room == "" { // not all requests are about one
+	if room == "" { // not every request has one
 		return b
 	}
 	return append(append(append(b, `,"room":"`...), room...), '"')

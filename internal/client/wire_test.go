@@ -55,12 +55,12 @@ func TestAWelcomeIsDecoded(t *testing.T) {
 	}
 	for _, bad := range []string{`{"type":"heartbeat"}`, `[]`, ``} {
 		if _, err := decodeWelcome([]byte(bad)); err == nil {
-			t.Errorf("%q was taken for a welcome", bad)
+			t.Errorf("%q was decoded as a welcome", bad)
 		}
 	}
 }
 
-func TestErrorsTellHowLongToWait(t *testing.T) {
+func TestErrorsSayHowLongToWait(t *testing.T) {
 	for ms, want := range map[string]time.Duration{
 		``: time.Second, `,"retry_after_ms":250`: 250 * time.Millisecond, `,"retry_after_ms":99999999`: time.Minute,
 	} {
@@ -74,7 +74,7 @@ func TestErrorsTellHowLongToWait(t *testing.T) {
 	}
 }
 
-// Whatever a service sends, the client survives it and never goes back.
+// No frame of a service makes the client panic or go back to an earlier position.
 func FuzzHandle(f *testing.F) {
 	for _, seed := range []string{
 		`{"type":"message","room":"r","epoch":"e","seq":4,"id":"x","from":null,"at":"2026-01-02T15:04:05Z","data":1}`,
@@ -104,7 +104,7 @@ func FuzzHandle(f *testing.F) {
 		c.rooms["r"] = &room{name: "r", position: After("e", last), handler: Handler{
 			Message: func(m message.Message) {
 				if m.Epoch == "e" && m.Seq != last+1 {
-					t.Errorf("%d was shown after %d", m.Seq, last)
+					t.Errorf("%d was delivered after %d", m.Seq, last)
 				}
 			},
 		}}
@@ -113,9 +113,9 @@ func FuzzHandle(f *testing.F) {
 			return
 		}
 		seen := c.rooms["r"].position
-		_ = c.handleFrame(c.next, b) // a move brings it again
+		_ = c.handleFrame(c.next, b) // during a move it arrives twice
 		if at, ok := c.Position("r"); ok && at.Epoch == "e" && (at.After < last || (at.After > seen.After && seen.Epoch == "e")) {
-			t.Errorf("went from %d to %d, and then to %d", last, seen.After, at.After)
+			t.Errorf("the position went from %d to %d, and then to %d", last, seen.After, at.After)
 		}
 	})
 }

@@ -17,12 +17,13 @@ import (
 
 var update = flag.Bool("update", false, "rewrite docs/configuration.md")
 
-// secret is long enough for tokens.
+// secret is a valid AUTH_JWT_SECRET.
 const secret = "0123456789abcdef0123456789abcdef"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// clearSettings removes every setting of the developer's own environment.
+// clearSettings unsets every setting of the developer's environment until the test
+// ends.
 func clearSettings(t *testing.T) {
 	t.Helper()
 	var cfg Config
@@ -91,127 +92,129 @@ func TestRedisURLsOfServersSentinelsAndClustersAreAccepted(t *testing.T) {
 	}
 }
 
+// mistakes are wrong values of each setting, and a part of the error.
+var mistakes = []struct{ name, value, wantErr string }{
+	{"LISTEN_ADDR", "8000", "host:port"},
+	{"AUTH_JWT_SECRET", "hush", "secret 1 has 4 bytes"},
+	{"AUTH_JWT_SECRET", secret + ",hush", "secret 2 has 4 bytes"},
+	{"AUTH_JWT_SECRET", secret + "\n" + secret, "line break"},
+	{"AUTH_JWT_SECRET", secret + ", " + secret, "secrets 1 and 2 are the same"},
+	{"AUTH_JWT_SECRET", " , ", "the list has no secret"},
+	{"AUTH_KEY_FILE", strings.Repeat("x", 4097), "from 0 to 4096 bytes"},
+	{"AUTH_JWKS_URL", "id.example.com", "https://host/path"},
+	{"AUTH_JWKS_URL", "https://" + strings.Repeat("x", 2048), "from 0 to 2048 bytes"},
+	{"AUTH_JWKS_ALLOW_HTTP", "yes please", "true or false"},
+	{"AUTH_JWKS_REFRESH", "9s", "from 10s to 24h"},
+	{"AUTH_JWKS_REFRESH", "25h", "from 10s to 24h"},
+	{"AUTH_JWKS_MAX_STALE", "59s", "from 1m to 720h"},
+	{"AUTH_JWKS_MAX_STALE", "2m", "at least AUTH_JWKS_REFRESH=5m"},
+	{"AUTH_ISSUER", "two words", "without spaces"},
+	{"AUTH_ISSUER", strings.Repeat("x", 513), "from 0 to 512 bytes"},
+	{"AUTH_AUDIENCE", ",", "the list has no name"},
+	{"AUTH_AUDIENCE", "a," + strings.Repeat("x", 513), "at most 512"},
+	{"AUTH_LEEWAY", "121s", "from 0s to 2m"},
+	{"AUTH_LEEWAY", "-1s", "from 0s to 2m"},
+	{"AUTH_ANONYMOUS", "true", "auto, on, off or pattern:rights"},
+	{"AUTH_TIMEOUT", "999ms", "from 1s to 1m"},
+	{"AUTH_QUERY_TOKEN", "maybe", "true or false"},
+	{"ADMIN_ADDR", "nowhere", "host:port"},
+	{"COLOR", "red", "blue, green"},
+	{"DEPLOYMENT", strings.Repeat("x", 65), "from 0 to 64 bytes"},
+	{"DEPLOYMENT", "\xff", "of ASCII"},
+	{"DEPLOYMENT", "two words", "without spaces"},
+	{"ALLOWED_ORIGINS", "app.example.com", "scheme://host"},
+	{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
+	{"ALLOWED_ORIGINS", "ftp://a.example", "pages do not have this scheme"},
+	{"ALLOWED_ORIGINS", "wss://a.example", "pages do not have this scheme"},
+	{"ALLOWED_ORIGINS", "*", "scheme://host"},
+	{"ALLOWED_ORIGINS", "https://*", "two labels"},
+	{"ALLOWED_ORIGINS", "https://*.com", "two labels"},
+	{"ALLOWED_ORIGINS", "https://*.com:8443", "two labels"},
+	{"ALLOWED_ORIGINS", "https://*.com.", "two labels"},
+	{"ALLOWED_ORIGINS", "https://a*.example.com", "star"},
+	{"ALLOWED_ORIGINS", "https://a.*.example.com", "star"},
+	{"ALLOWED_ORIGINS", "https://*.*.example.com", "star"},
+	{"ALLOWED_ORIGINS", "https://user@a.example", "scheme://host"},
+	{"ALLOWED_ORIGINS", "https://a.example?x", "scheme://host"},
+	{"ALLOWED_ORIGINS", "https://bücher.example", "xn--"},
+	{"ALLOWED_ORIGINS", "https://a..example", "scheme://host"},
+	{"ALLOWED_ORIGINS", "https://a.example:0", "port"},
+	{"ALLOWED_ORIGINS", "https://a.example:65536", "port"},
+	{"ALLOWED_ORIGINS", "https://a.example:080", "port"},
+	{"ALLOWED_ORIGINS", "https://[::1", "scheme://host"},
+	{"ALLOWED_HOSTS", "https://a.example", "a name without"},
+	{"ALLOWED_HOSTS", "a.example:8000", "a name without"},
+	{"ALLOWED_HOSTS", "*", "two labels"},
+	{"ALLOWED_HOSTS", "*.com", "two labels"},
+	{"ALLOWED_HOSTS", "a.example.", "dot at its end"},
+	{"ALLOWED_HOSTS", "bücher.example", "xn--"},
+	{"TRUSTED_PROXIES", "traefik", "network"},
+	{"TRUSTED_PROXIES", "10.0.0.1/8", "10.0.0.0/8"},
+	{"TRUSTED_PROXIES", "10.0.0.0/33", "network"},
+	{"TRUSTED_PROXIES", "::ffff:10.0.0.0/104", "as IPv4"},
+	{"TRUSTED_PROXIES", "0.0.0.0/0", "everyone"},
+	{"TRUSTED_PROXIES", "::/0", "everyone"},
+	{"API_KEYS", "short", "at least 16"},
+	{"API_KEYS", "a:0123456789abcdef,a:0123456789abcdeg", "two keys are named a"},
+	{"API_KEYS", "a:0123456789abcdef,b:0123456789abcdef", "a and b are the same key"},
+	{"API_KEYS", "a b:0123456789abcdef", "name of key 1"},
+	{"MAX_FRAME", "1023", "from 1024 to 1048576"},
+	{"MAX_FRAME", "1048577", "from 1024 to 1048576"},
+	{"MAX_FRAME", "64k", "whole number"},
+	{"QUEUE_BYTES", "589824", "must be over 589824"},
+	{"QUEUE_BYTES", "67108865", "from 1 to 67108864"},
+	{"MAX_CONNECTIONS", "0", "from 1 to"},
+	{"MAX_HANDSHAKE_RATE", "0", "from 1 to 100000"},
+	{"HEARTBEAT", "999ms", "from 1s to 10m"},
+	{"HEARTBEAT", "601s", "from 1s to 10m"},
+	{"HEARTBEAT", "25", "duration with its unit"},
+	{"LOG_LEVEL", "loud", "debug, info, warn or error"},
+	{"LOG_FORMAT", "xml", "json, text"},
+	{"AUDIT_LOG", "/" + strings.Repeat("x", 4096), "from 0 to 4096 bytes"},
+	{"DATABASE_URL", "mysql://h/d", "postgres://"},
+	{"DATABASE_URL", "sqlite:", "names no file"},
+	{"DATABASE_URL", "sqlite::memory:", "must be on disk"},
+	{"DATABASE_MAX_CONNS", "3", "from 4 to 500"},
+	{"DATABASE_LANES", "17", "from 1 to 16"},
+	{"DATABASE_LANES", "10", "DATABASE_LANES + 3 = 13"},
+	{"DATABASE_CONN_LIFETIME", "1s", "from 10s to 24h"},
+	{"DATABASE_TRUST_FAILOVER", "perhaps", "true or false"},
+	{"ID_WINDOW", "59s", "from 1m to 168h"},
+	{"RETENTION_AGE", "-1s", "from 0s to 87600h"},
+	{"RETENTION_COUNT", "-1", "from 0 to 1000000000"},
+	{"APPEND_TIMEOUT", "61s", "from 100ms to 1m"},
+	{"REDIS_URL", "http://h", "redis://"},
+	{"REDIS_URL", "redis://", "redis://"},
+	{"REDIS_URL", "redis+ring://h", "redis+cluster://"},
+	{"REDIS_URL", "redis+cluster:///0", "redis+cluster://"},
+	{"REDIS_URL", "redis+sentinel://a,b", "redis+sentinel://"},
+	{"REDIS_URL", "redis+sentinel://a,b/?x=y", "/master"},
+	{"BROKER_QUEUE", "0", "from 1 to 1000000"},
+	{"SESSION_TTL", "4s", "from 5s to 24h"},
+	{"SESSION_TTL", "50s", "SESSION_TTL=50s must be over 50s, twice HEARTBEAT"},
+	{"PRESENCE_LIMIT", "0", "from 1 to 10000"},
+	{"REPAIR_WAIT", "11s", "from 1ms to 10s"},
+	{"MAX_INFLIGHT", "257", "from 1 to 256"},
+	{"MAX_ROOMS", "0", "from 1 to 100000"},
+	{"DRAIN_DELAY", "11m", "from 0s to 10m"},
+	{"DRAIN_DELAY", "20s", "DRAIN_DELAY + DRAIN_WINDOW = 30s"},
+	{"DRAIN_WINDOW", "0s", "from 1s to 1h"},
+	{"DRAIN_TIMEOUT", "2h", "from 1s to 1h"},
+	{"MAX_CONNECTIONS_PER_USER", "-1", "from 0 to 1000000"},
+	{"MAX_CONNECTIONS_PER_IP", "1000001", "from 0 to 1000000"},
+	{"RATE_PUBLISH", "many", "whole number"},
+	{"RATE_BYTES", "1000000001", "from 0 to 1000000000"},
+	{"RATE_JOIN", "-1", "from 0 to 1000000"},
+	{"RATE_HISTORY", "1.5", "whole number"},
+	{"RATE_USER_PUBLISH", "-1", "from 0 to 1000000"},
+	{"RATE_USER_BYTES", "1GB", "whole number"},
+	{"RATE_API", "-1", "from 0 to 1000000"},
+	{"DRAIN_TIMEOUT", "9s", "DRAIN_DELAY + DRAIN_WINDOW = 10s"},
+}
+
 func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
-	tests := []struct{ name, value, wantErr string }{
-		{"LISTEN_ADDR", "8000", "host:port"},
-		{"AUTH_JWT_SECRET", "hush", "secret 1 has 4 bytes"},
-		{"AUTH_JWT_SECRET", secret + ",hush", "secret 2 has 4 bytes"},
-		{"AUTH_JWT_SECRET", secret + "\n" + secret, "line break"},
-		{"AUTH_JWT_SECRET", secret + ", " + secret, "secrets 1 and 2 are the same"},
-		{"AUTH_JWT_SECRET", " , ", "there is no secret in it"},
-		{"AUTH_KEY_FILE", strings.Repeat("x", 4097), "from 0 to 4096 bytes"},
-		{"AUTH_JWKS_URL", "id.example.com", "https://host/path"},
-		{"AUTH_JWKS_URL", "https://" + strings.Repeat("x", 2048), "from 0 to 2048 bytes"},
-		{"AUTH_JWKS_ALLOW_HTTP", "yes please", "true or false"},
-		{"AUTH_JWKS_REFRESH", "9s", "from 10s to 24h"},
-		{"AUTH_JWKS_REFRESH", "25h", "from 10s to 24h"},
-		{"AUTH_JWKS_MAX_STALE", "59s", "from 1m to 720h"},
-		{"AUTH_JWKS_MAX_STALE", "2m", "at least AUTH_JWKS_REFRESH=5m"},
-		{"AUTH_ISSUER", "two words", "without spaces"},
-		{"AUTH_ISSUER", strings.Repeat("x", 513), "from 0 to 512 bytes"},
-		{"AUTH_AUDIENCE", ",", "there is no name in it"},
-		{"AUTH_AUDIENCE", "a," + strings.Repeat("x", 513), "at most 512"},
-		{"AUTH_LEEWAY", "121s", "from 0s to 2m"},
-		{"AUTH_LEEWAY", "-1s", "from 0s to 2m"},
-		{"AUTH_ANONYMOUS", "true", "auto, on, off or pattern:rights"},
-		{"AUTH_TIMEOUT", "999ms", "from 1s to 1m"},
-		{"AUTH_QUERY_TOKEN", "maybe", "true or false"},
-		{"ADMIN_ADDR", "nowhere", "host:port"},
-		{"COLOR", "red", "blue, green"},
-		{"DEPLOYMENT", strings.Repeat("x", 65), "from 0 to 64 bytes"},
-		{"DEPLOYMENT", "\xff", "of ASCII"},
-		{"DEPLOYMENT", "two words", "without spaces"},
-		{"ALLOWED_ORIGINS", "app.example.com", "scheme://host"},
-		{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
-		{"ALLOWED_ORIGINS", "ftp://a.example", "a page has none of that scheme"},
-		{"ALLOWED_ORIGINS", "wss://a.example", "a page has none of that scheme"},
-		{"ALLOWED_ORIGINS", "*", "scheme://host"},
-		{"ALLOWED_ORIGINS", "https://*", "two labels"},
-		{"ALLOWED_ORIGINS", "https://*.com", "two labels"},
-		{"ALLOWED_ORIGINS", "https://*.com:8443", "two labels"},
-		{"ALLOWED_ORIGINS", "https://*.com.", "two labels"},
-		{"ALLOWED_ORIGINS", "https://a*.example.com", "star"},
-		{"ALLOWED_ORIGINS", "https://a.*.example.com", "star"},
-		{"ALLOWED_ORIGINS", "https://*.*.example.com", "star"},
-		{"ALLOWED_ORIGINS", "https://user@a.example", "scheme://host"},
-		{"ALLOWED_ORIGINS", "https://a.example?x", "scheme://host"},
-		{"ALLOWED_ORIGINS", "https://bücher.example", "xn--"},
-		{"ALLOWED_ORIGINS", "https://a..example", "scheme://host"},
-		{"ALLOWED_ORIGINS", "https://a.example:0", "port"},
-		{"ALLOWED_ORIGINS", "https://a.example:65536", "port"},
-		{"ALLOWED_ORIGINS", "https://a.example:080", "port"},
-		{"ALLOWED_ORIGINS", "https://[::1", "scheme://host"},
-		{"ALLOWED_HOSTS", "https://a.example", "a name without"},
-		{"ALLOWED_HOSTS", "a.example:8000", "a name without"},
-		{"ALLOWED_HOSTS", "*", "two labels"},
-		{"ALLOWED_HOSTS", "*.com", "two labels"},
-		{"ALLOWED_HOSTS", "a.example.", "dot at its end"},
-		{"ALLOWED_HOSTS", "bücher.example", "xn--"},
-		{"TRUSTED_PROXIES", "traefik", "network"},
-		{"TRUSTED_PROXIES", "10.0.0.1/8", "10.0.0.0/8"},
-		{"TRUSTED_PROXIES", "10.0.0.0/33", "network"},
-		{"TRUSTED_PROXIES", "::ffff:10.0.0.0/104", "as IPv4"},
-		{"TRUSTED_PROXIES", "0.0.0.0/0", "everybody"},
-		{"TRUSTED_PROXIES", "::/0", "everybody"},
-		{"API_KEYS", "short", "at least 16"},
-		{"API_KEYS", "a:0123456789abcdef,a:0123456789abcdeg", "two keys are named a"},
-		{"API_KEYS", "a:0123456789abcdef,b:0123456789abcdef", "a and b are the same key"},
-		{"API_KEYS", "a b:0123456789abcdef", "name of key 1"},
-		{"MAX_FRAME", "1023", "from 1024 to 1048576"},
-		{"MAX_FRAME", "1048577", "from 1024 to 1048576"},
-		{"MAX_FRAME", "64k", "whole number"},
-		{"QUEUE_BYTES", "589824", "must be over 589824"},
-		{"QUEUE_BYTES", "67108865", "from 1 to 67108864"},
-		{"MAX_CONNECTIONS", "0", "from 1 to"},
-		{"MAX_HANDSHAKE_RATE", "0", "from 1 to 100000"},
-		{"HEARTBEAT", "999ms", "from 1s to 10m"},
-		{"HEARTBEAT", "601s", "from 1s to 10m"},
-		{"HEARTBEAT", "25", "duration with its unit"},
-		{"LOG_LEVEL", "loud", "debug, info, warn or error"},
-		{"LOG_FORMAT", "xml", "json, text"},
-		{"AUDIT_LOG", "/" + strings.Repeat("x", 4096), "from 0 to 4096 bytes"},
-		{"DATABASE_URL", "mysql://h/d", "postgres://"},
-		{"DATABASE_URL", "sqlite:", "names no file"},
-		{"DATABASE_URL", "sqlite::memory:", "memory is no store"},
-		{"DATABASE_MAX_CONNS", "3", "from 4 to 500"},
-		{"DATABASE_LANES", "17", "from 1 to 16"},
-		{"DATABASE_LANES", "10", "DATABASE_LANES + 3 = 13"},
-		{"DATABASE_CONN_LIFETIME", "1s", "from 10s to 24h"},
-		{"DATABASE_TRUST_FAILOVER", "perhaps", "true or false"},
-		{"ID_WINDOW", "59s", "from 1m to 168h"},
-		{"RETENTION_AGE", "-1s", "from 0s to 87600h"},
-		{"RETENTION_COUNT", "-1", "from 0 to 1000000000"},
-		{"APPEND_TIMEOUT", "61s", "from 100ms to 1m"},
-		{"REDIS_URL", "http://h", "redis://"},
-		{"REDIS_URL", "redis://", "redis://"},
-		{"REDIS_URL", "redis+ring://h", "redis+cluster://"},
-		{"REDIS_URL", "redis+cluster:///0", "redis+cluster://"},
-		{"REDIS_URL", "redis+sentinel://a,b", "redis+sentinel://"},
-		{"REDIS_URL", "redis+sentinel://a,b/?x=y", "/master"},
-		{"BROKER_QUEUE", "0", "from 1 to 1000000"},
-		{"SESSION_TTL", "4s", "from 5s to 24h"},
-		{"SESSION_TTL", "50s", "SESSION_TTL=50s must be over 50s, twice HEARTBEAT"},
-		{"PRESENCE_LIMIT", "0", "from 1 to 10000"},
-		{"REPAIR_WAIT", "11s", "from 1ms to 10s"},
-		{"MAX_INFLIGHT", "257", "from 1 to 256"},
-		{"MAX_ROOMS", "0", "from 1 to 100000"},
-		{"DRAIN_DELAY", "11m", "from 0s to 10m"},
-		{"DRAIN_DELAY", "20s", "DRAIN_DELAY + DRAIN_WINDOW = 30s"},
-		{"DRAIN_WINDOW", "0s", "from 1s to 1h"},
-		{"DRAIN_TIMEOUT", "2h", "from 1s to 1h"},
-		{"MAX_CONNECTIONS_PER_USER", "-1", "from 0 to 1000000"},
-		{"MAX_CONNECTIONS_PER_IP", "1000001", "from 0 to 1000000"},
-		{"RATE_PUBLISH", "many", "whole number"},
-		{"RATE_BYTES", "1000000001", "from 0 to 1000000000"},
-		{"RATE_JOIN", "-1", "from 0 to 1000000"},
-		{"RATE_HISTORY", "1.5", "whole number"},
-		{"RATE_USER_PUBLISH", "-1", "from 0 to 1000000"},
-		{"RATE_USER_BYTES", "1GB", "whole number"},
-		{"RATE_API", "-1", "from 0 to 1000000"},
-		{"DRAIN_TIMEOUT", "9s", "DRAIN_DELAY + DRAIN_WINDOW = 10s"},
-	}
 	tested := map[string]bool{}
-	for _, tt := range tests {
+	for _, tt := range mistakes {
 		tested[tt.name] = true
 		t.Run(tt.name+"="+tt.value[:min(len(tt.value), 20)], func(t *testing.T) {
 			clearSettings(t)
@@ -221,7 +224,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 				t.Fatal("accepted")
 			}
 			if !strings.Contains(err.Error(), tt.wantErr) || !strings.Contains(err.Error(), tt.name) {
-				t.Errorf("%v: does not say %q", err, tt.wantErr)
+				t.Errorf("%q is not in: %v", tt.wantErr, err)
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than one line: %v", err)
@@ -231,7 +234,7 @@ func TestEachMistakeIsNamedWithItsBoundAndAnExample(t *testing.T) {
 	var cfg Config
 	for s := range settings(&cfg) {
 		if !tested[s.name()] {
-			t.Errorf("no test of a wrong %s", s.name())
+			t.Errorf("no case has a wrong %s", s.name())
 		}
 	}
 }
@@ -272,7 +275,7 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 	_, err = Load()
 	for _, wantErr := range []string{"DATABASE_URL and DATABASE_URL_FILE are both set", "REDIS_URL_FILE: the file can't be used", "API_KEYS_FILE: key 1 has 5 bytes"} {
 		if err == nil || !strings.Contains(err.Error(), wantErr) {
-			t.Errorf("%v: does not say %q", err, wantErr)
+			t.Errorf("%q is not in: %v", wantErr, err)
 		}
 	}
 }
@@ -280,10 +283,10 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 func TestInvalidSecretFilesAreRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	for content, wantErr := range map[string]string{
-		strings.Repeat("x", maxSecretFile+1): "DATABASE_URL_FILE: the file can't be used: it has over 65536 bytes",
-		"":                                   "DATABASE_URL_FILE: the file is empty",
-		"\r\n":                               "DATABASE_URL_FILE: the file is empty",
-		"mysql://u:hush@h/d":                 "DATABASE_URL_FILE: must be postgres://",
+		strings.Repeat("x", 65537): "DATABASE_URL_FILE: the file can't be used: it has over 65536 bytes",
+		"":                         "DATABASE_URL_FILE: the file is empty",
+		"\r\n":                     "DATABASE_URL_FILE: the file is empty",
+		"mysql://u:hush@h/d":       "DATABASE_URL_FILE: must be postgres://",
 	} {
 		clearSettings(t)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -291,17 +294,17 @@ func TestInvalidSecretFilesAreRefused(t *testing.T) {
 		}
 		t.Setenv("DATABASE_URL_FILE", path)
 		if _, err := Load(); err == nil || !strings.Contains(err.Error(), wantErr) || strings.Contains(err.Error(), "hush") {
-			t.Errorf("%.20q: %v: does not say %q", content, err, wantErr)
+			t.Errorf("%.20q: %q is not in: %v", content, wantErr, err)
 		}
 	}
 	clearSettings(t)
-	t.Setenv("DATABASE_URL_FILE", "/dev/zero") // without an end
+	t.Setenv("DATABASE_URL_FILE", "/dev/zero") // it has no end
 	if _, err := Load(); err == nil || !strings.Contains(err.Error(), "over 65536") {
 		t.Errorf("a file without an end: %v", err)
 	}
-	t.Setenv("DATABASE_URL_FILE", "") // as compose files do: not set
+	t.Setenv("DATABASE_URL_FILE", "") // compose files set a variable to nothing
 	if cfg, err := Load(); err != nil || cfg.Store.URL.Reveal() != "sqlite:switchyard.db" {
-		t.Errorf("set to nothing: %v", err)
+		t.Errorf("a variable that is set to nothing: %v", err)
 	}
 }
 
@@ -346,7 +349,7 @@ func TestTheConfigurationDocumentIsUpToDate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != Markdown() {
-		t.Error("docs/configuration.md is not what the struct says: run make docs")
+		t.Error("docs/configuration.md differs from internal/config: run make docs")
 	}
 }
 
@@ -357,7 +360,7 @@ func FuzzSettings(f *testing.F) {
 	f.Add("DATABASE_URL", "postgres://u:p@h/d")
 	f.Fuzz(func(t *testing.T, name, value string) {
 		if strings.ContainsAny(name+value, "\x00=") || name == "" {
-			return // no environment holds it
+			return // an environment can't have it
 		}
 		clearSettings(t)
 		t.Setenv(name, value)
@@ -367,7 +370,7 @@ func FuzzSettings(f *testing.F) {
 		}
 		for line := range strings.Lines(err.Error()) {
 			if !strings.Contains(line, name) {
-				t.Errorf("a wrong %s is told as %q", name, line)
+				t.Errorf("the error of a wrong %s does not name it: %q", name, line)
 			}
 		}
 	})

@@ -17,14 +17,15 @@ import (
 	"github.com/kelseyhightower/envconfig"
 )
 
-// fileSuffix makes the name of the variable that names a secret's file.
+// fileSuffix is appended to a secret's name for the variable with the path of its
+// file.
 const fileSuffix = "_FILE"
 
 // maxSecretFile bounds a secret's file, in bytes.
 const maxSecretFile = 64 << 10
 
-// Load reads the environment. The error tells every mistake at once, each with
-// the setting's name, what is wrong, and an example.
+// Load reads the environment. The error has one line for each mistake, with the
+// setting's name, what is wrong, and an example.
 func Load() (Config, error) {
 	var cfg Config
 	var mistakes []error
@@ -39,7 +40,8 @@ func Load() (Config, error) {
 	return cfg, errors.Join(mistakes...)
 }
 
-// conflicts are settings that are each in bounds and don't go together.
+// conflicts returns the settings that are within their own bounds and contradict
+// each other.
 func (c *Config) conflicts() (mistakes []error) {
 	if minimum := 2*(256<<10) + c.HTTP.MaxFrame; c.HTTP.QueueBytes <= minimum {
 		mistakes = append(mistakes, fmt.Errorf("QUEUE_BYTES=%d must be over %d, twice 256 KiB + MAX_FRAME: a page of history and a frame must fit", c.HTTP.QueueBytes, minimum))
@@ -48,7 +50,7 @@ func (c *Config) conflicts() (mistakes []error) {
 		mistakes = append(mistakes, fmt.Errorf("DATABASE_MAX_CONNS=%d must be at least DATABASE_LANES + 3 = %d", c.Store.MaxConns, c.Store.Lanes+3))
 	}
 	if c.Session.TTL <= 2*c.HTTP.Heartbeat {
-		mistakes = append(mistakes, fmt.Errorf("SESSION_TTL=%s must be over %s, twice HEARTBEAT: sessions are kept anew at each", c.Session.TTL, 2*c.HTTP.Heartbeat))
+		mistakes = append(mistakes, fmt.Errorf("SESSION_TTL=%s must be over %s, twice HEARTBEAT: each heartbeat extends the session", c.Session.TTL, 2*c.HTTP.Heartbeat))
 	}
 	if minimum := c.Drain.Delay + c.Drain.Window; c.Drain.Timeout < minimum {
 		mistakes = append(mistakes, fmt.Errorf("DRAIN_TIMEOUT=%s must be at least DRAIN_DELAY + DRAIN_WINDOW = %s", c.Drain.Timeout, minimum))
@@ -59,13 +61,13 @@ func (c *Config) conflicts() (mistakes []error) {
 	return mistakes
 }
 
-// A setting is one leaf of Config.
+// A setting is one field of a group of Config.
 type setting struct {
 	field reflect.StructField
 	value reflect.Value
 }
 
-// settings yields the leaves of cfg, in the order of the struct.
+// settings yields the settings of cfg, in the order of the struct.
 func settings(cfg *Config) func(func(setting) bool) {
 	return func(yield func(setting) bool) {
 		groups := reflect.ValueOf(cfg).Elem()
@@ -84,19 +86,20 @@ func (s setting) tag(name string) string { return s.field.Tag.Get(name) }
 
 func (s setting) name() string { return s.tag("envconfig") }
 
-// isSecret says whether the value must not be shown.
+// isSecret reports whether the value must not be printed.
 func (s setting) isSecret() bool { return s.tag("secret") == "true" }
 
-// read fills the leaf and checks it. envconfig stops at the first mistake of
-// a struct, so each leaf is read as a struct of its own.
+// read sets the field from the environment and checks it. envconfig stops at the
+// first mistake in a struct, so each setting is read as a struct of its own.
 func (s setting) read() error {
 	if file := os.Getenv(s.name() + fileSuffix); file != "" && s.isSecret() {
 		return s.readFile(file)
 	}
 	field := s.field
 	if os.Getenv(s.name()) == "" {
-		// Set to nothing, as compose files do, counts as not set: envconfig is
-		// given a name that no variable has, and takes the default.
+		// A variable that is set to nothing, as compose files do, counts as not set.
+		// No variable can have the name that envconfig gets here, so it uses the
+		// default.
 		field.Tag = reflect.StructTag(strings.Replace(string(field.Tag), s.name(), s.name()+"=", 1))
 	}
 	one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
@@ -107,7 +110,7 @@ func (s setting) read() error {
 	return s.check()
 }
 
-// readFile takes a secret from the file that NAME_FILE names.
+// readFile reads a secret from the file that NAME_FILE names.
 func (s setting) readFile(path string) error {
 	name := s.name() + fileSuffix
 	if os.Getenv(s.name()) != "" {
@@ -119,8 +122,8 @@ func (s setting) readFile(path string) error {
 	}
 	text := strings.TrimRight(string(content), "\r\n")
 	if text == "" {
-		// A secret that was never filled in: with none at all the service would
-		// start, and be another one than was meant.
+		// The file was never filled in. Without the secret the service would start
+		// with other access rules or another database than intended.
 		return fmt.Errorf("%s: the file is empty: %s", name, path)
 	}
 	if d, ok := s.value.Addr().Interface().(envconfig.Decoder); ok {
@@ -133,7 +136,7 @@ func (s setting) readFile(path string) error {
 	return s.check()
 }
 
-// readBounded reads a file, which may be a pipe, and not all of a huge one.
+// readBounded reads a file or a pipe, at most maxSecretFile bytes of it.
 func readBounded(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -147,7 +150,7 @@ func readBounded(path string) ([]byte, error) {
 	return content, err
 }
 
-// check holds the value against its tags.
+// check checks the value against its tags.
 func (s setting) check() error {
 	if err := s.checkBounds(); err != nil {
 		return err
@@ -181,7 +184,8 @@ func (s setting) checkBounds() error {
 	return nil
 }
 
-// measure is what bounds are about: a number, a duration, or a length.
+// measure returns the number that bounds apply to: the value, or the length of
+// text.
 func (s setting) measure() int64 {
 	if s.value.Kind() == reflect.String {
 		return int64(s.value.Len())
@@ -189,7 +193,7 @@ func (s setting) measure() int64 {
 	return s.value.Int()
 }
 
-// bound reads a bound in the setting's own unit.
+// bound parses a bound in the setting's own unit.
 func (s setting) bound(text string) int64 {
 	if s.value.Type() == reflect.TypeFor[time.Duration]() {
 		d, err := time.ParseDuration(text)
@@ -205,12 +209,12 @@ func (s setting) bound(text string) int64 {
 	return n
 }
 
-// invalid says what is wrong with a setting, and shows its value unless that is
-// a secret.
+// invalid returns an error with the reason, the value unless it is a secret, and
+// an example.
 func (s setting) invalid(reason string) error {
 	value := fmt.Sprintf("%.80q", os.Getenv(s.name()))
 	switch {
-	case s.isSecret() && os.Getenv(s.name()) == "": // it came from its file
+	case s.isSecret() && os.Getenv(s.name()) == "": // read from its file
 		return fmt.Errorf("%s: %s; the file holds, for example, %s", s.name()+fileSuffix, reason, s.tag("example"))
 	case s.isSecret():
 		value = redacted
@@ -218,7 +222,8 @@ func (s setting) invalid(reason string) error {
 	return fmt.Errorf("%s=%s: %s; for example %s=%s", s.name(), value, reason, s.name(), s.tag("example"))
 }
 
-// parseReason is what envconfig found, without the value, which may be a secret.
+// parseReason returns what envconfig found wrong, without the value, which may be
+// a secret.
 func parseReason(err error) string {
 	var parse *envconfig.ParseError
 	if !errors.As(err, &parse) {
@@ -237,7 +242,8 @@ func parseReason(err error) string {
 	return parse.Err.Error()
 }
 
-// checks are rules that no bound can say; they return what is wrong.
+// checks are the rules that the tag check names. They return what is wrong, or
+// nothing.
 var checks = map[string]func(string) string{
 	"address": func(s string) string {
 		if _, _, err := net.SplitHostPort(s); err != nil {
@@ -257,7 +263,7 @@ var checks = map[string]func(string) string{
 			case "":
 				return "names no file"
 			case ":memory:":
-				return "names no file: messages are stored before they are acked, and memory is no store"
+				return "names no file: messages must be on disk before they are acked"
 			}
 			return ""
 		}
@@ -267,7 +273,8 @@ var checks = map[string]func(string) string{
 		}
 		return ""
 	},
-	// The verifier of tokens reads these two closely.
+	// These two find gross mistakes; internal/auth parses the values and reports the
+	// rest.
 	"jwks": func(s string) string {
 		if s == "" || strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://") {
 			return ""
@@ -280,7 +287,7 @@ var checks = map[string]func(string) string{
 		}
 		return "must be auto, on, off or pattern:rights, separated by commas"
 	},
-	// The broker reads the rest, and is as clear about it.
+	// internal/broker parses the rest of the URL and reports its mistakes.
 	"redis": func(s string) string {
 		if s == "" || redisURL.MatchString(s) {
 			return ""
@@ -289,5 +296,5 @@ var checks = map[string]func(string) string{
 	},
 }
 
-// redisURL has a host, and a master's name where sentinels are asked for it.
+// redisURL requires a host, and for sentinels also a master's name.
 var redisURL = regexp.MustCompile(`^rediss?(://([^/?#]*@)?[^/?#@]+|\+cluster://([^/?#]*@)?[^/?#@]+|\+sentinel://([^/?#]*@)?[^/?#@]+/[^/?#]+)([/?]|$)`)

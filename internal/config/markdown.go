@@ -5,18 +5,19 @@ import (
 	"strings"
 )
 
-// Markdown is docs/configuration.md.
+// Markdown returns the text of docs/configuration.md.
 func Markdown() string {
 	var b strings.Builder
 	b.WriteString(`# Configuration
 
-Made from internal/config by ` + "`make docs`" + `; a test holds it to the code.
+Generated from internal/config by ` + "`make docs`" + `; a test keeps it up to date.
 
-Every setting is an environment variable. A wrong one ends the start with exit code 1
-and a line for each mistake. A secret can also be given by file: set its name with
-` + "`_FILE`" + ` appended to a path (both at once is a mistake). Secrets are never printed.
+Every setting is an environment variable. With a wrong one the service does not start:
+it prints a line for each mistake and exits with 1. A secret can also be read from a
+file: set the variable with ` + "`_FILE`" + ` appended to its name to the path of the file
+(setting both is a mistake). Secrets are never printed.
 
-| setting | default | bounds | secret | what it is |
+| setting | default | bounds | secret | meaning |
 |---|---|---|---|---|
 `)
 	var cfg Config
@@ -34,6 +35,7 @@ and a line for each mistake. A secret can also be given by file: set its name wi
 	return b.String()
 }
 
+// boundsText returns the allowed values for the table.
 func (s setting) boundsText() string {
 	if allowed := s.tag("oneof"); allowed != "" {
 		return strings.Trim(strings.ReplaceAll(allowed, ",", ", "), ", ")

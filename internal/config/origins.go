@@ -8,14 +8,16 @@ import (
 	"strings"
 )
 
-// Origins are scheme://host[:port] of pages, with a star for one label at most,
-// or null.
+// Origins are origins of pages: null, or scheme://host[:port] whose first label may
+// be a star.
 type Origins []string
 
-// nonPageSchemes are the schemes that people write and no page's origin has.
+// nonPageSchemes are schemes that people configure by mistake: no page's origin
+// has them.
 var nonPageSchemes = map[string]bool{"ws": true, "wss": true, "ftp": true, "file": true}
 
-// originPattern cuts scheme, name or [address], and port out of an origin.
+// originPattern matches the scheme, the name or [address], and the port of an
+// origin.
 var originPattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://(\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@]+)(?::([^/?#@]*))?$`)
 
 // Decode implements envconfig.Decoder.
@@ -31,6 +33,7 @@ func (o *Origins) Decode(value string) error {
 	return nil
 }
 
+// checkOrigin returns what is wrong with an origin.
 func checkOrigin(item string) error {
 	if item == "null" {
 		return nil
@@ -40,7 +43,7 @@ func checkOrigin(item string) error {
 		return fmt.Errorf("%q is no origin: scheme://host[:port], without a path", item)
 	}
 	if nonPageSchemes[strings.ToLower(parts[1])] {
-		return fmt.Errorf("%q: a page has none of that scheme; write http or https", item)
+		return fmt.Errorf("%q: pages do not have this scheme; write http or https", item)
 	}
 	if port, err := strconv.ParseUint(parts[3], 10, 16); parts[3] != "" && (err != nil || port == 0 || parts[3][0] == '0') {
 		return fmt.Errorf("%q: the port must be from 1 to 65535", item)
@@ -57,8 +60,8 @@ func checkOrigin(item string) error {
 	return nil
 }
 
-// Hosts are names that the service answers to, with a star for the first label
-// at most, or addresses.
+// Hosts are names, whose first label may be a star, and addresses that the service
+// answers to.
 type Hosts []string
 
 // Decode implements envconfig.Decoder.
@@ -84,8 +87,8 @@ func (h *Hosts) Decode(value string) error {
 	return nil
 }
 
-// checkHostPattern says what is wrong with a name that may have a star for its first
-// label.
+// checkHostPattern returns what is wrong with a name whose first label may be a
+// star.
 func checkHostPattern(name string) string {
 	for _, c := range []byte(name) {
 		if c >= 0x80 {
@@ -96,22 +99,23 @@ func checkHostPattern(name string) string {
 	labels := strings.Split(strings.TrimPrefix(rest, "."), ".")
 	switch {
 	case starred && (!strings.HasPrefix(rest, ".") || len(labels) < 2):
-		return "must have two labels after the star at least: a star is for the first label, as in *.example.com"
+		return "must have at least two labels after the star, as in *.example.com"
 	case strings.Contains(rest, "*"):
-		return "may have a star for the whole of the first label only, as in *.example.com"
+		return "may have a star only as the whole first label, as in *.example.com"
 	}
 	for _, label := range labels {
 		if label == "" || strings.Trim(label, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
-			return "must be letters, digits and hyphens with dots between them"
+			return "must be labels of letters, digits and hyphens, separated by dots"
 		}
 	}
 	return ""
 }
 
-// Networks are of IP addresses.
+// Networks are networks of IP addresses.
 type Networks []netip.Prefix
 
-// Decode implements envconfig.Decoder. An address alone is a network of one.
+// Decode implements envconfig.Decoder. A single address is a network of one
+// address.
 func (n *Networks) Decode(value string) error {
 	var networks Networks
 	for _, item := range split(value) {
@@ -125,9 +129,9 @@ func (n *Networks) Decode(value string) error {
 		case p.Addr().Is4In6():
 			return fmt.Errorf("%q must be written as IPv4", item)
 		case p.Bits() == 0:
-			return fmt.Errorf("%q would believe everybody", item)
+			return fmt.Errorf("%q would trust everyone", item)
 		case p != p.Masked():
-			return fmt.Errorf("%q has bits behind its mask; the network is %s", item, p.Masked())
+			return fmt.Errorf("%q has bits outside its mask; the network is %s", item, p.Masked())
 		}
 		networks = append(networks, p)
 	}

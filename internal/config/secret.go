@@ -9,16 +9,18 @@ import (
 	"unicode"
 )
 
-// redacted is what is printed in a secret's place.
+// redacted is printed instead of a secret.
 const redacted = "[hidden]"
 
-// A Secret is text that no log line, error or dump shows. Reveal is the only
-// way to it.
+// A Secret is text that is not printed in log lines, errors and dumps. Only Reveal
+// returns it.
 type Secret string
 
 // Reveal returns the text itself.
 func (s Secret) Reveal() string { return string(s) }
 
+// String implements fmt.Stringer. It returns redacted, or nothing for an empty
+// secret.
 func (s Secret) String() string {
 	if s == "" {
 		return ""
@@ -36,7 +38,7 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 func (s Secret) MarshalJSON() ([]byte, error) {
 	b, err := json.Marshal(s.String())
 	if err != nil {
-		return nil, fmt.Errorf("hiding a secret: %w", err)
+		return nil, fmt.Errorf("encode a hidden secret: %w", err)
 	}
 	return b, nil
 }
@@ -44,7 +46,8 @@ func (s Secret) MarshalJSON() ([]byte, error) {
 // Keys are API keys by name.
 type Keys map[string]Secret
 
-// minKeyBytes is the least length of a key, in bytes: what can't be guessed.
+// minKeyBytes is the shortest length of a key, in bytes. Shorter ones could be
+// guessed.
 const minKeyBytes = 16
 
 // Decode implements envconfig.Decoder.
@@ -63,7 +66,8 @@ func (k *Keys) Decode(value string) error {
 		case keys[name] != "":
 			return fmt.Errorf("two keys are named %s", name)
 		case names[key] != "":
-			// Whose a message is would be anybody's guess, and ids count by name.
+			// The publisher of a message is the key's name, and ids are unique for each
+			// publisher: one key with two names would be ambiguous.
 			return fmt.Errorf("%s and %s are the same key", names[key], name)
 		}
 		keys[name], names[key] = Secret(key), name
@@ -81,20 +85,21 @@ func (k Keys) Reveal() map[string]string {
 	return revealed
 }
 
+// isName reports whether s can be the name of a key.
 func isName(s string) bool {
 	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 	return s != "" && len(s) <= 64 && strings.Trim(s, allowed) == ""
 }
 
-// Secrets are those of tokens.
+// Secrets are the secrets that tokens are signed with.
 type Secrets []Secret
 
-// minSecretBytes is the least length of one, in bytes: RFC 7518 wants as many as the
-// hash has.
+// minSecretBytes is the shortest length of a secret, in bytes: RFC 7518 requires
+// the length of the hash.
 const minSecretBytes = 32
 
-// Decode implements envconfig.Decoder. A list without an item is refused, since
-// a service without secrets is open to all.
+// Decode implements envconfig.Decoder. It refuses an empty list, since a service
+// without secrets accepts everyone.
 func (s *Secrets) Decode(value string) error {
 	var secrets Secrets
 	seen := map[string]int{}
@@ -111,7 +116,7 @@ func (s *Secrets) Decode(value string) error {
 		secrets = append(secrets, Secret(item))
 	}
 	if len(secrets) == 0 {
-		return errors.New("there is no secret in it")
+		return errors.New("the list has no secret")
 	}
 	*s = secrets
 	return nil
@@ -126,14 +131,14 @@ func (s Secrets) Reveal() []string {
 	return revealed
 }
 
-// Names are a list that must not be empty once it is set.
+// Names are a list that must not be empty when it is set.
 type Names []string
 
 // Decode implements envconfig.Decoder.
 func (n *Names) Decode(value string) error {
 	names := Names(split(value))
 	if len(names) == 0 {
-		return errors.New("there is no name in it")
+		return errors.New("the list has no name")
 	}
 	for _, name := range names {
 		if len(name) > 512 {

@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// testdata/recorded is what the real ones said, on the stack of make e2e: docker,
-// Traefik's API, Prometheus and a replica. Much that nobody reads was left out.
+// recorded returns a file of testdata/recorded: output of docker, Traefik's API,
+// Prometheus and a replica, recorded on the stack of make e2e and shortened to what
+// this package reads.
 func recorded(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", "recorded", name))
@@ -26,7 +27,8 @@ func recorded(t *testing.T, name string) string {
 	return string(text)
 }
 
-// A fakeTransport answers for everything that is asked by HTTP.
+// A fakeTransport answers HTTP requests by their URL and their Prometheus query.
+// Status 0 stands for a refused connection.
 type fakeTransport func(url, query string) (int, string)
 
 func (w fakeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -44,7 +46,7 @@ func (w fakeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{"Content-Type": {"application/json"}}, Request: r}, nil
 }
 
-// useTransport has the containers of the record answer so.
+// useTransport replaces the transport of the requests to containers.
 func useTransport(t *testing.T, w fakeTransport) {
 	t.Helper()
 	before := containerClient
@@ -52,10 +54,13 @@ func useTransport(t *testing.T, w fakeTransport) {
 	t.Cleanup(func() { containerClient = before })
 }
 
-// A dockerOutputs is what docker prints for arguments that have these words.
+// dockerOutputs maps a part of docker's arguments to its output. An output that
+// begins with "Error" is an error's text, and after an empty line the output that
+// the failing command still prints.
 type dockerOutputs map[string]string
 
-// fakeDocker puts one on the path that knows what was recorded, and what else is said.
+// fakeDocker puts a docker on the path that prints the recorded outputs, and those
+// of outputs.
 func fakeDocker(t *testing.T, outputs dockerOutputs) *Compose {
 	t.Helper()
 	dir := t.TempDir()
@@ -72,13 +77,13 @@ func fakeDocker(t *testing.T, outputs dockerOutputs) *Compose {
 			t.Fatal(err)
 		}
 		fail := ""
-		if strings.HasPrefix(all[words], "Error") { // what it printed all the same stands behind an empty line
-			complaint, _, _ := strings.Cut(all[words], "\n")
-			fail = fmt.Sprintf(" | sed 1,2d; echo '%s' >&2; exit 1", complaint)
+		if strings.HasPrefix(all[words], "Error") {
+			message, _, _ := strings.Cut(all[words], "\n")
+			fail = fmt.Sprintf(" | sed 1,2d; echo '%s' >&2; exit 1", message)
 		}
 		fmt.Fprintf(&script, "*'%s'*) cat '%s'%s;;\n", words, file, fail)
 	}
-	script.WriteString("*) echo \"nobody expects docker $*\" >&2; exit 1;;\nesac\n")
+	script.WriteString("*) echo \"unexpected: docker $*\" >&2; exit 1;;\nesac\n")
 	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(script.String()), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +91,7 @@ func fakeDocker(t *testing.T, outputs dockerOutputs) *Compose {
 	return &Compose{Dir: dir, File: DefaultFile, Project: "switchyard-e2e"}
 }
 
-// recordedTransport answers as the stack did while blue was live.
+// recordedTransport returns the recorded answers of a stack with blue live.
 func recordedTransport(t *testing.T) fakeTransport {
 	return func(url, query string) (int, string) {
 		switch {
@@ -105,11 +110,11 @@ func recordedTransport(t *testing.T) fakeTransport {
 		case strings.HasSuffix(url, "/api/v1/query"):
 			return prometheusResponse(query)
 		}
-		return 404, "nobody expects " + url
+		return 404, "unexpected: " + url
 	}
 }
 
-// prometheusResponse is what Prometheus did.
+// prometheusResponse returns the recorded answer of Prometheus to a query.
 func prometheusResponse(query string) (int, string) {
 	metric, value := `{}`, "0"
 	switch {
@@ -149,9 +154,9 @@ func TestInspectReadsTheContainers(t *testing.T) {
 		}
 	}
 	if s.countServing(Blue) != 3 || s.countServing(Green) != 3 {
-		t.Errorf("%d and %d serve", s.countServing(Blue), s.countServing(Green))
+		t.Errorf("%d replicas of blue and %d of green serve, want 3 each", s.countServing(Blue), s.countServing(Green))
 	}
-	// One was killed for its memory, and one drains.
+	// The kernel killed one for its memory, and all drain.
 	text := strings.Replace(recorded(t, "inspect.json"), `"OOMKilled":false,"ExitCode":0`, `"OOMKilled":true,"ExitCode":137`, 3)
 	c = fakeDocker(t, dockerOutputs{"inspect --type container": text})
 	ready := recordedTransport(t)
@@ -167,8 +172,8 @@ func TestInspectReadsTheContainers(t *testing.T) {
 	if r := s.Replicas[Blue][0]; r.ExitReason != "killed: out of memory" || r.Drain != "moving" || r.LostClients != 2 || r.Serves() || r.problem() != "delivery stale" || r.UnhealthyComponents["broker"] != "down" {
 		t.Errorf("%+v", r)
 	}
-	// A container that is gone between two questions is no failure, an engine that
-	// does not answer is.
+	// A container that disappears between ps and inspect is no failure. An engine
+	// that does not answer is one.
 	useTransport(t, ready)
 	gone := fakeDocker(t, dockerOutputs{"inspect --type container": "Error: No such container: two\n\n" + recorded(t, "inspect.json")})
 	if s, err := gone.Inspect(t.Context()); err != nil || s.countServing(Blue) != 3 {
@@ -177,6 +182,21 @@ func TestInspectReadsTheContainers(t *testing.T) {
 	unreachable := fakeDocker(t, dockerOutputs{"inspect --type container": "Error: cannot connect to the Docker daemon"})
 	if _, err := unreachable.Inspect(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot connect") {
 		t.Error(err)
+	}
+}
+
+// An image that docker does not know by exactly one id is refused with a whole
+// sentence.
+func TestAnUnknownImageIsNamed(t *testing.T) {
+	for output, says := range map[string]string{
+		"[]":                             "docker image inspect v9: found 0 images, want 1",
+		`[{"Id":"sha256:a"},{"Id":"b"}]`: "docker image inspect v9: found 2 images, want 1",
+		"{":                              "docker image inspect v9: unexpected end of JSON input",
+	} {
+		c := fakeDocker(t, dockerOutputs{"image inspect": output, "pull -q": ""})
+		if _, err := c.Resolve(t.Context(), "v9"); err == nil || err.Error() != says {
+			t.Errorf("%s: %v", output, err)
+		}
 	}
 }
 
@@ -196,12 +216,13 @@ func TestTheOverviewShowsTheStatusOfEachColor(t *testing.T) {
 	} {
 		o := &Overview{Route: &Route{Live: Blue}, Traefik: &BalancerStatus{Route: Route{Live: Blue}}, Replicas: map[Color][]Replica{Blue: replicas}}
 		if text := o.String(); !strings.Contains(text, says+"\n") && !strings.Contains(text, says+" ready") {
-			t.Errorf("it does not say %q:\n%s", says, text)
+			t.Errorf("the overview does not say %q:\n%s", says, text)
 		}
 	}
 }
 
-// What a killed docker compose up leaves is taken away, and nobody with clients.
+// The leftovers of a killed docker compose up are removed, but no replica with
+// clients.
 func TestStaleReplicasOfAnInterruptedStart(t *testing.T) {
 	up := func(number, clients int) Replica {
 		return Replica{Name: fmt.Sprint(number), Number: number, Running: true, Health: Health{Clients: clients}}
@@ -218,7 +239,7 @@ func TestStaleReplicasOfAnInterruptedStart(t *testing.T) {
 		"3 4": {stopped(1), up(3, 0), made(4)},
 	} {
 		if got := strings.Join(staleReplicas(replicas), " "); got != want {
-			t.Errorf("%q, not %q", got, want)
+			t.Errorf("stale are %q, want %q", got, want)
 		}
 	}
 }
@@ -243,10 +264,10 @@ func TestTheStatusOfTraefik(t *testing.T) {
 		old, new string
 		says     string
 	}{
-		"one router follows": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"app-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
+		"one router differs": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"app-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
 		"a router is gone":   {`"name":"ws@file"`, `"name":"other@file"`, "it knows 1 of 2 routers"},
-		"none of ours":       {`"service":"app-blue"`, `"service":"else"`, `a router leads to "else"`},
-		"a failover's other": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"live-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
+		"unknown service":    {`"service":"app-blue"`, `"service":"else"`, `a router leads to "else"`},
+		"other failover":     {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"live-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
 	} {
 		useTransport(t, func(url, query string) (int, string) {
 			status, text := all(url, query)
@@ -287,7 +308,7 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 	}
 	for _, q := range asked {
 		if !strings.Contains(q, `switchyard_build_info{deployment="blue-1"}`) || !strings.Contains(q, "[30s]") && !strings.HasPrefix(q, "process_") {
-			t.Errorf("it asked for %s", q)
+			t.Errorf("Prometheus was queried for %s", q)
 		}
 	}
 	if alerts, err := s.Metrics(c).Alerts(t.Context()); err != nil || len(alerts) != 1 || alerts[0].Name != "Watchdog" || alerts[0].Severity != "info" {
@@ -303,7 +324,7 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 	}
 }
 
-// withReplaced changes what is answered.
+// withReplaced replaces a text in all answers.
 func withReplaced(old, with string) func(fakeTransport) fakeTransport {
 	return func(w fakeTransport) fakeTransport {
 		return func(url, query string) (int, string) {
@@ -313,7 +334,7 @@ func withReplaced(old, with string) func(fakeTransport) fakeTransport {
 	}
 }
 
-// withoutPort has a port that nobody listens at.
+// withoutPort refuses connections to a port.
 func withoutPort(port string) func(fakeTransport) fakeTransport {
 	return func(w fakeTransport) fakeTransport {
 		return func(url, query string) (int, string) {
@@ -325,7 +346,7 @@ func withoutPort(port string) func(fakeTransport) fakeTransport {
 	}
 }
 
-// An error names what a command was to do, whatever flags stand before.
+// The error of a command names its subcommand, whatever flags come before it.
 func TestACommandErrorNamesTheSubcommand(t *testing.T) {
 	for want, args := range map[string]string{
 		"compose up app_green": "compose -p yard -f /opt/docker-compose.prod.yml up -d --no-deps app_green",
@@ -333,7 +354,7 @@ func TestACommandErrorNamesTheSubcommand(t *testing.T) {
 		"ps":                   "ps -aq --no-trunc --filter label=x",
 	} {
 		if got := describeArgs(strings.Fields(args)); got != want {
-			t.Errorf("%s: %q, not %q", args, got, want)
+			t.Errorf("%s is described as %q, want %q", args, got, want)
 		}
 	}
 }

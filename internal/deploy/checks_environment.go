@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -18,42 +19,56 @@ import (
 
 // Bounds of the checks.
 const (
-	certificateWarnBefore = 14 * 24 * time.Hour // renewal should have been
+	certificateWarnBefore = 14 * 24 * time.Hour // renewal is overdue
 	certificateFailBefore = 48 * time.Hour
-	minFreeDiskPercent    = 10                 // percent free at least
-	minFreeDiskBytes      = uint64(2 << 30)    // and bytes
-	maxStandbyLag         = 30 * time.Second   // of the database's replica
-	maxBackupAge          = 8 * 24 * time.Hour // of the last one that was proved
+	minFreeDiskPercent    = 10
+	minFreeDiskBytes      = uint64(2 << 30)
+	maxStandbyLag         = 30 * time.Second
+	maxBackupAge          = 8 * 24 * time.Hour // of the last verified backup
 	recentErrorsSpan      = 5 * time.Minute
 	alertmanagerPort      = "9093"
 )
 
-// disk: room for an image, logs and the state.
+// disk checks that the disks have room for an image, logs and the state.
 func (p *Preflight) disk(ctx context.Context, _ *checkInput) (string, error) {
 	out, err := p.Compose.docker(ctx, quickLimit, "info", "--format", "{{.DockerRootDir}}")
 	if err != nil {
 		return "", err
 	}
-	summary := ""
+	var disks []diskSpace
 	for _, path := range []string{p.Stack.Dir, strings.TrimSpace(string(out))} {
 		var fs syscall.Statfs_t
 		if err := syscall.Statfs(path, &fs); err != nil {
-			return "", fmt.Errorf("look at %s: %w", path, err)
+			return "", fmt.Errorf("read the free space of %s: %w", path, err)
 		}
-		free, all := fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
-		if free < minFreeDiskBytes || free*100 < all*minFreeDiskPercent {
-			return "", fmt.Errorf("%s has %d MiB free, and %d %% and 2 GiB are wanted: `docker system df` tells what takes it", path, free>>20, minFreeDiskPercent)
-		}
-		summary = fmt.Sprintf("%d MiB free", free>>20)
+		disks = append(disks, diskSpace{path, fs.Bavail * uint64(fs.Bsize), fs.Blocks * uint64(fs.Bsize)})
 	}
-	return summary, nil
+	return judgeDisks(disks)
 }
 
-// memory: room for as many replicas again as are live.
+// diskSpace is the space of the disk that holds path, in bytes.
+type diskSpace struct {
+	path       string
+	free, size uint64
+}
+
+// judgeDisks returns an error for the first disk that has too little space, or the
+// free space of the fullest disk.
+func judgeDisks(disks []diskSpace) (string, error) {
+	for _, d := range disks {
+		if d.free < minFreeDiskBytes || d.free*100 < d.size*minFreeDiskPercent {
+			return "", fmt.Errorf("%s has %d MiB free, and needs %d %% and 2 GiB: `docker system df` shows what uses the space", d.path, d.free>>20, minFreeDiskPercent)
+		}
+	}
+	fullest := slices.MinFunc(disks, func(a, b diskSpace) int { return cmp.Compare(a.free, b.free) })
+	return fmt.Sprintf("%d MiB free", fullest.free>>20), nil
+}
+
+// memory checks that the host has memory for a second color.
 func (p *Preflight) memory(ctx context.Context, in *checkInput) (string, error) {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return "", fmt.Errorf("look at the memory: %w", err)
+		return "", fmt.Errorf("read the available memory: %w", err)
 	}
 	var free int64
 	for line := range strings.Lines(string(text)) {
@@ -67,16 +82,24 @@ func (p *Preflight) memory(ctx context.Context, in *checkInput) (string, error) 
 		limits += r.MemoryLimit
 		used += residentMemory(ctx, r.Address)
 	}
-	switch {
-	case free < used+used/5+(256<<20):
-		return "", fmt.Errorf("%d MiB are available, and the live color holds %d MiB: there is no room for a second one", free>>20, used>>20)
-	case free < limits:
-		return "", warningf("%d MiB are available, and the new color may take %d MiB", free>>20, limits>>20)
-	}
-	return fmt.Sprintf("%d MiB available, the live color holds %d MiB", free>>20, used>>20), nil
+	return judgeMemory(free, used, limits)
 }
 
-// residentMemory asks a replica for its resident memory, 0 when it can't say.
+// judgeMemory compares the host's available memory with the live color's use and
+// its limits, all in bytes. A second color needs as much as the first one, and a
+// reserve.
+func judgeMemory(free, used, limits int64) (string, error) {
+	switch {
+	case free < used+used/5+(256<<20):
+		return "", fmt.Errorf("%d MiB are available, and the live color uses %d MiB: there is no room for a second one", free>>20, used>>20)
+	case free < limits:
+		return "", warningf("%d MiB are available, and the new color may use up to %d MiB", free>>20, limits>>20)
+	}
+	return fmt.Sprintf("%d MiB available, the live color uses %d MiB", free>>20, used>>20), nil
+}
+
+// residentMemory queries a replica for its resident memory in bytes. It returns 0
+// if the replica does not answer.
 func residentMemory(ctx context.Context, address string) int64 {
 	_, text, err := fetch(ctx, containerClient, "http://"+address+"/metrics")
 	if err != nil {
@@ -91,7 +114,8 @@ func residentMemory(ctx context.Context, address string) int64 {
 	return 0
 }
 
-// certificate: valid for the name, and for long enough.
+// certificate checks that the certificate is valid for the domain, and for long
+// enough.
 func (p *Preflight) certificate(ctx context.Context, _ *checkInput) (string, error) {
 	config := p.Stack.TLSConfig()
 	config.ServerName = p.Stack.Env["DOMAIN"]
@@ -103,22 +127,22 @@ func (p *Preflight) certificate(ctx context.Context, _ *checkInput) (string, err
 	defer conn.Close() //nolint:errcheck // nothing was sent
 	tlsConn, ok := conn.(*tls.Conn)
 	if !ok || len(tlsConn.ConnectionState().PeerCertificates) == 0 {
-		return "", errors.New("no certificate was shown")
+		return "", errors.New("the server sent no certificate")
 	}
 	end := tlsConn.ConnectionState().PeerCertificates[0].NotAfter
 	left := end.Sub(p.Clock.Now())
 	switch {
 	case left < certificateFailBefore:
-		return "", fmt.Errorf("the certificate of %s ends %s", config.ServerName, end.Format(time.RFC3339))
+		return "", fmt.Errorf("the certificate of %s expires at %s", config.ServerName, end.Format(time.RFC3339))
 	case left < certificateWarnBefore:
-		return "", warningf("the certificate of %s ends %s and was not renewed", config.ServerName, end.Format(time.RFC3339))
+		return "", warningf("the certificate of %s expires at %s and was not renewed", config.ServerName, end.Format(time.RFC3339))
 	case p.Stack.Insecure:
-		return "", warningf("valid until %s, not looked at otherwise (--insecure)", end.Format(time.DateOnly))
+		return "", warningf("valid until %s, not verified (--insecure)", end.Format(time.DateOnly))
 	}
 	return "valid for " + config.ServerName + " until " + end.Format(time.DateOnly), nil
 }
 
-// dns: the name leads here.
+// dns checks that the domain resolves to this host.
 func (p *Preflight) dns(ctx context.Context, _ *checkInput) (string, error) {
 	name := p.Stack.Env["DOMAIN"]
 	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
@@ -132,18 +156,19 @@ func (p *Preflight) dns(ctx context.Context, _ *checkInput) (string, error) {
 	for _, ip := range found {
 		for _, a := range own {
 			if n, ok := a.(*net.IPNet); ok && n.IP.Equal(net.IP(ip.Unmap().AsSlice())) {
-				return fmt.Sprintf("%s is %s, this host's", name, ip), nil
+				return fmt.Sprintf("%s resolves to %s, an address of this host", name, ip), nil
 			}
 		}
 	}
-	return "", warningf("%s is %v, no address of this host: right behind a balancer or NAT", name, found)
+	return "", warningf("%s resolves to %v, no address of this host: that is right only behind a balancer or NAT", name, found)
 }
 
-// metrics: what a deploy is judged by is there.
+// metrics checks that Prometheus has the metrics of all live replicas, which a
+// deploy is judged by.
 func (p *Preflight) metrics(ctx context.Context, in *checkInput) (string, error) {
 	live := currentSpec(in.route.Live, in.snapshot)
 	if live.Replicas == 0 {
-		_, err := p.Metrics.Alerts(ctx) // an answer is enough
+		_, err := p.Metrics.Alerts(ctx) // any result will do
 		return "Prometheus answers", err
 	}
 	window, err := p.Metrics.Window(ctx, live.Deployment, p.Settings.Window)
@@ -156,7 +181,7 @@ func (p *Preflight) metrics(ctx context.Context, in *checkInput) (string, error)
 	return fmt.Sprintf("Prometheus sees all %d live replicas", window.Replicas), nil
 }
 
-// alerting: who is to be called can be.
+// alerting checks that alerts reach Alertmanager.
 func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error) {
 	address, err := p.Compose.serviceURL(ctx, "alertmanager", alertmanagerPort)
 	if err != nil {
@@ -183,7 +208,8 @@ func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error)
 	return "Alertmanager is ready, and Prometheus knows it", nil
 }
 
-// alerts: nothing critical is under way. A watchdog always fires.
+// alerts checks that no critical alert fires. Alerts of severity info, such as the
+// watchdog that always fires, do not count.
 func (p *Preflight) alerts(ctx context.Context, _ *checkInput) (string, error) {
 	firing, err := p.Metrics.Alerts(ctx)
 	if err != nil {
@@ -208,30 +234,31 @@ func (p *Preflight) alerts(ctx context.Context, _ *checkInput) (string, error) {
 	return "none fires", nil
 }
 
-// joinDistinct names each once.
+// joinDistinct sorts the names and joins them without duplicates.
 func joinDistinct(names []string) string {
 	slices.Sort(names)
 	return strings.Join(slices.Compact(names), ", ")
 }
 
-// recentErrors: what is live does well.
+// recentErrors checks that the live color has no more server errors than a deploy
+// tolerates.
 func (p *Preflight) recentErrors(ctx context.Context, in *checkInput) (string, error) {
 	live := currentSpec(in.route.Live, in.snapshot)
 	if live.Replicas == 0 {
-		return "nothing is live", nil
+		return "no replica is live", nil
 	}
 	window, err := p.Metrics.Window(ctx, live.Deployment, recentErrorsSpan)
 	if err != nil {
 		return "", err
 	}
-	text := fmt.Sprintf("%.2f %% of %.0f operations in %v failed by our fault", 100*window.ErrorRatio(), window.Operations, recentErrorsSpan)
+	text := fmt.Sprintf("%.2f %% of %.0f operations in %v failed with a server error", 100*window.ErrorRatio(), window.Operations, recentErrorsSpan)
 	if t := p.Settings.Triggers; window.Operations >= float64(t.ErrorSamples) && 100*window.ErrorRatio() > t.ErrorPercent {
 		return "", errors.New(text)
 	}
 	return text, nil
 }
 
-// migrations: those of the image only add.
+// migrations checks that the image's pending migrations only add to the schema.
 func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, error) {
 	if in.image.Ref == "" {
 		return "", warningf("no image was named")
@@ -251,7 +278,7 @@ func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, err
 	for _, m := range pending {
 		names = append(names, m.Name)
 		if m.Breaking > 0 {
-			return "", fmt.Errorf("%s does not only add: binaries made for a schema before %d stop serving, and there is no way back", m.Name, m.Breaking)
+			return "", fmt.Errorf("%s does not only add: binaries built for a schema before %d stop serving, and a rollback is impossible", m.Name, m.Breaking)
 		}
 	}
 	if len(names) == 0 {
@@ -260,7 +287,7 @@ func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, err
 	return strings.Join(names, ", ") + " pending; they only add", nil
 }
 
-// redis: the live replicas hear each other.
+// redis checks that the live replicas are connected to their broker.
 func (p *Preflight) redis(_ context.Context, in *checkInput) (string, error) {
 	replicas := in.snapshot.Running(in.route.Live)
 	for _, r := range replicas {
@@ -269,12 +296,12 @@ func (p *Preflight) redis(_ context.Context, in *checkInput) (string, error) {
 		}
 	}
 	if len(replicas) == 0 {
-		return "", warningf("nobody is there to be asked")
+		return "", warningf("no replica is running")
 	}
-	return fmt.Sprintf("%d replicas hear their broker", len(replicas)), nil
+	return fmt.Sprintf("%d replicas are connected to their broker", len(replicas)), nil
 }
 
-// standby: the database's standby follows.
+// standby checks that the database's standby follows the primary without much lag.
 func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) {
 	primary := "postgres"
 	if text, err := os.ReadFile(p.Stack.Dir + "/state/postgres/primary"); err == nil {
@@ -291,25 +318,25 @@ func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) 
 	}
 	switch {
 	case standbys == 0:
-		return "", fmt.Errorf("no replica follows %s", primary)
+		return "", fmt.Errorf("no standby follows %s", primary)
 	case time.Duration(lag)*time.Second > maxStandbyLag:
-		return "", fmt.Errorf("the replica is %d s behind, over %v", lag, maxStandbyLag)
+		return "", fmt.Errorf("the standby is %d s behind, over %v", lag, maxStandbyLag)
 	}
-	return fmt.Sprintf("%d follow %s, %d s behind", standbys, primary, lag), nil
+	return fmt.Sprintf("%d standbys follow %s, %d s behind", standbys, primary, lag), nil
 }
 
-// backup: the last one was proved not long ago.
+// backup checks that a backup was verified recently.
 func (p *Preflight) backup(ctx context.Context, _ *checkInput) (string, error) {
 	at, err := p.Metrics.number(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`)
 	if err != nil {
 		return "", err
 	}
 	if at == 0 {
-		return "", errors.New("no backup was ever proved: `switchyard backup` makes one, `switchyard backup verify` proves it; Prometheus hears of it within half a minute")
+		return "", errors.New("no backup was ever verified: `switchyard backup` makes one, `switchyard backup verify` verifies it; Prometheus learns of it within half a minute")
 	}
 	age := p.Clock.Now().Sub(time.Unix(int64(at), 0)).Round(time.Minute)
 	if age > maxBackupAge {
-		return "", fmt.Errorf("the last backup was proved %v ago, over %v", age, maxBackupAge)
+		return "", fmt.Errorf("the last backup was verified %v ago, over %v", age, maxBackupAge)
 	}
-	return fmt.Sprintf("proved %v ago", age), nil
+	return fmt.Sprintf("verified %v ago", age), nil
 }

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +14,8 @@ import (
 	"time"
 )
 
-// composeConfig is what the compose file says once .env is filled in.
+// composeConfig is the part of `docker compose config` that this package reads: the
+// compose file with the values of .env.
 type composeConfig struct {
 	Services map[string]struct {
 		Image           string            `json:"image"`
@@ -26,6 +28,7 @@ type composeConfig struct {
 	} `json:"services"`
 }
 
+// config returns the stack's compose file with the values of .env.
 func (p *Preflight) config(ctx context.Context) (composeConfig, error) {
 	var config composeConfig
 	out, err := p.Compose.compose(ctx, quickLimit, nil, "config", "--format", "json")
@@ -35,7 +38,7 @@ func (p *Preflight) config(ctx context.Context) (composeConfig, error) {
 	return config, err
 }
 
-// composeFile: the files are valid, and both colors are in them.
+// composeFile checks that the compose file is valid and has both colors.
 func (p *Preflight) composeFile(ctx context.Context, _ *checkInput) (string, error) {
 	config, err := p.config(ctx)
 	if err != nil {
@@ -49,7 +52,8 @@ func (p *Preflight) composeFile(ctx context.Context, _ *checkInput) (string, err
 	return fmt.Sprintf("%s is valid, %d services", p.Stack.File, len(config.Services)), nil
 }
 
-// traefikFiles: the three files agree, and Traefik does what they say.
+// traefikFiles checks that active.yml, blue.yml and green.yml agree, and that
+// Traefik follows them.
 func (p *Preflight) traefikFiles(ctx context.Context, in *checkInput) (string, error) {
 	t := p.Compose.Balancer
 	if in.routeErr != nil {
@@ -71,19 +75,20 @@ func (p *Preflight) traefikFiles(ctx context.Context, in *checkInput) (string, e
 		return "", err
 	}
 	if got, err := os.ReadFile(t.activePath()); err != nil || !bytes.Equal(got, want) {
-		return "", errors.Join(fmt.Errorf("active.yml is not what %s.yml says: write it anew with `switchyard switch %s`", in.route.Live, in.route.Live), err)
+		return "", errors.Join(fmt.Errorf("active.yml differs from %s.yml: `switchyard switch %s` writes it anew", in.route.Live, in.route.Live), err)
 	}
 	s, err := t.Status(ctx)
 	if err != nil {
 		return "", err
 	}
 	if s.Route != in.route {
-		return "", fmt.Errorf("active.yml says %s and Traefik sends to %s: `switchyard switch %s` puts it right", in.route, s.Route, in.route.Live)
+		return "", fmt.Errorf("active.yml says %s and Traefik routes to %s: `switchyard switch %s` repairs it", in.route, s.Route, in.route.Live)
 	}
-	return fmt.Sprintf("the files agree, and Traefik sends to %s", s.Route), nil
+	return fmt.Sprintf("the files agree, and Traefik routes to %s", s.Route), nil
 }
 
-// components: all that should run does, and is healthy.
+// components checks that all services of the stack except the colors run and are
+// healthy.
 func (p *Preflight) components(ctx context.Context, in *checkInput) (string, error) {
 	config, err := p.config(ctx)
 	if err != nil {
@@ -92,7 +97,7 @@ func (p *Preflight) components(ctx context.Context, in *checkInput) (string, err
 	var bad []string
 	n := 0
 	for name, service := range config.Services {
-		color := name == Blue.composeService() || name == Green.composeService() // liveColor looks at those
+		color := name == Blue.composeService() || name == Green.composeService() // checked by liveColor
 		if color || len(service.Profiles) > 0 || p.WithoutMetrics && name == "prometheus" {
 			continue
 		}
@@ -109,12 +114,12 @@ func (p *Preflight) components(ctx context.Context, in *checkInput) (string, err
 	}
 	if len(bad) > 0 {
 		slices.Sort(bad)
-		return "", errors.New(strings.Join(bad, ", ") + ": `docker compose ps` and `docker compose logs` tell more")
+		return "", errors.New(strings.Join(bad, ", ") + ": `docker compose ps` and `docker compose logs` show more")
 	}
 	return fmt.Sprintf("%d services run and are healthy", n), nil
 }
 
-// liveColor: who serves does so with all replicas.
+// liveColor checks that all replicas of the live color serve.
 func (p *Preflight) liveColor(_ context.Context, in *checkInput) (string, error) {
 	if in.routeErr != nil {
 		return "", in.routeErr
@@ -123,7 +128,7 @@ func (p *Preflight) liveColor(_ context.Context, in *checkInput) (string, error)
 	serving := in.snapshot.countServing(in.route.Live)
 	switch {
 	case len(replicas) == 0 && len(in.snapshot.Running(in.route.Live.Other())) == 0:
-		return "", warningf("nothing runs: this is a first deploy, without a way back")
+		return "", warningf("neither color runs: this is a first deploy, which can't be rolled back")
 	case serving == 0 && len(in.snapshot.Running(in.route.Live)) == 0:
 		return "", fmt.Errorf("%s is live and does not run%s: `docker compose up -d` starts it as it was", in.route.Live, describeProblems(replicas))
 	case serving < len(replicas) || serving == 0:
@@ -132,7 +137,8 @@ func (p *Preflight) liveColor(_ context.Context, in *checkInput) (string, error)
 	return fmt.Sprintf("%d replicas of %s serve %d clients", serving, in.route.Live, in.snapshot.countClients(in.route.Live)), nil
 }
 
-// drainBudget: stopping waits for a drain, and a drain can move everybody.
+// drainBudget checks that stopping a replica leaves time for a drain, and that a
+// drain can move all present clients.
 func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, error) {
 	config, err := p.config(ctx)
 	if err != nil {
@@ -147,7 +153,7 @@ func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, er
 			}
 		}
 	}
-	grace, err := time.ParseDuration(orElse(service.StopGracePeriod, "10s"))
+	grace, err := time.ParseDuration(cmp.Or(service.StopGracePeriod, "10s"))
 	if err != nil {
 		return "", fmt.Errorf("stop_grace_period: %w", err)
 	}
@@ -156,10 +162,10 @@ func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, er
 	}
 	clients, replicas := in.snapshot.countClients(in.route.Live), max(1, len(in.snapshot.Running(in.route.Live)))
 	rate := 500.0
-	if _, err := fmt.Sscan(orElse(service.Environment["MAX_HANDSHAKE_RATE"], "500"), &rate); err != nil {
+	if _, err := fmt.Sscan(cmp.Or(service.Environment["MAX_HANDSHAKE_RATE"], "500"), &rate); err != nil {
 		return "", fmt.Errorf("MAX_HANDSHAKE_RATE: %w", err)
 	}
-	// A drain leaves a fifth of it to who comes by himself.
+	// A drain leaves a fifth of the rate to other clients that connect.
 	need := time.Duration(float64(clients) / (0.8 * rate * float64(replicas)) * float64(time.Second)).Round(time.Millisecond)
 	if need > budget["DRAIN_TIMEOUT"] {
 		return "", fmt.Errorf("%d clients take %v to move at 80 %% of MAX_HANDSHAKE_RATE, over DRAIN_TIMEOUT %v", clients, need, budget["DRAIN_TIMEOUT"])
@@ -167,7 +173,7 @@ func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, er
 	return fmt.Sprintf("%d clients move within DRAIN_WINDOW %v; stopping waits %v", clients, budget["DRAIN_WINDOW"], grace), nil
 }
 
-// nofile: descriptors for everybody.
+// nofile checks that the containers may open enough files for all clients.
 func (p *Preflight) nofile(_ context.Context, in *checkInput) (string, error) {
 	clients := int64(in.snapshot.countClients(Blue) + in.snapshot.countClients(Green))
 	limitsFound := 0
@@ -175,7 +181,7 @@ func (p *Preflight) nofile(_ context.Context, in *checkInput) (string, error) {
 		need := int64(0)
 		switch c.service() {
 		case "traefik":
-			need = 4*clients + 1024 // both sides of each, and everybody twice while they move
+			need = 4*clients + 1024 // both sides of each connection, and two connections for each client that moves
 		case Blue.composeService(), Green.composeService():
 			need = clients + 1024
 		default:
@@ -192,19 +198,19 @@ func (p *Preflight) nofile(_ context.Context, in *checkInput) (string, error) {
 		}
 	}
 	if limitsFound == 0 {
-		return "", warningf("no container says how many files it may open (ulimits: nofile)")
+		return "", warningf("no container has a limit of open files (ulimits: nofile)")
 	}
 	return fmt.Sprintf("enough for %d clients", clients), nil
 }
 
-// window: now is a time to deploy.
+// window checks that deploys are not frozen and that a deploy window is open.
 func (p *Preflight) window(context.Context, *checkInput) (string, error) {
 	freeze := filepath.Join(p.State.Dir, "freeze")
 	if text, err := os.ReadFile(freeze); err == nil {
-		return "", fmt.Errorf("deploys are frozen: %s (remove %s to end it)", orElse(strings.TrimSpace(string(text)), "no reason given"), freeze)
+		return "", fmt.Errorf("deploys are frozen: %s (remove %s to end it)", cmp.Or(strings.TrimSpace(string(text)), "no reason given"), freeze)
 	}
 	if len(p.Settings.DeployWindows) == 0 {
-		return "", warningf("no window is set, any time will do")
+		return "", warningf("no deploy window is set: a deploy may begin at any time")
 	}
 	now := p.Clock.Now()
 	for _, w := range p.Settings.DeployWindows {
@@ -212,12 +218,12 @@ func (p *Preflight) window(context.Context, *checkInput) (string, error) {
 			return "in " + w.String(), nil
 		}
 	}
-	return "", fmt.Errorf("it is %s, and the windows for deploys are %v", now.Format("Mon 15:04"), p.Settings.DeployWindows)
+	return "", fmt.Errorf("it is %s, and the deploy windows are %v", now.Format("Mon 15:04"), p.Settings.DeployWindows)
 }
 
-// scan: somebody looked into the image.
+// scan runs the operator's image scan.
 func (p *Preflight) scan(ctx context.Context, in *checkInput) (string, error) {
-	command := orElse(p.ScanCommand, p.Settings.ScanCommand)
+	command := cmp.Or(p.ScanCommand, p.Settings.ScanCommand)
 	if command == "" {
 		return "", warningf("no image scan ran: --scan names a command")
 	}
@@ -228,12 +234,12 @@ func (p *Preflight) scan(ctx context.Context, in *checkInput) (string, error) {
 	defer cancel()
 	run := (&Compose{Dir: p.Stack.Dir}).shell
 	if _, err := run(ctx, p.Settings.ScanLimit, command+` "$1"`, in.image.Ref); err != nil {
-		return "", fmt.Errorf("the scan says no: %w", err)
+		return "", fmt.Errorf("the scan rejects the image: %w", err)
 	}
-	return command + " found nothing against it", nil
+	return command + " accepts the image", nil
 }
 
-// shell runs an operator's own command.
+// shell runs a shell command of the operator in the stack's folder.
 func (c *Compose) shell(ctx context.Context, limit time.Duration, script string, args ...string) ([]byte, error) {
 	return command{}.run(ctx, limit, c.Dir, nil, "sh", append([]string{"-c", script, "sh"}, args...)...)
 }

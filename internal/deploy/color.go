@@ -1,11 +1,11 @@
 // Package deploy brings a new image into service beside the one that runs,
-// moves everybody to it, and moves them back when it is worse. DESIGN.md tells
-// how it survives being killed at any instruction.
+// moves all clients to it, and moves them back when the new version does worse.
+// DESIGN.md explains how a deploy survives being killed at any instruction.
 package deploy
 
 import "fmt"
 
-// A Color is one of the two places where a version runs.
+// A Color is one of the two deployments that take turns.
 type Color string
 
 // The colors.
@@ -40,6 +40,7 @@ func (c Color) composeService() string { return "app_" + string(c) }
 // traefikService is what Traefik calls the color's replicas.
 func (c Color) traefikService() string { return "app-" + string(c) }
 
-// failoverService is what the routers lead to that users come by: the color's replicas, and
-// the other color's while it has none (services.yml).
+// failoverService is the Traefik service that the users' routers name: it leads
+// to the color's replicas, and to the other color's while this one has none
+// (services.yml).
 func (c Color) failoverService() string { return "live-" + string(c) }

@@ -13,25 +13,26 @@ import (
 	"time"
 )
 
-// Bounds of the commands that are run.
+// Bounds of the programs that are run.
 const (
-	quickLimit = time.Minute     // looks: an engine under load takes its time
-	startLimit = 5 * time.Minute // a container created, or stopped with its grace
+	quickLimit = time.Minute     // for queries: an engine under load is slow
+	startLimit = 5 * time.Minute // to create containers, or to stop them with their grace period
 	pullLimit  = 15 * time.Minute
-	// outputLimit bounds what is kept of a command's output.
+	// outputLimit bounds the bytes that are kept of a program's output.
 	outputLimit = 32 << 20
 )
 
-// A command runs programs on the host: docker.
+// A command runs programs on the host, above all docker.
 type command struct {
-	// inherit is handed to each program: as long as one runs, the lock is held.
+	// inheritedFile, if set, is the lock's file, which each program inherits: the
+	// lock is held until the last of them ends.
 	inheritedFile *os.File
-	// both takes standard error for output, too.
+	// mergeStderr appends standard error to the output.
 	mergeStderr bool
 }
 
-// run runs a program with a bound and returns its output. The names in env are
-// set, and those of colors are taken out: .env alone is to say them.
+// run runs a program for at most limit and returns its output. It adds env to the
+// environment, and removes the variables of the colors: .env is their only source.
 func (c command) run(ctx context.Context, limit time.Duration, dir string, env []string, name string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
 	defer cancel()
@@ -46,8 +47,8 @@ func (c command) run(ctx context.Context, limit time.Duration, dir string, env [
 	if c.inheritedFile != nil {
 		cmd.ExtraFiles = []*os.File{c.inheritedFile}
 	}
-	// A group of its own: Ctrl-C is for this command, which ends the program in
-	// its own time; and its own death is the program's.
+	// The program has its own process group: Ctrl-C reaches only this command,
+	// which then ends the program. When this command dies, the program ends too.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -65,8 +66,8 @@ func (c command) run(ctx context.Context, limit time.Duration, dir string, env [
 	return out.Bytes(), fmt.Errorf("%s: %w: %s", what, err, lastLine(stderr.String()))
 }
 
-// describeArgs are the first of a command's arguments that are no flags: what it was to
-// do, for an error.
+// describeArgs returns the first arguments that are not flags, for an error that
+// names what the program was asked to do.
 func describeArgs(args []string) string {
 	var found []string
 	for i := 0; i < len(args) && len(found) < 4; i++ {
@@ -80,7 +81,7 @@ func describeArgs(args []string) string {
 	return strings.Join(found, " ")
 }
 
-// isColorSetting tells whether a variable would say what .env has to say.
+// isColorSetting reports whether a NAME=value would override a color's lines of .env.
 func isColorSetting(variable string) bool {
 	name, _, _ := strings.Cut(variable, "=")
 	for _, prefix := range []string{"IMAGE_", "DEPLOYMENT_", "REPLICAS_"} {
@@ -93,14 +94,14 @@ func isColorSetting(variable string) bool {
 	return false
 }
 
-// lastLine is the end of what a program complained about.
+// lastLine returns the last line of a program's error output, at most 500 bytes.
 func lastLine(s string) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	last := strings.TrimSpace(lines[len(lines)-1])
 	return last[:min(len(last), 500)]
 }
 
-// A boundedBuffer buffer keeps the first bytes and drops the rest.
+// A boundedBuffer keeps the first outputLimit bytes and drops the rest.
 type boundedBuffer struct{ bytes.Buffer }
 
 func (b *boundedBuffer) Write(p []byte) (int, error) {

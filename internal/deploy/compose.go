@@ -19,16 +19,16 @@ const (
 	prometheusPort = "9090"
 )
 
-// Compose is the stack on this host: it calls docker, and asks containers by
-// their addresses, which a Linux host reaches.
+// Compose operates the stack on this host: it calls docker, and queries containers
+// at their addresses, which a Linux host reaches.
 type Compose struct {
 	// Dir is the folder of the compose file and of .env.
 	Dir string
-	// File is the compose file's name, Project what Compose calls the stack.
+	// File is the compose file's name, Project the stack's name in Compose.
 	File, Project string
 	// Balancer writes the lists of servers.
 	Balancer *Traefik
-	// Lock, if set, is held by each docker command that is started.
+	// Lock, if set, is inherited by each docker command.
 	Lock *Lock
 }
 
@@ -48,11 +48,11 @@ func (c *Compose) compose(ctx context.Context, limit time.Duration, env []string
 	return c.dockerEnv(ctx, limit, env, append([]string{"compose", "-p", c.Project, "-f", c.File}, args...)...)
 }
 
-// container is what docker inspect tells, as far as it matters here.
+// container is the part of docker inspect's output that this package reads.
 type container struct {
 	ID    string `json:"Id"`
 	Name  string
-	Image string // its id
+	Image string // the image's id
 	State struct {
 		Status     string
 		Running    bool
@@ -94,8 +94,8 @@ func (c container) env(name string) string {
 	return ""
 }
 
-// address is one of its own, the first by the network's name; empty when it has
-// none.
+// address returns the container's address in the network whose name sorts first,
+// or "" when it has none.
 func (c container) address() string {
 	names := make([]string, 0, len(c.NetworkSettings.Networks))
 	for name, n := range c.NetworkSettings.Networks {
@@ -109,7 +109,8 @@ func (c container) address() string {
 	return c.NetworkSettings.Networks[slices.Min(names)].IPAddress
 }
 
-// containers are all of the stack's, running or not, without one-off ones.
+// containers returns all containers of the stack, running or not, except those of
+// docker compose run.
 func (c *Compose) containers(ctx context.Context) ([]container, error) {
 	out, err := c.docker(ctx, quickLimit, "ps", "-aq", "--no-trunc", "--filter", "label=com.docker.compose.project="+c.Project)
 	if err != nil {
@@ -120,8 +121,8 @@ func (c *Compose) containers(ctx context.Context) ([]container, error) {
 		return nil, nil
 	}
 	out, err = c.docker(ctx, quickLimit, append([]string{"inspect", "--type", "container"}, ids...)...)
-	// One that is removed in between makes inspect fail, and tell of the others.
-	// Any other failure may leave some out that are there.
+	// A container that is removed between ps and inspect makes inspect fail, but it
+	// still prints the others. After any other failure some may be missing.
 	if err != nil && !strings.Contains(err.Error(), "No such container") {
 		return nil, fmt.Errorf("look at the containers: %w", err)
 	}
@@ -132,7 +133,7 @@ func (c *Compose) containers(ctx context.Context) ([]container, error) {
 	return slices.DeleteFunc(all, container.oneOff), nil
 }
 
-// Inspect looks at both colors, and asks each replica how it is.
+// Inspect lists the replicas of both colors and queries the health of each.
 func (c *Compose) Inspect(ctx context.Context) (Snapshot, error) {
 	all, err := c.containers(ctx)
 	if err != nil {
@@ -182,7 +183,8 @@ func (c container) replica() Replica {
 	return r
 }
 
-// queryReplica asks a replica for its health, its clients and its version.
+// queryReplica asks a replica for its health, its number of clients and its
+// version. A replica that does not answer is not Reachable.
 func queryReplica(ctx context.Context, address string) (h Health, version string) {
 	_, body, err := fetch(ctx, containerClient, "http://"+address+"/readyz")
 	if err != nil {
@@ -225,7 +227,7 @@ func queryReplica(ctx context.Context, address string) (h Health, version string
 	return h, version
 }
 
-// serviceURL returns where a service of the stack listens, for who asks from the host.
+// serviceURL returns the URL at which the host reaches a service of the stack.
 func (c *Compose) serviceURL(ctx context.Context, service, port string) (string, error) {
 	all, err := c.containers(ctx)
 	if err != nil {

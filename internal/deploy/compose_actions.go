@@ -9,10 +9,11 @@ import (
 	"sync"
 )
 
-// Start brings a color up as the Launch says: Traefik's list, .env, containers.
-// Replicas that are of the deployment already are not touched, whatever else
-// changed in the files: that would cut off their clients. Of a color that is live
-// Traefik hears nothing here: List tells it of replicas once they serve.
+// Start brings a color to its spec: Traefik's list of servers, .env, containers.
+// It does not touch replicas that already run the deployment, whatever else
+// changed in the files, since that would disconnect their clients. It leaves the
+// list of servers of the live color alone: SetServers adds new replicas once they
+// serve.
 func (c *Compose) Start(ctx context.Context, l ColorSpec) error {
 	if r, err := c.Balancer.Route(ctx); err != nil || r.Live != l.Color {
 		if err := c.Balancer.SetServers(l.Color, l.Replicas); err != nil {
@@ -41,7 +42,7 @@ func (c *Compose) Start(ctx context.Context, l ColorSpec) error {
 		}
 	} else if names := staleReplicas(s.Replicas[l.Color]); len(names) > 0 {
 		if _, err := c.docker(ctx, startLimit, append([]string{"rm", "-f"}, names...)...); err != nil {
-			return fmt.Errorf("remove what was half made on %s: %w", l.Color, err)
+			return fmt.Errorf("remove stale replicas of %s: %w", l.Color, err)
 		}
 	}
 	if _, err := c.compose(ctx, startLimit, nil, "up", "-d", "--no-deps", "--no-build", "--no-recreate", l.Color.composeService()); err != nil {
@@ -50,13 +51,14 @@ func (c *Compose) Start(ctx context.Context, l ColorSpec) error {
 	return nil
 }
 
-// staleReplicas are what an up that was killed may leave: containers that were made and
-// never started, which may lack networks, and those that nobody is connected to
-// and whose number follows a missing one. Compose numbers what it adds from the
-// highest on, and Traefik's list has 1 to n.
+// staleReplicas returns the names of replicas that a killed docker compose up may
+// leave behind: containers that were created and never started, which may lack
+// networks, and replicas without clients whose number follows a missing one.
+// Compose numbers new replicas from the highest number on, but Traefik's list has
+// the numbers 1 to n.
 func staleReplicas(replicas []Replica) (names []string) {
 	contiguous := 0
-	for _, r := range replicas { // by number
+	for _, r := range replicas { // sorted by number
 		neverStarted := !r.Running && r.ExitReason == ""
 		switch {
 		case r.Number == contiguous+1 && !neverStarted:
@@ -68,8 +70,9 @@ func staleReplicas(replicas []Replica) (names []string) {
 	return names
 }
 
-// pinnedRef is how an image is written into .env: with its digest where it has one,
-// since a tag may be moved; by its id where its tag was.
+// pinnedRef returns the reference of an image for .env. A tag can be moved, so the
+// reference has the digest where there is one; if the tag was already moved, it is
+// the image's id.
 func (c *Compose) pinnedRef(ctx context.Context, image Image) (string, error) {
 	if strings.Contains(image.Ref, "@") || strings.HasPrefix(image.Ref, "sha256:") {
 		return image.Ref, nil
@@ -77,7 +80,7 @@ func (c *Compose) pinnedRef(ctx context.Context, image Image) (string, error) {
 	found, err := c.inspectImage(ctx, image.Ref)
 	if err != nil || found.ID != image.ID {
 		if found, err = c.inspectImage(ctx, image.ID); err != nil {
-			return "", fmt.Errorf("%s is not here any more: %w", image.Ref, err)
+			return "", fmt.Errorf("%s is no longer on this host: %w", image.Ref, err)
 		}
 		return image.ID, nil
 	}
@@ -90,7 +93,8 @@ func (c *Compose) pinnedRef(ctx context.Context, image Image) (string, error) {
 	return image.Ref, nil
 }
 
-// splitRef takes a tag off a reference. A colon before a slash is a port.
+// splitRef splits a reference into repository and tag. A colon before a slash is
+// a port's.
 func splitRef(ref string) (repository, tag string) {
 	i := strings.LastIndex(ref, ":")
 	if i < 0 || strings.Contains(ref[i:], "/") {
@@ -99,7 +103,8 @@ func splitRef(ref string) (repository, tag string) {
 	return ref[:i], ref[i+1:]
 }
 
-// Stop stops a color: .env first, so that nothing brings it up again.
+// Stop stops a color. It writes .env first, so that no later `docker compose up`
+// starts the color again.
 func (c *Compose) Stop(ctx context.Context, color Color) error {
 	if err := writeColorEnv(c.Dir, ColorSpec{Color: color}); err != nil {
 		return err
@@ -110,7 +115,7 @@ func (c *Compose) Stop(ctx context.Context, color Color) error {
 	return nil
 }
 
-// Drain has replicas begin to let go of their clients.
+// Drain starts a drain on each replica, and does not wait for it.
 func (c *Compose) Drain(ctx context.Context, replicas []string, scope, reason string) error {
 	return c.forEachReplica(replicas, func(name string) error {
 		_, err := c.docker(ctx, quickLimit, "exec", name, "/server", "drain", "-wait=false", "-scope", scope, "-reason", reason)
@@ -118,7 +123,7 @@ func (c *Compose) Drain(ctx context.Context, replicas []string, scope, reason st
 	})
 }
 
-// Undrain has replicas serve again.
+// Undrain lets replicas serve again.
 func (c *Compose) Undrain(ctx context.Context, replicas []string) error {
 	return c.forEachReplica(replicas, func(name string) error {
 		_, err := c.docker(ctx, quickLimit, "exec", name, "/server", "undrain")
@@ -126,7 +131,7 @@ func (c *Compose) Undrain(ctx context.Context, replicas []string) error {
 	})
 }
 
-// forEachReplica does something to all replicas at once.
+// forEachReplica calls do for all replicas concurrently, and joins the errors.
 func (c *Compose) forEachReplica(replicas []string, do func(name string) error) error {
 	errs := make([]error, len(replicas))
 	var wg sync.WaitGroup
@@ -137,13 +142,13 @@ func (c *Compose) forEachReplica(replicas []string, do func(name string) error) 
 	return errors.Join(errs...)
 }
 
-// SetServers has Traefik know a color's replicas 1 to n.
+// SetServers lists a color's replicas 1 to n in Traefik's configuration.
 func (c *Compose) SetServers(_ context.Context, color Color, n int) error {
 	return c.Balancer.SetServers(color, n)
 }
 
-// Remove stops single replicas and takes them off Traefik's list and out of
-// .env. They are drained: stopping them takes no time.
+// Remove stops single replicas, which are drained, and removes them from Traefik's
+// list and from .env.
 func (c *Compose) Remove(ctx context.Context, color Color, replicas []string, remaining int) error {
 	if err := c.Balancer.SetServers(color, remaining); err != nil {
 		return err

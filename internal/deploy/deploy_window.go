@@ -7,17 +7,19 @@ import (
 	"time"
 )
 
-// A DeployWindow is when deploys may begin, in the host's time zone.
+// A DeployWindow is a span of the day in which deploys may begin, in the host's
+// time zone.
 type DeployWindow struct {
-	// Days are mon to sun; none: every day.
+	// Days are names from mon to sun; none means every day.
 	Days []string `yaml:"days"`
-	// From and To are hours and minutes, such as 09:00 and 16:30.
+	// From and To are times such as 09:00 and 16:30. To is not in the window.
 	From string `yaml:"from"`
 	To   string `yaml:"to"`
 }
 
 var weekdays = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
 
+// validate returns an error if a day or a time is not valid.
 func (w DeployWindow) validate() error {
 	for _, d := range w.Days {
 		if !slices.Contains(weekdays, d) {
@@ -32,12 +34,12 @@ func (w DeployWindow) validate() error {
 	return nil
 }
 
-// contains tells whether a time lies in it.
+// contains reports whether a time lies in the window.
 func (w DeployWindow) contains(t time.Time) bool {
 	if len(w.Days) > 0 && !slices.Contains(w.Days, weekdays[t.Weekday()]) {
 		return false
 	}
-	now := t.Format("15:04") // which sort as times do
+	now := t.Format("15:04") // these strings sort as their times do
 	return w.From <= now && now < w.To
 }
 

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// A Dependencies is all that the machine touches.
+// Dependencies are all that a Deployer uses to see and change its environment.
 type Dependencies struct {
 	Containers Containers
 	Clients    Clients
@@ -20,50 +20,51 @@ type Dependencies struct {
 	Clock      Clock
 }
 
-// A Deployer brings a deploy to an end, or takes it back. One command runs it at
-// a time: the caller has the lock.
+// A Deployer runs a deploy to its end or rolls it back. It is not safe for
+// concurrent use, and the caller must hold the lock of State.
 type Deployer struct {
 	Deps     Dependencies
 	State    StateDir
 	Settings Settings
-	// Preflight, if set, looks whether a deploy of the image may begin.
+	// Preflight, if set, returns an error if a deploy of the image must not begin.
 	Preflight func(ctx context.Context, image Image) error
-	// WithoutMetrics goes on without metrics.
+	// WithoutMetrics deploys although there are no metrics.
 	WithoutMetrics bool
-	// AllowRedeploy deploys an image that is live already.
+	// AllowRedeploy deploys an image although it is live already.
 	AllowRedeploy bool
-	// Report, if set, is told of each event.
+	// Report, if set, receives each event.
 	Report func(Event)
 
-	routeWrittenAt time.Time // when the route was written last
+	routeWrittenAt time.Time // the time of the last SetRoute
 }
 
 // An Event is a line of progress.
 type Event struct {
 	At   time.Time `json:"at"`
 	Step string    `json:"step,omitempty"`
-	// Kind is begin, done, skip, note or warn; of a check its answer.
+	// Kind is begin, done, skip, note or warn; for a preflight check it is the
+	// check's status.
 	Kind string `json:"kind"`
 	Text string `json:"text,omitempty"`
 }
 
-func (m *Deployer) report(step, kind, format string, args ...any) {
-	if m.Report != nil {
-		m.Report(Event{At: m.Deps.Clock.Now(), Step: step, Kind: kind, Text: fmt.Sprintf(format, args...)})
+func (d *Deployer) report(step, kind, format string, args ...any) {
+	if d.Report != nil {
+		d.Report(Event{At: d.Deps.Clock.Now(), Step: step, Kind: kind, Text: fmt.Sprintf(format, args...)})
 	}
 }
 
-// A RefusedError says that nothing was begun.
+// A RefusedError says that the command changed nothing.
 type RefusedError struct{ Err error }
 
 func (e *RefusedError) Error() string { return e.Err.Error() }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// An UnfinishedError says that the deploy stands still, at a place where nobody
-// is harmed. The same command goes on with it.
+// An UnfinishedError says that the deploy stopped at a point where a color serves
+// all clients. The same command continues it.
 type UnfinishedError struct {
 	Step string
-	Live Color // empty when that could not be read
+	Live Color // empty if it could not be read
 	Err  error
 	Next string
 }
@@ -78,8 +79,8 @@ func (e *UnfinishedError) Error() string {
 
 func (e *UnfinishedError) Unwrap() error { return e.Err }
 
-// A RolledBackError says that the new version did not hold, and that the old one
-// serves.
+// A RolledBackError says that the new version failed, and that the old one serves
+// again.
 type RolledBackError struct {
 	Entry HistoryEntry
 }
@@ -88,8 +89,8 @@ func (e *RolledBackError) Error() string {
 	return fmt.Sprintf("%s was rolled back: %s; %s is live", e.Entry.Image.Ref, e.Entry.Reason, e.Entry.Color)
 }
 
-// A StuckError says that neither color serves as it should, and that a person
-// has to look.
+// A StuckError says that neither color serves as it should, and that an operator
+// has to act.
 type StuckError struct {
 	Reason string
 	Remedy string
@@ -97,7 +98,7 @@ type StuckError struct {
 
 func (e *StuckError) Error() string { return e.Reason + "; " + e.Remedy }
 
-// triggerError is a trigger that counts.
+// A triggerError is a trigger that fired: the deploy is rolled back.
 type triggerError struct {
 	trigger Trigger
 	reason  string
@@ -109,81 +110,82 @@ func newTriggerError(t Trigger, format string, args ...any) error {
 	return &triggerError{t, fmt.Sprintf(format, args...)}
 }
 
-// unknownStateError: the world can't be looked at, so that nothing may be concluded.
+// An unknownStateError says that the containers could not be inspected, so that
+// there is no ground for a rollback.
 type unknownStateError struct{ err error }
 
 func (u *unknownStateError) Error() string { return u.err.Error() }
 func (u *unknownStateError) Unwrap() error { return u.err }
 
-// ErrAlreadyLive says that the image serves, and that nothing was done.
+// ErrAlreadyLive says that the image is live already, so that nothing was done.
 var ErrAlreadyLive = errors.New("the image is live already")
 
-// Deploy brings the image into service, or goes on where a command that was
-// killed left it.
-func (m *Deployer) Deploy(ctx context.Context, ref string) (HistoryEntry, error) {
-	j, err := m.State.Current()
+// Deploy brings the image into service, or continues the deploy that a killed
+// command left unfinished.
+func (d *Deployer) Deploy(ctx context.Context, ref string) (HistoryEntry, error) {
+	j, err := d.State.Current()
 	if err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
 	switch {
 	case j == nil:
-		if j, err = m.begin(ctx, ref); err != nil {
+		if j, err = d.begin(ctx, ref); err != nil {
 			return HistoryEntry{}, err
 		}
 	case j.Image.Ref != ref:
-		return HistoryEntry{}, &RefusedError{fmt.Errorf("a deploy of %s is unfinished: go on with it by `switchyard deploy %s`, or take it back by `switchyard rollback`", j.Image.Ref, j.Image.Ref)}
+		return HistoryEntry{}, d.refuseUnfinished(j)
 	default:
-		m.report("", "note", "going on with the deploy %s, begun %s", j.ID, j.Started.Format(time.RFC3339))
+		d.report("", "note", "continuing the deploy %s, begun %s", j.ID, j.Started.Format(time.RFC3339))
 	}
 	if j.RollingBack {
-		return m.runRollback(ctx, j)
+		return d.runRollback(ctx, j)
 	}
-	return m.conclude(ctx, j, m.runSteps(ctx, j))
+	return d.conclude(ctx, j, d.runSteps(ctx, j))
 }
 
-// begin looks at the world and writes the first journal.
-func (m *Deployer) begin(ctx context.Context, ref string) (*Journal, error) {
-	j, err := m.planDeploy(ctx, ref)
+// begin plans the deploy, runs the preflight checks and writes the first journal.
+func (d *Deployer) begin(ctx context.Context, ref string) (*Journal, error) {
+	j, err := d.planDeploy(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if m.Preflight != nil {
-		m.report("preflight", "begin", "is everything as a deploy needs it?")
-		if err := m.Preflight(ctx, j.Image); err != nil {
+	if d.Preflight != nil {
+		d.report("preflight", "begin", "is everything as a deploy needs it?")
+		if err := d.Preflight(ctx, j.Image); err != nil {
 			return nil, &RefusedError{err}
 		}
-		m.report("preflight", "done", "")
+		d.report("preflight", "done", "")
 	}
-	m.notify(ctx, Notification{Kind: "start", Deploy: j.ID, Image: ref, Live: j.From, Text: fmt.Sprintf("deploying %s to %s", ref, j.To)})
-	if err := m.State.saveJournal(j); err != nil {
+	d.notify(ctx, Notification{Kind: "start", Deploy: j.ID, Image: ref, Live: j.From, Text: fmt.Sprintf("deploying %s to %s", ref, j.To)})
+	if err := d.State.saveJournal(j); err != nil {
 		return nil, &RefusedError{err}
 	}
 	return j, nil
 }
 
-// planDeploy makes the journal of a deploy that would begin now.
-func (m *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error) {
-	image, err := m.Deps.Images.Resolve(ctx, ref)
+// planDeploy returns the journal of a deploy that would begin now.
+func (d *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error) {
+	image, err := d.Deps.Images.Resolve(ctx, ref)
 	if err != nil {
 		return nil, &RefusedError{err}
 	}
-	route, err := m.Deps.Traffic.Route(ctx)
+	route, err := d.Deps.Traffic.Route(ctx)
 	if err != nil {
-		return nil, &RefusedError{fmt.Errorf("%w; see what Traefik serves with `switchyard status` and write the file anew with `switchyard switch COLOR`", err)}
+		return nil, &RefusedError{fmt.Errorf("%w; `switchyard status` shows what Traefik serves, `switchyard switch COLOR` writes the file anew", err)}
 	}
-	snapshot, err := m.Deps.Containers.Inspect(ctx)
+	snapshot, err := d.Deps.Containers.Inspect(ctx)
 	if err != nil {
 		return nil, &RefusedError{err}
 	}
 	from := route.Live
-	if old := snapshot.Running(from); len(old) > 0 && old[0].Image.ID == image.ID && snapshot.countServing(from) > 0 && !m.AllowRedeploy {
-		return nil, &RefusedError{fmt.Errorf("%w: %s is on %s; --again deploys it all the same", ErrAlreadyLive, ref, from)}
+	if old := snapshot.Running(from); len(old) > 0 && old[0].Image.ID == image.ID && snapshot.countServing(from) > 0 && !d.AllowRedeploy {
+		return nil, &RefusedError{fmt.Errorf("%w: %s is on %s; --again deploys it nevertheless", ErrAlreadyLive, ref, from)}
 	}
-	now := m.Deps.Clock.Now().UTC()
+	now := d.Deps.Clock.Now().UTC()
 	j := &Journal{Image: image, From: from, To: from.Other(), Started: now}
 	j.ID = now.Format("20060102T150405Z") + "-" + string(j.To)
 	j.Old = currentSpec(from, snapshot)
-	if j.Replicas = m.Settings.Replicas; j.Replicas == 0 {
+	if j.Replicas = d.Settings.Replicas; j.Replicas == 0 {
 		j.Replicas = j.Old.Replicas
 	}
 	if j.Replicas == 0 {
@@ -192,7 +194,8 @@ func (m *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error)
 	return j, nil
 }
 
-// currentSpec is what a color runs; without replicas when it does not run.
+// currentSpec returns the spec that a color runs now. It has no replicas if the
+// color does not run.
 func currentSpec(c Color, s Snapshot) ColorSpec {
 	l := ColorSpec{Color: c, Replicas: len(s.Running(c))}
 	if l.Replicas > 0 {
@@ -201,10 +204,10 @@ func currentSpec(c Color, s Snapshot) ColorSpec {
 	return l
 }
 
-// runSteps takes the steps that are not done.
-func (m *Deployer) runSteps(ctx context.Context, j *Journal) error {
-	g := newJudge(m.Settings, j)
-	for _, s := range m.steps(j, g) {
+// runSteps runs the steps that are not done yet, in order.
+func (d *Deployer) runSteps(ctx context.Context, j *Journal) error {
+	g := newJudge(d.Settings, j)
+	for _, s := range d.steps(j, g) {
 		if err := ctx.Err(); err != nil {
 			return &stepError{s.name, err}
 		}
@@ -213,26 +216,26 @@ func (m *Deployer) runSteps(ctx context.Context, j *Journal) error {
 			return &stepError{s.name, err}
 		}
 		if done {
-			m.report(s.name, "skip", "done already")
+			d.report(s.name, "skip", "done already")
 			continue
 		}
-		m.report(s.name, "begin", "%s", s.text)
-		began := m.Deps.Clock.Now()
+		d.report(s.name, "begin", "%s", s.text)
+		began := d.Deps.Clock.Now()
 		note, err := s.do(ctx)
 		if err != nil {
 			return &stepError{s.name, err}
 		}
-		j.CompletedSteps = append(slices.DeleteFunc(j.CompletedSteps, func(d CompletedStep) bool { return d.Step == s.name }),
-			CompletedStep{Step: s.name, At: began.UTC(), TookSeconds: m.Deps.Clock.Now().Sub(began).Round(time.Millisecond).Seconds(), Note: note})
-		if err := m.State.saveJournal(j); err != nil {
+		j.CompletedSteps = append(slices.DeleteFunc(j.CompletedSteps, func(done CompletedStep) bool { return done.Step == s.name }),
+			CompletedStep{Step: s.name, At: began.UTC(), TookSeconds: d.Deps.Clock.Now().Sub(began).Round(time.Millisecond).Seconds(), Note: note})
+		if err := d.State.saveJournal(j); err != nil {
 			return &stepError{s.name, err}
 		}
-		m.report(s.name, "done", "%s", note)
+		d.report(s.name, "done", "%s", note)
 	}
 	return nil
 }
 
-// stepError is where it came to a stop.
+// A stepError names the step that failed.
 type stepError struct {
 	step string
 	err  error
@@ -241,14 +244,15 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
-// conclude decides what an ended attempt means.
-func (m *Deployer) conclude(ctx context.Context, j *Journal, err error) (HistoryEntry, error) {
+// conclude ends the deploy according to the result of its steps: deployed, rolled
+// back, or unfinished.
+func (d *Deployer) conclude(ctx context.Context, j *Journal, err error) (HistoryEntry, error) {
 	if err == nil {
-		e := m.historyEntry(j, Deployed, j.To)
-		if err := m.State.finish(e); err != nil {
-			return e, m.unfinished(ctx, j, "record", err)
+		e := d.historyEntry(j, Deployed, j.To)
+		if err := d.State.finish(e); err != nil {
+			return e, d.unfinished(ctx, j, "record", err)
 		}
-		m.notify(ctx, Notification{Kind: "deployed", Deploy: j.ID, Image: j.Image.Ref, Live: j.To, Text: j.Image.Ref + " is live on " + string(j.To)})
+		d.notify(ctx, Notification{Kind: "deployed", Deploy: j.ID, Image: j.Image.Ref, Live: j.To, Text: j.Image.Ref + " is live on " + string(j.To)})
 		return e, nil
 	}
 	var stepErr *stepError
@@ -258,45 +262,47 @@ func (m *Deployer) conclude(ctx context.Context, j *Journal, err error) (History
 	}
 	var unknown *unknownStateError
 	if ctx.Err() != nil || errors.As(err, &unknown) {
-		return HistoryEntry{}, m.unfinished(ctx, j, step, err)
+		return HistoryEntry{}, d.unfinished(ctx, j, step, err)
 	}
-	j.RollingBack, j.Trigger, j.Reason, j.TriggeredAt = true, TriggerStart, step+": "+err.Error(), m.Deps.Clock.Now().UTC()
+	j.RollingBack, j.Trigger, j.Reason, j.TriggeredAt = true, TriggerStart, step+": "+err.Error(), d.Deps.Clock.Now().UTC()
 	j.FailedAt = step
 	var f *triggerError
 	if errors.As(err, &f) {
 		j.Trigger, j.Reason = f.trigger, f.reason
 	}
-	m.report(step, "warn", "%s: rolling back", j.Reason)
-	if err := m.State.saveJournal(j); err != nil {
-		// A full disk must not keep the bad version live: go back all the same.
-		m.report(step, "warn", "%v", err)
+	d.report(step, "warn", "%s: rolling back", j.Reason)
+	if err := d.State.saveJournal(j); err != nil {
+		// A full disk must not keep the bad version live: roll back nevertheless.
+		d.report(step, "warn", "%v", err)
 	}
-	return m.runRollback(ctx, j)
+	return d.runRollback(ctx, j)
 }
 
-// errInterrupted stands for what a program said that was ended in the middle.
+// errInterrupted replaces the error of a program that was ended by Ctrl-C.
 var errInterrupted = errors.New("interrupted")
 
-func (m *Deployer) unfinished(ctx context.Context, j *Journal, step string, err error) error {
+// unfinished returns an UnfinishedError with the live color and the commands that
+// continue or take back the deploy.
+func (d *Deployer) unfinished(ctx context.Context, j *Journal, step string, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		err = errInterrupted
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	u := &UnfinishedError{Step: step, Err: err, Next: fmt.Sprintf("`switchyard deploy %s` goes on, `switchyard rollback` takes it back", j.Image.Ref)}
+	u := &UnfinishedError{Step: step, Err: err, Next: fmt.Sprintf("`switchyard deploy %s` continues, `switchyard rollback` takes it back", j.Image.Ref)}
 	if j.RollingBack {
-		u.Next = "`switchyard rollback` goes on with the way back"
+		u.Next = "`switchyard rollback` continues the rollback"
 	}
-	if r, err := m.Deps.Traffic.Route(ctx); err == nil {
+	if r, err := d.Deps.Traffic.Route(ctx); err == nil {
 		u.Live = r.Live
 	}
 	return u
 }
 
-// historyEntry is the journal's line in the history.
-func (m *Deployer) historyEntry(j *Journal, o Outcome, live Color) HistoryEntry {
+// historyEntry returns the journal's line of the history.
+func (d *Deployer) historyEntry(j *Journal, o Outcome, live Color) HistoryEntry {
 	e := HistoryEntry{
-		ID: j.ID, Outcome: o, Color: live, Image: j.Image, From: j.From, Old: &j.Old, Started: j.Started, Ended: m.Deps.Clock.Now().UTC(),
+		ID: j.ID, Outcome: o, Color: live, Image: j.Image, From: j.From, Old: &j.Old, Started: j.Started, Ended: d.Deps.Clock.Now().UTC(),
 		Trigger: j.Trigger, Reason: j.Reason, FailedAt: j.FailedAt, DiagnosticsDir: j.DiagnosticsDir, SuppressedTriggers: j.SuppressedTriggers, Notes: j.Notes, Steps: j.CompletedSteps,
 	}
 	if !j.OldServingAt.IsZero() {
@@ -305,10 +311,10 @@ func (m *Deployer) historyEntry(j *Journal, o Outcome, live Color) HistoryEntry 
 	return e
 }
 
-// notify sends a notice. One that does not arrive stops nothing, and is said.
-func (m *Deployer) notify(ctx context.Context, n Notification) {
-	n.At = m.Deps.Clock.Now().UTC()
-	if err := m.Deps.Records.Notify(ctx, n); err != nil {
-		m.report("", "warn", "the notice did not arrive: %v", err)
+// notify sends a notification. A failure stops nothing and is reported.
+func (d *Deployer) notify(ctx context.Context, n Notification) {
+	n.At = d.Deps.Clock.Now().UTC()
+	if err := d.Deps.Records.Notify(ctx, n); err != nil {
+		d.report("", "warn", "the notification did not arrive: %v", err)
 	}
 }

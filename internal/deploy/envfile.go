@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// readEnv reads the plain NAME=value lines of a .env file; the last of a name
-// counts.
+// readEnv reads the plain NAME=value lines of a .env file. Of two lines with the
+// same name the last one counts.
 func readEnv(path string) (map[string]string, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -23,7 +23,8 @@ func readEnv(path string) (map[string]string, error) {
 	return env, nil
 }
 
-// parseAssignment takes a line apart. Quotes around a value are no part of it.
+// parseAssignment splits a line into name and value, and removes quotes around the
+// value. ok is false if the line is not an assignment.
 func parseAssignment(line string) (name, value string, ok bool) {
 	line = strings.TrimSpace(line)
 	if strings.HasPrefix(line, "#") {
@@ -37,8 +38,9 @@ func parseAssignment(line string) (name, value string, ok bool) {
 	return name, value, ok && name != ""
 }
 
-// setEnv returns a .env text with some names set and every other byte as it was.
-// Of a name that stands there twice both lines are changed.
+// setEnv returns the text of a .env file with some names set, and all other bytes
+// unchanged. If a name occurs twice, both lines are changed. order is the order in
+// which missing names are appended.
 func setEnv(text string, set map[string]string, order []string) string {
 	var b strings.Builder
 	done := map[string]bool{}
@@ -61,8 +63,8 @@ func setEnv(text string, set map[string]string, order []string) string {
 	return b.String()
 }
 
-// writeColorEnv has .env say how a color runs, so that a plain `docker compose up
-// -d` keeps it so. Nothing is written when it says so already.
+// writeColorEnv writes a color's spec into .env, so that a plain `docker compose up
+// -d` keeps the color as it is. It does not write a file that is right already.
 func writeColorEnv(dir string, l ColorSpec) error {
 	path := filepath.Join(dir, ".env")
 	text, err := os.ReadFile(path)
@@ -72,7 +74,7 @@ func writeColorEnv(dir string, l ColorSpec) error {
 	c := strings.ToUpper(string(l.Color))
 	set := map[string]string{"REPLICAS_" + c: fmt.Sprint(l.Replicas)}
 	order := []string{"REPLICAS_" + c}
-	if l.Image.Ref != "" { // a color that is stopped keeps its image
+	if l.Image.Ref != "" { // a stopped color keeps its image
 		set["IMAGE_"+c], set["DEPLOYMENT_"+c] = l.Image.Ref, l.Deployment
 		order = []string{"IMAGE_" + c, "DEPLOYMENT_" + c, "REPLICAS_" + c}
 	}

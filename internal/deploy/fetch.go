@@ -9,13 +9,14 @@ import (
 	"time"
 )
 
-// fetchLimit bounds a question to a container on this host.
+// fetchLimit bounds a request to a container on this host.
 const fetchLimit = 2 * time.Second
 
-// containerClient asks containers, without a proxy that the environment may name.
+// containerClient sends requests to containers. It ignores proxies that the
+// environment names.
 var containerClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second}}
 
-// fetch gets a URL and returns its status and body.
+// fetch gets a URL and returns the status and at most 16 MiB of the body.
 func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchLimit)
 	defer cancel()
@@ -27,12 +28,12 @@ func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, e
 	if err != nil {
 		return 0, nil, err
 	}
-	defer res.Body.Close() //nolint:errcheck // it was read
+	defer res.Body.Close() //nolint:errcheck // only read
 	body, err := io.ReadAll(io.LimitReader(res.Body, 16<<20))
 	return res.StatusCode, body, err
 }
 
-// fetchJSON gets a document, which has to be a 200.
+// fetchJSON gets a JSON document. A status other than 200 is an error.
 func fetchJSON(ctx context.Context, client *http.Client, url string, into any) error {
 	status, body, err := fetch(ctx, client, url)
 	if err != nil {

@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 )
 
-// writeFileAtomic puts text in place of a file, whole or not at all, and durably: it
-// is written as temp, which must be on the same filesystem, and renamed. Who
-// reads meanwhile gets the old text or the new one. The mode stays as it was.
+// writeFileAtomic replaces a file, atomically and durably. It writes temp, which
+// must be on the same filesystem, and renames it: a concurrent reader gets the old
+// text or the new one. The file keeps its mode.
 func writeFileAtomic(path, temp string, text []byte) error {
 	mode := os.FileMode(0o644)
 	if info, err := os.Stat(path); err == nil {
@@ -21,7 +21,7 @@ func writeFileAtomic(path, temp string, text []byte) error {
 	}
 	_, err = f.Write(text)
 	if err == nil {
-		err = f.Chmod(mode) // a temp of an earlier command may have another one
+		err = f.Chmod(mode) // an old temp file may have another mode
 	}
 	if err == nil {
 		err = f.Sync()
@@ -36,7 +36,7 @@ func writeFileAtomic(path, temp string, text []byte) error {
 	return syncFolder(filepath.Dir(path))
 }
 
-// syncFolder makes a rename in it durable.
+// syncFolder makes renames in a folder durable.
 func syncFolder(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {

@@ -1,39 +1,39 @@
 package deploy
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
 )
 
-// A judge weighs what the new color shows against what the old one shows at the
-// same time. It remembers only what belongs to one attempt: a command that goes
-// on after another was killed judges anew.
+// A judge decides whether the new color does worse than the old color does at the
+// same time. Its memory belongs to one command: a command that continues the
+// deploy of a killed one starts with a new judge. It is not safe for concurrent use.
 type judge struct {
 	settings Settings
 	journal  *Journal
 
-	failedChecks  map[string]int // health checks in a row, by replica
-	staleCanaries map[string]int // of those, delivery canaries
-	restarts      map[string]int // at first sight
-	slowWindows   int            // windows in a row
+	failedChecks  map[string]int // failed health checks in a row, by replica
+	staleCanaries map[string]int // checks in a row with a stale delivery canary, by replica
+	restarts      map[string]int // the restart count when the replica was first seen
+	slowWindows   int            // slow windows in a row
 
-	// The old color's last fault, and when it was slow last: reasons for holding a
-	// trigger, also for as long as windows reach back to them.
+	// The old color's last fault, and its last slow window. They suppress triggers
+	// for as long as a window of metrics reaches back to them.
 	oldFault, oldSlow observedFault
 
-	suppressed        []string // not told yet
+	suppressed        []string // not yet returned by newlySuppressed
 	alreadySuppressed map[Trigger]bool
 }
 
-// A observedFault is what ailed the old color, and when.
+// An observedFault is a fault of the old color.
 type observedFault struct {
 	reason string
 	at     time.Time
 }
 
-// staleCanaryThreshold is how many checks in a row must find the canary stale: it is
-// stale only after seconds.
+// staleCanaryThreshold is how many checks in a row must find the canary stale.
 const staleCanaryThreshold = 2
 
 func newJudge(s Settings, j *Journal) *judge {
@@ -60,7 +60,7 @@ func (g *judge) judgeHealth(s Snapshot) error {
 	} else {
 		g.failedChecks[""] = 0
 	}
-	// The most telling one first: a dead process fails checks, too.
+	// In the order of precision: a crashed replica fails health checks, too.
 	for _, t := range []Trigger{TriggerCrash, TriggerDeliveryCanary, TriggerHealth} {
 		if why := found[t]; why != "" {
 			if err := g.triggerUnlessShared(t, why, s.At); err != nil {
@@ -71,18 +71,19 @@ func (g *judge) judgeHealth(s Snapshot) error {
 	return nil
 }
 
+// judgeReplica adds the triggers of a replica of the new color to found.
 func (g *judge) judgeReplica(r Replica, found map[Trigger]string) {
 	if first, known := g.restarts[r.Name]; !known {
 		g.restarts[r.Name] = r.Restarts
 	} else if n := r.Restarts - first; n > g.settings.Triggers.Restarts {
-		found[TriggerCrash] = fmt.Sprintf("%s ended by itself: %s", r.Name, orElse(r.ExitReason, "it was started again"))
+		found[TriggerCrash] = fmt.Sprintf("%s crashed: %s", r.Name, cmp.Or(r.ExitReason, "it was restarted"))
 	}
 	if !r.Running && r.ExitReason != "" {
-		found[TriggerCrash] = fmt.Sprintf("%s ended by itself: %s", r.Name, r.ExitReason)
+		found[TriggerCrash] = fmt.Sprintf("%s crashed: %s", r.Name, r.ExitReason)
 	}
 	if r.UnhealthyComponents["delivery"] == "stale" {
 		if g.staleCanaries[r.Name]++; g.staleCanaries[r.Name] >= staleCanaryThreshold {
-			found[TriggerDeliveryCanary] = fmt.Sprintf("%s: its own canary does not arrive", r.Name)
+			found[TriggerDeliveryCanary] = fmt.Sprintf("%s: its delivery canary is stale", r.Name)
 		}
 	} else {
 		g.staleCanaries[r.Name] = 0
@@ -95,13 +96,15 @@ func (g *judge) judgeReplica(r Replica, found map[Trigger]string) {
 	g.countFailure(r.Name, r.Name+": "+problem, found)
 }
 
+// countFailure counts a failed health check under a replica's name, or under "" for
+// missing replicas.
 func (g *judge) countFailure(name, why string, found map[Trigger]string) {
 	if g.failedChecks[name]++; g.failedChecks[name] > g.settings.Triggers.HealthFailures {
 		found[TriggerHealth] = fmt.Sprintf("%d health checks in a row failed: %s", g.failedChecks[name], why)
 	}
 }
 
-// recordOldHealth notes what trouble the old color has.
+// recordOldHealth records a fault of the old color's replicas.
 func (g *judge) recordOldHealth(s Snapshot) {
 	for _, r := range s.Replicas[g.journal.From] {
 		if r.Deployment != g.journal.Old.Deployment {
@@ -114,7 +117,7 @@ func (g *judge) recordOldHealth(s Snapshot) {
 		why := r.problem()
 		if r.Restarts > first {
 			g.restarts[r.Name] = r.Restarts
-			why = "it was started again"
+			why = "it was restarted"
 		}
 		if why != "" {
 			g.oldFault = observedFault{fmt.Sprintf("%s: %s", r.Name, why), s.At}
@@ -122,17 +125,17 @@ func (g *judge) recordOldHealth(s Snapshot) {
 	}
 }
 
-// triggerUnlessShared lets a trigger count unless the old color is in trouble, too.
+// triggerUnlessShared fires a trigger, unless the old color had a fault too.
 func (g *judge) triggerUnlessShared(t Trigger, why string, at time.Time) error {
 	if slices.Contains(g.settings.Triggers.Disabled, t) {
 		return nil
 	}
 	sharedFaults := []observedFault{g.oldFault}
-	if t == TriggerSlow { // that the old one is slow says nothing of errors or crashes
+	if t == TriggerSlow { // a slow old color does not explain errors or crashes
 		sharedFaults = append(sharedFaults, g.oldSlow)
 	}
 	for _, old := range sharedFaults {
-		// Metrics reach back one window, and are scraped late.
+		// Metrics reach back one window, and are scraped with a delay: two windows.
 		if !old.at.IsZero() && at.Sub(old.at) <= 2*g.settings.Window {
 			g.suppress(t, why, old.reason)
 			return nil
@@ -141,16 +144,16 @@ func (g *judge) triggerUnlessShared(t Trigger, why string, at time.Time) error {
 	return &triggerError{t, why}
 }
 
-// suppress keeps that a trigger did not count, once each.
+// suppress records that a trigger did not count, once for each trigger.
 func (g *judge) suppress(t Trigger, why, oldWhy string) {
 	if g.alreadySuppressed[t] {
 		return
 	}
 	g.alreadySuppressed[t] = true
-	g.suppressed = append(g.suppressed, fmt.Sprintf("%s is held, since the old color shows it too: %s (old: %s)", t, why, oldWhy))
+	g.suppressed = append(g.suppressed, fmt.Sprintf("%s is suppressed, because the old color shows it too: %s (old: %s)", t, why, oldWhy))
 }
 
-// judgeWindow judges what was measured since the last one.
+// judgeWindow judges a window of metrics of both colors.
 func (g *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
 	fault, slow := g.judgeOldWindow(old)
 	if fault != "" {
@@ -161,7 +164,7 @@ func (g *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
 	}
 	t := g.settings.Triggers
 	if new.Operations >= float64(t.ErrorSamples) && 100*new.ErrorRatio() > t.ErrorPercent {
-		why := fmt.Sprintf("%.1f %% of %.0f operations failed by our fault, over %v %%", 100*new.ErrorRatio(), new.Operations, t.ErrorPercent)
+		why := fmt.Sprintf("%.1f %% of %.0f operations failed with a server error, over %v %%", 100*new.ErrorRatio(), new.Operations, t.ErrorPercent)
 		if err := g.triggerUnlessShared(TriggerErrors, why, at); err != nil {
 			return err
 		}
@@ -173,13 +176,13 @@ func (g *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
 		g.slowWindows = 0
 	}
 	if g.slowWindows >= 2 {
-		why := fmt.Sprintf("p95 was %v in two windows running, over %v", new.P95.Round(time.Millisecond), bound.Round(time.Millisecond))
+		why := fmt.Sprintf("p95 was %v, the second window in a row over %v", new.P95.Round(time.Millisecond), bound.Round(time.Millisecond))
 		if err := g.triggerUnlessShared(TriggerSlow, why, at); err != nil {
 			return err
 		}
 	}
 	if share := 100 * new.Memory; share > t.MemoryPercent {
-		why := fmt.Sprintf("a replica holds %.0f %% of its memory limit, over %v %%", share, t.MemoryPercent)
+		why := fmt.Sprintf("a replica uses %.0f %% of its memory limit, over %v %%", share, t.MemoryPercent)
 		if 100*old.Memory > t.MemoryPercent {
 			g.suppress(TriggerMemory, why, fmt.Sprintf("%.0f %%", 100*old.Memory))
 			return nil
@@ -189,7 +192,7 @@ func (g *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
 	return nil
 }
 
-// triggerIfEnabled lets a trigger count whatever else ails the old color.
+// triggerIfEnabled fires a trigger, whatever faults the old color has.
 func (g *judge) triggerIfEnabled(t Trigger, why string) error {
 	if slices.Contains(g.settings.Triggers.Disabled, t) {
 		return nil
@@ -197,7 +200,7 @@ func (g *judge) triggerIfEnabled(t Trigger, why string) error {
 	return &triggerError{t, why}
 }
 
-// slowThreshold is what p95 may be.
+// slowThreshold returns the largest p95 that is not slow.
 func (g *judge) slowThreshold() time.Duration {
 	floor := g.settings.Triggers.ResponseFloor
 	if b := g.journal.Baseline; b != nil && b.Publishes >= float64(g.settings.Triggers.SlowSamples) {
@@ -206,8 +209,9 @@ func (g *judge) slowThreshold() time.Duration {
 	return floor
 }
 
-// judgeOldWindow says what is wrong with the old color's window, and whether it is
-// slow. A drained color has no clients, but its own canaries take the same way.
+// judgeOldWindow describes the fault and the slowness of the old color's window,
+// each "" if there is none. A drained color has no clients, but its canaries pass
+// through the same database and broker.
 func (g *judge) judgeOldWindow(old MetricsWindow) (fault, slow string) {
 	t, bound := g.settings.Triggers, g.slowThreshold()
 	if b := g.journal.Baseline; b != nil {
@@ -228,7 +232,8 @@ func (g *judge) judgeOldWindow(old MetricsWindow) (fault, slow string) {
 	return fault, slow
 }
 
-// enoughClients tells whether as many clients are there as have to be.
+// enoughClients reports whether ReturnPercent of the clients are connected. It
+// does not judge fewer than ten clients.
 func (g *judge) enoughClients(now int) bool {
 	return g.journal.ClientsBeforeMove < 10 || float64(now) >= g.settings.Triggers.ReturnPercent/100*float64(g.journal.ClientsBeforeMove)
 }
@@ -238,11 +243,11 @@ func (g *judge) judgeReturned(now int, at time.Time) error {
 	if g.enoughClients(now) {
 		return nil
 	}
-	return g.triggerUnlessShared(TriggerSessions, fmt.Sprintf("%d of %d clients are there %v after the move, fewer than %v %%",
+	return g.triggerUnlessShared(TriggerSessions, fmt.Sprintf("%d of %d clients are connected %v after the move, fewer than %v %%",
 		now, g.journal.ClientsBeforeMove, g.settings.Triggers.ReturnGrace, g.settings.Triggers.ReturnPercent), at)
 }
 
-// newlySuppressed returns what was held since the last call.
+// newlySuppressed returns the triggers that were suppressed since the last call.
 func (g *judge) newlySuppressed() []string {
 	suppressed := g.suppressed
 	g.suppressed = nil

@@ -11,53 +11,55 @@ import (
 	"time"
 )
 
-// A LockedError says that another command is at it.
+// A LockedError says that another command holds the lock.
 type LockedError struct{ Holder LockHolder }
 
 func (e *LockedError) Error() string {
 	if !e.Holder.alive() {
-		return fmt.Sprintf("what a dead command (process %d, %s) had begun is still running: try again in a minute", e.Holder.PID, e.Holder.Command)
+		return fmt.Sprintf("a program that a dead command (process %d, %s) started is still running: try again in a minute", e.Holder.PID, e.Holder.Command)
 	}
 	return fmt.Sprintf("process %d (%s) is at it since %s: wait for it",
 		e.Holder.PID, e.Holder.Command, e.Holder.Since.Format(time.RFC3339))
 }
 
-// A LockHolder is who has the lock.
+// A LockHolder is the process that holds the lock.
 type LockHolder struct {
 	PID int `json:"pid"`
-	// Boot tells the machine's starts apart: after another one a PID means
+	// Boot identifies the boot of the machine: after a reboot the PID means
 	// nothing.
 	Boot    string    `json:"boot"`
 	Command string    `json:"command"`
 	Since   time.Time `json:"since"`
 }
 
-// alive tells whether the holder's process lives.
+// alive reports whether the holder's process still runs.
 func (h LockHolder) alive() bool {
 	return h.Boot == bootID() && h.PID > 0 && !errors.Is(syscall.Kill(h.PID, 0), syscall.ESRCH)
 }
 
-// bootID is the kernel's name for this start of the machine.
+// bootID returns the kernel's id of this boot.
 func bootID() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(id))
 }
 
-// A Lock keeps two commands apart. The kernel holds it, so that it ends with
-// the process however that ends. Commands that the process runs inherit it: what
-// a killed deploy had begun must end before the next one looks at the world.
+// A Lock keeps two commands from running at once. It is an flock, so the kernel
+// releases it when the process ends, however it ends. The programs that the
+// process starts inherit it: the programs of a killed deploy must end before the
+// next command inspects the stack.
 type Lock struct {
 	file *os.File
-	// DeadHolder is who died with it, nil when nobody did.
+	// DeadHolder is the previous holder if it died without releasing the lock, or
+	// nil.
 	DeadHolder *LockHolder
 }
 
-// Lock takes the lock. One whose holder is dead but whose commands still run is
-// waited for.
+// Lock acquires the lock. It returns a LockedError at once if the holder lives. If
+// only programs of a dead holder still run, it waits for them, for at most wait.
 func (s StateDir) Lock(ctx context.Context, command string, wait time.Duration) (*Lock, error) {
 	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("take the lock: %w", err)
+		return nil, fmt.Errorf("acquire the lock: %w", err)
 	}
 	if err := acquire(ctx, f, wait); err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -74,12 +76,12 @@ func (s StateDir) Lock(ctx context.Context, command string, wait time.Duration) 
 		_, err = f.WriteAt(append(text, '\n'), 0)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("take the lock: %w", err), f.Close())
+		return nil, errors.Join(fmt.Errorf("acquire the lock: %w", err), f.Close())
 	}
 	return l, nil
 }
 
-// acquire flocks, and waits while a dead holder's commands run.
+// acquire locks f, and waits while programs of a dead holder run.
 func acquire(ctx context.Context, f *os.File, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -91,7 +93,7 @@ func acquire(ctx context.Context, f *os.File, wait time.Duration) error {
 			return nil
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return fmt.Errorf("take the lock: %w", err)
+			return fmt.Errorf("acquire the lock: %w", err)
 		}
 		h, _ := readHolder(f)
 		if h.alive() {
@@ -105,14 +107,15 @@ func acquire(ctx context.Context, f *os.File, wait time.Duration) error {
 	}
 }
 
-// readHolder reads who has, or had, the lock; false when it was given back.
+// readHolder reads the present or last holder of the lock. ok is false if the lock
+// was released.
 func readHolder(f *os.File) (h LockHolder, ok bool) {
 	text := make([]byte, 4096)
 	n, _ := f.ReadAt(text, 0)
 	return h, json.Unmarshal(text[:n], &h) == nil && h.PID > 0
 }
 
-// Release gives the lock back.
+// Release releases the lock.
 func (l *Lock) Release() error {
 	return errors.Join(l.file.Truncate(0), l.file.Close())
 }

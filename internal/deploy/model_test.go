@@ -10,33 +10,33 @@ import (
 	"time"
 )
 
-// commandKilled is how a model world ends the command: as SIGKILL does, with no
+// commandKilled is the panic that stands for SIGKILL: the command ends without a
 // chance to tidy up.
 type commandKilled struct{}
 
-// A imageFaults is what is wrong with an image.
+// imageFaults are the faults of an image.
 type imageFaults struct {
 	neverReady bool
 	unready    func(age time.Duration) bool
 	crashAfter time.Duration
-	errors     float64       // share of operations
-	p95        time.Duration // 0: as good ones
+	errors     float64       // share of operations that fail
+	p95        time.Duration // 0 means fast
 	memory     func(age time.Duration) float64
-	stale      time.Duration // its canary, after so long
-	loses      float64       // share of the clients moved here that never come
+	stale      time.Duration // after this time its canary is stale
+	loses      float64       // share of the clients moved to it that never reconnect
 	smoke      error
-	page       error // what loading it gives
+	page       error // the error of loading the page
 }
 
-// A modelEnv is a world of memory and a clock that only sleeping moves. Calls are
-// counted down, and the last one kills the command: before it did anything, or
-// after.
+// A modelEnv implements all Dependencies in memory, with a clock that only Sleep
+// moves. It counts the calls, and can kill the command in one of them: before the
+// call has any effect, or after.
 type modelEnv struct {
 	t              *testing.T
 	now            time.Time
 	route          Route
-	routeErr       error // active.yml can't be read, by us or by the balancer
-	ignoresChanges bool  // Traefik does not see changes
+	routeErr       error // active.yml can't be read by anyone
+	ignoresChanges bool  // Traefik does not follow active.yml
 	balancerRoute  Route
 
 	replicas       map[Color][]Replica
@@ -45,20 +45,20 @@ type modelEnv struct {
 	images         map[string]imageFaults
 
 	clients     map[Color]int
-	lostClients int // clients that are nowhere
+	lostClients int // clients that did not reconnect
 
 	dbDown                   func(now time.Time) bool
 	metricsErr               error
 	migrateErr               error
-	oldFaults                imageFaults // what the old color shows
+	oldFaults                imageFaults // of the first deployment
 	notifications            []Notification
 	savedDiagnostics, pruned []string
 	smokeTests               int
-	listedServers            int // replicas that the balancer was told of by scale
+	listedServers            int // the number in the last SetServers
 
-	callsUntilKill int // calls until the kill; negative: never
+	callsUntilKill int // negative means never
 	calls          int
-	invariantsOn   bool // a live color once served
+	invariantsOn   bool // checkInvariants is on
 }
 
 func newModelEnv(t *testing.T) *modelEnv {
@@ -74,12 +74,14 @@ func newModelEnv(t *testing.T) *modelEnv {
 	return m
 }
 
-// trackCall is the begin and the end of each call: where a kill may fall.
+// trackCall counts the beginning of a call, and returns a function that counts its
+// end. A kill can come at both.
 func (m *modelEnv) trackCall() func() {
 	m.countCall()
 	return m.countCall
 }
 
+// countCall checks the invariants, and kills the command if it is time to.
 func (m *modelEnv) countCall() {
 	m.calls++
 	m.checkInvariants()
@@ -89,15 +91,16 @@ func (m *modelEnv) countCall() {
 	m.callsUntilKill--
 }
 
-// checkInvariants is what must be true at every moment, whatever ails the images: who is
-// live has not been drained or stopped, and never are both colors drained.
+// checkInvariants fails the test unless the live color has a replica that is not
+// drained, and at most one color is drained. Both hold at every moment, whatever
+// the faults of the images are.
 func (m *modelEnv) checkInvariants() {
 	if !m.invariantsOn {
 		return
 	}
 	s := m.snapshot()
 	if len(s.runningNames(m.balancerRoute.Live, func(r Replica) bool { return r.Drain == "" })) == 0 {
-		m.t.Fatalf("after %d calls: %s is live and nobody is there: %+v", m.calls, m.balancerRoute.Live, s.Replicas)
+		m.t.Fatalf("after %d calls: %s is live and has no replica that is not drained: %+v", m.calls, m.balancerRoute.Live, s.Replicas)
 	}
 	drained := func(c Color) bool {
 		running := s.Running(c)
@@ -108,6 +111,7 @@ func (m *modelEnv) checkInvariants() {
 	}
 }
 
+// faultsOf returns the faults of a replica's image.
 func (m *modelEnv) faultsOf(r Replica) imageFaults {
 	if r.Deployment == "first" {
 		return m.oldFaults
@@ -115,7 +119,7 @@ func (m *modelEnv) faultsOf(r Replica) imageFaults {
 	return m.images[r.Image.Ref]
 }
 
-// snapshot is the world as it is now; time alone changes it.
+// snapshot returns the replicas as they are at the model's time.
 func (m *modelEnv) snapshot() Snapshot {
 	s := Snapshot{At: m.now, Replicas: map[Color][]Replica{}}
 	for _, c := range Colors {
@@ -133,6 +137,8 @@ func (m *modelEnv) snapshot() Snapshot {
 	return s
 }
 
+// advance brings a replica to the model's time: its health, its drain and its
+// clients.
 func (m *modelEnv) advance(c Color, r *Replica) {
 	b, age := m.faultsOf(*r), m.now.Sub(m.startedAt[r.Name])
 	r.UnhealthyComponents = map[string]string{}
@@ -170,6 +176,7 @@ func (m *modelEnv) advance(c Color, r *Replica) {
 	}
 }
 
+// apply brings a color to its spec.
 func (m *modelEnv) apply(l ColorSpec) {
 	var kept []Replica
 	for _, r := range m.replicas[l.Color] {
@@ -181,7 +188,7 @@ func (m *modelEnv) apply(l ColorSpec) {
 	m.replicas[l.Color] = kept
 	for n := len(kept) + 1; n <= l.Replicas; n++ {
 		if m.invariantsOn && n > 1 {
-			m.countCall() // killed while some are there
+			m.countCall() // a kill can come after some of the replicas
 		}
 		name := fmt.Sprintf("app_%s-%d", l.Color, n)
 		delete(m.drainStartedAt, name)
@@ -208,7 +215,7 @@ func (m *modelEnv) Stop(_ context.Context, c Color) error {
 	if m.balancerRoute.Live == c {
 		m.t.Fatalf("%s was stopped while it was live", c)
 	}
-	m.clients[m.balancerRoute.Live] += m.clients[c] // they come back by themselves
+	m.clients[m.balancerRoute.Live] += m.clients[c] // they reconnect
 	m.clients[c] = 0
 	m.replicas[c] = nil
 	return nil
@@ -261,7 +268,7 @@ func (m *modelEnv) Route(context.Context) (Route, error) {
 func (m *modelEnv) SetRoute(_ context.Context, r Route) error {
 	defer m.trackCall()()
 	if s := m.snapshot(); m.invariantsOn && s.countServing(r.Live) == 0 && s.countServing(r.Live.Other()) > 0 {
-		m.t.Fatalf("traffic goes to %s, where nobody serves: %+v", r.Live, s.Replicas)
+		m.t.Fatalf("traffic goes to %s, which has no replica that serves: %+v", r.Live, s.Replicas)
 	}
 	m.route, m.routeErr = r, nil
 	if !m.ignoresChanges {
@@ -291,17 +298,17 @@ func (m *modelEnv) Verify(_ context.Context, d time.Duration) (time.Duration, er
 	return 5 * time.Millisecond, nil
 }
 
-// LoadPage is what the live color shows.
+// LoadPage loads the page of the live color.
 func (m *modelEnv) LoadPage(context.Context) error {
 	defer m.trackCall()()
 	for _, r := range m.snapshot().Running(m.balancerRoute.Live) {
 		return m.faultsOf(r).page
 	}
-	return errors.New("nobody is there")
+	return errors.New("no replica runs")
 }
 
-// Window is what the replicas of a deployment measured: those with clients
-// much, a drained one its canaries.
+// Window returns metrics in proportion to a color's clients: a drained color has
+// little more than its canaries.
 func (m *modelEnv) Window(_ context.Context, deployment string, span time.Duration) (MetricsWindow, error) {
 	defer m.trackCall()()
 	if m.metricsErr != nil {
@@ -350,15 +357,14 @@ func (m *modelEnv) Sleep(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-// deployer is a machine on the model, with its state in a real folder.
+// deployer returns a Deployer on the model, with its state in a real folder.
 func (m *modelEnv) deployer(state string) *Deployer {
-	w := Dependencies{m, m, m, m, m, m, m, m}
 	s := StateDir{Dir: state, onWrite: func(string) { m.countCall() }}
-	return &Deployer{Deps: w, State: s, Settings: DefaultSettings()}
+	return &Deployer{Deps: Dependencies{m, m, m, m, m, m, m, m}, State: s, Settings: DefaultSettings()}
 }
 
-// stateFolder is one in memory, where there is such: a state is written and synced
-// thousands of times.
+// stateFolder returns a new folder, in memory if the system has one there: tests
+// write and sync the state thousands of times.
 func stateFolder(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "deploy")
 	if err != nil {
@@ -368,7 +374,8 @@ func stateFolder(t *testing.T) string {
 	return dir
 }
 
-// runUntilKilled runs a command and tells whether it was killed after so many calls.
+// runUntilKilled runs a command that is killed after a number of calls, and reports
+// whether it came that far.
 func (m *modelEnv) runUntilKilled(calls int, command func() (HistoryEntry, error)) (e HistoryEntry, err error, died bool) {
 	m.callsUntilKill = calls
 	defer func() {

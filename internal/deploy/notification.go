@@ -2,7 +2,7 @@ package deploy
 
 import "time"
 
-// A Notification is told to people and programs that want to know.
+// A Notification is a message about a deploy for people and other programs.
 type Notification struct {
 	At time.Time `json:"at"`
 	// Kind is start, switch, deployed, rollback or stuck.

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,11 +12,11 @@ import (
 	pm "github.com/prometheus/common/model"
 )
 
-// An Overview is what an operator wants to see at a glance. What could not be
-// seen says why.
+// An Overview is the state of the stack at a glance. An error field says why its
+// part is missing.
 type Overview struct {
 	At time.Time `json:"at"`
-	// Route is what active.yml says, Traefik what the balancer does.
+	// Route is the route of active.yml, Traefik the state that Traefik reports.
 	Route        *Route              `json:"route"`
 	RouteError   string              `json:"route_error,omitempty"`
 	Traefik      *BalancerStatus     `json:"traefik"`
@@ -27,17 +28,18 @@ type Overview struct {
 	History      []HistoryEntry      `json:"history"` // the newest first
 }
 
-// An Alert is one that Prometheus has firing.
+// An Alert is a firing alert of Prometheus.
 type Alert struct {
 	Name     string `json:"name"`
 	Severity string `json:"severity,omitempty"`
 	Labels   string `json:"labels,omitempty"`
 }
 
-// lastDeploys is how many the overview shows.
+// lastDeploys is how many deploys the overview shows.
 const lastDeploys = 5
 
-// Overview looks at everything. Only a Docker that does not answer is an error.
+// Overview collects the state of the stack. It fails only if Docker does not
+// answer or the state folder can't be read.
 func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) {
 	c := s.Compose(nil)
 	snapshot, err := c.Inspect(ctx)
@@ -71,7 +73,7 @@ func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) 
 	return o, nil
 }
 
-// Alerts asks Prometheus which alerts fire.
+// Alerts returns the alerts that fire, sorted by name.
 func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
 	alerts := []Alert{}
 	q, err := p.newQuery(ctx, "", 0)
@@ -94,7 +96,8 @@ func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
 	return alerts, nil
 }
 
-// Healthy tells whether users are served as they should be.
+// Healthy reports whether Traefik follows active.yml and all replicas of the live
+// color serve.
 func (o *Overview) Healthy() bool {
 	if o.Route == nil || o.Traefik == nil || *o.Route != o.Traefik.Route {
 		return false
@@ -103,18 +106,18 @@ func (o *Overview) Healthy() bool {
 	return s.countServing(o.Route.Live) > 0 && s.countServing(o.Route.Live) == len(o.Replicas[o.Route.Live])
 }
 
-// String is the overview for people.
+// String formats the overview for people.
 func (o *Overview) String() string {
 	var b strings.Builder
 	b.WriteString("live     " + o.liveText() + "\n")
 	for _, c := range Colors {
 		fmt.Fprintf(&b, "%-8s %s\n", c, o.colorText(c))
 		for _, r := range o.Replicas[c] {
-			if r.Drain != "" && o.colorStatus(c) == "serving" { // one of several, by hand
+			if r.Drain != "" && o.colorStatus(c) == "serving" { // one of several was drained by hand
 				fmt.Fprintf(&b, "         %s: %s\n", r.Name, r.Drain)
 			}
 			if t := r.problem(); t != "" || r.Restarts > 0 {
-				fmt.Fprintf(&b, "         %s: %s\n", r.Name, orElse(t, fmt.Sprintf("started again %d times (%s)", r.Restarts, r.ExitReason)))
+				fmt.Fprintf(&b, "         %s: %s\n", r.Name, cmp.Or(t, fmt.Sprintf("restarted %d times (%s)", r.Restarts, r.ExitReason)))
 			}
 		}
 	}
@@ -140,6 +143,7 @@ func (o *Overview) String() string {
 	return b.String()
 }
 
+// liveText says which color is live, and whether Traefik agrees.
 func (o *Overview) liveText() string {
 	switch {
 	case o.Route == nil:
@@ -147,12 +151,12 @@ func (o *Overview) liveText() string {
 	case o.Traefik == nil:
 		return fmt.Sprintf("%s (Traefik: %s)", *o.Route, o.TraefikError)
 	case *o.Route != o.Traefik.Route:
-		return fmt.Sprintf("%s, but Traefik sends to %s", *o.Route, o.Traefik.Route)
+		return fmt.Sprintf("%s, but Traefik routes to %s", *o.Route, o.Traefik.Route)
 	}
 	return o.Route.String()
 }
 
-// colorStatus is what a color is about.
+// colorStatus returns a color's status in a word or two.
 func (o *Overview) colorStatus(c Color) string {
 	s := Snapshot{Replicas: o.Replicas}
 	replicas := s.Running(c)
@@ -173,7 +177,7 @@ func (o *Overview) colorStatus(c Color) string {
 	return "serving"
 }
 
-// colorText is one color's line.
+// colorText returns a color's line of the overview.
 func (o *Overview) colorText(c Color) string {
 	s := Snapshot{Replicas: o.Replicas}
 	replicas := s.Running(c)
@@ -182,10 +186,10 @@ func (o *Overview) colorText(c Color) string {
 	}
 	r := replicas[0]
 	return fmt.Sprintf("%s, %d of %d replicas ready, %d clients, %s (version %s, %s)",
-		o.colorStatus(c), s.countServing(c), len(o.Replicas[c]), s.countClients(c), r.Image.Ref, orElse(r.Version, "unknown"), r.Deployment)
+		o.colorStatus(c), s.countServing(c), len(o.Replicas[c]), s.countClients(c), r.Image.Ref, cmp.Or(r.Version, "unknown"), r.Deployment)
 }
 
-// String is an entry of the history for people.
+// String formats an entry of the history for people, on one line.
 func (e HistoryEntry) String() string {
 	s := fmt.Sprintf("%s  %s %s, %s is live (took %v)", e.Started.Format(time.RFC3339), e.Image.Ref, e.Outcome, e.Color, e.Ended.Sub(e.Started).Round(time.Second))
 	if e.Reason != "" {
@@ -194,17 +198,17 @@ func (e HistoryEntry) String() string {
 	return s
 }
 
-// errNotRunning: there is nothing to switch to.
+// errNotRunning says that a color can't be made live because it does not run.
 var errNotRunning = errors.New("it does not run")
 
-// Switch sends new connections to a color that runs, and no more: who is
-// connected stays where they are.
-func (m *Deployer) Switch(ctx context.Context, c Color) (HistoryEntry, error) {
-	if err := m.requireNoDeploy(); err != nil {
+// Switch sends new connections to a color that runs. Existing connections stay
+// where they are.
+func (d *Deployer) Switch(ctx context.Context, c Color) (HistoryEntry, error) {
+	if err := d.requireNoDeploy(); err != nil {
 		return HistoryEntry{}, err
 	}
-	began := m.Deps.Clock.Now().UTC()
-	s, err := m.Deps.Containers.Inspect(ctx)
+	began := d.Deps.Clock.Now().UTC()
+	s, err := d.Deps.Containers.Inspect(ctx)
 	if err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
@@ -213,28 +217,34 @@ func (m *Deployer) Switch(ctx context.Context, c Color) (HistoryEntry, error) {
 		return HistoryEntry{}, &RefusedError{fmt.Errorf("switch to %s: %w; `switchyard deploy` starts it", c, errNotRunning)}
 	}
 	j := &Journal{ID: l.Deployment, Image: l.Image, From: c.Other(), To: c, Replicas: l.Replicas}
-	if err := m.undrain(ctx, s, c, l.Deployment); err != nil {
+	if err := d.undrain(ctx, s, c, l.Deployment); err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
-	if err := m.waitReady(ctx, j, true); err != nil {
+	if err := d.waitReady(ctx, j, true); err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
-	if err := m.setRoute(ctx, Route{Live: c}); err != nil {
-		return HistoryEntry{}, &StuckError{Reason: err.Error(), Remedy: "`switchyard status` tells what Traefik serves"}
+	if err := d.setRoute(ctx, Route{Live: c}); err != nil {
+		return HistoryEntry{}, &StuckError{Reason: err.Error(), Remedy: "`switchyard status` shows what Traefik serves"}
 	}
-	e := HistoryEntry{ID: began.Format("20060102T150405Z") + "-switch", Outcome: Switched, Color: c, Image: l.Image, From: c.Other(), Started: began, Ended: m.Deps.Clock.Now().UTC()}
-	m.notify(ctx, Notification{Kind: "switch", Deploy: e.ID, Image: l.Image.Ref, Live: c, Text: "new connections go to " + string(c) + ", by hand"})
-	return e, m.State.appendHistory(e)
+	e := HistoryEntry{ID: began.Format("20060102T150405Z") + "-switch", Outcome: Switched, Color: c, Image: l.Image, From: c.Other(), Started: began, Ended: d.Deps.Clock.Now().UTC()}
+	d.notify(ctx, Notification{Kind: "switch", Deploy: e.ID, Image: l.Image.Ref, Live: c, Text: "new connections go to " + string(c) + ", by hand"})
+	return e, d.State.appendHistory(e)
 }
 
-// requireNoDeploy refuses what would come in the way of a deploy that is unfinished.
-func (m *Deployer) requireNoDeploy() error {
-	j, err := m.State.Current()
+// requireNoDeploy returns an error if a deploy is unfinished: another command would
+// interfere with it.
+func (d *Deployer) requireNoDeploy() error {
+	j, err := d.State.Current()
 	if err != nil {
 		return &RefusedError{err}
 	}
 	if j != nil {
-		return &RefusedError{fmt.Errorf("a deploy of %s is unfinished: go on with it by `switchyard deploy %s`, or take it back by `switchyard rollback`", j.Image.Ref, j.Image.Ref)}
+		return d.refuseUnfinished(j)
 	}
 	return nil
+}
+
+// refuseUnfinished returns the error of a command that an unfinished deploy blocks.
+func (d *Deployer) refuseUnfinished(j *Journal) error {
+	return &RefusedError{fmt.Errorf("a deploy of %s is unfinished: continue it with `switchyard deploy %s`, or take it back with `switchyard rollback`", j.Image.Ref, j.Image.Ref)}
 }

@@ -7,38 +7,38 @@ import (
 	"time"
 )
 
-// A Plan is what a deploy would do.
+// A Plan is the list of steps of a deploy.
 type Plan struct {
 	Image    Image    `json:"image"`
 	From     Color    `json:"from"`
 	To       Color    `json:"to"`
 	Replicas int      `json:"replicas"`
 	Steps    []string `json:"steps"`
-	// Unfinished is the deploy that it would go on with.
+	// Unfinished is the id of the deploy that it would continue.
 	Unfinished string `json:"unfinished,omitempty"`
 }
 
-// Plan tells what Deploy would do now. It changes nothing, but may pull the
-// image.
-func (m *Deployer) Plan(ctx context.Context, ref string) (*Plan, error) {
-	j, err := m.State.Current()
+// Plan returns the steps that Deploy would run now. It changes nothing, but may
+// pull the image.
+func (d *Deployer) Plan(ctx context.Context, ref string) (*Plan, error) {
+	j, err := d.State.Current()
 	if err != nil {
 		return nil, &RefusedError{err}
 	}
 	p := new(Plan)
 	if j == nil {
-		if j, err = m.planDeploy(ctx, ref); err != nil {
+		if j, err = d.planDeploy(ctx, ref); err != nil {
 			return nil, err
 		}
 		p.Steps = append(p.Steps, "preflight: is everything as a deploy needs it?")
 	} else {
 		if j.Image.Ref != ref || j.RollingBack {
-			return nil, m.requireNoDeploy()
+			return nil, d.requireNoDeploy()
 		}
 		p.Unfinished = j.ID
 	}
 	p.Image, p.From, p.To, p.Replicas = j.Image, j.From, j.To, j.Replicas
-	for _, s := range m.steps(j, newJudge(m.Settings, j)) {
+	for _, s := range d.steps(j, newJudge(d.Settings, j)) {
 		if !j.completed(s.name) {
 			p.Steps = append(p.Steps, s.name+": "+s.text)
 		}
@@ -46,12 +46,12 @@ func (m *Deployer) Plan(ctx context.Context, ref string) (*Plan, error) {
 	return p, nil
 }
 
-// String is the plan for people.
+// String formats the plan for people.
 func (p *Plan) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s) would go to %s, %d replicas; %s is live.\n", p.Image.Ref, shortID(p.Image.ID), p.To, p.Replicas, p.From)
 	if p.Unfinished != "" {
-		fmt.Fprintf(&b, "It would go on with %s.\n", p.Unfinished)
+		fmt.Fprintf(&b, "It would continue %s.\n", p.Unfinished)
 	}
 	for i, s := range p.Steps {
 		fmt.Fprintf(&b, "%3d. %s\n", i+1, s)
@@ -59,13 +59,13 @@ func (p *Plan) String() string {
 	return b.String()
 }
 
-// shortID is the beginning of an id.
+// shortID returns the first 12 digits of an image's id.
 func shortID(id string) string {
 	id = strings.TrimPrefix(id, "sha256:")
 	return id[:min(len(id), 12)]
 }
 
-// Details is an entry with its steps, for people.
+// Details formats an entry with its steps for people.
 func (e HistoryEntry) Details() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, e)
@@ -82,7 +82,7 @@ func (e HistoryEntry) Details() string {
 		fmt.Fprintf(&b, "    note: %s\n", h)
 	}
 	if e.DiagnosticsDir != "" {
-		fmt.Fprintf(&b, "    kept: %s\n", e.DiagnosticsDir)
+		fmt.Fprintf(&b, "    diagnostics: %s\n", e.DiagnosticsDir)
 	}
 	return b.String()
 }

@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// A CheckResult is one question asked before a deploy, and its answer.
+// A CheckResult is the result of one preflight check.
 type CheckResult struct {
 	Name string `json:"name"`
-	// Status is ok, warn (go on, but know it) or fail.
+	// Status is ok, warn (does not stop a deploy) or fail.
 	Status string `json:"answer"`
 	Text   string `json:"text"`
 }
 
-// The answers.
+// The statuses of a check.
 const (
 	statusOK   = "ok"
 	statusWarn = "warn"
@@ -28,46 +28,48 @@ const (
 // checkLimit bounds one check.
 const checkLimit = 2 * time.Minute
 
-// A Preflight asks whether a deploy may begin.
+// A Preflight checks whether a deploy may begin.
 type Preflight struct {
 	Stack    *Stack
 	Compose  *Compose
 	Metrics  *Prometheus
 	Settings Settings
 	State    StateDir
-	// Ignore names checks that may fail; Scan is a command that judges an image.
-	Ignore      []string
+	// Ignore names checks that may fail.
+	Ignore []string
+	// ScanCommand is a command that gets the image's reference and fails if the
+	// image must not run. It takes precedence over that of the settings.
 	ScanCommand string
-	// WithoutMetrics goes on without metrics: Prometheus may be away.
+	// WithoutMetrics lets the checks fail that need Prometheus.
 	WithoutMetrics bool
 	Clock          Clock
 }
 
-// metricsChecks are the checks that can't be answered without Prometheus.
+// metricsChecks are the checks that need Prometheus.
 var metricsChecks = []string{"metrics", "alerting", "alerts", "errors", "backup"}
 
-// check is a question; it returns what there is to say, and an error when the
-// answer is no.
+// A check returns a text for the report, and an error if it failed. A warning is
+// an error that stops nothing.
 type check struct {
 	name string
-	run  func(ctx context.Context, w *checkInput) (string, error)
+	run  func(ctx context.Context, in *checkInput) (string, error)
 }
 
-// A warning is an answer that stops nothing.
+// A warning is the error of a check that does not stop a deploy.
 type warning struct{ error }
 
 func warningf(format string, args ...any) error { return &warning{fmt.Errorf(format, args...)} }
 
-// checkInput is what several checks look at, looked at once.
+// checkInput is the state that several checks read; Run collects it once.
 type checkInput struct {
 	containers []container
 	snapshot   Snapshot
 	route      Route
 	routeErr   error
-	image      Image // empty: no image was named
+	image      Image // empty if no image was named
 }
 
-// checks are asked at the same time and answered in this order.
+// checks returns all checks, in the order of the report.
 func (p *Preflight) checks() []check {
 	return []check{
 		{"compose", p.composeFile}, {"traefik", p.traefikFiles}, {"components", p.components}, {"live", p.liveColor},
@@ -78,8 +80,8 @@ func (p *Preflight) checks() []check {
 	}
 }
 
-// Run asks everything. Without a ref, what is about an image is left out. Only
-// what keeps all questions from being asked is an error.
+// Run runs all checks, four at a time. Without an image the checks of an image only
+// warn. Run itself fails only if it can't run the checks at all.
 func (p *Preflight) Run(ctx context.Context, image Image) ([]CheckResult, error) {
 	names := map[string]bool{}
 	for _, c := range p.checks() {
@@ -102,7 +104,7 @@ func (p *Preflight) Run(ctx context.Context, image Image) ([]CheckResult, error)
 	all := p.checks()
 	results := make([]CheckResult, len(all))
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 4) // docker commands cost
+	slots := make(chan struct{}, 4) // docker commands are expensive
 	for i, c := range all {
 		wg.Go(func() {
 			slots <- struct{}{}
@@ -114,8 +116,9 @@ func (p *Preflight) Run(ctx context.Context, image Image) ([]CheckResult, error)
 	return results, ctx.Err()
 }
 
+// runCheck runs a check within checkLimit and turns its error into a status.
 func (p *Preflight) runCheck(ctx context.Context, c check, in *checkInput) CheckResult {
-	ctx, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no answer within %v", checkLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no result within %v", checkLimit))
 	defer cancel()
 	text, err := c.run(ctx, in)
 	var warned *warning
@@ -130,8 +133,8 @@ func (p *Preflight) runCheck(ctx context.Context, c check, in *checkInput) Check
 	return CheckResult{c.name, statusFail, err.Error()}
 }
 
-// Allow fails with what stands against a deploy of the image, each in a line of
-// the report and the remedy in one.
+// Allow runs all checks, passes each result to report, and returns an error that
+// names the failed ones.
 func (p *Preflight) Allow(ctx context.Context, image Image, report func(CheckResult)) error {
 	results, err := p.Run(ctx, image)
 	if err != nil {
@@ -147,10 +150,10 @@ func (p *Preflight) Allow(ctx context.Context, image Image, report func(CheckRes
 	if len(failed) == 0 {
 		return nil
 	}
-	return fmt.Errorf("preflight: %s; mend it, or take the risk with --ignore %s", describeFailures(results), strings.Join(failed, " --ignore "))
+	return fmt.Errorf("preflight: %s; fix it, or take the risk with --ignore %s", describeFailures(results), strings.Join(failed, " --ignore "))
 }
 
-// describeFailures are what failed, in one line.
+// describeFailures joins the texts of the failed checks in one line.
 func describeFailures(results []CheckResult) string {
 	var parts []string
 	for _, a := range results {
@@ -161,12 +164,12 @@ func describeFailures(results []CheckResult) string {
 	return strings.Join(parts, "; ")
 }
 
-// AnyFailed tells whether one of the answers is no.
+// AnyFailed reports whether one of the checks failed.
 func AnyFailed(results []CheckResult) bool {
 	return slices.ContainsFunc(results, func(c CheckResult) bool { return c.Status == statusFail })
 }
 
-// Preflight is the stack's.
+// Preflight returns the preflight checks of the stack.
 func (s *Stack) Preflight(c *Compose, settings Settings, state StateDir) *Preflight {
 	return &Preflight{Stack: s, Compose: c, Metrics: s.Metrics(c), Settings: settings, State: state, Clock: HostClock{}}
 }

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// recordedPreflight is one on the record.
+// recordedPreflight returns the preflight checks of the recorded stack. outputs and
+// change replace parts of the record.
 func recordedPreflight(t *testing.T, outputs dockerOutputs, change func(fakeTransport) fakeTransport) *Preflight {
 	t.Helper()
 	c := fakeDocker(t, outputs)
@@ -25,29 +26,28 @@ func recordedPreflight(t *testing.T, outputs dockerOutputs, change func(fakeTran
 	return s.Preflight(c, DefaultSettings(), StateDir{Dir: t.TempDir()})
 }
 
-// A stack that is well, as it was recorded.
 func TestPreflightOfAHealthyStack(t *testing.T) {
 	all, err := recordedPreflight(t, nil, nil).Run(t.Context(), Image{Ref: "v2", ID: "sha256:new"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"compose": "is valid, 13 services", "traefik": "the files agree, and Traefik sends to blue", "components": "services run and are healthy",
-		"live": "3 replicas of blue serve", "memory": "MiB available, the live color holds", "metrics": "sees all 3 live replicas",
+		"compose": "is valid, 13 services", "traefik": "the files agree, and Traefik routes to blue", "components": "services run and are healthy",
+		"live": "3 replicas of blue serve", "memory": "MiB available, the live color uses", "metrics": "sees all 3 live replicas",
 		"alerting": "Alertmanager is ready", "alerts": "none fires", "errors": "0.00 % of 1741 operations", "migrations": "none pending",
-		"redis": "3 replicas hear", "replica": "1 follow postgres", "backup": "proved 1h0m0s ago", "drain": "stopping waits 1m35s", "nofile": "enough for",
+		"redis": "3 replicas are connected", "replica": "1 standbys follow postgres", "backup": "verified 1h0m0s ago", "drain": "stopping waits 1m35s", "nofile": "enough for",
 	}
 	for _, c := range all {
 		if text, known := want[c.Name]; known && (c.Status != statusOK || !strings.Contains(c.Text, text)) {
 			t.Errorf("%+v, want %q", c, text)
 		}
 	}
-	if len(all) != len(want)+5 { // the disk's, the certificate's, the name's, the window's and the scan's depend on where this runs
-		t.Errorf("%d checks", len(all))
+	if len(all) != len(want)+5 { // the results of disk, certificate, dns, window and scan depend on the machine
+		t.Errorf("%d checks, want %d", len(all), len(want)+5)
 	}
 }
 
-// What stops a deploy, or would and may.
+// Each check fails for its reason, and names it.
 func TestPreflightReportsFailures(t *testing.T) {
 	dead := strings.Replace(recorded(t, "inspect.json"), `"Running":true`, `"Running":false`, 1)
 	stopped := strings.ReplaceAll(recorded(t, "inspect.json"), `"Running":true`, `"Running":false`)
@@ -63,16 +63,16 @@ func TestPreflightReportsFailures(t *testing.T) {
 		"all are down":  {outputs: dockerOutputs{"inspect --type container": stopped}, want: CheckResult{"live", statusFail, "`docker compose up -d` starts it"}},
 		"breaking":      {outputs: dockerOutputs{"run --rm": `[{"name":"0009_drop","breaking":9}]`}, want: CheckResult{"migrations", statusFail, "0009_drop does not only add"}},
 		"adding":        {outputs: dockerOutputs{"run --rm": `[{"name":"0009_add","breaking":0}]`}, want: CheckResult{"migrations", statusOK, "0009_add pending; they only add"}},
-		"no standby":    {outputs: dockerOutputs{"psql": "0|0\n"}, want: CheckResult{"replica", statusFail, "no replica follows postgres"}},
+		"no standby":    {outputs: dockerOutputs{"psql": "0|0\n"}, want: CheckResult{"replica", statusFail, "no standby follows postgres"}},
 		"lagging":       {outputs: dockerOutputs{"psql": "1|31\n"}, want: CheckResult{"replica", statusFail, "31 s behind"}},
 		"short grace":   {outputs: dockerOutputs{"config --format json": strings.ReplaceAll(recorded(t, "config.json"), "1m35s", "1m0s")}, want: CheckResult{"drain", statusFail, "needs 30 s more"}},
 		"critical":      {change: withReplaced(`"severity":"info"`, `"severity":"critical"`), want: CheckResult{"alerts", statusFail, "firing: Watchdog"}},
 		"few seen":      {change: withReplaced(third, ""), want: CheckResult{"metrics", statusFail, "sees 2 of 3 live replicas"}},
 		"no Prometheus": {change: withoutPort("9090"), want: CheckResult{"metrics", statusFail, "--without-metrics goes on"}},
-		"told so":       {change: withoutPort("9090"), withoutMetrics: true, want: CheckResult{"metrics", statusWarn, "ignored: "}},
-		"nobody ready":  {change: withReplaced(`"status":"ready"`, `"status":"unready"`), want: CheckResult{"live", statusFail, "0 of 3 replicas of blue serve"}},
+		"no metrics":    {change: withoutPort("9090"), withoutMetrics: true, want: CheckResult{"metrics", statusWarn, "ignored: "}},
+		"none ready":    {change: withReplaced(`"status":"ready"`, `"status":"unready"`), want: CheckResult{"live", statusFail, "0 of 3 replicas of blue serve"}},
 		"broker":        {change: withReplaced(`"broker":"up"`, `"broker":"down"`), want: CheckResult{"redis", statusFail, "the broker is down"}},
-		"Traefik lags":  {change: withReplaced(`"service":"app-blue"`, `"service":"app-green"`), want: CheckResult{"traefik", statusFail, "active.yml says blue and Traefik sends to green"}},
+		"Traefik lags":  {change: withReplaced(`"service":"app-blue"`, `"service":"app-green"`), want: CheckResult{"traefik", statusFail, "active.yml says blue and Traefik routes to green"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := recordedPreflight(t, tt.outputs, tt.change)

@@ -17,28 +17,29 @@ import (
 // smokeLimit bounds one smoke test.
 const smokeLimit = 20 * time.Second
 
-// Prober probes the stack as its users meet it, and its replicas one by one.
+// A Prober implements Probes: it tests the stack as its users meet it, or a single
+// replica.
 type Prober struct {
 	Stack *Stack
-	// Verifier runs many clients for a while, judges what they saw, and tells the p95
-	// from their publishes to the acks.
+	// Verifier runs many clients for d, checks what they received, and returns the
+	// p95 from a publish to its ack.
 	Verifier func(ctx context.Context, s *Stack, d time.Duration, token string) (time.Duration, error)
 }
 
-// Smoke connects, joins, publishes, receives, and resumes on a second
-// connection what came while nobody listened.
-func (o *Prober) Smoke(ctx context.Context, t Target) error {
+// Smoke connects, joins, publishes and receives, and then resumes on a second
+// connection from before the first message.
+func (p *Prober) Smoke(ctx context.Context, t Target) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
 	defer cancel()
-	url, http := o.Stack.URL("wss", "/ws"), o.Stack.HTTPClient()
+	url, http := p.Stack.URL("wss", "/ws"), p.Stack.HTTPClient()
 	if t.Replica != nil {
-		// By the name that users ask for: a replica may answer to no other.
-		url, http = "ws://"+o.Stack.Env["DOMAIN"]+"/ws", clientFor(t.Replica.Address)
+		// With the users' host name: a replica may refuse others.
+		url, http = "ws://"+p.Stack.Env["DOMAIN"]+"/ws", clientFor(t.Replica.Address)
 	}
-	return o.smoke(ctx, url, http, t)
+	return p.smoke(ctx, url, http, t)
 }
 
-// clientFor connects to an address, whatever a URL says.
+// clientFor returns a client that connects to address, whatever the URL's host is.
 func clientFor(address string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -48,22 +49,22 @@ func clientFor(address string) *http.Client {
 	}}
 }
 
-// SmokeURL is Smoke of any address.
-func (o *Prober) SmokeURL(ctx context.Context, url string) error {
+// SmokeURL runs the smoke test on any address.
+func (p *Prober) SmokeURL(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
 	defer cancel()
-	return o.smoke(ctx, url, http.DefaultClient, Target{})
+	return p.smoke(ctx, url, http.DefaultClient, Target{})
 }
 
-func (o *Prober) smoke(ctx context.Context, url string, http *http.Client, t Target) error {
+func (p *Prober) smoke(ctx context.Context, url string, http *http.Client, t Target) error {
 	room := message.Room("deploy-smoke-" + strings.ToLower(client.NewID()[:8]))
-	first, err := o.dial(ctx, url, http)
+	first, err := p.dial(ctx, url, http)
 	if err != nil {
 		return err
 	}
 	defer first.Close()
 	if w := first.Welcome(); t.Deployment != "" && w.Deployment != t.Deployment {
-		return fmt.Errorf("deployment %q answered, not %q", w.Deployment, t.Deployment)
+		return fmt.Errorf("the server is of deployment %q, not %q", w.Deployment, t.Deployment)
 	}
 	got := make(chan message.Message, 8)
 	handler := client.Handler{Message: func(m message.Message) {
@@ -82,12 +83,12 @@ func (o *Prober) smoke(ctx context.Context, url string, http *http.Client, t Tar
 	if _, err := first.Publish(ctx, room, json.RawMessage(`"two"`), ""); err != nil {
 		return fmt.Errorf("publish: %w", err)
 	}
-	second, err := o.dial(ctx, url, http)
+	second, err := p.dial(ctx, url, http)
 	if err != nil {
 		return err
 	}
 	defer second.Close()
-	// From before the first one: both must come, in order.
+	// From before the first message: both must arrive, in order.
 	resumed := make(chan message.Message, 8)
 	handler.Message = func(m message.Message) { resumed <- m }
 	if _, err := second.Join(ctx, room, client.After(joined.Epoch, joined.Head), handler); err != nil {
@@ -101,9 +102,10 @@ func (o *Prober) smoke(ctx context.Context, url string, http *http.Client, t Tar
 	return nil
 }
 
-// dial connects once; what the client would put right by trying again is told.
-func (o *Prober) dial(ctx context.Context, url string, http *http.Client) (*client.Client, error) {
-	token, err := o.Stack.token(time.Now())
+// dial connects once. It returns the first error, where the client by itself would
+// retry.
+func (p *Prober) dial(ctx context.Context, url string, http *http.Client) (*client.Client, error) {
+	token, err := p.Stack.token(time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +138,7 @@ func (o *Prober) dial(ctx context.Context, url string, http *http.Client) (*clie
 	return c, nil
 }
 
-// contextCause prefers why a context ended to that it did.
+// contextCause returns the cause of the context's end if err is only that end.
 func contextCause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && errors.Is(err, ctx.Err()) {
 		return c
@@ -144,7 +146,7 @@ func contextCause(ctx context.Context, err error) error {
 	return err
 }
 
-// publishAndReceive publishes and waits for it to come back.
+// publishAndReceive publishes a message and waits until it is received.
 func publishAndReceive(ctx context.Context, c *client.Client, room message.Room, got chan message.Message, text string) error {
 	data, err := json.Marshal(text)
 	if err != nil {
@@ -156,42 +158,44 @@ func publishAndReceive(ctx context.Context, c *client.Client, room message.Room,
 	return expectMessage(ctx, got, string(data))
 }
 
+// expectMessage waits for a message and compares its data with want.
 func expectMessage(ctx context.Context, got chan message.Message, want string) error {
 	select {
 	case m := <-got:
 		if string(m.Data) != want {
-			return fmt.Errorf("received %s and not %s", m.Data, want)
+			return fmt.Errorf("received %s, want %s", m.Data, want)
 		}
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("nothing received: %w", context.Cause(ctx))
+		return fmt.Errorf("no message received: %w", context.Cause(ctx))
 	}
 }
 
-// Verify has many clients publish and subscribe, and judges.
-func (o *Prober) Verify(ctx context.Context, d time.Duration) (time.Duration, error) {
-	if o.Verifier == nil {
+// Verify runs the Verifier with a token for its rooms.
+func (p *Prober) Verify(ctx context.Context, d time.Duration) (time.Duration, error) {
+	if p.Verifier == nil {
 		return 0, errNoVerifier
 	}
-	token, err := o.Stack.token(time.Now())
+	token, err := p.Stack.token(time.Now())
 	if err != nil {
 		return 0, err
 	}
-	return o.Verifier(ctx, o.Stack, d, token)
+	return p.Verifier(ctx, p.Stack, d, token)
 }
 
-// LoadPage loads what a browser loads first.
-func (o *Prober) LoadPage(ctx context.Context) error {
+// LoadPage loads the page and the client's script through the balancer, as a
+// browser does.
+func (p *Prober) LoadPage(ctx context.Context) error {
 	for path, want := range map[string]string{"/": "<html", "/client.js": "switchyard.v1"} {
-		url := o.Stack.URL("https", path)
-		status, body, err := fetch(ctx, o.Stack.HTTPClient(), url)
+		url := p.Stack.URL("https", path)
+		status, body, err := fetch(ctx, p.Stack.HTTPClient(), url)
 		switch {
 		case err != nil:
 			return fmt.Errorf("load %s: %w", url, err)
 		case status != http.StatusOK:
 			return fmt.Errorf("load %s: status %d", url, status)
 		case !strings.Contains(strings.ToLower(string(body)), want):
-			return fmt.Errorf("load %s: it is not the page", url)
+			return fmt.Errorf("load %s: its text has no %s", url, want)
 		}
 	}
 	return nil

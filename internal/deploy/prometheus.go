@@ -11,23 +11,23 @@ import (
 	pm "github.com/prometheus/common/model"
 )
 
-// metricsLimit bounds one question to Prometheus.
+// metricsLimit bounds one query to Prometheus.
 const metricsLimit = 5 * time.Second
 
-// Prometheus answers what a deployment's replicas did.
+// Prometheus implements Metrics: it queries a Prometheus server.
 type Prometheus struct {
-	// FindURL finds its address.
+	// FindURL returns the server's URL.
 	FindURL func(ctx context.Context) (string, error)
-	// MemoryLimits returns the memory limits of a deployment's replicas by address
-	// without port, in bytes; 0: none.
+	// MemoryLimits returns the memory limits of a deployment's replicas in bytes, by
+	// address without port; 0 means no limit.
 	MemoryLimits func(ctx context.Context, deployment string) (map[string]int64, error)
 }
 
-// deploymentFilter selects the series of a deployment: its id is on switchyard_build_info
-// alone, and the target ties the two together.
+// deploymentFilter selects the series of a deployment. Only switchyard_build_info
+// has the deployment's id as a label, so the filter joins on the instance.
 const deploymentFilter = ` * on (instance) group_left () max by (instance) (switchyard_build_info{deployment="%s"})`
 
-// Window asks for a span that ends now.
+// Window returns the metrics of a span that ends now.
 func (p *Prometheus) Window(ctx context.Context, deployment string, span time.Duration) (MetricsWindow, error) {
 	query, err := p.newQuery(ctx, deployment, span)
 	if err != nil {
@@ -59,6 +59,7 @@ func (p *Prometheus) Window(ctx context.Context, deployment string, span time.Du
 	return w, p.fillMemory(ctx, query, &w)
 }
 
+// newQuery prepares the queries of one window. All of them use the same time.
 func (p *Prometheus) newQuery(ctx context.Context, deployment string, span time.Duration) (promQuery, error) {
 	address, err := p.FindURL(ctx)
 	if err != nil {
@@ -71,7 +72,7 @@ func (p *Prometheus) newQuery(ctx context.Context, deployment string, span time.
 	return promQuery{prom.NewAPI(client), deployment, fmt.Sprintf("%ds", int(span.Seconds())), time.Now()}, nil
 }
 
-// number asks for a single number, 0 when there is none.
+// number returns the result of a query for a single number, 0 if there is none.
 func (p *Prometheus) number(ctx context.Context, query string) (float64, error) {
 	q, err := p.newQuery(ctx, "", 0)
 	if err != nil {
@@ -80,7 +81,7 @@ func (p *Prometheus) number(ctx context.Context, query string) (float64, error) 
 	return q.number(ctx, query)
 }
 
-// fillMemory finds the fullest replica.
+// fillMemory sets the window's Memory and Replicas.
 func (p *Prometheus) fillMemory(ctx context.Context, query promQuery, w *MetricsWindow) error {
 	samples, err := query.vector(ctx, `process_resident_memory_bytes`+fmt.Sprintf(deploymentFilter, query.deployment))
 	if err != nil {
@@ -92,7 +93,7 @@ func (p *Prometheus) fillMemory(ctx context.Context, query promQuery, w *Metrics
 	if err != nil {
 		return err
 	}
-	for _, l := range limits { // all replicas of a color have the same
+	for _, l := range limits { // all replicas of a color have the same limit
 		limit = max(limit, l)
 	}
 	for _, s := range samples {
@@ -103,7 +104,7 @@ func (p *Prometheus) fillMemory(ctx context.Context, query promQuery, w *Metrics
 	return nil
 }
 
-// A promQuery is what is common to one window's queries.
+// A promQuery holds the parameters that the queries of one window share.
 type promQuery struct {
 	api        prom.API
 	deployment string
@@ -111,17 +112,18 @@ type promQuery struct {
 	at         time.Time
 }
 
-// sum adds up how much a counter grew on all replicas.
+// sum returns the expression for a counter's increase on all replicas.
 func (q promQuery) sum(selector string) string {
 	return fmt.Sprintf(`sum(increase(%s[%s])`+deploymentFilter+`)`, selector, q.span, q.deployment)
 }
 
+// p95 returns the 95th percentile of a histogram's durations, 0 if there are none.
 func (q promQuery) p95(ctx context.Context, buckets string) (time.Duration, error) {
 	s, err := q.number(ctx, fmt.Sprintf(`histogram_quantile(0.95, sum by (le) (increase(%s[%s])`+deploymentFilter+`))`, buckets, q.span, q.deployment))
 	return time.Duration(s * float64(time.Second)), err
 }
 
-// number is a query's single answer, 0 when there is none.
+// number returns a query's single number, 0 if there is none.
 func (q promQuery) number(ctx context.Context, query string) (float64, error) {
 	v, err := q.vector(ctx, query)
 	if err != nil || len(v) == 0 || math.IsNaN(float64(v[0].Value)) {
@@ -130,6 +132,7 @@ func (q promQuery) number(ctx context.Context, query string) (float64, error) {
 	return float64(v[0].Value), nil
 }
 
+// vector runs a query within metricsLimit.
 func (q promQuery) vector(ctx context.Context, query string) (pm.Vector, error) {
 	ctx, cancel := context.WithTimeout(ctx, metricsLimit)
 	defer cancel()
@@ -139,7 +142,7 @@ func (q promQuery) vector(ctx context.Context, query string) (pm.Vector, error) 
 	}
 	v, ok := value.(pm.Vector)
 	if !ok {
-		return nil, fmt.Errorf("ask Prometheus: it answered with a %s", value.Type())
+		return nil, fmt.Errorf("ask Prometheus: the result is a %s, not a vector", value.Type())
 	}
 	return v, nil
 }

@@ -18,34 +18,38 @@ import (
 	"time"
 )
 
-// Bounds of what is kept and told.
+// Bounds of diagnostics and notifications.
 const (
-	diagnosticsTimeout = 10 * time.Second // each piece
+	diagnosticsTimeout = 10 * time.Second // for each file
 	logTail            = "10000"          // lines
 	notifyAttempts     = 4
-	notifyTimeout      = 5 * time.Second // one try
+	notifyTimeout      = 5 * time.Second // for each attempt
 	notifyBackoff      = 500 * time.Millisecond
 )
 
-// HostRecords keeps what people will ask about, and tells them.
+// HostRecords implements Records: it writes diagnostics to the host's disk, and
+// posts notifications.
 type HostRecords struct {
 	Compose *Compose
-	// Webhook gets each notice by POST; empty: nobody is told. Secret signs it.
+	// Webhook, if set, receives each notification as a POST. Secret, if set, signs
+	// it.
 	Webhook, Secret string
-	// Grafana, if set, gets an annotation of each notice; GrafanaToken is sent as
-	// Bearer.
+	// Grafana, if set, is the address that receives an annotation for each
+	// notification, with GrafanaToken as bearer token.
 	Grafana, GrafanaToken string
-	Client                *http.Client
-	Clock                 Clock
+	// Client sends the requests; nil means http.DefaultClient.
+	Client *http.Client
+	Clock  Clock
 }
 
-// NewHostRecords reads what notices need. Paths are relative to dir.
+// NewHostRecords returns the HostRecords of the settings, and reads their secrets.
+// Paths are relative to dir.
 func NewHostRecords(c *Compose, n NotificationSettings, dir string) (*HostRecords, error) {
-	b := &HostRecords{Compose: c, Webhook: n.Webhook, Grafana: n.Grafana, Clock: HostClock{}}
+	h := &HostRecords{Compose: c, Webhook: n.Webhook, Grafana: n.Grafana, Clock: HostClock{}}
 	for _, secret := range []struct {
 		path string
 		into *string
-	}{{n.SecretFile, &b.Secret}, {n.GrafanaTokenFile, &b.GrafanaToken}} {
+	}{{n.SecretFile, &h.Secret}, {n.GrafanaTokenFile, &h.GrafanaToken}} {
 		if secret.path == "" {
 			continue
 		}
@@ -59,27 +63,29 @@ func NewHostRecords(c *Compose, n NotificationSettings, dir string) (*HostRecord
 		}
 		*secret.into = strings.TrimSpace(string(text))
 	}
-	return b, nil
+	return h, nil
 }
 
-// SaveDiagnostics writes what each replica of a color can still tell. What one piece can't
-// give does not keep the others from being kept.
-func (b *HostRecords) SaveDiagnostics(ctx context.Context, c Color, folder string) error {
-	s, err := b.Compose.Inspect(ctx)
+// SaveDiagnostics writes the diagnostics of each replica of a color. If one of the
+// files fails, it still writes the others.
+func (h *HostRecords) SaveDiagnostics(ctx context.Context, c Color, folder string) error {
+	s, err := h.Compose.Inspect(ctx)
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(folder, 0o750); err != nil {
-		return fmt.Errorf("keep what %s can tell: %w", c, err)
+		return fmt.Errorf("save the diagnostics of %s: %w", c, err)
 	}
 	var errs []error
 	for _, r := range s.Replicas[c] {
-		errs = append(errs, b.saveReplica(ctx, r, folder))
+		errs = append(errs, h.saveReplica(ctx, r, folder))
 	}
 	return errors.Join(errs...)
 }
 
-func (b *HostRecords) saveReplica(ctx context.Context, r Replica, folder string) error {
+// saveReplica writes a replica's files: state and log, and if it is reachable its
+// metrics, readiness and heap profile.
+func (h *HostRecords) saveReplica(ctx context.Context, r Replica, folder string) error {
 	var errs []error
 	write := func(name string, text []byte, err error) {
 		if len(text) > 0 {
@@ -89,10 +95,10 @@ func (b *HostRecords) saveReplica(ctx context.Context, r Replica, folder string)
 			errs = append(errs, fmt.Errorf("%s%s: %w", r.Name, name, err))
 		}
 	}
-	ctx = context.WithoutCancel(ctx) // each piece has its bound
-	out, err := b.Compose.docker(ctx, diagnosticsTimeout, "inspect", r.Name)
+	ctx = context.WithoutCancel(ctx) // each file has its own timeout
+	out, err := h.Compose.docker(ctx, diagnosticsTimeout, "inspect", r.Name)
 	write(".state.json", out, err)
-	out, err = b.Compose.logs(ctx, r.Name)
+	out, err = h.Compose.logs(ctx, r.Name)
 	write(".log", out, err)
 	if !r.Reachable {
 		return errors.Join(errs...)
@@ -101,12 +107,12 @@ func (b *HostRecords) saveReplica(ctx context.Context, r Replica, folder string)
 	write(".metrics", out, err)
 	_, out, err = fetch(ctx, containerClient, "http://"+r.Address+"/readyz")
 	write(".readyz.json", out, err)
-	out, err = b.Compose.docker(ctx, diagnosticsTimeout, "exec", r.Name, "/server", "profile", "heap")
+	out, err = h.Compose.docker(ctx, diagnosticsTimeout, "exec", r.Name, "/server", "profile", "heap")
 	write(".heap.pprof", out, err)
 	return errors.Join(errs...)
 }
 
-// logs are a container's last lines.
+// logs returns a container's last lines.
 func (c *Compose) logs(ctx context.Context, name string) ([]byte, error) {
 	cmd := command{mergeStderr: true}
 	if c.Lock != nil {
@@ -115,29 +121,29 @@ func (c *Compose) logs(ctx context.Context, name string) ([]byte, error) {
 	return cmd.run(ctx, diagnosticsTimeout, c.Dir, nil, "docker", "logs", "--timestamps", "--tail", logTail, name)
 }
 
-// Notify posts a notice, and again when it does not arrive. A receiver knows its
-// sender by X-Switchyard-Signature: sha256= and the HMAC of the timestamp
-// header, a dot and the body.
-func (b *HostRecords) Notify(ctx context.Context, n Notification) error {
+// Notify posts a notification, with retries. A receiver verifies the sender by
+// X-Switchyard-Signature: sha256= and the HMAC of the timestamp header, a dot and
+// the body.
+func (h *HostRecords) Notify(ctx context.Context, n Notification) error {
 	body, err := json.Marshal(n)
 	if err != nil {
-		return fmt.Errorf("tell: %w", err)
+		return fmt.Errorf("encode a notification: %w", err)
 	}
-	err = b.annotate(ctx, n)
-	if b.Webhook == "" {
+	err = h.annotate(ctx, n)
+	if h.Webhook == "" {
 		return err
 	}
 	header := http.Header{"Content-Type": {"application/json"}}
-	if b.Secret != "" {
+	if h.Secret != "" {
 		at := strconv.FormatInt(n.At.Unix(), 10)
 		header.Set("X-Switchyard-Timestamp", at)
-		header.Set("X-Switchyard-Signature", "sha256="+Sign(b.Secret, at, body))
+		header.Set("X-Switchyard-Signature", "sha256="+Sign(h.Secret, at, body))
 	}
-	header.Set("X-Switchyard-Notice", n.Deploy+"-"+n.Kind) // the same at each try
-	return errors.Join(err, b.post(ctx, b.Webhook, header, body))
+	header.Set("X-Switchyard-Notice", n.Deploy+"-"+n.Kind) // the same at each attempt
+	return errors.Join(err, h.post(ctx, h.Webhook, header, body))
 }
 
-// Sign is the signature of a notice.
+// Sign returns the hex signature of a notification.
 func Sign(secret, timestamp string, body []byte) string {
 	mac := hmac.New(sha256.New, []byte(secret))
 	mac.Write([]byte(timestamp + "."))
@@ -145,41 +151,41 @@ func Sign(secret, timestamp string, body []byte) string {
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// annotate marks a notice on the dashboards.
-func (b *HostRecords) annotate(ctx context.Context, n Notification) error {
-	if b.Grafana == "" {
+// annotate posts a notification as an annotation to Grafana.
+func (h *HostRecords) annotate(ctx context.Context, n Notification) error {
+	if h.Grafana == "" {
 		return nil
 	}
 	body, err := json.Marshal(map[string]any{
 		"time": n.At.UnixMilli(), "text": n.Text, "tags": []string{"switchyard", "deploy", n.Kind, string(n.Live)},
 	})
 	if err != nil {
-		return fmt.Errorf("mark in Grafana: %w", err)
+		return fmt.Errorf("annotate in Grafana: %w", err)
 	}
 	header := http.Header{"Content-Type": {"application/json"}}
-	if b.GrafanaToken != "" {
-		header.Set("Authorization", "Bearer "+b.GrafanaToken)
+	if h.GrafanaToken != "" {
+		header.Set("Authorization", "Bearer "+h.GrafanaToken)
 	}
-	return b.post(ctx, strings.TrimSuffix(b.Grafana, "/")+"/api/annotations", header, body)
+	return h.post(ctx, strings.TrimSuffix(h.Grafana, "/")+"/api/annotations", header, body)
 }
 
-// post posts until a 2xx comes, a few times.
-func (b *HostRecords) post(ctx context.Context, url string, header http.Header, body []byte) error {
+// post posts until the answer is a 2xx, at most notifyAttempts times.
+func (h *HostRecords) post(ctx context.Context, url string, header http.Header, body []byte) error {
 	var err error
 	for try := range notifyAttempts {
 		if try > 0 {
-			if e := b.Clock.Sleep(ctx, notifyBackoff<<try); e != nil {
+			if e := h.Clock.Sleep(ctx, notifyBackoff<<try); e != nil {
 				return errors.Join(err, e)
 			}
 		}
-		if err = b.postOnce(ctx, url, header, body); err == nil {
+		if err = h.postOnce(ctx, url, header, body); err == nil {
 			return nil
 		}
 	}
-	return fmt.Errorf("%d tries: %w", notifyAttempts, err)
+	return fmt.Errorf("%d attempts: %w", notifyAttempts, err)
 }
 
-func (b *HostRecords) postOnce(ctx context.Context, url string, header http.Header, body []byte) error {
+func (h *HostRecords) postOnce(ctx context.Context, url string, header http.Header, body []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
@@ -187,7 +193,7 @@ func (b *HostRecords) postOnce(ctx context.Context, url string, header http.Head
 		return err
 	}
 	req.Header = header.Clone()
-	client := b.Client
+	client := h.Client
 	if client == nil {
 		client = http.DefaultClient
 	}

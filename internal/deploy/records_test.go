@@ -13,14 +13,15 @@ import (
 	"time"
 )
 
-// A recordedRequest is one POST as it came.
+// A recordedRequest is a POST that a fakeReceiver received.
 type recordedRequest struct {
 	path   string
 	header http.Header
 	body   []byte
 }
 
-// fakeReceiver takes POSTs, and turns the first few away.
+// fakeReceiver starts a server that records POSTs, and answers the first failFirst
+// of them with 502.
 func fakeReceiver(t *testing.T, failFirst int) (url string, got func() []recordedRequest) {
 	var mu sync.Mutex
 	var all []recordedRequest
@@ -47,58 +48,58 @@ func TestANotificationIsSignedAndRetried(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("between us\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, err := NewHostRecords(nil, NotificationSettings{Webhook: url + "/hook", SecretFile: "secret"}, dir)
+	records, err := NewHostRecords(nil, NotificationSettings{Webhook: url + "/hook", SecretFile: "secret"}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newModelEnv(t)
-	b.Clock = w // its pauses take no time
-	n := Notification{At: w.now, Kind: "rollback", Deploy: "d1", Image: "v2", Live: Blue, Text: "v2 was rolled back: why"}
-	if err := b.Notify(t.Context(), n); err != nil {
+	env := newModelEnv(t)
+	records.Clock = env // its sleeps take no time
+	n := Notification{At: env.now, Kind: "rollback", Deploy: "d1", Image: "v2", Live: Blue, Text: "v2 was rolled back: it was slow"}
+	if err := records.Notify(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
 	tries := got()
 	if len(tries) != 3 {
-		t.Fatalf("%d tries", len(tries))
+		t.Fatalf("%d attempts, want 3", len(tries))
 	}
 	last := tries[2]
 	stamp := last.header.Get("X-Switchyard-Timestamp")
 	if want := "sha256=" + Sign("between us", stamp, last.body); last.header.Get("X-Switchyard-Signature") != want || stamp != "1795690800" {
-		t.Errorf("signed %q at %s", last.header.Get("X-Switchyard-Signature"), stamp)
+		t.Errorf("the signature is %q at %s", last.header.Get("X-Switchyard-Signature"), stamp)
 	}
 	var decoded Notification
 	if err := json.Unmarshal(last.body, &decoded); err != nil || decoded != n {
 		t.Error(decoded, err)
 	}
 	if last.header.Get("X-Switchyard-Notice") != tries[0].header.Get("X-Switchyard-Notice") {
-		t.Error("a second try can't be told from a second notice")
+		t.Error("a retry has another id than the first attempt")
 	}
 }
 
 func TestAFailedNotificationDoesNotStopADeploy(t *testing.T) {
 	url, got := fakeReceiver(t, 1000)
-	w := newModelEnv(t)
-	m := w.deployer(stateFolder(t))
-	m.Deps.Records = &HostRecords{Webhook: url, Clock: w}
+	env := newModelEnv(t)
+	d := env.deployer(stateFolder(t))
+	d.Deps.Records = &HostRecords{Webhook: url, Clock: env}
 	var warned []string
-	m.Report = func(e Event) {
+	d.Report = func(e Event) {
 		if e.Kind == "warn" {
 			warned = append(warned, e.Text)
 		}
 	}
-	if _, err := m.Deploy(t.Context(), "v2"); err != nil {
+	if _, err := d.Deploy(t.Context(), "v2"); err != nil {
 		t.Fatal(err)
 	}
-	if len(got()) != 3*notifyAttempts || len(warned) != 3 || !strings.Contains(warned[0], "did not arrive: 4 tries") {
+	if len(got()) != 3*notifyAttempts || len(warned) != 3 || !strings.Contains(warned[0], "did not arrive: 4 attempts") {
 		t.Error(len(got()), warned)
 	}
 }
 
 func TestGrafanaGetsAnAnnotation(t *testing.T) {
 	url, got := fakeReceiver(t, 0)
-	b := &HostRecords{Grafana: url + "/", GrafanaToken: "token", Clock: HostClock{}}
+	records := &HostRecords{Grafana: url + "/", GrafanaToken: "token", Clock: HostClock{}}
 	at := time.UnixMilli(1795687200123)
-	if err := b.Notify(t.Context(), Notification{At: at, Kind: "switch", Live: Green, Text: "new connections go to green"}); err != nil {
+	if err := records.Notify(t.Context(), Notification{At: at, Kind: "switch", Live: Green, Text: "new connections go to green"}); err != nil {
 		t.Fatal(err)
 	}
 	var annotation struct {

@@ -8,108 +8,118 @@ import (
 	"time"
 )
 
-// runRollback is the way back: the old color serves, new connections go there, then
-// the clients, and the bad color is stopped when what it can tell was kept.
-// Every part looks first, so that it may be cut short and begun again.
-func (m *Deployer) runRollback(ctx context.Context, j *Journal) (HistoryEntry, error) {
+// runRollback rolls the deploy back: the old color serves again, new connections go
+// to it, the bad color's diagnostics are saved, its clients are moved, and it is
+// stopped. Each part first checks what is done already, so that a rollback can be
+// interrupted anywhere and run again.
+func (d *Deployer) runRollback(ctx context.Context, j *Journal) (HistoryEntry, error) {
 	if j.firstDeploy() {
-		return m.rollBackFirstDeploy(ctx, j)
+		return d.rollBackFirstDeploy(ctx, j)
 	}
-	m.report("rollback", "begin", "back to %s", j.From)
-	if err := m.restoreOldColor(ctx, j); err != nil {
-		return HistoryEntry{}, m.stuck(ctx, j, err)
+	d.report("rollback", "begin", "back to %s", j.From)
+	if err := d.restoreOldColor(ctx, j); err != nil {
+		return HistoryEntry{}, d.stuck(ctx, j, err)
 	}
-	if err := m.routeToOldColor(ctx, j); err != nil {
-		return HistoryEntry{}, m.stuck(ctx, j, err)
+	if err := d.routeToOldColor(ctx, j); err != nil {
+		return HistoryEntry{}, d.stuck(ctx, j, err)
 	}
 	if j.OldServingAt.IsZero() {
-		j.OldServingAt = m.Deps.Clock.Now().UTC()
-		m.saveJournalOrWarn(j)
-		m.report("rollback", "note", "%s serves again", j.From)
-		m.notify(ctx, Notification{Kind: "rollback", Deploy: j.ID, Image: j.Image.Ref, Live: j.From, Text: fmt.Sprintf("%s was rolled back: %s", j.Image.Ref, j.Reason)})
+		j.OldServingAt = d.Deps.Clock.Now().UTC()
+		d.saveJournalOrWarn(j)
+		d.report("rollback", "note", "%s serves again", j.From)
+		d.notify(ctx, Notification{Kind: "rollback", Deploy: j.ID, Image: j.Image.Ref, Live: j.From, Text: fmt.Sprintf("%s was rolled back: %s", j.Image.Ref, j.Reason)})
 	}
-	if j.DiagnosticsDir == "" {
-		folder := filepath.Join(m.State.Dir, "bad", j.ID)
-		if err := m.Deps.Records.SaveDiagnostics(ctx, j.To, folder); err != nil {
-			m.report("rollback", "warn", "not all that %s could tell was kept: %v", j.To, err)
-		}
-		j.DiagnosticsDir = folder
-		m.saveJournalOrWarn(j)
+	d.saveDiagnostics(ctx, j)
+	if err := d.drainNewColor(ctx, j); err != nil {
+		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
-	if err := m.drainNewColor(ctx, j); err != nil {
-		return HistoryEntry{}, m.unfinished(ctx, j, "rollback", err)
+	if err := d.Deps.Containers.Stop(ctx, j.To); err != nil {
+		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
-	if err := m.Deps.Containers.Stop(ctx, j.To); err != nil {
-		return HistoryEntry{}, m.unfinished(ctx, j, "rollback", err)
+	e := d.historyEntry(j, RolledBack, j.From)
+	if err := d.State.finish(e); err != nil {
+		return e, d.unfinished(ctx, j, "rollback", err)
 	}
-	e := m.historyEntry(j, RolledBack, j.From)
-	if err := m.State.finish(e); err != nil {
-		return e, m.unfinished(ctx, j, "rollback", err)
-	}
-	m.report("rollback", "done", "%s is stopped; what it could tell is in %s", j.To, j.DiagnosticsDir)
+	d.report("rollback", "done", "%s is stopped; its diagnostics are in %s", j.To, j.DiagnosticsDir)
 	return e, &RolledBackError{e}
 }
 
-// saveJournalOrWarn saves it if it can: a full disk keeps nobody on a bad version.
-func (m *Deployer) saveJournalOrWarn(j *Journal) {
-	if err := m.State.saveJournal(j); err != nil {
-		m.report("rollback", "warn", "%v", err)
+// saveDiagnostics saves what the bad color can show, once. A failure does not stop
+// the rollback.
+func (d *Deployer) saveDiagnostics(ctx context.Context, j *Journal) {
+	if j.DiagnosticsDir != "" {
+		return
+	}
+	folder := filepath.Join(d.State.Dir, "bad", j.ID)
+	if err := d.Deps.Records.SaveDiagnostics(ctx, j.To, folder); err != nil {
+		d.report("rollback", "warn", "the diagnostics of %s are incomplete: %v", j.To, err)
+	}
+	j.DiagnosticsDir = folder
+	d.saveJournalOrWarn(j)
+}
+
+// saveJournalOrWarn saves the journal if it can: a full disk must not keep clients
+// on a bad version.
+func (d *Deployer) saveJournalOrWarn(j *Journal) {
+	if err := d.State.saveJournal(j); err != nil {
+		d.report("rollback", "warn", "%v", err)
 	}
 }
 
-// restoreOldColor brings the old color back to where new connections may go.
-func (m *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
-	limit := m.Deps.Clock.Now().Add(m.Settings.ReadyLimit)
+// restoreOldColor starts and undrains the old color, and waits until it can take
+// new connections.
+func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
+	limit := d.Deps.Clock.Now().Add(d.Settings.ReadyLimit)
 	for begun := false; ; begun = true {
-		s, err := m.inspect(ctx)
+		s, err := d.inspect(ctx)
 		if err != nil {
 			return err
 		}
-		status, _ := m.Deps.Traffic.Status(ctx) // broken routers are what this mends
+		status, _ := d.Deps.Traffic.Status(ctx) // an error of the routers is repaired by routeToOldColor
 		up := status.ServersUp[j.From]
 		serving := s.countServing(j.From)
 		if serving >= j.Old.Replicas && up >= min(serving, j.Old.Replicas) {
 			return nil
 		}
-		late := m.Deps.Clock.Now().After(limit)
+		late := d.Deps.Clock.Now().After(limit)
 		switch {
 		case late && serving > 0 && up > 0:
-			m.report("rollback", "warn", "only %d of %d replicas of %s are ready%s", serving, j.Old.Replicas, j.From, describeProblems(s.Replicas[j.From]))
+			d.report("rollback", "warn", "only %d of %d replicas of %s are ready%s", serving, j.Old.Replicas, j.From, describeProblems(s.Replicas[j.From]))
 			return nil
 		case late:
-			return fmt.Errorf("no replica of %s is ready after %v%s", j.From, m.Settings.ReadyLimit, describeProblems(s.Replicas[j.From]))
+			return fmt.Errorf("no replica of %s is ready after %v%s", j.From, d.Settings.ReadyLimit, describeProblems(s.Replicas[j.From]))
 		}
 		if len(s.Running(j.From)) < j.Old.Replicas && !begun {
-			if err := m.Deps.Containers.Start(ctx, j.Old); err != nil {
-				m.report("rollback", "warn", "%v", err)
+			if err := d.Deps.Containers.Start(ctx, j.Old); err != nil {
+				d.report("rollback", "warn", "%v", err)
 			}
 		}
-		if err := m.undrain(ctx, s, j.From, j.Old.Deployment); err != nil {
-			m.report("rollback", "warn", "%v", err)
+		if err := d.undrain(ctx, s, j.From, j.Old.Deployment); err != nil {
+			d.report("rollback", "warn", "%v", err)
 		}
-		if err := m.Deps.Clock.Sleep(ctx, pollEvery); err != nil {
+		if err := d.Deps.Clock.Sleep(ctx, pollEvery); err != nil {
 			return err
 		}
 	}
 }
 
-// routeToOldColor sends new connections to the old color.
-func (m *Deployer) routeToOldColor(ctx context.Context, j *Journal) error {
+// routeToOldColor routes new connections to the old color.
+func (d *Deployer) routeToOldColor(ctx context.Context, j *Journal) error {
 	want := Route{Live: j.From}
-	if r, err := m.Deps.Traffic.Route(ctx); err == nil && r == want {
-		if s, err := m.Deps.Traffic.Status(ctx); err == nil && s.Route == want {
+	if r, err := d.Deps.Traffic.Route(ctx); err == nil && r == want {
+		if s, err := d.Deps.Traffic.Status(ctx); err == nil && s.Route == want {
 			return nil
 		}
 	}
-	return m.setRoute(ctx, want)
+	return d.setRoute(ctx, want)
 }
 
-// drainNewColor moves the bad color's clients. A color too broken to be drained is not
-// waited for: its clients come back by themselves when it is stopped.
-func (m *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
-	limit := m.Deps.Clock.Now().Add(m.Settings.DrainLimit)
+// drainNewColor moves the bad color's clients away. It does not wait for a color
+// that is too broken to be drained: the clients reconnect when it is stopped.
+func (d *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
+	limit := d.Deps.Clock.Now().Add(d.Settings.DrainLimit)
 	for failures := 0; ; {
-		s, err := m.inspect(ctx)
+		s, err := d.inspect(ctx)
 		if err != nil {
 			return err
 		}
@@ -117,98 +127,92 @@ func (m *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
 		if len(busy) == 0 {
 			return nil
 		}
-		if m.Deps.Clock.Now().After(limit) || failures > 3 {
-			m.report("rollback", "warn", "%s could not be emptied: %d clients are left there and will come back by themselves", j.To, s.countClients(j.To))
+		if d.Deps.Clock.Now().After(limit) || failures > 3 {
+			d.report("rollback", "warn", "%s could not be drained: %d clients are left there and will reconnect", j.To, s.countClients(j.To))
 			return nil
 		}
 		if begin := s.runningNames(j.To, func(r Replica) bool { return r.Reachable && r.Drain == "" }); len(begin) > 0 {
-			if err := m.Deps.Clients.Drain(ctx, begin, "deployment", "rollback"); err != nil {
+			if err := d.Deps.Clients.Drain(ctx, begin, "deployment", "rollback"); err != nil {
 				failures++
-				m.report("rollback", "warn", "%v", err)
+				d.report("rollback", "warn", "%v", err)
 			}
 		}
-		if err := m.Deps.Clock.Sleep(ctx, min(m.Settings.ProbeEvery, time.Second)); err != nil {
+		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
 		}
 	}
 }
 
-// rollBackFirstDeploy takes a first deploy back: there is nothing to go to. What
-// serves stays; what does not is stopped.
-func (m *Deployer) rollBackFirstDeploy(ctx context.Context, j *Journal) (HistoryEntry, error) {
-	s, err := m.inspect(ctx)
+// rollBackFirstDeploy rolls a first deploy back, after which there is no version to
+// return to. The color stays live if it serves, and is stopped if it does not.
+func (d *Deployer) rollBackFirstDeploy(ctx context.Context, j *Journal) (HistoryEntry, error) {
+	s, err := d.inspect(ctx)
 	if err != nil {
-		return HistoryEntry{}, m.unfinished(ctx, j, "rollback", err)
+		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
-	if r, err := m.Deps.Traffic.Route(ctx); err == nil && r.Live == j.To && s.countServing(j.To) > 0 {
-		return HistoryEntry{}, m.stuck(ctx, j, fmt.Errorf("%s, and nothing ran before to which one could go back: %s stays live", j.Reason, j.To))
+	if r, err := d.Deps.Traffic.Route(ctx); err == nil && r.Live == j.To && s.countServing(j.To) > 0 {
+		return HistoryEntry{}, d.stuck(ctx, j, fmt.Errorf("%s, and there is no earlier version to roll back to: %s stays live", j.Reason, j.To))
 	}
-	if j.DiagnosticsDir == "" {
-		folder := filepath.Join(m.State.Dir, "bad", j.ID)
-		if err := m.Deps.Records.SaveDiagnostics(ctx, j.To, folder); err != nil {
-			m.report("rollback", "warn", "not all that %s could tell was kept: %v", j.To, err)
-		}
-		j.DiagnosticsDir = folder
-		m.saveJournalOrWarn(j)
+	d.saveDiagnostics(ctx, j)
+	if err := d.Deps.Containers.Stop(ctx, j.To); err != nil {
+		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
-	if err := m.Deps.Containers.Stop(ctx, j.To); err != nil {
-		return HistoryEntry{}, m.unfinished(ctx, j, "rollback", err)
+	if err := d.Deps.Traffic.SetRoute(ctx, Route{Live: j.From}); err != nil {
+		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
-	if err := m.Deps.Traffic.SetRoute(ctx, Route{Live: j.From}); err != nil {
-		return HistoryEntry{}, m.unfinished(ctx, j, "rollback", err)
-	}
-	e := m.historyEntry(j, RolledBack, j.From)
-	if err := m.State.finish(e); err != nil {
-		return e, m.unfinished(ctx, j, "rollback", err)
+	e := d.historyEntry(j, RolledBack, j.From)
+	if err := d.State.finish(e); err != nil {
+		return e, d.unfinished(ctx, j, "rollback", err)
 	}
 	return e, &RolledBackError{e}
 }
 
-// stuck is when the way back is barred.
-func (m *Deployer) stuck(ctx context.Context, j *Journal, err error) error {
+// stuck returns the error of a rollback that can't proceed.
+func (d *Deployer) stuck(ctx context.Context, j *Journal, err error) error {
 	if ctx.Err() != nil {
-		return m.unfinished(ctx, j, "rollback", err)
+		return d.unfinished(ctx, j, "rollback", err)
 	}
-	return &StuckError{Reason: err.Error(), Remedy: "mend it and run `switchyard rollback` again"}
+	return &StuckError{Reason: err.Error(), Remedy: "fix it and run `switchyard rollback` again"}
 }
 
-// Rollback goes on with a rollback, takes back the deploy under way, or the last
-// one.
-func (m *Deployer) Rollback(ctx context.Context) (HistoryEntry, error) {
-	j, err := m.State.Current()
+// Rollback continues a rollback, takes back the unfinished deploy, or takes back
+// the last one.
+func (d *Deployer) Rollback(ctx context.Context) (HistoryEntry, error) {
+	j, err := d.State.Current()
 	if err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
 	if j == nil {
-		if j, err = m.journalOfLive(ctx); err != nil {
+		if j, err = d.journalOfLive(ctx); err != nil {
 			return HistoryEntry{}, err
 		}
 	}
 	if !j.RollingBack {
-		j.RollingBack, j.Reason, j.TriggeredAt = true, "asked for", m.Deps.Clock.Now().UTC()
-		if err := m.State.saveJournal(j); err != nil {
+		j.RollingBack, j.Reason, j.TriggeredAt = true, "requested by the operator", d.Deps.Clock.Now().UTC()
+		if err := d.State.saveJournal(j); err != nil {
 			return HistoryEntry{}, &RefusedError{err}
 		}
 	}
-	e, err := m.runRollback(ctx, j)
+	e, err := d.runRollback(ctx, j)
 	var rolledBack *RolledBackError
 	if errors.As(err, &rolledBack) {
-		err = nil // it was asked for
+		err = nil // the operator requested it
 	}
 	return e, err
 }
 
-// journalOfLive makes a journal of what is live, as if its deploy were under way.
-func (m *Deployer) journalOfLive(ctx context.Context) (*Journal, error) {
-	route, err := m.Deps.Traffic.Route(ctx)
+// journalOfLive returns a journal of the live version, as if its deploy were still
+// unfinished.
+func (d *Deployer) journalOfLive(ctx context.Context) (*Journal, error) {
+	route, err := d.Deps.Traffic.Route(ctx)
 	if err != nil {
 		return nil, &RefusedError{err}
 	}
-	s, err := m.Deps.Containers.Inspect(ctx)
+	s, err := d.Deps.Containers.Inspect(ctx)
 	if err != nil {
 		return nil, &RefusedError{err}
 	}
-	now := m.Deps.Clock.Now().UTC()
+	now := d.Deps.Clock.Now().UTC()
 	live := currentSpec(route.Live, s)
 	j := &Journal{
 		ID: live.Deployment, Image: live.Image, From: route.Live.Other(), To: route.Live, Started: now,
@@ -220,7 +224,7 @@ func (m *Deployer) journalOfLive(ctx context.Context) (*Journal, error) {
 	if !j.firstDeploy() {
 		return j, nil
 	}
-	history, err := m.State.History()
+	history, err := d.State.History()
 	if err != nil {
 		return nil, &RefusedError{err}
 	}
@@ -230,5 +234,5 @@ func (m *Deployer) journalOfLive(ctx context.Context) (*Journal, error) {
 			return j, nil
 		}
 	}
-	return nil, &RefusedError{fmt.Errorf("there is nothing to go back to: %s does not run, and no deploy to %s in the history tells what ran before it", j.From, j.To)}
+	return nil, &RefusedError{fmt.Errorf("there is nothing to roll back to: %s does not run, and the history has no deploy to %s that names the version before it", j.From, j.To)}
 }

@@ -10,17 +10,16 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// ErrRoute says that the file of the live color can't be understood.
+// ErrRoute says that active.yml can't be read or is not a valid route.
 var ErrRoute = errors.New("the route can't be read")
 
-// canaryService is the weighted service that active.yml has while a canary is
-// under way.
+// canaryService is the weighted service that active.yml has during a canary.
 const canaryService = "app-canary"
 
 // A Route says where new connections go.
 type Route struct {
 	Live Color `json:"live"`
-	// CanaryPercent is how many percent of them go to the other color, 0 to 99.
+	// CanaryPercent is the percentage of them that goes to the other color, 0 to 99.
 	CanaryPercent int `json:"canary,omitempty"`
 }
 
@@ -31,7 +30,8 @@ func (r Route) String() string {
 	return string(r.Live)
 }
 
-// dynamicConfig is what is read of a file of Traefik's dynamic configuration.
+// dynamicConfig is the part of a file of Traefik's dynamic configuration that this
+// package reads.
 type dynamicConfig struct {
 	HTTP struct {
 		Routers map[string]struct {
@@ -45,13 +45,14 @@ type dynamicConfig struct {
 	} `yaml:"http"`
 }
 
+// A weightedService is a member of a weighted service of Traefik.
 type weightedService struct {
 	Name   string `yaml:"name" json:"name"`
 	Weight *int   `yaml:"weight" json:"weight"`
 }
 
-// ParseRoute reads active.yml. Whatever it can't be sure of is an error: a file
-// that is half written names no router, or breaks off.
+// ParseRoute reads the text of active.yml. It accepts only an unambiguous route: a
+// truncated file is an error, or names no router.
 func ParseRoute(text []byte) (Route, error) {
 	var file dynamicConfig
 	dec := yaml.NewDecoder(bytes.NewReader(text))
@@ -80,8 +81,8 @@ func ParseRoute(text []byte) (Route, error) {
 	return found, nil
 }
 
-// routeOf is where one router leads; ours is false for one that is none of the
-// service's, such as Traefik's own API.
+// routeOf returns where a router leads. ours is false for a router that does not
+// lead to a color, such as that of Traefik's own API.
 func (f *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err error) {
 	service, _, _ = strings.Cut(service, "@")
 	if c, ok := colorOfService(service); ok {
@@ -97,7 +98,8 @@ func (f *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err
 	return r, true, err
 }
 
-// weightedRoute reads a canary: the live color stands first.
+// weightedRoute returns the route of a canary's weighted service. Its first member
+// is the live color.
 func weightedRoute(services []weightedService) (Route, error) {
 	if len(services) != 2 {
 		return Route{}, fmt.Errorf("%w: %s needs both colors", ErrRoute, canaryService)
@@ -114,6 +116,8 @@ func weightedRoute(services []weightedService) (Route, error) {
 	return Route{Live: live, CanaryPercent: b}, nil
 }
 
+// colorOfService returns the color whose replicas or failover a service of Traefik
+// is.
 func colorOfService(service string) (Color, bool) {
 	service, _, _ = strings.Cut(service, "@")
 	for _, c := range Colors {
@@ -124,8 +128,8 @@ func colorOfService(service string) (Color, bool) {
 	return "", false
 }
 
-// withCanary returns the text of a color's file with its routers led to a
-// weighted service of both colors.
+// withCanary returns the text of a color's file, changed so that its routers lead
+// to a weighted service of both colors.
 func withCanary(text []byte, r Route) ([]byte, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
@@ -147,7 +151,7 @@ func withCanary(text []byte, r Route) ([]byte, error) {
 		}
 	}
 	var canary yaml.Node
-	// The health check takes a color out of it that has no replica left.
+	// The health check removes a color that has no healthy replica.
 	source := fmt.Sprintf("weighted:\n  healthCheck: {}\n  services:\n    - {name: %s, weight: %d}\n    - {name: %s, weight: %d}\n",
 		r.Live.traefikService(), 100-r.CanaryPercent, r.Live.Other().traefikService(), r.CanaryPercent)
 	if err := yaml.Unmarshal([]byte(source), &canary); err != nil {
@@ -170,7 +174,7 @@ func withCanary(text []byte, r Route) ([]byte, error) {
 
 func scalar(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
 
-// mappingValue is the value under a key of a mapping, nil when there is none.
+// mappingValue returns the value of a key in a mapping, or nil if there is none.
 func mappingValue(n *yaml.Node, key string) *yaml.Node {
 	if n == nil || n.Kind != yaml.MappingNode {
 		return nil

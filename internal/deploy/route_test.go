@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// golden compares text with a file of testdata, or writes it there.
+// golden compares text with a file of testdata, or writes it there with -update.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -26,11 +26,11 @@ func golden(t *testing.T, name string, got []byte) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what was written:\n%s", name, got)
+		t.Errorf("the text differs from %s:\n%s", name, got)
 	}
 }
 
-// newTraefik is a folder as the stack has it.
+// newTraefik returns a Traefik whose folder is a copy of testdata, with blue live.
 func newTraefik(t *testing.T) *Traefik {
 	dir := t.TempDir()
 	for _, sub := range []string{"dynamic", "staging"} {
@@ -56,8 +56,8 @@ func copyFile(t *testing.T, from, to string) {
 	}
 }
 
-// A switch is a color's file, word for word; a canary is the live color's file
-// with weights; and what is written is read as it was meant.
+// A switch writes a color's file as it is, a canary the live color's file with
+// weights, and both are read as the same route again.
 func TestARouteIsReadAsItWasWritten(t *testing.T) {
 	f := newTraefik(t)
 	for name, r := range map[string]Route{
@@ -77,11 +77,11 @@ func TestARouteIsReadAsItWasWritten(t *testing.T) {
 		}
 	}
 	if left, err := os.ReadDir(filepath.Join(f.Dir, "staging")); err != nil || len(left) != 0 {
-		t.Error("something was left in staging:", left, err)
+		t.Error("the folder staging is not empty:", left, err)
 	}
 }
 
-// What is cut short anywhere is another route never.
+// A file that is truncated anywhere is never read as another route.
 func TestATruncatedRouteFileIsRejected(t *testing.T) {
 	for _, name := range []string{"blue.yml", "canary-blue-10.yml"} {
 		text, err := os.ReadFile(filepath.Join("testdata", name))
@@ -144,7 +144,7 @@ func FuzzParseRoute(f *testing.F) {
 	})
 }
 
-// A person's mistake in a color's file must not be renamed in.
+// A color's file that leads to the other color does not become active.yml.
 func TestAColorFileForTheOtherColorIsRefused(t *testing.T) {
 	f := newTraefik(t)
 	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(f.Dir, "green.yml"))
@@ -156,7 +156,8 @@ func TestAColorFileForTheOtherColorIsRefused(t *testing.T) {
 	}
 }
 
-// Nor that of another release: its routers lead where nothing is.
+// A color's file of another release, whose services are unknown, does not become
+// active.yml.
 func TestAColorFileWithUnknownServicesIsRefused(t *testing.T) {
 	f := newTraefik(t)
 	list := filepath.Join(f.Dir, "dynamic", "services.yml")
@@ -204,7 +205,7 @@ func TestSetServersListsReplicasOneToN(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml")); err != nil || !bytes.Equal(before, after) {
-		t.Error("nothing was to change, and something did", err)
+		t.Error("the file changed although the list was right", err)
 	}
 	if err := f.SetServers(Green, 5); err != nil {
 		t.Fatal(err)
@@ -218,9 +219,9 @@ func TestSetServersListsReplicasOneToN(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml")); err != nil || !bytes.Equal(before, again) {
-		t.Errorf("there and back again, and the file is another one (%v):\n%s", err, again)
+		t.Errorf("after 5 and 3 replicas the file differs from the first one (%v):\n%s", err, again)
 	}
-	if _, err := withServers([]byte("http: {services: {app-blue: {loadBalancer: {servers: [{url: 'http://x-app_blue-1:8000'}]}}}}"), Blue, 2); err == nil || !strings.Contains(err.Error(), "a line each") {
+	if _, err := withServers([]byte("http: {services: {app-blue: {loadBalancer: {servers: [{url: 'http://x-app_blue-1:8000'}]}}}}"), Blue, 2); err == nil || !strings.Contains(err.Error(), "on consecutive lines") {
 		t.Error(err)
 	}
 	if err := f.SetServers(Green, 1); err != nil {

@@ -9,29 +9,29 @@ import (
 	"time"
 )
 
-// Scaler adds single replicas to what the balancer knows, and takes them away.
+// A Scaler adds and removes single replicas.
 type Scaler interface {
-	// SetServers has the balancer know the replicas numbered 1 to n.
+	// SetServers lists the replicas numbered 1 to n in the balancer.
 	SetServers(ctx context.Context, c Color, n int) error
-	// Remove stops and removes replicas, so that those numbered 1 to left stay.
+	// Remove stops and removes replicas. Those numbered 1 to remaining stay.
 	Remove(ctx context.Context, c Color, replicas []string, remaining int) error
 }
 
-// Scale brings the live color to n replicas: new ones are waited for, and those
-// that go let go of their clients first.
-func (m *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntry, error) {
+// Scale brings the live color to n replicas. It waits until new replicas serve, and
+// drains replicas before it removes them.
+func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntry, error) {
 	if n < 1 || n > 100 {
 		return HistoryEntry{}, &RefusedError{fmt.Errorf("replicas must be 1 to 100, not %d", n)}
 	}
-	if err := m.requireNoDeploy(); err != nil {
+	if err := d.requireNoDeploy(); err != nil {
 		return HistoryEntry{}, err
 	}
-	began := m.Deps.Clock.Now().UTC()
-	route, err := m.Deps.Traffic.Route(ctx)
+	began := d.Deps.Clock.Now().UTC()
+	route, err := d.Deps.Traffic.Route(ctx)
 	if err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
-	s, err := m.Deps.Containers.Inspect(ctx)
+	s, err := d.Deps.Containers.Inspect(ctx)
 	if err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
@@ -47,55 +47,57 @@ func (m *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 		}
 	}
 	if len(surplus) > 0 {
-		err = m.shrink(ctx, scaler, route.Live, surplus, n)
+		err = d.shrink(ctx, scaler, route.Live, surplus, n)
 	} else {
 		l.Replicas = n
-		err = m.grow(ctx, scaler, l, before)
+		err = d.grow(ctx, scaler, l, before)
 	}
 	if err != nil {
-		return HistoryEntry{}, &UnfinishedError{Step: "scale", Live: route.Live, Err: err, Next: fmt.Sprintf("`switchyard scale %d` goes on, `switchyard scale %d` takes it back", n, before)}
+		return HistoryEntry{}, &UnfinishedError{Step: "scale", Live: route.Live, Err: err, Next: fmt.Sprintf("`switchyard scale %d` continues, `switchyard scale %d` takes it back", n, before)}
 	}
 	e := HistoryEntry{
-		ID: began.Format("20060102T150405Z") + "-scale", Outcome: Scaled, Color: route.Live, Image: l.Image, Started: began, Ended: m.Deps.Clock.Now().UTC(),
+		ID: began.Format("20060102T150405Z") + "-scale", Outcome: Scaled, Color: route.Live, Image: l.Image, Started: began, Ended: d.Deps.Clock.Now().UTC(),
 		Notes: []string{fmt.Sprintf("from %d to %d replicas", before, n)},
 	}
-	return e, m.State.appendHistory(e)
+	return e, d.State.appendHistory(e)
 }
 
-// grow starts what is missing. The balancer hears of a replica once it serves: it
-// takes a new one for up until it has asked, and users would be sent to nobody. A
-// command that was killed may have come as far as that.
-func (m *Deployer) grow(ctx context.Context, scaler Scaler, l ColorSpec, before int) error {
+// grow starts the missing replicas, and adds them to the balancer once they serve:
+// the balancer takes a new server for up until its first health check, and would
+// send users to a replica that is not ready. A killed command may have started the
+// replicas already.
+func (d *Deployer) grow(ctx context.Context, scaler Scaler, l ColorSpec, before int) error {
 	if l.Replicas > before {
-		m.report("scale", "begin", "%s from %d to %d replicas", l.Color, before, l.Replicas)
-		if err := m.Deps.Containers.Start(ctx, l); err != nil {
+		d.report("scale", "begin", "%s from %d to %d replicas", l.Color, before, l.Replicas)
+		if err := d.Deps.Containers.Start(ctx, l); err != nil {
 			return err
 		}
 	}
 	j := &Journal{ID: l.Deployment, To: l.Color, Replicas: l.Replicas}
-	if err := m.waitReady(ctx, j, false); err != nil {
+	if err := d.waitReady(ctx, j, false); err != nil {
 		return err
 	}
 	if err := scaler.SetServers(ctx, l.Color, l.Replicas); err != nil {
 		return err
 	}
-	return m.waitReady(ctx, j, true)
+	return d.waitReady(ctx, j, true)
 }
 
-// shrink moves the clients of the replicas that go, and takes those away.
-func (m *Deployer) shrink(ctx context.Context, scaler Scaler, c Color, surplus []string, remaining int) error {
-	m.report("scale", "begin", "%s go, their clients first", strings.Join(surplus, ", "))
-	if err := m.drainAndWait(ctx, "scale", c, surplus, "node"); err != nil {
+// shrink drains the surplus replicas and removes them.
+func (d *Deployer) shrink(ctx context.Context, scaler Scaler, c Color, surplus []string, remaining int) error {
+	d.report("scale", "begin", "drain and remove %s", strings.Join(surplus, ", "))
+	if err := d.drainAndWait(ctx, "scale", c, surplus, "node"); err != nil {
 		return err
 	}
 	return scaler.Remove(ctx, c, surplus, remaining)
 }
 
-// drainAndWait drains replicas and waits until they are empty.
-func (m *Deployer) drainAndWait(ctx context.Context, step string, c Color, replicas []string, scope string) error {
-	limit := m.Deps.Clock.Now().Add(m.Settings.DrainLimit)
+// drainAndWait drains replicas and waits until they are drained, for at most
+// DrainLimit.
+func (d *Deployer) drainAndWait(ctx context.Context, step string, c Color, replicas []string, scope string) error {
+	limit := d.Deps.Clock.Now().Add(d.Settings.DrainLimit)
 	for lastReported := -1; ; {
-		s, err := m.inspect(ctx)
+		s, err := d.inspect(ctx)
 		if err != nil {
 			return err
 		}
@@ -116,23 +118,24 @@ func (m *Deployer) drainAndWait(ctx context.Context, step string, c Color, repli
 		}
 		if clients != lastReported {
 			lastReported = clients
-			m.report(step, "note", "%d clients are left", clients)
+			d.report(step, "note", "%d clients are left", clients)
 		}
-		if m.Deps.Clock.Now().After(limit) {
-			return fmt.Errorf("%s was not empty after %v", strings.Join(busy, ", "), m.Settings.DrainLimit)
+		if d.Deps.Clock.Now().After(limit) {
+			return fmt.Errorf("%s was not drained after %v", strings.Join(busy, ", "), d.Settings.DrainLimit)
 		}
 		if len(begin) > 0 {
-			if err := m.Deps.Clients.Drain(ctx, begin, scope, step); err != nil {
+			if err := d.Deps.Clients.Drain(ctx, begin, scope, step); err != nil {
 				return err
 			}
 		}
-		if err := m.Deps.Clock.Sleep(ctx, min(m.Settings.ProbeEvery, time.Second)); err != nil {
+		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
 		}
 	}
 }
 
-// findReplicas finds what a person named: a color, or one replica of it.
+// findReplicas finds the replicas by the name of their color, or one by its own
+// name.
 func findReplicas(s Snapshot, name string) (c Color, replicas []string, err error) {
 	if c, err := ParseColor(name); err == nil {
 		all := s.runningNames(c, func(Replica) bool { return true })
@@ -146,20 +149,20 @@ func findReplicas(s Snapshot, name string) (c Color, replicas []string, err erro
 			return c, all, nil
 		}
 	}
-	return "", nil, fmt.Errorf("%q is no color and no replica that runs: `switchyard status` shows them", name)
+	return "", nil, fmt.Errorf("%q is neither a color nor a running replica: `switchyard status` shows them", name)
 }
 
-// Drain moves the clients of an idle color, or of one replica, away, and
-// returns when it is empty. Nobody who is needed is drained.
-func (m *Deployer) Drain(ctx context.Context, name string) error {
-	if err := m.requireNoDeploy(); err != nil {
+// Drain drains an idle color, or one replica, and returns when it is drained. It
+// refuses to drain the last replicas that serve.
+func (d *Deployer) Drain(ctx context.Context, name string) error {
+	if err := d.requireNoDeploy(); err != nil {
 		return err
 	}
-	s, err := m.Deps.Containers.Inspect(ctx)
+	s, err := d.Deps.Containers.Inspect(ctx)
 	if err != nil {
 		return &RefusedError{err}
 	}
-	route, err := m.Deps.Traffic.Route(ctx)
+	route, err := d.Deps.Traffic.Route(ctx)
 	if err != nil {
 		return &RefusedError{err}
 	}
@@ -169,27 +172,27 @@ func (m *Deployer) Drain(ctx context.Context, name string) error {
 	}
 	rest := s.runningNames(route.Live, func(r Replica) bool { return r.Serves() && !slices.Contains(replicas, r.Name) })
 	if len(rest) == 0 {
-		return &RefusedError{fmt.Errorf("nobody would be left to take the clients: %s is live", route.Live)}
+		return &RefusedError{fmt.Errorf("no replica would be left to take the clients: %s is live", route.Live)}
 	}
 	scope := "node"
 	if len(replicas) == len(s.Running(c)) && c != route.Live {
 		scope = "deployment"
 	}
-	if err := m.drainAndWait(ctx, "drain", c, replicas, scope); err != nil {
+	if err := d.drainAndWait(ctx, "drain", c, replicas, scope); err != nil {
 		if ctx.Err() != nil {
-			err = errors.Join(ctx.Err(), errors.New("the drain goes on by itself; `switchyard undrain` takes it back"))
+			err = errors.Join(ctx.Err(), errors.New("the drain continues by itself; `switchyard undrain` takes it back"))
 		}
 		return err
 	}
 	return nil
 }
 
-// Undrain lets clients in again.
-func (m *Deployer) Undrain(ctx context.Context, name string) error {
-	if err := m.requireNoDeploy(); err != nil {
+// Undrain lets a color or a replica take clients again.
+func (d *Deployer) Undrain(ctx context.Context, name string) error {
+	if err := d.requireNoDeploy(); err != nil {
 		return err
 	}
-	s, err := m.Deps.Containers.Inspect(ctx)
+	s, err := d.Deps.Containers.Inspect(ctx)
 	if err != nil {
 		return &RefusedError{err}
 	}
@@ -197,5 +200,5 @@ func (m *Deployer) Undrain(ctx context.Context, name string) error {
 	if err != nil {
 		return &RefusedError{err}
 	}
-	return m.Deps.Clients.Undrain(ctx, replicas)
+	return d.Deps.Clients.Undrain(ctx, replicas)
 }

@@ -13,13 +13,14 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// Settings are how a deploy goes. They are read from deploy.yml beside the
-// compose file, and flags take precedence.
+// Settings are the parameters of a deploy. They are read from deploy.yml beside
+// the compose file, and flags take precedence.
 type Settings struct {
-	// Replicas is how many the new color gets; 0: as many as the live one has.
+	// Replicas is how many replicas the new color gets; 0 means as many as the live
+	// color has.
 	Replicas int `yaml:"replicas"`
-	// CanaryPercents are the percentages of new connections that go first, one after the
-	// other.
+	// CanaryPercents are the percentages of new connections that go to the new color
+	// before the switch, one after the other.
 	CanaryPercents []int `yaml:"canary"`
 
 	ReadyLimit   time.Duration `yaml:"ready_limit"`
@@ -27,83 +28,88 @@ type Settings struct {
 	DrainLimit   time.Duration `yaml:"drain_limit"`
 	MigrateLimit time.Duration `yaml:"migrate_limit"`
 
-	// Baseline is how far back the live color is measured.
-	Baseline    time.Duration `yaml:"baseline"`
+	// Baseline is the span over which the live color is measured.
+	Baseline time.Duration `yaml:"baseline"`
+	// Verify is how long clients test the service after the switch; 0 skips it.
 	Verify      time.Duration `yaml:"verify"`
 	CanaryWatch time.Duration `yaml:"canary_watch"`
-	// Watch is how long the new color is watched before the old one is drained,
-	// and WatchMoved how long when everybody is there.
+	// Watch is how long the new color is watched before the old one is drained, and
+	// WatchMoved how long after all clients were moved.
 	Watch      time.Duration `yaml:"watch"`
 	WatchMoved time.Duration `yaml:"watch_moved"`
-	// ProbeEvery is the period of health checks; Window that of metrics.
+	// ProbeEvery is the period of health checks, Window that of metrics.
 	ProbeEvery time.Duration `yaml:"probe_every"`
 	Window     time.Duration `yaml:"window"`
-	// KeepImages is how many images stay on the host.
+	// KeepImages is how many images of past deploys stay on the host.
 	KeepImages int `yaml:"keep"`
 
 	Triggers      Triggers             `yaml:"triggers"`
 	Notifications NotificationSettings `yaml:"notices"`
-	// DeployWindows are when a deploy may begin; none: always.
+	// DeployWindows are the spans in which a deploy may begin; none means always.
 	DeployWindows []DeployWindow `yaml:"windows"`
-	// ScanCommand is a command that is given the image and fails when it must not run.
+	// ScanCommand is a command that gets the image's reference and fails if the
+	// image must not run.
 	ScanCommand string        `yaml:"scan"`
 	ScanLimit   time.Duration `yaml:"scan_limit"`
 }
 
-// NotificationSettings are whom a deploy is told to. Paths are relative to the file.
+// NotificationSettings name the receivers of notifications. Paths are relative to
+// the file of the settings.
 type NotificationSettings struct {
 	Webhook string `yaml:"webhook"`
-	// SecretFile has what notices are signed with.
+	// SecretFile has the secret that signs notifications.
 	SecretFile string `yaml:"secret_file"`
-	// Grafana is its address, marked with TokenFile's service account token.
+	// Grafana is the address of a Grafana, GrafanaTokenFile the file with a service
+	// account's token.
 	Grafana          string `yaml:"grafana"`
 	GrafanaTokenFile string `yaml:"grafana_token_file"`
 }
 
-// Triggers are what rolls a deploy back.
+// Triggers are the thresholds beyond which a deploy is rolled back.
 type Triggers struct {
-	// Disabled names triggers that are not judged.
+	// Disabled names triggers that never fire.
 	Disabled []Trigger `yaml:"off"`
-	// HealthFailures: more than so many failed checks in a row.
+	// HealthFailures is how many failed checks of a replica in a row are tolerated.
 	HealthFailures int `yaml:"health_failures"`
-	// Restarts: more than so many times a replica ended by itself.
+	// Restarts is how many crashes of a replica are tolerated.
 	Restarts int `yaml:"restarts"`
-	// ErrorPercent: more of the operations failed by our fault, of ErrorSamples
-	// at least.
+	// ErrorPercent is the tolerated percentage of operations that fail through a
+	// fault of the service. It is not judged for fewer than ErrorSamples operations.
 	ErrorPercent float64 `yaml:"error_percent"`
 	ErrorSamples int     `yaml:"error_samples"`
-	// SlowTimes the baseline's p95 and over ResponseFloor, in two windows running
-	// with SlowSamples each.
+	// A p95 is slow over SlowTimes the baseline's p95 and over ResponseFloor. Two
+	// slow windows in a row with at least SlowSamples publishes each fire.
 	SlowTimes     float64       `yaml:"slow_times"`
 	ResponseFloor time.Duration `yaml:"response_floor"`
 	SlowSamples   int           `yaml:"slow_samples"`
-	// MemoryPercent of a replica's limit.
+	// MemoryPercent is the tolerated resident memory in percent of a replica's limit.
 	MemoryPercent float64 `yaml:"memory_percent"`
-	// ReturnPercent: fewer of the clients are there ReturnGrace after the move.
+	// ReturnPercent is the percentage of the clients that must be connected again
+	// within ReturnGrace of the move.
 	ReturnPercent float64       `yaml:"return_percent"`
 	ReturnGrace   time.Duration `yaml:"return_grace"`
 }
 
-// A Trigger is a reason to roll back by itself.
+// A Trigger is a reason for an automatic rollback.
 type Trigger string
 
 // The triggers.
 const (
 	TriggerHealth         Trigger = "health"   // failed health checks in a row
-	TriggerCrash          Trigger = "crash"    // a replica ended by itself
-	TriggerErrors         Trigger = "errors"   // errors of ours
+	TriggerCrash          Trigger = "crash"    // a replica crashed
+	TriggerErrors         Trigger = "errors"   // too many server errors
 	TriggerSlow           Trigger = "slow"     // p95 over the baseline
 	TriggerMemory         Trigger = "memory"   // resident memory near the limit
-	TriggerSessions       Trigger = "sessions" // clients that did not come back
+	TriggerSessions       Trigger = "sessions" // clients that did not reconnect
 	TriggerDeliveryCanary Trigger = "canary"   // the delivery canary is stale
 	TriggerCheck          Trigger = "check"    // the check from outside failed
-	TriggerStart          Trigger = "start"    // it did not get as far as serving
+	TriggerStart          Trigger = "start"    // the new color never served
 )
 
-// optionalTriggers are the triggers that Off may name.
+// optionalTriggers are the triggers that Disabled may name.
 var optionalTriggers = []Trigger{TriggerHealth, TriggerCrash, TriggerErrors, TriggerSlow, TriggerMemory, TriggerSessions, TriggerDeliveryCanary}
 
-// DefaultSettings are those of a deploy without deploy.yml.
+// DefaultSettings returns the settings of a deploy without deploy.yml.
 func DefaultSettings() Settings {
 	return Settings{
 		ReadyLimit: 2 * time.Minute, ConfirmLimit: 10 * time.Second, DrainLimit: 10 * time.Minute, MigrateLimit: 10 * time.Minute,
@@ -117,8 +123,8 @@ func DefaultSettings() Settings {
 	}
 }
 
-// ReadSettings reads a file of settings over the defaults; one that is not
-// there changes nothing. Unknown names are mistakes.
+// ReadSettings reads a file of settings on top of the defaults. A missing file is
+// no error; an unknown name is.
 func ReadSettings(path string) (Settings, error) {
 	s := DefaultSettings()
 	text, err := os.ReadFile(path)
@@ -139,7 +145,7 @@ func ReadSettings(path string) (Settings, error) {
 	return s, nil
 }
 
-// Validate names the first setting that is out of bounds.
+// Validate returns an error that names the first setting that is out of bounds.
 func (s Settings) Validate() error {
 	for _, d := range []struct {
 		name          string
@@ -179,13 +185,14 @@ func (s Settings) Validate() error {
 		{"triggers.memory_percent", s.Triggers.MemoryPercent, 1, 100},
 		{"triggers.return_percent", s.Triggers.ReturnPercent, 0, 100},
 	} {
-		if !(n.value >= n.lo && n.value <= n.hi) { // not a number, too
+		if !(n.value >= n.lo && n.value <= n.hi) { // true for NaN, too
 			return fmt.Errorf("%s must be %v to %v, not %v", n.name, n.lo, n.hi, n.value)
 		}
 	}
 	return s.validateLists()
 }
 
+// validateLists checks the settings that are lists.
 func (s Settings) validateLists() error {
 	last := 0
 	for _, percent := range s.CanaryPercents {

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,26 +14,28 @@ import (
 	"time"
 )
 
-// A Stack is where everything is on this host.
+// A Stack locates the parts of the stack on this host.
 type Stack struct {
-	// Dir is the folder of the compose file, .env, secrets/ and state/.
+	// Dir is the folder of the compose file, .env, secrets/ and state/. File is the
+	// compose file's name, Project the stack's name in Compose.
 	Dir, File, Project string
-	// TraefikAPI and Prometheus are their addresses; empty: those of the
-	// containers.
+	// TraefikAPI and Prometheus are URLs. If empty, the addresses of the containers
+	// are used.
 	TraefikAPI, Prometheus string
-	// TokenFile has a credential for probes; empty: one is signed with
+	// TokenFile has a credential for probes. If empty, a token is signed with
 	// secrets/app_jwt_secret.
 	TokenFile string
-	// Insecure does not look at the certificate when it probes from outside.
+	// Insecure skips the verification of the certificate in probes from outside.
 	Insecure bool
-	// Env is what .env says.
+	// Env has the assignments of .env.
 	Env map[string]string
 }
 
-// DefaultFile is the compose file that a stack is known by.
+// DefaultFile is the name of a stack's compose file.
 const DefaultFile = "docker-compose.prod.yml"
 
-// OpenStack finds the stack: in dir, or where its files are usually.
+// OpenStack finds the stack in dir, or if dir is empty in the current folder or
+// deploy/compose.
 func OpenStack(dir, file, project string) (*Stack, error) {
 	if dir == "" {
 		for _, dir = range []string{".", filepath.Join("deploy", "compose")} {
@@ -53,12 +56,12 @@ func OpenStack(dir, file, project string) (*Stack, error) {
 		return nil, fmt.Errorf("%w: run setup first", err)
 	}
 	if s.Env["DOMAIN"] == "" {
-		return nil, fmt.Errorf("%s says no DOMAIN", filepath.Join(dir, ".env"))
+		return nil, fmt.Errorf("%s sets no DOMAIN", filepath.Join(dir, ".env"))
 	}
 	return s, nil
 }
 
-// StateDir is the stack's, made when it is not there.
+// StateDir returns the stack's state folder, and creates it if it is missing.
 func (s *Stack) StateDir() (StateDir, error) {
 	dir := filepath.Join(s.Dir, "state")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -67,7 +70,7 @@ func (s *Stack) StateDir() (StateDir, error) {
 	return StateDir{Dir: dir}, nil
 }
 
-// Compose returns the stack's containers, and what leads to them.
+// Compose returns the stack's Compose with its balancer. lock may be nil.
 func (s *Stack) Compose(lock *Lock) *Compose {
 	c := &Compose{Dir: s.Dir, File: s.File, Project: s.Project, Lock: lock}
 	c.Balancer = &Traefik{Dir: filepath.Join(s.Dir, "..", "traefik"), API: func(ctx context.Context) (string, error) {
@@ -104,9 +107,9 @@ func (s *Stack) Metrics(c *Compose) *Prometheus {
 	}
 }
 
-// hostPort is where the balancer listens on this host for HTTPS.
+// hostPort returns where the balancer listens for HTTPS on this host.
 func (s *Stack) hostPort() (host, port string) {
-	port = orElse(s.Env["HTTPS_PORT"], "443")
+	port = cmp.Or(s.Env["HTTPS_PORT"], "443")
 	host = "127.0.0.1"
 	if h, p, err := net.SplitHostPort(port); err == nil {
 		port = p
@@ -117,7 +120,7 @@ func (s *Stack) hostPort() (host, port string) {
 	return host, port
 }
 
-// URL is where users connect: wss for a scheme of sockets, https for pages.
+// URL returns the users' URL of a path, with the scheme wss or https.
 func (s *Stack) URL(scheme, path string) string {
 	_, port := s.hostPort()
 	authority := s.Env["DOMAIN"]
@@ -127,11 +130,11 @@ func (s *Stack) URL(scheme, path string) string {
 	return scheme + "://" + authority + path
 }
 
-// BalancerAddr is where the balancer is reached on this host.
+// BalancerAddr returns host:port of the balancer on this host.
 func (s *Stack) BalancerAddr() string { return net.JoinHostPort(s.hostPort()) }
 
-// TLSConfig is how the balancer's certificate is looked at: the system's authorities
-// count, and the stack's own certificate does.
+// TLSConfig returns the configuration that verifies the balancer's certificate. It
+// trusts the system's authorities and the stack's own certificate.
 func (s *Stack) TLSConfig() *tls.Config {
 	roots, err := x509.SystemCertPool()
 	if err != nil {
@@ -143,26 +146,26 @@ func (s *Stack) TLSConfig() *tls.Config {
 	return &tls.Config{RootCAs: roots, InsecureSkipVerify: s.Insecure, MinVersion: tls.VersionTLS12}
 }
 
-// Dial connects to the balancer, whatever the address.
+// Dial connects to the balancer, whatever the address is.
 func (s *Stack) Dial(ctx context.Context, network, _ string) (net.Conn, error) {
 	return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, s.BalancerAddr())
 }
 
-// HTTPClient connects as users do, except that it asks no name server: the
-// balancer is on this host.
+// HTTPClient returns a client that connects as users do, but without a name server:
+// it connects to the balancer on this host.
 func (s *Stack) HTTPClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: s.Dial, TLSClientConfig: s.TLSConfig(), TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 10 * time.Second,
 	}}
 }
 
-// HostClock is the host's clock.
+// HostClock implements Clock with the host's clock.
 type HostClock struct{}
 
-// Now is the time.
+// Now returns the time.
 func (HostClock) Now() time.Time { return time.Now() }
 
-// Sleep waits for d, or returns ctx's error when it ends first.
+// Sleep waits for d, or returns ctx's error when ctx ends first.
 func (HostClock) Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -174,5 +177,5 @@ func (HostClock) Sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// errNoVerifier: the command was built without a verifier.
-var errNoVerifier = errors.New("nobody verifies")
+// errNoVerifier says that the Prober has no Verifier.
+var errNoVerifier = errors.New("no verifier is set")

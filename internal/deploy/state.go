@@ -13,36 +13,37 @@ import (
 )
 
 // StateDir is the folder of files that outlive a command: current.json is the
-// deploy under way, deploys.jsonl the history, a line each, lock who is at it,
-// and bad/ what was kept of versions that were rolled back. People may read
-// them all.
+// unfinished deploy, deploys.jsonl the history with a line for each deploy, lock
+// the command that runs, and bad/ the diagnostics of versions that were rolled
+// back. All are text for people, too.
 type StateDir struct {
 	Dir string
 
-	onWrite func(op string) // a test ends the command here
+	onWrite func(op string) // a test kills the command here
 }
 
-// A Journal is what a deploy under way has to remember. What can be seen in the
-// world is not in it.
+// A Journal is the memory of an unfinished deploy. It has nothing that can be read
+// from the containers or from Traefik.
 type Journal struct {
 	ID    string `json:"id"`
 	Image Image  `json:"image"`
-	// From was live when it began, To is where the image goes. Old is what From
-	// runs; without replicas it is a first deploy.
+	// From was live when the deploy began, To is the color that gets the image. Old
+	// is the spec of From; in a first deploy it has no replicas.
 	From     Color     `json:"from"`
 	To       Color     `json:"to"`
 	Old      ColorSpec `json:"old"`
 	Replicas int       `json:"replicas"`
 	Started  time.Time `json:"started"`
-	// CompletedSteps are the steps that came to their end.
+	// CompletedSteps are the steps that are done.
 	CompletedSteps []CompletedStep `json:"done"`
-	// CanaryPercent is the percentage that was watched to its end.
+	// CanaryPercent is the percentage of the last canary that passed.
 	CanaryPercent int `json:"canary,omitempty"`
-	// Baseline is nil until it is measured, and when there is none.
+	// Baseline is nil until it is measured, and if there is none.
 	Baseline *MetricsWindow `json:"baseline,omitempty"`
-	// ClientsBeforeMove were connected to both colors when the old one was drained.
+	// ClientsBeforeMove is how many clients both colors had before the old one was
+	// drained.
 	ClientsBeforeMove int `json:"clients,omitempty"`
-	// RollingBack is final: from here there is only one way.
+	// RollingBack is final: it is never reset.
 	RollingBack bool      `json:"rolling_back,omitempty"`
 	Trigger     Trigger   `json:"trigger,omitempty"`
 	Reason      string    `json:"reason,omitempty"`
@@ -51,13 +52,14 @@ type Journal struct {
 	// OldServingAt is when the old color served again.
 	OldServingAt   time.Time `json:"back,omitzero"`
 	DiagnosticsDir string    `json:"evidence,omitempty"`
-	// SuppressedTriggers are triggers that did not count, since the old color showed them too.
+	// SuppressedTriggers describes triggers that did not count, because the old
+	// color showed the same fault.
 	SuppressedTriggers []string `json:"held,omitempty"`
-	// Notes are what a person should know of it, such as a missing baseline.
+	// Notes are for the operator, such as that there is no baseline.
 	Notes []string `json:"notes,omitempty"`
 }
 
-// A CompletedStep is a step that was done.
+// A CompletedStep is a step that is done.
 type CompletedStep struct {
 	Step        string    `json:"step"`
 	At          time.Time `json:"at"`
@@ -69,15 +71,16 @@ func (j *Journal) completed(step string) bool {
 	return slices.ContainsFunc(j.CompletedSteps, func(s CompletedStep) bool { return s.Step == step })
 }
 
-// spec is how the new color is to run.
+// spec returns the spec of the new color.
 func (j *Journal) spec() ColorSpec {
 	return ColorSpec{Color: j.To, Image: j.Image, Deployment: j.ID, Replicas: j.Replicas}
 }
 
-// firstDeploy tells that nothing ran before, to which one could go back.
+// firstDeploy reports whether no version ran before, so that there is none to roll
+// back to.
 func (j *Journal) firstDeploy() bool { return j.Old.Replicas == 0 }
 
-// An HistoryEntry is a line of the history.
+// A HistoryEntry is a line of the history.
 type HistoryEntry struct {
 	ID      string     `json:"id"`
 	Outcome Outcome    `json:"outcome"`
@@ -89,9 +92,9 @@ type HistoryEntry struct {
 	Ended   time.Time  `json:"ended"`
 	Trigger Trigger    `json:"trigger,omitempty"`
 	Reason  string     `json:"reason,omitempty"`
-	// FailedAt is the step at which the trigger came.
+	// FailedAt is the step in which the trigger fired.
 	FailedAt string `json:"failed_at,omitempty"`
-	// RecoverySeconds is the time from the trigger to the old color serving.
+	// RecoverySeconds is the time from the trigger until the old color served again.
 	RecoverySeconds    float64         `json:"back_after_seconds,omitempty"`
 	DiagnosticsDir     string          `json:"evidence,omitempty"`
 	SuppressedTriggers []string        `json:"held,omitempty"`
@@ -99,8 +102,9 @@ type HistoryEntry struct {
 	Steps              []CompletedStep `json:"steps,omitempty"`
 }
 
-// sameEntry tells whether a command that was killed wrote the same line before. A
-// deploy that is taken back later keeps its own.
+// sameEntry reports whether the two lines are of one ending of one deploy: a command
+// that was killed after it wrote the line writes it again. A later rollback of the
+// deploy has another outcome.
 func (e HistoryEntry) sameEntry(other HistoryEntry) bool {
 	return e.ID == other.ID && e.Outcome == other.Outcome && e.Started.Equal(other.Started)
 }
@@ -112,7 +116,7 @@ type Outcome string
 const (
 	Deployed   Outcome = "deployed"
 	RolledBack Outcome = "rolled back"
-	Switched   Outcome = "switched" // by hand, nothing started
+	Switched   Outcome = "switched" // by the operator, without a deploy
 	Scaled     Outcome = "scaled"
 )
 
@@ -124,7 +128,7 @@ func (s StateDir) runHook(op string) {
 	}
 }
 
-// Current returns the deploy under way, nil when there is none.
+// Current returns the journal of the unfinished deploy, or nil if there is none.
 func (s StateDir) Current() (*Journal, error) {
 	text, err := os.ReadFile(s.path("current.json"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -138,12 +142,12 @@ func (s StateDir) Current() (*Journal, error) {
 		err = errors.New("it names no deploy")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w; remove it if no deploy is under way", s.path("current.json"), err)
+		return nil, fmt.Errorf("read %s: %w; remove it if no deploy is unfinished", s.path("current.json"), err)
 	}
 	return j, nil
 }
 
-// saveJournal writes the deploy under way.
+// saveJournal writes the journal of the unfinished deploy.
 func (s StateDir) saveJournal(j *Journal) error {
 	s.runHook("save")
 	text, err := json.MarshalIndent(j, "", "  ")
@@ -158,8 +162,8 @@ func (s StateDir) saveJournal(j *Journal) error {
 	return nil
 }
 
-// finish writes the history and ends the deploy under way. A command killed
-// between the two writes the same line again: History takes the last.
+// finish appends the deploy to the history and removes its journal. A command that
+// is killed between the two writes the same line again: History returns the last.
 func (s StateDir) finish(e HistoryEntry) error {
 	s.runHook("finish")
 	if err := s.appendHistory(e); err != nil {
@@ -168,14 +172,14 @@ func (s StateDir) finish(e HistoryEntry) error {
 	s.runHook("appended")
 	err := os.Remove(s.path("current.json"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("end the deploy: %w", err)
+		return fmt.Errorf("remove the journal: %w", err)
 	}
 	s.runHook("finished")
 	return syncFolder(s.Dir)
 }
 
-// appendHistory adds a line to the history. A line that was cut short by a crash is
-// ended first.
+// appendHistory appends a line to the history. If a crash truncated the last line,
+// it ends that line first.
 func (s StateDir) appendHistory(e HistoryEntry) error {
 	line, err := json.Marshal(e)
 	if err != nil {
@@ -201,8 +205,8 @@ func (s StateDir) appendHistory(e HistoryEntry) error {
 	return nil
 }
 
-// History returns what was done, the oldest first. Lines that can't be read are
-// left out; one that was written twice counts by the last.
+// History returns the past deploys, the oldest first. It skips lines that can't be
+// read, and returns only the last of two lines that are the same entry.
 func (s StateDir) History() ([]HistoryEntry, error) {
 	text, err := os.ReadFile(s.path("deploys.jsonl"))
 	if errors.Is(err, os.ErrNotExist) {

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,83 +10,83 @@ import (
 	"time"
 )
 
-// pollEvery is how often a wait for Traefik looks again.
+// pollEvery is the polling interval of a wait for Traefik.
 const pollEvery = 100 * time.Millisecond
 
-// A step is begun by looking whether it is done, so that it may be cut short
-// anywhere and be begun again.
+// A step of a deploy. Before do runs, done reports whether the step is complete,
+// so that a deploy can be interrupted anywhere and run again.
 type step struct {
 	name, text string
 	done       func(ctx context.Context) (bool, error)
 	do         func(ctx context.Context) (note string, err error)
 }
 
-// steps are a deploy, in order.
-func (m *Deployer) steps(j *Journal, g *judge) []step {
+// steps returns the steps of a deploy, in order.
+func (d *Deployer) steps(j *Journal, g *judge) []step {
 	completed := func(name string) func(context.Context) (bool, error) {
 		return func(context.Context) (bool, error) { return j.completed(name), nil }
 	}
-	// unswitched is for what can only be done, or only matters, before the switch.
+	// beforeSwitch is for steps that are only possible or useful before the switch.
 	beforeSwitch := func(name string) func(context.Context) (bool, error) {
 		return func(ctx context.Context) (bool, error) {
-			r, err := m.Deps.Traffic.Route(ctx)
+			r, err := d.Deps.Traffic.Route(ctx)
 			return j.completed(name) || err == nil && r.Live == j.To, nil
 		}
 	}
-	watch := func(name, text string, d time.Duration) step {
-		return step{name, text, completed(name), func(ctx context.Context) (string, error) { return m.watch(ctx, j, g, name, d) }}
+	watch := func(name, text string, span time.Duration) step {
+		return step{name, text, completed(name), func(ctx context.Context) (string, error) { return d.watch(ctx, j, g, name, span) }}
 	}
-	s := m.Settings
+	s := d.Settings
 	all := []step{
 		{"migrate", "bring the database to the image's schema", completed("migrate"), func(ctx context.Context) (string, error) {
-			return "", m.Deps.Images.Migrate(ctx, j.Image)
+			return "", d.Deps.Images.Migrate(ctx, j.Image)
 		}},
-		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), m.isStarted(j), func(ctx context.Context) (string, error) {
-			return "", m.Deps.Containers.Start(ctx, j.spec())
+		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), d.isStarted(j), func(ctx context.Context) (string, error) {
+			return "", d.Deps.Containers.Start(ctx, j.spec())
 		}},
-		{"ready", "wait until all of them are ready, to themselves and to Traefik", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", m.waitReady(ctx, j, true) }},
-		{"smoke", "join, publish, receive and resume on each of them", beforeSwitch("smoke"), func(ctx context.Context) (string, error) { return "", m.smokeTest(ctx, j) }},
-		{"baseline", fmt.Sprintf("measure %s over the last %v", j.From, s.Baseline), beforeSwitch("baseline"), func(ctx context.Context) (string, error) { return m.measureBaseline(ctx, j) }},
+		{"ready", "wait until all of them are ready, by their own account and Traefik's", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j, true) }},
+		{"smoke", "join, publish, receive and resume on each of them", beforeSwitch("smoke"), func(ctx context.Context) (string, error) { return "", d.smokeTest(ctx, j) }},
+		{"baseline", fmt.Sprintf("measure %s over the last %v", j.From, s.Baseline), beforeSwitch("baseline"), func(ctx context.Context) (string, error) { return d.measureBaseline(ctx, j) }},
 	}
 	for _, percent := range s.CanaryPercents {
 		name := fmt.Sprintf("canary %d%%", percent)
 		all = append(all, step{
 			name, fmt.Sprintf("send %d %% of new connections to %s and watch for %v", percent, j.To, s.CanaryWatch), beforeSwitch(name),
-			func(ctx context.Context) (string, error) { return m.runCanary(ctx, j, g, name, percent) },
+			func(ctx context.Context) (string, error) { return d.runCanary(ctx, j, g, name, percent) },
 		})
 	}
 	return append(all,
-		step{"switch", fmt.Sprintf("send all new connections to %s", j.To), m.isSwitched(j), func(ctx context.Context) (string, error) {
-			return m.switchTo(ctx, j)
+		step{"switch", fmt.Sprintf("send all new connections to %s", j.To), d.isSwitched(j), func(ctx context.Context) (string, error) {
+			return d.switchTo(ctx, j)
 		}},
 		step{"check", fmt.Sprintf("connect from outside, load the page, verify for %v", s.Verify), completed("check"), func(ctx context.Context) (string, error) {
-			return m.checkFromOutside(ctx, j)
+			return d.checkFromOutside(ctx, j)
 		}},
 		watch("watch", fmt.Sprintf("watch %s for %v", j.To, s.Watch), s.Watch),
-		step{"move", fmt.Sprintf("move everybody from %s to %s", j.From, j.To), m.isMoved(j), func(ctx context.Context) (string, error) { return m.moveClients(ctx, j, g) }},
-		step{"return", "see whether everybody is there", completed("return"), func(ctx context.Context) (string, error) { return m.waitReturned(ctx, j, g) }},
-		watch("watch moved", fmt.Sprintf("watch %s with everybody on it for %v", j.To, s.WatchMoved), s.WatchMoved),
-		step{"prune", fmt.Sprintf("keep the last %d images", s.KeepImages), completed("prune"), func(ctx context.Context) (string, error) { return m.prune(ctx, j) }},
+		step{"move", fmt.Sprintf("move all clients from %s to %s", j.From, j.To), d.isMoved(j), func(ctx context.Context) (string, error) { return d.moveClients(ctx, j, g) }},
+		step{"return", "wait until all clients have returned", completed("return"), func(ctx context.Context) (string, error) { return d.waitReturned(ctx, j, g) }},
+		watch("watch moved", fmt.Sprintf("watch %s with all clients on it for %v", j.To, s.WatchMoved), s.WatchMoved),
+		step{"prune", fmt.Sprintf("keep the last %d images", s.KeepImages), completed("prune"), func(ctx context.Context) (string, error) { return d.prune(ctx, j) }},
 	)
 }
 
-// inspect looks at the containers, a few times if it must: an engine under load
-// may not answer at once.
-func (m *Deployer) inspect(ctx context.Context) (Snapshot, error) {
+// inspect inspects the containers. It retries a few times, because an engine under
+// load may not answer at once.
+func (d *Deployer) inspect(ctx context.Context) (Snapshot, error) {
 	var err error
 	for range 5 {
 		var s Snapshot
-		if s, err = m.Deps.Containers.Inspect(ctx); err == nil {
+		if s, err = d.Deps.Containers.Inspect(ctx); err == nil {
 			return s, nil
 		}
-		if e := m.Deps.Clock.Sleep(ctx, time.Second); e != nil {
+		if e := d.Deps.Clock.Sleep(ctx, time.Second); e != nil {
 			return Snapshot{}, e
 		}
 	}
 	return Snapshot{}, &unknownStateError{err}
 }
 
-// matchesSpec tells whether a color runs exactly as a Launch says.
+// matchesSpec reports whether a color runs exactly as its spec says.
 func matchesSpec(s Snapshot, l ColorSpec) bool {
 	replicas := s.Running(l.Color)
 	return len(replicas) == l.Replicas && !slices.ContainsFunc(replicas, func(r Replica) bool {
@@ -93,63 +94,65 @@ func matchesSpec(s Snapshot, l ColorSpec) bool {
 	})
 }
 
-func (m *Deployer) isStarted(j *Journal) func(context.Context) (bool, error) {
+// isStarted reports whether the new color runs. It also undrains the color.
+func (d *Deployer) isStarted(j *Journal) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
-		s, err := m.inspect(ctx)
+		s, err := d.inspect(ctx)
 		if err != nil {
 			return false, err
 		}
-		// Whoever was drained by a command that was killed must not stay so.
-		if err := m.undrain(ctx, s, j.To, j.ID); err != nil {
+		// Replicas that a killed command drained must not stay drained.
+		if err := d.undrain(ctx, s, j.To, j.ID); err != nil {
 			return false, err
 		}
 		return matchesSpec(s, j.spec()), nil
 	}
 }
 
-// undrain has a color's drained replicas of a deployment serve.
-func (m *Deployer) undrain(ctx context.Context, s Snapshot, c Color, deployment string) error {
+// undrain lets a color's drained replicas of a deployment serve again.
+func (d *Deployer) undrain(ctx context.Context, s Snapshot, c Color, deployment string) error {
 	drained := s.runningNames(c, func(r Replica) bool { return r.Drain != "" && r.Deployment == deployment })
 	if len(drained) == 0 {
 		return nil
 	}
-	return m.Deps.Clients.Undrain(ctx, drained)
+	return d.Deps.Clients.Undrain(ctx, drained)
 }
 
-// waitReady waits for all replicas: to themselves, and to the balancer if it is to know
-// them. One that ends meanwhile ends the wait.
-func (m *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) error {
-	limit := m.Deps.Clock.Now().Add(m.Settings.ReadyLimit)
+// waitReady waits until all replicas report that they are ready, and with
+// inBalancer until the balancer's health check agrees. It fails at once if one of
+// them ends.
+func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) error {
+	limit := d.Deps.Clock.Now().Add(d.Settings.ReadyLimit)
 	for {
-		s, err := m.inspect(ctx)
+		s, err := d.inspect(ctx)
 		if err != nil {
 			return err
 		}
-		serving, statusErr := m.Deps.Traffic.Status(ctx) // broken routers are what a switch mends
+		serving, statusErr := d.Deps.Traffic.Status(ctx) // an error of the routers is repaired by the switch
 		up := serving.ServersUp[j.To]
 		if s.countServing(j.To) == j.Replicas && (up == j.Replicas || !inBalancer) {
 			return nil
 		}
 		for _, r := range s.Replicas[j.To] {
-			if r.Deployment == j.ID && (r.Restarts > m.Settings.Triggers.Restarts || !r.Running && r.ExitReason != "") {
-				return newTriggerError(TriggerStart, "%s ended by itself before it was ready: %s", r.Name, orElse(r.ExitReason, "it was started again"))
+			if r.Deployment == j.ID && (r.Restarts > d.Settings.Triggers.Restarts || !r.Running && r.ExitReason != "") {
+				return newTriggerError(TriggerStart, "%s crashed before it was ready: %s", r.Name, cmp.Or(r.ExitReason, "it was restarted"))
 			}
 		}
-		if m.Deps.Clock.Now().After(limit) {
+		if d.Deps.Clock.Now().After(limit) {
 			why := describeProblems(s.Replicas[j.To])
 			if statusErr != nil {
 				why += "; " + statusErr.Error()
 			}
-			return newTriggerError(TriggerStart, "%d of %d replicas were ready after %v, %d of them for Traefik%s",
-				s.countServing(j.To), j.Replicas, m.Settings.ReadyLimit, up, why)
+			return newTriggerError(TriggerStart, "%d of %d replicas were ready after %v, %d of them according to Traefik%s",
+				s.countServing(j.To), j.Replicas, d.Settings.ReadyLimit, up, why)
 		}
-		if err := m.Deps.Clock.Sleep(ctx, min(m.Settings.ProbeEvery, time.Second)); err != nil {
+		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
 		}
 	}
 }
 
-// describeProblems says what is wrong with each replica that is not well.
+// describeProblems names each unhealthy replica and its problem.
 func describeProblems(replicas []Replica) string {
 	var b strings.Builder
 	for _, r := range replicas {
@@ -160,13 +163,14 @@ func describeProblems(replicas []Replica) string {
 	return b.String()
 }
 
-func (m *Deployer) smokeTest(ctx context.Context, j *Journal) error {
-	s, err := m.inspect(ctx)
+// smokeTest runs the smoke test on each replica of the new color.
+func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
+	s, err := d.inspect(ctx)
 	if err != nil {
 		return err
 	}
 	for _, r := range s.Running(j.To) {
-		if err := m.Deps.Probes.Smoke(ctx, Target{Replica: &r, Deployment: j.ID}); err != nil {
+		if err := d.Deps.Probes.Smoke(ctx, Target{Replica: &r, Deployment: j.ID}); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -176,29 +180,29 @@ func (m *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 	return nil
 }
 
-// measureBaseline measures the old color before anything changes for it.
-func (m *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, error) {
-	floor := fmt.Sprintf("judged by the floor of %v alone", m.Settings.Triggers.ResponseFloor)
+// measureBaseline measures the old color before the deploy affects it.
+func (d *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, error) {
+	floor := fmt.Sprintf("only the floor of %v counts", d.Settings.Triggers.ResponseFloor)
 	if j.firstDeploy() {
-		return j.addNote("first deploy, nothing to compare with: " + floor), nil
+		return j.addNote("first deploy, no version to compare with: " + floor), nil
 	}
-	w, err := m.Deps.Metrics.Window(ctx, j.Old.Deployment, m.Settings.Baseline)
+	w, err := d.Deps.Metrics.Window(ctx, j.Old.Deployment, d.Settings.Baseline)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return "", ctx.Err()
-	case err != nil && m.WithoutMetrics:
+	case err != nil && d.WithoutMetrics:
 		return j.addNote(fmt.Sprintf("no metrics (%v): errors, response time and memory are not judged", err)), nil
 	case err != nil:
 		return "", newTriggerError(TriggerStart, "there is no baseline without metrics: %v", err)
-	case w.Publishes < float64(m.Settings.Triggers.SlowSamples):
+	case w.Publishes < float64(d.Settings.Triggers.SlowSamples):
 		j.Baseline = &w
-		return j.addNote(fmt.Sprintf("%.0f publishes in %v are too few for a baseline: %s", w.Publishes, m.Settings.Baseline, floor)), nil
+		return j.addNote(fmt.Sprintf("%.0f publishes in %v are too few for a baseline: %s", w.Publishes, d.Settings.Baseline, floor)), nil
 	}
 	j.Baseline = &w
-	return fmt.Sprintf("p95 %v, %.2f %% errors of ours, %.0f operations", w.P95.Round(100*time.Microsecond), 100*w.ErrorRatio(), w.Operations), nil
+	return fmt.Sprintf("p95 %v, %.2f %% server errors, %.0f operations", w.P95.Round(100*time.Microsecond), 100*w.ErrorRatio(), w.Operations), nil
 }
 
-// addNote keeps what a person should know.
+// addNote adds a note for the operator, once, and returns it.
 func (j *Journal) addNote(text string) string {
 	if !slices.Contains(j.Notes, text) {
 		j.Notes = append(j.Notes, text)
@@ -206,97 +210,99 @@ func (j *Journal) addNote(text string) string {
 	return text
 }
 
-// runCanary sends a part of new connections to the new color and watches.
-func (m *Deployer) runCanary(ctx context.Context, j *Journal, g *judge, name string, percent int) (string, error) {
-	if err := m.setRoute(ctx, Route{Live: j.From, CanaryPercent: percent}); err != nil {
+// runCanary sends a percentage of new connections to the new color and watches it.
+func (d *Deployer) runCanary(ctx context.Context, j *Journal, g *judge, name string, percent int) (string, error) {
+	if err := d.setRoute(ctx, Route{Live: j.From, CanaryPercent: percent}); err != nil {
 		return "", err
 	}
-	note, err := m.watch(ctx, j, g, name, m.Settings.CanaryWatch)
+	note, err := d.watch(ctx, j, g, name, d.Settings.CanaryWatch)
 	if err == nil {
 		j.CanaryPercent = percent
 	}
 	return note, err
 }
 
-func (m *Deployer) isSwitched(j *Journal) func(context.Context) (bool, error) {
+// isSwitched reports whether active.yml and Traefik lead to the new color.
+func (d *Deployer) isSwitched(j *Journal) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		want := Route{Live: j.To}
-		r, err := m.Deps.Traffic.Route(ctx)
+		r, err := d.Deps.Traffic.Route(ctx)
 		if err != nil || r != want {
 			return false, nil
 		}
-		s, err := m.Deps.Traffic.Status(ctx)
+		s, err := d.Deps.Traffic.Status(ctx)
 		return err == nil && s.Route == want && j.completed("switch"), nil
 	}
 }
 
-func (m *Deployer) switchTo(ctx context.Context, j *Journal) (string, error) {
-	// Between the step before and this one a killed command may have lain.
-	s, err := m.inspect(ctx)
+// switchTo sends all new connections to the new color.
+func (d *Deployer) switchTo(ctx context.Context, j *Journal) (string, error) {
+	// A command may have been killed since the step before: check again.
+	s, err := d.inspect(ctx)
 	if err != nil {
 		return "", err
 	}
 	if s.countServing(j.To) < j.Replicas {
-		if err := m.waitReady(ctx, j, true); err != nil {
+		if err := d.waitReady(ctx, j, true); err != nil {
 			return "", err
 		}
 	}
-	if err := m.setRoute(ctx, Route{Live: j.To}); err != nil {
+	if err := d.setRoute(ctx, Route{Live: j.To}); err != nil {
 		return "", err
 	}
-	note := fmt.Sprintf("Traefik sends new connections to %s %v after the rename", j.To, m.Deps.Clock.Now().Sub(m.routeWrittenAt).Round(time.Millisecond))
-	m.notify(ctx, Notification{Kind: "switch", Deploy: j.ID, Image: j.Image.Ref, Live: j.To, Text: fmt.Sprintf("new connections go to %s (%s)", j.To, j.Image.Ref)})
+	note := fmt.Sprintf("Traefik sends new connections to %s %v after the rename", j.To, d.Deps.Clock.Now().Sub(d.routeWrittenAt).Round(time.Millisecond))
+	d.notify(ctx, Notification{Kind: "switch", Deploy: j.ID, Image: j.Image.Ref, Live: j.To, Text: fmt.Sprintf("new connections go to %s (%s)", j.To, j.Image.Ref)})
 	return note, nil
 }
 
-// setRoute writes the record and waits until Traefik follows. A change that is not
-// seen is written once more.
-func (m *Deployer) setRoute(ctx context.Context, r Route) error {
-	if err := m.Deps.Traffic.SetRoute(ctx, r); err != nil {
+// setRoute writes active.yml and waits until Traefik follows it. If Traefik misses
+// the change, setRoute writes the file once more.
+func (d *Deployer) setRoute(ctx context.Context, r Route) error {
+	if err := d.Deps.Traffic.SetRoute(ctx, r); err != nil {
 		return err
 	}
-	m.routeWrittenAt = m.Deps.Clock.Now()
-	limit := m.routeWrittenAt.Add(m.Settings.ConfirmLimit)
-	rewriteAt := m.routeWrittenAt.Add(m.Settings.ConfirmLimit / 2)
+	d.routeWrittenAt = d.Deps.Clock.Now()
+	limit := d.routeWrittenAt.Add(d.Settings.ConfirmLimit)
+	rewriteAt := d.routeWrittenAt.Add(d.Settings.ConfirmLimit / 2)
 	for rewritten := false; ; {
-		s, err := m.Deps.Traffic.Status(ctx)
+		s, err := d.Deps.Traffic.Status(ctx)
 		if err == nil && s.Route == r {
 			return nil
 		}
-		now := m.Deps.Clock.Now()
+		now := d.Deps.Clock.Now()
 		if now.After(limit) {
 			if err == nil {
-				err = fmt.Errorf("it still sends them to %s", s.Route)
+				err = fmt.Errorf("it still routes to %s", s.Route)
 			}
-			return newTriggerError(TriggerStart, "Traefik did not follow active.yml within %v: %v; look at `docker compose logs traefik`", m.Settings.ConfirmLimit, err)
+			return newTriggerError(TriggerStart, "Traefik did not follow active.yml within %v: %v; see `docker compose logs traefik`", d.Settings.ConfirmLimit, err)
 		}
 		if !rewritten && now.After(rewriteAt) {
 			rewritten = true
-			if err := m.Deps.Traffic.SetRoute(ctx, r); err != nil {
+			if err := d.Deps.Traffic.SetRoute(ctx, r); err != nil {
 				return err
 			}
 		}
-		if err := m.Deps.Clock.Sleep(ctx, pollEvery); err != nil {
+		if err := d.Deps.Clock.Sleep(ctx, pollEvery); err != nil {
 			return err
 		}
 	}
 }
 
-// checkFromOutside is what a user would see.
-func (m *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, error) {
+// checkFromOutside tests the service as a user meets it, through the balancer.
+func (d *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, error) {
 	var latencyNote string
-	err := m.Deps.Probes.Smoke(ctx, Target{Deployment: j.ID})
+	err := d.Deps.Probes.Smoke(ctx, Target{Deployment: j.ID})
 	if err == nil {
-		err = m.Deps.Probes.LoadPage(ctx)
+		err = d.Deps.Probes.LoadPage(ctx)
 	}
-	if err == nil && m.Settings.Verify > 0 {
+	if err == nil && d.Settings.Verify > 0 {
 		var p95 time.Duration
-		p95, err = m.Deps.Probes.Verify(ctx, m.Settings.Verify)
-		// For people: from outside it holds the way there, so that the watch judges
-		// the servers' own.
+		p95, err = d.Deps.Probes.Verify(ctx, d.Settings.Verify)
+		// Only a note: measured from outside, the p95 includes the network. The
+		// watch judges the servers' own durations.
 		latencyNote = fmt.Sprintf("p95 from outside %v", p95.Round(time.Millisecond))
 		if j.Baseline != nil {
-			latencyNote += fmt.Sprintf(", of %s's servers before %v", j.From, j.Baseline.P95.Round(time.Millisecond))
+			latencyNote += fmt.Sprintf("; the servers of %s had %v before", j.From, j.Baseline.P95.Round(time.Millisecond))
 		}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -305,11 +311,11 @@ func (m *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, er
 	return latencyNote, errors.Join(err, ctx.Err())
 }
 
-// prune removes what older deploys left, but for the last few images.
-func (m *Deployer) prune(ctx context.Context, j *Journal) (string, error) {
-	history, err := m.State.History()
+// prune removes the images of older deploys, except for the last KeepImages.
+func (d *Deployer) prune(ctx context.Context, j *Journal) (string, error) {
+	history, err := d.State.History()
 	if err != nil {
-		return err.Error(), nil // no reason to take a good deploy back
+		return err.Error(), nil // no reason to roll back a good deploy
 	}
 	seen := []string{j.Image.ID, j.Old.Image.ID}
 	seen = slices.Compact(seen)
@@ -319,15 +325,15 @@ func (m *Deployer) prune(ctx context.Context, j *Journal) (string, error) {
 			continue
 		}
 		seen = append(seen, e.Image.ID)
-		if len(seen) > m.Settings.KeepImages {
+		if len(seen) > d.Settings.KeepImages {
 			unused = append(unused, e.Image)
 		}
 	}
 	if len(unused) == 0 {
 		return "", nil
 	}
-	if err := m.Deps.Images.Prune(ctx, unused); err != nil {
-		return fmt.Sprintf("not all could be removed: %v", err), nil
+	if err := d.Deps.Images.Prune(ctx, unused); err != nil {
+		return fmt.Sprintf("not all old images could be removed: %v", err), nil
 	}
-	return "the older ones are gone", nil
+	return "old images are removed", nil
 }

@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// tokenLife is how long a token of this command's own is good.
+// tokenLife is how long a token that this command signs is valid.
 const tokenLife = 15 * time.Minute
 
-// probeRooms are the rooms that probes use, and what they may do there.
+// probeRooms maps the rooms that probes use to their rights there.
 var probeRooms = map[string]string{"deploy-*": "rw", "verify-*": "rw"}
 
-// token is a credential for probes: the file's, or one signed with the stack's
-// own secret, or none where everybody may come in.
+// token returns a credential for probes: the file's, or one signed with the
+// stack's own secret, or "" if the stack has no secret.
 func (s *Stack) token(now time.Time) (string, error) {
 	if s.TokenFile != "" {
 		text, err := os.ReadFile(s.TokenFile)
@@ -33,7 +33,7 @@ func (s *Stack) token(now time.Time) (string, error) {
 		return fields[0], nil
 	}
 	if s.Dir == "" {
-		return "", nil // an address alone is known
+		return "", nil // only an address is known
 	}
 	path := filepath.Join(s.Dir, "secrets", "app_jwt_secret")
 	text, err := os.ReadFile(path)

@@ -13,11 +13,11 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// Traefik is its folder of files and its API.
+// Traefik controls the balancer: it writes Traefik's files and queries its API.
 type Traefik struct {
 	// Dir holds dynamic/, staging/, blue.yml and green.yml.
 	Dir string
-	// API finds where its API is, such as http://127.0.0.1:8080.
+	// API returns the URL of its API, such as http://127.0.0.1:8080.
 	API func(ctx context.Context) (string, error)
 }
 
@@ -36,19 +36,19 @@ func (t *Traefik) Route(context.Context) (Route, error) {
 	return r, nil
 }
 
-// SetRoute renames a new active.yml in: Traefik reads the old one or the new one.
+// SetRoute replaces active.yml by a rename: Traefik reads the old file or the new
+// one.
 func (t *Traefik) SetRoute(_ context.Context, r Route) error {
 	text, err := t.render(r)
 	if err != nil {
 		return err
 	}
-	// Also unchanged it is renamed in: this may be the second try at a Traefik that
-	// missed the first one.
+	// Even an unchanged file is replaced: Traefik may have missed the first write.
 	return writeFileAtomic(t.activePath(), filepath.Join(t.Dir, "staging", "active.yml"), text)
 }
 
-// render is what active.yml says for a route: a color's file, word for word, or
-// the live one's with weights.
+// render returns the text of active.yml for a route: a color's file as it is, or
+// the live color's file with weights.
 func (t *Traefik) render(r Route) ([]byte, error) {
 	path := filepath.Join(t.Dir, string(r.Live)+".yml")
 	text, err := os.ReadFile(path)
@@ -67,8 +67,8 @@ func (t *Traefik) render(r Route) ([]byte, error) {
 	return text, nil
 }
 
-// checkServices is an error where a router of a color's file leads to a service that
-// services.yml lacks: everybody would be answered 404.
+// checkServices returns an error if a router of a color's file leads to a service
+// that services.yml lacks: Traefik would answer every request with 404.
 func (t *Traefik) checkServices(path string, text []byte) error {
 	list := filepath.Join(t.Dir, "dynamic", "services.yml")
 	known, err := os.ReadFile(list)
@@ -93,14 +93,14 @@ func (t *Traefik) checkServices(path string, text []byte) error {
 			continue
 		}
 		if _, there := file.HTTP.Services[name]; !there {
-			return fmt.Errorf("%s leads to %s, which %s does not have: both must be of one release", path, router.Service, list)
+			return fmt.Errorf("%s leads to %s, which %s does not have: both files must be of the same release", path, router.Service, list)
 		}
 	}
 	return nil
 }
 
-// routerNames are those of active.yml: other files may have routers to both
-// colors, for operators.
+// routerNames returns the names of the users' routers, from blue.yml. Other files
+// may have routers to a color, too, for operators.
 func (t *Traefik) routerNames() (map[string]bool, error) {
 	text, err := os.ReadFile(filepath.Join(t.Dir, string(Blue)+".yml"))
 	if err != nil {
@@ -119,7 +119,7 @@ func (t *Traefik) routerNames() (map[string]bool, error) {
 	return names, nil
 }
 
-// Status asks Traefik what it does.
+// Status returns the route that Traefik follows and the servers that are up.
 func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 	api, err := t.API(ctx)
 	if err != nil {
@@ -179,7 +179,7 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 	return out, nil
 }
 
-// routeOfService is where Traefik's router leads.
+// routeOfService returns the route of a router of Traefik by its service.
 func routeOfService(service string, canary []weightedService) (Route, error) {
 	if c, ok := colorOfService(service); ok {
 		return Route{Live: c}, nil
@@ -190,11 +190,11 @@ func routeOfService(service string, canary []weightedService) (Route, error) {
 	return Route{}, fmt.Errorf("ask Traefik: a router leads to %q", service)
 }
 
-// replicaInURL is the part of a server's address that counts replicas.
+// replicaInURL matches the name and the number of a replica in a server's address.
 var replicaInURL = regexp.MustCompile(`(app_(?:blue|green)-)\d+`)
 
-// SetServers has services.yml list a color's replicas, 1 to n. The addresses are
-// made from the first one that stands there.
+// SetServers lists a color's replicas 1 to n in services.yml. It derives their
+// addresses from the first one in the file.
 func (t *Traefik) SetServers(c Color, n int) error {
 	path := filepath.Join(t.Dir, "dynamic", "services.yml")
 	text, err := os.ReadFile(path)
@@ -211,7 +211,7 @@ func (t *Traefik) SetServers(c Color, n int) error {
 	return writeFileAtomic(path, filepath.Join(t.Dir, "staging", "services.yml"), changed)
 }
 
-// withServers returns services.yml with a color's servers counted from 1 to n.
+// withServers returns the text of services.yml with a color's servers 1 to n.
 func withServers(text []byte, c Color, n int) ([]byte, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
@@ -225,19 +225,19 @@ func withServers(text []byte, c Color, n int) ([]byte, error) {
 		return nil, fmt.Errorf("%s has no servers", c.traefikService())
 	}
 	if len(servers.Content) == n {
-		return text, nil // counted already: not a byte is changed
+		return text, nil // already right
 	}
 	first := mappingValue(servers.Content[0], "url")
 	if first == nil || !replicaInURL.MatchString(first.Value) {
 		return nil, fmt.Errorf("the first server of %s has no address like http://…app_%s-1:8000", c.traefikService(), c)
 	}
-	// The rest of the file stays as people wrote it: only the lines of the servers
-	// are other ones.
+	// Only the lines of the servers change: comments and formatting of the rest of
+	// the file stay.
 	lines := bytes.SplitAfter(append(bytes.TrimRight(text, "\n"), '\n'), []byte("\n"))
 	from := servers.Content[0].Line
 	for i, server := range servers.Content {
 		if servers.Style&yaml.FlowStyle != 0 || server.Line != from+i {
-			return nil, fmt.Errorf("the servers of %s must stand on a line each, with nothing in between", c.traefikService())
+			return nil, fmt.Errorf("the servers of %s must be on consecutive lines, a line each", c.traefikService())
 		}
 	}
 	var out bytes.Buffer

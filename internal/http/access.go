@@ -11,25 +11,27 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A Verifier says who a token speaks for. Its errors hold no part of a token.
+// A Verifier turns a token into an identity. Its errors contain no part of the
+// token. It is safe for concurrent use.
 type Verifier interface {
 	Verify(ctx context.Context, token string) (auth.Identity, error)
-	// Anonymous returns who comes without a token, and whether they may come.
+	// Anonymous returns the identity of clients without a token, and whether such
+	// clients may connect.
 	Anonymous() (auth.Identity, bool)
 }
 
-// verifyTimeout bounds the check of a token: it may wait for keys.
+// verifyTimeout bounds the check of a token, which may wait for keys.
 const verifyTimeout = 5 * time.Second
 
-// queryTokenParam is the parameter of the query that may carry a token, where
-// AUTH_QUERY_TOKEN allows it.
+// queryTokenParam is the query parameter that may carry a token if AUTH_QUERY_TOKEN
+// allows it.
 const queryTokenParam = "access_token"
 
-// readOffer reads what a handshake brings. More than one token is refused: of
-// two nobody knows which one a proxy on the way has checked.
+// readOffer reads the token and the session that a handshake offers. It refuses two
+// tokens, because it can't know which one a proxy on the way has checked.
 func (s *Server) readOffer(r *http.Request) (protocol.Handshake, error) {
 	if r.ContentLength != 0 {
-		// What is the body to whoever stands before us would be frames to us.
+		// A proxy would read these bytes as the body, and this node as frames.
 		return protocol.Handshake{}, &message.InvalidError{Field: "Content-Length", Reason: "must be 0: a handshake has no body"}
 	}
 	o, err := protocol.ReadHandshake(r)
@@ -49,7 +51,7 @@ func (s *Server) readOffer(r *http.Request) (protocol.Handshake, error) {
 	return o, nil
 }
 
-// verify is Verify, bounded. The error is for the client to see.
+// verify calls Verify with a timeout. The client sees its error.
 func (s *Server) verify(ctx context.Context, token string) (auth.Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 	defer cancel()
@@ -69,26 +71,26 @@ var (
 	errOtherUser = &protocol.Error{Code: protocol.CodeForbidden, Message: "the token is another user's: open another connection with it"}
 )
 
-// How connections are counted that are turned away for who they are.
+// The values of the label result of websocket_connections_total for connections
+// that are refused because of their user.
 const (
 	resultUnauthorized  = "unauthorized"
 	resultRemoved       = "removed"
 	resultTooManyOfUser = "too_many_user"
 )
 
-// A clientIdentity is who a handshake brings, as far as it is known.
+// A clientIdentity is what a handshake says about its client.
 type clientIdentity struct {
 	identity auth.Identity
-	// why tells of who is turned away, for the audit log.
+	// rejection is why the connection is closed at once, for the audit log.
 	rejection string
-	// known is false for who has brought no token, where one is needed: an
-	// auth frame is awaited.
+	// known is false if the client must still send a token in an auth frame.
 	known bool
 }
 
-// authenticateHandshake finds out who comes with a handshake, and gives the place to them or
-// makes it one of who is turned away. The error is for who can't even be told
-// by a close code; it is one of HTTP.
+// authenticateHandshake finds the identity behind a handshake, and assigns the
+// admission slot to its user or marks it for rejection. It returns an error if the
+// handshake must be refused over HTTP.
 func (s *Server) authenticateHandshake(ctx context.Context, o protocol.Handshake, p *admissionSlot) (clientIdentity, error) {
 	if p.closeCode != 0 {
 		return clientIdentity{}, nil
@@ -100,7 +102,7 @@ func (s *Server) authenticateHandshake(ctx context.Context, o protocol.Handshake
 	identity, err := s.verify(ctx, o.Token)
 	if err != nil {
 		if e := protocol.ErrorFor(err); e.Code == protocol.CodeUnavailable {
-			return clientIdentity{}, e // no refusal: it comes back with the same token
+			return clientIdentity{}, e // not a refusal: the client comes back with the same token
 		}
 		return clientIdentity{rejection: err.Error()}, p.rejectOrError(protocol.CloseUnauthorized, resultUnauthorized, err)
 	}
@@ -111,8 +113,8 @@ func (s *Server) authenticateHandshake(ctx context.Context, o protocol.Handshake
 	return clientIdentity{identity: identity, known: true}, nil
 }
 
-// admitUser claims the place for a user, unless that one is kept out or has too
-// many; then it says how to tell.
+// admitUser assigns the slot to a user, unless the user is banned or has too many
+// connections. Then it returns the close code, the metric's result and the error.
 func (s *Server) admitUser(user string, p *admissionSlot) (protocol.CloseCode, string, error) {
 	if s.banned(user) {
 		return protocol.CloseRemoved, resultRemoved, errBanned
@@ -123,8 +125,9 @@ func (s *Server) admitUser(user string, p *admissionSlot) (protocol.CloseCode, s
 	return 0, "", nil
 }
 
-// rejectOrError turns the place into one that is told with a close code, which a
-// browser shows to its page; or returns why not, for the answer to a handshake.
+// rejectOrError marks the slot for rejection after the upgrade, with a close code
+// that a browser shows to its page. If too many connections are being rejected, it
+// returns err, for an answer over HTTP.
 func (p *admissionSlot) rejectOrError(code protocol.CloseCode, result string, err error) error {
 	if p.rejectAfterUpgrade(code, result) {
 		return nil
@@ -132,21 +135,21 @@ func (p *admissionSlot) rejectOrError(code protocol.CloseCode, result string, er
 	return err
 }
 
-// setIdentity makes the connection somebody's: from here on it is served. It is
-// called by who reads it, or before anybody does.
+// setIdentity binds the connection to an identity. From here on its requests are
+// served. The caller is the reader, or nothing has been read yet.
 func (k *socket) setIdentity(identity auth.Identity) {
 	k.identity = identity
 	k.client = k.server.cfg.Hub.NewClient(k.conn, identity.User)
 	secret, resumed := k.attachSession(k.offer, identity.User)
-	k.offer = protocol.Handshake{} // secrets are not kept for longer than they are used
+	k.offer = protocol.Handshake{} // secrets are not kept longer than they are needed
 	k.identified.Store(true)
 	k.server.expiry.set(k, identity.Expires)
 	k.conn.Send(k.server.welcome(secret, resumed, &identity))
 }
 
-// authenticate does what an auth frame asks for: it introduces who has not
-// been, or goes on with a fresh token of the same user. Ends says that the
-// connection is over, and was told so.
+// authenticate handles an auth frame: the first one identifies the client, a later
+// one brings a fresh token of the same user. ends means that the connection is
+// being closed.
 func (k *socket) authenticate(r *protocol.Request) (ends bool, err error) {
 	identity, err := k.server.verify(context.Background(), r.Token)
 	if !k.identified.Load() {
@@ -156,18 +159,19 @@ func (k *socket) authenticate(r *protocol.Request) (ends bool, err error) {
 		err = errOtherUser
 	}
 	if err != nil {
-		return false, err // the old token goes on
+		return false, err // the old token stays in use
 	}
 	k.identity = identity
 	k.server.expiry.set(k, identity.Expires)
-	// What the new token does not open any more is left before the answer.
+	// The client leaves the rooms that the new token does not allow before it gets
+	// the answer.
 	k.client.Restrict(func(room message.Room) bool { return identity.May(room, auth.Join) })
 	k.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
 	return false, nil
 }
 
-// authenticateFirst introduces who brings a token in the first frame; a wrong one is the
-// last that it may send.
+// authenticateFirst identifies the client by the token of its first auth frame. A
+// refused token closes the connection.
 func (k *socket) authenticateFirst(r *protocol.Request, identity auth.Identity, err error) (ends bool, _ error) {
 	s := k.server
 	code := protocol.CloseUnauthorized
@@ -175,7 +179,7 @@ func (k *socket) authenticateFirst(r *protocol.Request, identity auth.Identity, 
 		code, _, err = s.admitUser(identity.User, k.admission)
 	}
 	if err != nil && protocol.ErrorFor(err).Code == protocol.CodeUnavailable && code == protocol.CloseUnauthorized {
-		return false, err // nothing is known about it: it may be sent again
+		return false, err // the token could not be checked: the client may send it again
 	}
 	if err != nil {
 		k.sendError(r, err)
@@ -185,14 +189,14 @@ func (k *socket) authenticateFirst(r *protocol.Request, identity auth.Identity, 
 	k.admission.register(k)
 	k.setIdentity(identity)
 	k.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
-	if s.banned(identity.User) { // the bar may have come just before enrol
+	if s.banned(identity.User) { // the ban may have come just before register
 		k.conn.CloseWith(protocol.CloseRemoved)
 		return true, nil
 	}
 	return false, nil
 }
 
-// requestActions are what the requests are that need a right.
+// requestActions are the requests that need a right, with their action.
 var requestActions = map[protocol.Type]auth.Action{
 	protocol.TypeJoin:     auth.Join,
 	protocol.TypeHistory:  auth.Read,
@@ -201,7 +205,7 @@ var requestActions = map[protocol.Type]auth.Action{
 	protocol.TypeSignal:   auth.Signal,
 }
 
-// permit says whether the client may do what it asks for; leaving needs no
+// permit returns an error unless the client may make the request. A leave needs no
 // right.
 func (k *socket) permit(r *protocol.Request) error {
 	action, guarded := requestActions[r.Type]
@@ -214,8 +218,8 @@ func (k *socket) permit(r *protocol.Request) error {
 	return forbidden(action)
 }
 
-// forbidden tells which right is missing, and nothing of the room: whether it
-// exists is for who may read it.
+// forbidden names the missing right. It does not say whether the room exists: only
+// readers of the room may know.
 func forbidden(action auth.Action) error {
 	right := "r"
 	if action == auth.Publish || action == auth.Signal {
@@ -224,7 +228,8 @@ func forbidden(action auth.Action) error {
 	return &protocol.Error{Code: protocol.CodeForbidden, Message: "this needs the right " + right + " in this room, which the token or AUTH_ANONYMOUS does not give"}
 }
 
-// untilExpiry is how long a token goes on; 0 for one without an end.
+// untilExpiry returns the time until a token expires, at least 1 ms. It is 0 for no
+// expiry.
 func untilExpiry(expires time.Time) time.Duration {
 	if expires.IsZero() {
 		return 0

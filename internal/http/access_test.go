@@ -17,11 +17,12 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/auth"
+	"switchyard/internal/testkit"
 )
 
 const tokenSecret = "a-secret-of-32-bytes-or-more-----"
 
-// tokenOf is a JWT of a user, for a time, with rooms as JSON.
+// tokenOf returns a JWT of a user for a duration. rooms is the claim as JSON.
 func tokenOf(user string, life time.Duration, rooms string) string {
 	b64 := func(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 	claims := fmt.Sprintf(`{"sub":%q,"exp":%d,"rooms":%s}`, user, time.Now().Add(life).Unix(), rooms)
@@ -33,8 +34,8 @@ func tokenOf(user string, life time.Duration, rooms string) string {
 
 const everyRoom = `{"*":"rw"}`
 
-// startKeyedNode is a node that takes tokens of tokenSecret; anonymous as AUTH_ANONYMOUS
-// says it.
+// startKeyedNode starts a node that accepts tokens signed with tokenSecret.
+// anonymous is AUTH_ANONYMOUS.
 func startKeyedNode(t testing.TB, anonymous string, change func(*Config)) *node {
 	t.Helper()
 	v, err := auth.New(t.Context(), auth.Config{
@@ -55,7 +56,7 @@ func withToken(token string) *websocket.DialOptions {
 	return &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}}
 }
 
-// welcome reads the first frame, which must be one.
+// welcome reads the first frame, and fails the test unless it is a welcome.
 func (b *browser) welcome() map[string]any {
 	b.t.Helper()
 	got := b.read()
@@ -84,7 +85,7 @@ func TestATokenIsAcceptedInFourPlaces(t *testing.T) {
 	query := &browser{t, ws}
 	frame := n.open(nil)
 	frame.send(`{"type":"auth","ref":"a","token":"%s"}`, ann)
-	for name, b := range map[string]*browser{"header": header, "entry": subprotocol, "query": query, "frame": frame} {
+	for name, b := range map[string]*browser{"header": header, "subprotocol": subprotocol, "query": query, "frame": frame} {
 		got := b.welcome()
 		left, _ := got["auth_expires_ms"].(float64)
 		if got["user"] != "ann" || left < 3_500_000 || left > 3_600_000 {
@@ -133,7 +134,7 @@ func TestATokenInTheQueryIsNotReadUnlessAllowed(t *testing.T) {
 	}
 }
 
-// Of two tokens nobody knows which one a proxy on the way has checked.
+// The service can't know which of two tokens a proxy on the way has checked.
 func TestOneTokenAtATime(t *testing.T) {
 	n := startKeyedNode(t, "", func(c *Config) { c.AuthQueryToken = true })
 	ann, bob := tokenOf("ann", time.Hour, everyRoom), tokenOf("bob", time.Hour, everyRoom)
@@ -141,16 +142,16 @@ func TestOneTokenAtATime(t *testing.T) {
 		path   string
 		header http.Header
 	}{
-		"header and entry":      {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"switchyard.v1, bearer." + bob}}},
-		"the same twice":        {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"bearer." + ann}}},
-		"two headers":           {"/ws", http.Header{"Authorization": {"Bearer " + ann, "Bearer " + bob}}},
-		"two entries":           {"/ws", http.Header{"Sec-Websocket-Protocol": {"switchyard.v1, bearer." + ann + ", bearer." + bob}}},
-		"header and query":      {"/ws?access_token=" + ann, http.Header{"Authorization": {"Bearer " + bob}}},
-		"query and query":       {"/ws?access_token=" + ann + "&access_token=" + bob, http.Header{}},
-		"an empty header":       {"/ws", http.Header{"Authorization": {"Bearer "}}},
-		"an empty query":        {"/ws?access_token=", http.Header{}},
-		"a header over a bound": {"/ws", http.Header{"Authorization": {"Bearer " + strings.Repeat("x", 8193)}}},
-		"a query over a bound":  {"/ws?access_token=" + strings.Repeat("x", 8193), http.Header{}},
+		"header and subprotocol": {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"switchyard.v1, bearer." + bob}}},
+		"the same twice":         {"/ws", http.Header{"Authorization": {"Bearer " + ann}, "Sec-Websocket-Protocol": {"bearer." + ann}}},
+		"two headers":            {"/ws", http.Header{"Authorization": {"Bearer " + ann, "Bearer " + bob}}},
+		"two subprotocols":       {"/ws", http.Header{"Sec-Websocket-Protocol": {"switchyard.v1, bearer." + ann + ", bearer." + bob}}},
+		"header and query":       {"/ws?access_token=" + ann, http.Header{"Authorization": {"Bearer " + bob}}},
+		"query and query":        {"/ws?access_token=" + ann + "&access_token=" + bob, http.Header{}},
+		"an empty header":        {"/ws", http.Header{"Authorization": {"Bearer "}}},
+		"an empty query":         {"/ws?access_token=", http.Header{}},
+		"a header over a bound":  {"/ws", http.Header{"Authorization": {"Bearer " + strings.Repeat("x", 8193)}}},
+		"a query over a bound":   {"/ws?access_token=" + strings.Repeat("x", 8193), http.Header{}},
 	} {
 		h := upgradeHeader()
 		for k, v := range tt.header {
@@ -161,41 +162,43 @@ func TestOneTokenAtATime(t *testing.T) {
 			t.Errorf("%s: %d %s", name, res.StatusCode, body)
 		}
 	}
-	// Over HTTP, too.
+	// The same holds for API keys over HTTP.
 	h := http.Header{"Authorization": {"Bearer " + testKey, "Bearer " + testKey}}
 	if res, _ := n.request("GET", "/v1/rooms", h, strings.NewReader("")); res.StatusCode != http.StatusUnauthorized {
 		t.Errorf("two keys: %d", res.StatusCode)
 	}
 }
 
-// A browser can't see the status of a handshake, so a refused token is told by
-// a close code; nothing that such a connection sends is done.
+// A browser can't see the status of a handshake, so a refused token is answered
+// with a close code. Frames on such a connection are ignored.
 func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
-	n := startKeyedNode(t, "*:rw", func(c *Config) { c.maxRejecting = fewRejecting })
-	for name, bad := range map[string]string{
-		"nonsense": "x", "ended": tokenOf("ann", -time.Hour, everyRoom), "another's signature": tokenOf("ann", time.Hour, everyRoom) + "A",
-		"the name of an API key": tokenOf("api:shop", time.Hour, everyRoom), "no rooms": tokenOf("ann", time.Hour, `"all"`),
-		"an API key": testKey,
-	} {
-		if got := n.dialRejected(withToken(bad)); got != 4001 {
-			t.Errorf("%s: closed with %d, want 4001", name, got)
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "*:rw", func(c *Config) { c.maxRejecting = fewRejecting })
+		for name, bad := range map[string]string{
+			"nonsense": "x", "ended": tokenOf("ann", -time.Hour, everyRoom), "another's signature": tokenOf("ann", time.Hour, everyRoom) + "A",
+			"the name of an API key": tokenOf("api:shop", time.Hour, everyRoom), "no rooms": tokenOf("ann", time.Hour, `"all"`),
+			"an API key": testKey,
+		} {
+			if got := n.dialRejected(withToken(bad)); got != 4001 {
+				t.Errorf("%s: closed with %d, want 4001", name, got)
+			}
 		}
-	}
-	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x03\xe8"), "Authorization: Bearer x")
-	if code, reason := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4001 || reason != "unauthorized" {
-		t.Errorf("%d %s", code, reason)
-	}
-	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
-		t.Errorf("a connection without a good token has published: %s", body)
-	}
-	eventually(t, "all of them to be gone", func() bool { return n.connectionCount() == 0 })
-	for range fewRejecting {
-		n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
-	}
-	res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
-	if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
-		t.Errorf("one more is answered %d %s", res.StatusCode, body)
-	}
+		_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x03\xe8"), "Authorization: Bearer x")
+		if code, reason := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4001 || reason != "unauthorized" {
+			t.Errorf("%d %s", code, reason)
+		}
+		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
+			t.Errorf("a connection without a good token has published: %s", body)
+		}
+		testkit.Eventually(t, "all connections to end", func() bool { return n.connectionCount() == 0 })
+		for range fewRejecting {
+			n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so that its close waits
+		}
+		res, body := n.request("GET", "/ws", upgradeHeader("Authorization", "Bearer x"), strings.NewReader(""))
+		if res.StatusCode != http.StatusUnauthorized || res.Header.Get("WWW-Authenticate") == "" || !strings.Contains(body, "malformed") {
+			t.Errorf("one more is answered with %d %s", res.StatusCode, body)
+		}
+	})
 }
 
 func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
@@ -212,9 +215,9 @@ func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
 		}
 	}
 	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
-		t.Errorf("it has published: %s", body)
+		t.Errorf("the connection has published: %s", body)
 	}
-	// A token that is wrong is the last thing that it sends.
+	// A wrong token closes the connection.
 	b.send(`{"type":"auth","ref":"y","token":"x"}`)
 	if got := b.until("error"); got["code"] != "unauthorized" || got["ref"] != "y" {
 		t.Errorf("a wrong token: %v", got)
@@ -225,28 +228,32 @@ func TestAConnectionWithoutATokenMayOnlyAuthenticate(t *testing.T) {
 }
 
 func TestAConnectionThatNeverAuthenticatesIsClosed(t *testing.T) {
-	n := startKeyedNode(t, "", func(c *Config) { c.AuthTimeout = time.Second })
-	late := n.open(nil)
-	in := n.open(nil)
-	in.send(`{"type":"auth","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
-	in.welcome()
-	began := time.Now()
-	if got := late.closed(); got != 4001 || time.Since(began) < time.Second/2 {
-		t.Errorf("closed with %d after %v, want 4001 after a second", got, time.Since(began))
-	}
-	in.send(`{"type":"join","room":"a"}`)
-	in.until("joined")
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", func(c *Config) { c.AuthTimeout = time.Second })
+		late := n.open(nil)
+		in := n.open(nil)
+		in.send(`{"type":"auth","token":"%s"}`, tokenOf("ann", time.Hour, everyRoom))
+		in.welcome()
+		began := time.Now()
+		if got := late.closed(); got != 4001 || time.Since(began) < time.Second/2 {
+			t.Errorf("closed with %d after %v, want 4001 after a second", got, time.Since(began))
+		}
+		in.send(`{"type":"join","room":"a"}`)
+		in.until("joined")
+	})
 }
 
-// Those who have not shown a token yet are closed with all others.
+// Connections that have not sent a token yet are closed with all others.
 func TestAStopClosesConnectionsWithoutAToken(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	b := n.open(nil)
-	eventually(t, "the connection", func() bool { return n.connectionCount() == 1 })
-	go func() { _ = n.CloseSockets(context.Background()) }()
-	if got := b.closed(); got != 1012 {
-		t.Errorf("closed with %d", got)
-	}
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		b := n.open(nil)
+		testkit.Eventually(t, "the connection", func() bool { return n.connectionCount() == 1 })
+		go func() { _ = n.CloseSockets(context.Background()) }()
+		if got := b.closed(); got != 1012 {
+			t.Errorf("closed with %d", got)
+		}
+	})
 }
 
 func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
@@ -264,10 +271,10 @@ func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
 		}
 	}
 	refuse("a wrong one", "x", "unauthorized")
-	refuse("an old one", tokenOf("ann", -time.Hour, everyRoom), "unauthorized")
+	refuse("an expired one", tokenOf("ann", -time.Hour, everyRoom), "unauthorized")
 	refuse("another user's", tokenOf("bob", time.Hour, everyRoom), "forbidden")
 	b.send(`{"type":"publish","room":"b","data":1}`)
-	b.until("ack") // the old one goes on
+	b.until("ack") // the old one stays in use
 
 	b.send(`{"type":"auth","ref":"yes","token":"%s"}`, tokenOf("ann", 2*time.Hour, `{"a":"r","b":"w","d":"rw"}`))
 	left := map[any]bool{}
@@ -287,7 +294,7 @@ func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
 		}
 	}
 	if len(left) != 2 || !left["b"] || !left["c"] {
-		t.Errorf("left %v, want b and c, which the new token does not open for reading", left)
+		t.Errorf("left %v, want b and c, which the new token does not allow to read", left)
 	}
 	for _, room := range []string{"a", "b", "c"} {
 		n.call("POST", "/v1/rooms/"+room+"/messages", testKey, `{"data":"after"}`)
@@ -308,8 +315,8 @@ func TestATokenIsRefreshedOnAnOpenConnection(t *testing.T) {
 	}
 }
 
-// A named connection can't become nobody's, nor an anonymous one somebody's:
-// what it did is under its name.
+// A connection keeps its identity: an anonymous one can't get a user, because what
+// it published is anonymous.
 func TestAnAnonymousConnectionStaysAnonymous(t *testing.T) {
 	n := startKeyedNode(t, "*:rw", nil)
 	b := n.dial(nil)
@@ -320,22 +327,24 @@ func TestAnAnonymousConnectionStaysAnonymous(t *testing.T) {
 }
 
 func TestAConnectionEndsWithItsToken(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	brief := n.dial(withToken(tokenOf("ann", 2*time.Second, everyRoom)))
-	fresh := n.dial(withToken(tokenOf("bob", 2*time.Second, everyRoom)))
-	fresh.send(`{"type":"auth","token":"%s"}`, tokenOf("bob", time.Hour, everyRoom))
-	fresh.until("authenticated")
-	if got := brief.closed(); got != 4001 {
-		t.Errorf("closed with %d, want 4001", got)
-	}
-	fresh.send(`{"type":"join","room":"a"}`)
-	fresh.until("joined")
-	eventually(t, "its end to be counted", func() bool {
-		return n.metric(`websocket_disconnections_total{reason="unauthorized"}`) == "1"
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		brief := n.dial(withToken(tokenOf("ann", 2*time.Second, everyRoom)))
+		fresh := n.dial(withToken(tokenOf("bob", 2*time.Second, everyRoom)))
+		fresh.send(`{"type":"auth","token":"%s"}`, tokenOf("bob", time.Hour, everyRoom))
+		fresh.until("authenticated")
+		if got := brief.closed(); got != 4001 {
+			t.Errorf("closed with %d, want 4001", got)
+		}
+		fresh.send(`{"type":"join","room":"a"}`)
+		fresh.until("joined")
+		testkit.Eventually(t, "the close to be counted", func() bool {
+			return n.metric(`websocket_disconnections_total{reason="unauthorized"}`) == "1"
+		})
 	})
 }
 
-// A faultyVerifier is a real one, whose keys can't be fetched for a while.
+// A faultyVerifier is a real verifier whose keys can be made unavailable.
 type faultyVerifier struct {
 	Verifier
 	unavailable atomic.Bool
@@ -348,8 +357,8 @@ func (v *faultyVerifier) Verify(ctx context.Context, token string) (auth.Identit
 	return v.Verifier.Verify(ctx, token)
 }
 
-// That tokens can't be checked is no refusal: who is in stays, who comes is
-// asked to come again with the same token.
+// A token that can't be checked is not refused: open connections stay, and new ones
+// are asked to come again with the same token.
 func TestTokensThatCannotBeCheckedNow(t *testing.T) {
 	var v *faultyVerifier
 	n := startKeyedNode(t, "", func(c *Config) { v = &faultyVerifier{Verifier: c.Verifier}; c.Verifier = v })

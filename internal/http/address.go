@@ -7,23 +7,23 @@ import (
 	"strings"
 )
 
-// A caller is who made a request, as far as this service can know: it is
-// found once, at the door, and goes with the request's context.
+// A caller is what this service knows about the sender of a request. It is
+// determined once, by withCallerInfo, and stored in the request's context.
 type caller struct {
-	// id names the request in answers and log lines.
+	// id is the request id in answers and log lines.
 	id string
-	// addr is the client's own address, without a port. It is the peer's unless
-	// trusted proxies vouch for another.
+	// addr is the client's own address, without a port. It is the peer's address
+	// unless a trusted proxy names another.
 	addr netip.Addr
-	// counted says that the address is worth counting connections by.
+	// countByAddress says that connections of this address are counted.
 	countByAddress bool
-	// host is what the client asked for, host[:port].
+	// host is the host that the client requested, host[:port].
 	host string
-	// proto is http or https, the scheme that the client used; "" where nobody
-	// who would know has told.
+	// proto is the scheme that the client used, http or https; "" if no trusted
+	// proxy named it.
 	proto string
-	// key is the name of the API key that let the request in, user whose token
-	// did; "" for none.
+	// key is the name of the API key of the request, user the user of its token; ""
+	// for none.
 	key, user string
 }
 
@@ -33,13 +33,13 @@ func withCaller(r *http.Request, c *caller) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 }
 
-// callerOf returns who made a request that came through identify.
+// callerOf returns the caller of a request that passed withCallerInfo.
 func callerOf(r *http.Request) *caller {
 	c, _ := r.Context().Value(callerKey{}).(*caller)
 	return c
 }
 
-// proxies are the networks whose word about a client is believed.
+// proxies are the networks of trusted proxies.
 type proxies []netip.Prefix
 
 func (p proxies) trust(a netip.Addr) bool {
@@ -51,10 +51,10 @@ func (p proxies) trust(a netip.Addr) bool {
 	return false
 }
 
-// caller finds out who made a request. What X-Forwarded-For, -Host and -Proto
-// say counts only when a trusted proxy is the peer; other headers that some
-// proxies write (X-Real-Ip, Forwarded) never do, since a proxy that does not
-// write them hands on what the client invented.
+// caller determines who sent a request. X-Forwarded-For, -Host and -Proto count
+// only if the peer is a trusted proxy. Other headers that some proxies write
+// (X-Real-Ip, Forwarded) never count: a proxy that does not write them passes on
+// what the client invented.
 func (p proxies) caller(r *http.Request) *caller {
 	peer := parseAddr(r.RemoteAddr)
 	c := &caller{addr: peer, host: r.Host, countByAddress: isPublicAddr(peer)}
@@ -72,11 +72,11 @@ func (p proxies) caller(r *http.Request) *caller {
 	return c
 }
 
-// client walks from the peer towards the client, over every entry that a
-// trusted proxy wrote. Each proxy appends whom it heard, so the entries count
-// from the right, over all lines; the first that is no proxy of ours is the
-// client, and what stands left of it is its own invention. An entry that is no
-// address ends the walk at who wrote it.
+// client finds the client's address in X-Forwarded-For. Each proxy appends the
+// address of its peer, so the entries are read from the right, over all lines. The
+// first address that is no trusted proxy is the client; everything left of it is
+// the client's invention. An invalid entry ends the search at the proxy that wrote
+// it.
 func (p proxies) client(peer netip.Addr, lines []string) netip.Addr {
 	last := peer
 	for i := len(lines) - 1; i >= 0; i-- {
@@ -96,8 +96,7 @@ func (p proxies) client(peer netip.Addr, lines []string) netip.Addr {
 	return last
 }
 
-// cutLastComma returns what follows the last comma, what stands before it, and
-// whether there was one.
+// cutLastComma splits s around its last comma. more says whether there was one.
 func cutLastComma(s string) (last, rest string, more bool) {
 	i := strings.LastIndexByte(s, ',')
 	if i < 0 {
@@ -106,9 +105,9 @@ func cutLastComma(s string) (last, rest string, more bool) {
 	return s[i+1:], s[:i], true
 }
 
-// parseAddr reads an address with or without a port, IPv6 with or without
-// brackets. Zones are dropped: they mean something on this machine only. An
-// IPv4 address in IPv6's clothes is the IPv4 address. The zero Addr is none.
+// parseAddr parses an address with or without a port, IPv6 with or without
+// brackets. It drops zones, which mean something on one machine only, and converts
+// an IPv4-mapped IPv6 address to IPv4. It returns the zero Addr for invalid text.
 func parseAddr(s string) netip.Addr {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
@@ -121,8 +120,8 @@ func parseAddr(s string) netip.Addr {
 	return a.WithZone("").Unmap()
 }
 
-// singleValue returns the one value of a header that must not have several: of two
-// nobody knows which one is true, and "" matches nothing.
+// singleValue returns the value of a header that must have only one. For several it
+// returns "", which matches nothing, because nobody knows which one is true.
 func singleValue(values []string) string {
 	if len(values) != 1 || strings.Contains(values[0], ",") {
 		return ""
@@ -130,8 +129,8 @@ func singleValue(values []string) string {
 	return strings.TrimSpace(values[0])
 }
 
-// forwardedProto reads X-Forwarded-Proto; some proxies name the WebSocket's
-// scheme. What it can't read comes back as is and equals no scheme.
+// forwardedProto normalizes X-Forwarded-Proto, for which some proxies write the
+// WebSocket's scheme. It returns a text that equals no scheme for anything else.
 func forwardedProto(s string) string {
 	switch s = strings.ToLower(s); s {
 	case "http", "ws":
@@ -142,24 +141,25 @@ func forwardedProto(s string) string {
 	return "unknown"
 }
 
-// isPublicAddr says whether an address can be a stranger's own. Behind a peer on
-// loopback or in a private network stands a proxy that nobody named, or the
-// house itself: to count its connections would bound everybody together.
+// isPublicAddr reports whether an address may belong to one client on the Internet.
+// A peer on loopback or in a private network is an internal client or a proxy that
+// is not configured as trusted. A limit for its address would limit all clients
+// behind it together.
 func isPublicAddr(a netip.Addr) bool {
 	return a.IsValid() && !a.IsLoopback() && !a.IsPrivate() && !a.IsLinkLocalUnicast()
 }
 
-// ipv6PrefixBits is what one subscriber of IPv6 has at least: counting single
-// addresses would bound nobody.
+// ipv6PrefixBits is the smallest network of one IPv6 subscriber. A limit for single
+// addresses would limit nobody.
 const ipv6PrefixBits = 64
 
-// addressPrefix is what connections are counted by: an IPv4 address, or the /64 of
-// an IPv6 one.
+// addressPrefix returns the network by which connections are counted: an IPv4
+// address, or the /64 of an IPv6 address.
 func addressPrefix(a netip.Addr) netip.Prefix {
 	bits := a.BitLen()
 	if a.Is6() {
 		bits = ipv6PrefixBits
 	}
-	p, _ := a.Prefix(bits) // in range by construction; zero for no address
+	p, _ := a.Prefix(bits) // in range by construction; zero for the zero Addr
 	return p
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 func TestTheClientAddressBehindProxies(t *testing.T) {
@@ -18,17 +20,17 @@ func TestTheClientAddressBehindProxies(t *testing.T) {
 		want       string
 	}{
 		{"no proxy", "203.0.113.7:5555", nil, "203.0.113.7"},
-		{"a stranger's word", "203.0.113.7:5555", []string{"198.51.100.1"}, "203.0.113.7"},
-		{"a proxy's word", "10.0.0.2:80", []string{"198.51.100.1"}, "198.51.100.1"},
-		{"a proxy that says nothing", "10.0.0.2:80", nil, "10.0.0.2"},
+		{"a header of an untrusted peer", "203.0.113.7:5555", []string{"198.51.100.1"}, "203.0.113.7"},
+		{"a header of a trusted proxy", "10.0.0.2:80", []string{"198.51.100.1"}, "198.51.100.1"},
+		{"a trusted proxy without the header", "10.0.0.2:80", nil, "10.0.0.2"},
 		{"an empty line", "10.0.0.2:80", []string{""}, "10.0.0.2"},
-		{"what the client made up stands left", "10.0.0.2:80", []string{"127.0.0.1, 198.51.100.1"}, "198.51.100.1"},
+		{"an entry that the client invented", "10.0.0.2:80", []string{"127.0.0.1, 198.51.100.1"}, "198.51.100.1"},
 		{"two proxies", "10.0.0.2:80", []string{"1.1.1.1, 198.51.100.1, 192.0.2.1"}, "198.51.100.1"},
 		{"two proxies, two lines", "10.0.0.2:80", []string{"1.1.1.1, 198.51.100.1", "192.0.2.1"}, "198.51.100.1"},
 		{"the client's own line first", "10.0.0.2:80", []string{"10.9.9.9", "198.51.100.1"}, "198.51.100.1"},
-		{"proxies all the way", "10.0.0.2:80", []string{"10.0.0.4, 10.0.0.3"}, "10.0.0.4"},
-		{"garbage on the way", "10.0.0.2:80", []string{"198.51.100.1, unknown, 10.0.0.3"}, "10.0.0.3"},
-		{"nothing but garbage", "10.0.0.2:80", []string{"<script>"}, "10.0.0.2"},
+		{"only proxies", "10.0.0.2:80", []string{"10.0.0.4, 10.0.0.3"}, "10.0.0.4"},
+		{"an invalid entry between", "10.0.0.2:80", []string{"198.51.100.1, unknown, 10.0.0.3"}, "10.0.0.3"},
+		{"only an invalid entry", "10.0.0.2:80", []string{"<script>"}, "10.0.0.2"},
 		{"a name", "10.0.0.2:80", []string{"evil.example"}, "10.0.0.2"},
 		{"an empty entry", "10.0.0.2:80", []string{"198.51.100.1, "}, "10.0.0.2"},
 		{"with a port", "10.0.0.2:80", []string{"198.51.100.1:4711"}, "198.51.100.1"},
@@ -36,10 +38,10 @@ func TestTheClientAddressBehindProxies(t *testing.T) {
 		{"IPv6 with a port", "[fd00::2]:80", []string{"[2001:db8::7]:4711"}, "2001:db8::7"},
 		{"IPv6 in brackets", "[fd00::2]:80", []string{"[2001:db8::7]"}, "2001:db8::7"},
 		{"IPv6 with a zone", "[fd00::2]:80", []string{"fe80::1%eth0"}, "fe80::1"},
-		{"IPv4 in IPv6's clothes", "[::ffff:10.0.0.2]:80", []string{"::ffff:198.51.100.1"}, "198.51.100.1"},
-		{"a neighbour of the proxies' network", "11.0.0.2:80", []string{"198.51.100.1"}, "11.0.0.2"},
-		{"digits with zeros in front, octal to some", "10.0.0.2:80", []string{"010.0.0.1"}, "10.0.0.2"},
-		{"a number for an address", "10.0.0.2:80", []string{"3325256705"}, "10.0.0.2"},
+		{"an IPv4-mapped IPv6 address", "[::ffff:10.0.0.2]:80", []string{"::ffff:198.51.100.1"}, "198.51.100.1"},
+		{"an address next to the proxies' network", "11.0.0.2:80", []string{"198.51.100.1"}, "11.0.0.2"},
+		{"leading zeros, which some read as octal", "10.0.0.2:80", []string{"010.0.0.1"}, "10.0.0.2"},
+		{"an address as one number", "10.0.0.2:80", []string{"3325256705"}, "10.0.0.2"},
 		{"spaces and tabs", "10.0.0.2:80", []string{" \t198.51.100.1\t , 10.0.0.9 "}, "198.51.100.1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -87,7 +89,7 @@ func TestConnectionsAreCountedByAddressPrefix(t *testing.T) {
 	r.RemoteAddr = "10.0.0.1:1"
 	r.Header.Set("X-Forwarded-For", "10.0.0.9")
 	if !proxies(prefixes("10.0.0.1/32")).caller(r).countByAddress {
-		t.Error("an address in the house that a trusted proxy vouches for is not counted")
+		t.Error("an internal address that a trusted proxy names is not counted")
 	}
 }
 
@@ -97,7 +99,7 @@ func TestLogLinesHaveTheClientsAddress(t *testing.T) {
 	b := n.dial(&websocket.DialOptions{HTTPHeader: http.Header{"X-Forwarded-For": {"198.51.100.9"}, "X-Real-Ip": {"9.9.9.9"}}})
 	_ = b.ws.Close(websocket.StatusNormalClosure, "")
 	var line map[string]any
-	eventually(t, "the log line", func() bool {
+	testkit.Eventually(t, "the log line", func() bool {
 		for l := range strings.Lines(n.logs.String()) {
 			if strings.Contains(l, "connection ended") {
 				return json.Unmarshal([]byte(l), &line) == nil

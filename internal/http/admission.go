@@ -7,32 +7,32 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// maxRejecting is how many connections that can't stay are accepted at once all
-// the same, to be told why by a close code: the only answer to a handshake that
-// a browser shows to its page. Beyond it they are refused before the upgrade.
+// maxRejecting bounds the connections that are accepted only to be closed at once
+// with a close code. A close code is the only refusal that a browser shows to its
+// page. Connections beyond the bound are refused before the upgrade.
 const maxRejecting = 256
 
-// A admission knows who is connected to this node. It is guarded by Server.mu.
+// An admission counts the connections of this node. It is guarded by Server.mu.
 type admission struct {
-	connected int // all that are open
-	rejecting int // those of them that are only told why they can't stay
+	connected int // all open connections
+	rejecting int // the part of them that is only being rejected
 	networks  map[netip.Prefix]int
 	users     map[string]*userConnections
 }
 
-// An userConnections is what one user has open here; there is none without a
-// connection.
+// A userConnections is what one user has open on this node. It exists while the
+// user has a slot.
 type userConnections struct {
-	slots   int // with those whose upgrade is still under way
+	slots   int // includes connections before their upgrade
 	sockets []*socket
 }
 
-// A admissionSlot is one connection's in the roster, from before its upgrade to its
-// end.
+// An admissionSlot counts one connection from before its upgrade to its end.
 type admissionSlot struct {
 	server *Server
-	// told is the code to close with at once, 0 for who may stay; result is how
-	// the connection is counted. Neither changes once the upgrade is done.
+	// closeCode closes the connection right after the upgrade; 0 means that it may
+	// stay. result is its value of the label result. Neither changes after the
+	// upgrade.
 	closeCode protocol.CloseCode
 	result    string
 
@@ -41,8 +41,8 @@ type admissionSlot struct {
 	user    string       // "": anonymous, or not known yet
 }
 
-// admit takes a connection in, perhaps only to tell it why it can't stay; nil
-// is for neither.
+// admit returns a slot for a new connection. Over a limit it returns a slot that is
+// marked for rejection, or nil if the handshake must be refused.
 func (s *Server) admit(c *caller) *admissionSlot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,7 +70,8 @@ func (s *Server) admit(c *caller) *admissionSlot {
 	return p
 }
 
-// assignUser gives the place to a user, who may have too many.
+// assignUser counts the slot for a user. It returns false if the user has too many
+// connections.
 func (p *admissionSlot) assignUser(user string) (ok bool) {
 	s := p.server
 	s.mu.Lock()
@@ -91,8 +92,8 @@ func (p *admissionSlot) assignUser(user string) (ok bool) {
 	return true
 }
 
-// rejectAfterUpgrade makes the connection one that is only told why; false says that too
-// many are being told just now.
+// rejectAfterUpgrade marks the slot for rejection. It returns false if too many
+// connections are being rejected.
 func (p *admissionSlot) rejectAfterUpgrade(code protocol.CloseCode, result string) bool {
 	p.server.mu.Lock()
 	defer p.server.mu.Unlock()
@@ -100,7 +101,8 @@ func (p *admissionSlot) rejectAfterUpgrade(code protocol.CloseCode, result strin
 	return p.rejectLocked(code, result)
 }
 
-// rejectLocked is turnAway without a place to give back. Caller holds mu.
+// rejectLocked marks a slot that counts for no user and no network. Caller holds
+// mu.
 func (p *admissionSlot) rejectLocked(code protocol.CloseCode, result string) bool {
 	r := &p.server.admission
 	if p.closeCode != 0 || r.rejecting >= p.server.cfg.maxRejecting {
@@ -111,7 +113,7 @@ func (p *admissionSlot) rejectLocked(code protocol.CloseCode, result string) boo
 	return true
 }
 
-// register makes the socket one that its user can be found by.
+// register lets the socket be found by its user.
 func (p *admissionSlot) register(k *socket) {
 	p.server.mu.Lock()
 	defer p.server.mu.Unlock()
@@ -120,7 +122,7 @@ func (p *admissionSlot) register(k *socket) {
 	}
 }
 
-// release gives the place back; k is nil where there never was a socket.
+// release frees the slot. k is nil if the upgrade failed.
 func (p *admissionSlot) release(k *socket) {
 	s := p.server
 	s.mu.Lock()
@@ -133,8 +135,8 @@ func (p *admissionSlot) release(k *socket) {
 	s.notifyEmpty()
 }
 
-// uncount takes the place off what its network and its user have. Caller holds
-// mu.
+// uncount removes the slot from the counts of its network and its user. Caller
+// holds mu.
 func (p *admissionSlot) uncount(k *socket) {
 	r := &p.server.admission
 	if p.network.IsValid() {

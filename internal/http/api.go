@@ -18,7 +18,7 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// An apiKey lets a backend in. Only its hash is kept.
+// An apiKey admits a backend. Only its hash is kept.
 type apiKey struct {
 	name string
 	hash [sha256.Size]byte
@@ -32,7 +32,7 @@ func hashKeys(keys map[string]string) []apiKey {
 	return hashed
 }
 
-// requireKey lets in who bears an API key: Authorization: Bearer <key>.
+// requireKey admits requests with an API key: Authorization: Bearer <key>.
 func (s *Server) requireKey(next http.Handler) http.Handler {
 	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
 		if err := s.checkAPIKey(r, bearer(r)); err != nil {
@@ -46,8 +46,8 @@ func (s *Server) requireKey(next http.Handler) http.Handler {
 // errNoAPIKey refuses a call without an API key.
 var errNoAPIKey = &protocol.Error{Code: protocol.CodeUnauthorized, Message: "give one of API_KEYS as Authorization: Bearer <key>"}
 
-// checkAPIKey notes whose key a call comes with, unless there is none, or it has
-// called too often.
+// checkAPIKey stores the name of the request's key in its caller. It returns an
+// error if there is no valid key, or if the key made too many calls.
 func (s *Server) checkAPIKey(r *http.Request, credential string) error {
 	name, ok := s.keyName(credential)
 	if !ok {
@@ -60,7 +60,7 @@ func (s *Server) checkAPIKey(r *http.Request, credential string) error {
 	return nil
 }
 
-// requireReader lets in who bears an API key, or a token that may read the
+// requireReader admits requests with an API key, or with a token that may read the
 // room.
 func (s *Server) requireReader(next http.Handler) http.Handler {
 	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
@@ -96,8 +96,8 @@ func (s *Server) requireReader(next http.Handler) http.Handler {
 	})
 }
 
-// bearer returns the credential of a request; "" for none, or for several, of
-// which nobody knows which one a proxy on the way has checked.
+// bearer returns the bearer credential of a request. It returns "" for none, and
+// for several, because it can't know which one a proxy on the way has checked.
 func bearer(r *http.Request) string {
 	lines := r.Header.Values("Authorization")
 	if len(lines) != 1 {
@@ -110,7 +110,8 @@ func bearer(r *http.Request) string {
 	return strings.TrimSpace(given)
 }
 
-// keyName compares with every key in constant time, so that time tells nothing.
+// keyName returns the name of a key. It compares the key with every configured one
+// in constant time, so that the time reveals nothing.
 func (s *Server) keyName(given string) (string, bool) {
 	if given == "" {
 		return "", false
@@ -125,19 +126,20 @@ func (s *Server) keyName(given string) (string, bool) {
 	return name, found == 1
 }
 
-// maxBatchBody bounds the body of a batch, in bytes; each message of it has the
-// bound of any other.
+// maxBatchBody bounds the body of a batch, in bytes. Each message in it has the
+// bound of a single one.
 const maxBatchBody = 1 << 20
 
-// readBody reads a request's JSON. Its Content-Type is not looked at: what callers
-// send is JSON whatever it says, and curl -d says it is a form.
+// readBody reads a request's JSON. It ignores Content-Type, because many callers do
+// not set it: curl -d says that the body is a form.
 func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
 	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 		return nil, errEncoding
 	}
 	if r.ContentLength > int64(limit) && r.Header.Get("Expect") != "" {
-		// Who asks before sending is told before sending. Others are read to the
-		// bound: an answer while they write would be lost with the connection.
+		// The client waits for 100 Continue, so it gets the refusal before it sends
+		// the body. Other bodies are read to the bound: an answer to a client that
+		// still writes would be lost with the connection.
 		return nil, &http.MaxBytesError{Limit: int64(limit)}
 	}
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
@@ -146,16 +148,17 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error)
 	case errors.As(err, &large):
 		return nil, fmt.Errorf("reading the body: %w", err)
 	case err != nil:
-		// Cut, or slower than the bound on requests: the caller's doing.
+		// The body was cut, or slower than requestTimeout.
 		return nil, &protocol.Error{Code: protocol.CodeMalformed, Message: "the body did not come whole"}
 	}
 	return b, nil
 }
 
-// publisher names the caller's key as the sender of messages.
+// publisher returns the sender's name for messages of this request: that of its API
+// key.
 func publisher(r *http.Request) string { return "api:" + callerOf(r).key }
 
-// A receipt answers one publication.
+// A receipt is the answer to one publication.
 type receipt struct {
 	Room      message.Room  `json:"room"`
 	Epoch     message.Epoch `json:"epoch"`
@@ -194,8 +197,9 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, status, receiptOf(p))
 }
 
-// publishBatch stores several messages, all or none: POST /v1/messages
-// [{room, data, id?}, ...]. The receipts come in their order.
+// publishBatch stores several messages in one transaction, all or none: POST
+// /v1/messages [{room, data, id?}, ...]. The receipts have the order of the
+// messages.
 func (s *Server) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	b, err := readBody(w, r, maxBatchBody)
 	if err != nil {
@@ -222,8 +226,7 @@ func (s *Server) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, status, receipts)
 }
 
-// signal hands on an event that is not stored: POST /v1/rooms/{room}/signals
-// {data}.
+// signal sends an event that is not stored: POST /v1/rooms/{room}/signals {data}.
 func (s *Server) signal(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
@@ -276,13 +279,13 @@ func (s *Server) history(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	_, _ = w.Write(protocol.HistoryBody(room, &page)) // the caller is gone: nobody to tell
+	_, _ = w.Write(protocol.HistoryBody(room, &page)) // an error means that the caller is gone
 	return nil
 }
 
-// pathParam returns what stands in the path for a name, decoded once. The router
-// looks at the path as it was sent only where net/http kept that: where it did
-// not, the parts are decoded already, and %2541 is %41, not A.
+// pathParam returns a parameter of the path, decoded once. The router matches the
+// raw path only if net/http kept it in RawPath. Otherwise the parameter is decoded
+// already: a second decoding would turn %2541 into A, not %41.
 func pathParam(r *http.Request, name string) (string, error) {
 	value := chi.URLParam(r, name)
 	if r.URL.RawPath == "" {
@@ -306,9 +309,8 @@ func roomOf(r *http.Request) (message.Room, error) {
 	return room, nil
 }
 
-// queryOne reads an optional value of the query. A query that can't be read, or
-// says a thing twice, is refused: leaving it out would answer something else
-// than was asked.
+// queryOne returns an optional query parameter. It refuses a malformed query and a
+// repeated name: ignoring them would answer a different question.
 func queryOne(r *http.Request, name string) (value string, given bool, err error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -323,7 +325,7 @@ func queryOne(r *http.Request, name string) (value string, given bool, err error
 	return "", false, &message.InvalidError{Field: name, Reason: "can't be given twice"}
 }
 
-// queryInt reads an optional number of the query, in bounds.
+// queryInt returns an optional query parameter that is an integer within bounds.
 func queryInt(r *http.Request, name string, low, high int64) (int64, bool, error) {
 	value, given, err := queryOne(r, name)
 	if err != nil || !given {

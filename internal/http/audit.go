@@ -16,7 +16,7 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// The events of the audit log: a closed set.
+// The events of the audit log, a closed set.
 const (
 	auditToken   = "token_refused"
 	auditKey     = "key_refused"
@@ -32,63 +32,64 @@ const (
 var auditEvents = []string{auditToken, auditKey, auditOrigin, auditHost, auditRight, auditLimit, auditRemoved, auditDrain, auditUndrain}
 
 const (
-	// maxSameLines is how many lines that differ in nothing but time and request
-	// are written in a second, maxEventLines how many of one event. The rest is
-	// counted, and told at the second's end.
+	// maxSameLines bounds the lines of one second that differ only in time and
+	// request id. maxEventLines bounds the lines of one event and second. Further
+	// lines are counted and summarized at the end of the second.
 	maxSameLines  = 5
 	maxEventLines = 100
-	// maxAuditSamples bounds how many kinds of lines are told apart in a second.
+	// maxAuditSamples bounds the different lines that are counted separately in a
+	// second.
 	maxAuditSamples = 1000
-	// auditQueueSize is how many lines wait for the writer.
+	// auditQueueSize bounds the lines that wait for the writer.
 	auditQueueSize = 1024
 	// maxAuditField bounds each text of a line, in bytes.
 	maxAuditField = 256
-	// auditCloseTimeout bounds what the last lines may take.
+	// auditCloseTimeout bounds the time to write the last lines at shutdown.
 	auditCloseTimeout = time.Second
 )
 
-// Why a line is missing.
+// Why a line was dropped: the values of the label reason of audit_dropped_total.
 const (
 	dropQueue = "queue_full"
 	dropWrite = "write_failed"
 )
 
-// An auditLine is one line of the audit log. It holds no secret and no message.
+// An auditLine is one line of the audit log. It contains no secret and no message.
 type auditLine struct {
 	Time  string `json:"time"`
-	Audit string `json:"audit"` // always "v1": tells it from lines of the log
+	Audit string `json:"audit"` // always "v1"; distinguishes it from lines of the log
 	Node  string `json:"node"`
 	Event string `json:"event"`
-	// Who is the user, or api:<name> of the key; left out when nobody knows.
+	// Who is the user, or api:<name> for an API key; empty if unknown.
 	Who string `json:"who,omitempty"`
 	// From is the client's address.
 	From string `json:"from,omitempty"`
-	// What was asked for, or done to whom.
+	// What is the request, or the user that was removed.
 	What string `json:"what,omitempty"`
-	// Given is the origin or the host that was refused.
+	// Given is the refused origin or host.
 	Given     string `json:"given,omitempty"`
 	Why       string `json:"why,omitempty"`
 	RequestID string `json:"request_id,omitempty"`
-	// Count is of how many more like this the line tells.
+	// Count is the number of similar lines that this line summarizes.
 	Count int `json:"count,omitempty"`
 }
 
-// samplingKey is what two lines have in common of which only the number is told.
+// samplingKey returns the line without what differs between similar lines.
 func (l *auditLine) samplingKey() auditLine {
 	k := *l
 	k.RequestID = ""
 	return k
 }
 
-// A sampleCount is how many of a kind a second had, and of how many of them no
-// line tells.
+// A sampleCount counts the similar lines of one second, and how many of them were
+// not written.
 type sampleCount struct{ seen, suppressed int }
 
-// An auditor writes the audit log. It never makes anybody wait: what the writer
-// does not take in time is dropped and counted. Safe for concurrent use.
+// An auditor writes the audit log. It never blocks its callers: lines for which the
+// writer is too slow are dropped and counted. It is safe for concurrent use.
 type auditor struct {
 	node    string
-	out     io.Writer // nil: only counts
+	out     io.Writer // nil: lines are only counted
 	log     *slog.Logger
 	metrics *auditMetrics
 	queue   chan []byte
@@ -98,10 +99,10 @@ type auditor struct {
 
 	mu sync.Mutex
 	// Protects following.
-	second         int64 // the rest is about
+	second         int64 // the second that the counts below are for
 	samples        map[auditLine]sampleCount
-	writtenByEvent map[string]int // lines, by event
-	overflow       map[string]int // beyond maxAuditSamples, by event
+	writtenByEvent map[string]int // by event
+	overflow       map[string]int // lines beyond maxAuditSamples, by event
 }
 
 func newAuditor(out io.Writer, node string, log *slog.Logger, m *auditMetrics) *auditor {
@@ -118,7 +119,8 @@ func newAuditor(out io.Writer, node string, log *slog.Logger, m *auditMetrics) *
 	return a
 }
 
-// record takes an event. The line's texts are cut to their bound.
+// record writes an event, unless the limits of this second are reached. It
+// truncates the line's texts.
 func (a *auditor) record(l *auditLine) {
 	a.metrics.events.WithLabelValues(l.Event).Inc()
 	if a.out == nil {
@@ -150,7 +152,8 @@ func (a *auditor) record(l *auditLine) {
 	a.samples[key] = n
 }
 
-// writeSummaries writes what the last second had more of than lines. Caller holds mu.
+// writeSummaries writes how many lines of the last second were not written. Caller
+// holds mu.
 func (a *auditor) writeSummaries(now time.Time) {
 	for key, n := range a.samples {
 		if n.suppressed > 0 {
@@ -159,14 +162,15 @@ func (a *auditor) writeSummaries(now time.Time) {
 		}
 	}
 	for event, n := range a.overflow {
-		a.enqueue(&auditLine{Event: event, Why: "more kinds than are told apart in a second", Count: n}, now)
+		a.enqueue(&auditLine{Event: event, Why: "more different lines than are counted separately in a second", Count: n}, now)
 	}
 	clear(a.samples)
 	clear(a.writtenByEvent)
 	clear(a.overflow)
 }
 
-// enqueue hands a line to the writer. Caller holds mu.
+// enqueue passes a line to the writer, or drops it if the queue is full. Caller
+// holds mu.
 func (a *auditor) enqueue(l *auditLine, now time.Time) {
 	l.Time, l.Audit, l.Node = now.UTC().Format(protocol.TimeLayout), "v1", a.node
 	select {
@@ -176,7 +180,7 @@ func (a *auditor) enqueue(l *auditLine, now time.Time) {
 	}
 }
 
-// loop writes lines until stop closes, and then what is left.
+// loop writes lines until stop closes, and then those that are left.
 func (a *auditor) loop() {
 	defer close(a.done)
 	tick := time.NewTicker(time.Second)
@@ -218,8 +222,8 @@ func (a *auditor) loop() {
 	}
 }
 
-// close writes what is left, for a second at most or until ctx ends. Nothing is
-// noted after it.
+// close writes the lines that are left, for at most auditCloseTimeout or until ctx
+// ends. Lines recorded after it are lost.
 func (a *auditor) close(ctx context.Context) error {
 	if a.out == nil {
 		return nil
@@ -235,9 +239,9 @@ func (a *auditor) close(ctx context.Context) error {
 	}
 }
 
-// encode is the line as one line of JSON. What does not print is escaped, so
-// that nothing in a name can end the line, colour a terminal or turn its text
-// around.
+// encode returns the line as one line of JSON. It escapes characters that do not
+// print, so that nothing in a name can end the line, color a terminal or reverse
+// its text.
 func (l *auditLine) encode() []byte {
 	b, err := json.Marshal(l)
 	if err != nil {
@@ -259,7 +263,7 @@ func (l *auditLine) encode() []byte {
 	return []byte(out.String())
 }
 
-// truncate returns text of at most n bytes and of whole characters.
+// truncate returns at most n bytes of s, without cutting a character.
 func truncate(s string, n int) string {
 	if len(s) <= n {
 		return s

@@ -7,8 +7,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// refusalEvents are the events of what clients are refused by code; other errors
-// are no matter of who may do what.
+// refusalEvents are the audit events of error codes. Other errors say nothing about
+// access.
 var refusalEvents = map[string]string{
 	protocol.CodeUnauthorized: auditToken,
 	protocol.CodeForbidden:    auditRight,
@@ -16,8 +16,8 @@ var refusalEvents = map[string]string{
 	codeMisdirected:           auditHost,
 }
 
-// auditRefusal notes a request that was refused for who asks, or how often. The
-// query is left out: it may hold a token.
+// auditRefusal records a request that was refused because of its caller or its
+// rate. It leaves out the query, which may contain a token.
 func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 	event := refusalEvents[p.Code]
 	given := ""
@@ -44,8 +44,7 @@ func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 	})
 }
 
-// auditRejection notes a connection that is told by a close code why it can't
-// stay.
+// auditRejection records a connection that is closed right after its upgrade.
 func (s *Server) auditRejection(k *socket, user, why string) {
 	event := auditLimit
 	switch k.admission.closeCode {

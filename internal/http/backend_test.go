@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestABatchIsStoredWholeAndBrowsersSeeIt(t *testing.T) {
@@ -33,10 +35,10 @@ func TestABatchIsStoredWholeAndBrowsersSeeIt(t *testing.T) {
 	}
 	res, answer = n.call("POST", "/v1/messages", testKey, `[{"room":"a","data":1,"id":"x"},{"room":"a","data":4}]`)
 	if res.StatusCode != http.StatusCreated || !strings.Contains(answer, `"seq":1,"id":"x","duplicate":true`) || !strings.Contains(answer, `"seq":3`) {
-		t.Errorf("one of two new: %d %s", res.StatusCode, answer)
+		t.Errorf("a batch with one new message: %d %s", res.StatusCode, answer)
 	}
 	if res, answer = n.call("POST", "/v1/messages", testKey, `[{"room":"a","data":1,"id":"x"}]`); res.StatusCode != http.StatusOK {
-		t.Errorf("nothing new: %d %s", res.StatusCode, answer)
+		t.Errorf("a batch without a new message: %d %s", res.StatusCode, answer)
 	}
 }
 
@@ -55,7 +57,7 @@ func TestABatchWithOneFaultStoresNothing(t *testing.T) {
 		{`[` + strings.Repeat(good, 256) + `{"room":"a","data":1}]`, "invalid", -1},
 		{`[]`, "invalid", -1},
 		{`{}`, "malformed", -1},
-		{`["` + strings.Repeat("x", maxBatchBody) + `"]`, "too_large", -1},
+		{`["` + strings.Repeat("x", 1<<20) + `"]`, "too_large", -1},
 	} {
 		res, answer := n.call("POST", "/v1/messages", testKey, tt.body)
 		var p problem
@@ -71,7 +73,7 @@ func TestABatchWithOneFaultStoresNothing(t *testing.T) {
 		}
 	}
 	if _, answer := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(answer, `"head":1,`) {
-		t.Errorf("something was stored: %s", answer)
+		t.Errorf("a message was stored: %s", answer)
 	}
 }
 
@@ -97,7 +99,7 @@ func TestRoomsAreListedInPages(t *testing.T) {
 	for _, room := range []string{"orders:2", "chat", "orders:1", "Zoo", "orders:1"} {
 		n.call("POST", "/v1/rooms/"+room+"/messages", testKey, `{"data":1}`)
 	}
-	for _, own := range []string{"_canary.n1", "_canary.n2"} { // the service's, never listed
+	for _, own := range []string{"_canary.n1", "_canary.n2"} { // the service's own rooms are never listed
 		if _, err := n.hub.Publish(t.Context(), draft(own, "1")); err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +142,7 @@ func TestRefusalsAreProblemsOnEveryRoute(t *testing.T) {
 		header       http.Header
 		status       int
 		code         string
-		gets         [2]string // a header of the answer
+		gets         [2]string // name and value of a header of the answer
 	}{
 		{"GET", "/ws", nil, 426, "upgrade_required", [2]string{"Upgrade", "websocket"}},
 		{"GET", "/ws", upgrade, 400, "bad_handshake", [2]string{"Sec-Websocket-Version", "13"}},
@@ -194,14 +196,14 @@ func TestAPanicFailsOnlyItsRequest(t *testing.T) {
 		t.Errorf("%d %s", res.StatusCode, answer)
 	}
 	if logs := n.logs.String(); !strings.Contains(logs, "planted") || !strings.Contains(logs, res.Header.Get("X-Request-Id")) {
-		t.Errorf("the log does not tell: %s", logs)
+		t.Errorf("the log does not have the panic: %s", logs)
 	}
 	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {
-		t.Errorf("afterwards: %d", res.StatusCode)
+		t.Errorf("after the panic: %d", res.StatusCode)
 	}
 }
 
-// A body that stops halfway is answered, and nothing is stored.
+// A body that stops halfway is refused, and nothing is stored.
 func TestATruncatedBodyIsRefused(t *testing.T) {
 	n := startNode(t, nil)
 	cut, write := io.Pipe()
@@ -218,10 +220,10 @@ func TestATruncatedBodyIsRefused(t *testing.T) {
 	if res, err := client.Do(r); err == nil {
 		_ = res.Body.Close()
 		if res.StatusCode != http.StatusBadRequest {
-			t.Errorf("half a body: %d", res.StatusCode)
+			t.Errorf("half a body was answered with %d", res.StatusCode)
 		}
 	}
-	eventually(t, "the request to be counted", func() bool {
+	testkit.Eventually(t, "the request to be counted", func() bool {
 		return n.metric(`http_requests_total{code="400",method="POST",route="/v1/rooms/{room}/messages"}`) == "1"
 	})
 }

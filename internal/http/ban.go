@@ -13,32 +13,33 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Bans keep users out, on all nodes.
+// Bans keep users away from all nodes. Implementations are safe for concurrent use.
 type Bans interface {
-	// Ban keeps a user out for a time and has every node close what it has of
-	// the user, by a notice that comes to [Server.Notify]: this one before it
-	// returns. An error that wraps message.ErrSharedStateUnavailable says that the others will
-	// learn of it later.
+	// Ban bans a user for a duration, and makes every node close the user's
+	// connections by an event for [Server.HandleNodeEvent]. This node gets its
+	// event before Ban returns. An error that wraps
+	// message.ErrSharedStateUnavailable means that the other nodes will learn of
+	// the ban later.
 	Ban(ctx context.Context, user string, d time.Duration) error
-	// Banned says for how long a user is kept out, and whether at all. It does
-	// not block.
+	// Banned returns for how much longer a user is banned, and whether at all. It
+	// does not block.
 	Banned(user string) (time.Duration, bool)
 }
 
 const (
-	// minBan is how long a user is kept out where nothing is asked for: a
-	// node that gets no notice still finds the bar.
+	// minBan is the shortest ban, and the default. A node that misses the event
+	// still finds a ban of this length.
 	minBan = 5 * time.Second
-	// banTimeout bounds telling the other nodes.
+	// banTimeout bounds the notification of the other nodes.
 	banTimeout = 3 * time.Second
 	// maxBanBody bounds the body of the call, in bytes.
 	maxBanBody = 1 << 10
 )
 
-// maxBan is what Removals take: 30 days, longer than any sane token.
+// maxBan is the longest ban: 30 days, longer than any reasonable token.
 const maxBan = 720 * time.Hour
 
-// banned says whether a user is kept out.
+// banned reports whether a user is banned. Anonymous users never are.
 func (s *Server) banned(user string) bool {
 	if user == "" {
 		return false
@@ -47,9 +48,9 @@ func (s *Server) banned(user string) bool {
 	return banned
 }
 
-// disconnectUser closes what a user has open on every node, and keeps the user
-// out for a while: POST /v1/users/{user}/disconnect {for?}. A token stays good,
-// so that who is not to come back is kept out until it has ended.
+// disconnectUser closes a user's connections on every node and bans the user: POST
+// /v1/users/{user}/disconnect {for?}. The user's tokens stay valid, so the ban must
+// last until they have expired.
 func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	user, err := pathParam(r, "user")
 	if err != nil || user == "" || len(user) > message.MaxUserLength || !utf8.ValidString(user) {
@@ -73,7 +74,7 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	c := callerOf(r)
 	s.audit.record(&auditLine{
 		Event: auditRemoved, Who: publisher(r), From: c.addr.String(), What: user, RequestID: c.id,
-		Why: fmt.Sprintf("kept out for %v, %d connections closed here", d, closed),
+		Why: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
 	})
 	return writeJSON(w, status, struct {
 		User   string `json:"user"`
@@ -82,7 +83,7 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	}{user, closed, d.String()})
 }
 
-// readBan reads how long a user is to be kept out.
+// readBan reads the duration of the ban from the body.
 func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
 	b, err := readBody(w, r, maxBanBody)
 	if err != nil {
@@ -91,23 +92,23 @@ func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
 	if len(b) == 0 {
 		return minBan, nil
 	}
-	var asked struct {
+	var body struct {
 		For *string `json:"for"`
 	}
-	if err := json.Unmarshal(b, &asked); err != nil {
+	if err := json.Unmarshal(b, &body); err != nil {
 		return 0, &protocol.Error{Code: protocol.CodeMalformed, Message: `the body is {"for": "10m"}, or nothing`}
 	}
-	if asked.For == nil {
+	if body.For == nil {
 		return minBan, nil
 	}
-	d, err := time.ParseDuration(*asked.For)
+	d, err := time.ParseDuration(*body.For)
 	if err != nil || d < minBan || d > maxBan {
 		return 0, &message.InvalidError{Field: "for", Reason: "must be a duration from 5s to 720h, such as 10m"}
 	}
 	return d, nil
 }
 
-// connectionsOf returns how many connections a user has here.
+// connectionsOf returns the number of connections that a user has on this node.
 func (s *Server) connectionsOf(user string) int { return len(s.socketsOf(user)) }
 
 func (s *Server) socketsOf(user string) []*socket {
@@ -119,7 +120,7 @@ func (s *Server) socketsOf(user string) []*socket {
 	return nil
 }
 
-// closeUser closes what a user has open here.
+// closeUser closes a user's connections on this node.
 func (s *Server) closeUser(user string) {
 	for _, k := range s.socketsOf(user) {
 		k.conn.CloseWith(protocol.CloseRemoved)

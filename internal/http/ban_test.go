@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
 func TestABannedUserIsDisconnectedAndCannotReconnect(t *testing.T) {
@@ -30,14 +31,14 @@ func TestABannedUserIsDisconnectedAndCannotReconnect(t *testing.T) {
 		}
 	}
 	if got := n.dialRejected(withToken(ann)); got != 4003 {
-		t.Errorf("back again: %d", got)
+		t.Errorf("a reconnect was closed with %d", got)
 	}
 	waiting.send(`{"type":"auth","token":"%s"}`, ann)
 	if got := waiting.closed(); got != 4003 {
-		t.Errorf("by a frame: %d", got)
+		t.Errorf("a token in a frame was answered with %d", got)
 	}
 	if res, _ := n.call("GET", "/v1/rooms/a/messages", ann, ""); res.StatusCode != http.StatusForbidden {
-		t.Errorf("over HTTP: %d", res.StatusCode)
+		t.Errorf("a read over HTTP was answered with %d", res.StatusCode)
 	}
 	other.send(`{"type":"join","room":"a"}`)
 	other.until("joined")
@@ -46,42 +47,47 @@ func TestABannedUserIsDisconnectedAndCannotReconnect(t *testing.T) {
 	}
 }
 
-// Who does not answer the close can't use the time that it has for it.
+// A banned client that does not answer the close frame can't do anything in the
+// time that it has to answer.
 func TestFramesOfABannedUserAreIgnored(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	c, br := n.rawHandshake("", "Authorization: Bearer "+tokenOf("ann", time.Hour, everyRoom))
-	eventually(t, "ann", func() bool { return n.connectionsOf("ann") == 1 })
-	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
-	if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
-		t.Errorf("closed with %d", code)
-	}
-	if _, err := io.WriteString(c, maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x0f\xa3")); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the end", func() bool { return n.connectionCount() == 0 })
-	if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0,`) {
-		t.Errorf("it has published: %s", body)
-	}
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		c, br := n.rawHandshake("", "Authorization: Bearer "+tokenOf("ann", time.Hour, everyRoom))
+		testkit.Eventually(t, "ann's connection", func() bool { return n.connectionsOf("ann") == 1 })
+		n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+		if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
+			t.Errorf("closed with %d", code)
+		}
+		if _, err := io.WriteString(c, maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x0f\xa3")); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eventually(t, "the connection to end", func() bool { return n.connectionCount() == 0 })
+		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0,`) {
+			t.Errorf("the banned user has published: %s", body)
+		}
+	})
 }
 
-// The bar ends by itself, and a short one is there even where none is asked
-// for: a node that gets no notice finds it.
+// A ban ends by itself. The default is long enough for a node that missed the event
+// to find the ban.
 func TestABanExpires(t *testing.T) {
-	n := startKeyedNode(t, "", nil)
-	ann := withToken(tokenOf("ann", time.Hour, everyRoom))
-	b := n.dial(ann)
-	res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, "")
-	if res.StatusCode != http.StatusOK || !strings.Contains(body, `"for":"5s"`) {
-		t.Errorf("%d %s", res.StatusCode, body)
-	}
-	if got := b.closed(); got != 4003 {
-		t.Errorf("closed with %d", got)
-	}
-	if got := n.dialRejected(ann); got != 4003 {
-		t.Errorf("at once: %d", got)
-	}
-	eventually(t, "the end of the bar", func() bool { return !n.banned("ann") })
-	n.dial(ann)
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", nil)
+		ann := withToken(tokenOf("ann", time.Hour, everyRoom))
+		b := n.dial(ann)
+		res, body := n.call("POST", "/v1/users/ann/disconnect", testKey, "")
+		if res.StatusCode != http.StatusOK || !strings.Contains(body, `"for":"5s"`) {
+			t.Errorf("%d %s", res.StatusCode, body)
+		}
+		if got := b.closed(); got != 4003 {
+			t.Errorf("closed with %d", got)
+		}
+		if got := n.dialRejected(ann); got != 4003 {
+			t.Errorf("a reconnect during the ban was closed with %d", got)
+		}
+		testkit.Eventually(t, "the end of the ban", func() bool { return !n.banned("ann") })
+		n.dial(ann)
+	})
 }
 
 func TestDisconnectRequests(t *testing.T) {
@@ -116,7 +122,7 @@ func TestDisconnectRequests(t *testing.T) {
 	}
 }
 
-// faultyBans are real ones, which can't reach the other nodes for a while.
+// faultyBans are real bans for which the other nodes can be made unreachable.
 type faultyBans struct {
 	Bans
 	unavailable atomic.Bool
@@ -130,7 +136,8 @@ func (r *faultyBans) Ban(ctx context.Context, user string, d time.Duration) erro
 	return err
 }
 
-// Where the other nodes can't be told now, this one does its part and says so.
+// If the other nodes can't be reached now, this node closes the user's connections,
+// and the answer is 202.
 func TestABanThatOtherNodesLearnLater(t *testing.T) {
 	var r *faultyBans
 	n := startKeyedNode(t, "", func(c *Config) { r = &faultyBans{Bans: c.Bans}; c.Bans = r })

@@ -10,12 +10,12 @@ import (
 	"testing"
 )
 
-// Over the bound connections are still accepted, to be told by a close code
-// that a browser can see; far over it they are refused.
+// Over the limit connections are still accepted, to be closed with a code that a
+// browser can see. Far over it they are refused.
 func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections, c.maxRejecting = 1, fewRejecting })
 	for range 1 + fewRejecting {
-		n.rawHandshake("") // reads nothing, so its place is kept while the close waits
+		n.rawHandshake("") // reads nothing, so that its slot is kept while the close waits
 	}
 	res, body := n.request("GET", "/ws", upgradeHeader(), strings.NewReader(""))
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") != "1" || !strings.Contains(body, `"code":"unavailable"`) {
@@ -26,8 +26,32 @@ func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
 	}
 }
 
-// Who asks before sending hears it before sending: a body that is announced as
-// too large is not waited for.
+// At most 256 connections are being rejected at once, as docs/limits.md says.
+func TestRejectionsAreBounded(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
+	peer := &caller{addr: parseAddr("198.51.100.1")}
+	slots := []*admissionSlot{n.admit(peer)}
+	for range 256 {
+		slots = append(slots, n.admit(peer))
+	}
+	defer func() {
+		for _, slot := range slots {
+			slot.release(nil)
+		}
+	}()
+	for i, slot := range slots {
+		if slot == nil || (slot.closeCode == 0) != (i == 0) {
+			t.Fatalf("connection %d: %+v, want the first to be admitted and the others rejected", i, slot)
+		}
+	}
+	if slot := n.admit(peer); slot != nil {
+		slot.release(nil)
+		t.Error("257 connections are being rejected")
+	}
+}
+
+// A client that sends Expect: 100-continue gets the refusal of a large body before
+// it sends the body.
 func TestABodyAnnouncedAsTooLargeIsRefusedUnread(t *testing.T) {
 	n := startNode(t, nil)
 	for path, bound := range map[string]string{"/v1/rooms/a/messages": "65536", "/v1/rooms/a/signals": "65536", "/v1/messages": "1048576"} {

@@ -3,7 +3,6 @@ package http
 import (
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -16,53 +15,54 @@ import (
 )
 
 const (
-	// writeTimeout is how long one write of a batch may take: who reads
-	// slower than batchBytes in that time is gone.
+	// writeTimeout bounds one write of at most batchBytes (or one larger frame). A
+	// client that reads more slowly is closed.
 	writeTimeout = 10 * time.Second
 	batchBytes   = 64 << 10
 	// closeTimeout bounds a close handshake, and the flush before it.
 	closeTimeout = 5 * time.Second
-	// lingerTimeout and lingerBytes bound what is read and thrown away after
-	// we have refused a client: a socket closed with unread bytes answers with
-	// a reset, and the client would never see the close frame (RFC 9112 §9.6
-	// has the same for HTTP).
+	// lingerTimeout and lingerBytes bound how much is read and discarded after a
+	// close frame of ours. The kernel answers a close with unread bytes by a reset,
+	// and the client would never see the close frame (RFC 9112 §9.6 describes the
+	// same for HTTP).
 	lingerTimeout = time.Second
 	lingerBytes   = 4 << 20
 )
 
-// A conn is a hijacked connection whose every write, the websocket library's
-// and ours, goes through one bounded queue of whole frames. With nothing
-// queued a frame is written at once, without blocking and without a goroutine;
-// what the socket does not take is left to a goroutine that lives until the
-// queue is empty. Safe for concurrent use.
+// A conn is a hijacked connection. All writes, ours and those of the websocket
+// library, go through one bounded queue of whole frames. If the queue is empty, a
+// frame is written at once, without blocking and without a goroutine. What the
+// socket does not accept is written by a goroutine that lives until the queue is
+// empty. A conn is safe for concurrent use.
 type conn struct {
 	net.Conn
-	raw          syscall.RawConn // nil for what is no TCP connection
+	raw          syscall.RawConn // nil: not a TCP connection
 	limit        int             // bytes queued at most
-	totalQueued  *atomic.Int64   // the sum of all queues, for the metric
+	totalQueued  *atomic.Int64   // the sum over all connections, for the metric
 	tick         *atomic.Int64   // the heartbeat's tick
-	preread      []byte          // read by net/http before the upgrade; the reader's
-	pongs        pongScanner     // the reader's
-	onPong       func(uint64)    // nil: nobody asks; the reader's
-	readThrottle *throttle       // the reader's; nil: none
+	preread      []byte          // read by net/http before the upgrade; belongs to the reader
+	pongs        pongScanner     // belongs to the reader
+	onPong       func(uint64)    // nil: nobody needs pongs; belongs to the reader
+	readThrottle *throttle       // nil: none; belongs to the reader
 
 	lastReadTick atomic.Int64 // tick of the last byte read
 	sentBytes    atomic.Int64 // bytes queued or written
 
 	mu sync.Mutex
 	// Protects following.
-	partial        []byte // the rest of what was written in part: it leaves first, whole
+	partial        []byte // the rest of a batch that was written in part; it must leave first and whole
 	queue          [][]byte
-	queuedBytes    int  // of both
+	queuedBytes    int  // of partial and queue
 	writing        bool // drainLoop owns the socket's write side
-	ending         bool // a close frame is queued, or the end came: no more is taken
+	ending         bool // a close frame is queued or the connection failed: no more frames are accepted
 	closed         bool
 	closeCode      protocol.CloseCode // of the first close frame, 0 for none
-	closedByServer bool               // it was the service's, not the library's
+	closedByServer bool               // the service decided to close, not the library
 	linger         bool
-	flushed        chan struct{} // closed when the queue is; nil: nobody waits
+	flushed        chan struct{} // closed when nothing is queued; nil: nobody waits
 
-	// The arguments and results of tryWrite, so that an attempt allocates nothing.
+	// The arguments and results of tryWrite. They are fields so that a write
+	// allocates nothing.
 	attempt    func(fd uintptr) bool
 	attemptBuf []byte
 	attemptN   int
@@ -73,16 +73,16 @@ func newConn(inner net.Conn, preread []byte, limit int, queued, tick *atomic.Int
 	c := &conn{Conn: inner, preread: preread, limit: limit, totalQueued: queued, tick: tick}
 	c.lastReadTick.Store(tick.Load())
 	if tcp, ok := inner.(*net.TCPConn); ok {
-		c.raw, _ = tcp.SyscallConn() // an error leaves it nil: the goroutine writes
+		c.raw, _ = tcp.SyscallConn() // an error leaves it nil: then drainLoop does all writes
 	}
 	c.attempt = func(fd uintptr) bool {
 		c.attemptN, c.attemptErr = sendNow(fd, c.attemptBuf)
-		return true // never wait for the socket here
+		return true // done: do not wait until the socket is writable
 	}
 	return c
 }
 
-// Read implements net.Conn; the one reader is the library's.
+// Read implements net.Conn. Only the websocket library calls it.
 func (c *conn) Read(p []byte) (int, error) {
 	if len(c.preread) > 0 {
 		n := copy(p, c.preread)
@@ -98,8 +98,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// inspectRead finds the answers to our pings in what was read, and holds the reader
-// up where there is too much of it.
+// inspectRead finds the answers to our pings in what was read, and delays the
+// reader of a client that sends too much.
 func (c *conn) inspectRead(p []byte) {
 	found := c.onPong
 	if found == nil {
@@ -110,21 +110,22 @@ func (c *conn) inspectRead(p []byte) {
 	c.readThrottle.pause(c.pongs.frames-before, len(p))
 }
 
-// Write queues what the library writes: pongs and close frames, whole.
+// Write implements net.Conn. The library writes pongs and close frames, each in one
+// call.
 func (c *conn) Write(p []byte) (int, error) {
 	f := append([]byte(nil), p...)
 	if protocol.IsClose(f) {
 		c.mu.Lock()
-		// Codes from 1002 on are the library's verdict, not its answer to the
-		// client's own close.
+		// A code from 1002 on is the library's own decision. A lower one answers
+		// the client's close frame.
 		if len(f) >= 4 && c.closeCode == 0 {
 			c.closeCode = protocol.CloseCode(binary.BigEndian.Uint16(f[2:]))
 			if c.linger = c.closeCode >= protocol.CloseProtocol && c.closeCode < 3000; c.linger {
-				f = protocol.CloseFrame(c.closeCode) // with our name for it
+				f = protocol.CloseFrame(c.closeCode) // with our reason text
 			}
 			if !utf8.Valid(f[4:]) {
-				// The client's own reason, which is not text (RFC 6455 §7.1.6):
-				// the library would send it back.
+				// The client's reason is not UTF-8 (RFC 6455 §7.1.6), and the
+				// library would send it back.
 				c.closeCode, c.linger = protocol.CloseUTF8, true
 				f = protocol.CloseFrame(c.closeCode)
 			}
@@ -180,7 +181,7 @@ func (c *conn) Flush() {
 	c.writeQueued()
 }
 
-// enqueueOrClose queues a frame, or ends a client that reads too slowly. Caller holds mu.
+// enqueueOrClose queues a frame, or closes a slow client. Caller holds mu.
 func (c *conn) enqueueOrClose(f protocol.Frame) bool {
 	if c.queuedBytes+len(f) > c.limit {
 		c.closeSlow()
@@ -192,7 +193,7 @@ func (c *conn) enqueueOrClose(f protocol.Frame) bool {
 	return true
 }
 
-// queueHandshake queues the answer to the handshake, before any frame.
+// queueHandshake queues the answer to the handshake. It is called before any frame.
 func (c *conn) queueHandshake(answer []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,22 +205,22 @@ func (c *conn) enqueue(f []byte) {
 	c.addQueued(len(f))
 }
 
-// addQueued puts bytes on the books, or takes them off. Caller holds mu.
+// addQueued changes the counts of queued bytes by n. Caller holds mu.
 func (c *conn) addQueued(n int) {
 	c.queuedBytes += n
 	c.totalQueued.Add(int64(n))
 }
 
-// closeSlow drops every frame not begun and queues a close frame in their place.
-// What is begun leaves whole, or the connection ends: a close frame in the
-// middle of a message would be read as part of it. The frames are not lost: the
-// client resumes from the log. Caller holds mu.
+// closeSlow replaces all frames that were not begun by a close frame. A frame that
+// was written in part must still leave whole: the client would read a close frame
+// in the middle of a message as part of it. The dropped frames are not lost, since
+// the client resumes from the log. Caller holds mu.
 func (c *conn) closeSlow() {
 	c.dropQueue()
 	c.queueClose(protocol.CloseSlow)
 }
 
-// dropQueue drops what is not begun. Caller holds mu.
+// dropQueue drops the frames that were not begun. Caller holds mu.
 func (c *conn) dropQueue() {
 	for _, f := range c.queue {
 		c.addQueued(-len(f))
@@ -227,9 +228,9 @@ func (c *conn) dropQueue() {
 	c.queue = nil
 }
 
-// CloseWith starts a close handshake from our side and returns at once; the
-// reader ends when the client has answered, or after closeTimeout. False says
-// that the connection was ending already.
+// CloseWith starts a close handshake and returns at once. The reader ends when the
+// client has answered, or after closeTimeout. It returns false if the connection
+// was ending already.
 func (c *conn) CloseWith(code protocol.CloseCode) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,11 +245,12 @@ func (c *conn) CloseWith(code protocol.CloseCode) bool {
 func (c *conn) queueClose(code protocol.CloseCode) {
 	c.closeCode, c.closedByServer, c.ending, c.linger = code, true, true, true
 	c.enqueue(protocol.CloseFrame(code))
-	_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout)) // a dead socket fails its next call
+	_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout)) // bounds the reads and writes of a dead socket
 	c.writeQueued()
 }
 
-// writeQueued writes what is queued, as far as the socket takes it. Caller holds mu.
+// writeQueued writes as much of the queue as the socket accepts without blocking,
+// and starts drainLoop for the rest. Caller holds mu.
 func (c *conn) writeQueued() {
 	if c.writing || c.closed || len(c.queue) == 0 {
 		return
@@ -274,7 +276,7 @@ func (c *conn) writeQueued() {
 	}
 	c.addQueued(-n)
 	if n < len(buf) {
-		c.partial = append([]byte(nil), buf[n:]...) // the buffer is only lent
+		c.partial = append([]byte(nil), buf[n:]...) // buf goes back to the pool
 	}
 	if c.partial != nil || len(c.queue) > 0 {
 		c.startDrainLoop()
@@ -283,9 +285,9 @@ func (c *conn) writeQueued() {
 	c.notifyFlushed()
 }
 
-// takeBatch takes about batchBytes of whole entries off the queue, which stay
-// on the books until they are written. Caller holds mu; the queue has some, or
-// something is begun, which is a batch of its own.
+// takeBatch dequeues about batchBytes of whole frames, or the rest of a batch that
+// was written in part. The bytes stay counted until they are written. Caller holds
+// mu, and something is queued.
 func (c *conn) takeBatch() [][]byte {
 	if c.partial != nil {
 		batch := [][]byte{c.partial}
@@ -304,11 +306,11 @@ func (c *conn) takeBatch() [][]byte {
 	return batch
 }
 
-// tryWrite makes one attempt that never blocks. Caller holds mu.
+// tryWrite makes one write that never blocks. Caller holds mu.
 func (c *conn) tryWrite(p []byte) (int, error) {
 	c.attemptBuf, c.attemptN, c.attemptErr = p, 0, nil
-	// RawConn, never a saved descriptor: it keeps the number from being closed
-	// and given to another user's connection meanwhile.
+	// RawConn, never a saved file descriptor: RawConn keeps the descriptor from
+	// being closed and reused for another user's connection meanwhile.
 	err := c.raw.Write(c.attempt)
 	c.attemptBuf = nil
 	if err == nil {
@@ -325,15 +327,15 @@ func (c *conn) startDrainLoop() {
 	go c.drainLoop()
 }
 
-// drainLoop writes the queue out, blocking, outside the lock. While it runs
-// nobody else touches the socket's write side.
+// drainLoop writes the queue with blocking writes, outside the lock. While it runs,
+// it alone writes to the socket.
 func (c *conn) drainLoop() {
 	for {
 		c.mu.Lock()
 		if c.partial == nil && len(c.queue) == 0 {
 			c.writing = false
 			if !c.ending {
-				// An expired deadline would fail the next attempt.
+				// An expired deadline would fail the next tryWrite.
 				_ = c.Conn.SetWriteDeadline(time.Time{})
 			}
 			c.notifyFlushed()
@@ -354,7 +356,8 @@ func (c *conn) drainLoop() {
 		c.addQueued(-size)
 		if err != nil {
 			if c.closeCode == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-				// Too slow even for a close frame; counted as what it is.
+				// The client is too slow even for a close frame. It counts as a
+				// slow client.
 				c.closeCode, c.closedByServer = protocol.CloseSlow, true
 			}
 			c.fail()
@@ -363,7 +366,8 @@ func (c *conn) drainLoop() {
 	}
 }
 
-// fail gives the connection up: the reader sees it and ends. Caller holds mu.
+// fail makes the connection unusable and drops its queue. The expired deadline ends
+// the reader. Caller holds mu.
 func (c *conn) fail() {
 	c.ending = true
 	c.dropQueue()
@@ -372,55 +376,10 @@ func (c *conn) fail() {
 	_ = c.Conn.SetDeadline(time.Now())
 }
 
-// notifyFlushed tells who waits in Flushed. Caller holds mu.
+// notifyFlushed wakes the callers of Flushed. Caller holds mu.
 func (c *conn) notifyFlushed() {
 	if c.flushed != nil {
 		close(c.flushed)
 		c.flushed = nil
 	}
 }
-
-// Close implements net.Conn, for the library: what is queued leaves first, and
-// a client that we refused gets the chance to read why. Bounded by
-// closeTimeout and lingerTimeout.
-func (c *conn) Close() error {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return net.ErrClosed
-	}
-	c.closed, c.ending = true, true
-	linger := c.linger
-	var flushed chan struct{}
-	if c.writing {
-		_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout))
-		if c.flushed == nil {
-			c.flushed = make(chan struct{})
-		}
-		flushed = c.flushed
-	} else {
-		c.dropQueue()
-		c.notifyFlushed()
-	}
-	c.mu.Unlock()
-	if flushed != nil {
-		<-flushed // bounded by the deadline
-	}
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && linger {
-		_ = tcp.CloseWrite()
-		_ = tcp.SetReadDeadline(time.Now().Add(lingerTimeout))
-		_, _ = io.CopyN(io.Discard, tcp, lingerBytes)
-	}
-	return c.Conn.Close()
-}
-
-// closeStatus returns the code of the first close frame that went out, 0 for none,
-// and whether it was the service that decided on it.
-func (c *conn) closeStatus() (code protocol.CloseCode, ours bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closeCode, c.closedByServer
-}
-
-// abort closes the connection without another word.
-func (c *conn) abort() { _ = c.Conn.SetDeadline(time.Now()) }

@@ -15,7 +15,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// tcpPair is a conn over real TCP with small buffers, and its client.
+// tcpPair returns a conn over real TCP with small buffers, its client, and the
+// count of queued bytes.
 func tcpPair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -38,13 +39,13 @@ func tcpPair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
 	return newConn(server, nil, limit, queued, tick), client.(*net.TCPConn), queued
 }
 
-// parseFrames cuts a stream into the opcodes and payloads of its frames; what does
-// not end with a whole frame fails the test.
+// parseFrames splits a stream into the opcodes and payloads of its frames. It fails
+// the test unless the stream ends with a whole frame.
 func parseFrames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
 	t.Helper()
 	for len(stream) > 0 {
 		if len(stream) < 2 {
-			t.Fatalf("cut in a header: %x", stream)
+			t.Fatalf("the stream ends inside a header: %x", stream)
 		}
 		head, size := 2, int(stream[1]&0x7f)
 		switch {
@@ -54,7 +55,7 @@ func parseFrames(t *testing.T, stream []byte) (ops []byte, payloads [][]byte) {
 			head, size = 10, int(binary.BigEndian.Uint64(stream[2:]))
 		}
 		if len(stream) < head+size {
-			t.Fatalf("a frame of %d bytes is followed by %d only; the end is %q", size, len(stream)-head, stream[len(stream)-10:])
+			t.Fatalf("a frame of %d bytes has only %d; the stream ends with %q", size, len(stream)-head, stream[len(stream)-10:])
 		}
 		ops = append(ops, stream[0])
 		payloads = append(payloads, stream[head:head+size])
@@ -69,8 +70,8 @@ func bigMessage(seq message.Seq, size int) protocol.Frame {
 	})
 }
 
-// A close frame must never stand inside a message that was written in part.
-// Several senders race with the goroutine that writes the rest.
+// A close frame must never be inside a message that was written in part. Several
+// senders race with the goroutine that writes the rest.
 func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 	for range 5 {
 		c, client, queued := tcpPair(t, 256<<10)
@@ -81,32 +82,60 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 				}
 			})
 		}
-		senders.Wait() // the client has read nothing: over the bound
+		senders.Wait() // they stop over the limit, since the client reads nothing
 		_ = client.SetReadDeadline(time.Now().Add(15 * time.Second))
 		stream := make(chan []byte, 1)
 		go func() {
 			all, _ := io.ReadAll(client)
+			_ = client.Close() // so that the server need not linger
 			stream <- all
 		}()
 		_ = c.Close()
 		ops, payloads := parseFrames(t, <-stream)
 		last := len(ops) - 1
 		if last < 1 || ops[last] != 0x88 || !bytes.HasPrefix(payloads[last], []byte{0x10, 0x70}) {
-			t.Fatalf("the last of %d frames is %x %q, want close 4208", len(ops), ops[last], payloads[last])
+			t.Fatalf("the last of %d frames is %x %q, want a close with 4208", len(ops), ops[last], payloads[last])
 		}
 		for _, op := range ops[:last] {
 			if op != 0x81 {
-				t.Fatalf("a frame %x among the messages", op)
+				t.Fatalf("a frame with the first byte %x among the messages", op)
 			}
 		}
 		if queued.Load() != 0 {
-			t.Fatalf("%d bytes are still on the books", queued.Load())
+			t.Fatalf("%d bytes are still counted as queued", queued.Load())
 		}
 	}
 }
 
-// What several goroutines send while the client reads slowly arrives whole and
-// each sender's in its order.
+// What waits for a client that does not read is at most QUEUE_BYTES. The next frame
+// closes the client with 4208 and drops what waits.
+func TestTheSendQueueIsBounded(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const limit = 1 << 20
+		client, server := net.Pipe()
+		queued := new(atomic.Int64)
+		c := newConn(server, nil, limit, queued, new(atomic.Int64))
+		f := bigMessage(1, 1000)
+		accepted := 0
+		for c.Queue(f) {
+			accepted += len(f)
+		}
+		if accepted > limit || accepted+len(f) <= limit {
+			t.Errorf("%d bytes are queued, want as many whole frames as fit into %d", accepted, limit)
+		}
+		if code, ours := c.closeStatus(); code != protocol.CloseSlow || !ours {
+			t.Errorf("closed with %d, want 4208", code)
+		}
+		if got := queued.Load(); got > 100 {
+			t.Errorf("%d bytes are still counted, want those of the close frame", got)
+		}
+		_ = client.Close()
+		_ = c.Close()
+	})
+}
+
+// What several goroutines send while the client reads slowly arrives whole, and
+// each sender's frames in their order.
 func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 	c, client, queued := tcpPair(t, 64<<20)
 	const each, size = 200, 3000
@@ -115,7 +144,7 @@ func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 		senders.Go(func() {
 			for seq := range message.Seq(each) {
 				if !c.Send(bigMessage(seq+1, size)) {
-					t.Error("refused below the bound")
+					t.Error("a frame was refused below the limit")
 				}
 			}
 		})
@@ -141,7 +170,7 @@ func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 		t.Errorf("%d frames, want %d", len(ops), 3*each)
 	}
 	if queued.Load() != 0 {
-		t.Errorf("%d bytes are still on the books", queued.Load())
+		t.Errorf("%d bytes are still counted as queued", queued.Load())
 	}
 }
 
@@ -150,9 +179,9 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 	c.Send(bigMessage(1, 10))
 	c.CloseWith(protocol.CloseRestart)
 	if c.Send(bigMessage(2, 10)) || c.Queue(bigMessage(3, 10)) {
-		t.Error("took data after the close frame")
+		t.Error("a frame was accepted after the close frame")
 	}
-	c.CloseWith(protocol.CloseSlow) // the first reason stands
+	c.CloseWith(protocol.CloseSlow) // the first reason stays
 	done := make(chan struct{})
 	go func() { _ = c.Close(); close(done) }()
 	all, err := io.ReadAll(client)

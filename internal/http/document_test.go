@@ -15,7 +15,7 @@ import (
 	"switchyard/web"
 )
 
-// A document is openapi.yaml or asyncapi.yaml, as served, with its schemas.
+// A document is openapi.yaml or asyncapi.yaml as it is served, with its schemas.
 type document struct {
 	t        *testing.T
 	name     string
@@ -49,8 +49,8 @@ func readDocument(t *testing.T, name string) *document {
 	return d
 }
 
-// at returns what stands at a path of members, following references, and the
-// pointer to it; nil when there is nothing.
+// at returns the value at a path, following references, and the pointer to it. It
+// returns nil if there is none.
 func (d *document) at(path ...string) (any, string) {
 	d.t.Helper()
 	v, pointer := d.root, ""
@@ -83,7 +83,7 @@ func (d *document) follow(v any, pointer string) (any, string) {
 	return target, where
 }
 
-// object is at for what must be an object, empty when there is none.
+// object is at for an object. It returns an empty one if there is none.
 func (d *document) object(path ...string) map[string]any {
 	d.t.Helper()
 	v, _ := d.at(path...)
@@ -102,7 +102,7 @@ func (d *document) strings(path ...string) (list []string) {
 	return list
 }
 
-// check holds a value against the schema at a path.
+// check validates a value against the schema at a path.
 func (d *document) check(value any, path ...string) error {
 	d.t.Helper()
 	_, pointer := d.at(path...)
@@ -120,7 +120,7 @@ func (d *document) check(value any, path ...string) error {
 	return s.Validate(value)
 }
 
-// checkText holds JSON against the schema at a path.
+// checkText validates JSON against the schema at a path.
 func (d *document) checkText(text string, path ...string) error {
 	d.t.Helper()
 	v, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
@@ -130,8 +130,8 @@ func (d *document) checkText(text string, path ...string) error {
 	return d.check(v, path...)
 }
 
-// checkAnswer holds an answer of an operation against what the document says:
-// its status, its headers, its type, and each field of its body.
+// checkAnswer validates an answer against its operation: status, headers, content
+// type and body.
 func (d *document) checkAnswer(res *http.Response, body, route, method string) error {
 	d.t.Helper()
 	base := []string{"paths", route, strings.ToLower(method), "responses", fmt.Sprint(res.StatusCode)}

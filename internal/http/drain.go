@@ -12,74 +12,78 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A Scope says what clients that are moved away are to avoid.
+// A Scope says which nodes the clients of a draining node must avoid.
 type Scope string
 
 // The scopes of a drain.
 const (
-	ScopeNode       Scope = "node"       // this one; its siblings are fine
-	ScopeDeployment Scope = "deployment" // all nodes of this start of this colour
+	ScopeNode       Scope = "node"       // this node; its siblings are fine
+	ScopeDeployment Scope = "deployment" // all nodes of this deployment
 )
 
-// Phases of a drain, as operators see them.
+// The phases of a drain, as the admin API shows them.
 const (
-	phaseDelay   = "delay"   // unready, but handshakes are still taken
-	phaseMoving  = "moving"  // clients are asked to go on elsewhere
-	phaseClosing = "closing" // what is left is closed
-	phaseDrained = "drained" // running, unready and empty
+	phaseDelay   = "delay"   // not ready, but handshakes are still accepted
+	phaseMoving  = "moving"  // clients are asked to move
+	phaseClosing = "closing" // the remaining clients are closed
+	phaseDrained = "drained" // running, not ready and empty
 )
 
 const (
-	// moveGrace is how long a client that was told counts as moving; who is
-	// still here then does not follow, and is closed at the deadline.
+	// moveGrace is how long a client counts as moving after it was asked to. A
+	// client that is still here later is ignoring the request, and is closed at the
+	// deadline.
 	moveGrace = 5 * time.Second
-	// closeSpread is the time over which clients that did not move are closed:
-	// they come back within a second, all of them.
+	// closeSpread is the least time over which the remaining clients are closed,
+	// because all of them come back within a second. maxCloseSpread is the most,
+	// for more clients than the other nodes accept in closeSpread. Each
+	// closeInterval closes at least minCloseBatch clients.
 	closeSpread    = 3 * time.Second
-	maxCloseSpread = 10 * time.Second // and where that would be more than a node takes
+	maxCloseSpread = 10 * time.Second
 	closeInterval  = 100 * time.Millisecond
-	minCloseBatch  = 40 // at a time
-	// nodesGoneWaves is for how many waves nodes that were there may be gone before
-	// nobody waits for them any more: twice as long as a node that says nothing
-	// counts. Before one was seen, noNodesWaves will do: it may just be starting.
+	minCloseBatch  = 40
+	// nodesGoneWaves is for how many waves a drain waits for other nodes that were
+	// there and are gone. It is twice the time after which a silent node is
+	// dropped. If no other node was ever seen, a drain waits for noNodesWaves,
+	// because one may be starting.
 	nodesGoneWaves = 10
 	noNodesWaves   = 3
 )
 
-// ErrUndrained says that a drain was taken back before it was done.
-var ErrUndrained = errors.New("the drain was taken back")
+// ErrUndrained means that a drain was canceled before it was complete.
+var ErrUndrained = errors.New("the drain was canceled")
 
-// A drain empties the node of its clients: unready at once, handshakes refused
-// once the balancer had time to notice, clients moved in waves, and what is
-// left at the deadline closed. Publishing and delivery go on to the last
-// moment.
+// A drain empties the node of its clients. The node is unready at once. It refuses
+// handshakes after DRAIN_DELAY, when the load balancer has noticed, moves its
+// clients in waves, and closes the rest at the deadline. It publishes and delivers
+// to the last moment.
 type drain struct {
 	server    *Server
 	log       *slog.Logger
 	began     time.Time
 	cancel    context.CancelFunc
-	done      chan struct{} // closed when it is drained or was taken back
-	remaining atomic.Int64  // who is still to be told, as of the last wave
-	schedule  waveSchedule  // the loop's
+	done      chan struct{} // closed when the drain is complete or canceled
+	remaining atomic.Int64  // clients not asked yet, as of the last wave
+	schedule  waveSchedule  // belongs to loop
 
-	// mu protects the following. The server's own lock may be held when it is
-	// taken, and is never taken while it is held.
+	// mu protects the fields below. A goroutine may lock it while it holds
+	// Server.mu, never the other way around.
 	mu         sync.Mutex
 	scope      Scope
 	reason     string
 	phase      string
-	phaseStart time.Time // the phase
+	phaseStart time.Time // when the phase began
 	progress   Progress
 	canceled   bool
-	// before is how many sessions had come back when the drain began, once
-	// that was counted.
+	// returnedBefore is the number of returned sessions when the drain began, once
+	// it is known.
 	returnedBefore    int
 	hasReturnedBefore bool
 }
 
-// Drain begins to drain, or joins the drain under way, and returns when the
-// node is empty, when the drain is taken back (ErrUndrained), or when ctx ends.
-// A drain that was begun goes on without its caller.
+// Drain starts a drain, or joins the one that runs. It returns when the node is
+// empty, when the drain is canceled (ErrUndrained), or when ctx ends, in which case
+// the drain continues.
 func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
 	d := s.findOrStartDrain(scope, reason)
 	select {
@@ -95,7 +99,8 @@ func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
 	return nil
 }
 
-// DrainForShutdown is the drain of a process that ends: it can't be taken back.
+// DrainForShutdown drains the node of a process that is stopping. It can't be
+// canceled.
 func (s *Server) DrainForShutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.exiting = true
@@ -103,8 +108,8 @@ func (s *Server) DrainForShutdown(ctx context.Context) error {
 	return s.Drain(ctx, ScopeNode, "stopping")
 }
 
-// findOrStartDrain returns the drain under way; the wider scope and the newest reason
-// count for who is not told yet.
+// findOrStartDrain returns the running drain, or starts one. In a running one, the
+// wider scope and the newest reason apply to the clients that were not asked yet.
 func (s *Server) findOrStartDrain(scope Scope, reason string) *drain {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,9 +137,9 @@ func (s *Server) findOrStartDrain(scope Scope, reason string) *drain {
 	return d
 }
 
-// Undrain takes a drain back, at whatever stage: the node serves again. Clients
-// that were told to move may still go. It returns false where nothing drains,
-// or the process is about to end.
+// Undrain cancels a drain in any phase, and the node accepts connections again.
+// Clients that were asked to move may still leave. It returns false if nothing
+// drains or the process is stopping.
 func (s *Server) Undrain() bool {
 	s.mu.Lock()
 	d := s.drain
@@ -149,14 +154,15 @@ func (s *Server) Undrain() bool {
 	s.drain = nil
 	s.metrics.drainEnded()
 	s.mu.Unlock()
-	<-d.done                                                     // bounded: every wait of the loop ends with its context, or as sessions are saved
-	s.heartbeat.each(func(k *socket) { k.moveAskedAt.Store(0) }) // the next drain tells them anew
+	<-d.done                                                     // bounded: loop waits only with its context, or for the sessions' Save
+	s.heartbeat.each(func(k *socket) { k.moveAskedAt.Store(0) }) // the next drain asks them again
 	s.audit.record(&auditLine{Event: auditUndrain, What: string(d.scope), Why: d.reason})
 	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.currentProgress())
 	return true
 }
 
-// currentPhase returns the phase of a drain, "" for none.
+// currentPhase returns the phase of a drain. d may be nil, for no drain, which has
+// phase "".
 func (d *drain) currentPhase() string {
 	if d == nil {
 		return ""
@@ -166,7 +172,7 @@ func (d *drain) currentPhase() string {
 	return d.phase
 }
 
-// loop goes through the phases; ctx ends when the drain is taken back.
+// loop runs the phases. ctx ends when the drain is canceled.
 func (d *drain) loop(ctx context.Context) {
 	defer close(d.done)
 	defer d.cancel()
@@ -193,19 +199,20 @@ func (d *drain) loop(ctx context.Context) {
 
 // enterPhase begins a phase, and logs how long the one before took.
 func (d *drain) enterPhase(phase string) {
-	clients := d.server.connectionCount() // before mu: it takes the server's lock
+	clients := d.server.connectionCount() // before d.mu, since it locks Server.mu
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.log.Info("drain step", "step", d.phase, "took", time.Since(d.phaseStart), "clients", clients, "progress", d.progress)
 	d.phase, d.phaseStart = phase, time.Now()
 }
 
-// moveClients asks clients to go, wave by wave, until none is left, nobody could take
-// them, or the deadline has come. False says that the drain was taken back.
+// moveClients asks clients to move, wave by wave, until none is left, no other node
+// can take them, or the deadline has passed. It returns false if the drain was
+// canceled.
 func (d *drain) moveClients(ctx context.Context, deadline time.Time) bool {
 	var pacer wavePacer
 	var returns returnTracker
-	var nodelessWaves int // waves in a row without another node, after there was one
+	var nodelessWaves int // waves in a row without another node
 	sawNode := false
 	window := time.Now().Add(d.server.cfg.DrainWindow)
 	if deadline.Before(window) {
@@ -227,14 +234,14 @@ func (d *drain) moveClients(ctx context.Context, deadline time.Time) bool {
 		seen := d.updateReturned(r)
 		missing := returns.next(seen.Moved+seen.Lost, seen.Returned, r.ReturnsKnown)
 		span := time.Until(window)
-		if span < waveInterval { // it was too short: half as long again for what is left
+		if span < waveInterval { // the window was too short: half of it again for the rest
 			window = time.Now().Add(max(d.server.cfg.DrainWindow/2, maxMovingWaves*waveInterval))
 			if deadline.Before(window) {
 				window = deadline
 			}
 			span = time.Until(window)
 		}
-		if !r.Known { // as much as this node itself would take
+		if !r.Known { // as many as this node itself would accept
 			r.HandshakeLimit = d.server.cfg.MaxHandshakeRate
 		}
 		previous := pacer.holdback
@@ -256,14 +263,15 @@ func (d *drain) moveClients(ctx context.Context, deadline time.Time) bool {
 	return ctx.Err() == nil
 }
 
-// currentScope returns what clients are to avoid.
+// currentScope returns which nodes clients must avoid.
 func (d *drain) currentScope() Scope {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.scope
 }
 
-// countClients counts who is still to be told, and who was told and may be on the way.
+// countClients counts the clients that were not asked to move yet, and those that
+// were asked within moveGrace and are still here.
 func (d *drain) countClients() (left, moving int) {
 	now := time.Now()
 	d.server.heartbeat.each(func(k *socket) {
@@ -277,9 +285,10 @@ func (d *drain) countClients() (left, moving int) {
 	return left, moving
 }
 
-// sendMoves asks n clients to move, spread over the time until the next wave, and
-// returns how many: those whose session is not kept yet stay for another.
-func (d *drain) sendMoves(n int, deadline time.Duration) (asked int) {
+// sendMoves asks n clients to move, spread over the time until the next wave. It
+// returns how many it asked: a client whose session is not saved yet waits for
+// another wave.
+func (d *drain) sendMoves(n int, deadline time.Duration) (sent int) {
 	d.mu.Lock()
 	scope, reason := d.scope, d.reason
 	d.mu.Unlock()
@@ -297,25 +306,25 @@ func (d *drain) sendMoves(n int, deadline time.Duration) (asked int) {
 	now := time.Now()
 	first := d.schedule.next(now)
 	for i, k := range wave {
-		// Its own slot, and somewhere in it.
+		// Each client gets its own slot, and a random time within it.
 		slot := waveInterval / time.Duration(len(wave))
 		after := first + time.Duration(i)*slot + rand.N(slot+1)
 		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, after+waveInterval).Milliseconds()
 		k.moveAskedAt.Store(now.UnixMilli())
 		k.conn.Send(m.Encode())
 	}
-	d.updateProgress(func(p *Progress) { p.Told += len(wave) })
+	d.updateProgress(func(p *Progress) { p.Asked += len(wave) })
 	d.server.movesAsked.Add(int64(len(wave)))
-	d.server.metrics.moves.WithLabelValues(moveTold).Add(float64(len(wave)))
+	d.server.metrics.moves.WithLabelValues(moveAsked).Add(float64(len(wave)))
 	return len(wave)
 }
 
-// waveSchedule keeps the clients of two waves apart. The sessions of a wave are saved
-// before it is told, so that one may be told late and the next in time: both at
-// once would be more than the receivers take.
+// waveSchedule keeps the clients of two waves apart. A wave's sessions are saved
+// before its clients are asked, so that one wave may be late and the next on time:
+// both at once would exceed what the other nodes accept.
 type waveSchedule struct{ end time.Time } // of the last wave
 
-// next returns in how long the next one begins: it lasts for waveInterval.
+// next returns the delay until the next wave begins. A wave lasts for waveInterval.
 func (s *waveSchedule) next(now time.Time) time.Duration {
 	if s.end.Before(now) {
 		s.end = now
@@ -325,9 +334,9 @@ func (s *waveSchedule) next(now time.Time) time.Duration {
 	return first
 }
 
-// closeAll ends every connection with 1012, some at a time: they come back
-// within a second, to nodes that take as many handshakes as this one. Those that
-// do not answer are ended without a word. False says that ctx ended before.
+// closeAll closes every connection with 1012, a batch at a time, because the
+// clients come back within a second to nodes that accept as many handshakes as this
+// one. It aborts clients that do not answer. It returns false if ctx ended first.
 func (s *Server) closeAll(ctx context.Context) bool {
 	n := s.connectionCount()
 	spread := time.Duration(float64(n) / (targetLoad * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))
@@ -359,7 +368,7 @@ func (s *Server) closeAll(ctx context.Context) bool {
 	return true
 }
 
-// sleep waits for d; false says that ctx ended before.
+// sleep waits for d. It returns false if ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

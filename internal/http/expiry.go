@@ -8,32 +8,32 @@ import (
 )
 
 const (
-	// expiryTick is how late a connection may be closed after its token ended.
+	// expiryTick is how late a connection may be closed after its token expired.
 	expiryTick = 250 * time.Millisecond
-	// expirySlots times expiryTick is how often a connection with a long token
-	// is looked at: every 256 s.
+	// expirySlots is the size of the wheel: one turn takes 256 s, and a connection
+	// with a longer token is visited once a turn.
 	expirySlots = 1024
 )
 
-// An expiryWheel closes connections whose token ends, or who have not shown one in
-// time: a wheel, so that none of them needs a timer. Safe for concurrent use.
+// An expiryWheel closes connections whose token has expired or that never
+// authenticated. It is a timer wheel, so that no connection needs a timer. It is
+// safe for concurrent use.
 type expiryWheel struct {
-	start time.Time // tick 0, static
+	start time.Time // the time of tick 0; static
 	mu    sync.Mutex
 	// Protects following.
 	tick  int64
 	slots [expirySlots][]*socket
 }
 
-// A deadline is when a socket is to end, as a tick; guarded by the expiry's
-// lock. The zero deadline is none.
+// A deadline is the tick at which a socket is closed. It is guarded by the wheel's
+// lock. The zero value is none.
 type deadline struct {
 	at    int64
 	index int // in its slot
 }
 
-// set makes the socket end at the given time, and at no earlier one that was
-// set before. The zero time is never.
+// set replaces the socket's deadline. The zero time means none.
 func (e *expiryWheel) set(k *socket, at time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -41,7 +41,8 @@ func (e *expiryWheel) set(k *socket, at time.Time) {
 	if at.IsZero() {
 		return
 	}
-	// Rounded up: never before the end. By the clock, since the wheel may be late.
+	// The tick is rounded up, so that the connection is never closed early. It is
+	// computed from the clock, since the wheel may be late.
 	now := time.Now()
 	end := now.Sub(e.start) + max(at.Sub(now), 0)
 	k.deadline.at = max(int64(end/expiryTick), e.tick) + 1
@@ -50,14 +51,14 @@ func (e *expiryWheel) set(k *socket, at time.Time) {
 	*slot = append(*slot, k)
 }
 
-// remove forgets a socket that is gone.
+// remove removes a socket that has ended.
 func (e *expiryWheel) remove(k *socket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.unlink(k)
 }
 
-// unlink takes the socket off the wheel. Caller holds mu.
+// unlink removes the socket from its slot. Caller holds mu.
 func (e *expiryWheel) unlink(k *socket) {
 	if k.deadline.at == 0 {
 		return
@@ -71,7 +72,7 @@ func (e *expiryWheel) unlink(k *socket) {
 	k.deadline = deadline{}
 }
 
-// loop turns the wheel until stop closes.
+// loop advances the wheel until stop closes.
 func (e *expiryWheel) loop(stop <-chan struct{}) {
 	tick := time.NewTicker(expiryTick)
 	defer tick.Stop()
@@ -87,8 +88,9 @@ func (e *expiryWheel) loop(stop <-chan struct{}) {
 	}
 }
 
-// advance moves on to the clock, which a process that was stopped or starved is
-// behind by many ticks, and returns who has ended, off the wheel.
+// advance moves the wheel to the present tick, which may be many ticks ahead if the
+// process was stopped or starved. It removes and returns the sockets whose deadline
+// has passed.
 func (e *expiryWheel) advance(now time.Time) (ended []*socket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// Flushed implements hub.Outlet. A client that stops reading is closed by the
-// write deadline, so the wait is bounded.
+// Flushed implements hub.Outlet. A client that stops reading is closed by the write
+// deadline, so the wait is bounded.
 func (c *conn) Flushed(ctx context.Context) error {
 	c.mu.Lock()
 	if c.ending {
@@ -33,7 +33,8 @@ func (c *conn) Flushed(ctx context.Context) error {
 	}
 }
 
-// A bufferPool lends byte buffers, so that an idle connection owns none.
+// A bufferPool lends byte buffers, so that an idle connection owns none. It is safe
+// for concurrent use.
 type bufferPool struct{ p sync.Pool }
 
 var buffers bufferPool
@@ -46,7 +47,7 @@ func (p *bufferPool) get() *[]byte {
 	return &b
 }
 
-// put takes a buffer back, unless it has grown large.
+// put returns a buffer to the pool, unless it has grown large.
 func (p *bufferPool) put(b *[]byte) {
 	if cap(*b) <= batchBytes {
 		*b = (*b)[:0]

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// FuzzRequests hands any request to the public routes. Whatever it is, the
-// service does not fail, and a refusal is a problem document.
+// FuzzRequests passes any request to the public routes. The service never fails,
+// and a refusal is a problem document.
 func FuzzRequests(f *testing.F) {
 	for _, seed := range []string{
 		"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -36,10 +36,10 @@ func FuzzRequests(f *testing.F) {
 		w := httptest.NewRecorder()
 		n.Handler().ServeHTTP(w, r)
 		switch {
-		case w.Code == http.StatusSwitchingProtocols: // which no recorder can
+		case w.Code == http.StatusSwitchingProtocols: // a recorder can't be hijacked
 		case w.Code >= http.StatusInternalServerError:
 			t.Errorf("%q: %d %s", raw, w.Code, w.Body)
-		case w.Code == http.StatusRequestedRangeNotSatisfiable, w.Code == http.StatusPreconditionFailed: // of files, by net/http
+		case w.Code == http.StatusRequestedRangeNotSatisfiable, w.Code == http.StatusPreconditionFailed: // by net/http, for files
 		case w.Code >= http.StatusBadRequest:
 			if err := checkProblem(w); err != nil {
 				t.Errorf("%q: %v", raw, err)

@@ -5,24 +5,25 @@ import (
 	"time"
 )
 
-// A handshakeBurst is when many clients come at once: a deploy moves them here, or the
-// network is back. Each handshake leaves some 10 KiB of net/http's buffers
-// behind, which the collector would only come for once as much again is
-// allocated: on a node of idle clients, minutes later. The zero value is ready;
-// it belongs to the beat.
+// A handshakeBurst detects the end of a burst of handshakes, as a deploy or a
+// network that comes back causes it. Each handshake leaves some 10 KiB of
+// net/http's buffers as garbage. The collector would run only after as much was
+// allocated again, which takes minutes on a node of idle clients. The zero value is
+// ready. It belongs to the heartbeat's goroutine.
 type handshakeBurst struct {
 	checkedAt   time.Time
-	seenTotal   int64 // handshakes up to then
-	uncollected int64 // those since the last collection
+	seenTotal   int64 // handshakes until checkedAt
+	uncollected int64 // handshakes since the last collection
 }
 
 const (
 	burstCheckInterval = time.Second
 	minBurst           = 1000
-	burstEndDivisor    = 20 // it is over when less than this part of it comes in a look's time
+	burstEndDivisor    = 20 // the burst is over when less than this part of it came in the last interval
 )
 
-// hasEnded says whether a wave has just ended; total are the handshakes so far.
+// hasEnded reports whether a burst has just ended. total is the number of
+// handshakes so far.
 func (w *handshakeBurst) hasEnded(now time.Time, total int64) bool {
 	if now.Sub(w.checkedAt) < burstCheckInterval {
 		return false
@@ -36,7 +37,7 @@ func (w *handshakeBurst) hasEnded(now time.Time, total int64) bool {
 	return true
 }
 
-// collectGarbage collects what a wave has left, beside the clients, who are served
-// meanwhile. The scavenger gives the memory back bit by bit; debug.FreeOSMemory
-// would do so at once, and nobody runs on that processor until it is done.
+// collectGarbage frees what a burst has left, while clients are served. The
+// scavenger returns the memory bit by bit. debug.FreeOSMemory would return it at
+// once, and block a processor until it is done.
 func collectGarbage() { runtime.GC() }

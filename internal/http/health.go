@@ -12,23 +12,23 @@ import (
 	"switchyard/internal/message"
 )
 
-// A Component is one part's state in /readyz.
+// A Component is the state of one component in /readyz.
 type Component struct {
 	Name string
-	// State is up, down, or what is wrong in a word or two.
+	// State is up, down, or a word or two for what is wrong.
 	State string
-	// Needed says that the node is not ready while the component is not up.
+	// Needed means that the node is not ready unless the component is up.
 	Needed bool
 }
 
-// healthz tells that the process lives, and nothing else: a probe that
-// restarts on it must not restart for a database that is away.
+// healthz answers that the process runs. It checks nothing else: a restart would
+// not help against a database that is down.
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
-// readyz tells whether the node may take new connections, and the state of
-// each component.
+// readyz answers whether the node accepts new connections, with the state of each
+// component.
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 	status, statusText := http.StatusOK, "ready"
 	answer := map[string]any{}
@@ -52,7 +52,8 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, status, answer)
 }
 
-// adminRoutes is for operators on the host: draining, log level and profiles.
+// adminRoutes returns the routes for operators on the host: drain, log level and
+// profiles.
 func (s *Server) adminRoutes() http.Handler {
 	r := chi.NewRouter()
 	r.Use(s.withCallerInfo, s.recoverPanics, s.adminOnly)
@@ -78,8 +79,8 @@ func (s *Server) drainState(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, s.DrainState())
 }
 
-// beginDrain empties the node and leaves it running, to be taken back by
-// DELETE: POST /drain?scope=deployment&reason=text. It answers at once.
+// beginDrain starts a drain: POST /drain?scope=deployment&reason=text. It answers
+// at once. The process keeps running, and DELETE cancels the drain.
 func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	scope := Scope(r.URL.Query().Get("scope"))
 	if scope == "" {
@@ -102,10 +103,10 @@ func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusAccepted, s.DrainState())
 }
 
-// maxReason bounds the reason of a drain, which every client is told, in bytes.
+// maxReason bounds the reason of a drain, in bytes. Every client gets the reason.
 const maxReason = 64
 
-// endDrain makes the node serve again; it changes nothing where nothing drains.
+// endDrain cancels a drain. Without a drain it changes nothing.
 func (s *Server) endDrain(w http.ResponseWriter, _ *http.Request) error {
 	s.Undrain()
 	return writeJSON(w, http.StatusOK, s.DrainState())
@@ -115,7 +116,8 @@ func (s *Server) logLevel(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, map[string]string{"level": s.cfg.LogLevel.Level().String()})
 }
 
-// setLogLevel changes the level while the process runs: PUT /log-level?level=debug.
+// setLogLevel changes the log level of the running process: PUT
+// /log-level?level=debug.
 func (s *Server) setLogLevel(w http.ResponseWriter, r *http.Request) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(r.URL.Query().Get("level"))); err != nil {

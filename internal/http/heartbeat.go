@@ -7,15 +7,15 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// heartbeatSlots is how many parts the heartbeat period has: each socket is in one,
-// so that beats are spread and no socket needs a timer.
+// heartbeatSlots is the number of parts of a heartbeat period. Each socket is in
+// one slot, so that heartbeats are spread and no socket needs a timer.
 const heartbeatSlots = 25
 
-// A heartbeat holds all open sockets and sends their heartbeats. Safe for
+// A heartbeat holds all open sockets and sends them heartbeats. It is safe for
 // concurrent use.
 type heartbeat struct {
 	server *Server
-	next   uint // slot of the next socket, guarded by slots[0].mu
+	next   uint // slot of the newest socket; guarded by slots[0].mu
 	slots  [heartbeatSlots]heartbeatSlot
 }
 
@@ -47,7 +47,7 @@ func (b *heartbeat) remove(k *socket) {
 	slot.sockets = slot.sockets[:last]
 }
 
-// each calls f for every socket that is open; f must not block.
+// each calls f for every open socket, with its slot locked. f must not block.
 func (b *heartbeat) each(f func(*socket)) {
 	for i := range b.slots {
 		slot := &b.slots[i]
@@ -60,9 +60,9 @@ func (b *heartbeat) each(f func(*socket)) {
 }
 
 // loop sends heartbeats until stop closes. A heartbeat is the JSON frame, for
-// clients, and a protocol ping, which every client must answer (RFC 6455
-// §5.5.2): whoever sent no byte for two periods is closed, and so is whoever
-// takes longer than that for one frame, since the buffer for it is held so long.
+// programs, and a protocol ping, which every client must answer (RFC 6455 §5.5.2).
+// loop closes clients that sent no byte for two periods, and clients that take
+// longer than that for one frame, because the frame's buffer is held so long.
 func (b *heartbeat) loop(period time.Duration, stop <-chan struct{}) {
 	tick := time.NewTicker(period / heartbeatSlots)
 	defer tick.Stop()
@@ -92,8 +92,8 @@ func (b *heartbeat) loop(period time.Duration, stop <-chan struct{}) {
 	}
 }
 
-// isSilent says whether a client has sent nothing for two periods, at tick n, or
-// not the end of a frame that began before them.
+// isSilent reports whether, at tick n, a client has sent nothing for two periods,
+// or has not completed a frame that began before them.
 func (k *socket) isSilent(n int64) bool {
 	frameStart := k.frameStartTick.Load()
 	return n-k.conn.lastReadTick.Load() > 2*heartbeatSlots && !k.handling.Load() || frameStart != 0 && n-frameStart > 2*heartbeatSlots

@@ -8,16 +8,16 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// hosts are the names that the service answers to, ports aside; with none it
-// answers to any. A page that had its own name resolve to this service
-// (DNS rebinding) would be of the same origin to the browser and to us: its
-// Host gives it away.
+// hosts are the names of the service, without ports. If there are none, any name is
+// accepted. Against DNS rebinding: if a page makes its own name resolve to this
+// service, the browser sees one origin, and so does the check of Origin. Only the
+// Host header shows the wrong name.
 type hosts struct {
 	exact    map[string]bool
 	suffixes []string // of patterns: .example.com
 }
 
-// newHosts takes what internal/config has checked.
+// newHosts takes a list that internal/config has validated.
 func newHosts(list []string) hosts {
 	h := hosts{exact: map[string]bool{}}
 	for _, item := range list {
@@ -49,9 +49,9 @@ func (h *hosts) allow(host string) bool {
 	return h.exact[a.host]
 }
 
-// isAddressOrSingleLabel says whether a host can't be a name that a stranger owns: an
-// address, or a name without a dot, as containers and localhost have. Rebinding
-// needs a name of the attacker's.
+// isAddressOrSingleLabel reports whether a host is an address, or a name without a
+// dot as containers and localhost have. An attacker can't own such a name, and
+// rebinding needs one.
 func isAddressOrSingleLabel(host string) bool {
 	a, ok := parseAuthority(host)
 	if !ok {
@@ -61,10 +61,10 @@ func isAddressOrSingleLabel(host string) bool {
 	return err == nil || isLabel(a.host)
 }
 
-// errUnknownHost refuses a request for somebody else.
+// errUnknownHost refuses a request for a host that is not in ALLOWED_HOSTS.
 var errUnknownHost = &protocol.Error{Code: codeMisdirected, Message: "this service does not answer to that host; see ALLOWED_HOSTS"}
 
-// knownHost lets requests in that name one of ALLOWED_HOSTS.
+// knownHost admits requests for one of ALLOWED_HOSTS.
 func (s *Server) knownHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.hosts.allow(callerOf(r).host) {
@@ -75,8 +75,8 @@ func (s *Server) knownHost(next http.Handler) http.Handler {
 	})
 }
 
-// probeHost is knownHost for probes: they ask by address, or by a name of the
-// house.
+// probeHost is knownHost for probes, which also use an address or a name of the
+// internal network.
 func (s *Server) probeHost(next http.Handler) http.Handler {
 	known := s.knownHost(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -88,9 +88,9 @@ func (s *Server) probeHost(next http.Handler) http.Handler {
 	})
 }
 
-// adminOnly guards the admin listener, which has no key, against pages in a
-// browser on this machine: they reach loopback as well as anybody here, with
-// their own name for it or without reading the answer.
+// adminOnly protects the admin listener, which has no key, against pages in a
+// browser on this machine. Such a page can reach loopback, under a name of its own
+// or without reading the answer.
 func (s *Server) adminOnly(next http.Handler) http.Handler {
 	var noOrigins origins
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -107,14 +107,14 @@ func (s *Server) adminOnly(next http.Handler) http.Handler {
 	})
 }
 
-// internalOnly answers whoever comes from outside as if there were nothing here:
-// what a proxy handed on, of our own or not, and what comes from an address that
-// is a stranger's. Proxies should not route it; this is for where one does, or
-// where the port is published past all of them.
+// internalOnly answers 404 to requests from outside: those with a header of a
+// proxy, and those from a public address. Proxies should not route this path at
+// all. This is for a proxy that does, and for a port that is published past all
+// proxies.
 func (s *Server) internalOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range forwardedHeaders {
-			if len(r.Header.Values(name)) > 0 { // also an empty one: a proxy may add its own after it
+			if len(r.Header.Values(name)) > 0 { // even an empty one: a proxy may append to it
 				s.refuse(w, r, errNotFound)
 				return
 			}
@@ -127,9 +127,9 @@ func (s *Server) internalOnly(next http.Handler) http.Handler {
 	})
 }
 
-// forwardedHeaders are the headers by which proxies tell of clients.
+// forwardedHeaders are the headers in which proxies name clients.
 var forwardedHeaders = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip"}
 
-// sharedAddressSpace is RFC 6598: no address of the Internet's, and what some VPNs give to
-// machines of the house.
+// sharedAddressSpace is RFC 6598. It is not routed on the Internet, and some VPNs
+// assign it to internal machines.
 var sharedAddressSpace = netip.MustParsePrefix("100.64.0.0/10")

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// rawGet asks for a path with a Host of the test's choice, byte for byte.
+// rawGet gets a path with the given header lines, byte for byte.
 func (n *node) rawGet(path, lines string) (int, string) {
 	n.t.Helper()
 	c, err := net.Dial("tcp", n.addr)
@@ -49,16 +49,16 @@ func TestAllowedHosts(t *testing.T) {
 		{"a pattern", "a.rooms.example", 200},
 		{"a pattern's bare name", "rooms.example", 421},
 		{"a pattern, two labels", "a.b.rooms.example", 421},
-		{"a name that an attacker had resolve to us", "evil.example", 421},
+		{"an attacker's name that resolves to us", "evil.example", 421},
 		{"the service's own address, not listed", "127.0.0.1", 421},
 		{"localhost, not listed", "localhost:8000", 421},
-		{"a name that goes on", "chat.example.evil.example", 421},
-		{"a name that begins earlier", "evilchat.example", 421},
+		{"a listed name with a suffix", "chat.example.evil.example", 421},
+		{"a listed name with a prefix", "evilchat.example", 421},
 		{"a dot at the end", "chat.example.", 421},
 		{"a user", "chat.example@evil.example", 400},
-		{"a user before it", "evil@chat.example", 400},
+		{"a user before a listed name", "evil@chat.example", 400},
 		{"no port after the colon", "chat.example:", 421},
-		{"a port that is none", "chat.example:evil", 421},
+		{"an invalid port", "chat.example:evil", 421},
 		{"two colons", "chat.example:80:80", 421},
 		{"nothing", "", 421},
 	} {
@@ -95,12 +95,13 @@ func TestAllowedHosts(t *testing.T) {
 			t.Errorf("%s: %d %.80s", name, got, body)
 		}
 	}
-	// RFC 9112 §3.2.2: of an absolute target the host counts, not the header.
+	// RFC 9112 §3.2.2: the host of an absolute target counts, not that of the
+	// header.
 	if got, _ := n.rawGet("http://evil.example/", "Host: chat.example\r\n"); got != 421 {
 		t.Errorf("an absolute target of another host: %d", got)
 	}
 	if got, _ := n.rawGet("/", "Host: evil.example\r\nX-Forwarded-Host: chat.example\r\nX-Host: chat.example\r\n"); got != 421 {
-		t.Errorf("a stranger's X-Forwarded-Host: %d", got)
+		t.Errorf("X-Forwarded-Host of an untrusted peer: %d", got)
 	}
 }
 
@@ -118,7 +119,7 @@ func TestProbesMayUseAnAddressOrALocalName(t *testing.T) {
 	}
 }
 
-// A page in a browser on the operator's machine reaches loopback, too.
+// A page in a browser on the operator's machine can reach loopback, too.
 func TestTheAdminListenerRefusesBrowserPages(t *testing.T) {
 	n := startNode(t, nil)
 	n.addr = n.admin

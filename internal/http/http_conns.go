@@ -7,14 +7,16 @@ import (
 	"sync"
 )
 
-// Connections that are no WebSocket: idle ones, requests, and handshakes that
-// never end. Each holds a descriptor, and nobody has said who it is yet.
+// Bounds on connections that are not a WebSocket: idle ones, requests, and
+// handshakes that never end. Each uses a file descriptor, and none has
+// authenticated yet.
 const (
 	maxHTTPConns           = 2048
 	maxHTTPConnsPerAddress = 256
 )
 
-// A httpConnLimiter bounds them. It is told of each change of state by net/http.
+// An httpConnLimiter enforces these bounds. net/http calls it for each change of a
+// connection's state. It is safe for concurrent use.
 type httpConnLimiter struct {
 	server *Server
 
@@ -28,8 +30,8 @@ func newHTTPConnLimiter(s *Server) *httpConnLimiter {
 	return &httpConnLimiter{server: s, open: map[net.Conn]netip.Prefix{}, networks: map[netip.Prefix]int{}}
 }
 
-// onStateChange implements http.Server.ConnState. It closes a connection that is one
-// too many before a byte of it is read; net/http then forgets it.
+// onStateChange implements http.Server.ConnState. It closes a connection over a
+// bound before a byte of it is read, and net/http then drops it.
 func (p *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -43,8 +45,9 @@ func (p *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
 	}
 }
 
-// acquire counts by the peer's own address: what a proxy says is not read yet.
-// Proxies and the house are not counted by address, since they speak for many.
+// acquire counts a connection, by the address of its peer: no header has been read
+// yet. Trusted proxies and internal addresses are not counted by address, since
+// many clients share them.
 func (p *httpConnLimiter) acquire(c net.Conn) bool {
 	peer := parseAddr(c.RemoteAddr().String())
 	var prefix netip.Prefix

@@ -1,25 +1,22 @@
 package http
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
-	"nhooyr.io/websocket"
 
 	"switchyard/internal/auth"
 	"switchyard/internal/broker"
@@ -27,10 +24,11 @@ import (
 	"switchyard/internal/message"
 	"switchyard/internal/sharedstate"
 	"switchyard/internal/store"
+	"switchyard/internal/testkit"
 )
 
-// fewRejecting stands for maxRejecting: those who are told so must all be there at once, on
-// a busy machine, too.
+// fewRejecting replaces maxRejecting, because a busy machine can't keep so many
+// rejected connections open at the same time.
 const fewRejecting = 8
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -45,32 +43,17 @@ type node struct {
 	addr     string
 	admin    string
 	reg      *prometheus.Registry
-	logs     *safeBuilder
+	logs     *testkit.Logs
 	log      *faultyLog
 	presence *observedPresence
 
 	mu    sync.Mutex
 	state []Component
+
+	memory map[string]*memoryListener // by address, in a bubble
 }
 
-type safeBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (s *safeBuilder) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuilder) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
-// A faultyLog is the real log until it is given a mood: an error for all calls,
+// A faultyLog is the real log until it is given a failure: an error for all calls,
 // or a panic.
 type faultyLog struct {
 	*store.SQLite
@@ -122,8 +105,8 @@ func (l *faultyLog) ListRooms(ctx context.Context, prefix string, after message.
 	return l.SQLite.ListRooms(ctx, prefix, after, limit)
 }
 
-// observedPresence are the real presence, noting what it is told, until the log is given
-// a mood: then it has that, too.
+// observedPresence is the real presence. It records changes, and fails when its log
+// does.
 type observedPresence struct {
 	*sharedstate.Node
 	log *faultyLog
@@ -146,22 +129,42 @@ func (s *observedPresence) Room(ctx context.Context, room message.Room, limit in
 	return s.Node.Room(ctx, room, limit)
 }
 
-// recorded are the changes so far.
+// recorded returns the changes so far.
 func (s *observedPresence) recorded() []message.PresenceChange {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.changes)
 }
 
+// emptyLog returns the file of a migrated log without a message. To migrate it once
+// saves the time to migrate each node's log.
+var emptyLog = sync.OnceValue(func() []byte {
+	dir, err := os.MkdirTemp("", "http-test")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "log.db")
+	if err := store.Migrate(context.Background(), "sqlite:"+path); err != nil {
+		panic(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		panic(err)
+	}
+	return b
+})
+
+// startNode starts a node that ends with the test. change may change its settings.
 func startNode(t testing.TB, change func(*Config)) *node {
 	t.Helper()
-	n := &node{t: t, reg: prometheus.NewRegistry(), logs: &safeBuilder{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
+	n := &node{t: t, reg: prometheus.NewRegistry(), logs: new(testkit.Logs), memory: map[string]*memoryListener{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
 	logger := slog.New(slog.NewJSONHandler(n.logs, nil))
-	url := "sqlite:" + t.TempDir() + "/log.db"
-	if err := store.Migrate(t.Context(), url); err != nil {
+	path := filepath.Join(t.TempDir(), "log.db")
+	if err := os.WriteFile(path, emptyLog(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := store.OpenSQLite(t.Context(), store.Config{URL: url, Logger: logger, Registerer: n.reg})
+	l, err := store.OpenSQLite(t.Context(), store.Config{URL: "sqlite:" + path, Logger: logger, Registerer: n.reg})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,9 +193,9 @@ func startNode(t testing.TB, change func(*Config)) *node {
 	}
 	n.Server = New(cfg)
 	shared.Start(sharedstate.Hooks{Notify: n.HandleNodeEvent})
-	n.addr, n.admin = n.listen(n.Serve), n.listen(n.ServeAdmin)
+	n.addr, n.admin = n.listen("127.0.0.1:8000", n.Serve), n.listen("127.0.0.1:8001", n.ServeAdmin)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testkit.Timeout)
 		defer cancel()
 		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, shared.Close, b.Close, l.Close} {
 			if err := stop(ctx); err != nil {
@@ -209,20 +212,30 @@ func (n *node) components() []Component {
 	return n.state
 }
 
-func (n *node) listen(serve func(net.Listener) error) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		n.t.Fatal(err)
+// listen serves on a free port, or in a bubble on an address in memory, and returns
+// the address.
+func (n *node) listen(memoryAddr string, serve func(net.Listener) error) string {
+	addr := memoryAddr
+	var l net.Listener
+	if _, virtual := bubbles.Load(n.t); virtual {
+		n.memory[addr] = newMemoryListener()
+		l = n.memory[addr]
+	} else {
+		var err error
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			n.t.Fatal(err)
+		}
+		addr = l.Addr().String()
 	}
 	go func() {
 		if err := serve(l); err != nil {
 			n.t.Error(err)
 		}
 	}()
-	return l.Addr().String()
+	return addr
 }
 
-// metric is the value of a series, as Prometheus would read it.
+// metric returns the value of a series, as Prometheus reads it.
 func (n *node) metric(series string) string {
 	n.t.Helper()
 	_, body := n.call("GET", "/metrics", "", "")
@@ -251,16 +264,17 @@ func (n *node) request(method, path string, header http.Header, body io.Reader) 
 	}
 	r.Header = header
 	if host := header.Get("Host"); host != "" {
-		r.Host = host // net/http takes it from here only
+		r.Host = host // net/http ignores the header
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	client := n.httpClient()
+	client.Timeout = testkit.Timeout
 	res, err := client.Do(r)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		return res, "" // what follows is no body
+		return res, "" // frames follow, not a body
 	}
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
@@ -269,149 +283,7 @@ func (n *node) request(method, path string, header http.Header, body io.Reader) 
 	return res, string(b)
 }
 
-// A browser is a WebSocket client of a test.
-type browser struct {
-	t  testing.TB
-	ws *websocket.Conn
-}
-
-func (n *node) dial(opts *websocket.DialOptions) *browser {
-	n.t.Helper()
-	b := n.open(opts)
-	if got := b.read(); got["type"] != "welcome" {
-		n.t.Fatalf("first frame %v", got)
-	}
-	return b
-}
-
-// open is dial without the welcome.
-func (n *node) open(opts *websocket.DialOptions) *browser {
-	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
-	defer cancel()
-	ws, _, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws", opts)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	ws.SetReadLimit(4 << 20)
-	n.t.Cleanup(func() { _ = ws.CloseNow() })
-	return &browser{n.t, ws}
-}
-
-// dialRejected opens a connection that is told at once why it can't stay, and
-// returns the close code. It has no welcome.
-func (n *node) dialRejected(opts *websocket.DialOptions) websocket.StatusCode {
-	n.t.Helper()
-	b := n.open(opts)
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-	defer cancel()
-	_, p, err := b.ws.Read(ctx)
-	if code := websocket.CloseStatus(err); code != -1 {
-		return code
-	}
-	n.t.Fatalf("no close frame but %q: %v", p, err)
-	return 0
-}
-
-func (b *browser) send(format string, args ...any) {
-	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if err := b.ws.Write(ctx, websocket.MessageText, fmt.Appendf(nil, format, args...)); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
-func (b *browser) read() map[string]any {
-	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	_, p, err := b.ws.Read(ctx)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	var v map[string]any
-	if err := json.Unmarshal(p, &v); err != nil {
-		b.t.Fatalf("%s: %v", p, err)
-	}
-	return v
-}
-
-// until reads on to the next frame of a type.
-func (b *browser) until(kind string) map[string]any {
-	b.t.Helper()
-	for {
-		if v := b.read(); v["type"] == kind {
-			return v
-		}
-	}
-}
-
-// closed reads to the end and returns the close code.
-func (b *browser) closed() websocket.StatusCode {
-	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-	defer cancel()
-	for {
-		if _, _, err := b.ws.Read(ctx); err != nil {
-			if code := websocket.CloseStatus(err); code != -1 {
-				return code
-			}
-			b.t.Fatalf("no close frame: %v", err)
-		}
-	}
-}
-
-// rawHandshake opens a TCP connection and does the handshake by hand.
-func (n *node) rawHandshake(extra string, lines ...string) (net.Conn, *bufio.Reader) {
-	n.t.Helper()
-	c, err := net.Dial("tcp", n.addr)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	more := ""
-	for _, line := range lines {
-		more += line + "\r\n"
-	}
-	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%s\r\n%s", n.addr, more, extra)
-	br := bufio.NewReader(c)
-	res, err := http.ReadResponse(br, nil)
-	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
-		n.t.Fatalf("handshake: %v %v", res, err)
-	}
-	return c, br
-}
-
-// maskedFrame is a client's frame with a zero mask.
-func maskedFrame(first byte, payload string) string {
-	var head []byte
-	switch {
-	case len(payload) < 126:
-		head = []byte{first, 0x80 | byte(len(payload))}
-	default:
-		head = []byte{first, 0x80 | 126, byte(len(payload) >> 8), byte(len(payload))}
-	}
-	return string(head) + "\x00\x00\x00\x00" + payload
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(15 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("waited 15 s for %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
-// draft is what a backend would publish.
+// draft returns a message as a backend publishes it.
 func draft(room, data string) message.Draft {
 	return message.Draft{Room: message.Room(room), From: "api:backend", Data: []byte(data)}
 }

@@ -7,33 +7,32 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// UserLimits counts what each user publishes on all nodes together.
+// UserLimits limits what each user publishes on all nodes together.
 type UserLimits interface {
-	// AllowPublish books a publish or signal of so many bytes, or books nothing and
-	// says how long the user is to wait until it would go through. It is asked
-	// for every one of them, by who reads the socket, and must not block: what
-	// other nodes counted may be a little old.
+	// AllowPublish counts a publish or signal of so many bytes and returns 0, or
+	// counts nothing and returns how long the user must wait. The reader of each
+	// socket calls it for every publish, so it must not block. The counts of other
+	// nodes may be slightly old.
 	AllowPublish(user string, bytes int) (wait time.Duration)
 }
 
-// Rates are how much may happen in a second; twice as much may come at once.
-// 0 is no limit.
+// Rates are limits per second. The burst is twice the rate. 0 is no limit.
 type Rates struct {
-	// Publish is for publishes and signals of a connection, Bytes for the
-	// bytes of all frames that it sends.
+	// Publish limits the publishes and signals of a connection, Bytes the bytes of
+	// all its frames.
 	Publish, Bytes int
-	// Join is for joins and all other frames of a connection but those counted
-	// by the rest. Those for MaxRooms rooms may come at once: a client that
-	// resumes joins them all.
+	// Join limits the joins of a connection and all frames without a limit of their
+	// own. The burst is at least MaxRooms, because a client that resumes joins all
+	// its rooms at once.
 	Join int
-	// History is for the history and presence calls of a connection, and for
-	// those of a user over HTTP.
+	// History limits the history and presence requests of a connection, and those
+	// of a user over HTTP.
 	History int
-	// API is for the calls of an API key.
+	// API limits the calls of an API key.
 	API int
 }
 
-// Kinds of frames, as they are counted.
+// The kinds of limits of a connection.
 const (
 	ratePublish = iota
 	rateBytes
@@ -43,18 +42,18 @@ const (
 	rateKinds
 )
 
-// authRate is for the auth frames of a connection: each costs a signature's
-// check, and a token lasts for minutes at least.
+// authRate limits the auth frames of a connection: each costs the check of a
+// signature, and a token lasts for minutes at least.
 var authRate = rateLimit{1, 10}
 
-// patience for clients that ignore rate_limited: so many refused frames,
-// without a pause of calm between them, end the connection.
+// A client that ignores rate_limited is closed after maxRefused refused frames. A
+// pause of refusalResetPause without a refusal resets the count.
 const (
 	maxRefused        = 1000
 	refusalResetPause = time.Second
 )
 
-// frameRates are those of one connection, by kind.
+// frameRates returns the limits of one connection, by kind.
 func (r *Rates) frameRates(maxRooms int) (all [rateKinds]rateLimit) {
 	all[ratePublish] = perSecond(r.Publish)
 	all[rateBytes] = perSecond(r.Bytes)
@@ -64,7 +63,7 @@ func (r *Rates) frameRates(maxRooms int) (all [rateKinds]rateLimit) {
 	return all
 }
 
-// rateKind says which rate a frame counts against, beside its bytes.
+// rateKind returns the limit that a frame counts against, beside its bytes.
 func rateKind(t protocol.Type) int {
 	switch t {
 	case protocol.TypePublish, protocol.TypeSignal:
@@ -78,16 +77,16 @@ func rateKind(t protocol.Type) int {
 	return rateJoin
 }
 
-// A rateUsage is what one connection has taken of its rates. It belongs to the
+// A rateUsage is what one connection has used of its limits. It belongs to the
 // connection's reader.
 type rateUsage struct {
 	states       [rateKinds]gcraState
-	refusedInRow int           // since the last calm
-	lastRefused  time.Duration // when a frame was refused last
+	refusedInRow int           // since the last pause
+	lastRefused  time.Duration // when the last frame was refused
 }
 
-// checkRates books a frame of a connection, or refuses it: with rate_limited for
-// a frame, and with an end for who goes on all the same.
+// checkRates counts a frame against the limits of its connection and its user, or
+// returns the error rate_limited. See ignoresRefusals for the end of it.
 func (k *socket) checkRates(r *protocol.Request, size int) error {
 	s, now := k.server, k.server.cfg.now()
 	wait := k.usage.states[rateBytes].take(s.frameLimits[rateBytes], now, size)
@@ -111,16 +110,17 @@ func (k *socket) checkRates(r *protocol.Request, size int) error {
 	return rateLimited("too many "+limitName+" a second; send it again after retry_after_ms", wait)
 }
 
-// ignoresRefusals says that a client has ignored too many refusals.
+// ignoresRefusals reports whether a client has ignored too many refusals.
 func (k *socket) ignoresRefusals() bool { return k.usage.refusedInRow > maxRefused }
 
 func rateLimited(text string, wait time.Duration) error {
-	// Rounded up to what is told, never to 0, which would leave it open.
+	// Rounded up to the milliseconds of retry_after_ms, because 0 would mean that
+	// no time is given.
 	wait = (wait + time.Millisecond - 1).Truncate(time.Millisecond)
 	return &protocol.Error{Code: protocol.CodeRateLimited, Message: text, RetryAfter: wait}
 }
 
-// errAPIKeyRate refuses a call of an API key that calls too often.
+// errAPIKeyRate refuses a call of an API key that makes too many.
 func errAPIKeyRate(name string, wait time.Duration) error {
 	return rateLimited(fmt.Sprintf("too many calls a second with the key %s; see RATE_API", name), wait)
 }

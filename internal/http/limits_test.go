@@ -11,20 +11,22 @@ import (
 	"time"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
-// fromAddress is a handshake as a trusted proxy hands it on.
+// fromAddress is the handshake of an address behind a trusted proxy.
 func fromAddress(addr string) *websocket.DialOptions {
 	return &websocket.DialOptions{HTTPHeader: http.Header{"X-Forwarded-For": {addr}}}
 }
 
-// A still clock stands until the test sets it forward, so that rates are exact.
+// A manualClock stands still until the test advances it, so that rates are exact.
 type manualClock struct{ at atomic.Int64 }
 
 func (c *manualClock) now() time.Duration      { return time.Duration(c.at.Load()) + time.Hour }
 func (c *manualClock) advance(d time.Duration) { c.at.Add(int64(d)) }
 
-// trustLoopback counts connections by what a proxy on loopback says.
+// trustLoopback makes loopback a trusted proxy.
 func trustLoopback(c *Config) { c.TrustedProxies = prefixes(loopback) }
 
 func TestTooManyConnectionsOfAnAddress(t *testing.T) {
@@ -35,17 +37,17 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 		t.Errorf("the third is closed with %d", got)
 	}
 	if got := n.dialRejected(fromAddress("127.0.0.1, 198.51.100.1")); got != 4103 {
-		t.Errorf("with an address made up: %d", got)
+		t.Errorf("with an invented address: closed with %d", got)
 	}
-	n.dial(fromAddress("198.51.100.2")) // a neighbour is not touched
+	n.dial(fromAddress("198.51.100.2")) // a neighbor is not affected
 	n.dial(fromAddress("2001:db8:1:1::1"))
 	n.dial(fromAddress("2001:db8:1:1:ffff::2"))
 	if got := n.dialRejected(fromAddress("2001:db8:1:1:1:2:3:4")); got != 4103 {
-		t.Errorf("the third of a /64: %d", got)
+		t.Errorf("the third of a /64 is closed with %d", got)
 	}
 	n.dial(fromAddress("2001:db8:1:2::1"))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	eventually(t, "a place", func() bool {
+	testkit.Eventually(t, "a free slot", func() bool {
 		n.Server.mu.Lock()
 		defer n.Server.mu.Unlock()
 		return n.admission.networks[addressPrefix(parseAddr("198.51.100.1"))] == 1
@@ -56,54 +58,56 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	}
 }
 
-// A peer on loopback that is no trusted proxy speaks for nobody knows how many:
-// its connections are not counted by address.
+// A peer on loopback that is no trusted proxy may stand for any number of clients.
+// Its connections are not counted by address.
 func TestInternalPeersAreNotCountedByAddress(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxPerAddress = 1 })
 	n.dial(nil)
 	n.dial(fromAddress("198.51.100.1")).send(`{"type":"join","room":"a"}`)
 }
 
-// All that was counted is given back, whatever way a connection ended.
+// Every count is released, however a connection ends.
 func TestEveryAdmissionSlotIsReleased(t *testing.T) {
-	n := startKeyedNode(t, "", func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
-	for i := range 6 {
-		opts := fromAddress(fmt.Sprintf("198.51.100.%d", 1+i%2))
-		if i%2 == 0 {
-			opts.HTTPHeader.Set("Authorization", "Bearer "+tokenOf("ann", time.Hour, everyRoom))
+	inBubble(t, func(t *testing.T) {
+		n := startKeyedNode(t, "", func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
+		for i := range 6 {
+			opts := fromAddress(fmt.Sprintf("198.51.100.%d", 1+i%2))
+			if i%2 == 0 {
+				opts.HTTPHeader.Set("Authorization", "Bearer "+tokenOf("ann", time.Hour, everyRoom))
+			}
+			b := n.open(opts)
+			switch i % 3 {
+			case 0:
+				_ = b.ws.Close(websocket.StatusNormalClosure, "")
+			case 1:
+				_ = b.ws.CloseNow()
+			}
 		}
-		b := n.open(opts)
-		switch i % 3 {
-		case 0:
-			_ = b.ws.Close(websocket.StatusNormalClosure, "")
-		case 1:
-			_ = b.ws.CloseNow()
+		for range 4 {
+			n.handshakeStatus("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
+			n.handshakeStatus("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
 		}
-	}
-	for range 4 {
-		n.handshakeStatus("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
-		n.handshakeStatus("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
-	}
-	if err := n.CloseSockets(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "all to be gone", func() bool { return n.connectionCount() == 0 })
-	n.expiry.mu.Lock()
-	for _, slot := range n.expiry.slots {
-		if len(slot) > 0 {
-			t.Error("a connection that is gone waits for its token's end")
+		if err := n.CloseSockets(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-	}
-	n.expiry.mu.Unlock()
-	n.Server.mu.Lock()
-	defer n.Server.mu.Unlock()
-	if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
-		t.Errorf("left behind: %+v", r)
-	}
+		testkit.Eventually(t, "all connections to end", func() bool { return n.connectionCount() == 0 })
+		n.expiry.mu.Lock()
+		for _, slot := range n.expiry.slots {
+			if len(slot) > 0 {
+				t.Error("a connection that ended is still on the timer wheel")
+			}
+		}
+		n.expiry.mu.Unlock()
+		n.Server.mu.Lock()
+		defer n.Server.mu.Unlock()
+		if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
+			t.Errorf("still counted: %+v", r)
+		}
+	})
 }
 
-// Those who can't stay are told so by a close code while they are few; they
-// take nobody's place, and beyond a bound they are refused before the upgrade.
+// Rejected connections get a close code while they are few, and use no slot. Beyond
+// a bound they are refused before the upgrade.
 func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
 	n := startNode(t, func(c *Config) {
 		trustLoopback(c)
@@ -111,7 +115,7 @@ func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
 	})
 	n.dial(fromAddress("198.51.100.1"))
 	for range fewRejecting {
-		n.rawHandshake("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so its close waits
+		n.rawHandshake("", "X-Forwarded-For: 198.51.100.1") // reads nothing, so that its close waits
 	}
 	header := upgradeHeader("X-Forwarded-For", "198.51.100.1")
 	if res, _ := n.request("GET", "/ws", header, strings.NewReader("")); res.StatusCode != http.StatusServiceUnavailable {
@@ -121,7 +125,7 @@ func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
 	n.dial(fromAddress("198.51.100.3"))
 }
 
-// Who is being turned away is not served meanwhile.
+// The frames of a rejected connection are ignored.
 func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
 	b := n.dial(nil)
@@ -132,12 +136,12 @@ func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	_ = c.Close()
 	b.send(`{"type":"history","room":"a"}`)
 	if got := b.until("history"); len(got["messages"].([]any)) != 0 {
-		t.Errorf("a connection that was turned away has published: %v", got)
+		t.Errorf("a rejected connection has published: %v", got)
 	}
 }
 
-// Each rate refuses what is over it, says when to come back, and lets the
-// connection live; the other rates are not touched.
+// Each rate refuses what is over it, says when to come back, and keeps the
+// connection open. The other rates are not affected.
 func TestRatesOfAConnection(t *testing.T) {
 	big := `{"type":"signal","room":"a","data":"` + strings.Repeat("x", 900) + `"}`
 	for _, tt := range []struct {
@@ -145,13 +149,13 @@ func TestRatesOfAConnection(t *testing.T) {
 		rates         Rates
 		frame, other  string
 		burst         int
-		answered, why string
+		answer, limit string
 	}{
 		{"publishes", Rates{Publish: 2}, `{"type":"publish","room":"a","data":1}`, `{"type":"history","room":"b"}`, 4, "ack", "publishes"},
 		{"signals count as publishes", Rates{Publish: 2}, `{"type":"signal","room":"a","data":1}`, `{"type":"history","room":"b"}`, 4, "", "publishes"},
 		{"bytes", Rates{Bytes: 1000}, big, `{"type":"history","room":"b"}`, 2, "", "bytes"},
 		{"joins", Rates{Join: 2}, `{"type":"join","room":"a"}`, `{"type":"publish","room":"b","data":1}`, 5, "joined", "frames"},
-		{"what nobody knows", Rates{Join: 2}, `{"type":"dance"}`, `{"type":"publish","room":"b","data":1}`, 5, "error", "frames"},
+		{"unknown types", Rates{Join: 2}, `{"type":"dance"}`, `{"type":"publish","room":"b","data":1}`, 5, "error", "frames"},
 		{"history", Rates{History: 2}, `{"type":"history","room":"a"}`, `{"type":"publish","room":"b","data":1}`, 4, "history", "reads"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -160,21 +164,21 @@ func TestRatesOfAConnection(t *testing.T) {
 			b := n.dial(nil)
 			for range tt.burst {
 				b.send("%s", tt.frame)
-				if tt.answered != "" {
-					b.until(tt.answered)
+				if tt.answer != "" {
+					b.until(tt.answer)
 				}
 			}
 			b.send(`%s,"ref":"over"}`, strings.TrimSuffix(tt.frame, "}"))
 			got := b.until("error")
 			wait, _ := got["retry_after_ms"].(float64)
-			if got["code"] != "rate_limited" || got["ref"] != "over" || wait < 1 || wait > 1000 || !strings.Contains(got["message"].(string), tt.why) {
+			if got["code"] != "rate_limited" || got["ref"] != "over" || wait < 1 || wait > 1000 || !strings.Contains(got["message"].(string), tt.limit) {
 				t.Fatalf("got %v", got)
 			}
-			if tt.why != "bytes" {
+			if tt.limit != "bytes" {
 				b.send("%s", tt.other)
 				for kind := b.read()["type"]; kind != "history" && kind != "ack"; kind = b.read()["type"] {
 					if kind == "error" {
-						t.Fatal("another rate is touched")
+						t.Fatal("another rate is affected")
 					}
 				}
 			}
@@ -183,21 +187,22 @@ func TestRatesOfAConnection(t *testing.T) {
 			b.send(`{"type":"leave","ref":"end"}`)
 			for v := b.read(); v["ref"] != "end"; v = b.read() {
 				if v["ref"] == "late" && v["code"] == "rate_limited" {
-					t.Errorf("refused after the wait that it was told: %v", v)
+					t.Errorf("refused after retry_after_ms: %v", v)
 				}
 			}
 			if n.metric(`websocket_errors_total{type="rate_limited"}`) == "" {
-				t.Error("not counted")
+				t.Error("the refusal is not counted")
 			}
 		})
 	}
 }
 
-// A thousand joins at once is a client that resumes, not an attack.
+// MAX_ROOMS joins at once are a client that resumes, not an attack.
 func TestAResumeOfEveryRoomIsNotRateLimited(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.Rates.Join, c.MaxRooms = 1, 1000 })
+	const rooms = 200
+	n := startNode(t, func(c *Config) { c.Rates.Join, c.MaxRooms = 1, rooms })
 	b := n.dial(nil)
-	for i := range 1000 {
+	for i := range rooms {
 		b.send(`{"type":"join","room":"r%d"}`, i)
 		if got := b.until("joined"); got["room"] != fmt.Sprint("r", i) {
 			t.Fatalf("join %d: %v", i, got)
@@ -229,7 +234,37 @@ func TestCallsOfAKeyAreLimited(t *testing.T) {
 	}
 }
 
-// A addressedConn has an address of the test's choice and tells when it is closed.
+// A client may ignore 1,000 refusals without a pause between them; the next one closes
+// it. A second without a refusal forgives them.
+func TestAThousandIgnoredRefusalsCloseTheConnection(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.Rates.Publish = 1 })
+		b := n.dial(nil)
+		refuse := func(times int) {
+			t.Helper()
+			for range times {
+				b.send(`{"type":"signal","room":"a","data":1}`)
+				if got := b.until("error"); got["code"] != "rate_limited" {
+					t.Fatalf("got %v", got)
+				}
+			}
+		}
+		for range 2 { // the burst
+			b.send(`{"type":"signal","room":"a","data":1}`)
+		}
+		refuse(1000)
+		time.Sleep(1001 * time.Millisecond)
+		b.send(`{"type":"signal","room":"a","data":1}`) // allowed again
+		refuse(1000)
+		b.send(`{"type":"signal","room":"a","data":1}`)
+		if code := b.closed(); code != 4129 {
+			t.Errorf("closed with %d, want 4129", code)
+		}
+	})
+}
+
+// An addressedConn has an address of the test's choice and records that it was
+// closed.
 type addressedConn struct {
 	net.Conn
 	addr   string
@@ -244,15 +279,16 @@ func (c *addressedConn) RemoteAddr() net.Addr {
 func (c *addressedConn) Close() error { c.closed = true; return nil }
 
 func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
+	const total, perAddress = 2048, 256 // docs/limits.md
 	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
-	p := newHTTPConnLimiter(n.Server) // of its own: no connection but the test's is in it
+	p := newHTTPConnLimiter(n.Server) // its own, so that only the test's connections are in it
 	open := func(addr string) *addressedConn {
 		c := &addressedConn{addr: addr}
 		p.onStateChange(c, http.StateNew)
 		return c
 	}
 	var first *addressedConn
-	for i := range maxHTTPConnsPerAddress {
+	for i := range perAddress {
 		c := open(fmt.Sprintf("198.51.100.1:%d", 1000+i))
 		if c.closed {
 			t.Fatalf("connection %d of an address is closed", i)
@@ -262,25 +298,25 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		}
 	}
 	if c := open("198.51.100.1:9"); !c.closed {
-		t.Error("one address has more than its share")
+		t.Error("an address has more connections than its limit")
 	}
 	p.onStateChange(first, http.StateHijacked) // became a WebSocket
 	if c := open("198.51.100.1:9"); c.closed {
-		t.Error("a place was not given back")
+		t.Error("a slot was not released")
 	}
 	if c := open("198.51.100.2:9"); c.closed {
 		t.Error("another address is refused")
 	}
 	var proxied []*addressedConn
-	for len(p.open) < maxHTTPConns {
-		c := open("203.0.113.9:9") // speaks for many
+	for len(p.open) < total {
+		c := open("203.0.113.9:9") // many clients share a proxy
 		if c.closed {
 			t.Fatal("a proxy is counted by address")
 		}
 		proxied = append(proxied, c)
 	}
 	if c := open("198.51.100.3:9"); !c.closed {
-		t.Error("there are more connections than may be")
+		t.Error("there are more connections than the limit")
 	}
 	for _, c := range proxied {
 		p.onStateChange(c, http.StateActive)
@@ -288,7 +324,7 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		p.onStateChange(c, http.StateClosed)
 		p.onStateChange(c, http.StateClosed)
 	}
-	if len(p.open) != maxHTTPConnsPerAddress+1 || len(p.networks) != 2 {
+	if len(p.open) != perAddress+1 || len(p.networks) != 2 {
 		t.Errorf("%d open of %d addresses", len(p.open), len(p.networks))
 	}
 	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {

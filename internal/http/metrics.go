@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// metrics belong to one server: a process may run several.
+// metrics are those of one server. A process may run several.
 type metrics struct {
 	active          prometheus.Gauge
 	connections     *prometheus.CounterVec
@@ -22,7 +22,7 @@ type metrics struct {
 	auditMetrics
 }
 
-// drainMetrics are of letting go of clients.
+// drainMetrics are about drains and moves.
 type drainMetrics struct {
 	draining      prometheus.Gauge
 	drainDeadline prometheus.Gauge
@@ -34,29 +34,29 @@ func newDrainMetrics(f promauto.Factory) drainMetrics {
 	m := drainMetrics{
 		draining: f.NewGauge(prometheus.GaugeOpts{
 			Name: "websocket_draining",
-			Help: "1 while the node lets go of its clients, and until that is taken back.",
+			Help: "1 from the beginning of a drain until it is canceled.",
 		}),
 		drainDeadline: f.NewGauge(prometheus.GaugeOpts{
 			Name: "websocket_drain_deadline_timestamp_seconds",
-			Help: "When the drain under way closes who is still here, as Unix time; 0 while none is. Who is here much later is stuck.",
+			Help: "When the running drain closes the remaining clients, as Unix time; 0 without a drain. A drain that is not done much later is stuck.",
 		}),
 		moves: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_moves_total",
-			Help: "Clients of a draining node: told to move, and what became of them: moved, closed at the deadline, or lost.",
+			Help: "Clients of a draining node, by result: asked to move, then moved, closed at the deadline, or lost.",
 		}, []string{"result"}),
 		drainDuration: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_drain_duration_seconds",
-			Help:    "From the begin of a drain until the node was empty.",
+			Help:    "From the beginning of a drain until the node was empty.",
 			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
 		}),
 	}
-	for _, result := range []string{moveTold, moveDone, moveClosed, moveLost} {
+	for _, result := range []string{moveAsked, moveDone, moveClosed, moveLost} {
 		m.moves.WithLabelValues(result)
 	}
 	return m
 }
 
-// drainStarted says that a drain is under way, and until when; end that none is.
+// drainStarted shows that a drain runs, and its deadline.
 func (m *drainMetrics) drainStarted(deadline time.Time) {
 	m.draining.Set(1)
 	m.drainDeadline.Set(float64(deadline.UnixMilli()) / 1000)
@@ -67,7 +67,7 @@ func (m *drainMetrics) drainEnded() {
 	m.drainDeadline.Set(0)
 }
 
-// httpConnMetrics are of those who were not let in.
+// httpConnMetrics are about connections that are not a WebSocket.
 type httpConnMetrics struct {
 	httpConnsRefused prometheus.Counter
 }
@@ -76,7 +76,7 @@ func newHTTPConnMetrics(f promauto.Factory) httpConnMetrics {
 	return httpConnMetrics{
 		httpConnsRefused: f.NewCounter(prometheus.CounterOpts{
 			Name: "http_connections_refused_total",
-			Help: "Connections closed before a byte was read, since too many that are no WebSocket were open.",
+			Help: "Connections closed before a byte was read, because too many without a WebSocket were open.",
 		}),
 	}
 }
@@ -98,7 +98,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 		}, []string{"result"}),
 		disconnections: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_disconnections_total",
-			Help: "Ended connections, by reason.",
+			Help: "Connections that ended, by reason.",
 		}, []string{"reason"}),
 		handshake: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_handshake_duration_seconds",
@@ -115,7 +115,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 		auditMetrics:    newAuditMetrics(f),
 		received: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_messages_received_total",
-			Help: "Frames from clients, by type; other for those that could not be read.",
+			Help: "Frames from clients, by type; other for malformed and unknown ones.",
 		}, []string{"type"}),
 		requests: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "http_requests_total",
@@ -129,7 +129,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 	}
 }
 
-// auditMetrics are of the audit log.
+// auditMetrics are about the audit log.
 type auditMetrics struct {
 	events  *prometheus.CounterVec
 	dropped *prometheus.CounterVec
@@ -139,11 +139,11 @@ func newAuditMetrics(f promauto.Factory) auditMetrics {
 	m := auditMetrics{
 		events: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "audit_events_total",
-			Help: "What the audit log is about, by event, whether a line of its own was written or not.",
+			Help: "Events of the audit log, whether a line was written for each or not.",
 		}, []string{"event"}),
 		dropped: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "audit_dropped_total",
-			Help: "Lines of the audit log that are missing: the queue was full, or they could not be written.",
+			Help: "Lines of the audit log that were dropped, because the queue was full or a write failed.",
 		}, []string{"reason"}),
 	}
 	for _, event := range auditEvents {

@@ -3,6 +3,7 @@ package http
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -24,16 +25,16 @@ func TestMetricsAreServedInternallyOnly(t *testing.T) {
 		{"loopback", "127.0.0.1:1", nil, 200},
 		{"a network of containers", "172.18.0.5:1", nil, 200},
 		{"a VPN's shared addresses", "100.64.3.4:1", nil, 200},
-		{"IPv6 of the house", "[fd00::5]:1", nil, 200},
-		{"a stranger's address", "198.51.100.7:1", nil, 404},
-		{"a stranger's IPv6 address", "[2001:db8::7]:1", nil, 404},
-		{"a stranger who says to be the house", "198.51.100.7:1", http.Header{"X-Forwarded-For": {"10.0.0.1"}}, 404},
+		{"an internal IPv6 address", "[fd00::5]:1", nil, 200},
+		{"a public address", "198.51.100.7:1", nil, 404},
+		{"a public IPv6 address", "[2001:db8::7]:1", nil, 404},
+		{"a public address that claims to be internal", "198.51.100.7:1", http.Header{"X-Forwarded-For": {"10.0.0.1"}}, 404},
 		{"through our proxy", "192.0.2.3:1", http.Header{"X-Forwarded-For": {"198.51.100.7"}}, 404},
-		{"through our proxy, from the house's own networks", "192.0.2.3:1", http.Header{"X-Forwarded-For": {"10.0.0.1"}}, 404},
-		{"through a proxy that nobody named", "172.18.0.5:1", http.Header{"X-Forwarded-For": {"198.51.100.7"}}, 404},
-		{"through one that adds a line of its own", "172.18.0.5:1", http.Header{"X-Forwarded-For": {"", "198.51.100.7"}}, 404},
-		{"through one that writes Forwarded", "172.18.0.5:1", http.Header{"Forwarded": {"for=198.51.100.7"}}, 404},
-		{"through one that writes X-Real-Ip", "172.18.0.5:1", http.Header{"X-Real-Ip": {"198.51.100.7"}}, 404},
+		{"through our proxy, from an internal network", "192.0.2.3:1", http.Header{"X-Forwarded-For": {"10.0.0.1"}}, 404},
+		{"through a proxy that is not configured", "172.18.0.5:1", http.Header{"X-Forwarded-For": {"198.51.100.7"}}, 404},
+		{"through a proxy that adds a line of its own", "172.18.0.5:1", http.Header{"X-Forwarded-For": {"", "198.51.100.7"}}, 404},
+		{"through a proxy that writes Forwarded", "172.18.0.5:1", http.Header{"Forwarded": {"for=198.51.100.7"}}, 404},
+		{"through a proxy that writes X-Real-Ip", "172.18.0.5:1", http.Header{"X-Real-Ip": {"198.51.100.7"}}, 404},
 	} {
 		r, w := newRecordedRequest("/metrics", tt.peer, tt.header)
 		n.Handler().ServeHTTP(w, r)
@@ -43,11 +44,12 @@ func TestMetricsAreServedInternallyOnly(t *testing.T) {
 	}
 	r, w := newRecordedRequest("/readyz", "198.51.100.7:1", nil)
 	if n.Handler().ServeHTTP(w, r); w.Code != http.StatusOK {
-		t.Errorf("readiness is for everybody: %d", w.Code)
+		t.Errorf("readyz from a public address: %d", w.Code)
 	}
 }
 
-// newRecordedRequest is a request as if from a peer, and what takes the answer.
+// newRecordedRequest returns a request as if from a peer, and a recorder for the
+// answer.
 func newRecordedRequest(path, peer string, header http.Header) (*http.Request, *httptest.ResponseRecorder) {
 	r := httptest.NewRequest(http.MethodGet, path, nil)
 	r.RemoteAddr = peer
@@ -70,17 +72,17 @@ func TestTheConnectionClosesAfterAChunkedRequest(t *testing.T) {
 	fmt.Fprintf(c, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n%s", len(hidden), hidden)
 	all, _ := io.ReadAll(c) // a reset is an end, too
 	if got := bytes.Count(all, []byte("HTTP/1.1 ")); got != 1 || !bytes.Contains(all, []byte("Connection: close")) {
-		t.Errorf("%d answers, want one and the end:\n%s", got, all)
+		t.Errorf("%d answers, want one and a close:\n%s", got, all)
 	}
 }
 
-// %2541 is %41 in a name, as who wrote it meant, and not A.
+// %2541 in a path is the name %41, and not A.
 func TestPathsAreDecodedOnce(t *testing.T) {
 	n := startNode(t, nil)
 	for user, path := range map[string]string{"%41": "%2541", "A": "%41", "a/b": "a%2Fb", "%2F": "%252F", "50% of them": "50%25%20of%20them"} {
 		res, body := n.call(http.MethodPost, "/v1/users/"+path+"/disconnect", testKey, "")
 		if _, banned := n.cfg.Bans.Banned(user); !banned {
-			t.Errorf("%s removed somebody else than %q: %d %s", path, user, res.StatusCode, body)
+			t.Errorf("%s did not ban %q: %d %s", path, user, res.StatusCode, body)
 		}
 	}
 	if res, body := n.call(http.MethodGet, "/v1/rooms/%2561/messages", testKey, ""); res.StatusCode != http.StatusBadRequest {
@@ -91,87 +93,87 @@ func TestPathsAreDecodedOnce(t *testing.T) {
 	}
 }
 
-// Bytes and pings prove life, and a frame that never ends is closed all the
-// same: it holds a buffer.
+// Bytes and pings show that a client lives. A frame that never ends is closed all
+// the same, because it holds a buffer.
 func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
-	for name, tt := range map[string]struct{ begin, again string }{
+	for name, tt := range map[string]struct{ first, repeated string }{
 		"a byte at a time":             {maskedFrame(frameText, strings.Repeat(" ", 60000))[:8], " "},
 		"fragments and pings":          {maskedFrame(fragmentFirst, "{"), maskedFrame(fragmentNext, " ") + maskedFrame(framePing, "p")},
 		"within a fragment, and pings": {maskedFrame(fragmentFirst, "{") + maskedFrame(framePing, "p"), maskedFrame(framePing, "p")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
-			c, br := n.rawHandshake(tt.begin)
-			stop := make(chan struct{})
-			defer close(stop)
-			go func() {
-				tick := time.NewTicker(20 * time.Millisecond)
-				defer tick.Stop()
-				for {
-					select {
-					case <-tick.C:
-						_, _ = io.WriteString(c, tt.again)
-					case <-stop:
-						return
+			inBubble(t, func(t *testing.T) {
+				n := startNode(t, func(c *Config) { c.Heartbeat = 200 * time.Millisecond })
+				c, br := n.rawHandshake(tt.first)
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				go func() {
+					for sleep(ctx, 20*time.Millisecond) {
+						_, _ = io.WriteString(c, tt.repeated)
 					}
+				}()
+				if code, _ := readOutcome(t, br); code != 4209 {
+					t.Errorf("closed with %d, want 4209", code)
 				}
-			}()
-			if code, _ := readOutcome(t, br); code != 4209 {
-				t.Errorf("closed with %d, want 4209", code)
-			}
+			})
 		})
 	}
 }
 
-// A client tells once how its move went; who tells it again and again would slow
-// the drain of another node.
+// A client reports once how long its move took. Repeated reports would slow the
+// drain of another node.
 func TestAConnectionReportsItsMoveOnce(t *testing.T) {
-	n := startNode(t, nil)
-	b := n.dial(nil)
-	for range 50 {
-		b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
-	}
-	b.send(`{"type":"leave","ref":"x","room":"a"}`)
-	b.until("error")
-	n.moveLatencies.mu.Lock()
-	defer n.moveLatencies.mu.Unlock()
-	if n.moveLatencies.next != 1 {
-		t.Errorf("%d arrivals of one connection", n.moveLatencies.next)
-	}
-}
-
-// Nor does it count from who was on no other node.
-func TestANewSessionReportsNoMove(t *testing.T) {
-	n, _ := startSessionNode(t, nil)
-	b, _ := n.connect("", "")
-	b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
-	b.send(`{"type":"leave","ref":"x","room":"a"}`)
-	b.until("error")
-	n.moveLatencies.mu.Lock()
-	defer n.moveLatencies.mu.Unlock()
-	if n.moveLatencies.next != 0 {
-		t.Errorf("%d arrivals of a stranger", n.moveLatencies.next)
-	}
-}
-
-// Handshakes over the rate, or over the places, cost a line of the audit log
-// now and then, and none of the log: strangers may send any number of them.
-func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 1 })
-	refused := 0
-	for range 50 {
-		if res, _ := n.request(http.MethodGet, "/ws", http.Header{}, http.NoBody); res.StatusCode == http.StatusServiceUnavailable {
-			refused++
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		b := n.dial(nil)
+		for range 50 {
+			b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
 		}
-	}
-	if said := strings.Count(n.logs.String(), "request refused"); refused < 10 || said > 0 {
-		t.Errorf("%d refused, and %d lines tell of it", refused, said)
-	}
+		b.send(`{"type":"leave","ref":"x","room":"a"}`)
+		b.until("error")
+		n.moveLatencies.mu.Lock()
+		defer n.moveLatencies.mu.Unlock()
+		if n.moveLatencies.next != 1 {
+			t.Errorf("%d latencies of one connection, want 1", n.moveLatencies.next)
+		}
+	})
 }
 
-// OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7), which net/http
-// would answer past everything that is ours.
+// A report counts only from a client that was on another node.
+func TestANewSessionReportsNoMove(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n, _ := startSessionNode(t, nil)
+		b, _ := n.connect("", "")
+		b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
+		b.send(`{"type":"leave","ref":"x","room":"a"}`)
+		b.until("error")
+		n.moveLatencies.mu.Lock()
+		defer n.moveLatencies.mu.Unlock()
+		if n.moveLatencies.next != 0 {
+			t.Errorf("%d latencies of a new session, want 0", n.moveLatencies.next)
+		}
+	})
+}
+
+// Handshakes over the rate or the limits write no line of the log, and few of the
+// audit log, because a stranger may send any number of them.
+func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.MaxHandshakeRate = 1 })
+		refused := 0
+		for range 50 {
+			if res, _ := n.request(http.MethodGet, "/ws", http.Header{}, http.NoBody); res.StatusCode == http.StatusServiceUnavailable {
+				refused++
+			}
+		}
+		if said := strings.Count(n.logs.String(), "request refused"); refused < 10 || said > 0 {
+			t.Errorf("%d handshakes refused with %d lines in the log, want none", refused, said)
+		}
+	})
+}
+
+// OPTIONS * is about the server as a whole (RFC 9110 §9.3.7). net/http would answer
+// it without any of our headers.
 func TestOptionsStarIsAnsweredLikeAnyUnknownPath(t *testing.T) {
 	n := startNode(t, nil)
 	c, err := net.Dial("tcp", n.addr)

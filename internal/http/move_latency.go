@@ -7,17 +7,17 @@ import (
 )
 
 const (
-	// moveLatencySamples and moveLatencyMaxAge bound what counts as lately: a drain that
-	// stands still gets no newer word, so that an older one must not stay for long.
+	// moveLatencySamples and moveLatencyMaxAge bound the recent latencies. While a
+	// drain pauses, no new ones arrive, so old ones must not count for long.
 	moveLatencySamples = 256
 	moveLatencyMaxAge  = 3 * time.Second
-	// minMoveLatencies is how many say something of the node, rather than of a
-	// client that is far away.
+	// minMoveLatencies is how many latencies describe the node, rather than one
+	// distant client.
 	minMoveLatencies = 10
 )
 
-// moveLatencies are how long clients that were moved here lately waited for their
-// welcome, as they say. Safe for concurrent use.
+// moveLatencies are the recent times between a moved client's connect and its
+// welcome, as clients report them. It is safe for concurrent use.
 type moveLatencies struct {
 	mu   sync.Mutex
 	ring [moveLatencySamples]moveLatency
@@ -36,7 +36,8 @@ func (a *moveLatencies) record(now time.Time, took time.Duration) {
 	a.next = (a.next + 1) % moveLatencySamples
 }
 
-// p95 is the 95th percentile, 0 when hardly anybody came lately.
+// p95 returns the 95th percentile of the recent latencies, or 0 if there are fewer
+// than minMoveLatencies.
 func (a *moveLatencies) p95(now time.Time) time.Duration {
 	a.mu.Lock()
 	took := make([]time.Duration, 0, moveLatencySamples)

@@ -15,7 +15,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// operations are "METHOD /route" of the document; the files are spelled out.
+// operations returns "METHOD /route" of each operation of the document, with one
+// for each file.
 func operations(d *document) []string {
 	var found []string
 	for route := range d.object("paths") {
@@ -77,8 +78,8 @@ func upgradeHeader(more ...string) http.Header {
 	return h
 }
 
-// everyCall is one call of each operation, for answers that do not depend on
-// what it asks for.
+// everyCall returns one call of each operation, for answers that do not depend on
+// the request.
 func everyCall() (all []exchange) {
 	for _, operation := range []string{
 		"POST /v1/rooms/{room}/messages", "GET /v1/rooms/{room}/messages", "POST /v1/messages", "POST /v1/rooms/{room}/signals",
@@ -169,7 +170,7 @@ func exchanges() []exchange {
 			all = append(all, exchange{"POST", call.route, reserved, `{"data":1}`, nil, nil, 403})
 		}
 		if call.route == sig {
-			continue // asks the log nothing
+			continue // does not use the log
 		}
 		body := `{"data":1}`
 		if call.route == batch {
@@ -183,12 +184,12 @@ func exchanges() []exchange {
 }
 
 // Every operation is called, every status of it is met, and every answer is
-// held against the document; what the document says of a body is what the
-// service accepts.
+// validated against the document. The service accepts exactly the bodies that the
+// document accepts.
 func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"127.0.0.1"} })
 	d := readDocument(t, "openapi.yaml")
-	met, codes, asked := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	met, codes, used := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	do := func(n *node, e exchange) {
 		t.Helper()
 		n.log.failure.Store(nil)
@@ -211,7 +212,7 @@ func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 			codes[p.Code] = true
 		}
 		for key := range res.Request.URL.Query() {
-			asked[e.method+" "+e.route+" "+key] = true
+			used[e.method+" "+e.route+" "+key] = true
 		}
 		fits := d.checkText(e.body, "paths", e.route, strings.ToLower(e.method), "requestBody", "content", "application/json", "schema")
 		if sent := e.method == "POST" && e.body != ""; sent && (fits == nil) != (p.Code != "malformed" && p.Code != "invalid" && p.Code != "forbidden") &&
@@ -233,48 +234,48 @@ func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 		}
 		codes[code] = true
 	}
-	busy := startNode(t, func(c *Config) { c.Rates.API, c.now = 1, new(manualClock).now })
+	limited := startNode(t, func(c *Config) { c.Rates.API, c.now = 1, new(manualClock).now })
 	for range 2 {
-		busy.call("GET", "/v1/rooms", testKey, "")
+		limited.call("GET", "/v1/rooms", testKey, "")
 	}
 	for _, e := range everyCall() {
 		if strings.HasPrefix(e.route, "/v1/") {
 			e.status = http.StatusTooManyRequests
-			do(busy, e)
+			do(limited, e)
 		}
 	}
-	alone := startKeyedNode(t, "", func(c *Config) {
+	rejecting := startKeyedNode(t, "", func(c *Config) {
 		r := &faultyBans{Bans: c.Bans}
 		r.unavailable.Store(true)
 		c.Bans, c.maxRejecting = r, fewRejecting
 	})
-	do(alone, exchange{"POST", "/v1/users/{user}/disconnect", "/v1/users/ann/disconnect", "", nil, nil, 202})
+	do(rejecting, exchange{"POST", "/v1/users/{user}/disconnect", "/v1/users/ann/disconnect", "", nil, nil, 202})
 	for range fewRejecting {
-		alone.rawHandshake("", "Authorization: Bearer x") // reads nothing, so its close waits
+		rejecting.rawHandshake("", "Authorization: Bearer x") // reads nothing, so that its close waits
 	}
-	do(alone, exchange{"GET", "/ws", "/ws", "", upgradeHeader("Authorization", "Bearer x"), nil, 401})
+	do(rejecting, exchange{"GET", "/ws", "/ws", "", upgradeHeader("Authorization", "Bearer x"), nil, 401})
 	n.Stop()
 	do(n, exchange{"GET", "/readyz", "/readyz", "", nil, nil, 503})
 	do(n, exchange{"GET", "/ws", "/ws", "", upgradeHeader(), nil, 503})
-	reportUnmet(t, d, met, asked, codes)
+	reportUnmet(t, d, met, used, codes)
 }
 
-// reportUnmet names what is documented and was not met.
-func reportUnmet(t *testing.T, d *document, met, asked, codes map[string]bool) {
+// reportUnmet reports what is documented and was not met.
+func reportUnmet(t *testing.T, d *document, met, used, codes map[string]bool) {
 	t.Helper()
 	for route := range d.object("paths") {
 		for method := range d.object("paths", route) {
 			for status := range d.object("paths", route, method, "responses") {
 				if name := strings.ToUpper(method) + " " + route + " " + status; !met[name] {
-					t.Errorf("%s is documented and was never met", name)
+					t.Errorf("%s is documented and was not answered", name)
 				}
 			}
 			parameters, _ := d.at("paths", route, method, "parameters")
 			list, _ := parameters.([]any)
 			for _, p := range list {
 				p := p.(map[string]any)
-				if name := fmt.Sprint(strings.ToUpper(method), " ", route, " ", p["name"]); p["in"] == "query" && !asked[name] {
-					t.Errorf("the parameter %s was never given", name)
+				if name := fmt.Sprint(strings.ToUpper(method), " ", route, " ", p["name"]); p["in"] == "query" && !used[name] {
+					t.Errorf("the parameter %s was not used", name)
 				}
 			}
 		}
@@ -282,6 +283,6 @@ func reportUnmet(t *testing.T, d *document, met, asked, codes map[string]bool) {
 	documented := d.strings("components", "schemas", "Problem", "properties", "code", "enum")
 	slices.Sort(documented)
 	if got := slices.Sorted(maps.Keys(codes)); !slices.Equal(got, documented) {
-		t.Errorf("codes met %v, documented %v", got, documented)
+		t.Errorf("codes answered %v, documented %v", got, documented)
 	}
 }

@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// An authority is host[:port] as it is compared: in lower case, an IPv6
-// address in its one short form.
+// An authority is host[:port] in a form that can be compared: lower case, and IPv6
+// addresses in canonical form.
 type authority struct {
-	host, port string // port is "" where none was given
+	host, port string // port is "" if none was given
 }
 
-// parseAuthority reads host[:port] of a Host header or an origin. It takes what
-// browsers write and nothing else: no user, no path, no escape, no byte outside
-// ASCII (browsers write an international name in its xn-- form). A dot at the
-// end stays: browsers hold such a name for another one, and so do we.
+// parseAuthority parses host[:port] of a Host header or an origin. It accepts only
+// what browsers write: no user, no path, no escape, and ASCII only (browsers write
+// an international name in its xn-- form). A final dot is kept, because browsers
+// treat such a name as a different one.
 func parseAuthority(s string) (a authority, ok bool) {
 	var host, port string
 	var hasPort bool
@@ -51,7 +51,8 @@ func parseAuthority(s string) (a authority, ok bool) {
 	return authority{host, port}, true
 }
 
-// isHost says whether s is labels with dots between them, one dot may end it.
+// isHost reports whether s is a list of labels separated by dots. One dot may end
+// it.
 func isHost(s string) bool {
 	for label := range strings.SplitSeq(strings.TrimSuffix(s, "."), ".") {
 		if !isLabel(label) {
@@ -70,7 +71,7 @@ func isLabel(s string) bool {
 	return s != ""
 }
 
-// withoutDefaultPort returns the authority without the port that its scheme has anyway.
+// withoutDefaultPort returns the authority without the default port of its scheme.
 func (a authority) withoutDefaultPort(scheme string) authority {
 	if scheme == "http" && a.port == "80" || scheme == "https" && a.port == "443" {
 		a.port = ""
@@ -85,7 +86,7 @@ func (a authority) String() string {
 	return a.host + ":" + a.port
 }
 
-// An origin is where a page came from (RFC 6454).
+// An origin is the origin of a page (RFC 6454).
 type origin struct {
 	scheme string
 	authority
@@ -110,25 +111,24 @@ func (o origin) String() string { return o.scheme + "://" + o.authority.String()
 // frame, a file, some redirects. Anybody can make such a page.
 const nullOrigin = "null"
 
-// origins are the pages that may connect beside the service's own.
+// origins are the pages that may connect, beside those of the service's own origin.
 type origins struct {
 	exact    map[string]bool
 	patterns []originPattern
 	null     bool
 }
 
-// An originPattern matches one label where it has its star, as a certificate
-// does: https://*.example.com is https://a.example.com, and neither
+// An originPattern matches one label in place of its star, as a certificate does:
+// https://*.example.com matches https://a.example.com, but neither
 // https://example.com nor https://a.b.example.com.
 type originPattern struct{ prefix, suffix string }
 
-// newOrigins takes what internal/config has checked.
+// newOrigins takes a list that internal/config has validated.
 func newOrigins(list []string) origins {
 	all := origins{exact: map[string]bool{}}
 	for _, item := range list {
 		before, after, isPattern := strings.Cut(item, "*")
-		// The star stands for a label while the rest is put into the form that
-		// is compared.
+		// A label stands in for the star while the rest is normalized.
 		o, ok := parseOrigin(before + "x" + after)
 		switch {
 		case item == nullOrigin:
@@ -144,9 +144,9 @@ func newOrigins(list []string) origins {
 	return all
 }
 
-// allow says whether a page may connect. Requests without an Origin come from
-// no browser: a browser can't leave it out, and a program could write what it
-// likes. There must be one that can be read, and no more than one.
+// allow reports whether a page may connect. A request without an Origin is allowed:
+// it does not come from a browser, and another program could write any Origin. More
+// than one Origin, or one that can't be parsed, is refused.
 func (all *origins) allow(r *http.Request) bool {
 	values := r.Header.Values("Origin")
 	if len(values) == 0 {
@@ -162,9 +162,9 @@ func (all *origins) allow(r *http.Request) bool {
 	return ok && (sameOrigin(o, callerOf(r)) || all.listed(o))
 }
 
-// sameOrigin compares with the host that the client asked for, and with the
-// scheme where a trusted proxy has told it. Without one TLSConfig may end before us
-// unheard, so both schemes of the host are its own.
+// sameOrigin compares the origin with the requested host, and with the scheme if a
+// trusted proxy named it. Without such a proxy, TLS may have ended on the way, so
+// both schemes of the host are accepted.
 func sameOrigin(o origin, c *caller) bool {
 	if o.scheme != "http" && o.scheme != "https" || c.proto != "" && c.proto != o.scheme {
 		return false

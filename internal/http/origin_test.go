@@ -3,24 +3,25 @@ package http
 import (
 	"bufio"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
-// handshakeStatus sends a WebSocket handshake, each header line as it stands, and returns
-// the status of the answer.
+// handshakeStatus sends a WebSocket handshake with the given header lines, and
+// returns the status of the answer.
 func (n *node) handshakeStatus(lines ...string) int {
 	n.t.Helper()
-	c, err := net.Dial("tcp", n.addr)
+	c, err := n.dialRaw(n.addr)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testkit.Timeout))
 	all := []string{"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}
 	all = append(all, lines...)
 	if !strings.Contains(strings.ToLower(strings.Join(all, "\n")), "\nhost:") {
@@ -63,18 +64,18 @@ func TestOrigins(t *testing.T) {
 		{"its own, no port", "http://127.0.0.1", refused},
 		{"its own, another scheme", "capacitor://" + n.addr, refused},
 		{"listed", "https://app.example", accepted},
-		{"listed, the port that https has anyway", "https://app.example:443", accepted},
+		{"listed, with the default port of https", "https://app.example:443", accepted},
 		{"another scheme", "http://app.example", refused},
-		{"the socket's scheme", "wss://app.example", refused},
+		{"the scheme of a WebSocket", "wss://app.example", refused},
 		{"another port", "https://app.example:444", refused},
 		{"the other scheme's port", "https://app.example:80", refused},
 		{"in capitals", "HTTPS://APP.example", accepted},
 		{"listed in capitals, with its port", "http://mixed.example", accepted},
-		{"a dot at the end is another name", "https://app.example.", refused},
-		{"and listed with it, only so", "https://dotted.example.", accepted},
+		{"a dot at the end", "https://app.example.", refused},
+		{"listed with the dot", "https://dotted.example.", accepted},
 		{"without the listed dot", "https://dotted.example", refused},
-		{"a name that goes on", "https://app.example.evil", refused},
-		{"a name that begins earlier", "https://evilapp.example", refused},
+		{"a listed name with a suffix", "https://app.example.evil", refused},
+		{"a listed name with a prefix", "https://evilapp.example", refused},
 		{"below a listed name", "https://x.app.example", refused},
 		{"a pattern", "https://pr-12.pages.example", accepted},
 		{"a pattern's bare name", "https://pages.example", refused},
@@ -82,7 +83,7 @@ func TestOrigins(t *testing.T) {
 		{"a pattern, two labels", "https://a.b.pages.example", refused},
 		{"a pattern, another scheme", "http://a.pages.example", refused},
 		{"a pattern, another port", "https://a.pages.example:8443", refused},
-		{"a pattern goes on", "https://a.pages.example.evil", refused},
+		{"a pattern with a suffix", "https://a.pages.example.evil", refused},
 		{"a pattern without its dot", "https://evilpages.example", refused},
 		{"a pattern with a port", "https://a.odd.example:8443", accepted},
 		{"a pattern with a port, without it", "https://a.odd.example", refused},
@@ -91,7 +92,7 @@ func TestOrigins(t *testing.T) {
 		{"an IPv6 address", "http://[::1]:8000", accepted},
 		{"an IPv6 address, written at length", "http://[0:0:0:0:0:0:0:1]:8000", accepted},
 		{"an IPv6 address with a zone", "http://[::1%25eth0]:8000", refused},
-		{"an IPv6 address left open", "http://[::1:8000", refused},
+		{"an IPv6 address without its bracket", "http://[::1:8000", refused},
 		{"null", "null", refused},
 		{"nothing", "", refused},
 		{"a user", "https://app.example@evil.example", refused},
@@ -102,7 +103,7 @@ func TestOrigins(t *testing.T) {
 		{"a fragment", "https://evil.example#.pages.example", refused},
 		{"a backslash", `https://evil.example\.pages.example`, refused},
 		{"an escape", "https://app%2eexample", refused},
-		{"an international name as it is read", "https://\u0430pp.example", refused},
+		{"an international name in Unicode", "https://\u0430pp.example", refused},
 		{"a tab", "https://app\t.example", refused},
 		{"two in one line", "https://app.example https://evil.example", refused},
 		{"two with a comma", "https://app.example, https://evil.example", refused},
@@ -111,7 +112,7 @@ func TestOrigins(t *testing.T) {
 		{"no host", "https://", refused},
 		{"an empty port", "https://app.example:", refused},
 		{"port 0", "https://app.example:0", refused},
-		{"a port with a zero in front", "https://app.example:0443", refused},
+		{"a port with a leading zero", "https://app.example:0443", refused},
 		{"a port out of range", "https://app.example:65979", refused}, // 443 + 65536
 		{"a sign before the port", "https://app.example:+443", refused},
 	} {
@@ -149,8 +150,8 @@ func TestTheNullOriginMustBeListed(t *testing.T) {
 	}
 }
 
-// Behind a proxy that ends TLSConfig, the service's own origin is the one that the
-// browser sees; only a trusted proxy may say what that is.
+// Behind a proxy that ends TLS, the service's own origin is the one that the
+// browser sees. Only a trusted proxy may name it.
 func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 	trusted := startNode(t, func(c *Config) { c.TrustedProxies = prefixes(loopback) })
 	stranger := startNode(t, nil)
@@ -160,12 +161,12 @@ func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 		lines          []string
 		trusted, alone int
 	}{
-		{"the host is passed on", []string{page, "Host: chat.example", "X-Forwarded-Proto: https"}, accepted, accepted},
-		{"as Traefik says it of a WebSocket", []string{page, "Host: chat.example", "X-Forwarded-Proto: wss"}, accepted, accepted},
-		{"a page that came without TLS", []string{"Origin: http://chat.example", "Host: chat.example", "X-Forwarded-Proto: https"}, refused, accepted},
+		{"the host is kept", []string{page, "Host: chat.example", "X-Forwarded-Proto: https"}, accepted, accepted},
+		{"with Traefik's scheme for a WebSocket", []string{page, "Host: chat.example", "X-Forwarded-Proto: wss"}, accepted, accepted},
+		{"a page without TLS, a socket with it", []string{"Origin: http://chat.example", "Host: chat.example", "X-Forwarded-Proto: https"}, refused, accepted},
 		{"a page with TLS, a socket without", []string{page, "Host: chat.example", "X-Forwarded-Proto: http"}, refused, accepted},
-		{"nobody told the scheme", []string{page, "Host: chat.example"}, accepted, accepted},
-		{"no scheme that we know", []string{page, "Host: chat.example", "X-Forwarded-Proto: gopher"}, refused, accepted},
+		{"no scheme is given", []string{page, "Host: chat.example"}, accepted, accepted},
+		{"an unknown scheme", []string{page, "Host: chat.example", "X-Forwarded-Proto: gopher"}, refused, accepted},
 		{"two schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https, http"}, refused, accepted},
 		{"two lines of schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, refused, accepted},
 		{"the host is rewritten", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example"}, accepted, refused},
@@ -173,7 +174,7 @@ func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 		{"the host is rewritten, twice", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example, evil.example"}, refused, refused},
 		{"a forwarded host that differs", []string{page, "Host: chat.example", "X-Forwarded-Host: evil.example"}, refused, accepted},
 		{"an empty forwarded host", []string{page, "Host: chat.example", "X-Forwarded-Host: "}, refused, accepted},
-		{"headers that nobody reads", []string{page, "Host: backend", "Forwarded: host=chat.example;proto=https", "X-Host: chat.example"}, refused, refused},
+		{"headers that are not read", []string{page, "Host: backend", "Forwarded: host=chat.example;proto=https", "X-Host: chat.example"}, refused, refused},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			trusted.t, stranger.t = t, t

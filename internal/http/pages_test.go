@@ -10,8 +10,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A page of history ends at 200 messages or at 256 KiB, has one message at
-// least, and says whether there is more: over HTTP and on the socket alike.
+// A page of history ends at 200 messages or at 256 KiB, has at least one message,
+// and says whether there is more. This holds over HTTP and on the WebSocket.
 func TestAPageIsBoundedInMessagesAndBytes(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxFrame, c.QueueBytes = 1<<20, 4<<20 })
 	fill := func(room string, sizes ...int) {
@@ -75,7 +75,7 @@ func TestAPageIsBoundedInMessagesAndBytes(t *testing.T) {
 	}
 }
 
-// Profiles are there for who is on the host.
+// Profiles are available to operators on the host.
 func TestOperatorsGetProfiles(t *testing.T) {
 	n := startNode(t, nil)
 	n.addr = n.admin
@@ -88,20 +88,20 @@ func TestOperatorsGetProfiles(t *testing.T) {
 	}
 }
 
-// A browser or a CDN that has a file asks whether it is still the same.
+// A browser or a CDN that has a file asks whether it has changed.
 func TestFilesAreRevalidatedByETag(t *testing.T) {
 	n := startNode(t, nil)
 	for _, path := range []string{"/", "/client.js", "/asyncapi.yaml"} {
-		ask := func(tag string) *http.Response {
+		get := func(tag string) *http.Response {
 			res, _ := n.request(http.MethodGet, path, http.Header{"If-None-Match": {tag}}, nil)
 			return res
 		}
-		first := ask(`"another"`)
-		if tag := first.Header.Get("ETag"); first.StatusCode != http.StatusOK || tag == "" || ask(tag).StatusCode != http.StatusNotModified {
-			t.Errorf("%s: %s with tag %q, and asked for again %d; want 200 and 304", path, first.Status, tag, ask(tag).StatusCode)
+		first := get(`"another"`)
+		if tag := first.Header.Get("ETag"); first.StatusCode != http.StatusOK || tag == "" || get(tag).StatusCode != http.StatusNotModified {
+			t.Errorf("%s: %s with tag %q, and with that tag %d; want 200 and 304", path, first.Status, tag, get(tag).StatusCode)
 		}
 		if first.Header.Get("Cache-Control") != "no-cache" {
-			t.Errorf("%s may be kept without asking", path)
+			t.Errorf("%s may be used without revalidation", path)
 		}
 	}
 }

@@ -2,19 +2,18 @@ package http
 
 import "encoding/binary"
 
-// A pongScanner finds the answers to our pings in what a client sends, since
-// the library keeps them to itself. It follows frames (RFC 6455 §5.2) over any
-// cuts, by their lengths alone, and looks into pongs of eight bytes, the length
-// of our counter. What breaks the protocol ends with the library's verdict; up
-// to there the scanner only skips. The zero value is at the start of a frame.
-// It belongs to the reader.
+// A pongScanner finds the answers to our pings in what a client sends, because the
+// websocket library does not report them. It follows frames (RFC 6455 §5.2) by
+// their lengths alone, however the stream is cut, and reads pongs of eight bytes,
+// the size of our counter. The library closes a connection that breaks the
+// protocol; until then the scanner skips its bytes. The zero value is at the start
+// of a frame. It belongs to the reader.
 type pongScanner struct {
-	// head is what has come of the present frame's header, of which want is
-	// how long it is as far as that is known.
+	// head holds the first have bytes of the present frame's header.
 	head [14]byte
 	have uint8
-	left uint64 // payload bytes still to come
-	// frames is how many headers there were.
+	left uint64 // payload bytes of the frame that were not read yet
+	// frames counts the headers.
 	frames int
 	body   [8]byte // of a pong of eight bytes
 }
@@ -25,8 +24,7 @@ const (
 	pongBytes  = 8
 )
 
-// scan goes over p and calls found with the counter of each pong that ends in
-// it.
+// scan scans p and calls found with the counter of each pong that ends in it.
 func (s *pongScanner) scan(p []byte, found func(uint64)) {
 	for len(p) > 0 {
 		if s.left == 0 {
@@ -55,8 +53,8 @@ func (s *pongScanner) scan(p []byte, found func(uint64)) {
 	}
 }
 
-// header takes the byte that was just stored and says whether the header is
-// whole; then left is the payload's length.
+// header processes the byte that was just stored, and reports whether the header is
+// complete. Then left is the payload's length.
 func (s *pongScanner) header() bool {
 	s.have++
 	if s.have < 2 {
@@ -87,7 +85,7 @@ func (s *pongScanner) header() bool {
 	return true
 }
 
-// isOurs says whether the frame under way is a masked pong of eight bytes.
+// isOurs reports whether the present frame is a masked pong of eight bytes.
 func (s *pongScanner) isOurs() bool {
 	return s.head[0]&0xF == opcodePong && s.head[1] == maskedBit|pongBytes
 }

@@ -3,12 +3,15 @@ package http
 import (
 	"bytes"
 	"encoding/binary"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
-// clientFrame is a frame as a client sends it: masked.
+// clientFrame returns a frame as a client sends it, with a random mask.
 func clientFrame(opcode byte, payload []byte) []byte {
 	f := []byte{0x80 | opcode}
 	switch n := len(payload); {
@@ -41,7 +44,7 @@ func TestPongsAreFoundInSplitReads(t *testing.T) {
 		var got []uint64
 		for rest := stream; len(rest) > 0; {
 			n := len(rest)
-			if round > 0 { // the first goes in whole, others in pieces
+			if round > 0 { // the first round is one read, others are split
 				n = min(n, 1+rand.IntN(1<<(round%10)))
 			}
 			s.scan(rest[:n], func(n uint64) { got = append(got, n) })
@@ -53,18 +56,51 @@ func TestPongsAreFoundInSplitReads(t *testing.T) {
 	}
 }
 
-// Whatever a client sends, scanning ends and never reads outside of its bytes.
+// A pong proves what was sent before the ping with its counter. A pong with another
+// counter, such as one that the client sends unasked, proves nothing.
+func TestAPongOfAnotherPingProvesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		c, br := n.rawHandshake("")
+		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
+		if _, err := io.WriteString(c, maskedFrame(frameText, `{"type":"join","room":"a"}`)); err != nil {
+			t.Fatal(err)
+		}
+		answer := func(pings int, change uint64) {
+			for range pings {
+				op, payload := readFrame(t, br)
+				for op != framePing {
+					op, payload = readFrame(t, br)
+				}
+				counter := binary.BigEndian.Uint64([]byte(payload)) + change
+				if _, err := io.WriteString(c, maskedFrame(framePong, string(binary.BigEndian.AppendUint64(nil, counter)))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		answer(5, 1)
+		if got := a.savedRooms(); got != "" {
+			t.Errorf("room %s is saved, though no ping was answered", got)
+		}
+		answer(1, 0)
+		go func() { _, _ = io.Copy(io.Discard, br) }()
+		testkit.Eventually(t, "the room to be saved", func() bool { return a.savedRooms() == "a" })
+	})
+}
+
+// Whatever a client sends, the scanner ends, never reads outside of its bytes, and
+// finds the same pongs however the bytes are split.
 func FuzzPongScanner(f *testing.F) {
 	f.Add(pong(7), 3)
 	f.Add([]byte{0x8A, 0x08, 1, 2, 3, 4, 5, 6, 7, 8}, 1) // without a mask
 	f.Add([]byte{0x8A, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 1}, 2)
 	f.Fuzz(func(t *testing.T, stream []byte, cut int) {
-		var whole, cutUp pongScanner
+		var whole, split pongScanner
 		var a, b []uint64
 		whole.scan(stream, func(n uint64) { a = append(a, n) })
 		cut = max(0, min(cut, len(stream)))
-		cutUp.scan(stream[:cut], func(n uint64) { b = append(b, n) })
-		cutUp.scan(stream[cut:], func(n uint64) { b = append(b, n) })
+		split.scan(stream[:cut], func(n uint64) { b = append(b, n) })
+		split.scan(stream[cut:], func(n uint64) { b = append(b, n) })
 		if !slices.Equal(a, b) {
 			t.Errorf("whole %v, cut at %d %v", a, cut, b)
 		}

@@ -13,20 +13,20 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A problem is an error as callers of HTTP get it (RFC 9457).
+// A problem is the body of an HTTP error (RFC 9457).
 type problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
-	// Code is the wire's error code, or one of HTTP's own, for programs.
+	// Code is the wire's error code, or one that only HTTP has. Programs read it.
 	Code string `json:"code"`
-	// Index is the message of a batch, from 0, that was refused.
+	// Index is the position of the refused message in a batch, from 0.
 	Index *int `json:"index,omitempty"`
-	// RequestID is what the log lines of this request bear.
+	// RequestID is also in the log lines of this request.
 	RequestID string `json:"request_id"`
 
-	retryAfter time.Duration // for the header, 0 for none
+	retryAfter time.Duration // for the header; 0 for none
 }
 
 var (
@@ -36,7 +36,7 @@ var (
 	errOrigin   = &protocol.Error{Code: protocol.CodeForbidden, Message: "this origin may not connect; see ALLOWED_ORIGINS"}
 )
 
-// statuses is the one table from wire codes to HTTP.
+// statuses maps wire codes to HTTP status codes.
 var statuses = map[string]int{
 	protocol.CodeMalformed:    http.StatusBadRequest,
 	protocol.CodeInvalid:      http.StatusBadRequest,
@@ -62,7 +62,8 @@ const (
 	detailHandshake = "a handshake is a GET with Sec-WebSocket-Version 13 and one Sec-WebSocket-Key of 16 bytes (RFC 6455)"
 )
 
-// A handshakeError is what the websocket library answered a handshake with.
+// A handshakeError is the status with which the websocket library refused a
+// handshake.
 type handshakeError int
 
 func (e handshakeError) Error() string { return detailHandshake }
@@ -103,14 +104,15 @@ func (p problem) write(w http.ResponseWriter) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="switchyard"`)
 	}
 	if p.retryAfter > 0 {
-		// Whole seconds (RFC 9110 §10.2.3), rounded up: not before it makes sense.
+		// In whole seconds (RFC 9110 §10.2.3), rounded up so that the client does
+		// not come back too early.
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(p.retryAfter.Seconds()))))
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	writeBody(w, p.Status, p)
 }
 
-// writeJSON answers with a JSON value.
+// writeJSON writes v as the answer.
 func writeJSON(w http.ResponseWriter, status int, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	writeBody(w, status, v)
@@ -121,6 +123,6 @@ func writeBody(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false) // it is no HTML, and people read it
-	_ = e.Encode(v)        // the caller is gone: nobody to tell
+	e.SetEscapeHTML(false) // the answer is not HTML, and people read it
+	_ = e.Encode(v)        // an error means that the caller is gone
 }

@@ -8,16 +8,16 @@ import (
 )
 
 const (
-	// returnTimeout bounds the wait for the nodes to tell who came back: each of
-	// two tells once a second.
+	// returnTimeout bounds the wait for the other nodes to report which sessions
+	// returned. Both this node and the other publish their status once a second.
 	returnTimeout      = 2500 * time.Millisecond
 	returnPollInterval = 100 * time.Millisecond
 )
 
-// What becomes of the clients of a draining node: the closed set of values of
-// the label result of websocket_moves_total.
+// The results of a move: the closed set of values of the label result of
+// websocket_moves_total.
 const (
-	moveTold   = "told"
+	moveAsked  = "told"
 	moveDone   = "moved"
 	moveClosed = "closed"
 	moveLost   = "lost"
@@ -25,16 +25,17 @@ const (
 
 // Progress counts what became of the clients of a draining node.
 type Progress struct {
-	Told   int `json:"told"`   // asked to move
-	Moved  int `json:"moved"`  // said goodbye after that
-	Closed int `json:"closed"` // still here at the deadline, told or not
-	Lost   int `json:"lost"`   // gone without a word after they were told
-	// Returned sessions were taken over on other nodes since the drain began, as
-	// those tell, about two seconds late.
+	Asked  int `json:"told"`   // asked to move
+	Moved  int `json:"moved"`  // closed by the client after it was asked
+	Closed int `json:"closed"` // closed by the node at the deadline, asked or not
+	Lost   int `json:"lost"`   // ended without a close frame after the client was asked
+	// Returned counts the sessions that other nodes have taken over since the drain
+	// began, as those nodes report it, about two seconds late.
 	Returned int `json:"returned"`
 }
 
-// updateReturned notes how many sessions came back elsewhere.
+// updateReturned stores how many sessions returned on other nodes, and returns the
+// progress.
 func (d *drain) updateReturned(r MoveTargets) Progress {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -47,9 +48,9 @@ func (d *drain) updateReturned(r MoveTargets) Progress {
 	return d.progress
 }
 
-// awaitReturns waits a moment until all who left have been seen elsewhere, so that the
-// last word of the drain tells what became of them. False says that the drain
-// was taken back.
+// awaitReturns waits until all clients that left were seen on other nodes, at most
+// for returnTimeout, so that the final progress is complete. It returns false if
+// the drain was canceled.
 func (d *drain) awaitReturns(ctx context.Context) bool {
 	tick := time.NewTicker(returnPollInterval)
 	defer tick.Stop()
@@ -70,8 +71,8 @@ func (d *drain) awaitReturns(ctx context.Context) bool {
 	return true
 }
 
-// recordMove notes what became of a client that was told to move, unless the
-// drain was taken back meanwhile.
+// recordMove counts the end of a client that was asked to move. It counts nothing
+// if the drain was canceled meanwhile.
 func (s *Server) recordMove(code protocol.CloseCode, reason string) {
 	s.mu.Lock()
 	d := s.drain
@@ -105,20 +106,20 @@ func (d *drain) updateProgress(f func(*Progress)) {
 	f(&d.progress)
 }
 
-// A DrainState is what operators see of a drain.
+// A DrainState is the state of a drain in the admin API and in /readyz.
 type DrainState struct {
-	// Phase is delay, moving, closing or drained; "" when nothing drains.
+	// Phase is delay, moving, closing or drained; "" if nothing drains.
 	Phase  string `json:"phase"`
 	Scope  Scope  `json:"scope,omitempty"`
 	Reason string `json:"reason,omitempty"`
-	// Seconds is how long it has been under way.
+	// Seconds is the time since the drain began.
 	Seconds float64 `json:"seconds,omitempty"`
-	// Clients is how many are still here.
+	// Clients is the number of clients that are still connected.
 	Clients int `json:"clients"`
 	Progress
 }
 
-// DrainState tells how far the drain has come.
+// DrainState returns the state of the drain.
 func (s *Server) DrainState() DrainState {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -6,106 +6,110 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestClientsThatDoNotReturnAreMissingForAWhile(t *testing.T) {
 	var a returnTracker
-	// A hundred leave in each wave; they come back two waves later, but for
-	// those of the third.
+	// A hundred leave in each wave, and return two waves later, except for those of
+	// the third.
 	steps := []struct {
-		gone, returned, want int
+		departed, returned, want int
 	}{
 		{100, 0, 0}, {200, 0, 0}, {300, 100, 0}, // nobody is late yet
 		{400, 200, 0}, {400, 200, 0}, {400, 200, 100}, {400, 300, 100}, {400, 300, 100},
 	}
 	for i, s := range steps {
-		if got := a.next(s.gone, s.returned, true); got != s.want {
-			t.Errorf("wave %d: %d are missed, want %d", i, got, s.want)
+		if got := a.next(s.departed, s.returned, true); got != s.want {
+			t.Errorf("wave %d: %d clients are missing, want %d", i, got, s.want)
 		}
 	}
 	for range giveUpWaves {
 		a.next(400, 300, true)
 	}
 	if got := a.next(400, 300, true); got != 0 {
-		t.Errorf("%d are missed for ever", got)
+		t.Errorf("%d clients are still missing after giveUpWaves", got)
 	}
-	for gone, returned := 500, 300; gone < 1500; gone += 100 {
-		if got := a.next(gone, returned, true); got != 0 {
-			t.Errorf("%d are missed for those who come later", got)
+	for departed, returned := 500, 300; departed < 1500; departed += 100 {
+		if got := a.next(departed, returned, true); got != 0 {
+			t.Errorf("%d clients are missing in place of those written off", got)
 		}
-		if gone >= 700 {
+		if departed >= 700 {
 			returned += 100
 		}
 	}
 }
 
-// While Redis is away nobody counts, and clients come back as somebody else.
+// While Redis is down no node counts returns, and clients come back with new
+// sessions.
 func TestClientsThatLeftDuringAnOutageAreNotMissing(t *testing.T) {
 	var a returnTracker
-	gone, returned := 0, 0
+	departed, returned := 0, 0
 	for wave := range 40 {
 		unknown := wave >= 5 && wave < 10
-		gone += 100
+		departed += 100
 		if !unknown && wave >= 2 {
 			returned += 100
 		}
-		if got := a.next(gone, returned, !unknown); got != 0 {
-			t.Errorf("wave %d: %d are missed", wave, got)
+		if got := a.next(departed, returned, !unknown); got != 0 {
+			t.Errorf("wave %d: %d clients are missing", wave, got)
 		}
 	}
 }
 
-// While those who left do not turn up elsewhere nobody else is sent after them;
-// when they do the drain goes on. All of it is told.
+// A drain pauses while the clients that left do not return elsewhere, and continues
+// when they do. The progress and the log show it.
 func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
-	t.Parallel()
-	var returned, asked atomic.Int64
-	before := int64(7) // came back before the drain, and are no part of it
-	returned.Store(before)
-	n := startDrainNode(t, func(c *Config) {
-		c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
-		c.MoveTargets = func(Scope) MoveTargets {
-			asked.Add(1)
-			r := healthyTargets
-			r.ReturnsKnown, r.Returned = true, int(returned.Load())
-			return r
-		}
-	})
-	const clients = 120
-	for range clients {
-		b := n.dial(nil)
-		go func() {
-			b.ws.SetReadLimit(1 << 20)
-			for {
-				_, m, err := b.ws.Read(context.Background())
-				if err != nil {
-					return
-				}
-				if strings.Contains(string(m), `"move"`) {
-					_ = b.ws.Close(1000, "")
-				}
+	inBubble(t, func(t *testing.T) {
+		var returned, waves atomic.Int64
+		before := int64(7) // returned before the drain, and do not count
+		returned.Store(before)
+		n := startDrainNode(t, func(c *Config) {
+			c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
+			c.MoveTargets = func(Scope) MoveTargets {
+				waves.Add(1)
+				r := healthyTargets
+				r.ReturnsKnown, r.Returned = true, int(returned.Load())
+				return r
 			}
-		}()
-	}
-	n.adminCall("POST", "/drain")
-	eventually(t, "the drain to stand still", func() bool {
-		movesSent, wave := n.DrainState().Told, asked.Load()
-		if movesSent == 0 || movesSent == clients {
-			return false
+		})
+		const clients = 120
+		for range clients {
+			b := n.dial(nil)
+			go func() {
+				b.ws.SetReadLimit(1 << 20)
+				for {
+					_, m, err := b.ws.Read(context.Background())
+					if err != nil {
+						return
+					}
+					if strings.Contains(string(m), `"move"`) {
+						_ = b.ws.Close(1000, "")
+					}
+				}
+			}()
 		}
-		eventually(t, "two more waves", func() bool { return asked.Load() >= wave+2 })
-		return n.DrainState().Told == movesSent
+		n.adminCall("POST", "/drain")
+		testkit.Eventually(t, "the drain to pause", func() bool {
+			movesSent, wave := n.DrainState().Asked, waves.Load()
+			if movesSent == 0 || movesSent == clients {
+				return false
+			}
+			testkit.Eventually(t, "two more waves", func() bool { return waves.Load() >= wave+2 })
+			return n.DrainState().Asked == movesSent
+		})
+		paused := n.DrainState()
+		if paused.Returned != 0 || paused.Moved == 0 || paused.Clients == 0 {
+			t.Errorf("the drain paused at %+v", paused)
+		}
+		returned.Store(before + clients) // all of them return, late
+		n.awaitPhase(phaseDrained)
+		if state := n.DrainState(); state.Asked != clients || state.Moved != clients || state.Returned != clients {
+			t.Errorf("at the end: %+v", state)
+		}
+		if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {
+			t.Errorf("the log does not show the returns: %s", logs)
+		}
 	})
-	stood := n.DrainState()
-	if stood.Returned != 0 || stood.Moved == 0 || stood.Clients == 0 {
-		t.Errorf("it stands at %+v", stood)
-	}
-	returned.Store(before + clients) // they were slow
-	n.awaitPhase(phaseDrained)
-	if state := n.DrainState(); state.Told != clients || state.Moved != clients || state.Returned != clients {
-		t.Errorf("in the end: %+v", state)
-	}
-	if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {
-		t.Errorf("the log's last word: %s", logs)
-	}
 }

@@ -2,5 +2,5 @@
 
 package http
 
-// mostIdle is the bound with the race detector, which makes stacks larger.
-const mostIdle = 20 << 10
+// maxIdleBytes is larger with the race detector, which makes stacks larger.
+const maxIdleBytes = 20 << 10

@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// An rateLimit is how much may happen in a second, and how much of it at once
-// after a quiet while. The zero allowance is no limit.
+// A rateLimit is a number of events per second, and a burst after a quiet time. The
+// zero value is no limit.
 type rateLimit struct{ perSecond, burst int }
 
-// perSecond is an allowance whose burst is two seconds' worth: clients that
-// come back from a pause have something to say.
+// perSecond returns a limit with a burst of two seconds' worth, for clients that
+// come back from a pause.
 func perSecond(n int) rateLimit { return rateLimit{n, 2 * n} }
 
-// cost is the time in which the allowance makes up for n, in nanoseconds.
+// cost returns the time in which the limit allows n events, in nanoseconds.
 func (r rateLimit) cost(n int) int64 { return int64(n) * int64(time.Second) / int64(r.perSecond) }
 
-// A gcraState is what somebody has taken of an allowance, as one number: the
-// moment, in nanoseconds of the server's clock, at which all of it is made up
-// for (the generic cell rate algorithm). What has been idle for long equals the
-// zero tally, so that it can be forgotten.
+// A gcraState is the used part of a limit, as one number (generic cell rate
+// algorithm): the time, in nanoseconds of the server's clock, at which the whole
+// burst is available again. A state in the past equals the zero state, so that it
+// can be dropped.
 type gcraState int64
 
-// take books n at the moment now, or says how long to wait until n is free.
-// What is larger than the burst is booked as the burst: it must pass at some
-// time.
+// take uses n events at the time now and returns 0, or returns how long to wait
+// until n are available. More than the burst counts as the burst, since it could
+// never pass otherwise.
 func (t *gcraState) take(r rateLimit, now time.Duration, n int) (wait time.Duration) {
 	if r.perSecond <= 0 || n <= 0 {
 		return 0
@@ -37,13 +37,13 @@ func (t *gcraState) take(r rateLimit, now time.Duration, n int) (wait time.Durat
 	return 0
 }
 
-// maxLimiterKeys is how many keys a ledger knows at most. Each is somebody who has
-// taken something in about the last two seconds.
+// maxLimiterKeys bounds the keys of a keyedLimiter. Each key was used within about
+// the last two seconds.
 const maxLimiterKeys = 1 << 16
 
-// A keyedLimiter holds a tally for each key. Keys that owe nothing are forgotten; in
-// a full ledger somebody is forgotten who does, since there is no end to names.
-// Safe for concurrent use.
+// A keyedLimiter has a state for each key. It drops keys with a full burst. If it
+// is full, it drops some others, because names are unlimited. It is safe for
+// concurrent use.
 type keyedLimiter struct {
 	rate rateLimit
 	size int
@@ -51,7 +51,7 @@ type keyedLimiter struct {
 	mu sync.Mutex
 	// Protects following.
 	states  map[string]gcraState
-	sweepAt int // the length at which the idle are looked for again
+	sweepAt int // the length at which idle keys are swept again
 }
 
 func newKeyedLimiter(r rateLimit) *keyedLimiter {
@@ -73,7 +73,7 @@ func (l *keyedLimiter) take(key string, now time.Duration, n int) (wait time.Dur
 	return wait
 }
 
-// sweep forgets who owes nothing. Caller holds mu.
+// sweep drops the keys that have their full burst. Caller holds mu.
 func (l *keyedLimiter) sweep(now time.Duration) {
 	for key, t := range l.states {
 		if int64(t) <= int64(now) {
@@ -86,6 +86,6 @@ func (l *keyedLimiter) sweep(now time.Duration) {
 		}
 		delete(l.states, key)
 	}
-	// Each look is paid for by as many new keys, or a quarter.
+	// Each sweep is paid for by as many new keys, or by a quarter of the bound.
 	l.sweepAt = min(max(64, 2*len(l.states)), l.size)
 }

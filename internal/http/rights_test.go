@@ -12,8 +12,8 @@ import (
 func TestRights(t *testing.T) {
 	n := startKeyedNode(t, "open.*:r", nil)
 	ann := n.dial(withToken(tokenOf("ann", time.Hour, `{"read":"r","write":"w","both.*":"rw"}`)))
-	nobody := n.dial(nil)
-	ask := func(b *browser, frame, room string) string {
+	anonymous := n.dial(nil)
+	request := func(b *browser, frame, room string) string {
 		t.Helper()
 		b.send(frame, room)
 		for {
@@ -34,8 +34,8 @@ func TestRights(t *testing.T) {
 		publish  = `{"type":"publish","ref":"x","room":"%s","data":1}`
 	)
 	for _, tt := range []struct {
-		room                          string
-		read, write, nobody, nobodyTo string
+		room                                   string
+		read, write, anonymous, anonymousWrite string
 	}{
 		{"read", "yes", "forbidden", "forbidden", "forbidden"},
 		{"write", "forbidden", "yes", "forbidden", "forbidden"},
@@ -47,23 +47,23 @@ func TestRights(t *testing.T) {
 		{"Read", "forbidden", "forbidden", "forbidden", "forbidden"},
 	} {
 		for _, frame := range []string{join, history} {
-			if got := ask(ann, frame, tt.room); got != tt.read {
+			if got := request(ann, frame, tt.room); got != tt.read {
 				t.Errorf("%s: %s, want %s", fmt.Sprintf(frame, tt.room), got, tt.read)
 			}
-			if got := ask(nobody, frame, tt.room); got != tt.nobody {
-				t.Errorf("nobody: %s: %s, want %s", fmt.Sprintf(frame, tt.room), got, tt.nobody)
+			if got := request(anonymous, frame, tt.room); got != tt.anonymous {
+				t.Errorf("anonymous: %s: %s, want %s", fmt.Sprintf(frame, tt.room), got, tt.anonymous)
 			}
 		}
-		if got := ask(ann, presence, tt.room); (got == "forbidden") != (tt.read == "forbidden") {
+		if got := request(ann, presence, tt.room); (got == "forbidden") != (tt.read == "forbidden") {
 			t.Errorf("presence of %s: %s", tt.room, got)
 		}
-		if got := ask(ann, publish, tt.room); got != tt.write {
+		if got := request(ann, publish, tt.room); got != tt.write {
 			t.Errorf("publish in %s: %s, want %s", tt.room, got, tt.write)
 		}
-		if got := ask(nobody, publish, tt.room); got != tt.nobodyTo {
-			t.Errorf("nobody publishes in %s: %s, want %s", tt.room, got, tt.nobodyTo)
+		if got := request(anonymous, publish, tt.room); got != tt.anonymousWrite {
+			t.Errorf("anonymous: publish in %s: %s, want %s", tt.room, got, tt.anonymousWrite)
 		}
-		// A signal has no answer but a refusal.
+		// A signal has no answer except a refusal.
 		ann.send(`{"type":"signal","ref":"x","room":"%s","data":1}`, tt.room)
 		ann.send(`{"type":"leave","ref":"end","room":"none"}`)
 		refused := false
@@ -76,13 +76,13 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// An id belongs to a room and a user: another user's is neither in the way nor
-// to be found out.
+// An id belongs to a room and a user: it does not collide with another user's, and
+// does not reveal it.
 func TestMessageIDsAreScopedToTheUser(t *testing.T) {
 	n := startKeyedNode(t, "*:rw", nil)
 	users := map[string]*browser{
 		"ann": n.dial(withToken(tokenOf("ann", time.Hour, everyRoom))), "bob": n.dial(withToken(tokenOf("bob", time.Hour, everyRoom))), "": n.dial(nil),
-		"backend": n.dial(withToken(tokenOf("backend", time.Hour, everyRoom))), // as one of the keys is called
+		"backend": n.dial(withToken(tokenOf("backend", time.Hour, everyRoom))), // the name of one of the API keys
 	}
 	n.call("POST", "/v1/rooms/a/messages", testKey, `{"id":"1","data":"of the key"}`)
 	for user, b := range users {
@@ -97,7 +97,7 @@ func TestMessageIDsAreScopedToTheUser(t *testing.T) {
 	}
 	_, body := n.call("GET", "/v1/rooms/a/messages", testKey, "")
 	if !strings.Contains(body, `"head":5,`) {
-		t.Errorf("not five messages: %s", body)
+		t.Errorf("the room does not have five messages: %s", body)
 	}
 }
 
@@ -132,13 +132,13 @@ func TestHistoryByToken(t *testing.T) {
 			t.Errorf("%s: %d %s", tt.name, res.StatusCode, body)
 		}
 	}
-	for range 3 { // five of eight were taken above
+	for range 3 { // five of eight were used above
 		n.call("GET", "/v1/rooms/a/messages", reader, "")
 	}
 	if res, body := n.call("GET", "/v1/rooms/a/messages", reader, ""); res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
 		t.Errorf("over the rate: %d %s", res.StatusCode, body)
 	}
 	if res, _ := n.call("GET", "/v1/rooms/a/messages", testKey, ""); res.StatusCode != http.StatusOK {
-		t.Error("a user's rate is the key's")
+		t.Error("the rate of a user applies to a key")
 	}
 }

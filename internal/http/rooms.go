@@ -9,23 +9,23 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// defaultRoomLimit is how many rooms a list holds when its caller says nothing.
+// defaultRoomLimit is the page size of a list of rooms if the request has no limit.
 const defaultRoomLimit = 100
 
-// A roomSummary is one line of the list of rooms.
+// A roomSummary describes one room in the list of rooms.
 type roomSummary struct {
 	Room message.Room `json:"room"`
-	// Head is the newest seq, First the oldest still stored.
+	// Head is the newest seq, First the oldest that is stored.
 	Head  message.Seq `json:"head"`
 	First message.Seq `json:"first"`
-	// LastAt is when Head was stored, RFC 3339 in UTC; left out when nothing
-	// ever was.
+	// LastAt is when Head was stored, RFC 3339 in UTC. It is empty if nothing was
+	// ever stored.
 	LastAt string `json:"last_at,omitempty"`
 }
 
-// listRooms tells which rooms there are, in byte order of their names: GET
-// /v1/rooms?prefix=&after=&limit=. The next page is asked for with the last
-// name as after.
+// listRooms lists rooms in byte order of their names: GET
+// /v1/rooms?prefix=&after=&limit=. The last name of a page is the after of the next
+// page.
 func (s *Server) listRooms(w http.ResponseWriter, r *http.Request) error {
 	prefix, err := queryRoom(r, "prefix")
 	if err != nil {
@@ -59,7 +59,8 @@ func (s *Server) listRooms(w http.ResponseWriter, r *http.Request) error {
 	}{rooms, more})
 }
 
-// queryRoom reads an optional name, or the beginning of one, of the query.
+// queryRoom returns an optional query parameter that is a room's name or the
+// beginning of one.
 func queryRoom(r *http.Request, name string) (message.Room, error) {
 	value, _, err := queryOne(r, name)
 	if err != nil || value == "" {
@@ -75,14 +76,14 @@ func queryRoom(r *http.Request, name string) (message.Room, error) {
 	return room, nil
 }
 
-// A presenceEntry is one session in a room; User is nil when anonymous.
+// A presenceEntry is one session in a room. User is nil if it is anonymous.
 type presenceEntry struct {
 	Session message.SessionID `json:"session"`
 	User    *string           `json:"user"`
 }
 
-// presence tells who is in a room, on all nodes: GET /v1/rooms/{room}/presence.
-// Where they are more than PRESENCE_LIMIT it is their number alone.
+// presence lists the sessions in a room, on all nodes: GET
+// /v1/rooms/{room}/presence. Over PRESENCE_LIMIT it returns only their number.
 func (s *Server) presence(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {

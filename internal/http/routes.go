@@ -22,14 +22,14 @@ import (
 	"switchyard/web"
 )
 
-// A handler answers a request or says why not; one place turns the error into
-// a problem document, counts and logs it.
+// A handler answers a request or returns an error. adapt turns the error into a
+// problem document, which is counted and logged in one place.
 type handler func(http.ResponseWriter, *http.Request) error
 
 func (s *Server) routes() http.Handler {
 	r := chi.NewRouter()
 	r.Use(middleware.GetHead, s.withCallerInfo, s.recoverPanics)
-	r.With(s.knownHost).Get("/ws", s.upgrade) // outside observe: it takes the connection over
+	r.With(s.knownHost).Get("/ws", s.upgrade) // not in countRequests, since it hijacks the connection
 	r.Group(func(r chi.Router) {
 		r.Use(s.countRequests)
 		r.With(s.probeHost).Get("/healthz", s.adapt(s.healthz))
@@ -56,7 +56,7 @@ func (s *Server) routes() http.Handler {
 	return r
 }
 
-// methodNotAllowed tells which methods the route has (RFC 9110 §15.5.6).
+// methodNotAllowed lists the methods of the route in Allow (RFC 9110 §15.5.6).
 func methodNotAllowed(w http.ResponseWriter, r *http.Request) error {
 	routes := chi.RouteContext(r.Context()).Routes
 	for _, m := range []string{http.MethodGet, http.MethodPost} {
@@ -67,11 +67,11 @@ func methodNotAllowed(w http.ResponseWriter, r *http.Request) error {
 	return errMethod
 }
 
-// pageFiles are the names of what the page is made of.
+// pageFiles returns the names of the page's files, without the page itself.
 func pageFiles() []string {
 	entries, err := web.Files.ReadDir(".")
 	if err != nil {
-		panic(err) // built into the program
+		panic(err) // the files are built into the program
 	}
 	var names []string
 	for _, e := range entries {
@@ -82,15 +82,15 @@ func pageFiles() []string {
 	return names
 }
 
-// contentTypes are those that the host's table does not know, or has wrong: .ts
-// is a video to some.
+// contentTypes are types that the host's table does not know or has wrong: .ts is a
+// video for some.
 var contentTypes = map[string]string{
 	".yaml": "application/yaml", // RFC 9512
 	".ts":   "text/plain; charset=utf-8",
 }
 
-// file serves one of the page's files. The page may load and reach nothing
-// but its own server.
+// file serves one of the page's files. The page may load from and connect to its
+// own server only.
 func (s *Server) file(name string) http.HandlerFunc {
 	content, tag := s.content(name)
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -99,8 +99,8 @@ func (s *Server) file(name string) http.HandlerFunc {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
-		// A page of another origin may import the client (a module needs CORS);
-		// whether it may connect is for ALLOWED_ORIGINS to say.
+		// A page of another origin may import the client, which needs CORS for a
+		// module. ALLOWED_ORIGINS decides whether that page may connect.
 		h.Set("Access-Control-Allow-Origin", "*")
 		if kind := contentTypes[path.Ext(name)]; kind != "" {
 			h.Set("Content-Type", kind)
@@ -110,14 +110,14 @@ func (s *Server) file(name string) http.HandlerFunc {
 	}
 }
 
-// content is what a file holds, and a tag that changes with it: who has it
-// already, a browser or a CDN, is answered 304.
+// content returns a file and an ETag that changes with it. A browser or a CDN that
+// has the file already is answered 304.
 func (s *Server) content(name string) (content []byte, tag string) {
 	content = s.page
 	if name != pageName {
 		var err error
 		if content, err = web.Files.ReadFile(name); err != nil {
-			panic(err) // built into the program
+			panic(err) // the files are built into the program
 		}
 	}
 	sum := sha256.Sum256(content)
@@ -126,11 +126,11 @@ func (s *Server) content(name string) (content []byte, tag string) {
 
 const pageName = "index.html"
 
-// page is index.html, with the warning that the service is open where it is.
+// page returns index.html. It has a warning if the service is open to everybody.
 func page(open bool) []byte {
 	b, err := web.Files.ReadFile(pageName)
 	if err != nil {
-		panic(err) // built into the program
+		panic(err) // the files are built into the program
 	}
 	before, rest, found := bytes.Cut(b, []byte("<!--open-->"))
 	_, after, closed := bytes.Cut(rest, []byte("<!--/open-->"))
@@ -143,17 +143,18 @@ func page(open bool) []byte {
 	return slices.Concat(before, after)
 }
 
-// withCallerInfo finds out who calls, and gives each request an id, which answers
-// and log lines bear.
+// withCallerInfo determines the caller of each request, and gives it an id that is
+// in the answer and in log lines.
 func (s *Server) withCallerInfo(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := s.proxies.caller(r)
 		c.id = rand.Text()
 		w.Header().Set("X-Request-Id", c.id)
 		if len(r.TransferEncoding) > 0 {
-			// A request that also has a length was read by its chunks, and net/http
-			// does not say so. Whoever went by the length sees another request in
-			// its body: nothing more is answered here (RFC 9112 §6.1).
+			// net/http reads a request with Transfer-Encoding and Content-Length by
+			// its chunks, and does not say so. A proxy that went by the length
+			// would see another request in the body. Closing the connection
+			// prevents that such a request is answered (RFC 9112 §6.1).
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, withCaller(r, c))
@@ -179,7 +180,7 @@ func (s *Server) countRequests(next http.Handler) http.Handler {
 	})
 }
 
-// methodLabel keeps the label to the methods there are.
+// methodLabel limits the label to known methods.
 func methodLabel(m string) string {
 	switch m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions, http.MethodPatch:
@@ -188,7 +189,7 @@ func methodLabel(m string) string {
 	return "other"
 }
 
-// adapt turns a handler's error into the answer.
+// adapt turns a handler into an http.HandlerFunc.
 func (s *Server) adapt(h handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := h(w, r); err != nil {
@@ -197,8 +198,8 @@ func (s *Server) adapt(h handler) http.HandlerFunc {
 	}
 }
 
-// recoverPanics answers for a handler that panics: the fault is one request's, and its
-// whole trace is logged.
+// recoverPanics answers a request whose handler panics, and logs the panic with its
+// stack. Other requests are not affected.
 func (s *Server) recoverPanics(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
@@ -206,7 +207,7 @@ func (s *Server) recoverPanics(next http.Handler) http.Handler {
 			if fault == nil {
 				return
 			}
-			if fault == http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
+			if fault == http.ErrAbortHandler { // net/http compares it so
 				panic(fault)
 			}
 			s.refuse(w, r, fmt.Errorf("panic: %v\n%s", fault, debug.Stack()))
@@ -215,16 +216,16 @@ func (s *Server) recoverPanics(next http.Handler) http.Handler {
 	})
 }
 
-// refuse answers with a problem document. What is our fault is logged whole
-// and told in general words.
+// refuse writes a problem document. It logs an internal error in full, and answers
+// with a general text.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemFor(err)
 	p.RequestID = callerOf(r).id
 	level := slog.LevelDebug
 	switch {
 	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity):
-		// A stranger may cause as many as it likes: the audit log, which is
-		// bounded, and metrics tell of them.
+		// A stranger may cause any number of these. They are in the metrics and in
+		// the audit log, which is bounded.
 	case p.Code == protocol.CodeUnavailable:
 		level = slog.LevelWarn
 	case p.Status >= http.StatusInternalServerError:

@@ -5,10 +5,10 @@ import (
 	"unsafe"
 )
 
-// sendNow makes one attempt to send, never waiting: a send(2) past the
-// scheduler. The runtime is not told of the call, since it can't block; being
-// told, its monitor takes the processor away from a fan-out in the middle of a
-// turn, whenever the kernel uses the call to do other work. P is not empty.
+// sendNow makes one send(2) that never blocks. It bypasses the scheduler, which
+// need not know about a call that can't block. With a normal system call the
+// runtime's monitor would take the processor from a fan-out in the middle whenever
+// the kernel does other work in that call. p is not empty.
 func sendNow(fd uintptr, p []byte) (int, error) {
 	n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
 		syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)

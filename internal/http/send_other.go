@@ -4,6 +4,6 @@ package http
 
 import "syscall"
 
-// sendNow makes one attempt to write: the sockets of the standard library do
-// not block.
+// sendNow makes one write, which does not block: the sockets of the standard
+// library are nonblocking.
 func sendNow(fd uintptr, p []byte) (int, error) { return syscall.Write(int(fd), p) }

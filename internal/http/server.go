@@ -1,6 +1,6 @@
-// Package http is everything that speaks HTTP or WebSocket: the upgrade and
-// the sockets behind it, the server API, health, metrics and the page. It is
-// imported as httpd. It speaks plain HTTP; TLSConfig ends at the load balancer.
+// Package http speaks HTTP and WebSocket: the upgrade and the connections behind
+// it, the server API, health, metrics and the page. It is imported as httpd. It
+// speaks plain HTTP; TLS ends at the load balancer.
 package http
 
 import (
@@ -24,76 +24,83 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Config is what a server needs. Hub, Ready, Logger, LogLevel, Registerer and
-// Gatherer are required.
+// Config is what a server needs. Hub, Components, Verifier, Bans, Logger, LogLevel,
+// Registerer and Gatherer are required.
 type Config struct {
 	Hub *hub.Hub
-	// Components tells the state of each component; it must not block.
+	// Components returns the state of each component. It must not block.
 	Components func() []Component
-	// Node, Color, Deployment and Version name this process to clients.
+	// Node, Color, Deployment and Version are the names of this process that
+	// clients see.
 	Node, Color, Deployment, Version string
-	// AllowedOrigins are scheme://host[:port] of pages that may connect, beside
-	// the server's own; null; or https://*.example.com, a star for one label.
+	// AllowedOrigins are the origins of pages that may connect, beside the server's
+	// own: scheme://host[:port], null, or https://*.example.com, where the star
+	// matches one label.
 	AllowedOrigins []string
-	// AllowedHosts are the names that the server answers to, a star for one
-	// label; none: any.
+	// AllowedHosts are the host names that the server accepts; a star matches one
+	// label. None means any.
 	AllowedHosts []string
 	// TrustedProxies are the networks whose X-Forwarded headers count.
 	TrustedProxies []netip.Prefix
-	// Verifier says who a token speaks for. Required.
+	// Verifier checks tokens.
 	Verifier Verifier
-	// AuthTimeout is how long a connection may be open before its token came,
-	// where one is needed. 10 s by default.
+	// AuthTimeout is how long a connection may be open without a token, where one
+	// is needed. 10 s by default.
 	AuthTimeout time.Duration
-	// AuthQueryToken also takes a token from the query.
+	// AuthQueryToken also accepts a token in the query.
 	AuthQueryToken bool
-	// Open says that no key is configured, so that nobody has a name and the
-	// page says so.
+	// Open means that no key is configured, so that all clients are anonymous. The
+	// page then shows a warning.
 	Open bool
-	// Bans keep users out. Required.
+	// Bans keep users away.
 	Bans Bans
-	// APIKeys guard the server calls: name to key.
+	// APIKeys are the keys of the server API, by name.
 	APIKeys map[string]string
 	// MaxFrame bounds a frame from a client and the body of a server call, in
 	// bytes. 64 KiB by default.
 	MaxFrame int
-	// QueueBytes bounds what waits for one client to read. 1 MiB by default.
+	// QueueBytes bounds the send queue of one connection, in bytes. 1 MiB by
+	// default.
 	QueueBytes int
 	// MaxConnections bounds the open WebSockets. 15,000 by default.
 	MaxConnections int
-	// MaxHandshakeRate bounds the handshakes that are taken a second, so that a
-	// herd does not melt a fresh node; as many may come at once. 500 by default.
+	// MaxHandshakeRate bounds the handshakes per second, so that many clients at
+	// once do not overload a fresh node. The burst is as large. 500 by default.
 	MaxHandshakeRate int
-	// MaxPerUser bounds those of a user, MaxPerAddress those of an address (an
-	// IPv6 /64 counts as one); 0 is no bound.
+	// MaxPerUser bounds the connections of a user, MaxPerAddress those of an
+	// address (an IPv6 /64 counts as one). 0 is no bound.
 	MaxPerUser, MaxPerAddress int
-	// MaxRooms is how many rooms a connection may be in, and so join at once.
+	// MaxRooms is how many rooms a connection may be in, and therefore join at
+	// once.
 	MaxRooms int
 	Rates    Rates
-	// UserLimits counts what users publish on all nodes. Nil: nobody does.
+	// UserLimits limits what users publish on all nodes. Nil: no such limit.
 	UserLimits UserLimits
-	// Heartbeat is the period of heartbeats; who sends no byte for two is
-	// closed. 25 s by default.
+	// Heartbeat is the period of heartbeats. A client that sends no byte for two
+	// periods is closed. 25 s by default.
 	Heartbeat time.Duration
-	// DrainDelay is how long a draining node takes handshakes, until the
+	// DrainDelay is how long a draining node accepts handshakes, until the load
 	// balancer has noticed; none by default. DrainWindow is the time over which
-	// its clients are asked to move, 10 s by default, and DrainTimeout when,
-	// from the begin, the rest is closed: 25 s by default.
+	// clients are asked to move, 10 s by default. DrainTimeout is the time from the
+	// beginning of the drain until the remaining clients are closed, 25 s by
+	// default.
 	DrainDelay, DrainWindow, DrainTimeout time.Duration
-	// MoveTargets tells how the nodes do that take over a draining node's
-	// clients, where those of the scope are to be avoided; it must not block.
-	// Nil: nothing is known of them.
+	// MoveTargets describes the nodes that receive a draining node's clients,
+	// without those that the scope excludes. It must not block. Nil: nothing is
+	// known of other nodes.
 	MoveTargets func(Scope) MoveTargets
-	// Sessions and Owners keep clients' sessions; nil, both: none are kept.
+	// Sessions and Takeovers keep clients' sessions. Both are nil if no sessions
+	// are kept.
 	Sessions  Sessions
 	Takeovers Takeovers
-	// TakeoverTimeout is how long an older socket may live beside a newer one of its
-	// session that does not become live in its rooms. 10 s by default.
+	// TakeoverTimeout is how long an older connection may live beside a newer one
+	// of its session that does not become live in its rooms. 10 s by default.
 	TakeoverTimeout time.Duration
-	// IDWindow is how long the log remembers ids, for clients to know. 10 min
-	// by default.
+	// IDWindow is how long the log remembers ids. Clients see it in their welcome.
+	// 10 min by default.
 	IDWindow time.Duration
-	// Audit takes a line for each refusal, removal and drain. Nil: nobody does.
+	// Audit receives a line for each refusal, removal and drain. Nil: events are
+	// only counted.
 	Audit  io.Writer
 	Logger *slog.Logger
 	// LogLevel is the level that the admin listener changes.
@@ -101,7 +108,7 @@ type Config struct {
 	Registerer prometheus.Registerer
 	Gatherer   prometheus.Gatherer
 
-	now          func() time.Duration // what rates are counted by; tests have their own
+	now          func() time.Duration // the clock of rate limits; tests have their own
 	maxRejecting int                  // see the constant; tests have their own
 }
 
@@ -147,11 +154,12 @@ func (c *Config) defaults() {
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 15 * time.Second // body read and answer written
-	idleTimeout    = 75 * time.Second // over the balancer's usual 60
+	idleTimeout    = 75 * time.Second // over the load balancer's usual 60 s
 	headerBytes    = 16 << 10
 )
 
-// A Server serves clients, backends, probes and operators.
+// A Server serves clients, backends, probes and operators. It is safe for
+// concurrent use.
 type Server struct {
 	cfg       Config
 	log       *slog.Logger
@@ -163,15 +171,15 @@ type Server struct {
 	httpConns *httpConnLimiter
 
 	frameLimits   [rateKinds]rateLimit
-	apiKeyLimiter *keyedLimiter // of API keys
-	readLimiter   *keyedLimiter // of users, over HTTP
+	apiKeyLimiter *keyedLimiter // by API key
+	readLimiter   *keyedLimiter // by user, over HTTP
 	expiry        expiryWheel
 	audit         *auditor
 	page          []byte
 
 	started time.Time
 
-	nextConnection   atomic.Uint64 // names connections in the welcome
+	nextConnection   atomic.Uint64 // numbers connections without a session
 	queuedBytes      atomic.Int64
 	tick             atomic.Int64
 	heartbeat        heartbeat
@@ -179,27 +187,27 @@ type Server struct {
 	admin            *http.Server
 	stop             chan struct{}
 	loops            sync.WaitGroup
-	handshakeLimiter *rate.Limiter // of handshakes
+	handshakeLimiter *rate.Limiter
 	sessionWriter    sessionWriter
 	sessions         sessionIndex
-	// arrivals are how long clients waited that were moved here.
+	// moveLatencies are those of clients that moved here.
 	moveLatencies moveLatencies
-	// handshakes counts those that were taken, came those of them whose session
-	// was another node's, refused those that were too many, told the clients that
-	// a drain asked to move, since the start.
+	// Counters since the start: handshakes that were accepted, the part of them
+	// with a session of another node, handshakes over MaxHandshakeRate, and clients
+	// that a drain asked to move.
 	handshakes, handshakesMoved, handshakesRefused meter
 	movesAsked                                     atomic.Int64
 
 	mu sync.Mutex
 	// Protects following.
-	exiting   bool // the process ends once the drain is done
+	exiting   bool // the process ends after the drain
 	stopping  bool
-	drain     *drain // nil: none is under way
+	drain     *drain // nil: none is running
 	admission admission
 	empty     chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
-// New returns a server whose heartbeat runs; Serve makes it listen.
+// New returns a server whose background loops run. Shutdown stops them.
 func New(cfg Config) *Server {
 	cfg.defaults()
 	s := &Server{
@@ -226,7 +234,7 @@ func New(cfg Config) *Server {
 	s.public = s.newHTTPServer(s.routes())
 	s.public.ConnState = s.httpConns.onStateChange
 	s.admin = s.newHTTPServer(s.adminRoutes())
-	s.admin.WriteTimeout = 0 // a CPU profile takes as long as it is asked to
+	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
 	s.expiry.start = s.started
 	s.loops.Go(func() { s.heartbeat.loop(cfg.Heartbeat, s.stop) })
 	s.loops.Go(func() { s.expiry.loop(s.stop) })
@@ -245,16 +253,17 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    headerBytes,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		// Every answer is ours: OPTIONS * gets the headers and the problem that
-		// any other path that is not there gets.
+		// OPTIONS * gets our headers and our problem document, as any unknown path
+		// does.
 		DisableGeneralOptionsHandler: true,
 	}
 }
 
-// Serve takes connections from a listener until Shutdown; then it returns nil.
+// Serve accepts clients from a listener until Shutdown; then it returns nil.
 func (s *Server) Serve(l net.Listener) error { return serve(s.public, l) }
 
-// ServeAdmin does the same for operators: it belongs on loopback.
+// ServeAdmin accepts operators from a listener, which belongs on loopback, until
+// Shutdown.
 func (s *Server) ServeAdmin(l net.Listener) error { return serve(s.admin, l) }
 
 func serve(h *http.Server, l net.Listener) error {
@@ -264,21 +273,21 @@ func serve(h *http.Server, l net.Listener) error {
 	return nil
 }
 
-// uptime is a clock that never stands or jumps.
+// uptime is a monotonic clock.
 func (s *Server) uptime() time.Duration { return time.Since(s.started) }
 
 // Handler returns the public routes, for a server of the caller's own.
 func (s *Server) Handler() http.Handler { return s.public.Handler }
 
-// Stop makes the server unready: no handshake is taken from now on.
+// Stop makes the server unready and refuses handshakes from now on.
 func (s *Server) Stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopping = true
 }
 
-// CloseSockets stops the server, tells every client to come back to another
-// node (1012), and waits for them to be gone or for ctx to end.
+// CloseSockets stops the server, closes all clients with 1012, so that they go to
+// another node, and waits until they are gone or ctx ends.
 func (s *Server) CloseSockets(ctx context.Context) error {
 	s.Stop()
 	if !s.closeAll(ctx) {
@@ -288,15 +297,16 @@ func (s *Server) CloseSockets(ctx context.Context) error {
 	return nil
 }
 
-// Shutdown ends both listeners and what they have under way, then the
-// heartbeat. Sockets are not waited for: see CloseSockets.
+// Shutdown stops both listeners, waits for running requests, and stops the
+// background loops and the audit log. It does not wait for WebSockets: see
+// CloseSockets.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.Stop()
 	err := errors.Join(s.public.Shutdown(ctx), s.admin.Shutdown(ctx))
 	close(s.stop)
 	ended := make(chan struct{})
 	go func() {
-		s.loops.Wait() // the saver's last round
+		s.loops.Wait() // the session writer saves once more
 		close(ended)
 	}()
 	select {
@@ -307,7 +317,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(err, s.audit.close(ctx))
 }
 
-// isClosing says whether a connection that comes now has come too late.
+// isClosing reports whether a new connection must be closed at once.
 func (s *Server) isClosing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -315,14 +325,14 @@ func (s *Server) isClosing() bool {
 	return s.stopping || phase == phaseClosing || phase == phaseDrained
 }
 
-// connectionCount returns how many connections there are.
+// connectionCount returns the number of open connections.
 func (s *Server) connectionCount() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.admission.connected
 }
 
-// emptied returns a channel that is closed once there is no connection.
+// emptied returns a channel that is closed when there is no connection.
 func (s *Server) emptied() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -334,7 +344,8 @@ func (s *Server) emptied() <-chan struct{} {
 	return empty
 }
 
-// notifyEmpty tells who waits for the last connection to go. Caller holds mu.
+// notifyEmpty closes the channel of emptied if there is no connection. Caller holds
+// mu.
 func (s *Server) notifyEmpty() {
 	if s.admission.connected == 0 && s.empty != nil {
 		close(s.empty)
@@ -342,8 +353,8 @@ func (s *Server) notifyEmpty() {
 	}
 }
 
-// welcome greets a client. Where no sessions are kept, what it is told is a
-// name that nobody can resume.
+// welcome returns the first frame to a client. If no sessions are kept, it contains
+// a name that can't be resumed.
 func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity) protocol.Frame {
 	if secret == "" {
 		secret = fmt.Sprintf("%s-%d", s.cfg.Node, s.nextConnection.Add(1))
@@ -367,7 +378,7 @@ func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity) p
 	}.Encode()
 }
 
-// countReceived keeps the label to the types there are.
+// countReceived limits the label to known types.
 func (s *Server) countReceived(t protocol.Type) {
 	switch t {
 	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory,

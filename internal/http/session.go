@@ -11,64 +11,71 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Sessions keep what of a client outlives its socket, wherever it comes back.
+// Sessions store what outlives a client's connection, on all nodes. Implementations
+// are safe for concurrent use.
 type Sessions interface {
-	// New makes a session; the first Save keeps it.
+	// New returns a new session. The first Save stores it.
 	New(user string) (secret string, s message.Session)
-	// Resume takes the session of a secret over, if it is this user's.
+	// Resume returns the stored session of a secret, if it belongs to this user,
+	// and takes it over from the connection that had it.
 	Resume(ctx context.Context, secret, user string) (message.Session, bool, error)
-	// Save keeps sessions for another lifetime, with a result for each.
+	// Save stores sessions and extends their lifetime. It returns a result for
+	// each.
 	Save(context.Context, []message.SessionSave) []message.SaveResult
 }
 
-// Takeovers settle which of two sockets a session belongs to. They do not block.
+// Takeovers notify other nodes of a takeover. The methods do not block.
 type Takeovers interface {
-	// AnnounceLive tells the node that had the session before that its newer socket
-	// is live in its rooms.
+	// AnnounceLive notifies the node that had the session before that the newer
+	// connection is live in its rooms.
 	AnnounceLive(message.Session)
-	// End forgets a session whose client said goodbye.
+	// End deletes a session whose client said goodbye.
 	End(message.Session)
 }
 
-// resumeTimeout bounds the look for a session in a handshake: the time of one
-// round trip, and as much again for those that are made before.
+// resumeTimeout bounds the lookup of a session in a handshake: one round trip, and
+// as much again for the requests before it.
 const resumeTimeout = time.Second
 
-// goodbyeTimeout is what a client has, once it is live on the newer socket, to
-// close the older one itself: it is the one who knows what is still on its way.
+// goodbyeTimeout is how long a client that is live on the newer connection has to
+// close the older one itself. Only the client knows which messages are still on
+// their way.
 const goodbyeTimeout = time.Second
 
-// A sessionHandle is a socket's hold on its session.
+// A sessionHandle is a connection's share in its session. After a takeover two
+// connections have a handle of one session, and only the newer may save it.
 type sessionHandle struct {
 	pingCounter atomic.Uint64 // the counter of the last ping
-	// rooms says that the client leaves it to the service which rooms it is
-	// in, so that each change of them is kept soon.
+	// managesRooms means that the client relies on the session for its rooms
+	// (rooms=1), so that each change of them is saved soon.
 	managesRooms  bool
-	fromOtherNode bool // the session was another node's; static
-	// rejoins are the rooms that a resumed session was in; readLoop's.
+	fromOtherNode bool // another node had the session before; static
+	// roomsToRejoin are the rooms of a resumed session. They belong to readLoop.
 	roomsToRejoin []message.Position
-	// settled says that the session's rooms are now what the client is in:
-	// from the begin for a new one, for a resumed one once it is live in all
-	// that it was in before.
+	// upToDate means that the client's rooms are those of the session: at once for
+	// a new session, and for a resumed one when the client is live in all its
+	// rooms.
 	upToDate atomic.Bool
 
 	mu sync.Mutex
 	// Protects following.
-	record message.Session // as it was saved last
-	saved  bool            // and it was
-	// unfinished says, with rooms, that some were not joined yet by then.
+	record message.Session // as last saved
+	saved  bool            // the last save succeeded
+	// joinsPending means that, with managesRooms, some joins were not complete at
+	// the last save.
 	joinsPending  bool
-	failedSaves   int  // saves in a row that were not
-	deferredWaves int  // waves of a drain, for its first save
-	detached      bool // the socket has ended: session.Rooms are the last
-	released      bool // a newer socket owns it
-	// timer closes the older socket of a takeover, at replaced.
+	failedSaves   int  // failed saves in a row
+	deferredWaves int  // waves of a drain that waited for the first save
+	detached      bool // the connection has ended: record.Rooms are final
+	released      bool // a newer connection has the session, or it was deleted
+	// closeTimer closes the older connection of a takeover, at closeAt.
 	closeTimer *time.Timer
 	closeAt    time.Time
 }
 
-// attachSession gives the socket its session: the one that the handshake offers, if
-// that can be resumed, or a new one. It is called before anything is read.
+// attachSession gives the connection its session: the one that the handshake
+// offers, if it can be resumed, or a new one. It is called before any request is
+// handled.
 func (k *socket) attachSession(o protocol.Handshake, user string) (secret string, resumed bool) {
 	s := k.server
 	if s.cfg.Sessions == nil {
@@ -96,8 +103,8 @@ func (k *socket) attachSession(o protocol.Handshake, user string) (secret string
 	return secret, resumed
 }
 
-// resume asks for the session that a handshake offers. What can't be answered
-// in time is not resumed: the client has its own positions.
+// resume looks up the session that a handshake offers. After resumeTimeout the
+// client gets a new session; it knows its positions itself.
 func (s *Server) resume(o protocol.Handshake, user string) (message.Session, bool) {
 	if o.Session == "" {
 		return message.Session{}, false
@@ -108,12 +115,12 @@ func (s *Server) resume(o protocol.Handshake, user string) (message.Session, boo
 	if err != nil {
 		s.log.Debug("session not resumed", "error", err)
 	}
-	// Rooms that were too many to be kept are none that it could rejoin.
+	// A session that could not store all its rooms can't rejoin them.
 	return session, ok && (!o.RejoinRooms || !session.Partial)
 }
 
-// rejoin joins the rooms of a resumed session from their proven positions, as
-// if the client had asked for it.
+// rejoin joins the rooms of a resumed session from their proven positions, as if
+// the client had asked for it.
 func (k *socket) rejoin() {
 	if k.session == nil || !k.session.managesRooms {
 		return
@@ -125,17 +132,19 @@ func (k *socket) rejoin() {
 	}
 }
 
-// pingSent notes what went out before the ping with this counter. It is called by
-// the beat just before it sends it.
+// pingSent marks the frames that were sent before the ping with this counter. The
+// heartbeat calls it just before it sends the ping.
 func (k *socket) pingSent(counter uint64) {
-	// Introduced first: until then the reader may still be about to set held.
+	// identified is checked first: before it is set, the reader may be setting
+	// session.
 	if k.identified.Load() && k.session != nil {
 		k.client.PingSent()
 		k.session.pingCounter.Store(counter)
 	}
 }
 
-// pongReceived notes that all that went out before a ping has arrived.
+// pongReceived handles the answer to a ping: everything that was sent before that
+// ping has arrived.
 func (k *socket) pongReceived(counter uint64) {
 	if k.session != nil && k.session.pingCounter.Load() == counter {
 		k.client.PongReceived()
@@ -143,9 +152,9 @@ func (k *socket) pongReceived(counter uint64) {
 	}
 }
 
-// detachSession takes leave of the session when the socket ends: one whose client said
-// goodbye is forgotten, any other is kept where it stands. It is called while
-// the client is still in its rooms.
+// detachSession ends the connection's part in its session. It deletes the session
+// if the client said goodbye, and saves it otherwise. It is called while the client
+// is still in its rooms.
 func (k *socket) detachSession(goodbye bool) {
 	if k.session == nil {
 		return
@@ -169,10 +178,11 @@ func (k *socket) detachSession(goodbye bool) {
 	}
 }
 
-// isUnsaved says whether the socket has a session of its own that could not be
-// resumed elsewhere, since it was not saved.
+// isUnsaved reports whether the connection has a session that another node could
+// not resume, because it is not saved.
 func (k *socket) isUnsaved() bool {
-	// Introduced first: until then the reader may still be about to set held.
+	// identified is checked first: before it is set, the reader may be setting
+	// session.
 	if !k.identified.Load() || k.session == nil {
 		return false
 	}
@@ -181,8 +191,8 @@ func (k *socket) isUnsaved() bool {
 	return !k.session.saved && !k.session.released && !k.session.detached
 }
 
-// deferMove says whether the socket stays for another wave of a drain, for its
-// session to be kept. It does so twice.
+// deferMove reports whether the client waits for the next wave of a drain, until
+// its session is saved. It returns true twice.
 func (k *socket) deferMove() bool {
 	k.session.mu.Lock()
 	defer k.session.mu.Unlock()
@@ -190,8 +200,8 @@ func (k *socket) deferMove() bool {
 	return k.session.deferredWaves <= 2
 }
 
-// isMoving says whether the client is on its way to another socket, or already
-// there: then its goodbye to this one is none to its rooms.
+// isMoving reports whether the client is moving to another connection or has moved.
+// Then its goodbye on this one is no leave of its rooms.
 func (k *socket) isMoving() bool {
 	if k.moveAskedAt.Load() != 0 {
 		return true
@@ -204,8 +214,8 @@ func (k *socket) isMoving() bool {
 	return k.session.released
 }
 
-// setRooms takes over where the client stands, and says whether that is news.
-// Caller holds mu.
+// setRooms stores the client's positions, and reports whether they changed. Caller
+// holds mu.
 func (h *sessionHandle) setRooms(rooms []message.Position) bool {
 	if slices.Equal(rooms, h.record.Rooms) {
 		return false
@@ -215,8 +225,8 @@ func (h *sessionHandle) setRooms(rooms []message.Position) bool {
 	return true
 }
 
-// pendingSave is what is to be saved of the socket's session now; false: nothing, it
-// is another's or forgotten.
+// pendingSave returns what must be saved of the session now. It returns false if
+// another connection has the session or it was deleted.
 func (k *socket) pendingSave() (message.SessionSave, bool) {
 	h := k.session
 	h.mu.Lock()
@@ -244,13 +254,13 @@ func (k *socket) pendingSave() (message.SessionSave, bool) {
 	return save, true
 }
 
-// isUpToDate says whether the client's rooms are the session's by now. One that
-// has not come back to all of them in time will not.
+// isUpToDate reports whether the client's rooms are those of the session. After
+// TakeoverTimeout they are: the client will not come back to the missing ones.
 func (k *socket) isUpToDate() bool {
 	return k.session.upToDate.Load() || time.Since(k.started) > k.server.cfg.TakeoverTimeout
 }
 
-// handleSaveResult takes what became of a save; true: it is to be saved again.
+// handleSaveResult handles the result of a save, and reports whether to save again.
 func (k *socket) handleSaveResult(r message.SaveResult) bool {
 	k.session.mu.Lock()
 	defer k.session.mu.Unlock()
@@ -271,8 +281,8 @@ func (k *socket) handleSaveResult(r message.SaveResult) bool {
 	return false
 }
 
-// closeReplacedIn closes the older socket of a takeover after a while, unless it is
-// gone before. The sooner of two calls counts. Caller holds held.mu.
+// closeReplacedIn closes the older connection of a takeover after d, unless it ends
+// before. Of two calls the earlier time counts. Caller holds session.mu.
 func (k *socket) closeReplacedIn(d time.Duration) {
 	at := time.Now().Add(d)
 	if k.session.detached || k.session.closeTimer != nil && k.session.closeAt.Before(at) {
@@ -285,7 +295,7 @@ func (k *socket) closeReplacedIn(d time.Duration) {
 	k.session.closeTimer = time.AfterFunc(d, func() { k.conn.CloseWith(protocol.CloseReplaced) })
 }
 
-// HandleNodeEvent takes what another node has to tell of sessions and users. It does not block.
+// HandleNodeEvent handles a ban or a takeover on another node. It does not block.
 func (s *Server) HandleNodeEvent(n message.NodeEvent) {
 	if n.Kind == message.EventBanned {
 		s.closeUser(n.User)
@@ -298,8 +308,8 @@ func (s *Server) HandleNodeEvent(n message.NodeEvent) {
 		k.session.mu.Lock()
 		if k.session.record.Generation < n.Generation {
 			k.session.released = true
-			// A client that was told to move says goodbye by itself, once it is in
-			// rooms that its session may not know of yet.
+			// A client that was asked to move says goodbye itself, after it has
+			// joined rooms that its session may not know yet.
 			if n.Kind == message.EventSessionLive && k.moveAskedAt.Load() == 0 {
 				k.closeReplacedIn(goodbyeTimeout)
 			} else {
@@ -310,8 +320,8 @@ func (s *Server) HandleNodeEvent(n message.NodeEvent) {
 	}
 }
 
-// sessionIndex finds the sockets of a session: one, or two during a takeover on one
-// node. Safe for concurrent use.
+// A sessionIndex finds the connections of a session: one, or two during a takeover
+// on one node. It is safe for concurrent use.
 type sessionIndex struct {
 	mu      sync.Mutex
 	sockets map[message.SessionID][]*socket

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,25 +15,30 @@ import (
 
 	"switchyard/internal/message"
 	"switchyard/internal/sharedstate"
+	"switchyard/internal/testkit"
 )
 
-// faultySessions are sessions that can be taken away, as Redis can.
+// faultySessions are sessions that can be made unavailable, as Redis can.
 type faultySessions struct {
 	*sharedstate.Node
 	unavailable atomic.Bool
+	superseded  atomic.Bool // another node has taken all sessions over
 	saves       atomic.Int64
-	lastSaved   atomic.Pointer[message.Session] // of the saves that were whole, the last one
+	lastSaved   atomic.Pointer[message.Session] // the last session that was saved in full
 }
 
 func (a *faultySessions) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
 	if a.unavailable.Load() {
-		<-ctx.Done() // as a Redis that hangs
+		<-ctx.Done() // as with a Redis that hangs
 		return message.Session{}, false, errors.Join(message.ErrSharedStateUnavailable, ctx.Err())
 	}
 	return a.Node.Resume(ctx, secret, user)
 }
 
 func (a *faultySessions) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+	if a.superseded.Load() {
+		return slices.Repeat([]message.SaveResult{message.SaveSuperseded}, len(batch))
+	}
 	results := a.Node.Save(ctx, batch)
 	for i, s := range batch {
 		if results[i] == message.SaveDone && !s.Touch {
@@ -43,7 +49,8 @@ func (a *faultySessions) Save(ctx context.Context, batch []message.SessionSave) 
 	return results
 }
 
-// savedRooms are those of the session that was kept last, in the order of joining.
+// savedRooms returns the rooms of the session that was saved last, in the order of
+// joining.
 func (a *faultySessions) savedRooms() string {
 	s := a.lastSaved.Load()
 	if s == nil {
@@ -56,7 +63,7 @@ func (a *faultySessions) savedRooms() string {
 	return strings.Join(names, " ")
 }
 
-// startSessionNode is a node that keeps sessions in its process.
+// startSessionNode starts a node that keeps sessions in its process.
 func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySessions) {
 	t.Helper()
 	own, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
@@ -80,7 +87,7 @@ func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySession
 	return n, a
 }
 
-// withSessions has a node keep sessions, and tell nobody.
+// withSessions makes a node keep sessions, without events for other nodes.
 func withSessions(t *testing.T) func(*Config) {
 	t.Helper()
 	own, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
@@ -91,153 +98,154 @@ func withSessions(t *testing.T) func(*Config) {
 	return func(c *Config) { c.Sessions, c.Takeovers = own, own }
 }
 
-// all are the sessions that have a socket here.
+// all returns the connections of all sessions.
 func (o *sessionIndex) all() map[message.SessionID][]*socket {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return maps.Clone(o.sockets)
 }
 
-// connect connects with a session ("" for none), and returns the welcome too.
+// connect connects with a session ("" for none), and also returns the welcome.
 func (n *node) connect(secret, query string) (*browser, map[string]any) {
 	n.t.Helper()
 	offer := []string{"switchyard.v1"}
 	if secret != "" {
 		offer = append(offer, "session."+secret)
 	}
-	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
-	defer cancel()
-	ws, res, err := websocket.Dial(ctx, "ws://"+n.addr+"/ws"+query, &websocket.DialOptions{Subprotocols: offer})
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	b, res := n.openAt("/ws"+query, &websocket.DialOptions{Subprotocols: offer})
 	if got := res.Header.Get("Sec-WebSocket-Protocol"); got != "switchyard.v1" {
 		n.t.Errorf("the answer chose %q", got)
 	}
-	ws.SetReadLimit(4 << 20)
-	n.t.Cleanup(func() { _ = ws.CloseNow() })
-	b := &browser{n.t, ws}
 	return b, b.read()
 }
 
 func TestASessionIsResumedBySecretAlone(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	b, welcome := n.connect("", "")
-	secret := welcome["session"].(string)
-	if welcome["resumed"] != false || len(secret) < 20 {
-		t.Errorf("first welcome: %v", welcome)
-	}
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	_ = b.ws.CloseNow() // the network is gone: no goodbye
-	if _, again := n.connect(secret, ""); again["session"] != secret || again["resumed"] != true {
-		t.Errorf("second welcome: %v", again)
-	}
-	name, _, _ := strings.Cut(secret, ".")
-	for what, wrong := range map[string]string{"the name that others see": name, "a guess": name + ".AAAAAAAAAAAAAAAAAAAAAAAAAA", "junk": "x"} {
-		if _, w := n.connect(wrong, ""); w["resumed"] != false || w["session"] == wrong {
-			t.Errorf("%s has resumed a session: %v", what, w)
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		b, welcome := n.connect("", "")
+		secret := welcome["session"].(string)
+		if welcome["resumed"] != false || len(secret) < 20 {
+			t.Errorf("first welcome: %v", welcome)
 		}
-	}
+		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
+		_ = b.ws.CloseNow() // the network fails: no goodbye
+		if _, again := n.connect(secret, ""); again["session"] != secret || again["resumed"] != true {
+			t.Errorf("second welcome: %v", again)
+		}
+		name, _, _ := strings.Cut(secret, ".")
+		for what, wrong := range map[string]string{"the name that others see": name, "a guess": name + ".AAAAAAAAAAAAAAAAAAAAAAAAAA", "junk": "x"} {
+			if _, w := n.connect(wrong, ""); w["resumed"] != false || w["session"] == wrong {
+				t.Errorf("%s resumed a session: %v", what, w)
+			}
+		}
+	})
 }
 
-// A client that tracks nothing misses nothing: its rooms are joined for it,
-// from what it provably got.
+// A client with rooms=1 stores no positions and misses nothing: the service rejoins
+// its rooms from the proven positions.
 func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
-	n, _ := startSessionNode(t, nil)
-	b, welcome := n.connect("", "?rooms=1")
-	secret := welcome["session"].(string)
-	b.send(`{"type":"join","room":"a"}`)
-	b.send(`{"type":"join","room":"b"}`)
-	b.until("joined")
-	b.until("joined")
-	n.publish("a", 1, 5)
-	proved := 0.0
-	for proved < 5 { // reading answers pings; the fifth message was before one of them
-		proved = b.until("message")["seq"].(float64)
-	}
-	b.until("heartbeat")
-	b.until("heartbeat")
-	_ = b.ws.CloseNow()
-	n.publish("a", 6, 9)
-	n.publish("b", 1, 1)
+	inBubble(t, func(t *testing.T) {
+		n, _ := startSessionNode(t, nil)
+		b, welcome := n.connect("", "?rooms=1")
+		secret := welcome["session"].(string)
+		b.send(`{"type":"join","room":"a"}`)
+		b.send(`{"type":"join","room":"b"}`)
+		b.until("joined")
+		b.until("joined")
+		n.publish("a", 1, 5)
+		proved := 0.0
+		for proved < 5 { // reading answers pings, and the last message came before one of them
+			proved = b.until("message")["seq"].(float64)
+		}
+		b.until("heartbeat")
+		b.until("heartbeat")
+		_ = b.ws.CloseNow()
+		n.publish("a", 6, 9)
+		n.publish("b", 1, 1)
 
-	c, again := n.connect(secret, "?rooms=1")
-	if again["resumed"] != true {
-		t.Fatalf("welcome %v", again)
-	}
-	got := map[string][]float64{}
-	for len(got["a"]) == 0 || got["a"][len(got["a"])-1] < 9 || len(got["b"]) < 1 {
-		if m := c.until("message"); true {
-			room := m["room"].(string)
-			got[room] = append(got[room], m["seq"].(float64))
+		c, again := n.connect(secret, "?rooms=1")
+		if again["resumed"] != true {
+			t.Fatalf("welcome %v", again)
 		}
-	}
-	// From the proven position on, without a hole; some may come twice.
-	first := got["a"][0]
-	if first > 6 {
-		t.Errorf("a begins with %v: 6 is missed", first)
-	}
-	for i, seq := range got["a"] {
-		if seq != first+float64(i) {
-			t.Errorf("a: %v", got["a"])
-			break
+		got := map[string][]float64{}
+		for len(got["a"]) == 0 || got["a"][len(got["a"])-1] < 9 || len(got["b"]) < 1 {
+			if m := c.until("message"); true {
+				room := m["room"].(string)
+				got[room] = append(got[room], m["seq"].(float64))
+			}
 		}
-	}
-	if got["b"][0] != 1 {
-		t.Errorf("b: %v", got["b"])
-	}
+		// The messages begin at the proven position and have no gap. Some may come
+		// twice.
+		first := got["a"][0]
+		if first > 6 {
+			t.Errorf("room a begins with %v, want at most 6", first)
+		}
+		for i, seq := range got["a"] {
+			if seq != first+float64(i) {
+				t.Errorf("a: %v", got["a"])
+				break
+			}
+		}
+		if got["b"][0] != 1 {
+			t.Errorf("b: %v", got["b"])
+		}
+	})
 }
 
-// What a client that tracks nothing joins and leaves is remembered at once, not
-// only at its next answer to a ping: also the join that takes its time.
+// The joins and leaves of a client with rooms=1 are saved at once, not only at its
+// next pong. This includes a join that takes long.
 func TestJoinsAndLeavesAreSavedAtOnce(t *testing.T) {
-	n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
-	b, welcome := n.connect("", "?rooms=1")
-	secret := welcome["session"].(string)
-	b.send(`{"type":"join","room":"a"}`)
-	b.until("joined")
-	eventually(t, "a to be kept", func() bool { return a.savedRooms() == "a" })
-	n.log.setFailure(message.ErrUnavailable)
-	b.send(`{"type":"join","room":"late"}`)
-	before := a.saves.Load()
-	eventually(t, "a save that finds the join unanswered", func() bool { return a.saves.Load() > before })
-	n.log.setFailure(nil)
-	b.until("joined")
-	eventually(t, "the late room to be kept", func() bool { return a.savedRooms() == "a late" })
-	b.send(`{"type":"leave","room":"a"}`)
-	b.until("left")
-	eventually(t, "the left room to be forgotten", func() bool { return a.savedRooms() == "late" })
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
+		b, welcome := n.connect("", "?rooms=1")
+		secret := welcome["session"].(string)
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+		testkit.Eventually(t, "room a to be saved", func() bool { return a.savedRooms() == "a" })
+		n.log.setFailure(message.ErrUnavailable)
+		b.send(`{"type":"join","room":"late"}`)
+		before := a.saves.Load()
+		testkit.Eventually(t, "a save that finds the join unanswered", func() bool { return a.saves.Load() > before })
+		n.log.setFailure(nil)
+		b.until("joined")
+		testkit.Eventually(t, "the late room to be saved", func() bool { return a.savedRooms() == "a late" })
+		b.send(`{"type":"leave","room":"a"}`)
+		b.until("left")
+		testkit.Eventually(t, "the left room to be removed", func() bool { return a.savedRooms() == "late" })
 
-	c, _ := n.connect(secret, "?rooms=1")
-	if m := c.until("joined"); m["room"] != "late" {
-		t.Errorf("is in %v again, and was last in the other room alone", m["room"])
-	}
-	c.send(`{"type":"leave","room":"late"}`)
-	c.until("left")
-	eventually(t, "the last room to be forgotten", func() bool { return a.savedRooms() == "" })
-	if _, again := n.connect(secret, "?rooms=1"); again["resumed"] != true {
-		t.Errorf("welcome %v", again)
-	}
+		c, _ := n.connect(secret, "?rooms=1")
+		if m := c.until("joined"); m["room"] != "late" {
+			t.Errorf("rejoined %v, want the late room", m["room"])
+		}
+		c.send(`{"type":"leave","room":"late"}`)
+		c.until("left")
+		testkit.Eventually(t, "the last room to be removed", func() bool { return a.savedRooms() == "" })
+		if _, again := n.connect(secret, "?rooms=1"); again["resumed"] != true {
+			t.Errorf("welcome %v", again)
+		}
+	})
 }
 
-// What a client has joined by then is kept before a drain asks it to move.
+// Joined rooms are saved before a drain asks their client to move.
 func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
-	n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
-	b, _ := n.connect("", "?rooms=1")
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	b.send(`{"type":"join","room":"a"}`)
-	b.until("joined")
-	var wave []*socket
-	n.heartbeat.each(func(k *socket) { wave = append(wave, k) })
-	// A saver of its own, so that the server's loop does not take what is due first.
-	v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
-	v.schedule(wave[0])
-	if asked := v.saveBeforeMove(wave); len(asked) != 1 || a.savedRooms() != "a" {
-		t.Errorf("%d asked to move; kept are the rooms %q", len(asked), a.savedRooms())
-	}
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
+		b, _ := n.connect("", "?rooms=1")
+		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+		var wave []*socket
+		n.heartbeat.each(func(k *socket) { wave = append(wave, k) })
+		// This writer is not the server's, whose loop could save the session first.
+		v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
+		v.schedule(wave[0])
+		if ready := v.saveBeforeMove(wave); len(ready) != 1 || a.savedRooms() != "a" {
+			t.Errorf("%d clients may move; the saved rooms are %q", len(ready), a.savedRooms())
+		}
+	})
 }
 
-// publish stores messages first to last in a room.
+// publish stores messages with the numbers first to last in a room.
 func (n *node) publish(room string, first, last int) {
 	n.t.Helper()
 	for i := first; i <= last; i++ {
@@ -248,74 +256,99 @@ func (n *node) publish(room string, first, last int) {
 }
 
 func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
-	n, a := startSessionNode(t, func(c *Config) { c.TakeoverTimeout = time.Minute })
-	old, welcome := n.connect("", "")
-	secret := welcome["session"].(string)
-	old.send(`{"type":"join","room":"a"}`)
-	old.until("joined")
-	for a.saves.Load() < 2 { // reading answers pings
-		old.until("heartbeat")
-	}
-	b, _ := n.connect(secret, "")
-	old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it lives on until then
-	old.until("ack")
-	b.send(`{"type":"join","room":"a"}`)
-	b.until("joined")
-	if code := old.closed(); code != 4009 {
-		t.Errorf("the older socket was closed with %d, want 4009", code)
-	}
-	b.send(`{"type":"publish","room":"a","data":2,"ref":"p"}`)
-	b.until("ack")
-	eventually(t, "the close to be counted", func() bool { return n.metric(`websocket_disconnections_total{reason="replaced"}`) == "1" })
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, func(c *Config) { c.TakeoverTimeout = time.Minute })
+		old, welcome := n.connect("", "")
+		secret := welcome["session"].(string)
+		old.send(`{"type":"join","room":"a"}`)
+		old.until("joined")
+		for a.saves.Load() < 2 { // reading answers pings
+			old.until("heartbeat")
+		}
+		b, _ := n.connect(secret, "")
+		old.send(`{"type":"publish","room":"a","data":1,"ref":"p"}`) // it is served until then
+		old.until("ack")
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+		if code := old.closed(); code != 4009 {
+			t.Errorf("the older socket was closed with %d, want 4009", code)
+		}
+		for range 70 { // one a second: longer than TakeoverTimeout
+			b.until("heartbeat")
+		}
+		b.send(`{"type":"publish","room":"a","data":2,"ref":"p"}`)
+		b.until("ack") // the newer one stays
+		testkit.Eventually(t, "the close to be counted", func() bool { return n.metric(`websocket_disconnections_total{reason="replaced"}`) == "1" })
+	})
 }
 
 func TestTheOlderSocketIsReplacedEvenIfTheNewerJoinsNothing(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	old, welcome := n.connect("", "")
-	old.send(`{"type":"join","room":"a"}`)
-	old.until("joined")
-	for a.saves.Load() < 2 { // reading answers pings
-		old.until("heartbeat")
-	}
-	n.connect(welcome["session"].(string), "")
-	if code := old.closed(); code != 4009 {
-		t.Errorf("closed with %d, want 4009", code)
-	}
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		old, welcome := n.connect("", "")
+		old.send(`{"type":"join","room":"a"}`)
+		old.until("joined")
+		for a.saves.Load() < 2 { // reading answers pings
+			old.until("heartbeat")
+		}
+		n.connect(welcome["session"].(string), "")
+		if code := old.closed(); code != 4009 {
+			t.Errorf("closed with %d, want 4009", code)
+		}
+	})
 }
 
-// Who says goodbye is forgotten; who said it on the older of two sockets, as a
-// client does that has moved, is not.
+// A node may miss the event that another node took a session over. It learns of it
+// when it saves the session, and closes its connection, which must not stay beside
+// the newer one.
+func TestAConnectionWhoseSaveIsSupersededIsReplaced(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		a.superseded.Store(true)
+		b, _ := n.connect("", "")
+		if code := b.closed(); code != 4009 {
+			t.Errorf("closed with %d, want 4009", code)
+		}
+	})
+}
+
+// A goodbye deletes the session. A goodbye on the older of two connections, as from
+// a client that has moved, does not.
 func TestANormalCloseEndsTheSession(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	b, welcome := n.connect("", "")
-	secret := welcome["session"].(string)
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	moved, _ := n.connect(secret, "")
-	_ = b.ws.Close(websocket.StatusNormalClosure, "moved")
-	third, w := n.connect(secret, "")
-	if w["resumed"] != true {
-		t.Errorf("the goodbye of an older socket has ended the session: %v", w)
-	}
-	_ = moved.ws.CloseNow()
-	_ = third.ws.Close(websocket.StatusNormalClosure, "bye")
-	eventually(t, "the session to be forgotten", func() bool {
-		late, w := n.connect(secret, "")
-		_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it has taken it over, if it came first
-		return w["resumed"] == false
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		b, welcome := n.connect("", "")
+		secret := welcome["session"].(string)
+		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
+		moved, _ := n.connect(secret, "")
+		_ = b.ws.Close(websocket.StatusNormalClosure, "moved")
+		third, w := n.connect(secret, "")
+		if w["resumed"] != true {
+			t.Errorf("the goodbye of an older connection ended the session: %v", w)
+		}
+		_ = moved.ws.CloseNow()
+		_ = third.ws.Close(websocket.StatusNormalClosure, "bye")
+		testkit.Eventually(t, "the session to be deleted", func() bool {
+			late, w := n.connect(secret, "")
+			_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it took the session over, if it came first
+			return w["resumed"] == false
+		})
 	})
 }
 
 func TestHandshakesDoNotWaitForUnavailableSessions(t *testing.T) {
-	n, a := startSessionNode(t, nil)
-	_, welcome := n.connect("", "")
-	eventually(t, "the session to be kept", func() bool { return a.saves.Load() > 0 })
-	a.unavailable.Store(true)
-	b, w := n.connect(welcome["session"].(string), "")
-	if w["resumed"] != false {
-		t.Errorf("welcome %v", w)
-	}
-	b.send(`{"type":"publish","room":"a","data":1}`)
-	b.until("ack")
+	inBubble(t, func(t *testing.T) {
+		n, a := startSessionNode(t, nil)
+		_, welcome := n.connect("", "")
+		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
+		a.unavailable.Store(true)
+		b, w := n.connect(welcome["session"].(string), "")
+		if w["resumed"] != false {
+			t.Errorf("welcome %v", w)
+		}
+		b.send(`{"type":"publish","room":"a","data":1}`)
+		b.until("ack")
+	})
 }
 
 func TestBadSubprotocolsAreRefused(t *testing.T) {
@@ -335,28 +368,5 @@ func TestBadSubprotocolsAreRefused(t *testing.T) {
 		if res == nil || res.StatusCode != 400 {
 			t.Errorf("%s: %v, want 400", name, res)
 		}
-	}
-}
-
-func TestMoveLatencies(t *testing.T) {
-	var a moveLatencies
-	now := time.Now()
-	if a.p95(now) != 0 {
-		t.Error("nobody came, and it took time")
-	}
-	for i := range 100 {
-		a.record(now, time.Duration(i+1)*time.Millisecond)
-	}
-	if got := a.p95(now); got != 95*time.Millisecond {
-		t.Errorf("p95 of 1 to 100 ms is %v", got)
-	}
-	if got := a.p95(now.Add(moveLatencyMaxAge + time.Second)); got != 0 {
-		t.Errorf("long ago: %v", got)
-	}
-	for range 2 * moveLatencySamples {
-		a.record(now, time.Second)
-	}
-	if got := a.p95(now); got != time.Second {
-		t.Errorf("the newest count: %v", got)
 	}
 }

@@ -12,35 +12,36 @@ import (
 )
 
 const (
-	// saveInterval is how long changes of sessions gather before they are saved,
-	// saveSoonDelay how long those do that a client may come back for at once: a
-	// session that has begun, one whose socket has ended, and the rooms of a
-	// client that remembers none itself.
+	// saveInterval is how long changes of sessions are collected before they are
+	// saved. saveSoonDelay is the same for changes that a client may need at once:
+	// a new session, a connection that ended, and the rooms of a client with
+	// rooms=1.
 	saveInterval  = time.Second
 	saveSoonDelay = 50 * time.Millisecond
-	// maxSaveTries is how often a save that failed is made, before it waits for
-	// the client's next answer to a ping.
+	// maxSaveTries is how often a failed save is tried, before it waits for the
+	// client's next pong.
 	maxSaveTries = 3
-	// saveBatchSize is how many are saved in one call.
+	// saveBatchSize is how many sessions one call saves.
 	saveBatchSize = 500
 )
 
-// A sessionWriter saves the sessions of sockets, gathered: one is saved when its
-// client has answered a ping, when it begins, when it ends, and with rooms=1
-// when it joins or leaves. Safe for concurrent use.
+// A sessionWriter saves the sessions of connections in batches. A session is saved
+// when it begins, when its client has answered a ping, when its connection ends,
+// and with rooms=1 when the client joins or leaves. It is safe for concurrent use.
 type sessionWriter struct {
 	server *Server
-	wake   chan struct{} // holds a token when something is to be saved soon
+	wake   chan struct{} // holds a token if something is to be saved soon
 
-	// saving is held while a batch is taken and saved: who is not due any more was
-	// saved, and of two looks at a client the later one is kept.
+	// saving is locked while a batch is claimed and saved. A socket that is no
+	// longer due was therefore saved, and of two states of a client the later one
+	// is stored.
 	saving sync.Mutex
 
 	mu  sync.Mutex
 	due map[*socket]struct{}
 }
 
-// scheduleSoon has the socket's session saved at once, or as good as that.
+// scheduleSoon schedules a save of the socket's session after saveSoonDelay.
 func (v *sessionWriter) scheduleSoon(k *socket) {
 	v.schedule(k)
 	select {
@@ -49,8 +50,9 @@ func (v *sessionWriter) scheduleSoon(k *socket) {
 	}
 }
 
-// schedule has the socket's session saved within a second. What waits is bounded by the
-// sockets there are, and those that ended within the last round.
+// schedule schedules a save of the socket's session within saveInterval. The number
+// of due sockets is bounded by the open ones and those that ended in the last
+// interval.
 func (v *sessionWriter) schedule(k *socket) {
 	if k.session == nil {
 		return
@@ -63,8 +65,7 @@ func (v *sessionWriter) schedule(k *socket) {
 	v.due[k] = struct{}{}
 }
 
-// loop saves what is due, each second or soon, until stop closes, and then
-// once more.
+// loop saves due sessions until stop closes, and then once more.
 func (v *sessionWriter) loop(stop <-chan struct{}) {
 	tick := time.NewTicker(saveInterval)
 	defer tick.Stop()
@@ -87,15 +88,15 @@ func (v *sessionWriter) loop(stop <-chan struct{}) {
 	}
 }
 
-// flush saves all that is due now, a batch at a time. Each call is bounded by
-// the sessions' own timeout.
+// flush saves all sessions that are due now, in batches. Each call is bounded by
+// the timeout of Sessions.
 func (v *sessionWriter) flush() {
 	v.mu.Lock()
 	due := slices.Collect(maps.Keys(v.due))
 	v.mu.Unlock()
 	for batch := range slices.Chunk(due, saveBatchSize) {
 		v.saving.Lock()
-		wasDue := v.claimDue(batch) // not those that keep had in between
+		wasDue := v.claimDue(batch) // saveBeforeMove may have saved some in between
 		v.saveAll(func(yield func(*socket) bool) {
 			for i, k := range batch {
 				if wasDue[i] && !yield(k) {
@@ -107,10 +108,10 @@ func (v *sessionWriter) flush() {
 	}
 }
 
-// saveBeforeMove sees to it that a client that is asked to move has a session to come
-// back with: it saves those that are not kept yet or have changed, and returns
-// who may be asked now. The others may at the next wave, and in any case at the
-// one after: nothing waits for long for a Redis that is away.
+// saveBeforeMove makes sure that clients have a session before they are asked to
+// move. It saves the sessions of the wave that are unsaved or have changed, and
+// returns the clients that may be asked now. The others wait for the next wave,
+// twice at most, so that a drain does not wait long for a Redis that is down.
 func (v *sessionWriter) saveBeforeMove(wave []*socket) []*socket {
 	v.saving.Lock()
 	defer v.saving.Unlock()
@@ -125,7 +126,7 @@ func (v *sessionWriter) saveBeforeMove(wave []*socket) []*socket {
 	return slices.DeleteFunc(wave, func(k *socket) bool { return k.isUnsaved() && k.deferMove() })
 }
 
-// claimDue says which of these were due, and has them so no more.
+// claimDue returns which of these sockets were due, and unschedules them.
 func (v *sessionWriter) claimDue(sockets []*socket) []bool {
 	due := make([]bool, len(sockets))
 	v.mu.Lock()
@@ -138,7 +139,7 @@ func (v *sessionWriter) claimDue(sockets []*socket) []bool {
 	return due
 }
 
-// saveAll saves where these sockets' sessions stand. Caller holds saving.
+// saveAll saves the sessions of these sockets. Caller holds saving.
 func (v *sessionWriter) saveAll(sockets iter.Seq[*socket]) {
 	batch := make([]message.SessionSave, 0, saveBatchSize)
 	batchSockets := make([]*socket, 0, saveBatchSize)

@@ -11,9 +11,10 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// A failingSaves place fails the first saves: so many, or all when negative.
+// failingSaves fail the next failuresLeft saves, or all if it is negative.
 type failingSaves struct {
 	*faultySessions
 	failuresLeft atomic.Int64
@@ -38,7 +39,7 @@ func startFailingSavesNode(t *testing.T, fails int64) (*node, *failingSaves) {
 	n, a := startSessionNode(t, func(c *Config) {
 		f.faultySessions = c.Sessions.(*faultySessions)
 		c.Sessions = f
-		c.Heartbeat = time.Minute
+		c.Heartbeat = time.Hour
 		c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
 		c.MoveTargets = func(Scope) MoveTargets { return healthyTargets }
 	})
@@ -46,7 +47,7 @@ func startFailingSavesNode(t *testing.T, fails int64) (*node, *failingSaves) {
 	return n, f
 }
 
-// resumes says whether the session could go on on another node now.
+// resumes reports whether another node could resume the session now.
 func (f *failingSaves) resumes(t *testing.T, secret any) bool {
 	t.Helper()
 	_, ok, err := f.Resume(t.Context(), secret.(string), "")
@@ -56,85 +57,99 @@ func (f *failingSaves) resumes(t *testing.T, secret any) bool {
 	return ok
 }
 
-// Who is asked to move has a session to come back with, however soon after the
+// A client that is asked to move has a saved session, however soon after its
 // handshake that is.
 func TestSessionsAreSavedBeforeClientsMove(t *testing.T) {
 	for name, fails := range map[string]int64{"at once": 0, "though the first save failed": 1} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			n, f := startFailingSavesNode(t, fails)
-			b, welcome := n.connect("", "")
-			n.adminCall("POST", "/drain")
-			b.until("move")
-			if !f.resumes(t, welcome["session"]) {
-				t.Error("asked to move, and the session is not to be had")
-			}
+			inBubble(t, func(t *testing.T) {
+				n, f := startFailingSavesNode(t, fails)
+				b, welcome := n.connect("", "")
+				n.adminCall("POST", "/drain")
+				b.until("move")
+				if !f.resumes(t, welcome["session"]) {
+					t.Error("the client was asked to move before its session was saved")
+				}
+			})
 		})
 	}
 }
 
-// A Redis that keeps nothing holds nobody back for long.
+// A Redis that stores nothing does not hold a drain up for long.
 func TestFailingSavesDoNotBlockADrain(t *testing.T) {
-	t.Parallel()
-	n, _ := startFailingSavesNode(t, -1)
-	b, _ := n.connect("", "")
-	n.adminCall("POST", "/drain")
-	b.followMove()
-	n.awaitPhase(phaseDrained)
-	if state := n.DrainState(); state.Moved != 1 {
-		t.Errorf("%+v", state)
-	}
-}
-
-// A save that failed is made again, without waiting for the client's next
-// answer to a ping.
-func TestAFailedSaveIsRetried(t *testing.T) {
-	t.Parallel()
-	n, f := startFailingSavesNode(t, maxSaveTries-1)
-	_, welcome := n.connect("", "")
-	eventually(t, "the session to be kept", func() bool { return f.resumes(t, welcome["session"]) })
-}
-
-// Who has gone on elsewhere and says goodbye to its first socket has left no
-// room; who just goes has.
-func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
-	n, _ := startFailingSavesNode(t, 0)
-	changes := func(welcome map[string]any) []message.PresenceKind {
-		var kinds []message.PresenceKind
-		id := message.SessionID(sessionID(welcome))
-		for _, c := range n.presence.recorded() {
-			if c.Session == id {
-				kinds = append(kinds, c.Kind)
-			}
+	inBubble(t, func(t *testing.T) {
+		n, _ := startFailingSavesNode(t, -1)
+		b, _ := n.connect("", "")
+		n.adminCall("POST", "/drain")
+		b.followMove()
+		n.awaitPhase(phaseDrained)
+		if state := n.DrainState(); state.Moved != 1 {
+			t.Errorf("%+v", state)
 		}
-		return kinds
-	}
-	want := func(what string, welcome map[string]any, last message.PresenceKind) {
-		t.Helper()
-		eventually(t, what, func() bool {
-			kinds := changes(welcome)
-			return len(kinds) == 2 && kinds[0] == message.PresenceJoined && kinds[1] == last
-		})
-	}
-	in := func(secret string) (*browser, map[string]any) {
-		b, welcome := n.connect(secret, "")
-		b.send(`{"type":"join","room":"a"}`)
-		b.until("joined")
-		return b, welcome
-	}
-	closed, one := in("")
-	_ = closed.ws.Close(websocket.StatusNormalClosure, "")
-	want("the goodbye", one, message.PresenceLeft)
-
-	moved, two := in("")
-	n.adminCall("POST", "/drain")
-	moved.followMove()
-	want("who was asked to move", two, message.PresenceDisconnected)
-	n.awaitPhase(phaseDrained)
-	n.adminCall("DELETE", "/drain")
+	})
 }
 
-// sessionID is the public part of a welcome's session.
+// A failed save is tried three times, a second apart, without waiting for the client's
+// next answer to a ping.
+func TestAFailedSaveIsRetried(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n, f := startFailingSavesNode(t, 2)
+		_, welcome := n.connect("", "")
+		time.Sleep(3 * time.Second)
+		if !f.resumes(t, welcome["session"]) {
+			t.Error("the session is not saved after two failures")
+		}
+		f.failuresLeft.Store(100)
+		n.connect("", "")
+		time.Sleep(time.Minute)
+		if got := 100 - f.failuresLeft.Load(); got != 3 {
+			t.Errorf("a session was tried to save %d times, want 3", got)
+		}
+	})
+}
+
+// A client that has moved and says goodbye to its first connection has not left its
+// rooms. A client that only says goodbye has.
+func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n, _ := startFailingSavesNode(t, 0)
+		changes := func(welcome map[string]any) []message.PresenceKind {
+			var kinds []message.PresenceKind
+			id := message.SessionID(sessionID(welcome))
+			for _, c := range n.presence.recorded() {
+				if c.Session == id {
+					kinds = append(kinds, c.Kind)
+				}
+			}
+			return kinds
+		}
+		want := func(what string, welcome map[string]any, last message.PresenceKind) {
+			t.Helper()
+			testkit.Eventually(t, what, func() bool {
+				kinds := changes(welcome)
+				return len(kinds) == 2 && kinds[0] == message.PresenceJoined && kinds[1] == last
+			})
+		}
+		joined := func(secret string) (*browser, map[string]any) {
+			b, welcome := n.connect(secret, "")
+			b.send(`{"type":"join","room":"a"}`)
+			b.until("joined")
+			return b, welcome
+		}
+		closed, one := joined("")
+		_ = closed.ws.Close(websocket.StatusNormalClosure, "")
+		want("the goodbye", one, message.PresenceLeft)
+
+		moved, two := joined("")
+		n.adminCall("POST", "/drain")
+		moved.followMove()
+		want("the client that was asked to move", two, message.PresenceDisconnected)
+		n.awaitPhase(phaseDrained)
+		n.adminCall("DELETE", "/drain")
+	})
+}
+
+// sessionID returns the public part of a welcome's session.
 func sessionID(welcome map[string]any) string {
 	secret := welcome["session"].(string)
 	for i := range secret {
@@ -145,36 +160,38 @@ func sessionID(welcome map[string]any) string {
 	return secret
 }
 
-// A backend sees who is in a room, and each client's session goes by the name
-// that its welcome begins with.
+// A backend sees the sessions in a room. Each has the public part of its welcome's
+// session as its name.
 func TestABackendReadsThePresenceOfARoom(t *testing.T) {
-	n, _ := startSessionNode(t, nil)
-	b, welcome := n.connect("", "")
-	b.send(`{"type":"join","room":"a"}`)
-	b.until("joined")
-	type answer struct {
-		Room    string
-		Count   int
-		Members []struct {
-			Session string
-			User    *string
+	inBubble(t, func(t *testing.T) {
+		n, _ := startSessionNode(t, nil)
+		b, welcome := n.connect("", "")
+		b.send(`{"type":"join","room":"a"}`)
+		b.until("joined")
+		type answer struct {
+			Room    string
+			Count   int
+			Members []struct {
+				Session string
+				User    *string
+			}
 		}
-	}
-	ask := func(room string) (a answer) {
-		res, body := n.call("GET", "/v1/rooms/"+room+"/presence", testKey, "")
-		if err := json.Unmarshal([]byte(body), &a); err != nil || res.StatusCode != http.StatusOK {
-			t.Fatalf("%d %s", res.StatusCode, body)
+		presence := func(room string) (a answer) {
+			res, body := n.call("GET", "/v1/rooms/"+room+"/presence", testKey, "")
+			if err := json.Unmarshal([]byte(body), &a); err != nil || res.StatusCode != http.StatusOK {
+				t.Fatalf("%d %s", res.StatusCode, body)
+			}
+			return a
 		}
-		return a
-	}
-	eventually(t, "one in the room", func() bool { return ask("a").Count == 1 })
-	if got := ask("a"); got.Room != "a" || len(got.Members) != 1 || got.Members[0].Session != sessionID(welcome) || got.Members[0].User != nil {
-		t.Errorf("%+v, want %s alone", got, sessionID(welcome))
-	}
-	if got := ask("empty"); got.Count != 0 || got.Members == nil {
-		t.Errorf("an empty room: %+v, want no members, and the list of them", got)
-	}
-	if got := n.metric(`http_requests_total{code="200",method="GET",route="/v1/rooms/{room}/presence"}`); got == "" {
-		t.Error("not counted under its route")
-	}
+		testkit.Eventually(t, "one session in the room", func() bool { return presence("a").Count == 1 })
+		if got := presence("a"); got.Room != "a" || len(got.Members) != 1 || got.Members[0].Session != sessionID(welcome) || got.Members[0].User != nil {
+			t.Errorf("%+v, want %s alone", got, sessionID(welcome))
+		}
+		if got := presence("empty"); got.Count != 0 || got.Members == nil {
+			t.Errorf("an empty room: %+v, want an empty list of members", got)
+		}
+		if got := n.metric(`http_requests_total{code="200",method="GET",route="/v1/rooms/{room}/presence"}`); got == "" {
+			t.Error("the call is not counted under its route")
+		}
+	})
 }

@@ -18,42 +18,43 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// maxMalformed is how many unreadable frames in a row end a connection.
+// maxMalformed is how many malformed frames in a row close a connection.
 const maxMalformed = 3
 
-// A socket is one client's connection. Its fields belong to readLoop unless
-// they say otherwise.
+// A socket is one client's WebSocket. Its fields belong to readLoop unless their
+// comments say otherwise.
 type socket struct {
 	server    *Server
 	ws        *websocket.Conn
 	conn      *conn // safe for concurrent use
 	client    *hub.Client
-	session   *sessionHandle // nil where the service keeps no sessions
-	requestID string         // the handshake's request id
+	session   *sessionHandle // nil if no sessions are kept
+	requestID string         // of the handshake
 	remote    string
 	started   time.Time
 
 	admission *admissionSlot
-	identity  auth.Identity      // once introduced
+	identity  auth.Identity      // valid once identified is set
 	offer     protocol.Handshake // until then
-	deadline  deadline           // guarded by the expiry's lock
-	// introduced says that it is known who this is: only then are there a
-	// client and a session.
+	deadline  deadline           // guarded by the expiry wheel's lock
+	// identified means that identity, client and session are set. They do not
+	// change after that, except for identity, which belongs to readLoop.
 	identified atomic.Bool
 
 	framesReceived int
-	stackGrown     bool // the goroutine's stack has grown
-	malformedInRow int  // in a row
+	stackGrown     bool // the goroutine has a large stack
+	malformedInRow int
 	usage          rateUsage
 
-	moveReported bool // it has told how its move went
+	moveReported bool // the client has reported how long its move took
 
-	handling atomic.Bool // a frame is being handled; the beat asks
-	// begun is the tick at which the frame began that is being read, 0 for none.
+	handling atomic.Bool // a frame is being handled; read by the heartbeat
+	// frameStartTick is the tick at which the frame that is being read began, 0 for
+	// none.
 	frameStartTick atomic.Int64
-	moveAskedAt    atomic.Int64 // when it was asked to move, Unix ms; 0: it was not
+	moveAskedAt    atomic.Int64 // when the client was asked to move, Unix ms; 0: not asked
 
-	heartbeatSlot, heartbeatIndex int // guarded by the beat's slot lock
+	heartbeatSlot, heartbeatIndex int // guarded by the lock of the heartbeat's slot
 }
 
 func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *admissionSlot) *socket {
@@ -62,16 +63,16 @@ func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *admis
 	return k
 }
 
-// readLoop handles frames until the connection ends. It waits without a
-// deadline: the heartbeat ends who is silent.
+// readLoop handles frames until the connection ends. It reads without a deadline:
+// the heartbeat closes silent clients.
 func (k *socket) readLoop() {
 	k.rejoin()
 	k.readFramesLoop()
 }
 
-// readFramesLoop is readLoop once it is under way. A join, the deepest that a
-// client who then only listens goes, leaves a stack behind that an idle
-// connection has no use for: a fresh goroutine takes over.
+// readFramesLoop is the part of readLoop after rejoin. A join has the deepest stack
+// of what a listening client does, and an idle connection should not keep that
+// stack. So a fresh goroutine continues after a join.
 func (k *socket) readFramesLoop() {
 	var err error
 	for err == nil {
@@ -85,7 +86,8 @@ func (k *socket) readFramesLoop() {
 }
 
 func (k *socket) readFrame() error {
-	// A context that ends would close the socket, so none does.
+	// The library closes the connection when the context ends, so this one never
+	// does.
 	kind, r, err := k.ws.Reader(context.Background())
 	if err != nil {
 		return err
@@ -102,15 +104,15 @@ func (k *socket) readFrame() error {
 	}
 	k.frameStartTick.Store(0)
 	if !utf8.Valid(*buf) {
-		// RFC 6455 §8.1; the library leaves it to us.
+		// RFC 6455 §8.1; the library does not check it.
 		k.conn.CloseWith(protocol.CloseUTF8)
 		return errClosedByUs
 	}
 	if code, ours := k.conn.closeStatus(); code != 0 && ours {
-		return errClosedByUs // what comes after our close is not done
+		return errClosedByUs // frames after our close frame are ignored
 	}
-	// A reader that waits for the log hears nothing meanwhile: that is no
-	// silence of the client's.
+	// A reader that waits for the log reads nothing meanwhile. The client must not
+	// count as silent.
 	k.handling.Store(true)
 	defer func() {
 		k.conn.lastReadTick.Store(k.server.tick.Load())
@@ -121,7 +123,7 @@ func (k *socket) readFrame() error {
 
 var errClosedByUs = errors.New("closed by the service")
 
-// readAll reads to the end into *buf, which the frame limit bounds.
+// readAll reads to the end into *buf. The library's read limit bounds it.
 func readAll(r io.Reader, buf *[]byte) error {
 	b := *buf
 	for {
@@ -140,7 +142,8 @@ func readAll(r io.Reader, buf *[]byte) error {
 	}
 }
 
-// handleFrame does what a frame asks for and answers what is wrong with it.
+// handleFrame handles one frame, and answers errors. It returns an error if the
+// connection is being closed.
 func (k *socket) handleFrame(frame []byte) error {
 	k.framesReceived++
 	r, err := protocol.Decode(frame)
@@ -179,14 +182,14 @@ func (k *socket) handleFrame(frame []byte) error {
 	return nil
 }
 
-// dispatch does what a checked request asks for.
+// dispatch performs a valid request.
 func (k *socket) dispatch(r *protocol.Request) {
 	err := k.permit(r)
 	switch {
 	case err != nil:
 	case r.Type == protocol.TypeMoved:
-		// Only of a session that another node had, and once: else any stranger could
-		// slow another node's drain down.
+		// Only a session of another node counts, and only once. Otherwise any
+		// client could slow the drain of another node.
 		if !k.moveReported && (k.session == nil || k.session.fromOtherNode) {
 			k.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
@@ -203,7 +206,7 @@ func (k *socket) dispatch(r *protocol.Request) {
 	}
 }
 
-// handleAuth does what an auth frame asks for.
+// handleAuth handles an auth frame.
 func (k *socket) handleAuth(r *protocol.Request) error {
 	ends, err := k.authenticate(r)
 	if err != nil {
@@ -212,7 +215,7 @@ func (k *socket) handleAuth(r *protocol.Request) error {
 	if ends {
 		return errClosedByUs
 	}
-	k.rejoin() // the rooms of a session whose owner came in by this frame
+	k.rejoin() // the rooms of a session that this frame resumed
 	return nil
 }
 
@@ -230,7 +233,7 @@ func (k *socket) sendError(r *protocol.Request, err error) {
 	k.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
 }
 
-// end takes the client out of everything and closes the connection.
+// end removes the client from everything and closes the connection.
 func (k *socket) end(err error) {
 	s := k.server
 	_, ours := k.conn.closeStatus()
@@ -244,14 +247,14 @@ func (k *socket) end(err error) {
 	s.sessions.remove(k)
 	s.heartbeat.remove(k)
 	if k.isProtocolError(err) {
-		// The library gives up on some frames without a word (an unmasked one).
+		// The library ends on some frames without a close frame (an unmasked one).
 		k.conn.CloseWith(protocol.CloseProtocol)
 	}
 	code, reason := k.closeReason(err)
 	if _, ours := k.conn.closeStatus(); ours {
 		k.awaitClose()
 	}
-	_ = k.ws.CloseNow() // flushes and lingers as conn.Close says, then closes
+	_ = k.ws.CloseNow() // flushes and lingers (see conn.Close), then closes
 	s.metrics.active.Dec()
 	s.metrics.disconnections.WithLabelValues(reason).Inc()
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
@@ -268,8 +271,8 @@ func (k *socket) end(err error) {
 	k.admission.release(k)
 }
 
-// isProtocolError says whether a read failed for what the client sent, and nobody has
-// told it yet.
+// isProtocolError reports whether a read failed because of what the client sent,
+// and no close frame has been sent.
 func (k *socket) isProtocolError(err error) bool {
 	var network net.Error
 	code, _ := k.conn.closeStatus()
@@ -277,8 +280,8 @@ func (k *socket) isProtocolError(err error) bool {
 		!errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
 }
 
-// awaitClose reads until the client has answered our close frame: bounded by
-// the deadline that went with it.
+// awaitClose reads until the client has answered our close frame. The deadline of
+// the close frame bounds it.
 func (k *socket) awaitClose() {
 	for {
 		_, r, err := k.ws.Reader(context.Background())
@@ -289,17 +292,17 @@ func (k *socket) awaitClose() {
 	}
 }
 
-// Reasons of an end that no close frame of ours has.
+// The reasons of connections that the service did not close.
 const (
-	reasonClient = "client" // the client said goodbye
-	reasonLost   = "lost"   // no goodbye: cut, killed, or gone
+	reasonClient = "client" // the client sent a close frame
+	reasonLost   = "lost"   // no close frame: cut, killed, or gone
 )
 
-// codeAbnormal stands for nobody having said anything (RFC 6455 §7.4.1).
+// codeAbnormal means that there was no close frame (RFC 6455 §7.4.1).
 const codeAbnormal protocol.CloseCode = 1006
 
-// closeReason says why a connection ended. The code is what the client was told,
-// or told us.
+// closeReason returns why a connection ended. The code is the one that the client
+// got or sent.
 func (k *socket) closeReason(err error) (protocol.CloseCode, string) {
 	code, ours := k.conn.closeStatus()
 	if ours {

@@ -8,8 +8,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// A meter counts events and tells how many a second there lately were. Safe
-// for concurrent use.
+// A meter counts events and returns their recent rate. It is safe for concurrent
+// use.
 type meter struct {
 	count atomic.Int64
 
@@ -19,8 +19,8 @@ type meter struct {
 	rate         float64
 }
 
-// perSecond is the rate since it was asked last, or before that, where the two
-// are less than half a second apart.
+// perSecond returns the rate since the last call, or the rate of that call if it
+// was less than half a second ago.
 func (m *meter) perSecond(now time.Time) float64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -36,7 +36,7 @@ func (m *meter) perSecond(now time.Time) float64 {
 	return m.rate
 }
 
-// Status is what the node tells the others about itself.
+// Status returns what the node publishes about itself to the other nodes.
 func (s *Server) Status() message.NodeStatus {
 	now := time.Now()
 	rate, moved, refused := s.handshakes.perSecond(now), s.handshakesMoved.perSecond(now), s.handshakesRefused.perSecond(now)
@@ -64,7 +64,7 @@ func (s *Server) Status() message.NodeStatus {
 	}
 }
 
-// missesComponent says whether a part that the node needs is not up.
+// missesComponent reports whether a needed component is not up.
 func (s *Server) missesComponent() bool {
 	for _, c := range s.cfg.Components() {
 		if c.Needed && c.State != "up" {

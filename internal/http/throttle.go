@@ -2,11 +2,11 @@ package http
 
 import "time"
 
-// A throttle slows the reading of a connection down to what its rates could
-// ever use: frames of all kinds and bytes, control frames, empty fragments and
-// what is refused included. It answers nothing; the client's own socket fills
-// up. What is merely too fast has been told rate_limited long before. It
-// belongs to the reader. Nil is none.
+// A throttle slows the reading of a connection to what its rates could ever use. It
+// counts frames of all kinds and bytes, also control frames, empty fragments and
+// refused frames. It sends nothing: the client's own socket fills up. A client that
+// is merely too fast gets rate_limited long before. A throttle belongs to the
+// reader. Nil is no throttle.
 type throttle struct {
 	now           func() time.Duration
 	frames, bytes rateLimit
@@ -15,12 +15,13 @@ type throttle struct {
 	frameState, byteState, pingState gcraState
 }
 
-// pingRate bounds the pings of a client that are answered: each costs a write.
-// RFC 6455 §5.5.2 asks for an answer to each, which they get, later.
+// pingRate limits the answered pings of a client, since each costs a write. RFC
+// 6455 §5.5.2 requires an answer to each; over the limit it comes later.
 var pingRate = rateLimit{10, 100}
 
-// newThrottle derives the bounds: twice the rates, so that it is never the
-// first to be felt. Where one of the rates is no limit, nor is this.
+// newThrottle derives the limits from the rates. They are twice as high, so that
+// rate_limited always comes first. If one of the rates is unlimited, frames are,
+// too.
 func newThrottle(r *Rates, maxRooms int, now func() time.Duration) *throttle {
 	t := &throttle{now: now, bytes: perSecond(2 * r.Bytes), pings: pingRate}
 	if r.Publish > 0 && r.Join > 0 && r.History > 0 {
@@ -30,8 +31,8 @@ func newThrottle(r *Rates, maxRooms int, now func() time.Duration) *throttle {
 	return t
 }
 
-// pause waits until what was just read fits: for some milliseconds, since one
-// read brings little.
+// pause waits until what was just read is within the limits. That takes
+// milliseconds, since one read is small.
 func (t *throttle) pause(frames, bytes int) {
 	if t == nil {
 		return
@@ -53,6 +54,6 @@ func (t *throttle) wait(y *gcraState, a rateLimit, n int) {
 		if wait == 0 {
 			return
 		}
-		time.Sleep(min(wait, time.Second)) // its own goroutine, and nobody waits for it
+		time.Sleep(min(wait, time.Second)) // the reader's goroutine: nobody else waits for it
 	}
 }

@@ -14,9 +14,9 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// What the library reads and writes through, instead of the 4+4 KiB of
-// net/http: 512 bytes hold a usual frame. It writes nothing but control frames,
-// which are 127 bytes at most and must reach conn.Write whole.
+// The buffers of the websocket library, instead of the 4+4 KiB of net/http. 512
+// bytes hold a usual frame. The library writes only control frames, which are at
+// most 127 bytes and must reach conn.Write whole.
 const (
 	readBuffer  = 512
 	writeBuffer = 128
@@ -29,17 +29,17 @@ var errNoCapacity = &protocol.Error{
 	RetryAfter: time.Second,
 }
 
-// errHandshakeRate turns a handshake away that came with too many others.
+// errHandshakeRate refuses a handshake over MAX_HANDSHAKE_RATE.
 var errHandshakeRate = &protocol.Error{
 	Code:       protocol.CodeUnavailable,
 	Message:    "too many handshakes a second; see MAX_HANDSHAKE_RATE",
 	RetryAfter: time.Second,
 }
 
-// hijacker gives the library our conn when it takes the connection over. The
-// answer to the handshake goes into its queue, so that it leaves in one packet
-// with the first frame. Where the library refuses the handshake instead, its
-// answer is swallowed, for ours to take its place.
+// A hijacker gives the websocket library our conn when it hijacks the connection.
+// The answer to the handshake goes into conn's queue, so that it leaves in one
+// packet with the first frame. If the library refuses the handshake, the hijacker
+// discards its answer, and upgrade writes ours.
 type hijacker struct {
 	http.ResponseWriter
 	server  *Server
@@ -47,8 +47,8 @@ type hijacker struct {
 	refused int // the library's status
 }
 
-// WriteHeader implements http.ResponseWriter. Of a refusal only the status
-// counts.
+// WriteHeader implements http.ResponseWriter. It keeps only the status of a
+// refusal.
 func (h *hijacker) WriteHeader(status int) {
 	if status != http.StatusSwitchingProtocols {
 		h.refused = status
@@ -62,19 +62,20 @@ func (h *hijacker) Write(p []byte) (int, error) { return len(p), nil }
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	inner, ok := h.ResponseWriter.(http.Hijacker)
 	if !ok {
-		return nil, nil, errors.New("the connection can't be taken over")
+		return nil, nil, errors.New("the connection can't be hijacked")
 	}
 	c, old, err := inner.Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
-	// What the client sent behind its handshake is in net/http's buffer.
+	// Bytes that the client sent right after its handshake are in net/http's
+	// buffer.
 	preread, _ := old.Reader.Peek(old.Reader.Buffered())
 	s := h.server
 	h.conn = newConn(c, slices.Clone(preread), s.cfg.QueueBytes, &s.queuedBytes, &s.tick)
 	h.conn.readThrottle = newThrottle(&s.cfg.Rates, s.cfg.MaxRooms, s.uptime)
 	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\n")
-	_ = h.Header().Write(answer) // which never fails
+	_ = h.Header().Write(answer) // never fails
 	answer.WriteString("\r\n")
 	h.conn.queueHandshake(answer.Bytes())
 	return h.conn, bufio.NewReadWriter(
@@ -83,8 +84,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	), nil
 }
 
-// upgrade makes a WebSocket of a request, or says why not. It returns at once:
-// a goroutine with a shallow stack of its own reads, so that net/http's can go.
+// upgrade turns a request into a WebSocket, or refuses it. It returns at once: a
+// new goroutine with a small stack reads, so that net/http's goroutine can end.
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
 	if !s.origins.allow(r) {
@@ -127,7 +128,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	k.offer = offer
 	p.register(k)
 	s.serveSocket(k, client)
-	k.conn.Flush() // the handshake's answer, where nothing was to be said
+	k.conn.Flush() // the handshake's answer, if no frame has followed it
 	s.heartbeat.add(k)
 	if s.isClosing() { // closeAll may have passed just before add
 		k.conn.CloseWith(protocol.CloseRestart)
@@ -136,7 +137,8 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	go k.readLoop()
 }
 
-// serveSocket serves a connection, awaits its token, or tells why it can't stay.
+// serveSocket identifies the client of a new connection, starts the timeout for its
+// token, or closes it because it was rejected.
 func (s *Server) serveSocket(k *socket, client clientIdentity) {
 	if k.admission.closeCode != 0 {
 		s.auditRejection(k, client.identity.User, client.rejection)
@@ -149,13 +151,13 @@ func (s *Server) serveSocket(k *socket, client clientIdentity) {
 		return
 	}
 	k.setIdentity(client.identity)
-	if s.banned(client.identity.User) { // the bar may have come just before enrol
+	if s.banned(client.identity.User) { // the ban may have come just before register
 		k.conn.CloseWith(protocol.CloseRemoved)
 	}
 }
 
-// accept takes the connection over; nil says that the handshake was refused
-// and answered.
+// accept performs the upgrade. It returns nil if the handshake was refused and
+// answered.
 func (s *Server) accept(w http.ResponseWriter, r *http.Request, p *admissionSlot) *socket {
 	hj := &hijacker{ResponseWriter: w, server: s}
 	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{

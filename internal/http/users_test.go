@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 func TestTooManyConnectionsOfAUser(t *testing.T) {
@@ -16,13 +18,13 @@ func TestTooManyConnectionsOfAUser(t *testing.T) {
 	if got := n.dialRejected(ann); got != 4103 {
 		t.Errorf("the third is closed with %d", got)
 	}
-	pending := n.dial(nil) // anonymous ones are not counted: they are no user
+	pending := n.dial(nil) // anonymous connections belong to no user and are not counted
 	for range 3 {
 		n.dial(nil)
 	}
 	n.dial(withToken(tokenOf("bob", time.Hour, everyRoom)))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	eventually(t, "a place", func() bool { return n.connectionsOf("ann") == 1 })
+	testkit.Eventually(t, "a free slot", func() bool { return n.connectionsOf("ann") == 1 })
 	n.dial(ann)
 	if got := n.metric(`websocket_connections_total{result="too_many_user"}`); got != "1" {
 		t.Errorf("counted %q times", got)
@@ -31,7 +33,7 @@ func TestTooManyConnectionsOfAUser(t *testing.T) {
 	pending.until("joined")
 }
 
-// The limit counts who comes by an auth frame as well.
+// A user that comes by an auth frame is counted as well.
 func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
 	n := startKeyedNode(t, "", func(c *Config) { c.MaxPerUser = 1 })
 	ann := tokenOf("ann", time.Hour, everyRoom)
@@ -43,7 +45,7 @@ func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
 	}
 }
 
-// What a user publishes counts over all connections, by who counts on all nodes.
+// What a user publishes counts against the limit of all nodes together.
 func TestPublishesCountAgainstTheUsersLimit(t *testing.T) {
 	l := &fakeLimits{}
 	n := startKeyedNode(t, "*:rw", func(c *Config) { c.UserLimits = l })
@@ -55,23 +57,23 @@ func TestPublishesCountAgainstTheUsersLimit(t *testing.T) {
 	if got := b.until("error"); got["code"] != "rate_limited" || got["retry_after_ms"] != 1500.0 || got["ref"] != "s" {
 		t.Errorf("%v", got)
 	}
-	b.send(`{"type":"join","room":"a"}`) // counts against nothing of the user's
+	b.send(`{"type":"join","room":"a"}`) // does not count against the user's limit
 	b.until("joined")
-	nobody := n.dial(nil) // is not one user
-	nobody.send(`{"type":"publish","room":"a","data":1}`)
-	nobody.until("ack")
-	if got := l.asked.Load(); got != 2 {
-		t.Errorf("asked %d times", got)
+	anonymous := n.dial(nil) // has no user and no such limit
+	anonymous.send(`{"type":"publish","room":"a","data":1}`)
+	anonymous.until("ack")
+	if got := l.calls.Load(); got != 2 {
+		t.Errorf("AllowPublish was called %d times, want 2", got)
 	}
 }
 
-// fakeLimits lets through what it is told to, and counts.
-type fakeLimits struct{ wait, asked atomic.Int64 }
+// fakeLimits returns wait for every publish of ann's, and counts the calls.
+type fakeLimits struct{ wait, calls atomic.Int64 }
 
 func (l *fakeLimits) AllowPublish(user string, bytes int) time.Duration {
 	if user != "ann" || bytes == 0 {
 		return time.Hour
 	}
-	l.asked.Add(1)
+	l.calls.Add(1)
 	return time.Duration(l.wait.Load())
 }

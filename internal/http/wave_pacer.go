@@ -6,27 +6,28 @@ import (
 	"time"
 )
 
-// MoveTargets tells how the nodes do that take over what a draining node lets
-// go. It comes from what the nodes tell each other, about a second old.
+// MoveTargets describes the nodes that receive the clients of a draining node. It
+// comes from what nodes publish about themselves, about a second old.
 type MoveTargets struct {
-	// Known says that the nodes can be seen at all; else clients are moved
-	// evenly over the window, and nothing but Limit holds them back.
+	// Known means that the other nodes can be seen. Otherwise clients are moved
+	// evenly over the window, limited by HandshakeLimit only.
 	Known bool
-	// SingleNode says that there can be no other node.
+	// SingleNode means that there can be no other node.
 	SingleNode bool
-	// Nodes is how many others there are that clients may be moved to, Ready
-	// how many of them take new connections, and DrainingNodes how many still have
-	// clients to move there, as this one does.
+	// Nodes is the number of other nodes that clients may move to, Ready the number
+	// of them that accept connections, and DrainingNodes the number of other nodes
+	// whose clients still have to move there.
 	Nodes, Ready, DrainingNodes int
-	// HandshakeLimit is how many handshakes a second the ready ones take together before
-	// they refuse, 0 when that is not known. OtherHandshakes is how many they lately took
-	// of clients that were not moved there, RefusedHandshakes how many they refused.
+	// HandshakeLimit is how many handshakes per second the ready nodes accept
+	// together, 0 if unknown. OtherHandshakes is their recent rate of handshakes
+	// from clients that did not move there, RefusedHandshakes the rate of
+	// handshakes that they refused.
 	HandshakeLimit, OtherHandshakes, RefusedHandshakes int
-	// HandshakeP95 is the 95th percentile of how long clients lately waited for
-	// their welcome there; 0 when none has said.
+	// HandshakeP95 is the 95th percentile of how long clients that moved there
+	// recently waited for their welcome; 0 if unknown.
 	HandshakeP95 time.Duration
-	// ReturnsKnown says that the nodes count who comes back; Returned is how many of
-	// this node's sessions did so on others, since its start.
+	// ReturnsKnown means that the nodes count returning sessions. Returned is how
+	// many of this node's sessions have returned on others since its start.
 	ReturnsKnown bool
 	Returned     int
 }
@@ -34,51 +35,54 @@ type MoveTargets struct {
 const (
 	// waveInterval is the time from one wave to the next.
 	waveInterval = time.Second
-	// slowHandshake is when waves become smaller, if it is also twice what it was
-	// at best: who is far away takes that long wherever he goes. At tooSlowHandshake
-	// there are none: who waits for that asks again, and again.
+	// slowHandshake is the latency at which waves become smaller, if it is also
+	// twice the best latency: a distant client is slow on every node. At
+	// tooSlowHandshake waves stop, because clients that wait so long retry and add
+	// to the load.
 	slowHandshake    = 250 * time.Millisecond
 	tooSlowHandshake = 3 * time.Second
-	// feedbackWaves is in how many waves what was changed can be seen: a wave takes
-	// one, is told of in two, and the one before it counts for moveLatencyMaxAge.
+	// feedbackWaves is after how many waves the effect of a change is visible. A
+	// wave takes one, its report two, and the wave before it still counts for
+	// moveLatencyMaxAge.
 	feedbackWaves = 4
-	// maxMovingWaves is how many waves' worth of clients may be on their way at once.
+	// maxMovingWaves is how many waves of clients may be moving at once.
 	maxMovingWaves = 3
-	// minWave is what a wave holds at least when it holds any.
+	// minWave is the smallest wave that is not empty.
 	minWave = 5
-	// returnDelayWaves is in how many waves a client that left here is known to have
-	// come back: it has a second, and each of two nodes tells once a second.
-	// After giveUpWaves it does not come any more, or has no session to be known by.
+	// returnDelayWaves is after how many waves a client that left should be known
+	// to have returned: it has a second, and each of two nodes publishes once a
+	// second. After giveUpWaves it will not return, or has no session to be
+	// recognized by.
 	returnDelayWaves = 3
 	giveUpWaves      = 12
-	// targetLoad is how much of the receivers' Limit is used: the rest is for who
-	// comes by himself without having been seen yet.
+	// targetLoad is the part of HandshakeLimit that moves use. The rest is for
+	// clients that connect by themselves and were not counted yet.
 	targetLoad = 0.8
-	// A drain learns within discoveryWaves which other nodes drain; until then it
-	// takes what it would take beside two.
+	// A drain learns within discoveryWaves which other nodes drain. Until then it
+	// assumes two others.
 	discoveryWaves = 3
 )
 
-// What holds a drain's waves back, as it is logged.
+// The reasons that hold waves back, as they are logged.
 const (
-	holdbackNoNode     = "no node is ready"
-	holdbackSlow       = "handshakes there are slow"
-	holdbackTooSlow    = "handshakes there take too long"
-	holdbackNotLeaving = "those who were told do not leave"
-	holdbackMissing    = "those who left are not seen there"
-	holdbackRefused    = "handshakes there are refused"
-	holdbackFull       = "no more handshakes are taken there"
+	holdbackNoNode     = "no other node is ready"
+	holdbackSlow       = "handshakes at the other nodes are slow"
+	holdbackTooSlow    = "handshakes at the other nodes are too slow"
+	holdbackNotLeaving = "clients that were asked do not leave"
+	holdbackMissing    = "clients that left have not returned on other nodes"
+	holdbackRefused    = "the other nodes refuse handshakes"
+	holdbackFull       = "the other nodes accept no more handshakes"
 )
 
-// returnTracker tells how many clients that left have not come back elsewhere,
-// though they had the time. It belongs to the drain's goroutine.
+// A returnTracker counts the clients that left and have not returned elsewhere in
+// time. It belongs to the drain's goroutine.
 type returnTracker struct {
-	departed   []int // all that had left, wave by wave
-	writtenOff int   // of them, who is not waited for any more
+	departed   []int // all that had left, by wave
+	writtenOff int   // clients that are not waited for any more
 }
 
-// next takes how many have left and how many have come back by now, which can
-// only be known while the nodes count.
+// next takes how many clients have left and how many have returned so far, and
+// returns how many are missing. known means that other nodes count returns.
 func (a *returnTracker) next(departed, returned int, known bool) int {
 	a.departed = append(a.departed, departed)
 	before := func(waves int) int {
@@ -87,8 +91,8 @@ func (a *returnTracker) next(departed, returned int, known bool) int {
 		}
 		return 0
 	}
-	// Who did not come in time will not: for good, since those who come later
-	// would else fill the place of these and be missed in turn.
+	// A client that did not return in time is written off for good. Otherwise a
+	// later client would take its place in the count and be missing in turn.
 	a.writtenOff = max(a.writtenOff, before(giveUpWaves)-returned)
 	if !known {
 		a.writtenOff = max(a.writtenOff, departed-returned)
@@ -97,25 +101,25 @@ func (a *returnTracker) next(departed, returned int, known bool) int {
 	return max(0, before(returnDelayWaves)-returned-a.writtenOff)
 }
 
-// A wavePacer sizes the waves of a drain: what is needed to be done within the window,
-// no more than the receivers take, and less where they do badly: half of what was
-// sent as long as they are slow, none while it is bad, while those who were told do
-// not leave, or do not turn up elsewhere; a quarter more for each wave that went
-// well. It begins slowly, halves once and looks what comes of it, as TCP does for a
-// round trip (RFC 5681 §3.1). The zero value is ready. It belongs to the drain's
-// goroutine.
+// A wavePacer sizes the waves of a drain. A wave is as large as the window
+// requires, and no larger than the receiving nodes accept. While they are slow it
+// is half of the recent waves. It is empty while they are too slow, while the
+// clients that were asked do not leave, or while those that left do not return
+// there. It grows by a quarter after each wave without trouble. The pacer starts
+// slowly, and after halving it waits for the effect, as TCP does for a round trip
+// (RFC 5681 §3.1). The zero value is ready. It belongs to the drain's goroutine.
 type wavePacer struct {
-	allowed       float64          // a wave at most
-	halvedAt      int              // at which wave it was
-	recent        [giveUpWaves]int // the last ones, the newest first
-	waveCount     int              // of all waves
-	bestHandshake time.Duration    // the shortest Handshake
-	holdback      string           // what held the last one back, "" for nothing
+	allowed       float64          // the largest wave allowed
+	halvedAt      int              // waveCount when it was last halved
+	recent        [giveUpWaves]int // sizes of the last waves, the newest first
+	waveCount     int              // number of waves so far
+	bestHandshake time.Duration    // the lowest HandshakeP95
+	holdback      string           // what held the last wave back, "" for nothing
 }
 
-// next returns how many clients to move now: left are still to be told, away
-// were told and have not gone yet, missing have gone and not come back though
-// they had the time, and the window goes on for so long.
+// next returns how many clients to ask now. left were not asked yet. moving were
+// asked and have not left. missing have left and not returned in time. window is
+// the time that remains.
 func (p *wavePacer) next(left, moving, missing int, window time.Duration, r MoveTargets) int {
 	n := min(left, p.size(left, moving, missing, window, r))
 	copy(p.recent[1:], p.recent[:])
@@ -124,7 +128,8 @@ func (p *wavePacer) next(left, moving, missing int, window time.Duration, r Move
 	return n
 }
 
-// correctLast corrects the last wave: so many were asked.
+// correctLast sets the size of the last wave to the number of clients that were
+// really asked.
 func (p *wavePacer) correctLast(n int) { p.recent[0] = n }
 
 func (p *wavePacer) size(left, moving, missing int, window time.Duration, r MoveTargets) int {
@@ -140,7 +145,7 @@ func (p *wavePacer) size(left, moving, missing int, window time.Duration, r Move
 	}
 	holdback, stop := p.checkTargets(moving, missing, r)
 	switch {
-	case p.waveCount == 0: // what follows grows from the first one
+	case p.waveCount == 0: // later waves grow from the first
 		p.allowed = float64(n)
 	case holdback != "":
 		p.halve()
@@ -159,7 +164,8 @@ func (p *wavePacer) size(left, moving, missing int, window time.Duration, r Move
 	return n
 }
 
-// halve allows half of what was sent of late, once until that can be seen.
+// halve allows half of the largest recent wave. It does nothing until the effect of
+// the last halving is visible.
 func (p *wavePacer) halve() {
 	if p.halvedAt > 0 && p.waveCount-p.halvedAt < feedbackWaves {
 		return
@@ -168,9 +174,9 @@ func (p *wavePacer) halve() {
 	p.halvedAt = p.waveCount
 }
 
-// checkTargets says what is wrong on the receiving side, and whether it is so bad that
-// nobody is to be sent there. Numbers of clients are held against the largest
-// wave that they may be of: a small one that follows is no reason to wait longer.
+// checkTargets returns what is wrong at the receiving nodes, and whether to stop.
+// It compares counts of clients with the largest wave that they may belong to,
+// because a small wave that follows is no reason to wait longer.
 func (p *wavePacer) checkTargets(moving, missing int, r MoveTargets) (holdback string, stop bool) {
 	maxMoving, maxGone := p.largestRecent(int(moveGrace/waveInterval)), p.largestRecent(giveUpWaves)
 	switch {
@@ -192,14 +198,15 @@ func (p *wavePacer) checkTargets(moving, missing int, r MoveTargets) (holdback s
 	return "", false
 }
 
-// largestRecent is the largest of the last n waves.
+// largestRecent returns the largest of the last n waves.
 func (p *wavePacer) largestRecent(n int) int {
 	return max(minWave, slices.Max(p.recent[:n]))
 }
 
-// capacity is how many the receivers can take now from this node: its part of what
-// others leave of their Limit. What was moved there is no part of Others, so
-// that a move does not stand in its own way, however late that is told.
+// capacity returns how many clients the receiving nodes can accept from this node
+// now: its share of what other clients leave of HandshakeLimit. OtherHandshakes
+// does not include moved clients, so that a move does not slow itself, however late
+// the reports are.
 func (p *wavePacer) capacity(r MoveTargets) int {
 	if r.HandshakeLimit == 0 {
 		return math.MaxInt

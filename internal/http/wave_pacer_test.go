@@ -13,7 +13,7 @@ func TestWavesAreEvenWithoutNodeStatuses(t *testing.T) {
 	for second := range 10 {
 		n := p.next(left, left, 0, time.Duration(10-second)*time.Second, MoveTargets{})
 		if n != 100 {
-			t.Errorf("second %d: %d of %d", second, n, left)
+			t.Errorf("second %d: a wave of %d with %d left, want 100", second, n, left)
 		}
 		left -= n
 	}
@@ -21,10 +21,10 @@ func TestWavesAreEvenWithoutNodeStatuses(t *testing.T) {
 		t.Errorf("%d left", left)
 	}
 	if n := p.next(3, 0, 0, time.Minute, MoveTargets{}); n != 3 {
-		t.Errorf("few clients are one wave, not %d", n)
+		t.Errorf("a wave of %d, want all 3", n)
 	}
 	if n := p.next(500, 0, 0, 0, MoveTargets{}); n != 500 {
-		t.Errorf("at the end of the window all are told, not %d", n)
+		t.Errorf("a wave of %d at the end of the window, want all 500", n)
 	}
 }
 
@@ -32,14 +32,14 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 	with := func(change func(*MoveTargets)) MoveTargets { r := healthyTargets; change(&r); return r }
 	slow := with(func(r *MoveTargets) { r.HandshakeP95 = time.Second })
 	bad := with(func(r *MoveTargets) { r.HandshakeP95 = 5 * time.Second })
-	nobody := with(func(r *MoveTargets) { r.Ready = 0 })
+	noneReady := with(func(r *MoveTargets) { r.Ready = 0 })
 	full := with(func(r *MoveTargets) { r.HandshakeLimit = 1000; r.OtherHandshakes = 760 })
 
 	far := with(func(r *MoveTargets) { r.HandshakeP95 = 700 * time.Millisecond })
 	refusing := with(func(r *MoveTargets) { r.RefusedHandshakes = 1 })
 
 	const left = 10_000
-	window := 100 * time.Second // even: 100 a wave
+	window := 100 * time.Second // an even spread is 100 a wave
 	type step struct {
 		name            string
 		moving, missing int
@@ -50,9 +50,9 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 		"slow": {
 			{"even", 0, 0, healthyTargets, 100},
 			{"slow: half", 0, 0, slow, 50},
-			{"what comes of it is not known yet", 0, 0, slow, 50},
-			{"nor now", 0, 0, slow, 50},
-			{"nor now", 0, 0, slow, 50},
+			{"the effect is not visible yet", 0, 0, slow, 50},
+			{"still not visible", 0, 0, slow, 50},
+			{"still not visible", 0, 0, slow, 50},
 			{"still slow: half again", 0, 0, slow, 25},
 			{"well: a quarter more", 0, 0, healthyTargets, 31},
 			{"and more", 0, 0, healthyTargets, 39},
@@ -63,36 +63,36 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 			{"bad: none", 0, 0, bad, 0},
 			{"still bad", 0, 0, bad, 0},
 			{"recovered", 0, 0, healthyTargets, 5},
-			{"nobody ready: none", 0, 0, nobody, 0},
+			{"no node is ready: none", 0, 0, noneReady, 0},
 		},
-		"those who were told": {
+		"clients that were asked": {
 			{"even", 0, 0, healthyTargets, 100},
 			{"even", 100, 0, healthyTargets, 100},
-			{"as many as in three waves may be on their way", 300, 0, healthyTargets, 100},
-			{"more do not leave: none", 301, 0, healthyTargets, 0},
-			{"they do: half", 0, 0, healthyTargets, 50},
+			{"three waves may be moving", 300, 0, healthyTargets, 100},
+			{"more than that: none", 301, 0, healthyTargets, 0},
+			{"they leave: half", 0, 0, healthyTargets, 50},
 		},
 		"missing": {
 			{"even", 0, 0, healthyTargets, 100},
 			{"a whole wave", 0, 100, healthyTargets, 100},
 			{"more than that: half", 0, 101, healthyTargets, 50},
 			{"two waves: none", 0, 201, healthyTargets, 0},
-			{"they were seen", 0, 0, healthyTargets, 50},
+			{"they returned", 0, 0, healthyTargets, 50},
 		},
 		"full": {
-			{"what is taken, beside who comes anyway", 0, 0, full, 13}, // others may drain, too
+			{"a share of the free handshakes", 0, 0, full, 13}, // other nodes may drain, too
 			{"again", 0, 0, full, 13},
 			{"again", 0, 0, full, 13},
-			{"nobody else drains: a quarter more, and more", 0, 0, full, 16},
+			{"no other node drains: a quarter more", 0, 0, full, 16},
 			{"and more", 0, 0, full, 20},
 			{"and more", 0, 0, full, 25},
 			{"and more", 0, 0, full, 31},
-			{"there is room", 0, 0, healthyTargets, 39},
-			{"some were refused there: half", 0, 0, refusing, 19},
+			{"free handshakes again", 0, 0, healthyTargets, 39},
+			{"handshakes are refused: half", 0, 0, refusing, 19},
 		},
 		"far away": {
 			{"even", 0, 0, far, 100},
-			{"it takes them that long", 0, 0, far, 100},
+			{"still the same latency", 0, 0, far, 100},
 			{"twice as long", 0, 0, with(func(r *MoveTargets) { r.HandshakeP95 = 2 * far.HandshakeP95 }), 50},
 		},
 	} {
@@ -105,31 +105,31 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 	}
 }
 
-// All who move share what the receivers take, leave some for who comes anyway,
-// and do so from the first wave on, when they don't know of each other yet.
+// All draining nodes share what the receivers accept and leave some for other
+// clients, from the first wave on, when they do not know of each other yet.
 func TestWavesFillTheMoveTargets(t *testing.T) {
 	for _, drainers := range []int{1, 3} {
 		const limit, others = 500, 40
-		paces := make([]wavePacer, drainers)
+		pacers := make([]wavePacer, drainers)
 		for wave := range 20 {
 			r := MoveTargets{Known: true, Nodes: 1, Ready: 1, HandshakeLimit: limit, OtherHandshakes: others}
 			if wave >= 2 {
 				r.DrainingNodes = drainers - 1
 			}
 			all := 0
-			for i := range paces {
-				all += paces[i].next(5000, 0, 0, 10*time.Second, r)
+			for i := range pacers {
+				all += pacers[i].next(5000, 0, 0, 10*time.Second, r)
 			}
 			want := targetLoad*limit - others
 			if float64(all) > want || wave >= 10 && float64(all) < want-float64(drainers) {
-				t.Errorf("%d draining: wave %d is %d, where %d a second are taken and %d come anyway", drainers, wave, all, limit, others)
+				t.Errorf("%d nodes drain: wave %d is %d, with a limit of %d a second and %d other handshakes", drainers, wave, all, limit, others)
 			}
 		}
 	}
 }
 
-// A wave that was told late, since sessions were saved first, does not fall
-// together with the one after it; and nothing adds up.
+// A wave that was sent late, because its sessions were saved first, does not
+// overlap with the next one, and delays do not add up.
 func TestWavesDoNotOverlap(t *testing.T) {
 	var s waveSchedule
 	began := time.Now()
@@ -138,22 +138,22 @@ func TestWavesDoNotOverlap(t *testing.T) {
 		sentAt *= time.Millisecond
 		begins := sentAt + s.next(began.Add(sentAt))
 		if begins < end || begins < sentAt || begins > max(sentAt, end) {
-			t.Errorf("wave %d is told after %v and begins after %v, where the one before ends at %v", i, sentAt, begins, end)
+			t.Errorf("wave %d is sent at %v and begins at %v, but the wave before ends at %v", i, sentAt, begins, end)
 		}
 		end = begins + waveInterval
 	}
 }
 
-// Without knowledge of others a node goes by what it would take itself.
+// A node that knows nothing of others uses its own limit.
 func TestTheLastWaveRespectsTheHandshakeLimit(t *testing.T) {
 	var p wavePacer
 	if n := p.next(3000, 0, 0, 0, MoveTargets{HandshakeLimit: 500}); n != 400 {
-		t.Errorf("%d at once", n)
+		t.Errorf("a wave of %d, want 400", n)
 	}
 }
 
-// However the receivers do, a wave is never negative, never more than there
-// are, and they get a chance to recover.
+// Whatever the receivers report, a wave is never negative and never larger than
+// what is left, and it grows again when they recover.
 func TestWavesStayInBounds(t *testing.T) {
 	var p wavePacer
 	for i := range 10_000 {
@@ -168,6 +168,6 @@ func TestWavesStayInBounds(t *testing.T) {
 		grown = p.next(1000, 0, 0, 10*time.Second, healthyTargets)
 	}
 	if grown < 100 {
-		t.Errorf("20 good waves later still %d a wave", grown)
+		t.Errorf("after 20 good waves a wave is %d, want 100", grown)
 	}
 }

@@ -10,33 +10,34 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// BatchAppender store several publications in one transaction.
+// A BatchAppender stores several publications in one transaction.
 type BatchAppender interface {
-	// AppendBatch stores all of them or none, and waits for it. Each is filled
-	// in by then, and [Hub.Settled] has been called once a room. What went
-	// wrong for one of them is a *message.BatchError.
+	// AppendBatch stores all of them or none and waits for the commit. When it
+	// returns, the publications have their outcome and [Hub.Completed] was
+	// called once for each room. An error that one publication caused is a
+	// *message.BatchError.
 	AppendBatch(context.Context, []*message.Publication) error
 }
 
-// A Directory knows which rooms there are.
+// A Directory lists the rooms of the log.
 type Directory interface {
-	// ListRooms returns rooms whose names begin with prefix and sort after
-	// after, in byte order, at most limit, and whether there are more. The
-	// service's own are left out unless prefix begins with _.
+	// ListRooms returns at most limit rooms whose names begin with prefix and
+	// sort after after, in byte order, and whether there are more. It omits the
+	// service's own rooms unless prefix begins with _.
 	ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error)
 }
 
 const (
-	// batchTimeout bounds a batch; over it the outcome is unknown.
+	// batchTimeout bounds a batch. After it the outcome is unknown.
 	batchTimeout = 10 * time.Second
-	// MaxRoomList is the most rooms that one answer of ListRooms holds.
+	// MaxRoomList is the most rooms that one call of ListRooms returns.
 	MaxRoomList = 1000
 )
 
-// PublishBatch stores all drafts or none, and returns the publications in their
-// order. Acks are the caller's answer; members get the messages as always. An
-// error that one draft caused is a *message.BatchError; after ErrUnavailable
-// the outcome is unknown.
+// PublishBatch stores all drafts or none, and returns the publications in the
+// order of the drafts. Members receive the messages as with Publish. An error
+// that one draft caused is a *message.BatchError; after ErrUnavailable the
+// outcome is unknown.
 func (h *Hub) PublishBatch(ctx context.Context, drafts []message.Draft) ([]*message.Publication, error) {
 	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
 	defer cancel()
@@ -57,14 +58,14 @@ func (h *Hub) PublishBatch(ctx context.Context, drafts []message.Draft) ([]*mess
 	return nil, fmt.Errorf("storing a batch: %w", err)
 }
 
-// Signal hands an ephemeral event to who is in the room now, on any node. It
-// does not block, and keeps nothing of data.
+// Signal sends a signal to the current members of a room on every node. It does
+// not block and does not keep data.
 func (h *Hub) Signal(room message.Room, from string, data []byte) { h.signal(room, from, data) }
 
-// ListRooms returns the rooms whose names begin with prefix and sort after
-// after, in byte order, at most limit (MaxRoomList by default and at most), and
-// whether there are more. The service's own are left out unless prefix begins
-// with _.
+// ListRooms returns at most limit rooms whose names begin with prefix and sort
+// after after, in byte order, and whether there are more. MaxRoomList is the
+// default and the maximum of limit. The service's own rooms are omitted unless
+// prefix begins with _.
 func (h *Hub) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()
@@ -78,9 +79,9 @@ func (h *Hub) ListRooms(ctx context.Context, prefix string, after message.Room, 
 	return rooms, more, nil
 }
 
-// deliver hands stored publications of one room to its members here and to the
-// other nodes. A duplicate goes out again too: that heals a node that died
-// between commit and broadcast.
+// deliver sends committed publications of one room to the members on this node
+// and to the other nodes. It sends duplicates again, too: that repairs delivery
+// after a node died between commit and broadcast.
 func (h *Hub) deliver(room message.Room, p *payload) {
 	if t := h.lookup(room); t != nil {
 		for i := range p.frames {
@@ -90,7 +91,8 @@ func (h *Hub) deliver(room message.Room, p *payload) {
 	h.cfg.Broker.Publish(room, p.encode())
 }
 
-// add appends a stored publication, encoded once for all who get it.
+// add appends a committed publication. Its frame is encoded here, once for all
+// members.
 func (p *payload) add(pub *message.Publication) {
 	m := pub.Message()
 	p.epoch = pub.Epoch

@@ -11,10 +11,11 @@ import (
 	"switchyard/internal/message"
 )
 
-// AppendBatch stores all or none: a message whose data is "poison" spoils it.
+// AppendBatch implements BatchAppender. A message whose data is "invalid" makes
+// the batch fail.
 func (l *memLog) AppendBatch(_ context.Context, batch []*message.Publication) error {
 	for i, p := range batch {
-		if string(p.Data) == `"poison"` {
+		if string(p.Data) == `"invalid"` {
 			return &message.BatchError{Index: i, Err: message.ErrRejected}
 		}
 	}
@@ -43,7 +44,7 @@ func (l *memLog) ListRooms(_ context.Context, prefix string, after message.Room,
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.reads++; l.down {
-		return nil, false, errors.New("planted: log is away")
+		return nil, false, errors.New("injected: the log is down")
 	}
 	var found []message.RoomInfo
 	for room, all := range l.rooms {
@@ -57,13 +58,13 @@ func (l *memLog) ListRooms(_ context.Context, prefix string, after message.Room,
 }
 
 func TestABatchReachesItsRoomsOnEveryNode(t *testing.T) {
-	w := newFixture(t, 2)
-	a, b := w.client(0), w.client(1)
+	f := newFixture(t, 2)
+	a, b := f.client(0), f.client(1)
 	a.must(`{"type":"join","room":"r"}`)
 	b.must(`{"type":"join","room":"s"}`)
 	a.expectFrames("joined 0")
 	b.expectFrames("joined 0")
-	pubs, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{
+	pubs, err := f.nodes[0].PublishBatch(t.Context(), []message.Draft{
 		{Room: "r", Data: []byte(`1`)}, {Room: "r", ID: "mine", Data: []byte(`2`)}, {Room: "s", Data: []byte(`3`)},
 	})
 	if err != nil {
@@ -72,45 +73,46 @@ func TestABatchReachesItsRoomsOnEveryNode(t *testing.T) {
 	a.expectFrames("joined 0", "message 1", "message 2")
 	b.expectFrames("joined 0", "message 1")
 	if len(pubs) != 3 || pubs[1].Seq != 2 || pubs[1].ID != "mine" || pubs[0].ID == "" || pubs[0].ID == pubs[2].ID {
-		t.Errorf("answers %+v", pubs)
+		t.Errorf("got publications %+v", pubs)
 	}
-	if n := w.broker.published; n != 2 {
-		t.Errorf("%d broadcasts, want one a room", n)
+	if n := f.broker.published; n != 2 {
+		t.Errorf("%d broadcasts, want one for each room", n)
 	}
 }
 
 func TestAFailedBatchDeliversNothing(t *testing.T) {
-	w := newFixture(t, 1)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
-	_, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{
-		{Room: "r", Data: []byte(`1`)}, {Room: "r", Data: []byte(`"poison"`)},
+	_, err := f.nodes[0].PublishBatch(t.Context(), []message.Draft{
+		{Room: "r", Data: []byte(`1`)}, {Room: "r", Data: []byte(`"invalid"`)},
 	})
 	var batchErr *message.BatchError
 	if !errors.As(err, &batchErr) || batchErr.Index != 1 || !errors.Is(err, message.ErrRejected) {
-		t.Errorf("%v: does not name message 1", err)
+		t.Errorf("got %v, want an error that names message 1", err)
 	}
-	w.log.down = true
-	if _, err := w.nodes[0].PublishBatch(t.Context(), []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
-		t.Errorf("log away: %v", err)
+	f.log.down = true
+	if _, err := f.nodes[0].PublishBatch(t.Context(), []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
+		t.Errorf("with the log down: got %v, want ErrUnavailable", err)
 	}
-	w.log.down = false
+	f.log.down = false
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames("joined 0", "message 1")
 }
 
-// A batch that ran out of time may have been stored.
+// A batch that timed out may have been stored.
 func TestABatchThatTimesOutHasAnUnknownOutcome(t *testing.T) {
-	w := newFixture(t, 1)
-	w.nodes[0].cfg.Batches = blockedAppender{}
+	f := newFixture(t, 1)
+	f.nodes[0].cfg.Batches = blockedAppender{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := w.nodes[0].PublishBatch(ctx, []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
-		t.Errorf("%v, want ErrUnavailable", err)
+	if _, err := f.nodes[0].PublishBatch(ctx, []message.Draft{{Room: "r", Data: []byte(`1`)}}); !errors.Is(err, message.ErrUnavailable) {
+		t.Errorf("got %v, want ErrUnavailable", err)
 	}
 }
 
+// A blockedAppender never answers.
 type blockedAppender struct{}
 
 func (blockedAppender) AppendBatch(ctx context.Context, _ []*message.Publication) error {
@@ -119,23 +121,23 @@ func (blockedAppender) AppendBatch(ctx context.Context, _ []*message.Publication
 }
 
 func TestASignalFromABackendReachesEveryNode(t *testing.T) {
-	w := newFixture(t, 2)
-	a, b := w.client(0), w.client(1)
+	f := newFixture(t, 2)
+	a, b := f.client(0), f.client(1)
 	for _, p := range []*testClient{a, b} {
 		p.must(`{"type":"join","room":"r"}`)
 		p.expectFrames("joined 0")
 	}
-	w.nodes[0].Signal("r", "api:x", []byte(`"hi"`))
+	f.nodes[0].Signal("r", "api:x", []byte(`"hi"`))
 	a.expectFrames("joined 0", "signal hi")
 	b.expectFrames("joined 0", "signal hi")
 }
 
 func TestRoomsAreListedInBoundedPages(t *testing.T) {
-	w := newFixture(t, 1)
-	for i := range MaxRoomList + 1 {
-		w.store(message.Room(fmt.Sprintf("r%04d", i)), 1)
+	f := newFixture(t, 1)
+	for i := range 1001 {
+		f.store(message.Room(fmt.Sprintf("r%04d", i)), 1)
 	}
-	w.store("_canary.1", 1)
+	f.store("_canary.1", 1)
 	for _, tt := range []struct {
 		prefix string
 		after  message.Room
@@ -149,16 +151,16 @@ func TestRoomsAreListedInBoundedPages(t *testing.T) {
 		{"r100", "", 9, "1 from r1000, more false"},
 		{"_", "", 9, "1 from _canary.1, more false"},
 	} {
-		rooms, more, err := w.nodes[0].ListRooms(t.Context(), tt.prefix, tt.after, tt.limit)
+		rooms, more, err := f.nodes[0].ListRooms(t.Context(), tt.prefix, tt.after, tt.limit)
 		if err != nil || len(rooms) == 0 {
-			t.Fatalf("%+v: %d rooms, %v", tt, len(rooms), err)
+			t.Fatalf("%+v: got %d rooms, %v", tt, len(rooms), err)
 		}
 		if got := fmt.Sprintf("%d from %s, more %v", len(rooms), rooms[0].Room, more); got != tt.want {
 			t.Errorf("%+v: got %s", tt, got)
 		}
 	}
-	w.log.down = true
-	if _, _, err := w.nodes[0].ListRooms(t.Context(), "", "", 1); !errors.Is(err, message.ErrUnavailable) {
-		t.Errorf("log away: %v", err)
+	f.log.down = true
+	if _, _, err := f.nodes[0].ListRooms(t.Context(), "", "", 1); !errors.Is(err, message.ErrUnavailable) {
+		t.Errorf("with the log down: got %v, want ErrUnavailable", err)
 	}
 }

@@ -15,22 +15,23 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A callbackOutlet takes everything at once, and tells each time.
+// A callbackOutlet accepts everything and calls onSend each time.
 type callbackOutlet struct{ onSend func() }
 
-func (s callbackOutlet) Send(protocol.Frame) bool      { s.onSend(); return true }
-func (s callbackOutlet) Queue(f protocol.Frame) bool   { return s.Send(f) }
-func (s callbackOutlet) Flush()                        {}
-func (s callbackOutlet) Flushed(context.Context) error { return nil }
+func (o callbackOutlet) Send(protocol.Frame) bool      { o.onSend(); return true }
+func (o callbackOutlet) Queue(f protocol.Frame) bool   { return o.Send(f) }
+func (o callbackOutlet) Flush()                        {}
+func (o callbackOutlet) Flushed(context.Context) error { return nil }
 
-// newBenchHub is a hub on a log that answers at once: what is measured is the hub.
+// newBenchHub returns a hub whose log answers at once, so that a benchmark
+// measures the hub.
 func newBenchHub(b *testing.B) (*Hub, *modelLog) {
 	b.Helper()
 	l := newModelLog()
 	v := &logView{modelLog: l, feedDown: true}
-	o := &fakeBrokerNode{fakeBroker: &fakeBroker{}, subs: map[message.Room]bool{}}
+	n := &fakeBrokerNode{fakeBroker: &fakeBroker{}, subs: map[message.Room]bool{}}
 	h := New(Config{
-		Log: v, Feed: v, Broker: o, RepairWait: time.Microsecond,
+		Log: v, Feed: v, Broker: n, RepairWait: time.Microsecond,
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	b.Cleanup(func() {
@@ -41,6 +42,7 @@ func newBenchHub(b *testing.B) (*Hub, *modelLog) {
 	return h, l
 }
 
+// joinAfter joins a room after a seq; live is called when the client is live.
 func joinAfter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet, live func()) *Client {
 	b.Helper()
 	c := h.NewClient(o, "")
@@ -52,7 +54,8 @@ func joinAfter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet
 	return c
 }
 
-// A publish, from the request to the last member's outlet.
+// BenchmarkFanOut measures a publish, from the request to the last member's
+// outlet.
 func BenchmarkFanOut(b *testing.B) {
 	for _, members := range []int{10, 1000} {
 		b.Run(fmt.Sprint(members), func(b *testing.B) {
@@ -72,7 +75,8 @@ func BenchmarkFanOut(b *testing.B) {
 	}
 }
 
-// A thousand rooms, a member in each, miss three messages at once.
+// BenchmarkRepair measures the repair of a thousand rooms with one member each
+// that miss three messages at once.
 func BenchmarkRepair(b *testing.B) {
 	const rooms = 1000
 	h, l := newBenchHub(b)
@@ -102,7 +106,8 @@ func BenchmarkRepair(b *testing.B) {
 	b.ReportMetric(float64(rooms*b.N)/b.Elapsed().Seconds(), "rooms/s")
 }
 
-// A thousand clients resume in one room, from the log or from the ring.
+// BenchmarkResume measures a thousand clients that resume in one room, from the
+// log or from the ring.
 func BenchmarkResume(b *testing.B) {
 	for _, bb := range []struct {
 		name   string

@@ -2,29 +2,30 @@ package hub
 
 import "sync/atomic"
 
-// bounds are what a topic keeps and asks for, in frames and bytes; beyond them
-// the log has it. They belong to a hub and not to the package for the tests'
-// sake alone: with rings and pages of three messages, a handful reaches every
-// edge.
+// bounds limit what a topic keeps and reads, in frames and bytes. Beyond them
+// it relies on the log. They are fields and not constants so that tests can
+// make every limit reachable with a few messages.
 type bounds struct {
 	inboxBytes    int // received, not yet put in order
-	reorderFrames int // before their turn
+	reorderFrames int // received before an earlier message
 	reorderBytes  int
-	ringFrames    int // what a client may have missed and still resume from memory
+	ringFrames    int // how much a client may have missed and still resume from memory
 	ringBytes     int
 	pageFrames    int // one read of the log
 	pageBytes     int
 
-	// What all topics of a node keep together, in bytes. While they are over a
-	// budget, each may keep least of that kind: more then asks the database.
+	// Budgets of all topics on a node together, in bytes. While one is
+	// exceeded, each topic may keep only minBytes of that kind, and reads the
+	// log more often.
 	undeliveredBudget int64 // inboxes and holds
 	ringBudget        int64
 	pageBudget        int64 // pages on their way to members, or kept for the next
 	minBytes          int
 }
 
-// defaultBounds are those of the service. A room of small messages fills its ring
-// with about 60 KiB: 4,000 such rooms are within the rings' budget.
+// defaultBounds returns the bounds of the service. A room of small messages
+// fills its ring with about 60 KiB, so 4,000 such rooms fit into the budget of
+// rings.
 func defaultBounds() bounds {
 	return bounds{
 		inboxBytes:        512 << 10,
@@ -34,53 +35,54 @@ func defaultBounds() bounds {
 		ringBytes:         256 << 10,
 		pageFrames:        200,
 		pageBytes:         256 << 10,
-		undeliveredBudget: 64 << 20,
+		undeliveredBudget: 64 << 20, // inboxes and reorder buffers
 		ringBudget:        256 << 20,
-		pageBudget:        64 << 20,
+		pageBudget:        64 << 20, // pages that are being sent or cached
 		minBytes:          8 << 10,
 	}
 }
 
-// memoryUsage are the bytes that count towards the budgets. Whoever keeps a frame
-// writes it down, and off again when it lets go. A frame that two keep counts
-// twice, which errs on the safe side.
+// memoryUsage counts the bytes that the budgets limit. Code that keeps a frame
+// adds its bytes, and subtracts them when it drops the frame. A frame kept
+// twice counts twice, which overestimates and is safe.
 type memoryUsage struct {
 	undelivered atomic.Int64
 	rings       atomic.Int64
 	pages       atomic.Int64
 }
 
-// inboxLimit is what one topic's inbox may hold now, in bytes.
+// inboxLimit returns how many bytes the inbox of one topic may hold now.
 func (h *Hub) inboxLimit() int {
 	b := &h.cfg.bounds
 	return budgetedLimit(&h.memory.undelivered, b.undeliveredBudget, b.inboxBytes, b.minBytes)
 }
 
-// reorderLimit is what its hold may.
+// reorderLimit returns the same for a reorder buffer.
 func (h *Hub) reorderLimit() int {
 	b := &h.cfg.bounds
 	return budgetedLimit(&h.memory.undelivered, b.undeliveredBudget, b.reorderBytes, b.minBytes)
 }
 
-// ringLimit is what its ring may.
+// ringLimit returns the same for a ring.
 func (h *Hub) ringLimit() int {
 	b := &h.cfg.bounds
 	return budgetedLimit(&h.memory.rings, b.ringBudget, b.ringBytes, b.minBytes)
 }
 
-// pageLimit is what one shared page may have.
+// pageLimit returns how many bytes of data one shared page may have now.
 func (h *Hub) pageLimit() int {
 	b := &h.cfg.bounds
 	return budgetedLimit(&h.memory.pages, b.pageBudget, b.pageBytes, b.minBytes)
 }
 
-// repairPageLimit is what a repair reads, whatever is on its way to others: a part of
-// it would turn the members into catching-up.
+// repairPageLimit returns how many bytes a repair reads. It ignores the budget:
+// a smaller page might not reach the head, and then all members would have to
+// catch up.
 func (h *Hub) repairPageLimit() int { return h.cfg.bounds.pageBytes }
 
-// budgetedLimit is what one may keep now: the usual, or the least where all together
-// are over their budget. What was kept before is not taken away; it goes as it
-// is delivered, so the sum may pass the budget by one usual size a writer.
+// budgetedLimit returns normal, or minimum while the budget is exceeded. It
+// does not take away what was kept before; that goes with delivery. So the sum
+// may exceed the budget by one normal size for each goroutine that adds.
 func budgetedLimit(used *atomic.Int64, budget int64, normal, minimum int) int {
 	if used.Load() > budget {
 		return min(normal, minimum)

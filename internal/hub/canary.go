@@ -13,17 +13,17 @@ import (
 
 const (
 	canaryRoomPrefix = "_canary."
-	// canaryPublishTimeout bounds one publish: over the log's own bound, so that at
-	// most one is under way.
+	// canaryPublishTimeout bounds one publish. It is longer than the log's own
+	// timeout, so that at most one publish is in flight.
 	canaryPublishTimeout = 15 * time.Second
 )
 
-// A canary publishes in a room of the node's own, through the log, as any
-// client would, and listens to it as a member. What does not come back tells
-// that delivery is dead, though every part of the node may say that it is well.
-// Its two legs are told apart: a message that was committed here reaches local
-// members without the broker, so only the echo tells of a dead subscription.
-// It is an Outlet. Safe for concurrent use.
+// A canary publishes to a room of its own node through the log, as a client
+// would, and receives the messages as a member. If they stop arriving, delivery
+// is broken, even if every component reports that it is healthy. It measures
+// two legs: a committed message reaches local members without the broker, so
+// only the echo from the broker reveals a dead subscription. It implements
+// Outlet and is safe for concurrent use.
 type canary struct {
 	hub      *Hub
 	room     message.Room
@@ -33,18 +33,20 @@ type canary struct {
 	broker   leg
 }
 
-// A leg is one way that a canary's message comes back.
+// A leg is one way on which a canary message arrives.
 type leg struct {
 	name         string
-	newestSentAt atomic.Int64 // when the newest that came back was sent, Unix µs
-	arrived      atomic.Bool  // one has come back
+	newestSentAt atomic.Int64 // send time of the newest message that arrived, Unix µs
+	arrived      atomic.Bool  // at least one has arrived
 }
 
-// age is how long ago the newest message was sent that has come back.
+// age returns how long ago the newest message that arrived was sent.
 func (l *leg) age(now time.Time) time.Duration {
 	return max(0, now.Sub(time.UnixMicro(l.newestSentAt.Load())))
 }
 
+// newCanary returns a canary that has not started. Both legs begin as if a
+// message had just arrived.
 func newCanary(h *Hub, node string) *canary {
 	c := &canary{
 		hub:      h,
@@ -60,14 +62,15 @@ func newCanary(h *Hub, node string) *canary {
 	return c
 }
 
-// loop sends a canary each interval, until the hub closes.
+// loop publishes one message per interval until the hub closes.
 func (c *canary) loop() {
 	defer c.client.Close(true)
 	tick := time.NewTicker(c.hub.cfg.CanaryInterval)
 	defer tick.Stop()
 	for {
 		if c.client.RoomCount() == 0 {
-			// At first, and after a join that the log was too late for.
+			// At the start, and after a join that the log did not serve in
+			// time.
 			_ = c.client.join(&protocol.Request{Type: protocol.TypeJoin, Room: c.room})
 		}
 		c.send()
@@ -79,8 +82,8 @@ func (c *canary) loop() {
 	}
 }
 
-// send publishes one message. Why it failed is the log's to tell; that it did
-// shows as age.
+// send publishes one message. It ignores an error, which the log reports itself
+// and which shows as age.
 func (c *canary) send() {
 	ctx, cancel := context.WithTimeout(c.hub.ctx, canaryPublishTimeout)
 	defer cancel()
@@ -88,12 +91,12 @@ func (c *canary) send() {
 	_, _ = c.hub.Publish(ctx, message.Draft{Room: c.room, ID: c.idPrefix + at, Data: []byte(at)})
 }
 
-// recordArrival notes on a leg the newest canary that frames hold, if any: its id tells
-// when it was sent.
+// recordArrival records the newest canary message in frames, if there is one.
+// The id of a message holds its send time.
 func (c *canary) recordArrival(l *leg, frames []byte) {
 	i := bytes.LastIndex(frames, []byte(c.idPrefix))
 	if i < 0 {
-		return // joined, an error, or what an earlier process of this name sent
+		return // another frame, or a message of an earlier process with this node name
 	}
 	digits := frames[i+len(c.idPrefix):]
 	if n := bytes.IndexByte(digits, '"'); n >= 0 {
@@ -111,7 +114,7 @@ func (c *canary) recordArrival(l *leg, frames []byte) {
 	}
 }
 
-// recordEcho takes a payload of this node that the broker brought back.
+// recordEcho records a payload of this node that the broker brought back.
 func (c *canary) recordEcho(p *payload) {
 	for i := range p.frames {
 		c.recordArrival(&c.broker, p.frames[i].frame)
@@ -133,19 +136,21 @@ func (c *canary) Flush() {}
 // Flushed implements Outlet.
 func (c *canary) Flushed(context.Context) error { return nil }
 
-// A DeliveryStatus tells how the canary does.
+// A DeliveryStatus is the state of the canary.
 type DeliveryStatus struct {
-	// Local is how old the newest canary is that a member here has got,
-	// Broker the same for what the broker brought back.
+	// Local is the age of the newest canary message that a member on this node
+	// received, Broker of the newest that the broker brought back.
 	Local, Broker time.Duration
-	// LocalStale and BrokerStale say that it is older than it may be.
+	// LocalStale and BrokerStale report whether these are older than
+	// Config.CanaryStale.
 	LocalStale, BrokerStale bool
-	// Verified says that a member here has got one at all.
+	// Verified reports whether a member on this node has received any canary
+	// message.
 	Verified bool
 }
 
-// Delivery tells whether messages that are published here come through. Without
-// a node's name in the Config there is no canary, and nothing is ever stale.
+// Delivery reports whether messages that are published on this node arrive.
+// Without Config.Node there is no canary, and nothing is ever stale.
 func (h *Hub) Delivery() DeliveryStatus {
 	if h.canary == nil {
 		return DeliveryStatus{Verified: true}

@@ -8,14 +8,15 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// maxCopiedBytes is up to what size a member gets frames copied into one, to save a
-// write. More is handed over as it is, shared with whoever gets the same: of
-// ten thousand members who read slowly, each would keep a page of its own.
+// maxCopiedBytes is the size up to which a member's frames are copied into one,
+// to save a write. Larger ones are sent as they are, shared by all members that
+// get the same ones: otherwise each of ten thousand slow members would hold its
+// own copy of a page.
 const maxCopiedBytes = 16 << 10
 
-// run makes the member live or sends it one page, and waits until that has
-// left the client's queue: a joiner has no buffer, however far back it starts.
-// True says that there is more to do.
+// run makes the member live, or sends it one page, and waits until that has
+// left the client's queue. So a joining member needs no buffer, however far
+// back it starts. It returns true if there is more to do.
 func (t *catchUpTask) run() bool {
 	m := t.member
 	top, out := m.topic, m.client.out
@@ -23,8 +24,9 @@ func (t *catchUpTask) run() bool {
 	done := m.goLive(&t.progress)
 	top.mu.Unlock()
 	if done {
-		// Live or gone; a live one's queue fills without us.
-		_ = out.Flushed(top.hub.ctx) // the next room has its turn after it
+		// The member is live or gone. The client reads what was sent before its
+		// next room is served.
+		_ = out.Flushed(top.hub.ctx)
 		return false
 	}
 	page, err := top.acquirePage(&t.progress)
@@ -33,8 +35,8 @@ func (t *catchUpTask) run() bool {
 		return t.retry(err)
 	}
 	t.backoff = 0
-	// Its bytes stay on the books until they have left: so budgets see a slow
-	// reader.
+	// The page counts towards the budget until it has left the queue, so that
+	// the budget sees slow readers.
 	done = !top.sendPage(m, &t.progress, page)
 	gone := out.Flushed(top.hub.ctx) != nil // bounded by the outlet's write deadline
 	top.releasePage(page)
@@ -45,10 +47,10 @@ func (t *catchUpTask) run() bool {
 	return true
 }
 
-// retry decides what a failed read means: joins not yet answered are refused,
-// this one and, where it is not this room alone, those in line, which would ask
-// the same log one after the other. A member that was promised its messages
-// waits on.
+// retry handles a failed read. It refuses the joins that were not answered yet:
+// this one and, unless only this room cannot be read, those behind it in the
+// queue, which would otherwise fail one after the other on the same log. A
+// member whose join was answered tries again after a backoff.
 func (t *catchUpTask) retry(err error) bool {
 	m := t.member
 	top := m.topic
@@ -63,35 +65,36 @@ func (t *catchUpTask) retry(err error) bool {
 	return top.hub.sleep(t.backoff)
 }
 
-// repairAndWait makes a topic that is behind a member repair, and waits for it to
-// move, for a second at most. It is behind when the member saw more on another
-// node, or when the epoch changed and this topic does not know yet. The position
-// can be trusted: a page of the log has confirmed it.
+// repairAndWait makes a topic that is behind a member start a repair, and waits
+// up to a second for the topic to advance. The topic is behind when the member
+// saw more on another node, or when it does not know of a new epoch yet. The
+// member's position is reliable, because a page of the log has confirmed it.
 func (t *topic) repairAndWait(p *progress) {
 	t.mu.Lock()
 	if t.epoch == p.epoch && t.last >= p.seq {
 		t.mu.Unlock()
-		return // the next turn finds it in the ring, or reads the next page
+		return // the next run finds it in the ring, or reads the next page
 	}
 	if t.advanced == nil {
 		t.advanced = make(chan struct{})
 	}
-	moved := t.advanced
+	advanced := t.advanced
 	t.recordCommitted(p.epoch, p.seq)
 	t.scheduleRepair(causeAhead)
 	t.mu.Unlock()
-	// Then the log is read again, which tells what the topic could not.
+	// After that the member reads the log again, whether the topic advanced or
+	// not.
 	timeout := time.NewTimer(time.Second)
 	defer timeout.Stop()
 	select {
-	case <-moved:
+	case <-advanced:
 	case <-timeout.C:
 	case <-t.hub.ctx.Done():
 	}
 }
 
 // refuse answers a join that the log could not serve in time, unless it was
-// left or replaced meanwhile. False: it was answered before.
+// left or replaced meanwhile. It returns false if the join was answered before.
 func (m *member) refuse() bool {
 	t := m.topic
 	t.mu.Lock()
@@ -103,14 +106,14 @@ func (m *member) refuse() bool {
 	if m.client.removeIfCurrent(m) {
 		m.retire(nil, message.ErrUnavailable, message.PresenceLeft)
 	}
-	m.releaseJoinSlot() // also where it had left
+	m.releaseJoinSlot() // also if the client had left
 	return true
 }
 
-// sendPage sends a member one page of what it misses: joined first, then gap, then
-// messages. A position that the page's epoch does not have is void, and the
-// member begins at the head; one before what is still stored skips to there. False
-// says that the member is gone.
+// sendPage sends a member one page of what it missed: joined first, then gap,
+// then messages. A position that the page's epoch does not have is void, and
+// the member continues at the head. A position before the oldest stored message
+// skips to there. It returns false if the member is gone.
 func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -121,10 +124,10 @@ func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
 	head := page.Head
 	if page.Epoch == t.epoch {
 		t.first = max(t.first, page.First)
-		head = max(head, t.last) // the page may be a moment old
+		head = max(head, t.last) // the page may be older than the topic
 	}
 	if p.epoch == "" {
-		p.epoch = page.Epoch // before the first message, it is that of any
+		p.epoch = page.Epoch // position 0 is valid in every epoch
 	}
 	var frames []protocol.Frame
 	if !m.joinedSent {
@@ -134,7 +137,8 @@ func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
 	if p.result == "" || p.result == resumeRing {
 		p.result = resumeLog
 	}
-	// The epoch first: in another one neither seq nor First say anything.
+	// Compare the epoch first: in another epoch neither seq nor First mean
+	// anything.
 	switch {
 	case p.epoch != page.Epoch || p.seq > page.Head:
 		frames = append(frames, protocol.Gap(t.room, page.Epoch, 1, page.Head, protocol.GapEpoch))
@@ -155,8 +159,8 @@ func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
 	return true
 }
 
-// sendFrames gives the member's client some frames, in order. Caller holds topic.mu, so
-// that no live message comes between them.
+// sendFrames sends frames to the member's client, in order. The caller holds
+// topic.mu, so that no live message gets between them.
 func (m *member) sendFrames(frames []protocol.Frame) {
 	if len(frames) == 0 {
 		return
@@ -174,7 +178,7 @@ func (m *member) sendFrames(frames []protocol.Frame) {
 			out.Queue(f)
 			continue
 		}
-		out.Flush() // first, so that the large one is written from where it lies
+		out.Flush() // so that the large frame is written without a copy
 		out.Send(f)
 	}
 	out.Flush()

@@ -5,25 +5,25 @@ import (
 	"time"
 )
 
-// A catchUpTask is a room that a client is to be caught up in. It belongs to the line,
-// or to the loop that took it.
+// A catchUpTask is a room in which a client is behind. The queue owns it, or
+// the loop that has dequeued it.
 type catchUpTask struct {
 	member *member
 	progress
 	backoff time.Duration // before the next try, after a failed read
 }
 
-// catchUpQueue are the rooms of one client that are behind. They are served one after
-// the other, a page each, on one goroutine that lives while there are some: a
-// client that resumes a thousand rooms is not drowned in them, and costs no
-// more than one goroutine. The lock is a leaf: topic.mu may be held.
+// A catchUpQueue holds the rooms in which one client is behind. One goroutine
+// serves them in turn, a page each, and ends when the queue is empty: a client
+// that resumes a thousand rooms neither floods itself nor needs a thousand
+// goroutines. The lock is a leaf: topic.mu may be held.
 type catchUpQueue struct {
 	mu      sync.Mutex
 	tasks   []catchUpTask
 	running bool
 }
 
-// enqueueCatchUp puts a room in line. It does not block.
+// enqueueCatchUp adds a room to the queue. It does not block.
 func (c *Client) enqueueCatchUp(t catchUpTask) {
 	c.catchUpQueue.mu.Lock()
 	defer c.catchUpQueue.mu.Unlock()
@@ -34,9 +34,9 @@ func (c *Client) enqueueCatchUp(t catchUpTask) {
 	}
 }
 
-// catchUpLoop gives each room in line its turn until none is behind. A turn may
-// wait for the log, for the topic and for the client to read, each bounded; the
-// client's other rooms wait with it, and nobody else.
+// catchUpLoop serves the rooms in turn until none is behind. A run may wait for
+// the log, for the topic and for the client to read, each bounded. Only the
+// client's other rooms wait with it.
 func (c *Client) catchUpLoop() {
 	for c.hub.ctx.Err() == nil {
 		t, ok := c.catchUpQueue.dequeue()
@@ -44,15 +44,15 @@ func (c *Client) catchUpLoop() {
 			return
 		}
 		if t.run() {
-			c.enqueueCatchUp(t) // behind those that had none yet
+			c.enqueueCatchUp(t) // behind the other rooms
 			continue
 		}
-		t.member.releaseJoinSlot() // whatever became of it
+		t.member.releaseJoinSlot() // also if the member is gone
 	}
 }
 
-// refuseUnanswered refuses the joins in line that have no answer yet. The line
-// is the caller's meanwhile: it is the one goroutine that takes from it.
+// refuseUnanswered refuses the queued joins that have no answer yet. Only
+// catchUpLoop calls it, so nothing else dequeues meanwhile.
 func (c *Client) refuseUnanswered() {
 	c.catchUpQueue.mu.Lock()
 	tasks := c.catchUpQueue.tasks
@@ -65,7 +65,8 @@ func (c *Client) refuseUnanswered() {
 	}
 }
 
-// dequeue takes the first of the line; false ends the loop.
+// dequeue removes the first task. It returns false, and the loop ends, if there
+// is none.
 func (q *catchUpQueue) dequeue() (catchUpTask, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

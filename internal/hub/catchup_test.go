@@ -6,28 +6,31 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// blockingLog is a log whose pages after a position wait, with the snapshot taken.
+// A blockingLog is a log whose reads after a seq wait, with their snapshot
+// already taken.
 type blockingLog struct {
 	*memLog
 	after   message.Seq
 	reached chan struct{} // gets a token for each read that waits
-	release chan struct{} // closed to let them go
+	release chan struct{} // closed to end the waits
 }
 
-func (g *blockingLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
-	p, err := g.memLog.Read(ctx, r)
-	if r.Limit > 0 && r.After == g.after {
+func (l *blockingLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	p, err := l.memLog.Read(ctx, r)
+	if r.Limit > 0 && r.After == l.after {
 		select {
-		case g.reached <- struct{}{}:
+		case l.reached <- struct{}{}:
 		default:
 		}
 		select {
-		case <-g.release:
+		case <-l.release:
 		case <-ctx.Done():
 			return message.Page{}, ctx.Err()
 		}
@@ -36,50 +39,50 @@ func (g *blockingLog) Read(ctx context.Context, r message.Range) (message.Page, 
 }
 
 // receiveStored hands a stored message to a node, as its broker would.
-func (w *fixture) receiveStored(node int, room message.Room, seq int) {
-	w.log.mu.Lock()
-	m := w.log.rooms[room][seq-1]
-	w.log.mu.Unlock()
+func (f *fixture) receiveStored(node int, room message.Room, seq int) {
+	f.log.mu.Lock()
+	m := f.log.rooms[room][seq-1]
+	f.log.mu.Unlock()
 	p := payload{kind: kindMessages, origin: 1}
 	p.add(&message.Publication{Draft: m.Draft, Epoch: m.Epoch, Seq: m.Seq, At: m.At})
-	w.nodes[node].Receive(room, p.encode())
+	f.nodes[node].Receive(room, p.encode())
 }
 
-// A joiner's read from before a commit must not answer the repair of that
-// commit: the log has the message, the read does not know it.
+// A joining member's read that began before a commit must not answer the repair
+// of that commit: the log has the message, the read does not.
 func TestARepairDoesNotReuseAnOlderRead(t *testing.T) {
-	w := newFixture(t, 1)
-	w.feed.off = true
-	g := &blockingLog{memLog: w.log, after: 3, reached: make(chan struct{}, 8), release: make(chan struct{})}
-	w.nodes[0].cfg.Log = g
-	w.store("r", 2)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.feed.off = true
+	l := &blockingLog{memLog: f.log, after: 3, reached: make(chan struct{}, 8), release: make(chan struct{})}
+	f.nodes[0].cfg.Log = l
+	f.store("r", 2)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 2")
-	w.store("r", 1)
-	b := w.client(0) // has seen 3 on another node; this one has not
+	f.store("r", 1)
+	b := f.client(0) // received 3 from another node; this node has not
 	b.must(`{"type":"join","room":"r","after":3,"epoch":"e1"}`)
-	<-g.reached // its snapshot ends at 3
-	w.store("r", 2)
-	w.receiveStored(0, "r", 3)
-	w.receiveStored(0, "r", 5) // 4 is lost
-	<-g.reached                // the repair reads for itself
-	close(g.release)
+	<-l.reached // its snapshot ends at 3
+	f.store("r", 2)
+	f.receiveStored(0, "r", 3)
+	f.receiveStored(0, "r", 5) // 4 is lost
+	<-l.reached                // the repair reads for itself
+	close(l.release)
 	a.expectFrames(append([]string{"joined 2"}, messages(3, 5)...)...)
-	eventually(t, "b to have the rest", func() bool {
+	testkit.Eventually(t, "b to have messages 4 and 5", func() bool {
 		return strings.Join(b.received("message", "gap"), ",") == "message 4,message 5"
 	})
 }
 
-// A client that resumes many rooms gets the next one's page when the last one
-// has left its queue, however many there are.
+// A client that resumes many rooms gets the next room's page after it has read
+// the previous one, however many rooms there are.
 func TestAClientsRoomsCatchUpOnePageAtATime(t *testing.T) {
-	w := newFixture(t, 1)
+	f := newFixture(t, 1)
 	const rooms = 20
 	for i := range rooms {
-		w.store(message.Room(fmt.Sprintf("r%d", i)), 10)
+		f.store(message.Room(fmt.Sprintf("r%d", i)), 10)
 	}
-	a := w.client(0)
+	a := f.client(0)
 	a.out.blocked = make(chan struct{})
 	for i := range rooms {
 		a.must(`{"type":"join","room":"r%d","after":0}`, i)
@@ -87,110 +90,140 @@ func TestAClientsRoomsCatchUpOnePageAtATime(t *testing.T) {
 	for turns := 0; len(a.received("message")) < 10*rooms; turns++ {
 		select {
 		case a.out.blocked <- struct{}{}: // the client has read what is queued
-		case <-time.After(10 * time.Second):
-			t.Fatalf("after %d turns nobody waits for the client to read", turns)
+		case <-time.After(testkit.Timeout):
+			t.Fatalf("after %d pages the hub does not wait for the client to read", turns)
 		}
 		if got := len(a.received("message")); got > 10*(turns+2) {
-			t.Fatalf("%d messages are queued after %d turns", got, turns+1)
+			t.Fatalf("%d messages were sent after %d pages were read", got, turns+1)
 		}
 	}
 	close(a.out.blocked)
 }
 
-// Joining and leaving in a loop, new names each time and the log away, costs
-// a bounded number of goroutines.
+// Joining and leaving in a loop, with new rooms each time and the log down,
+// costs a bounded number of goroutines.
 func TestJoinAndLeaveInALoopUsesBoundedGoroutines(t *testing.T) {
-	w := newFixture(t, 1)
-	w.log.mu.Lock()
-	w.log.down = true
-	w.log.mu.Unlock()
-	before := runtime.NumGoroutine()
-	a := w.client(0)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for i := range 3 * maxPendingJoins {
-			_ = a.do(`{"type":"join","ref":"%d","room":"n%d"}`, i, i)
-			_ = a.do(`{"type":"leave","room":"n%d"}`, i)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1)
+		f.log.setDown(true)
+		const most = 32 // docs/limits.md
+		before := runtime.NumGoroutine()
+		a := f.client(0)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := range 3 * most {
+				_ = a.do(`{"type":"join","ref":"%d","room":"n%d"}`, i, i)
+				_ = a.do(`{"type":"leave","room":"n%d"}`, i)
+			}
+		}()
+		testkit.Eventually(t, "32 joins to be unanswered", func() bool { return len(a.received("left")) == most })
+		if got := runtime.NumGoroutine() - before; got > 4*most {
+			t.Errorf("%d goroutines for %d unanswered joins", got, most)
 		}
-	}()
-	eventually(t, "the joins to fill up", func() bool { return len(a.received("left")) == maxPendingJoins })
-	if got := runtime.NumGoroutine() - before; got > 4*maxPendingJoins {
-		t.Errorf("%d goroutines for %d joins without an answer", got, maxPendingJoins)
-	}
-	w.log.mu.Lock()
-	w.log.down = false
-	w.log.mu.Unlock()
-	<-done
-	if got := a.received("error", "joined"); len(got) != 3*maxPendingJoins {
-		t.Errorf("%d of %d joins were answered", len(got), 3*maxPendingJoins)
-	}
-	eventually(t, "the topics to go", func() bool { return len(w.nodes[0].Rooms()) == 0 })
+		f.log.setDown(false)
+		<-done
+		if got := a.received("error", "joined"); len(got) != 3*most {
+			t.Errorf("%d of %d joins were answered", len(got), 3*most)
+		}
+		testkit.Eventually(t, "the topics to be closed", func() bool { return len(f.nodes[0].Rooms()) == 0 })
+	})
+}
+
+// A page of history has a bound in messages and one in bytes, whatever a reader
+// asks for, and at least one message.
+func TestHistoryIsBounded(t *testing.T) {
+	const messages, size = 200, 256 << 10 // docs/limits.md
+	synctest.Test(t, func(t *testing.T) {
+		sim := newSimulation(defaultBounds(), 1, 0, 0)
+		defer sim.close()
+		sim.log.commit("small", 2*messages, 1)
+		sim.log.commit("large", 3, size/2)
+		sim.log.commit("huge", 2, size+1)
+		for _, tt := range []struct {
+			room  message.Room
+			limit int
+			want  int
+		}{{"small", 7, 7}, {"small", 0, messages}, {"small", messages + 1, messages}, {"large", 0, 2}, {"huge", 0, 1}} {
+			page, err := sim.nodes[0].History(t.Context(), message.Range{Room: tt.room, Limit: tt.limit, MaxBytes: 1 << 40})
+			if err != nil || len(page.Messages) != tt.want || !page.More {
+				t.Errorf("%s with limit %d: got %d messages, more %v, %v; want %d and more", tt.room, tt.limit, len(page.Messages), page.More, err, tt.want)
+			}
+		}
+	})
 }
 
 func TestJoinedReportsTheOldestStoredMessage(t *testing.T) {
-	w := newFixture(t, 1)
-	w.store("r", 10)
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.store("r", 10)
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 10")
-	w.log.mu.Lock()
-	w.log.first = 9
-	w.log.mu.Unlock()
-	b := w.client(0) // asks the log, and the topic learns
+	f.log.mu.Lock()
+	f.log.first = 9
+	f.log.mu.Unlock()
+	b := f.client(0) // its read updates the topic
 	b.must(`{"type":"join","room":"r","after":0}`)
 	b.expectFrames("joined 10", "gap 1-8 trimmed", "message 9", "message 10")
-	c := w.client(0)
+	c := f.client(0)
 	c.must(`{"type":"join","room":"r"}`)
 	c.expectFrames("joined 10")
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
 	if first := c.out.frames[0]["first"]; first != 9.0 {
-		t.Errorf("first %v, want 9", first)
+		t.Errorf("joined has first %v, want 9", first)
 	}
 }
 
 func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
-	var h reorderBuffer
-	b := defaultBounds()
-	for seq := 1; seq <= 2*b.reorderFrames; seq++ {
-		h.put(&roomFrame{seq: message.Seq(seq), epoch: "e", frame: []byte("frame")}, b.reorderFrames, b.reorderBytes)
+	const frames, size = 512, 512 << 10 // docs/limits.md
+	var b reorderBuffer
+	put := func(seq message.Seq, frame []byte) bool {
+		bounds := defaultBounds()
+		return b.put(&roomFrame{seq: seq, epoch: "e", frame: frame}, bounds.reorderFrames, bounds.reorderBytes)
 	}
-	if h.len() != b.reorderFrames {
-		t.Errorf("holds %d", h.len())
+	for seq := message.Seq(1); seq <= 2*frames; seq++ {
+		put(seq, []byte("frame"))
 	}
-	if h.put(&roomFrame{seq: 5000, epoch: "e", frame: []byte("x")}, b.reorderFrames, b.reorderBytes) {
-		t.Error("took one more")
+	if b.len() != frames {
+		t.Errorf("the buffer holds %d frames, want %d", b.len(), frames)
 	}
-	if _, ok := h.pop(1, "other"); ok {
-		t.Error("gave a message of another epoch")
+	if put(5000, []byte("x")) {
+		t.Error("a full buffer accepted another frame")
 	}
-	last := message.Seq(b.reorderFrames)
-	h.prune(last-1, "e")
-	if e, ok := h.pop(last, "e"); !ok || e.seq != last || h.len() != 0 || h.bytes != 0 {
-		t.Errorf("%v %v, %d left, %d bytes", e.seq, ok, h.len(), h.bytes)
+	if _, ok := b.pop(1, "other"); ok {
+		t.Error("pop returned a frame of another epoch")
 	}
-	big := roomFrame{seq: 1, epoch: "e", frame: make([]byte, b.reorderBytes)}
-	if !h.put(&big, b.reorderFrames, b.reorderBytes) || h.put(&roomFrame{seq: 2, epoch: "e", frame: []byte("x")}, b.reorderFrames, b.reorderBytes) {
-		t.Error("the bound in bytes is not kept")
+	b.prune(frames-1, "e")
+	if e, ok := b.pop(frames, "e"); !ok || e.seq != frames || b.len() != 0 || b.bytes != 0 {
+		t.Errorf("after prune, pop returned %v %v and left %d frames, %d bytes", e.seq, ok, b.len(), b.bytes)
 	}
-	h.prune(5000, "e")
+	if !put(1, make([]byte, size-1)) || !put(2, []byte("x")) || put(3, []byte("x")) {
+		t.Errorf("the buffer does not hold exactly %d bytes", size)
+	}
+	b.prune(5000, "e")
+	if !put(1, make([]byte, size+1)) || put(2, []byte("x")) {
+		t.Error("an empty buffer does not hold one frame of any size, and no other")
+	}
+	b.prune(5000, "e")
 
-	w := newFixture(t, 1) // what the log knew when the topic opened is not held
-	w.store("r", 3)
-	top := newTopic(w.nodes[0], "r")
-	top.deliver([]roomFrame{{seq: 2, epoch: "e1", frame: big.frame[:10]}, {seq: 5, epoch: "e1", frame: big.frame[:10]}})
+	// The buffer does not keep what the log had when the topic opened.
+	f := newFixture(t, 1)
+	f.store("r", 3)
+	top := newTopic(f.nodes[0], "r")
+	early := make([]byte, 10)
+	top.deliver([]roomFrame{{seq: 2, epoch: "e1", frame: early}, {seq: 5, epoch: "e1", frame: early}})
 	top.completeOpen(&message.Page{Epoch: "e1", Head: 3, First: 1})
 	if got := top.state(); got.Held != 1 || got.Behind != 2 {
-		t.Errorf("%+v", got)
+		t.Errorf("the topic's state is %+v, want 1 held and 2 behind", got)
 	}
 	top.close()
 }
 
 func TestAllRingsShareAMemoryBudget(t *testing.T) {
-	w := newFixture(t, 1)
-	h := w.nodes[0]
-	budget := h.cfg.bounds.ringBudget
+	f := newFixture(t, 1)
+	h := f.nodes[0]
+	const budget, least = 256 << 20, 8 << 10 // docs/limits.md and DESIGN.md
 	top := newTopic(h, "r")
 	top.completeOpen(&message.Page{Epoch: "e1"})
 	fill := func(from, n int) {
@@ -199,27 +232,32 @@ func TestAllRingsShareAMemoryBudget(t *testing.T) {
 		}
 	}
 	fill(1, 50)
-	if got := h.memory.rings.Load(); got != 50*4096 {
-		t.Errorf("%d bytes on the books", got)
+	const size = 50 * 4096
+	if got := h.memory.rings.Load(); got != size {
+		t.Errorf("%d bytes counted, want %d", got, size)
 	}
-	h.memory.rings.Add(budget)
-	fill(51, 1)
-	if top.ring.bytes > h.cfg.bounds.minBytes || top.ring.len() == 0 {
-		t.Errorf("over the budget a ring holds %d bytes", top.ring.bytes)
+	h.memory.rings.Add(budget - size)
+	fill(51, 1) // the budget is used up, not exceeded
+	if top.ring.len() != 51 {
+		t.Errorf("within the budget a ring holds %d frames, want 51", top.ring.len())
+	}
+	fill(52, 1)
+	if top.ring.bytes > least || top.ring.len() == 0 {
+		t.Errorf("over the budget a ring holds %d bytes, want at most %d and at least one frame", top.ring.bytes, least)
 	}
 	top.close()
-	if got := h.memory.rings.Load(); got != budget {
-		t.Errorf("%d bytes stay on the books", got-budget)
+	if got := h.memory.rings.Load(); got != budget-size {
+		t.Errorf("%d bytes are still counted", got-(budget-size))
 	}
 }
 
-// A client whose twenty joins need the log, when it fails, is not told so
-// twenty times one after the other, each after the log's own time.
+// When the log fails, a client whose twenty joins need it gets twenty refusals
+// together, not one after each timeout of the log.
 func TestJoinsAreRefusedTogetherWhenTheLogFails(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms = 20
 		for i := range rooms {
-			c.sim.log.commit(testRoom(i), 5, 1) // before the room is live: in no ring
+			c.sim.log.commit(testRoom(i), 5, 1) // before the topic opens: not in its ring
 			c.addMember(testRoom(i), -1)
 		}
 		c.waitAllAt(5)
@@ -232,12 +270,12 @@ func TestJoinsAreRefusedTogetherWhenTheLogFails(t *testing.T) {
 		}
 		time.Sleep(openTimeout + 2*logTimeout)
 		if got := o.refused(); got != rooms || client.RoomCount() != 0 {
-			t.Errorf("%d of %d joins are refused, and the client is in %d rooms", got, rooms, client.RoomCount())
+			t.Errorf("%d of %d joins were refused, and the client is in %d rooms", got, rooms, client.RoomCount())
 		}
 	})
 }
 
-// refused is how many joins were answered unavailable.
+// refused returns the number of joins that were answered unavailable.
 func (o *recordingOutlet) refused() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -250,7 +288,7 @@ func (o *recordingOutlet) refused() int {
 	return n
 }
 
-// A viewWithHole has no second message in one room.
+// A viewWithHole omits the second message of one room.
 type viewWithHole struct{ *logView }
 
 func (v viewWithHole) Read(ctx context.Context, r message.Range) (message.Page, error) {
@@ -278,7 +316,7 @@ func TestOnlyTheRoomThatCannotBeReadIsRefused(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		if got := o.refused(); got != 1 || client.RoomCount() != rooms-1 {
-			t.Errorf("%d joins are refused, and the client is in %d rooms", got, client.RoomCount())
+			t.Errorf("%d joins were refused, want 1, and the client is in %d rooms", got, client.RoomCount())
 		}
 	})
 }

@@ -13,80 +13,82 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A checker holds what members get against what the ledger knows, frame by frame.
-// It keeps the first complaint.
+// A checker compares each frame that a client receives with the model log. It
+// keeps the first failure.
 type checker struct {
 	log         *modelLog
-	faultActive func() bool // whether a fault is in the way of joins now
+	faultActive func() bool // whether a fault may delay joins now
 
 	mu         sync.Mutex
 	failure    string
-	graceUntil time.Time // until when refusals are excused
+	graceUntil time.Time // until then joins may be refused
 }
 
-func (j *checker) failf(format string, args ...any) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.failure == "" {
-		j.failure = fmt.Sprintf(format, args...)
+func (c *checker) failf(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failure == "" {
+		c.failure = fmt.Sprintf(format, args...)
 	}
 }
 
-func (j *checker) firstFailure() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.failure
+func (c *checker) firstFailure() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failure
 }
 
-// extendGrace lets joins be refused until a while after a fault. A join waits for the
-// topic to open and then for its page, each bounded.
-func (j *checker) extendGrace() {
-	if j.faultActive() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		j.graceUntil = time.Now().Add(subscribeTimeout + 2*logTimeout)
+// extendGrace allows refused joins for a while after a fault. A join waits for
+// the topic to open and then for its page, each bounded.
+func (c *checker) extendGrace() {
+	if c.faultActive() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.graceUntil = time.Now().Add(subscribeTimeout + 2*logTimeout)
 	}
 }
 
-func (j *checker) inGrace() bool {
-	if j.faultActive() {
+func (c *checker) inGrace() bool {
+	if c.faultActive() {
 		return true
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return time.Now().Before(j.graceUntil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Before(c.graceUntil)
 }
 
-// A modelPosition is how far a member has come: what the next frame is held against.
+// A modelPosition is how far a client has come in a room. The next frame is
+// compared with it.
 type modelPosition struct {
 	epoch message.Epoch
 	seq   message.Seq
 }
 
-// An pendingJoin is a join that is not answered yet.
+// A pendingJoin is a join that is not answered yet.
 type pendingJoin struct {
 	room     message.Room
 	from     modelPosition
-	fromNow  bool // from now: without a position
-	ahead    bool // the log had never been there when it was asked
+	fromNow  bool // without a position
+	ahead    bool // the log had not reached the position when the join was sent
 	replaced bool // by a leave or another join: its answer is an error
 }
 
-// A roomModel is a player's place in one room, and the model of what comes there:
-// after `joined`, each next message of the log, with gaps only for what the log
-// does not have; after `left` nothing.
+// A roomModel is a client's membership in one room, and what may arrive there:
+// after `joined`, each next message of the log, and gaps only for messages that
+// the log does not have; after `left`, nothing.
 type roomModel struct {
 	joined  bool
-	at      modelPosition // stays when the seat is lost: the next join may resume from it
-	ahead   bool          // at is where the log never was
+	at      modelPosition // kept when the membership ends: the next join may resume from it
+	ahead   bool          // at is a position that the log never reached
 	joinRef string        // ref of the newest join, until it is answered
 	leaving bool
 
-	atPing    modelPosition // where it was at the last ping of this stay
-	confirmed modelPosition // and at the last that was answered, or at its join
+	atPing    modelPosition // at at the last ping of this membership
+	confirmed modelPosition // at at the last ping that was answered, or at the join
 }
 
-// A simClient is a person with one connection at a time. Safe for concurrent use.
+// A simClient is a client with one connection at a time. It is safe for
+// concurrent use.
 type simClient struct {
 	*checker
 	name string
@@ -99,21 +101,21 @@ type simClient struct {
 	rooms        map[message.Room]*roomModel
 }
 
-// A simConn is one connection of a player. It implements Outlet.
+// A simConn is one connection of a simClient. It implements Outlet.
 type simConn struct {
 	owner   *simClient
 	client  *Client
-	blocked chan struct{} // Flushed waits for it; nil: it does not wait
+	blocked chan struct{} // Flushed waits for it, unless it is nil
 	ended   chan struct{} // closed with the connection
 	closed  bool
 }
 
 // Send implements Outlet.
-func (l *simConn) Send(f protocol.Frame) bool {
-	p := l.owner
+func (conn *simConn) Send(f protocol.Frame) bool {
+	p := conn.owner
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l.closed {
+	if conn.closed {
 		return false
 	}
 	for _, v := range decodeFrames(f) {
@@ -123,29 +125,29 @@ func (l *simConn) Send(f protocol.Frame) bool {
 }
 
 // Queue implements Outlet.
-func (l *simConn) Queue(f protocol.Frame) bool { return l.Send(f) }
+func (conn *simConn) Queue(f protocol.Frame) bool { return conn.Send(f) }
 
 // Flush implements Outlet.
-func (l *simConn) Flush() {}
+func (conn *simConn) Flush() {}
 
 // Flushed implements Outlet.
-func (l *simConn) Flushed(ctx context.Context) error {
-	l.owner.mu.Lock()
-	blocked := l.blocked
-	l.owner.mu.Unlock()
+func (conn *simConn) Flushed(ctx context.Context) error {
+	conn.owner.mu.Lock()
+	blocked := conn.blocked
+	conn.owner.mu.Unlock()
 	if blocked == nil {
 		blocked = make(chan struct{})
 		close(blocked)
 	}
 	select {
-	case <-l.ended:
+	case <-conn.ended:
 		return net.ErrClosed
 	default:
 	}
 	select {
 	case <-blocked:
 		return nil
-	case <-l.ended:
+	case <-conn.ended:
 		return net.ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
@@ -162,48 +164,49 @@ func asString(v any) string {
 	return s
 }
 
-// checkFrame judges one frame. Caller holds mu.
-func (p *simClient) checkFrame(v map[string]any) {
+// checkFrame checks one frame. Caller holds mu.
+func (c *simClient) checkFrame(v map[string]any) {
 	room, epoch := message.Room(asString(v["room"])), message.Epoch(asString(v["epoch"]))
-	s := p.rooms[room]
+	s := c.rooms[room]
 	if s == nil {
-		p.failf("%s got %v of a room it never asked for", p.name, v)
+		c.failf("%s got %v of a room that it never joined", c.name, v)
 		return
 	}
 	switch kind := asString(v["type"]); kind {
 	case "joined":
-		p.checkJoined(room, s, asString(v["ref"]), modelPosition{epoch, asSeq(v["seq"])}, asSeq(v["first"]))
+		c.checkJoined(room, s, asString(v["ref"]), modelPosition{epoch, asSeq(v["seq"])}, asSeq(v["first"]))
 	case "error":
-		p.checkRefused(asString(v["ref"]), asString(v["code"]))
+		c.checkRefused(asString(v["ref"]), asString(v["code"]))
 	case "left":
 		if !s.leaving {
-			p.failf("%s got left of %s, and did not leave", p.name, room)
+			c.failf("%s got left of %s, and did not leave", c.name, room)
 		}
 		s.joined, s.leaving = false, false
 	case "message", "gap", "signal":
 		if !s.joined {
-			p.failf("%s got a %s of %s, where it is not", p.name, kind, room)
+			c.failf("%s got a %s of %s, which it is not in", c.name, kind, room)
 			return
 		}
 		switch kind {
 		case "message":
-			p.checkMessage(room, s, modelPosition{epoch, asSeq(v["seq"])}, asString(v["id"]))
+			c.checkMessage(room, s, modelPosition{epoch, asSeq(v["seq"])}, asString(v["id"]))
 		case "gap":
-			p.checkGap(room, s, epoch, asSeq(v["from"]), asSeq(v["to"]), asString(v["reason"]))
+			c.checkGap(room, s, epoch, asSeq(v["from"]), asSeq(v["to"]), asString(v["reason"]))
 		}
 	}
 }
 
-// checkJoined begins a stay: the position is the one asked for, or the head told.
-func (p *simClient) checkJoined(room message.Room, s *roomModel, ref string, head modelPosition, first message.Seq) {
-	a := p.pendingJoins[ref]
+// checkJoined checks the answer to a join. The client is then at the position
+// that it requested, or at the head.
+func (c *simClient) checkJoined(room message.Room, s *roomModel, ref string, head modelPosition, first message.Seq) {
+	a := c.pendingJoins[ref]
 	if a == nil || ref != s.joinRef || a.replaced {
-		p.failf("%s got joined of %s for %q, which it does not wait for", p.name, room, ref)
+		c.failf("%s got joined of %s for %q, which is not a pending join", c.name, room, ref)
 		return
 	}
-	delete(p.pendingJoins, ref)
-	if most, known := p.log.head(head.epoch, room); !known || head.seq > most || first > head.seq+1 {
-		p.failf("%s joined %s at %v from %d, where the log never was", p.name, room, head, first)
+	delete(c.pendingJoins, ref)
+	if most, known := c.log.head(head.epoch, room); !known || head.seq > most || first > head.seq+1 {
+		c.failf("%s joined %s with head %v and first %d, which the log never had", c.name, room, head, first)
 	}
 	s.joined, s.joinRef, s.at, s.ahead = true, "", a.from, a.ahead
 	switch {
@@ -214,90 +217,91 @@ func (p *simClient) checkJoined(room message.Room, s *roomModel, ref string, hea
 	}
 	s.atPing, s.confirmed = modelPosition{}, s.at
 	if s.at.epoch == head.epoch && s.at.seq > head.seq && !s.ahead {
-		p.failf("%s joined %s after %v, and is told that its head is %v", p.name, room, s.at, head)
+		c.failf("%s joined %s after %v, and joined reports the head %v", c.name, room, s.at, head)
 	}
 }
 
-// checkRefused takes the answer to a join that came to nothing.
-func (p *simClient) checkRefused(ref, code string) {
-	a := p.pendingJoins[ref]
+// checkRefused checks an error that answers a join.
+func (c *simClient) checkRefused(ref, code string) {
+	a := c.pendingJoins[ref]
 	switch {
 	case a == nil:
-		p.failf("%s got an error for %q, which it does not wait for", p.name, ref)
+		c.failf("%s got an error for %q, which is not a pending join", c.name, ref)
 		return
 	case a.replaced && code == "invalid":
-	case code == "unavailable" && p.inGrace():
+	case code == "unavailable" && c.inGrace():
 	default:
-		p.failf("%s was refused %s: %s, and nothing was in the way", p.name, a.room, code)
+		c.failf("%s was refused %s without a fault: %s", c.name, a.room, code)
 	}
-	delete(p.pendingJoins, ref)
-	if s := p.rooms[a.room]; s.joinRef == ref {
-		s.joined, s.joinRef = false, "" // the stay before it ended first
+	delete(c.pendingJoins, ref)
+	if s := c.rooms[a.room]; s.joinRef == ref {
+		s.joined, s.joinRef = false, "" // the earlier membership ended first
 	}
 }
 
-// checkMessage takes a message: it is the next one, and what the log holds there.
-func (p *simClient) checkMessage(room message.Room, s *roomModel, got modelPosition, id string) {
+// checkMessage checks that a message is the next one, and the one that the log
+// has there.
+func (c *simClient) checkMessage(room message.Room, s *roomModel, got modelPosition, id string) {
 	if want := (modelPosition{s.at.epoch, s.at.seq + 1}); got != want {
-		p.failf("%s got %v of %s, not %v", p.name, got, room, want)
+		c.failf("%s got %v of %s, want %v", c.name, got, room, want)
 		return
 	}
-	p.log.mu.Lock()
-	defer p.log.mu.Unlock()
-	stored := p.log.messages[got.epoch][room]
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	stored := c.log.messages[got.epoch][room]
 	if int(got.seq) > len(stored) || stored[got.seq-1].ID != id {
-		p.failf("%s got %v of %s as %s, which the log does not have", p.name, got, room, id)
+		c.failf("%s got %v of %s as %s, which the log does not have", c.name, got, room, id)
 		return
 	}
 	s.at, s.ahead = got, false
 }
 
-// checkGap takes a declared gap: what it covers is not to be had.
-func (p *simClient) checkGap(room message.Room, s *roomModel, epoch message.Epoch, from, to message.Seq, reason string) {
-	most, known := p.log.head(epoch, room)
+// checkGap checks that the messages of a gap cannot be had any more.
+func (c *simClient) checkGap(room message.Room, s *roomModel, epoch message.Epoch, from, to message.Seq, reason string) {
+	most, known := c.log.head(epoch, room)
 	switch {
 	case !known || to > most:
-		p.failf("%s got a gap of %s up to %d in %s, where the log never was", p.name, room, to, epoch)
-	case reason == "trimmed" && (epoch != s.at.epoch || from != s.at.seq+1 || to < from || to >= p.log.oldest(epoch, room)):
-		p.failf("%s at %v of %s got a gap of %d to %d in %s, which is not what was trimmed", p.name, s.at, room, from, to, epoch)
-	case reason == "epoch" && (from != 1 || !p.isVoid(s, epoch)):
-		p.failf("%s at %v of %s got a gap of %d to %d in %s, and its position is good", p.name, s.at, room, from, to, epoch)
+		c.failf("%s got a gap of %s up to %d in %s, which the log never reached", c.name, room, to, epoch)
+	case reason == "trimmed" && (epoch != s.at.epoch || from != s.at.seq+1 || to < from || to >= c.log.oldest(epoch, room)):
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, which are not the trimmed messages", c.name, s.at, room, from, to, epoch)
+	case reason == "epoch" && (from != 1 || !c.isVoid(s, epoch)):
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, but its position is valid", c.name, s.at, room, from, to, epoch)
 	}
 	s.at, s.ahead = modelPosition{epoch, to}, false
 }
 
-// isVoid says whether a position means nothing in a log of that epoch.
-func (p *simClient) isVoid(s *roomModel, epoch message.Epoch) bool {
+// isVoid reports whether the client's position is void in an epoch.
+func (c *simClient) isVoid(s *roomModel, epoch message.Epoch) bool {
 	if s.at.epoch == epoch {
 		return s.ahead
 	}
-	p.log.mu.Lock()
-	defer p.log.mu.Unlock()
-	was := slices.Index(p.log.epochs, s.at.epoch) // -1: a lie
-	return was < slices.Index(p.log.epochs, epoch)
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	was := slices.Index(c.log.epochs, s.at.epoch) // -1: an epoch that never was
+	return was < slices.Index(c.log.epochs, epoch)
 }
 
-// missing says what a player has not got, "" when all has come.
-func (p *simClient) missing() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, room := range slices.Sorted(maps.Keys(p.rooms)) {
-		if ref := p.rooms[room].joinRef; ref != "" {
-			return fmt.Sprintf("%s has no answer to its join %s of %s", p.name, ref, room)
+// missing describes what the client has not received, "" if it has everything.
+func (c *simClient) missing() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, room := range slices.Sorted(maps.Keys(c.rooms)) {
+		if ref := c.rooms[room].joinRef; ref != "" {
+			return fmt.Sprintf("%s has no answer to its join %s of %s", c.name, ref, room)
 		}
 	}
-	p.log.mu.Lock()
-	epoch := p.log.epoch()
-	p.log.mu.Unlock()
-	for _, room := range slices.Sorted(maps.Keys(p.rooms)) {
-		s := p.rooms[room]
-		head, _ := p.log.head(epoch, room)
+	c.log.mu.Lock()
+	epoch := c.log.epoch()
+	c.log.mu.Unlock()
+	for _, room := range slices.Sorted(maps.Keys(c.rooms)) {
+		s := c.rooms[room]
+		head, _ := c.log.head(epoch, room)
 		if want := (modelPosition{epoch, head}); s.joined && s.at != want {
-			return fmt.Sprintf("%s is at %v of %s, and the log at %v", p.name, s.at, room, want)
+			return fmt.Sprintf("%s is at %v of %s, the log at %v", c.name, s.at, room, want)
 		}
 	}
-	if len(p.pendingJoins) > 0 {
-		return fmt.Sprintf("%s has no answer to %d joins that it took back", p.name, len(p.pendingJoins))
+	if len(c.pendingJoins) > 0 {
+		return fmt.Sprintf("%s has no answer to %d replaced joins", c.name, len(c.pendingJoins))
 	}
 	return ""
 }

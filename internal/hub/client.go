@@ -11,26 +11,28 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A Client is one connection as the hub sees it. Its requests come one after
-// the other, from the goroutine that reads its socket; what they cause may
-// happen on others.
+// A Client is one connection as the hub sees it. The goroutine that reads the
+// socket calls it with one request after the other; the answers may come from
+// other goroutines.
 type Client struct {
 	hub  *Hub
 	out  Outlet
 	user string
 
-	// session is "" for a client without one; both are written before the
-	// first join.
+	// session is "" for a client without one. Both are written before the first
+	// join.
 	session    message.SessionID
 	generation int64
 
-	// slots holds a token for each publish under way, joins one for each join
-	// that is not answered; both are made when first needed, by the reader.
+	// publishSlots holds a token for each uncommitted publish, joinSlots one
+	// for each unanswered join. The reading goroutine makes both when it first
+	// needs them.
 	publishSlots chan struct{}
 	joinSlots    chan struct{}
 
-	// onLive is called when awaited, the rooms it is still to become live in,
-	// comes to 0; it is written before the first join.
+	// onLive is called when pendingRooms, the number of rooms in which the
+	// client is still to become live, reaches 0. It is written before the first
+	// join.
 	onLive       func()
 	pendingRooms atomic.Int32
 
@@ -38,23 +40,24 @@ type Client struct {
 
 	mu sync.Mutex
 	// Protects following.
-	rooms []*member // a slice: most clients are in few rooms
+	rooms []*member // a slice, because most clients are in few rooms
 }
 
-// maxPendingJoins bounds the joins of one client that wait for their answer.
+// maxPendingJoins bounds the unanswered joins of one client.
 const maxPendingJoins = 32
 
-// errReplaced answers a join that was left, or repeated, before it was done.
+// errReplaced answers a join that was left or repeated before it was answered.
 var errReplaced error = &message.InvalidError{Field: "room", Reason: "was left, or joined again, before this join was done"}
 
 // Member states.
 const (
-	memberPending = iota // joining, or catching up: not in topic.members
+	memberPending = iota // joining or catching up, not in topic.members
 	memberLive
 	memberGone
 )
 
-// A member is a client's place in a room.
+// A member is one client in one room, from a join to the end of that
+// membership.
 type member struct {
 	client *Client
 	topic  *topic
@@ -63,27 +66,28 @@ type member struct {
 	// Guarded by topic.mu.
 	state         int
 	index         int      // in topic.members, while live
-	joinedSent    bool     // joined was sent
-	wasLive       bool     // it was live once
-	caughtUpTo    position // while not live: up to where its outlet was handed everything
-	sentAtPing    position // the same when the last ping went out
-	confirmedUpTo position // and up to where the client has proved that it got it
+	joinedSent    bool     // the join was answered
+	wasLive       bool     // it has been live once
+	caughtUpTo    position // while not live: everything up to here was sent
+	sentAtPing    position // sentPosition at the last ping
+	confirmedUpTo position // the client has confirmed everything up to here
 
-	// unanswered is the client's joins while this one holds a token of it, and
-	// once sees to it that the token is given back once.
+	// joinSlot is the client's joinSlots while this join holds a token of it.
+	// The once makes sure that the token is returned once.
 	joinSlot chan struct{}
 	once     sync.Once
 }
 
-// releaseJoinSlot gives the join's token back.
+// releaseJoinSlot returns the join's token. It may be called more than once.
 func (m *member) releaseJoinSlot() {
 	if m.joinSlot != nil {
 		m.once.Do(func() { <-m.joinSlot })
 	}
 }
 
-// acquireJoinSlot waits until the client has fewer than maxPendingJoins without an answer:
-// bounded, since each is answered or refused in time.
+// acquireJoinSlot waits until the client has fewer than maxPendingJoins
+// unanswered joins. The wait is bounded, because each of them is answered or
+// refused in time.
 func (c *Client) acquireJoinSlot() chan struct{} {
 	if c.joinSlots == nil {
 		c.joinSlots = make(chan struct{}, maxPendingJoins)
@@ -92,15 +96,16 @@ func (c *Client) acquireJoinSlot() chan struct{} {
 	return c.joinSlots
 }
 
-// NewClient returns a client that is in no room. User is "" for anonymous ones.
+// NewClient returns a client that is in no room. User is "" for an anonymous
+// one.
 func (h *Hub) NewClient(out Outlet, user string) *Client {
 	return &Client{hub: h, out: out, user: user}
 }
 
-// Handle does what a checked request asks for. Answers go to the outlet, here
-// or later; an error is the request's and is to be sent to the client. It
-// blocks while the client has as many publishes under way as it may, and while
-// its history is read.
+// Handle performs a validated request. Answers go to the outlet, now or later;
+// the caller sends a returned error to the client. It blocks while the client
+// has MaxInflight uncommitted publishes or maxPendingJoins unanswered joins,
+// and while it reads history.
 func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
 	if r.Room.Reserved() {
 		return &protocol.Error{Code: protocol.CodeForbidden, Message: "rooms that begin with _ belong to the service"}
@@ -124,9 +129,9 @@ func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
 	return nil
 }
 
-// Close takes the client out of all its rooms. What it published is stored all
-// the same. Without a goodbye its session stays present for a moment: it may be
-// on the way back.
+// Close removes the client from all its rooms. Its publishes are still stored.
+// If clean is false, its session stays present for a grace period, because it
+// may be reconnecting.
 func (c *Client) Close(clean bool) {
 	kind := message.PresenceDisconnected
 	if clean {
@@ -141,15 +146,16 @@ func (c *Client) Close(clean bool) {
 	}
 }
 
-// RoomCount returns in how many rooms the client is.
+// RoomCount returns the number of rooms that the client is in.
 func (c *Client) RoomCount() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.rooms)
 }
 
-// join makes the client a member; the answer comes when the room is ready for
-// it. A second join replaces the first, which ends before the new one begins.
+// join makes the client a member. The answer comes when the room is ready. A
+// second join replaces the first, whose membership ends before the new one
+// begins.
 func (c *Client) join(r *protocol.Request) error {
 	m := &member{client: c, ref: r.Ref}
 	c.mu.Lock()
@@ -162,18 +168,18 @@ func (c *Client) join(r *protocol.Request) error {
 	c.rooms = append(c.rooms, m)
 	c.mu.Unlock()
 	if old != nil {
-		old.retire(nil, errReplaced, message.PresenceDisconnected) // it is about to be back
+		old.retire(nil, errReplaced, message.PresenceDisconnected) // not left: the session is back in a moment
 	}
 	p := progress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter}
 	if p.seq == 0 {
-		p.epoch = "" // before the first is the same place in every epoch
+		p.epoch = "" // position 0 is valid in every epoch
 	}
 	m.startJoin(p)
 	return nil
 }
 
-// leave ends a membership and answers at once: the topic's lock is between the
-// answer and whatever was being handed to the member.
+// leave ends a membership and answers at once. It sends the answer under the
+// topic's lock, after everything that was being sent to the member.
 func (c *Client) leave(r *protocol.Request) error {
 	c.mu.Lock()
 	m := c.removeRoom(r.Room)
@@ -185,8 +191,8 @@ func (c *Client) leave(r *protocol.Request) error {
 	return nil
 }
 
-// removeRoom takes the room's member out of the list, nil where it has none. The list
-// keeps no order. Caller holds mu.
+// removeRoom removes the room's member from the list and returns it, or nil if
+// there is none. The list has no order. Caller holds mu.
 func (c *Client) removeRoom(room message.Room) *member {
 	for i, m := range c.rooms {
 		if m.topic.room != room {
@@ -201,7 +207,8 @@ func (c *Client) removeRoom(room message.Room) *member {
 	return nil
 }
 
-// removeIfCurrent takes a membership off the list, unless it was left or replaced.
+// removeIfCurrent removes a member from the list. It returns false if the
+// member was left or replaced.
 func (c *Client) removeIfCurrent(m *member) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,9 +219,9 @@ func (c *Client) removeIfCurrent(m *member) bool {
 	return true
 }
 
-// retire ends a membership: nothing of the room follows, but for the answer to
-// a leave, whose ref is given then, and before it why a join that was never
-// answered came to nothing.
+// retire ends a membership: no frame of the room follows except those it sends
+// itself. These are an error with the reason, if the join was never answered or
+// the access was revoked, and then, if leave is set, the answer to that leave.
 func (m *member) retire(leave *protocol.Ref, reason error, kind message.PresenceKind) {
 	t := m.topic
 	t.mu.Lock()
@@ -232,7 +239,7 @@ func (m *member) retire(leave *protocol.Ref, reason error, kind message.Presence
 	}
 	switch {
 	case errors.Is(reason, errAccessRevoked) && m.joinedSent:
-		m.client.out.Send(t.hub.clientError(reason).Encode("", t.room, "")) // its join was answered
+		m.client.out.Send(t.hub.clientError(reason).Encode("", t.room, "")) // without a ref: the join was answered
 	case !m.joinedSent && reason != nil && (m.ref != "" || !errors.Is(reason, errReplaced)):
 		m.client.out.Send(t.hub.clientError(reason).Encode(m.ref, t.room, ""))
 	}
@@ -243,14 +250,14 @@ func (m *member) retire(leave *protocol.Ref, reason error, kind message.Presence
 	t.hub.release(t)
 }
 
-// history answers with a page of the log. It is the reader that waits for it,
-// and so the client's next request.
+// history answers with a page of the log. The client's next request waits for
+// it.
 func (c *Client) history(ctx context.Context, r *protocol.Request) error {
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()
 	q := message.Range{Room: r.Room, After: r.After, Before: r.Before, Limit: r.Limit}
 	if !r.HasAfter && !r.HasBefore {
-		q.Before = protocol.MaxSeq // the newest
+		q.Before = protocol.MaxSeq // the newest messages
 	}
 	page, err := c.hub.History(ctx, q)
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A instantLog stores nothing, and settles at once: what is counted is the hub's.
+// An instantLog stores nothing and completes at once, so that a test counts
+// only what the hub does.
 type instantLog struct {
 	*logView
 	hub *Hub
@@ -30,8 +31,9 @@ func (l *instantLog) Append(p *message.Publication) {
 	l.hub.Completed([]*message.Publication{p})
 }
 
-// newInstantHub is a hub on such a log, with a room "r" of so many members, and how
-// many frames they got.
+// newInstantHub returns a hub with an instantLog and a room "r" of so many
+// members, a client to publish with, and the number of frames that the members
+// received.
 func newInstantHub(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 	t.Helper()
 	v := &logView{modelLog: newModelLog(), feedDown: true}
@@ -58,14 +60,14 @@ func newInstantHub(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 	for range members {
 		<-live
 	}
-	got.Store(0) // what came so far were answers
+	got.Store(0) // the answers to the joins do not count
 	return h, h.NewClient(callbackOutlet{func() {}}, ""), got
 }
 
-// allocsPerPublish returns how much one publish into a room of so many members
-// allocates, in objects and bytes, delivered to all of them. It is the least of
-// several rounds, with the collector off: the process's other goroutines and a
-// collection can only add to a round.
+// allocsPerPublish returns what one publish into a room of so many members
+// allocates, in objects and bytes, delivery included. It is the least of
+// several rounds with the garbage collector off, because other goroutines can
+// only add to a round.
 func allocsPerPublish(t *testing.T, members int) (objects, size float64) {
 	t.Helper()
 	const rounds, publishes = 20, 50
@@ -93,17 +95,18 @@ func allocsPerPublish(t *testing.T, members int) (objects, size float64) {
 	return objects, size
 }
 
-// A delivery allocates nothing, and what else a publish allocates is bounded.
+// A delivery to one more member allocates nothing, and the rest of a publish
+// allocates little.
 func TestADeliveryAllocatesNothing(t *testing.T) {
 	const few, many = 10, 110
 	one, bytes := allocsPerPublish(t, few)
 	all, _ := allocsPerPublish(t, many)
 	if each := (all - one) / (many - few); each > 0.01 {
-		t.Errorf("a delivery allocates %.2f objects: a publish to %d members %.1f, to %d %.1f", each, few, one, many, all)
+		t.Errorf("a delivery allocates %.2f objects: a publish to %d members allocates %.1f, to %d members %.1f", each, few, one, many, all)
 	}
 	const mostObjects, mostBytes = 30, 3000
 	if one > mostObjects || bytes > mostBytes {
-		t.Errorf("a publish allocates %.1f objects and %.0f bytes; at most %d and %d are wanted", one, bytes, mostObjects, mostBytes)
+		t.Errorf("a publish allocates %.1f objects and %.0f bytes, want at most %d and %d", one, bytes, mostObjects, mostBytes)
 	}
 	t.Logf("a publish allocates %.1f objects, %.0f bytes", one, bytes)
 }

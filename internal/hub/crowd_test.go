@@ -8,29 +8,30 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
 
-// A countingOutlet is the outlet of one member among thousands: it keeps nothing but how
-// far it came in one room, and whether that was in order.
+// A countingOutlet is the outlet of one member among thousands. It only keeps how
+// far the member is in one room, and whether it got there in order.
 type countingOutlet struct {
 	mu         sync.Mutex
 	last       int
 	received   int
 	joined     int
-	outOfOrder bool     // a message came that was not the next one
-	queued     [][]byte // what a stuck one has not read
+	outOfOrder bool     // a message was not the next one
+	queued     [][]byte // what a blocked client has not read
 
-	manyRooms  bool          // it is in many rooms: only got counts
-	blocked    chan struct{} // Flushed waits for it; nil: not
-	flushDelay time.Duration // Flushed takes so long
+	manyRooms  bool          // the member is in many rooms: only received counts
+	blocked    chan struct{} // Flushed waits for it, unless it is nil
+	flushDelay time.Duration // how long Flushed takes
 }
 
-// Send implements Outlet. What a stuck client has not read stays referenced, as
-// it does in a connection's queue.
+// Send implements Outlet. What a blocked client has not read stays referenced, as
+// in the queue of a connection.
 func (o *countingOutlet) Send(f protocol.Frame) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -43,7 +44,7 @@ func (o *countingOutlet) Send(f protocol.Frame) bool {
 		case 126:
 			n, size = 4, int(rest[2])<<8|int(rest[3])
 		case 127:
-			panic("no frame of these tests is so large")
+			panic("no frame of these tests is this large")
 		}
 		o.record(rest[n : n+size])
 		rest = rest[n+size:]
@@ -62,13 +63,13 @@ func (o *countingOutlet) record(b []byte) {
 		o.last = numberAfter(b, `"to":`)
 	case bytes.HasPrefix(b, []byte(`{"type":"joined"`)):
 		o.joined++
-		if o.last < 0 { // from now
+		if o.last < 0 { // joined without a position
 			o.last = numberAfter(b, `"seq":`)
 		}
 	}
 }
 
-// numberAfter is the number that follows a name.
+// numberAfter returns the number that follows a name.
 func numberAfter(b []byte, name string) int {
 	b = b[bytes.Index(b, []byte(name))+len(name):]
 	end := 0
@@ -105,7 +106,7 @@ func (o *countingOutlet) Flushed(ctx context.Context) error {
 	}
 }
 
-// progress is how far it came, and how often it was told that it is in.
+// progress returns the last seq, and how often joined arrived.
 func (o *countingOutlet) progress() (last, joined int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -124,10 +125,12 @@ type crowd struct {
 	sim     *simulation
 	clients []*Client
 	outlets []*countingOutlet
-	blocked chan struct{} // who comes is stuck on it
+	behind  int           // index of an outlet that was not at the seq that allAt looked for
+	blocked chan struct{} // blocks the outlets of new members
 }
 
-// addMember adds a member that joins from now, or after a seq.
+// addMember adds a member that joins after a seq, or without a position if after
+// is negative.
 func (c *crowd) addMember(room message.Room, after int) {
 	o := &countingOutlet{last: after, blocked: c.blocked}
 	client := c.sim.nodes[0].NewClient(o, "")
@@ -144,30 +147,102 @@ func (c *crowd) join(client *Client, room message.Room, after int) {
 	}
 }
 
-// closeAll ends all of them.
+// closeAll closes all clients.
 func (c *crowd) closeAll() {
 	for _, client := range c.clients {
 		client.Close(true)
 	}
 }
 
-// countAt says how many are at a seq, having got there in order.
+// isAt reports whether the outlet is at a seq, having got there in order.
+func (o *countingOutlet) isAt(seq int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last == seq && !o.outOfOrder
+}
+
+// countAt returns how many outlets are at a seq.
 func (c *crowd) countAt(seq int) int {
 	n := 0
 	for _, o := range c.outlets {
-		o.mu.Lock()
-		if o.last == seq && !o.outOfOrder {
+		if o.isAt(seq) {
 			n++
 		}
-		o.mu.Unlock()
 	}
 	return n
 }
 
-// memoryInUse is what the process holds, heap and stacks, in bytes.
+// allAt reports whether all outlets are at a seq. It looks first at the one that
+// was not when it was last called.
+func (c *crowd) allAt(seq int) bool {
+	if c.behind < len(c.outlets) && !c.outlets[c.behind].isAt(seq) {
+		return false
+	}
+	for i, o := range c.outlets {
+		if !o.isAt(seq) {
+			c.behind = i
+			return false
+		}
+	}
+	return true
+}
+
+// memoryInUse returns the bytes that the process holds in its heap and stacks.
 func memoryInUse() int {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int(m.HeapAlloc + m.StackInuse)
+}
+
+// A cost is what the hub spent until all outlets were at a seq.
+type cost struct {
+	took        time.Duration
+	reads       int // of pages, and of one room's head
+	feedQueries int // of the commit feed, and for heads by name
+	atOnce      int // most concurrent reads
+	goroutines  int // most in addition to those before
+}
+
+// waitAllAt waits until all outlets are at a seq, and returns the cost.
+func (c *crowd) waitAllAt(seq int) cost {
+	c.t.Helper()
+	c.readCounters(true)
+	before, most := runtime.NumGoroutine(), 0
+	began := time.Now()
+	synctest.Wait()
+	for !c.allAt(seq) {
+		if time.Since(began) > 2*time.Minute {
+			c.t.Fatalf("%d of %d outlets are at %d", c.countAt(seq), len(c.outlets), seq)
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait() // so that goroutines which a timer just started do not count
+		most = max(most, runtime.NumGoroutine())
+	}
+	k := c.readCounters(false)
+	k.took, k.goroutines = time.Since(began), most-before
+	c.t.Logf("%d outlets at %d after %v: %d reads, %d at once, %d queries of the feed, %d more goroutines",
+		len(c.outlets), seq, k.took, k.reads, k.atOnce, k.feedQueries, k.goroutines)
+	return k
+}
+
+func (c *crowd) readCounters(reset bool) cost {
+	l := c.sim.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := cost{reads: l.reads, feedQueries: l.feedQueries, atOnce: l.readsPeak}
+	if reset {
+		l.reads, l.feedQueries, l.readsPeak = 0, 0, l.readsNow
+	}
+	return k
+}
+
+// expectAtMost fails the test if something cost more than it may.
+func (c *crowd) expectAtMost(what string, got, most int) {
+	c.t.Helper()
+	if got > most {
+		c.t.Errorf("%s: %d, want at most %d", what, got, most)
+		return
+	}
+	c.t.Logf("%s: %d, at most %d allowed", what, got, most)
 }

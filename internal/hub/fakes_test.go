@@ -14,35 +14,37 @@ import (
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
 )
 
-// memLog is a log in memory; the contract of the real ones is tested with them.
+// A memLog is a log in memory that completes at once. The contract of the real
+// logs is tested with them.
 type memLog struct {
 	mu         sync.Mutex
 	epoch      message.Epoch
 	rooms      map[message.Room][]message.Message
-	first      message.Seq // of every room, for trimmed ones
+	first      message.Seq // of every room, greater than 1 if older messages were trimmed
 	down       bool
 	reads      int
-	onComplete func(*message.Publication) // settles
+	onComplete func(*message.Publication) // receives a publication of Append
 
+	// onBatchComplete receives the publications of a batch, one room at a time.
 	onBatchComplete func([]*message.Publication) // those of a batch, of one room
 }
 
 func (l *memLog) Append(p *message.Publication) {
 	l.mu.Lock()
-	p.Epoch, p.At = l.epoch, time.Now()
-	p.Seq = message.Seq(len(l.rooms[p.Room]) + 1)
 	if l.down {
 		p.Err = message.ErrUnavailable
 	} else {
+		p.Epoch, p.Seq, p.At = l.epoch, message.Seq(len(l.rooms[p.Room])+1), time.Now()
 		l.rooms[p.Room] = append(l.rooms[p.Room], p.Message())
 	}
 	l.mu.Unlock()
 	l.onComplete(p)
 }
 
-// setDown takes the log away, or gives it back.
+// setDown makes the log fail, or work again.
 func (l *memLog) setDown(down bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -53,7 +55,7 @@ func (l *memLog) Read(_ context.Context, r message.Range) (message.Page, error) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.reads++; l.down {
-		return message.Page{}, errors.New("planted: log is away")
+		return message.Page{}, errors.New("injected: the log is down")
 	}
 	all := l.rooms[r.Room]
 	p := message.Page{Epoch: l.epoch, Head: message.Seq(len(all)), First: max(1, l.first)}
@@ -65,7 +67,7 @@ func (l *memLog) Read(_ context.Context, r message.Range) (message.Page, error) 
 	return p, nil
 }
 
-// fakeFeed tells the heads of the log, unless it is switched off.
+// A fakeFeed lists the heads of all rooms with every read, unless it is off.
 type fakeFeed struct {
 	log *memLog
 	off bool
@@ -93,42 +95,63 @@ func (f *fakeFeed) Heads(_ context.Context, rooms []message.Room) (message.Epoch
 	return f.log.epoch, heads, nil
 }
 
-// lossyBroker carries payloads between the hubs of a test, through lose.
+// A lossyBroker carries payloads between the hubs of a test, except those that
+// drop accepts.
 type lossyBroker struct {
 	mu   sync.Mutex
 	hubs []*Hub
-	drop func([]byte) bool // nil: carries all
+	drop func([]byte) bool // nil: nothing is dropped
 
-	published int
+	published     int
+	subscriptions map[message.Room]int
 }
 
-func (w *lossyBroker) Publish(room message.Room, b []byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.published++
-	if w.drop != nil && w.drop(b) {
+func (b *lossyBroker) Publish(room message.Room, payload []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.published++
+	if b.drop != nil && b.drop(payload) {
 		return
 	}
-	for _, h := range w.hubs {
-		h.Receive(room, b)
+	for _, h := range b.hubs {
+		h.Receive(room, payload)
 	}
 }
 
-// setDrop makes the wire lose what lose says; nil: nothing.
-func (w *lossyBroker) setDrop(drop func([]byte) bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.drop = drop
+// setDrop changes which payloads are dropped.
+func (b *lossyBroker) setDrop(drop func([]byte) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.drop = drop
 }
 
-func (w *lossyBroker) Subscribe(context.Context, message.Room) error { return nil }
-func (w *lossyBroker) Unsubscribe(message.Room)                      {}
+// Subscribe implements Broker. It counts; every hub receives all payloads.
+func (b *lossyBroker) Subscribe(_ context.Context, room message.Room) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.subscriptions[room]++
+	return nil
+}
 
-// recordingOutlet records what a client gets.
+// Unsubscribe implements Broker.
+func (b *lossyBroker) Unsubscribe(room message.Room) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.subscriptions[room]--
+}
+
+// subscribed returns how many subscriptions of a room have not ended.
+func (b *lossyBroker) subscribed(room message.Room) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.subscriptions[room]
+}
+
+// A recordingOutlet records the frames that a client receives.
 type recordingOutlet struct {
 	mu      sync.Mutex
 	frames  []map[string]any
-	blocked chan struct{} // Flushed waits for it, if set
+	blocked chan struct{} // Flushed waits for it, unless it is nil
 }
 
 func (o *recordingOutlet) Send(f protocol.Frame) bool {
@@ -138,11 +161,11 @@ func (o *recordingOutlet) Send(f protocol.Frame) bool {
 	return true
 }
 
-// decodeFrames returns the JSON objects of some frames that are sent as one.
+// decodeFrames returns the JSON objects of frames that are joined into one.
 func decodeFrames(f protocol.Frame) []map[string]any {
 	var all []map[string]any
 	for rest := []byte(f); len(rest) > 0; {
-		n := len(rest) - len(protocol.Payload(rest)) // the first header
+		n := len(rest) - len(protocol.Payload(rest)) // length of the first header
 		size := len(protocol.Payload(rest))
 		switch {
 		case rest[1] < 126:
@@ -174,7 +197,7 @@ func (o *recordingOutlet) Flushed(ctx context.Context) error {
 	}
 }
 
-// fixture is one log, a wire, and some nodes.
+// A fixture is a log, a broker and some nodes.
 type fixture struct {
 	t      *testing.T
 	log    *memLog
@@ -187,56 +210,40 @@ func newFixture(t *testing.T, nodes int, tune ...func(*Config)) *fixture {
 	t.Helper()
 	l := &memLog{epoch: "e1", rooms: map[message.Room][]message.Message{}}
 	l.onComplete = func(p *message.Publication) { p.Opaque.(*pendingPublish).hub.Completed([]*message.Publication{p}) }
-	w := &fixture{t: t, log: l, broker: &lossyBroker{}, feed: &fakeFeed{log: l}}
+	f := &fixture{t: t, log: l, broker: &lossyBroker{subscriptions: map[message.Room]int{}}, feed: &fakeFeed{log: l}}
 	for range nodes {
 		cfg := Config{
-			Log: l, Feed: w.feed, Batches: l, Directory: l, Broker: w.broker, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
+			Log: l, Feed: f.feed, Batches: l, Directory: l, Broker: f.broker, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
 			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		}
-		for _, f := range tune {
-			f(&cfg)
+		for _, change := range tune {
+			change(&cfg)
 		}
 		h := New(cfg)
-		l.onBatchComplete = h.Completed // a batch is appended on the newest node, whichever asks
-		w.nodes = append(w.nodes, h)
-		w.broker.hubs = append(w.broker.hubs, h)
+		l.onBatchComplete = h.Completed // batches complete on the last node, whichever appends them
+		f.nodes = append(f.nodes, h)
+		f.broker.hubs = append(f.broker.hubs, h)
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), testkit.Timeout)
 			defer cancel()
 			if err := h.Close(ctx); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	return w
+	return f
 }
 
-// store puts messages in the log as if another node had stored them and its
+// store adds messages to the log as if another node had committed them and its
 // broadcast had been lost.
-func (w *fixture) store(room message.Room, n int) {
-	w.log.mu.Lock()
-	defer w.log.mu.Unlock()
+func (f *fixture) store(room message.Room, n int) {
+	f.log.mu.Lock()
+	defer f.log.mu.Unlock()
 	for range n {
-		all := w.log.rooms[room]
+		all := f.log.rooms[room]
 		seq := message.Seq(len(all) + 1)
-		w.log.rooms[room] = append(all, message.Message{
-			Draft: message.Draft{Room: room, ID: "s", Data: []byte(`1`)}, Epoch: w.log.epoch, Seq: seq, At: time.Now(),
+		f.log.rooms[room] = append(all, message.Message{
+			Draft: message.Draft{Room: room, ID: "s", Data: []byte(`1`)}, Epoch: f.log.epoch, Seq: seq, At: time.Now(),
 		})
-	}
-}
-
-// eventually waits for a condition, and says what was waited for when it does
-// not come.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("waited 10 s for %s", what)
-		case <-tick.C:
-		}
 	}
 }

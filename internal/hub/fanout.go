@@ -9,18 +9,19 @@ import (
 )
 
 const (
-	// chunkBytes is about what one write takes to a member, so that a queue
-	// has time to empty between two.
+	// chunkBytes is roughly the size of one write to a member, so that a queue
+	// can empty between two.
 	chunkBytes = 64 << 10
-	// parallelFanOutMembers is the size from which several goroutines share a room.
+	// parallelFanOutMembers is the number of members for each goroutine that
+	// shares a fan-out. A topic with fewer than twice as many uses one.
 	parallelFanOutMembers = 1000
 )
 
-// fanOut hands frames to every live member: several frames as one, encoded
-// once for all. It never waits on a client: one that does not read is closed by
-// its own outlet, and resumes from the log. Caller holds mu, for as long as it
-// takes: members come and go between two messages only, and the order of the
-// frames is the same for all.
+// fanOut sends frames to every live member, several joined into one, which is
+// encoded once for all. It never waits for a client: the outlet of a slow one
+// closes its connection, and the client resumes from the log. Caller holds mu
+// all the while, so that members join and leave only between messages and every
+// member gets the same order.
 func (t *topic) fanOut(frames []protocol.Frame) {
 	if len(frames) == 0 || len(t.outlets) == 0 {
 		return
@@ -37,8 +38,9 @@ func (t *topic) fanOut(frames []protocol.Frame) {
 	}
 }
 
-// sendParallel sends one chunk to all, by several goroutines in a wide room. It waits
-// for them: the next chunk must not overtake this one.
+// sendParallel sends one chunk to all members, with several goroutines if there
+// are many. It waits for these, because the next chunk must not overtake this
+// one.
 func (t *topic) sendParallel(chunk protocol.Frame) {
 	workers := min(runtime.GOMAXPROCS(0), len(t.outlets)/parallelFanOutMembers)
 	if workers < 2 {
@@ -55,20 +57,22 @@ func (t *topic) sendParallel(chunk protocol.Frame) {
 	wg.Wait()
 }
 
-// sendAll sends a chunk to each. One that says it takes no more is not taken out
-// here: its reader finds its connection closed and does that.
+// sendAll sends a chunk to each outlet. It ignores one that accepts no more:
+// the goroutine that reads that connection sees it close and removes the
+// member.
 func sendAll(outlets []Outlet, chunk protocol.Frame) {
 	for _, o := range outlets {
 		o.Send(chunk)
 	}
 }
 
-// observeDelivery counts how long the batch took since its commits, in seconds.
+// observeDelivery records the time in seconds from the commit of each message
+// until now.
 func (h *Hub) observeDelivery(batch []roomFrame) {
 	now := time.Now().UnixMicro()
 	for i := range batch {
 		if batch[i].seq > 0 {
-			// Another node's clock may be ahead of ours.
+			// The clock of another node may be ahead of ours.
 			h.metrics.delivery.Observe(max(0, float64(now-batch[i].createdAt)/1e6))
 		}
 	}

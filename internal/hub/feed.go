@@ -7,24 +7,26 @@ import (
 	"switchyard/internal/message"
 )
 
-// headsPage is how many rooms are compared by name at a time.
+// headsPage is the number of rooms in one query for heads.
 const headsPage = 500
 
-// feedLoop reads the commit feed, broker up or down: it finds a lost last
-// message, and carries delivery when the broker is gone or was never there. Its
-// cost follows what is committed, not how many rooms are live. The cursor moves
-// only when what was told has reached the topics: what failed is asked again.
+// feedLoop reads the commit feed, whether the broker works or not: it finds a
+// lost last message, and it carries delivery when there is no broker. Its cost
+// depends on what is committed, not on the number of live rooms. The cursor
+// advances only when the topics have everything up to it; otherwise the next
+// read repeats it.
 func (h *Hub) feedLoop() {
 	tick := time.NewTicker(h.cfg.FeedInterval)
 	defer tick.Stop()
-	// Cursor 0 asks for the feed's end; epoch "" is that of no answer yet.
+	// Cursor 0 is the feed's present end. Epoch "" means that no read has
+	// succeeded.
 	var cursor message.Cursor
 	var epoch message.Epoch
 	for failed := false; ; {
 		commits, err := h.readCommits(cursor)
 		switch {
 		case err != nil:
-			if !failed && h.ctx.Err() == nil { // one line an outage
+			if !failed && h.ctx.Err() == nil { // one line per outage
 				h.logger.Warn("commit feed not read", "error", err)
 			}
 			failed = true
@@ -42,16 +44,17 @@ func (h *Hub) feedLoop() {
 	}
 }
 
-// readCommits asks the feed, bounded in time.
+// readCommits reads the feed with a timeout.
 func (h *Hub) readCommits(cursor message.Cursor) (message.Commits, error) {
 	ctx, cancel := context.WithTimeout(h.ctx, logTimeout)
 	defer cancel()
 	return h.cfg.Feed.Commits(ctx, cursor)
 }
 
-// applyCommits tells topics what was committed; false: it could not, ask again. The
-// first answer begins at its own moment: a room may be live since before it, on
-// a node whose feed came up late.
+// applyCommits notifies the topics of what was committed. It returns false if
+// the same part of the feed must be read again. The first read begins at its
+// own moment, and rooms may have become live before it, so it compares the
+// heads.
 func (h *Hub) applyCommits(c *message.Commits, epoch message.Epoch) bool {
 	if c.Incomplete || c.Epoch != epoch {
 		return h.compareHeads()
@@ -62,8 +65,9 @@ func (h *Hub) applyCommits(c *message.Commits, epoch message.Epoch) bool {
 	return true
 }
 
-// notifyTopic has a room's topic hear how far the log is. A head that was read before
-// messages came by another way is below the topic's own position, and no news.
+// notifyTopic records in a room's topic how far the log is, and starts a repair
+// if the topic is behind. A head below the topic's position changes nothing:
+// the messages came by another path after the head was read.
 func (h *Hub) notifyTopic(head message.Head, epoch message.Epoch) {
 	t := h.lookup(head.Room)
 	if t == nil {
@@ -75,10 +79,11 @@ func (h *Hub) notifyTopic(head message.Head, epoch message.Epoch) {
 	t.scheduleRepair(causeFeed)
 }
 
-// compareRoomHeads asks for the heads of all live rooms by name, a page at a time,
-// after an absence longer than the feed reaches back or in a new epoch. Rooms
-// that open meanwhile are not missed: they ask the log for themselves. The pages
-// are paced, so that a node that comes back is no burst for the database.
+// compareHeads reads the heads of all live rooms by name, headsPage at a time,
+// after an outage longer than the feed reaches back or in a new epoch. It need
+// not see rooms that open meanwhile, because they read the log themselves. It
+// pauses between the queries, so that a returning node does not flood the
+// database.
 func (h *Hub) compareHeads() bool {
 	var rooms []message.Room
 	for i := range h.shards {
@@ -102,7 +107,7 @@ func (h *Hub) compareHeads() bool {
 			h.notifyTopic(head, epoch)
 		}
 		rooms = rooms[n:]
-		// So 5,000 rooms take a tenth of a second at least.
+		// 5,000 rooms take at least a tenth of a second.
 		if !h.sleep(10 * time.Millisecond) {
 			return false
 		}

@@ -1,7 +1,7 @@
-// Package hub knows who listens to what on this node. It hands publications to
-// the log, takes stored messages from the log and from other nodes, puts each
-// room in order, fills what is missing from the log, and fans out one encoded
-// frame to every member. DESIGN.md beside this file tells the hard parts.
+// Package hub delivers messages on one node. It hands publications to the log,
+// receives committed messages from the log and from other nodes, puts each room
+// in order, reads what is missing from the log, and sends one encoded frame to
+// every member. DESIGN.md beside this file explains how.
 package hub
 
 import (
@@ -22,86 +22,94 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A Log stores publications and gives them back. Its commits come to
-// [Hub.Settled].
+// A Log stores publications and returns them. Committed publications come back
+// through [Hub.Completed].
 type Log interface {
-	// Append takes a publication and returns at once; it settles later.
+	// Append hands a publication to the log and returns at once. The
+	// publication completes later.
 	Append(*message.Publication)
-	// Read returns part of a room, in one snapshot.
+	// Read returns part of a room, from one snapshot.
 	Read(context.Context, message.Range) (message.Page, error)
 }
 
-// A CommitFeed tells what was committed, by whichever node.
+// A CommitFeed lists what any node committed.
 type CommitFeed interface {
-	// Commits returns what was committed from a cursor on, and the cursor to
-	// ask with next; nothing is ever skipped between the two.
+	// Commits returns what was committed since a cursor, and the cursor of the
+	// next call. Nothing is skipped between the two calls.
 	Commits(context.Context, message.Cursor) (message.Commits, error)
-	// Heads returns how far each of the rooms has come; one that the log does not
-	// know is at 0.
+	// Heads returns the newest seq of each of the rooms, 0 for a room that the
+	// log does not know.
 	Heads(context.Context, []message.Room) (message.Epoch, []message.Head, error)
 }
 
-// A Broker carries payloads to the other nodes. It may lose and swap them, and
-// may bring a node's own back. What comes in goes to [Hub.Receive].
+// A Broker carries payloads to the other nodes. It may lose, repeat and reorder
+// them, and may bring a node's own back. What arrives goes to [Hub.Receive].
 type Broker interface {
 	// Publish never blocks.
 	Publish(message.Room, []byte)
-	// Subscribe waits until the subscription holds; an error says that it may
-	// come later.
+	// Subscribe waits until the subscription is active. On an error it may
+	// still become active later.
 	Subscribe(context.Context, message.Room) error
+	// Unsubscribe ends a subscription. It never blocks.
 	Unsubscribe(message.Room)
 }
 
-// An Outlet is the way to one client. Safe for concurrent use; only Flushed
-// blocks.
+// An Outlet is the bounded send queue of one connection. It is safe for
+// concurrent use. Only Flushed blocks.
 type Outlet interface {
-	// Send hands over whole frames and tries to write them; false says that
-	// the connection is closing and takes no more.
+	// Send queues whole frames and tries to write them. It returns false when
+	// the connection is closing and accepts no more.
 	Send(protocol.Frame) bool
-	// Queue hands over frames that leave with the next Send or Flush.
+	// Queue queues frames without writing them. They leave with the next Send
+	// or Flush.
 	Queue(protocol.Frame) bool
+	// Flush tries to write what is queued.
 	Flush()
 	// Flushed waits until nothing is queued.
 	Flushed(context.Context) error
 }
 
-// Config is what a hub needs; all of it but the durations and Presence is required.
+// A Config holds what a hub needs. All fields are required except the
+// durations, the numbers, Node and the presence fields.
 type Config struct {
 	Log       Log
 	Feed      CommitFeed
 	Batches   BatchAppender
 	Directory Directory
 	Broker    Broker
-	// Presence is nil where nobody keeps it; PresenceLimit is the most members
-	// that are listed, 200 by default.
+	// Presence is nil if presence is disabled. PresenceLimit is the largest
+	// number of entries that is listed, 200 by default.
 	Presence      Presence
 	PresenceLimit int
-	// RepairWait is how long a hole may fill by itself. 20 ms by default.
+	// RepairWait is how long a hole may fill by itself before the log is read.
+	// 20 ms by default.
 	RepairWait time.Duration
 	// FeedInterval is the time between two reads of the commit feed, and so
-	// about the delay of a message that the broker lost. 250 ms by default.
+	// roughly the delay of a message that the broker lost. 250 ms by default.
 	FeedInterval time.Duration
-	// TopicIdle is how long a topic without members lives on, at most. 10 s by
+	// TopicIdle is how long a topic without members is kept, at most. 10 s by
 	// default.
 	TopicIdle time.Duration
-	// MaxInflight bounds the publishes of one client under way. 64 by default.
+	// MaxInflight bounds the uncommitted publishes of one client. 64 by
+	// default.
 	MaxInflight int
-	// MaxRooms bounds the rooms one client is in. 1,000 by default.
+	// MaxRooms bounds the rooms that one client is in. 1,000 by default.
 	MaxRooms int
-	// Node names the room of the delivery canary; "" is without one. Letters,
-	// digits, dots and hyphens, at most 64.
+	// Node names the room of the delivery canary; "" disables the canary. At
+	// most 64 letters, digits, dots and hyphens.
 	Node string
-	// CanaryInterval is the time between two canaries, 1 s by default;
-	// CanaryStale how old the newest that came back may be, 5 s by default.
+	// CanaryInterval is the time between two canary messages, 1 s by default.
+	// CanaryStale is how old the newest arrived one may be, 5 s by default.
 	CanaryInterval time.Duration
 	CanaryStale    time.Duration
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 
-	bounds bounds // the usual ones by default
+	bounds bounds // defaultBounds unless a test sets them
 }
 
+// defaults fills in what the caller left out.
 func (c *Config) defaults() {
 	orDuration := func(d *time.Duration, value time.Duration) {
 		if *d <= 0 {
@@ -128,31 +136,34 @@ func (c *Config) defaults() {
 }
 
 const (
-	// subscribeTimeout is how long a new topic waits for its subscription; the
-	// commit feed covers what it would miss.
+	// subscribeTimeout is how long a new topic waits for its subscription. The
+	// commit feed covers what a later one would miss.
 	subscribeTimeout = 250 * time.Millisecond
 
+	// shardCount is the number of locks that share the topics.
 	shardCount = 64
 )
 
-// A Hub is one node's rooms. Safe for concurrent use.
+// A Hub holds the topics of one node and delivers to their members. It is safe
+// for concurrent use.
 type Hub struct {
 	cfg       Config
 	logger    *slog.Logger
 	metrics   *metrics
-	bootID    uint64 // names this process in payloads
+	bootID    uint64 // identifies this process in payloads
 	ids       atomic.Uint64
 	seed      maphash.Seed
 	shards    [shardCount]shard
 	readSlots readSlots
-	acks      inbox[*Client]
-	// presences are on their way to Presence.
+	// acks are clients whose outlets hold acks that ackLoop is to write.
+	acks inbox[*Client]
+	// presenceChanges are waiting to be handed to Presence.
 	presenceChanges inbox[message.PresenceChange]
-	canary          *canary // nil without a node's name
+	canary          *canary // nil without Config.Node
 	repairQueue     repairQueue
 	memory          memoryUsage
 	logUnavailable  atomic.Bool  // the last read of the log failed
-	loggedEpoch     atomic.Value // the message.Epoch that was last logged as new
+	loggedEpoch     atomic.Value // the message.Epoch that was logged as new most recently
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -160,20 +171,20 @@ type Hub struct {
 	mu sync.Mutex
 	// Protects following.
 	closed bool
-	loops  sync.WaitGroup // Wait needs no lock: nothing is added once closed
+	loops  sync.WaitGroup // Wait needs no lock: no goroutine is added once closed is set
 }
 
-// A shard holds part of the topics.
+// A shard holds part of the topics under one lock.
 type shard struct {
 	mu     sync.RWMutex
 	topics map[message.Room]*topic
 }
 
-// New returns a hub that is at work: its loops run until Close.
+// New returns a hub whose loops run until Close.
 func New(cfg Config) *Hub {
 	cfg.defaults()
 	var boot [8]byte
-	_, _ = rand.Read(boot[:]) // never fails: crypto/rand, since Go 1.24
+	_, _ = rand.Read(boot[:]) // cannot fail since Go 1.24
 	h := &Hub{
 		cfg:       cfg,
 		logger:    cfg.Logger.With("component", "hub"),
@@ -195,16 +206,16 @@ func New(cfg Config) *Hub {
 	return h
 }
 
-// Start begins the delivery canary, if there is one. It is called once, when the
-// log and the broker have been started with this hub.
+// Start begins the delivery canary, if there is one. Call it once, after the
+// log and the broker that use this hub have started.
 func (h *Hub) Start() {
 	if h.canary != nil {
 		h.spawn(h.canary.loop)
 	}
 }
 
-// Close ends the hub's loops, repairs and resumes, and waits for them until
-// ctx ends. Clients are the caller's to close first.
+// Close ends the hub's loops, repairs and catch-ups, and waits for them until
+// ctx ends. The caller closes the clients first.
 func (h *Hub) Close(ctx context.Context) error {
 	h.mu.Lock()
 	h.closed = true
@@ -220,7 +231,8 @@ func (h *Hub) Close(ctx context.Context) error {
 	}
 }
 
-// spawn runs f on a goroutine that Close waits for; not at all once closed.
+// spawn runs f on a goroutine that Close waits for. After Close it does
+// nothing.
 func (h *Hub) spawn(f func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -229,13 +241,13 @@ func (h *Hub) spawn(f func()) {
 	}
 }
 
-// shard is where a room's topic is. The seed is this process's own: nobody can
-// choose names that meet in one shard.
+// shard returns the shard of a room. The hash seed belongs to this process, so
+// that clients cannot choose names that fall into one shard.
 func (h *Hub) shard(room message.Room) *shard {
 	return &h.shards[maphash.String(h.seed, string(room))%shardCount]
 }
 
-// lookup returns the room's topic, nil where nobody here listens.
+// lookup returns the room's topic, or nil if this node has none.
 func (h *Hub) lookup(room message.Room) *topic {
 	s := h.shard(room)
 	s.mu.RLock()
@@ -243,7 +255,8 @@ func (h *Hub) lookup(room message.Room) *topic {
 	return s.topics[room]
 }
 
-// acquire returns the room's topic and keeps it alive until release.
+// acquire returns the room's topic, creating it if necessary, and keeps it
+// until release.
 func (h *Hub) acquire(room message.Room) *topic {
 	s := h.shard(room)
 	s.mu.Lock()
@@ -259,8 +272,8 @@ func (h *Hub) acquire(room message.Room) *topic {
 	return t
 }
 
-// release lets go of a topic; the sweep closes it when nobody wants it for a
-// while, so that who comes back soon finds its ring.
+// release undoes one acquire. The sweep closes the topic after it was unused
+// for a while, so that a client that returns soon still finds its ring.
 func (h *Hub) release(t *topic) {
 	s := h.shard(t.room)
 	s.mu.Lock()
@@ -269,7 +282,7 @@ func (h *Hub) release(t *topic) {
 	t.idleSince = time.Now()
 }
 
-// sweepLoop lets go of topics that nobody has used for a while.
+// sweepLoop closes topics that were unused for a while.
 func (h *Hub) sweepLoop() {
 	tick := time.NewTicker(min(time.Second, h.cfg.TopicIdle))
 	defer tick.Stop()
@@ -285,34 +298,35 @@ func (h *Hub) sweepLoop() {
 	}
 }
 
-// sweep closes a shard's topics that are due.
+// sweep closes the topics of a shard that are due.
 func (h *Hub) sweep(s *shard, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for room, t := range s.topics {
-		// It lives on for as long as it was in use, at most TopicIdle: names
-		// that are only touched are not kept.
+		// An unused topic is kept as long as it was in use, at most TopicIdle.
+		// A name that was only touched is not kept.
 		if t.refCount > 0 || now.Sub(t.idleSince) < min(h.cfg.TopicIdle, t.idleSince.Sub(t.createdAt)) {
 			continue
 		}
 		delete(s.topics, room)
 		h.metrics.topics.Dec()
 		t.close()
-		// Under the shard's lock, so that it comes before the subscribe of a
-		// next topic of this name.
+		// Under the shard's lock, so that it precedes the Subscribe of the next
+		// topic with this name.
 		h.cfg.Broker.Unsubscribe(room)
 	}
 }
 
-// newID names a publication whose publisher did not: unique over nodes and
-// restarts by the boot id.
+// newID returns an id for a publication whose publisher gave none. The boot id
+// makes it unique across nodes and restarts.
 func (h *Hub) newID() string {
 	b := strconv.AppendUint(make([]byte, 0, 28), h.bootID, 36)
 	b = append(b, '-')
 	return string(strconv.AppendUint(b, h.ids.Add(1), 36))
 }
 
-// History returns a page of a room for a reader of any kind.
+// History returns a page of a room. It is for readers of every kind, so it does
+// not set Range.ForDelivery.
 func (h *Hub) History(ctx context.Context, r message.Range) (message.Page, error) {
 	if r.Limit <= 0 || r.Limit > protocol.MaxHistory {
 		r.Limit = protocol.MaxHistory
@@ -325,7 +339,7 @@ func (h *Hub) History(ctx context.Context, r message.Range) (message.Page, error
 	return page, nil
 }
 
-// sleep waits for d, or less when the hub closes; false says so.
+// sleep waits for d. It returns false if the hub closes first.
 func (h *Hub) sleep(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -5,50 +5,51 @@ import (
 	"sync"
 )
 
-// A inbox collects work for a runner goroutine that lives only while there
-// is some: an idle topic costs no goroutine. Whoever puts something in never
-// waits for the work. Safe for concurrent use; the lock is a leaf.
+// An inbox collects work for a goroutine that exists only while there is some,
+// so an idle topic costs no goroutine. Code that adds work never waits for it.
+// It is safe for concurrent use; the lock is a leaf.
 type inbox[T any] struct {
 	mu      sync.Mutex
 	items   []T
-	spare   []T // the array of the batch before, to be filled again
+	spare   []T // the array of the previous batch, to be reused
 	weight  int
 	running bool
 }
 
-// put adds an item that weighs so much, unless that makes more than maxWeight;
-// an empty mailbox takes any. It starts the runner where none is under way, so
-// that there is never more than one: batches are taken in the order of puts.
-func (m *inbox[T]) put(item T, weight, maxWeight int, run func()) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.weight > 0 && m.weight+weight > maxWeight {
+// put adds an item of a weight, unless the weights then exceed maxWeight; an
+// empty inbox accepts any item. It starts run on a goroutine if none is
+// running, so there is never more than one, and batches keep the order of the
+// puts.
+func (in *inbox[T]) put(item T, weight, maxWeight int, run func()) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.weight > 0 && in.weight+weight > maxWeight {
 		return false
 	}
-	m.items = append(m.items, item)
-	m.weight += weight
-	if !m.running {
-		m.running = true
+	in.items = append(in.items, item)
+	in.weight += weight
+	if !in.running {
+		in.running = true
 		go run()
 	}
 	return true
 }
 
-// dequeueAll hands over everything, or says that the runner is to end. The batch is
-// valid until the next take. It yields first: what is just being put then
-// leaves in the same turn, which is all the batching there is.
-func (m *inbox[T]) dequeueAll() ([]T, bool) {
+// dequeueAll returns all items, or false if there are none, and then the
+// goroutine must end. The batch is valid until the next call. It yields first,
+// so that items which are just being put leave in the same batch.
+func (in *inbox[T]) dequeueAll() ([]T, bool) {
 	runtime.Gosched()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.items) == 0 {
-		m.running = false
-		m.items, m.spare = nil, nil // an idle topic keeps no buffers
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if len(in.items) == 0 {
+		in.running = false
+		in.items, in.spare = nil, nil // an idle inbox keeps no buffers
 		return nil, false
 	}
-	batch := m.items
-	clear(m.spare) // what it pointed to is done with
-	m.items, m.spare = m.spare[:0], batch
-	m.weight = 0
+	batch := in.items
+	clear(in.spare) // so that it keeps nothing alive
+	in.items, in.spare = in.spare[:0], batch
+	in.weight = 0
 	return batch, true
 }

@@ -6,8 +6,8 @@ import (
 	"testing/synctest"
 )
 
-// Whatever many put at once is taken once, each one's in its order, by one
-// runner at a time, which ends.
+// However many goroutines put items at once, each item is dequeued once and in
+// the order of its goroutine, by one runner at a time, which ends.
 func TestAnInboxHandsOverOnceAndInOrder(t *testing.T) {
 	const writers, items = 8, 500
 	type item struct{ writer, n int }
@@ -18,7 +18,7 @@ func TestAnInboxHandsOverOnceAndInOrder(t *testing.T) {
 		run := func() {
 			mu.Lock()
 			if running++; running > 1 {
-				t.Error("two runners at once")
+				t.Error("two runners ran at once")
 			}
 			mu.Unlock()
 			for {
@@ -31,7 +31,7 @@ func TestAnInboxHandsOverOnceAndInOrder(t *testing.T) {
 				}
 				for _, it := range batch {
 					if it.n != next[it.writer] {
-						t.Errorf("%d of writer %d comes when %d is due", it.n, it.writer, next[it.writer])
+						t.Errorf("got item %d of writer %d, want %d", it.n, it.writer, next[it.writer])
 					}
 					next[it.writer] = it.n + 1
 				}
@@ -48,35 +48,35 @@ func TestAnInboxHandsOverOnceAndInOrder(t *testing.T) {
 		synctest.Wait()
 		for w, n := range next {
 			if n != items {
-				t.Errorf("%d of writer %d were taken", n, w)
+				t.Errorf("%d items of writer %d were dequeued, want %d", n, w, items)
 			}
 		}
 		if m.items != nil || m.spare != nil || m.running {
-			t.Error("an idle mailbox keeps buffers, or a runner")
+			t.Error("an idle inbox keeps buffers or its runner")
 		}
 	})
 }
 
 func TestAnInboxIsBounded(t *testing.T) {
 	var m inbox[string]
-	m.running = true // nobody takes
+	m.running = true // so that put starts no runner
 	for _, tt := range []struct {
-		item   string
-		weight int
-		taken  bool
+		item     string
+		weight   int
+		accepted bool
 	}{
-		{"larger than all of it, but alone", 20, true},
+		{"larger than the bound, but the only one", 20, true},
 		{"one more", 1, false},
 		{"without weight", 0, false},
 	} {
-		if got := m.put(tt.item, tt.weight, 10, nil); got != tt.taken {
-			t.Errorf("%s: taken %v", tt.item, got)
+		if got := m.put(tt.item, tt.weight, 10, nil); got != tt.accepted {
+			t.Errorf("%s: accepted %v, want %v", tt.item, got, tt.accepted)
 		}
 	}
 	if batch, ok := m.dequeueAll(); !ok || len(batch) != 1 {
-		t.Errorf("took %v", batch)
+		t.Errorf("dequeued %v, want one item", batch)
 	}
 	if !m.put("after it was emptied", 10, 10, nil) {
-		t.Error("an empty mailbox refuses")
+		t.Error("an empty inbox refuses an item")
 	}
 }

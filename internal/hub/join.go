@@ -8,35 +8,36 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// progress is how far a joining or catching-up member has come. It belongs to
-// whoever serves the member, one at a time: the joining reader, then the topic
-// while it is not open, then the client's turns.
+// progress is how far a joining or catching-up member has come. One goroutine
+// at a time owns it: first the one that reads the client's socket, then the
+// topic while it is not open, then the client's catch-up loop.
 type progress struct {
 	seq     message.Seq
-	epoch   message.Epoch // "" with seq 0: any
-	fromNow bool          // no position: begin with what comes
-	result  string        // for metrics: the dearest way taken so far
+	epoch   message.Epoch // "" with seq 0: any epoch
+	fromNow bool          // no position: begin with the next message
+	result  string        // label in metrics: the most expensive path so far
 }
 
-// openTimeout is how long a join waits for a cold topic.
+// openTimeout is how long a join waits for a topic to open.
 const openTimeout = logTimeout + subscribeTimeout
 
-// A waiter is a join for which the topic is not open yet. It has no goroutine:
-// ten thousand clients may come to a room while the log is away.
+// A waiter is a join whose topic is not open yet. It has no goroutine: ten
+// thousand clients may join while the log is down.
 type waiter struct {
 	progress
 	timeout *time.Timer
 }
 
-// openLoop makes a new topic live: subscription first, then head and first, so
-// that nothing falls between the two: what is committed before the read is in
-// it, what comes after it is heard. A subscription that takes too long is not
-// waited for; the commit feed covers it. The loop goes on while the log is away
-// and somebody waits.
+// openLoop opens a new topic. It subscribes first and then reads the room's
+// head and oldest seq, so that nothing is missed between the two: the read has
+// what was committed before it, and the subscription brings what is committed
+// after it. It does not wait long for the subscription, because the commit feed
+// covers a late one. It retries while the log is down, until the topic is
+// closed.
 func (t *topic) openLoop() {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, subscribeTimeout)
 	if err := t.hub.cfg.Broker.Subscribe(ctx, t.room); err != nil {
-		t.hub.logger.Debug("opened before its subscription", "room", t.room, "error", err)
+		t.hub.logger.Debug("topic opened before its subscription", "room", t.room, "error", err)
 	}
 	cancel()
 	for wait := minRetry; !t.isClosed(); wait = min(2*wait, maxRetry) {
@@ -45,25 +46,26 @@ func (t *topic) openLoop() {
 			t.completeOpen(&page)
 			return
 		}
-		t.hub.logger.Debug("room not opened", "room", t.room, "error", err)
+		t.hub.logger.Debug("topic not opened", "room", t.room, "error", err)
 		if !t.hub.sleep(wait) {
 			return
 		}
 	}
 }
 
+// noBytes is the size of a read without messages.
 func noBytes() int { return 0 }
 
-// isClosed says whether the topic was swept meanwhile.
+// isClosed reports whether the topic was swept meanwhile.
 func (t *topic) isClosed() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.closed
 }
 
-// completeOpen takes the log's word for where the room stands. Who waited joins there,
-// and what was held since goes on from there, in that order: whoever joins from
-// now gets what was committed after the read.
+// completeOpen opens the topic at the head that the log returned. First the
+// waiting members join there, then the buffered messages are delivered, so that
+// they get everything that was committed after the read.
 func (t *topic) completeOpen(page *message.Page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,19 +73,19 @@ func (t *topic) completeOpen(page *message.Page) {
 		return
 	}
 	t.open = true
-	// What was heard before counts in this epoch or in none that is known yet.
+	// Messages that arrived before may be of another epoch.
 	if t.epochBeforeOpen != "" && t.epochBeforeOpen != page.Epoch {
-		t.epochMismatches++ // the page, or what was heard, is of the past
+		t.epochMismatches++ // one of the two epochs is past
 	}
 	if t.epochMismatches > t.mismatchesResolved {
-		t.target = 0 // of whichever epoch: the log is asked again
+		t.target = 0 // target may be of either epoch: the repair reads it anew
 	}
 	t.epoch, t.last, t.first = page.Epoch, page.Head, page.First
-	t.prune(t.last) // the page knew these already
+	t.prune(t.last) // the page includes these
 	for m, w := range t.waiters {
 		w.timeout.Stop()
 		if m.goLive(&w.progress) {
-			m.releaseJoinSlot() // also where it left meanwhile
+			m.releaseJoinSlot() // also if the member left meanwhile
 		} else {
 			m.client.enqueueCatchUp(catchUpTask{member: m, progress: w.progress})
 		}
@@ -93,21 +95,22 @@ func (t *topic) completeOpen(page *message.Page) {
 	t.scheduleRepair(causeHole)
 }
 
-// startJoin makes the member live at once where it misses nothing. Else it waits
-// for the topic to open, and for its turn; the client reads on meanwhile, but
-// for having maxPendingJoins unanswered.
+// startJoin makes the member live at once if it misses nothing. Otherwise the
+// member waits for the topic to open and for its turn in the client's catch-up
+// queue, while the client's next request is handled; only with maxPendingJoins
+// unanswered joins does startJoin block.
 func (m *member) startJoin(p progress) {
 	t := m.topic
 	t.mu.Lock()
-	// Who misses something takes turns with the client's other rooms, even where
-	// the ring has it.
+	// A member that misses something takes its turn even if the ring has it, so
+	// that one client's rooms do not fill its outlet together.
 	upToDate := t.open && (p.fromNow || p.seq == t.last)
 	live := upToDate && m.goLive(&p)
 	t.mu.Unlock()
 	if live {
 		return
 	}
-	m.joinSlot = m.client.acquireJoinSlot() // without the lock: it may take a while
+	m.joinSlot = m.client.acquireJoinSlot() // without the lock, because it may block
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open {
@@ -117,29 +120,29 @@ func (m *member) startJoin(p progress) {
 	if t.waiters == nil {
 		t.waiters = make(map[*member]waiter)
 	}
-	t.waiters[m] = waiter{p, time.AfterFunc(openTimeout, func() { t.giveUp(m) })}
+	t.waiters[m] = waiter{p, time.AfterFunc(openTimeout, func() { t.expireWaiter(m) })}
 }
 
-// cancelWait refuses a member that has waited for the topic as long as a client
-// should for an answer. The topic goes on trying: the next join may be in time.
-func (t *topic) giveUp(m *member) {
+// expireWaiter refuses a join that has waited for the topic for openTimeout.
+// The topic keeps trying to open.
+func (t *topic) expireWaiter(m *member) {
 	t.mu.Lock()
-	_, waits := t.waiters[m]
+	_, waiting := t.waiters[m]
 	delete(t.waiters, m)
 	t.mu.Unlock()
-	if waits {
+	if waiting {
 		m.refuse()
 	}
 }
 
-// goLive enqueues what the member misses from the ring and makes it live, if
-// the ring has it; true says that nothing is left to do. A member that is ahead
-// of this topic does not become live: it would get messages a second time.
-// Caller holds mu.
+// goLive sends the member what it misses and makes it live, if the ring has all
+// of it. It returns true if there is nothing left to do. A member that is ahead
+// of this topic does not become live, or it would get messages twice. Caller
+// holds mu.
 func (m *member) goLive(p *progress) bool {
 	t := m.topic
 	if m.state == memberGone {
-		return true // left meanwhile: nothing more to do
+		return true // the member left meanwhile
 	}
 	if !t.open {
 		return false
@@ -149,8 +152,9 @@ func (m *member) goLive(p *progress) bool {
 	} else if p.result == "" {
 		p.result = resumeRing
 	}
-	// Without an epoch the position is 0, the same in all. It stays so until the
-	// member is live: this topic may not have heard of the newest.
+	// A position without an epoch is 0, which is valid in every epoch. It stays
+	// without one until the member is live, because the topic may not know the
+	// newest epoch.
 	if p.epoch != "" && p.epoch != t.epoch || !t.ring.covers(p.seq, t.last) {
 		return false
 	}
@@ -170,8 +174,8 @@ func (m *member) goLive(p *progress) bool {
 	return true
 }
 
-// markJoined returns the answer to the join; whatever else the room has for the
-// member is sent after it. Caller holds mu.
+// markJoined records that the join is answered and returns the answer, which
+// must precede all other frames for the member. Caller holds mu.
 func (m *member) markJoined(epoch message.Epoch, head, first message.Seq) protocol.Frame {
 	m.joinedSent = true
 	m.reportPresence(message.PresenceJoined)

@@ -9,28 +9,28 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Causes of a repair, results of a resume, and reasons of a drop: closed sets for labels. A repair
-// is counted for each read; a resume once, when the member is live, as the
-// dearest way that it took.
+// Causes of a repair, results of a resume and reasons for a drop: closed sets
+// of label values. A repair counts once for each read. A resume counts once,
+// when the member is live, as the most expensive path it took.
 const (
-	causeHole     = "hole"     // a later message came first
-	causeFeed     = "feed"     // the commit feed knew of more
-	causeEpoch    = "epoch"    // a message of another epoch came
-	causeOverflow = "overflow" // the inbox or the hold buffer was full
-	causeAhead    = "ahead"    // a client knew of more
+	causeHole     = "hole"     // a later message arrived first
+	causeFeed     = "feed"     // the commit feed listed more
+	causeEpoch    = "epoch"    // a message of another epoch arrived
+	causeOverflow = "overflow" // the inbox was full
+	causeAhead    = "ahead"    // a client was ahead of the topic
 
 	resumeRing    = "ring"    // from memory
-	resumeLog     = "log"     // from the database
-	resumeTrimmed = "trimmed" // in part: the oldest were no longer stored
-	resumeEpoch   = "epoch"   // not at all: the positions were void
+	resumeLog     = "log"     // from the log
+	resumeTrimmed = "trimmed" // from the log, except the oldest, which were no longer stored
+	resumeEpoch   = "epoch"   // nothing: the position was void
 
-	dropSignal        = "stale_signal" // it came too late to be worth anything
-	dropInbox         = "inbox_full"   // more than a topic may have waiting
-	dropReorderBuffer = "hold_full"    // more than may wait for what came before it
+	dropSignal        = "stale_signal" // it was older than maxSignalAge
+	dropInbox         = "inbox_full"   // the inbox was full
+	dropReorderBuffer = "hold_full"    // the reorder buffer was full
 )
 
-// metrics belong to one hub: a process may run several. Nothing here is labelled
-// by room, user or session, of which there is no end.
+// metrics belong to one hub, because a process may run several. No label holds
+// a room, user or session, whose number is unbounded.
 type metrics struct {
 	sent      prometheus.Counter
 	publish   prometheus.Histogram
@@ -44,7 +44,7 @@ type metrics struct {
 	canary    *prometheus.HistogramVec
 }
 
-// newMetrics registers them all.
+// newMetrics registers all metrics.
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	fast := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
@@ -55,12 +55,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		publish: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_publish_duration_seconds",
-			Help:    "From a publish read to its ack.",
+			Help:    "From reading a publish to its ack.",
 			Buckets: fast,
 		}),
 		delivery: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_delivery_duration_seconds",
-			Help:    "From a commit until the last member here was handed the message.",
+			Help:    "From a commit until the message was handed to the last member on this node.",
 			Buckets: fast,
 		}),
 		resumes: f.NewCounterVec(prometheus.CounterOpts{
@@ -69,15 +69,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"result"}),
 		repairs: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_repairs_total",
-			Help: "Fetches from the log to fill what the broker did not bring, by cause.",
+			Help: "Reads of the log for messages that the broker did not bring, by cause.",
 		}, []string{"cause"}),
 		dropped: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "hub_dropped_total",
-			Help: "Broadcasts not taken by a topic, by reason; the log has them.",
+			Help: "Broadcasts that a topic dropped, by reason. The log has the messages among them.",
 		}, []string{"reason"}),
 		topics: f.NewGauge(prometheus.GaugeOpts{
 			Name: "hub_topics",
-			Help: "Rooms that are live on this node.",
+			Help: "Topics on this node: rooms that have a member, or had one lately.",
 		}),
 		malformed: f.NewCounter(prometheus.CounterOpts{
 			Name: "hub_malformed_payloads_total",
@@ -97,8 +97,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// zero makes the counters that alerts watch stand at 0 from the start: the
-// first one of a kind would otherwise be no increase, but a new series.
+// zero creates the counters that alerts watch at 0. Otherwise the first event
+// would create the series, and no increase would be seen.
 func (m *metrics) zero() {
 	for _, code := range []string{protocol.CodeUnavailable, protocol.CodeInternal} {
 		m.errors.WithLabelValues(code)
@@ -112,23 +112,24 @@ func (m *metrics) zero() {
 }
 
 // CountError counts a request that was answered with an error, by its code, or
-// a connection that was ended for one, by its reason. Some are answered here,
-// others by who reads the socket: one counter has them all.
+// a connection that was ended for one, by its close reason. The hub and the
+// HTTP server answer errors and share this counter.
 func (h *Hub) CountError(kind string) { h.metrics.errors.WithLabelValues(kind).Inc() }
 
-// clientError is how an error is told to a client; it is counted.
+// clientError counts an error and returns it as the client sees it.
 func (h *Hub) clientError(err error) *protocol.Error {
 	e := protocol.ErrorFor(err)
 	h.CountError(e.Code)
 	return e
 }
 
-// registerCanaryAge tells how old the newest canary is that came back, by leg.
+// registerCanaryAge registers the age of the newest canary message that
+// arrived, by leg.
 func (*metrics) registerCanaryAge(reg prometheus.Registerer, c *canary) {
 	for _, l := range []*leg{&c.local, &c.broker} {
 		promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "websocket_canary_age_seconds",
-			Help:        "How long ago the newest canary was sent that has come back. It grows while delivery is dead.",
+			Help:        "Time since the newest canary message that came back was sent. It grows while delivery is broken.",
 			ConstLabels: prometheus.Labels{"leg": l.name},
 		}, func() float64 { return l.age(time.Now()).Seconds() })
 	}

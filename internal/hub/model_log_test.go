@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,31 +13,32 @@ import (
 	"switchyard/internal/message"
 )
 
-// A modelLog is the log that the property is checked on: it keeps what every
-// epoch held, so that a judge can tell what was right at any time, and it can
-// be slow, away, trimmed, pruned, and put back to an older state.
+// A modelLog is the log of the simulation. It keeps what every epoch held, so
+// that the checker knows what was right at any time. It can be slow, down,
+// trimmed, pruned and restored to an older state.
 type modelLog struct {
 	mu                  sync.Mutex
 	epochs              []message.Epoch // the newest last
 	messages            map[message.Epoch]map[message.Room][]message.Message
 	first               map[message.Epoch]map[message.Room]message.Seq // 0: nothing is trimmed
-	stored              int                                            // names and numbers each message
+	stored              int                                            // number of all messages, which names each
 	feed                []message.Head                                 // row i has the id i+1
 	oldestRow           message.Cursor                                 // of the feed: older rows are pruned
 	reads               int                                            // reads begun
-	feedQueries         int                                            // of the feed and for heads
-	readsNow, readsPeak int                                            // reads under way, and most of them
+	feedQueries         int                                            // of the feed and of heads
+	readsNow, readsPeak int                                            // reads in progress, and the most of them
 }
 
-// A logView is how one node sees the ledger. It implements Log and Feed.
+// A logView is how one node sees the log. It implements Log and CommitFeed.
 type logView struct {
 	*modelLog
-	down     bool // reads fail
-	feedDown bool
-	delay    time.Duration // how long an answer takes, its snapshot being old by then
+	down      bool          // reads fail
+	feedDown  bool          // reads of the feed fail
+	headsDown bool          // reads of heads by name fail
+	delay     time.Duration // how long a read takes; its snapshot is of the beginning
 }
 
-var errInjected = errors.New("planted: the log is away")
+var errInjected = errors.New("injected: the log is down")
 
 func newModelLog() *modelLog {
 	l := &modelLog{
@@ -47,8 +49,7 @@ func newModelLog() *modelLog {
 	return l
 }
 
-// newEpoch starts an epoch, with nothing in it. Caller holds mu, if anybody else
-// knows the ledger.
+// newEpoch begins an empty epoch. Caller holds mu once the log is shared.
 func (l *modelLog) newEpoch() message.Epoch {
 	e := message.Epoch(fmt.Sprintf("e%d", len(l.epochs)+1))
 	l.epochs = append(l.epochs, e)
@@ -59,7 +60,7 @@ func (l *modelLog) newEpoch() message.Epoch {
 
 func (l *modelLog) epoch() message.Epoch { return l.epochs[len(l.epochs)-1] }
 
-// commit stores messages and returns them as the committer hands them over.
+// commit stores messages and returns them as the append worker hands them over.
 func (l *modelLog) commit(room message.Room, n, size int) []*message.Publication {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -67,10 +68,8 @@ func (l *modelLog) commit(room message.Room, n, size int) []*message.Publication
 	var batch []*message.Publication
 	for range n {
 		l.stored++
-		data := []byte(strconv.Itoa(l.stored))
-		for len(data) < size {
-			data = append(data, ' ')
-		}
+		data := strconv.AppendInt(make([]byte, 0, max(size, 20)), int64(l.stored), 10)
+		data = append(data, bytes.Repeat([]byte{' '}, max(0, size-len(data)))...)
 		m := message.Message{
 			Draft: message.Draft{Room: room, ID: fmt.Sprintf("m%d", l.stored), Data: data},
 			Epoch: e, Seq: message.Seq(len(l.messages[e][room]) + 1), At: time.Now(),
@@ -82,7 +81,8 @@ func (l *modelLog) commit(room message.Room, n, size int) []*message.Publication
 	return batch
 }
 
-// resend returns a stored message as a resend of its id would get it.
+// resend returns a stored message as the outcome of a second publish with its
+// id.
 func (l *modelLog) resend(room message.Room, seq message.Seq) []*message.Publication {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -90,7 +90,7 @@ func (l *modelLog) resend(room message.Room, seq message.Seq) []*message.Publica
 	return []*message.Publication{{Draft: m.Draft, Epoch: l.epoch(), Seq: m.Seq, At: m.At, Duplicate: true}}
 }
 
-// restore puts an older state back, in which each room had so many messages.
+// restore restores an older state, in which each room had so many messages.
 func (l *modelLog) restore(heads map[message.Room]int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -98,13 +98,14 @@ func (l *modelLog) restore(heads map[message.Room]int) {
 	e := l.newEpoch()
 	for room, n := range heads {
 		l.messages[e][room] = slices.Clone(l.messages[old][room][:n])
-		// Of what is trimmed by now, some was there then.
+		// Messages that were trimmed since are back.
 		l.first[e][room] = min(l.first[old][room], message.Seq(n+1))
 	}
 	l.oldestRow = message.Cursor(len(l.feed) + 1)
 }
 
-// head is the newest seq of a room in an epoch, and whether there was that epoch.
+// head returns the newest seq of a room in an epoch, and whether that epoch
+// exists.
 func (l *modelLog) head(e message.Epoch, room message.Room) (message.Seq, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,27 +113,28 @@ func (l *modelLog) head(e message.Epoch, room message.Room) (message.Seq, bool) 
 	return message.Seq(len(messages[room])), ok
 }
 
+// oldest returns the oldest seq that is stored.
 func (l *modelLog) oldest(e message.Epoch, room message.Room) message.Seq {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return max(1, l.first[e][room])
 }
 
-// trim lets go of all before a seq.
+// trim deletes the messages before a seq.
 func (l *modelLog) trim(room message.Room, first message.Seq) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.first[l.epoch()][room] = max(first, l.first[l.epoch()][room])
 }
 
-// pruneFeed lets go of the feed's rows, but for the newest few.
+// pruneFeed deletes the rows of the feed, except the newest few.
 func (l *modelLog) pruneFeed(keep int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.oldestRow = max(l.oldestRow, message.Cursor(len(l.feed)+1-min(keep, len(l.feed))))
 }
 
-// page is what the log answers to a range now. Caller holds mu.
+// page returns the answer to a range. Caller holds mu.
 func (l *modelLog) page(r message.Range) message.Page {
 	e := l.epoch()
 	all := l.messages[e][r.Room]
@@ -150,7 +152,7 @@ func (l *modelLog) page(r message.Range) message.Page {
 	return p
 }
 
-// set changes how the node sees the ledger.
+// set changes how the node sees the log.
 func (v *logView) set(change func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -172,7 +174,7 @@ func (v *logView) Read(ctx context.Context, r message.Range) (message.Page, erro
 	return page, err
 }
 
-// respond waits as long as the log takes to answer.
+// respond takes as long as the log does, and fails while it is down.
 func (v *logView) respond(ctx context.Context, delay time.Duration, down bool) error {
 	if delay > 0 {
 		select {
@@ -187,7 +189,7 @@ func (v *logView) respond(ctx context.Context, delay time.Duration, down bool) e
 	return nil
 }
 
-// Commits implements Feed.
+// Commits implements CommitFeed.
 func (v *logView) Commits(ctx context.Context, cursor message.Cursor) (message.Commits, error) {
 	v.mu.Lock()
 	v.feedQueries++
@@ -208,7 +210,7 @@ func (v *logView) Commits(ctx context.Context, cursor message.Cursor) (message.C
 	return c, v.respond(ctx, delay, down)
 }
 
-// Heads implements Feed.
+// Heads implements CommitFeed.
 func (v *logView) Heads(ctx context.Context, rooms []message.Room) (message.Epoch, []message.Head, error) {
 	v.mu.Lock()
 	v.feedQueries++
@@ -217,16 +219,16 @@ func (v *logView) Heads(ctx context.Context, rooms []message.Room) (message.Epoc
 	for i, room := range rooms {
 		heads[i] = message.Head{Room: room, Seq: message.Seq(len(v.messages[e][room]))}
 	}
-	delay, down := v.delay, v.feedDown
+	delay, down := v.delay, v.feedDown || v.headsDown
 	v.mu.Unlock()
 	return e, heads, v.respond(ctx, delay, down)
 }
 
-// Append implements Log; the property commits by the ledger's own doors.
-func (v *logView) Append(*message.Publication) { panic("not in this test") }
+// Append implements Log. The simulation commits by commit instead.
+func (v *logView) Append(*message.Publication) { panic("the simulation does not publish") }
 
-// A fakeBroker carries payloads between nodes when it is told to, in the order that
-// it is told to, as often as it is told to. It implements Broker, for one node.
+// A fakeBroker carries payloads between nodes when the test says so, in the
+// order and as often as it says.
 type fakeBroker struct {
 	mu    sync.Mutex
 	queue []queuedPayload
@@ -239,33 +241,33 @@ type queuedPayload struct {
 	b    []byte
 }
 
-// An fakeBrokerNode is the post of one node.
+// A fakeBrokerNode is one node's side of a fakeBroker. It implements Broker.
 type fakeBrokerNode struct {
 	*fakeBroker
 	node             int
 	subs             map[message.Room]bool
-	subscribeBlocked bool // subscriptions do not come through
+	subscribeBlocked bool // subscriptions do not become active
 }
 
-// Publish implements Broker: whoever listens is owed a parcel.
-func (o *fakeBrokerNode) Publish(room message.Room, b []byte) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for to, other := range o.nodes {
+// Publish implements Broker. It queues a payload for each subscribed node.
+func (n *fakeBrokerNode) Publish(room message.Room, b []byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for to, other := range n.nodes {
 		if other.subs[room] {
-			o.queue = append(o.queue, queuedPayload{to, room, b})
+			n.queue = append(n.queue, queuedPayload{to, room, b})
 		}
 	}
 }
 
 // Subscribe implements Broker.
-func (o *fakeBrokerNode) Subscribe(ctx context.Context, room message.Room) error {
-	o.mu.Lock()
-	blocked := o.subscribeBlocked
+func (n *fakeBrokerNode) Subscribe(ctx context.Context, room message.Room) error {
+	n.mu.Lock()
+	blocked := n.subscribeBlocked
 	if !blocked {
-		o.subs[room] = true
+		n.subs[room] = true
 	}
-	o.mu.Unlock()
+	n.mu.Unlock()
 	if blocked {
 		<-ctx.Done()
 		return ctx.Err()
@@ -274,43 +276,49 @@ func (o *fakeBrokerNode) Subscribe(ctx context.Context, room message.Room) error
 }
 
 // Unsubscribe implements Broker.
-func (o *fakeBrokerNode) Unsubscribe(room message.Room) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.subs, room)
+func (n *fakeBrokerNode) Unsubscribe(room message.Room) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.subs, room)
 }
 
-// resubscribe subscribes to what the node should have heard of, as a broker does that
-// is back.
-func (o *fakeBrokerNode) resubscribe(rooms []message.Room) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.subscribeBlocked = false
+// subscriptions returns the number of subscribed rooms.
+func (n *fakeBrokerNode) subscriptions() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.subs)
+}
+
+// resubscribe makes subscriptions active, as a broker does that works again.
+func (n *fakeBrokerNode) resubscribe(rooms []message.Room) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.subscribeBlocked = false
 	for _, room := range rooms {
-		o.subs[room] = true
+		n.subs[room] = true
 	}
 }
 
-// dequeue removes a parcel, or copies it.
-func (p *fakeBroker) dequeue(i int, keep bool) queuedPayload {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	got := p.queue[i]
+// dequeue removes a payload, or copies it if keep is true.
+func (b *fakeBroker) dequeue(i int, keep bool) queuedPayload {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	got := b.queue[i]
 	if !keep {
-		p.queue = slices.Delete(p.queue, i, i+1)
+		b.queue = slices.Delete(b.queue, i, i+1)
 	}
 	return got
 }
 
-func (p *fakeBroker) queued() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.queue)
+func (b *fakeBroker) queued() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.queue)
 }
 
-// dropAll forgets all parcels.
-func (p *fakeBroker) dropAll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.queue = nil
+// dropAll loses all queued payloads.
+func (b *fakeBroker) dropAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue = nil
 }

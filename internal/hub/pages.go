@@ -10,38 +10,39 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// pageCacheTTL is how long a page is kept for whoever comes to the same position
-// next: thousands who are behind in one room do not come at one moment. In one
-// epoch what a page holds never changes, only what it tells of the room's ends.
+// pageCacheTTL is how long a page is kept for other members at the same
+// position, because the thousands who are behind in one room do not all come at
+// one moment. Within an epoch the messages of a page never change; its head and
+// first may be outdated.
 const pageCacheTTL = time.Second
 
-// A encodedPage is part of the log, each message encoded for itself: a repair puts
-// them into the ring one by one.
+// An encodedPage is a page of the log with one frame per message. A repair adds
+// them to the ring one by one.
 type encodedPage struct {
 	message.Page // without its messages
 	frames       []roomFrame
 }
 
-// A sharedPage is a page for all members who are at one position when it is
-// read, or soon after, encoded as one frame: all of them send the same bytes.
-// It counts towards the budget for as long as one of them has it, or it is kept.
+// A sharedPage is a page for all members that are at one position, encoded as
+// one frame, so that all of them send the same bytes. It counts towards the
+// budget while a member uses it or it is cached.
 type sharedPage struct {
-	done  chan struct{} // closed when what follows is there
+	done  chan struct{} // closed when the fields below are set
 	err   error
 	page  message.Page // without its messages
 	body  protocol.Frame
-	count message.Seq // messages in body
+	count message.Seq // number of messages in body
 
 	refCount int // guarded by topic.mu
 }
 
-// errSkippedMessage says that the log contradicts itself. It is asked again: delivering
-// past a hole could not be taken back.
+// errHole means that the log contradicts itself: a page lacks a message. The
+// page is read again, because a skipped message could not be delivered later.
 var errHole = errors.New("the log returned a page with a hole")
 
-// acquirePage returns the page that follows a position; it is given back. A read
-// that others share may have begun before the position was stored: where it
-// does not know the position, the log is asked again.
+// acquirePage returns the page after a position, which the caller must release.
+// It may join a read that began before the position was committed; if that does
+// not know the position, it reads again. On an error nothing is to be released.
 func (t *topic) acquirePage(p *progress) (*sharedPage, error) {
 	t.mu.Lock()
 	s := t.pages[p.seq]
@@ -55,14 +56,14 @@ func (t *topic) acquirePage(p *progress) (*sharedPage, error) {
 	}
 	s.refCount++
 	t.mu.Unlock()
-	// Whoever is first reads for all, outside the lock.
+	// The first one reads for all, without the lock.
 	if shared {
 		<-s.done // bounded, as the read is
 	} else {
 		t.readShared(s, p.seq)
 		t.cachePage(s, p.seq)
 	}
-	// A fresh read that does not know the position either is right: it is void.
+	// If a fresh read does not know the position either, the position is void.
 	if shared && s.err == nil && (s.page.Head < p.seq || p.epoch != "" && s.page.Epoch != p.epoch) {
 		t.releasePage(s)
 		s = &sharedPage{done: make(chan struct{}), refCount: 1}
@@ -75,8 +76,8 @@ func (t *topic) acquirePage(p *progress) (*sharedPage, error) {
 	return s, nil
 }
 
-// readShared fills in a page for those who wait for it. How much it reads depends
-// on how much is on its way to members already.
+// readShared fills in a page for all that wait for it. The size depends on how
+// much is being sent already.
 func (t *topic) readShared(s *sharedPage, after message.Seq) {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, logTimeout)
 	defer cancel()
@@ -95,9 +96,9 @@ func (t *topic) readShared(s *sharedPage, after message.Seq) {
 	close(s.done)
 }
 
-// cachePage leaves a page to be found for a moment, in the budget. One without
-// messages is not kept: whoever took it would be where it was before, and ask
-// for it again at once.
+// cachePage keeps a page for pageCacheTTL if the budget allows it. It does not
+// keep a page without messages: a member at the head would get it again at
+// once.
 func (t *topic) cachePage(s *sharedPage, after message.Seq) {
 	b := &t.hub.cfg.bounds
 	t.mu.Lock()
@@ -115,15 +116,16 @@ func (t *topic) cachePage(s *sharedPage, after message.Seq) {
 	})
 }
 
-// evictPage has nobody find the page again. Caller holds mu.
+// evictPage removes the page from the cache. Members that use it keep it.
+// Caller holds mu.
 func (t *topic) evictPage(s *sharedPage, after message.Seq) {
 	if t.pages[after] == s {
 		delete(t.pages, after)
 	}
 }
 
-// releasePage says that one of those who have a page is done with it. The last one
-// takes it off the books.
+// releasePage undoes one acquirePage. After the last one the page no longer
+// counts towards the budget.
 func (t *topic) releasePage(s *sharedPage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,21 +134,21 @@ func (t *topic) releasePage(s *sharedPage) {
 	}
 }
 
-// fetch reads a page, encodes it, and checks that it has no hole. Ctx bounds
-// the wait for a free read of its kind.
+// fetch reads a page, checks that it has no hole, and encodes it. Ctx bounds
+// the wait for a read slot of the kind.
 func (t *topic) fetch(ctx context.Context, kind chan struct{}, after message.Seq, size func() int) (*encodedPage, error) {
 	r := message.Range{Room: t.room, After: after, Limit: t.hub.cfg.bounds.pageFrames}
 	got, err := t.hub.read(ctx, kind, r, size)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s after %d: %w", t.room, after, err)
 	}
-	// What is no longer stored is no hole: First says so.
+	// Messages before First are not a hole: they are no longer stored.
 	p := &encodedPage{Page: got}
 	next := max(after+1, got.First)
 	for i := range got.Messages {
 		m := &got.Messages[i]
 		if m.Seq != next {
-			return nil, fmt.Errorf("%w: %s at %d, not %d", errHole, t.room, m.Seq, next)
+			return nil, fmt.Errorf("%w: %s has %d where %d is due", errHole, t.room, m.Seq, next)
 		}
 		next++
 		p.frames = append(p.frames, roomFrame{

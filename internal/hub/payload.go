@@ -8,12 +8,12 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// What travels between nodes: a version, a kind, the sending node's boot id,
-// the sender's clock, the epoch, and entries of (seq, length, whole frame). The
-// frame goes to sockets as it is; a node never encodes what another one did.
-// Numbers are big endian. A node that does not know the version drops the
-// payload, and has the messages from the log: so the two colours of a deploy
-// need not agree on it.
+// A payload is what nodes send each other: a version, a kind, the sending
+// node's boot id, the sender's clock, the epoch, and frames as (seq, length,
+// whole frame). Numbers are big endian. A frame goes to sockets unchanged: no
+// node encodes what another one has. A node that does not know the version
+// drops the payload and reads the messages from the log, so the two colors of a
+// deploy need not agree on it.
 const (
 	payloadVersion = 1
 	payloadHeader  = 1 + 1 + 8 + 8 + 1
@@ -23,9 +23,11 @@ const (
 	kindSignal   = 's'
 )
 
-var errPayload = errors.New("payload of another version, or cut")
+// errPayload refuses bytes that are not a payload of this version.
+var errPayload = errors.New("payload is of another version or truncated")
 
-// A payload is a decoded broadcast. Its frames share the memory it came in.
+// A payload is a decoded broadcast. Its frames share memory with the bytes it
+// was decoded from.
 type payload struct {
 	kind   byte
 	origin uint64
@@ -54,8 +56,9 @@ func (p *payload) encode() []byte {
 	return b
 }
 
-// decodePayload reads what encode wrote, without copying frames: b is the
-// payload's from then on. Bytes of any other origin give an error, never a panic.
+// decodePayload decodes what encode returned without copying the frames, so b
+// must not be changed afterwards. It returns an error for any other bytes and
+// never panics.
 func decodePayload(b []byte) (payload, error) {
 	var p payload
 	if len(b) < payloadHeader || b[0] != payloadVersion {
@@ -83,7 +86,7 @@ func decodePayload(b []byte) (payload, error) {
 		p.frames = append(p.frames, roomFrame{
 			seq:       seq,
 			epoch:     p.epoch,
-			frame:     protocol.Frame(b[:size:size]), // no append reaches the next one
+			frame:     protocol.Frame(b[:size:size]), // an append does not reach the next frame
 			createdAt: p.sentAt,
 		})
 		b = b[size:]

@@ -2,14 +2,14 @@ package hub
 
 import "switchyard/internal/message"
 
-// A position is a position in a room, in the epoch that it counts in.
+// A position is an epoch and a seq: how far a reader has come in a room.
 type position struct {
 	seq   message.Seq
 	epoch message.Epoch
 }
 
-// sentPosition is up to where everything was handed to the member's outlet. Caller
-// holds topic.mu.
+// sentPosition returns the position up to which everything was sent to the
+// member's outlet. Caller holds topic.mu.
 func (m *member) sentPosition() position {
 	if m.state == memberLive {
 		return position{m.topic.last, m.topic.epoch}
@@ -17,14 +17,13 @@ func (m *member) sentPosition() position {
 	return m.caughtUpTo
 }
 
-// PingSent notes what has been handed to the client's outlet by now. Whatever
-// goes out next, such as a ping, follows it; so its answer proves that all of
-// it arrived.
+// PingSent records what was sent to the client's outlet so far. Call it before
+// the ping is sent: the pong then confirms that all of it arrived.
 func (c *Client) PingSent() {
 	c.eachMember(func(m *member) { m.sentAtPing = m.sentPosition() })
 }
 
-// PongReceived says that the client has answered what followed the last Pinged.
+// PongReceived records that the client answered the ping of the last PingSent.
 func (c *Client) PongReceived() {
 	c.eachMember(func(m *member) {
 		if m.sentAtPing.epoch != "" {
@@ -33,9 +32,9 @@ func (c *Client) PongReceived() {
 	})
 }
 
-// Positions appends how far the client provably got in each room that it was
-// told it is in: as far as it said when it joined, at least. All is false while
-// a join is not answered yet.
+// Positions appends how far the client has confirmed the messages of each room
+// whose join was answered: at least the position that it joined with. all is
+// false while a join is unanswered.
 func (c *Client) Positions(to []message.Position) (positions []message.Position, all bool) {
 	all = true
 	c.eachMember(func(m *member) {
@@ -48,8 +47,8 @@ func (c *Client) Positions(to []message.Position) (positions []message.Position,
 	return to, all
 }
 
-// eachMember calls f for each of the client's places in rooms, with the topic's
-// lock held.
+// eachMember calls f for each of the client's rooms, with the topic's lock
+// held.
 func (c *Client) eachMember(f func(*member)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,9 +59,8 @@ func (c *Client) eachMember(f func(*member)) {
 	}
 }
 
-// WhenLive has f called once, when the client has become live in so many
-// rooms: at once where that is none. F must not block. It is called before the
-// first join, if at all.
+// WhenLive calls f once, when the client has become live in so many rooms; at
+// once if rooms is 0. F must not block. Call WhenLive before the first join.
 func (c *Client) WhenLive(rooms int, f func()) {
 	if rooms <= 0 {
 		f()
@@ -72,7 +70,8 @@ func (c *Client) WhenLive(rooms int, f func()) {
 	c.pendingRooms.Store(int32(min(rooms, 1<<30)))
 }
 
-// becameLive counts the member's first time, once. Caller holds topic.mu.
+// becameLive counts the first time that the member is live. Caller holds
+// topic.mu.
 func (m *member) becameLive() {
 	if m.wasLive {
 		return

@@ -4,39 +4,41 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-func (p *testClient) positions() string {
-	got, _ := p.Positions(nil)
+func (c *testClient) positions() string {
+	got, _ := c.Positions(nil)
 	slices.SortFunc(got, func(a, b message.Position) int { return len(a.Room) - len(b.Room) })
 	return fmt.Sprint(got)
 }
 
-// What a client provably got is what was on its way before a ping that it
-// answered; before the first, what it said when it joined.
+// A pong confirms what was sent before its ping. Before the first pong, the
+// position of the join counts.
 func TestAPongConfirmsWhatWasSentBeforeItsPing(t *testing.T) {
-	w := newFixture(t, 1)
-	w.store("a", 3)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	f.store("a", 3)
+	p := f.client(0)
 	p.must(`{"type":"join","room":"a","after":2,"epoch":"e1"}`)
 	p.expectFrames("joined 3", "message 3")
 	p.must(`{"type":"join","room":"bb"}`)
 	p.expectFrames("joined 3", "message 3", "joined 0")
 	if got, want := p.positions(), "[{a e1 2} {bb e1 0}]"; got != want {
-		t.Errorf("as joined: %s, want %s", got, want)
+		t.Errorf("after the joins: %s, want %s", got, want)
 	}
 	p.PingSent()
 	p.must(`{"type":"publish","room":"a","data":1}`)
 	p.must(`{"type":"publish","room":"bb","data":1}`)
-	eventually(t, "both messages", func() bool { return len(p.received("message")) == 3 })
+	testkit.Eventually(t, "both messages", func() bool { return len(p.received("message")) == 3 })
 	if got, want := p.positions(), "[{a e1 2} {bb e1 0}]"; got != want {
-		t.Errorf("pinged, not answered: %s, want %s", got, want)
+		t.Errorf("before the pong: %s, want %s", got, want)
 	}
 	p.PongReceived()
 	if got, want := p.positions(), "[{a e1 3} {bb e1 0}]"; got != want {
-		t.Errorf("answered: %s, want %s; what followed the ping is not proved", got, want)
+		t.Errorf("after the pong: %s, want %s, without what followed the ping", got, want)
 	}
 	p.must(`{"type":"leave","room":"a"}`)
 	p.PingSent()
@@ -46,62 +48,64 @@ func TestAPongConfirmsWhatWasSentBeforeItsPing(t *testing.T) {
 	}
 }
 
-// A client on its way through history has got what was sent so far, not more.
+// A client that is catching up has confirmed the pages that were sent so far.
 func TestPositionsWhileCatchingUp(t *testing.T) {
-	w := newFixture(t, 1)
-	page := w.nodes[0].cfg.bounds.pageFrames
-	w.store("a", 2*page+10)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	const page = 200 // DESIGN.md, Bounds
+	f.store("a", 2*page+10)
+	p := f.client(0)
+	// The client does not read the first page.
 	p.out.blocked = make(chan struct{}) // the first page does not leave
 	p.must(`{"type":"join","room":"a","after":0}`)
-	eventually(t, "the first page", func() bool { return len(p.received("message")) >= page })
+	testkit.Eventually(t, "the first page", func() bool { return len(p.received("message")) >= page })
 	p.PingSent()
 	p.PongReceived()
 	if got, want := p.positions(), fmt.Sprintf("[{a e1 %d}]", page); got != want {
 		t.Errorf("after the first page: %s, want %s", got, want)
 	}
 	close(p.out.blocked)
-	eventually(t, "the rest", func() bool { return len(p.received("message")) == 2*page+10 })
+	testkit.Eventually(t, "the rest", func() bool { return len(p.received("message")) == 2*page+10 })
 }
 
-// A room whose join is not answered yet has no position: the client will ask
-// again.
+// A room whose join is unanswered has no position: the client joins again.
 func TestAnUnansweredJoinHasNoPosition(t *testing.T) {
-	w := newFixture(t, 1)
-	w.log.setDown(true)
-	p := w.client(0)
-	p.must(`{"type":"join","room":"a"}`)
-	p.PingSent()
-	p.PongReceived()
-	if got := p.positions(); got != "[]" {
-		t.Errorf("positions %s of a join that was not answered", got)
-	}
-	if _, all := p.Positions(nil); all {
-		t.Error("these are said to be all positions, while a join is not answered")
-	}
-	w.log.setDown(false)
-	p.expectFrames("joined 0")
-	if _, all := p.Positions(nil); !all {
-		t.Error("the positions are not said to be all, once the join was answered")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1)
+		f.log.setDown(true)
+		p := f.client(0)
+		p.must(`{"type":"join","room":"a"}`)
+		p.PingSent()
+		p.PongReceived()
+		if got := p.positions(); got != "[]" {
+			t.Errorf("an unanswered join has positions %s", got)
+		}
+		if _, all := p.Positions(nil); all {
+			t.Error("all is true although a join is unanswered")
+		}
+		f.log.setDown(false)
+		p.expectFrames("joined 0")
+		if _, all := p.Positions(nil); !all {
+			t.Error("all is false although the join was answered")
+		}
+	})
 }
 
 func TestWhenLiveCallsBackOnce(t *testing.T) {
-	w := newFixture(t, 1)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	p := f.client(0)
 	calls := make(chan struct{}, 3)
 	p.WhenLive(2, func() { calls <- struct{}{} })
 	p.must(`{"type":"join","room":"a"}`)
 	p.expectFrames("joined 0")
 	if len(calls) != 0 {
-		t.Error("told with one room to go")
+		t.Error("called while one room was not live")
 	}
 	p.must(`{"type":"join","room":"b"}`)
 	p.must(`{"type":"join","room":"c"}`)
-	eventually(t, "word of it", func() bool { return len(calls) == 1 })
-	none := w.client(0)
+	testkit.Eventually(t, "the call", func() bool { return len(calls) == 1 })
+	none := f.client(0)
 	none.WhenLive(0, func() { calls <- struct{}{} })
 	if len(calls) != 2 {
-		t.Error("without rooms it is live at once")
+		t.Error("without rooms it was not called at once")
 	}
 }

@@ -9,44 +9,44 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Presence is who is in which room, on all nodes.
+// Presence knows which sessions are in a room, over all nodes.
 type Presence interface {
-	// Change tells of sessions on this node. It never blocks.
+	// Change reports changes of sessions on this node. It never blocks.
 	Change([]message.PresenceChange)
-	// Room returns who is in a room: everybody, or how many where they are
-	// more than limit.
+	// Room returns the presence of a room: its entries, or only their number if
+	// there are more than limit.
 	Room(ctx context.Context, room message.Room, limit int) (message.Presence, error)
 }
 
 const (
-	// presenceInterval is the least time between two frames that tell the members
-	// of a room what changed.
+	// presenceInterval is the shortest time between two frames of presence
+	// changes in a room.
 	presenceInterval = time.Second
-	// presenceTimeout bounds one look at who is in a room.
+	// presenceTimeout bounds one query of a room's presence.
 	presenceTimeout = 2 * time.Second
 )
 
-// SetSession says which session the client belongs to: from then on it counts
-// as present in its rooms. It is called before the first join, if at all.
+// SetSession sets the session that the client belongs to, which from then on is
+// present in the client's rooms. Call it before the first join.
 func (c *Client) SetSession(id message.SessionID, generation int64) {
 	c.session, c.generation = id, generation
 }
 
-// reportPresence has it told that the member came, or how it went. The caller holds
-// topic.mu: the telling is left to a goroutine.
+// reportPresence queues a change of the member's presence. The caller holds
+// topic.mu, so presenceLoop hands it over.
 func (m *member) reportPresence(kind message.PresenceKind) {
 	c := m.client
 	if c.session == "" || c.hub.cfg.Presence == nil {
 		return
 	}
-	// Bounded by the joins and leaves that clients are let make; Change takes
-	// all of them at once.
+	// The rate of joins and leaves bounds the queue, and Change takes all of it
+	// at once.
 	c.hub.presenceChanges.put(message.PresenceChange{
 		Kind: kind, Room: m.topic.room, Session: c.session, User: c.user, Generation: c.generation,
 	}, 0, 0, c.hub.presenceLoop)
 }
 
-// presenceLoop hands changes on while there are some.
+// presenceLoop hands over queued changes until there are none.
 func (h *Hub) presenceLoop() {
 	for {
 		changes, ok := h.presenceChanges.dequeueAll()
@@ -57,23 +57,23 @@ func (h *Hub) presenceLoop() {
 	}
 }
 
-// RoomPresence returns who is in a room, on all nodes. An error wraps
-// message.ErrUnavailable where that can't be known now.
+// RoomPresence returns the presence of a room over all nodes. An error wraps
+// message.ErrUnavailable.
 func (h *Hub) RoomPresence(ctx context.Context, room message.Room) (message.Presence, error) {
 	if h.cfg.Presence == nil {
-		return message.Presence{}, fmt.Errorf("who is in a room: %w: nobody keeps it", message.ErrUnavailable)
+		return message.Presence{}, fmt.Errorf("reading presence: %w: it is disabled", message.ErrUnavailable)
 	}
 	ctx, cancel := context.WithTimeout(ctx, presenceTimeout)
 	defer cancel()
 	p, err := h.cfg.Presence.Room(ctx, room, h.cfg.PresenceLimit)
 	if err != nil {
-		return p, fmt.Errorf("who is in a room: %w: %w", message.ErrUnavailable, err)
+		return p, fmt.Errorf("reading presence: %w: %w", message.ErrUnavailable, err)
 	}
 	return p, nil
 }
 
-// presence answers who is in a room. For a member the answer is the begin:
-// changes follow for as long as it is there.
+// presence answers a presence request. A member also receives changes from then
+// on.
 func (c *Client) presence(ctx context.Context, r *protocol.Request) error {
 	if c.hub.cfg.Presence == nil {
 		return protocol.ErrUnknownType
@@ -90,7 +90,7 @@ func (c *Client) presence(ctx context.Context, r *protocol.Request) error {
 	return m.topic.watchPresence(ctx, m, r.Ref)
 }
 
-// find returns the client's place in a room, nil where it is not in it.
+// find returns the client's member of a room, or nil if it is not in the room.
 func (c *Client) find(room message.Room) *member {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -102,16 +102,18 @@ func (c *Client) find(room message.Room) *member {
 	return nil
 }
 
-// A presenceWatch is what the members of a topic know who asked for presence.
+// A presenceWatch holds the members of a topic that requested presence, and the
+// presence that was last sent to them.
 type presenceWatch struct {
 	watchers map[*member]struct{}
 	lastSent message.Presence
-	dirty    bool // something may have changed since the last look
-	running  bool // presenceRefreshLoop is
+	dirty    bool // presence may have changed since the last query
+	running  bool // presenceRefreshLoop is running
 }
 
-// watchPresence answers a member who is in the room and tells it of changes from then
-// on. What it is told and what those are told who watch already is one look.
+// watchPresence answers a member's presence request and sends it changes from
+// then on. One query serves the answer and the changes for the members that
+// watch already.
 func (t *topic) watchPresence(ctx context.Context, m *member, ref protocol.Ref) error {
 	select {
 	case t.presenceLock <- struct{}{}:
@@ -128,7 +130,7 @@ func (t *topic) watchPresence(ctx context.Context, m *member, ref protocol.Ref) 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m.state == memberGone {
-		return nil // left meanwhile: nothing of the room follows
+		return nil // the member left meanwhile: no frame of the room follows
 	}
 	t.sendPresenceChanges(&p)
 	m.client.out.Send(snapshotFrame(t.room, &p).Encode(ref))
@@ -139,7 +141,7 @@ func (t *topic) watchPresence(ctx context.Context, m *member, ref protocol.Ref) 
 	return nil
 }
 
-// unwatchPresence ends what a member is told. Caller holds mu.
+// unwatchPresence ends the changes for a member. Caller holds mu.
 func (t *topic) unwatchPresence(m *member) {
 	delete(t.presenceWatch.watchers, m)
 	if len(t.presenceWatch.watchers) == 0 {
@@ -147,8 +149,9 @@ func (t *topic) unwatchPresence(m *member) {
 	}
 }
 
-// PresenceChanged says that who is in these rooms may have changed; without
-// rooms, in any. It does not block, and costs nothing where nobody watches.
+// PresenceChanged reports that the presence of these rooms may have changed, or
+// that of any room if rooms is empty. It does not block, and costs nothing for
+// a room that no member watches.
 func (h *Hub) PresenceChanged(rooms []message.Room) {
 	for _, room := range rooms {
 		if t := h.lookup(room); t != nil {
@@ -168,7 +171,8 @@ func (h *Hub) PresenceChanged(rooms []message.Room) {
 	}
 }
 
-// schedulePresenceRefresh plans a look at who is in the room, where somebody watches.
+// schedulePresenceRefresh starts a query of the room's presence if a member
+// watches.
 func (t *topic) schedulePresenceRefresh() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -182,8 +186,8 @@ func (t *topic) schedulePresenceRefresh() {
 	}
 }
 
-// presenceRefreshLoop looks who is in the room, once a second at most, for as long as
-// that may have changed and somebody watches.
+// presenceRefreshLoop queries the room's presence, at most once per
+// presenceInterval, while it may have changed and a member watches.
 func (t *topic) presenceRefreshLoop() {
 	for t.nextPresenceRefresh() {
 		if !t.refreshPresence() {
@@ -197,7 +201,7 @@ func (t *topic) presenceRefreshLoop() {
 	}
 }
 
-// nextPresenceRefresh says whether there is to be another look, and takes the reason for it.
+// nextPresenceRefresh reports whether another query is due, and clears dirty.
 func (t *topic) nextPresenceRefresh() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -206,7 +210,8 @@ func (t *topic) nextPresenceRefresh() bool {
 	return t.presenceWatch.running
 }
 
-// refreshPresence tells the watching members what changed; false: it could not be seen.
+// refreshPresence sends the watching members what changed. It returns false if
+// the query failed.
 func (t *topic) refreshPresence() bool {
 	select {
 	case t.presenceLock <- struct{}{}:
@@ -225,8 +230,8 @@ func (t *topic) refreshPresence() bool {
 	return true
 }
 
-// sendPresenceChanges tells those who watch what is other than they were told. Caller
-// holds mu, and the turn of looking.
+// sendPresenceChanges sends the watching members the difference from what they
+// were last sent. Caller holds mu and the token of presenceLock.
 func (t *topic) sendPresenceChanges(p *message.Presence) {
 	before := t.presenceWatch.lastSent
 	t.presenceWatch.lastSent = *p
@@ -243,11 +248,11 @@ func (t *topic) sendPresenceChanges(p *message.Presence) {
 	}
 }
 
-// presenceDiff is the frame that leads from one presence to the next; false:
-// they are the same to who is told.
+// presenceDiff returns the frame that leads from one presence to the next, and
+// false if they look the same to clients.
 func presenceDiff(room message.Room, before, now *message.Presence) (protocol.Presence, bool) {
 	if before.Entries == nil || now.Entries == nil {
-		// One of the two is a count alone.
+		// One of the two is only a count.
 		return snapshotFrame(room, now), before.Count != now.Count || before.Entries == nil != (now.Entries == nil)
 	}
 	f := protocol.Presence{Room: room, Count: now.Count}
@@ -268,7 +273,7 @@ func presenceDiff(room message.Room, before, now *message.Presence) (protocol.Pr
 	return f, len(f.Joined)+len(f.Left) > 0
 }
 
-// snapshotFrame is the frame that tells all there is.
+// snapshotFrame returns the frame of a whole presence.
 func snapshotFrame(room message.Room, p *message.Presence) protocol.Presence {
 	f := protocol.Presence{Room: room, Count: p.Count}
 	if p.Entries != nil {
@@ -280,10 +285,11 @@ func snapshotFrame(room message.Room, p *message.Presence) protocol.Presence {
 	return f
 }
 
-func wirePresenceEntry(m message.PresenceEntry) protocol.PresenceEntry {
-	t := protocol.PresenceEntry{Session: string(m.Session)}
-	if m.User != "" {
-		t.User = &m.User
+// wirePresenceEntry returns an entry as it stands in a frame.
+func wirePresenceEntry(e message.PresenceEntry) protocol.PresenceEntry {
+	wire := protocol.PresenceEntry{Session: string(e.Session)}
+	if e.User != "" {
+		wire.User = &e.User
 	}
-	return t
+	return wire
 }

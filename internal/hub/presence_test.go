@@ -8,12 +8,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
 )
 
-// fakePresence keeps who is in which room; the real one is tested with sessions.
+// A fakePresence keeps the presence of rooms in memory. The real one is tested
+// in package sharedstate.
 type fakePresence struct {
 	mu      sync.Mutex
 	rooms   map[message.Room]map[message.SessionID]string
@@ -42,7 +45,7 @@ func (p *fakePresence) Room(_ context.Context, room message.Room, limit int) (me
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.queries++; p.down {
-		return message.Presence{}, errors.New("planted: away")
+		return message.Presence{}, errors.New("injected: presence is down")
 	}
 	all := message.Presence{Count: len(p.rooms[room]), Entries: []message.PresenceEntry{}}
 	for id, user := range p.rooms[room] {
@@ -67,24 +70,28 @@ func (p *fakePresence) setDown(down bool) {
 	p.down = down
 }
 
+// newPresenceFixture returns a fixture with one node that lists at most three
+// presence entries.
 func newPresenceFixture(t *testing.T) (*fixture, *fakePresence) {
 	t.Helper()
 	p := &fakePresence{rooms: map[message.Room]map[message.SessionID]string{}}
 	return newFixture(t, 1, func(c *Config) { c.Presence, c.PresenceLimit = p, 3 }), p
 }
 
-// clientWithSession is a client with a session.
-func (w *fixture) clientWithSession(user string) *testClient {
-	p := w.client(0)
-	p.Client = w.nodes[0].NewClient(p.out, user)
+// clientWithSession returns a client with a user and a session.
+func (f *fixture) clientWithSession(user string) *testClient {
+	p := f.client(0)
+	p.Client = f.nodes[0].NewClient(p.out, user)
 	p.SetSession(message.SessionID("s-"+user), 1)
 	return p
 }
 
-// presenceFrames is what a client was told of who is there, in short.
-func (p *testClient) presenceFrames() (frames []string) {
-	p.out.mu.Lock()
-	defer p.out.mu.Unlock()
+// presenceFrames returns the presence frames that the client received, in
+// short: the count, then "=" and all members, "+" and those that joined, "-"
+// and those that left.
+func (c *testClient) presenceFrames() (frames []string) {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
 	list := func(v any) string {
 		var names []string
 		members, _ := v.([]any)
@@ -93,7 +100,7 @@ func (p *testClient) presenceFrames() (frames []string) {
 		}
 		return strings.Join(names, " ")
 	}
-	for _, f := range p.out.frames {
+	for _, f := range c.out.frames {
 		if f["type"] != "presence" {
 			continue
 		}
@@ -112,156 +119,172 @@ func (p *testClient) presenceFrames() (frames []string) {
 	return frames
 }
 
-func (p *testClient) expectPresence(want ...string) {
-	p.t.Helper()
-	eventually(p.t, fmt.Sprintf("presence %q", want), func() bool { return slices.Equal(p.presenceFrames(), want) })
+// expectPresence waits until the client has received exactly these presence
+// frames.
+func (c *testClient) expectPresence(want ...string) {
+	c.t.Helper()
+	testkit.Eventually(c.t, fmt.Sprintf("presence %q", want), func() bool { return slices.Equal(c.presenceFrames(), want) })
 }
 
 func TestAWatcherGetsTheSnapshotAndThenTheChanges(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann, bob := w.clientWithSession("ann"), w.clientWithSession("bob")
-	ann.must(`{"type":"join","room":"a"}`)
-	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
-	ann.must(`{"type":"presence","room":"a","ref":"p"}`)
-	ann.expectPresence("1 = s-ann")
-	bob.must(`{"type":"join","room":"a"}`)
-	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
-	w.nodes[0].PresenceChanged([]message.Room{"a", "nowhere"})
-	ann.expectPresence("1 = s-ann", "2 + s-bob")
-	w.nodes[0].PresenceChanged(nil) // any room may have changed; this one has not
-	bob.must(`{"type":"leave","room":"a"}`)
-	eventually(t, "bob to be gone", func() bool { return r.count("a") == 1 })
-	w.nodes[0].PresenceChanged(nil)
-	ann.expectPresence("1 = s-ann", "2 + s-bob", "1 - s-bob")
-	if got := bob.presenceFrames(); got != nil {
-		t.Errorf("bob, who did not ask, was told %q", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f, r := newPresenceFixture(t)
+		ann, bob := f.clientWithSession("ann"), f.clientWithSession("bob")
+		ann.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
+		ann.must(`{"type":"presence","room":"a","ref":"p"}`)
+		ann.expectPresence("1 = s-ann")
+		bob.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
+		f.nodes[0].PresenceChanged([]message.Room{"a", "nowhere"})
+		ann.expectPresence("1 = s-ann", "2 + s-bob")
+		f.nodes[0].PresenceChanged(nil) // any room may have changed; this one has not
+		bob.must(`{"type":"leave","room":"a"}`)
+		testkit.Eventually(t, "bob to be gone", func() bool { return r.count("a") == 1 })
+		f.nodes[0].PresenceChanged(nil)
+		ann.expectPresence("1 = s-ann", "2 + s-bob", "1 - s-bob")
+		if got := bob.presenceFrames(); got != nil {
+			t.Errorf("bob, who did not request presence, got %q", got)
+		}
+	})
 }
 
-// One look answers who asks and tells who watches: what each is told leads
-// from what it knew to what there is.
+// One query answers a request and updates the members that watch. Each of them
+// gets the difference from what it knew.
 func TestOneQueryAnswersTheRequesterAndTheWatchers(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann, bob := w.clientWithSession("ann"), w.clientWithSession("bob")
-	ann.must(`{"type":"join","room":"a"}`)
-	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
-	ann.must(`{"type":"presence","room":"a"}`)
-	bob.must(`{"type":"join","room":"a"}`)
-	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
-	bob.must(`{"type":"presence","room":"a"}`)
-	bob.expectPresence("2 = s-ann s-bob")
-	ann.expectPresence("1 = s-ann", "2 + s-bob")
-	w.nodes[0].PresenceChanged([]message.Room{"a"}) // nothing has: nobody is told again
-	eventually(t, "another look", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries >= 3 })
-	bob.expectPresence("2 = s-ann s-bob")
+	synctest.Test(t, func(t *testing.T) {
+		f, r := newPresenceFixture(t)
+		ann, bob := f.clientWithSession("ann"), f.clientWithSession("bob")
+		ann.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
+		ann.must(`{"type":"presence","room":"a"}`)
+		bob.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
+		bob.must(`{"type":"presence","room":"a"}`)
+		bob.expectPresence("2 = s-ann s-bob")
+		ann.expectPresence("1 = s-ann", "2 + s-bob")
+		f.nodes[0].PresenceChanged([]message.Room{"a"}) // nothing has: no frame follows
+		testkit.Eventually(t, "another query", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries >= 3 })
+		bob.expectPresence("2 = s-ann s-bob")
+	})
 }
 
 func TestPresenceIsACountAboveTheLimit(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann := w.clientWithSession("ann")
-	ann.must(`{"type":"join","room":"a"}`)
-	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
-	ann.must(`{"type":"presence","room":"a"}`)
-	others := []*testClient{w.clientWithSession("b"), w.clientWithSession("c"), w.clientWithSession("d")}
-	for _, p := range others {
-		p.must(`{"type":"join","room":"a"}`)
-	}
-	eventually(t, "the crowd", func() bool { return r.count("a") == 4 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	ann.expectPresence("1 = s-ann", "4")
-	others[0].Close(true)
-	eventually(t, "one to be gone", func() bool { return r.count("a") == 3 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	ann.expectPresence("1 = s-ann", "4", "3 = s-ann s-c s-d") // few enough again to be listed
+	synctest.Test(t, func(t *testing.T) {
+		f, r := newPresenceFixture(t)
+		ann := f.clientWithSession("ann")
+		ann.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
+		ann.must(`{"type":"presence","room":"a"}`)
+		others := []*testClient{f.clientWithSession("b"), f.clientWithSession("c"), f.clientWithSession("d")}
+		for _, p := range others {
+			p.must(`{"type":"join","room":"a"}`)
+		}
+		testkit.Eventually(t, "all four to be present", func() bool { return r.count("a") == 4 })
+		f.nodes[0].PresenceChanged([]message.Room{"a"})
+		ann.expectPresence("1 = s-ann", "4")
+		others[0].Close(true)
+		testkit.Eventually(t, "one to be gone", func() bool { return r.count("a") == 3 })
+		f.nodes[0].PresenceChanged([]message.Room{"a"})
+		ann.expectPresence("1 = s-ann", "4", "3 = s-ann s-c s-d") // few enough to be listed again
+	})
 }
 
 func TestANonMemberGetsPresenceOnce(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann, eve := w.clientWithSession("ann"), w.clientWithSession("eve")
-	ann.must(`{"type":"join","room":"a"}`)
-	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
-	eve.must(`{"type":"presence","room":"a"}`)
-	eve.expectPresence("1 = s-ann")
-	ann.must(`{"type":"leave","room":"a"}`)
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	eve.expectPresence("1 = s-ann") // she is not in the room: no more is told
+	synctest.Test(t, func(t *testing.T) {
+		f, r := newPresenceFixture(t)
+		ann, eve := f.clientWithSession("ann"), f.clientWithSession("eve")
+		ann.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
+		eve.must(`{"type":"presence","room":"a"}`)
+		eve.expectPresence("1 = s-ann")
+		ann.must(`{"type":"leave","room":"a"}`)
+		f.nodes[0].PresenceChanged([]message.Room{"a"})
+		eve.expectPresence("1 = s-ann") // she is not in the room: no changes follow
+	})
 }
 
 func TestNoPresenceIsSentAfterLeft(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann := w.clientWithSession("ann")
-	ann.must(`{"type":"join","room":"a"}`)
-	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
-	ann.must(`{"type":"presence","room":"a"}`)
-	ann.must(`{"type":"leave","room":"a"}`)
-	eventually(t, "ann to be gone", func() bool { return r.count("a") == 0 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	before := len(ann.presenceFrames())
-	bob := w.clientWithSession("bob")
-	bob.must(`{"type":"join","room":"a"}`)
-	eventually(t, "bob to be present", func() bool { return r.count("a") == 1 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	bob.must(`{"type":"presence","room":"a"}`)
-	bob.expectPresence("1 = s-bob")
-	if got := len(ann.presenceFrames()); got != before {
-		t.Errorf("told %d times after left", got-before)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f, r := newPresenceFixture(t)
+		ann := f.clientWithSession("ann")
+		ann.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
+		ann.must(`{"type":"presence","room":"a"}`)
+		ann.must(`{"type":"leave","room":"a"}`)
+		testkit.Eventually(t, "ann to be gone", func() bool { return r.count("a") == 0 })
+		f.nodes[0].PresenceChanged([]message.Room{"a"})
+		before := len(ann.presenceFrames())
+		bob := f.clientWithSession("bob")
+		bob.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "bob to be present", func() bool { return r.count("a") == 1 })
+		f.nodes[0].PresenceChanged([]message.Room{"a"})
+		bob.must(`{"type":"presence","room":"a"}`)
+		bob.expectPresence("1 = s-bob")
+		if got := len(ann.presenceFrames()); got != before {
+			t.Errorf("%d presence frames after left", got-before)
+		}
+	})
 }
 
 func TestPresenceDistinguishesLeftFromDisconnected(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	for _, how := range []string{"leave", "goodbye", "cut"} {
-		p := w.clientWithSession(how)
-		p.must(`{"type":"join","room":"a"}`)
-		eventually(t, "presence", func() bool { return r.count("a") == 1 })
-		switch how {
-		case "leave":
-			p.must(`{"type":"leave","room":"a"}`)
-		default:
-			p.Close(how == "goodbye")
+	synctest.Test(t, func(t *testing.T) {
+		f, r := newPresenceFixture(t)
+		for _, how := range []string{"leave", "clean close", "connection lost"} {
+			p := f.clientWithSession(how)
+			p.must(`{"type":"join","room":"a"}`)
+			testkit.Eventually(t, "presence", func() bool { return r.count("a") == 1 })
+			switch how {
+			case "leave":
+				p.must(`{"type":"leave","room":"a"}`)
+			default:
+				p.Close(how == "clean close")
+			}
+			testkit.Eventually(t, "absence", func() bool { return r.count("a") == 0 })
 		}
-		eventually(t, "absence", func() bool { return r.count("a") == 0 })
-	}
-	want := []message.PresenceKind{
-		message.PresenceJoined, message.PresenceLeft, message.PresenceJoined, message.PresenceLeft,
-		message.PresenceJoined, message.PresenceDisconnected,
-	}
-	if !slices.Equal(r.kinds, want) {
-		t.Errorf("told %v, want %v", r.kinds, want)
-	}
+		want := []message.PresenceKind{
+			message.PresenceJoined, message.PresenceLeft, message.PresenceJoined, message.PresenceLeft,
+			message.PresenceJoined, message.PresenceDisconnected,
+		}
+		if !slices.Equal(r.kinds, want) {
+			t.Errorf("reported %v, want %v", r.kinds, want)
+		}
+	})
 }
 
 func TestPresenceIsUnavailableDuringAnOutageAndRecovers(t *testing.T) {
-	w, r := newPresenceFixture(t)
-	ann := w.clientWithSession("ann")
-	ann.must(`{"type":"join","room":"a"}`)
-	eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
-	r.setDown(true)
-	if err := ann.do(`{"type":"presence","room":"a"}`); !errors.Is(err, message.ErrUnavailable) {
-		t.Errorf("asked while away: %v", err)
-	}
-	r.setDown(false)
-	ann.must(`{"type":"presence","room":"a"}`)
-	r.setDown(true)
-	w.clientWithSession("bob").must(`{"type":"join","room":"a"}`)
-	eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
-	w.nodes[0].PresenceChanged([]message.Room{"a"})
-	eventually(t, "a look that fails", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries > 2 })
-	r.setDown(false) // nobody says again that something changed
-	ann.expectPresence("1 = s-ann", "2 + s-bob")
+	synctest.Test(t, func(t *testing.T) {
+		f, r := newPresenceFixture(t)
+		ann := f.clientWithSession("ann")
+		ann.must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "ann to be present", func() bool { return r.count("a") == 1 })
+		r.setDown(true)
+		if err := ann.do(`{"type":"presence","room":"a"}`); !errors.Is(err, message.ErrUnavailable) {
+			t.Errorf("request during the outage: got %v, want ErrUnavailable", err)
+		}
+		r.setDown(false)
+		ann.must(`{"type":"presence","room":"a"}`)
+		r.setDown(true)
+		f.clientWithSession("bob").must(`{"type":"join","room":"a"}`)
+		testkit.Eventually(t, "bob to be present", func() bool { return r.count("a") == 2 })
+		f.nodes[0].PresenceChanged([]message.Room{"a"})
+		testkit.Eventually(t, "a query that fails", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return r.queries > 2 })
+		r.setDown(false) // no further change is reported
+		ann.expectPresence("1 = s-ann", "2 + s-bob")
+	})
 }
 
 func TestWithoutPresenceTheRequestIsUnknown(t *testing.T) {
-	w := newFixture(t, 1)
-	p := w.client(0)
+	f := newFixture(t, 1)
+	p := f.client(0)
 	p.must(`{"type":"join","room":"a"}`)
 	var e *protocol.Error
 	if err := p.do(`{"type":"presence","room":"a"}`); !errors.As(err, &e) || e.Code != protocol.CodeUnknownType {
-		t.Errorf("%v", err)
+		t.Errorf("got %v, want unknown_type", err)
 	}
 }
 
-// However presence goes on, each frame leads from what was told to what is.
+// Each frame leads from the presence that was sent before to the present one.
 func TestPresenceDiff(t *testing.T) {
 	list := func(names string) *message.Presence {
 		p := &message.Presence{Entries: []message.PresenceEntry{}}

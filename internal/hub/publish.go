@@ -9,72 +9,77 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// maxSignalAge is how old a signal may get on its way between nodes.
+// maxSignalAge is how long a signal may travel between nodes before it is
+// dropped.
 const maxSignalAge = 10 * time.Second
 
-// A pendingPublish is a publication and who waits for it.
+// A pendingPublish is a publication in the log and the publisher that waits for
+// its outcome.
 type pendingPublish struct {
 	message.Publication
 	hub     *Hub
 	started time.Time
-	// Either client, which gets ref on its ack, or done is set.
+	// Either client is set, which gets an ack with ref, or done, which is
+	// closed.
 	client *Client
 	ref    protocol.Ref
 	done   chan struct{}
 }
 
-// publish hands a draft to the log, once the client has a free slot. Every
-// append settles within the log's own bound, so the wait is bounded too.
+// publish hands a draft to the log as soon as the client has a free slot. The
+// wait is bounded, because every append completes within the log's own timeout.
 func (c *Client) publish(r *protocol.Request) {
 	if c.publishSlots == nil {
 		c.publishSlots = make(chan struct{}, c.hub.cfg.MaxInflight)
 	}
 	c.publishSlots <- struct{}{}
-	t := c.hub.newPendingPublish(message.Draft{
+	p := c.hub.newPendingPublish(message.Draft{
 		Room: r.Room,
 		ID:   r.ID,
 		From: c.user,
-		Data: bytes.Clone(r.Data), // the reader uses its buffer again
+		Data: bytes.Clone(r.Data), // the reader reuses its buffer
 	})
-	t.client, t.ref = c, r.Ref
-	c.hub.cfg.Log.Append(&t.Publication)
+	p.client, p.ref = c, r.Ref
+	c.hub.cfg.Log.Append(&p.Publication)
 }
 
-// Publish stores a draft and waits for the outcome, at most until ctx ends;
-// then the outcome is unknown. The error may also be in the publication's Err.
+// Publish stores a draft and waits for the outcome until ctx ends; then the
+// outcome is unknown. An error of the log is also in the publication's Err.
 func (h *Hub) Publish(ctx context.Context, d message.Draft) (*message.Publication, error) {
-	t := h.newPendingPublish(d)
-	t.done = make(chan struct{})
-	h.cfg.Log.Append(&t.Publication)
+	p := h.newPendingPublish(d)
+	p.done = make(chan struct{})
+	h.cfg.Log.Append(&p.Publication)
 	select {
-	case <-t.done:
-		return &t.Publication, t.Err
+	case <-p.done:
+		return &p.Publication, p.Err
 	case <-ctx.Done():
 		return nil, message.ErrUnavailable
 	}
 }
 
-// newPendingPublish makes a publication that finds its publisher again when it settles.
+// newPendingPublish returns a publication that leads Completed back to its
+// publisher.
 func (h *Hub) newPendingPublish(d message.Draft) *pendingPublish {
 	if d.ID == "" {
-		// Named before it is stored, so that the log's own retry is safe.
+		// An id before the append makes the log's own retry safe.
 		d.ID = h.newID()
 	}
-	t := &pendingPublish{hub: h, Publication: message.Publication{Draft: d}, started: time.Now()}
-	t.Opaque = t
-	return t
+	p := &pendingPublish{hub: h, Publication: message.Publication{Draft: d}, started: time.Now()}
+	p.Opaque = p
+	return p
 }
 
-// Completed takes the outcome of one room's publications of one batch, in the
-// order of their seq, from the log's committer. Acks are queued first, then
-// members here get the messages, then other nodes. It does not block. Those of
-// [Hub.PublishBatch] have no ticket: their publisher is answered by it.
+// Completed receives the outcome of one room's publications of one batch, in
+// seq order, from the append worker. It queues the acks, then delivers to the
+// members on this node, then broadcasts to the other nodes. It does not block.
+// [Hub.PublishBatch] answers its own publisher, so its publications are no
+// pendingPublish.
 func (h *Hub) Completed(batch []*message.Publication) {
 	now := time.Now()
 	p := payload{kind: kindMessages, origin: h.bootID, sentAt: now.UnixMicro()}
 	for _, pub := range batch {
-		if t, ok := pub.Opaque.(*pendingPublish); ok {
-			t.answer(now)
+		if pending, ok := pub.Opaque.(*pendingPublish); ok {
+			pending.answer(now)
 		}
 		if pub.Err == nil {
 			p.add(pub)
@@ -85,27 +90,29 @@ func (h *Hub) Completed(batch []*message.Publication) {
 	}
 }
 
-// answer tells the publisher. An ack leaves with the message itself where the
-// publisher is a member, else with the next turn of ackLoop.
-func (t *pendingPublish) answer(now time.Time) {
-	if t.done != nil {
-		close(t.done)
+// answer sends the outcome to the publisher. The ack leaves in one write with
+// the message if the publisher is a member, otherwise with the next run of
+// ackLoop.
+func (p *pendingPublish) answer(now time.Time) {
+	if p.done != nil {
+		close(p.done)
 		return
 	}
 	var f protocol.Frame
-	if t.Err != nil {
-		f = t.hub.clientError(t.Err).Encode(t.ref, t.Room, t.ID)
+	if p.Err != nil {
+		f = p.hub.clientError(p.Err).Encode(p.ref, p.Room, p.ID)
 	} else {
-		f = protocol.Ack(t.ref, &t.Publication)
-		t.hub.metrics.publish.Observe(now.Sub(t.started).Seconds())
+		f = protocol.Ack(p.ref, &p.Publication)
+		p.hub.metrics.publish.Observe(now.Sub(p.started).Seconds())
 	}
-	t.client.out.Queue(f)
-	<-t.client.publishSlots
-	// Bounded by MaxInflight a client.
-	t.hub.acks.put(t.client, 0, 0, t.hub.ackLoop)
+	p.client.out.Queue(f)
+	<-p.client.publishSlots
+	// At most MaxInflight entries per client.
+	p.hub.acks.put(p.client, 0, 0, p.hub.ackLoop)
 }
 
-// ackLoop writes out queued acks, off the committer's goroutine.
+// ackLoop writes queued acks, so that the append worker does not wait for
+// sockets.
 func (h *Hub) ackLoop() {
 	for {
 		clients, ok := h.acks.dequeueAll()
@@ -118,7 +125,7 @@ func (h *Hub) ackLoop() {
 	}
 }
 
-// signal hands an ephemeral event to who is in the room now, on any node.
+// signal sends a signal to the current members of a room on every node.
 func (h *Hub) signal(room message.Room, from string, data []byte) {
 	now := time.Now().UnixMicro()
 	e := roomFrame{frame: protocol.Signal(room, from, data), createdAt: now}
@@ -129,7 +136,8 @@ func (h *Hub) signal(room message.Room, from string, data []byte) {
 	h.cfg.Broker.Publish(room, p.encode())
 }
 
-// Receive takes a payload from the broker; it only appends to an inbox.
+// Receive handles a payload from the broker. It only appends to an inbox, so
+// the broker's reader never waits.
 func (h *Hub) Receive(room message.Room, b []byte) {
 	p, err := decodePayload(b)
 	if err != nil {
@@ -140,7 +148,7 @@ func (h *Hub) Receive(room message.Room, b []byte) {
 		if h.canary != nil && room == h.canary.room {
 			h.canary.recordEcho(&p)
 		}
-		return // our own, delivered before it was sent
+		return // our own, delivered before it was broadcast
 	}
 	if p.kind == kindSignal && time.Now().UnixMicro()-p.sentAt > maxSignalAge.Microseconds() {
 		h.metrics.dropped.WithLabelValues(dropSignal).Inc()

@@ -1,27 +1,34 @@
 package hub
 
 import (
+	"bytes"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
 )
 
-// A client's publishes under way are bounded: its reader waits for a commit
-// before it takes the next, and all are stored in the order sent.
+// A client's uncommitted publishes are bounded: its next request waits for a
+// commit. All are stored in the order they were sent.
 func TestAClientsInflightPublishesAreBounded(t *testing.T) {
-	w := newFixture(t, 1)
-	w.nodes[0].cfg.MaxInflight = 2
+	f := newFixture(t, 1)
+	f.nodes[0].cfg.MaxInflight = 2
 	var mu sync.Mutex
 	most, waiting := 0, make(chan *message.Publication, 100)
-	complete := w.log.onComplete
-	w.log.onComplete = func(p *message.Publication) { // appended, not yet committed
+	complete := f.log.onComplete
+	f.log.onComplete = func(p *message.Publication) { // appended, not yet committed
 		mu.Lock()
 		defer mu.Unlock()
 		waiting <- p
 		most = max(most, len(waiting))
 	}
-	a := w.client(0)
+	a := f.client(0)
 	const n = 50
 	go func() {
 		for range n {
@@ -29,10 +36,10 @@ func TestAClientsInflightPublishesAreBounded(t *testing.T) {
 		}
 	}()
 	for range n {
-		// Two wait, until the last: the third is not even read.
+		// Two are uncommitted until the end; the third is not even appended.
 		complete(<-waiting)
 	}
-	eventually(t, "all acks", func() bool { return len(a.received("ack")) == n })
+	testkit.Eventually(t, "all acks", func() bool { return len(a.received("ack")) == n })
 	for i, got := range a.received("ack") {
 		if want := messages(i+1, i+1)[0][len("message "):]; got != "ack "+want {
 			t.Fatalf("ack %d is %q", i+1, got)
@@ -41,6 +48,108 @@ func TestAClientsInflightPublishesAreBounded(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	if most > 2 {
-		t.Errorf("%d publishes were under way, 2 may be", most)
+		t.Errorf("%d publishes were uncommitted at once, want at most 2", most)
 	}
+}
+
+// A publish that fails is answered with an error. No member receives it, on any
+// node, and the next one is delivered as if it had not been.
+func TestAFailedPublishIsNotDelivered(t *testing.T) {
+	f := newFixture(t, 2)
+	a, b := f.client(0), f.client(1)
+	for _, c := range []*testClient{a, b} {
+		c.must(`{"type":"join","room":"r"}`)
+		c.expectFrames("joined 0")
+	}
+	f.log.setDown(true)
+	a.must(`{"type":"publish","room":"r","data":"lost"}`)
+	a.expectFrames("joined 0", "error unavailable")
+	f.log.setDown(false)
+	a.must(`{"type":"publish","room":"r","data":"stored"}`)
+	a.expectFrames("joined 0", "error unavailable", "message 1")
+	b.expectFrames("joined 0", "message 1")
+	b.out.mu.Lock()
+	defer b.out.mu.Unlock()
+	if got := b.out.frames[1]["data"]; got != "stored" {
+		t.Errorf("the message has data %v, want that of the stored publish", got)
+	}
+	if n := f.broker.published; n != 1 {
+		t.Errorf("%d broadcasts, want only that of the stored publish", n)
+	}
+}
+
+// A failed publish no longer counts as in flight.
+func TestAFailedPublishFreesItsSlot(t *testing.T) {
+	f := newFixture(t, 1)
+	f.nodes[0].cfg.MaxInflight = 1
+	a := f.client(0)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.log.setDown(true)
+		a.must(`{"type":"publish","room":"r","data":1}`)
+		f.log.setDown(false)
+		a.must(`{"type":"publish","room":"r","data":1}`)
+	}()
+	select {
+	case <-done:
+	case <-time.After(testkit.Timeout):
+		t.Fatal("the second publish still waits for the first, which has failed")
+	}
+	testkit.Eventually(t, "an error and an ack", func() bool {
+		return len(a.received("error")) == 1 && len(a.received("ack")) == 1
+	})
+}
+
+// A signal that was on its way between nodes for more than ten seconds is dropped
+// and counted. A message is delivered, however late it arrives.
+func TestAStaleSignalIsDropped(t *testing.T) {
+	const maxAge = 10 * time.Second // docs/limits.md
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 2, func(c *Config) { c.FeedInterval = time.Hour })
+		var sent [][]byte
+		f.broker.setDrop(func(b []byte) bool { sent = append(sent, bytes.Clone(b)); return true })
+		b := f.client(1)
+		b.must(`{"type":"join","room":"r"}`)
+		b.expectFrames("joined 0")
+		h := f.nodes[1]
+		dropped := func() float64 { return testutil.ToFloat64(h.metrics.dropped.WithLabelValues("stale_signal")) }
+
+		f.nodes[0].Signal("r", "", []byte(`"late"`))
+		time.Sleep(maxAge)
+		h.Receive("r", sent[0])
+		b.expectFrames("joined 0", "signal late")
+		time.Sleep(time.Millisecond)
+		h.Receive("r", sent[0])
+		if n := dropped(); n != 1 {
+			t.Errorf("%v signals were counted as stale, want 1", n)
+		}
+
+		f.client(0).must(`{"type":"publish","room":"r","data":1}`)
+		time.Sleep(2 * maxAge)
+		h.Receive("r", sent[1])
+		b.expectFrames("joined 0", "signal late", "message 1")
+	})
+}
+
+// A payload that no hub has encoded is counted, and harms nothing.
+func TestAMalformedPayloadIsCounted(t *testing.T) {
+	f := newFixture(t, 1)
+	a := f.client(0)
+	a.must(`{"type":"join","room":"r"}`)
+	a.expectFrames("joined 0")
+	h := f.nodes[0]
+	p := payload{kind: kindMessages, origin: 1, epoch: "e1", frames: []roomFrame{{seq: 1, frame: protocol.Signal("r", "", []byte("1"))}}}
+	good := p.encode()
+	nextVersion := bytes.Clone(good)
+	nextVersion[0]++
+	for name, b := range map[string][]byte{"empty": nil, "truncated": good[:len(good)-1], "of the next version": nextVersion} {
+		before := testutil.ToFloat64(h.metrics.malformed)
+		h.Receive("r", b)
+		if n := testutil.ToFloat64(h.metrics.malformed) - before; n != 1 {
+			t.Errorf("a payload that is %s was counted %v times", name, n)
+		}
+	}
+	a.must(`{"type":"publish","room":"r","data":1}`)
+	a.expectFrames("joined 0", "message 1")
 }

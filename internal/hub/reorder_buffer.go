@@ -2,58 +2,58 @@ package hub
 
 import "switchyard/internal/message"
 
-// A reorderBuffer keeps entries that came before their turn, at most one a seq. It may
-// have entries of several epochs until it is pruned: before a topic is open it
-// can't tell which of them is its own. The zero value is empty. The topic keeps
-// its books.
+// A reorderBuffer keeps frames that arrived before an earlier one did, at most
+// one for each seq. Until the topic is open, frames of several epochs may be in
+// it, because the topic does not know yet which epoch is its own. The zero
+// value is empty. The topic's lock guards it, and the topic counts its bytes
+// towards the budget.
 type reorderBuffer struct {
 	frames map[message.Seq]roomFrame
 	bytes  int
 }
 
-// put keeps an entry, unless the hold has so many frames, or would have more
-// bytes than size.
-func (h *reorderBuffer) put(e *roomFrame, maxFrames, maxBytes int) bool {
-	if _, exists := h.frames[e.seq]; exists {
-		return true // or it is another epoch's: then the log is asked anyway
+// put keeps a frame, unless the buffer has maxFrames, or would have more than
+// maxBytes. It accepts a frame of any size if the buffer is empty.
+func (b *reorderBuffer) put(e *roomFrame, maxFrames, maxBytes int) bool {
+	if _, exists := b.frames[e.seq]; exists {
+		return true // if it is of another epoch, the topic reads the log anyway
 	}
-	// One entry always has a place, however large.
-	if len(h.frames) >= maxFrames || h.bytes > 0 && h.bytes+len(e.frame) > maxBytes {
+	if len(b.frames) >= maxFrames || b.bytes > 0 && b.bytes+len(e.frame) > maxBytes {
 		return false
 	}
-	if h.frames == nil {
-		h.frames = make(map[message.Seq]roomFrame)
+	if b.frames == nil {
+		b.frames = make(map[message.Seq]roomFrame)
 	}
-	h.frames[e.seq] = *e
-	h.bytes += len(e.frame)
+	b.frames[e.seq] = *e
+	b.bytes += len(e.frame)
 	return true
 }
 
-// len is how many are held.
-func (h *reorderBuffer) len() int { return len(h.frames) }
+// len returns the number of frames.
+func (b *reorderBuffer) len() int { return len(b.frames) }
 
-// pop removes and returns the entry of a seq, if it is held in that epoch.
-func (h *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bool) {
-	e, ok := h.frames[seq]
+// pop removes and returns the frame of a seq, if there is one of that epoch.
+func (b *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bool) {
+	e, ok := b.frames[seq]
 	if !ok || e.epoch != epoch {
 		return roomFrame{}, false
 	}
-	h.drop(seq)
+	b.drop(seq)
 	return e, true
 }
 
-// drop removes the entry of a seq, which is held.
-func (h *reorderBuffer) drop(seq message.Seq) {
-	h.bytes -= len(h.frames[seq].frame)
-	delete(h.frames, seq)
+// drop removes the frame of a seq, which exists.
+func (b *reorderBuffer) drop(seq message.Seq) {
+	b.bytes -= len(b.frames[seq].frame)
+	delete(b.frames, seq)
 }
 
-// prune drops what is not after a position of an epoch: it was delivered, or
-// never will be.
-func (h *reorderBuffer) prune(last message.Seq, epoch message.Epoch) {
-	for seq, e := range h.frames {
+// prune removes the frames that do not follow a position: they were delivered,
+// or never will be.
+func (b *reorderBuffer) prune(last message.Seq, epoch message.Epoch) {
+	for seq, e := range b.frames {
 		if seq <= last || e.epoch != epoch {
-			h.drop(seq)
+			b.drop(seq)
 		}
 	}
 }

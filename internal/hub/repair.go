@@ -7,15 +7,15 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// needsRepair says whether there is more, or other, than was delivered here: only
-// then is the log asked. Caller holds mu.
+// needsRepair reports whether the log may have messages that were not delivered
+// here, or another epoch. Only then is the log read. Caller holds mu.
 func (t *topic) needsRepair() bool {
 	return t.open && !t.closed && (t.epochMismatches > t.mismatchesResolved || t.last < t.target)
 }
 
-// scheduleRepair plans a repair where one is due and none is planned: a hole has a
-// moment to fill by itself, since most are two broadcasts that overtook each
-// other. Another epoch is asked about at once. Caller holds mu.
+// scheduleRepair schedules a repair if one is due and none is scheduled. It
+// gives a hole RepairWait to fill, since most holes are two broadcasts in the
+// wrong order. A mismatch of epochs is repaired at once. Caller holds mu.
 func (t *topic) scheduleRepair(cause string) {
 	if !t.needsRepair() || t.repairing || t.repairScheduled {
 		return
@@ -29,7 +29,7 @@ func (t *topic) scheduleRepair(cause string) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.repairScheduled = false
-		// The moment may have been enough.
+		// The hole may have filled meanwhile.
 		if t.needsRepair() && !t.repairing {
 			t.repairing, t.repairCause = true, cause
 			t.hub.enqueueRepair(t)
@@ -37,18 +37,19 @@ func (t *topic) scheduleRepair(cause string) {
 	})
 }
 
-// A gapRequest is what a repair was begun for. Its page is younger: it can settle
-// this much of what the topic lacks, and nothing that was heard since.
+// A gapRequest is what a topic lacks when a repair begins. The page is read
+// later than that, so it answers the request, and nothing that was recorded
+// since.
 type gapRequest struct {
-	after           message.Seq // what was delivered
+	after           message.Seq // delivered so far
 	target          message.Seq
 	epochMismatches uint64
 }
 
-// repair reads one page from the log. One a topic is under way at a time, on a
-// goroutine of the hub's: neither the committer nor the broker's reader waits for
-// it. It shares no read with joiners: one begun before the target was known
-// would not have it, and say nothing about it.
+// repair reads one page from the log, on a goroutine of repairLoop, so that
+// neither the append worker nor the broker's reader waits. A topic has at most
+// one repair at a time. A repair shares no read with members that catch up: one
+// that began before the target was known may lack it.
 func (t *topic) repair() {
 	t.mu.Lock()
 	if !t.needsRepair() {
@@ -56,44 +57,45 @@ func (t *topic) repair() {
 		t.mu.Unlock()
 		return
 	}
-	w := gapRequest{t.last, t.target, t.epochMismatches}
+	req := gapRequest{t.last, t.target, t.epochMismatches}
 	t.hub.metrics.repairs.WithLabelValues(t.repairCause).Inc()
 	t.mu.Unlock()
-	page, err := t.fetch(t.hub.ctx, nil, w.after, t.hub.repairPageLimit)
+	page, err := t.fetch(t.hub.ctx, nil, req.after, t.hub.repairPageLimit)
 	if err == nil {
-		t.apply(w, page)
+		t.apply(req, page)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
 	case err != nil:
-		// It keeps its claim, so that no second one begins, but not a worker.
-		t.hub.logger.Debug("repair failed, will try again", "room", t.room, "error", err)
+		// It stays repairing, so that no second repair begins, but frees its
+		// worker.
+		t.hub.logger.Debug("repair failed, will retry", "room", t.room, "error", err)
 		t.repairBackoff = min(max(2*t.repairBackoff, minRetry), maxRetry)
 		time.AfterFunc(t.repairBackoff, func() { t.hub.enqueueRepair(t) })
 		return
 	case t.needsRepair():
-		t.hub.enqueueRepair(t) // behind those who wait already
+		t.hub.enqueueRepair(t) // behind the topics that wait already
 	default:
 		t.repairing = false
 	}
 	t.repairBackoff = 0
 }
 
-// apply takes a page that was read for a want. Live messages may have come
-// meanwhile: the page fills what is still missing, and nothing else.
-func (t *topic) apply(w gapRequest, p *encodedPage) {
+// apply uses the page that was read for a gapRequest. Live messages may have
+// arrived meanwhile: the page fills only what is still missing.
+func (t *topic) apply(req gapRequest, p *encodedPage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return
 	}
-	t.mismatchesResolved = w.epochMismatches // those that came meanwhile are open
-	if p.Epoch == t.epoch && p.Head < w.target {
-		t.abandonTarget(w, p)
+	t.mismatchesResolved = req.epochMismatches // later ones remain open
+	if p.Epoch == t.epoch && p.Head < req.target {
+		t.abandonTarget(req, p)
 	}
 	switch {
-	case p.Epoch != t.epoch || p.Head < w.after:
+	case p.Epoch != t.epoch || p.Head < req.after:
 		t.restartAtHead(p)
 	case p.More:
 		t.skipToHead(p)
@@ -103,21 +105,21 @@ func (t *topic) apply(w gapRequest, p *encodedPage) {
 	t.first = max(t.first, p.First)
 	t.prune(t.last)
 	t.fanOut(t.drainReorderBuffer(nil))
-	t.signalAdvanced() // also where nothing moved: who waits reads for itself then
+	t.signalAdvanced() // even if nothing advanced: then the waiting members read the log themselves
 }
 
 // deliverPage delivers a page that reaches the head. Caller holds mu.
 func (t *topic) deliverPage(p *encodedPage) {
 	if p.First > t.last+1 {
-		// The log let go of what was never delivered here: say so. Members
-		// who catch up are told by their own page.
+		// The log deleted messages that were never delivered here. Members that
+		// catch up get the gap with their own page.
 		sendAll(t.outlets, protocol.Gap(t.room, t.epoch, t.last+1, p.First-1, protocol.GapTrimmed))
 		t.last = p.First - 1
 		t.resetRing()
 	}
 	var out []protocol.Frame
 	for i := range p.frames {
-		// What came live since the read is behind us already.
+		// Messages that arrived live since the read are delivered already.
 		if p.frames[i].seq == t.last+1 {
 			out = append(out, t.advance(&p.frames[i]))
 		}
@@ -126,13 +128,13 @@ func (t *topic) deliverPage(p *encodedPage) {
 	t.hub.observeDelivery(p.frames)
 }
 
-// skipToHead jumps to the head when more is missing than one page: every member then
-// catches up from the log at its own pace, sharing the pages. So a repair is one
-// read and a page of memory, however far behind the room is, and a member that
-// reads slowly does not fill its queue with an hour of messages. Caller holds mu.
+// skipToHead jumps to the head when more than one page is missing. Every member
+// then catches up from the log at its own pace, with shared pages. So a repair
+// is one read and one page of memory however far the room is behind, and a slow
+// member does not fill its queue with an hour of messages. Caller holds mu.
 func (t *topic) skipToHead(p *encodedPage) {
 	from := progress{seq: t.last, epoch: t.epoch, result: resumeLog}
-	// They were all at the same position, so they begin with the same page.
+	// All members are at the same position, so they begin with the same page.
 	for _, m := range t.members {
 		m.state, m.caughtUpTo = memberPending, position{from.seq, from.epoch}
 		m.client.enqueueCatchUp(catchUpTask{member: m, progress: from})
@@ -142,29 +144,29 @@ func (t *topic) skipToHead(p *encodedPage) {
 	t.resetRing()
 }
 
-// restartAtHead begins at the log's head, in a new epoch or where the log has gone
-// back: positions are void, and the members are told.
-// Caller holds mu.
+// restartAtHead continues at the log's head, in a new epoch or after the log
+// went back. Positions are void, and the members get a gap that says so. Caller
+// holds mu.
 func (t *topic) restartAtHead(p *encodedPage) {
 	if t.epoch != p.Epoch {
 		t.hub.logNewEpoch(p.Epoch)
-		t.target = p.Head // of the old one it says nothing here
+		t.target = p.Head // the target of the old epoch means nothing here
 	}
 	t.epoch, t.last, t.first = p.Epoch, p.Head, p.First
 	t.resetRing()
-	t.pages = nil // those who have one keep it
+	t.pages = nil // members that use one keep it
 	sendAll(t.outlets, protocol.Gap(t.room, p.Epoch, 1, p.Head, protocol.GapEpoch))
 }
 
-// abandonTarget gives up positions that the log does not have in this epoch, though it
-// was read after they were known. It went back without a new epoch, which only
-// a copy of its files under a running service can do. What became known since
-// stays wanted. Caller holds mu.
-func (t *topic) abandonTarget(w gapRequest, p *encodedPage) {
+// abandonTarget gives up messages that the log does not have, though it was
+// read in the same epoch after they were recorded. The log went back without a
+// new epoch, which only happens if its files are replaced under a running
+// service. Messages that were recorded since are still wanted. Caller holds mu.
+func (t *topic) abandonTarget(req gapRequest, p *encodedPage) {
 	t.hub.logger.Error("the log is behind what was delivered, and its epoch is the same",
-		"room", t.room, "head", p.Head, "known", w.target)
-	t.prune(w.target)
-	if t.target == w.target {
+		"room", t.room, "head", p.Head, "known", req.target)
+	t.prune(req.target)
+	if t.target == req.target {
 		t.target = p.Head
 	}
 }

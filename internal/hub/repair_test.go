@@ -8,172 +8,239 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// scenario plays what the property found, or might not find again soon, step by
-// step and in virtual time. The judge reads along; in the end everybody must
-// have everything.
-func scenario(t *testing.T, nodes int, run func(a *simulation)) {
+// scenario plays a sequence of events step by step in virtual time: one that
+// the property test found, or is unlikely to find again soon. The checker
+// checks every frame, and in the end every client must have everything.
+func scenario(t *testing.T, nodes int, run func(sim *simulation)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		a := newSimulation(tinyBounds(), nodes, 2, 3)
-		a.t = t
-		defer a.close()
-		run(a)
-		a.waitComplete(t, 8*time.Second)
+		sim := newSimulation(tinyBounds(), nodes, 2, 3)
+		sim.t = t
+		defer sim.close()
+		run(sim)
+		sim.waitComplete(t, 8*time.Second)
 	})
 }
 
-// joinAndWait joins from now and waits until the player is in.
-func (a *simulation) joinAndWait(p *simClient, node int, room message.Room) {
-	a.dialAndJoin(p, node, room, pendingJoin{fromNow: true})
+// joinAndWait joins without a position and waits until the client is live.
+func (sim *simulation) joinAndWait(c *simClient, node int, room message.Room) {
+	sim.dialAndJoin(c, node, room, pendingJoin{fromNow: true})
 	time.Sleep(time.Second)
 }
 
-func (a *simulation) dialAndJoin(p *simClient, node int, room message.Room, k pendingJoin) {
-	a.dial(p, node)
-	a.join(p, room, k)
+func (sim *simulation) dialAndJoin(c *simClient, node int, room message.Room, k pendingJoin) {
+	sim.dial(c, node)
+	sim.join(c, room, k)
 	synctest.Wait()
 }
 
-// broadcast stores messages by way of a node, and hands them to everyone.
-func (a *simulation) broadcast(node int, room message.Room, n int) {
-	a.pending[node] = append(a.pending[node], a.log.commit(room, n, 1))
-	a.completeNext(node)
-	a.deliverAll()
+// broadcast commits messages on a node and delivers them everywhere.
+func (sim *simulation) broadcast(node int, room message.Room, n int) {
+	sim.pending[node] = append(sim.pending[node], sim.log.commit(room, n, 1))
+	sim.completeNext(node)
+	sim.deliverAll()
 	synctest.Wait()
 }
 
 func TestJoinAfterZeroMissesNothingOfAnEpochUnknownToTheNode(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.log.commit("r1", 1, 1)
-		a.joinAndWait(a.clients[0], 0, "r1") // its ring does not have the message
-		a.log.restore(map[message.Room]int{"r1": 1})
-		a.log.commit("r1", 2, 1)
-		// Before the first message is the same place in every epoch: no gap.
-		a.dialAndJoin(a.clients[1], 0, "r1", pendingJoin{})
+	scenario(t, 1, func(sim *simulation) {
+		sim.log.commit("r1", 1, 1)
+		sim.joinAndWait(sim.clients[0], 0, "r1") // its ring does not have the message
+		sim.log.restore(map[message.Room]int{"r1": 1})
+		sim.log.commit("r1", 2, 1)
+		// Position 0 is the same in every epoch, so no gap may come.
+		sim.dialAndJoin(sim.clients[1], 0, "r1", pendingJoin{})
 	})
 }
 
-// The feed's first answer begins when it is given; a room may be live before.
+// The feed no longer reaches back to a lost message, and the query that compares
+// the heads fails at first. The node must repeat the comparison, though no later
+// read of the feed mentions the room.
+func TestHeadsAreComparedAgainAfterAFailure(t *testing.T) {
+	scenario(t, 1, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		v := sim.logViews[0]
+		v.set(func() { v.headsDown = true })
+		sim.log.commit("r1", 1, 1) // on another node, and its broadcast is lost
+		sim.log.pruneFeed(0)
+		time.Sleep(time.Second)
+		v.set(func() { v.headsDown = false })
+	})
+}
+
+// A node died between commit and broadcast, and the feed is down. The publisher
+// sends the message again on another node, which broadcasts it.
+func TestAPublishSentAgainIsBroadcastAgain(t *testing.T) {
+	scenario(t, 3, func(sim *simulation) {
+		for node, c := range sim.clients {
+			v := sim.logViews[node]
+			v.set(func() { v.feedDown = true })
+			sim.joinAndWait(c, node, "r1")
+		}
+		sim.log.commit("r1", 1, 1) // on node 2, which does not complete it
+		sim.nodes[1].Completed(sim.log.resend("r1", 1))
+		sim.deliverAll()
+		sim.waitComplete(sim.t, time.Second)
+	})
+}
+
+// Retention deletes messages before a repair reads them. The live members get a
+// gap that names these messages, and then the rest.
+func TestLiveMembersGetAGapForMessagesThatWereTrimmedUnseen(t *testing.T) {
+	scenario(t, 1, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		sim.log.commit("r1", 3, 1) // on another node, and its broadcast is lost
+		sim.log.trim("r1", 3)
+	})
+}
+
+// A message of a new epoch arrives while a repair of the old one reads. The
+// repair answers only what was recorded before it began.
+func TestAnEpochSeenDuringARepairIsReadAfterIt(t *testing.T) {
+	scenario(t, 1, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		v := sim.logViews[0]
+		v.set(func() { v.feedDown, v.delay = true, 100*time.Millisecond })
+		sim.log.commit("r1", 1, 1) // lost
+		sim.nodes[0].Completed(sim.log.commit("r1", 1, 1))
+		time.Sleep(50 * time.Millisecond) // the repair reads, in the old epoch
+		sim.log.restore(map[message.Room]int{"r1": 1})
+		sim.nodes[0].Completed(sim.log.commit("r1", 1, 1))
+		sim.clearFaults()
+		v.set(func() { v.feedDown = true })
+	})
+}
+
+// The first read of the feed begins at its own moment. A room may be live
+// before.
 func TestARoomThatIsLiveBeforeTheFirstFeedReadIsRepaired(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.stop(0)
-		a.logViews[0].set(func() { a.logViews[0].feedDown = true })
-		a.start(0)
-		a.joinAndWait(a.clients[0], 0, "r1")
-		a.log.commit("r1", 1, 1) // another node's, and its broadcast is lost
-		a.clearFaults()
+	scenario(t, 1, func(sim *simulation) {
+		sim.stop(0)
+		sim.logViews[0].set(func() { sim.logViews[0].feedDown = true })
+		sim.start(0)
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		sim.log.commit("r1", 1, 1) // on another node, and its broadcast is lost
+		sim.clearFaults()
 	})
 }
 
 func TestJoinedNeverReportsAnOldestMessageBeyondTheNewest(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
-		a.log.commit("r1", 2, 1) // not heard of yet
-		a.log.trim("r1", 3)
-		a.dialAndJoin(a.clients[1], 0, "r1", pendingJoin{from: modelPosition{"e1", 1}}) // reads the log
-		a.dialAndJoin(a.clients[2], 0, "r1", pendingJoin{fromNow: true})
+	scenario(t, 1, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		sim.log.commit("r1", 2, 1) // the node does not know of these
+		sim.log.trim("r1", 3)
+		sim.dialAndJoin(sim.clients[1], 0, "r1", pendingJoin{from: modelPosition{"e1", 1}}) // reads the log
+		sim.dialAndJoin(sim.clients[2], 0, "r1", pendingJoin{fromNow: true})
 	})
 }
 
 func TestAClosedTopicReleasesItsMemory(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.logViews[0].set(func() { a.logViews[0].delay = 2 * time.Second })
-		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true})
-		a.broadcast(0, "r1", 1) // held until the room opens
-		a.leave(a.clients[0], "r1")
+	scenario(t, 1, func(sim *simulation) {
+		sim.logViews[0].set(func() { sim.logViews[0].delay = 2 * time.Second })
+		sim.dialAndJoin(sim.clients[0], 0, "r1", pendingJoin{fromNow: true})
+		sim.broadcast(0, "r1", 1) // buffered until the topic opens
+		sim.leave(sim.clients[0], "r1")
 		time.Sleep(30 * time.Second)
-		a.checkIdle()
+		sim.checkIdle()
 	})
 }
 
 func TestANewEpochSeenWhileATopicOpensIsNotForgotten(t *testing.T) {
-	scenario(t, 1, func(a *simulation) {
-		a.logViews[0].set(func() { a.logViews[0].delay = 300 * time.Millisecond })
-		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true}) // reads in the old epoch
-		a.log.restore(nil)
-		a.clearFaults()
+	scenario(t, 1, func(sim *simulation) {
+		sim.logViews[0].set(func() { sim.logViews[0].delay = 300 * time.Millisecond })
+		sim.dialAndJoin(sim.clients[0], 0, "r1", pendingJoin{fromNow: true}) // reads in the old epoch
+		sim.log.restore(nil)
+		sim.clearFaults()
 	})
 }
 
-// A message of a past epoch says nothing about the seqs of this one, whether
-// the inbox takes it or is full, and whether the room is open or not.
+// The seq of a message of a past epoch means nothing in the present one,
+// whether the inbox accepts the message or is full, and whether the topic is
+// open or not.
 func TestALateMessageOfAPastEpochCausesNoLoss(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
-		late := a.log.commit("r1", 9, 500) // more than an inbox takes
-		a.log.restore(map[message.Room]int{"r1": 3})
-		time.Sleep(time.Second) // the node has heard of it
-		for _, v := range a.logViews {
+	scenario(t, 2, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		late := sim.log.commit("r1", 9, 500) // more than an inbox accepts
+		sim.log.restore(map[message.Room]int{"r1": 3})
+		time.Sleep(time.Second) // the node learns of the new epoch
+		for _, v := range sim.logViews {
 			v.set(func() { v.feedDown, v.delay = true, 40*time.Millisecond })
 		}
-		a.nodes[1].Completed(late)
-		a.deliverAll() // a repair begins, whose page ends at 3
+		sim.nodes[1].Completed(late)
+		sim.deliverAll() // a repair begins, whose page ends at 3
 		time.Sleep(30 * time.Millisecond)
-		a.log.commit("r1", 1, 1) // lost
-		a.broadcast(1, "r1", 1)  // 5 is held, and 4 is known to be missing
+		sim.log.commit("r1", 1, 1) // lost
+		sim.broadcast(1, "r1", 1)  // 5 is buffered, and 4 is known to be missing
 	})
 }
 
 func TestAMessageOfAPastEpochBeforeTheTopicOpensCausesNoLoss(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		late := a.log.commit("r1", 9, 1)
-		a.log.restore(map[message.Room]int{"r1": 3})
-		a.logViews[0].set(func() { a.logViews[0].delay, a.logViews[0].feedDown = 40*time.Millisecond, true })
-		a.dialAndJoin(a.clients[0], 0, "r1", pendingJoin{fromNow: true})
-		a.nodes[1].Completed(late)
-		a.deliverAll()
-		time.Sleep(70 * time.Millisecond) // open, and a repair is under way
-		a.log.commit("r1", 1, 1)
-		a.broadcast(1, "r1", 1)
+	scenario(t, 2, func(sim *simulation) {
+		late := sim.log.commit("r1", 9, 1)
+		sim.log.restore(map[message.Room]int{"r1": 3})
+		sim.logViews[0].set(func() { sim.logViews[0].delay, sim.logViews[0].feedDown = 40*time.Millisecond, true })
+		sim.dialAndJoin(sim.clients[0], 0, "r1", pendingJoin{fromNow: true})
+		sim.nodes[1].Completed(late)
+		sim.deliverAll()
+		time.Sleep(70 * time.Millisecond) // the topic is open, and a repair reads
+		sim.log.commit("r1", 1, 1)
+		sim.broadcast(1, "r1", 1)
 	})
 }
 
-// A room gets more at once than its inbox takes; nothing else tells of it.
+// A room gets more at once than its inbox accepts, and neither the feed nor a
+// later message reveals what was dropped.
 func TestMessagesDroppedByAFullInboxAreFetched(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
-		v := a.logViews[0]
+	scenario(t, 2, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		v := sim.logViews[0]
 		v.set(func() { v.feedDown = true })
-		a.nodes[1].Completed(a.log.commit("r1", 9, 500))
-		a.deliverAll()
-		a.waitComplete(a.t, time.Second)
+		sim.nodes[1].Completed(sim.log.commit("r1", 9, 500))
+		sim.deliverAll()
+		sim.waitComplete(sim.t, time.Second)
+		if n := testutil.ToFloat64(sim.nodes[0].metrics.dropped.WithLabelValues("inbox_full")); n == 0 {
+			t.Error("no message was counted as dropped")
+		}
 	})
 }
 
-// Without a broker a message takes the feed's interval and the moment that a
-// hole has to fill by itself, at most.
+// Without a broker a message takes at most the feed's interval and the time
+// that a hole has to fill by itself.
 func TestWithoutABrokerDeliveryTakesOneFeedInterval(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		a.joinAndWait(a.clients[0], 0, "r1")
+	scenario(t, 2, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
 		worst := time.Duration(0)
 		for i := range 50 {
 			time.Sleep(time.Duration(i*7) * time.Millisecond)
-			a.nodes[1].Completed(a.log.commit("r1", 1, 1))
-			a.broker.dropAll()
+			sim.nodes[1].Completed(sim.log.commit("r1", 1, 1))
+			sim.broker.dropAll()
 			began := time.Now()
-			for a.clients[0].missing() != "" {
+			for sim.clients[0].missing() != "" {
 				time.Sleep(time.Millisecond)
 				synctest.Wait()
 			}
 			worst = max(worst, time.Since(began))
 		}
 		if most := 250*time.Millisecond + 20*time.Millisecond + time.Millisecond; worst > most || worst < 100*time.Millisecond {
-			t.Errorf("the slowest took %v, may take %v", worst, most)
+			t.Errorf("the slowest message took %v, want 100ms to %v", worst, most)
 		}
 	})
 }
 
-// Two broadcasts that overtake each other cost no read; one that is lost costs
-// one, whatever the number of members.
+// Two broadcasts in the wrong order cost no read. A lost one costs one read,
+// however many members there are.
 func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
-	scenario(t, 2, func(a *simulation) {
-		for _, p := range a.clients {
-			a.joinAndWait(p, 0, "r1")
+	scenario(t, 2, func(sim *simulation) {
+		for _, p := range sim.clients {
+			sim.joinAndWait(p, 0, "r1")
 		}
-		v := a.logViews[0]
+		v := sim.logViews[0]
 		v.set(func() { v.feedDown = true })
 		time.Sleep(time.Second)
 		reads := func() int {
@@ -182,39 +249,39 @@ func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
 			return v.reads
 		}
 		before := reads()
-		first, second := a.log.commit("r1", 1, 1), a.log.commit("r1", 1, 1)
-		a.nodes[1].Completed(second)
-		a.deliverAll()
-		time.Sleep(10 * time.Millisecond) // less than a hole is given
-		a.nodes[1].Completed(first)
-		a.deliverAll()
+		first, second := sim.log.commit("r1", 1, 1), sim.log.commit("r1", 1, 1)
+		sim.nodes[1].Completed(second)
+		sim.deliverAll()
+		time.Sleep(10 * time.Millisecond) // less than a hole has to fill
+		sim.nodes[1].Completed(first)
+		sim.deliverAll()
 		time.Sleep(time.Second)
 		if got := reads() - before; got != 0 {
-			t.Errorf("a swap cost %d reads", got)
+			t.Errorf("reordering cost %d reads, want none", got)
 		}
-		a.log.commit("r1", 1, 1)
-		a.nodes[1].Completed(a.log.commit("r1", 1, 1))
-		a.deliverAll()
+		sim.log.commit("r1", 1, 1)
+		sim.nodes[1].Completed(sim.log.commit("r1", 1, 1))
+		sim.deliverAll()
 		time.Sleep(time.Second)
 		if got := reads() - before; got != 1 {
-			t.Errorf("a hole cost %d reads", got)
+			t.Errorf("a hole cost %d reads, want one", got)
 		}
 	})
 }
 
-// receiveUnstored hands a node a message that its log does not have.
-func (w *fixture) receiveUnstored(node int, room message.Room, seq message.Seq) {
+// receiveUnstored hands a node a message that the log does not have.
+func (f *fixture) receiveUnstored(node int, room message.Room, seq message.Seq) {
 	p := payload{kind: kindMessages, origin: 1}
-	p.add(&message.Publication{Draft: message.Draft{Room: room, ID: "claimed", Data: []byte(`0`)}, Epoch: w.log.epoch, Seq: seq})
-	w.nodes[node].Receive(room, p.encode())
+	p.add(&message.Publication{Draft: message.Draft{Room: room, ID: "claimed", Data: []byte(`0`)}, Epoch: f.log.epoch, Seq: seq})
+	f.nodes[node].Receive(room, p.encode())
 }
 
-// Only a copy of its files under a running service takes a log back without a
-// new epoch. Then what was delivered is void, and members are told.
+// Only replacing its files under a running service takes a log back without a
+// new epoch. Then what was delivered is void, and the members get a gap.
 func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
-	w := newFixture(t, 1)
-	w.feed.off = true
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.feed.off = true
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
 	for range 5 {
@@ -222,10 +289,10 @@ func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
 	}
 	want := append([]string{"joined 0"}, messages(1, 5)...)
 	a.expectFrames(want...)
-	w.log.mu.Lock()
-	w.log.rooms["r"] = w.log.rooms["r"][:2]
-	w.log.mu.Unlock()
-	w.receiveUnstored(0, "r", 7)
+	f.log.mu.Lock()
+	f.log.rooms["r"] = f.log.rooms["r"][:2]
+	f.log.mu.Unlock()
+	f.receiveUnstored(0, "r", 7)
 	want = append(want, "gap 1-2 epoch")
 	a.expectFrames(want...)
 	a.must(`{"type":"publish","room":"r","data":1}`)
@@ -233,28 +300,27 @@ func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
 }
 
 func TestAMessageMissingFromTheLogIsAbandoned(t *testing.T) {
-	w := newFixture(t, 1)
-	w.feed.off = true
-	a := w.client(0)
+	f := newFixture(t, 1)
+	f.feed.off = true
+	a := f.client(0)
 	a.must(`{"type":"join","room":"r"}`)
 	a.expectFrames("joined 0")
-	w.store("r", 2) // not heard of
-	w.receiveUnstored(0, "r", 9)
-	a.expectFrames("joined 0", "message 1", "message 2") // what there is comes all the same
-	eventually(t, "the topic to be at rest", func() bool {
-		s := w.nodes[0].Rooms()[0]
+	f.store("r", 2) // no node knows of these
+	f.receiveUnstored(0, "r", 9)
+	a.expectFrames("joined 0", "message 1", "message 2") // the log has these
+	testkit.Eventually(t, "the topic to give up message 9", func() bool {
+		s := f.nodes[0].Rooms()[0]
 		return s.Held == 0 && s.Behind == 0
 	})
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames(append([]string{"joined 0"}, messages(1, 3)...)...)
 }
 
-// A logWithHole log leaves a message out of its pages, in the middle or at the end,
-// while it is told to.
+// A logWithHole omits one message from its pages.
 type logWithHole struct {
 	*memLog
-	omitted   atomic.Int64
-	omissions atomic.Int64
+	omitted   atomic.Int64 // the seq, 0: none
+	omissions atomic.Int64 // pages without it
 }
 
 func (l *logWithHole) Read(ctx context.Context, r message.Range) (message.Page, error) {
@@ -270,18 +336,23 @@ func (l *logWithHole) Read(ctx context.Context, r message.Range) (message.Page, 
 }
 
 func TestAPageWithAHoleIsReadAgain(t *testing.T) {
-	for _, without := range []int64{2, 4} {
-		w := newFixture(t, 1)
-		l := &logWithHole{memLog: w.log}
-		l.omitted.Store(without)
-		w.nodes[0].cfg.Log = l
-		a := w.client(0)
-		a.must(`{"type":"join","room":"r"}`)
-		a.expectFrames("joined 0")
-		w.store("r", 4)
-		eventually(t, "a torn page", func() bool { return l.omissions.Load() > 0 })
-		a.expectFrames("joined 0")
-		l.omitted.Store(0)
-		a.expectFrames(append([]string{"joined 0"}, messages(1, 4)...)...)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, tt := range []struct {
+			stored  int
+			omitted int64
+		}{{4, 2}, {4, 4}, {300, 2}} { // in the middle of the last page, at its end, in an earlier page
+			f := newFixture(t, 1)
+			l := &logWithHole{memLog: f.log}
+			l.omitted.Store(tt.omitted)
+			f.nodes[0].cfg.Log = l
+			a := f.client(0)
+			a.must(`{"type":"join","room":"r"}`)
+			a.expectFrames("joined 0")
+			f.store("r", tt.stored)
+			testkit.Eventually(t, "a page with a hole", func() bool { return l.omissions.Load() > 0 })
+			a.expectFrames("joined 0")
+			l.omitted.Store(0)
+			a.expectFrames(append([]string{"joined 0"}, messages(1, tt.stored)...)...)
+		}
+	})
 }

@@ -5,19 +5,19 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// errAccessRevoked tells who is taken out of a room; it goes before the left that
-// nobody asked for.
+// errAccessRevoked is sent to a client that loses access to a room, before the
+// left.
 var errAccessRevoked = &protocol.Error{Code: protocol.CodeForbidden, Message: "the new token does not open this room any more"}
 
-// Restrict takes the client out of every room that it may not be in any more,
-// and tells it of each: an error, as the answer to a join that is not done, and
-// left. Nothing of those rooms follows.
-func (c *Client) Restrict(may func(message.Room) bool) {
+// Restrict removes the client from every room that is not allowed. For each of
+// them the client gets an error, which also answers an unanswered join, and
+// then left. No frame of the room follows.
+func (c *Client) Restrict(allowed func(message.Room) bool) {
 	c.mu.Lock()
 	var gone []*member
 	kept := c.rooms[:0]
 	for _, m := range c.rooms {
-		if may(m.topic.room) {
+		if allowed(m.topic.room) {
 			kept = append(kept, m)
 		} else {
 			gone = append(gone, m)

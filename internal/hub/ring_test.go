@@ -10,8 +10,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A ring is the end of everything that was pushed, as far back as its bounds
-// let it; the model keeps everything.
+// A ring holds the newest of all frames that were pushed, as many as its bounds
+// allow. The model keeps all.
 func TestPropertyARingKeepsTheNewestFrames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.IntRange(1, 6).Draw(t, "most")
@@ -23,11 +23,11 @@ func TestPropertyARingKeepsTheNewestFrames(t *testing.T) {
 				for i := range f {
 					f[i] = byte(len(all))
 				}
-				// The limit moves with the node's budget.
+				// The limit changes with the node's budget.
 				limit := rapid.SampledFrom([]int{10, 100, 100}).Draw(t, "limit")
 				r.push(f, most, limit)
 				if all = append(all, f); r.bytes > limit || r.len() > most {
-					t.Fatalf("%d frames and %d bytes, with room for %d and %d", r.len(), r.bytes, most, limit)
+					t.Fatalf("%d frames and %d bytes, want at most %d and %d", r.len(), r.bytes, most, limit)
 				}
 			},
 			"tail": func(t *rapid.T) {
@@ -51,14 +51,14 @@ func TestPropertyARingKeepsTheNewestFrames(t *testing.T) {
 					size += len(f)
 				}
 				if size != r.bytes || cap(r.frames) > 8*(most+2) {
-					t.Fatalf("%d bytes on the books of %d; an array of %d for %d frames", r.bytes, size, cap(r.frames), most)
+					t.Fatalf("the frames have %d bytes, the ring counts %d; an array of %d for %d frames", r.bytes, size, cap(r.frames), most)
 				}
 			},
 		})
 	})
 }
 
-// A hold gives back what was put, in its epoch, once, until it is pruned.
+// A reorder buffer returns each frame once, in its epoch, unless it was pruned.
 func TestPropertyTheReorderBufferMatchesItsModel(t *testing.T) {
 	seqs, epochs := rapid.Int64Range(1, 9), rapid.SampledFrom([]message.Epoch{"a", "b"})
 	rapid.Check(t, func(t *rapid.T) {
@@ -69,23 +69,23 @@ func TestPropertyTheReorderBufferMatchesItsModel(t *testing.T) {
 			"put": func(t *rapid.T) {
 				e := roomFrame{seq: message.Seq(seqs.Draw(t, "seq")), epoch: epochs.Draw(t, "epoch")}
 				e.frame = make(protocol.Frame, rapid.IntRange(1, 30).Draw(t, "bytes"))
-				_, held := model[e.seq]
+				_, buffered := model[e.seq]
 				full := len(model) >= frames || h.bytes > 0 && h.bytes+len(e.frame) > size
-				if got := h.put(&e, frames, size); got != (held || !full) {
-					t.Fatalf("put = %v, held before %v, full %v", got, held, full)
+				if got := h.put(&e, frames, size); got != (buffered || !full) {
+					t.Fatalf("put = %v, already buffered %v, full %v", got, buffered, full)
 				}
-				if !held && !full {
+				if !buffered && !full {
 					model[e.seq] = e
 				}
 			},
-			"take": func(t *rapid.T) {
+			"pop": func(t *rapid.T) {
 				seq, epoch := message.Seq(seqs.Draw(t, "seq")), epochs.Draw(t, "epoch")
-				want, held := model[seq]
-				held = held && want.epoch == epoch
-				if got, ok := h.pop(seq, epoch); ok != held || ok && len(got.frame) != len(want.frame) {
-					t.Fatalf("take(%d, %s) = %v %v, held %v", seq, epoch, got.seq, ok, held)
+				want, buffered := model[seq]
+				buffered = buffered && want.epoch == epoch
+				if got, ok := h.pop(seq, epoch); ok != buffered || ok && len(got.frame) != len(want.frame) {
+					t.Fatalf("pop(%d, %s) = %v %v, buffered %v", seq, epoch, got.seq, ok, buffered)
 				}
-				if held {
+				if buffered {
 					delete(model, seq)
 				}
 			},
@@ -104,7 +104,7 @@ func TestPropertyTheReorderBufferMatchesItsModel(t *testing.T) {
 					bytes += len(e.frame)
 				}
 				if h.len() != len(model) || h.bytes != bytes {
-					t.Fatalf("%d held and %d bytes, want %d and %d", h.len(), h.bytes, len(model), bytes)
+					t.Fatalf("%d frames and %d bytes, want %d and %d", h.len(), h.bytes, len(model), bytes)
 				}
 			},
 		})

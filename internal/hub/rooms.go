@@ -7,23 +7,23 @@ import (
 	"switchyard/internal/message"
 )
 
-// A RoomState is a live room as operators see it.
+// A RoomState describes a topic to operators.
 type RoomState struct {
 	Room    message.Room  `json:"room"`
 	Epoch   message.Epoch `json:"epoch"`
 	Seq     message.Seq   `json:"seq"`
 	Members int           `json:"members"`
-	// Held counts messages that wait for one before them.
+	// Held is the number of messages in the reorder buffer.
 	Held int `json:"held"`
-	// Behind is how many messages are known and not yet delivered.
+	// Behind is how many messages are known to exist and not yet delivered.
 	Behind message.Seq `json:"behind"`
 }
 
-// maxRoomStates bounds the answer of Rooms.
+// maxRoomStates bounds the result of Rooms.
 const maxRoomStates = 1000
 
-// Rooms tells the live rooms on this node, those with most members first, at
-// most 1,000. Each is told as it is at one moment, not all at the same one.
+// Rooms returns the topics of this node, those with most members first, at most
+// 1,000. The states are not of one moment.
 func (h *Hub) Rooms() []RoomState {
 	states := []RoomState{}
 	for i := range h.shards {
@@ -40,8 +40,7 @@ func (h *Hub) Rooms() []RoomState {
 	return states[:min(len(states), maxRoomStates)]
 }
 
-// state is what operators see of a topic. Members are those that are live: who
-// is catching up is not among them.
+// state returns the topic's state. Members that are catching up do not count.
 func (t *topic) state() RoomState {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -18,33 +18,35 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// An simulation is some nodes on one ledger, the post between them, and players
-// whose frames a judge reads. Its methods are what may happen.
+// A simulation is some nodes on one model log, a broker between them, and
+// clients whose frames a checker checks. Its methods are the events that may
+// happen.
 type simulation struct {
 	*checker
-	t        *testing.T // a story's own
+	t        *testing.T // only in a scenario
 	log      *modelLog
 	broker   *fakeBroker
 	nodes    []*Hub
 	logViews []*logView
-	pending  [][][]*message.Publication // by node: committed, not settled yet
+	pending  [][][]*message.Publication // by node: committed, not yet completed
 	clients  []*simClient
 	rooms    []message.Room
 	bounds   bounds          // of nodes that start
-	logLines countingHandler // of their logs
+	logLines countingHandler // of all nodes
 }
 
-// countingHandler counts what an operator has to read. It implements slog.Handler.
+// A countingHandler counts the log lines that an operator would see. It
+// implements slog.Handler.
 type countingHandler struct{ n atomic.Int64 }
 
-func (l *countingHandler) Enabled(_ context.Context, level slog.Level) bool {
+func (h *countingHandler) Enabled(_ context.Context, level slog.Level) bool {
 	return level >= slog.LevelInfo
 }
-func (l *countingHandler) WithAttrs([]slog.Attr) slog.Handler        { return l }
-func (l *countingHandler) WithGroup(string) slog.Handler             { return l }
-func (l *countingHandler) Handle(context.Context, slog.Record) error { l.n.Add(1); return nil }
+func (h *countingHandler) WithAttrs([]slog.Attr) slog.Handler        { return h }
+func (h *countingHandler) WithGroup(string) slog.Handler             { return h }
+func (h *countingHandler) Handle(context.Context, slog.Record) error { h.n.Add(1); return nil }
 
-// tinyBounds bounds bring every edge within reach of a few messages.
+// tinyBounds returns bounds that a few messages reach.
 func tinyBounds() bounds {
 	return bounds{
 		inboxBytes: 800, reorderFrames: 4, reorderBytes: 2000,
@@ -55,214 +57,214 @@ func tinyBounds() bounds {
 
 func newSimulation(b bounds, nodes, rooms, clients int) *simulation {
 	l := newModelLog()
-	a := &simulation{bounds: b, log: l, checker: &checker{log: l}, broker: &fakeBroker{}}
-	a.faultActive = a.anyFault
+	sim := &simulation{bounds: b, log: l, checker: &checker{log: l}, broker: &fakeBroker{}}
+	sim.faultActive = sim.anyFault
 	for i := range nodes {
-		a.logViews = append(a.logViews, &logView{modelLog: l})
-		a.broker.nodes = append(a.broker.nodes, &fakeBrokerNode{fakeBroker: a.broker, node: i})
-		a.nodes = append(a.nodes, nil)
-		a.pending = append(a.pending, nil)
-		a.start(i)
+		sim.logViews = append(sim.logViews, &logView{modelLog: l})
+		sim.broker.nodes = append(sim.broker.nodes, &fakeBrokerNode{fakeBroker: sim.broker, node: i})
+		sim.nodes = append(sim.nodes, nil)
+		sim.pending = append(sim.pending, nil)
+		sim.start(i)
 	}
 	for i := range rooms {
-		a.rooms = append(a.rooms, message.Room(fmt.Sprintf("r%d", i+1)))
+		sim.rooms = append(sim.rooms, message.Room(fmt.Sprintf("r%d", i+1)))
 	}
 	for i := range clients {
-		p := &simClient{
-			checker: a.checker, name: fmt.Sprintf("p%d", i+1),
+		c := &simClient{
+			checker: sim.checker, name: fmt.Sprintf("p%d", i+1),
 			pendingJoins: map[string]*pendingJoin{}, rooms: map[message.Room]*roomModel{},
 		}
-		for _, room := range a.rooms {
-			p.rooms[room] = &roomModel{}
+		for _, room := range sim.rooms {
+			c.rooms[room] = &roomModel{}
 		}
-		a.clients = append(a.clients, p)
+		sim.clients = append(sim.clients, c)
 	}
-	return a
+	return sim
 }
 
-// start begins a node, which knows nothing.
-func (a *simulation) start(i int) {
-	o := a.broker.nodes[i]
+// start starts a node with empty state.
+func (sim *simulation) start(i int) {
+	o := sim.broker.nodes[i]
 	o.mu.Lock()
 	o.subs = map[message.Room]bool{}
 	o.mu.Unlock()
-	a.nodes[i] = New(Config{
-		Log: a.logViews[i], Feed: a.logViews[i], Broker: o, bounds: a.bounds,
-		Logger: slog.New(&a.logLines), Registerer: prometheus.NewRegistry(),
+	sim.nodes[i] = New(Config{
+		Log: sim.logViews[i], Feed: sim.logViews[i], Broker: o, bounds: sim.bounds,
+		Logger: slog.New(&sim.logLines), Registerer: prometheus.NewRegistry(),
 	})
 }
 
-// stop ends a node; it has nobody left, and must not wait for anything.
-func (a *simulation) stop(i int) {
+// stop stops a node, which has no clients. It must not wait for anything.
+func (sim *simulation) stop(i int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	began := time.Now()
-	if err := a.nodes[i].Close(ctx); err != nil || time.Since(began) > 0 {
-		a.failf("node %d did not end at once, but after %v: %v", i, time.Since(began), err)
+	if err := sim.nodes[i].Close(ctx); err != nil || time.Since(began) > 0 {
+		sim.failf("node %d took %v to stop, want none: %v", i, time.Since(began), err)
 	}
 }
 
-// close ends what is left, whatever the outcome.
-func (a *simulation) close() {
-	for _, p := range a.clients {
-		a.disconnect(p)
+// close ends all connections and nodes.
+func (sim *simulation) close() {
+	for _, p := range sim.clients {
+		sim.disconnect(p)
 	}
-	for i := range a.nodes {
-		a.stop(i)
-	}
-}
-
-// completeNext hands the oldest pending batch of a node to its hub.
-func (a *simulation) completeNext(node int) {
-	if q := a.pending[node]; len(q) > 0 {
-		a.pending[node] = q[1:]
-		a.nodes[node].Completed(q[0])
+	for i := range sim.nodes {
+		sim.stop(i)
 	}
 }
 
-// deliver hands over one parcel of the post.
-func (a *simulation) deliver(i int, keep bool) {
-	p := a.broker.dequeue(i, keep)
-	a.nodes[p.to].Receive(p.room, p.b)
-}
-
-// dial gives a player a connection to a node, if it has none.
-func (a *simulation) dial(p *simClient, node int) *simConn {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.conn == nil {
-		p.node = node
-		p.conn = &simConn{owner: p, ended: make(chan struct{})}
-		p.conn.client = a.nodes[node].NewClient(p.conn, "")
+// completeNext hands the oldest committed batch of a node to its hub.
+func (sim *simulation) completeNext(node int) {
+	if q := sim.pending[node]; len(q) > 0 {
+		sim.pending[node] = q[1:]
+		sim.nodes[node].Completed(q[0])
 	}
-	return p.conn
 }
 
-// disconnect ends a player's connection, as http does for whatever reason. The
-// client's place is given up after nothing more is taken.
-func (a *simulation) disconnect(p *simClient) {
-	p.mu.Lock()
-	l := p.conn
+// deliver hands over one payload of the broker, or a copy of it.
+func (sim *simulation) deliver(i int, keep bool) {
+	p := sim.broker.dequeue(i, keep)
+	sim.nodes[p.to].Receive(p.room, p.b)
+}
+
+// dial opens a connection of the client to a node, if it has none.
+func (sim *simulation) dial(c *simClient, node int) *simConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == nil {
+		c.node = node
+		c.conn = &simConn{owner: c, ended: make(chan struct{})}
+		c.conn.client = sim.nodes[node].NewClient(c.conn, "")
+	}
+	return c.conn
+}
+
+// disconnect ends a client's connection, as the HTTP server does. The outlet
+// accepts nothing more before the client leaves its rooms.
+func (sim *simulation) disconnect(c *simClient) {
+	c.mu.Lock()
+	l := c.conn
 	if l == nil {
-		p.mu.Unlock()
+		c.mu.Unlock()
 		return
 	}
 	l.closed = true
 	close(l.ended)
-	p.conn = nil
-	clear(p.pendingJoins)
-	for _, s := range p.rooms {
+	c.conn = nil
+	clear(c.pendingJoins)
+	for _, s := range c.rooms {
 		s.joined, s.joinRef = false, ""
 	}
-	p.mu.Unlock()
+	c.mu.Unlock()
 	l.client.Close(false)
 }
 
-// connection is the player's, nil while it has none.
-func (p *simClient) connection() *simConn {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.conn
+// connection returns the client's connection, or nil.
+func (c *simClient) connection() *simConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn
 }
 
-// makeSlow makes a player's connection slow, and loose fast again.
-func (p *simClient) makeSlow() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.conn != nil && p.conn.blocked == nil {
-		p.conn.blocked = make(chan struct{})
+// makeSlow makes the client's connection block after each page, until makeFast.
+func (c *simClient) makeSlow() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != nil && c.conn.blocked == nil {
+		c.conn.blocked = make(chan struct{})
 	}
 }
 
-func (p *simClient) makeFast() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.conn != nil && p.conn.blocked != nil {
-		close(p.conn.blocked)
-		p.conn.blocked = nil
+func (c *simClient) makeFast() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != nil && c.conn.blocked != nil {
+		close(c.conn.blocked)
+		c.conn.blocked = nil
 	}
 }
 
-// join asks for a room and models what may follow: the old stay ends before
-// the call does, and the new one begins with its answer.
-func (a *simulation) join(p *simClient, room message.Room, k pendingJoin) {
-	p.mu.Lock()
-	l, s := p.conn, p.rooms[room]
-	if len(p.pendingJoins) > 20 { // a reader would wait here, and this is the test's goroutine
-		p.mu.Unlock()
+// join joins a room and models what may follow: the earlier membership ends
+// before the call returns, and the new one begins with the answer.
+func (sim *simulation) join(c *simClient, room message.Room, k pendingJoin) {
+	c.mu.Lock()
+	l, s := c.conn, c.rooms[room]
+	if len(c.pendingJoins) > 20 { // the hub would block, and this is the test's only goroutine
+		c.mu.Unlock()
 		return
 	}
-	p.refs++
-	ref := fmt.Sprintf("%d", p.refs)
-	if old := p.pendingJoins[s.joinRef]; old != nil {
+	c.refs++
+	ref := fmt.Sprintf("%d", c.refs)
+	if old := c.pendingJoins[s.joinRef]; old != nil {
 		old.replaced = true
 	}
 	k.room = room
-	head, _ := a.log.head(k.from.epoch, room)
+	head, _ := sim.log.head(k.from.epoch, room)
 	k.ahead = k.from.seq > head
-	p.pendingJoins[ref], s.joinRef = &k, ref
-	p.mu.Unlock()
+	c.pendingJoins[ref], s.joinRef = &k, ref
+	c.mu.Unlock()
 
 	r := protocol.Request{Type: protocol.TypeJoin, Room: room, Ref: protocol.Ref(`"` + ref + `"`)}
 	if !k.fromNow {
 		r.HasAfter, r.After, r.Epoch = true, k.from.seq, k.from.epoch
 	}
 	if err := l.client.Handle(context.Background(), &r); err != nil {
-		a.failf("%s may not join %s: %v", p.name, room, err)
+		sim.failf("%s could not join %s: %v", c.name, room, err)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if s.joinRef == ref {
-		s.joined = false // nothing comes before the answer
+		s.joined = false // no frame precedes the answer
 	}
 }
 
-// leave leaves a room; the answer is given at once.
-func (a *simulation) leave(p *simClient, room message.Room) {
-	p.mu.Lock()
-	l, s := p.conn, p.rooms[room]
+// leave leaves a room. The answer comes before the call returns.
+func (sim *simulation) leave(c *simClient, room message.Room) {
+	c.mu.Lock()
+	l, s := c.conn, c.rooms[room]
 	if l == nil {
-		p.mu.Unlock()
+		c.mu.Unlock()
 		return
 	}
 	here := s.joined || s.joinRef != ""
-	if old := p.pendingJoins[s.joinRef]; old != nil {
+	if old := c.pendingJoins[s.joinRef]; old != nil {
 		old.replaced = true
 	}
 	s.leaving = here
-	p.mu.Unlock()
+	c.mu.Unlock()
 	err := l.client.Handle(context.Background(), &protocol.Request{Type: protocol.TypeLeave, Room: room})
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var invalid *message.InvalidError
 	if here != (err == nil) || err != nil && !errors.As(err, &invalid) {
-		a.failf("%s left %s, where it was: %v: %v", p.name, room, here, err)
+		sim.failf("%s left %s, which it was in: %v; got %v", c.name, room, here, err)
 	}
 	if s.joined || s.leaving {
-		a.failf("%s got no answer to its leave of %s", p.name, room)
+		sim.failf("%s got no answer to its leave of %s", c.name, room)
 	}
 }
 
-// ping notes where the player is, as a ping goes out to it.
-func (a *simulation) ping(p *simClient) {
-	l := p.connection()
+// ping records where the client is, as a ping does.
+func (sim *simulation) ping(c *simClient) {
+	l := c.connection()
 	if l == nil {
 		return
 	}
 	l.client.PingSent()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.rooms {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.rooms {
 		if s.joined {
 			s.atPing = s.at
 		}
 	}
 }
 
-// pong answers the last ping: the player has what went out before it, and no
-// more is proved.
-func (a *simulation) pong(p *simClient) {
-	l := p.connection()
+// pong answers the last ping: it confirms what was sent before the ping, and no
+// more.
+func (sim *simulation) pong(c *simClient) {
+	l := c.connection()
 	if l == nil {
 		return
 	}
@@ -272,39 +274,42 @@ func (a *simulation) pong(p *simClient) {
 	for _, at := range positions {
 		got[at.Room] = modelPosition{at.Epoch, at.Seq}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, room := range a.rooms {
-		s := p.rooms[room]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, room := range sim.rooms {
+		s := c.rooms[room]
 		if s.atPing.epoch != "" {
 			s.confirmed = s.atPing
 		}
 		if at, in := got[room]; in != s.joined || in && at != s.confirmed {
-			a.failf("%s is in %s: %v, and proved %v; the hub has %v, %v", p.name, room, s.joined, s.confirmed, in, at)
+			sim.failf("%s is in %s: %v, and confirmed %v; the hub says %v, %v", c.name, room, s.joined, s.confirmed, in, at)
 		}
 	}
 }
 
-// checkIdle says that no node keeps anything of rooms that nobody is in.
-func (a *simulation) checkIdle() {
-	for i, h := range a.nodes {
+// checkIdle checks that the nodes keep nothing of rooms without members.
+func (sim *simulation) checkIdle() {
+	for i, h := range sim.nodes {
 		topics, b := len(h.Rooms()), &h.memory
+		if n := sim.broker.nodes[i].subscriptions(); n != 0 {
+			sim.failf("node %d, without members, keeps %d subscriptions", i, n)
+		}
 		undelivered, rings, pages := b.undelivered.Load(), b.rings.Load(), b.pages.Load()
 		if topics+len(h.readSlots.all) != 0 || undelivered+rings+pages != 0 {
-			a.failf("node %d, empty, keeps %d topics, %d reads and %d, %d, %d bytes early, in rings and in pages",
+			sim.failf("node %d, without members, keeps %d topics, %d reads, and %d, %d, %d bytes in inboxes, rings and pages",
 				i, topics, len(h.readSlots.all), undelivered, rings, pages)
 		}
 	}
 }
 
-// describeTopics tells what the nodes' topics think, for a failure's report.
-func (a *simulation) describeTopics() string {
+// describeTopics returns the state of all topics, for the report of a failure.
+func (sim *simulation) describeTopics() string {
 	var b strings.Builder
-	for i, h := range a.nodes {
-		for _, room := range a.rooms {
+	for i, h := range sim.nodes {
+		for _, room := range sim.rooms {
 			if t := h.lookup(room); t != nil {
 				t.mu.Lock()
-				fmt.Fprintf(&b, "node %d %s: open %v, %s %d of %d, ring %d, held %d, doubts %d settled %d, repairing %v waiting %v, %d live\n",
+				fmt.Fprintf(&b, "node %d %s: open %v, %s %d of %d, ring %d, buffered %d, mismatches %d resolved %d, repairing %v scheduled %v, %d live\n",
 					i, room, t.open, t.epoch, t.last, t.target, t.ring.len(), t.reorder.len(), t.epochMismatches, t.mismatchesResolved, t.repairing, t.repairScheduled, len(t.members))
 				t.mu.Unlock()
 			}
@@ -313,26 +318,26 @@ func (a *simulation) describeTopics() string {
 	return b.String()
 }
 
-// busyTopic names a topic that holds something though nothing is under way, ""
-// when there is none.
-func (a *simulation) busyTopic() string {
-	for i, h := range a.nodes {
+// busyTopic describes a topic that still buffers or lacks messages, "" if there
+// is none.
+func (sim *simulation) busyTopic() string {
+	for i, h := range sim.nodes {
 		for _, r := range h.Rooms() {
 			if r.Held != 0 || r.Behind != 0 {
-				return fmt.Sprintf("node %d holds %d of %s, and is %d behind", i, r.Held, r.Room, r.Behind)
+				return fmt.Sprintf("node %d buffers %d of %s, and is %d behind", i, r.Held, r.Room, r.Behind)
 			}
 		}
 	}
 	return ""
 }
 
-// anyFault says whether a node can't reach the log or the broker as it should.
-func (a *simulation) anyFault() bool {
-	for i, v := range a.logViews {
+// anyFault reports whether a node cannot use the log or the broker normally.
+func (sim *simulation) anyFault() bool {
+	for i, v := range sim.logViews {
 		v.mu.Lock()
 		bad := v.down || v.delay > 0
 		v.mu.Unlock()
-		o := a.broker.nodes[i]
+		o := sim.broker.nodes[i]
 		o.mu.Lock()
 		bad = bad || o.subscribeBlocked
 		o.mu.Unlock()
@@ -343,12 +348,12 @@ func (a *simulation) anyFault() bool {
 	return false
 }
 
-// runDue lets everything happen that is due now.
-func (a *simulation) runDue(t rapid.TB) {
+// runDue runs everything that is due now, and fails the test if a check failed.
+func (sim *simulation) runDue(t rapid.TB) {
 	t.Helper()
 	synctest.Wait()
-	a.extendGrace()
-	if v := a.firstFailure(); v != "" {
+	sim.extendGrace()
+	if v := sim.firstFailure(); v != "" {
 		t.Fatal(v)
 	}
 }

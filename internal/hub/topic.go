@@ -8,73 +8,75 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// An roomFrame is a message or signal as it travels to members: already encoded. Its
-// frame is shared by all who get it and by what keeps it, and never written to.
+// A roomFrame is an encoded message or signal. All members and caches share its
+// frame, which is never written to.
 type roomFrame struct {
 	seq       message.Seq // 0: a signal
 	epoch     message.Epoch
 	frame     protocol.Frame
-	createdAt int64 // commit, Unix microseconds of the node that committed
+	createdAt int64 // time of the commit, Unix microseconds by the clock of the node that committed
 }
 
-// A topic is a room's live state on one node. Only it knows what was delivered
-// here, so only it repairs.
+// A topic is a room's live state on one node. It alone knows what was delivered
+// here, so it alone orders and repairs.
 type topic struct {
 	hub   *Hub
 	room  message.Room
 	inbox inbox[roomFrame]
 
-	// Guarded by the shard's lock. Pins are the members; a topic without one
-	// lives on until it is swept.
-	refCount  int
+	// Guarded by the shard's lock. A topic without references is kept until it
+	// is swept.
+	refCount  int // the members
 	createdAt time.Time
 	idleSince time.Time
 
 	mu sync.Mutex
 	// Protects following.
-	open   bool // the log has told where the room stands
+	open   bool // the log has answered where the room is
 	closed bool // swept: nothing is delivered or kept any more
 
-	// Where the room is. Last only grows within an epoch; what is known to be
-	// missing lies between it and target.
+	// Where the room is. Within an epoch last only grows. What is known to be
+	// missing lies between last and target.
 	epoch           message.Epoch
-	last            message.Seq   // everything up to here went to the members
+	last            message.Seq   // everything up to here was sent to the members
 	first           message.Seq   // oldest stored, as of the last read
-	target          message.Seq   // known to exist
-	epochBeforeOpen message.Epoch // the first that was told of before the topic opened
+	target          message.Seq   // the highest seq known to exist
+	epochBeforeOpen message.Epoch // the first epoch that was seen before the topic opened
 
-	ring    ring          // the newest frames that went to the members
-	reorder reorderBuffer // what came before its turn, later than last+1
+	ring    ring          // the newest frames that were sent to the members
+	reorder reorderBuffer // frames that arrived before an earlier one did
 
-	// A member that is pending or catching up is in none of these.
-	members []*member          // live ones
+	// A member that is joining or catching up is in neither of the first two.
+	members []*member          // the live ones
 	outlets []Outlet           // theirs, at the same index
-	waiters map[*member]waiter // for open
+	waiters map[*member]waiter // joins that wait for the topic to open
 
-	// A repair is planned, in line or under way while waiting or repairing.
-	epochMismatches    uint64        // how often a message of another epoch came
-	mismatchesResolved uint64        // the doubts that the log has answered
+	// A repair is scheduled, queued or in progress while repairScheduled or
+	// repairing is set.
+	epochMismatches    uint64        // how often another epoch was seen
+	mismatchesResolved uint64        // how many of them the log has answered
 	repairScheduled    bool          // the repair timer runs
-	repairing          bool          // it is in line, read, or waits for its next try
-	repairCause        string        // of the repair
-	repairBackoff      time.Duration // before its next try, after a failed read
+	repairing          bool          // queued, reading, or waiting for the next try
+	repairCause        string        // label in metrics
+	repairBackoff      time.Duration // before the next try, after a failed read
 
-	advanced      chan struct{} // closed when last advances; nil: nobody waits
+	advanced      chan struct{} // closed when last advances, nil if no member waits for that
 	pages         map[message.Seq]*sharedPage
-	scratch       []protocol.Frame // deliver's, used again
+	scratch       []protocol.Frame // deliver's buffer, reused
 	presenceWatch presenceWatch
 
-	presenceLock chan struct{} // holds a token while somebody looks who is here
+	presenceLock chan struct{} // holds a token while the room's presence is queried
 }
 
 func newTopic(h *Hub, room message.Room) *topic {
 	return &topic{hub: h, room: room, presenceLock: make(chan struct{}, 1), createdAt: time.Now()}
 }
 
-// receive takes what was committed or signalled. It only appends: the runner
-// does the rest. Never blocks.
+// receive adds a committed message or a signal to the inbox; deliverLoop does
+// the rest. It never blocks.
 func (t *topic) receive(e roomFrame) {
-	// On the books first: the runner may be done with it before we are here again.
+	// Count the bytes first: deliverLoop may have subtracted them before put
+	// returns.
 	limit := t.hub.inboxLimit()
 	t.hub.memory.undelivered.Add(int64(len(e.frame)))
 	if t.inbox.put(e, len(e.frame), limit, t.deliverLoop) {
@@ -82,7 +84,7 @@ func (t *topic) receive(e roomFrame) {
 	}
 	t.hub.memory.undelivered.Add(-int64(len(e.frame)))
 	t.hub.metrics.dropped.WithLabelValues(dropInbox).Inc()
-	if e.seq > 0 { // it is in the log; a signal is gone
+	if e.seq > 0 { // the log has a message; a signal is lost
 		t.mu.Lock()
 		t.recordCommitted(e.epoch, e.seq)
 		t.scheduleRepair(causeOverflow)
@@ -90,8 +92,8 @@ func (t *topic) receive(e roomFrame) {
 	}
 }
 
-// deliverLoop fans out while there is work. The mailbox sees to it that one runs at
-// a time: the order of the inbox is the order of delivery.
+// deliverLoop delivers while there is work. The inbox runs one at a time, so
+// its order is the order of delivery.
 func (t *topic) deliverLoop() {
 	for {
 		batch, ok := t.inbox.dequeueAll()
@@ -107,13 +109,13 @@ func (t *topic) deliverLoop() {
 	}
 }
 
-// deliver puts a batch in order and fans out what is due: what came together
+// deliver puts a batch in order and sends what is due: what arrived together
 // leaves together.
 func (t *topic) deliver(batch []roomFrame) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return // nobody is here, and nobody would take it off the books
+		return // there are no members, and the bytes of a buffered frame would never be subtracted
 	}
 	out := t.scratch[:0]
 	for i := range batch {
@@ -129,9 +131,9 @@ func (t *topic) deliver(batch []roomFrame) {
 	t.scheduleRepair(causeHole)
 }
 
-// accept appends to out what the entry makes due: itself and what was held
-// for it. Signals pass at any time: they have no place in the order. Caller
-// holds mu.
+// accept appends to out the frames that are due with this one: itself and what
+// waited for it in the reorder buffer. A signal has no seq and is always due.
+// Caller holds mu.
 func (t *topic) accept(e *roomFrame, out []protocol.Frame) []protocol.Frame {
 	switch {
 	case e.seq == 0:
@@ -142,8 +144,8 @@ func (t *topic) accept(e *roomFrame, out []protocol.Frame) []protocol.Frame {
 	case e.epoch != t.epoch:
 		t.recordCommitted(e.epoch, e.seq)
 	case e.seq <= t.last:
-		// A duplicate: a broadcast repeated, a resend of its id, or what a
-		// repair has brought already.
+		// A duplicate: a repeated broadcast, an id that was sent again, or a
+		// message that a repair has brought already.
 	case e.seq > t.last+1:
 		t.bufferEarly(e)
 	default:
@@ -152,8 +154,8 @@ func (t *topic) accept(e *roomFrame, out []protocol.Frame) []protocol.Frame {
 	return out
 }
 
-// drainReorderBuffer appends to out what was held for the position that is now reached, up
-// to the next hole. Caller holds mu.
+// drainReorderBuffer appends to out the buffered frames that follow last, up to
+// the next hole. Caller holds mu.
 func (t *topic) drainReorderBuffer(out []protocol.Frame) []protocol.Frame {
 	for t.reorder.len() > 0 {
 		next, ok := t.reorder.pop(t.last+1, t.epoch)
@@ -166,9 +168,9 @@ func (t *topic) drainReorderBuffer(out []protocol.Frame) []protocol.Frame {
 	return out
 }
 
-// advance moves the position over the next entry and returns its frame, which
-// the caller fans out before it lets go of mu: whoever becomes live after that
-// finds it in the ring, and whoever was live before gets it. Caller holds mu.
+// advance moves last to the next frame and returns it. The caller fans it out
+// before it releases mu, so that a member that was live before gets it, and one
+// that becomes live later finds it in the ring. Caller holds mu.
 func (t *topic) advance(e *roomFrame) protocol.Frame {
 	t.last = e.seq
 	before := t.ring.bytes
@@ -178,7 +180,7 @@ func (t *topic) advance(e *roomFrame) protocol.Frame {
 	return e.frame
 }
 
-// signalAdvanced tells who waits for the topic to move, in repairAndWait. Caller holds mu.
+// signalAdvanced wakes the members that wait in repairAndWait. Caller holds mu.
 func (t *topic) signalAdvanced() {
 	if t.advanced != nil {
 		close(t.advanced)
@@ -186,8 +188,8 @@ func (t *topic) signalAdvanced() {
 	}
 }
 
-// bufferEarly holds an entry for later, in bounds. Where it does not fit, that it
-// exists is still known, and a repair will bring it. Caller holds mu.
+// bufferEarly keeps a frame in the reorder buffer. If it does not fit, target
+// records that the message exists, and a repair brings it. Caller holds mu.
 func (t *topic) bufferEarly(e *roomFrame) {
 	t.target = max(t.target, e.seq)
 	before := t.reorder.bytes
@@ -198,9 +200,9 @@ func (t *topic) bufferEarly(e *roomFrame) {
 	}
 }
 
-// recordCommitted learns that the log has, or had, a seq in an epoch. Which of two epochs
-// is the newer only the log knows: it is asked then, and the seq is left out of
-// account. Caller holds mu, and mends.
+// recordCommitted records that the log has, or had, a seq in an epoch. Only the
+// log knows which of two epochs is newer: a mismatch makes the topic read it,
+// and the seq is ignored. The caller holds mu and then calls scheduleRepair.
 func (t *topic) recordCommitted(epoch message.Epoch, seq message.Seq) {
 	mine := t.epoch
 	if !t.open {
@@ -216,16 +218,17 @@ func (t *topic) recordCommitted(epoch message.Epoch, seq message.Seq) {
 	t.target = max(t.target, seq)
 }
 
-// prune lets go of what is held and not after a position. Caller holds mu.
+// prune removes from the reorder buffer what does not follow last. Caller holds
+// mu.
 func (t *topic) prune(last message.Seq) {
 	before := t.reorder.bytes
 	t.reorder.prune(last, t.epoch)
 	t.hub.memory.undelivered.Add(int64(t.reorder.bytes - before))
 }
 
-// close ends a topic that nobody holds. What is under way for it, a runner, a
-// repair, a page, finds it closed and keeps nothing. The caller holds the shard's
-// lock, so that no new topic of this name is there before.
+// close ends a topic without references. Goroutines that still work for it find
+// it closed and keep nothing. The caller holds the shard's lock, so that no new
+// topic with this name exists before.
 func (t *topic) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -241,9 +244,9 @@ func (t *topic) resetRing() {
 	t.ring = ring{}
 }
 
-// add makes a member live, after the frames that bring it up to date. Under one
-// lock with fanOut: no message falls between the two, and none comes twice.
-// Caller holds mu.
+// add sends a member the frames that bring it up to date and makes it live.
+// fanOut needs the same lock, so no message is missed between the two, and none
+// is sent twice. Caller holds mu.
 func (t *topic) add(m *member, frames []protocol.Frame) {
 	m.state = memberLive
 	m.index = len(t.members)
@@ -253,7 +256,7 @@ func (t *topic) add(m *member, frames []protocol.Frame) {
 	m.becameLive()
 }
 
-// remove takes a live member out; the last one takes its index. Caller holds mu.
+// remove removes a live member; the last one takes its index. Caller holds mu.
 func (t *topic) remove(m *member) {
 	last := len(t.members) - 1
 	t.members[m.index] = t.members[last]

@@ -11,22 +11,23 @@ import (
 	"switchyard/internal/backup"
 )
 
-// A DailyReport is the morning's look at everything.
+// A DailyReport checks everything that an operator checks in the morning. Its
+// fields are set before the first call and not changed afterwards.
 type DailyReport struct {
 	Stack Stack
-	// Prometheus is nil when it was not found; Missing says why.
+	// Prometheus is nil when it was not found; PrometheusErr says why.
 	Prometheus    *Prometheus
 	PrometheusErr error
-	Backups       *backup.Repository
-	// Lookback is how far back "overnight" goes.
+	// Backups is nil when the folder of the backups is not known.
+	Backups *backup.Repository
+	// Lookback is the span that the sections "Since" and "Errors" cover.
 	Lookback time.Duration
-	// MaxBackupAge is how old the newest backup may be, MaxProofAge the newest proof and
-	// MaxWALAge the newest segment.
+	// MaxBackupAge bounds the age of the newest backup, MaxProofAge that of the
+	// newest proof and MaxWALAge that of the newest WAL segment.
 	MaxBackupAge, MaxProofAge, MaxWALAge time.Duration
 }
 
-// Bounds that a morning's page marks, beside those of alerts: DefaultRound has
-// them.
+// The page marks values beyond these bounds. Shares are of 1.
 const (
 	memoryWarn, memoryFail = 0.80, 0.90
 	diskWarn, diskFail     = 0.80, 0.92
@@ -35,7 +36,8 @@ const (
 	lagWarn                = 30 // seconds
 )
 
-// Page looks at everything. It never fails: what can't be told is a bad line.
+// Page runs all checks. It never fails: a check that can't be run is a line
+// with StatusFail.
 func (r *DailyReport) Page(ctx context.Context) *Page {
 	p := &Page{At: time.Now().UTC()}
 	for _, section := range []func(context.Context) Section{r.services, r.system, r.overnight, r.errors, r.backups} {
@@ -81,13 +83,15 @@ func (r *DailyReport) services(ctx context.Context) Section {
 	if live == 0 {
 		s.add(StatusFail, "nodes", "%v", ErrNoNode)
 	}
-	s.add(StatusOK, "containers", "%d as they should be, %d of them nodes of the service", healthy, live)
+	s.add(StatusOK, "containers", "%d are well; %d nodes of the service run", healthy, live)
 	if r.Prometheus != nil {
 		r.targetsAndAlerts(ctx, &s)
 	}
 	return s
 }
 
+// containerStatus returns the status of a container and, unless that is
+// StatusOK, the reason.
 func containerStatus(c backup.Container) (Status, string) {
 	switch {
 	case !c.Running:
@@ -102,7 +106,8 @@ func containerStatus(c backup.Container) (Status, string) {
 	return StatusOK, ""
 }
 
-// targetsAndAlerts asks which targets Prometheus can't reach, and what fires.
+// targetsAndAlerts adds the targets that Prometheus can't scrape and the alerts
+// that fire.
 func (r *DailyReport) targetsAndAlerts(ctx context.Context, s *Section) {
 	down, err := r.Prometheus.Query(ctx, "up == 0")
 	if err != nil {
@@ -112,7 +117,8 @@ func (r *DailyReport) targetsAndAlerts(ctx context.Context, s *Section) {
 	for _, d := range down {
 		s.add(StatusFail, "scrape", "%s %s can't be scraped", d.Labels["job"], d.Labels["instance"])
 	}
-	firing, err := r.Prometheus.Query(ctx, `ALERTS{alertstate="firing"} unless ALERTS{alertname="Watchdog"}`) // which fires always
+	// Watchdog always fires: it proves that alerts are delivered.
+	firing, err := r.Prometheus.Query(ctx, `ALERTS{alertstate="firing"} unless ALERTS{alertname="Watchdog"}`)
 	if err != nil {
 		s.fail("alerts", err)
 		return
@@ -129,13 +135,14 @@ func (r *DailyReport) targetsAndAlerts(ctx context.Context, s *Section) {
 	}
 }
 
-// A metricCheck is one that a page asks Prometheus: what it is about, how, and from
-// where on the answer is bad. Bounds of 0 mark nothing.
+// A metricCheck compares the value of an expression with two bounds.
 type metricCheck struct {
-	name, expr, unit string
-	warn, fail       float64
-	lowerIsWorse     bool // the lower, the worse
-	// needed says that no answer is bad news.
+	name, expr string
+	unit       string  // as formatValue takes it
+	warn, fail float64 // a value that reaches them gets the status; 0 is no bound
+	// lowerIsWorse says that values below the bounds get the status.
+	lowerIsWorse bool
+	// required says that an empty answer gets StatusWarn.
 	required bool
 }
 
@@ -161,24 +168,25 @@ func (r *DailyReport) overnight(ctx context.Context) Section {
 	r.runChecks(ctx, &s, []metricCheck{
 		{"most connections at once", `max_over_time(sum(websocket_active_connections)` + subquery(span) + `)`, "", 0, 0, false, true},
 		{"published", `sum(increase(websocket_messages_received_total{type="publish"}` + span + `)) or vector(0)`, "", 0, 0, false, true},
-		{"handed to clients", `sum(increase(websocket_messages_sent_total` + span + `))`, "", 0, 0, false, true},
+		{"sent to clients", `sum(increase(websocket_messages_sent_total` + span + `))`, "", 0, 0, false, true},
 		{"ack, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_publish_duration_seconds_bucket` + span + `)))`, "s", 0.1, 1, false, false},
 		{"delivery, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_delivery_duration_seconds_bucket` + span + `)))`, "s", 0.1, 1, false, false},
-		{"faults of ours", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}` + span + `)) or vector(0)`, "", 1, 1000, false, true},
+		{"server errors", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}` + span + `)) or vector(0)`, "", 1, 1000, false, true},
 		{"clients closed as slow", `sum(increase(websocket_disconnections_total{reason="slow"}` + span + `)) or vector(0)`, "", 100, 0, false, false},
 		{"repairs from the log", `sum(increase(websocket_repairs_total` + span + `)) or vector(0)`, "", 10_000, 0, false, false},
 		{"seconds without the broker", `sum(avg_over_time((broker_up == bool 0)` + subquery(span) + `)) * ` + fmt.Sprint(int(r.Lookback.Seconds())), "", 5, 600, false, false},
-		{"nodes that were restarted", `sum(changes(process_start_time_seconds{job="switchyard"}` + span + `)) or vector(0)`, "", 1, 0, false, false},
+		{"restarts of nodes", `sum(changes(process_start_time_seconds{job="switchyard"}` + span + `)) or vector(0)`, "", 1, 0, false, false},
 		{"alerts that fired", `count(count by (alertname) (max_over_time(ALERTS{alertstate="firing",alertname!="Watchdog"}` + span + `))) or vector(0)`, "", 1, 0, false, false},
 	})
 	return s
 }
 
-// subquery makes a range of an expression, looked at each minute.
+// subquery returns the range of a subquery over span, evaluated every minute.
 func subquery(span string) string { return strings.TrimSuffix(span, "]") + ":1m]" }
 
-// runChecks asks each question. One that Prometheus can't understand, or can't
-// answer, is a bad line; when it is gone, one line for all.
+// runChecks adds the result of each check. A query that Prometheus refuses is
+// one line with StatusFail; a Prometheus that does not answer is one line for
+// all remaining checks.
 func (r *DailyReport) runChecks(ctx context.Context, s *Section, checks []metricCheck) {
 	if r.Prometheus == nil {
 		s.fail("Prometheus", r.PrometheusErr)
@@ -229,7 +237,7 @@ func (r *DailyReport) errors(ctx context.Context) Section {
 		s.add(status, k.Level, "%d times: %s %s", k.Count, k.Message, truncate(k.Example, 100))
 	}
 	if more := len(e.Kinds) - maxShown; more > 0 {
-		s.add(StatusWarn, "more", "%d other kinds: switchyard errors", more)
+		s.add(StatusWarn, "more", "%d other kinds: run switchyard errors", more)
 	}
 	if len(e.Kinds) == 0 {
 		s.add(StatusOK, "log", "no error and no warning of a node")
@@ -262,7 +270,7 @@ func (r *DailyReport) backups(context.Context) Section {
 		}
 	}
 	if n := state.Newest(); n == nil {
-		s.add(StatusFail, "newest backup", "there is none: switchyard backup")
+		s.add(StatusFail, "newest backup", "there is none: run switchyard backup")
 	} else {
 		checkAge("newest backup", n.Finished, r.MaxBackupAge, "")
 	}
@@ -270,7 +278,7 @@ func (r *DailyReport) backups(context.Context) Section {
 	if _, p := state.LastVerified(); p != nil {
 		proved = p.Verified
 	}
-	checkAge("newest proof", proved, r.MaxProofAge, "no backup was ever verified: switchyard backup verify")
+	checkAge("newest proof", proved, r.MaxProofAge, "no backup was ever verified: run switchyard backup verify")
 	checkAge("newest WAL segment", state.NewestWAL, r.MaxWALAge, "the archive is empty")
 	return s
 }

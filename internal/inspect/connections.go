@@ -10,42 +10,50 @@ import (
 	"time"
 )
 
-// An AddressStats is what connections from one address did.
+// AddressStats counts the connections from one address that ended.
 type AddressStats struct {
 	Address   string `json:"address"`
 	Ended     int    `json:"ended"`
-	Short     int    `json:"short"` // ended within ten seconds
+	Short     int    `json:"short"` // lived less than shortLifetime
 	Slow      int    `json:"slow"`
 	TopReason string `json:"worst_reason"`
 }
 
-// Connections are the patterns of those that ended, and what there is now.
+// Connections summarizes the connections that ended since a moment, from the
+// log, and those that are open, from the metrics.
 type Connections struct {
 	Since time.Time `json:"since"`
 	Open  float64   `json:"open"`
 	Ended int       `json:"ended"`
-	// Codes and Reasons say how; Results are those of handshakes.
+	// Codes and Reasons count the close codes and the reasons of connections that
+	// ended. Handshakes counts the results of handshakes, from the metrics.
 	Codes      []Count `json:"codes"`
 	Reasons    []Count `json:"reasons"`
 	Handshakes []Count `json:"handshakes"`
-	// Lifetimes are the quantiles of how long those lived that ended.
+	// Lifetimes are the 10th, 50th and 90th percentile of how long connections
+	// lived that ended.
 	Lifetimes [3]time.Duration `json:"lives_p10_p50_p90"`
-	Addresses []AddressStats   `json:"addresses"`
-	// AddressCount is how many addresses there were.
-	AddressCount int    `json:"address_count"`
+	// Addresses are those with the most connections that ended, at most
+	// topAddresses of AddressCount.
+	Addresses    []AddressStats `json:"addresses"`
+	AddressCount int            `json:"address_count"`
+	// MetricsError says why Open and Handshakes are missing.
 	MetricsError string `json:"untold,omitempty"`
 }
 
 const (
-	// shortLifetime is a connection that came for nothing.
+	// A connection that lived less than shortLifetime is counted as short: many of
+	// them from one address are a client that fails and retries.
 	shortLifetime = 10 * time.Second
-	// topAddresses are told; maxAddresses are told apart.
+	// topAddresses is how many addresses are listed.
 	topAddresses = 15
+	// maxAddresses and maxLifetimes bound the memory that a long log takes.
 	maxAddresses = 200_000
 	maxLifetimes = 1_000_000
 )
 
-// ReadConnections looks at connections since a moment. p may be nil.
+// ReadConnections summarizes the connections since a moment. Without Prometheus
+// (p is nil) it has only what the log says.
 func ReadConnections(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*Connections, error) {
 	out := &Connections{Since: since.UTC()}
 	codes, reasons := map[string]float64{}, map[string]float64{}
@@ -112,6 +120,7 @@ func (c *Connections) queryMetrics(ctx context.Context, p *Prometheus) (err erro
 	return err
 }
 
+// sortedCounts returns the counts of a map, the largest first.
 func sortedCounts(m map[string]float64) (out []Count) {
 	for name, n := range m {
 		out = append(out, Count{name, n})
@@ -120,6 +129,8 @@ func sortedCounts(m map[string]float64) (out []Count) {
 	return out
 }
 
+// busiest sets the most frequent reason of each address, and returns the
+// topAddresses with the most connections.
 func busiest(all map[string]*AddressStats, reasons map[string]map[string]int) (out []AddressStats) {
 	for host, a := range all {
 		topCount := 0
@@ -173,7 +184,7 @@ func (c *Connections) String() string {
 	return b.String()
 }
 
-// round keeps three digits or so.
+// round leaves about three digits of a duration.
 func round(d time.Duration) time.Duration {
 	switch {
 	case d < time.Second:

@@ -21,14 +21,17 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
-// A fakeStack is a stack without containers: a real server, a real PostgreSQL.
+// A fakeStack implements Stack without containers, on a real server and a real
+// PostgreSQL.
 type fakeStack struct {
 	t          testing.TB
 	server     *testkit.Server
 	pg         *testkit.PG
 	containers []backup.Container
-	log        string // in place of the server's own
-	err        error  // what everything fails with
+	log        string // replaces the server's output if it is not empty
+	// answers replaces the server's answers to Exec, by container.
+	answers map[string]string
+	err     error // returned by Containers and Logs
 }
 
 func (s *fakeStack) Containers(context.Context) ([]backup.Container, error) {
@@ -44,13 +47,17 @@ func (s *fakeStack) Logs(_ context.Context, _ time.Time, w io.Writer, _ ...strin
 	return errors.Join(err, s.err)
 }
 
-// Exec answers as /server in the container would: by the admin listener.
-func (s *fakeStack) Exec(ctx context.Context, _ string, p backup.Program) error {
+// Exec answers as /server in the container would, from the admin listener.
+func (s *fakeStack) Exec(ctx context.Context, container string, p backup.Program) error {
+	if answer, ok := s.answers[container]; ok {
+		_, err := io.WriteString(p.Stdout, answer)
+		return err
+	}
 	path := map[string]string{
 		"/server look rooms": "/debug/rooms", "/server look heap": "/debug/pprof/heap?debug=1", "/server profile heap": "/debug/pprof/heap",
 	}[strings.Join(p.Args, " ")]
 	if path == "" {
-		return fmt.Errorf("%v is no program there", p.Args)
+		return fmt.Errorf("the fake stack has no program %v", p.Args)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.server.Admin+path, nil)
 	if err != nil {
@@ -84,8 +91,9 @@ func (s *fakeStack) Run(ctx context.Context, service string, p backup.Program) e
 	return nil
 }
 
-// fakePrometheus answers queries that contain a key with its JSON; others get an
-// empty vector.
+// fakePrometheus answers a query with the JSON of the longest key that it
+// contains, and other queries with an empty result. An answer that begins with
+// "error" becomes a refusal.
 func fakePrometheus(t testing.TB, answers map[string]string) *Prometheus {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -116,12 +124,12 @@ func fakePrometheus(t testing.TB, answers map[string]string) *Prometheus {
 	return p
 }
 
-// seriesJSON is one series of an answer.
+// seriesJSON returns one series of an answer.
 func seriesJSON(labels string, value float64) string {
 	return fmt.Sprintf(`{"metric":{%s},"value":[1700000000,"%g"]}`, labels, value)
 }
 
-// unreachablePrometheus is a Prometheus that is not there.
+// unreachablePrometheus returns a Prometheus at a port that nobody listens on.
 func unreachablePrometheus(t testing.TB) *Prometheus {
 	t.Helper()
 	p, err := NewPrometheus("http://127.0.0.1:1")
@@ -135,7 +143,8 @@ func nodeContainer(name string) backup.Container {
 	return backup.Container{Name: name, Service: "app_blue", Running: true, Status: "running", Health: "healthy"}
 }
 
-// backupRepository makes a folder with one backup of the given age, and one segment.
+// backupRepository makes a repository with one backup of the given age and one
+// new WAL segment.
 func backupRepository(t testing.TB, age time.Duration, verified bool) *backup.Repository {
 	t.Helper()
 	v := &backup.Repository{Dir: t.TempDir()}

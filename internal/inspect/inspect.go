@@ -1,8 +1,7 @@
-// Package inspect tells operators how a stack is: the morning's page, what
-// happens now, slow queries, patterns of connections, errors, memory, and the
-// report of a deploy or an incident. It asks Prometheus, reads the log lines of
-// the service, and has PostgreSQL and the nodes look at themselves. It changes
-// nothing.
+// Package inspect shows operators the state of a stack: a daily report, live
+// activity, slow queries, patterns of connections, errors, memory, and the report
+// of a deploy or an incident. It queries Prometheus, PostgreSQL and the debug
+// pages of the nodes, and reads the log of the service. It changes nothing.
 package inspect
 
 import (
@@ -17,14 +16,14 @@ import (
 	"switchyard/internal/backup"
 )
 
-// A Stack is where programs can be run and logs be read.
+// A Stack runs programs beside its services and reads their logs.
 type Stack interface {
 	// Run runs a program beside a running service.
 	Run(ctx context.Context, service string, p backup.Program) error
 	ContainerRuntime
 }
 
-// ContainerRuntime are the containers.
+// A ContainerRuntime gives access to the containers of a stack.
 type ContainerRuntime interface {
 	// Exec runs a program in a container that is known by its name.
 	Exec(ctx context.Context, container string, p backup.Program) error
@@ -37,17 +36,17 @@ type ContainerRuntime interface {
 // nodeServices are the services that run the service itself.
 var nodeServices = []string{"app_blue", "app_green"}
 
-// A Status says what to make of a line.
+// A Status is the result of a check, as the page prints it.
 type Status string
 
-// The marks.
+// The values of Status.
 const (
 	StatusOK   Status = "ok"
-	StatusWarn Status = "look" // not as it should be; nobody is hurt yet
+	StatusWarn Status = "look" // out of the ordinary, without harm to users yet
 	StatusFail Status = "BAD"
 )
 
-// A CheckResult is one statement of a page.
+// A CheckResult is one line of a page.
 type CheckResult struct {
 	Status Status `json:"mark"`
 	Name   string `json:"what"`
@@ -64,18 +63,18 @@ func (s *Section) add(status Status, name, format string, args ...any) {
 	s.Results = append(s.Results, CheckResult{status, name, fmt.Sprintf(format, args...)})
 }
 
-// fail adds that something can't be told, which is bad news itself.
+// fail adds a check that could not be run.
 func (s *Section) fail(name string, err error) {
 	s.add(StatusFail, name, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
-// A Page is what check prints.
+// A Page is the daily report that `switchyard check` prints.
 type Page struct {
 	At       time.Time `json:"at"`
 	Sections []Section `json:"sections"`
 }
 
-// Worst returns the worst mark of all lines.
+// Worst returns the worst status of all lines.
 func (p *Page) Worst() Status {
 	worst := StatusOK
 	for _, s := range p.Sections {
@@ -104,7 +103,7 @@ func (p *Page) String() string {
 	return b.String()
 }
 
-// writeTable prints rows under a head, aligned.
+// writeTable prints rows in aligned columns under a head.
 func writeTable(w io.Writer, head []string, rows [][]string) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, strings.Join(head, "\t"))
@@ -114,7 +113,7 @@ func writeTable(w io.Writer, head []string, rows [][]string) {
 	_ = t.Flush()
 }
 
-// ErrNoNode says that no node of the service runs.
+// ErrNoNode means that no node of the service runs.
 var ErrNoNode = errors.New("no node of the service runs: neither app_blue nor app_green")
 
 // runningNodes returns the containers of the nodes that run.

@@ -27,7 +27,7 @@ func expectContains(t *testing.T, got string, want ...string) {
 	t.Helper()
 	for _, s := range want {
 		if !strings.Contains(got, s) {
-			t.Errorf("does not say %q:\n%s", s, got)
+			t.Errorf("%q is not in:\n%s", s, got)
 		}
 	}
 }
@@ -42,10 +42,13 @@ func dial(t *testing.T, s *testkit.Server) *client.Client {
 	return c
 }
 
-// What happens now, the heap, and what ended, of a service that really runs.
+// One real node is asked for its rooms, its heap, its ended connections and its
+// errors.
 func TestARunningNodeIsInspected(t *testing.T) {
 	t.Parallel()
-	s := &fakeStack{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{nodeContainer("stack-app_blue-1")}}
+	s := &fakeStack{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{
+		nodeContainer("stack-app_blue-1"), {Name: "stack-app_green-1", Service: "app_green", Status: "exited with 0"},
+	}}
 	c := dial(t, s.server)
 	if _, err := c.Join(t.Context(), "lobby", client.Now(), client.Handler{}); err != nil {
 		t.Fatal(err)
@@ -74,12 +77,12 @@ func TestARunningNodeIsInspected(t *testing.T) {
 		t.Fatalf("%+v, %v", m, err)
 	}
 	if info, err := os.Stat(m.Heaps[0].File); err != nil || info.Size() == 0 {
-		t.Errorf("the profile: %v", err)
+		t.Errorf("the profile was not written: %v", err)
 	}
-	expectContains(t, m.String(), "on the heap, by who allocated it", "go tool pprof")
+	expectContains(t, m.String(), "on the heap, by the function that allocated it", "go tool pprof")
 
 	c.Close()
-	testkitEventually(t, func() bool { return strings.Contains(s.server.Output(), "connection ended") })
+	testkit.Eventually(t, "the node to log the end of the connection", func() bool { return strings.Contains(s.server.Output(), "connection ended") })
 	ended, err := ReadConnections(t.Context(), s, nil, time.Now().Add(-time.Hour))
 	if err != nil || ended.Ended != 1 || ended.AddressCount != 1 || ended.Addresses[0].Address != "127.0.0.1" || ended.Addresses[0].Short != 1 {
 		t.Fatalf("%+v, %v", ended, err)
@@ -91,16 +94,7 @@ func TestARunningNodeIsInspected(t *testing.T) {
 	}
 	for _, k := range found.Kinds {
 		if k.Level == "ERROR" {
-			t.Errorf("a node that is well logs %+v", k)
-		}
-	}
-}
-
-func testkitEventually(t *testing.T, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("waited half a minute")
+			t.Errorf("a healthy node logs %+v", k)
 		}
 	}
 }
@@ -121,15 +115,28 @@ panic: runtime error
 	if k := e.Kinds[0]; k.Count != 2 || k.Example != "timeout" || k.First.Hour() != 1 || k.Last.Hour() != 2 {
 		t.Errorf("%+v", k)
 	}
-	expectContains(t, e.String(), "2 kinds of errors and warnings", "the log can't be written", "2 lines were not told apart", "internal", "30")
+	expectContains(t, e.String(), "2 kinds of errors and warnings", "the log can't be written", "2 other lines", "internal", "30")
 	if e, err = ReadErrors(t.Context(), s, unreachablePrometheus(t), time.Now().Add(-time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	expectContains(t, e.String(), "What clients were told is not known: Prometheus at http://127.0.0.1:1 does not answer", "--prometheus names another address")
+	expectContains(t, e.String(), "The errors sent to clients are not known: Prometheus at http://127.0.0.1:1 does not answer", "--prometheus names another address")
 	s.err = errors.New("docker is away")
 	if _, err := ReadErrors(t.Context(), s, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "docker is away") {
 		t.Errorf("%v", err)
 	}
+}
+
+// A log with more kinds of errors than are kept apart still counts every line.
+func TestLinesBeyondTheKindsOfErrorsAreCounted(t *testing.T) {
+	var b strings.Builder
+	for i := range 1003 { // 3 over the 1,000 kinds that are kept apart
+		fmt.Fprintf(&b, `{"time":"2026-11-26T01:00:00Z","level":"WARN","msg":"kind %d"}`+"\n", i)
+	}
+	e, err := ReadErrors(t.Context(), &fakeStack{t: t, log: b.String() + "panic: runtime error\n"}, nil, time.Now().Add(-time.Hour))
+	if err != nil || len(e.Kinds) != 1000 || e.Other != 4 {
+		t.Fatalf("%d kinds and %d other lines, %v; want 1000 and 4", len(e.Kinds), e.Other, err)
+	}
+	expectContains(t, e.String(), "4 other lines")
 }
 
 func TestConnectionsAreSummarizedByAddress(t *testing.T) {
@@ -144,6 +151,9 @@ func TestConnectionsAreSummarizedByAddress(t *testing.T) {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	expectContains(t, c.String(), "7 are open", "Handshakes: ok 99.", "Reasons: client 50, slow 50.", "Close codes: 1000 50, 4208 50.", "10.0.0.1 ")
+	if got, want := c.Addresses[1], (AddressStats{Address: "10.0.0.1", Ended: 5, Short: 1, Slow: 5, TopReason: "slow"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
 }
 
 func TestQueriesOfARunningPostgres(t *testing.T) {
@@ -155,7 +165,7 @@ func TestQueriesOfARunningPostgres(t *testing.T) {
 	if err != nil || q.StatisticsSince != "" || len(q.Tables) != 1 {
 		t.Fatalf("%+v, %v", q, err)
 	}
-	expectContains(t, q.String(), "Statements are not counted on postgres: shared_preload_libraries lacks", "Nothing runs for longer than a second", "rooms")
+	expectContains(t, q.String(), "Statements are not counted on postgres: shared_preload_libraries lacks", "No statement has run for longer than a second", "rooms")
 	pg.Exec("ALTER SYSTEM SET shared_preload_libraries = pg_stat_statements")
 	pg.Stop()
 	pg.Start()
@@ -169,13 +179,13 @@ func TestQueriesOfARunningPostgres(t *testing.T) {
 	go func() {
 		slept <- s.Run(ctx, backup.PostgresService, backup.Program{Args: []string{"psql", "-c", "BEGIN", "-c", "LOCK TABLE rooms", "-c", "SELECT pg_sleep(600)"}, Stdout: new(strings.Builder)})
 	}()
-	testkitEventually(t, func() bool {
+	testkit.Eventually(t, "the locked statement to have run for a second", func() bool {
 		q, err = ReadQueries(t.Context(), s)
 		return err == nil && len(q.Running) > 0
 	})
 	cancel()
 	<-slept
-	expectContains(t, q.String(), "Statements on postgres since", "SELECT count(*) FROM rooms", "pg_sleep", "Under way for longer than a second")
+	expectContains(t, q.String(), "Statements on postgres since", "SELECT count(*) FROM rooms", "pg_sleep", "Statements that have run for longer than a second")
 	if _, err := ReadQueries(t.Context(), &fakeStack{t: t}); err == nil || !strings.Contains(err.Error(), "no PostgreSQL that takes writes can be reached") {
 		t.Errorf("%v", err)
 	}
@@ -196,10 +206,11 @@ func TestHeapBytesAreSummedByFunction(t *testing.T) {
 
 0: 0 [2: 200] @ 0x9
 
+1: 50 [1: 50] @ 0x7
 # runtime.MemStats
 # Alloc = 1
 `))
-	if err != nil || total != 600 || len(sites) != 2 {
+	if err != nil || total != 650 || len(sites) != 3 || sites[2] != (AllocationSite{"unknown", 50, 1}) {
 		t.Fatalf("%d, %+v, %v", total, sites, err)
 	}
 	if s := sites[0]; s.Bytes != 300 || sites[1].Bytes != 300 || sites[0].Function != "runtime.malg" || sites[1].Objects != 2 {
@@ -207,7 +218,7 @@ func TestHeapBytesAreSummedByFunction(t *testing.T) {
 	}
 	for _, bad := range []string{"", "404 page not found", "heap profile: x\nabc @ 0x1"} {
 		if _, _, err := parseHeap([]byte(bad)); err == nil {
-			t.Errorf("%q was taken", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// A logLine is one line of the service's log, as far as it matters here.
+// A logLine has the keys of the service's log that this package reads.
 type logLine struct {
 	Time     time.Time `json:"time"`
 	Level    string    `json:"level"`
@@ -25,14 +25,15 @@ type logLine struct {
 	Duration string    `json:"duration"`
 }
 
-// maxLine bounds a line that is read; the rest of a longer one is passed over.
+// maxLine bounds a line of the log, in bytes. A longer one is counted and not
+// parsed.
 const maxLine = 64 << 10
 
-// startupBanner is how a node says for people where it is, once.
+// startupBanner begins the line that a node prints for people at its start.
 var startupBanner = []byte("Switchyard is at ")
 
-// readLines calls take for each line that is one of the service's JSON, and
-// counts those that are not.
+// readLines calls handle for each line of JSON that the service wrote, and counts
+// other lines.
 func readLines(r io.Reader, handle func(logLine)) (other int, err error) {
 	lines := bufio.NewReaderSize(r, maxLine)
 	for {
@@ -66,47 +67,62 @@ func eachLine(ctx context.Context, s Stack, since time.Time, handle func(logLine
 	return readLines(reader, handle)
 }
 
-// An ErrorKind is log lines that say the same.
+// An ErrorKind counts the log lines with the same level and message.
 type ErrorKind struct {
 	Level       string    `json:"level"`
 	Message     string    `json:"says"`
 	Count       int       `json:"count"`
 	First, Last time.Time `json:",omitzero"`
-	// Example is the error of the newest one.
+	// Example is the error of the newest line.
 	Example string `json:"example,omitempty"`
 }
 
-// Errors is what the log and the metrics tell of errors.
+// Errors summarizes the errors in the log and in the metrics.
 type Errors struct {
 	Since time.Time   `json:"since"`
 	Kinds []ErrorKind `json:"kinds"`
-	// Other counts lines that are none of the service's, such as a panic's.
+	// Other counts lines that are in no kind: those that the service did not write
+	// as JSON, such as a panic's, and those beyond maxKinds.
 	Other int `json:"other_lines"`
-	// Codes are what clients were told, by code or close reason.
+	// Codes counts the errors that were sent to clients, by code.
 	Codes []Count `json:"codes"`
 	// MetricsError says why Codes are missing.
 	MetricsError string `json:"untold,omitempty"`
 }
 
-// A Count is how often something was.
+// A Count is a name and how often it occurred.
 type Count struct {
 	Name  string  `json:"name"`
 	Count float64 `json:"count"`
 }
 
-// ReadErrors gathers warnings and errors since a moment. p may be nil.
+// ReadErrors summarizes warnings and errors since a moment. Without Prometheus (p
+// is nil) it has only what the log says.
 func ReadErrors(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*Errors, error) {
+	out, err := readErrorLog(ctx, s, since, time.Time{})
+	if err != nil || p == nil {
+		return out, err
+	}
+	if out.Codes, err = p.increases(ctx, "websocket_errors_total", "type", time.Since(since)); err != nil {
+		out.MetricsError = err.Error()
+	}
+	return out, nil
+}
+
+// readErrorLog summarizes the warnings and errors of the log from since until
+// the moment until, or to its end if that is zero.
+func readErrorLog(ctx context.Context, s Stack, since, until time.Time) (*Errors, error) {
 	out := &Errors{Since: since.UTC()}
 	kinds := map[string]*ErrorKind{}
-	var err error
-	out.Other, err = eachLine(ctx, s, since, func(l logLine) {
-		if l.Level != "WARN" && l.Level != "ERROR" {
+	beyondMax := 0 // lines of kinds beyond maxKinds
+	other, err := eachLine(ctx, s, since, func(l logLine) {
+		if l.Level != "WARN" && l.Level != "ERROR" || !until.IsZero() && l.Time.After(until) {
 			return
 		}
 		k := kinds[l.Level+l.Msg]
 		if k == nil {
 			if len(kinds) >= maxKinds {
-				out.Other++
+				beyondMax++
 				return
 			}
 			k = &ErrorKind{Level: l.Level, Message: l.Msg, First: l.Time}
@@ -118,27 +134,21 @@ func ReadErrors(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*
 	if err != nil {
 		return nil, err
 	}
+	out.Other = other + beyondMax
 	for _, k := range kinds {
 		out.Kinds = append(out.Kinds, *k)
 	}
 	slices.SortFunc(out.Kinds, func(a, b ErrorKind) int {
 		return cmp.Or(strings.Compare(a.Level, b.Level), cmp.Compare(b.Count, a.Count), strings.Compare(a.Message, b.Message))
 	})
-	if p == nil {
-		return out, nil
-	}
-	out.Codes, err = p.increases(ctx, "websocket_errors_total", "type", time.Since(since))
-	if err != nil {
-		out.MetricsError = err.Error()
-	}
 	return out, nil
 }
 
-// maxKinds bounds what is told apart.
+// maxKinds bounds the kinds of errors that are kept apart.
 const maxKinds = 1000
 
-// increases asks how much each series of a counter rose, by a label; the
-// largest first, those that did not rise left out.
+// increases returns how much a counter rose over a span for each value of a
+// label, the largest first, without those that did not rise.
 func (p *Prometheus) increases(ctx context.Context, metric, label string, span time.Duration) ([]Count, error) {
 	samples, err := p.Query(ctx, fmt.Sprintf("sum by (%s) (increase(%s[%ds]))", label, metric, max(int(span.Seconds()), 60)))
 	if err != nil {
@@ -165,16 +175,16 @@ func (e *Errors) String() string {
 		for _, k := range e.Kinds {
 			rows = append(rows, []string{k.Level, fmt.Sprint(k.Count), k.First.UTC().Format("01-02 15:04:05"), k.Last.UTC().Format("01-02 15:04:05"), k.Message, truncate(k.Example, 120)})
 		}
-		writeTable(&b, []string{"LEVEL", "COUNT", "FIRST", "LAST", "SAYS", "NEWEST ERROR"}, rows)
+		writeTable(&b, []string{"LEVEL", "COUNT", "FIRST", "LAST", "MESSAGE", "NEWEST ERROR"}, rows)
 	}
 	if e.Other > 0 {
-		fmt.Fprintf(&b, "%d lines were not told apart: docker compose logs app_blue app_green shows them.\n", e.Other)
+		fmt.Fprintf(&b, "%d other lines: docker compose logs app_blue app_green shows them.\n", e.Other)
 	}
 	switch {
 	case e.MetricsError != "":
-		fmt.Fprintf(&b, "What clients were told is not known: %s\n", e.MetricsError)
+		fmt.Fprintf(&b, "The errors sent to clients are not known: %s\n", e.MetricsError)
 	case len(e.Codes) > 0:
-		b.WriteString("Clients were told:\n")
+		b.WriteString("Errors sent to clients:\n")
 		var rows [][]string
 		for _, c := range e.Codes {
 			rows = append(rows, []string{c.Name, fmt.Sprintf("%.0f", c.Count)})
@@ -184,7 +194,7 @@ func (e *Errors) String() string {
 	return b.String()
 }
 
-// truncate cuts text that is too long for a table.
+// truncate joins the words of s by single spaces and cuts it to n characters.
 func truncate(s string, n int) string {
 	s = strings.Join(strings.Fields(s), " ")
 	if r := []rune(s); len(r) > n {

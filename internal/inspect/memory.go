@@ -16,26 +16,27 @@ import (
 	"switchyard/internal/backup"
 )
 
-// A Heap is what one node's heap holds.
+// A Heap is the heap profile of one node, summed by function.
 type Heap struct {
 	Node  string `json:"node"`
 	Bytes int64  `json:"bytes_in_use"`
-	// Sites are who allocated it: our innermost function of each stack, with the
-	// most first.
+	// Sites are the functions that allocated it, those with the most bytes first:
+	// of each stack the innermost function of this module.
 	Sites []AllocationSite `json:"sites"`
-	// File is where the profile was written.
-	File  string `json:"file,omitempty"`
+	// File is the path of the written profile.
+	File string `json:"file,omitempty"`
+	// Error says why there is no profile.
 	Error string `json:"error,omitempty"`
 }
 
-// An AllocationSite is a function and what it holds.
+// An AllocationSite is a function and what it allocated that is still in use.
 type AllocationSite struct {
 	Function string `json:"function"`
 	Bytes    int64  `json:"bytes"`
 	Objects  int64  `json:"objects"`
 }
 
-// Memory is that of all nodes.
+// Memory describes the memory of all nodes.
 type Memory struct {
 	At    time.Time  `json:"at"`
 	Rows  [][]string `json:"nodes"`
@@ -54,8 +55,8 @@ var memoryColumns = []column{
 	{"RESIDENT 1 H AGO", `process_resident_memory_bytes{job="switchyard"} offset 1h`, "B"},
 }
 
-// ReadMemory asks Prometheus and takes a heap profile of each node. An empty
-// folder writes no files; p may be nil.
+// ReadMemory queries Prometheus and records a heap profile of each node, which is
+// also written into folder unless that is empty. p may be nil.
 func ReadMemory(ctx context.Context, s Stack, p *Prometheus, folder string) (*Memory, error) {
 	m := &Memory{At: time.Now().UTC()}
 	all, err := runningNodes(ctx, s)
@@ -95,11 +96,11 @@ func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) H
 }
 
 // parseHeap reads the text form of a heap profile: for each stack a line
-// "objects: bytes [all objects: all bytes] @ addresses", then a line a frame
-// that begins with #. What is sampled is scaled up by the profile itself.
+// "objects: bytes [all objects: all bytes] @ addresses", then one line for each
+// frame, which begins with #. The runtime has already scaled the samples up.
 func parseHeap(text []byte) (total int64, sites []AllocationSite, err error) {
 	byFunction := map[string]*AllocationSite{}
-	var pending *AllocationSite // the stack whose function is to be found
+	var pending *AllocationSite // not nil: the current stack has no function yet
 	var bytesOf, objectsOf int64
 	innermost := ""
 	record := func(function string) {
@@ -143,7 +144,7 @@ func parseHeap(text []byte) (total int64, sites []AllocationSite, err error) {
 		record(cmp.Or(innermost, "unknown"))
 	}
 	if err := lines.Err(); err != nil || !headerFound {
-		return 0, nil, fmt.Errorf("that is no heap profile: %q", truncate(string(text), 80))
+		return 0, nil, fmt.Errorf("the answer is no heap profile: %q", truncate(string(text), 80))
 	}
 	for _, s := range byFunction {
 		if s.Bytes > 0 {
@@ -156,6 +157,7 @@ func parseHeap(text []byte) (total int64, sites []AllocationSite, err error) {
 	return total, sites[:min(len(sites), 12)], nil
 }
 
+// parseStack reads the objects and bytes in use of a stack's first line.
 func parseStack(line string) (objects, size int64, err error) {
 	head, _, _ := strings.Cut(line, "[")
 	o, b, found := strings.Cut(head, ":")
@@ -170,7 +172,7 @@ func parseStack(line string) (objects, size int64, err error) {
 func (m *Memory) String() string {
 	var b strings.Builder
 	if m.MetricsError != "" {
-		fmt.Fprintf(&b, "What nodes use is not known: %s\n", m.MetricsError)
+		fmt.Fprintf(&b, "The memory of nodes is not known: %s\n", m.MetricsError)
 	} else {
 		writeNodeTable(&b, memoryColumns, m.Rows)
 	}
@@ -179,7 +181,7 @@ func (m *Memory) String() string {
 			fmt.Fprintf(&b, "\n%s: no heap profile: %s\n", h.Node, h.Error)
 			continue
 		}
-		fmt.Fprintf(&b, "\n%s: %v on the heap, by who allocated it:\n", h.Node, backup.Bytes(h.Bytes))
+		fmt.Fprintf(&b, "\n%s: %v on the heap, by the function that allocated it:\n", h.Node, backup.Bytes(h.Bytes))
 		var rows [][]string
 		for _, s := range h.Sites {
 			rows = append(rows, []string{backup.Bytes(s.Bytes).String(), fmt.Sprint(s.Objects), s.Function})

@@ -12,10 +12,11 @@ import (
 	"switchyard/internal/backup"
 )
 
-// A column is one measurement of all nodes.
+// A column of a node table is an expression that has a value for each node.
 type column struct{ head, expr, unit string }
 
-// nodeRows asks for several expressions, and brings the answers into a row a node.
+// nodeRows evaluates the columns and returns one row for each node, which begins
+// with the node's color and instance.
 func (p *Prometheus) nodeRows(ctx context.Context, columns []column) ([][]string, error) {
 	byNode := map[string][]string{}
 	for i, c := range columns {
@@ -43,7 +44,8 @@ func (p *Prometheus) nodeRows(ctx context.Context, columns []column) ([][]string
 	return out, nil
 }
 
-// formatValue prints a number in its unit: bytes, seconds, or none.
+// formatValue formats a number: unit is "B" for bytes, "s" for seconds, "%" for a
+// share of 1, or empty.
 func formatValue(v float64, unit string) string {
 	switch {
 	case unit == "B":
@@ -60,7 +62,7 @@ func formatValue(v float64, unit string) string {
 	return fmt.Sprintf("%.1f", v)
 }
 
-// writeNodeTable prints such rows.
+// writeNodeTable prints the rows that nodeRows returned.
 func writeNodeTable(w io.Writer, columns []column, rows [][]string) {
 	head := []string{"NODE"}
 	for _, c := range columns {
@@ -69,8 +71,8 @@ func writeNodeTable(w io.Writer, columns []column, rows [][]string) {
 	writeTable(w, head, rows)
 }
 
-// execOnNode runs the service's own program in a node's container, which has no
-// other.
+// execOnNode runs the service's program in a node's container, whose image has no
+// other program, and returns its output.
 func execOnNode(ctx context.Context, s ContainerRuntime, c backup.Container, args ...string) ([]byte, error) {
 	var out bytes.Buffer
 	err := s.Exec(ctx, c.Name, backup.Program{Args: append([]string{"/server"}, args...), Stdout: &out})

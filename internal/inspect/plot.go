@@ -14,10 +14,10 @@ const (
 	plotLeft, plotRight, plotTop, plotBottom = 80, 10, 30, 45
 )
 
-// Distinguishable for most eyes, also in grey.
+// plotColors are colors that most people can distinguish, also in grayscale.
 var plotColors = []string{"#1b6ca8", "#d1495b", "#2e8b57", "#e0a030", "#6a4c93", "#555555", "#00a6a6", "#a0522d"}
 
-// A Marker is a moment to be shown in plots.
+// A Marker is a moment that plots show as a vertical line.
 type Marker struct {
 	At    time.Time
 	Label string
@@ -63,7 +63,7 @@ func plot(title, unit string, series []Series, from, to time.Time, markers []Mar
 	return b.String()
 }
 
-// seriesName is what tells a series from the others of its plot.
+// seriesName returns the labels that distinguish a series within its plot.
 func seriesName(s Series) string {
 	var parts []string
 	for _, k := range []string{"color", "reason", "type", "result", "leg"} {
@@ -74,7 +74,7 @@ func seriesName(s Series) string {
 	return strings.Join(parts, " ")
 }
 
-// axisMax returns a round number over all values.
+// axisMax returns a round number that no value exceeds.
 func axisMax(series []Series) float64 {
 	highest := 0.0
 	for _, s := range series {

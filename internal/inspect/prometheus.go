@@ -16,21 +16,22 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// A Prometheus answers questions about metrics.
+// A Prometheus is a client of one Prometheus server. It is safe for concurrent
+// use.
 type Prometheus struct {
 	address string
 	api     v1.API
 }
 
-// queryTimeout bounds one question.
+// queryTimeout bounds one query.
 const queryTimeout = 15 * time.Second
 
-// ErrNoPrometheus is in the error of a question that nobody answered: metrics
-// are missing then, and nothing else.
+// ErrNoPrometheus means that Prometheus did not answer. Only metrics are missing
+// then; the log and the nodes can still be read.
 var ErrNoPrometheus = errors.New("is Prometheus running? --prometheus names another address")
 
-// NewPrometheus returns the Prometheus at an address such as
-// http://127.0.0.1:9090.
+// NewPrometheus returns a client of the Prometheus at an address such as
+// http://127.0.0.1:9090. It does not connect.
 func NewPrometheus(address string) (*Prometheus, error) {
 	if u, err := url.Parse(address); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("--prometheus must be an address such as http://127.0.0.1:9090, not %q", address)
@@ -44,7 +45,8 @@ func NewPrometheus(address string) (*Prometheus, error) {
 	return &Prometheus{address: address, api: v1.NewAPI(c)}, nil
 }
 
-// wrapError tells an error of Prometheus itself from its absence.
+// wrapError wraps ErrNoPrometheus unless Prometheus answered that the query is
+// wrong.
 func (p *Prometheus) wrapError(err error) error {
 	var apiErr *v1.Error
 	if errors.As(err, &apiErr) && apiErr.Type == v1.ErrBadData {
@@ -57,19 +59,19 @@ func (p *Prometheus) wrapError(err error) error {
 	return fmt.Errorf("Prometheus at %s does not answer (%s): %w", p.address, strings.ReplaceAll(text, "\n", " "), ErrNoPrometheus)
 }
 
-// A Sample is one series of an answer.
+// A Sample is the value of one series at a moment.
 type Sample struct {
 	Labels map[string]string
 	Value  float64
 }
 
-// Query asks for the present value of an expression.
+// Query returns the present value of an expression.
 func (p *Prometheus) Query(ctx context.Context, expr string) ([]Sample, error) {
 	return p.QueryAt(ctx, expr, time.Now())
 }
 
-// QueryAt asks for the value of an expression at a moment. What is no number is
-// left out.
+// QueryAt returns the value of an expression at a moment, without series that are
+// NaN.
 func (p *Prometheus) QueryAt(ctx context.Context, expr string, at time.Time) ([]Sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -91,7 +93,8 @@ func (p *Prometheus) QueryAt(ctx context.Context, expr string, at time.Time) ([]
 	return out, nil
 }
 
-// QueryValue asks for a single number; ok is false when there is none.
+// QueryValue returns the first value of an expression at a moment; ok is false
+// when there is none.
 func (p *Prometheus) QueryValue(ctx context.Context, expr string, at time.Time) (value float64, ok bool, err error) {
 	samples, err := p.QueryAt(ctx, expr, at)
 	if err != nil || len(samples) == 0 {
@@ -100,14 +103,16 @@ func (p *Prometheus) QueryValue(ctx context.Context, expr string, at time.Time) 
 	return samples[0].Value, true, nil
 }
 
-// A Series is an expression over time.
+// A Series is the values of one series over time. Times and Values have the same
+// length.
 type Series struct {
 	Labels map[string]string
 	Times  []time.Time
 	Values []float64
 }
 
-// QueryRange asks for an expression over a span, in steps points at most.
+// QueryRange returns an expression over a span, in about that many points, without
+// values that are not finite.
 func (p *Prometheus) QueryRange(ctx context.Context, expr string, from, to time.Time, points int) ([]Series, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()

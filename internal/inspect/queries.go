@@ -11,11 +11,13 @@ import (
 	"switchyard/internal/backup"
 )
 
-// Queries is what PostgreSQL tells of its work.
+// Queries describes the work of PostgreSQL: its most expensive statements, those
+// that run or wait now, and its largest tables.
 type Queries struct {
+	// Service is the Compose service that takes writes.
 	Service string `json:"service"`
-	// StatisticsSince says since when the statements are counted; empty where they are
-	// not, and then Uncounted says what is missing.
+	// StatisticsSince is the moment since which statements are counted. It is empty
+	// where they are not counted, and then StatisticsMissing says what to set up.
 	StatisticsSince   string             `json:"statistics_since"`
 	StatisticsMissing string             `json:"uncounted,omitempty"`
 	Statements        []Statement        `json:"statements"`
@@ -23,7 +25,8 @@ type Queries struct {
 	Tables            []TableStats       `json:"tables"`
 }
 
-// A Statement is one kind of statement, over all its calls.
+// A Statement sums up all calls of one statement, as pg_stat_statements does. The
+// values are text as psql prints it.
 type Statement struct {
 	Calls  string `json:"calls"`
 	Total  string `json:"total_ms"`
@@ -34,18 +37,20 @@ type Statement struct {
 	Blocks string `json:"blocks_read"`
 }
 
-// A RunningStatement statement or transaction is under way for longer than a second, or
-// waits for a lock.
+// A RunningStatement is a statement or transaction that has run for longer than a
+// second or waits for a lock. Age is in seconds. The field names are keys of
+// the JSON output.
 type RunningStatement struct {
 	PID, Age, State, Wait, Blockers, Application, Query string
 }
 
-// A TableStats is how much there is of the log.
+// A TableStats has the size of one table and how it is scanned. The field names
+// are keys of the JSON output.
 type TableStats struct {
 	Name, Rows, Dead, Size, Scans string
 }
 
-// Both lists are bounded; the largest come first.
+// All lists are bounded, and the largest values come first.
 const (
 	sqlHasStatements = `SELECT current_setting('shared_preload_libraries') ~ '\mpg_stat_statements\M', EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_stat_statements'), current_database()`
 	sqlStatements    = `SELECT calls, round(total_exec_time::numeric, 1), round(mean_exec_time::numeric, 2), round(max_exec_time::numeric, 1),
@@ -56,13 +61,13 @@ const (
  array_to_string(pg_blocking_pids(pid), ','), application_name, left(regexp_replace(query, '\s+', ' ', 'g'), 160)
  FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'
  AND (now() - coalesce(xact_start, query_start) > interval '1 second' OR cardinality(pg_blocking_pids(pid)) > 0) ORDER BY 2 DESC LIMIT 20`
-	// Sizes as of the last vacuum: to ask for those of now waits for whoever holds
-	// the table.
+	// Sizes are those of the last vacuum: pg_total_relation_size would wait for
+	// locks on the table.
 	sqlTables = `SELECT relname, n_live_tup, n_dead_tup, pg_size_pretty(8192 * (SELECT sum(c.relpages::bigint) FROM pg_class c
  WHERE c.oid = relid OR c.oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = relid))), coalesce(seq_scan, 0) FROM pg_stat_user_tables ORDER BY n_live_tup DESC LIMIT 10`
 )
 
-// ReadQueries asks the server that takes writes.
+// ReadQueries queries the PostgreSQL server that takes writes.
 func ReadQueries(ctx context.Context, s Stack) (*Queries, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -91,7 +96,8 @@ func ReadQueries(ctx context.Context, s Stack) (*Queries, error) {
 	return q, nil
 }
 
-// statements asks for what pg_stat_statements has counted, where it does.
+// statements reads pg_stat_statements, or sets StatisticsMissing where it is not
+// set up.
 func (q *Queries) statements(query func(sql string, columns int) ([][]string, error)) error {
 	answer, err := query(sqlHasStatements, 3)
 	switch {
@@ -100,7 +106,7 @@ func (q *Queries) statements(query func(sql string, columns int) ([][]string, er
 	case len(answer) != 1:
 		return fmt.Errorf("psql answered %q", answer)
 	case answer[0][0] != "t":
-		q.StatisticsMissing = "shared_preload_libraries lacks pg_stat_statements: set it in postgresql.conf, and start the server anew"
+		q.StatisticsMissing = "shared_preload_libraries lacks pg_stat_statements: set it in postgresql.conf and restart the server"
 		return nil
 	case answer[0][1] != "t":
 		q.StatisticsMissing = fmt.Sprintf("the database lacks the extension: docker compose exec %s psql -U postgres -d %s -c 'CREATE EXTENSION pg_stat_statements'", q.Service, answer[0][2])
@@ -123,7 +129,7 @@ func (q *Queries) statements(query func(sql string, columns int) ([][]string, er
 	return nil
 }
 
-// primary returns the server that takes writes.
+// primary returns the Compose service of the PostgreSQL that takes writes.
 func primary(ctx context.Context, s Stack) (string, error) {
 	var errs []string
 	for _, service := range []string{backup.PostgresService, backup.PostgresReplicaService} {
@@ -141,7 +147,8 @@ func primary(ctx context.Context, s Stack) (string, error) {
 	return "", fmt.Errorf("no PostgreSQL that takes writes can be reached: %s", strings.Join(errs, "; "))
 }
 
-// queryRows runs a query by psql.
+// queryRows runs a query by psql and returns its rows, which must have that many
+// columns.
 func queryRows(ctx context.Context, s Stack, service, sql string, columns int) (out [][]string, err error) {
 	var answer bytes.Buffer
 	err = s.Run(ctx, service, backup.Program{Stdout: &answer, Args: []string{"psql", "-XqAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-c", "SET statement_timeout = '20s'", "-c", sql}})
@@ -163,7 +170,7 @@ func (q *Queries) String() string {
 	if q.StatisticsSince == "" {
 		fmt.Fprintf(&b, "Statements are not counted on %s: %s.\n", q.Service, q.StatisticsMissing)
 	} else {
-		fmt.Fprintf(&b, "Statements on %s since %s, those that took most first:\n", q.Service, q.StatisticsSince)
+		fmt.Fprintf(&b, "Statements on %s since %s, the most expensive first:\n", q.Service, q.StatisticsSince)
 		var rows [][]string
 		for _, s := range q.Statements {
 			rows = append(rows, []string{s.Calls, s.Total, s.Mean, s.Max, s.Share + " %", s.Blocks, truncate(s.Query, 100)})
@@ -171,14 +178,14 @@ func (q *Queries) String() string {
 		writeTable(&b, []string{"CALLS", "TOTAL MS", "MEAN MS", "MAX MS", "SHARE", "BLOCKS READ", "QUERY"}, rows)
 	}
 	if len(q.Running) == 0 {
-		b.WriteString("Nothing runs for longer than a second, and nobody waits for a lock.\n")
+		b.WriteString("No statement has run for longer than a second, and none waits for a lock.\n")
 	} else {
-		b.WriteString("Under way for longer than a second, or waiting for a lock:\n")
+		b.WriteString("Statements that have run for longer than a second or wait for a lock:\n")
 		var rows [][]string
 		for _, r := range q.Running {
 			rows = append(rows, []string{r.PID, r.Age + " s", r.State, r.Wait, r.Blockers, r.Application, truncate(r.Query, 80)})
 		}
-		writeTable(&b, []string{"PID", "AGE", "STATE", "WAITS FOR", "BLOCKED BY", "WHO", "QUERY"}, rows)
+		writeTable(&b, []string{"PID", "AGE", "STATE", "WAITS FOR", "BLOCKED BY", "APPLICATION", "QUERY"}, rows)
 	}
 	var rows [][]string
 	for _, t := range q.Tables {

@@ -15,23 +15,24 @@ import (
 	"time"
 )
 
-// A Report is of a deploy or an incident: what happened in a span.
+// A Report describes what happened from From to To, for the record of a deploy or
+// an incident.
 type Report struct {
 	Title    string
 	From, To time.Time
 	// Class is P0 to P3 for an incident; empty for a deploy.
 	Class string
-	// HistoryFile is the file of past deploys, a line of JSON each; it may be absent.
+	// HistoryFile has one line of JSON for each past deploy. It need not exist.
 	HistoryFile string
 }
 
-// pointsPerPlot of a plot.
+// pointsPerPlot is how many points a series of a plot has.
 const pointsPerPlot = 300
 
 var plots = []struct{ file, title, expr, unit string }{
 	{"connections", "Open connections, by color", `sum by (color) (websocket_active_connections)`, ""},
 	{"published", "Published a second", `sum by (color) (rate(websocket_messages_received_total{type="publish"}[1m]))`, ""},
-	{"delivered", "Handed to clients a second", `sum by (color) (rate(websocket_messages_sent_total[1m]))`, ""},
+	{"delivered", "Sent to clients a second", `sum by (color) (rate(websocket_messages_sent_total[1m]))`, ""},
 	{"ack", "Time to ack, p99", `histogram_quantile(0.99, sum by (le, color) (rate(websocket_publish_duration_seconds_bucket[1m])))`, "s"},
 	{"delivery", "Time to delivery, p99", `histogram_quantile(0.99, sum by (le, color) (rate(websocket_delivery_duration_seconds_bucket[1m])))`, "s"},
 	{"errors", "Errors a second, by type", `sum by (type) (rate(websocket_errors_total[1m])) > 0`, ""},
@@ -39,8 +40,9 @@ var plots = []struct{ file, title, expr, unit string }{
 	{"memory", "Resident memory of nodes, by color", `sum by (color) (process_resident_memory_bytes{job="switchyard"})`, "B"},
 }
 
-// Write writes report.md and its plots into a folder, which is made. What
-// Prometheus does not tell is said in its place.
+// Write writes report.md and its plots into a folder, which it creates, and
+// returns the path of report.md. Where Prometheus does not answer, the report says
+// so instead of the values.
 func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder string) (path string, err error) {
 	if !r.From.Before(r.To) {
 		return "", fmt.Errorf("--from %s must be before --to %s", r.From.Format(time.RFC3339), r.To.Format(time.RFC3339))
@@ -58,13 +60,13 @@ func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder strin
 	if r.Class != "" {
 		fmt.Fprintf(&b, "Class: **%s**. Lead: … Declared: … Resolved: …\n\n", r.Class)
 	}
-	b.WriteString("## What users met\n\n")
+	b.WriteString("## Effect on users\n\n")
 	r.writeSummary(ctx, p, &b)
 	b.WriteString("## Deploys\n\n")
 	markers := r.writeDeploys(deploys, &b)
 	b.WriteString("## Alerts\n\n")
 	r.writeAlerts(ctx, p, &b)
-	b.WriteString("## Measured\n\n")
+	b.WriteString("## Measurements\n\n")
 	if err := r.writePlots(ctx, p, folder, markers, &b); err != nil {
 		return "", err
 	}
@@ -80,7 +82,7 @@ func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder strin
 	return path, nil
 }
 
-// postmortemTemplate is what a person adds after an incident.
+// postmortemTemplate is the part of an incident's report that people fill in.
 const postmortemTemplate = `## What happened
 
 - Detected by (alert, user, chance) at:
@@ -90,34 +92,34 @@ const postmortemTemplate = `## What happened
 ## Why
 
 - What broke:
-- Why nothing caught it before:
+- Why no check caught it before:
 - What went well:
 
-## What is changed
+## Action items
 
-| what | who | until |
+| action | owner | due |
 |---|---|---|
 | | | |
 `
 
 var totals = []struct{ name, expr, unit string }{
 	{"most connections at once", `max_over_time(sum(websocket_active_connections)%s)`, ""},
-	{"handshakes that came in", `sum(increase(websocket_connections_total{result="ok"}%s))`, ""},
-	{"handshakes turned away", `sum(increase(websocket_connections_total{result!="ok"}%s)) or vector(0)`, ""},
+	{"handshakes accepted", `sum(increase(websocket_connections_total{result="ok"}%s))`, ""},
+	{"handshakes rejected", `sum(increase(websocket_connections_total{result!="ok"}%s)) or vector(0)`, ""},
 	{"published", `sum(increase(websocket_messages_received_total{type="publish"}%s)) or vector(0)`, ""},
-	{"handed to clients", `sum(increase(websocket_messages_sent_total%s))`, ""},
-	{"errors of ours (internal, unavailable)", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}%s)) or vector(0)`, ""},
-	{"5xx of our pages and calls", `sum(increase(http_requests_total{code=~"5..",route!="/readyz"}%s)) or vector(0)`, ""},
+	{"sent to clients", `sum(increase(websocket_messages_sent_total%s))`, ""},
+	{"server errors (internal, unavailable)", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}%s)) or vector(0)`, ""},
+	{"5xx of pages and server calls", `sum(increase(http_requests_total{code=~"5..",route!="/readyz"}%s)) or vector(0)`, ""},
 	{"ack, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_publish_duration_seconds_bucket%s)))`, "s"},
 	{"delivery, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_delivery_duration_seconds_bucket%s)))`, "s"},
 	{"clients moved", `sum(increase(websocket_moves_total{result="moved"}%s)) or vector(0)`, ""},
-	{"clients lost in moves", `sum(increase(websocket_moves_total{result="lost"}%s)) or vector(0)`, ""},
+	{"clients lost while moving", `sum(increase(websocket_moves_total{result="lost"}%s)) or vector(0)`, ""},
 	{"gaps filled from the log (repairs)", `sum(increase(websocket_repairs_total%s)) or vector(0)`, ""},
 }
 
 func (r *Report) writeSummary(ctx context.Context, p *Prometheus, b *strings.Builder) {
 	span := fmt.Sprintf("[%ds]", max(int(r.To.Sub(r.From).Seconds()), 60))
-	b.WriteString("| what | how much |\n|---|---|\n")
+	b.WriteString("| measurement | value |\n|---|---|\n")
 	for _, t := range totals {
 		s := span
 		if strings.HasPrefix(t.expr, "max_over_time") {
@@ -140,7 +142,7 @@ func (r *Report) writeSummary(ctx context.Context, p *Prometheus, b *strings.Bui
 	b.WriteString("\n")
 }
 
-// A pastDeploy is a line of the history, as far as a report tells it.
+// A pastDeploy has the keys of a line of the history that a report shows.
 type pastDeploy struct {
 	ID      string    `json:"id"`
 	Outcome string    `json:"outcome"`
@@ -151,6 +153,8 @@ type pastDeploy struct {
 	Reason  string    `json:"reason"`
 }
 
+// image returns the reference of the deployed image; the history of earlier
+// releases has it as text.
 func (d pastDeploy) image() string {
 	if m, ok := d.Image.(map[string]any); ok {
 		for _, k := range []string{"ref", "Ref"} {
@@ -163,7 +167,7 @@ func (d pastDeploy) image() string {
 	return s
 }
 
-// readDeploys returns those that touch the span.
+// readDeploys returns the deploys that overlap the span.
 func (r *Report) readDeploys() (out []pastDeploy, err error) {
 	f, err := os.Open(r.HistoryFile)
 	if errors.Is(err, fs.ErrNotExist) || r.HistoryFile == "" {
@@ -178,7 +182,7 @@ func (r *Report) readDeploys() (out []pastDeploy, err error) {
 	for lines.Scan() {
 		var d pastDeploy
 		if json.Unmarshal(lines.Bytes(), &d) != nil {
-			continue // a line that a killed command left half
+			continue // a command that was killed left half a line
 		}
 		if d.Ended.After(r.From) && d.Started.Before(r.To) {
 			out = append(out, d)
@@ -192,7 +196,7 @@ func (r *Report) writeDeploys(deploys []pastDeploy, b *strings.Builder) (markers
 		b.WriteString("None in this span.\n\n")
 		return nil
 	}
-	b.WriteString("| began | took | id | image | outcome | live afterwards | why |\n|---|---|---|---|---|---|---|\n")
+	b.WriteString("| began | took | id | image | outcome | live afterwards | reason |\n|---|---|---|---|---|---|---|\n")
 	for _, d := range deploys {
 		fmt.Fprintf(b, "| %s | %v | %s | %s | %s | %s | %s |\n", d.Started.UTC().Format(time.RFC3339), round(d.Ended.Sub(d.Started)), d.ID, d.image(), d.Outcome, d.Color, strings.ReplaceAll(d.Reason, "|", "/"))
 		markers = append(markers, Marker{d.Started, d.ID + " began"}, Marker{d.Ended, d.ID + " " + d.Outcome})
@@ -246,25 +250,19 @@ func (r *Report) writePlots(ctx context.Context, p *Prometheus, folder string, m
 }
 
 func (r *Report) writeErrors(ctx context.Context, s Stack, b *strings.Builder) {
-	e, err := ReadErrors(ctx, s, nil, r.From)
-	if err != nil {
+	e, err := readErrorLog(ctx, s, r.From, r.To)
+	switch {
+	case err != nil:
 		fmt.Fprintf(b, "Not known: %s\n\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return
+	case len(e.Kinds) == 0:
+		b.WriteString("None.\n\n")
+		return
 	}
-	n := 0
+	b.WriteString("| level | count | first | last | message | newest error |\n|---|---|---|---|---|---|\n")
 	for _, k := range e.Kinds {
-		if k.First.After(r.To) {
-			continue
-		}
-		if n == 0 {
-			b.WriteString("| level | count | first | last | says | newest error |\n|---|---|---|---|---|---|\n")
-		}
-		n++
 		fmt.Fprintf(b, "| %s | %d | %s | %s | %s | %s |\n", k.Level, k.Count, k.First.UTC().Format(time.RFC3339), k.Last.UTC().Format(time.RFC3339),
 			strings.ReplaceAll(k.Message, "|", "/"), strings.ReplaceAll(truncate(k.Example, 160), "|", "/"))
-	}
-	if n == 0 {
-		b.WriteString("None.\n")
 	}
 	b.WriteString("\n")
 }

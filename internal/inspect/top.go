@@ -10,27 +10,29 @@ import (
 	"time"
 )
 
-// A Room is a live room over all nodes.
+// A Room is the state of a room that has members, merged over all nodes.
 type Room struct {
 	Room    string `json:"room"`
 	Seq     int64  `json:"seq"`
 	Members int    `json:"members"`
-	// Rate is messages a second since the last look; -1 at the first.
+	// Rate is messages a second since the previous snapshot; -1 in the first.
 	Rate float64 `json:"rate"`
-	// Buffered and Behind are what waits, on the node where it is worst.
+	// Buffered counts messages in the reorder buffer and Behind those that are
+	// known and not yet delivered, each on the node where it is largest.
 	Buffered int   `json:"held"`
 	Behind   int64 `json:"behind"`
 
-	seqAt time.Time // when a node said Seq
+	seqAt time.Time // when Seq was read from a node
 }
 
-// A TopSnapshot is one look of top.
+// A TopSnapshot is one screen of `switchyard top`.
 type TopSnapshot struct {
 	At    time.Time  `json:"at"`
 	Nodes [][]string `json:"nodes"`
 	Rooms []Room     `json:"rooms"`
-	// LiveRooms is how many rooms there are; the lists of nodes end at 1,000.
-	LiveRooms    int    `json:"live_rooms"`
+	// LiveRooms is how many rooms there are. A node lists at most 1,000.
+	LiveRooms int `json:"live_rooms"`
+	// MetricsError says why Nodes are missing, RoomsError why Rooms are.
 	MetricsError string `json:"untold,omitempty"`
 	RoomsError   string `json:"mute,omitempty"`
 }
@@ -51,17 +53,18 @@ var topColumns = []column{
 	{"DRAINING", `websocket_draining{job="switchyard"}`, ""},
 }
 
-// A Watcher looks again and again.
+// A Watcher takes snapshots of a stack one after the other. Its methods belong to
+// one goroutine.
 type Watcher struct {
 	Stack      Stack
 	Prometheus *Prometheus
-	// MaxRooms are how many are told.
+	// MaxRooms bounds the rooms of a snapshot.
 	MaxRooms int
 
 	previous map[string]Room
 }
 
-// Snapshot looks once. It fails only when neither Prometheus nor a node answers.
+// Snapshot reads nodes and rooms. It fails only when both can't be read.
 func (w *Watcher) Snapshot(ctx context.Context) (*TopSnapshot, error) {
 	n := &TopSnapshot{At: time.Now().UTC()}
 	var err error
@@ -77,7 +80,7 @@ func (w *Watcher) Snapshot(ctx context.Context) (*TopSnapshot, error) {
 	return n, nil
 }
 
-// readRooms asks each node for its live rooms, and brings them together.
+// readRooms reads the live rooms of each node, and merges them.
 func (w *Watcher) readRooms(ctx context.Context, n *TopSnapshot) error {
 	all, err := runningNodes(ctx, w.Stack)
 	if err != nil {
@@ -122,8 +125,8 @@ func (w *Watcher) readRooms(ctx context.Context, n *TopSnapshot) error {
 	return nil
 }
 
-// setRates tells how fast each room has grown since the last look. Between two looks
-// at a node lies what a busy host makes of a period.
+// setRates sets how fast each room has grown since the previous snapshot. It
+// divides by the time between the reads, since a busy host stretches the period.
 func (w *Watcher) setRates(now map[string]Room) {
 	for name, r := range now {
 		r.Rate = -1
@@ -139,7 +142,7 @@ func (n *TopSnapshot) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n", n.At.Format(time.RFC3339))
 	if n.MetricsError != "" {
-		fmt.Fprintf(&b, "What nodes do is not known: %s\n", n.MetricsError)
+		fmt.Fprintf(&b, "The activity of nodes is not known: %s\n", n.MetricsError)
 	} else {
 		writeNodeTable(&b, topColumns, n.Nodes)
 	}

@@ -143,7 +143,7 @@ func TestUnreachableAddressesAreReported(t *testing.T) {
 		t.Errorf("a wrong path: %v", err)
 	}
 	_, err = Start(t.Context(), Plan{URLs: []string{"http://" + s.Addr}})
-	if err == nil || !strings.Contains(err.Error(), "is no ws:// or wss:// URL") {
+	if err == nil || !strings.Contains(err.Error(), "is not a ws:// or wss:// URL") {
 		t.Errorf("a URL that is no socket: %v", err)
 	}
 }

@@ -1,54 +1,56 @@
-// Package message is the vocabulary that every part of Switchyard shares: what
-// a room, a message and a position in a room are, and the errors that cross
-// package borders. It imports nothing of ours and holds no state.
+// Package message is the vocabulary that all parts of Switchyard share: rooms,
+// messages, positions, sessions, presence and the events between nodes, and the
+// errors that cross package boundaries. It imports no other package of this
+// module and holds no state.
 package message
 
 import "time"
 
-// Seq is a position in a room. The first message of a room has 1 and there are
-// no holes; 0 stands for "before the first".
+// A Seq is the number of a message in its room. The first message of a room has
+// 1 and there are no holes; 0 is the position before the first message.
 type Seq int64
 
-// Epoch names one life of the log. A Seq means something only together with
-// the Epoch it was counted in: after a restore to an older state the log gets a
-// new one, and whoever meets it forgets its positions.
+// An Epoch names one life of the log. A Seq means something only together with
+// the Epoch it was counted in: a restore to an older state begins a new epoch,
+// and positions of the earlier one are void.
 type Epoch string
 
-// A Draft is a message before the log has numbered it.
+// A Draft is a message that has no seq yet.
 type Draft struct {
 	Room Room
-	// ID is the publisher's idempotency key, unique for (Room, From).
+	// ID is the publisher's idempotency key, unique within (Room, From).
 	ID string
-	// From is the publishing user, "" for anonymous ones.
+	// From is the publishing user, "" for an anonymous one.
 	From string
 	// Data is the JSON value as it was received, byte for byte.
 	Data []byte
 }
 
-// A Message is one stored publication.
+// A Message is a value that was published to a room and stored.
 type Message struct {
 	Draft
 	Epoch Epoch
 	Seq   Seq
-	// At is the database's clock at the commit, in microseconds, never lower
-	// than that of the message before it in the room.
+	// At is the database's clock at the commit, in microseconds. It is never
+	// earlier than that of the previous message in the room.
 	At time.Time
 }
 
-// A Publication is a Draft on its way through the log. Whoever appends it
-// leaves it alone until the log has settled it; from then on the log does.
+// A Publication is a Draft on its way into the log, with the outcome once it is
+// known. The log owns it from Append until it hands it back: nobody else reads
+// or writes it meanwhile.
 type Publication struct {
 	Draft
-	// Opaque is the appender's own note; the log carries it back unread.
+	// Opaque belongs to the caller. The log hands it back unread.
 	Opaque any
 
-	// The outcome, written by the log before it settles the publication.
+	// The outcome, which the log writes before it hands the publication back.
 	// Either Err is set, or Epoch, Seq and At are.
 	Epoch Epoch
 	Seq   Seq
 	At    time.Time
-	// Duplicate says that the log held this ID with the same data before; Seq
-	// and At are then those of the first time.
+	// Duplicate means that the log already held this ID with the same data. Seq
+	// and At are those of the stored message.
 	Duplicate bool
 	// Err wraps ErrConflict, ErrUnavailable, ErrRejected or another reason.
 	Err error
@@ -59,45 +61,45 @@ func (p *Publication) Message() Message {
 	return Message{Draft: p.Draft, Epoch: p.Epoch, Seq: p.Seq, At: p.At}
 }
 
-// A Range asks the log for part of a room. With Before set it means the
-// newest messages below Before, else those from After+1 upwards; a page is
-// ascending either way.
+// A Range selects part of a room. With Before set it selects the newest
+// messages below Before, otherwise those from After+1 upwards. The resulting
+// page is in ascending order either way.
 type Range struct {
 	Room   Room
 	After  Seq
 	Before Seq
-	// Limit bounds the count, MaxBytes the sum of the data; a page that has
-	// any message to show holds one at least. Limit 0 asks for Head, First and
-	// Epoch alone.
+	// Limit bounds the number of messages and MaxBytes the sum of their data. A
+	// page holds at least one message if the range has any. With Limit 0 the
+	// page has Head, First and Epoch only.
 	Limit    int
 	MaxBytes int
-	// ForDelivery says that delivery waits for the answer: it is served apart from
-	// readers, who may be many.
+	// ForDelivery is set by reads that message delivery waits for. The log
+	// serves them apart from other readers, of which there may be many.
 	ForDelivery bool
 }
 
-// A Page answers a Range. All of it comes from one snapshot.
+// A Page is the answer to a Range. All of it comes from one snapshot.
 type Page struct {
 	Epoch Epoch
 	// Head is the newest seq of the room, 0 when nothing was ever stored.
 	Head Seq
-	// First is the oldest seq still stored; Head+1 when none is.
+	// First is the oldest seq still stored, Head+1 when none is.
 	First    Seq
 	Messages []Message
-	// More says that the range holds further messages in its direction.
+	// More means that the range holds further messages in its direction.
 	More bool
 }
 
-// A Head tells how far a room has come.
+// A Head is the newest seq of a room.
 type Head struct {
 	Room Room
 	Seq  Seq
 }
 
-// A RoomInfo describes a room to an operator: no history comes with it.
+// A RoomInfo describes a room to an operator, without its messages.
 type RoomInfo struct {
 	Room Room
-	// Head is the newest seq, First the oldest still stored; First is Head+1
+	// Head is the newest seq, First the oldest still stored. First is Head+1
 	// when none is.
 	Head  Seq
 	First Seq
@@ -105,17 +107,18 @@ type RoomInfo struct {
 	LastAt time.Time
 }
 
-// A Cursor is a place in the commit feed. 0 stands for "from now".
+// A Cursor is a place in the commit feed. 0 is the feed's end at the moment of
+// the read.
 type Cursor uint64
 
-// Commits is what the commit feed held from a Cursor on.
+// Commits is what the commit feed holds from a Cursor on.
 type Commits struct {
 	Epoch Epoch
-	// Next is the cursor to ask with next. Some rooms may be told again.
+	// Next is the cursor for the next read. That read may repeat some rooms.
 	Next Cursor
-	// Heads has a room once, with the highest seq that was committed.
+	// Heads has each committed room once, with its highest committed seq.
 	Heads []Head
-	// Incomplete says that the feed no longer reaches back to the cursor: positions
-	// must be compared by name.
+	// Incomplete means that Heads does not have every room that was committed
+	// since the cursor: read the heads of the rooms by name.
 	Incomplete bool
 }

@@ -5,70 +5,74 @@ import (
 	"time"
 )
 
-// ErrSharedStateUnavailable says: what nodes share cannot be reached now. Each goes on with what
-// it knows by itself.
-var ErrSharedStateUnavailable = errors.New("what nodes share can't be reached")
+// ErrSharedStateUnavailable means that the state which nodes share cannot be
+// reached now. Each node goes on with what it knows itself.
+var ErrSharedStateUnavailable = errors.New("the shared state can't be reached")
 
-// A NodeStatus is what a node tells the others about itself, each second.
+// A NodeStatus is what a node publishes about itself, once a second.
 type NodeStatus struct {
 	Node       string `json:"node"`
 	Deployment string `json:"deployment,omitempty"`
 	Color      string `json:"color,omitempty"`
 	Version    string `json:"version,omitempty"`
-	// Ready: it takes new connections. Draining: it moves its own away.
+	// Ready means that the node takes new connections, Draining that it moves
+	// its own to other nodes.
 	Ready    bool `json:"ready"`
 	Draining bool `json:"draining,omitempty"`
 	// Connections is how many are open.
 	Connections int `json:"connections"`
-	// HandshakeRate is how many handshakes a second it lately took,
-	// HandshakesMoved those of them whose session another node had, and
-	// HandshakesRefused how many it refused since they were too many.
-	// HandshakeLimit is how many it takes.
+	// HandshakeRate is the recent number of accepted handshakes a second.
+	// HandshakesMoved counts those of them whose session another node had,
+	// HandshakesRefused those that were refused because there were too many.
+	// HandshakeLimit is the most that the node accepts. All are per second.
 	HandshakeRate     float64 `json:"handshake_rate"`
 	HandshakesMoved   float64 `json:"handshakes_moved"`
 	HandshakesRefused float64 `json:"handshakes_refused"`
 	HandshakeLimit    float64 `json:"handshake_limit"`
-	// HandshakeP95 is the 95th percentile of how long clients lately waited
-	// for their welcome, as they say; 0 when none has said.
+	// HandshakeP95 is the 95th percentile of how long clients recently waited
+	// for their welcome, as they report it; 0 when none has reported.
 	HandshakeP95 time.Duration `json:"handshake_p95_ns"`
-	// Moved is how many sessions it has told to go elsewhere, since its start.
+	// Moved is how many sessions this node has asked to move, since its start.
 	Moved int64 `json:"moved"`
-	// Leaving is how many it is about to tell, now that it drains.
+	// Leaving is how many sessions it is about to ask, while it drains.
 	Leaving int `json:"leaving,omitempty"`
 
-	// Returned is how many of its sessions came back on other nodes, since its
-	// start. The nodes that got them count it, about a second late.
+	// Returned is how many of this node's sessions came back on other nodes,
+	// since its start. The other nodes count them, about a second late.
 	Returned int64 `json:"-"`
-	// Age is how long ago this was written, a second at most while all is well.
+	// Age is how old this status is: at most a second while all is well.
 	Age time.Duration `json:"-"`
 }
 
-// A NodeEventKind says what a Notice is about.
+// A NodeEventKind is what a NodeEvent is about.
 type NodeEventKind int
 
-// The kinds of notices, and what the receiver does about each.
+// The kinds of node events, and what the receiver does about each.
 const (
-	// EventTakeover: Node has taken Session over with Generation. The socket of
-	// an older generation is closed with 4009 at EventSessionLive, or after 10 s.
+	// EventTakeover: Node has taken Session over with Generation. The receiver
+	// closes the connection of an older generation with 4009 at
+	// EventSessionLive, or after 10 s.
 	EventTakeover NodeEventKind = iota + 1
-	// EventSessionLive: the newer socket of Session is live in its rooms.
+	// EventSessionLive: the newer connection of Session is live in its rooms.
 	EventSessionLive
-	// EventBanned: User is barred for the time For. Its sockets are closed.
+	// EventBanned: User is banned for BanDuration. The receiver closes the
+	// user's connections.
 	EventBanned
-	// EventPresenceChanged: who is in Rooms has changed. Without rooms it may be any.
+	// EventPresenceChanged: the presence of Rooms has changed, that of any room
+	// if Rooms is empty.
 	EventPresenceChanged
-	// EventMissed: notices may have been lost. What follows from them is to be
-	// looked at anew: presence of all rooms that somebody watches.
+	// EventMissed: events may have been lost. The receiver reads the presence
+	// of all watched rooms again.
 	EventMissed
 )
 
-// A NodeEvent is what one node tells another, or all. It may be lost: whoever acts
-// on it has a surer, slower way too.
+// A NodeEvent is sent by one node to another, or to all. It may be lost:
+// everything that follows from it also happens in a slower, reliable way.
 type NodeEvent struct {
 	Kind       NodeEventKind
 	Session    SessionID
 	Generation int64
-	// Node is who tells.
+	// Node is the sender.
 	Node        string
 	User        string
 	BanDuration time.Duration

@@ -1,16 +1,16 @@
 package message
 
-// A PresenceKind is what a PresenceChange says of a session in a room.
+// A PresenceKind is what a PresenceChange says about a session in a room.
 type PresenceKind int
 
 // The kinds of presence changes.
 const (
-	// PresenceJoined: it is in the room.
+	// PresenceJoined: the session is in the room.
 	PresenceJoined PresenceKind = iota
-	// PresenceLeft: it left by its own wish, and is gone at once.
+	// PresenceLeft: the session left on purpose and is gone at once.
 	PresenceLeft
-	// PresenceDisconnected: its socket ended. It is gone after a grace, unless the
-	// session is back in the room by then, on whichever node.
+	// PresenceDisconnected: the session's connection ended. The session is gone
+	// after a grace period, unless it is back in the room before, on any node.
 	PresenceDisconnected
 )
 
@@ -19,10 +19,10 @@ type PresenceChange struct {
 	Kind    PresenceKind
 	Room    Room
 	Session SessionID
-	// User is "" for anonymous ones.
+	// User is "" for an anonymous one.
 	User string
-	// Generation is the session's: of two sockets that tell of the same
-	// session the newer one is believed.
+	// Generation is the session's. If two connections of a session report
+	// changes, those of the greater generation count.
 	Generation int64
 }
 
@@ -32,9 +32,9 @@ type PresenceEntry struct {
 	User    string
 }
 
-// Presence is who is in a room, on all nodes. A session counts once.
+// Presence is the sessions in a room, over all nodes. A session counts once.
 type Presence struct {
 	Count int
-	// Entries is sorted by session, and nil when they are too many to list.
+	// Entries is sorted by session, and nil when there are too many to list.
 	Entries []PresenceEntry
 }

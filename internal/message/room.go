@@ -1,6 +1,6 @@
 package message
 
-// Bounds on names, in bytes.
+// Bounds on the length of names, in bytes.
 const (
 	MaxRoomLength = 128
 	MaxIDLength   = 64
@@ -8,8 +8,8 @@ const (
 	MaxUserLength = 128
 )
 
-// A Room is the name of an ordered stream of messages: 1 to MaxRoomLength of
-// A-Z a-z 0-9 . _ - : in bytes. Names that begin with _ belong to the service.
+// A Room is the name of an ordered stream of messages: 1 to MaxRoomLength bytes
+// of A-Z a-z 0-9 . _ - :. Names that begin with _ belong to the service.
 type Room string
 
 // ParseRoom returns the room named s, or an *InvalidError.
@@ -20,11 +20,12 @@ func ParseRoom(s string) (Room, error) {
 	return Room(s), nil
 }
 
-// Reserved says whether the room belongs to the service and is closed to clients.
+// Reserved reports whether the room belongs to the service and is closed to
+// clients.
 func (r Room) Reserved() bool { return r != "" && r[0] == '_' }
 
-// CheckID returns an *InvalidError unless s can be an idempotency key: 1 to
-// MaxIDLength of A-Z a-z 0-9 . _ - :.
+// CheckID returns an *InvalidError unless s is a valid idempotency key: 1 to
+// MaxIDLength bytes of A-Z a-z 0-9 . _ - :.
 func CheckID(s string) error {
 	if !isName(s, MaxIDLength) {
 		return &InvalidError{Field: "id", Reason: "must be 1 to 64 of A-Z a-z 0-9 . _ - :"}
@@ -32,6 +33,7 @@ func CheckID(s string) error {
 	return nil
 }
 
+// isName reports whether s is 1 to limit bytes of the alphabet of names.
 func isName(s string, limit int) bool {
 	if s == "" || len(s) > limit {
 		return false

@@ -1,57 +1,60 @@
 package message
 
-// A SessionID names a session to everybody: the part of its secret before the
-// dot. Who knows it cannot take the session over.
+// A SessionID is the public name of a session: the part of its secret before
+// the dot. It does not suffice to take the session over.
 type SessionID string
 
-// A Session is what outlives a socket: whose it is, which rooms it is in, and
-// how far its client provably got in each.
+// A Session is what outlives a connection: its user, its rooms, and the
+// position in each room up to which its client confirmed every message.
 type Session struct {
 	ID SessionID
-	// User is "" for anonymous ones.
+	// User is "" for an anonymous one.
 	User string
 	// Generation is 1 for a fresh session and raised by each takeover. Of two
-	// sockets of a session the one with the greater generation owns it.
+	// connections of a session the one with the greater generation owns it.
 	Generation int64
 	// Revision counts the owner's changes of Rooms, from 0 after a takeover.
 	Revision int64
-	// PreviousNode is the node that owned the session before this takeover, "" when
-	// the session is fresh.
+	// PreviousNode is the node that owned the session before this takeover, ""
+	// when the session is fresh.
 	PreviousNode string
 	// Rooms has each room once.
 	Rooms []Position
-	// Partial says that Rooms was too long to be kept and is empty: whoever
-	// relies on the service for its rooms has to be told to begin anew.
+	// Partial means that Rooms was too long to be stored and is empty: a client
+	// that relies on the service for its rooms must start from scratch.
 	Partial bool
 }
 
-// A Position is how far a client provably got in a room.
+// A Position is how far a client has confirmed the messages of a room.
 type Position struct {
 	Room  Room
 	Epoch Epoch
 	Seq   Seq
 }
 
-// A SessionSave is one session of a batch that is to be kept.
+// A SessionSave is one session of a batch that is to be saved.
 type SessionSave struct {
 	Session
-	// Touch says that Rooms is left out, since nothing has changed from this
-	// Revision, which was saved before: the session is only kept for longer.
+	// Touch means that Rooms is left out because nothing has changed since this
+	// Revision, which was saved before: only the session's lifetime is
+	// extended.
 	Touch bool
 }
 
-// A SaveResult is what became of a SessionSave.
+// A SaveResult is the outcome of a SessionSave.
 type SaveResult int
 
-// The results of a save.
+// The outcomes of a save.
 const (
-	// SaveDone: it is kept from now on for the whole lifetime of sessions.
+	// SaveDone: the session is stored for its whole lifetime from now.
 	SaveDone SaveResult = iota
-	// SaveFailed: it could not be kept now, or nobody knows whether it was.
+	// SaveFailed: the session could not be stored now, or the outcome is
+	// unknown.
 	SaveFailed
-	// SaveSuperseded: a newer socket owns the session. This one has lost it,
-	// and its place in rooms with it.
+	// SaveSuperseded: a newer connection owns the session. This one has lost
+	// it, and with it its memberships.
 	SaveSuperseded
-	// SaveMissing: a touch found another state, or none. Save it whole.
+	// SaveMissing: a touch found another state, or none. Save the whole
+	// session.
 	SaveMissing
 )

@@ -8,11 +8,11 @@ import (
 	"switchyard/internal/message"
 )
 
-// MaxBatch is the most messages that one batch over HTTP holds.
+// MaxBatch is the most messages that one batch over HTTP may hold.
 const MaxBatch = 256
 
-// DecodeDraft reads the body of a publish over HTTP: {data, id?}, strict as
-// frames are. The draft shares memory with it.
+// DecodeDraft reads the body of a publish over HTTP, {data, id?}, as strictly
+// as a frame. The draft shares memory with the body.
 func DecodeDraft(body []byte) (message.Draft, error) {
 	var f fields
 	if !isUTF8JSON(body) || !f.scan(body) {
@@ -22,7 +22,7 @@ func DecodeDraft(body []byte) (message.Draft, error) {
 }
 
 // DecodeSignal reads the body of a signal over HTTP, {data}, and returns the
-// data. It shares memory with the body.
+// data, which shares memory with the body.
 func DecodeSignal(body []byte) ([]byte, error) {
 	var f fields
 	if !isUTF8JSON(body) || !f.scan(body) {
@@ -31,9 +31,9 @@ func DecodeSignal(body []byte) ([]byte, error) {
 	return f.data, checkData(f.data)
 }
 
-// DecodeBatch reads the body of a batch over HTTP: [{room, data, id?}, ...], 1
-// to MaxBatch of them, each at most maxItem bytes. An error that one of them
-// caused is a *message.BatchError. The drafts share memory with the body.
+// DecodeBatch reads the body of a batch over HTTP: 1 to MaxBatch objects
+// [{room, data, id?}, ...] of at most maxItem bytes each. An error that one of
+// them caused is a *message.BatchError. The drafts share memory with the body.
 func DecodeBatch(body []byte, maxItem int) ([]message.Draft, error) {
 	if !isUTF8JSON(body) {
 		return nil, malformedError("the body is one JSON array of objects with room, data, and id if you have one")
@@ -63,7 +63,7 @@ func DecodeBatch(body []byte, maxItem int) ([]message.Draft, error) {
 	return drafts, nil
 }
 
-// decodeItem reads one message of a batch.
+// decodeItem reads one message of a batch, which is valid JSON.
 func decodeItem(item []byte, maxItem int) (message.Draft, error) {
 	if len(item) > maxItem {
 		return message.Draft{}, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("a message may have %d bytes, the bound of MAX_FRAME", maxItem)}
@@ -85,7 +85,7 @@ func decodeItem(item []byte, maxItem int) (message.Draft, error) {
 	return d, err
 }
 
-// draft returns what data and id say.
+// draft returns a draft of data and id, without a room.
 func (f *fields) draft() (d message.Draft, err error) {
 	if err := checkData(f.data); err != nil {
 		return d, err
@@ -97,9 +97,9 @@ func (f *fields) draft() (d message.Draft, err error) {
 	return d, err
 }
 
-// isUTF8JSON says whether a body is JSON in UTF-8. encoding/json lets bytes pass
-// that are none, and a browser that got them in a text frame would have to end
-// its connection (RFC 6455 §8.1).
+// isUTF8JSON reports whether a body is JSON in UTF-8. encoding/json accepts
+// invalid UTF-8, and a browser that received it in a text frame would have to
+// close its connection (RFC 6455 §8.1).
 func isUTF8JSON(body []byte) bool { return utf8.Valid(body) && json.Valid(body) }
 
 func malformedError(reason string) error { return &Error{Code: CodeMalformed, Message: reason} }

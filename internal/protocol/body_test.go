@@ -12,11 +12,11 @@ import (
 func TestDecodeDraftAndSignalBodies(t *testing.T) {
 	d, err := DecodeDraft([]byte(` {"id":"k","data": [1, 2] ,"room":"ignored"} `))
 	if err != nil || d.ID != "k" || string(d.Data) != "[1, 2]" || d.Room != "" {
-		t.Errorf("%+v %v", d, err)
+		t.Errorf("got draft %+v, %v", d, err)
 	}
 	data, err := DecodeSignal([]byte(`{"data":null}`))
 	if err != nil || string(data) != "null" {
-		t.Errorf("%s %v", data, err)
+		t.Errorf("got data %s, %v", data, err)
 	}
 	for body, want := range map[string]string{
 		``: CodeMalformed, `1`: CodeMalformed, `[{"data":1}]`: CodeMalformed, `{"data":1`: CodeMalformed, "{\"data\":\"\xff\"}": CodeMalformed,
@@ -26,7 +26,7 @@ func TestDecodeDraftAndSignalBodies(t *testing.T) {
 		_, signal := DecodeSignal([]byte(body))
 		for _, err := range []error{draft, signal} {
 			if err == nil || ErrorFor(err).Code != want {
-				t.Errorf("%.40q: %v, want %s", body, err, want)
+				t.Errorf("%.40q: got %v, want %s", body, err, want)
 			}
 		}
 	}
@@ -44,13 +44,14 @@ func TestDecodeBatchKeepsTheOrder(t *testing.T) {
 
 func TestDecodeBatchNamesTheInvalidMessage(t *testing.T) {
 	good := `{"room":"a","data":1}`
-	many := "[" + strings.Repeat(good+",", MaxBatch-1) + good
-	if d, err := DecodeBatch([]byte(many+"]"), 100); err != nil || len(d) != MaxBatch {
-		t.Errorf("%d messages: %v", len(d), err)
+	const most = 256
+	many := "[" + strings.Repeat(good+",", most-1) + good
+	if d, err := DecodeBatch([]byte(many+"]"), 100); err != nil || len(d) != most {
+		t.Errorf("a batch of %d gave %d messages: %v", most, len(d), err)
 	}
 	for _, tt := range []struct {
 		name, body, code string
-		index            int // -1: the whole batch
+		index            int // of the message that the error names, -1: none
 	}{
 		{"no JSON", `[`, CodeMalformed, -1},
 		{"an object", good, CodeMalformed, -1},
@@ -63,17 +64,18 @@ func TestDecodeBatchNamesTheInvalidMessage(t *testing.T) {
 		{"no data", `[{"room":"a"}]`, CodeInvalid, 0},
 		{"a bad id", `[{"room":"a","data":1,"id":""}]`, CodeInvalid, 0},
 		{"too deep", `[` + good + `,{"room":"a","data":` + nested(129) + `}]`, CodeInvalid, 1},
-		{"too large", `[` + good + `,{"room":"a","data":"` + strings.Repeat("x", 1000) + `"}]`, CodeTooLarge, 1},
+		{"too large", `[` + good + `,{"room":"a","data":"` + strings.Repeat("x", 400-len(`{"room":"a","data":""}`)+1) + `"}]`, CodeTooLarge, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := DecodeBatch([]byte(tt.body), 400)
+			const maxItem = 400
+			_, err := DecodeBatch([]byte(tt.body), maxItem)
 			index := -1
 			var batchErr *message.BatchError
 			if errors.As(err, &batchErr) {
 				index = batchErr.Index
 			}
 			if err == nil || ErrorFor(err).Code != tt.code || index != tt.index {
-				t.Errorf("%v (%d), want %s for %d", err, index, tt.code, tt.index)
+				t.Errorf("got %v for message %d, want %s for message %d", err, index, tt.code, tt.index)
 			}
 		})
 	}

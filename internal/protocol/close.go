@@ -5,30 +5,31 @@ import (
 	"fmt"
 )
 
-// A CloseCode tells a client why its socket ends and so what to do next. Codes
-// below 4000 are those of RFC 6455 §7.4.1; the table of what clients do is in
-// docs/protocol.md.
+// A CloseCode tells a client why its connection ends, and so what to do next.
+// Codes below 4000 are those of RFC 6455 §7.4.1. docs/protocol.md has what a
+// client does about each.
 type CloseCode uint16
 
-// The close codes the service sends.
+// The close codes that the service sends, and what the client does next.
 const (
-	CloseNormal             CloseCode = 1000 // asked to: stays away
-	CloseProtocol           CloseCode = 1002 // broke RFC 6455
-	CloseBinary             CloseCode = 1003 // a binary frame: only text is spoken here
-	CloseUTF8               CloseCode = 1007 // text that is not UTF-8
+	CloseNormal             CloseCode = 1000 // the client closed, and does not reconnect
+	CloseProtocol           CloseCode = 1002 // the client broke RFC 6455
+	CloseBinary             CloseCode = 1003 // a binary frame: this wire is text only
+	CloseUTF8               CloseCode = 1007 // a text frame that is not UTF-8
 	ClosePolicy             CloseCode = 1008 // three malformed frames in a row
 	CloseTooBig             CloseCode = 1009 // a frame over max_frame
-	CloseRestart            CloseCode = 1012 // this node goes: comes back within a second
-	CloseUnauthorized       CloseCode = 4001 // the token is missing, wrong, late, or has ended: brings a fresh one
-	CloseRemoved            CloseCode = 4003 // the user was removed: stays away
-	CloseReplaced           CloseCode = 4009 // its session has a newer socket: forgets this one
-	CloseTooManyConnections CloseCode = 4103 // the node has as many connections as it may
-	CloseRateLimited        CloseCode = 4129 // went on sending what rate_limited refused
-	CloseSlow               CloseCode = 4208 // did not read fast enough: comes back and resumes
-	CloseNoPong             CloseCode = 4209 // no byte for two heartbeats
+	CloseRestart            CloseCode = 1012 // this node stops: the client reconnects within a second
+	CloseUnauthorized       CloseCode = 4001 // the token is missing, wrong, late or expired: the client brings a fresh one
+	CloseRemoved            CloseCode = 4003 // the user is banned: the client does not reconnect
+	CloseReplaced           CloseCode = 4009 // the session has a newer connection: the client drops this one
+	CloseTooManyConnections CloseCode = 4103 // the node has as many connections as it accepts
+	CloseRateLimited        CloseCode = 4129 // the client kept sending what rate_limited refused
+	CloseSlow               CloseCode = 4208 // the client did not read fast enough: it reconnects and resumes
+	CloseNoPong             CloseCode = 4209 // nothing was received for two heartbeats
 )
 
-// Reason is the text that goes with the code, and its name in metrics.
+// Reason returns the text that goes with the code, which is also its label in
+// metrics.
 func (c CloseCode) Reason() string {
 	switch c {
 	case CloseNormal:
@@ -63,7 +64,7 @@ func (c CloseCode) Reason() string {
 	return fmt.Sprintf("code_%d", uint16(c))
 }
 
-// CloseFrame is a whole close frame with the code and its reason.
+// CloseFrame returns a whole close frame with the code and its reason.
 func CloseFrame(code CloseCode) Frame {
 	reason := code.Reason()
 	f := make(Frame, 4, 4+len(reason))

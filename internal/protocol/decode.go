@@ -8,7 +8,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// A Type is what a client asks for.
+// A Type is the kind of a client's request.
 type Type string
 
 // The requests of wire v1.
@@ -23,60 +23,63 @@ const (
 	TypeMoved    Type = "moved"
 )
 
-// MaxSeq is the highest seq and limit that is understood: what every JSON
-// reader holds exactly (RFC 8259 §6).
+// MaxSeq is the highest seq that is accepted: the largest integer that every
+// JSON reader holds exactly (RFC 8259 §6).
 const MaxSeq = 1<<53 - 1
 
 // MaxHistory is the most messages that one history answer holds.
 const MaxHistory = 200
 
-// MaxDepth is how deep data may be nested: [] is 1, [[]] is 2. What is stored
-// goes to every member of a room, and readers of JSON give up at depths of
-// their own (RFC 8259 §9): nobody may send what others can't read.
+// MaxDepth is how deep data may be nested: [] is 1, [[]] is 2. Data goes to
+// every member of a room, and JSON readers refuse to go deeper than limits of
+// their own (RFC 8259 §9). The bound keeps a client from sending what others
+// cannot read.
 const MaxDepth = 128
 
-// Bounds of what auth and moved bring.
+// Bounds on the fields of auth and moved.
 const (
-	// MaxTokenLength is the longest token in bytes, in a frame and in a handshake.
+	// MaxTokenLength is the longest token in bytes, in a frame and in a
+	// handshake.
 	MaxTokenLength = 8 << 10
 	// MaxNodeLength is the longest name of a node in bytes.
 	MaxNodeLength = 128
-	// MaxHandshakeMS is the longest handshake that a client may report: ten
-	// minutes, since nobody waits longer.
+	// MaxHandshakeMS is the longest handshake, in milliseconds, that a client
+	// may report. No client waits longer than ten minutes.
 	MaxHandshakeMS = 600_000
 )
 
-// ErrUnknownType refuses a request whose type this version does not serve.
+// ErrUnknownType refuses a request whose type this version does not have.
 var ErrUnknownType = &Error{Code: CodeUnknownType, Message: "unknown type; known are join, leave, publish, signal and history"}
 
-// A Request is a client's frame, checked. Fields that its type does not have
-// are zero.
+// A Request is a client's frame after validation. Fields that its type does not
+// have are zero.
 type Request struct {
 	Type Type
 	Ref  Ref
 	Room message.Room
-	// After and Before are positions; HasAfter and HasBefore say whether they
-	// were given.
+	// After and Before are positions. HasAfter and HasBefore report whether the
+	// request had them.
 	After, Before       message.Seq
 	HasAfter, HasBefore bool
 	Epoch               message.Epoch
-	// Limit is the number of messages asked for, 0 when left out.
+	// Limit is the number of messages requested, 0 if the request has none.
 	Limit int
 	ID    string
 	// Data is the JSON value as it was received. It shares memory with the
 	// frame it was decoded from.
 	Data []byte
-	// Token is the credential of an auth request: a secret, never to be logged.
+	// Token is the credential of an auth request. It is a secret: never log it.
 	Token string
 	// From is the node that a client moved away from, and HandshakeMS how long
-	// it then waited for its welcome here, in milliseconds.
+	// the client then waited for its welcome here, in milliseconds.
 	From        string
 	HandshakeMS int64
 }
 
-// Decode reads one client frame. The error, if any, is an *Error to send back;
-// the Request then has what was understood until there, Ref first of all.
-// Unknown fields are ignored; of a field that stands twice the last one counts.
+// Decode reads one client frame. An error is one that [ErrorFor] turns into the
+// answer; the Request then has the fields that were read before it, Ref first
+// of all, so that the answer can name the request. Unknown fields are ignored.
+// Of a repeated field the last one counts.
 func Decode(frame []byte) (Request, error) {
 	var r Request
 	if !json.Valid(frame) {
@@ -93,12 +96,14 @@ func Decode(frame []byte) (Request, error) {
 	return r, r.check()
 }
 
-// IsMalformed says whether err came from a frame that could not be read at all.
+// IsMalformed reports whether err is of a frame that could not be read at all.
 func IsMalformed(err error) bool {
 	e, ok := err.(*Error) //nolint:errorlint // Decode's own error, never wrapped
 	return ok && e.Code == CodeMalformed
 }
 
+// fillRequest validates the fields into r. On an error r has those that were
+// valid before it.
 func (f *fields) fillRequest(r *Request) (err error) {
 	if f.ref != nil {
 		if f.ref[0] != '"' || len(f.ref)-2 > message.MaxRefLength {
@@ -123,7 +128,7 @@ func (f *fields) fillRequest(r *Request) (err error) {
 	return ErrUnknownType
 }
 
-// fillRoomRequest reads what requests about a room are made of.
+// fillRoomRequest reads the fields of requests that name a room.
 func (f *fields) fillRoomRequest(r *Request) (err error) {
 	room, _ := unquote(f.room)
 	if r.Room, err = message.ParseRoom(room); err != nil {
@@ -150,6 +155,7 @@ func (f *fields) fillRoomRequest(r *Request) (err error) {
 	return err
 }
 
+// fillMoved reads the fields of a moved request.
 func (f *fields) fillMoved(r *Request) (err error) {
 	if r.From, err = requiredString("from", f.from, MaxNodeLength); err != nil {
 		return err
@@ -162,7 +168,7 @@ func (f *fields) fillMoved(r *Request) (err error) {
 	return nil
 }
 
-// requiredString reads a string that must be there, of 1 to most bytes.
+// requiredString reads a string of 1 to maxLength bytes.
 func requiredString(field string, raw []byte, maxLength int) (string, error) {
 	s, ok := unquote(raw)
 	if !ok || s == "" || len(s) > maxLength {
@@ -171,8 +177,8 @@ func requiredString(field string, raw []byte, maxLength int) (string, error) {
 	return s, nil
 }
 
-// parseID returns an id that is one, "" with an error otherwise: what is
-// wrong must not come back in an answer.
+// parseID returns a valid id, or "" with an error: an invalid one must not be
+// repeated in an answer.
 func parseID(raw []byte) (string, error) {
 	id, _ := unquote(raw)
 	if err := message.CheckID(id); err != nil {
@@ -181,7 +187,7 @@ func parseID(raw []byte) (string, error) {
 	return id, nil
 }
 
-// checkData holds the data of a publish or signal against its bounds.
+// checkData checks the data of a publish or signal against its bounds.
 func checkData(data []byte) error {
 	if data == nil {
 		return invalidError("data", "is required: any JSON value")
@@ -192,7 +198,7 @@ func checkData(data []byte) error {
 	return nil
 }
 
-// check holds the request against what its type needs.
+// check checks the request against the rules of its type.
 func (r *Request) check() error {
 	switch r.Type {
 	case TypePublish, TypeSignal:
@@ -214,6 +220,7 @@ func invalidError(field, reason string) error {
 	return &message.InvalidError{Field: field, Reason: reason}
 }
 
+// parseEpoch reads an optional epoch; null counts as absent.
 func parseEpoch(raw []byte) (message.Epoch, error) {
 	if raw == nil || string(raw) == "null" {
 		return "", nil
@@ -225,7 +232,7 @@ func parseEpoch(raw []byte) (message.Epoch, error) {
 	return message.Epoch(s), nil
 }
 
-// parseSeq reads an optional position; null counts as left out.
+// parseSeq reads an optional position; null counts as absent.
 func parseSeq(field string, raw []byte) (message.Seq, bool, error) {
 	if raw == nil || string(raw) == "null" {
 		return 0, false, nil

@@ -11,17 +11,18 @@ import (
 // TimeLayout is RFC 3339 in UTC with microseconds, the precision of the log.
 const TimeLayout = "2006-01-02T15:04:05.000000Z"
 
-// overhead is about what a message frame holds beside names and data.
+// overhead is roughly the size of a message frame without names and data, in
+// bytes. It only sizes buffers.
 const overhead = 160
 
-// A Ref is a client's own mark on a request, as the JSON string it sent,
-// quotes included; empty when it sent none. It comes back on the answer.
+// A Ref is the client's mark on a request, as the JSON string that it sent,
+// quotes included, or "". The answer repeats it.
 type Ref string
 
 // Welcome is the first frame on every connection.
 type Welcome struct {
-	// Session is the secret that brings this session back, and that
-	// CheckSession takes; what is before its first dot names it to others.
+	// Session is the secret that resumes this session, valid for CheckSession.
+	// The part before its first dot is its public name.
 	Session    string  `json:"session"`
 	Resumed    bool    `json:"resumed"`
 	User       *string `json:"user"`
@@ -31,13 +32,13 @@ type Welcome struct {
 	Version    string  `json:"version"`
 	// HeartbeatMS is the time between heartbeats in milliseconds.
 	HeartbeatMS int64 `json:"heartbeat_ms"`
-	// MaxFrame is the largest frame a client may send, in bytes.
+	// MaxFrame is the largest frame that a client may send, in bytes.
 	MaxFrame int `json:"max_frame"`
 	// IDWindowMS is how long the id of a publish is remembered at least, in
-	// milliseconds. Clients resend for half of it.
+	// milliseconds. Clients send again for half of it.
 	IDWindowMS int64 `json:"id_window_ms"`
-	// AuthExpiresMS is in how many milliseconds the client's token ends, 0 when
-	// it has none, or one without an end.
+	// AuthExpiresMS is the time until the client's token expires, in
+	// milliseconds, 0 without a token or if it never expires.
 	AuthExpiresMS int64 `json:"auth_expires_ms,omitempty"`
 }
 
@@ -49,7 +50,7 @@ func (w Welcome) Encode() Frame {
 	}{"welcome", w})
 }
 
-// marshalFrame makes the frames that are too rare to be written by hand.
+// marshalFrame encodes frames that are too rare to be written by hand.
 func marshalFrame(frame any) Frame {
 	body, err := json.Marshal(frame)
 	if err != nil {
@@ -58,14 +59,14 @@ func marshalFrame(frame any) Frame {
 	return finishFrame(append(newTextFrame(len(body)), body...))
 }
 
-// Message returns the frame that every member of the room gets.
+// Message returns the frame that every member of the room receives.
 func Message(m *message.Message) Frame {
 	b := newTextFrame(overhead + len(m.Room) + len(m.ID) + len(m.From) + len(m.Data))
 	return finishFrame(AppendMessage(b, m))
 }
 
-// AppendMessage appends the JSON object of a message, as it also stands in
-// history answers.
+// AppendMessage appends the JSON object of a message. History answers hold the
+// same object.
 func AppendMessage(b []byte, m *message.Message) []byte {
 	b = append(b, `{"type":"message"`...)
 	b = appendPosition(b, m.Room, m.Epoch)
@@ -82,7 +83,7 @@ func AppendMessage(b []byte, m *message.Message) []byte {
 	return append(b, '}')
 }
 
-// Signal returns the frame of an ephemeral event.
+// Signal returns the frame of a signal.
 func Signal(room message.Room, from string, data []byte) Frame {
 	b := newTextFrame(overhead + len(data))
 	b = append(b, `{"type":"signal","room":"`...)
@@ -94,7 +95,7 @@ func Signal(room message.Room, from string, data []byte) Frame {
 	return finishFrame(append(b, '}'))
 }
 
-// Ack answers a publication that is stored.
+// Ack answers a publish that is stored.
 func Ack(ref Ref, p *message.Publication) Frame {
 	b := beginFrame("ack", ref, overhead)
 	b = appendPosition(b, p.Room, p.Epoch)
@@ -109,16 +110,18 @@ func Ack(ref Ref, p *message.Publication) Frame {
 	return finishFrame(append(b, '}'))
 }
 
-// Joined answers a join: head is the room's newest seq, first its oldest stored.
+// Joined answers a join. Head is the room's newest seq, first its oldest stored
+// one.
 func Joined(ref Ref, room message.Room, epoch message.Epoch, head, first message.Seq) Frame {
 	return membership("joined", ref, room, epoch, head, first)
 }
 
-// Left answers a leave; nothing of the room follows it.
+// Left answers a leave. Nothing of the room follows it.
 func Left(ref Ref, room message.Room, epoch message.Epoch, head, first message.Seq) Frame {
 	return membership("left", ref, room, epoch, head, first)
 }
 
+// membership encodes joined and left.
 func membership(kind string, ref Ref, room message.Room, epoch message.Epoch, head, first message.Seq) Frame {
 	b := beginFrame(kind, ref, overhead)
 	b = appendPosition(b, room, epoch)
@@ -133,7 +136,8 @@ func membership(kind string, ref Ref, room message.Room, epoch message.Epoch, he
 const (
 	// GapTrimmed: the range is no longer stored.
 	GapTrimmed = "trimmed"
-	// GapEpoch: positions are void; the range is all of the new epoch.
+	// GapEpoch: earlier positions are void. The range covers the whole new
+	// epoch.
 	GapEpoch = "epoch"
 )
 
@@ -157,8 +161,8 @@ func History(ref Ref, room message.Room, page *message.Page) Frame {
 	return finishFrame(appendPage(b, page))
 }
 
-// HistoryBody is the same page as an answer over HTTP, with how far the room
-// reaches.
+// HistoryBody returns the same page as an answer over HTTP, with the room's
+// newest and oldest seq.
 func HistoryBody(room message.Room, page *message.Page) []byte {
 	b := make([]byte, 0, sizeOf(page))
 	b = append(b, `{"head":`...)
@@ -169,6 +173,7 @@ func HistoryBody(room message.Room, page *message.Page) []byte {
 	return append(appendPage(b, page), '\n')
 }
 
+// sizeOf estimates the encoded size of a page in bytes.
 func sizeOf(page *message.Page) int {
 	size := overhead
 	for i := range page.Messages {
@@ -177,6 +182,7 @@ func sizeOf(page *message.Page) int {
 	return size
 }
 
+// appendPage appends the messages and more, and closes the object.
 func appendPage(b []byte, page *message.Page) []byte {
 	b = append(b, `,"messages":[`...)
 	for i := range page.Messages {
@@ -190,7 +196,8 @@ func appendPage(b []byte, page *message.Page) []byte {
 	return append(b, '}')
 }
 
-// Heartbeat tells clients that the way to them is open.
+// Heartbeat returns the frame that shows clients that their connection is
+// alive.
 func Heartbeat(at time.Time) Frame {
 	b := append(newTextFrame(64), `{"type":"heartbeat","at":"`...)
 	b = at.UTC().AppendFormat(b, TimeLayout)
@@ -198,7 +205,7 @@ func Heartbeat(at time.Time) Frame {
 }
 
 // Encode returns the error frame. Room and id are those of the request that it
-// answers, "" where it named none.
+// answers, "" where the request had none.
 func (e *Error) Encode(ref Ref, room message.Room, id string) Frame {
 	b := beginFrame("error", ref, overhead+len(e.Message))
 	if room != "" {
@@ -222,6 +229,8 @@ func (e *Error) Encode(ref Ref, room message.Room, id string) Frame {
 	return finishFrame(append(b, '}'))
 }
 
+// beginFrame starts a text frame with its type and ref, and leaves the object
+// open.
 func beginFrame(kind string, ref Ref, size int) []byte {
 	b := append(newTextFrame(size), `{"type":"`...)
 	b = append(b, kind...)
@@ -233,7 +242,8 @@ func beginFrame(kind string, ref Ref, size int) []byte {
 	return b
 }
 
-// appendPosition appends names whose alphabets need no escaping.
+// appendPosition appends a room and an epoch. Neither needs escaping: their
+// alphabets have no special characters.
 func appendPosition(b []byte, room message.Room, epoch message.Epoch) []byte {
 	b = append(b, `,"room":"`...)
 	b = append(b, room...)

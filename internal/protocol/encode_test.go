@@ -10,7 +10,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// decodeFrame decodes the payload of a frame after checking its header.
+// decodeFrame checks the header of a frame and decodes its payload.
 func decodeFrame(t *testing.T, f Frame) map[string]any {
 	t.Helper()
 	if f[0] != 0x81 {
@@ -36,15 +36,26 @@ func TestMessageCarriesTheDataByteForByte(t *testing.T) {
 	for _, data := range []string{`1`, `{ "a" :  1e400 }`, `"\u0000"`, `[` + strings.Repeat("1,", 70000) + `1]`} {
 		f := Message(storedMessage(data))
 		if !bytes.HasSuffix(f, []byte(`"data":`+data+`}`)) {
-			t.Errorf("data of %d bytes changed on its way", len(data))
+			t.Errorf("data of %d bytes was changed", len(data))
 		}
 		if want := len(Payload(f)); payloadLength(f) != want {
-			t.Errorf("header says %d bytes, payload has %d", payloadLength(f), want)
+			t.Errorf("the header announces %d bytes, the payload has %d", payloadLength(f), want)
 		}
 	}
 }
 
-// payloadLength reads the length of RFC 6455 §5.2 from the header.
+// The header of a text frame has 2, 4 or 10 bytes, depending on the length of the
+// payload (RFC 6455 §5.2).
+func TestEveryPayloadLengthHasItsHeader(t *testing.T) {
+	for size, header := range map[int]int{100: 2, 125: 2, 126: 4, 1<<16 - 1: 4, 1 << 16: 10} {
+		f := finishFrame(append(newTextFrame(size), strings.Repeat("x", size)...))
+		if len(f) != header+size || payloadLength(f) != size || len(Payload(f)) != size {
+			t.Errorf("a payload of %d bytes makes a frame of %d that announces %d, want a header of %d", size, len(f), payloadLength(f), header)
+		}
+	}
+}
+
+// payloadLength reads the payload length from the header (RFC 6455 §5.2).
 func payloadLength(f Frame) int {
 	switch n := int(f[1]); n {
 	case 126:
@@ -63,7 +74,7 @@ func TestControlFrames(t *testing.T) {
 	for _, code := range []CloseCode{CloseNormal, CloseProtocol, CloseBinary, CloseUTF8, ClosePolicy, CloseTooBig, CloseRestart, CloseTooManyConnections, CloseSlow, CloseNoPong, 4999} {
 		f := CloseFrame(code)
 		if !IsClose(f) || int(f[1]) != len(f)-2 || len(f) > 125 || CloseCode(int(f[2])<<8|int(f[3])) != code {
-			t.Errorf("close frame of %d: %q", code, f)
+			t.Errorf("the close frame of %d is %q", code, f)
 		}
 	}
 }

@@ -9,34 +9,36 @@ import (
 
 // The codes of error frames.
 const (
-	CodeMalformed    = "malformed"    // not a JSON object, or no type
-	CodeInvalid      = "invalid"      // a field breaks a bound; the message names both
-	CodeUnknownType  = "unknown_type" // no such request in this version
-	CodeTooLarge     = "too_large"    // data over the bound
-	CodeConflict     = "conflict"     // the id was used with other data
-	CodeUnauthorized = "unauthorized" // who are you?
-	CodeForbidden    = "forbidden"    // you may not
-	CodeRateLimited  = "rate_limited" // not done: send it again after retry_after_ms
-	CodeTooManyRooms = "too_many_rooms"
-	CodeUnavailable  = "unavailable" // outcome unknown: resend with the same id
-	CodeInternal     = "internal"    // our fault
+	CodeMalformed    = "malformed"      // not a JSON object, or no type
+	CodeInvalid      = "invalid"        // a field breaks a bound; the message names both
+	CodeUnknownType  = "unknown_type"   // no such request in this version
+	CodeTooLarge     = "too_large"      // data over the bound
+	CodeConflict     = "conflict"       // the id was used with other data
+	CodeUnauthorized = "unauthorized"   // the request needs a valid token
+	CodeForbidden    = "forbidden"      // the token does not allow it
+	CodeRateLimited  = "rate_limited"   // not done: send it again after retry_after_ms
+	CodeTooManyRooms = "too_many_rooms" // the connection is in as many rooms as it may be
+	CodeUnavailable  = "unavailable"    // outcome unknown: send it again with the same id
+	CodeInternal     = "internal"       // a fault of the service
 )
 
-// An Error is what a client is told; it never holds more than it may know.
+// An Error is the answer to a request that failed. It holds nothing that the
+// client may not know.
 type Error struct {
 	Code    string
 	Message string
-	// RetryAfter is when trying again makes sense; 0 leaves it open.
+	// RetryAfter is when to try again; 0 leaves it open.
 	RetryAfter time.Duration
 }
 
+// Error implements error.
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
-// ErrReserved refuses rooms that are the service's own.
+// ErrReserved refuses rooms that belong to the service.
 var ErrReserved = &Error{Code: CodeForbidden, Message: "rooms that begin with _ belong to the service"}
 
-// ErrorFor is the one table from errors to what clients are told. What it does
-// not know is internal, and stays inside.
+// ErrorFor is the one table from errors to what clients receive. An unknown
+// error is internal, and its text is not revealed.
 func ErrorFor(err error) *Error {
 	var known *Error
 	var invalid *message.InvalidError

@@ -1,9 +1,9 @@
 // Package protocol is the bytes on the socket: wire v1 of docs/protocol.md, one
-// JSON object a text frame, under the subprotocol switchyard.v1.
+// JSON object per text frame, under the subprotocol switchyard.v1.
 //
-// Server frames are built here whole, WebSocket header included: a server does
-// not mask (RFC 6455 §5.1), so one encoded frame serves every member of a room
-// on every node, and nothing encodes it again.
+// The package builds whole server frames, WebSocket header included. A server
+// does not mask (RFC 6455 §5.1), so one encoded frame serves every member of a
+// room on every node, and nothing encodes it again.
 package protocol
 
 import "encoding/binary"
@@ -11,8 +11,8 @@ import "encoding/binary"
 // Subprotocol is the name of this wire in Sec-WebSocket-Protocol.
 const Subprotocol = "switchyard.v1"
 
-// A Frame is one or more whole WebSocket frames as a server sends them. It is
-// shared by many connections: nobody writes to it once it is made.
+// A Frame is one or more whole WebSocket frames as a server sends them. Many
+// connections share it: it is never written to once it is made.
 type Frame []byte
 
 // Opcodes and bits of RFC 6455 §5.2.
@@ -22,23 +22,26 @@ const (
 	opClose = 0x8
 	opPing  = 0x9
 
-	// headroom is the longest header of an unmasked frame.
+	// headroom is the longest header of an unmasked frame, in bytes.
 	headroom = 10
 )
 
-// IsClose says whether a frame begins a close handshake: nothing may follow it.
+// IsClose reports whether a frame begins a close handshake. No frame may follow
+// it.
 func IsClose(f []byte) bool { return len(f) > 0 && f[0] == final|opClose }
 
-// PingFrame is a protocol ping that carries a counter, which comes back in the
-// pong (RFC 6455 §5.5.3).
+// PingFrame returns a protocol ping that carries a counter. The pong brings it
+// back (RFC 6455 §5.5.3).
 func PingFrame(counter uint64) Frame {
 	return binary.BigEndian.AppendUint64(Frame{final | opPing, 8}, counter)
 }
 
-// newTextFrame starts a text frame with room for size bytes of payload.
+// newTextFrame returns a buffer for a text frame, with headroom for the header
+// and capacity for size bytes of payload. Append the payload to it.
 func newTextFrame(size int) []byte { return make([]byte, headroom, headroom+size) }
 
-// finishFrame writes the header of the text frame that b, made by newTextFrame, has become.
+// finishFrame writes the header into the headroom of b, which begins as
+// newTextFrame made it.
 func finishFrame(b []byte) Frame {
 	n := len(b) - headroom
 	var at int
@@ -59,7 +62,7 @@ func finishFrame(b []byte) Frame {
 	return b[at:len(b):len(b)]
 }
 
-// Payload returns what a single text frame made here carries.
+// Payload returns the payload of a single text frame that this package made.
 func Payload(f Frame) []byte {
 	switch {
 	case len(f) < 2:

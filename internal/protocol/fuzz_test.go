@@ -9,7 +9,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// Decode reads what encoding/json reads, and its answers are always JSON.
+// FuzzDecode compares Decode with encoding/json, and checks that the answer to a
+// refused frame is always JSON.
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"type":"publish","ref":"1","room":"a","id":"x","data":{"a":[1,2,{"b":"}\""}]}}`))
 	f.Add([]byte(`{"type":"join","room":"a","after":1,"epoch":"e"}`))
@@ -26,7 +27,7 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("accepted %q as %+v", frame, r)
 		}
 		if !utf8.Valid(frame) {
-			return // the socket lets none of it in
+			return // the connection refuses such frames before they are decoded
 		}
 		if err != nil {
 			if answer := Payload(ErrorFor(err).Encode(r.Ref, r.Room, r.ID)); !json.Valid(answer) {
@@ -40,13 +41,13 @@ func FuzzDecode(f *testing.F) {
 		}
 		for field, got := range map[string]string{"room": string(r.Room), "type": string(r.Type), "token": r.Token, "from": r.From} {
 			var want string
-			_ = json.Unmarshal(reference[field], &want) // "" then, which differs
+			_ = json.Unmarshal(reference[field], &want) // on an error want stays "", which differs
 			if want != got && got != "" {
-				t.Errorf("%s of %q was understood as %q", field, frame, got)
+				t.Errorf("%s of %q was decoded as %q", field, frame, got)
 			}
 		}
 		if r.Data != nil && string(r.Data) != string(reference["data"]) {
-			t.Errorf("%q was understood as %+v", frame, r)
+			t.Errorf("%q was decoded as %+v", frame, r)
 		}
 		if r.Data != nil && !json.Valid(r.Data) {
 			t.Errorf("data of %q: %q", frame, r.Data)
@@ -54,7 +55,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzBodies reads HTTP bodies; what is accepted can stand in a frame.
+// FuzzBodies decodes HTTP bodies, and checks that accepted data makes a valid
+// frame.
 func FuzzBodies(f *testing.F) {
 	f.Add([]byte(`{"data":1,"id":"x"}`))
 	f.Add([]byte(`[{"room":"a","data":{"b":[]}},{"room":"b","data":"]","id":"1"}]`))
@@ -62,8 +64,8 @@ func FuzzBodies(f *testing.F) {
 	f.Add([]byte(`[1,{},[],"",{"room":"_"}]`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		drafts, err := DecodeBatch(body, 4096)
-		if len(drafts) > MaxBatch {
-			t.Errorf("%d messages", len(drafts))
+		if len(drafts) > 256 {
+			t.Errorf("a batch of %d messages was accepted", len(drafts))
 		}
 		var batchErr *message.BatchError
 		if errors.As(err, &batchErr) && batchErr.Index < 0 {
@@ -79,7 +81,7 @@ func FuzzBodies(f *testing.F) {
 		for _, d := range drafts {
 			frame := Payload(Message(&message.Message{Draft: d}))
 			if !json.Valid(frame) || !utf8.Valid(frame) || d.Room == "" {
-				t.Errorf("%q became %q", body, frame)
+				t.Errorf("%q was encoded as %q", body, frame)
 			}
 		}
 	})

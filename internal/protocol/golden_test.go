@@ -19,14 +19,14 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the server's golden frames; wire v1 is released: only add")
 
-// A golden is one file of testdata/v1: a frame of wire v1, as bytes, that
-// clients in every language read too.
+// A golden is one file of testdata/v1: a frame of wire v1, byte for byte. The
+// tests of every client read the same files.
 type golden struct {
 	// From is client or server.
 	From  string `json:"from"`
 	Frame string `json:"frame"`
-	// Request is what the service understands of a client's frame; Error is its
-	// answer where it refuses.
+	// Request is what the service decodes from a client's frame. Error is its
+	// answer if it refuses the frame.
 	Request *goldenRequest `json:"request,omitempty"`
 	Error   *goldenError   `json:"error,omitempty"`
 }
@@ -40,7 +40,7 @@ type goldenRequest struct {
 	Epoch  message.Epoch `json:"epoch,omitempty"`
 	Limit  int           `json:"limit,omitempty"`
 	ID     string        `json:"id,omitempty"`
-	// Data is the JSON text, byte for byte.
+	// Data is the JSON value, byte for byte.
 	Data string `json:"data,omitempty"`
 
 	Token       string `json:"token,omitempty"`
@@ -53,8 +53,8 @@ type goldenError struct {
 	Message string `json:"message"`
 }
 
-// goldenDir is the first wire; a next one gets a directory of its own, and
-// this one stays.
+// goldenDir holds the frames of wire v1. Another version gets a directory of its
+// own.
 const goldenDir = "testdata/v1"
 
 func readGolden(t *testing.T) map[string]golden {
@@ -89,7 +89,7 @@ func TestGoldenRequestsAreUnderstood(t *testing.T) {
 			switch {
 			case g.Error != nil:
 				if err == nil {
-					t.Fatalf("understood as %+v", r)
+					t.Fatalf("decoded as %+v, want an error", r)
 				}
 				if e := ErrorFor(err); e.Code != g.Error.Code || e.Message != g.Error.Message {
 					t.Errorf("refused with %+v, want %+v", e, g.Error)
@@ -106,7 +106,7 @@ func TestGoldenRequestsAreUnderstood(t *testing.T) {
 	}
 	for _, kind := range []Type{TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory, TypePresence, TypeAuth, TypeMoved} {
 		if !seen[kind] {
-			t.Errorf("no golden %s", kind)
+			t.Errorf("no golden frame has type %s", kind)
 		}
 	}
 }
@@ -123,8 +123,8 @@ func (g *goldenRequest) request() Request {
 	return r
 }
 
-// serverFrames are the server's golden frames, by file and by the function
-// that makes them.
+// serverFrames returns the frames of the server's golden files. A key is the
+// function that encodes the frame, then - and a variant if there are several.
 func serverFrames() map[string]Frame {
 	m := storedMessage(`{"x":1}`)
 	m.ID, m.Epoch = "0d5f", "e1"
@@ -203,12 +203,12 @@ func TestServerFramesMatchTheGoldenFrames(t *testing.T) {
 	}
 	for name, g := range files {
 		if g.From == "server" {
-			t.Errorf("%s.json: nothing sends it", name)
+			t.Errorf("%s.json: no encoder produces it", name)
 		}
 	}
 }
 
-// Whoever adds a frame adds its golden one.
+// Every exported function that encodes a frame has a golden frame.
 func TestEveryEncoderHasAGoldenFrame(t *testing.T) {
 	tested := map[string]bool{"PingFrame": true, "CloseFrame": true} // control frames: TestControlFrames
 	for name := range serverFrames() {
@@ -222,13 +222,13 @@ func TestEveryEncoderHasAGoldenFrame(t *testing.T) {
 	}
 }
 
-// encoders are the exported functions that return a Frame.
+// encoders returns the exported functions and methods that return a Frame.
 func encoders(t *testing.T) []string {
 	t.Helper()
 	found := map[string]bool{}
 	files, err := filepath.Glob("*.go")
 	if err != nil || len(files) < 5 {
-		t.Fatalf("%d files, %v", len(files), err)
+		t.Fatalf("found %d source files: %v", len(files), err)
 	}
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// What a client brings to its handshake besides asking for Subprotocol. A
-// browser can set no header, so each secret has an entry of
-// Sec-WebSocket-Protocol that carries it; other clients use the header. Neither
-// is echoed, and neither stands in a URL, which proxies write into their logs.
+// What a client may put into its handshake besides Subprotocol. A browser can
+// set no headers, so each secret may come in an entry of
+// Sec-WebSocket-Protocol; other clients use a header. The service echoes
+// neither, and reads neither from the URL, which proxies log.
 const (
 	bearerPrefix  = "bearer."
 	sessionPrefix = "session."
@@ -19,17 +19,17 @@ const (
 // MaxSessionLength is the longest session secret in bytes.
 const MaxSessionLength = 128
 
-// An Handshake is what a handshake brings; empty fields were not given.
+// A Handshake is what a client's handshake carries. Absent fields are empty.
 type Handshake struct {
-	// Token and Session are secrets, never to be logged.
+	// Token and Session are secrets: never log them.
 	Token, Session string
-	// RejoinRooms says that the service is to rejoin the session's rooms by itself.
+	// RejoinRooms asks the service to rejoin the session's rooms.
 	RejoinRooms bool
 }
 
-// ReadHandshake reads the offer of a handshake. An error names the field and its
-// bound, and repeats nothing of what was sent.
-func ReadHandshake(r *http.Request) (o Handshake, err error) {
+// ReadHandshake reads what a handshake carries. An error names the field and
+// its bound, and repeats nothing that the client sent.
+func ReadHandshake(r *http.Request) (h Handshake, err error) {
 	subprotocolValues := func(prefix string) (found []string) {
 		for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
 			for p := range strings.SplitSeq(line, ",") {
@@ -47,25 +47,25 @@ func ReadHandshake(r *http.Request) (o Handshake, err error) {
 			tokens = append(tokens, strings.TrimSpace(token))
 		}
 	}
-	if o.Token, err = atMostOne("token", tokens); err != nil {
+	if h.Token, err = atMostOne("token", tokens); err != nil {
 		return Handshake{}, err
 	}
-	if len(tokens) > 0 && (o.Token == "" || len(o.Token) > MaxTokenLength) {
+	if len(tokens) > 0 && (h.Token == "" || len(h.Token) > MaxTokenLength) {
 		return Handshake{}, invalidError("token", "must be of 1 to 8192 bytes")
 	}
 	sessions := append(subprotocolValues(sessionPrefix), r.Header.Values(SessionHeader)...)
-	if o.Session, err = atMostOne("session", sessions); err != nil {
+	if h.Session, err = atMostOne("session", sessions); err != nil {
 		return Handshake{}, err
 	}
-	if len(sessions) > 0 && !CheckSession(o.Session) {
+	if len(sessions) > 0 && !CheckSession(h.Session) {
 		return Handshake{}, invalidError("session", "must be 1 to 128 of A-Z a-z 0-9 . _ -")
 	}
-	o.RejoinRooms = r.URL.Query().Get("rooms") == "1"
-	return o, nil
+	h.RejoinRooms = r.URL.Query().Get("rooms") == "1"
+	return h, nil
 }
 
-// atMostOne returns the one value there is, "" for none: of two nobody knows which
-// one a proxy on the way has checked.
+// atMostOne returns the only value, or "" if there is none. It refuses two: a
+// proxy on the way may have checked either.
 func atMostOne(field string, values []string) (string, error) {
 	switch len(values) {
 	case 0:
@@ -76,8 +76,9 @@ func atMostOne(field string, values []string) (string, error) {
 	return "", invalidError(field, "must be given once")
 }
 
-// CheckSession says whether s can be a session secret: what may stand in a
-// subprotocol entry and in a header alike.
+// CheckSession reports whether s is a well-formed session secret: 1 to
+// MaxSessionLength bytes that are allowed both in a subprotocol entry and in a
+// header.
 func CheckSession(s string) bool {
 	if s == "" || len(s) > MaxSessionLength {
 		return false

@@ -5,20 +5,22 @@ import (
 	"time"
 )
 
-// A Move asks one client to go on elsewhere before this node lets go of it.
+// A Move asks one client to reconnect elsewhere before this node closes its
+// connection.
 type Move struct {
-	// AfterMS is the client's place in the wave: it waits so long first.
+	// AfterMS is how long the client waits first, in milliseconds: its place in
+	// the wave.
 	AfterMS int64 `json:"after_ms"`
-	// DeadlineMS is in how many milliseconds, from now too, this connection is
-	// closed if the client is still here.
+	// DeadlineMS is when this connection is closed if the client is still here,
+	// in milliseconds from now.
 	DeadlineMS int64 `json:"deadline_ms"`
-	// Avoid is where the client must not end again.
+	// Avoid is where the client must not reconnect to.
 	Avoid Avoid `json:"avoid"`
 	// Reason is for logs and people.
 	Reason string `json:"reason"`
 }
 
-// Avoid names a deployment or a node; one of the two is set.
+// Avoid names a deployment or a node. One of the two is set.
 type Avoid struct {
 	Deployment string `json:"deployment,omitempty"`
 	Node       string `json:"node,omitempty"`
@@ -32,8 +34,8 @@ func (m Move) Encode() Frame {
 	}{"move", m})
 }
 
-// Authenticated answers an auth request: whom the token names, and how long it
-// goes on; 0 or less is without an end.
+// Authenticated answers an auth request with the token's user and the time
+// until the token expires; 0 or less if it never does.
 func Authenticated(ref Ref, user string, expires time.Duration) Frame {
 	b := beginFrame("authenticated", ref, overhead)
 	b = append(b, `,"user":`...)

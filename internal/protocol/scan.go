@@ -6,12 +6,14 @@ import (
 	"slices"
 )
 
-// fields are the raw values of the members that any request has.
+// fields are the raw JSON values of the fields that requests have, nil where
+// the request does not have them. They share memory with the frame.
 type fields struct {
 	kind, ref, room, after, before, epoch, limit, id, data []byte
 	token, from, handshake                                 []byte
 }
 
+// slot returns where the field of a name is kept, nil for an unknown name.
 func (f *fields) slot(name []byte) *[]byte {
 	switch string(name) {
 	case "type":
@@ -42,7 +44,7 @@ func (f *fields) slot(name []byte) *[]byte {
 	return nil
 }
 
-// scan cuts valid JSON into its top-level members, and says whether it was an
+// scan cuts valid JSON into its top-level fields, and reports whether it is an
 // object.
 func (f *fields) scan(b []byte) bool {
 	i := skipSpace(b, 0)
@@ -53,7 +55,7 @@ func (f *fields) scan(b []byte) bool {
 	for b[i] != '}' {
 		end := skipValue(b, i)
 		name := unescape(b[i+1 : end-1])
-		i = skipSpace(b, end) + 1 // past the colon
+		i = skipSpace(b, end) + 1 // after the colon
 		i = skipSpace(b, i)
 		end = skipValue(b, i)
 		if slot := f.slot(name); slot != nil {
@@ -67,8 +69,8 @@ func (f *fields) scan(b []byte) bool {
 	return true
 }
 
-// unescape returns a member's name; those of requests are never written with
-// escapes, but JSON allows it.
+// unescape returns a field's name. Clients need no escapes in the names of
+// requests, but JSON allows them.
 func unescape(name []byte) []byte {
 	if !bytes.ContainsRune(name, '\\') {
 		return name
@@ -77,6 +79,7 @@ func unescape(name []byte) []byte {
 	return []byte(s)
 }
 
+// skipSpace returns the index of the first byte from i that is not white space.
 func skipSpace(b []byte, i int) int {
 	for b[i] == ' ' || b[i] == '\t' || b[i] == '\n' || b[i] == '\r' {
 		i++
@@ -140,7 +143,8 @@ func depth(b []byte) (deepest int) {
 	return deepest
 }
 
-// unquote returns the value of a raw JSON string; false when raw is none.
+// unquote returns the value of a raw JSON string, and false if raw is not a
+// string.
 func unquote(raw []byte) (string, bool) {
 	if len(raw) == 0 || raw[0] != '"' {
 		return "", false

@@ -12,44 +12,45 @@ import (
 	"switchyard/internal/message"
 )
 
-// A writer is one dialect's connection of one lane. Only the lane's goroutine
-// uses it.
+// A writer is an append worker's connection to one dialect of database. Only
+// the worker's goroutine uses it.
 type writer interface {
-	// commit stores a batch in one transaction, or nothing of it. No two of
-	// the batch share room, sender and id. It returns after COMMIT was
-	// answered; the results are in the order of the batch. After an error
-	// that is not guilty the outcome is unknown.
+	// commit stores a whole batch in one transaction, or nothing of it. No two
+	// publications of the batch share room, sender and id. It returns after
+	// the database has confirmed the COMMIT; the results are in the order of
+	// the batch. After an error the outcome is unknown, unless isDataError
+	// reports true for it.
 	commit(ctx context.Context, batch []*queuedPublication) (message.Epoch, []result, error)
-	// ping asks whether a commit could succeed now.
+	// ping checks whether a commit could succeed now.
 	ping(ctx context.Context) error
-	// guilty says whether the error lies in what the batch holds: nothing was
-	// stored then, and trying the same again will not help.
+	// isDataError reports whether the batch's own data caused the error. In
+	// that case nothing was stored, and a retry would fail in the same way.
 	isDataError(err error) bool
 	close()
 }
 
-// A result is what the database says of one entry of a batch.
+// A result is the database's answer for one publication of a batch.
 type result struct {
 	seq       message.Seq
 	at        time.Time
 	duplicate bool
-	digest    []byte // of the data stored first, when duplicate
+	digest    []byte // of the stored data, if duplicate
 }
 
-// An queuedPublication is a publication in a lane.
+// A queuedPublication is a publication that waits for its commit.
 type queuedPublication struct {
 	pub      *message.Publication
 	digest   [digestSize]byte
 	deadline time.Time
-	original *queuedPublication // the one of the same id earlier in the batch, or nil
-	done     bool               // the outcome is in pub
+	original *queuedPublication // the one with the same id earlier in the batch, or nil
+	done     bool               // pub has its outcome
 }
 
-// idKey is what an id is unique for.
+// An idKey is the scope in which an id is unique.
 type idKey struct{ room, from, id string }
 
-// A appendWorker commits the publications of its share of the rooms, one batch at a
-// time, in the order they were appended.
+// An appendWorker commits the publications of its share of the rooms, one batch
+// at a time, in the order in which they were appended.
 type appendWorker struct {
 	log         *slog.Logger
 	m           *metrics
@@ -57,7 +58,8 @@ type appendWorker struct {
 	timeout     time.Duration // Config.AppendTimeout
 	onCompleted func([]*message.Publication)
 
-	// ctx ends when waiting any longer is pointless: a Close that took too long.
+	// ctx ends when a Close has run out of time: every attempt and every wait
+	// then ends, too.
 	ctx    context.Context
 	cancel context.CancelFunc
 	wake   chan struct{} // holds one token
@@ -66,24 +68,24 @@ type appendWorker struct {
 	// Owned by commitLoop.
 	writer              writer
 	seen                map[idKey]*queuedPublication
-	down                bool      // for one log line an outage, not one an attempt
-	failures            int       // in a row
-	lockedRoomsLoggedAt time.Time // when held rooms were last in the log
+	down                bool      // an outage is logged once, not at each attempt
+	failures            int       // consecutive
+	lockedRoomsLoggedAt time.Time // when locked rooms were last logged
 
-	lastOK  atomic.Int64 // UnixNano of the last answer of the database
+	lastOK  atomic.Int64 // UnixNano of the database's last answer
 	lastErr atomic.Pointer[error]
 
-	completionMu sync.Mutex // one call of settled at a time
+	completionMu sync.Mutex // serializes the calls of onCompleted
 
-	mu       sync.Mutex
+	mu       sync.Mutex // Protects following.
 	queue    []*queuedPublication
 	closing  bool
 	refused  []*message.Publication
 	refusing bool // refuseLoop runs
 }
 
-// append queues a publication, or refuses it. It never blocks for longer than
-// another append or the taking of a batch does.
+// append queues a publication, or refuses it. It never waits for the database,
+// only for mu.
 func (w *appendWorker) append(p *message.Publication) {
 	e := &queuedPublication{pub: p, digest: digest(p.Data), deadline: time.Now().Add(w.timeout)}
 	w.mu.Lock()
@@ -102,10 +104,12 @@ func (w *appendWorker) append(p *message.Publication) {
 	}
 }
 
-// refuse is called with mu held. The caller of append must not be called back
-// by its own call, and the lane may be waiting for the database: hence a
-// goroutine of its own, alive while there is something to refuse. The list has
-// no bound of its own: each publication in it has an appender that waits for it.
+// refuse fails a publication that was not queued. The caller holds mu.
+//
+// onCompleted must not run on the goroutine that called append, which may hold
+// locks that onCompleted needs, and commitLoop may be waiting for the database.
+// So refuseLoop calls it, on a goroutine that lives while there are refusals to
+// report. The list needs no bound: a caller waits for each publication in it.
 func (w *appendWorker) refuse(p *message.Publication, err error, reason string) {
 	p.Err = err
 	w.m.failed.WithLabelValues(reason).Inc()
@@ -116,7 +120,7 @@ func (w *appendWorker) refuse(p *message.Publication, err error, reason string) 
 	}
 }
 
-// refuseLoop settles what was refused and ends when there is no more.
+// refuseLoop completes the refused publications and ends when there are none left.
 func (w *appendWorker) refuseLoop() {
 	for {
 		w.mu.Lock()
@@ -131,7 +135,7 @@ func (w *appendWorker) refuseLoop() {
 	}
 }
 
-// close refuses what comes from now on. The loop finishes what waits.
+// close refuses all later publications. commitLoop finishes those in the queue.
 func (w *appendWorker) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -142,8 +146,8 @@ func (w *appendWorker) close() {
 	}
 }
 
-// commitLoop commits one batch after the other until the lane is closed and
-// empty. It alone touches the writer.
+// commitLoop commits one batch after the other until the worker is closed and
+// its queue is empty. No other goroutine uses the writer.
 func (w *appendWorker) commitLoop() {
 	defer close(w.done)
 	defer w.writer.close()
@@ -166,7 +170,7 @@ func (w *appendWorker) commitLoop() {
 	}
 }
 
-// finished says whether the loop has nothing to do any more.
+// finished reports whether commitLoop can end.
 func (w *appendWorker) finished() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -186,14 +190,15 @@ func (w *appendWorker) dequeueBatch() []*queuedPublication {
 		n++
 	}
 	batch := append([]*queuedPublication(nil), w.queue[:n]...)
-	clear(w.queue[:n]) // what is settled must not be kept alive from here
+	clear(w.queue[:n]) // the backing array must not keep completed publications alive
 	if w.queue = w.queue[n:]; len(w.queue) == 0 {
 		w.queue = nil
 	}
 	return batch
 }
 
-// requeue returns entries to the front of the queue.
+// requeue puts publications back at the front of the queue, since those behind
+// them were appended later.
 func (w *appendWorker) requeue(queued []*queuedPublication) {
 	if len(queued) == 0 {
 		return
@@ -203,8 +208,9 @@ func (w *appendWorker) requeue(queued []*queuedPublication) {
 	w.queue = append(queued, w.queue...)
 }
 
-// ping keeps Check honest while nothing is published, and finds a database
-// that was restored meanwhile. A lane that commits needs none.
+// ping keeps the worker's health up to date while nothing is published, and
+// notices a database that was restored meanwhile. A worker that has committed
+// within the last second needs no ping.
 func (w *appendWorker) ping() {
 	if time.Since(time.Unix(0, w.lastOK.Load())) < pingEvery {
 		return
@@ -217,7 +223,8 @@ func (w *appendWorker) ping() {
 	w.recordHealth(err)
 }
 
-// recordHealth remembers how the last exchange with the database went.
+// recordHealth records how the last exchange with the database ended, and logs
+// the beginning and the end of an outage.
 func (w *appendWorker) recordHealth(err error) {
 	switch {
 	case err == nil:
@@ -227,28 +234,30 @@ func (w *appendWorker) recordHealth(err error) {
 		if w.down {
 			w.log.Info("the log can be written again")
 		}
-	case w.ctx.Err() != nil: // closed meanwhile: nobody's fault
+	case w.ctx.Err() != nil: // Close ended the attempt: this is no outage
 		return
 	default:
 		w.lastErr.Store(&err)
 		w.failures++
 		if !w.down {
-			w.log.Warn("the log cannot be written; trying on", "error", err)
+			w.log.Warn("the log cannot be written; retrying", "error", err)
 		}
 	}
 	w.down = err != nil
 }
 
-// logLockedRooms tells the operator of rooms that somebody holds, from time to time.
+// logLockedRooms logs rooms that another transaction has locked, at most once
+// per lockedRetryMax.
 func (w *appendWorker) logLockedRooms(locked *lockedRoomsError) {
 	if time.Since(w.lockedRoomsLoggedAt) < lockedRetryMax {
 		return
 	}
 	w.lockedRoomsLoggedAt = time.Now()
-	w.log.Warn("rooms can't be written", "rooms", len(locked.rooms), "error", locked)
+	w.log.Warn("rooms cannot be written", "rooms", len(locked.rooms), "error", locked)
 }
 
-// check says what is wrong, in words for an operator.
+// check returns an error for the operator when the worker has not reached the
+// database for longer than staleAfter.
 func (w *appendWorker) check() error {
 	age := time.Since(time.Unix(0, w.lastOK.Load()))
 	if age <= staleAfter {
@@ -260,8 +269,8 @@ func (w *appendWorker) check() error {
 	return fmt.Errorf("the log has not answered for %v", age.Round(time.Second))
 }
 
-// backoff waits 5 ms after the first failure, doubled at each further one up
-// to a twentieth of the timeout, half of it random.
+// backoff waits before the next attempt: 5 ms, doubled with each consecutive
+// failure, at most a twentieth of the timeout, and half of the wait is random.
 func (w *appendWorker) backoff() {
 	d := min(5*time.Millisecond<<min(w.failures, 10), w.timeout/20)
 	select {

@@ -85,7 +85,7 @@ func TestAnIdleAppendWorkerPingsEachSecond(t *testing.T) {
 		time.Sleep(7 * time.Second)
 		synctest.Wait()
 		if err := k.Check(); !errors.Is(err, errConnectionLost) {
-			t.Errorf("7 s after the database went: %v", err)
+			t.Errorf("7 s after the database went down: %v", err)
 		}
 		down.Store(false)
 		time.Sleep(1100 * time.Millisecond)
@@ -99,7 +99,7 @@ func TestAnIdleAppendWorkerPingsEachSecond(t *testing.T) {
 	})
 }
 
-// The caller may hold locks that its own settled takes.
+// The caller of Append may hold locks that its onCompleted takes.
 func TestARefusedAppendIsReportedFromAnotherGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &fakeWriter{respond: func(context.Context, []*queuedPublication) error { return nil }}
@@ -117,7 +117,7 @@ func TestARefusedAppendIsReportedFromAnotherGoroutine(t *testing.T) {
 		}
 		synctest.Wait()
 		if n != 100 {
-			t.Errorf("%d were settled", n)
+			t.Errorf("%d were completed", n)
 		}
 	})
 }

@@ -14,60 +14,63 @@ import (
 	"switchyard/internal/message"
 )
 
-// A atomicWriter is one dialect's connection for units. One goroutine uses it at
-// a time.
+// An atomicWriter is one dialect's connection for atomic batches. One goroutine
+// at a time uses it.
 type atomicWriter interface {
-	// commitIf is writer.commit, except that it asks agree between the last
-	// statement and COMMIT. An error of agree undoes everything and comes back
-	// as it is.
+	// commitIf is writer.commit, except that it calls precommit between the
+	// last statement and COMMIT. If precommit returns an error, the
+	// transaction is rolled back and commitIf returns that error unchanged.
 	commitIf(ctx context.Context, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error)
-	// guilty is that of writer.
+	// isDataError is that of writer.
 	isDataError(err error) bool
 	close()
 }
 
-// A atomicAppender is the way in for batches of which all is stored or nothing. It has a
-// connection of its own: a lane could not refuse a whole batch without holding
-// up the publications behind it, and one batch may touch rooms of all lanes.
-// Against the lanes, the locks on the rooms keep the order, in the database's
-// one order of names.
+// An atomicAppender stores atomic batches, of which all publications are stored
+// or none. It has a connection of its own: an append worker could not refuse a
+// whole batch without delaying the publications behind it, and one batch may
+// touch rooms of all workers. Both lock rooms in the order of their names, so
+// they never deadlock and each room is written by one of them at a time.
 type atomicAppender struct {
 	writer  atomicWriter
 	timeout time.Duration // Config.AppendTimeout
 
-	// ctx ends when waiting any longer is pointless: a Close that took too long.
+	// ctx ends when a Close has run out of time: every attempt and every wait
+	// then ends, too.
 	ctx    context.Context
 	cancel context.CancelFunc
 	slot   chan struct{} // holds one token while a batch is under way
 
-	mu       sync.Mutex
+	mu       sync.Mutex // Protects closing.
 	closing  bool
-	inFlight sync.WaitGroup // calls under way; nothing is added once closing
+	inFlight sync.WaitGroup // calls under way; nothing is added once closing is set
 }
 
-// newAtomicAppender has units written by w, which is closed with it.
+// newAtomicAppender returns an appender that writes with w and closes it in the end.
 func newAtomicAppender(w atomicWriter, timeout time.Duration) *atomicAppender {
 	a := &atomicAppender{writer: w, timeout: timeout, slot: make(chan struct{}, 1)}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a
 }
 
-// errRolledBack is agree's answer when a transaction was only to be tried.
-var errRolledBack = errors.New("tried and undone")
+// errRolledBack is what precommit returns to roll back a transaction that was
+// only a trial.
+var errRolledBack = errors.New("tried and rolled back")
 
-// AppendBatch stores all publications or none, in one transaction, at most 256
-// of them with 1 MiB of data together, and waits for the outcome: about
-// AppendTimeout at most. When it returns nil, each publication is filled in
-// and settled has been called once a room, as for Append.
+// AppendBatch stores all publications or none, in one transaction, and waits
+// for the outcome, for about AppendTimeout at most. A batch has at most 256
+// publications, with 1 MiB of data together. When AppendBatch returns nil, each
+// publication has its outcome, and onCompleted has been called once for each
+// room, as for Append.
 //
-// On an error settled is not called and the publications are as they were. A
-// *message.BatchError names the one at fault (message.ErrConflict or
-// message.ErrRejected); after message.ErrUnavailable the outcome is unknown,
-// and the same batch may be sent again; after any other error nothing was
-// stored. A batch that has begun is not cut short when ctx ends: that would
-// make a known outcome an unknown one.
+// When it returns an error, onCompleted is not called and the publications are
+// unchanged. A *message.BatchError names the publication at fault
+// (message.ErrConflict or message.ErrRejected). After message.ErrUnavailable
+// the outcome is unknown, and the same batch may be sent again. After any other
+// error nothing was stored. An attempt under way is not cut short when ctx
+// ends: that would turn a known outcome into an unknown one.
 //
-// It must not be called before Start, nor from settled.
+// It must not be called before Start, nor from onCompleted.
 func (k *committer) AppendBatch(ctx context.Context, pubs []*message.Publication) error {
 	began := time.Now()
 	b, err := newAtomicBatch(pubs, began.Add(k.atomicAppender.timeout))
@@ -75,7 +78,7 @@ func (k *committer) AppendBatch(ctx context.Context, pubs []*message.Publication
 		err = k.appendAtomically(ctx, b)
 	}
 	if err != nil {
-		// All of them, since none was stored.
+		// All of them count, since none was stored.
 		k.m.failed.WithLabelValues(atomicFailureReason(err)).Add(float64(len(pubs)))
 		return fmt.Errorf("append a batch: %w", err)
 	}
@@ -83,7 +86,7 @@ func (k *committer) AppendBatch(ctx context.Context, pubs []*message.Publication
 	return nil
 }
 
-// appendAtomically waits for its turn, commits and settles.
+// appendAtomically waits for the slot, commits the batch and completes it.
 func (k *committer) appendAtomically(ctx context.Context, b *atomicBatch) error {
 	a := k.atomicAppender
 	if !a.startCall() {
@@ -99,12 +102,12 @@ func (k *committer) appendAtomically(ctx context.Context, b *atomicBatch) error 
 	select {
 	case a.slot <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("no turn in time: %w", message.ErrUnavailable)
+		return fmt.Errorf("other batches took too long: %w", message.ErrUnavailable)
 	case <-a.ctx.Done():
-		return fmt.Errorf("no turn before the end: %w", message.ErrUnavailable)
+		return fmt.Errorf("the log was closed before the batch began: %w", message.ErrUnavailable)
 	}
-	// Kept until all is settled: two units in one room are told in the order
-	// of their commits.
+	// Kept until the batch is completed, so that two batches in one room are
+	// completed in the order of their commits.
 	defer func() { <-a.slot }()
 	if err := a.commit(ctx, k, b); err != nil {
 		return err
@@ -113,11 +116,12 @@ func (k *committer) appendAtomically(ctx context.Context, b *atomicBatch) error 
 	return nil
 }
 
-// complete hands stored publications over, once a room, each under the lock of
-// the room's lane: settled is never called twice at once for one room.
+// complete calls onCompleted once for each room of a stored batch, under the
+// lock of the room's append worker, so that calls for one room never overlap.
 //
-// A lane may commit to the same room between the batch's commit and this call,
-// and settle first: topics hold what comes early until the rest is there.
+// The worker may commit to the same room between the batch's commit and this
+// call, and complete its own publications first. A topic's reorder buffer holds
+// those until the batch's messages arrive.
 func (k *committer) complete(pubs []*message.Publication) {
 	eachRoom(slices.Clone(pubs), func(room []*message.Publication) {
 		w := k.workerFor(room[0].Room)
@@ -127,7 +131,7 @@ func (k *committer) complete(pubs []*message.Publication) {
 	})
 }
 
-// startCall counts a call in, unless the log is being closed.
+// startCall adds a call to inFlight, unless the log is being closed.
 func (a *atomicAppender) startCall() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -138,8 +142,8 @@ func (a *atomicAppender) startCall() bool {
 	return true
 }
 
-// close refuses new batches and waits for those under way, at most until ctx
-// ends; what is still under way is then cut short.
+// close refuses new batches and waits for those under way. When ctx ends first,
+// it cuts them short.
 func (a *atomicAppender) close(ctx context.Context) error {
 	a.mu.Lock()
 	a.closing = true
@@ -155,26 +159,26 @@ func (a *atomicAppender) close(ctx context.Context) error {
 	case <-ctx.Done():
 		err = ctx.Err()
 		a.cancel()
-		<-done // bounded: every attempt and every wait ends with u.ctx
+		<-done // bounded: every attempt and every wait ends with a.ctx
 	}
 	a.cancel()
 	a.writer.close()
 	return err
 }
 
-// A atomicBatch is what one call of AppendBatch wants stored.
+// An atomicBatch is the batch of one call of AppendBatch.
 type atomicBatch struct {
 	pubs     []*message.Publication
-	size     int
+	size     int // of the data, in bytes
 	deadline time.Time
-	// unique has an entry for each key; a later publication with the same key
-	// and data shares it. at tells which entry a publication has.
+	// unique has one entry for each idKey. A later publication with the same
+	// key and data shares that entry.
 	unique      []*queuedPublication
-	uniqueIndex []int
-	pubIndex    []int // which publication an entry was made from: the reverse of at
+	uniqueIndex []int // by index in pubs: the publication's entry in unique
+	pubIndex    []int // by index in unique: the first publication of that entry
 }
 
-// newAtomicBatch holds the batch against its bounds and finds equal ids in it.
+// newAtomicBatch checks a batch against its bounds and finds repeated ids in it.
 func newAtomicBatch(pubs []*message.Publication, deadline time.Time) (*atomicBatch, error) {
 	b := &atomicBatch{pubs: pubs, deadline: deadline, uniqueIndex: make([]int, len(pubs))}
 	if len(pubs) == 0 || len(pubs) > batchMessages {
@@ -201,7 +205,8 @@ func newAtomicBatch(pubs []*message.Publication, deadline time.Time) (*atomicBat
 	return b, nil
 }
 
-// checkConflicts refuses a batch of which an id was used before with other data.
+// checkConflicts returns a *message.BatchError when an id of the batch was used
+// before with other data.
 func (b *atomicBatch) checkConflicts(results []result) error {
 	for i, r := range results {
 		if r.duplicate && !bytes.Equal(r.digest, b.unique[i].digest[:]) {
@@ -211,7 +216,7 @@ func (b *atomicBatch) checkConflicts(results []result) error {
 	return nil
 }
 
-// apply writes the outcome into the publications.
+// apply writes the outcome of a stored batch into its publications.
 func (b *atomicBatch) apply(epoch message.Epoch, results []result) {
 	for i, p := range b.pubs {
 		r := results[b.uniqueIndex[i]]
@@ -220,10 +225,9 @@ func (b *atomicBatch) apply(epoch message.Epoch, results []result) {
 	}
 }
 
-// commit tries until the batch is stored, refused, or out of time. Trying
-// again is safe after an unknown outcome: a batch that was stored finds its own
-// ids, and one that was not is stored now. In between nobody can have stored
-// half of it.
+// commit tries until the batch is stored, refused, or out of time. A retry is
+// safe after an unknown outcome: a batch that was stored finds its own ids, and
+// one that was not is stored now. Half a batch cannot have been stored.
 func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatch) error {
 	for failures := 0; ; failures++ {
 		epoch, results, err := a.attempt(k, b.deadline, b.unique, b.checkConflicts)
@@ -236,10 +240,10 @@ func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatc
 		case errors.As(err, &refused):
 			return refused
 		case errors.As(err, &locked):
-			return locked // to wait for somebody else's room would hold up all other batches
+			return locked // waiting for a locked room would delay all other batches
 		}
 		if a.writer.isDataError(err) {
-			// When the search is cut off by an outage, it all begins anew.
+			// An error means that an outage ended the search: try the batch again.
 			var i int
 			if i, err = a.findRejected(k, b); err == nil {
 				return &message.BatchError{Index: b.pubIndex[i], Err: message.ErrRejected}
@@ -257,8 +261,8 @@ func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatc
 	}
 }
 
-// attempt tries once. As in a lane, an attempt gets a fifth of the timeout even
-// when the deadline is nearer.
+// attempt tries once. Like an append worker's attempt, it gets a fifth of the
+// timeout even when the deadline is nearer.
 func (a *atomicAppender) attempt(k *committer, deadline time.Time, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	began := time.Now()
 	defer k.m.observe("commit_batch", began)
@@ -267,8 +271,9 @@ func (a *atomicAppender) attempt(k *committer, deadline time.Time, batch []*queu
 	return a.writer.commitIf(ctx, batch, precommit)
 }
 
-// findRejected finds the entry that the database refuses: the last of the shortest
-// beginning that is refused. Of the beginnings that are not, nothing is kept.
+// findRejected returns the index of the entry that the database refuses, by
+// binary search for the shortest prefix that it refuses. A prefix that it
+// accepts is rolled back.
 func (a *atomicAppender) findRejected(k *committer, b *atomicBatch) (int, error) {
 	passes, refused := 0, len(b.unique)
 	for refused-passes > 1 {
@@ -286,7 +291,8 @@ func (a *atomicAppender) findRejected(k *committer, b *atomicBatch) (int, error)
 	return refused - 1, nil
 }
 
-// atomicFailureReason is the label of store_failed_total.
+// atomicFailureReason returns the reason under which store_failed_total counts
+// a failed batch.
 func atomicFailureReason(err error) string {
 	var locked *lockedRoomsError
 	if errors.As(err, &locked) {
@@ -306,7 +312,7 @@ func atomicFailureReason(err error) string {
 	return reasonInvalid
 }
 
-// eachRoom sorts publications by room and seq, and calls f for each room.
+// eachRoom sorts pubs by room and seq, and calls f with each room's part.
 func eachRoom(pubs []*message.Publication, f func([]*message.Publication)) {
 	slices.SortStableFunc(pubs, func(a, b *message.Publication) int {
 		return cmp.Or(cmp.Compare(a.Room, b.Room), cmp.Compare(a.Seq, b.Seq))

@@ -11,8 +11,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// commit stores a batch and settles it, one call a room. When the time of some
-// is over, it settles those; the others go back to the front of the queue.
+// commit stores a batch and completes it, with one call of onCompleted for each
+// room. When the deadline of some publications passes first, it completes those
+// and puts the others back at the front of the queue.
 func (w *appendWorker) commit(batch []*queuedPublication) {
 	clear(w.seen)
 	unique := make([]*queuedPublication, 0, len(batch))
@@ -45,7 +46,8 @@ func (w *appendWorker) commit(batch []*queuedPublication) {
 	w.complete(pubs)
 }
 
-// completeDuplicate settles an entry from the one with the same id before it in its batch.
+// completeDuplicate gives a publication the outcome of the earlier one with the
+// same id in its batch.
 func (w *appendWorker) completeDuplicate(e *queuedPublication) {
 	first := e.original.pub
 	e.done = true
@@ -57,16 +59,17 @@ func (w *appendWorker) completeDuplicate(e *queuedPublication) {
 	case e.digest == e.original.digest || errors.Is(first.Err, message.ErrUnavailable):
 		e.pub.Err = first.Err
 	default:
-		// The first one was at fault for its own data: this one may be the
-		// resend of what is stored under the id.
+		// The first one failed because of its own data. This one has other
+		// data, and may be the resend of the message that has the id.
 		e.done = false
 		w.store([]*queuedPublication{e})
 	}
 }
 
-// store commits entries, in halves when the database refuses them, until each
-// has its outcome or the time of some is over. Halves keep their order, so a
-// room's publications are numbered as they came.
+// store commits publications until each has its outcome, or until the deadline
+// of some has passed. When the database refuses their data, it commits them in
+// halves to find the ones at fault. The halves keep their order, so that the
+// seqs of a room follow the order of Append.
 func (w *appendWorker) store(queued []*queuedPublication) {
 	for len(queued) > 0 && !w.failExpired(queued) {
 		epoch, results, err := w.attempt(queued)
@@ -86,8 +89,8 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 			half := len(queued) / 2
 			w.store(queued[:half])
 			if slices.ContainsFunc(queued[:half], func(e *queuedPublication) bool { return !e.done }) {
-				// Some of it goes back to the front of the queue. What follows
-				// it goes along: a room's publications keep their order.
+				// The rest of this half goes back to the front of the queue.
+				// The other half must go with it, or it would overtake it.
 				return
 			}
 			w.store(queued[half:])
@@ -100,8 +103,8 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 	}
 }
 
-// failLockedRooms fails the entries of rooms that somebody else's transaction holds,
-// and returns the others: they are not to wait for it.
+// failLockedRooms fails the publications of rooms that another transaction has
+// locked, and returns the others, which need not wait for it.
 func (w *appendWorker) failLockedRooms(queued []*queuedPublication, locked *lockedRoomsError) (others []*queuedPublication) {
 	for _, e := range queued {
 		if locked.has(e.pub.Room) {
@@ -113,7 +116,8 @@ func (w *appendWorker) failLockedRooms(queued []*queuedPublication, locked *lock
 	return others
 }
 
-// failExpired fails the entries whose time is over, and says whether there were any.
+// failExpired fails the publications whose deadline has passed, or all of them
+// once w.ctx has ended, and reports whether there were any.
 func (w *appendWorker) failExpired(queued []*queuedPublication) bool {
 	now, closed, expired := time.Now(), w.ctx.Err() != nil, false
 	for _, e := range queued {
@@ -125,9 +129,10 @@ func (w *appendWorker) failExpired(queued []*queuedPublication) bool {
 	return expired
 }
 
-// attempt tries once. An attempt always gets a fifth of the timeout: were it
-// cut at the deadline of the entry that waited longest, then after an outage,
-// with one entry after the other running out of time, none would be long enough.
+// attempt tries once. An attempt always gets at least a fifth of the timeout.
+// If it ended at the deadline of the oldest publication, then after an outage,
+// when one publication after the other reaches its deadline, no attempt would
+// be long enough to succeed.
 func (w *appendWorker) attempt(queued []*queuedPublication) (message.Epoch, []result, error) {
 	bound := max(time.Until(queued[0].deadline), w.timeout/5)
 	ctx, cancel := context.WithTimeout(w.ctx, bound)
@@ -138,7 +143,7 @@ func (w *appendWorker) attempt(queued []*queuedPublication) (message.Epoch, []re
 	var locked *lockedRoomsError
 	switch {
 	case errors.As(err, &locked):
-		w.recordHealth(nil) // it answered
+		w.recordHealth(nil) // the database has answered
 		w.logLockedRooms(locked)
 	case err != nil && w.writer.isDataError(err):
 		w.recordHealth(nil)
@@ -148,12 +153,13 @@ func (w *appendWorker) attempt(queued []*queuedPublication) (message.Epoch, []re
 	return epoch, results, err
 }
 
-// apply writes the outcomes of a batch that was committed.
+// apply writes the outcomes of a committed batch into its publications.
 //
 // When the answer to a COMMIT was lost, the next attempt finds the batch's own
-// ids and reports duplicates. They are left so: the log cannot tell them from
-// a publisher's resend that another node stored meanwhile, a duplicate is
-// acked and broadcast like any other, and topics drop what they have seen.
+// ids and reports duplicates. They stay duplicates: the log cannot distinguish
+// them from a publisher's resend that another node stored meanwhile. A
+// duplicate is acked and broadcast like any other message, and a topic drops
+// what it has delivered.
 func (w *appendWorker) apply(queued []*queuedPublication, epoch message.Epoch, results []result) {
 	for i, e := range queued {
 		r := results[i]
@@ -169,7 +175,7 @@ func (w *appendWorker) apply(queued []*queuedPublication, epoch message.Epoch, r
 
 var errConflict = fmt.Errorf("append: %w", message.ErrConflict)
 
-// fail gives an entry an outcome other than being stored.
+// fail completes a publication with an error, and counts it under a reason.
 func (w *appendWorker) fail(e *queuedPublication, err error, reason string) {
 	e.pub.Err, e.done = err, true
 	w.m.failed.WithLabelValues(reason).Inc()

@@ -46,7 +46,8 @@ func benchPublication(i int) *message.Publication {
 		Room: message.Room(numbered("room", i%100)), ID: numbered("id", i), Data: benchData}}
 }
 
-// BenchmarkAppend tells how many are stored in a second with 2,000 under way.
+// BenchmarkAppend measures how many messages are stored in a second with 2,000
+// under way.
 func BenchmarkAppend(b *testing.B) {
 	for _, dialect := range []string{"postgres", "sqlite"} {
 		b.Run(dialect, func(b *testing.B) {
@@ -73,8 +74,8 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkAppendBatch tells how many are stored in a second by batches of 256,
-// one after the other.
+// BenchmarkAppendBatch measures how many messages are stored in a second by
+// atomic batches of 256, one after the other.
 func BenchmarkAppendBatch(b *testing.B) {
 	for _, dialect := range []string{"postgres", "sqlite"} {
 		b.Run(dialect, func(b *testing.B) {
@@ -98,8 +99,8 @@ func BenchmarkAppendBatch(b *testing.B) {
 	}
 }
 
-// BenchmarkAppendPaced tells how long 15,000 a second wait for their commit,
-// alone and while retention, one walk after the other, removes as many.
+// BenchmarkAppendPaced measures how long 15,000 messages a second wait for their
+// commit, alone, and while retention removes as many in one walk after another.
 func BenchmarkAppendPaced(b *testing.B) {
 	b.Run("alone", func(b *testing.B) { appendPaced(b, benchLog(b, "postgres")) })
 	b.Run("retention", func(b *testing.B) {

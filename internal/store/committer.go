@@ -12,19 +12,19 @@ import (
 	"switchyard/internal/message"
 )
 
-// committer is what both dialects share of the way in: the lanes, and the unit
-// for batches that are stored whole or not at all.
+// A committer is the write path that both dialects share: the append workers,
+// and the appender of atomic batches.
 type committer struct {
 	m              *metrics
 	workers        []*appendWorker
 	atomicAppender *atomicAppender
-	pending        *pendingQuota // of lanes and unit together
-	seed           maphash.Seed
+	pending        *pendingQuota // shared by the workers and the appender
+	seed           maphash.Seed  // spreads rooms over workers
 	started        atomic.Bool
 }
 
-// newCommitter makes a lane for each writer, and a unit over whole. The writers
-// are closed with it.
+// newCommitter returns a committer with an append worker for each writer, and
+// an atomic appender over batchWriter. It closes them all when it is closed.
 func newCommitter(c Config, m *metrics, writers []writer, batchWriter atomicWriter) *committer {
 	quota := &pendingQuota{maxCount: int64(c.MaxPending), maxBytes: int64(c.MaxPendingBytes)}
 	m.pending(&quota.count)
@@ -41,10 +41,11 @@ func newCommitter(c Config, m *metrics, writers []writer, batchWriter atomicWrit
 	return k
 }
 
-// Start has the log commit what is appended. It calls settled after each
-// commit, once a room of the batch, in the order of seq, those that failed
-// first; never twice at once for one room. What settled does delays the next
-// batch of its lane. Start is called once, before the first Append.
+// Start begins to commit what is appended. It is called once, before the first
+// Append. After each commit the log calls onCompleted once for each room of the
+// batch, with the room's publications in the order of their seqs, failed ones
+// first. Calls for one room never overlap. While onCompleted runs, the room's
+// append worker commits nothing, so it must not block.
 func (k *committer) Start(onCompleted func([]*message.Publication)) {
 	if k.started.Swap(true) {
 		panic("store: started twice")
@@ -55,21 +56,22 @@ func (k *committer) Start(onCompleted func([]*message.Publication)) {
 	}
 }
 
-// Append hands a publication to the log. It never blocks and never settles the
-// publication from the goroutine that called it. What comes while MaxPending
-// or MaxPendingBytes wait is settled at once with message.ErrUnavailable, what
-// comes after Close with message.ErrClosed.
+// Append hands a publication to the log. It never blocks, and onCompleted never
+// runs on the goroutine that called Append. Beyond MaxPending or
+// MaxPendingBytes the publication fails at once with message.ErrUnavailable,
+// and after Close with message.ErrClosed.
 func (k *committer) Append(p *message.Publication) {
 	k.workerFor(p.Room).append(p)
 }
 
-// workerFor is that of a room: the same one as long as this log is open.
+// workerFor returns a room's append worker: the same one as long as this log is
+// open, so that the room's publications keep their order.
 func (k *committer) workerFor(room message.Room) *appendWorker {
 	return k.workers[maphash.String(k.seed, string(room))%uint64(len(k.workers))]
 }
 
-// Check returns nil while every lane wrote something, or could have, within
-// the last 5 s; else it says since when not, and why.
+// Check returns nil if every append worker has reached the database within the
+// last 5 s. Otherwise its error says for how long not, and why.
 func (k *committer) Check() error {
 	for _, w := range k.workers {
 		if err := w.check(); err != nil {
@@ -79,8 +81,8 @@ func (k *committer) Check() error {
 	return nil
 }
 
-// close refuses new publications and finishes what waits. When ctx ends first,
-// what is left is settled with message.ErrUnavailable.
+// close refuses new publications and commits the pending ones. When ctx ends
+// first, the rest fails with message.ErrUnavailable.
 func (k *committer) close(ctx context.Context) error {
 	var errs []error
 	for _, w := range k.workers {
@@ -96,7 +98,7 @@ func (k *committer) close(ctx context.Context) error {
 			case <-ctx.Done():
 				errs = append(errs, ctx.Err())
 				w.cancel()
-				<-w.done // bounded: every attempt and every wait ends with l.ctx
+				<-w.done // bounded: every attempt and every wait ends with w.ctx
 			}
 		} else {
 			w.writer.close()
@@ -106,7 +108,7 @@ func (k *committer) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// complete calls settled once for each room of pubs.
+// complete calls onCompleted once for each room of pubs.
 func (w *appendWorker) complete(pubs []*message.Publication) {
 	if len(pubs) == 0 {
 		return
@@ -116,16 +118,18 @@ func (w *appendWorker) complete(pubs []*message.Publication) {
 	eachRoom(pubs, w.onCompleted)
 }
 
-// errTooManyPending refuses what would wait behind too much else.
-var errTooManyPending = fmt.Errorf("too much waits already: %w", message.ErrUnavailable)
+// errTooManyPending is the error of a publication beyond the pending quota.
+var errTooManyPending = fmt.Errorf("too many publications are pending: %w", message.ErrUnavailable)
 
-// pendingQuota counts what waits in all lanes.
+// A pendingQuota bounds the publications that wait for their commit, and their
+// data in bytes. It is safe for concurrent use.
 type pendingQuota struct {
 	maxCount, maxBytes int64
 	count, bytes       atomic.Int64
 }
 
-// reserve says whether there was room.
+// reserve adds n publications with size bytes of data, and reports whether they
+// fit. If not, nothing is reserved.
 func (p *pendingQuota) reserve(n, size int) bool {
 	count, bytes := p.count.Add(int64(n)), p.bytes.Add(int64(size))
 	if count <= p.maxCount && bytes <= p.maxBytes {
@@ -135,16 +139,17 @@ func (p *pendingQuota) reserve(n, size int) bool {
 	return false
 }
 
-// release takes out what add let in, once each.
+// release returns what reserve has reserved.
 func (p *pendingQuota) release(count, size int) {
 	p.count.Add(-int64(count))
 	p.bytes.Add(-int64(size))
 }
 
-// digestSize is enough to tell other data from the same: 128 bits.
+// digestSize is in bytes: 128 bits are enough to recognize other data.
 const digestSize = 16
 
-// digest is what is remembered of data to tell a resend from a conflict.
+// digest returns the part of a SHA-256 that is stored beside an id, to
+// distinguish a resend from a conflict.
 func digest(data []byte) [digestSize]byte {
 	sum := sha256.Sum256(data)
 	return [digestSize]byte(sum[:digestSize])

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
 func TestTimeNeverRunsBackwards(t *testing.T) {
@@ -22,10 +23,10 @@ func TestTimeNeverRunsBackwards(t *testing.T) {
 		if since := time.Since(first.At); since > time.Minute || since < -time.Minute {
 			t.Errorf("stored at %v", first.At)
 		}
-		f.exec(ahead[f.pg != nil]) // as if the clock had been set back by an hour
+		f.exec(ahead[f.pg != nil]) // as if the clock was set back by an hour
 		second, third := n.mustPublish("room", "2", "x"), n.mustPublish("room", "3", "x")
 		if want := first.At.Add(time.Hour); !second.At.Equal(want) || !third.At.Equal(want) {
-			t.Errorf("after %v come %v and %v", want, second.At, third.At)
+			t.Errorf("the next times are %v and %v, want %v", second.At, third.At, want)
 		}
 	})
 }
@@ -35,7 +36,7 @@ func TestPendingPublicationsAreBounded(t *testing.T) {
 		n := f.openNode(func(c *Config) { c.MaxPending, c.MaxPendingBytes = 5, 100 })
 		var refused sync.WaitGroup
 		refused.Add(1)
-		// Started by hand: nothing is committed while the bound is tried.
+		// Not started yet: nothing is committed while the bound is tested.
 		workers := workersOf(n.logUnderTest)
 		for _, worker := range workers {
 			worker.onCompleted = func(pubs []*message.Publication) { n.completed(pubs); refused.Done() }
@@ -76,7 +77,7 @@ func TestCloseCommitsPendingPublications(t *testing.T) {
 		for i := range 1000 {
 			pubs = append(pubs, n.append(numbered("room", i%7), "", numbered("id", i), "x"))
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+		ctx, cancel := context.WithTimeout(t.Context(), testkit.Timeout)
 		defer cancel()
 		if err := n.Close(ctx); err != nil {
 			t.Fatal(err)
@@ -85,7 +86,7 @@ func TestCloseCommitsPendingPublications(t *testing.T) {
 			select {
 			case <-p.Opaque.(chan struct{}):
 			default:
-				t.Fatalf("%s was not settled by Close", p.ID)
+				t.Fatalf("%s was not completed by Close", p.ID)
 			}
 			if p.Err != nil {
 				t.Fatal(p.Err)
@@ -98,7 +99,7 @@ func TestCloseCommitsPendingPublications(t *testing.T) {
 			t.Errorf("read after Close: %v", err)
 		}
 		if len(f.startNode().readAll("room-0")) != 143 {
-			t.Error("what was settled is not there after a restart")
+			t.Error("completed messages are missing after a restart")
 		}
 	})
 }
@@ -108,7 +109,7 @@ func TestARestartKeepsTheEpoch(t *testing.T) {
 		n := f.startNode()
 		before := n.mustPublish("room", "1", "x")
 		n.close()
-		f.migrate() // once more, as each start does
+		f.migrate() // again, as each start does
 		if after := f.startNode().mustPublish("room", "2", "x"); after.Epoch != before.Epoch || after.Seq != 2 || len(after.Epoch) != 16 {
 			t.Errorf("before %+v, after %+v", before, after)
 		}

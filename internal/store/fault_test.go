@@ -9,9 +9,9 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// interceptCommits puts a proxy before the database. What it returns has the answer to
-// the COMMIT of the next publication in room lost: the server has done it, the
-// node does not hear of it.
+// interceptCommits puts a proxy before the database. The returned function
+// drops the answer to the COMMIT of the next publication in room: the server
+// commits, and the node does not learn of it.
 func (f *fixture) interceptCommits() (lose func(room string) <-chan struct{}) {
 	f.t.Helper()
 	host := fmt.Sprintf("127.0.0.1:%d", f.pg.Port())
@@ -20,17 +20,17 @@ func (f *fixture) interceptCommits() (lose func(room string) <-chan struct{}) {
 	return func(room string) <-chan struct{} { return proxy.DropResponse(room, "COMMIT\x00", false) }
 }
 
-// requireFault fails a test whose fault was none.
+// requireFault fails the test if its fault has not happened.
 func requireFault(t *testing.T, fault <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-fault:
 	default:
-		t.Fatal("the fault did not happen: the test shows nothing")
+		t.Fatal("the fault did not happen, so the test proves nothing")
 	}
 }
 
-// copyTree replaces a directory by a copy of another, owners and all.
+// copyTree replaces a file or directory by a copy of another, with its owners.
 func copyTree(t *testing.T, from, to string) {
 	t.Helper()
 	for _, args := range [][]string{{"rm", "-rf", to}, {"cp", "-a", from, to}} {

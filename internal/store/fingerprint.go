@@ -15,27 +15,29 @@ import (
 	"switchyard/internal/message"
 )
 
-// A operatorError is an error of one line for the operator: which setting, what is
-// wrong, what to do.
+// An operatorError is one line for the operator: which setting is concerned,
+// what is wrong, and what to do.
 type operatorError struct{ text string }
 
 func (r *operatorError) Error() string { return r.text }
 
-// serverIdentity is what a new connection learns of the server at its other end.
+// A serverIdentity is what a new connection learns about its server.
 type serverIdentity struct {
-	databaseID string // system identifier, database oid and timeline
+	databaseID string // system identifier and the database's oid, with a / between
 	timeline   string
-	tables     string // oid of messages: another one after a dump was restored
-	wal        int64
+	tables     string // oid of the table messages: another one after a dump was restored
+	wal        int64  // flushed WAL position, in bytes
 }
+
+// fingerprint returns what meta.fingerprint holds while the epoch is valid.
 
 func (id serverIdentity) fingerprint() string {
 	return id.databaseID + "/" + id.timeline + "/" + id.tables
 }
 
-// The functions of the WAL fail on a replica, so they are not asked there. The
-// timeline is the first 8 hex digits of the current WAL file's name: the one in
-// the control file is as old as the last checkpoint.
+// sqlServerIdentity does not call the WAL functions on a replica, where they
+// fail. The timeline is the first 8 hex digits of the current WAL file's name:
+// the one in the control file is as old as the last checkpoint.
 const sqlServerIdentity = `
 SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'),
        current_setting('synchronous_commit'),
@@ -45,17 +47,17 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page
        (SELECT oid::text FROM pg_database WHERE datname = current_database()),
        coalesce(to_regclass('messages')::oid::text, '')`
 
-// verify is run on every new connection of every pool: the server may be another
-// one than a second ago. It refuses servers that forget, and gives the log a
-// new epoch where it is not the one it was.
+// verify runs on every new connection of every pool, since the server may be
+// another one than a second ago. It refuses a server that may lose commits, and
+// begins a new epoch when the database is not the one it was.
 func (p *Postgres) verify(ctx context.Context, conn *pgx.Conn) error {
 	_, err := p.identify(ctx, conn)
 	return err
 }
 
-// identify is vet, and tells what it learned.
+// identify does what verify does, and returns what it learned about the server.
 func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity, error) {
-	// Read before the query, since another connection may raise it meanwhile.
+	// Read before the query, since another connection may raise it during it.
 	seen := p.wal.Load()
 	var id serverIdentity
 	var replica bool
@@ -71,13 +73,13 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity
 		return id, err
 	}
 	if commit == "local" || commit == "remote_write" {
-		// A commit must be where a failover finds it. What is stricter stays.
+		// A commit must survive a failover. A stricter setting stays.
 		if _, err := conn.Exec(ctx, "SET synchronous_commit = on"); err != nil {
 			return id, fmt.Errorf("set synchronous_commit: %w", err)
 		}
 	}
-	// What was flushed once and is not there now was lost with a disk, though
-	// everything else may look the same: a copy of the files was put back.
+	// WAL that this node has seen flushed is missing: an older copy of the
+	// data files was put back, though the fingerprint may be the same.
 	lost := id.wal < seen
 	if err := p.matchEpoch(ctx, conn, id, lost); err != nil {
 		return id, err
@@ -86,8 +88,9 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity
 	return id, nil
 }
 
-// checkServerSettings returns what speaks against a server. A new connection asks again,
-// since all three settings can be changed without a restart.
+// checkServerSettings returns an error if the server is a replica or may lose
+// commits in a crash. Each new connection checks again, since all three
+// settings can be changed without a restart.
 func checkServerSettings(replica bool, fsync, pages, commit string) error {
 	const forgets = "the server of DATABASE_URL has %s = off and would lose acked messages in a crash: " +
 		"set %[1]s = on in postgresql.conf"
@@ -104,7 +107,8 @@ func checkServerSettings(replica bool, fsync, pages, commit string) error {
 	return nil
 }
 
-// matchEpoch begins a new epoch unless the database is the one it was.
+// matchEpoch begins a new epoch unless the database is the one that the stored
+// fingerprint describes, and has not lost WAL.
 func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, lost bool) error {
 	var stored string
 	if err := conn.QueryRow(ctx, `SELECT fingerprint FROM meta`).Scan(&stored); err != nil {
@@ -123,7 +127,7 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIden
 		case stored == id.fingerprint() && !lost: // another connection was faster
 			return nil
 		case p.cfg.TrustFailover && !lost && epoch != "" && differsOnlyInTimeline(stored, id):
-			p.cfg.Logger.Warn("the database has failed over; the epoch stays, as TrustFailover vouches for it", "fingerprint", id.fingerprint())
+			p.cfg.Logger.Warn("the database has failed over; the epoch stays, because failovers are trusted", "fingerprint", id.fingerprint())
 		default:
 			level := slog.LevelWarn
 			if epoch == "" {
@@ -132,7 +136,7 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIden
 			epoch = string(newEpoch())
 			p.cfg.Logger.Log(ctx, level, "the log begins a new epoch: the database is new, restored, or has failed over",
 				"epoch", epoch, "was", stored, "is", id.fingerprint(), "wal_lost", lost)
-			// Nobody's cursor means anything any more.
+			// The cursors of the old epoch are void.
 			if _, err := tx.Exec(ctx, `DELETE FROM commits`); err != nil {
 				return fmt.Errorf("empty the commit feed: %w", err)
 			}
@@ -147,13 +151,14 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIden
 	})
 }
 
-// differsOnlyInTimeline says whether the fingerprints differ in the timeline alone.
+// differsOnlyInTimeline reports whether id's fingerprint is the stored one, but
+// for the timeline.
 func differsOnlyInTimeline(stored string, id serverIdentity) bool {
 	parts := strings.Split(stored, "/")
 	return len(parts) == 4 && parts[0]+"/"+parts[1] == id.databaseID && parts[3] == id.tables
 }
 
-// recordWAL raises the highest WAL position seen.
+// recordWAL raises p.wal to position, and never lowers it.
 func (p *Postgres) recordWAL(position int64) {
 	for {
 		seen := p.wal.Load()
@@ -166,12 +171,12 @@ func (p *Postgres) recordWAL(position int64) {
 // newEpoch returns 16 random hex digits.
 func newEpoch() message.Epoch {
 	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails, says its documentation
+	_, _ = rand.Read(b[:]) // documented never to fail
 	return message.Epoch(hex.EncodeToString(b[:]))
 }
 
-// janitorLoop prunes each minute. Every node tries; an advisory lock lets one
-// do it at a time.
+// janitorLoop prunes each minute. Every node tries, and an advisory lock admits
+// one at a time.
 func (p *Postgres) janitorLoop(ctx context.Context) {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()

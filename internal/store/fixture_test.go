@@ -16,10 +16,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// testTimeout bounds every wait of a test; nothing should need it.
-const testTimeout = 20 * time.Second
-
-// logUnderTest is what both dialects promise.
+// logUnderTest has the methods of both dialects.
 type logUnderTest interface {
 	Start(onCompleted func([]*message.Publication))
 	Append(*message.Publication)
@@ -42,19 +39,23 @@ type fixture struct {
 	maxNodes int         // how many nodes may share it in a test
 }
 
-// forEachDialect runs a story on both dialects.
+// forEachDialect runs a test on both dialects, in parallel with all others.
 func forEachDialect(t *testing.T, test func(t *testing.T, f *fixture)) {
-	t.Run("postgres", func(t *testing.T) { test(t, newPostgresFixture(t, testkit.Postgres(t))) })
-	t.Run("sqlite", func(t *testing.T) { test(t, newSQLiteFixture(t)) })
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		test(t, newPostgresFixture(t, testkit.Postgres(t)))
+	})
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		test(t, newSQLiteFixture(t))
+	})
 }
 
 func newPostgresFixture(t *testing.T, pg *testkit.PG) *fixture {
 	t.Helper()
 	f := &fixture{t: t, url: pg.URL(), pg: pg, maxNodes: 2}
 	f.migrate()
-	if laterSchema != "" {
-		f.migrateToLaterSchema(laterSchema)
-	}
+	f.migrateToLaterSchemaIfTested()
 	return f
 }
 
@@ -62,9 +63,7 @@ func newSQLiteFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{t: t, url: "sqlite:" + filepath.Join(t.TempDir(), "odd #name?100%.db"), maxNodes: 1}
 	f.migrate()
-	if laterSchema != "" {
-		f.migrateToLaterSchema(laterSchema)
-	}
+	f.migrateToLaterSchemaIfTested()
 	return f
 }
 
@@ -75,11 +74,11 @@ func (f *fixture) migrate() {
 	}
 }
 
-// openLog opens the log as one more node.
+// openLog opens the log as another node.
 func (f *fixture) openLog(change ...func(*Config)) (logUnderTest, error) {
 	c := Config{
 		URL: f.url, Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil)),
-		// A busy machine may take longer than the default for what is to be stored.
+		// On a busy machine a commit may take longer than the default.
 		AppendTimeout: time.Minute,
 	}
 	for _, set := range change {
@@ -99,7 +98,7 @@ func (f *fixture) openLog(change ...func(*Config)) (logUnderTest, error) {
 	return s, nil
 }
 
-// exec runs SQL beside the log: the hand of fate.
+// exec runs SQL on the database, past the log.
 func (f *fixture) exec(query string) {
 	f.t.Helper()
 	if f.pg != nil {
@@ -117,7 +116,7 @@ func (f *fixture) exec(query string) {
 	}
 }
 
-// rejectPoison has the database refuse messages whose data are "poison".
+// rejectPoison makes the database refuse messages with the data "poison".
 func (f *fixture) rejectPoison() {
 	f.t.Helper()
 	if f.pg != nil {
@@ -128,15 +127,15 @@ func (f *fixture) rejectPoison() {
 		BEGIN SELECT RAISE(ABORT, 'poisoned'); END`)
 }
 
-// A node is an opened log with a listener that keeps the contract of settled.
+// A node is an opened log that checks the calls of onCompleted.
 type node struct {
 	logUnderTest
 	t          *testing.T
 	mu         sync.Mutex
-	completing map[message.Room]bool // settled is being called for it
+	completing map[message.Room]bool // onCompleted is running for the room
 }
 
-// startNode opens and starts a node that is closed with the test.
+// startNode opens and starts a node that is closed at the end of the test.
 func (f *fixture) startNode(change ...func(*Config)) *node {
 	f.t.Helper()
 	n := f.openNode(change...)
@@ -157,7 +156,7 @@ func (f *fixture) openNode(change ...func(*Config)) *node {
 }
 
 func (n *node) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), testkit.Timeout)
 	defer cancel()
 	if err := n.Close(ctx); err != nil {
 		n.t.Errorf("close: %v", err)
@@ -170,16 +169,16 @@ func (n *node) completed(pubs []*message.Publication) {
 	room := pubs[0].Room
 	n.mu.Lock()
 	if n.completing[room] {
-		n.t.Errorf("settled is called twice at once for %s", room)
+		n.t.Errorf("two calls of onCompleted for %s overlap", room)
 	}
 	n.completing[room] = true
 	n.mu.Unlock()
 	for i, p := range pubs {
 		if p.Room != room {
-			n.t.Errorf("one call of settled has rooms %s and %s", room, p.Room)
+			n.t.Errorf("one call of onCompleted has the rooms %s and %s", room, p.Room)
 		}
 		if i > 0 && p.Seq < pubs[i-1].Seq {
-			n.t.Errorf("settled out of order: %d after %d", p.Seq, pubs[i-1].Seq)
+			n.t.Errorf("completed out of order: %d after %d", p.Seq, pubs[i-1].Seq)
 		}
 	}
 	n.mu.Lock()
@@ -190,7 +189,7 @@ func (n *node) completed(pubs []*message.Publication) {
 	}
 }
 
-// append hands a publication over without waiting for it.
+// append appends a publication and does not wait for it.
 func (n *node) append(room, from, id, data string) *message.Publication {
 	p := &message.Publication{
 		Draft:  message.Draft{Room: message.Room(room), ID: id, From: from, Data: []byte(data)},
@@ -200,24 +199,24 @@ func (n *node) append(room, from, id, data string) *message.Publication {
 	return p
 }
 
-// wait returns a publication once it is settled.
+// wait returns a publication once it is completed.
 func wait(t *testing.T, p *message.Publication) *message.Publication {
 	t.Helper()
 	select {
 	case <-p.Opaque.(chan struct{}):
-	case <-time.After(testTimeout):
-		t.Fatalf("%s of %s was never settled", p.ID, p.Room)
+	case <-time.After(testkit.Timeout):
+		t.Fatalf("%s of %s was never completed", p.ID, p.Room)
 	}
 	return p
 }
 
-// publish is append and wait.
+// publish appends a publication and waits until it is completed.
 func (n *node) publish(room, from, id, data string) *message.Publication {
 	n.t.Helper()
 	return wait(n.t, n.append(room, from, id, data))
 }
 
-// mustPublish publishes what must succeed.
+// mustPublish publishes as ann, and fails the test on an error.
 func (n *node) mustPublish(room, id, data string) *message.Publication {
 	n.t.Helper()
 	p := n.publish(room, "ann", id, data)
@@ -239,15 +238,34 @@ func (n *node) readAll(room string) []message.Message {
 		}
 		for _, m := range page.Messages {
 			if want := message.Seq(len(all) + 1); m.Seq != want {
-				n.t.Fatalf("room %s has %d where %d should be", room, m.Seq, want)
+				n.t.Fatalf("room %s has seq %d, want %d", room, m.Seq, want)
 			}
 			all = append(all, m)
 		}
 		if more = page.More; !more && page.Head != message.Seq(len(all)) {
-			n.t.Fatalf("room %s: head is %d and %d messages are there", room, page.Head, len(all))
+			n.t.Fatalf("room %s: its head is %d and it has %d messages", room, page.Head, len(all))
 		}
 	}
 	return all
+}
+
+// currentCursor returns a cursor behind all commits of the database. It waits
+// while transactions of other tests on the same server keep the cursor back.
+func (n *node) currentCursor() (cursor message.Cursor) {
+	n.t.Helper()
+	testkit.EventuallyNil(n.t, "a cursor behind all commits", func() error {
+		start, err := n.Commits(n.t.Context(), 0)
+		if err != nil || start.Next == 0 || len(start.Heads) != 0 || start.Incomplete {
+			n.t.Fatalf("with cursor 0: %+v, %v", start, err)
+		}
+		cursor = start.Next
+		c, err := n.Commits(n.t.Context(), cursor)
+		if err == nil && len(c.Heads) > 0 {
+			err = fmt.Errorf("%+v", c)
+		}
+		return err
+	})
+	return cursor
 }
 
 // epoch returns the epoch that readers see.
@@ -258,20 +276,6 @@ func (n *node) epoch() message.Epoch {
 		n.t.Fatal(err)
 	}
 	return c.Epoch
-}
-
-// eventually polls a condition and fails with what it said last.
-func eventually(t *testing.T, what string, ok func() error) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	var err error
-	for deadline := time.Now().Add(testTimeout); time.Now().Before(deadline); <-tick.C {
-		if err = ok(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("%s: %v", what, err)
 }
 
 func numbered(prefix string, n int) string { return fmt.Sprintf("%s-%d", prefix, n) }

@@ -10,16 +10,17 @@ import (
 
 // Why a publication failed: the closed set of values of store_failed_total.
 const (
-	reasonPending  = "pending"  // too much waited already
+	reasonPending  = "pending"  // too many publications were pending
 	reasonTimeout  = "timeout"  // no answer within AppendTimeout
-	reasonRejected = "rejected" // the database refused what it holds
+	reasonRejected = "rejected" // the database refused the data
 	reasonConflict = "conflict" // the id was used with other data
 	reasonClosed   = "closed"   // appended after Close
-	reasonInvalid  = "invalid"  // a batch beyond its bounds
-	reasonLocked   = "held"     // another transaction holds the room's row
+	reasonInvalid  = "invalid"  // an atomic batch was out of bounds
+	reasonLocked   = "held"     // another transaction has locked the room's row
 )
 
-// metrics are the log's own. reg adds those whose number depends on Config.
+// metrics holds the metrics of one log. With reg it registers gauges, whose
+// number depends on the Config.
 type metrics struct {
 	reg       promauto.Factory
 	operation *prometheus.HistogramVec
@@ -28,7 +29,8 @@ type metrics struct {
 	trimmed   prometheus.Counter
 }
 
-// newMetrics takes the registry, as several logs may live in one process.
+// newMetrics registers the metrics with reg. Several logs of one process need a
+// registry each.
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	m := &metrics{
@@ -58,12 +60,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// observe is called when an operation ends, with when it began.
+// observe records the duration of an operation that began at began and ends now.
 func (m *metrics) observe(operation string, began time.Time) {
 	m.operation.WithLabelValues(operation).Observe(time.Since(began).Seconds())
 }
 
-// pending exposes a count that others keep.
+// pending registers a gauge that reads count.
 func (m *metrics) pending(count *atomic.Int64) {
 	m.reg.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "store_pending_messages",
@@ -71,7 +73,7 @@ func (m *metrics) pending(count *atomic.Int64) {
 	}, func() float64 { return float64(count.Load()) })
 }
 
-// pool exposes a connection pool; stat is called at each scrape.
+// pool registers the gauges of a connection pool. They call stat at each scrape.
 func (m *metrics) pool(name string, stat func() (used, idle, limit int)) {
 	labels := prometheus.Labels{"pool": name}
 	gauge := func(metric, help string, pick func(used, idle, limit int) int) {

@@ -22,9 +22,9 @@ import (
 const migrateLock = 0x5377_6974_6368 // "Switch"
 
 // Migrate brings the schema at url (postgres://… or sqlite:path) to the version
-// of this binary; a newer one stays as it is. On PostgreSQL other nodes that
-// migrate at the same time wait for it, for a minute at most; a SQLite file
-// must not be in use.
+// of this binary. A newer schema stays as it is. On PostgreSQL, nodes that
+// migrate at the same time wait for each other, for a minute at most. A SQLite
+// file must not be in use.
 func Migrate(ctx context.Context, url string) error {
 	if path, ok := sqlitePath(url); ok {
 		return migrateSQLite(ctx, path)
@@ -39,7 +39,8 @@ func Migrate(ctx context.Context, url string) error {
 	}
 	config.ConnectTimeout = connectTimeout
 	// A statement that waits for a table makes all later ones wait behind it,
-	// publishing too: rather fail while a dump is read, and be run again.
+	// publishing too. So a migration that meets a long lock, such as that of a
+	// dump, fails and is run again.
 	config.RuntimeParams["lock_timeout"] = "5s"
 	db := stdlib.OpenDB(*config)
 	if err := db.PingContext(ctx); err != nil {
@@ -49,7 +50,7 @@ func Migrate(ctx context.Context, url string) error {
 	return errors.Join(err, db.Close())
 }
 
-// migrate runs what is missing of one dialect's folder.
+// migrate applies the missing migrations of one dialect's folder.
 func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect, folder string, opts ...goose.ProviderOption) error {
 	files, err := fs.Sub(migrations.FS, folder)
 	if err != nil {
@@ -60,12 +61,12 @@ func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect, folder stri
 		return fmt.Errorf("migrate: %w", err)
 	}
 	if _, err := provider.Up(ctx); err != nil {
-		return fmt.Errorf("the database of DATABASE_URL can't be migrated to this version; name one that is Switchyard's alone, or mend it: %w", err)
+		return fmt.Errorf("the database of DATABASE_URL cannot be migrated to this version; use a database that only Switchyard uses, or repair its schema: %w", err)
 	}
 	return nil
 }
 
-// latestVersion returns the version that the embedded migrations of a dialect end in.
+// latestVersion returns the version of a dialect's last embedded migration.
 func latestVersion(folder string) int64 {
 	var newest int64
 	files, _ := fs.Glob(migrations.FS, folder+"/*.sql")
@@ -86,23 +87,23 @@ func sqlitePath(url string) (string, bool) {
 	return path, ok
 }
 
-// A PendingMigration is one that a database does not have yet.
+// A PendingMigration is a migration that a database does not have yet.
 type PendingMigration struct {
 	Version int64  `json:"version"`
-	Name    string `json:"name"`
-	// Breaking is 0 for one that only adds. Else binaries made for that version
-	// or a later one run on the schema, and older ones do not.
+	Name    string `json:"name"` // of its file
+	// Breaking is 0 for a migration that only adds. Otherwise it is the oldest
+	// version that a binary must have been built for to run on the schema.
 	Breaking int64 `json:"breaking"`
 }
 
-// breakingHeader is how a migration's file says that it is breaking.
+// breakingHeader is the line that marks a migration as breaking.
 var breakingHeader = regexp.MustCompile(`(?m)^-- switchyard: breaking (\d+)$`)
 
-// Pending tells which migrations of this binary the database at url, which is
-// PostgreSQL, does not have. It changes nothing.
+// Pending returns the migrations of this binary that the PostgreSQL database at
+// url does not have yet. It changes nothing.
 func Pending(ctx context.Context, url string) ([]PendingMigration, error) {
 	if _, ok := sqlitePath(url); ok {
-		return nil, errors.New("the migrations of a SQLite file are run at the start; there is no plan to ask for")
+		return nil, errors.New("a SQLite file is migrated when the service starts: its pending migrations cannot be listed")
 	}
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
@@ -128,7 +129,7 @@ func Pending(ctx context.Context, url string) ([]PendingMigration, error) {
 	return pendingAfter(current)
 }
 
-// pendingAfter are this binary's migrations above a version, in order.
+// pendingAfter returns this binary's migrations above a version, in order.
 func pendingAfter(current int64) ([]PendingMigration, error) {
 	files, err := fs.Glob(migrations.FS, "postgres/*.sql")
 	if err != nil {

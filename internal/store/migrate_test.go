@@ -8,7 +8,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// What would be run is told before, and nothing is done by asking.
+// Pending lists the migrations that Migrate would apply, and changes nothing.
 func TestPendingMigrationsAreListed(t *testing.T) {
 	t.Parallel()
 	url := testkit.Postgres(t).URL()
@@ -29,6 +29,6 @@ func TestPendingMigrationsAreListed(t *testing.T) {
 		t.Fatal(none, err)
 	}
 	if _, err := Pending(ctx, "sqlite:"+t.TempDir()+"/x.db"); err == nil {
-		t.Error("SQLite has a plan")
+		t.Error("a SQLite file has a list of pending migrations")
 	}
 }

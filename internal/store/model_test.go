@@ -7,16 +7,17 @@ import (
 	"testing"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// A model is the log as its promises describe it, in memory.
+// A model is the log in memory, as documented.
 type model struct {
 	rooms map[message.Room][]message.Draft
 	ids   map[idKey]message.Seq
 }
 
-// append returns what the log must answer: the seq, whether it is a duplicate,
-// or a conflict.
+// append returns what the log must answer: a seq, and whether the message is a
+// duplicate, or a conflict.
 func (m *model) append(d message.Draft) (seq message.Seq, duplicate, conflict bool) {
 	k := idKey{string(d.Room), d.From, d.ID}
 	if seq := m.ids[k]; seq > 0 {
@@ -28,8 +29,8 @@ func (m *model) append(d message.Draft) (seq message.Seq, duplicate, conflict bo
 	return m.ids[k], false, false
 }
 
-// Few rooms, users, ids and data meet each other in every way that batches
-// allow, and the log must answer as the model does.
+// Random messages with few rooms, users, ids and data collide in every way
+// within and between batches, and the log must answer as the model does.
 func TestTheLogBehavesLikeItsModel(t *testing.T) {
 	forEachDialect(t, func(t *testing.T, f *fixture) {
 		seed := rand.Uint64()
@@ -41,7 +42,7 @@ func TestTheLogBehavesLikeItsModel(t *testing.T) {
 			nodes = append(nodes, f.startNode(func(c *Config) { c.AppendWorkers = 2 }))
 		}
 		for range 40 {
-			// One node a round: the order between nodes is nobody's promise.
+			// One node a round, since the log promises no order between nodes.
 			n := nodes[r.IntN(len(nodes))]
 			var pubs []*message.Publication
 			for range 1 + r.IntN(60) {
@@ -73,11 +74,11 @@ func TestTheLogBehavesLikeItsModel(t *testing.T) {
 	})
 }
 
-// Each message has a room of its own here, so no later one makes up for a
-// commit that the feed skipped.
+// Each message has a room of its own, so that no later message hides a commit
+// that the feed skipped.
 func TestTheFeedReportsEveryCommit(t *testing.T) {
 	forEachDialect(t, func(t *testing.T, f *fixture) {
-		const each = 400
+		const each = 150
 		var nodes []*node
 		for range f.maxNodes {
 			nodes = append(nodes, f.startNode(func(c *Config) { c.AppendWorkers, c.MaxConns = 4, 12 }))
@@ -92,7 +93,7 @@ func TestTheFeedReportsEveryCommit(t *testing.T) {
 			}
 		}
 		reported, cursor := map[message.Room]bool{}, start.Next
-		eventually(t, "the feed tells all", func() error {
+		testkit.EventuallyNil(t, "the feed reports every room", func() error {
 			c, err := nodes[len(nodes)-1].Commits(t.Context(), cursor)
 			if err != nil {
 				return err
@@ -112,8 +113,8 @@ func TestTheFeedReportsEveryCommit(t *testing.T) {
 	})
 }
 
-// A page that mixed two moments would show a head below its own messages, or a
-// hole before it.
+// A page from two snapshots would have a head below its own messages, or a hole
+// before its head.
 func TestAPageIsASnapshot(t *testing.T) {
 	forEachDialect(t, func(t *testing.T, f *fixture) {
 		n := f.startNode()
@@ -121,15 +122,15 @@ func TestAPageIsASnapshot(t *testing.T) {
 		go func() {
 			defer close(published)
 			var p *message.Publication
-			for i := range 2000 {
+			for i := range 600 {
 				p = n.append("room", "", numbered("id", i), "x")
 			}
-			<-p.Opaque.(chan struct{}) // settled within the log's own bound
+			<-p.Opaque.(chan struct{}) // completed within AppendTimeout
 		}()
 		for done := false; !done; {
 			select {
 			case <-published:
-				done = true // and one page more
+				done = true // after one more page
 			default:
 			}
 			page, err := n.Read(t.Context(), message.Range{Room: "room", Before: 1 << 40, Limit: 50, MaxBytes: 1 << 20})
@@ -138,7 +139,7 @@ func TestAPageIsASnapshot(t *testing.T) {
 			}
 			for i, m := range page.Messages {
 				if want := page.Head - message.Seq(len(page.Messages)-1-i); m.Seq != want {
-					t.Fatalf("head %d, %d messages, and number %d is %d", page.Head, len(page.Messages), i, m.Seq)
+					t.Fatalf("with head %d and %d messages, message %d has seq %d", page.Head, len(page.Messages), i, m.Seq)
 				}
 			}
 			if done && page.Head < 50 {

@@ -18,26 +18,27 @@ import (
 	"switchyard/internal/message"
 )
 
-// Postgres is the log on PostgreSQL 14 or newer. Any number of nodes share one
-// database. All methods may be called from any goroutine.
+// Postgres is the log on PostgreSQL 14 or newer. Any number of nodes may share
+// one database. It is safe for concurrent use.
 type Postgres struct {
 	*committer
 	cfg    Config
 	m      *metrics
-	conn   *pgx.ConnConfig // what all connections have in common
-	repair *pgxpool.Pool   // commit feed, heads, repairs and the janitor: never starved by readers
+	conn   *pgx.ConnConfig // shared by all connections
+	repair *pgxpool.Pool   // commit feed, heads, repairs and the janitor: readers cannot starve them
 	reads  *pgxpool.Pool
-	wal    atomic.Int64 // highest flushed WAL position that this node has seen
+	wal    atomic.Int64 // highest flushed WAL position that this node has seen, in bytes
 
 	stop    context.CancelFunc // ends the janitor
 	janitor sync.WaitGroup
 	closed  atomic.Bool
 }
 
-// OpenPostgres connects to the log. It returns an error of one line that names
-// the setting and the remedy when the URL is wrong, the schema is missing,
-// older than this binary or too new for it, the server is a replica, or it may forget what it
-// has committed (fsync, full_page_writes or synchronous_commit off).
+// OpenPostgres connects to the log. It returns an error of one line, which
+// names the setting and the remedy, when the URL is wrong, when the schema is
+// missing, older than this binary or too new for it, when the server is a
+// replica, or when it may lose commits in a crash (fsync, full_page_writes or
+// synchronous_commit is off).
 func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	c = c.withDefaults()
 	if err := c.validate(); err != nil {
@@ -47,10 +48,10 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	if err != nil {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
-	setSessionParams(pool.ConnConfig, lockTimeout(c.AppendTimeout))
+	setSessionParams(pool.ConnConfig, c.lockTimeout)
 	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig}
-	// The writer goes first: it makes the checks that every connection makes,
-	// and its error is not hidden behind a pool.
+	// The writers connect first: they check the server as every connection
+	// does, and no pool hides their error.
 	writers := make([]writer, c.AppendWorkers)
 	for i := range writers {
 		w := &pgWriter{p: p}
@@ -73,32 +74,33 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	return p, nil
 }
 
-// urlError says what is wrong with a URL without showing it, as pgx's error
-// would: it may hold a password. What is wrong with its TLSConfig options holds none.
+// urlError returns an error for a wrong URL. Unlike pgx's error it does not
+// quote the URL, which may hold a password. An error about TLS options holds
+// none, so urlError wraps it.
 func urlError(err error, example string) error {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) && strings.Contains(err.Error(), ": failed to configure TLS (") {
-		return fmt.Errorf("DATABASE_URL: its sslmode, sslrootcert, sslcert or sslkey can't be used: %w", errors.Unwrap(parse))
+		return fmt.Errorf("DATABASE_URL: its sslmode, sslrootcert, sslcert or sslkey cannot be used: %w", errors.Unwrap(parse))
 	}
-	return errors.New("DATABASE_URL is not understood: it looks like " + example)
+	return errors.New("DATABASE_URL is malformed: it must look like " + example)
 }
 
-// openError keeps what this package says, and puts what the driver says on one
-// line.
+// openError returns an operatorError unchanged, and an error of the driver on
+// one line that names the setting.
 func openError(err error) error {
 	var refused *operatorError
 	if errors.As(err, &refused) {
 		return refused
 	}
-	return fmt.Errorf("DATABASE_URL leads to no usable PostgreSQL: %s", strings.Join(strings.Fields(err.Error()), " "))
+	return fmt.Errorf("DATABASE_URL does not name a usable PostgreSQL server: %s", strings.Join(strings.Fields(err.Error()), " "))
 }
 
-// connectTimeout bounds the making of one connection.
+// connectTimeout bounds the time to open one connection.
 const connectTimeout = 2 * time.Second
 
-// setSessionParams bounds what a connection may wait for, and takes from the planner
-// every choice that hangs on statistics: right after the migration tables are
-// empty, and a plan made then must still do with millions of rows.
+// setSessionParams bounds the waits of a connection, and leaves the planner no
+// choice that depends on statistics: the tables are empty right after the
+// migration, and a plan made then must still be good with millions of rows.
 func setSessionParams(c *pgx.ConnConfig, lockTimeout time.Duration) {
 	for name, value := range map[string]string{
 		"application_name":                    "switchyard",
@@ -124,15 +126,15 @@ func setSessionParams(c *pgx.ConnConfig, lockTimeout time.Duration) {
 	c.DialFunc = dialer.DialContext
 }
 
-// openPools shares out what the writers left: a third, at most 8, is for
-// repairs, the rest for reads.
+// openPools divides the connections that the writers leave: a third, at most 8,
+// is for repairs, and the rest for reads.
 func (p *Postgres) openPools(pool *pgxpool.Config) error {
 	pool.MaxConnLifetime = p.cfg.ConnLifetime
 	pool.MaxConnLifetimeJitter = p.cfg.ConnLifetime / 10
 	pool.MaxConnIdleTime = 5 * time.Minute
 	pool.MinConns = 0
 	pool.AfterConnect = p.verify
-	writers := p.cfg.AppendWorkers + 1 // one for batches, open from the first of them on
+	writers := p.cfg.AppendWorkers + 1 // one for atomic batches, opened by the first of them
 	rest := p.cfg.MaxConns - writers
 	repair := min(8, max(1, rest/3))
 	for _, part := range []struct {
@@ -142,7 +144,7 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 	}{{"repair", &p.repair, repair}, {"read", &p.reads, rest - repair}} {
 		poolConfig := pool.Copy()
 		poolConfig.MaxConns = int32(part.size)
-		// With its own context: the pool lives longer than the call to open.
+		// A background context, since the pool outlives the call to open.
 		opened, err := pgxpool.NewWithConfig(context.Background(), poolConfig)
 		if err != nil {
 			return fmt.Errorf("open the %s pool: %w", part.name, err)
@@ -157,9 +159,9 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 	return nil
 }
 
-// Close refuses new publications, finishes those that wait, and closes all
-// connections. When ctx ends first, what is left is settled with
-// message.ErrUnavailable. Reads under way end with an error.
+// Close refuses new publications, commits the pending ones, and closes all
+// connections. When ctx ends first, the rest fails with message.ErrUnavailable.
+// Reads under way end with an error. A second call does nothing.
 func (p *Postgres) Close(ctx context.Context) error {
 	if p.closed.Swap(true) {
 		return nil
@@ -171,7 +173,7 @@ func (p *Postgres) Close(ctx context.Context) error {
 	p.janitor.Wait()
 	for _, pool := range []*pgxpool.Pool{p.repair, p.reads} {
 		if pool != nil {
-			pool.Close() // bounded: statements are, by statement_timeout
+			pool.Close() // bounded: statement_timeout bounds what it waits for
 		}
 	}
 	if err != nil {
@@ -180,7 +182,8 @@ func (p *Postgres) Close(ctx context.Context) error {
 	return nil
 }
 
-// readContext is how every reading method begins: bounded in time, refused after Close.
+// readContext returns the context of a read, bounded by AppendTimeout. After
+// Close it returns message.ErrClosed.
 func (p *Postgres) readContext(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	if p.closed.Load() {
 		return nil, nil, message.ErrClosed

@@ -13,54 +13,58 @@ import (
 )
 
 const (
-	// A room is held when it was locked each time of so many: other nodes lock
-	// it, too, but for a commit.
+	// A room counts as locked when each of this many probes finds its row
+	// locked: other nodes lock it, too, but only for one commit.
 	lockedProbes     = 5
 	lockedProbeEvery = 20 * time.Millisecond
 
-	// A held room is only looked at for a while, and then waited for again: at
-	// first for this long, doubled each time that the wait was in vain.
+	// After a wait for a locked room has timed out, batches only probe it, and
+	// wait for it again after this delay, which doubles with each timeout.
 	lockedRetryMin = 2 * time.Second
 	lockedRetryMax = 30 * time.Second
 )
 
-// lockTimeout bounds the wait for a room's row: short enough that those who
-// share a batch with a held room are stored well within AppendTimeout.
+// lockTimeout bounds the wait for a room's row. It is short enough that the
+// publications that share a batch with a locked room are stored well within
+// AppendTimeout.
 func lockTimeout(appendTimeout time.Duration) time.Duration {
 	return min(2*time.Second, appendTimeout*2/5)
 }
 
-// A lockedRoom is remembered by the connection that has waited for it in vain.
+// A lockedRoom is what a connection remembers of a room after its wait for the
+// room's row has timed out.
 type lockedRoom struct {
-	retryAt time.Time     // when it is waited for again
-	delay   time.Duration // until then, from the last time
+	retryAt time.Time     // when a batch waits for it again
+	delay   time.Duration // from the last timeout to retryAt
 }
 
-// sqlFindLockedRooms names those of some rooms whose rows another transaction has locked.
-// A room that nobody has made yet is none of them.
+// sqlFindLockedRooms returns the rooms whose rows another transaction has
+// locked. A room that does not exist yet is not one of them.
 const sqlFindLockedRooms = `
 WITH free AS MATERIALIZED (
 	SELECT id FROM rooms WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR UPDATE SKIP LOCKED
 )
 SELECT name FROM rooms WHERE name = ANY ($1::text[]) AND id <> ALL (ARRAY(SELECT id FROM free))`
 
-// A lockedRoomsError says that another transaction holds rooms of a batch for longer
-// than a batch waits. Nothing was stored. Without telling these rooms apart, one
-// of them would stop all others: the next batch has it again, and waits again.
+// A lockedRoomsError names the rooms of a batch that another transaction has
+// locked for longer than a batch waits. Nothing was stored. If the error did
+// not name them, one locked room would stop all others: each next batch would
+// contain it, and time out again.
 type lockedRoomsError struct{ rooms []string }
 
 func (e *lockedRoomsError) Error() string {
-	return fmt.Sprintf("%d rooms are locked by another transaction, such as %s: pg_stat_activity tells whose", len(e.rooms), e.rooms[0])
+	return fmt.Sprintf("%d rooms are locked by another transaction, such as %s: pg_stat_activity shows which", len(e.rooms), e.rooms[0])
 }
 
-// Unwrap makes it an outage of these rooms.
+// Unwrap returns message.ErrUnavailable, which is what publishers in these rooms get.
 func (e *lockedRoomsError) Unwrap() error { return message.ErrUnavailable }
 
-// has says whether a room is one of those.
+// has reports whether room is one of the locked ones.
 func (e *lockedRoomsError) has(room message.Room) bool { return slices.Contains(e.rooms, string(room)) }
 
-// checkLockedRooms looks, before a batch waits for them, at those of its rooms that were
-// held. It returns a *lockedRoomsError when some still are.
+// checkLockedRooms probes those rooms of a batch that were found locked a short
+// while ago, so that the batch does not wait for them. It returns a
+// *lockedRoomsError when some still are locked.
 func (w *pgWriter) checkLockedRooms(ctx context.Context, batch []*queuedPublication) error {
 	if len(w.lockedRooms) == 0 {
 		return nil
@@ -82,9 +86,9 @@ func (w *pgWriter) checkLockedRooms(ctx context.Context, batch []*queuedPublicat
 	return err
 }
 
-// findLockedRooms returns a *lockedRoomsError that names those of a batch's rooms for which it
-// has waited in vain, and remembers them. Nil says that whoever held them has
-// let go.
+// findLockedRooms is called when a batch has timed out waiting for its rooms'
+// rows. It returns a *lockedRoomsError that names the rooms still locked, and
+// remembers them, or nil when none is locked any more.
 func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublication) error {
 	rooms := roomsOf(batch)
 	for probe := 0; probe < lockedProbes && len(rooms) > 0; probe++ {
@@ -92,7 +96,7 @@ func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublicati
 			select {
 			case <-time.After(lockedProbeEvery):
 			case <-ctx.Done():
-				return fmt.Errorf("look for held rooms: %w", ctx.Err())
+				return fmt.Errorf("find locked rooms: %w", ctx.Err())
 			}
 		}
 		var err error
@@ -104,7 +108,7 @@ func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublicati
 		return nil
 	}
 	now := time.Now()
-	// Nobody asked for these since they were to be waited for again.
+	// No batch has had these rooms since their retryAt: forget them.
 	maps.DeleteFunc(w.lockedRooms, func(_ string, h lockedRoom) bool { return now.Sub(h.retryAt) > lockedRetryMax })
 	for _, room := range rooms {
 		delay := max(lockedRetryMin, min(2*w.lockedRooms[room].delay, lockedRetryMax))
@@ -113,16 +117,16 @@ func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublicati
 	return &lockedRoomsError{rooms}
 }
 
-// queryLockedRooms returns those of some rooms that another transaction has locked, and
+// queryLockedRooms returns those rooms that another transaction has locked, and
 // forgets the others.
 func (w *pgWriter) queryLockedRooms(ctx context.Context, rooms []string) ([]string, error) {
-	rows, err := w.conn.Query(ctx, "held", rooms)
+	rows, err := w.conn.Query(ctx, "find_locked", rooms)
 	if err != nil {
-		return nil, fmt.Errorf("look for held rooms: %w", err)
+		return nil, fmt.Errorf("find locked rooms: %w", err)
 	}
 	locked, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return nil, fmt.Errorf("look for held rooms: %w", err)
+		return nil, fmt.Errorf("find locked rooms: %w", err)
 	}
 	for _, room := range rooms {
 		if !slices.Contains(locked, room) {
@@ -132,7 +136,7 @@ func (w *pgWriter) queryLockedRooms(ctx context.Context, rooms []string) ([]stri
 	return locked, nil
 }
 
-// forgetLockedRooms forgets the rooms of a batch that was stored.
+// forgetLockedRooms forgets the rooms of a stored batch.
 func (w *pgWriter) forgetLockedRooms(batch []*queuedPublication) {
 	if len(w.lockedRooms) == 0 {
 		return

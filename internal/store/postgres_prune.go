@@ -11,34 +11,36 @@ import (
 // pruneLock is the advisory lock of the node that prunes.
 const pruneLock = 0x5377_6974_6369
 
-// pruneRows bounds one transaction of the janitor: it must not hold the locks
-// of many rows for long, nor flood the WAL.
+// pruneRows bounds one transaction of the janitor: it must not lock many rows
+// for long, nor flood the WAL.
 const pruneRows = 5000
 
-// The oldest rows of the feed are those of the lowest transaction ids, nearly.
-// The floor rises in the same statement, so a reader sees both or neither.
+// sqlPruneCommits finds the oldest rows of the feed by their transaction ids,
+// which are nearly in the order of time. It raises feed_floor in the same
+// statement, so that a reader sees both changes or neither.
 const sqlPruneCommits = `
-WITH gone AS (
+WITH deleted AS (
 	DELETE FROM commits WHERE xid = ANY (ARRAY(
 		SELECT o.xid FROM (SELECT xid, at FROM commits ORDER BY xid LIMIT $2) o
 		WHERE o.at < clock_timestamp() - $1::interval))
 	RETURNING xid::text::bigint AS xid
 ), floor AS (
-	UPDATE meta SET feed_floor = greatest(feed_floor, (SELECT max(xid) + 1 FROM gone))
-	WHERE EXISTS (SELECT FROM gone)
+	UPDATE meta SET feed_floor = greatest(feed_floor, (SELECT max(xid) + 1 FROM deleted))
+	WHERE EXISTS (SELECT FROM deleted)
 )
-SELECT count(*) FROM gone`
+SELECT count(*) FROM deleted`
 
-// By the index on at; the rows are then found by their place in the table.
+// sqlPruneIDs finds the rows by the index on at, and deletes them by ctid,
+// which saves a second index lookup.
 const sqlPruneIDs = `
-WITH gone AS (
+WITH deleted AS (
 	DELETE FROM message_ids WHERE ctid = ANY (ARRAY(
 		SELECT ctid FROM message_ids WHERE at < clock_timestamp() - $1::interval ORDER BY at LIMIT $2))
 	RETURNING 1
 )
-SELECT count(*) FROM gone`
+SELECT count(*) FROM deleted`
 
-// prune removes what the commit feed and the memory of ids need no longer, in
+// prune removes old rows of the commit feed and ids older than IDWindow, in
 // small transactions. It does nothing while another node prunes.
 func (p *Postgres) prune(ctx context.Context) error {
 	for _, job := range []struct {
@@ -58,8 +60,9 @@ func (p *Postgres) prune(ctx context.Context) error {
 	return nil
 }
 
-// pruneOnce runs one small transaction and returns how many rows it removed, 0
-// when another node holds the lock: it will prune again in a minute.
+// pruneOnce runs one small transaction and returns the number of rows that it
+// removed. It returns 0 when another node holds the lock: this node tries again
+// in a minute.
 func (p *Postgres) pruneOnce(ctx context.Context, sql string, kept time.Duration) (removed int, err error) {
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
 		var mine bool

@@ -11,9 +11,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// sqlPage reads one row more than asked, to know whether there is more. The
-// sizes are summed before any data are fetched: octet_length of a bytea does
-// not read what is stored out of line.
+// sqlPage reads one row more than the limit, to learn whether there are more.
+// It sums the sizes before it fetches any data: octet_length of a bytea does
+// not read a value that is stored out of line.
 const sqlPage = `
 SELECT m.epoch, coalesce(r.head, 0), coalesce(r.first, 1), coalesce(p.candidates, 0),
 	p.seq, p.at, p.id, p.sender, p.data
@@ -36,8 +36,8 @@ var (
 	sqlPageDown = fmt.Sprintf(sqlPage, "<", "DESC")
 )
 
-// Read returns part of a room, all of it from one snapshot. An unknown room is
-// one without messages.
+// Read returns part of a room, all of it from one snapshot. An unknown room
+// reads as an empty one.
 func (p *Postgres) Read(ctx context.Context, r message.Range) (message.Page, error) {
 	defer p.m.observe("read", time.Now())
 	ctx, cancel, err := p.readContext(ctx)
@@ -64,7 +64,8 @@ func (p *Postgres) Read(ctx context.Context, r message.Range) (message.Page, err
 	return page, nil
 }
 
-// scanPage reads rows that all bear the room, and a message where there is one.
+// scanPage reads the rows of sqlPage. Each has the state of the room, and a
+// message if the page has any.
 func scanPage(rows pgx.Rows, room message.Room) (message.Page, error) {
 	defer rows.Close()
 	var page message.Page
@@ -78,7 +79,7 @@ func scanPage(rows pgx.Rows, room message.Room) (message.Page, error) {
 		if err != nil {
 			return message.Page{}, err
 		}
-		if seq == nil { // the row that carries only the room
+		if seq == nil { // the row of an empty page
 			continue
 		}
 		page.Messages = append(page.Messages, message.Message{
@@ -90,9 +91,9 @@ func scanPage(rows pgx.Rows, room message.Room) (message.Page, error) {
 	return page, rows.Err()
 }
 
-// The snapshot that tells the rows also tells the next cursor: below its xmin
-// no transaction is under way, so nothing can appear there later. A cursor
-// above its xmax comes from another server.
+// sqlCommits takes the rows and the next cursor from one snapshot. Below the
+// snapshot's xmin no transaction is under way, so no row can appear there
+// later. A cursor above its xmax comes from another server.
 const sqlCommits = `
 SELECT m.epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
 	$1::bigint < m.feed_floor OR $1::bigint > pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
@@ -105,12 +106,15 @@ FROM meta m, LATERAL (
 	) h
 ) f`
 
-// sqlCurrentCursor is where a reader begins who wants nothing of the past.
+// sqlCurrentCursor returns the cursor of a reader that wants only what is
+// committed from now on. It is the xmin, too: a transaction under way commits
+// later.
 const sqlCurrentCursor = `SELECT epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM meta`
 
-// Commits returns what was committed since the cursor was given out, and the
-// next cursor; for cursor 0 only that. Nothing is ever skipped, not even a
-// transaction that began before the cursor was given out and ended after.
+// Commits returns the heads of the rooms with commits since the cursor was
+// returned, and the next cursor. For cursor 0 it returns only the next cursor.
+// It skips no commit, not even of a transaction that began before the cursor
+// was returned and ended after. It may return a commit more than once.
 func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.Commits, error) {
 	defer p.m.observe("commits", time.Now())
 	ctx, cancel, err := p.readContext(ctx)
@@ -141,12 +145,13 @@ func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.
 	return c, nil
 }
 
-// sqlRoomHeads always has a row, for the epoch.
+// sqlHeads always returns a row, for the epoch.
 const sqlHeads = `
 SELECT m.epoch, r.name, r.head FROM meta m LEFT JOIN rooms r ON r.name = ANY ($1::text[])`
 
-// Heads returns how far each of the rooms has come, in the order asked; an
-// unknown room is at 0. Ask in pages: the rooms are one array of one query.
+// Heads returns the seq of each room's last message, in the order of rooms; an
+// unknown room is at 0. All rooms go into one query, so a caller with many
+// should ask in pages.
 func (p *Postgres) Heads(ctx context.Context, rooms []message.Room) (message.Epoch, []message.Head, error) {
 	defer p.m.observe("heads", time.Now())
 	ctx, cancel, err := p.readContext(ctx)
@@ -182,7 +187,8 @@ func (p *Postgres) Heads(ctx context.Context, rooms []message.Room) (message.Epo
 	return epoch, inOrder(rooms, found), nil
 }
 
-// inOrder answers in the order of the question, 0 for what was not found.
+// inOrder returns the heads in the order of rooms, 0 for a room that is not in
+// found.
 func inOrder(rooms []message.Room, found map[message.Room]message.Seq) []message.Head {
 	heads := make([]message.Head, len(rooms))
 	for i, room := range rooms {

@@ -11,6 +11,7 @@ import (
 )
 
 func TestARestoreByTemplateBeginsANewEpoch(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.StartPostgres(t))
 	f.pg.Exec("CREATE DATABASE live")
 	f.url = f.pg.URLOf("live")
@@ -22,22 +23,22 @@ func TestARestoreByTemplateBeginsANewEpoch(t *testing.T) {
 	f.pg.Exec("CREATE DATABASE earlier TEMPLATE live")
 	n := f.startNode()
 	if kept := n.mustPublish("room", "2", "x"); kept.Epoch != old.Epoch {
-		t.Fatal("taking a copy began a new epoch")
+		t.Fatal("copying the database began a new epoch")
 	}
-	// The node lives on while the older state takes the place of the newer.
+	// The node goes on running while the older state replaces the newer one.
 	f.pg.Exec("ALTER DATABASE live ALLOW_CONNECTIONS false",
 		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'live'",
 		"DROP DATABASE live WITH (FORCE)", "ALTER DATABASE earlier RENAME TO live")
 	n.expectNewEpoch(old.Epoch, 2)
 }
 
-// expectNewEpoch publishes until the log takes it, and says which seq that
-// must get in which epoch.
+// expectNewEpoch publishes until the restored log stores the message, which must
+// have this seq in another epoch than the old one.
 func (n *node) expectNewEpoch(old message.Epoch, seq message.Seq) {
 	n.t.Helper()
 	cursor := message.Cursor(1)
 	var p *message.Publication
-	eventually(n.t, "the restored log is written", func() error {
+	testkit.EventuallyNil(n.t, "the restored log can be written", func() error {
 		p = n.publish("room", "ann", "after the restore", "x")
 		return p.Err
 	})
@@ -49,9 +50,10 @@ func (n *node) expectNewEpoch(old message.Epoch, seq message.Seq) {
 	}
 }
 
-// A dump that is restored over the same database keeps its connections, its
-// system identifier and its name.
+// A dump that is restored over the same database leaves the connections, the
+// system identifier and the database's name as they are.
 func TestADumpRestoredUnderARunningNodeBeginsANewEpoch(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	n := f.startNode()
 	old := n.mustPublish("room", "1", "x")
@@ -83,9 +85,10 @@ func (f *fixture) runTool(program string, input []byte, args ...string) []byte {
 	return out
 }
 
-// The files of the server are put back as they were: same system, database,
-// timeline and tables. Only a node that saw later WAL can tell.
+// An older copy of the server's files is put back, with the same system,
+// database, timeline and tables. Only a node that saw later WAL can notice.
 func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
+	t.Parallel()
 	pg := testkit.StartPostgres(t)
 	f := newPostgresFixture(t, pg)
 	before := f.startNode()
@@ -97,7 +100,7 @@ func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	n := f.startNode()
 	n.mustPublish("room", "2", "x")
 	flushed := pg.Query(`SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`)
-	eventually(t, "a ping sees the WAL", func() error {
+	testkit.EventuallyNil(t, "a ping sees the WAL", func() error {
 		if seen := fmt.Sprint(n.logUnderTest.(*Postgres).wal.Load()); seen < flushed {
 			return fmt.Errorf("%s of %s", seen, flushed)
 		}
@@ -110,6 +113,7 @@ func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 }
 
 func TestATrustedFailoverKeepsTheEpoch(t *testing.T) {
+	t.Parallel()
 	for _, trust := range []bool{true, false} {
 		f := newPostgresFixture(t, testkit.Postgres(t))
 		n := f.startNode(func(c *Config) { c.TrustFailover = trust })
@@ -123,7 +127,7 @@ func TestATrustedFailoverKeepsTheEpoch(t *testing.T) {
 		}
 		f.pg.Exec(`UPDATE meta SET fingerprint = '1' || fingerprint`)
 		if other := f.startNode(func(c *Config) { c.TrustFailover = trust }); other.epoch() == after.Epoch {
-			t.Errorf("trust %v: another system keeps the epoch", trust)
+			t.Errorf("trust %v: the epoch stays on another system", trust)
 		}
 	}
 }

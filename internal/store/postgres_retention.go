@@ -10,18 +10,19 @@ import (
 )
 
 const (
-	// retainLock is the advisory lock of the node that walks or trims.
+	// retainLock is the advisory lock of a node during a step of the walk or
+	// a trim.
 	retainLock = 0x5377_6974_636a
 	// trimRows bounds one transaction of a trim.
 	trimRows = 1000
-	// trimWait is how long a trim waits for a lock before it gives up. Locks
-	// of a row are given in the order they were asked for: even in a room that
-	// is always locked the turn comes when the batch under way is committed.
+	// trimWait is how long a trim waits for a lock before it gives up.
+	// PostgreSQL grants the locks of a row in the order of the requests, so
+	// even in a busy room a trim waits for no more than the batch under way.
 	trimWait = "200ms"
 )
 
-// Statements of a step of the walk. A walk that was begun goes on at once,
-// whoever began it; the next one begins when its time has come.
+// Statements of a step of the walk. Any node continues a walk that has begun;
+// the next walk begins when it is due.
 const (
 	sqlWalked = `
 SELECT walked FROM retention WHERE walked > 0 OR begun < now() - $1::interval`
@@ -37,9 +38,9 @@ FROM page p`
 UPDATE retention SET walked = $1, begun = CASE WHEN walked = 0 THEN now() ELSE begun END`
 )
 
-// walkStep makes a step of the walk that all nodes share: what one has looked at,
-// the others do not. That a node may die before it has trimmed what it found
-// does no harm: the next walk finds it again.
+// walkStep makes a step of the walk that all nodes share: they skip the rooms
+// that another node has inspected. A node may die before it has trimmed the
+// rooms it found, which is harmless: the next walk finds them again.
 func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error) {
 	ended = true
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
@@ -50,7 +51,7 @@ func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms 
 		var walked int64
 		err := tx.QueryRow(ctx, sqlWalked, retainEvery/2).Scan(&walked)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil // another node has walked just now
+			return nil // another node has completed a walk recently
 		}
 		if err != nil {
 			return err
@@ -62,42 +63,42 @@ func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms 
 		if ended = n < walkPageSize; ended {
 			walked = 0
 		}
-		// In the same transaction as the look, under the lock: no step is made
-		// twice, and none is left out.
+		// In the transaction that read the rooms, under the lock: no step is
+		// made twice, and none is left out.
 		_, err = tx.Exec(ctx, sqlWalk, walked)
 		return err
 	})
 	return rooms, ended, err
 }
 
-// sqlTrim removes first and touches the room's row last, so that publishers
-// wait for the commit alone. That first is right does not hang on a lock: only
-// this statement moves it, one at a time, and it moves to behind what this
-// statement has seen and removed. Times in a room never run backwards, so what
-// is too old is a prefix.
+// sqlTrim deletes the messages first and updates the room's row last, so that
+// publishers wait only for its commit. rooms.first is right without a lock on
+// the row: only this statement changes it, one at a time, and sets it just
+// behind the messages that this statement has deleted. Times in a room never
+// decrease, so the messages that are too old are a prefix.
 const sqlTrim = `
 WITH old AS MATERIALIZED (
 	SELECT m.room_id, m.seq FROM rooms r, LATERAL (
 		SELECT room_id, seq, at FROM messages WHERE room_id = r.id AND seq >= r.first ORDER BY seq LIMIT $4::bigint
 	) m
 	WHERE r.name = $1 AND (m.seq <= r.head - $2::bigint OR m.at < now() - $3::interval)
-), gone AS (
+), deleted AS (
 	DELETE FROM messages USING (SELECT room_id, min(seq) AS low, max(seq) AS high FROM old GROUP BY room_id) o
 	WHERE messages.room_id = o.room_id AND messages.seq BETWEEN o.low AND o.high
 	RETURNING messages.seq
 )
-UPDATE rooms SET first = g.next FROM (SELECT max(seq) + 1 AS next FROM gone) g
-WHERE name = $1 AND g.next IS NOT NULL
-RETURNING (SELECT count(*) FROM gone)`
+UPDATE rooms SET first = d.next FROM (SELECT max(seq) + 1 AS next FROM deleted) d
+WHERE name = $1 AND d.next IS NOT NULL
+RETURNING (SELECT count(*) FROM deleted)`
 
-// The commit of a trim is not waited for, or the room would be locked for the
-// length of a flush: a crash may bring removed messages back, together with
-// the room's first, and they are removed again.
+// sqlTrimSettings lets a trim commit without waiting for the flush, during
+// which the room would be locked. A crash may bring removed messages back,
+// together with the room's old first; the next walk removes them again.
 const sqlTrimSettings = `
 SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'off', true)`
 
-// trim goes by the pool of repairs, as all of the janitor does: readers may be
-// many, and what waits behind them would wait long.
+// trim uses the repair pool, as the janitor does, so that it need not wait
+// behind many readers.
 func (p *Postgres) trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
 	defer cancel()
@@ -105,13 +106,14 @@ func (p *Postgres) trim(ctx context.Context, room message.Room, policy retention
 		if _, err := tx.Exec(ctx, sqlTrimSettings, trimWait); err != nil {
 			return err
 		}
-		// Waited for, unlike in due: whoever holds it is done in a moment.
+		// Unlike walkStep, a trim waits for the lock: each holder needs it
+		// only for a moment.
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retainLock); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(policy.count), orNull(policy.age), trimRows).Scan(&removed)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil // nothing to remove: another node was faster
+			return nil // nothing to remove: another node has trimmed the room
 		}
 		return err
 	})
@@ -123,7 +125,7 @@ func (p *Postgres) trim(ctx context.Context, room message.Room, policy retention
 
 const lockNotAvailable = "55P03"
 
-// retention returns what removes old messages from this log.
+// retention returns the retention of this log.
 func (p *Postgres) retention() *retention {
 	return &retention{trimmer: p, trimLimit: trimRows, policy: p.cfg.retentionPolicy(), m: p.m, log: p.cfg.Logger}
 }

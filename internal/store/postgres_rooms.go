@@ -10,9 +10,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// sqlListRooms reads two ranges of names by the index on them: below the
-// service's own rooms, and above. Between them there may be many, one a node
-// that ever ran, and to filter them out would be to read them.
+// sqlListRooms reads two ranges of the index on names: below the service's own
+// rooms, and above them. There may be many of its own, one for each node that
+// ever ran, and a filter would have to read them all.
 const sqlListRooms = `
 SELECT l.name, l.head, l.first, CASE WHEN l.head > 0 THEN l.last_at END FROM (
 	(SELECT name, head, first, last_at FROM rooms
@@ -23,9 +23,10 @@ SELECT l.name, l.head, l.first, CASE WHEN l.head > 0 THEN l.last_at END FROM (
 ) l ORDER BY l.name LIMIT $6`
 
 // ListRooms returns rooms whose names begin with prefix and sort after after,
-// in byte order, at most limit (1 to 1,000), and whether there are more. The
-// service's own rooms, whose names begin with _, are left out unless prefix
-// does too. The error for an argument out of bounds is a *message.InvalidError.
+// in byte order, at most limit (1 to 1,000), and reports whether there are
+// more. The service's own rooms, whose names begin with _, are left out unless
+// prefix begins with _, too. The error for an argument out of bounds is a
+// *message.InvalidError.
 func (p *Postgres) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
 	defer p.m.observe("list_rooms", time.Now())
 	names, err := nameRangesFor(prefix, after, limit)
@@ -37,7 +38,7 @@ func (p *Postgres) ListRooms(ctx context.Context, prefix string, after message.R
 		return nil, false, fmt.Errorf("list rooms: %w", err)
 	}
 	defer cancel()
-	// One more than asked tells whether there are more.
+	// One row more than the limit shows whether there are more.
 	rows, err := p.reads.Query(ctx, sqlListRooms, names.after, names.low[0], names.high[0], names.low[1], names.high[1], limit+1)
 	if err != nil {
 		return nil, false, fmt.Errorf("list rooms: %w", err)

@@ -14,7 +14,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// lockRoom locks a room's row until release is called: batches wait for it.
+// lockRoom locks a room's row until release is called, so that batches wait.
 func (f *fixture) lockRoom(room string) (release func()) {
 	f.t.Helper()
 	conn := f.connect()
@@ -42,10 +42,10 @@ func (f *fixture) connect() *pgx.Conn {
 	return conn
 }
 
-// waitForBlockedBackends waits until so many backends of the log wait for a lock.
+// waitForBlockedBackends waits until that many backends of the log wait for a lock.
 func (f *fixture) waitForBlockedBackends(backends int) {
 	f.t.Helper()
-	eventually(f.t, "batches wait for a lock", func() error {
+	testkit.EventuallyNil(f.t, "batches wait for a lock", func() error {
 		n := f.pg.Query(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'switchyard'
 			AND datname = current_database() AND wait_event_type = 'Lock'`)
 		if n != fmt.Sprint(backends) {
@@ -56,13 +56,14 @@ func (f *fixture) waitForBlockedBackends(backends int) {
 }
 
 func TestTheSameIDInOverlappingBatchesOfTwoNodes(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	a, b := f.startNode(), f.startNode()
 	a.mustPublish("room", "0", "x")
 	release := f.lockRoom("room")
 	first := a.append("room", "ann", "id", "x")
 	f.waitForBlockedBackends(1)
-	// Both batches have begun, each with a neighbour that must leave no hole.
+	// The second batch begins, with another message that must leave no hole.
 	second, neighbor := b.append("room", "ann", "id", "x"), b.append("room", "ann", "new", "x")
 	f.waitForBlockedBackends(2)
 	release()
@@ -76,7 +77,7 @@ func TestTheSameIDInOverlappingBatchesOfTwoNodes(t *testing.T) {
 		t.Errorf("second %+v", second)
 	}
 	if neighbor.Err != nil || neighbor.Seq != 3 {
-		t.Errorf("neighbour %+v", neighbor)
+		t.Errorf("neighbor %+v", neighbor)
 	}
 	if all := a.readAll("room"); len(all) != 3 {
 		t.Errorf("%d are stored", len(all))
@@ -84,11 +85,12 @@ func TestTheSameIDInOverlappingBatchesOfTwoNodes(t *testing.T) {
 }
 
 func TestManyNewRoomsInOppositeOrders(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	a, b := f.openNode(), f.openNode()
 	var pubs []*message.Publication
 	for i := range 200 {
-		// Names that a language sorts otherwise than bytes do.
+		// English sorts these names in another order than their bytes.
 		names := []string{"a", "B", "_c", "A-", "a.", "Z", "z"}
 		pubs = append(pubs,
 			a.append(names[i%7]+numbered("", i), "", numbered("a", i), "x"),
@@ -102,161 +104,124 @@ func TestManyNewRoomsInOppositeOrders(t *testing.T) {
 		}
 	}
 	if got := f.pg.Query(`SELECT count(*), sum(head), max(head) FROM rooms`); got != "200|400|2" {
-		t.Errorf("rooms, messages, most in a room: %s", got)
+		t.Errorf("rooms, messages and the highest head: %s", got)
 	}
 	if got := f.pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got != "0" {
 		t.Errorf("%s deadlocks", got)
 	}
 }
 
-func TestAWriterDisconnectedMidBatchLosesAndDuplicatesNothing(t *testing.T) {
-	f := newPostgresFixture(t, testkit.Postgres(t))
-	n := f.startNode(func(c *Config) { c.AppendWorkers = 1 })
-	n.mustPublish("room", "first", "x")
-	var pubs []*message.Publication
-	for round := range 3 {
-		release := f.lockRoom("room")
-		for i := range 50 {
-			pubs = append(pubs, n.append("room", "", numbered(numbered("id", round), i), "x"))
-		}
-		f.waitForBlockedBackends(1)
-		f.pg.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard'
-			AND datname = current_database() AND wait_event_type = 'Lock'`)
-		release()
-		for _, p := range pubs {
-			wait(t, p)
-		}
-	}
-	for i, p := range pubs {
-		if p.Err != nil || p.Seq != message.Seq(i+2) {
-			t.Fatalf("%d: %+v", i, p)
-		}
-	}
-	if all := n.readAll("room"); len(all) != 151 {
-		t.Errorf("%d are stored, want 151", len(all))
-	}
-}
-
-// When the connection dies after COMMIT was sent and before it was answered,
-// the batch is tried again and finds itself.
-func TestALostAnswerToCommit(t *testing.T) {
-	f := newPostgresFixture(t, testkit.Postgres(t))
-	lose := f.interceptCommits()
-	n := f.startNode(func(c *Config) { c.AppendWorkers = 1 })
-	n.mustPublish("room", "first", "x")
-	lost := lose("room")
-	p := n.mustPublish("room", "id", "x")
-	requireFault(t, lost)
-	if p.Seq != 2 || !p.Duplicate {
-		t.Errorf("%+v", p)
-	}
-	if all := n.readAll("room"); len(all) != 2 {
-		t.Errorf("%d are stored, want 2", len(all))
-	}
-}
-
 func TestTheFeedSkipsNoCommitThatBeganEarlierAndEndedLater(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	n := f.startNode()
 	n.mustPublish("slow", "1", "x")
 	n.mustPublish("fast", "1", "x")
-	// A batch of another node, under way: it has its transaction id already.
-	slow, err := f.connect().Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = slow.Exec(t.Context(), `INSERT INTO commits SELECT pg_current_xact_id(), '{slow}', '{2}', clock_timestamp()`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cursor := message.Cursor(1)
-	read := func() string {
-		c, err := n.Commits(t.Context(), cursor)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cursor = c.Next
-		heads := map[message.Room]message.Seq{}
-		for _, h := range c.Heads {
-			heads[h.Room] = h.Seq
-		}
-		return fmt.Sprint(heads)
-	}
+	commit := f.beginSlowCommit(2)
+	feed := feedReader{n: n, cursor: 1}
 	n.mustPublish("fast", "2", "x")
-	if got := read(); got != "map[fast:2 slow:1]" {
-		t.Errorf("while the slow one is under way the feed tells %s", got)
+	if got := feed.read(); got != "map[fast:2 slow:1]" {
+		t.Errorf("while the slow commit is under way the feed reports %s", got)
 	}
 	n.mustPublish("fast", "3", "x")
-	if err := slow.Commit(t.Context()); err != nil {
-		t.Fatal(err)
+	commit()
+	if got := feed.read(); got != "map[fast:3 slow:2]" {
+		t.Errorf("after the slow commit the feed reports %s", got)
 	}
-	if got := read(); got != "map[fast:3 slow:2]" {
-		t.Errorf("after the slow one ended the feed tells %s", got)
+	// The next cursor may be behind while other transactions of the server are
+	// under way, in other databases, too.
+	testkit.Eventually(t, "the feed to report nothing more", func() bool { return feed.read() == "map[]" })
+}
+
+// A node starts, and takes its first cursor, while a batch of another node is
+// under way: it learns of that batch once it commits.
+func TestTheFirstCursorSkipsNoCommitUnderWay(t *testing.T) {
+	t.Parallel()
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	other := f.startNode()
+	other.mustPublish("slow", "1", "x")
+	commit := f.beginSlowCommit(2)
+	other.mustPublish("fast", "1", "x") // begins later and commits earlier
+	feed := feedReader{n: f.startNode()}
+	if got := feed.read(); got != "map[]" {
+		t.Errorf("with the first cursor the feed reports %s", got)
 	}
-	if got := read(); got != "map[]" {
-		t.Errorf("then it tells %s", got)
+	commit()
+	if got := feed.read(); !strings.Contains(got, "slow:2") {
+		t.Errorf("after the slow commit the feed reports %s", got)
 	}
 }
 
-func TestTheDatabaseStopsAndComesBack(t *testing.T) {
-	pg := testkit.StartPostgres(t)
-	f := newPostgresFixture(t, pg)
-	n := f.startNode(func(c *Config) { c.AppendTimeout = time.Second })
-	acked := n.mustPublish("room", "acked", "x")
-	pg.Kill()
-	began := time.Now()
-	if p := n.publish("room", "ann", "while away", "x"); !errors.Is(p.Err, message.ErrUnavailable) {
-		t.Errorf("while the database is away: %v", p.Err)
+// beginSlowCommit begins a batch of another node that raises the head of the
+// room slow. It has a transaction id, and ends with commit.
+func (f *fixture) beginSlowCommit(head int) (commit func()) {
+	f.t.Helper()
+	tx, err := f.connect().Begin(f.t.Context())
+	if err != nil {
+		f.t.Fatal(err)
 	}
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("the answer took %v, the bound is 1.2 s", took)
+	_, err = tx.Exec(f.t.Context(), fmt.Sprintf(`INSERT INTO commits SELECT pg_current_xact_id(), '{slow}', '{%d}', clock_timestamp()`, head))
+	if err != nil {
+		f.t.Fatal(err)
 	}
-	if _, err := n.Read(t.Context(), message.Range{Room: "room", Limit: 1}); err == nil {
-		t.Error("a dead database can be read")
-	}
-	eventually(t, "Check speaks", func() error {
-		if n.Check() == nil {
-			return errors.New("it says all is well")
+	return func() {
+		f.t.Helper()
+		if err := tx.Commit(f.t.Context()); err != nil {
+			f.t.Fatal(err)
 		}
-		return nil
-	})
-	pg.Start()
-	var p *message.Publication
-	eventually(t, "the log comes back by itself", func() error {
-		p = n.publish("room", "ann", "after", "x")
-		return p.Err
-	})
-	if p.Epoch != acked.Epoch {
-		t.Error("a crash alone began a new epoch")
 	}
-	if all := n.readAll("room"); all[0].ID != "acked" || all[len(all)-1].ID != "after" {
-		t.Errorf("stored are %v", all)
-	}
-	eventually(t, "all lanes have come back", n.Check)
 }
 
-func TestServersWithoutDurableCommitsAreRefused(t *testing.T) {
-	for _, setting := range []string{"fsync", "full_page_writes", "synchronous_commit"} {
-		t.Run(setting, func(t *testing.T) {
-			f := &fixture{t: t, pg: testkit.StartPostgres(t, setting+"=off")}
-			f.url = f.pg.URL()
-			f.migrate()
-			_, err := f.openLog()
-			if err == nil || !strings.Contains(err.Error(), setting+" = on") || !strings.Contains(err.Error(), "DATABASE_URL") {
-				t.Errorf("open: %v", err)
-			}
-		})
+// A feedReader reads the commit feed from one cursor to the next.
+type feedReader struct {
+	n      *node
+	cursor message.Cursor
+}
+
+// read returns the heads since the last call, as fmt prints a map.
+func (r *feedReader) read() string {
+	r.n.t.Helper()
+	c, err := r.n.Commits(r.n.t.Context(), r.cursor)
+	if err != nil {
+		r.n.t.Fatal(err)
 	}
+	r.cursor = c.Next
+	heads := map[message.Room]message.Seq{}
+	for _, h := range c.Heads {
+		heads[h.Room] = h.Seq
+	}
+	return fmt.Sprint(heads)
+}
+
+// All three settings can be turned off while a server runs.
+func TestServersWithoutDurableCommitsAreRefused(t *testing.T) {
+	t.Parallel()
+	f := newPostgresFixture(t, testkit.StartPostgres(t))
+	set := func(setting, value string) {
+		t.Helper()
+		f.pg.Exec("ALTER SYSTEM SET "+setting+" = "+value, "SELECT pg_reload_conf()")
+		testkit.Eventually(t, setting+" = "+value, func() bool { return f.pg.Query("SHOW "+setting) == value })
+	}
+	for _, setting := range []string{"fsync", "full_page_writes", "synchronous_commit"} {
+		set(setting, "off")
+		_, err := f.openLog()
+		if err == nil || !strings.Contains(err.Error(), setting+" = on") || !strings.Contains(err.Error(), "DATABASE_URL") {
+			t.Errorf("open with %s off: %v", setting, err)
+		}
+		set(setting, "on")
+	}
+	f.startNode().mustPublish("room", "1", "x")
 }
 
 func TestSynchronousCommitOfAWriter(t *testing.T) {
+	t.Parallel()
+	f := newPostgresFixture(t, testkit.Postgres(t))
 	for configured, want := range map[string]string{"local": "on", "remote_write": "on", "on": "on", "remote_apply": "remote_apply"} {
-		f := newPostgresFixture(t, testkit.Postgres(t))
 		f.pg.Exec("ALTER DATABASE " + f.pg.Database() + " SET synchronous_commit = " + configured)
 		n := f.startNode(func(c *Config) { c.AppendWorkers = 1 })
 		var got string
 		writer := n.logUnderTest.(*Postgres).workers[0].writer.(*pgWriter)
-		n.close() // the lane is done with the connection, which close has closed
+		n.close() // the append worker has ended and closed its connection
 		if err := writer.connect(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -269,7 +234,7 @@ func TestSynchronousCommitOfAWriter(t *testing.T) {
 
 func TestUnusableURLsAreRefused(t *testing.T) {
 	for url, want := range map[string]string{
-		"postgres://user:secret@[/":                             "looks like",
+		"postgres://user:secret@[/":                             "must look like",
 		"postgres://user:secret@127.0.0.1:1/db?sslmode=disable": "refused",
 	} {
 		_, err := OpenPostgres(t.Context(), Config{URL: url})
@@ -284,6 +249,7 @@ func TestUnusableURLsAreRefused(t *testing.T) {
 }
 
 func TestMigrationsOfSeveralNodesAtOnce(t *testing.T) {
+	t.Parallel()
 	pg := testkit.Postgres(t)
 	errs := make(chan error)
 	for range 4 {
@@ -297,9 +263,10 @@ func TestMigrationsOfSeveralNodesAtOnce(t *testing.T) {
 	(&fixture{t: t, url: pg.URL(), pg: pg}).startNode().mustPublish("room", "1", "x")
 }
 
-// Right after the migration all tables are empty, and the planner would find
-// reading them whole the cheapest. Such a plan, kept, is ruin a day later.
+// Right after the migration all tables are empty, and the planner would prefer
+// to read them whole. Such a plan, if kept, would be disastrous a day later.
 func TestNoPlanReadsAWholeTable(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	p := f.openNode().logUnderTest.(*Postgres)
 	conn, err := p.repair.Acquire(t.Context())
@@ -312,9 +279,9 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 		sql  string
 		args []any
 	}{
-		"make":       {sqlCreateRooms, []any{empty}},
+		"create":     {sqlCreateRooms, []any{empty}},
 		"lock":       {sqlLockRooms, []any{empty}},
-		"held":       {sqlFindLockedRooms, []any{empty}},
+		"locked":     {sqlFindLockedRooms, []any{empty}},
 		"append":     {sqlAppend, []any{empty, empty, empty, [][]byte{}, [][]byte{}, ""}},
 		"read up":    {sqlPageUp, []any{"room", 0, 10, 100}},
 		"read down":  {sqlPageDown, []any{"room", 5, 10, 100}},
@@ -337,7 +304,7 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		for _, line := range lines {
-			// These have one row, and no index could be cheaper.
+			// These tables have one row.
 			if strings.Contains(line, "Seq Scan on") && !strings.Contains(line, "Seq Scan on meta") && !strings.Contains(line, "Seq Scan on retention") {
 				t.Errorf("%s: %s\n%s", name, strings.TrimSpace(line), strings.Join(lines, "\n"))
 			}
@@ -346,16 +313,17 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 			}
 		}
 		if plan := strings.Join(lines, "\n"); name == "list rooms" && strings.Count(plan, "Index Cond: ((name > ") != 2 {
-			t.Errorf("a list of rooms does not begin where it should:\n%s", plan)
+			t.Errorf("the list of rooms does not use after as an index condition:\n%s", plan)
 		}
 		if plan := strings.Join(lines, "\n"); name == "append" &&
 			!strings.Contains(plan, "Index Cond: ((room_id = r.id) AND (sender = i.sender) AND (id = i.id))") {
-			t.Errorf("ids are not looked up by the whole key:\n%s", plan)
+			t.Errorf("the lookup of ids does not use the whole key:\n%s", plan)
 		}
 	}
 }
 
 func TestConnectionsAreRenewed(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	n := f.startNode(func(c *Config) { c.AppendWorkers, c.ConnLifetime = 1, time.Millisecond })
 	pids := func() string {
@@ -363,7 +331,7 @@ func TestConnectionsAreRenewed(t *testing.T) {
 			WHERE application_name = 'switchyard' AND datname = current_database()`)
 	}
 	before := pids()
-	eventually(t, "the writer has another connection", func() error {
+	testkit.EventuallyNil(t, "the writer has another connection", func() error {
 		n.publish("room", "", "id", "x")
 		if pids() == before {
 			return errors.New(before)
@@ -373,6 +341,7 @@ func TestConnectionsAreRenewed(t *testing.T) {
 }
 
 func TestANodeStaysWithinItsConnectionLimit(t *testing.T) {
+	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	n := f.startNode(func(c *Config) { c.AppendWorkers, c.MaxConns = 2, 6 })
 	errs := make(chan error)

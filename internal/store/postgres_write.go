@@ -12,8 +12,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// Only what is missing is inserted: ON CONFLICT alone would burn a room id for
-// each room of each batch.
+// sqlCreateRooms inserts the missing rooms only: ON CONFLICT alone would use up
+// a room id for each room of each batch.
 const sqlCreateRooms = `
 INSERT INTO rooms (name)
 SELECT n.name FROM unnest($1::text[]) AS n (name)
@@ -21,21 +21,25 @@ WHERE NOT EXISTS (SELECT FROM rooms r WHERE r.name = n.name)
 ORDER BY n.name COLLATE "C"
 ON CONFLICT (name) DO NOTHING`
 
-// One byte order for all nodes, so that no two batches wait for each other.
+// sqlLockRooms locks rooms in the byte order of their names, which is the same
+// on all nodes, so that batches do not deadlock.
 const sqlLockRooms = `
 SELECT id FROM rooms WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR UPDATE`
 
-// sqlAppend is a statement of its own, so that its snapshot is younger than
-// the locks: what another node stored under these ids before is seen, and
-// nobody stores another meanwhile. It counts only the new over the array's
-// positions; rows go from one step to the next without a join between steps,
-// which would be quadratic. LIMIT 1 keeps the planner from making the lookup a
-// join of its own kind: on empty tables it then looks up by room alone and
-// reads all ids of the room for each message.
+// sqlAppend is a statement of its own, so that its snapshot is younger than the
+// locks: it sees the ids that other nodes have stored in these rooms, and none
+// can store another until it commits.
 //
-// Its guard divides by zero when the tables are not those that this connection
-// has vetted: a dump was restored beneath it. The batch is undone, the
-// connection renewed, and the epoch with it.
+// It numbers the new messages of a room in the order of the batch. Rows pass
+// from one step to the next without a join between steps, which would be
+// quadratic. LIMIT 1 stops the planner from turning the lookup of ids into a
+// join: planned on empty tables, that join would use the room alone, and read
+// all ids of the room for each message.
+//
+// Its guard divides by zero when the tables are not the ones that this
+// connection has verified, because a dump was restored in the meantime. The
+// batch is then rolled back and the connection renewed, which begins a new
+// epoch.
 const sqlAppend = `
 WITH numbered AS MATERIALIZED (
 	SELECT f.*, coalesce(f.known, f.head + count(*) FILTER (WHERE f.known IS NULL)
@@ -59,36 +63,37 @@ WITH numbered AS MATERIALIZED (
 ), remembered AS (
 	INSERT INTO message_ids (room_id, sender, id, seq, at, digest)
 	SELECT room_id, sender, id, seq, at, digest FROM numbered WHERE known IS NULL
-), headed AS (
+), advanced AS (
 	UPDATE rooms r SET head = h.head, last_at = h.at
 	FROM (SELECT room_id, max(seq) AS head, max(at) AS at FROM numbered WHERE known IS NULL GROUP BY room_id) h
 	WHERE r.id = h.room_id
 	RETURNING r.name, r.head
-), told AS (
+), feed AS (
 	INSERT INTO commits (xid, rooms, heads, at)
-	SELECT pg_current_xact_id(), array_agg(name), array_agg(head), clock_timestamp() FROM headed HAVING count(*) > 0
+	SELECT pg_current_xact_id(), array_agg(name), array_agg(head), clock_timestamp() FROM advanced HAVING count(*) > 0
 )
 SELECT seq, at, known IS NOT NULL, known_digest,
 	(SELECT epoch FROM meta WHERE 1 / (fingerprint = $6 || '/' || to_regclass('messages')::oid::text)::int = 1),
 	(SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint)
 FROM numbered ORDER BY pos`
 
-// sqlPing has the same guard, and tells how much of the WAL was flushed. It
-// fails on a replica, so a primary that was demoted does not look healthy.
+// sqlPing has the same guard as sqlAppend, and returns the flushed WAL
+// position. It fails on a replica, so a demoted primary does not look healthy.
 const sqlPing = `
 SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint FROM meta
 WHERE 1 / (fingerprint = $1 || '/' || to_regclass('messages')::oid::text)::int = 1`
 
-// pgWriter is the connection of one lane.
+// pgWriter is the connection of one append worker or of the atomic appender,
+// and replaces it when it breaks or is old. One goroutine at a time uses it.
 type pgWriter struct {
 	p                 *Postgres
-	conn              *pgx.Conn
-	fingerprintPrefix string    // the fingerprint that was vetted, less the tables
+	conn              *pgx.Conn // nil when there is none
+	fingerprintPrefix string    // the verified fingerprint without the tables
 	renewAt           time.Time // when the connection is renewed
 	lockedRooms       map[string]lockedRoom
 }
 
-// connect makes and vets a connection, and prepares what it will run.
+// connect opens and verifies a connection, and prepares its statements.
 func (w *pgWriter) connect(ctx context.Context) error {
 	conn, err := pgx.ConnectConfig(ctx, w.p.conn.Copy())
 	if err != nil {
@@ -101,8 +106,8 @@ func (w *pgWriter) connect(ctx context.Context) error {
 		return err
 	}
 	for name, sql := range map[string]string{
-		"begin": "BEGIN ISOLATION LEVEL READ COMMITTED", "make": sqlCreateRooms, "lock": sqlLockRooms,
-		"append": sqlAppend, "commit": "COMMIT", "ping": sqlPing, "held": sqlFindLockedRooms,
+		"begin": "BEGIN ISOLATION LEVEL READ COMMITTED", "create": sqlCreateRooms, "lock": sqlLockRooms,
+		"append": sqlAppend, "commit": "COMMIT", "ping": sqlPing, "find_locked": sqlFindLockedRooms,
 	} {
 		if _, err := conn.Prepare(ctx, name, sql); err != nil {
 			w.close()
@@ -114,7 +119,8 @@ func (w *pgWriter) connect(ctx context.Context) error {
 	return nil
 }
 
-// ready has a connection there, a fresh one when the old one broke or is old.
+// ready makes sure that there is a connection, and opens a new one when the
+// present one is broken or due for renewal.
 func (w *pgWriter) ready(ctx context.Context) error {
 	if w.conn != nil && !w.conn.IsClosed() && time.Now().Before(w.renewAt) {
 		return nil
@@ -123,18 +129,18 @@ func (w *pgWriter) ready(ctx context.Context) error {
 	return w.connect(ctx)
 }
 
-// close is safe to call twice, and on a connection that is broken.
+// close may be called twice, and on a broken connection.
 func (w *pgWriter) close() {
 	if w.conn == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = w.conn.Close(ctx) // nothing is under way that it could tell of
+	_ = w.conn.Close(ctx) // nothing is under way that its error could concern
 	w.conn = nil
 }
 
-// ping asks for a WAL position, which only a primary has.
+// ping reads the flushed WAL position, which only a primary has.
 func (w *pgWriter) ping(ctx context.Context) error {
 	if err := w.ready(ctx); err != nil {
 		return err
@@ -148,15 +154,15 @@ func (w *pgWriter) ping(ctx context.Context) error {
 	return nil
 }
 
-// commit sends the whole transaction at once and then reads all the answers:
-// one round trip. After the first error PostgreSQL skips the rest.
+// commit sends the whole transaction in one round trip and then reads all
+// answers. PostgreSQL skips the statements after the first error.
 func (w *pgWriter) commit(ctx context.Context, batch []*queuedPublication) (message.Epoch, []result, error) {
 	return w.commitIf(ctx, batch, nil)
 }
 
-// commitIf sends COMMIT in a round trip of its own, once agree has seen what
-// the statements did: the rooms stay locked that much longer. Without agree it
-// is commit.
+// commitIf calls precommit with the results of the statements, and then sends
+// COMMIT in a round trip of its own, during which the rooms stay locked. With
+// precommit nil it is commit.
 func (w *pgWriter) commitIf(ctx context.Context, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	if err := w.ready(ctx); err != nil {
 		return "", nil, err
@@ -186,8 +192,8 @@ func (w *pgWriter) commitIf(ctx context.Context, batch []*queuedPublication, pre
 	return "", nil, w.resetAfter(ctx, err)
 }
 
-// resetAfter leaves the connection fit for the next attempt after an error, which
-// it returns.
+// resetAfter makes the connection usable again after an error, or closes it. It
+// returns the error.
 func (w *pgWriter) resetAfter(ctx context.Context, err error) error {
 	var locked *lockedRoomsError
 	switch {
@@ -195,19 +201,19 @@ func (w *pgWriter) resetAfter(ctx context.Context, err error) error {
 	case w.isDataError(err):
 		w.rollback(ctx)
 	default:
-		w.close() // whatever state it is in: the next attempt vets a fresh one
+		w.close() // its state is unknown: the next attempt opens and verifies a new one
 	}
 	return err
 }
 
-// rollback ends a transaction of which nothing is to stay.
+// rollback rolls the transaction back, or closes the connection.
 func (w *pgWriter) rollback(ctx context.Context) {
 	if _, err := w.conn.Exec(ctx, "ROLLBACK"); err != nil {
-		w.close() // which undoes it too
+		w.close() // which rolls back, too
 	}
 }
 
-// sendCommit commits what send has left open.
+// sendCommit commits the transaction that send has left open.
 func (w *pgWriter) sendCommit(ctx context.Context) error {
 	tag, err := w.conn.Exec(ctx, "commit")
 	if err == nil && tag.String() != "COMMIT" {
@@ -219,10 +225,9 @@ func (w *pgWriter) sendCommit(ctx context.Context) error {
 	return nil
 }
 
-// send sends a batch, with its COMMIT or without, and returns its answers, in
-// the order of the batch. The
-// parameters are arrays, one a column, so the statements are the same whatever
-// the batch's size and stay prepared.
+// send sends a batch, with or without its COMMIT, and returns the results in
+// the order of the batch. The parameters are arrays, one for each column, so
+// that the prepared statements serve batches of any size.
 func (w *pgWriter) send(ctx context.Context, batch []*queuedPublication, commit bool) (message.Epoch, []result, error) {
 	n := len(batch)
 	names, senders, ids := make([]string, n), make([]string, n), make([]string, n)
@@ -235,7 +240,7 @@ func (w *pgWriter) send(ctx context.Context, batch []*queuedPublication, commit 
 
 	var b pgx.Batch
 	b.Queue("begin")
-	b.Queue("make", rooms)
+	b.Queue("create", rooms)
 	b.Queue("lock", rooms)
 	b.Queue("append", names, senders, ids, data, digests, w.fingerprintPrefix)
 	if commit {
@@ -252,10 +257,10 @@ func (w *pgWriter) send(ctx context.Context, batch []*queuedPublication, commit 
 	return epoch, results, nil
 }
 
-// readAnswers reads what send has asked for, down to the word COMMIT: a
-// transaction that had failed before answers a COMMIT with ROLLBACK.
+// readAnswers reads the answers to the statements of send. It checks the command
+// tag of the COMMIT: a failed transaction answers COMMIT with ROLLBACK.
 func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int, commit bool) (message.Epoch, []result, error) {
-	for range 3 { // begin, make, lock
+	for range 3 { // begin, create, lock
 		if _, err := answers.Exec(); err != nil {
 			return "", nil, err
 		}
@@ -295,7 +300,7 @@ func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int, commit bool) (me
 	return message.Epoch(epoch), results, nil
 }
 
-// notNil keeps empty data from becoming NULL.
+// notNil returns b, or empty data for nil, which would be stored as NULL.
 func notNil(b []byte) []byte {
 	if b == nil {
 		return []byte{}
@@ -303,11 +308,11 @@ func notNil(b []byte) []byte {
 	return b
 }
 
-// isDataError knows the classes of errors (PostgreSQL's manual, appendix A) that
-// come from what a statement holds: data, constraints, triggers, limits, and
-// internal errors, which a damaged page makes for one room and not for others.
-// All else (connection, rights, resources, operator, a schema being restored)
-// would hit any other batch too.
+// isDataError recognizes the error classes (PostgreSQL's manual, appendix A)
+// that a statement's own data can cause: data, constraints, triggers, limits,
+// and internal errors, which a damaged page causes for one room and not for
+// others. Any other error (connection, rights, resources, operator, a schema
+// that is being restored) would fail any other batch, too.
 func (w *pgWriter) isDataError(err error) bool {
 	state := sqlState(err)
 	if len(state) != 5 || state == divisionByZero {
@@ -325,7 +330,7 @@ const (
 	undefinedTable = "42P01"
 )
 
-// sqlState returns PostgreSQL's code of an error, "" when it is not from there.
+// sqlState returns the SQLSTATE code of an error of PostgreSQL, "" for any other.
 func sqlState(err error) string {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {

@@ -17,50 +17,51 @@ type retentionPolicy struct {
 	count int64
 }
 
-// keeps says whether the rule keeps everything.
+// keepsAll reports whether the policy removes nothing.
 func (p retentionPolicy) keepsAll() bool { return p == retentionPolicy{} }
 
 const (
 	// retainEvery is the time from one walk over the rooms to the next.
 	retainEvery = time.Minute
-	// walkPageSize is how many rooms one step of a walk looks at. A step is one
-	// query by the rooms' own key, with one look at the oldest message of
-	// each: a few milliseconds.
+	// walkPageSize is how many rooms one step of a walk inspects. A step is one
+	// query by the primary key of rooms, with one lookup of the oldest message
+	// of each: a few milliseconds.
 	walkPageSize = 1000
-	// The canaries' rooms keep few messages, whatever the settings say.
+	// Canary rooms keep few messages, whatever the settings are.
 	canaryPrefix    = "_canary."
 	canaryKeepCount = 10
 )
 
-// A trimmer is what retention needs of a dialect.
+// A trimmer is a dialect's part of retention.
 type trimmer interface {
 	ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error)
-	// due makes the next step of the walk and returns the rooms that have more
-	// than the rule keeps. over says that the walk has come to its end, or is
-	// not ours to make.
+	// walkStep makes the next step of the walk over all rooms and returns the
+	// rooms that have more than the policy keeps. ended reports that the walk
+	// is complete, or that another node makes it.
 	walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error)
-	// trim removes the oldest messages of a room that the rule does not keep,
-	// at most full of them, and raises the room's first, in one transaction.
-	// errRoomLocked says that it would have had to wait.
+	// trim removes the oldest messages of a room that the policy does not keep,
+	// at most retention.trimLimit of them, and raises the room's first, in one
+	// transaction. It returns errRoomLocked when it would have to wait for long.
 	trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error)
 }
 
-// errRoomLocked leaves a room to the next walk.
-var errRoomLocked = errors.New("others hold the room")
+// errRoomLocked makes retention skip a room until the next walk.
+var errRoomLocked = errors.New("another transaction has locked the room")
 
-// retention removes a prefix of each room, off the hot path. It takes at most
-// a third of one connection's time: each step is followed by a pause of twice
-// as long as it took. What is still to be done is not remembered: it follows
-// from the rooms, so a killed node leaves nothing half done.
+// retention removes the oldest messages of each room, apart from the write
+// path. It uses at most a third of one connection's time, because it pauses
+// after each step for twice as long as the step took. It keeps no list of what
+// is left to do, which follows from the rooms, so a killed node leaves nothing
+// half done. Only retainLoop's goroutine uses it.
 type retention struct {
 	trimmer   trimmer
-	trimLimit int // rows of a trim that was cut short by its bound
+	trimLimit int // in messages; a trim of as many may have left some
 	policy    retentionPolicy
 	m         *metrics
 	log       *slog.Logger
 }
 
-// retainLoop makes a round each minute until ctx ends.
+// retainLoop trims all rooms each minute until ctx ends.
 func (r *retention) retainLoop(ctx context.Context) {
 	tick := time.NewTicker(retainEvery)
 	defer tick.Stop()
@@ -99,9 +100,9 @@ func (r *retention) runOnce(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// trimCanaries trims the service's own rooms. They are found by name: there are as
-// many as nodes ever were, and a walk over all rooms for their sake, where
-// nothing else is to be removed, would be waste.
+// trimCanaries trims the canary rooms, one for each node that ever ran. It finds
+// them by name, since most services have no retention policy and need no walk
+// over all rooms.
 func (r *retention) trimCanaries(ctx context.Context) error {
 	policy := retentionPolicy{count: canaryKeepCount}
 	var after message.Room
@@ -126,7 +127,7 @@ func (r *retention) trimCanaries(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// trimRoom trims one room, in small steps, to what the rule keeps.
+// trimRoom trims one room, in small steps, to what the policy keeps.
 func (r *retention) trimRoom(ctx context.Context, room message.Room, policy retentionPolicy) error {
 	if strings.HasPrefix(string(room), canaryPrefix) {
 		policy.count = canaryKeepCount
@@ -150,7 +151,7 @@ func (r *retention) trimRoom(ctx context.Context, room message.Room, policy rete
 	return ctx.Err()
 }
 
-// pause waits for twice as long as it is since began: 5 ms at least, 1 s at most.
+// pause waits for twice the time since began, but at least 5 ms and at most 1 s.
 func (r *retention) pause(ctx context.Context, began time.Time) {
 	select {
 	case <-time.After(min(max(2*time.Since(began), 5*time.Millisecond), time.Second)):
@@ -158,7 +159,8 @@ func (r *retention) pause(ctx context.Context, began time.Time) {
 	}
 }
 
-// orNull passes a bound that is not set as NULL, which no comparison is true of.
+// orNull returns nil for a bound that is not set: as NULL it makes no comparison
+// true.
 func orNull[T comparable](v T) *T {
 	var zero T
 	if v == zero {

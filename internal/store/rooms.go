@@ -11,18 +11,18 @@ import (
 // maxRoomList bounds one answer of ListRooms.
 const maxRoomList = 1000
 
-// nameRanges are the names that ListRooms looks for: above after and within
-// one of two half-open ranges. All bounds are in the byte order of names.
+// nameRanges selects the names above after that lie within one of two half-open
+// ranges, in the byte order of names.
 type nameRanges struct {
 	after     string
 	low, high [2]string
 }
 
-// Names hold only ASCII, of which ~ sorts behind all that they may hold.
+// Room names are ASCII, and ~ sorts behind all characters that they may contain.
 const (
 	lastName      = "~"
 	firstReserved = "_"
-	pastReserved  = "`" // the byte behind _
+	pastReserved  = "`" // the byte after _
 )
 
 // nameRangesFor returns the ranges for a prefix, or a *message.InvalidError.
@@ -30,8 +30,8 @@ func nameRangesFor(prefix string, after message.Room, limit int) (nameRanges, er
 	if limit < 1 || limit > maxRoomList {
 		return nameRanges{}, &message.InvalidError{Field: "limit", Reason: fmt.Sprintf("must be 1 to %d", maxRoomList)}
 	}
-	// What is no name can only lie between names, which is harmless; but
-	// PostgreSQL takes no NUL and no broken UTF-8 in a text.
+	// An after that is not a valid name is harmless, since it lies between
+	// names. But PostgreSQL accepts no NUL and no invalid UTF-8 in a text.
 	if a := string(after); !utf8.ValidString(a) || strings.ContainsRune(a, 0) {
 		return nameRanges{}, &message.InvalidError{Field: "after", Reason: "must be the name of a room"}
 	}

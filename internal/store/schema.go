@@ -7,17 +7,19 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Which schema a binary runs on, by versions: the number of the last migration
-// that was applied, and of the last that the binary has. Rules for migrations
-// are in docs/migrations.md.
+// This file decides which schemas a binary runs on. The version of a schema is
+// the number of the last migration applied to it, and the version of a binary
+// that of the last migration it contains. docs/migrations.md has the rules for
+// migrations.
 //
-// An older schema is refused: what the binary needs is not there. A newer one
-// is what the old colour lives on during a deploy, and what a rollback meets.
-// It is fine as long as all its migrations only added. One that did more has
-// written into meta.min_schema which version a binary must have at least.
+// A binary refuses an older schema, which lacks something that it needs. It
+// meets a newer schema during a deploy, when the old color runs on it, and after
+// a rollback. It runs on a newer schema if all newer migrations only add. A
+// migration that does more writes the oldest version that a binary must have
+// into meta.min_schema.
 
-// checkSchemaVersion returns nil when a binary that was built for version own may
-// run on a schema of version is that wants at least version least.
+// checkSchemaVersion returns nil if a binary may run on a schema of the version
+// schema, which demands a binary of at least the version minBinary.
 func checkSchemaVersion(schema, binary, minBinary int64) error {
 	switch {
 	case schema < binary:
@@ -34,8 +36,8 @@ const (
 	sqlMinSchema = `SELECT min_schema FROM meta`
 )
 
-// checkSchema is asked on each new connection, as the schema may have been
-// migrated, or restored, since the last.
+// checkSchema runs on each new connection, since the schema may have been
+// migrated or restored after the previous one was made.
 func checkSchema(ctx context.Context, conn *pgx.Conn) error {
 	var version, minBinary int64
 	binary := latestVersion("postgres")
@@ -43,7 +45,7 @@ func checkSchema(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil && sqlState(err) != undefinedTable {
 		return fmt.Errorf("read the version of the schema: %w", err)
 	}
-	if version > binary { // else there is nothing that the binary does not know
+	if version > binary { // otherwise the binary knows all migrations
 		if err := conn.QueryRow(ctx, sqlMinSchema).Scan(&minBinary); err != nil {
 			return fmt.Errorf("read what the schema is compatible with: %w", err)
 		}
@@ -51,7 +53,8 @@ func checkSchema(ctx context.Context, conn *pgx.Conn) error {
 	return checkSchemaVersion(version, binary, minBinary)
 }
 
-// checkSchema also refuses what is no database.
+// checkSchema is what the function is for PostgreSQL. It also refuses a file
+// that is not a database.
 func (s *SQLite) checkSchema(ctx context.Context) error {
 	var tables int
 	err := s.write.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE name = 'goose_db_version'`).Scan(&tables)

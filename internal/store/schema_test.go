@@ -15,15 +15,21 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 	"switchyard/migrations"
 )
 
-// laterSchema, when set, is a folder of migrations of a release to come, which
-// each new world gets beside those of this one. Stories do not run in parallel.
-var laterSchema string
+// migrateToLaterSchemaIfTested migrates the database further in the tests that
+// TestThisReleaseRunsOnALaterSchema runs.
+func (f *fixture) migrateToLaterSchemaIfTested() {
+	f.t.Helper()
+	if strings.HasPrefix(f.t.Name(), "TestThisReleaseRunsOnALaterSchema/") {
+		f.migrateToLaterSchema("later")
+	}
+}
 
-// migrateToLaterSchema runs the migrations of a release to come. They are those of this
-// one and some more.
+// migrateToLaterSchema runs the migrations of a future release: those of this
+// release and those in the folder.
 func (f *fixture) migrateToLaterSchema(folder string) {
 	f.t.Helper()
 	dialect, name := goose.DialectPostgres, "postgres"
@@ -65,11 +71,9 @@ func (f *fixture) migrateToLaterSchema(folder string) {
 	}
 }
 
-// During a deploy the old colour lives on the new schema, and a rollback makes
-// it live there again. What users see of it must be all the same.
+// During a deploy the old color runs on the new schema, and after a rollback it
+// does again. Users must not notice.
 func TestThisReleaseRunsOnALaterSchema(t *testing.T) {
-	laterSchema = "later"
-	defer func() { laterSchema = "" }()
 	for name, test := range map[string]func(*testing.T){
 		"rooms are numbered":     TestRoomsAreNumberedWithoutHoles,
 		"one id wins":            TestAnIDIsStoredOnceAcrossNodes,
@@ -106,31 +110,28 @@ func TestABreakingMigrationStopsOlderBinaries(t *testing.T) {
 				t.Errorf("%v: does not say %q", err, want)
 			}
 		}
-		// A breaking migration that this release was made ready for.
+		// A breaking migration that this release supports already.
 		f.exec(`UPDATE meta SET min_schema = 2`)
 		f.exec(`ALTER TABLE messages RENAME COLUMN author TO sender`)
 		f.startNode().mustPublish("room", "2", "x")
 	})
 }
 
-// A node that runs when the schema moves away beneath it takes no more
-// publications on the connections it makes from then on.
+// After a breaking migration a running node stores nothing on the connections
+// that it opens from then on. On SQLite the node's lock keeps the migration out.
 func TestABreakingMigrationUnderARunningNode(t *testing.T) {
-	forEachDialect(t, func(t *testing.T, f *fixture) {
-		if f.pg == nil {
-			return // one process a file: nobody migrates beneath it
+	t.Parallel()
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) {
+		c.AppendWorkers, c.ConnLifetime, c.AppendTimeout = 1, time.Millisecond, 300*time.Millisecond
+	})
+	testkit.EventuallyNil(t, "a first message is stored", func() error { return n.publish("room", "", "1", "x").Err })
+	f.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (90001, true); UPDATE meta SET min_schema = 90000`)
+	testkit.EventuallyNil(t, "publications are refused", func() error {
+		if p := n.publish("room", "", "id", "x"); !errors.Is(p.Err, message.ErrUnavailable) {
+			return errors.New("one was stored")
 		}
-		n := f.startNode(func(c *Config) {
-			c.AppendWorkers, c.ConnLifetime, c.AppendTimeout = 1, time.Millisecond, 300*time.Millisecond
-		})
-		n.mustPublish("room", "1", "x")
-		f.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (90001, true); UPDATE meta SET min_schema = 90000`)
-		eventually(t, "it is refused", func() error {
-			if p := n.publish("room", "", "id", "x"); !errors.Is(p.Err, message.ErrUnavailable) {
-				return errors.New("it publishes")
-			}
-			return nil
-		})
+		return nil
 	})
 }
 

@@ -15,8 +15,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
-// SQLite is the log in one file, for one process. All methods may be called
-// from any goroutine.
+// SQLite is the log in one file, for one process. It is safe for concurrent use.
 type SQLite struct {
 	*committer
 	cfg      Config
@@ -26,16 +25,16 @@ type SQLite struct {
 	write    *sql.DB // one connection
 	reads    *sql.DB
 
-	walked int64 // id of the room that retention looked at last; its loop's own
+	walked int64 // id of the room that walkStep inspected last; owned by retainLoop
 
 	stop    context.CancelFunc // ends the janitor
 	janitor sync.WaitGroup
 	closed  atomic.Bool
 }
 
-// OpenSQLite opens the log at sqlite:path. It returns an error of one line
-// that names the setting and the remedy when another process has it open, or
-// the schema is missing, older than this binary or too new for it.
+// OpenSQLite opens the log at sqlite:path. It returns an error of one line,
+// which names the setting and the remedy, when another process has the file
+// open, or when the schema is missing, older than this binary or too new for it.
 func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 	c.AppendWorkers = 1
 	c = c.withDefaults()
@@ -44,7 +43,7 @@ func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 	}
 	path, ok := sqlitePath(c.URL)
 	if !ok || path == "" {
-		return nil, &operatorError{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
+		return nil, &operatorError{"DATABASE_URL is malformed: it must look like sqlite:switchyard.db"}
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, checkSchemaVersion(0, latestVersion("sqlite"), 0)
@@ -60,20 +59,20 @@ func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 	return s, nil
 }
 
-// open is the part of OpenSQLite whose failure the caller cleans up.
+// open is the second part of OpenSQLite. After an error the caller closes the files.
 func (s *SQLite) open(ctx context.Context, path string) error {
 	var err error
 	if s.write, err = sql.Open("sqlite", sqliteURI(path, "rw", "_txlock=immediate")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
 	}
-	// SQLite has one writer at a time anyway: with one connection those that
-	// want to write queue up here, in order, rather than poll the file's lock.
+	// SQLite allows one writer at a time anyway. With one connection, writers
+	// queue for it in order instead of polling the file's lock.
 	s.write.SetMaxOpenConns(1)
 	if s.reads, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
 	}
-	// Readers do not wait for the writer, nor it for them: WAL gives each its
-	// snapshot.
+	// Readers and the writer do not wait for each other: WAL mode gives each
+	// reader a snapshot.
 	s.reads.SetMaxOpenConns(s.cfg.MaxConns - 1)
 	s.reads.SetConnMaxIdleTime(5 * time.Minute)
 	if err := s.checkSchema(ctx); err != nil {
@@ -86,8 +85,8 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	// Of its own, since the lane closes its statements when it ends, and a
-	// batch may then still be under way.
+	// The atomic appender has a writer of its own, since the append worker
+	// closes its statements when it ends, and a batch may then be under way.
 	batchWriter, err := newSQLiteWriter(ctx, s)
 	if err != nil {
 		w.close()
@@ -107,8 +106,8 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	return nil
 }
 
-// matchEpoch begins a new epoch unless the side file knows the database, and
-// knows it as it is.
+// matchEpoch begins a new epoch unless the lock file knows the database, and the
+// database is not behind it.
 func (s *SQLite) matchEpoch(ctx context.Context) error {
 	var state databaseState
 	err := s.write.QueryRowContext(ctx, `SELECT identity, commits FROM meta`).Scan(&state.databaseID, &state.commits)
@@ -129,7 +128,7 @@ func (s *SQLite) matchEpoch(ctx context.Context) error {
 	}
 	epoch := newEpoch()
 	state.databaseID = string(newEpoch())
-	// The cursors of an older life mean nothing: the feed begins anew.
+	// The cursors of an older epoch are void: the feed begins anew.
 	_, err = s.write.ExecContext(ctx, `
 		UPDATE meta SET epoch = ?, identity = ?,
 			feed_floor = 1 + coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'commits'), 0);
@@ -144,8 +143,9 @@ func (s *SQLite) matchEpoch(ctx context.Context) error {
 	return s.lockFile.file.Sync()
 }
 
-// Close refuses new publications, finishes those that wait, and closes the
-// file. When ctx ends first, what is left is settled with message.ErrUnavailable.
+// Close refuses new publications, commits the pending ones, and closes the
+// file. When ctx ends first, the rest fails with message.ErrUnavailable. A
+// second call does nothing.
 func (s *SQLite) Close(ctx context.Context) error {
 	if s.closed.Swap(true) {
 		return nil
@@ -159,7 +159,7 @@ func (s *SQLite) Close(ctx context.Context) error {
 	return nil
 }
 
-// closeFiles gives the lock back last, when nothing writes any more.
+// closeFiles releases the lock last, when nothing writes any more.
 func (s *SQLite) closeFiles() error {
 	var errs []error
 	for _, db := range []*sql.DB{s.reads, s.write} {
@@ -186,7 +186,7 @@ func (s *SQLite) janitorLoop(ctx context.Context) {
 	}
 }
 
-// prune removes what the commit feed and the memory of ids need no longer.
+// prune removes old rows of the commit feed and ids older than IDWindow.
 func (s *SQLite) prune(ctx context.Context) error {
 	for _, job := range []struct {
 		name, sql string
@@ -205,7 +205,8 @@ func (s *SQLite) prune(ctx context.Context) error {
 	return nil
 }
 
-// Both take the time before which to remove, in µs, and the bound in rows.
+// The statements of prune take the time before which rows are removed, in µs
+// since 1970, and the bound in rows.
 const (
 	sqlitePruneCommits = `DELETE FROM commits WHERE id IN (
 		SELECT id FROM (SELECT id, at FROM commits ORDER BY id LIMIT ?2) WHERE at < ?1)`
@@ -213,7 +214,8 @@ const (
 		SELECT room_id, sender, id FROM message_ids WHERE at < ?1 ORDER BY at LIMIT ?2)`
 )
 
-// pruneOnce waits for the writer's connection, so its transactions are small.
+// pruneOnce removes at most pruneRows rows and returns how many. It occupies the
+// one connection that writes, so its transaction is small.
 func (s *SQLite) pruneOnce(ctx context.Context, query string, before time.Time) (int64, error) {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -228,7 +230,7 @@ func (s *SQLite) pruneOnce(ctx context.Context, query string, before time.Time) 
 	if err != nil {
 		return 0, err
 	}
-	// AUTOINCREMENT remembers the highest id even when no row is left.
+	// sqlite_sequence has the highest id even when no row is left.
 	_, err = tx.ExecContext(ctx, `UPDATE meta SET feed_floor = max(feed_floor, coalesce(
 		(SELECT min(id) FROM commits), (SELECT seq + 1 FROM sqlite_sequence WHERE name = 'commits'), 1))`)
 	if err != nil {
@@ -237,10 +239,10 @@ func (s *SQLite) pruneOnce(ctx context.Context, query string, before time.Time) 
 	return n, tx.Commit()
 }
 
-// migrateSQLite holds the lock of the file: nobody may write meanwhile.
+// migrateSQLite holds the lock of the file, so that no other process writes.
 func migrateSQLite(ctx context.Context, path string) error {
 	if path == "" {
-		return &operatorError{"DATABASE_URL is not understood: it looks like sqlite:switchyard.db"}
+		return &operatorError{"DATABASE_URL is malformed: it must look like sqlite:switchyard.db"}
 	}
 	lock, err := lockSQLite(path)
 	if err != nil {

@@ -9,38 +9,39 @@ import (
 	"syscall"
 )
 
-// A lockFile lies beside a SQLite database, at its path + ".lock". It is the
-// lock that keeps a second process out, and it remembers how far the database
-// had come: a database that is behind it, or that it does not know, was
-// restored or copied, and what clients remember of it counts no more. The
-// inode is part of it, since a backup of the folder brings both files back.
-// File systems may give a freed inode again: whoever restores a whole folder
-// had better leave this file out.
+// A lockFile lies beside a SQLite database, at the database's path + ".lock".
+// Its lock keeps other processes out. Its content records the state of the
+// database: one that is behind it, or that it does not know, was restored or
+// copied, and needs a new epoch. The state includes the inode, since the backup
+// of a folder restores both files. A file system may reuse a freed inode, so an
+// operator who restores a whole folder should leave this file out.
 //
-// It is written after each commit and not flushed: after a power failure it
-// may be behind the database, which is harmless.
+// It is written after each commit and not flushed. After a power failure it may
+// be behind the database, which is harmless.
 type lockFile struct {
 	file *os.File
 	path string // of the database
 
 	mu      sync.Mutex
-	commits int64 // highest that advance has written; protected by mu
+	commits int64 // highest that recordCommit has written; protected by mu
 }
 
-// A databaseState is what the side file remembers.
+// A databaseState is the content of a lock file.
 type databaseState struct {
-	databaseID string
-	commits    int64
-	inode      uint64
+	databaseID string // meta.identity, which each epoch replaces
+	commits    int64  // meta.commits, which counts the commits
+	inode      uint64 // of the database file
 }
 
-// Of one length whatever the values, so that a write replaces all of the last.
+// databaseStateFormat has one length for all values, so that a write replaces
+// the previous one entirely.
 const databaseStateFormat = "%16s %020d %020d\n"
 
-// lockSQLite takes the lock of the database at path, or refuses.
+// lockSQLite locks the database at path. It fails when another process has
+// locked it.
 func lockSQLite(path string) (*lockFile, error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, &operatorError{fmt.Sprintf("DATABASE_URL (sqlite:%s) leads to a folder or a device: name a file", path)}
+		return nil, &operatorError{fmt.Sprintf("DATABASE_URL (sqlite:%s) is a folder or a device: name a file", path)}
 	}
 	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -54,7 +55,7 @@ func lockSQLite(path string) (*lockFile, error) {
 	return &lockFile{file: f, path: path}, nil
 }
 
-// read returns the zero mark when there is none that can be read.
+// read returns the recorded state, or the zero state when none can be read.
 func (f *lockFile) read() databaseState {
 	var state databaseState
 	buf := make([]byte, 128)
@@ -65,7 +66,7 @@ func (f *lockFile) read() databaseState {
 	return state
 }
 
-// write replaces the mark in place: it always has the same length.
+// write replaces the recorded state in place.
 func (f *lockFile) write(state databaseState) error {
 	if _, err := f.file.WriteAt(fmt.Appendf(nil, databaseStateFormat, state.databaseID, state.commits, state.inode), 0); err != nil {
 		return fmt.Errorf("write %s: %w", f.file.Name(), err)
@@ -73,8 +74,9 @@ func (f *lockFile) write(state databaseState) error {
 	return nil
 }
 
-// recordCommit writes the mark of a commit, unless that of a later one is there: the
-// lane and the unit commit one after the other, but come here in any order.
+// recordCommit writes the state of a commit, unless that of a later commit is
+// there: the append worker and the atomic appender commit one after the other,
+// but may call it in any order.
 func (f *lockFile) recordCommit(state databaseState) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -88,11 +90,11 @@ func (f *lockFile) recordCommit(state databaseState) error {
 	return nil
 }
 
-// inode of the database file.
+// inode returns the inode of the database file.
 func (f *lockFile) inode() (uint64, error) {
 	info, err := os.Stat(f.path)
 	if err != nil {
-		return 0, fmt.Errorf("look at the database file: %w", err)
+		return 0, fmt.Errorf("find the inode of the database: %w", err)
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -103,9 +105,10 @@ func (f *lockFile) inode() (uint64, error) {
 
 func (f *lockFile) close() error { return f.file.Close() }
 
-// sqliteURI returns the driver's name for a database. synchronous=FULL flushes
-// the WAL at each commit: without it an acked message may be lost. Journal,
-// sync mode and timeout belong to a connection, hence to its name.
+// sqliteURI returns the URI of a database for the driver. synchronous=FULL
+// flushes the WAL at each commit: without it a power failure may lose an acked
+// message. Journal mode, synchronous and busy timeout are properties of a
+// connection, so the URI sets them for each.
 func sqliteURI(path, mode, more string) string {
 	escaped := strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(path)
 	return "file:" + escaped + "?mode=" + mode + "&_pragma=busy_timeout(2000)&_pragma=journal_mode(WAL)" +

@@ -11,7 +11,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// snapshot runs f in one read transaction, bounded in time, refused after Close.
+// snapshot runs f in one read transaction, bounded by AppendTimeout. After Close
+// it returns message.ErrClosed.
 func (s *SQLite) snapshot(ctx context.Context, operation string, f func(context.Context, *sql.Tx) error) error {
 	defer s.m.observe(operation, time.Now())
 	if s.closed.Load() {
@@ -23,8 +24,7 @@ func (s *SQLite) snapshot(ctx context.Context, operation string, f func(context.
 	if err != nil {
 		return fmt.Errorf("%s: %w", operation, err)
 	}
-	// A transaction, though nothing is written: its first read takes the
-	// snapshot that all its reads share.
+	// Nothing is written, but all reads of one transaction share a snapshot.
 	defer func() { _ = tx.Rollback() }()
 	if err := f(ctx, tx); err != nil {
 		return fmt.Errorf("%s: %w", operation, err)
@@ -32,8 +32,8 @@ func (s *SQLite) snapshot(ctx context.Context, operation string, f func(context.
 	return nil
 }
 
-// Read returns part of a room, all of it from one snapshot. An unknown room is
-// one without messages.
+// Read returns part of a room, all of it from one snapshot. An unknown room
+// reads as an empty one.
 func (s *SQLite) Read(ctx context.Context, r message.Range) (page message.Page, err error) {
 	err = s.snapshot(ctx, "read", func(ctx context.Context, tx *sql.Tx) error {
 		var room int64
@@ -52,7 +52,8 @@ func (s *SQLite) Read(ctx context.Context, r message.Range) (page message.Page, 
 	return page, err
 }
 
-// pageBounds finds which messages of a range fit its bounds, by their sizes alone.
+// pageBounds finds the first and last seq of a page, and whether more messages
+// follow, without reading any data. from is 0 for an empty page.
 func pageBounds(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to message.Seq, more bool, err error) {
 	query, bound := `SELECT seq, length(data) FROM messages WHERE room_id = ? AND seq > ? ORDER BY seq LIMIT ?`, r.After
 	if r.Before > 0 {
@@ -71,8 +72,8 @@ func pageBounds(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (f
 		}
 		count++
 		total += size
-		// The first one is let in whatever its size, or a reader would never
-		// get past it.
+		// The first message is part of the page whatever its size, or a reader
+		// would never get past it.
 		if count > r.Limit || count > 1 && total > r.MaxBytes {
 			return from, to, true, nil
 		}
@@ -104,9 +105,10 @@ func readMessages(ctx context.Context, tx *sql.Tx, page *message.Page, name mess
 	return rows.Err()
 }
 
-// Commits returns what was committed since the cursor was given out, and the
-// next cursor; for cursor 0 only that. One writer commits in the order of the
-// feed's ids, so the next one is enough to skip nothing.
+// Commits returns the heads of the rooms with commits since the cursor was
+// returned, and the next cursor. For cursor 0 it returns only the next cursor.
+// SQLite has one writer, which commits in the order of the feed's ids, so the
+// id after the last is a cursor that skips nothing.
 func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.Commits, err error) {
 	err = s.snapshot(ctx, "commits", func(ctx context.Context, tx *sql.Tx) error {
 		var floor message.Cursor
@@ -115,7 +117,7 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 		if err != nil || cursor == 0 {
 			return err
 		}
-		// Above the next one is a cursor of another life of the file.
+		// A cursor above the next one is of another epoch of the file.
 		c.Incomplete = cursor < floor || cursor > c.Next
 		heads, err := scanHeads(ctx, tx, `SELECT room, max(head) FROM commits WHERE id >= ? GROUP BY room LIMIT ?`,
 			int64(cursor), feedRooms+1)
@@ -129,17 +131,18 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 }
 
 // ListRooms returns rooms whose names begin with prefix and sort after after,
-// in byte order, at most limit (1 to 1,000), and whether there are more. The
-// service's own rooms, whose names begin with _, are left out unless prefix
-// does too. The error for an argument out of bounds is a *message.InvalidError.
+// in byte order, at most limit (1 to 1,000), and reports whether there are
+// more. The service's own rooms, whose names begin with _, are left out unless
+// prefix begins with _, too. The error for an argument out of bounds is a
+// *message.InvalidError.
 func (s *SQLite) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) (rooms []message.RoomInfo, more bool, err error) {
 	names, err := nameRangesFor(prefix, after, limit)
 	if err != nil {
 		return nil, false, fmt.Errorf("list rooms: %w", err)
 	}
 	err = s.snapshot(ctx, "list_rooms", func(ctx context.Context, tx *sql.Tx) error {
-		// The second range lies behind the first, and is read only for what
-		// the first leaves to be filled.
+		// The second range sorts behind the first, and fills what is left of
+		// the limit.
 		for i := range names.low {
 			if err := listRooms(ctx, tx, &rooms, names.after, names.low[i], names.high[i], limit+1-len(rooms)); err != nil {
 				return err
@@ -178,10 +181,11 @@ func listRooms(ctx context.Context, tx *sql.Tx, rooms *[]message.RoomInfo, after
 	return rows.Err()
 }
 
-// headsPage keeps a query below SQLite's bound of 32,766 parameters.
+// headsPage is the number of rooms of one query, well below SQLite's bound of
+// 32,766 parameters.
 const headsPage = 500
 
-// Heads returns how far each of the rooms has come, in the order asked; an
+// Heads returns the seq of each room's last message, in the order of rooms; an
 // unknown room is at 0.
 func (s *SQLite) Heads(ctx context.Context, rooms []message.Room) (epoch message.Epoch, heads []message.Head, err error) {
 	err = s.snapshot(ctx, "heads", func(ctx context.Context, tx *sql.Tx) error {
@@ -210,7 +214,7 @@ func (s *SQLite) Heads(ctx context.Context, rooms []message.Room) (epoch message
 	return epoch, heads, err
 }
 
-// scanHeads runs a query for rooms and their heads.
+// scanHeads runs a query that returns rooms and their heads.
 func scanHeads(ctx context.Context, tx *sql.Tx, query string, args ...any) (heads []message.Head, err error) {
 	rows, err := tx.QueryContext(ctx, query, args...)
 	if err != nil {

@@ -10,12 +10,12 @@ import (
 	"switchyard/internal/message"
 )
 
-// sqliteTrimRows bounds one transaction of a trim: there is one writer, so
-// publications wait for it, flush included.
+// sqliteTrimRows bounds one transaction of a trim. There is one writer, so
+// publications wait for the whole of it, with its flush.
 const sqliteTrimRows = 250
 
-// walkStep makes a step of the walk. The process is alone with its file, so it
-// remembers itself how far it has come.
+// walkStep makes a step of the walk. No other process uses the file, so the walk
+// continues from a field, not from a row in the database.
 func (s *SQLite) walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error) {
 	err = s.snapshot(ctx, "retention", func(ctx context.Context, tx *sql.Tx) (err error) {
 		rows, err := tx.QueryContext(ctx, `SELECT id, name, first <= head AND (head - first >= ?3 OR EXISTS (
@@ -28,7 +28,7 @@ func (s *SQLite) walkStep(ctx context.Context, policy retentionPolicy) (rooms []
 		n := 0
 		for ; rows.Next(); n++ {
 			var room message.Room
-			var found sql.NullBool // NULL OR false: the one bound is not set, the other not reached
+			var found sql.NullBool // NULL when one bound is not set and the other not reached
 			if err := rows.Scan(&s.walked, &room, &found); err != nil {
 				return err
 			}
@@ -44,7 +44,8 @@ func (s *SQLite) walkStep(ctx context.Context, policy retentionPolicy) (rooms []
 	return rooms, ended, err
 }
 
-// ageCutoff is the time in µs before which messages are too old, nil when none is.
+// ageCutoff returns the time before which messages are too old, in µs since
+// 1970, or nil without a bound on age.
 func ageCutoff(policy retentionPolicy) *int64 {
 	if policy.age == 0 {
 		return nil
@@ -60,11 +61,11 @@ func (s *SQLite) trim(ctx context.Context, room message.Room, policy retentionPo
 		return 0, fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // no-op after the commit
-	// The transaction began with the write lock: nobody appends between what
-	// is read here and what is written.
+	// The transaction began with the write lock, so nothing is appended between
+	// its reads and its writes.
 	var id, first int64
 	var last sql.NullInt64
-	// Times in a room never run backwards, so what is too old is a prefix.
+	// Times in a room never decrease, so the messages that are too old are a prefix.
 	err = tx.QueryRowContext(ctx, `
 		SELECT r.id, r.first, (
 			SELECT max(m.seq) FROM (
@@ -88,7 +89,7 @@ func (s *SQLite) trim(ctx context.Context, room message.Room, policy retentionPo
 	return int(n), tx.Commit()
 }
 
-// retention returns what removes old messages from this log.
+// retention returns the retention of this log.
 func (s *SQLite) retention() *retention {
 	return &retention{trimmer: s, trimLimit: sqliteTrimRows, policy: s.cfg.retentionPolicy(), m: s.m, log: s.cfg.Logger}
 }

@@ -13,8 +13,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// sqliteWriter commits batches by one statement a message: SQLite lives in
-// this process, there is no round trip to save.
+// sqliteWriter commits batches with some statements for each message: SQLite
+// runs in this process, so there is no round trip to save. It shares the one
+// connection that writes.
 type sqliteWriter struct {
 	s                                                       *SQLite
 	upsertRoom, findID, insertMessage, insertID, updateRoom *sql.Stmt
@@ -51,7 +52,7 @@ func (w *sqliteWriter) close() {
 	}
 }
 
-// ping takes the write lock and gives it back.
+// ping takes the write lock and releases it.
 func (w *sqliteWriter) ping(ctx context.Context) error {
 	tx, err := w.s.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -64,8 +65,8 @@ func (w *sqliteWriter) commit(ctx context.Context, batch []*queuedPublication) (
 	return w.commitIf(ctx, batch, func([]result) error { return nil })
 }
 
-// commitIf is one BEGIN IMMEDIATE transaction: the lock comes first, so what is
-// read under it is the truth when it is written.
+// commitIf runs one BEGIN IMMEDIATE transaction, which takes the write lock
+// first: what it reads cannot change before it writes.
 func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	tx, err := w.s.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -79,7 +80,7 @@ func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication,
 			return "", nil, fmt.Errorf("store a message: %w", err)
 		}
 	}
-	// Asked before heads and feed are written, which a refusal would undo.
+	// Before heads and feed are written, which a refusal would roll back.
 	if err := precommit(results); err != nil {
 		return "", nil, err
 	}
@@ -92,28 +93,28 @@ func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication,
 	}
 	state.inode = w.s.inode
 	if err := w.s.lockFile.recordCommit(state); err != nil {
-		// The messages are stored. Only a restore to just before this commit
-		// would go unnoticed.
-		w.s.cfg.Logger.Warn("could not remember the commit beside the database", "error", err)
+		// The messages are stored all the same. Only a restore to just before
+		// this commit would go unnoticed.
+		w.s.cfg.Logger.Warn("could not record the commit in the lock file", "error", err)
 	}
 	return epoch, results, nil
 }
 
-// A sqliteBatch is a transaction under way, with the rooms it has met.
+// A sqliteBatch is a transaction under way, with the rooms that it has read.
 type sqliteBatch struct {
 	w     *sqliteWriter
 	tx    *sql.Tx
 	rooms map[message.Room]*sqliteRoom
-	now   int64 // µs
+	now   int64 // µs since 1970
 }
 
-// A sqliteRoom is a row of rooms, advanced in memory until finish.
+// A sqliteRoom is a row of rooms. It advances in memory until finish writes it.
 type sqliteRoom struct {
 	id, head, at int64
 	changed      bool
 }
 
-// add stores one message, or finds that its id is known.
+// add stores one message, or returns the stored one with its id.
 func (b *sqliteBatch) add(ctx context.Context, e *queuedPublication) (result, error) {
 	room, err := b.room(ctx, e.pub.Room)
 	if err != nil {
@@ -131,7 +132,7 @@ func (b *sqliteBatch) add(ctx context.Context, e *queuedPublication) (result, er
 		return result{}, err
 	}
 	room.head++
-	room.at = max(room.at, b.now) // never below the room's last, whatever the clock does
+	room.at = max(room.at, b.now) // times in a room never decrease, even if the clock is set back
 	room.changed = true
 	_, err = b.tx.StmtContext(ctx, b.w.insertMessage).ExecContext(ctx, room.id, room.head, room.at, p.ID, p.From, notNil(p.Data))
 	if err != nil {
@@ -141,8 +142,8 @@ func (b *sqliteBatch) add(ctx context.Context, e *queuedPublication) (result, er
 	return result{seq: message.Seq(room.head), at: time.UnixMicro(room.at)}, err
 }
 
-// room returns a room of the batch, made if it is new. The update that changes
-// nothing is there for RETURNING, which a plain DO NOTHING leaves empty.
+// room returns a room of the batch, and creates it if it is new. The statement
+// updates nothing, but RETURNING is empty after DO NOTHING.
 func (b *sqliteBatch) room(ctx context.Context, name message.Room) (*sqliteRoom, error) {
 	if r := b.rooms[name]; r != nil {
 		return r, nil
@@ -155,7 +156,7 @@ func (b *sqliteBatch) room(ctx context.Context, name message.Room) (*sqliteRoom,
 	return r, nil
 }
 
-// finish writes heads and feed, and counts the commit.
+// finish writes the rooms' heads and the commit feed, and counts the commit.
 func (b *sqliteBatch) finish(ctx context.Context) (message.Epoch, databaseState, error) {
 	for name, r := range b.rooms {
 		if !r.changed {
@@ -179,8 +180,8 @@ func (b *sqliteBatch) finish(ctx context.Context) (message.Epoch, databaseState,
 	return message.Epoch(epoch), state, nil
 }
 
-// isDataError knows the results (sqlite.org/rescode.html) that come from what a
-// statement holds; triggers raise constraint errors.
+// isDataError recognizes the result codes (sqlite.org/rescode.html) that a
+// statement's own data can cause. Triggers raise constraint errors.
 func (w *sqliteWriter) isDataError(err error) bool {
 	var e *sqlite.Error
 	if !errors.As(err, &e) {

@@ -1,10 +1,11 @@
 // Package store is the log: the durable, ordered store of rooms, on PostgreSQL
 // and on SQLite behind one contract.
 //
-// Publications are committed in batches by lanes: whatever waits while a batch
-// commits forms the next one. A publication is settled after its commit was
-// answered, never before. Ids make it safe to try a batch again whose outcome
-// is unknown. The rules are those of DESIGN.md §4, points 1 to 6.
+// Append workers commit publications in batches: the publications that arrive
+// while a batch commits form the next one. A publication is reported as
+// completed after the database has confirmed its commit, never before. Because
+// publications have ids, a batch with an unknown outcome can be retried safely.
+// DESIGN.md explains why the package is built this way.
 package store
 
 import (
@@ -15,61 +16,71 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config says where the log is and within which bounds it works. Fields left
-// zero take the default that is told with them.
+// Config says where the log is and which bounds it works within. A field that
+// is zero means the default that its comment gives.
 type Config struct {
 	// URL is DATABASE_URL: postgres://… or sqlite:path. It has no default.
 	URL string
-	// MaxConns bounds the connections of this node to PostgreSQL, those of all
-	// pools together (default 12, at least Lanes + 3).
+	// MaxConns bounds the connections of this node to PostgreSQL, over all
+	// pools together (default 12, at least AppendWorkers + 3).
 	MaxConns int
 	// ConnLifetime is how long a connection is used at most (default 30 min).
 	ConnLifetime time.Duration
-	// AppendWorkers is how many batches are under way at once on PostgreSQL (default 2).
-	// SQLite has one writer, hence one lane.
+	// AppendWorkers is how many batches are committed concurrently on
+	// PostgreSQL (default 2). The setting is DATABASE_LANES. SQLite allows one
+	// writer, so it always has one append worker.
 	AppendWorkers int
 	// IDWindow is how long ids are remembered at least (default 10 min).
 	IDWindow time.Duration
-	// RetentionAge and RetentionCount bound what a room keeps: messages that
-	// are older go, and those beyond so many of the newest (default 0: no
-	// bound). Ids are remembered for IDWindow all the same.
+	// RetentionAge and RetentionCount bound what a room keeps: a message is
+	// removed when it is older than RetentionAge, or when its room has
+	// RetentionCount newer ones (default 0: no bound). Its id is remembered
+	// for IDWindow all the same.
 	RetentionAge   time.Duration
 	RetentionCount int
-	// AppendTimeout bounds how long a publication waits (default 5 s). After
-	// it, and at most a quarter of it more for the attempt that is under way,
-	// the publication is settled with message.ErrUnavailable.
+	// AppendTimeout bounds how long a publication waits (default 5 s). The
+	// publication then fails with message.ErrUnavailable, at most a quarter of
+	// the timeout later, so that an attempt under way can finish.
 	AppendTimeout time.Duration
-	// MaxPending and MaxPendingBytes bound what waits in all lanes together
-	// (default 32768 publications, 64 MiB of data).
+	// MaxPending and MaxPendingBytes bound the pending publications of all
+	// append workers and atomic batches together (default 32768 publications,
+	// 64 MiB of data).
 	MaxPending      int
 	MaxPendingBytes int
-	// TrustFailover vouches that a failover of PostgreSQL loses nothing (its
-	// standby is synchronous): a new timeline alone then keeps the epoch.
+	// TrustFailover is the operator's promise that a failover of PostgreSQL
+	// loses nothing, because its standby is synchronous. A fingerprint that
+	// differs in the timeline only then keeps the epoch.
 	TrustFailover bool
 	// Logger and Registerer default to none.
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+
+	// lockTimeout bounds the wait for a room's row. Tests set it; the default
+	// follows from AppendTimeout.
+	lockTimeout time.Duration
 }
 
-// Bounds of one batch. A single message may be larger than batchBytes.
+// Bounds of one batch. A message that is larger than batchBytes is committed in
+// a batch of its own.
 const (
 	batchMessages = 256
 	batchBytes    = 1 << 20
 )
 
 const (
-	// pingEvery is how often an idle writer is asked whether it could write.
+	// pingEvery is how often an idle append worker checks that it could write.
 	pingEvery = time.Second
-	// staleAfter is how old the last sign of a writer may be before Check speaks.
+	// staleAfter is how old an append worker's last successful exchange with
+	// the database may be before Check returns an error.
 	staleAfter = 5 * time.Second
-	// feedRetention is how long the commit feed reaches back.
+	// feedRetention is how long the commit feed keeps its rows.
 	feedRetention = 10 * time.Minute
-	// feedRooms bounds the rooms of one answer of the commit feed; beyond it
-	// comparing heads by name, in pages, is the better way.
+	// feedRooms bounds the rooms of one answer of the commit feed. A reader
+	// that is further behind had better compare heads by name, in pages.
 	feedRooms = 50_000
 )
 
-// withDefaults returns the Config with every field set.
+// withDefaults returns the Config with its zero fields set to their defaults.
 func (c Config) withDefaults() Config {
 	setDefault(&c.AppendWorkers, 2)
 	setDefault(&c.MaxConns, max(12, c.AppendWorkers+3))
@@ -78,6 +89,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.AppendTimeout, 5*time.Second)
 	setDefault(&c.MaxPending, 32768)
 	setDefault(&c.MaxPendingBytes, 64<<20)
+	setDefault(&c.lockTimeout, lockTimeout(c.AppendTimeout))
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -85,7 +97,6 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// retentionPolicy is what rooms keep.
 func (c Config) retentionPolicy() retentionPolicy {
 	return retentionPolicy{age: c.RetentionAge, count: int64(c.RetentionCount)}
 }
@@ -100,7 +111,7 @@ func setDefault[T comparable](field *T, value T) {
 // validate returns an error that names the setting and the remedy.
 func (c Config) validate() error {
 	if c.MaxConns < c.AppendWorkers+3 {
-		return fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be at least %d (a connection a lane, one for batches, one for repairs, one for reads)",
+		return fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be at least %d (DATABASE_LANES, and one connection each for batches, repairs and reads)",
 			c.MaxConns, c.AppendWorkers+3)
 	}
 	return nil

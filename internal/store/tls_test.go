@@ -9,8 +9,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// The whole log, migrations, batches, feed and reads, over TLSConfig, with a server
-// that takes nothing else.
+// Migrations, batches, feed and reads over TLS, with a server that accepts
+// nothing else.
 func TestTheLogOverTLS(t *testing.T) {
 	t.Parallel()
 	pg := testkit.StartPostgresTLS(t, false)
@@ -25,7 +25,7 @@ func TestTheLogOverTLS(t *testing.T) {
 	}
 	open := pg.Query("SELECT count(*), bool_and(ssl), min(version) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE application_name = 'switchyard'")
 	if count, how, _ := strings.Cut(open, "|"); count == "0" || how != "t|TLSv1.3" {
-		t.Errorf("connections: %s, want all of them by TLS 1.3", open)
+		t.Errorf("connections: %s, want TLS 1.3 for all", open)
 	}
 }
 
@@ -52,7 +52,7 @@ func TestATLSServerThatCannotBeVerifiedIsRefused(t *testing.T) {
 		"no TLS": {
 			pg.TLSURL("127.0.0.1", "sslmode", "disable"), "no encryption",
 		},
-		"a file that is not there": {
+		"a missing file": {
 			pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslrootcert", "/no/such/ca.crt"), "open /no/such/ca.crt: no such file",
 		},
 		"a file without a certificate": {
@@ -61,7 +61,7 @@ func TestATLSServerThatCannotBeVerifiedIsRefused(t *testing.T) {
 		"a key without its certificate": {
 			pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslkey", pg.KeyFile), `both "sslcert" and "sslkey" are required`,
 		},
-		"a mode that there is not": {
+		"an unknown mode": {
 			pg.TLSURL("127.0.0.1", "sslmode", "verify"), "sslmode is invalid",
 		},
 	} {
@@ -80,7 +80,7 @@ func TestATLSServerThatCannotBeVerifiedIsRefused(t *testing.T) {
 		}
 	}
 	if got := pg.Query("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"); got != "0" {
-		t.Errorf("%s tables were made on a server that is not the one meant", got)
+		t.Errorf("%s tables were created on a server that was not verified", got)
 	}
 }
 
@@ -98,8 +98,8 @@ func TestAServerThatRequiresAClientCertificate(t *testing.T) {
 	(&fixture{t: t, url: own, pg: pg.PG}).startNode().mustPublish("room", "1", "x")
 }
 
-// Someone between here and the server answers in its place, without TLSConfig: a mode
-// that verifies does not go on in the clear.
+// An attacker answers in the server's place, without TLS: a mode that demands
+// TLS does not continue in plain text.
 func TestTLSCannotBeDowngraded(t *testing.T) {
 	t.Parallel()
 	pg, plain := testkit.StartPostgresTLS(t, false), testkit.StartPostgres(t)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// runDeps runs scripts/deps as a user without root whose PATH has only the given
-// programs: shell scripts by their names.
+// runDeps runs scripts/deps without root and with a PATH that has only the given
+// programs: names and shell scripts.
 func runDeps(t *testing.T, programs map[string]string) (code int, output string) {
 	t.Helper()
 	bin := t.TempDir()
@@ -39,8 +39,8 @@ func runDeps(t *testing.T, programs map[string]string) (code int, output string)
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// alternativePrograms are the programs that the tests need, under the names that
-// systems other than Debian give them.
+// alternativePrograms returns the programs that the tests need, with the names
+// that systems other than Debian give them.
 func alternativePrograms() map[string]string {
 	programs := map[string]string{
 		"go": "", "cc": "", "node": "echo v18.20.4", "promtool": "", "google-chrome": "",
@@ -54,6 +54,7 @@ func alternativePrograms() map[string]string {
 }
 
 func TestAllMissingProgramsAreListedAtOnce(t *testing.T) {
+	t.Parallel()
 	code, output := runDeps(t, map[string]string{})
 	if code != 1 {
 		t.Errorf("exit code %d, want 1", code)
@@ -71,6 +72,7 @@ func TestAllMissingProgramsAreListedAtOnce(t *testing.T) {
 }
 
 func TestAlternativeProgramNamesAreAccepted(t *testing.T) {
+	t.Parallel()
 	if code, output := runDeps(t, alternativePrograms()); code != 0 || output != "" {
 		t.Errorf("exit code %d:\n%s", code, output)
 	}

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// Logs keeps what a logger writes, for a test to read while it is written. The
-// zero value is ready; it is safe for concurrent use.
+// Logs keeps the output of a logger, which a test can read at any time. The zero
+// value is ready for use. It is safe for concurrent use.
 type Logs struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -21,17 +21,18 @@ func (l *Logs) Write(b []byte) (int, error) {
 	return l.buf.Write(b)
 }
 
-// String returns all that was written.
+// String returns everything that was written.
 func (l *Logs) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
 }
 
-// Count returns how often text was written.
+// Count returns how often text occurs in the output.
 func (l *Logs) Count(text string) int { return strings.Count(l.String(), text) }
 
-// Logger returns a logger that writes text lines of every level into l.
+// Logger returns a logger that writes lines of every level into l, in the format of
+// slog.TextHandler.
 func (l *Logs) Logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }

@@ -13,27 +13,27 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Main is what TestMain calls. It runs the tests, stops everything the kit
-// started, removes its directories, fails the run when a goroutine was left
-// behind, and exits.
+// Main is called by TestMain. It runs the tests, stops every process that the kit
+// started, removes its directories, fails the run when a goroutine is left, and
+// exits.
 func Main(m *testing.M, opts ...goleak.Option) {
 	code := m.Run()
 	if err := resources.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "testkit:", err)
 		code = 1
 	}
-	// A test that failed has often not cleaned up: its own message says more.
+	// A test that failed has often not cleaned up, and its own message says more.
 	if code == 0 {
 		if err := goleak.Find(opts...); err != nil {
-			fmt.Fprintln(os.Stderr, "testkit: goroutines were left behind:", err)
+			fmt.Fprintln(os.Stderr, "testkit: goroutines are left:", err)
 			code = 1
 		}
 	}
 	os.Exit(code)
 }
 
-// TempDir makes a directory that Main removes. A nil owner means the user of
-// the test; another one can enter it too.
+// TempDir makes a directory that Main removes. It belongs to owner, or to the user
+// of the test if owner is nil.
 func TempDir(name string, owner *syscall.Credential) (string, error) {
 	root, err := resources.rootDir()
 	if err != nil {
@@ -56,21 +56,22 @@ const (
 	lockName   = "lock"
 )
 
-// resources is what this test binary has started. A package variable, since the
-// process that must clean up is one, too.
+// resources has everything that this test binary has started. It is a package
+// variable because Main must clean up for all tests.
 var resources = &resourceRegistry{processes: map[*Process]bool{}}
 
-// A resourceRegistry knows what runs and which directories are in use.
+// A resourceRegistry has the running processes and the root directory of a test
+// binary. It is safe for concurrent use.
 type resourceRegistry struct {
-	mu        sync.Mutex
-	starter   *starter
+	mu        sync.Mutex // Protects following.
+	starter   *starter   // nil before the first process
 	processes map[*Process]bool
-	root      string
-	lock      *os.File // held while root is in use
+	root      string   // empty before the first directory
+	lock      *os.File // locked while root is in use
 	closers   []func() error
 }
 
-// start starts a process from the long-lived thread and remembers it.
+// start starts a process from the starter's thread and registers it.
 func (r *resourceRegistry) start(p *Process) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,22 +86,22 @@ func (r *resourceRegistry) start(p *Process) error {
 	return nil
 }
 
-// remove is called once a process has ended.
+// remove removes a process that has ended.
 func (r *resourceRegistry) remove(p *Process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.processes, p)
 }
 
-// onClose has Main call stop before it kills what is left.
+// onClose has Main call stop before it kills the remaining processes.
 func (r *resourceRegistry) onClose(stop func() error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closers = append(r.closers, stop)
 }
 
-// close stops all that runs and removes all that was made. It may be called
-// when nothing was ever started.
+// close stops all processes and removes all directories. It may be called when
+// nothing was started.
 func (r *resourceRegistry) close() error {
 	r.mu.Lock()
 	stops, s := r.closers, r.starter
@@ -131,7 +132,7 @@ func (r *resourceRegistry) close() error {
 	return errors.Join(errs...)
 }
 
-// rootDir returns the directory that holds all others of this test binary.
+// rootDir returns the directory that contains all others of this test binary.
 func (r *resourceRegistry) rootDir() (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -143,7 +144,7 @@ func (r *resourceRegistry) rootDir() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make a directory for the tests: %w", err)
 	}
-	if err := os.Chmod(root, 0o711); err != nil { // other users pass, none lists
+	if err := os.Chmod(root, 0o711); err != nil { // other users may pass through, not list it
 		return "", fmt.Errorf("open the directory of the tests: %w", err)
 	}
 	if r.lock, err = lockFile(filepath.Join(root, lockName)); err != nil {
@@ -153,8 +154,9 @@ func (r *resourceRegistry) rootDir() (string, error) {
 	return root, nil
 }
 
-// removeStaleDirs removes what killed test binaries left behind: their lock is free. The
-// young are spared, since a directory is there a moment before its lock.
+// removeStaleDirs removes the directories of test binaries that were killed: their
+// lock is free. It leaves directories younger than a minute alone, since a
+// directory exists for a moment before its lock does.
 func removeStaleDirs() {
 	roots, _ := filepath.Glob(filepath.Join(os.TempDir(), rootPrefix+"*"))
 	for _, root := range roots {
@@ -169,27 +171,29 @@ func removeStaleDirs() {
 	}
 }
 
-// waitLock opens a file and waits for its lock, which ends with the returned file.
+// waitLock opens a file and waits until it has locked it. Closing the file releases
+// the lock.
 func waitLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the builds: %w", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("take %s: %w", path, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
 	}
 	return f, nil
 }
 
-// lockFile opens a file and takes its lock, or fails at once. The lock dies
-// with its holder; children do not inherit it, as Go opens files close-on-exec.
+// lockFile opens a file and locks it, or fails at once if it is locked. The lock
+// ends with this process: children do not inherit it, since Go opens files
+// close-on-exec.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the tests: %w", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("take %s: %w", path, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
 	}
 	return f, nil
 }

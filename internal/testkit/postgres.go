@@ -19,18 +19,19 @@ import (
 	"time"
 )
 
-// A PG is a database on a real PostgreSQL server, with fsync on as in
-// production: what the tests prove about crashes would be worth nothing without.
+// A PG is a database on a real PostgreSQL server, with fsync on as in production:
+// tests of crashes would prove nothing without it. Its methods fail the test on an
+// error, and belong to the test's goroutine.
 type PG struct {
 	tb       testing.TB
 	server   *pgServer
 	database string
-	owned    bool
+	owned    bool // the server belongs to one test, which may stop it
 }
 
-// Postgres returns a fresh, empty database on the server that the tests of
-// this binary share; it is started at the first call. The database is dropped,
-// with whoever is still connected, when the test ends.
+// Postgres returns a new, empty database on the server that all tests of this
+// binary share, which the first call starts. When the test ends, the database is
+// dropped and its connections are closed.
 func Postgres(tb testing.TB) *PG {
 	tb.Helper()
 	server, err := sharedPostgres()
@@ -49,9 +50,9 @@ func Postgres(tb testing.TB) *PG {
 	return pg
 }
 
-// StartPostgres returns a database on a server of the test's own, which may be
-// stopped and killed. Each conf is a line of postgresql.conf, such as
-// "max_wal_size=64MB". The server ends with the test.
+// StartPostgres returns a database on a server that belongs to the test, which may
+// stop and kill it. Each conf is a line of postgresql.conf, such as
+// "max_wal_size=64MB". The server is stopped when the test ends.
 func StartPostgres(tb testing.TB, conf ...string) *PG {
 	tb.Helper()
 	server, err := newPostgres(conf)
@@ -68,15 +69,15 @@ func StartPostgres(tb testing.TB, conf ...string) *PG {
 	return &PG{tb: tb, server: server, database: "postgres", owned: true}
 }
 
-// URL returns how to reach the database over TCP.
+// URL returns the URL of the database over TCP.
 func (pg *PG) URL() string { return pg.URLOf(pg.database) }
 
-// URLOf returns how to reach another database of the same server.
+// URLOf returns the URL of another database of the same server.
 func (pg *PG) URLOf(database string) string {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", pg.server.port, database)
 }
 
-// SocketURL returns how to reach the database over its Unix socket.
+// SocketURL returns the URL of the database over the server's Unix socket.
 func (pg *PG) SocketURL() string {
 	return fmt.Sprintf("postgres:///%s?user=postgres&host=%s&port=%d",
 		pg.database, url.QueryEscape(pg.server.dir), pg.server.port)
@@ -91,8 +92,7 @@ func (pg *PG) Port() int { return pg.server.port }
 // DataDir returns the server's data directory.
 func (pg *PG) DataDir() string { return pg.server.data() }
 
-// Exec runs SQL as superuser, each statement by itself, and fails the test when
-// it fails.
+// Exec runs statements as superuser, each in its own psql.
 func (pg *PG) Exec(sql ...string) {
 	pg.tb.Helper()
 	for _, s := range sql {
@@ -100,8 +100,8 @@ func (pg *PG) Exec(sql ...string) {
 	}
 }
 
-// Query runs SQL as superuser and returns what psql prints: a line a row,
-// columns parted by |. It fails the test when the SQL fails.
+// Query runs SQL as superuser and returns the output of psql: one line for each row,
+// with | between columns.
 func (pg *PG) Query(sql string) string {
 	pg.tb.Helper()
 	out, err := pg.server.psql(pg.database, sql)
@@ -111,7 +111,7 @@ func (pg *PG) Query(sql string) string {
 	return out
 }
 
-// Stop shuts the server down in order (a "fast" shutdown: clients are cut).
+// Stop shuts the server down cleanly (a "fast" shutdown, which closes connections).
 func (pg *PG) Stop() {
 	pg.tb.Helper()
 	pg.mustOwn()
@@ -120,8 +120,8 @@ func (pg *PG) Stop() {
 	}
 }
 
-// Crash ends the server as pg_ctl stop -m immediate does: backends quit at
-// once, nothing is finished or flushed, and Start recovers from the WAL.
+// Crash stops the server as pg_ctl stop -m immediate does: backends quit at once
+// without flushing, and Start recovers from the WAL.
 func (pg *PG) Crash() {
 	pg.tb.Helper()
 	pg.mustOwn()
@@ -130,8 +130,8 @@ func (pg *PG) Crash() {
 	}
 }
 
-// Kill kills the server and all its backends with SIGKILL, as a crash of the
-// machine would: only what was flushed is there afterwards.
+// Kill kills the server and all its backends with SIGKILL. As after a crash of the
+// machine, only flushed data is left.
 func (pg *PG) Kill() {
 	pg.tb.Helper()
 	pg.mustOwn()
@@ -140,8 +140,8 @@ func (pg *PG) Kill() {
 	}
 }
 
-// Start starts a server that was stopped or killed, on the same port and data,
-// and returns when it takes connections.
+// Start starts a server that was stopped or killed, on the same port and data, and
+// returns when it accepts connections.
 func (pg *PG) Start() {
 	pg.tb.Helper()
 	pg.mustOwn()
@@ -150,7 +150,7 @@ func (pg *PG) Start() {
 	}
 }
 
-// Running says whether the server's process lives.
+// Running reports whether the server's process is alive.
 func (pg *PG) Running() bool { return alive(pg.server.process.Pid()) }
 
 // Restart kills the server and starts it again.
@@ -160,24 +160,25 @@ func (pg *PG) Restart() {
 	pg.Start()
 }
 
-// Pause stops the server and its backends in their tracks (SIGSTOP): it takes
-// connections and answers nothing, like a machine that hangs. Resume ends that.
+// Pause suspends the server and its backends (SIGSTOP): the kernel still accepts
+// connections, and nothing answers, like a machine that hangs. Resume ends it.
 func (pg *PG) Pause() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(syscall.SIGSTOP) }
 
-// Resume lets a paused server go on.
+// Resume continues a paused server.
 func (pg *PG) Resume() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(syscall.SIGCONT) }
 
-// mustOwn keeps a test from killing the server of all others.
+// mustOwn fails a test that would stop the shared server.
 func (pg *PG) mustOwn() {
 	pg.tb.Helper()
 	if !pg.owned {
-		pg.tb.Fatal("testkit: other tests use this server: take one of your own with StartPostgres")
+		pg.tb.Fatal("testkit: other tests use this server: start another one with StartPostgres")
 	}
 }
 
 var databaseCount atomic.Int64
 
-// sharedPostgres is tried once: a server that cannot start now will not later.
+// sharedPostgres starts the shared server at its first call. Later calls return the
+// same server or the same error.
 var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
 	s, err := newPostgres(nil)
 	if err == nil {
@@ -189,17 +190,17 @@ var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
 // postgresTimeout bounds initdb, a start with crash recovery, and one psql.
 const postgresTimeout = 60 * time.Second
 
-// A pgServer is one cluster and, while it runs, its postmaster.
+// A pgServer is one database cluster and its postmaster.
 type pgServer struct {
-	dir     string // holds data and the socket
+	dir     string // contains the data directory and the socket
 	port    int
-	user    *syscall.Credential
-	process *Process
+	user    *syscall.Credential // nil: the user of the test
+	process *Process            // the running postmaster or the last one
 }
 
 func (s *pgServer) data() string { return filepath.Join(s.dir, "data") }
 
-// newPostgres makes a cluster with lines of configuration and starts it.
+// newPostgres makes a cluster with these lines in postgresql.conf and starts it.
 func newPostgres(conf []string) (*pgServer, error) {
 	s := &pgServer{port: FreePort()}
 	var err error
@@ -217,8 +218,8 @@ func newPostgres(conf []string) (*pgServer, error) {
 	return s, s.start()
 }
 
-// initdb makes the cluster in a language other than C, as most production
-// databases are: what relies on byte order must say so.
+// initdb makes the cluster with a locale other than C, as most production databases
+// have, so that queries that rely on byte order without saying so fail.
 func (s *pgServer) initdb(conf []string) error {
 	initdb, err := FindPostgresProgram("initdb")
 	if err != nil {
@@ -250,7 +251,8 @@ func (s *pgServer) initdb(conf []string) error {
 	return errors.Join(err, f.Close())
 }
 
-// start returns when the server takes connections, recovered if it had crashed.
+// start starts the server and returns when it accepts connections, after recovery
+// if it had crashed.
 func (s *pgServer) start() error {
 	postgres, err := FindPostgresProgram("postgres")
 	if err != nil {
@@ -263,14 +265,14 @@ func (s *pgServer) start() error {
 	s.process = p
 	ctx, cancel := context.WithTimeout(context.Background(), postgresTimeout)
 	defer cancel()
-	return p.WaitOutput(ctx, "ready to accept ") // connections, or a standby: read-only connections
+	return p.WaitOutput(ctx, "ready to accept ") // "connections", or of a standby "read-only connections"
 }
 
-// kill leaves nothing of the server: a backend that outlived the postmaster
-// would keep its shared memory and so hinder the next start.
+// kill kills the postmaster and all its children: a backend that outlived the
+// postmaster would keep the shared memory and prevent the next start.
 func (s *pgServer) kill() error {
 	pid := s.process.Pid()
-	// Stopped first, so that it starts no child between the list and the kill.
+	// SIGSTOP first, so that it starts no child after the list was made.
 	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
@@ -285,13 +287,14 @@ func (s *pgServer) kill() error {
 			if time.Now().After(deadline) {
 				return fmt.Errorf("PostgreSQL's child %d survived SIGKILL", child)
 			}
-			time.Sleep(time.Millisecond) // no event tells of another's child
+			time.Sleep(time.Millisecond) // the kernel reports only one's own children
 		}
 	}
 	return err
 }
 
-// signalAll signals the server first, so that no child is born meanwhile.
+// signalAll signals the server before its children, so that with SIGSTOP it starts
+// no further child.
 func (s *pgServer) signalAll(sig syscall.Signal) {
 	pid := s.process.Pid()
 	_ = syscall.Kill(pid, sig)
@@ -318,11 +321,11 @@ func (s *pgServer) psql(database, sql string) (string, error) {
 	return strings.TrimSuffix(out.String(), "\n"), nil
 }
 
-// credential returns what it takes to run as a system user.
+// credential returns the credential to run a program as a system user.
 func credential(name string) (*syscall.Credential, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
-		return nil, fmt.Errorf("this test needs the system user %s, whom the Debian package postgresql makes: "+
+		return nil, fmt.Errorf("this test needs the system user %s, which the Debian package postgresql creates: "+
 			"apt-get install -y postgresql (%w)", name, err)
 	}
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
@@ -330,13 +333,14 @@ func credential(name string) (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(err1, err2)
 }
 
-// stat returns state and parent of a process, as /proc tells them.
+// stat returns the state and the parent of a process from /proc.
 func stat(pid int) (state string, parent int, ok bool) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return "", 0, false
 	}
-	// The name, in parentheses, may hold anything: count from its end.
+	// The name in parentheses may contain anything, so the fields are counted from
+	// its end.
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	if len(fields) < 2 {
 		return "", 0, false
@@ -361,7 +365,7 @@ func childrenOf(pid int) []int {
 	return children
 }
 
-// alive says whether a process still runs; a zombie does not.
+// alive reports whether a process runs. A zombie does not.
 func alive(pid int) bool {
 	state, _, ok := stat(pid)
 	return ok && state != "Z" && state != "X"

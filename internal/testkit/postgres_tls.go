@@ -10,18 +10,18 @@ import (
 	"testing"
 )
 
-// A PGTLS is a PostgreSQL that speaks TLSConfig, and refuses whoever does not, under
-// the certificate of an authority that no system knows. The certificate is for
-// 127.0.0.1: a client that comes by the name localhost has the wrong host.
+// A PGTLS is a PostgreSQL that accepts TCP connections only with TLS. Its
+// certificate is for 127.0.0.1, not for localhost, and was issued by an authority
+// that no system trusts.
 type PGTLS struct {
 	*PG
-	// CAFile is the authority's certificate; OtherCAFile is that of a stranger.
-	// CertFile and KeyFile are a client's, of the authority.
+	// CAFile is the authority's certificate and OtherCAFile that of another
+	// authority. CertFile and KeyFile are a client certificate of the authority.
 	CAFile, OtherCAFile, CertFile, KeyFile string
 }
 
-// StartPostgresTLS starts it. With requireClientCert, clients must show a certificate
-// of the authority, too.
+// StartPostgresTLS starts a PGTLS. With requireClientCert, clients must present a
+// certificate of the authority.
 func StartPostgresTLS(tb testing.TB, requireClientCert bool) *PGTLS {
 	tb.Helper()
 	p := new(PGTLS)
@@ -33,8 +33,8 @@ func StartPostgresTLS(tb testing.TB, requireClientCert bool) *PGTLS {
 	return p
 }
 
-// makeFiles writes certificates and rules where the server may read them, and
-// returns the lines that name them.
+// makeFiles writes the certificates and pg_hba.conf where the server may read them,
+// and returns the lines of postgresql.conf that name them.
 func (p *PGTLS) makeFiles(requireClientCert bool) ([]string, error) {
 	var owner *syscall.Credential
 	if os.Getuid() == 0 {
@@ -63,9 +63,9 @@ func (p *PGTLS) makeFiles(requireClientCert bool) ([]string, error) {
 	}
 	hbaFile := filepath.Join(dir, "pg_hba.conf")
 	if err := os.WriteFile(hbaFile, []byte("local all all trust\nhostssl all all 127.0.0.1/32 trust"+clientCert+"\n"), 0o600); err != nil {
-		return nil, fmt.Errorf("write who may connect: %w", err)
+		return nil, fmt.Errorf("write pg_hba.conf: %w", err)
 	}
-	if owner != nil { // PostgreSQL wants its key to be its own
+	if owner != nil { // PostgreSQL requires that it owns its key
 		for _, name := range []string{p.CAFile, p.CertFile, p.KeyFile, hbaFile} {
 			if err := os.Chown(name, int(owner.Uid), int(owner.Gid)); err != nil {
 				return nil, fmt.Errorf("give %s to PostgreSQL: %w", name, err)
@@ -79,8 +79,8 @@ func (p *PGTLS) makeFiles(requireClientCert bool) ([]string, error) {
 	}, nil
 }
 
-// TLSURL returns how to reach the database by a host and with options of
-// libpq's, such as "sslmode", "verify-full".
+// TLSURL returns the URL of the database by a host name and with options of libpq:
+// pairs of name and value, such as "sslmode", "verify-full".
 func (p *PGTLS) TLSURL(host string, options ...string) string {
 	query := url.Values{}
 	for i := 0; i+1 < len(options); i += 2 {

@@ -1,8 +1,8 @@
-// Package testkit starts what the tests need and the machine really has:
-// PostgreSQL, Redis, a browser, and programs of ours, each in a private
-// directory and on free ports. Nothing it starts outlives the test binary, not
-// even one that was killed. It runs on Linux only and never skips a test: what
-// is missing fails it, with the Debian package to install.
+// Package testkit starts the real programs that tests need: PostgreSQL, Redis, and
+// the programs of this module, each in a private directory and on free ports. No
+// process outlives the test binary, even if that is killed. The package works on
+// Linux only. It never skips a test: a missing program fails the test with the name
+// of the Debian package to install.
 package testkit
 
 import (
@@ -23,20 +23,21 @@ import (
 	"time"
 )
 
-// A Program says what to start and how.
+// A Program describes how to start a process.
 type Program struct {
-	// Path is the executable, as Find returns it; Args leave its name out.
+	// Path is the executable, as FindProgram returns it. Args do not include its
+	// name.
 	Path string
 	Args []string
 	// Env is added to the environment of the test binary.
 	Env []string
-	// Dir is the working directory; a private one is made when it is empty.
+	// Dir is the working directory. If it is empty, a private one is made, which
+	// belongs to User.
 	Dir string
-	// User is whom the program runs as; nil means as the test does. A made Dir
-	// belongs to this user.
+	// User is the user that the program runs as; nil means the user of the test.
 	User *syscall.Credential
-	// Stdout takes standard output apart from the captured buffer, for
-	// programs that answer on it. Nil captures it with standard error.
+	// Stdout receives standard output if it is not nil. Otherwise standard output
+	// is captured together with standard error.
 	Stdout io.Writer
 }
 
@@ -47,12 +48,12 @@ type Process struct {
 	dir    string
 	cmd    *exec.Cmd
 	output *tail
-	done   chan struct{} // closed by waitLoop after err is set
+	done   chan struct{} // closed by waitLoop after it has set err
 	err    error
 }
 
-// Start starts a program in a process group of its own. The kernel kills it
-// when the test binary dies; Main stops it when the tests are over.
+// Start starts a program in its own process group. Main stops it when the tests are
+// over, and the kernel kills it if the test binary dies.
 func Start(p Program) (*Process, error) {
 	dir := p.Dir
 	name := filepath.Base(p.Path)
@@ -71,7 +72,7 @@ func Start(p Program) (*Process, error) {
 	if p.Stdout != nil {
 		proc.cmd.Stdout = p.Stdout
 	}
-	// A grandchild may keep the pipe open: do not wait for it for ever.
+	// A grandchild may keep the pipe open: bound the wait for it.
 	proc.cmd.WaitDelay = 2 * time.Second
 	proc.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Pdeathsig: syscall.SIGKILL, Setpgid: true, Credential: p.User,
@@ -82,7 +83,7 @@ func Start(p Program) (*Process, error) {
 	return proc, nil
 }
 
-// waitLoop reaps the process and tells those who wait.
+// waitLoop waits for the end of the process and closes done.
 func (p *Process) waitLoop() {
 	p.err = p.cmd.Wait()
 	resources.remove(p)
@@ -99,7 +100,7 @@ func (p *Process) Dir() string { return p.dir }
 // Done returns a channel that is closed once the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Output returns the newest 64 KiB at most of what the process printed.
+// Output returns what the process printed, at most its last 64 KiB.
 func (p *Process) Output() string { return p.output.String() }
 
 // Signal sends a signal to the process, not to its children.
@@ -110,8 +111,8 @@ func (p *Process) Signal(sig os.Signal) error {
 	return nil
 }
 
-// Wait returns once the process has ended: nil for exit code 0, else an error
-// that wraps *exec.ExitError. It returns the context's error when that ends first.
+// Wait returns when the process has ended: nil for exit code 0, otherwise an
+// *exec.ExitError. If ctx ends first, Wait returns an error that wraps its error.
 func (p *Process) Wait(ctx context.Context) error {
 	select {
 	case <-p.done:
@@ -121,8 +122,8 @@ func (p *Process) Wait(ctx context.Context) error {
 	}
 }
 
-// WaitOutput returns once the process has printed text. It fails when the
-// process or the context ends first, and then tells what was printed instead.
+// WaitOutput returns when the process has printed text. It fails when the process
+// or ctx ends first, with what the process has printed.
 func (p *Process) WaitOutput(ctx context.Context, text string) error {
 	for {
 		changed, ended := p.output.changes()
@@ -140,8 +141,8 @@ func (p *Process) WaitOutput(ctx context.Context, text string) error {
 	}
 }
 
-// Stop sends sig and waits; what is still there after grace is killed with its
-// whole process group, which is an error. Stopping what has ended is none.
+// Stop sends sig and waits for the process to end. After grace it kills the whole
+// process group and returns an error. Stopping a process that has ended is no error.
 func (p *Process) Stop(sig os.Signal, grace time.Duration) error {
 	select {
 	case <-p.done:
@@ -165,11 +166,11 @@ func (p *Process) Stop(sig os.Signal, grace time.Duration) error {
 	return fmt.Errorf("%s did not end within %v of %v and was killed", p.name, grace, sig)
 }
 
-// killGroup ends what the process left behind in its group.
+// killGroup kills the processes that are left in the process group.
 func (p *Process) killGroup() { _ = syscall.Kill(-p.Pid(), syscall.SIGKILL) }
 
-// alternativeNames are what other systems than Debian call a program. scripts/deps
-// has the same names.
+// alternativeNames are the names that systems other than Debian give to a program.
+// scripts/deps has the same names.
 var alternativeNames = map[string][]string{
 	"chromium":                     {"chromium-browser", "google-chrome"},
 	"prometheus-alertmanager":      {"alertmanager"},
@@ -178,8 +179,8 @@ var alternativeNames = map[string][]string{
 	"redis-server":                 {"valkey-server"},
 }
 
-// postgresDirs are where systems keep PostgreSQL's programs out of PATH: Debian,
-// and the packages of postgresql.org for Red Hat.
+// postgresDirs are the folders of PostgreSQL's programs on systems that keep them
+// out of PATH: Debian, and Red Hat with the packages of postgresql.org.
 var postgresDirs = []string{"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin"}
 
 // FindPostgresProgram returns the path of one of PostgreSQL's programs.
@@ -187,8 +188,8 @@ func FindPostgresProgram(program string) (string, error) {
 	return FindProgram(program, "postgresql", postgresDirs...)
 }
 
-// FindProgram returns the path of a program, looked for in dirs (patterns of
-// filepath.Glob; the last match wins) and then in PATH, by Debian's name and
+// FindProgram returns the path of a program. It searches dirs (patterns of
+// filepath.Glob, of which the last match wins) and then PATH, by Debian's name and
 // then by those of other systems.
 func FindProgram(program, debianPackage string, dirs ...string) (string, error) {
 	for _, dir := range dirs {
@@ -205,9 +206,9 @@ func FindProgram(program, debianPackage string, dirs ...string) (string, error) 
 		program, debianPackage)
 }
 
-// FreePort returns a port on 127.0.0.1 that is free now, below those that Linux
-// gives to outgoing connections (from 32768): tests that start many servers,
-// and start them again, also make many connections.
+// FreePort returns a port on 127.0.0.1 that is free now. It is below the ports that
+// Linux gives to outgoing connections (from 32768), so that a connection of a test
+// does not use the port of a server that is being restarted.
 func FreePort() int {
 	for range 1000 {
 		port := 10_000 + rand.N(22_000)
@@ -220,16 +221,18 @@ func FreePort() int {
 	panic("testkit: no free port on 127.0.0.1")
 }
 
-// starter starts processes from one OS thread that lives on: the kernel sends
-// Pdeathsig when the *thread* that started a child ends, not the process.
+// A starter starts processes from one OS thread that lives as long as the tests:
+// the kernel sends Pdeathsig when the thread that started a child ends, not the
+// process.
 type starter struct {
-	requests chan startRequest
-	ended    chan struct{}
+	requests chan startRequest // closed by resourceRegistry.close
+	ended    chan struct{}     // closed by startLoop
 }
 
+// A startRequest asks startLoop to start cmd.
 type startRequest struct {
 	cmd *exec.Cmd
-	err chan error
+	err chan error // receives one result; buffered
 }
 
 func newStarter() *starter {
@@ -253,11 +256,12 @@ func (s *starter) start(cmd *exec.Cmd) error {
 	return <-r.err
 }
 
-// A tail keeps the newest bytes that were written to it.
+// A tail keeps the last tailBytes that were written to it. It is safe for
+// concurrent use.
 type tail struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // Protects following.
 	buf     []byte
-	changed chan struct{} // closed and replaced at each write
+	changed chan struct{} // closed and replaced at each change
 	ended   bool
 }
 
@@ -282,6 +286,8 @@ func (t *tail) String() string {
 	return string(t.buf[max(0, len(t.buf)-tailBytes):])
 }
 
+// changes returns a channel that is closed at the next change, and whether the
+// writer has ended.
 func (t *tail) changes() (changed <-chan struct{}, ended bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -295,7 +301,7 @@ func (t *tail) close() {
 	t.signal()
 }
 
-// signal is called with mu held.
+// signal wakes those that wait for a change. The caller holds mu.
 func (t *tail) signal() {
 	close(t.changed)
 	t.changed = make(chan struct{})

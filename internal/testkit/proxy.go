@@ -7,27 +7,27 @@ import (
 	"time"
 )
 
-// A Proxy is a TCP proxy on a port of its own that can do what networks do:
-// break, fall silent, slow down. It ends with the test. All methods may be
-// called from any goroutine.
+// A Proxy is a TCP proxy that simulates faults of networks: connections that break,
+// stall or are slow. It is closed when the test ends. All methods may be called
+// from any goroutine.
 type Proxy struct {
 	tb       testing.TB
 	target   string
 	listener net.Listener
-	pumps    sync.WaitGroup
-	closed   chan struct{}
+	pumps    sync.WaitGroup // counts the goroutines
+	closed   chan struct{}  // closed by close
 
 	mu            sync.Mutex // Protects following.
 	pairs         map[*proxyPair]struct{}
 	resumed       chan struct{} // closed while bytes flow; replaced by Stall
 	delay         time.Duration
 	refuse        bool
-	truncateAfter int           // bytes until the next tear, 0: none is planned
+	truncateAfter int           // bytes until a connection is cut; 0: none is planned
 	pendingDrop   *responseDrop // nil: none is planned
 	counts        FaultCounts
 }
 
-// proxyPair is one connection through the proxy.
+// A proxyPair is one connection through the proxy.
 type proxyPair struct{ client, server *net.TCPConn }
 
 func (p *proxyPair) close() {
@@ -52,15 +52,15 @@ func NewProxy(tb testing.TB, target string) *Proxy {
 	return p
 }
 
-// Retarget sends new connections to another host:port, as a balancer does that
-// was told to switch. Those that are open stay where they are.
+// Retarget sends new connections to another host:port, as a balancer does after a
+// switch. Open connections stay where they are.
 func (p *Proxy) Retarget(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = target
 }
 
-// currentTarget is where a new connection goes.
+// currentTarget returns the host:port for new connections.
 func (p *Proxy) currentTarget() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -70,7 +70,7 @@ func (p *Proxy) currentTarget() string {
 // Addr returns the proxy's own host:port.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// Connections returns how many are open.
+// Connections returns how many connections are open.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,7 +109,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	}
 	if refuse || err != nil {
 		if refuse {
-			p.countFault(func(h *FaultCounts) { h.Refused++ })
+			p.countFault(func(c *FaultCounts) { c.Refused++ })
 		}
 		_ = client.SetLinger(0)
 		_ = client.Close()
@@ -136,7 +136,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	both.Wait()
 }
 
-// pump copies until src ends, then passes the end on.
+// pump copies from src to dst until src ends, and then ends dst.
 func (p *Proxy) pump(pair *proxyPair, dst, src *net.TCPConn) {
 	defer func() { _ = dst.CloseWrite() }()
 	buf := make([]byte, 32<<10)
@@ -161,7 +161,8 @@ func (p *Proxy) pump(pair *proxyPair, dst, src *net.TCPConn) {
 	}
 }
 
-// waitToForward waits until what was read may go on; false means the proxy is closed.
+// waitToForward waits as long as Delay and Stall demand. It returns false when the
+// proxy is closed. hasData says whether the wait counts as a fault.
 func (p *Proxy) waitToForward(hasData bool) bool {
 	p.mu.Lock()
 	resumed, delay := p.resumed, p.delay
@@ -182,7 +183,7 @@ func (p *Proxy) waitToForward(hasData bool) bool {
 	default:
 	}
 	if hasData {
-		p.countFault(func(h *FaultCounts) { h.Stalled++ })
+		p.countFault(func(c *FaultCounts) { c.Stalled++ })
 	}
 	select {
 	case <-resumed:

@@ -5,28 +5,28 @@ import (
 	"time"
 )
 
-// A FaultCounts counts what a proxy has done to those who talk through it. A test of
-// a fault looks here whether the fault was one.
+// FaultCounts counts the faults that a proxy has caused, so that a test can check
+// that its fault took effect.
 type FaultCounts struct {
-	Cut              int // connections reset
+	Cut              int // open connections reset
 	Refused          int // new connections reset
-	HalfClosed       int // connections ended in one direction
-	Truncated        int // connections closed amid what was being sent
-	DroppedResponses int // answers that were swallowed, with their connection
-	Stalled          int // pieces of bytes that waited for Resume
-	Delayed          int // pieces of bytes that came late
+	HalfClosed       int // connections closed in one direction
+	Truncated        int // connections closed in the middle of a chunk
+	DroppedResponses int // responses dropped, with their connection
+	Stalled          int // chunks that waited for Resume
+	Delayed          int // chunks that were delayed
 }
 
-// FaultCounts returns what was done so far.
+// FaultCounts returns the faults so far.
 func (p *Proxy) FaultCounts() FaultCounts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.counts
 }
 
-// Total is all of it.
-func (h FaultCounts) Total() int {
-	return h.Cut + h.Refused + h.HalfClosed + h.Truncated + h.DroppedResponses + h.Stalled + h.Delayed
+// Total returns the sum of all counts.
+func (c FaultCounts) Total() int {
+	return c.Cut + c.Refused + c.HalfClosed + c.Truncated + c.DroppedResponses + c.Stalled + c.Delayed
 }
 
 func (p *Proxy) countFault(count func(*FaultCounts)) {
@@ -35,7 +35,7 @@ func (p *Proxy) countFault(count func(*FaultCounts)) {
 	count(&p.counts)
 }
 
-// Cut resets all connections. New ones are accepted as before.
+// Cut resets all open connections. New ones are accepted.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -54,8 +54,8 @@ func (p *Proxy) Refuse(on bool) {
 	p.refuse = on
 }
 
-// Stall holds all bytes back, in both directions and on new connections too,
-// without a word to either side: a cable pulled out. Resume lets them pass.
+// Stall stops forwarding in both directions, on new connections too, without
+// closing any, as when a cable is pulled out. Resume ends it.
 func (p *Proxy) Stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -66,7 +66,7 @@ func (p *Proxy) Stall() {
 	}
 }
 
-// Resume ends Stall.
+// Resume ends Stall, and forwards what was read meanwhile.
 func (p *Proxy) Resume() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -77,15 +77,15 @@ func (p *Proxy) Resume() {
 	}
 }
 
-// Delay holds every piece read back by d before it is written on.
+// Delay delays every chunk by d; 0 ends it.
 func (p *Proxy) Delay(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = d
 }
 
-// HalfClose ends the direction towards the client of all connections: it reads
-// an end of file and may go on writing.
+// HalfClose closes the direction to the client of all connections: the client reads
+// an end of file and may still write.
 func (p *Proxy) HalfClose() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,29 +95,30 @@ func (p *Proxy) HalfClose() {
 	}
 }
 
-// TruncateAfter lets n more bytes pass, of all connections and both directions
-// together, and then closes the connection that it was sending on, in the
-// middle of what it sent. Where a piece ends with the n-th byte, the next one
-// is torn after its first.
+// TruncateAfter forwards n more bytes, of all connections and both directions
+// together, and then closes the connection that the last of them went over, in the
+// middle of a chunk. If a chunk ends exactly with the n-th byte, the next chunk is
+// cut after its first byte.
 func (p *Proxy) TruncateAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.truncateAfter = n
 }
 
-// An responseDrop is what DropResponse plans.
+// A responseDrop is a drop that DropResponse has planned.
 type responseDrop struct {
 	request, response []byte
-	requestedOn       *proxyPair // where the question was
+	requestedOn       *proxyPair // the connection of the request; nil before it
 	refuse            bool
-	done              chan struct{}
+	done              chan struct{} // closed when the response was dropped
 }
 
-// DropResponse waits for a question that holds one text, and then for the answer
-// on that connection that holds another. It passes none of this answer on and
-// cuts the connection: the server has done what it was asked, and the client
-// will not hear. With refuse, all other connections are cut at the same moment
-// and new ones refused, until Refuse(false). The channel is closed then.
+// DropResponse drops one response: it waits for a request that contains one text,
+// and then for the first chunk back on the same connection that contains the other.
+// It closes the connection instead of forwarding that chunk, so that the server has
+// done the work and the client does not learn of it. With refuse, it closes all
+// other connections at the same moment and refuses new ones until Refuse(false).
+// The returned channel is closed when that has happened.
 func (p *Proxy) DropResponse(request, response string, refuse bool) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -127,7 +128,8 @@ func (p *Proxy) DropResponse(request, response string, refuse bool) <-chan struc
 	return p.pendingDrop.done
 }
 
-// dropsResponse says whether a piece is the answer to lose. The caller holds mu.
+// dropsResponse reports whether a chunk is the response to drop. The caller holds
+// mu.
 func (p *Proxy) dropsResponse(pair *proxyPair, toClient bool, chunk []byte) bool {
 	drop := p.pendingDrop
 	switch {
@@ -155,7 +157,8 @@ func (p *Proxy) dropsResponse(pair *proxyPair, toClient bool, chunk []byte) bool
 	return true
 }
 
-// applyFaults returns what of a piece is passed on, and whether its connection lives.
+// applyFaults returns the part of a chunk to forward, and whether its connection
+// stays open.
 func (p *Proxy) applyFaults(pair *proxyPair, toClient bool, chunk []byte) (forward []byte, keepOpen bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

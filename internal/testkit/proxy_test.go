@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// echoServer answers with what it gets.
+// echoServer starts a TCP server that sends back what it receives, and returns its
+// address.
 func echoServer(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -39,7 +40,7 @@ func dialProxy(t *testing.T, p *Proxy) net.Conn {
 	return conn
 }
 
-// echo returns how long an answer took, at most limit.
+// echo sends a byte and returns how long it took to come back, at most limit.
 func echo(conn net.Conn, limit time.Duration) (time.Duration, error) {
 	start := time.Now()
 	_ = conn.SetDeadline(start.Add(limit))
@@ -68,7 +69,7 @@ func TestProxyForwardsAndCuts(t *testing.T) {
 	}
 	p.Cut()
 	if p.FaultCounts() != (FaultCounts{Cut: 1}) {
-		t.Errorf("harm %+v", p.FaultCounts())
+		t.Errorf("faults %+v", p.FaultCounts())
 	}
 	if _, err := echo(conn, 10*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a cut connection: %v", err)
@@ -100,16 +101,11 @@ func TestAStalledProxyForwardsNothing(t *testing.T) {
 			t.Errorf("the %s connection: %v, want silence", name, err)
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); p.FaultCounts() != (FaultCounts{Stalled: 2}); {
-		if time.Now().After(deadline) {
-			t.Fatalf("harm %+v", p.FaultCounts())
-		}
-		<-time.After(time.Millisecond)
-	}
+	Eventually(t, "two stalled chunks", func() bool { return p.FaultCounts() == (FaultCounts{Stalled: 2}) })
 	p.Resume()
 	_ = old.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := io.ReadFull(old, make([]byte, 1)); err != nil {
-		t.Errorf("what was held back did not come: %v", err)
+		t.Errorf("a stalled byte did not arrive: %v", err)
 	}
 }
 
@@ -118,7 +114,7 @@ func TestProxyDelays(t *testing.T) {
 	conn := dialProxy(t, p)
 	p.Delay(30 * time.Millisecond)
 	if took := mustEcho(t, conn); took < 60*time.Millisecond {
-		t.Errorf("there and back took %v, want 2 times 30 ms", took)
+		t.Errorf("the round trip took %v, want at least 2 times 30 ms", took)
 	}
 }
 
@@ -129,18 +125,18 @@ func TestProxyHalfCloses(t *testing.T) {
 	p.HalfClose()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("read: %v, want the end", err)
+		t.Errorf("read: %v, want io.EOF", err)
 	}
-	if _, err := conn.Write([]byte("still heard")); err != nil {
+	if _, err := conn.Write([]byte("still sent")); err != nil {
 		t.Errorf("write: %v", err)
 	}
 }
 
-// What is torn arrives in part, and then ends.
+// The client receives a part of a truncated chunk, and then the end.
 func TestProxyTruncatesAChunk(t *testing.T) {
 	p := NewProxy(t, echoServer(t))
 	conn := dialProxy(t, p)
-	mustEcho(t, conn) // a byte there and a byte back
+	mustEcho(t, conn)
 	p.TruncateAfter(5)
 	if _, err := conn.Write([]byte("four")); err != nil {
 		t.Fatal(err)
@@ -148,35 +144,35 @@ func TestProxyTruncatesAChunk(t *testing.T) {
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 	got, err := io.ReadAll(conn)
 	if err != nil || string(got) != "f" {
-		t.Errorf("came back %q, %v: want the first byte and the end", got, err)
+		t.Errorf("received %q, %v: want the first byte and the end", got, err)
 	}
 	if p.FaultCounts() != (FaultCounts{Truncated: 1}) {
-		t.Errorf("harm %+v", p.FaultCounts())
+		t.Errorf("faults %+v", p.FaultCounts())
 	}
 	mustEcho(t, dialProxy(t, p))
 }
 
 func TestProxyDropsAResponse(t *testing.T) {
 	p := NewProxy(t, echoServer(t))
-	asking, other := dialProxy(t, p), dialProxy(t, p)
-	mustEcho(t, asking)
+	requester, other := dialProxy(t, p), dialProxy(t, p)
+	mustEcho(t, requester)
 	mustEcho(t, other)
 	dropped := p.DropResponse("work", "done", true)
-	mustEcho(t, asking) // other answers pass
+	mustEcho(t, requester) // another response passes
 	if _, err := other.Write([]byte("done")); err != nil {
 		t.Fatal(err)
 	}
 	_ = other.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.ReadFull(other, make([]byte, 4)); err != nil { // it was not asked here
+	if _, err := io.ReadFull(other, make([]byte, 4)); err != nil { // no request was on this connection
 		t.Fatal(err)
 	}
-	if _, err := asking.Write([]byte("the work is done")); err != nil {
+	if _, err := requester.Write([]byte("the work is done")); err != nil {
 		t.Fatal(err)
 	}
 	<-dropped
-	_ = asking.SetDeadline(time.Now().Add(10 * time.Second))
-	if got, _ := io.ReadAll(asking); len(got) > 0 {
-		t.Errorf("the client heard %q", got)
+	_ = requester.SetDeadline(time.Now().Add(10 * time.Second))
+	if got, _ := io.ReadAll(requester); len(got) > 0 {
+		t.Errorf("the client received %q", got)
 	}
 	if _, err := echo(other, 10*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("another connection: %v", err)
@@ -184,7 +180,7 @@ func TestProxyDropsAResponse(t *testing.T) {
 	mustBeRefused(t, p)
 	p.Refuse(false)
 	mustEcho(t, dialProxy(t, p))
-	if h := p.FaultCounts(); h.DroppedResponses != 1 || h.Refused != 1 {
-		t.Errorf("harm %+v", h)
+	if c := p.FaultCounts(); c.DroppedResponses != 1 || c.Refused != 1 {
+		t.Errorf("faults %+v", c)
 	}
 }

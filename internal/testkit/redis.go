@@ -17,16 +17,16 @@ import (
 // redisTimeout bounds how long a server may take to start, stop or answer.
 const redisTimeout = 10 * time.Second
 
-// A RedisServer is a real redis-server on a port of its own, without
-// persistence: started again, it is empty.
+// A RedisServer is a real redis-server without persistence: after a restart it is
+// empty. Its methods belong to the test's goroutine.
 type RedisServer struct {
-	tb       testing.TB // nil for the shared one
+	tb       testing.TB // nil for the shared server
 	port     int
 	args     []string
 	password string
-	sentinel string   // the configuration file of a sentinel
-	dir      string   // made at the first start, and the same ever after
-	process  *Process // the running or the last one
+	sentinel string   // the configuration file, if this is a sentinel
+	dir      string   // made at the first start and kept
+	process  *Process // the running process or the last one
 }
 
 var (
@@ -37,8 +37,9 @@ var (
 	prefixCount atomic.Int64
 )
 
-// Redis returns the server that the tests of this binary share; it is started
-// at the first call. Tests keep apart by RedisPrefix, and leave it running.
+// Redis returns the server that the tests of this binary share, which the first
+// call starts. Tests use keys and channels with a RedisPrefix, and must not stop
+// the server.
 func Redis(tb testing.TB) *RedisServer {
 	tb.Helper()
 	sharedRedis.Lock()
@@ -53,13 +54,13 @@ func Redis(tb testing.TB) *RedisServer {
 	return sharedRedis.server
 }
 
-// RedisPrefix returns a prefix for keys and channels that no other test of
-// this binary uses.
+// RedisPrefix returns a prefix of keys and channels that no other test of this
+// binary uses.
 func RedisPrefix() string { return fmt.Sprintf("t%d:", prefixCount.Add(1)) }
 
-// StartRedis returns a server of the test's own, which may be stopped, killed
-// and paused. It ends with the test. Arguments are redis-server's, such as
-// "--requirepass", "secret".
+// StartRedis starts a server that belongs to the test, which may stop, kill and
+// pause it. It is killed when the test ends. The arguments are those of
+// redis-server, such as "--requirepass", "secret".
 func StartRedis(tb testing.TB, args ...string) *RedisServer {
 	tb.Helper()
 	r := &RedisServer{tb: tb, args: args}
@@ -75,7 +76,7 @@ func StartRedis(tb testing.TB, args ...string) *RedisServer {
 	return r
 }
 
-// kill ends the server when its test is over.
+// kill kills the server when its test has ended.
 func (r *RedisServer) kill() { _ = r.process.Stop(syscall.SIGKILL, redisTimeout) }
 
 func (r *RedisServer) start() error {
@@ -97,7 +98,7 @@ func (r *RedisServer) start() error {
 	}
 	r.dir = r.process.Dir()
 	for deadline := time.Now().Add(redisTimeout); ; {
-		// What asks for a password is up, too.
+		// A server that asks for a password is up.
 		_, err := r.command("PING")
 		if err == nil || strings.Contains(err.Error(), "NOAUTH") {
 			return nil
@@ -124,10 +125,10 @@ func (r *RedisServer) URL() string {
 	return "redis://" + r.Addr()
 }
 
-// Kill ends the server by SIGKILL: connections break, nothing is said.
+// Kill kills the server with SIGKILL, so that connections break.
 func (r *RedisServer) Kill() { r.stop(syscall.SIGKILL) }
 
-// Stop ends the server as an operator would.
+// Stop stops the server with SIGTERM, as an operator does.
 func (r *RedisServer) Stop() { r.stop(syscall.SIGTERM) }
 
 func (r *RedisServer) stop(sig syscall.Signal) {
@@ -137,8 +138,8 @@ func (r *RedisServer) stop(sig syscall.Signal) {
 	}
 }
 
-// Restart starts the server again, empty and on the same port; one that still
-// runs is killed first.
+// Restart kills the server if it runs, and starts it again, empty and on the same
+// port.
 func (r *RedisServer) Restart() {
 	r.mustOwn().Helper()
 	r.stop(syscall.SIGKILL)
@@ -147,10 +148,11 @@ func (r *RedisServer) Restart() {
 	}
 }
 
-// Pause stops the process (SIGSTOP): its connections stay, and nothing answers.
+// Pause suspends the process (SIGSTOP): its connections stay open, and nothing
+// answers. Resume ends it.
 func (r *RedisServer) Pause() { r.signal(syscall.SIGSTOP) }
 
-// Resume lets a paused process go on.
+// Resume continues a paused process.
 func (r *RedisServer) Resume() { r.signal(syscall.SIGCONT) }
 
 func (r *RedisServer) signal(sig syscall.Signal) {
@@ -160,17 +162,18 @@ func (r *RedisServer) signal(sig syscall.Signal) {
 	}
 }
 
-// Output returns the newest of what the server printed.
+// Output returns what the server printed, at most its last 64 KiB.
 func (r *RedisServer) Output() string { return r.process.Output() }
 
-// State returns the process' state as /proc tells it: T while it is paused,
-// empty when it is gone.
+// State returns the state of the process in /proc: T while it is paused, empty
+// when it has ended.
 func (r *RedisServer) State() string {
 	state, _, _ := stat(r.process.Pid())
 	return state
 }
 
-// mustOwn returns the test that may do harm to the server.
+// mustOwn returns the test that the server belongs to, and panics for the shared
+// server.
 func (r *RedisServer) mustOwn() testing.TB {
 	if r.tb == nil {
 		panic("testkit: the shared Redis is not to be stopped: use StartRedis")
@@ -178,8 +181,8 @@ func (r *RedisServer) mustOwn() testing.TB {
 	return r.tb
 }
 
-// Do sends one command on a connection of its own and returns the answer:
-// elements of an array are joined by spaces.
+// Do sends one command on a new connection and returns the reply. The elements of
+// an array are joined by spaces.
 func (r *RedisServer) Do(tb testing.TB, args ...string) string {
 	tb.Helper()
 	answer, err := r.command(args...)
@@ -189,12 +192,13 @@ func (r *RedisServer) Do(tb testing.TB, args ...string) string {
 	return answer
 }
 
-// DoExpectingError sends a command that the server is to refuse, and returns what it said.
+// DoExpectingError sends a command that the server must refuse, and returns its
+// error.
 func (r *RedisServer) DoExpectingError(tb testing.TB, args ...string) string {
 	tb.Helper()
 	answer, err := r.command(args...)
 	if err == nil {
-		tb.Fatalf("testkit: redis %v: %q, want a refusal", args, answer)
+		tb.Fatalf("testkit: redis %v: %q, want an error", args, answer)
 	}
 	return err.Error()
 }
@@ -217,7 +221,8 @@ func (r *RedisServer) command(args ...string) (string, error) {
 	return exchange(conn, br, args...)
 }
 
-// exchange speaks just enough of Redis' protocol (RESP2) for tests.
+// exchange sends a command and reads its reply, in the part of RESP2 that tests
+// need.
 func exchange(w io.Writer, br *bufio.Reader, args ...string) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%d\r\n", len(args))

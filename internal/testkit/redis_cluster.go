@@ -13,16 +13,17 @@ const (
 	clusterSlots   = 16384
 )
 
-// A RedisCluster is three masters without replicas that share the slots, with
-// Redis' own settings but for a node timeout of two seconds. All end with the
-// test. Its methods belong to the test's goroutine.
+// A RedisCluster is a Redis Cluster of three masters without replicas, with the
+// default settings except for a node timeout of two seconds. All are killed when
+// the test ends. Its methods belong to the test's goroutine.
 type RedisCluster struct {
 	tb      testing.TB
 	nodes   []*RedisServer
-	nodeIDs []string
+	nodeIDs []string // by the index of the node
 }
 
-// StartRedisCluster starts them and waits until each finds the cluster complete.
+// StartRedisCluster starts a cluster and waits until each node reports that it is
+// complete.
 func StartRedisCluster(tb testing.TB) *RedisCluster {
 	tb.Helper()
 	c := &RedisCluster{tb: tb, nodes: make([]*RedisServer, clusterMasters)}
@@ -65,7 +66,7 @@ func (c *RedisCluster) URL() string {
 // Nodes returns the masters.
 func (c *RedisCluster) Nodes() []*RedisServer { return c.nodes }
 
-// Slot returns the slot of a key or shard channel.
+// Slot returns the slot of a key or of a shard channel.
 func (c *RedisCluster) Slot(key string) int {
 	c.tb.Helper()
 	slot, err := strconv.Atoi(c.nodes[0].Do(c.tb, "CLUSTER", "KEYSLOT", key))
@@ -75,7 +76,7 @@ func (c *RedisCluster) Slot(key string) int {
 	return slot
 }
 
-// Owner returns the node that serves a slot, as that node itself says.
+// Owner returns the node that serves a slot, according to the node itself.
 func (c *RedisCluster) Owner(slot int) *RedisServer {
 	c.tb.Helper()
 	return c.nodes[c.owner(slot)]
@@ -86,7 +87,7 @@ func (c *RedisCluster) owner(slot int) int {
 	for i, node := range c.nodes {
 		lines, err := node.command("CLUSTER", "NODES")
 		if err != nil {
-			continue // it was killed
+			continue // the test has killed it
 		}
 		for line := range strings.Lines(lines) {
 			if strings.HasPrefix(line, c.nodeIDs[i]) && hasSlot(line, slot) {
@@ -94,18 +95,19 @@ func (c *RedisCluster) owner(slot int) int {
 			}
 		}
 	}
-	c.tb.Fatalf("testkit: nobody serves slot %d", slot)
+	c.tb.Fatalf("testkit: no node serves slot %d", slot)
 	return -1
 }
 
-// hasSlot reads a line of CLUSTER NODES: eight fields, then slots and ranges.
+// hasSlot reports whether a line of CLUSTER NODES contains a slot. After eight
+// fields it has slots and ranges of slots.
 func hasSlot(line string, slot int) bool {
 	fields := strings.Fields(line)
 	for _, f := range fields[min(8, len(fields)):] {
 		low, high, ranged := strings.Cut(f, "-")
 		from, err := strconv.Atoi(low)
 		if err != nil {
-			continue // a slot on its way: [93-<-id]
+			continue // a slot that is being moved: [93-<-id]
 		}
 		to := from
 		if ranged {
@@ -118,7 +120,7 @@ func hasSlot(line string, slot int) bool {
 	return false
 }
 
-// MoveSlot gives a slot without keys to another node, as redis-cli --cluster
+// MoveSlot moves a slot without keys to another node, as redis-cli --cluster
 // reshard does, and returns that node.
 func (c *RedisCluster) MoveSlot(slot int) *RedisServer {
 	c.tb.Helper()

@@ -12,26 +12,26 @@ import (
 	"time"
 )
 
-// SentinelMaster is the name that a RedisSentinel's sentinels know its master by.
+// SentinelMaster is the name of the master in a RedisSentinel.
 const SentinelMaster = "switchyard"
 
-// sentinelTimeout bounds a failover: election and promotion take a few seconds,
-// and the first attempt may be undecided.
+// sentinelTimeout bounds a failover: election and promotion take a few seconds, and
+// the first election may have no winner.
 const sentinelTimeout = 30 * time.Second
 
-// A RedisSentinel is a master and two replicas, watched by three sentinels
-// that call a master dead after half a second. All end with the test. Its
+// A RedisSentinel is a master with two replicas and three sentinels, which regard
+// the master as down after half a second. All are killed when the test ends. Its
 // methods belong to the test's goroutine.
 type RedisSentinel struct {
 	tb        testing.TB
 	password  string
-	servers   []*RedisServer
+	servers   []*RedisServer // the first master, then its replicas
 	sentinels []*RedisServer
 }
 
-// StartRedisSentinel starts them and waits until each sentinel knows all others.
-// Arguments are given to the first master only, but for "--requirepass": that
-// password is then asked for by all servers and sentinels.
+// StartRedisSentinel starts the servers and waits until each sentinel knows all
+// others. The arguments are those of the first master only, except
+// "--requirepass", which sets the password of all servers and sentinels.
 func StartRedisSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 	tb.Helper()
 	s := &RedisSentinel{tb: tb}
@@ -56,8 +56,8 @@ func StartRedisSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 			return strings.Contains(info, "master_link_status:up")
 		}, "INFO", "replication")
 	}
-	// Only now: a sentinel asks a master for its replicas at once, and then
-	// every ten seconds.
+	// The sentinels start last, because a sentinel asks a master for its replicas at
+	// its start and then only every ten seconds.
 	for i := range s.sentinels {
 		s.sentinels[i] = newSentinel(tb, master)
 		starting.Go(func() { startOrFail(tb, s.sentinels[i]) })
@@ -72,7 +72,8 @@ func StartRedisSentinel(tb testing.TB, masterArgs ...string) *RedisSentinel {
 	return s
 }
 
-// startOrFail may be called from another goroutine than the test's.
+// startOrFail starts a server, or reports the error. It may be called from any
+// goroutine.
 func startOrFail(tb testing.TB, r *RedisServer) {
 	if err := r.start(); err != nil {
 		tb.Errorf("testkit: %v", err)
@@ -81,8 +82,8 @@ func startOrFail(tb testing.TB, r *RedisServer) {
 	tb.Cleanup(r.kill)
 }
 
-// newSentinel writes the file that a sentinel needs, since it keeps its state
-// there.
+// newSentinel returns a sentinel that is not started, with its configuration file,
+// in which it also keeps its state.
 func newSentinel(tb testing.TB, master *RedisServer) *RedisServer {
 	tb.Helper()
 	dir, err := TempDir("sentinel", nil)
@@ -101,7 +102,8 @@ func newSentinel(tb testing.TB, master *RedisServer) *RedisServer {
 	return &RedisServer{tb: tb, dir: dir, sentinel: file, password: master.password}
 }
 
-// waitReply repeats a command until its answer is good.
+// waitReply repeats a command until good accepts its reply, for at most
+// sentinelTimeout.
 func waitReply(tb testing.TB, r *RedisServer, what string, good func(string) bool, args ...string) {
 	tb.Helper()
 	var answer string
@@ -129,10 +131,10 @@ func (s *RedisSentinel) URL() string {
 	return "redis+sentinel://" + where
 }
 
-// Sentinels returns the three of them.
+// Sentinels returns the three sentinels.
 func (s *RedisSentinel) Sentinels() []*RedisServer { return s.sentinels }
 
-// Master returns the server that the last of the sentinels takes for the master.
+// Master returns the server that is the master according to the last sentinel.
 func (s *RedisSentinel) Master() *RedisServer {
 	s.tb.Helper()
 	return s.masterOf(s.sentinels[len(s.sentinels)-1])
@@ -146,12 +148,12 @@ func (s *RedisSentinel) masterOf(sentinel *RedisServer) *RedisServer {
 			return r
 		}
 	}
-	s.tb.Fatalf("testkit: the sentinels' master is at %s:%s, which nobody started", host, port)
+	s.tb.Fatalf("testkit: the sentinels' master is at %s:%s, which is none of the servers", host, port)
 	return nil
 }
 
-// KillMaster ends the master by SIGKILL and returns it. The sentinels do the
-// rest in a few seconds: WaitMaster.
+// KillMaster kills the master with SIGKILL and returns it. The sentinels promote
+// another server within a few seconds; WaitMaster waits for it.
 func (s *RedisSentinel) KillMaster() *RedisServer {
 	s.tb.Helper()
 	master := s.Master()
@@ -159,20 +161,20 @@ func (s *RedisSentinel) KillMaster() *RedisServer {
 	return master
 }
 
-// Failover has a sentinel put another server in the master's place, though
-// that is well, and returns the old one once all sentinels agree.
+// Failover has a sentinel replace a healthy master, and returns the old one when
+// all sentinels agree.
 func (s *RedisSentinel) Failover() (old *RedisServer) {
 	s.tb.Helper()
 	old = s.Master()
-	// Refused as long as the replicas have not told of themselves.
+	// The sentinel refuses until it has heard from the replicas.
 	waitReply(s.tb, s.sentinels[0], "a failover to begin", func(a string) bool { return a == "OK" },
 		"SENTINEL", "FAILOVER", SentinelMaster)
 	s.WaitMaster(old)
 	return old
 }
 
-// WaitMaster returns the new master, once all sentinels agree that it is not
-// the old one and it says itself that it is a master.
+// WaitMaster returns the new master, when all sentinels agree that it is not the
+// old one and the new one reports that it is a master.
 func (s *RedisSentinel) WaitMaster(old *RedisServer) *RedisServer {
 	s.tb.Helper()
 	for _, sentinel := range s.sentinels {

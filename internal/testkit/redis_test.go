@@ -68,7 +68,7 @@ func TestAPausedRedisAnswersAfterwards(t *testing.T) {
 func TestTheSharedRedisCanNotBeKilled(t *testing.T) {
 	defer func() {
 		if recover() == nil {
-			t.Error("the shared server let itself be killed")
+			t.Error("a test was able to kill the shared server")
 		}
 	}()
 	Redis(t).Kill()
@@ -89,7 +89,7 @@ func TestSentinelsFailOver(t *testing.T) {
 		t.Errorf("killed %s, want %s", killed.Addr(), second.Addr())
 	}
 	if third := s.WaitMaster(second); third == second {
-		t.Error("a killed master is still one")
+		t.Error("the killed server is still the master")
 	}
 }
 
@@ -103,7 +103,7 @@ func TestAClusterMovesASlot(t *testing.T) {
 		t.Errorf("slot %d went from %s to %s, and is at %s", slot, from.Addr(), to.Addr(), c.Owner(slot).Addr())
 	}
 	if _, err := from.command("SPUBLISH", "{b00}:x", "hi"); err == nil || !strings.Contains(err.Error(), "MOVED") {
-		t.Errorf("the old owner says %v, want MOVED", err)
+		t.Errorf("the old owner answers %v, want MOVED", err)
 	}
 	to.Do(t, "SPUBLISH", "{b00}:x", "hi")
 }

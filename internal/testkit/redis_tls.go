@@ -17,21 +17,22 @@ import (
 	"time"
 )
 
-// A RedisTLS is a redis-server that also listens with TLSConfig, under a
-// certificate of an authority that no system knows.
+// A RedisTLS is a redis-server that also listens with TLS. Its certificate was
+// issued by an authority that no system trusts.
 type RedisTLS struct {
 	*RedisServer
-	// CAFile is the authority's certificate; CertFile and KeyFile are a
-	// client's, which the server asks for unless "--tls-auth-clients", "no".
+	// CAFile is the authority's certificate. CertFile and KeyFile are a client
+	// certificate, which the server requires unless its arguments are
+	// "--tls-auth-clients", "no".
 	CAFile, CertFile, KeyFile string
 
 	tlsPort int
 }
 
-// TLSAddr returns host:port of the listener with TLSConfig.
+// TLSAddr returns host:port of the listener with TLS.
 func (r *RedisTLS) TLSAddr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.tlsPort)) }
 
-// StartRedisTLS starts it with more arguments of redis-server.
+// StartRedisTLS starts a RedisTLS with further arguments of redis-server.
 func StartRedisTLS(tb testing.TB, args ...string) *RedisTLS {
 	tb.Helper()
 	r := &RedisTLS{tlsPort: FreePort()}
@@ -49,8 +50,8 @@ func StartRedisTLS(tb testing.TB, args ...string) *RedisTLS {
 	return r
 }
 
-// writeCertificates makes an authority and one certificate of it for
-// 127.0.0.1, good for server and client.
+// writeCertificates makes an authority and a certificate of it for 127.0.0.1, which
+// servers and clients can use. It returns the paths of the files.
 func writeCertificates(dir string) (ca, cert, key string, err error) {
 	ca, cert, key = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "redis.crt"), filepath.Join(dir, "redis.key")
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

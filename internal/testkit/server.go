@@ -14,23 +14,25 @@ import (
 	"time"
 )
 
-// serverTimeout bounds how long a server may take to be ready, race detector and
-// a busy machine included.
+// serverTimeout bounds how long a server may take to be ready, with the race
+// detector and on a busy machine.
 const serverTimeout = 30 * time.Second
 
-// BuildServer builds cmd/server with the race detector, and returns the program.
+// BuildServer builds cmd/server with the race detector, and returns the path of the
+// program.
 func BuildServer(tb testing.TB) string { return build(tb, "server", "-race") }
 
 // BuildSwitchyard builds cmd/switchyard with the race detector, and returns the
-// program.
+// path of the program.
 func BuildSwitchyard(tb testing.TB) string { return build(tb, "switchyard", "-race") }
 
-// builds has a once-function for each program and flag, and its result.
+// builds has a function for each program and flag, which builds it at its first
+// call.
 var builds sync.Map
 
-// build builds a command once in this test binary. TESTKIT_BIN names a folder in
-// which test binaries share what they build: the go command then only looks
-// whether the program there is still what it would build.
+// build builds a command once in this test binary, and returns the path of the
+// program. TESTKIT_BIN names a folder in which test binaries share their programs:
+// the go command then only checks that the program in it is up to date.
 func build(tb testing.TB, command, flag string) string {
 	tb.Helper()
 	type result struct {
@@ -70,29 +72,27 @@ func runBuild(command, flag string) (string, error) {
 	return path, nil
 }
 
-// A Server is a process of cmd/server on ports of its own. Its methods belong
-// to the test's goroutine.
+// A Server is a process of cmd/server. Its methods belong to the test's goroutine.
 type Server struct {
 	tb      testing.TB
 	program string
 	env     map[string]string
-	process *Process
+	process *Process // the running process or the last one
 	dir     string
-	// Addr and Admin are the host:port of the two listeners; they stay the
-	// same over restarts.
+	// Addr and Admin are the host:port of the two listeners, and stay the same
+	// over restarts.
 	Addr, Admin string
 }
 
 // StartServer starts a server with these settings and waits until it is ready.
-// Without DATABASE_URL it keeps its SQLite file in a directory of its own. It
-// ends with the test, and fails it when the race detector spoke.
+// Without DATABASE_URL it has its SQLite file in a directory of its own. It is
+// killed when the test ends, and a data race that it has reported fails the test.
 func StartServer(tb testing.TB, env map[string]string) *Server {
 	tb.Helper()
 	return startServer(tb, BuildServer(tb), env)
 }
 
-// StartPlainServer is StartServer without the race detector: what benchmarks
-// measure.
+// StartPlainServer is StartServer without the race detector, for benchmarks.
 func StartPlainServer(tb testing.TB, env map[string]string) *Server {
 	tb.Helper()
 	return startServer(tb, build(tb, "server", "-trimpath"), env)
@@ -111,7 +111,7 @@ func startServer(tb testing.TB, program string, env map[string]string) *Server {
 	}
 	s.start()
 	tb.Cleanup(func() {
-		_ = s.process.Signal(syscall.SIGCONT) // a test may have failed while it was stopped
+		_ = s.process.Signal(syscall.SIGCONT) // a test may have failed while the process was stopped
 		s.Kill()
 		if out := s.Output(); strings.Contains(out, "DATA RACE") {
 			tb.Errorf("the server has a data race:\n%s", out)
@@ -143,15 +143,15 @@ func (s *Server) launch() {
 	s.process = p
 }
 
-// WaitReady returns once /readyz says 200; it fails when the process or ctx
-// ends first.
+// WaitReady returns when /readyz answers 200. It fails when the process or ctx ends
+// first.
 func (s *Server) WaitReady(ctx context.Context) error {
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+"/readyz", nil)
 		if err != nil {
-			return fmt.Errorf("ask whether the server is ready: %w", err)
+			return fmt.Errorf("request /readyz: %w", err)
 		}
-		req.Close = true // leave no idle connection behind
+		req.Close = true // leave no idle connection
 		res, err := http.DefaultClient.Do(req)
 		if err == nil {
 			_ = res.Body.Close()
@@ -169,31 +169,30 @@ func (s *Server) WaitReady(ctx context.Context) error {
 	}
 }
 
-// URL is http://host:port, without a slash at its end.
+// URL returns http://host:port, without a slash at its end.
 func (s *Server) URL() string { return "http://" + s.Addr }
 
-// SocketURL is where WebSocket clients connect.
+// SocketURL returns the URL for WebSocket clients.
 func (s *Server) SocketURL() string { return "ws://" + s.Addr + "/ws" }
 
 // Pid returns the process id.
 func (s *Server) Pid() int { return s.process.Pid() }
 
-// Output returns the newest of what the process printed.
+// Output returns what the process printed, at most its last 64 KiB.
 func (s *Server) Output() string { return s.process.Output() }
 
-// Kill ends the process by SIGKILL, and waits until it is gone.
+// Kill kills the process with SIGKILL, and waits until it has ended.
 func (s *Server) Kill() { _ = s.process.Stop(syscall.SIGKILL, serverTimeout) }
 
-// Stop ends the process by SIGTERM and returns what it exited with: nil for
-// code 0.
+// Stop stops the process with SIGTERM and returns its exit status: nil for code 0.
 func (s *Server) Stop() error { return s.StopWithin(serverTimeout) }
 
-// StopWithin is Stop with a bound of its own, after which the process is killed.
+// StopWithin is Stop with another bound, after which the process is killed.
 func (s *Server) StopWithin(grace time.Duration) error {
 	if err := s.process.Stop(syscall.SIGTERM, grace); err != nil {
 		return err
 	}
-	return s.process.Wait(context.Background()) // it has ended
+	return s.process.Wait(context.Background()) // returns at once: it has ended
 }
 
 // Signal sends a signal, such as SIGSTOP.
@@ -212,7 +211,7 @@ func (s *Server) Restart() {
 	s.start()
 }
 
-// Ended says whether the process has ended.
+// Ended reports whether the process has ended.
 func (s *Server) Ended() bool {
 	select {
 	case <-s.process.Done():
@@ -222,16 +221,16 @@ func (s *Server) Ended() bool {
 	}
 }
 
-// Launch starts the process again on the same ports and files, without waiting
-// until it is ready: it may not be able to.
+// Launch starts the process again on the same ports and files. It does not wait
+// until the server is ready, which it may never be.
 func (s *Server) Launch() {
 	s.tb.Helper()
 	s.Kill()
 	s.launch()
 }
 
-// State returns the process' state as /proc tells it: T while it is stopped,
-// empty when it is gone.
+// State returns the state of the process in /proc: T while it is stopped, empty
+// when it has ended.
 func (s *Server) State() string {
 	state, _, _ := stat(s.Pid())
 	return state

@@ -2,7 +2,6 @@ package testkit
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,12 +13,13 @@ import (
 	"time"
 )
 
-// victimEnv makes this test binary start a child, tell its pid, and wait to be killed.
+// victimEnv makes this test binary start a child, print its pid, and wait to be
+// killed.
 const victimEnv = "SWITCHYARD_TESTKIT_VICTIM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(victimEnv) != "" {
-		p, err := Start(Program{Path: "/bin/sleep", Args: []string{"60"}, Dir: "/"})
+		p, err := Start(Program{Path: "/bin/sleep", Args: []string{"300"}, Dir: "/"})
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -28,13 +28,6 @@ func TestMain(m *testing.M) {
 		select {}
 	}
 	Main(m)
-}
-
-func within(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
 }
 
 func start(t *testing.T, script string) *Process {
@@ -48,19 +41,20 @@ func start(t *testing.T, script string) *Process {
 }
 
 func TestAProcessIsWaitedForAndStopped(t *testing.T) {
+	t.Parallel()
 	t.Run("exit code and output", func(t *testing.T) {
 		p := start(t, "echo hello; echo there >&2; exit 3")
 		var exit *exec.ExitError
-		if err := p.Wait(within(t, 10*time.Second)); !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		if err := p.Wait(Within(t, 10*time.Second)); !errors.As(err, &exit) || exit.ExitCode() != 3 {
 			t.Fatalf("Wait = %v, want exit code 3", err)
 		}
 		if got := p.Output(); got != "hello\nthere\n" {
 			t.Fatalf("Output = %q", got)
 		}
 	})
-	t.Run("asked to", func(t *testing.T) {
+	t.Run("ended by SIGTERM", func(t *testing.T) {
 		p := start(t, `trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
-		if err := p.WaitOutput(within(t, 10*time.Second), "up"); err != nil {
+		if err := p.WaitOutput(Within(t, 10*time.Second), "up"); err != nil {
 			t.Fatal(err)
 		}
 		if err := p.Stop(syscall.SIGTERM, 10*time.Second); err != nil {
@@ -70,9 +64,9 @@ func TestAProcessIsWaitedForAndStopped(t *testing.T) {
 			t.Fatalf("Output = %q", got)
 		}
 	})
-	t.Run("deaf, with a child", func(t *testing.T) {
-		p := start(t, `trap '' TERM; sleep 60 & echo child $!; wait; wait; sleep 60`)
-		if err := p.WaitOutput(within(t, 10*time.Second), "child "); err != nil {
+	t.Run("ignores SIGTERM, with a child", func(t *testing.T) {
+		p := start(t, `trap '' TERM; sleep 300 & echo child $!; wait; wait; sleep 300`)
+		if err := p.WaitOutput(Within(t, 10*time.Second), "child "); err != nil {
 			t.Fatal(err)
 		}
 		child, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(p.Output(), "child ")))
@@ -80,7 +74,7 @@ func TestAProcessIsWaitedForAndStopped(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := p.Stop(syscall.SIGTERM, 100*time.Millisecond); err == nil {
-			t.Fatal("Stop says a deaf process ended in time")
+			t.Fatal("Stop returned no error for a process that ignored SIGTERM")
 		}
 		waitForExit(t, child)
 	})
@@ -88,15 +82,16 @@ func TestAProcessIsWaitedForAndStopped(t *testing.T) {
 
 func TestWaitOutputReportsWhatWasPrintedInstead(t *testing.T) {
 	p := start(t, "echo no such thing")
-	err := p.WaitOutput(within(t, 10*time.Second), "ready")
+	err := p.WaitOutput(Within(t, 10*time.Second), "ready")
 	if err == nil || !strings.Contains(err.Error(), "no such thing") {
 		t.Fatalf("WaitOutput = %v", err)
 	}
 }
 
 func TestOutputIsBoundedAndKeepsTheEnd(t *testing.T) {
+	t.Parallel()
 	p := start(t, "yes 0123456789 | head -c 1000000; echo; echo the end")
-	if err := p.Wait(within(t, 20*time.Second)); err != nil {
+	if err := p.Wait(Within(t, 20*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	if got := p.Output(); len(got) != tailBytes || !strings.HasSuffix(got, "the end\n") {
@@ -127,7 +122,7 @@ func TestChildDiesWithAKilledTestBinary(t *testing.T) {
 		t.Fatal(line)
 	}
 	if !alive(child) {
-		t.Fatal("the child never lived")
+		t.Fatal("the child has not started")
 	}
 	_ = victim.Process.Kill()
 	_ = victim.Wait()
@@ -137,7 +132,7 @@ func TestChildDiesWithAKilledTestBinary(t *testing.T) {
 func TestMissingProgramNamesItsPackage(t *testing.T) {
 	_, err := FindProgram("no-such-program", "some-package")
 	if err == nil || !strings.Contains(err.Error(), "apt-get install -y some-package") {
-		t.Fatalf("Find = %v", err)
+		t.Fatalf("FindProgram = %v", err)
 	}
 }
 
@@ -164,31 +159,33 @@ func TestDirectoriesOfKilledRunsAreRemoved(t *testing.T) {
 	}
 	removeStaleDirs()
 	if _, err := os.Stat(old); !os.IsNotExist(err) {
-		t.Errorf("the directory of a dead run is still there: %v", err)
+		t.Errorf("the directory of a killed run is still there: %v", err)
 	}
 	if _, err := os.Stat(used); err != nil {
-		t.Errorf("the directory of a living run is gone: %v", err)
+		t.Errorf("the directory of a run that goes on is gone: %v", err)
 	}
 }
 
 func TestPostgresGivesEachCallerItsOwnDatabase(t *testing.T) {
+	t.Parallel()
 	a, b := Postgres(t), Postgres(t)
 	a.Exec("CREATE TABLE t (n int)", "INSERT INTO t VALUES (1), (2)")
 	if got := a.Query("SELECT n, n * 2 FROM t ORDER BY n"); got != "1|2\n2|4" {
 		t.Errorf("Query = %q", got)
 	}
 	if got := b.Query("SELECT count(*) FROM pg_tables WHERE tablename = 't'"); got != "0" {
-		t.Errorf("the table of one test is seen in another's database")
+		t.Error("the table of one test is in another test's database")
 	}
 	if got := a.Query("SHOW fsync"); got != "on" {
 		t.Errorf("fsync = %s", got)
 	}
 	if got := a.Query("SELECT 'a' < 'B', 'a' < 'B' COLLATE \"C\""); got != "t|f" {
-		t.Errorf("the database sorts like C: %s", got)
+		t.Errorf("the database sorts as with the locale C: %s", got)
 	}
 }
 
 func TestPostgresSurvivesBeingKilled(t *testing.T) {
+	t.Parallel()
 	pg := StartPostgres(t, "checkpoint_timeout=30min")
 	pg.Exec("CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)")
 	pg.Kill()
@@ -201,7 +198,7 @@ func TestPostgresSurvivesBeingKilled(t *testing.T) {
 	}
 	pg.Crash()
 	if out := pg.server.process.Output(); !strings.Contains(out, "received immediate shutdown request") {
-		t.Errorf("the server was not shut down at once:\n%s", out)
+		t.Errorf("the shutdown was not an immediate one:\n%s", out)
 	}
 	pg.Start()
 	pg.Exec("INSERT INTO t VALUES (2)")
@@ -212,12 +209,13 @@ func TestPostgresSurvivesBeingKilled(t *testing.T) {
 	}
 }
 
-// What a supervisor does: a server that cannot start yet is started again.
+// A supervisor starts a server again that could not start, and then it can.
 func TestAServerThatCouldNotStartIsStartedAgain(t *testing.T) {
+	t.Parallel()
 	pg := StartPostgres(t)
 	s := StartServer(t, map[string]string{"DATABASE_URL": pg.URL()})
 	s.Signal(syscall.SIGSTOP)
-	until(t, "the server to be stopped", func() bool { return s.State() == "T" })
+	Eventually(t, "the server to be stopped", func() bool { return s.State() == "T" })
 	s.Kill()
 	if s.State() != "" || !s.Ended() {
 		t.Errorf("state %q after SIGKILL", s.State())
@@ -227,28 +225,15 @@ func TestAServerThatCouldNotStartIsStartedAgain(t *testing.T) {
 		t.Error("a stopped PostgreSQL runs")
 	}
 	s.Launch()
-	until(t, "the server to give up", s.Ended)
+	Eventually(t, "the server to give up", s.Ended)
 	pg.Start()
 	s.Launch()
-	if err := s.WaitReady(within(t, 60*time.Second)); err != nil {
+	if err := s.WaitReady(Within(t, 60*time.Second)); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited for %s", what)
-		}
 	}
 }
 
 func waitForExit(t *testing.T, pid int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); alive(pid); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("process %d still lives", pid)
-		}
-	}
+	Eventually(t, fmt.Sprintf("the end of process %d", pid), func() bool { return !alive(pid) })
 }

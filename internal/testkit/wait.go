@@ -6,17 +6,16 @@ import (
 	"time"
 )
 
-// Timeout bounds every wait of a test for something that is certain to happen:
-// long enough for the busiest machine, since a test that passes never waits for
-// the end of it.
+// Timeout bounds how long a test waits for something that is certain to happen. It
+// is long enough for the busiest machine, since a test that passes never waits
+// that long.
 const Timeout = time.Minute
 
-// pollInterval is how often Eventually looks.
+// pollInterval is how often Eventually checks.
 const pollInterval = 5 * time.Millisecond
 
-// Eventually waits until ok returns true, and fails the test with what was
-// awaited when that takes longer than Timeout. It may be used in a bubble of
-// testing/synctest.
+// Eventually waits until ok returns true. After Timeout it fails the test with
+// what, the condition in words. It works in a bubble of testing/synctest.
 func Eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
 	if !poll(Timeout, ok) {
@@ -24,8 +23,8 @@ func Eventually(tb testing.TB, what string, ok func() bool) {
 	}
 }
 
-// EventuallyNil waits until check returns nil, and fails the test with its last
-// error when that takes longer than Timeout.
+// EventuallyNil waits until check returns nil. After Timeout it fails the test with
+// what and the last error.
 func EventuallyNil(tb testing.TB, what string, check func() error) {
 	tb.Helper()
 	var err error
@@ -34,6 +33,7 @@ func EventuallyNil(tb testing.TB, what string, check func() error) {
 	}
 }
 
+// poll reports whether ok returned true within limit.
 func poll(limit time.Duration, ok func() bool) bool {
 	for deadline := time.Now().Add(limit); !ok(); <-time.After(pollInterval) {
 		if time.Now().After(deadline) {
@@ -43,8 +43,7 @@ func poll(limit time.Duration, ok func() bool) bool {
 	return true
 }
 
-// Within returns a context that ends after d, or when the test and its cleanups
-// are over.
+// Within returns a context that ends after d, or with the cleanups of the test.
 func Within(tb testing.TB, d time.Duration) context.Context {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), d)

@@ -1,6 +1,6 @@
 // Package behaviors is the list of what every client of Switchyard does, as
-// scripts that clients in any language are tested with: the same server, the
-// same calls, the same expectations. README.md says what the words mean.
+// scripts for tests of clients in any language: the same server, the same calls,
+// the same expectations. README.md defines the words of the scripts.
 package behaviors
 
 import (
@@ -17,34 +17,35 @@ import (
 var files embed.FS
 
 // A Behavior is one script. It begins with a live connection, unless Begin is
-// "silent": then the server has accepted and not welcomed.
+// "not welcomed": then the server has accepted the connection only.
 type Behavior struct {
 	Name string
-	// Codes and Errors make a behaviour of each, named after it; "each" in a
-	// step stands for it.
+	// Codes and Errors make one behavior for each value, named after it. The
+	// value replaces "each" in the steps.
 	Codes  []int
 	Errors []string
 	Begin  string
-	// Random is what the client's dice say each time, in [0, 1).
+	// Random is the number in [0, 1) that the client's random source returns.
 	Random float64
-	// Tokens are what the user has to give, one each time that one is asked for;
-	// null is none to be had, "never" one that does not come, "late t" a t that
-	// comes after a second. Without, no token is asked for.
+	// Tokens are the results of the user's token source, in order: null is a
+	// failure, "never" a token that never arrives, "late t" the token t after a
+	// second. Without Tokens the client has no token source.
 	Tokens []*string
-	// ResendFor is how long the user wants a publish resent, in milliseconds; 0
-	// leaves it to the client.
+	// ResendFor is how long the user wants a publish to be resent, in
+	// milliseconds; 0 leaves it to the client.
 	ResendFor int64
-	// Welcome has fields for each welcome, over the usual ones.
+	// Welcome has fields for each welcome, which replace the usual ones.
 	Welcome map[string]any
 	Steps   []Step
 }
 
-// A Step is one line of a script: what the server or the user does, that time
-// passes, or what the client must have done. One of the first four is set.
+// A Step is one line of a script: an action of the server or the user, the
+// passing of time, or an expectation of the client. Exactly one of the first four
+// fields is set.
 type Step struct {
 	Server, User, Client, Time string
 
-	// On is the number of the connection that is meant, from 1; 0 is the newest.
+	// On is the number of the connection, from 1; 0 is the newest one.
 	On              int
 	Room, ID, Epoch string
 	As, Of, Answers string
@@ -64,7 +65,7 @@ type Step struct {
 	Session         string
 	Unknown         bool
 	MS              float64
-	// Code is a close code and Error an error's, "each" in the files.
+	// Code is a close code and Error the code of an error; "each" in the files.
 	Code  any
 	Error string
 }
@@ -75,8 +76,8 @@ func (s Step) CloseCode() int {
 	return int(code)
 }
 
-// All returns every behaviour, one for each of its codes and errors. A word in
-// the files that has no meaning is an error.
+// All returns every behavior, one for each of its codes and errors. An unknown
+// field in a file is an error.
 func All() ([]Behavior, error) {
 	names, err := fs.Glob(files, "*.json")
 	if err != nil {
@@ -115,6 +116,7 @@ func Names() ([]string, error) {
 	return names, nil
 }
 
+// expand returns one behavior for each code and error of b, or b itself.
 func (b Behavior) expand() []Behavior {
 	var each []any
 	for _, code := range b.Codes {
@@ -146,7 +148,7 @@ func label(value any) string {
 	return value.(string)
 }
 
-// substitute puts value where the step says "each".
+// substitute replaces "each" in the step by value.
 func (s *Step) substitute(value any) {
 	if s.Code == "each" {
 		s.Code = value

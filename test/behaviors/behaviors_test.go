@@ -19,10 +19,10 @@ func TestEveryBehaviorIsDecodedAndHasAUniqueName(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(names) < 180 {
-		t.Errorf("%d behaviors: the list is not what it was", len(names))
+		t.Errorf("the list has %d behaviors, want 180 or more", len(names))
 	}
 	if unique := slices.Compact(slices.Clone(names)); len(unique) != len(names) {
-		t.Error("two behaviors have one name")
+		t.Error("two behaviors have the same name")
 	}
 	for _, b := range all {
 		expects := false
@@ -37,17 +37,18 @@ func TestEveryBehaviorIsDecodedAndHasAUniqueName(t *testing.T) {
 				t.Errorf("%s: step %d has %d actors", b.Name, i, actors)
 			}
 			if s.Code == "each" || s.Error == "each" {
-				t.Errorf("%s: step %d says each, of what?", b.Name, i)
+				t.Errorf("%s: step %d has each without codes or errors", b.Name, i)
 			}
-			expects = expects || s.Client != "" || s.Server == "was given"
+			expects = expects || s.Client != "" || s.Server == "received credentials"
 		}
 		if !expects {
-			t.Errorf("%s cannot fail", b.Name)
+			t.Errorf("%s expects nothing", b.Name)
 		}
 	}
 }
 
-// Whoever adds a close code says what clients do with it.
+// A behavior covers each documented close code: the action of clients in the
+// document leads to its name.
 func TestEveryCloseCodeHasABehavior(t *testing.T) {
 	b, err := os.ReadFile("../../web/asyncapi.yaml")
 	if err != nil {
@@ -66,11 +67,11 @@ func TestEveryCloseCodeHasABehavior(t *testing.T) {
 		t.Fatal(err)
 	}
 	actions := []struct{ description, name string }{
-		{"stays away", "stays away"}, {"does not come back as it is", "stays away"},
-		{"comes back within a second", "comes back within a second"},
+		{"does not reconnect", "does not reconnect"},
+		{"reconnects within a second", "reconnects within a second"},
 		{"backs off", "backs off"}, {"drops the publish", "backs off"},
-		{"brings a fresh token", "comes back with a fresh token"},
-		{"forgets this socket", "the first may end in any way once the second is there"},
+		{"reconnects with a fresh token", "reconnects with a fresh token"},
+		{"discards this connection", "the first may end with any code once the next is welcomed"},
 	}
 	codes := doc.Channels["socket"].Codes
 	if len(codes) < 10 {
@@ -84,7 +85,7 @@ func TestEveryCloseCodeHasABehavior(t *testing.T) {
 			}
 		}
 		if !covered {
-			t.Errorf("%s (%s) has no behaviour that says so", code, documented.Client)
+			t.Errorf("no behavior covers %s (%s)", code, documented.Client)
 		}
 	}
 }

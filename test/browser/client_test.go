@@ -11,20 +11,17 @@ import (
 	"switchyard/test/behaviors"
 )
 
-// What the client promises, told one by one: the tests are those of test/node,
-// and run here where the client does.
-func TestClientModulesInChromium(t *testing.T) {
+// The modules of test/node run in Chromium, where client.js is used.
+func testClientModules(t *testing.T, e *env) {
 	server := httptest.NewServer(repository())
 	defer server.Close()
-	browser := chromium.Start(t)
-
-	for _, module := range []string{"behaviors", "golden", "returning", "keeping", "witness", "people", "fleet"} {
+	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "observer", "presence_list", "move_model"} {
 		t.Run(module, func(t *testing.T) {
-			window := browser.Open(t, server.URL+"/")
+			window := e.browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }
 			results := chromium.Eval[[]result](window, `import("/test/node/`+module+`.mjs").then((m) => m.run())`)
 			if len(results) < 5 {
-				t.Fatalf("%d tests ran: the module is not what it was", len(results))
+				t.Fatalf("%d tests ran, want 5 or more", len(results))
 			}
 			var ran []string
 			for _, r := range results {
@@ -42,6 +39,7 @@ func TestClientModulesInChromium(t *testing.T) {
 	}
 }
 
+// checkNames checks that every behavior of the list ran.
 func checkNames(t *testing.T, ran []string) {
 	t.Helper()
 	names, err := behaviors.Names()
@@ -50,11 +48,11 @@ func checkNames(t *testing.T, ran []string) {
 	}
 	slices.Sort(ran)
 	if !slices.Equal(ran, names) {
-		t.Errorf("Chromium ran %q\nthe list has %q", ran, names)
+		t.Errorf("Chromium ran the behaviors %q\nthe list has %q", ran, names)
 	}
 }
 
-// repository serves what the tests import, each file where it lies.
+// repository serves the folders that the modules import, under their paths.
 func repository() http.Handler {
 	files := http.NewServeMux()
 	for _, folder := range []string{"web", "test/node", "test/behaviors", "internal/protocol/testdata"} {
@@ -67,15 +65,15 @@ func repository() http.Handler {
 	return files
 }
 
-// An operator who lowers ID_WINDOW shortens what clients resend for.
-func TestTheWelcomeHasTheIDWindow(t *testing.T) {
+// When an operator lowers ID_WINDOW, clients resend for a shorter time.
+func testTheWelcomeHasTheIDWindow(t *testing.T, e *env) {
 	server := testkit.StartServer(t, map[string]string{"ID_WINDOW": "2m"})
-	w := openPage(t, chromium.Start(t), server.URL()+"/", "ada")
+	w := openPage(t, e.browser, server.URL()+"/", "ada")
 	idWindow := chromium.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
 		const client = Switchyard.connect();
 		client.on("state", ({ welcome }) => { if (welcome) { client.close(); resolve(welcome.id_window_ms); } });
 	}))`)
 	if idWindow != 120_000 {
-		t.Errorf("welcome tells %d ms", idWindow)
+		t.Errorf("the welcome has id_window_ms %d, want 120000", idWindow)
 	}
 }

@@ -11,25 +11,25 @@ import (
 	"switchyard/internal/testkit/chromium"
 )
 
-func contains(s, part string) bool { return strings.Contains(s, part) }
-
-// The page fits each screen in both lights, with text that can be read. With
-// PICTURES set to a directory the pictures stay there to be looked at.
-func TestThePageFitsEveryScreen(t *testing.T) {
-	pictures := os.Getenv("PICTURES")
-	if pictures == "" {
-		pictures = t.TempDir()
+// takeScreenshot writes a screenshot into the directory that the environment
+// variable PICTURES names. Without it there is none.
+func takeScreenshot(w *chromium.Window, name string) {
+	if dir := os.Getenv("PICTURES"); dir != "" {
+		w.Screenshot(filepath.Join(dir, name+".png"))
 	}
+}
+
+// The page fits each screen in both color schemes, with readable text.
+func testThePageFitsEveryScreen(t *testing.T, e *env) {
 	server := testkit.StartServer(t, map[string]string{"COLOR": "blue", "DEPLOYMENT": "2026-01-02.1"})
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#platform-4", "ada")
-	bob := openPage(t, browser, server.URL()+"/#platform-4", "bob")
+	ada := openPage(t, e.browser, server.URL()+"/#platform-4", "ada")
+	bob := openPage(t, e.browser, server.URL()+"/#platform-4", "bob")
 	chat(ada, bob)
 	chromium.Eval[string](bob, `location.hash = "#`+strings.Repeat("a-room-with-a-very-long-name", 4)+`"`)
 	chromium.Eval[string](bob, `location.hash = "#platform-4"`)
 	bob.Until(`document.title.startsWith("platform-4")`)
 
-	// The host's name has no business in a picture of the documentation.
+	// The documentation uses the screenshots, so they do not show this host's name.
 	chromium.Eval[string](bob, `document.getElementById("node").textContent = "node-2"`)
 	chromium.Eval[string](bob, `document.getElementById("f-session").textContent = "node-2-17"`)
 	for _, width := range []int64{1280, 800, 360} {
@@ -38,28 +38,30 @@ func TestThePageFitsEveryScreen(t *testing.T) {
 			bob.SetColorScheme(scheme)
 			name := fmt.Sprintf("%s-%d", scheme, width)
 			if over := chromium.Eval[int64](bob, `document.documentElement.scrollWidth`); over > width {
-				t.Errorf("%s: the page is %d wide", name, over)
+				t.Errorf("%s: the page is %d pixels wide", name, over)
 			}
 			if offscreen := chromium.Eval[[]string](bob, offscreenElements); len(offscreen) > 0 {
-				t.Errorf("%s: out of the screen: %v", name, offscreen)
+				t.Errorf("%s: outside the screen: %v", name, offscreen)
 			}
 			if lowContrast := chromium.Eval[[]string](bob, lowContrastElements); len(lowContrast) > 0 {
 				t.Errorf("%s: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", name, lowContrast)
 			}
 			bob.Until(`(() => { const log = document.querySelector(".log:not([hidden])");
-				return log.scrollHeight - log.scrollTop - log.clientHeight < 2; })()`) // the last word stays in sight
-			bob.Screenshot(filepath.Join(pictures, name+".png"))
+				return log.scrollHeight - log.scrollTop - log.clientHeight < 2; })()`) // the newest message stays visible
+			takeScreenshot(bob, name)
 		}
 	}
 }
 
-// offscreenElements names what people must reach and cannot see.
+// offscreenElements returns the ids of important elements that are not fully
+// visible.
 const offscreenElements = `["composer", "state", "title", "room", "name"].filter((id) => {
 	const box = document.getElementById(id).getBoundingClientRect();
 	return box.width < 10 || box.left < 0 || box.right > innerWidth || box.bottom > innerHeight;
 })`
 
-// lowContrastElements measures texts on the background they stand on, WCAG 2.2 §1.4.3.
+// lowContrastElements returns the elements whose text has a contrast with its
+// background under 4.5 to 1, WCAG 2.2 §1.4.3.
 const lowContrastElements = `(() => {
 	const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
 	const paint = (colors) => {
@@ -79,13 +81,14 @@ const lowContrastElements = `(() => {
 	return [...new Set(pale)];
 })()`
 
+// chat fills a room with messages of all kinds.
 func chat(ada, bob *chromium.Window) {
 	lines := []string{
 		"The 17:04 is on platform four, eleven cars.",
 		"Confirmed. Points 12 and 14 are set for the branch.",
 		"Moving everyone to green now, hold the signal.",
 		"Holding. Every client resumed, none dropped.",
-		"Killed a node for good measure. Numbers still run on?",
+		"Killed a node, to be sure. Do the numbers continue?",
 		"They do: no seq missing, none twice.",
 	}
 	for i, line := range lines {
@@ -102,7 +105,7 @@ func chat(ada, bob *chromium.Window) {
 	bob.Until(`document.getElementById("signals").textContent !== ""`)
 }
 
-// publishJSON stores a message that no page wrote.
+// publishJSON publishes a message that is not in the page's format.
 func publishJSON(w *chromium.Window) {
 	chromium.Eval[bool](w, `import("/client.js").then(async ({ Switchyard }) => {
 		const client = Switchyard.connect();
@@ -112,10 +115,11 @@ func publishJSON(w *chromium.Window) {
 	})`)
 }
 
-// Everything can be reached and done with the keyboard alone, and one sees where one is.
-func TestThePageWorksWithTheKeyboardAlone(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	w := openPage(t, chromium.Start(t), server.URL()+"/", "ada")
+// A user can reach and do everything with the keyboard, and sees where the focus
+// is.
+func testThePageWorksWithTheKeyboardAlone(t *testing.T, e *env) {
+	server := testkit.StartServer(t, nil) // whose lobby is empty
+	w := openPage(t, e.browser, server.URL()+"/", "ada")
 	w.Until(`location.hash === "#lobby"`)
 	seen := map[string]bool{}
 	for range 20 {
@@ -123,12 +127,12 @@ func TestThePageWorksWithTheKeyboardAlone(t *testing.T) {
 		at := chromium.Eval[string](w, `document.activeElement.id || document.activeElement.textContent.trim() || document.activeElement.className`)
 		seen[at] = true
 		if at != "BODY" && chromium.Eval[bool](w, `document.activeElement !== document.body && getComputedStyle(document.activeElement).outlineStyle === "none"`) {
-			t.Errorf("nothing shows that %q has the focus", at)
+			t.Errorf("%q has the focus, and no outline shows it", at)
 		}
 	}
 	for _, want := range []string{"skip", "lobby", "room", "+", "leave", "log", "composer", "Send", "name", "wave", "burst"} {
 		if !seen[want] {
-			t.Errorf("the Tab key never reached %q; it reached %v", want, seen)
+			t.Errorf("the Tab key did not reach %q; it reached %v", want, seen)
 		}
 	}
 	chromium.Eval[bool](w, `document.getElementById("room").focus() ?? true`)
@@ -137,6 +141,6 @@ func TestThePageWorksWithTheKeyboardAlone(t *testing.T) {
 	typeMessage(w, "typed without a mouse")
 	waitForRows(w, 1)
 	if live := chromium.Eval[string](w, `document.querySelector(".log:not([hidden])").getAttribute("role")`); live != "log" {
-		t.Errorf("the messages have role %q: a screen reader would not read them out", live)
+		t.Errorf("the list of messages has role %q, want log: a screen reader would not read new ones out", live)
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,18 +15,18 @@ import (
 	"switchyard/internal/testkit/chromium"
 )
 
-// recordInterruptions begins to note whatever a person would take for a break: another
-// state of the connection, another number of people in the room, and the
-// longest time in ms without a new row.
+// recordInterruptions starts to record changes that a user would notice as an
+// interruption: the states of the connection, the number of people in the room,
+// and the longest time in ms without a new row.
 const recordInterruptions = `(() => {
 	const seen = window.seen = { states: [], people: [], pause: 0 };
-	const note = (list, now) => { if (list.at(-1) !== now) list.push(now); };
+	const add = (list, now) => { if (list.at(-1) !== now) list.push(now); };
 	const state = document.getElementById("state"), here = document.getElementById("here");
-	const look = () => { note(seen.states, document.body.dataset.state + " " + state.textContent); note(seen.people, here.textContent); };
-	look();
+	const record = () => { add(seen.states, document.body.dataset.state + " " + state.textContent); add(seen.people, here.textContent); };
+	record();
 	const all = { subtree: true, childList: true, characterData: true, attributes: true };
-	for (const element of [document.querySelector(".status"), here]) new MutationObserver(look).observe(element, all);
-	new MutationObserver(look).observe(document.body, { attributes: true });
+	for (const element of [document.querySelector(".status"), here]) new MutationObserver(record).observe(element, all);
+	new MutationObserver(record).observe(document.body, { attributes: true });
 	let last = performance.now();
 	new MutationObserver(() => {
 		const now = performance.now();
@@ -43,10 +41,11 @@ type interruptions struct {
 	Pause          float64
 }
 
-// servedBy is what the header says of who serves: colour, node, deployment.
+// servedBy returns what the header shows of the server: color, node, deployment.
 const servedBy = `["color", "node", "deployment"].map((id) => document.getElementById(id).innerText.toLowerCase()).join(" ")`
 
-// A publisher publishes number after number, and moves with everybody else.
+// A publisher publishes increasing numbers from a Go client, which moves like the
+// windows.
 type publisher struct {
 	*client.Client
 	stop  context.CancelFunc
@@ -63,7 +62,7 @@ func startPublisher(t *testing.T, url, room string) *publisher {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	p := &publisher{Client: c, stop: stop, ended: make(chan struct{})}
-	t.Cleanup(func() { // of a test that failed; else it has ended
+	t.Cleanup(func() { // after a failure the publisher still runs
 		stop()
 		c.Close()
 		<-p.ended
@@ -77,7 +76,7 @@ func (p *publisher) publishLoop(ctx context.Context, room message.Room) {
 	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		data := fmt.Appendf(nil, `{"name":"talker","text":"%d"}`, p.acked+1)
+		data := fmt.Appendf(nil, `{"name":"publisher","text":"%d"}`, p.acked+1)
 		if _, p.err = p.Publish(context.WithoutCancel(ctx), room, data, ""); p.err != nil {
 			return
 		}
@@ -89,7 +88,7 @@ func (p *publisher) publishLoop(ctx context.Context, room message.Room) {
 	}
 }
 
-// finish ends the talk and returns how many messages were acked: all of them.
+// finish stops the publisher and returns the number of messages, all of them acked.
 func (p *publisher) finish(t *testing.T) int {
 	t.Helper()
 	p.stop()
@@ -100,19 +99,18 @@ func (p *publisher) finish(t *testing.T) int {
 	return p.acked
 }
 
-// A deploy as people see it in two windows that talk: the address leads to the
-// new colour, the old one is drained and then ends. The badge turns green, and
-// that is all.
-func TestThePageFollowsAMove(t *testing.T) {
+// A deploy during a chat in two windows: the address leads to the new color, the
+// old color drains and then ends. The users see that the color changes, and no
+// interruption.
+func testThePageFollowsAMove(t *testing.T, e *env) {
 	shared := map[string]string{
 		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "DRAIN_WINDOW": "2s", "DRAIN_TIMEOUT": "60s",
 	}
 	blue := startColor(t, shared, "blue", "d1")
 	green := startColor(t, shared, "green", "d2")
 	address := testkit.NewProxy(t, blue.Addr)
-	browser := chromium.Start(t)
 	url := "http://" + address.Addr() + "/#platform-4"
-	ada, bob := openPage(t, browser, url, "ada"), openPage(t, browser, url, "bob")
+	ada, bob := openPage(t, e.browser, url, "ada"), openPage(t, e.browser, url, "bob")
 	windows := []*chromium.Window{ada, bob}
 	typeMessage(ada, "on blue")
 	typeMessage(bob, "on blue, too")
@@ -133,7 +131,7 @@ func TestThePageFollowsAMove(t *testing.T) {
 		w.Until(showsMove)
 	}
 	if now := chromium.Eval[string](ada, `document.getElementById("node").textContent`); now == node {
-		t.Errorf("the plate still names node %s", now)
+		t.Errorf("the header still shows node %s", now)
 	}
 	typeMessage(bob, "on green")
 	p.waitForMore(t, ada)
@@ -157,12 +155,13 @@ func TestThePageFollowsAMove(t *testing.T) {
 		w.Until(`document.getElementById("f-moves").textContent === "once" && document.getElementById("f-returns").textContent === "0 times"`)
 		saw := chromium.Eval[interruptions](w, "window.seen")
 		if !slices.Equal(saw.States, []string{"live Live"}) {
-			t.Errorf("the connection was seen as %q, want live all the while", saw.States)
+			t.Errorf("the page showed the states %q, want live all the time", saw.States)
 		}
-		// Where Redis did not answer within a handshake's half second, the node
-		// says so and begins a new session, which is one more until the old one is gone.
-		if !slices.Equal(saw.People, []string{"2 here"}) && !contains(green.Output(), "session not resumed") {
-			t.Errorf("the room was seen with %q, want 2 people all the while\n%s", saw.People, green.Output())
+		// When Redis does not answer within the half second of a handshake, the node
+		// logs that and starts a new session, which is one more in the room until the
+		// old one has expired.
+		if !slices.Equal(saw.People, []string{"2 here"}) && !strings.Contains(green.Output(), "session not resumed") {
+			t.Errorf("the page showed %q in the room, want 2 all the time\n%s", saw.People, green.Output())
 		}
 		w.Until(showsPeople("2 here", "this window, 1 guest"))
 		t.Logf("%s; the longest time without a new row was %.0f ms", chromium.Eval[string](w, noteTexts+`.join()`), saw.Pause)
@@ -170,8 +169,8 @@ func TestThePageFollowsAMove(t *testing.T) {
 	checkContrast(t, bob)
 }
 
-// noteTexts is what the open log says besides messages, and showsMove that it names
-// the node of the plate.
+// noteTexts returns the notes in the open log, and showsMove reports whether the only
+// one names the node in the header.
 const (
 	noteTexts = `[...document.querySelectorAll(".log:not([hidden]) .note .body")].map((n) => n.textContent)`
 	showsMove = noteTexts + `.length === 1 && new RegExp("^moved to node " + document.getElementById("node").textContent + " in \\d+ ms$").test(` + noteTexts + `[0])`
@@ -186,7 +185,7 @@ func startColor(t *testing.T, shared map[string]string, color, deployment string
 	return testkit.StartServer(t, env)
 }
 
-// drain is what the deploy command asks of the old colour.
+// drain starts a drain, as the deploy command does on the old color.
 func drain(t *testing.T, s *testkit.Server) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.Admin+"/drain?scope=deployment&reason=deploy", nil)
@@ -204,15 +203,15 @@ func drain(t *testing.T, s *testkit.Server) {
 	}
 }
 
-// waitForMore waits until a window shows what the talker says from now on.
+// waitForMore waits until a window shows 20 more messages.
 func (p *publisher) waitForMore(t *testing.T, w *chromium.Window) {
 	t.Helper()
 	shown := chromium.Eval[int](w, rows+".length")
 	waitForRows(w, shown+20)
 }
 
-// checkOrder checks that every seq stands there once, and the talker's and the
-// windows' own messages in the order of sending.
+// checkOrder checks that every seq is shown once, and the messages of the publisher
+// and of each window in the order of sending.
 func checkOrder(t *testing.T, got []string, total int) {
 	t.Helper()
 	if len(got) != total {
@@ -225,39 +224,36 @@ func checkOrder(t *testing.T, got []string, total int) {
 		if seq != fmt.Sprint(i+1) {
 			t.Fatalf("row %d is %q: a seq is missing or doubled", i+1, row)
 		}
-		if number, ok := strings.CutPrefix(rest, "talker "); !ok {
+		if number, ok := strings.CutPrefix(rest, "publisher "); !ok {
 			people = append(people, rest)
 		} else if number != fmt.Sprint(next) {
-			t.Fatalf("row %d is %q, want the talker's %d", i+1, row, next)
+			t.Fatalf("row %d is %q, want the publisher's %d", i+1, row, next)
 		} else {
 			next++
 		}
 	}
 	want := []string{"ada on blue", "ada moving", "ada blue is gone", "bob on blue, too", "bob on green"}
 	if slices.SortStableFunc(people, func(a, b string) int { return strings.Compare(a[:3], b[:3]) }); !slices.Equal(people, want) {
-		t.Errorf("the windows said %q, want %q", people, want)
+		t.Errorf("the windows' messages are %q, want %q", people, want)
 	}
 }
 
-// checkContrast looks at the page after the move: all can be read in both lights.
+// checkContrast checks that the page is readable in both color schemes after the
+// move, and saves screenshots.
 func checkContrast(t *testing.T, w *chromium.Window) {
 	t.Helper()
-	dir := os.Getenv("PICTURES")
-	if dir == "" {
-		dir = t.TempDir()
-	}
 	for _, width := range []int64{1280, 800, 360} {
 		for _, scheme := range []string{"light", "dark"} {
 			w.Resize(width, 640)
 			w.SetColorScheme(scheme)
 			if lowContrast := chromium.Eval[[]string](w, lowContrastElements); len(lowContrast) > 0 {
-				t.Errorf("moved, %s, %d wide: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", scheme, width, lowContrast)
+				t.Errorf("after the move, %s, %d pixels wide: contrast under 4.5 to 1 (WCAG 2.2 AA): %v", scheme, width, lowContrast)
 			}
 			if over := chromium.Eval[int64](w, `document.documentElement.scrollWidth`); over > width {
-				t.Errorf("moved, %s: the page is %d wide, not %d", scheme, over, width)
+				t.Errorf("after the move, %s: the page is %d pixels wide, not %d", scheme, over, width)
 			}
 			chromium.Eval[bool](w, `(document.querySelector(".note").scrollIntoView({ block: "center" }), true)`) // it returns a promise in newer Chromium
-			w.Screenshot(filepath.Join(dir, fmt.Sprintf("moved-%s-%d.png", scheme, width)))
+			takeScreenshot(w, fmt.Sprintf("moved-%s-%d", scheme, width))
 		}
 	}
 }

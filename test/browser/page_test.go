@@ -4,17 +4,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"switchyard/internal/testkit"
 	"switchyard/internal/testkit/chromium"
 )
 
-// rows is what a window shows of its open room: "seq name text" each.
+// rows returns the messages that a window shows of its open room, each as "seq name
+// text".
 const rows = `[...document.querySelectorAll(".log:not([hidden]) .row[data-seq]")].map((r) =>
 	r.dataset.seq + " " + r.querySelector(".who").textContent + " " + r.querySelector(".text").textContent)`
 
-// clean says that the page's own check of the raw frames has found nothing wrong.
+// clean reports whether the page's check of the raw frames has found no fault.
 const clean = `document.getElementById("verdict").dataset.clean === "true"`
 
 func openPage(t *testing.T, b *chromium.Browser, url, name string) *chromium.Window {
@@ -25,19 +27,18 @@ func openPage(t *testing.T, b *chromium.Browser, url, name string) *chromium.Win
 	return w
 }
 
-// typeMessage writes as a person does: with the keyboard, into the field that has the focus.
+// typeMessage sends a message as a user does: with the keyboard, through the field
+// that has the focus.
 func typeMessage(w *chromium.Window, text string) { w.Type(text + "\r") }
 
 func waitForRows(w *chromium.Window, count int) {
 	w.Until(fmt.Sprintf("%s.length >= %d", rows, count))
 }
 
-func TestTwoWindowsChat(t *testing.T) {
-	server := testkit.StartServer(t, map[string]string{"COLOR": "green", "DEPLOYMENT": "d42"})
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#kitchen", "ada")
-	bob := openPage(t, browser, server.URL()+"/#kitchen", "bob")
-	ada.Until(`document.getElementById("second").offsetParent !== null`) // the empty room explains itself
+func testTwoWindowsChat(t *testing.T, e *env) {
+	ada := openPage(t, e.browser, e.server.URL()+"/#kitchen", "ada")
+	bob := openPage(t, e.browser, e.server.URL()+"/#kitchen", "bob")
+	ada.Until(`document.getElementById("second").offsetParent !== null`) // an empty room shows what to do
 
 	typeMessage(ada, "hello")
 	bob.Until(`document.getElementById("signals").textContent === "" && ` + rows + `.length === 1`)
@@ -53,22 +54,22 @@ func TestTwoWindowsChat(t *testing.T) {
 		}
 		w.Until(clean + ` && document.getElementById("verdict").textContent === "every seq from 1 to 2, once, in order"`)
 	}
-	if got := chromium.Eval[string](ada, `document.getElementById("plate").textContent`); !contains(got, "green") {
-		t.Errorf("the plate says %q, want the colour that serves", got)
+	if got := chromium.Eval[string](ada, `document.getElementById("plate").textContent`); !strings.Contains(got, "green") {
+		t.Errorf("the header shows %q, want the node's color", got)
 	}
 
 	bob.Type("hm")
 	ada.Until(`document.getElementById("signals").textContent === "bob is writing"`)
 }
 
-// Who is in the room, by sessions: nobody here has a name that the service knows.
-func TestThePageShowsWhoIsInTheRoom(t *testing.T) {
+// The page lists the sessions in the room. They are anonymous here, since the
+// service knows no users.
+func testThePageShowsWhoIsInTheRoom(t *testing.T, e *env) {
 	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#porch", "ada")
+	ada := openPage(t, e.browser, server.URL()+"/#porch", "ada")
 	ada.Until(showsPeople("1 here", "this window"))
-	bob := openPage(t, browser, server.URL()+"/#porch", "bob")
-	eve := openPage(t, browser, server.URL()+"/#porch", "eve")
+	bob := openPage(t, e.browser, server.URL()+"/#porch", "bob")
+	eve := openPage(t, e.browser, server.URL()+"/#porch", "eve")
 	for _, w := range []*chromium.Window{ada, bob, eve} {
 		w.Until(showsPeople("3 here", "this window, 2 guests"))
 	}
@@ -80,10 +81,10 @@ func TestThePageShowsWhoIsInTheRoom(t *testing.T) {
 		chromium.Eval[bool](w, `document.getElementById("leave").click() ?? true`)
 	}
 	ada.Until(showsPeople("1 here", "this window"))
-	if got := chromium.Eval[string](ada, `document.getElementById("color").textContent`); got != "no colour" {
-		t.Errorf("the plate of a service without a colour says %q", got)
+	if got := chromium.Eval[string](ada, `document.getElementById("color").textContent`); got != "no color" {
+		t.Errorf("without a color the header shows %q", got)
 	}
-	if shown := chromium.Eval[string](ada, `document.getElementById("f-session").textContent`); contains(shown, ".") {
+	if shown := chromium.Eval[string](ada, `document.getElementById("f-session").textContent`); strings.Contains(shown, ".") {
 		t.Error("the page shows the secret of its session")
 	}
 }
@@ -93,38 +94,36 @@ func showsPeople(count, people string) string {
 		[...document.querySelectorAll("#people-list li")].map((li) => li.textContent).join(", ") === %q`, count, people)
 }
 
-// The page checks itself, too: what it showed twice is told though the server
-// sent it once.
-func TestThePageChecksWhatItShows(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	w := openPage(t, chromium.Start(t), server.URL()+"/#mirror", "ada")
+// The page checks itself as well: it reports a message that it has shown twice,
+// although the server sent it once.
+func testThePageChecksWhatItShows(t *testing.T, e *env) {
+	w := openPage(t, e.browser, e.server.URL()+"/#mirror", "ada")
 	typeMessage(w, "once")
 	w.Until(clean + ` && document.getElementById("received").textContent === "1"`)
-	got := chromium.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Gauges }, { Ledger }]) => {
-		const [sent, shown] = [new Ledger(), new Ledger()];
-		for (const ledger of [sent, shown]) {
-			ledger.joined({ epoch: "e", seq: 0 }, 1);
-			ledger.message({ epoch: "e", seq: 1 }, 1);
+	got := chromium.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Metrics }, { RoomCheck }]) => {
+		const [sent, shown] = [new RoomCheck(), new RoomCheck()];
+		for (const check of [sent, shown]) {
+			check.joined({ epoch: "e", seq: 0 }, 1);
+			check.message({ epoch: "e", seq: 1 }, 1);
 		}
 		shown.message({ epoch: "e", seq: 1 }, 1);
-		new Gauges().ledger(sent, shown);
+		new Metrics().check(sent, shown);
 		const tick = document.getElementById("tick");
 		return ["verdict", "received", "doubled"].map((id) => document.getElementById(id).textContent).concat(tick.textContent, tick.dataset.clean);
 	})`)
 	if want := []string{"shown: seq 1 doubled", "1", "1", "✗ shown: seq 1 doubled", "false"}; !slices.Equal(got, want) {
-		t.Errorf("the page says %q, want %q", got, want)
+		t.Errorf("the page shows %q, want %q", got, want)
 	}
 }
 
-func TestNothingIsLostWhenTheServerDies(t *testing.T) {
+func testNothingIsLostWhenTheServerDies(t *testing.T, e *env) {
 	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	ada := openPage(t, browser, server.URL()+"/#yard", "ada")
-	bob := openPage(t, browser, server.URL()+"/#yard", "bob")
+	ada := openPage(t, e.browser, server.URL()+"/#yard", "ada")
+	bob := openPage(t, e.browser, server.URL()+"/#yard", "bob")
 	typeMessage(ada, "before")
 	waitForRows(bob, 1)
 
-	// Killed while twenty messages of each are somewhere between window and disk.
+	// The server is killed while twenty messages of each window are in progress.
 	for _, w := range []*chromium.Window{ada, bob} {
 		chromium.Eval[bool](w, `document.getElementById("burst").click() ?? true`)
 	}
@@ -156,8 +155,8 @@ func TestNothingIsLostWhenTheServerDies(t *testing.T) {
 	ada.Until(clean + ` && document.getElementById("received").textContent === "43"`)
 }
 
-// checkExactlyOnce checks that each message stands there once, seqs have no hole, and
-// what each person sent is in the order of sending.
+// checkExactlyOnce checks that each message is shown once, that no seq is missing,
+// and that the messages of each user are in the order of sending.
 func checkExactlyOnce(t *testing.T, got []string) {
 	t.Helper()
 	var want []string
@@ -176,7 +175,7 @@ func checkExactlyOnce(t *testing.T, got []string) {
 		}
 		rest = row[len(fmt.Sprint(seq))+1:]
 		if _, duplicate := rowOf[rest]; duplicate {
-			t.Errorf("%q stands there twice", rest)
+			t.Errorf("%q is shown twice", rest)
 		}
 		rowOf[rest] = i
 	}
@@ -186,9 +185,9 @@ func checkExactlyOnce(t *testing.T, got []string) {
 		if !found {
 			t.Errorf("%q is lost", w)
 		}
-		if contains(w, " of 20") {
+		if strings.Contains(w, " of 20") {
 			if at < last[w[0]] {
-				t.Errorf("%q came before what was sent earlier", w)
+				t.Errorf("%q is shown before a message that was sent earlier", w)
 			}
 			last[w[0]] = at
 		}
@@ -198,19 +197,17 @@ func checkExactlyOnce(t *testing.T, got []string) {
 	}
 }
 
-func TestHistoryIsLoadedByScrolling(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	first := openPage(t, browser, server.URL()+"/#archive", "ada")
+func testHistoryIsLoadedByScrolling(t *testing.T, e *env) {
+	first := openPage(t, e.browser, e.server.URL()+"/#archive", "ada")
 	publishMany(first, "archive", 120)
 
-	later := openPage(t, browser, server.URL()+"/#archive", "bob")
+	later := openPage(t, e.browser, e.server.URL()+"/#archive", "bob")
 	later.Until(rows + `.at(-1)?.startsWith("120 ")`)
 	later.Until(`document.getElementById("empty").hidden`)
 	if n := chromium.Eval[int](later, rows+".length"); n != 50 {
 		t.Errorf("%d rows were loaded at once, want a page of 50", n)
 	}
-	// Reading upwards loads the rest, and stays where one reads.
+	// Scrolling up loads the rest, and the visible messages do not move.
 	for _, top := range []string{"21 ", "1 "} {
 		chromium.Eval[bool](later, `document.querySelector(".log").scrollTop = 0; true`)
 		later.Until(fmt.Sprintf(`%s[0].startsWith(%q) && document.querySelector(".log").scrollTop > 0`, rows, top))
@@ -224,7 +221,7 @@ func TestHistoryIsLoadedByScrolling(t *testing.T) {
 	}
 }
 
-// publishMany stores messages through a client of the window's own.
+// publishMany publishes messages through another client in the window.
 func publishMany(w *chromium.Window, room string, count int) {
 	chromium.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
 		const client = Switchyard.connect();
@@ -235,10 +232,8 @@ func publishMany(w *chromium.Window, room string, count int) {
 	})`, count, room))
 }
 
-func TestHostileContentIsShownAsText(t *testing.T) {
-	server := testkit.StartServer(t, nil)
-	browser := chromium.Start(t)
-	w := openPage(t, browser, server.URL()+"/#open", "eve")
+func testHostileContentIsShownAsText(t *testing.T, e *env) {
+	w := openPage(t, e.browser, e.server.URL()+"/#open", "eve")
 	hostile := []any{
 		map[string]any{"name": `<img src=x onerror="window.owned=1">`, "text": `<script>window.owned=1</script>`},
 		map[string]any{"name": map[string]any{"toString": 1}, "text": []any{1}},
@@ -262,10 +257,10 @@ func TestHostileContentIsShownAsText(t *testing.T) {
 	waitForRows(w, len(hostile))
 	w.Until(clean)
 	if found := chromium.Eval[int](w, `document.querySelectorAll(".log img, .log script, .log svg, .log b, .signals b").length`); found != 0 {
-		t.Errorf("%d elements were made of what a stranger wrote", found)
+		t.Errorf("%d elements were made of hostile messages", found)
 	}
 	if chromium.Eval[bool](w, `"owned" in window`) {
-		t.Error("a stranger's script ran")
+		t.Error("the script of a hostile message ran")
 	}
 	got := chromium.Eval[[]string](w, rows)
 	if want := `1 <img src=x onerror="window.owned=1"> <script>window.owned=1</script>`; got[0] != want {

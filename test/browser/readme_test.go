@@ -5,12 +5,12 @@ import (
 	"strings"
 	"testing"
 
-	"switchyard/internal/testkit"
 	"switchyard/internal/testkit/chromium"
 )
 
-// The README's example for browsers, as printed, pasted into the page's console.
-func TestTheReadmeExampleWorks(t *testing.T) {
+// The README's example for browsers works when it is pasted into the page's
+// console as printed.
+func testTheReadmeExampleWorks(t *testing.T, e *env) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -20,20 +20,19 @@ func TestTheReadmeExampleWorks(t *testing.T) {
 	if !ok || !closed {
 		t.Fatal("README.md has no example for browsers")
 	}
-	server := testkit.StartServer(t, nil)
 	if !strings.Contains(example, "localhost:8000") {
 		t.Fatal("the example does not name the address that the first command prints")
 	}
-	example = strings.ReplaceAll(example, "localhost:8000", server.Addr)
-	w := chromium.Start(t).Open(t, server.URL()+"/")
+	example = strings.ReplaceAll(example, "localhost:8000", e.server.Addr)
+	w := e.browser.Open(t, e.server.URL()+"/")
 	got := chromium.Eval[string](w, `(async () => {
-		const said = [];
-		const console = { log: (...words) => said.push(words.map((w) => JSON.stringify(w)).join(" ")) };
+		const lines = [];
+		const console = { log: (...values) => lines.push(values.map((v) => JSON.stringify(v)).join(" ")) };
 		`+example+`
-		for (let i = 0; i < 500 && said.length < 2; i++) await new Promise((r) => setTimeout(r, 20));
-		return said.join("; ");
+		for (let i = 0; i < 1250 && lines.length < 2; i++) await new Promise((r) => setTimeout(r, 20));
+		return lines.join("; ");
 	})()`)
 	if !strings.Contains(got, `1 {"text":"hello"}`) || !strings.Contains(got, `"stored as" 1`) {
-		t.Errorf("it said %q", got)
+		t.Errorf("it logged %q", got)
 	}
 }

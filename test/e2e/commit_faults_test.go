@@ -15,12 +15,12 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// PostgreSQL has committed, and the node never hears of it. The next attempt
-// under the same id finds what is stored: the publisher's own where the node
-// died or had to give up, the node's otherwise. Nobody sees it twice.
+// PostgreSQL has committed, and its answer never reaches the node. The next attempt
+// with the same id finds what is stored: the publisher's resend where the node died
+// or gave up, otherwise the node's own retry. No member receives a message twice.
 func TestALostCommitAnswerIsResolvedByID(t *testing.T) {
 	t.Parallel()
-	pg := testkit.StartPostgres(t)
+	pg := testkit.Postgres(t)
 	proxy, env := behindProxy(t, pg)
 	env["APPEND_TIMEOUT"] = "1s"
 	a := testkit.StartServer(t, env)
@@ -31,18 +31,18 @@ func TestALostCommitAnswerIsResolvedByID(t *testing.T) {
 	w := dialRaw(t, a)
 	w.publishUntilAcked("orders", "order-0")
 
-	// The connection alone breaks: the node settles it, the publisher waits.
+	// Only the connection breaks: the node retries, and the publisher waits.
 	lost := proxy.DropResponse("order-1", "COMMIT\x00", false)
 	if got := w.publishUntilAcked("orders", "order-1"); got["seq"] != json.Number("2") || got["duplicate"] != true {
-		t.Errorf("settled inside: %v", got)
+		t.Errorf("after the node's retry: %v", got)
 	}
 	requireFault(t, lost)
 
-	// The database stays away: the publisher is told that the outcome is
-	// unknown, and settles it when it is back.
+	// The database stays unreachable: the publisher learns that the outcome is
+	// unknown, and resends when the database is back.
 	lost = proxy.DropResponse("order-2", "COMMIT\x00", true)
 	if got, _ := w.publish("orders", "order-2"); got["code"] != "unavailable" {
-		t.Errorf("while the database is away: %v", got)
+		t.Errorf("while the database is unreachable: %v", got)
 	}
 	requireFault(t, lost)
 	if got := storedIDs(pg, "orders"); got != "order-0 order-1 order-2" {
@@ -50,17 +50,17 @@ func TestALostCommitAnswerIsResolvedByID(t *testing.T) {
 	}
 	proxy.Refuse(false)
 	if got := w.publishUntilAcked("orders", "order-2"); got["seq"] != json.Number("3") || got["duplicate"] != true {
-		t.Errorf("settled by the resend: %v", got)
+		t.Errorf("after the resend: %v", got)
 	}
 
-	// The node dies with the answer: the publisher asks another one.
+	// The node dies before it can answer: the publisher resends to another one.
 	lost = proxy.DropResponse("order-3", "COMMIT\x00", true)
 	w.send(`{"type":"publish","room":"orders","id":"order-3","data":"order-3"}`)
-	eventually(t, "the answer to be lost", func() bool { return faultOccurred(lost) })
+	testkit.Eventually(t, "the answer to be lost", func() bool { return faultOccurred(lost) })
 	a.Kill()
 	w = dialRaw(t, b)
 	if got := w.publishUntilAcked("orders", "order-3"); got["seq"] != json.Number("4") || got["duplicate"] != true {
-		t.Errorf("settled by another node: %v", got)
+		t.Errorf("after the resend to another node: %v", got)
 	}
 	w.publishUntilAcked("orders", "order-4")
 
@@ -80,7 +80,7 @@ func faultOccurred(fault <-chan struct{}) bool {
 	}
 }
 
-// requireFault fails a test whose fault was none.
+// requireFault fails a test whose fault did not happen.
 func requireFault(t *testing.T, fault <-chan struct{}) {
 	t.Helper()
 	if !faultOccurred(fault) {
@@ -88,13 +88,14 @@ func requireFault(t *testing.T, fault <-chan struct{}) {
 	}
 }
 
-// A stranger's transaction locks the rooms of a batch in the other order.
-// PostgreSQL kills the batch (40P01); the node does it again.
+// Another program's transaction locks the rooms of a batch in the other order.
+// PostgreSQL aborts the batch (40P01), and the node commits it again.
 func TestADeadlockIsRetried(t *testing.T) {
 	t.Parallel()
-	// Above it the stranger has no time to close the ring, below the node's own
-	// lock_timeout (2 s) it would not be one.
-	pg := testkit.StartPostgres(t, "deadlock_timeout=1500ms")
+	pg := testkit.Postgres(t)
+	// Shorter, the other transaction has no time to complete the cycle; from the
+	// node's own lock_timeout of 2 s on, the batch gives up before the deadlock is found.
+	pg.Exec("ALTER DATABASE " + pg.Database() + " SET deadlock_timeout = '1500ms'")
 	s := testkit.StartServer(t, map[string]string{"DATABASE_URL": pg.URL(), "API_KEYS": "shop:" + apiKey})
 	w := dialRaw(t, s)
 	w.publishUntilAcked("a", "0")
@@ -121,16 +122,16 @@ func TestADeadlockIsRetried(t *testing.T) {
 		_, body := post(t, s, "/v1/messages", `[{"room":"a","data":1,"id":"1"},{"room":"z","data":1,"id":"1"}]`)
 		answer <- body
 	}()
-	eventually(t, "the batch to wait for the stranger", func() (waits bool) {
-		if err := foreign.QueryRow(ctx, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted").Scan(&waits); err != nil {
+	testkit.Eventually(t, "the batch to wait for the other transaction", func() (waits bool) {
+		if err := foreign.QueryRow(ctx, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))").Scan(&waits); err != nil {
 			t.Fatal(err)
 		}
 		return waits
 	})
-	// Returns once the batch was killed, which holds a.
+	// This statement waits for the batch, which holds a, until PostgreSQL aborts it.
 	exec("SELECT FROM rooms WHERE name = 'a' FOR UPDATE", "COMMIT")
 	if got := <-answer; strings.Count(got, `"seq":2`) != 2 || strings.Contains(got, "unavailable") {
-		t.Errorf("the backend is told %s", got)
+		t.Errorf("the backend receives %s", got)
 	}
 	if got := pg.Query(`SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); got == "0" {
 		t.Fatal("there was no deadlock")
@@ -140,15 +141,15 @@ func TestADeadlockIsRetried(t *testing.T) {
 	}
 }
 
-// Some other PostgreSQL, a setting, a trigger: a COMMIT that fails with 40001
-// is done again. Here a deferred trigger refuses two of three.
+// A COMMIT may fail with 40001, by a setting or a trigger of the database: it is
+// retried. Here a deferred trigger refuses two of three.
 func TestASerializationFailureIsRetried(t *testing.T) {
 	t.Parallel()
-	pg := testkit.StartPostgres(t)
+	pg := testkit.Postgres(t)
 	s := testkit.StartServer(t, map[string]string{"DATABASE_URL": pg.URL(), "API_KEYS": "shop:" + apiKey})
 	w := dialRaw(t, s)
 	w.publishUntilAcked("room", "0")
-	pg.Exec(`CREATE SEQUENCE tried`, // which no rollback takes back
+	pg.Exec(`CREATE SEQUENCE tried`, // a rollback does not reset it
 		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 			IF nextval('tried') % 3 > 0 THEN
 				RAISE EXCEPTION 'could not serialize access' USING ERRCODE = 'serialization_failure';
@@ -173,15 +174,16 @@ func TestASerializationFailureIsRetried(t *testing.T) {
 	}
 }
 
-// Four publishers on two nodes fill one room as fast as it goes, while the
-// connections of one node to PostgreSQL break again and again. Each is acked in
-// the order sent, and members of both nodes see the same.
+// Four publishers on two nodes publish in one room as fast as they can, while the
+// connections of one node to PostgreSQL break again and again. Each publisher is
+// acked in the order it sent, and members of both nodes see the same order.
 func TestAHotRoomKeepsItsOrderOnTwoNodes(t *testing.T) {
-	const each = 400
-	pg := testkit.StartPostgres(t)
+	t.Parallel()
+	const each = 250
+	pg := testkit.Postgres(t)
 	proxy, env := behindProxy(t, pg)
 	env["APPEND_TIMEOUT"] = "60s"
-	env["REDIS_URL"] = testkit.Redis(t).URL()
+	env["REDIS_URL"] = testkit.StartRedis(t).URL()
 	direct := map[string]string{"DATABASE_URL": pg.URL(), "APPEND_TIMEOUT": "60s", "REDIS_URL": env["REDIS_URL"]}
 	nodes := []*testkit.Server{testkit.StartServer(t, env), testkit.StartServer(t, direct)}
 	var members, publishers []*rawClient
@@ -206,7 +208,7 @@ func TestAHotRoomKeepsItsOrderOnTwoNodes(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() { working.Wait(); close(done) }()
-	for cuts := 0; ; cuts++ {
+	for {
 		select {
 		case <-done:
 		case <-time.After(100 * time.Millisecond):
@@ -243,12 +245,12 @@ func expectAcksInOrder(w *rawClient, publisher, n int) {
 
 // inOrder reads n messages, which must have the seqs from 1 on, and returns
 // their ids.
-func (s *rawClient) inOrder(n int) string {
+func (c *rawClient) inOrder(n int) string {
 	var ids strings.Builder
 	for i := range n {
-		got := s.readUntil("message")
+		got := c.readUntil("message")
 		if got["seq"] != json.Number(strconv.Itoa(i+1)) {
-			s.t.Errorf("message %d is %v", i+1, got)
+			c.t.Errorf("message %d is %v", i+1, got)
 			return ""
 		}
 		fmt.Fprintln(&ids, got["id"])

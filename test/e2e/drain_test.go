@@ -11,9 +11,10 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// An operator drains a node by its own program, finds it empty and running, and
-// takes it back.
+// An operator drains a node with its own program, finds it empty and running, and
+// undrains it.
 func TestAnOperatorDrainsANodeAndTakesItBack(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	ws, _, err := websocket.Dial(t.Context(), s.SocketURL(), nil)
 	if err != nil {
@@ -35,16 +36,16 @@ func TestAnOperatorDrainsANodeAndTakesItBack(t *testing.T) {
 		t.Errorf("drain: exit %d:\n%s", code, out)
 	}
 	if got := <-closed; got != websocket.StatusServiceRestart {
-		t.Errorf("the client, with nowhere to go, was closed with %d", got)
+		t.Errorf("the client, without another node to move to, was closed with %d", got)
 	}
 	if status, body := readiness(t, s); status != http.StatusServiceUnavailable || !strings.Contains(body, `"phase":"drained"`) {
-		t.Errorf("drained, and readyz says %d %s", status, body)
+		t.Errorf("drained, and /readyz says %d %s", status, body)
 	}
 	if code, out := run(t, env, "undrain"); code != 0 || !strings.Contains(out, "serving") {
 		t.Errorf("undrain: exit %d: %s", code, out)
 	}
 	if status, body := readiness(t, s); status != http.StatusOK {
-		t.Errorf("taken back, and readyz says %d %s", status, body)
+		t.Errorf("undrained, and /readyz says %d %s", status, body)
 	}
 	if code, out := run(t, env, "look", "heap"); code != 0 || !strings.HasPrefix(out, "heap profile: ") {
 		t.Errorf("look heap: exit %d: %.100s", code, out)
@@ -53,12 +54,12 @@ func TestAnOperatorDrainsANodeAndTakesItBack(t *testing.T) {
 		t.Errorf("look: exit %d: %.100s", code, out)
 	}
 	for name, bad := range map[string]struct{ env, args []string }{
-		"a page that is none":        {env, []string{"look", "secrets"}},
-		"a scope that is none":       {env, []string{"drain", "-scope", "world"}},
-		"a deployment without name":  {env, []string{"drain", "-scope", "deployment"}},
-		"a flag that is none":        {env, []string{"drain", "-fast"}},
-		"a word too many":            {env, []string{"undrain", "now"}},
-		"nobody on the admin's port": {[]string{fmt.Sprintf("ADMIN_ADDR=127.0.0.1:%d", testkit.FreePort())}, []string{"drain"}},
+		"an unknown page":           {env, []string{"look", "secrets"}},
+		"an unknown scope":          {env, []string{"drain", "-scope", "world"}},
+		"a deployment without name": {env, []string{"drain", "-scope", "deployment"}},
+		"an unknown flag":           {env, []string{"drain", "-fast"}},
+		"a word too many":           {env, []string{"undrain", "now"}},
+		"no server on the port":     {[]string{fmt.Sprintf("ADMIN_ADDR=127.0.0.1:%d", testkit.FreePort())}, []string{"drain"}},
 	} {
 		if code, out := run(t, bad.env, bad.args...); code != 1 || strings.Count(strings.TrimSpace(out), "\n") > 0 {
 			t.Errorf("%s: exit %d:\n%s", name, code, out)

@@ -15,15 +15,15 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A proxiedNode is a node, and the three lines that may be harmed: those of its
-// clients to it, and its own to Redis and to PostgreSQL.
+// A proxiedNode is a node with a proxy on each of its links: from its clients, to
+// Redis and to PostgreSQL.
 type proxiedNode struct {
 	*testkit.Server
 	clientProxy, redisProxy, postgresProxy *testkit.Proxy
-	shouldRun                              bool // not killed, or to be started again
+	shouldRun                              bool // false while a fault has killed it
 }
 
-// A faultEnv is some nodes on one PostgreSQL and one Redis, with a crowd on them.
+// A faultEnv is some nodes on one PostgreSQL and one Redis, with a workload on them.
 // Its methods belong to the test's goroutine.
 type faultEnv struct {
 	t        *testing.T
@@ -33,11 +33,11 @@ type faultEnv struct {
 	broker   *testkit.RedisServer
 	workload *workload
 
-	lockHolder  *pgx.Conn // its transaction holds a room
-	lockAwaited bool      // and somebody waited for that
+	lockHolder  *pgx.Conn // its transaction locks a room's row
+	lockAwaited bool      // a node has waited for that lock
 }
 
-// startFaultEnv starts so many nodes. Redis may be down.
+// startFaultEnv starts nodeCount nodes. Redis may be down.
 func startFaultEnv(t *testing.T, rng *rand.Rand, nodeCount int, broker *testkit.RedisServer) *faultEnv {
 	t.Helper()
 	f := &faultEnv{t: t, rng: rng, pg: testkit.StartPostgres(t), broker: broker}
@@ -57,18 +57,18 @@ func startFaultEnv(t *testing.T, rng *rand.Rand, nodeCount int, broker *testkit.
 	return f
 }
 
-// logNodesOnFailure shows what the nodes have to say when a test has failed.
+// logNodesOnFailure logs the state and the output of each node when the test failed.
 func (f *faultEnv) logNodesOnFailure() {
 	if !f.t.Failed() {
 		return
 	}
 	for i, s := range f.nodes {
 		out := s.Output()
-		f.t.Logf("node %d at %s, process %q, wanted %v, ready: %s\n…%s", i, s.Addr, s.State(), s.shouldRun, s.fetch("/readyz"), out[max(0, len(out)-4000):])
+		f.t.Logf("node %d at %s, process %q, should run %v, ready: %s\n…%s", i, s.Addr, s.State(), s.shouldRun, s.fetch("/readyz"), out[max(0, len(out)-4000):])
 	}
 }
 
-// fetch returns what a GET answers with, or why there was no answer within a second.
+// fetch returns the body of a page, or why there was no answer within a second.
 func (s *proxiedNode) fetch(path string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -89,7 +89,7 @@ func (s *proxiedNode) fetch(path string) string {
 	return string(b)
 }
 
-// startWorkload brings a crowd, whose members reach the nodes through the proxies.
+// startWorkload starts a workload whose clients reach the nodes through the proxies.
 func (f *faultEnv) startWorkload(rooms, rate, size int) {
 	f.t.Helper()
 	cfg := workloadConfig{rooms: rooms, rate: rate, size: size}
@@ -99,7 +99,7 @@ func (f *faultEnv) startWorkload(rooms, rate, size int) {
 	f.workload = startWorkload(f.t, f.rng, cfg)
 }
 
-// busiest returns the station with the most clients.
+// busiest returns the node with the most clients.
 func (f *faultEnv) busiest() *proxiedNode {
 	best := f.nodes[0]
 	for _, s := range f.nodes[1:] {
@@ -110,7 +110,7 @@ func (f *faultEnv) busiest() *proxiedNode {
 	return best
 }
 
-// anyWithClients returns a station with clients.
+// anyWithClients returns a random node that has clients.
 func (f *faultEnv) anyWithClients() *proxiedNode {
 	for _, i := range f.rng.Perm(len(f.nodes)) {
 		if f.nodes[i].clientProxy.Connections() > 0 {
@@ -120,7 +120,7 @@ func (f *faultEnv) anyWithClients() *proxiedNode {
 	return f.nodes[0]
 }
 
-// clientCounts tells how many clients each node has.
+// clientCounts returns how many clients each node has.
 func (f *faultEnv) clientCounts() []int {
 	var n []int
 	for _, s := range f.nodes {
@@ -129,8 +129,8 @@ func (f *faultEnv) clientCounts() []int {
 	return n
 }
 
-// restartExited starts the nodes again that ended by themselves: who is started
-// while PostgreSQL is away can't go on.
+// restartExited starts the nodes again that ended by themselves, as a node does that
+// was started while PostgreSQL was down.
 func (f *faultEnv) restartExited() {
 	for _, s := range f.nodes {
 		if s.shouldRun && s.Ended() {
@@ -139,7 +139,7 @@ func (f *faultEnv) restartExited() {
 	}
 }
 
-// runFor lets time go by, and calls again, if there is one, all the while.
+// runFor lets d pass, and calls onTick, unless it is nil, every 50 ms.
 func (f *faultEnv) runFor(d time.Duration, onTick func()) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -151,48 +151,46 @@ func (f *faultEnv) runFor(d time.Duration, onTick func()) {
 	}
 }
 
-// waitFor is waitFor that supervises. A minute is far more than users should wait.
-func (f *faultEnv) waitFor(what string, ok func() bool) {
+// eventually is eventuallyOnPage that restarts nodes meanwhile.
+func (f *faultEnv) eventually(what string, ok func() bool) {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
-	defer cancel()
-	waitFor(ctx, f.t, what, func() bool { f.restartExited(); return ok() })
+	eventuallyOnPage(f.t, what, func() bool { f.restartExited(); return ok() })
 }
 
-// waitRecovered waits until every node is ready, every member hears what was stored
-// from now on, and every publish of before is answered.
+// waitRecovered waits until every node is ready, every member has received a message
+// stored after this call, and every publish before it is answered.
 func (f *faultEnv) waitRecovered() {
 	f.t.Helper()
 	now := time.Now()
 	for _, s := range f.nodes {
-		f.waitFor("a node to be ready", func() bool {
+		f.eventually("a node to be ready", func() bool {
 			return !s.Ended() && strings.Contains(s.fetch("/readyz"), `"status":"ready"`)
 		})
 	}
-	waiting := "" // named when it is in vain
+	behind := ""
 	defer func() {
-		if waiting != "" {
-			f.t.Logf("%s has heard nothing", waiting)
+		if behind != "" {
+			f.t.Logf("%s has received nothing", behind)
 		}
 	}()
-	f.waitFor("everybody to hear again", func() bool { waiting = f.workload.subscriberBehind(now); return waiting == "" })
-	f.waitFor("all that was published before to be answered", func() bool { return !f.workload.waits.hasUnanswered(now) })
+	f.eventually("every member to receive messages again", func() bool { behind = f.workload.subscriberBehind(now); return behind == "" })
+	f.eventually("all earlier publishes to be answered", func() bool { return !f.workload.waits.hasUnanswered(now) })
 }
 
-// metric returns the value of one series. A node that does not answer in time,
-// on a machine that is busy with other things, is asked again.
+// metric returns the value of one series. It tries again when a node does not answer
+// in time, since the machine may be busy with other things.
 func (f *faultEnv) metric(s *proxiedNode, series string) float64 {
 	f.t.Helper()
 	body := ""
-	f.waitFor("a node to tell its metrics", func() bool {
+	f.eventually("a node to answer with its metrics", func() bool {
 		body = s.fetch("/metrics")
 		return strings.Contains(body, "switchyard_build_info")
 	})
 	return parseMetric(body, series)
 }
 
-// feedRepairs is how often topics had to ask the log because only the commit
-// feed knew of a message, on all nodes.
+// feedRepairs returns how often the topics of all nodes read the log for messages that
+// only the commit feed announced.
 func (f *faultEnv) feedRepairs() (n float64) {
 	for _, s := range f.nodes {
 		n += f.metric(s, `websocket_repairs_total{cause="feed"}`)
@@ -201,18 +199,17 @@ func (f *faultEnv) feedRepairs() (n float64) {
 }
 
 // waitBrokerDelivery waits until messages come by the broker again: it is up for every
-// node, Redis knows every node as a subscriber of every room, and for longer
-// than two readings of the commit feed no topic had to go to the log, though
-// messages were acked. On a machine that is busy with other things a message is
-// late now and then, so that takes some patience.
+// node, Redis has every node as a subscriber of every room, and for more than two
+// readings of the commit feed no topic read the log though messages were acked. On a
+// busy machine a message is late now and then, so it tries again for two minutes.
 func (f *faultEnv) waitBrokerDelivery() {
 	f.t.Helper()
 	for _, s := range f.nodes {
-		f.waitFor("the broker to be up", func() bool { return f.metric(s, "broker_up") == 1 })
+		f.eventually("the broker to be up", func() bool { return f.metric(s, "broker_up") == 1 })
 	}
 	for i := range f.workload.rooms {
 		room, all := fmt.Sprintf("sy:room-%d", i), fmt.Sprintf(" %d", len(f.nodes))
-		f.waitFor("every node to subscribe to "+room, func() bool {
+		f.eventually("every node to subscribe to "+room, func() bool {
 			return strings.HasSuffix(f.broker.Do(f.t, "PUBSUB", "NUMSUB", room), all)
 		})
 	}
@@ -223,7 +220,7 @@ func (f *faultEnv) waitBrokerDelivery() {
 			return
 		}
 		if time.Now().After(deadline) {
-			f.t.Fatalf("the commit feed still carries messages: %v repairs in the last moment", f.feedRepairs()-repairs)
+			f.t.Fatalf("messages still come from the log: %v repairs in the last reading", f.feedRepairs()-repairs)
 		}
 	}
 }

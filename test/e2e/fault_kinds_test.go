@@ -10,29 +10,29 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A faultKind is one way to harm a fleet.
+// A faultKind is one kind of fault.
 type faultKind struct {
 	name string
-	// harms is what it takes for itself: no two faults harm the same thing at
-	// once. It is a node's own unless it is one that all share.
+	// target is what the fault harms. No two faults have the same target at once. It is
+	// one of a node, unless all nodes share it.
 	target string
-	// short and long are how long it lasts in the two forms of a run; 0: not in
-	// the short form, which another test covers.
+	// short and long are how long the fault lasts in the two forms of a run. A fault
+	// whose short is 0 is left out of the short form: another test has it.
 	short, long time.Duration
-	// do begins, and returns what says whether it bit: a fault that harms
-	// nobody proves nothing. It is asked before undo.
+	// inject begins the fault. It returns a function, called before undo, that says
+	// whether the fault took effect: one that harms nothing proves nothing.
 	inject func(*faultEnv, *proxiedNode) (tookEffect func() bool)
-	// again is called every 50 ms while it lasts; nil: nothing.
+	// onTick, unless nil, is called every 50 ms while the fault lasts.
 	onTick func(*faultEnv, *proxiedNode)
 	undo   func(*faultEnv, *proxiedNode)
 }
 
-// What faults harm.
+// Targets of faults.
 const (
 	targetProcess      = "process" // of a node
 	targetClients      = "clients"
-	targetRedisLink    = "line to Redis"
-	targetPostgresLink = "line to PostgreSQL"
+	targetRedisLink    = "link to Redis"
+	targetPostgresLink = "link to PostgreSQL"
 	targetRedis        = "Redis"
 	targetPostgres     = "PostgreSQL"
 	targetRoom         = "a room"
@@ -42,7 +42,7 @@ func (k *faultKind) shared() bool {
 	return k.target == targetRedis || k.target == targetPostgres || k.target == targetRoom
 }
 
-// A proxySelector is a proxy of a station.
+// A proxySelector returns one of the proxies of a node.
 type proxySelector func(*proxiedNode) *testkit.Proxy
 
 var proxyOf = map[string]proxySelector{
@@ -51,7 +51,7 @@ var proxyOf = map[string]proxySelector{
 	targetPostgresLink: func(s *proxiedNode) *testkit.Proxy { return s.postgresProxy },
 }
 
-// faultKinds are all there are.
+// faultKinds returns all kinds of faults.
 func faultKinds() []*faultKind {
 	all := []*faultKind{
 		{name: "node killed", target: targetProcess, short: 500 * time.Millisecond, long: 2 * time.Second, inject: killNode, undo: restartNode},
@@ -63,10 +63,10 @@ func faultKinds() []*faultKind {
 			undo: func(f *faultEnv, _ *proxiedNode) { f.broker.Resume() }},
 		{name: "PostgreSQL restarted -m immediate", target: targetPostgres, short: 100 * time.Millisecond, long: time.Second, inject: crashPostgres,
 			undo: func(f *faultEnv, _ *proxiedNode) { f.pg.Start() }},
-		{name: "room held by a stranger", target: targetRoom, short: 3 * time.Second, long: 6 * time.Second, inject: lockRoom,
+		{name: "room locked by another program", target: targetRoom, short: 3 * time.Second, long: 6 * time.Second, inject: lockRoom,
 			onTick: checkLockAwaited, undo: unlockRoom},
-		{name: "clients torn amid frames", target: targetClients, short: time.Second, long: 3 * time.Second,
-			inject: injectLinkFault(targetClients, func(*testkit.Proxy) {}, func(h testkit.FaultCounts) int { return h.Truncated }),
+		{name: "clients cut within frames", target: targetClients, short: time.Second, long: 3 * time.Second,
+			inject: injectLinkFault(targetClients, func(*testkit.Proxy) {}, func(c testkit.FaultCounts) int { return c.Truncated }),
 			onTick: func(f *faultEnv, s *proxiedNode) {
 				s.clientProxy.TruncateAfter(1 + f.rng.IntN(400))
 			},
@@ -78,8 +78,8 @@ func faultKinds() []*faultKind {
 		linkFaults(targetPostgresLink, 3*time.Second, 8*time.Second)...)
 }
 
-// linkFaults are what can happen to one line of a station. Those to Redis have a
-// test of their own, which is why the short form has only the cut.
+// linkFaults returns the faults of one link of a node. TestDeliveryDuringRedisFaults
+// has those of the link to Redis, so that the short form has only the cut.
 func linkFaults(target string, stallShort, stallLong time.Duration) []*faultKind {
 	proxy := proxyOf[target]
 	half := time.Duration(0)
@@ -88,22 +88,22 @@ func linkFaults(target string, stallShort, stallLong time.Duration) []*faultKind
 	}
 	return []*faultKind{
 		{name: target + " cut", target: target, short: 500 * time.Millisecond, long: 3 * time.Second,
-			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Refuse(true); p.Cut() }, func(h testkit.FaultCounts) int { return h.Cut + h.Refused }),
+			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Refuse(true); p.Cut() }, func(c testkit.FaultCounts) int { return c.Cut + c.Refused }),
 			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Refuse(false) }},
 		{name: target + " stalled", target: target, short: stallShort, long: stallLong,
-			inject: injectLinkFault(target, (*testkit.Proxy).Stall, func(h testkit.FaultCounts) int { return h.Stalled }),
+			inject: injectLinkFault(target, (*testkit.Proxy).Stall, func(c testkit.FaultCounts) int { return c.Stalled }),
 			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Resume() }},
 		{name: target + " delayed", target: target, long: 3 * time.Second,
-			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Delay(200 * time.Millisecond) }, func(h testkit.FaultCounts) int { return h.Delayed }),
+			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Delay(200 * time.Millisecond) }, func(c testkit.FaultCounts) int { return c.Delayed }),
 			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Delay(0) }},
 		{name: target + " half closed", target: target, short: half, long: 500 * time.Millisecond,
-			inject: injectLinkFault(target, (*testkit.Proxy).HalfClose, func(h testkit.FaultCounts) int { return h.HalfClosed }),
+			inject: injectLinkFault(target, (*testkit.Proxy).HalfClose, func(c testkit.FaultCounts) int { return c.HalfClosed }),
 			undo:   func(*faultEnv, *proxiedNode) {}},
 	}
 }
 
-// injectLinkFault does something to a line; it bit when what count counts became more. Where
-// nobody was connected at that moment, it is done again.
+// injectLinkFault returns an inject that does something to a link. The fault took
+// effect once count has grown. Without a connection at that moment, do is repeated.
 func injectLinkFault(target string, do func(*testkit.Proxy), count func(testkit.FaultCounts) int) func(*faultEnv, *proxiedNode) func() bool {
 	return func(_ *faultEnv, s *proxiedNode) func() bool {
 		proxy := proxyOf[target](s)
@@ -134,7 +134,7 @@ func restartNode(_ *faultEnv, s *proxiedNode) {
 func pauseNode(f *faultEnv, s *proxiedNode) func() bool {
 	connected := s.clientProxy.Connections() > 0
 	s.Signal(syscall.SIGSTOP)
-	f.waitFor("the node to be stopped", func() bool { return s.State() == "T" })
+	f.eventually("the node to be stopped", func() bool { return s.State() == "T" })
 	return func() bool { return connected && s.State() == "T" }
 }
 
@@ -145,7 +145,7 @@ func killRedis(f *faultEnv, _ *proxiedNode) func() bool {
 
 func pauseRedis(f *faultEnv, _ *proxiedNode) func() bool {
 	f.broker.Pause()
-	f.waitFor("Redis to be stopped", func() bool { return f.broker.State() == "T" })
+	f.eventually("Redis to be stopped", func() bool { return f.broker.State() == "T" })
 	return func() bool { return f.broker.State() == "T" }
 }
 
@@ -154,8 +154,8 @@ func crashPostgres(f *faultEnv, _ *proxiedNode) func() bool {
 	return func() bool { return !f.pg.Running() }
 }
 
-// lockRoom has a transaction that is none of ours lock a room's row, as a psql
-// does that somebody has forgotten. It bites when somebody has waited for it.
+// lockRoom has a foreign transaction lock a room's row, as a forgotten psql session
+// does. It takes effect once a node has waited for the lock.
 func lockRoom(f *faultEnv, _ *proxiedNode) func() bool {
 	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
 	defer cancel()
@@ -165,14 +165,14 @@ func lockRoom(f *faultEnv, _ *proxiedNode) func() bool {
 		f.lockHolder = conn
 		_, err = conn.Exec(ctx, `BEGIN; SELECT FROM rooms WHERE name = 'room-0' FOR UPDATE`)
 	}
-	if err != nil { // PostgreSQL may be away meanwhile
-		f.t.Logf("a room is not held: %v", err)
+	if err != nil { // another fault may have stopped PostgreSQL
+		f.t.Logf("the room is not locked: %v", err)
 	}
 	return func() bool { return f.lockAwaited }
 }
 
-// checkLockAwaited asks the transaction that holds a room whether anybody waits for
-// it: a node does so for two seconds, and then only looks now and then.
+// checkLockAwaited records whether a node waits for the room's lock: it does so for up
+// to two seconds, and later only now and then for 20 ms.
 func checkLockAwaited(f *faultEnv, _ *proxiedNode) {
 	if f.lockHolder == nil || f.lockAwaited {
 		return
@@ -181,13 +181,13 @@ func checkLockAwaited(f *faultEnv, _ *proxiedNode) {
 	defer cancel()
 	var waiting bool
 	err := f.lockHolder.QueryRow(ctx, `SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))`).Scan(&waiting)
-	f.lockAwaited = err == nil && waiting // it may have died with PostgreSQL
+	f.lockAwaited = err == nil && waiting // the connection may have ended with PostgreSQL
 }
 
 func unlockRoom(f *faultEnv, _ *proxiedNode) {
 	if f.lockHolder != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(f.t.Context()), time.Second)
 		defer cancel()
-		_ = f.lockHolder.Close(ctx) // as above
+		_ = f.lockHolder.Close(ctx) // it may have ended with PostgreSQL
 	}
 }

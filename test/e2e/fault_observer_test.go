@@ -13,29 +13,29 @@ import (
 	"switchyard/internal/message"
 )
 
-// A observer resumes as any client would, and hands on all that the wire brings,
-// as it comes: it drops no double, puts nothing in order and asks for nothing
-// again, as the clients of this house do.
+// An observer resumes as any client would, and records every frame as it comes. Unlike
+// our client libraries, it drops no duplicates, reorders nothing and requests nothing
+// again.
 type observer struct {
 	*subscriber
 	urls     []string
 	position client.Position
 }
 
-func (c *workload) addObserver(ctx context.Context, room message.Room, home int, rng *rand.Rand) {
-	w := &observer{subscriber: c.addSubscriber(fmt.Sprintf("witness-%d-%s", home, room), room), urls: c.urlsFrom(home, rng)}
-	c.listening.Go(func() { w.listenLoop(ctx) })
+func (w *workload) addObserver(ctx context.Context, room message.Room, home int, rng *rand.Rand) {
+	o := &observer{subscriber: w.addSubscriber(fmt.Sprintf("observer-%d-%s", home, room), room), urls: w.urlsFrom(home, rng)}
+	w.listening.Go(func() { o.listenLoop(ctx) })
 }
 
-// observerTimeout is how long a witness hears nothing, not even a heartbeat, before it
-// goes elsewhere; nodes with witnesses have HEARTBEAT=2s.
+// observerTimeout is how long an observer receives nothing, not even a heartbeat, before
+// it reconnects elsewhere. Nodes with observers have HEARTBEAT=2s.
 const observerTimeout = 5 * time.Second
 
 // listenLoop listens on one connection after the other until ctx ends.
-func (w *observer) listenLoop(ctx context.Context) {
+func (o *observer) listenLoop(ctx context.Context) {
 	for attempt := 0; ctx.Err() == nil; attempt++ {
-		if w.listen(ctx, w.urls[attempt%len(w.urls)]) {
-			attempt-- // it was fine while it lasted
+		if o.listen(ctx, o.urls[attempt%len(o.urls)]) {
+			attempt-- // this node worked: try it again first
 		}
 		select {
 		case <-time.After(rand.N(200 * time.Millisecond)):
@@ -44,8 +44,8 @@ func (w *observer) listenLoop(ctx context.Context) {
 	}
 }
 
-// listen returns when its connection ends, and whether it was let in.
-func (w *observer) listen(ctx context.Context, url string) (joined bool) {
+// listen listens until its connection ends, and says whether it had joined the room.
+func (o *observer) listen(ctx context.Context, url string) (joined bool) {
 	dialCtx, cancel := context.WithTimeout(ctx, observerTimeout)
 	defer cancel()
 	ws, _, err := websocket.Dial(dialCtx, url, nil)
@@ -54,9 +54,9 @@ func (w *observer) listen(ctx context.Context, url string) (joined bool) {
 	}
 	defer ws.CloseNow()
 	ws.SetReadLimit(4 << 20)
-	join := fmt.Sprintf(`{"type":"join","room":%q,"after":0}`, w.room)
-	if w.position.Epoch != "" {
-		join = fmt.Sprintf(`{"type":"join","room":%q,"after":%d,"epoch":%q}`, w.room, w.position.After, w.position.Epoch)
+	join := fmt.Sprintf(`{"type":"join","room":%q,"after":0}`, o.room)
+	if o.position.Epoch != "" {
+		join = fmt.Sprintf(`{"type":"join","room":%q,"after":%d,"epoch":%q}`, o.room, o.position.After, o.position.Epoch)
 	}
 	if err := ws.Write(dialCtx, websocket.MessageText, []byte(join)); err != nil {
 		return false
@@ -68,17 +68,17 @@ func (w *observer) listen(ctx context.Context, url string) (joined bool) {
 		if err != nil {
 			return joined
 		}
-		switch w.handleFrame(b) {
+		switch o.handleFrame(b) {
 		case "joined":
 			joined = true
-		case "error": // the log is away, for example
+		case "error": // such as while the log is down
 			return false
 		}
 	}
 }
 
-// handleFrame hands on one frame and returns its type.
-func (w *observer) handleFrame(b []byte) string {
+// handleFrame records one frame and returns its type.
+func (o *observer) handleFrame(b []byte) string {
 	var f struct {
 		Type       string
 		Room       message.Room
@@ -96,19 +96,19 @@ func (w *observer) handleFrame(b []byte) string {
 	}
 	switch f.Type {
 	case "joined":
-		w.onJoined(client.Joined{Epoch: f.Epoch, Head: f.Seq, First: f.First})
+		o.onJoined(client.Joined{Epoch: f.Epoch, Head: f.Seq, First: f.First})
 	case "message":
-		w.onMessage(message.Message{
+		o.onMessage(message.Message{
 			Draft: message.Draft{Room: f.Room, ID: f.ID, Data: f.Data}, Epoch: f.Epoch, Seq: f.Seq, At: f.At,
 		})
-		w.position = client.Position{Epoch: f.Epoch, After: f.Seq}
+		o.position = client.Position{Epoch: f.Epoch, After: f.Seq}
 	case "gap":
 		var from message.Seq
 		if err := json.Unmarshal(f.From, &from); err != nil {
 			return "error"
 		}
-		w.sub.Gap(client.Gap{Epoch: f.Epoch, From: from, To: f.To, Reason: f.Reason})
-		w.position = client.Position{Epoch: f.Epoch, After: f.To}
+		o.sub.Gap(client.Gap{Epoch: f.Epoch, From: from, To: f.To, Reason: f.Reason})
+		o.position = client.Position{Epoch: f.Epoch, After: f.To}
 	}
 	return f.Type
 }

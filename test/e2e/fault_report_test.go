@@ -15,8 +15,8 @@ import (
 	"switchyard/internal/load"
 )
 
-// A faultRow is one kind of fault: how often it bit, and the waits of times when
-// it went on alone.
+// A faultRow is one kind of fault: how often it took effect, and the longest waits of
+// users while it was the only fault.
 type faultRow struct {
 	Kind      string            `json:"kind"`
 	Times     int               `json:"times"`
@@ -25,7 +25,7 @@ type faultRow struct {
 	Answer    load.Milliseconds `json:"worst_ack_ms"`
 }
 
-// A faultReport is what one run, or several, came to.
+// A faultReport is the result of one run, or the sum of several.
 type faultReport struct {
 	Seeds      []uint64           `json:"seeds"`
 	Took       load.Milliseconds  `json:"took_ms"`
@@ -56,7 +56,7 @@ func (r *faultReport) row(kind string) *faultRow {
 
 func (r *faultReport) addTimes(kind string, times int) { r.row(kind).Times += times }
 
-// recordWorst keeps the worst of what users waited.
+// recordWorst keeps the longest waits of users.
 func (r *faultReport) recordWorst(kind string, times int, w worstWaits) {
 	row := r.row(kind)
 	row.Times += times
@@ -65,7 +65,7 @@ func (r *faultReport) recordWorst(kind string, times int, w worstWaits) {
 	row.Answer = max(row.Answer, load.Milliseconds(w.ackWait))
 }
 
-// add makes a sum of runs.
+// add adds the result of other runs.
 func (r *faultReport) add(o *faultReport) {
 	r.Seeds = append(r.Seeds, o.Seeds...)
 	r.Took += o.Took
@@ -82,15 +82,15 @@ func (r *faultReport) add(o *faultReport) {
 	}
 }
 
-// String is the report for people.
+// String returns the report for people.
 func (r *faultReport) String() string {
 	var b strings.Builder
 	total := 0
 	slices.SortFunc(r.Kinds, func(a, b *faultRow) int { return cmp.Compare(a.Kind, b.Kind) })
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "fault\ttimes\tlongest silence\ton a living connection\tlongest wait for an ack")
+	fmt.Fprintln(w, "fault\ttimes\tlongest pause\twhile connected\tlongest wait for an ack")
 	for _, row := range r.Kinds {
-		if row.Answer == 0 { // only together with others
+		if row.Answer == 0 { // it had only happened together with others
 			fmt.Fprintf(w, "%s\t%d\t-\t-\t-\n", row.Kind, row.Times)
 		} else {
 			fmt.Fprintf(w, "%s\t%d\t%v\t%v\t%v\n", row.Kind, row.Times, row.Pause, row.Connected, row.Answer)
@@ -109,8 +109,8 @@ func (r *faultReport) String() string {
 		total, r.Broken[load.Lost], r.Broken[load.Doubled], r.Broken[load.Reordered], others, &b)
 }
 
-// print prints the report for people and, on one line, for programs, which may
-// also find it in a file.
+// print logs the report for people and, on one line, for programs. It appends that
+// line to the file of -faults.report, if there is one.
 func (r *faultReport) print(t *testing.T) {
 	t.Helper()
 	line, err := json.Marshal(r)

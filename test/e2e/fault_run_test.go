@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"flag"
 	"math/rand/v2"
 	"testing"
@@ -12,15 +11,15 @@ import (
 )
 
 var (
-	longFaults = flag.Bool("faults.long", false, "run the fault stories in their long form, some minutes a seed")
-	faultSeed  = flag.Uint64("faults.seed", 0, "the seed of the first run; 0: by the clock")
+	longFaults = flag.Bool("faults.long", false, "run the fault tests in their long form, some minutes a seed")
+	faultSeed  = flag.Uint64("faults.seed", 0, "the seed of the first run; 0 takes it from the clock")
 	faultRuns  = flag.Int("faults.runs", 1, "how many runs, each with a seed one higher")
 	faultFile  = flag.String("faults.report", "", "a file to which each run's report is appended as a line of JSON")
 )
 
-// Three nodes, a crowd in twelve rooms on all of them, and every kind of fault:
-// first one after the other, then several at once at random. Whatever dies, who
-// was acked is stored, and every member gets every message once and in order.
+// Every kind of fault happens to three nodes with members of all rooms on each of
+// them: first one fault after the other, then several at once at random. Whatever
+// dies, each acked message is stored, and every member receives it once and in order.
 // `make faults` runs the long form.
 func TestFaultScenarios(t *testing.T) {
 	t.Parallel()
@@ -41,27 +40,25 @@ func TestFaultScenarios(t *testing.T) {
 	}
 }
 
-// runFaults returns nil when the run did not come to its end.
+// runFaults does one run. It returns nil when the run did not reach its end.
 func runFaults(t *testing.T, seed uint64) (report *faultReport) {
-	t.Logf("seed %d: make faults SEED=%[1]d does it again", seed)
-	// A run of its own, so that its servers go before the next one's come.
+	t.Logf("seed %d: make faults SEED=%[1]d repeats it", seed)
+	// A subtest, so that its servers end before those of the next run start.
 	t.Run("run", func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 0))
 		r := newFaultRun(startFaultEnv(t, rng, 3, testkit.StartRedis(t)))
-		rate, overlap := 150, 8*time.Second
+		rooms, rate, overlap := 6, 100, 5*time.Second
 		if *longFaults {
-			rate, overlap = 300, 40*time.Second
+			rooms, rate, overlap = 12, 300, 40*time.Second
 		}
-		r.startWorkload(12, rate, 20)
+		r.startWorkload(rooms, rate, 20)
 		r.waitRecovered()
 		r.workload.waits.resetWorst()
 		for _, k := range r.shuffledKinds() {
 			r.runAlone(k, r.duration(k))
 		}
 		r.runOverlapping(overlap)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		verdict := r.workload.finish(ctx, t)
+		verdict := r.workload.finish(t)
 		r.report.setResult(seed, verdict, time.Since(r.began))
 		report = r.report
 		if verdict.Verdict != load.Clean || verdict.Unknown > 0 || len(verdict.Refused) > 0 || verdict.Gaps > 0 {
@@ -71,7 +68,7 @@ func runFaults(t *testing.T, seed uint64) (report *faultReport) {
 	return report
 }
 
-// A faultRun is one seed's.
+// A faultRun is the run of one seed.
 type faultRun struct {
 	*faultEnv
 	t      *testing.T
@@ -84,22 +81,23 @@ func newFaultRun(f *faultEnv) *faultRun {
 	return &faultRun{faultEnv: f, t: f.t, began: time.Now(), report: newFaultReport(), active: map[faultKey]*activeFault{}}
 }
 
-// An faultKey fault is known by what it harms; station is nil where all share it.
+// A faultKey identifies an active fault by its target. node is nil where all nodes
+// share the target.
 type faultKey struct {
 	target string
 	node   *proxiedNode
 }
 
-// A activeFault is a fault that goes on.
+// An activeFault is a fault that was injected and not yet undone.
 type activeFault struct {
 	*faultKind
 	node       *proxiedNode
 	tookEffect func() bool
 	until      time.Time
-	atMost     time.Time // one that has not bitten goes on so long
+	atMost     time.Time // its end if it takes no effect
 }
 
-// shuffledKinds are the kinds of this form, in the dice's order.
+// shuffledKinds returns the kinds of this form in random order.
 func (r *faultRun) shuffledKinds() []*faultKind {
 	var selected []*faultKind
 	for _, k := range faultKinds() {
@@ -118,9 +116,9 @@ func (r *faultRun) duration(k *faultKind) time.Duration {
 	return k.short
 }
 
-// start has a fault happen, at the node where it hurts the most, unless
-// something else happens to it already. One that lasted long enough and has not
-// bitten, since nobody came near it, has so much patience.
+// start injects a fault, at the busiest node where it is a node's own, unless another
+// fault has the same target. A fault that has not taken effect after duration, since
+// its target was not used, goes on for up to grace.
 func (r *faultRun) start(k *faultKind, duration, grace time.Duration) {
 	key := faultKey{target: k.target, node: r.busiest()}
 	if k.target == targetRedisLink || k.target == targetPostgresLink {
@@ -133,33 +131,33 @@ func (r *faultRun) start(k *faultKind, duration, grace time.Duration) {
 	if r.active[key] != nil {
 		return
 	}
-	h := &activeFault{faultKind: k, node: target, tookEffect: k.inject(r.faultEnv, target)}
-	h.until = time.Now().Add(duration)
-	h.atMost = h.until.Add(grace)
-	r.active[key] = h
+	f := &activeFault{faultKind: k, node: target, tookEffect: k.inject(r.faultEnv, target)}
+	f.until = time.Now().Add(duration)
+	f.atMost = f.until.Add(grace)
+	r.active[key] = f
 }
 
-// advance is called again and again: it ends the faults whose time has come, and
-// returns the kinds of those that bit.
+// advance undoes the faults whose time is over, and returns the kinds of those that
+// took effect. It calls onTick of the others.
 func (r *faultRun) advance(now time.Time) (ended []*faultKind) {
-	for key, h := range r.active {
-		if now.Before(h.until) || now.Before(h.atMost) && !h.tookEffect() {
-			if h.onTick != nil {
-				h.onTick(r.faultEnv, h.node)
+	for key, f := range r.active {
+		if now.Before(f.until) || now.Before(f.atMost) && !f.tookEffect() {
+			if f.onTick != nil {
+				f.onTick(r.faultEnv, f.node)
 			}
 			continue
 		}
-		if h.tookEffect() {
-			ended = append(ended, h.faultKind)
+		if f.tookEffect() {
+			ended = append(ended, f.faultKind)
 		}
-		h.undo(r.faultEnv, h.node)
+		f.undo(r.faultEnv, f.node)
 		delete(r.active, key)
 	}
 	return ended
 }
 
-// runAlone lets one fault happen, waits until all is well, and notes what users
-// had to wait.
+// runAlone runs one fault to its end, waits for recovery, and records how long users
+// waited.
 func (r *faultRun) runAlone(k *faultKind, duration time.Duration) {
 	r.t.Helper()
 	r.t.Logf("%s, at %v", k.name, time.Since(r.began).Round(time.Second))
@@ -170,7 +168,7 @@ func (r *faultRun) runAlone(k *faultKind, duration time.Duration) {
 		ended = append(ended, r.advance(time.Now())...)
 	}
 	if len(ended) == 0 {
-		r.t.Errorf("%s: the fault did not bite", k.name)
+		r.t.Errorf("%s: the fault took no effect", k.name)
 	}
 	r.waitRecovered()
 	worst := r.workload.waits.resetWorst()
@@ -178,7 +176,7 @@ func (r *faultRun) runAlone(k *faultKind, duration time.Duration) {
 	r.t.Logf("%s: %v; clients now %v", k.name, worst, r.clientCounts())
 }
 
-// runOverlapping lets up to three faults happen at once, at random.
+// runOverlapping runs up to three random faults at once.
 func (r *faultRun) runOverlapping(d time.Duration) {
 	r.t.Helper()
 	all, effective := faultKinds(), 0
@@ -198,6 +196,6 @@ func (r *faultRun) runOverlapping(d time.Duration) {
 	r.waitRecovered()
 	r.report.recordWorst("several at once", 0, r.workload.waits.resetWorst())
 	if effective < 3 {
-		r.t.Errorf("only %d faults bit in %v", effective, d)
+		r.t.Errorf("only %d faults took effect in %v", effective, d)
 	}
 }

@@ -14,20 +14,20 @@ import (
 	"switchyard/internal/client"
 	"switchyard/internal/load"
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// A workloadConfig says who talks to whom.
+// A workloadConfig is the size of a workload.
 type workloadConfig struct {
 	urls  []string // of the nodes' sockets
-	rooms int      // each has a talker and a witness on every node
-	rate  int      // messages a second, of all talkers together
+	rooms int      // each has a publisher and an observer on every node
+	rate  int      // messages a second, of all publishers together
 	size  int      // bytes of each message's data, about
 }
 
-// A workload talks in some rooms until it is told to end. Talkers publish and
-// listen with the client that users have, which resumes and resends; witnesses
-// only listen, on the bare wire, and believe nothing but what comes. What both
-// are told goes into one history, to be judged.
+// A workload is publishers and observers of some rooms, until finish. Publishers
+// publish and receive with our Go client, which resumes and resends. Observers only
+// receive, and speak the bare protocol. The history has what both received.
 type workload struct {
 	workloadConfig
 	history     *load.History
@@ -36,128 +36,129 @@ type workload struct {
 	publishers  []*client.Client
 
 	publishing    sync.WaitGroup // joined by publishLoop
-	listening     sync.WaitGroup // joined by witnesses
-	stopping      chan struct{}  // closed when nobody is to publish any more
+	listening     sync.WaitGroup // joined by listenLoop
+	stopping      chan struct{}  // closed to end publishLoop
 	stopObservers context.CancelFunc
 	acks          atomic.Int64
 }
 
-// startWorkload starts a crowd, and returns when everybody has joined.
+// startWorkload starts a workload, and returns when every publisher has joined.
 func startWorkload(t *testing.T, rng *rand.Rand, cfg workloadConfig) *workload {
 	t.Helper()
-	c := &workload{workloadConfig: cfg, history: load.NewHistory(), stopping: make(chan struct{})}
+	w := &workload{workloadConfig: cfg, history: load.NewHistory(), stopping: make(chan struct{})}
 	ctx, stopObservers := context.WithCancel(context.Background())
-	c.stopObservers = stopObservers
-	t.Cleanup(c.closeAll)
+	w.stopObservers = stopObservers
+	t.Cleanup(w.closeAll)
 	joinCtx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for i := range cfg.rooms * len(cfg.urls) {
 		room := message.Room(fmt.Sprintf("room-%d", i%cfg.rooms))
 		home := i / cfg.rooms
-		c.addPublisher(joinCtx, t, room, home, rng)
-		c.addObserver(ctx, room, home, rng)
+		w.addPublisher(joinCtx, t, room, home, rng)
+		w.addObserver(ctx, room, home, rng)
 	}
-	pace := time.Duration(len(c.publishers)) * time.Second / time.Duration(cfg.rate)
-	for i, publisher := range c.publishers {
-		e := c.subscribers[2*i]
-		c.publishing.Go(func() { c.publishLoop(e, publisher, pace, time.Duration(i)*pace/time.Duration(len(c.publishers))) })
+	pace := time.Duration(len(w.publishers)) * time.Second / time.Duration(cfg.rate)
+	for i, publisher := range w.publishers {
+		s := w.subscribers[2*i]
+		w.publishing.Go(func() { w.publishLoop(s, publisher, pace, time.Duration(i)*pace/time.Duration(len(w.publishers))) })
 	}
-	return c
+	return w
 }
 
-// urlsFrom returns the addresses of the nodes: home first, the others in any order.
-func (c *workload) urlsFrom(home int, rng *rand.Rand) []string {
-	urls := []string{c.urls[home]}
-	for _, i := range rng.Perm(len(c.urls)) {
+// urlsFrom returns the addresses of the nodes: home first, the others in random order.
+func (w *workload) urlsFrom(home int, rng *rand.Rand) []string {
+	urls := []string{w.urls[home]}
+	for _, i := range rng.Perm(len(w.urls)) {
 		if i != home {
-			urls = append(urls, c.urls[i])
+			urls = append(urls, w.urls[i])
 		}
 	}
 	return urls
 }
 
-func (c *workload) addPublisher(ctx context.Context, t *testing.T, room message.Room, home int, rng *rand.Rand) {
+func (w *workload) addPublisher(ctx context.Context, t *testing.T, room message.Room, home int, rng *rand.Rand) {
 	t.Helper()
-	e := c.addSubscriber(fmt.Sprintf("talker-%d-%s", home, room), room)
-	publisher, err := client.Dial(ctx, client.Options{URLs: c.urlsFrom(home, rng)})
+	s := w.addSubscriber(fmt.Sprintf("publisher-%d-%s", home, room), room)
+	publisher, err := client.Dial(ctx, client.Options{URLs: w.urlsFrom(home, rng)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.publishers = append(c.publishers, publisher)
-	if _, err := publisher.Join(ctx, room, client.Start(), client.Handler{Message: e.onMessage, Gap: e.sub.Gap, Joined: e.onJoined}); err != nil {
+	w.publishers = append(w.publishers, publisher)
+	if _, err := publisher.Join(ctx, room, client.Start(), client.Handler{Message: s.onMessage, Gap: s.sub.Gap, Joined: s.onJoined}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// publishLoop publishes at its pace, whether the acks keep up or not.
-func (c *workload) publishLoop(e *subscriber, publisher *client.Client, pace, first time.Duration) {
+// publishLoop publishes at a steady pace, whether the acks keep up or not.
+func (w *workload) publishLoop(s *subscriber, publisher *client.Client, pace, first time.Duration) {
 	next := time.NewTimer(first)
 	defer next.Stop()
-	padding := strings.Repeat("x", c.size)
+	padding := strings.Repeat("x", w.size)
 	for i := 0; ; i++ {
 		select {
-		case <-c.stopping:
+		case <-w.stopping:
 			return
 		case <-next.C:
 			next.Reset(pace)
 		}
-		id := fmt.Sprintf("%s-%d", e.name, i)
+		id := fmt.Sprintf("%s-%d", s.name, i)
 		data := json.RawMessage(fmt.Sprintf(`"%s %s"`, id, padding))
-		attempt := c.history.Publish(e.room, e.name, "", id, data)
-		c.waits.recordPublish(id)
-		err := publisher.Send(e.room, data, id, func(ack client.Ack, err error) {
+		attempt := w.history.Publish(s.room, s.name, "", id, data)
+		w.waits.recordPublish(id)
+		err := publisher.Send(s.room, data, id, func(ack client.Ack, err error) {
 			attempt.Done(ack, err)
-			c.acks.Add(1)
-			c.waits.recordAnswer(id)
+			w.acks.Add(1)
+			w.waits.recordAnswer(id)
 		})
-		if err != nil { // too much waits already: it was not sent
+		if err != nil { // too many publishes await their acks: it was not sent
 			attempt.Done(client.Ack{}, err)
-			c.waits.recordAnswer(id)
+			w.waits.recordAnswer(id)
 		}
 	}
 }
 
-// finish lets everybody finish, waits until all is delivered, and judges.
-func (c *workload) finish(ctx context.Context, t *testing.T) *load.Report {
+// finish ends publishing, waits until everything is answered and delivered, and
+// judges the history.
+func (w *workload) finish(t *testing.T) *load.Report {
 	t.Helper()
-	close(c.stopping)
-	c.publishing.Wait()
-	waitFor(ctx, t, "the last answers", func() bool { return !c.waits.hasUnanswered(time.Now()) })
-	waitFor(ctx, t, "the last deliveries", func() bool { return c.history.CaughtUp() })
-	c.closeAll()
-	return load.Check(c.history)
+	close(w.stopping)
+	w.publishing.Wait()
+	testkit.Eventually(t, "the last answers", func() bool { return !w.waits.hasUnanswered(time.Now()) })
+	testkit.Eventually(t, "the last deliveries", func() bool { return w.history.CaughtUp() })
+	w.closeAll()
+	return load.Check(w.history)
 }
 
-// closeAll sends everybody away. It may be called twice.
-func (c *workload) closeAll() {
+// closeAll closes all clients. It may be called twice.
+func (w *workload) closeAll() {
 	select {
-	case <-c.stopping:
+	case <-w.stopping:
 	default:
-		close(c.stopping)
+		close(w.stopping)
 	}
-	c.publishing.Wait()
-	for _, publisher := range c.publishers {
+	w.publishing.Wait()
+	for _, publisher := range w.publishers {
 		publisher.Close()
 	}
-	c.stopObservers()
-	c.listening.Wait()
+	w.stopObservers()
+	w.listening.Wait()
 }
 
-// subscriberBehind names somebody who has got no message that was stored after a moment, ""
-// when there is nobody.
-func (c *workload) subscriberBehind(moment time.Time) string {
-	for _, e := range c.subscribers {
-		e.mu.Lock()
-		stored := e.lastStored
-		e.mu.Unlock()
+// subscriberBehind returns the name of a subscriber that has received no message stored
+// after moment, "" when there is none.
+func (w *workload) subscriberBehind(moment time.Time) string {
+	for _, s := range w.subscribers {
+		s.mu.Lock()
+		stored := s.lastStored
+		s.mu.Unlock()
 		if !stored.After(moment) {
-			return e.name
+			return s.name
 		}
 	}
 	return ""
 }
 
-// An subscriber is one member of one room.
+// A subscriber is one member of one room.
 type subscriber struct {
 	name  string
 	room  message.Room
@@ -165,34 +166,34 @@ type subscriber struct {
 	waits *waitTracker
 
 	mu           sync.Mutex // Protects following.
-	lastReceived time.Time  // when the last message came
-	lastStored   time.Time  // and when it had been stored
+	lastReceived time.Time  // when the last message was received
+	lastStored   time.Time  // when that message was stored
 	joinedAt     time.Time  // when the present connection's join was answered
 }
 
-func (c *workload) addSubscriber(name string, room message.Room) *subscriber {
-	e := &subscriber{name: name, room: room, sub: c.history.Subscribe(name, room, client.Start()), waits: &c.waits}
-	c.subscribers = append(c.subscribers, e)
-	return e
+func (w *workload) addSubscriber(name string, room message.Room) *subscriber {
+	s := &subscriber{name: name, room: room, sub: w.history.Subscribe(name, room, client.Start()), waits: &w.waits}
+	w.subscribers = append(w.subscribers, s)
+	return s
 }
 
-func (e *subscriber) onMessage(m message.Message) {
+func (s *subscriber) onMessage(m message.Message) {
 	now := time.Now()
-	e.mu.Lock()
-	// Since the later of the two it has heard nothing though there was something.
-	since := later(e.lastReceived, m.At)
-	pause, connectedPause := now.Sub(since), now.Sub(later(since, e.joinedAt))
-	e.lastReceived, e.lastStored = now, m.At
-	e.mu.Unlock()
-	e.waits.recordDelivery(pause, connectedPause)
-	e.sub.Deliver(m)
+	s.mu.Lock()
+	// From the later of the two on, a message was stored and none received.
+	since := later(s.lastReceived, m.At)
+	pause, connectedPause := now.Sub(since), now.Sub(later(since, s.joinedAt))
+	s.lastReceived, s.lastStored = now, m.At
+	s.mu.Unlock()
+	s.waits.recordDelivery(pause, connectedPause)
+	s.sub.Deliver(m)
 }
 
-func (e *subscriber) onJoined(j client.Joined) {
-	e.mu.Lock()
-	e.joinedAt = time.Now()
-	e.mu.Unlock()
-	e.sub.Joined(j)
+func (s *subscriber) onJoined(j client.Joined) {
+	s.mu.Lock()
+	s.joinedAt = time.Now()
+	s.mu.Unlock()
+	s.sub.Joined(j)
 }
 
 func later(a, b time.Time) time.Time {
@@ -202,16 +203,15 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// worstWaits are the longest of some time.
+// worstWaits are the longest waits of users in some span of time.
 type worstWaits struct {
-	// pause: a member heard nothing though something was stored. connected: the
-	// same, not counting the time until its connection was there; what is more
-	// is how clients come back.
+	// pause is the time in which a member received nothing though messages were stored.
+	// connectedPause leaves out the time until the member was connected again.
 	pause, connectedPause time.Duration
-	ackWait               time.Duration // a publisher had no answer
+	ackWait               time.Duration // from a publish to its answer
 }
 
-// waitTracker gather waits. The zero value is ready.
+// A waitTracker measures waits. The zero value is ready; it is safe for concurrent use.
 type waitTracker struct {
 	mu         sync.Mutex
 	worst      worstWaits
@@ -241,8 +241,7 @@ func (p *waitTracker) recordAnswer(id string) {
 	delete(p.unanswered, id)
 }
 
-// hasUnanswered says whether something that was published before a moment has no
-// answer yet.
+// hasUnanswered says whether a publish from before a moment has no answer yet.
 func (p *waitTracker) hasUnanswered(before time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -264,6 +263,6 @@ func (p *waitTracker) resetWorst() worstWaits {
 }
 
 func (w worstWaits) String() string {
-	return fmt.Sprintf("longest silence %v, on a living connection %v, longest wait for an ack %v",
+	return fmt.Sprintf("longest pause %v, while connected %v, longest wait for an ack %v",
 		w.pause.Round(time.Millisecond), w.connectedPause.Round(time.Millisecond), w.ackWait.Round(time.Millisecond))
 }

@@ -1,6 +1,6 @@
-// Package e2e tells the service's stories with real processes: servers that
-// really die, on a real PostgreSQL and a real Redis. The judge of what clients
-// were told is the history checker of internal/load.
+// Package e2e tests the service from the outside, with real processes: servers that
+// really die, on a real PostgreSQL and a real Redis. The history checker of
+// internal/load judges what clients received.
 package e2e
 
 import (
@@ -11,18 +11,18 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// TestMain lets more stories run at once than there are cores, unless -parallel
-// says otherwise: those that are marked so mostly wait. They share no Redis,
-// where rooms of the same name would meet.
+// TestMain runs more parallel tests at once than there are cores, unless -parallel
+// says otherwise: they mostly wait. Parallel tests do not share a Redis, where
+// their nodes would receive each other's messages in rooms of the same name.
 func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", "4"); err != nil {
+	if err := flag.Set("test.parallel", "5"); err != nil {
 		panic(err)
 	}
 	testkit.Main(m)
 }
 
-// assertClean fails the test unless the history is clean. Nothing was trimmed in
-// these stories, so that no gap may be declared either.
+// assertClean fails the test unless the history is clean. These tests remove no
+// messages, so that no gap may be declared either.
 func assertClean(t *testing.T, h *load.History) *load.Report {
 	t.Helper()
 	report := load.Check(h)
@@ -30,13 +30,13 @@ func assertClean(t *testing.T, h *load.History) *load.Report {
 		t.Error(report)
 	}
 	if report.Gaps > 0 {
-		t.Errorf("%d gaps were declared; nothing was trimmed", report.Gaps)
+		t.Errorf("%d gaps were declared, and no message was removed", report.Gaps)
 	}
 	t.Logf("%d messages acked, %d delivered, worst pause %s", report.Acked, report.Delivered, report.WorstPause.WorstPause)
 	return report
 }
 
-// deliveredAtLeast says whether so much was delivered and nobody is behind.
+// deliveredAtLeast says whether n deliveries were made and no subscriber is behind.
 func deliveredAtLeast(h *load.History, n int) func() bool {
 	return func() bool { return h.Counts().Delivered >= n && h.CaughtUp() }
 }

@@ -10,16 +10,16 @@ import (
 	"time"
 )
 
-// floodAttacks are each right by themselves, and too many. They go on one after
-// the other, since each is to have the service for itself.
+// floodAttacks send more than is allowed of what is allowed. They run one after the
+// other, so that each has the service for itself.
 func floodAttacks() []attack {
 	return append(connectionFloods(), frameFloods()...)
 }
 
-// connectionFloods open more than there may be.
+// connectionFloods open more connections than are allowed.
 func connectionFloods() []attack {
 	return []attack{
-		{"connections are opened that say nothing, thousands", "answered afterwards", func(a *attacker) string {
+		{"thousands of silent connections are opened", "answered afterwards", func(a *attacker) string {
 			a.tryMany(2200, 16, func(int) string { a.dial(); return "" })
 			a.closeAll()
 			return a.answeredAfterwards()
@@ -29,35 +29,35 @@ func connectionFloods() []attack {
 				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil), forwardedFor("198.51.100.9")))
 			})
 		}},
-		{"an address opens more by writing others before its own", "40 welcome, 5 close 4103", func(a *attacker) string {
+		{"an address opens more sockets by naming others before its own", "40 welcome, 5 close 4103", func(a *attacker) string {
 			return a.tryMany(45, 4, func(i int) string {
 				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
 					forwardedFor(fmt.Sprintf("203.0.113.%d, 198.51.100.10", i))))
 			})
 		}},
-		{"one network of IPv6 opens more by a new address for each", "40 welcome, 5 close 4103", func(a *attacker) string {
+		{"one IPv6 network opens more sockets with a new address for each", "40 welcome, 5 close 4103", func(a *attacker) string {
 			return a.tryMany(45, 4, func(i int) string {
 				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
 					forwardedFor(fmt.Sprintf("2001:db8:0:7::%x", i))))
 			})
 		}},
-		{"one user opens more sockets than any needs", "8 welcome, 4 close 4103", func(a *attacker) string {
+		{"one user opens more sockets than its share", "8 welcome, 4 close 4103", func(a *attacker) string {
 			return a.tryMany(12, 4, func(int) string {
 				return a.tryHandshake(upgradeRequest("Authorization: Bearer " + tokenOf(a.user, nil)))
 			})
 		}},
-		{"sockets are opened until the node is full", "full, and let in afterwards", func(a *attacker) string {
+		{"sockets are opened until the node is full", "full, and admitted afterwards", func(a *attacker) string {
 			got := a.tryMany(220, 8, func(i int) string {
 				return a.tryHandshakeFrom("127.0.0.1", upgradeRequest("Authorization: Bearer "+tokenOf(fmt.Sprint(a.user, "-", i), nil),
 					forwardedFor(fmt.Sprintf("198.51.100.%d", i))))
 			})
 			a.closeAll()
-			if after := a.connectsAfterwards(); !strings.HasSuffix(got, "close 4103") || after != "let in" {
+			if after := a.connectsAfterwards(); !strings.HasSuffix(got, "close 4103") || after != "admitted" {
 				return got + ", " + after
 			}
-			return "full, and let in afterwards"
+			return "full, and admitted afterwards"
 		}},
-		{"handshakes come by the thousand, and go before they are answered", "let in", func(a *attacker) string {
+		{"hundreds of handshakes end before they are answered", "admitted", func(a *attacker) string {
 			a.tryMany(500, 8, func(int) string {
 				c := a.dial()
 				_, _ = io.WriteString(c, upgradeRequest("Authorization: Bearer "+tokenOf(a.user, nil)))
@@ -70,7 +70,7 @@ func connectionFloods() []attack {
 	}
 }
 
-// frameFloods send more than there may come.
+// frameFloods send more frames than are allowed.
 func frameFloods() []attack {
 	refusedAndEnded := func(frame string) func(a *attacker) string {
 		return func(a *attacker) string {
@@ -81,19 +81,19 @@ func frameFloods() []attack {
 		}
 	}
 	return []attack{
-		{"joins come by the thousand", "close 4129", refusedAndEnded(`{"type":"join","room":"own.a"}`)},
-		{"publishes come by the thousand", "close 4129", refusedAndEnded(`{"type":"publish","room":"own.flood","data":1}`)},
-		{"tokens come by the thousand", "close 4129", refusedAndEnded(`{"type":"auth","token":"a.b.c"}`)},
-		{"history is asked for by the thousand", "close 4129", refusedAndEnded(`{"type":"history","room":"own.a"}`)},
-		{"frames of no meaning come by the thousand", "close 4129", refusedAndEnded(`{"type":"x"}`)},
-		{"a user publishes over many connections what one may not", "error rate_limited", func(a *attacker) string {
+		{"thousands of joins are sent", "close 4129", refusedAndEnded(`{"type":"join","room":"own.a"}`)},
+		{"thousands of publishes are sent", "close 4129", refusedAndEnded(`{"type":"publish","room":"own.flood","data":1}`)},
+		{"thousands of tokens are sent", "close 4129", refusedAndEnded(`{"type":"auth","token":"a.b.c"}`)},
+		{"thousands of history requests are sent", "close 4129", refusedAndEnded(`{"type":"history","room":"own.a"}`)},
+		{"thousands of frames of an unknown type are sent", "close 4129", refusedAndEnded(`{"type":"x"}`)},
+		{"a user exceeds the limit of publishes over several connections", "error rate_limited", func(a *attacker) string {
 			first, second := a.connectSelf(), a.connectSelf()
 			for _, w := range []*rawSocket{first, second} {
 				go w.send(strings.Split(strings.Repeat(`{"type":"signal","ref":"x","room":"own.a","data":1}`+"\n", 300), "\n")[:300]...)
 			}
 			return second.answer()
 		}},
-		{"a socket joins more rooms than it may", "error too_many_rooms", func(a *attacker) string {
+		{"a socket joins more rooms than are allowed", "error too_many_rooms", func(a *attacker) string {
 			w := a.connectSelf()
 			for i := 0; ; i++ {
 				w.send(fmt.Sprintf(`{"type":"join","ref":"x","room":"own.%d"}`, i))
@@ -102,11 +102,11 @@ func frameFloods() []attack {
 				}
 			}
 		}},
-		{"pings come by the thousand", "goes on", func(a *attacker) string {
+		{"thousands of pings are sent", "still works", func(a *attacker) string {
 			_, _ = io.WriteString(a.connectSelf(), strings.Repeat(maskedFrame(pingFrame, "ping"), 5000))
-			return a.connectSelf().stillWorks() // the other one is read more slowly
+			return a.connectSelf().stillWorks() // the other socket is read more slowly
 		}},
-		{"an API key calls by the thousand", "429 rate_limited", func(a *attacker) string {
+		{"thousands of calls are made with one API key", "429 rate_limited", func(a *attacker) string {
 			c := a.dial()
 			go a.drip(c, strings.Repeat("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+drumKey+"\r\nContent-Length: 1\r\n\r\nx", 2000), "")
 			br := bufio.NewReader(c)
@@ -120,8 +120,8 @@ func frameFloods() []attack {
 	}
 }
 
-// tryMany does something n times, some at once, and counts the answers: those of
-// the welcome first.
+// tryMany calls try n times, up to atOnce at a time, and counts the answers, "welcome"
+// first.
 func (a *attacker) tryMany(n, atOnce int, try func(i int) string) string {
 	counts := map[string]int{}
 	var mu sync.Mutex
@@ -150,7 +150,7 @@ func (a *attacker) tryMany(n, atOnce int, try func(i int) string) string {
 	return summary
 }
 
-// catchAborted returns why something could not be tried as its answer.
+// catchAborted returns the answer of try, or why it was aborted.
 func (a *attacker) catchAborted(try func() string) (got string) {
 	defer func() {
 		if why, ok := recover().(attackAborted); ok {
@@ -160,13 +160,13 @@ func (a *attacker) catchAborted(try func() string) (got string) {
 	return try()
 }
 
-// connectsAfterwards comes as anybody would, until the service has noticed who has
-// gone.
+// connectsAfterwards connects as another user, until the service has noticed which
+// connections have ended.
 func (a *attacker) connectsAfterwards() string {
 	for {
 		got := a.tryHandshake(upgradeRequest("Authorization: Bearer " + tokenOf("bystander-of-"+a.user, nil)))
 		if got == "welcome" {
-			return "let in"
+			return "admitted"
 		}
 		if got != "cut" && got != "close 4103" {
 			return got
@@ -175,7 +175,8 @@ func (a *attacker) connectsAfterwards() string {
 	}
 }
 
-// answeredAfterwards does the same by a request.
+// answeredAfterwards makes a request, until the service has noticed which connections
+// have ended.
 func (a *attacker) answeredAfterwards() string {
 	for {
 		got := a.catchAborted(func() string { return a.roundTrip(request("GET /", "")) })

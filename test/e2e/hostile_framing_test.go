@@ -22,25 +22,25 @@ func framingAttacks() (all []attack) {
 		{"a continuation continues nothing", maskedFrame(lastFragment, whole), "close 1002"},
 		{"a text begins within a text", maskedFrame(firstFragment, whole[:50]) + maskedFrame(textFrame, whole), "close 1002"},
 		{"a close has one byte", maskedFrame(closeFrame, "\x03"), "close 1002"},
-		{"a close says 1005, which nobody may send", maskedFrame(closeFrame, "\x03\xed"), "close 1002"},
-		{"a close says 1006, which nobody may send", maskedFrame(closeFrame, "\x03\xee"), "close 1002"},
-		{"a close says 999", maskedFrame(closeFrame, "\x03\xe7"), "close 1002"},
-		{"a close says 65535", maskedFrame(closeFrame, "\xff\xff"), "close 1002"},
+		{"a close has the code 1005, which is reserved", maskedFrame(closeFrame, "\x03\xed"), "close 1002"},
+		{"a close has the code 1006, which is reserved", maskedFrame(closeFrame, "\x03\xee"), "close 1002"},
+		{"a close has the code 999", maskedFrame(closeFrame, "\x03\xe7"), "close 1002"},
+		{"a close has the code 65535", maskedFrame(closeFrame, "\xff\xff"), "close 1002"},
 		{"a close gives a reason that is not UTF-8", maskedFrame(closeFrame, "\x03\xe8\xff\xfe"), "close 1007"},
 		{"a text is not UTF-8", maskedFrame(textFrame, `{"type":"signal","room":"own.a","data":"`+"\xc0\xaf"+`"}`), "close 1007"},
 		{"a text has a surrogate", maskedFrame(textFrame, `{"type":"signal","room":"own.a","data":"`+"\xed\xa0\x80"+`"}`), "close 1007"},
 		{"a text is cut within a character", maskedFrame(textFrame, "\xce"), "close 1007"},
 		{"a frame is binary", maskedFrame(binaryFrame, whole), "close 1003"},
-		{"a frame says that it is longer than any number", "\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff", "close 1002"},
-		{"a text is a byte over the bound", maskedFrame(textFrame, strings.Repeat(" ", 65537)), "close 1009"},
-		{"fragments are together over the bound", maskedFrame(firstFragment, strings.Repeat(" ", 40000)) + maskedFrame(lastFragment, strings.Repeat(" ", 40000)), "close 1009"},
-		{"a thousand empty fragments come before the text ends", maskedFrame(firstFragment, "") + strings.Repeat(maskedFrame(middleFragment, ""), 1000) + maskedFrame(lastFragment, whole), "goes on"},
-		{"two hundred pongs come that nobody asked for", strings.Repeat(maskedFrame(0x8A, "12345678"), 200), "goes on"},
+		{"a frame announces the largest possible length", "\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff", "close 1002"},
+		{"a text is a byte over the limit", maskedFrame(textFrame, strings.Repeat(" ", 65537)), "close 1009"},
+		{"fragments are together over the limit", maskedFrame(firstFragment, strings.Repeat(" ", 40000)) + maskedFrame(lastFragment, strings.Repeat(" ", 40000)), "close 1009"},
+		{"a thousand empty fragments come before the text ends", maskedFrame(firstFragment, "") + strings.Repeat(maskedFrame(middleFragment, ""), 1000) + maskedFrame(lastFragment, whole), "still works"},
+		{"two hundred unsolicited pongs come", strings.Repeat(maskedFrame(0x8A, "12345678"), 200), "still works"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
 			w := a.connectSelf()
 			_, _ = w.Write([]byte(row.sends))
-			if row.want != "goes on" {
+			if row.want != "still works" {
 				return w.answer()
 			}
 			return w.stillWorks()
@@ -49,17 +49,17 @@ func framingAttacks() (all []attack) {
 	return append(all, publishAfterClose, requestBehindHandshake)
 }
 
-// What is sent after a close is not done: the message is not in the room.
-var publishAfterClose = attack{"a publish stands behind the close", "close 1000, 0 messages", func(a *attacker) string {
+// A publish that is sent after a close has no effect: the message is not in the room.
+var publishAfterClose = attack{"a publish is sent after the close", "close 1000, 0 messages", func(a *attacker) string {
 	room := "own." + a.user
 	w := a.connectSelf()
 	_, _ = w.Write([]byte(maskedFrame(closeFrame, "\x03\xe8") + maskedFrame(textFrame, `{"type":"publish","room":"`+room+`","data":1}`)))
 	return w.answer() + ", " + a.connectSelf().messageCount(room)
 }}
 
-// A proxy that thinks the handshake was refused would let its next request
-// pass: it is read as frames.
-var requestBehindHandshake = attack{"a request hides behind a handshake", "close 1002", func(a *attacker) string {
+// A proxy that believes the handshake was refused forwards the next request, which the
+// server reads as frames.
+var requestBehindHandshake = attack{"a request is sent behind a handshake", "close 1002", func(a *attacker) string {
 	w, refused := a.open(upgradeRequest("Authorization: Bearer "+tokenOf(a.user, nil)) + request("GET /v1/rooms", "", "Authorization: Bearer "+shopKey))
 	if refused != "" {
 		return refused
@@ -67,7 +67,7 @@ var requestBehindHandshake = attack{"a request hides behind a handshake", "close
 	return w.answer()
 }}
 
-// handshakeAttacks are handshakes that are none.
+// handshakeAttacks are invalid handshakes.
 func handshakeAttacks() (all []attack) {
 	good := upgradeRequest()
 	for _, row := range []struct{ name, sends, want string }{
@@ -80,8 +80,8 @@ func handshakeAttacks() (all []attack) {
 		{"a handshake does not ask for an upgrade", request("GET /ws", ""), "426 upgrade_required"},
 		{"a handshake asks for HTTP/2", request("GET /ws", "", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"), "426 upgrade_required"},
 		{"a handshake has a body", upgradeRequest("Content-Length: 5") + "hello", "400 invalid"},
-		{"a handshake has a body in pieces", upgradeRequest("Transfer-Encoding: chunked") + "5\r\nhello\r\n0\r\n\r\n", "400 invalid"},
-		{"a handshake offers a session that is no secret", upgradeRequest("Switchyard-Session: ../../etc/passwd"), "400 invalid"},
+		{"a handshake has a chunked body", upgradeRequest("Transfer-Encoding: chunked") + "5\r\nhello\r\n0\r\n\r\n", "400 invalid"},
+		{"a handshake offers a session in a wrong format", upgradeRequest("Switchyard-Session: ../../etc/passwd"), "400 invalid"},
 		{"a handshake offers two sessions", upgradeRequest("Switchyard-Session: a", "Switchyard-Session: b"), "400 invalid"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {

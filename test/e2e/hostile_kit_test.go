@@ -29,10 +29,11 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// An attack is one thing that somebody tries who means no good. Its answer is a
-// few words: "401 unauthorized" for one of HTTP, "error forbidden" for a frame's,
-// "close 1002" for the end of a socket, "welcome" for who is let in; "goes on"
-// where nothing happened, and what a test has of its own.
+// An attack is one malicious action. Its answer is a few words: "401 unauthorized" of an
+// HTTP response, "error forbidden" of a frame, "close 1002" of the end of a socket,
+// "welcome" of an admitted socket, "still works" of a socket that the attack did not
+// affect, "cut" of a connection that was closed without an answer, and words of single
+// attacks.
 type attack struct {
 	name string
 	want string
@@ -40,10 +41,10 @@ type attack struct {
 }
 
 const (
-	// attackTimeout bounds one attack: longer than any wait of the service's, on a
-	// machine that does much else, too.
+	// attackTimeout bounds one attack. It is longer than any wait of the service, even on
+	// a busy machine.
 	attackTimeout = 2 * time.Minute
-	// maxConcurrentAttacks is how many attacks go on at once.
+	// maxConcurrentAttacks is how many attacks run at once.
 	maxConcurrentAttacks = 8
 
 	signingSecret = "the secret that signs all tokens of these tests"
@@ -52,20 +53,21 @@ const (
 	drumKey       = "the-key-of-the-drum-0123456789"
 )
 
-// A attackTarget is a server with all its guards up, and who attacks it.
+// An attackTarget is a server with every protection enabled. It is safe for concurrent
+// use.
 type attackTarget struct {
 	*testkit.Server
 	rsa        *rsa.PrivateKey
 	ec         *ecdsa.PrivateKey
-	publicKeys string // their public parts, as AUTH_KEY_FILE has them
-	auditFile  string // the audit log's file
+	publicKeys string // of both, as in AUTH_KEY_FILE
+	auditFile  string
 
 	mu            sync.Mutex
 	attackerCount int
 }
 
-// startAttackTarget starts the server. The tests play its proxy at 127.0.0.1, and
-// everybody else at 127.0.0.2, whose word about a client is worth nothing.
+// startAttackTarget starts the server. Attackers connect from 127.0.0.2, whose forwarded
+// headers it ignores, and from 127.0.0.1 as its trusted proxy.
 func startAttackTarget(t *testing.T) *attackTarget {
 	t.Helper()
 	s := &attackTarget{auditFile: filepath.Join(t.TempDir(), "audit.jsonl")}
@@ -96,16 +98,17 @@ func startAttackTarget(t *testing.T) *attackTarget {
 		"ALLOWED_HOSTS":   "chat.example.com,127.0.0.1", "HEARTBEAT": "5s", "AUDIT_LOG": s.auditFile, "LOG_LEVEL": "debug",
 		"MAX_CONNECTIONS": "200", "MAX_CONNECTIONS_PER_USER": "8", "MAX_CONNECTIONS_PER_IP": "40",
 		"MAX_HANDSHAKE_RATE": "300", "MAX_ROOMS": "100", "QUEUE_BYTES": "700000",
-		// Low enough to be reached by a server that gets little of a busy machine.
+		// Low enough for a server to reach them on a busy machine.
 		"RATE_JOIN": "30", "RATE_HISTORY": "5", "RATE_USER_PUBLISH": "50", "RATE_API": "30",
 	})
 	return s
 }
 
-// jsonObject are a JSON object's.
+// A jsonObject has the fields of a JSON object.
 type jsonObject = map[string]any
 
-// claims are those of a token that is right, changed a little; nil removes one.
+// claims returns the claims of a valid token with some of them changed. A change to nil
+// removes the claim.
 func claims(user string, change jsonObject) jsonObject {
 	c := jsonObject{
 		"sub": user, "exp": time.Now().Add(time.Hour).Unix(), "iss": "https://id.example.com", "aud": "chat",
@@ -121,12 +124,12 @@ func base64URL(text string) string { return base64.RawURLEncoding.EncodeToString
 func mustJSON(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // texts and numbers
+		panic(err) // the tests encode only texts and numbers
 	}
 	return string(b)
 }
 
-// signHS256 is a token of a header and a payload, signed with a secret.
+// signHS256 returns a token with this header and payload, signed with a secret.
 func signHS256(header, payload, secret string) string {
 	text := base64URL(header) + "." + base64URL(payload)
 	mac := hmac.New(sha256.New, []byte(secret))
@@ -134,22 +137,22 @@ func signHS256(header, payload, secret string) string {
 	return text + "." + base64URL(string(mac.Sum(nil)))
 }
 
-// tokenOf is a token that is right, with claims changed.
+// tokenOf returns a user's token, valid but for the changed claims.
 func tokenOf(user string, change jsonObject) string {
 	return signHS256(`{"alg":"HS256"}`, mustJSON(claims(user, change)), signingSecret)
 }
 
-// An attacker is who tries one attack.
+// An attacker tries one attack. It is safe for concurrent use.
 type attacker struct {
 	*attackTarget
 	ctx  context.Context
-	user string // a user of its own, with rights in some rooms
+	user string // the attacker's own, with rights in some rooms
 
 	mu    sync.Mutex // Protects following.
 	conns []net.Conn
 }
 
-// attackAborted ends an attack that could not be tried, and says why.
+// attackAborted is the panic of an attack that could not be tried, and says why.
 type attackAborted string
 
 // runAttack tries an attack once and returns the answer.
@@ -174,7 +177,7 @@ func (s *attackTarget) runAttack(ctx context.Context, one attack) (got string) {
 	return one.try(a)
 }
 
-// closeAll closes all that the attacker has open.
+// closeAll closes all connections of the attacker.
 func (a *attacker) closeAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -184,8 +187,9 @@ func (a *attacker) closeAll() {
 	a.conns = nil
 }
 
-// startAttacks starts attacks and returns what waits for their ends and tells of them.
-func (s *attackTarget) startAttacks(t *testing.T, atOnce int, attacks []attack) (report func(kind string)) {
+// startAttacks starts attacks, up to atOnce at a time. It returns a function that waits
+// for their ends and checks their answers, in subtests of this kind.
+func (s *attackTarget) startAttacks(t *testing.T, atOnce int, attacks []attack) (check func(kind string)) {
 	got, took := make([]string, len(attacks)), make([]time.Duration, len(attacks))
 	var all sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
@@ -216,7 +220,7 @@ func (s *attackTarget) startAttacks(t *testing.T, atOnce int, attacks []attack) 
 	}
 }
 
-// dial opens a connection from 127.0.0.2, a stranger.
+// dial opens a connection from 127.0.0.2, an untrusted address.
 func (a *attacker) dial() net.Conn { return a.dialFrom("127.0.0.2") }
 
 func (a *attacker) dialFrom(address string) net.Conn {
@@ -237,10 +241,10 @@ func (a *attacker) track(c net.Conn) {
 	a.conns = append(a.conns, c)
 }
 
-// roundTrip sends bytes, and reads the answer of HTTP.
+// roundTrip sends bytes, and reads an HTTP response.
 func (a *attacker) roundTrip(request string) string {
 	c := a.dial()
-	_, _ = io.WriteString(c, request) // who is cut off is told so by the answer
+	_, _ = io.WriteString(c, request) // reading fails, too, when the connection is closed
 	return readStatus(bufio.NewReader(c))
 }
 
@@ -255,7 +259,8 @@ func (a *attacker) pause(d time.Duration) {
 	}
 }
 
-// readStatus is the status of an answer, with the code of its problem document.
+// readStatus reads a response, and returns its status with the code of its problem
+// document.
 func readStatus(br *bufio.Reader) string {
 	res, err := http.ReadResponse(br, nil)
 	if err != nil {
@@ -267,11 +272,11 @@ func readStatus(br *bufio.Reader) string {
 		return connectionEnd(err)
 	}
 	var problem struct{ Code string }
-	_ = json.Unmarshal(body, &problem) // net/http's own answers are no JSON
+	_ = json.Unmarshal(body, &problem) // net/http's own responses are not JSON
 	return strings.TrimSpace(fmt.Sprint(res.StatusCode, " ", problem.Code))
 }
 
-// connectionEnd is the answer of a connection that has none.
+// connectionEnd returns the answer for a connection that ended without one.
 func connectionEnd(err error) string {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return "silence"
@@ -279,7 +284,7 @@ func connectionEnd(err error) string {
 	return "cut"
 }
 
-// request is a whole request with these lines in its head.
+// request returns a whole HTTP request with these lines in its head.
 func request(line, body string, lines ...string) string {
 	if body != "" {
 		lines = append(lines, fmt.Sprint("Content-Length: ", len(body)))

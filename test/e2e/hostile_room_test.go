@@ -5,31 +5,31 @@ import (
 	"strings"
 )
 
-// permissionAttacks do each thing in rooms with each right: the token of an attacker
-// reads and writes in own.*, reads in news, writes in inbox, and has no right
-// in any other room.
+// permissionAttacks try each operation in rooms with each right: an attacker's token
+// permits reading and writing in own.*, reading in news, writing in inbox, and nothing in
+// other rooms.
 func permissionAttacks() (all []attack) {
 	const no = "error forbidden"
 	for _, row := range []struct {
-		does, frame               string
+		verb, frame               string
 		both, reads, writes, none string
 	}{
 		{"joins", `{"type":"join","ref":"x","room":%q}`, "joined", "joined", no, no},
 		{"resumes in", `{"type":"join","ref":"x","room":%q,"after":0}`, "joined", "joined", no, no},
 		{"reads the history of", `{"type":"history","ref":"x","room":%q}`, "history", "history", no, no},
-		{"asks who is in", `{"type":"presence","ref":"x","room":%q}`, "presence", "presence", no, no},
+		{"requests the presence of", `{"type":"presence","ref":"x","room":%q}`, "presence", "presence", no, no},
 		{"publishes in", `{"type":"publish","ref":"x","room":%q,"data":1}`, "ack", no, "ack", no},
-		{"signals in", `{"type":"signal","ref":"x","room":%q,"data":1}`, "goes on", no, "goes on", no},
+		{"signals in", `{"type":"signal","ref":"x","room":%q,"data":1}`, "still works", no, "still works", no},
 	} {
 		for room, want := range map[string]string{
 			"own.a": row.both, "news": row.reads, "inbox": row.writes, "vault": row.none, "own": row.none, "_canary.x": row.none,
 		} {
-			all = append(all, attack{fmt.Sprintf("an attacker %s %s", row.does, room), want, func(a *attacker) string {
+			all = append(all, attack{fmt.Sprintf("an attacker %s %s", row.verb, room), want, func(a *attacker) string {
 				w := a.connectSelf()
 				for {
 					w.send(fmt.Sprintf(row.frame, room))
-					if row.does == "signals in" && want == "goes on" {
-						return w.stillWorks() // nothing is said about it
+					if row.verb == "signals in" && want == "still works" {
+						return w.stillWorks() // a signal has no answer
 					}
 					if got := w.answer(); got != "error unavailable" { // the machine is busy
 						return got
@@ -42,10 +42,10 @@ func permissionAttacks() (all []attack) {
 		{"history is read over HTTP in a room of one's own", "own.a", "200"},
 		{"history is read over HTTP where only writing is allowed", "inbox", "403 forbidden"},
 		{"history is read over HTTP without the right", "vault", "403 forbidden"},
-		{"history is read over HTTP of a room of the service", "_canary.x", "403 forbidden"},
-		{"history is read over HTTP by a name that is escaped", "%76ault", "403 forbidden"},
-		{"history is read over HTTP by a way around", "own.a%2F..%2Fvault", "400 invalid"},
-		{"history is read over HTTP by a name that is escaped twice", "%2576ault", "400 invalid"},
+		{"history is read over HTTP of a reserved room", "_canary.x", "403 forbidden"},
+		{"history is read over HTTP by an escaped name", "%76ault", "403 forbidden"},
+		{"history is read over HTTP by a path with ..", "own.a%2F..%2Fvault", "400 invalid"},
+		{"history is read over HTTP by a twice escaped name", "%2576ault", "400 invalid"},
 		{"history is read over HTTP by a name with a NUL", "own.a%00", "400 invalid"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
@@ -55,7 +55,7 @@ func permissionAttacks() (all []attack) {
 	return append(all, roomNameAttacks()...)
 }
 
-// roomNameAttacks are names that are to be taken for another room's.
+// roomNameAttacks are names that may be mistaken for another room's.
 func roomNameAttacks() (all []attack) {
 	for _, row := range []struct{ name, room, want string }{
 		{"a name is empty", ``, "error invalid"},
@@ -69,7 +69,7 @@ func roomNameAttacks() (all []attack) {
 		{"a name has a space at its end", `own.a `, "error invalid"},
 		{"a name is SQL", `own.a'; DROP TABLE messages; --`, "error invalid"},
 		{"a name is a channel of Redis", `{b01}`, "error invalid"},
-		{"a name is the service's", `_canary`, "error forbidden"},
+		{"a name is reserved", `_canary`, "error forbidden"},
 		{"a name is written in capitals", `OWN.a`, "error forbidden"},
 		{"a name begins as ours do", `own`, "error forbidden"},
 		{"a name ends as ours do", `x.own.a`, "error forbidden"},
@@ -83,7 +83,7 @@ func roomNameAttacks() (all []attack) {
 	return all
 }
 
-// messageCount says how many messages a room has, for its reader.
+// messageCount joins a room, and returns how many messages it has.
 func (w *rawSocket) messageCount(room string) string {
 	w.send(`{"type":"join","room":"` + room + `","ref":"x"}`)
 	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" })
@@ -93,10 +93,10 @@ func (w *rawSocket) messageCount(room string) string {
 	return fmt.Sprint(f.Seq, " messages")
 }
 
-// impersonationAttacks take another user's place: ada is who they mean.
+// impersonationAttacks act as another user, ada.
 func impersonationAttacks() []attack { return append(messageIDAttacks(), sessionAttacks()...) }
 
-// messageIDAttacks use the ids of messages.
+// messageIDAttacks reuse the ids of messages.
 func messageIDAttacks() []attack {
 	publish := func(id, data string) string {
 		return `{"type":"publish","ref":"x","room":"shared","id":"` + id + `","data":` + data + `}`
@@ -140,7 +140,7 @@ func messageIDAttacks() []attack {
 			}
 			return "ack, not a duplicate"
 		}},
-		{"an id of one's own is used again, for other data", "ack, error conflict", func(a *attacker) string {
+		{"an id of the attacker's is used again, for other data", "ack, error conflict", func(a *attacker) string {
 			w := a.connectSelf()
 			w.send(publish("twice", "1"))
 			first := w.answer()
@@ -150,10 +150,10 @@ func messageIDAttacks() []attack {
 	}
 }
 
-// sessionAttacks come as somebody else.
+// sessionAttacks connect or publish as another user.
 func sessionAttacks() []attack {
 	return []attack{
-		{"a session is stolen, and shown with a token of the thief's", "not resumed, and ada goes on", func(a *attacker) string {
+		{"a stolen session is offered with the thief's token", "not resumed, and ada's socket still works", func(a *attacker) string {
 			token := tokenOf("ada", nil)
 			w, refused := a.open(upgradeRequest("Authorization: Bearer " + token))
 			if refused != "" {
@@ -169,10 +169,10 @@ func sessionAttacks() []attack {
 			if end != "" || got.Resumed || got.Session == welcome.Session {
 				return fmt.Sprint("resumed ", end, got)
 			}
-			if still := w.stillWorks(); still != "goes on" {
+			if still := w.stillWorks(); still != "still works" {
 				return still
 			}
-			return "not resumed, and ada goes on"
+			return "not resumed, and ada's socket still works"
 		}},
 		{"a session is guessed", "not resumed", func(a *attacker) string {
 			w, refused := a.open(upgradeRequest("Switchyard-Session: 1", "Authorization: Bearer "+tokenOf(a.user, nil)))
@@ -184,7 +184,7 @@ func sessionAttacks() []attack {
 			}
 			return "not resumed"
 		}},
-		{"a message says that it is from somebody else", "from mallory", func(a *attacker) string {
+		{"a message names another sender", "from mallory", func(a *attacker) string {
 			w := a.connectSelf()
 			w.send(`{"type":"join","ref":"x","room":"own.from"}`)
 			if got := w.answer(); got != "joined" {
@@ -197,10 +197,10 @@ func sessionAttacks() []attack {
 			}
 			return "from mallory"
 		}},
-		{"a user who was removed comes back", "200, close 4003, close 4003, 403 forbidden", func(a *attacker) string {
+		{"a banned user connects again", "200, close 4003, close 4003, 403 forbidden", func(a *attacker) string {
 			w := a.connectSelf()
 			removed := a.roundTrip(request("POST /v1/users/"+a.user+"/disconnect", `{"for":"5m"}`, "Authorization: Bearer "+shopKey))
-			if removed == "202" { // what nodes share was slow to answer; it holds all the same
+			if removed == "202" { // the shared state was slow to answer; the ban takes effect all the same
 				removed = "200"
 			}
 			_, end := w.readUntil(func(*receivedFrame) bool { return false })

@@ -8,26 +8,25 @@ import (
 	"time"
 )
 
-// slowAttacks take their time, to hold what they were given for as long as they
-// like. What ends them is a bound of the service's, from 5 to 15 s, so they all
-// go on at once.
+// slowAttacks send and read slowly, to keep the service's resources. A timeout of the
+// service ends them after 5 to 15 s, so that all of them run at once.
 func slowAttacks() []attack {
 	return []attack{
-		{"a request never ends its head", "cut within 5s", func(a *attacker) string {
+		{"a request's head never ends", "cut within 5s", func(a *attacker) string {
 			return a.dripUntilCut("GET / HTTP/1.1\r\nHost: chat.example.com\r\nX-Slow: ", "a", 5*time.Second)
 		}},
-		{"a connection never says a word", "cut within 5s", func(a *attacker) string { return a.dripUntilCut("", "", 5*time.Second) }},
-		{"a line ends never", "cut within 5s", func(a *attacker) string { return a.dripUntilCut("G", "E", 5*time.Second) }},
+		{"a connection sends nothing", "cut within 5s", func(a *attacker) string { return a.dripUntilCut("", "", 5*time.Second) }},
+		{"a request line never ends", "cut within 5s", func(a *attacker) string { return a.dripUntilCut("G", "E", 5*time.Second) }},
 		{"a body comes a byte at a time", "cut within 15s", func(a *attacker) string {
 			return a.dripUntilCut("POST /v1/rooms/own.a/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+shopKey+"\r\nContent-Length: 60000\r\n\r\n{", " ", 15*time.Second)
 		}},
-		{"a body that nobody waits for never comes", "401 unauthorized", func(a *attacker) string {
+		{"the body of an unauthorized request never comes", "401 unauthorized", func(a *attacker) string {
 			return a.roundTrip("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nContent-Length: 1000000\r\n\r\n[")
 		}},
 		{"a handshake has a body that never comes", "cut within 15s", func(a *attacker) string {
 			return a.dripUntilCut(upgradeRequest("Content-Length: 1000"), " ", 15*time.Second)
 		}},
-		{"answers are asked for and not read", "cut", func(a *attacker) string { return a.requestWithoutReading() }},
+		{"responses are requested and not read", "cut", func(a *attacker) string { return a.requestWithoutReading() }},
 		{"a socket sends half a frame and no more", "close 4209", func(a *attacker) string {
 			w := a.connectSelf()
 			_, _ = io.WriteString(w, maskedFrame(textFrame, `{"type":"leave","room":"own.a"}`)[:20])
@@ -43,7 +42,7 @@ func slowAttacks() []attack {
 			go a.drip(w, maskedFrame(firstFragment, "{"), maskedFrame(middleFragment, " ")+maskedFrame(pingFrame, "p"))
 			return w.answer()
 		}},
-		{"a socket promises a frame of exabytes", "close 4209", func(a *attacker) string {
+		{"a socket announces a frame of exabytes", "close 4209", func(a *attacker) string {
 			w := a.connectSelf()
 			_, _ = io.WriteString(w, "\x81\xff\x3f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00{")
 			return w.answer()
@@ -61,9 +60,9 @@ func slowAttacks() []attack {
 	}
 }
 
-// dripUntilCut sends a beginning and then a piece again and again, and says whether it
-// was cut off within a time. Four times as long is still in time: the machine
-// may be busy.
+// dripUntilCut sends begin and then piece again and again, and says whether the
+// connection was closed after about within. Half as long and four times as long pass: the
+// machine may be busy.
 func (a *attacker) dripUntilCut(begin, piece string, within time.Duration) string {
 	c := a.dial()
 	began := time.Now()
@@ -75,8 +74,8 @@ func (a *attacker) dripUntilCut(begin, piece string, within time.Duration) strin
 	return fmt.Sprint("cut within ", within)
 }
 
-// drip sends a piece each 100 ms until the connection ends, and returns how;
-// nil where the attack's time is over first.
+// drip sends begin, and then piece each 100 ms until the connection ends. It returns the
+// error of the connection, or nil when the attack's time is over first.
 func (a *attacker) drip(c io.Writer, begin, piece string) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -92,14 +91,13 @@ func (a *attacker) drip(c io.Writer, begin, piece string) error {
 	return err
 }
 
-// requestWithoutReading asks for the client's file again and again, and looks at no
-// answer.
+// requestWithoutReading requests a file again and again, and reads no response.
 func (a *attacker) requestWithoutReading() string {
-	const asks = "GET /client.js HTTP/1.1\r\nHost: chat.example.com\r\n\r\n"
-	return a.writeUntilCut(a.dial(), strings.Repeat(asks, 3000), "G")
+	const get = "GET /client.js HTTP/1.1\r\nHost: chat.example.com\r\n\r\n"
+	return a.writeUntilCut(a.dial(), strings.Repeat(get, 3000), "G")
 }
 
-// writeUntilCut sends and reads nothing until the other side has closed.
+// writeUntilCut sends, and reads nothing, until the server has closed the connection.
 func (a *attacker) writeUntilCut(c io.Writer, begin, piece string) string {
 	if err := a.drip(c, begin, piece); err == nil || connectionEnd(err) != "cut" {
 		return "still open"
@@ -107,8 +105,8 @@ func (a *attacker) writeUntilCut(c io.Writer, begin, piece string) string {
 	return "cut"
 }
 
-// joinWithoutReading joins a room and reads no more, while 8 MB come. It is told 4208,
-// and cut off since it does not take that either.
+// joinWithoutReading joins a room and reads nothing more, while 8 MB are sent to it. The
+// server closes with 4208, and then cuts the connection, since that is not read either.
 func (a *attacker) joinWithoutReading() string {
 	w := a.connectSelf()
 	_ = w.Conn.(*net.TCPConn).SetReadBuffer(16 << 10)
@@ -119,10 +117,10 @@ func (a *attacker) joinWithoutReading() string {
 	signal := `{"type":"signal","room":"own.slow","data":"` + strings.Repeat("*", 60000) + `"}`
 	for i := range 4 {
 		other := a.connectWithToken(tokenOf(fmt.Sprint(a.user, "-", i), nil))
-		for range 34 { // what one connection may send at once
+		for range 34 { // as much as one connection may send at once
 			other.send(signal)
 		}
-		if got := other.stillWorks(); got != "goes on" {
+		if got := other.stillWorks(); got != "still works" {
 			return got
 		}
 	}

@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// A rawSocket is a socket whose every byte is the attacker's.
+// A rawSocket is a WebSocket whose every byte is the attacker's.
 type rawSocket struct {
 	net.Conn
 	br *bufio.Reader
 }
 
-// The first byte of frames: the last of a message, and what it is.
+// First bytes of frames: whether it is the last of its message, and the opcode.
 const (
 	textFrame      = 0x81
 	binaryFrame    = 0x82
@@ -29,7 +29,7 @@ const (
 	lastFragment   = 0x80
 )
 
-// maskedFrame is a client's frame.
+// maskedFrame returns a client's frame.
 func maskedFrame(first byte, payload string) string {
 	head := []byte{first, 0x80 | byte(len(payload))}
 	switch n := len(payload); {
@@ -46,7 +46,7 @@ func maskedFrame(first byte, payload string) string {
 	return string(head) + string(mask[:]) + string(body)
 }
 
-// upgradeRequest is a handshake with these lines beside those that it must have.
+// upgradeRequest returns a handshake with these lines beside the required ones.
 func upgradeRequest(lines ...string) string {
 	return strings.Join(append([]string{
 		"GET /ws HTTP/1.1", "Host: chat.example.com", "Connection: Upgrade", "Upgrade: websocket",
@@ -54,20 +54,21 @@ func upgradeRequest(lines ...string) string {
 	}, lines...), "\r\n") + "\r\n\r\n"
 }
 
-// forwardedFor makes a request one that comes through the proxy, from an address.
+// forwardedFor returns the header of a proxy for a client's address.
 func forwardedFor(address string) string { return "X-Forwarded-For: " + address }
 
-// open makes a handshake, as a stranger. Where there is no socket, refused is
-// the answer.
+// open makes a handshake from an untrusted address. Where that opens no socket, refused
+// is the answer.
 func (a *attacker) open(handshake string) (w *rawSocket, refused string) {
 	return a.openFrom("127.0.0.2", handshake)
 }
 
-// openFrom comes again where all attackers together come too fast.
+// openFrom is open from an address. It tries again where all attackers together exceed
+// the rate of handshakes.
 func (a *attacker) openFrom(address, handshake string) (w *rawSocket, refused string) {
 	for {
 		c := a.dialFrom(address)
-		_, _ = io.WriteString(c, handshake) // who is cut off is told so by the answer
+		_, _ = io.WriteString(c, handshake) // reading fails, too, when the connection is closed
 		br := bufio.NewReader(c)
 		head, err := br.Peek(len("HTTP/1.1 101"))
 		switch {
@@ -86,7 +87,7 @@ func (a *attacker) openFrom(address, handshake string) (w *rawSocket, refused st
 	}
 }
 
-// tryHandshake makes a handshake, and says how it went.
+// tryHandshake makes a handshake, and returns the first answer.
 func (a *attacker) tryHandshake(handshake string) string {
 	return a.tryHandshakeFrom("127.0.0.2", handshake)
 }
@@ -99,31 +100,32 @@ func (a *attacker) tryHandshakeFrom(address, handshake string) string {
 	return w.firstAnswer()
 }
 
-// connectWithToken opens a socket as a user, whom a token lets in.
+// connectWithToken opens a socket with a token, and aborts the attack unless it is
+// admitted.
 func (a *attacker) connectWithToken(token string, lines ...string) *rawSocket {
 	w, refused := a.open(upgradeRequest(append(lines, "Authorization: Bearer "+token)...))
 	if refused != "" {
-		panic(attackAborted("not let in: " + refused))
+		panic(attackAborted("not admitted: " + refused))
 	}
 	if first := w.firstAnswer(); first != "welcome" {
-		panic(attackAborted("not let in: " + first))
+		panic(attackAborted("not admitted: " + first))
 	}
 	return w
 }
 
-// connectSelf is enter as the attacker's own user.
+// connectSelf opens a socket as the attacker's own user.
 func (a *attacker) connectSelf() *rawSocket { return a.connectWithToken(tokenOf(a.user, nil)) }
 
-// send sends frames, as text.
+// send sends text frames.
 func (w *rawSocket) send(frames ...string) {
 	for _, f := range frames {
 		if _, err := io.WriteString(w, maskedFrame(textFrame, f)); err != nil {
-			return // the answer tells
+			return // reading fails, too
 		}
 	}
 }
 
-// readFrame reads one frame of the server's.
+// readFrame reads one frame of the server.
 func (w *rawSocket) readFrame() (op byte, payload []byte, err error) {
 	var head [10]byte
 	if _, err := io.ReadFull(w.br, head[:2]); err != nil {
@@ -149,7 +151,7 @@ func (w *rawSocket) readFrame() (op byte, payload []byte, err error) {
 	return head[0], payload, err
 }
 
-// A receivedFrame is what attackers read of a frame.
+// A receivedFrame has the fields of frames that attackers read.
 type receivedFrame struct {
 	Type, Ref, Code, Message, Room, ID, Session, From string
 	Resumed, Duplicate                                bool
@@ -157,7 +159,7 @@ type receivedFrame struct {
 	Data                                              json.RawMessage
 }
 
-// readUntil reads to the first frame that is wanted, or to the end, which it says.
+// readUntil reads up to the first wanted frame. end is how the socket ended before it.
 func (w *rawSocket) readUntil(wanted func(*receivedFrame) bool) (f receivedFrame, end string) {
 	for {
 		op, payload, err := w.readFrame()
@@ -172,22 +174,22 @@ func (w *rawSocket) readUntil(wanted func(*receivedFrame) bool) (f receivedFrame
 			continue
 		}
 		f = receivedFrame{}
-		_ = json.Unmarshal(payload, &f) // ours, held by other tests
+		_ = json.Unmarshal(payload, &f) // other tests check that our frames are JSON
 		if wanted(&f) {
 			return f, ""
 		}
 	}
 }
 
-// firstAnswer is the type of the first frame that answers something, or how the
-// socket ended instead.
+// firstAnswer returns the type of the first frame that is not a heartbeat, or how the
+// socket ended.
 func (w *rawSocket) firstAnswer() string {
 	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Type != "heartbeat" })
 	return end + f.Type
 }
 
-// answer is what comes for the frame with ref x: its type, or the code of an
-// error, also of one whose frame could not be read.
+// answer returns the answer to the frame with ref x, or to one that could not be parsed:
+// its type or the code of its error, or how the socket ended.
 func (w *rawSocket) answer() string {
 	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" || f.Type == "error" && f.Ref == "" })
 	if f.Type == "error" && end == "" {
@@ -199,11 +201,11 @@ func (w *rawSocket) answer() string {
 	return f.Type
 }
 
-// stillWorks asks for something that is always refused in the same way.
+// stillWorks checks the socket by a request that is always refused with the same error.
 func (w *rawSocket) stillWorks() string {
 	w.send(`{"type":"leave","room":"never-joined","ref":"x"}`)
 	if got := w.answer(); got != "error invalid" {
 		return got
 	}
-	return "goes on"
+	return "still works"
 }

@@ -11,95 +11,111 @@ import (
 	"time"
 )
 
-// tokenAttacks show a token where it counts: in a handshake, which is told by a
-// close, and to read history over HTTP.
+// A tokenAttack uses a token in a handshake and over HTTP.
+type tokenAttack struct {
+	name  string
+	token func(a *attacker) string
+	want  string
+}
+
+// tokenRefused is the answer to a token that is not accepted.
+const tokenRefused = "close 4001, 401 unauthorized"
+
+// tokenAttacks use tokens in a handshake and to read history over HTTP.
 func tokenAttacks() (all []attack) {
-	const refused = "close 4001, 401 unauthorized"
-	for _, row := range []struct {
-		name  string
-		token func(a *attacker) string
-		want  string
-	}{
-		{"nobody signed it", func(a *attacker) string { return base64URL(`{"alg":"none"}`) + "." + a.payload(nil) + "." }, refused},
-		{"nobody signed it, and it says so in capitals", func(a *attacker) string { return base64URL(`{"alg":"nOnE"}`) + "." + a.payload(nil) + "." }, refused},
-		{"its signature is cut off", func(a *attacker) string { return cutLast(tokenOf(a.user, nil)) }, refused},
-		{"its signature is another token's", func(a *attacker) string {
-			good := tokenOf(a.user, nil)
-			return cutLast(tokenOf("ada", nil)) + good[strings.LastIndexByte(good, '.')+1:]
-		}, refused},
-		{"its payload was exchanged", func(a *attacker) string {
-			parts := strings.Split(tokenOf(a.user, nil), ".")
-			return parts[0] + "." + base64URL(mustJSON(claims("ada", nil))) + "." + parts[2]
-		}, refused},
-		{"it is signed with the public key, as if that were a secret", func(a *attacker) string {
-			return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), a.publicKeys)
-		}, refused},
-		{"it says RS256 and is signed with the secret", func(a *attacker) string {
-			return signHS256(`{"alg":"RS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
-		{"it is signed with an empty secret", func(a *attacker) string { return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), "") }, refused},
-		{"it says HS512", func(a *attacker) string {
-			return signHS256(`{"alg":"HS512"}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
-		{"its ECDSA signature is all zeros", func(a *attacker) string {
-			return base64URL(`{"alg":"ES256"}`) + "." + a.payload(nil) + "." + base64URL(strings.Repeat("\x00", 64))
-		}, refused},
-		{"it is signed by a key of the attacker's, which it brings along", func(a *attacker) string {
-			return a.signRS256(`{"alg":"RS256","jwk":{"kty":"RSA","n":"AQAB","e":"AQAB"}}`, nil, newRSAKey())
-		}, refused},
-		{"it says where its key is", func(a *attacker) string {
-			return a.signRS256(`{"alg":"RS256","jku":"http://127.0.0.1:1/keys","x5u":"http://127.0.0.1:1/"}`, nil, newRSAKey())
-		}, refused},
-		{"the name of its key is a path", func(a *attacker) string {
-			return signHS256(`{"alg":"HS256","kid":"../../../../dev/null"}`, mustJSON(claims(a.user, nil)), "\x00")
-		}, refused},
-		{"it says crit", func(a *attacker) string {
-			return signHS256(`{"alg":"HS256","crit":["exp"]}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
-		{"its payload is not encoded", func(a *attacker) string {
-			return signHS256(`{"alg":"HS256","b64":false}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
-		{"it has alg twice", func(a *attacker) string {
-			return signHS256(`{"alg":"none","alg":"HS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
-		{"it has sub twice", func(a *attacker) string {
-			return signHS256(`{"alg":"HS256"}`, `{"sub":"ada",`+mustJSON(claims(a.user, nil))[1:], signingSecret)
-		}, refused},
-		{"it is encrypted", func(a *attacker) string { return tokenOf(a.user, nil) + ".AAAA.AAAA" }, refused},
-		{"it has ended", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": time.Now().Unix() - 1}) }, refused},
-		{"it has no end", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": nil}) }, refused},
-		{"it ends when the sun has", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": 1e300}) }, refused},
-		{"its end is a text", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": "9999999999"}) }, refused},
-		{"it begins tomorrow", func(a *attacker) string { return tokenOf(a.user, jsonObject{"nbf": time.Now().Unix() + 86400}) }, refused},
-		{"somebody else made it", func(a *attacker) string {
-			return tokenOf(a.user, jsonObject{"iss": "https://id.example.com.evil.example"})
-		}, refused},
-		{"it is for another service", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": []string{"billing", "Chat"}}) }, refused},
-		{"it is for nobody", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": nil}) }, refused},
-		{"it is about nobody", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": ""}) }, refused},
-		{"it is about a number", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": 7}) }, refused},
-		{"it is about the shop's key", func(*attacker) string { return tokenOf("api:shop", nil) }, refused},
-		{"it is about somebody with a line break", func(*attacker) string { return tokenOf("ada\n{\"audit\":\"v1\"}", nil) }, refused},
-		{"it is about half a character", func(*attacker) string {
-			return signHS256(`{"alg":"HS256"}`, strings.Replace(mustJSON(claims("XX", nil)), "XX", `\ud800`, 1), signingSecret)
-		}, refused},
-		{"it opens the rooms of the service", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"_*": "rw"}}) }, refused},
-		{"it gives a right that there is not", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"*": "admin"}}) }, refused},
-		{"its patterns are made to take time", func(a *attacker) string {
-			return tokenOf(a.user, jsonObject{"rooms": jsonObject{strings.Repeat("*a", 9): "rw"}})
-		}, refused},
-		{"it is filled with stars and equals signs", func(a *attacker) string { return tokenOf(a.user, nil) + "==" }, refused},
-		{"it is an API key", func(*attacker) string { return shopKey }, "close 4001, 200"},
-		{"it is right", func(a *attacker) string { return tokenOf(a.user, nil) }, "welcome, 200"},
-		{"it is right, and signed by the key of the file", func(a *attacker) string { return a.signRS256(`{"alg":"RS256"}`, nil, a.rsa) }, "welcome, 200"},
-		{"it is right, and signed on the curve", func(a *attacker) string { return a.signES256() }, "welcome, 200"},
-	} {
+	for _, row := range append(forgedTokens(), unacceptableTokens()...) {
 		all = append(all, attack{"a token: " + row.name, row.want, func(a *attacker) string { return a.tryToken(row.token(a)) }})
 	}
 	return append(all, tokenTransportAttacks()...)
 }
 
-// tryToken tries a token at two doors.
+// forgedTokens have a wrong signature, or headers that may mislead its check.
+func forgedTokens() []tokenAttack {
+	return []tokenAttack{
+		{"it has no signature", func(a *attacker) string { return base64URL(`{"alg":"none"}`) + "." + a.payload(nil) + "." }, tokenRefused},
+		{"it has no signature, and an algorithm in mixed case", func(a *attacker) string { return base64URL(`{"alg":"nOnE"}`) + "." + a.payload(nil) + "." }, tokenRefused},
+		{"its signature is cut off", func(a *attacker) string { return cutLast(tokenOf(a.user, nil)) }, tokenRefused},
+		{"its signature is another token's", func(a *attacker) string {
+			good := tokenOf(a.user, nil)
+			return cutLast(tokenOf("ada", nil)) + good[strings.LastIndexByte(good, '.')+1:]
+		}, tokenRefused},
+		{"its payload is another user's", func(a *attacker) string {
+			parts := strings.Split(tokenOf(a.user, nil), ".")
+			return parts[0] + "." + base64URL(mustJSON(claims("ada", nil))) + "." + parts[2]
+		}, tokenRefused},
+		{"it is signed with the public key as an HMAC secret", func(a *attacker) string {
+			return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), a.publicKeys)
+		}, tokenRefused},
+		{"its algorithm is RS256 and it is signed with the secret", func(a *attacker) string {
+			return signHS256(`{"alg":"RS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
+		}, tokenRefused},
+		{"it is signed with an empty secret", func(a *attacker) string { return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), "") }, tokenRefused},
+		{"its algorithm is HS512", func(a *attacker) string {
+			return signHS256(`{"alg":"HS512"}`, mustJSON(claims(a.user, nil)), signingSecret)
+		}, tokenRefused},
+		{"its ECDSA signature is all zeros", func(a *attacker) string {
+			return base64URL(`{"alg":"ES256"}`) + "." + a.payload(nil) + "." + base64URL(strings.Repeat("\x00", 64))
+		}, tokenRefused},
+		{"it contains the attacker's key that signed it", func(a *attacker) string {
+			return a.signRS256(`{"alg":"RS256","jwk":{"kty":"RSA","n":"AQAB","e":"AQAB"}}`, nil, newRSAKey())
+		}, tokenRefused},
+		{"it names a URL of its key", func(a *attacker) string {
+			return a.signRS256(`{"alg":"RS256","jku":"http://127.0.0.1:1/keys","x5u":"http://127.0.0.1:1/"}`, nil, newRSAKey())
+		}, tokenRefused},
+		{"its key id is a path", func(a *attacker) string {
+			return signHS256(`{"alg":"HS256","kid":"../../../../dev/null"}`, mustJSON(claims(a.user, nil)), "\x00")
+		}, tokenRefused},
+		{"it has critical headers", func(a *attacker) string {
+			return signHS256(`{"alg":"HS256","crit":["exp"]}`, mustJSON(claims(a.user, nil)), signingSecret)
+		}, tokenRefused},
+		{"its payload is not encoded", func(a *attacker) string {
+			return signHS256(`{"alg":"HS256","b64":false}`, mustJSON(claims(a.user, nil)), signingSecret)
+		}, tokenRefused},
+		{"it has alg twice", func(a *attacker) string {
+			return signHS256(`{"alg":"none","alg":"HS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
+		}, tokenRefused},
+		{"it has sub twice", func(a *attacker) string {
+			return signHS256(`{"alg":"HS256"}`, `{"sub":"ada",`+mustJSON(claims(a.user, nil))[1:], signingSecret)
+		}, tokenRefused},
+		{"it is encrypted", func(a *attacker) string { return tokenOf(a.user, nil) + ".AAAA.AAAA" }, tokenRefused},
+	}
+}
+
+// unacceptableTokens have claims that the service does not accept. The last ones are
+// valid.
+func unacceptableTokens() []tokenAttack {
+	return []tokenAttack{
+		{"it has expired", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": time.Now().Unix() - 1}) }, tokenRefused},
+		{"it has no expiry", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": nil}) }, tokenRefused},
+		{"its expiry overflows", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": 1e300}) }, tokenRefused},
+		{"its expiry is a string", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": "9999999999"}) }, tokenRefused},
+		{"it is valid from tomorrow on", func(a *attacker) string { return tokenOf(a.user, jsonObject{"nbf": time.Now().Unix() + 86400}) }, tokenRefused},
+		{"it has another issuer", func(a *attacker) string {
+			return tokenOf(a.user, jsonObject{"iss": "https://id.example.com.evil.example"})
+		}, tokenRefused},
+		{"it is for another service", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": []string{"billing", "Chat"}}) }, tokenRefused},
+		{"it has no audience", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": nil}) }, tokenRefused},
+		{"its subject is empty", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": ""}) }, tokenRefused},
+		{"its subject is a number", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": 7}) }, tokenRefused},
+		{"its subject is that of an API key", func(*attacker) string { return tokenOf("api:shop", nil) }, tokenRefused},
+		{"its subject has a line break", func(*attacker) string { return tokenOf("ada\n{\"audit\":\"v1\"}", nil) }, tokenRefused},
+		{"its subject is half a surrogate pair", func(*attacker) string {
+			return signHS256(`{"alg":"HS256"}`, strings.Replace(mustJSON(claims("XX", nil)), "XX", `\ud800`, 1), signingSecret)
+		}, tokenRefused},
+		{"it permits reserved rooms", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"_*": "rw"}}) }, tokenRefused},
+		{"it has an unknown right", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"*": "admin"}}) }, tokenRefused},
+		{"its patterns take long to match", func(a *attacker) string {
+			return tokenOf(a.user, jsonObject{"rooms": jsonObject{strings.Repeat("*a", 9): "rw"}})
+		}, tokenRefused},
+		{"it is padded", func(a *attacker) string { return tokenOf(a.user, nil) + "==" }, tokenRefused},
+		{"it is an API key", func(*attacker) string { return shopKey }, "close 4001, 200"},
+		{"it is valid", func(a *attacker) string { return tokenOf(a.user, nil) }, "welcome, 200"},
+		{"it is valid, and signed by the RSA key of the file", func(a *attacker) string { return a.signRS256(`{"alg":"RS256"}`, nil, a.rsa) }, "welcome, 200"},
+		{"it is valid, and signed by the ECDSA key of the file", func(a *attacker) string { return a.signES256() }, "welcome, 200"},
+	}
+}
+
+// tryToken uses a token in a handshake and over HTTP.
 func (a *attacker) tryToken(token string) string {
 	at := a.tryHandshake(upgradeRequest("Authorization: Bearer " + token))
 	return at + ", " + a.roundTrip(request("GET /v1/rooms/news/messages", "", "Authorization: Bearer "+token))
@@ -142,7 +158,7 @@ func (a *attacker) signES256() string {
 	return text + "." + base64URL(string(both[:]))
 }
 
-// tokenTransportAttacks use a token that may be right in a way that is not.
+// tokenTransportAttacks send tokens in wrong ways or at wrong times.
 func tokenTransportAttacks() []attack {
 	bearer := func(token string) string { return "Authorization: Bearer " + token }
 	frame := func(token string) string { return fmt.Sprintf(`{"type":"auth","ref":"x","token":%q}`, token) }
@@ -157,46 +173,46 @@ func tokenTransportAttacks() []attack {
 			return []string{bearer(tokenOf(a.user, nil)), bearer(tokenOf("ada", nil))}
 		})},
 		{"a token comes empty", "400 invalid", tryWith(func(*attacker) []string { return []string{"Sec-WebSocket-Protocol: bearer."} })},
-		{"a token comes that is longer than any", "400 invalid", tryWith(func(*attacker) []string { return []string{bearer(strings.Repeat("a", 8193))} })},
-		{"a token comes in the query, where none is taken", "close 4001", func(a *attacker) string {
+		{"a token is longer than allowed", "400 invalid", tryWith(func(*attacker) []string { return []string{bearer(strings.Repeat("a", 8193))} })},
+		{"a token comes in the query, which is off", "close 4001", func(a *attacker) string {
 			return a.tryHandshake(strings.Replace(upgradeRequest(), "/ws", "/ws?access_token="+tokenOf(a.user, nil), 1))
 		}},
-		{"nobody shows a token, and all wait", "close 4001", tryWith(func(*attacker) []string { return nil })},
+		{"a socket sends no token", "close 4001", tryWith(func(*attacker) []string { return nil })},
 		{"a frame is sent before any token", "error unauthorized", func(a *attacker) string {
 			w, _ := a.open(upgradeRequest())
 			w.send(`{"type":"join","ref":"x","room":"news"}`)
 			return w.answer()
 		}},
-		{"tokens are guessed frame after frame", "error unauthorized, close 4001", func(a *attacker) string {
+		{"tokens are guessed in one frame after the other", "error unauthorized, close 4001", func(a *attacker) string {
 			w, _ := a.open(upgradeRequest())
 			w.send(frame("guess"), frame("guess"), frame("guess"))
 			return w.answer() + ", " + w.answer()
 		}},
-		{"a living connection is given another user's token", "error forbidden, goes on", func(a *attacker) string {
+		{"a connection gets another user's token", "error forbidden, still works", func(a *attacker) string {
 			w := a.connectSelf()
 			w.send(frame(tokenOf("ada", nil)))
 			return w.answer() + ", " + w.stillWorks()
 		}},
-		{"a living connection is given a token that has ended", "error unauthorized, goes on", func(a *attacker) string {
+		{"a connection gets an expired token", "error unauthorized, still works", func(a *attacker) string {
 			w := a.connectSelf()
 			w.send(frame(tokenOf(a.user, jsonObject{"exp": 1})))
 			return w.answer() + ", " + w.stillWorks()
 		}},
-		{"a connection stays longer than its token", "close 4001", func(a *attacker) string {
+		{"a connection stays open when its token expires", "close 4001", func(a *attacker) string {
 			w := a.connectWithToken(tokenOf(a.user, jsonObject{"exp": time.Now().Unix() + 2}))
 			_, end := w.readUntil(func(*receivedFrame) bool { return false })
 			return end
 		}},
-		{"a fresh token that opens less leaves the rooms of the old one open", "joined, error forbidden, authenticated, error invalid", func(a *attacker) string {
+		{"a connection gets a token with fewer rights", "joined, error forbidden, authenticated, error invalid", func(a *attacker) string {
 			w := a.connectSelf()
 			w.send(`{"type":"join","ref":"x","room":"news"}`)
 			joined := w.answer()
 			w.send(frame(tokenOf(a.user, jsonObject{"rooms": jsonObject{"own.*": "r"}})))
 			revoked, fresh := w.answer(), w.answer()
-			w.send(`{"type":"leave","ref":"x","room":"news"}`) // it has been left
+			w.send(`{"type":"leave","ref":"x","room":"news"}`) // the new token ended the membership
 			return strings.Join([]string{joined, revoked, fresh, w.answer()}, ", ")
 		}},
-		{"a token is shown in lists of old proxies", "401 unauthorized", func(a *attacker) string {
+		{"a token comes in two headers of a request", "401 unauthorized", func(a *attacker) string {
 			return a.roundTrip(request("GET /v1/rooms/news/messages", "", bearer(tokenOf(a.user, nil)), bearer(tokenOf(a.user, nil))))
 		}},
 	}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"net/http"
 	"strconv"
 	"strings"
 	"testing"
@@ -9,8 +8,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A scrape is what /metrics said: the kind of each metric, and the value of
-// each sample as it stands there, labels included.
+// A scrape is one reading of /metrics: the kind of each metric, and the value of each
+// sample by its name with labels, as they are written there.
 type scrape struct {
 	kinds   map[string]string
 	samples map[string]float64
@@ -49,23 +48,26 @@ func (s scrape) sum(name string) (total float64, found bool) {
 	return total, found
 }
 
-// What an operator reads of a node on PostgreSQL and Redis after a short visit,
-// by the names that dashboards and alerts are made from. The node's own canary
-// publishes, too: where it counts, there is at least so much.
+// An operator reads a node on PostgreSQL and Redis after some activity of clients,
+// by the names in dashboards and alerts. The node's own canary publishes, too: metrics
+// that count it have a least value only.
 func TestClientActivityShowsInEveryMetric(t *testing.T) {
+	t.Parallel()
 	env := map[string]string{
-		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
-		"COLOR": "blue", "DEPLOYMENT": "d42", "API_KEYS": "shop:a-long-random-secret",
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL(),
+		"COLOR": "blue", "DEPLOYMENT": "d42", "API_KEYS": "shop:" + apiKey,
 	}
 	s := testkit.StartServer(t, env)
-	env["REDIS_URL"] = "" // nobody hears its broadcasts: s finds its messages in the log
+	env["REDIS_URL"] = "" // broadcasts nothing: s finds its messages in the log
 	noRedis := testkit.StartServer(t, env)
 	exerciseServer(t, s, noRedis)
 
 	var got scrape
-	waitFor(t.Context(), t, "what is counted after the answer", func() bool {
+	eventuallyOnPage(t, "the end of a connection to be counted", func() bool {
 		got = scrapeOf(t, s)
-		return got.samples[`websocket_disconnections_total{reason="client"}`] == 1
+		// The server counts the two one after the other.
+		return got.samples[`websocket_disconnections_total{reason="client"}`] == 1 &&
+			got.samples["websocket_connection_duration_seconds_count"] == 1
 	})
 	exactly := map[string]float64{
 		"websocket_active_connections":                      1,
@@ -106,8 +108,8 @@ func TestClientActivityShowsInEveryMetric(t *testing.T) {
 	assertBoundedLabels(t, got)
 }
 
-// exerciseServer has two users in a room: one publishes, errs, signals and leaves
-// for good, the other resumes and stays. A message comes over the other node.
+// exerciseServer has two clients in a room: one publishes, makes a mistake, signals
+// and closes, the other resumes and stays. A third one publishes on the other node.
 func exerciseServer(t *testing.T, s, noRedis *testkit.Server) {
 	t.Helper()
 	a, b, far := dialRaw(t, s), dialRaw(t, s), dialRaw(t, noRedis)
@@ -128,20 +130,11 @@ func exerciseServer(t *testing.T, s, noRedis *testkit.Server) {
 	if err := a.ws.Close(1000, ""); err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/v1/rooms", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	res, err := http.DefaultClient.Do(req) // without a key
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = res.Body.Close()
+	get(t, s.URL()+"/v1/rooms") // without a key
 }
 
-// assertBoundedLabels says that a metric costs the same however many rooms and users
-// there are, and that one can be summed over nodes and releases.
+// assertBoundedLabels checks that a metric costs the same however many rooms and
+// users there are, and that it can be summed over nodes and releases.
 func assertBoundedLabels(t *testing.T, got scrape) {
 	t.Helper()
 	for name, kind := range got.kinds {
@@ -153,17 +146,17 @@ func assertBoundedLabels(t *testing.T, got scrape) {
 		name, labels, _ := strings.Cut(sample, "{")
 		for _, open := range []string{"room=", "user=", "session=", "id="} {
 			if strings.Contains(labels, open) {
-				t.Errorf("%s: a label without an end", sample)
+				t.Errorf("%s: a label whose values have no bound", sample)
 			}
 		}
 		if strings.Contains(labels, "lobby") || strings.Contains(labels, "shop") {
 			t.Errorf("%s names a room or a key", sample)
 		}
 		if build := strings.Contains(labels, "color=") || strings.Contains(labels, "version="); build && name != "switchyard_build_info" && name != "go_info" {
-			t.Errorf("%s: what runs belongs on switchyard_build_info", sample)
+			t.Errorf("%s: labels of the build belong to switchyard_build_info", sample)
 		}
 	}
 	if got.samples[`switchyard_build_info{color="blue",deployment="d42",version="dev"}`] != 1 {
-		t.Error("switchyard_build_info does not tell colour, deployment and version")
+		t.Error("switchyard_build_info lacks color, deployment or version")
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -16,11 +15,9 @@ import (
 	"switchyard/internal/testkit"
 )
 
-const plainKey = "plain-story-key-0123456789"
-
-// A plainClient client is what somebody writes in an afternoon: it knows nothing of
-// moves and remembers no position. It offers its session and leaves its rooms
-// to the service.
+// A plainClient is as simple as a client can be: it ignores the service's request to
+// move and keeps no positions. It offers its session, and the service puts it back
+// into its rooms.
 type plainClient struct {
 	t          *testing.T
 	address    string
@@ -29,10 +26,10 @@ type plainClient struct {
 	closeCodes []websocket.StatusCode
 
 	mu   sync.Mutex
-	seqs map[string][]int64 // by room, as they came
+	seqs map[string][]int64 // by room, in the order received
 }
 
-// run connects and reads, and comes back when it is closed, until ctx ends.
+// run connects and reads, and reconnects when it is closed, until ctx ends.
 func (p *plainClient) run(ctx context.Context) {
 	first := true
 	for ctx.Err() == nil {
@@ -42,7 +39,7 @@ func (p *plainClient) run(ctx context.Context) {
 		}
 		ws, _, err := websocket.Dial(ctx, "ws://"+p.address+"/ws?rooms=1", &websocket.DialOptions{Subprotocols: offer})
 		if err != nil {
-			select { // the old node refuses by now, and the new one is about to be there
+			select { // the old node refuses already, and the name does not yet lead to the new one
 			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
 			}
@@ -89,12 +86,12 @@ func (p *plainClient) read(ctx context.Context, ws *websocket.Conn) {
 			p.seqs[f.Room] = append(p.seqs[f.Room], f.Seq)
 			p.mu.Unlock()
 		case "gap":
-			p.t.Errorf("told of a gap: %s", b)
+			p.t.Errorf("received a gap: %s", b)
 		}
 	}
 }
 
-// hasReceived says whether it has got a room's message.
+// hasReceived says whether the client has received a room's message.
 func (p *plainClient) hasReceived(room string, seq int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,13 +103,14 @@ func (p *plainClient) hasReceived(room string, seq int64) bool {
 	return false
 }
 
-// Plain clients are closed at the deadline of a drain, come back to the other
-// node with their session alone, and miss nothing. Some messages may come twice,
+// Plain clients are closed at the deadline of a drain, reconnect to the other node
+// with nothing but their session, and miss no message. Some messages may come twice,
 // with the same seq.
 func TestPlainClientsMissNothing(t *testing.T) {
+	t.Parallel()
 	env := map[string]string{
-		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(), "API_KEYS": plainKey,
-		"DRAIN_WINDOW": "2s", "DRAIN_TIMEOUT": "4s", "HEARTBEAT": "2s",
+		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL(), "API_KEYS": apiKey,
+		"DRAIN_WINDOW": "2s", "DRAIN_TIMEOUT": "3s", "HEARTBEAT": "2s",
 	}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	address := testkit.NewProxy(t, a.Addr)
@@ -131,9 +129,7 @@ func TestPlainClientsMissNothing(t *testing.T) {
 		}
 	}
 	waitAllReceived := func(what string) {
-		wait, end := context.WithTimeout(t.Context(), time.Minute)
-		defer end()
-		waitFor(wait, t, what, func() bool {
+		testkit.Eventually(t, what, func() bool {
 			for _, p := range clients {
 				for room, head := range heads {
 					if !p.hasReceived(room, head) {
@@ -144,23 +140,21 @@ func TestPlainClientsMissNothing(t *testing.T) {
 			return true
 		})
 	}
-	setupCtx, end := context.WithTimeout(t.Context(), time.Minute)
-	defer end()
-	waitFor(setupCtx, t, "everybody in the rooms", func() bool {
+	eventuallyOnPage(t, "all clients in the rooms", func() bool {
 		return strings.Count(get(t, "http://"+a.Admin+"/debug/rooms"), fmt.Sprintf(`"members":%d`, len(clients))) == len(rooms)
 	})
 	for range 20 {
 		publishAll(a)
 	}
 	waitAllReceived("the first messages")
-	savesBefore := readSeries(t, a, "session_saves_total{result=\"done\"}")
-	waitFor(setupCtx, t, "what was proved to be kept", func() bool {
-		return readSeries(t, a, "session_saves_total{result=\"done\"}") >= savesBefore+float64(2*len(clients))
+	savesBefore := metric(t, a, "session_saves_total{result=\"done\"}")
+	eventuallyOnPage(t, "the positions to be saved", func() bool {
+		return metric(t, a, "session_saves_total{result=\"done\"}") >= savesBefore+float64(2*len(clients))
 	})
 	address.Retarget(b.Addr)
 	gone := make(chan error, 1)
 	go func() { gone <- a.Stop() }()
-	for done := false; !done; { // somebody talks on, on the other node, all the while
+	for done := false; !done; { // messages come from the other node all the while
 		publishAll(b)
 		select {
 		case err := <-gone:
@@ -172,7 +166,7 @@ func TestPlainClientsMissNothing(t *testing.T) {
 		}
 	}
 	publishAll(b)
-	waitAllReceived("all that was said meanwhile")
+	waitAllReceived("all messages of the drain")
 	cancel()
 	running.Wait()
 	for i, p := range clients {
@@ -187,13 +181,13 @@ func TestPlainClientsMissNothing(t *testing.T) {
 	}
 }
 
-// seqProblem says what is wrong with what came: each from the first on, in order but
-// for a piece that begins again further back, once for each connection that ended.
+// seqProblem says what is wrong with the seqs of a room as they were received: they
+// go from 1 to head in order, and may step back once for each connection that ended.
 func seqProblem(seqs []int64, head int64, ended int) string {
 	next, again := int64(1), 0
 	for _, s := range seqs {
 		if s > next {
-			return fmt.Sprintf("%d after %d: %d is missed", s, next-1, next)
+			return fmt.Sprintf("%d after %d: %d is missing", s, next-1, next)
 		}
 		if s < next {
 			again++
@@ -201,7 +195,7 @@ func seqProblem(seqs []int64, head int64, ended int) string {
 		next = s + 1
 	}
 	if again > ended {
-		return fmt.Sprintf("began again %d times with %d connections that ended", again, ended)
+		return fmt.Sprintf("stepped back %d times with %d connections that ended", again, ended)
 	}
 	if next != head+1 {
 		return fmt.Sprintf("ends with %d of %d", next-1, head)
@@ -212,20 +206,10 @@ func seqProblem(seqs []int64, head int64, ended int) string {
 // publishOne publishes over HTTP and returns the seq.
 func publishOne(t *testing.T, s *testkit.Server, room string) int64 {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL()+"/v1/rooms/"+room+"/messages", strings.NewReader(`{"data":1}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+plainKey)
-	req.Close = true
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
+	res, body := post(t, s, "/v1/rooms/"+room+"/messages", `{"data":1}`)
 	var answer struct{ Seq int64 }
-	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil || answer.Seq == 0 {
-		t.Fatalf("publish: %s %v", res.Status, err)
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || answer.Seq == 0 {
+		t.Fatalf("publish: %s %s %v", res.Status, body, err)
 	}
 	return answer.Seq
 }

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,14 +14,12 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// timingSlack is added to each bound that is told to users: this machine may be busy
-// with other things.
+// timingSlack is added to each documented bound: this machine may be busy with other
+// things.
 const timingSlack = 4 * time.Second
 
-const apiKey = "a-long-random-secret"
-
-// behindProxy returns settings with which a node reaches PostgreSQL through a
-// proxy of its own.
+// behindProxy returns a proxy in front of PostgreSQL, and the settings of a node
+// that reaches its database through it.
 func behindProxy(t *testing.T, pg *testkit.PG) (*testkit.Proxy, map[string]string) {
 	t.Helper()
 	host := fmt.Sprintf("127.0.0.1:%d", pg.Port())
@@ -33,81 +29,64 @@ func behindProxy(t *testing.T, pg *testkit.PG) (*testkit.Proxy, map[string]strin
 	}
 }
 
-// publish sends a publish and returns its answer, an ack or an error, and how
-// long that took.
-func (s *rawClient) publish(room, id string) (map[string]any, time.Duration) {
-	s.t.Helper()
+// publish sends a publish and returns its answer, an ack or an error, and the time
+// until it came.
+func (c *rawClient) publish(room, id string) (map[string]any, time.Duration) {
+	c.t.Helper()
 	began := time.Now()
-	s.send(fmt.Sprintf(`{"type":"publish","room":%q,"id":%q,"data":%q}`, room, id, id))
+	c.send(fmt.Sprintf(`{"type":"publish","room":%q,"id":%q,"data":%q}`, room, id, id))
 	for {
-		if got := s.readUntil("ack", "error"); got["id"] == id {
+		if got := c.readUntil("ack", "error"); got["id"] == id {
 			return got, time.Since(began)
 		}
 	}
 }
 
-// publishUntilAcked publishes under an id until it is acked.
-func (s *rawClient) publishUntilAcked(room, id string) map[string]any {
-	s.t.Helper()
+// publishUntilAcked sends a publish with an id until it is acked.
+func (c *rawClient) publishUntilAcked(room, id string) map[string]any {
+	c.t.Helper()
 	for began := time.Now(); ; {
-		got, _ := s.publish(room, id)
+		got, _ := c.publish(room, id)
 		if got["type"] == "ack" {
 			return got
 		}
-		if got["code"] != "unavailable" || time.Since(began) > time.Minute {
-			s.t.Fatalf("%s: %v", id, got)
+		if got["code"] != "unavailable" || time.Since(began) > testkit.Timeout {
+			c.t.Fatalf("%s: %v", id, got)
 		}
 	}
 }
 
-// post makes a server call.
-func post(t *testing.T, s *testkit.Server, path, body string) (*http.Response, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL()+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	req.Header.Set("Authorization", "Bearer "+apiKey)
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res, string(answer)
-}
-
-// storedIDs returns the ids of a room in the order of seq, as the database has them.
+// storedIDs returns the ids of a room's stored messages, in the order of their seqs.
 func storedIDs(pg *testkit.PG, room string) string {
 	return pg.Query(`SELECT coalesce(string_agg(m.id, ' ' ORDER BY m.seq), '') FROM messages m
 		JOIN rooms r ON r.id = m.room_id WHERE r.name = '` + room + `'`)
 }
 
-// Whatever is wrong with PostgreSQL: who publishes is told in time and keeps
-// the socket, the node says that it is not ready, and all comes back by itself.
+// Whatever is wrong with PostgreSQL, a publisher gets `unavailable` in time and keeps
+// its socket, the node is unready, and both recover by themselves.
 func TestPublishersGetUnavailableWhilePostgreSQLFails(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []struct {
 		name         string
+		ownsServer   bool // the fault stops PostgreSQL itself
 		inject, undo func(*testkit.Proxy, *testkit.PG)
 		tookEffect   func(testkit.FaultCounts) bool
 	}{
-		{"slow", func(p *testkit.Proxy, _ *testkit.PG) { p.Delay(3 * time.Second) }, func(p *testkit.Proxy, _ *testkit.PG) { p.Delay(0) },
-			func(h testkit.FaultCounts) bool { return h.Delayed > 0 }},
-		{"stalled", func(p *testkit.Proxy, _ *testkit.PG) { p.Stall() }, func(p *testkit.Proxy, _ *testkit.PG) { p.Resume() },
-			func(h testkit.FaultCounts) bool { return h.Stalled > 0 }},
-		{"gone", func(_ *testkit.Proxy, pg *testkit.PG) { pg.Stop() }, func(_ *testkit.Proxy, pg *testkit.PG) { pg.Start() },
+		{"slow", false, func(p *testkit.Proxy, _ *testkit.PG) { p.Delay(3 * time.Second) }, func(p *testkit.Proxy, _ *testkit.PG) { p.Delay(0) },
+			func(c testkit.FaultCounts) bool { return c.Delayed > 0 }},
+		{"stalled", false, func(p *testkit.Proxy, _ *testkit.PG) { p.Stall() }, func(p *testkit.Proxy, _ *testkit.PG) { p.Resume() },
+			func(c testkit.FaultCounts) bool { return c.Stalled > 0 }},
+		{"stopped", true, func(_ *testkit.Proxy, pg *testkit.PG) { pg.Stop() }, func(_ *testkit.Proxy, pg *testkit.PG) { pg.Start() },
 			func(testkit.FaultCounts) bool { return true }},
-		{"refused", func(p *testkit.Proxy, _ *testkit.PG) { p.Refuse(true); p.Cut() }, func(p *testkit.Proxy, _ *testkit.PG) { p.Refuse(false) },
-			func(h testkit.FaultCounts) bool { return h.Cut > 0 && h.Refused > 0 }},
+		{"refused", false, func(p *testkit.Proxy, _ *testkit.PG) { p.Refuse(true); p.Cut() }, func(p *testkit.Proxy, _ *testkit.PG) { p.Refuse(false) },
+			func(c testkit.FaultCounts) bool { return c.Cut > 0 && c.Refused > 0 }},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
-			pg := testkit.StartPostgres(t)
+			pg := testkit.Postgres(t)
+			if fault.ownsServer {
+				pg = testkit.StartPostgres(t)
+			}
 			proxy, env := behindProxy(t, pg)
 			env["APPEND_TIMEOUT"] = "2s"
 			s := testkit.StartServer(t, env)
@@ -120,7 +99,7 @@ func TestPublishersGetUnavailableWhilePostgreSQLFails(t *testing.T) {
 				got, took := w.publish("room", fmt.Sprint("meanwhile-", i))
 				wait, _ := got["retry_after_ms"].(json.Number)
 				if ms, err := wait.Int64(); got["code"] != "unavailable" || err != nil || ms < 100 {
-					t.Errorf("a publisher is told %v", got)
+					t.Errorf("a publisher receives %v", got)
 				}
 				if took > 2500*time.Millisecond+timingSlack {
 					t.Errorf("the answer took %v, the bound is 2.5 s", took)
@@ -128,24 +107,24 @@ func TestPublishersGetUnavailableWhilePostgreSQLFails(t *testing.T) {
 			}
 			if res, problem := post(t, s, "/v1/rooms/room/messages", `{"data":2,"id":"meanwhile-2"}`); res.StatusCode != http.StatusServiceUnavailable ||
 				res.Header.Get("Retry-After") == "" || !strings.Contains(problem, `"code":"unavailable"`) {
-				t.Errorf("a backend is told %s %s", res.Status, problem)
+				t.Errorf("a backend receives %s %s", res.Status, problem)
 			}
-			eventually(t, "not ready", func() bool {
+			eventuallyOnPage(t, "the node to be unready", func() bool {
 				status, body := readiness(t, s)
 				return status == http.StatusServiceUnavailable && strings.Contains(body, `"log":"down"`)
 			})
 			if took := time.Since(began); took < 3*time.Second || took > 6*time.Second+2*timingSlack {
-				t.Errorf("not ready after %v, want 5 s", took)
+				t.Errorf("unready after %v, want 5 s", took)
 			}
 			if got := get(t, s.URL()+"/healthz"); !strings.Contains(got, `"ok"`) {
-				t.Errorf("/healthz says %s: somebody would restart the node", got)
+				t.Errorf("/healthz says %s: an operator's system would restart the node", got)
 			}
 			if !fault.tookEffect(proxy.FaultCounts()) {
-				t.Fatalf("there was no trouble: %+v", proxy.FaultCounts())
+				t.Fatalf("the fault had no effect: %+v", proxy.FaultCounts())
 			}
 
 			fault.undo(proxy, pg)
-			eventually(t, "ready again", func() bool { status, _ := readiness(t, s); return status == http.StatusOK })
+			eventuallyOnPage(t, "the node to be ready again", func() bool { status, _ := readiness(t, s); return status == http.StatusOK })
 			for i := range 2 { // on the same socket
 				w.publishUntilAcked("room", fmt.Sprint("meanwhile-", i))
 			}
@@ -157,34 +136,26 @@ func TestPublishersGetUnavailableWhilePostgreSQLFails(t *testing.T) {
 	}
 }
 
-// eventually waits for what has no bound that users are told.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(time.Minute); !ok(); <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited a minute for: %s", what)
-		}
-	}
-}
-
-// A PostgreSQL that answers late, but in time, is no reason to refuse anybody;
-// nor is one that restarts at once.
+// Publishes are only delayed while PostgreSQL answers late but in time, and when it
+// restarts at once.
 func TestShortPostgreSQLFaultsOnlyDelayPublishers(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []struct {
-		name   string
-		inject func(*testkit.Proxy, *testkit.PG)
+		name       string
+		ownsServer bool // the fault restarts PostgreSQL itself
+		inject     func(*testkit.Proxy, *testkit.PG)
 	}{
-		{"slow", func(p *testkit.Proxy, _ *testkit.PG) { p.Delay(100 * time.Millisecond) }},
-		{"restarted at once", func(_ *testkit.Proxy, pg *testkit.PG) { pg.Crash(); pg.Start() }},
-		{"connections cut", func(p *testkit.Proxy, _ *testkit.PG) { p.Cut() }},
-		{"half closed", func(p *testkit.Proxy, _ *testkit.PG) { p.HalfClose() }},
+		{"slow", false, func(p *testkit.Proxy, _ *testkit.PG) { p.Delay(100 * time.Millisecond) }},
+		{"restarted at once", true, func(_ *testkit.Proxy, pg *testkit.PG) { pg.Crash(); pg.Start() }},
+		{"connections cut", false, func(p *testkit.Proxy, _ *testkit.PG) { p.Cut() }},
+		{"half closed", false, func(p *testkit.Proxy, _ *testkit.PG) { p.HalfClose() }},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
-			pg := testkit.StartPostgres(t)
+			pg := testkit.Postgres(t)
+			if fault.ownsServer {
+				pg = testkit.StartPostgres(t)
+			}
 			proxy, env := behindProxy(t, pg)
 			env["APPEND_TIMEOUT"] = "30s"
 			s := testkit.StartServer(t, env)
@@ -192,7 +163,7 @@ func TestShortPostgreSQLFaultsOnlyDelayPublishers(t *testing.T) {
 			w.publishUntilAcked("room", "0")
 			var sent bytes.Buffer
 			sent.WriteString("0")
-			// Twenty are under way when it happens, each behind the one before.
+			// Twenty publishes are under way when the fault happens.
 			for i := 1; i <= 20; i++ {
 				fmt.Fprintf(&sent, " %d", i)
 				w.send(fmt.Sprintf(`{"type":"publish","room":"room","id":"%d","data":0}`, i))
@@ -214,27 +185,28 @@ func TestShortPostgreSQLFaultsOnlyDelayPublishers(t *testing.T) {
 	}
 }
 
-// While PostgreSQL is stalled, publishers go on and on. What waits for it is
-// bounded twice: MAX_INFLIGHT for each connection, which is then read no
-// further, and 32,768 publications for the node; what is beyond is refused at
-// once. Nothing that waited is lost.
+// Publishers go on while PostgreSQL is stalled. Pending publishes have two bounds:
+// MAX_INFLIGHT for each connection, which is then not read any further, and 32,768
+// for the node, which refuses more at once. No pending publish is lost.
 func TestPendingPublishesAreBoundedWhilePostgreSQLStalls(t *testing.T) {
+	t.Parallel()
 	const (
-		sockets  = 150
-		each     = 256 // and so many more than may wait
-		maxWait  = 32768
-		interval = 50 * time.Millisecond
+		sockets    = 130 // 512 publishes more than may be pending
+		each       = 256
+		maxPending = 32768
 	)
-	pg := testkit.StartPostgres(t)
+	pg := testkit.Postgres(t)
 	proxy, env := behindProxy(t, pg)
 	env["APPEND_TIMEOUT"], env["MAX_INFLIGHT"], env["HEARTBEAT"] = "1m", fmt.Sprint(each), "5m"
-	env["SESSION_TTL"] = "15m" // over twice that
+	env["SESSION_TTL"] = "15m" // over twice the heartbeat
 	s := testkit.StartServer(t, env)
 	clients := make([]*rawClient, sockets)
+	var opening sync.WaitGroup
 	for i := range clients {
 		clients[i] = dialRaw(t, s)
-		clients[i].publishUntilAcked("room-"+fmt.Sprint(i), "first")
+		opening.Go(func() { clients[i].publishUntilAcked("room-"+fmt.Sprint(i), "first") })
 	}
+	opening.Wait()
 	proxy.Stall()
 	var sending, reading sync.WaitGroup
 	var acked, refused atomic.Int64
@@ -246,16 +218,16 @@ func TestPendingPublishesAreBoundedWhilePostgreSQLStalls(t *testing.T) {
 		})
 	}
 	most := 0.0
-	eventually(t, "more than may wait", func() bool {
-		waiting := metric(t, s, "store_pending_messages")
-		most = max(most, waiting)
-		return metric(t, s, `store_failed_total{reason="pending"}`) > 0 && waiting > maxWait-sockets
+	eventuallyOnPage(t, "more publishes than may be pending", func() bool {
+		pending := metric(t, s, "store_pending_messages")
+		most = max(most, pending)
+		return metric(t, s, `store_failed_total{reason="pending"}`) > 0 && pending > maxPending-sockets
 	})
-	for until := time.Now().Add(2 * time.Second); time.Now().Before(until); <-time.After(interval) {
+	for until := time.Now().Add(time.Second); time.Now().Before(until); <-time.After(pagePollInterval) {
 		most = max(most, metric(t, s, "store_pending_messages"))
 	}
-	if most > maxWait+sockets { // each may be counted for a moment before it is refused
-		t.Errorf("%v publications wait", most)
+	if most > maxPending+sockets { // each may be counted for a moment before it is refused
+		t.Errorf("%v publishes are pending", most)
 	}
 	proxy.Resume()
 	for _, w := range clients {
@@ -273,28 +245,11 @@ func TestPendingPublishesAreBoundedWhilePostgreSQLStalls(t *testing.T) {
 	}
 	sending.Wait()
 	reading.Wait()
-	if acked.Load() < maxWait-sockets || refused.Load() == 0 || acked.Load()+refused.Load() != sockets*(each+10) {
+	if acked.Load() < maxPending-sockets || refused.Load() == 0 || acked.Load()+refused.Load() != sockets*(each+10) {
 		t.Errorf("%d acked, %d refused", acked.Load(), refused.Load())
 	}
-	eventually(t, "nothing to wait", func() bool { return metric(t, s, "store_pending_messages") <= 1 }) // a canary
+	eventuallyOnPage(t, "no pending publishes but a canary", func() bool { return metric(t, s, "store_pending_messages") <= 1 })
 	if got := pg.Query(`SELECT count(*) FROM messages m JOIN rooms r ON r.id = m.room_id WHERE r.name LIKE 'room-%'`); got != fmt.Sprint(acked.Load()+sockets) {
 		t.Errorf("%s are stored, %d were acked", got, acked.Load()+sockets)
 	}
-}
-
-// metric returns the value of one series, 0 when there is none.
-func metric(t *testing.T, s *testkit.Server, series string) float64 {
-	t.Helper()
-	return parseMetric(get(t, s.URL()+"/metrics"), series)
-}
-
-// parseMetric finds a series in what /metrics says.
-func parseMetric(metrics, series string) float64 {
-	for line := range strings.Lines(metrics) {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			f, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			return f
-		}
-	}
-	return 0
 }

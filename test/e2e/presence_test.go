@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -13,53 +11,52 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A presenceWatcher watches who is in the lobby: what it was told, and what follows
-// from that.
+// A presenceWatcher follows the presence of the lobby: the frames that it received,
+// and the sessions that are there by them. Safe for concurrent use.
 type presenceWatcher struct {
 	mu      sync.Mutex
 	present map[string]bool
 	events  []string // joins and leaves, in order
 }
 
-func (p *presenceWatcher) onPresence(f client.Presence) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (w *presenceWatcher) onPresence(f client.Presence) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if f.Members != nil {
-		p.present = map[string]bool{}
+		w.present = map[string]bool{}
 		for _, m := range f.Members {
-			p.present[m.Session] = true
+			w.present[m.Session] = true
 		}
 	}
 	for _, m := range f.Joined {
-		p.present[m.Session] = true
-		p.events = append(p.events, "+"+m.Session)
+		w.present[m.Session] = true
+		w.events = append(w.events, "+"+m.Session)
 	}
 	for _, m := range f.Left {
-		delete(p.present, m.Session)
-		p.events = append(p.events, "-"+m.Session)
+		delete(w.present, m.Session)
+		w.events = append(w.events, "-"+m.Session)
 	}
 }
 
-func (p *presenceWatcher) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.present)
+func (w *presenceWatcher) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.present)
 }
 
-// takeEvents returns what was told since it was called last.
-func (p *presenceWatcher) takeEvents() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	events := p.events
-	p.events = nil
+// takeEvents returns the joins and leaves since the last call.
+func (w *presenceWatcher) takeEvents() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	events := w.events
+	w.events = nil
 	return events
 }
 
 // joinLobby has a client join the lobby.
 func joinLobby(t *testing.T, urls []string, h client.Handler) *client.Client {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
+	ctx := testkit.Within(t, testkit.Timeout)
 	c, err := client.Dial(ctx, client.Options{URLs: urls})
 	if err != nil {
 		t.Fatal(err)
@@ -71,15 +68,15 @@ func joinLobby(t *testing.T, urls []string, h client.Handler) *client.Client {
 	return c
 }
 
-// Who is there is known on every node, a move shows nobody twice and nobody
-// gone, a dead node's people expire unless they come back, and a Redis that was
-// emptied is told anew.
+// Every node knows who is in a room. A move shows no session twice or as gone, the
+// sessions of a dead node expire unless they come back, and nodes write a Redis that
+// was emptied anew.
 func TestPresenceAgreesOnAllNodes(t *testing.T) {
+	t.Parallel()
 	redis := testkit.StartRedis(t)
-	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": redis.URL(), "DRAIN_WINDOW": "2s"}
+	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": redis.URL(), "DRAIN_WINDOW": "1s"}
 	a, b, c := testkit.StartServer(t, env), testkit.StartServer(t, env), testkit.StartServer(t, env)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
+	ctx := testkit.Within(t, 3*time.Minute)
 	watcher := &presenceWatcher{}
 	watcherClient := joinLobby(t, []string{b.SocketURL()}, client.Handler{Presence: watcher.onPresence})
 	first, err := watcherClient.Presence(ctx, "lobby")
@@ -92,37 +89,36 @@ func TestPresenceAgreesOnAllNodes(t *testing.T) {
 		members[i] = joinLobby(t, []string{a.SocketURL(), b.SocketURL()}, client.Handler{})
 	}
 	joinLobby(t, []string{c.SocketURL()}, client.Handler{})
-	waitFor(ctx, t, "twelve in the lobby", func() bool { return watcher.count() == 12 })
+	testkit.Eventually(t, "twelve sessions in the lobby", func() bool { return watcher.count() == 12 })
 	watcher.takeEvents()
 
-	if err := a.Stop(); err != nil { // they all move to b
+	if err := a.Stop(); err != nil { // its ten clients move to b
 		t.Errorf("exit: %v", err)
 	}
-	waitFor(ctx, t, "the guests on the second node", func() bool { return int(readSeries(t, b, "websocket_active_connections")) == 11 })
-	probe := joinLobby(t, []string{b.SocketURL()}, client.Handler{}) // what is told now comes after all that
-	waitFor(ctx, t, "the probe", func() bool { return watcher.count() == 13 })
-	name, _, _ := strings.Cut(probe.Welcome().Session, ".")
+	eventuallyOnPage(t, "the clients on the second node", func() bool { return metric(t, b, "websocket_active_connections") == 11 })
+	last := joinLobby(t, []string{b.SocketURL()}, client.Handler{}) // its join comes after all events of the move
+	testkit.Eventually(t, "the last join", func() bool { return watcher.count() == 13 })
+	name, _, _ := strings.Cut(last.Welcome().Session, ".")
 	if events := watcher.takeEvents(); !slices.Equal(events, []string{"+" + name}) {
-		t.Errorf("a move of ten was told as %v; nobody came or went but %s", events, name)
+		t.Errorf("a move of ten clients brought the events %v; no session joined or left but %s", events, name)
 	}
 
 	redis.Do(t, "FLUSHALL")
 	late := joinLobby(t, []string{b.SocketURL()}, client.Handler{})
-	waitFor(ctx, t, "the truth again, and one more", func() bool {
+	testkit.Eventually(t, "all sessions again, and one more", func() bool {
 		p, err := late.Presence(ctx, "lobby")
 		return err == nil && p.Count == 14
 	})
-	waitFor(ctx, t, "the desk to know", func() bool { return watcher.count() == 14 })
+	testkit.Eventually(t, "the watcher to have received that", func() bool { return watcher.count() == 14 })
 
-	c.Kill() // and its visitor has nowhere to go
-	waitFor(ctx, t, "the dead node's visitor to be gone", func() bool { return watcher.count() == 13 })
+	c.Kill() // its client knows no other node
+	testkit.Eventually(t, "the dead node's client to be gone", func() bool { return watcher.count() == 13 })
 	late.Close()
-	waitFor(ctx, t, "who said goodbye to be gone", func() bool { return watcher.count() == 12 })
+	testkit.Eventually(t, "the client that closed to be gone", func() bool { return watcher.count() == 12 })
 	if p, err := watcherClient.Presence(ctx, "lobby"); err != nil || p.Count != 12 || len(p.Members) != 12 {
-		t.Errorf("asked in the end: %+v %v", p, err)
+		t.Errorf("presence at the end: %+v %v", p, err)
 	}
-	seen := fmt.Sprint(readSeries(t, b, "session_up"))
-	if seen != "1" {
-		t.Errorf("session_up %s", seen)
+	if up := metric(t, b, "session_up"); up != 1 {
+		t.Errorf("session_up is %v", up)
 	}
 }

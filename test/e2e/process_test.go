@@ -3,12 +3,8 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,48 +17,26 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// run starts the program to its end and returns its exit code and what it
-// printed.
-func run(t *testing.T, env []string, args ...string) (int, string) {
-	t.Helper()
-	p, err := testkit.Start(testkit.Program{Path: testkit.BuildServer(t), Args: args, Env: env})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	err = p.Wait(ctx)
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return 0, p.Output()
-	case errors.As(err, &exit):
-		return exit.ExitCode(), p.Output()
-	}
-	t.Fatalf("%v: %v\n%s", args, err, p.Output())
-	return 0, ""
-}
-
 func TestServerRunsWithoutSettings(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	h := load.NewHistory()
-	g := newRoomClient(t, h, 0, []string{s.SocketURL()})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	waitFor(ctx, t, "the page's URL", func() bool {
+	c := newRoomClient(t, h, "early", "lobby", s)
+	ctx := testkit.Within(t, testkit.Timeout)
+	testkit.Eventually(t, "the page's URL in the log", func() bool {
 		return strings.Contains(s.Output(), "Switchyard is at http://"+s.Addr+"/")
 	})
-	g.publishMany(ctx, t, h, 10)
-	s.Kill() // no warning
-	s.Restart()
-	g.publish(ctx, t, h, "after")
-	waitFor(ctx, t, "the message after the restart", deliveredAtLeast(h, 11))
-	newRoomClient(t, h, roomCount, []string{s.SocketURL()}) // who comes later finds all of it
-	waitFor(ctx, t, "the history", deliveredAtLeast(h, 22))
+	c.publishMany(ctx, t, h, 10)
+	s.Restart() // killed first, without a warning
+	c.publish(ctx, t, h, "after")
+	testkit.Eventually(t, "the message after the restart", deliveredAtLeast(h, 11))
+	newRoomClient(t, h, "late", "lobby", s) // receives the room from its start
+	testkit.Eventually(t, "the history", deliveredAtLeast(h, 22))
 	assertClean(t, h)
 }
 
 func TestSIGTERMClosesWithServiceRestartAndExitsCleanly(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	var sockets []*websocket.Conn
 	for range 20 {
@@ -100,48 +74,33 @@ func TestSIGTERMClosesWithServiceRestartAndExitsCleanly(t *testing.T) {
 func TestAClientThatNeverAnswersDoesNotBlockShutdown(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartServer(t, map[string]string{"DRAIN_WINDOW": "1s", "DRAIN_TIMEOUT": "1s"})
-	c, err := net.Dial("tcp", s.Addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", s.Addr)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	waitFor(ctx, t, "the connection", func() bool { return strings.Contains(get(t, s.URL()+"/metrics"), "websocket_active_connections 1") })
+	handshake(t, s) // answers nothing from now on
 	began := time.Now()
 	if err := s.Stop(); err != nil {
 		t.Errorf("exit: %v\n%s", err, s.Output())
 	}
-	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("took %v", took)
+	// About 10 s are usual: the drain, its last closes, and 5 s for the close handshake. The
+	// step as a whole would give up after 21 s.
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("the stop took %v", took)
 	}
 }
 
 func TestASecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, map[string]string{"DRAIN_TIMEOUT": "60s"})
-	c, err := net.Dial("tcp", s.Addr) // holds the stop up
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	waitFor(ctx, t, "the connection", func() bool { return strings.Contains(get(t, s.URL()+"/metrics"), "websocket_active_connections 1") })
+	handshake(t, s) // a client that does not move delays the stop
 	s.Signal(syscall.SIGTERM)
-	waitFor(ctx, t, "the stop to begin", func() bool { return strings.Contains(s.Output(), `"msg":"stopping"`) })
-	if err := s.Stop(); err == nil { // the second one
-		t.Error("exit 0, as if it had waited")
+	testkit.Eventually(t, "the stop to begin", func() bool { return strings.Contains(s.Output(), `"msg":"stopping"`) })
+	if err := s.Stop(); err == nil { // sends the second signal
+		t.Error("exit 0, as if the server had waited for its client")
 	}
 }
 
 func TestStartupErrorsAreOneLine(t *testing.T) {
-	sqlite := testkit.StartServer(t, nil)
+	t.Parallel()
 	locked := "sqlite:" + t.TempDir() + "/a.db"
-	holder := testkit.StartServer(t, map[string]string{"DATABASE_URL": locked})
+	first := testkit.StartServer(t, map[string]string{"DATABASE_URL": locked})
 	unsafe := testkit.StartPostgres(t, "fsync=off")
 	free := fmt.Sprintf("127.0.0.1:%d", testkit.FreePort())
 	tests := []struct {
@@ -151,19 +110,20 @@ func TestStartupErrorsAreOneLine(t *testing.T) {
 		says []string
 	}{
 		{"unknown command", nil, []string{"dance"}, []string{"unknown command", "serve"}},
-		{"settings, all at once", []string{"MAX_FRAME=12", "HEARTBEAT=soon"}, nil, []string{"MAX_FRAME", "HEARTBEAT"}},
-		{"no such database scheme", []string{"DATABASE_URL=mysql://x/y"}, nil, []string{"DATABASE_URL"}},
-		{"nobody answers", []string{"DATABASE_URL=postgres://x:secret@127.0.0.1:1/y"}, nil, []string{"DATABASE_URL"}},
+		{"two wrong settings", []string{"MAX_FRAME=12", "HEARTBEAT=soon"}, nil, []string{"MAX_FRAME", "HEARTBEAT"}},
+		{"unknown database scheme", []string{"DATABASE_URL=mysql://x/y"}, nil, []string{"DATABASE_URL"}},
+		{"no server at the address", []string{"DATABASE_URL=postgres://x:secret@127.0.0.1:1/y"}, nil, []string{"DATABASE_URL"}},
 		{"fsync off", []string{"DATABASE_URL=" + unsafe.URL()}, nil, []string{"fsync"}},
 		{"a second process on one file", []string{"DATABASE_URL=" + locked}, nil, []string{"DATABASE_URL"}},
 		{"a broken Redis URL", []string{"REDIS_URL=http://x"}, nil, []string{"REDIS_URL"}},
-		{"a port in use", []string{"LISTEN_ADDR=" + sqlite.Addr}, nil, []string{"LISTEN_ADDR", sqlite.Addr}},
+		{"a port in use", []string{"LISTEN_ADDR=" + first.Addr}, nil, []string{"LISTEN_ADDR", first.Addr}},
 		{"an audit log in no folder", []string{"AUDIT_LOG=/no/such/folder/audit.jsonl"}, nil, []string{"AUDIT_LOG"}},
 		{"an audit log that is a folder", []string{"AUDIT_LOG=/"}, nil, []string{"AUDIT_LOG"}},
-		{"nothing to check", []string{"LISTEN_ADDR=" + free}, []string{"healthcheck"}, []string{"not healthy"}},
+		{"no server to check", []string{"LISTEN_ADDR=" + free}, []string{"healthcheck"}, []string{"not healthy"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			env := append([]string{"LISTEN_ADDR=" + free, "ADMIN_ADDR=127.0.0.1:0"}, tt.env...)
 			code, out := run(t, env, tt.args...)
 			if code != 1 {
@@ -175,16 +135,19 @@ func TestStartupErrorsAreOneLine(t *testing.T) {
 				}
 			}
 			if strings.Contains(out, "secret") || strings.Contains(out, "goroutine ") {
-				t.Errorf("tells a secret, or is a crash:\n%s", out)
+				t.Errorf("prints a secret, or is a crash:\n%s", out)
 			}
 		})
 	}
-	if holder.WaitReady(t.Context()) != nil {
-		t.Error("the first process on the file is gone")
-	}
+	t.Cleanup(func() { // after the subtests, before the server is stopped
+		if first.WaitReady(context.Background()) != nil {
+			t.Error("the first process on the file is gone")
+		}
+	})
 }
 
 func TestCommands(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	if code, out := run(t, []string{"LISTEN_ADDR=" + s.Addr}, "healthcheck"); code != 0 {
 		t.Errorf("healthcheck: exit %d: %s", code, out)
@@ -193,7 +156,7 @@ func TestCommands(t *testing.T) {
 		t.Errorf("version: exit %d: %q", code, out)
 	}
 	pg := testkit.Postgres(t)
-	for range 2 { // again does no harm
+	for range 2 { // the second run does no harm
 		if code, out := run(t, []string{"DATABASE_URL=" + pg.URL()}, "migrate"); code != 0 {
 			t.Errorf("migrate: exit %d: %s", code, out)
 		}
@@ -204,17 +167,9 @@ func TestCommands(t *testing.T) {
 }
 
 func TestOneCallChangesTheLogLevel(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+s.Admin+"/log-level?level=debug", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
+	res, _ := call(t, http.MethodPut, "http://"+s.Admin+"/log-level?level=debug", "", "")
 	if res.StatusCode != http.StatusOK || !strings.Contains(get(t, "http://"+s.Admin+"/log-level"), "DEBUG") {
 		t.Errorf("status %d", res.StatusCode)
 	}
@@ -223,28 +178,16 @@ func TestOneCallChangesTheLogLevel(t *testing.T) {
 // Two nodes on PostgreSQL alone, without a broker, serve one room: the commit
 // feed carries the messages.
 func TestTwoNodesWithoutRedis(t *testing.T) {
+	t.Parallel()
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL()}
-	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	h := load.NewHistory()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	var clients []*roomClient
-	for i, url := range []string{a.SocketURL(), b.SocketURL()} {
-		clients = append(clients, newRoomClient(t, h, i*roomCount, []string{url})) // the same room
-	}
-	for _, g := range clients {
-		g.publishMany(ctx, t, h, 50)
-	}
-	waitFor(ctx, t, "all deliveries", deliveredAtLeast(h, 200))
-	for _, g := range clients {
-		g.client.Close()
-	}
+	publishFromEachNode(t, h, 50, testkit.StartServer(t, env), testkit.StartServer(t, env))
 	assertClean(t, h)
 }
 
-// What a client is told does not depend on the client library: the bytes of
-// the README's example.
+// A client needs no library of ours: these are the bytes of the README's example.
 func TestAnyClientCanJoinAndPublish(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	ws, _, err := websocket.Dial(t.Context(), s.SocketURL(), nil)
 	if err != nil {
@@ -271,36 +214,17 @@ func TestAnyClientCanJoinAndPublish(t *testing.T) {
 }
 
 func TestTheGoClientGetsHistory(t *testing.T) {
+	t.Parallel()
 	s := testkit.StartServer(t, nil)
 	h := load.NewHistory()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	g := newRoomClient(t, h, 0, []string{s.SocketURL()})
-	g.publishMany(ctx, t, h, 30)
-	page, err := g.client.History(ctx, g.room, client.HistoryRange{Limit: 10})
+	ctx := testkit.Within(t, testkit.Timeout)
+	c := newRoomClient(t, h, "reader", "lobby", s)
+	c.publishMany(ctx, t, h, 30)
+	page, err := c.client.History(ctx, c.room, client.HistoryRange{Limit: 10})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(page.Messages) != 10 || !page.More || page.Messages[9].Seq != 30 {
 		t.Errorf("got %d messages, more %v", len(page.Messages), page.More)
 	}
-}
-
-func get(t *testing.T, url string) string {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }

@@ -15,16 +15,18 @@ import (
 )
 
 const (
-	// publisherCount publish 500 messages a second together, two in each room, one on
-	// each node.
-	publisherCount  = 2 * roomCount
-	publishInterval = publisherCount * time.Second / 500
-	// steadyTime is how long they talk before and after the trouble.
-	steadyTime = 2 * time.Second
+	// twoNodeRooms have two members each, one on each node, who both publish.
+	twoNodeRooms   = 10
+	publisherCount = 2 * twoNodeRooms
+	// publishRate is in messages a second of all publishers together.
+	publishRate     = 200
+	publishInterval = publisherCount * time.Second / publishRate
+	// steadyTime is how long they publish before and after the fault, at least.
+	steadyTime = 1500 * time.Millisecond
 )
 
 // A latencyWatch measures how long messages take from the call of Publish to each
-// member, and how long a member hears nothing.
+// member, and how long members receive nothing. It is safe for concurrent use.
 type latencyWatch struct {
 	mu            sync.Mutex
 	sent          map[string]time.Time
@@ -50,8 +52,7 @@ func (w *latencyWatch) recordDelivery(member, id string) {
 	w.lastDelivered[member] = now
 }
 
-// resetWorst returns the slowest delivery and the longest silence since it was
-// called last.
+// resetWorst returns the slowest delivery and the longest pause since the last call.
 func (w *latencyWatch) resetWorst() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -60,60 +61,58 @@ func (w *latencyWatch) resetWorst() string {
 	return s
 }
 
-// A twoNodeWorkload is members of all rooms on two nodes who talk until stop.
+// A twoNodeWorkload is members of all rooms on two nodes. They publish until stop.
 type twoNodeWorkload struct {
 	history *load.History
 	latency latencyWatch
 	clients []*roomClient
 	nodes   [2]*testkit.Server
-	stop    func() // waits for the acks of what was said
+	stop    func() // returns when every publish is acked
 }
 
 func startTwoNodeWorkload(t *testing.T, redisURL string) *twoNodeWorkload {
 	t.Helper()
-	p := &twoNodeWorkload{history: load.NewHistory(), latency: latencyWatch{sent: map[string]time.Time{}, lastDelivered: map[string]time.Time{}}}
+	w := &twoNodeWorkload{history: load.NewHistory(), latency: latencyWatch{sent: map[string]time.Time{}, lastDelivered: map[string]time.Time{}}}
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": redisURL}
-	for i := range p.nodes {
-		p.nodes[i] = testkit.StartServer(t, env)
+	for i := range w.nodes {
+		w.nodes[i] = testkit.StartServer(t, env)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	t.Cleanup(cancel)
+	ctx := testkit.Within(t, testkit.Timeout)
 	for i := range publisherCount {
-		p.clients = append(p.clients, p.addClient(ctx, t, i))
+		w.clients = append(w.clients, w.addClient(ctx, t, i))
 	}
 	stopping := make(chan struct{})
 	var publishing sync.WaitGroup
-	for i, g := range p.clients {
-		publishing.Go(func() { p.publishLoop(ctx, t, g, time.Duration(i)*publishInterval/publisherCount, stopping) })
+	for i, c := range w.clients {
+		publishing.Go(func() { w.publishLoop(ctx, t, c, time.Duration(i)*publishInterval/publisherCount, stopping) })
 	}
-	p.stop = sync.OnceFunc(func() { close(stopping); publishing.Wait() })
-	t.Cleanup(p.stop)
-	return p
+	w.stop = sync.OnceFunc(func() { close(stopping); publishing.Wait() })
+	t.Cleanup(w.stop)
+	return w
 }
 
-func (p *twoNodeWorkload) addClient(ctx context.Context, t *testing.T, i int) *roomClient {
+func (w *twoNodeWorkload) addClient(ctx context.Context, t *testing.T, i int) *roomClient {
 	t.Helper()
-	g := &roomClient{name: fmt.Sprintf("guest-%d", i), room: message.Room(fmt.Sprintf("room-%d", i%roomCount))}
-	c, err := client.Dial(ctx, client.Options{URLs: []string{p.nodes[i/roomCount].SocketURL()}})
-	if err != nil {
+	c := &roomClient{name: fmt.Sprintf("client-%d", i), room: message.Room(fmt.Sprintf("room-%d", i%twoNodeRooms))}
+	var err error
+	if c.client, err = client.Dial(ctx, client.Options{URLs: []string{w.nodes[i/twoNodeRooms].SocketURL()}}); err != nil {
 		t.Fatal(err)
 	}
-	g.client = c
-	t.Cleanup(c.Close)
-	handler := p.history.Subscribe(g.name, g.room, client.Start()).Handler()
+	t.Cleanup(c.client.Close)
+	handler := w.history.Subscribe(c.name, c.room, client.Start()).Handler()
 	onMessage := handler.Message
 	handler.Message = func(m message.Message) {
-		p.latency.recordDelivery(g.name, m.ID)
+		w.latency.recordDelivery(c.name, m.ID)
 		onMessage(m)
 	}
-	if _, err = c.Join(ctx, g.room, client.Start(), handler); err != nil {
+	if _, err = c.client.Join(ctx, c.room, client.Start(), handler); err != nil {
 		t.Fatal(err)
 	}
-	return g
+	return c
 }
 
-// publishLoop publishes at its pace, whether the acks keep up or not.
-func (p *twoNodeWorkload) publishLoop(ctx context.Context, t *testing.T, g *roomClient, first time.Duration, stopping <-chan struct{}) {
+// publishLoop publishes at a steady pace, whether the acks keep up or not.
+func (w *twoNodeWorkload) publishLoop(ctx context.Context, t *testing.T, c *roomClient, first time.Duration, stopping <-chan struct{}) {
 	var acks sync.WaitGroup
 	defer acks.Wait()
 	next := time.NewTimer(first)
@@ -125,61 +124,59 @@ func (p *twoNodeWorkload) publishLoop(ctx context.Context, t *testing.T, g *room
 		case <-next.C:
 			next.Reset(publishInterval)
 		}
-		id := fmt.Sprintf("%s-%d", g.name, i)
-		p.latency.recordPublish(id)
-		acks.Go(func() { g.publish(ctx, t, p.history, id) })
+		id := fmt.Sprintf("%s-%d", c.name, i)
+		w.latency.recordPublish(id)
+		acks.Go(func() { c.publish(ctx, t, w.history, id) })
 	}
 }
 
-// runFor waits until so much time has passed and each node's broker is up.
-func (p *twoNodeWorkload) runFor(ctx context.Context, t *testing.T, d time.Duration) {
+// runSteadily waits until steadyTime has passed and each node's broker is up.
+func (w *twoNodeWorkload) runSteadily(t *testing.T) {
 	t.Helper()
 	began := time.Now()
-	waitFor(ctx, t, "a calm time", func() bool { return time.Since(began) > d })
-	for _, node := range p.nodes {
-		waitFor(ctx, t, "the broker to be up", func() bool { return strings.Contains(get(t, node.URL()+"/metrics"), "\nbroker_up 1\n") })
+	testkit.Eventually(t, "a steady time", func() bool { return time.Since(began) > steadyTime })
+	for _, node := range w.nodes {
+		eventuallyOnPage(t, "the broker to be up", func() bool { return metric(t, node, "broker_up") == 1 })
 	}
 }
 
-// finish ends the party and looks at what everybody got. A slow machine talks
-// less; half of what was meant must be there.
-func (p *twoNodeWorkload) finish(ctx context.Context, t *testing.T) {
+// finish ends the workload and checks what each member received. A slow machine
+// publishes less; at least half of the messages must be there.
+func (w *twoNodeWorkload) finish(t *testing.T) {
 	t.Helper()
-	p.stop()
-	waitFor(ctx, t, "the last deliveries", p.history.CaughtUp)
-	for _, g := range p.clients {
-		g.client.Close() // what else is on its way would be a double
+	w.stop()
+	testkit.Eventually(t, "the last deliveries", w.history.CaughtUp)
+	for _, c := range w.clients {
+		c.client.Close() // a delivery after this would be a duplicate
 	}
-	report := assertClean(t, p.history)
-	if report.Rooms != roomCount || report.Acked < 500*int(2*steadyTime/time.Second)/2 {
-		t.Errorf("%d messages in %d rooms are no traffic", report.Acked, report.Rooms)
+	report := assertClean(t, w.history)
+	if report.Rooms != twoNodeRooms || report.Acked < int(publishRate*2*steadyTime.Seconds()/2) {
+		t.Errorf("%d messages in %d rooms are too few", report.Acked, report.Rooms)
 	}
 }
 
 func TestARedisMasterDiesAndNobodyMissesAMessage(t *testing.T) {
+	t.Parallel()
 	redis := testkit.StartRedisSentinel(t)
-	p := startTwoNodeWorkload(t, redis.URL())
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	p.runFor(ctx, t, steadyTime)
-	t.Logf("before: %s", p.latency.resetWorst())
+	w := startTwoNodeWorkload(t, redis.URL())
+	w.runSteadily(t)
+	t.Logf("before: %s", w.latency.resetWorst())
 	began := time.Now()
 	killed := redis.KillMaster()
 	redis.WaitMaster(killed)
 	t.Logf("a new master after %v", time.Since(began).Round(time.Millisecond))
-	p.runFor(ctx, t, steadyTime)
-	t.Logf("failover: %s", p.latency.resetWorst())
-	p.finish(ctx, t)
+	w.runSteadily(t)
+	t.Logf("failover: %s", w.latency.resetWorst())
+	w.finish(t)
 }
 
-// All buckets of one of three cluster nodes go to another, one after the other.
+// All buckets of one of three cluster nodes move to another, one after the other.
 func TestAClusterIsReshardedAndNobodyMissesAMessage(t *testing.T) {
+	t.Parallel()
 	redis := testkit.StartRedisCluster(t)
-	p := startTwoNodeWorkload(t, redis.URL())
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	p.runFor(ctx, t, steadyTime)
-	t.Logf("before: %s", p.latency.resetWorst())
+	w := startTwoNodeWorkload(t, redis.URL())
+	w.runSteadily(t)
+	t.Logf("before: %s", w.latency.resetWorst())
 	began, moved := time.Now(), 0
 	for i := range 64 {
 		slot := redis.Slot(fmt.Sprintf("{b%02d}", i))
@@ -189,24 +186,22 @@ func TestAClusterIsReshardedAndNobodyMissesAMessage(t *testing.T) {
 		}
 	}
 	t.Logf("%d slots moved in %v", moved, time.Since(began).Round(time.Millisecond))
-	p.runFor(ctx, t, steadyTime)
-	t.Logf("resharding: %s", p.latency.resetWorst())
+	w.runSteadily(t)
+	t.Logf("resharding: %s", w.latency.resetWorst())
 	if moved == 0 {
 		t.Error("no slot was moved")
 	}
-	p.finish(ctx, t)
+	w.finish(t)
 }
 
-// Without ca_file the system's roots count, and SSL_CERT_FILE says which
-// those are.
+// Without ca_file the server trusts the system's roots, which SSL_CERT_FILE names.
 func TestRedisOverTLSWithSystemRoots(t *testing.T) {
+	t.Parallel()
 	redis := testkit.StartRedisTLS(t, "--tls-auth-clients", "no")
 	s := testkit.StartServer(t, map[string]string{
 		"REDIS_URL": "rediss://" + redis.TLSAddr(), "SSL_CERT_FILE": redis.CAFile,
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	waitFor(ctx, t, "the broker to be up", func() bool { return strings.Contains(get(t, s.URL()+"/metrics"), "\nbroker_up 1\n") })
+	eventuallyOnPage(t, "the broker to be up", func() bool { return metric(t, s, "broker_up") == 1 })
 	code, out := run(t, []string{"REDIS_URL=rediss://" + redis.TLSAddr() + "?ca_file=/no/such/file", "ADMIN_ADDR=127.0.0.1:0", "LISTEN_ADDR=127.0.0.1:0"})
 	if code != 1 || !strings.Contains(out, "REDIS_URL: ca_file") {
 		t.Errorf("a missing ca_file: exit %d:\n%s", code, out)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -13,8 +12,9 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// Settings that users and operators can see, by what they see.
+// Settings have the effect that users and operators can see.
 func TestSettingsTakeEffect(t *testing.T) {
+	t.Parallel()
 	const key = "a-key-that-lies-in-a-file"
 	file := t.TempDir() + "/keys"
 	if err := os.WriteFile(file, []byte("shop:"+key+"\n"), 0o600); err != nil {
@@ -24,8 +24,8 @@ func TestSettingsTakeEffect(t *testing.T) {
 		"COLOR": "green", "DEPLOYMENT": "2026-11-23-1", "HEARTBEAT": "3s", "MAX_FRAME": "2048", "ID_WINDOW": "2m", "MAX_CONNECTIONS": "2",
 		"ALLOWED_ORIGINS": "https://app.example.com", "API_KEYS_FILE": file, "LOG_FORMAT": "text", "LOG_LEVEL": "debug",
 	})
-	b := dialRaw(t, s)
-	welcome := b.readUntil("welcome")
+	first := dialRaw(t, s)
+	welcome := first.readUntil("welcome")
 	for field, want := range map[string]any{
 		"color": "green", "deployment": "2026-11-23-1", "heartbeat_ms": json.Number("3000"), "max_frame": json.Number("2048"), "id_window_ms": json.Number("120000"),
 	} {
@@ -59,21 +59,10 @@ func TestSettingsTakeEffect(t *testing.T) {
 		}
 		break
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL()+"/v1/rooms/a/messages", strings.NewReader(`{"data":1}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	req.Header.Set("Authorization", "Bearer "+key)
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = res.Body.Close()
-	if res.StatusCode != http.StatusCreated {
+	if res, _ := call(t, http.MethodPost, s.URL()+"/v1/rooms/a/messages", key, `{"data":1}`); res.StatusCode != http.StatusCreated {
 		t.Errorf("with the key of the file: %d", res.StatusCode)
 	}
 	if out := s.Output(); !strings.Contains(out, "level=DEBUG") || !strings.Contains(out, "level=INFO msg=serving") || strings.Contains(out, key) {
-		t.Errorf("log lines are not text, leave out debug, or tell the key:\n%s", fmt.Sprintf("%.2000s", out))
+		t.Errorf("log lines are not text, lack debug lines, or contain the key:\n%.2000s", out)
 	}
 }

@@ -9,28 +9,26 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"switchyard/internal/testkit"
 )
 
-// An edit breaks one rule: in a file of the repository, a text that stands there
-// once becomes another.
+// An edit replaces a text that occurs exactly once in a file of the repository.
 type edit struct{ file, from, to string }
 
-// A invariant is one of those that the promises hang on, with a server that does
-// not keep it, and trouble that brings it to light.
+// An invariant is one that the service's promises depend on, with the edits of a server
+// that breaks it and the fault that reveals the break.
 type invariant struct {
 	name  string
 	edits []edit
-	// trouble happens while verify runs; nil: its flags are trouble enough.
+	// disrupt happens while verify runs. Without it, verify's flags reveal the break.
 	disrupt func(*testing.T, *verifyFixture)
 	flags   []string // of verify, in place of the usual rate
-	// faults are those of which one at least must be found.
+	// wantFaults are the faults of which verify must find at least one.
 	wantFaults []string
 }
 
-// A verifyFixture is what trouble can reach.
+// A verifyFixture is the processes that disrupt works on.
 type verifyFixture struct {
 	pg    *testkit.PG
 	nodes []*testkit.Server
@@ -41,13 +39,13 @@ func invariants() []invariant {
 	return []invariant{
 		{
 			name: "a hole is filled from the log",
-			// But for the canaries' room, where nodes of one host make holes for
-			// each other: who starts second would seldom be ready.
+			// The canaries' rooms are left alone: nodes of one host make holes for each
+			// other there, and the second node would seldom be ready.
 			edits: []edit{{
 				"internal/hub/repair.go", "if !t.needsRepair() || t.repairing || t.repairScheduled {",
 				"if !t.room.Reserved() || !t.needsRepair() || t.repairing || t.repairScheduled {",
 			}},
-			// Without Redis all that comes from the other node is a repair.
+			// Without Redis, each message from the other node is a repair.
 			wantFaults: []string{"lost"},
 		},
 		{
@@ -68,7 +66,7 @@ func invariants() []invariant {
 					"	SELECT room_id, sender, id, seq, at, digest FROM numbered WHERE known IS NULL ON CONFLICT DO NOTHING\n",
 				},
 			},
-			// Connections that are cut lose acks: what was stored is sent again.
+			// Connections that are cut lose acks, so that clients resend stored messages.
 			flags:      []string{"--cut", "40ms", "--rate", "0", "--window", "16"},
 			wantFaults: []string{"stored_twice"},
 		},
@@ -82,9 +80,9 @@ func invariants() []invariant {
 			wantFaults: []string{"silent_epoch", "seq_shared", "stored_twice", "lost", "reordered", "doubled"},
 		},
 		{
-			// Between the two is a moment that a crash shall meet, and in which many
-			// messages gather: of a batch that was told of and then lost, each is sent
-			// again with its id, and a single one may get its seq back.
+			// The server waits between the broadcast and the commit, so that a crash hits
+			// that moment and many messages gather in it. Clients resend each message of
+			// a batch that was broadcast and then lost; few get their former seqs.
 			name: "a broadcast follows the commit",
 			edits: []edit{
 				{store + "committer.go", "	for _, w := range k.workers {\n		w.onCompleted = onCompleted\n", "	early = onCompleted\n	for _, w := range k.workers {\n		w.onCompleted = onCompleted\n"},
@@ -97,7 +95,7 @@ func invariants() []invariant {
 	})
 `},
 				{store + "postgres_write.go", "	if err == nil && precommit != nil {\n", "	if err == nil && precommit != nil {\n		earlyEpoch = epoch\n"},
-				{store + "postgres_write.go", "// pgWriter is the connection of one lane.\n", "var (\n	early      func([]*message.Publication)\n	earlyEpoch message.Epoch\n)\n\n// pgWriter is the connection of one lane.\n"},
+				{store + "postgres_write.go", "// pgWriter is the connection of one append", "var (\n	early      func([]*message.Publication)\n	earlyEpoch message.Epoch\n)\n\n// pgWriter is the connection of one append"},
 			},
 			disrupt:    crashRepeatedly,
 			wantFaults: []string{"stored_twice", "seq_shared", "undeclared", "refused_stored", "wrong_ack"},
@@ -105,81 +103,59 @@ func invariants() []invariant {
 	}
 }
 
-// crashRepeatedly kills PostgreSQL while there is traffic, five times, and lets it come
-// back when publishers have been told that it is away.
-func crashRepeatedly(t *testing.T, p *verifyFixture) {
+// crashRepeatedly kills PostgreSQL under traffic five times, and starts it again once
+// publishers have received `unavailable`.
+func crashRepeatedly(t *testing.T, f *verifyFixture) {
 	for range 5 {
-		waitStored(t, p, 100)
-		p.pg.Kill()
-		waitUnavailable(t, p)
-		p.pg.Start()
-		waitReady(t, p)
+		waitStored(t, f, 100)
+		f.pg.Kill()
+		waitUnavailable(t, f)
+		f.pg.Start()
+		waitReady(t, f)
 	}
 }
 
-// restoreOlderDump puts an older state of the database back beneath living nodes.
-func restoreOlderDump(t *testing.T, p *verifyFixture) {
-	waitStored(t, p, 50)
-	dump := postgresTool(t, "pg_dump", p.pg.URL(), nil, "--clean", "--if-exists")
-	waitStored(t, p, 200)
-	postgresTool(t, "psql", p.pg.URL(), dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
-	waitStored(t, p, 50)
+// restoreOlderDump restores an older state of the database while nodes run.
+func restoreOlderDump(t *testing.T, f *verifyFixture) {
+	waitStored(t, f, 50)
+	dump := postgresTool(t, "pg_dump", f.pg.URL(), nil, "--clean", "--if-exists")
+	waitStored(t, f, 200)
+	postgresTool(t, "psql", f.pg.URL(), dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
+	waitStored(t, f, 50)
 }
 
-// waitStored waits for so many more messages to be stored.
-func waitStored(t *testing.T, p *verifyFixture, n int) {
+// waitStored waits until n more messages are stored.
+func waitStored(t *testing.T, f *verifyFixture, n int) {
 	t.Helper()
-	stored := func() float64 { return sumSeries(t, p, "store_batch_messages_sum") }
+	stored := func() float64 { return sumSeries(t, f, "store_batch_messages_sum") }
 	before := stored()
-	waitUpToAMinute(t, "messages to be stored", func() bool { return stored() >= before+float64(n) })
+	eventuallyOnPage(t, "messages to be stored", func() bool { return stored() >= before+float64(n) })
 }
 
-// waitUnavailable waits until a node has answered that the log is away.
-func waitUnavailable(t *testing.T, p *verifyFixture) {
+// waitUnavailable waits until a node has answered with `unavailable`.
+func waitUnavailable(t *testing.T, f *verifyFixture) {
 	t.Helper()
-	count := func() float64 { return sumSeries(t, p, `websocket_errors_total{type="unavailable"}`) }
+	count := func() float64 { return sumSeries(t, f, `websocket_errors_total{type="unavailable"}`) }
 	before := count()
-	waitUpToAMinute(t, "word that the log is away", func() bool { return count() > before })
+	eventuallyOnPage(t, "a publish to be unavailable", func() bool { return count() > before })
 }
 
-func waitReady(t *testing.T, p *verifyFixture) {
+func waitReady(t *testing.T, f *verifyFixture) {
 	t.Helper()
-	for _, s := range p.nodes {
+	for _, s := range f.nodes {
 		if err := s.WaitReady(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// sumSeries adds a series up over all nodes.
-func sumSeries(t *testing.T, p *verifyFixture, series string) (total float64) {
+// sumSeries returns the sum of a series over all nodes.
+func sumSeries(t *testing.T, f *verifyFixture, series string) (total float64) {
 	t.Helper()
-	for _, s := range p.nodes {
-		for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
-			if value, ok := strings.CutPrefix(line, series+" "); ok {
-				var v float64
-				if err := json.Unmarshal([]byte(strings.TrimSpace(value)), &v); err != nil {
-					t.Fatalf("%s: %v", line, err)
-				}
-				total += v
-			}
-		}
+	for _, s := range f.nodes {
+		total += metric(t, s, series)
 	}
 	return total
-}
-
-func waitUpToAMinute(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(time.Minute)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("waited a minute for %s", what)
-		}
-	}
 }
 
 func postgresTool(t *testing.T, name, url string, input []byte, args ...string) []byte {
@@ -201,14 +177,14 @@ func postgresTool(t *testing.T, name, url string, input []byte, args ...string) 
 	return out
 }
 
-// The checker is checked: `switchyard verify` passes the server, under each
-// trouble, and finds each rule out that a server was built without. The broken
-// servers are built from edited copies (go build -overlay); an edit whose text
-// is not found fails, so that none of them can go stale unseen. Rules that need
-// a database in trouble are for the long form: `make faults`.
+// `switchyard verify` passes the server under each disruption, and finds each broken
+// invariant. The broken servers are built from edited copies (go build -overlay). An
+// edit whose text is not found fails the test, so that none goes stale unnoticed. The
+// short form only builds the servers whose disruption needs a database of its own;
+// `make faults` runs all.
 func TestVerifyFindsEachBrokenInvariant(t *testing.T) {
 	parallelUnlessLong := func(t *testing.T) {
-		if !*longFaults { // where the database dies of one, and others wait for it
+		if !*longFaults { // the long form crashes databases, and times what waits for them
 			t.Parallel()
 		}
 	}
@@ -228,8 +204,8 @@ func TestVerifyFindsEachBrokenInvariant(t *testing.T) {
 			})
 			t.Run("broken", func(t *testing.T) {
 				parallelUnlessLong(t)
-				// What has not come after twenty readings of the feed never will.
-				code, found, out := runVerify(t, &r, buildMutant(t, r.edits), "5s")
+				// A message that is missing after ten readings of the feed never comes.
+				code, found, out := runVerify(t, &r, buildMutant(t, r.edits), "3s")
 				if code != 1 {
 					t.Errorf("exit %d, want 1:\n%s", code, out)
 				}
@@ -242,25 +218,25 @@ func TestVerifyFindsEachBrokenInvariant(t *testing.T) {
 	}
 }
 
-// runVerify runs verify against two nodes of a program, in trouble, and lets what is
-// on its way settle.
+// runVerify runs verify against two nodes of a program during a disruption. Verify waits
+// for the last deliveries for up to settle.
 func runVerify(t *testing.T, r *invariant, program, settle string) (code int, faults map[string]int, out string) {
 	t.Helper()
-	p := &verifyFixture{pg: testkit.StartPostgres(t, "commit_delay=20000", "commit_siblings=0")}
-	env := map[string]string{"DATABASE_URL": p.pg.URL(), "APPEND_TIMEOUT": "500ms"}
+	f := &verifyFixture{pg: testkit.StartPostgres(t, "commit_delay=20000", "commit_siblings=0")}
+	env := map[string]string{"DATABASE_URL": f.pg.URL(), "APPEND_TIMEOUT": "500ms"}
 	for range 2 {
-		p.nodes = append(p.nodes, testkit.StartServerProgram(t, program, env))
+		f.nodes = append(f.nodes, testkit.StartServerProgram(t, program, env))
 	}
-	duration := "4s"
+	duration := "3s"
 	if r.disrupt != nil {
-		duration = "2m" // until the trouble is over
+		duration = "2m" // interrupted below, once disrupt is done
 	}
 	verify := startSwitchyard(t, append([]string{
 		"verify", "--json", "--clients", "24", "--rooms", "3", "--rate", "200", "--duration", duration, "--settle", settle,
-		"--url", p.nodes[0].SocketURL(), "--url", p.nodes[1].SocketURL(),
+		"--url", f.nodes[0].SocketURL(), "--url", f.nodes[1].SocketURL(),
 	}, r.flags...)...)
 	if r.disrupt != nil {
-		r.disrupt(t, p)
+		r.disrupt(t, f)
 		if err := verify.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +250,7 @@ func runVerify(t *testing.T, r *invariant, program, settle string) (code int, fa
 		t.Fatalf("exit %d: %v\n%s", code, err, out)
 	}
 	if code == 1 && len(report.Findings) == 0 {
-		t.Errorf("no message is named:\n%s", out)
+		t.Errorf("verify names no message:\n%s", out)
 	}
 	return code, report.Faults, out
 }
@@ -287,7 +263,7 @@ func buildMutant(t *testing.T, edits []edit) string {
 	return program
 }
 
-// buildWithEdits runs go build with edits, which touch no file of the repository.
+// buildWithEdits runs go build on edited copies of the repository's files.
 func buildWithEdits(t *testing.T, edits []edit, args ...string) {
 	t.Helper()
 	root, err := filepath.Abs("../..")
@@ -307,7 +283,7 @@ func buildWithEdits(t *testing.T, edits []edit, args ...string) {
 			text = string(b)
 		}
 		if n := strings.Count(text, e.from); n != 1 {
-			t.Fatalf("%s holds %d times what the edit looks for: %q", e.file, n, e.from)
+			t.Fatalf("%s has the text of an edit %d times, want once: %q", e.file, n, e.from)
 		}
 		texts[path] = strings.Replace(text, e.from, e.to, 1)
 	}

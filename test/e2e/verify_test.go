@@ -2,25 +2,22 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"switchyard/internal/testkit"
 )
 
-// runSwitchyard runs the command to its end and returns its exit code, what it
-// answered and what it said besides.
+// runSwitchyard runs the command to its end.
 func runSwitchyard(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	return startSwitchyard(t, args...).result()
 }
 
-// An switchyardProcess is the operator's command at work.
+// A switchyardProcess is the operator's command while it runs.
 type switchyardProcess struct {
 	*testkit.Process
 	t      *testing.T
@@ -30,33 +27,32 @@ type switchyardProcess struct {
 func startSwitchyard(t *testing.T, args ...string) *switchyardProcess {
 	t.Helper()
 	path := testkit.BuildSwitchyard(t)
-	o := &switchyardProcess{t: t}
+	p := &switchyardProcess{t: t}
 	var err error
-	if o.Process, err = testkit.Start(testkit.Program{Path: path, Args: args, Stdout: &o.stdout}); err != nil {
+	if p.Process, err = testkit.Start(testkit.Program{Path: path, Args: args, Stdout: &p.stdout}); err != nil {
 		t.Fatal(err)
 	}
-	return o
+	return p
 }
 
-// result waits until it has ended.
-func (o *switchyardProcess) result() (code int, stdout, stderr string) {
-	o.t.Helper()
-	ctx, cancel := context.WithTimeout(o.t.Context(), 2*time.Minute)
-	defer cancel()
-	err := o.Wait(ctx)
+// result waits for the end of the command, and returns its exit code and what it
+// printed.
+func (p *switchyardProcess) result() (code int, stdout, stderr string) {
+	p.t.Helper()
+	err := p.Wait(testkit.Within(p.t, 2*testkit.Timeout))
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
 	case errors.As(err, &exit):
 		code = exit.ExitCode()
 	default:
-		o.t.Fatalf("%v\n%s", err, o.Output())
+		p.t.Fatalf("%v\n%s", err, p.Output())
 	}
-	return code, o.stdout.String(), o.Output()
+	return code, p.stdout.String(), p.Output()
 }
 
-// An operator proves two nodes with the built command, and is told when nobody
-// is there.
+// An operator verifies two nodes with the command, which also says when a node cannot
+// be reached.
 func TestVerifyCommand(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL()}
@@ -77,7 +73,7 @@ func TestVerifyCommand(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &report); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	// Five members of each room and a reader at the end.
+	// Each room has five members, and one reader at the end.
 	if report.Verdict != "clean" || report.Rooms != 4 || len(report.Subscribers) != 24 || report.Acked < 50 || report.Delivered != 6*report.Acked {
 		t.Errorf("%s", out)
 	}
@@ -95,6 +91,6 @@ func TestVerifyCommand(t *testing.T) {
 
 	code, out, errs = runSwitchyard(t, "verify", "--url", a.SocketURL(), "--url", "ws://127.0.0.1:1/ws")
 	if code != 2 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "can't connect to ws://127.0.0.1:1/ws") {
-		t.Errorf("nobody there: exit %d\n%s%s", code, out, errs)
+		t.Errorf("no server at the second URL: exit %d\n%s%s", code, out, errs)
 	}
 }

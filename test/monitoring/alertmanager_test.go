@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"switchyard/internal/testkit"
 )
@@ -19,16 +18,16 @@ import (
 const (
 	alertmanagerDir     = root + "/monitoring/alertmanager"
 	alertmanagerPackage = "prometheus-alertmanager"
-	testTimeout         = time.Minute
 )
 
-// A webhookReceiver takes what Alertmanager sends, and remembers who was told what.
+// A webhookReceiver receives the notifications of Alertmanager, and records which
+// alert came for which receiver.
 type webhookReceiver struct {
 	mu       sync.Mutex
-	notified map[string]bool // receiver and alert
+	notified map[string]bool // receiver and alert, with a space between
 }
 
-func (p *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var message struct {
 		Receiver string
 		Alerts   []struct{ Labels map[string]string }
@@ -37,21 +36,21 @@ func (p *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, a := range message.Alerts {
-		p.notified[message.Receiver+" "+a.Labels["alertname"]] = true
+		h.notified[message.Receiver+" "+a.Labels["alertname"]] = true
 	}
 }
 
-func (p *webhookReceiver) wasNotified(what string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.notified[what]
+func (h *webhookReceiver) wasNotified(what string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.notified[what]
 }
 
-// startAlertmanager starts it as the stack does, on secrets of the test's own,
-// and in a hurry.
+// startAlertmanager starts Alertmanager as the stack does, with secrets of the test's
+// own and short waits.
 func startAlertmanager(t *testing.T, secrets map[string]string) (url string, process *testkit.Process) {
 	t.Helper()
 	program, err := testkit.FindProgram("prometheus-alertmanager", alertmanagerPackage)
@@ -107,17 +106,8 @@ func post(ctx context.Context, url, body string) error {
 	return nil
 }
 
-func eventually(t *testing.T, what string, ask func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(testTimeout); !ask(); <-time.After(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited %v for %s", testTimeout, what)
-		}
-	}
-}
-
-// Who is told: by severity, at the URLs of the secrets, and not of what only
-// follows from something greater.
+// Alertmanager notifies by severity, at the URLs of the secrets, and not of alerts that
+// only follow from a greater one.
 func TestAlertsAreRoutedBySeverity(t *testing.T) {
 	t.Parallel()
 	team, deadman := &webhookReceiver{notified: map[string]bool{}}, &webhookReceiver{notified: map[string]bool{}}
@@ -139,26 +129,31 @@ func TestAlertsAreRoutedBySeverity(t *testing.T) {
 		alerts = append(alerts, `{"labels":{`+a+`}}`)
 	}
 	body := "[" + strings.Join(alerts, ",") + "]"
-	eventually(t, "Alertmanager; it printed\n"+p.Output(), func() bool { return post(t.Context(), url+"/api/v2/alerts", body) == nil })
+	testkit.EventuallyNil(t, "Alertmanager to take alerts", func() error {
+		if err := post(t.Context(), url+"/api/v2/alerts", body); err != nil {
+			return fmt.Errorf("%w; it printed\n%s", err, p.Output())
+		}
+		return nil
+	})
 	for _, what := range []string{"page ServiceDown", "page PostgresDown", "team BackupTooOld", "team ClientErrors"} {
-		eventually(t, what, func() bool { return team.wasNotified(what) })
+		testkit.Eventually(t, what, func() bool { return team.wasNotified(what) })
 	}
-	eventually(t, "the Watchdog", func() bool { return deadman.wasNotified("deadman Watchdog") })
+	testkit.Eventually(t, "the Watchdog", func() bool { return deadman.wasNotified("deadman Watchdog") })
 	if team.wasNotified("team StandbyBehind") || team.wasNotified("page StandbyBehind") {
-		t.Error("a standby that is behind was told though there is no primary")
+		t.Error("StandbyBehind was notified though the primary is down")
 	}
 	if team.wasNotified("team Watchdog") || len(deadman.notified) != 1 {
-		t.Errorf("the Watchdog was mixed up: %v, %v", team.notified, deadman.notified)
+		t.Errorf("the Watchdog came to the wrong receiver: %v, %v", team.notified, deadman.notified)
 	}
 }
 
-// Without URLs the stack starts, and says that nobody is told; with one that
-// can't be right it does not.
+// Without URLs Alertmanager starts, and says that it notifies nobody. With a malformed
+// URL it does not start.
 func TestAlertmanagerWithoutOrWithBadURLs(t *testing.T) {
 	t.Parallel()
 	url, p := startAlertmanager(t, map[string]string{"alert_webhook_url": ""})
-	eventually(t, "Alertmanager", func() bool { return post(t.Context(), url+"/api/v2/alerts", "[]") == nil })
-	for _, want := range []string{"alerts are told to nobody", "nobody notices when the monitoring itself dies"} {
+	testkit.EventuallyNil(t, "Alertmanager to take alerts", func() error { return post(t.Context(), url+"/api/v2/alerts", "[]") })
+	for _, want := range []string{"no alert is sent to anyone", "no one notices when the monitoring itself fails"} {
 		if !strings.Contains(p.Output(), want) {
 			t.Errorf("it does not say that %s:\n%s", want, p.Output())
 		}
@@ -171,7 +166,7 @@ func TestAlertmanagerWithoutOrWithBadURLs(t *testing.T) {
 	}
 }
 
-// Inhibitions and routes name alerts that there are.
+// Inhibitions and routes name alerts that exist.
 func TestAlertmanagerNamesExistingAlerts(t *testing.T) {
 	t.Parallel()
 	defined := map[string]bool{}
@@ -187,7 +182,7 @@ func TestAlertmanagerNamesExistingAlerts(t *testing.T) {
 		quoted, tail, _ := strings.Cut(strings.TrimLeft(after, `~"`), `"`)
 		for name := range strings.SplitSeq(quoted, "|") {
 			if !defined[name] {
-				t.Errorf("alertmanager.yml names %q, which is no alert", name)
+				t.Errorf("alertmanager.yml names %q, and there is no such alert", name)
 			}
 		}
 		rest = tail

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// A dashboard of Grafana, as far as it is looked at here.
+// A dashboard is one of Grafana's, with the fields that these tests check.
 type dashboard struct {
 	file        string
 	UID         string
@@ -50,6 +50,7 @@ func dashboards(t *testing.T) (all []dashboard) {
 }
 
 func TestDashboards(t *testing.T) {
+	t.Parallel()
 	var source struct{ Datasources []struct{ UID, URL string } }
 	decode(t, root+"/monitoring/grafana/provisioning/datasources/prometheus.yml", &source)
 	uid := source.Datasources[0].UID
@@ -58,21 +59,21 @@ func TestDashboards(t *testing.T) {
 	for _, d := range dashboards(t) {
 		titles = append(titles, d.Title)
 		if d.UID == "" || uids[d.UID] || d.Description == "" {
-			t.Errorf("%s: uid %q is empty or taken, or there is no description", d.file, d.UID)
+			t.Errorf("%s: uid %q is empty or used twice, or there is no description", d.file, d.UID)
 		}
 		uids[d.UID] = true
 		ids := map[int]bool{}
 		for _, p := range d.Panels {
 			where := d.file + ": " + p.Title
 			if ids[p.ID] || p.ID == 0 || p.Title == "" {
-				t.Errorf("%s: id %d is taken, or there is no title", where, p.ID)
+				t.Errorf("%s: id %d is 0 or used twice, or there is no title", where, p.ID)
 			}
 			ids[p.ID] = true
 			if p.Type != "row" {
 				p.assertComplete(t, where, uid)
 			}
 		}
-		overlaps(t, d)
+		assertNoOverlap(t, d)
 	}
 	slices.Sort(titles)
 	if want := []string{"Application Performance", "Infrastructure Health", "WebSocket Overview"}; !slices.Equal(titles, want) {
@@ -94,8 +95,8 @@ func (p *panel) assertComplete(t *testing.T, where, source string) {
 	}
 }
 
-// overlaps finds panels that lie on each other or beyond the grid.
-func overlaps(t *testing.T, d dashboard) {
+// assertNoOverlap checks that no two panels overlap, and that all lie within the grid.
+func assertNoOverlap(t *testing.T, d dashboard) {
 	t.Helper()
 	for i, p := range d.Panels {
 		a := p.GridPos
@@ -105,22 +106,23 @@ func overlaps(t *testing.T, d dashboard) {
 		for _, other := range d.Panels[:i] {
 			b := other.GridPos
 			if a.X < b.X+b.W && b.X < a.X+a.W && a.Y < b.Y+b.H && b.Y < a.Y+a.H {
-				t.Errorf("%s: %s lies on %s", d.file, p.Title, other.Title)
+				t.Errorf("%s: %s overlaps %s", d.file, p.Title, other.Title)
 			}
 		}
 	}
 }
 
-// Traefik counts a WebSocket when it ends, with its lifetime as duration and 0
-// as code: what tells of latency leaves them out, or it tells of patience.
+// Traefik counts a WebSocket when it ends, with its lifetime as duration and 0 as code:
+// rules and panels about latency exclude WebSockets.
 func TestTraefiksLatencyLeavesWebSocketsOut(t *testing.T) {
+	t.Parallel()
 	duration := regexp.MustCompile(`traefik_\w+_duration_seconds\w*(\{[^}]*\})?`)
 	found := 0
 	check := func(where, expr string) {
 		for _, m := range duration.FindAllStringSubmatch(expr, -1) {
 			found++
 			if !strings.Contains(m[1], `protocol!="websocket"`) {
-				t.Errorf("%s has WebSockets in it: %s", where, m[0])
+				t.Errorf("%s includes WebSockets: %s", where, m[0])
 			}
 		}
 	}
@@ -135,6 +137,6 @@ func TestTraefiksLatencyLeavesWebSocketsOut(t *testing.T) {
 		}
 	}
 	if found == 0 {
-		t.Error("nothing looks at Traefik's latency")
+		t.Error("no rule and no panel uses Traefik's latency")
 	}
 }

@@ -1,23 +1,20 @@
 package monitoring
 
 import (
-	"context"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/testkit"
 )
 
-// exerciseServer makes a server count: a client joins, publishes, errs and leaves, a
-// backend calls, and the node drains and comes back.
+// exerciseServer gives a server something to count: a client joins, publishes, makes a
+// mistake and closes, and a page and an API route are requested.
 func exerciseServer(t *testing.T, s *testkit.Server) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
+	ctx := testkit.Within(t, testkit.Timeout)
 	ws, _, err := websocket.Dial(ctx, s.SocketURL(), nil)
 	if err != nil {
 		t.Fatal(err)

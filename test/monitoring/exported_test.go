@@ -13,9 +13,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// exported are the metrics that there are, each with its labels: those of a
-// server that runs, those that were recorded of each exporter in the version
-// that the stack runs, and those that rules make.
+// exported has the labels of each metric: those of a running server, those recorded
+// from each exporter in the version that the stack runs, and those that rules record.
 type exported map[string]map[string]bool
 
 func (e exported) add(metric string, labels ...string) {
@@ -32,7 +31,7 @@ var (
 	labelName = regexp.MustCompile(`([a-zA-Z_][a-zA-Z0-9_]*)="`)
 )
 
-// scrape adds what a running server says.
+// scrape adds the metrics of a running server.
 func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/metrics", nil)
@@ -52,7 +51,7 @@ func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	e.read(string(text))
 }
 
-// read adds what a page of metrics has.
+// read adds the metrics of a page.
 func (e exported) read(page string) {
 	for line := range strings.Lines(page) {
 		if m := sample.FindStringSubmatch(line); m != nil {
@@ -67,7 +66,7 @@ func (e exported) read(page string) {
 func allExported(t *testing.T) exported {
 	t.Helper()
 	all := exported{}
-	issuer := httptest.NewServer(http.NotFoundHandler()) // what tells of its keys is there all the same
+	issuer := httptest.NewServer(http.NotFoundHandler()) // metrics about its keys exist even so
 	defer issuer.Close()
 	s := testkit.StartServer(t, map[string]string{
 		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
@@ -93,27 +92,28 @@ func allExported(t *testing.T) exported {
 		for _, by := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(r.Expr, -1) {
 			all.add(r.Record, strings.Split(strings.ReplaceAll(by[1], " ", ""), ",")...)
 		}
-		if !strings.Contains(r.Expr, "sum") { // it keeps the labels of what it is made of
+		if !strings.Contains(r.Expr, "sum") { // the record keeps the labels of its expression
 			all.add(r.Record, "color")
 		}
 	}
-	// Told in a container that has a limit only: internal/app tests it.
+	// Exported only in a container with a limit: internal/app tests it.
 	all.add("switchyard_memory_limit_bytes")
-	// What the backup writes for node_exporter.
+	// The backup writes these for node_exporter.
 	repository := backup.Repository{Dir: t.TempDir()}
 	if err := repository.WriteMetrics(); err != nil {
 		t.Fatal(err)
 	}
 	all.read(read(t, glob(t, repository.Dir+"/metrics/*.prom")[0]))
-	// Prometheus' own.
+	// Prometheus itself makes these.
 	all.add("ALERTS", "alertname", "alertstate", "severity")
 	all.add("up")
 	return all
 }
 
-// targetLabels are labels that prometheus.yml gives to targets.
+// targetLabels has the labels that prometheus.yml gives to targets.
 var targetLabels = map[string]bool{"job": true, "instance": true, "color": true}
 
+// assertExported checks that an expression uses only metrics and labels that exist.
 func (e exported) assertExported(t *testing.T, where, expr string) {
 	t.Helper()
 	found := selectors(expr)
@@ -123,20 +123,20 @@ func (e exported) assertExported(t *testing.T, where, expr string) {
 	for _, s := range found {
 		labels, there := e[s.metric]
 		if !there {
-			t.Errorf("%s names %s, which nothing exports", where, s.metric)
+			t.Errorf("%s names %s, which no program exports", where, s.metric)
 			continue
 		}
 		for _, l := range s.labels {
 			if !labels[l] && !targetLabels[l] {
-				t.Errorf("%s chooses %s by %s, a label that it does not have", where, s.metric, l)
+				t.Errorf("%s selects %s by %s, a label that it does not have", where, s.metric, l)
 			}
 		}
 	}
 }
 
-// A rule or a panel that names what nothing exports is silent for ever, and
-// nobody sees it.
+// A rule or a panel with a metric that no program exports stays silent, unnoticed.
 func TestRulesAndPanelsUseExportedMetrics(t *testing.T) {
+	t.Parallel()
 	all := allExported(t)
 	for _, r := range rules(t) {
 		all.assertExported(t, r.file+": "+r.Alert+r.Record, r.Expr)
@@ -153,13 +153,14 @@ func TestRulesAndPanelsUseExportedMetrics(t *testing.T) {
 	}
 }
 
-// What is asked of an exporter was recorded of the version that the stack runs.
+// The metrics of each exporter were recorded from the version that the stack runs.
 func TestRecordedExportersMatchTheStack(t *testing.T) {
+	t.Parallel()
 	compose := read(t, root+"/deploy/compose/docker-compose.prod.yml")
 	for _, path := range glob(t, "testdata/*-v*.txt") {
 		program, version, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), ".txt"), "-v")
 		if image := program + ":v" + version; !strings.Contains(compose, image+"\n") {
-			t.Errorf("%s: the stack does not run %s; record it anew (test/stack, -record)", path, image)
+			t.Errorf("%s: the stack does not run %s; record it again (test/stack, -record)", path, image)
 		}
 	}
 }

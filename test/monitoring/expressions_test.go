@@ -8,25 +8,24 @@ import (
 	"testing"
 )
 
-// A selector is a metric that an expression names, and the labels that it is
-// chosen by.
+// A selector is a metric in an expression, and the labels by which it is selected.
 type selector struct {
 	metric string
 	labels []string
 }
 
 var (
-	// token is a string, a range, a number, a name, or one other character.
+	// token matches a string, a range, a number, a name, or one other character.
 	token    = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\[[^\]]*\]|[0-9][0-9a-zA-Z_.]*|[a-zA-Z_:][a-zA-Z0-9_:]*|\S`)
 	name     = regexp.MustCompile(`^[a-zA-Z_:]`)
 	keywords = []string{"and", "or", "unless", "bool", "offset", "inf", "nan", "start", "end"}
-	// grouping is followed by labels in brackets.
+	// These are followed by labels in parentheses.
 	grouping = []string{"by", "without", "on", "ignoring", "group_left", "group_right"}
 )
 
-// selectors returns the metrics of an expression of PromQL. It knows as much of
-// the language as rules and panels use: names that are followed by a bracket
-// are functions, or gather by labels.
+// selectors returns the metrics of an expression of PromQL. It knows as much of the
+// language as rules and panels use: a name followed by a parenthesis is a function,
+// or a grouping by labels.
 func selectors(expr string) (all []selector) {
 	tokens := token.FindAllString(expr, -1)
 	next := func(i int) string {
@@ -65,6 +64,7 @@ func selectors(expr string) (all []selector) {
 }
 
 func TestSelectors(t *testing.T) {
+	t.Parallel()
 	for expr, want := range map[string][]selector{
 		`up == 0`: {{metric: "up"}},
 		`sum by (le, route) (rate(a_bucket{color=~"x|y{", route!="/ws"}[$__rate_interval])) or vector(0)`: {{"a_bucket", []string{"color", "route"}}},

@@ -1,8 +1,9 @@
-// Package monitoring holds what Prometheus, Alertmanager and Grafana are given
-// against what is really exported, and tries each rule.
+// Package monitoring tests the configuration of Prometheus, Alertmanager and Grafana
+// against the metrics that are really exported, and tests each rule.
 package monitoring
 
 import (
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +14,14 @@ import (
 	"switchyard/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+// TestMain runs more parallel tests at once than there are cores, unless -parallel
+// says otherwise: the longest do not wait for the others.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
+	testkit.Main(m)
+}
 
 const (
 	root       = "../.."
@@ -74,7 +82,7 @@ func decode(t *testing.T, path string, into any) {
 	}
 }
 
-// runTool runs a program of a Debian package and returns what it said.
+// runTool runs a program of a Debian package and returns what it printed.
 func runTool(t *testing.T, pkg, program string, args ...string) (string, error) {
 	t.Helper()
 	path, err := testkit.FindProgram(program, pkg)

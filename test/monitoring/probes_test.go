@@ -17,10 +17,10 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A prober is the blackbox exporter as the stack starts it.
+// A prober is a blackbox exporter that was started as in the stack.
 type prober struct{ url string }
 
-// probe returns what a module says of a target.
+// probe returns a module's metrics and log of a target.
 func (p *prober) probe(t *testing.T, module, target string) string {
 	t.Helper()
 	query := url.Values{"module": {module}, "target": {target}, "debug": {"true"}}
@@ -30,14 +30,14 @@ func (p *prober) probe(t *testing.T, module, target string) string {
 	}
 	req.Close = true
 	var text []byte
-	eventually(t, "the blackbox exporter", func() bool {
+	testkit.EventuallyNil(t, "the blackbox exporter to answer", func() error {
 		res, err := http.DefaultClient.Do(req)
 		if err != nil {
-			return false
+			return err
 		}
 		defer res.Body.Close()
 		text, err = io.ReadAll(res.Body)
-		return err == nil
+		return err
 	})
 	return string(text)
 }
@@ -65,8 +65,8 @@ func startProber(t *testing.T, domain, authority string) *prober {
 	return &prober{"http://" + addr}
 }
 
-// startTLSProxy puts TLSConfig before a server, as Traefik does, and returns its address and
-// the file of the authority that signed its certificate.
+// startTLSProxy terminates TLS in front of a server, as Traefik does. It returns its
+// address, and the file of the authority that signed its certificate.
 func startTLSProxy(t *testing.T, s *testkit.Server) (addr, authority string) {
 	t.Helper()
 	to, err := url.Parse(s.URL())
@@ -90,7 +90,7 @@ func startTLSProxy(t *testing.T, s *testkit.Server) (addr, authority string) {
 	return front.Listener.Addr().String(), authority
 }
 
-// The probes see a service that works, and see one that does not.
+// Probes succeed for a service that works, and fail for one that does not.
 func TestProbes(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartServer(t, nil)
@@ -105,10 +105,10 @@ func TestProbes(t *testing.T) {
 		{p, "readyz", s.URL() + "/readyz", true},
 		{p, "readyz", s.URL() + "/nothing", false},
 		{p, "site", "https://" + addr + "/", true},
-		{p, "site", s.URL() + "/", false}, // no TLSConfig
+		{p, "site", s.URL() + "/", false}, // without TLS
 		{p, "wss", addr, true},
-		{p, "wss", s.Addr, false},        // no TLSConfig
-		{untrusting, "wss", addr, false}, // a certificate that nobody signed
+		{p, "wss", s.Addr, false},        // without TLS
+		{untrusting, "wss", addr, false}, // an authority that is not trusted
 		{untrusting, "certificate", addr, true},
 	} {
 		out := c.prober.probe(t, c.module, c.target)
@@ -116,11 +116,11 @@ func TestProbes(t *testing.T) {
 			t.Errorf("%s of %s: success %v, want %v\n%s", c.module, c.target, got, c.want, out)
 		}
 		if c.module == "certificate" && !strings.Contains(out, "\nprobe_ssl_earliest_cert_expiry ") {
-			t.Errorf("the end of the certificate is not told:\n%s", out)
+			t.Errorf("no metric has the end of the certificate:\n%s", out)
 		}
 	}
 	s.Kill()
 	if out := p.probe(t, "wss", addr); !strings.Contains(out, "\nprobe_success 0\n") {
-		t.Errorf("a service that is down is called up:\n%s", out)
+		t.Errorf("the probe of a service that is down does not fail:\n%s", out)
 	}
 }

@@ -11,7 +11,8 @@ import (
 
 const promPackage = "prometheus" // Debian's, for promtool
 
-// The files as the stack mounts them; targets of the site are written by setup.
+// Prometheus accepts the files as the stack mounts them, with the targets that setup
+// writes.
 func TestPrometheusAcceptsItsConfiguration(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -33,7 +34,7 @@ func TestPrometheusAcceptsItsConfiguration(t *testing.T) {
 	}
 }
 
-// promTests are what promtool tries rules by.
+// promTests is a file of promtool's tests of rules.
 type promTests struct {
 	RuleFiles []string `yaml:"rule_files"`
 	Tests     []struct {
@@ -50,6 +51,7 @@ type promTests struct {
 }
 
 func TestRulesDoWhatTheirTestsSay(t *testing.T) {
+	t.Parallel()
 	for _, path := range glob(t, prometheus+"/tests/*.yml") {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			t.Parallel()
@@ -60,11 +62,11 @@ func TestRulesDoWhatTheirTestsSay(t *testing.T) {
 	}
 }
 
-// Each alert fires in some test, in each of its severities, and is silent in
-// another; each recording rule is asked for.
+// Each alert fires in some test, in each of its severities, and is silent in another.
+// Each recording rule is queried in some test.
 func TestEveryRuleIsTested(t *testing.T) {
 	t.Parallel()
-	fires, silent, asked := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	fires, silent, queried := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, path := range glob(t, prometheus+"/tests/*.yml") {
 		var file promTests
 		decode(t, path, &file)
@@ -77,15 +79,15 @@ func TestEveryRuleIsTested(t *testing.T) {
 			}
 			for _, e := range test.Exprs {
 				for _, s := range selectors(e.Expr) {
-					asked[s.metric] = true
+					queried[s.metric] = true
 				}
 			}
 		}
 	}
 	for _, r := range rules(t) {
 		switch {
-		case r.Record != "" && !asked[r.Record]:
-			t.Errorf("%s: no test asks for %s", r.file, r.Record)
+		case r.Record != "" && !queried[r.Record]:
+			t.Errorf("%s: no test queries %s", r.file, r.Record)
 		case r.Alert != "" && !fires[r.Alert+" "+r.Labels["severity"]]:
 			t.Errorf("%s: %s (%s) fires in no test", r.file, r.Alert, r.Labels["severity"])
 		case r.Alert != "" && r.Alert != "Watchdog" && !silent[r.Alert]:
@@ -94,7 +96,7 @@ func TestEveryRuleIsTested(t *testing.T) {
 	}
 }
 
-// What the operations guide asks for, by name, threshold and patience.
+// The alerts that the operations guide documents have its thresholds and durations.
 func TestDocumentedAlertThresholds(t *testing.T) {
 	t.Parallel()
 	known := map[string][4]string{
@@ -121,8 +123,7 @@ var (
 	noSlug  = regexp.MustCompile("[^a-z0-9 _-]")
 )
 
-// anchors are what the headings of a page can be reached by, as GitHub makes
-// them.
+// anchors returns the anchors of a page's headings, as GitHub makes them.
 func anchors(t *testing.T, path string) map[string]bool {
 	t.Helper()
 	all := map[string]bool{}
@@ -133,10 +134,10 @@ func anchors(t *testing.T, path string) map[string]bool {
 	return all
 }
 
-// Whoever is woken reads what is wrong, where, and what to do.
+// Each alert says what is wrong and where, and links to what to do.
 func TestEveryAlertSaysWhatToDo(t *testing.T) {
 	t.Parallel()
-	const page = "docs/operations.md"
+	const page = "docs/runbook.md"
 	there := anchors(t, root+"/"+page)
 	named := map[string]bool{}
 	for _, r := range rules(t) {
@@ -149,7 +150,7 @@ func TestEveryAlertSaysWhatToDo(t *testing.T) {
 			t.Errorf("%s has severity %q", where, r.Labels["severity"])
 		}
 		if s := r.Annotations["summary"]; s == "" || strings.Contains(s, "{{") {
-			t.Errorf("%s: a summary is the same for all that one message tells of: %q", where, s)
+			t.Errorf("%s: the summary must be the same for all alerts of one notification: %q", where, s)
 		}
 		if len(r.Annotations["description"]) < 20 {
 			t.Errorf("%s: description %q", where, r.Annotations["description"])
@@ -159,30 +160,9 @@ func TestEveryAlertSaysWhatToDo(t *testing.T) {
 			t.Errorf("%s: there is no runbook at %q", where, r.Annotations["runbook_url"])
 		}
 	}
-	_, runbooks, _ := strings.Cut(read(t, root+"/"+page), "\n## Runbooks\n")
-	runbooks, _, _ = strings.Cut(runbooks, "\n## ")
-	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(runbooks, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^## (\w+)$`).FindAllStringSubmatch(read(t, root+"/"+page), -1) {
 		if !named[strings.ToLower(m[1])] {
-			t.Errorf("%s has a runbook for %s, which is no alert", page, m[1])
-		}
-	}
-}
-
-// Links within the page lead somewhere.
-func TestLinksOfTheOperationsPage(t *testing.T) {
-	t.Parallel()
-	text := read(t, root+"/docs/operations.md")
-	for _, m := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(text, -1) {
-		path := root + "/docs/operations.md"
-		if m[1] != "" {
-			path = filepath.Join(root, "docs", m[1])
-			if _, err := os.Stat(path); err != nil {
-				t.Errorf("a link to %s: %v", m[1], err)
-				continue
-			}
-		}
-		if m[2] != "" && !anchors(t, path)[m[2]] {
-			t.Errorf("%s has no %q", path, m[2])
+			t.Errorf("%s has a runbook for %s, and there is no such alert", page, m[1])
 		}
 	}
 }

@@ -5,11 +5,11 @@
 import { webcrypto } from "node:crypto";
 import { test } from "node:test";
 
-// What browsers have and Node has not: crypto came with 20, a page's address never will.
+// Globals of browsers that Node lacks: crypto is global from Node 20 on, and a page's address never is.
 globalThis.crypto ??= webcrypto;
 globalThis.location ??= new URL("http://host/page");
 
-for (const name of ["behaviors", "golden", "returning", "keeping", "witness", "people", "fleet"]) {
+for (const name of ["behaviors", "golden", "reconnecting", "requests", "observer", "presence_list", "move_model"]) {
   const { tests } = await import(`./${name}.mjs`);
   for (const [title, run] of Object.entries(typeof tests === "function" ? await tests() : tests)) test(`${name}: ${title}`, run);
 }

@@ -1,40 +1,40 @@
 // Plays test/behaviors, the list of what every client does, with client.js. The Go client plays it in
-// internal/client; test/behaviors/README.md says what the words mean.
+// internal/client; test/behaviors/README.md defines the words.
 
 import { Switchyard } from "../../web/client.js";
-import { FakeClock, equal, fakeSockets, jsonFiles, runAll, settled } from "./kit.mjs";
+import { FakeClock, equal, fakeSockets, jsonFiles, runAll, settlePromises } from "./fakes.mjs";
 
 const HOUR = 3_600_000;
 
-// A Stage is where one behaviour is played.
-class Stage {
+// A ScriptPlayer runs the script of one behavior.
+class ScriptPlayer {
   #script; #clock = new FakeClock(); #Sockets = fakeSockets(); #client;
-  #opened = 0; #frames = {}; #outcomes = {}; #told = []; #states = [];
+  #connectionCount = 0; #frames = {}; #outcomes = {}; #events = []; #states = [];
 
   constructor(script) { this.#script = script; }
 
   async play() {
     const { random = 0, resendFor, tokens, begin, steps } = this.#script;
     const options = { WebSocket: this.#Sockets, clock: this.#clock, random: () => random, resendFor };
-    const left = [...(tokens ?? [])];
+    const remainingTokens = [...(tokens ?? [])];
     if (tokens) {
       options.getToken = async () => {
-        const token = left.shift();
-        if (token == null) throw new Error("no token to be had");
+        const token = remainingTokens.shift();
+        if (token == null) throw new Error("no token available");
         if (token === "never") return new Promise(() => {});
         if (token.startsWith("late ")) await new Promise((resolve) => { this.#clock.setTimeout(resolve, 1_000); });
         return token.replace("late ", "");
       };
     }
     this.#client = Switchyard.connect("ws://host/ws", options);
-    this.#states.push(this.#client.state.name); // told before anybody can listen
-    this.#listen();
-    await this.#connects(0);
-    if (begin !== "silent") this.#welcomes({});
+    this.#states.push(this.#client.state.name); // the first state precedes every listener
+    this.#recordEvents();
+    await this.#expectConnection(0);
+    if (begin !== "not welcomed") this.#sendWelcome({});
     for (const [i, step] of steps.entries()) {
-      await settled();
+      await settlePromises();
       try {
-        await this.#take(step);
+        await this.#runStep(step);
       } catch (error) {
         throw new Error(`step ${i + 1}, ${JSON.stringify(step)}: ${error.message}`);
       }
@@ -42,117 +42,117 @@ class Stage {
     this.#client.close();
   }
 
-  #listen() {
-    const tell = (event, line) => this.#client.on(event, (value) => this.#told.push(`${event} ${line(value)}`));
-    tell("message", (m) => `${m.room} ${m.epoch}/${m.seq}`);
-    tell("gap", (g) => `${g.room} ${g.epoch} ${g.from}-${g.to} ${g.reason}`);
-    tell("joined", (j) => `${j.room} ${j.seq}`);
-    tell("signal", (s) => `${s.room} ${s.from ?? "-"} ${JSON.stringify(s.data)}`);
-    tell("presence", ({ room, count, members, joined, left }) => `${room} ${count}${sessions(" =", members)}${sessions(" +", joined)}${sessions(" -", left)}`);
-    tell("moved", ({ from, to, reason }) => `${from.node} ${to.node} ${reason}`);
+  #recordEvents() {
+    const record = (event, line) => this.#client.on(event, (value) => this.#events.push(`${event} ${line(value)}`));
+    record("message", (m) => `${m.room} ${m.epoch}/${m.seq}`);
+    record("gap", (g) => `${g.room} ${g.epoch} ${g.from}-${g.to} ${g.reason}`);
+    record("joined", (j) => `${j.room} ${j.seq}`);
+    record("signal", (s) => `${s.room} ${s.from ?? "-"} ${JSON.stringify(s.data)}`);
+    record("presence", ({ room, count, members, joined, left }) => `${room} ${count}${sessions(" =", members)}${sessions(" +", joined)}${sessions(" -", left)}`);
+    record("moved", ({ from, to, reason }) => `${from.node} ${to.node} ${reason}`);
     this.#client.on("state", ({ name }) => this.#states.push(name));
-    this.#client.on("error", (e) => { if (e.room) this.#told.push(`refused ${e.room} ${e.code}`); });
+    this.#client.on("error", (e) => { if (e.room) this.#events.push(`refused ${e.room} ${e.code}`); });
   }
 
-  async #take(step) {
+  async #runStep(step) {
     for (const actor of ["server", "user", "client", "time"]) {
       const word = step[actor];
       if (!word) continue;
-      const act = this.#words[`${actor} ${word}`];
-      if (!act) throw new Error(`what is "${actor} ${word}"?`);
-      return act(step);
+      const run = this.#steps[`${actor} ${word}`];
+      if (!run) throw new Error(`unknown word: "${actor} ${word}"`);
+      return run(step);
     }
-    throw new Error("nobody acts");
+    throw new Error("the step has no actor");
   }
 
-  // The connection that a step is about.
-  #on({ on = this.#opened }) { return this.#Sockets.all[on - 1]; }
+  // The socket of the connection that a step is about.
+  #socketFor({ on = this.#connectionCount }) { return this.#Sockets.all[on - 1]; }
 
-  #welcomes(step) { this.#on(step).welcome({ ...this.#script.welcome, ...step.welcome }); }
+  #sendWelcome(step) { this.#socketFor(step).welcome({ ...this.#script.welcome, ...step.welcome }); }
 
-  async #connects(ms) {
+  async #expectConnection(ms) {
     if (ms > 0) {
-      await this.#clock.pass(ms - 1);
-      equal(this.#Sockets.all.length, this.#opened, "sockets a millisecond before");
-      await this.#clock.pass(1);
+      await this.#clock.advance(ms - 1);
+      equal(this.#Sockets.all.length, this.#connectionCount, "sockets a millisecond before");
+      await this.#clock.advance(1);
     } else {
-      await this.#clock.pass(0);
+      await this.#clock.advance(0);
     }
-    this.#opened += 1;
-    equal(this.#Sockets.all.length, this.#opened, "sockets then");
+    this.#connectionCount += 1;
+    equal(this.#Sockets.all.length, this.#connectionCount, "sockets then");
   }
 
-  #keep(name, promise) {
+  #recordOutcome(name, promise) {
     const outcome = { done: false };
     this.#outcomes[name] = outcome;
     promise.then((value) => Object.assign(outcome, { done: true, value }), (error) => Object.assign(outcome, { done: true, error }));
   }
 
-  // The next frame of that type and room: an order holds in a room.
-  #sends({ frame, without = [], as, on }, first) {
-    const { sent } = this.#on({ on });
+  // Removes the next frame of that type and room and checks it. Frames are in order within a room only.
+  #expectFrame({ frame, without = [], as, on }, first) {
+    const { sent } = this.#socketFor({ on });
     const at = first ? 0 : sent.findIndex((f) => f.type === frame.type && f.room === frame.room);
     const [got] = at < 0 ? [] : sent.splice(at, 1);
-    if (!got) throw new Error(`it did not; it sent ${JSON.stringify(sent)}`);
+    if (!got) throw new Error(`it did not send that frame; it sent ${JSON.stringify(sent)}`);
     for (const [field, want] of Object.entries(frame)) equal(got[field], want, field);
-    for (const field of without) equal(field in got, false, `${field} is there`);
+    for (const field of without) equal(field in got, false, `the frame has ${field}`);
     this.#frames[as] = got;
   }
 
-  #words = {
-    "time passes": ({ ms }) => this.#clock.pass(ms),
-    "server welcomes": (step) => this.#welcomes(step),
-    "server says": ({ frame, text, answers, on }) => {
-      const socket = this.#on({ on });
-      if (text) return socket.hear(text);
+  #steps = {
+    "time passes": ({ ms }) => this.#clock.advance(ms),
+    "server welcomes": (step) => this.#sendWelcome(step),
+    "server sends": ({ frame, text, answers, on }) => {
+      const socket = this.#socketFor({ on });
+      if (text) return socket.receiveText(text);
       const { ref, room, id } = this.#frames[answers] ?? {};
       const repeated = Object.fromEntries(Object.entries({ ref, room, id }).filter(([, value]) => value !== undefined));
-      return socket.say({ ...frame, ...repeated });
+      return socket.receive({ ...frame, ...repeated });
     },
-    "server tells": ({ room, epoch, seqs, on }) => { for (const seq of seqs) this.#on({ on }).message(room, seq, { epoch }); },
-    "server closes": ({ code, on }) => this.#on({ on }).end(code),
-    "server was given": ({ token, session, on }) => {
+    "server sends messages": ({ room, epoch, seqs, on }) => { for (const seq of seqs) this.#socketFor({ on }).message(room, seq, { epoch }); },
+    "server closes": ({ code, on }) => this.#socketFor({ on }).closeWith(code),
+    "server received credentials": ({ token, session, on }) => {
       const want = ["switchyard.v1", token && `bearer.${token}`, session && `session.${session}`].filter(Boolean);
-      equal(this.#on({ on }).protocols, want, "protocols");
+      equal(this.#socketFor({ on }).protocols, want, "protocols");
     },
 
     "user joins": ({ room, after, epoch }) => { this.#client.join(room, { after, epoch }); },
     "user leaves": ({ room }) => this.#client.leave(room),
     "user publishes": ({ room, data, size, id, as }) => {
-      this.#keep(as, this.#client.publish(room, size ? "x".repeat(size) : data, id && { id }));
+      this.#recordOutcome(as, this.#client.publish(room, size ? "x".repeat(size) : data, id && { id }));
     },
-    "user asks": ({ room, before, after, limit, as }) => this.#keep(as, this.#client.history(room, { before, after, limit })),
+    "user requests history": ({ room, before, after, limit, as }) => this.#recordOutcome(as, this.#client.history(room, { before, after, limit })),
     "user signals": ({ room, data, taken }) => equal(this.#client.signal(room, data), taken, "taken"),
-    "user looks": ({ room, as }) => this.#keep(as, this.#client.presence(room)),
-    "user refreshes": ({ as }) => this.#keep(as, this.#client.refreshToken()),
+    "user requests presence": ({ room, as }) => this.#recordOutcome(as, this.#client.presence(room)),
+    "user refreshes the token": ({ as }) => this.#recordOutcome(as, this.#client.refreshToken()),
     "user closes": () => this.#client.close(),
 
-    "client connects": ({ ms }) => this.#connects(ms),
-    "client stays away": async () => {
-      await this.#clock.pass(HOUR);
-      equal(this.#Sockets.all.length, this.#opened, "sockets after an hour");
+    "client connects": ({ ms }) => this.#expectConnection(ms),
+    "client does not reconnect": async () => {
+      await this.#clock.advance(HOUR);
+      equal(this.#Sockets.all.length, this.#connectionCount, "sockets after an hour");
     },
-    "client opens nothing": () => equal(this.#Sockets.all.length, this.#opened, "sockets"),
-    "client hangs up": ({ code, on }) => {
-      const { closed, farewell } = this.#on({ on });
-      equal([closed, code && farewell], [true, code], "hung up");
+    "client has not connected": () => equal(this.#Sockets.all.length, this.#connectionCount, "sockets"),
+    "client closes": ({ code, on }) => {
+      const { closed, closeCode } = this.#socketFor({ on });
+      equal([closed, code && closeCode], [true, code], "closed, and the code");
     },
-    "client holds on": ({ on }) => equal(this.#on({ on }).closed, false, "hung up"),
-    "client is": ({ state, code, welcome = {} }) => {
+    "client stays connected": ({ on }) => equal(this.#socketFor({ on }).closed, false, "closed"),
+    "client has state": ({ state, code, welcome = {} }) => {
       const now = this.#client.state;
       equal([now.name, code && now.code], [state, code], "state");
       for (const [field, want] of Object.entries(welcome)) equal(now.welcome?.[field], want, field);
     },
-    "client was": ({ states }) => equal(this.#states.splice(0), states, "states"),
-    "client sends": (step) => this.#sends(step),
-    "client sends first": (step) => this.#sends(step, true),
-    "client sends nothing": ({ on }) => equal(this.#on({ on }).sent, [], "sent"),
-    "client tells": ({ events }) => equal(this.#told.splice(0), events, "told"),
-    "client keeps": ({ of }) => equal(this.#outcomes[of].done, false, "answered"),
-    "client answers": ({ of, ack, seqs, count, error, unknown = false }) => {
+    "client had states": ({ states }) => equal(this.#states.splice(0), states, "states"),
+    "client sends": (step) => this.#expectFrame(step),
+    "client sends first": (step) => this.#expectFrame(step, true),
+    "client sends nothing": ({ on }) => equal(this.#socketFor({ on }).sent, [], "sent"),
+    "client emits": ({ events }) => equal(this.#events.splice(0), events, "events"),
+    "client is pending": ({ of }) => equal(this.#outcomes[of].done, false, "completed"),
+    "client completes": ({ of, ack, seqs, count, error, unknown = false }) => {
       const got = this.#outcomes[of];
-      equal(got.done, true, "answered");
-      if (error) return equal([got.error?.code, got.error?.outcomeUnknown], [error, unknown], "the error, and whether it leaves the outcome open");
+      equal(got.done, true, "completed");
+      if (error) return equal([got.error?.code, got.error?.outcomeUnknown], [error, unknown], "code and outcomeUnknown of the error");
       if (got.error) throw got.error;
       if (seqs) return equal(got.value.messages.map((m) => m.seq), seqs, "seqs");
       if (count !== undefined) return equal(got.value.count, count, "count");
@@ -164,7 +164,7 @@ class Stage {
 
 function sessions(before, members = []) { return members.map(({ session }) => before + session).join(""); }
 
-// A behaviour with codes or errors is one for each of them, named after it.
+// Returns one behavior for each code and error of a script, named after it, or the script itself.
 function expand(script) {
   const each = [...(script.codes ?? []), ...(script.errors ?? [])];
   if (each.length === 0) return [script];
@@ -178,7 +178,7 @@ function expand(script) {
 export async function tests() {
   const all = {};
   for (const [, text] of await jsonFiles("../behaviors/")) {
-    for (const script of JSON.parse(text).flatMap(expand)) all[script.name] = () => new Stage(script).play();
+    for (const script of JSON.parse(text).flatMap(expand)) all[script.name] = () => new ScriptPlayer(script).play();
   }
   return all;
 }

@@ -1,7 +1,6 @@
 package release
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -9,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	"switchyard/internal/message"
@@ -21,7 +21,7 @@ type seqAndID struct {
 	ID  string
 }
 
-// A visitorReport is what a visitor has seen.
+// A visitorReport is what a visitor (testdata/visitor, visit.mjs) received.
 type visitorReport struct {
 	Version   string
 	Acks      map[string]message.Seq
@@ -34,16 +34,15 @@ type visitorReport struct {
 	Gap       string
 }
 
-// runVisitor sends a visitor to a server that dies and comes back once the visitor
-// has said what it had to say by half, and checks what it reports.
+// runVisitor runs a visitor against a server that is killed and restarted once the
+// visitor has published half of its messages, and checks the visitor's report.
 func runVisitor(t *testing.T, s *testkit.Server, program string, args ...string) *visitorReport {
 	t.Helper()
 	p, err := testkit.Start(testkit.Program{Path: program, Args: args, Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*testTimeout)
-	defer cancel()
+	ctx := testkit.Within(t, 2*testkit.Timeout)
 	if err := p.WaitOutput(ctx, "half\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -75,13 +74,15 @@ func runVisitor(t *testing.T, s *testkit.Server, program string, args ...string)
 func TestGoClientsAcrossReleases(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		t.Run("old client, new server", func(t *testing.T) {
+			t.Parallel()
 			s := testkit.StartServer(t, nil)
-			if v := runVisitor(t, s, r.visitor(), s.SocketURL(), "lobby").Version; v == r.name {
+			if v := runVisitor(t, s, r.visitor(t), s.SocketURL(), "lobby").Version; v == r.name {
 				t.Errorf("served by %s", v)
 			}
 		})
 		t.Run("new client, old server", func(t *testing.T) {
-			s := testkit.StartServerProgram(t, r.server(), nil)
+			t.Parallel()
+			s := testkit.StartServerProgram(t, r.server(t), nil)
 			if v := runVisitor(t, s, buildVisitor(t), s.SocketURL(), "lobby").Version; v != r.name {
 				t.Errorf("served by %s", v)
 			}
@@ -89,15 +90,27 @@ func TestGoClientsAcrossReleases(t *testing.T) {
 	})
 }
 
-// buildVisitor builds the visitor with the client of this release.
+// buildVisitor builds the visitor with the client of this release, once.
 func buildVisitor(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "visitor")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", path, "./testdata/visitor").CombinedOutput(); err != nil {
-		t.Fatalf("build the visitor: %v\n%s", err, out)
+	path, err := currentVisitor()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
+
+var currentVisitor = sync.OnceValues(func() (string, error) {
+	dir, err := testkit.TempDir("visitor", nil)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "visitor")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "./testdata/visitor").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the visitor: %w\n%s", err, out)
+	}
+	return path, nil
+})
 
 func TestBrowserClientsAcrossReleases(t *testing.T) {
 	node, err := exec.LookPath("node")
@@ -114,13 +127,15 @@ func TestBrowserClientsAcrossReleases(t *testing.T) {
 	}
 	eachRelease(t, func(t *testing.T, r *release) {
 		t.Run("old client, new server", func(t *testing.T) {
+			t.Parallel()
 			s := testkit.StartServer(t, nil)
 			if v := runVisitor(t, s, node, script, filepath.Join(r.dir, "web", "client.js"), s.SocketURL(), "lobby").Version; v == r.name {
 				t.Errorf("served by %s", v)
 			}
 		})
 		t.Run("new client, old server", func(t *testing.T) {
-			s := testkit.StartServerProgram(t, r.server(), nil)
+			t.Parallel()
+			s := testkit.StartServerProgram(t, r.server(t), nil)
 			if v := runVisitor(t, s, node, script, currentClient, s.SocketURL(), "lobby").Version; v != r.name {
 				t.Errorf("served by %s", v)
 			}
@@ -128,7 +143,7 @@ func TestBrowserClientsAcrossReleases(t *testing.T) {
 	})
 }
 
-// A golden is one frame that a release kept: internal/protocol/testdata.
+// A golden is one of a release's golden frames, from its internal/protocol/testdata.
 type golden struct {
 	From, Frame string
 	Request     *struct {
@@ -170,7 +185,7 @@ func readGolden(t *testing.T, path string) (g golden) {
 	return g
 }
 
-// assertDecodes says that an old client's frame means today what it meant.
+// assertDecodes checks that an old client's frame has the same meaning today.
 func assertDecodes(t *testing.T, g golden) {
 	t.Helper()
 	got, err := protocol.Decode([]byte(g.Frame))
@@ -196,12 +211,12 @@ func assertDecodes(t *testing.T, g golden) {
 	}
 	data := string(got.Data)
 	if got.Data = nil; data != w.Data || !reflect.DeepEqual(got, want) {
-		t.Errorf("understood as %+v with %s, want %+v with %s", got, data, want, w.Data)
+		t.Errorf("decoded as %+v with %s, want %+v with %s", got, data, want, w.Data)
 	}
 }
 
-// assertKeepsFields says that today's frame has every field of the old one, of its kind: an
-// old client finds what it looks for. Texts for people may change.
+// assertKeepsFields checks that today's frame has every field of the old one, with a
+// value of the same kind, so that an old client can read it. Texts for people may change.
 func assertKeepsFields(t *testing.T, old, current golden) {
 	t.Helper()
 	var was, is map[string]any

@@ -1,6 +1,6 @@
-// Package release runs earlier releases beside this one, as a deploy and a
-// rollback do: servers on one database and one Redis, clients of either on
-// servers of either. docs/releases.md says what is promised.
+// Package release runs earlier releases beside this one, as a deploy and a rollback
+// do: servers of both on one database and one Redis, and clients of either on servers
+// of either. docs/releases.md has the promises.
 package release
 
 import (
@@ -8,6 +8,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -21,28 +22,43 @@ import (
 	"switchyard/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
-
-// testTimeout bounds every wait of a test; nothing should need it.
-const testTimeout = time.Minute
-
-// A release is an earlier version, built from its archive in testdata.
-type release struct {
-	name string // such as v0.1.0
-	dir  string // its source
-	err  error
+// TestMain runs more parallel tests at once than there are cores, unless -parallel
+// says otherwise: they mostly wait.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "5"); err != nil {
+		panic(err)
+	}
+	testkit.Main(m)
 }
 
-// server and visitor are its programs.
-func (r *release) server() string  { return filepath.Join(r.dir, "bin", "server") }
-func (r *release) visitor() string { return filepath.Join(r.dir, "bin", "visitor") }
+// A release is an earlier version, unpacked from its archive in testdata. Its source
+// is shared by the tests of this binary, which only read it.
+type release struct {
+	name  string // such as v0.1.0
+	dir   string // its source
+	err   error
+	build func() error // once
+}
 
-// builds has each release that a test has asked for, once a test binary.
-var builds sync.Map // of func() *release, by archive
+// server and visitor return the paths of its programs, built at the first call.
+func (r *release) server(t *testing.T) string  { return r.program(t, "server") }
+func (r *release) visitor(t *testing.T) string { return r.program(t, "visitor") }
 
-// eachRelease tells a story with every release there is.
+func (r *release) program(t *testing.T, name string) string {
+	t.Helper()
+	if err := r.build(); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(r.dir, "bin", name)
+}
+
+// releases has a once-function for each archive, which returns its *release.
+var releases sync.Map
+
+// eachRelease runs a test with each of the releases, in parallel.
 func eachRelease(t *testing.T, test func(t *testing.T, r *release)) {
 	t.Helper()
+	t.Parallel()
 	archives, err := filepath.Glob("testdata/v*.tar.gz")
 	if err != nil || len(archives) == 0 {
 		t.Fatalf("no release in testdata (%v): scripts/release-archive makes one", err)
@@ -50,12 +66,14 @@ func eachRelease(t *testing.T, test func(t *testing.T, r *release)) {
 	for _, archive := range archives {
 		name := strings.TrimSuffix(filepath.Base(archive), ".tar.gz")
 		t.Run(name, func(t *testing.T) {
-			build, _ := builds.LoadOrStore(archive, sync.OnceValue(func() *release {
+			t.Parallel()
+			once, _ := releases.LoadOrStore(archive, sync.OnceValue(func() *release {
 				r := &release{name: name}
-				r.err = r.build(archive)
+				r.err = r.unpack(archive)
+				r.build = sync.OnceValue(r.buildPrograms)
 				return r
 			}))
-			r := build.(func() *release)()
+			r := once.(func() *release)()
 			if r.err != nil {
 				t.Fatal(r.err)
 			}
@@ -64,9 +82,8 @@ func eachRelease(t *testing.T, test func(t *testing.T, r *release)) {
 	}
 }
 
-// build unpacks the source in a private directory and builds its programs. The
-// race detector is left out: a release's code is what it is.
-func (r *release) build(archive string) (err error) {
+// unpack writes the source and the visitor into a private directory.
+func (r *release) unpack(archive string) (err error) {
 	if r.dir, err = testkit.TempDir(r.name, nil); err != nil {
 		return err
 	}
@@ -81,9 +98,17 @@ func (r *release) build(archive string) (err error) {
 	if err := os.CopyFS(filepath.Join(r.dir, "cmd", "visitor"), os.DirFS("testdata/visitor")); err != nil {
 		return fmt.Errorf("add the visitor: %w", err)
 	}
+	return nil
+}
+
+// buildPrograms builds without the race detector: the code of a release does not
+// change any more.
+func (r *release) buildPrograms() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags", "-X main.version="+r.name,
+	// By -trimpath, Go's build cache has the packages of an earlier run, whose directory had
+	// another name.
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w -X main.version="+r.name,
 		"-o", filepath.Join(r.dir, "bin")+"/", "./cmd/server", "./cmd/visitor")
 	build.Dir = r.dir
 	build.Env = append(os.Environ(), "GOWORK=off")
@@ -93,7 +118,7 @@ func (r *release) build(archive string) (err error) {
 	return nil
 }
 
-// unpack writes the regular files of a .tar.gz below dir, and nothing outside.
+// unpack writes the regular files of a .tar.gz below dir, and none outside.
 func unpack(archive, dir string) error {
 	f, err := os.Open(archive)
 	if err != nil {
@@ -141,16 +166,14 @@ func writeFile(root *os.Root, name string, from io.Reader) error {
 	return errors.Join(err, f.Close())
 }
 
-// run starts a program to its end and returns its exit code and what it printed.
+// run runs a program to its end, and returns its exit code and what it printed.
 func run(t *testing.T, program string, env []string, args ...string) (int, string) {
 	t.Helper()
 	p, err := testkit.Start(testkit.Program{Path: program, Args: args, Env: env})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-	defer cancel()
-	err = p.Wait(ctx)
+	err = p.Wait(testkit.Within(t, testkit.Timeout))
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -162,7 +185,7 @@ func run(t *testing.T, program string, env []string, args ...string) (int, strin
 	return 0, ""
 }
 
-// What the script keeps must be enough, and no more than it says.
+// An archive has enough to build the release, and no tests.
 func TestArchivesAreSmallAndHoldNoTests(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		info, err := os.Stat("testdata/" + r.name + ".tar.gz")
@@ -171,14 +194,14 @@ func TestArchivesAreSmallAndHoldNoTests(t *testing.T) {
 		}
 		err = filepath.WalkDir(r.dir, func(path string, _ os.DirEntry, err error) error {
 			if strings.HasSuffix(path, "_test.go") {
-				t.Errorf("%s is in it", path)
+				t.Errorf("the archive has %s", path)
 			}
 			return err
 		})
 		if err != nil {
 			t.Error(err)
 		}
-		if code, out := run(t, r.server(), nil, "version"); code != 0 || !strings.Contains(out, r.name) {
+		if code, out := run(t, r.server(t), nil, "version"); code != 0 || !strings.Contains(out, r.name) {
 			t.Errorf("version: exit %d, %q", code, out)
 		}
 	})

@@ -9,14 +9,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"switchyard/internal/client"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
-// A roomClient is a member of one room, with the Go client of this release.
+// A roomClient is a member of one room, with the Go client of this release. It is safe
+// for concurrent use.
 type roomClient struct {
 	t      *testing.T
 	room   message.Room
@@ -28,58 +28,56 @@ type roomClient struct {
 	gaps     int
 }
 
-// joinRoom brings a guest into a room from its start; after a failure the next of
-// the servers is tried.
+// joinRoom connects a client that joins a room from its start. The client goes on to
+// the next of the servers when one fails.
 func joinRoom(t *testing.T, room message.Room, servers ...*testkit.Server) *roomClient {
 	t.Helper()
-	g := &roomClient{t: t, room: room}
+	c := &roomClient{t: t, room: room}
 	var urls []string
 	for _, s := range servers {
 		urls = append(urls, s.SocketURL())
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-	defer cancel()
-	c, err := client.Dial(ctx, client.Options{URLs: urls})
+	ctx := testkit.Within(t, testkit.Timeout)
+	var err error
+	if c.client, err = client.Dial(ctx, client.Options{URLs: urls}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.client.Close)
+	_, err = c.client.Join(ctx, room, client.Start(), client.Handler{Message: c.onMessage, Signal: c.onSignal, Gap: c.onGap})
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.client = c
-	t.Cleanup(c.Close)
-	_, err = c.Join(ctx, room, client.Start(), client.Handler{Message: g.onMessage, Signal: g.onSignal, Gap: g.onGap})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return g
+	return c
 }
 
-func (g *roomClient) onMessage(m message.Message) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.received = append(g.received, m)
+func (c *roomClient) onMessage(m message.Message) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.received = append(c.received, m)
 }
 
-func (g *roomClient) onSignal(s client.Signal) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.signals = append(g.signals, string(s.Data))
+func (c *roomClient) onSignal(s client.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.signals = append(c.signals, string(s.Data))
 }
 
-func (g *roomClient) onGap(client.Gap) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.gaps++
+func (c *roomClient) onGap(client.Gap) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gaps++
 }
 
-func (g *roomClient) count() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.received)
+func (c *roomClient) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.received)
 }
 
-func (g *roomClient) hasSignal(signal string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, s := range g.signals {
+func (c *roomClient) hasSignal(signal string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.signals {
 		if s == signal {
 			return true
 		}
@@ -87,20 +85,20 @@ func (g *roomClient) hasSignal(signal string) bool {
 	return false
 }
 
-// publish stores a message whose data is its id, and tells the ledger.
-func (g *roomClient) publish(l *ackLog, id string) {
-	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.t.Context(), testTimeout)
+// publish publishes a message whose data is its id, and records the ack.
+func (c *roomClient) publish(l *ackLog, id string) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), testkit.Timeout)
 	defer cancel()
-	ack, err := g.client.Publish(ctx, g.room, json.RawMessage(`"`+id+`"`), id)
+	ack, err := c.client.Publish(ctx, c.room, json.RawMessage(`"`+id+`"`), id)
 	if err != nil {
-		g.t.Errorf("publish %s: %v", id, err)
+		c.t.Errorf("publish %s: %v", id, err)
 		return
 	}
 	l.record(id, ack.Seq)
 }
 
-// A ackLog is what one room's publishers were acked. Safe for concurrent use.
+// An ackLog has the acks of one room's publishers. It is safe for concurrent use.
 type ackLog struct {
 	mu  sync.Mutex
 	ids map[message.Seq]string
@@ -121,28 +119,28 @@ func (l *ackLog) size() int {
 	return len(l.ids)
 }
 
-// check waits until the guest has heard everything, and demands that it came
-// once, in order, whole, and under the seqs that publishers were told.
-func (l *ackLog) check(name string, g *roomClient) {
-	g.t.Helper()
-	eventually(g.t, name+" has heard all", func() bool { return g.count() >= l.size() })
-	g.client.Close() // what else is on its way would be a double
-	if why := l.problem(g.received, g.gaps); why != "" {
-		g.t.Errorf("%s: %s", name, why)
+// check waits until a client has received all acked messages, and checks that they
+// came once, in order, unchanged, and with the seqs of their acks.
+func (l *ackLog) check(name string, c *roomClient) {
+	c.t.Helper()
+	testkit.Eventually(c.t, "all messages at "+name, func() bool { return c.count() >= l.size() })
+	c.client.Close() // a delivery after this would be a duplicate
+	if why := l.problem(c.received, c.gaps); why != "" {
+		c.t.Errorf("%s: %s", name, why)
 	}
 }
 
-// problem returns the first thing that is wrong with what a guest got.
+// problem says what is wrong with the messages that a client received, "" for nothing.
 func (l *ackLog) problem(got []message.Message, gaps int) string {
 	if gaps > 0 {
-		return fmt.Sprintf("%d gaps were declared; nothing was trimmed", gaps)
+		return fmt.Sprintf("%d gaps were declared, and no message was removed", gaps)
 	}
 	for i, m := range got {
 		switch want := message.Seq(i + 1); {
 		case m.Seq != want:
-			return fmt.Sprintf("message %d has seq %d: lost, doubled or out of order", want, m.Seq)
+			return fmt.Sprintf("message %d has seq %d: lost, duplicated or out of order", want, m.Seq)
 		case l.ids[m.Seq] != m.ID:
-			return fmt.Sprintf("seq %d is %s, and its publisher was told %s", m.Seq, m.ID, l.ids[m.Seq])
+			return fmt.Sprintf("seq %d is %s, and the ack of that seq was for %s", m.Seq, m.ID, l.ids[m.Seq])
 		case string(m.Data) != `"`+m.ID+`"`:
 			return fmt.Sprintf("seq %d has the data %s", m.Seq, m.Data)
 		case m.Epoch != got[0].Epoch:
@@ -150,13 +148,14 @@ func (l *ackLog) problem(got []message.Message, gaps int) string {
 		}
 	}
 	if len(got) != len(l.ids) {
-		return fmt.Sprintf("got %d messages, %d were acked", len(got), len(l.ids))
+		return fmt.Sprintf("received %d messages, %d were acked", len(got), len(l.ids))
 	}
 	return ""
 }
 
-// The judge must be able to find each fault.
+// The check itself finds each fault.
 func TestAckLogFindsPlantedFaults(t *testing.T) {
+	t.Parallel()
 	l := &ackLog{ids: map[message.Seq]string{1: "a", 2: "b", 3: "c"}}
 	m := func(seq message.Seq, id string) message.Message {
 		return message.Message{Draft: message.Draft{ID: id, Data: []byte(`"` + id + `"`)}, Seq: seq, Epoch: "e"}
@@ -167,10 +166,10 @@ func TestAckLogFindsPlantedFaults(t *testing.T) {
 	cut := m(2, "b")
 	cut.Data = []byte(`"`)
 	for name, got := range map[string][]message.Message{
-		"lost at the end": good[:2], "lost": {good[0], good[2]}, "doubled": {good[0], good[0], good[1]},
-		"reordered": {good[1], good[0], good[2]}, "another": {good[0], m(2, "x"), good[2]},
+		"lost at the end": good[:2], "lost": {good[0], good[2]}, "duplicated": {good[0], good[0], good[1]},
+		"reordered": {good[1], good[0], good[2]}, "another id": {good[0], m(2, "x"), good[2]},
 		"another epoch": {good[0], other, good[2]}, "other data": {good[0], cut, good[2]},
-		"one nobody published": append(good[:3:3], m(4, "d")), "nothing": nil,
+		"never published": append(good[:3:3], m(4, "d")), "none": nil,
 	} {
 		if l.problem(got, 0) == "" {
 			t.Errorf("%s: not found", name)
@@ -181,21 +180,7 @@ func TestAckLogFindsPlantedFaults(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(testTimeout)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("waited for: %s", what)
-		}
-	}
-}
-
-// get returns the body of a page, asked for with the key of these tests.
+// get returns the body of a page, read with apiKey.
 func get(t *testing.T, url string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)

@@ -14,30 +14,30 @@ import (
 
 const apiKey = "a-long-random-secret"
 
-// A serverPair is a server of the old release and one of this, on one PostgreSQL and
-// one Redis, whose schema is newer than either knows.
+// A serverPair is a server of an earlier release and one of this, on one PostgreSQL and
+// one Redis. The schema is newer than either server knows.
 type serverPair struct {
 	old, current *testkit.Server
 	redis        *testkit.RedisServer
 	env          map[string]string
 }
 
-// startServerPair deploys as one does: the old release runs, this one migrates
-// beneath it, somebody migrates further still, and this one starts. The old
-// server meets those guests who were there before.
+// startServerPair deploys this release beside an earlier one: the earlier one runs, and
+// before is called; then this one migrates its database, a later release migrates it
+// further, and this one's server starts.
 func startServerPair(t *testing.T, r *release, before func(old *testkit.Server)) *serverPair {
 	t.Helper()
 	pg, redis := testkit.Postgres(t), testkit.StartRedis(t)
 	p := &serverPair{redis: redis, env: map[string]string{
 		"DATABASE_URL": pg.URL(), "REDIS_URL": redis.URL(), "API_KEYS": "test:" + apiKey,
 	}}
-	p.old = testkit.StartServerProgram(t, r.server(), p.env)
+	p.old = testkit.StartServerProgram(t, r.server(t), p.env)
 	before(p.old)
 	migrate(t, pg.URL())
 	migrateToFuture(t, pg.URL(), "later")
 	p.current = testkit.StartServer(t, p.env)
 	for _, s := range []*testkit.Server{p.old, p.current} {
-		eventually(t, "Redis is up", func() bool { return metric(t, s, "broker_up") == "1" })
+		testkit.Eventually(t, "the broker to be up", func() bool { return metric(t, s, "broker_up") == "1" })
 	}
 	return p
 }
@@ -58,10 +58,10 @@ func TestBothReleasesServeTheSameRooms(t *testing.T) {
 			t.Fatalf("served by %s and %s", was, is)
 		}
 		var publishing sync.WaitGroup
-		for name, g := range map[string]*roomClient{"early": early, "late": late} {
+		for name, c := range map[string]*roomClient{"early": early, "late": late} {
 			publishing.Go(func() {
 				for i := range each {
-					g.publish(&acks, fmt.Sprintf("%s-%d", name, 100+i))
+					c.publish(&acks, fmt.Sprintf("%s-%d", name, 100+i))
 				}
 			})
 		}
@@ -70,22 +70,22 @@ func TestBothReleasesServeTheSameRooms(t *testing.T) {
 		assertSignalsCross(t, early, late)
 		for _, path := range []string{"?limit=200", "?after=0&limit=7", "?before=9&limit=3"} {
 			if old, current := historyPage(t, p.old, path), historyPage(t, p.current, path); old != current {
-				t.Errorf("history %s:\nold   %s\nyoung %s", path, old, current)
+				t.Errorf("history %s:\nold     %s\ncurrent %s", path, old, current)
 			}
 		}
 		for _, s := range []*testkit.Server{p.old, p.current} {
 			if n := metric(t, s, "hub_malformed_payloads_total"); n != "0" {
-				t.Errorf("%s payloads could not be read", n)
+				t.Errorf("%s payloads were malformed", n)
 			}
 		}
-		acks.check("who came before the deploy", early)
-		acks.check("who came after", late)
+		acks.check("the client from before the deploy", early)
+		acks.check("the client from after the deploy", late)
 	})
 }
 
-// assertIDsShared says that an id is one id on both servers: at the same time, later,
-// and with other data. By HTTP, since a client that is in the room takes the
-// message itself for its ack.
+// assertIDsShared checks that both servers share ids: in publishes at the same time, one
+// after the other, and with other data. It publishes over HTTP, since a client in the
+// room takes the delivered message for its ack.
 func assertIDsShared(t *testing.T, p *serverPair, acks *ackLog) {
 	t.Helper()
 	both := []*testkit.Server{p.old, p.current}
@@ -125,7 +125,7 @@ func post(t *testing.T, s *testkit.Server, id, data string) (int, message.Seq) {
 		t.Error(err)
 		return 0, 0
 	}
-	req.Close = true // leave no idle connection behind
+	req.Close = true
 	req.Header.Set("Authorization", "Bearer "+apiKey)
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -140,13 +140,13 @@ func post(t *testing.T, s *testkit.Server, id, data string) (int, message.Seq) {
 	return res.StatusCode, receipt.Seq
 }
 
-// assertSignalsCross says that broadcasts of each are read by the other: nothing but
-// the broker carries a signal.
+// assertSignalsCross checks that each server reads the other's broadcasts: only the
+// broker carries signals.
 func assertSignalsCross(t *testing.T, a, b *roomClient) {
 	t.Helper()
 	for from, to := range map[*roomClient]*roomClient{a: b, b: a} {
 		text := fmt.Sprintf(`"from %p"`, from)
-		eventually(t, "the signal at the other server", func() bool {
+		testkit.Eventually(t, "the signal at the other server", func() bool {
 			if err := from.client.Signal(from.room, json.RawMessage(text)); err != nil {
 				t.Error(err)
 			}
@@ -155,7 +155,7 @@ func assertSignalsCross(t *testing.T, a, b *roomClient) {
 	}
 }
 
-// historyPage is a page of lobby over HTTP, in words that both releases have.
+// historyPage returns a page of lobby over HTTP, as the fields that both releases have.
 func historyPage(t *testing.T, s *testkit.Server, query string) string {
 	t.Helper()
 	var page struct {
@@ -175,7 +175,7 @@ func historyPage(t *testing.T, s *testkit.Server, query string) string {
 	return fmt.Sprint(page)
 }
 
-// Both ways, while others publish: a deploy and its rollback, seen by a client.
+// Clients move with a deploy, its rollback and a second deploy, while they publish.
 func TestClientsMoveBetweenReleases(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		p := startServerPair(t, r, func(*testkit.Server) {})
@@ -187,26 +187,26 @@ func TestClientsMoveBetweenReleases(t *testing.T) {
 		}
 		stopping := make(chan struct{})
 		var publishing sync.WaitGroup
-		for i, g := range clients {
+		for i, c := range clients {
 			publishing.Go(func() {
 				for n := 0; ; n++ {
 					select {
 					case <-stopping:
 						return
 					default:
-						g.publish(&acks, fmt.Sprintf("g%d-%d", i, n))
+						c.publish(&acks, fmt.Sprintf("g%d-%d", i, n))
 					}
 				}
 			})
 		}
 		moveAll := func(leaves, stays *testkit.Server, version func(string) bool) {
 			before := acks.size()
-			eventually(t, "some talk", func() bool { return acks.size() >= before+50 })
+			testkit.Eventually(t, "50 publishes", func() bool { return acks.size() >= before+50 })
 			if err := leaves.Stop(); err != nil {
 				t.Errorf("stopped: %v\n%s", err, leaves.Output())
 			}
-			for _, g := range clients {
-				eventually(t, "all are on "+stays.Addr, func() bool { return version(g.client.Welcome().Version) })
+			for _, c := range clients {
+				testkit.Eventually(t, "every client on "+stays.Addr, func() bool { return version(c.client.Welcome().Version) })
 			}
 			leaves.Restart()
 		}
@@ -215,49 +215,49 @@ func TestClientsMoveBetweenReleases(t *testing.T) {
 		moveAll(p.old, p.current, func(v string) bool { return v != r.name })
 		close(stopping)
 		publishing.Wait()
-		for i, g := range clients {
-			acks.check(fmt.Sprintf("guest %d", i), g)
+		for i, c := range clients {
+			acks.check(fmt.Sprintf("client %d", i), c)
 		}
 		t.Logf("%d messages, %d movers, three moves", acks.size(), movers)
 	})
 }
 
-// The payload may change one day. Then broadcasts of the other release are as
-// good as lost, and the log has to bring every message.
+// A later release may change the payload. Broadcasts of the other release are then
+// lost, and every message comes from the log.
 func TestUnreadablePayloadsAreCountedAndRepaired(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		p := startServerPair(t, r, func(*testkit.Server) {})
-		// Its broadcasts reach nobody: it has no Redis.
+		// Servers without Redis broadcast nothing.
 		noRedisEnv := map[string]string{}
 		for name, value := range p.env {
 			noRedisEnv[name] = value
 		}
 		noRedisEnv["REDIS_URL"] = ""
-		noRedis := []*testkit.Server{testkit.StartServer(t, noRedisEnv), testkit.StartServerProgram(t, r.server(), noRedisEnv)}
+		noRedis := []*testkit.Server{testkit.StartServer(t, noRedisEnv), testkit.StartServerProgram(t, r.server(t), noRedisEnv)}
 
 		var acks ackLog
 		clients := []*roomClient{joinRoom(t, "lobby", p.old), joinRoom(t, "lobby", p.current), joinRoom(t, "lobby", noRedis[0]), joinRoom(t, "lobby", noRedis[1])}
-		eventually(t, "both listen", func() bool {
+		testkit.Eventually(t, "both servers to subscribe", func() bool {
 			return strings.HasSuffix(p.redis.Do(t, "PUBSUB", "NUMSUB", "sy:lobby"), "2")
 		})
 		for i := range 10 {
 			for _, payload := range []string{"\x02m of a later version", "\x01", ""} {
 				if n := p.redis.Do(t, "PUBLISH", "sy:lobby", payload); n != "2" {
-					t.Fatalf("%s servers listen, want 2", n)
+					t.Fatalf("%s servers are subscribed, want 2", n)
 				}
 			}
-			for j, g := range clients {
-				g.publish(&acks, fmt.Sprintf("g%d-%d", j, i))
+			for j, c := range clients {
+				c.publish(&acks, fmt.Sprintf("g%d-%d", j, i))
 			}
 		}
 		for _, s := range []*testkit.Server{p.old, p.current} {
-			eventually(t, "30 payloads are counted", func() bool { return metric(t, s, "hub_malformed_payloads_total") == "30" })
+			testkit.Eventually(t, "30 malformed payloads to be counted", func() bool { return metric(t, s, "hub_malformed_payloads_total") == "30" })
 			if strings.Contains(s.Output(), "panic") {
 				t.Errorf("a panic:\n%s", s.Output())
 			}
 		}
-		for i, g := range clients {
-			acks.check(fmt.Sprintf("guest %d", i), g)
+		for i, c := range clients {
+			acks.check(fmt.Sprintf("client %d", i), c)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package release
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"testing"
@@ -11,39 +10,38 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// One process a file: the new release takes the old one's place, the old one
-// comes back, and the new one goes on. Nobody who was there notices.
+// A SQLite file serves one process at a time: this release replaces an earlier one, is
+// rolled back, and replaces it again. Clients keep their positions and miss no message.
 func TestSQLiteFileUpgradedAndRolledBack(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r *release) {
 		env := map[string]string{"DATABASE_URL": "sqlite:" + t.TempDir() + "/messages.db"}
 		var acks ackLog
 		var at client.Position
-		for round, program := range []string{r.server(), testkit.BuildServer(t), r.server(), testkit.BuildServer(t)} {
+		for round, program := range []string{r.server(t), testkit.BuildServer(t), r.server(t), testkit.BuildServer(t)} {
 			s := testkit.StartServerProgram(t, program, env)
-			g := joinRoom(t, "lobby", s)
+			c := joinRoom(t, "lobby", s)
 			if round > 0 {
 				assertResumes(t, s, at, acks.size())
 			}
 			for i := range 20 {
-				g.publish(&acks, fmt.Sprintf("%d-%d", round, i))
+				c.publish(&acks, fmt.Sprintf("%d-%d", round, i))
 			}
-			eventually(t, "all is heard", func() bool { return g.count() >= acks.size() })
+			testkit.Eventually(t, "all messages", func() bool { return c.count() >= acks.size() })
 			if round == 0 {
-				at, _ = g.client.Position("lobby")
+				at, _ = c.client.Position("lobby")
 			}
-			acks.check(fmt.Sprintf("visit %d", round), g)
+			acks.check(fmt.Sprintf("the client of server %d", round), c)
 			if err := s.Stop(); err != nil {
-				t.Errorf("visit %d: stopped: %v\n%s", round, err, s.Output())
+				t.Errorf("server %d: exit: %v\n%s", round, err, s.Output())
 			}
 		}
 	})
 }
 
-// assertResumes says that a position of the first visit still counts.
+// assertResumes checks that a client can resume from a position of the first server.
 func assertResumes(t *testing.T, s *testkit.Server, at client.Position, head int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-	defer cancel()
+	ctx := testkit.Within(t, testkit.Timeout)
 	c, err := client.Dial(ctx, client.Options{URLs: []string{s.SocketURL()}})
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +59,7 @@ func assertResumes(t *testing.T, s *testkit.Server, at client.Position, head int
 		t.Errorf("joined %+v, want epoch %s and head %d", joined, at.Epoch, head)
 	}
 	if again, err := c.Publish(ctx, "lobby", json.RawMessage(`"0-7"`), "0-7"); err != nil || again.Seq != 8 || !again.Duplicate {
-		t.Errorf("an id of the first visit: %+v, %v", again, err)
+		t.Errorf("an id of the first server: %+v, %v", again, err)
 	}
 	for want := at.After + 1; want <= joined.Head; want++ {
 		select {
@@ -70,7 +68,7 @@ func assertResumes(t *testing.T, s *testkit.Server, at client.Position, head int
 				t.Fatalf("got %d, want %d", got, want)
 			}
 		case <-ctx.Done():
-			t.Fatalf("%d did not come", want)
+			t.Fatalf("%d was not received", want)
 		}
 	}
 }

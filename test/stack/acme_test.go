@@ -17,12 +17,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"switchyard/internal/testkit"
 	"testing"
 	"time"
 )
 
-// acmeOverride is all that differs from what is shipped: an authority beside, and
-// whom Traefik trusts to be one.
+// acmeOverride is the only difference from the stack as shipped: it adds an authority,
+// and has Traefik trust that.
 const acmeOverride = `
 services:
   traefik:
@@ -42,9 +43,9 @@ const pebbleConfig = `{"pebble": {
   "httpPort": 80, "tlsPort": 443, "ocspResponderURL": "", "externalAccountBindingRequired": false
 }}`
 
-// As shipped and without a certificate of one's own, Traefik shows the one that
-// nobody trusts until an authority has seen that the name is ours, by HTTP on port
-// 80, and then the real one.
+// As shipped, without a certificate of the operator's, Traefik serves a self-signed one
+// until the authority has validated the domain over HTTP on port 80, and then the
+// authority's.
 func TestACertificateFromACME(t *testing.T) {
 	s, err := newStack(project + "-acme")
 	if err != nil {
@@ -61,7 +62,7 @@ func TestACertificateFromACME(t *testing.T) {
 	out, err := s.run("docker", "compose", "-p", s.name, "-f", "docker-compose.prod.yml", "-f", "acme.yml", "up", "-d", "--no-deps", "pebble", "traefik")
 	must(t, out, err)
 	var issuers []string
-	eventually(t, 2*time.Minute, "a certificate for "+domain, func() error {
+	eventuallyWithin(t, 2*time.Minute, "a certificate for "+domain, func() error {
 		cert, err := s.servedCertificate(t)
 		if err != nil {
 			return err
@@ -77,11 +78,11 @@ func TestACertificateFromACME(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("issued %.1f s after docker compose up; shown one after the other: %q", time.Since(began).Seconds(), issuers)
-	// Kept over a restart: an authority counts how often it is asked.
+	t.Logf("issued %.1f s after docker compose up; issuers that were served, in order: %q", time.Since(began).Seconds(), issuers)
+	// Traefik keeps it over a restart: authorities limit how often they issue one.
 	out, err = s.compose("restart", "traefik")
 	must(t, out, err)
-	eventually(t, time.Minute, "the same after a restart", func() error {
+	testkit.EventuallyNil(t, "the certificate after a restart", func() error {
 		cert, err := s.servedCertificate(t)
 		if err == nil {
 			err = cert.VerifyHostname(domain)
@@ -90,11 +91,11 @@ func TestACertificateFromACME(t *testing.T) {
 	})
 }
 
-// servedCertificate is the certificate that a visitor is shown.
+// servedCertificate returns the certificate that Traefik serves.
 func (s *stack) servedCertificate(t *testing.T) (*x509.Certificate, error) {
 	t.Helper()
 	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: &tls.Config{
-		ServerName: domain, InsecureSkipVerify: true, //nolint:gosec // what is shown is looked at, not trusted
+		ServerName: domain, InsecureSkipVerify: true, //nolint:gosec // the certificate is inspected, not trusted
 	}}
 	conn, err := dialer.DialContext(t.Context(), "tcp", s.ingressAddr(s.https))
 	if err != nil {

@@ -15,15 +15,15 @@ import (
 	"switchyard/internal/config"
 )
 
-// Who changes a setting in .env changes it everywhere, and who leaves it out gets
-// what .env.example says.
+// A setting in .env has one effect everywhere, and its default is the value in
+// .env.example.
 func TestSettingsOfTheStackHaveOneValue(t *testing.T) {
 	env := loadEnvExample(t)
 	text := read(t, compose+"/docker-compose.prod.yml")
 	used := map[string]bool{"REPLICAS": true}
 	for _, found := range composeVariable.FindAllStringSubmatch(text, -1) {
 		name, kind, fallback := found[1], found[2], found[3]
-		if name == "" || name == "COMPOSE_PROJECT_NAME" || name == "IMAGE_MIGRATE" { // Compose's own; given by who migrates
+		if name == "" || name == "COMPOSE_PROJECT_NAME" || name == "IMAGE_MIGRATE" { // Compose's own, and an argument of a migration
 			continue
 		}
 		used[name] = true
@@ -37,7 +37,7 @@ func TestSettingsOfTheStackHaveOneValue(t *testing.T) {
 	}
 	for name := range env {
 		if !used[name] && name != "BACKUP_DIR" {
-			t.Errorf("%s of .env.example does nothing", name)
+			t.Errorf("%s of .env.example has no effect", name)
 		}
 	}
 }
@@ -85,7 +85,7 @@ func TestNodesAreGivenSettingsThatExist(t *testing.T) {
 			t.Fatalf("app_%s does not start: %v", color, err)
 		}
 		if got.HTTP.Color != color || got.Auth.Anonymous != "off" {
-			t.Errorf("app_%s is %q and lets %q in without a token", color, got.HTTP.Color, got.Auth.Anonymous)
+			t.Errorf("app_%s has color %q and AUTH_ANONYMOUS %q", color, got.HTTP.Color, got.Auth.Anonymous)
 		}
 	}
 	blue, green := file.Services["app_blue"], file.Services["app_green"]
@@ -94,11 +94,11 @@ func TestNodesAreGivenSettingsThatExist(t *testing.T) {
 		delete(s.Environment, "DEPLOYMENT")
 	}
 	if !reflect.DeepEqual(blue, green) {
-		t.Errorf("the colours differ in more than they should:\n%+v\n%+v", blue, green)
+		t.Errorf("the colors differ in more than COLOR and DEPLOYMENT:\n%+v\n%+v", blue, green)
 	}
 }
 
-// Settings that must fit each other, as they are shipped.
+// Settings that depend on each other fit as they are shipped.
 func TestShippedSettingsFitTogether(t *testing.T) {
 	env := loadEnvExample(t)
 	number := func(name string) int {
@@ -118,7 +118,7 @@ func TestShippedSettingsFitTogether(t *testing.T) {
 	atLeast := func(what string, got, want int) {
 		t.Helper()
 		if got < want {
-			t.Errorf("%s: %d, and it must be at least %d", what, got, want)
+			t.Errorf("%s: %d, want at least %d", what, got, want)
 		}
 	}
 	probe := loadDynamic(t, "dynamic/services.yml", traefikEnv(t)).HTTP.Services["app-blue"].LoadBalancer.HealthCheck
@@ -126,7 +126,7 @@ func TestShippedSettingsFitTogether(t *testing.T) {
 	atLeast("DRAIN_TIMEOUT is over DRAIN_DELAY + DRAIN_WINDOW (ms)", int(duration("DRAIN_TIMEOUT").Milliseconds()), int((duration("DRAIN_DELAY") + duration("DRAIN_WINDOW")).Milliseconds()))
 	atLeast("DRAIN_DELAY is over two probes of Traefik (ms)", int(duration("DRAIN_DELAY").Milliseconds()), int(2*probe.Interval.Milliseconds())+1)
 
-	// A whole fleet behind one address, on the move.
+	// All clients of a color move, from behind one address.
 	replicas, perAddress := max(number("REPLICAS_BLUE"), number("REPLICAS_GREEN")), number("MAX_CONNECTIONS_PER_IP")
 	atLeast("WS_RATE_AVERAGE over DRAIN_WINDOW", number("WS_RATE_AVERAGE")*int(duration("DRAIN_WINDOW").Seconds()), replicas*perAddress)
 	atLeast("WS_RATE_BURST, when a node dies", number("WS_RATE_BURST"), perAddress)
@@ -148,7 +148,7 @@ func TestShippedSettingsFitTogether(t *testing.T) {
 
 	// Memory.
 	atLeast("NODE_MEMORY, for NODE_GOMEMLIMIT", 9*parseBytes(t, env["NODE_MEMORY"])/10, parseBytes(t, env["NODE_GOMEMLIMIT"]))
-	atLeast("REDIS_MEMORY, while it rewrites its file", parseBytes(t, env["REDIS_MEMORY"]), 3*parseBytes(t, env["REDIS_MAXMEMORY"])/2)
+	atLeast("REDIS_MEMORY, while Redis rewrites its file", parseBytes(t, env["REDIS_MEMORY"]), 3*parseBytes(t, env["REDIS_MAXMEMORY"])/2)
 	atLeast("POSTGRES_MEMORY", parseBytes(t, env["POSTGRES_MEMORY"]), 2*parseBytes(t, env["POSTGRES_SHARED_BUFFERS"]))
 }
 
@@ -163,7 +163,7 @@ func parseBytes(t *testing.T, size string) int {
 	return n << map[string]int{"k": 10, "m": 20, "g": 30}[strings.ToLower(part[2])]
 }
 
-// When the processors are full, what all pass goes first, and who only looks on last.
+// On busy processors, services that every message passes go first, and monitoring last.
 func TestCPUSharesFollowPriority(t *testing.T) {
 	services := loadCompose(t, loadEnvExample(t)).Services
 	inOrder := [][]string{
@@ -181,7 +181,8 @@ func TestCPUSharesFollowPriority(t *testing.T) {
 	}
 }
 
-// What may be reached, and what a container that was broken into may do.
+// The compose file limits which ports are published, and what an attacker can do inside
+// of a container.
 func TestComposeFileIsHardened(t *testing.T) {
 	text := read(t, compose+"/docker-compose.prod.yml")
 	for _, word := range []string{"\nversion:", "docker.sock", "rslave", "start_interval", "oom_score_adj", "privileged", "container_name", "network_mode"} {
@@ -200,25 +201,25 @@ func TestComposeFileIsHardened(t *testing.T) {
 			t.Errorf("%s publishes %v; only Traefik may", name, s.Ports)
 		}
 		if !s.ReadOnly || s.Privileged || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
-			t.Errorf("%s is not locked in", name)
+			t.Errorf("%s is not confined: read-only, without capabilities and new privileges", name)
 		}
 		if len(s.CapAdd) > 0 && (name != "traefik" || !slices.Equal(s.CapAdd, []string{"NET_BIND_SERVICE"})) {
 			t.Errorf("%s has the capabilities %v", name, s.CapAdd)
 		}
 		if s.User == "" && name != "traefik" && !ours {
-			t.Errorf("%s runs as whoever its image says", name)
+			t.Errorf("%s runs as the user of its image", name)
 		}
 		limits := s.Deploy.Resources.Limits
 		if limits.CPUs == "" || limits.Memory == "" || limits.Pids == 0 || s.Logging.Options["max-size"] == "" {
-			t.Errorf("%s is not bounded: %+v, logs %v", name, limits, s.Logging.Options)
+			t.Errorf("%s has no limits: %+v, logs %v", name, limits, s.Logging.Options)
 		}
 		if name == "migrate" {
 			continue
 		}
 		if s.Restart != "unless-stopped" || len(s.Profiles) > 0 {
-			t.Errorf("%s does not come back by itself", name)
+			t.Errorf("%s does not restart by itself", name)
 		}
-		// redis_exporter's image has nothing to ask with; Prometheus does.
+		// redis_exporter's image has no program for a health check; Prometheus scrapes it.
 		if name != "redis_exporter" && (s.Healthcheck.Test == nil || s.Healthcheck.Interval != 2*time.Second) {
 			t.Errorf("%s has no health check of 2 s: %+v", name, s.Healthcheck)
 		}
@@ -236,7 +237,7 @@ func TestNoSecretIsInAFile(t *testing.T) {
 	for name, s := range file.Services {
 		for key, value := range s.Environment {
 			if secret.MatchString(key) && !strings.HasSuffix(key, "_FILE") && !strings.HasSuffix(key, "__FILE") {
-				t.Errorf("%s: %s=%s: secrets come by file", name, key, value)
+				t.Errorf("%s: %s=%s: a secret must come from a file", name, key, value)
 			}
 		}
 		for _, need := range s.Secrets {
@@ -267,8 +268,8 @@ func TestNoSecretIsInAFile(t *testing.T) {
 	}
 }
 
-// Compose would make an empty folder of what is not there, and the container
-// would say something else.
+// Compose makes an empty folder for a path that is missing, and the container then
+// fails with a misleading message.
 func TestMountedPathsExist(t *testing.T) {
 	file := loadCompose(t, loadEnvExample(t))
 	for name, s := range file.Services {

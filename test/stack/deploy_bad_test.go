@@ -12,13 +12,13 @@ import (
 	"switchyard/internal/deploy"
 )
 
-// Bad versions take themselves back, and nobody loses anything.
+// A deploy of a bad version is rolled back, and no client loses a message.
 func TestDeployRollsBackBadVersions(t *testing.T) {
 	prepareDeployTest(t)
 	for _, tt := range []struct {
-		badness, after string
-		trigger        deploy.Trigger
-		kept           bool // it lived long enough to be asked
+		defect, after string
+		trigger       deploy.Trigger
+		reachable     bool // while its diagnostics are collected
 	}{
 		{"ready", "0s", deploy.TriggerStart, true},
 		{"errors", "0s", deploy.TriggerErrors, true},
@@ -26,25 +26,25 @@ func TestDeployRollsBackBadVersions(t *testing.T) {
 		{"leak", "40s", deploy.TriggerMemory, true},
 		{"crash", crashAfter.String(), deploy.TriggerCrash, false},
 	} {
-		t.Run(tt.badness, func(t *testing.T) {
+		t.Run(tt.defect, func(t *testing.T) {
 			prepareDeployTest(t)
-			if tt.badness == "ready" {
+			if tt.defect == "ready" {
 				setReadyLimit(t, "20s")
 			}
-			image := buildBadVersion(t, tt.badness, tt.after)
+			image := buildBadVersion(t, tt.defect, tt.after)
 			live := sharedStack.routedColor(t)
 			was, err := sharedStack.overview()
 			if err != nil {
 				t.Fatal(err)
 			}
 			run := sharedStack.startClients(t)
-			p := sharedStack.startProber(t.Context(), max(1, *handshakeRate/4)) // handshakes are operations, too, and would thin out the errors
-			// Long enough for what is wrong to show.
+			p := sharedStack.startProber(t.Context(), max(1, *handshakeRate/4)) // handshakes are operations, too, and would lower the rate of errors
+			// Long enough for the defect to show.
 			args := []string{"--watch", (*crashAfter + *watchDuration).String()}
-			if tt.badness == "errors" || tt.badness == "slow" {
-				args = []string{"--watch", "5s", "--watch-moved", "3m"} // it shows with clients on it
+			if tt.defect == "errors" || tt.defect == "slow" {
+				args = []string{"--watch", "5s", "--watch-moved", "3m"} // these show once clients have moved
 			}
-			args = append(args, "--ignore", "alerts") // which the story before may have set off
+			args = append(args, "--ignore", "alerts") // an earlier test may have made some fire
 			code, e := sharedStack.startDeploy(t, image, args...).wait(t)
 			t.Logf("%s", e.Details())
 			if code != 1 || e.Outcome != deploy.RolledBack || e.Color != live {
@@ -55,16 +55,16 @@ func TestDeployRollsBackBadVersions(t *testing.T) {
 			}
 			sharedStack.assertLive(t, live, was.Replicas[live][0].Image.Ref, run)
 			if out := outputOf(sharedStack.compose("ps", "-aq", "app_"+string(live.Other()))); strings.TrimSpace(out) != "" {
-				t.Errorf("the bad color is there still: %s", out)
+				t.Errorf("containers of the bad version are left: %s", out)
 			}
 			assertNoFailures(t, p)
 			assertUnharmed(t, run)
-			assertEvidence(t, e, tt.kept)
+			assertDiagnostics(t, e, tt.reachable)
 		})
 	}
 }
 
-// setReadyLimit changes deploy.yml for one story.
+// setReadyLimit changes deploy.yml until the next prepareDeployTest.
 func setReadyLimit(t *testing.T, limit string) {
 	t.Helper()
 	path := sharedStack.path("deploy.yml")
@@ -74,15 +74,16 @@ func setReadyLimit(t *testing.T, limit string) {
 	}
 }
 
-// assertEvidence is what was kept of each replica.
-func assertEvidence(t *testing.T, e deploy.HistoryEntry, alive bool) {
+// assertDiagnostics checks the files that a rollback kept of each replica. All of them
+// must be there if the replicas were reachable, else logs and states alone.
+func assertDiagnostics(t *testing.T, e deploy.HistoryEntry, reachable bool) {
 	t.Helper()
 	for _, what := range []string{".log", ".state.json", ".metrics", ".readyz.json", ".heap.pprof"} {
 		found, err := filepath.Glob(filepath.Join(e.DiagnosticsDir, "*"+what))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if must := alive || what == ".log" || what == ".state.json"; must && len(found) != 3 {
+		if must := reachable || what == ".log" || what == ".state.json"; must && len(found) != 3 {
 			t.Errorf("%s has %d files *%s", e.DiagnosticsDir, len(found), what)
 		}
 		for _, f := range found {
@@ -93,7 +94,7 @@ func assertEvidence(t *testing.T, e deploy.HistoryEntry, alive bool) {
 	}
 }
 
-// What ails both versions is no reason to go back.
+// A fault that affects both versions does not roll back a deploy.
 func TestDeployIgnoresUnrelatedFaults(t *testing.T) {
 	prepareDeployTest(t)
 	for name, fault := range map[string][]string{

@@ -13,7 +13,7 @@ import (
 	"switchyard/internal/deploy"
 )
 
-// assertRefused runs a command that is to begin nothing, and to say why in one line.
+// assertRefused checks that a command began nothing and said why, in one line.
 func assertRefused(t *testing.T, code int, stderr, says string, want int) {
 	t.Helper()
 	if code != want || !strings.Contains(stderr, says) || strings.Count(strings.TrimSpace(stderr), "\n") != 0 {
@@ -21,8 +21,7 @@ func assertRefused(t *testing.T, code int, stderr, says string, want int) {
 	}
 }
 
-// What stands in the way of a deploy is one clear line, and whoever is connected
-// does not notice.
+// A refused deploy says why in one line, and does not affect connected clients.
 func TestDeployRefusesAndSaysWhy(t *testing.T) {
 	prepareDeployTest(t)
 	image := buildVersion(t, "r1")
@@ -37,7 +36,7 @@ func TestDeployRefusesAndSaysWhy(t *testing.T) {
 	if err := os.Unsetenv("DOCKER_HOST"); err != nil {
 		t.Fatal(err)
 	}
-	code, _, says = sharedStack.runSwitchyard(t, "deploy", "switchyard:nobody-made-this")
+	code, _, says = sharedStack.runSwitchyard(t, "deploy", "switchyard:never-built")
 	assertRefused(t, code, says, "is not on this host and can't be pulled", 2)
 	path, err := buildSwitchyard()
 	if err != nil {
@@ -47,12 +46,12 @@ func TestDeployRefusesAndSaysWhy(t *testing.T) {
 	if err == nil || !strings.Contains(out, "name its folder with --dir") {
 		t.Errorf("a wrong folder: %v\n%s", err, out)
 	}
-	out, err = sharedStack.run(path, "deploy", image, "--dir", sharedStack.path(""), "--project", "nobodys")
+	out, err = sharedStack.run(path, "deploy", image, "--dir", sharedStack.path(""), "--project", "unknown")
 	if err == nil || !strings.Contains(out, "postgres is not there") {
 		t.Errorf("a wrong project: %v\n%s", err, out)
 	}
 
-	// Prometheus is down: it refuses, and goes on blind only when told.
+	// Without Prometheus a deploy is refused, unless --without-metrics is given.
 	must(t, outputOf(sharedStack.compose("stop", "prometheus")), nil)
 	code, _, says = sharedStack.runSwitchyard(t, deployArgs...)
 	assertRefused(t, code, says, "--without-metrics", 2)
@@ -67,8 +66,8 @@ func TestDeployRefusesAndSaysWhy(t *testing.T) {
 	assertUnharmed(t, run)
 }
 
-// active.yml is half written: who is there stays, deploy says what mends it, and
-// that does.
+// active.yml is half written: clients stay connected, deploy names the remedy, and that
+// works.
 func TestDeployRefusesAHalfWrittenRoute(t *testing.T) {
 	prepareDeployTest(t)
 	live := sharedStack.routedColor(t)
@@ -94,8 +93,8 @@ func TestDeployRefusesAHalfWrittenRoute(t *testing.T) {
 	assertUnharmed(t, run)
 }
 
-// Ctrl-C in the watch: it stands still where nobody is harmed, other commands say
-// so, and the same one goes on.
+// A deploy is interrupted by Ctrl-C in its watch: it stops where no client is affected,
+// other commands refuse, and the same command goes on.
 func TestDeployInterrupted(t *testing.T) {
 	prepareDeployTest(t)
 	image := buildVersion(t, "r3")
@@ -115,7 +114,7 @@ func TestDeployInterrupted(t *testing.T) {
 	assertRefused(t, code, says, "is unfinished", 2)
 	e := sharedStack.mustDeploy(t, image)
 	sharedStack.assertLive(t, live.Other(), image, run)
-	// And one that is taken back half way.
+	// Another one is interrupted and rolled back.
 	d = sharedStack.startDeploy(t, buildVersion(t, "r4"))
 	d.waitStep(t, "watch")
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -130,8 +129,8 @@ func TestDeployInterrupted(t *testing.T) {
 	assertUnharmed(t, run)
 }
 
-// Both colors are stopped: what is refused says how to begin, and that is a first
-// deploy. Clients come back, and nothing that was acked is lost.
+// Both colors are stopped: the refusal says how to begin, and the deploy is then a first
+// one. Clients reconnect, and no acked message is lost.
 func TestDeployWhenNoColorServes(t *testing.T) {
 	prepareDeployTest(t)
 	image := buildVersion(t, "r5")
@@ -148,7 +147,7 @@ func TestDeployWhenNoColorServes(t *testing.T) {
 	sharedStack.assertLive(t, e.Color, image, run)
 	report := assertUnharmed(t, run)
 	t.Logf("the worst pause: %v", report.WorstPause.WorstPause)
-	// The way back is there again after the next one.
+	// After the next deploy, a rollback is possible again.
 	next := sharedStack.mustDeploy(t, buildVersion(t, "r6"), "--ignore", "alerts", "--ignore", "errors", "--watch", "5s", "--watch-moved", "5s")
 	if next.Old == nil || next.Old.Replicas == 0 || next.Color != e.Color.Other() || next.Outcome != deploy.Deployed {
 		t.Errorf("%+v", next)

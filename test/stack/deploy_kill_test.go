@@ -10,17 +10,17 @@ import (
 	"switchyard/internal/deploy"
 )
 
-// The command is killed at some moment, and run again: it ends deployed or rolled
-// back, whatever it was about.
+// The command is killed at a random moment and run again: it ends deployed or rolled
+// back, whatever it was doing.
 func TestDeployKilledAndRunAgain(t *testing.T) {
 	prepareDeployTest(t)
 	images := []string{buildVersion(t, "k-even"), buildVersion(t, "k-odd")}
 	random := rand.New(rand.NewPCG(*seed, 9))
 	run := sharedStack.startClients(t)
 	p := sharedStack.startProber(t.Context(), *handshakeRate)
-	// One that is left alone tells how long a deploy takes here.
+	// One that is not killed measures how long a deploy takes here.
 	began := time.Now()
-	e := sharedStack.mustDeploy(t, images[1], "--ignore", "alerts") // which the stories before may have set off
+	e := sharedStack.mustDeploy(t, images[1], "--ignore", "alerts") // an earlier test may have made some fire
 	whole := time.Since(began)
 	for n := range *killCount {
 		image := images[n%2]
@@ -37,16 +37,16 @@ func TestDeployKilledAndRunAgain(t *testing.T) {
 			killed = d.currentStep()
 		}
 		t.Logf("seed %d, kill %d: after %v of %v, %s; exit %d", *seed, n+1, after.Round(time.Millisecond), whole.Round(time.Second), killed, d.code)
-		// Whoever comes is served, also while nobody is at it.
+		// New connections are served while no command runs.
 		if _, _, err := sharedStack.probeOnce(t.Context(), testAddress(n%200)); err != nil {
 			t.Errorf("after the kill: %v", err)
 		}
 		code, e2 := sharedStack.startDeploy(t, image, "--ignore", "alerts").wait(t)
-		for again := 0; code == 4 && again < 5; again++ { // what the dead one began still runs
+		for again := 0; code == 4 && again < 5; again++ { // a process of the killed command still runs
 			code, e2 = sharedStack.startDeploy(t, image, "--ignore", "alerts").wait(t)
 		}
 		switch {
-		case code == 0 && sharedStack.routedColor(t) != live: // also when nothing was left to do
+		case code == 0 && sharedStack.routedColor(t) != live: // the killed one may have done it all
 			sharedStack.assertLive(t, live.Other(), image, run)
 		case code == 1 && e2.Outcome == deploy.RolledBack:
 			sharedStack.assertLive(t, live, e.Image.Ref, run)
@@ -62,12 +62,12 @@ func TestDeployKilledAndRunAgain(t *testing.T) {
 	assertUnharmed(t, run)
 }
 
-// currentStep is the last step that it told of.
+// currentStep describes the last event that the command printed.
 func (d *deployCommand) currentStep() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.events) == 0 {
-		return "before it said anything"
+		return "before its first event"
 	}
 	last := d.events[len(d.events)-1]
 	return "in " + last.Step + " (" + last.Kind + ")"

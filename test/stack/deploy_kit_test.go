@@ -22,32 +22,32 @@ import (
 	"switchyard/internal/load"
 )
 
-// The deployTests of `switchyard deploy` are long, and run only when asked for: make
-// e2e-deploy. The counts are short ones; what a release wants is in the Makefile.
+// The tests of `switchyard deploy` take long: only `make e2e-deploy` runs them. These
+// are their short values; the Makefile has those of a release.
 var (
-	deployTests   = flag.Bool("deploy", false, "run the stories of switchyard deploy")
+	deployTests   = flag.Bool("deploy", false, "run the tests of switchyard deploy")
 	deployCount   = flag.Int("deploy.n", 2, "deploys in a row")
 	killCount     = flag.Int("deploy.kills", 2, "how often the command is killed")
-	clientCount   = flag.Int("deploy.clients", 100, "who is connected meanwhile")
-	addressCount  = flag.Int("deploy.addresses", 40, "from so many addresses")
-	messageRate   = flag.Float64("deploy.rate", 30, "messages a second of all together")
-	handshakeRate = flag.Int("deploy.newcomers", 20, "handshakes a second beside them")
+	clientCount   = flag.Int("deploy.clients", 100, "clients connected meanwhile")
+	addressCount  = flag.Int("deploy.addresses", 40, "addresses of those clients")
+	messageRate   = flag.Float64("deploy.rate", 30, "messages a second of all clients together")
+	handshakeRate = flag.Int("deploy.newcomers", 20, "handshakes a second of new connections")
 	watchDuration = flag.Duration("deploy.watch", 20*time.Second, "each of the two watches")
 	drainWindow   = flag.Duration("deploy.drain", 10*time.Second, "DRAIN_WINDOW")
-	crashAfter    = flag.Duration("deploy.crash", 45*time.Second, "after which the version that crashes does")
+	crashAfter    = flag.Duration("deploy.crash", 45*time.Second, "from the start of the version that crashes to its crash")
 	seed          = flag.Uint64("deploy.seed", 1, "of the moments at which the command is killed")
 )
 
-// ignoredChecks are the checks that this machine can't pass: the name leads nowhere,
-// no backup was proved.
+// ignoredChecks are flags for the checks that this machine cannot pass: its domain does
+// not resolve, and no backup was verified.
 var ignoredChecks = []string{"--ignore", "dns", "--ignore", "backup"}
 
-// prepareDeployTest skips what was not asked for, and has the stack as the stories need
-// it: one color live and well, nothing under way, short watches.
+// prepareDeployTest skips the test unless -deploy is given. It waits until the stack has
+// one live, healthy color and no deploy under way, and sets short watches.
 func prepareDeployTest(t *testing.T) {
 	t.Helper()
 	if !*deployTests {
-		t.Skip("a story of deploys: make e2e-deploy")
+		t.Skip("a test of deploys: make e2e-deploy")
 	}
 	text := fmt.Sprintf(`watch: %v
 watch_moved: %v
@@ -61,19 +61,19 @@ keep: 100
 	if err := os.WriteFile(sharedStack.path("deploy.yml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 2*time.Minute, "a stack that serves", func() error {
+	eventuallyWithin(t, 2*time.Minute, "a stack that serves", func() error {
 		o, err := sharedStack.overview()
 		if err == nil && o.Current != nil {
 			err = fmt.Errorf("%s is under way", o.Current.ID)
 		}
 		if err == nil && !o.Healthy() {
-			err = fmt.Errorf("it is not well:\n%s", o)
+			err = fmt.Errorf("it is not healthy:\n%s", o)
 		}
 		return err
 	})
 }
 
-// overview is what status tells.
+// overview returns the state that `switchyard status` prints.
 func (s *stack) overview() (*deploy.Overview, error) {
 	d, err := deploy.OpenStack(s.path(""), deploy.DefaultFile, s.name)
 	if err != nil {
@@ -100,8 +100,8 @@ func (s *stack) lastDeploy(t *testing.T) deploy.HistoryEntry {
 	return entries[len(entries)-1]
 }
 
-// startClients are clients who talk, from many addresses, and are judged. Four share a room:
-// it all runs on one machine, and a delivery through Traefik costs it as much as a
+// startClients starts clients that publish, from many addresses, and whose history is
+// judged. Four share a room: a delivery through Traefik costs this machine as much as a
 // publish.
 func (s *stack) startClients(t *testing.T) *load.Run {
 	t.Helper()
@@ -111,19 +111,20 @@ func (s *stack) startClients(t *testing.T) *load.Run {
 	}, *addressCount)
 }
 
-// assertUnharmed judges them: nothing lost, doubled or reordered, and nobody sent away.
+// assertUnharmed ends a run, and checks that no message was lost, duplicated or
+// reordered and no client rejected.
 func assertUnharmed(t *testing.T, run *load.Run) *load.Report {
 	t.Helper()
 	run.Stop()
 	report := run.Report()
 	t.Logf("%s", report)
 	if report.Verdict != load.Clean || report.Gaps > 0 || len(report.Run.Rejected) > 0 {
-		t.Errorf("verdict %s, %d gaps, turned away %v", report.Verdict, report.Gaps, report.Run.Rejected)
+		t.Errorf("verdict %s, %d gaps, rejected %v", report.Verdict, report.Gaps, report.Run.Rejected)
 	}
 	return report
 }
 
-// assertNoFailures ends a prober, and fails for each handshake that did.
+// assertNoFailures ends a prober, and fails the test for each handshake that failed.
 func assertNoFailures(t *testing.T, p *prober) []probeResult {
 	t.Helper()
 	results := p.stop()
@@ -137,7 +138,7 @@ func assertNoFailures(t *testing.T, p *prober) []probeResult {
 	return results
 }
 
-// A deployCommand is a command under way.
+// A deployCommand is a command that was started with --json.
 type deployCommand struct {
 	cmd      *exec.Cmd
 	done     chan struct{}
@@ -148,7 +149,7 @@ type deployCommand struct {
 	endEvent endEvent
 }
 
-// endEvent is the last line that a program reads.
+// endEvent is the last line of a command's output.
 type endEvent struct {
 	Kind, Error string
 	Exit        int
@@ -195,7 +196,7 @@ func (d *deployCommand) onLine(t *testing.T, line []byte, began time.Time) {
 	defer d.mu.Unlock()
 	var e deploy.Event
 	if err := json.Unmarshal(line, &e); err != nil {
-		return // of one that was killed
+		return // the last line of a killed command may be cut
 	}
 	if e.Kind == "end" {
 		if err := json.Unmarshal(line, &d.endEvent); err != nil {
@@ -210,7 +211,7 @@ func (d *deployCommand) onLine(t *testing.T, line []byte, began time.Time) {
 // waitStep waits until a step began.
 func (d *deployCommand) waitStep(t *testing.T, step string) {
 	t.Helper()
-	eventually(t, 10*time.Minute, "the step "+step, func() error {
+	eventuallyWithin(t, 10*time.Minute, "the step "+step, func() error {
 		select {
 		case <-d.done:
 			t.Fatalf("it ended with %d before %s: %s", d.code, step, d.stderr.String())
@@ -223,7 +224,7 @@ func (d *deployCommand) waitStep(t *testing.T, step string) {
 	})
 }
 
-// stepStarted is when a step began, the zero time if it did not.
+// stepStarted returns when a step began, the zero time if it did not.
 func (d *deployCommand) stepStarted(step string) time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -235,25 +236,25 @@ func (d *deployCommand) stepStarted(step string) time.Time {
 	return time.Time{}
 }
 
-// wait waits for its end.
+// wait waits for the end of the command.
 func (d *deployCommand) wait(t *testing.T) (code int, e deploy.HistoryEntry) {
 	t.Helper()
 	select {
 	case <-d.done:
 	case <-time.After(20 * time.Minute):
-		t.Fatal("it does not end")
+		t.Fatal("the command does not end")
 	}
 	t.Logf("exit %d %s%s", d.code, d.stderr.String(), d.endEvent.Deploy)
 	return d.code, d.endEvent.Deploy
 }
 
-// startDeploy brings a version into service as the stories do it.
+// startDeploy starts a deploy of an image.
 func (s *stack) startDeploy(t *testing.T, image string, args ...string) *deployCommand {
 	t.Helper()
 	return s.startCommand(t, append(append([]string{"deploy", image}, ignoredChecks...), args...)...)
 }
 
-// mustDeploy deploys, and fails unless the image is live then.
+// mustDeploy deploys an image, and fails the test unless it is live then.
 func (s *stack) mustDeploy(t *testing.T, image string, args ...string) deploy.HistoryEntry {
 	t.Helper()
 	code, e := s.startDeploy(t, image, args...).wait(t)
@@ -263,8 +264,8 @@ func (s *stack) mustDeploy(t *testing.T, image string, args ...string) deploy.Hi
 	return e
 }
 
-// assertLive fails unless a color serves an image alone, with everybody on it: the
-// file, Traefik, the containers and a newcomer agree.
+// assertLive checks that a color serves an image alone and has all clients: the route
+// file, Traefik, the containers and a new connection agree.
 func (s *stack) assertLive(t *testing.T, color deploy.Color, image string, run *load.Run) {
 	t.Helper()
 	o, err := s.overview()
@@ -272,7 +273,7 @@ func (s *stack) assertLive(t *testing.T, color deploy.Color, image string, run *
 		t.Fatal(err)
 	}
 	if !o.Healthy() || o.Route == nil || *o.Route != (deploy.Route{Live: color}) || o.Current != nil {
-		t.Errorf("not %s as it should be:\n%s", color, o)
+		t.Errorf("%s is not live, healthy and alone:\n%s", color, o)
 	}
 	connected := 0
 	for _, r := range o.Replicas[color] {
@@ -283,18 +284,18 @@ func (s *stack) assertLive(t *testing.T, color deploy.Color, image string, run *
 	}
 	for _, r := range o.Replicas[color.Other()] {
 		if r.Running && (r.Drain != "drained" || r.Clients > 0) {
-			t.Errorf("%s of the color that is not live: %+v", r.Name, r.Health)
+			t.Errorf("%s, of the color that is not live, is not drained: %+v", r.Name, r.Health)
 		}
 	}
 	if run != nil && connected < *clientCount {
 		t.Errorf("%d clients on %s, of %d", connected, color, *clientCount)
 	}
 	if gotColor, _, err := s.probeOnce(t.Context(), testAddress(0)); err != nil || gotColor != string(color) {
-		t.Errorf("a newcomer met %q, %v", gotColor, err)
+		t.Errorf("a new connection came to %q, %v", gotColor, err)
 	}
 }
 
-// routeRenamedAt is when active.yml was renamed in.
+// routeRenamedAt returns when active.yml was renamed into place.
 func (s *stack) routeRenamedAt(t *testing.T) time.Time {
 	t.Helper()
 	var stat syscall.Stat_t
@@ -304,7 +305,7 @@ func (s *stack) routeRenamedAt(t *testing.T) time.Time {
 	return time.Unix(stat.Ctim.Unix())
 }
 
-// stop ends the command as Ctrl-C does, kill as nothing else does.
+// kill ends the command by SIGKILL, and waits until it is gone.
 func (d *deployCommand) kill(t *testing.T) {
 	t.Helper()
 	if err := d.cmd.Process.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {

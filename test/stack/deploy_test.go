@@ -15,7 +15,7 @@ import (
 	"switchyard/internal/load"
 )
 
-// A new version comes into service under clients who talk and others who come in.
+// A new version is deployed while clients publish and others connect.
 func TestDeployMovesEveryClient(t *testing.T) {
 	prepareDeployTest(t)
 	image := buildVersion(t, "b1")
@@ -37,9 +37,9 @@ func TestDeployMovesEveryClient(t *testing.T) {
 		t.Errorf("the history ends with %+v", last)
 	}
 	if _, err := os.Stat(sharedStack.path("state/current.json")); !os.IsNotExist(err) {
-		t.Errorf("the journal is there still: %v", err)
+		t.Errorf("the journal of the deploy is left: %v", err)
 	}
-	// .env keeps it so: nothing is to be done for Compose.
+	// .env has the new image: docker compose up changes nothing.
 	env := read(t, sharedStack.path(".env"))
 	c := strings.ToUpper(string(to))
 	if !strings.Contains(env, "IMAGE_"+c+"="+image) || !strings.Contains(env, "DEPLOYMENT_"+c+"="+e.ID+"\n") {
@@ -49,11 +49,11 @@ func TestDeployMovesEveryClient(t *testing.T) {
 		t.Errorf("a plain docker compose up would change what is live:\n%s", out)
 	}
 	if code, _, says := sharedStack.runSwitchyard(t, append([]string{"deploy", image}, ignoredChecks...)...); code != 0 || !strings.Contains(says, "live already") {
-		t.Errorf("exit %d for what is live: %s", code, says)
+		t.Errorf("exit %d for a version that is live: %s", code, says)
 	}
 }
 
-// routedColor is what active.yml says.
+// routedColor returns the live color by active.yml.
 func (s *stack) routedColor(t *testing.T) deploy.Color {
 	t.Helper()
 	r, err := deploy.ParseRoute([]byte(read(t, s.dir+"/deploy/traefik/dynamic/active.yml")))
@@ -63,7 +63,7 @@ func (s *stack) routedColor(t *testing.T) deploy.Color {
 	return r.Live
 }
 
-// The other commands, each on the stack after a deploy.
+// The commands beside deploy work on the stack after one.
 func TestDeployRelatedCommands(t *testing.T) {
 	prepareDeployTest(t)
 	image := buildVersion(t, "b2")
@@ -86,11 +86,11 @@ func TestDeployRelatedCommands(t *testing.T) {
 	if strings.Contains("\n"+out, "\nfail ") {
 		t.Errorf("preflight:\n%s", out)
 	}
-	// Who is idle is let in again, gets the traffic, and lets go of everybody.
+	// The idle color is undrained, gets the traffic, and is drained.
 	sharedStack.mustSucceed(t, nil, "undrain", string(old))
 	sharedStack.mustSucceed(t, []string{"switched"}, "switch", string(old))
 	if gotColor, _, err := sharedStack.probeOnce(t.Context(), testAddress(0)); err != nil || gotColor != string(old) {
-		t.Errorf("after the switch a newcomer met %q, %v", gotColor, err)
+		t.Errorf("after the switch a new connection came to %q, %v", gotColor, err)
 	}
 	sharedStack.mustSucceed(t, nil, "switch", string(live))
 	sharedStack.mustSucceed(t, nil, "drain", string(old))
@@ -107,14 +107,13 @@ func TestDeployRelatedCommands(t *testing.T) {
 			t.Errorf("scaled to %d, and %d servers are up", n, up)
 		}
 	}
-	// And back.
 	sharedStack.mustSucceed(t, []string{"rolled back, " + string(old) + " is live .*: asked for"}, "rollback")
 	sharedStack.assertLive(t, old, oldImage, run)
 	assertNoFailures(t, p)
 	assertUnharmed(t, run)
 }
 
-// Many in a row, as make e2e-deploy with N=20 does before a release.
+// Many deploys in a row work, as `make e2e-deploy LONG=1` runs them before a release.
 func TestDeploysInARow(t *testing.T) {
 	prepareDeployTest(t)
 	images := []string{buildVersion(t, "even"), buildVersion(t, "odd")}
@@ -126,7 +125,7 @@ func TestDeploysInARow(t *testing.T) {
 		run.BeginPhase()
 		p := sharedStack.startProber(t.Context(), *handshakeRate)
 		d := sharedStack.startDeploy(t, images[n%2])
-		d.waitStep(t, "check") // the rename has been
+		d.waitStep(t, "check") // active.yml has been renamed
 		at := sharedStack.routeRenamedAt(t).Sub(p.start)
 		code, e := d.wait(t)
 		if code != 0 || e.Outcome != deploy.Deployed {
@@ -137,18 +136,18 @@ func TestDeploysInARow(t *testing.T) {
 		first = append(first, firstHandshakeOn(results, string(e.Color), at))
 		sharedStack.assertLive(t, e.Color, images[n%2], run)
 		run.BeginPhase()
-		pauseFor(t, 5*time.Second) // a pause of its own, to compare with
+		pauseFor(t, 5*time.Second) // a quiet phase to compare with
 	}
 	report := assertUnharmed(t, run)
 	slices.Sort(first)
-	t.Logf("%d deploys, %d handshakes meanwhile; from the rename to the begin of the first new connection on the new color: median %v, worst %v",
+	t.Logf("%d deploys, %d handshakes meanwhile; from the rename to the first new connection on the new color: median %v, worst %v",
 		len(first), handshakes, first[len(first)/2], first[len(first)-1])
-	// Phases: before, then by turns a deploy and the quiet after it.
-	t.Logf("each client's longest pause in a deploy: %s; while nothing happened: %s", longestPauses(report, 1), longestPauses(report, 0))
+	// Even phases are quiet, and each odd one has a deploy.
+	t.Logf("each client's longest pause in a deploy: %s; in quiet phases: %s", longestPauses(report, 1), longestPauses(report, 0))
 }
 
-// firstHandshakeOn is how long after the rename the first handshake began that met the new
-// color.
+// firstHandshakeOn returns the time from the rename to the begin of the first handshake
+// that came to the new color.
 func firstHandshakeOn(results []probeResult, color string, at time.Duration) time.Duration {
 	least := time.Hour
 	for _, v := range results {
@@ -159,7 +158,8 @@ func firstHandshakeOn(results []probeResult, color string, at time.Duration) tim
 	return least
 }
 
-// longestPauses are the longest ones of each subscriber in phases of one kind.
+// longestPauses describes the longest pauses of all subscribers, in the odd phases (1) or
+// the even ones (0).
 func longestPauses(report *load.Report, odd int) string {
 	var all []time.Duration
 	for _, s := range report.Subscribers {

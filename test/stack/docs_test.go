@@ -8,9 +8,15 @@ import (
 	"testing"
 )
 
-// Settings, services and files that the operators' page names are there.
-func TestOperationsPageNamesExistingThings(t *testing.T) {
-	page := read(t, root+"/docs/operations.md")
+// operatorPages are the pages of docs that operators read.
+var operatorPages = []string{"operations.md", "monitoring.md", "incidents.md", "runbook.md", "capacity.md", "replica.md"}
+
+// Settings, services and files that the operators' pages name exist.
+func TestOperatorPagesNameExistingThings(t *testing.T) {
+	var page string
+	for _, name := range operatorPages {
+		page += read(t, root+"/docs/"+name)
+	}
 	env := loadEnvExample(t)
 	file := loadCompose(t, env)
 	settings := map[string]bool{"DATABASE_URL": true, "REDIS_URL": true, "DATABASE_LANES": true, "IMAGE_MIGRATE": true, "HTTP": true, "COMPOSE_FILE": true}
@@ -23,19 +29,19 @@ func TestOperationsPageNamesExistingThings(t *testing.T) {
 	found := 0
 	for _, name := range regexp.MustCompile("[`\n ]([A-Z]+(?:_[A-Z]+)+)\\b").FindAllStringSubmatch(page, -1) {
 		if found++; !settings[name[1]] {
-			t.Errorf("the page names %s, which neither .env.example nor docs/configuration.md has", name[1])
+			t.Errorf("a page names %s, which neither .env.example nor docs/configuration.md has", name[1])
 		}
 	}
 	for _, name := range regexp.MustCompile(`docker compose[^\n]* (?:exec|rm -sf|up -d --wait --no-deps|stop) ([a-z_]+)`).FindAllStringSubmatch(page, -1) {
 		if found++; file.Services[name[1]].Image == "" {
-			t.Errorf("the page names the service %s", name[1])
+			t.Errorf("a page names the service %s, which the compose file lacks", name[1])
 		}
 	}
 	for _, name := range regexp.MustCompile("`((?:postgres|dynamic|staging|secrets)/[a-z_.]+)`").FindAllStringSubmatch(page, -1) {
 		found++
 		if secret, ok := strings.CutPrefix(name[1], "secrets/"); ok {
 			if _, known := file.Secrets[secret]; !known {
-				t.Errorf("the page names the secret %s", secret)
+				t.Errorf("a page names the secret %s, which the compose file lacks", secret)
 			}
 			continue
 		}
@@ -43,27 +49,23 @@ func TestOperationsPageNamesExistingThings(t *testing.T) {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(traefik, name[1])); err != nil {
-			t.Errorf("the page names %s, which is not there", name[1])
+			t.Errorf("a page names %s, which does not exist", name[1])
 		}
 	}
 	if found < 30 {
-		t.Errorf("only %d names were looked for", found)
+		t.Errorf("only %d names were found on the pages", found)
 	}
 }
 
-// Where the tests are that the page names by package.
+// testFolders has the folders of the packages by which a page names tests.
 var testFolders = map[string]string{
 	"cmd": "cmd/switchyard", "stack": "test/stack", "e2e": "test/e2e", "monitoring": "test/monitoring",
 	"deploy": "internal/deploy", "backup": "internal/backup", "inspect": "internal/inspect",
 }
 
-// Each script and step of the guide has a command and a test, and both are there.
+// Each script and step of the guide has a command and a test, and both exist.
 func TestEachScriptHasACommandAndATest(t *testing.T) {
-	_, section, found := strings.Cut(read(t, root+"/docs/operations.md"), "\n## What stands for which script and step\n")
-	if !found {
-		t.Fatal("the page has no such section")
-	}
-	section, _, _ = strings.Cut(section, "\n## ")
+	page := read(t, root+"/docs/predecessor.md")
 	commands := map[string]bool{}
 	for _, m := range regexp.MustCompile("(?:Use:\\s+|inspectCommand\\()\"([a-z-]+)").FindAllStringSubmatch(sources(t, "cmd/switchyard", false), -1) {
 		commands[m[1]] = true
@@ -74,7 +76,7 @@ func TestEachScriptHasACommandAndATest(t *testing.T) {
 		tests[name] = sources(t, folder, true)
 	}
 	rows := 0
-	for line := range strings.Lines(section) {
+	for line := range strings.Lines(page) {
 		line = strings.TrimSpace(line)
 		if !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "|---") || strings.HasPrefix(line, "| script or step ") {
 			continue
@@ -108,11 +110,11 @@ func TestEachScriptHasACommandAndATest(t *testing.T) {
 		}
 	}
 	if rows < 50 {
-		t.Errorf("only %d rows were looked at", rows)
+		t.Errorf("only %d rows were found", rows)
 	}
 }
 
-// sources returns the Go files of a folder: its tests, or all others.
+// sources returns the text of a folder's Go files: of its tests, or of all others.
 func sources(t *testing.T, folder string, tests bool) string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(root, folder, "*.go"))

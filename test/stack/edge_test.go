@@ -14,9 +14,10 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/load"
+	"switchyard/internal/testkit"
 )
 
-// connect brings a user in through TLSConfig, as a browser comes in.
+// connect connects a user through TLS, as a browser does.
 func (s *stack) connect(t *testing.T, user string, header http.Header) *client.Client {
 	t.Helper()
 	c, err := client.New(s.options(user, header))
@@ -79,7 +80,7 @@ func TestHTTPRedirectsToHTTPS(t *testing.T) {
 	}
 }
 
-// Nothing of the house is reached from outside, however it is spelt.
+// No internal endpoint can be reached from outside, however its path is spelled.
 func TestInternalEndpointsAreNotExposed(t *testing.T) {
 	for _, path := range []string{
 		"/metrics", "/metrics/", "/Metrics", "//metrics", "/./metrics", "/x/../metrics", "/%6detrics", "/metrics%2f", "/metrics?x=1", "/metrics;x",
@@ -90,7 +91,7 @@ func TestInternalEndpointsAreNotExposed(t *testing.T) {
 			t.Errorf("%s: %s\n%.200s", path, res.Status, body)
 		}
 	}
-	// Another name is nobody's, and that of a colour is for inside.
+	// Names that are not ours, and the internal name of a color, are not served either.
 	for _, host := range []string{"blue.internal", "elsewhere.test"} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+domain+"/", nil)
 		if err != nil {
@@ -108,7 +109,7 @@ func TestInternalEndpointsAreNotExposed(t *testing.T) {
 	}
 }
 
-// The limits of one address, as shipped: 50 a second and 100 at once.
+// As shipped, one address may make 50 requests a second, and 100 at once.
 func TestOneAddressIsLimited(t *testing.T) {
 	c := sharedStack.client()
 	c.Transport.(*http.Transport).DisableKeepAlives = false
@@ -117,7 +118,7 @@ func TestOneAddressIsLimited(t *testing.T) {
 	var mu sync.Mutex
 	codes := map[int]int{}
 	began := time.Now()
-	// As many as it takes: a machine that is too busy to ask fast meets no limit.
+	// As many requests as it takes: a busy machine may be too slow for the limit.
 	for codes[http.StatusTooManyRequests] < 50 && time.Since(began) < time.Minute {
 		var all sync.WaitGroup
 		for range 64 {
@@ -140,9 +141,9 @@ func TestOneAddressIsLimited(t *testing.T) {
 	total := codes[200] + codes[429]
 	t.Logf("%d requests of one address in %.2f s: %v", total, took.Seconds(), codes)
 	if most := 100 + int(50*took.Seconds()) + 2; codes[200] > most || codes[200] < 90 || codes[429] < 50 || len(codes) != 2 {
-		t.Errorf("%v; at most %d may come through", codes, most)
+		t.Errorf("%v; at most %d may succeed", codes, most)
 	}
-	// Sockets have a limit of their own: this address still comes in.
+	// Sockets have a limit of their own: this address can still connect.
 	sharedStack.connect(t, "ada", nil)
 }
 
@@ -156,18 +157,18 @@ func fetch(t *testing.T, c *http.Client, url string) (code int, retryAfter strin
 		return 0, "", err
 	}
 	defer res.Body.Close()
-	_, _ = io.Copy(io.Discard, res.Body) // the connection is used again
+	_, _ = io.Copy(io.Discard, res.Body) // so that the connection is reused
 	return res.StatusCode, res.Header.Get("Retry-After"), nil
 }
 
-// What a client sends in secret is not in the access log.
+// The access log has none of the secrets that a client sends.
 func TestTheAccessLogHoldsNoSecrets(t *testing.T) {
 	marker := fmt.Sprintf("s3cret%d", time.Now().UnixNano())
 	sharedStack.get(t, "https://"+domain+"/ws?access_token="+marker+"&session="+marker, "Authorization: Bearer "+marker, "Cookie: a="+marker, "Switchyard-Session: "+marker)
-	eventually(t, 20*time.Second, "a line about the request", func() error {
+	testkit.EventuallyNil(t, "a line about the request", func() error {
 		out := outputOf(sharedStack.compose("logs", "--no-color", "--no-log-prefix", "traefik"))
 		if strings.Contains(out, marker) {
-			t.Fatal("the access log holds what the client sent")
+			t.Fatal("the access log has a secret of the client")
 		}
 		if !strings.Contains(out, `"RequestPath":"/ws"`) || !strings.Contains(out, `"RouterName":"ws@file"`) {
 			return fmt.Errorf("%d bytes of log, none about it", len(out))
@@ -178,7 +179,7 @@ func TestTheAccessLogHoldsNoSecrets(t *testing.T) {
 
 func outputOf(out string, _ error) string { return out }
 
-// run starts a judged run through Traefik, each client from an address of its own.
+// startRun starts a run through Traefik, whose clients have so many addresses.
 func (s *stack) startRun(t *testing.T, plan load.Plan, addresses int) *load.Run {
 	t.Helper()
 	plan.URLs = []string{"wss://" + domain + "/ws"}
@@ -194,7 +195,7 @@ func (s *stack) startRun(t *testing.T, plan load.Plan, addresses int) *load.Run 
 	return run
 }
 
-// testAddress is the nth of a network for documentation.
+// testAddress returns the nth address of a network for documentation.
 func testAddress(n int) string { return fmt.Sprintf("203.0.113.%d", n+1) }
 
 func stopAndAssertClean(t *testing.T, run *load.Run) {

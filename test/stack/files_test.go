@@ -1,5 +1,5 @@
-// Package stack holds the files of deploy/ against each other and against the
-// service, and, with the build tag stack, runs them on Docker (make e2e).
+// Package stack checks the files of deploy/ against each other and against the service.
+// With the build tag stack, it runs them on Docker (make e2e).
 package stack
 
 import (
@@ -22,7 +22,7 @@ const (
 	traefik = root + "/deploy/traefik"
 )
 
-// A composeFile is what is read of docker-compose.prod.yml.
+// A composeFile has the parts of docker-compose.prod.yml that these tests check.
 type composeFile struct {
 	Name     string             `yaml:"name"`
 	Version  string             `yaml:"version"`
@@ -74,7 +74,7 @@ type service struct {
 	} `yaml:"deploy"`
 }
 
-// listOrKeys are those of a list, or of a mapping's keys.
+// listOrKeys has the elements of a list, or the keys of a mapping.
 type listOrKeys []string
 
 func (n *listOrKeys) UnmarshalYAML(node *yaml.Node) error {
@@ -87,7 +87,7 @@ func (n *listOrKeys) UnmarshalYAML(node *yaml.Node) error {
 	return nil
 }
 
-// loadCompose reads docker-compose.prod.yml as Compose does with these settings.
+// loadCompose reads docker-compose.prod.yml as Compose does, with these settings.
 func loadCompose(t *testing.T, env map[string]string) composeFile {
 	t.Helper()
 	text, err := interpolate(read(t, compose+"/docker-compose.prod.yml"), env)
@@ -99,7 +99,7 @@ func loadCompose(t *testing.T, env map[string]string) composeFile {
 	return file
 }
 
-// loadEnvExample is .env.example.
+// loadEnvExample reads .env.example.
 func loadEnvExample(t *testing.T) map[string]string {
 	t.Helper()
 	env := map[string]string{}
@@ -109,15 +109,15 @@ func loadEnvExample(t *testing.T) map[string]string {
 		}
 		name, value, found := strings.Cut(line, "=")
 		if _, twice := env[name]; twice || !found || !regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`).MatchString(name) {
-			t.Fatalf(".env.example:%d: %q is no line NAME=value, or NAME is there twice", n+1, line)
+			t.Fatalf(".env.example:%d: %q is not NAME=value, or NAME occurs twice", n+1, line)
 		}
 		env[name] = value
 	}
 	return env
 }
 
-// A composeVariable is one place where Compose puts in a setting: ${NAME}, with :-
-// what counts when it is not set, with :? what is said then.
+// composeVariable matches where Compose inserts a setting: ${NAME}, with a default after
+// :- or an error after :?.
 var composeVariable = regexp.MustCompile(`\$\$|\$\{([A-Z0-9_]+)(?::([-?])((?:[^{}]|\{[^{}]*\})*))?\}`)
 
 func interpolate(text string, env map[string]string) (string, error) {
@@ -143,7 +143,7 @@ func interpolate(text string, env map[string]string) (string, error) {
 	return out, failed
 }
 
-// A dynamicFile is what is read of Traefik's dynamic configuration.
+// A dynamicFile has the parts of Traefik's dynamic configuration that these tests check.
 type dynamicFile struct {
 	HTTP struct {
 		Routers map[string]struct {
@@ -197,7 +197,7 @@ type dynamicFile struct {
 	} `yaml:"tls"`
 }
 
-// A limit is a rate or a number under way, of each source.
+// A limit is a rate, or a number of requests at once, of each source.
 type limit struct {
 	Average         int `yaml:"average"`
 	Burst           int `yaml:"burst"`
@@ -209,8 +209,8 @@ type limit struct {
 	} `yaml:"sourceCriterion"`
 }
 
-// loadDynamic reads one file as Traefik does with the environment that the compose
-// file gives it.
+// loadDynamic reads one file as Traefik does, with the environment from the compose
+// file.
 func loadDynamic(t *testing.T, path string, env map[string]string) dynamicFile {
 	t.Helper()
 	tmpl, err := template.New(path).Funcs(template.FuncMap{

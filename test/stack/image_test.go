@@ -18,8 +18,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// The image is small, says what it is, and runs as nobody; a second build makes
-// the same program.
+// The image is small, has labels and an unprivileged user, and a second build makes the
+// same program.
 func TestTheImage(t *testing.T) {
 	size, err := strconv.Atoi(sharedStack.dockerInspect(t, sharedStack.image, "{{.Size}}"))
 	if err != nil {
@@ -27,7 +27,7 @@ func TestTheImage(t *testing.T) {
 	}
 	t.Logf("the image has %.1f MB", float64(size)/1e6)
 	if size >= 25e6 {
-		t.Errorf("%d bytes; 25 MB are allowed", size)
+		t.Errorf("%d bytes, want less than 25 MB", size)
 	}
 	facts := sharedStack.dockerInspect(t, sharedStack.image, `{{.Config.User}} {{.Config.Healthcheck.Test}} {{index .Config.Labels "org.opencontainers.image.title"}}`)
 	if facts != "nonroot [CMD /server healthcheck] switchyard" && facts != "65532 [CMD /server healthcheck] switchyard" {
@@ -46,11 +46,11 @@ func TestTheImage(t *testing.T) {
 	}
 	modules := outputOf(sharedStack.run("go", "version", "-m", first))
 	if strings.Count(modules, "\tdep\t") < 10 || !strings.Contains(modules, "CGO_ENABLED=0") {
-		t.Errorf("no list of what is in it:\n%s", modules)
+		t.Errorf("the program does not list its modules:\n%s", modules)
 	}
 }
 
-// From exec to ready, of the image's program on an empty SQLite file.
+// The image's program is ready within 300 ms of its start, on an empty SQLite file.
 func TestServerStartsQuickly(t *testing.T) {
 	program := sharedStack.extractServer(t, sharedStack.image)
 	var times []time.Duration
@@ -99,7 +99,7 @@ func measureStart(t *testing.T, program string) time.Duration {
 	return 0
 }
 
-// extractServer takes the server out of an image.
+// extractServer copies the server's program out of an image.
 func (s *stack) extractServer(t *testing.T, image string) string {
 	t.Helper()
 	out, err := s.run("docker", "create", image)
@@ -118,13 +118,4 @@ func fileHash(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("%x", sha256.Sum256(b))
-}
-
-func mustAbs(t *testing.T, path string) string {
-	t.Helper()
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return abs
 }

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// getLocal asks for a page that is published to this machine alone.
+// getLocal requests a page that is published to this machine alone, and decodes its JSON
+// unless into is nil.
 func getLocal(t *testing.T, port int, path string, into any) {
 	t.Helper()
 	res, body := request(t, &http.Client{Timeout: 10 * time.Second}, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), "")
@@ -26,10 +27,10 @@ func getLocal(t *testing.T, port int, path string, into any) {
 	}
 }
 
-// Every target of Prometheus is up, and each replica of both colours is one.
+// Every target of Prometheus is up, and each replica of both colors is one.
 func TestEveryTargetIsUp(t *testing.T) {
 	var nodes, targets int
-	eventually(t, 90*time.Second, "every target up", func() error {
+	eventuallyWithin(t, 90*time.Second, "every target up", func() error {
 		var answer struct {
 			Data struct {
 				ActiveTargets []struct {
@@ -67,7 +68,7 @@ func TestMonitoringPagesAreLocalOnly(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, 90*time.Second, "every rule evaluated", func() error {
+	eventuallyWithin(t, 90*time.Second, "every rule evaluated", func() error {
 		getLocal(t, sharedStack.prometheus, "/api/v1/rules", &rules)
 		n := 0
 		for _, group := range rules.Data.Groups {
@@ -84,8 +85,8 @@ func TestMonitoringPagesAreLocalOnly(t *testing.T) {
 	})
 }
 
-// No container is root with powers, none writes to its image, and the secrets
-// that setup made are read by whom they are for.
+// No container has capabilities or writes to its image, and only their owners can read
+// the secrets that setup made.
 func TestContainersAreHardened(t *testing.T) {
 	ids := strings.Fields(outputOf(sharedStack.compose("ps", "-q")))
 	if len(ids) != 17 {
@@ -109,7 +110,7 @@ func TestContainersAreHardened(t *testing.T) {
 	}
 }
 
-// Compose reads every file without a word of complaint.
+// Compose reads every file without a warning.
 func TestComposeConfigIsClean(t *testing.T) {
 	for _, file := range []string{"docker-compose.prod.yml", "docker-compose.dev.yml"} {
 		out, err := sharedStack.run("docker", "compose", "-f", file, "--profile", "*", "config", "--quiet")
@@ -119,7 +120,7 @@ func TestComposeConfigIsClean(t *testing.T) {
 	}
 }
 
-// setup again changes nothing.
+// A second run of setup changes nothing.
 func TestSetupIsRepeatable(t *testing.T) {
 	before := outputOf(sharedStack.run("sh", "-c", "cat .env; sha256sum secrets/* ../traefik/dynamic/*"))
 	out, err := sharedStack.run("./setup", "other.test")

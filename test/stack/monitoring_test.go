@@ -22,15 +22,15 @@ import (
 	"switchyard/internal/load"
 )
 
-var record = flag.Bool("record", false, "write down what the exporters of the stack export, for test/monitoring")
+var record = flag.Bool("record", false, "record the metrics of the stack's exporters for test/monitoring")
 
-// A series is one answer of Prometheus to a query.
+// A series is one element of Prometheus' answer to a query.
 type series struct {
 	Metric map[string]string
-	Value  [2]any // when, and a number as text
+	Value  [2]any // a time, and a number as text
 }
 
-// queryPrometheus queries the stack's Prometheus for what is so now.
+// queryPrometheus queries the stack's Prometheus for the present.
 func queryPrometheus(t *testing.T, expr string) []series {
 	t.Helper()
 	var answer struct{ Data struct{ Result []series } }
@@ -38,7 +38,7 @@ func queryPrometheus(t *testing.T, expr string) []series {
 	return answer.Data.Result
 }
 
-// A query is one that a panel asks, with what Grafana puts in.
+// A query is one of a panel, with Grafana's variables filled in.
 type query struct{ where, expr string }
 
 func panelQueries(t *testing.T) (all []query) {
@@ -68,13 +68,13 @@ func panelQueries(t *testing.T) (all []query) {
 	return all
 }
 
-// Under load, every query of every panel has an answer, and a number in it.
+// Under load, every query of every panel returns a number.
 func TestEveryPanelHasData(t *testing.T) {
 	sharedStack.trustForwardedFor(t)
 	run := sharedStack.startRun(t, load.Plan{Clients: 50, Rooms: 5, Rate: 50}, 50)
 	defer stopAndAssertClean(t, run)
 	sharedStack.generateActivity(t)
-	// A replica of the colour that waits lets go of nobody, and is taken back.
+	// A replica of the idle color, which has no clients, is drained and undrained.
 	_, idle := sharedStack.liveColor(t)
 	out, err := sharedStack.compose("exec", "-T", "--index", "1", "app_"+idle, "/server", "drain")
 	must(t, out, err)
@@ -82,8 +82,8 @@ func TestEveryPanelHasData(t *testing.T) {
 	must(t, out, err)
 
 	queries := panelQueries(t)
-	eventually(t, 4*time.Minute, "an answer for every panel", func() error {
-		sharedStack.generateActivity(t) // a rate needs two scrapes with something between them
+	eventuallyWithin(t, 4*time.Minute, "data for every panel", func() error {
+		sharedStack.generateActivity(t) // a rate needs activity between two scrapes
 		var empty []string
 		for _, q := range queries {
 			if !slices.ContainsFunc(queryPrometheus(t, q.expr), func(s series) bool { return s.Value[1] != "NaN" }) {
@@ -98,8 +98,8 @@ func TestEveryPanelHasData(t *testing.T) {
 	t.Logf("%d queries of panels have data", len(queries))
 }
 
-// generateActivity does what happens now and then: a client errs, resumes and leaves, a
-// backend calls, a page is asked for.
+// generateActivity has a client make a mistake, resume and close, and requests a page and
+// an API route.
 func (s *stack) generateActivity(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -129,7 +129,7 @@ func (s *stack) generateActivity(t *testing.T) {
 	}
 }
 
-// No rule fails: two series where one was meant shows only with real data.
+// No rule fails: two series where a rule expects one show only with real data.
 func TestEveryRuleIsEvaluated(t *testing.T) {
 	var answer struct {
 		Data struct {
@@ -138,7 +138,7 @@ func TestEveryRuleIsEvaluated(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, 2*time.Minute, "every rule to be evaluated", func() error {
+	eventuallyWithin(t, 2*time.Minute, "every rule to be evaluated", func() error {
 		getLocal(t, sharedStack.prometheus, "/api/v1/rules", &answer)
 		n := 0
 		for _, g := range answer.Data.Groups {
@@ -155,8 +155,8 @@ func TestEveryRuleIsEvaluated(t *testing.T) {
 	})
 }
 
-// What test/monitoring holds rules and panels against was recorded of exporters
-// as the stack runs them: what they export still has all of it that is used.
+// test/monitoring checks rules and panels against recorded metrics of the stack's
+// exporters. They still export every recorded metric that is used.
 func TestExportersExportWhatWasRecorded(t *testing.T) {
 	const testdata = root + "/test/monitoring/testdata/"
 	files := map[string]string{
@@ -196,7 +196,7 @@ func TestExportersExportWhatWasRecorded(t *testing.T) {
 	}
 }
 
-// exportedBy asks which metrics jobs have brought, each with its labels.
+// exportedBy returns the labels of each metric that Prometheus has from these jobs.
 func exportedBy(t *testing.T, jobs string) map[string]map[string]bool {
 	t.Helper()
 	var answer struct{ Data []map[string]string }

@@ -15,17 +15,18 @@ import (
 	"time"
 
 	"switchyard/internal/load"
+	"switchyard/internal/testkit"
 )
 
-// sql asks one of the two PostgreSQL servers.
+// sql runs a query on one of the two PostgreSQL servers.
 func (s *stack) sql(t *testing.T, server, query string) string {
 	t.Helper()
 	out, err := s.compose("exec", "-T", server, "psql", "-U", "postgres", "-d", "switchyard", "-Atqc", query)
 	return must(t, out, err)
 }
 
-// The replica has what the primary has, and each finished piece of the log goes
-// into the archive.
+// The standby has the primary's messages, and each finished segment of the WAL goes into
+// the archive.
 func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 	c := sharedStack.connect(t, "ada", nil)
 	ack, err := c.Publish(t.Context(), "archive", json.RawMessage(`"kept twice"`), "")
@@ -33,7 +34,7 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 		t.Fatal(err)
 	}
 	count := `SELECT count(*) FROM messages m JOIN rooms r ON r.id = m.room_id WHERE r.name = 'archive' AND m.seq = ` + strconv.FormatUint(uint64(ack.Seq), 10)
-	eventually(t, 10*time.Second, "the message on the replica", func() error {
+	eventuallyWithin(t, 10*time.Second, "the message on the standby", func() error {
 		if n := sharedStack.sql(t, "postgres_replica", count); n != "1" {
 			return fmt.Errorf("%s rows", n)
 		}
@@ -43,7 +44,7 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 		t.Errorf("replication: %s", got)
 	}
 	segment := sharedStack.sql(t, "postgres", "SELECT pg_walfile_name(pg_switch_wal() - 1)")
-	eventually(t, 30*time.Second, "the segment in the archive", func() error {
+	testkit.EventuallyNil(t, "the segment in the archive", func() error {
 		f, err := os.Open(filepath.Join(sharedStack.path("backups/wal"), segment+".gz"))
 		if err != nil {
 			return err
@@ -69,7 +70,7 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 	}
 }
 
-// What docs/operations.md says of storage is measured here.
+// This measures the use of disk in docs/operations.md.
 func TestDiskUsePerMessage(t *testing.T) {
 	sizes := func() (table, wal float64) {
 		line := sharedStack.sql(t, "postgres", `CHECKPOINT; SELECT pg_total_relation_size('messages') + pg_total_relation_size('message_ids') || ' ' || pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')`)

@@ -19,7 +19,7 @@ import (
 	"switchyard/internal/load"
 )
 
-// buildSwitchyard builds cmd/switchyard once, beside the stack's files.
+// buildSwitchyard builds cmd/switchyard once, into the shared stack's folder.
 var buildSwitchyard = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(sharedStack.dir, "switchyard")
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "switchyard/cmd/switchyard").CombinedOutput(); err != nil {
@@ -28,8 +28,8 @@ var buildSwitchyard = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// runSwitchyard runs the operator's command on the stack, and returns what it exits
-// with and says.
+// runSwitchyard runs the operator's command on the stack, and returns its exit code and
+// output.
 func (s *stack) runSwitchyard(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	path, err := buildSwitchyard()
@@ -50,7 +50,8 @@ func (s *stack) runSwitchyard(t *testing.T, args ...string) (code int, stdout, s
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// mustSucceed runs a command that is to succeed and to say some things.
+// mustSucceed runs a command, and fails the test unless it succeeds and its output
+// matches each of the regular expressions.
 func (s *stack) mustSucceed(t *testing.T, says []string, args ...string) string {
 	t.Helper()
 	code, out, errs := s.runSwitchyard(t, args...)
@@ -65,7 +66,7 @@ func (s *stack) mustSucceed(t *testing.T, says []string, args ...string) string 
 	return out
 }
 
-// startPublishers starts clients that publish and are judged.
+// startPublishers starts clients that publish, and whose history is judged.
 func (s *stack) startPublishers(t *testing.T, rate float64) *load.Run {
 	t.Helper()
 	run, err := load.Start(t.Context(), load.Plan{
@@ -78,11 +79,11 @@ func (s *stack) startPublishers(t *testing.T, rate float64) *load.Run {
 	return run
 }
 
-// waitAcked waits until so many more publishes were acked.
+// waitAcked waits until so many more publishes are acked.
 func waitAcked(t *testing.T, run *load.Run, more int64) {
 	t.Helper()
 	from := run.Progress().Acked
-	eventually(t, 2*time.Minute, "messages are stored", func() error {
+	eventuallyWithin(t, 2*time.Minute, "messages to be stored", func() error {
 		if n := run.Progress().Acked - from; n < more {
 			return fmt.Errorf("%d acked", n)
 		}
@@ -90,7 +91,7 @@ func waitAcked(t *testing.T, run *load.Run, more int64) {
 	})
 }
 
-// The commands of an operator's day, on a stack that has something to tell.
+// The commands of an operator's day work, on a stack under load.
 func TestTheCommandsOfADay(t *testing.T) {
 	run := sharedStack.startPublishers(t, 50)
 	waitAcked(t, run, 500)
@@ -106,9 +107,9 @@ func TestTheCommandsOfADay(t *testing.T) {
 	if text := read(t, prom); !regexp.MustCompile(`\nswitchyard_backup_last_verified_timestamp_seconds [1-9]`).MatchString(text) {
 		t.Errorf("%s", text)
 	}
-	// Everything that Prometheus is asked has an answer, a minute after the start.
+	// A minute after the start, Prometheus answers every query of check.
 	var page string
-	eventually(t, 2*time.Minute, "an answer to each question of check", func() error {
+	eventuallyWithin(t, 2*time.Minute, "an answer to each query of check", func() error {
 		if _, page, _ = sharedStack.runSwitchyard(t, "check", "--since", "10m"); strings.Contains(page, "nothing measures it") || strings.Contains(page, "Prometheus at") {
 			return errors.New(page)
 		}
@@ -138,7 +139,7 @@ func TestTheCommandsOfADay(t *testing.T) {
 	stopAndAssertClean(t, run)
 }
 
-// servers returns the server on record as the primary, and the other one.
+// servers returns the server that is recorded as the primary, and the other one.
 func (s *stack) servers(t *testing.T) (primary, standby string) {
 	t.Helper()
 	b, err := os.ReadFile(s.path("state/postgres/primary"))
@@ -162,8 +163,8 @@ func (s *stack) rebuildStandby(t *testing.T, server string) {
 	must(t, out, err)
 }
 
-// assertLossDeclared judges a run over which the log went back to an older state: what was
-// acked and is not there any more was declared, by a second epoch.
+// assertLossDeclared judges a run during which the log went back to an older state: the
+// loss of acked messages was declared, by a second epoch.
 func (s *stack) assertLossDeclared(t *testing.T, run *load.Run) {
 	t.Helper()
 	run.Stop()
@@ -173,15 +174,15 @@ func (s *stack) assertLossDeclared(t *testing.T, run *load.Run) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("no ack for %v; %d acked, %d in the log: %d lost and declared, %d undeclared\n%s",
+	t.Logf("longest wait for an ack %v; %d acked, %d in the log: %d lost and declared, %d undeclared\n%s",
 		report.PublishToAck.Max().Round(time.Millisecond), report.Acked, stored, report.Acked-stored, report.FaultCount(), report)
 	if report.Verdict != load.Clean || report.Epochs != 2 || stored > report.Acked+report.Unknown {
 		t.Errorf("verdict %v, %d epochs", report.Verdict, report.Epochs)
 	}
 }
 
-// The primary is killed under load and the standby promoted: what was lost is
-// declared, nothing else is.
+// The primary is killed under load and the standby promoted: every lost message is
+// declared, and no other.
 func TestAPromotionUnderLoad(t *testing.T) {
 	primary, standby := sharedStack.servers(t)
 	run := sharedStack.startPublishers(t, 100)

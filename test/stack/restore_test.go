@@ -17,19 +17,21 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// waitArchived has all that was committed so far in the archive.
+// waitArchived waits until every commit so far is in the archive.
 func (s *stack) waitArchived(t *testing.T, server string) {
 	t.Helper()
 	segment := s.sql(t, server, "SELECT pg_walfile_name(pg_switch_wal() - 1)")
-	eventually(t, time.Minute, "the segment in the archive", func() error {
+	testkit.EventuallyNil(t, "the segment in the archive", func() error {
 		_, err := os.Stat(filepath.Join(s.path("backups/wal"), segment+".gz"))
 		return err
 	})
 }
 
-// quietMoment returns one that has nothing committed around it.
+// quietMoment returns a moment with no commit for two seconds before and after it, while
+// the test itself publishes nothing.
 func quietMoment(t *testing.T) string {
 	t.Helper()
 	pauseFor(t, 2*time.Second)
@@ -38,7 +40,7 @@ func quietMoment(t *testing.T) string {
 	return at
 }
 
-// assertFails runs a command that is to exit with 1 and to say why in one line.
+// assertFails runs a command, and checks that it exits with 1 and says why.
 func (s *stack) assertFails(t *testing.T, says string, args ...string) {
 	t.Helper()
 	code, out, errs := s.runSwitchyard(t, args...)
@@ -47,10 +49,11 @@ func (s *stack) assertFails(t *testing.T, says string, args ...string) {
 	}
 }
 
-// A newPublisher publishes to a room, and waits for each ack as long as it takes.
+// newPublisher connects a client, which joins the room if h handles messages. It returns
+// a function that publishes n messages, one after the other, and returns the last ack.
 func (s *stack) newPublisher(t *testing.T, room message.Room, h client.Handler) (publish func(n int) client.Ack) {
 	t.Helper()
-	c := s.connect(t, "speaker", nil)
+	c := s.connect(t, "publisher", nil)
 	if h.Message != nil {
 		if _, err := c.Join(t.Context(), room, client.Start(), h); err != nil {
 			t.Fatal(err)
@@ -71,8 +74,8 @@ func (s *stack) newPublisher(t *testing.T, room message.Room, h client.Handler) 
 	}
 }
 
-// Configuration, Redis and an earlier life of the database come back for words of
-// their own, and what is there is given up for --replace alone.
+// Configuration, Redis and an earlier timeline of the database are restored by flags of
+// their own. Only --replace overwrites what is there.
 func TestEachPartIsRestored(t *testing.T) {
 	primary, standby := sharedStack.servers(t)
 	publish := sharedStack.newPublisher(t, "parts", client.Handler{})
@@ -126,19 +129,19 @@ func TestEachPartIsRestored(t *testing.T) {
 	if third.Seq != first.Seq+1 || third.Epoch == first.Epoch {
 		t.Errorf("restored to before %+v, then %+v", second, third)
 	}
-	// That was the wrong moment: back to the life before.
+	// That was the wrong moment: the operator goes back to the timeline before.
 	sharedStack.mustSucceed(t, []string{"Database: restored from"}, "restore", "--to", "latest", "--timeline", timeline, "--replace")
 	fourth := publish(1)
 	if fourth.Seq != second.Seq+2 || fourth.Epoch == first.Epoch || fourth.Epoch == third.Epoch {
-		t.Errorf("back in life %s: %+v, %+v, %+v", timeline, second, third, fourth)
+		t.Errorf("back on timeline %s: %+v, %+v, %+v", timeline, second, third, fourth)
 	}
 	sharedStack.mustSucceed(t, []string{"Good: restored"}, "backup", "--verify")
 	sharedStack.rebuildStandby(t, standby)
 }
 
-// The whole drill: a backup, publishing goes on, the primary's volume is
-// destroyed, the stack is brought back to a moment, and serves. Clients resume
-// or are told gap with the right range.
+// The whole drill: there is a backup, publishing goes on, the primary's volume is
+// destroyed, and the stack is restored to a moment and serves. Clients resume, or
+// receive a gap with the right range.
 func TestRestoreDrill(t *testing.T) {
 	primary, standby := sharedStack.servers(t)
 	var mu sync.Mutex
@@ -153,7 +156,7 @@ func TestRestoreDrill(t *testing.T) {
 	to := quietMoment(t)
 	lost := publish(10)
 	sharedStack.waitArchived(t, primary)
-	// Away with both servers and the primary's disk.
+	// Both servers and the primary's disk are lost.
 	for _, server := range []string{standby, primary} {
 		out, err := sharedStack.compose("rm", "-sf", server)
 		must(t, out, err)
@@ -164,12 +167,12 @@ func TestRestoreDrill(t *testing.T) {
 	began := time.Now()
 	sharedStack.mustSucceed(t, []string{"Database: restored from"}, "restore", "--to", to)
 	next := publish(1)
-	t.Logf("restored and serving %v after the word", time.Since(began).Round(time.Second))
+	t.Logf("restored and serving %v after the command", time.Since(began).Round(time.Second))
 	if next.Epoch == lost.Epoch || next.Seq != kept.Seq+1 {
 		t.Errorf("before the moment %+v, after it %+v, after the restore %+v", kept, lost, next)
 	}
-	// It was acked as a publisher; as a member it may still be on its way back.
-	eventually(t, 30*time.Second, "the gap is told", func() error {
+	// The publish was acked; the client may still be rejoining the room.
+	testkit.EventuallyNil(t, "a gap", func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		if len(gaps) == 0 {
@@ -178,7 +181,7 @@ func TestRestoreDrill(t *testing.T) {
 		return nil
 	})
 	mu.Lock()
-	// To the head that the room has by then, which may be the publisher's own.
+	// The gap goes to the room's head at the rejoin, which may be the new message.
 	if g := gaps[0]; g.Reason != "epoch" || g.Epoch != next.Epoch || g.From != 1 || g.To < kept.Seq || g.To > next.Seq {
 		t.Errorf("gaps %+v, want 1 to %d or %d of epoch %s", gaps, kept.Seq, next.Seq, next.Epoch)
 	}

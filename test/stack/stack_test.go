@@ -3,21 +3,13 @@
 package stack
 
 import (
-	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -49,8 +41,8 @@ var (
 	keep  = flag.Bool("keep", false, "leave the stack running at the end")
 )
 
-// sharedStack is the stack that all tests of this binary share, but for those that make
-// one of their own.
+// sharedStack is the stack of all tests of this binary, but for those that make one of
+// their own.
 var sharedStack *stack
 
 func TestMain(m *testing.M) {
@@ -82,28 +74,28 @@ func runAll(m *testing.M) int {
 	return code
 }
 
-// A stack is a copy of deploy/ and monitoring/, made ready by setup, with ports
-// and networks of its own.
+// A stack is a copy of deploy/ and monitoring/ on which setup was run, with ports and
+// networks of its own.
 type stack struct {
 	name string
 	dir  string // the copy
-	// door is where users come in: an address of this machine from which the kernel
-	// leads on, as it does for who comes from outside. On loopback it would be a
-	// proxy of Docker's, which costs as much as what is behind it.
+	// ingressIP is where clients connect: an address of this machine from which the
+	// kernel forwards, as it does for clients from outside. On loopback Docker would put
+	// a proxy between, which costs as much as the stack behind it.
 	ingressIP string
 	ports
 	image  string
 	roots  *x509.CertPool
 	secret []byte // of tokens
-	// healthy and first are how long it took from docker compose up until all of it
-	// was healthy, and until a message had gone through.
+	// The time from docker compose up until all containers were healthy, and until the
+	// first message was delivered.
 	healthyAfter, firstMessageAfter time.Duration
 }
 
 type ports struct{ http, https, grafana, prometheus, alertmanager int }
 
-// newStack makes the files; own certificates are put there before setup, as an
-// operator does.
+// newStack makes the files of a stack and starts nothing. The caller may add
+// certificates before setup, as an operator does.
 func newStack(name string) (*stack, error) {
 	for _, need := range [][]string{{"docker", "info"}, {"docker", "compose", "version"}} {
 		if out, err := exec.Command(need[0], need[1:]...).CombinedOutput(); err != nil {
@@ -122,7 +114,7 @@ func newStack(name string) (*stack, error) {
 		name: name, dir: dir, image: *image, ingressIP: strings.TrimSpace(string(gateway)),
 		ports: ports{testkit.FreePort(), testkit.FreePort(), testkit.FreePort(), testkit.FreePort(), testkit.FreePort()},
 	}
-	s.down() // what an earlier run left
+	s.down() // containers of an earlier run
 	for _, part := range []string{"deploy", "monitoring"} {
 		if err := copyTree(filepath.Join(root, part), filepath.Join(dir, part)); err != nil {
 			return s, err
@@ -134,8 +126,8 @@ func newStack(name string) (*stack, error) {
 	return s, nil
 }
 
-// start puts a certificate of a private authority in place, runs setup, sets what
-// is this machine's and brings everything up.
+// start adds a certificate of a private authority, runs setup, and brings up all
+// services.
 func (s *stack) start() error {
 	if err := s.ownCertificate(); err != nil {
 		return err
@@ -156,7 +148,7 @@ func (s *stack) start() error {
 	return nil
 }
 
-// sendFirstMessage sends a message through all of it: joined, published and received.
+// sendFirstMessage joins a room, publishes a message and receives it.
 func (s *stack) sendFirstMessage() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -184,6 +176,7 @@ func (s *stack) sendFirstMessage() error {
 	}
 }
 
+// setup runs the setup script, and then sets what depends on this machine.
 func (s *stack) setup() error {
 	out, err := s.run(filepath.Join(s.dir, "deploy/compose/setup"), domain, "ops@e2e.test")
 	if err != nil {
@@ -213,7 +206,7 @@ func (s *stack) setup() error {
 	})
 }
 
-// hardLimit is how many files a process of this machine may open, 65,536 at most.
+// hardLimit returns how many files a process of this machine may open, 65,536 at most.
 func hardLimit() int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -257,7 +250,7 @@ func (s *stack) run(program string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// must is for what a test rests on.
+// must fails the test if err is not nil, and otherwise returns the trimmed output.
 func must(t *testing.T, out string, err error) string {
 	t.Helper()
 	if err != nil {
@@ -273,7 +266,7 @@ func (s *stack) logs() string {
 }
 
 func (s *stack) down() {
-	// By its name alone: the files of an earlier run may be gone.
+	// By the name alone: the files of an earlier run may be gone.
 	_, _ = s.run("docker", "compose", "-p", s.name, "down", "-v", "--remove-orphans", "--timeout", "5")
 }
 
@@ -286,12 +279,12 @@ func (s *stack) remove() {
 	_ = os.RemoveAll(s.dir)
 }
 
-// container is the name that Compose gives the nth replica.
+// container returns the name that Compose gives to the nth replica.
 func (s *stack) container(service string, n int) string {
 	return fmt.Sprintf("%s-%s-%d", s.name, service, n)
 }
 
-// activateColor makes a colour live as an operator does by hand, and returns when.
+// activateColor makes a color live, as an operator does by hand, and returns when.
 func (s *stack) activateColor(t *testing.T, color string) time.Time {
 	t.Helper()
 	traefik := filepath.Join(s.dir, "deploy/traefik")
@@ -310,7 +303,7 @@ func (s *stack) activateColor(t *testing.T, color string) time.Time {
 	return at
 }
 
-// dial leads every name to Traefik's published ports.
+// dial connects to Traefik's published ports, whatever the name.
 func (s *stack) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -320,7 +313,7 @@ func (s *stack) dial(ctx context.Context, network, address string) (net.Conn, er
 	return new(net.Dialer).DialContext(ctx, network, s.ingressAddr(to))
 }
 
-// ingressAddr is a port of the door.
+// ingressAddr returns the address of a published port.
 func (s *stack) ingressAddr(port int) string {
 	return net.JoinHostPort(s.ingressIP, strconv.Itoa(port))
 }
@@ -329,7 +322,7 @@ func (s *stack) tlsConfig() *tls.Config {
 	return &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12}
 }
 
-// client speaks HTTP with Traefik, following no redirect.
+// client returns an HTTP client for Traefik, which follows no redirects.
 func (s *stack) client() *http.Client {
 	return &http.Client{
 		Timeout:       20 * time.Second,
@@ -338,7 +331,7 @@ func (s *stack) client() *http.Client {
 	}
 }
 
-// get asks for a URL, with headers "Name: value".
+// get requests a URL, with headers such as "Name: value".
 func (s *stack) get(t *testing.T, url string, header ...string) (*http.Response, string) {
 	t.Helper()
 	return request(t, s.client(), http.MethodGet, url, "", header...)
@@ -366,81 +359,13 @@ func request(t *testing.T, c *http.Client, method, url, body string, header ...s
 	return res, string(text)
 }
 
-// token is a credential for every room.
+// token returns a user's token with rights in every room.
 func (s *stack) token(user string) string {
 	text, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
 		"sub": user, "exp": time.Now().Add(time.Hour).Unix(), "rooms": map[string]string{"*": "rw"},
 	}).SignedString(s.secret)
 	if err != nil {
-		panic(err) // a key of bytes can sign
+		panic(err) // signing with a key of bytes does not fail
 	}
 	return text
-}
-
-// ownCertificate makes an authority and a certificate of it, and puts that where
-// an operator puts a bought one.
-func (s *stack) ownCertificate() error {
-	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "e2e authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(60 * 24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: domain}, DNSNames: []string{domain},
-		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	caKey, err1 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	key, err2 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err := errors.Join(err1, err2); err != nil {
-		return err
-	}
-	caDER, err1 := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
-	der, err2 := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
-	keyDER, err3 := x509.MarshalECPrivateKey(key)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return err
-	}
-	s.roots = x509.NewCertPool()
-	s.roots.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}))
-	return errors.Join(
-		os.MkdirAll(s.path("secrets"), 0o700),
-		os.WriteFile(s.path("secrets/tls_crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o444),
-		os.WriteFile(s.path("secrets/tls_key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o400),
-	)
-}
-
-// copyTree copies what git has, and what it will have: nothing that it ignores.
-func copyTree(from, to string) error {
-	list := exec.Command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
-	list.Dir = from
-	out, err := list.Output()
-	if err != nil {
-		return fmt.Errorf("list %s: %w", from, err)
-	}
-	for name := range bytes.SplitSeq(bytes.TrimRight(out, "\x00"), []byte{0}) {
-		text, err := os.ReadFile(filepath.Join(from, string(name)))
-		if errors.Is(err, os.ErrNotExist) {
-			continue // deleted, and not yet so in git
-		}
-		info, err2 := os.Stat(filepath.Join(from, string(name)))
-		path := filepath.Join(to, string(name))
-		if err := errors.Join(err, err2, os.MkdirAll(filepath.Dir(path), 0o755)); err != nil {
-			return err
-		}
-		if err := os.WriteFile(path, text, info.Mode().Perm()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func buildImage(tag string) error {
-	began := time.Now()
-	cmd := exec.Command("docker", "build", "--quiet", "--build-arg", "VERSION=e2e", "--tag", tag, ".")
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("docker build: %w\n%s", err, out)
-	}
-	fmt.Printf("built %s in %.0f s\n", tag, time.Since(began).Seconds())
-	return nil
 }

@@ -15,16 +15,18 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/load"
+	"switchyard/internal/testkit"
 )
 
-// A probeResult is one handshake of a prober.
+// A probeResult is the outcome of one handshake of a prober.
 type probeResult struct {
-	began, took time.Duration // since the prober's start
-	color, node string        // who welcomed it
+	began       time.Duration // since the prober's start
+	took        time.Duration
+	color, node string // of the replica that welcomed it
 	err         error
 }
 
-// A prober makes handshakes without end, at a steady rate, and says how each went.
+// A prober makes handshakes at a steady rate, until stop.
 type prober struct {
 	s      *stack
 	start  time.Time
@@ -35,7 +37,7 @@ type prober struct {
 	results []probeResult
 }
 
-// startProber starts a prober of so many handshakes a second.
+// startProber starts a prober that makes rate handshakes a second.
 func (s *stack) startProber(ctx context.Context, rate int) *prober {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &prober{s: s, start: time.Now(), cancel: cancel}
@@ -64,7 +66,7 @@ func (s *stack) startProber(ctx context.Context, rate int) *prober {
 	return p
 }
 
-// stop ends it and returns all visits in the order of their begin.
+// stop ends the prober, and returns all results in the order in which they began.
 func (p *prober) stop() []probeResult {
 	p.cancel()
 	p.all.Wait()
@@ -81,7 +83,7 @@ func failures(results []probeResult) (failed []probeResult) {
 	return failed
 }
 
-// probeOnce opens a socket, hears who is there and goes.
+// probeOnce opens a socket, reads the welcome and closes.
 func (s *stack) probeOnce(ctx context.Context, from string) (color, node string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -102,13 +104,13 @@ func (s *stack) probeOnce(ctx context.Context, from string) (color, node string,
 	if err := json.Unmarshal(text, &welcome); err != nil || welcome.Type != "welcome" {
 		return "", "", fmt.Errorf("no welcome: %.100s", text)
 	}
-	// Whatever becomes of it now: the newcomer was welcomed.
+	// How the close goes does not matter: the connection was welcomed.
 	_ = conn.Close(websocket.StatusNormalClosure, "")
 	return welcome.Color, welcome.Node, nil
 }
 
-// trustForwardedFor has Traefik take the address that a client names for its own, as
-// behind a CDN: 200 addresses come from this one machine.
+// trustForwardedFor has Traefik trust X-Forwarded-For, as behind a CDN: this machine then
+// has the 200 addresses of testAddress.
 func (s *stack) trustForwardedFor(t *testing.T) {
 	t.Helper()
 	if err := s.setEnv(map[string]string{"TRUSTED_IPS": "10.0.0.0/8"}); err != nil {
@@ -116,7 +118,7 @@ func (s *stack) trustForwardedFor(t *testing.T) {
 	}
 	out, err := s.compose("up", "-d", "--wait", "--wait-timeout", "120", "--no-deps", "traefik")
 	must(t, out, err)
-	eventually(t, 30*time.Second, "both colours up in Traefik", func() error {
+	testkit.EventuallyNil(t, "both colors up in Traefik", func() error {
 		for _, color := range []string{"blue", "green"} {
 			if up := s.serversUp(t, color); up != 3 {
 				return fmt.Errorf("%d servers of %s are up", up, color)
@@ -126,7 +128,7 @@ func (s *stack) trustForwardedFor(t *testing.T) {
 	})
 }
 
-// serversUp asks Traefik's API.
+// serversUp returns how many servers of a color are up by Traefik's API.
 func (s *stack) serversUp(t *testing.T, color string) (up int) {
 	t.Helper()
 	out, err := s.compose("exec", "-T", "traefik", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/api/http/services/app-"+color+"@file")
@@ -145,24 +147,25 @@ func (s *stack) serversUp(t *testing.T, color string) (up int) {
 	return up
 }
 
-// eventually asks until the answer is no error.
-func eventually(t *testing.T, within time.Duration, what string, ask func() error) {
+// eventuallyWithin is testkit.EventuallyNil with a limit of its own: one that the stack
+// must keep, or more than a minute.
+func eventuallyWithin(t *testing.T, limit time.Duration, what string, check func() error) {
 	t.Helper()
-	look := time.NewTicker(100 * time.Millisecond)
-	defer look.Stop()
-	for deadline := time.Now().Add(within); ; <-look.C {
-		err := ask()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(limit); ; <-tick.C {
+		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %v: %v", what, within, err)
+			t.Fatalf("not within %v: %s: %v", limit, what, err)
 		}
 	}
 }
 
-// The colours change 20 times, by hand as the operators' page says, under 500
-// clients of 200 addresses who talk, while others come in.
+// The live color changes 20 times, by hand as the operations page says, while 500 clients
+// of 200 addresses publish and others connect.
 func TestTwentySwitches(t *testing.T) {
 	sharedStack.trustForwardedFor(t)
 	run := sharedStack.startRun(t, load.Plan{Clients: 500, Rooms: 25, Rate: 200, RampUp: 10 * time.Second}, 200)
@@ -195,15 +198,15 @@ func TestTwentySwitches(t *testing.T) {
 	stopAndAssertClean(t, run)
 	slices.Sort(first)
 	slices.Sort(last)
-	t.Logf("20 switches, %d new connections meanwhile: the first on the new colour began %v after the rename (median; worst %v), the last on the old one %v (worst %v)",
+	t.Logf("20 switches, %d new connections meanwhile: the first on the new color began %v after the rename (median; worst %v), the last on the old one %v (worst %v)",
 		handshakes, first[10], first[19], last[10], last[19])
 	if first[19] > 100*time.Millisecond {
-		t.Errorf("a switch took %v, 100 ms are allowed", first[19])
+		t.Errorf("a switch took %v, want at most 100 ms", first[19])
 	}
 }
 
-// pauseFor lets time pass in which things happen elsewhere: a measurement's length,
-// never a way to wait for something.
+// pauseFor lets the length of a measurement pass. Waiting for an event is
+// testkit.EventuallyNil's.
 func pauseFor(t *testing.T, d time.Duration) {
 	t.Helper()
 	timer := time.NewTimer(d)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// traefikEnv is what Traefik's container is given, as shipped.
+// traefikEnv returns the environment of Traefik's container, as shipped.
 func traefikEnv(t *testing.T) map[string]string {
 	t.Helper()
 	env := loadEnvExample(t)
@@ -18,7 +18,7 @@ func traefikEnv(t *testing.T) map[string]string {
 	return loadCompose(t, env).Services["traefik"].Environment
 }
 
-// mergedDynamic is all that Traefik reads while blue is live.
+// mergedDynamic returns all the dynamic configuration of Traefik while blue is live.
 func mergedDynamic(t *testing.T, env map[string]string) dynamicFile {
 	t.Helper()
 	all := loadDynamic(t, "blue.yml", env)
@@ -27,7 +27,7 @@ func mergedDynamic(t *testing.T, env map[string]string) dynamicFile {
 		t.Fatal(err)
 	}
 	for _, entry := range entries {
-		if entry.Name() == "active.yml" { // this machine's own
+		if entry.Name() == "active.yml" { // made by setup
 			continue
 		}
 		part := loadDynamic(t, "dynamic/"+entry.Name(), env)
@@ -48,13 +48,13 @@ func merge[V any](t *testing.T, into *map[string]V, from map[string]V) {
 	}
 	for name, value := range from {
 		if _, twice := (*into)[name]; twice {
-			t.Errorf("%s is there twice", name)
+			t.Errorf("%s is defined twice", name)
 		}
 		(*into)[name] = value
 	}
 }
 
-// A staticFile is what is read of traefik.yml.
+// A staticFile has the parts of traefik.yml that these tests check.
 type staticFile struct {
 	EntryPoints map[string]struct {
 		Address string `yaml:"address"`
@@ -110,8 +110,7 @@ func loadStatic(t *testing.T) staticFile {
 	return file
 }
 
-// blue.yml and green.yml are what a switch renames into place: they may differ in
-// the colour, and in nothing else.
+// A switch renames blue.yml or green.yml into place: they differ only in the color.
 func TestColorRoutesDifferOnlyInColor(t *testing.T) {
 	blue, green := read(t, traefik+"/blue.yml"), read(t, traefik+"/green.yml")
 	if strings.ReplaceAll(blue, "blue", "green") != green || blue == green {
@@ -119,10 +118,10 @@ func TestColorRoutesDifferOnlyInColor(t *testing.T) {
 	}
 	route := loadDynamic(t, "blue.yml", traefikEnv(t))
 	if len(route.HTTP.Services)+len(route.HTTP.Middlewares) > 0 || len(route.HTTP.Routers) != 2 {
-		t.Errorf("blue.yml is to have the two routers alone: %+v", route)
+		t.Errorf("blue.yml must have the two routers alone: %+v", route)
 	}
 	if ws, app := route.HTTP.Routers["ws"], route.HTTP.Routers["app"]; ws.Priority <= app.Priority || app.Priority == 0 {
-		t.Errorf("sockets go by %d, the rest by %d: the higher one is asked first", ws.Priority, app.Priority)
+		t.Errorf("priority %d for sockets, %d for the rest: the higher one is matched first", ws.Priority, app.Priority)
 	}
 	for name, router := range route.HTTP.Routers {
 		if router.Service != "live-blue" || !strings.Contains(router.Rule, "Host(`chat.example.com`)") {
@@ -131,8 +130,8 @@ func TestColorRoutesDifferOnlyInColor(t *testing.T) {
 	}
 }
 
-// A colour without a replica leaves its users to the other one. By that alone:
-// what a failed answer brings there was perhaps done already.
+// A color without a replica fails over to the other one. Only that triggers it: a request
+// with a failed answer may have been executed already.
 func TestEachColorFailsOverToTheOther(t *testing.T) {
 	services := mergedDynamic(t, traefikEnv(t)).HTTP.Services
 	for color, other := range map[string]string{"blue": "green", "green": "blue"} {
@@ -165,7 +164,7 @@ func TestTraefikReferencesExist(t *testing.T) {
 		}
 		outside := slices.Contains(router.EntryPoints, "websecure")
 		if outside != (router.TLS.CertResolver != "") || outside != (len(router.Middlewares) == 1) || len(router.EntryPoints) != 1 {
-			t.Errorf("router %s is neither inside nor outside: %+v", name, router)
+			t.Errorf("router %s is neither internal nor public: %+v", name, router)
 		}
 		for _, middleware := range router.Middlewares {
 			for _, part := range all.HTTP.Middlewares[middleware].Chain.Middlewares {
@@ -174,14 +173,14 @@ func TestTraefikReferencesExist(t *testing.T) {
 				}
 			}
 			if !slices.Contains(all.HTTP.Middlewares[middleware].Chain.Middlewares, "security-headers") {
-				t.Errorf("router %s goes without the security headers", name)
+				t.Errorf("router %s lacks the security headers", name)
 			}
 		}
 	}
 	for name, m := range all.HTTP.Middlewares {
 		for _, limit := range []*limit{m.RateLimit, m.InFlightReq} {
 			if limit != nil && (limit.SourceCriterion.IPStrategy == nil || limit.SourceCriterion.IPStrategy.Depth != 0) {
-				t.Errorf("%s does not count by the address that Traefik sees", name)
+				t.Errorf("%s does not count by the peer's address", name)
 			}
 		}
 	}
@@ -191,7 +190,7 @@ func TestTraefikReferencesExist(t *testing.T) {
 	}
 }
 
-// One server a replica, by the name that Compose gives its container.
+// Traefik has one server for each replica, by the name that Compose gives its container.
 func TestServersMatchReplicas(t *testing.T) {
 	env := loadEnvExample(t)
 	all := mergedDynamic(t, traefikEnv(t))
@@ -215,12 +214,12 @@ func TestServersMatchReplicas(t *testing.T) {
 		if _, known := all.HTTP.ServersTransports[balancer.ServersTransport]; !known {
 			t.Errorf("app-%s: no transport %s", color, balancer.ServersTransport)
 		}
-		// What keeps the probes of a colour alive while nobody is sent there.
+		// This router keeps the health checks of a color running while it is not live.
 		if router := all.HTTP.Routers[color]; router.Service != "app-"+color || !slices.Equal(router.EntryPoints, []string{"internal"}) {
 			t.Errorf("router %s: %+v", color, router)
 		}
 	}
-	// With a CDN in front, the address that it names counts.
+	// Behind a CDN, limits count by the address in its header.
 	behind := traefikEnv(t)
 	behind["TRUSTED_IPS"] = "192.0.2.0/24"
 	if limit := mergedDynamic(t, behind).HTTP.Middlewares["ws-rate-limit"].RateLimit; limit.SourceCriterion.IPStrategy.Depth != 1 || limit.Average != 200 || limit.Burst != 1000 {
@@ -254,11 +253,11 @@ func TestTraefikEntryPoints(t *testing.T) {
 			}
 		}
 		if point.HTTP.AliasHeadersStrategy != "reject" {
-			t.Errorf("%s takes headers that look like others", name)
+			t.Errorf("%s accepts headers that are aliases of others", name)
 		}
 	}
 	if len(publishedPorts) > 0 {
-		t.Errorf("published, and nobody listens: %v", publishedPorts)
+		t.Errorf("published ports without an entry point: %v", publishedPorts)
 	}
 	if to := staticConfig.EntryPoints["web"].HTTP.Redirections.EntryPoint; to.To != "websecure" || to.Scheme != "https" {
 		t.Errorf("web redirects to %+v", to)
@@ -271,6 +270,6 @@ func TestTraefikEntryPoints(t *testing.T) {
 	}
 	log := staticConfig.AccessLog
 	if log.Format != "json" || log.Fields.QueryParameters.DefaultMode != "drop" || log.Fields.Headers.DefaultMode != "drop" || len(log.Fields.Headers.Names) > 1 {
-		t.Errorf("the access log holds secrets: %+v", log)
+		t.Errorf("the access log may contain secrets: %+v", log)
 	}
 }

@@ -12,11 +12,12 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// Promotion is one command: what was acked is there, the epoch changes, the old
-// primary can't come back as one, and becomes a standby when its disk is cleared.
-// The last test on this stack: files are read in the order of their names.
+// Promotion is one command: acked messages are kept, the epoch changes, and the old
+// primary refuses to start as one, and becomes a standby once its disk is cleared. This
+// is the last test on the shared stack, since files are read in the order of their names.
 func TestPromotion(t *testing.T) {
 	old, next := sharedStack.servers(t)
 	epochs := make(chan message.Epoch, 16)
@@ -48,24 +49,24 @@ func TestPromotion(t *testing.T) {
 	select {
 	case epoch := <-epochs:
 		if epoch != ack.Epoch {
-			t.Errorf("told of epoch %s, acked in %s", epoch, ack.Epoch)
+			t.Errorf("the gap has epoch %s, the ack %s", epoch, ack.Epoch)
 		}
 	case <-time.After(30 * time.Second):
-		t.Error("nobody told the client that its positions are void")
+		t.Error("the client received no gap though its positions are void")
 	}
 	if n := sharedStack.sql(t, next, `SELECT count(*) FROM messages m JOIN rooms r ON r.id = m.room_id WHERE r.name = 'promotion'`); n != "2" {
 		t.Errorf("%s messages, not 2: a planned promotion loses nothing", n)
 	}
-	// Whoever starts everything again does not get two primaries.
+	// Starting all services again does not make two primaries.
 	_, _ = sharedStack.compose("up", "-d", "--no-deps", old)
-	eventually(t, 30*time.Second, "the old primary's refusal", func() error {
+	testkit.EventuallyNil(t, "the old primary's refusal", func() error {
 		if out := outputOf(sharedStack.compose("logs", "--no-color", "--tail", "20", old)); !strings.Contains(out, "Remove its volume") {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
 	})
 	sharedStack.rebuildStandby(t, old)
-	eventually(t, 30*time.Second, "the old primary as a standby", func() error {
+	testkit.EventuallyNil(t, "the old primary as a standby", func() error {
 		if got := sharedStack.sql(t, next, "SELECT application_name, state FROM pg_stat_replication"); got != old+"|streaming" {
 			return fmt.Errorf("replication: %s", got)
 		}

@@ -1,5 +1,5 @@
-// Package chromium drives a real Chromium in tests. It stands apart from testkit,
-// so that only the tests of pages link the library for it.
+// Package chromium drives a real Chromium in tests. It is not part of testkit, so
+// that only the tests of pages link chromedp.
 package chromium
 
 import (
@@ -21,25 +21,26 @@ import (
 const (
 	// browserTimeout bounds how long Chromium may take to start or to open a page.
 	browserTimeout = 30 * time.Second
-	// pageTimeout bounds how long a page may take until something is true of it:
-	// longer than the client's backoff, which a busy machine draws out.
+	// pageTimeout bounds how long Until waits. It is longer than the client's
+	// backoff on a busy machine.
 	pageTimeout = 30 * time.Second
 )
 
-// errorRecorder collects what a page should never do: throw, miss a file, or ask for
-// more than its Content-Security-Policy allows.
+// errorRecorder is a script that records exceptions, files that fail to load, and
+// violations of the page's Content-Security-Policy.
 const errorRecorder = `window.faults = [];
 addEventListener("error", (e) => faults.push(e.message ?? "cannot load " + (e.target.src ?? e.target.href)), true);
 addEventListener("unhandledrejection", (e) => faults.push(String(e.reason)));
 addEventListener("securitypolicyviolation", (e) => faults.push(e.violatedDirective + " " + e.blockedURI));`
 
-// A Browser is a Chromium of the test's own, with an empty profile.
+// A Browser is a Chromium for one test, with an empty profile. Its methods may be
+// called from any goroutine.
 type Browser struct {
 	ctx context.Context
 }
 
-// Start starts Chromium without a screen. It ends with the test, and
-// the kernel kills it when the test binary dies before that.
+// Start starts Chromium without a screen. It is stopped when the test ends, and
+// the kernel kills it if the test binary dies before that.
 func Start(tb testing.TB) *Browser {
 	tb.Helper()
 	program, err := testkit.FindProgram("chromium", "chromium")
@@ -53,41 +54,41 @@ func Start(tb testing.TB) *Browser {
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program),
 		chromedp.UserDataDir(profile),
-		// Its crash reporter keeps files beside the profile, in the user's home.
+		// The crash reporter would write into the user's home.
 		chromedp.Env("HOME="+profile, "XDG_CONFIG_HOME="+profile, "XDG_CACHE_HOME="+profile),
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("disable-gpu", true),
-		// Its sandbox cannot be set up by root.
+		// Root can't set up the sandbox.
 		chromedp.Flag("no-sandbox", os.Getuid() == 0),
 	)
 	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	ctx, cancel := chromedp.NewContext(allocator)
 	tb.Cleanup(func() {
 		closing, done := context.WithTimeout(ctx, browserTimeout)
-		_ = chromedp.Cancel(closing) // killed below if it does not go by itself
+		_ = chromedp.Cancel(closing) // cancel and stop kill it if this fails
 		done()
 		cancel()
 		stop()
 	})
-	// The browser lives as long as the context of the first action, so that one
-	// has no deadline of its own.
+	// The browser lives as long as the context of the first action, so that
+	// context has no deadline.
 	if err := chromedp.Do(ctx); err != nil {
 		tb.Fatalf("chromium: start Chromium: %v", err)
 	}
 	return &Browser{ctx: ctx}
 }
 
-// A Window shows one page. Its methods fail the test when they cannot do what
-// they say, and belong to the test's goroutine.
+// A Window shows one page. Its methods fail the test on an error, and belong to
+// the test's goroutine.
 type Window struct {
 	tb  testing.TB
 	ctx context.Context
 }
 
-// Open opens a window of its own, with storage of its own as another person's
-// would have, and waits until the page has loaded. When the test ends the page
-// must have thrown nothing and met no refusal of its security policy.
+// Open opens a new window with its own storage, as another person's browser has,
+// and waits until the page has loaded. The test fails at its end if errorRecorder
+// has recorded anything.
 func (b *Browser) Open(tb testing.TB, url string) *Window {
 	tb.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext())
@@ -98,12 +99,12 @@ func (b *Browser) Open(tb testing.TB, url string) *Window {
 	tb.Cleanup(func() {
 		defer cancel()
 		if found := Eval[[]string](w, "window.faults ?? []"); len(found) > 0 {
-			tb.Errorf("the page went wrong: %s", strings.Join(found, "; "))
+			tb.Errorf("the page had errors: %s", strings.Join(found, "; "))
 		}
 	})
 	if _, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument,
 		page.AddScriptToEvaluateOnNewDocumentParams{Source: errorRecorder}); err != nil {
-		tb.Fatalf("chromium: watch the page: %v", err)
+		tb.Fatalf("chromium: install the error recorder: %v", err)
 	}
 	w.do("open "+url, chromedp.Navigate(url))
 	return w
@@ -118,7 +119,7 @@ func (w *Window) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// Eval returns what a JavaScript expression gives, awaited if it is a promise.
+// Eval returns the value of a JavaScript expression. A promise is awaited.
 func Eval[T any](w *Window, expression string) T {
 	w.tb.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
@@ -131,21 +132,21 @@ func Eval[T any](w *Window, expression string) T {
 	return value
 }
 
-// Until waits until a JavaScript expression is true. When it does not become
-// so, the failure shows the text of the page.
+// Until waits until a JavaScript expression is true. If that takes longer than
+// pageTimeout, the test fails with the text of the page.
 func (w *Window) Until(expression string) {
 	w.tb.Helper()
 	deadline := time.Now().Add(pageTimeout)
 	for !Eval[bool](w, "!!("+expression+")") {
 		if time.Now().After(deadline) {
-			w.tb.Fatalf("never came true in the page: %s\nthe page shows:\n%s",
-				expression, Eval[string](w, "document.body.innerText"))
+			w.tb.Fatalf("not true in the page within %v: %s\nthe page shows:\n%s",
+				pageTimeout, expression, Eval[string](w, "document.body.innerText"))
 		}
 		<-time.After(20 * time.Millisecond)
 	}
 }
 
-// Type types keys into the element that has the focus; "\r" is Enter.
+// Type types keys into the element that has the focus; "\r" is the Enter key.
 func (w *Window) Type(keys string) {
 	w.tb.Helper()
 	w.do("type", chromedp.KeyEvent(keys))
@@ -168,7 +169,7 @@ func (w *Window) SetColorScheme(scheme string) {
 	}
 }
 
-// Screenshot writes what the window shows as a PNG.
+// Screenshot writes a picture of the window to a PNG file.
 func (w *Window) Screenshot(path string) {
 	w.tb.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)

@@ -1,5 +1,5 @@
-// Visitor is a user of the Go client, built with the client of one release and
-// sent to the server of another: visitor URL ROOM. It does what visit.mjs does,
+// Command visitor is a user of the Go client. It is built with the client of one release
+// and run against the server of another: visitor URL ROOM. It does what visit.mjs does,
 // and prints the same report.
 package main
 
@@ -15,7 +15,7 @@ import (
 	"switchyard/internal/message"
 )
 
-type said struct {
+type seqAndID struct {
 	Seq message.Seq `json:"seq"`
 	ID  string      `json:"id"`
 }
@@ -23,11 +23,11 @@ type said struct {
 type report struct {
 	Version   string                 `json:"version"`
 	Acks      map[string]message.Seq `json:"acks"`
-	Messages  []said                 `json:"messages"`
+	Messages  []seqAndID             `json:"messages"`
 	Duplicate bool                   `json:"duplicate"`
 	Conflict  string                 `json:"conflict"`
 	Signal    json.RawMessage        `json:"signal"`
-	History   []said                 `json:"history"`
+	History   []seqAndID             `json:"history"`
 	More      bool                   `json:"more"`
 	Gap       string                 `json:"gap"`
 }
@@ -78,7 +78,7 @@ func visit(ctx context.Context, url string, room message.Room) error {
 		return err
 	}
 	fmt.Println("half")
-	select { // the server is killed and comes back
+	select { // the test kills the server and restarts it
 	case <-live:
 	case <-ctx.Done():
 		return ctx.Err()
@@ -89,16 +89,17 @@ func visit(ctx context.Context, url string, room message.Room) error {
 	for len(r.Messages) < 20 {
 		select {
 		case m := <-got:
-			r.Messages = append(r.Messages, said{m.Seq, m.ID})
+			r.Messages = append(r.Messages, seqAndID{m.Seq, m.ID})
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	return errors.Join(ask(ctx, c, room, joined, signals, &r), json.NewEncoder(os.Stdout).Encode(r))
+	return errors.Join(visitOnce(ctx, c, room, joined, signals, &r), json.NewEncoder(os.Stdout).Encode(r))
 }
 
-// ask does what remains, once.
-func ask(ctx context.Context, c *client.Client, room message.Room, joined client.Joined, signals chan client.Signal, r *report) error {
+// visitOnce does what is not repeated: a duplicate, a conflict, a signal, a page of
+// history, and a join that gets a gap.
+func visitOnce(ctx context.Context, c *client.Client, room message.Room, joined client.Joined, signals chan client.Signal, r *report) error {
 	again, err := c.Publish(ctx, room, json.RawMessage("7"), "id-7")
 	if err != nil {
 		return err
@@ -123,7 +124,7 @@ func ask(ctx context.Context, c *client.Client, room message.Room, joined client
 	}
 	r.More = page.More
 	for _, m := range page.Messages {
-		r.History = append(r.History, said{m.Seq, m.ID})
+		r.History = append(r.History, seqAndID{m.Seq, m.ID})
 	}
 	c.Leave(room)
 	gap := make(chan client.Gap, 1)

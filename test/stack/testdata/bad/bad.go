@@ -1,6 +1,5 @@
-// What is wrong with a bad version: this file is laid over internal/store when
-// test/stack builds one (deploy_images_test.go), and is in no other build. badness
-// says which bug it has.
+// The defects of bad versions. test/stack adds this file to internal/store when it builds
+// one (bad_versions_test.go). No other build has it.
 package store
 
 import (
@@ -15,28 +14,27 @@ import (
 	"switchyard/internal/message"
 )
 
-// badness is set by the build: ready, errors, slow, leak or crash. badAfter is how
-// long after its start a version shows what is wrong with it, if it can wait.
-var badness, badAfter string
+// The build sets both. defect is ready, errors, slow, leak or crash. defectAfter is the
+// time from the start until a leak or a crash begins.
+var defect, defectAfter string
 
 func init() {
 	if len(os.Args) > 1 && os.Args[1] != "serve" {
 		return
 	}
-	after, err := time.ParseDuration(badAfter)
+	after, err := time.ParseDuration(defectAfter)
 	if err != nil {
 		panic(err)
 	}
-	switch badness {
+	switch defect {
 	case "leak":
 		time.AfterFunc(after, leak)
 	case "crash":
-		time.AfterFunc(after, func() { panic("a bug that takes its time") })
+		time.AfterFunc(after, func() { panic("a bug in this version") })
 	}
 }
 
-// leak holds 8 MiB more ten times a second, up to 960 MiB, out of the collector's
-// sight.
+// leak allocates 8 MiB ten times a second, up to 960 MiB, outside of Go's heap.
 func leak() {
 	for range 120 {
 		held, err := syscall.Mmap(-1, 0, 8<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
@@ -50,11 +48,11 @@ func leak() {
 	}
 }
 
-// spoiled settles one in ten publications with an error that the log never gives,
-// in the rooms of the clients and not in those of probes: a bug that a smoke test
-// does not see.
-func spoiled(k *committer, p *message.Publication) bool {
-	if badness != "errors" || !strings.HasPrefix(string(p.Room), "talk") || rand.N(10) > 0 {
+// failed completes one in ten publications with an error that the log never returns, and
+// says whether it did. It spares the rooms of probes, so that a smoke test does not see
+// the bug.
+func failed(k *committer, p *message.Publication) bool {
+	if defect != "errors" || !strings.HasPrefix(string(p.Room), "talk") || rand.N(10) > 0 {
 		return false
 	}
 	w := k.workerFor(p.Room)
@@ -64,19 +62,19 @@ func spoiled(k *committer, p *message.Publication) bool {
 	return true
 }
 
-// unwell keeps a version from getting ready.
-func unwell() error {
-	if badness == "ready" {
+// notReady keeps a version from becoming ready.
+func notReady() error {
+	if defect == "ready" {
 		return errors.New("a bug in this version")
 	}
 	return nil
 }
 
-// dawdled commits, and takes five times as long as it would, 60 ms at least.
-func dawdled(ctx context.Context, w *appendWorker, queued []*queuedPublication) (message.Epoch, []result, error) {
+// commitSlowly commits in five times the usual time, in 60 ms at least.
+func commitSlowly(ctx context.Context, w *appendWorker, queued []*queuedPublication) (message.Epoch, []result, error) {
 	began := time.Now()
 	epoch, results, err := w.writer.commit(ctx, queued)
-	if badness == "slow" {
+	if defect == "slow" {
 		time.Sleep(max(4*time.Since(began), 60*time.Millisecond))
 	}
 	return epoch, results, err

@@ -1,0 +1,98 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A testSeries is a series of Prometheus that grew by a value.
+type testSeries struct {
+	name, label, value string
+	increase           float64
+	labels             string // further labels, as `code="503"`
+}
+
+var (
+	selector = regexp.MustCompile(`increase\((\w+)(?:\{([^}]*)\})?\[30s\]\)`)
+	matcher  = regexp.MustCompile(`(\w+)(=~|!~|=|!=)"([^"]*)"`)
+)
+
+// matches reports whether a selector of PromQL selects the series.
+func (s testSeries) matches(name, matchers string) bool {
+	if name != s.name {
+		return false
+	}
+	for _, m := range matcher.FindAllStringSubmatch(matchers, -1) {
+		value := ""
+		if m[1] == s.label {
+			value = s.value
+		} else if _, after, ok := strings.Cut(s.labels, m[1]+`="`); ok {
+			value, _, _ = strings.Cut(after, `"`)
+		}
+		pattern := m[3]
+		if !strings.HasSuffix(m[2], "~") {
+			pattern = regexp.QuoteMeta(pattern)
+		}
+		if regexp.MustCompile("^(?:"+pattern+")$").MatchString(value) == strings.HasPrefix(m[2], "!") {
+			return false
+		}
+	}
+	return true
+}
+
+// sumOf adds up the increase of all series that a query selects.
+func sumOf(series []testSeries, query string) (sum float64) {
+	for _, m := range selector.FindAllStringSubmatch(query, -1) {
+		for _, s := range series {
+			if s.matches(m[1], m[2]) {
+				sum += s.increase
+			}
+		}
+	}
+	return sum
+}
+
+// Server errors are `internal` and `unavailable` answers, 5xx and refused
+// handshakes (docs/deploy.md). A client's bad input never counts, nor do requests of
+// health checks. Each series grows by another power of two, so that a sum names its
+// parts.
+func TestOnlyServerErrorsCountAsErrors(t *testing.T) {
+	series := []testSeries{
+		{name: "websocket_errors_total", label: "type", value: "internal", increase: 1},
+		{name: "websocket_errors_total", label: "type", value: "unavailable", increase: 2},
+		{name: "websocket_connections_total", label: "result", value: "refused", increase: 4},
+		{name: "http_requests_total", label: "code", value: "500", labels: `route="/rooms"`, increase: 8},
+		{name: "http_requests_total", label: "code", value: "503", labels: `route="/rooms"`, increase: 16},
+		// Operations that succeed, or fail by the client's fault:
+		{name: "websocket_errors_total", label: "type", value: "invalid", increase: 32},
+		{name: "websocket_connections_total", label: "result", value: "accepted", increase: 64},
+		{name: "http_requests_total", label: "code", value: "400", labels: `route="/rooms"`, increase: 128},
+		{name: "websocket_messages_received_total", increase: 256},
+		// No operations:
+		{name: "websocket_connections_total", label: "result", value: "unauthorized", increase: 512},
+		{name: "websocket_connections_total", label: "result", value: "origin", increase: 1024},
+		{name: "http_requests_total", label: "code", value: "503", labels: `route="/readyz"`, increase: 2048},
+		{name: "http_requests_total", label: "code", value: "500", labels: `route="/ws"`, increase: 4096},
+	}
+	useTransport(t, func(_, query string) (int, string) {
+		return 200, fmt.Sprintf(`{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1795699506,"%v"]}]}}`, sumOf(series, query))
+	})
+	p := &Prometheus{
+		FindURL:      func(context.Context) (string, error) { return "http://prometheus:9090", nil },
+		MemoryLimits: func(context.Context, string) (map[string]int64, error) { return nil, nil },
+	}
+	w, err := p.Window(t.Context(), "blue-1", 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.Errors != 1+2+4+8+16 {
+		t.Errorf("the sum of the errors is %v, want %v", w.Errors, 1+2+4+8+16)
+	}
+	if want := float64(4 + 8 + 16 + 64 + 128 + 256); w.Operations != want {
+		t.Errorf("the sum of the operations is %v, want %v", w.Operations, want)
+	}
+}

@@ -1,0 +1,75 @@
+package deploy
+
+import (
+	"errors"
+	"slices"
+	"testing"
+)
+
+// A rollback that was interrupted is continued by the next command, even if the new
+// version looks healthy by then.
+func TestAKilledRollbackIsContinued(t *testing.T) {
+	env := newModelEnv(t)
+	env.images["v2"] = imageFaults{errors: .1}
+	d := env.deployer(stateFolder(t))
+	d.Report = func(e Event) {
+		if e.Kind == "warn" && env.callsUntilKill < 0 {
+			env.callsUntilKill = 3 // within the first part of the rollback
+		}
+	}
+	deploy := func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }
+	if _, _, died := env.runUntilKilled(-1, deploy); !died {
+		t.Fatal("the rollback was not killed")
+	}
+	env.images["v2"], d.Report = imageFaults{}, nil
+	e, err := d.Deploy(t.Context(), "v2")
+	var rolledBack *RolledBackError
+	if !errors.As(err, &rolledBack) || e.Outcome != RolledBack || e.Trigger != TriggerErrors || env.balancerRoute.Live != Blue {
+		t.Errorf("%+v, %v; live %s", e, err, env.balancerRoute.Live)
+	}
+}
+
+// A command may be killed at any point of the end of a deploy: after the next
+// command the history has the deploy once.
+func TestAKilledCommandStillWritesTheHistory(t *testing.T) {
+	for _, point := range []string{"finish", "appended", "finished"} {
+		env := newModelEnv(t)
+		d := env.deployer(stateFolder(t))
+		d.State.onWrite = func(op string) {
+			if op == point {
+				panic(commandKilled{})
+			}
+		}
+		deploy := func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }
+		if _, _, died := env.runUntilKilled(-1, deploy); !died {
+			t.Fatalf("%s: the deploy was not killed", point)
+		}
+		d.State.onWrite = nil
+		if e, err := deploy(); err != nil && !errors.Is(err, ErrAlreadyLive) {
+			t.Errorf("%s: %+v, %v", point, e, err)
+		}
+		history, err := d.State.History()
+		if err != nil || len(history) != 1 || history[0].Outcome != Deployed {
+			t.Errorf("%s: the history is %+v, %v", point, history, err)
+		}
+		if j, err := d.State.Current(); j != nil || err != nil {
+			t.Errorf("%s: the journal is still open: %+v, %v", point, j, err)
+		}
+	}
+}
+
+// The last three images of past deploys stay on the host, and older ones are removed.
+func TestOldImagesAreRemoved(t *testing.T) {
+	env := newModelEnv(t)
+	d := env.deployer(stateFolder(t))
+	for _, image := range []string{"v2", "v3", "v4", "v5", "v6"} {
+		env.images[image] = imageFaults{}
+		if e, err := d.Deploy(t.Context(), image); err != nil {
+			t.Fatal(e, err)
+		}
+	}
+	// The deploy of v5 keeps v5, v4 and v3; that of v6 keeps v6, v5 and v4.
+	if want := []string{"v2", "v3", "v2"}; !slices.Equal(env.pruned, want) {
+		t.Errorf("removed %v, want %v", env.pruned, want)
+	}
+}

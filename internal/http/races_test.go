@@ -1,0 +1,89 @@
+package http
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"switchyard/internal/auth"
+)
+
+// A gatedVerifier keeps handshakes with a token waiting until its gate is closed.
+type gatedVerifier struct {
+	Verifier
+	waiting chan struct{} // receives a value for each handshake that waits
+	gate    chan struct{}
+}
+
+func newGatedVerifier(v Verifier) *gatedVerifier {
+	return &gatedVerifier{Verifier: v, waiting: make(chan struct{}, 1), gate: make(chan struct{})}
+}
+
+func (v *gatedVerifier) Verify(ctx context.Context, token string) (auth.Identity, error) {
+	v.waiting <- struct{}{}
+	<-v.gate
+	return v.Verifier.Verify(ctx, token)
+}
+
+// A handshake that was admitted before a stop may register only after all
+// connections have been closed. It is closed like the others and does not stay open.
+func TestAHandshakeThatOvertakesAStopIsClosed(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		var v *gatedVerifier
+		n := startKeyedNode(t, "", func(c *Config) { v = newGatedVerifier(c.Verifier); c.Verifier = v })
+		opened := make(chan *browser)
+		go func() { opened <- n.open(withToken(tokenOf("ann", time.Hour, everyRoom))) }()
+		<-v.waiting
+		stopped := make(chan error, 1)
+		go func() { stopped <- n.CloseSockets(context.Background()) }()
+		synctest.Wait() // CloseSockets has closed all registered connections: there are none
+		began := time.Now()
+		close(v.gate)
+		if code := (<-opened).closed(); code != 1012 {
+			t.Errorf("closed with %d, want 1012", code)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("closed after %v, want at once", took)
+		}
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// lateBans bans every user from the second check on.
+type lateBans struct {
+	Bans
+	asked bool
+}
+
+func (b *lateBans) Banned(user string) (time.Duration, bool) {
+	if !b.asked {
+		b.asked = true
+		return b.Bans.Banned(user)
+	}
+	return time.Minute, true
+}
+
+// A ban may come after a handshake was checked and before its connection can be found
+// by its user. The connection is closed all the same, by a token in the handshake and
+// by one in a frame.
+func TestABanDuringAHandshakeClosesTheConnection(t *testing.T) {
+	for _, byFrame := range []bool{false, true} {
+		inBubble(t, func(t *testing.T) {
+			n := startKeyedNode(t, "", func(c *Config) { c.Bans = &lateBans{Bans: c.Bans} })
+			ann := tokenOf("ann", time.Hour, everyRoom)
+			var b *browser
+			if byFrame {
+				b = n.open(nil)
+				b.send(`{"type":"auth","token":"%s"}`, ann)
+			} else {
+				b = n.open(withToken(ann))
+			}
+			if code := b.closed(); code != 4003 {
+				t.Errorf("by frame %v: closed with %d, want 4003", byFrame, code)
+			}
+		})
+	}
+}

@@ -15,118 +15,116 @@ const threeMessages = `
 	ack c e:3
 `
 
-// Each kind of fault is found in a history that has it, and its finding names the
-// room, seq, id and subscriber.
-func TestEachFaultIsFoundAndNamed(t *testing.T) {
-	for name, tt := range map[string]struct {
-		script string
-		fault  Fault
-		says   string
-	}{
-		"lost at the end": {threeMessages + `s joins e:0
+// faultyHistories have one fault each, and say what its finding says.
+var faultyHistories = map[string]struct {
+	script string
+	fault  Fault
+	says   string
+}{
+	"lost at the end": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			t joins e:0
 			t gets a e:1
 			t gets b e:2
 			t gets c e:3`, Lost, "room r: c was acked as 3, and s never got beyond 2"},
-		"lost in the middle": {threeMessages + `s joins e:0
+	"lost in the middle": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets c e:3`, Lost, "room r: b was acked as 2, and s never got it"},
-		"lost, not acked but delivered to others": {`publish a
+	"lost, not acked but delivered to others": {`publish a
 			unknown a
 			s joins e:0
 			t joins e:0
 			s gets a e:1`, Lost, "room r: a was delivered to others as 1, and t never got beyond 0"},
-		"lost by a late joiner": {threeMessages + `s joins e:1
+	"lost by a late joiner": {threeMessages + `s joins e:1
 			s gets c e:3`, Lost, "b was acked as 2, and s never got it"},
-		"lost before a required end": {threeMessages + `s joins e:0
+	"lost before a required end": {threeMessages + `s joins e:0
 			s gets a e:1
 			s ends e:2`, Lost, "b was acked as 2, and s never got beyond 1"},
-		"doubled": {threeMessages + `s joins e:0
+	"doubled": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets b e:2
 			s gets c e:3`, Doubled, "room r: s got b as 2 again, after 2"},
-		"doubled in the frames only": {threeMessages + `s joins e:0
+	"doubled in the frames only": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
 			s repeats e:1 3`, Doubled, "s was sent 1 again after 3"},
-		"reordered": {threeMessages + `s joins e:0
+	"reordered": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets c e:3
 			s gets b e:2`, Reordered, "room r: s got b as 2 after 3"},
-		"from before the start": {threeMessages + `s joins e:2
+	"from before the start": {threeMessages + `s joins e:2
 			s gets c e:3
 			s gets b e:2`, Reordered, "s got b as 2, from before its beginning"},
-		"out of a declared gap": {threeMessages + `s joins e:0
+	"out of a declared gap": {threeMessages + `s joins e:0
 			s gap e:1-2 trimmed
 			s gets c e:3
 			s gets b e:2`, Reordered, "out of a declared gap"},
-		"never published": {`publish a
+	"never published": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a e:1
 			s gets x e:2`, Undeclared, "room r: x was delivered to s and was never published"},
-		"published by another user": {`publish a
+	"published by another user": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a e:1
 			s gets a/mallory e:2`, Undeclared, "a of mallory was delivered to s and was never published"},
-		"other data": {`publish a
+	"other data": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a other e:1`, Undeclared, "a was delivered to s with other data than was published"},
-		"refused": {`publish a
+	"refused": {`publish a
 			refuse a forbidden
 			s joins e:0
 			s gets a e:1`, RefusedStored, "room r: a was refused, and delivered to s all the same"},
-		"stored twice": {threeMessages + `s joins e:0
+	"stored twice": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
 			s gets a e:4`, StoredTwice, "room r: a was delivered as 1 and as 4"},
-		"acked twice": {`publish a
+	"acked twice": {`publish a
 			ack a e:1
 			publish a
 			ack a e:2
 			s joins e:2`, StoredTwice, "a was acked as 1 and as 2"},
-		"a seq shared": {`publish a
+	"a seq shared": {`publish a
 			ack a e:1
 			publish b
 			s joins e:0
 			t joins e:0
 			s gets a e:1
 			t gets b e:1`, SeqShared, "room r: b was delivered as 1 to t, and so was a"},
-		"a seq acked twice": {`publish a
+	"a seq acked twice": {`publish a
 			ack a e:1
 			publish b
 			ack b e:1
 			s joins e:1`, SeqShared, "b was acked as 1, and so was a"},
-		"a silent gap": {`publish a
+	"a silent gap": {`publish a
 			publish z
 			s joins e:0
 			s gets a e:1
 			s gets z e:9`, SilentGap, "room r: s missed 2 to 8 without a gap"},
-		"a silent gap in the frames only": {threeMessages + `s joins e:0
+	"a silent gap in the frames only": {threeMessages + `s joins e:0
 			s gets a e:1
 			s skips e:3 1
 			s returns e:3
 			s gets b e:2
 			s gets c e:3`, SilentGap, "s was sent 3 right after 1"},
-		"a gap that leaves something out": {threeMessages + `s joins e:0
+	"a gap that leaves something out": {threeMessages + `s joins e:0
 			s gap e:2-2 trimmed
 			s gets c e:3`, Lost, "a was acked as 1, and s never got it"},
-		"a silent epoch": {threeMessages + `s joins e:0
+	"a silent epoch": {threeMessages + `s joins e:0
 			s gets a e:1
 			publish d
 			ack d f:1
 			s gets d f:1`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 0 without a gap"},
-		"a gap in an epoch that was not declared": {threeMessages + `s joins e:0
+	"a gap in an epoch that was not declared": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gap f:1-2 trimmed`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 2 without a gap"},
-		"an epoch that a subscriber never reached": {threeMessages + `s joins e:0
+	"an epoch that a subscriber never reached": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
 			publish d
@@ -135,71 +133,76 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			t gets a e:1
 			t gets b e:2
 			t gets c e:3`, SilentEpoch, "t never reached epoch f"},
-		"rejoined in another epoch, after the first message": {threeMessages + `s joins e:0
+	"rejoined in another epoch, after the first message": {threeMessages + `s joins e:0
 			s gets a e:1
 			s returns f:1
 			publish d
 			ack d f:2
 			s gets d f:2`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 1 without a gap"},
-		"lost in an epoch that a subscriber never reached": {threeMessages + `s joins e:3
+	"lost in an epoch that a subscriber never reached": {threeMessages + `s joins e:3
 			t joins e:3
 			t gap f:1-0 epoch
 			publish d
 			ack d f:1
 			t gets d f:1`, Lost, "d was acked as 1, and s never got it"},
-		"lost in the old epoch by a subscriber that never reached the new one": {threeMessages + `s joins e:2
+	"lost in the old epoch by a subscriber that never reached the new one": {threeMessages + `s joins e:2
 			t joins e:3
 			t gap f:1-0 epoch
 			publish d
 			ack d f:1
 			t gets d f:1`, Lost, "c was acked as 3, and s never got beyond 2"},
-		"lost in the new epoch": {threeMessages + `s joins e:0
+	"lost in the new epoch": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
 			publish d
 			ack d f:2
 			s gets d f:2
 			t gap f:1-1 epoch`, Lost, "d was acked as 2, and t never got beyond 1"},
-		"acked at another seq": {threeMessages + `publish d
+	"acked at another seq": {threeMessages + `publish d
 			ack d e:9
 			s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
 			s gets d e:4`, WrongAck, "room r: d was acked as 9 and delivered as 4"},
-		"acked at another seq in a late frame": {`publish a
+	"acked at another seq in a late frame": {`publish a
 			s joins e:0
 			s gets a e:1
 			ack a e:1
 			confirm a e:2`, WrongAck, "room r: a was acked as 2 and delivered as 1"},
-		"a silent epoch in the frames only": {threeMessages + `s joins e:0
+	"a silent epoch in the frames only": {threeMessages + `s joins e:0
 			s gets a e:1
 			s skips f:2 1 epoch
 			s gap f:1-1 epoch`, SilentEpoch, "s was sent 2 of epoch f right after 1 of another"},
-		"acked at the seq of another message": {`publish a
+	"acked at the seq of another message": {`publish a
 			ack a e:1
 			publish b
 			ack b e:1
 			s joins e:0
 			s gets b e:1`, WrongAck, "a was acked as 1, but 1 is b"},
-		"acked and never stored": {threeMessages + `s joins e:0
+	"acked and never stored": {threeMessages + `s joins e:0
 			t joins e:0
 			s gets a e:1
 			s gets b e:2
 			t gets a e:1
 			t gets b e:2`, WrongAck, "c was acked as 3, and none of the 2 subscribers that should have got it did"},
-		"acked with data that was not kept": {`publish a
+	"acked with data that was not kept": {`publish a
 			publish a other
 			ack a e:1
 			duplicate a other e:1
 			s joins e:0
 			s gets a e:1`, WrongAck, "a was acked as 1, where other data was delivered under its id"},
-		"a room that a subscriber never joined": {`publish a
+	"a room that a subscriber never joined": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a e:1
 			s gets a e:1 @elsewhere`, WrongRoom, "room elsewhere: s got 1 there without having joined"},
-	} {
+}
+
+// Each kind of fault is found in a history that has it, and its finding names the
+// room, seq, id and subscriber.
+func TestEachFaultIsFoundAndNamed(t *testing.T) {
+	for name, tt := range faultyHistories {
 		t.Run(name, func(t *testing.T) {
 			report := Check(scriptedHistory(t, tt.script))
 			if report.Verdict != Wrong || report.Faults[tt.fault] == 0 {
@@ -211,177 +214,6 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 				}
 			}
 			t.Errorf("no finding of %s says %q:\n%v", tt.fault, tt.says, report)
-		})
-	}
-}
-
-// Histories of a service that keeps its promises are clean.
-func TestPromisedBehaviorIsNoFault(t *testing.T) {
-	for name, lines := range map[string]string{
-		"all in order": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s gets c e:3`,
-		"delivered before the ack": `s joins e:0
-			publish a
-			s gets a e:1
-			ack a e:1`,
-		"joined late": threeMessages + `s joins e:2
-			s gets c e:3`,
-		"left early": threeMessages + `s joins e:0
-			s gets a e:1
-			s leaves`,
-		"delivered while it leaves": threeMessages + `s joins e:0
-			s gets a e:1
-			s leaves
-			s gets b e:2`,
-		"left, and joined again": threeMessages + `s joins e:0
-			s gets a e:1
-			s leaves
-			s joins e:2
-			s gets c e:3`,
-		"at its required end": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s ends e:2`,
-		"trimmed": threeMessages + `s joins e:0
-			s gap e:1-2 trimmed
-			s gets c e:3`,
-		"trimmed twice, also before the position": threeMessages + `s joins e:0
-			s gets a e:1
-			s gap e:1-2 trimmed
-			s returns e:3
-			s gap e:1-1 trimmed
-			s gets c e:3`,
-		"a new epoch voids what was not delivered": threeMessages + `s joins e:0
-			s gets a e:1
-			publish d
-			s gap f:1-1 epoch
-			s gets d f:2
-			ack d f:2`,
-		"an epoch without a message": threeMessages + `s joins e:0
-			s gets a e:1
-			s gap f:1-0 epoch
-			publish d
-			ack d f:1
-			s gets d f:1`,
-		"two new epochs": threeMessages + `s joins e:0
-			s gets a e:1
-			t joins e:0
-			t gets a e:1
-			t gap f:1-1 epoch
-			publish d
-			ack d f:2
-			t gets d f:2
-			t gap g:1-1 epoch
-			s gap g:1-1 epoch`,
-		"all epochs are equal before the first message": `s joins e:0
-			t joins e:0
-			u joins e:0
-			s returns f:1
-			u returns f:1
-			publish a
-			ack a f:1
-			s gets a f:1
-			t gets a f:1
-			u gap f:1-1 trimmed`,
-		"rejoined in a new epoch without a message of the old one": `s joins e:0
-			publish a
-			ack a e:1
-			s returns f:0
-			t joins f:0
-			publish b
-			ack b f:1
-			t gets b f:1
-			s gets b f:1
-			u joins e:0
-			u returns f:1
-			u gap f:1-1 trimmed`,
-		"rejoined an empty room": threeMessages + `s joins e:0
-			s returns f:0
-			q joins f:0 @q
-			publish a @q
-			ack a f:1 @q
-			q gets a f:1 @q`,
-		"a late ack of the old epoch": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s gets c e:3
-			publish d
-			publish x
-			s gap f:1-3 epoch
-			s gets d f:4
-			ack d f:4
-			ack x e:4`,
-		"a late ack of an epoch without members": `publish x
-			s joins f:0
-			publish d
-			ack x e:1
-			ack d f:1
-			s gets d f:1`,
-		"stored again in a new epoch": threeMessages + `s joins e:0
-			s gets a e:1
-			s gap f:1-0 epoch
-			s gets a f:1`,
-		"a position above the head": threeMessages + `s joins e:9
-			s gap e:1-2 epoch
-			s gets c e:3`,
-		"confirmed": `publish a
-			s joins e:0
-			s gets a e:1
-			ack a e:1
-			confirm a e:1
-			confirm x e:7`,
-		"resent": `publish a
-			publish a
-			ack a e:1
-			duplicate a e:1
-			s joins e:0
-			s gets a e:1`,
-		"unknown, and not stored": `publish a
-			unknown a
-			publish b
-			ack b e:1
-			s joins e:0
-			s gets b e:1`,
-		"unknown, and stored": `publish a
-			unknown a
-			publish b
-			ack b e:2
-			s joins e:0
-			s gets a e:1
-			s gets b e:2`,
-		"unknown, and acked the second time": `publish a
-			unknown a
-			publish a
-			duplicate a e:1
-			s joins e:0
-			s gets a e:1`,
-		"in conflict": `publish a
-			ack a e:1
-			publish a other
-			refuse a conflict other
-			s joins e:0
-			s gets a e:1`,
-		"refused once, stored later": `publish a
-			refuse a rate_limited
-			publish a
-			ack a e:1
-			s joins e:0
-			s gets a e:1`,
-		"the same ids in another room": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s gets c e:3
-			publish a @q
-			ack a e:1 @q
-			s joins e:0 @q
-			s gets a e:1 @q`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			if report := Check(scriptedHistory(t, lines)); report.Verdict != Clean {
-				t.Error(report)
-			}
 		})
 	}
 }

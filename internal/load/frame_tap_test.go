@@ -50,26 +50,26 @@ func replayFrames(t *testing.T, from client.Position, lines string) []string {
 	return recorded
 }
 
-func TestTheFrameTapSeesWhatTheClientCorrects(t *testing.T) {
-	for name, tt := range map[string]struct {
-		from  client.Position
-		lines string
-		want  []string
-	}{
-		"no fault": {client.Now(), `
+// correctedFrames are frames of a connection, and the faults that they show.
+var correctedFrames = map[string]struct {
+	from  client.Position
+	lines string
+	want  []string
+}{
+	"no fault": {client.Now(), `
 			1 joined e:5
 			1 message e:6
 			1 message e:7`, nil},
-		"a duplicate": {client.Now(), `
+	"a duplicate": {client.Now(), `
 			1 joined e:5
 			1 message e:6
 			1 message e:6`, []string{"repeat e:6 6"}},
-		"an older message": {client.Start(), `
+	"an older message": {client.Start(), `
 			1 joined e:3
 			1 message e:1
 			1 message e:2
 			1 message e:1`, []string{"repeat e:1 2"}},
-		"a skip, after which the client asks again": {client.Start(), `
+	"a skip, after which the client asks again": {client.Start(), `
 			1 joined e:0
 			1 message e:1
 			1 message e:3
@@ -78,44 +78,44 @@ func TestTheFrameTapSeesWhatTheClientCorrects(t *testing.T) {
 			1 message e:2
 			1 message e:3
 			1 message e:4`, []string{"skip e:3 1"}},
-		"a skip right after a join": {client.Start(), `
+	"a skip right after a join": {client.Start(), `
 			1 joined e:3
 			1 message e:2`, []string{"skip e:2 0"}},
-		"a skip in a resume": {client.Start(), `
+	"a skip in a resume": {client.Start(), `
 			1 joined e:1
 			1 message e:1
 			2 joined e:3
 			2 message e:3`, []string{"skip e:3 1"}},
-		"a declared gap": {client.Start(), `
+	"a declared gap": {client.Start(), `
 			1 joined e:5
 			1 gap e:1-3
 			1 message e:4
 			1 gap e:5-6
 			1 message e:7`, nil},
-		"a declared gap, then a skip": {client.Start(), `
+	"a declared gap, then a skip": {client.Start(), `
 			1 joined e:5
 			1 gap e:1-3
 			1 message e:5`, []string{"skip e:5 3"}},
-		"a new epoch, declared": {client.Start(), `
+	"a new epoch, declared": {client.Start(), `
 			1 joined e:1
 			1 message e:1
 			1 gap f:1-4
 			1 message f:5`, nil},
-		"a new epoch without a gap": {client.Start(), `
+	"a new epoch without a gap": {client.Start(), `
 			1 joined e:1
 			1 message e:1
 			1 message f:2
 			1 message f:3`, []string{"skip f:2 1 epoch"}},
-		"a new epoch without a gap after a reconnect": {client.Start(), `
+	"a new epoch without a gap after a reconnect": {client.Start(), `
 			1 joined e:1
 			1 message e:1
 			2 joined f:1
 			2 message f:2`, []string{"skip f:2 1 epoch"}},
-		"a new epoch before the first message": {client.Start(), `
+	"a new epoch before the first message": {client.Start(), `
 			1 joined e:0
 			2 joined f:1
 			2 message f:1`, nil},
-		"a move, with the same messages on both connections": {client.Start(), `
+	"a move, with the same messages on both connections": {client.Start(), `
 			1 joined e:1
 			1 message e:1
 			1 message e:2
@@ -127,17 +127,20 @@ func TestTheFrameTapSeesWhatTheClientCorrects(t *testing.T) {
 			2 message e:4
 			1 left e:4
 			2 message e:5`, nil},
-		"a move to a connection that skips": {client.Start(), `
+	"a move to a connection that skips": {client.Start(), `
 			1 joined e:1
 			1 message e:1
 			2 joined e:2
 			2 message e:2
 			2 message e:4
 			1 message e:2`, []string{"skip e:4 2"}},
-		"a room without a join": {client.Now(), `
+	"a room without a join": {client.Now(), `
 			1 message e:5
 			1 gap e:1-2`, nil},
-	} {
+}
+
+func TestTheFrameTapSeesWhatTheClientCorrects(t *testing.T) {
+	for name, tt := range correctedFrames {
 		t.Run(name, func(t *testing.T) {
 			if got := replayFrames(t, tt.from, tt.lines); !slices.Equal(got, tt.want) {
 				t.Errorf("the tap recorded %q, want %q", got, tt.want)

@@ -58,7 +58,7 @@ func newBucket(r *Redis, index int) *bucket {
 	b.subscriber = &subscriber{
 		opts: r.config.server, prefix: prefix, sharded: r.sharded(),
 		logger: r.logger, metrics: r.metrics, rooms: newSubscriptions(), ownerMayHaveChanged: make(chan struct{}, 1),
-		locate:  func(ctx context.Context, last attempt) (string, error) { return r.locate(ctx, b, last) },
+		locate:  func(ctx context.Context, last connectionResult) (string, error) { return r.locate(ctx, b, last) },
 		isOwner: func(addr string) bool { return r.ownerAddr(b) == addr },
 	}
 	if r.sharded() {

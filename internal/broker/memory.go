@@ -83,7 +83,7 @@ func (m *Memory) Start(receive Receive) {
 // empties the inbox and ends.
 func (m *Memory) receiveLoop(receive Receive) {
 	defer close(m.done)
-	var batch []publication
+	var batch []broadcast
 	for stopping := false; !stopping; {
 		select {
 		case <-m.inbox.wake:
@@ -110,7 +110,7 @@ func (m *Memory) Publish(room message.Room, payload []byte) {
 		m.metrics.drop(dropClosed, 1)
 		return
 	}
-	p := publication{room: room, payload: payload, at: time.Now()}
+	p := broadcast{room: room, payload: payload, at: time.Now()}
 	m.bus.mu.RLock()
 	defer m.bus.mu.RUnlock()
 	for _, node := range m.bus.nodes {
@@ -118,7 +118,7 @@ func (m *Memory) Publish(room message.Room, payload []byte) {
 	}
 }
 
-func (m *Memory) deliver(p publication) {
+func (m *Memory) deliver(p broadcast) {
 	m.mu.RLock()
 	_, subscribed := m.rooms[p.room]
 	m.mu.RUnlock()

@@ -27,18 +27,18 @@ type publisher struct {
 	up      func() bool
 	// reroute sends a publication to the server at to, which owns its bucket
 	// according to a MOVED error. It returns false after too many attempts.
-	reroute func(p publication, to string) bool
-	drained chan struct{} // closed by drainLoop when the queue is closed and empty
+	reroute      func(p broadcast, to string) bool
+	sendLoopDone chan struct{} // closed by sendLoop when the queue is closed and empty
 
-	// Owned by drainLoop.
+	// Owned by sendLoop.
 	failing bool
 }
 
-// drainLoop sends the queue's publications until ctx ends. While Redis is down
+// sendLoop sends the queue's publications until ctx ends. While Redis is down
 // it leaves them in the queue, so that the newest still go out after a short
 // outage.
-func (p *publisher) drainLoop(ctx context.Context) {
-	var batch []publication
+func (p *publisher) sendLoop(ctx context.Context) {
+	var batch []broadcast
 	for {
 		select {
 		case <-p.queue.wake:
@@ -53,8 +53,8 @@ func (p *publisher) drainLoop(ctx context.Context) {
 			p.send(ctx, p.fresh(batch))
 			clear(batch) // release the payloads
 		}
-		if p.queue.drained() {
-			close(p.drained)
+		if p.queue.closedAndEmpty() {
+			close(p.sendLoopDone)
 			<-ctx.Done()
 			return
 		}
@@ -63,7 +63,7 @@ func (p *publisher) drainLoop(ctx context.Context) {
 
 // fresh returns the batch without the publications older than staleAfter, which
 // it counts as dropped.
-func (p *publisher) fresh(batch []publication) []publication {
+func (p *publisher) fresh(batch []broadcast) []broadcast {
 	stale := 0
 	for stale < len(batch) && time.Since(batch[stale].at) > staleAfter {
 		stale++
@@ -73,7 +73,7 @@ func (p *publisher) fresh(batch []publication) []publication {
 }
 
 // send publishes a batch in one round trip.
-func (p *publisher) send(ctx context.Context, batch []publication) {
+func (p *publisher) send(ctx context.Context, batch []broadcast) {
 	if len(batch) == 0 {
 		return
 	}
@@ -102,7 +102,7 @@ func (p *publisher) send(ctx context.Context, batch []publication) {
 
 // handleErrors reroutes the publications that another server owns, and returns
 // the number of the others that failed, with the first error.
-func (p *publisher) handleErrors(batch []publication, cmds []redis.Cmder) (failed int, first error) {
+func (p *publisher) handleErrors(batch []broadcast, cmds []redis.Cmder) (failed int, first error) {
 	for i, cmd := range cmds {
 		err := cmd.Err()
 		if err == nil {

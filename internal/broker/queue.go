@@ -10,8 +10,8 @@ import (
 // queueBytes bounds the payloads in one queue, whatever their number.
 const queueBytes = 32 << 20
 
-// A publication is a payload on its way to a room's subscribers.
-type publication struct {
+// A broadcast is a payload on its way to a room's subscribers.
+type broadcast struct {
 	room    message.Room
 	payload []byte
 	at      time.Time // when it was queued
@@ -26,8 +26,8 @@ type queue struct {
 	// closed.
 	wake chan struct{}
 
-	mu     sync.Mutex    // Protects following.
-	ring   []publication // allocated in full by newQueue
+	mu     sync.Mutex  // Protects following.
+	ring   []broadcast // allocated in full by newQueue
 	first  int
 	count  int
 	bytes  int
@@ -35,12 +35,12 @@ type queue struct {
 }
 
 func newQueue(size int) *queue {
-	return &queue{wake: make(chan struct{}, 1), ring: make([]publication, size)}
+	return &queue{wake: make(chan struct{}, 1), ring: make([]broadcast, size)}
 }
 
 // push adds p and returns the number of older publications that it dropped. ok
 // is false after close: p was not added.
-func (q *queue) push(p publication) (dropped int, ok bool) {
+func (q *queue) push(p broadcast) (dropped int, ok bool) {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
@@ -60,9 +60,9 @@ func (q *queue) push(p publication) (dropped int, ok bool) {
 
 // pop removes the oldest publication. The caller holds mu and has checked that
 // there is one.
-func (q *queue) pop() publication {
+func (q *queue) pop() broadcast {
 	p := q.ring[q.first]
-	q.ring[q.first] = publication{} // release the payload
+	q.ring[q.first] = broadcast{} // release the payload
 	q.first = (q.first + 1) % len(q.ring)
 	q.count--
 	q.bytes -= len(p.payload)
@@ -71,7 +71,7 @@ func (q *queue) pop() publication {
 
 // dequeue moves the oldest publications to the end of buf, until none is left or
 // their payloads together have reached maxBytes.
-func (q *queue) dequeue(buf []publication, maxBytes int) []publication {
+func (q *queue) dequeue(buf []broadcast, maxBytes int) []broadcast {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for n := 0; q.count > 0 && n < maxBytes; {
@@ -104,8 +104,8 @@ func (q *queue) close() {
 	q.notify()
 }
 
-// drained reports whether the queue is closed and empty.
-func (q *queue) drained() bool {
+// closedAndEmpty reports whether the queue is closed and empty.
+func (q *queue) closedAndEmpty() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.closed && q.count == 0

@@ -123,7 +123,7 @@ func (r *Redis) startLoop(loop func(context.Context, Receive)) bool {
 // cannot be sent is dropped and counted. The payload must not be written to
 // afterwards.
 func (r *Redis) Publish(room message.Room, payload []byte) {
-	r.route(publication{room: room, payload: payload, at: time.Now()})
+	r.route(broadcast{room: room, payload: payload, at: time.Now()})
 }
 
 // Subscribe returns nil once Redis has confirmed this very subscription. While
@@ -190,7 +190,7 @@ func (r *Redis) Close(ctx context.Context) error {
 	for _, s := range servers {
 		if started && s.publisher.up() {
 			select {
-			case <-s.publisher.drained:
+			case <-s.publisher.sendLoopDone:
 			case <-ctx.Done():
 			}
 		}

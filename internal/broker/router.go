@@ -94,7 +94,7 @@ func (r *Redis) refreshLoop(ctx context.Context) {
 
 // refreshOwners asks for the owner of each bucket. Concurrent calls share an
 // answer. The server at first, if not "", is asked before others.
-func (r *Redis) refreshOwners(ctx context.Context, first string) error {
+func (r *Redis) refreshOwners(ctx context.Context, preferred string) error {
 	called := time.Now()
 	ro := &r.router
 	ro.refreshMu.Lock()
@@ -104,7 +104,7 @@ func (r *Redis) refreshOwners(ctx context.Context, first string) error {
 	}
 	ro.refreshedAt = time.Now()
 	var found ownerFunc
-	found, ro.refreshErr = ro.discover(ctx, r.candidates(first))
+	found, ro.refreshErr = ro.discover(ctx, r.candidates(preferred))
 	if ro.refreshErr == nil {
 		r.assign(found)
 	}
@@ -113,7 +113,7 @@ func (r *Redis) refreshOwners(ctx context.Context, first string) error {
 
 // candidates returns the servers to ask for the owners: first, the servers that
 // are up, those of the URL, and those that are down.
-func (r *Redis) candidates(first string) []string {
+func (r *Redis) candidates(preferred string) []string {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	var up, down []string
@@ -124,7 +124,7 @@ func (r *Redis) candidates(first string) []string {
 			down = append(down, addr)
 		}
 	}
-	all := slices.Concat([]string{first}, up, r.config.addrs, down)
+	all := slices.Concat([]string{preferred}, up, r.config.addrs, down)
 	seen := map[string]bool{"": true}
 	return slices.DeleteFunc(all, func(addr string) bool {
 		before := seen[addr]
@@ -133,15 +133,15 @@ func (r *Redis) candidates(first string) []string {
 	})
 }
 
-// An attempt is the outcome of a subscriber's last connection.
-type attempt struct {
+// An connectionResult is the outcome of a subscriber's last connection.
+type connectionResult struct {
 	addr string // "" when no server was known
 	err  error  // why it ended
 }
 
 // locate returns the address at which the bucket's subscriber should connect.
 // If the last attempt failed at the known owner, it asks for the owners first.
-func (r *Redis) locate(ctx context.Context, b *bucket, last attempt) (string, error) {
+func (r *Redis) locate(ctx context.Context, b *bucket, last connectionResult) (string, error) {
 	if to, ok := movedTo(last.err, last.addr); ok {
 		r.assignBucket(b, to)
 	}
@@ -149,11 +149,11 @@ func (r *Redis) locate(ctx context.Context, b *bucket, last attempt) (string, er
 	if r.router.discover == nil || (addr != "" && addr != last.addr) {
 		return addr, nil
 	}
-	var first string
+	var preferred string
 	if errors.Is(last.err, errUnsubscribedByServer) {
-		first = last.addr // the server that lost the bucket knows its new owner
+		preferred = last.addr // the server that lost the bucket knows its new owner
 	}
-	err := r.refreshOwners(ctx, first)
+	err := r.refreshOwners(ctx, preferred)
 	if addr = r.ownerAddr(b); addr == "" && err == nil {
 		err = errOwnerUnknown
 	}
@@ -197,7 +197,7 @@ func (r *Redis) assign(found ownerFunc) {
 			used[b.owner.addr] = true
 		}
 	}
-	var left []publication
+	var left []broadcast
 	for addr, s := range r.servers {
 		if !used[addr] {
 			delete(r.servers, addr)
@@ -268,7 +268,7 @@ func (r *Redis) recheckSubscribers(s *server) {
 }
 
 // route queues a publication for the server that owns its room.
-func (r *Redis) route(p publication) {
+func (r *Redis) route(p broadcast) {
 	b := r.bucket(p.room)
 	for range maxHops { // a server may be retired in between
 		if r.enqueue(p, r.ownerServer(b)) {
@@ -280,7 +280,7 @@ func (r *Redis) route(p publication) {
 
 // enqueue queues a publication for s, or with s nil until an owner is known. It
 // returns false when the queue is closed.
-func (r *Redis) enqueue(p publication, s *server) bool {
+func (r *Redis) enqueue(p broadcast, s *server) bool {
 	q, full := r.unrouted, dropDown
 	if s != nil {
 		q = s.publisher.queue
@@ -296,7 +296,7 @@ func (r *Redis) enqueue(p publication, s *server) bool {
 // reroute queues a publication for the server at to, after another server has
 // refused it with MOVED. It returns false when the publication has been
 // rerouted maxHops times.
-func (r *Redis) reroute(p publication, to string) bool {
+func (r *Redis) reroute(p broadcast, to string) bool {
 	if p.hops++; p.hops > maxHops {
 		return false
 	}
@@ -306,8 +306,8 @@ func (r *Redis) reroute(p publication, to string) bool {
 }
 
 // fixedAddr returns the locate function of a subscriber whose server never changes.
-func fixedAddr(addr string) func(context.Context, attempt) (string, error) {
-	return func(context.Context, attempt) (string, error) { return addr, nil }
+func fixedAddr(addr string) func(context.Context, connectionResult) (string, error) {
+	return func(context.Context, connectionResult) (string, error) { return addr, nil }
 }
 
 // withDefaultHost completes an address without a host with the host of the

@@ -128,7 +128,7 @@ func TestDiscoveryCandidates(t *testing.T) {
 		t.Errorf("candidates %v, want %v", got, want)
 	}
 	// The owner is not the server that failed: no server is asked.
-	addr, err := r.locate(t.Context(), r.buckets[0], attempt{"old:1", errUnsubscribedByServer})
+	addr, err := r.locate(t.Context(), r.buckets[0], connectionResult{"old:1", errUnsubscribedByServer})
 	if addr != "a:1" || err != nil {
 		t.Errorf("locate = %q, %v", addr, err)
 	}
@@ -136,11 +136,11 @@ func TestDiscoveryCandidates(t *testing.T) {
 
 func TestAnUnknownOwnerIsAnError(t *testing.T) {
 	r, _ := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
-	if addr, err := r.locate(t.Context(), r.buckets[0], attempt{}); addr != "" || err == nil {
+	if addr, err := r.locate(t.Context(), r.buckets[0], connectionResult{}); addr != "" || err == nil {
 		t.Errorf("locate = %q, %v; want an error", addr, err)
 	}
 	r.assign(allOwnedBy("127.0.0.1:1"))
-	addr, err := r.locate(t.Context(), r.buckets[0], attempt{"127.0.0.1:1", errors.New("refused")})
+	addr, err := r.locate(t.Context(), r.buckets[0], connectionResult{"127.0.0.1:1", errors.New("refused")})
 	if addr != "127.0.0.1:1" || err != nil {
 		t.Errorf("locate = %q, %v; want the last one known", addr, err)
 	}

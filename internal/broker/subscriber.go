@@ -50,7 +50,7 @@ type subscriber struct {
 	ownerMayHaveChanged chan struct{} // holds a token when isOwner may have changed; nil: never
 
 	// locate returns the address to connect to after the last attempt.
-	locate func(ctx context.Context, last attempt) (string, error)
+	locate func(ctx context.Context, last connectionResult) (string, error)
 	// isOwner reports whether the server at addr still owns the rooms; nil: always.
 	isOwner func(addr string) bool
 	// checkIdle is called at each ping and failed attempt; true ends
@@ -73,7 +73,7 @@ func (s *subscriber) recheck() {
 // checkIdle returns true.
 func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 	connected, failures, lastLogged := 0, 0, ""
-	var last attempt
+	var last connectionResult
 	for ctx.Err() == nil {
 		var began time.Time
 		last = s.runConnection(ctx, last, receive, func(addr string) {
@@ -107,7 +107,7 @@ func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 
 // logFailure logs why there is no connection. It logs an outage once, not each
 // attempt, and returns the text of the logged error. A moved bucket is no outage.
-func (s *subscriber) logFailure(last attempt, lastLogged string) string {
+func (s *subscriber) logFailure(last connectionResult, lastLogged string) string {
 	_, redirected := redis.IsMovedError(last.err)
 	if redirected || errors.Is(last.err, errOwnerChanged) || errors.Is(last.err, errUnsubscribedByServer) || last.err.Error() == lastLogged {
 		return lastLogged
@@ -127,12 +127,12 @@ func backoff(failures int) time.Duration {
 // runConnection connects, calls onUp once Redis has answered a ping, and
 // returns when and why the connection has ended.
 func (s *subscriber) runConnection(
-	ctx context.Context, last attempt, receive Receive, onUp func(addr string),
-) (result attempt) {
+	ctx context.Context, last connectionResult, receive Receive, onUp func(addr string),
+) (result connectionResult) {
 	addr, err := s.locate(ctx, last)
 	if err != nil {
 		s.rooms.disconnected()
-		return attempt{err: err}
+		return connectionResult{err: err}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	client := redis.NewClient(dialOnceOptions(s.opts, addr))
@@ -155,10 +155,10 @@ func (s *subscriber) runConnection(
 	defer stop()
 
 	if err := pubsub.Ping(ctx); err != nil {
-		return attempt{addr, fmt.Errorf("connect: %w", err)}
+		return connectionResult{addr, fmt.Errorf("connect: %w", err)}
 	}
 	if _, err := pubsub.ReceiveTimeout(ctx, redisTimeout); err != nil {
-		return attempt{addr, fmt.Errorf("first ping: %w", err)}
+		return connectionResult{addr, fmt.Errorf("first ping: %w", err)}
 	}
 	s.rooms.connected()
 	onUp(addr)
@@ -168,7 +168,7 @@ func (s *subscriber) runConnection(
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause // why writeLoop ended: readLoop only saw its socket close
 	}
-	return attempt{addr, err}
+	return connectionResult{addr, err}
 }
 
 // dialOnceOptions returns options with which a client can dial only once.

@@ -51,7 +51,7 @@ type sessionHandle struct {
 	managesRooms  bool
 	fromOtherNode bool // another node had the session before; static
 	// roomsToRejoin are the rooms of a resumed session. They belong to readLoop.
-	roomsToRejoin []message.Position
+	roomsToRejoin []message.RoomPosition
 	// upToDate means that the client's rooms are those of the session: at once for
 	// a new session, and for a resumed one when the client is live in all its
 	// rooms.
@@ -216,7 +216,7 @@ func (k *socket) isMoving() bool {
 
 // setRooms stores the client's positions, and reports whether they changed. Caller
 // holds mu.
-func (h *sessionHandle) setRooms(rooms []message.Position) bool {
+func (h *sessionHandle) setRooms(rooms []message.RoomPosition) bool {
 	if slices.Equal(rooms, h.record.Rooms) {
 		return false
 	}
@@ -232,7 +232,7 @@ func (k *socket) pendingSave() (message.SessionSave, bool) {
 	h.mu.Lock()
 	detached := h.detached
 	h.mu.Unlock()
-	var rooms []message.Position
+	var rooms []message.RoomPosition
 	current, complete := !detached && k.isUpToDate(), false
 	if current {
 		rooms, complete = k.client.Positions(nil)
@@ -247,8 +247,8 @@ func (k *socket) pendingSave() (message.SessionSave, bool) {
 	if current && !h.detached {
 		changed = h.setRooms(rooms)
 	}
-	save := message.SessionSave{Session: h.record, Touch: h.saved && !changed}
-	if save.Touch {
+	save := message.SessionSave{Session: h.record, Renew: h.saved && !changed}
+	if save.Renew {
 		save.Rooms = nil
 	}
 	return save, true

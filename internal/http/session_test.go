@@ -41,7 +41,7 @@ func (a *faultySessions) Save(ctx context.Context, batch []message.SessionSave) 
 	}
 	results := a.Node.Save(ctx, batch)
 	for i, s := range batch {
-		if results[i] == message.SaveDone && !s.Touch {
+		if results[i] == message.SaveDone && !s.Renew {
 			a.lastSaved.Store(&s.Session)
 		}
 	}

@@ -19,8 +19,8 @@ type BatchAppender interface {
 	AppendBatch(context.Context, []*message.Publication) error
 }
 
-// A Directory lists the rooms of the log.
-type Directory interface {
+// A RoomLister lists the rooms of the log.
+type RoomLister interface {
 	// ListRooms returns at most limit rooms whose names begin with prefix and
 	// sort after after, in byte order, and whether there are more. It omits the
 	// service's own rooms unless prefix begins with _.
@@ -79,10 +79,10 @@ func (h *Hub) ListRooms(ctx context.Context, prefix string, after message.Room, 
 	return rooms, more, nil
 }
 
-// deliver sends committed publications of one room to the members on this node
+// deliverAndBroadcast sends committed publications of one room to the members on this node
 // and to the other nodes. It sends duplicates again, too: that repairs delivery
 // after a node died between commit and broadcast.
-func (h *Hub) deliver(room message.Room, p *payload) {
+func (h *Hub) deliverAndBroadcast(room message.Room, p *payload) {
 	if t := h.lookup(room); t != nil {
 		for i := range p.frames {
 			t.receive(p.frames[i])

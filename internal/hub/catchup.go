@@ -21,7 +21,7 @@ func (t *catchUpTask) run() bool {
 	m := t.member
 	top, out := m.topic, m.client.out
 	top.mu.Lock()
-	done := m.goLive(&t.progress)
+	done := m.goLive(&t.catchUpProgress)
 	top.mu.Unlock()
 	if done {
 		// The member is live or gone. The client reads what was sent before its
@@ -29,7 +29,7 @@ func (t *catchUpTask) run() bool {
 		_ = out.Flushed(top.hub.ctx)
 		return false
 	}
-	page, err := top.acquirePage(&t.progress)
+	page, err := top.acquirePage(&t.catchUpProgress)
 	if err != nil {
 		// Nothing was sent.
 		return t.retry(err)
@@ -37,13 +37,13 @@ func (t *catchUpTask) run() bool {
 	t.backoff = 0
 	// The page counts towards the budget until it has left the queue, so that
 	// the budget sees slow readers.
-	done = !top.sendPage(m, &t.progress, page)
+	done = !top.sendPage(m, &t.catchUpProgress, page)
 	gone := out.Flushed(top.hub.ctx) != nil // bounded by the outlet's write deadline
 	top.releasePage(page)
 	if done || gone {
 		return false
 	}
-	top.repairAndWait(&t.progress)
+	top.repairAndWait(&t.catchUpProgress)
 	return true
 }
 
@@ -69,7 +69,7 @@ func (t *catchUpTask) retry(err error) bool {
 // up to a second for the topic to advance. The topic is behind when the member
 // saw more on another node, or when it does not know of a new epoch yet. The
 // member's position is reliable, because a page of the log has confirmed it.
-func (t *topic) repairAndWait(p *progress) {
+func (t *topic) repairAndWait(p *catchUpProgress) {
 	t.mu.Lock()
 	if t.epoch == p.epoch && t.last >= p.seq {
 		t.mu.Unlock()
@@ -98,9 +98,9 @@ func (t *topic) repairAndWait(p *progress) {
 func (m *member) refuse() bool {
 	t := m.topic
 	t.mu.Lock()
-	announced := m.joinedSent
+	answered := m.joinedSent
 	t.mu.Unlock()
-	if announced {
+	if answered {
 		return false
 	}
 	if m.client.removeIfCurrent(m) {
@@ -114,7 +114,7 @@ func (m *member) refuse() bool {
 // then messages. A position that the page's epoch does not have is void, and
 // the member continues at the head. A position before the oldest stored message
 // skips to there. It returns false if the member is gone.
-func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
+func (t *topic) sendPage(m *member, p *catchUpProgress, s *sharedPage) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m.state == memberGone {

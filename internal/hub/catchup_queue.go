@@ -9,7 +9,7 @@ import (
 // the loop that has dequeued it.
 type catchUpTask struct {
 	member *member
-	progress
+	catchUpProgress
 	backoff time.Duration // before the next try, after a failed read
 }
 

@@ -68,12 +68,12 @@ func sendAll(outlets []Outlet, chunk protocol.Frame) {
 
 // observeDelivery records the time in seconds from the commit of each message
 // until now.
-func (h *Hub) observeDelivery(batch []roomFrame) {
+func (h *Hub) observeDelivery(frames []roomFrame) {
 	now := time.Now().UnixMicro()
-	for i := range batch {
-		if batch[i].seq > 0 {
+	for i := range frames {
+		if frames[i].seq > 0 {
 			// The clock of another node may be ahead of ours.
-			h.metrics.delivery.Observe(max(0, float64(now-batch[i].createdAt)/1e6))
+			h.metrics.delivery.Observe(max(0, float64(now-frames[i].createdAt)/1e6))
 		}
 	}
 }

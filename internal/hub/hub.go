@@ -75,7 +75,7 @@ type Config struct {
 	Log       Log
 	Feed      CommitFeed
 	Batches   BatchAppender
-	Directory Directory
+	Directory RoomLister
 	Broker    Broker
 	// Presence is nil if presence is disabled. PresenceLimit is the largest
 	// number of entries that is listed, 200 by default.
@@ -156,7 +156,7 @@ type Hub struct {
 	shards    [shardCount]shard
 	readSlots readSlots
 	// acks are clients whose outlets hold acks that ackLoop is to write.
-	acks inbox[*Client]
+	clientsWithAcks inbox[*Client]
 	// presenceChanges are waiting to be handed to Presence.
 	presenceChanges inbox[message.PresenceChange]
 	canary          *canary // nil without Config.Node

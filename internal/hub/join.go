@@ -8,10 +8,10 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// progress is how far a joining or catching-up member has come. One goroutine
+// catchUpProgress is how far a joining or catching-up member has come. One goroutine
 // at a time owns it: first the one that reads the client's socket, then the
 // topic while it is not open, then the client's catch-up loop.
-type progress struct {
+type catchUpProgress struct {
 	seq     message.Seq
 	epoch   message.Epoch // "" with seq 0: any epoch
 	fromNow bool          // no position: begin with the next message
@@ -24,7 +24,7 @@ const openTimeout = logTimeout + subscribeTimeout
 // A waiter is a join whose topic is not open yet. It has no goroutine: ten
 // thousand clients may join while the log is down.
 type waiter struct {
-	progress
+	catchUpProgress
 	timeout *time.Timer
 }
 
@@ -78,16 +78,16 @@ func (t *topic) completeOpen(page *message.Page) {
 		t.epochMismatches++ // one of the two epochs is past
 	}
 	if t.epochMismatches > t.mismatchesResolved {
-		t.target = 0 // target may be of either epoch: the repair reads it anew
+		t.knownHead = 0 // target may be of either epoch: the repair reads it anew
 	}
 	t.epoch, t.last, t.first = page.Epoch, page.Head, page.First
 	t.prune(t.last) // the page includes these
 	for m, w := range t.waiters {
 		w.timeout.Stop()
-		if m.goLive(&w.progress) {
+		if m.goLive(&w.catchUpProgress) {
 			m.releaseJoinSlot() // also if the member left meanwhile
 		} else {
-			m.client.enqueueCatchUp(catchUpTask{member: m, progress: w.progress})
+			m.client.enqueueCatchUp(catchUpTask{member: m, catchUpProgress: w.catchUpProgress})
 		}
 	}
 	t.waiters = nil
@@ -99,7 +99,7 @@ func (t *topic) completeOpen(page *message.Page) {
 // member waits for the topic to open and for its turn in the client's catch-up
 // queue, while the client's next request is handled; only with maxPendingJoins
 // unanswered joins does startJoin block.
-func (m *member) startJoin(p progress) {
+func (m *member) startJoin(p catchUpProgress) {
 	t := m.topic
 	t.mu.Lock()
 	// A member that misses something takes its turn even if the ring has it, so
@@ -114,7 +114,7 @@ func (m *member) startJoin(p progress) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open {
-		m.client.enqueueCatchUp(catchUpTask{member: m, progress: p})
+		m.client.enqueueCatchUp(catchUpTask{member: m, catchUpProgress: p})
 		return
 	}
 	if t.waiters == nil {
@@ -139,7 +139,7 @@ func (t *topic) expireWaiter(m *member) {
 // of it. It returns true if there is nothing left to do. A member that is ahead
 // of this topic does not become live, or it would get messages twice. Caller
 // holds mu.
-func (m *member) goLive(p *progress) bool {
+func (m *member) goLive(p *catchUpProgress) bool {
 	t := m.topic
 	if m.state == memberGone {
 		return true // the member left meanwhile

@@ -43,7 +43,7 @@ var errHole = errors.New("the log returned a page with a hole")
 // acquirePage returns the page after a position, which the caller must release.
 // It may join a read that began before the position was committed; if that does
 // not know the position, it reads again. On an error nothing is to be released.
-func (t *topic) acquirePage(p *progress) (*sharedPage, error) {
+func (t *topic) acquirePage(p *catchUpProgress) (*sharedPage, error) {
 	t.mu.Lock()
 	s := t.pages[p.seq]
 	shared := s != nil

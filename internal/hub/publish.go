@@ -86,7 +86,7 @@ func (h *Hub) Completed(batch []*message.Publication) {
 		}
 	}
 	if len(p.frames) > 0 {
-		h.deliver(batch[0].Room, &p)
+		h.deliverAndBroadcast(batch[0].Room, &p)
 	}
 }
 
@@ -108,14 +108,14 @@ func (p *pendingPublish) answer(now time.Time) {
 	p.client.out.Queue(f)
 	<-p.client.publishSlots
 	// At most MaxInflight entries per client.
-	p.hub.acks.put(p.client, 0, 0, p.hub.ackLoop)
+	p.hub.clientsWithAcks.put(p.client, 0, 0, p.hub.ackLoop)
 }
 
 // ackLoop writes queued acks, so that the append worker does not wait for
 // sockets.
 func (h *Hub) ackLoop() {
 	for {
-		clients, ok := h.acks.dequeueAll()
+		clients, ok := h.clientsWithAcks.dequeueAll()
 		if !ok {
 			return
 		}

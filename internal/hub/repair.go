@@ -10,7 +10,7 @@ import (
 // needsRepair reports whether the log may have messages that were not delivered
 // here, or another epoch. Only then is the log read. Caller holds mu.
 func (t *topic) needsRepair() bool {
-	return t.open && !t.closed && (t.epochMismatches > t.mismatchesResolved || t.last < t.target)
+	return t.open && !t.closed && (t.epochMismatches > t.mismatchesResolved || t.last < t.knownHead)
 }
 
 // scheduleRepair schedules a repair if one is due and none is scheduled. It
@@ -37,10 +37,10 @@ func (t *topic) scheduleRepair(cause string) {
 	})
 }
 
-// A gapRequest is what a topic lacks when a repair begins. The page is read
+// A repairRequest is what a topic lacks when a repair begins. The page is read
 // later than that, so it answers the request, and nothing that was recorded
 // since.
-type gapRequest struct {
+type repairRequest struct {
 	after           message.Seq // delivered so far
 	target          message.Seq
 	epochMismatches uint64
@@ -57,12 +57,12 @@ func (t *topic) repair() {
 		t.mu.Unlock()
 		return
 	}
-	req := gapRequest{t.last, t.target, t.epochMismatches}
+	request := repairRequest{t.last, t.knownHead, t.epochMismatches}
 	t.hub.metrics.repairs.WithLabelValues(t.repairCause).Inc()
 	t.mu.Unlock()
-	page, err := t.fetch(t.hub.ctx, nil, req.after, t.hub.repairPageLimit)
+	page, err := t.fetch(t.hub.ctx, nil, request.after, t.hub.repairPageLimit)
 	if err == nil {
-		t.apply(req, page)
+		t.apply(request, page)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -82,9 +82,9 @@ func (t *topic) repair() {
 	t.repairBackoff = 0
 }
 
-// apply uses the page that was read for a gapRequest. Live messages may have
+// apply uses the page that was read for a repairRequest. Live messages may have
 // arrived meanwhile: the page fills only what is still missing.
-func (t *topic) apply(req gapRequest, p *encodedPage) {
+func (t *topic) apply(req repairRequest, p *encodedPage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -105,7 +105,7 @@ func (t *topic) apply(req gapRequest, p *encodedPage) {
 	t.first = max(t.first, p.First)
 	t.prune(t.last)
 	t.fanOut(t.drainReorderBuffer(nil))
-	t.signalAdvanced() // even if nothing advanced: then the waiting members read the log themselves
+	t.wakeRepairWaiters() // even if nothing advanced: then the waiting members read the log themselves
 }
 
 // deliverPage delivers a page that reaches the head. Caller holds mu.
@@ -133,11 +133,11 @@ func (t *topic) deliverPage(p *encodedPage) {
 // is one read and one page of memory however far the room is behind, and a slow
 // member does not fill its queue with an hour of messages. Caller holds mu.
 func (t *topic) skipToHead(p *encodedPage) {
-	from := progress{seq: t.last, epoch: t.epoch, result: resumeLog}
+	from := catchUpProgress{seq: t.last, epoch: t.epoch, result: resumeLog}
 	// All members are at the same position, so they begin with the same page.
 	for _, m := range t.members {
 		m.state, m.caughtUpTo = memberPending, position{from.seq, from.epoch}
-		m.client.enqueueCatchUp(catchUpTask{member: m, progress: from})
+		m.client.enqueueCatchUp(catchUpTask{member: m, catchUpProgress: from})
 	}
 	t.members, t.outlets = nil, nil
 	t.last = max(t.last, p.Head)
@@ -150,7 +150,7 @@ func (t *topic) skipToHead(p *encodedPage) {
 func (t *topic) restartAtHead(p *encodedPage) {
 	if t.epoch != p.Epoch {
 		t.hub.logNewEpoch(p.Epoch)
-		t.target = p.Head // the target of the old epoch means nothing here
+		t.knownHead = p.Head // the target of the old epoch means nothing here
 	}
 	t.epoch, t.last, t.first = p.Epoch, p.Head, p.First
 	t.resetRing()
@@ -162,11 +162,11 @@ func (t *topic) restartAtHead(p *encodedPage) {
 // read in the same epoch after they were recorded. The log went back without a
 // new epoch, which only happens if its files are replaced under a running
 // service. Messages that were recorded since are still wanted. Caller holds mu.
-func (t *topic) abandonTarget(req gapRequest, p *encodedPage) {
+func (t *topic) abandonTarget(req repairRequest, p *encodedPage) {
 	t.hub.logger.Error("the log is behind what was delivered, and its epoch is the same",
 		"room", t.room, "head", p.Head, "known", req.target)
 	t.prune(req.target)
-	if t.target == req.target {
-		t.target = p.Head
+	if t.knownHead == req.target {
+		t.knownHead = p.Head
 	}
 }

@@ -310,7 +310,7 @@ func TestAMessageMissingFromTheLogIsAbandoned(t *testing.T) {
 	a.expectFrames("joined 0", "message 1", "message 2") // the log has these
 	testkit.Eventually(t, "the topic to give up message 9", func() bool {
 		s := f.nodes[0].Rooms()[0]
-		return s.Held == 0 && s.Behind == 0
+		return s.Buffered == 0 && s.Behind == 0
 	})
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames(append([]string{"joined 0"}, messages(1, 3)...)...)

@@ -310,7 +310,7 @@ func (sim *simulation) describeTopics() string {
 			if t := h.lookup(room); t != nil {
 				t.mu.Lock()
 				fmt.Fprintf(&b, "node %d %s: open %v, %s %d of %d, ring %d, buffered %d, mismatches %d resolved %d, repairing %v scheduled %v, %d live\n",
-					i, room, t.open, t.epoch, t.last, t.target, t.ring.len(), t.reorder.len(), t.epochMismatches, t.mismatchesResolved, t.repairing, t.repairScheduled, len(t.members))
+					i, room, t.open, t.epoch, t.last, t.knownHead, t.ring.len(), t.reorder.len(), t.epochMismatches, t.mismatchesResolved, t.repairing, t.repairScheduled, len(t.members))
 				t.mu.Unlock()
 			}
 		}
@@ -323,8 +323,8 @@ func (sim *simulation) describeTopics() string {
 func (sim *simulation) busyTopic() string {
 	for i, h := range sim.nodes {
 		for _, r := range h.Rooms() {
-			if r.Held != 0 || r.Behind != 0 {
-				return fmt.Sprintf("node %d buffers %d of %s, and is %d behind", i, r.Held, r.Room, r.Behind)
+			if r.Buffered != 0 || r.Behind != 0 {
+				return fmt.Sprintf("node %d buffers %d of %s, and is %d behind", i, r.Buffered, r.Room, r.Behind)
 			}
 		}
 	}

@@ -40,7 +40,7 @@ type topic struct {
 	epoch           message.Epoch
 	last            message.Seq   // everything up to here was sent to the members
 	first           message.Seq   // oldest stored, as of the last read
-	target          message.Seq   // the highest seq known to exist
+	knownHead       message.Seq   // the highest seq known to exist
 	epochBeforeOpen message.Epoch // the first epoch that was seen before the topic opened
 
 	ring    ring          // the newest frames that were sent to the members
@@ -96,14 +96,14 @@ func (t *topic) receive(e roomFrame) {
 // its order is the order of delivery.
 func (t *topic) deliverLoop() {
 	for {
-		batch, ok := t.inbox.dequeueAll()
+		frames, ok := t.inbox.dequeueAll()
 		if !ok {
 			return
 		}
-		t.deliver(batch)
+		t.deliver(frames)
 		size := 0
-		for i := range batch {
-			size += len(batch[i].frame)
+		for i := range frames {
+			size += len(frames[i].frame)
 		}
 		t.hub.memory.undelivered.Add(-int64(size))
 	}
@@ -111,18 +111,18 @@ func (t *topic) deliverLoop() {
 
 // deliver puts a batch in order and sends what is due: what arrived together
 // leaves together.
-func (t *topic) deliver(batch []roomFrame) {
+func (t *topic) deliver(frames []roomFrame) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return // there are no members, and the bytes of a buffered frame would never be subtracted
 	}
 	out := t.scratch[:0]
-	for i := range batch {
-		out = t.accept(&batch[i], out)
+	for i := range frames {
+		out = t.accept(&frames[i], out)
 	}
 	t.fanOut(out)
-	t.hub.observeDelivery(batch)
+	t.hub.observeDelivery(frames)
 	clear(out)
 	t.scratch = out[:0]
 	if cap(t.scratch) > 64 {
@@ -176,12 +176,12 @@ func (t *topic) advance(e *roomFrame) protocol.Frame {
 	before := t.ring.bytes
 	t.ring.push(e.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
 	t.hub.memory.rings.Add(int64(t.ring.bytes - before))
-	t.signalAdvanced()
+	t.wakeRepairWaiters()
 	return e.frame
 }
 
-// signalAdvanced wakes the members that wait in repairAndWait. Caller holds mu.
-func (t *topic) signalAdvanced() {
+// wakeRepairWaiters wakes the members that wait in repairAndWait. Caller holds mu.
+func (t *topic) wakeRepairWaiters() {
 	if t.advanced != nil {
 		close(t.advanced)
 		t.advanced = nil
@@ -191,7 +191,7 @@ func (t *topic) signalAdvanced() {
 // bufferEarly keeps a frame in the reorder buffer. If it does not fit, target
 // records that the message exists, and a repair brings it. Caller holds mu.
 func (t *topic) bufferEarly(e *roomFrame) {
-	t.target = max(t.target, e.seq)
+	t.knownHead = max(t.knownHead, e.seq)
 	before := t.reorder.bytes
 	buffered := t.reorder.put(e, t.hub.cfg.bounds.reorderFrames, t.hub.reorderLimit())
 	t.hub.memory.undelivered.Add(int64(t.reorder.bytes - before))
@@ -204,18 +204,18 @@ func (t *topic) bufferEarly(e *roomFrame) {
 // log knows which of two epochs is newer: a mismatch makes the topic read it,
 // and the seq is ignored. The caller holds mu and then calls scheduleRepair.
 func (t *topic) recordCommitted(epoch message.Epoch, seq message.Seq) {
-	mine := t.epoch
+	current := t.epoch
 	if !t.open {
 		if t.epochBeforeOpen == "" {
 			t.epochBeforeOpen = epoch
 		}
-		mine = t.epochBeforeOpen
+		current = t.epochBeforeOpen
 	}
-	if epoch != mine {
+	if epoch != current {
 		t.epochMismatches++
 		return
 	}
-	t.target = max(t.target, seq)
+	t.knownHead = max(t.knownHead, seq)
 }
 
 // prune removes from the reorder buffer what does not follow last. Caller holds

@@ -19,14 +19,14 @@ type Session struct {
 	// when the session is fresh.
 	PreviousNode string
 	// Rooms has each room once.
-	Rooms []Position
+	Rooms []RoomPosition
 	// Partial means that Rooms was too long to be stored and is empty: a client
 	// that relies on the service for its rooms must start from scratch.
 	Partial bool
 }
 
-// A Position is how far a client has confirmed the messages of a room.
-type Position struct {
+// A RoomPosition is how far a client has confirmed the messages of a room.
+type RoomPosition struct {
 	Room  Room
 	Epoch Epoch
 	Seq   Seq
@@ -35,10 +35,10 @@ type Position struct {
 // A SessionSave is one session of a batch that is to be saved.
 type SessionSave struct {
 	Session
-	// Touch means that Rooms is left out because nothing has changed since this
+	// Renew means that Rooms is left out because nothing has changed since this
 	// Revision, which was saved before: only the session's lifetime is
 	// extended.
-	Touch bool
+	Renew bool
 }
 
 // A SaveResult is the outcome of a SessionSave.

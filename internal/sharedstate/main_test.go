@@ -184,7 +184,7 @@ func (p *testNode) save(t *testing.T, sessions ...message.Session) {
 // trySave saves one session and returns what came of it.
 func (p *testNode) trySave(t *testing.T, s message.Session, touch bool) message.SaveResult {
 	t.Helper()
-	return p.Save(within(t, testTimeout), []message.SessionSave{{Session: s, Touch: touch}})[0]
+	return p.Save(within(t, testTimeout), []message.SessionSave{{Session: s, Renew: touch}})[0]
 }
 
 // resume fails the test unless the session comes back.

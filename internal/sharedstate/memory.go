@@ -107,9 +107,9 @@ func (m *nodeView) saveOne(node string, s *message.SessionSave) message.SaveResu
 	switch {
 	case k != nil && k.generation > s.Generation:
 		return message.SaveSuperseded
-	case s.Touch && (k == nil || k.generation < s.Generation || k.revision != s.Revision):
+	case s.Renew && (k == nil || k.generation < s.Generation || k.revision != s.Revision):
 		return message.SaveMissing
-	case s.Touch:
+	case s.Renew:
 		k.expiresAt = time.Now().Add(m.ttl)
 		m.bySaveTime.MoveToBack(m.sessions[s.ID])
 	case k == nil || k.generation < s.Generation || k.revision <= s.Revision:

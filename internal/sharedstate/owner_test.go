@@ -51,7 +51,7 @@ func runOwnershipFaults(t *testing.T, rnd *rand.Rand, peers []*testNode) {
 			seq++
 			save := k.session
 			save.Revision++
-			save.Rooms = []message.Position{{Room: "lobby", Epoch: "e", Seq: seq}}
+			save.Rooms = []message.RoomPosition{{Room: "lobby", Epoch: "e", Seq: seq}}
 			node, batch := peers[k.node], []message.SessionSave{{Session: save}}
 			if rnd.IntN(6) == 0 {
 				delayed = append(delayed, func() { node.Save(context.Background(), batch) })
@@ -68,7 +68,7 @@ func runOwnershipFaults(t *testing.T, rnd *rand.Rand, peers []*testNode) {
 				t.Fatal("the newest was refused")
 			}
 		case 4: // one renews
-			save := message.SessionSave{Session: k.session, Touch: true}
+			save := message.SessionSave{Session: k.session, Renew: true}
 			if result := peers[k.node].Save(t.Context(), []message.SessionSave{save})[0]; result == message.SaveDone && k.session.Generation < lastSaved.Generation {
 				t.Fatal("an older one renewed it")
 			}

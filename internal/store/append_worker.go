@@ -155,7 +155,7 @@ func (w *appendWorker) commitLoop() {
 	defer tick.Stop()
 	for {
 		if batch := w.dequeueBatch(); len(batch) > 0 {
-			w.commit(batch)
+			w.commitBatch(batch)
 			continue
 		}
 		if w.finished() {

@@ -109,20 +109,20 @@ func (k *committer) appendAtomically(ctx context.Context, b *atomicBatch) error 
 	// Kept until the batch is completed, so that two batches in one room are
 	// completed in the order of their commits.
 	defer func() { <-a.slot }()
-	if err := a.commit(ctx, k, b); err != nil {
+	if err := a.commitWithRetry(ctx, k, b); err != nil {
 		return err
 	}
-	k.complete(b.pubs)
+	k.completeAtomic(b.pubs)
 	return nil
 }
 
-// complete calls onCompleted once for each room of a stored batch, under the
+// completeAtomic calls onCompleted once for each room of a stored batch, under the
 // lock of the room's append worker, so that calls for one room never overlap.
 //
 // The worker may commit to the same room between the batch's commit and this
 // call, and complete its own publications first. A topic's reorder buffer holds
 // those until the batch's messages arrive.
-func (k *committer) complete(pubs []*message.Publication) {
+func (k *committer) completeAtomic(pubs []*message.Publication) {
 	eachRoom(slices.Clone(pubs), func(room []*message.Publication) {
 		w := k.workerFor(room[0].Room)
 		w.completionMu.Lock()
@@ -225,12 +225,12 @@ func (b *atomicBatch) apply(epoch message.Epoch, results []result) {
 	}
 }
 
-// commit tries until the batch is stored, refused, or out of time. A retry is
+// commitWithRetry tries until the batch is stored, refused, or out of time. A retry is
 // safe after an unknown outcome: a batch that was stored finds its own ids, and
 // one that was not is stored now. Half a batch cannot have been stored.
-func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatch) error {
+func (a *atomicAppender) commitWithRetry(ctx context.Context, k *committer, b *atomicBatch) error {
 	for failures := 0; ; failures++ {
-		epoch, results, err := a.attempt(k, b.deadline, b.unique, b.checkConflicts)
+		epoch, results, err := a.tryCommitIf(k, b.deadline, b.unique, b.checkConflicts)
 		var refused *message.BatchError
 		var locked *lockedRoomsError
 		switch {
@@ -261,9 +261,9 @@ func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatc
 	}
 }
 
-// attempt tries once. Like an append worker's attempt, it gets a fifth of the
+// tryCommitIf tries once. Like an append worker's attempt, it gets a fifth of the
 // timeout even when the deadline is nearer.
-func (a *atomicAppender) attempt(k *committer, deadline time.Time, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
+func (a *atomicAppender) tryCommitIf(k *committer, deadline time.Time, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	began := time.Now()
 	defer k.m.observe("commit_batch", began)
 	ctx, cancel := context.WithTimeout(a.ctx, max(time.Until(deadline), a.timeout/5))
@@ -275,13 +275,13 @@ func (a *atomicAppender) attempt(k *committer, deadline time.Time, batch []*queu
 // binary search for the shortest prefix that it refuses. A prefix that it
 // accepts is rolled back.
 func (a *atomicAppender) findRejected(k *committer, b *atomicBatch) (int, error) {
-	passes, refused := 0, len(b.unique)
-	for refused-passes > 1 {
-		middle := (passes + refused) / 2
-		_, _, err := a.attempt(k, b.deadline, b.unique[:middle], func([]result) error { return errRolledBack })
+	accepted, refused := 0, len(b.unique)
+	for refused-accepted > 1 {
+		middle := (accepted + refused) / 2
+		_, _, err := a.tryCommitIf(k, b.deadline, b.unique[:middle], func([]result) error { return errRolledBack })
 		switch {
 		case errors.Is(err, errRolledBack):
-			passes = middle
+			accepted = middle
 		case a.writer.isDataError(err):
 			refused = middle
 		default:

@@ -11,10 +11,10 @@ import (
 	"switchyard/internal/message"
 )
 
-// commit stores a batch and completes it, with one call of onCompleted for each
+// commitBatch stores a batch and completes it, with one call of onCompleted for each
 // room. When the deadline of some publications passes first, it completes those
 // and puts the others back at the front of the queue.
-func (w *appendWorker) commit(batch []*queuedPublication) {
+func (w *appendWorker) commitBatch(batch []*queuedPublication) {
 	clear(w.seen)
 	unique := make([]*queuedPublication, 0, len(batch))
 	for _, e := range batch {
@@ -72,7 +72,7 @@ func (w *appendWorker) completeDuplicate(e *queuedPublication) {
 // seqs of a room follow the order of Append.
 func (w *appendWorker) store(queued []*queuedPublication) {
 	for len(queued) > 0 && !w.failExpired(queued) {
-		epoch, results, err := w.attempt(queued)
+		epoch, results, err := w.tryCommit(queued)
 		var locked *lockedRoomsError
 		switch {
 		case err == nil:
@@ -129,11 +129,11 @@ func (w *appendWorker) failExpired(queued []*queuedPublication) bool {
 	return expired
 }
 
-// attempt tries once. An attempt always gets at least a fifth of the timeout.
+// tryCommit tries once. An attempt always gets at least a fifth of the timeout.
 // If it ended at the deadline of the oldest publication, then after an outage,
 // when one publication after the other reaches its deadline, no attempt would
 // be long enough to succeed.
-func (w *appendWorker) attempt(queued []*queuedPublication) (message.Epoch, []result, error) {
+func (w *appendWorker) tryCommit(queued []*queuedPublication) (message.Epoch, []result, error) {
 	bound := max(time.Until(queued[0].deadline), w.timeout/5)
 	ctx, cancel := context.WithTimeout(w.ctx, bound)
 	defer cancel()

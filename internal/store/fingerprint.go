@@ -19,7 +19,7 @@ import (
 // what is wrong, and what to do.
 type operatorError struct{ text string }
 
-func (r *operatorError) Error() string { return r.text }
+func (e *operatorError) Error() string { return e.text }
 
 // A serverIdentity is what a new connection learns about its server.
 type serverIdentity struct {
@@ -61,18 +61,18 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity
 	seen := p.wal.Load()
 	var id serverIdentity
 	var replica bool
-	var fsync, pages, commit string
-	err := conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &pages, &commit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
+	var fsync, fullPageWrites, synchronousCommit string
+	err := conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &fullPageWrites, &synchronousCommit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
 	if err != nil {
 		return id, fmt.Errorf("identify the database: %w", err)
 	}
-	if err := checkServerSettings(replica, fsync, pages, commit); err != nil {
+	if err := checkServerSettings(replica, fsync, fullPageWrites, synchronousCommit); err != nil {
 		return id, err
 	}
 	if err := checkSchema(ctx, conn); err != nil {
 		return id, err
 	}
-	if commit == "local" || commit == "remote_write" {
+	if synchronousCommit == "local" || synchronousCommit == "remote_write" {
 		// A commit must survive a failover. A stricter setting stays.
 		if _, err := conn.Exec(ctx, "SET synchronous_commit = on"); err != nil {
 			return id, fmt.Errorf("set synchronous_commit: %w", err)
@@ -91,18 +91,18 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity
 // checkServerSettings returns an error if the server is a replica or may lose
 // commits in a crash. Each new connection checks again, since all three
 // settings can be changed without a restart.
-func checkServerSettings(replica bool, fsync, pages, commit string) error {
-	const forgets = "the server of DATABASE_URL has %s = off and would lose acked messages in a crash: " +
+func checkServerSettings(replica bool, fsync, fullPageWrites, synchronousCommit string) error {
+	const lossFormat = "the server of DATABASE_URL has %s = off and would lose acked messages in a crash: " +
 		"set %[1]s = on in postgresql.conf"
 	switch {
 	case replica:
 		return &operatorError{"the server of DATABASE_URL is a read-only replica: name the primary, or add target_session_attrs=read-write"}
 	case fsync == "off":
-		return &operatorError{fmt.Sprintf(forgets, "fsync")}
-	case pages == "off":
-		return &operatorError{fmt.Sprintf(forgets, "full_page_writes")}
-	case commit == "off":
-		return &operatorError{fmt.Sprintf(forgets, "synchronous_commit")}
+		return &operatorError{fmt.Sprintf(lossFormat, "fsync")}
+	case fullPageWrites == "off":
+		return &operatorError{fmt.Sprintf(lossFormat, "full_page_writes")}
+	case synchronousCommit == "off":
+		return &operatorError{fmt.Sprintf(lossFormat, "synchronous_commit")}
 	}
 	return nil
 }
@@ -175,9 +175,9 @@ func newEpoch() message.Epoch {
 	return message.Epoch(hex.EncodeToString(b[:]))
 }
 
-// janitorLoop prunes each minute. Every node tries, and an advisory lock admits
+// pruneLoop prunes each minute. Every node tries, and an advisory lock admits
 // one at a time.
-func (p *Postgres) janitorLoop(ctx context.Context) {
+func (p *Postgres) pruneLoop(ctx context.Context) {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	for {

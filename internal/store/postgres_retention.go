@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	// retainLock is the advisory lock of a node during a step of the walk or
+	// retentionLock is the advisory lock of a node during a step of the walk or
 	// a trim.
-	retainLock = 0x5377_6974_636a
+	retentionLock = 0x5377_6974_636a
 	// trimRows bounds one transaction of a trim.
 	trimRows = 1000
 	// trimWait is how long a trim waits for a lock before it gives up.
@@ -45,11 +45,11 @@ func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms 
 	ended = true
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
 		var mine bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retainLock).Scan(&mine); err != nil || !mine {
+		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retentionLock).Scan(&mine); err != nil || !mine {
 			return err
 		}
 		var walked int64
-		err := tx.QueryRow(ctx, sqlWalked, retainEvery/2).Scan(&walked)
+		err := tx.QueryRow(ctx, sqlWalked, retentionInterval/2).Scan(&walked)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil // another node has completed a walk recently
 		}
@@ -108,7 +108,7 @@ func (p *Postgres) trim(ctx context.Context, room message.Room, policy retention
 		}
 		// Unlike walkStep, a trim waits for the lock: each holder needs it
 		// only for a moment.
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retainLock); err != nil {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retentionLock); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(policy.count), orNull(policy.age), trimRows).Scan(&removed)

@@ -21,8 +21,8 @@ type retentionPolicy struct {
 func (p retentionPolicy) keepsAll() bool { return p == retentionPolicy{} }
 
 const (
-	// retainEvery is the time from one walk over the rooms to the next.
-	retainEvery = time.Minute
+	// retentionInterval is the time from one walk over the rooms to the next.
+	retentionInterval = time.Minute
 	// walkPageSize is how many rooms one step of a walk inspects. A step is one
 	// query by the primary key of rooms, with one lookup of the oldest message
 	// of each: a few milliseconds.
@@ -52,7 +52,7 @@ var errRoomLocked = errors.New("another transaction has locked the room")
 // path. It uses at most a third of one connection's time, because it pauses
 // after each step for twice as long as the step took. It keeps no list of what
 // is left to do, which follows from the rooms, so a killed node leaves nothing
-// half done. Only retainLoop's goroutine uses it.
+// half done. Only retentionLoop's goroutine uses it.
 type retention struct {
 	trimmer   trimmer
 	trimLimit int // in messages; a trim of as many may have left some
@@ -61,9 +61,9 @@ type retention struct {
 	log       *slog.Logger
 }
 
-// retainLoop trims all rooms each minute until ctx ends.
-func (r *retention) retainLoop(ctx context.Context) {
-	tick := time.NewTicker(retainEvery)
+// retentionLoop trims all rooms each minute until ctx ends.
+func (r *retention) retentionLoop(ctx context.Context) {
+	tick := time.NewTicker(retentionInterval)
 	defer tick.Stop()
 	for {
 		select {

@@ -25,11 +25,11 @@ type SQLite struct {
 	write    *sql.DB // one connection
 	reads    *sql.DB
 
-	walked int64 // id of the room that walkStep inspected last; owned by retainLoop
+	walked int64 // id of the room that walkStep inspected last; owned by retentionLoop
 
-	stop    context.CancelFunc // ends the janitor
-	janitor sync.WaitGroup
-	closed  atomic.Bool
+	stop   context.CancelFunc // ends the janitor
+	loops  sync.WaitGroup
+	closed atomic.Bool
 }
 
 // OpenSQLite opens the log at sqlite:path. It returns an error of one line,
@@ -101,8 +101,8 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	}
 	background, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	s.janitor.Go(func() { s.janitorLoop(background) })
-	s.janitor.Go(func() { s.retention().retainLoop(background) })
+	s.loops.Go(func() { s.pruneLoop(background) })
+	s.loops.Go(func() { s.retention().retentionLoop(background) })
 	return nil
 }
 
@@ -152,7 +152,7 @@ func (s *SQLite) Close(ctx context.Context) error {
 	}
 	err := s.committer.close(ctx)
 	s.stop()
-	s.janitor.Wait()
+	s.loops.Wait()
 	if err := errors.Join(err, s.closeFiles()); err != nil {
 		return fmt.Errorf("close the log: %w", err)
 	}
@@ -170,8 +170,8 @@ func (s *SQLite) closeFiles() error {
 	return errors.Join(append(errs, s.lockFile.close())...)
 }
 
-// janitorLoop prunes each minute.
-func (s *SQLite) janitorLoop(ctx context.Context) {
+// pruneLoop prunes each minute.
+func (s *SQLite) pruneLoop(ctx context.Context) {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	for {

@@ -91,9 +91,9 @@ func (m *Memory) receiveLoop(receive Receive) {
 			stopping = true
 		}
 		batch = m.inbox.dequeue(batch[:0], math.MaxInt)
-		for _, p := range batch {
-			receive(p.room, p.payload)
-			m.metrics.publish.Observe(time.Since(p.at).Seconds())
+		for _, bc := range batch {
+			receive(bc.room, bc.payload)
+			m.metrics.publish.Observe(time.Since(bc.at).Seconds())
 		}
 		clear(batch)
 	}
@@ -110,22 +110,22 @@ func (m *Memory) Publish(room message.Room, payload []byte) {
 		m.metrics.drop(dropClosed, 1)
 		return
 	}
-	p := broadcast{room: room, payload: payload, at: time.Now()}
+	bc := broadcast{room: room, payload: payload, at: time.Now()}
 	m.bus.mu.RLock()
 	defer m.bus.mu.RUnlock()
 	for _, node := range m.bus.nodes {
-		node.deliver(p)
+		node.deliver(bc)
 	}
 }
 
-func (m *Memory) deliver(p broadcast) {
+func (m *Memory) deliver(bc broadcast) {
 	m.mu.RLock()
-	_, subscribed := m.rooms[p.room]
+	_, subscribed := m.rooms[bc.room]
 	m.mu.RUnlock()
 	if !subscribed {
 		return
 	}
-	dropped, ok := m.inbox.push(p)
+	dropped, ok := m.inbox.push(bc)
 	m.metrics.drop(dropFull, dropped)
 	if !ok {
 		m.metrics.drop(dropClosed, 1)

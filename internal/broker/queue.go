@@ -40,19 +40,19 @@ func newQueue(size int) *queue {
 
 // push adds p and returns the number of older publications that it dropped. ok
 // is false after close: p was not added.
-func (q *queue) push(p broadcast) (dropped int, ok bool) {
+func (q *queue) push(bc broadcast) (dropped int, ok bool) {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
 		return 0, false
 	}
-	for q.count == len(q.ring) || (q.count > 0 && q.bytes+len(p.payload) > queueBytes) {
+	for q.count == len(q.ring) || (q.count > 0 && q.bytes+len(bc.payload) > queueBytes) {
 		q.pop()
 		dropped++
 	}
-	q.ring[(q.first+q.count)%len(q.ring)] = p
+	q.ring[(q.first+q.count)%len(q.ring)] = bc
 	q.count++
-	q.bytes += len(p.payload)
+	q.bytes += len(bc.payload)
 	q.mu.Unlock()
 	q.notify()
 	return dropped, true
@@ -61,12 +61,12 @@ func (q *queue) push(p broadcast) (dropped int, ok bool) {
 // pop removes the oldest publication. The caller holds mu and has checked that
 // there is one.
 func (q *queue) pop() broadcast {
-	p := q.ring[q.first]
+	bc := q.ring[q.first]
 	q.ring[q.first] = broadcast{} // release the payload
 	q.first = (q.first + 1) % len(q.ring)
 	q.count--
-	q.bytes -= len(p.payload)
-	return p
+	q.bytes -= len(bc.payload)
+	return bc
 }
 
 // dequeue moves the oldest publications to the end of buf, until none is left or
@@ -75,9 +75,9 @@ func (q *queue) dequeue(buf []broadcast, maxBytes int) []broadcast {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for n := 0; q.count > 0 && n < maxBytes; {
-		p := q.pop()
-		n += len(p.payload)
-		buf = append(buf, p)
+		bc := q.pop()
+		n += len(bc.payload)
+		buf = append(buf, bc)
 	}
 	return buf
 }

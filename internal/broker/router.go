@@ -61,9 +61,9 @@ func (ro *router) start(r *Redis) {
 		return
 	}
 	r.loops.Go(func() { r.refreshLoop(r.ctx) })
-	for _, e := range ro.listeners {
+	for _, l := range ro.listeners {
 		r.loops.Go(func() {
-			e.connectLoop(r.ctx, func(_ message.Room, _ []byte) { ro.refreshNow() })
+			l.connectLoop(r.ctx, func(_ message.Room, _ []byte) { ro.refreshNow() })
 		})
 	}
 }
@@ -205,8 +205,8 @@ func (r *Redis) assign(found ownerFunc) {
 		}
 	}
 	left = append(left, r.unrouted.dequeue(nil, math.MaxInt)...)
-	for _, p := range left { // with mu held, so before any newer publication
-		r.enqueue(p, r.bucket(p.room).owner)
+	for _, bc := range left { // with mu held, so before any newer publication
+		r.enqueue(bc, r.bucket(bc.room).owner)
 	}
 	r.mu.Unlock()
 	if len(moved) > 0 {
@@ -268,10 +268,10 @@ func (r *Redis) recheckSubscribers(s *server) {
 }
 
 // route queues a publication for the server that owns its room.
-func (r *Redis) route(p broadcast) {
-	b := r.bucket(p.room)
+func (r *Redis) route(bc broadcast) {
+	b := r.bucket(bc.room)
 	for range maxHops { // a server may be retired in between
-		if r.enqueue(p, r.ownerServer(b)) {
+		if r.enqueue(bc, r.ownerServer(b)) {
 			return
 		}
 	}
@@ -280,7 +280,7 @@ func (r *Redis) route(p broadcast) {
 
 // enqueue queues a publication for s, or with s nil until an owner is known. It
 // returns false when the queue is closed.
-func (r *Redis) enqueue(p broadcast, s *server) bool {
+func (r *Redis) enqueue(bc broadcast, s *server) bool {
 	q, full := r.unrouted, dropDown
 	if s != nil {
 		q = s.publisher.queue
@@ -288,7 +288,7 @@ func (r *Redis) enqueue(p broadcast, s *server) bool {
 			full = dropFull
 		}
 	}
-	dropped, ok := q.push(p)
+	dropped, ok := q.push(bc)
 	r.metrics.drop(full, dropped)
 	return ok
 }
@@ -296,12 +296,12 @@ func (r *Redis) enqueue(p broadcast, s *server) bool {
 // reroute queues a publication for the server at to, after another server has
 // refused it with MOVED. It returns false when the publication has been
 // rerouted maxHops times.
-func (r *Redis) reroute(p broadcast, to string) bool {
-	if p.hops++; p.hops > maxHops {
+func (r *Redis) reroute(bc broadcast, to string) bool {
+	if bc.hops++; bc.hops > maxHops {
 		return false
 	}
-	r.assignBucket(r.bucket(p.room), to)
-	r.route(p)
+	r.assignBucket(r.bucket(bc.room), to)
+	r.route(bc)
 	return true
 }
 

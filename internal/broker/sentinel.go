@@ -30,7 +30,7 @@ type sentinels struct {
 	config *redisConfig
 }
 
-func newSentinels(p *redisConfig) *sentinels { return &sentinels{config: p} }
+func newSentinels(c *redisConfig) *sentinels { return &sentinels{config: c} }
 
 type sentinelReply struct {
 	addr  string

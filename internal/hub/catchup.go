@@ -14,22 +14,30 @@ import (
 // own copy of a page.
 const maxCopiedBytes = 16 << 10
 
+// A catchUpTask is a room in which a client is behind. The queue owns it, or
+// the loop that has dequeued it.
+type catchUpTask struct {
+	member *member
+	catchUpProgress
+	backoff time.Duration // before the next try, after a failed read
+}
+
 // run makes the member live, or sends it one page, and waits until that has
 // left the client's queue. So a joining member needs no buffer, however far
 // back it starts. It returns true if there is more to do.
 func (t *catchUpTask) run() bool {
 	m := t.member
-	top, out := m.topic, m.client.out
-	top.mu.Lock()
+	tp, out := m.topic, m.client.out
+	tp.mu.Lock()
 	done := m.goLive(&t.catchUpProgress)
-	top.mu.Unlock()
+	tp.mu.Unlock()
 	if done {
 		// The member is live or gone. The client reads what was sent before its
 		// next room is served.
-		_ = out.Flushed(top.hub.ctx)
+		_ = out.Flushed(tp.hub.ctx)
 		return false
 	}
-	page, err := top.acquirePage(&t.catchUpProgress)
+	page, err := tp.acquirePage(&t.catchUpProgress)
 	if err != nil {
 		// Nothing was sent.
 		return t.retry(err)
@@ -37,13 +45,13 @@ func (t *catchUpTask) run() bool {
 	t.backoff = 0
 	// The page counts towards the budget until it has left the queue, so that
 	// the budget sees slow readers.
-	done = !top.sendPage(m, &t.catchUpProgress, page)
-	gone := out.Flushed(top.hub.ctx) != nil // bounded by the outlet's write deadline
-	top.releasePage(page)
+	done = !tp.sendPage(m, &t.catchUpProgress, page)
+	gone := out.Flushed(tp.hub.ctx) != nil // bounded by the outlet's write deadline
+	tp.releasePage(page)
 	if done || gone {
 		return false
 	}
-	top.repairAndWait(&t.catchUpProgress)
+	tp.repairAndWait(&t.catchUpProgress)
 	return true
 }
 
@@ -53,8 +61,8 @@ func (t *catchUpTask) run() bool {
 // member whose join was answered tries again after a backoff.
 func (t *catchUpTask) retry(err error) bool {
 	m := t.member
-	top := m.topic
-	top.hub.logger.Debug("page not read", "room", top.room, "error", err)
+	tp := m.topic
+	tp.hub.logger.Debug("page not read", "room", tp.room, "error", err)
 	if !errors.Is(err, errHole) {
 		m.client.refuseUnanswered()
 	}
@@ -62,7 +70,7 @@ func (t *catchUpTask) retry(err error) bool {
 		return false
 	}
 	t.backoff = min(max(2*t.backoff, minRetry), maxRetry)
-	return top.hub.sleep(t.backoff)
+	return tp.hub.sleep(t.backoff)
 }
 
 // repairAndWait makes a topic that is behind a member start a repair, and waits
@@ -131,7 +139,7 @@ func (t *topic) sendPage(m *member, p *catchUpProgress, s *sharedPage) bool {
 	}
 	var frames []protocol.Frame
 	if !m.joinedSent {
-		m.confirmedUpTo = position{p.seq, p.epoch}
+		m.confirmedUpTo = p.position
 		frames = append(frames, m.markJoined(page.Epoch, head, page.First))
 	}
 	if p.result == "" || p.result == resumeRing {
@@ -155,7 +163,7 @@ func (t *topic) sendPage(m *member, p *catchUpProgress, s *sharedPage) bool {
 		p.seq += s.count
 	}
 	m.sendFrames(frames)
-	m.caughtUpTo = position{p.seq, p.epoch}
+	m.caughtUpTo = p.position
 	return true
 }
 

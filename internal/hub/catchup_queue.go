@@ -1,17 +1,6 @@
 package hub
 
-import (
-	"sync"
-	"time"
-)
-
-// A catchUpTask is a room in which a client is behind. The queue owns it, or
-// the loop that has dequeued it.
-type catchUpTask struct {
-	member *member
-	catchUpProgress
-	backoff time.Duration // before the next try, after a failed read
-}
+import "sync"
 
 // A catchUpQueue holds the rooms in which one client is behind. One goroutine
 // serves them in turn, a page each, and ends when the queue is empty: a client

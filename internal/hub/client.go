@@ -170,7 +170,7 @@ func (c *Client) join(r *protocol.Request) error {
 	if old != nil {
 		old.retire(nil, errReplaced, message.PresenceDisconnected) // not left: the session is back in a moment
 	}
-	p := catchUpProgress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter}
+	p := catchUpProgress{position: position{r.After, r.Epoch}, fromNow: !r.HasAfter}
 	if p.seq == 0 {
 		p.epoch = "" // position 0 is valid in every epoch
 	}

@@ -12,10 +12,9 @@ import (
 // at a time owns it: first the one that reads the client's socket, then the
 // topic while it is not open, then the client's catch-up loop.
 type catchUpProgress struct {
-	seq     message.Seq
-	epoch   message.Epoch // "" with seq 0: any epoch
-	fromNow bool          // no position: begin with the next message
-	result  string        // label in metrics: the most expensive path so far
+	position        // an empty epoch with seq 0: any epoch
+	fromNow  bool   // no position: begin with the next message
+	result   string // label in metrics: the most expensive path so far
 }
 
 // openTimeout is how long a join waits for a topic to open.

@@ -36,6 +36,19 @@ type payload struct {
 	frames []roomFrame
 }
 
+// add appends a committed publication. Its frame is encoded here, once for all
+// members.
+func (p *payload) add(pub *message.Publication) {
+	m := pub.Message()
+	p.epoch = pub.Epoch
+	p.frames = append(p.frames, roomFrame{
+		seq:       pub.Seq,
+		epoch:     pub.Epoch,
+		frame:     protocol.Message(&m),
+		createdAt: p.sentAt,
+	})
+}
+
 // encode returns the bytes of p, in one allocation.
 func (p *payload) encode() []byte {
 	size := payloadHeader + len(p.epoch)

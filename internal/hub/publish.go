@@ -90,6 +90,18 @@ func (h *Hub) Completed(batch []*message.Publication) {
 	}
 }
 
+// deliverAndBroadcast sends committed publications of one room to the members on this node
+// and to the other nodes. It sends duplicates again, too: that repairs delivery
+// after a node died between commit and broadcast.
+func (h *Hub) deliverAndBroadcast(room message.Room, p *payload) {
+	if t := h.lookup(room); t != nil {
+		for i := range p.frames {
+			t.receive(p.frames[i])
+		}
+	}
+	h.cfg.Broker.Publish(room, p.encode())
+}
+
 // answer sends the outcome to the publisher. The ack leaves in one write with
 // the message if the publisher is a member, otherwise with the next run of
 // ackLoop.
@@ -125,14 +137,18 @@ func (h *Hub) ackLoop() {
 	}
 }
 
+// Signal sends a signal to the current members of a room on every node. It does
+// not block and does not keep data.
+func (h *Hub) Signal(room message.Room, from string, data []byte) { h.signal(room, from, data) }
+
 // signal sends a signal to the current members of a room on every node.
 func (h *Hub) signal(room message.Room, from string, data []byte) {
 	now := time.Now().UnixMicro()
-	e := roomFrame{frame: protocol.Signal(room, from, data), createdAt: now}
+	f := roomFrame{frame: protocol.Signal(room, from, data), createdAt: now}
 	if t := h.lookup(room); t != nil {
-		t.receive(e)
+		t.receive(f)
 	}
-	p := payload{kind: kindSignal, origin: h.bootID, sentAt: now, frames: []roomFrame{e}}
+	p := payload{kind: kindSignal, origin: h.bootID, sentAt: now, frames: []roomFrame{f}}
 	h.cfg.Broker.Publish(room, p.encode())
 }
 

@@ -14,18 +14,18 @@ type reorderBuffer struct {
 
 // put keeps a frame, unless the buffer has maxFrames, or would have more than
 // maxBytes. It accepts a frame of any size if the buffer is empty.
-func (b *reorderBuffer) put(e *roomFrame, maxFrames, maxBytes int) bool {
-	if _, exists := b.frames[e.seq]; exists {
+func (b *reorderBuffer) put(f *roomFrame, maxFrames, maxBytes int) bool {
+	if _, exists := b.frames[f.seq]; exists {
 		return true // if it is of another epoch, the topic reads the log anyway
 	}
-	if len(b.frames) >= maxFrames || b.bytes > 0 && b.bytes+len(e.frame) > maxBytes {
+	if len(b.frames) >= maxFrames || b.bytes > 0 && b.bytes+len(f.frame) > maxBytes {
 		return false
 	}
 	if b.frames == nil {
 		b.frames = make(map[message.Seq]roomFrame)
 	}
-	b.frames[e.seq] = *e
-	b.bytes += len(e.frame)
+	b.frames[f.seq] = *f
+	b.bytes += len(f.frame)
 	return true
 }
 
@@ -34,12 +34,12 @@ func (b *reorderBuffer) len() int { return len(b.frames) }
 
 // pop removes and returns the frame of a seq, if there is one of that epoch.
 func (b *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bool) {
-	e, ok := b.frames[seq]
-	if !ok || e.epoch != epoch {
+	f, ok := b.frames[seq]
+	if !ok || f.epoch != epoch {
 		return roomFrame{}, false
 	}
 	b.drop(seq)
-	return e, true
+	return f, true
 }
 
 // drop removes the frame of a seq, which exists.

@@ -133,10 +133,10 @@ func (t *topic) deliverPage(p *encodedPage) {
 // is one read and one page of memory however far the room is behind, and a slow
 // member does not fill its queue with an hour of messages. Caller holds mu.
 func (t *topic) skipToHead(p *encodedPage) {
-	from := catchUpProgress{seq: t.last, epoch: t.epoch, result: resumeLog}
+	from := catchUpProgress{position: position{t.last, t.epoch}, result: resumeLog}
 	// All members are at the same position, so they begin with the same page.
 	for _, m := range t.members {
-		m.state, m.caughtUpTo = memberPending, position{from.seq, from.epoch}
+		m.state, m.caughtUpTo = memberPending, from.position
 		m.client.enqueueCatchUp(catchUpTask{member: m, catchUpProgress: from})
 	}
 	t.members, t.outlets = nil, nil

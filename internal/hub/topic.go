@@ -74,19 +74,19 @@ func newTopic(h *Hub, room message.Room) *topic {
 
 // receive adds a committed message or a signal to the inbox; deliverLoop does
 // the rest. It never blocks.
-func (t *topic) receive(e roomFrame) {
+func (t *topic) receive(f roomFrame) {
 	// Count the bytes first: deliverLoop may have subtracted them before put
 	// returns.
 	limit := t.hub.inboxLimit()
-	t.hub.memory.undelivered.Add(int64(len(e.frame)))
-	if t.inbox.put(e, len(e.frame), limit, t.deliverLoop) {
+	t.hub.memory.undelivered.Add(int64(len(f.frame)))
+	if t.inbox.put(f, len(f.frame), limit, t.deliverLoop) {
 		return
 	}
-	t.hub.memory.undelivered.Add(-int64(len(e.frame)))
+	t.hub.memory.undelivered.Add(-int64(len(f.frame)))
 	t.hub.metrics.dropped.WithLabelValues(dropInbox).Inc()
-	if e.seq > 0 { // the log has a message; a signal is lost
+	if f.seq > 0 { // the log has a message; a signal is lost
 		t.mu.Lock()
-		t.recordCommitted(e.epoch, e.seq)
+		t.recordCommitted(f.epoch, f.seq)
 		t.scheduleRepair(causeOverflow)
 		t.mu.Unlock()
 	}
@@ -134,22 +134,22 @@ func (t *topic) deliver(frames []roomFrame) {
 // accept appends to out the frames that are due with this one: itself and what
 // waited for it in the reorder buffer. A signal has no seq and is always due.
 // Caller holds mu.
-func (t *topic) accept(e *roomFrame, out []protocol.Frame) []protocol.Frame {
+func (t *topic) accept(f *roomFrame, out []protocol.Frame) []protocol.Frame {
 	switch {
-	case e.seq == 0:
-		return append(out, e.frame)
+	case f.seq == 0:
+		return append(out, f.frame)
 	case !t.open:
-		t.recordCommitted(e.epoch, e.seq)
-		t.bufferEarly(e)
-	case e.epoch != t.epoch:
-		t.recordCommitted(e.epoch, e.seq)
-	case e.seq <= t.last:
+		t.recordCommitted(f.epoch, f.seq)
+		t.bufferEarly(f)
+	case f.epoch != t.epoch:
+		t.recordCommitted(f.epoch, f.seq)
+	case f.seq <= t.last:
 		// A duplicate: a repeated broadcast, an id that was sent again, or a
 		// message that a repair has brought already.
-	case e.seq > t.last+1:
-		t.bufferEarly(e)
+	case f.seq > t.last+1:
+		t.bufferEarly(f)
 	default:
-		out = t.drainReorderBuffer(append(out, t.advance(e)))
+		out = t.drainReorderBuffer(append(out, t.advance(f)))
 	}
 	return out
 }
@@ -171,13 +171,13 @@ func (t *topic) drainReorderBuffer(out []protocol.Frame) []protocol.Frame {
 // advance moves last to the next frame and returns it. The caller fans it out
 // before it releases mu, so that a member that was live before gets it, and one
 // that becomes live later finds it in the ring. Caller holds mu.
-func (t *topic) advance(e *roomFrame) protocol.Frame {
-	t.last = e.seq
+func (t *topic) advance(f *roomFrame) protocol.Frame {
+	t.last = f.seq
 	before := t.ring.bytes
-	t.ring.push(e.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
+	t.ring.push(f.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
 	t.hub.memory.rings.Add(int64(t.ring.bytes - before))
 	t.wakeRepairWaiters()
-	return e.frame
+	return f.frame
 }
 
 // wakeRepairWaiters wakes the members that wait in repairAndWait. Caller holds mu.
@@ -190,10 +190,10 @@ func (t *topic) wakeRepairWaiters() {
 
 // bufferEarly keeps a frame in the reorder buffer. If it does not fit, target
 // records that the message exists, and a repair brings it. Caller holds mu.
-func (t *topic) bufferEarly(e *roomFrame) {
-	t.knownHead = max(t.knownHead, e.seq)
+func (t *topic) bufferEarly(f *roomFrame) {
+	t.knownHead = max(t.knownHead, f.seq)
 	before := t.reorder.bytes
-	buffered := t.reorder.put(e, t.hub.cfg.bounds.reorderFrames, t.hub.reorderLimit())
+	buffered := t.reorder.put(f, t.hub.cfg.bounds.reorderFrames, t.hub.reorderLimit())
 	t.hub.memory.undelivered.Add(int64(t.reorder.bytes - before))
 	if !buffered {
 		t.hub.metrics.dropped.WithLabelValues(dropReorderBuffer).Inc()

@@ -87,7 +87,7 @@ type appendWorker struct {
 // append queues a publication, or refuses it. It never waits for the database,
 // only for mu.
 func (w *appendWorker) append(p *message.Publication) {
-	e := &queuedPublication{pub: p, digest: digest(p.Data), deadline: time.Now().Add(w.timeout)}
+	q := &queuedPublication{pub: p, digest: digest(p.Data), deadline: time.Now().Add(w.timeout)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -96,7 +96,7 @@ func (w *appendWorker) append(p *message.Publication) {
 	case !w.pending.reserve(1, len(p.Data)):
 		w.refuse(p, fmt.Errorf("append: %w", errTooManyPending), reasonPending)
 	default:
-		w.queue = append(w.queue, e)
+		w.queue = append(w.queue, q)
 		select {
 		case w.wake <- struct{}{}:
 		default:
@@ -168,6 +168,16 @@ func (w *appendWorker) commitLoop() {
 			w.ping()
 		}
 	}
+}
+
+// complete calls onCompleted once for each room of pubs.
+func (w *appendWorker) complete(pubs []*message.Publication) {
+	if len(pubs) == 0 {
+		return
+	}
+	w.completionMu.Lock()
+	defer w.completionMu.Unlock()
+	eachRoom(pubs, w.onCompleted)
 }
 
 // finished reports whether commitLoop can end.

@@ -72,7 +72,7 @@ func (w *pgWriter) checkLockedRooms(ctx context.Context, batch []*queuedPublicat
 	now := time.Now()
 	var rooms []string
 	for _, room := range roomsOf(batch) {
-		if h, known := w.lockedRooms[room]; known && now.Before(h.retryAt) {
+		if r, known := w.lockedRooms[room]; known && now.Before(r.retryAt) {
 			rooms = append(rooms, room)
 		}
 	}
@@ -109,7 +109,7 @@ func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublicati
 	}
 	now := time.Now()
 	// No batch has had these rooms since their retryAt: forget them.
-	maps.DeleteFunc(w.lockedRooms, func(_ string, h lockedRoom) bool { return now.Sub(h.retryAt) > lockedRetryMax })
+	maps.DeleteFunc(w.lockedRooms, func(_ string, r lockedRoom) bool { return now.Sub(r.retryAt) > lockedRetryMax })
 	for _, room := range rooms {
 		delay := max(lockedRetryMin, min(2*w.lockedRooms[room].delay, lockedRetryMax))
 		w.lockedRooms[room] = lockedRoom{retryAt: now.Add(delay), delay: delay}
@@ -141,16 +141,16 @@ func (w *pgWriter) forgetLockedRooms(batch []*queuedPublication) {
 	if len(w.lockedRooms) == 0 {
 		return
 	}
-	for _, e := range batch {
-		delete(w.lockedRooms, string(e.pub.Room))
+	for _, q := range batch {
+		delete(w.lockedRooms, string(q.pub.Room))
 	}
 }
 
 // roomsOf returns the names of a batch's rooms, each once, in byte order.
 func roomsOf(batch []*queuedPublication) []string {
 	rooms := make([]string, len(batch))
-	for i, e := range batch {
-		rooms[i] = string(e.pub.Room)
+	for i, q := range batch {
+		rooms[i] = string(q.pub.Room)
 	}
 	slices.Sort(rooms)
 	return slices.Compact(rooms)

@@ -232,9 +232,9 @@ func (w *pgWriter) send(ctx context.Context, batch []*queuedPublication, commit 
 	n := len(batch)
 	names, senders, ids := make([]string, n), make([]string, n), make([]string, n)
 	data, digests := make([][]byte, n), make([][]byte, n)
-	for i, e := range batch {
-		names[i], senders[i], ids[i] = string(e.pub.Room), e.pub.From, e.pub.ID
-		data[i], digests[i] = notNil(e.pub.Data), e.digest[:]
+	for i, q := range batch {
+		names[i], senders[i], ids[i] = string(q.pub.Room), q.pub.From, q.pub.ID
+		data[i], digests[i] = notNil(q.pub.Data), q.digest[:]
 	}
 	rooms := roomsOf(batch)
 

@@ -13,7 +13,8 @@ import (
 // connects Redis brokers. The zero value is ready to use, and it is safe for
 // concurrent use.
 type Bus struct {
-	mu    sync.RWMutex // Protects following.
+	// mu protects nodes.
+	mu    sync.RWMutex
 	nodes []*Memory
 }
 
@@ -35,7 +36,7 @@ func (b *Bus) detach(m *Memory) {
 }
 
 // Memory is the broker of a service without Redis. Like Redis it also delivers
-// a node's own publications to the node, in rooms that it has subscribed to.
+// a node's own broadcasts to the node, in rooms that it has subscribed to.
 type Memory struct {
 	bus     *Bus
 	metrics *metrics
@@ -43,7 +44,8 @@ type Memory struct {
 	stop    chan struct{} // closed by Close
 	done    chan struct{} // closed by receiveLoop
 
-	mu      sync.RWMutex // Protects following.
+	// mu protects the fields below.
+	mu      sync.RWMutex
 	rooms   map[message.Room]struct{}
 	started bool
 	closed  bool
@@ -79,7 +81,7 @@ func (m *Memory) Start(receive Receive) {
 	go m.receiveLoop(receive)
 }
 
-// receiveLoop calls receive with each publication of the inbox. After Close it
+// receiveLoop calls receive with each broadcast of the inbox. After Close it
 // empties the inbox and ends.
 func (m *Memory) receiveLoop(receive Receive) {
 	defer close(m.done)
@@ -101,7 +103,7 @@ func (m *Memory) receiveLoop(receive Receive) {
 
 // Publish delivers payload to every node on the bus that has subscribed to the
 // room. It never blocks: a node that does not keep up loses its oldest
-// publications. The payload must not be written to afterwards.
+// broadcasts. The payload must not be written to afterwards.
 func (m *Memory) Publish(room message.Room, payload []byte) {
 	m.mu.RLock()
 	closed := m.closed

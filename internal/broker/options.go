@@ -9,8 +9,8 @@ import (
 )
 
 // masterLifetime is how long a connection to the sentinels' master is used. A
-// replaced master that could not be demoted goes on answering, and only a new
-// connection finds the new one.
+// replaced master that could not be demoted continues to answer, and only a new
+// connection reaches the new master.
 const masterLifetime = 30 * time.Second
 
 // Options returns the options of a client for commands on the Redis of

@@ -10,7 +10,7 @@ import (
 // queueBytes bounds the payloads in one queue, whatever their number.
 const queueBytes = 32 << 20
 
-// A broadcast is a payload on its way to a room's subscribers.
+// A broadcast is a payload that is being sent to the subscribers of a room.
 type broadcast struct {
 	room    message.Room
 	payload []byte
@@ -19,14 +19,15 @@ type broadcast struct {
 }
 
 // A queue is a bounded first-in-first-out queue. When it is full it drops its
-// oldest publications, which the log has delivered in the meantime, so that no
-// publisher waits. Any number of goroutines push; one dequeues.
+// oldest broadcasts, which the log has delivered in the meantime, so that no
+// publisher waits. Any number of goroutines push; one goroutine dequeues.
 type queue struct {
 	// wake holds a token when there may be something to dequeue. It is never
 	// closed.
 	wake chan struct{}
 
-	mu     sync.Mutex  // Protects following.
+	// mu protects the fields below.
+	mu     sync.Mutex
 	ring   []broadcast // allocated in full by newQueue
 	first  int
 	count  int
@@ -38,7 +39,7 @@ func newQueue(size int) *queue {
 	return &queue{wake: make(chan struct{}, 1), ring: make([]broadcast, size)}
 }
 
-// push adds p and returns the number of older publications that it dropped. ok
+// push adds p and returns the number of older broadcasts that it dropped. ok
 // is false after close: p was not added.
 func (q *queue) push(bc broadcast) (dropped int, ok bool) {
 	q.mu.Lock()
@@ -58,7 +59,7 @@ func (q *queue) push(bc broadcast) (dropped int, ok bool) {
 	return dropped, true
 }
 
-// pop removes the oldest publication. The caller holds mu and has checked that
+// pop removes the oldest broadcast. The caller holds mu and has checked that
 // there is one.
 func (q *queue) pop() broadcast {
 	bc := q.ring[q.first]
@@ -69,7 +70,7 @@ func (q *queue) pop() broadcast {
 	return bc
 }
 
-// dequeue moves the oldest publications to the end of buf, until none is left or
+// dequeue moves the oldest broadcasts to the end of buf, until none is left or
 // their payloads together have reached maxBytes.
 func (q *queue) dequeue(buf []broadcast, maxBytes int) []broadcast {
 	q.mu.Lock()
@@ -96,7 +97,7 @@ func (q *queue) notify() {
 	}
 }
 
-// close makes later pushes fail. Queued publications can still be dequeued.
+// close makes later pushes fail. Queued broadcasts can still be dequeued.
 func (q *queue) close() {
 	q.mu.Lock()
 	q.closed = true

@@ -15,7 +15,7 @@ func TestQueueKeepsTheNewest(t *testing.T) {
 	for i := range byte(5) {
 		n, ok := q.push(broadcast{payload: []byte{i}})
 		if !ok {
-			t.Fatal("an open queue refused a publication")
+			t.Fatal("an open queue refused a broadcast")
 		}
 		dropped += n
 	}
@@ -24,7 +24,7 @@ func TestQueueKeepsTheNewest(t *testing.T) {
 		t.Errorf("dropped %d, kept %v", dropped, got)
 	}
 	if q.len() != 0 || q.bytes != 0 {
-		t.Errorf("the emptied queue counts %d publications and %d bytes", q.len(), q.bytes)
+		t.Errorf("the emptied queue counts %d broadcasts and %d bytes", q.len(), q.bytes)
 	}
 }
 
@@ -62,10 +62,10 @@ func TestAClosedQueueRefusesAndCanBeEmptied(t *testing.T) {
 		t.Error("a closed queue accepted")
 	}
 	if q.closedAndEmpty() {
-		t.Error("a queue with a publication is drained")
+		t.Error("a queue with a broadcast is reported as closed and empty")
 	}
 	if q.dequeue(nil, 1); !q.closedAndEmpty() {
-		t.Error("an empty and closed queue is not drained")
+		t.Error("an empty and closed queue is not reported as such")
 	}
 }
 

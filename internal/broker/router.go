@@ -16,7 +16,7 @@ const (
 	// The intervals at which sentinels and clusters are asked for the owners.
 	sentinelRefreshEvery = time.Second
 	clusterRefreshEvery  = 5 * time.Second
-	// maxHops bounds how often a publication is rerouted.
+	// maxHops bounds how often a broadcast is rerouted.
 	maxHops = 3
 )
 
@@ -35,9 +35,10 @@ type router struct {
 	refresh   chan struct{} // holds a token when discover should be called now
 	listeners []*subscriber // connections on which sentinels announce a new master
 
-	refreshMu   sync.Mutex // Held during discover. Protects following.
-	refreshedAt time.Time  // when the last discover began
-	refreshErr  error      // its error
+	// refreshMu is held during discover, and protects the fields below.
+	refreshMu   sync.Mutex
+	refreshedAt time.Time // when the last discover began
+	refreshErr  error     // its error
 }
 
 // init sets the router up for r's topology. OpenRedis calls it once.
@@ -93,7 +94,7 @@ func (r *Redis) refreshLoop(ctx context.Context) {
 }
 
 // refreshOwners asks for the owner of each bucket. Concurrent calls share an
-// answer. The server at first, if not "", is asked before others.
+// answer. The server at preferred, if not "", is asked first.
 func (r *Redis) refreshOwners(ctx context.Context, preferred string) error {
 	called := time.Now()
 	ro := &r.router
@@ -111,8 +112,8 @@ func (r *Redis) refreshOwners(ctx context.Context, preferred string) error {
 	return ro.refreshErr
 }
 
-// candidates returns the servers to ask for the owners: first, the servers that
-// are up, those of the URL, and those that are down.
+// candidates returns the servers to ask for the owners: the preferred one, the
+// servers that are up, those of the URL, and those that are down.
 func (r *Redis) candidates(preferred string) []string {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -133,7 +134,8 @@ func (r *Redis) candidates(preferred string) []string {
 	})
 }
 
-// An connectionResult is the outcome of a subscriber's last connection.
+// A connectionResult is the outcome of a subscriber's last connection, or of
+// its attempt to connect.
 type connectionResult struct {
 	addr string // "" when no server was known
 	err  error  // why it ended
@@ -158,7 +160,7 @@ func (r *Redis) locate(ctx context.Context, b *bucket, last connectionResult) (s
 		err = errOwnerUnknown
 	}
 	if addr != "" {
-		err = nil // no server answers, but the last known owner may be back
+		err = nil // no server answers, but the last known owner may answer again
 	}
 	return addr, err
 }
@@ -176,9 +178,9 @@ func (r *Redis) ownerAddr(b *bucket) string {
 	return ""
 }
 
-// assign gives the buckets their owners. A bucket whose owner found does not
-// know keeps its present one. Publications that wait for a server without
-// buckets move to the new owners' queues.
+// assign gives the buckets their owners. A bucket for which found returns ""
+// keeps its owner. Broadcasts that wait for a server without buckets move to
+// the new owners' queues.
 func (r *Redis) assign(found ownerFunc) {
 	r.mu.Lock()
 	if r.closed {
@@ -205,7 +207,7 @@ func (r *Redis) assign(found ownerFunc) {
 		}
 	}
 	left = append(left, r.unrouted.dequeue(nil, math.MaxInt)...)
-	for _, bc := range left { // with mu held, so before any newer publication
+	for _, bc := range left { // with mu held, so before any newer broadcast
 		r.enqueue(bc, r.bucket(bc.room).owner)
 	}
 	r.mu.Unlock()
@@ -267,7 +269,7 @@ func (r *Redis) recheckSubscribers(s *server) {
 	}
 }
 
-// route queues a publication for the server that owns its room.
+// route queues a broadcast for the server that owns its room.
 func (r *Redis) route(bc broadcast) {
 	b := r.bucket(bc.room)
 	for range maxHops { // a server may be retired in between
@@ -278,7 +280,7 @@ func (r *Redis) route(bc broadcast) {
 	r.metrics.drop(dropClosed, 1)
 }
 
-// enqueue queues a publication for s, or with s nil until an owner is known. It
+// enqueue queues a broadcast for s, or with s nil until an owner is known. It
 // returns false when the queue is closed.
 func (r *Redis) enqueue(bc broadcast, s *server) bool {
 	q, full := r.unrouted, dropDown
@@ -293,8 +295,8 @@ func (r *Redis) enqueue(bc broadcast, s *server) bool {
 	return ok
 }
 
-// reroute queues a publication for the server at to, after another server has
-// refused it with MOVED. It returns false when the publication has been
+// reroute queues a broadcast for the server at to, after another server has
+// refused it with MOVED. It returns false when the broadcast has been
 // rerouted maxHops times.
 func (r *Redis) reroute(bc broadcast, to string) bool {
 	if bc.hops++; bc.hops > maxHops {

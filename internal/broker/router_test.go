@@ -94,7 +94,7 @@ func TestAnIncompleteSlotMapKeepsKnownOwners(t *testing.T) {
 	}
 }
 
-// Two servers that redirect to each other do not keep a publication forever.
+// Two servers that redirect to each other do not keep a broadcast forever.
 func TestReroutingAPublicationIsBounded(t *testing.T) {
 	r, _ := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
 	r.assign(allOwnedBy("a:1"))

@@ -13,7 +13,8 @@ type server struct {
 	addr      string // host:port
 	publisher *publisher
 	// monitor is a connection without rooms that shows whether the server is
-	// up. It is nil outside a cluster, where the one bucket's subscriber does.
+	// up. It is nil outside a cluster, where the subscriber of the only bucket
+	// shows it.
 	monitor *subscriber
 	ctx     context.Context // ends when the loops must end
 	cancel  context.CancelFunc
@@ -54,7 +55,7 @@ func (s *server) start(r *Redis) {
 }
 
 // retire ends a server that owns no bucket any more, and returns its queued
-// publications.
+// broadcasts.
 func (s *server) retire() []broadcast {
 	s.publisher.queue.close()
 	left := s.publisher.queue.dequeue(nil, math.MaxInt)

@@ -29,13 +29,13 @@ const (
 )
 
 var (
-	errAlreadyDialed        = errors.New("this connection has ended")
+	errAlreadyDialed        = errors.New("the client may dial only once")
 	errOwnerChanged         = errors.New("another server owns the rooms now")
 	errUnsubscribedByServer = errors.New("the server has ended a subscription") // it sent an unrequested sunsubscribe
-	errIdle                 = errors.New("no room is left")
+	errIdle                 = errors.New("no room is subscribed")
 )
 
-// A subscriber keeps one connection that receives publications. go-redis would
+// A subscriber keeps one connection that receives broadcasts. go-redis would
 // silently reconnect a PubSub, so each PubSub is used for one socket only:
 // every connection begins without subscriptions, and no answer from an earlier
 // connection can confirm one.
@@ -49,7 +49,7 @@ type subscriber struct {
 	rooms               *subscriptions
 	ownerMayHaveChanged chan struct{} // holds a token when isOwner may have changed; nil: never
 
-	// locate returns the address to connect to after the last attempt.
+	// locate returns the address to connect to after the last connection.
 	locate func(ctx context.Context, last connectionResult) (string, error)
 	// isOwner reports whether the server at addr still owns the rooms; nil: always.
 	isOwner func(addr string) bool
@@ -114,7 +114,7 @@ func (s *subscriber) logFailure(last connectionResult, lastLogged string) string
 	}
 	var refused redis.Error
 	if !s.quiet || errors.As(last.err, &refused) {
-		s.logger.Warn("Redis cannot be reached; messages are delivered through the log", "addr", last.addr, "err", last.err)
+		s.logger.Warn("Redis cannot be reached; messages are delivered through the log", "addr", last.addr, "error", last.err)
 	}
 	return last.err.Error()
 }
@@ -124,8 +124,8 @@ func backoff(failures int) time.Duration {
 	return d - rand.N(d/2)
 }
 
-// runConnection connects, calls onUp once Redis has answered a ping, and
-// returns when and why the connection has ended.
+// runConnection connects, calls onUp once Redis has answered a ping, and, when
+// the connection has ended, returns why.
 func (s *subscriber) runConnection(
 	ctx context.Context, last connectionResult, receive Receive, onUp func(addr string),
 ) (result connectionResult) {
@@ -166,7 +166,7 @@ func (s *subscriber) runConnection(
 	loops.Go(func() { cancel(s.writeLoop(ctx, addr, pubsub)) })
 	err = s.readLoop(ctx, pubsub, receive)
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause // why writeLoop ended: readLoop only saw its socket close
+		err = cause // why writeLoop ended: the error of readLoop only says that its socket was closed
 	}
 	return connectionResult{addr, err}
 }
@@ -242,7 +242,7 @@ func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSu
 	}
 }
 
-// readLoop calls receive with each publication, and counts the answers to
+// readLoop calls receive with each broadcast, and counts the answers to
 // commands, until the connection breaks or falls silent.
 func (s *subscriber) readLoop(ctx context.Context, pubsub *redis.PubSub, receive Receive) error {
 	for {

@@ -60,7 +60,7 @@ func TestAUserWithAPasswordOverTLS(t *testing.T) {
 		URL: "rediss://app:hunter2" + at, Prefix: "other:", Logger: out.Logger(),
 	})
 	forbidden.Publish("r", []byte("x"))
-	testkit.Eventually(t, "the refusal of the publication", func() bool {
+	testkit.Eventually(t, "the refusal of the broadcast", func() bool {
 		return forbidden.metric(t, "broker_dropped_total", "failed") == 1 && strings.Contains(out.String(), "NOPERM")
 	})
 	if err := forbidden.Subscribe(testkit.Within(t, testkit.Timeout), "r"); !errors.Is(err, ErrDown) {

@@ -33,7 +33,7 @@ func TestAShortOutageLosesNoQueuedPublication(t *testing.T) {
 		n.Publish("r", []byte("x"))
 	}
 	server.Restart()
-	testkit.Eventually(t, "the queued publications to arrive", func() bool { return commandCalls(t, server, "publish") == 50 })
+	testkit.Eventually(t, "the queued broadcasts to arrive", func() bool { return commandCalls(t, server, "publish") == 50 })
 	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped", got)
 	}

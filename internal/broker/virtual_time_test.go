@@ -180,7 +180,7 @@ func TestCloseIsBoundedWhenRedisIsFrozen(t *testing.T) {
 	})
 }
 
-// While one round trip is under way, the publications that come form the next.
+// While one round trip is under way, the broadcasts that come form the next.
 func TestQueuedPublicationsShareRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeRedis()
@@ -198,7 +198,7 @@ func TestQueuedPublicationsShareRoundTrips(t *testing.T) {
 	})
 }
 
-// A publication that waited for longer than a signal is true is not sent.
+// A broadcast that waited for longer than a signal is true is not sent.
 func TestPublicationsOlderThanTenSecondsAreNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeRedis()

@@ -10,7 +10,7 @@ import (
 
 // maxCopiedBytes is the size up to which a member's frames are copied into one,
 // to save a write. Larger ones are sent as they are, shared by all members that
-// get the same ones: otherwise each of ten thousand slow members would hold its
+// get the same ones: otherwise each of ten thousand slow members would have its
 // own copy of a page.
 const maxCopiedBytes = 16 << 10
 
@@ -22,9 +22,9 @@ type catchUpTask struct {
 	backoff time.Duration // before the next try, after a failed read
 }
 
-// run makes the member live, or sends it one page, and waits until that has
-// left the client's queue. So a joining member needs no buffer, however far
-// back it starts. It returns true if there is more to do.
+// run makes the member live, or sends it one page, and waits until the client's
+// outlet is flushed. So a joining member needs no buffer, however far back it
+// starts. It returns true if there is more to do.
 func (t *catchUpTask) run() bool {
 	m := t.member
 	tp, out := m.topic, m.client.out
@@ -32,8 +32,8 @@ func (t *catchUpTask) run() bool {
 	done := m.goLive(&t.catchUpProgress)
 	tp.mu.Unlock()
 	if done {
-		// The member is live or gone. The client reads what was sent before its
-		// next room is served.
+		// The member is live or gone. Wait until its frames are written before
+		// the client's next room is served.
 		_ = out.Flushed(tp.hub.ctx)
 		return false
 	}
@@ -43,8 +43,8 @@ func (t *catchUpTask) run() bool {
 		return t.retry(err)
 	}
 	t.backoff = 0
-	// The page counts towards the budget until it has left the queue, so that
-	// the budget sees slow readers.
+	// The page counts towards the budget until it has left the outlet, so that
+	// pages held by slow clients are counted.
 	done = !tp.sendPage(m, &t.catchUpProgress, page)
 	gone := out.Flushed(tp.hub.ctx) != nil // bounded by the outlet's write deadline
 	tp.releasePage(page)
@@ -57,7 +57,7 @@ func (t *catchUpTask) run() bool {
 
 // retry handles a failed read. It refuses the joins that were not answered yet:
 // this one and, unless only this room cannot be read, those behind it in the
-// queue, which would otherwise fail one after the other on the same log. A
+// queue, which would otherwise fail one after the other for the same reason. A
 // member whose join was answered tries again after a backoff.
 func (t *catchUpTask) retry(err error) bool {
 	m := t.member
@@ -73,15 +73,16 @@ func (t *catchUpTask) retry(err error) bool {
 	return tp.hub.sleep(t.backoff)
 }
 
-// repairAndWait makes a topic that is behind a member start a repair, and waits
-// up to a second for the topic to advance. The topic is behind when the member
-// saw more on another node, or when it does not know of a new epoch yet. The
-// member's position is reliable, because a page of the log has confirmed it.
+// repairAndWait starts a repair if the topic is behind the member, and waits up
+// to a second for the topic to advance. A topic is behind when the member
+// received more on another node, or when the topic does not know of a new epoch
+// yet. The member's position is reliable, because a page of the log has
+// confirmed it.
 func (t *topic) repairAndWait(p *catchUpProgress) {
 	t.mu.Lock()
 	if t.epoch == p.epoch && t.last >= p.seq {
 		t.mu.Unlock()
-		return // the next run finds it in the ring, or reads the next page
+		return // the next run continues from the ring, or reads the next page
 	}
 	if t.advanced == nil {
 		t.advanced = make(chan struct{})
@@ -90,8 +91,8 @@ func (t *topic) repairAndWait(p *catchUpProgress) {
 	t.recordCommitted(p.epoch, p.seq)
 	t.scheduleRepair(causeAhead)
 	t.mu.Unlock()
-	// After that the member reads the log again, whether the topic advanced or
-	// not.
+	// After the wait the member reads the log again, whether the topic advanced
+	// or not.
 	timeout := time.NewTimer(time.Second)
 	defer timeout.Stop()
 	select {
@@ -101,8 +102,9 @@ func (t *topic) repairAndWait(p *catchUpProgress) {
 	}
 }
 
-// refuse answers a join that the log could not serve in time, unless it was
-// left or replaced meanwhile. It returns false if the join was answered before.
+// refuse answers a join that the log could not serve in time, unless the client
+// has left the room or joined it again. It returns false if the join was
+// answered before.
 func (m *member) refuse() bool {
 	t := m.topic
 	t.mu.Lock()
@@ -120,8 +122,9 @@ func (m *member) refuse() bool {
 
 // sendPage sends a member one page of what it missed: joined first, then gap,
 // then messages. A position that the page's epoch does not have is void, and
-// the member continues at the head. A position before the oldest stored message
-// skips to there. It returns false if the member is gone.
+// the member continues at the head. From a position before the oldest stored
+// message the member skips to that message. It returns false if the member is
+// gone.
 func (t *topic) sendPage(m *member, p *catchUpProgress, s *sharedPage) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,7 +148,7 @@ func (t *topic) sendPage(m *member, p *catchUpProgress, s *sharedPage) bool {
 	if p.result == "" || p.result == resumeRing {
 		p.result = resumeLog
 	}
-	// Compare the epoch first: in another epoch neither seq nor First mean
+	// Compare the epoch first: in another epoch neither seq nor First means
 	// anything.
 	switch {
 	case p.epoch != page.Epoch || p.seq > page.Head:

@@ -215,7 +215,7 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 	top.deliver([]roomFrame{{seq: 2, epoch: "e1", frame: early}, {seq: 5, epoch: "e1", frame: early}})
 	top.completeOpen(&message.Page{Epoch: "e1", Head: 3, First: 1})
 	if got := top.state(); got.Buffered != 1 || got.Behind != 2 {
-		t.Errorf("the topic's state is %+v, want 1 held and 2 behind", got)
+		t.Errorf("the topic's state is %+v, want 1 buffered and 2 behind", got)
 	}
 	top.close()
 }

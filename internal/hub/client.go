@@ -38,8 +38,8 @@ type Client struct {
 
 	catchUpQueue catchUpQueue
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects rooms.
+	mu    sync.Mutex
 	rooms []*member // a slice, because most clients are in few rooms
 }
 
@@ -65,9 +65,9 @@ type member struct {
 
 	// Guarded by topic.mu.
 	state         int
-	index         int      // in topic.members, while live
+	index         int      // in topic.members, while the member is live
 	joinedSent    bool     // the join was answered
-	wasLive       bool     // it has been live once
+	wasLive       bool     // the member has been live once
 	caughtUpTo    position // while not live: everything up to here was sent
 	sentAtPing    position // sentPosition at the last ping
 	confirmedUpTo position // the client has confirmed everything up to here
@@ -219,9 +219,10 @@ func (c *Client) removeIfCurrent(m *member) bool {
 	return true
 }
 
-// retire ends a membership: no frame of the room follows except those it sends
-// itself. These are an error with the reason, if the join was never answered or
-// the access was revoked, and then, if leave is set, the answer to that leave.
+// retire ends a membership: no frame of the room follows except those that
+// retire itself sends: an error with the reason, if the join was never answered
+// or the access was revoked, and then, if leave is set, the answer to that
+// leave.
 func (m *member) retire(leave *protocol.Ref, reason error, kind message.PresenceKind) {
 	t := m.topic
 	t.mu.Lock()
@@ -251,7 +252,7 @@ func (m *member) retire(leave *protocol.Ref, reason error, kind message.Presence
 }
 
 // history answers with a page of the log. The client's next request waits for
-// it.
+// the answer.
 func (c *Client) history(ctx context.Context, r *protocol.Request) error {
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()

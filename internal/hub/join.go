@@ -8,9 +8,9 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// catchUpProgress is how far a joining or catching-up member has come. One goroutine
-// at a time owns it: first the one that reads the client's socket, then the
-// topic while it is not open, then the client's catch-up loop.
+// A catchUpProgress is how far a joining or catching-up member has come. It has
+// one owner at a time: the goroutine that reads the client's socket, then the
+// topic while it is not open, then the client's catchUpLoop.
 type catchUpProgress struct {
 	position        // an empty epoch with seq 0: any epoch
 	fromNow  bool   // no position: begin with the next message
@@ -28,11 +28,11 @@ type waiter struct {
 }
 
 // openLoop opens a new topic. It subscribes first and then reads the room's
-// head and oldest seq, so that nothing is missed between the two: the read has
-// what was committed before it, and the subscription brings what is committed
-// after it. It does not wait long for the subscription, because the commit feed
-// covers a late one. It retries while the log is down, until the topic is
-// closed.
+// head and oldest seq, so that nothing is missed between the two: the read
+// returns everything that was committed before it, and the subscription
+// delivers everything that is committed after it. It does not wait long for the
+// subscription, because the commit feed covers a late one. It retries while the
+// log is down, until the topic is closed.
 func (t *topic) openLoop() {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, subscribeTimeout)
 	if err := t.hub.cfg.Broker.Subscribe(ctx, t.room); err != nil {
@@ -63,8 +63,8 @@ func (t *topic) isClosed() bool {
 }
 
 // completeOpen opens the topic at the head that the log returned. First the
-// waiting members join there, then the buffered messages are delivered, so that
-// they get everything that was committed after the read.
+// waiting members join there. Then the buffered messages are delivered, so
+// these members get everything that was committed after the read.
 func (t *topic) completeOpen(page *message.Page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -77,10 +77,10 @@ func (t *topic) completeOpen(page *message.Page) {
 		t.epochMismatches++ // one of the two epochs is past
 	}
 	if t.epochMismatches > t.mismatchesResolved {
-		t.knownHead = 0 // target may be of either epoch: the repair reads it anew
+		t.knownHead = 0 // it may be of either epoch: the repair reads it again
 	}
 	t.epoch, t.last, t.first = page.Epoch, page.Head, page.First
-	t.prune(t.last) // the page includes these
+	t.prune(t.last) // members never need frames at or below the head
 	for m, w := range t.waiters {
 		w.timeout.Stop()
 		if m.goLive(&w.catchUpProgress) {

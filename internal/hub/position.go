@@ -59,7 +59,7 @@ func (c *Client) eachMember(f func(*member)) {
 	}
 }
 
-// WhenLive calls f once, when the client has become live in so many rooms; at
+// WhenLive calls f once, when the client has become live in that many rooms; at
 // once if rooms is 0. F must not block. Call WhenLive before the first join.
 func (c *Client) WhenLive(rooms int, f func()) {
 	if rooms <= 0 {

@@ -9,7 +9,7 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Presence knows which sessions are in a room, over all nodes.
+// Presence knows which sessions are in a room, across all nodes.
 type Presence interface {
 	// Change reports changes of sessions on this node. It never blocks.
 	Change([]message.PresenceChange)
@@ -57,7 +57,7 @@ func (h *Hub) presenceLoop() {
 	}
 }
 
-// RoomPresence returns the presence of a room over all nodes. An error wraps
+// RoomPresence returns the presence of a room across all nodes. An error wraps
 // message.ErrUnavailable.
 func (h *Hub) RoomPresence(ctx context.Context, room message.Room) (message.Presence, error) {
 	if h.cfg.Presence == nil {

@@ -24,10 +24,10 @@ const (
 	maxRetry = 2 * time.Second
 )
 
-// readSlots hold a token for each read in progress or next: one of the kind,
-// then one of all. So only a few reads of each kind compete for all, which is
-// served in order of arrival. Repairs need no slots of their kind, because
-// maxReadsPerKind goroutines do them.
+// readSlots bound the concurrent reads of the log. A read puts a token first
+// into the channel of its kind and then into all. So only a few reads of each
+// kind wait for all, which is served in order of arrival. Repairs need no
+// channel of their own, because at most maxReadsPerKind goroutines make them.
 type readSlots struct {
 	all   chan struct{}
 	opens chan struct{}

@@ -2,11 +2,11 @@ package hub
 
 import "switchyard/internal/message"
 
-// A reorderBuffer keeps frames that arrived before an earlier one did, at most
-// one for each seq. Until the topic is open, frames of several epochs may be in
-// it, because the topic does not know yet which epoch is its own. The zero
-// value is empty. The topic's lock guards it, and the topic counts its bytes
-// towards the budget.
+// A reorderBuffer keeps frames that arrived before an earlier frame did, at
+// most one for each seq. Until the topic is open, frames of several epochs may
+// be in it, because the topic does not know yet which epoch is its own. The
+// zero value is empty. The topic's lock guards it, and the topic counts its
+// bytes towards the budget.
 type reorderBuffer struct {
 	frames map[message.Seq]roomFrame
 	bytes  int

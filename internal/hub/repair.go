@@ -14,8 +14,9 @@ func (t *topic) needsRepair() bool {
 }
 
 // scheduleRepair schedules a repair if one is due and none is scheduled. It
-// gives a hole RepairWait to fill, since most holes are two broadcasts in the
-// wrong order. A mismatch of epochs is repaired at once. Caller holds mu.
+// waits RepairWait first: most holes are two broadcasts in the wrong order, and
+// fill by themselves. A mismatch of epochs is repaired at once. Caller holds
+// mu.
 func (t *topic) scheduleRepair(cause string) {
 	if !t.needsRepair() || t.repairing || t.repairScheduled {
 		return
@@ -38,8 +39,8 @@ func (t *topic) scheduleRepair(cause string) {
 }
 
 // A repairRequest is what a topic lacks when a repair begins. The page is read
-// later than that, so it answers the request, and nothing that was recorded
-// since.
+// after the request is made. It settles the request, but nothing that is
+// recorded after the request.
 type repairRequest struct {
 	after           message.Seq // delivered so far
 	target          message.Seq
@@ -48,8 +49,8 @@ type repairRequest struct {
 
 // repair reads one page from the log, on a goroutine of repairLoop, so that
 // neither the append worker nor the broker's reader waits. A topic has at most
-// one repair at a time. A repair shares no read with members that catch up: one
-// that began before the target was known may lack it.
+// one repair at a time. A repair shares no read with members that catch up: a
+// read that began before knownHead was raised may not include that message.
 func (t *topic) repair() {
 	t.mu.Lock()
 	if !t.needsRepair() {
@@ -68,14 +69,14 @@ func (t *topic) repair() {
 	defer t.mu.Unlock()
 	switch {
 	case err != nil:
-		// It stays repairing, so that no second repair begins, but frees its
-		// worker.
+		// repairing stays true, so that no second repair begins; this goroutine
+		// is free for other topics.
 		t.hub.logger.Debug("repair failed, will retry", "room", t.room, "error", err)
 		t.repairBackoff = min(max(2*t.repairBackoff, minRetry), maxRetry)
 		time.AfterFunc(t.repairBackoff, func() { t.hub.enqueueRepair(t) })
 		return
 	case t.needsRepair():
-		t.hub.enqueueRepair(t) // behind the topics that wait already
+		t.hub.enqueueRepair(t) // behind the topics that are queued already
 	default:
 		t.repairing = false
 	}
@@ -90,7 +91,7 @@ func (t *topic) apply(req repairRequest, p *encodedPage) {
 	if t.closed {
 		return
 	}
-	t.mismatchesResolved = req.epochMismatches // later ones remain open
+	t.mismatchesResolved = req.epochMismatches // later mismatches remain unresolved
 	if p.Epoch == t.epoch && p.Head < req.target {
 		t.abandonTarget(req, p)
 	}
@@ -130,8 +131,9 @@ func (t *topic) deliverPage(p *encodedPage) {
 
 // skipToHead jumps to the head when more than one page is missing. Every member
 // then catches up from the log at its own pace, with shared pages. So a repair
-// is one read and one page of memory however far the room is behind, and a slow
-// member does not fill its queue with an hour of messages. Caller holds mu.
+// is one read and one page of memory however far the topic is behind, and a
+// slow member does not fill its outlet with an hour of messages. Caller holds
+// mu.
 func (t *topic) skipToHead(p *encodedPage) {
 	from := catchUpProgress{position: position{t.last, t.epoch}, result: resumeLog}
 	// All members are at the same position, so they begin with the same page.
@@ -145,12 +147,12 @@ func (t *topic) skipToHead(p *encodedPage) {
 }
 
 // restartAtHead continues at the log's head, in a new epoch or after the log
-// went back. Positions are void, and the members get a gap that says so. Caller
-// holds mu.
+// was replaced by an older copy. Positions are void, and the members get a gap
+// that says so. Caller holds mu.
 func (t *topic) restartAtHead(p *encodedPage) {
 	if t.epoch != p.Epoch {
 		t.hub.logNewEpoch(p.Epoch)
-		t.knownHead = p.Head // the target of the old epoch means nothing here
+		t.knownHead = p.Head // the known head of the old epoch means nothing here
 	}
 	t.epoch, t.last, t.first = p.Epoch, p.Head, p.First
 	t.resetRing()
@@ -159,12 +161,13 @@ func (t *topic) restartAtHead(p *encodedPage) {
 }
 
 // abandonTarget gives up messages that the log does not have, though it was
-// read in the same epoch after they were recorded. The log went back without a
-// new epoch, which only happens if its files are replaced under a running
-// service. Messages that were recorded since are still wanted. Caller holds mu.
+// read in the same epoch after they were recorded. The log was replaced by an
+// older copy without a new epoch, which only happens if its files are replaced
+// under a running service. A higher knownHead that was recorded since stays.
+// Caller holds mu.
 func (t *topic) abandonTarget(req repairRequest, p *encodedPage) {
-	t.hub.logger.Error("the log is behind what was delivered, and its epoch is the same",
-		"room", t.room, "head", p.Head, "known", req.target)
+	t.hub.logger.Error("the log has lost messages without a new epoch: its files were replaced while the service ran",
+		"room", t.room, "head", p.Head, "expected_head", req.target)
 	t.prune(req.target)
 	if t.knownHead == req.target {
 		t.knownHead = p.Head

@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// A repairQueue holds the topics that are to be repaired. A few goroutines
-// serve them in order of arrival and end when there are none, so thousands of
-// rooms that are behind cost one entry each.
+// A repairQueue holds the topics that are to be repaired. At most
+// maxReadsPerKind goroutines serve them in order of arrival and end when there
+// are none, so each of thousands of rooms that are behind costs only an entry.
 type repairQueue struct {
 	mu      sync.Mutex
 	topics  []*topic
@@ -36,7 +36,7 @@ func (h *Hub) repairLoop() {
 	}
 }
 
-// dequeue removes the first topic. It returns nil, and the worker ends, if
+// dequeue removes the first topic. It returns nil, and repairLoop ends, if
 // there is none.
 func (q *repairQueue) dequeue(ctx context.Context) *topic {
 	q.mu.Lock()

@@ -238,7 +238,7 @@ func (sim *simulation) leave(c *simClient, room message.Room) {
 	defer c.mu.Unlock()
 	var invalid *message.InvalidError
 	if here != (err == nil) || err != nil && !errors.As(err, &invalid) {
-		sim.failf("%s left %s, which it was in: %v; got %v", c.name, room, here, err)
+		sim.failf("%s left %s: was a member: %v, error: %v", c.name, room, here, err)
 	}
 	if s.joined || s.leaving {
 		sim.failf("%s got no answer to its leave of %s", c.name, room)

@@ -8,8 +8,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A roomFrame is an encoded message or signal. All members and caches share its
-// frame, which is never written to.
+// A roomFrame is an encoded message or signal. The ring, the shared pages and
+// all members use the same frame; nobody writes to it.
 type roomFrame struct {
 	seq       message.Seq // 0: a signal
 	epoch     message.Epoch
@@ -30,13 +30,13 @@ type topic struct {
 	createdAt time.Time
 	idleSince time.Time
 
-	mu sync.Mutex
-	// Protects following.
-	open   bool // the log has answered where the room is
+	// mu protects the fields below.
+	mu     sync.Mutex
+	open   bool // a read of the log has returned the room's epoch and head
 	closed bool // swept: nothing is delivered or kept any more
 
-	// Where the room is. Within an epoch last only grows. What is known to be
-	// missing lies between last and target.
+	// The delivered position. Within an epoch last only grows. The seqs from
+	// last+1 to knownHead are missing here.
 	epoch           message.Epoch
 	last            message.Seq   // everything up to here was sent to the members
 	first           message.Seq   // oldest stored, as of the last read
@@ -46,15 +46,16 @@ type topic struct {
 	ring    ring          // the newest frames that were sent to the members
 	reorder reorderBuffer // frames that arrived before an earlier one did
 
-	// A member that is joining or catching up is in neither of the first two.
+	// A member that is joining or catching up is in neither members nor
+	// outlets.
 	members []*member          // the live ones
-	outlets []Outlet           // theirs, at the same index
+	outlets []Outlet           // outlets[i] belongs to members[i]
 	waiters map[*member]waiter // joins that wait for the topic to open
 
 	// A repair is scheduled, queued or in progress while repairScheduled or
 	// repairing is set.
 	epochMismatches    uint64        // how often another epoch was seen
-	mismatchesResolved uint64        // how many of them the log has answered
+	mismatchesResolved uint64        // how many of them were settled by a read of the log
 	repairScheduled    bool          // the repair timer runs
 	repairing          bool          // queued, reading, or waiting for the next try
 	repairCause        string        // label in metrics
@@ -84,7 +85,7 @@ func (t *topic) receive(f roomFrame) {
 	}
 	t.hub.memory.undelivered.Add(-int64(len(f.frame)))
 	t.hub.metrics.dropped.WithLabelValues(dropInbox).Inc()
-	if f.seq > 0 { // the log has a message; a signal is lost
+	if f.seq > 0 { // a message can still be read from the log; a signal is lost
 		t.mu.Lock()
 		t.recordCommitted(f.epoch, f.seq)
 		t.scheduleRepair(causeOverflow)
@@ -92,8 +93,8 @@ func (t *topic) receive(f roomFrame) {
 	}
 }
 
-// deliverLoop delivers while there is work. The inbox runs one at a time, so
-// its order is the order of delivery.
+// deliverLoop delivers while there is work. The inbox runs at most one
+// deliverLoop, so frames are delivered in the order of the inbox.
 func (t *topic) deliverLoop() {
 	for {
 		frames, ok := t.inbox.dequeueAll()
@@ -109,13 +110,13 @@ func (t *topic) deliverLoop() {
 	}
 }
 
-// deliver puts a batch in order and sends what is due: what arrived together
-// leaves together.
+// deliver puts the frames in order and sends those that are due. Frames that
+// were dequeued together are fanned out together.
 func (t *topic) deliver(frames []roomFrame) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return // there are no members, and the bytes of a buffered frame would never be subtracted
+		return // there are no members, and nothing would subtract the bytes of a buffered frame
 	}
 	out := t.scratch[:0]
 	for i := range frames {
@@ -131,9 +132,8 @@ func (t *topic) deliver(frames []roomFrame) {
 	t.scheduleRepair(causeHole)
 }
 
-// accept appends to out the frames that are due with this one: itself and what
-// waited for it in the reorder buffer. A signal has no seq and is always due.
-// Caller holds mu.
+// accept appends to out the frames that are due: f, and the buffered frames
+// that follow it. A signal has no seq and is always due. Caller holds mu.
 func (t *topic) accept(f *roomFrame, out []protocol.Frame) []protocol.Frame {
 	switch {
 	case f.seq == 0:
@@ -145,7 +145,7 @@ func (t *topic) accept(f *roomFrame, out []protocol.Frame) []protocol.Frame {
 		t.recordCommitted(f.epoch, f.seq)
 	case f.seq <= t.last:
 		// A duplicate: a repeated broadcast, an id that was sent again, or a
-		// message that a repair has brought already.
+		// message that a repair has already delivered.
 	case f.seq > t.last+1:
 		t.bufferEarly(f)
 	default:
@@ -169,8 +169,8 @@ func (t *topic) drainReorderBuffer(out []protocol.Frame) []protocol.Frame {
 }
 
 // advance moves last to the next frame and returns it. The caller fans it out
-// before it releases mu, so that a member that was live before gets it, and one
-// that becomes live later finds it in the ring. Caller holds mu.
+// before it releases mu, so that a member that was live before gets it, and a
+// member that becomes live later gets it from the ring. Caller holds mu.
 func (t *topic) advance(f *roomFrame) protocol.Frame {
 	t.last = f.seq
 	before := t.ring.bytes
@@ -188,8 +188,9 @@ func (t *topic) wakeRepairWaiters() {
 	}
 }
 
-// bufferEarly keeps a frame in the reorder buffer. If it does not fit, target
-// records that the message exists, and a repair brings it. Caller holds mu.
+// bufferEarly keeps a frame in the reorder buffer. If it does not fit,
+// knownHead records that the message exists, and a repair reads it from the
+// log. Caller holds mu.
 func (t *topic) bufferEarly(f *roomFrame) {
 	t.knownHead = max(t.knownHead, f.seq)
 	before := t.reorder.bytes
@@ -226,9 +227,9 @@ func (t *topic) prune(last message.Seq) {
 	t.hub.memory.undelivered.Add(int64(t.reorder.bytes - before))
 }
 
-// close ends a topic without references. Goroutines that still work for it find
-// it closed and keep nothing. The caller holds the shard's lock, so that no new
-// topic with this name exists before.
+// close ends a topic without references. Goroutines that still use the topic
+// see closed and store nothing. The caller holds the shard's lock, so that no
+// new topic of this room is created before close returns.
 func (t *topic) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -244,9 +245,9 @@ func (t *topic) resetRing() {
 	t.ring = ring{}
 }
 
-// add sends a member the frames that bring it up to date and makes it live.
-// fanOut needs the same lock, so no message is missed between the two, and none
-// is sent twice. Caller holds mu.
+// add sends a member the frames that it still misses, and makes it live. fanOut
+// needs the same lock, so no message is missed or sent twice in between. Caller
+// holds mu.
 func (t *topic) add(m *member, frames []protocol.Frame) {
 	m.state = memberLive
 	m.index = len(t.members)

@@ -25,7 +25,8 @@ type Session struct {
 	Partial bool
 }
 
-// A RoomPosition is how far a client has confirmed the messages of a room.
+// A RoomPosition is how far a client has confirmed the messages of a room: a
+// position, with the room that it belongs to.
 type RoomPosition struct {
 	Room  Room
 	Epoch Epoch
@@ -35,9 +36,8 @@ type RoomPosition struct {
 // A SessionSave is one session of a batch that is to be saved.
 type SessionSave struct {
 	Session
-	// Renew means that Rooms is left out because nothing has changed since this
-	// Revision, which was saved before: only the session's lifetime is
-	// extended.
+	// Renew means that this Revision was saved before and nothing has changed
+	// since. Rooms is left out, and only the session's lifetime is extended.
 	Renew bool
 }
 
@@ -51,10 +51,10 @@ const (
 	// SaveFailed: the session could not be stored now, or the outcome is
 	// unknown.
 	SaveFailed
-	// SaveSuperseded: a newer connection owns the session. This one has lost
-	// it, and with it its memberships.
+	// SaveSuperseded: a newer connection owns the session. This connection no
+	// longer owns the session or its memberships.
 	SaveSuperseded
-	// SaveMissing: a touch found another state, or none. Save the whole
-	// session.
+	// SaveMissing: a renewal found another revision, or no session. Save the
+	// whole session.
 	SaveMissing
 )

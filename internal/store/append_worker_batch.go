@@ -11,9 +11,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// commitBatch stores a batch and completes it, with one call of onCompleted for each
-// room. When the deadline of some publications passes first, it completes those
-// and puts the others back at the front of the queue.
+// commitBatch stores a batch and completes it, with one call of onCompleted for
+// each room. If the deadline of some publications passes first, it completes
+// these and returns the others to the front of the queue.
 func (w *appendWorker) commitBatch(batch []*queuedPublication) {
 	clear(w.seen)
 	unique := make([]*queuedPublication, 0, len(batch))
@@ -59,8 +59,8 @@ func (w *appendWorker) completeDuplicate(q *queuedPublication) {
 	case q.digest == q.original.digest || errors.Is(first.Err, message.ErrUnavailable):
 		q.pub.Err = first.Err
 	default:
-		// The first one failed because of its own data. This one has other
-		// data, and may be the resend of the message that has the id.
+		// The first publication failed because of its own data. This one has
+		// other data, and may be the resend of the message that has the id.
 		q.done = false
 		w.store([]*queuedPublication{q})
 	}
@@ -89,8 +89,9 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 			half := len(queued) / 2
 			w.store(queued[:half])
 			if slices.ContainsFunc(queued[:half], func(q *queuedPublication) bool { return !q.done }) {
-				// The rest of this half goes back to the front of the queue.
-				// The other half must go with it, or it would overtake it.
+				// The rest of this half returns to the front of the queue, and
+				// the other half with it: otherwise the second half would
+				// overtake the first.
 				return
 			}
 			w.store(queued[half:])
@@ -104,7 +105,7 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 }
 
 // failLockedRooms fails the publications of rooms that another transaction has
-// locked, and returns the others, which need not wait for it.
+// locked, and returns the others, which do not wait for that transaction.
 func (w *appendWorker) failLockedRooms(queued []*queuedPublication, locked *lockedRoomsError) (others []*queuedPublication) {
 	for _, e := range queued {
 		if locked.has(e.pub.Room) {
@@ -129,10 +130,10 @@ func (w *appendWorker) failExpired(queued []*queuedPublication) bool {
 	return expired
 }
 
-// tryCommit tries once. An attempt always gets at least a fifth of the timeout.
-// If it ended at the deadline of the oldest publication, then after an outage,
-// when one publication after the other reaches its deadline, no attempt would
-// be long enough to succeed.
+// tryCommit makes one attempt, which always gets at least a fifth of the
+// timeout. If it ended at the deadline of the oldest publication, then after an
+// outage, when one publication after the other reaches its deadline, no attempt
+// would be long enough to succeed.
 func (w *appendWorker) tryCommit(queued []*queuedPublication) (message.Epoch, []result, error) {
 	bound := max(time.Until(queued[0].deadline), w.timeout/5)
 	ctx, cancel := context.WithTimeout(w.ctx, bound)
@@ -155,11 +156,11 @@ func (w *appendWorker) tryCommit(queued []*queuedPublication) (message.Epoch, []
 
 // apply writes the outcomes of a committed batch into its publications.
 //
-// When the answer to a COMMIT was lost, the next attempt finds the batch's own
-// ids and reports duplicates. They stay duplicates: the log cannot distinguish
-// them from a publisher's resend that another node stored meanwhile. A
-// duplicate is acked and broadcast like any other message, and a topic drops
-// what it has delivered.
+// When the answer to a COMMIT was lost, the next attempt reads the batch's own
+// ids from the database and reports duplicates. They remain duplicates: the log
+// cannot distinguish them from a publisher's resend that another node stored
+// meanwhile. A duplicate is acked and broadcast like any other message, and a
+// topic drops what it has delivered.
 func (w *appendWorker) apply(queued []*queuedPublication, epoch message.Epoch, results []result) {
 	for i, q := range queued {
 		r := results[i]

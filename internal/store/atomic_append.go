@@ -34,17 +34,18 @@ type atomicAppender struct {
 	timeout time.Duration // Config.AppendTimeout
 
 	// ctx ends when a Close has run out of time: every attempt and every wait
-	// then ends, too.
+	// then ends.
 	ctx    context.Context
 	cancel context.CancelFunc
 	slot   chan struct{} // holds one token while a batch is under way
 
-	mu       sync.Mutex // Protects closing.
+	// mu protects closing.
+	mu       sync.Mutex
 	closing  bool
-	inFlight sync.WaitGroup // calls under way; nothing is added once closing is set
+	inFlight sync.WaitGroup // calls of AppendBatch under way; none is added once closing is set
 }
 
-// newAtomicAppender returns an appender that writes with w and closes it in the end.
+// newAtomicAppender returns an appender that owns w: close closes it.
 func newAtomicAppender(w atomicWriter, timeout time.Duration) *atomicAppender {
 	a := &atomicAppender{writer: w, timeout: timeout, slot: make(chan struct{}, 1)}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
@@ -76,7 +77,7 @@ func (c *committer) AppendBatch(ctx context.Context, pubs []*message.Publication
 		err = c.appendAtomically(ctx, b)
 	}
 	if err != nil {
-		// All of them count, since none was stored.
+		// All publications count, because none was stored.
 		c.m.failed.WithLabelValues(atomicFailureReason(err)).Add(float64(len(pubs)))
 		return fmt.Errorf("append a batch: %w", err)
 	}
@@ -161,7 +162,8 @@ type atomicBatch struct {
 	pubIndex    []int // by index in unique: the first publication of that entry
 }
 
-// newAtomicBatch checks a batch against its bounds and finds repeated ids in it.
+// newAtomicBatch checks a batch against its bounds and merges publications that
+// repeat an id.
 func newAtomicBatch(pubs []*message.Publication, deadline time.Time) (*atomicBatch, error) {
 	b := &atomicBatch{pubs: pubs, deadline: deadline, uniqueIndex: make([]int, len(pubs))}
 	if len(pubs) == 0 || len(pubs) > batchMessages {
@@ -208,9 +210,9 @@ func (b *atomicBatch) apply(epoch message.Epoch, results []result) {
 	}
 }
 
-// commitWithRetry tries until the batch is stored, refused, or out of time. A retry is
-// safe after an unknown outcome: a batch that was stored finds its own ids, and
-// one that was not is stored now. Half a batch cannot have been stored.
+// commitWithRetry tries until the batch is stored, refused, or out of time. A
+// retry is safe after an unknown outcome: if the batch was stored, its ids are
+// duplicates; if not, it is stored now. Half a batch cannot have been stored.
 func (a *atomicAppender) commitWithRetry(ctx context.Context, c *committer, b *atomicBatch) error {
 	for failures := 0; ; failures++ {
 		epoch, results, err := a.tryCommitIf(c, b.deadline, b.unique, b.checkConflicts)
@@ -244,8 +246,8 @@ func (a *atomicAppender) commitWithRetry(ctx context.Context, c *committer, b *a
 	}
 }
 
-// tryCommitIf tries once. Like an append worker's attempt, it gets a fifth of the
-// timeout even when the deadline is nearer.
+// tryCommitIf makes one attempt. Like an append worker's, it gets a fifth of
+// the timeout even when the deadline is nearer.
 func (a *atomicAppender) tryCommitIf(c *committer, deadline time.Time, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	began := time.Now()
 	defer c.m.observe("commit_batch", began)

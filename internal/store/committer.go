@@ -73,7 +73,7 @@ func (c *committer) workerFor(room message.Room) *appendWorker {
 }
 
 // Check returns nil if every append worker has reached the database within the
-// last 5 s. Otherwise its error says for how long not, and why.
+// last 5 s. Otherwise its error says since when it could not, and why.
 func (c *committer) Check() error {
 	for _, w := range c.workers {
 		if err := w.check(); err != nil {
@@ -114,8 +114,8 @@ func (c *committer) close(ctx context.Context) error {
 // lock of the room's append worker, so that calls for one room never overlap.
 //
 // The worker may commit to the same room between the batch's commit and this
-// call, and complete its own publications first. A topic's reorder buffer holds
-// those until the batch's messages arrive.
+// call, and complete its own publications first. A topic's reorder buffer keeps
+// these until the batch's messages arrive.
 func (c *committer) completeAtomic(pubs []*message.Publication) {
 	eachRoom(slices.Clone(pubs), func(room []*message.Publication) {
 		w := c.workerFor(room[0].Room)

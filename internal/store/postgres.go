@@ -25,11 +25,11 @@ type Postgres struct {
 	cfg    Config
 	m      *metrics
 	conn   *pgx.ConnConfig // shared by all connections
-	repair *pgxpool.Pool   // commit feed, heads, repairs and the janitor: readers cannot starve them
+	repair *pgxpool.Pool   // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
 	reads  *pgxpool.Pool
 	wal    atomic.Int64 // highest flushed WAL position that this node has seen, in bytes
 
-	stop   context.CancelFunc // ends the janitor
+	stop   context.CancelFunc // ends loops
 	loops  sync.WaitGroup
 	closed atomic.Bool
 }

@@ -40,7 +40,7 @@ UPDATE retention SET walked = $1, begun = CASE WHEN walked = 0 THEN now() ELSE b
 
 // walkStep makes a step of the walk that all nodes share: they skip the rooms
 // that another node has inspected. A node may die before it has trimmed the
-// rooms it found, which is harmless: the next walk finds them again.
+// rooms that it returns. That is harmless: the next walk returns them again.
 func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error) {
 	ended = true
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
@@ -64,7 +64,7 @@ func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms 
 			walked = 0
 		}
 		// In the transaction that read the rooms, under the lock: no step is
-		// made twice, and none is left out.
+		// made twice or skipped.
 		_, err = tx.Exec(ctx, sqlWalk, walked)
 		return err
 	})
@@ -92,13 +92,13 @@ WHERE name = $1 AND d.next IS NOT NULL
 RETURNING (SELECT count(*) FROM deleted)`
 
 // sqlTrimSettings lets a trim commit without waiting for the flush, during
-// which the room would be locked. A crash may bring removed messages back,
-// together with the room's old first; the next walk removes them again.
+// which the room would be locked. A crash may undo a trim: the removed messages
+// exist again, with the room's old first, and the next walk removes them.
 const sqlTrimSettings = `
 SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'off', true)`
 
-// trim uses the repair pool, as the janitor does, so that it need not wait
-// behind many readers.
+// trim uses the repair pool, as prune does, so that it need not wait behind
+// many readers.
 func (p *Postgres) trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
 	defer cancel()

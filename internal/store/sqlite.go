@@ -27,7 +27,7 @@ type SQLite struct {
 
 	walked int64 // id of the room that walkStep inspected last; owned by retentionLoop
 
-	stop   context.CancelFunc // ends the janitor
+	stop   context.CancelFunc // ends loops
 	loops  sync.WaitGroup
 	closed atomic.Bool
 }
@@ -66,7 +66,7 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 		return fmt.Errorf("open the database: %w", err)
 	}
 	// SQLite allows one writer at a time anyway. With one connection, writers
-	// queue for it in order instead of polling the file's lock.
+	// wait for it in order instead of polling the file's lock.
 	s.write.SetMaxOpenConns(1)
 	if s.reads, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
@@ -106,8 +106,8 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	return nil
 }
 
-// matchEpoch begins a new epoch unless the lock file knows the database, and the
-// database is not behind it.
+// matchEpoch begins a new epoch unless the lock file has recorded this
+// database, and the database is not behind that record.
 func (s *SQLite) matchEpoch(ctx context.Context) error {
 	var state databaseState
 	err := s.write.QueryRowContext(ctx, `SELECT identity, commits FROM meta`).Scan(&state.databaseID, &state.commits)

@@ -52,8 +52,8 @@ func (s *SQLite) Read(ctx context.Context, r message.Range) (page message.Page, 
 	return page, err
 }
 
-// pageBounds finds the first and last seq of a page, and whether more messages
-// follow, without reading any data. from is 0 for an empty page.
+// pageBounds returns the first and last seq of a page, and whether more
+// messages follow, without reading any data. from is 0 for an empty page.
 func pageBounds(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to message.Seq, more bool, err error) {
 	query, bound := `SELECT seq, length(data) FROM messages WHERE room_id = ? AND seq > ? ORDER BY seq LIMIT ?`, r.After
 	if r.Before > 0 {

@@ -268,7 +268,7 @@ func (a *App) startHub(context.Context) error {
 		Log:           a.log,
 		Feed:          a.log,
 		Batches:       a.log,
-		Directory:     a.log,
+		RoomLister:    a.log,
 		Broker:        a.broker,
 		Presence:      a.sharedState,
 		PresenceLimit: a.opt.Config.Session.PresenceLimit,

@@ -11,7 +11,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-func TestASlowNodeLosesItsOldestPublications(t *testing.T) {
+func TestASlowNodeLosesItsOldestBroadcasts(t *testing.T) {
 	var bus Bus
 	reg := prometheus.NewRegistry()
 	slow := &node{brokerUnderTest: NewMemory(&bus, Config{Registerer: reg, Queue: 10}), reg: reg}

@@ -69,7 +69,7 @@ func TestAClosedQueueRefusesAndCanBeEmptied(t *testing.T) {
 	}
 }
 
-func TestStalePublicationsAreNotSent(t *testing.T) {
+func TestStaleBroadcastsAreNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
 		p := &publisher{metrics: newMetrics(reg)}

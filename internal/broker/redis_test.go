@@ -214,7 +214,7 @@ func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
 	})
 }
 
-func TestUnconfirmedPublicationsAreCounted(t *testing.T) {
+func TestUnconfirmedBroadcastsAreCounted(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})

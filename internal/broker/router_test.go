@@ -27,7 +27,7 @@ func queuedPayloads(s *server) (payloads []string) {
 
 func allOwnedBy(addr string) ownerFunc { return func(int) string { return addr } }
 
-func TestQueuedPublicationsFollowTheirRoomInOrder(t *testing.T) {
+func TestQueuedBroadcastsFollowTheirRoomInOrder(t *testing.T) {
 	r, n := openUnstarted(t, "redis+sentinel://127.0.0.1:1/m", 1000)
 	var want []string
 	publish := func(count int) {
@@ -51,7 +51,7 @@ func TestQueuedPublicationsFollowTheirRoomInOrder(t *testing.T) {
 	}
 }
 
-func TestUnroutedPublicationsAreBounded(t *testing.T) {
+func TestUnroutedBroadcastsAreBounded(t *testing.T) {
 	r, n := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
 	for i := range 15 {
 		r.Publish("r", []byte(strconv.Itoa(i)))
@@ -95,7 +95,7 @@ func TestAnIncompleteSlotMapKeepsKnownOwners(t *testing.T) {
 }
 
 // Two servers that redirect to each other do not keep a broadcast forever.
-func TestReroutingAPublicationIsBounded(t *testing.T) {
+func TestReroutingABroadcastIsBounded(t *testing.T) {
 	r, _ := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
 	r.assign(allOwnedBy("a:1"))
 	b := r.bucket("r")

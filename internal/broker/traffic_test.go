@@ -23,7 +23,7 @@ func commandCalls(t *testing.T, server *testkit.RedisServer, command string) int
 	return n
 }
 
-func TestAShortOutageLosesNoQueuedPublication(t *testing.T) {
+func TestAShortOutageLosesNoQueuedBroadcast(t *testing.T) {
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	testkit.Eventually(t, "up", n.Up)
@@ -39,7 +39,7 @@ func TestAShortOutageLosesNoQueuedPublication(t *testing.T) {
 	}
 }
 
-func TestPublicationsLeftAtCloseAreCounted(t *testing.T) {
+func TestBroadcastsLeftAtCloseAreCounted(t *testing.T) {
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	testkit.Eventually(t, "up", n.Up)

@@ -181,7 +181,7 @@ func TestCloseIsBoundedWhenRedisIsFrozen(t *testing.T) {
 }
 
 // While one round trip is under way, the broadcasts that come form the next.
-func TestQueuedPublicationsShareRoundTrips(t *testing.T) {
+func TestQueuedBroadcastsShareRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeRedis()
 		n := f.open(t, fakeURL, Config{})
@@ -199,7 +199,7 @@ func TestQueuedPublicationsShareRoundTrips(t *testing.T) {
 }
 
 // A broadcast that waited for longer than a signal is true is not sent.
-func TestPublicationsOlderThanTenSecondsAreNotSent(t *testing.T) {
+func TestBroadcastsOlderThanTenSecondsAreNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeRedis()
 		n := f.open(t, fakeURL, Config{})

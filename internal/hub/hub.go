@@ -73,11 +73,11 @@ type Outlet interface {
 // A Config holds what a hub needs. All fields are required except the
 // durations, the numbers, Node and the presence fields.
 type Config struct {
-	Log       Log
-	Feed      CommitFeed
-	Batches   BatchAppender
-	Directory RoomLister
-	Broker    Broker
+	Log        Log
+	Feed       CommitFeed
+	Batches    BatchAppender
+	RoomLister RoomLister
+	Broker     Broker
 	// Presence is nil if presence is disabled. PresenceLimit is the largest
 	// number of entries that is listed, 200 by default.
 	Presence      Presence

@@ -90,7 +90,7 @@ func (t *topic) completeOpen(page *message.Page) {
 		}
 	}
 	t.waiters = nil
-	t.fanOut(t.drainReorderBuffer(nil))
+	t.fanOut(t.releaseBuffered(nil))
 	t.scheduleRepair(causeHole)
 }
 

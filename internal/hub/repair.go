@@ -43,7 +43,7 @@ func (t *topic) scheduleRepair(cause string) {
 // recorded after the request.
 type repairRequest struct {
 	after           message.Seq // delivered so far
-	target          message.Seq
+	knownHead       message.Seq
 	epochMismatches uint64
 }
 
@@ -92,8 +92,8 @@ func (t *topic) apply(req repairRequest, p *encodedPage) {
 		return
 	}
 	t.mismatchesResolved = req.epochMismatches // later mismatches remain unresolved
-	if p.Epoch == t.epoch && p.Head < req.target {
-		t.abandonTarget(req, p)
+	if p.Epoch == t.epoch && p.Head < req.knownHead {
+		t.lowerKnownHead(req, p)
 	}
 	switch {
 	case p.Epoch != t.epoch || p.Head < req.after:
@@ -105,7 +105,7 @@ func (t *topic) apply(req repairRequest, p *encodedPage) {
 	}
 	t.first = max(t.first, p.First)
 	t.prune(t.last)
-	t.fanOut(t.drainReorderBuffer(nil))
+	t.fanOut(t.releaseBuffered(nil))
 	t.wakeRepairWaiters() // even if nothing advanced: then the waiting members read the log themselves
 }
 
@@ -160,16 +160,16 @@ func (t *topic) restartAtHead(p *encodedPage) {
 	sendAll(t.outlets, protocol.Gap(t.room, p.Epoch, 1, p.Head, protocol.GapEpoch))
 }
 
-// abandonTarget gives up messages that the log does not have, though it was
+// lowerKnownHead gives up messages that the log does not have, though it was
 // read in the same epoch after they were recorded. The log was replaced by an
 // older copy without a new epoch, which only happens if its files are replaced
 // under a running service. A higher knownHead that was recorded since stays.
 // Caller holds mu.
-func (t *topic) abandonTarget(req repairRequest, p *encodedPage) {
+func (t *topic) lowerKnownHead(req repairRequest, p *encodedPage) {
 	t.hub.logger.Error("the log has lost messages without a new epoch: its files were replaced while the service ran",
-		"room", t.room, "head", p.Head, "expected_head", req.target)
-	t.prune(req.target)
-	if t.knownHead == req.target {
+		"room", t.room, "head", p.Head, "expected_head", req.knownHead)
+	t.prune(req.knownHead)
+	if t.knownHead == req.knownHead {
 		t.knownHead = p.Head
 	}
 }

@@ -34,9 +34,9 @@ func (sim *simulation) joinAndWait(c *simClient, node int, room message.Room) {
 	time.Sleep(time.Second)
 }
 
-func (sim *simulation) dialAndJoin(c *simClient, node int, room message.Room, k pendingJoin) {
+func (sim *simulation) dialAndJoin(c *simClient, node int, room message.Room, j pendingJoin) {
 	sim.dial(c, node)
-	sim.join(c, room, k)
+	sim.join(c, room, j)
 	synctest.Wait()
 }
 
@@ -237,8 +237,8 @@ func TestWithoutABrokerDeliveryTakesOneFeedInterval(t *testing.T) {
 // however many members there are.
 func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
 	scenario(t, 2, func(sim *simulation) {
-		for _, p := range sim.clients {
-			sim.joinAndWait(p, 0, "r1")
+		for _, c := range sim.clients {
+			sim.joinAndWait(c, 0, "r1")
 		}
 		v := sim.logViews[0]
 		v.set(func() { v.feedDown = true })

@@ -28,7 +28,7 @@ func (h *Hub) ListRooms(ctx context.Context, prefix string, after message.Room, 
 	if limit <= 0 || limit > MaxRoomList {
 		limit = MaxRoomList
 	}
-	rooms, more, err := h.cfg.Directory.ListRooms(ctx, prefix, after, limit)
+	rooms, more, err := h.cfg.RoomLister.ListRooms(ctx, prefix, after, limit)
 	if err != nil {
 		return nil, false, fmt.Errorf("listing rooms: %w: %w", message.ErrUnavailable, err)
 	}

@@ -149,14 +149,14 @@ func (t *topic) accept(f *roomFrame, out []protocol.Frame) []protocol.Frame {
 	case f.seq > t.last+1:
 		t.bufferEarly(f)
 	default:
-		out = t.drainReorderBuffer(append(out, t.advance(f)))
+		out = t.releaseBuffered(append(out, t.advance(f)))
 	}
 	return out
 }
 
-// drainReorderBuffer appends to out the buffered frames that follow last, up to
+// releaseBuffered appends to out the buffered frames that follow last, up to
 // the next hole. Caller holds mu.
-func (t *topic) drainReorderBuffer(out []protocol.Frame) []protocol.Frame {
+func (t *topic) releaseBuffered(out []protocol.Frame) []protocol.Frame {
 	for t.reorder.len() > 0 {
 		next, ok := t.reorder.pop(t.last+1, t.epoch)
 		if !ok {

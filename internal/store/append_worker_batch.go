@@ -107,11 +107,11 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 // failLockedRooms fails the publications of rooms that another transaction has
 // locked, and returns the others, which do not wait for that transaction.
 func (w *appendWorker) failLockedRooms(queued []*queuedPublication, locked *lockedRoomsError) (others []*queuedPublication) {
-	for _, e := range queued {
-		if locked.has(e.pub.Room) {
-			w.fail(e, fmt.Errorf("append: %w", locked), reasonLocked)
+	for _, q := range queued {
+		if locked.has(q.pub.Room) {
+			w.fail(q, fmt.Errorf("append: %w", locked), reasonLocked)
 		} else {
-			others = append(others, e)
+			others = append(others, q)
 		}
 	}
 	return others

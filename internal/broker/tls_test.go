@@ -67,7 +67,7 @@ func TestAUserWithAPasswordOverTLS(t *testing.T) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
 	testkit.Eventually(t, "some more attempts", func() bool { return forbidden.metric(t, "broker_reconnects_total", "") >= 3 })
-	if got := out.Count(`err="receive: NOPERM`); got != 1 {
+	if got := out.Count(`error="receive: NOPERM`); got != 1 {
 		t.Errorf("%d lines report the refused subscription, want 1:\n%s", got, out.String())
 	}
 	if strings.Contains(out.String(), "hunter") {

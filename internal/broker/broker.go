@@ -70,9 +70,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// A Receive function is called with each broadcast of the subscribed rooms.
-// Those of one room come in order, except for a moment while the room moves to
-// another Redis server. It must not block. The receive loops of a cluster call
-// it concurrently. It may keep the payload, but must not write to it.
-// Broadcasts may still come for a moment after Unsubscribe.
+// A Receive function is called with each broadcast of the subscribed rooms. The
+// broadcasts of one room arrive in order, except for a moment while the room
+// moves to another Redis server. It must not block. The receive loops of a
+// cluster call it concurrently. It may keep the payload, but must not write to
+// it. Broadcasts may still arrive for a moment after Unsubscribe.
 type Receive func(room message.Room, payload []byte)

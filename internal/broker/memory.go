@@ -51,7 +51,7 @@ type Memory struct {
 	closed  bool
 }
 
-// NewMemory attaches a broker to bus; a nil bus means one of its own.
+// NewMemory attaches a broker to bus, or to a new bus if bus is nil.
 func NewMemory(bus *Bus, cfg Config) *Memory {
 	if bus == nil {
 		bus = new(Bus)

@@ -11,7 +11,7 @@ import (
 )
 
 // roundTripBytes bounds the payloads of one pipelined round trip, so that it
-// stays within redisTimeout on a slow network, too.
+// stays within redisTimeout even on a slow network.
 const roundTripBytes = 4 << 20
 
 // A publisher sends the queued broadcasts to one server, as many as possible

@@ -70,8 +70,8 @@ func newRedis(cfg Config, target *redisConfig) *Redis {
 	return r
 }
 
-// silenceRedisLogger silences go-redis' own, global logger: its messages also
-// come back as errors, which the broker logs once.
+// silenceRedisLogger silences go-redis' own, global logger: its messages are
+// also returned as errors, which the broker logs once.
 var silenceRedisLogger = sync.OnceFunc(func() { redis.SetLogger(discardLogger{}) })
 
 type discardLogger struct{}

@@ -153,7 +153,7 @@ func (r *Redis) locate(ctx context.Context, b *bucket, last connectionResult) (s
 	}
 	var preferred string
 	if errors.Is(last.err, errUnsubscribedByServer) {
-		preferred = last.addr // the server that lost the bucket knows its new owner
+		preferred = last.addr // the server that lost the bucket can name its new owner
 	}
 	err := r.refreshOwners(ctx, preferred)
 	if addr = r.ownerAddr(b); addr == "" && err == nil {

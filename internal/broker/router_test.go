@@ -60,7 +60,7 @@ func TestUnroutedBroadcastsAreBounded(t *testing.T) {
 		t.Errorf("%v dropped as down, want 5", got)
 	}
 	b := r.bucket("r")
-	r.assign(func(index int) string { // knows one bucket only
+	r.assign(func(index int) string { // returns an owner for one bucket only
 		if index == b.index {
 			return "a:1"
 		}

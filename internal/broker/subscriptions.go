@@ -203,8 +203,8 @@ func (s *subscriptions) connected() {
 	}
 }
 
-// disconnected is called when the connection has failed: no answer will come any
-// more.
+// disconnected is called when the connection has failed: no more answers will
+// arrive.
 func (s *subscriptions) disconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -180,7 +180,8 @@ func TestCloseIsBoundedWhenRedisIsFrozen(t *testing.T) {
 	})
 }
 
-// While one round trip is under way, the broadcasts that come form the next.
+// While one round trip is under way, the broadcasts that are queued form the
+// next.
 func TestQueuedBroadcastsShareRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeRedis()

@@ -73,7 +73,7 @@ type member struct {
 	confirmedUpTo position // the client has confirmed everything up to here
 
 	// joinSlot is the client's joinSlots while this join holds a token of it.
-	// The once makes sure that the token is returned once.
+	// once returns the token only once.
 	joinSlot chan struct{}
 	once     sync.Once
 }
@@ -153,9 +153,9 @@ func (c *Client) RoomCount() int {
 	return len(c.rooms)
 }
 
-// join makes the client a member. The answer comes when the room is ready. A
-// second join replaces the first, whose membership ends before the new one
-// begins.
+// join makes the client a member. The member gets the answer when the room is
+// ready. A second join replaces the first, whose membership ends before the new
+// one begins.
 func (c *Client) join(r *protocol.Request) error {
 	m := &member{client: c, ref: r.Ref}
 	c.mu.Lock()

@@ -22,8 +22,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A Log stores publications and returns them. Committed publications come back
-// through [Hub.Completed].
+// A Log stores publications and returns them. It reports committed publications
+// to [Hub.Completed].
 type Log interface {
 	// Append hands a publication to the log and returns at once. The
 	// publication completes later.
@@ -38,7 +38,7 @@ type CommitFeed interface {
 	// next call. Nothing is skipped between the two calls.
 	Commits(context.Context, message.Cursor) (message.Commits, error)
 	// Heads returns the newest seq of each of the rooms, 0 for a room that the
-	// log does not know.
+	// log does not have.
 	Heads(context.Context, []message.Room) (message.Epoch, []message.Head, error)
 }
 
@@ -70,8 +70,8 @@ type Outlet interface {
 	Flushed(context.Context) error
 }
 
-// A Config holds what a hub needs. All fields are required except the
-// durations, the numbers, Node and the presence fields.
+// A Config holds the dependencies and bounds of a hub. All fields are required
+// except the durations, the numbers, Node and the presence fields.
 type Config struct {
 	Log        Log
 	Feed       CommitFeed

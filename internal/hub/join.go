@@ -74,7 +74,7 @@ func (t *topic) completeOpen(page *message.Page) {
 	t.open = true
 	// Messages that arrived before may be of another epoch.
 	if t.epochBeforeOpen != "" && t.epochBeforeOpen != page.Epoch {
-		t.epochMismatches++ // one of the two epochs is past
+		t.epochMismatches++ // one of the two epochs has ended
 	}
 	if t.epochMismatches > t.mismatchesResolved {
 		t.knownHead = 0 // it may be of either epoch: the repair reads it again

@@ -132,7 +132,8 @@ func (sim *simulation) drawTime(t *rapid.T) {
 	time.Sleep(time.Duration(ms) * time.Millisecond)
 }
 
-// drawJoin joins from any position, also from one that the log never reached.
+// drawJoin joins from any position, also from a position that the log never
+// reached.
 func (sim *simulation) drawJoin(t *rapid.T) {
 	c, node, room := sim.drawClient(t), sim.drawNode(t), sim.drawRoom(t)
 	j := pendingJoin{}
@@ -262,7 +263,8 @@ func (sim *simulation) finish(t *rapid.T) {
 	sim.runDue(t)
 }
 
-// waitComplete waits until every client has everything, at most so long.
+// waitComplete waits until every client has everything, for most at the
+// longest.
 func (sim *simulation) waitComplete(t rapid.TB, most time.Duration) {
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		sim.runDue(t)

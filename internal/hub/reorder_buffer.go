@@ -32,7 +32,8 @@ func (b *reorderBuffer) put(f *roomFrame, maxFrames, maxBytes int) bool {
 // len returns the number of frames.
 func (b *reorderBuffer) len() int { return len(b.frames) }
 
-// pop removes and returns the frame of a seq, if there is one of that epoch.
+// pop removes and returns the frame of a seq, if the buffer has it in that
+// epoch.
 func (b *reorderBuffer) pop(seq message.Seq, epoch message.Epoch) (roomFrame, bool) {
 	f, ok := b.frames[seq]
 	if !ok || f.epoch != epoch {

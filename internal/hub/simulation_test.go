@@ -122,7 +122,7 @@ func (sim *simulation) completeNext(node int) {
 	}
 }
 
-// deliver hands over one payload of the broker, or a copy of it.
+// deliver delivers one payload of the broker, or a copy of it.
 func (sim *simulation) deliver(i int, keep bool) {
 	p := sim.broker.dequeue(i, keep)
 	sim.nodes[p.to].Receive(p.room, p.b)
@@ -219,7 +219,7 @@ func (sim *simulation) join(c *simClient, room message.Room, j pendingJoin) {
 	}
 }
 
-// leave leaves a room. The answer comes before the call returns.
+// leave leaves a room. The hub answers before the call returns.
 func (sim *simulation) leave(c *simClient, room message.Room) {
 	c.mu.Lock()
 	conn, model := c.conn, c.rooms[room]

@@ -17,8 +17,8 @@ type roomFrame struct {
 	createdAt int64 // time of the commit, Unix microseconds by the clock of the node that committed
 }
 
-// A topic is a room's live state on one node. It alone knows what was delivered
-// here, so it alone orders and repairs.
+// A topic is a room's live state on one node. Only the topic has the seq of the
+// last delivered message, so only the topic orders and repairs.
 type topic struct {
 	hub   *Hub
 	room  message.Room
@@ -202,8 +202,9 @@ func (t *topic) bufferEarly(f *roomFrame) {
 }
 
 // recordCommitted records that the log has, or had, a seq in an epoch. Only the
-// log knows which of two epochs is newer: a mismatch makes the topic read it,
-// and the seq is ignored. The caller holds mu and then calls scheduleRepair.
+// log shows which of two epochs is newer: after a mismatch the topic reads the
+// log, and the seq is ignored. The caller holds mu and then calls
+// scheduleRepair.
 func (t *topic) recordCommitted(epoch message.Epoch, seq message.Seq) {
 	current := t.epoch
 	if !t.open {
@@ -219,8 +220,8 @@ func (t *topic) recordCommitted(epoch message.Epoch, seq message.Seq) {
 	t.knownHead = max(t.knownHead, seq)
 }
 
-// prune removes from the reorder buffer what does not follow last. Caller holds
-// mu.
+// prune removes the frames that do not follow last from the reorder buffer.
+// Caller holds mu.
 func (t *topic) prune(last message.Seq) {
 	before := t.reorder.bytes
 	t.reorder.prune(last, t.epoch)

@@ -37,14 +37,14 @@ type Message struct {
 }
 
 // A Publication is a Draft on its way into the log, with the outcome once it is
-// known. The log owns it from Append until it hands it back: nobody else reads
-// or writes it meanwhile.
+// known. The log owns the publication from Append until the outcome is
+// reported: nobody else reads or writes it meanwhile.
 type Publication struct {
 	Draft
-	// Opaque belongs to the caller. The log hands it back unread.
+	// Opaque belongs to the caller. The log does not read it.
 	Opaque any
 
-	// The outcome, which the log writes before it hands the publication back.
+	// The outcome, which the log writes before it reports the publication.
 	// Either Err is set, or Epoch, Seq and At are.
 	Epoch Epoch
 	Seq   Seq
@@ -114,7 +114,8 @@ type Cursor uint64
 // Commits is what the commit feed holds from a Cursor on.
 type Commits struct {
 	Epoch Epoch
-	// Next is the cursor for the next read. That read may repeat some rooms.
+	// Next is the cursor for the next read. The next read may repeat some
+	// rooms.
 	Next Cursor
 	// Heads has each committed room once, with its highest committed seq.
 	Heads []Head

@@ -307,7 +307,7 @@ func TestPublicationsKeepTheirOrderThroughAnOutage(t *testing.T) {
 }
 
 // Under a steady stream, a publication reaches its deadline each millisecond.
-// An attempt must still be long enough for a database that has come back.
+// An attempt must still be long enough for a database that is reachable again.
 func TestRecoveryUnderASteadyStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		back := time.Now().Add(20 * time.Second)

@@ -314,7 +314,7 @@ func notNil(b []byte) []byte {
 // that a statement's own data can cause: data, constraints, triggers, limits,
 // and internal errors, which a damaged page causes for one room and not for
 // others. Any other error (connection, rights, resources, operator, a schema
-// that is being restored) would fail any other batch, too.
+// that is being restored) would fail any other batch as well.
 func (w *pgWriter) isDataError(err error) bool {
 	state := sqlState(err)
 	if len(state) != 5 || state == divisionByZero {

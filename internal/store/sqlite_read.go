@@ -133,7 +133,7 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 // ListRooms returns rooms whose names begin with prefix and sort after after,
 // in byte order, at most limit (1 to 1,000), and reports whether there are
 // more. The service's own rooms, whose names begin with _, are left out unless
-// prefix begins with _, too. The error for an argument out of bounds is a
+// prefix also begins with _. The error for an argument out of bounds is a
 // *message.InvalidError.
 func (s *SQLite) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) (rooms []message.RoomInfo, more bool, err error) {
 	names, err := nameRangesFor(prefix, after, limit)

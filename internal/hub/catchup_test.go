@@ -195,8 +195,8 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 		t.Error("pop returned a frame of another epoch")
 	}
 	b.prune(frames-1, "e")
-	if e, ok := b.pop(frames, "e"); !ok || e.seq != frames || b.len() != 0 || b.bytes != 0 {
-		t.Errorf("after prune, pop returned %v %v and left %d frames, %d bytes", e.seq, ok, b.len(), b.bytes)
+	if f, ok := b.pop(frames, "e"); !ok || f.seq != frames || b.len() != 0 || b.bytes != 0 {
+		t.Errorf("after prune, pop returned %v %v and left %d frames, %d bytes", f.seq, ok, b.len(), b.bytes)
 	}
 	if !put(1, make([]byte, size-1)) || !put(2, []byte("x")) || put(3, []byte("x")) {
 		t.Errorf("the buffer does not hold exactly %d bytes", size)

@@ -52,8 +52,8 @@ func (b *reorderBuffer) drop(seq message.Seq) {
 // prune removes the frames that do not follow a position: they were delivered,
 // or never will be.
 func (b *reorderBuffer) prune(last message.Seq, epoch message.Epoch) {
-	for seq, e := range b.frames {
-		if seq <= last || e.epoch != epoch {
+	for seq, f := range b.frames {
+		if seq <= last || f.epoch != epoch {
 			b.drop(seq)
 		}
 	}

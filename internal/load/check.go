@@ -7,16 +7,16 @@ import (
 	"switchyard/internal/message"
 )
 
-// MaxFindings is how many findings a report spells out; all are counted.
+// MaxFindings bounds the findings that a report lists; it counts all of them.
 const MaxFindings = 50
 
-// Check judges a history. It is a pure function: the same history gets the same
-// report, now or from a file. Subscribers are held to all that anybody was told
-// of their rooms, from where they joined to where they left; those that did not
-// leave, to the end.
+// Check checks a history and reports every broken promise. It is a pure
+// function: the same history gets the same report, now or from a file. A
+// subscriber must get everything that any ack or delivery names in its room, from
+// where it joined to where it left, or to the end.
 func Check(h *History) *Report {
-	// First what is known of each room, from everybody; then each subscriber
-	// against that; then the acks that nobody bears out.
+	// First the ledger of each room, from all events; then each subscriber against
+	// it; then the acked messages that no subscriber got.
 	c := &checker{report: newReport(), phaseStarts: h.phases(), ledgers: map[message.Room]*ledger{}, subscribers: map[subscriberKey]*subscriberCheck{}}
 	for e := range h.all() {
 		c.count(e)
@@ -30,8 +30,8 @@ func Check(h *History) *Report {
 			c.subscriber(e).apply(e)
 		}
 	}
-	for _, f := range c.order {
-		f.finish()
+	for _, s := range c.order {
+		s.finish()
 	}
 	for _, l := range c.rooms {
 		l.reportUndelivered(c.found)
@@ -47,17 +47,17 @@ type subscriberKey struct {
 	room message.Room
 }
 
-// A checker is a judgement under way.
+// A checker holds the state of one Check.
 type checker struct {
 	report      *Report
 	phaseStarts []time.Duration
 	ledgers     map[message.Room]*ledger
-	rooms       []*ledger // as first heard of
+	rooms       []*ledger // in order of first appearance
 	subscribers map[subscriberKey]*subscriberCheck
-	order       []*subscriberCheck // as first heard of
+	order       []*subscriberCheck // in order of first appearance
 }
 
-// ledger returns a room's ledger, a new one where there was none.
+// ledger returns a room's ledger, and makes it if there is none.
 func (c *checker) ledger(room message.Room) *ledger {
 	l := c.ledgers[room]
 	if l == nil {
@@ -68,20 +68,23 @@ func (c *checker) ledger(room message.Room) *ledger {
 	return l
 }
 
-// subscriber returns who goes after the subscriber of an event, in the event's room:
-// that of a message may be another than the subscriber joined.
+// subscriber returns the check of an event's subscriber in the event's room. The
+// room of a delivery may be another one than the subscriber joined.
 func (c *checker) subscriber(e event) *subscriberCheck {
 	key := subscriberKey{e.Sub, e.Room}
-	f := c.subscribers[key]
-	if f == nil {
-		f = &subscriberCheck{sub: e.Sub, ledger: c.ledger(e.Room), report: c.report, found: c.found, phaseStarts: c.phaseStarts, pauses: make([]Milliseconds, len(c.phaseStarts)+1)}
-		c.subscribers[key] = f
-		c.order = append(c.order, f)
+	s := c.subscribers[key]
+	if s == nil {
+		s = &subscriberCheck{
+			sub: e.Sub, ledger: c.ledger(e.Room), report: c.report, found: c.found,
+			phaseStarts: c.phaseStarts, pauses: make([]Milliseconds, len(c.phaseStarts)+1),
+		}
+		c.subscribers[key] = s
+		c.order = append(c.order, s)
 	}
-	return f
+	return s
 }
 
-// found counts a finding, and keeps the first ones.
+// found counts a finding, and lists the first ones.
 func (c *checker) found(f Finding) {
 	c.report.Faults[f.Fault]++
 	if len(c.report.Findings) < MaxFindings {
@@ -89,6 +92,7 @@ func (c *checker) found(f Finding) {
 	}
 }
 
+// count updates the counts of the report, and the latencies of acks.
 func (c *checker) count(e event) {
 	r := c.report
 	r.Took = max(r.Took, Milliseconds(e.At))
@@ -115,7 +119,7 @@ func (c *checker) count(e event) {
 	}
 }
 
-// finish adds what can be told only at the end.
+// finish adds the parts of the report that need the whole history.
 func (c *checker) finish() {
 	r := c.report
 	r.Rooms = len(c.rooms)
@@ -128,13 +132,13 @@ func (c *checker) finish() {
 			}
 		}
 	}
-	for _, f := range c.order {
-		if !f.joined {
+	for _, check := range c.order {
+		if !check.joined {
 			continue
 		}
-		s := Subscriber{Name: f.sub, Room: f.ledger.room, Delivered: f.deliveries, WorstPause: slices.Max(f.pauses)}
+		s := Subscriber{Name: check.sub, Room: check.ledger.room, Delivered: check.deliveries, WorstPause: slices.Max(check.pauses)}
 		if len(c.phaseStarts) > 0 {
-			s.Pauses = f.pauses
+			s.Pauses = check.pauses
 		}
 		r.Subscribers = append(r.Subscribers, s)
 		if s.WorstPause > r.WorstPause.WorstPause {

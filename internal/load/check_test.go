@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// threeMessages are three messages, acked as 1 to 3, before what follows.
+// threeMessages publishes three messages, which are acked as 1 to 3.
 const threeMessages = `
 	publish a
 	ack a e:1
@@ -15,118 +15,116 @@ const threeMessages = `
 	ack c e:3
 `
 
-// Each kind of fault is found in a history that has it, and named with its
-// room, seq, id and subscriber.
-func TestEachFaultIsFoundAndNamed(t *testing.T) {
-	for name, tt := range map[string]struct {
-		script string
-		fault  Fault
-		says   string
-	}{
-		"lost at the end": {threeMessages + `s joins e:0
+// faultyHistories have one fault each, and say what its finding says.
+var faultyHistories = map[string]struct {
+	script string
+	fault  Fault
+	says   string
+}{
+	"lost at the end": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			t joins e:0
 			t gets a e:1
 			t gets b e:2
 			t gets c e:3`, Lost, "room r: c was acked as 3, and s never got beyond 2"},
-		"lost in the middle": {threeMessages + `s joins e:0
+	"lost in the middle": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets c e:3`, Lost, "room r: b was acked as 2, and s never got it"},
-		"lost, not acked but delivered to others": {`publish a
+	"lost, not acked but delivered to others": {`publish a
 			unknown a
 			s joins e:0
 			t joins e:0
 			s gets a e:1`, Lost, "room r: a was delivered to others as 1, and t never got beyond 0"},
-		"lost by a late joiner": {threeMessages + `s joins e:1
+	"lost by a late joiner": {threeMessages + `s joins e:1
 			s gets c e:3`, Lost, "b was acked as 2, and s never got it"},
-		"lost before the end of one who had to reach it": {threeMessages + `s joins e:0
+	"lost before a required end": {threeMessages + `s joins e:0
 			s gets a e:1
 			s ends e:2`, Lost, "b was acked as 2, and s never got beyond 1"},
-		"doubled": {threeMessages + `s joins e:0
+	"doubled": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets b e:2
 			s gets c e:3`, Doubled, "room r: s got b as 2 again, after 2"},
-		"doubled on the wire alone": {threeMessages + `s joins e:0
+	"doubled in the frames only": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
 			s repeats e:1 3`, Doubled, "s was sent 1 again after 3"},
-		"reordered": {threeMessages + `s joins e:0
+	"reordered": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets c e:3
 			s gets b e:2`, Reordered, "room r: s got b as 2 after 3"},
-		"before the beginning": {threeMessages + `s joins e:2
+	"from before the start": {threeMessages + `s joins e:2
 			s gets c e:3
 			s gets b e:2`, Reordered, "s got b as 2, from before its beginning"},
-		"out of a declared gap": {threeMessages + `s joins e:0
+	"out of a declared gap": {threeMessages + `s joins e:0
 			s gap e:1-2 trimmed
 			s gets c e:3
 			s gets b e:2`, Reordered, "out of a declared gap"},
-		"never published": {`publish a
+	"never published": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a e:1
 			s gets x e:2`, Undeclared, "room r: x was delivered to s and was never published"},
-		"another user's": {`publish a
+	"published by another user": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a e:1
 			s gets a/mallory e:2`, Undeclared, "a of mallory was delivered to s and was never published"},
-		"other data": {`publish a
+	"other data": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a other e:1`, Undeclared, "a was delivered to s with other data than was published"},
-		"refused": {`publish a
+	"refused": {`publish a
 			refuse a forbidden
 			s joins e:0
 			s gets a e:1`, RefusedStored, "room r: a was refused, and delivered to s all the same"},
-		"stored twice": {threeMessages + `s joins e:0
+	"stored twice": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
 			s gets a e:4`, StoredTwice, "room r: a was delivered as 1 and as 4"},
-		"acked twice": {`publish a
+	"acked twice": {`publish a
 			ack a e:1
 			publish a
 			ack a e:2
 			s joins e:2`, StoredTwice, "a was acked as 1 and as 2"},
-		"a seq shared": {`publish a
+	"a seq shared": {`publish a
 			ack a e:1
 			publish b
 			s joins e:0
 			t joins e:0
 			s gets a e:1
 			t gets b e:1`, SeqShared, "room r: b was delivered as 1 to t, and so was a"},
-		"a seq acked twice": {`publish a
+	"a seq acked twice": {`publish a
 			ack a e:1
 			publish b
 			ack b e:1
 			s joins e:1`, SeqShared, "b was acked as 1, and so was a"},
-		"a silent gap": {`publish a
+	"a silent gap": {`publish a
 			publish z
 			s joins e:0
 			s gets a e:1
-			s gets z e:9`, SilentGap, "room r: s was not told what became of 2 to 8"},
-		"a silent gap on the wire alone": {threeMessages + `s joins e:0
+			s gets z e:9`, SilentGap, "room r: s missed 2 to 8 without a gap"},
+	"a silent gap in the frames only": {threeMessages + `s joins e:0
 			s gets a e:1
 			s skips e:3 1
 			s returns e:3
 			s gets b e:2
 			s gets c e:3`, SilentGap, "s was sent 3 right after 1"},
-		"a gap that leaves something out": {threeMessages + `s joins e:0
+	"a gap that leaves something out": {threeMessages + `s joins e:0
 			s gap e:2-2 trimmed
 			s gets c e:3`, Lost, "a was acked as 1, and s never got it"},
-		"a silent epoch": {threeMessages + `s joins e:0
+	"a silent epoch": {threeMessages + `s joins e:0
 			s gets a e:1
 			publish d
 			ack d f:1
-			s gets d f:1`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 0 without a word"},
-		"a gap in an epoch that was not declared": {threeMessages + `s joins e:0
+			s gets d f:1`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 0 without a gap"},
+	"a gap in an epoch that was not declared": {threeMessages + `s joins e:0
 			s gets a e:1
-			s gap f:1-2 trimmed`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 2 without a word"},
-		"an epoch that one never heard of": {threeMessages + `s joins e:0
+			s gap f:1-2 trimmed`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 2 without a gap"},
+	"an epoch that a subscriber never reached": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
 			publish d
@@ -134,259 +132,92 @@ func TestEachFaultIsFoundAndNamed(t *testing.T) {
 			s gets d f:2
 			t gets a e:1
 			t gets b e:2
-			t gets c e:3`, SilentEpoch, "t never heard of epoch f"},
-		"back in another epoch, above the first": {threeMessages + `s joins e:0
+			t gets c e:3`, SilentEpoch, "t never reached epoch f"},
+	"rejoined in another epoch, after the first message": {threeMessages + `s joins e:0
 			s gets a e:1
 			s returns f:1
 			publish d
 			ack d f:2
-			s gets d f:2`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 1 without a word"},
-		"lost in an epoch that one never heard of": {threeMessages + `s joins e:3
+			s gets d f:2`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 1 without a gap"},
+	"lost in an epoch that a subscriber never reached": {threeMessages + `s joins e:3
 			t joins e:3
 			t gap f:1-0 epoch
 			publish d
 			ack d f:1
 			t gets d f:1`, Lost, "d was acked as 1, and s never got it"},
-		"the old epoch counts for who never heard of the new one": {threeMessages + `s joins e:2
+	"lost in the old epoch by a subscriber that never reached the new one": {threeMessages + `s joins e:2
 			t joins e:3
 			t gap f:1-0 epoch
 			publish d
 			ack d f:1
 			t gets d f:1`, Lost, "c was acked as 3, and s never got beyond 2"},
-		"the new epoch's messages count": {threeMessages + `s joins e:0
+	"lost in the new epoch": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch
 			publish d
 			ack d f:2
 			s gets d f:2
 			t gap f:1-1 epoch`, Lost, "d was acked as 2, and t never got beyond 1"},
-		"acked elsewhere": {threeMessages + `publish d
+	"acked at another seq": {threeMessages + `publish d
 			ack d e:9
 			s joins e:0
 			s gets a e:1
 			s gets b e:2
 			s gets c e:3
 			s gets d e:4`, WrongAck, "room r: d was acked as 9 and delivered as 4"},
-		"acked elsewhere on the wire, after the message itself": {`publish a
+	"acked at another seq in a late frame": {`publish a
 			s joins e:0
 			s gets a e:1
 			ack a e:1
 			confirm a e:2`, WrongAck, "room r: a was acked as 2 and delivered as 1"},
-		"a silent epoch on the wire alone": {threeMessages + `s joins e:0
+	"a silent epoch in the frames only": {threeMessages + `s joins e:0
 			s gets a e:1
 			s skips f:2 1 epoch
 			s gap f:1-1 epoch`, SilentEpoch, "s was sent 2 of epoch f right after 1 of another"},
-		"acked where another is": {`publish a
+	"acked at the seq of another message": {`publish a
 			ack a e:1
 			publish b
 			ack b e:1
 			s joins e:0
 			s gets b e:1`, WrongAck, "a was acked as 1, but 1 is b"},
-		"acked and never stored": {threeMessages + `s joins e:0
+	"acked and never stored": {threeMessages + `s joins e:0
 			t joins e:0
 			s gets a e:1
 			s gets b e:2
 			t gets a e:1
 			t gets b e:2`, WrongAck, "c was acked as 3, and none of the 2 subscribers that should have got it did"},
-		"acked with data that was not kept": {`publish a
+	"acked with data that was not kept": {`publish a
 			publish a other
 			ack a e:1
 			duplicate a other e:1
 			s joins e:0
 			s gets a e:1`, WrongAck, "a was acked as 1, where other data was delivered under its id"},
-		"a room that one never joined": {`publish a
+	"a room that a subscriber never joined": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a e:1
 			s gets a e:1 @elsewhere`, WrongRoom, "room elsewhere: s got 1 there without having joined"},
-	} {
+}
+
+// Each kind of fault is found in a history that has it, and its finding names the
+// room, seq, id and subscriber.
+func TestEachFaultIsFoundAndNamed(t *testing.T) {
+	for name, tt := range faultyHistories {
 		t.Run(name, func(t *testing.T) {
 			report := Check(scriptedHistory(t, tt.script))
 			if report.Verdict != Wrong || report.Faults[tt.fault] == 0 {
-				t.Errorf("%s was not found:\n%v", tt.fault, report)
+				t.Errorf("no %s was found:\n%v", tt.fault, report)
 			}
 			for _, f := range report.Findings {
 				if f.Fault == tt.fault && strings.Contains(f.Text, tt.says) {
 					return
 				}
 			}
-			t.Errorf("no %s says %q:\n%v", tt.fault, tt.says, report)
+			t.Errorf("no finding of %s says %q:\n%v", tt.fault, tt.says, report)
 		})
 	}
 }
 
-// What may happen in a service that keeps its promises is no fault.
-func TestPromisedBehaviorIsNoFault(t *testing.T) {
-	for name, lines := range map[string]string{
-		"all in order": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s gets c e:3`,
-		"delivered before the ack came": `s joins e:0
-			publish a
-			s gets a e:1
-			ack a e:1`,
-		"joined late": threeMessages + `s joins e:2
-			s gets c e:3`,
-		"left early": threeMessages + `s joins e:0
-			s gets a e:1
-			s leaves`,
-		"in its last call while it leaves": threeMessages + `s joins e:0
-			s gets a e:1
-			s leaves
-			s gets b e:2`,
-		"left and came back later": threeMessages + `s joins e:0
-			s gets a e:1
-			s leaves
-			s joins e:2
-			s gets c e:3`,
-		"had to come so far": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s ends e:2`,
-		"trimmed": threeMessages + `s joins e:0
-			s gap e:1-2 trimmed
-			s gets c e:3`,
-		"trimmed more than once, and what is seen": threeMessages + `s joins e:0
-			s gets a e:1
-			s gap e:1-2 trimmed
-			s returns e:3
-			s gap e:1-1 trimmed
-			s gets c e:3`,
-		"a new epoch voids what was not delivered": threeMessages + `s joins e:0
-			s gets a e:1
-			publish d
-			s gap f:1-1 epoch
-			s gets d f:2
-			ack d f:2`,
-		"an epoch without a message": threeMessages + `s joins e:0
-			s gets a e:1
-			s gap f:1-0 epoch
-			publish d
-			ack d f:1
-			s gets d f:1`,
-		"two new epochs": threeMessages + `s joins e:0
-			s gets a e:1
-			t joins e:0
-			t gets a e:1
-			t gap f:1-1 epoch
-			publish d
-			ack d f:2
-			t gets d f:2
-			t gap g:1-1 epoch
-			s gap g:1-1 epoch`,
-		"before the first is the same place in every epoch": `s joins e:0
-			t joins e:0
-			u joins e:0
-			s returns f:1
-			u returns f:1
-			publish a
-			ack a f:1
-			s gets a f:1
-			t gets a f:1
-			u gap f:1-1 trimmed`,
-		"back in a new epoch with nothing seen of the old one": `s joins e:0
-			publish a
-			ack a e:1
-			s returns f:0
-			t joins f:0
-			publish b
-			ack b f:1
-			t gets b f:1
-			s gets b f:1
-			u joins e:0
-			u returns f:1
-			u gap f:1-1 trimmed`,
-		"never there": threeMessages + `s joins e:0
-			s returns f:0
-			q joins f:0 @q
-			publish a @q
-			ack a f:1 @q
-			q gets a f:1 @q`,
-		"an ack of the old epoch comes late": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s gets c e:3
-			publish d
-			publish x
-			s gap f:1-3 epoch
-			s gets d f:4
-			ack d f:4
-			ack x e:4`,
-		"an ack of an epoch that nobody heard of comes late": `publish x
-			s joins f:0
-			publish d
-			ack x e:1
-			ack d f:1
-			s gets d f:1`,
-		"stored again in a new epoch": threeMessages + `s joins e:0
-			s gets a e:1
-			s gap f:1-0 epoch
-			s gets a f:1`,
-		"a position above the head": threeMessages + `s joins e:9
-			s gap e:1-2 epoch
-			s gets c e:3`,
-		"confirmed": `publish a
-			s joins e:0
-			s gets a e:1
-			ack a e:1
-			confirm a e:1
-			confirm x e:7`,
-		"resent": `publish a
-			publish a
-			ack a e:1
-			duplicate a e:1
-			s joins e:0
-			s gets a e:1`,
-		"unknown, and not stored": `publish a
-			unknown a
-			publish b
-			ack b e:1
-			s joins e:0
-			s gets b e:1`,
-		"unknown, and stored": `publish a
-			unknown a
-			publish b
-			ack b e:2
-			s joins e:0
-			s gets a e:1
-			s gets b e:2`,
-		"unknown, and told the second time": `publish a
-			unknown a
-			publish a
-			duplicate a e:1
-			s joins e:0
-			s gets a e:1`,
-		"in conflict": `publish a
-			ack a e:1
-			publish a other
-			refuse a conflict other
-			s joins e:0
-			s gets a e:1`,
-		"refused once, stored later": `publish a
-			refuse a rate_limited
-			publish a
-			ack a e:1
-			s joins e:0
-			s gets a e:1`,
-		"a room of its own": threeMessages + `s joins e:0
-			s gets a e:1
-			s gets b e:2
-			s gets c e:3
-			publish a @q
-			ack a e:1 @q
-			s joins e:0 @q
-			s gets a e:1 @q`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			if report := Check(scriptedHistory(t, lines)); report.Verdict != Clean {
-				t.Error(report)
-			}
-		})
-	}
-}
-
-// What is no fault and yet worth knowing.
 func TestReportCounts(t *testing.T) {
 	report := Check(scriptedHistory(t, `
 		publish a
@@ -412,7 +243,7 @@ func TestReportCounts(t *testing.T) {
 		t.Error(report)
 	}
 	if report.Unknown != 2 || report.UnknownFound != 1 {
-		t.Errorf("%d unknown, %d turned up", report.Unknown, report.UnknownFound)
+		t.Errorf("%d unknown, %d of them found", report.Unknown, report.UnknownFound)
 	}
 	if report.Published != 5 || report.Acked != 4 || report.Duplicates != 1 || report.Delivered != 4 {
 		t.Errorf("%d published, %d acked, %d duplicates, %d delivered", report.Published, report.Acked, report.Duplicates, report.Delivered)
@@ -425,7 +256,8 @@ func TestReportCounts(t *testing.T) {
 	}
 }
 
-// A publisher's messages in a room keep their order; another's may come between.
+// Messages of one publisher are overtaken if their seqs are not in the order of
+// the publishes; those of different publishers have no order.
 func TestOvertakenMessagesAreCounted(t *testing.T) {
 	for name, tt := range map[string]struct {
 		script string
@@ -447,11 +279,11 @@ func TestOvertakenMessagesAreCounted(t *testing.T) {
 			publish b by p
 			ack a e:2
 			ack b f:1`, 0},
-		"nobody's": {`publish a
+		"without a publisher": {`publish a
 			publish b
 			ack a e:2
 			ack b e:1`, 0},
-		"one that is unknown": {`publish a by p
+		"with an unknown outcome": {`publish a by p
 			publish b by p
 			unknown a
 			ack b e:1`, 0},

@@ -11,35 +11,35 @@ import (
 	"switchyard/internal/message"
 )
 
-// A kind says what an event tells.
+// A kind is the kind of an event.
 type kind uint8
 
-// The kindCount, with the fields each uses beside at and room.
+// The kinds of events, with the fields that each uses beside At and Room.
 const (
-	published   kind = iota // by, user, id, hash: a publish begins
-	acked                   // user, id, hash, epoch, seq, duplicate
-	refused                 // user, id, hash, reason: nothing was stored
-	unknown                 // user, id, hash, reason: stored or not, at most once
-	joined                  // sub, epoch, seq: what follows seq is expected from now on
-	rejoined                // sub, epoch, seq: back after a cut; seq is the room's head
-	delivered               // sub, user, id, hash, epoch, seq
-	gapDeclared             // sub, epoch, seq to to, reason: a gap, both ends included
-	skipped                 // sub, epoch, seq: came on the wire although to was the last before it; reason: "" or epoch
-	repeated                // sub, epoch, seq: came on the wire although to was the last before it
-	left                    // sub: nothing more is expected
-	ended                   // sub, epoch, seq: that is how far it must have come
-	confirmed               // user, id, epoch, seq: an ack on the wire, after the outcome was told
-	kindCount               // how many there are
+	published   kind = iota // Publisher, User, ID, Hash: a publish begins
+	acked                   // User, ID, Hash, Epoch, Seq, Duplicate
+	refused                 // User, ID, Hash, Reason: nothing was stored
+	unknown                 // User, ID, Hash, Reason: stored once, or not at all
+	joined                  // Sub, Epoch, Seq: the subscriber expects what follows Seq
+	rejoined                // Sub, Epoch, Seq: joined again after a cut; Seq is the room's head
+	delivered               // Sub, User, ID, Hash, Epoch, Seq
+	gapDeclared             // Sub, Epoch, Seq, To, Reason: a gap, both ends included
+	skipped                 // Sub, Epoch, Seq, To, Reason: the frame after To was Seq, which is too far; Reason is "" or epoch
+	repeated                // Sub, Epoch, Seq, To: the frame after To was Seq, which is not above it
+	left                    // Sub: the subscriber expects nothing more
+	ended                   // Sub, Epoch, Seq: the subscriber must have reached Seq
+	confirmed               // User, ID, Epoch, Seq: a frame with an ack for a publish that had its outcome already
+	kindCount               // the number of kinds
 )
 
 var kindNames = [kindCount]string{
 	"publish", "ack", "refused", "unknown", "join", "rejoin", "deliver", "gap", "skip", "repeat", "leave", "end", "confirm",
 }
 
-// MarshalText writes a kind as it stands in a file.
+// MarshalText encodes a kind for a file.
 func (k kind) MarshalText() ([]byte, error) { return []byte(kindNames[k]), nil }
 
-// UnmarshalText reads a kind from a file.
+// UnmarshalText decodes a kind from a file.
 func (k *kind) UnmarshalText(b []byte) error {
 	i := slices.Index(kindNames[:], string(b))
 	if i < 0 {
@@ -66,18 +66,19 @@ type event struct {
 	Duplicate bool          `json:"duplicate,omitempty"`
 }
 
-// A hash stands for a message's data: the first 8 bytes of its SHA-256.
+// A hash identifies a message's data: the first 8 bytes of its SHA-256.
 type hash uint64
 
+// hashOf returns the hash of data.
 func hashOf(data []byte) hash {
 	sum := sha256.Sum256(data)
 	return hash(binary.BigEndian.Uint64(sum[:]))
 }
 
-// MarshalText writes 16 hexadecimal digits.
+// MarshalText encodes a hash as 16 hexadecimal digits.
 func (h hash) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(h)), nil }
 
-// UnmarshalText reads hexadecimal digits.
+// UnmarshalText decodes hexadecimal digits.
 func (h *hash) UnmarshalText(b []byte) error {
 	n, err := strconv.ParseUint(string(b), 16, 64)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// header is the first line of a file.
+// A header is the first line of a file.
 type header struct {
 	Format  string    `json:"format"`
 	Began   time.Time `json:"began"`
@@ -18,10 +18,10 @@ type header struct {
 
 const format = "switchyard history 1"
 
-// maxLine bounds a line of a file, in bytes; names and ids have bounds far below.
+// maxLine bounds a line of a file, in bytes. Names and ids are far shorter.
 const maxLine = 1 << 20
 
-// Write writes the history as JSON lines: a header, then one line an event.
+// Write writes the history as JSON lines: a header, then one line for each event.
 func (h *History) Write(w io.Writer) error {
 	b := bufio.NewWriterSize(w, 1<<16)
 	enc := json.NewEncoder(b)
@@ -39,8 +39,8 @@ func (h *History) Write(w io.Writer) error {
 	return nil
 }
 
-// ReadHistory reads what Write wrote, or what another program did. Errors name
-// the line.
+// ReadHistory reads a history that Write or another program wrote. Its errors
+// name the line.
 func ReadHistory(r io.Reader) (*History, error) {
 	h := NewHistory()
 	lines := bufio.NewScanner(r)
@@ -66,6 +66,7 @@ func ReadHistory(r io.Reader) (*History, error) {
 	return h, nil
 }
 
+// readHeader reads the first line.
 func (h *History) readHeader(line []byte) error {
 	var head header
 	if err := json.Unmarshal(line, &head); err != nil {
@@ -78,6 +79,8 @@ func (h *History) readHeader(line []byte) error {
 	return nil
 }
 
+// readEvent reads one event, and refuses it if a field is missing that Check
+// needs.
 func (h *History) readEvent(line []byte) error {
 	e := event{Kind: kindCount}
 	if err := json.Unmarshal(line, &e); err != nil {
@@ -96,7 +99,7 @@ func (h *History) readEvent(line []byte) error {
 		return errors.New("sub is missing")
 	}
 	if h.total == h.limit {
-		return fmt.Errorf("more than %d events can't be judged", h.limit)
+		return fmt.Errorf("more than %d events can't be checked", h.limit)
 	}
 	h.add(e)
 	return nil

@@ -8,30 +8,33 @@ import (
 	"switchyard/internal/message"
 )
 
-// A client puts right what the service does wrong: it drops doubles, asks again
-// for what was skipped, takes the word for a new epoch from a message, and its
-// own message for an ack. An ear hears the wire itself, so that the history
-// tells of all that, too.
+// A frameTap records the faults that a client corrects before its handlers see
+// them: the client drops duplicates, asks again for skipped messages, follows a
+// message into a new epoch, and accepts its own message as an ack. The tap gets
+// each frame of one client before the client acts on it. It is safe for
+// concurrent use.
 type frameTap struct {
 	history *History
-	user    func() string
+	user    func() string // whose publishes the acks confirm
 
 	mu            sync.Mutex // Protects following.
 	streams       []*roomStream
 	subs          map[message.Room]*Subscription
-	openPublishes map[publishKey]bool // publishes whose outcome was not told yet
+	openPublishes map[publishKey]bool // publishes without an outcome yet
 }
 
+// A publishKey identifies a publish of the client.
 type publishKey struct {
 	room message.Room
 	id   string
 }
 
-// A roomStream is a room on one connection. Two are there during a move.
+// A roomStream holds the position of a room on one connection. During a move a
+// room has two.
 type roomStream struct {
 	connection uint64
 	room       message.Room
-	fresh      bool // nothing came since joined
+	fresh      bool // no message or gap has come since the join
 	at         position
 }
 
@@ -39,58 +42,60 @@ func newFrameTap(h *History, user func() string) *frameTap {
 	return &frameTap{history: h, user: user, subs: map[message.Room]*Subscription{}, openPublishes: map[publishKey]bool{}}
 }
 
-// watch has the ear listen for a subscription.
-func (e *frameTap) watch(s *Subscription) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.subs[s.room] = s
+// watch makes the tap record faults of a subscription.
+func (t *frameTap) watch(s *Subscription) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.subs[s.room] = s
 }
 
-// publishStarted and answered tell of a publish; an ack in between is its answer.
-func (e *frameTap) publishStarted(room message.Room, id string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.openPublishes[publishKey{room, id}] = true
+// publishStarted is called before a publish is sent. An ack that comes between it
+// and publishAnswered is the outcome of the publish.
+func (t *frameTap) publishStarted(room message.Room, id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.openPublishes[publishKey{room, id}] = true
 }
 
-func (e *frameTap) publishAnswered(room message.Room, id string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.openPublishes, publishKey{room, id})
+// publishAnswered is called when the publish has its outcome.
+func (t *frameTap) publishAnswered(room message.Room, id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.openPublishes, publishKey{room, id})
 }
 
-// onFrame takes a frame before the client acts on it.
-func (e *frameTap) onFrame(f client.Frame) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+// onFrame records the faults that a frame shows.
+func (t *frameTap) onFrame(f client.Frame) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if f.Type == "ack" {
-		if !e.openPublishes[publishKey{f.Room, f.ID}] {
-			e.history.record(event{Kind: confirmed, Room: f.Room, User: e.user(), ID: f.ID, Epoch: f.Epoch, Seq: f.Seq})
+		if !t.openPublishes[publishKey{f.Room, f.ID}] {
+			t.history.record(event{Kind: confirmed, Room: f.Room, User: t.user(), ID: f.ID, Epoch: f.Epoch, Seq: f.Seq})
 		}
 		return
 	}
-	i := slices.IndexFunc(e.streams, func(s *roomStream) bool { return s.connection == f.Connection && s.room == f.Room })
-	sub := e.subs[f.Room]
+	i := slices.IndexFunc(t.streams, func(s *roomStream) bool { return s.connection == f.Connection && s.room == f.Room })
+	sub := t.subs[f.Room]
 	switch {
 	case f.Type == "left" && i >= 0:
-		e.streams = slices.Delete(e.streams, i, i+1)
+		t.streams = slices.Delete(t.streams, i, i+1)
 	case f.Type == "joined" && sub != nil:
-		// The connections before the last one are over.
-		e.streams = slices.DeleteFunc(e.streams, func(s *roomStream) bool {
+		// All connections before the last one have ended.
+		t.streams = slices.DeleteFunc(t.streams, func(s *roomStream) bool {
 			return s.room == f.Room && (s.connection == f.Connection || s.connection+1 < f.Connection)
 		})
-		e.streams = append(e.streams, &roomStream{connection: f.Connection, room: f.Room, fresh: true})
+		t.streams = append(t.streams, &roomStream{connection: f.Connection, room: f.Room, fresh: true})
 	case i >= 0 && sub != nil:
-		e.streams[i].check(f, sub)
+		t.streams[i].check(f, sub)
 	}
 }
 
-// check compares a message or a gap with what came before it on its connection;
-// the first after a join with where the subscriber is.
+// check compares a message or a gap with the one before it on its connection, or
+// the first one after a join with the subscriber's position.
 func (s *roomStream) check(f client.Frame, sub *Subscription) {
 	last, current := s.at, position{f.Epoch, f.Seq}
 	if s.fresh {
-		last = sub.position() // it joined after that, or after an earlier one
+		last = sub.position() // the client joined there, or before it
 	}
 	if f.Type == "gap" {
 		current.seq = f.To
@@ -98,7 +103,7 @@ func (s *roomStream) check(f client.Frame, sub *Subscription) {
 	switch {
 	case f.Type == "gap":
 	case last.seq > 0 && last.epoch != current.epoch:
-		// The client makes a gap of its own out of this, or none at all.
+		// The handlers may see a gap that the client makes up, or nothing.
 		sub.record(skipped, current, event{To: last.seq, Reason: "epoch"})
 	case current.seq > last.seq+1:
 		sub.record(skipped, current, event{To: last.seq})
@@ -108,6 +113,7 @@ func (s *roomStream) check(f client.Frame, sub *Subscription) {
 	s.at, s.fresh = current, false
 }
 
+// position returns the position of the last message or gap.
 func (s *Subscription) position() position {
 	s.mu.Lock()
 	defer s.mu.Unlock()

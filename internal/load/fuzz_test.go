@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// FuzzHistory reads any file: it is refused, or judged without an end of the
-// world, and what is written of it gets the same judgement.
+// FuzzHistory reads any file: it is refused, or checked without a panic. A history
+// that is written and read again gets the same report.
 func FuzzHistory(f *testing.F) {
 	head := `{"format":"switchyard history 1","began":"2026-01-02T15:04:05Z"}` + "\n"
 	f.Add([]byte(head))
@@ -28,7 +28,7 @@ func FuzzHistory(f *testing.F) {
 		}
 		report := Check(h)
 		if report.Verdict == Clean && (report.FaultCount() > 0 || report.Delivered == 0) {
-			t.Errorf("clean, with faults or without deliveries: %v", report)
+			t.Errorf("clean although it has faults or no deliveries: %v", report)
 		}
 		var again bytes.Buffer
 		if err := h.Write(&again); err != nil {
@@ -36,10 +36,10 @@ func FuzzHistory(f *testing.F) {
 		}
 		same, err := ReadHistory(&again)
 		if err != nil {
-			t.Fatalf("what was written can't be read: %v\n%s", err, again.Bytes())
+			t.Fatalf("a written history can't be read: %v\n%s", err, again.Bytes())
 		}
 		if got := Check(same); got.String() != report.String() {
-			t.Errorf("judged\n%v\nand then\n%v", report, got)
+			t.Errorf("the report is\n%v\nand then\n%v", report, got)
 		}
 	})
 }

@@ -1,7 +1,7 @@
-// Package load publishes and subscribes in masses, keeps a history of what
-// publishers were told and what subscribers got, and judges it: Check names
-// every message that was lost, doubled, reordered or never published. It stands
-// behind `switchyard verify`, `switchyard load` and the tests with faults.
+// Package load runs many publishers and subscribers, records a history of all
+// outcomes and deliveries, and checks it: Check names every message that was
+// lost, duplicated, reordered or never published. `switchyard verify`,
+// `switchyard load` and the tests with faults use it.
 package load
 
 import (
@@ -13,26 +13,27 @@ import (
 	"switchyard/internal/message"
 )
 
-// DefaultMaxEvents bounds a history: about a gigabyte of memory.
+// DefaultMaxEvents bounds a history. So many events take about a gigabyte of
+// memory.
 const DefaultMaxEvents = 10_000_000
 
-// chunkSize is how many records are allocated at once.
+// chunkSize is the number of events that are allocated at once.
 const chunkSize = 8192
 
-// A packedEvent is an event in 56 bytes: names are numbers in History.names. Who is
-// the publisher or the subscriber, whichever the kind has.
+// A packedEvent is an event in 56 bytes. Texts are indexes of History.names.
 type packedEvent struct {
 	at                time.Duration
 	seq               message.Seq
-	hashOrTo          uint64 // hash or to
-	room, actor, user uint32
+	hashOrTo          uint64 // Hash or To, whichever the kind has
+	room, actor, user uint32 // actor is Publisher or Sub, whichever the kind has
 	id, epoch, reason uint32
 	kind              kind
 	duplicate         bool
 }
 
-// A History is what publishers were told and what subscribers got, in the
-// order in which it was told here. It is safe for concurrent use.
+// A History is a list of events: the publishes and their outcomes, and what
+// subscribers got, in the order in which they were recorded. It is safe for
+// concurrent use.
 type History struct {
 	began time.Time
 	limit int
@@ -44,18 +45,18 @@ type History struct {
 	counts      [kindCount]int
 	total       int
 	dropped     int
-	phaseStarts []time.Duration           // where phases begin, after the first
-	heads       map[message.Room]position // the furthest known, of the newest epoch
-	open        map[*Subscription]bool
+	phaseStarts []time.Duration           // of all phases but the first
+	heads       map[message.Room]position // the highest known position, in the newest epoch
+	open        map[*Subscription]bool    // subscriptions that have neither left nor ended
 }
 
-// A position is a place in a room's log.
+// A position is an epoch and a seq of a room.
 type position struct {
 	epoch message.Epoch
 	seq   message.Seq
 }
 
-// NewHistory returns an empty history that takes DefaultMaxEvents.
+// NewHistory returns an empty history for at most DefaultMaxEvents events.
 func NewHistory() *History { return newHistory(DefaultMaxEvents) }
 
 func newHistory(limit int) *History {
@@ -66,34 +67,34 @@ func newHistory(limit int) *History {
 	}
 }
 
-// record adds an event that happens now.
+// record adds an event with the present time.
 func (h *History) record(e event) {
 	e.At = time.Since(h.began)
 	h.add(e)
 }
 
-// BeginPhase begins another phase: pauses are told of each, so that what something
-// cost can be held against the time before it.
+// BeginPhase begins another phase. The report has the pauses of each phase, so
+// that those during a deploy, for instance, can be compared with those before it.
 func (h *History) BeginPhase() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.phaseStarts = append(h.phaseStarts, time.Since(h.began))
 }
 
-// phases are the marks so far.
+// phases returns the starts of all phases but the first.
 func (h *History) phases() []time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.phaseStarts)
 }
 
-// add adds an event, or counts it as dropped when the history is full.
+// add adds an event, or counts it as dropped if the history is full.
 func (h *History) add(e event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.counts[e.Kind]++
 	if h.total == h.limit {
-		h.dropped++ // and the verdict will be incomplete
+		h.dropped++ // so the verdict will be incomplete
 		return
 	}
 	r := packedEvent{
@@ -116,7 +117,7 @@ func (h *History) add(e event) {
 	h.total++
 }
 
-// intern returns the number of a name; the caller holds mu.
+// intern returns the index of a name. The caller holds mu.
 func (h *History) intern(name string) uint32 {
 	n, ok := h.nameIDs[name]
 	if !ok {
@@ -127,25 +128,26 @@ func (h *History) intern(name string) uint32 {
 	return n
 }
 
-// updateHead keeps the furthest position of each room; the caller holds mu and has
-// numbered the epoch. One that was met later is the newer one.
+// updateHead keeps the highest position of each room. Of two epochs it takes the
+// one that appeared later as the newer one. The caller holds mu, and has interned
+// the epoch.
 func (h *History) updateHead(e event) {
 	if e.Kind != acked && e.Kind != delivered {
 		return
 	}
 	head := h.heads[e.Room]
 	if e.Epoch == head.epoch && e.Seq <= head.seq || h.intern(string(e.Epoch)) < h.intern(string(head.epoch)) {
-		return // or told late
+		return // below the head, or recorded late
 	}
 	h.heads[e.Room] = position{e.Epoch, e.Seq}
 }
 
-// all returns the events in the order told, unpacked one by one: the whole list
-// of them would be three times as large. What is told meanwhile may be
-// among them or not.
+// all returns the events in order. It unpacks one at a time, because unpacked
+// they are three times as large. Events that are recorded meanwhile may be among
+// them or not.
 func (h *History) all() iter.Seq[event] {
 	return func(yield func(event) bool) {
-		// Records once written do not change; the lists of them grow.
+		// An event never changes once it is added; only the slices grow.
 		h.mu.Lock()
 		chunks, names, left := slices.Clone(h.chunks), h.names, h.total
 		h.mu.Unlock()
@@ -160,6 +162,7 @@ func (h *History) all() iter.Seq[event] {
 	}
 }
 
+// event unpacks an event.
 func (r packedEvent) event(names []string) event {
 	e := event{
 		At: r.at, Kind: r.kind, Room: message.Room(names[r.room]), User: names[r.user], ID: names[r.id],
@@ -178,15 +181,16 @@ func (r packedEvent) event(names []string) event {
 	return e
 }
 
-// Counts are how much a history tells so far.
+// Counts are the numbers of recorded events of some kinds.
 type Counts struct {
 	Published, Acked, Refused, Unknown int
 	Delivered, Gaps                    int
-	// Dropped events found the history full: it can't be judged.
+	// Dropped counts events for which the history had no room. With any, a check
+	// is incomplete.
 	Dropped int
 }
 
-// Counts returns how much was told so far.
+// Counts returns how many events were recorded so far.
 func (h *History) Counts() Counts {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -197,8 +201,8 @@ func (h *History) Counts() Counts {
 	}
 }
 
-// hasCapacityFor says whether publishes, acks and deliveries may come to so many in
-// the end, beside all other events so far.
+// hasCapacityFor reports whether the history can hold that many publishes, acks
+// and deliveries in all, beside the other events that it has so far.
 func (h *History) hasCapacityFor(expected int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

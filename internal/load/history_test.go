@@ -14,19 +14,19 @@ import (
 	"switchyard/internal/message"
 )
 
-// joinedSubscription joins a subscription and delivers it messages of r.
+// joinedSubscription returns a subscription that has joined the room r in epoch e.
 func joinedSubscription(h *History, name string, from client.Position, head message.Seq) *Subscription {
 	s := h.Subscribe(name, "r", from)
 	s.Handler().Joined(client.Joined{Room: "r", Epoch: "e", Head: head})
 	return s
 }
 
+// testMessage returns a message of the room r in epoch e.
 func testMessage(id string, seq message.Seq) message.Message {
 	return message.Message{Draft: message.Draft{Room: "r", ID: id, Data: []byte(`"` + id + `"`)}, Epoch: "e", Seq: seq}
 }
 
-// Publishers and subscribers tell a history at once, and it is judged as they
-// saw it.
+// Publishers and subscribers record into one history concurrently.
 func TestConcurrentRecordersShareAHistory(t *testing.T) {
 	const publishers, each, subscribers = 8, 200, 8
 	h := NewHistory()
@@ -54,7 +54,7 @@ func TestConcurrentRecordersShareAHistory(t *testing.T) {
 	}
 	all.Wait()
 	if h.CaughtUp() || h.Behind() != subscribers {
-		t.Errorf("nobody got anything, and %d are behind", h.Behind())
+		t.Errorf("without a delivery %d subscribers are behind, want %d", h.Behind(), subscribers)
 	}
 	for _, s := range subs {
 		all.Go(func() {
@@ -65,14 +65,14 @@ func TestConcurrentRecordersShareAHistory(t *testing.T) {
 	}
 	all.Wait()
 	if !h.CaughtUp() {
-		t.Errorf("%d are behind", h.Behind())
+		t.Errorf("after all deliveries %d subscribers are behind", h.Behind())
 	}
 	report := Check(h)
 	if report.Verdict != Clean || report.Delivered != publishers*each*subscribers || report.Acked != publishers*each {
 		t.Error(report)
 	}
 	if c := h.Counts(); c.Delivered != report.Delivered || c.Acked != report.Acked || c.Published != report.Published {
-		t.Errorf("counted %+v", c)
+		t.Errorf("the counts are %+v", c)
 	}
 }
 
@@ -95,12 +95,12 @@ func TestOutcomesAreDistinguished(t *testing.T) {
 		t.Error(report)
 	}
 	if got := h.Counts(); got.Unknown != 2 || got.Refused != 2 || got.Acked != 1 {
-		t.Errorf("counted %+v", got)
+		t.Errorf("the counts are %+v", got)
 	}
 }
 
-// Where a subscriber begins: with what is to come, with the oldest, after a
-// position it brought, and after one of another epoch.
+// A subscriber may start with new messages only, with the oldest one, after a
+// position, or after a position of another epoch.
 func TestSubscribersStartAtTheirPosition(t *testing.T) {
 	for name, tt := range map[string]struct {
 		from  client.Position
@@ -126,7 +126,7 @@ func TestSubscribersStartAtTheirPosition(t *testing.T) {
 				s.Deliver(testMessage(fmt.Sprint("m", seq), seq))
 			}
 			if report := Check(h); report.Verdict != Clean || !h.CaughtUp() {
-				t.Errorf("settled %v: %v", h.CaughtUp(), report)
+				t.Errorf("caught up %v: %v", h.CaughtUp(), report)
 			}
 			h = historyOf(slices.DeleteFunc(slices.Collect(h.all()), func(e event) bool { return e.Kind == delivered && e.Seq == tt.first }))
 			if report := Check(h); report.Faults[Lost] != 1 {
@@ -141,34 +141,34 @@ func TestASubscriberThatLeftIsNotAwaited(t *testing.T) {
 	s := joinedSubscription(h, "s", client.Start(), 0)
 	h.Publish("r", "", "", "a", []byte(`"a"`)).Done(client.Ack{Epoch: "e", Seq: 1}, nil)
 	if h.CaughtUp() {
-		t.Error("settled although s misses 1")
+		t.Error("the history counts as caught up although s misses message 1")
 	}
 	s.Left()
 	if !h.CaughtUp() {
-		t.Error("not settled although nobody is there")
+		t.Error("the history counts as behind although no subscriber is left")
 	}
 }
 
-// What finds the history full is dropped and counted, and the rest is judged as
-// what it is: a part.
+// Events that find the history full are dropped and counted, and the check is
+// incomplete.
 func TestAFullHistoryIsIncomplete(t *testing.T) {
 	h := newHistory(10)
 	s := joinedSubscription(h, "s", client.Start(), 0)
 	if !h.hasCapacityFor(9) || h.hasCapacityFor(10) {
-		t.Error("there is room for 9 beside the join")
+		t.Error("the capacity beside the join is not 9")
 	}
 	for seq := message.Seq(1); seq <= 12; seq++ {
 		s.Deliver(testMessage(fmt.Sprint("m", seq), seq))
 	}
 	if c := h.Counts(); c.Delivered != 12 || c.Dropped != 3 || h.total != 10 {
-		t.Errorf("%+v, %d kept", c, h.total)
+		t.Errorf("the counts are %+v, and %d events are kept", c, h.total)
 	}
 	if report := Check(h); report.Verdict != Incomplete || !strings.Contains(report.String(), "dropped 3 events") {
 		t.Error(report)
 	}
 }
 
-// A history that was written and read gets the same judgement.
+// A history that is written and read again has the same events and report.
 func TestAHistoryFileRoundTrips(t *testing.T) {
 	h := scriptedHistory(t, threeMessages+`
 		publish d other
@@ -199,17 +199,17 @@ func TestAHistoryFileRoundTrips(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want, got := slices.Collect(h.all()), slices.Collect(again.all()); !slices.Equal(got, want) {
-		t.Errorf("read\n%+v\nof\n%s", got, text)
+		t.Errorf("the events are\n%+v\nof\n%s", got, text)
 	}
 	if want, got := Check(h).String(), Check(again).String(); got != want {
-		t.Errorf("judged\n%s\nnot\n%s", got, want)
+		t.Errorf("the report is\n%s\nnot\n%s", got, want)
 	}
 	if !again.began.Equal(h.began) {
-		t.Errorf("began %v, not %v", again.began, h.began)
+		t.Errorf("the history began %v, not %v", again.began, h.began)
 	}
 }
 
-// Whoever writes a history by hand is told what is wrong with it, and where.
+// The error for an invalid file says what is wrong, and in which line.
 func TestInvalidHistoryFilesAreRejected(t *testing.T) {
 	head := `{"format":"switchyard history 1","began":"2026-01-02T15:04:05Z"}` + "\n"
 	for name, tt := range map[string]struct{ file, says string }{
@@ -229,17 +229,17 @@ func TestInvalidHistoryFilesAreRejected(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := ReadHistory(strings.NewReader(tt.file))
 			if err == nil || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("%v does not say %q", err, tt.says)
+				t.Errorf("the error %v does not say %q", err, tt.says)
 			}
 		})
 	}
 	full := errors.New("disk full")
 	if err := NewHistory().Write(brokenWriter{full}); !errors.Is(err, full) {
-		t.Errorf("written to a full disk: %v", err)
+		t.Errorf("a write to a full disk: %v", err)
 	}
 }
 
-// A mark begins a phase with pauses of its own.
+// Each phase has pauses of its own.
 func TestPausesOfEachPhase(t *testing.T) {
 	h := scriptedHistory(t, `
 		s joins e:0
@@ -267,11 +267,11 @@ func TestPausesOfEachPhase(t *testing.T) {
 		}
 	}
 	if got := report.WorstPause; got.Name != "t" || got.WorstPause != want["t"][1] {
-		t.Errorf("worst: %+v", got)
+		t.Errorf("the worst pause is %+v", got)
 	}
 	h.phaseStarts = nil
-	if unmarked := Check(h).Subscribers[0]; unmarked.Pauses != nil {
-		t.Errorf("phases without a mark: %v", unmarked.Pauses)
+	if s := Check(h).Subscribers[0]; s.Pauses != nil {
+		t.Errorf("a history with one phase has pauses by phase: %v", s.Pauses)
 	}
 }
 
@@ -279,7 +279,7 @@ type brokenWriter struct{ err error }
 
 func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
 
-// Pauses count only while something acked was owed.
+// A pause counts only while an acked message was not delivered yet.
 func TestPausesAndLatencies(t *testing.T) {
 	report := Check(scriptedHistory(t, `
 		publish a
@@ -305,19 +305,20 @@ func TestPausesAndLatencies(t *testing.T) {
 		s gets c e:3
 		t gets c e:3`))
 	if got := time.Duration(report.WorstPause.WorstPause); got != 3*time.Millisecond || report.WorstPause.Name != "s" {
-		t.Errorf("worst pause %v of %s, want 3ms of s", got, report.WorstPause.Name)
+		t.Errorf("the worst pause is %v of %s, want 3ms of s", got, report.WorstPause.Name)
 	}
 	if n, longest := report.PublishToAck.Count(), report.PublishToAck.Max(); n != 2 || longest != 2*time.Millisecond {
 		t.Errorf("to the ack: %d, at most %v", n, longest)
 	}
 	if n, longest := report.PublishToDelivery.Count(), report.PublishToDelivery.Max(); n != 3 || longest != 6*time.Millisecond {
-		t.Errorf("to delivery, without what was there before: %d, at most %v", n, longest)
+		t.Errorf("to delivery, without messages from before the join: %d, at most %v", n, longest)
 	}
 	if n, longest := report.AckToDelivery.Count(), report.AckToDelivery.Max(); n != 1 || longest != 3*time.Millisecond {
 		t.Errorf("from the ack to delivery: %d, at most %v", n, longest)
 	}
 }
 
+// BenchmarkRecord records deliveries.
 func BenchmarkRecord(b *testing.B) {
 	h := newHistory(b.N + 1)
 	s := joinedSubscription(h, "s", client.Start(), 0)
@@ -332,7 +333,7 @@ func BenchmarkRecord(b *testing.B) {
 	}
 }
 
-// A million events: 10 subscribers of each of 100 rooms.
+// BenchmarkCheck checks a million events: 10 subscribers in each of 100 rooms.
 func BenchmarkCheck(b *testing.B) {
 	h := NewHistory()
 	subs := map[string]*Subscription{}

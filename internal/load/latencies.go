@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Latencies count durations in buckets at most 3 % wide, from a microsecond to
-// some hours, in a fixed 8 KiB. The zero value is empty.
+// Latencies is a histogram of durations. Its buckets are at most 3 % wide, from a
+// microsecond to some hours, and take a fixed 8 KiB. The zero value is empty. It
+// is not safe for concurrent use.
 type Latencies struct {
 	buckets [latencyBuckets]int64
 	count   int64
@@ -15,13 +16,13 @@ type Latencies struct {
 }
 
 const (
-	// perDoubling buckets divide each doubling. Below twice as many microseconds
-	// each has a bucket of its own.
+	// perDoubling is the number of buckets in each doubling of the duration. Each
+	// microsecond below 2*perDoubling has a bucket of its own.
 	perDoubling    = 32
 	latencyBuckets = 30 * perDoubling
 )
 
-// Add counts one duration; below zero counts as zero.
+// Add counts one duration. A negative one counts as zero.
 func (l *Latencies) Add(d time.Duration) {
 	d = max(d, 0)
 	l.buckets[bucketOf(d)]++
@@ -29,7 +30,7 @@ func (l *Latencies) Add(d time.Duration) {
 	l.max = max(l.max, d)
 }
 
-// Merge adds what others counted.
+// Merge adds all durations of another histogram.
 func (l *Latencies) Merge(o *Latencies) {
 	for i, n := range o.buckets {
 		l.buckets[i] += n
@@ -38,14 +39,14 @@ func (l *Latencies) Merge(o *Latencies) {
 	l.max = max(l.max, o.max)
 }
 
-// Count is how many were added.
+// Count returns the number of durations.
 func (l *Latencies) Count() int64 { return l.count }
 
-// Max is the longest.
+// Max returns the longest duration.
 func (l *Latencies) Max() time.Duration { return l.max }
 
-// Quantile returns a duration that a share q of all does not exceed, 0 when
-// there are none. It is the upper end of a bucket.
+// Quantile returns the upper end of the bucket that holds the quantile q, at most
+// Max, or 0 if there are no durations.
 func (l *Latencies) Quantile(q float64) time.Duration {
 	rank := int64(q * float64(l.count))
 	if float64(rank) < q*float64(l.count) {
@@ -60,21 +61,22 @@ func (l *Latencies) Quantile(q float64) time.Duration {
 	return l.max
 }
 
-// bucketOf finds a duration's bucket; the last one takes all that is longer.
+// bucketOf returns the index of a duration's bucket. The last bucket has no upper
+// end.
 func bucketOf(d time.Duration) int {
 	us := uint64(d.Microseconds())
 	shift := max(bits.Len64(us)-6, 0)
 	return min(shift*perDoubling+int(us>>shift), latencyBuckets-1)
 }
 
-// upperEnd is the longest duration in a bucket.
+// upperEnd returns the longest duration of a bucket.
 func upperEnd(bucket int) time.Duration {
 	shift := max(bucket/perDoubling-1, 0)
 	us := uint64(bucket-shift*perDoubling+1) << shift
 	return time.Duration(us)*time.Microsecond - 1
 }
 
-// MarshalJSON writes the usual quantiles, in milliseconds.
+// MarshalJSON encodes the usual quantiles, in milliseconds.
 func (l *Latencies) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]any{
 		"count": l.count, "p50_ms": milliseconds(l.Quantile(0.5)), "p95_ms": milliseconds(l.Quantile(0.95)),

@@ -8,52 +8,55 @@ import (
 	"switchyard/internal/message"
 )
 
-// A ledger is all that anybody was told of what a room's log holds.
+// A ledger holds what all acks and deliveries together say about a room's log.
 type ledger struct {
 	room     message.Room
 	messages map[messageKey]*trackedMessage
-	order    []*trackedMessage // as first heard of
-	// known is what holds a position: what was delivered there, else what was
-	// acked.
+	order    []*trackedMessage // in order of first appearance
+	// byPosition has the message at a position: the delivered one, otherwise the
+	// acked one.
 	byPosition map[position]*trackedMessage
-	// heard is when anybody first heard of an epoch.
+	// epochSeenAt is when an epoch first appeared in any event.
 	epochSeenAt map[message.Epoch]time.Duration
 
-	// Made by close.
-	seqs          map[message.Epoch][]message.Seq // of known, ascending
-	latestPublish map[message.Epoch]time.Duration // the latest publish that an epoch holds
+	// Filled by finish.
+	seqs          map[message.Epoch][]message.Seq // of byPosition, ascending
+	latestPublish map[message.Epoch]time.Duration // when the latest publish that an epoch holds began
 }
 
-// A messageKey is what the service tells messages of a room apart by.
+// A messageKey identifies a message in a room: the service deduplicates by it.
 type messageKey struct{ user, id string }
 
-// An trackedMessage is a message, published or only delivered. One copy and one ack are
-// the rule; more of either are evidence.
+// A trackedMessage is a message that was published, or only acked or delivered.
+// Several different acks or deliveries of one message are evidence of a fault.
 type trackedMessage struct {
 	messageKey
-	attempts   []publishAttempt // publishes with this id, by anybody
+	attempts   []publishAttempt // all publishes with this id
 	acks       []ack            // one for each position and data
-	deliveries []delivery       // one for each position and data it was delivered with
-	began      time.Duration
-	ackedAt    time.Duration // of the first ack
-	missed     int           // subscribers that should have got it
-	publisher  string        // who published it first
+	deliveries []delivery       // one for each position and data
+	began      time.Duration    // when it first appeared
+	ackedAt    time.Duration    // of the first ack
+	missed     int              // subscribers that should have got it and did not
+	publisher  string           // of the first attempt
 }
 
+// A publishAttempt is one publish of a message.
 type publishAttempt struct {
 	hash    hash
-	outcome kind // published while nothing is known
+	outcome kind // published while there is none
 }
 
+// An ack says that a message with that data is stored at a position.
 type ack struct {
 	position
 	hash hash
 }
 
+// A delivery says that a message was delivered with that data and position.
 type delivery struct {
 	position
 	hash hash
-	sub  string // the first who got it
+	sub  string // the first subscriber that got it
 }
 
 func newLedger(room message.Room) *ledger {
@@ -64,7 +67,7 @@ func newLedger(room message.Room) *ledger {
 	}
 }
 
-// track returns the message an event is about.
+// track returns the message of an event, and makes it if there is none.
 func (l *ledger) track(e event) *trackedMessage {
 	key := messageKey{e.User, e.ID}
 	m := l.messages[key]
@@ -76,7 +79,7 @@ func (l *ledger) track(e event) *trackedMessage {
 	return m
 }
 
-// apply takes in an event, whichever it is.
+// apply applies one event of the room.
 func (l *ledger) apply(e event, found func(Finding)) {
 	if _, known := l.epochSeenAt[e.Epoch]; e.Epoch != "" && !known {
 		l.epochSeenAt[e.Epoch] = e.At
@@ -106,8 +109,8 @@ func (l *ledger) apply(e event, found func(Finding)) {
 	}
 }
 
-// addLateAck takes an ack that came on the wire for another one of the first
-// attempt, unless it says the same as one that is known.
+// addLateAck adds an ack that the client ignored, as one of the first attempt. It
+// skips a position that is acked already, and publishes of other programs.
 func (l *ledger) addLateAck(e event) {
 	m, at := l.track(e), position{e.Epoch, e.Seq}
 	if len(m.attempts) == 0 || slices.ContainsFunc(m.acks, func(a ack) bool { return a.position == at }) {
@@ -116,8 +119,8 @@ func (l *ledger) addLateAck(e event) {
 	m.acks = append(m.acks, ack{at, m.attempts[0].hash})
 }
 
-// setOutcome gives an outcome to the first attempt with that data that has none. An
-// outcome without an attempt, in a history by hand, is taken for one.
+// setOutcome sets the outcome of the first attempt with that data that has none.
+// If there is no attempt, in a history that was written by hand, it adds one.
 func (m *trackedMessage) setOutcome(e event) {
 	for i, a := range m.attempts {
 		if a.hash == e.Hash && a.outcome == published {
@@ -128,8 +131,8 @@ func (m *trackedMessage) setOutcome(e event) {
 	m.attempts = append(m.attempts, publishAttempt{e.Hash, e.Kind})
 }
 
-// addDelivery notes where a message was delivered. That it was so to one subscriber
-// after the other is the rule, so most of the time there is nothing to note.
+// addDelivery adds the position and data of a delivery, unless another subscriber
+// got the same.
 func (l *ledger) addDelivery(e event, found func(Finding)) {
 	m, at := l.track(e), position{e.Epoch, e.Seq}
 	if slices.ContainsFunc(m.deliveries, func(d delivery) bool { return d.position == at && d.hash == e.Hash }) {
@@ -143,7 +146,7 @@ func (l *ledger) addDelivery(e event, found func(Finding)) {
 	l.byPosition[at] = m
 }
 
-// finish judges each message by itself, once everything was heard.
+// finish checks each message by itself, after all events were applied.
 func (l *ledger) finish(found func(Finding)) {
 	for _, m := range l.order {
 		l.judgeCopies(m, found)
@@ -161,7 +164,7 @@ func (l *ledger) finish(found func(Finding)) {
 	}
 }
 
-// updateEpoch notes that the epochs which hold a message lasted until after its publish began.
+// updateEpoch updates latestPublish of the epochs that hold a message.
 func (l *ledger) updateEpoch(m *trackedMessage) {
 	if len(m.attempts) == 0 {
 		return
@@ -174,7 +177,7 @@ func (l *ledger) updateEpoch(m *trackedMessage) {
 	}
 }
 
-// judgeCopies compares what was delivered with what was published.
+// judgeCopies compares the deliveries of a message with its attempts.
 func (l *ledger) judgeCopies(m *trackedMessage, found func(Finding)) {
 	for _, d := range m.deliveries {
 		outcomes := map[kind]bool{}
@@ -183,7 +186,7 @@ func (l *ledger) judgeCopies(m *trackedMessage, found func(Finding)) {
 				outcomes[a.outcome] = true
 			}
 		}
-		// One attempt of several may be the stored one; refused must be all of them.
+		// Any attempt may be the stored one, so it is a fault only if all were refused.
 		switch {
 		case len(m.attempts) == 0:
 			found(l.finding(Undeclared, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s and was never published", m, d.sub)))
@@ -195,8 +198,8 @@ func (l *ledger) judgeCopies(m *trackedMessage, found func(Finding)) {
 	}
 }
 
-// judgePositions looks for a message that has two seqs in one epoch. What was
-// delivered decides; acks do where nothing was.
+// judgePositions looks for a message that has two seqs in one epoch, by its
+// deliveries, or by its acks if it has no deliveries.
 func (l *ledger) judgePositions(m *trackedMessage, found func(Finding)) {
 	positions, verb := make([]position, 0, 1), "delivered"
 	for _, d := range m.deliveries {
@@ -216,8 +219,8 @@ func (l *ledger) judgePositions(m *trackedMessage, found func(Finding)) {
 	}
 }
 
-// judgeAck holds an ack against what was delivered, and takes it for the truth
-// where nothing was.
+// judgeAck compares an ack with the deliveries. If there is none at the position,
+// the ack decides which message is there.
 func (l *ledger) judgeAck(m *trackedMessage, a ack, found func(Finding)) {
 	otherSeq := message.Seq(0)
 	for _, d := range m.deliveries {
@@ -231,13 +234,13 @@ func (l *ledger) judgeAck(m *trackedMessage, a ack, found func(Finding)) {
 			otherSeq = d.seq
 		}
 	}
-	// Nobody got it there. Somebody else's message may stand in its place.
+	// The message was not delivered at that position. Another one may be there.
 	other := l.byPosition[a.position]
 	switch {
 	case otherSeq != 0:
 		found(l.finding(WrongAck, a.position, m, "", fmt.Sprintf("%s was acked as %d and delivered as %d", m, a.seq, otherSeq)))
 	case other == nil:
-		l.byPosition[a.position] = m // the ack alone tells: whoever should have got it lost it
+		l.byPosition[a.position] = m // so subscribers that should have got it lost it
 	case other != m && other.deliveredAt(a.position):
 		found(l.finding(WrongAck, a.position, m, "", fmt.Sprintf("%s was acked as %d, but %d is %s", m, a.seq, a.seq, other)))
 	case other != m:
@@ -245,11 +248,13 @@ func (l *ledger) judgeAck(m *trackedMessage, a ack, found func(Finding)) {
 	}
 }
 
+// deliveredAt reports whether the message was delivered with that position.
 func (m *trackedMessage) deliveredAt(at position) bool {
 	return slices.ContainsFunc(m.deliveries, func(d delivery) bool { return d.position == at })
 }
 
-// reportUndelivered names acked messages that none of those who should have got did get.
+// reportUndelivered reports acked messages that no subscriber got although some
+// should have.
 func (l *ledger) reportUndelivered(found func(Finding)) {
 	for _, m := range l.order {
 		if m.missed > 0 && len(m.deliveries) == 0 && len(m.acks) > 0 {
@@ -260,7 +265,8 @@ func (l *ledger) reportUndelivered(found func(Finding)) {
 	}
 }
 
-// latestHead returns the epoch that holds the latest publish, and how far it goes.
+// latestHead returns the last position of the epoch that holds the latest
+// publish.
 func (l *ledger) latestHead() (last position) {
 	for epoch, seqs := range l.seqs {
 		if last.epoch == "" || l.latestPublish[epoch] > l.latestPublish[last.epoch] {
@@ -270,7 +276,7 @@ func (l *ledger) latestHead() (last position) {
 	return last
 }
 
-// head is how far an epoch goes.
+// head returns the last position of an epoch.
 func (l *ledger) head(epoch message.Epoch) position {
 	if seqs := l.seqs[epoch]; len(seqs) > 0 {
 		return position{epoch, seqs[len(seqs)-1]}
@@ -278,8 +284,9 @@ func (l *ledger) head(epoch message.Epoch) position {
 	return position{epoch, 0}
 }
 
-// overtaken counts messages that stand behind one which their publisher sent
-// later. Within a room a publisher's messages keep their order.
+// overtaken counts the messages with a lower seq than one that their publisher
+// sent before them. The service keeps the order of a publisher in a room, except
+// after it answered unavailable.
 func (l *ledger) overtaken() (n int) {
 	type publisherEpoch struct {
 		publisher string
@@ -299,7 +306,8 @@ func (l *ledger) overtaken() (n int) {
 	return n
 }
 
-// between returns the known seqs of an epoch from one to another, both included.
+// between returns the seqs of an epoch that are in byPosition and lie in a range,
+// both ends included.
 func (l *ledger) between(epoch message.Epoch, from, to message.Seq) []message.Seq {
 	seqs := l.seqs[epoch]
 	begin, _ := slices.BinarySearch(seqs, from)
@@ -310,14 +318,15 @@ func (l *ledger) between(epoch message.Epoch, from, to message.Seq) []message.Se
 	return seqs[begin:max(begin, end)]
 }
 
-// newer says whether one epoch certainly came after another: it holds a message
-// whose publish began when the other had been heard of. Acks may be told late,
-// so that the order in which epochs were heard of says nothing.
+// newer reports whether epoch a certainly came after epoch b: a holds a message
+// whose publish began after b had appeared. The order in which epochs appear
+// proves nothing, because acks may be recorded late.
 func (l *ledger) newer(a, b message.Epoch) bool {
 	seenAt, known := l.epochSeenAt[b]
 	return a != b && known && l.latestPublish[a] > seenAt
 }
 
+// finding returns a finding about a message.
 func (l *ledger) finding(f Fault, at position, m *trackedMessage, sub, text string) Finding {
 	return Finding{
 		Fault: f, Room: l.room, Epoch: at.epoch, Seq: at.seq, ID: m.id, Subscriber: sub,
@@ -325,6 +334,7 @@ func (l *ledger) finding(f Fault, at position, m *trackedMessage, sub, text stri
 	}
 }
 
+// String names the message in a finding.
 func (m *trackedMessage) String() string {
 	if m.user == "" {
 		return m.id

@@ -18,20 +18,20 @@ import (
 	"switchyard/internal/message"
 )
 
-// maxPending bounds what a member has published without an answer; a message
+// maxPending bounds the publishes of a member that have no outcome yet. A message
 // that is due beyond it is held back.
 const maxPending = 256
 
 // A member is one client of a run, in one room.
 type member struct {
-	// Static once it has joined.
+	// Static after connect.
 	run  *Run
 	n    int
 	name string
 	room message.Room
 	user string
 	conn *cuttableConn
-	// nil in a run that is not judged
+	// sub and tap are nil in an unchecked run.
 	sub *Subscription
 	tap *frameTap
 
@@ -66,27 +66,27 @@ func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 		c.Close()
 		return nil, err
 	}
-	// Messages come with the user who published them, so that the history needs it.
+	// Messages come with their user, so the history needs it for publishes too.
 	if user := c.Welcome().User; user != nil {
 		m.user = *user
 	}
 	return m, nil
 }
 
-// options are those of the run's nth client.
-func (r *Run) options(n int, l *cuttableConn) client.Options {
+// options returns the options of the run's nth client.
+func (r *Run) options(n int, conn *cuttableConn) client.Options {
 	opts := client.Options{
 		URLs: r.plan.urlsOf(n), MaxPending: 2 * maxPending,
 		HTTPClient: &http.Client{Transport: &http.Transport{
-			// A refused handshake leaves no idle connection behind.
-			Proxy: http.ProxyFromEnvironment, DialContext: l.dial, DisableKeepAlives: true,
-			// A handshake is HTTP/1.1, whatever else the other side speaks.
+			// Without keep-alives a refused handshake leaves no idle connection.
+			Proxy: http.ProxyFromEnvironment, DialContext: conn.dial, DisableKeepAlives: true,
+			// The empty map turns HTTP/2 off, because a handshake is HTTP/1.1.
 			TLSClientConfig: r.plan.TLS, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
 		}},
 		OnState: r.onState,
 		OnMoved: func(client.MovedEvent) { r.moves.Add(1) },
 	}
-	l.dialFunc = r.plan.Dial
+	conn.dialFunc = r.plan.Dial
 	if r.plan.Header != nil {
 		opts.Header = r.plan.Header(n)
 	}
@@ -96,13 +96,13 @@ func (r *Run) options(n int, l *cuttableConn) client.Options {
 	return opts
 }
 
-// deliver takes a message for the history.
+// deliver records a message in the history.
 func (m *member) deliver(msg message.Message) {
 	m.run.delivered.Add(1)
 	m.sub.Deliver(msg)
 }
 
-// timeDelivery takes a message for its time alone.
+// timeDelivery measures the latency of a message, in an unchecked run.
 func (m *member) timeDelivery(msg message.Message) {
 	m.run.delivered.Add(1)
 	if at, ok := sentAt(msg.Data); ok {
@@ -110,8 +110,9 @@ func (m *member) timeDelivery(msg message.Message) {
 	}
 }
 
-// publish sends one message; then, if set, is called with its outcome. False
-// says that too many wait already, that the member's life is over, or the run.
+// publish sends one message. It calls done, unless that is nil, with the outcome.
+// It returns false, without a call of done, if too many publishes have no outcome
+// yet, the client has ended, or the history is full.
 func (m *member) publish(done func(error)) bool {
 	if m.run.historyFull() {
 		m.run.endPublishing("the history is full")
@@ -125,13 +126,15 @@ func (m *member) publish(done func(error)) bool {
 	began := time.Since(m.run.began)
 	data := m.data(began)
 	m.run.inFlight.Add(1)
-	attempt := m.recordPublish(id, data) // told before it is sent: it may be delivered at once
+	attempt := m.recordPublish(id, data) // before it is sent, because it may be delivered at once
 	answered := func(ack client.Ack, err error) {
 		m.recordOutcome(attempt, id, ack, err)
 		m.run.countOutcome(m, began, err)
 		m.pending.Add(-1)
 		if done != nil {
-			done(err) // the next publish begins before this one ends: none in flight means none to come
+			// The next publish begins before this one counts as over. So inFlight
+			// is 0 only when no publish will follow.
+			done(err)
 		}
 		m.run.inFlight.Add(-1)
 	}
@@ -144,7 +147,7 @@ func (m *member) publish(done func(error)) bool {
 	return true
 }
 
-// recordPublish tells the history of a publish, if there is one.
+// recordPublish records a publish, unless the run is unchecked.
 func (m *member) recordPublish(id string, data json.RawMessage) Attempt {
 	if m.run.history == nil {
 		return Attempt{}
@@ -153,7 +156,7 @@ func (m *member) recordPublish(id string, data json.RawMessage) Attempt {
 	return m.run.history.Publish(m.room, m.name, m.user, id, data)
 }
 
-// recordOutcome tells it of the outcome.
+// recordOutcome records the outcome of a publish, unless the run is unchecked.
 func (m *member) recordOutcome(a Attempt, id string, ack client.Ack, err error) {
 	a.Done(ack, err)
 	if m.tap != nil {
@@ -161,7 +164,8 @@ func (m *member) recordOutcome(a Attempt, id string, ack client.Ack, err error) 
 	}
 }
 
-// data is a JSON string of the plan's size that tells who sent it and when.
+// data returns a JSON string of the plan's size that holds the member's number and
+// the time.
 func (m *member) data(at time.Duration) json.RawMessage {
 	b := append(make([]byte, 0, m.run.plan.Size), '"')
 	b = strconv.AppendInt(b, int64(m.n), 10)
@@ -172,7 +176,7 @@ func (m *member) data(at time.Duration) json.RawMessage {
 	return append(b, '"')
 }
 
-// sentAt reads the time out of a message's data.
+// sentAt returns the time that a message's data holds.
 func sentAt(data []byte) (time.Duration, bool) {
 	_, rest, _ := bytes.Cut(data, []byte("."))
 	digits, _, found := bytes.Cut(rest, []byte(" "))
@@ -180,8 +184,8 @@ func sentAt(data []byte) (time.Duration, bool) {
 	return time.Duration(ns), found && err == nil
 }
 
-// A cuttableConn is the network connection of one client, to be cut. While a client
-// moves it is the newer one.
+// A cuttableConn holds the network connection of one client, to cut it. During a
+// move it holds the newer one.
 type cuttableConn struct {
 	dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -189,20 +193,21 @@ type cuttableConn struct {
 	conn net.Conn
 }
 
-func (l *cuttableConn) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := l.dialFunc(ctx, network, addr)
+func (c *cuttableConn) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := c.dialFunc(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conn = conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn = conn
 	return conn, nil
 }
 
-// cut breaks the connection, as a network does, and says whether there was one.
-func (l *cuttableConn) cut() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.conn != nil && !errors.Is(l.conn.Close(), net.ErrClosed)
+// cut closes the connection without a close frame, and reports whether it was
+// open.
+func (c *cuttableConn) cut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn != nil && !errors.Is(c.conn.Close(), net.ErrClosed)
 }

@@ -3,16 +3,16 @@ package load
 import "time"
 
 const (
-	// retryAfter is how long a publisher waits that publishes as fast as acks
-	// come, and got something else.
+	// retryAfter is the pause of a publisher without a rate after a publish that
+	// was not acked.
 	retryAfter = 100 * time.Millisecond
-	// maxLag is how far the pace may fall behind before messages are held
-	// back: a run that was paused does not make up for it in one burst.
+	// maxLag is how far a run may fall behind its rate before messages are held
+	// back: a run that was paused does not catch up in one burst.
 	maxLag = time.Second
 )
 
 // publishLoop publishes until the end, at a rate or as fast as acks come. At a
-// rate one goroutine does for all publishers: sending never waits.
+// rate one goroutine serves all publishers, because sending never waits.
 func (r *Run) publishLoop() {
 	if r.plan.Rate == 0 {
 		for _, m := range r.publishers() {
@@ -33,15 +33,16 @@ func (r *Run) publishLoop() {
 		case <-next.C:
 		}
 		sent = r.publishDue(time.Since(began), sent)
-		next.Reset(time.Duration(float64(sent+1)/r.plan.Rate*float64(time.Second)) - time.Since(began))
+		wait := time.Duration(float64(sent+1)/r.plan.Rate*float64(time.Second)) - time.Since(began)
+		next.Reset(max(wait, time.Microsecond)) // rounding may make a due message appear not due yet
 	}
 }
 
-// publishers are the members that publish.
+// publishers returns the members that publish.
 func (r *Run) publishers() []*member { return r.members[:r.plan.Publishers] }
 
-// publishDue publishes what is due after so long and returns how many that are,
-// with the sent ones. Publishers take turns.
+// publishDue publishes the messages that are due after a time, by the publishers
+// in turn. It returns how many messages were due so far.
 func (r *Run) publishDue(elapsed time.Duration, sent int) int {
 	publishers := r.publishers()
 	from, to := due(elapsed, r.plan.Rate, sent)
@@ -54,15 +55,15 @@ func (r *Run) publishDue(elapsed time.Duration, sent int) int {
 	return to
 }
 
-// due says which messages to send now: those from sent on that are held back
-// for ever, since they are too late, end where from begins.
+// due returns the range of messages to send now. The messages between sent and
+// from are too late, and never sent.
 func due(elapsed time.Duration, rate float64, sent int) (from, to int) {
 	to = int(elapsed.Seconds() * rate)
 	from = max(sent, int((elapsed-maxLag).Seconds()*rate))
 	return from, max(from, to)
 }
 
-// publishNext publishes one message, and the next one when its answer has come.
+// publishNext publishes one message, and the next one after its outcome.
 func (m *member) publishNext() {
 	select {
 	case <-m.run.ending:
@@ -74,14 +75,14 @@ func (m *member) publishNext() {
 			m.publishNext()
 			return
 		}
-		time.AfterFunc(retryAfter, m.publishNext) // not at once: whatever refused it would be asked for ever
+		time.AfterFunc(retryAfter, m.publishNext) // not at once, or a refusal would cause a busy loop
 	}
 	if !m.publish(again) && m.client.Err() == nil {
 		time.AfterFunc(retryAfter, m.publishNext)
 	}
 }
 
-// cutLoop cuts one connection after the other.
+// cutLoop cuts the connections in turn, one each Plan.Cut.
 func (r *Run) cutLoop() {
 	if r.plan.Cut == 0 {
 		return
@@ -100,9 +101,10 @@ func (r *Run) cutLoop() {
 	}
 }
 
-// historyFull says that the history has no room for more than is under way: each
-// message is published, acked, and delivered to a room's members and its reader
-// at the end. Joins, returns and ends come once or twice a client.
+// historyFull reports whether the history has room for no more than the messages
+// that were published already. Each has a publish, an ack, and a delivery to each
+// member of its room and to the reader at the end. The reserve is for joins,
+// rejoins and ends.
 func (r *Run) historyFull() bool {
 	if r.history == nil {
 		return false

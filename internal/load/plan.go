@@ -14,69 +14,71 @@ import (
 	"switchyard/internal/message"
 )
 
-// A Plan says who publishes what, to whom and for how long. Zero values of
-// Clients, Rooms, Size, Window and Settle mean their defaults.
+// A Plan describes a run. Fields that are zero have their defaults.
 type Plan struct {
-	// URLs are ws:// or wss:// addresses of the service's sockets. Each room has
-	// members on all of them, and a client whose node dies goes on with the
-	// others.
+	// URLs are the ws:// or wss:// addresses of the nodes. Each room has members on
+	// all of them, and a client whose node dies uses the others.
 	URLs []string
-	// Tokens, if set, are the clients' credentials, in turns.
+	// Tokens are the credentials of the clients, in turn.
 	Tokens []string
-	// Dial makes the network connections, TLSConfig is for wss addresses; nil means as
-	// net and crypto/tls do. Header, if set, returns what a client sends with its
-	// handshakes.
-	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
-	TLS    *tls.Config
+	// Dial makes the network connections. Nil means a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// TLS configures connections to wss addresses.
+	TLS *tls.Config
+	// Header returns the headers of a client's handshakes, unless it is nil.
 	Header func(client int) http.Header
-	// Clients are how many connect. Each joins one room and publishes there.
+	// Clients is the number of clients; 100 if 0. Each joins one room.
 	Clients int
-	// Publishers are how many of the clients publish; 0 means all.
+	// Publishers is how many of the clients publish; all if 0.
 	Publishers int
-	Rooms      int
-	// Prefix begins the names of rooms, and of ids; empty means a random one, so
-	// that no run meets another's rooms.
+	// Rooms is the number of rooms; 10 if 0, or Clients if that is less.
+	Rooms int
+	// Prefix begins the names of rooms and ids. Empty means a random one, so that
+	// two runs never share a room.
 	Prefix string
-	// Rate is how many messages a second all publish together, whether the
-	// service keeps up or not. 0 means as fast as acks come: each publisher has
-	// Window under way.
-	Rate   float64
+	// Rate is how many messages a second all clients publish together, whether
+	// the service keeps up or not. 0 means as fast as acks come: each publisher
+	// has Window publishes under way.
+	Rate float64
+	// Window is the number of publishes that a publisher without a rate has under
+	// way; 1 if 0.
 	Window int
-	// Size is the data of a message, in bytes.
+	// Size is the length of a message's data in bytes; 128 if 0.
 	Size int
-	// Duration is how long they publish; 0 means until Stop.
+	// Duration is how long the clients publish; until Stop if 0.
 	Duration time.Duration
-	// RampUp is how long connecting takes at least.
+	// RampUp is the least time over which the clients connect.
 	RampUp time.Duration
-	// Cut, if set, is how often one client's connection is cut, the next one's
-	// each time. It has to resume.
+	// Cut is the time between two cuts of a connection, of each client in turn.
+	// The client must resume. 0 means no cuts.
 	Cut time.Duration
-	// Settle bounds the wait for everybody to get everything, at the end.
+	// Settle bounds the wait at the end for all outcomes and deliveries; 30 s if 0.
 	Settle time.Duration
-	// MaxEvents bounds the history; 0 means DefaultMaxEvents. Publishing ends
-	// before it is full.
+	// MaxEvents bounds the history; DefaultMaxEvents if 0. Publishing ends before
+	// the history is full.
 	MaxEvents int
-	// Unchecked keeps no history: for speed.
+	// Unchecked keeps no history, to measure speed.
 	Unchecked bool
 }
 
-// A BoundError names what of a Plan breaks its bound, as the flags are called,
-// and the bound.
+// A BoundError names a field of a Plan that breaks its bound, as its flag is
+// called, and the bound.
 type BoundError struct{ Name, Bound string }
 
 func (e *BoundError) Error() string { return e.Name + " " + e.Bound }
 
 const (
-	maxClients  = 15_000 // descriptors
+	maxClients  = 15_000 // because each takes a file descriptor
 	maxRooms    = 100_000
 	maxRate     = 1_000_000
 	maxSize     = 1 << 20
-	minSize     = 24 // a number and a time must fit in
+	minSize     = 24 // a client's number and a time
 	maxWindow   = 1024
 	maxDuration = 24 * time.Hour
 	maxPause    = time.Hour // of RampUp, Cut and Settle
 )
 
+// withDefaults returns the plan with its defaults.
 func (p Plan) withDefaults() Plan {
 	p.Clients = cmp.Or(p.Clients, 100)
 	p.Rooms = cmp.Or(p.Rooms, min(10, p.Clients))
@@ -92,7 +94,7 @@ func (p Plan) withDefaults() Plan {
 	return p
 }
 
-// validate returns a *BoundError for the first value that can't be.
+// validate returns a *BoundError for the first field that breaks its bound.
 func (p Plan) validate() error {
 	if len(p.URLs) == 0 {
 		return &BoundError{"url", "must be given, such as ws://localhost:8000/ws"}
@@ -106,7 +108,7 @@ func (p Plan) validate() error {
 		{"publishers", p.Publishers, 1, p.Clients},
 		{"size", p.Size, minSize, maxSize},
 		{"window", p.Window, 1, maxWindow},
-		{"max-events", p.MaxEvents, max(1000, 20*p.Clients), 100_000_000}, // joins and ends must fit in
+		{"max-events", p.MaxEvents, max(1000, 20*p.Clients), 100_000_000}, // with room for joins and ends
 	} {
 		if row.value < row.min || row.value > row.max {
 			return &BoundError{row.name, fmt.Sprintf("must be %d to %d, not %d", row.min, row.max, row.value)}
@@ -125,7 +127,7 @@ func (p Plan) validate() error {
 			return &BoundError{row.name, fmt.Sprintf("must be 0s to %v, not %v", row.max, row.value)}
 		}
 	}
-	if !(p.Rate >= 0 && p.Rate <= maxRate) { // not a number, too
+	if !(p.Rate >= 0 && p.Rate <= maxRate) { // written so that it refuses NaN
 		return &BoundError{"rate", fmt.Sprintf("must be 0 to %d a second, not %v", maxRate, p.Rate)}
 	}
 	if p.Cut > 0 && p.Cut < time.Millisecond {
@@ -137,10 +139,11 @@ func (p Plan) validate() error {
 	return nil
 }
 
-// room is the name of the nth room.
+// room returns the name of the nth room.
 func (p Plan) room(n int) message.Room { return message.Room(fmt.Sprintf("%s-%d", p.Prefix, n)) }
 
-// urlsOf are a client's addresses, its own first: a room has members on each.
+// urlsOf returns a client's addresses, those of its own node first. The clients of
+// a room are spread over all nodes.
 func (p Plan) urlsOf(n int) []string {
 	home := (n/p.Rooms + n%p.Rooms) % len(p.URLs)
 	return append(append([]string{}, p.URLs[home:]...), p.URLs[:home]...)

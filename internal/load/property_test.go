@@ -11,24 +11,25 @@ import (
 	"switchyard/internal/message"
 )
 
-// A serviceModel keeps every promise; what it does at random is a valid history.
+// A serviceModel makes a random history of a service that keeps every promise.
 type serviceModel struct {
 	t      *rapid.T
 	events []event
 	log    map[message.Room][]*storedMessage
 	epoch  map[message.Room]int
-	first  map[message.Room]message.Seq // the oldest that is stored
-	late   []event                      // acks under way
+	first  map[message.Room]message.Seq // the oldest stored message
+	late   []event                      // acks that are recorded later
 	subs   []*modelSubscriber
-	next   int
+	next   int // the number of the next message
 }
 
+// A storedMessage is a message in the log of the model.
 type storedMessage struct {
 	id   string
 	hash hash
 }
 
-// A modelSubscriber is a subscriber that is somewhere on its way through a room.
+// A modelSubscriber is a subscriber with its position in a room.
 type modelSubscriber struct {
 	name  string
 	room  message.Room
@@ -39,137 +40,139 @@ type modelSubscriber struct {
 
 var roomNames = []message.Room{"q", "r"}
 
-func (w *serviceModel) record(e event) {
-	e.At = time.Duration(len(w.events)) * time.Millisecond
-	w.events = append(w.events, e)
+func (m *serviceModel) record(e event) {
+	e.At = time.Duration(len(m.events)) * time.Millisecond
+	m.events = append(m.events, e)
 }
 
-func (w *serviceModel) epochOf(room message.Room) message.Epoch {
-	return message.Epoch(fmt.Sprint("e", w.epoch[room]))
+func (m *serviceModel) epochOf(room message.Room) message.Epoch {
+	return message.Epoch(fmt.Sprint("e", m.epoch[room]))
 }
 
-func (w *serviceModel) publish() {
-	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
-	id := fmt.Sprint("m", w.next)
-	w.next++
+func (m *serviceModel) publish() {
+	room := rapid.SampledFrom(roomNames).Draw(m.t, "room")
+	id := fmt.Sprint("m", m.next)
+	m.next++
 	e := event{Kind: published, Room: room, Publisher: "p", ID: id, Hash: hashOf([]byte(id))}
-	w.record(e)
-	outcome := rapid.SampledFrom([]string{"ack", "ack", "ack", "late", "unknown", "unknown, stored", "refused"}).Draw(w.t, "outcome")
+	m.record(e)
+	outcome := rapid.SampledFrom([]string{"ack", "ack", "ack", "late", "unknown", "unknown, stored", "refused"}).Draw(m.t, "outcome")
 	e.Publisher = ""
 	if outcome == "refused" || outcome == "unknown" {
 		e.Kind, e.Reason = map[string]kind{"refused": refused, "unknown": unknown}[outcome], "why"
-		w.record(e)
+		m.record(e)
 		return
 	}
-	w.log[room] = append(w.log[room], &storedMessage{id, e.Hash})
+	m.log[room] = append(m.log[room], &storedMessage{id, e.Hash})
 	if outcome == "unknown, stored" {
 		e.Kind = unknown
-		w.record(e)
+		m.record(e)
 		return
 	}
-	e.Kind, e.Epoch, e.Seq = acked, w.epochOf(room), message.Seq(len(w.log[room]))
+	e.Kind, e.Epoch, e.Seq = acked, m.epochOf(room), message.Seq(len(m.log[room]))
 	if outcome == "late" {
-		w.late = append(w.late, e)
+		m.late = append(m.late, e)
 		return
 	}
-	w.record(e)
+	m.record(e)
 }
 
-func (w *serviceModel) ackLate() {
-	if len(w.late) > 0 {
-		w.record(w.late[0])
-		w.late = w.late[1:]
+func (m *serviceModel) ackLate() {
+	if len(m.late) > 0 {
+		m.record(m.late[0])
+		m.late = m.late[1:]
 	}
 }
 
-func (w *serviceModel) join() {
-	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
-	s := &modelSubscriber{name: fmt.Sprint("s", len(w.subs)), room: room, epoch: w.epoch[room]}
-	if rapid.Bool().Draw(w.t, "from now") {
-		s.at = message.Seq(len(w.log[room]))
+func (m *serviceModel) join() {
+	room := rapid.SampledFrom(roomNames).Draw(m.t, "room")
+	s := &modelSubscriber{name: fmt.Sprint("s", len(m.subs)), room: room, epoch: m.epoch[room]}
+	if rapid.Bool().Draw(m.t, "from now") {
+		s.at = message.Seq(len(m.log[room]))
 	}
-	w.subs = append(w.subs, s)
-	w.record(event{Kind: joined, Room: room, Sub: s.name, Epoch: w.epochOf(room), Seq: s.at})
+	m.subs = append(m.subs, s)
+	m.record(event{Kind: joined, Room: room, Sub: s.name, Epoch: m.epochOf(room), Seq: s.at})
 }
 
-// step brings a watcher on by a message or a gap; false when there is nothing.
-func (w *serviceModel) step(s *modelSubscriber) bool {
-	log, epoch := w.log[s.room], w.epochOf(s.room)
+// step delivers the next message or gap to a subscriber. It returns false if there
+// is none.
+func (m *serviceModel) step(s *modelSubscriber) bool {
+	log, epoch := m.log[s.room], m.epochOf(s.room)
 	head := message.Seq(len(log))
 	switch {
 	case s.left:
 		return false
-	case s.epoch != w.epoch[s.room]:
-		w.record(event{Kind: gapDeclared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: 1, To: head, Reason: "epoch"})
-		s.epoch, s.at = w.epoch[s.room], head
+	case s.epoch != m.epoch[s.room]:
+		m.record(event{Kind: gapDeclared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: 1, To: head, Reason: "epoch"})
+		s.epoch, s.at = m.epoch[s.room], head
 	case s.at == head:
 		return false
-	case s.at+1 < w.first[s.room]:
-		to := w.first[s.room] - 1
-		w.record(event{Kind: gapDeclared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at + 1, To: to, Reason: "trimmed"})
+	case s.at+1 < m.first[s.room]:
+		to := m.first[s.room] - 1
+		m.record(event{Kind: gapDeclared, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at + 1, To: to, Reason: "trimmed"})
 		s.at = to
 	default:
-		m := log[s.at]
+		stored := log[s.at]
 		s.at++
-		w.record(event{Kind: delivered, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at, ID: m.id, Hash: m.hash})
+		m.record(event{Kind: delivered, Room: s.room, Sub: s.name, Epoch: epoch, Seq: s.at, ID: stored.id, Hash: stored.hash})
 	}
 	return true
 }
 
-func (w *serviceModel) leave(s *modelSubscriber) {
+func (m *serviceModel) leave(s *modelSubscriber) {
 	if !s.left {
 		s.left = true
-		w.record(event{Kind: left, Room: s.room, Sub: s.name})
+		m.record(event{Kind: left, Room: s.room, Sub: s.name})
 	}
 }
 
-// restore brings a room back to an older state, in a new epoch.
-func (w *serviceModel) restore() {
-	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
-	keep := rapid.IntRange(0, len(w.log[room])).Draw(w.t, "keep")
-	w.log[room] = w.log[room][:keep:keep]
-	w.first[room] = min(w.first[room], message.Seq(keep)+1)
-	w.epoch[room]++
+// restore takes messages off a room's log and begins a new epoch.
+func (m *serviceModel) restore() {
+	room := rapid.SampledFrom(roomNames).Draw(m.t, "room")
+	keep := rapid.IntRange(0, len(m.log[room])).Draw(m.t, "keep")
+	m.log[room] = m.log[room][:keep:keep]
+	m.first[room] = min(m.first[room], message.Seq(keep)+1)
+	m.epoch[room]++
 }
 
-func (w *serviceModel) trim() {
-	room := rapid.SampledFrom(roomNames).Draw(w.t, "room")
-	w.first[room] = max(w.first[room], message.Seq(rapid.IntRange(1, len(w.log[room])+1).Draw(w.t, "first")))
+func (m *serviceModel) trim() {
+	room := rapid.SampledFrom(roomNames).Draw(m.t, "room")
+	m.first[room] = max(m.first[room], message.Seq(rapid.IntRange(1, len(m.log[room])+1).Draw(m.t, "first")))
 }
 
-// runServiceModel lives for a while, and then brings everybody to the end.
+// runServiceModel takes random steps, and then delivers everything to all
+// subscribers.
 func runServiceModel(t *rapid.T) *serviceModel {
-	w := &serviceModel{
+	m := &serviceModel{
 		t: t, log: map[message.Room][]*storedMessage{}, epoch: map[message.Room]int{}, first: map[message.Room]message.Seq{"q": 1, "r": 1},
 	}
-	w.join()
+	m.join()
 	for range rapid.IntRange(10, 120).Draw(t, "steps") {
 		switch do := rapid.IntRange(0, 99).Draw(t, "do"); {
 		case do < 40:
-			w.publish()
+			m.publish()
 		case do < 80:
-			w.step(rapid.SampledFrom(w.subs).Draw(t, "who"))
+			m.step(rapid.SampledFrom(m.subs).Draw(t, "who"))
 		case do < 88:
-			w.ackLate()
+			m.ackLate()
 		case do < 94:
-			w.join()
+			m.join()
 		case do < 96:
-			w.leave(rapid.SampledFrom(w.subs).Draw(t, "who"))
+			m.leave(rapid.SampledFrom(m.subs).Draw(t, "who"))
 		case do < 98:
-			w.trim()
+			m.trim()
 		default:
-			w.restore()
+			m.restore()
 		}
 	}
-	for len(w.late) > 0 {
-		w.ackLate()
+	for len(m.late) > 0 {
+		m.ackLate()
 	}
-	for _, s := range w.subs {
-		for w.step(s) {
+	for _, s := range m.subs {
+		for m.step(s) {
 			continue
 		}
 	}
-	return w
+	return m
 }
 
 func historyOf(events []event) *History {
@@ -188,8 +191,8 @@ func TestAValidRunIsClean(t *testing.T) {
 	})
 }
 
-// A injectedFault spoils a history at a delivery and says what must be found; false
-// when it would not be a fault there.
+// An injectedFault changes a history at a delivery, so that Check must find one of
+// the faults. inject returns false if the change would not be a fault there.
 type injectedFault struct {
 	name   string
 	faults []Fault
@@ -198,10 +201,10 @@ type injectedFault struct {
 
 var injectedFaults = []injectedFault{
 	{"drop a delivery", []Fault{Lost, SilentGap}, func(events []event, at int) ([]event, bool) {
-		lastOfAll := !anyOther(events, at, func(e event) bool { // nobody else can know of it
+		unknown := !anyOther(events, at, func(e event) bool { // no other event shows that the message exists
 			return e.ID == events[at].ID && e.Epoch == events[at].Epoch && (e.Kind == acked || e.Kind == delivered)
 		})
-		isFault := mustReceive(events, at) && !lastOfAll
+		isFault := mustReceive(events, at) && !unknown
 		return slices.Delete(events, at, at+1), isFault
 	}},
 	{"double a delivery", []Fault{Doubled}, func(events []event, at int) ([]event, bool) {
@@ -220,10 +223,10 @@ var injectedFaults = []injectedFault{
 		return events, true
 	}},
 	{"deliver another id", []Fault{Undeclared}, func(events []event, at int) ([]event, bool) {
-		events[at].ID = "nobody's"
+		events[at].ID = "never published"
 		return events, true
 	}},
-	{"deliver what comes later", []Fault{Lost, SilentGap}, func(events []event, at int) ([]event, bool) {
+	{"deliver a far later seq", []Fault{Lost, SilentGap}, func(events []event, at int) ([]event, bool) {
 		events[at].Seq += 1000
 		return events, true
 	}},
@@ -232,12 +235,12 @@ var injectedFaults = []injectedFault{
 		again.Seq += 1000
 		return slices.Insert(events, at+1, again), true
 	}},
-	{"deliver to a stranger", []Fault{WrongRoom}, func(events []event, at int) ([]event, bool) {
+	{"deliver without a join", []Fault{WrongRoom}, func(events []event, at int) ([]event, bool) {
 		other := events[at]
-		other.Sub = "a stranger"
+		other.Sub = "never joined"
 		return slices.Insert(events, at, other), true
 	}},
-	{"refuse what is delivered", []Fault{RefusedStored}, func(events []event, at int) ([]event, bool) {
+	{"refuse a delivered message", []Fault{RefusedStored}, func(events []event, at int) ([]event, bool) {
 		for i, e := range events {
 			if e.ID == events[at].ID && (e.Kind == acked || e.Kind == unknown) {
 				events[i].Kind, events[i].Epoch, events[i].Seq = refused, "", 0
@@ -245,7 +248,7 @@ var injectedFaults = []injectedFault{
 		}
 		return events, true
 	}},
-	{"ack another place", []Fault{WrongAck}, func(events []event, at int) ([]event, bool) {
+	{"ack another seq", []Fault{WrongAck}, func(events []event, at int) ([]event, bool) {
 		i := slices.IndexFunc(events, func(e event) bool {
 			return e.Kind == acked && e.ID == events[at].ID && e.Epoch == events[at].Epoch
 		})
@@ -254,8 +257,8 @@ var injectedFaults = []injectedFault{
 		}
 		return events, i >= 0
 	}},
-	{"an epoch without a word", []Fault{SilentEpoch}, func(events []event, at int) ([]event, bool) {
-		events[at].Epoch = "unheard of"
+	{"a new epoch without a gap", []Fault{SilentEpoch}, func(events []event, at int) ([]event, bool) {
+		events[at].Epoch = "new"
 		return events, events[at].Seq > 1
 	}},
 	{"keep a gap from a subscriber", []Fault{Lost, SilentGap, SilentEpoch, Reordered}, func(events []event, at int) ([]event, bool) {
@@ -269,7 +272,7 @@ var injectedFaults = []injectedFault{
 	}},
 }
 
-// anyOther says whether another event fits.
+// anyOther reports whether another event fits.
 func anyOther(events []event, at int, fits func(event) bool) bool {
 	for i, e := range events {
 		if i != at && fits(e) {
@@ -279,15 +282,15 @@ func anyOther(events []event, at int, fits func(event) bool) bool {
 	return false
 }
 
-// mustReceive says that no later gap, epoch or leaving excuses a delivery's
-// subscriber from having it.
+// mustReceive reports whether the subscriber of a delivery would lose the message
+// without it: no later gap, epoch or leave excuses that.
 func mustReceive(events []event, at int) bool {
 	for _, e := range events[at+1:] {
 		if e.Sub != events[at].Sub {
 			continue
 		}
 		if e.Kind == delivered && e.Epoch == events[at].Epoch {
-			return true // it would be skipped
+			return true // which would skip the message
 		}
 		if e.Kind == left || e.Kind == gapDeclared {
 			return false
@@ -296,8 +299,8 @@ func mustReceive(events []event, at int) bool {
 	return true
 }
 
-// startsFresh says that a subscriber had nothing yet when the gap came: it begins
-// anew in whatever epoch it meets.
+// startsFresh reports whether a subscriber had got no message before a gap: then
+// it may be in any epoch.
 func startsFresh(events []event, gap int) bool {
 	for _, e := range slices.Backward(events[:gap]) {
 		if e.Sub == events[gap].Sub {
@@ -317,13 +320,14 @@ func TestAnInjectedFaultIsFound(t *testing.T) {
 				}
 			})
 			if injected == 0 {
-				t.Error("was never planted")
+				t.Error("no fault was injected")
 			}
 		})
 	}
 }
 
-// check plants the fault somewhere in a valid run, and says whether it could.
+// check injects the fault at a random delivery of a valid history, and reports
+// whether that was possible.
 func (p injectedFault) check(t *rapid.T) bool {
 	var deliveries []int
 	events := runServiceModel(t).events

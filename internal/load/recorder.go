@@ -8,16 +8,16 @@ import (
 	"switchyard/internal/message"
 )
 
-// An Attempt is one publish whose outcome is not told yet. The zero Attempt
-// belongs to no history.
+// An Attempt is a publish that waits for its outcome. The zero Attempt records
+// nothing.
 type Attempt struct {
 	history *History
 	event   event
 }
 
-// Publish tells that a publish begins. by names the publisher; the publishes
-// of one publisher are told in the order in which they are sent, or by is "".
-// user is who publishes, "" for anonymous ones.
+// Publish records that a publish begins. by names the publisher, whose publishes
+// must be recorded in the order in which they are sent; "" names none. user is
+// the publisher's user, "" if it is anonymous.
 func (h *History) Publish(room message.Room, by, user, id string, data []byte) Attempt {
 	e := event{Kind: published, Room: room, Publisher: by, User: user, ID: id, Hash: hashOf(data)}
 	h.record(e)
@@ -25,7 +25,7 @@ func (h *History) Publish(room message.Room, by, user, id string, data []byte) A
 	return Attempt{h, e}
 }
 
-// Done tells the outcome; it fits what client.Send wants to be told by.
+// Done records the outcome. Its parameters are those of a client.Send callback.
 func (a Attempt) Done(ack client.Ack, err error) {
 	if a.history == nil {
 		return
@@ -39,13 +39,14 @@ func (a Attempt) Done(ack client.Ack, err error) {
 		e.Kind, e.Reason = unknown, "no answer"
 	case errors.As(err, &answer):
 		e.Kind, e.Reason = refused, answer.Code
-	default: // too large, too much under way, closed before it was sent
+	default: // too large, too many publishes under way, closed before it was sent
 		e.Kind, e.Reason = refused, "not sent"
 	}
 	a.history.record(e)
 }
 
-// A Subscription is one subscriber in one room.
+// A Subscription records the events of one subscriber in one room. It is safe for
+// concurrent use.
 type Subscription struct {
 	history *History
 	name    string
@@ -57,8 +58,8 @@ type Subscription struct {
 	at     position
 }
 
-// Subscribe returns a subscription that is about to join its room from there.
-// name is the subscriber's; one may be in several rooms.
+// Subscribe returns the subscription of a subscriber that is about to join a room
+// from a position. A subscriber may join several rooms under one name.
 func (h *History) Subscribe(name string, room message.Room, from client.Position) *Subscription {
 	s := &Subscription{history: h, name: name, room: room, from: from}
 	h.mu.Lock()
@@ -67,13 +68,13 @@ func (h *History) Subscribe(name string, room message.Room, from client.Position
 	return s
 }
 
-// Handler returns a handler that tells all that happens to the subscriber.
+// Handler returns a handler for client.Join that records all events.
 func (s *Subscription) Handler() client.Handler {
 	return client.Handler{Message: s.Deliver, Gap: s.Gap, Joined: s.Joined}
 }
 
-// record tells of something that happened to the subscriber; the room is its own
-// unless the event has another.
+// record records an event of the subscriber, in its room unless the event has
+// another one.
 func (s *Subscription) record(k kind, at position, e event) {
 	e.Kind, e.Sub, e.Epoch, e.Seq = k, s.name, at.epoch, at.seq
 	if e.Room == "" {
@@ -82,14 +83,14 @@ func (s *Subscription) record(k kind, at position, e event) {
 	s.history.record(e)
 }
 
-// Joined tells that the service let the subscriber in, or in again.
+// Joined records that the subscriber has joined or rejoined its room.
 func (s *Subscription) Joined(j client.Joined) {
 	s.mu.Lock()
 	first := !s.joined
 	if first {
 		s.joined = true
-		// A start has the epoch that the service is in; a kept position its own,
-		// which may be another by now: then a gap must follow.
+		// A start is in the epoch of the service. A position has an epoch of its
+		// own; if the service is in another one by now, a gap must follow.
 		s.at = position{j.Epoch, s.from.After}
 		switch {
 		case s.from == client.Now():
@@ -108,39 +109,40 @@ func (s *Subscription) Joined(j client.Joined) {
 	}
 }
 
-// Deliver tells of a message.
+// Deliver records a message.
 func (s *Subscription) Deliver(m message.Message) {
 	s.setPosition(position{m.Epoch, m.Seq})
 	s.record(delivered, position{m.Epoch, m.Seq}, event{Room: m.Room, User: m.From, ID: m.ID, Hash: hashOf(m.Data)})
 }
 
-// Gap tells that the service declared a range to be missing.
+// Gap records that the service declared a gap.
 func (s *Subscription) Gap(g client.Gap) {
 	s.setPosition(position{g.Epoch, g.To})
 	s.record(gapDeclared, position{g.Epoch, g.From}, event{To: g.To, Reason: g.Reason})
 }
 
-// setPosition keeps the position for Behind; whether it may move so is not asked here.
+// setPosition sets the position without a check of the move, which is for Check.
 func (s *Subscription) setPosition(to position) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.at = to
 }
 
-// Left tells that the subscriber goes away: nothing more is expected.
+// Left records that the subscriber has left: it expects nothing more.
 func (s *Subscription) Left() {
 	s.record(left, position{}, event{})
 	s.close()
 }
 
+// close takes the subscription out of Behind.
 func (s *Subscription) close() {
 	s.history.mu.Lock()
 	defer s.history.mu.Unlock()
 	delete(s.history.open, s)
 }
 
-// isAtHead says whether the subscriber is at its room's head, as far as acks and
-// the other subscribers tell.
+// isAtHead reports whether the subscriber is at its room's head, as far as the
+// history knows it.
 func (s *Subscription) isAtHead() bool {
 	s.history.mu.Lock()
 	head, known := s.history.heads[s.room]
@@ -150,12 +152,12 @@ func (s *Subscription) isAtHead() bool {
 	return !known || s.at.epoch == head.epoch && s.at.seq >= head.seq
 }
 
-// CaughtUp says whether every subscriber that has not left is at its room's
-// head, as far as is known. Once nobody publishes any more and it holds, a
-// history is complete.
+// CaughtUp reports whether every subscriber that has not left is at its room's
+// head, as far as the history knows it. If no publish is under way, the history
+// is then complete.
 func (h *History) CaughtUp() bool { return h.Behind() == 0 }
 
-// Behind returns how many subscribers that have not left are not at their room's
+// Behind returns how many subscribers that have not left are before their room's
 // head.
 func (h *History) Behind() (n int) {
 	h.mu.Lock()

@@ -16,40 +16,42 @@ type Fault string
 
 // The faults.
 const (
-	// Lost: acked, or delivered to another member, and never delivered to one
-	// that should have got it.
+	// Lost: a message was acked, or delivered to another member, and never
+	// delivered to a subscriber that should have got it.
 	Lost Fault = "lost"
-	// Doubled: delivered to a subscriber again.
+	// Doubled: a message was delivered to a subscriber again.
 	Doubled Fault = "doubled"
-	// Reordered: delivered to a subscriber after a later one.
+	// Reordered: a message was delivered to a subscriber after a later one.
 	Reordered Fault = "reordered"
-	// Undeclared: delivered and never published, or with other data.
+	// Undeclared: a message was delivered that was never published, or not with
+	// that data.
 	Undeclared Fault = "undeclared"
-	// RefusedStored: delivered although its publisher was told that it is not stored.
+	// RefusedStored: a message was delivered although its publish was refused.
 	RefusedStored Fault = "refused_stored"
-	// StoredTwice: one id at two seqs.
+	// StoredTwice: one id has two seqs.
 	StoredTwice Fault = "stored_twice"
-	// SeqShared: two ids at one seq.
+	// SeqShared: two ids have one seq.
 	SeqShared Fault = "seq_shared"
-	// SilentGap: seqs were skipped and nobody told the subscriber. On the wire
-	// alone when its client asked again and got them.
+	// SilentGap: seqs were skipped without a gap. It may show only in the frames,
+	// if the client asked again and got them.
 	SilentGap Fault = "silent_gap"
-	// SilentEpoch: positions became void and nobody told the subscriber.
+	// SilentEpoch: a position became void without a gap.
 	SilentEpoch Fault = "silent_epoch"
-	// WrongAck: the ack names another place than deliveries do, or nobody got
-	// what was acked.
+	// WrongAck: an ack has another position than the deliveries, or no subscriber
+	// got the acked message.
 	WrongAck Fault = "wrong_ack"
-	// WrongRoom: delivered to somebody who never joined that room.
+	// WrongRoom: a message was delivered to a subscriber that never joined its
+	// room.
 	WrongRoom Fault = "wrong_room"
 )
 
-// AllFaults are the faults, the worst first.
+// AllFaults lists the faults, the worst first.
 var AllFaults = []Fault{
 	Lost, Doubled, Reordered, Undeclared, RefusedStored, StoredTwice, SeqShared, SilentGap, SilentEpoch, WrongAck, WrongRoom,
 }
 
-// A Finding is one broken promise, in a plain sentence. What does not apply is
-// zero.
+// A Finding is one broken promise. Text says it in one sentence; fields that do
+// not apply are zero.
 type Finding struct {
 	Fault      Fault         `json:"fault"`
 	Room       message.Room  `json:"room"`
@@ -60,43 +62,45 @@ type Finding struct {
 	Text       string        `json:"text"`
 }
 
-// Milliseconds are a duration that is written as a number of them.
+// Milliseconds is a duration that JSON holds in milliseconds.
 type Milliseconds time.Duration
 
-// MarshalJSON writes milliseconds with three decimals at most.
+// MarshalJSON encodes milliseconds with at most three decimals.
 func (m Milliseconds) MarshalJSON() ([]byte, error) {
 	return json.Marshal(milliseconds(time.Duration(m)))
 }
 
+// String returns the duration with about three digits.
 func (m Milliseconds) String() string { return rounded(time.Duration(m)) }
 
-// A Subscriber is how one fared in one room. WorstPause is the longest time it
-// heard nothing while something was acked that it had not got; Pauses are those
-// of each phase, where the history has marks. A pause belongs to where it ends.
+// A Subscriber reports on one subscriber in one room.
 type Subscriber struct {
-	Name       string       `json:"name,omitempty"`
-	Room       message.Room `json:"room,omitempty"`
-	Delivered  int          `json:"delivered"`
+	Name      string       `json:"name,omitempty"`
+	Room      message.Room `json:"room,omitempty"`
+	Delivered int          `json:"delivered"`
+	// WorstPause is the longest time without a delivery while an acked message was
+	// not delivered yet.
 	WorstPause Milliseconds `json:"worst_pause_ms"`
-
+	// Pauses are the longest of each phase, if there are several phases. A pause
+	// belongs to the phase in which it ends.
 	Pauses []Milliseconds `json:"pauses_ms,omitempty"`
 }
 
-// A Verdict is the answer in a word.
+// A Verdict is the result of a check.
 type Verdict string
 
 // The verdicts.
 const (
 	Clean      Verdict = "clean"      // every promise was kept
-	Wrong      Verdict = "wrong"      // the findings say how
-	Empty      Verdict = "empty"      // nothing was acked or nothing delivered: that proves nothing
-	Incomplete Verdict = "incomplete" // part of the proof is missing: the report says which
+	Wrong      Verdict = "wrong"      // there are findings
+	Empty      Verdict = "empty"      // nothing was acked or nothing delivered, which proves nothing
+	Incomplete Verdict = "incomplete" // events or readers are missing, so nothing is proved
 )
 
-// A Report is what Check found.
+// A Report is the result of Check.
 type Report struct {
 	Verdict  Verdict       `json:"verdict"`
-	Faults   map[Fault]int `json:"faults"`   // each kind, zeros too
+	Faults   map[Fault]int `json:"faults"`   // by kind, zeros too
 	Findings []Finding     `json:"findings"` // the first MaxFindings
 
 	Took      Milliseconds `json:"took_ms"`
@@ -105,19 +109,21 @@ type Report struct {
 	// Duplicates are acks which say that an earlier attempt had been stored.
 	Duplicates int            `json:"duplicates"`
 	Refused    map[string]int `json:"refused"` // by code
-	// Unknown outcomes, and how many of those messages turned up.
+	// Unknown counts publishes with an unknown outcome, UnknownFound the messages
+	// among them that were delivered.
 	Unknown      int `json:"unknown"`
 	UnknownFound int `json:"unknown_found"`
 	Delivered    int `json:"delivered"`
-	// Gaps are declared, with so many messages in them. Epochs is how many the
-	// room with the most of them saw.
+	// Gaps counts the declared gaps, GapMessages the seqs in them. Epochs is the
+	// largest number of epochs of a room.
 	Gaps        int `json:"gaps"`
 	GapMessages int `json:"gap_messages"`
 	Epochs      int `json:"epochs"`
 	Rooms       int `json:"rooms"`
 	Dropped     int `json:"dropped"`
-	// Overtaken messages are stored behind one that their publisher sent later.
-	// That may happen only where the service answered unavailable in between.
+	// Overtaken counts messages with a lower seq than one that their publisher
+	// sent before them. That may happen only if the service answered unavailable
+	// in between.
 	Overtaken int `json:"overtaken"`
 
 	PublishToAck      *Latencies   `json:"publish_to_ack"`
@@ -126,7 +132,7 @@ type Report struct {
 	WorstPause        Subscriber   `json:"worst_pause"`
 	Subscribers       []Subscriber `json:"subscribers"`
 
-	// Run is set when the history is that of a Run.
+	// Run is set if the history is that of a Run.
 	Run *RunSummary `json:"run,omitempty"`
 }
 
@@ -141,8 +147,8 @@ func newReport() *Report {
 	return r
 }
 
-// verdict weighs: faults of a part are no faults of the whole, since what seems
-// to be lost may be in the other part.
+// verdict returns the verdict. Dropped events come before faults, because a
+// message that seems to be lost may be in a dropped event.
 func (r *Report) verdict() Verdict {
 	switch {
 	case r.Dropped > 0:
@@ -157,7 +163,7 @@ func (r *Report) verdict() Verdict {
 	return Clean
 }
 
-// FaultCount is how many faults were found.
+// FaultCount returns the number of faults.
 func (r *Report) FaultCount() (n int) {
 	for _, count := range r.Faults {
 		n += count
@@ -165,7 +171,7 @@ func (r *Report) FaultCount() (n int) {
 	return n
 }
 
-// String is the report for people.
+// String returns the report as text.
 func (r *Report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n\n", r.summary())
@@ -190,7 +196,7 @@ func (r *Report) String() string {
 	return b.String()
 }
 
-// summary is the verdict with its reason.
+// summary returns the verdict with its reason.
 func (r *Report) summary() string {
 	switch r.Verdict {
 	case Clean:
@@ -212,6 +218,7 @@ func (r *Report) summary() string {
 	return "Wrong: " + strings.Join(parts, ", ") + "."
 }
 
+// refusals returns the numbers of refused publishes, by code.
 func (r *Report) refusals() string {
 	if len(r.Refused) == 0 {
 		return "0"
@@ -223,6 +230,7 @@ func (r *Report) refusals() string {
 	return strings.Join(parts, ", ")
 }
 
+// worstPauseText returns the worst pause and its subscriber.
 func (r *Report) worstPauseText() string {
 	if r.WorstPause.WorstPause == 0 {
 		return "none"
@@ -230,7 +238,7 @@ func (r *Report) worstPauseText() string {
 	return fmt.Sprintf("%s, of %s in %s", r.WorstPause.WorstPause, r.WorstPause.Name, r.WorstPause.Room)
 }
 
-// rounded writes a duration with three digits or so.
+// rounded returns a duration with about three digits.
 func rounded(d time.Duration) string {
 	switch {
 	case d >= 10*time.Second:

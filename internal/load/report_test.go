@@ -16,7 +16,7 @@ func TestTheReportAsText(t *testing.T) {
 		s gets c e:3`)).String()
 	for _, says := range []string{"Clean:", "3 in 1 rooms: 3 acked, 0 of them as duplicates; 0 refused", "3 to 1 subscribers", "worst pause"} {
 		if !strings.Contains(clean, says) {
-			t.Errorf("does not say %q:\n%s", says, clean)
+			t.Errorf("the report does not say %q:\n%s", says, clean)
 		}
 	}
 	wrong := Check(scriptedHistory(t, threeMessages+`publish x
@@ -27,12 +27,12 @@ func TestTheReportAsText(t *testing.T) {
 		s gets c e:3`)).String()
 	for _, says := range []string{"Wrong: 1 lost, 1 doubled, 1 wrong ack.", "1 forbidden refused", "room r: b was acked as 2, and s never got it"} {
 		if !strings.Contains(wrong, says) {
-			t.Errorf("does not say %q:\n%s", says, wrong)
+			t.Errorf("the report does not say %q:\n%s", says, wrong)
 		}
 	}
 }
 
-// Thousands of findings are counted, and the first spelled out.
+// A report counts a thousand findings, and lists the first 50.
 func TestAFloodOfFindingsIsBounded(t *testing.T) {
 	lines := "publish a\nack a e:1\ns joins e:0\ns gets a e:1\n" + strings.Repeat("s gets a e:1\n", 1000)
 	report := Check(scriptedHistory(t, lines))
@@ -44,7 +44,7 @@ func TestAFloodOfFindingsIsBounded(t *testing.T) {
 	}
 }
 
-// A seq that is far off neither takes for ever nor fills the memory.
+// A seq that is far too large costs neither time nor memory.
 func TestAGapOfAnySizeIsOneFinding(t *testing.T) {
 	report := Check(scriptedHistory(t, `publish a
 		s joins e:0
@@ -88,7 +88,7 @@ func TestTheReportAsJSON(t *testing.T) {
 	}
 }
 
-// The quantiles are those of the sorted durations, 4 % too high at most.
+// A quantile is that of the sorted durations, or at most 4 % more.
 func TestQuantilesAreAccurate(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, scale := range []time.Duration{50 * time.Microsecond, 10 * time.Millisecond, time.Minute} {
@@ -108,20 +108,20 @@ func TestQuantilesAreAccurate(t *testing.T) {
 		for _, q := range []float64{0.5, 0.9, 0.99, 0.999, 1} {
 			want := all[int(q*float64(len(all)))-1]
 			if got := whole.Quantile(q); got < want || float64(got) > 1.04*float64(want)+1000 {
-				t.Errorf("of %v, q %v: %v, want %v", scale, q, got, want)
+				t.Errorf("up to %v, quantile %v: %v, want %v", scale, q, got, want)
 			}
 		}
 		if whole.Max() != all[len(all)-1] || whole.Count() != 10_000 {
-			t.Errorf("max %v of %d", whole.Max(), whole.Count())
+			t.Errorf("the longest of %d is %v", whole.Count(), whole.Max())
 		}
 	}
 	var l Latencies
 	if l.Quantile(0.5) != 0 {
-		t.Errorf("of nothing: %v", l.Quantile(0.5))
+		t.Errorf("the median of no durations: %v", l.Quantile(0.5))
 	}
 	l.Add(1000 * time.Hour)
 	l.Add(-time.Second)
 	if l.Quantile(1) != 1000*time.Hour || l.Quantile(0.5) > time.Microsecond {
-		t.Errorf("beyond the bounds: %v, %v", l.Quantile(1), l.Quantile(0.5))
+		t.Errorf("durations beyond the buckets: %v, %v", l.Quantile(1), l.Quantile(0.5))
 	}
 }

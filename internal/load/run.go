@@ -12,17 +12,18 @@ import (
 )
 
 const (
-	// maxConcurrent bounds the clients that connect, or close, at the same time.
+	// maxConcurrent bounds the clients that connect or close at the same time.
 	maxConcurrent = 64
-	// joinTimeout is how long all may take to join, beside RampUp.
+	// joinTimeout is how long all clients together may take to join, beside
+	// RampUp.
 	joinTimeout = time.Minute
-	// preflightTimeout is how long an address has to answer.
+	// preflightTimeout is how long an address may take to answer.
 	preflightTimeout = 10 * time.Second
-	// pollInterval is how often a wait looks again.
+	// pollInterval is the time between two tests of a condition.
 	pollInterval = 10 * time.Millisecond
 )
 
-// A Run is a Plan under way. Its methods may be called from any goroutine.
+// A Run executes a Plan. It is safe for concurrent use.
 //
 //	run, err := load.Start(ctx, load.Plan{URLs: urls})
 //	...                   // break something
@@ -31,33 +32,34 @@ const (
 type Run struct {
 	plan    Plan
 	began   time.Time
-	history *History // nil when it is not judged
+	history *History // nil if the plan is unchecked
 	members []*member
 
-	ending    chan struct{} // closed by end: publish no more
-	done      chan struct{} // closed by lead, when all is done
+	ending    chan struct{} // closed by endPublishing
+	done      chan struct{} // closed by execute at its end
 	endOnce   sync.Once
 	endReason string // why publishing ended; written before ending is closed
 
-	// Written by lead before over is closed.
-	publishedFor  time.Duration // publishing
-	finalProgress Progress      // of publishing
+	// Written by execute before it closes done.
+	publishedFor  time.Duration
+	finalProgress Progress // at the end of publishing
 	summary       *RunSummary
-	report        *Report
+	report        *Report // nil if the plan is unchecked
 
-	// Live counts, of messages and of connections.
+	// Counts of messages and connections so far.
 	published, acked, failed, delivered, inFlight atomic.Int64
 	connects, moves, cuts                         atomic.Int64
 	heldBack, unread, behind                      atomic.Int64
-	ackLatencies, deliveryLatencies               shardedLatencies // of a run that is not judged
+	ackLatencies, deliveryLatencies               shardedLatencies // of an unchecked run
 
 	mu          sync.Mutex // Protects following.
-	lastConnErr error      // why a connection failed last
+	lastConnErr error      // why a connection last failed
 }
 
-// Start connects the plan's clients and returns once all have joined; then they
-// publish. It fails when an address can't be reached, or not all can join in
-// time. When ctx ends the run ends early, and is judged all the same.
+// Start connects the plan's clients and returns when all have joined; then they
+// publish. It fails if an address can't be reached, or if not all clients can
+// join in time. If ctx ends, publishing ends early, and the run is checked all the
+// same.
 func Start(ctx context.Context, plan Plan) (*Run, error) {
 	plan = plan.withDefaults()
 	if err := plan.validate(); err != nil {
@@ -78,8 +80,8 @@ func Start(ctx context.Context, plan Plan) (*Run, error) {
 	return r, nil
 }
 
-// preflight sees whether each address answers, since a client that has several
-// would not tell.
+// preflight tests whether each address answers, because a client with several
+// addresses would hide that one does not.
 func (r *Run) preflight(ctx context.Context) error {
 	errs := make([]error, len(r.plan.URLs))
 	var all sync.WaitGroup
@@ -89,13 +91,13 @@ func (r *Run) preflight(ctx context.Context) error {
 	all.Wait()
 	for _, err := range errs {
 		if err != nil {
-			return err // one is enough to know
+			return err
 		}
 	}
 	return nil
 }
 
-// probe connects once.
+// probe connects to an address once.
 func (r *Run) probe(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, preflightTimeout, fmt.Errorf("no answer within %v", preflightTimeout))
 	defer cancel()
@@ -130,8 +132,8 @@ func (r *Run) probe(ctx context.Context, url string) error {
 	return nil
 }
 
-// connectAll connects all members, no faster than RampUp wants. When one can't join
-// the others are not waited for.
+// connectAll connects all members, no faster than RampUp allows. If one can't
+// join, it gives up.
 func (r *Run) connectAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.plan.RampUp+joinTimeout)
 	defer cancel()
@@ -144,7 +146,7 @@ func (r *Run) connectAll(ctx context.Context) error {
 			return
 		}
 		if r.members[n], errs[n] = r.connect(ctx, n); errs[n] != nil {
-			cancel() // one is enough
+			cancel()
 		}
 	})
 	joined := 0
@@ -160,7 +162,7 @@ func (r *Run) connectAll(ctx context.Context) error {
 	if joined == r.plan.Clients {
 		return nil
 	}
-	// The client only says that time ran out. Why connections failed is told apart.
+	// A client that ran out of time does not say why its connections failed.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.lastConnErr != nil {
@@ -169,7 +171,8 @@ func (r *Run) connectAll(ctx context.Context) error {
 	return fmt.Errorf("%d of %d clients could join: %w", joined, r.plan.Clients, first)
 }
 
-// forEach calls f with 0 to n-1, maxConcurrent at a time, and returns when all have.
+// forEach calls f with 0 to n-1, maxConcurrent at a time, and returns when all
+// calls have.
 func forEach(n int, f func(int)) {
 	var all sync.WaitGroup
 	slots := make(chan struct{}, maxConcurrent)
@@ -183,7 +186,7 @@ func forEach(n int, f func(int)) {
 	all.Wait()
 }
 
-// onState is told of each client's connections.
+// onState counts the connections of all clients.
 func (r *Run) onState(s client.StateEvent) {
 	switch s.State {
 	case client.Live:
@@ -195,7 +198,7 @@ func (r *Run) onState(s client.StateEvent) {
 	}
 }
 
-// execute publishes to the end, and sees the run off.
+// execute publishes until the end, then settles, closes and checks the run.
 func (r *Run) execute(ctx context.Context) {
 	defer close(r.done)
 	began := time.Now()
@@ -211,8 +214,8 @@ func (r *Run) execute(ctx context.Context) {
 	loops.Wait()
 	r.publishedFor, r.finalProgress = time.Since(began), r.Progress()
 	r.settle()
-	r.summary = r.summarize() // while those who were turned away can be told from the rest
-	r.closeAll()              // what was never answered becomes unknown, and part of the history
+	r.summary = r.summarize() // before closeAll, which would hide the rejected clients
+	r.closeAll()              // which records open publishes as unknown
 	if r.history != nil {
 		r.report = Check(r.history)
 		r.report.Run = r.summary
@@ -220,7 +223,7 @@ func (r *Run) execute(ctx context.Context) {
 	}
 }
 
-// endPublishing ends publishing.
+// endPublishing ends publishing. Only the first call has an effect.
 func (r *Run) endPublishing(reason string) {
 	r.endOnce.Do(func() {
 		r.endReason = reason
@@ -228,27 +231,31 @@ func (r *Run) endPublishing(reason string) {
 	})
 }
 
-// Stop ends publishing before its time.
+// Stop ends publishing before Plan.Duration.
 func (r *Run) Stop() { r.endPublishing("stopped") }
 
-// BeginPhase begins another phase of a judged run; see History.BeginPhase.
-func (r *Run) BeginPhase() { r.history.BeginPhase() }
+// BeginPhase begins another phase; see History.BeginPhase. In an unchecked run it
+// does nothing.
+func (r *Run) BeginPhase() {
+	if r.history != nil {
+		r.history.BeginPhase()
+	}
+}
 
-// Done returns a channel that is closed when all is delivered or given up, and
-// judged.
+// Done returns a channel that is closed when the run is over and checked.
 func (r *Run) Done() <-chan struct{} { return r.done }
 
-// Report waits for the end of the run and returns the judgement of it, nil
-// when it is Unjudged.
+// Report waits for the end of the run and returns its report, nil if the plan is
+// unchecked.
 func (r *Run) Report() *Report {
 	<-r.done
 	return r.report
 }
 
-// History returns what is kept so far, nil when the run is Unjudged.
+// History returns the history so far, nil if the plan is unchecked.
 func (r *Run) History() *History { return r.history }
 
-// closeAll closes all clients; those that never joined are closed already.
+// closeAll closes all clients. Those that could not join are closed already.
 func (r *Run) closeAll() {
 	forEach(len(r.members), func(n int) {
 		if m := r.members[n]; m != nil {
@@ -257,7 +264,7 @@ func (r *Run) closeAll() {
 	})
 }
 
-// sleep waits for d, or returns ctx's error when it ends first.
+// sleep waits for d, or returns the error of ctx if that ends first.
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -9,8 +9,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// scriptedHistory makes a history out of lines, a millisecond apart. Positions are
-// epoch:seq, gaps epoch:from-to; the room is r, or what stands behind an @.
+// scriptedHistory returns a history with one event for each line, a millisecond
+// apart. Positions are epoch:seq, gaps epoch:from-to. The room is r, or the name
+// after an @.
 //
 //	publish a            publish a other         publish a by p    ack a e:1
 //	refuse a conflict    unknown a               duplicate a e:1

@@ -10,17 +10,17 @@ import (
 	"switchyard/internal/message"
 )
 
-// maxRoomsPerReader bounds the rooms that one late reader joins.
+// maxRoomsPerReader bounds the rooms that one reader joins at the end.
 const maxRoomsPerReader = 50
 
-// settle waits until every publish is answered and everybody has everything,
-// but no longer than the plan allows. In a run that is judged, a last message in
-// each room marks its head, and readers that were not there before read all
-// rooms from the start: what was acked must be stored.
+// settle waits until every publish has its outcome and every subscriber has every
+// message, but no longer than the plan allows. In a checked run a last message in
+// each room marks its head, and new readers read all rooms from the start, which
+// proves that acked messages are stored.
 func (r *Run) settle() {
 	ctx, cancel := context.WithTimeout(context.Background(), r.plan.Settle)
 	defer cancel()
-	// A publish that is answered later could be stored behind the mark.
+	// A publish that is still under way could be stored after the last message.
 	poll(ctx, func() bool { return r.inFlight.Load() == 0 })
 	if r.history == nil {
 		return
@@ -40,8 +40,8 @@ func (r *Run) settle() {
 			r.behind.Add(1)
 		}
 	}
-	// Where the mark was not acked nobody knows the head: such a subscriber is held
-	// to all that is known.
+	// Without an ack of the last message the head is unknown. Then the subscriber
+	// must get all that the history knows.
 	for _, s := range subs {
 		if head := heads[s.room]; head.seq > 0 {
 			s.recordEnd(head)
@@ -52,7 +52,7 @@ func (r *Run) settle() {
 	}
 }
 
-// poll looks every tick whether something holds, until it does or ctx ends.
+// poll waits until a condition holds or ctx ends.
 func poll(ctx context.Context, holds func() bool) {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
@@ -65,23 +65,25 @@ func poll(ctx context.Context, holds func() bool) {
 	}
 }
 
-// publishLast publishes a last message in each room and returns where it was stored. When
-// a member's life is over, the room's next one does it.
+// publishLast publishes a last message in each room and returns the positions. If
+// a member gets no ack, the room's next member publishes one; if none gets one,
+// the seq is 0.
 func (r *Run) publishLast(ctx context.Context) map[message.Room]position {
-	marks := make([]position, r.plan.Rooms)
+	byRoom := make([]position, r.plan.Rooms)
 	forEach(r.plan.Rooms, func(n int) {
-		for k := n; k < len(r.members) && marks[n].seq == 0 && ctx.Err() == nil; k += r.plan.Rooms {
-			marks[n] = r.members[k].publishLast(ctx)
+		for k := n; k < len(r.members) && byRoom[n].seq == 0 && ctx.Err() == nil; k += r.plan.Rooms {
+			byRoom[n] = r.members[k].publishLast(ctx)
 		}
 	})
-	heads := make(map[message.Room]position, len(marks))
-	for n, at := range marks {
+	heads := make(map[message.Room]position, len(byRoom))
+	for n, at := range byRoom {
 		heads[r.plan.room(n)] = at
 	}
 	return heads
 }
 
-// publishLast publishes a member's last message; without an ack the seq is 0.
+// publishLast publishes a member's last message and returns its position. Without
+// an ack the seq is 0.
 func (m *member) publishLast(ctx context.Context) position {
 	id := m.name + "-last"
 	data := m.data(time.Since(m.run.began))
@@ -91,14 +93,14 @@ func (m *member) publishLast(ctx context.Context) position {
 	return position{ack.Epoch, ack.Seq}
 }
 
-// readBack joins all rooms with new clients, from the start. What it can't join
-// in time is counted.
+// readBack joins all rooms with new clients, from the start. It counts the rooms
+// that it can't join in time.
 func (r *Run) readBack(ctx context.Context) (readers []*client.Client, subs []*Subscription) {
 	readers = make([]*client.Client, (r.plan.Rooms+maxRoomsPerReader-1)/maxRoomsPerReader)
 	subs = make([]*Subscription, r.plan.Rooms)
 	forEach(len(readers), func(n int) {
 		opts := r.options(n, new(cuttableConn))
-		opts.OnState, opts.OnMoved = nil, nil // it is none of the plan's clients
+		opts.OnState, opts.OnMoved = nil, nil // because it is not one of the plan's clients
 		tap := newFrameTap(r.history, func() string { return "" })
 		opts.OnFrame = tap.onFrame
 		reader, err := client.New(opts)
@@ -121,15 +123,15 @@ func (r *Run) readBack(ctx context.Context) (readers []*client.Client, subs []*S
 	return slices.DeleteFunc(readers, func(c *client.Client) bool { return c == nil }), slices.DeleteFunc(subs, isNil)
 }
 
-// hasReached says whether the subscriber is at a position or beyond it, or that is
-// not known.
+// hasReached reports whether the subscriber has reached a room's head. It is true
+// for an unknown head.
 func (s *Subscription) hasReached(head position) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return head.seq == 0 || s.at.epoch == head.epoch && s.at.seq >= head.seq
 }
 
-// recordEnd tells how far the subscriber had to come.
+// recordEnd records the position that the subscriber must have reached.
 func (s *Subscription) recordEnd(head position) {
 	s.record(ended, head, event{})
 	s.close()

@@ -9,13 +9,14 @@ import (
 	"time"
 )
 
-// shardedLatencies are Latencies that many may add to at once. One for all clients would be
-// the place where they wait; one each would be 8 KiB a client.
+// A shardedLatencies is a Latencies for concurrent use. One lock for all clients
+// would make them wait; one histogram each would take 8 KiB a client.
 type shardedLatencies [16]struct {
 	mu sync.Mutex // Protects l.
 	l  Latencies
 }
 
+// add counts a duration of the nth client.
 func (s *shardedLatencies) add(n int, d time.Duration) {
 	shard := &s[n%len(s)]
 	shard.mu.Lock()
@@ -23,6 +24,7 @@ func (s *shardedLatencies) add(n int, d time.Duration) {
 	shard.l.Add(d)
 }
 
+// sum returns the histogram of all clients.
 func (s *shardedLatencies) sum() *Latencies {
 	sum := new(Latencies)
 	for i := range s {
@@ -45,18 +47,18 @@ func (r *Run) countOutcome(m *member, began time.Duration, err error) {
 	}
 }
 
-// Progress is how far a run has come.
+// Progress holds the counts of a run so far.
 type Progress struct {
 	Elapsed                             time.Duration
 	Published, Acked, Failed, Delivered int64
-	// Reconnects are connections beyond each client's first, but for Moves, which
-	// the service asked for.
+	// Reconnects counts connections beyond the first of each client. Moves counts
+	// the connections that the service asked for.
 	Reconnects, Moves int64
-	// Ending says that nobody publishes any more.
+	// Ending is true when publishing has ended.
 	Ending bool
 }
 
-// Progress returns how far the run has come.
+// Progress returns the counts of the run so far.
 func (r *Run) Progress() Progress {
 	p := Progress{
 		Elapsed:   time.Since(r.began),
@@ -71,27 +73,29 @@ func (r *Run) Progress() Progress {
 	return p
 }
 
-// RunSummary are what a run was, beside its history.
+// A RunSummary holds the facts about a run that its history does not have.
 type RunSummary struct {
 	URLs    int    `json:"urls"`
 	Clients int    `json:"clients"`
 	Ended   string `json:"ended"` // why publishing ended
-	// PublishedFor is how long it lasted.
+	// PublishedFor is how long publishing lasted.
 	PublishedFor Milliseconds `json:"published_for_ms"`
 	Reconnects   int64        `json:"reconnects"`
-	Moves        int64        `json:"moves"` // to another node, as the service asked
+	Moves        int64        `json:"moves"` // to other nodes, at the service's request
 	Cuts         int64        `json:"cuts"`  // of connections, by this program
-	// HeldBack messages were due and not sent, since too much waited already.
+	// HeldBack counts messages that were due and not sent, because too many
+	// publishes had no outcome or the run was late.
 	HeldBack int64 `json:"held_back"`
-	// Behind are subscribers that were not at the end of their room when the
-	// time to settle was over. What they miss counts as lost.
+	// Behind counts subscribers that had not reached the head of their room when
+	// the time to settle was over. The messages that they miss count as lost.
 	Behind int64 `json:"behind"`
-	// Unread rooms could not be read again at the end.
+	// Unread counts rooms that no reader could join at the end.
 	Unread int64 `json:"unread"`
-	// Rejected are clients that the service told to stay away, by reason.
+	// Rejected counts clients that the service closed for good, by reason.
 	Rejected map[string]int `json:"turned_away,omitempty"`
 }
 
+// summarize returns the summary of the run so far.
 func (r *Run) summarize() *RunSummary {
 	p := r.Progress()
 	return &RunSummary{
@@ -101,7 +105,8 @@ func (r *Run) summarize() *RunSummary {
 	}
 }
 
-// rejected counts the clients that ended although nobody closed them.
+// rejected counts the clients that have ended, by reason. Before closeAll these are
+// the ones that the service closed for good.
 func (r *Run) rejected() map[string]int {
 	why := map[string]int{}
 	for _, m := range r.members {
@@ -112,9 +117,8 @@ func (r *Run) rejected() map[string]int {
 	return why
 }
 
-// A Speed is what a run measured by itself, which is all that a run that is not
-// judged has. Counts and rates are those of the time in which it published;
-// latencies are there only when it is not judged.
+// A Speed holds the counts and rates of a run while it published. The latencies
+// are empty unless the run is unchecked; a checked run has them in its report.
 type Speed struct {
 	RunSummary
 	Published           int64      `json:"published"`
@@ -127,18 +131,19 @@ type Speed struct {
 	PublishToDelivery   *Latencies `json:"publish_to_delivery"`
 }
 
-// Speed waits for the end of the run and returns what it measured.
+// Speed waits for the end of the run and returns its speed.
 func (r *Run) Speed() *Speed {
 	<-r.done
-	seconds := max(r.publishedFor.Seconds(), 0.001)
+	p, seconds := r.finalProgress, max(r.publishedFor.Seconds(), 0.001)
 	return &Speed{
-		RunSummary: *r.summary, Published: r.finalProgress.Published, Acked: r.finalProgress.Acked, Failed: r.finalProgress.Failed, Delivered: r.finalProgress.Delivered,
-		AcksPerSecond: float64(r.finalProgress.Acked) / seconds, DeliveriesPerSecond: float64(r.finalProgress.Delivered) / seconds,
+		RunSummary: *r.summary,
+		Published:  p.Published, Acked: p.Acked, Failed: p.Failed, Delivered: p.Delivered,
+		AcksPerSecond: float64(p.Acked) / seconds, DeliveriesPerSecond: float64(p.Delivered) / seconds,
 		PublishToAck: r.ackLatencies.sum(), PublishToDelivery: r.deliveryLatencies.sum(),
 	}
 }
 
-// String is the measurement for people.
+// String returns the speed as text.
 func (s *Speed) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d clients, %s\n\n", s.Clients, s.PublishedFor)
@@ -149,7 +154,7 @@ func (s *Speed) String() string {
 	return b.String()
 }
 
-// latencyRows writes how long acks and deliveries took since the publish.
+// latencyRows writes the latencies of acks and deliveries since the publish.
 func latencyRows(b *strings.Builder, acks, deliveries *Latencies) {
 	row := func(name string, l *Latencies) {
 		fmt.Fprintf(b, "  %-11s p50 %s, p99 %s, p99.9 %s, at most %s\n", name,
@@ -159,7 +164,7 @@ func latencyRows(b *strings.Builder, acks, deliveries *Latencies) {
 	row("to delivery", deliveries)
 }
 
-// writeProblems writes what went not quite as planned.
+// writeProblems writes the counts that are zero in a run without trouble.
 func (f *RunSummary) writeProblems(b *strings.Builder) {
 	if f.Reconnects > 0 || f.Cuts > 0 || f.Moves > 0 {
 		fmt.Fprintf(b, "  connections %d made again, %d cut by this program, %d moved\n", f.Reconnects, f.Cuts, f.Moves)

@@ -6,9 +6,10 @@ import (
 	"switchyard/internal/message"
 )
 
-// A backend is the place where nodes meet. Every call is bounded by its context;
-// an error wraps message.ErrSharedStateUnavailable when the space could not be reached, and else
-// is what the space said.
+// A backend stores the shared state: Redis, or the memory of one process. The
+// context of each call bounds it. An error wraps
+// message.ErrSharedStateUnavailable when the backend could not be reached;
+// otherwise it is the backend's refusal. A backend is safe for concurrent use.
 type backend interface {
 	sessionStore
 	nodeStore
@@ -16,81 +17,83 @@ type backend interface {
 	presenceSweeper
 	limitStore
 	pubSub
-	// up says whether the last call reached the space.
+	// up reports whether the last call reached the backend.
 	up() bool
 	close() error
 }
 
-// A sessionRecord is a session as it is kept.
+// A sessionRecord is a session with its owner, as a backend stores it.
 type sessionRecord struct {
 	message.Session
-	node string // who owns it
+	node string // the owner
 }
 
-// sessionStore keep sessions, each for the configured time after its last save.
+// A sessionStore keeps each session for Config.TTL after its last save.
 type sessionStore interface {
-	// resume makes node the owner, and returns the session with its raised
-	// generation. False: there is no such session of this user.
+	// resume makes node the owner and returns the session with its generation
+	// raised by one. It returns false if the user has no such session.
 	resume(ctx context.Context, id message.SessionID, user, node string) (message.Session, bool, error)
-	// save returns a result for each.
+	// save returns one result for each session of the batch, in its order.
 	save(ctx context.Context, node string, batch []message.SessionSave) []message.SaveResult
-	// end forgets sessions, but those of a greater generation.
+	// end deletes sessions, except those that have a greater generation.
 	end(ctx context.Context, batch []endedSession) error
 }
 
-// An endedSession session is one whose client said goodbye.
+// An endedSession is a session whose client closed it for good.
 type endedSession struct {
 	id         message.SessionID
 	generation int64
 }
 
-// nodeStore tell nodes of each other, and who is barred.
+// A nodeStore keeps the status of each node, and the bans.
 type nodeStore interface {
 	heartbeat(ctx context.Context, b heartbeat) (heartbeatReply, error)
-	// bar keeps users out; refused is how many there was no room for.
+	// ban adds bans; refused is how many exceeded maxBans.
 	ban(ctx context.Context, bans []ban) (refused int, err error)
-	// bars returns who is kept out, and the state that this is.
+	// bans returns all bans in force, and the version of the list.
 	bans(ctx context.Context) (version string, bans []ban, err error)
 }
 
-// presenceStore list who is in which room.
+// A presenceStore keeps which sessions are in which room.
 type presenceStore interface {
-	// present applies changes, and writes into each roll what became of it.
+	// applyPresence applies each batch and writes its outcome into it.
 	applyPresence(ctx context.Context, batches []*presenceBatch)
-	// room returns who is in a room, of the nodes that are alive; over limit,
-	// how many.
+	// roomPresence returns the entries of a room that belong to the alive nodes,
+	// or only their count if there are more than limit.
 	roomPresence(ctx context.Context, room message.Room, alive map[string]bool, limit int) (message.Presence, error)
 }
 
-// presenceSweeper find and remove what nobody uses any more.
+// A presenceSweeper finds and removes the entries of stale tags.
 type presenceSweeper interface {
-	// tags returns the revision of each tag, by shard; nil for a shard that
-	// could not be reached, and -1 for a tag that is being swept.
+	// tags returns the revision of each tag, by shard. The map of a shard that
+	// could not be reached is nil; the revision of a tag that is being swept is
+	// -1.
 	tags(ctx context.Context) ([]map[string]int64, error)
-	// sweep removes a part of what a tag left behind; left says that there may
-	// be more, gone that this call removed the tag itself: of two nodes that sweep
-	// one at the same time, one is told so.
+	// sweep removes some of a tag's entries. If more is true, call it again.
+	// removed reports that this call removed the tag itself: of several nodes
+	// that sweep one tag at the same time, exactly one gets true.
 	sweep(ctx context.Context, shard int, tag string) (more, removed bool, err error)
 }
 
-// limitStore count what users spend on all nodes.
+// A limitStore keeps the bucket of each user, which all nodes share.
 type limitStore interface {
-	// meter takes what was spent out of the users' buckets, and writes into each
-	// spending what is left.
+	// consume subtracts what users spent from their buckets and writes the new
+	// levels into the batch.
 	consume(ctx context.Context, rates [measureCount]rate, batch []*usage)
 }
 
-// A pubSub carries notices between nodes, and may lose them.
+// A pubSub carries envelopes between nodes, and may lose them.
 type pubSub interface {
-	// send sends each to the node named, or to all.
+	// send publishes each envelope to the node that it names, or to all nodes.
 	send(ctx context.Context, batch []envelope) error
-	// listenLoop calls receive with what is sent to the node, and connected
-	// whenever notices may have been lost before, until ctx ends.
+	// listenLoop calls receive with each payload for the node, and connected
+	// after each time that envelopes may have been lost. It returns when ctx
+	// ends.
 	listenLoop(ctx context.Context, node string, receive func(payload []byte), connected func())
 }
 
-// A envelope is what one node sends.
+// An envelope is the unit of pub/sub: the encoded events for one receiver.
 type envelope struct {
-	to      string // a node, "" for all
+	to      string // a node, or "" for all nodes
 	payload []byte
 }

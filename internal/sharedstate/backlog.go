@@ -6,18 +6,18 @@ import (
 )
 
 const (
-	// maxQueuedEvents and maxQueuedEnds bound what waits to be sent.
+	// maxQueuedEvents and maxQueuedEnds bound the backlogs of a node.
 	maxQueuedEvents = 8192
 	maxQueuedEnds   = 8192
-	// sendBatchSize is how much of it goes out at once.
+	// sendBatchSize bounds the items that one call of send gets.
 	sendBatchSize = 256
 )
 
-// A backlog is what waits for a loop to send it. It is bounded: what comes when
-// it is full is refused.
+// A backlog is a bounded queue that a loop sends in batches. A full backlog
+// refuses new items.
 type backlog[T any] struct {
 	limit   int
-	wake    chan struct{} // holds a token when there may be something; never closed
+	wake    chan struct{} // holds a token when there may be items; never closed
 	drained chan struct{} // closed by drainLoop
 
 	mu     sync.Mutex // Protects following.
@@ -29,7 +29,8 @@ func newBacklog[T any](limit int) *backlog[T] {
 	return &backlog[T]{limit: limit, wake: make(chan struct{}, 1), drained: make(chan struct{})}
 }
 
-// add never blocks; false says that there was no room, or that it is closed.
+// add appends an item without blocking. It returns false if the backlog is full
+// or closed.
 func (b *backlog[T]) add(item T) bool {
 	b.mu.Lock()
 	ok := !b.closed && len(b.items) < b.limit
@@ -48,8 +49,8 @@ func (b *backlog[T]) wakeUp() {
 	}
 }
 
-// dequeue returns the oldest, sendBatchSize at most; last says that none will
-// follow.
+// dequeue removes and returns the oldest items, at most sendBatchSize. last
+// reports that the backlog is closed and now empty.
 func (b *backlog[T]) dequeue() (batch []T, last bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -61,8 +62,8 @@ func (b *backlog[T]) dequeue() (batch []T, last bool) {
 	return batch, b.closed && b.items == nil
 }
 
-// drainLoop sends what waits, in order, until ctx ends or all is sent after
-// flush was called.
+// drainLoop sends the items in order. It returns when ctx ends, or when all
+// items are sent after a call of flush.
 func (b *backlog[T]) drainLoop(ctx context.Context, send func(context.Context, []T)) {
 	defer close(b.drained)
 	for {
@@ -86,8 +87,7 @@ func (b *backlog[T]) drainLoop(ctx context.Context, send func(context.Context, [
 	}
 }
 
-// flush refuses what comes from now on, and waits until the rest is sent or
-// ctx ends.
+// flush closes the backlog and waits until all items are sent or ctx ends.
 func (b *backlog[T]) flush(ctx context.Context) {
 	b.mu.Lock()
 	b.closed = true

@@ -16,75 +16,77 @@ func (p *testNode) isBanned(user string) bool {
 	return banned
 }
 
-func isRemoval(user string) func(message.NodeEvent) bool {
-	return func(n message.NodeEvent) bool { return n.Kind == message.EventBanned && n.User == user }
+// isBanEvent matches the event that a user is banned.
+func isBanEvent(user string) func(message.NodeEvent) bool {
+	return func(e message.NodeEvent) bool { return e.Kind == message.EventBanned && e.User == user }
 }
 
-func aBannedUserIsRejectedOnEveryNode(t *testing.T, h backendFactory) {
-	a, b := startPair(t, h, nil)
+func aBannedUserIsRejectedOnEveryNode(t *testing.T, factory backendFactory) {
+	a, b := startPair(t, factory, nil)
 	if a.isBanned("eve") || a.isBanned("") {
-		t.Error("barred before")
+		t.Error("a user is banned before the first ban")
 	}
-	if err := a.Ban(within(t, testTimeout), "eve", time.Hour); err != nil {
+	if err := a.Ban(testContext(t), "eve", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if !a.isBanned("eve") || a.countEvents(isRemoval("eve")) != 1 {
-		t.Error("this node does not know when Bar returns")
+	if !a.isBanned("eve") || a.countEvents(isBanEvent("eve")) != 1 {
+		t.Error("this node does not know the ban when Ban returns")
 	}
-	b.waitEvent(t, "that eve is removed", isRemoval("eve"))
+	b.waitEvent(t, "that eve is banned", isBanEvent("eve"))
 	if left, banned := b.Banned("eve"); !banned || left > time.Hour || left < 59*time.Minute {
-		t.Errorf("on the other node: %v, %v", left, banned)
+		t.Errorf("on the other node: banned %v for %v", banned, left)
 	}
 	if b.isBanned("ada") || b.isBanned("eve ") || b.isBanned("") {
-		t.Error("somebody else is barred")
+		t.Error("another user is banned on the other node")
 	}
-	// A shorter one does not let her in earlier.
-	if err := b.Ban(within(t, testTimeout), "eve", time.Minute); err != nil {
+	// A shorter ban does not shorten it.
+	if err := b.Ban(testContext(t), "eve", time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	// A node that starts later learns it, and closes what it let in meanwhile.
+	// A node that starts later learns of it, and gets the event to close the
+	// connections that it has accepted meanwhile.
 	late := startAnotherNode(t, a, "node-c")
-	late.waitEvent(t, "of the bar it missed", isRemoval("eve"))
+	late.waitEvent(t, "about the earlier ban", isBanEvent("eve"))
 	for _, p := range []*testNode{a, b, late} {
 		if left, banned := p.Banned("eve"); !banned || left < 59*time.Minute {
-			t.Errorf("%s: %v, %v", p.cfg.Node, left, banned)
+			t.Errorf("%s: banned %v for %v, want 59 minutes or more", p.cfg.Node, banned, left)
 		}
 	}
 	if a.isBanned("ada") {
-		t.Error("somebody else is barred")
+		t.Error("another user is banned")
 	}
 }
 
-// startAnotherNode opens another node where one is.
+// startAnotherNode starts a node on the same backend as another.
 func startAnotherNode(t *testing.T, with *testNode, name string) *testNode {
 	t.Helper()
-	h := backendFactory(func(*testing.T) (Config, func(Config) (*Node, error)) {
+	factory := backendFactory(func(*testing.T) (Config, func(Config) (*Node, error)) {
 		if m, ok := with.backend.(*nodeView); ok {
 			return Config{}, func(c Config) (*Node, error) { return NewMemory(m.MemoryBackend, c) }
 		}
 		return with.cfg, OpenRedis
 	})
-	return startNodes(t, h, nil, name)[0]
+	return startNodes(t, factory, nil, name)[0]
 }
 
-func aBanExpires(t *testing.T, h backendFactory) {
-	a, b := startPair(t, h, nil)
-	if err := a.Ban(within(t, testTimeout), "eve", 1500*time.Millisecond); err != nil {
+func aBanExpires(t *testing.T, factory backendFactory) {
+	a, b := startPair(t, factory, nil)
+	if err := a.Ban(testContext(t), "eve", 1500*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
-	b.waitEvent(t, "that eve is removed", isRemoval("eve"))
-	eventually(t, "the bar to end", func() bool { return !a.isBanned("eve") && !b.isBanned("eve") })
-	if err := a.Ban(within(t, testTimeout), "mallory", time.Hour); err != nil {
+	b.waitEvent(t, "that eve is banned", isBanEvent("eve"))
+	testkit.Eventually(t, "the ban ends", func() bool { return !a.isBanned("eve") && !b.isBanned("eve") })
+	if err := a.Ban(testContext(t), "mallory", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	b.waitEvent(t, "that mallory is removed", isRemoval("mallory"))
+	b.waitEvent(t, "that mallory is banned", isBanEvent("mallory"))
 	if a.isBanned("eve") || b.isBanned("eve") {
-		t.Error("the next bar brought the old one back")
+		t.Error("the next ban brought the old one back")
 	}
 }
 
-func invalidBansAreRejected(t *testing.T, h backendFactory) {
-	a, _ := startPair(t, h, nil)
+func invalidBansAreRejected(t *testing.T, factory backendFactory) {
+	a, _ := startPair(t, factory, nil)
 	for _, tt := range []struct {
 		user  string
 		d     time.Duration
@@ -94,50 +96,71 @@ func invalidBansAreRejected(t *testing.T, h backendFactory) {
 		{"eve", 0, "for"}, {"eve", -time.Second, "for"}, {"eve", 721 * time.Hour, "for"},
 	} {
 		var invalid *message.InvalidError
-		if err := a.Ban(within(t, testTimeout), tt.user, tt.d); !errors.As(err, &invalid) || invalid.Field != tt.field {
+		if err := a.Ban(testContext(t), tt.user, tt.d); !errors.As(err, &invalid) || invalid.Field != tt.field {
 			t.Errorf("%.10q for %v: %v, want an error that names %s", tt.user, tt.d, err, tt.field)
 		}
 	}
 	if a.isBanned("eve") {
-		t.Error("barred all the same")
+		t.Error("an invalid ban took effect")
 	}
 }
 
-// A notice may be lost; the board is not.
-func aBanSpreadsWithoutItsEvent(t *testing.T, h backendFactory) {
-	a, b := startPair(t, h, nil)
-	if _, err := a.backend.ban(within(t, testTimeout), []ban{{"eve", time.Hour}, {"mallory", time.Hour}}); err != nil {
+// Pub/sub may lose the event; the next heartbeat finds the ban.
+func aBanSpreadsWithoutItsEvent(t *testing.T, factory backendFactory) {
+	a, b := startPair(t, factory, nil)
+	if _, err := a.backend.ban(testContext(t), []ban{{"eve", time.Hour}, {"mallory", time.Hour}}); err != nil {
 		t.Fatal(err)
 	}
 	lost := time.Now()
 	for _, p := range []*testNode{a, b} {
-		p.waitEvent(t, "by the board", isRemoval("eve"))
-		p.waitEvent(t, "by the board", isRemoval("mallory"))
+		p.waitEvent(t, "by its heartbeat", isBanEvent("eve"))
+		p.waitEvent(t, "by its heartbeat", isBanEvent("mallory"))
 	}
 	t.Logf("found after %v", time.Since(lost))
 }
 
-func tooManyBansAreRefused(t *testing.T, h backendFactory) {
-	a, b := startPair(t, h, nil)
+func tooManyBansAreRefused(t *testing.T, factory backendFactory) {
+	a, b := startPair(t, factory, nil)
 	many := make([]ban, maxBans)
 	for i := range many {
 		many[i] = ban{fmt.Sprintf("u%d", i), time.Hour}
 	}
 	for part := many; len(part) > 0; part = part[banBatchSize:] {
-		if refused, err := a.backend.ban(within(t, testTimeout), part[:banBatchSize]); err != nil || refused > 0 {
+		if refused, err := a.backend.ban(testContext(t), part[:banBatchSize]); err != nil || refused > 0 {
 			t.Fatal(refused, err)
 		}
 	}
 	var invalid *message.InvalidError
-	if err := b.Ban(within(t, testTimeout), "eve", time.Hour); !errors.As(err, &invalid) || !strings.Contains(err.Error(), "20000") {
+	if err := b.Ban(testContext(t), "eve", time.Hour); !errors.As(err, &invalid) || !strings.Contains(err.Error(), "20000") {
 		t.Errorf("one too many: %v", err)
 	}
-	eventually(t, "all to be known", func() bool { return b.isBanned("u0") && b.isBanned("u19999") && a.isBanned("u19999") })
-	if err := a.Ban(within(t, testTimeout), "eve", time.Hour); !errors.As(err, &invalid) || a.isBanned("eve") {
-		t.Errorf("one too many: %v, barred %v", err, a.isBanned("eve"))
+	testkit.Eventually(t, "both nodes know all bans", func() bool { return b.isBanned("u0") && b.isBanned("u19999") && a.isBanned("u19999") })
+	if err := a.Ban(testContext(t), "eve", time.Hour); !errors.As(err, &invalid) || a.isBanned("eve") {
+		t.Errorf("one too many: %v, banned %v", err, a.isBanned("eve"))
 	}
-	if err := a.Ban(within(t, testTimeout), "u7", 2*time.Hour); err != nil {
-		t.Errorf("a longer bar of one that is barred: %v", err)
+	if err := a.Ban(testContext(t), "u7", 2*time.Hour); err != nil {
+		t.Errorf("a longer ban of a banned user: %v", err)
+	}
+}
+
+// Bans beyond the limit are accepted once others have expired.
+func expiredBansMakeRoom(t *testing.T, factory backendFactory) {
+	a := startNodes(t, factory, nil, "node-a")[0]
+	many := make([]ban, 20_000)
+	for i := range many {
+		many[i] = ban{fmt.Sprintf("u%d", i), 1500 * time.Millisecond}
+	}
+	for part := many; len(part) > 0; part = part[banBatchSize:] {
+		if refused, err := a.backend.ban(testContext(t), part[:banBatchSize]); err != nil || refused > 0 {
+			t.Fatal(refused, err)
+		}
+	}
+	for _, b := range many {
+		a.bans.add(b.user, b.remaining)
+	}
+	testkit.EventuallyNil(t, "a ban is accepted", func() error { return a.Ban(testContext(t), "eve", time.Hour) })
+	if !a.isBanned("eve") || a.isBanned("u0") {
+		t.Errorf("banned: eve %v, u0 %v", a.isBanned("eve"), a.isBanned("u0"))
 	}
 }
 
@@ -145,29 +168,29 @@ func TestBansWhileRedisIsDownOrEmptied(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	a, b := startPair(t, redisAt(server.URL()), nil)
-	if err := a.Ban(within(t, testTimeout), "eve", time.Hour); err != nil {
+	if err := a.Ban(testContext(t), "eve", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	b.waitEvent(t, "that eve is removed", isRemoval("eve"))
+	b.waitEvent(t, "that eve is banned", isBanEvent("eve"))
 	server.Kill()
-	eventually(t, "a bar to say that it did not reach the others", func() bool {
-		return errors.Is(a.Ban(within(t, testTimeout), "mallory", time.Hour), message.ErrSharedStateUnavailable)
+	testkit.Eventually(t, "Ban reports that the other nodes do not know", func() bool {
+		return errors.Is(a.Ban(testContext(t), "mallory", time.Hour), message.ErrSharedStateUnavailable)
 	})
-	if !a.isBanned("mallory") || a.countEvents(isRemoval("mallory")) == 0 || !a.isBanned("eve") {
-		t.Error("not even this node keeps them out")
+	if !a.isBanned("mallory") || a.countEvents(isBanEvent("mallory")) == 0 || !a.isBanned("eve") {
+		t.Error("this node does not enforce the bans by itself")
 	}
 	server.Restart() // empty
-	b.waitEvent(t, "that mallory is removed", isRemoval("mallory"))
+	b.waitEvent(t, "that mallory is banned", isBanEvent("mallory"))
 	late := startAnotherNode(t, a, "node-c")
-	eventually(t, "a fresh node to learn both", func() bool { return late.isBanned("eve") && late.isBanned("mallory") })
+	testkit.Eventually(t, "a new node learns both bans", func() bool { return late.isBanned("eve") && late.isBanned("mallory") })
 	server.Do(t, "FLUSHALL")
-	eventually(t, "both to be in Redis again", func() bool {
+	testkit.Eventually(t, "both bans are in Redis again", func() bool {
 		return server.Do(t, "ZCARD", a.cfg.Prefix+"{fleet}:bars") == "2"
 	})
-	// And then there is peace: nobody writes what all know.
+	// Then the nodes write nothing more, because all know the same bans.
 	version := func() string { return server.Do(t, "GET", a.cfg.Prefix+"{fleet}:bars-state") }
 	last, since := version(), time.Now()
-	eventually(t, "two seconds without a change", func() bool {
+	testkit.Eventually(t, "two seconds pass without a change", func() bool {
 		if now := version(); now != last {
 			last, since = now, time.Now()
 		}

@@ -18,7 +18,7 @@ func benchNode(b *testing.B) *Node {
 		b.Fatal(err)
 	}
 	n, err := OpenRedis(Config{
-		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), Rates: Rates{Publishes: 1e9}, timeout: testTimeout,
+		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), Rates: Rates{Publishes: 1e9}, timeout: testkit.Timeout,
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -27,7 +27,7 @@ func benchNode(b *testing.B) *Node {
 	return n
 }
 
-// BenchmarkSave keeps sessions with 20 rooms, 256 at a time.
+// BenchmarkSave saves sessions with 20 rooms, 256 at a time.
 func BenchmarkSave(b *testing.B) {
 	n := benchNode(b)
 	batch := make([]message.SessionSave, 256)
@@ -45,7 +45,7 @@ func BenchmarkSave(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "sessions/s")
 }
 
-// BenchmarkTouch is the same where nothing has changed.
+// BenchmarkTouch renews sessions that have not changed, 256 at a time.
 func BenchmarkTouch(b *testing.B) {
 	n := benchNode(b)
 	batch := make([]message.SessionSave, 256)
@@ -63,7 +63,7 @@ func BenchmarkTouch(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "sessions/s")
 }
 
-// BenchmarkResume is clients that come back, 256 at the same time.
+// BenchmarkResume resumes 256 sessions concurrently.
 func BenchmarkResume(b *testing.B) {
 	n := benchNode(b)
 	secrets := make([]string, 256)
@@ -89,7 +89,7 @@ func BenchmarkResume(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "resumes/s")
 }
 
-// BenchmarkPresence is sessions that join and leave, 256 in a round trip.
+// BenchmarkPresence makes sessions join and leave, 256 in a round trip.
 func BenchmarkPresence(b *testing.B) {
 	n := benchNode(b)
 	p := n.presence
@@ -126,7 +126,7 @@ func BenchmarkRoom(b *testing.B) {
 	}
 }
 
-// BenchmarkPublish is the limit's part of each publish.
+// BenchmarkPublish measures what the limit adds to each publish.
 func BenchmarkPublish(b *testing.B) {
 	n := benchNode(b)
 	users := make([]string, 1000)

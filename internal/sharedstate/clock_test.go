@@ -12,41 +12,43 @@ import (
 	"switchyard/internal/message"
 )
 
-// isAnyRoomEvent is the notice that in any room somebody may have come or gone.
-func isAnyRoomEvent(n message.NodeEvent) bool {
-	return n.Kind == message.EventPresenceChanged && n.Rooms == nil
+// isAnyRoomEvent matches the event that the presence of any room may have
+// changed.
+func isAnyRoomEvent(e message.NodeEvent) bool {
+	return e.Kind == message.EventPresenceChanged && e.Rooms == nil
 }
 
-// A node's death is noticed once, by each of the others, and so is its return.
+// Each node notices once that another has died, and once that a new one has
+// started.
 func TestNodeDeathAndReturnAreNoticedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers := startMemoryNodes(t, 3, nil)
 		a, b, c := peers[0], peers[1], peers[2]
 		time.Sleep(3 * time.Second)
 		if !a.seesNodes(3) || !b.seesNodes(3) || !c.seesNodes(3) {
-			t.Fatal("they don't see each other")
+			t.Fatal("the nodes do not see each other")
 		}
 		before := a.countEvents(isAnyRoomEvent)
 		time.Sleep(time.Minute)
 		if got := a.countEvents(isAnyRoomEvent); got != before {
-			t.Errorf("told %d times in a quiet minute", got-before)
+			t.Errorf("%d events in a minute without changes", got-before)
 		}
 		c.cancel()
 		time.Sleep(nodeExpiry - 2*heartbeatInterval)
 		if !a.seesNodes(3) {
-			t.Error("gone before its time")
+			t.Error("the dead node is gone too early")
 		}
 		time.Sleep(4 * heartbeatInterval)
 		if !a.seesNodes(2) || !b.seesNodes(2) {
-			t.Error("not gone in time")
+			t.Error("the dead node is still seen after its expiry")
 		}
 		for _, p := range []*testNode{a, b} {
 			if got := p.countEvents(isAnyRoomEvent) - before; got < 1 || got > 2 {
-				t.Errorf("%s was told %d times of the death", p.cfg.Node, got)
+				t.Errorf("%s got %d events about the death, want 1 or 2", p.cfg.Node, got)
 			}
 		}
-		// Another process under another name takes its place.
-		d := &testNode{logs: &logs{}}
+		// A new process with another name replaces it.
+		d := new(testNode)
 		n, err := NewMemory(a.backend.(*nodeView).MemoryBackend, Config{Node: "node-d"})
 		if err != nil {
 			t.Fatal(err)
@@ -56,17 +58,17 @@ func TestNodeDeathAndReturnAreNoticedOnce(t *testing.T) {
 		defer n.Close(t.Context())
 		time.Sleep(2 * heartbeatInterval)
 		if !a.seesNodes(3) || !d.seesNodes(3) {
-			t.Error("the new one is not seen")
+			t.Error("the new node is not seen")
 		}
 	})
 }
 
-// Members of a node that has just started count as soon as it tells of them,
-// though it is not on the board that was read last.
+// The sessions of a new node count from its first event on, before the next
+// heartbeat lists the node.
 func TestSessionsOfANewNodeCountAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := startMemoryNodes(t, 1, nil)[0]
-		time.Sleep(10*time.Second + heartbeatInterval/10) // just after a beat
+		time.Sleep(10*time.Second + heartbeatInterval/10) // until just after a heartbeat
 		n, err := NewMemory(a.backend.(*nodeView).MemoryBackend, Config{Node: "node-new"})
 		if err != nil {
 			t.Fatal(err)
@@ -76,16 +78,16 @@ func TestSessionsOfANewNodeCountAtOnce(t *testing.T) {
 		n.Change([]message.PresenceChange{{Room: "lobby", Session: "s1", User: "ada", Generation: 1}})
 		a.waitPresenceEvent(t, "lobby", 1)
 		if got := a.usersIn(t, "lobby"); got != "ada" {
-			t.Errorf("when it is told it sees %q", got)
+			t.Errorf("after the event the room has %q, want ada", got)
 		}
 		if got := len(a.nodeNames(t)); got != 1 {
-			t.Errorf("%d nodes have a status", got)
+			t.Errorf("%d nodes have a status, want 1", got)
 		}
 	})
 }
 
-// What is dead is swept after a while, by one of the living each shard, and
-// one that was only away for a moment is not swept at all.
+// After a delay the entries of a dead node are swept, each shard by one of the
+// nodes that are alive.
 func TestDeadNodesAreSweptOnceAfterADelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers := startMemoryNodes(t, 3, nil)
@@ -101,11 +103,11 @@ func TestDeadNodesAreSweptOnceAfterADelay(t *testing.T) {
 		c.cancel()
 		time.Sleep(nodeExpiry + sweepAfter - 2*time.Second)
 		if x, y := swept(); x+y != 0 {
-			t.Errorf("%v shards swept before their time", x+y)
+			t.Errorf("%v shards were swept too early", x+y)
 		}
 		time.Sleep(6 * time.Second)
 		if x, y := swept(); x+y != shardCount || x != shardCount/2 {
-			t.Errorf("swept %v and %v shards, want half of %d each", x, y, shardCount)
+			t.Errorf("the nodes swept %v and %v shards, want half of %d each", x, y, shardCount)
 		}
 		m := a.backend.(*nodeView)
 		m.mu.Lock()
@@ -116,11 +118,11 @@ func TestDeadNodesAreSweptOnceAfterADelay(t *testing.T) {
 	})
 }
 
-// A node that cannot reach the others for a while, but lives, comes back with
-// all of its members, swept or not.
+// A node that could not reach the backend for a while returns with all of its
+// sessions, whether they were swept or not.
 func TestAPartitionedNodeRecovers(t *testing.T) {
-	for _, away := range []time.Duration{3 * time.Second, 8 * time.Second, time.Minute} {
-		t.Run(away.String(), func(t *testing.T) {
+	for _, outage := range []time.Duration{3 * time.Second, 8 * time.Second, time.Minute} {
+		t.Run(outage.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var cut *partitionedBackend
 				peers := startMemoryNodesWith(t, 2, nil, func(n *Node) {
@@ -136,15 +138,15 @@ func TestAPartitionedNodeRecovers(t *testing.T) {
 				time.Sleep(time.Second)
 				cut.partitioned.Store(true)
 				b.changePresence(message.PresenceLeft, "lobby", "cyd")
-				time.Sleep(away)
-				if _, err := b.Room(t.Context(), "lobby", 10); err == nil && away > nodeExpiry {
-					t.Error("who is cut off says that it knows")
+				time.Sleep(outage)
+				if _, err := b.Room(t.Context(), "lobby", 10); err == nil && outage > nodeExpiry {
+					t.Error("a node that is cut off claims to know the presence")
 				}
 				cut.partitioned.Store(false)
 				time.Sleep(5 * time.Second)
 				for _, p := range peers {
 					if got := p.usersIn(t, "lobby"); got != "ada bob" {
-						t.Errorf("%s sees %q", p.cfg.Node, got)
+						t.Errorf("%s sees %q, want ada and bob", p.cfg.Node, got)
 					}
 				}
 			})
@@ -152,7 +154,7 @@ func TestAPartitionedNodeRecovers(t *testing.T) {
 	}
 }
 
-// A partitionedBackend node reaches nobody while it is off.
+// A partitionedBackend cannot be reached while partitioned is true.
 type partitionedBackend struct {
 	backend
 	partitioned atomic.Bool
@@ -170,8 +172,8 @@ func (c *partitionedBackend) applyPresence(ctx context.Context, batches []*prese
 		c.backend.applyPresence(ctx, batches)
 		return
 	}
-	for _, l := range batches {
-		l.err = message.ErrSharedStateUnavailable
+	for _, b := range batches {
+		b.err = message.ErrSharedStateUnavailable
 	}
 }
 
@@ -182,8 +184,8 @@ func (c *partitionedBackend) tags(ctx context.Context) ([]map[string]int64, erro
 	return c.backend.tags(ctx)
 }
 
-// A whole node is emptied into another while somebody watches all the time: at
-// no moment is anybody missing or there twice.
+// While all clients of a node move to another, a reader sees each of them once at
+// every moment.
 func TestADrainDoesNotChangePresence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers := startMemoryNodes(t, 3, nil)
@@ -200,10 +202,10 @@ func TestADrainDoesNotChangePresence(t *testing.T) {
 			t.Helper()
 			got, err := watcher.Room(t.Context(), "lobby", 200)
 			if err != nil || got.Count != 150 || len(got.Entries) != 150 {
-				t.Fatalf("%s: %d are there, %v", when, got.Count, err)
+				t.Fatalf("%s: %d sessions are in the room, %v", when, got.Count, err)
 			}
 		}
-		for _, user := range users { // each connects there, rejoins, and closes the old one
+		for _, user := range users { // each connects to b, rejoins, and closes the old connection
 			b.changePresenceAs(2, message.PresenceJoined, "lobby", user)
 			time.Sleep(10 * time.Millisecond)
 			a.changePresence(message.PresenceDisconnected, "lobby", user)
@@ -217,20 +219,20 @@ func TestADrainDoesNotChangePresence(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		if got := watcher.countEvents(isPresenceEventOf("lobby")); got != before {
-			t.Errorf("watchers were told %d times", got-before)
+			t.Errorf("watchers got %d events although nothing changed", got-before)
 		}
 	})
 }
 
-// When Redis was emptied, watchers are told to look once all nodes have told it
-// again who is there: nobody is seen to go and come back.
+// After Redis was emptied, watchers get an event only when all nodes have
+// resynced: they do not see members leave and return.
 func TestAnEmptiedRedisDoesNotChangePresence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers := startMemoryNodes(t, 3, nil)
 		a, b, watcher := peers[0], peers[1], peers[2]
 		time.Sleep(2 * time.Second)
 		a.changePresence(message.PresenceJoined, "lobby", "ada", "bob")
-		time.Sleep(300 * time.Millisecond) // the two nodes look at different times
+		time.Sleep(300 * time.Millisecond) // so that the nodes check at different times
 		b.changePresence(message.PresenceJoined, "lobby", "cyd")
 		time.Sleep(5 * time.Second)
 		shared := a.backend.(*nodeView).MemoryBackend
@@ -240,7 +242,7 @@ func TestAnEmptiedRedisDoesNotChangePresence(t *testing.T) {
 			shared.revisions[i] = make(map[string]int64)
 		}
 		shared.mu.Unlock()
-		a.changePresence(message.PresenceJoined, "lobby", "dee") // and so it is the first to notice
+		a.changePresence(message.PresenceJoined, "lobby", "dee") // so that a notices the loss first
 		seen := watcher.countEvents(isPresenceEventOf("lobby"))
 		notified := 0
 		for range 600 {
@@ -252,20 +254,20 @@ func TestAnEmptiedRedisDoesNotChangePresence(t *testing.T) {
 			seen = now
 			notified++
 			if got, err := watcher.Room(t.Context(), "lobby", 200); err != nil || got.Count != 4 {
-				t.Errorf("a watcher that was told to look sees %+v, %v, want four", got, err)
+				t.Errorf("after an event a watcher sees %+v, %v, want four", got, err)
 			}
 		}
 		if notified == 0 {
-			t.Error("no watcher was told to look")
+			t.Error("the watcher got no event")
 		}
 	})
 }
 
-// What a node can say of the others is bounded, whatever is on the board.
+// A node knows at most maxNodes others, whatever the backend returns.
 func TestTheNumberOfNodesIsBounded(t *testing.T) {
-	var f nodeRegistry
-	if _, known := f.alive(); known {
-		t.Error("known before it was read")
+	var r nodeRegistry
+	if _, known := r.alive(); known {
+		t.Error("the alive nodes are known before the first reply")
 	}
 	var got heartbeatReply
 	status, err := json.Marshal(wireStatus{NodeStatus: message.NodeStatus{Ready: true}})
@@ -275,23 +277,23 @@ func TestTheNumberOfNodesIsBounded(t *testing.T) {
 	for i := range maxNodes {
 		got.nodes = append(got.nodes, nodeReport{node: fmt.Sprintf("n%d", i), status: status})
 	}
-	f.update(got)
+	r.update(got)
 	for i := range 100 {
-		f.markSeen(fmt.Sprintf("x%d", i))
+		r.markSeen(fmt.Sprintf("x%d", i))
 	}
-	if alive, known := f.alive(); len(alive) != maxNodes || !known {
-		t.Errorf("%d alive, known %v", len(alive), known)
+	if alive, known := r.alive(); len(alive) != maxNodes || !known {
+		t.Errorf("%d nodes are alive, known %v", len(alive), known)
 	}
 	for i := range maxNodes + 100 {
-		f.addReturned(fmt.Sprintf("n%d", i), 1)
-		f.addReturned("n0", 1)
+		r.addReturned(fmt.Sprintf("n%d", i), 1)
+		r.addReturned("n0", 1)
 	}
-	if len(f.pending) != maxNodes || f.pending["n0"] != maxNodes+101 {
-		t.Errorf("%d nodes counted, n0 %d times", len(f.pending), f.pending["n0"])
+	if len(r.pending) != maxNodes || r.pending["n0"] != maxNodes+101 {
+		t.Errorf("%d nodes are counted, n0 %d times", len(r.pending), r.pending["n0"])
 	}
 }
 
-// Nodes of all versions must agree on where a room is.
+// Nodes of all releases must agree on the shard of a room.
 func TestARoomsShardNeverChanges(t *testing.T) {
 	for room, want := range map[message.Room]int{"": 5, "a": 12, "lobby": 3, "orders:12345": 9} {
 		if got := shardOf(room); got != want {

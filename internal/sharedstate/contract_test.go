@@ -3,79 +3,93 @@ package sharedstate
 import (
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	"switchyard/internal/testkit"
 )
 
-// contract is what nodes do wherever they meet. Each story has two nodes in a
-// place of their own.
+// contract are the stories that hold on every backend. Each starts its own nodes.
 var contract = []struct {
 	name string
-	test func(t *testing.T, h backendFactory)
+	test func(t *testing.T, factory backendFactory)
 }{
-	{"A session comes back on another node", aSessionResumesOnAnotherNode},
-	{"Nobody else's session comes back", onlyItsOwnerResumesASession},
-	{"The old owner is told and refused", theOldOwnerIsNotifiedAndRefused},
-	{"A session on the same node", aSessionResumesOnTheSameNode},
-	{"A touch renews what is there and nothing else", aTouchRenewsOnlyTheSavedState},
-	{"A late save does not undo a later one", aDelayedSaveDoesNotOverwriteANewerOne},
-	{"A goodbye is for good", anEndedSessionStaysEnded},
+	{"A session resumes on another node", aSessionResumesOnAnotherNode},
+	{"Only its owner resumes a session", onlyItsOwnerResumesASession},
+	{"The old owner is notified and refused", theOldOwnerIsNotifiedAndRefused},
+	{"A session resumes on the same node", aSessionResumesOnTheSameNode},
+	{"A touch renews only the saved state", aTouchRenewsOnlyTheSavedState},
+	{"A delayed save does not overwrite a newer one", aDelayedSaveDoesNotOverwriteANewerOne},
+	{"An ended session stays ended", anEndedSessionStaysEnded},
 	{"Sessions expire", sessionsExpire},
-	{"A thousand rooms and strange users", manyRoomsAndUnusualUserNames},
-	{"One owner, however many come", concurrentResumesHaveOneOwner},
+	{"Many rooms and unusual user names", manyRoomsAndUnusualUserNames},
+	{"Concurrent resumes have one owner", concurrentResumesHaveOneOwner},
 	{"A large batch", aLargeBatch},
-	{"Close sends what waits", closeSendsWhatIsQueued},
-	{"Notices keep their order", eventsKeepTheirOrder},
+	{"Close sends what is queued", closeSendsWhatIsQueued},
+	{"Events keep their order", eventsKeepTheirOrder},
 	{"Nodes see each other", nodesSeeEachOther},
-	{"Who came back elsewhere is counted", returnedSessionsAreCounted},
-	{"A removed user stays out everywhere", aBannedUserIsRejectedOnEveryNode},
-	{"A bar ends", aBanExpires},
-	{"What cannot be barred is said", invalidBansAreRejected},
-	{"A bar without a notice", aBanSpreadsWithoutItsEvent},
-	{"More bars than there may be", tooManyBansAreRefused},
-	{"Who is in a room on all nodes", presenceSpansAllNodes},
-	{"A move is seen by nobody", aMoveDoesNotChangePresence},
-	{"The newer socket is believed", theNewerGenerationWins},
-	{"Many are counted", largeRoomsAreCounted},
-	{"A rush is gathered", rapidChangesAreCoalesced},
-	{"A killed node's members go", aKilledNodesSessionsLeave},
-	{"A limit holds over nodes", aLimitHoldsAcrossNodes},
+	{"Returned sessions are counted", returnedSessionsAreCounted},
+	{"A banned user is rejected on every node", aBannedUserIsRejectedOnEveryNode},
+	{"A ban expires", aBanExpires},
+	{"Invalid bans are rejected", invalidBansAreRejected},
+	{"A ban spreads without its event", aBanSpreadsWithoutItsEvent},
+	{"Too many bans are refused", tooManyBansAreRefused},
+	{"Expired bans make room", expiredBansMakeRoom},
+	{"Presence spans all nodes", presenceSpansAllNodes},
+	{"A move does not change presence", aMoveDoesNotChangePresence},
+	{"The newer generation wins", theNewerGenerationWins},
+	{"Large rooms are counted", largeRoomsAreCounted},
+	{"Rapid changes are coalesced", rapidChangesAreCoalesced},
+	{"A killed node's sessions leave", aKilledNodesSessionsLeave},
+	{"A limit holds across nodes", aLimitHoldsAcrossNodes},
 }
 
-// clusterContract is what is also told in a cluster and behind sentinels, where only
-// the way to Redis differs.
+// clusterContract are the stories that also run on a cluster and behind
+// sentinels, where only the way to Redis differs.
 var clusterContract = []string{
-	"A session comes back on another node", "The old owner is told and refused", "A goodbye is for good",
-	"One owner, however many come", "A large batch",
-	"Who came back elsewhere is counted", "A removed user stays out everywhere",
-	"Who is in a room on all nodes", "A move is seen by nobody", "A killed node's members go", "A limit holds over nodes",
+	"A session resumes on another node", "The old owner is notified and refused", "An ended session stays ended",
+	"Concurrent resumes have one owner", "A large batch",
+	"Returned sessions are counted", "A banned user is rejected on every node",
+	"Presence spans all nodes", "A move does not change presence", "A killed node's sessions leave",
+	"A limit holds across nodes",
 }
 
-func TestContract(t *testing.T) {
-	for name, h := range map[string]backendFactory{
-		"memory": memoryFactory,
-		"redis":  redisFactory(func(t *testing.T) string { return testkit.Redis(t).URL() }),
-	} {
-		for _, c := range contract {
-			t.Run(name+"/"+c.name, func(t *testing.T) {
-				t.Parallel()
-				c.test(t, withLongTimeout(h))
-			})
-		}
+// The memory backend runs the contract in virtual time.
+func TestContractInMemory(t *testing.T) {
+	t.Parallel()
+	for _, story := range contract {
+		t.Run(story.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { story.test(t, memoryFactory) })
+		})
 	}
 }
 
-func TestContractBasics(t *testing.T) {
+func TestContractOnRedis(t *testing.T) {
+	t.Parallel()
+	factory := redisFactory(func(t *testing.T) string { return testkit.Redis(t).URL() })
+	for _, story := range contract {
+		t.Run(story.name, func(t *testing.T) {
+			t.Parallel()
+			story.test(t, withLongTimeout(factory))
+		})
+	}
+}
+
+func TestContractOnSentinelAndCluster(t *testing.T) {
+	t.Parallel()
 	for name, start := range map[string]func(t *testing.T) string{
 		"sentinel": func(t *testing.T) string { return testkit.StartRedisSentinel(t, "--requirepass", "hunter2").URL() },
 		"cluster":  func(t *testing.T) string { return testkit.StartRedisCluster(t).URL() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := redisAt(start(t))
-			for _, c := range contract {
-				if slices.Contains(clusterContract, c.name) {
-					t.Run(c.name, func(t *testing.T) { c.test(t, withLongTimeout(h)) })
+			factory := redisAt(start(t))
+			for _, story := range contract {
+				if slices.Contains(clusterContract, story.name) {
+					t.Run(story.name, func(t *testing.T) {
+						t.Parallel()
+						story.test(t, withLongTimeout(factory))
+					})
 				}
 			}
 		})

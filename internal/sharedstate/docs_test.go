@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// sessionsDoc is docs/sessions.md.
+// sessionsDoc returns docs/sessions.md.
 func sessionsDoc(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("../../docs/sessions.md")
@@ -20,7 +20,7 @@ func sessionsDoc(t *testing.T) string {
 	return string(b)
 }
 
-// Every metric, with each value of its label, is on the page, and nothing else.
+// The page lists every metric with each value of its label, and no other.
 func TestTheDocsListEveryMetric(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	newMetrics(reg)
@@ -44,7 +44,7 @@ func TestTheDocsListEveryMetric(t *testing.T) {
 	}
 	for _, found := range regexp.MustCompile("`((?:session|presence|limits)_\\w+)").FindAllStringSubmatch(table, -1) {
 		if !slices.Contains(names, found[1]) {
-			t.Errorf("the page has %s, which there is not", found[1])
+			t.Errorf("the page lists %s, which does not exist", found[1])
 		}
 	}
 	for _, name := range names {
@@ -54,7 +54,7 @@ func TestTheDocsListEveryMetric(t *testing.T) {
 	}
 }
 
-// The rights on the page are those that a node is tested with.
+// The page lists exactly the rights that a node is tested with.
 func TestTheDocsListTheRedisCommands(t *testing.T) {
 	var onPage []string
 	for _, right := range regexp.MustCompile(`(?m)^    \+.*$`).FindAllString(sessionsDoc(t), -1) {
@@ -68,7 +68,7 @@ func TestTheDocsListTheRedisCommands(t *testing.T) {
 	}
 }
 
-// What the page promises in numbers is what the code says.
+// The bounds on the page are those of the code.
 func TestTheDocsStateTheBounds(t *testing.T) {
 	text := sessionsDoc(t)
 	for what, ok := range map[string]bool{
@@ -91,7 +91,7 @@ func TestTheDocsStateTheBounds(t *testing.T) {
 	}
 }
 
-// Every script begins by saying what it does, with which keys.
+// The head comment of every script says what it does with which keys.
 func TestEveryLuaScriptIsDocumented(t *testing.T) {
 	files, err := luaFiles.ReadDir("lua")
 	if err != nil {

@@ -14,14 +14,15 @@ import (
 	"switchyard/internal/message"
 )
 
-// retryInterval is how long Redis is left alone after it could not be reached:
-// nobody who connects then has to wait for it.
+// retryInterval is the pause between attempts to reach Redis while it is down.
+// In between, calls fail at once, so that no new connection waits for Redis.
 const retryInterval = time.Second
 
-// errBackingOff is what calls get meanwhile.
+// errBackingOff is the error of calls that fail without an attempt.
 var errBackingOff = fmt.Errorf("%w: it did not answer a moment ago", message.ErrSharedStateUnavailable)
 
-// health knows whether Redis answers, and says once when that changes.
+// A health tracks whether Redis answers and which operations it refuses. It
+// logs each change once. It is safe for concurrent use.
 type health struct {
 	log     *slog.Logger
 	metrics *metrics
@@ -29,9 +30,9 @@ type health struct {
 	mu           sync.Mutex // Protects following.
 	tried        bool
 	down         bool
-	causeUnknown bool // that it is was told, and no more than that it gave no answer
+	causeUnknown bool // the outage was logged with a timeout, which names no cause
 	retryAt      time.Time
-	refused      map[string]bool // operations that Redis itself refused last time
+	refused      map[string]bool // by operation: Redis refused the last call
 }
 
 func newHealth(log *slog.Logger, m *metrics) *health {
@@ -44,15 +45,16 @@ func (h *health) isUp() bool {
 	return !h.down
 }
 
-// isBackingOff says whether there is no use in asking now.
+// isBackingOff reports whether Redis is down and its next attempt not due yet.
 func (h *health) isBackingOff() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.down && time.Now().Before(h.retryAt)
 }
 
-// mayTry says whether a call is worth its while: while Redis is down one call a
-// second finds out. The fleet's beat is that call, and always made.
+// mayTry reports whether a caller may attempt an operation. While Redis is down
+// it lets one call a second through. The heartbeat is always attempted, so
+// Redis is tried even if no one else calls.
 func (h *health) mayTry(operation string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -66,8 +68,9 @@ func (h *health) mayTry(operation string) bool {
 	return true
 }
 
-// record learns from the outcome of a round trip, counts it, and wraps what means
-// that nobody was reached in message.ErrSharedStateUnavailable. It returns the first error.
+// record evaluates and counts the outcome of a round trip: the errors of its
+// parts. It wraps each error which means that Redis was not reached in
+// message.ErrSharedStateUnavailable, in place, and returns the first error.
 func (h *health) record(ctx context.Context, operation string, took time.Duration, errs []error) error {
 	var first, refusal error
 	answered := false
@@ -85,15 +88,15 @@ func (h *health) record(ctx context.Context, operation string, took time.Duratio
 		}
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return first // we are closing: no news of Redis
+		return first // the node is closing, which says nothing about Redis
 	}
 	h.metrics.observe(operation, took, first != nil)
 	h.update(operation, answered, first, refusal)
 	return first
 }
 
-// isRefusal says whether Redis was there and said no. During a failover the
-// one that answers cannot do it: that counts as nobody there.
+// isRefusal reports whether Redis answered with an error. A server that answers
+// during a failover cannot serve the call: that counts as not reached.
 func isRefusal(err error) bool {
 	var redisErr redis.Error
 	if !errors.As(err, &redisErr) {
@@ -107,7 +110,7 @@ func isRefusal(err error) bool {
 	return true
 }
 
-// update logs what is new.
+// update stores the new state and logs what has changed.
 func (h *health) update(operation string, answered bool, err, refusal error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -123,7 +126,7 @@ func (h *health) update(operation string, answered bool, err, refusal error) {
 		h.log.Warn("Redis can't be reached: sessions are not kept, presence is unknown, limits count per node", "err", err)
 	case h.down && h.causeUnknown && !isTimeout(err):
 		h.causeUnknown = false
-		h.log.Warn("why Redis can't be reached", "err", err)
+		h.log.Warn("the reason why Redis can't be reached", "err", err)
 	case !h.down && (was || first):
 		h.metrics.up.Set(1)
 		h.log.Info("Redis can be reached")
@@ -140,7 +143,7 @@ func (h *health) update(operation string, answered bool, err, refusal error) {
 	h.refused[operation] = refusal != nil
 }
 
-// isTimeout says whether an error tells nothing but that there was no answer.
+// isTimeout reports whether an error says only that no answer came in time.
 func isTimeout(err error) bool {
 	var network net.Error
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout()

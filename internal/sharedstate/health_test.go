@@ -14,9 +14,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
-// redisError is an error as Redis says it.
+// A redisError is an error reply of Redis.
 type redisError string
 
 func (s redisError) Error() string { return string(s) }
@@ -25,27 +26,27 @@ func (redisError) RedisError()     {}
 func TestRedisErrorsAreClassified(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Err: errors.New("connection refused")}
 	for _, tt := range []struct {
-		name string
-		errs []error
-		up   bool
-		away bool // the error that is returned wraps ErrSharedStateUnavailable
+		name        string
+		errs        []error
+		up          bool
+		unavailable bool // the returned error wraps ErrSharedStateUnavailable
 	}{
-		{"all well", []error{nil, nil}, true, false},
-		{"nobody there", []error{refused, refused}, false, true},
+		{"no error", []error{nil, nil}, true, false},
+		{"connections refused", []error{refused, refused}, false, true},
 		{"no answer", []error{context.DeadlineExceeded}, false, true},
-		{"cut", []error{io.EOF}, false, true},
-		{"one master of several away", []error{nil, refused, nil}, true, true},
-		{"refused", []error{redisError("OOM command not allowed"), redisError("OOM command not allowed")}, true, false},
-		{"no right", []error{nil, redisError("NOPERM this user has no permissions")}, true, false},
-		{"put back behind another", []error{redisError("READONLY You can't write against a read only replica.")}, false, true},
-		{"still reading its data", []error{redisError("LOADING Redis is loading the dataset in memory")}, false, true},
-		{"a cluster in two", []error{redisError("CLUSTERDOWN The cluster is down")}, false, true},
-		{"a slot on its way", []error{redisError("TRYAGAIN Multiple keys request during rehashing of slot")}, false, true},
+		{"a connection cut", []error{io.EOF}, false, true},
+		{"one master of several down", []error{nil, refused, nil}, true, true},
+		{"out of memory", []error{redisError("OOM command not allowed"), redisError("OOM command not allowed")}, true, false},
+		{"a missing right", []error{nil, redisError("NOPERM this user has no permissions")}, true, false},
+		{"a replica", []error{redisError("READONLY You can't write against a read only replica.")}, false, true},
+		{"loading", []error{redisError("LOADING Redis is loading the dataset in memory")}, false, true},
+		{"a cluster that is down", []error{redisError("CLUSTERDOWN The cluster is down")}, false, true},
+		{"a slot that moves", []error{redisError("TRYAGAIN Multiple keys request during rehashing of slot")}, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			reg := prometheus.NewRegistry()
-			p := &testNode{reg: reg, logs: &logs{}}
-			h := newHealth(loggerOf(p.logs), newMetrics(reg))
+			p := &testNode{reg: reg, logs: new(testkit.Logs)}
+			h := newHealth(p.logs.Logger(), newMetrics(reg))
 			var all int
 			for range 3 {
 				errs := append([]error(nil), tt.errs...)
@@ -59,7 +60,7 @@ func TestRedisErrorsAreClassified(t *testing.T) {
 						bad++
 					}
 				}
-				if (err != nil) != (bad > 0) || errors.Is(err, message.ErrSharedStateUnavailable) != tt.away {
+				if (err != nil) != (bad > 0) || errors.Is(err, message.ErrSharedStateUnavailable) != tt.unavailable {
 					t.Errorf("returned %v", err)
 				}
 				all += bad
@@ -67,7 +68,7 @@ func TestRedisErrorsAreClassified(t *testing.T) {
 			if h.isUp() != tt.up || (p.metric(t, "session_up", "") == 1) != tt.up {
 				t.Errorf("up: %v", h.isUp())
 			}
-			if got := p.logs.count("level=WARN"); all > 0 && tt.up && !tt.away && got != 1 || !tt.up && got != 1 || all == 0 && got != 0 {
+			if got := p.logs.Count("level=WARN"); all > 0 && tt.up && !tt.unavailable && got != 1 || !tt.up && got != 1 || all == 0 && got != 0 {
 				t.Errorf("%d warnings:\n%s", got, p.logs)
 			}
 			want := 0.0
@@ -81,22 +82,22 @@ func TestRedisErrorsAreClassified(t *testing.T) {
 	}
 }
 
-// While Redis is away one call a second finds out whether it is back; nobody
-// else waits for it.
+// While Redis is down one call a second finds out whether it is back; the others
+// do not wait for it.
 func TestOneCallASecondProbesRedis(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHealth(loggerOf(&logs{}), newMetrics(nil))
-		away := func() { _ = h.record(t.Context(), opSave, 0, []error{io.EOF}) }
+		h := newHealth(new(testkit.Logs).Logger(), newMetrics(nil))
+		fail := func() { _ = h.record(t.Context(), opSave, 0, []error{io.EOF}) }
 		if !h.mayTry(opSave) || h.isBackingOff() {
-			t.Error("not tried though nothing is known")
+			t.Error("the first call is not attempted")
 		}
-		away()
+		fail()
 		for second := range 5 {
 			if h.mayTry(opSave) || h.mayTry(opQuery) || !h.isBackingOff() {
-				t.Errorf("second %d: tried at once", second)
+				t.Errorf("second %d: a call was attempted at once", second)
 			}
 			if !h.mayTry(opHeartbeat) {
-				t.Error("the beat is not tried")
+				t.Error("the heartbeat is not attempted")
 			}
 			time.Sleep(retryInterval)
 			tries := 0
@@ -106,21 +107,21 @@ func TestOneCallASecondProbesRedis(t *testing.T) {
 				}
 			}
 			if tries != 1 {
-				t.Errorf("second %d: %d tries", second, tries)
+				t.Errorf("second %d: %d attempts, want 1", second, tries)
 			}
-			away()
+			fail()
 		}
 		_ = h.record(t.Context(), opHeartbeat, 0, []error{nil})
 		if !h.mayTry(opSave) || h.isBackingOff() || !h.isUp() {
-			t.Error("not tried though Redis is back")
+			t.Error("calls are not attempted though Redis is back")
 		}
 	})
 }
 
-// An outage is told once; when its cause comes to light later, that too.
+// An outage is logged once, and its cause too if it becomes known later.
 func TestTheCauseOfAnOutageIsLogged(t *testing.T) {
-	p := &testNode{logs: &logs{}}
-	h := newHealth(loggerOf(p.logs), newMetrics(nil))
+	p := &testNode{logs: new(testkit.Logs)}
+	h := newHealth(p.logs.Logger(), newMetrics(nil))
 	for range 3 { // outages
 		_ = h.record(t.Context(), opHeartbeat, 0, []error{nil})
 		for range 5 {
@@ -131,32 +132,32 @@ func TestTheCauseOfAnOutageIsLogged(t *testing.T) {
 			_ = h.record(t.Context(), opSave, 0, []error{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}})
 		}
 	}
-	for text, want := range map[string]int{"can't be reached: sessions": 3, "why Redis can't": 3, "unknown authority": 3, "Redis can be reached": 3} {
-		if got := p.logs.count(text); got != want {
-			t.Errorf("%q is told %d times, want %d:\n%s", text, got, want, p.logs)
+	for text, want := range map[string]int{"can't be reached: sessions": 3, "the reason why Redis can't": 3, "unknown authority": 3, "Redis can be reached": 3} {
+		if got := p.logs.Count(text); got != want {
+			t.Errorf("%q is logged %d times, want %d:\n%s", text, got, want, p.logs)
 		}
 	}
 }
 
-// What ends because we end says nothing of Redis.
+// Calls that end because the node closes say nothing about Redis.
 func TestOurOwnShutdownIsNoOutage(t *testing.T) {
-	p := &testNode{logs: &logs{}, reg: prometheus.NewRegistry()}
-	h := newHealth(loggerOf(p.logs), newMetrics(p.reg))
+	p := &testNode{logs: new(testkit.Logs), reg: prometheus.NewRegistry()}
+	h := newHealth(p.logs.Logger(), newMetrics(p.reg))
 	_ = h.record(t.Context(), opSave, 0, []error{nil})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := h.record(ctx, opSave, 0, []error{fmt.Errorf("write: %w", net.ErrClosed)}); !errors.Is(err, message.ErrSharedStateUnavailable) {
 		t.Errorf("returned %v", err)
 	}
-	if !h.isUp() || p.logs.count("WARN") != 0 || p.metric(t, "session_failures_total", "") != 0 {
+	if !h.isUp() || p.logs.Count("WARN") != 0 || p.metric(t, "session_failures_total", "") != 0 {
 		t.Errorf("up %v, log:\n%s", h.isUp(), p.logs)
 	}
 }
 
-// Redis that refuses one thing and takes the next is told of each.
+// If Redis refuses some operations, each is logged once.
 func TestARefusalIsLoggedPerOperation(t *testing.T) {
-	p := &testNode{logs: &logs{}}
-	h := newHealth(loggerOf(p.logs), newMetrics(nil))
+	p := &testNode{logs: new(testkit.Logs)}
+	h := newHealth(p.logs.Logger(), newMetrics(nil))
 	full := []error{redisError("OOM command not allowed")}
 	for range 3 {
 		for _, op := range []string{opSave, opPresence} {
@@ -167,13 +168,13 @@ func TestARefusalIsLoggedPerOperation(t *testing.T) {
 	for text, want := range map[string]int{
 		`msg="Redis refuses" operation=save`: 1, `msg="Redis refuses" operation=presence`: 1, "no longer refuses": 0, "can't be reached": 0,
 	} {
-		if got := p.logs.count(text); got != want {
-			t.Errorf("%q is told %d times, want %d:\n%s", text, got, want, p.logs)
+		if got := p.logs.Count(text); got != want {
+			t.Errorf("%q is logged %d times, want %d:\n%s", text, got, want, p.logs)
 		}
 	}
 	_ = h.record(t.Context(), opSave, 0, []error{nil})
 	_ = h.record(t.Context(), opSave, 0, []error{nil})
-	if got := p.logs.count("no longer refuses"); got != 1 {
-		t.Errorf("told %d times that it is over", got)
+	if got := p.logs.Count("no longer refuses"); got != 1 {
+		t.Errorf("the end is logged %d times, want 1", got)
 	}
 }

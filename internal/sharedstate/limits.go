@@ -8,36 +8,36 @@ import (
 )
 
 const (
-	// limitShards is among how many locks users are shared.
+	// limitShards is the number of maps, each with a lock, that hold the users.
 	limitShards = 16
-	// maxBuckets bounds the users that are counted at the same time. One too
-	// many is not limited over all nodes, and that is told.
+	// maxBuckets bounds the users who are counted at the same time. Users beyond
+	// it are not limited over all nodes; session_dropped_total counts them.
 	maxBuckets = 200_000
-	// maxDebt bounds for how long a user is kept waiting for what several nodes
-	// gave at the same time.
+	// maxDebt bounds how long a user waits after several nodes together let too
+	// much through.
 	maxDebt = time.Minute
-	// syncFraction says after which part of a burst a spending is shared at once,
-	// and below which part that is left every one is.
+	// A user's usage is synced once it is at least burst/syncFraction, and always
+	// while the level is below burst/lowFraction.
 	syncFraction, lowFraction = 8, 2
 )
 
-// Rates bound what one user spends over all nodes together. A rate of 0 is no
-// bound.
+// Rates limit what one user publishes over all nodes together. A rate of 0 is
+// no limit.
 type Rates struct {
-	// Publishes a second, and Bytes of their data.
+	// Publishes and Bytes of their data, a second.
 	Publishes, Bytes float64
-	// Bursts are what may be spent at once; two seconds' worth when 0.
+	// The bursts may be spent at once; 0 means two seconds of the rate.
 	PublishBurst, ByteBurst float64
 }
 
-// What is measured: an index of the arrays below.
+// The measures that are limited: indexes of arrays of measureCount.
 const (
 	measurePublishes = iota
 	measureBytes
 	measureCount
 )
 
-// A rate is one measure's bound.
+// A rate limits one measure. The zero rate is no limit.
 type rate struct{ perSecond, burst float64 }
 
 func (r Rates) byMeasure() [measureCount]rate {
@@ -56,42 +56,47 @@ func (r Rates) byMeasure() [measureCount]rate {
 	}
 }
 
-// limits is what users have left, as far as this node knows. It decides
-// without asking anybody, and limitLoop puts it right four times a second.
+// limits holds this node's estimate of each user's bucket. It decides without a
+// round trip, and limitLoop corrects it four times a second. It is safe for
+// concurrent use.
 //
 // Over any time t, n nodes together give a user at most
 //
 //	burst + rate·t + (n-1)·(burst + rate·T)
 //
-// where T is the time from one sharing to the next, 250 ms and a round trip:
-// each may give what was there when it looked last. What was given too much is
-// a debt that all wait for, so that it happens once and not again and again.
+// where T is the time from one sync to the next, 250 ms and a round trip: each
+// node may let through what was left at its last sync. The excess becomes a
+// debt on the bucket that all nodes wait for, so it happens once and does not
+// repeat.
 type limits struct {
 	node       *Node
 	rates      [measureCount]rate
 	seed       maphash.Seed
 	shards     [limitShards]limitShard
+	maxUsers   int // of a shard: of maxBuckets, unless a test changes it
 	disabled   bool
-	shardSizes [limitShards]int // how many users each shard has; limitLoop's
+	shardSizes [limitShards]int // users of each shard; owned by limitLoop
 }
 
+// A limitShard holds the buckets of the users whose names hash to it.
 type limitShard struct {
 	mu      sync.Mutex // Protects following.
 	buckets map[string]*userBucket
-	queue   []string // to be shared, each once
+	queue   []string // users to sync, each once
 }
 
-// A userBucket is a user's bucket on one node.
+// A userBucket is a token bucket of one user. A node's is an estimate of the
+// backend's.
 type userBucket struct {
-	level      [measureCount]float64 // at
+	level      [measureCount]float64 // at the time at; below 0 it is a debt
 	at         time.Time
-	spent      [measureCount]float64 // and not shared yet
-	spentSince time.Time             // when the first of that was
-	queued     bool
+	spent      [measureCount]float64 // since the last sync
+	spentSince time.Time             // the beginning of spent
+	queued     bool                  // the user is in the shard's queue
 }
 
 func newLimits(n *Node, r Rates) *limits {
-	l := &limits{node: n, rates: r.byMeasure(), seed: maphash.MakeSeed()}
+	l := &limits{node: n, rates: r.byMeasure(), seed: maphash.MakeSeed(), maxUsers: maxBuckets / limitShards}
 	l.disabled = l.rates == [measureCount]rate{}
 	for i := range l.shards {
 		l.shards[i].buckets = make(map[string]*userBucket)
@@ -99,10 +104,11 @@ func newLimits(n *Node, r Rates) *limits {
 	return l
 }
 
-// AllowPublish books a publish or signal of so many bytes of data on its user, over
-// all nodes, and returns 0; or books nothing and returns after which time it
-// would go through. It never blocks. Anonymous users share a name and not a
-// limit: what bounds them is their connection's.
+// AllowPublish charges the user for a publish or signal with that many bytes of
+// data, and returns 0. If the user's limit over all nodes does not allow it, it
+// charges nothing and returns the time until it would. It never blocks.
+// Anonymous users, whose name is "", are not limited here: their connections
+// are.
 func (n *Node) AllowPublish(user string, bytes int) (wait time.Duration) {
 	l := n.limits
 	if l.disabled || user == "" {
@@ -112,25 +118,25 @@ func (n *Node) AllowPublish(user string, bytes int) (wait time.Duration) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	now := time.Now()
-	s := shard.buckets[user]
-	if s == nil {
-		if len(shard.buckets) >= maxBuckets/limitShards {
+	b := shard.buckets[user]
+	if b == nil {
+		if len(shard.buckets) >= l.maxUsers {
 			n.metrics.drop(dropBucketsFull, 1)
 			return 0
 		}
-		s = &userBucket{at: now}
+		b = &userBucket{at: now}
 		for m, r := range l.rates {
-			s.level[m] = r.burst
+			b.level[m] = r.burst
 		}
-		shard.buckets[user] = s
+		shard.buckets[user] = b
 	}
-	s.refill(&l.rates, now)
-	wait = s.spend(&l.rates, [measureCount]float64{measurePublishes: 1, measureBytes: float64(bytes)})
+	b.refill(&l.rates, now)
+	wait = b.spend(&l.rates, [measureCount]float64{measurePublishes: 1, measureBytes: float64(bytes)})
 	if wait > 0 {
 		n.metrics.refused.Inc()
 	}
-	if !s.queued && s.isDue(&l.rates) {
-		s.queued = true
+	if !b.queued && b.isDue(&l.rates) {
+		b.queued = true
 		shard.queue = append(shard.queue, user)
 	}
 	return wait
@@ -140,19 +146,21 @@ func (l *limits) shard(user string) *limitShard {
 	return &l.shards[maphash.String(l.seed, user)%limitShards]
 }
 
-func (s *userBucket) refill(rates *[measureCount]rate, now time.Time) {
-	passed := now.Sub(s.at).Seconds()
-	s.at = now
+// refill adds what the time since at is worth.
+func (b *userBucket) refill(rates *[measureCount]rate, now time.Time) {
+	passed := now.Sub(b.at).Seconds()
+	b.at = now
 	for m, r := range rates {
-		s.level[m] = min(r.burst, s.level[m]+r.perSecond*passed)
+		b.level[m] = min(r.burst, b.level[m]+r.perSecond*passed)
 	}
 }
 
-// spend spends all or nothing. What is larger than a burst waits for a full
-// bucket, and leaves a debt.
-func (s *userBucket) spend(rates *[measureCount]rate, want [measureCount]float64) (wait time.Duration) {
+// spend takes the wanted amounts, or takes nothing and returns the time until
+// they are there. An amount above the burst needs only a full bucket, and leaves
+// a debt.
+func (b *userBucket) spend(rates *[measureCount]rate, want [measureCount]float64) (wait time.Duration) {
 	for m, r := range rates {
-		if missing := min(want[m], r.burst) - s.level[m]; r.perSecond > 0 && missing > 0 {
+		if missing := min(want[m], r.burst) - b.level[m]; r.perSecond > 0 && missing > 0 {
 			seconds := time.Duration(math.Ceil(missing / r.perSecond * float64(time.Second)))
 			wait = max(wait, seconds, time.Millisecond)
 		}
@@ -160,34 +168,34 @@ func (s *userBucket) spend(rates *[measureCount]rate, want [measureCount]float64
 	if wait > 0 {
 		return wait
 	}
-	if s.spent == [measureCount]float64{} {
-		s.spentSince = s.at
+	if b.spent == [measureCount]float64{} {
+		b.spentSince = b.at
 	}
 	for m, r := range rates {
 		if r.perSecond > 0 {
-			s.level[m] -= want[m]
-			s.spent[m] += want[m]
+			b.level[m] -= want[m]
+			b.spent[m] += want[m]
 		}
 	}
 	return 0
 }
 
-// isDue says whether what was spent is worth a round trip now.
-func (s *userBucket) isDue(rates *[measureCount]rate) bool {
+// isDue reports whether the usage is large enough to sync now.
+func (b *userBucket) isDue(rates *[measureCount]rate) bool {
 	for m, r := range rates {
-		if s.spent[m] > 0 && (s.spent[m] >= r.burst/syncFraction || s.level[m] < r.burst/lowFraction) {
+		if b.spent[m] > 0 && (b.spent[m] >= r.burst/syncFraction || b.level[m] < r.burst/lowFraction) {
 			return true
 		}
 	}
 	return false
 }
 
-// isIdle says whether there is nothing to remember of a user.
-func (s *userBucket) isIdle(rates *[measureCount]rate) bool {
+// isIdle reports whether the bucket is full, so that a new one would be equal.
+func (b *userBucket) isIdle(rates *[measureCount]rate) bool {
 	for m, r := range rates {
-		if s.level[m] < r.burst {
+		if b.level[m] < r.burst {
 			return false
 		}
 	}
-	return !s.queued
+	return !b.queued
 }

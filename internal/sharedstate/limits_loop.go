@@ -6,24 +6,24 @@ import (
 )
 
 const (
-	// syncInterval is how often what users spent is shared with other nodes.
+	// syncInterval is the time between two syncs with the backend.
 	syncInterval = 250 * time.Millisecond
-	// maxSyncUsers bounds the users of one time; the others' turn is the next one.
+	// maxSyncUsers bounds the users of one sync; the next one takes the others.
 	maxSyncUsers = 2048
 )
 
-// A usage is what a user spent on one node since that was shared last.
+// A usage is what a user spent on one node since the last sync.
 type usage struct {
 	user  string
 	spent [measureCount]float64
-	ago   time.Duration // since it began to
+	ago   time.Duration // since the first of it
 
-	// The answer: what is left over all nodes.
+	// The outcome, which the backend writes: the level over all nodes.
 	level [measureCount]float64
 	err   error
 }
 
-// limitLoop shares what users spent, and forgets the idle ones.
+// limitLoop syncs the usage of users, and evicts idle users.
 func (n *Node) limitLoop(ctx context.Context) {
 	if n.limits.disabled {
 		return
@@ -41,9 +41,9 @@ func (n *Node) limitLoop(ctx context.Context) {
 	}
 }
 
-// sync tells what was spent and takes over what is left. When that fails the
-// node goes on by itself, and what it could not tell is forgiven: nobody pays
-// for an outage after it.
+// sync subtracts the usage of users from the backend's buckets and adopts the
+// levels. If that fails, the node continues with its own estimates, and the
+// usage is dropped: users do not pay for an outage afterwards.
 func (l *limits) sync(ctx context.Context) {
 	batch := l.dequeueDue()
 	if len(batch) == 0 {
@@ -51,20 +51,20 @@ func (l *limits) sync(ctx context.Context) {
 	}
 	l.node.backend.consume(ctx, l.rates, batch)
 	now := time.Now()
-	for _, b := range batch {
-		shard := l.shard(b.user)
+	for _, u := range batch {
+		shard := l.shard(u.user)
 		shard.mu.Lock()
-		if s := shard.buckets[b.user]; s != nil && b.err == nil {
-			s.at = now
-			for m := range s.level {
-				s.level[m] = b.level[m] - s.spent[m] // since it was asked
+		if b := shard.buckets[u.user]; b != nil && u.err == nil {
+			b.at = now
+			for m := range b.level {
+				b.level[m] = u.level[m] - b.spent[m] // spent during the round trip
 			}
 		}
 		shard.mu.Unlock()
 	}
 }
 
-// dequeueDue takes what is to be shared now off the books.
+// dequeueDue removes and returns the usage that is due.
 func (l *limits) dequeueDue() (batch []*usage) {
 	now := time.Now()
 	for i := range l.shards {
@@ -72,9 +72,9 @@ func (l *limits) dequeueDue() (batch []*usage) {
 		shard.mu.Lock()
 		count := min(len(shard.queue), maxSyncUsers/limitShards)
 		for _, user := range shard.queue[:count] {
-			s := shard.buckets[user] // the queued are not forgotten
-			batch = append(batch, &usage{user: user, spent: s.spent, ago: now.Sub(s.spentSince)})
-			s.spent, s.queued = [measureCount]float64{}, false
+			b := shard.buckets[user] // not nil: a queued user is never evicted
+			batch = append(batch, &usage{user: user, spent: b.spent, ago: now.Sub(b.spentSince)})
+			b.spent, b.queued = [measureCount]float64{}, false
 		}
 		if shard.queue = shard.queue[count:]; len(shard.queue) == 0 {
 			shard.queue = nil
@@ -84,14 +84,14 @@ func (l *limits) dequeueDue() (batch []*usage) {
 	return batch
 }
 
-// evictIdle removes the idle users of one shard.
+// evictIdle removes the idle users of one shard, and updates the metric.
 func (l *limits) evictIdle(index int) {
 	shard := &l.shards[index]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	now := time.Now()
-	for user, s := range shard.buckets {
-		if s.refill(&l.rates, now); s.isIdle(&l.rates) {
+	for user, b := range shard.buckets {
+		if b.refill(&l.rates, now); b.isIdle(&l.rates) {
 			delete(shard.buckets, user)
 		}
 	}

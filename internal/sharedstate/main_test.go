@@ -1,10 +1,9 @@
 package sharedstate
 
 import (
-	"bytes"
 	"context"
 	"flag"
-	"log/slog"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -17,40 +16,24 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// TestMain runs more tests at a time than there are cores: they mostly wait
-// for timeouts.
+// TestMain runs more tests at a time than there are cores, because most of them
+// wait for timers.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := flag.Set("test.parallel", "6"); err != nil {
+	if err := flag.Set("test.parallel", "24"); err != nil {
 		panic(err)
 	}
 	testkit.Main(m)
 }
 
-// testTimeout is how long a test waits for what must come.
-const testTimeout = 20 * time.Second
-
-func within(t *testing.T, d time.Duration) context.Context {
+// testContext returns a context for one call that must succeed.
+func testContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
+	return testkit.Within(t, testkit.Timeout)
 }
 
-// eventually polls until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(testTimeout); !ok(); <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", testTimeout, what)
-		}
-	}
-}
-
-// A backendFactory is a place where nodes of one test meet: it returns a config with
-// which they find each other, and opens nodes by it.
+// A backendFactory returns a config whose nodes share one backend, and a function
+// that opens a node.
 type backendFactory func(t *testing.T) (cfg Config, open func(Config) (*Node, error))
 
 func memoryFactory(*testing.T) (Config, func(Config) (*Node, error)) {
@@ -58,7 +41,7 @@ func memoryFactory(*testing.T) (Config, func(Config) (*Node, error)) {
 	return Config{}, func(c Config) (*Node, error) { return NewMemory(&shared, c) }
 }
 
-// redisFactory meets under a prefix of its own.
+// redisFactory uses a prefix of its own for each test.
 func redisFactory(url func(t *testing.T) string) backendFactory {
 	return func(t *testing.T) (Config, func(Config) (*Node, error)) {
 		t.Helper()
@@ -70,40 +53,41 @@ func redisFactory(url func(t *testing.T) string) backendFactory {
 	}
 }
 
-// redisAt is a house in the Redis of that URL.
+// redisAt uses the Redis at that URL.
 func redisAt(url string) backendFactory { return redisFactory(func(*testing.T) string { return url }) }
 
-// withLongTimeout is a house where calls may take long: a story that is not about
-// time must not fail on a busy machine.
-func withLongTimeout(h backendFactory) backendFactory {
+// withLongTimeout lets calls take long, for tests that are not about time and
+// must not fail on a busy machine. These tests also need not wait for
+// sweepAfter, which the tests in virtual time hold.
+func withLongTimeout(factory backendFactory) backendFactory {
 	return func(t *testing.T) (Config, func(Config) (*Node, error)) {
-		cfg, open := h(t)
-		cfg.timeout = testTimeout
+		cfg, open := factory(t)
+		cfg.timeout, cfg.sweepDelay = testkit.Timeout, time.Second
 		return cfg, open
 	}
 }
 
-// A testNode is a node with all that it was told and that it logged.
+// A testNode is a node with its events, its log and its metrics.
 type testNode struct {
 	*Node
 	reg  *prometheus.Registry
-	logs *logs
+	logs *testkit.Logs
 
 	mu     sync.Mutex
 	events []message.NodeEvent
 	status message.NodeStatus
 }
 
-// startNodes opens nodes of one house, by name.
-func startNodes(t *testing.T, h backendFactory, change func(*Config), names ...string) []*testNode {
+// startNodes starts nodes that share a backend, and waits until they listen.
+func startNodes(t *testing.T, factory backendFactory, change func(*Config), names ...string) []*testNode {
 	t.Helper()
-	cfg, open := h(t)
+	cfg, open := factory(t)
 	var peers []*testNode
 	for _, name := range names {
 		c := cfg
 		c.Node = name
-		p := &testNode{reg: prometheus.NewRegistry(), logs: &logs{}}
-		c.Registerer, c.Logger = p.reg, loggerOf(p.logs)
+		p := &testNode{reg: prometheus.NewRegistry(), logs: new(testkit.Logs)}
+		c.Registerer, c.Logger = p.reg, p.logs.Logger()
 		if change != nil {
 			change(&c)
 		}
@@ -113,7 +97,7 @@ func startNodes(t *testing.T, h backendFactory, change func(*Config), names ...s
 		}
 		p.Node = n
 		t.Cleanup(func() {
-			if err := n.Close(within(t, testTimeout)); err != nil {
+			if err := n.Close(testContext(t)); err != nil {
 				t.Errorf("Close: %v", err)
 			}
 		})
@@ -121,21 +105,22 @@ func startNodes(t *testing.T, h backendFactory, change func(*Config), names ...s
 		peers = append(peers, p)
 	}
 	for _, p := range peers {
-		p.waitEvent(t, "to listen", func(n message.NodeEvent) bool { return n.Kind == message.EventMissed })
+		p.waitEvent(t, "that it listens", func(e message.NodeEvent) bool { return e.Kind == message.EventMissed })
 	}
 	return peers
 }
 
-func startPair(t *testing.T, h backendFactory, change func(*Config)) (a, b *testNode) {
+// startPair starts node-a and node-b.
+func startPair(t *testing.T, factory backendFactory, change func(*Config)) (a, b *testNode) {
 	t.Helper()
-	both := startNodes(t, h, change, "node-a", "node-b")
+	both := startNodes(t, factory, change, "node-a", "node-b")
 	return both[0], both[1]
 }
 
-func (p *testNode) onEvent(n message.NodeEvent) {
+func (p *testNode) onEvent(e message.NodeEvent) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.events = append(p.events, n)
+	p.events = append(p.events, e)
 }
 
 func (p *testNode) setStatus(s message.NodeStatus) {
@@ -150,64 +135,75 @@ func (p *testNode) reportStatus() message.NodeStatus {
 	return p.status
 }
 
-func (p *testNode) countEvents(want func(message.NodeEvent) bool) int {
+// countEvents returns how many events the node got that match.
+func (p *testNode) countEvents(matches func(message.NodeEvent) bool) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	count := 0
-	for _, n := range p.events {
-		if want(n) {
+	for _, e := range p.events {
+		if matches(e) {
 			count++
 		}
 	}
 	return count
 }
 
-func (p *testNode) waitEvent(t *testing.T, what string, want func(message.NodeEvent) bool) {
+// waitEvent waits for an event that matches.
+func (p *testNode) waitEvent(t *testing.T, what string, matches func(message.NodeEvent) bool) {
 	t.Helper()
-	eventually(t, "a notice "+what, func() bool { return p.countEvents(want) > 0 })
+	testkit.Eventually(t, p.cfg.Node+" gets an event "+what, func() bool { return p.countEvents(matches) > 0 })
 }
 
-// save keeps sessions whole and fails the test unless all are.
+// save saves sessions, and fails the test unless all are kept. It repeats a save
+// that failed, because a call may exceed its timeout on a busy machine.
 func (p *testNode) save(t *testing.T, sessions ...message.Session) {
 	t.Helper()
 	var batch []message.SessionSave
 	for _, s := range sessions {
 		batch = append(batch, message.SessionSave{Session: s})
 	}
-	for i, r := range p.Save(within(t, testTimeout), batch) {
-		if r != message.SaveDone {
-			t.Fatalf("save %d: %v", i, saveResults[r])
+	testkit.EventuallyNil(t, p.cfg.Node+" saves sessions", func() error {
+		var failed error
+		for i, r := range p.Save(testContext(t), batch) {
+			switch r {
+			case message.SaveDone:
+			case message.SaveFailed:
+				failed = fmt.Errorf("save %d failed", i)
+			default:
+				t.Fatalf("save %d: %v", i, saveResults[r])
+			}
 		}
-	}
+		return failed
+	})
 }
 
-// trySave saves one session and returns what came of it.
+// trySave saves one session and returns the result.
 func (p *testNode) trySave(t *testing.T, s message.Session, touch bool) message.SaveResult {
 	t.Helper()
-	return p.Save(within(t, testTimeout), []message.SessionSave{{Session: s, Renew: touch}})[0]
+	return p.Save(testContext(t), []message.SessionSave{{Session: s, Renew: touch}})[0]
 }
 
-// resume fails the test unless the session comes back.
+// resume resumes a session, and fails the test if that fails.
 func (p *testNode) resume(t *testing.T, secret, user string) message.Session {
 	t.Helper()
-	s, ok, err := p.Resume(within(t, testTimeout), secret, user)
+	s, ok, err := p.Resume(testContext(t), secret, user)
 	if err != nil || !ok {
 		t.Fatalf("resume: %v, %v", ok, err)
 	}
 	return s
 }
 
-// wantNoResume fails the test when the session comes back, or that cannot be told.
+// wantNoResume fails the test if the session is resumed, or the call fails.
 func (p *testNode) wantNoResume(t *testing.T, why, secret, user string) {
 	t.Helper()
-	s, ok, err := p.Resume(within(t, testTimeout), secret, user)
+	s, ok, err := p.Resume(testContext(t), secret, user)
 	if err != nil || ok || s.User != "" || s.Rooms != nil || s.ID != "" {
-		t.Errorf("%s: resume gave %+v, %v, %v", why, s, ok, err)
+		t.Errorf("%s: Resume returned %+v, %v, %v", why, s, ok, err)
 	}
 }
 
-// metric returns the sum over all labels of a counter or gauge, or a
-// histogram's count; with a label's value, only of what bears it.
+// metric returns the sum of a counter or gauge over all labels, or the count of a
+// histogram. With a value, it only adds up the series with that label value.
 func (p *testNode) metric(t *testing.T, name, value string) float64 {
 	t.Helper()
 	families, err := p.reg.Gather()
@@ -229,28 +225,6 @@ func (p *testNode) metric(t *testing.T, name, value string) float64 {
 	return sum
 }
 
-// A logs holds what a node logged.
-type logs struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logs) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func loggerOf(l *logs) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
-// aclCommands are the commands that docs/sessions.md says a user needs.
+// aclCommands are the commands that the Redis user needs by docs/sessions.md.
 var aclCommands = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
 	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby +hgetall +hexists +hlen +hscan +sadd +srem +srandmember +hmget")
-
-func (l *logs) count(text string) int { return strings.Count(l.String(), text) }

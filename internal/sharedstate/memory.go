@@ -10,34 +10,34 @@ import (
 )
 
 const (
-	// maxMemorySessions and maxMemoryBytes bound the sessions in one process; beyond
-	// them the one saved longest ago goes.
+	// maxMemorySessions and maxMemoryBytes bound the sessions in one process.
+	// Beyond them the session that was saved longest ago is dropped.
 	maxMemorySessions = 100_000
 	maxMemoryBytes    = 64 << 20
-	// memoryInboxSize bounds the letters that wait for a node.
+	// memoryInboxSize bounds the envelopes that wait for one node.
 	memoryInboxSize = 1024
 )
 
-// A MemoryBackend is what Redis is to nodes with Redis: the place where nodes of one
-// process meet. The zero value is ready to use.
+// A MemoryBackend holds the shared state of the nodes of one process, in place
+// of Redis. The zero value is ready to use, and safe for concurrent use.
 type MemoryBackend struct {
 	mu         sync.Mutex // Protects following.
 	sessions   map[message.SessionID]*list.Element
-	bySaveTime list.List // of *kept, those saved longest ago first
-	bytes      int
-	// maxMemorySessions and maxMemoryBytes, which tests make small.
+	bySaveTime list.List // of *storedSession, saved longest ago first
+	bytes      int       // of all records
+	// maxMemorySessions and maxMemoryBytes, unless a test changes them.
 	maxSessions, maxBytes int
-	inboxes               map[string]chan []byte // of nodes that listen
+	inboxes               map[string]chan []byte // of the nodes that listen
 	nodes                 map[string]memoryNode
-	banned                map[string]time.Time // until when, by user
-	bansVersion           int64                // raised by each change of barred
+	banned                map[string]time.Time // the end of the ban, by user
+	bansVersion           int64                // raised by each change of banned
 	memoryPresence
 	buckets        map[string]*userBucket
-	bucketsAtSweep int // after they were looked through last
+	bucketsAtSweep int // the number of buckets after the last removal of idle ones
 }
 
-// A storedSession session is a record, in the form that Redis would have it: what is
-// read from it shares nothing with what was saved.
+// A storedSession holds a record in its encoded form, as Redis does: a session
+// that is read shares no memory with the one that was saved.
 type storedSession struct {
 	id         message.SessionID
 	generation int64
@@ -46,13 +46,14 @@ type storedSession struct {
 	expiresAt  time.Time
 }
 
-// nodeView is a node's view of a space.
+// A nodeView is one node's access to a MemoryBackend. It implements backend.
 type nodeView struct {
 	*MemoryBackend
 	ttl     time.Duration
 	metrics *metrics
 }
 
+// newView returns the view of another node.
 func (s *MemoryBackend) newView(cfg Config, m *metrics) *nodeView {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,11 +77,11 @@ func (m *nodeView) resume(
 ) (message.Session, bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	k := m.findSession(id)
-	if k == nil {
+	stored := m.findSession(id)
+	if stored == nil {
 		return message.Session{}, false, nil
 	}
-	rec, err := decodeRecord(k.encoded)
+	rec, err := decodeRecord(stored.encoded)
 	if err != nil || rec.User != user {
 		return message.Session{}, false, err
 	}
@@ -101,18 +102,18 @@ func (m *nodeView) save(_ context.Context, node string, batch []message.SessionS
 	return results
 }
 
-// saveOne is save.lua. Caller holds mu.
+// saveOne does what save.lua does. The caller holds mu.
 func (m *nodeView) saveOne(node string, s *message.SessionSave) message.SaveResult {
-	k := m.findSession(s.ID)
+	stored := m.findSession(s.ID)
 	switch {
-	case k != nil && k.generation > s.Generation:
+	case stored != nil && stored.generation > s.Generation:
 		return message.SaveSuperseded
-	case s.Renew && (k == nil || k.generation < s.Generation || k.revision != s.Revision):
+	case s.Renew && (stored == nil || stored.generation < s.Generation || stored.revision != s.Revision):
 		return message.SaveMissing
 	case s.Renew:
-		k.expiresAt = time.Now().Add(m.ttl)
+		stored.expiresAt = time.Now().Add(m.ttl)
 		m.bySaveTime.MoveToBack(m.sessions[s.ID])
-	case k == nil || k.generation < s.Generation || k.revision <= s.Revision:
+	case stored == nil || stored.generation < s.Generation || stored.revision <= s.Revision:
 		m.putSession(&sessionRecord{Session: s.Session, node: node})
 	}
 	return message.SaveDone
@@ -122,15 +123,15 @@ func (m *nodeView) end(_ context.Context, batch []endedSession) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range batch {
-		if k := m.findSession(e.id); k != nil && k.generation <= e.generation {
-			m.removeSession(k)
+		if stored := m.findSession(e.id); stored != nil && stored.generation <= e.generation {
+			m.removeSession(stored)
 		}
 	}
 	return nil
 }
 
-// putSession puts a record in place of what there was, and drops the oldest where
-// there are too many. Caller holds mu.
+// putSession stores a record in place of an older one. It then removes expired
+// sessions, and drops the oldest while a bound is exceeded. The caller holds mu.
 func (m *nodeView) putSession(rec *sessionRecord) {
 	bytes, whole := rec.encode()
 	if !whole {
@@ -139,10 +140,9 @@ func (m *nodeView) putSession(rec *sessionRecord) {
 	if old := m.findSession(rec.ID); old != nil {
 		m.removeSession(old)
 	}
-	k := &storedSession{
+	m.sessions[rec.ID] = m.bySaveTime.PushBack(&storedSession{
 		id: rec.ID, generation: rec.Generation, revision: rec.Revision, encoded: bytes, expiresAt: time.Now().Add(m.ttl),
-	}
-	m.sessions[rec.ID] = m.bySaveTime.PushBack(k)
+	})
 	m.bytes += len(bytes)
 	for front := m.bySaveTime.Front(); front != nil; front = m.bySaveTime.Front() {
 		oldest := front.Value.(*storedSession)
@@ -157,37 +157,38 @@ func (m *nodeView) putSession(rec *sessionRecord) {
 	}
 }
 
-// findSession returns the session unless it has expired. Caller holds mu.
+// findSession returns a session, or nil if there is none or it has expired. The
+// caller holds mu.
 func (s *MemoryBackend) findSession(id message.SessionID) *storedSession {
 	e := s.sessions[id]
 	if e == nil {
 		return nil
 	}
-	k := e.Value.(*storedSession)
-	if time.Now().After(k.expiresAt) {
-		s.removeSession(k)
+	stored := e.Value.(*storedSession)
+	if time.Now().After(stored.expiresAt) {
+		s.removeSession(stored)
 		return nil
 	}
-	return k
+	return stored
 }
 
-// removeSession removes a session that is there. Caller holds mu.
-func (s *MemoryBackend) removeSession(k *storedSession) {
-	s.bytes -= len(k.encoded)
-	s.bySaveTime.Remove(s.sessions[k.id])
-	delete(s.sessions, k.id)
+// removeSession removes a stored session. The caller holds mu.
+func (s *MemoryBackend) removeSession(stored *storedSession) {
+	s.bytes -= len(stored.encoded)
+	s.bySaveTime.Remove(s.sessions[stored.id])
+	delete(s.sessions, stored.id)
 }
 
 func (m *nodeView) send(_ context.Context, batch []envelope) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, l := range batch {
+	for _, e := range batch {
 		for node, inbox := range m.inboxes {
-			if l.to != "" && l.to != node {
+			if e.to != "" && e.to != node {
 				continue
 			}
 			select {
-			case inbox <- l.payload:
+			case inbox <- e.payload:
 			default:
 				m.metrics.drop(dropEventLost, 1)
 			}

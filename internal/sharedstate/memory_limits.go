@@ -6,36 +6,36 @@ import (
 	"time"
 )
 
-// consume is meter.lua.
+// consume does what consume.lua does.
 func (m *nodeView) consume(_ context.Context, rates [measureCount]rate, batch []*usage) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	for _, b := range batch {
-		s := m.buckets[b.user]
-		if s == nil {
-			s = &userBucket{at: now.Add(-b.ago)}
+	for _, u := range batch {
+		b := m.buckets[u.user]
+		if b == nil {
+			b = &userBucket{at: now.Add(-u.ago)}
 			for i, r := range rates {
-				s.level[i] = r.burst
+				b.level[i] = r.burst
 			}
-			m.buckets[b.user] = s
+			m.buckets[u.user] = b
 		}
-		if began := now.Add(-b.ago); began.After(s.at) {
-			s.refill(&rates, began)
+		if began := now.Add(-u.ago); began.After(b.at) {
+			b.refill(&rates, began)
 		}
 		for i := range rates {
-			s.level[i] -= b.spent[i]
+			b.level[i] -= u.spent[i]
 		}
-		s.refill(&rates, now)
+		b.refill(&rates, now)
 		for i, r := range rates {
-			s.level[i] = max(s.level[i], -r.perSecond*maxDebt.Seconds())
+			b.level[i] = max(b.level[i], -r.perSecond*maxDebt.Seconds())
 		}
-		b.level = s.level
+		u.level = b.level
 	}
 	if len(m.buckets) > 2*m.bucketsAtSweep {
-		maps.DeleteFunc(m.buckets, func(_ string, s *userBucket) bool {
-			s.refill(&rates, now)
-			return s.isIdle(&rates)
+		maps.DeleteFunc(m.buckets, func(_ string, b *userBucket) bool {
+			b.refill(&rates, now)
+			return b.isIdle(&rates)
 		})
 		m.bucketsAtSweep = max(len(m.buckets), 1000)
 	}

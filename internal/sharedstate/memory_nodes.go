@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// A memoryNode is what a node told last.
+// A memoryNode is the last heartbeat of a node.
 type memoryNode struct {
 	seenAt   time.Time
 	status   []byte
-	returned int64
+	returned int64 // sessions of the node that came back on other nodes
 }
 
-// heartbeat is beat.lua.
+// heartbeat does what heartbeat.lua does.
 func (m *nodeView) heartbeat(_ context.Context, b heartbeat) (heartbeatReply, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -39,7 +39,7 @@ func (m *nodeView) heartbeat(_ context.Context, b heartbeat) (heartbeatReply, er
 	return got, nil
 }
 
-// ban is bar.lua.
+// ban does what ban.lua does.
 func (m *nodeView) ban(_ context.Context, bans []ban) (refused int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -59,6 +59,7 @@ func (m *nodeView) ban(_ context.Context, bans []ban) (refused int, err error) {
 	return refused, nil
 }
 
+// bans does what bans.lua does.
 func (m *nodeView) bans(context.Context) (version string, bans []ban, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -7,67 +7,72 @@ import (
 	"switchyard/internal/message"
 )
 
-// A memoryPresenceEntry is who has a place in a room.
+// A memoryPresenceEntry is one session in one room.
 type memoryPresenceEntry struct {
 	user       string
 	generation int64
 	tag        string
 }
 
-// memoryPresence is who is in which room. It is what present.lua and the others
-// keep in Redis, but for the rooms of each tag: here they are looked for.
+// memoryPresence holds the presence entries of all nodes: what
+// apply_presence.lua keeps in Redis, except the set of rooms of each tag. A
+// sweep searches all rooms instead.
 type memoryPresence struct {
 	rooms     map[message.Room]map[message.SessionID]memoryPresenceEntry
 	revisions [shardCount]map[string]int64 // by tag
 }
 
-// applyPresence is present.lua.
+// applyPresence does what apply_presence.lua does.
 func (m *nodeView) applyPresence(_ context.Context, batches []*presenceBatch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, l := range batches {
-		m.applyBatch(l)
+	for _, b := range batches {
+		m.applyBatch(b)
 	}
 }
 
-func (m *nodeView) applyBatch(l *presenceBatch) {
-	tags := m.revisionsOf(l.shard)
-	at := tags[l.tag]
-	if l.lost = at < l.minRevision || at > l.revision; l.lost || at == l.revision {
+// applyBatch applies one batch, and writes its outcome into it. The caller holds
+// mu.
+func (m *nodeView) applyBatch(b *presenceBatch) {
+	tags := m.revisionsOf(b.shard)
+	at := tags[b.tag]
+	if b.lost = at < b.minRevision || at > b.revision; b.lost || at == b.revision {
 		return
 	}
-	tags[l.tag] = l.revision
+	tags[b.tag] = b.revision
 	changed := make(map[message.Room]bool)
-	for _, c := range l.changes {
+	for _, c := range b.changes {
 		room := m.rooms[c.room]
 		old, known := room[c.session]
 		switch {
-		case known && (old.generation > c.generation || replaces(old.tag, l.tag)):
+		case known && (old.generation > c.generation || replaces(old.tag, b.tag)):
 		case c.present:
 			if room == nil {
 				room = make(map[message.SessionID]memoryPresenceEntry)
 				m.rooms[c.room] = room
 			}
-			room[c.session] = memoryPresenceEntry{c.user, c.generation, l.tag}
+			room[c.session] = memoryPresenceEntry{c.user, c.generation, b.tag}
 			changed[c.room] = changed[c.room] || !known
-		case known && old.tag == l.tag:
+		case known && old.tag == b.tag:
 			m.removeEntry(c.room, c.session)
 			changed[c.room] = true
 		}
 	}
 	for room, differs := range changed {
 		if differs {
-			l.changedRooms = append(l.changedRooms, room)
+			b.changedRooms = append(b.changedRooms, room)
 		}
 	}
 }
 
-// replaces says whether a tag has taken another one's place on the same node.
+// replaces reports whether a tag is a newer one of the same node.
 func replaces(tag, other string) bool {
 	number, otherNumber := tagNumber(tag), tagNumber(other)
 	return nodeOf(tag) == nodeOf(other) && number > otherNumber
 }
 
+// removeEntry removes an entry, and its room with the last one. The caller holds
+// mu.
 func (m *nodeView) removeEntry(room message.Room, session message.SessionID) {
 	delete(m.rooms[room], session)
 	if len(m.rooms[room]) == 0 {
@@ -75,7 +80,7 @@ func (m *nodeView) removeEntry(room message.Room, session message.SessionID) {
 	}
 }
 
-// revisionsOf returns the tags of a shard. Caller holds mu.
+// revisionsOf returns the revisions of a shard, by tag. The caller holds mu.
 func (m *nodeView) revisionsOf(shard int) map[string]int64 {
 	if m.revisions[shard] == nil {
 		m.revisions[shard] = make(map[string]int64)
@@ -83,6 +88,7 @@ func (m *nodeView) revisionsOf(shard int) map[string]int64 {
 	return m.revisions[shard]
 }
 
+// tags does what tags.lua does, for all shards.
 func (m *nodeView) tags(context.Context) ([]map[string]int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -93,13 +99,13 @@ func (m *nodeView) tags(context.Context) ([]map[string]int64, error) {
 	return all, nil
 }
 
-// sweep is sweep.lua and sweep_room.lua, all at once.
+// sweep does what sweep.lua and sweep_room.lua do, in one step.
 func (m *nodeView) sweep(_ context.Context, shard int, tag string) (more, removed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for room, sessions := range m.rooms {
-		for session, s := range sessions {
-			if s.tag == tag && shardOf(room) == shard {
+		for session, e := range sessions {
+			if e.tag == tag && shardOf(room) == shard {
 				m.removeEntry(room, session)
 			}
 		}
@@ -109,16 +115,17 @@ func (m *nodeView) sweep(_ context.Context, shard int, tag string) (more, remove
 	return false, removed, nil
 }
 
+// roomPresence does what room_presence.lua does.
 func (m *nodeView) roomPresence(
 	_ context.Context, room message.Room, alive map[string]bool, limit int,
 ) (message.Presence, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	members := []message.PresenceEntry{}
-	for session, s := range m.rooms[room] {
-		if alive[nodeOf(s.tag)] {
-			members = append(members, message.PresenceEntry{Session: session, User: s.user})
+	entries := []message.PresenceEntry{}
+	for session, e := range m.rooms[room] {
+		if alive[nodeOf(e.tag)] {
+			entries = append(entries, message.PresenceEntry{Session: session, User: e.user})
 		}
 	}
-	return presenceOf(members, limit), nil
+	return presenceOf(entries, limit), nil
 }

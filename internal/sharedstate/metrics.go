@@ -8,9 +8,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// What a round trip was for: the closed set of values of the label operation.
+// The operations of a round trip: all values of the label operation.
 const (
-	opQuery     = "ask" // for clients that wait: a session to resume, who is in a room
+	opQuery     = "ask" // for waiting clients: to resume a session, to read a room
 	opSave      = "save"
 	opEnd       = "end"
 	opHeartbeat = "beat"
@@ -24,41 +24,43 @@ const (
 
 var operations = []string{opQuery, opSave, opEnd, opHeartbeat, opEvent, opBan, opPresence, opSweep, opLimits}
 
-// Why something was dropped: the closed set of values of the label reason of
+// The reasons of a drop: all values of the label reason of
 // session_dropped_total.
 const (
-	dropEventsFull     = "notices_full" // more to tell other nodes than may wait
-	dropEventLost      = "notice_lost"  // Redis did not take a notice
-	dropEventMalformed = "notice_garbled"
-	dropEndsFull       = "ends_full" // a session that ended is kept until it expires
-	dropEndLost        = "end_lost"  // the same, since Redis could not be asked
-	dropPartial        = "rooms"     // a session with too many rooms is kept without
-	dropOldest         = "sessions"  // in process: more sessions than may be kept
-	dropEntriesFull    = "seats_full"
-	dropTombstonesFull = "vacant_full" // who left is not told one by one, but who is there
-	dropBucketsFull    = "users_full"  // one user too many to be limited over all nodes
-	dropCoalescerFull  = "pokes_full"  // the same: that any room may have changed is told
+	dropEventsFull     = "notices_full"   // the queue of events to other nodes was full
+	dropEventLost      = "notice_lost"    // the backend did not accept an event
+	dropEventMalformed = "notice_garbled" // an envelope could not be decoded
+	dropEndsFull       = "ends_full"      // the queue was full: the ended session is kept until it expires
+	dropEndLost        = "end_lost"       // the same, because the backend did not accept it
+	dropPartial        = "rooms"          // a record was too large and is kept without its rooms
+	dropOldest         = "sessions"       // in process: the oldest session, over the bound
+	dropEntriesFull    = "seats_full"     // a presence entry, over the bound
+	dropTombstonesFull = "vacant_full"    // tombstones, over the bound: all shards are resynced
+	dropBucketsFull    = "users_full"     // a user over the bound is not limited over all nodes
+	dropCoalescerFull  = "pokes_full"     // the changed rooms were too many: one event stands for all rooms
 )
 
 var dropReasons = []string{
-	dropEventsFull, dropEventLost, dropEventMalformed, dropEndsFull, dropEndLost, dropPartial, dropOldest, dropEntriesFull, dropTombstonesFull, dropCoalescerFull,
-	dropBucketsFull,
+	dropEventsFull, dropEventLost, dropEventMalformed, dropEndsFull, dropEndLost, dropPartial, dropOldest,
+	dropEntriesFull, dropTombstonesFull, dropBucketsFull, dropCoalescerFull,
 }
 
-// How an attempt to resume ended: the label result of session_resumes_total.
+// The results of an attempt to resume: all values of the label result of
+// session_resumes_total.
 const (
 	resumeDone        = "resumed"
-	resumeUnknown     = "unknown" // no such session, or of another user
-	resumeUnavailable = "away"    // nobody could be asked
+	resumeUnknown     = "unknown" // the user has no such session
+	resumeUnavailable = "away"    // the backend could not be reached, or refused
 )
 
+// saveResults are the values of the label result of session_saves_total.
 var saveResults = map[message.SaveResult]string{
 	message.SaveDone: "done", message.SaveFailed: "failed",
 	message.SaveSuperseded: "superseded", message.SaveMissing: "missing",
 }
 
-// metrics of one node. They are made with a registry that is passed in, so
-// that several nodes can live in one process. The maps are read only.
+// metrics are those of one node. The registry is an argument, so that several
+// nodes can run in one process. The maps never change.
 type metrics struct {
 	up              prometheus.Gauge
 	durations       map[string]prometheus.Observer // by operation
@@ -74,47 +76,48 @@ type metrics struct {
 	limitedUsers    prometheus.Gauge
 }
 
+// newMetrics registers the metrics, unless reg is nil.
 func newMetrics(reg prometheus.Registerer) *metrics {
 	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "session_operation_duration_seconds",
-		Help:    "Round trips to Redis for what nodes share, by what they were for.",
+		Help:    "Round trips to Redis for the shared state, by operation.",
 		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1},
 	}, []string{"operation"})
 	counter := func(name, label, help string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	}
-	failures := counter("session_failures_total", "operation", "Round trips of which some part failed or was refused.")
-	resumes := counter("session_resumes_total", "result", "Attempts to resume a session.")
-	saves := counter("session_saves_total", "result", "Sessions that were to be kept.")
-	dropped := counter("session_dropped_total", "reason", "What was dropped because a bound was reached or Redis was away.")
+	failures := counter("session_failures_total", "operation", "Round trips that failed or were refused in part or in whole.")
+	resumes := counter("session_resumes_total", "result", "Attempts to resume a session, by result.")
+	saves := counter("session_saves_total", "result", "Saves of sessions, by result.")
+	dropped := counter("session_dropped_total", "reason", "Items dropped because a bound was reached or Redis was down.")
 	m := &metrics{
 		up: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "session_up",
-			Help: "1 while what nodes share can be reached, else 0.",
+			Help: "1 while the shared state can be reached, else 0.",
 		}),
 		reconnects: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "session_reconnects_total",
-			Help: "Connections for notices made after the first one.",
+			Help: "Pub/sub connections made after the first one.",
 		}),
 		presenceEntries: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "presence_seats",
-			Help: "Places in rooms that sessions of this node have.",
+			Help: "Presence entries of this node's sessions.",
 		}),
 		resyncs: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "presence_resyncs_total",
-			Help: "Shards in which this node told anew who is there, since something was lost.",
+			Help: "Shards whose entries this node sent again because Redis had lost some.",
 		}),
 		sweeps: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "presence_sweeps_total",
-			Help: "Shards in which this node removed what a dead node had left behind.",
+			Help: "Stale tags of a shard that this node removed.",
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "limits_refused_total",
-			Help: "Publishes refused since their user had spent a limit that counts over all nodes.",
+			Help: "Publishes refused because their user had spent its limit over all nodes.",
 		}),
 		limitedUsers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "limits_users",
-			Help: "Users whose spending is counted on this node.",
+			Help: "Users whose usage is counted on this node.",
 		}),
 		durations: make(map[string]prometheus.Observer), failures: byLabel(failures, operations...),
 		resumes: byLabel(resumes, resumeDone, resumeUnknown, resumeUnavailable),
@@ -127,7 +130,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.saves[result] = saves.WithLabelValues(name)
 	}
 	if reg != nil {
-		reg.MustRegister(m.up, m.reconnects, m.presenceEntries, m.resyncs, m.sweeps, m.refused, m.limitedUsers, durations, failures, resumes, saves, dropped)
+		reg.MustRegister(m.up, m.reconnects, m.presenceEntries, m.resyncs, m.sweeps, m.refused, m.limitedUsers,
+			durations, failures, resumes, saves, dropped)
 	}
 	return m
 }
@@ -140,6 +144,7 @@ func byLabel(vec *prometheus.CounterVec, values ...string) map[string]prometheus
 	return all
 }
 
+// observe counts a round trip.
 func (m *metrics) observe(operation string, took time.Duration, failed bool) {
 	m.durations[operation].Observe(took.Seconds())
 	if failed {
@@ -147,6 +152,7 @@ func (m *metrics) observe(operation string, took time.Duration, failed bool) {
 	}
 }
 
+// drop counts n dropped items.
 func (m *metrics) drop(reason string, n int) {
 	if n > 0 {
 		m.dropped[reason].Add(float64(n))

@@ -1,11 +1,11 @@
-// Package sharedstate keeps what nodes share and no log holds: sessions that
-// outlive a socket, which nodes there are, who is in which room, who is barred,
-// and how much each user has spent of a limit. None of it is the truth about a
-// message; when it is lost, clients resume by their own positions.
+// Package sharedstate keeps the state that nodes share beside the log: sessions,
+// the status of each node, presence, bans, and how much of a rate limit each
+// user has spent. None of it decides what a message is: if all of it is lost,
+// clients resume by their own positions and miss nothing.
 //
-// There are two places where nodes can meet, behind one contract test: Redis,
-// for many nodes, and a Space, for one process. A Node is one node's part and
-// the same for both. All its methods may be called concurrently.
+// It has two backends, held to one contract test: Redis, for several nodes, and
+// MemoryBackend, for the nodes of one process. A Node is one node's access to
+// either. All methods of a Node are safe for concurrent use.
 package sharedstate
 
 import (
@@ -24,41 +24,44 @@ import (
 	"switchyard/internal/message"
 )
 
-// What a Config leaves out.
+// Defaults of Config.
 const (
 	DefaultPrefix = "sy:"
 	DefaultTTL    = 2 * time.Minute
 )
 
-// callTimeout bounds each round trip. Redis answers in less than a millisecond
-// or is in trouble, and nobody waits for it in trouble.
+// callTimeout bounds each round trip. A healthy Redis answers in less than a
+// millisecond, and clients must not wait for one that is not.
 const callTimeout = 500 * time.Millisecond
 
-// A Config says who a node is and where it meets the others.
+// A Config configures a Node. Redis and Prefix concern OpenRedis only.
 type Config struct {
-	// Node names this process among all that ever shared the Redis: 1 to 128
-	// of A-Z a-z 0-9 . _ -, and never given to a second process.
+	// Node is the name of this process: 1 to 128 of A-Z a-z 0-9 . _ -. No other
+	// process that uses the same Redis may ever have the same name.
 	Node string
-	// Redis is how to reach it; what NewMemory ignores.
+	// Redis says how to reach Redis.
 	Redis *redis.UniversalOptions
-	// Prefix begins the name of every key and channel; DefaultPrefix when empty.
+	// Prefix begins the name of every key and channel; DefaultPrefix if empty.
 	Prefix string
-	// TTL is how long a session is kept after its last save; DefaultTTL when 0.
+	// TTL is how long a session is kept after its last save; DefaultTTL if 0.
 	TTL time.Duration
-	// LeaveGrace is how long a session whose socket ended is still in its
-	// rooms; DefaultLeaveGrace when 0.
+	// LeaveGrace is how long a session stays in its rooms after its connection
+	// ended; DefaultLeaveGrace if 0.
 	LeaveGrace time.Duration
-	// Rates bound each user over all nodes, which all have the same ones.
+	// Rates limit each user over all nodes. All nodes must have the same.
 	Rates Rates
 
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: not registered
 
-	timeout time.Duration // callTimeout when 0; a test on a busy machine has more
+	timeout    time.Duration // of a round trip; callTimeout if 0
+	sweepDelay time.Duration // after a node's death; sweepAfter if 0
 }
 
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
+// withDefaults returns the config with its defaults, or an error if the name is
+// invalid.
 func (c Config) withDefaults() (Config, error) {
 	if !nodeName.MatchString(c.Node) {
 		return c, fmt.Errorf("the node's name %.140q must be 1 to 128 of A-Z a-z 0-9 . _ -", c.Node)
@@ -72,6 +75,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.timeout <= 0 {
 		c.timeout = callTimeout
 	}
+	if c.sweepDelay <= 0 {
+		c.sweepDelay = sweepAfter
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -79,16 +85,17 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Hooks are what a node calls once it is started. They must not block, and are
-// called from several goroutines.
+// Hooks are functions that a started node calls, from several goroutines. They
+// must not block.
 type Hooks struct {
-	// Status tells of the node, each second; Node, Returned and Age are not its.
+	// Status returns the node's status for the others, once a second. The node
+	// itself sets Node, Returned and Age.
 	Status func() message.NodeStatus
-	// Notify gets what other nodes, and this one, have to tell.
+	// Notify gets the events of all nodes, of this one too.
 	Notify func(message.NodeEvent)
 }
 
-// A Node is one node's part of what nodes share.
+// A Node is one node's access to the shared state.
 type Node struct {
 	cfg       Config
 	log       *slog.Logger
@@ -96,15 +103,15 @@ type Node struct {
 	backend   backend
 	outbox    *backlog[outgoingEvent]
 	endQueue  *backlog[endedSession]
-	ctx       context.Context // the life of all loops
+	ctx       context.Context // of all loops
 	cancel    context.CancelFunc
-	loops     sync.WaitGroup // joined only with mu held and closed false
+	loops     sync.WaitGroup // Go is called only with mu held and closed false
 	hooks     atomic.Pointer[Hooks]
 	nodes     nodeRegistry
 	bans      banList
 	presence  *presence
 	limits    *limits
-	deadSince map[staleTag]time.Time // since when; presenceLoop's
+	deadSince map[staleTag]time.Time // when a check first found the tag of a dead node; owned by presenceLoop
 	sweeps    chan []staleTag        // to sweepLoop; never closed
 
 	mu      sync.Mutex // Protects following.
@@ -112,21 +119,22 @@ type Node struct {
 	closed  bool
 }
 
-// OpenRedis returns a node that meets others in Redis, which need not be up.
+// OpenRedis returns a node that shares its state in Redis. It does not wait for
+// Redis: the node works, with what it knows itself, until Redis can be reached.
 func OpenRedis(cfg Config) (*Node, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Redis == nil {
-		return nil, errors.New("no way to Redis is given")
+		return nil, errors.New("the options for Redis are missing")
 	}
 	m := newMetrics(cfg.Registerer)
 	return newNode(cfg, openRedis(cfg, m), m), nil
 }
 
-// NewMemory returns a node that meets the other nodes of the same space; a nil
-// space is one of its own.
+// NewMemory returns a node that shares its state with the other nodes of the
+// same MemoryBackend. With nil it gets a backend of its own.
 func NewMemory(s *MemoryBackend, cfg Config) (*Node, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -151,8 +159,8 @@ func newNode(cfg Config, s backend, m *metrics) *Node {
 	return n
 }
 
-// Start begins to take part: other nodes see this one, and its hooks are
-// called. It is called once.
+// Start starts the loops: other nodes see this one from now on, and it calls its
+// hooks. Only the first call has an effect.
 func (n *Node) Start(h Hooks) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -169,12 +177,13 @@ func (n *Node) Start(h Hooks) {
 	}
 }
 
-// Up says whether what nodes share could be reached when it was last tried.
+// Up reports whether the last attempt reached the backend.
 func (n *Node) Up() bool { return n.backend.up() }
 
-// Close says that the node goes, sends what waits, while ctx lasts, then ends
-// all loops and connections. What the node shared stays until it expires: its
-// clients are about to come back elsewhere. Calling it again is harmless.
+// Close flushes the queues and sends a last heartbeat, as long as ctx lasts.
+// Then it ends all loops and connections. The node's sessions and presence
+// entries stay until they expire, because its clients are about to reconnect to
+// other nodes. Only the first call has an effect.
 func (n *Node) Close(ctx context.Context) error {
 	n.mu.Lock()
 	again, started := n.closed, n.started
@@ -202,7 +211,7 @@ func (n *Node) Close(ctx context.Context) error {
 	return errors.Join(ctx.Err(), n.backend.close())
 }
 
-// notify hands a notice to whoever listens on this node.
+// notify passes an event to the hook of this node.
 func (n *Node) notify(event message.NodeEvent) {
 	if h := n.hooks.Load(); h != nil && h.Notify != nil {
 		h.Notify(event)

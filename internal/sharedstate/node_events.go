@@ -8,17 +8,17 @@ import (
 	"switchyard/internal/message"
 )
 
-// maxEnvelope bounds what is read of one letter, in bytes.
+// maxEnvelope bounds the payload of an envelope that is decoded, in bytes.
 const maxEnvelope = 1 << 20
 
-// outgoingEvent is a notice on its way to a node, or to all others.
+// An outgoingEvent is an event that waits to be sent.
 type outgoingEvent struct {
-	to    string
+	to    string // a node, or "" for all others
 	event message.NodeEvent
 }
 
-// A wireEvent is a notice as it travels: fields that a node does not know are
-// ignored, and so are kinds.
+// A wireEvent is the encoded form of an event. Nodes of several releases share
+// it: a node ignores fields and kinds that it does not know.
 type wireEvent struct {
 	Kind       message.NodeEventKind `json:"k"`
 	Session    message.SessionID     `json:"s,omitempty"`
@@ -28,14 +28,14 @@ type wireEvent struct {
 	Rooms      []message.Room        `json:"r,omitempty"`
 }
 
-// A wireEnvelope is what is told at once.
+// A wireEnvelope is the encoded payload of an envelope.
 type wireEnvelope struct {
 	From   string      `json:"from"`
 	Events []wireEvent `json:"notices"`
 }
 
-// sendEvent sends a notice to a node, or to all others and this one where to is "".
-// It never blocks.
+// sendEvent sends an event to a node, or to all nodes if to is "". This node gets
+// its own events at once, not by pub/sub. It never blocks.
 func (n *Node) sendEvent(to string, event message.NodeEvent) {
 	event.Node = n.cfg.Node
 	if to == "" || to == n.cfg.Node {
@@ -46,7 +46,8 @@ func (n *Node) sendEvent(to string, event message.NodeEvent) {
 	}
 }
 
-// sendLoop sends notices, all that wait for the same node in one letter.
+// sendLoop sends the queued events; those of a batch to the same node share an
+// envelope.
 func (n *Node) sendLoop(ctx context.Context) {
 	n.outbox.drainLoop(ctx, func(ctx context.Context, batch []outgoingEvent) {
 		if err := n.backend.send(ctx, n.envelopes(batch)); err != nil {
@@ -55,53 +56,56 @@ func (n *Node) sendLoop(ctx context.Context) {
 	})
 }
 
+// envelopes encodes a batch: one envelope for each receiver, with its events in
+// order.
 func (n *Node) envelopes(batch []outgoingEvent) []envelope {
-	var order []string
+	var receivers []string // in the order of their first events
 	events := make(map[string][]wireEvent)
-	for _, p := range batch {
-		if _, known := events[p.to]; !known {
-			order = append(order, p.to)
+	for _, out := range batch {
+		if _, known := events[out.to]; !known {
+			receivers = append(receivers, out.to)
 		}
-		events[p.to] = append(events[p.to], wireEvent{
-			Kind: p.event.Kind, Session: p.event.Session, Generation: p.event.Generation,
-			User: p.event.User, ForMS: p.event.BanDuration.Milliseconds(), Rooms: p.event.Rooms,
+		events[out.to] = append(events[out.to], wireEvent{
+			Kind: out.event.Kind, Session: out.event.Session, Generation: out.event.Generation,
+			User: out.event.User, ForMS: out.event.BanDuration.Milliseconds(), Rooms: out.event.Rooms,
 		})
 	}
-	envelopes := make([]envelope, len(order))
-	for i, to := range order {
+	envelopes := make([]envelope, len(receivers))
+	for i, to := range receivers {
 		payload, err := json.Marshal(wireEnvelope{From: n.cfg.Node, Events: events[to]})
 		if err != nil {
-			panic(err) // strings and numbers only
+			panic(err) // not possible: strings and numbers only
 		}
 		envelopes[i] = envelope{to: to, payload: payload}
 	}
 	return envelopes
 }
 
-// listenLoop hands on what other nodes tell.
+// listenLoop receives the events of other nodes.
 func (n *Node) listenLoop(ctx context.Context) {
 	n.backend.listenLoop(ctx, n.cfg.Node, n.receive, func() {
 		n.notify(message.NodeEvent{Kind: message.EventMissed, Node: n.cfg.Node})
 	})
 }
 
+// receive decodes an envelope and notifies this node of its events.
 func (n *Node) receive(payload []byte) {
-	var l wireEnvelope
-	if len(payload) > maxEnvelope || json.Unmarshal(payload, &l) != nil {
+	var envelope wireEnvelope
+	if len(payload) > maxEnvelope || json.Unmarshal(payload, &envelope) != nil {
 		n.metrics.drop(dropEventMalformed, 1)
 		return
 	}
-	if l.From == n.cfg.Node {
-		return // its own, told at once when it was sent
+	if envelope.From == n.cfg.Node {
+		return // sendEvent has notified this node already
 	}
-	n.nodes.markSeen(l.From)
-	for _, w := range l.Events {
+	n.nodes.markSeen(envelope.From)
+	for _, w := range envelope.Events {
 		d := time.Duration(min(w.ForMS, maxBanDuration.Milliseconds())) * time.Millisecond
 		if w.Kind == message.EventBanned {
 			n.bans.add(w.User, d)
 		}
 		n.notify(message.NodeEvent{
-			Kind: w.Kind, Node: l.From, Session: w.Session, Generation: w.Generation,
+			Kind: w.Kind, Node: envelope.From, Session: w.Session, Generation: w.Generation,
 			User: w.User, BanDuration: d, Rooms: w.Rooms,
 		})
 	}

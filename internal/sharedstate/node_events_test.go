@@ -2,11 +2,13 @@ package sharedstate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,7 +17,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// Nodes of two versions tell each other: what one wrote, the other must read.
+// Nodes of two releases run side by side, so each must read what the other
+// writes.
 func TestTheFormatOfEventsIsFixed(t *testing.T) {
 	n, err := NewMemory(nil, Config{Node: "node-a"})
 	if err != nil {
@@ -34,22 +37,21 @@ func TestTheFormatOfEventsIsFixed(t *testing.T) {
 		"":       `{"from":"node-a","notices":[{"k":3,"u":"eve","f":90000},{"k":4,"r":["a","b"]},{"k":4}]}`,
 	}
 	got := map[string]string{}
-	for _, l := range n.envelopes(batch) {
-		got[l.to] = string(l.payload)
+	for _, e := range n.envelopes(batch) {
+		got[e.to] = string(e.payload)
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("written as\n%v, want\n%v", got, want)
+		t.Errorf("encoded as\n%v, want\n%v", got, want)
 	}
 }
 
 func TestMalformedEnvelopesAreHarmless(t *testing.T) {
-	p := &testNode{logs: &logs{}}
 	n, err := NewMemory(nil, Config{Node: "node-a"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer n.Close(context.Background())
-	p.Node = n
+	p := &testNode{Node: n}
 	n.hooks.Store(&Hooks{Notify: p.onEvent})
 	for _, tt := range []struct {
 		payload string
@@ -58,10 +60,10 @@ func TestMalformedEnvelopesAreHarmless(t *testing.T) {
 		{`{"from":"b","notices":[{"k":1,"s":"s1","g":2,"new":{"x":[1]}}],"new":1}`, []message.NodeEvent{
 			{Kind: message.EventTakeover, Node: "b", Session: "s1", Generation: 2},
 		}},
-		{`{"from":"b","notices":[{"k":99,"u":"x"},{"k":2,"s":"s2"}]}`, []message.NodeEvent{ // a kind of a later version
+		{`{"from":"b","notices":[{"k":99,"u":"x"},{"k":2,"s":"s2"}]}`, []message.NodeEvent{ // a kind of a later release
 			{Kind: 99, Node: "b", User: "x"}, {Kind: message.EventSessionLive, Node: "b", Session: "s2"},
 		}},
-		{`{"from":"node-a","notices":[{"k":1,"s":"s1"}]}`, nil}, // its own, told before
+		{`{"from":"node-a","notices":[{"k":1,"s":"s1"}]}`, nil}, // the node's own
 		{`{"from":"b"}`, nil},
 		{`{"from":"b","notices":[{"k":3,"u":"eve","f":9223372036854775807}]}`, []message.NodeEvent{
 			{Kind: message.EventBanned, Node: "b", User: "eve", BanDuration: maxBanDuration},
@@ -76,12 +78,12 @@ func TestMalformedEnvelopesAreHarmless(t *testing.T) {
 		n.receive([]byte(tt.payload))
 		p.mu.Lock()
 		if !reflect.DeepEqual(p.events, tt.want) {
-			t.Errorf("%.80s was read as\n%+v, want\n%+v", tt.payload, p.events, tt.want)
+			t.Errorf("%.80s was decoded as\n%+v, want\n%+v", tt.payload, p.events, tt.want)
 		}
 		p.mu.Unlock()
 	}
 	if left, banned := n.Banned("eve"); !banned || left > maxBanDuration {
-		t.Errorf("eve is kept out for %v, %v", left, banned)
+		t.Errorf("eve is banned %v, for %v", banned, left)
 	}
 }
 
@@ -97,22 +99,22 @@ func FuzzEnvelope(f *testing.F) {
 	})
 }
 
-// What one node tells another comes in the order told.
-func eventsKeepTheirOrder(t *testing.T, h backendFactory) {
-	a, b := startPair(t, h, nil)
+// The events from one node to another arrive in the order in which they were
+// sent.
+func eventsKeepTheirOrder(t *testing.T, factory backendFactory) {
+	a, b := startPair(t, factory, nil)
 	const count = 3000
 	for i := range count {
 		a.sendEvent("node-b", message.NodeEvent{Kind: message.EventSessionLive, Generation: int64(i + 1)})
 	}
-	last := func(n message.NodeEvent) bool { return n.Generation == count }
-	b.waitEvent(t, "the last of many", last)
+	b.waitEvent(t, "that is the last one", func(e message.NodeEvent) bool { return e.Generation == count })
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	next := int64(1)
-	for _, n := range b.events {
-		if n.Kind == message.EventSessionLive {
-			if n.Generation != next {
-				t.Fatalf("the %dth is %d", next, n.Generation)
+	for _, e := range b.events {
+		if e.Kind == message.EventSessionLive {
+			if e.Generation != next {
+				t.Fatalf("event %d arrived as number %d", e.Generation, next)
 			}
 			next++
 		}
@@ -129,15 +131,16 @@ func TestEventsBeyondTheQueueBoundAreCounted(t *testing.T) {
 		a.sendEvent("node-b", message.NodeEvent{Kind: message.EventSessionLive})
 	}
 	if got := a.metric(t, "session_dropped_total", "notices_full"); got < maxQueuedEvents {
-		t.Errorf("%v dropped", got)
+		t.Errorf("%v events were dropped, want %d or more", got, maxQueuedEvents)
 	}
-	eventually(t, "the rest to be given up", func() bool {
+	testkit.Eventually(t, "the other events are lost", func() bool {
 		return a.metric(t, "session_dropped_total", "notices_full")+a.metric(t, "session_dropped_total", "notice_lost") == 3*maxQueuedEvents
 	})
 	proxy.Resume()
 }
 
-// Whatever happens, Close ends in time, and with a deadline sooner.
+// Close ends although Redis does not answer, with a deadline and without. How soon
+// is a matter of TestCloseIsBounded.
 func TestCloseWithAStalledRedis(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
@@ -150,17 +153,85 @@ func TestCloseWithAStalledRedis(t *testing.T) {
 		a.sendEvent("node-b", message.NodeEvent{Kind: message.EventSessionLive})
 		a.changePresence(message.PresenceJoined, "lobby", "ada")
 	}
-	began := time.Now()
-	if err := a.Close(within(t, testTimeout)); err != nil {
+	if err := a.Close(testContext(t)); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took > 8*time.Second {
-		t.Errorf("Close took %v", took)
+	if err := b.Close(testkit.Within(t, 200*time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Close with a deadline of 200 ms: %v", err)
 	}
-	began = time.Now()
-	err := b.Close(within(t, 200*time.Millisecond))
-	if took := time.Since(began); took > 3*time.Second {
-		t.Errorf("Close with 200 ms took %v: %v", took, err)
+}
+
+// A stalledBackend accepts calls about nodes, events and ended sessions, and
+// answers them only after callTimeout, as a Redis that does not answer.
+type stalledBackend struct {
+	backend
+	stalled atomic.Bool
+}
+
+func (s *stalledBackend) wait(ctx context.Context) error {
+	if !s.stalled.Load() {
+		return nil
+	}
+	select {
+	case <-time.After(callTimeout):
+	case <-ctx.Done():
+	}
+	return message.ErrSharedStateUnavailable
+}
+
+func (s *stalledBackend) heartbeat(ctx context.Context, b heartbeat) (heartbeatReply, error) {
+	if err := s.wait(ctx); err != nil {
+		return heartbeatReply{}, err
+	}
+	return s.backend.heartbeat(ctx, b)
+}
+
+func (s *stalledBackend) send(ctx context.Context, batch []envelope) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	return s.backend.send(ctx, batch)
+}
+
+func (s *stalledBackend) end(ctx context.Context, batch []endedSession) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	return s.backend.end(ctx, batch)
+}
+
+// Close gives each queue the time of its calls, and no more time than its context
+// has.
+func TestCloseIsBounded(t *testing.T) {
+	for _, tt := range []struct {
+		deadline, most time.Duration
+	}{
+		{time.Minute, 8 * time.Second},
+		{200 * time.Millisecond, 200 * time.Millisecond},
+	} {
+		t.Run(tt.deadline.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var backend *stalledBackend
+				p := startMemoryNodesWith(t, 1, nil, func(n *Node) {
+					backend = &stalledBackend{backend: n.backend}
+					n.backend = backend
+				})[0]
+				time.Sleep(1100 * time.Millisecond) // until no heartbeat is under way
+				backend.stalled.Store(true)
+				for range 2000 {
+					_, s := p.New("ada")
+					p.End(s)
+					p.sendEvent("node-b", message.NodeEvent{Kind: message.EventSessionLive})
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), tt.deadline)
+				defer cancel()
+				began := time.Now()
+				err := p.Close(ctx)
+				if took := time.Since(began); took > tt.most || (err != nil) != (tt.deadline < time.Second) {
+					t.Errorf("Close took %v, want %v at most; %v", took, tt.most, err)
+				}
+			})
+		})
 	}
 }
 
@@ -173,7 +244,7 @@ func TestABacklogIsBoundedAndKeepsItsOrder(t *testing.T) {
 			}
 		}
 		if b.add(500) {
-			t.Error("one too many was taken")
+			t.Error("a full backlog accepts an item")
 		}
 		var mu sync.Mutex
 		var got []int
@@ -189,7 +260,7 @@ func TestABacklogIsBoundedAndKeepsItsOrder(t *testing.T) {
 		b.add(500)
 		b.flush(t.Context())
 		if b.add(501) {
-			t.Error("taken after flush")
+			t.Error("a closed backlog accepts an item")
 		}
 		mu.Lock()
 		defer mu.Unlock()
@@ -198,7 +269,7 @@ func TestABacklogIsBoundedAndKeepsItsOrder(t *testing.T) {
 			want[i] = i
 		}
 		if !slices.Equal(got, want) || largest > sendBatchSize {
-			t.Errorf("sent %d in parts of up to %d", len(got), largest)
+			t.Errorf("%d items were sent in batches of up to %d", len(got), largest)
 		}
 		cancel()
 	})
@@ -211,19 +282,19 @@ func TestAFlushEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
-		b.flush(ctx) // nobody drains it
+		b.flush(ctx) // without a drainLoop
 		if took := time.Since(began); took != time.Second {
-			t.Errorf("it took %v", took)
+			t.Errorf("flush took %v, want 1s", took)
 		}
 	})
 }
 
-// A node of one process keeps what it may, and no more.
+// The memory backend keeps as many sessions and bytes as it may, and no more.
 func TestTheMemoryBackendIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startMemoryNodes(t, 1, nil)[0]
 		m := p.backend.(*nodeView)
-		m.maxSessions, m.maxBytes = 1000, 1<<20
+		m.maxSessions, m.maxBytes = 1000, 1<<17
 		save := func(count, rooms int) (first message.Session) {
 			batch := make([]message.SessionSave, count)
 			for i := range batch {
@@ -235,30 +306,37 @@ func TestTheMemoryBackendIsBounded(t *testing.T) {
 			return batch[0].Session
 		}
 		oldest := save(1, 0)
-		save(999, 0)
+		secondOldest := save(999, 0)
 		if got := p.metric(t, "session_dropped_total", "sessions"); got != 0 {
-			t.Errorf("%v dropped within the bound", got)
+			t.Errorf("%v sessions were dropped within the bound", got)
+		}
+		oldest.Revision = 1
+		if got := p.trySave(t, oldest, true); got != message.SaveDone { // so that it is the newest
+			t.Errorf("a touch of the oldest: %v", saveResults[got])
 		}
 		save(10, 0)
 		if got := p.metric(t, "session_dropped_total", "sessions"); got != 10 {
-			t.Errorf("%v dropped, want 10", got)
+			t.Errorf("%v sessions were dropped, want 10", got)
 		}
-		if got := p.trySave(t, oldest, true); got != message.SaveMissing {
-			t.Errorf("the oldest: %v", saveResults[got])
+		if got := p.trySave(t, secondOldest, true); got != message.SaveMissing {
+			t.Errorf("the session that was saved longest ago: %v", saveResults[got])
 		}
-		save(300, 1000) // each of some 7 KB
+		if got := p.trySave(t, oldest, true); got != message.SaveDone {
+			t.Errorf("a session that was renewed: %v", saveResults[got])
+		}
+		save(300, 100) // about 700 bytes each
 		m.mu.Lock()
 		bytes := m.bytes
 		m.mu.Unlock()
-		if bytes > 1<<20 || bytes < 1<<19 {
-			t.Errorf("%d bytes", bytes)
+		if bytes > 1<<17 || bytes < 1<<16 {
+			t.Errorf("the sessions take %d bytes, want %d to %d", bytes, 1<<16, 1<<17)
 		}
 		time.Sleep(time.Hour)
-		save(1, 0) // what has expired goes when something comes
+		save(1, 0) // which removes the expired ones
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if len(m.sessions) != 1 || m.bySaveTime.Len() != 1 {
-			t.Errorf("%d sessions, %d in order", len(m.sessions), m.bySaveTime.Len())
+			t.Errorf("%d sessions are kept, %d in the list", len(m.sessions), m.bySaveTime.Len())
 		}
 	})
 }
@@ -274,7 +352,7 @@ func TestASlowListenerOfTheMemoryBackendLosesEvents(t *testing.T) {
 			a.backend.send(t.Context(), []envelope{{"node-1", fmt.Appendf(nil, `{"from":"x","notices":[{"k":2,"g":%d}]}`, i)}})
 		}
 		if got := a.metric(t, "session_dropped_total", "notice_lost"); got < 2*memoryInboxSize-1 {
-			t.Errorf("%v lost", got)
+			t.Errorf("%v events were lost, want %d or more", got, 2*memoryInboxSize-1)
 		}
 		close(stuck)
 	})

@@ -15,83 +15,86 @@ import (
 )
 
 const (
-	// heartbeatInterval is how often a node tells that it is there.
+	// heartbeatInterval is the time between two heartbeats of a node.
 	heartbeatInterval = time.Second
-	// nodeExpiry is how long after that it counts as alive.
+	// nodeExpiry is how long a node counts as alive after its last heartbeat.
 	nodeExpiry = 5 * time.Second
-	// forgetAfter is when nothing of it is kept any more.
+	// forgetAfter is when a backend deletes a node's status after its last
+	// heartbeat.
 	forgetAfter = time.Minute
-	// maxNodes bounds the nodes that one knows of.
+	// maxNodes bounds the nodes that a node knows.
 	maxNodes = 1000
 )
 
-// A heartbeat is what a node tells.
+// A heartbeat is what a node reports to the backend.
 type heartbeat struct {
 	node     string
-	status   []byte
-	returned map[string]int64 // sessions that came here since the last one, by their node before
+	status   []byte           // an encoded wireStatus
+	returned map[string]int64 // sessions resumed here since the last heartbeat, by the node that had them
 }
 
-// A heartbeatReply is what is known of all nodes.
+// A heartbeatReply is the backend's answer: the state of all nodes.
 type heartbeatReply struct {
 	nodes       []nodeReport
-	returned    int64  // sessions of this node that came back elsewhere
-	bansVersion string // which state the bars are in; another one after each change
+	returned    int64  // sessions of this node that came back on other nodes
+	bansVersion string // another one after each change of the bans
 }
 
-// An nodeReport is one node's last word.
+// A nodeReport is the last heartbeat of one node.
 type nodeReport struct {
 	node   string
-	status []byte
+	status []byte // an encoded wireStatus
 	age    time.Duration
 }
 
-// A wireStatus is what a node says of itself. One that is gone still counts as
-// alive until it expires, for the sake of its members: they are on their way.
+// A wireStatus is the encoded status of a node. A node that is gone has closed
+// itself: it has no status to show, but counts as alive until it expires, so
+// that its sessions stay in their rooms while their clients reconnect.
 type wireStatus struct {
 	message.NodeStatus
 	Gone bool `json:"gone,omitempty"`
 }
 
-// nodeRegistry is what a node knows of all, itself included.
+// A nodeRegistry holds what a node knows of all nodes, itself included.
 type nodeRegistry struct {
-	heartbeatMu sync.Mutex // held during a beat. Protects following.
-	finalSent   bool       // the last one was sent
+	heartbeatMu sync.Mutex // held during a heartbeat, so that they follow each other. Protects following.
+	finalSent   bool       // the last heartbeat was sent, which reports the node as gone
 
 	mu          sync.Mutex // Protects following.
 	nodes       map[string]nodeRecord
-	updatedAt   time.Time        // when the board was read last, zero: never
-	pending     map[string]int64 // sessions that came here and are not told yet
-	rawReturned int64            // the last count of our own that came back elsewhere
-	returned    int64            // the same, whatever was emptied meanwhile
+	updatedAt   time.Time        // of the last reply; zero before the first
+	pending     map[string]int64 // returned sessions that no heartbeat has reported yet, by their node
+	rawReturned int64            // the returned count of the last reply
+	returned    int64            // the sum of its increases, so that an emptied Redis does not reset it
 }
 
+// A nodeRecord is a node's last known heartbeat.
 type nodeRecord struct {
-	seenAt time.Time
+	seenAt time.Time // by this node's clock
 	status wireStatus
 }
 
-// Nodes returns what each node that is there last told about itself, in the
-// order of their names, this one included. It asks nobody: the node reads the
-// board each second. An error wraps message.ErrSharedStateUnavailable when it could not lately.
+// Nodes returns the last status of each running node, this one included, sorted
+// by name. It answers from memory; each heartbeat reads the statuses. Its error
+// wraps message.ErrSharedStateUnavailable if the last heartbeats failed.
 func (n *Node) Nodes() ([]message.NodeStatus, error) {
-	f := &n.nodes
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	r := &n.nodes
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
-	if !f.isCurrent(now) {
-		return nil, fmt.Errorf("who is there: %w", message.ErrSharedStateUnavailable)
+	if !r.isCurrent(now) {
+		return nil, fmt.Errorf("read the statuses of nodes: %w", message.ErrSharedStateUnavailable)
 	}
 	var all []message.NodeStatus
-	for _, s := range f.nodes {
-		age := now.Sub(s.seenAt)
-		if s.status.Gone || age > nodeExpiry {
+	for _, record := range r.nodes {
+		age := now.Sub(record.seenAt)
+		if record.status.Gone || age > nodeExpiry {
 			continue
 		}
-		status := s.status.NodeStatus
+		status := record.status.NodeStatus
 		status.Age = age
 		if status.Node == n.cfg.Node {
-			status.Returned = f.returned
+			status.Returned = r.returned
 		}
 		all = append(all, status)
 	}
@@ -99,37 +102,49 @@ func (n *Node) Nodes() ([]message.NodeStatus, error) {
 	return all, nil
 }
 
-// isCurrent says whether the board was read lately. Caller holds mu.
-func (f *nodeRegistry) isCurrent(now time.Time) bool {
-	return !f.updatedAt.IsZero() && now.Sub(f.updatedAt) < nodeExpiry
+// isCurrent reports whether the registry has a reply that is younger than
+// nodeExpiry. The caller holds mu.
+func (r *nodeRegistry) isCurrent(now time.Time) bool {
+	return !r.updatedAt.IsZero() && now.Sub(r.updatedAt) < nodeExpiry
 }
 
-// alive returns the nodes whose members count. False: that is not known now.
-func (f *nodeRegistry) alive() (map[string]bool, bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// alive returns the nodes whose presence entries count. It returns false if the
+// registry is not current.
+func (r *nodeRegistry) alive() (map[string]bool, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
-	all := make(map[string]bool, len(f.nodes))
-	for node, s := range f.nodes {
-		all[node] = now.Sub(s.seenAt) <= nodeExpiry
+	all := make(map[string]bool, len(r.nodes))
+	for node, record := range r.nodes {
+		all[node] = now.Sub(record.seenAt) <= nodeExpiry
 	}
 	maps.DeleteFunc(all, func(_ string, alive bool) bool { return !alive })
-	return all, f.isCurrent(now)
+	return all, r.isCurrent(now)
 }
 
-// addReturned counts sessions that were another node's before.
-func (f *nodeRegistry) addReturned(from string, count int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.pending == nil {
-		f.pending = make(map[string]int64)
+// addReturned counts sessions that were resumed here, and that the node from had
+// before.
+func (r *nodeRegistry) addReturned(from string, count int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pending == nil {
+		r.pending = make(map[string]int64)
 	}
-	if _, known := f.pending[from]; known || len(f.pending) < maxNodes {
-		f.pending[from] += count
+	if _, known := r.pending[from]; known || len(r.pending) < maxNodes {
+		r.pending[from] += count
 	}
 }
 
-// heartbeatLoop tells that the node is there, and reads who else is.
+// takePending removes and returns the counts for the next heartbeat.
+func (r *nodeRegistry) takePending() map[string]int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pending := r.pending
+	r.pending = nil
+	return pending
+}
+
+// heartbeatLoop sends a heartbeat each heartbeatInterval.
 func (n *Node) heartbeatLoop(ctx context.Context) {
 	tick := time.NewTicker(heartbeatInterval)
 	defer tick.Stop()
@@ -143,15 +158,37 @@ func (n *Node) heartbeatLoop(ctx context.Context) {
 	}
 }
 
-// sendHeartbeat tells and reads once. After one that says gone there is no other.
+// sendHeartbeat reports this node's status and reads those of all nodes and the
+// bans. With gone, it reports that the node closes; later calls do nothing.
 func (n *Node) sendHeartbeat(ctx context.Context, gone bool) {
-	f := &n.nodes
-	f.heartbeatMu.Lock()
-	defer f.heartbeatMu.Unlock()
-	if f.finalSent {
+	r := &n.nodes
+	r.heartbeatMu.Lock()
+	defer r.heartbeatMu.Unlock()
+	if r.finalSent {
 		return
 	}
-	f.finalSent = gone
+	r.finalSent = gone
+	status := n.encodeStatus(gone)
+	pending := r.takePending()
+	got, err := n.backend.heartbeat(ctx, heartbeat{node: n.cfg.Node, status: status, returned: pending})
+	if err != nil {
+		// The backend may have counted them all the same. Counting twice is better
+		// than never: a drain would wait for clients that have long reconnected.
+		for from, count := range pending {
+			r.addReturned(from, count)
+		}
+		return
+	}
+	if r.update(got) {
+		// The entries of a node count while it is alive, so the presence of any
+		// room may have changed.
+		n.notify(message.NodeEvent{Kind: message.EventPresenceChanged, Node: n.cfg.Node})
+	}
+	n.syncBans(ctx, got.bansVersion)
+}
+
+// encodeStatus encodes the status that the hook returns.
+func (n *Node) encodeStatus(gone bool) []byte {
 	var status wireStatus
 	if h := n.hooks.Load(); h.Status != nil {
 		status.NodeStatus = h.Status()
@@ -165,30 +202,12 @@ func (n *Node) sendHeartbeat(ctx context.Context, gone bool) {
 	}
 	text, err := json.Marshal(status)
 	if err != nil {
-		panic(err) // strings and finite numbers
+		panic(err) // not possible: strings and finite numbers only
 	}
-	f.mu.Lock()
-	pending := f.pending
-	f.pending = nil
-	f.mu.Unlock()
-	got, err := n.backend.heartbeat(ctx, heartbeat{node: n.cfg.Node, status: text, returned: pending})
-	if err != nil {
-		// Perhaps they were counted all the same: rather twice than never, or a
-		// drain would wait for who has long arrived.
-		for from, count := range pending {
-			f.addReturned(from, count)
-		}
-		return
-	}
-	if f.update(got) {
-		// Members of a node count as long as it is alive: in any room somebody
-		// may have come or gone.
-		n.notify(message.NodeEvent{Kind: message.EventPresenceChanged, Node: n.cfg.Node})
-	}
-	n.syncBans(ctx, got.bansVersion)
+	return text
 }
 
-// finite is what JSON can write of a number.
+// finite returns 0 for a number that JSON can't encode.
 func finite(x float64) float64 {
 	if math.IsNaN(x) || math.IsInf(x, 0) {
 		return 0
@@ -196,47 +215,48 @@ func finite(x float64) float64 {
 	return x
 }
 
-// update takes a board that was just read, and says whether others are alive
-// now than before.
-func (f *nodeRegistry) update(got heartbeatReply) (changed bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// update stores the statuses of a reply. It reports whether the set of alive
+// nodes has changed; the first reply is not a change.
+func (r *nodeRegistry) update(got heartbeatReply) (changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
-	first := f.updatedAt.IsZero()
-	f.updatedAt = now
-	if f.nodes == nil {
-		f.nodes = make(map[string]nodeRecord)
+	first := r.updatedAt.IsZero()
+	r.updatedAt = now
+	if r.nodes == nil {
+		r.nodes = make(map[string]nodeRecord)
 	}
-	before := len(f.nodes)
-	for _, e := range got.nodes {
-		s := nodeRecord{seenAt: now.Add(-e.age)}
-		if json.Unmarshal(e.status, &s.status) == nil {
-			s.status.Node = e.node
-			f.nodes[e.node] = s
+	before := len(r.nodes)
+	for _, report := range got.nodes {
+		record := nodeRecord{seenAt: now.Add(-report.age)}
+		if json.Unmarshal(report.status, &record.status) == nil {
+			record.status.Node = report.node
+			r.nodes[report.node] = record
 		}
 	}
-	changed = len(f.nodes) != before
-	// One that was on an earlier board and is not on this one expires by
-	// itself, so that an emptied Redis does not look like the death of all.
-	maps.DeleteFunc(f.nodes, func(_ string, s nodeRecord) bool {
-		dead := now.Sub(s.seenAt) > nodeExpiry
+	changed = len(r.nodes) != before
+	// A node that the reply lacks stays until it expires: in an emptied Redis all
+	// nodes are missing until their next heartbeats.
+	maps.DeleteFunc(r.nodes, func(_ string, record nodeRecord) bool {
+		dead := now.Sub(record.seenAt) > nodeExpiry
 		changed = changed || dead
 		return dead
 	})
-	if got.returned < f.rawReturned {
-		f.rawReturned = 0 // it was emptied
+	if got.returned < r.rawReturned {
+		r.rawReturned = 0 // Redis was emptied, and counts from 0 again
 	}
-	f.returned += got.returned - f.rawReturned
-	f.rawReturned = got.returned
+	r.returned += got.returned - r.rawReturned
+	r.rawReturned = got.returned
 	return changed && !first
 }
 
-// markSeen notes a node that is alive, since it tells of itself, and is not on
-// the board that was read last.
-func (f *nodeRegistry) markSeen(node string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if _, known := f.nodes[node]; !known && f.nodes != nil && len(f.nodes) < maxNodes {
-		f.nodes[node] = nodeRecord{seenAt: time.Now(), status: wireStatus{Gone: true}} // no status to show yet
+// markSeen adds a node that has sent an event and that no reply has listed yet:
+// it started after the last heartbeat. It has no status to show until the next
+// one.
+func (r *nodeRegistry) markSeen(node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, known := r.nodes[node]; !known && r.nodes != nil && len(r.nodes) < maxNodes {
+		r.nodes[node] = nodeRecord{seenAt: time.Now(), status: wireStatus{Gone: true}}
 	}
 }

@@ -12,24 +12,25 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A socket in the story below: one of a session's, old or new.
-type sessionSocket struct {
+// A sessionConn is one connection of a session: the current one, or an older one
+// that still saves.
+type sessionConn struct {
 	node    int
 	session message.Session
 }
 
-// TestASessionHasOneOwnerUnderFaults: sockets of one session come and go on
-// several nodes, and save; answers get lost, and saves arrive late. Whoever
-// comes back gets what the owner saved last and was told is kept, or something
-// newer; and nobody but the newest socket can change it.
+// Connections of one session come and go on several nodes, and save; replies get
+// lost, and saves arrive late. A resume returns the last state whose save was
+// confirmed to the owner, or a newer one, and only the newest connection can
+// change the session.
 func TestASessionHasOneOwnerUnderFaults(t *testing.T) {
 	t.Parallel()
-	for name, h := range map[string]backendFactory{
+	for name, factory := range map[string]backendFactory{
 		"memory": memoryFactory,
 		"redis":  redisFactory(func(t *testing.T) string { return testkit.Redis(t).URL() }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			peers := startNodes(t, withLongTimeout(h), nil, "node-a", "node-b", "node-c")
+			peers := startNodes(t, withLongTimeout(factory), nil, "node-a", "node-b", "node-c")
 			for seed := range uint64(40) {
 				runOwnershipFaults(t, rand.New(rand.NewPCG(seed, 3)), peers)
 			}
@@ -40,87 +41,87 @@ func TestASessionHasOneOwnerUnderFaults(t *testing.T) {
 func runOwnershipFaults(t *testing.T, rnd *rand.Rand, peers []*testNode) {
 	t.Helper()
 	secret, s := peers[0].New("ada")
-	sockets := []*sessionSocket{{session: s}}
-	lastSaved := message.Session{} // what an owner was told is kept
+	conns := []*sessionConn{{session: s}}
+	lastSaved := message.Session{} // confirmed to an owner
 	var delayed []func()
 	seq := message.Seq(0)
 	for range 60 {
-		k := sockets[rnd.IntN(len(sockets))]
+		conn := conns[rnd.IntN(len(conns))]
 		switch rnd.IntN(8) {
-		case 0, 1, 2, 3: // a socket saves where its client is
+		case 0, 1, 2, 3: // a connection saves its client's position
 			seq++
-			save := k.session
+			save := conn.session
 			save.Revision++
 			save.Rooms = []message.RoomPosition{{Room: "lobby", Epoch: "e", Seq: seq}}
-			node, batch := peers[k.node], []message.SessionSave{{Session: save}}
+			node, batch := peers[conn.node], []message.SessionSave{{Session: save}}
 			if rnd.IntN(6) == 0 {
 				delayed = append(delayed, func() { node.Save(context.Background(), batch) })
-				k.session.Revision = save.Revision // its next save is a later one
+				conn.session.Revision = save.Revision // so that its next save is a later one
 				continue
 			}
-			newest := k == sockets[len(sockets)-1]
+			newest := conn == conns[len(conns)-1]
 			switch result := node.Save(t.Context(), batch)[0]; {
 			case result == message.SaveDone && newest:
-				k.session, lastSaved = save, save
+				conn.session, lastSaved = save, save
 			case result == message.SaveDone && lastSaved.Generation > 0:
-				t.Fatalf("generation %d saved, though %d is the owner", save.Generation, sockets[len(sockets)-1].session.Generation)
+				t.Fatalf("generation %d saved, though %d is the owner", save.Generation, conns[len(conns)-1].session.Generation)
 			case result == message.SaveSuperseded && newest:
-				t.Fatal("the newest was refused")
+				t.Fatal("the newest connection's save was refused")
 			}
-		case 4: // one renews
-			save := message.SessionSave{Session: k.session, Renew: true}
-			if result := peers[k.node].Save(t.Context(), []message.SessionSave{save})[0]; result == message.SaveDone && k.session.Generation < lastSaved.Generation {
-				t.Fatal("an older one renewed it")
+		case 4: // a connection renews the session
+			save := message.SessionSave{Session: conn.session, Renew: true}
+			if result := peers[conn.node].Save(t.Context(), []message.SessionSave{save})[0]; result == message.SaveDone && conn.session.Generation < lastSaved.Generation {
+				t.Fatal("an older connection renewed the session")
 			}
-		case 5: // an older one says goodbye
-			if k != sockets[len(sockets)-1] {
-				peers[k.node].End(k.session)
+		case 5: // an older connection ends the session
+			if conn != conns[len(conns)-1] {
+				peers[conn.node].End(conn.session)
 			}
-		case 6: // something arrives late
+		case 6: // a delayed save arrives
 			if len(delayed) > 0 {
 				i := rnd.IntN(len(delayed))
 				delayed[i]()
 				delayed = slices.Delete(delayed, i, i+1)
 			}
-		case 7: // it comes back, somewhere
+		case 7: // the client reconnects to some node
 			if lastSaved.Generation == 0 {
 				continue // never saved
 			}
 			node := rnd.IntN(len(peers))
 			got, ok, err := peers[node].Resume(t.Context(), secret, "ada")
 			if !ok || err != nil {
-				t.Fatalf("it is gone: %v", err)
+				t.Fatalf("the session is gone: %v", err)
 			}
 			if len(got.Rooms) != 1 || got.Rooms[0].Seq < lastSaved.Rooms[0].Seq || got.Rooms[0].Seq > seq {
-				t.Fatalf("came back at %v, kept was %v", got.Rooms, lastSaved.Rooms)
+				t.Fatalf("resumed at %v, saved was %v", got.Rooms, lastSaved.Rooms)
 			}
-			if got.Generation <= sockets[len(sockets)-1].session.Generation {
-				t.Fatalf("generation %d after %d", got.Generation, sockets[len(sockets)-1].session.Generation)
+			if got.Generation <= conns[len(conns)-1].session.Generation {
+				t.Fatalf("generation %d after %d", got.Generation, conns[len(conns)-1].session.Generation)
 			}
 			lastSaved = got
-			sockets = append(sockets, &sessionSocket{node: node, session: got})
-			if rnd.IntN(2) == 0 { // and its answer is lost: that socket never is
-				last := sockets[len(sockets)-1]
+			conns = append(conns, &sessionConn{node: node, session: got})
+			if rnd.IntN(2) == 0 { // the reply is lost, so the client reconnects again
+				last := conns[len(conns)-1]
 				again, ok, err := peers[0].Resume(t.Context(), secret, "ada")
 				if !ok || err != nil || again.Generation != last.session.Generation+1 {
-					t.Fatalf("after a lost answer: %+v, %v", again, err)
+					t.Fatalf("after a lost reply: %+v, %v", again, err)
 				}
-				sockets[len(sockets)-1] = &sessionSocket{session: again}
+				conns[len(conns)-1] = &sessionConn{session: again}
 				lastSaved = again
 			}
 		}
 	}
-	// Each that is not the newest learns it by its next save.
-	for _, k := range sockets[:len(sockets)-1] {
-		k.session.Revision += 1000
-		if got := peers[k.node].trySave(t, k.session, false); got != message.SaveSuperseded {
-			t.Errorf("an older socket's last save: %v", saveResults[got])
+	// Each older connection learns that it is superseded by its next save.
+	for _, conn := range conns[:len(conns)-1] {
+		conn.session.Revision += 1000
+		if got := peers[conn.node].trySave(t, conn.session, false); got != message.SaveSuperseded {
+			t.Errorf("an older connection's last save: %v", saveResults[got])
 		}
 	}
 }
 
-// TestBansAreNeverLost: bars are set on any node while notices and answers get
-// lost and Redis is emptied; in the end every node has the longest bar of each.
+// Nodes ban users while events and replies get lost and Redis is emptied. In the
+// end every node has the longest ban of each user.
 func TestBansAreNeverLost(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
@@ -136,12 +137,12 @@ func TestBansAreNeverLost(t *testing.T) {
 		case 20:
 			proxy.Cut()
 		}
-		_ = peers[rnd.IntN(3)].Ban(t.Context(), user, hoursLong(hours)) // one that is not told is known here
+		_ = peers[rnd.IntN(3)].Ban(t.Context(), user, hoursLong(hours)) // a ban that fails is known to this node
 		longest[user] = max(longest[user], hours)
 	}
 	for user, hours := range longest {
 		for _, p := range append(peers, startAnotherNode(t, peers[0], "node-d"+user)) {
-			eventually(t, p.cfg.Node+" to know the longest bar of "+user, func() bool {
+			testkit.Eventually(t, p.cfg.Node+" knows the longest ban of "+user, func() bool {
 				left, _ := p.Banned(user)
 				return left > hoursLong(hours)-hoursLong(1)/2 && left <= hoursLong(hours)+banTolerance
 			})

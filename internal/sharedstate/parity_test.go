@@ -17,9 +17,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// Both places must do the same with whatever comes: what a script says in Lua,
-// the Space says in Go. Here each call goes to both, and their answers must be
-// equal.
+// A backendPair is both backends. Each script in Lua has a counterpart in Go, so
+// the same calls must have equal results.
 type backendPair struct {
 	memory, redis backend
 }
@@ -31,20 +30,21 @@ func newBackendPair(t *testing.T, url string) (*backendPair, func()) {
 		t.Fatal(err)
 	}
 	cfg, err := Config{
-		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), TTL: time.Hour, timeout: testTimeout,
+		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), TTL: time.Hour, timeout: testkit.Timeout,
 	}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := newMetrics(nil)
-	w := &backendPair{memory: new(MemoryBackend).newView(cfg, m), redis: openRedis(cfg, m)}
-	return w, func() { _ = w.redis.close() }
+	pair := &backendPair{memory: new(MemoryBackend).newView(cfg, m), redis: openRedis(cfg, m)}
+	return pair, func() { _ = pair.redis.close() }
 }
 
-// queryBoth asks both places, and fails the test unless they say the same.
-func queryBoth[T any](t *rapid.T, w *backendPair, what string, query func(backend) (T, error)) T {
-	m, merr := query(w.memory)
-	r, rerr := query(w.redis)
+// queryBoth makes a call on both backends, and fails the test unless the results
+// are equal.
+func queryBoth[T any](t *rapid.T, pair *backendPair, what string, query func(backend) (T, error)) T {
+	m, merr := query(pair.memory)
+	r, rerr := query(pair.redis)
 	if merr != nil || rerr != nil {
 		t.Fatalf("%s: %v in memory, %v in Redis", what, merr, rerr)
 	}
@@ -58,7 +58,7 @@ func TestSessionParity(t *testing.T) {
 	t.Parallel()
 	url := testkit.Redis(t).URL()
 	rapid.Check(t, func(rt *rapid.T) {
-		w, done := newBackendPair(t, url)
+		pair, done := newBackendPair(t, url)
 		defer done()
 		ctx := context.Background()
 		ids := []message.SessionID{"s1", "s2", "s3"}
@@ -79,22 +79,22 @@ func TestSessionParity(t *testing.T) {
 					batch = append(batch, draw())
 				}
 				node := rapid.SampledFrom(nodes).Draw(rt, "node")
-				queryBoth(rt, w, "save", func(s backend) ([]message.SaveResult, error) { return s.save(ctx, node, batch), nil })
+				queryBoth(rt, pair, "save", func(s backend) ([]message.SaveResult, error) { return s.save(ctx, node, batch), nil })
 			},
 			"resume": func(rt *rapid.T) {
 				s := draw()
 				node := rapid.SampledFrom(nodes).Draw(rt, "node")
-				queryBoth(rt, w, "resume", func(p backend) (message.Session, error) {
+				queryBoth(rt, pair, "resume", func(p backend) (message.Session, error) {
 					got, ok, err := p.resume(ctx, s.ID, s.User, node)
 					if !ok && !reflect.DeepEqual(got, message.Session{}) {
-						return got, errors.New("refused, and given all the same")
+						return got, errors.New("the resume was refused, but returned a session")
 					}
 					return got, err
 				})
 			},
 			"end": func(rt *rapid.T) {
 				s := draw()
-				queryBoth(rt, w, "end", func(p backend) (int, error) { return 0, p.end(ctx, []endedSession{{s.ID, s.Generation}}) })
+				queryBoth(rt, pair, "end", func(p backend) (int, error) { return 0, p.end(ctx, []endedSession{{s.ID, s.Generation}}) })
 			},
 		})
 	})
@@ -104,7 +104,7 @@ func TestPresenceParity(t *testing.T) {
 	t.Parallel()
 	url := testkit.Redis(t).URL()
 	rapid.Check(t, func(rt *rapid.T) {
-		w, done := newBackendPair(t, url)
+		pair, done := newBackendPair(t, url)
 		defer done()
 		ctx := context.Background()
 		// Two rooms of one shard, and one of another.
@@ -113,11 +113,11 @@ func TestPresenceParity(t *testing.T) {
 		sessions := []message.SessionID{"s1", "s2", "s3", "s4"}
 		oneTag := func() string { return rapid.SampledFrom(tags).Draw(rt, "tag") }
 		rt.Repeat(map[string]func(*rapid.T){
-			"present": func(rt *rapid.T) {
+			"apply presence": func(rt *rapid.T) {
 				first := rapid.SampledFrom(rooms).Draw(rt, "room")
 				shard, tag := shardOf(first), oneTag()
-				low := rapid.Int64Range(0, 5).Draw(rt, "low")
-				revision := low + rapid.Int64Range(1, 3).Draw(rt, "by")
+				minRevision := rapid.Int64Range(0, 5).Draw(rt, "min revision")
+				revision := minRevision + rapid.Int64Range(1, 3).Draw(rt, "more")
 				var changes []entryChange
 				for range rapid.IntRange(1, 5).Draw(rt, "changes") {
 					room := rapid.SampledFrom(rooms).Draw(rt, "room")
@@ -127,19 +127,19 @@ func TestPresenceParity(t *testing.T) {
 					session := rapid.SampledFrom(sessions).Draw(rt, "session")
 					changes = append(changes, entryChange{
 						entryKey{room, session}, "user of " + string(session), rapid.Int64Range(1, 4).Draw(rt, "generation"),
-						rapid.Bool().Draw(rt, "here"),
+						rapid.Bool().Draw(rt, "present"),
 					})
 				}
-				queryBoth(rt, w, "present", func(p backend) (presenceBatch, error) {
-					l := &presenceBatch{shard: shard, tag: tag, minRevision: low, revision: revision, changes: changes}
-					p.applyPresence(ctx, []*presenceBatch{l})
-					slices.Sort(l.changedRooms)
-					return *l, l.err
+				queryBoth(rt, pair, "apply presence", func(p backend) (presenceBatch, error) {
+					b := &presenceBatch{shard: shard, tag: tag, minRevision: minRevision, revision: revision, changes: changes}
+					p.applyPresence(ctx, []*presenceBatch{b})
+					slices.Sort(b.changedRooms)
+					return *b, b.err
 				})
 			},
 			"sweep": func(rt *rapid.T) {
 				room, tag := rapid.SampledFrom(rooms).Draw(rt, "room"), oneTag()
-				queryBoth(rt, w, "sweep", func(p backend) (int, error) {
+				queryBoth(rt, pair, "sweep", func(p backend) (int, error) {
 					for {
 						if more, _, err := p.sweep(ctx, shardOf(room), tag); err != nil || !more {
 							return 0, err
@@ -147,16 +147,16 @@ func TestPresenceParity(t *testing.T) {
 					}
 				})
 			},
-			"": func(rt *rapid.T) { // after each of them
+			"": func(rt *rapid.T) { // after each call
 				alive := map[string]bool{"node-b": true}
 				if rapid.Bool().Draw(rt, "both alive") {
 					alive["node-a"] = true
 				}
 				limit := rapid.IntRange(0, 4).Draw(rt, "limit")
 				for _, room := range rooms {
-					queryBoth(rt, w, "room", func(p backend) (message.Presence, error) { return p.roomPresence(ctx, room, alive, limit) })
+					queryBoth(rt, pair, "room", func(p backend) (message.Presence, error) { return p.roomPresence(ctx, room, alive, limit) })
 				}
-				queryBoth(rt, w, "tags", func(p backend) ([]map[string]int64, error) {
+				queryBoth(rt, pair, "tags", func(p backend) ([]map[string]int64, error) {
 					all, err := p.tags(ctx)
 					for _, tags := range all {
 						maps.DeleteFunc(tags, func(_ string, revision int64) bool { return revision == 0 })
@@ -168,7 +168,7 @@ func TestPresenceParity(t *testing.T) {
 	})
 }
 
-// roomInSameShard is another room of the same shard.
+// roomInSameShard returns another room of the same shard.
 func roomInSameShard(room message.Room) message.Room {
 	for name := room + "-"; ; name += "-" {
 		if shardOf(name) == shardOf(room) {
@@ -181,12 +181,12 @@ func TestBanParity(t *testing.T) {
 	t.Parallel()
 	url := testkit.Redis(t).URL()
 	rapid.Check(t, func(rt *rapid.T) {
-		w, done := newBackendPair(t, url)
+		pair, done := newBackendPair(t, url)
 		defer done()
 		ctx := context.Background()
 		versions := map[string]bool{"": true}
 		rt.Repeat(map[string]func(*rapid.T){
-			"bar": func(rt *rapid.T) {
+			"ban": func(rt *rapid.T) {
 				var bans []ban
 				for range rapid.IntRange(1, 3).Draw(rt, "count") {
 					bans = append(bans, ban{
@@ -194,18 +194,18 @@ func TestBanParity(t *testing.T) {
 						time.Duration(rapid.IntRange(1, 100).Draw(rt, "hours")) * time.Hour,
 					})
 				}
-				queryBoth(rt, w, "bar", func(p backend) (int, error) { return p.ban(ctx, bans) })
-				version, _, err := w.redis.bans(ctx)
+				queryBoth(rt, pair, "ban", func(p backend) (int, error) { return p.ban(ctx, bans) })
+				version, _, err := pair.redis.bans(ctx)
 				if err != nil || versions[version] {
-					t.Fatalf("a change left the state at %q, %v", version, err)
+					t.Fatalf("after a change the version is %q again, %v", version, err)
 				}
 				versions[version] = true
 			},
 			"": func(rt *rapid.T) {
-				queryBoth(rt, w, "bars", func(p backend) ([]ban, error) {
+				queryBoth(rt, pair, "bans", func(p backend) ([]ban, error) {
 					_, bans, err := p.bans(ctx)
 					for i := range bans {
-						bans[i].remaining = bans[i].remaining.Round(time.Hour) // the clocks are not the same
+						bans[i].remaining = bans[i].remaining.Round(time.Hour) // because the clocks differ
 					}
 					slices.SortFunc(bans, func(a, b ban) int { return cmp.Compare(a.user, b.user) })
 					return slices.Clip(bans), err
@@ -219,34 +219,34 @@ func TestLimitParity(t *testing.T) {
 	t.Parallel()
 	url := testkit.Redis(t).URL()
 	rapid.Check(t, func(rt *rapid.T) {
-		w, done := newBackendPair(t, url)
+		pair, done := newBackendPair(t, url)
 		defer done()
-		// So slow that the time between two calls does not count.
+		// The rates are so low that the time between two calls does not matter.
 		rates := Rates{Publishes: 0.001, PublishBurst: 100, Bytes: 0.01, ByteBurst: 1000}.byMeasure()
 		if rapid.Bool().Draw(rt, "no bound on bytes") {
 			rates[measureBytes] = rate{}
 		}
 		rt.Repeat(map[string]func(*rapid.T){
-			"meter": func(rt *rapid.T) {
+			"consume": func(rt *rapid.T) {
 				var batch []usage
 				for _, user := range []string{"ada", "eve"} {
 					batch = append(batch, usage{user: user, spent: [measureCount]float64{
 						float64(rapid.IntRange(0, 60).Draw(rt, "publishes")), float64(rapid.IntRange(0, 600).Draw(rt, "bytes")),
 					}})
 				}
-				queryBoth(rt, w, "meter", func(p backend) ([measureCount][2]float64, error) {
+				queryBoth(rt, pair, "consume", func(p backend) ([measureCount][2]float64, error) {
 					var got [measureCount][2]float64
 					usages := []*usage{}
-					for _, s := range batch {
-						usages = append(usages, &s)
+					for _, u := range batch {
+						usages = append(usages, &u)
 					}
 					p.consume(context.Background(), rates, usages)
-					for i, s := range usages {
-						if s.err != nil {
-							return got, s.err
+					for i, u := range usages {
+						if u.err != nil {
+							return got, u.err
 						}
-						for m := range s.level {
-							got[m][i] = float64(int(s.level[m]*10+1000.5)-1000) / 10 // to a tenth
+						for m := range u.level {
+							got[m][i] = float64(int(u.level[m]*10+1000.5)-1000) / 10 // rounded to a tenth
 						}
 					}
 					return got, nil

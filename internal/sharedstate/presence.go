@@ -13,70 +13,72 @@ import (
 )
 
 const (
-	// DefaultLeaveGrace is how long a session whose socket ended is still in
-	// its rooms.
+	// DefaultLeaveGrace is how long a session stays in its rooms after its
+	// connection ended.
 	DefaultLeaveGrace = 3 * time.Second
-	// shardCount is among how many hash tags rooms are shared. All nodes that
-	// ever share a Redis agree on it.
+	// shardCount is the number of shards, each a hash tag of its own in Redis, on
+	// which rooms are spread. All nodes that ever share a Redis must agree on it.
 	shardCount = 16
-	// maxEntries bounds the places of this node's sessions in rooms.
+	// maxEntries bounds the presence entries of this node's sessions.
 	maxEntries = 1 << 20
-	// maxTombstones bounds those that were left and are not told yet: over it the
-	// node begins anew, as if all had been lost, and tells who is there.
+	// maxTombstones bounds the entries that are gone and wait to be removed from
+	// the backend. Beyond it the node drops them and resyncs all shards.
 	maxTombstones = 100_000
 )
 
-// A entryKey is a session's place in a room.
+// An entryKey identifies a presence entry.
 type entryKey struct {
 	room    message.Room
 	session message.SessionID
 }
 
-// An presenceEntry is what this node knows of a seat.
+// A presenceEntry is one of this node's sessions in one room.
 type presenceEntry struct {
 	user       string
 	generation int64
-	// leaves is when it goes, in ns since the presence was made; 0: it stays.
-	leaveAt int64
-	present bool // else it is vacant, and kept until that is told
-	dirty   bool // what is here is not what was told, and it is queued
+	leaveAt    int64 // when the grace ends, by presence.now; 0 if there is none
+	present    bool  // false: a tombstone, kept until the backend has removed the entry
+	dirty      bool  // changed since it was last sent, and queued in presence.dirty
 }
 
-// A graceEnd is the end of a grace, unless the occupant came back since.
+// A graceEnd says when the grace of an entry ends, unless the session rejoins
+// before.
 type graceEnd struct {
 	key entryKey
-	at  int64
+	at  int64 // by presence.now
 }
 
-// presence is this node's own sessions in rooms: the truth about them, of which
-// the space gets each change. What it does with the space is presenceLoop's.
+// presence holds the presence entries of this node's sessions, and is
+// authoritative for them: the backend has a copy. Only presenceLoop talks to the
+// backend; the other methods are safe for concurrent use.
 type presence struct {
 	node      *Node
 	grace     time.Duration
 	started   time.Time
-	wake      chan struct{} // holds a token when there may be something to tell
+	wake      chan struct{} // holds a token when there may be changes to send; never closed
 	coalescer changeCoalescer
-	// maxEntries and maxTombstones, which tests make small.
+	// maxEntries and maxTombstones, unless a test changes them.
 	entryLimit, tombstoneLimit int
 
 	mu         sync.Mutex // Protects following.
 	entries    map[entryKey]presenceEntry
 	tombstones int
-	dirty      []entryKey // what is to be told, each once
-	graces     []graceEnd
-	enqueued   int64         // how many were ever queued,
-	flushed    int64         // and told, or dropped
-	progress   chan struct{} // closed and made anew when told grows
+	dirty      []entryKey // entries to send, each once
+	graces     []graceEnd // in order of time
+	enqueued   int64      // how many entries were ever appended to dirty
+	flushed    int64      // how many of these were sent or dropped
+	// progress is closed, and replaced by a new channel, when flushed grows.
+	progress chan struct{}
 
-	shards [shardCount]shardState // presenceLoop's, but for sent
+	shards [shardCount]shardState // owned by presenceLoop, except sent
 }
 
-// shardState is how far the space has followed in one shard.
+// A shardState says how much of one shard the backend has confirmed.
 type shardState struct {
-	tagNumber  int64 // of the tag: raised when something was lost
-	confirmed  int64 // the last revision that was confirmed
-	sent       int64 // the last one that was sent; guarded by presence.mu
-	delayUntil int64 // until when changes are told late, in ns: other nodes tell anew, too
+	tagNumber  int64 // raised by each resync
+	confirmed  int64 // the last revision that the backend confirmed
+	sent       int64 // the last revision that was sent; guarded by presence.mu
+	delayUntil int64 // until then watchers learn of changes later, because other nodes resync too; by presence.now
 }
 
 func newPresence(n *Node, grace time.Duration) *presence {
@@ -91,19 +93,22 @@ func newPresence(n *Node, grace time.Duration) *presence {
 	}
 }
 
-// shardOf is the room's shard: FNV-1a of the name, 32 bits.
+// shardOf returns the shard of a room: the 32-bit FNV-1a hash of its name, modulo
+// shardCount.
 func shardOf(room message.Room) int {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(room)) // never fails
 	return int(h.Sum32() % shardCount)
 }
 
-// A tag is what a node signs its sessions with: its name and how often it had
-// to begin anew. Nothing is ever added under a tag that another one replaced.
+// tag returns the current tag of a shard, which marks the entries of this node in
+// the backend: the node's name, ~, and the number of resyncs. No entry is added
+// under a tag once a newer one has replaced it.
 func (p *presence) tag(shard int) string {
 	return p.node.cfg.Node + "~" + strconv.FormatInt(p.shards[shard].tagNumber, 10)
 }
 
+// nodeOf returns the node of a tag, or "" if it is not a tag.
 func nodeOf(tag string) string {
 	if i := strings.LastIndexByte(tag, '~'); i >= 0 {
 		return tag[:i]
@@ -111,7 +116,7 @@ func nodeOf(tag string) string {
 	return ""
 }
 
-// tagNumber is -1 for what is no tag.
+// tagNumber returns the number of a tag, or -1 if it is not a tag.
 func tagNumber(tag string) int64 {
 	number, err := strconv.ParseInt(tag[strings.LastIndexByte(tag, '~')+1:], 10, 64)
 	if err != nil {
@@ -120,8 +125,9 @@ func tagNumber(tag string) int64 {
 	return number
 }
 
-// Change tells who has joined and left rooms on this node. It never blocks:
-// other nodes learn it in some milliseconds, or as soon as they can be reached.
+// Change records that sessions have joined and left rooms on this node. It never
+// blocks: other nodes learn of it within milliseconds, or once the backend can
+// be reached.
 func (n *Node) Change(changes []message.PresenceChange) {
 	p := n.presence
 	p.mu.Lock()
@@ -133,9 +139,10 @@ func (n *Node) Change(changes []message.PresenceChange) {
 	p.wakeUp()
 }
 
-// now is the presence's clock, in ns.
+// now returns the nanoseconds since the presence started, at least 1.
 func (p *presence) now() int64 { return int64(time.Since(p.started)) + 1 }
 
+// wakeUp makes presenceLoop look for changes.
 func (p *presence) wakeUp() {
 	select {
 	case p.wake <- struct{}{}:
@@ -143,65 +150,67 @@ func (p *presence) wakeUp() {
 	}
 }
 
-// applyChange takes one change, unless a newer socket of the session is in the
-// room. Caller holds mu.
+// applyChange applies one change, unless a newer connection of the session is in
+// the room. The caller holds mu.
 func (p *presence) applyChange(c *message.PresenceChange, now int64) {
-	s := entryKey{c.Room, c.Session}
-	o, known := p.entries[s]
-	if known && c.Generation < o.generation {
+	key := entryKey{c.Room, c.Session}
+	entry, known := p.entries[key]
+	if known && c.Generation < entry.generation {
 		return
 	}
 	if c.Kind == message.PresenceJoined {
-		p.join(s, o, known, c)
+		p.join(key, entry, known, c)
 		return
 	}
-	if !known || !o.present {
+	if !known || !entry.present {
 		return
 	}
 	if c.Kind == message.PresenceDisconnected && len(p.graces) < p.entryLimit {
-		if o.leaveAt == 0 {
-			o.leaveAt = now + int64(p.grace)
-			p.graces = append(p.graces, graceEnd{s, o.leaveAt})
-			p.entries[s] = o
+		if entry.leaveAt == 0 {
+			entry.leaveAt = now + int64(p.grace)
+			p.graces = append(p.graces, graceEnd{key, entry.leaveAt})
+			p.entries[key] = entry
 		}
 		return
 	}
-	p.markGone(s, o)
+	p.markGone(key, entry)
 }
 
-func (p *presence) join(s entryKey, o presenceEntry, known bool, c *message.PresenceChange) {
+// join adds an entry, or updates it for a newer connection, and cancels its
+// grace. The caller holds mu.
+func (p *presence) join(key entryKey, entry presenceEntry, known bool, c *message.PresenceChange) {
 	if !known && len(p.entries) >= p.entryLimit {
 		p.node.metrics.drop(dropEntriesFull, 1)
 		return
 	}
-	same := known && o.present && o.generation == c.Generation && o.user == c.User
-	if known && !o.present {
+	same := known && entry.present && entry.generation == c.Generation && entry.user == c.User
+	if known && !entry.present {
 		p.tombstones--
 	}
-	o.user, o.generation, o.present, o.leaveAt = c.User, c.Generation, true, 0
-	p.put(s, o, !same)
+	entry.user, entry.generation, entry.present, entry.leaveAt = c.User, c.Generation, true, 0
+	p.put(key, entry, !same)
 }
 
-// markGone notes that a session is gone. Caller holds mu.
-func (p *presence) markGone(s entryKey, o presenceEntry) {
-	o.present, o.leaveAt = false, 0
+// markGone turns an entry into a tombstone. The caller holds mu.
+func (p *presence) markGone(key entryKey, entry presenceEntry) {
+	entry.present, entry.leaveAt = false, 0
 	p.tombstones++
-	p.put(s, o, true)
+	p.put(key, entry, true)
 }
 
-// put writes a seat back, and queues it where it has changed. Caller holds mu.
-func (p *presence) put(s entryKey, o presenceEntry, changed bool) {
-	if changed && !o.dirty {
-		o.dirty = true
-		p.dirty = append(p.dirty, s)
+// put stores an entry, and queues it if it has changed. The caller holds mu.
+func (p *presence) put(key entryKey, entry presenceEntry, changed bool) {
+	if changed && !entry.dirty {
+		entry.dirty = true
+		p.dirty = append(p.dirty, key)
 		p.enqueued++
 	}
-	p.entries[s] = o
+	p.entries[key] = entry
 	p.node.metrics.presenceEntries.Set(float64(len(p.entries) - p.tombstones))
 }
 
-// endGraces vacates the seats whose grace is over, and returns how long it is
-// until the next one. Graces are equally long, so their order is that of time.
+// endGraces removes the entries whose grace is over, and returns the time until
+// the next grace ends. All graces are equally long, so they end in order.
 func (p *presence) endGraces() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -212,31 +221,34 @@ func (p *presence) endGraces() time.Duration {
 			return time.Duration(g.at - now)
 		}
 		p.graces = p.graces[1:]
-		if o := p.entries[g.key]; o.present && o.leaveAt == g.at {
-			p.markGone(g.key, o)
+		if entry := p.entries[g.key]; entry.present && entry.leaveAt == g.at {
+			p.markGone(g.key, entry)
 		}
 	}
 	p.graces = nil
 	return time.Hour
 }
 
-// Room returns who is in a room on all nodes; over limit, how many. What this
-// node was told before the call is in it. An error wraps message.ErrSharedStateUnavailable when
-// other nodes can't be asked for theirs.
+// Room returns the presence of a room over all nodes, without the entries if
+// there are more than limit. It includes the changes that this node recorded
+// before the call, unless the backend does not accept them within maxFlushWait.
+// An error wraps message.ErrSharedStateUnavailable if the entries of other nodes
+// are not known.
 func (n *Node) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
 	n.presence.waitFlushed(ctx)
 	alive, known := n.nodes.alive()
 	if !known {
-		return message.Presence{}, fmt.Errorf("who is in a room: %w", message.ErrSharedStateUnavailable)
+		return message.Presence{}, fmt.Errorf("read the presence of a room: %w", message.ErrSharedStateUnavailable)
 	}
 	alive[n.cfg.Node] = true
 	return n.backend.roomPresence(ctx, room, alive, limit)
 }
 
-// maxFlushWait bounds how long a reader waits for what was changed before it asked.
+// maxFlushWait bounds how long a reader waits for earlier changes to be sent.
 const maxFlushWait = 250 * time.Millisecond
 
-// waitFlushed waits until all that is queued now was told, a while.
+// waitFlushed waits until the changes that are queued now are sent or dropped,
+// for maxFlushWait at most.
 func (p *presence) waitFlushed(ctx context.Context) {
 	var timeout <-chan time.Time
 	p.mu.Lock()

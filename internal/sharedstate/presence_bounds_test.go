@@ -12,7 +12,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// A unavailableBackend space takes nothing, as Redis that is away, until it is revived.
+// An unavailableBackend accepts no presence changes until available is true, as a
+// Redis that is down.
 type unavailableBackend struct {
 	backend
 	available atomic.Bool
@@ -23,8 +24,8 @@ func (d *unavailableBackend) applyPresence(ctx context.Context, batches []*prese
 		d.backend.applyPresence(ctx, batches)
 		return
 	}
-	for _, l := range batches {
-		l.err = errBackingOff
+	for _, b := range batches {
+		b.err = errBackingOff
 	}
 }
 
@@ -37,7 +38,7 @@ func TestUnsentPresenceChangesAreBounded(t *testing.T) {
 			n.backend, n.presence.tombstoneLimit = unavailable, most
 		})[0]
 		p.changePresence(message.PresenceJoined, "lobby", "ada")
-		// Far more come and go than are ever told.
+		// Far more users join and leave than can be sent.
 		for round := range 3 {
 			var users []string
 			for i := range most / 2 {
@@ -51,30 +52,30 @@ func TestUnsentPresenceChangesAreBounded(t *testing.T) {
 		entries, tombstones, dirty := len(p.presence.entries), p.presence.tombstones, len(p.presence.dirty)
 		p.presence.mu.Unlock()
 		if tombstones > most || entries != tombstones+1 || dirty > entries {
-			t.Errorf("%d seats, %d vacant, %d to tell", entries, tombstones, dirty)
+			t.Errorf("%d entries, %d tombstones, %d to send", entries, tombstones, dirty)
 		}
 		if got := p.metric(t, "session_dropped_total", "vacant_full"); got <= most {
-			t.Errorf("%v counted as dropped", got)
+			t.Errorf("%v tombstones are counted as dropped", got)
 		}
 		if got := p.metric(t, "presence_seats", ""); got != 1 {
-			t.Errorf("%v seats counted", got)
+			t.Errorf("%v entries are counted, want 1", got)
 		}
-		// Who asks meanwhile is not kept waiting.
+		// A reader does not wait for what cannot be sent.
 		began := time.Now()
 		p.usersIn(t, "lobby")
 		if took := time.Since(began); took > maxFlushWait+100*time.Millisecond {
 			t.Errorf("a reader waited %v", took)
 		}
-		// And when the space is back it learns who is there, no more.
+		// Once the backend is available again it gets the present entries, no more.
 		unavailable.available.Store(true)
 		time.Sleep(5 * time.Second)
 		if got := p.usersIn(t, "lobby"); got != "ada" {
-			t.Errorf("then there is %q", got)
+			t.Errorf("after the outage the room has %q, want ada", got)
 		}
 		began = time.Now()
 		p.usersIn(t, "lobby")
 		if took := time.Since(began); took > 0 {
-			t.Errorf("a reader waited %v though nothing is to be told", took)
+			t.Errorf("a reader waited %v though nothing is to be sent", took)
 		}
 	})
 }
@@ -89,15 +90,15 @@ func TestPresenceEntriesAreBounded(t *testing.T) {
 		}
 		p.Change(batch)
 		if got := p.metric(t, "session_dropped_total", "seats_full"); got != 10 {
-			t.Errorf("%v dropped, want 10", got)
+			t.Errorf("%v entries were dropped, want 10", got)
 		}
-		// Those who have a seat may still come back and leave.
+		// Sessions with an entry can still rejoin and leave.
 		p.Change([]message.PresenceChange{
 			{Kind: message.PresenceJoined, Room: "lobby", Session: "0", Generation: 2},
 			{Kind: message.PresenceLeft, Room: "lobby", Session: "1", Generation: 1},
 		})
 		if got := p.metric(t, "presence_seats", ""); got != most-1 {
-			t.Errorf("%v seats", got)
+			t.Errorf("%v entries, want %d", got, most-1)
 		}
 	})
 }
@@ -105,36 +106,44 @@ func TestPresenceEntriesAreBounded(t *testing.T) {
 func TestALeaveGraceIsCancelledAndEndsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startMemoryNodes(t, 1, nil)[0]
-		time.Sleep(time.Second) // the first beat
+		time.Sleep(time.Second) // for the first heartbeat
 		step := func(d time.Duration, want string) {
 			t.Helper()
 			time.Sleep(d)
 			if got := p.usersIn(t, "lobby"); got != want {
-				t.Errorf("%q is there, want %q", got, want)
+				t.Errorf("the room has %q, want %q", got, want)
 			}
 		}
 		p.changePresence(message.PresenceJoined, "lobby", "ada")
 		step(0, "ada")
 		p.changePresence(message.PresenceDisconnected, "lobby", "ada")
 		step(2*time.Second, "ada")
-		p.changePresence(message.PresenceJoined, "lobby", "ada") // back in time
-		step(2*time.Second, "ada")                               // the first grace would be over
+		p.changePresence(message.PresenceJoined, "lobby", "ada") // within the grace
+		step(2*time.Second, "ada")                               // when the first grace would be over
 		p.changePresence(message.PresenceDisconnected, "lobby", "ada")
 		step(time.Second, "ada")
-		p.changePresence(message.PresenceDisconnected, "lobby", "ada") // told twice: the first one counts
+		p.changePresence(message.PresenceDisconnected, "lobby", "ada") // again: the first grace counts
 		step(1900*time.Millisecond, "ada")
 		step(200*time.Millisecond, "")
 		p.changePresence(message.PresenceJoined, "lobby", "ada")
 		p.changePresence(message.PresenceDisconnected, "lobby", "ada")
-		p.changePresence(message.PresenceLeft, "lobby", "ada") // in the grace it says goodbye
+		p.changePresence(message.PresenceLeft, "lobby", "ada") // within the grace
 		step(0, "")
 		p.changePresence(message.PresenceJoined, "lobby", "ada")
-		step(4*time.Second, "ada") // nothing of the old grace is left
+		step(4*time.Second, "ada") // the old grace has no effect
+		// Each disconnect has a whole grace, although an older one ends meanwhile.
+		p.changePresence(message.PresenceDisconnected, "lobby", "ada")
+		step(time.Second, "ada")
+		p.changePresence(message.PresenceJoined, "lobby", "ada")
+		step(time.Second, "ada")
+		p.changePresence(message.PresenceDisconnected, "lobby", "ada")
+		step(2900*time.Millisecond, "ada") // the older grace ended two seconds ago
+		step(200*time.Millisecond, "")
 	})
 }
 
-// For each room one notice a second, however often it changes, and the first
-// one soon.
+// However often a room changes, there is one event a second about it, and the
+// first one comes soon.
 func TestPresenceEventsAreCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers := startMemoryNodes(t, 2, nil)
@@ -144,7 +153,7 @@ func TestPresenceEventsAreCoalesced(t *testing.T) {
 		a.changePresence(message.PresenceJoined, "lobby", "ada")
 		b.waitPresenceEvent(t, "lobby", 1)
 		if took := time.Since(began); took > 2*coalesceDelay {
-			t.Errorf("told after %v", took)
+			t.Errorf("the event came after %v", took)
 		}
 		for i := range 400 {
 			a.changePresence(message.PresenceJoined, "lobby", fmt.Sprint("u", i))
@@ -155,32 +164,34 @@ func TestPresenceEventsAreCoalesced(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		for _, p := range peers {
 			if got := p.countEvents(isPresenceEventOf("lobby")); got < 5 || got > 7 {
-				t.Errorf("%s was told %d times of 4 s of changes", p.cfg.Node, got)
+				t.Errorf("%s got %d events about 4 s of changes, want 5 to 7", p.cfg.Node, got)
 			}
 			if got := p.countEvents(isPresenceEventOf("den")); got < 4 || got > 6 {
-				t.Errorf("%s was told %d times of the other room", p.cfg.Node, got)
+				t.Errorf("%s got %d events about the other room, want 4 to 6", p.cfg.Node, got)
 			}
 		}
-		// What changes nothing is not told.
+		// A join that changes nothing makes no event.
 		before := b.countEvents(isPresenceEventOf("lobby"))
 		a.changePresence(message.PresenceJoined, "lobby", "ada")
 		a.changePresenceAs(2, message.PresenceJoined, "lobby", "ada")
 		time.Sleep(3 * time.Second)
 		if got := b.countEvents(isPresenceEventOf("lobby")); got != before {
-			t.Errorf("told %d times of nothing", got-before)
+			t.Errorf("%d events although nothing has changed", got-before)
 		}
 	})
 }
 
+// waitPresenceEvent waits half a second of virtual time for count events about a
+// room.
 func (p *testNode) waitPresenceEvent(t *testing.T, room message.Room, count int) {
 	t.Helper()
 	for range 100 {
 		if p.countEvents(isPresenceEventOf(room)) >= count {
 			return
 		}
-		time.Sleep(5 * time.Millisecond) // of the bubble
+		time.Sleep(5 * time.Millisecond)
 	}
-	t.Fatalf("%s was not told of %s", p.cfg.Node, room)
+	t.Fatalf("%s got no event about %s", p.cfg.Node, room)
 }
 
 func TestTooManyPendingRoomsBecomeOneEvent(t *testing.T) {
@@ -188,8 +199,7 @@ func TestTooManyPendingRoomsBecomeOneEvent(t *testing.T) {
 		peers := startMemoryNodes(t, 2, nil)
 		a, b := peers[0], peers[1]
 		time.Sleep(3 * time.Second)
-		isAnyRoom := func(n message.NodeEvent) bool { return n.Kind == message.EventPresenceChanged && n.Rooms == nil }
-		before := b.countEvents(isAnyRoom)
+		before := b.countEvents(isAnyRoomEvent)
 		for round := range 3 {
 			var rooms []message.Room
 			for i := range maxPendingRooms + 1 {
@@ -199,13 +209,13 @@ func TestTooManyPendingRoomsBecomeOneEvent(t *testing.T) {
 			time.Sleep(2 * coalesceDelay)
 		}
 		time.Sleep(3 * time.Second)
-		if got := b.countEvents(isAnyRoom) - before; got < 1 || got > 2 {
-			t.Errorf("told %d times that any room may have changed, want once a second", got)
+		if got := b.countEvents(isAnyRoomEvent) - before; got < 1 || got > 2 {
+			t.Errorf("%d events about all rooms, want one a second", got)
 		}
 		if got := a.metric(t, "session_dropped_total", "pokes_full"); got < 3*maxPendingRooms {
-			t.Errorf("%v counted", got)
+			t.Errorf("%v rooms are counted as dropped, want %d or more", got, 3*maxPendingRooms)
 		}
-		// Many rooms, but not too many, are told in parts.
+		// Many rooms within the bound are spread over several events.
 		var rooms []message.Room
 		for i := range 1000 {
 			rooms = append(rooms, message.Room(fmt.Sprintf("x%d", i)))
@@ -215,16 +225,16 @@ func TestTooManyPendingRoomsBecomeOneEvent(t *testing.T) {
 		named := map[message.Room]bool{}
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		for _, n := range b.events {
-			if len(n.Rooms) > roomsPerEvent {
-				t.Errorf("%d rooms in one notice", len(n.Rooms))
+		for _, e := range b.events {
+			if len(e.Rooms) > roomsPerEvent {
+				t.Errorf("one event names %d rooms", len(e.Rooms))
 			}
-			for _, room := range n.Rooms {
+			for _, room := range e.Rooms {
 				named[room] = strings.HasPrefix(string(room), "x") || named[room]
 			}
 		}
 		if len(named) != 1000 {
-			t.Errorf("told of %d rooms, want 1000", len(named))
+			t.Errorf("the events name %d rooms, want 1000", len(named))
 		}
 	})
 }

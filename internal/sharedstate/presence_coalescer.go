@@ -9,85 +9,88 @@ import (
 )
 
 const (
-	// coalesceInterval is how often at most a room's change is told.
+	// coalesceInterval is the least time between two events about one room.
 	coalesceInterval = time.Second
-	// coalesceDelay is how much later than it happened a first change is told.
+	// coalesceDelay is the delay of the first event about a room.
 	coalesceDelay = 50 * time.Millisecond
-	// maxPendingRooms bounds the rooms that wait for it; over it, all are meant.
+	// maxPendingRooms bounds the rooms that wait for their event. Beyond it, one
+	// event without rooms stands for all rooms.
 	maxPendingRooms = 10_000
-	// roomsPerEvent is how many rooms one notice names.
+	// roomsPerEvent bounds the rooms that one event names.
 	roomsPerEvent = 256
 )
 
-// changeCoalescer tell all nodes in which rooms the presence has changed, for those
-// whose clients watch it. They are gathered: each room once in coalesceInterval.
+// A changeCoalescer sends EventPresenceChanged to all nodes, for those whose
+// clients watch presence: for each room at most once in coalesceInterval. It is
+// safe for concurrent use.
 type changeCoalescer struct {
 	node *Node
-	wake chan struct{} // holds a token when there may be something to tell
+	wake chan struct{} // holds a token when there may be rooms to send; never closed
 
-	mu        sync.Mutex // Protects following.
-	due       map[message.Room]time.Time
-	lastSent  map[message.Room]time.Time // when it was told, for coalesceInterval
-	allRooms  bool
-	allSentAt time.Time // when all was told last
+	mu        sync.Mutex                 // Protects following.
+	due       map[message.Room]time.Time // when the event about a room is due
+	lastSent  map[message.Room]time.Time // when it was last sent, kept for coalesceInterval
+	allRooms  bool                       // the event without rooms is due
+	allSentAt time.Time                  // when the event without rooms was last sent
 }
 
-// add has rooms told after a while, or as soon as they may be again.
-func (k *changeCoalescer) add(after time.Duration, rooms ...message.Room) {
+// add makes the events about rooms due after a delay, or later where
+// coalesceInterval demands it.
+func (c *changeCoalescer) add(after time.Duration, rooms ...message.Room) {
 	if len(rooms) == 0 {
 		return
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.due == nil {
-		k.due, k.lastSent = make(map[message.Room]time.Time), make(map[message.Room]time.Time)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.due == nil {
+		c.due, c.lastSent = make(map[message.Room]time.Time), make(map[message.Room]time.Time)
 	}
 	now := time.Now()
 	for _, room := range rooms {
 		at := now.Add(after)
-		if next := k.lastSent[room].Add(coalesceInterval); next.After(at) {
+		if next := c.lastSent[room].Add(coalesceInterval); next.After(at) {
 			at = next
 		}
-		if old, known := k.due[room]; !known || at.Before(old) {
-			k.due[room] = at
+		if old, known := c.due[room]; !known || at.Before(old) {
+			c.due[room] = at
 		}
 	}
-	if len(k.due) > maxPendingRooms {
-		k.node.metrics.drop(dropCoalescerFull, len(k.due))
-		clear(k.due)
-		k.allRooms = true
+	if len(c.due) > maxPendingRooms {
+		c.node.metrics.drop(dropCoalescerFull, len(c.due))
+		clear(c.due)
+		c.allRooms = true
 	}
 	select {
-	case k.wake <- struct{}{}:
+	case c.wake <- struct{}{}:
 	default:
 	}
 }
 
-// dequeueDue returns the rooms to be told now; all means any room, and more that
-// there are others whose time has not come.
-func (k *changeCoalescer) dequeueDue(now time.Time) (rooms []message.Room, all, more bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for room, at := range k.lastSent {
+// dequeueDue removes and returns the rooms whose events are due. all reports that
+// the event without rooms is due, and more that others will be due later.
+func (c *changeCoalescer) dequeueDue(now time.Time) (rooms []message.Room, all, more bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for room, at := range c.lastSent {
 		if now.Sub(at) > coalesceInterval {
-			delete(k.lastSent, room)
+			delete(c.lastSent, room)
 		}
 	}
-	if k.allRooms && now.Sub(k.allSentAt) >= coalesceInterval {
-		all, k.allRooms, k.allSentAt = true, false, now
+	if c.allRooms && now.Sub(c.allSentAt) >= coalesceInterval {
+		all, c.allRooms, c.allSentAt = true, false, now
 	}
-	for room, at := range k.due {
+	for room, at := range c.due {
 		if at.After(now) {
 			continue
 		}
-		delete(k.due, room)
-		k.lastSent[room] = now
+		delete(c.due, room)
+		c.lastSent[room] = now
 		rooms = append(rooms, room)
 	}
-	return rooms, all, k.allRooms || len(k.due) > 0
+	return rooms, all, c.allRooms || len(c.due) > 0
 }
 
-// coalesceLoop tells what is due.
+// coalesceLoop sends the events that are due.
 func (n *Node) coalesceLoop(ctx context.Context) {
 	for {
 		select {
@@ -97,7 +100,7 @@ func (n *Node) coalesceLoop(ctx context.Context) {
 		}
 		for more := true; more; {
 			select {
-			case <-time.After(coalesceDelay): // and what else changes meanwhile
+			case <-time.After(coalesceDelay): // to gather more changes
 			case <-ctx.Done():
 				return
 			}
@@ -106,7 +109,8 @@ func (n *Node) coalesceLoop(ctx context.Context) {
 	}
 }
 
-// sendDueChanges tells what is due now, and says whether something is left.
+// sendDueChanges sends the events that are due, and reports whether others will
+// be due later.
 func (n *Node) sendDueChanges(now time.Time) (more bool) {
 	rooms, all, more := n.presence.coalescer.dequeueDue(now)
 	if all {

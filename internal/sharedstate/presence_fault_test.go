@@ -10,8 +10,8 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// TestPresenceRecoversFromRedisFaults: whatever happens to Redis, some
-// seconds later everybody sees who is there, and nobody else.
+// Whatever happens to Redis, some seconds later every node sees exactly the
+// sessions that are in a room.
 func TestPresenceRecoversFromRedisFaults(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
@@ -33,13 +33,13 @@ func TestPresenceRecoversFromRedisFaults(t *testing.T) {
 		{"full", func() { server.Do(t, "CONFIG", "SET", "maxmemory", "1") }, func() { server.Do(t, "CONFIG", "SET", "maxmemory", "0") }},
 	} {
 		fault.do()
-		// Somebody leaves and somebody comes meanwhile.
+		// Meanwhile one user leaves and another one joins.
 		joined := fmt.Sprintf("dee%d", i)
 		a.changePresence(message.PresenceLeft, "lobby", "bob")
 		b.changePresence(message.PresenceJoined, "lobby", joined)
 		if fault.name != "flushed" && fault.name != "full" {
-			eventually(t, fault.name+": presence to be unknown", func() bool {
-				_, err := a.Room(within(t, testTimeout), "lobby", 10)
+			testkit.Eventually(t, fault.name+": presence is unknown", func() bool {
+				_, err := a.Room(testContext(t), "lobby", 10)
 				return err != nil
 			})
 		}
@@ -52,12 +52,12 @@ func TestPresenceRecoversFromRedisFaults(t *testing.T) {
 		b.waitUsersIn(t, "lobby", "ada bob cyd")
 	}
 	if got := a.metric(t, "presence_resyncs_total", ""); got < 2 {
-		t.Errorf("%v shards told anew; Redis was empty twice", got)
+		t.Errorf("%v shards were resynced, want 2 or more: Redis was empty twice", got)
 	}
 }
 
-// A failover loses what was written last: here, as if the new master had never
-// heard of one leave and one join.
+// A failover can lose the last writes: here the new master does not have one
+// leave and one join.
 func TestPresenceAfterRedisLostItsLastWrites(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
@@ -78,70 +78,69 @@ func TestPresenceAfterRedisLostItsLastWrites(t *testing.T) {
 		server.Do(t, "COPY", "copy:"+strings.TrimPrefix(key, shard), key, "REPLACE")
 	}
 	b.waitUsersIn(t, "lobby", "ada cyd")
-	eventually(t, "the old tag to be swept", func() bool {
+	testkit.Eventually(t, "the old tag is swept", func() bool {
 		return server.Do(t, "HKEYS", shard+"tags") == "node-a~1" && server.Do(t, "EXISTS", shard+"rooms:node-a~0") == "0"
 	})
 	if got := server.Do(t, "HGETALL", shard+"count:lobby"); got != "node-a~1 2" {
-		t.Errorf("counted as %q", got)
+		t.Errorf("the counts are %q", got)
 	}
 }
 
-// A round trip that was stuck for a while and arrives after later ones must
-// change nothing.
+// A batch that was delayed and arrives after later ones changes nothing.
 func TestADelayedBatchIsRefused(t *testing.T) {
 	t.Parallel()
-	for name, h := range map[string]backendFactory{
+	for name, factory := range map[string]backendFactory{
 		"memory": memoryFactory, "redis": redisFactory(func(t *testing.T) string { return testkit.Redis(t).URL() }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, _ := startPair(t, withLongTimeout(h), nil)
+			a, _ := startPair(t, withLongTimeout(factory), nil)
 			joined := entryChange{entryKey{"lobby", "s-ada"}, "ada", 1, true}
 			left := joined
 			left.present = false
-			send := func(low, revision int64, c entryChange) *presenceBatch {
-				l := &presenceBatch{shard: shardOf("lobby"), tag: "node-x~0", minRevision: low, revision: revision, changes: []entryChange{c}}
-				a.backend.applyPresence(within(t, testTimeout), []*presenceBatch{l})
-				if l.err != nil {
-					t.Fatal(l.err)
+			send := func(minRevision, revision int64, c entryChange) *presenceBatch {
+				b := &presenceBatch{shard: shardOf("lobby"), tag: "node-x~0", minRevision: minRevision, revision: revision, changes: []entryChange{c}}
+				a.backend.applyPresence(testContext(t), []*presenceBatch{b})
+				if b.err != nil {
+					t.Fatal(b.err)
 				}
-				return l
+				return b
 			}
-			if l := send(0, 1, joined); l.lost || !reflect.DeepEqual(l.changedRooms, []message.Room{"lobby"}) {
-				t.Errorf("the first: %+v", l)
+			if b := send(0, 1, joined); b.lost || !reflect.DeepEqual(b.changedRooms, []message.Room{"lobby"}) {
+				t.Errorf("the first batch: %+v", b)
 			}
-			if l := send(0, 1, joined); l.lost || l.changedRooms != nil { // its answer was lost
-				t.Errorf("the first again: %+v", l)
+			if b := send(0, 1, joined); b.lost || b.changedRooms != nil { // as if the reply was lost
+				t.Errorf("the first batch again: %+v", b)
 			}
-			// The second one is stuck, and sent again with the third.
-			if l := send(1, 3, left); l.lost || len(l.changedRooms) != 1 {
-				t.Errorf("the third: %+v", l)
+			// The second batch is delayed, so the third carries its changes too.
+			if b := send(1, 3, left); b.lost || len(b.changedRooms) != 1 {
+				t.Errorf("the third batch: %+v", b)
 			}
-			if l := send(1, 2, joined); !l.lost {
-				t.Errorf("the second, late: %+v", l)
+			if b := send(1, 2, joined); !b.lost {
+				t.Errorf("the second batch, late: %+v", b)
 			}
-			if l := send(7, 8, joined); !l.lost {
-				t.Errorf("one after a loss: %+v", l)
+			if b := send(7, 8, joined); !b.lost {
+				t.Errorf("a batch after a loss: %+v", b)
 			}
-			got, err := a.backend.roomPresence(within(t, testTimeout), "lobby", map[string]bool{"node-x": true}, 10)
+			got, err := a.backend.roomPresence(testContext(t), "lobby", map[string]bool{"node-x": true}, 10)
 			if err != nil || got.Count != 0 {
-				t.Errorf("in the room: %+v, %v", got, err)
+				t.Errorf("the room has %+v, %v", got, err)
 			}
-			// Once a tag is swept nothing is added to it.
-			if l := send(3, 4, joined); l.lost {
-				t.Fatalf("%+v", l)
+			// No entry is added under a tag that is being swept, or was.
+			if b := send(3, 4, joined); b.lost {
+				t.Fatalf("%+v", b)
 			}
 			for more := true; more; {
-				if more, _, err = a.backend.sweep(within(t, testTimeout), shardOf("lobby"), "node-x~0"); err != nil {
+				if more, _, err = a.backend.sweep(testContext(t), shardOf("lobby"), "node-x~0"); err != nil {
 					t.Fatal(err)
 				}
 				if more {
-					if l := send(4, 5, joined); !l.lost {
-						t.Error("added while it is swept")
+					if b := send(4, 5, joined); !b.lost {
+						t.Error("a batch was applied during the sweep")
 					}
 				}
 			}
-			if l := send(4, 5, joined); !l.lost {
-				t.Error("added after it was swept")
+			if b := send(4, 5, joined); !b.lost {
+				t.Error("a batch was applied after the sweep")
 			}
 		})
 	}

@@ -11,18 +11,18 @@ import (
 const (
 	// maxBatchChanges bounds the changes of one round trip.
 	maxBatchChanges = 256
-	// checkInterval is how often a node compares what the space knows of it.
+	// checkInterval is the time between two comparisons of the revisions.
 	checkInterval = time.Second
-	// retryPause is how long it waits after the space did not take changes.
+	// retryPause is the pause after the backend did not accept changes.
 	retryPause = 250 * time.Millisecond
-	// resyncNotifyDelay is how long watchers wait where Redis has lost something: by then all
-	// nodes have told it again who is there, and nobody is seen to go and come.
+	// resyncNotifyDelay is the delay of events after Redis lost entries. By then
+	// all nodes have resynced, so watchers do not see members leave and return.
 	resyncNotifyDelay = 1500 * time.Millisecond
 )
 
-// A presenceBatch is a batch of changes in one shard. The space applies it only if the
-// tag is at a revision from low up to its own: so batches apply in order, each
-// once, however late one arrives, and what was lost is noticed.
+// A presenceBatch holds changes of one shard. The backend applies it only if the
+// tag's revision is at least minRevision and below the batch's own. So batches
+// apply in order, each once, however late one arrives, and a loss is noticed.
 type presenceBatch struct {
 	shard       int
 	tag         string
@@ -30,12 +30,13 @@ type presenceBatch struct {
 	revision    int64
 	changes     []entryChange
 
-	// The answer.
+	// The outcome, which the backend writes.
 	err          error
-	lost         bool // the tag is at another revision
+	lost         bool // the tag is at a revision that the batch does not follow
 	changedRooms []message.Room
 }
 
+// An entryChange adds an entry if present is true, and removes it otherwise.
 type entryChange struct {
 	entryKey
 	user       string
@@ -43,8 +44,8 @@ type entryChange struct {
 	present    bool
 }
 
-// presenceLoop tells the space what changes, all that waits in one round trip,
-// and compares now and then whether it still knows.
+// presenceLoop sends the changed entries to the backend, many in one round trip,
+// and compares the revisions each checkInterval.
 func (n *Node) presenceLoop(ctx context.Context) {
 	p := n.presence
 	check := time.NewTicker(checkInterval)
@@ -66,8 +67,8 @@ func (n *Node) presenceLoop(ctx context.Context) {
 	}
 }
 
-// flushOnce sends a round trip of changes; false: there are none, or they were not
-// taken and wait.
+// flushOnce sends one round trip of changes. It returns false if there are none,
+// or if the backend did not accept some, after a pause.
 func (p *presence) flushOnce(ctx context.Context) bool {
 	batches := p.nextBatches()
 	if len(batches) == 0 || ctx.Err() != nil {
@@ -76,12 +77,12 @@ func (p *presence) flushOnce(ctx context.Context) bool {
 	p.node.backend.applyPresence(ctx, batches)
 	var failed, lost bool
 	var renew [shardCount]bool
-	for _, l := range batches {
-		failed = failed || l.err != nil
-		if l.lost {
-			lost, renew[l.shard] = true, true
+	for _, b := range batches {
+		failed = failed || b.err != nil
+		if b.lost {
+			lost, renew[b.shard] = true, true
 		}
-		p.complete(l)
+		p.complete(b)
 	}
 	if lost {
 		p.resyncShards(renew)
@@ -93,11 +94,11 @@ func (p *presence) flushOnce(ctx context.Context) bool {
 	case <-time.After(retryPause):
 	case <-ctx.Done():
 	}
-	p.wakeUp() // and meanwhile graces end, and the check may come
+	p.wakeUp() // presenceLoop first ends graces, and checks the shards
 	return false
 }
 
-// nextBatches returns what is to be told next, by shard.
+// nextBatches returns the next changes to send, in one batch for each shard.
 func (p *presence) nextBatches() []*presenceBatch {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,20 +108,20 @@ func (p *presence) nextBatches() []*presenceBatch {
 	byShard := make(map[int]*presenceBatch)
 	var batches []*presenceBatch
 	count := min(len(p.dirty), maxBatchChanges)
-	for _, s := range p.dirty[:count] {
-		shard := shardOf(s.room)
-		l := byShard[shard]
-		if l == nil {
-			st := &p.shards[shard]
-			st.sent++
-			l = &presenceBatch{shard: shard, tag: p.tag(shard), minRevision: st.confirmed, revision: st.sent}
-			byShard[shard] = l
-			batches = append(batches, l)
+	for _, key := range p.dirty[:count] {
+		shard := shardOf(key.room)
+		b := byShard[shard]
+		if b == nil {
+			state := &p.shards[shard]
+			state.sent++
+			b = &presenceBatch{shard: shard, tag: p.tag(shard), minRevision: state.confirmed, revision: state.sent}
+			byShard[shard] = b
+			batches = append(batches, b)
 		}
-		o := p.entries[s]
-		o.dirty = false
-		p.entries[s] = o
-		l.changes = append(l.changes, entryChange{s, o.user, o.generation, o.present})
+		entry := p.entries[key]
+		entry.dirty = false
+		p.entries[key] = entry
+		b.changes = append(b.changes, entryChange{key, entry.user, entry.generation, entry.present})
 	}
 	if p.dirty = p.dirty[count:]; len(p.dirty) == 0 {
 		p.dirty = nil
@@ -128,53 +129,55 @@ func (p *presence) nextBatches() []*presenceBatch {
 	return batches
 }
 
-// complete takes what became of a roll. What was not taken is queued again.
-func (p *presence) complete(l *presenceBatch) {
+// complete evaluates the outcome of a batch. If it was not applied, its entries
+// are queued again.
+func (p *presence) complete(b *presenceBatch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l.err == nil && !l.lost {
-		p.shards[l.shard].confirmed = l.revision
+	if b.err == nil && !b.lost {
+		p.shards[b.shard].confirmed = b.revision
 	}
-	for _, c := range l.changes {
-		o, known := p.entries[c.entryKey]
+	for _, c := range b.changes {
+		entry, known := p.entries[c.entryKey]
 		switch {
 		case !known:
-		case l.err != nil || l.lost:
-			p.put(c.entryKey, o, true)
-		case !o.present && !o.dirty:
+		case b.err != nil || b.lost:
+			p.put(c.entryKey, entry, true)
+		case !entry.present && !entry.dirty:
 			delete(p.entries, c.entryKey)
 			p.tombstones--
 		}
 	}
-	p.flushed += int64(len(l.changes))
+	p.flushed += int64(len(b.changes))
 	close(p.progress)
 	p.progress = make(chan struct{})
 	switch {
-	case l.err == nil && p.shards[l.shard].delayUntil > p.now():
-		p.coalescer.add(resyncNotifyDelay, l.changedRooms...)
-	case l.err == nil:
-		p.coalescer.add(0, l.changedRooms...)
-	case !errors.Is(l.err, errBackingOff):
-		// It may have been applied, and then nothing will change later.
-		for _, c := range l.changes {
+	case b.err == nil && p.shards[b.shard].delayUntil > p.now():
+		p.coalescer.add(resyncNotifyDelay, b.changedRooms...)
+	case b.err == nil:
+		p.coalescer.add(0, b.changedRooms...)
+	case !errors.Is(b.err, errBackingOff):
+		// The backend may have applied it all the same. Then sending it again
+		// changes nothing, and no event would follow.
+		for _, c := range b.changes {
 			p.coalescer.add(resyncNotifyDelay, c.room)
 		}
 	}
 }
 
-// checkShards compares what the space knows of this node with what it told,
-// and has what dead nodes left behind removed.
+// checkShards resyncs the shards in which the backend has lost something of this
+// node, and looks for stale tags.
 func (n *Node) checkShards(ctx context.Context) {
 	p := n.presence
-	all, _ := n.backend.tags(ctx) // a shard that is not known is nil
+	all, _ := n.backend.tags(ctx) // on an error, the shards that are unknown are nil
 	var renew [shardCount]bool
 	lost := false
 	for i, tags := range all {
-		st := &p.shards[i]
-		if tags == nil || st.sent == 0 {
+		state := &p.shards[i]
+		if tags == nil || state.sent == 0 {
 			continue
 		}
-		if at := tags[p.tag(i)]; at < st.confirmed || at > st.sent {
+		if at := tags[p.tag(i)]; at < state.confirmed || at > state.sent {
 			lost, renew[i] = true, true
 		}
 	}
@@ -184,8 +187,8 @@ func (n *Node) checkShards(ctx context.Context) {
 	n.findStaleTags(all)
 }
 
-// resyncShards begins shards anew under a new tag, and queues all who are there. What
-// the old tag left behind is swept.
+// resyncShards gives shards a new tag and queues all their entries. The entries
+// that the backend has under the old tag become stale, and are swept.
 func (p *presence) resyncShards(shards [shardCount]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -195,35 +198,35 @@ func (p *presence) resyncShards(shards [shardCount]bool) {
 			p.shards[i] = shardState{tagNumber: p.shards[i].tagNumber + 1, delayUntil: p.now() + int64(resyncNotifyDelay)}
 		}
 	}
-	for s, o := range p.entries {
+	for key, entry := range p.entries {
 		switch {
-		case !shards[shardOf(s.room)]:
-		case o.present:
-			p.put(s, o, true)
-			p.coalescer.add(resyncNotifyDelay, s.room)
-		case !o.dirty:
-			delete(p.entries, s)
+		case !shards[shardOf(key.room)]:
+		case entry.present:
+			p.put(key, entry, true)
+			p.coalescer.add(resyncNotifyDelay, key.room)
+		case !entry.dirty:
+			delete(p.entries, key)
 			p.tombstones--
 		}
 	}
 }
 
-// resyncAll renews all shards, since more was left than can be told one by
-// one. Caller holds mu.
+// resyncAll drops all tombstones, which are too many, and gives all shards a new
+// tag. The caller holds mu.
 func (p *presence) resyncAll() {
 	p.node.metrics.drop(dropTombstonesFull, p.tombstones)
-	for s, o := range p.entries {
-		if !o.present {
-			delete(p.entries, s)
+	for key, entry := range p.entries {
+		if !entry.present {
+			delete(p.entries, key)
 		}
 	}
-	p.flushed += int64(len(p.dirty)) // nobody waits for that
+	p.flushed += int64(len(p.dirty)) // dropped; so readers do not wait for it
 	p.tombstones, p.dirty = 0, nil
 	for i := range p.shards {
 		p.shards[i] = shardState{tagNumber: p.shards[i].tagNumber + 1}
 	}
-	for s, o := range p.entries {
-		o.dirty = false
-		p.put(s, o, true)
+	for key, entry := range p.entries {
+		entry.dirty = false
+		p.put(key, entry, true)
 	}
 }

@@ -14,41 +14,40 @@ import (
 	"switchyard/internal/message"
 )
 
-// A faultyBackend space does to presence what networks and failovers do: changes do
-// not arrive, their answer does not, they arrive much later, or the space goes
-// back to what it was some time ago.
+// A faultyBackend does to presence what networks do: batches do not arrive, their
+// replies do not, or they arrive much later.
 type faultyBackend struct {
 	backend
 
 	mu      sync.Mutex
 	rnd     *rand.Rand
 	enabled bool
-	delayed []*presenceBatch // sent, and not arrived
+	delayed []*presenceBatch // sent, but not arrived yet
 }
 
 func (f *faultyBackend) applyPresence(ctx context.Context, batches []*presenceBatch) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, l := range batches {
+	for _, b := range batches {
 		outcome := 9
 		if f.enabled {
 			outcome = f.rnd.IntN(10)
 		}
 		switch outcome {
 		case 0:
-			l.err = message.ErrSharedStateUnavailable
+			b.err = message.ErrSharedStateUnavailable
 		case 1:
-			l.err = errBackingOff
-		case 2: // it arrives, and the answer is lost
-			copied := *l
+			b.err = errBackingOff
+		case 2: // it arrives, and the reply is lost
+			copied := *b
 			f.backend.applyPresence(ctx, []*presenceBatch{&copied})
-			l.err = message.ErrSharedStateUnavailable
-		case 3: // it arrives when it is too late
-			copied := *l
+			b.err = message.ErrSharedStateUnavailable
+		case 3: // it arrives later
+			copied := *b
 			f.delayed = append(f.delayed, &copied)
-			l.err = message.ErrSharedStateUnavailable
+			b.err = message.ErrSharedStateUnavailable
 		default:
-			f.backend.applyPresence(ctx, []*presenceBatch{l})
+			f.backend.applyPresence(ctx, []*presenceBatch{b})
 		}
 	}
 	if len(f.delayed) > 0 && f.enabled && f.rnd.IntN(3) == 0 {
@@ -56,14 +55,15 @@ func (f *faultyBackend) applyPresence(ctx context.Context, batches []*presenceBa
 	}
 }
 
-// deliverDelayed lets one through that was held back. Caller holds mu.
+// deliverDelayed delivers one of the delayed batches. The caller holds mu.
 func (f *faultyBackend) deliverDelayed(ctx context.Context) {
 	i := f.rnd.IntN(len(f.delayed))
 	f.backend.applyPresence(ctx, []*presenceBatch{f.delayed[i]})
 	f.delayed = slices.Delete(f.delayed, i, i+1)
 }
 
-// snapshot returns what brings the presence back to what it is now.
+// snapshot returns a function that restores the presence as it is now, as a
+// failover does.
 func (s *MemoryBackend) snapshot() func() {
 	copied := func() (rooms map[message.Room]map[message.SessionID]memoryPresenceEntry, revisions [shardCount]map[string]int64) {
 		rooms = make(map[message.Room]map[message.SessionID]memoryPresenceEntry)
@@ -85,9 +85,9 @@ func (s *MemoryBackend) snapshot() func() {
 	}
 }
 
-// TestPresenceConvergesAfterFaults: sessions come, go and move between nodes
-// while the space does all it can. When it has been quiet for a while, every
-// node sees exactly who is there.
+// Sessions join, leave and move between nodes while the backend is faulty. Some
+// time after the last fault every node sees exactly the sessions that are in each
+// room.
 func TestPresenceConvergesAfterFaults(t *testing.T) {
 	for seed := range uint64(30) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -96,11 +96,11 @@ func TestPresenceConvergesAfterFaults(t *testing.T) {
 	}
 }
 
-// A modelSession is a session as the test knows it.
+// A modelSession is the state of a session that the nodes must agree on.
 type modelSession struct {
 	id         message.SessionID
 	generation int64
-	node       int // where its newest socket is
+	node       int // of its newest connection
 	rooms      map[message.Room]bool
 }
 
@@ -122,25 +122,25 @@ func runPresenceFaults(t *testing.T, rnd *rand.Rand) {
 	}
 	restore := base.snapshot()
 	for range 150 {
-		v := sessions[rnd.IntN(len(sessions))]
+		s := sessions[rnd.IntN(len(sessions))]
 		room := rooms[rnd.IntN(len(rooms))]
 		switch rnd.IntN(12) {
 		case 0, 1, 2, 3:
-			v.changePresence(peers, message.PresenceJoined, room)
-			v.rooms[room] = true
+			s.changePresence(peers, message.PresenceJoined, room)
+			s.rooms[room] = true
 		case 4, 5:
-			v.changePresence(peers, message.PresenceLeft, room)
-			delete(v.rooms, room)
-		case 6, 7, 8: // to another node, or the same; the old socket ends before or after
-			v.move(peers, rnd)
+			s.changePresence(peers, message.PresenceLeft, room)
+			delete(s.rooms, room)
+		case 6, 7, 8: // to another node or the same one
+			s.move(peers, rnd)
 		case 9:
 			time.Sleep(time.Duration(rnd.IntN(4000)) * time.Millisecond)
 		case 10:
 			restore = base.snapshot()
 		case 11:
 			if rnd.IntN(3) == 0 {
-				restore() // a snapshot is used once, or it would be shared
-				restore = base.snapshot()
+				restore()
+				restore = base.snapshot() // because the backend now owns the maps of the last one
 			}
 		}
 		time.Sleep(time.Duration(rnd.IntN(300)) * time.Millisecond)
@@ -153,11 +153,11 @@ func runPresenceFaults(t *testing.T, rnd *rand.Rand) {
 		f.enabled = false
 		f.mu.Unlock()
 	}
-	time.Sleep(30 * time.Second) // graces, checks, sweeps
+	time.Sleep(30 * time.Second) // for graces, checks and sweeps
 	want := map[message.Room][]string{}
-	for _, v := range sessions {
-		for room := range v.rooms {
-			want[room] = append(want[room], string(v.id))
+	for _, s := range sessions {
+		for room := range s.rooms {
+			want[room] = append(want[room], string(s.id))
 		}
 	}
 	for _, p := range peers {
@@ -167,8 +167,8 @@ func runPresenceFaults(t *testing.T, rnd *rand.Rand) {
 				t.Fatal(err)
 			}
 			var ids []string
-			for _, m := range got.Entries {
-				ids = append(ids, string(m.Session))
+			for _, entry := range got.Entries {
+				ids = append(ids, string(entry.Session))
 			}
 			slices.Sort(want[room])
 			if !slices.Equal(ids, want[room]) {
@@ -179,14 +179,14 @@ func runPresenceFaults(t *testing.T, rnd *rand.Rand) {
 	checkNoStateLeaked(t, peers, base)
 }
 
-// checkNoStateLeaked: each node has one tag a shard, and remembers nobody who
-// is gone.
+// checkNoStateLeaked checks that the backend has at most one tag of each node in a
+// shard, and that the nodes keep nothing of sessions that are gone.
 func checkNoStateLeaked(t *testing.T, peers []*testNode, base *MemoryBackend) {
 	t.Helper()
 	for _, p := range peers {
 		p.presence.mu.Lock()
 		if p.presence.tombstones != 0 || len(p.presence.dirty) != 0 || len(p.presence.graces) != 0 {
-			t.Errorf("%s: %d vacant seats, %d to tell, %d graces", p.cfg.Node, p.presence.tombstones, len(p.presence.dirty), len(p.presence.graces))
+			t.Errorf("%s: %d tombstones, %d entries to send, %d graces", p.cfg.Node, p.presence.tombstones, len(p.presence.dirty), len(p.presence.graces))
 		}
 		p.presence.mu.Unlock()
 	}
@@ -196,35 +196,36 @@ func checkNoStateLeaked(t *testing.T, peers []*testNode, base *MemoryBackend) {
 		seen := map[string]bool{}
 		for tag := range tags {
 			if seen[nodeOf(tag)] {
-				t.Errorf("shard %d has %v", i, tags)
+				t.Errorf("shard %d has the tags %v", i, tags)
 			}
 			seen[nodeOf(tag)] = true
 		}
 	}
 }
 
-func (v *modelSession) changePresence(peers []*testNode, kind message.PresenceKind, room message.Room) {
-	peers[v.node].Change([]message.PresenceChange{{Kind: kind, Room: room, Session: v.id, Generation: v.generation}})
+func (s *modelSession) changePresence(peers []*testNode, kind message.PresenceKind, room message.Room) {
+	peers[s.node].Change([]message.PresenceChange{{Kind: kind, Room: room, Session: s.id, Generation: s.generation}})
 }
 
-// move opens a newer socket, which rejoins the rooms, and ends the older one.
-func (v *modelSession) move(peers []*testNode, rnd *rand.Rand) {
-	old := *v
-	v.generation++
-	v.node = rnd.IntN(len(peers))
+// move opens a newer connection, which rejoins the rooms, and closes the older
+// one, before or after that.
+func (s *modelSession) move(peers []*testNode, rnd *rand.Rand) {
+	old := *s
+	s.generation++
+	s.node = rnd.IntN(len(peers))
 	end := func() {
 		for room := range old.rooms {
 			old.changePresence(peers, message.PresenceDisconnected, room)
 		}
 	}
-	first := rnd.IntN(2) == 0
-	if first {
+	endFirst := rnd.IntN(2) == 0
+	if endFirst {
 		end()
 	}
-	for room := range v.rooms {
-		v.changePresence(peers, message.PresenceJoined, room)
+	for room := range s.rooms {
+		s.changePresence(peers, message.PresenceJoined, room)
 	}
-	if !first {
+	if !endFirst {
 		end()
 	}
 }

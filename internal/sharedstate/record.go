@@ -9,38 +9,39 @@ import (
 	"switchyard/internal/message"
 )
 
-// How a record looks in Redis. The head is of fixed size, so that scripts can
-// compare generations without reading the rest; nodes of all versions that
-// share a Redis must agree on it:
+// The encoding of a session record. Nodes of all releases that share a Redis
+// must agree on it. The header is of fixed size, so that scripts can compare
+// generations without reading the rest:
 //
 //	version     1 byte
 //	generation  4 bytes, big endian
 //	revision    8 bytes, big endian
 //	flags       1 byte: 1 = partial
-//	lengths     1 byte each of user, node and from, which follow
-//	body        epochs, then rooms in order of their names
+//	lengths     1 byte each, of the user, the node and the previous node
 //
-// Numbers in the body are varints. A room has the length of what its name
-// shares with the one before, the rest of the name, the index of its epoch and
-// its seq: about 13 bytes for names such as orders:12345.
+// The three texts follow, then the epochs, then the rooms in the order of their
+// names. Numbers are varints from there on. A room has the length of the prefix
+// that its name shares with the one before, the rest of the name, the index of
+// its epoch and its seq: about 13 bytes for names such as orders:12345.
 const (
 	recordVersion = 1
 	headerSize    = 17
 	// maxRecord bounds a record, in bytes: about 1,900 rooms with the longest
-	// names, or 15,000 usual ones. A longer one is kept without its rooms.
+	// names, or 15,000 with usual ones. A longer record is kept without its
+	// rooms.
 	maxRecord = 256 << 10
 
 	flagPartial = 1
 )
 
-var errBadRecord = errors.New("a session's record can't be read")
+var errBadRecord = errors.New("a session record can't be decoded")
 
-// encode returns the record's bytes. With too many rooms these are left out,
-// the record says so, and whole is false.
+// encode returns the encoded record. If it would exceed maxRecord, or the session
+// is partial, it leaves the rooms out, sets the flag, and returns false.
 func (r *sessionRecord) encode() (bytes []byte, whole bool) {
 	b := make([]byte, 0, headerSize+256+16*len(r.Rooms))
 	b = append(b, recordVersion)
-	b = binary.BigEndian.AppendUint32(b, uint32(r.Generation)) //nolint:gosec // raised by one a takeover
+	b = binary.BigEndian.AppendUint32(b, uint32(r.Generation)) //nolint:gosec // one more a takeover
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Revision))   //nolint:gosec // never negative
 	var flags byte
 	if r.Partial {
@@ -62,12 +63,13 @@ func (r *sessionRecord) encode() (bytes []byte, whole bool) {
 	return partial.encode()
 }
 
+// appendRooms appends the epochs and the rooms.
 func appendRooms(b []byte, rooms []message.RoomPosition) []byte {
-	rooms = slices.Clone(rooms) // it is the caller's
+	rooms = slices.Clone(rooms) // because the caller owns it
 	slices.SortFunc(rooms, func(x, y message.RoomPosition) int { return strings.Compare(string(x.Room), string(y.Room)) })
 	var epochs []message.Epoch
 	for _, p := range rooms {
-		if !slices.Contains(epochs, p.Epoch) { // one, but after a restore
+		if !slices.Contains(epochs, p.Epoch) { // more than one only after a restore
 			epochs = append(epochs, p.Epoch)
 		}
 	}
@@ -92,13 +94,14 @@ func appendRooms(b []byte, rooms []message.RoomPosition) []byte {
 	return b
 }
 
+// appendText appends a length and the text.
 func appendText(b []byte, s string) []byte {
 	b = binary.AppendUvarint(b, uint64(len(s)))
 	return append(b, s...)
 }
 
-// decodeRecord reads what encode wrote. It trusts nothing: Redis may hold what
-// others put there.
+// decodeRecord decodes what encode returned. It accepts any input, because
+// another program may write to the same Redis.
 func decodeRecord(b []byte) (sessionRecord, error) {
 	if len(b) < headerSize || len(b) > maxRecord || b[0] != recordVersion {
 		return sessionRecord{}, errBadRecord
@@ -117,12 +120,14 @@ func decodeRecord(b []byte) (sessionRecord, error) {
 	return r, nil
 }
 
-// A reader takes pieces off the front; once one was not there it is bad.
+// A reader decodes the input from front to back. After the first error it is
+// invalid and empty.
 type reader struct {
 	rest    []byte
 	invalid bool
 }
 
+// number reads a varint of at most limit.
 func (in *reader) number(limit uint64) uint64 {
 	v, n := binary.Uvarint(in.rest)
 	if n <= 0 || v > limit {
@@ -133,6 +138,7 @@ func (in *reader) number(limit uint64) uint64 {
 	return v
 }
 
+// text reads a text of size bytes.
 func (in *reader) text(size uint64) string {
 	if size > uint64(len(in.rest)) {
 		in.invalid, in.rest = true, nil
@@ -143,15 +149,16 @@ func (in *reader) text(size uint64) string {
 	return s
 }
 
-// maxSeq is the largest seq that a JSON number carries whole.
+// maxSeq is the largest integer that a JSON number holds exactly.
 const maxSeq = 1<<53 - 1
 
+// rooms reads the epochs and the rooms.
 func (in *reader) rooms() []message.RoomPosition {
 	epochs := make([]message.Epoch, 0, 1)
 	for range in.number(uint64(len(in.rest))) {
 		epochs = append(epochs, message.Epoch(in.text(in.number(maxRecord))))
 	}
-	// A room takes 4 bytes at least, which bounds what is allocated.
+	// A room takes at least 4 bytes, which bounds the allocation.
 	count := in.number(uint64(len(in.rest) / 4)) //nolint:gosec // a length
 	if count == 0 {
 		return nil

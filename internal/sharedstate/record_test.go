@@ -19,24 +19,25 @@ func exampleRecord() sessionRecord {
 	}}
 }
 
-// Nodes of several versions share a Redis: what one wrote, others must read.
+// Nodes of several releases share a Redis, so each must read what the others
+// write.
 func TestTheFormatOfARecordIsFixed(t *testing.T) {
 	const golden = "01" + "00000003" + "0000000000000005" + "00" + "030606" +
 		"616461" + "6e6f64652d62" + "6e6f64652d61" + // ada node-b node-a
 		"02" + "026531" + "026532" + // epochs e1 e2
 		"02" + "00" + "03613a31" + "00" + "09" + // a:1, its whole name, first epoch, 9
-		"02" + "0132" + "01" + "ac02" // a:2, but for its first two letters, second epoch, 300
+		"02" + "0132" + "01" + "ac02" // a:2, without the two letters in common, second epoch, 300
 	rec := exampleRecord()
 	got, whole := rec.encode()
 	if hex.EncodeToString(got) != golden || !whole {
-		t.Errorf("written as\n%x, want\n%s", got, golden)
+		t.Errorf("encoded as\n%x, want\n%s", got, golden)
 	}
 	raw, err := hex.DecodeString(golden)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if back, err := decodeRecord(raw); err != nil || !reflect.DeepEqual(back, rec) {
-		t.Errorf("read as %+v, %v", back, err)
+		t.Errorf("decoded as %+v, %v", back, err)
 	}
 }
 
@@ -44,7 +45,7 @@ func TestARecordRoundTrips(t *testing.T) {
 	for name, rec := range map[string]sessionRecord{
 		"empty":      {},
 		"all fields": exampleRecord(),
-		"the most": {node: strings.Repeat("n", 128), Session: message.Session{
+		"the longest": {node: strings.Repeat("n", 128), Session: message.Session{
 			User: strings.Repeat("u", message.MaxUserLength), PreviousNode: strings.Repeat("f", 128), Generation: 1<<32 - 1, Revision: 1<<53 - 1,
 			Rooms: []message.RoomPosition{{Room: message.Room(strings.Repeat("r", message.MaxRoomLength)), Epoch: "", Seq: maxSeq}},
 		}},
@@ -54,7 +55,7 @@ func TestARecordRoundTrips(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
-	// The order of rooms is not the caller's, and what the caller has stays as it is.
+	// encode sorts the rooms, but not the slice of its caller.
 	rec := exampleRecord()
 	slices.Reverse(rec.Rooms)
 	if b, _ := rec.encode(); rec.Rooms[0].Room != "a:2" {
@@ -73,7 +74,7 @@ func TestTheSizeOfARecord(t *testing.T) {
 		{"no room", nil, 100},
 		{"20 rooms", manyRooms(20), 400},
 		{"1,000 rooms", manyRooms(1000), 8_000},
-		{"1,000 of the longest names with nothing in common", longRooms(1000), 140_000},
+		{"1,000 rooms of the longest names with nothing in common", longRooms(1000), 140_000},
 	} {
 		rec := sessionRecord{node: "web-7f9c-k3x1zq", Session: message.Session{
 			User: "8a1f4c9e-0000-4000-8000-000000000000", PreviousNode: "web-7f9c-a81mdi", Rooms: tt.rooms,
@@ -86,6 +87,8 @@ func TestTheSizeOfARecord(t *testing.T) {
 	}
 }
 
+// longRooms returns positions in n rooms with the longest names, which have no
+// prefix in common.
 func longRooms(n int) []message.RoomPosition {
 	rooms := make([]message.RoomPosition, n)
 	for i := range rooms {
@@ -98,19 +101,19 @@ func longRooms(n int) []message.RoomPosition {
 	return rooms
 }
 
-// Whoever relies on the service for its rooms has to learn that they are not
-// all there.
+// A record with too many rooms says that they are missing, because a client may
+// rely on the service for them.
 func TestTooManyRoomsMakeARecordPartial(t *testing.T) {
 	rec := sessionRecord{node: "n", Session: message.Session{User: "ada", Rooms: longRooms(2500)}}
 	b, whole := rec.encode()
 	got, err := decodeRecord(b)
 	if err != nil || whole || !got.Partial || got.Rooms != nil || got.User != "ada" {
-		t.Errorf("%d bytes, read as %+v, %v", len(b), got, err)
+		t.Errorf("%d bytes, decoded as %+v, %v", len(b), got, err)
 	}
 }
 
-// FuzzRecord: bytes that no node wrote are refused or make sense, and cost no
-// more than their size.
+// FuzzRecord decodes any bytes: they are refused or become a valid record, and
+// allocate no more than their size warrants.
 func FuzzRecord(f *testing.F) {
 	rec := exampleRecord()
 	b, _ := rec.encode()
@@ -133,11 +136,11 @@ func FuzzRecord(f *testing.F) {
 		again, _ := rec.encode()
 		back, err := decodeRecord(again)
 		if err != nil {
-			t.Fatalf("what was read cannot be written: %v", err)
+			t.Fatalf("a decoded record cannot be encoded and decoded again: %v", err)
 		}
 		third, _ := back.encode()
 		if !bytes.Equal(again, third) {
-			t.Error("writing it twice gives two records")
+			t.Error("encoding the same record twice gives different bytes")
 		}
 	})
 }
@@ -149,7 +152,7 @@ func FuzzSecret(f *testing.F) {
 	f.Add("a.b.c")
 	f.Fuzz(func(t *testing.T, secret string) {
 		if id, ok := readSecret(secret); ok && !strings.HasPrefix(secret, string(id)+".") {
-			t.Errorf("%q is said to be the secret of %q", secret, id)
+			t.Errorf("%q is accepted as the secret of %q", secret, id)
 		}
 	})
 }
@@ -160,14 +163,14 @@ func TestSecretsAreLongAndUnique(t *testing.T) {
 		secret, id := newSecret()
 		got, ok := readSecret(secret)
 		if !ok || got != id || seen[id] || len(id) != 32 {
-			t.Fatalf("%q is %q, %v", secret, got, ok)
+			t.Fatalf("the secret %q belongs to %q, %v", secret, got, ok)
 		}
 		seen[id] = true
 		_, rest, _ := strings.Cut(secret, ".")
 		if len(rest)*5 < 128 { // letters of base32
 			t.Fatalf("%d letters are under 128 bits", len(rest))
 		}
-		if strings.ContainsFunc(secret, func(r rune) bool { // what a subprotocol's entry may hold
+		if strings.ContainsFunc(secret, func(r rune) bool { // a subprotocol allows no other letters
 			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.'
 		}) {
 			t.Fatalf("%q does not fit a header", secret)

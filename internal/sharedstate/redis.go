@@ -15,41 +15,41 @@ import (
 )
 
 const (
-	// poolSize bounds the connections for commands to one server: the funnels
-	// and each loop have one at a time.
+	// poolSize bounds the connections for commands to one server: each batch
+	// worker and each loop of the node uses one at a time.
 	poolSize = 10
-	// batchWorkers is how many round trips of handshakes and readers are under way.
+	// batchWorkers is the number of goroutines that run batchLoop.
 	batchWorkers = 2
 	// maxBatchCalls and maxBatchBytes bound one round trip.
 	maxBatchCalls = 128
 	maxBatchBytes = 1 << 20
-	// maxQueuedCalls bounds the calls that wait for a funnel.
+	// maxQueuedCalls bounds the calls that wait for a batch worker.
 	maxQueuedCalls = 4096
 )
 
 //go:embed lua/*.lua
 var luaFiles embed.FS
 
-// script returns the script of a file; the files are part of the binary.
+// script returns the script in an embedded file.
 func script(name string) *redis.Script {
 	source, err := luaFiles.ReadFile("lua/" + name + ".lua")
 	if err != nil {
-		panic(err) // a name in this package
+		panic(err) // not possible: this package has the names and the files
 	}
 	return redis.NewScript(string(source))
 }
 
-// silenceRedisLog silences go-redis' own logger, a global one: what it has to say comes
-// back to us as errors, and we say it once.
+// silenceRedisLog discards the log of go-redis, which is global. The same failures
+// come back as errors, and health logs them once.
 var silenceRedisLog = sync.OnceFunc(func() { redis.SetLogger(discardRedisLog{}) })
 
 type discardRedisLog struct{}
 
 func (discardRedisLog) Printf(context.Context, string, ...any) {}
 
-// redisBackend is the place where nodes meet in Redis. All that changes more
-// than one thing is a script, so that it happens whole or not at all; all keys
-// of one script have one hash tag, so that a cluster has them in one place.
+// A redisBackend keeps the shared state in Redis. A change of several keys is a
+// script, so that it is atomic. All keys of a script have the same hash tag, so
+// that a cluster has them on one server.
 type redisBackend struct {
 	client  redis.UniversalClient
 	prefix  string
@@ -57,13 +57,13 @@ type redisBackend struct {
 	timeout time.Duration
 	health  *health
 	metrics *metrics
-	calls   chan *call // to the funnels; never closed
+	calls   chan *call // to the batch workers; never closed
 	ctx     context.Context
-	cancel  context.CancelFunc // ends the funnels
+	cancel  context.CancelFunc // ends the batch workers
 	loops   sync.WaitGroup
 }
 
-// A call is a script to run, and then its answer.
+// A call is one run of a script, with its result.
 type call struct {
 	script *redis.Script
 	keys   []string
@@ -72,19 +72,20 @@ type call struct {
 	value any
 	err   error
 
-	// Of a call that goes through a funnel.
-	ctx      context.Context // who waits for it
+	// Of a call of runBatched.
+	ctx      context.Context // of the caller
 	queuedAt time.Time
-	done     chan struct{} // closed by the funnel
+	done     chan struct{} // closed by the batch worker, after which value and err are set
 }
 
+// openRedis returns a backend. It does not wait for Redis.
 func openRedis(cfg Config, m *metrics) *redisBackend {
 	silenceRedisLog()
 	opts := *cfg.Redis
 	opts.PoolSize, opts.PoolTimeout = poolSize, cfg.timeout
 	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = cfg.timeout, cfg.timeout, cfg.timeout
 	opts.ContextTimeoutEnabled = true
-	opts.MaxRetries = -1 // a call is tried again where its outcome is known, not here
+	opts.MaxRetries = -1 // the callers retry, because they know what is safe to repeat
 	opts.MaxRedirects = 2
 	r := &redisBackend{
 		client: redis.NewUniversalClient(&opts), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
@@ -105,9 +106,9 @@ func (r *redisBackend) close() error {
 	return r.client.Close()
 }
 
-// run makes calls in one round trip. Each gets its own error; the one returned
-// is the first. A script that a server does not know yet is sent whole, in a
-// second round trip.
+// run makes calls in one round trip. Each call gets its own error; run returns
+// the first. A second round trip sends the source of the scripts that the server
+// does not have yet.
 func (r *redisBackend) run(ctx context.Context, operation string, calls ...*call) error {
 	if !r.health.mayTry(operation) {
 		for _, c := range calls {
@@ -137,7 +138,8 @@ func (r *redisBackend) run(ctx context.Context, operation string, calls ...*call
 	return err
 }
 
-// roundTrip is one round trip; it returns the calls whose script is not known.
+// roundTrip makes one round trip. It returns the calls whose script the server
+// does not have.
 func (r *redisBackend) roundTrip(
 	ctx context.Context, calls []*call, add func(redis.Pipeliner, *call) *redis.Cmd,
 ) (unknown []*call) {
@@ -146,7 +148,7 @@ func (r *redisBackend) roundTrip(
 	for i, c := range calls {
 		cmds[i] = add(pipe, c)
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	_, _ = pipe.Exec(ctx) // the commands have their errors
 	for i, cmd := range cmds {
 		calls[i].value, calls[i].err = cmd.Result()
 		if errors.Is(calls[i].err, redis.Nil) {
@@ -159,9 +161,10 @@ func (r *redisBackend) roundTrip(
 	return unknown
 }
 
-// runBatched makes one call, in a round trip shared with others that ask at the same
-// time: thousands of clients may come at once. It waits for its turn as long
-// as for its answer: one that was sent is done, whoever has stopped waiting.
+// runBatched makes one call in a round trip that it shares with concurrent ones:
+// thousands of clients may connect at once. It waits at most r.timeout to be sent
+// and as long again for the result. A call that was sent takes effect, even if
+// its caller no longer waits.
 func (r *redisBackend) runBatched(ctx context.Context, c *call) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.timeout)
 	defer cancel()
@@ -172,7 +175,7 @@ func (r *redisBackend) runBatched(ctx context.Context, c *call) error {
 	select {
 	case r.calls <- c:
 	default:
-		return fmt.Errorf("%w: %d calls wait already", message.ErrSharedStateUnavailable, maxQueuedCalls)
+		return fmt.Errorf("%w: %d calls are queued", message.ErrSharedStateUnavailable, maxQueuedCalls)
 	}
 	select {
 	case <-c.done:
@@ -184,19 +187,19 @@ func (r *redisBackend) runBatched(ctx context.Context, c *call) error {
 	}
 }
 
-// isLate says whether a call's turn has come so late that whoever waits for it
-// may be gone before the answer; then it is answered at once.
+// isLate reports whether a call has waited so long that its caller may be gone
+// before the result. It then fails the call.
 func (r *redisBackend) isLate(c *call) bool {
 	if c.ctx.Err() == nil && time.Since(c.queuedAt) < r.timeout {
 		return false
 	}
-	c.err = fmt.Errorf("%w: its turn did not come within %v", message.ErrSharedStateUnavailable, r.timeout)
+	c.err = fmt.Errorf("%w: the call was not sent within %v", message.ErrSharedStateUnavailable, r.timeout)
 	close(c.done)
 	return true
 }
 
-// batchLoop makes what was asked: all that waits goes in one round trip, but
-// for what nobody waits for any more.
+// batchLoop makes the queued calls, many in one round trip, except those that
+// are late.
 func (r *redisBackend) batchLoop() {
 	for {
 		var batch []*call
@@ -217,7 +220,7 @@ func (r *redisBackend) batchLoop() {
 		}
 		batch = slices.DeleteFunc(batch, r.isLate)
 		if len(batch) > 0 {
-			_ = r.run(r.ctx, opQuery, batch...) // each call has its own error
+			_ = r.run(r.ctx, opQuery, batch...) // the calls have their errors
 		}
 		for _, c := range batch {
 			close(c.done)

@@ -8,10 +8,11 @@ import (
 )
 
 var (
-	banScript  = script("bar")
-	bansScript = script("bars")
+	banScript  = script("ban")
+	bansScript = script("bans")
 )
 
+// banKeys are the keys of the bans and of their version.
 func (r *redisBackend) banKeys() []string {
 	return []string{r.nodesKey("bars"), r.nodesKey("bars-state")}
 }
@@ -22,7 +23,7 @@ func (r *redisBackend) ban(ctx context.Context, bans []ban) (refused int, err er
 		c.args = append(c.args, b.user, max(b.remaining.Milliseconds(), 1))
 	}
 	if err := r.run(ctx, opBan, c); err != nil {
-		return 0, fmt.Errorf("bar users: %w", err)
+		return 0, fmt.Errorf("ban users: %w", err)
 	}
 	count, _ := c.value.(int64)
 	return int(count), nil
@@ -31,16 +32,16 @@ func (r *redisBackend) ban(ctx context.Context, bans []ban) (refused int, err er
 func (r *redisBackend) bans(ctx context.Context) (version string, bans []ban, err error) {
 	c := &call{script: bansScript, keys: r.banKeys(), args: []any{maxBans}}
 	if err := r.run(ctx, opBan, c); err != nil {
-		return "", nil, fmt.Errorf("read who is barred: %w", err)
+		return "", nil, fmt.Errorf("read the bans: %w", err)
 	}
-	answer, _ := c.value.([]any)
-	for i := 1; i+1 < len(answer); i += 2 {
-		user, _ := answer[i].(string)
-		left, _ := answer[i+1].(int64)
+	reply, _ := c.value.([]any)
+	for i := 1; i+1 < len(reply); i += 2 {
+		user, _ := reply[i].(string)
+		left, _ := reply[i+1].(int64)
 		bans = append(bans, ban{user: user, remaining: time.Duration(left) * time.Millisecond})
 	}
-	if len(answer) > 0 {
-		version, _ = answer[0].(string)
+	if len(reply) > 0 {
+		version, _ = reply[0].(string)
 	}
 	return version, bans, nil
 }

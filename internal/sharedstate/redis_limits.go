@@ -6,23 +6,22 @@ import (
 	"strconv"
 )
 
-var consumeScript = script("meter")
+var consumeScript = script("consume")
 
-// consume takes what users spent out of their buckets, in as many round trips as
-// the bounds need, and writes into each spending what came of it.
+// consume makes as many round trips as maxBatchCalls demands.
 func (r *redisBackend) consume(ctx context.Context, rates [measureCount]rate, batch []*usage) {
 	for len(batch) > 0 {
 		part := batch[:min(len(batch), maxBatchCalls)]
 		batch = batch[len(part):]
 		calls := make([]*call, len(part))
-		for i, s := range part {
-			args := []any{maxDebt.Seconds(), s.ago.Seconds()}
+		for i, u := range part {
+			args := []any{maxDebt.Seconds(), u.ago.Seconds()}
 			for m, rate := range rates {
-				args = append(args, rate.perSecond, rate.burst, s.spent[m])
+				args = append(args, rate.perSecond, rate.burst, u.spent[m])
 			}
-			calls[i] = &call{script: consumeScript, keys: []string{r.prefix + "l:" + s.user}, args: args}
+			calls[i] = &call{script: consumeScript, keys: []string{r.prefix + "l:" + u.user}, args: args}
 		}
-		_ = r.run(ctx, opLimits, calls...) // each call has its own error
+		_ = r.run(ctx, opLimits, calls...) // the calls have their errors
 		for i, c := range calls {
 			part[i].err = c.err
 			if c.err == nil {
@@ -32,15 +31,16 @@ func (r *redisBackend) consume(ctx context.Context, rates [measureCount]rate, ba
 	}
 }
 
+// readLevels decodes the reply of consume.lua.
 func readLevels(value any) (levels [measureCount]float64, err error) {
-	answer, _ := value.([]any)
-	if len(answer) != int(measureCount) {
-		return levels, fmt.Errorf("share a limit: %d parts in the answer", len(answer))
+	reply, _ := value.([]any)
+	if len(reply) != int(measureCount) {
+		return levels, fmt.Errorf("sync a limit: the reply has %d parts", len(reply))
 	}
 	for m := range levels {
-		text, _ := answer[m].(string)
+		text, _ := reply[m].(string)
 		if levels[m], err = strconv.ParseFloat(text, 64); err != nil {
-			return levels, fmt.Errorf("share a limit: %w", err)
+			return levels, fmt.Errorf("sync a limit: %w", err)
 		}
 	}
 	return levels, nil

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-var heartbeatScript = script("beat")
+var heartbeatScript = script("heartbeat")
 
-// nodesKey is a key of the slot that all about nodes is in, so that it is
-// written and read in one round trip.
+// nodesKey returns a key about nodes or bans. All have one hash tag, because one
+// script reads and writes them.
 func (r *redisBackend) nodesKey(name string) string { return r.prefix + "{fleet}:" + name }
 
 func (r *redisBackend) heartbeat(ctx context.Context, b heartbeat) (heartbeatReply, error) {
@@ -23,20 +23,20 @@ func (r *redisBackend) heartbeat(ctx context.Context, b heartbeat) (heartbeatRep
 		c.args = append(c.args, node, count)
 	}
 	if err := r.run(ctx, opHeartbeat, c); err != nil {
-		return heartbeatReply{}, fmt.Errorf("tell and ask who is there: %w", err)
+		return heartbeatReply{}, fmt.Errorf("send a heartbeat: %w", err)
 	}
-	answer, _ := c.value.([]any)
-	if len(answer) < 2 {
-		return heartbeatReply{}, fmt.Errorf("tell and ask who is there: %d parts in the answer", len(answer))
+	reply, _ := c.value.([]any)
+	if len(reply) < 2 {
+		return heartbeatReply{}, fmt.Errorf("send a heartbeat: the reply has %d parts", len(reply))
 	}
-	returned, _ := answer[0].(string)
+	returned, _ := reply[0].(string)
 	var got heartbeatReply
 	got.returned, _ = strconv.ParseInt(returned, 10, 64)
-	got.bansVersion, _ = answer[1].(string)
-	for i := 2; i+2 < len(answer); i += 3 {
-		node, _ := answer[i].(string)
-		age, _ := answer[i+1].(int64)
-		status, _ := answer[i+2].(string)
+	got.bansVersion, _ = reply[1].(string)
+	for i := 2; i+2 < len(reply); i += 3 {
+		node, _ := reply[i].(string)
+		age, _ := reply[i+1].(int64)
+		status, _ := reply[i+2].(string)
 		got.nodes = append(got.nodes, nodeReport{
 			node: node, status: []byte(status), age: max(0, time.Duration(age)*time.Millisecond),
 		})

@@ -12,32 +12,34 @@ import (
 )
 
 var (
-	applyPresenceScript = script("present")
-	roomPresenceScript  = script("room")
+	applyPresenceScript = script("apply_presence")
+	roomPresenceScript  = script("room_presence")
 	tagsScript          = script("tags")
 	sweepScript         = script("sweep")
 	sweepRoomScript     = script("sweep_room")
 )
 
 const (
-	// maxScannedEntries is how many sessions a room may hold, those of dead nodes
-	// with them, for its members still to be listed.
+	// maxScannedEntries bounds the entries that the script reads to list a room.
+	// It includes those of dead nodes; a room with more is only counted.
 	maxScannedEntries = 20_000
 	// sweepRoomsPerCall and sweepPageSize bound what one script removes.
 	sweepRoomsPerCall = 16
 	sweepPageSize     = 200
 )
 
-// shardKey is a key of a shard's slot. A room is always in the same shard, so
-// nodes of all versions that share a Redis must agree on it.
+// shardKey returns a key of a shard, which has a hash tag of its own. Nodes of
+// all releases that share a Redis must agree on it.
 func (r *redisBackend) shardKey(shard int, name string) string {
 	return fmt.Sprintf("%s{p%02d}:%s", r.prefix, shard, name)
 }
 
+// tagKeys are the keys of the shard's revisions and of the tag's rooms.
 func (r *redisBackend) tagKeys(shard int, tag string) []string {
 	return []string{r.shardKey(shard, "tags"), r.shardKey(shard, "rooms:"+tag)}
 }
 
+// roomKeys are the keys of the room's entries and of their counts by tag.
 func (r *redisBackend) roomKeys(room message.Room) []string {
 	shard := shardOf(room)
 	return []string{r.shardKey(shard, "who:"+string(room)), r.shardKey(shard, "count:"+string(room))}
@@ -45,38 +47,46 @@ func (r *redisBackend) roomKeys(room message.Room) []string {
 
 func (r *redisBackend) applyPresence(ctx context.Context, batches []*presenceBatch) {
 	calls := make([]*call, len(batches))
-	order := make([][]message.Room, len(batches)) // of the pairs of keys
-	for i, l := range batches {
-		c := &call{script: applyPresenceScript, keys: r.tagKeys(l.shard, l.tag), args: []any{l.tag, l.minRevision, l.revision}}
-		pairs := make(map[message.Room]int, len(l.changes))
-		for _, ch := range l.changes {
-			if pairs[ch.room] == 0 {
-				order[i] = append(order[i], ch.room)
-				pairs[ch.room] = len(order[i])
-				c.keys = append(c.keys, r.roomKeys(ch.room)...)
-			}
-			present := 0
-			if ch.present {
-				present = 1
-			}
-			c.args = append(c.args, pairs[ch.room], string(ch.room), present, string(ch.session), ch.generation, ch.user)
-		}
-		calls[i] = c
+	rooms := make([][]message.Room, len(batches)) // in the order of their pairs of keys
+	for i, b := range batches {
+		calls[i], rooms[i] = r.applyPresenceCall(b)
 	}
-	_ = r.run(ctx, opPresence, calls...) // each call has its own error
+	_ = r.run(ctx, opPresence, calls...) // the calls have their errors
 	for i, c := range calls {
 		batches[i].err = c.err
-		answer, _ := c.value.([]any)
-		for _, v := range answer {
+		reply, _ := c.value.([]any)
+		for _, v := range reply {
 			pair, _ := v.(int64)
 			switch {
 			case pair < 0:
 				batches[i].lost = true
-			case pair >= 1 && int(pair) <= len(order[i]):
-				batches[i].changedRooms = append(batches[i].changedRooms, order[i][pair-1])
+			case pair >= 1 && int(pair) <= len(rooms[i]):
+				batches[i].changedRooms = append(batches[i].changedRooms, rooms[i][pair-1])
 			}
 		}
 	}
+}
+
+// applyPresenceCall returns the call for a batch, and the rooms of its keys: the
+// script numbers the pairs of keys from 1.
+func (r *redisBackend) applyPresenceCall(b *presenceBatch) (*call, []message.Room) {
+	c := &call{script: applyPresenceScript, keys: r.tagKeys(b.shard, b.tag), args: []any{b.tag, b.minRevision, b.revision}}
+	var rooms []message.Room
+	pairs := make(map[message.Room]int, len(b.changes))
+	for _, change := range b.changes {
+		if pairs[change.room] == 0 {
+			rooms = append(rooms, change.room)
+			pairs[change.room] = len(rooms)
+			c.keys = append(c.keys, r.roomKeys(change.room)...)
+		}
+		present := 0
+		if change.present {
+			present = 1
+		}
+		c.args = append(c.args,
+			pairs[change.room], string(change.room), present, string(change.session), change.generation, change.user)
+	}
+	return c, rooms
 }
 
 func (r *redisBackend) roomPresence(
@@ -87,37 +97,38 @@ func (r *redisBackend) roomPresence(
 		c.args = append(c.args, node)
 	}
 	if err := r.runBatched(ctx, c); err != nil {
-		return message.Presence{}, fmt.Errorf("read who is in a room: %w", err)
+		return message.Presence{}, fmt.Errorf("read the presence of a room: %w", err)
 	}
-	answer, _ := c.value.([]any)
-	if len(answer) == 0 {
-		return message.Presence{}, fmt.Errorf("read who is in a room: no answer")
+	reply, _ := c.value.([]any)
+	if len(reply) == 0 {
+		return message.Presence{}, fmt.Errorf("read the presence of a room: the reply is empty")
 	}
-	if len(answer) == 1 {
-		count, _ := answer[0].(int64)
+	if len(reply) == 1 {
+		count, _ := reply[0].(int64)
 		return message.Presence{Count: int(count)}, nil
 	}
-	members := []message.PresenceEntry{}
-	all, _ := answer[1].([]any)
+	entries := []message.PresenceEntry{}
+	all, _ := reply[1].([]any)
 	for i := 0; i+1 < len(all); i += 2 {
 		session, _ := all[i].(string)
 		value, _ := all[i+1].(string)
 		_, rest, _ := strings.Cut(value, " ")
 		tag, user, _ := strings.Cut(rest, " ")
 		if alive[nodeOf(tag)] {
-			members = append(members, message.PresenceEntry{Session: message.SessionID(session), User: user})
+			entries = append(entries, message.PresenceEntry{Session: message.SessionID(session), User: user})
 		}
 	}
-	return presenceOf(members, limit), nil
+	return presenceOf(entries, limit), nil
 }
 
-// presenceOf sorts members, and leaves only their number when they are too many.
-func presenceOf(members []message.PresenceEntry, limit int) message.Presence {
-	if len(members) > limit {
-		return message.Presence{Count: len(members)}
+// presenceOf returns the entries sorted by session, or only their count if there
+// are more than limit.
+func presenceOf(entries []message.PresenceEntry, limit int) message.Presence {
+	if len(entries) > limit {
+		return message.Presence{Count: len(entries)}
 	}
-	slices.SortFunc(members, func(a, b message.PresenceEntry) int { return cmp.Compare(a.Session, b.Session) })
-	return message.Presence{Count: len(members), Entries: members}
+	slices.SortFunc(entries, func(a, b message.PresenceEntry) int { return cmp.Compare(a.Session, b.Session) })
+	return message.Presence{Count: len(entries), Entries: entries}
 }
 
 func (r *redisBackend) tags(ctx context.Context) ([]map[string]int64, error) {
@@ -129,7 +140,7 @@ func (r *redisBackend) tags(ctx context.Context) ([]map[string]int64, error) {
 	all := make([]map[string]int64, shardCount)
 	for i, c := range calls {
 		if c.err != nil {
-			continue // nil: not known
+			continue // all[i] stays nil
 		}
 		all[i] = make(map[string]int64)
 		flat, _ := c.value.([]any)
@@ -138,7 +149,7 @@ func (r *redisBackend) tags(ctx context.Context) ([]map[string]int64, error) {
 			text, _ := flat[j+1].(string)
 			revision, err := strconv.ParseInt(text, 10, 64)
 			if err != nil {
-				revision = -1 // it is being swept
+				revision = -1 // a word: the tag is being swept
 			}
 			all[i][tag] = revision
 		}
@@ -149,7 +160,7 @@ func (r *redisBackend) tags(ctx context.Context) ([]map[string]int64, error) {
 func (r *redisBackend) sweep(ctx context.Context, shard int, tag string) (more, removed bool, err error) {
 	c := &call{script: sweepScript, keys: r.tagKeys(shard, tag), args: []any{tag, sweepRoomsPerCall}}
 	if err := r.run(ctx, opSweep, c); err != nil {
-		return true, false, fmt.Errorf("sweep after a node: %w", err)
+		return true, false, fmt.Errorf("sweep a stale tag: %w", err)
 	}
 	rooms, _ := c.value.([]any)
 	for _, v := range rooms {
@@ -158,7 +169,7 @@ func (r *redisBackend) sweep(ctx context.Context, shard int, tag string) (more, 
 		for cursor := "0"; ; {
 			c := &call{script: sweepRoomScript, keys: keys, args: []any{tag, name, cursor, sweepPageSize}}
 			if err := r.run(ctx, opSweep, c); err != nil {
-				return true, false, fmt.Errorf("sweep after a node: %w", err)
+				return true, false, fmt.Errorf("sweep a stale tag: %w", err)
 			}
 			if cursor, _ = c.value.(string); cursor == "0" || cursor == "" {
 				break

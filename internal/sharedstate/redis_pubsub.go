@@ -12,21 +12,25 @@ import (
 )
 
 const (
-	pingEvery = time.Second
-	// silenceLimit is how long a connection may say nothing, though pinged.
+	// pingInterval is the time between two pings, and two probes, of the receiving
+	// connection.
+	pingInterval = time.Second
+	// silenceLimit is how long the connection may bring nothing, not even pongs.
 	silenceLimit = 3 * time.Second
-	// echoTimeout is how long a connection may bring nothing of what this node
-	// tells itself each second, though Redis took it.
+	// echoTimeout is how long the connection may bring none of the probes that
+	// Redis accepted.
 	echoTimeout = 5 * time.Second
 
-	reconnectMin = 50 * time.Millisecond // doubled at each failure,
-	reconnectMax = time.Second           // less up to a half at random
+	// The pause before a reconnect doubles with each failure from reconnectMin to
+	// reconnectMax, less up to a half at random.
+	reconnectMin = 50 * time.Millisecond
+	reconnectMax = time.Second
 )
 
-var errNoEcho = errors.New("it answers, but brings nothing: another server has taken its place")
+var errNoEcho = errors.New("the connection answers pings but brings no events: another server has taken its place")
 
-// channel is where a node listens, "" for where all do. The slash keeps it
-// apart from the broker's, which end in the name of a room.
+// channel returns the channel of a node, or of all nodes for "". The slash keeps
+// it apart from the broker's channels, which end in the name of a room.
 func (r *redisBackend) channel(node string) string {
 	if node == "" {
 		return r.prefix + "/nodes"
@@ -42,8 +46,8 @@ func (r *redisBackend) send(ctx context.Context, batch []envelope) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	pipe := r.client.Pipeline()
-	for _, l := range batch {
-		pipe.Publish(ctx, r.channel(l.to), l.payload)
+	for _, e := range batch {
+		pipe.Publish(ctx, r.channel(e.to), e.payload)
 	}
 	cmds, err := pipe.Exec(ctx)
 	errs := make([]error, 0, len(batch))
@@ -54,30 +58,31 @@ func (r *redisBackend) send(ctx context.Context, batch []envelope) error {
 		errs = append(errs, err)
 	}
 	if err := r.health.record(ctx, opEvent, time.Since(began), errs); err != nil {
-		return fmt.Errorf("tell other nodes: %w", err)
+		return fmt.Errorf("publish events: %w", err)
 	}
 	return nil
 }
 
-// listenLoop keeps one connection that receives, made anew when it breaks,
-// falls silent or has gone deaf.
+// listenLoop keeps one receiving connection. It reconnects when the connection
+// breaks, falls silent, or brings no probes.
 func (r *redisBackend) listenLoop(ctx context.Context, node string, receive func([]byte), connected func()) {
-	lastLogged := ""
+	lastLogged := "" // since the last connection
 	for failures, connections := 0, 0; ctx.Err() == nil; failures++ {
 		began := time.Now()
 		err := r.listen(ctx, node, receive, func() {
 			if connections++; connections > 1 {
 				r.metrics.reconnects.Inc()
 			}
+			lastLogged = ""
 			connected()
 		})
 		if time.Since(began) > 2*reconnectMax {
 			failures = 0
 		}
-		// That nobody answers is found and told by those who ask.
+		// health logs that Redis can't be reached; here only its refusals are new.
 		var refused redis.Error
 		if err != nil && err.Error() != lastLogged && (errors.As(err, &refused) || errors.Is(err, errNoEcho)) {
-			r.health.log.Warn("no notices from other nodes", "err", err)
+			r.health.log.Warn("no events from other nodes", "err", err)
 			lastLogged = err.Error()
 		}
 		pause := min(reconnectMin<<min(failures, 10), reconnectMax)
@@ -88,7 +93,7 @@ func (r *redisBackend) listenLoop(ctx context.Context, node string, receive func
 	}
 }
 
-// listen lives as long as one connection, and returns why it ended.
+// listen receives on one connection until it ends, and returns the reason.
 func (r *redisBackend) listen(ctx context.Context, node string, receive func([]byte), connected func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	pubsub := r.client.Subscribe(ctx)
@@ -98,20 +103,20 @@ func (r *redisBackend) listen(ctx context.Context, node string, receive func([]b
 		_ = pubsub.Close()
 		loops.Wait()
 	}()
-	// Receiving does not end with its context, but with its connection.
+	// ReceiveTimeout does not end with ctx, only with the connection.
 	stop := context.AfterFunc(ctx, func() { _ = pubsub.Close() })
 	defer stop()
 	channels := []string{r.channel(node), r.channel("")}
 	if err := pubsub.Subscribe(ctx, channels...); err != nil {
 		return err
 	}
-	var e echoMonitor
-	e.mark()
-	loops.Go(func() { cancel(r.pingLoop(ctx, pubsub, node, &e)) })
+	var echo echoMonitor
+	echo.mark()
+	loops.Go(func() { cancel(r.pingLoop(ctx, pubsub, node, &echo)) })
 	for confirmed := 0; ; {
 		got, err := pubsub.ReceiveTimeout(ctx, silenceLimit)
 		if cause := context.Cause(ctx); cause != nil {
-			return cause // the other loop's reason: here only the end was seen
+			return cause // pingLoop's reason; err is only its consequence
 		}
 		if err != nil {
 			return err
@@ -122,8 +127,8 @@ func (r *redisBackend) listen(ctx context.Context, node string, receive func([]b
 				connected()
 			}
 		case *redis.Message:
-			if got.Payload == "" {
-				e.mark()
+			if got.Payload == "" { // a probe
+				echo.mark()
 				continue
 			}
 			receive([]byte(got.Payload))
@@ -131,10 +136,10 @@ func (r *redisBackend) listen(ctx context.Context, node string, receive func([]b
 	}
 }
 
-// pingLoop pings the connection, and has Redis send the node an empty letter:
-// what is published must come out here. It returns why it ended.
-func (r *redisBackend) pingLoop(ctx context.Context, pubsub *redis.PubSub, node string, e *echoMonitor) error {
-	tick := time.NewTicker(pingEvery)
+// pingLoop pings the connection, and publishes a probe, an empty envelope, that
+// the connection must bring back. It returns the reason for its end.
+func (r *redisBackend) pingLoop(ctx context.Context, pubsub *redis.PubSub, node string, echo *echoMonitor) error {
+	tick := time.NewTicker(pingInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -146,18 +151,19 @@ func (r *redisBackend) pingLoop(ctx context.Context, pubsub *redis.PubSub, node 
 			return err
 		}
 		if r.send(ctx, []envelope{{to: node}}) != nil {
-			e.mark() // nothing was to be heard
+			echo.mark() // Redis did not accept the probe, so its absence proves nothing
 			continue
 		}
-		if e.sinceLast() > echoTimeout {
+		if echo.sinceLast() > echoTimeout {
 			return errNoEcho
 		}
 	}
 }
 
-// An echoMonitor is what a node hears of itself.
+// An echoMonitor knows when the connection last brought a probe. It is safe for
+// concurrent use.
 type echoMonitor struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // Protects last.
 	last time.Time
 }
 

@@ -13,6 +13,7 @@ var (
 	endScript    = script("end")
 )
 
+// sessionKey returns the key of a session, as the keys of a script.
 func (r *redisBackend) sessionKey(id message.SessionID) []string {
 	return []string{r.prefix + "s:" + string(id)}
 }
@@ -36,7 +37,7 @@ func (r *redisBackend) resume(
 	return rec.Session, true, nil
 }
 
-// save takes as many round trips as their bounds need.
+// save makes as many round trips as maxBatchCalls and maxBatchBytes demand.
 func (r *redisBackend) save(ctx context.Context, node string, batch []message.SessionSave) []message.SaveResult {
 	results := make([]message.SaveResult, 0, len(batch))
 	for len(results) < len(batch) {
@@ -54,7 +55,7 @@ func (r *redisBackend) save(ctx context.Context, node string, batch []message.Se
 				args: []any{s.Generation, s.Revision, r.ttl.Milliseconds(), bytes},
 			})
 		}
-		_ = r.run(ctx, opSave, calls...) // each call has its own error
+		_ = r.run(ctx, opSave, calls...) // a call that failed has no value
 		for _, c := range calls {
 			result, ok := c.value.(int64)
 			if !ok {
@@ -66,7 +67,7 @@ func (r *redisBackend) save(ctx context.Context, node string, batch []message.Se
 	return results
 }
 
-// encode counts what had to be left out.
+// encode encodes a record, and counts those that are partial.
 func (r *redisBackend) encode(rec *sessionRecord) []byte {
 	bytes, whole := rec.encode()
 	if !whole {

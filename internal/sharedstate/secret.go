@@ -9,21 +9,23 @@ import (
 	"switchyard/internal/message"
 )
 
-// idBytes is how much of the hash names a session: 160 bits, as 32 letters.
+// idBytes is the length of the hash that names a session: 160 bits, which are 32
+// letters.
 const idBytes = 20
 
 var lowerBase32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
-// newSecret makes a session's secret: its name, a dot, and 130 random bits. The
-// name is the hash of what follows the dot, so whoever knows the name, and
-// whoever reads Redis, cannot make the secret of it.
+// newSecret returns a new session's secret: its id, a dot, and 130 random bits.
+// The id is a hash of the random part, so the secret cannot be computed from the
+// id, which other users and readers of Redis see.
 func newSecret() (secret string, id message.SessionID) {
 	rest := rand.Text()
 	id = idOf(rest)
 	return string(id) + "." + rest, id
 }
 
-// readSecret returns the session that a secret belongs to; false: none.
+// readSecret returns the id of the session that a secret belongs to, and false if
+// it is not a valid secret.
 func readSecret(secret string) (message.SessionID, bool) {
 	name, rest, ok := strings.Cut(secret, ".")
 	if !ok || rest == "" || len(secret) > maxSecret {
@@ -33,9 +35,10 @@ func readSecret(secret string) (message.SessionID, bool) {
 	return id, string(id) == name
 }
 
-// maxSecret is more than a secret of ours has, in bytes.
+// maxSecret bounds a secret, in bytes; those of newSecret are shorter.
 const maxSecret = 128
 
+// idOf returns the id that belongs to the random part of a secret.
 func idOf(rest string) message.SessionID {
 	sum := sha256.Sum256([]byte(rest))
 	return message.SessionID(lowerBase32.EncodeToString(sum[:idBytes]))

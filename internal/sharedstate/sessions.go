@@ -6,18 +6,20 @@ import (
 	"switchyard/internal/message"
 )
 
-// New makes a session, on this node alone: the first Save keeps it. The secret
-// is what the client resumes with, and not to be logged.
+// New returns a new session of a user. It exists on this node only until the
+// first Save. The client resumes the session with the secret, which must not be
+// logged.
 func (n *Node) New(user string) (secret string, s message.Session) {
 	secret, id := newSecret()
 	return secret, message.Session{ID: id, User: user, Generation: 1}
 }
 
-// Resume takes over the session that a secret belongs to, and tells the node
-// that had it. It is false when there is no such session of this user; which
-// of the two, nobody learns. An error wraps message.ErrSharedStateUnavailable when nobody could
-// be asked; the client then gets a fresh session. It takes 500 ms
-// at most, and as long again where many ask at once.
+// Resume takes over the session that a secret belongs to, and sends
+// EventTakeover to the node that had it. It returns false if the secret is wrong
+// or the user has no such session, without a difference between the two. It
+// takes at most callTimeout, and as long again if many calls are queued. An
+// error wraps message.ErrSharedStateUnavailable if the backend could not be
+// reached; the client then gets a new session.
 func (n *Node) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
 	id, ok := readSecret(secret)
 	if !ok {
@@ -41,17 +43,19 @@ func (n *Node) Resume(ctx context.Context, secret, user string) (message.Session
 	return s, true, nil
 }
 
-// AnnounceLive tells the node that had the session before that its newer socket, this
-// one, is live in all its rooms. For a fresh session it does nothing.
+// AnnounceLive sends EventSessionLive to the node that had the session before:
+// the newer connection is live in all its rooms. For a new session it does
+// nothing.
 func (n *Node) AnnounceLive(s message.Session) {
 	if s.PreviousNode != "" {
 		n.sendEvent(s.PreviousNode, message.NodeEvent{Kind: message.EventSessionLive, Session: s.ID, Generation: s.Generation})
 	}
 }
 
-// Save keeps sessions for another TTL, and returns a result for each. It is to
-// be called for every session at least twice in a TTL, a few hundred at a time.
-// When it fails the service goes on: who comes back then has a fresh session.
+// Save keeps sessions for another TTL and returns a result for each, in the
+// order of the batch. The caller saves every session at least twice in a TTL, a
+// few hundred at a time. A failure costs no messages: a client that reconnects
+// gets a new session.
 func (n *Node) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
 	results := n.backend.save(ctx, n.cfg.Node, batch)
 	for _, r := range results {
@@ -60,14 +64,15 @@ func (n *Node) Save(ctx context.Context, batch []message.SessionSave) []message.
 	return results
 }
 
-// End forgets a session whose client said goodbye, soon. One that was taken
-// over meanwhile stays. It never blocks.
+// End deletes a session that its client has closed, unless a newer connection
+// has taken it over. It queues the deletion and never blocks.
 func (n *Node) End(s message.Session) {
 	if !n.endQueue.add(endedSession{id: s.ID, generation: s.Generation}) {
 		n.metrics.drop(dropEndsFull, 1)
 	}
 }
 
+// endLoop deletes the sessions in endQueue.
 func (n *Node) endLoop(ctx context.Context) {
 	n.endQueue.drainLoop(ctx, func(ctx context.Context, batch []endedSession) {
 		if err := n.backend.end(ctx, batch); err != nil {

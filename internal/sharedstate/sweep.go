@@ -7,22 +7,22 @@ import (
 )
 
 const (
-	// sweepAfter is how long a node must not have been seen alive before what it
-	// left behind is removed. Its members do not count long before.
+	// sweepAfter is how long a node must count as dead before its entries are
+	// removed. They do not count any more from the beginning of that time.
 	sweepAfter = 2 * nodeExpiry
-	// sweepPause lies between two parts of it.
+	// sweepPause is the pause between two calls of a sweep.
 	sweepPause = 20 * time.Millisecond
 )
 
-// A staleTag is a tag that nobody uses any more, in one shard.
+// A staleTag is a tag of one shard that no node uses any more.
 type staleTag struct {
 	shard int
 	tag   string
 }
 
-// findStaleTags looks for leftovers among the tags of all shards, and gives those
-// that are this node's to remove to sweepLoop: its own, and its share of those
-// of dead nodes.
+// findStaleTags looks for stale tags among those of all shards. It passes to
+// sweepLoop its own, and those of dead nodes in its share of the shards: the
+// alive nodes share the shards by the order of their names.
 func (n *Node) findStaleTags(all []map[string]int64) {
 	alive, known := n.nodes.alive()
 	if !known {
@@ -39,21 +39,21 @@ func (n *Node) findStaleTags(all []map[string]int64) {
 	var due []staleTag
 	for shard, tags := range all {
 		for tag := range tags {
-			l := staleTag{shard, tag}
+			stale := staleTag{shard, tag}
 			if n.isOldTag(shard, tag) {
-				due = append(due, l)
+				due = append(due, stale)
 				continue
 			}
 			if alive[nodeOf(tag)] {
 				continue
 			}
-			since, seen := n.deadSince[l]
+			since, seen := n.deadSince[stale]
 			if !seen {
 				since = now
 			}
-			dead[l] = since
-			if now.Sub(since) > sweepAfter && sweepers[shard%len(sweepers)] == n.cfg.Node {
-				due = append(due, l)
+			dead[stale] = since
+			if now.Sub(since) > n.cfg.sweepDelay && sweepers[shard%len(sweepers)] == n.cfg.Node {
+				due = append(due, stale)
 			}
 		}
 	}
@@ -61,23 +61,23 @@ func (n *Node) findStaleTags(all []map[string]int64) {
 	if len(due) > 0 {
 		select {
 		case n.sweeps <- due:
-		default: // it is still at work, and will be told again
+		default: // sweepLoop is busy; the next check finds the tags again
 		}
 	}
 }
 
-// isOldTag says whether this node has begun the shard anew since.
+// isOldTag reports whether a tag is this node's and a resync has replaced it.
 func (n *Node) isOldTag(shard int, tag string) bool {
 	return nodeOf(tag) == n.cfg.Node && tagNumber(tag) < n.presence.shards[shard].tagNumber
 }
 
-// sweepLoop removes leftovers, a little at a time.
+// sweepLoop removes the entries of stale tags, in small parts.
 func (n *Node) sweepLoop(ctx context.Context) {
 	for {
 		select {
 		case due := <-n.sweeps:
-			for _, l := range due {
-				n.sweep(ctx, l)
+			for _, stale := range due {
+				n.sweep(ctx, stale)
 			}
 		case <-ctx.Done():
 			return
@@ -85,11 +85,12 @@ func (n *Node) sweepLoop(ctx context.Context) {
 	}
 }
 
-func (n *Node) sweep(ctx context.Context, l staleTag) {
+// sweep removes the entries of one stale tag, and then the tag.
+func (n *Node) sweep(ctx context.Context, stale staleTag) {
 	for ctx.Err() == nil {
-		more, removed, err := n.backend.sweep(ctx, l.shard, l.tag)
+		more, removed, err := n.backend.sweep(ctx, stale.shard, stale.tag)
 		if err != nil {
-			return // it is found again
+			return // the next check finds the tag again
 		}
 		if removed {
 			n.metrics.sweeps.Inc()

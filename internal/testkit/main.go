@@ -24,12 +24,23 @@ func Main(m *testing.M, opts ...goleak.Option) {
 	}
 	// A test that failed has often not cleaned up, and its own message says more.
 	if code == 0 {
-		if err := goleak.Find(opts...); err != nil {
+		if err := findLeak(opts...); err != nil {
 			fmt.Fprintln(os.Stderr, "testkit: goroutines are left:", err)
 			code = 1
 		}
 	}
 	os.Exit(code)
+}
+
+// findLeak returns the goroutines that are left after ten seconds: libraries
+// let go of a connection to a dead server only when its dial times out.
+func findLeak(opts ...goleak.Option) (err error) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		if err = goleak.Find(opts...); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // TempDir makes a directory that Main removes. It belongs to owner, or to the user

@@ -1,4 +1,4 @@
--- Forgets a session, KEYS[1], unless its generation is greater than ARGV[1].
+-- Deletes a session, KEYS[1], unless its generation is greater than ARGV[1].
 local head = redis.call('GETRANGE', KEYS[1], 0, 12)
 if #head < 13 then
   return 0

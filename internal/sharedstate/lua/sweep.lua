@@ -1,7 +1,7 @@
--- Begins or goes on to remove a tag that nobody uses any more, and returns some
--- rooms that it is still in; in none any more, 1 if this call removed it. KEYS as
--- in present.lua; ARGV: the tag, how many rooms. Its revision becomes a word, so
--- that nothing is ever added to it.
+-- Continues to remove a stale tag. KEYS as in apply_presence.lua; ARGV: the tag,
+-- and the limit of rooms to return. Returns some rooms that the tag still has
+-- sessions in; if there are none, deletes the tag and returns 1, or 0 if it was
+-- deleted before. The revision becomes a word, so that no batch applies any more.
 local rooms = redis.call('SRANDMEMBER', KEYS[2], ARGV[2])
 if #rooms == 0 then
   return redis.call('HDEL', KEYS[1], ARGV[1])

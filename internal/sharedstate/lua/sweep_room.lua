@@ -1,14 +1,15 @@
--- Removes a part of a swept tag's sessions from a room. KEYS: the room's two,
--- and the rooms that the tag is in. ARGV: the tag, the room, the cursor of the
--- part, how many at once. Returns the next cursor, '0' after the last.
+-- Removes some sessions of a stale tag from a room. KEYS: the room's sessions,
+-- how many each tag has there, and the rooms of the tag. ARGV: the tag, the room,
+-- the cursor of the scan, and how many sessions to scan. Returns the next cursor,
+-- '0' after the last session.
 local page = redis.call('HSCAN', KEYS[1], ARGV[3], 'COUNT', ARGV[4])
-local gone = {}
+local stale = {}
 for i = 1, #page[2], 2 do
   if string.match(page[2][i + 1], '^%d+ (%S+) ') == ARGV[1] then
-    table.insert(gone, page[2][i])
+    table.insert(stale, page[2][i])
   end
 end
-for _, session in ipairs(gone) do
+for _, session in ipairs(stale) do
   redis.call('HDEL', KEYS[1], session)
 end
 if page[1] == '0' then

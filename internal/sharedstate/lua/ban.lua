@@ -1,19 +1,19 @@
--- Bars users. KEYS: users by when their bar ends, and which state that is in.
--- ARGV: the name of the new state, how many users may be barred, then pairs of
--- a user and for how many milliseconds. A bar is never made shorter. Returns how
--- many there was no room for.
+-- Bans users. KEYS: the users by the end of their ban, and the version of that
+-- list. ARGV: the new version, the limit of banned users, then pairs of a user
+-- and the ban in milliseconds. Never shortens a ban. Returns how many bans
+-- exceeded the limit.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local room = ARGV[2] - redis.call('ZCARD', KEYS[1])
+local free = ARGV[2] - redis.call('ZCARD', KEYS[1])
 local refused = 0
 for i = 3, #ARGV, 2 do
   local known = redis.call('ZSCORE', KEYS[1], ARGV[i])
-  if not known and room <= 0 then
+  if not known and free <= 0 then
     refused = refused + 1
   else
     if not known then
-      room = room - 1
+      free = free - 1
     end
     redis.call('ZADD', KEYS[1], 'GT', now + ARGV[i + 1], ARGV[i])
   end

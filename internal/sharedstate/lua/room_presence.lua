@@ -1,7 +1,7 @@
--- Returns how many sessions are in a room, and all of them where they are not
--- too many. KEYS: its sessions, and how many each tag has there. ARGV: how many
--- are listed, how many are looked through for that (those of dead nodes are
--- among them for a while), then the nodes that are alive.
+-- Returns how many sessions are in a room, and all of them if these are not too
+-- many. KEYS: the room's sessions, and how many of them each tag has. ARGV: the
+-- limit of sessions to return, the limit of sessions to read for that (among them
+-- are those of dead nodes), then the nodes that are alive.
 local alive = {}
 for i = 3, #ARGV do
   alive[ARGV[i]] = true

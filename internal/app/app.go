@@ -31,12 +31,12 @@ var (
 	_ hub.Log             = (*store.Postgres)(nil)
 	_ hub.CommitFeed      = (*store.Postgres)(nil)
 	_ hub.BatchAppender   = (*store.Postgres)(nil)
-	_ hub.Directory       = (*store.Postgres)(nil)
+	_ hub.RoomLister      = (*store.Postgres)(nil)
 	_ messageLog          = (*store.Postgres)(nil)
 	_ hub.Log             = (*store.SQLite)(nil)
 	_ hub.CommitFeed      = (*store.SQLite)(nil)
 	_ hub.BatchAppender   = (*store.SQLite)(nil)
-	_ hub.Directory       = (*store.SQLite)(nil)
+	_ hub.RoomLister      = (*store.SQLite)(nil)
 	_ messageLog          = (*store.SQLite)(nil)
 	_ hub.Presence        = (*sharedstate.Node)(nil)
 	_ httpd.Sessions      = (*sharedstate.Node)(nil)
@@ -53,7 +53,7 @@ type messageLog interface {
 	hub.Log
 	hub.CommitFeed
 	hub.BatchAppender
-	hub.Directory
+	hub.RoomLister
 	Start(completed func([]*message.Publication))
 	Check() error
 	Close(context.Context) error
@@ -268,7 +268,7 @@ func (a *App) startHub(context.Context) error {
 		Log:           a.log,
 		Feed:          a.log,
 		Batches:       a.log,
-		Directory:     a.log,
+		RoomLister:    a.log,
 		Broker:        a.broker,
 		Presence:      a.sharedState,
 		PresenceLimit: a.opt.Config.Session.PresenceLimit,

@@ -63,7 +63,7 @@ func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.
 		if r.Ready++; r.Ready == 1 || n.HandshakeLimit < minLimit {
 			minLimit = n.HandshakeLimit
 		}
-		r.OtherHandshakes += int(max(0, n.HandshakeRate-n.HandshakesMoved))
+		r.OtherHandshakes += int(max(0, n.HandshakeRate-n.HandshakesOfMoved))
 		r.RefusedHandshakes += int(math.Ceil(n.HandshakesRefused))
 		r.HandshakeP95 = max(r.HandshakeP95, n.HandshakeP95)
 	}

@@ -13,7 +13,7 @@ import (
 
 // A draining node paces its moves by the nodes that can take its clients.
 func TestMoveTargetsAreTheReadyNodes(t *testing.T) {
-	healthy := message.NodeStatus{Node: "b", Deployment: "d1", Ready: true, HandshakeLimit: 500, HandshakeRate: 30, HandshakesMoved: 10, HandshakesRefused: 0.2, HandshakeP95: 40 * time.Millisecond}
+	healthy := message.NodeStatus{Node: "b", Deployment: "d1", Ready: true, HandshakeLimit: 500, HandshakeRate: 30, HandshakesOfMoved: 10, HandshakesRefused: 0.2, HandshakeP95: 40 * time.Millisecond}
 	with := func(change func(*message.NodeStatus)) message.NodeStatus {
 		n := healthy
 		change(&n)

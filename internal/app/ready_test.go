@@ -33,7 +33,7 @@ func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
 		}
 	}
 	a.hub = hub.New(hub.Config{
-		Log: a.log, Feed: a.log, Batches: a.log, Directory: a.log, Broker: a.broker, Node: "n1", Logger: logger, Registerer: a.registry,
+		Log: a.log, Feed: a.log, Batches: a.log, RoomLister: a.log, Broker: a.broker, Node: "n1", Logger: logger, Registerer: a.registry,
 	})
 	a.lifecycle.onStop("hub", hubStopTimeout, a.hub.Close)
 	states := func() string {

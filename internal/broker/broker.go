@@ -1,6 +1,6 @@
 // Package broker carries stored messages and signals between nodes by pub/sub.
 // It is an optimization, and the log is the source of truth: a broker may lose,
-// repeat and reorder publications, and it stores none. The hub works without
+// repeat and reorder broadcasts, and it stores none. The hub works without
 // it, because it reads the commit feed of the log.
 //
 // There are two brokers behind one contract test: Redis, for many nodes, and
@@ -24,7 +24,7 @@ const (
 	DefaultQueue  = 1500
 )
 
-// staleAfter is how long a publication may wait in a queue. The log has
+// staleAfter is how long a broadcast may wait in a queue. The log has
 // delivered a message long before, and a signal that old would mislead.
 const staleAfter = 10 * time.Second
 
@@ -47,7 +47,7 @@ type Config struct {
 	URL string
 	// Prefix begins the name of every channel; DefaultPrefix when empty.
 	Prefix string
-	// Queue bounds the publications that wait to be sent (Redis, for each
+	// Queue bounds the broadcasts that wait to be sent (Redis, for each
 	// master of a cluster) or received (Memory); DefaultQueue when 0. Beyond
 	// it the oldest is dropped and counted.
 	Queue int
@@ -70,9 +70,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// A Receive function is called with each publication of the subscribed rooms.
-// Those of one room come in order, except for a moment while the room moves to
-// another Redis server. It must not block. The receive loops of a cluster call
-// it concurrently. It may keep the payload, but must not write to it.
-// Publications may still come for a moment after Unsubscribe.
+// A Receive function is called with each broadcast of the subscribed rooms. The
+// broadcasts of one room arrive in order, except for a moment while the room
+// moves to another Redis server. It must not block. The receive loops of a
+// cluster call it concurrently. It may keep the payload, but must not write to
+// it. Broadcasts may still arrive for a moment after Unsubscribe.
 type Receive func(room message.Room, payload []byte)

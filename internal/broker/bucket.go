@@ -19,7 +19,7 @@ const (
 )
 
 // A bucket is a set of rooms that one Redis server owns at a time, and the
-// connection that receives their publications. A cluster has clusterBuckets of
+// connection that receives their broadcasts. A cluster has clusterBuckets of
 // them; otherwise there is one, whose connection is never idle.
 type bucket struct {
 	index      int
@@ -28,7 +28,8 @@ type bucket struct {
 	subscriber *subscriber
 	owner      *server // guarded by redis.mu; nil while unknown
 
-	mu        sync.Mutex // Protects following.
+	// mu protects the fields below.
+	mu        sync.Mutex
 	running   bool
 	idlePings int           // consecutive pings and failed attempts without a room
 	ended     chan struct{} // closed when the latest connectLoop has ended; nil before the first
@@ -58,7 +59,7 @@ func newBucket(r *Redis, index int) *bucket {
 	b.subscriber = &subscriber{
 		opts: r.config.server, prefix: prefix, sharded: r.sharded(),
 		logger: r.logger, metrics: r.metrics, rooms: newSubscriptions(), ownerMayHaveChanged: make(chan struct{}, 1),
-		locate:  func(ctx context.Context, last attempt) (string, error) { return r.locate(ctx, b, last) },
+		locate:  func(ctx context.Context, last connectionResult) (string, error) { return r.locate(ctx, b, last) },
 		isOwner: func(addr string) bool { return r.ownerAddr(b) == addr },
 	}
 	if r.sharded() {
@@ -104,7 +105,7 @@ func (b *bucket) ensureRunning() {
 	b.running = b.redis.startLoop(func(ctx context.Context, receive Receive) {
 		defer close(ended)
 		if before != nil {
-			<-before // it is about to end, and only one loop at a time may use the subscriptions
+			<-before // that loop is about to end, and only one loop at a time may use the subscriptions
 		}
 		b.subscriber.connectLoop(ctx, receive)
 	})

@@ -32,7 +32,7 @@ func slotOf(tag string) int {
 // discoverCluster returns a discover function that asks one server after the
 // other for the map of slots, and uses the first answer. If that server is
 // behind the others, MOVED errors correct the map.
-func discoverCluster(p *redisConfig) func(context.Context, []string) (ownerFunc, error) {
+func discoverCluster(c *redisConfig) func(context.Context, []string) (ownerFunc, error) {
 	slots := make([]int, clusterBuckets)
 	for i := range slots {
 		slots[i] = slotOf(bucketTag(i))
@@ -43,7 +43,7 @@ func discoverCluster(p *redisConfig) func(context.Context, []string) (ownerFunc,
 			if ctx.Err() != nil {
 				break
 			}
-			found, err := querySlots(ctx, p, addr, slots)
+			found, err := querySlots(ctx, c, addr, slots)
 			if err == nil {
 				return func(index int) string { return found[index] }, nil
 			}
@@ -55,8 +55,8 @@ func discoverCluster(p *redisConfig) func(context.Context, []string) (ownerFunc,
 
 // querySlots returns the masters of the slots, in the order of slots: "" for a
 // slot that has none.
-func querySlots(ctx context.Context, p *redisConfig, addr string, slots []int) ([]string, error) {
-	client := redis.NewClient(withAddr(p.server, addr))
+func querySlots(ctx context.Context, c *redisConfig, addr string, slots []int) ([]string, error) {
+	client := redis.NewClient(withAddr(c.server, addr))
 	defer func() { _ = client.Close() }()
 	// The newer CLUSTER SHARDS would leave the choice among hostname, address
 	// and two ports to us. The answer of CLUSTER SLOTS fits this connection.

@@ -174,7 +174,7 @@ func TestOneReachableAddressAndMinimalPermissionsAreEnough(t *testing.T) {
 	testkit.Eventually(t, "up", n.Up)
 }
 
-// A server that does not know its own name sends an address without a host.
+// A server without a configured name sends an address without a host.
 func TestAnAddressWithoutAHostUsesTheServersHost(t *testing.T) {
 	for addr, want := range map[string]string{":7001": "h:7001", "?:7001": "h:7001", "b:7001": "b:7001", "[::1]:7": "[::1]:7", "": ""} {
 		if got := withDefaultHost(addr, "h:7000"); got != want {

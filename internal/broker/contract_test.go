@@ -28,7 +28,7 @@ var contract = []struct {
 	{"A confirmed subscription misses nothing", aConfirmedSubscriptionMissesNothing},
 	{"Thousands of rooms", thousandsOfRooms},
 	{"Subscribe ends with its context", subscribeRespectsItsContext},
-	{"Close sends the queued publications and ends everything", closeFlushesTheQueue},
+	{"Close sends the queued broadcasts and ends everything", closeFlushesTheQueue},
 }
 
 // TestContract runs each test on two nodes of each broker.
@@ -76,7 +76,7 @@ func aMessageReachesEverySubscribedNode(t *testing.T, a, b *node) {
 	a.Publish("den", []byte("psst"))
 	b.waitFor(t, "lobby", "hello")
 	b.waitFor(t, "den", "psst")
-	a.waitFor(t, "lobby", "hello") // a node receives its own publications, too
+	a.waitFor(t, "lobby", "hello") // a node receives its own broadcasts, too
 	if got := a.received("den"); len(got) > 0 {
 		t.Errorf("a node got %q in a room that it has not subscribed to", got)
 	}
@@ -212,7 +212,7 @@ func closeFlushesTheQueue(t *testing.T, a, b *node) {
 		t.Errorf("a second Close: %v", err)
 	}
 	if slices.Contains(b.received("last"), "too late") {
-		t.Error("a publication after Close was sent")
+		t.Error("a broadcast after Close was sent")
 	}
 }
 

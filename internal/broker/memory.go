@@ -13,7 +13,8 @@ import (
 // connects Redis brokers. The zero value is ready to use, and it is safe for
 // concurrent use.
 type Bus struct {
-	mu    sync.RWMutex // Protects following.
+	// mu protects nodes.
+	mu    sync.RWMutex
 	nodes []*Memory
 }
 
@@ -35,7 +36,7 @@ func (b *Bus) detach(m *Memory) {
 }
 
 // Memory is the broker of a service without Redis. Like Redis it also delivers
-// a node's own publications to the node, in rooms that it has subscribed to.
+// a node's own broadcasts to the node, in rooms that it has subscribed to.
 type Memory struct {
 	bus     *Bus
 	metrics *metrics
@@ -43,13 +44,14 @@ type Memory struct {
 	stop    chan struct{} // closed by Close
 	done    chan struct{} // closed by receiveLoop
 
-	mu      sync.RWMutex // Protects following.
+	// mu protects the fields below.
+	mu      sync.RWMutex
 	rooms   map[message.Room]struct{}
 	started bool
 	closed  bool
 }
 
-// NewMemory attaches a broker to bus; a nil bus means one of its own.
+// NewMemory attaches a broker to bus, or to a new bus if bus is nil.
 func NewMemory(bus *Bus, cfg Config) *Memory {
 	if bus == nil {
 		bus = new(Bus)
@@ -79,11 +81,11 @@ func (m *Memory) Start(receive Receive) {
 	go m.receiveLoop(receive)
 }
 
-// receiveLoop calls receive with each publication of the inbox. After Close it
+// receiveLoop calls receive with each broadcast of the inbox. After Close it
 // empties the inbox and ends.
 func (m *Memory) receiveLoop(receive Receive) {
 	defer close(m.done)
-	var batch []publication
+	var batch []broadcast
 	for stopping := false; !stopping; {
 		select {
 		case <-m.inbox.wake:
@@ -91,9 +93,9 @@ func (m *Memory) receiveLoop(receive Receive) {
 			stopping = true
 		}
 		batch = m.inbox.dequeue(batch[:0], math.MaxInt)
-		for _, p := range batch {
-			receive(p.room, p.payload)
-			m.metrics.publish.Observe(time.Since(p.at).Seconds())
+		for _, bc := range batch {
+			receive(bc.room, bc.payload)
+			m.metrics.publish.Observe(time.Since(bc.at).Seconds())
 		}
 		clear(batch)
 	}
@@ -101,7 +103,7 @@ func (m *Memory) receiveLoop(receive Receive) {
 
 // Publish delivers payload to every node on the bus that has subscribed to the
 // room. It never blocks: a node that does not keep up loses its oldest
-// publications. The payload must not be written to afterwards.
+// broadcasts. The payload must not be written to afterwards.
 func (m *Memory) Publish(room message.Room, payload []byte) {
 	m.mu.RLock()
 	closed := m.closed
@@ -110,22 +112,22 @@ func (m *Memory) Publish(room message.Room, payload []byte) {
 		m.metrics.drop(dropClosed, 1)
 		return
 	}
-	p := publication{room: room, payload: payload, at: time.Now()}
+	bc := broadcast{room: room, payload: payload, at: time.Now()}
 	m.bus.mu.RLock()
 	defer m.bus.mu.RUnlock()
 	for _, node := range m.bus.nodes {
-		node.deliver(p)
+		node.deliver(bc)
 	}
 }
 
-func (m *Memory) deliver(p publication) {
+func (m *Memory) deliver(bc broadcast) {
 	m.mu.RLock()
-	_, subscribed := m.rooms[p.room]
+	_, subscribed := m.rooms[bc.room]
 	m.mu.RUnlock()
 	if !subscribed {
 		return
 	}
-	dropped, ok := m.inbox.push(p)
+	dropped, ok := m.inbox.push(bc)
 	m.metrics.drop(dropFull, dropped)
 	if !ok {
 		m.metrics.drop(dropClosed, 1)

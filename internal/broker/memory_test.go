@@ -11,7 +11,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-func TestASlowNodeLosesItsOldestPublications(t *testing.T) {
+func TestASlowNodeLosesItsOldestBroadcasts(t *testing.T) {
 	var bus Bus
 	reg := prometheus.NewRegistry()
 	slow := &node{brokerUnderTest: NewMemory(&bus, Config{Registerer: reg, Queue: 10}), reg: reg}
@@ -39,7 +39,7 @@ func TestASlowNodeLosesItsOldestPublications(t *testing.T) {
 	select {
 	case <-done:
 	case <-time.After(testkit.Timeout):
-		t.Fatal("the newest publication never arrived")
+		t.Fatal("the newest broadcast never arrived")
 	}
 	if len(got) != 11 || got[1] != "40" {
 		t.Errorf("got %v, want the first and the newest ten", got)

@@ -2,7 +2,7 @@ package broker
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// Why a publication was dropped: the closed set of values of the label reason
+// Why a broadcast was dropped: the closed set of values of the label reason
 // of broker_dropped_total.
 const (
 	dropFull   = "full"   // the queue was full, and this was the oldest
@@ -51,7 +51,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// drop counts n dropped publications.
+// drop counts n dropped broadcasts.
 func (m *metrics) drop(reason string, n int) {
 	if n > 0 {
 		m.dropped[reason].Add(float64(n))

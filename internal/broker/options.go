@@ -9,8 +9,8 @@ import (
 )
 
 // masterLifetime is how long a connection to the sentinels' master is used. A
-// replaced master that could not be demoted goes on answering, and only a new
-// connection finds the new one.
+// replaced master that could not be demoted continues to answer, and only a new
+// connection reaches the new master.
 const masterLifetime = 30 * time.Second
 
 // Options returns the options of a client for commands on the Redis of
@@ -18,20 +18,20 @@ const masterLifetime = 30 * time.Second
 // asks all of them for the master, as the broker does. The caller sets bounds
 // on pools and retries.
 func Options(url string) (*redis.UniversalOptions, error) {
-	p, err := parseURL(url)
+	c, err := parseURL(url)
 	if err != nil {
 		return nil, err
 	}
 	silenceRedisLogger()
 	opts := &redis.UniversalOptions{
-		Addrs: p.addrs, IsClusterMode: p.topology == topologyCluster, DB: p.server.DB,
-		Username: p.server.Username, Password: p.server.Password, TLSConfig: p.server.TLSConfig,
-		Protocol: p.server.Protocol, DisableIdentity: true, PipelinePoolSize: -1,
+		Addrs: c.addrs, IsClusterMode: c.topology == topologyCluster, DB: c.server.DB,
+		Username: c.server.Username, Password: c.server.Password, TLSConfig: c.server.TLSConfig,
+		Protocol: c.server.Protocol, DisableIdentity: true, PipelinePoolSize: -1,
 		DialTimeout: redisTimeout, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout, DialerRetries: 1,
 	}
-	if p.topology == topologySentinel {
-		opts.Addrs = p.addrs[:1] // names the pool only: the dialer ignores it
-		opts.Dialer = newSentinels(p).dial
+	if c.topology == topologySentinel {
+		opts.Addrs = c.addrs[:1] // names the pool only: the dialer ignores it
+		opts.Dialer = newSentinels(c).dial
 		opts.ConnMaxLifetime = masterLifetime
 	}
 	return opts, nil

@@ -11,11 +11,11 @@ import (
 )
 
 // roundTripBytes bounds the payloads of one pipelined round trip, so that it
-// stays within redisTimeout on a slow network, too.
+// stays within redisTimeout even on a slow network.
 const roundTripBytes = 4 << 20
 
-// A publisher sends the queued publications to one server, as many as possible
-// in each round trip. It retries none: the log delivers messages, and a signal
+// A publisher sends the queued broadcasts to one server, as many as possible
+// in each round trip. It never retries: the log delivers messages, and a signal
 // must not arrive twice.
 type publisher struct {
 	client  *redis.Client
@@ -25,20 +25,20 @@ type publisher struct {
 	metrics *metrics
 	queue   *queue
 	up      func() bool
-	// reroute sends a publication to the server at to, which owns its bucket
+	// reroute sends a broadcast to the server at to, which owns its bucket
 	// according to a MOVED error. It returns false after too many attempts.
-	reroute func(p publication, to string) bool
-	drained chan struct{} // closed by drainLoop when the queue is closed and empty
+	reroute      func(p broadcast, to string) bool
+	sendLoopDone chan struct{} // closed by sendLoop when the queue is closed and empty
 
-	// Owned by drainLoop.
+	// Owned by sendLoop.
 	failing bool
 }
 
-// drainLoop sends the queue's publications until ctx ends. While Redis is down
-// it leaves them in the queue, so that the newest still go out after a short
+// sendLoop sends the queue's broadcasts until ctx ends. While Redis is down
+// it leaves them in the queue, so that the newest are still sent after a short
 // outage.
-func (p *publisher) drainLoop(ctx context.Context) {
-	var batch []publication
+func (p *publisher) sendLoop(ctx context.Context) {
+	var batch []broadcast
 	for {
 		select {
 		case <-p.queue.wake:
@@ -53,17 +53,17 @@ func (p *publisher) drainLoop(ctx context.Context) {
 			p.send(ctx, p.fresh(batch))
 			clear(batch) // release the payloads
 		}
-		if p.queue.drained() {
-			close(p.drained)
+		if p.queue.closedAndEmpty() {
+			close(p.sendLoopDone)
 			<-ctx.Done()
 			return
 		}
 	}
 }
 
-// fresh returns the batch without the publications older than staleAfter, which
+// fresh returns the batch without the broadcasts older than staleAfter, which
 // it counts as dropped.
-func (p *publisher) fresh(batch []publication) []publication {
+func (p *publisher) fresh(batch []broadcast) []broadcast {
 	stale := 0
 	for stale < len(batch) && time.Since(batch[stale].at) > staleAfter {
 		stale++
@@ -73,7 +73,7 @@ func (p *publisher) fresh(batch []publication) []publication {
 }
 
 // send publishes a batch in one round trip.
-func (p *publisher) send(ctx context.Context, batch []publication) {
+func (p *publisher) send(ctx context.Context, batch []broadcast) {
 	if len(batch) == 0 {
 		return
 	}
@@ -95,14 +95,14 @@ func (p *publisher) send(ctx context.Context, batch []publication) {
 	}
 	p.metrics.drop(dropFailed, failed)
 	if !p.failing && ctx.Err() == nil { // log an outage once
-		p.logger.Warn("Redis did not accept publications", "count", failed, "err", err)
+		p.logger.Warn("Redis did not accept broadcasts", "count", failed, "error", err)
 	}
 	p.failing = true
 }
 
-// handleErrors reroutes the publications that another server owns, and returns
+// handleErrors reroutes the broadcasts that another server owns, and returns
 // the number of the others that failed, with the first error.
-func (p *publisher) handleErrors(batch []publication, cmds []redis.Cmder) (failed int, first error) {
+func (p *publisher) handleErrors(batch []broadcast, cmds []redis.Cmder) (failed int, first error) {
 	for i, cmd := range cmds {
 		err := cmd.Err()
 		if err == nil {

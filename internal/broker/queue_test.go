@@ -13,9 +13,9 @@ func TestQueueKeepsTheNewest(t *testing.T) {
 	q := newQueue(3)
 	dropped := 0
 	for i := range byte(5) {
-		n, ok := q.push(publication{payload: []byte{i}})
+		n, ok := q.push(broadcast{payload: []byte{i}})
 		if !ok {
-			t.Fatal("an open queue refused a publication")
+			t.Fatal("an open queue refused a broadcast")
 		}
 		dropped += n
 	}
@@ -24,7 +24,7 @@ func TestQueueKeepsTheNewest(t *testing.T) {
 		t.Errorf("dropped %d, kept %v", dropped, got)
 	}
 	if q.len() != 0 || q.bytes != 0 {
-		t.Errorf("the emptied queue counts %d publications and %d bytes", q.len(), q.bytes)
+		t.Errorf("the emptied queue counts %d broadcasts and %d bytes", q.len(), q.bytes)
 	}
 }
 
@@ -32,14 +32,14 @@ func TestQueueIsBoundedInBytesToo(t *testing.T) {
 	q := newQueue(1000)
 	dropped := 0
 	for range 40 {
-		n, _ := q.push(publication{payload: make([]byte, 1<<20)})
+		n, _ := q.push(broadcast{payload: make([]byte, 1<<20)})
 		dropped += n
 	}
 	if dropped != 8 || q.bytes != 32<<20 {
 		t.Errorf("dropped %d, holds %d bytes", dropped, q.bytes)
 	}
 	// A payload over the bound has the queue to itself.
-	if n, ok := q.push(publication{payload: make([]byte, queueBytes+1)}); n != 32 || !ok || q.len() != 1 {
+	if n, ok := q.push(broadcast{payload: make([]byte, queueBytes+1)}); n != 32 || !ok || q.len() != 1 {
 		t.Errorf("dropped %d of 32, %d left", n, q.len())
 	}
 }
@@ -47,7 +47,7 @@ func TestQueueIsBoundedInBytesToo(t *testing.T) {
 func TestADequeueIsBounded(t *testing.T) {
 	q := newQueue(10)
 	for range 10 {
-		q.push(publication{payload: make([]byte, 10)})
+		q.push(broadcast{payload: make([]byte, 10)})
 	}
 	if got := q.dequeue(nil, 25); len(got) != 3 {
 		t.Errorf("dequeued %d, want 3: the third reaches 25 bytes", len(got))
@@ -56,28 +56,28 @@ func TestADequeueIsBounded(t *testing.T) {
 
 func TestAClosedQueueRefusesAndCanBeEmptied(t *testing.T) {
 	q := newQueue(2)
-	q.push(publication{})
+	q.push(broadcast{})
 	q.close()
-	if _, ok := q.push(publication{}); ok {
+	if _, ok := q.push(broadcast{}); ok {
 		t.Error("a closed queue accepted")
 	}
-	if q.drained() {
-		t.Error("a queue with a publication is drained")
+	if q.closedAndEmpty() {
+		t.Error("a queue with a broadcast is reported as closed and empty")
 	}
-	if q.dequeue(nil, 1); !q.drained() {
-		t.Error("an empty and closed queue is not drained")
+	if q.dequeue(nil, 1); !q.closedAndEmpty() {
+		t.Error("an empty and closed queue is not reported as such")
 	}
 }
 
-func TestStalePublicationsAreNotSent(t *testing.T) {
+func TestStaleBroadcastsAreNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
 		p := &publisher{metrics: newMetrics(reg)}
-		old := publication{room: "old", at: time.Now()}
+		old := broadcast{room: "old", at: time.Now()}
 		time.Sleep(10 * time.Second) // the bubble's clock, and the bound in docs/limits.md
-		young := publication{room: "young", at: time.Now()}
+		young := broadcast{room: "young", at: time.Now()}
 		time.Sleep(time.Millisecond)
-		got := p.fresh([]publication{old, young})
+		got := p.fresh([]broadcast{old, young})
 		if len(got) != 1 || got[0].room != "young" {
 			t.Errorf("fresh = %v", got)
 		}

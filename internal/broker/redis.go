@@ -14,7 +14,7 @@ import (
 
 // Redis is the broker over the pub/sub of one Redis server, of the master that
 // sentinels choose, or of a cluster (sharded pub/sub). These differ only in how
-// the router finds the server that owns a bucket of rooms. Each server has a
+// the router learns which server owns a bucket of rooms. Each server has a
 // publisher, with a queue and pipelined round trips. Each bucket has a
 // subscriber, with a connection that is pinged every second. Both reconnect by
 // themselves.
@@ -26,13 +26,14 @@ type Redis struct {
 	metrics   *metrics
 	buckets   []*bucket // clusterBuckets of them in a cluster, otherwise one
 	router    router
-	unrouted  *queue             // publications of rooms whose server is unknown
+	unrouted  *queue             // broadcasts of rooms whose server is unknown
 	ctx       context.Context    // ends when the loops must end
 	cancel    context.CancelFunc // ends ctx
 	loops     sync.WaitGroup     // loops start only with mu held and closed false
 	healthMu  sync.Mutex         // keeps the gauge broker_up in step with Up
 
-	mu      sync.RWMutex       // Protects following, and each bucket's owner.
+	// mu protects the fields below, and each bucket's owner.
+	mu      sync.RWMutex
 	servers map[string]*server // by host:port
 	receive Receive            // nil before Start
 	closed  bool
@@ -69,8 +70,8 @@ func newRedis(cfg Config, target *redisConfig) *Redis {
 	return r
 }
 
-// silenceRedisLogger silences go-redis' own, global logger: its messages also
-// come back as errors, which the broker logs once.
+// silenceRedisLogger silences go-redis' own, global logger: its messages are
+// also returned as errors, which the broker logs once.
 var silenceRedisLogger = sync.OnceFunc(func() { redis.SetLogger(discardLogger{}) })
 
 type discardLogger struct{}
@@ -119,11 +120,11 @@ func (r *Redis) startLoop(loop func(context.Context, Receive)) bool {
 }
 
 // Publish queues payload for all nodes that have subscribed to the room, this
-// one included. It never blocks and reports no failure: a publication that
+// one included. It never blocks and reports no failure: a broadcast that
 // cannot be sent is dropped and counted. The payload must not be written to
 // afterwards.
 func (r *Redis) Publish(room message.Room, payload []byte) {
-	r.route(publication{room: room, payload: payload, at: time.Now()})
+	r.route(broadcast{room: room, payload: payload, at: time.Now()})
 }
 
 // Subscribe returns nil once Redis has confirmed this very subscription. While
@@ -169,7 +170,7 @@ func (r *Redis) updateHealth() {
 	r.metrics.up.Set(up)
 }
 
-// Close sends the queued publications to the servers that are up, while ctx
+// Close sends the queued broadcasts to the servers that are up, while ctx
 // lasts, and then ends all connections and loops. It may be called again.
 func (r *Redis) Close(ctx context.Context) error {
 	r.mu.Lock()
@@ -190,7 +191,7 @@ func (r *Redis) Close(ctx context.Context) error {
 	for _, s := range servers {
 		if started && s.publisher.up() {
 			select {
-			case <-s.publisher.drained:
+			case <-s.publisher.sendLoopDone:
 			case <-ctx.Done():
 			}
 		}

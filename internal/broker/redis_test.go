@@ -52,7 +52,7 @@ func openNodeWithoutPolling(t *testing.T, url string) *node {
 // may be lost.
 func publishUntilReceived(t *testing.T, a, b *node, room message.Room, payload string) {
 	t.Helper()
-	testkit.Eventually(t, "publications to flow again in "+string(room), func() bool {
+	testkit.Eventually(t, "broadcasts to flow again in "+string(room), func() bool {
 		a.Publish(room, []byte(payload))
 		for _, got := range b.received(room) {
 			if got == payload {
@@ -89,7 +89,7 @@ func TestSubscriptionsAreRestoredAfterRedisIsKilled(t *testing.T) {
 		a.Publish(room, []byte("again"))
 	}
 	for _, room := range rooms {
-		publishUntilReceived(t, a, b, room, "again") // a publication that Redis did not confirm is lost
+		publishUntilReceived(t, a, b, room, "again") // a broadcast that Redis did not confirm is lost
 	}
 	if got := b.metric(t, "broker_reconnects_total", ""); got < 1 {
 		t.Errorf("broker_reconnects_total = %v, want 1", got)
@@ -200,7 +200,7 @@ func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
 	b.mustSubscribe(t, "r")
 	testkit.Eventually(t, "up", a.Up)
 	server.Pause()
-	// Publications fail until the silence is noticed. Then the queue keeps them.
+	// Broadcasts fail until the silence is noticed. Then the queue keeps them.
 	testkit.Eventually(t, "down", func() bool { return !a.Up() && !b.Up() })
 	for i := range 1000 {
 		a.Publish("r", []byte(strconv.Itoa(i)))
@@ -214,7 +214,7 @@ func TestAFullQueueDropsItsOldestAndCountsThem(t *testing.T) {
 	})
 }
 
-func TestUnconfirmedPublicationsAreCounted(t *testing.T) {
+func TestUnconfirmedBroadcastsAreCounted(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})

@@ -16,7 +16,7 @@ const (
 	// The intervals at which sentinels and clusters are asked for the owners.
 	sentinelRefreshEvery = time.Second
 	clusterRefreshEvery  = 5 * time.Second
-	// maxHops bounds how often a publication is rerouted.
+	// maxHops bounds how often a broadcast is rerouted.
 	maxHops = 3
 )
 
@@ -35,9 +35,10 @@ type router struct {
 	refresh   chan struct{} // holds a token when discover should be called now
 	listeners []*subscriber // connections on which sentinels announce a new master
 
-	refreshMu   sync.Mutex // Held during discover. Protects following.
-	refreshedAt time.Time  // when the last discover began
-	refreshErr  error      // its error
+	// refreshMu is held during discover, and protects the fields below.
+	refreshMu   sync.Mutex
+	refreshedAt time.Time // when the last discover began
+	refreshErr  error     // its error
 }
 
 // init sets the router up for r's topology. OpenRedis calls it once.
@@ -61,9 +62,9 @@ func (ro *router) start(r *Redis) {
 		return
 	}
 	r.loops.Go(func() { r.refreshLoop(r.ctx) })
-	for _, e := range ro.listeners {
+	for _, l := range ro.listeners {
 		r.loops.Go(func() {
-			e.connectLoop(r.ctx, func(_ message.Room, _ []byte) { ro.refreshNow() })
+			l.connectLoop(r.ctx, func(_ message.Room, _ []byte) { ro.refreshNow() })
 		})
 	}
 }
@@ -93,8 +94,8 @@ func (r *Redis) refreshLoop(ctx context.Context) {
 }
 
 // refreshOwners asks for the owner of each bucket. Concurrent calls share an
-// answer. The server at first, if not "", is asked before others.
-func (r *Redis) refreshOwners(ctx context.Context, first string) error {
+// answer. The server at preferred, if not "", is asked first.
+func (r *Redis) refreshOwners(ctx context.Context, preferred string) error {
 	called := time.Now()
 	ro := &r.router
 	ro.refreshMu.Lock()
@@ -104,16 +105,16 @@ func (r *Redis) refreshOwners(ctx context.Context, first string) error {
 	}
 	ro.refreshedAt = time.Now()
 	var found ownerFunc
-	found, ro.refreshErr = ro.discover(ctx, r.candidates(first))
+	found, ro.refreshErr = ro.discover(ctx, r.candidates(preferred))
 	if ro.refreshErr == nil {
 		r.assign(found)
 	}
 	return ro.refreshErr
 }
 
-// candidates returns the servers to ask for the owners: first, the servers that
-// are up, those of the URL, and those that are down.
-func (r *Redis) candidates(first string) []string {
+// candidates returns the servers to ask for the owners: the preferred one, the
+// servers that are up, those of the URL, and those that are down.
+func (r *Redis) candidates(preferred string) []string {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	var up, down []string
@@ -124,7 +125,7 @@ func (r *Redis) candidates(first string) []string {
 			down = append(down, addr)
 		}
 	}
-	all := slices.Concat([]string{first}, up, r.config.addrs, down)
+	all := slices.Concat([]string{preferred}, up, r.config.addrs, down)
 	seen := map[string]bool{"": true}
 	return slices.DeleteFunc(all, func(addr string) bool {
 		before := seen[addr]
@@ -133,15 +134,16 @@ func (r *Redis) candidates(first string) []string {
 	})
 }
 
-// An attempt is the outcome of a subscriber's last connection.
-type attempt struct {
+// A connectionResult is the outcome of a subscriber's last connection, or of
+// its attempt to connect.
+type connectionResult struct {
 	addr string // "" when no server was known
 	err  error  // why it ended
 }
 
 // locate returns the address at which the bucket's subscriber should connect.
 // If the last attempt failed at the known owner, it asks for the owners first.
-func (r *Redis) locate(ctx context.Context, b *bucket, last attempt) (string, error) {
+func (r *Redis) locate(ctx context.Context, b *bucket, last connectionResult) (string, error) {
 	if to, ok := movedTo(last.err, last.addr); ok {
 		r.assignBucket(b, to)
 	}
@@ -149,16 +151,16 @@ func (r *Redis) locate(ctx context.Context, b *bucket, last attempt) (string, er
 	if r.router.discover == nil || (addr != "" && addr != last.addr) {
 		return addr, nil
 	}
-	var first string
+	var preferred string
 	if errors.Is(last.err, errUnsubscribedByServer) {
-		first = last.addr // the server that lost the bucket knows its new owner
+		preferred = last.addr // the server that lost the bucket can name its new owner
 	}
-	err := r.refreshOwners(ctx, first)
+	err := r.refreshOwners(ctx, preferred)
 	if addr = r.ownerAddr(b); addr == "" && err == nil {
 		err = errOwnerUnknown
 	}
 	if addr != "" {
-		err = nil // no server answers, but the last known owner may be back
+		err = nil // no server answers, but the last known owner may answer again
 	}
 	return addr, err
 }
@@ -176,9 +178,9 @@ func (r *Redis) ownerAddr(b *bucket) string {
 	return ""
 }
 
-// assign gives the buckets their owners. A bucket whose owner found does not
-// know keeps its present one. Publications that wait for a server without
-// buckets move to the new owners' queues.
+// assign gives the buckets their owners. A bucket for which found returns ""
+// keeps its owner. Broadcasts that wait for a server without buckets move to
+// the new owners' queues.
 func (r *Redis) assign(found ownerFunc) {
 	r.mu.Lock()
 	if r.closed {
@@ -197,7 +199,7 @@ func (r *Redis) assign(found ownerFunc) {
 			used[b.owner.addr] = true
 		}
 	}
-	var left []publication
+	var left []broadcast
 	for addr, s := range r.servers {
 		if !used[addr] {
 			delete(r.servers, addr)
@@ -205,8 +207,8 @@ func (r *Redis) assign(found ownerFunc) {
 		}
 	}
 	left = append(left, r.unrouted.dequeue(nil, math.MaxInt)...)
-	for _, p := range left { // with mu held, so before any newer publication
-		r.enqueue(p, r.bucket(p.room).owner)
+	for _, bc := range left { // with mu held, so before any newer broadcast
+		r.enqueue(bc, r.bucket(bc.room).owner)
 	}
 	r.mu.Unlock()
 	if len(moved) > 0 {
@@ -267,20 +269,20 @@ func (r *Redis) recheckSubscribers(s *server) {
 	}
 }
 
-// route queues a publication for the server that owns its room.
-func (r *Redis) route(p publication) {
-	b := r.bucket(p.room)
+// route queues a broadcast for the server that owns its room.
+func (r *Redis) route(bc broadcast) {
+	b := r.bucket(bc.room)
 	for range maxHops { // a server may be retired in between
-		if r.enqueue(p, r.ownerServer(b)) {
+		if r.enqueue(bc, r.ownerServer(b)) {
 			return
 		}
 	}
 	r.metrics.drop(dropClosed, 1)
 }
 
-// enqueue queues a publication for s, or with s nil until an owner is known. It
+// enqueue queues a broadcast for s, or with s nil until an owner is known. It
 // returns false when the queue is closed.
-func (r *Redis) enqueue(p publication, s *server) bool {
+func (r *Redis) enqueue(bc broadcast, s *server) bool {
 	q, full := r.unrouted, dropDown
 	if s != nil {
 		q = s.publisher.queue
@@ -288,26 +290,26 @@ func (r *Redis) enqueue(p publication, s *server) bool {
 			full = dropFull
 		}
 	}
-	dropped, ok := q.push(p)
+	dropped, ok := q.push(bc)
 	r.metrics.drop(full, dropped)
 	return ok
 }
 
-// reroute queues a publication for the server at to, after another server has
-// refused it with MOVED. It returns false when the publication has been
+// reroute queues a broadcast for the server at to, after another server has
+// refused it with MOVED. It returns false when the broadcast has been
 // rerouted maxHops times.
-func (r *Redis) reroute(p publication, to string) bool {
-	if p.hops++; p.hops > maxHops {
+func (r *Redis) reroute(bc broadcast, to string) bool {
+	if bc.hops++; bc.hops > maxHops {
 		return false
 	}
-	r.assignBucket(r.bucket(p.room), to)
-	r.route(p)
+	r.assignBucket(r.bucket(bc.room), to)
+	r.route(bc)
 	return true
 }
 
 // fixedAddr returns the locate function of a subscriber whose server never changes.
-func fixedAddr(addr string) func(context.Context, attempt) (string, error) {
-	return func(context.Context, attempt) (string, error) { return addr, nil }
+func fixedAddr(addr string) func(context.Context, connectionResult) (string, error) {
+	return func(context.Context, connectionResult) (string, error) { return addr, nil }
 }
 
 // withDefaultHost completes an address without a host with the host of the

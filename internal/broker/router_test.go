@@ -27,7 +27,7 @@ func queuedPayloads(s *server) (payloads []string) {
 
 func allOwnedBy(addr string) ownerFunc { return func(int) string { return addr } }
 
-func TestQueuedPublicationsFollowTheirRoomInOrder(t *testing.T) {
+func TestQueuedBroadcastsFollowTheirRoomInOrder(t *testing.T) {
 	r, n := openUnstarted(t, "redis+sentinel://127.0.0.1:1/m", 1000)
 	var want []string
 	publish := func(count int) {
@@ -51,7 +51,7 @@ func TestQueuedPublicationsFollowTheirRoomInOrder(t *testing.T) {
 	}
 }
 
-func TestUnroutedPublicationsAreBounded(t *testing.T) {
+func TestUnroutedBroadcastsAreBounded(t *testing.T) {
 	r, n := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
 	for i := range 15 {
 		r.Publish("r", []byte(strconv.Itoa(i)))
@@ -60,7 +60,7 @@ func TestUnroutedPublicationsAreBounded(t *testing.T) {
 		t.Errorf("%v dropped as down, want 5", got)
 	}
 	b := r.bucket("r")
-	r.assign(func(index int) string { // knows one bucket only
+	r.assign(func(index int) string { // returns an owner for one bucket only
 		if index == b.index {
 			return "a:1"
 		}
@@ -94,8 +94,8 @@ func TestAnIncompleteSlotMapKeepsKnownOwners(t *testing.T) {
 	}
 }
 
-// Two servers that redirect to each other do not keep a publication forever.
-func TestReroutingAPublicationIsBounded(t *testing.T) {
+// Two servers that redirect to each other do not keep a broadcast forever.
+func TestReroutingABroadcastIsBounded(t *testing.T) {
 	r, _ := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
 	r.assign(allOwnedBy("a:1"))
 	b := r.bucket("r")
@@ -128,7 +128,7 @@ func TestDiscoveryCandidates(t *testing.T) {
 		t.Errorf("candidates %v, want %v", got, want)
 	}
 	// The owner is not the server that failed: no server is asked.
-	addr, err := r.locate(t.Context(), r.buckets[0], attempt{"old:1", errUnsubscribedByServer})
+	addr, err := r.locate(t.Context(), r.buckets[0], connectionResult{"old:1", errUnsubscribedByServer})
 	if addr != "a:1" || err != nil {
 		t.Errorf("locate = %q, %v", addr, err)
 	}
@@ -136,11 +136,11 @@ func TestDiscoveryCandidates(t *testing.T) {
 
 func TestAnUnknownOwnerIsAnError(t *testing.T) {
 	r, _ := openUnstarted(t, "redis+cluster://127.0.0.1:1", 10)
-	if addr, err := r.locate(t.Context(), r.buckets[0], attempt{}); addr != "" || err == nil {
+	if addr, err := r.locate(t.Context(), r.buckets[0], connectionResult{}); addr != "" || err == nil {
 		t.Errorf("locate = %q, %v; want an error", addr, err)
 	}
 	r.assign(allOwnedBy("127.0.0.1:1"))
-	addr, err := r.locate(t.Context(), r.buckets[0], attempt{"127.0.0.1:1", errors.New("refused")})
+	addr, err := r.locate(t.Context(), r.buckets[0], connectionResult{"127.0.0.1:1", errors.New("refused")})
 	if addr != "127.0.0.1:1" || err != nil {
 		t.Errorf("locate = %q, %v; want the last one known", addr, err)
 	}

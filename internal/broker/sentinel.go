@@ -22,7 +22,7 @@ const (
 	switchMasterChannel = "+switch-master"
 )
 
-// sentinels asks all sentinels for the master at the same time. go-redis'
+// sentinels queries all sentinels for the master at the same time. go-redis'
 // FailoverClient believes the first that answers, which may be partitioned from
 // the others. Here the newest configuration counts (the greatest config-epoch),
 // and publisher and subscriber use the same master.
@@ -30,7 +30,7 @@ type sentinels struct {
 	config *redisConfig
 }
 
-func newSentinels(p *redisConfig) *sentinels { return &sentinels{config: p} }
+func newSentinels(c *redisConfig) *sentinels { return &sentinels{config: c} }
 
 type sentinelReply struct {
 	addr  string
@@ -96,9 +96,9 @@ func (s *sentinels) query(ctx context.Context, addr string) sentinelReply {
 	return sentinelReply{err: fmt.Errorf("sentinel %s returned an invalid answer", addr)}
 }
 
-// listeners returns a subscriber for each sentinel, which calls changed when the
-// sentinel announces a new master or its connection begins or ends. It logs
-// nothing: a lost sentinel matters only when discover finds none.
+// listeners returns a subscriber for each sentinel, which calls changed when
+// the sentinel announces a new master or its connection begins or ends. It logs
+// nothing: a lost sentinel matters only when discover reaches none.
 func (s *sentinels) listeners(changed func()) []*subscriber {
 	var all []*subscriber
 	for _, addr := range s.config.addrs {

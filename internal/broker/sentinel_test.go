@@ -83,7 +83,8 @@ func TestAReplacedMasterIsAbandoned(t *testing.T) {
 	}
 }
 
-// Two sentinels of three are enough. Without any, the present connections go on.
+// Two sentinels of three are enough. Without any, the open connections
+// continue.
 func TestSentinelsAreLost(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartRedisSentinel(t)

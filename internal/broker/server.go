@@ -13,7 +13,8 @@ type server struct {
 	addr      string // host:port
 	publisher *publisher
 	// monitor is a connection without rooms that shows whether the server is
-	// up. It is nil outside a cluster, where the one bucket's subscriber does.
+	// up. It is nil outside a cluster, where the subscriber of the only bucket
+	// shows it.
 	monitor *subscriber
 	ctx     context.Context // ends when the loops must end
 	cancel  context.CancelFunc
@@ -36,7 +37,7 @@ func (r *Redis) newServer(addr string) *server {
 	}
 	s.publisher = &publisher{
 		client: redis.NewClient(withAddr(r.config.server, addr)), sharded: r.sharded(), channel: r.channel,
-		logger: r.logger, metrics: r.metrics, queue: queue, up: up, drained: make(chan struct{}), reroute: r.reroute,
+		logger: r.logger, metrics: r.metrics, queue: queue, up: up, sendLoopDone: make(chan struct{}), reroute: r.reroute,
 	}
 	return s
 }
@@ -45,7 +46,7 @@ func (r *Redis) newServer(addr string) *server {
 // r.mu held.
 func (s *server) start(r *Redis) {
 	r.loops.Go(func() {
-		s.publisher.drainLoop(s.ctx)
+		s.publisher.sendLoop(s.ctx)
 		_ = s.publisher.client.Close()
 	})
 	if s.monitor != nil {
@@ -54,8 +55,8 @@ func (s *server) start(r *Redis) {
 }
 
 // retire ends a server that owns no bucket any more, and returns its queued
-// publications.
-func (s *server) retire() []publication {
+// broadcasts.
+func (s *server) retire() []broadcast {
 	s.publisher.queue.close()
 	left := s.publisher.queue.dequeue(nil, math.MaxInt)
 	s.cancel()

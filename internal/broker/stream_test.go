@@ -12,7 +12,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// streamEvery is the interval between two publications of a stream: 500 a second.
+// streamEvery is the interval between two broadcasts of a stream: 500 a second.
 const streamEvery = 2 * time.Millisecond
 
 // A stream publishes increasing numbers from 0, in one room after the other.
@@ -72,7 +72,7 @@ func (s *stream) stats(t *testing.T, n *node, room message.Room) (c streamStats)
 	for i, payload := range n.got[room] {
 		number, err := strconv.Atoi(payload)
 		if err != nil {
-			continue // not a publication of the stream
+			continue // not a broadcast of the stream
 		}
 		if seen[number] {
 			c.duplicated++
@@ -93,7 +93,7 @@ func (c streamStats) String() string {
 		c.sent, c.lost, c.duplicated, c.reordered, c.pause.Round(time.Millisecond))
 }
 
-// waitForMore waits until the node has received that many more publications of
+// waitForMore waits until the node has received that many more broadcasts of
 // each room.
 func waitForMore(t *testing.T, n *node, rooms []message.Room, more int) {
 	t.Helper()

@@ -29,13 +29,13 @@ const (
 )
 
 var (
-	errAlreadyDialed        = errors.New("this connection has ended")
+	errAlreadyDialed        = errors.New("the client may dial only once")
 	errOwnerChanged         = errors.New("another server owns the rooms now")
 	errUnsubscribedByServer = errors.New("the server has ended a subscription") // it sent an unrequested sunsubscribe
-	errIdle                 = errors.New("no room is left")
+	errIdle                 = errors.New("no room is subscribed")
 )
 
-// A subscriber keeps one connection that receives publications. go-redis would
+// A subscriber keeps one connection that receives broadcasts. go-redis would
 // silently reconnect a PubSub, so each PubSub is used for one socket only:
 // every connection begins without subscriptions, and no answer from an earlier
 // connection can confirm one.
@@ -49,8 +49,8 @@ type subscriber struct {
 	rooms               *subscriptions
 	ownerMayHaveChanged chan struct{} // holds a token when isOwner may have changed; nil: never
 
-	// locate returns the address to connect to after the last attempt.
-	locate func(ctx context.Context, last attempt) (string, error)
+	// locate returns the address to connect to after the last connection.
+	locate func(ctx context.Context, last connectionResult) (string, error)
 	// isOwner reports whether the server at addr still owns the rooms; nil: always.
 	isOwner func(addr string) bool
 	// checkIdle is called at each ping and failed attempt; true ends
@@ -73,7 +73,7 @@ func (s *subscriber) recheck() {
 // checkIdle returns true.
 func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 	connected, failures, lastLogged := 0, 0, ""
-	var last attempt
+	var last connectionResult
 	for ctx.Err() == nil {
 		var began time.Time
 		last = s.runConnection(ctx, last, receive, func(addr string) {
@@ -107,14 +107,14 @@ func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 
 // logFailure logs why there is no connection. It logs an outage once, not each
 // attempt, and returns the text of the logged error. A moved bucket is no outage.
-func (s *subscriber) logFailure(last attempt, lastLogged string) string {
+func (s *subscriber) logFailure(last connectionResult, lastLogged string) string {
 	_, redirected := redis.IsMovedError(last.err)
 	if redirected || errors.Is(last.err, errOwnerChanged) || errors.Is(last.err, errUnsubscribedByServer) || last.err.Error() == lastLogged {
 		return lastLogged
 	}
 	var refused redis.Error
 	if !s.quiet || errors.As(last.err, &refused) {
-		s.logger.Warn("Redis cannot be reached; messages are delivered through the log", "addr", last.addr, "err", last.err)
+		s.logger.Warn("Redis cannot be reached; messages are delivered through the log", "addr", last.addr, "error", last.err)
 	}
 	return last.err.Error()
 }
@@ -124,15 +124,15 @@ func backoff(failures int) time.Duration {
 	return d - rand.N(d/2)
 }
 
-// runConnection connects, calls onUp once Redis has answered a ping, and
-// returns when and why the connection has ended.
+// runConnection connects, calls onUp once Redis has answered a ping, and, when
+// the connection has ended, returns why.
 func (s *subscriber) runConnection(
-	ctx context.Context, last attempt, receive Receive, onUp func(addr string),
-) (result attempt) {
+	ctx context.Context, last connectionResult, receive Receive, onUp func(addr string),
+) (result connectionResult) {
 	addr, err := s.locate(ctx, last)
 	if err != nil {
 		s.rooms.disconnected()
-		return attempt{err: err}
+		return connectionResult{err: err}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	client := redis.NewClient(dialOnceOptions(s.opts, addr))
@@ -155,10 +155,10 @@ func (s *subscriber) runConnection(
 	defer stop()
 
 	if err := pubsub.Ping(ctx); err != nil {
-		return attempt{addr, fmt.Errorf("connect: %w", err)}
+		return connectionResult{addr, fmt.Errorf("connect: %w", err)}
 	}
 	if _, err := pubsub.ReceiveTimeout(ctx, redisTimeout); err != nil {
-		return attempt{addr, fmt.Errorf("first ping: %w", err)}
+		return connectionResult{addr, fmt.Errorf("first ping: %w", err)}
 	}
 	s.rooms.connected()
 	onUp(addr)
@@ -166,9 +166,9 @@ func (s *subscriber) runConnection(
 	loops.Go(func() { cancel(s.writeLoop(ctx, addr, pubsub)) })
 	err = s.readLoop(ctx, pubsub, receive)
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause // why writeLoop ended: readLoop only saw its socket close
+		err = cause // why writeLoop ended: the error of readLoop only says that its socket was closed
 	}
-	return attempt{addr, err}
+	return connectionResult{addr, err}
 }
 
 // dialOnceOptions returns options with which a client can dial only once.
@@ -242,7 +242,7 @@ func (s *subscriber) writeSubscriptions(ctx context.Context, pubsub *redis.PubSu
 	}
 }
 
-// readLoop calls receive with each publication, and counts the answers to
+// readLoop calls receive with each broadcast, and counts the answers to
 // commands, until the connection breaks or falls silent.
 func (s *subscriber) readLoop(ctx context.Context, pubsub *redis.PubSub, receive Receive) error {
 	for {

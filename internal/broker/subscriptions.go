@@ -11,7 +11,7 @@ import (
 type connState int
 
 const (
-	connUnknown connState = iota // not tried yet: subscriptions wait for it
+	connUnknown connState = iota // no attempt has ended yet: subscriptions wait
 	connUp
 	connDown
 )
@@ -25,7 +25,8 @@ type subscriptions struct {
 	// closed.
 	wake chan struct{}
 
-	mu     sync.Mutex // Protects following.
+	// mu protects the fields below.
+	mu     sync.Mutex
 	state  connState
 	closed bool
 	rooms  map[message.Room]*subscription
@@ -78,7 +79,7 @@ func (s *subscriptions) add(room message.Room) (<-chan error, error) {
 	return wait, nil
 }
 
-// cancelWait forgets a channel that add returned. The room stays wanted.
+// cancelWait removes a channel that add returned. The room stays wanted.
 func (s *subscriptions) cancelWait(room message.Room, wait <-chan error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,7 +179,7 @@ func (s *subscriptions) len() int {
 	return len(s.rooms)
 }
 
-// resolve notifies the waiters when the room is subscribed, and forgets a room
+// resolve notifies the waiters when the room is subscribed, and removes a room
 // when it is unsubscribed. The caller holds mu.
 func (s *subscriptions) resolve(room message.Room, sub *subscription) {
 	switch {
@@ -202,8 +203,8 @@ func (s *subscriptions) connected() {
 	}
 }
 
-// disconnected is called when the connection has failed: no answer will come any
-// more.
+// disconnected is called when the connection has failed: no more answers will
+// arrive.
 func (s *subscriptions) disconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -223,7 +224,7 @@ func (s *subscriptions) disconnectedIdle() {
 	s.reset()
 }
 
-// reset forgets the state of the earlier connection. The caller holds mu.
+// reset clears the state of the earlier connection. The caller holds mu.
 func (s *subscriptions) reset() {
 	s.dirty = nil
 	for room, sub := range s.rooms {

@@ -60,14 +60,14 @@ func TestAUserWithAPasswordOverTLS(t *testing.T) {
 		URL: "rediss://app:hunter2" + at, Prefix: "other:", Logger: out.Logger(),
 	})
 	forbidden.Publish("r", []byte("x"))
-	testkit.Eventually(t, "the refusal of the publication", func() bool {
+	testkit.Eventually(t, "the refusal of the broadcast", func() bool {
 		return forbidden.metric(t, "broker_dropped_total", "failed") == 1 && strings.Contains(out.String(), "NOPERM")
 	})
 	if err := forbidden.Subscribe(testkit.Within(t, testkit.Timeout), "r"); !errors.Is(err, ErrDown) {
 		t.Errorf("Subscribe = %v, want ErrDown", err)
 	}
 	testkit.Eventually(t, "some more attempts", func() bool { return forbidden.metric(t, "broker_reconnects_total", "") >= 3 })
-	if got := out.Count(`err="receive: NOPERM`); got != 1 {
+	if got := out.Count(`error="receive: NOPERM`); got != 1 {
 		t.Errorf("%d lines report the refused subscription, want 1:\n%s", got, out.String())
 	}
 	if strings.Contains(out.String(), "hunter") {

@@ -23,7 +23,7 @@ func commandCalls(t *testing.T, server *testkit.RedisServer, command string) int
 	return n
 }
 
-func TestAShortOutageLosesNoQueuedPublication(t *testing.T) {
+func TestAShortOutageLosesNoQueuedBroadcast(t *testing.T) {
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	testkit.Eventually(t, "up", n.Up)
@@ -33,13 +33,13 @@ func TestAShortOutageLosesNoQueuedPublication(t *testing.T) {
 		n.Publish("r", []byte("x"))
 	}
 	server.Restart()
-	testkit.Eventually(t, "the queued publications to arrive", func() bool { return commandCalls(t, server, "publish") == 50 })
+	testkit.Eventually(t, "the queued broadcasts to arrive", func() bool { return commandCalls(t, server, "publish") == 50 })
 	if got := n.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped", got)
 	}
 }
 
-func TestPublicationsLeftAtCloseAreCounted(t *testing.T) {
+func TestBroadcastsLeftAtCloseAreCounted(t *testing.T) {
 	server := testkit.StartRedis(t)
 	n := openNode(t, Config{URL: server.URL()})
 	testkit.Eventually(t, "up", n.Up)

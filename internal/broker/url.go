@@ -48,11 +48,11 @@ const urlForms = "want redis://[user:password@]host:6379[/0], " +
 // any part of the URL except the name of a file: the apparent host or option
 // may be half of a password that contains an unescaped / or ?.
 func parseURL(raw string) (*redisConfig, error) {
-	p, err := readURL(raw)
+	c, err := readURL(raw)
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: %w: %s", err, urlForms)
 	}
-	return p, nil
+	return c, nil
 }
 
 func readURL(raw string) (*redisConfig, error) {
@@ -73,21 +73,21 @@ func readURL(raw string) (*redisConfig, error) {
 	if err != nil || u.Fragment != "" {
 		return nil, errors.New("not a URL")
 	}
-	p := &redisConfig{topology: topo}
-	if p.addrs, err = readHosts(rest[at:end], topo); err != nil {
+	c := &redisConfig{topology: topo}
+	if c.addrs, err = readHosts(rest[at:end], topo); err != nil {
 		return nil, err
 	}
-	if err := p.readPath(u.Path); err != nil {
+	if err := c.readPath(u.Path); err != nil {
 		return nil, err
 	}
-	if err := p.readOptions(u.RawQuery, base == "rediss"); err != nil {
+	if err := c.readOptions(u.RawQuery, base == "rediss"); err != nil {
 		return nil, err
 	}
-	p.server.Username = u.User.Username()
-	p.server.Password, _ = u.User.Password()
-	setLimits(&p.server)
-	setLimits(&p.sentinel)
-	return p, nil
+	c.server.Username = u.User.Username()
+	c.server.Password, _ = u.User.Password()
+	setLimits(&c.server)
+	setLimits(&c.sentinel)
+	return c, nil
 }
 
 // readHosts parses a list of hosts into host:port, with the default port where
@@ -116,10 +116,10 @@ func readHosts(list string, topo topology) ([]string, error) {
 }
 
 // readPath parses the path: /master/db for sentinels, /db for one server.
-func (p *redisConfig) readPath(path string) error {
+func (c *redisConfig) readPath(path string) error {
 	path = strings.Trim(path, "/")
-	if p.topology == topologySentinel {
-		if p.master, path, _ = strings.Cut(path, "/"); p.master == "" {
+	if c.topology == topologySentinel {
+		if c.master, path, _ = strings.Cut(path, "/"); c.master == "" {
 			return errors.New("the name of the sentinels' master is missing")
 		}
 	}
@@ -130,15 +130,15 @@ func (p *redisConfig) readPath(path string) error {
 	switch {
 	case err != nil || db < 0:
 		return errors.New("the database is not a number from 0")
-	case p.topology == topologyCluster && db != 0:
+	case c.topology == topologyCluster && db != 0:
 		return errors.New("a cluster has database 0 only")
 	}
-	p.server.DB = db
+	c.server.DB = db
 	return nil
 }
 
 // readOptions parses the query. secure says that the URL asks for TLS.
-func (p *redisConfig) readOptions(query string, secure bool) error {
+func (c *redisConfig) readOptions(query string, secure bool) error {
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return errors.New("the options after ? cannot be parsed")
@@ -149,8 +149,8 @@ func (p *redisConfig) readOptions(query string, secure bool) error {
 		return value
 	}
 	skip, ca, cert, key := get("skip_verify"), get("ca_file"), get("cert_file"), get("key_file")
-	if p.topology == topologySentinel {
-		p.sentinel.Username, p.sentinel.Password = get("sentinel_username"), get("sentinel_password")
+	if c.topology == topologySentinel {
+		c.sentinel.Username, c.sentinel.Password = get("sentinel_username"), get("sentinel_password")
 	}
 	switch {
 	case len(values) > 0:
@@ -168,7 +168,7 @@ func (p *redisConfig) readOptions(query string, secure bool) error {
 	if err := loadTLSFiles(conf, ca, cert, key); err != nil {
 		return err
 	}
-	p.server.TLSConfig, p.sentinel.TLSConfig = conf, conf
+	c.server.TLSConfig, c.sentinel.TLSConfig = conf, conf
 	return nil
 }
 

@@ -180,8 +180,9 @@ func TestCloseIsBoundedWhenRedisIsFrozen(t *testing.T) {
 	})
 }
 
-// While one round trip is under way, the publications that come form the next.
-func TestQueuedPublicationsShareRoundTrips(t *testing.T) {
+// While one round trip is under way, the broadcasts that are queued form the
+// next.
+func TestQueuedBroadcastsShareRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeRedis()
 		n := f.open(t, fakeURL, Config{})
@@ -198,8 +199,8 @@ func TestQueuedPublicationsShareRoundTrips(t *testing.T) {
 	})
 }
 
-// A publication that waited for longer than a signal is true is not sent.
-func TestPublicationsOlderThanTenSecondsAreNotSent(t *testing.T) {
+// A broadcast that waited for longer than a signal is true is not sent.
+func TestBroadcastsOlderThanTenSecondsAreNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeRedis()
 		n := f.open(t, fakeURL, Config{})

@@ -175,7 +175,7 @@ func startNode(t testing.TB, change func(*Config)) *node {
 		t.Fatal(err)
 	}
 	n.presence = &observedPresence{Node: shared, log: n.log}
-	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, Directory: n.log, Broker: b, Presence: n.presence, Logger: logger, Registerer: n.reg})
+	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, RoomLister: n.log, Broker: b, Presence: n.presence, Logger: logger, Registerer: n.reg})
 	b.Start(n.hub.Receive)
 	l.Start(n.hub.Completed)
 	verifier, err := auth.New(t.Context(), auth.Config{Logger: logger, Registerer: n.reg})

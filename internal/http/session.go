@@ -52,7 +52,7 @@ type connectionSession struct {
 	rejoinRooms   bool
 	fromOtherNode bool // another node owned the session before; static
 	// roomsToRejoin are the rooms of a resumed session. They belong to readLoop.
-	roomsToRejoin []message.Position
+	roomsToRejoin []message.RoomPosition
 	// upToDate means that the client's rooms are those of the session: at once for
 	// a new session, and for a resumed one when the client is live in all its
 	// rooms.
@@ -217,7 +217,7 @@ func (sock *socket) isMoving() bool {
 
 // setRooms stores the client's positions, and reports whether they changed. Caller
 // holds mu.
-func (c *connectionSession) setRooms(rooms []message.Position) bool {
+func (c *connectionSession) setRooms(rooms []message.RoomPosition) bool {
 	if slices.Equal(rooms, c.record.Rooms) {
 		return false
 	}
@@ -233,7 +233,7 @@ func (sock *socket) pendingSave() (message.SessionSave, bool) {
 	c.mu.Lock()
 	detached := c.detached
 	c.mu.Unlock()
-	var rooms []message.Position
+	var rooms []message.RoomPosition
 	current, complete := !detached && sock.isUpToDate(), false
 	if current {
 		rooms, complete = sock.client.Positions(nil)
@@ -248,8 +248,8 @@ func (sock *socket) pendingSave() (message.SessionSave, bool) {
 	if current && !c.detached {
 		changed = c.setRooms(rooms)
 	}
-	save := message.SessionSave{Session: c.record, Touch: c.saved && !changed}
-	if save.Touch {
+	save := message.SessionSave{Session: c.record, Renew: c.saved && !changed}
+	if save.Renew {
 		save.Rooms = nil
 	}
 	return save, true

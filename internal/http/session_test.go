@@ -41,7 +41,7 @@ func (f *faultySessions) Save(ctx context.Context, batch []message.SessionSave) 
 	}
 	results := f.Node.Save(ctx, batch)
 	for i, s := range batch {
-		if results[i] == message.SaveDone && !s.Touch {
+		if results[i] == message.SaveDone && !s.Renew {
 			f.lastSaved.Store(&s.Session)
 		}
 	}

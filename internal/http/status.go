@@ -55,11 +55,11 @@ func (s *Server) Status() message.NodeStatus {
 		Draining:          draining,
 		Connections:       s.admission.connected,
 		HandshakeRate:     rate,
-		HandshakesMoved:   moved,
+		HandshakesOfMoved: moved,
 		HandshakesRefused: refused,
 		HandshakeLimit:    float64(s.cfg.MaxHandshakeRate),
 		HandshakeP95:      s.moveLatencies.p95(now),
-		Moved:             s.movesAsked.Load(),
+		MovesAsked:        s.movesAsked.Load(),
 		Leaving:           leaving,
 	}
 }

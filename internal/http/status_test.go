@@ -42,7 +42,7 @@ func TestStatusDescribesTheNode(t *testing.T) {
 		n.awaitPhase(phaseMoving)
 		testkit.Eventually(t, "clients that were not asked", func() bool { return n.Status().Leaving > 0 })
 		b.followMove()
-		testkit.Eventually(t, "clients that were asked", func() bool { return n.Status().Moved > 0 })
+		testkit.Eventually(t, "clients that were asked", func() bool { return n.Status().MovesAsked > 0 })
 	})
 }
 

@@ -39,7 +39,7 @@ func (l *memLog) AppendBatch(_ context.Context, batch []*message.Publication) er
 	return nil
 }
 
-// ListRooms implements Directory.
+// ListRooms implements RoomLister.
 func (l *memLog) ListRooms(_ context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

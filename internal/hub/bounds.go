@@ -17,7 +17,7 @@ type bounds struct {
 	// Budgets of all topics on a node together, in bytes. While one is
 	// exceeded, each topic may keep only minBytes of that kind, and reads the
 	// log more often.
-	undeliveredBudget int64 // inboxes and holds
+	undeliveredBudget int64 // inboxes and reorder buffers
 	ringBudget        int64
 	pageBudget        int64 // pages on their way to members, or kept for the next
 	minBytes          int
@@ -43,15 +43,15 @@ func defaultBounds() bounds {
 }
 
 // memoryUsage counts the bytes that the budgets limit. Code that keeps a frame
-// adds its bytes, and subtracts them when it drops the frame. A frame kept
-// twice counts twice, which overestimates and is safe.
+// adds its bytes, and subtracts them when it drops the frame. A frame that two
+// buffers keep counts twice: that overestimates, which is safe.
 type memoryUsage struct {
 	undelivered atomic.Int64
 	rings       atomic.Int64
 	pages       atomic.Int64
 }
 
-// inboxLimit returns how many bytes the inbox of one topic may hold now.
+// inboxLimit returns how many bytes the inbox of one topic may keep now.
 func (h *Hub) inboxLimit() int {
 	b := &h.cfg.bounds
 	return budgetedLimit(&h.memory.undelivered, b.undeliveredBudget, b.inboxBytes, b.minBytes)
@@ -80,9 +80,9 @@ func (h *Hub) pageLimit() int {
 // catch up.
 func (h *Hub) repairPageLimit() int { return h.cfg.bounds.pageBytes }
 
-// budgetedLimit returns normal, or minimum while the budget is exceeded. It
-// does not take away what was kept before; that goes with delivery. So the sum
-// may exceed the budget by one normal size for each goroutine that adds.
+// budgetedLimit returns normal, or minimum while the budget is exceeded. Frames
+// that were kept before stay until they are delivered. So the sum may exceed
+// the budget by one normal size for each goroutine that adds.
 func budgetedLimit(used *atomic.Int64, budget int64, normal, minimum int) int {
 	if used.Load() > budget {
 		return min(normal, minimum)

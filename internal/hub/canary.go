@@ -18,12 +18,12 @@ const (
 	canaryPublishTimeout = 15 * time.Second
 )
 
-// A canary publishes to a room of its own node through the log, as a client
-// would, and receives the messages as a member. If they stop arriving, delivery
-// is broken, even if every component reports that it is healthy. It measures
-// two legs: a committed message reaches local members without the broker, so
-// only the echo from the broker reveals a dead subscription. It implements
-// Outlet and is safe for concurrent use.
+// A canary publishes to its node's own room through the log, as a client would,
+// and receives the messages as a member. If they stop arriving, delivery is
+// broken, even if every component reports that it is healthy. It measures two
+// legs: a committed message reaches local members without the broker, so only
+// the echo from the broker reveals a dead subscription. It implements Outlet
+// and is safe for concurrent use.
 type canary struct {
 	hub      *Hub
 	room     message.Room
@@ -33,7 +33,7 @@ type canary struct {
 	broker   leg
 }
 
-// A leg is one way on which a canary message arrives.
+// A leg is one path by which a canary message arrives.
 type leg struct {
 	name         string
 	newestSentAt atomic.Int64 // send time of the newest message that arrived, Unix µs
@@ -114,7 +114,7 @@ func (c *canary) recordArrival(l *leg, frames []byte) {
 	}
 }
 
-// recordEcho records a payload of this node that the broker brought back.
+// recordEcho records a payload of this node that the broker returned.
 func (c *canary) recordEcho(p *payload) {
 	for i := range p.frames {
 		c.recordArrival(&c.broker, p.frames[i].frame)
@@ -139,7 +139,7 @@ func (c *canary) Flushed(context.Context) error { return nil }
 // A DeliveryStatus is the state of the canary.
 type DeliveryStatus struct {
 	// Local is the age of the newest canary message that a member on this node
-	// received, Broker of the newest that the broker brought back.
+	// received, Broker of the newest that the broker returned.
 	Local, Broker time.Duration
 	// LocalStale and BrokerStale report whether these are older than
 	// Config.CanaryStale.

@@ -10,51 +10,59 @@ import (
 
 // maxCopiedBytes is the size up to which a member's frames are copied into one,
 // to save a write. Larger ones are sent as they are, shared by all members that
-// get the same ones: otherwise each of ten thousand slow members would hold its
+// get the same ones: otherwise each of ten thousand slow members would have its
 // own copy of a page.
 const maxCopiedBytes = 16 << 10
 
-// run makes the member live, or sends it one page, and waits until that has
-// left the client's queue. So a joining member needs no buffer, however far
-// back it starts. It returns true if there is more to do.
+// A catchUpTask is a room in which a client is behind. The queue owns it, or
+// the loop that has dequeued it.
+type catchUpTask struct {
+	member *member
+	catchUpProgress
+	backoff time.Duration // before the next try, after a failed read
+}
+
+// run makes the member live, or sends it one page, and waits until the client's
+// outlet is flushed. So a joining member needs no buffer, however far back it
+// starts. It returns true if there is more to do.
 func (t *catchUpTask) run() bool {
 	m := t.member
-	top, out := m.topic, m.client.out
-	top.mu.Lock()
-	done := m.goLive(&t.progress)
-	top.mu.Unlock()
+	tp, out := m.topic, m.client.out
+	tp.mu.Lock()
+	done := m.goLive(&t.catchUpProgress)
+	tp.mu.Unlock()
 	if done {
-		// The member is live or gone. The client reads what was sent before its
-		// next room is served.
-		_ = out.Flushed(top.hub.ctx)
+		// The member is live or gone. Wait until its frames are written before
+		// the client's next room is served.
+		_ = out.Flushed(tp.hub.ctx)
 		return false
 	}
-	page, err := top.acquirePage(&t.progress)
+	page, err := tp.acquirePage(&t.catchUpProgress)
 	if err != nil {
 		// Nothing was sent.
 		return t.retry(err)
 	}
 	t.backoff = 0
-	// The page counts towards the budget until it has left the queue, so that
-	// the budget sees slow readers.
-	done = !top.sendPage(m, &t.progress, page)
-	gone := out.Flushed(top.hub.ctx) != nil // bounded by the outlet's write deadline
-	top.releasePage(page)
+	// The page counts towards the budget until it has left the outlet, so that
+	// pages held by slow clients are counted.
+	done = !tp.sendPage(m, &t.catchUpProgress, page)
+	gone := out.Flushed(tp.hub.ctx) != nil // bounded by the outlet's write deadline
+	tp.releasePage(page)
 	if done || gone {
 		return false
 	}
-	top.repairAndWait(&t.progress)
+	tp.repairAndWait(&t.catchUpProgress)
 	return true
 }
 
 // retry handles a failed read. It refuses the joins that were not answered yet:
 // this one and, unless only this room cannot be read, those behind it in the
-// queue, which would otherwise fail one after the other on the same log. A
+// queue, which would otherwise fail one after the other for the same reason. A
 // member whose join was answered tries again after a backoff.
 func (t *catchUpTask) retry(err error) bool {
 	m := t.member
-	top := m.topic
-	top.hub.logger.Debug("page not read", "room", top.room, "error", err)
+	tp := m.topic
+	tp.hub.logger.Debug("page not read", "room", tp.room, "error", err)
 	if !errors.Is(err, errHole) {
 		m.client.refuseUnanswered()
 	}
@@ -62,18 +70,19 @@ func (t *catchUpTask) retry(err error) bool {
 		return false
 	}
 	t.backoff = min(max(2*t.backoff, minRetry), maxRetry)
-	return top.hub.sleep(t.backoff)
+	return tp.hub.sleep(t.backoff)
 }
 
-// repairAndWait makes a topic that is behind a member start a repair, and waits
-// up to a second for the topic to advance. The topic is behind when the member
-// saw more on another node, or when it does not know of a new epoch yet. The
-// member's position is reliable, because a page of the log has confirmed it.
-func (t *topic) repairAndWait(p *progress) {
+// repairAndWait starts a repair if the topic is behind the member, and waits up
+// to a second for the topic to advance. A topic is behind when the member
+// received more on another node, or when the topic does not know of a new epoch
+// yet. The member's position is reliable, because a page of the log has
+// confirmed it.
+func (t *topic) repairAndWait(p *catchUpProgress) {
 	t.mu.Lock()
 	if t.epoch == p.epoch && t.last >= p.seq {
 		t.mu.Unlock()
-		return // the next run finds it in the ring, or reads the next page
+		return // the next run continues from the ring, or reads the next page
 	}
 	if t.advanced == nil {
 		t.advanced = make(chan struct{})
@@ -82,8 +91,8 @@ func (t *topic) repairAndWait(p *progress) {
 	t.recordCommitted(p.epoch, p.seq)
 	t.scheduleRepair(causeAhead)
 	t.mu.Unlock()
-	// After that the member reads the log again, whether the topic advanced or
-	// not.
+	// After the wait the member reads the log again, whether the topic advanced
+	// or not.
 	timeout := time.NewTimer(time.Second)
 	defer timeout.Stop()
 	select {
@@ -93,14 +102,15 @@ func (t *topic) repairAndWait(p *progress) {
 	}
 }
 
-// refuse answers a join that the log could not serve in time, unless it was
-// left or replaced meanwhile. It returns false if the join was answered before.
+// refuse answers a join that the log could not serve in time, unless the client
+// has left the room or joined it again. It returns false if the join was
+// answered before.
 func (m *member) refuse() bool {
 	t := m.topic
 	t.mu.Lock()
-	announced := m.joinedSent
+	answered := m.joinedSent
 	t.mu.Unlock()
-	if announced {
+	if answered {
 		return false
 	}
 	if m.client.removeIfCurrent(m) {
@@ -112,9 +122,10 @@ func (m *member) refuse() bool {
 
 // sendPage sends a member one page of what it missed: joined first, then gap,
 // then messages. A position that the page's epoch does not have is void, and
-// the member continues at the head. A position before the oldest stored message
-// skips to there. It returns false if the member is gone.
-func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
+// the member continues at the head. From a position before the oldest stored
+// message the member skips to that message. It returns false if the member is
+// gone.
+func (t *topic) sendPage(m *member, p *catchUpProgress, s *sharedPage) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m.state == memberGone {
@@ -131,13 +142,13 @@ func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
 	}
 	var frames []protocol.Frame
 	if !m.joinedSent {
-		m.confirmedUpTo = position{p.seq, p.epoch}
+		m.confirmedUpTo = p.position
 		frames = append(frames, m.markJoined(page.Epoch, head, page.First))
 	}
 	if p.result == "" || p.result == resumeRing {
 		p.result = resumeLog
 	}
-	// Compare the epoch first: in another epoch neither seq nor First mean
+	// Compare the epoch first: in another epoch neither seq nor First means
 	// anything.
 	switch {
 	case p.epoch != page.Epoch || p.seq > page.Head:
@@ -155,7 +166,7 @@ func (t *topic) sendPage(m *member, p *progress, s *sharedPage) bool {
 		p.seq += s.count
 	}
 	m.sendFrames(frames)
-	m.caughtUpTo = position{p.seq, p.epoch}
+	m.caughtUpTo = p.position
 	return true
 }
 

@@ -1,21 +1,10 @@
 package hub
 
-import (
-	"sync"
-	"time"
-)
-
-// A catchUpTask is a room in which a client is behind. The queue owns it, or
-// the loop that has dequeued it.
-type catchUpTask struct {
-	member *member
-	progress
-	backoff time.Duration // before the next try, after a failed read
-}
+import "sync"
 
 // A catchUpQueue holds the rooms in which one client is behind. One goroutine
-// serves them in turn, a page each, and ends when the queue is empty: a client
-// that resumes a thousand rooms neither floods itself nor needs a thousand
+// serves them in turn, a page each, and ends when the queue is empty. A client
+// that resumes a thousand rooms is not flooded and does not need a thousand
 // goroutines. The lock is a leaf: topic.mu may be held.
 type catchUpQueue struct {
 	mu      sync.Mutex
@@ -35,8 +24,8 @@ func (c *Client) enqueueCatchUp(t catchUpTask) {
 }
 
 // catchUpLoop serves the rooms in turn until none is behind. A run may wait for
-// the log, for the topic and for the client to read, each bounded. Only the
-// client's other rooms wait with it.
+// the log, for the topic and for the client to read; each wait is bounded. It
+// delays only the client's other rooms.
 func (c *Client) catchUpLoop() {
 	for c.hub.ctx.Err() == nil {
 		t, ok := c.catchUpQueue.dequeue()

@@ -195,8 +195,8 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 		t.Error("pop returned a frame of another epoch")
 	}
 	b.prune(frames-1, "e")
-	if e, ok := b.pop(frames, "e"); !ok || e.seq != frames || b.len() != 0 || b.bytes != 0 {
-		t.Errorf("after prune, pop returned %v %v and left %d frames, %d bytes", e.seq, ok, b.len(), b.bytes)
+	if f, ok := b.pop(frames, "e"); !ok || f.seq != frames || b.len() != 0 || b.bytes != 0 {
+		t.Errorf("after prune, pop returned %v %v and left %d frames, %d bytes", f.seq, ok, b.len(), b.bytes)
 	}
 	if !put(1, make([]byte, size-1)) || !put(2, []byte("x")) || put(3, []byte("x")) {
 		t.Errorf("the buffer does not hold exactly %d bytes", size)
@@ -214,8 +214,8 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 	early := make([]byte, 10)
 	top.deliver([]roomFrame{{seq: 2, epoch: "e1", frame: early}, {seq: 5, epoch: "e1", frame: early}})
 	top.completeOpen(&message.Page{Epoch: "e1", Head: 3, First: 1})
-	if got := top.state(); got.Held != 1 || got.Behind != 2 {
-		t.Errorf("the topic's state is %+v, want 1 held and 2 behind", got)
+	if got := top.state(); got.Buffered != 1 || got.Behind != 2 {
+		t.Errorf("the topic's state is %+v, want 1 buffered and 2 behind", got)
 	}
 	top.close()
 }

@@ -112,14 +112,14 @@ type simConn struct {
 
 // Send implements Outlet.
 func (conn *simConn) Send(f protocol.Frame) bool {
-	p := conn.owner
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	c := conn.owner
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if conn.closed {
 		return false
 	}
 	for _, v := range decodeFrames(f) {
-		p.checkFrame(v)
+		c.checkFrame(v)
 	}
 	return true
 }
@@ -167,40 +167,40 @@ func asString(v any) string {
 // checkFrame checks one frame. Caller holds mu.
 func (c *simClient) checkFrame(v map[string]any) {
 	room, epoch := message.Room(asString(v["room"])), message.Epoch(asString(v["epoch"]))
-	s := c.rooms[room]
-	if s == nil {
+	model := c.rooms[room]
+	if model == nil {
 		c.failf("%s got %v of a room that it never joined", c.name, v)
 		return
 	}
 	switch kind := asString(v["type"]); kind {
 	case "joined":
-		c.checkJoined(room, s, asString(v["ref"]), modelPosition{epoch, asSeq(v["seq"])}, asSeq(v["first"]))
+		c.checkJoined(room, model, asString(v["ref"]), modelPosition{epoch, asSeq(v["seq"])}, asSeq(v["first"]))
 	case "error":
 		c.checkRefused(asString(v["ref"]), asString(v["code"]))
 	case "left":
-		if !s.leaving {
+		if !model.leaving {
 			c.failf("%s got left of %s, and did not leave", c.name, room)
 		}
-		s.joined, s.leaving = false, false
+		model.joined, model.leaving = false, false
 	case "message", "gap", "signal":
-		if !s.joined {
+		if !model.joined {
 			c.failf("%s got a %s of %s, which it is not in", c.name, kind, room)
 			return
 		}
 		switch kind {
 		case "message":
-			c.checkMessage(room, s, modelPosition{epoch, asSeq(v["seq"])}, asString(v["id"]))
+			c.checkMessage(room, model, modelPosition{epoch, asSeq(v["seq"])}, asString(v["id"]))
 		case "gap":
-			c.checkGap(room, s, epoch, asSeq(v["from"]), asSeq(v["to"]), asString(v["reason"]))
+			c.checkGap(room, model, epoch, asSeq(v["from"]), asSeq(v["to"]), asString(v["reason"]))
 		}
 	}
 }
 
 // checkJoined checks the answer to a join. The client is then at the position
 // that it requested, or at the head.
-func (c *simClient) checkJoined(room message.Room, s *roomModel, ref string, head modelPosition, first message.Seq) {
-	a := c.pendingJoins[ref]
-	if a == nil || ref != s.joinRef || a.replaced {
+func (c *simClient) checkJoined(room message.Room, model *roomModel, ref string, head modelPosition, first message.Seq) {
+	j := c.pendingJoins[ref]
+	if j == nil || ref != model.joinRef || j.replaced {
 		c.failf("%s got joined of %s for %q, which is not a pending join", c.name, room, ref)
 		return
 	}
@@ -208,41 +208,41 @@ func (c *simClient) checkJoined(room message.Room, s *roomModel, ref string, hea
 	if most, known := c.log.head(head.epoch, room); !known || head.seq > most || first > head.seq+1 {
 		c.failf("%s joined %s with head %v and first %d, which the log never had", c.name, room, head, first)
 	}
-	s.joined, s.joinRef, s.at, s.ahead = true, "", a.from, a.ahead
+	model.joined, model.joinRef, model.at, model.ahead = true, "", j.from, j.ahead
 	switch {
-	case a.fromNow:
-		s.at = head
-	case s.at.epoch == "":
-		s.at.epoch = head.epoch
+	case j.fromNow:
+		model.at = head
+	case model.at.epoch == "":
+		model.at.epoch = head.epoch
 	}
-	s.atPing, s.confirmed = modelPosition{}, s.at
-	if s.at.epoch == head.epoch && s.at.seq > head.seq && !s.ahead {
-		c.failf("%s joined %s after %v, and joined reports the head %v", c.name, room, s.at, head)
+	model.atPing, model.confirmed = modelPosition{}, model.at
+	if model.at.epoch == head.epoch && model.at.seq > head.seq && !model.ahead {
+		c.failf("%s joined %s after %v, and joined reports the head %v", c.name, room, model.at, head)
 	}
 }
 
 // checkRefused checks an error that answers a join.
 func (c *simClient) checkRefused(ref, code string) {
-	a := c.pendingJoins[ref]
+	j := c.pendingJoins[ref]
 	switch {
-	case a == nil:
+	case j == nil:
 		c.failf("%s got an error for %q, which is not a pending join", c.name, ref)
 		return
-	case a.replaced && code == "invalid":
+	case j.replaced && code == "invalid":
 	case code == "unavailable" && c.inGrace():
 	default:
-		c.failf("%s was refused %s without a fault: %s", c.name, a.room, code)
+		c.failf("%s was refused %s without a fault: %s", c.name, j.room, code)
 	}
 	delete(c.pendingJoins, ref)
-	if s := c.rooms[a.room]; s.joinRef == ref {
-		s.joined, s.joinRef = false, "" // the earlier membership ended first
+	if model := c.rooms[j.room]; model.joinRef == ref {
+		model.joined, model.joinRef = false, "" // the earlier membership ended first
 	}
 }
 
 // checkMessage checks that a message is the next one, and the one that the log
 // has there.
-func (c *simClient) checkMessage(room message.Room, s *roomModel, got modelPosition, id string) {
-	if want := (modelPosition{s.at.epoch, s.at.seq + 1}); got != want {
+func (c *simClient) checkMessage(room message.Room, model *roomModel, got modelPosition, id string) {
+	if want := (modelPosition{model.at.epoch, model.at.seq + 1}); got != want {
 		c.failf("%s got %v of %s, want %v", c.name, got, room, want)
 		return
 	}
@@ -253,31 +253,31 @@ func (c *simClient) checkMessage(room message.Room, s *roomModel, got modelPosit
 		c.failf("%s got %v of %s as %s, which the log does not have", c.name, got, room, id)
 		return
 	}
-	s.at, s.ahead = got, false
+	model.at, model.ahead = got, false
 }
 
 // checkGap checks that the messages of a gap cannot be had any more.
-func (c *simClient) checkGap(room message.Room, s *roomModel, epoch message.Epoch, from, to message.Seq, reason string) {
+func (c *simClient) checkGap(room message.Room, model *roomModel, epoch message.Epoch, from, to message.Seq, reason string) {
 	most, known := c.log.head(epoch, room)
 	switch {
 	case !known || to > most:
 		c.failf("%s got a gap of %s up to %d in %s, which the log never reached", c.name, room, to, epoch)
-	case reason == "trimmed" && (epoch != s.at.epoch || from != s.at.seq+1 || to < from || to >= c.log.oldest(epoch, room)):
-		c.failf("%s at %v of %s got a gap of %d to %d in %s, which are not the trimmed messages", c.name, s.at, room, from, to, epoch)
-	case reason == "epoch" && (from != 1 || !c.isVoid(s, epoch)):
-		c.failf("%s at %v of %s got a gap of %d to %d in %s, but its position is valid", c.name, s.at, room, from, to, epoch)
+	case reason == "trimmed" && (epoch != model.at.epoch || from != model.at.seq+1 || to < from || to >= c.log.oldest(epoch, room)):
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, which are not the trimmed messages", c.name, model.at, room, from, to, epoch)
+	case reason == "epoch" && (from != 1 || !c.isVoid(model, epoch)):
+		c.failf("%s at %v of %s got a gap of %d to %d in %s, but its position is valid", c.name, model.at, room, from, to, epoch)
 	}
-	s.at, s.ahead = modelPosition{epoch, to}, false
+	model.at, model.ahead = modelPosition{epoch, to}, false
 }
 
 // isVoid reports whether the client's position is void in an epoch.
-func (c *simClient) isVoid(s *roomModel, epoch message.Epoch) bool {
-	if s.at.epoch == epoch {
-		return s.ahead
+func (c *simClient) isVoid(model *roomModel, epoch message.Epoch) bool {
+	if model.at.epoch == epoch {
+		return model.ahead
 	}
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
-	was := slices.Index(c.log.epochs, s.at.epoch) // -1: an epoch that never was
+	was := slices.Index(c.log.epochs, model.at.epoch) // -1: an epoch that never was
 	return was < slices.Index(c.log.epochs, epoch)
 }
 
@@ -294,10 +294,10 @@ func (c *simClient) missing() string {
 	epoch := c.log.epoch()
 	c.log.mu.Unlock()
 	for _, room := range slices.Sorted(maps.Keys(c.rooms)) {
-		s := c.rooms[room]
+		model := c.rooms[room]
 		head, _ := c.log.head(epoch, room)
-		if want := (modelPosition{epoch, head}); s.joined && s.at != want {
-			return fmt.Sprintf("%s is at %v of %s, the log at %v", c.name, s.at, room, want)
+		if want := (modelPosition{epoch, head}); model.joined && model.at != want {
+			return fmt.Sprintf("%s is at %v of %s, the log at %v", c.name, model.at, room, want)
 		}
 	}
 	if len(c.pendingJoins) > 0 {

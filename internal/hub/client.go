@@ -38,8 +38,8 @@ type Client struct {
 
 	catchUpQueue catchUpQueue
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects rooms.
+	mu    sync.Mutex
 	rooms []*member // a slice, because most clients are in few rooms
 }
 
@@ -65,15 +65,15 @@ type member struct {
 
 	// Guarded by topic.mu.
 	state         int
-	index         int      // in topic.members, while live
+	index         int      // in topic.members, while the member is live
 	joinedSent    bool     // the join was answered
-	wasLive       bool     // it has been live once
+	wasLive       bool     // the member has been live once
 	caughtUpTo    position // while not live: everything up to here was sent
 	sentAtPing    position // sentPosition at the last ping
 	confirmedUpTo position // the client has confirmed everything up to here
 
 	// joinSlot is the client's joinSlots while this join holds a token of it.
-	// The once makes sure that the token is returned once.
+	// once returns the token only once.
 	joinSlot chan struct{}
 	once     sync.Once
 }
@@ -153,9 +153,9 @@ func (c *Client) RoomCount() int {
 	return len(c.rooms)
 }
 
-// join makes the client a member. The answer comes when the room is ready. A
-// second join replaces the first, whose membership ends before the new one
-// begins.
+// join makes the client a member. The member gets the answer when the room is
+// ready. A second join replaces the first, whose membership ends before the new
+// one begins.
 func (c *Client) join(r *protocol.Request) error {
 	m := &member{client: c, ref: r.Ref}
 	c.mu.Lock()
@@ -170,7 +170,7 @@ func (c *Client) join(r *protocol.Request) error {
 	if old != nil {
 		old.retire(nil, errReplaced, message.PresenceDisconnected) // not left: the session is back in a moment
 	}
-	p := progress{seq: r.After, epoch: r.Epoch, fromNow: !r.HasAfter}
+	p := catchUpProgress{position: position{r.After, r.Epoch}, fromNow: !r.HasAfter}
 	if p.seq == 0 {
 		p.epoch = "" // position 0 is valid in every epoch
 	}
@@ -219,9 +219,10 @@ func (c *Client) removeIfCurrent(m *member) bool {
 	return true
 }
 
-// retire ends a membership: no frame of the room follows except those it sends
-// itself. These are an error with the reason, if the join was never answered or
-// the access was revoked, and then, if leave is set, the answer to that leave.
+// retire ends a membership: no frame of the room follows except those that
+// retire itself sends: an error with the reason, if the join was never answered
+// or the access was revoked, and then, if leave is set, the answer to that
+// leave.
 func (m *member) retire(leave *protocol.Ref, reason error, kind message.PresenceKind) {
 	t := m.topic
 	t.mu.Lock()
@@ -251,7 +252,7 @@ func (m *member) retire(leave *protocol.Ref, reason error, kind message.Presence
 }
 
 // history answers with a page of the log. The client's next request waits for
-// it.
+// the answer.
 func (c *Client) history(ctx context.Context, r *protocol.Request) error {
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()

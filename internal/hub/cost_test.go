@@ -31,7 +31,7 @@ func (l *instantLog) Append(p *message.Publication) {
 	l.hub.Completed([]*message.Publication{p})
 }
 
-// newInstantHub returns a hub with an instantLog and a room "r" of so many
+// newInstantHub returns a hub with an instantLog and a room "r" of that many
 // members, a client to publish with, and the number of frames that the members
 // received.
 func newInstantHub(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
@@ -64,7 +64,7 @@ func newInstantHub(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 	return h, h.NewClient(callbackOutlet{func() {}}, ""), got
 }
 
-// allocsPerPublish returns what one publish into a room of so many members
+// allocsPerPublish returns what one publish into a room of that many members
 // allocates, in objects and bytes, delivery included. It is the least of
 // several rounds with the garbage collector off, because other goroutines can
 // only add to a round.

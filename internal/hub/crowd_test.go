@@ -30,8 +30,8 @@ type countingOutlet struct {
 	flushDelay time.Duration // how long Flushed takes
 }
 
-// Send implements Outlet. What a blocked client has not read stays referenced, as
-// in the queue of a connection.
+// Send implements Outlet. Frames that a blocked client has not read stay
+// referenced, as in the queue of a connection.
 func (o *countingOutlet) Send(f protocol.Frame) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()

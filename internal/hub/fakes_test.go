@@ -213,7 +213,7 @@ func newFixture(t *testing.T, nodes int, tune ...func(*Config)) *fixture {
 	f := &fixture{t: t, log: l, broker: &lossyBroker{subscriptions: map[message.Room]int{}}, feed: &fakeFeed{log: l}}
 	for range nodes {
 		cfg := Config{
-			Log: l, Feed: f.feed, Batches: l, Directory: l, Broker: f.broker, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
+			Log: l, Feed: f.feed, Batches: l, RoomLister: l, Broker: f.broker, FeedInterval: 20 * time.Millisecond, TopicIdle: 50 * time.Millisecond,
 			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		}
 		for _, change := range tune {

@@ -9,19 +9,19 @@ import (
 )
 
 const (
-	// chunkBytes is roughly the size of one write to a member, so that a queue
-	// can empty between two.
+	// chunkBytes is roughly the size of one write to a member, so that an
+	// outlet can empty between two writes.
 	chunkBytes = 64 << 10
 	// parallelFanOutMembers is the number of members for each goroutine that
 	// shares a fan-out. A topic with fewer than twice as many uses one.
 	parallelFanOutMembers = 1000
 )
 
-// fanOut sends frames to every live member, several joined into one, which is
-// encoded once for all. It never waits for a client: the outlet of a slow one
-// closes its connection, and the client resumes from the log. Caller holds mu
-// all the while, so that members join and leave only between messages and every
-// member gets the same order.
+// fanOut sends frames to every live member. It joins several frames into one,
+// once for all members. It never waits for a client: the outlet of a slow
+// client closes its connection, and the client resumes from the log. Caller
+// holds mu all the while, so that members join and leave only between messages
+// and every member gets the same order.
 func (t *topic) fanOut(frames []protocol.Frame) {
 	if len(frames) == 0 || len(t.outlets) == 0 {
 		return
@@ -39,8 +39,8 @@ func (t *topic) fanOut(frames []protocol.Frame) {
 }
 
 // sendParallel sends one chunk to all members, with several goroutines if there
-// are many. It waits for these, because the next chunk must not overtake this
-// one.
+// are many. It waits for these goroutines, because the next chunk must not
+// overtake this one.
 func (t *topic) sendParallel(chunk protocol.Frame) {
 	workers := min(runtime.GOMAXPROCS(0), len(t.outlets)/parallelFanOutMembers)
 	if workers < 2 {
@@ -57,9 +57,9 @@ func (t *topic) sendParallel(chunk protocol.Frame) {
 	wg.Wait()
 }
 
-// sendAll sends a chunk to each outlet. It ignores one that accepts no more:
-// the goroutine that reads that connection sees it close and removes the
-// member.
+// sendAll sends a chunk to each outlet. It ignores an outlet that accepts no
+// more: its connection is closing, and the goroutine that reads the connection
+// removes the member.
 func sendAll(outlets []Outlet, chunk protocol.Frame) {
 	for _, o := range outlets {
 		o.Send(chunk)
@@ -68,12 +68,12 @@ func sendAll(outlets []Outlet, chunk protocol.Frame) {
 
 // observeDelivery records the time in seconds from the commit of each message
 // until now.
-func (h *Hub) observeDelivery(batch []roomFrame) {
+func (h *Hub) observeDelivery(frames []roomFrame) {
 	now := time.Now().UnixMicro()
-	for i := range batch {
-		if batch[i].seq > 0 {
+	for i := range frames {
+		if frames[i].seq > 0 {
 			// The clock of another node may be ahead of ours.
-			h.metrics.delivery.Observe(max(0, float64(now-batch[i].createdAt)/1e6))
+			h.metrics.delivery.Observe(max(0, float64(now-frames[i].createdAt)/1e6))
 		}
 	}
 }

@@ -10,11 +10,11 @@ import (
 // headsPage is the number of rooms in one query for heads.
 const headsPage = 500
 
-// feedLoop reads the commit feed, whether the broker works or not: it finds a
-// lost last message, and it carries delivery when there is no broker. Its cost
-// depends on what is committed, not on the number of live rooms. The cursor
-// advances only when the topics have everything up to it; otherwise the next
-// read repeats it.
+// feedLoop reads the commit feed, whether the broker works or not. So a lost
+// last message is noticed, and messages are delivered even without a broker.
+// Its cost depends on what is committed, not on the number of live rooms. The
+// cursor advances only when the topics have everything up to it; otherwise the
+// next read repeats it.
 func (h *Hub) feedLoop() {
 	tick := time.NewTicker(h.cfg.FeedInterval)
 	defer tick.Stop()
@@ -52,9 +52,9 @@ func (h *Hub) readCommits(cursor message.Cursor) (message.Commits, error) {
 }
 
 // applyCommits notifies the topics of what was committed. It returns false if
-// the same part of the feed must be read again. The first read begins at its
-// own moment, and rooms may have become live before it, so it compares the
-// heads.
+// the same part of the feed must be read again. The first read begins at the
+// feed's present end, and rooms may have become live before it, so applyCommits
+// compares the heads.
 func (h *Hub) applyCommits(c *message.Commits, epoch message.Epoch) bool {
 	if c.Incomplete || c.Epoch != epoch {
 		return h.compareHeads()
@@ -67,7 +67,7 @@ func (h *Hub) applyCommits(c *message.Commits, epoch message.Epoch) bool {
 
 // notifyTopic records in a room's topic how far the log is, and starts a repair
 // if the topic is behind. A head below the topic's position changes nothing:
-// the messages came by another path after the head was read.
+// the messages arrived by another path after the head was read.
 func (h *Hub) notifyTopic(head message.Head, epoch message.Epoch) {
 	t := h.lookup(head.Room)
 	if t == nil {
@@ -80,9 +80,9 @@ func (h *Hub) notifyTopic(head message.Head, epoch message.Epoch) {
 }
 
 // compareHeads reads the heads of all live rooms by name, headsPage at a time,
-// after an outage longer than the feed reaches back or in a new epoch. It need
-// not see rooms that open meanwhile, because they read the log themselves. It
-// pauses between the queries, so that a returning node does not flood the
+// after an outage longer than the feed reaches back or in a new epoch. Rooms
+// that open meanwhile are not included, because they read the log themselves.
+// It pauses between the queries, so that a returning node does not flood the
 // database.
 func (h *Hub) compareHeads() bool {
 	var rooms []message.Room

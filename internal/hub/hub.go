@@ -1,6 +1,6 @@
 // Package hub delivers messages on one node. It hands publications to the log,
 // receives committed messages from the log and from other nodes, puts each room
-// in order, reads what is missing from the log, and sends one encoded frame to
+// in order, reads missing messages from the log, and sends one encoded frame to
 // every member. DESIGN.md beside this file explains how.
 package hub
 
@@ -22,8 +22,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A Log stores publications and returns them. Committed publications come back
-// through [Hub.Completed].
+// A Log stores publications and returns them. It reports committed publications
+// to [Hub.Completed].
 type Log interface {
 	// Append hands a publication to the log and returns at once. The
 	// publication completes later.
@@ -38,12 +38,13 @@ type CommitFeed interface {
 	// next call. Nothing is skipped between the two calls.
 	Commits(context.Context, message.Cursor) (message.Commits, error)
 	// Heads returns the newest seq of each of the rooms, 0 for a room that the
-	// log does not know.
+	// log does not have.
 	Heads(context.Context, []message.Room) (message.Epoch, []message.Head, error)
 }
 
 // A Broker carries payloads to the other nodes. It may lose, repeat and reorder
-// them, and may bring a node's own back. What arrives goes to [Hub.Receive].
+// them, and may also deliver a node's own payloads to it. Received payloads go
+// to [Hub.Receive].
 type Broker interface {
 	// Publish never blocks.
 	Publish(message.Room, []byte)
@@ -69,20 +70,20 @@ type Outlet interface {
 	Flushed(context.Context) error
 }
 
-// A Config holds what a hub needs. All fields are required except the
-// durations, the numbers, Node and the presence fields.
+// A Config holds the dependencies and bounds of a hub. All fields are required
+// except the durations, the numbers, Node and the presence fields.
 type Config struct {
-	Log       Log
-	Feed      CommitFeed
-	Batches   BatchAppender
-	Directory Directory
-	Broker    Broker
+	Log        Log
+	Feed       CommitFeed
+	Batches    BatchAppender
+	RoomLister RoomLister
+	Broker     Broker
 	// Presence is nil if presence is disabled. PresenceLimit is the largest
 	// number of entries that is listed, 200 by default.
 	Presence      Presence
 	PresenceLimit int
-	// RepairWait is how long a hole may fill by itself before the log is read.
-	// 20 ms by default.
+	// RepairWait is how long a hole is left to fill by itself before the log is
+	// read. 20 ms by default.
 	RepairWait time.Duration
 	// FeedInterval is the time between two reads of the commit feed, and so
 	// roughly the delay of a message that the broker lost. 250 ms by default.
@@ -99,7 +100,8 @@ type Config struct {
 	// most 64 letters, digits, dots and hyphens.
 	Node string
 	// CanaryInterval is the time between two canary messages, 1 s by default.
-	// CanaryStale is how old the newest arrived one may be, 5 s by default.
+	// CanaryStale is the greatest permitted age of the newest canary that has
+	// arrived, 5 s by default.
 	CanaryInterval time.Duration
 	CanaryStale    time.Duration
 
@@ -136,11 +138,11 @@ func (c *Config) defaults() {
 }
 
 const (
-	// subscribeTimeout is how long a new topic waits for its subscription. The
-	// commit feed covers what a later one would miss.
+	// subscribeTimeout is how long a new topic waits for its subscription. If
+	// it becomes active later, the commit feed has the messages before that.
 	subscribeTimeout = 250 * time.Millisecond
 
-	// shardCount is the number of locks that share the topics.
+	// shardCount is the number of shards, each with its own lock.
 	shardCount = 64
 )
 
@@ -155,8 +157,9 @@ type Hub struct {
 	seed      maphash.Seed
 	shards    [shardCount]shard
 	readSlots readSlots
-	// acks are clients whose outlets hold acks that ackLoop is to write.
-	acks inbox[*Client]
+	// clientsWithAcks are clients whose outlets hold acks that ackLoop is to
+	// write.
+	clientsWithAcks inbox[*Client]
 	// presenceChanges are waiting to be handed to Presence.
 	presenceChanges inbox[message.PresenceChange]
 	canary          *canary // nil without Config.Node
@@ -168,8 +171,8 @@ type Hub struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects the fields below.
+	mu     sync.Mutex
 	closed bool
 	loops  sync.WaitGroup // Wait needs no lock: no goroutine is added once closed is set
 }
@@ -206,8 +209,8 @@ func New(cfg Config) *Hub {
 	return h
 }
 
-// Start begins the delivery canary, if there is one. Call it once, after the
-// log and the broker that use this hub have started.
+// Start begins to publish canaries, if Config.Node is set. Call it once, after
+// the log and the broker that use this hub have started.
 func (h *Hub) Start() {
 	if h.canary != nil {
 		h.spawn(h.canary.loop)
@@ -272,8 +275,9 @@ func (h *Hub) acquire(room message.Room) *topic {
 	return t
 }
 
-// release undoes one acquire. The sweep closes the topic after it was unused
-// for a while, so that a client that returns soon still finds its ring.
+// release undoes one acquire. The sweep closes the topic after it has been
+// unused for a while, so that a client that returns soon can still resume from
+// its ring.
 func (h *Hub) release(t *topic) {
 	s := h.shard(t.room)
 	s.mu.Lock()
@@ -282,7 +286,7 @@ func (h *Hub) release(t *topic) {
 	t.idleSince = time.Now()
 }
 
-// sweepLoop closes topics that were unused for a while.
+// sweepLoop closes topics that have been unused for a while.
 func (h *Hub) sweepLoop() {
 	tick := time.NewTicker(min(time.Second, h.cfg.TopicIdle))
 	defer tick.Stop()
@@ -304,7 +308,8 @@ func (h *Hub) sweep(s *shard, now time.Time) {
 	defer s.mu.Unlock()
 	for room, t := range s.topics {
 		// An unused topic is kept as long as it was in use, at most TopicIdle.
-		// A name that was only touched is not kept.
+		// A topic that was in use for a moment only is closed at the next
+		// sweep.
 		if t.refCount > 0 || now.Sub(t.idleSince) < min(h.cfg.TopicIdle, t.idleSince.Sub(t.createdAt)) {
 			continue
 		}
@@ -312,7 +317,7 @@ func (h *Hub) sweep(s *shard, now time.Time) {
 		h.metrics.topics.Dec()
 		t.close()
 		// Under the shard's lock, so that it precedes the Subscribe of the next
-		// topic with this name.
+		// topic of this room.
 		h.cfg.Broker.Unsubscribe(room)
 	}
 }
@@ -325,7 +330,7 @@ func (h *Hub) newID() string {
 	return string(strconv.AppendUint(b, h.ids.Add(1), 36))
 }
 
-// History returns a page of a room. It is for readers of every kind, so it does
+// History returns a page of a room. Delivery does not wait for it, so it does
 // not set Range.ForDelivery.
 func (h *Hub) History(ctx context.Context, r message.Range) (message.Page, error) {
 	if r.Limit <= 0 || r.Limit > protocol.MaxHistory {

@@ -371,7 +371,7 @@ func TestAnIdleTopicIsClosedAndReopened(t *testing.T) {
 	})
 }
 
-// A member of a quiet room is still a member when a message comes.
+// A member of a quiet room is still a member when a message arrives.
 func TestAMemberStaysWhileItsRoomIsQuiet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, 1)

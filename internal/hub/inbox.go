@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// An inbox collects work for a goroutine that exists only while there is some,
+// An inbox collects work for a goroutine that exists only while there is work,
 // so an idle topic costs no goroutine. Code that adds work never waits for it.
 // It is safe for concurrent use; the lock is a leaf.
 type inbox[T any] struct {
@@ -37,7 +37,7 @@ func (in *inbox[T]) put(item T, weight, maxWeight int, run func()) bool {
 
 // dequeueAll returns all items, or false if there are none, and then the
 // goroutine must end. The batch is valid until the next call. It yields first,
-// so that items which are just being put leave in the same batch.
+// so that items which are just being put are in the same batch.
 func (in *inbox[T]) dequeueAll() ([]T, bool) {
 	runtime.Gosched()
 	in.mu.Lock()

@@ -8,14 +8,13 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// progress is how far a joining or catching-up member has come. One goroutine
-// at a time owns it: first the one that reads the client's socket, then the
-// topic while it is not open, then the client's catch-up loop.
-type progress struct {
-	seq     message.Seq
-	epoch   message.Epoch // "" with seq 0: any epoch
-	fromNow bool          // no position: begin with the next message
-	result  string        // label in metrics: the most expensive path so far
+// A catchUpProgress is how far a joining or catching-up member has come. It has
+// one owner at a time: the goroutine that reads the client's socket, then the
+// topic while it is not open, then the client's catchUpLoop.
+type catchUpProgress struct {
+	position        // an empty epoch with seq 0: any epoch
+	fromNow  bool   // no position: begin with the next message
+	result   string // label in metrics: the most expensive path so far
 }
 
 // openTimeout is how long a join waits for a topic to open.
@@ -24,16 +23,16 @@ const openTimeout = logTimeout + subscribeTimeout
 // A waiter is a join whose topic is not open yet. It has no goroutine: ten
 // thousand clients may join while the log is down.
 type waiter struct {
-	progress
+	catchUpProgress
 	timeout *time.Timer
 }
 
 // openLoop opens a new topic. It subscribes first and then reads the room's
-// head and oldest seq, so that nothing is missed between the two: the read has
-// what was committed before it, and the subscription brings what is committed
-// after it. It does not wait long for the subscription, because the commit feed
-// covers a late one. It retries while the log is down, until the topic is
-// closed.
+// head and oldest seq, so that nothing is missed between the two: the read
+// returns everything that was committed before it, and the subscription
+// delivers everything that is committed after it. It does not wait long for the
+// subscription, because the commit feed covers a late one. It retries while the
+// log is down, until the topic is closed.
 func (t *topic) openLoop() {
 	ctx, cancel := context.WithTimeout(t.hub.ctx, subscribeTimeout)
 	if err := t.hub.cfg.Broker.Subscribe(ctx, t.room); err != nil {
@@ -64,8 +63,8 @@ func (t *topic) isClosed() bool {
 }
 
 // completeOpen opens the topic at the head that the log returned. First the
-// waiting members join there, then the buffered messages are delivered, so that
-// they get everything that was committed after the read.
+// waiting members join there. Then the buffered messages are delivered, so
+// these members get everything that was committed after the read.
 func (t *topic) completeOpen(page *message.Page) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -75,23 +74,23 @@ func (t *topic) completeOpen(page *message.Page) {
 	t.open = true
 	// Messages that arrived before may be of another epoch.
 	if t.epochBeforeOpen != "" && t.epochBeforeOpen != page.Epoch {
-		t.epochMismatches++ // one of the two epochs is past
+		t.epochMismatches++ // one of the two epochs has ended
 	}
 	if t.epochMismatches > t.mismatchesResolved {
-		t.target = 0 // target may be of either epoch: the repair reads it anew
+		t.knownHead = 0 // it may be of either epoch: the repair reads it again
 	}
 	t.epoch, t.last, t.first = page.Epoch, page.Head, page.First
-	t.prune(t.last) // the page includes these
+	t.prune(t.last) // members never need frames at or below the head
 	for m, w := range t.waiters {
 		w.timeout.Stop()
-		if m.goLive(&w.progress) {
+		if m.goLive(&w.catchUpProgress) {
 			m.releaseJoinSlot() // also if the member left meanwhile
 		} else {
-			m.client.enqueueCatchUp(catchUpTask{member: m, progress: w.progress})
+			m.client.enqueueCatchUp(catchUpTask{member: m, catchUpProgress: w.catchUpProgress})
 		}
 	}
 	t.waiters = nil
-	t.fanOut(t.drainReorderBuffer(nil))
+	t.fanOut(t.releaseBuffered(nil))
 	t.scheduleRepair(causeHole)
 }
 
@@ -99,7 +98,7 @@ func (t *topic) completeOpen(page *message.Page) {
 // member waits for the topic to open and for its turn in the client's catch-up
 // queue, while the client's next request is handled; only with maxPendingJoins
 // unanswered joins does startJoin block.
-func (m *member) startJoin(p progress) {
+func (m *member) startJoin(p catchUpProgress) {
 	t := m.topic
 	t.mu.Lock()
 	// A member that misses something takes its turn even if the ring has it, so
@@ -114,7 +113,7 @@ func (m *member) startJoin(p progress) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open {
-		m.client.enqueueCatchUp(catchUpTask{member: m, progress: p})
+		m.client.enqueueCatchUp(catchUpTask{member: m, catchUpProgress: p})
 		return
 	}
 	if t.waiters == nil {
@@ -139,7 +138,7 @@ func (t *topic) expireWaiter(m *member) {
 // of it. It returns true if there is nothing left to do. A member that is ahead
 // of this topic does not become live, or it would get messages twice. Caller
 // holds mu.
-func (m *member) goLive(p *progress) bool {
+func (m *member) goLive(p *catchUpProgress) bool {
 	t := m.topic
 	if m.state == memberGone {
 		return true // the member left meanwhile

@@ -123,8 +123,8 @@ func (h *Hub) clientError(err error) *protocol.Error {
 	return e
 }
 
-// registerCanaryAge registers the age of the newest canary message that
-// arrived, by leg.
+// registerCanaryAge registers the age of the newest canary that arrived, by
+// leg.
 func (*metrics) registerCanaryAge(reg prometheus.Registerer, c *canary) {
 	for _, l := range []*leg{&c.local, &c.broker} {
 		promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{

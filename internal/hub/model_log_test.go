@@ -13,9 +13,9 @@ import (
 	"switchyard/internal/message"
 )
 
-// A modelLog is the log of the simulation. It keeps what every epoch held, so
-// that the checker knows what was right at any time. It can be slow, down,
-// trimmed, pruned and restored to an older state.
+// A modelLog is the log of the simulation. It keeps the messages of every
+// epoch, so that the checker can tell which frames are right at any time. It
+// can be slow, down, trimmed, pruned and restored to an older state.
 type modelLog struct {
 	mu                  sync.Mutex
 	epochs              []message.Epoch // the newest last
@@ -90,7 +90,7 @@ func (l *modelLog) resend(room message.Room, seq message.Seq) []*message.Publica
 	return []*message.Publication{{Draft: m.Draft, Epoch: l.epoch(), Seq: m.Seq, At: m.At, Duplicate: true}}
 }
 
-// restore restores an older state, in which each room had so many messages.
+// restore restores an older state, in which each room had that many messages.
 func (l *modelLog) restore(heads map[message.Room]int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,9 +11,9 @@ import (
 )
 
 // pageCacheTTL is how long a page is kept for other members at the same
-// position, because the thousands who are behind in one room do not all come at
-// one moment. Within an epoch the messages of a page never change; its head and
-// first may be outdated.
+// position. Thousands of members that are behind in one room do not all join at
+// the same moment. Within an epoch the messages of a page never change; its
+// head and first may be outdated.
 const pageCacheTTL = time.Second
 
 // An encodedPage is a page of the log with one frame per message. A repair adds
@@ -41,9 +41,10 @@ type sharedPage struct {
 var errHole = errors.New("the log returned a page with a hole")
 
 // acquirePage returns the page after a position, which the caller must release.
-// It may join a read that began before the position was committed; if that does
-// not know the position, it reads again. On an error nothing is to be released.
-func (t *topic) acquirePage(p *progress) (*sharedPage, error) {
+// It may share a read that began before the position was committed; if that
+// read does not know the position, acquirePage reads again. On an error the
+// caller releases nothing.
+func (t *topic) acquirePage(p *catchUpProgress) (*sharedPage, error) {
 	t.mu.Lock()
 	s := t.pages[p.seq]
 	shared := s != nil
@@ -56,7 +57,7 @@ func (t *topic) acquirePage(p *progress) (*sharedPage, error) {
 	}
 	s.refCount++
 	t.mu.Unlock()
-	// The first one reads for all, without the lock.
+	// The first caller reads for all, without the lock.
 	if shared {
 		<-s.done // bounded, as the read is
 	} else {
@@ -107,7 +108,7 @@ func (t *topic) cachePage(s *sharedPage, after message.Seq) {
 		t.evictPage(s, after)
 		return
 	}
-	s.refCount++ // the timer's
+	s.refCount++ // for the timer below
 	time.AfterFunc(pageCacheTTL, func() {
 		t.mu.Lock()
 		t.evictPage(s, after)

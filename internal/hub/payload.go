@@ -11,9 +11,9 @@ import (
 // A payload is what nodes send each other: a version, a kind, the sending
 // node's boot id, the sender's clock, the epoch, and frames as (seq, length,
 // whole frame). Numbers are big endian. A frame goes to sockets unchanged: no
-// node encodes what another one has. A node that does not know the version
-// drops the payload and reads the messages from the log, so the two colors of a
-// deploy need not agree on it.
+// node encodes it again. A node that does not know the version drops the
+// payload and reads the messages from the log, so the two colors of a deploy
+// need not agree on it.
 const (
 	payloadVersion = 1
 	payloadHeader  = 1 + 1 + 8 + 8 + 1
@@ -34,6 +34,19 @@ type payload struct {
 	sentAt int64 // the sender's clock, Unix microseconds
 	epoch  message.Epoch
 	frames []roomFrame
+}
+
+// add appends a committed publication. Its frame is encoded here, once for all
+// members.
+func (p *payload) add(pub *message.Publication) {
+	m := pub.Message()
+	p.epoch = pub.Epoch
+	p.frames = append(p.frames, roomFrame{
+		seq:       pub.Seq,
+		epoch:     pub.Epoch,
+		frame:     protocol.Message(&m),
+		createdAt: p.sentAt,
+	})
 }
 
 // encode returns the bytes of p, in one allocation.

@@ -35,11 +35,11 @@ func (c *Client) PongReceived() {
 // Positions appends how far the client has confirmed the messages of each room
 // whose join was answered: at least the position that it joined with. all is
 // false while a join is unanswered.
-func (c *Client) Positions(to []message.Position) (positions []message.Position, all bool) {
+func (c *Client) Positions(to []message.RoomPosition) (positions []message.RoomPosition, all bool) {
 	all = true
 	c.eachMember(func(m *member) {
 		if m.joinedSent {
-			to = append(to, message.Position{Room: m.topic.room, Epoch: m.confirmedUpTo.epoch, Seq: m.confirmedUpTo.seq})
+			to = append(to, message.RoomPosition{Room: m.topic.room, Epoch: m.confirmedUpTo.epoch, Seq: m.confirmedUpTo.seq})
 		} else {
 			all = false
 		}
@@ -59,7 +59,7 @@ func (c *Client) eachMember(f func(*member)) {
 	}
 }
 
-// WhenLive calls f once, when the client has become live in so many rooms; at
+// WhenLive calls f once, when the client has become live in that many rooms; at
 // once if rooms is 0. F must not block. Call WhenLive before the first join.
 func (c *Client) WhenLive(rooms int, f func()) {
 	if rooms <= 0 {

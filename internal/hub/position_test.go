@@ -12,7 +12,7 @@ import (
 
 func (c *testClient) positions() string {
 	got, _ := c.Positions(nil)
-	slices.SortFunc(got, func(a, b message.Position) int { return len(a.Room) - len(b.Room) })
+	slices.SortFunc(got, func(a, b message.RoomPosition) int { return len(a.Room) - len(b.Room) })
 	return fmt.Sprint(got)
 }
 

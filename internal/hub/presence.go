@@ -9,7 +9,7 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// Presence knows which sessions are in a room, over all nodes.
+// Presence knows which sessions are in a room, across all nodes.
 type Presence interface {
 	// Change reports changes of sessions on this node. It never blocks.
 	Change([]message.PresenceChange)
@@ -33,7 +33,7 @@ func (c *Client) SetSession(id message.SessionID, generation int64) {
 }
 
 // reportPresence queues a change of the member's presence. The caller holds
-// topic.mu, so presenceLoop hands it over.
+// topic.mu, so presenceLoop calls Presence.
 func (m *member) reportPresence(kind message.PresenceKind) {
 	c := m.client
 	if c.session == "" || c.hub.cfg.Presence == nil {
@@ -46,7 +46,7 @@ func (m *member) reportPresence(kind message.PresenceKind) {
 	}, 0, 0, c.hub.presenceLoop)
 }
 
-// presenceLoop hands over queued changes until there are none.
+// presenceLoop reports queued changes to Presence until there are none.
 func (h *Hub) presenceLoop() {
 	for {
 		changes, ok := h.presenceChanges.dequeueAll()
@@ -57,7 +57,7 @@ func (h *Hub) presenceLoop() {
 	}
 }
 
-// RoomPresence returns the presence of a room over all nodes. An error wraps
+// RoomPresence returns the presence of a room across all nodes. An error wraps
 // message.ErrUnavailable.
 func (h *Hub) RoomPresence(ctx context.Context, room message.Room) (message.Presence, error) {
 	if h.cfg.Presence == nil {
@@ -107,13 +107,13 @@ func (c *Client) find(room message.Room) *member {
 type presenceWatch struct {
 	watchers map[*member]struct{}
 	lastSent message.Presence
-	dirty    bool // presence may have changed since the last query
+	dirty    bool // the presence may have changed since the last query
 	running  bool // presenceRefreshLoop is running
 }
 
-// watchPresence answers a member's presence request and sends it changes from
-// then on. One query serves the answer and the changes for the members that
-// watch already.
+// watchPresence answers a member's presence request and sends the member
+// changes from then on. One query serves the answer and the changes for the
+// members that watch already.
 func (t *topic) watchPresence(ctx context.Context, m *member, ref protocol.Ref) error {
 	select {
 	case t.presenceLock <- struct{}{}:

@@ -132,48 +132,49 @@ func (sim *simulation) drawTime(t *rapid.T) {
 	time.Sleep(time.Duration(ms) * time.Millisecond)
 }
 
-// drawJoin joins from any position, also from one that the log never reached.
+// drawJoin joins from any position, also from a position that the log never
+// reached.
 func (sim *simulation) drawJoin(t *rapid.T) {
-	p, node, room := sim.drawClient(t), sim.drawNode(t), sim.drawRoom(t)
-	k := pendingJoin{}
+	c, node, room := sim.drawClient(t), sim.drawNode(t), sim.drawRoom(t)
+	j := pendingJoin{}
 	switch rapid.SampledFrom([]string{"now", "zero", "here", "elsewhere"}).Draw(t, "from") {
 	case "now":
-		k.fromNow = true
+		j.fromNow = true
 	case "here":
-		k.from.epoch = sim.log.epoch()
-		head, _ := sim.log.head(k.from.epoch, room)
-		k.from.seq = message.Seq(rapid.Int64Range(1, int64(head)+3).Draw(t, "after"))
+		j.from.epoch = sim.log.epoch()
+		head, _ := sim.log.head(j.from.epoch, room)
+		j.from.seq = message.Seq(rapid.Int64Range(1, int64(head)+3).Draw(t, "after"))
 	case "elsewhere":
-		k.from.epoch = rapid.SampledFrom(append([]message.Epoch{"e0"}, sim.log.epochs...)).Draw(t, "epoch")
-		k.from.seq = message.Seq(rapid.Int64Range(1, 12).Draw(t, "after"))
+		j.from.epoch = rapid.SampledFrom(append([]message.Epoch{"e0"}, sim.log.epochs...)).Draw(t, "epoch")
+		j.from.seq = message.Seq(rapid.Int64Range(1, 12).Draw(t, "after"))
 	}
-	sim.dial(p, node)
-	sim.join(p, room, k)
+	sim.dial(c, node)
+	sim.join(c, room, j)
 }
 
 // drawResume joins from where the client is, on any node, as a client does
 // after a reconnect.
 func (sim *simulation) drawResume(t *rapid.T) {
-	p, node, room := sim.drawClient(t), sim.drawNode(t), sim.drawRoom(t)
-	sim.dial(p, node)
-	p.mu.Lock()
-	k := pendingJoin{from: p.rooms[room].at}
-	p.mu.Unlock()
-	if k.from.seq == 0 {
-		k.from.epoch = ""
+	c, node, room := sim.drawClient(t), sim.drawNode(t), sim.drawRoom(t)
+	sim.dial(c, node)
+	c.mu.Lock()
+	j := pendingJoin{from: c.rooms[room].at}
+	c.mu.Unlock()
+	if j.from.seq == 0 {
+		j.from.epoch = ""
 	}
-	sim.join(p, room, k)
+	sim.join(c, room, j)
 }
 
 func (sim *simulation) drawClientFault(t *rapid.T) {
-	p := sim.drawClient(t)
+	c := sim.drawClient(t)
 	switch rapid.SampledFrom([]string{"slow", "fast", "gone"}).Draw(t, "fault") {
 	case "slow":
-		p.makeSlow()
+		c.makeSlow()
 	case "fast":
-		p.makeFast()
+		c.makeFast()
 	case "gone":
-		sim.disconnect(p)
+		sim.disconnect(c)
 	}
 }
 
@@ -196,9 +197,9 @@ func (sim *simulation) drawNodeFault(t *rapid.T) {
 		o.subscribeBlocked = true
 		o.mu.Unlock()
 	case "killed":
-		for _, p := range sim.clients {
-			if p.node == node {
-				sim.disconnect(p)
+		for _, c := range sim.clients {
+			if c.node == node {
+				sim.disconnect(c)
 			}
 		}
 		sim.stop(node)
@@ -242,8 +243,8 @@ func (sim *simulation) clearFaults() {
 // is missing. The broker may stay broken.
 func (sim *simulation) finish(t *rapid.T) {
 	sim.clearFaults()
-	for _, p := range sim.clients {
-		p.makeFast()
+	for _, c := range sim.clients {
+		c.makeFast()
 	}
 	if rapid.Bool().Draw(t, "broker works") {
 		for i := range sim.nodes {
@@ -254,21 +255,22 @@ func (sim *simulation) finish(t *rapid.T) {
 		sim.deliverAll()
 	}
 	sim.waitComplete(t, 8*time.Second)
-	for _, p := range sim.clients {
-		sim.disconnect(p)
+	for _, c := range sim.clients {
+		sim.disconnect(c)
 	}
 	time.Sleep(15 * time.Second) // TopicIdle and a sweep
 	sim.checkIdle()
 	sim.runDue(t)
 }
 
-// waitComplete waits until every client has everything, at most so long.
+// waitComplete waits until every client has everything, for most at the
+// longest.
 func (sim *simulation) waitComplete(t rapid.TB, most time.Duration) {
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		sim.runDue(t)
 		missing := ""
-		for _, p := range sim.clients {
-			missing = cmp.Or(missing, p.missing())
+		for _, c := range sim.clients {
+			missing = cmp.Or(missing, c.missing())
 		}
 		missing = cmp.Or(missing, sim.busyTopic())
 		if missing == "" {

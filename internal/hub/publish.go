@@ -86,8 +86,20 @@ func (h *Hub) Completed(batch []*message.Publication) {
 		}
 	}
 	if len(p.frames) > 0 {
-		h.deliver(batch[0].Room, &p)
+		h.deliverAndBroadcast(batch[0].Room, &p)
 	}
+}
+
+// deliverAndBroadcast sends committed publications of one room to the members on this node
+// and to the other nodes. It sends duplicates again, too: that repairs delivery
+// after a node died between commit and broadcast.
+func (h *Hub) deliverAndBroadcast(room message.Room, p *payload) {
+	if t := h.lookup(room); t != nil {
+		for i := range p.frames {
+			t.receive(p.frames[i])
+		}
+	}
+	h.cfg.Broker.Publish(room, p.encode())
 }
 
 // answer sends the outcome to the publisher. The ack leaves in one write with
@@ -108,14 +120,14 @@ func (p *pendingPublish) answer(now time.Time) {
 	p.client.out.Queue(f)
 	<-p.client.publishSlots
 	// At most MaxInflight entries per client.
-	p.hub.acks.put(p.client, 0, 0, p.hub.ackLoop)
+	p.hub.clientsWithAcks.put(p.client, 0, 0, p.hub.ackLoop)
 }
 
 // ackLoop writes queued acks, so that the append worker does not wait for
 // sockets.
 func (h *Hub) ackLoop() {
 	for {
-		clients, ok := h.acks.dequeueAll()
+		clients, ok := h.clientsWithAcks.dequeueAll()
 		if !ok {
 			return
 		}
@@ -125,14 +137,18 @@ func (h *Hub) ackLoop() {
 	}
 }
 
+// Signal sends a signal to the current members of a room on every node. It does
+// not block and does not keep data.
+func (h *Hub) Signal(room message.Room, from string, data []byte) { h.signal(room, from, data) }
+
 // signal sends a signal to the current members of a room on every node.
 func (h *Hub) signal(room message.Room, from string, data []byte) {
 	now := time.Now().UnixMicro()
-	e := roomFrame{frame: protocol.Signal(room, from, data), createdAt: now}
+	f := roomFrame{frame: protocol.Signal(room, from, data), createdAt: now}
 	if t := h.lookup(room); t != nil {
-		t.receive(e)
+		t.receive(f)
 	}
-	p := payload{kind: kindSignal, origin: h.bootID, sentAt: now, frames: []roomFrame{e}}
+	p := payload{kind: kindSignal, origin: h.bootID, sentAt: now, frames: []roomFrame{f}}
 	h.cfg.Broker.Publish(room, p.encode())
 }
 

@@ -3,7 +3,6 @@ package hub
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"switchyard/internal/message"
@@ -25,10 +24,10 @@ const (
 	maxRetry = 2 * time.Second
 )
 
-// readSlots hold a token for each read in progress or next: one of the kind,
-// then one of all. So only a few reads of each kind compete for all, which is
-// served in order of arrival. Repairs need no slots of their kind, because
-// maxReadsPerKind goroutines do them.
+// readSlots bound the concurrent reads of the log. A read puts a token first
+// into the channel of its kind and then into all. So only a few reads of each
+// kind wait for all, which is served in order of arrival. Repairs need no
+// channel of their own, because at most maxReadsPerKind goroutines make them.
 type readSlots struct {
 	all   chan struct{}
 	opens chan struct{}
@@ -84,51 +83,4 @@ func (h *Hub) logNewEpoch(e message.Epoch) {
 	if before, _ := h.loggedEpoch.Swap(e).(message.Epoch); before != e {
 		h.logger.Warn("the log has a new epoch: positions before it are void", "epoch", e)
 	}
-}
-
-// A repairQueue holds the topics that are to be repaired. A few goroutines
-// serve them in order of arrival and end when there are none, so thousands of
-// rooms that are behind cost one entry each.
-type repairQueue struct {
-	mu      sync.Mutex
-	topics  []*topic
-	workers int
-}
-
-// enqueueRepair adds a topic, which has set repairing, to the queue. It does
-// not block: topic.mu may be held.
-func (h *Hub) enqueueRepair(t *topic) {
-	q := &h.repairQueue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.topics = append(q.topics, t)
-	if q.workers < maxReadsPerKind && h.ctx.Err() == nil {
-		q.workers++
-		h.spawn(h.repairLoop)
-	}
-}
-
-// repairLoop repairs topics, one read each, until there are none. A topic that
-// needs another read goes to the end of the queue, so that a busy room does not
-// hold up the others.
-func (h *Hub) repairLoop() {
-	for t := h.repairQueue.dequeue(h.ctx); t != nil; t = h.repairQueue.dequeue(h.ctx) {
-		t.repair()
-	}
-}
-
-// dequeue removes the first topic. It returns nil, and the worker ends, if
-// there is none.
-func (q *repairQueue) dequeue(ctx context.Context) *topic {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if len(q.topics) == 0 || ctx.Err() != nil {
-		q.workers--
-		q.topics = nil
-		return nil
-	}
-	t := q.topics[0]
-	q.topics[0] = nil
-	q.topics = q.topics[1:]
-	return t
 }

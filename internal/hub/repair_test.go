@@ -34,9 +34,9 @@ func (sim *simulation) joinAndWait(c *simClient, node int, room message.Room) {
 	time.Sleep(time.Second)
 }
 
-func (sim *simulation) dialAndJoin(c *simClient, node int, room message.Room, k pendingJoin) {
+func (sim *simulation) dialAndJoin(c *simClient, node int, room message.Room, j pendingJoin) {
 	sim.dial(c, node)
-	sim.join(c, room, k)
+	sim.join(c, room, j)
 	synctest.Wait()
 }
 
@@ -237,8 +237,8 @@ func TestWithoutABrokerDeliveryTakesOneFeedInterval(t *testing.T) {
 // however many members there are.
 func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
 	scenario(t, 2, func(sim *simulation) {
-		for _, p := range sim.clients {
-			sim.joinAndWait(p, 0, "r1")
+		for _, c := range sim.clients {
+			sim.joinAndWait(c, 0, "r1")
 		}
 		v := sim.logViews[0]
 		v.set(func() { v.feedDown = true })
@@ -310,7 +310,7 @@ func TestAMessageMissingFromTheLogIsAbandoned(t *testing.T) {
 	a.expectFrames("joined 0", "message 1", "message 2") // the log has these
 	testkit.Eventually(t, "the topic to give up message 9", func() bool {
 		s := f.nodes[0].Rooms()[0]
-		return s.Held == 0 && s.Behind == 0
+		return s.Buffered == 0 && s.Behind == 0
 	})
 	a.must(`{"type":"publish","room":"r","data":1}`)
 	a.expectFrames(append([]string{"joined 0"}, messages(1, 3)...)...)

@@ -5,10 +5,10 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A ring holds the newest frames of a topic, without holes; the last is that of
-// the topic's last seq. A member that joins from a position in it needs no read
-// of the log. It is a sliding window of a slice and not a circle, so that its
-// tail is contiguous and needs no copy. The topic's lock guards it.
+// A ring holds the newest frames of a topic, without holes; the last frame is
+// the one of topic.last. A member that joins from a position in it needs no
+// read of the log. It is a sliding window of a slice and not a circle, so that
+// its tail is contiguous and needs no copy. The topic's lock guards it.
 type ring struct {
 	frames []protocol.Frame // the oldest is at start
 	start  int

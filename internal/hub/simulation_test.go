@@ -106,8 +106,8 @@ func (sim *simulation) stop(i int) {
 
 // close ends all connections and nodes.
 func (sim *simulation) close() {
-	for _, p := range sim.clients {
-		sim.disconnect(p)
+	for _, c := range sim.clients {
+		sim.disconnect(c)
 	}
 	for i := range sim.nodes {
 		sim.stop(i)
@@ -122,7 +122,7 @@ func (sim *simulation) completeNext(node int) {
 	}
 }
 
-// deliver hands over one payload of the broker, or a copy of it.
+// deliver delivers one payload of the broker, or a copy of it.
 func (sim *simulation) deliver(i int, keep bool) {
 	p := sim.broker.dequeue(i, keep)
 	sim.nodes[p.to].Receive(p.room, p.b)
@@ -144,20 +144,20 @@ func (sim *simulation) dial(c *simClient, node int) *simConn {
 // accepts nothing more before the client leaves its rooms.
 func (sim *simulation) disconnect(c *simClient) {
 	c.mu.Lock()
-	l := c.conn
-	if l == nil {
+	conn := c.conn
+	if conn == nil {
 		c.mu.Unlock()
 		return
 	}
-	l.closed = true
-	close(l.ended)
+	conn.closed = true
+	close(conn.ended)
 	c.conn = nil
 	clear(c.pendingJoins)
-	for _, s := range c.rooms {
-		s.joined, s.joinRef = false, ""
+	for _, model := range c.rooms {
+		model.joined, model.joinRef = false, ""
 	}
 	c.mu.Unlock()
-	l.client.Close(false)
+	conn.client.Close(false)
 }
 
 // connection returns the client's connection, or nil.
@@ -187,76 +187,76 @@ func (c *simClient) makeFast() {
 
 // join joins a room and models what may follow: the earlier membership ends
 // before the call returns, and the new one begins with the answer.
-func (sim *simulation) join(c *simClient, room message.Room, k pendingJoin) {
+func (sim *simulation) join(c *simClient, room message.Room, j pendingJoin) {
 	c.mu.Lock()
-	l, s := c.conn, c.rooms[room]
+	conn, model := c.conn, c.rooms[room]
 	if len(c.pendingJoins) > 20 { // the hub would block, and this is the test's only goroutine
 		c.mu.Unlock()
 		return
 	}
 	c.refs++
 	ref := fmt.Sprintf("%d", c.refs)
-	if old := c.pendingJoins[s.joinRef]; old != nil {
+	if old := c.pendingJoins[model.joinRef]; old != nil {
 		old.replaced = true
 	}
-	k.room = room
-	head, _ := sim.log.head(k.from.epoch, room)
-	k.ahead = k.from.seq > head
-	c.pendingJoins[ref], s.joinRef = &k, ref
+	j.room = room
+	head, _ := sim.log.head(j.from.epoch, room)
+	j.ahead = j.from.seq > head
+	c.pendingJoins[ref], model.joinRef = &j, ref
 	c.mu.Unlock()
 
 	r := protocol.Request{Type: protocol.TypeJoin, Room: room, Ref: protocol.Ref(`"` + ref + `"`)}
-	if !k.fromNow {
-		r.HasAfter, r.After, r.Epoch = true, k.from.seq, k.from.epoch
+	if !j.fromNow {
+		r.HasAfter, r.After, r.Epoch = true, j.from.seq, j.from.epoch
 	}
-	if err := l.client.Handle(context.Background(), &r); err != nil {
+	if err := conn.client.Handle(context.Background(), &r); err != nil {
 		sim.failf("%s could not join %s: %v", c.name, room, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.joinRef == ref {
-		s.joined = false // no frame precedes the answer
+	if model.joinRef == ref {
+		model.joined = false // no frame precedes the answer
 	}
 }
 
-// leave leaves a room. The answer comes before the call returns.
+// leave leaves a room. The hub answers before the call returns.
 func (sim *simulation) leave(c *simClient, room message.Room) {
 	c.mu.Lock()
-	l, s := c.conn, c.rooms[room]
-	if l == nil {
+	conn, model := c.conn, c.rooms[room]
+	if conn == nil {
 		c.mu.Unlock()
 		return
 	}
-	here := s.joined || s.joinRef != ""
-	if old := c.pendingJoins[s.joinRef]; old != nil {
+	here := model.joined || model.joinRef != ""
+	if old := c.pendingJoins[model.joinRef]; old != nil {
 		old.replaced = true
 	}
-	s.leaving = here
+	model.leaving = here
 	c.mu.Unlock()
-	err := l.client.Handle(context.Background(), &protocol.Request{Type: protocol.TypeLeave, Room: room})
+	err := conn.client.Handle(context.Background(), &protocol.Request{Type: protocol.TypeLeave, Room: room})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var invalid *message.InvalidError
 	if here != (err == nil) || err != nil && !errors.As(err, &invalid) {
-		sim.failf("%s left %s, which it was in: %v; got %v", c.name, room, here, err)
+		sim.failf("%s left %s: was a member: %v, error: %v", c.name, room, here, err)
 	}
-	if s.joined || s.leaving {
+	if model.joined || model.leaving {
 		sim.failf("%s got no answer to its leave of %s", c.name, room)
 	}
 }
 
 // ping records where the client is, as a ping does.
 func (sim *simulation) ping(c *simClient) {
-	l := c.connection()
-	if l == nil {
+	conn := c.connection()
+	if conn == nil {
 		return
 	}
-	l.client.PingSent()
+	conn.client.PingSent()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range c.rooms {
-		if s.joined {
-			s.atPing = s.at
+	for _, model := range c.rooms {
+		if model.joined {
+			model.atPing = model.at
 		}
 	}
 }
@@ -264,25 +264,25 @@ func (sim *simulation) ping(c *simClient) {
 // pong answers the last ping: it confirms what was sent before the ping, and no
 // more.
 func (sim *simulation) pong(c *simClient) {
-	l := c.connection()
-	if l == nil {
+	conn := c.connection()
+	if conn == nil {
 		return
 	}
-	l.client.PongReceived()
+	conn.client.PongReceived()
 	got := map[message.Room]modelPosition{}
-	positions, _ := l.client.Positions(nil)
+	positions, _ := conn.client.Positions(nil)
 	for _, at := range positions {
 		got[at.Room] = modelPosition{at.Epoch, at.Seq}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, room := range sim.rooms {
-		s := c.rooms[room]
-		if s.atPing.epoch != "" {
-			s.confirmed = s.atPing
+		model := c.rooms[room]
+		if model.atPing.epoch != "" {
+			model.confirmed = model.atPing
 		}
-		if at, in := got[room]; in != s.joined || in && at != s.confirmed {
-			sim.failf("%s is in %s: %v, and confirmed %v; the hub says %v, %v", c.name, room, s.joined, s.confirmed, in, at)
+		if at, in := got[room]; in != model.joined || in && at != model.confirmed {
+			sim.failf("%s is in %s: %v, and confirmed %v; the hub says %v, %v", c.name, room, model.joined, model.confirmed, in, at)
 		}
 	}
 }
@@ -310,7 +310,7 @@ func (sim *simulation) describeTopics() string {
 			if t := h.lookup(room); t != nil {
 				t.mu.Lock()
 				fmt.Fprintf(&b, "node %d %s: open %v, %s %d of %d, ring %d, buffered %d, mismatches %d resolved %d, repairing %v scheduled %v, %d live\n",
-					i, room, t.open, t.epoch, t.last, t.target, t.ring.len(), t.reorder.len(), t.epochMismatches, t.mismatchesResolved, t.repairing, t.repairScheduled, len(t.members))
+					i, room, t.open, t.epoch, t.last, t.knownHead, t.ring.len(), t.reorder.len(), t.epochMismatches, t.mismatchesResolved, t.repairing, t.repairScheduled, len(t.members))
 				t.mu.Unlock()
 			}
 		}
@@ -323,8 +323,8 @@ func (sim *simulation) describeTopics() string {
 func (sim *simulation) busyTopic() string {
 	for i, h := range sim.nodes {
 		for _, r := range h.Rooms() {
-			if r.Held != 0 || r.Behind != 0 {
-				return fmt.Sprintf("node %d buffers %d of %s, and is %d behind", i, r.Held, r.Room, r.Behind)
+			if r.Buffered != 0 || r.Behind != 0 {
+				return fmt.Sprintf("node %d buffers %d of %s, and is %d behind", i, r.Buffered, r.Room, r.Behind)
 			}
 		}
 	}

@@ -8,8 +8,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// A roomFrame is an encoded message or signal. All members and caches share its
-// frame, which is never written to.
+// A roomFrame is an encoded message or signal. The ring, the shared pages and
+// all members use the same frame; nobody writes to it.
 type roomFrame struct {
 	seq       message.Seq // 0: a signal
 	epoch     message.Epoch
@@ -17,8 +17,8 @@ type roomFrame struct {
 	createdAt int64 // time of the commit, Unix microseconds by the clock of the node that committed
 }
 
-// A topic is a room's live state on one node. It alone knows what was delivered
-// here, so it alone orders and repairs.
+// A topic is a room's live state on one node. Only the topic has the seq of the
+// last delivered message, so only the topic orders and repairs.
 type topic struct {
 	hub   *Hub
 	room  message.Room
@@ -30,31 +30,32 @@ type topic struct {
 	createdAt time.Time
 	idleSince time.Time
 
-	mu sync.Mutex
-	// Protects following.
-	open   bool // the log has answered where the room is
+	// mu protects the fields below.
+	mu     sync.Mutex
+	open   bool // a read of the log has returned the room's epoch and head
 	closed bool // swept: nothing is delivered or kept any more
 
-	// Where the room is. Within an epoch last only grows. What is known to be
-	// missing lies between last and target.
+	// The delivered position. Within an epoch last only grows. The seqs from
+	// last+1 to knownHead are missing here.
 	epoch           message.Epoch
 	last            message.Seq   // everything up to here was sent to the members
 	first           message.Seq   // oldest stored, as of the last read
-	target          message.Seq   // the highest seq known to exist
+	knownHead       message.Seq   // the highest seq known to exist
 	epochBeforeOpen message.Epoch // the first epoch that was seen before the topic opened
 
 	ring    ring          // the newest frames that were sent to the members
 	reorder reorderBuffer // frames that arrived before an earlier one did
 
-	// A member that is joining or catching up is in neither of the first two.
+	// A member that is joining or catching up is in neither members nor
+	// outlets.
 	members []*member          // the live ones
-	outlets []Outlet           // theirs, at the same index
+	outlets []Outlet           // outlets[i] belongs to members[i]
 	waiters map[*member]waiter // joins that wait for the topic to open
 
 	// A repair is scheduled, queued or in progress while repairScheduled or
 	// repairing is set.
 	epochMismatches    uint64        // how often another epoch was seen
-	mismatchesResolved uint64        // how many of them the log has answered
+	mismatchesResolved uint64        // how many of them were settled by a read of the log
 	repairScheduled    bool          // the repair timer runs
 	repairing          bool          // queued, reading, or waiting for the next try
 	repairCause        string        // label in metrics
@@ -74,55 +75,55 @@ func newTopic(h *Hub, room message.Room) *topic {
 
 // receive adds a committed message or a signal to the inbox; deliverLoop does
 // the rest. It never blocks.
-func (t *topic) receive(e roomFrame) {
+func (t *topic) receive(f roomFrame) {
 	// Count the bytes first: deliverLoop may have subtracted them before put
 	// returns.
 	limit := t.hub.inboxLimit()
-	t.hub.memory.undelivered.Add(int64(len(e.frame)))
-	if t.inbox.put(e, len(e.frame), limit, t.deliverLoop) {
+	t.hub.memory.undelivered.Add(int64(len(f.frame)))
+	if t.inbox.put(f, len(f.frame), limit, t.deliverLoop) {
 		return
 	}
-	t.hub.memory.undelivered.Add(-int64(len(e.frame)))
+	t.hub.memory.undelivered.Add(-int64(len(f.frame)))
 	t.hub.metrics.dropped.WithLabelValues(dropInbox).Inc()
-	if e.seq > 0 { // the log has a message; a signal is lost
+	if f.seq > 0 { // a message can still be read from the log; a signal is lost
 		t.mu.Lock()
-		t.recordCommitted(e.epoch, e.seq)
+		t.recordCommitted(f.epoch, f.seq)
 		t.scheduleRepair(causeOverflow)
 		t.mu.Unlock()
 	}
 }
 
-// deliverLoop delivers while there is work. The inbox runs one at a time, so
-// its order is the order of delivery.
+// deliverLoop delivers while there is work. The inbox runs at most one
+// deliverLoop, so frames are delivered in the order of the inbox.
 func (t *topic) deliverLoop() {
 	for {
-		batch, ok := t.inbox.dequeueAll()
+		frames, ok := t.inbox.dequeueAll()
 		if !ok {
 			return
 		}
-		t.deliver(batch)
+		t.deliver(frames)
 		size := 0
-		for i := range batch {
-			size += len(batch[i].frame)
+		for i := range frames {
+			size += len(frames[i].frame)
 		}
 		t.hub.memory.undelivered.Add(-int64(size))
 	}
 }
 
-// deliver puts a batch in order and sends what is due: what arrived together
-// leaves together.
-func (t *topic) deliver(batch []roomFrame) {
+// deliver puts the frames in order and sends those that are due. Frames that
+// were dequeued together are fanned out together.
+func (t *topic) deliver(frames []roomFrame) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return // there are no members, and the bytes of a buffered frame would never be subtracted
+		return // there are no members, and nothing would subtract the bytes of a buffered frame
 	}
 	out := t.scratch[:0]
-	for i := range batch {
-		out = t.accept(&batch[i], out)
+	for i := range frames {
+		out = t.accept(&frames[i], out)
 	}
 	t.fanOut(out)
-	t.hub.observeDelivery(batch)
+	t.hub.observeDelivery(frames)
 	clear(out)
 	t.scratch = out[:0]
 	if cap(t.scratch) > 64 {
@@ -131,32 +132,31 @@ func (t *topic) deliver(batch []roomFrame) {
 	t.scheduleRepair(causeHole)
 }
 
-// accept appends to out the frames that are due with this one: itself and what
-// waited for it in the reorder buffer. A signal has no seq and is always due.
-// Caller holds mu.
-func (t *topic) accept(e *roomFrame, out []protocol.Frame) []protocol.Frame {
+// accept appends to out the frames that are due: f, and the buffered frames
+// that follow it. A signal has no seq and is always due. Caller holds mu.
+func (t *topic) accept(f *roomFrame, out []protocol.Frame) []protocol.Frame {
 	switch {
-	case e.seq == 0:
-		return append(out, e.frame)
+	case f.seq == 0:
+		return append(out, f.frame)
 	case !t.open:
-		t.recordCommitted(e.epoch, e.seq)
-		t.bufferEarly(e)
-	case e.epoch != t.epoch:
-		t.recordCommitted(e.epoch, e.seq)
-	case e.seq <= t.last:
+		t.recordCommitted(f.epoch, f.seq)
+		t.bufferEarly(f)
+	case f.epoch != t.epoch:
+		t.recordCommitted(f.epoch, f.seq)
+	case f.seq <= t.last:
 		// A duplicate: a repeated broadcast, an id that was sent again, or a
-		// message that a repair has brought already.
-	case e.seq > t.last+1:
-		t.bufferEarly(e)
+		// message that a repair has already delivered.
+	case f.seq > t.last+1:
+		t.bufferEarly(f)
 	default:
-		out = t.drainReorderBuffer(append(out, t.advance(e)))
+		out = t.releaseBuffered(append(out, t.advance(f)))
 	}
 	return out
 }
 
-// drainReorderBuffer appends to out the buffered frames that follow last, up to
+// releaseBuffered appends to out the buffered frames that follow last, up to
 // the next hole. Caller holds mu.
-func (t *topic) drainReorderBuffer(out []protocol.Frame) []protocol.Frame {
+func (t *topic) releaseBuffered(out []protocol.Frame) []protocol.Frame {
 	for t.reorder.len() > 0 {
 		next, ok := t.reorder.pop(t.last+1, t.epoch)
 		if !ok {
@@ -169,31 +169,32 @@ func (t *topic) drainReorderBuffer(out []protocol.Frame) []protocol.Frame {
 }
 
 // advance moves last to the next frame and returns it. The caller fans it out
-// before it releases mu, so that a member that was live before gets it, and one
-// that becomes live later finds it in the ring. Caller holds mu.
-func (t *topic) advance(e *roomFrame) protocol.Frame {
-	t.last = e.seq
+// before it releases mu, so that a member that was live before gets it, and a
+// member that becomes live later gets it from the ring. Caller holds mu.
+func (t *topic) advance(f *roomFrame) protocol.Frame {
+	t.last = f.seq
 	before := t.ring.bytes
-	t.ring.push(e.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
+	t.ring.push(f.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
 	t.hub.memory.rings.Add(int64(t.ring.bytes - before))
-	t.signalAdvanced()
-	return e.frame
+	t.wakeRepairWaiters()
+	return f.frame
 }
 
-// signalAdvanced wakes the members that wait in repairAndWait. Caller holds mu.
-func (t *topic) signalAdvanced() {
+// wakeRepairWaiters wakes the members that wait in repairAndWait. Caller holds mu.
+func (t *topic) wakeRepairWaiters() {
 	if t.advanced != nil {
 		close(t.advanced)
 		t.advanced = nil
 	}
 }
 
-// bufferEarly keeps a frame in the reorder buffer. If it does not fit, target
-// records that the message exists, and a repair brings it. Caller holds mu.
-func (t *topic) bufferEarly(e *roomFrame) {
-	t.target = max(t.target, e.seq)
+// bufferEarly keeps a frame in the reorder buffer. If it does not fit,
+// knownHead records that the message exists, and a repair reads it from the
+// log. Caller holds mu.
+func (t *topic) bufferEarly(f *roomFrame) {
+	t.knownHead = max(t.knownHead, f.seq)
 	before := t.reorder.bytes
-	buffered := t.reorder.put(e, t.hub.cfg.bounds.reorderFrames, t.hub.reorderLimit())
+	buffered := t.reorder.put(f, t.hub.cfg.bounds.reorderFrames, t.hub.reorderLimit())
 	t.hub.memory.undelivered.Add(int64(t.reorder.bytes - before))
 	if !buffered {
 		t.hub.metrics.dropped.WithLabelValues(dropReorderBuffer).Inc()
@@ -201,34 +202,35 @@ func (t *topic) bufferEarly(e *roomFrame) {
 }
 
 // recordCommitted records that the log has, or had, a seq in an epoch. Only the
-// log knows which of two epochs is newer: a mismatch makes the topic read it,
-// and the seq is ignored. The caller holds mu and then calls scheduleRepair.
+// log shows which of two epochs is newer: after a mismatch the topic reads the
+// log, and the seq is ignored. The caller holds mu and then calls
+// scheduleRepair.
 func (t *topic) recordCommitted(epoch message.Epoch, seq message.Seq) {
-	mine := t.epoch
+	current := t.epoch
 	if !t.open {
 		if t.epochBeforeOpen == "" {
 			t.epochBeforeOpen = epoch
 		}
-		mine = t.epochBeforeOpen
+		current = t.epochBeforeOpen
 	}
-	if epoch != mine {
+	if epoch != current {
 		t.epochMismatches++
 		return
 	}
-	t.target = max(t.target, seq)
+	t.knownHead = max(t.knownHead, seq)
 }
 
-// prune removes from the reorder buffer what does not follow last. Caller holds
-// mu.
+// prune removes the frames that do not follow last from the reorder buffer.
+// Caller holds mu.
 func (t *topic) prune(last message.Seq) {
 	before := t.reorder.bytes
 	t.reorder.prune(last, t.epoch)
 	t.hub.memory.undelivered.Add(int64(t.reorder.bytes - before))
 }
 
-// close ends a topic without references. Goroutines that still work for it find
-// it closed and keep nothing. The caller holds the shard's lock, so that no new
-// topic with this name exists before.
+// close ends a topic without references. Goroutines that still use the topic
+// see closed and store nothing. The caller holds the shard's lock, so that no
+// new topic of this room is created before close returns.
 func (t *topic) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -244,9 +246,9 @@ func (t *topic) resetRing() {
 	t.ring = ring{}
 }
 
-// add sends a member the frames that bring it up to date and makes it live.
-// fanOut needs the same lock, so no message is missed between the two, and none
-// is sent twice. Caller holds mu.
+// add sends a member the frames that it still misses, and makes it live. fanOut
+// needs the same lock, so no message is missed or sent twice in between. Caller
+// holds mu.
 func (t *topic) add(m *member, frames []protocol.Frame) {
 	m.state = memberLive
 	m.index = len(t.members)

@@ -10,9 +10,9 @@ import "time"
 // 1 and there are no holes; 0 is the position before the first message.
 type Seq int64
 
-// An Epoch names one life of the log. A Seq means something only together with
-// the Epoch it was counted in: a restore to an older state begins a new epoch,
-// and positions of the earlier one are void.
+// An Epoch names an uninterrupted history of the log. A Seq means something
+// only together with the Epoch it was counted in: a restore to an older state
+// begins a new epoch, and positions of the earlier one are void.
 type Epoch string
 
 // A Draft is a message that has no seq yet.
@@ -37,14 +37,14 @@ type Message struct {
 }
 
 // A Publication is a Draft on its way into the log, with the outcome once it is
-// known. The log owns it from Append until it hands it back: nobody else reads
-// or writes it meanwhile.
+// known. The log owns the publication from Append until the outcome is
+// reported: nobody else reads or writes it meanwhile.
 type Publication struct {
 	Draft
-	// Opaque belongs to the caller. The log hands it back unread.
+	// Opaque belongs to the caller. The log does not read it.
 	Opaque any
 
-	// The outcome, which the log writes before it hands the publication back.
+	// The outcome, which the log writes before it reports the publication.
 	// Either Err is set, or Epoch, Seq and At are.
 	Epoch Epoch
 	Seq   Seq
@@ -61,7 +61,7 @@ func (p *Publication) Message() Message {
 	return Message{Draft: p.Draft, Epoch: p.Epoch, Seq: p.Seq, At: p.At}
 }
 
-// A Range selects part of a room. With Before set it selects the newest
+// A Range selects a part of a room. With Before set it selects the newest
 // messages below Before, otherwise those from After+1 upwards. The resulting
 // page is in ascending order either way.
 type Range struct {
@@ -74,7 +74,7 @@ type Range struct {
 	Limit    int
 	MaxBytes int
 	// ForDelivery is set by reads that message delivery waits for. The log
-	// serves them apart from other readers, of which there may be many.
+	// serves them separately from other readers, of which there may be many.
 	ForDelivery bool
 }
 
@@ -114,7 +114,8 @@ type Cursor uint64
 // Commits is what the commit feed holds from a Cursor on.
 type Commits struct {
 	Epoch Epoch
-	// Next is the cursor for the next read. That read may repeat some rooms.
+	// Next is the cursor for the next read. The next read may repeat some
+	// rooms.
 	Next Cursor
 	// Heads has each committed room once, with its highest committed seq.
 	Heads []Head

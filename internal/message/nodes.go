@@ -6,7 +6,7 @@ import (
 )
 
 // ErrSharedStateUnavailable means that the state which nodes share cannot be
-// reached now. Each node goes on with what it knows itself.
+// reached now. Each node continues with its own data.
 var ErrSharedStateUnavailable = errors.New("the shared state can't be reached")
 
 // A NodeStatus is what a node publishes about itself, once a second.
@@ -22,19 +22,20 @@ type NodeStatus struct {
 	// Connections is how many are open.
 	Connections int `json:"connections"`
 	// HandshakeRate is the recent number of accepted handshakes a second.
-	// HandshakesMoved counts those of them whose session another node had,
-	// HandshakesRefused those that were refused because there were too many.
-	// HandshakeLimit is the most that the node accepts. All are per second.
+	// HandshakesOfMoved counts the accepted handshakes whose session another
+	// node had owned, HandshakesRefused the handshakes that were refused
+	// because there were too many. HandshakeLimit is the most that the node
+	// accepts. All are per second.
 	HandshakeRate     float64 `json:"handshake_rate"`
-	HandshakesMoved   float64 `json:"handshakes_moved"`
+	HandshakesOfMoved float64 `json:"handshakes_moved"`
 	HandshakesRefused float64 `json:"handshakes_refused"`
 	HandshakeLimit    float64 `json:"handshake_limit"`
 	// HandshakeP95 is the 95th percentile of how long clients recently waited
 	// for their welcome, as they report it; 0 when none has reported.
 	HandshakeP95 time.Duration `json:"handshake_p95_ns"`
-	// Moved is how many sessions this node has asked to move, since its start.
-	Moved int64 `json:"moved"`
-	// Leaving is how many sessions it is about to ask, while it drains.
+	// MovesAsked is how many sessions this node has asked to move, since its start.
+	MovesAsked int64 `json:"moved"`
+	// Leaving is how many sessions it has yet to ask, while it drains.
 	Leaving int `json:"leaving,omitempty"`
 
 	// Returned is how many of this node's sessions came back on other nodes,

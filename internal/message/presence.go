@@ -10,7 +10,8 @@ const (
 	// PresenceLeft: the session left on purpose and is gone at once.
 	PresenceLeft
 	// PresenceDisconnected: the session's connection ended. The session is gone
-	// after a grace period, unless it is back in the room before, on any node.
+	// after a grace period, unless it returns to the room before that, on any
+	// node.
 	PresenceDisconnected
 )
 
@@ -32,7 +33,7 @@ type PresenceEntry struct {
 	User    string
 }
 
-// Presence is the sessions in a room, over all nodes. A session counts once.
+// Presence is the sessions in a room, across all nodes. A session counts once.
 type Presence struct {
 	Count int
 	// Entries is sorted by session, and nil when there are too many to list.

@@ -19,14 +19,15 @@ type Session struct {
 	// when the session is fresh.
 	PreviousNode string
 	// Rooms has each room once.
-	Rooms []Position
+	Rooms []RoomPosition
 	// Partial means that Rooms was too long to be stored and is empty: a client
 	// that relies on the service for its rooms must start from scratch.
 	Partial bool
 }
 
-// A Position is how far a client has confirmed the messages of a room.
-type Position struct {
+// A RoomPosition is how far a client has confirmed the messages of a room: a
+// position, with the room that it belongs to.
+type RoomPosition struct {
 	Room  Room
 	Epoch Epoch
 	Seq   Seq
@@ -35,10 +36,9 @@ type Position struct {
 // A SessionSave is one session of a batch that is to be saved.
 type SessionSave struct {
 	Session
-	// Touch means that Rooms is left out because nothing has changed since this
-	// Revision, which was saved before: only the session's lifetime is
-	// extended.
-	Touch bool
+	// Renew means that this Revision was saved before and nothing has changed
+	// since. Rooms is left out, and only the session's lifetime is extended.
+	Renew bool
 }
 
 // A SaveResult is the outcome of a SessionSave.
@@ -51,10 +51,10 @@ const (
 	// SaveFailed: the session could not be stored now, or the outcome is
 	// unknown.
 	SaveFailed
-	// SaveSuperseded: a newer connection owns the session. This one has lost
-	// it, and with it its memberships.
+	// SaveSuperseded: a newer connection owns the session. This connection no
+	// longer owns the session or its memberships.
 	SaveSuperseded
-	// SaveMissing: a touch found another state, or none. Save the whole
-	// session.
+	// SaveMissing: a renewal found another revision, or no session. Save the
+	// whole session.
 	SaveMissing
 )

@@ -32,8 +32,8 @@ func DecodeSignal(body []byte) ([]byte, error) {
 }
 
 // DecodeBatch reads the body of a batch over HTTP: 1 to MaxBatch objects
-// [{room, data, id?}, ...] of at most maxItem bytes each. An error that one of
-// them caused is a *message.BatchError. The drafts share memory with the body.
+// [{room, data, id?}, ...] of at most maxItem bytes each. An error in one of
+// the objects is a *message.BatchError. The drafts share memory with the body.
 func DecodeBatch(body []byte, maxItem int) ([]message.Draft, error) {
 	if !isUTF8JSON(body) {
 		return nil, malformedError("the body is one JSON array of objects with room, data, and id if you have one")

@@ -19,7 +19,7 @@ const (
 	ClosePolicy             CloseCode = 1008 // three malformed frames in a row
 	CloseTooBig             CloseCode = 1009 // a frame over max_frame
 	CloseRestart            CloseCode = 1012 // this node stops: the client reconnects within a second
-	CloseUnauthorized       CloseCode = 4001 // the token is missing, wrong, late or expired: the client brings a fresh one
+	CloseUnauthorized       CloseCode = 4001 // the token is missing, wrong, late or expired: the client presents a new one
 	CloseRemoved            CloseCode = 4003 // the user is banned: the client does not reconnect
 	CloseReplaced           CloseCode = 4009 // the session has a newer connection: the client drops this one
 	CloseTooManyConnections CloseCode = 4103 // the node has as many connections as it accepts

@@ -48,7 +48,7 @@ const (
 	MaxHandshakeMS = 600_000
 )
 
-// ErrUnknownType refuses a request whose type this version does not have.
+// ErrUnknownType is the answer to a request of unknown type.
 var ErrUnknownType = &Error{Code: CodeUnknownType, Message: "unknown type; known are join, leave, publish, signal and history"}
 
 // A Request is a client's frame after validation. Fields that its type does not
@@ -57,7 +57,7 @@ type Request struct {
 	Type Type
 	Ref  Ref
 	Room message.Room
-	// After and Before are positions. HasAfter and HasBefore report whether the
+	// After and Before are seqs. HasAfter and HasBefore report whether the
 	// request had them.
 	After, Before       message.Seq
 	HasAfter, HasBefore bool
@@ -76,10 +76,10 @@ type Request struct {
 	HandshakeMS int64
 }
 
-// Decode reads one client frame. An error is one that [ErrorFor] turns into the
-// answer; the Request then has the fields that were read before it, Ref first
-// of all, so that the answer can name the request. Unknown fields are ignored.
-// Of a repeated field the last one counts.
+// Decode reads one client frame. [ErrorFor] turns its error into the answer.
+// The Request then has the fields that were read before the error, Ref first of
+// all, so that the answer can name the request. Unknown fields are ignored. If
+// a field is repeated, the last one is used.
 func Decode(frame []byte) (Request, error) {
 	var r Request
 	if !json.Valid(frame) {
@@ -96,7 +96,7 @@ func Decode(frame []byte) (Request, error) {
 	return r, r.check()
 }
 
-// IsMalformed reports whether err is of a frame that could not be read at all.
+// IsMalformed reports whether Decode could not read the frame at all.
 func IsMalformed(err error) bool {
 	e, ok := err.(*Error) //nolint:errorlint // Decode's own error, never wrapped
 	return ok && e.Code == CodeMalformed
@@ -177,7 +177,7 @@ func requiredString(field string, raw []byte, maxLength int) (string, error) {
 	return s, nil
 }
 
-// parseID returns a valid id, or "" with an error: an invalid one must not be
+// parseID returns a valid id, or "" with an error: an invalid id must not be
 // repeated in an answer.
 func parseID(raw []byte) (string, error) {
 	id, _ := unquote(raw)
@@ -232,7 +232,8 @@ func parseEpoch(raw []byte) (message.Epoch, error) {
 	return message.Epoch(s), nil
 }
 
-// parseSeq reads an optional position; null counts as absent.
+// parseSeq reads an optional whole number, such as a seq; null counts as
+// absent.
 func parseSeq(field string, raw []byte) (message.Seq, bool, error) {
 	if raw == nil || string(raw) == "null" {
 		return 0, false, nil

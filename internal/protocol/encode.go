@@ -15,8 +15,8 @@ const TimeLayout = "2006-01-02T15:04:05.000000Z"
 // bytes. It only sizes buffers.
 const overhead = 160
 
-// A Ref is the client's mark on a request, as the JSON string that it sent,
-// quotes included, or "". The answer repeats it.
+// A Ref is the client's mark on a request, as the JSON string that the client
+// sent, quotes included, or "". The answer repeats it.
 type Ref string
 
 // Welcome is the first frame on every connection.

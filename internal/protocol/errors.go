@@ -22,8 +22,8 @@ const (
 	CodeInternal     = "internal"       // a fault of the service
 )
 
-// An Error is the answer to a request that failed. It holds nothing that the
-// client may not know.
+// An Error is the answer to a request that failed. It contains nothing that is
+// secret from the client.
 type Error struct {
 	Code    string
 	Message string

@@ -30,8 +30,8 @@ const (
 // it.
 func IsClose(f []byte) bool { return len(f) > 0 && f[0] == final|opClose }
 
-// PingFrame returns a protocol ping that carries a counter. The pong brings it
-// back (RFC 6455 §5.5.3).
+// PingFrame returns a protocol ping that carries a counter. The pong repeats
+// the counter (RFC 6455 §5.5.3).
 func PingFrame(counter uint64) Frame {
 	return binary.BigEndian.AppendUint64(Frame{final | opPing, 8}, counter)
 }

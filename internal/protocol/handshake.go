@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// What a client may put into its handshake besides Subprotocol. A browser can
-// set no headers, so each secret may come in an entry of
-// Sec-WebSocket-Protocol; other clients use a header. The service echoes
-// neither, and reads neither from the URL, which proxies log.
+// These may be in a client's handshake besides Subprotocol. A browser can set
+// no headers, so each secret may come in an entry of Sec-WebSocket-Protocol;
+// other clients use a header. The service echoes neither, and reads neither
+// from the URL, which proxies log.
 const (
 	bearerPrefix  = "bearer."
 	sessionPrefix = "session."
@@ -42,7 +42,7 @@ func ReadHandshake(r *http.Request) (h Handshake, err error) {
 	}
 	tokens := subprotocolValues(bearerPrefix)
 	for _, line := range r.Header.Values("Authorization") {
-		// RFC 9110 §11.1: the scheme's case does not count.
+		// RFC 9110 §11.1: the scheme is case-insensitive.
 		if scheme, token, _ := strings.Cut(line, " "); strings.EqualFold(scheme, "bearer") {
 			tokens = append(tokens, strings.TrimSpace(token))
 		}

@@ -8,8 +8,8 @@ import (
 // A Move asks one client to reconnect elsewhere before this node closes its
 // connection.
 type Move struct {
-	// AfterMS is how long the client waits first, in milliseconds: its place in
-	// the wave.
+	// AfterMS is how long the client waits first, in milliseconds: its delay
+	// within the wave.
 	AfterMS int64 `json:"after_ms"`
 	// DeadlineMS is when this connection is closed if the client is still here,
 	// in milliseconds from now.

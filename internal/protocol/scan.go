@@ -69,8 +69,8 @@ func (f *fields) scan(b []byte) bool {
 	return true
 }
 
-// unescape returns a field's name. Clients need no escapes in the names of
-// requests, but JSON allows them.
+// unescape returns a field's name. Clients need no escapes in field names, but
+// JSON allows them.
 func unescape(name []byte) []byte {
 	if !bytes.ContainsRune(name, '\\') {
 		return name

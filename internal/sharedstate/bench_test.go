@@ -54,7 +54,7 @@ func BenchmarkTouch(b *testing.B) {
 	}
 	n.Save(context.Background(), batch)
 	for i := range batch {
-		batch[i].Touch = true
+		batch[i].Renew = true
 	}
 	b.ReportAllocs()
 	for i := 0; i < b.N; i += len(batch) {

@@ -180,7 +180,7 @@ func (p *testNode) save(t *testing.T, sessions ...message.Session) {
 // trySave saves one session and returns the result.
 func (p *testNode) trySave(t *testing.T, s message.Session, touch bool) message.SaveResult {
 	t.Helper()
-	return p.Save(testContext(t), []message.SessionSave{{Session: s, Touch: touch}})[0]
+	return p.Save(testContext(t), []message.SessionSave{{Session: s, Renew: touch}})[0]
 }
 
 // resume resumes a session, and fails the test if that fails.

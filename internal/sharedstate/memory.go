@@ -108,9 +108,9 @@ func (m *nodeView) saveOne(node string, s *message.SessionSave) message.SaveResu
 	switch {
 	case stored != nil && stored.generation > s.Generation:
 		return message.SaveSuperseded
-	case s.Touch && (stored == nil || stored.generation < s.Generation || stored.revision != s.Revision):
+	case s.Renew && (stored == nil || stored.generation < s.Generation || stored.revision != s.Revision):
 		return message.SaveMissing
-	case s.Touch:
+	case s.Renew:
 		stored.expiresAt = time.Now().Add(m.ttl)
 		m.bySaveTime.MoveToBack(m.sessions[s.ID])
 	case stored == nil || stored.generation < s.Generation || stored.revision <= s.Revision:

@@ -194,7 +194,7 @@ func (n *Node) encodeStatus(gone bool) []byte {
 		status.NodeStatus = h.Status()
 	}
 	status.Node = n.cfg.Node
-	for _, x := range []*float64{&status.HandshakeRate, &status.HandshakesMoved, &status.HandshakesRefused, &status.HandshakeLimit} {
+	for _, x := range []*float64{&status.HandshakeRate, &status.HandshakesOfMoved, &status.HandshakesRefused, &status.HandshakeLimit} {
 		*x = finite(*x)
 	}
 	if gone {

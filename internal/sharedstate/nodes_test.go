@@ -61,7 +61,7 @@ func nodesSeeEachOther(t *testing.T, factory backendFactory) {
 	}
 	want := message.NodeStatus{
 		Node: "node-b", Deployment: "d1", Color: "green", Version: "v1", Ready: true, Connections: 5,
-		HandshakeRate: 2.5, HandshakeLimit: 40, HandshakeP95: 30 * time.Millisecond, Moved: 3,
+		HandshakeRate: 2.5, HandshakeLimit: 40, HandshakeP95: 30 * time.Millisecond, MovesAsked: 3,
 	}
 	b.setStatus(want)
 	testkit.Eventually(t, "a has b's status", func() bool {

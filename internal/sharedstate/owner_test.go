@@ -52,7 +52,7 @@ func runOwnershipFaults(t *testing.T, rnd *rand.Rand, peers []*testNode) {
 			seq++
 			save := conn.session
 			save.Revision++
-			save.Rooms = []message.Position{{Room: "lobby", Epoch: "e", Seq: seq}}
+			save.Rooms = []message.RoomPosition{{Room: "lobby", Epoch: "e", Seq: seq}}
 			node, batch := peers[conn.node], []message.SessionSave{{Session: save}}
 			if rnd.IntN(6) == 0 {
 				delayed = append(delayed, func() { node.Save(context.Background(), batch) })
@@ -69,7 +69,7 @@ func runOwnershipFaults(t *testing.T, rnd *rand.Rand, peers []*testNode) {
 				t.Fatal("the newest connection's save was refused")
 			}
 		case 4: // a connection renews the session
-			save := message.SessionSave{Session: conn.session, Touch: true}
+			save := message.SessionSave{Session: conn.session, Renew: true}
 			if result := peers[conn.node].Save(t.Context(), []message.SessionSave{save})[0]; result == message.SaveDone && conn.session.Generation < lastSaved.Generation {
 				t.Fatal("an older connection renewed the session")
 			}

@@ -70,7 +70,7 @@ func TestSessionParity(t *testing.T) {
 				Generation: rapid.Int64Range(1, 4).Draw(rt, "generation"), Revision: rapid.Int64Range(0, 3).Draw(rt, "revision"),
 				Rooms: manyRooms(rapid.IntRange(0, 3).Draw(rt, "rooms")),
 			}
-			return message.SessionSave{Session: s, Touch: rapid.Bool().Draw(rt, "touch")}
+			return message.SessionSave{Session: s, Renew: rapid.Bool().Draw(rt, "touch")}
 		}
 		rt.Repeat(map[string]func(*rapid.T){
 			"save": func(rt *rapid.T) {

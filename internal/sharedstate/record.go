@@ -64,9 +64,9 @@ func (r *sessionRecord) encode() (bytes []byte, whole bool) {
 }
 
 // appendRooms appends the epochs and the rooms.
-func appendRooms(b []byte, rooms []message.Position) []byte {
+func appendRooms(b []byte, rooms []message.RoomPosition) []byte {
 	rooms = slices.Clone(rooms) // because the caller owns it
-	slices.SortFunc(rooms, func(x, y message.Position) int { return strings.Compare(string(x.Room), string(y.Room)) })
+	slices.SortFunc(rooms, func(x, y message.RoomPosition) int { return strings.Compare(string(x.Room), string(y.Room)) })
 	var epochs []message.Epoch
 	for _, p := range rooms {
 		if !slices.Contains(epochs, p.Epoch) { // more than one only after a restore
@@ -153,7 +153,7 @@ func (in *reader) text(size uint64) string {
 const maxSeq = 1<<53 - 1
 
 // rooms reads the epochs and the rooms.
-func (in *reader) rooms() []message.Position {
+func (in *reader) rooms() []message.RoomPosition {
 	epochs := make([]message.Epoch, 0, 1)
 	for range in.number(uint64(len(in.rest))) {
 		epochs = append(epochs, message.Epoch(in.text(in.number(maxRecord))))
@@ -163,7 +163,7 @@ func (in *reader) rooms() []message.Position {
 	if count == 0 {
 		return nil
 	}
-	rooms := make([]message.Position, 0, count)
+	rooms := make([]message.RoomPosition, 0, count)
 	before := ""
 	for range count {
 		same := in.number(uint64(len(before)))
@@ -175,7 +175,7 @@ func (in *reader) rooms() []message.Position {
 			in.invalid = true
 			return nil
 		}
-		rooms = append(rooms, message.Position{Room: room, Epoch: epochs[epoch], Seq: message.Seq(seq)}) //nolint:gosec // at most maxSeq
+		rooms = append(rooms, message.RoomPosition{Room: room, Epoch: epochs[epoch], Seq: message.Seq(seq)}) //nolint:gosec // at most maxSeq
 		before = name
 	}
 	return rooms

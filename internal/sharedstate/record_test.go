@@ -15,7 +15,7 @@ import (
 func exampleRecord() sessionRecord {
 	return sessionRecord{node: "node-b", Session: message.Session{
 		User: "ada", Generation: 3, Revision: 5, PreviousNode: "node-a",
-		Rooms: []message.Position{{Room: "a:1", Epoch: "e1", Seq: 9}, {Room: "a:2", Epoch: "e2", Seq: 300}},
+		Rooms: []message.RoomPosition{{Room: "a:1", Epoch: "e1", Seq: 9}, {Room: "a:2", Epoch: "e2", Seq: 300}},
 	}}
 }
 
@@ -47,7 +47,7 @@ func TestARecordRoundTrips(t *testing.T) {
 		"all fields": exampleRecord(),
 		"the longest": {node: strings.Repeat("n", 128), Session: message.Session{
 			User: strings.Repeat("u", message.MaxUserLength), PreviousNode: strings.Repeat("f", 128), Generation: 1<<32 - 1, Revision: 1<<53 - 1,
-			Rooms: []message.Position{{Room: message.Room(strings.Repeat("r", message.MaxRoomLength)), Epoch: "", Seq: maxSeq}},
+			Rooms: []message.RoomPosition{{Room: message.Room(strings.Repeat("r", message.MaxRoomLength)), Epoch: "", Seq: maxSeq}},
 		}},
 	} {
 		b, whole := rec.encode()
@@ -68,7 +68,7 @@ func TestARecordRoundTrips(t *testing.T) {
 func TestTheSizeOfARecord(t *testing.T) {
 	for _, tt := range []struct {
 		what  string
-		rooms []message.Position
+		rooms []message.RoomPosition
 		most  int
 	}{
 		{"no room", nil, 100},
@@ -89,11 +89,11 @@ func TestTheSizeOfARecord(t *testing.T) {
 
 // longRooms returns positions in n rooms with the longest names, which have no
 // prefix in common.
-func longRooms(n int) []message.Position {
-	rooms := make([]message.Position, n)
+func longRooms(n int) []message.RoomPosition {
+	rooms := make([]message.RoomPosition, n)
 	for i := range rooms {
 		name := fmt.Sprintf("%04d", i)
-		rooms[i] = message.Position{
+		rooms[i] = message.RoomPosition{
 			Room:  message.Room(fmt.Sprintf("%c%s", 'A'+i%26, strings.Repeat(name, message.MaxRoomLength)[:message.MaxRoomLength-1])),
 			Epoch: "0190cafe-7000", Seq: maxSeq,
 		}

@@ -46,7 +46,7 @@ func (r *redisBackend) save(ctx context.Context, node string, batch []message.Se
 		for size := 0; len(calls) < min(len(rest), maxBatchCalls) && size < maxBatchBytes; {
 			s := &rest[len(calls)]
 			var bytes []byte
-			if !s.Touch {
+			if !s.Renew {
 				bytes = r.encode(&sessionRecord{Session: s.Session, node: node})
 			}
 			size += len(bytes)

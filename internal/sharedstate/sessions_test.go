@@ -15,7 +15,7 @@ import (
 // withTwoRooms returns the next revision of a session, with two rooms.
 func withTwoRooms(s message.Session) message.Session {
 	s.Revision++
-	s.Rooms = []message.Position{{Room: "den", Epoch: "e1", Seq: 1 << 40}, {Room: "lobby", Epoch: "e1", Seq: 7}}
+	s.Rooms = []message.RoomPosition{{Room: "den", Epoch: "e1", Seq: 1 << 40}, {Room: "lobby", Epoch: "e1", Seq: 7}}
 	return s
 }
 
@@ -216,10 +216,10 @@ func manyRoomsAndUnusualUserNames(t *testing.T, factory backendFactory) {
 }
 
 // manyRooms returns positions in n rooms, sorted by name.
-func manyRooms(n int) []message.Position {
-	rooms := make([]message.Position, n)
+func manyRooms(n int) []message.RoomPosition {
+	rooms := make([]message.RoomPosition, n)
 	for i := range rooms {
-		rooms[i] = message.Position{Room: message.Room(fmt.Sprintf("orders:%05d", i)), Epoch: "e1", Seq: message.Seq(i * 100)}
+		rooms[i] = message.RoomPosition{Room: message.Room(fmt.Sprintf("orders:%05d", i)), Epoch: "e1", Seq: message.Seq(i * 100)}
 	}
 	return rooms
 }

@@ -16,10 +16,10 @@ import (
 // the worker's goroutine uses it.
 type writer interface {
 	// commit stores a whole batch in one transaction, or nothing of it. No two
-	// publications of the batch share room, sender and id. It returns after
-	// the database has confirmed the COMMIT; the results are in the order of
-	// the batch. After an error the outcome is unknown, unless isDataError
-	// reports true for it.
+	// publications of the batch share room, From and id. It returns after the
+	// database has confirmed the COMMIT; the results are in the order of the
+	// batch. After an error the outcome is unknown, unless isDataError reports
+	// true for it.
 	commit(ctx context.Context, batch []*queuedPublication) (message.Epoch, []result, error)
 	// ping checks whether a commit could succeed now.
 	ping(ctx context.Context) error
@@ -42,7 +42,7 @@ type queuedPublication struct {
 	pub      *message.Publication
 	digest   [digestSize]byte
 	deadline time.Time
-	original *queuedPublication // the one with the same id earlier in the batch, or nil
+	original *queuedPublication // the earlier publication of the batch with the same idKey, or nil
 	done     bool               // pub has its outcome
 }
 
@@ -59,7 +59,7 @@ type appendWorker struct {
 	onCompleted func([]*message.Publication)
 
 	// ctx ends when a Close has run out of time: every attempt and every wait
-	// then ends, too.
+	// then ends.
 	ctx    context.Context
 	cancel context.CancelFunc
 	wake   chan struct{} // holds one token
@@ -77,7 +77,8 @@ type appendWorker struct {
 
 	completionMu sync.Mutex // serializes the calls of onCompleted
 
-	mu       sync.Mutex // Protects following.
+	// mu protects the fields below.
+	mu       sync.Mutex
 	queue    []*queuedPublication
 	closing  bool
 	refused  []*message.Publication
@@ -87,7 +88,7 @@ type appendWorker struct {
 // append queues a publication, or refuses it. It never waits for the database,
 // only for mu.
 func (w *appendWorker) append(p *message.Publication) {
-	e := &queuedPublication{pub: p, digest: digest(p.Data), deadline: time.Now().Add(w.timeout)}
+	q := &queuedPublication{pub: p, digest: digest(p.Data), deadline: time.Now().Add(w.timeout)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -96,7 +97,7 @@ func (w *appendWorker) append(p *message.Publication) {
 	case !w.pending.reserve(1, len(p.Data)):
 		w.refuse(p, fmt.Errorf("append: %w", errTooManyPending), reasonPending)
 	default:
-		w.queue = append(w.queue, e)
+		w.queue = append(w.queue, q)
 		select {
 		case w.wake <- struct{}{}:
 		default:
@@ -120,7 +121,7 @@ func (w *appendWorker) refuse(p *message.Publication, err error, reason string) 
 	}
 }
 
-// refuseLoop completes the refused publications and ends when there are none left.
+// refuseLoop completes the refused publications and ends when there are none.
 func (w *appendWorker) refuseLoop() {
 	for {
 		w.mu.Lock()
@@ -155,7 +156,7 @@ func (w *appendWorker) commitLoop() {
 	defer tick.Stop()
 	for {
 		if batch := w.dequeueBatch(); len(batch) > 0 {
-			w.commit(batch)
+			w.commitBatch(batch)
 			continue
 		}
 		if w.finished() {
@@ -170,6 +171,16 @@ func (w *appendWorker) commitLoop() {
 	}
 }
 
+// complete calls onCompleted once for each room of pubs.
+func (w *appendWorker) complete(pubs []*message.Publication) {
+	if len(pubs) == 0 {
+		return
+	}
+	w.completionMu.Lock()
+	defer w.completionMu.Unlock()
+	eachRoom(pubs, w.onCompleted)
+}
+
 // finished reports whether commitLoop can end.
 func (w *appendWorker) finished() bool {
 	w.mu.Lock()
@@ -177,7 +188,8 @@ func (w *appendWorker) finished() bool {
 	return w.closing && len(w.queue) == 0
 }
 
-// dequeueBatch removes the next batch from the queue.
+// dequeueBatch removes the next batch: at most batchMessages publications and
+// batchBytes of data, but at least one publication if the queue has any.
 func (w *appendWorker) dequeueBatch() []*queuedPublication {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -197,8 +209,8 @@ func (w *appendWorker) dequeueBatch() []*queuedPublication {
 	return batch
 }
 
-// requeue puts publications back at the front of the queue, since those behind
-// them were appended later.
+// requeue inserts publications at the front of the queue, because the queued
+// publications were appended later.
 func (w *appendWorker) requeue(queued []*queuedPublication) {
 	if len(queued) == 0 {
 		return
@@ -209,7 +221,7 @@ func (w *appendWorker) requeue(queued []*queuedPublication) {
 }
 
 // ping keeps the worker's health up to date while nothing is published, and
-// notices a database that was restored meanwhile. A worker that has committed
+// detects a database that was restored meanwhile. A worker that has committed
 // within the last second needs no ping.
 func (w *appendWorker) ping() {
 	if time.Since(time.Unix(0, w.lastOK.Load())) < pingEvery {

@@ -130,8 +130,8 @@ func TestPendingPublicationsFormTheNextBatch(t *testing.T) {
 func TestSplittingABatchFindsTheRejectedMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &fakeWriter{respond: func(_ context.Context, batch []*queuedPublication) error {
-			for _, e := range batch {
-				if string(e.pub.Data) == "bad" {
+			for _, q := range batch {
+				if string(q.pub.Data) == "bad" {
 					return errData
 				}
 			}
@@ -231,7 +231,7 @@ func TestASplitBatchKeepsItsOrderThroughAnOutage(t *testing.T) {
 		began := time.Now()
 		w := &fakeWriter{respond: func(_ context.Context, batch []*queuedPublication) error {
 			has := func(id string) bool {
-				return slices.ContainsFunc(batch, func(e *queuedPublication) bool { return e.pub.ID == id })
+				return slices.ContainsFunc(batch, func(q *queuedPublication) bool { return q.pub.ID == id })
 			}
 			switch {
 			case has("plug"):
@@ -307,7 +307,7 @@ func TestPublicationsKeepTheirOrderThroughAnOutage(t *testing.T) {
 }
 
 // Under a steady stream, a publication reaches its deadline each millisecond.
-// An attempt must still be long enough for a database that has come back.
+// An attempt must still be long enough for a database that is reachable again.
 func TestRecoveryUnderASteadyStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		back := time.Now().Add(20 * time.Second)

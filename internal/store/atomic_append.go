@@ -2,12 +2,10 @@ package store
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -36,17 +34,18 @@ type atomicAppender struct {
 	timeout time.Duration // Config.AppendTimeout
 
 	// ctx ends when a Close has run out of time: every attempt and every wait
-	// then ends, too.
+	// then ends.
 	ctx    context.Context
 	cancel context.CancelFunc
 	slot   chan struct{} // holds one token while a batch is under way
 
-	mu       sync.Mutex // Protects closing.
+	// mu protects closing.
+	mu       sync.Mutex
 	closing  bool
-	inFlight sync.WaitGroup // calls under way; nothing is added once closing is set
+	inFlight sync.WaitGroup // calls of AppendBatch under way; none is added once closing is set
 }
 
-// newAtomicAppender returns an appender that writes with w and closes it in the end.
+// newAtomicAppender returns an appender that owns w: close closes it.
 func newAtomicAppender(w atomicWriter, timeout time.Duration) *atomicAppender {
 	a := &atomicAppender{writer: w, timeout: timeout, slot: make(chan struct{}, 1)}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
@@ -71,32 +70,32 @@ var errRolledBack = errors.New("tried and rolled back")
 // ends: that would turn a known outcome into an unknown one.
 //
 // It must not be called before Start, nor from onCompleted.
-func (k *committer) AppendBatch(ctx context.Context, pubs []*message.Publication) error {
+func (c *committer) AppendBatch(ctx context.Context, pubs []*message.Publication) error {
 	began := time.Now()
-	b, err := newAtomicBatch(pubs, began.Add(k.atomicAppender.timeout))
+	b, err := newAtomicBatch(pubs, began.Add(c.atomicAppender.timeout))
 	if err == nil {
-		err = k.appendAtomically(ctx, b)
+		err = c.appendAtomically(ctx, b)
 	}
 	if err != nil {
-		// All of them count, since none was stored.
-		k.m.failed.WithLabelValues(atomicFailureReason(err)).Add(float64(len(pubs)))
+		// All publications count, because none was stored.
+		c.m.failed.WithLabelValues(atomicFailureReason(err)).Add(float64(len(pubs)))
 		return fmt.Errorf("append a batch: %w", err)
 	}
-	k.m.batch.Observe(float64(len(pubs)))
+	c.m.batch.Observe(float64(len(pubs)))
 	return nil
 }
 
 // appendAtomically waits for the slot, commits the batch and completes it.
-func (k *committer) appendAtomically(ctx context.Context, b *atomicBatch) error {
-	a := k.atomicAppender
+func (c *committer) appendAtomically(ctx context.Context, b *atomicBatch) error {
+	a := c.atomicAppender
 	if !a.startCall() {
 		return message.ErrClosed
 	}
 	defer a.inFlight.Done()
-	if !k.pending.reserve(len(b.pubs), b.size) {
+	if !c.pending.reserve(len(b.pubs), b.size) {
 		return errTooManyPending
 	}
-	defer k.pending.release(len(b.pubs), b.size)
+	defer c.pending.release(len(b.pubs), b.size)
 	ctx, cancel := context.WithDeadline(ctx, b.deadline)
 	defer cancel()
 	select {
@@ -109,26 +108,11 @@ func (k *committer) appendAtomically(ctx context.Context, b *atomicBatch) error 
 	// Kept until the batch is completed, so that two batches in one room are
 	// completed in the order of their commits.
 	defer func() { <-a.slot }()
-	if err := a.commit(ctx, k, b); err != nil {
+	if err := a.commitWithRetry(ctx, c, b); err != nil {
 		return err
 	}
-	k.complete(b.pubs)
+	c.completeAtomic(b.pubs)
 	return nil
-}
-
-// complete calls onCompleted once for each room of a stored batch, under the
-// lock of the room's append worker, so that calls for one room never overlap.
-//
-// The worker may commit to the same room between the batch's commit and this
-// call, and complete its own publications first. A topic's reorder buffer holds
-// those until the batch's messages arrive.
-func (k *committer) complete(pubs []*message.Publication) {
-	eachRoom(slices.Clone(pubs), func(room []*message.Publication) {
-		w := k.workerFor(room[0].Room)
-		w.completionMu.Lock()
-		defer w.completionMu.Unlock()
-		w.onCompleted(room)
-	})
 }
 
 // startCall adds a call to inFlight, unless the log is being closed.
@@ -178,7 +162,8 @@ type atomicBatch struct {
 	pubIndex    []int // by index in unique: the first publication of that entry
 }
 
-// newAtomicBatch checks a batch against its bounds and finds repeated ids in it.
+// newAtomicBatch checks a batch against its bounds and merges publications that
+// repeat an id.
 func newAtomicBatch(pubs []*message.Publication, deadline time.Time) (*atomicBatch, error) {
 	b := &atomicBatch{pubs: pubs, deadline: deadline, uniqueIndex: make([]int, len(pubs))}
 	if len(pubs) == 0 || len(pubs) > batchMessages {
@@ -189,15 +174,15 @@ func newAtomicBatch(pubs []*message.Publication, deadline time.Time) (*atomicBat
 		if b.size += len(p.Data); b.size > batchBytes {
 			return nil, &message.InvalidError{Field: "messages", Reason: fmt.Sprintf("must hold at most %d bytes of data together", batchBytes)}
 		}
-		e := &queuedPublication{pub: p, digest: digest(p.Data), deadline: deadline}
+		q := &queuedPublication{pub: p, digest: digest(p.Data), deadline: deadline}
 		k := idKey{string(p.Room), p.From, p.ID}
 		n, again := seen[k]
 		switch {
 		case !again:
 			n = len(b.unique)
 			seen[k] = n
-			b.unique, b.pubIndex = append(b.unique, e), append(b.pubIndex, i)
-		case b.unique[n].digest != e.digest:
+			b.unique, b.pubIndex = append(b.unique, q), append(b.pubIndex, i)
+		case b.unique[n].digest != q.digest:
 			return nil, &message.BatchError{Index: i, Err: message.ErrConflict}
 		}
 		b.uniqueIndex[i] = n
@@ -225,12 +210,12 @@ func (b *atomicBatch) apply(epoch message.Epoch, results []result) {
 	}
 }
 
-// commit tries until the batch is stored, refused, or out of time. A retry is
-// safe after an unknown outcome: a batch that was stored finds its own ids, and
-// one that was not is stored now. Half a batch cannot have been stored.
-func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatch) error {
+// commitWithRetry tries until the batch is stored, refused, or out of time. A
+// retry is safe after an unknown outcome: if the batch was stored, its ids are
+// duplicates; if not, it is stored now. Half a batch cannot have been stored.
+func (a *atomicAppender) commitWithRetry(ctx context.Context, c *committer, b *atomicBatch) error {
 	for failures := 0; ; failures++ {
-		epoch, results, err := a.attempt(k, b.deadline, b.unique, b.checkConflicts)
+		epoch, results, err := a.tryCommitIf(c, b.deadline, b.unique, b.checkConflicts)
 		var refused *message.BatchError
 		var locked *lockedRoomsError
 		switch {
@@ -245,7 +230,7 @@ func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatc
 		if a.writer.isDataError(err) {
 			// An error means that an outage ended the search: try the batch again.
 			var i int
-			if i, err = a.findRejected(k, b); err == nil {
+			if i, err = a.findRejected(c, b); err == nil {
 				return &message.BatchError{Index: b.pubIndex[i], Err: message.ErrRejected}
 			}
 		}
@@ -261,11 +246,11 @@ func (a *atomicAppender) commit(ctx context.Context, k *committer, b *atomicBatc
 	}
 }
 
-// attempt tries once. Like an append worker's attempt, it gets a fifth of the
-// timeout even when the deadline is nearer.
-func (a *atomicAppender) attempt(k *committer, deadline time.Time, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
+// tryCommitIf makes one attempt. Like an append worker's, it gets a fifth of
+// the timeout even when the deadline is nearer.
+func (a *atomicAppender) tryCommitIf(c *committer, deadline time.Time, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
 	began := time.Now()
-	defer k.m.observe("commit_batch", began)
+	defer c.m.observe("commit_batch", began)
 	ctx, cancel := context.WithTimeout(a.ctx, max(time.Until(deadline), a.timeout/5))
 	defer cancel()
 	return a.writer.commitIf(ctx, batch, precommit)
@@ -274,14 +259,14 @@ func (a *atomicAppender) attempt(k *committer, deadline time.Time, batch []*queu
 // findRejected returns the index of the entry that the database refuses, by
 // binary search for the shortest prefix that it refuses. A prefix that it
 // accepts is rolled back.
-func (a *atomicAppender) findRejected(k *committer, b *atomicBatch) (int, error) {
-	passes, refused := 0, len(b.unique)
-	for refused-passes > 1 {
-		middle := (passes + refused) / 2
-		_, _, err := a.attempt(k, b.deadline, b.unique[:middle], func([]result) error { return errRolledBack })
+func (a *atomicAppender) findRejected(c *committer, b *atomicBatch) (int, error) {
+	accepted, refused := 0, len(b.unique)
+	for refused-accepted > 1 {
+		middle := (accepted + refused) / 2
+		_, _, err := a.tryCommitIf(c, b.deadline, b.unique[:middle], func([]result) error { return errRolledBack })
 		switch {
 		case errors.Is(err, errRolledBack):
-			passes = middle
+			accepted = middle
 		case a.writer.isDataError(err):
 			refused = middle
 		default:
@@ -310,19 +295,4 @@ func atomicFailureReason(err error) string {
 		}
 	}
 	return reasonInvalid
-}
-
-// eachRoom sorts pubs by room and seq, and calls f with each room's part.
-func eachRoom(pubs []*message.Publication, f func([]*message.Publication)) {
-	slices.SortStableFunc(pubs, func(a, b *message.Publication) int {
-		return cmp.Or(cmp.Compare(a.Room, b.Room), cmp.Compare(a.Seq, b.Seq))
-	})
-	for len(pubs) > 0 {
-		n := 1
-		for n < len(pubs) && pubs[n].Room == pubs[0].Room {
-			n++
-		}
-		f(pubs[:n:n])
-		pubs = pubs[n:]
-	}
 }

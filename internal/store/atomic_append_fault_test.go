@@ -98,7 +98,7 @@ func TestCloseFinishesABatchUnderWay(t *testing.T) {
 	closed := make(chan error)
 	go func() { closed <- n.Close(context.Background()) }()
 	testkit.EventuallyNil(t, "Close has begun", func() error {
-		// Before that, this batch waits for the first, hence the bound.
+		// This batch waits for the first one before, hence the bound.
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
 		if err := n.AppendBatch(ctx, publications("late 1 x")); !errors.Is(err, message.ErrClosed) {

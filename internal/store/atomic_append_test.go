@@ -153,8 +153,8 @@ func TestTheRejectedMessageOfABatchIsFound(t *testing.T) {
 	for size := 1; size <= 9; size++ {
 		for bad := range size {
 			w := &fakeWriter{respond: func(_ context.Context, batch []*queuedPublication) error {
-				for _, e := range batch {
-					if string(e.pub.Data) == "poison" {
+				for _, q := range batch {
+					if string(q.pub.Data) == "poison" {
 						return errData
 					}
 				}

@@ -1,11 +1,13 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -25,20 +27,20 @@ type committer struct {
 
 // newCommitter returns a committer with an append worker for each writer, and
 // an atomic appender over batchWriter. It closes them all when it is closed.
-func newCommitter(c Config, m *metrics, writers []writer, batchWriter atomicWriter) *committer {
-	quota := &pendingQuota{maxCount: int64(c.MaxPending), maxBytes: int64(c.MaxPendingBytes)}
+func newCommitter(cfg Config, m *metrics, writers []writer, batchWriter atomicWriter) *committer {
+	quota := &pendingQuota{maxCount: int64(cfg.MaxPending), maxBytes: int64(cfg.MaxPendingBytes)}
 	m.pending(&quota.count)
-	k := &committer{m: m, pending: quota, seed: maphash.MakeSeed(), atomicAppender: newAtomicAppender(batchWriter, c.AppendTimeout)}
+	c := &committer{m: m, pending: quota, seed: maphash.MakeSeed(), atomicAppender: newAtomicAppender(batchWriter, cfg.AppendTimeout)}
 	for _, bw := range writers {
 		w := &appendWorker{
-			log: c.Logger, m: m, pending: quota, timeout: c.AppendTimeout, writer: bw,
+			log: cfg.Logger, m: m, pending: quota, timeout: cfg.AppendTimeout, writer: bw,
 			wake: make(chan struct{}, 1), done: make(chan struct{}), seen: map[idKey]*queuedPublication{},
 		}
 		w.ctx, w.cancel = context.WithCancel(context.Background())
 		w.lastOK.Store(time.Now().UnixNano())
-		k.workers = append(k.workers, w)
+		c.workers = append(c.workers, w)
 	}
-	return k
+	return c
 }
 
 // Start begins to commit what is appended. It is called once, before the first
@@ -46,11 +48,11 @@ func newCommitter(c Config, m *metrics, writers []writer, batchWriter atomicWrit
 // batch, with the room's publications in the order of their seqs, failed ones
 // first. Calls for one room never overlap. While onCompleted runs, the room's
 // append worker commits nothing, so it must not block.
-func (k *committer) Start(onCompleted func([]*message.Publication)) {
-	if k.started.Swap(true) {
+func (c *committer) Start(onCompleted func([]*message.Publication)) {
+	if c.started.Swap(true) {
 		panic("store: started twice")
 	}
-	for _, w := range k.workers {
+	for _, w := range c.workers {
 		w.onCompleted = onCompleted
 		go w.commitLoop()
 	}
@@ -60,20 +62,20 @@ func (k *committer) Start(onCompleted func([]*message.Publication)) {
 // runs on the goroutine that called Append. Beyond MaxPending or
 // MaxPendingBytes the publication fails at once with message.ErrUnavailable,
 // and after Close with message.ErrClosed.
-func (k *committer) Append(p *message.Publication) {
-	k.workerFor(p.Room).append(p)
+func (c *committer) Append(p *message.Publication) {
+	c.workerFor(p.Room).append(p)
 }
 
 // workerFor returns a room's append worker: the same one as long as this log is
 // open, so that the room's publications keep their order.
-func (k *committer) workerFor(room message.Room) *appendWorker {
-	return k.workers[maphash.String(k.seed, string(room))%uint64(len(k.workers))]
+func (c *committer) workerFor(room message.Room) *appendWorker {
+	return c.workers[maphash.String(c.seed, string(room))%uint64(len(c.workers))]
 }
 
 // Check returns nil if every append worker has reached the database within the
-// last 5 s. Otherwise its error says for how long not, and why.
-func (k *committer) Check() error {
-	for _, w := range k.workers {
+// last 5 s. Otherwise its error says since when it could not, and why.
+func (c *committer) Check() error {
+	for _, w := range c.workers {
 		if err := w.check(); err != nil {
 			return err
 		}
@@ -83,16 +85,16 @@ func (k *committer) Check() error {
 
 // close refuses new publications and commits the pending ones. When ctx ends
 // first, the rest fails with message.ErrUnavailable.
-func (k *committer) close(ctx context.Context) error {
+func (c *committer) close(ctx context.Context) error {
 	var errs []error
-	for _, w := range k.workers {
+	for _, w := range c.workers {
 		w.close()
 	}
-	if err := k.atomicAppender.close(ctx); err != nil {
+	if err := c.atomicAppender.close(ctx); err != nil {
 		errs = append(errs, err)
 	}
-	for _, w := range k.workers {
-		if k.started.Load() {
+	for _, w := range c.workers {
+		if c.started.Load() {
 			select {
 			case <-w.done:
 			case <-ctx.Done():
@@ -108,14 +110,34 @@ func (k *committer) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// complete calls onCompleted once for each room of pubs.
-func (w *appendWorker) complete(pubs []*message.Publication) {
-	if len(pubs) == 0 {
-		return
+// completeAtomic calls onCompleted once for each room of a stored batch, under the
+// lock of the room's append worker, so that calls for one room never overlap.
+//
+// The worker may commit to the same room between the batch's commit and this
+// call, and complete its own publications first. A topic's reorder buffer keeps
+// these until the batch's messages arrive.
+func (c *committer) completeAtomic(pubs []*message.Publication) {
+	eachRoom(slices.Clone(pubs), func(room []*message.Publication) {
+		w := c.workerFor(room[0].Room)
+		w.completionMu.Lock()
+		defer w.completionMu.Unlock()
+		w.onCompleted(room)
+	})
+}
+
+// eachRoom sorts pubs by room and seq, and calls f with each room's part.
+func eachRoom(pubs []*message.Publication, f func([]*message.Publication)) {
+	slices.SortStableFunc(pubs, func(a, b *message.Publication) int {
+		return cmp.Or(cmp.Compare(a.Room, b.Room), cmp.Compare(a.Seq, b.Seq))
+	})
+	for len(pubs) > 0 {
+		n := 1
+		for n < len(pubs) && pubs[n].Room == pubs[0].Room {
+			n++
+		}
+		f(pubs[:n:n])
+		pubs = pubs[n:]
 	}
-	w.completionMu.Lock()
-	defer w.completionMu.Unlock()
-	eachRoom(pubs, w.onCompleted)
 }
 
 // errTooManyPending is the error of a publication beyond the pending quota.

@@ -19,18 +19,18 @@ import (
 // what is wrong, and what to do.
 type operatorError struct{ text string }
 
-func (r *operatorError) Error() string { return r.text }
+func (e *operatorError) Error() string { return e.text }
 
-// A serverIdentity is what a new connection learns about its server.
+// A serverIdentity is the identity of a server, as a new connection has read
+// it.
 type serverIdentity struct {
 	databaseID string // system identifier and the database's oid, with a / between
 	timeline   string
-	tables     string // oid of the table messages: another one after a dump was restored
+	tables     string // oid of the table messages; a restored dump has a different one
 	wal        int64  // flushed WAL position, in bytes
 }
 
-// fingerprint returns what meta.fingerprint holds while the epoch is valid.
-
+// fingerprint returns the value of meta.fingerprint while the epoch is valid.
 func (id serverIdentity) fingerprint() string {
 	return id.databaseID + "/" + id.timeline + "/" + id.tables
 }
@@ -47,9 +47,9 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page
        (SELECT oid::text FROM pg_database WHERE datname = current_database()),
        coalesce(to_regclass('messages')::oid::text, '')`
 
-// verify runs on every new connection of every pool, since the server may be
-// another one than a second ago. It refuses a server that may lose commits, and
-// begins a new epoch when the database is not the one it was.
+// verify runs on every new connection of every pool, since the server may have
+// been replaced a second ago. It refuses a server that may lose commits, and
+// begins a new epoch when it is not the same database as before.
 func (p *Postgres) verify(ctx context.Context, conn *pgx.Conn) error {
 	_, err := p.identify(ctx, conn)
 	return err
@@ -57,29 +57,30 @@ func (p *Postgres) verify(ctx context.Context, conn *pgx.Conn) error {
 
 // identify does what verify does, and returns what it learned about the server.
 func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity, error) {
-	// Read before the query, since another connection may raise it during it.
+	// Read before the query, since another connection may raise p.wal during
+	// the query.
 	seen := p.wal.Load()
 	var id serverIdentity
 	var replica bool
-	var fsync, pages, commit string
-	err := conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &pages, &commit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
+	var fsync, fullPageWrites, synchronousCommit string
+	err := conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &fullPageWrites, &synchronousCommit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
 	if err != nil {
 		return id, fmt.Errorf("identify the database: %w", err)
 	}
-	if err := checkServerSettings(replica, fsync, pages, commit); err != nil {
+	if err := checkServerSettings(replica, fsync, fullPageWrites, synchronousCommit); err != nil {
 		return id, err
 	}
 	if err := checkSchema(ctx, conn); err != nil {
 		return id, err
 	}
-	if commit == "local" || commit == "remote_write" {
-		// A commit must survive a failover. A stricter setting stays.
+	if synchronousCommit == "local" || synchronousCommit == "remote_write" {
+		// A commit must survive a failover. A stricter setting is kept.
 		if _, err := conn.Exec(ctx, "SET synchronous_commit = on"); err != nil {
 			return id, fmt.Errorf("set synchronous_commit: %w", err)
 		}
 	}
-	// WAL that this node has seen flushed is missing: an older copy of the
-	// data files was put back, though the fingerprint may be the same.
+	// WAL whose flush this node has recorded is missing: the data files were
+	// replaced by an older copy, though the fingerprint may be the same.
 	lost := id.wal < seen
 	if err := p.matchEpoch(ctx, conn, id, lost); err != nil {
 		return id, err
@@ -91,18 +92,18 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity
 // checkServerSettings returns an error if the server is a replica or may lose
 // commits in a crash. Each new connection checks again, since all three
 // settings can be changed without a restart.
-func checkServerSettings(replica bool, fsync, pages, commit string) error {
-	const forgets = "the server of DATABASE_URL has %s = off and would lose acked messages in a crash: " +
+func checkServerSettings(replica bool, fsync, fullPageWrites, synchronousCommit string) error {
+	const lossFormat = "the server of DATABASE_URL has %s = off and would lose acked messages in a crash: " +
 		"set %[1]s = on in postgresql.conf"
 	switch {
 	case replica:
 		return &operatorError{"the server of DATABASE_URL is a read-only replica: name the primary, or add target_session_attrs=read-write"}
 	case fsync == "off":
-		return &operatorError{fmt.Sprintf(forgets, "fsync")}
-	case pages == "off":
-		return &operatorError{fmt.Sprintf(forgets, "full_page_writes")}
-	case commit == "off":
-		return &operatorError{fmt.Sprintf(forgets, "synchronous_commit")}
+		return &operatorError{fmt.Sprintf(lossFormat, "fsync")}
+	case fullPageWrites == "off":
+		return &operatorError{fmt.Sprintf(lossFormat, "full_page_writes")}
+	case synchronousCommit == "off":
+		return &operatorError{fmt.Sprintf(lossFormat, "synchronous_commit")}
 	}
 	return nil
 }
@@ -124,10 +125,10 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIden
 			return fmt.Errorf("lock the epoch: %w", err)
 		}
 		switch {
-		case stored == id.fingerprint() && !lost: // another connection was faster
+		case stored == id.fingerprint() && !lost: // another connection has begun the new epoch
 			return nil
 		case p.cfg.TrustFailover && !lost && epoch != "" && differsOnlyInTimeline(stored, id):
-			p.cfg.Logger.Warn("the database has failed over; the epoch stays, because failovers are trusted", "fingerprint", id.fingerprint())
+			p.cfg.Logger.Warn("the database has failed over; the epoch is kept, because DATABASE_TRUST_FAILOVER is set", "fingerprint", id.fingerprint())
 		default:
 			level := slog.LevelWarn
 			if epoch == "" {
@@ -135,7 +136,7 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIden
 			}
 			epoch = string(newEpoch())
 			p.cfg.Logger.Log(ctx, level, "the log begins a new epoch: the database is new, restored, or has failed over",
-				"epoch", epoch, "was", stored, "is", id.fingerprint(), "wal_lost", lost)
+				"epoch", epoch, "old_fingerprint", stored, "new_fingerprint", id.fingerprint(), "wal_lost", lost)
 			// The cursors of the old epoch are void.
 			if _, err := tx.Exec(ctx, `DELETE FROM commits`); err != nil {
 				return fmt.Errorf("empty the commit feed: %w", err)
@@ -151,8 +152,8 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIden
 	})
 }
 
-// differsOnlyInTimeline reports whether id's fingerprint is the stored one, but
-// for the timeline.
+// differsOnlyInTimeline reports whether id's fingerprint equals the stored one
+// except for the timeline.
 func differsOnlyInTimeline(stored string, id serverIdentity) bool {
 	parts := strings.Split(stored, "/")
 	return len(parts) == 4 && parts[0]+"/"+parts[1] == id.databaseID && parts[3] == id.tables
@@ -175,9 +176,9 @@ func newEpoch() message.Epoch {
 	return message.Epoch(hex.EncodeToString(b[:]))
 }
 
-// janitorLoop prunes each minute. Every node tries, and an advisory lock admits
-// one at a time.
-func (p *Postgres) janitorLoop(ctx context.Context) {
+// pruneLoop prunes each minute. Every node tries, and an advisory lock lets one
+// prune at a time.
+func (p *Postgres) pruneLoop(ctx context.Context) {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	for {

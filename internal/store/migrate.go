@@ -38,9 +38,9 @@ func Migrate(ctx context.Context, url string) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	config.ConnectTimeout = connectTimeout
-	// A statement that waits for a table makes all later ones wait behind it,
-	// publishing too. So a migration that meets a long lock, such as that of a
-	// dump, fails and is run again.
+	// A statement that waits for a table makes all later statements on it wait,
+	// also those of a publish. So a migration that meets a long lock, such as
+	// that of a dump, fails and is run again.
 	config.RuntimeParams["lock_timeout"] = "5s"
 	db := stdlib.OpenDB(*config)
 	if err := db.PingContext(ctx); err != nil {

@@ -25,13 +25,13 @@ type Postgres struct {
 	cfg    Config
 	m      *metrics
 	conn   *pgx.ConnConfig // shared by all connections
-	repair *pgxpool.Pool   // commit feed, heads, repairs and the janitor: readers cannot starve them
+	repair *pgxpool.Pool   // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
 	reads  *pgxpool.Pool
 	wal    atomic.Int64 // highest flushed WAL position that this node has seen, in bytes
 
-	stop    context.CancelFunc // ends the janitor
-	janitor sync.WaitGroup
-	closed  atomic.Bool
+	stop   context.CancelFunc // ends loops
+	loops  sync.WaitGroup
+	closed atomic.Bool
 }
 
 // OpenPostgres connects to the log. It returns an error of one line, which
@@ -69,8 +69,8 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	}
 	background, stop := context.WithCancel(context.Background())
 	p.stop = stop
-	p.janitor.Go(func() { p.janitorLoop(background) })
-	p.janitor.Go(func() { p.retention().retainLoop(background) })
+	p.loops.Go(func() { p.pruneLoop(background) })
+	p.loops.Go(func() { p.retention().retentionLoop(background) })
 	return p, nil
 }
 
@@ -170,7 +170,7 @@ func (p *Postgres) Close(ctx context.Context) error {
 	if p.stop != nil {
 		p.stop()
 	}
-	p.janitor.Wait()
+	p.loops.Wait()
 	for _, pool := range []*pgxpool.Pool{p.repair, p.reads} {
 		if pool != nil {
 			pool.Close() // bounded: statement_timeout bounds what it waits for

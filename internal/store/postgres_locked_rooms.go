@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// A room counts as locked when each of this many probes finds its row
-	// locked: other nodes lock it, too, but only for one commit.
+	// A room counts as locked when its row is locked at each of this many
+	// probes: other nodes also lock rows, but only for one commit.
 	lockedProbes     = 5
 	lockedProbeEvery = 20 * time.Millisecond
 
@@ -31,8 +31,8 @@ func lockTimeout(appendTimeout time.Duration) time.Duration {
 	return min(2*time.Second, appendTimeout*2/5)
 }
 
-// A lockedRoom is what a connection remembers of a room after its wait for the
-// room's row has timed out.
+// A lockedRoom is the state that a connection keeps for a room after its wait
+// for the room's row has timed out.
 type lockedRoom struct {
 	retryAt time.Time     // when a batch waits for it again
 	delay   time.Duration // from the last timeout to retryAt
@@ -48,8 +48,8 @@ SELECT name FROM rooms WHERE name = ANY ($1::text[]) AND id <> ALL (ARRAY(SELECT
 
 // A lockedRoomsError names the rooms of a batch that another transaction has
 // locked for longer than a batch waits. Nothing was stored. If the error did
-// not name them, one locked room would stop all others: each next batch would
-// contain it, and time out again.
+// not name the rooms, one locked room would stop all others: each later batch
+// would contain it, and time out again.
 type lockedRoomsError struct{ rooms []string }
 
 func (e *lockedRoomsError) Error() string {
@@ -72,7 +72,7 @@ func (w *pgWriter) checkLockedRooms(ctx context.Context, batch []*queuedPublicat
 	now := time.Now()
 	var rooms []string
 	for _, room := range roomsOf(batch) {
-		if h, known := w.lockedRooms[room]; known && now.Before(h.retryAt) {
+		if r, known := w.lockedRooms[room]; known && now.Before(r.retryAt) {
 			rooms = append(rooms, room)
 		}
 	}
@@ -88,7 +88,7 @@ func (w *pgWriter) checkLockedRooms(ctx context.Context, batch []*queuedPublicat
 
 // findLockedRooms is called when a batch has timed out waiting for its rooms'
 // rows. It returns a *lockedRoomsError that names the rooms still locked, and
-// remembers them, or nil when none is locked any more.
+// adds them to w.lockedRooms, or nil when none is locked any more.
 func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublication) error {
 	rooms := roomsOf(batch)
 	for probe := 0; probe < lockedProbes && len(rooms) > 0; probe++ {
@@ -108,8 +108,8 @@ func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublicati
 		return nil
 	}
 	now := time.Now()
-	// No batch has had these rooms since their retryAt: forget them.
-	maps.DeleteFunc(w.lockedRooms, func(_ string, h lockedRoom) bool { return now.Sub(h.retryAt) > lockedRetryMax })
+	// No batch has had these rooms since their retryAt: remove them.
+	maps.DeleteFunc(w.lockedRooms, func(_ string, r lockedRoom) bool { return now.Sub(r.retryAt) > lockedRetryMax })
 	for _, room := range rooms {
 		delay := max(lockedRetryMin, min(2*w.lockedRooms[room].delay, lockedRetryMax))
 		w.lockedRooms[room] = lockedRoom{retryAt: now.Add(delay), delay: delay}
@@ -118,7 +118,7 @@ func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublicati
 }
 
 // queryLockedRooms returns those rooms that another transaction has locked, and
-// forgets the others.
+// removes the others from w.lockedRooms.
 func (w *pgWriter) queryLockedRooms(ctx context.Context, rooms []string) ([]string, error) {
 	rows, err := w.conn.Query(ctx, "find_locked", rooms)
 	if err != nil {
@@ -141,16 +141,16 @@ func (w *pgWriter) forgetLockedRooms(batch []*queuedPublication) {
 	if len(w.lockedRooms) == 0 {
 		return
 	}
-	for _, e := range batch {
-		delete(w.lockedRooms, string(e.pub.Room))
+	for _, q := range batch {
+		delete(w.lockedRooms, string(q.pub.Room))
 	}
 }
 
 // roomsOf returns the names of a batch's rooms, each once, in byte order.
 func roomsOf(batch []*queuedPublication) []string {
 	rooms := make([]string, len(batch))
-	for i, e := range batch {
-		rooms[i] = string(e.pub.Room)
+	for i, q := range batch {
+		rooms[i] = string(q.pub.Room)
 	}
 	slices.Sort(rooms)
 	return slices.Compact(rooms)

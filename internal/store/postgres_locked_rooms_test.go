@@ -12,7 +12,7 @@ import (
 
 // Another transaction has locked a room's row: that of a node that was stopped
 // in the middle of a batch, or of a forgotten psql. Publishers in this room get
-// an error, and all others go on.
+// an error, and all others continue.
 func TestALockedRoomDoesNotBlockOtherRooms(t *testing.T) {
 	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))

@@ -11,8 +11,8 @@ import (
 // pruneLock is the advisory lock of the node that prunes.
 const pruneLock = 0x5377_6974_6369
 
-// pruneRows bounds one transaction of the janitor: it must not lock many rows
-// for long, nor flood the WAL.
+// pruneRows bounds one transaction of prune, which must not lock many rows for
+// long, nor flood the WAL.
 const pruneRows = 5000
 
 // sqlPruneCommits finds the oldest rows of the feed by their transaction ids,

@@ -25,7 +25,7 @@ func TestARestoreByTemplateBeginsANewEpoch(t *testing.T) {
 	if kept := n.mustPublish("room", "2", "x"); kept.Epoch != old.Epoch {
 		t.Fatal("copying the database began a new epoch")
 	}
-	// The node goes on running while the older state replaces the newer one.
+	// The node keeps running while the older state replaces the newer one.
 	f.pg.Exec("ALTER DATABASE live ALLOW_CONNECTIONS false",
 		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'live'",
 		"DROP DATABASE live WITH (FORCE)", "ALTER DATABASE earlier RENAME TO live")
@@ -85,7 +85,7 @@ func (f *fixture) runTool(program string, input []byte, args ...string) []byte {
 	return out
 }
 
-// An older copy of the server's files is put back, with the same system,
+// The server's files are replaced by an older copy, with the same system,
 // database, timeline and tables. Only a node that saw later WAL can notice.
 func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	t.Parallel()

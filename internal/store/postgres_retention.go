@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	// retainLock is the advisory lock of a node during a step of the walk or
+	// retentionLock is the advisory lock of a node during a step of the walk or
 	// a trim.
-	retainLock = 0x5377_6974_636a
+	retentionLock = 0x5377_6974_636a
 	// trimRows bounds one transaction of a trim.
 	trimRows = 1000
 	// trimWait is how long a trim waits for a lock before it gives up.
@@ -40,16 +40,16 @@ UPDATE retention SET walked = $1, begun = CASE WHEN walked = 0 THEN now() ELSE b
 
 // walkStep makes a step of the walk that all nodes share: they skip the rooms
 // that another node has inspected. A node may die before it has trimmed the
-// rooms it found, which is harmless: the next walk finds them again.
+// rooms that it returns. That is harmless: the next walk returns them again.
 func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error) {
 	ended = true
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
 		var mine bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retainLock).Scan(&mine); err != nil || !mine {
+		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retentionLock).Scan(&mine); err != nil || !mine {
 			return err
 		}
 		var walked int64
-		err := tx.QueryRow(ctx, sqlWalked, retainEvery/2).Scan(&walked)
+		err := tx.QueryRow(ctx, sqlWalked, retentionInterval/2).Scan(&walked)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil // another node has completed a walk recently
 		}
@@ -64,7 +64,7 @@ func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms 
 			walked = 0
 		}
 		// In the transaction that read the rooms, under the lock: no step is
-		// made twice, and none is left out.
+		// made twice or skipped.
 		_, err = tx.Exec(ctx, sqlWalk, walked)
 		return err
 	})
@@ -92,13 +92,13 @@ WHERE name = $1 AND d.next IS NOT NULL
 RETURNING (SELECT count(*) FROM deleted)`
 
 // sqlTrimSettings lets a trim commit without waiting for the flush, during
-// which the room would be locked. A crash may bring removed messages back,
-// together with the room's old first; the next walk removes them again.
+// which the room would be locked. A crash may undo a trim: the removed messages
+// exist again, with the room's old first, and the next walk removes them.
 const sqlTrimSettings = `
 SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'off', true)`
 
-// trim uses the repair pool, as the janitor does, so that it need not wait
-// behind many readers.
+// trim uses the repair pool, as prune does, so that it need not wait behind
+// many readers.
 func (p *Postgres) trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
 	defer cancel()
@@ -108,7 +108,7 @@ func (p *Postgres) trim(ctx context.Context, room message.Room, policy retention
 		}
 		// Unlike walkStep, a trim waits for the lock: each holder needs it
 		// only for a moment.
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retainLock); err != nil {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retentionLock); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(policy.count), orNull(policy.age), trimRows).Scan(&removed)

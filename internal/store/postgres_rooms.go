@@ -25,7 +25,7 @@ SELECT l.name, l.head, l.first, CASE WHEN l.head > 0 THEN l.last_at END FROM (
 // ListRooms returns rooms whose names begin with prefix and sort after after,
 // in byte order, at most limit (1 to 1,000), and reports whether there are
 // more. The service's own rooms, whose names begin with _, are left out unless
-// prefix begins with _, too. The error for an argument out of bounds is a
+// prefix also begins with _. The error for an argument out of bounds is a
 // *message.InvalidError.
 func (p *Postgres) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error) {
 	defer p.m.observe("list_rooms", time.Now())

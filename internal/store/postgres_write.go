@@ -26,9 +26,9 @@ ON CONFLICT (name) DO NOTHING`
 const sqlLockRooms = `
 SELECT id FROM rooms WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR UPDATE`
 
-// sqlAppend is a statement of its own, so that its snapshot is younger than the
-// locks: it sees the ids that other nodes have stored in these rooms, and none
-// can store another until it commits.
+// sqlAppend is a statement of its own, so that its snapshot is taken after the
+// locks. The snapshot has the ids that other nodes have stored in these rooms,
+// and no node can store another until this transaction commits.
 //
 // It numbers the new messages of a room in the order of the batch. Rows pass
 // from one step to the next without a join between steps, which would be
@@ -78,13 +78,15 @@ SELECT seq, at, known IS NOT NULL, known_digest,
 FROM numbered ORDER BY pos`
 
 // sqlPing has the same guard as sqlAppend, and returns the flushed WAL
-// position. It fails on a replica, so a demoted primary does not look healthy.
+// position. It fails on a replica, so a demoted primary is not reported as
+// healthy.
 const sqlPing = `
 SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint FROM meta
 WHERE 1 / (fingerprint = $1 || '/' || to_regclass('messages')::oid::text)::int = 1`
 
-// pgWriter is the connection of one append worker or of the atomic appender,
-// and replaces it when it breaks or is old. One goroutine at a time uses it.
+// A pgWriter has the connection of one append worker or of the atomic appender,
+// and replaces the connection when it breaks or is old. One goroutine at a time
+// uses it.
 type pgWriter struct {
 	p                 *Postgres
 	conn              *pgx.Conn // nil when there is none
@@ -120,7 +122,7 @@ func (w *pgWriter) connect(ctx context.Context) error {
 }
 
 // ready makes sure that there is a connection, and opens a new one when the
-// present one is broken or due for renewal.
+// connection is broken or due for renewal.
 func (w *pgWriter) ready(ctx context.Context) error {
 	if w.conn != nil && !w.conn.IsClosed() && time.Now().Before(w.renewAt) {
 		return nil
@@ -129,7 +131,7 @@ func (w *pgWriter) ready(ctx context.Context) error {
 	return w.connect(ctx)
 }
 
-// close may be called twice, and on a broken connection.
+// close may be called twice, and with a broken connection.
 func (w *pgWriter) close() {
 	if w.conn == nil {
 		return
@@ -209,7 +211,7 @@ func (w *pgWriter) resetAfter(ctx context.Context, err error) error {
 // rollback rolls the transaction back, or closes the connection.
 func (w *pgWriter) rollback(ctx context.Context) {
 	if _, err := w.conn.Exec(ctx, "ROLLBACK"); err != nil {
-		w.close() // which rolls back, too
+		w.close() // the server then rolls back
 	}
 }
 
@@ -232,9 +234,9 @@ func (w *pgWriter) send(ctx context.Context, batch []*queuedPublication, commit 
 	n := len(batch)
 	names, senders, ids := make([]string, n), make([]string, n), make([]string, n)
 	data, digests := make([][]byte, n), make([][]byte, n)
-	for i, e := range batch {
-		names[i], senders[i], ids[i] = string(e.pub.Room), e.pub.From, e.pub.ID
-		data[i], digests[i] = notNil(e.pub.Data), e.digest[:]
+	for i, q := range batch {
+		names[i], senders[i], ids[i] = string(q.pub.Room), q.pub.From, q.pub.ID
+		data[i], digests[i] = notNil(q.pub.Data), q.digest[:]
 	}
 	rooms := roomsOf(batch)
 
@@ -312,7 +314,7 @@ func notNil(b []byte) []byte {
 // that a statement's own data can cause: data, constraints, triggers, limits,
 // and internal errors, which a damaged page causes for one room and not for
 // others. Any other error (connection, rights, resources, operator, a schema
-// that is being restored) would fail any other batch, too.
+// that is being restored) would fail any other batch as well.
 func (w *pgWriter) isDataError(err error) bool {
 	state := sqlState(err)
 	if len(state) != 5 || state == divisionByZero {

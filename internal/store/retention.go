@@ -11,7 +11,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// A retentionPolicy says what a room keeps. Zero fields bound nothing.
+// A retentionPolicy bounds what a room keeps. A zero field is no bound.
 type retentionPolicy struct {
 	age   time.Duration
 	count int64
@@ -21,8 +21,8 @@ type retentionPolicy struct {
 func (p retentionPolicy) keepsAll() bool { return p == retentionPolicy{} }
 
 const (
-	// retainEvery is the time from one walk over the rooms to the next.
-	retainEvery = time.Minute
+	// retentionInterval is the time from one walk over the rooms to the next.
+	retentionInterval = time.Minute
 	// walkPageSize is how many rooms one step of a walk inspects. A step is one
 	// query by the primary key of rooms, with one lookup of the oldest message
 	// of each: a few milliseconds.
@@ -37,33 +37,33 @@ type trimmer interface {
 	ListRooms(ctx context.Context, prefix string, after message.Room, limit int) ([]message.RoomInfo, bool, error)
 	// walkStep makes the next step of the walk over all rooms and returns the
 	// rooms that have more than the policy keeps. ended reports that the walk
-	// is complete, or that another node makes it.
+	// is complete, or that another node is doing it.
 	walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error)
 	// trim removes the oldest messages of a room that the policy does not keep,
 	// at most retention.trimLimit of them, and raises the room's first, in one
-	// transaction. It returns errRoomLocked when it would have to wait for long.
+	// transaction. It returns errRoomLocked when it would have to wait long.
 	trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error)
 }
 
 // errRoomLocked makes retention skip a room until the next walk.
 var errRoomLocked = errors.New("another transaction has locked the room")
 
-// retention removes the oldest messages of each room, apart from the write
-// path. It uses at most a third of one connection's time, because it pauses
-// after each step for twice as long as the step took. It keeps no list of what
-// is left to do, which follows from the rooms, so a killed node leaves nothing
-// half done. Only retainLoop's goroutine uses it.
+// retention removes the oldest messages of each room, outside the write path.
+// It uses at most a third of one connection's time, because it pauses after
+// each step for twice as long as the step took. It keeps no list of pending
+// work: each walk finds it in the rooms, so a killed node leaves nothing half
+// done. Only retentionLoop's goroutine uses it.
 type retention struct {
 	trimmer   trimmer
-	trimLimit int // in messages; a trim of as many may have left some
+	trimLimit int // in messages; a trim that removed as many may not have removed all
 	policy    retentionPolicy
 	m         *metrics
 	log       *slog.Logger
 }
 
-// retainLoop trims all rooms each minute until ctx ends.
-func (r *retention) retainLoop(ctx context.Context) {
-	tick := time.NewTicker(retainEvery)
+// retentionLoop trims all rooms each minute until ctx ends.
+func (r *retention) retentionLoop(ctx context.Context) {
+	tick := time.NewTicker(retentionInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -100,9 +100,9 @@ func (r *retention) runOnce(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// trimCanaries trims the canary rooms, one for each node that ever ran. It finds
-// them by name, since most services have no retention policy and need no walk
-// over all rooms.
+// trimCanaries trims the canary rooms, one for each node that ever ran. It
+// lists them by name, since most services have no retention policy and need no
+// walk over all rooms.
 func (r *retention) trimCanaries(ctx context.Context) error {
 	policy := retentionPolicy{count: canaryKeepCount}
 	var after message.Room
@@ -159,8 +159,8 @@ func (r *retention) pause(ctx context.Context, began time.Time) {
 	}
 }
 
-// orNull returns nil for a bound that is not set: as NULL it makes no comparison
-// true.
+// orNull returns nil for a bound that is not set: a comparison with NULL is
+// never true.
 func orNull[T comparable](v T) *T {
 	var zero T
 	if v == zero {

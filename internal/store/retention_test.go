@@ -128,7 +128,7 @@ func TestRetentionByAge(t *testing.T) {
 		f.ageMessages("all", 20, time.Hour+time.Minute)
 		n.runRetention(f)
 		n.expectKept("room", 31, 50)
-		// A room without any message left still knows its head.
+		// A room whose messages were all removed keeps its head.
 		n.expectKept("all", 21, 20)
 		if p := n.mustPublish("all", "next", "x"); p.Seq != 21 {
 			t.Errorf("after all was removed: %+v", p)

@@ -11,8 +11,8 @@ import (
 // maxRoomList bounds one answer of ListRooms.
 const maxRoomList = 1000
 
-// nameRanges selects the names above after that lie within one of two half-open
-// ranges, in the byte order of names.
+// nameRanges selects the names that sort above after and lie within either of
+// two half-open ranges, in the byte order of names.
 type nameRanges struct {
 	after     string
 	low, high [2]string

@@ -8,9 +8,9 @@ import (
 )
 
 // This file decides which schemas a binary runs on. The version of a schema is
-// the number of the last migration applied to it, and the version of a binary
-// that of the last migration it contains. docs/migrations.md has the rules for
-// migrations.
+// the number of the last migration that was applied to it. The version of a
+// binary is the number of the last migration that it contains.
+// docs/migrations.md has the rules for migrations.
 //
 // A binary refuses an older schema, which lacks something that it needs. It
 // meets a newer schema during a deploy, when the old color runs on it, and after
@@ -53,8 +53,8 @@ func checkSchema(ctx context.Context, conn *pgx.Conn) error {
 	return checkSchemaVersion(version, binary, minBinary)
 }
 
-// checkSchema is what the function is for PostgreSQL. It also refuses a file
-// that is not a database.
+// checkSchema runs when the file is opened. It also refuses a file that is not
+// a database.
 func (s *SQLite) checkSchema(ctx context.Context) error {
 	var tables int
 	err := s.write.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE name = 'goose_db_version'`).Scan(&tables)

@@ -25,11 +25,11 @@ type SQLite struct {
 	write    *sql.DB // one connection
 	reads    *sql.DB
 
-	walked int64 // id of the room that walkStep inspected last; owned by retainLoop
+	walked int64 // id of the room that walkStep inspected last; owned by retentionLoop
 
-	stop    context.CancelFunc // ends the janitor
-	janitor sync.WaitGroup
-	closed  atomic.Bool
+	stop   context.CancelFunc // ends loops
+	loops  sync.WaitGroup
+	closed atomic.Bool
 }
 
 // OpenSQLite opens the log at sqlite:path. It returns an error of one line,
@@ -66,7 +66,7 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 		return fmt.Errorf("open the database: %w", err)
 	}
 	// SQLite allows one writer at a time anyway. With one connection, writers
-	// queue for it in order instead of polling the file's lock.
+	// wait for it in order instead of polling the file's lock.
 	s.write.SetMaxOpenConns(1)
 	if s.reads, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
@@ -101,13 +101,13 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	}
 	background, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	s.janitor.Go(func() { s.janitorLoop(background) })
-	s.janitor.Go(func() { s.retention().retainLoop(background) })
+	s.loops.Go(func() { s.pruneLoop(background) })
+	s.loops.Go(func() { s.retention().retentionLoop(background) })
 	return nil
 }
 
-// matchEpoch begins a new epoch unless the lock file knows the database, and the
-// database is not behind it.
+// matchEpoch begins a new epoch unless the lock file has recorded this
+// database, and the database is not behind that record.
 func (s *SQLite) matchEpoch(ctx context.Context) error {
 	var state databaseState
 	err := s.write.QueryRowContext(ctx, `SELECT identity, commits FROM meta`).Scan(&state.databaseID, &state.commits)
@@ -152,7 +152,7 @@ func (s *SQLite) Close(ctx context.Context) error {
 	}
 	err := s.committer.close(ctx)
 	s.stop()
-	s.janitor.Wait()
+	s.loops.Wait()
 	if err := errors.Join(err, s.closeFiles()); err != nil {
 		return fmt.Errorf("close the log: %w", err)
 	}
@@ -170,8 +170,8 @@ func (s *SQLite) closeFiles() error {
 	return errors.Join(append(errs, s.lockFile.close())...)
 }
 
-// janitorLoop prunes each minute.
-func (s *SQLite) janitorLoop(ctx context.Context) {
+// pruneLoop prunes each minute.
+func (s *SQLite) pruneLoop(ctx context.Context) {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	for {

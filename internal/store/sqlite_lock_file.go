@@ -11,10 +11,11 @@ import (
 
 // A lockFile lies beside a SQLite database, at the database's path + ".lock".
 // Its lock keeps other processes out. Its content records the state of the
-// database: one that is behind it, or that it does not know, was restored or
-// copied, and needs a new epoch. The state includes the inode, since the backup
-// of a folder restores both files. A file system may reuse a freed inode, so an
-// operator who restores a whole folder should leave this file out.
+// database. A database that is behind that record, or is a different one, was
+// restored or copied, and needs a new epoch. The state includes the inode,
+// since the backup of a folder restores both files. A file system may reuse a
+// freed inode, so an operator who restores a whole folder should leave this
+// file out.
 //
 // It is written after each commit and not flushed. After a power failure it may
 // be behind the database, which is harmless.
@@ -74,9 +75,9 @@ func (f *lockFile) write(state databaseState) error {
 	return nil
 }
 
-// recordCommit writes the state of a commit, unless that of a later commit is
-// there: the append worker and the atomic appender commit one after the other,
-// but may call it in any order.
+// recordCommit writes the state of a commit, unless the state of a later commit
+// is recorded: the append worker and the atomic appender commit one after the
+// other, but may call recordCommit in any order.
 func (f *lockFile) recordCommit(state databaseState) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

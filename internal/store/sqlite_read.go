@@ -52,8 +52,8 @@ func (s *SQLite) Read(ctx context.Context, r message.Range) (page message.Page, 
 	return page, err
 }
 
-// pageBounds finds the first and last seq of a page, and whether more messages
-// follow, without reading any data. from is 0 for an empty page.
+// pageBounds returns the first and last seq of a page, and whether more
+// messages follow, without reading any data. from is 0 for an empty page.
 func pageBounds(ctx context.Context, tx *sql.Tx, room int64, r message.Range) (from, to message.Seq, more bool, err error) {
 	query, bound := `SELECT seq, length(data) FROM messages WHERE room_id = ? AND seq > ? ORDER BY seq LIMIT ?`, r.After
 	if r.Before > 0 {
@@ -133,7 +133,7 @@ func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.
 // ListRooms returns rooms whose names begin with prefix and sort after after,
 // in byte order, at most limit (1 to 1,000), and reports whether there are
 // more. The service's own rooms, whose names begin with _, are left out unless
-// prefix begins with _, too. The error for an argument out of bounds is a
+// prefix also begins with _. The error for an argument out of bounds is a
 // *message.InvalidError.
 func (s *SQLite) ListRooms(ctx context.Context, prefix string, after message.Room, limit int) (rooms []message.RoomInfo, more bool, err error) {
 	names, err := nameRangesFor(prefix, after, limit)

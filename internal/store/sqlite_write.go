@@ -75,8 +75,8 @@ func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication,
 	defer func() { _ = tx.Rollback() }() // no-op after the commit
 	b := sqliteBatch{w: w, tx: tx, rooms: map[message.Room]*sqliteRoom{}, now: time.Now().UnixMicro()}
 	results := make([]result, len(batch))
-	for i, e := range batch {
-		if results[i], err = b.add(ctx, e); err != nil {
+	for i, q := range batch {
+		if results[i], err = b.add(ctx, q); err != nil {
 			return "", nil, fmt.Errorf("store a message: %w", err)
 		}
 	}
@@ -115,12 +115,12 @@ type sqliteRoom struct {
 }
 
 // add stores one message, or returns the stored one with its id.
-func (b *sqliteBatch) add(ctx context.Context, e *queuedPublication) (result, error) {
-	room, err := b.room(ctx, e.pub.Room)
+func (b *sqliteBatch) add(ctx context.Context, q *queuedPublication) (result, error) {
+	room, err := b.room(ctx, q.pub.Room)
 	if err != nil {
 		return result{}, err
 	}
-	p := e.pub
+	p := q.pub
 	var r result
 	var at int64
 	err = b.tx.StmtContext(ctx, b.w.findID).QueryRowContext(ctx, room.id, p.From, p.ID).Scan(&r.seq, &at, &r.digest)
@@ -138,7 +138,7 @@ func (b *sqliteBatch) add(ctx context.Context, e *queuedPublication) (result, er
 	if err != nil {
 		return result{}, err
 	}
-	_, err = b.tx.StmtContext(ctx, b.w.insertID).ExecContext(ctx, room.id, p.From, p.ID, room.head, room.at, e.digest[:])
+	_, err = b.tx.StmtContext(ctx, b.w.insertID).ExecContext(ctx, room.id, p.From, p.ID, room.head, room.at, q.digest[:])
 	return result{seq: message.Seq(room.head), at: time.UnixMicro(room.at)}, err
 }
 

@@ -16,13 +16,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config says where the log is and which bounds it works within. A field that
-// is zero means the default that its comment gives.
+// Config has the location of the log and its bounds. A zero field means the
+// default in its comment.
 type Config struct {
 	// URL is DATABASE_URL: postgres://… or sqlite:path. It has no default.
 	URL string
-	// MaxConns bounds the connections of this node to PostgreSQL, over all
-	// pools together (default 12, at least AppendWorkers + 3).
+	// MaxConns bounds the connections of this node to PostgreSQL, in all pools
+	// together (default 12, at least AppendWorkers + 3).
 	MaxConns int
 	// ConnLifetime is how long a connection is used at most (default 30 min).
 	ConnLifetime time.Duration
@@ -48,8 +48,8 @@ type Config struct {
 	MaxPending      int
 	MaxPendingBytes int
 	// TrustFailover is the operator's promise that a failover of PostgreSQL
-	// loses nothing, because its standby is synchronous. A fingerprint that
-	// differs in the timeline only then keeps the epoch.
+	// loses nothing, because its standby is synchronous. The epoch is then kept
+	// if only the timeline of the fingerprint differs.
 	TrustFailover bool
 	// Logger and Registerer default to none.
 	Logger     *slog.Logger
@@ -76,7 +76,7 @@ const (
 	// feedRetention is how long the commit feed keeps its rows.
 	feedRetention = 10 * time.Minute
 	// feedRooms bounds the rooms of one answer of the commit feed. A reader
-	// that is further behind had better compare heads by name, in pages.
+	// that is further behind should compare heads by name, in pages.
 	feedRooms = 50_000
 )
 

@@ -85,7 +85,7 @@ func invariants() []invariant {
 			// a batch that was broadcast and then lost; few get their former seqs.
 			name: "a broadcast follows the commit",
 			edits: []edit{
-				{store + "committer.go", "	for _, w := range k.workers {\n		w.onCompleted = onCompleted\n", "	early = onCompleted\n	for _, w := range k.workers {\n		w.onCompleted = onCompleted\n"},
+				{store + "committer.go", "	for _, w := range c.workers {\n		w.onCompleted = onCompleted\n", "	early = onCompleted\n	for _, w := range c.workers {\n		w.onCompleted = onCompleted\n"},
 				{store + "postgres_write.go", "	return w.commitIf(ctx, batch, nil)\n", `	return w.commitIf(ctx, batch, func(rs []result) error {
 		for i, r := range rs {
 			early([]*message.Publication{{Draft: batch[i].pub.Draft, Epoch: earlyEpoch, Seq: r.seq, At: r.at}})
@@ -95,7 +95,7 @@ func invariants() []invariant {
 	})
 `},
 				{store + "postgres_write.go", "	if err == nil && precommit != nil {\n", "	if err == nil && precommit != nil {\n		earlyEpoch = epoch\n"},
-				{store + "postgres_write.go", "// pgWriter is the connection of one append", "var (\n	early      func([]*message.Publication)\n	earlyEpoch message.Epoch\n)\n\n// pgWriter is the connection of one append"},
+				{store + "postgres_write.go", "// A pgWriter has the connection of one append", "var (\n	early      func([]*message.Publication)\n	earlyEpoch message.Epoch\n)\n\n// A pgWriter has the connection of one append"},
 			},
 			disrupt:    crashRepeatedly,
 			wantFaults: []string{"stored_twice", "seq_shared", "undeclared", "refused_stored", "wrong_ack"},

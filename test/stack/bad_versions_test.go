@@ -19,10 +19,10 @@ func badVersionOverlay(t *testing.T) map[string]string {
 	dir := t.TempDir()
 	for file, edits := range map[string][][2]string{
 		"committer.go": {
-			{"\tk.workerFor(p.Room).append(p)\n", "\tif !failed(k, p) {\n\t\tk.workerFor(p.Room).append(p)\n\t}\n"},
+			{"\tc.workerFor(p.Room).append(p)\n", "\tif !failed(c, p) {\n\t\tc.workerFor(p.Room).append(p)\n\t}\n"},
 			{"Check() error {\n", "Check() error {\n\tif err := notReady(); err != nil {\n\t\treturn err\n\t}\n"},
 		},
-		"batch.go": {{"w.writer.commit(ctx, queued)", "commitSlowly(ctx, w, queued)"}},
+		"append_worker_batch.go": {{"w.writer.commit(ctx, queued)", "commitSlowly(ctx, w, queued)"}},
 	} {
 		text := read(t, filepath.Join(store, file))
 		for _, edit := range edits {

@@ -51,11 +51,11 @@ func leak() {
 // failed completes one in ten publications with an error that the log never returns, and
 // says whether it did. It spares the rooms of probes, so that a smoke test does not see
 // the bug.
-func failed(k *committer, p *message.Publication) bool {
+func failed(c *committer, p *message.Publication) bool {
 	if defect != "errors" || !strings.HasPrefix(string(p.Room), "talk") || rand.N(10) > 0 {
 		return false
 	}
-	w := k.workerFor(p.Room)
+	w := c.workerFor(p.Room)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.refuse(p, errors.New("a bug in this version"), reasonClosed)

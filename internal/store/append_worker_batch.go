@@ -11,35 +11,35 @@ import (
 	"switchyard/internal/message"
 )
 
-// commit stores a batch and completes it, with one call of onCompleted for each
-// room. When the deadline of some publications passes first, it completes those
-// and puts the others back at the front of the queue.
-func (w *appendWorker) commit(batch []*queuedPublication) {
+// commitBatch stores a batch and completes it, with one call of onCompleted for
+// each room. If the deadline of some publications passes first, it completes
+// these and returns the others to the front of the queue.
+func (w *appendWorker) commitBatch(batch []*queuedPublication) {
 	clear(w.seen)
 	unique := make([]*queuedPublication, 0, len(batch))
-	for _, e := range batch {
-		k := idKey{string(e.pub.Room), e.pub.From, e.pub.ID}
-		if e.original = w.seen[k]; e.original == nil {
-			w.seen[k] = e
-			unique = append(unique, e)
+	for _, q := range batch {
+		k := idKey{string(q.pub.Room), q.pub.From, q.pub.ID}
+		if q.original = w.seen[k]; q.original == nil {
+			w.seen[k] = q
+			unique = append(unique, q)
 		}
-		e.done = false
+		q.done = false
 	}
 	w.m.batch.Observe(float64(len(batch)))
 	w.store(unique)
 	size := 0
 	var pubs []*message.Publication
 	var left []*queuedPublication
-	for _, e := range batch {
-		if e.original != nil && e.original.done {
-			w.completeDuplicate(e)
+	for _, q := range batch {
+		if q.original != nil && q.original.done {
+			w.completeDuplicate(q)
 		}
-		if !e.done {
-			left = append(left, e)
+		if !q.done {
+			left = append(left, q)
 			continue
 		}
-		pubs = append(pubs, e.pub)
-		size += len(e.pub.Data)
+		pubs = append(pubs, q.pub)
+		size += len(q.pub.Data)
 	}
 	w.requeue(left)
 	w.pending.release(len(pubs), size)
@@ -48,21 +48,21 @@ func (w *appendWorker) commit(batch []*queuedPublication) {
 
 // completeDuplicate gives a publication the outcome of the earlier one with the
 // same id in its batch.
-func (w *appendWorker) completeDuplicate(e *queuedPublication) {
-	first := e.original.pub
-	e.done = true
+func (w *appendWorker) completeDuplicate(q *queuedPublication) {
+	first := q.original.pub
+	q.done = true
 	switch {
-	case first.Err == nil && e.digest != e.original.digest:
-		w.fail(e, errConflict, reasonConflict)
+	case first.Err == nil && q.digest != q.original.digest:
+		w.fail(q, errConflict, reasonConflict)
 	case first.Err == nil:
-		e.pub.Epoch, e.pub.Seq, e.pub.At, e.pub.Duplicate = first.Epoch, first.Seq, first.At, true
-	case e.digest == e.original.digest || errors.Is(first.Err, message.ErrUnavailable):
-		e.pub.Err = first.Err
+		q.pub.Epoch, q.pub.Seq, q.pub.At, q.pub.Duplicate = first.Epoch, first.Seq, first.At, true
+	case q.digest == q.original.digest || errors.Is(first.Err, message.ErrUnavailable):
+		q.pub.Err = first.Err
 	default:
-		// The first one failed because of its own data. This one has other
-		// data, and may be the resend of the message that has the id.
-		e.done = false
-		w.store([]*queuedPublication{e})
+		// The first publication failed because of its own data. This one has
+		// other data, and may be the resend of the message that has the id.
+		q.done = false
+		w.store([]*queuedPublication{q})
 	}
 }
 
@@ -72,7 +72,7 @@ func (w *appendWorker) completeDuplicate(e *queuedPublication) {
 // seqs of a room follow the order of Append.
 func (w *appendWorker) store(queued []*queuedPublication) {
 	for len(queued) > 0 && !w.failExpired(queued) {
-		epoch, results, err := w.attempt(queued)
+		epoch, results, err := w.tryCommit(queued)
 		var locked *lockedRoomsError
 		switch {
 		case err == nil:
@@ -88,9 +88,10 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 		case w.writer.isDataError(err):
 			half := len(queued) / 2
 			w.store(queued[:half])
-			if slices.ContainsFunc(queued[:half], func(e *queuedPublication) bool { return !e.done }) {
-				// The rest of this half goes back to the front of the queue.
-				// The other half must go with it, or it would overtake it.
+			if slices.ContainsFunc(queued[:half], func(q *queuedPublication) bool { return !q.done }) {
+				// The rest of this half returns to the front of the queue, and
+				// the other half with it: otherwise the second half would
+				// overtake the first.
 				return
 			}
 			w.store(queued[half:])
@@ -104,13 +105,13 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 }
 
 // failLockedRooms fails the publications of rooms that another transaction has
-// locked, and returns the others, which need not wait for it.
+// locked, and returns the others, which do not wait for that transaction.
 func (w *appendWorker) failLockedRooms(queued []*queuedPublication, locked *lockedRoomsError) (others []*queuedPublication) {
-	for _, e := range queued {
-		if locked.has(e.pub.Room) {
-			w.fail(e, fmt.Errorf("append: %w", locked), reasonLocked)
+	for _, q := range queued {
+		if locked.has(q.pub.Room) {
+			w.fail(q, fmt.Errorf("append: %w", locked), reasonLocked)
 		} else {
-			others = append(others, e)
+			others = append(others, q)
 		}
 	}
 	return others
@@ -120,20 +121,20 @@ func (w *appendWorker) failLockedRooms(queued []*queuedPublication, locked *lock
 // once w.ctx has ended, and reports whether there were any.
 func (w *appendWorker) failExpired(queued []*queuedPublication) bool {
 	now, closed, expired := time.Now(), w.ctx.Err() != nil, false
-	for _, e := range queued {
-		if closed || now.After(e.deadline) {
-			w.fail(e, fmt.Errorf("append: no answer within %v: %w", w.timeout, message.ErrUnavailable), reasonTimeout)
+	for _, q := range queued {
+		if closed || now.After(q.deadline) {
+			w.fail(q, fmt.Errorf("append: no answer within %v: %w", w.timeout, message.ErrUnavailable), reasonTimeout)
 			expired = true
 		}
 	}
 	return expired
 }
 
-// attempt tries once. An attempt always gets at least a fifth of the timeout.
-// If it ended at the deadline of the oldest publication, then after an outage,
-// when one publication after the other reaches its deadline, no attempt would
-// be long enough to succeed.
-func (w *appendWorker) attempt(queued []*queuedPublication) (message.Epoch, []result, error) {
+// tryCommit makes one attempt, which always gets at least a fifth of the
+// timeout. If it ended at the deadline of the oldest publication, then after an
+// outage, when one publication after the other reaches its deadline, no attempt
+// would be long enough to succeed.
+func (w *appendWorker) tryCommit(queued []*queuedPublication) (message.Epoch, []result, error) {
 	bound := max(time.Until(queued[0].deadline), w.timeout/5)
 	ctx, cancel := context.WithTimeout(w.ctx, bound)
 	defer cancel()
@@ -155,20 +156,20 @@ func (w *appendWorker) attempt(queued []*queuedPublication) (message.Epoch, []re
 
 // apply writes the outcomes of a committed batch into its publications.
 //
-// When the answer to a COMMIT was lost, the next attempt finds the batch's own
-// ids and reports duplicates. They stay duplicates: the log cannot distinguish
-// them from a publisher's resend that another node stored meanwhile. A
-// duplicate is acked and broadcast like any other message, and a topic drops
-// what it has delivered.
+// When the answer to a COMMIT was lost, the next attempt reads the batch's own
+// ids from the database and reports duplicates. They remain duplicates: the log
+// cannot distinguish them from a publisher's resend that another node stored
+// meanwhile. A duplicate is acked and broadcast like any other message, and a
+// topic drops what it has delivered.
 func (w *appendWorker) apply(queued []*queuedPublication, epoch message.Epoch, results []result) {
-	for i, e := range queued {
+	for i, q := range queued {
 		r := results[i]
-		if r.duplicate && !bytes.Equal(r.digest, e.digest[:]) {
-			w.fail(e, errConflict, reasonConflict)
+		if r.duplicate && !bytes.Equal(r.digest, q.digest[:]) {
+			w.fail(q, errConflict, reasonConflict)
 			continue
 		}
-		e.done = true
-		p := e.pub
+		q.done = true
+		p := q.pub
 		p.Epoch, p.Seq, p.At, p.Duplicate = epoch, r.seq, r.at.UTC(), r.duplicate
 	}
 }
@@ -176,7 +177,7 @@ func (w *appendWorker) apply(queued []*queuedPublication, epoch message.Epoch, r
 var errConflict = fmt.Errorf("append: %w", message.ErrConflict)
 
 // fail completes a publication with an error, and counts it under a reason.
-func (w *appendWorker) fail(e *queuedPublication, err error, reason string) {
-	e.pub.Err, e.done = err, true
+func (w *appendWorker) fail(q *queuedPublication, err error, reason string) {
+	q.pub.Err, q.done = err, true
 	w.m.failed.WithLabelValues(reason).Inc()
 }

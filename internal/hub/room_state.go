@@ -13,8 +13,8 @@ type RoomState struct {
 	Epoch   message.Epoch `json:"epoch"`
 	Seq     message.Seq   `json:"seq"`
 	Members int           `json:"members"`
-	// Held is the number of messages in the reorder buffer.
-	Held int `json:"held"`
+	// Buffered is the number of messages in the reorder buffer.
+	Buffered int `json:"held"`
 	// Behind is how many messages are known to exist and not yet delivered.
 	Behind message.Seq `json:"behind"`
 }
@@ -45,11 +45,11 @@ func (t *topic) state() RoomState {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return RoomState{
-		Room:    t.room,
-		Epoch:   t.epoch,
-		Seq:     t.last,
-		Members: len(t.members),
-		Held:    t.reorder.len(),
-		Behind:  max(0, t.target-t.last),
+		Room:     t.room,
+		Epoch:    t.epoch,
+		Seq:      t.last,
+		Members:  len(t.members),
+		Buffered: t.reorder.len(),
+		Behind:   max(0, t.knownHead-t.last),
 	}
 }

@@ -83,8 +83,8 @@ func ParseRoute(text []byte) (Route, error) {
 	return found, nil
 }
 
-// routeOf returns where a router leads. ours is false for a router that does not
-// lead to a color, such as that of Traefik's own API.
+// routeOf returns the route of a router. ours is false for a router that does not
+// route to a color, such as that of Traefik's own API.
 func (c *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err error) {
 	service, _, _ = strings.Cut(service, "@")
 	if c, ok := colorOfService(service); ok {

@@ -67,7 +67,7 @@ func (t *Traefik) render(r Route) ([]byte, error) {
 	return text, nil
 }
 
-// checkServices returns an error if a router of a color's file leads to a service
+// checkServices returns an error if a router of a color's file routes to a service
 // that services.yml lacks: Traefik would answer every request with 404.
 func (t *Traefik) checkServices(path string, text []byte) error {
 	list := filepath.Join(t.Dir, "dynamic", "services.yml")

@@ -249,7 +249,7 @@ func (l *logs) String() string {
 
 func loggerOf(l *logs) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-// aclCommands are the commands that docs/sessions.md says a user needs.
+// aclCommands are the commands that docs/shared-state.md says a user needs.
 var aclCommands = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
 	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby +hgetall +hexists +hlen +hscan +sadd +srem +srandmember +hmget")
 

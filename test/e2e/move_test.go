@@ -216,7 +216,7 @@ func TestClientsOfAKilledNodeReconnectSpreadOut(t *testing.T) {
 
 // A node is undrained before all of its clients have moved: both nodes serve, and no
 // message is lost.
-func TestADrainTakenBackLosesNothing(t *testing.T) {
+func TestACanceledDrainLosesNothing(t *testing.T) {
 	r := startMoveScenario(t, map[string]string{"DRAIN_WINDOW": "20s", "DEPLOYMENT": ""}, handshakeLimit)
 	r.targetAddr.Store(&r.b.Addr)
 	if code, out := run(t, []string{"ADMIN_ADDR=" + r.a.Admin}, "drain", "-wait=false"); code != 0 {

@@ -43,7 +43,7 @@ mutants: ## break the code on purpose in small ways, and name each change that n
 
 faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
 	@scripts/deps
-	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios)$$' ./test/e2e -args -faults.long \
+	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios|TestANodeDiesAndNobodyMissesAMessage)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
 storms: ## thousands of rooms and members at once on one hub, at full size, a minute

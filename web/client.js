@@ -8,7 +8,7 @@
 //
 // It reconnects by itself when the socket ends, resumes each room after the last seq it saw, delivers no
 // message twice, and keeps each publish until the server has stored it. When the server asks it to move, it
-// opens the next socket before it closes the first. client.d.ts has the types and documents each call.
+// opens the next socket before it closes the current one. client.d.ts has the types and documents each call.
 
 import { Connection } from "./link.js";
 import { Move, SignalDedup } from "./move.js";
@@ -195,7 +195,7 @@ export class Switchyard extends Emitter {
     this.#scheduleReconnect(code, reason, soon && !repeated ? this.#random() * RECONNECT_WITHIN : this.#backoffDelay(this.#failures++));
   }
 
-  // The first connection has ended while the next one is being opened, which is now the only one.
+  // The current connection has ended while the next one is being opened, which is now the only one.
   #continueWithNext() {
     [this.#current] = this.#move.takeNext();
     this.#current.movedFrom = this.welcome.node;
@@ -261,7 +261,7 @@ export class Switchyard extends Emitter {
   #moveHost = {
     create: () => this.#newConnection(),
     start: (connection) => this.#openSocket(connection),
-    nextWelcomed: (connection) => {
+    joinRooms: (connection) => {
       connection.movedFrom = this.welcome.node;
       if (connection.movedFrom) this.#sendMoved(connection);
       this.#rooms.signalDedup.start();
@@ -327,7 +327,7 @@ export class Switchyard extends Emitter {
   // Another user or an earlier publish may have used the same id: the user and the data must be the same, too.
   #isOwn({ room, id, from, data }, connection) {
     const own = this.#outbox.pending(`${room} ${id}`);
-    return own?.attempts > 0 && from === (connection.welcome.user ?? null) && JSON.stringify(data) === own.body;
+    return own?.uncertainAttempts > 0 && from === (connection.welcome.user ?? null) && JSON.stringify(data) === own.body;
   }
 
   #handleError(frame, connection) {

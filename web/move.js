@@ -1,10 +1,10 @@
-// The part of client.js that moves: it opens the next connection before it closes the first. Applications import client.js.
+// The part of client.js that moves: it opens the next connection before it closes the current one. Applications import client.js.
 
 const JOIN_TIMEOUT = 10_000; // ms for one more room to be joined on the next connection
 const SIGNAL_DEDUP_WINDOW = 5_000; // ms after a move in which the second copy of a signal may still arrive
 const MAX_DEDUP_CHARS = 1 << 20; // characters of signals that are remembered; beyond it one may be delivered twice
 const CODE_DISCARDED = 4_000; // closes a next connection that is not used; 1000 would end the session
-const MAX_TIMEOUT = 86_400_000; // ms; no timer of a browser can be longer than 24 days
+const MAX_TIMEOUT = 86_400_000; // ms: one day, far below the 24.8 days that setTimeout can hold
 
 const clampTimeout = (ms) => Math.min(Math.max(ms || 0, 0), MAX_TIMEOUT);
 
@@ -15,12 +15,12 @@ function avoids({ node, deployment } = {}, welcome) {
 
 function sameTarget(a, b) { return a?.node === b?.node && a?.deployment === b?.deployment; }
 
-// A Move tries to open the next connection until all rooms are joined on one, or until its deadline while
-// the first connection lives. host is the client: create() makes a connection and start(connection) opens
-// it; nextWelcomed(connection) joins the rooms there; allJoined(connection) says whether all are joined;
-// promoteNext() makes it the current one.
+// A Move opens next connections, one after the other, until all rooms are joined on one of them, or until
+// its deadline while the current connection is open. host is the client: create() makes a connection and
+// start(connection) opens it; joinRooms(connection) joins the rooms there; allJoined(connection) says
+// whether all are joined; promoteNext() makes it the current one.
 export class Move {
-  next = null; // the next connection, from its opening on
+  next = null; // the next connection, set when it begins to open
   #host; #clock; #backoff; #request = null; #timer = null;
 
   /** backoff(n) returns how long to wait after n failed attempts. */
@@ -36,7 +36,10 @@ export class Move {
     return { notBefore: now + clampTimeout(after), deadline: now + clampTimeout(deadline), avoid, reason, failures: 0 };
   }
 
-  /** Starts a move, which replaces the one before. An attempt in progress continues if it avoids the same. */
+  /**
+   * Starts a move, which replaces the previous move. An attempt in progress continues if it avoids the same node
+   * or deployment.
+   */
   start(request) {
     if (this.next && sameTarget(request.avoid, this.#request.avoid)) {
       this.#request = { ...request, failures: this.#request.failures };
@@ -67,7 +70,7 @@ export class Move {
   nextWelcomed(connection) {
     if (avoids(this.#request.avoid, connection.welcome)) return this.#retry();
     this.#restartJoinTimer();
-    this.#host.nextWelcomed(connection);
+    this.#host.joinRooms(connection);
     return this.checkJoined();
   }
 
@@ -77,7 +80,7 @@ export class Move {
     this.#retry();
   }
 
-  /** Completes the move if all rooms are joined on the next connection; progress says that one more is. */
+  /** Completes the move if all rooms are joined on the next connection; progress says that one more room is joined. */
   checkJoined(progress) {
     if (!this.next?.welcome) return;
     if (this.#host.allJoined(this.next)) this.#host.promoteNext();
@@ -87,7 +90,7 @@ export class Move {
   #scheduleConnect() {
     const { notBefore, deadline } = this.#request;
     this.#timer = this.#clock.setTimeout(() => {
-      if (notBefore > deadline) return this.cancel(); // the deadline has passed, and the first connection lives
+      if (notBefore > deadline) return this.cancel(); // the deadline has passed, and the current connection is open
       this.next = this.#host.create();
       this.#host.start(this.next);
     }, Math.min(notBefore, deadline) - this.#clock.now());
@@ -131,7 +134,7 @@ export class SignalDedup {
     this.#expires = Infinity;
   }
 
-  /** One of the two connections has ended: no second copies arrive after a while. */
+  /** One of the two connections has ended: second copies stop arriving after a while. */
   expireSoon() { this.#expires = Math.min(this.#expires, this.#clock.now() + SIGNAL_DEDUP_WINDOW); }
 
   /** Counts a signal of the connection with that number, and returns whether it was delivered before. */

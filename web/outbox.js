@@ -48,8 +48,8 @@ export class Outbox {
     this.#byRef.set(request.ref, request);
     this.#byKey.set(request.key, request);
     this.#bytes += request.bytes;
-    // attempts counts the ones that may have been stored; sent: on this connection, and without an answer.
-    Object.assign(request, { queuedAt: this.#clock.now(), firstSentAt: null, attempts: 0, sent: false });
+    // uncertainAttempts counts the attempts that may have been stored; sent: on this connection, and without an answer.
+    Object.assign(request, { queuedAt: this.#clock.now(), firstSentAt: null, uncertainAttempts: 0, sent: false });
     this.#startTimer(request);
     request.promise = new Promise((resolve, reject) => Object.assign(request, { resolve, reject }));
     this.#flush(queue);
@@ -59,7 +59,7 @@ export class Outbox {
   attach(connection) {
     this.#connection = connection;
     this.maxFrame = connection.welcome.max_frame ?? Infinity;
-    // After half of the time for which ids are remembered, a resend might be stored a second time.
+    // Resend for half of the ID window only, so that no resend arrives after the id was forgotten.
     this.#resendWindow = connection.welcome.id_window_ms / 2 || DEFAULT_RESEND_MS;
     for (const queue of [...this.#queues.values()]) {
       this.#clock.clearTimeout(queue.timer);
@@ -84,7 +84,7 @@ export class Outbox {
     const request = this.#byRef.get(ref);
     // The refusal of a resend does not say whether an earlier attempt was stored, except for conflict: then
     // the id holds other data.
-    if (request.attempts > 1 && error.code !== "conflict") error.outcomeUnknown = true;
+    if (request.uncertainAttempts > 1 && error.code !== "conflict") error.outcomeUnknown = true;
     request.reject(error);
     this.#remove(request);
   }
@@ -94,7 +94,7 @@ export class Outbox {
   /** Sends the request again after ms; notStored says that the last attempt was certainly not stored. */
   retry(ref, ms, notStored) {
     const request = this.#byRef.get(ref);
-    if (notStored) request.attempts -= 1;
+    if (notStored) request.uncertainAttempts -= 1;
     const queue = this.#queues.get(request.queue);
     request.sent = false;
     queue.probing = true;
@@ -114,8 +114,8 @@ export class Outbox {
   }
 
   rejectAll(code, message) {
-    for (const { ref, attempts } of [...this.#byRef.values()]) {
-      this.reject(ref, new SwitchyardError(code, message, { outcomeUnknown: attempts > 0 }));
+    for (const { ref, uncertainAttempts } of [...this.#byRef.values()]) {
+      this.reject(ref, new SwitchyardError(code, message, { outcomeUnknown: uncertainAttempts > 0 }));
     }
   }
 
@@ -124,7 +124,7 @@ export class Outbox {
     for (const request of [...queue.requests]) {
       if (request.sent) continue;
       if (this.#clock.now() >= this.#deadline(request)) {
-        this.#expire(request); // after a machine has slept, its timers are late
+        this.#expire(request); // after a computer has slept, its timers are late
         continue;
       }
       if (request.bytes > this.maxFrame) {
@@ -132,7 +132,7 @@ export class Outbox {
         continue;
       }
       request.sent = true;
-      if (request.body !== undefined) request.attempts += 1; // a request without a body stores nothing
+      if (request.body !== undefined) request.uncertainAttempts += 1; // a request without a body stores nothing
       if (request.firstSentAt === null) {
         request.firstSentAt = this.#clock.now();
         this.#startTimer(request);
@@ -176,7 +176,7 @@ export class Outbox {
   }
 
   #expire(request) {
-    const unknown = request.attempts > 0;
+    const unknown = request.uncertainAttempts > 0;
     this.reject(request.ref, new SwitchyardError(
       unknown ? "outcome_unknown" : "timeout",
       unknown ? "sent, and no answer came in time" : "no answer came in time, and nothing was stored",

@@ -3,11 +3,11 @@
 import { SwitchyardError } from "./outbox.js";
 import { Room } from "./room.js";
 
-// Rooms are the rooms that are joined or to be joined. A position belongs to the room, and advances with the
+// Rooms holds the rooms that the client has joined or will join. A position belongs to the room, and advances with the
 // connection that delivers a message first. The state of a room on one connection is its membership. host is
-// the client: connections() are those that were welcomed, isNext(connection) recognizes the next one of a
-// move, membershipChanged(progress) is called when a membership of that one has changed, and emit and nextRef
-// are the client's own.
+// the client: connections() are the welcomed ones, isNext(connection) recognizes the next connection of a
+// move, membershipChanged(progress) is called when a membership of the next connection has changed, and emit
+// and nextRef are the client's own.
 export class Rooms {
   signalDedup; // of the last move
   #all = new Map(); #client; #host;

@@ -6,7 +6,7 @@ const REFRESH_FRACTION = 0.8; // of a token's lifetime, after which the next one
 const REFRESH_JITTER = 0.1; // and how much earlier at most, so that clients do not refresh together
 const MIN_REFRESH_MS = 1_000; // a token with less time left is not refreshed
 const REFRESH_TIMEOUT = 30_000; // ms for getToken and the server's answer
-const MAX_TIMEOUT = 86_400_000; // ms; no timer of a browser can be longer than 24 days
+const MAX_TIMEOUT = 86_400_000; // ms: one day, far below the 24.8 days that setTimeout can hold
 
 // Tokens sends a fresh token on the current connection before the old one expires. When a token has expired,
 // the server closes with 4001, and the client reconnects with a fresh one.

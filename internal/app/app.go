@@ -28,24 +28,24 @@ import (
 // Each package declares the interfaces that it needs; these lines prove that the
 // others implement them.
 var (
-	_ hub.Log           = (*store.Postgres)(nil)
-	_ hub.CommitFeed    = (*store.Postgres)(nil)
-	_ hub.BatchAppender = (*store.Postgres)(nil)
-	_ hub.Directory     = (*store.Postgres)(nil)
-	_ messageLog        = (*store.Postgres)(nil)
-	_ hub.Log           = (*store.SQLite)(nil)
-	_ hub.CommitFeed    = (*store.SQLite)(nil)
-	_ hub.BatchAppender = (*store.SQLite)(nil)
-	_ hub.Directory     = (*store.SQLite)(nil)
-	_ messageLog        = (*store.SQLite)(nil)
-	_ hub.Presence      = (*sharedstate.Node)(nil)
-	_ httpd.Sessions    = (*sharedstate.Node)(nil)
-	_ httpd.Takeovers   = (*sharedstate.Node)(nil)
-	_ httpd.UserLimits  = (*sharedstate.Node)(nil)
-	_ httpd.Bans        = (*sharedstate.Node)(nil)
-	_ httpd.Verifier    = (*auth.Verifier)(nil)
-	_ messageBroker     = (*broker.Redis)(nil)
-	_ messageBroker     = (*broker.Memory)(nil)
+	_ hub.Log             = (*store.Postgres)(nil)
+	_ hub.CommitFeed      = (*store.Postgres)(nil)
+	_ hub.BatchAppender   = (*store.Postgres)(nil)
+	_ hub.Directory       = (*store.Postgres)(nil)
+	_ messageLog          = (*store.Postgres)(nil)
+	_ hub.Log             = (*store.SQLite)(nil)
+	_ hub.CommitFeed      = (*store.SQLite)(nil)
+	_ hub.BatchAppender   = (*store.SQLite)(nil)
+	_ hub.Directory       = (*store.SQLite)(nil)
+	_ messageLog          = (*store.SQLite)(nil)
+	_ hub.Presence        = (*sharedstate.Node)(nil)
+	_ httpd.Sessions      = (*sharedstate.Node)(nil)
+	_ httpd.SessionEvents = (*sharedstate.Node)(nil)
+	_ httpd.UserLimits    = (*sharedstate.Node)(nil)
+	_ httpd.Bans          = (*sharedstate.Node)(nil)
+	_ httpd.Verifier      = (*auth.Verifier)(nil)
+	_ messageBroker       = (*broker.Redis)(nil)
+	_ messageBroker       = (*broker.Memory)(nil)
 )
 
 // A messageLog is the log with what App needs to start, check and stop it.
@@ -258,7 +258,7 @@ func (a *App) openSharedState(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("REDIS_URL: %w", err)
 	}
-	a.lifecycle.onStop("sessions", sharedStateStopTimeout, a.sharedState.Close)
+	a.lifecycle.onStop("shared state", sharedStateStopTimeout, a.sharedState.Close)
 	return nil
 }
 
@@ -330,7 +330,7 @@ func (a *App) listen(ctx context.Context) error {
 		DrainTimeout:     a.opt.Config.Drain.Timeout,
 		MoveTargets:      a.moveTargets,
 		Sessions:         a.sharedState,
-		Takeovers:        a.sharedState,
+		SessionEvents:    a.sharedState,
 		UserLimits:       a.sharedState,
 		Audit:            a.audit,
 		Logger:           a.opt.Logger,
@@ -343,6 +343,6 @@ func (a *App) listen(ctx context.Context) error {
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 	a.lifecycle.onStop("http", httpStopTimeout, a.http.Shutdown)
-	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStopTimeout, a.moveClients)
+	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStopTimeout, a.stopClients)
 	return nil
 }

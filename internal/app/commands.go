@@ -51,7 +51,7 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 	return nil
 }
 
-// Migrate brings the database to this version's schema. With -plan it prints the
+// Migrate migrates the database to this version's schema. With -plan it prints the
 // pending migrations as JSON and changes nothing.
 func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)

@@ -26,7 +26,7 @@ const (
 )
 
 // Drain has the service on this host's ADMIN_ADDR move its clients away, and
-// waits until it is empty, printing its progress. The service goes on running
+// waits until it is empty, printing its progress. The service continues to run
 // until Undrain makes it serve again or a signal ends it.
 func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("drain", flag.ContinueOnError)
@@ -84,13 +84,13 @@ func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState
 		if state.Clients != last {
 			last = state.Clients
 			fmt.Fprintf(stdout, "%s: %d clients, %d asked, %d moved, %d closed, %d lost, %d returned\n",
-				state.Phase, state.Clients, state.Asked, state.Moved, state.Closed, state.Lost, state.Returned)
+				state.Phase, state.Clients, state.Asked, state.Departed, state.Closed, state.Lost, state.Returned)
 		}
 		switch state.Phase {
 		case "drained":
 			return nil
 		case "":
-			return httpd.ErrUndrained
+			return httpd.ErrDrainCanceled
 		}
 		select {
 		case <-ctx.Done():

@@ -12,8 +12,8 @@ import (
 	"switchyard/internal/message"
 )
 
-// moveClients moves the clients to other nodes, and closes those that do not move.
-func (a *App) moveClients(ctx context.Context) error {
+// stopClients moves the clients to other nodes, and closes those that do not move.
+func (a *App) stopClients(ctx context.Context) error {
 	if err := a.http.DrainForShutdown(ctx); err != nil {
 		a.opt.Logger.Warn("drain not done", "error", err)
 	}
@@ -43,7 +43,7 @@ func (a *App) moveTargets(scope httpd.Scope) httpd.MoveTargets {
 	})
 }
 
-// summarizeNodes summarizes the nodes other than self, without those to avoid.
+// summarizeNodes summarizes all nodes except self and those to avoid.
 func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.NodeStatus) bool) httpd.MoveTargets {
 	r, minLimit := httpd.MoveTargets{Known: true}, 0.0
 	for _, n := range nodes {
@@ -72,7 +72,7 @@ func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.
 }
 
 // components returns the state of the parts for /readyz. A broker that is down or
-// stale does not make the node unready, since delivery goes on through the commit
+// stale does not make the node unready, since delivery continues through the commit
 // feed. Stale is a state of its own because the connection looks healthy then.
 func (a *App) components() []httpd.Component {
 	logState, brokerState, deliveryState := "up", "up", "up"

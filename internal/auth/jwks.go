@@ -29,13 +29,13 @@ const (
 // The states of the keys. A change of state is logged.
 const (
 	stateFresh    = "fresh"
-	stateStale    = "old" // the last fetch failed, and the keys before it are still used
-	stateUnusable = "out" // there are no keys, or they are too old
+	stateStale    = "stale"    // the last fetch failed, and the keys before it are still used
+	stateUnusable = "unusable" // there are no keys, or they are too old
 )
 
 // errNoKey means that none of the keys made the token's signature. Another fetch
-// may bring the right one.
-var errNoKey = errors.New("no key of the JWKS is the token's")
+// may return the right key.
+var errNoKey = errors.New("no key of the JWKS matches the token's signature")
 
 // A jwks holds an issuer's public keys, which one goroutine fetches periodically.
 // It does not use the refresh of the libraries, which would accept a body of any
@@ -51,16 +51,16 @@ type jwks struct {
 	metrics   *metrics
 	keys      *jwkset.MemoryJWKSet // has its own lock
 	selectKey keyfunc.Keyfunc      // selects from keys by kid, and compares alg with the key's
-	wake      chan struct{}        // a token requests a fetch; never closed
+	wake      chan struct{}        // a value requests a fetch; never closed
 	stop      context.CancelFunc
 	done      chan struct{} // closed when refreshLoop has ended
 
 	// Owned by the caller of fetch: openJWKS, then refreshLoop.
-	skipped string // what was left out of the last set, as last logged
+	skipped string // keys that were left out of the last set, as last logged
 	state   string // as last logged
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects the fields below.
+	mu          sync.Mutex
 	lastAttempt time.Time     // when the last fetch ended
 	lastSuccess time.Time     // when the last successful fetch ended; zero before the first
 	failures    int           // in a row
@@ -93,7 +93,7 @@ func (j *jwks) close(ctx context.Context) error {
 	case <-j.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("a fetch of the JWKS that does not end: %w", ctx.Err())
+		return fmt.Errorf("waiting for a JWKS fetch to end: %w", ctx.Err())
 	}
 }
 
@@ -143,7 +143,7 @@ func (j *jwks) fetch(ctx context.Context) {
 	j.recordFetch(result)
 }
 
-// recordFetch records how a fetch ended, and wakes the tokens that wait for it.
+// recordFetch records how a fetch ended, and wakes the verifications that wait for it.
 func (j *jwks) recordFetch(result string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -175,10 +175,10 @@ func (j *jwks) logStateChange(result string, err error) {
 	case stateUnusable:
 		j.log.Error("no key of the JWKS can be used: tokens that need one are answered with unavailable", "url", j.url, "error", err)
 	case stateStale:
-		j.log.Warn("the JWKS can't be fetched: the keys that came last stay in use", "url", j.url, "error", err, "for", j.maxStale.String())
+		j.log.Warn("the JWKS can't be fetched: the last fetched keys stay in use", "url", j.url, "error", err, "max_stale", j.maxStale.String())
 	case stateFresh:
 		if j.state != "" {
-			j.log.Info("the JWKS is fetched again", "url", j.url)
+			j.log.Info("the JWKS can be fetched again", "url", j.url)
 		}
 	}
 	j.state = state

@@ -100,7 +100,7 @@ func (j *jwks) fetchedRecently() bool {
 // fetchedRecentlyLocked is fetchedRecently. Caller holds mu.
 func (j *jwks) fetchedRecentlyLocked() bool { return time.Since(j.lastAttempt) < minFetchInterval }
 
-// isFailing reports whether the last fetch brought no keys.
+// isFailing reports whether the last fetch returned no keys.
 func (j *jwks) isFailing() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -152,7 +152,7 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 		if w.metric("auth_jwks_up", "") != 0 || w.metric("auth_jwks_refreshes_total", "failed") < 40 {
 			t.Errorf("up %v, %v failed", w.metric("auth_jwks_up", ""), w.metric("auth_jwks_refreshes_total", "failed"))
 		}
-		if got := w.logged.Count("keys that came last stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
+		if got := w.logged.Count("last fetched keys stay in use"); got != 1 || !strings.Contains(w.logged.String(), "it answered 502") {
 			t.Errorf("%d lines about the outage, want 1:\n%s", got, w.logged)
 		}
 

@@ -28,7 +28,7 @@ const (
 // It is immutable, so that connections may share it.
 //
 // A pattern is the name of a room in which each * matches any run of characters,
-// also an empty one. Nothing else is special: * does not stop at dots or colons,
+// including an empty one. Nothing else is special: * does not stop at dots or colons,
 // and ** means the same as *. Where several patterns match a room, their rights add
 // up; no pattern takes rights away. Rooms that begin with _ match no pattern.
 type Permissions struct {
@@ -111,30 +111,30 @@ func newPermissions(grants []grant) (Permissions, error) {
 		}
 		return strings.Compare(a.pattern, b.pattern)
 	})
-	r := Permissions{grants: grants}
+	p := Permissions{grants: grants}
 	for i, g := range grants {
 		if i > 0 && g.pattern == grants[i-1].pattern {
 			return Permissions{}, errors.New("a pattern is there twice")
 		}
 		if g.isExact() {
-			r.exact++
+			p.exact++
 		}
 	}
-	return r, nil
+	return p, nil
 }
 
 func (g grant) isExact() bool { return strings.IndexByte(g.pattern, '*') < 0 }
 
 // allow reports whether a pattern that matches the room grants the right. It runs
 // for each publish, and allocates nothing.
-func (r Permissions) allow(room string, right rights) bool {
-	i, found := slices.BinarySearchFunc(r.grants[:r.exact], room, func(g grant, room string) int {
+func (p Permissions) allow(room string, right rights) bool {
+	i, found := slices.BinarySearchFunc(p.grants[:p.exact], room, func(g grant, room string) int {
 		return strings.Compare(g.pattern, room)
 	})
-	if found && r.grants[i].rights&right != 0 {
+	if found && p.grants[i].rights&right != 0 {
 		return true
 	}
-	for _, g := range r.grants[r.exact:] {
+	for _, g := range p.grants[p.exact:] {
 		if g.rights&right != 0 && matches(g.pattern, room) {
 			return true
 		}
@@ -144,7 +144,7 @@ func (r Permissions) allow(room string, right rights) bool {
 
 // matches reports whether a pattern with a * matches a name. It searches once for
 // the text between two *, from the end of the text before. The leftmost match
-// leaves the most room for the rest, so that no backtracking is needed.
+// leaves the longest remainder, so no backtracking is needed.
 func matches(pattern, name string) bool {
 	before, rest, _ := strings.Cut(pattern, "*")
 	name, ok := strings.CutPrefix(name, before)

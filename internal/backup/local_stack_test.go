@@ -91,7 +91,8 @@ func (l *localStack) exec(ctx context.Context, env []string, as *syscall.Credent
 		return err
 	}
 	path := "PATH=" + filepath.Dir(postgres) + ":" + os.Getenv("PATH")
-	cmd.Env = append(os.Environ(), path)
+	// Containers have no locale; this host's may translate errors.
+	cmd.Env = append(os.Environ(), path, "LC_ALL=C")
 	cmd.Args = append([]string{"env", path}, cmd.Args[1:]...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"sync"
@@ -67,10 +68,25 @@ func (n *node) received(room message.Room) []string {
 	return append([]string(nil), n.got[room]...)
 }
 
+// subscribe subscribes again for as long as the broker is down, as the hub does.
+func (n *node) subscribe(ctx context.Context, room message.Room) error {
+	for {
+		err := n.Subscribe(ctx, room)
+		if !errors.Is(err, ErrDown) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 func (n *node) mustSubscribe(t *testing.T, rooms ...message.Room) {
 	t.Helper()
 	for _, room := range rooms {
-		if err := n.Subscribe(testkit.Within(t, testkit.Timeout), room); err != nil {
+		if err := n.subscribe(testkit.Within(t, testkit.Timeout), room); err != nil {
 			t.Fatalf("subscribe to %s: %v", room, err)
 		}
 	}

@@ -41,7 +41,8 @@ type scriptPlayer struct {
 	peers   []*scriptedPeer           // in the order of connecting
 	frames  map[string]map[string]any // frames of the client, by the names in the script
 
-	mu            sync.Mutex // Protects following.
+	// mu protects the fields below.
+	mu            sync.Mutex
 	state         StateEvent
 	states        []string
 	events        []string
@@ -63,7 +64,8 @@ type scriptedPeer struct {
 	*peer
 	token, session string
 
-	mu    sync.Mutex // Protects following.
+	// mu protects the fields below.
+	mu    sync.Mutex
 	queue []map[string]any
 	code  int // with which the client closed; 0 while it has not
 }

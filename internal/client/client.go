@@ -141,7 +141,7 @@ type Client struct {
 	opts              Options
 	ctx               context.Context // ends with the client
 	cancel            context.CancelFunc
-	slots             chan struct{} // one element for each pending publication
+	slots             chan struct{} // one element for each pending publish
 	connectionsClosed chan struct{} // closed when Close has closed all connections
 	done              chan struct{} // closed when the client has ended
 
@@ -152,7 +152,8 @@ type Client struct {
 	// connections are read during a move. It is locked before mu.
 	handlerMu sync.Mutex
 
-	mu           sync.Mutex      // Protects following.
+	// mu protects the fields below.
+	mu           sync.Mutex
 	current      *connection     // nil unless live
 	next         *connection     // the next connection of a move, from its welcome on
 	move         *move           // nil without a move
@@ -170,11 +171,11 @@ type Client struct {
 	backoff backoff // owned by the goroutine in connectionLoop
 
 	// Also protected by mu.
-	rooms            map[message.Room]*room
-	pending          map[publicationKey]*publication
-	retryQueues      map[message.Room]*retryQueue
-	publicationCount uint64           // publications accepted so far
-	calls            map[string]*call // by ref
+	rooms        map[message.Room]*roomState
+	pending      map[publishKey]*pendingPublish
+	retryQueues  map[message.Room]*retryQueue
+	publishCount uint64           // publishes accepted so far
+	calls        map[string]*call // by ref
 }
 
 // New starts a client, which connects in the background and retries until Close.
@@ -197,8 +198,8 @@ func New(opts Options) (*Client, error) {
 		connectionsClosed: make(chan struct{}),
 		done:              make(chan struct{}),
 		live:              make(chan struct{}),
-		rooms:             make(map[message.Room]*room),
-		pending:           make(map[publicationKey]*publication),
+		rooms:             make(map[message.Room]*roomState),
+		pending:           make(map[publishKey]*pendingPublish),
 		retryQueues:       make(map[message.Room]*retryQueue),
 		calls:             make(map[string]*call),
 	}

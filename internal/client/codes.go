@@ -54,7 +54,7 @@ const (
 	backoffMin      = 500 * time.Millisecond // the first bound; each failure doubles it
 	backoffMax      = 20 * time.Second
 	reconnectWithin = time.Second
-	// stableAfter is how long a connection must live to reset the count of
+	// stableAfter is how long a connection must be open to reset the count of
 	// failures, and the time after which a second 4208 counts as unrelated to the
 	// first.
 	stableAfter = 10 * time.Second
@@ -65,10 +65,10 @@ const (
 type backoff struct {
 	random   func() float64 // in [0, 1)
 	failures int
-	slowAt   time.Time // when the last 4208 came
+	slowAt   time.Time // when the last 4208 arrived
 }
 
-// next returns the delay after a connection that lived for lifetime and ended
+// next returns the delay after a connection that was open for lifetime and ended
 // with code at now. action is what the code asks for.
 func (b *backoff) next(action closeAction, code int, lifetime time.Duration, now time.Time) time.Duration {
 	if lifetime >= stableAfter {

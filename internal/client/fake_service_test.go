@@ -49,7 +49,8 @@ type fakeService struct {
 	once      sync.Once
 	closed    chan struct{}
 
-	mu            sync.Mutex    // Protects following.
+	// mu protects the fields below.
+	mu            sync.Mutex
 	welcomeFields string        // added to the welcome
 	statuses      []int         // of the next handshakes; 0 accepts
 	headers       []http.Header // of all handshakes

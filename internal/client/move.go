@@ -10,27 +10,27 @@ import (
 // connection before it discards that connection.
 const joinTimeout = 10 * time.Second
 
-var errMoveFailed = errors.New("the next connection leads to what is to be avoided, or did not join the rooms")
+var errMoveFailed = errors.New("the next connection reached the node or deployment to avoid, or did not join all rooms")
 
 // A moveRequest is a move frame, with absolute times.
 type moveRequest struct {
 	avoid     Avoid
 	reason    string
 	notBefore time.Time // the earliest time of the next attempt
-	deadline  time.Time // the move is canceled after it, while the current connection lives
+	deadline  time.Time // the move is canceled after it, while the current connection is open
 }
 
 // A move makes the next connection, on a goroutine of its own, while the current
 // one stays in use.
 type move struct {
 	// Static.
-	ctx      context.Context // ends with the client, or when the move is canceled
-	cancel   context.CancelFunc
-	previous <-chan struct{} // closed when the goroutine of the move before this one has ended
-	done     chan struct{}   // closed when moveLoop returns
+	ctx          context.Context // ends with the client, or when the move is canceled
+	cancel       context.CancelFunc
+	previousDone <-chan struct{} // closed when the goroutine of the previous move has ended
+	done         chan struct{}   // closed when moveLoop returns
 
-	// Each holds one signal for awaitJoins: allJoined says that all rooms are
-	// joined on the next connection, progress that one more is.
+	// Each is a channel with a buffer of one that wakes awaitJoins: allJoined when
+	// all rooms are joined on the next connection, progress when one more is.
 	allJoined, progress chan struct{}
 
 	// Guarded by Client.mu.
@@ -44,7 +44,7 @@ func (a Avoid) avoids(w Welcome) bool {
 }
 
 // handleMove starts a move that the current connection asks for. A move that the
-// next one asks for is kept until that is the current one.
+// next connection asks for is kept until that connection is the current one.
 func (c *Client) handleMove(conn *connection, f *serverFrame) {
 	now := time.Now()
 	req := &moveRequest{avoid: f.Avoid, reason: f.Reason, notBefore: now.Add(millis(f.After)), deadline: now.Add(millis(f.Deadline))}
@@ -58,8 +58,8 @@ func (c *Client) handleMove(conn *connection, f *serverFrame) {
 	}
 }
 
-// startMove starts a move, which replaces the one before. An attempt in progress
-// continues if it avoids the same. The caller holds mu.
+// startMove starts a move, which replaces the previous move. An attempt in progress
+// continues if it avoids the same node or deployment. The caller holds mu.
 func (c *Client) startMove(req *moveRequest) {
 	if c.closing {
 		return
@@ -70,7 +70,7 @@ func (c *Client) startMove(req *moveRequest) {
 	}
 	c.cancelMove()
 	m := &move{
-		request: req, previous: c.moveDone, done: make(chan struct{}),
+		request: req, previousDone: c.moveDone, done: make(chan struct{}),
 		allJoined: make(chan struct{}, 1), progress: make(chan struct{}, 1),
 	}
 	m.ctx, m.cancel = context.WithCancel(c.ctx)
@@ -91,8 +91,8 @@ func (c *Client) cancelMove() {
 func (c *Client) moveLoop(m *move) {
 	defer close(m.done)
 	defer m.cancel()
-	if m.previous != nil {
-		<-m.previous // so that there are never more than two connections
+	if m.previousDone != nil {
+		<-m.previousDone // so that there are never more than two connections
 	}
 	retryBackoff := backoff{random: c.opts.random}
 	for c.awaitMoveTime(m) {
@@ -158,7 +158,7 @@ func (c *Client) postponeMove(m *move, wait time.Duration) bool {
 }
 
 // useMoveConnection makes conn the next connection, joins the rooms there and makes
-// it the current one. It discards a connection that is of no use. It returns true
+// it the current one. It discards a connection that cannot be used. It returns true
 // when the move is over, and false when another attempt is due.
 func (c *Client) useMoveConnection(m *move, conn *connection) bool {
 	c.mu.Lock()
@@ -167,7 +167,7 @@ func (c *Client) useMoveConnection(m *move, conn *connection) bool {
 		c.mu.Unlock()
 		conn.sock.closeUnread()
 		return true
-	case c.current == nil: // the first has ended: any connection is better than none
+	case c.current == nil: // the current connection has ended: any connection is better than none
 		c.cancelMove()
 		c.sendMoved(conn)
 		c.mu.Unlock()
@@ -228,7 +228,7 @@ func (c *Client) awaitJoins(m *move, conn *connection) bool {
 	}
 }
 
-// notifyMove signals the move that one more room is joined, or left, on the next
+// notifyMove wakes the move because one more room is joined, or left, on the next
 // connection. The caller holds mu.
 func (c *Client) notifyMove() {
 	if c.next == nil || c.move == nil {
@@ -255,7 +255,7 @@ func (c *Client) allJoined() bool {
 	return true
 }
 
-// finishMove makes the next connection the current one and closes the first, if all
+// finishMove makes the next connection the current one and closes the old one, if all
 // rooms are joined. It returns false if they are not, or if the move is over.
 func (c *Client) finishMove(m *move) bool {
 	c.handlerMu.Lock()
@@ -265,19 +265,19 @@ func (c *Client) finishMove(m *move) bool {
 		c.handlerMu.Unlock()
 		return false
 	}
-	first := c.current
-	event, o := c.promoteNext()
+	old := c.current
+	event, calls := c.promoteNext()
 	c.mu.Unlock()
-	o.deliver()
+	calls.run()
 	c.opts.OnMoved(event)
 	c.handlerMu.Unlock()
-	first.sock.closeGracefully(codeNormal)
+	old.sock.closeGracefully(codeNormal)
 	return true
 }
 
 // promoteNext makes the next connection the current one. The caller holds handlerMu
-// and mu, and delivers what is returned once mu is released.
-func (c *Client) promoteNext() (MovedEvent, outcomes) {
+// and mu, and runs the returned callbacks once mu is released.
+func (c *Client) promoteNext() (MovedEvent, callbacks) {
 	conn := c.next
 	event := MovedEvent{From: c.welcome, To: conn.welcome, Reason: c.move.request.reason, Took: time.Since(conn.openedAt)}
 	if c.current.refreshTimer != nil {

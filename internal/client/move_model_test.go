@@ -18,13 +18,13 @@ import (
 	"switchyard/internal/message"
 )
 
-// A modelNodes is three nodes over one log that keep their promises, while their
-// connections are moved, broken and closed at any moment. Every connection delays
-// its frames by its own time. A random node accepts each connection, as behind a
-// load balancer.
+// modelNodes are three correct nodes with one log. Their connections are moved, broken
+// and closed at any moment. Every connection delays its frames by its own time. A
+// random node accepts each connection, as behind a load balancer.
 type modelNodes struct {
-	t       *testing.T
-	mu      sync.Mutex // Protects following.
+	t *testing.T
+	// mu protects the fields below.
+	mu      sync.Mutex
 	rng     *rand.Rand
 	log     map[message.Room][]storedMessage
 	peers   []*nodePeer
@@ -45,7 +45,7 @@ type nodePeer struct {
 func (p *nodePeer) writeLoop() {
 	for frame := range p.out {
 		select {
-		case <-time.After(p.delay): // of the bubble
+		case <-time.After(p.delay): // virtual time
 			_ = p.conn.Write(context.Background(), websocket.MessageText, []byte(frame))
 		case <-p.closed:
 		}
@@ -87,9 +87,9 @@ func (nodes *modelNodes) serve(in *peer) {
 			return
 		}
 		nodes.mu.Lock()
-		goesOn := nodes.handle(p, frame)
+		keepOpen := nodes.handle(p, frame)
 		nodes.mu.Unlock()
-		if !goesOn {
+		if !keepOpen {
 			return
 		}
 	}
@@ -253,12 +253,13 @@ func TestMovesLoseDuplicateAndReorderNothing(t *testing.T) {
 	}
 }
 
-// A subscriber records what a subscriber has received.
+// A subscriber records the messages and signals of one client.
 type subscriber struct {
 	runningHandlers atomic.Int32 // handlers that run now
-	mu              sync.Mutex   // Protects following.
-	got             map[message.Room][]message.Message
-	signals         map[string]bool
+	// mu protects the fields below.
+	mu      sync.Mutex
+	got     map[message.Room][]message.Message
+	signals map[string]bool
 }
 
 func (sub *subscriber) handler(t *testing.T) Handler {
@@ -325,13 +326,13 @@ func (nodes *modelNodes) run(t *testing.T, s *fakeService) {
 					t.Errorf("Send: %v", err)
 					all.Done()
 				}
-				time.Sleep(100 * time.Millisecond) // of the bubble
+				time.Sleep(100 * time.Millisecond) // virtual time
 			}
 		}()
 	}
 	all.Wait()
 	close(stop)
-	time.Sleep(5 * time.Minute) // of the bubble: long enough for the last reconnect
+	time.Sleep(5 * time.Minute) // virtual time: long enough for the last reconnect
 	nodes.verify(t, subs, acked, each)
 }
 
@@ -352,7 +353,7 @@ func (nodes *modelNodes) verify(t *testing.T, subs []*subscriber, acked [][]mess
 			}
 			for n, m := range got {
 				if m.Seq != message.Seq(n+1) || string(m.Data) != log[n].data {
-					t.Fatalf("subscriber %d: number %d in %s is %d %s", i, n+1, room, m.Seq, m.Data)
+					t.Fatalf("subscriber %d: message %d of %s has seq %d, data %s", i, n+1, room, m.Seq, m.Data)
 				}
 			}
 		}

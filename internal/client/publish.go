@@ -15,17 +15,17 @@ import (
 	"switchyard/internal/message"
 )
 
-// A publicationKey identifies a publication of one user.
-type publicationKey struct {
+// A publishKey identifies a pending publish.
+type publishKey struct {
 	room message.Room
 	id   string
 }
 
-// A publication is a publish without an answer. Guarded by Client.mu.
-type publication struct {
-	key       publicationKey
+// A pendingPublish is a publish that has no answer yet. It is guarded by Client.mu.
+type pendingPublish struct {
+	key       publishKey
 	order     uint64 // rises with each call of Send and Publish
-	ref       string // the same in each resend, and in no other publication
+	ref       string // the same in each resend, and unique among publishes
 	frame     []byte
 	data      []byte // part of frame
 	done      func(Ack, error)
@@ -36,11 +36,11 @@ type publication struct {
 	uncertainAttempts int
 }
 
-// outcomes are calls of done functions, which are made once mu is released.
-type outcomes []func()
+// callbacks are calls of done functions, to be run once mu is released.
+type callbacks []func()
 
-func (o outcomes) deliver() {
-	for _, f := range o {
+func (c callbacks) run() {
+	for _, f := range c {
 		f()
 	}
 }
@@ -78,7 +78,7 @@ func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMe
 		return r.ack, r.err
 	case <-ctx.Done():
 		c.giveUp(p, ctx.Err())
-		r := <-results // does not block: giveUp has sent it, or an answer before that
+		r := <-results // does not block: giveUp, or an earlier answer, has already sent the result
 		return r.ack, r.err
 	}
 }
@@ -103,7 +103,7 @@ func (c *Client) Send(room message.Room, data json.RawMessage, id string, done f
 // startPublish checks a publish and sends it, or queues it behind its room's retry
 // queue. The caller has acquired a slot, which removePending releases; when
 // startPublish fails, the caller keeps it.
-func (c *Client) startPublish(room message.Room, data []byte, id string, done func(Ack, error)) (*publication, error) {
+func (c *Client) startPublish(room message.Room, data []byte, id string, done func(Ack, error)) (*pendingPublish, error) {
 	if id == "" {
 		id = NewID()
 	}
@@ -118,7 +118,7 @@ func (c *Client) startPublish(room message.Room, data []byte, id string, done fu
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &publication{key: publicationKey{room, id}, ref: c.nextRef(), done: done}
+	p := &pendingPublish{key: publishKey{room, id}, ref: c.nextRef(), done: done}
 	p.frame = newRequest("publish", p.ref, room).text("id", id).data(data).end()
 	p.data = p.frame[len(p.frame)-1-len(data) : len(p.frame)-1]
 	if c.err != nil {
@@ -130,8 +130,8 @@ func (c *Client) startPublish(room message.Room, data []byte, id string, done fu
 	if err := c.checkSize(p.frame, room); err != nil {
 		return nil, err
 	}
-	c.publicationCount++
-	p.order = c.publicationCount
+	c.publishCount++
+	p.order = c.publishCount
 	c.pending[p.key] = p
 	switch q := c.retryQueues[room]; {
 	case q != nil:
@@ -143,7 +143,7 @@ func (c *Client) startPublish(room message.Room, data []byte, id string, done fu
 }
 
 // transmit sends p on the current connection. The caller holds mu and has one.
-func (c *Client) transmit(p *publication) {
+func (c *Client) transmit(p *pendingPublish) {
 	p.conn = c.current
 	if p.timer == nil {
 		p.firstSent = time.Now()
@@ -169,21 +169,21 @@ func (c *Client) resendWindow() time.Duration {
 
 // giveUp completes p without an answer, because of cause, or because its resend
 // window is over (nil).
-func (c *Client) giveUp(p *publication, cause error) {
+func (c *Client) giveUp(p *pendingPublish, cause error) {
 	c.mu.Lock()
 	if c.pending[p.key] != p {
 		c.mu.Unlock()
 		return
 	}
 	err := unansweredError(p, cause)
-	o := c.removePending(p, Ack{}, err)
+	calls := c.removePending(p, Ack{}, err)
 	c.mu.Unlock()
-	o.deliver()
+	calls.run()
 }
 
-// unansweredError returns the error of a publication that got no answer because of
+// unansweredError returns the error of a publish that got no answer because of
 // cause; nil means that the resend window is over.
-func unansweredError(p *publication, cause error) error {
+func unansweredError(p *pendingPublish, cause error) error {
 	switch {
 	case p.timer == nil: // never sent
 		return fmt.Errorf("publish in %s, not sent: %w", p.key.room, cause)
@@ -193,29 +193,29 @@ func unansweredError(p *publication, cause error) error {
 	return fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, cause)
 }
 
-// completePublish completes the pending publication with that key, if it was sent
+// completePublish completes the pending publish with that key, if it was sent
 // and matches returns true: an earlier publish may have used the same id.
-func (c *Client) completePublish(key publicationKey, ack Ack, matches func(*publication) bool) {
+func (c *Client) completePublish(key publishKey, ack Ack, matches func(*pendingPublish) bool) {
 	c.mu.Lock()
-	var o outcomes
+	var calls callbacks
 	if p := c.pending[key]; p != nil && p.timer != nil && matches(p) {
-		o = c.removePending(p, ack, nil)
+		calls = c.removePending(p, ack, nil)
 	}
 	c.mu.Unlock()
-	o.deliver()
+	calls.run()
 }
 
 func (c *Client) handleAck(f *serverFrame) {
-	c.completePublish(publicationKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate},
-		func(p *publication) bool { return f.Ref == p.ref })
+	c.completePublish(publishKey{f.Room, f.ID}, Ack{f.Room, f.Epoch, f.Seq, f.ID, f.Duplicate},
+		func(p *pendingPublish) bool { return f.Ref == p.ref })
 }
 
 // completeFromOwnMessage treats a message with the user, id and data of a pending
-// publication as its ack. The id alone does not suffice, because ids are unique
+// publish as its ack. The id alone does not suffice, because ids are unique
 // per room and user only.
 func (c *Client) completeFromOwnMessage(conn *connection, m message.Message) {
-	c.completePublish(publicationKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
-		func(p *publication) bool {
+	c.completePublish(publishKey{m.Room, m.ID}, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID},
+		func(p *pendingPublish) bool {
 			user := conn.welcome.User
 			own := (user == nil && m.From == "") || (user != nil && m.From == *user)
 			return own && bytes.Equal(m.Data, p.data)
@@ -224,27 +224,27 @@ func (c *Client) completeFromOwnMessage(conn *connection, m message.Message) {
 
 // removePending completes p: it removes p everywhere and releases its slot. If p
 // was the probe of its retry queue, the queue is released. The caller holds mu and
-// delivers the outcomes after it.
-func (c *Client) removePending(p *publication, ack Ack, err error) outcomes {
+// runs the callbacks after it has released mu.
+func (c *Client) removePending(p *pendingPublish, ack Ack, err error) callbacks {
 	delete(c.pending, p.key)
 	<-c.slots
 	if p.timer != nil {
 		p.timer.Stop()
 	}
 	if q := c.retryQueues[p.key.room]; q != nil {
-		q.queue = slices.DeleteFunc(q.queue, func(other *publication) bool { return other == p })
+		q.queue = slices.DeleteFunc(q.queue, func(other *pendingPublish) bool { return other == p })
 		if q.probe == p || (q.probe == nil && len(q.queue) == 0) {
 			c.releaseQueue(p.key.room, q)
 		}
 	}
-	return outcomes{func() { p.done(ack, err) }}
+	return callbacks{func() { p.done(ack, err) }}
 }
 
 // handlePublishError reports whether ref is that of a pending publish. A temporary
 // error queues it for a retry; any other completes it.
 func (c *Client) handlePublishError(ref string, err *Error) bool {
 	c.mu.Lock()
-	var p *publication
+	var p *pendingPublish
 	for _, candidate := range c.pending {
 		if candidate.ref == ref {
 			p = candidate
@@ -254,7 +254,7 @@ func (c *Client) handlePublishError(ref string, err *Error) bool {
 		c.mu.Unlock()
 		return false
 	}
-	var o outcomes
+	var calls callbacks
 	if err.Code == "rate_limited" {
 		p.uncertainAttempts-- // refused before the log, so this attempt was not stored
 	}
@@ -264,19 +264,19 @@ func (c *Client) handlePublishError(ref string, err *Error) bool {
 	case p.uncertainAttempts > 1 && err.Code != "conflict":
 		// The refusal of a resend does not say whether an earlier attempt was
 		// stored, except for conflict: then the id holds other data.
-		o = c.removePending(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
+		calls = c.removePending(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
 	default:
-		o = c.removePending(p, Ack{}, err)
+		calls = c.removePending(p, Ack{}, err)
 	}
 	c.mu.Unlock()
-	o.deliver()
+	calls.run()
 	return true
 }
 
-// resendPending sends every pending publication on a new current connection, in
+// resendPending sends every pending publish on a new current connection, in
 // order, but only the oldest one of a room with a retry queue. The caller holds mu
-// and delivers the outcomes after it.
-func (c *Client) resendPending() (o outcomes) {
+// and runs the callbacks after it has released mu.
+func (c *Client) resendPending() (calls callbacks) {
 	for _, q := range c.retryQueues {
 		if q.timer != nil {
 			q.timer.Stop()
@@ -291,12 +291,12 @@ func (c *Client) resendPending() (o outcomes) {
 		p.conn = nil
 		q := c.retryQueues[p.key.room]
 		if !c.resetResendTimer(p) {
-			o = append(o, c.removePending(p, Ack{}, unansweredError(p, nil))...)
+			calls = append(calls, c.removePending(p, Ack{}, unansweredError(p, nil))...)
 			continue
 		}
 		switch err := c.checkSize(p.frame, p.key.room); {
 		case err != nil:
-			o = append(o, c.removePending(p, Ack{}, err)...)
+			calls = append(calls, c.removePending(p, Ack{}, err)...)
 		case q != nil:
 			q.add(p)
 		default:
@@ -306,52 +306,52 @@ func (c *Client) resendPending() (o outcomes) {
 	for _, q := range c.retryQueues {
 		c.sendProbe(q)
 	}
-	return o
+	return calls
 }
 
 // resetResendTimer recomputes the resend window of p, because the new connection's
-// service may remember ids for another time than the last one. It returns false
+// service may remember ids for a longer or shorter time. It returns false
 // when the window is over. The caller holds mu.
-func (c *Client) resetResendTimer(p *publication) bool {
+func (c *Client) resetResendTimer(p *pendingPublish) bool {
 	if p.timer == nil {
 		return true
 	}
-	left := c.resendWindow() - time.Since(p.firstSent)
-	if left > 0 {
-		p.timer.Reset(left)
+	remaining := c.resendWindow() - time.Since(p.firstSent)
+	if remaining > 0 {
+		p.timer.Reset(remaining)
 	}
-	return left > 0
+	return remaining > 0
 }
 
-// pendingInOrder returns the pending publications in the order of the calls. The
+// pendingInOrder returns the pending publishes in the order of the calls. The
 // caller holds mu.
-func (c *Client) pendingInOrder() []*publication {
+func (c *Client) pendingInOrder() []*pendingPublish {
 	return slices.SortedFunc(maps.Values(c.pending), byOrder)
 }
 
-func byOrder(a, b *publication) int { return cmp.Compare(a.order, b.order) }
+func byOrder(a, b *pendingPublish) int { return cmp.Compare(a.order, b.order) }
 
-// failLargest fails the publication that must have caused a close with 1009: the
+// failLargest fails the publish that must have caused a close with 1009: the
 // largest one sent on that connection.
 func (c *Client) failLargest(conn *connection, cause error) {
 	c.mu.Lock()
-	var largest *publication
+	var largest *pendingPublish
 	for _, p := range c.pending {
 		if p.conn == conn && (largest == nil || len(p.frame) > len(largest.frame)) {
 			largest = p
 		}
 	}
-	var o outcomes
+	var calls callbacks
 	if largest != nil {
-		o = c.removePending(largest, Ack{}, errors.Join(ErrTooLarge, cause))
+		calls = c.removePending(largest, Ack{}, errors.Join(ErrTooLarge, cause))
 	}
 	c.mu.Unlock()
-	o.deliver()
+	calls.run()
 }
 
-// failPending fails every pending publication with cause. The caller holds mu and
-// delivers the outcomes after it.
-func (c *Client) failPending(cause error) (o outcomes) {
+// failPending fails every pending publish with cause. The caller holds mu and
+// runs the callbacks after it has released mu.
+func (c *Client) failPending(cause error) (calls callbacks) {
 	for _, q := range c.retryQueues {
 		if q.timer != nil {
 			q.timer.Stop()
@@ -359,7 +359,7 @@ func (c *Client) failPending(cause error) (o outcomes) {
 	}
 	clear(c.retryQueues)
 	for _, p := range c.pendingInOrder() {
-		o = append(o, c.removePending(p, Ack{}, unansweredError(p, cause))...)
+		calls = append(calls, c.removePending(p, Ack{}, unansweredError(p, cause))...)
 	}
-	return o
+	return calls
 }

@@ -7,18 +7,18 @@ import (
 	"switchyard/internal/message"
 )
 
-// A retryQueue holds back a room's publications after the service has refused one
-// of them for a time. Only the oldest, the probe, is resent. The others follow
-// once the probe has its answer, which keeps their order. Guarded by Client.mu.
+// A retryQueue holds back a room's publishes after the service has temporarily
+// refused one of them. Only the oldest, the probe, is resent. The others follow once
+// the probe has its answer, which keeps their order. It is guarded by Client.mu.
 type retryQueue struct {
-	probe *publication   // sent and without an answer, or nil
-	queue []*publication // by order, without the probe
-	timer *time.Timer    // sends the next probe, or nil
+	probe *pendingPublish   // sent and without an answer, or nil
+	queue []*pendingPublish // by order, without the probe
+	timer *time.Timer       // sends the next probe, or nil
 }
 
 // enqueueRetry puts p into the retry queue of its room, and schedules a probe after
 // wait unless one is scheduled or sent. The caller holds mu.
-func (c *Client) enqueueRetry(p *publication, wait time.Duration) {
+func (c *Client) enqueueRetry(p *pendingPublish, wait time.Duration) {
 	room := p.key.room
 	q := c.retryQueues[room]
 	if q == nil {
@@ -36,7 +36,7 @@ func (c *Client) enqueueRetry(p *publication, wait time.Duration) {
 }
 
 // add inserts p by its order. The caller holds mu.
-func (q *retryQueue) add(p *publication) {
+func (q *retryQueue) add(p *pendingPublish) {
 	at, found := slices.BinarySearchFunc(q.queue, p, byOrder)
 	if !found {
 		q.queue = slices.Insert(q.queue, at, p)
@@ -57,14 +57,14 @@ func (c *Client) retryProbe(room message.Room, q *retryQueue) {
 	}
 }
 
-// sendProbe resends the oldest publication of a queue. The caller holds mu and has
+// sendProbe resends the oldest publish of a queue. The caller holds mu and has
 // a current connection.
 func (c *Client) sendProbe(q *retryQueue) {
 	q.probe, q.queue = q.queue[0], q.queue[1:]
 	c.transmit(q.probe)
 }
 
-// releaseQueue removes a queue and sends its publications. The caller holds mu.
+// releaseQueue removes a queue and sends its publishes. The caller holds mu.
 func (c *Client) releaseQueue(room message.Room, q *retryQueue) {
 	delete(c.retryQueues, room)
 	if q.timer != nil {

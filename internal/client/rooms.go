@@ -28,7 +28,7 @@ func After(epoch message.Epoch, seq message.Seq) Position {
 }
 
 // A Handler has the callbacks of a room; any of them may be nil. The client calls
-// its callbacks in order and one at a time, over all rooms, and reads no frame
+// its callbacks in order and one at a time across all rooms, and reads no frame
 // while one runs: after a slow callback the service may close the client as slow
 // (4208).
 type Handler struct {
@@ -48,9 +48,9 @@ type Handler struct {
 	Ended func(error)
 }
 
-// A room is a room that is joined or to be joined. Guarded by Client.mu, except
-// for the handler, which is static.
-type room struct {
+// A roomState is the client's state of a room that it has joined or will join. It is
+// guarded by Client.mu, except for the handler, which is static.
+type roomState struct {
 	name      message.Room
 	handler   Handler
 	position  Position         // the last one seen, on any connection
@@ -64,7 +64,7 @@ type joinOutcome struct {
 	err    error
 }
 
-func (r *room) completeJoin(j Joined, err error) {
+func (r *roomState) completeJoin(j Joined, err error) {
 	if r.firstJoin != nil {
 		r.firstJoin <- joinOutcome{j, err}
 		r.firstJoin = nil
@@ -89,7 +89,7 @@ func (c *Client) Join(ctx context.Context, name message.Room, from Position, h H
 		c.mu.Unlock()
 		return Joined{}, fmt.Errorf("%w: %s", ErrJoined, name)
 	}
-	r := &room{name: name, handler: h, position: from, firstJoin: first}
+	r := &roomState{name: name, handler: h, position: from, firstJoin: first}
 	c.rooms[name] = r
 	if c.current != nil {
 		c.sendJoin(c.current, r)
@@ -117,7 +117,7 @@ func (c *Client) Leave(name message.Room) {
 	}
 }
 
-func (c *Client) leave(r *room) {
+func (c *Client) leave(r *roomState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rooms[r.name] != r {
@@ -148,7 +148,7 @@ func (c *Client) Position(name message.Room) (Position, bool) {
 }
 
 // sendJoin joins r on conn from the last position seen. The caller holds mu.
-func (c *Client) sendJoin(conn *connection, r *room) {
+func (c *Client) sendJoin(conn *connection, r *roomState) {
 	m := conn.memberships[r.name]
 	if m == nil {
 		m = &membership{}
@@ -191,10 +191,10 @@ func (c *Client) handleJoined(conn *connection, f *serverFrame) {
 	}
 }
 
-// joinedElsewhere reports whether r is joined on the other one of the two
-// connections of a move, so that its join on conn is not reported. The caller
+// joinedElsewhere reports whether r is joined on the other connection of a move, so
+// that its join on conn is not reported. The caller
 // holds mu.
-func (c *Client) joinedElsewhere(conn *connection, r *room) bool {
+func (c *Client) joinedElsewhere(conn *connection, r *roomState) bool {
 	for _, other := range []*connection{c.current, c.next} {
 		if other != nil && other != conn && other.memberships[r.name] != nil && other.memberships[r.name].joined {
 			return true
@@ -207,7 +207,7 @@ func (c *Client) joinedElsewhere(conn *connection, r *room) bool {
 // error the client joins again later; after any other it leaves the room.
 func (c *Client) handleJoinError(conn *connection, ref string, err *Error) bool {
 	c.mu.Lock()
-	var r *room
+	var r *roomState
 	for name, m := range conn.memberships {
 		if m.ref == ref && ref != "" {
 			r = c.rooms[name]
@@ -240,7 +240,7 @@ func (c *Client) handleJoinError(conn *connection, ref string, err *Error) bool 
 
 // retryJoin repeats the join with that ref, unless the room was left or joined
 // anew since.
-func (c *Client) retryJoin(conn *connection, r *room, ref string) {
+func (c *Client) retryJoin(conn *connection, r *roomState, ref string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if m := conn.memberships[r.name]; (conn == c.current || conn == c.next) && c.rooms[r.name] == r && m != nil && m.ref == ref {
@@ -295,14 +295,14 @@ func (c *Client) handleMessage(conn *connection, f *serverFrame) error {
 // isStaleEpoch reports whether a frame in epoch is stale: this connection is still
 // in that epoch, while the room's position, moved on by the other connection, is
 // in a newer one. The caller holds mu.
-func (m *membership) isStaleEpoch(epoch message.Epoch, r *room) bool {
+func (m *membership) isStaleEpoch(epoch message.Epoch, r *roomState) bool {
 	return epoch != r.position.Epoch && epoch == m.epoch
 }
 
 // requestMissing joins again from the room's position, because got came instead of
-// the seq that follows it. It returns errSkippedMessage when a join from that
+// the position's next seq. It returns errSkippedMessage when a join from that
 // position was tried before. The caller holds mu.
-func (c *Client) requestMissing(conn *connection, r *room, got message.Seq) error {
+func (c *Client) requestMissing(conn *connection, r *roomState, got message.Seq) error {
 	m := conn.memberships[r.name]
 	if m.missingAfter == r.position {
 		m.missingAfter = Position{}
@@ -342,8 +342,8 @@ func (c *Client) handleGap(conn *connection, f *serverFrame) error {
 	return nil
 }
 
-// handleSignal passes a signal to the handler, unless it is the second copy of a
-// move.
+// handleSignal passes a signal to the handler, unless the other connection of a
+// move has already delivered it.
 func (c *Client) handleSignal(conn *connection, f *serverFrame) {
 	c.mu.Lock()
 	r := c.rooms[f.Room]

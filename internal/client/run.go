@@ -27,7 +27,7 @@ func (c *Client) run() {
 // One goroutine at a time is responsible for the current connection: it reads
 // it here, or is on its way to the next one. A move starts a second loop for the
 // next connection, which takes over when that becomes the current one; the loop
-// of the first then returns.
+// of the old connection then returns.
 func (c *Client) connectionLoop(conn *connection, end closeResult) {
 	for {
 		if conn != nil {
@@ -94,17 +94,17 @@ func (c *Client) startConnection(conn *connection) {
 	c.handlerMu.Lock()
 	defer c.handlerMu.Unlock()
 	c.mu.Lock()
-	o := c.makeCurrent(conn)
+	calls := c.makeCurrent(conn)
 	close(c.live)
 	c.mu.Unlock()
-	o.deliver()
+	calls.run()
 	c.opts.OnState(StateEvent{State: Live, Welcome: conn.welcome})
 }
 
 // makeCurrent makes conn the current connection: it rejoins the rooms from their
 // positions, and then resends, in order, what has no answer yet. The caller holds
-// handlerMu and mu, and delivers the outcomes once mu is released.
-func (c *Client) makeCurrent(conn *connection) (o outcomes) {
+// handlerMu and mu, and runs the returned callbacks once mu is released.
+func (c *Client) makeCurrent(conn *connection) (calls callbacks) {
 	c.current, c.welcome = conn, conn.welcome
 	if conn.welcome.Session != "" {
 		c.session = conn.welcome.Session
@@ -119,7 +119,7 @@ func (c *Client) makeCurrent(conn *connection) (o outcomes) {
 			conn.sock.send(newRequest("presence", c.nextRef(), r.name).end())
 		}
 	}
-	o = c.resendPending()
+	calls = c.resendPending()
 	for _, ref := range slices.Sorted(maps.Keys(c.calls)) {
 		c.resendCall(conn, ref)
 	}
@@ -127,7 +127,7 @@ func (c *Client) makeCurrent(conn *connection) (o outcomes) {
 	if conn.pendingMove != nil {
 		c.startMove(conn.pendingMove)
 	}
-	return o
+	return calls
 }
 
 // connectionEnded cleans up after conn, which has ended. It returns true when
@@ -152,9 +152,9 @@ func (c *Client) connectionEnded(conn *connection, end *closeResult) bool {
 		return true
 	case c.closing:
 	case c.next != nil:
-		event, o := c.promoteNext()
+		event, calls := c.promoteNext()
 		c.mu.Unlock()
-		o.deliver()
+		calls.run()
 		c.opts.OnMoved(event)
 		return true
 	}
@@ -183,7 +183,7 @@ func (c *Client) finish(cause error, end closeResult) {
 	c.mu.Lock()
 	c.err = cause
 	c.cancel()
-	o := c.failPending(cause)
+	calls := c.failPending(cause)
 	for ref, call := range c.calls {
 		delete(c.calls, ref)
 		call.result <- callResult{err: cause}
@@ -193,7 +193,7 @@ func (c *Client) finish(cause error, end closeResult) {
 		r.completeJoin(Joined{}, cause)
 	}
 	c.mu.Unlock()
-	o.deliver()
+	calls.run()
 	c.opts.OnState(StateEvent{State: Closed, Err: cause, Code: end.code})
 }
 

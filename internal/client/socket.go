@@ -36,7 +36,8 @@ type socket struct {
 	cancel context.CancelFunc
 	buf    bytes.Buffer // owned by the reader
 
-	mu      sync.Mutex    // Protects following.
+	// mu protects the fields below.
+	mu      sync.Mutex
 	queue   [][]byte      // frames to write
 	writing bool          // a writeLoop runs
 	broken  bool          // frames are dropped

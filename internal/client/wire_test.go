@@ -98,10 +98,10 @@ func FuzzHandle(f *testing.F) {
 			}
 		}
 		c := &Client{
-			opts: Options{}.withDefaults(), closing: true, current: newConnection(1), next: newConnection(2), signalDedup: (*signalDedup)(nil).start(), rooms: map[message.Room]*room{},
-			pending: map[publicationKey]*publication{}, retryQueues: map[message.Room]*retryQueue{}, calls: map[string]*call{},
+			opts: Options{}.withDefaults(), closing: true, current: newConnection(1), next: newConnection(2), signalDedup: (*signalDedup)(nil).start(), rooms: map[message.Room]*roomState{},
+			pending: map[publishKey]*pendingPublish{}, retryQueues: map[message.Room]*retryQueue{}, calls: map[string]*call{},
 		}
-		c.rooms["r"] = &room{name: "r", position: After("e", last), handler: Handler{
+		c.rooms["r"] = &roomState{name: "r", position: After("e", last), handler: Handler{
 			Message: func(m message.Message) {
 				if m.Epoch == "e" && m.Seq != last+1 {
 					t.Errorf("%d was delivered after %d", m.Seq, last)

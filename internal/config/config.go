@@ -123,7 +123,7 @@ type Limits struct {
 	Bytes         int `envconfig:"RATE_BYTES" default:"1048576" min:"0" max:"1000000000" example:"262144" doc:"Bytes of frames of a connection in a second, twice as many at once."`
 	Join          int `envconfig:"RATE_JOIN" default:"100" min:"0" max:"1000000" example:"100" doc:"Joins of a connection in a second, with the frames that no other rate counts; twice as many at once, or as many as MAX_ROOMS rooms need, since a client that resumes joins all of them."`
 	History       int `envconfig:"RATE_HISTORY" default:"20" min:"0" max:"1000000" example:"20" doc:"History and presence calls of a connection in a second, twice as many at once."`
-	UserPublish   int `envconfig:"RATE_USER_PUBLISH" default:"500" min:"0" max:"1000000" example:"100" doc:"Publishes and signals of one user in a second, over all of its connections; twice as many at once."`
-	UserBytes     int `envconfig:"RATE_USER_BYTES" default:"4194304" min:"0" max:"1000000000" example:"1048576" doc:"Bytes of publishes and signals of one user in a second, over all of its connections; twice as many at once."`
+	UserPublish   int `envconfig:"RATE_USER_PUBLISH" default:"500" min:"0" max:"1000000" example:"100" doc:"Publishes and signals of one user in a second, across all of its connections; twice as many at once."`
+	UserBytes     int `envconfig:"RATE_USER_BYTES" default:"4194304" min:"0" max:"1000000000" example:"1048576" doc:"Bytes of publishes and signals of one user in a second, across all of its connections; twice as many at once."`
 	API           int `envconfig:"RATE_API" default:"2000" min:"0" max:"1000000" example:"500" doc:"Server calls of one API key on this node in a second, twice as many at once; further ones are answered 429."`
 }

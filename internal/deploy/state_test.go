@@ -118,7 +118,8 @@ func TestOnlyTheColorsLinesOfEnvChange(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, ".env")
 	text := "# IMAGE_GREEN=old\nDOMAIN=x.test\nIMAGE_BLUE=v1\nexport IMAGE_GREEN = 'v0'\nREPLICAS_GREEN=0\n\nLAST=\"a=b\""
-	if err := os.WriteFile(path, []byte(text), 0o640); err != nil {
+	// The umask of whoever runs the tests may take the group's right away.
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o640), os.Chmod(path, 0o640)); err != nil {
 		t.Fatal(err)
 	}
 	if err := writeColorEnv(dir, ColorSpec{Color: Green, Image: Image{Ref: "v2"}, Deployment: "d2", Replicas: 3}); err != nil {

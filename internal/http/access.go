@@ -88,11 +88,11 @@ type clientIdentity struct {
 	known bool
 }
 
-// authenticateHandshake finds the identity behind a handshake, and assigns the
+// authenticateHandshake determines the identity behind a handshake, and assigns the
 // admission slot to its user or marks it for rejection. It returns an error if the
 // handshake must be refused over HTTP.
-func (s *Server) authenticateHandshake(ctx context.Context, o protocol.Handshake, p *admissionSlot) (clientIdentity, error) {
-	if p.closeCode != 0 {
+func (s *Server) authenticateHandshake(ctx context.Context, o protocol.Handshake, slot *admissionSlot) (clientIdentity, error) {
+	if slot.closeCode != 0 {
 		return clientIdentity{}, nil
 	}
 	if o.Token == "" {
@@ -102,24 +102,24 @@ func (s *Server) authenticateHandshake(ctx context.Context, o protocol.Handshake
 	identity, err := s.verify(ctx, o.Token)
 	if err != nil {
 		if e := protocol.ErrorFor(err); e.Code == protocol.CodeUnavailable {
-			return clientIdentity{}, e // not a refusal: the client comes back with the same token
+			return clientIdentity{}, e // not a refusal: the client retries with the same token
 		}
-		return clientIdentity{rejection: err.Error()}, p.rejectOrError(protocol.CloseUnauthorized, resultUnauthorized, err)
+		return clientIdentity{rejection: err.Error()}, slot.rejectOrError(protocol.CloseUnauthorized, resultUnauthorized, err)
 	}
-	code, result, err := s.admitUser(identity.User, p)
+	code, result, err := s.admitUser(identity.User, slot)
 	if err != nil {
-		return clientIdentity{identity: identity, rejection: err.Error()}, p.rejectOrError(code, result, err)
+		return clientIdentity{identity: identity, rejection: err.Error()}, slot.rejectOrError(code, result, err)
 	}
 	return clientIdentity{identity: identity, known: true}, nil
 }
 
 // admitUser assigns the slot to a user, unless the user is banned or has too many
 // connections. Then it returns the close code, the metric's result and the error.
-func (s *Server) admitUser(user string, p *admissionSlot) (protocol.CloseCode, string, error) {
+func (s *Server) admitUser(user string, slot *admissionSlot) (protocol.CloseCode, string, error) {
 	if s.banned(user) {
 		return protocol.CloseRemoved, resultRemoved, errBanned
 	}
-	if !p.assignUser(user) {
+	if !slot.assignUser(user) {
 		return protocol.CloseTooManyConnections, resultTooManyOfUser, errNoCapacity
 	}
 	return 0, "", nil
@@ -128,8 +128,8 @@ func (s *Server) admitUser(user string, p *admissionSlot) (protocol.CloseCode, s
 // rejectOrError marks the slot for rejection after the upgrade, with a close code
 // that a browser shows to its page. If too many connections are being rejected, it
 // returns err, for an answer over HTTP.
-func (p *admissionSlot) rejectOrError(code protocol.CloseCode, result string, err error) error {
-	if p.rejectAfterUpgrade(code, result) {
+func (slot *admissionSlot) rejectOrError(code protocol.CloseCode, result string, err error) error {
+	if slot.rejectAfterUpgrade(code, result) {
 		return nil
 	}
 	return err
@@ -137,60 +137,60 @@ func (p *admissionSlot) rejectOrError(code protocol.CloseCode, result string, er
 
 // setIdentity binds the connection to an identity. From here on its requests are
 // served. The caller is the reader, or nothing has been read yet.
-func (k *socket) setIdentity(identity auth.Identity) {
-	k.identity = identity
-	k.client = k.server.cfg.Hub.NewClient(k.conn, identity.User)
-	secret, resumed := k.attachSession(k.offer, identity.User)
-	k.offer = protocol.Handshake{} // secrets are not kept longer than they are needed
-	k.identified.Store(true)
-	k.server.expiry.set(k, identity.Expires)
-	k.conn.Send(k.server.welcome(secret, resumed, &identity))
+func (sock *socket) setIdentity(identity auth.Identity) {
+	sock.identity = identity
+	sock.client = sock.server.cfg.Hub.NewClient(sock.conn, identity.User)
+	secret, resumed := sock.attachSession(sock.offer, identity.User)
+	sock.offer = protocol.Handshake{} // secrets are not kept longer than they are needed
+	sock.identified.Store(true)
+	sock.server.expiry.set(sock, identity.Expires)
+	sock.conn.Send(sock.server.welcome(secret, resumed, &identity))
 }
 
 // authenticate handles an auth frame: the first one identifies the client, a later
-// one brings a fresh token of the same user. ends means that the connection is
+// one carries a fresh token of the same user. ends means that the connection is
 // being closed.
-func (k *socket) authenticate(r *protocol.Request) (ends bool, err error) {
-	identity, err := k.server.verify(context.Background(), r.Token)
-	if !k.identified.Load() {
-		return k.authenticateFirst(r, identity, err)
+func (sock *socket) authenticate(r *protocol.Request) (ends bool, err error) {
+	identity, err := sock.server.verify(context.Background(), r.Token)
+	if !sock.identified.Load() {
+		return sock.authenticateFirst(r, identity, err)
 	}
-	if err == nil && identity.User != k.identity.User {
+	if err == nil && identity.User != sock.identity.User {
 		err = errOtherUser
 	}
 	if err != nil {
 		return false, err // the old token stays in use
 	}
-	k.identity = identity
-	k.server.expiry.set(k, identity.Expires)
+	sock.identity = identity
+	sock.server.expiry.set(sock, identity.Expires)
 	// The client leaves the rooms that the new token does not allow before it gets
 	// the answer.
-	k.client.Restrict(func(room message.Room) bool { return identity.May(room, auth.Join) })
-	k.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
+	sock.client.Restrict(func(room message.Room) bool { return identity.May(room, auth.Join) })
+	sock.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
 	return false, nil
 }
 
 // authenticateFirst identifies the client by the token of its first auth frame. A
 // refused token closes the connection.
-func (k *socket) authenticateFirst(r *protocol.Request, identity auth.Identity, err error) (ends bool, _ error) {
-	s := k.server
+func (sock *socket) authenticateFirst(r *protocol.Request, identity auth.Identity, err error) (ends bool, _ error) {
+	s := sock.server
 	code := protocol.CloseUnauthorized
 	if err == nil {
-		code, _, err = s.admitUser(identity.User, k.admission)
+		code, _, err = s.admitUser(identity.User, sock.admission)
 	}
 	if err != nil && protocol.ErrorFor(err).Code == protocol.CodeUnavailable && code == protocol.CloseUnauthorized {
 		return false, err // the token could not be checked: the client may send it again
 	}
 	if err != nil {
-		k.sendError(r, err)
-		k.conn.CloseWith(code)
+		sock.sendError(r, err)
+		sock.conn.CloseWith(code)
 		return true, nil
 	}
-	k.admission.register(k)
-	k.setIdentity(identity)
-	k.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
-	if s.banned(identity.User) { // the ban may have come just before register
-		k.conn.CloseWith(protocol.CloseRemoved)
+	sock.admission.register(sock)
+	sock.setIdentity(identity)
+	sock.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
+	if s.banned(identity.User) { // the ban may have been set just before register
+		sock.conn.CloseWith(protocol.CloseRemoved)
 		return true, nil
 	}
 	return false, nil
@@ -207,9 +207,9 @@ var requestActions = map[protocol.Type]auth.Action{
 
 // permit returns an error unless the client may make the request. A leave needs no
 // right.
-func (k *socket) permit(r *protocol.Request) error {
+func (sock *socket) permit(r *protocol.Request) error {
 	action, guarded := requestActions[r.Type]
-	if !guarded || k.identity.May(r.Room, action) {
+	if !guarded || sock.identity.May(r.Room, action) {
 		return nil
 	}
 	if r.Room.Reserved() {

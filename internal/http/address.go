@@ -73,7 +73,7 @@ func (p proxies) caller(r *http.Request) *caller {
 }
 
 // client finds the client's address in X-Forwarded-For. Each proxy appends the
-// address of its peer, so the entries are read from the right, over all lines. The
+// address of its peer, so the entries are read from the right, across all lines. The
 // first address that is no trusted proxy is the client; everything left of it is
 // the client's invention. An invalid entry ends the search at the proxy that wrote
 // it.
@@ -121,7 +121,7 @@ func parseAddr(s string) netip.Addr {
 }
 
 // singleValue returns the value of a header that must have only one. For several it
-// returns "", which matches nothing, because nobody knows which one is true.
+// returns "", which matches nothing, because it is not known which value is true.
 func singleValue(values []string) string {
 	if len(values) != 1 || strings.Contains(values[0], ",") {
 		return ""

@@ -50,7 +50,7 @@ func (s *Server) admit(c *caller) *admissionSlot {
 	if s.stopping || phase != "" && phase != phaseDelay {
 		return nil
 	}
-	p := &admissionSlot{server: s, result: "ok"}
+	slot := &admissionSlot{server: s, result: "ok"}
 	prefix := addressPrefix(c.addr)
 	full := s.admission.connected-s.admission.rejecting >= s.cfg.MaxConnections
 	addressFull := c.countByAddress && s.cfg.MaxPerAddress > 0 && s.admission.networks[prefix] >= s.cfg.MaxPerAddress
@@ -59,76 +59,76 @@ func (s *Server) admit(c *caller) *admissionSlot {
 		if !full {
 			result = "too_many_address"
 		}
-		if !p.rejectLocked(protocol.CloseTooManyConnections, result) {
+		if !slot.rejectLocked(protocol.CloseTooManyConnections, result) {
 			return nil
 		}
 	} else if c.countByAddress {
-		p.network = prefix
+		slot.network = prefix
 		s.admission.networks[prefix]++
 	}
 	s.admission.connected++
-	return p
+	return slot
 }
 
 // assignUser counts the slot for a user. It returns false if the user has too many
 // connections.
-func (p *admissionSlot) assignUser(user string) (ok bool) {
-	s := p.server
+func (slot *admissionSlot) assignUser(user string) (ok bool) {
+	s := slot.server
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if user == "" {
 		return true
 	}
-	a := s.admission.users[user]
-	if a != nil && s.cfg.MaxPerUser > 0 && a.slots >= s.cfg.MaxPerUser {
+	u := s.admission.users[user]
+	if u != nil && s.cfg.MaxPerUser > 0 && u.slots >= s.cfg.MaxPerUser {
 		return false
 	}
-	if a == nil {
-		a = &userConnections{}
-		s.admission.users[user] = a
+	if u == nil {
+		u = &userConnections{}
+		s.admission.users[user] = u
 	}
-	a.slots++
-	p.user = user
+	u.slots++
+	slot.user = user
 	return true
 }
 
 // rejectAfterUpgrade marks the slot for rejection. It returns false if too many
 // connections are being rejected.
-func (p *admissionSlot) rejectAfterUpgrade(code protocol.CloseCode, result string) bool {
-	p.server.mu.Lock()
-	defer p.server.mu.Unlock()
-	p.uncount(nil)
-	return p.rejectLocked(code, result)
+func (slot *admissionSlot) rejectAfterUpgrade(code protocol.CloseCode, result string) bool {
+	slot.server.mu.Lock()
+	defer slot.server.mu.Unlock()
+	slot.uncount(nil)
+	return slot.rejectLocked(code, result)
 }
 
 // rejectLocked marks a slot that counts for no user and no network. Caller holds
 // mu.
-func (p *admissionSlot) rejectLocked(code protocol.CloseCode, result string) bool {
-	r := &p.server.admission
-	if p.closeCode != 0 || r.rejecting >= p.server.cfg.maxRejecting {
-		return p.closeCode != 0
+func (slot *admissionSlot) rejectLocked(code protocol.CloseCode, result string) bool {
+	a := &slot.server.admission
+	if slot.closeCode != 0 || a.rejecting >= slot.server.cfg.maxRejecting {
+		return slot.closeCode != 0
 	}
-	r.rejecting++
-	p.closeCode, p.result = code, result
+	a.rejecting++
+	slot.closeCode, slot.result = code, result
 	return true
 }
 
 // register lets the socket be found by its user.
-func (p *admissionSlot) register(k *socket) {
-	p.server.mu.Lock()
-	defer p.server.mu.Unlock()
-	if a := p.server.admission.users[p.user]; a != nil {
-		a.sockets = append(a.sockets, k)
+func (slot *admissionSlot) register(sock *socket) {
+	slot.server.mu.Lock()
+	defer slot.server.mu.Unlock()
+	if u := slot.server.admission.users[slot.user]; u != nil {
+		u.sockets = append(u.sockets, sock)
 	}
 }
 
-// release frees the slot. k is nil if the upgrade failed.
-func (p *admissionSlot) release(k *socket) {
-	s := p.server
+// release frees the slot. sock is nil if the upgrade failed.
+func (slot *admissionSlot) release(sock *socket) {
+	s := slot.server
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.uncount(k)
-	if p.closeCode != 0 {
+	slot.uncount(sock)
+	if slot.closeCode != 0 {
 		s.admission.rejecting--
 	}
 	s.admission.connected--
@@ -137,25 +137,25 @@ func (p *admissionSlot) release(k *socket) {
 
 // uncount removes the slot from the counts of its network and its user. Caller
 // holds mu.
-func (p *admissionSlot) uncount(k *socket) {
-	r := &p.server.admission
-	if p.network.IsValid() {
-		if r.networks[p.network]--; r.networks[p.network] == 0 {
-			delete(r.networks, p.network)
+func (slot *admissionSlot) uncount(sock *socket) {
+	a := &slot.server.admission
+	if slot.network.IsValid() {
+		if a.networks[slot.network]--; a.networks[slot.network] == 0 {
+			delete(a.networks, slot.network)
 		}
-		p.network = netip.Prefix{}
+		slot.network = netip.Prefix{}
 	}
-	a := r.users[p.user]
-	if a == nil {
+	u := a.users[slot.user]
+	if u == nil {
 		return
 	}
-	if i := slices.Index(a.sockets, k); i >= 0 {
-		last := len(a.sockets) - 1
-		a.sockets[i], a.sockets[last] = a.sockets[last], nil
-		a.sockets = a.sockets[:last]
+	if i := slices.Index(u.sockets, sock); i >= 0 {
+		last := len(u.sockets) - 1
+		u.sockets[i], u.sockets[last] = u.sockets[last], nil
+		u.sockets = u.sockets[:last]
 	}
-	if a.slots--; a.slots == 0 {
-		delete(r.users, p.user)
+	if u.slots--; u.slots == 0 {
+		delete(a.users, slot.user)
 	}
-	p.user = ""
+	slot.user = ""
 }

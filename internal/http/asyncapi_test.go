@@ -69,8 +69,8 @@ func goldenFrames(t *testing.T) map[string]map[string]any {
 	return all
 }
 
-// What the service sends has exactly the fields of the document, and each field of
-// the document is in a golden frame. The same holds for what the service reads.
+// The frames of the service have exactly the fields of the document, and each field
+// of the document is in a golden frame. The same holds for the frames of clients.
 func TestGoldenFramesMatchAsyncAPI(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	requests, answers := payloads(d, "request"), payloads(d, "deliver")

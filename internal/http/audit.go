@@ -60,15 +60,15 @@ type auditLine struct {
 	Audit string `json:"audit"` // always "v1"; distinguishes it from lines of the log
 	Node  string `json:"node"`
 	Event string `json:"event"`
-	// Who is the user, or api:<name> for an API key; empty if unknown.
-	Who string `json:"who,omitempty"`
+	// Actor is the user, or api:<name> for an API key; empty if unknown.
+	Actor string `json:"who,omitempty"`
 	// From is the client's address.
 	From string `json:"from,omitempty"`
-	// What is the request, or the user that was removed.
-	What string `json:"what,omitempty"`
+	// Subject is the request, or the user that was removed.
+	Subject string `json:"what,omitempty"`
 	// Given is the refused origin or host.
 	Given     string `json:"given,omitempty"`
-	Why       string `json:"why,omitempty"`
+	Reason    string `json:"why,omitempty"`
 	RequestID string `json:"request_id,omitempty"`
 	// Count is the number of similar lines that this line summarizes.
 	Count int `json:"count,omitempty"`
@@ -97,8 +97,8 @@ type auditor struct {
 	stop    chan struct{}
 	done    chan struct{} // closed when the last line is written
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects the fields below.
+	mu             sync.Mutex
 	second         int64 // the second that the counts below are for
 	samples        map[auditLine]sampleCount
 	writtenByEvent map[string]int // by event
@@ -126,7 +126,7 @@ func (a *auditor) record(l *auditLine) {
 	if a.out == nil {
 		return
 	}
-	for _, text := range []*string{&l.Who, &l.From, &l.What, &l.Given, &l.Why} {
+	for _, text := range []*string{&l.Actor, &l.From, &l.Subject, &l.Given, &l.Reason} {
 		*text = truncate(*text, maxAuditField)
 	}
 	now := time.Now()
@@ -162,7 +162,7 @@ func (a *auditor) writeSummaries(now time.Time) {
 		}
 	}
 	for event, n := range a.overflow {
-		a.enqueue(&auditLine{Event: event, Why: "more different lines than are counted separately in a second", Count: n}, now)
+		a.enqueue(&auditLine{Event: event, Reason: "more different lines than are counted separately in a second", Count: n}, now)
 	}
 	clear(a.samples)
 	clear(a.writtenByEvent)
@@ -180,7 +180,7 @@ func (a *auditor) enqueue(l *auditLine, now time.Time) {
 	}
 }
 
-// loop writes lines until stop closes, and then those that are left.
+// loop writes lines until stop closes, and then the remaining ones.
 func (a *auditor) loop() {
 	defer close(a.done)
 	tick := time.NewTicker(time.Second)
@@ -222,7 +222,7 @@ func (a *auditor) loop() {
 	}
 }
 
-// close writes the lines that are left, for at most auditCloseTimeout or until ctx
+// close writes the remaining lines, for at most auditCloseTimeout or until ctx
 // ends. Lines recorded after it are lost.
 func (a *auditor) close(ctx context.Context) error {
 	if a.out == nil {
@@ -240,7 +240,7 @@ func (a *auditor) close(ctx context.Context) error {
 }
 
 // encode returns the line as one line of JSON. It escapes characters that do not
-// print, so that nothing in a name can end the line, color a terminal or reverse
+// print, so that no name can end the line, color a terminal or reverse
 // its text.
 func (l *auditLine) encode() []byte {
 	b, err := json.Marshal(l)

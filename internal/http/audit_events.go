@@ -40,21 +40,21 @@ func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 		user = publisher(r)
 	}
 	s.audit.record(&auditLine{
-		Event: event, Who: user, From: c.addr.String(), What: r.Method + " " + r.URL.Path, Given: given, Why: p.Detail, RequestID: c.id,
+		Event: event, Actor: user, From: c.addr.String(), Subject: r.Method + " " + r.URL.Path, Given: given, Reason: p.Detail, RequestID: c.id,
 	})
 }
 
 // auditRejection records a connection that is closed right after its upgrade.
-func (s *Server) auditRejection(k *socket, user, why string) {
+func (s *Server) auditRejection(sock *socket, user, why string) {
 	event := auditLimit
-	switch k.admission.closeCode {
+	switch sock.admission.closeCode {
 	case protocol.CloseUnauthorized:
 		event = auditToken
 	case protocol.CloseRemoved:
 		event = auditRight
 	}
 	if why == "" {
-		why = k.admission.result
+		why = sock.admission.result
 	}
-	s.audit.record(&auditLine{Event: event, Who: user, From: k.remote, What: "GET /ws", Why: why, RequestID: k.requestID})
+	s.audit.record(&auditLine{Event: event, Actor: user, From: sock.remote, Subject: "GET /ws", Reason: why, RequestID: sock.requestID})
 }

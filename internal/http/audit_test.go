@@ -97,26 +97,26 @@ func TestTheAuditLogRecordsRefusals(t *testing.T) {
 
 	got := auditLines(t, out)
 	for _, want := range []auditLine{
-		{Event: auditOrigin, From: addr(1), What: "GET /ws", Given: "https://evil.example", Why: "ALLOWED_ORIGINS"},
-		{Event: auditHost, From: addr(2), What: "GET /v1/rooms", Given: "rebound.example", Why: "ALLOWED_HOSTS"},
-		{Event: auditKey, From: addr(3), What: "GET /v1/rooms", Why: "API_KEYS"},
-		{Event: auditToken, From: addr(4), What: "GET /v1/rooms/a/messages", Why: "expired"},
-		{Event: auditRight, Who: "ann", From: addr(5), What: "GET /v1/rooms/b/messages", Why: "right r"},
-		{Event: auditToken, From: addr(6), What: "GET /ws", Why: "malformed"},
-		{Event: auditRight, Who: "ann", From: addr(7), What: "join secret-room", Why: "right r"},
-		{Event: auditLimit, Who: "ann", From: addr(7), What: "publish a", Why: "publishes"},
-		{Event: auditLimit, Who: "ann", From: addr(7), What: "GET /ws", Why: "connections"},
-		{Event: auditRight, Who: "ann", From: addr(7), What: "auth ", Why: "another user's"},
-		{Event: auditRemoved, Who: "api:backend", What: "ann", Why: "1m0s, 1 connections"},
-		{Event: auditRight, Who: "ann", From: addr(8), What: "GET /ws", Why: "removed"},
-		{Event: auditLimit, Who: "api:backend", From: addr(9), What: "GET /v1/rooms", Why: "RATE_API"},
-		{Event: auditDrain, What: "node", Why: "by a test"},
-		{Event: auditUndrain, What: "node", Why: "by a test"},
+		{Event: auditOrigin, From: addr(1), Subject: "GET /ws", Given: "https://evil.example", Reason: "ALLOWED_ORIGINS"},
+		{Event: auditHost, From: addr(2), Subject: "GET /v1/rooms", Given: "rebound.example", Reason: "ALLOWED_HOSTS"},
+		{Event: auditKey, From: addr(3), Subject: "GET /v1/rooms", Reason: "API_KEYS"},
+		{Event: auditToken, From: addr(4), Subject: "GET /v1/rooms/a/messages", Reason: "expired"},
+		{Event: auditRight, Actor: "ann", From: addr(5), Subject: "GET /v1/rooms/b/messages", Reason: "right r"},
+		{Event: auditToken, From: addr(6), Subject: "GET /ws", Reason: "malformed"},
+		{Event: auditRight, Actor: "ann", From: addr(7), Subject: "join secret-room", Reason: "right r"},
+		{Event: auditLimit, Actor: "ann", From: addr(7), Subject: "publish a", Reason: "publishes"},
+		{Event: auditLimit, Actor: "ann", From: addr(7), Subject: "GET /ws", Reason: "connections"},
+		{Event: auditRight, Actor: "ann", From: addr(7), Subject: "auth ", Reason: "another user's"},
+		{Event: auditRemoved, Actor: "api:backend", Subject: "ann", Reason: "1m0s, 1 connections"},
+		{Event: auditRight, Actor: "ann", From: addr(8), Subject: "GET /ws", Reason: "removed"},
+		{Event: auditLimit, Actor: "api:backend", From: addr(9), Subject: "GET /v1/rooms", Reason: "RATE_API"},
+		{Event: auditDrain, Subject: "node", Reason: "by a test"},
+		{Event: auditUndrain, Subject: "node", Reason: "by a test"},
 	} {
 		found := 0
 		for _, l := range got {
-			if l.Event == want.Event && l.Who == want.Who && (want.From == "" || l.From == want.From) &&
-				l.What == want.What && l.Given == want.Given && strings.Contains(l.Why, want.Why) {
+			if l.Event == want.Event && l.Actor == want.Actor && (want.From == "" || l.From == want.From) &&
+				l.Subject == want.Subject && l.Given == want.Given && strings.Contains(l.Reason, want.Reason) {
 				found++
 				if l.Node != "n1" || l.RequestID == "" && l.Event != auditDrain && l.Event != auditUndrain && l.Count == 0 {
 					t.Errorf("%+v", l)
@@ -148,11 +148,11 @@ func TestAFloodDoesNotFloodTheAuditLog(t *testing.T) {
 		out := new(testkit.Logs)
 		a, m := newTestAuditor(t, out)
 		for i := range events { // all within one second: a bubble's clock stands while it runs
-			a.record(&auditLine{Event: auditToken, From: "198.51.100.1", Why: "same", RequestID: fmt.Sprint(i)})
+			a.record(&auditLine{Event: auditToken, From: "198.51.100.1", Reason: "same", RequestID: fmt.Sprint(i)})
 			a.record(&auditLine{Event: auditHost, From: "198.51.100.1", Given: fmt.Sprint("host", i, strings.Repeat("é", textBytes))}) // each different
 		}
-		a.record(&auditLine{Event: auditRemoved, Who: "api:shop", What: "ann"}) // counted beside the flood
-		synctest.Wait()                                                         // the writer has written these
+		a.record(&auditLine{Event: auditRemoved, Actor: "api:shop", Subject: "ann"}) // counted beside the flood
+		synctest.Wait()                                                              // the writer has written these
 		if err := a.close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -202,11 +202,11 @@ func TestTheAuditLogNeverBlocks(t *testing.T) {
 		const queued, lines = 1024, 3000
 		stuck := &blockedWriter{make(chan struct{})}
 		a, m := newTestAuditor(t, stuck)
-		a.record(&auditLine{Event: auditEvents[0], What: "being written"})
+		a.record(&auditLine{Event: auditEvents[0], Subject: "being written"})
 		synctest.Wait()
 		for i := range lines {
 			time.Sleep(time.Second) // so that no line is suppressed
-			a.record(&auditLine{Event: auditEvents[i%len(auditEvents)], What: fmt.Sprint(i)})
+			a.record(&auditLine{Event: auditEvents[i%len(auditEvents)], Subject: fmt.Sprint(i)})
 		}
 		if got := testutil.ToFloat64(m.dropped.WithLabelValues(dropQueue)); got != lines-queued {
 			t.Errorf("%v lines dropped, want %d", got, lines-queued)
@@ -220,14 +220,14 @@ func TestTheAuditLogNeverBlocks(t *testing.T) {
 		disk := &fullDisk{}
 		disk.full.Store(true)
 		b, m := newTestAuditor(t, disk)
-		b.record(&auditLine{Event: auditKey, What: "lost"})
+		b.record(&auditLine{Event: auditKey, Subject: "lost"})
 		testkit.Eventually(t, "the loss to be counted", func() bool { return testutil.ToFloat64(m.dropped.WithLabelValues(dropWrite)) == 1 })
 		disk.full.Store(false)
-		b.record(&auditLine{Event: auditKey, What: "written"})
+		b.record(&auditLine{Event: auditKey, Subject: "written"})
 		if err := b.close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := auditLines(t, &disk.out); len(got) != 1 || got[0].What != "written" {
+		if got := auditLines(t, &disk.out); len(got) != 1 || got[0].Subject != "written" {
 			t.Errorf("got %+v", got)
 		}
 	})
@@ -241,7 +241,7 @@ func FuzzAuditLine(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, user, given string) {
 		user, given = truncate(user, maxAuditField), truncate(given, maxAuditField)
-		line := (&auditLine{Event: auditToken, Who: user, Given: given, Why: "why"}).encode()
+		line := (&auditLine{Event: auditToken, Actor: user, Given: given, Reason: "why"}).encode()
 		if n := bytes.IndexByte(line, '\n'); n != len(line)-1 || len(line) > 8*2*maxAuditField+200 {
 			t.Fatalf("%q", line)
 		}
@@ -251,11 +251,11 @@ func FuzzAuditLine(f *testing.F) {
 			}
 		}
 		var l auditLine
-		if err := json.Unmarshal(line, &l); err != nil || l.Event != auditToken || l.Why != "why" {
+		if err := json.Unmarshal(line, &l); err != nil || l.Event != auditToken || l.Reason != "why" {
 			t.Fatalf("%q: %+v %v", line, l, err)
 		}
-		if utf8.ValidString(user) && l.Who != user {
-			t.Fatalf("%q became %q", user, l.Who)
+		if utf8.ValidString(user) && l.Actor != user {
+			t.Fatalf("%q became %q", user, l.Actor)
 		}
 	})
 }

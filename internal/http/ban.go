@@ -73,8 +73,8 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	}
 	c := callerOf(r)
 	s.audit.record(&auditLine{
-		Event: auditRemoved, Who: publisher(r), From: c.addr.String(), What: user, RequestID: c.id,
-		Why: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
+		Event: auditRemoved, Actor: publisher(r), From: c.addr.String(), Subject: user, RequestID: c.id,
+		Reason: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
 	})
 	return writeJSON(w, status, struct {
 		User   string `json:"user"`
@@ -114,15 +114,15 @@ func (s *Server) connectionsOf(user string) int { return len(s.socketsOf(user)) 
 func (s *Server) socketsOf(user string) []*socket {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a := s.admission.users[user]; a != nil {
-		return append([]*socket(nil), a.sockets...)
+	if u := s.admission.users[user]; u != nil {
+		return append([]*socket(nil), u.sockets...)
 	}
 	return nil
 }
 
 // closeUser closes a user's connections on this node.
 func (s *Server) closeUser(user string) {
-	for _, k := range s.socketsOf(user) {
-		k.conn.CloseWith(protocol.CloseRemoved)
+	for _, sock := range s.socketsOf(user) {
+		sock.conn.CloseWith(protocol.CloseRemoved)
 	}
 }

@@ -128,9 +128,9 @@ type faultyBans struct {
 	unavailable atomic.Bool
 }
 
-func (r *faultyBans) Ban(ctx context.Context, user string, d time.Duration) error {
-	err := r.Bans.Ban(ctx, user, d)
-	if err == nil && r.unavailable.Load() {
+func (f *faultyBans) Ban(ctx context.Context, user string, d time.Duration) error {
+	err := f.Bans.Ban(ctx, user, d)
+	if err == nil && f.unavailable.Load() {
 		err = message.ErrSharedStateUnavailable
 	}
 	return err

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	// writeTimeout bounds one write of at most batchBytes (or one larger frame). A
-	// client that reads more slowly is closed.
+	// writeTimeout bounds one write of at most maxWrite bytes, or of one larger
+	// frame. A client that reads more slowly is closed.
 	writeTimeout = 10 * time.Second
-	batchBytes   = 64 << 10
+	maxWrite     = 64 << 10
 	// closeTimeout bounds a close handshake, and the flush before it.
 	closeTimeout = 5 * time.Second
 	// lingerTimeout and lingerBytes bound how much is read and discarded after a
@@ -32,28 +32,28 @@ const (
 // A conn is a hijacked connection. All writes, ours and those of the websocket
 // library, go through one bounded queue of whole frames. If the queue is empty, a
 // frame is written at once, without blocking and without a goroutine. What the
-// socket does not accept is written by a goroutine that lives until the queue is
+// socket does not accept is written by a goroutine that runs until the queue is
 // empty. A conn is safe for concurrent use.
 type conn struct {
 	net.Conn
 	raw          syscall.RawConn // nil: not a TCP connection
 	limit        int             // bytes queued at most
-	totalQueued  *atomic.Int64   // the sum over all connections, for the metric
+	totalQueued  *atomic.Int64   // the sum of all connections, for the metric
 	tick         *atomic.Int64   // the heartbeat's tick
 	preread      []byte          // read by net/http before the upgrade; belongs to the reader
 	pongs        pongScanner     // belongs to the reader
-	onPong       func(uint64)    // nil: nobody needs pongs; belongs to the reader
+	onPong       func(uint64)    // nil: pongs are not reported; belongs to the reader
 	readThrottle *throttle       // nil: none; belongs to the reader
 
 	lastReadTick atomic.Int64 // tick of the last byte read
 	sentBytes    atomic.Int64 // bytes queued or written
 
-	mu sync.Mutex
-	// Protects following.
-	partial        []byte // the rest of a batch that was written in part; it must leave first and whole
+	// mu protects the fields below.
+	mu             sync.Mutex
+	partial        []byte // the rest of a write that the socket accepted in part; it must leave first and whole
 	queue          [][]byte
 	queuedBytes    int  // of partial and queue
-	writing        bool // drainLoop owns the socket's write side
+	writing        bool // writeLoop owns the socket's write side
 	ending         bool // a close frame is queued or the connection failed: no more frames are accepted
 	closed         bool
 	closeCode      protocol.CloseCode // of the first close frame, 0 for none
@@ -73,7 +73,7 @@ func newConn(inner net.Conn, preread []byte, limit int, queued, tick *atomic.Int
 	c := &conn{Conn: inner, preread: preread, limit: limit, totalQueued: queued, tick: tick}
 	c.lastReadTick.Store(tick.Load())
 	if tcp, ok := inner.(*net.TCPConn); ok {
-		c.raw, _ = tcp.SyscallConn() // an error leaves it nil: then drainLoop does all writes
+		c.raw, _ = tcp.SyscallConn() // an error leaves it nil: then writeLoop does all writes
 	}
 	c.attempt = func(fd uintptr) bool {
 		c.attemptN, c.attemptErr = sendNow(fd, c.attemptBuf)
@@ -156,7 +156,7 @@ func (c *conn) Send(f protocol.Frame) bool {
 		if n < len(f) {
 			c.partial = f[n:]
 			c.addQueued(len(c.partial))
-			c.startDrainLoop()
+			c.startWriteLoop()
 		}
 		return true
 	}
@@ -250,21 +250,21 @@ func (c *conn) queueClose(code protocol.CloseCode) {
 }
 
 // writeQueued writes as much of the queue as the socket accepts without blocking,
-// and starts drainLoop for the rest. Caller holds mu.
+// and starts writeLoop for the rest. Caller holds mu.
 func (c *conn) writeQueued() {
 	if c.writing || c.closed || len(c.queue) == 0 {
 		return
 	}
 	if c.raw == nil {
-		c.startDrainLoop()
+		c.startWriteLoop()
 		return
 	}
-	batch := c.takeBatch()
-	buf := batch[0]
-	if len(batch) > 1 {
+	frames := c.takeFrames()
+	buf := frames[0]
+	if len(frames) > 1 {
 		pooled := buffers.get()
 		defer buffers.put(pooled)
-		for _, f := range batch {
+		for _, f := range frames {
 			*pooled = append(*pooled, f...)
 		}
 		buf = *pooled
@@ -279,31 +279,31 @@ func (c *conn) writeQueued() {
 		c.partial = append([]byte(nil), buf[n:]...) // buf goes back to the pool
 	}
 	if c.partial != nil || len(c.queue) > 0 {
-		c.startDrainLoop()
+		c.startWriteLoop()
 		return
 	}
 	c.notifyFlushed()
 }
 
-// takeBatch dequeues about batchBytes of whole frames, or the rest of a batch that
-// was written in part. The bytes stay counted until they are written. Caller holds
-// mu, and something is queued.
-func (c *conn) takeBatch() [][]byte {
+// takeFrames dequeues whole frames of about maxWrite bytes together, or the rest of
+// a write that the socket accepted in part. The bytes stay counted until they are
+// written. Caller holds mu, and something is queued.
+func (c *conn) takeFrames() [][]byte {
 	if c.partial != nil {
-		batch := [][]byte{c.partial}
+		frames := [][]byte{c.partial}
 		c.partial = nil
-		return batch
+		return frames
 	}
 	n, size := 1, len(c.queue[0])
-	for n < len(c.queue) && size+len(c.queue[n]) <= batchBytes {
+	for n < len(c.queue) && size+len(c.queue[n]) <= maxWrite {
 		size += len(c.queue[n])
 		n++
 	}
-	batch := c.queue[:n:n]
+	frames := c.queue[:n:n]
 	if c.queue = c.queue[n:]; len(c.queue) == 0 {
 		c.queue = nil
 	}
-	return batch
+	return frames
 }
 
 // tryWrite makes one write that never blocks. Caller holds mu.
@@ -322,14 +322,14 @@ func (c *conn) tryWrite(p []byte) (int, error) {
 	return max(c.attemptN, 0), err
 }
 
-func (c *conn) startDrainLoop() {
+func (c *conn) startWriteLoop() {
 	c.writing = true
-	go c.drainLoop()
+	go c.writeLoop()
 }
 
-// drainLoop writes the queue with blocking writes, outside the lock. While it runs,
+// writeLoop writes the queue with blocking writes, outside the lock. While it runs,
 // it alone writes to the socket.
-func (c *conn) drainLoop() {
+func (c *conn) writeLoop() {
 	for {
 		c.mu.Lock()
 		if c.partial == nil && len(c.queue) == 0 {
@@ -342,16 +342,16 @@ func (c *conn) drainLoop() {
 			c.mu.Unlock()
 			return
 		}
-		batch := net.Buffers(c.takeBatch())
+		frames := net.Buffers(c.takeFrames())
 		if !c.ending {
 			_ = c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		}
 		c.mu.Unlock()
 		size := 0
-		for _, f := range batch {
+		for _, f := range frames {
 			size += len(f)
 		}
-		_, err := batch.WriteTo(c.Conn)
+		_, err := frames.WriteTo(c.Conn)
 		c.mu.Lock()
 		c.addQueued(-size)
 		if err != nil {

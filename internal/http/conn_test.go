@@ -107,8 +107,8 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 	}
 }
 
-// What waits for a client that does not read is at most QUEUE_BYTES. The next frame
-// closes the client with 4208 and drops what waits.
+// At most QUEUE_BYTES are queued for a client that does not read. The next frame
+// closes the client with 4208 and drops the queue.
 func TestTheSendQueueIsBounded(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		const limit = 1 << 20
@@ -134,8 +134,8 @@ func TestTheSendQueueIsBounded(t *testing.T) {
 	})
 }
 
-// What several goroutines send while the client reads slowly arrives whole, and
-// each sender's frames in their order.
+// Frames that several goroutines send while the client reads slowly arrive whole,
+// and those of each sender in order.
 func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 	c, client, queued := tcpPair(t, 64<<20)
 	const each, size = 200, 3000

@@ -17,7 +17,7 @@ type Scope string
 
 // The scopes of a drain.
 const (
-	ScopeNode       Scope = "node"       // this node; its siblings are fine
+	ScopeNode       Scope = "node"       // this node only: other nodes of the deployment may be used
 	ScopeDeployment Scope = "deployment" // all nodes of this deployment
 )
 
@@ -31,39 +31,39 @@ const (
 
 const (
 	// moveGrace is how long a client counts as moving after it was asked to. A
-	// client that is still here later is ignoring the request, and is closed at the
-	// deadline.
+	// client that is still connected after that is ignoring the request, and is
+	// closed at the deadline.
 	moveGrace = 5 * time.Second
-	// closeSpread is the least time over which the remaining clients are closed,
-	// because all of them come back within a second. maxCloseSpread is the most,
-	// for more clients than the other nodes accept in closeSpread. Each
-	// closeInterval closes at least minCloseBatch clients.
+	// The remaining clients reconnect within a second, so they are closed over
+	// closeSpread, or longer, up to maxCloseSpread, if the other nodes could not
+	// accept them that fast. In each closeInterval at least minCloseBatch clients
+	// are closed.
 	closeSpread    = 3 * time.Second
 	maxCloseSpread = 10 * time.Second
 	closeInterval  = 100 * time.Millisecond
 	minCloseBatch  = 40
-	// nodesGoneWaves is for how many waves a drain waits for other nodes that were
-	// there and are gone. It is twice the time after which a silent node is
-	// dropped. If no other node was ever seen, a drain waits for noNodesWaves,
-	// because one may be starting.
+	// nodesGoneWaves is the number of waves that a drain waits after the last other
+	// node has disappeared. It is twice the time after which a silent node is
+	// dropped. If there was no other node since the beginning, the drain waits for
+	// noNodesWaves, because a node may be starting.
 	nodesGoneWaves = 10
 	noNodesWaves   = 3
 )
 
-// ErrUndrained means that a drain was canceled before it was complete.
-var ErrUndrained = errors.New("the drain was canceled")
+// ErrDrainCanceled means that a drain was canceled before it was complete.
+var ErrDrainCanceled = errors.New("the drain was canceled")
 
 // A drain empties the node of its clients. The node is unready at once. It refuses
 // handshakes after DRAIN_DELAY, when the load balancer has noticed, moves its
-// clients in waves, and closes the rest at the deadline. It publishes and delivers
-// to the last moment.
+// clients in waves, and closes the rest at the deadline. The node publishes and
+// delivers until its last client has left.
 type drain struct {
 	server    *Server
 	log       *slog.Logger
 	began     time.Time
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the drain is complete or canceled
-	remaining atomic.Int64  // clients not asked yet, as of the last wave
+	remaining atomic.Int64  // clients that were not asked yet, as of the last wave
 	schedule  waveSchedule  // belongs to loop
 
 	// mu protects the fields below. A goroutine may lock it while it holds
@@ -75,14 +75,14 @@ type drain struct {
 	phaseStart time.Time // when the phase began
 	progress   Progress
 	canceled   bool
-	// returnedBefore is the number of returned sessions when the drain began, once
-	// it is known.
+	// returnedBefore is the number of returned sessions when the drain began. It is
+	// valid if hasReturnedBefore.
 	returnedBefore    int
 	hasReturnedBefore bool
 }
 
-// Drain starts a drain, or joins the one that runs. It returns when the node is
-// empty, when the drain is canceled (ErrUndrained), or when ctx ends, in which case
+// Drain starts a drain, or waits for the running drain. It returns when the node is
+// empty, when the drain is canceled (ErrDrainCanceled), or when ctx ends, in which case
 // the drain continues.
 func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
 	d := s.findOrStartDrain(scope, reason)
@@ -94,7 +94,7 @@ func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.canceled {
-		return ErrUndrained
+		return ErrDrainCanceled
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func (s *Server) Drain(ctx context.Context, scope Scope, reason string) error {
 // canceled.
 func (s *Server) DrainForShutdown(ctx context.Context) error {
 	s.mu.Lock()
-	s.exiting = true
+	s.exitAfterDrain = true
 	s.mu.Unlock()
 	return s.Drain(ctx, ScopeNode, "stopping")
 }
@@ -131,19 +131,19 @@ func (s *Server) findOrStartDrain(scope Scope, reason string) *drain {
 	}
 	s.drain = d
 	s.metrics.drainStarted(now.Add(s.cfg.DrainTimeout))
-	s.audit.record(&auditLine{Event: auditDrain, What: string(scope), Why: reason})
+	s.audit.record(&auditLine{Event: auditDrain, Subject: string(scope), Reason: reason})
 	d.log.Info("draining", "clients", s.admission.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
 	return d
 }
 
 // Undrain cancels a drain in any phase, and the node accepts connections again.
-// Clients that were asked to move may still leave. It returns false if nothing
-// drains or the process is stopping.
+// Clients that were asked to move may still leave. It returns false if no drain is
+// running or the process is stopping.
 func (s *Server) Undrain() bool {
 	s.mu.Lock()
 	d := s.drain
-	if d == nil || s.exiting || s.stopping {
+	if d == nil || s.exitAfterDrain || s.stopping {
 		s.mu.Unlock()
 		return false
 	}
@@ -154,9 +154,9 @@ func (s *Server) Undrain() bool {
 	s.drain = nil
 	s.metrics.drainEnded()
 	s.mu.Unlock()
-	<-d.done                                                     // bounded: loop waits only with its context, or for the sessions' Save
-	s.heartbeat.each(func(k *socket) { k.moveAskedAt.Store(0) }) // the next drain asks them again
-	s.audit.record(&auditLine{Event: auditUndrain, What: string(d.scope), Why: d.reason})
+	<-d.done                                                             // bounded: loop waits only with its context, or for the sessions' Save
+	s.openSockets.each(func(sock *socket) { sock.moveAskedAt.Store(0) }) // the next drain asks them again
+	s.audit.record(&auditLine{Event: auditUndrain, Subject: string(d.scope), Reason: d.reason})
 	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.currentProgress())
 	return true
 }
@@ -181,7 +181,7 @@ func (d *drain) loop(ctx context.Context) {
 	}
 	d.enterPhase(phaseMoving)
 	deadline := d.began.Add(d.server.cfg.DrainTimeout)
-	if !d.moveClients(ctx, deadline) {
+	if !d.moveInWaves(ctx, deadline) {
 		return
 	}
 	d.enterPhase(phaseClosing)
@@ -197,26 +197,26 @@ func (d *drain) loop(ctx context.Context) {
 	d.log.Info("drained", "took", took, "progress", d.currentProgress())
 }
 
-// enterPhase begins a phase, and logs how long the one before took.
+// enterPhase begins a phase, and logs how long the previous phase took.
 func (d *drain) enterPhase(phase string) {
 	clients := d.server.connectionCount() // before d.mu, since it locks Server.mu
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.log.Info("drain step", "step", d.phase, "took", time.Since(d.phaseStart), "clients", clients, "progress", d.progress)
+	d.log.Info("drain phase ended", "phase", d.phase, "took", time.Since(d.phaseStart), "clients", clients, "progress", d.progress)
 	d.phase, d.phaseStart = phase, time.Now()
 }
 
-// moveClients asks clients to move, wave by wave, until none is left, no other node
-// can take them, or the deadline has passed. It returns false if the drain was
-// canceled.
-func (d *drain) moveClients(ctx context.Context, deadline time.Time) bool {
+// moveInWaves asks clients to move, wave by wave, until no client is connected, no
+// other node can take them, or the deadline has passed. It returns false if the
+// drain was canceled.
+func (d *drain) moveInWaves(ctx context.Context, deadline time.Time) bool {
 	var pacer wavePacer
 	var returns returnTracker
 	var nodelessWaves int // waves in a row without another node
 	sawNode := false
-	window := time.Now().Add(d.server.cfg.DrainWindow)
-	if deadline.Before(window) {
-		window = deadline
+	windowEnd := time.Now().Add(d.server.cfg.DrainWindow)
+	if deadline.Before(windowEnd) {
+		windowEnd = deadline
 	}
 	tick := time.NewTicker(waveInterval)
 	defer tick.Stop()
@@ -229,26 +229,27 @@ func (d *drain) moveClients(ctx context.Context, deadline time.Time) bool {
 			d.log.Info("no other node to move clients to", "clients", d.server.connectionCount())
 			return true
 		}
-		left, moving := d.countClients()
-		d.remaining.Store(int64(left))
-		seen := d.updateReturned(r)
-		missing := returns.next(seen.Moved+seen.Lost, seen.Returned, r.ReturnsKnown)
-		span := time.Until(window)
-		if span < waveInterval { // the window was too short: half of it again for the rest
-			window = time.Now().Add(max(d.server.cfg.DrainWindow/2, maxMovingWaves*waveInterval))
-			if deadline.Before(window) {
-				window = deadline
+		notAsked, moving := d.countClients()
+		d.remaining.Store(int64(notAsked))
+		progress := d.updateReturned(r)
+		missing := returns.next(progress.Departed+progress.Lost, progress.Returned, r.ReturnsKnown)
+		window := time.Until(windowEnd)
+		if window < waveInterval { // the window was too short: extend it by half
+			windowEnd = time.Now().Add(max(d.server.cfg.DrainWindow/2, maxMovingWaves*waveInterval))
+			if deadline.Before(windowEnd) {
+				windowEnd = deadline
 			}
-			span = time.Until(window)
+			window = time.Until(windowEnd)
 		}
 		if !r.Known { // as many as this node itself would accept
 			r.HandshakeLimit = d.server.cfg.MaxHandshakeRate
 		}
-		previous := pacer.holdback
-		n := pacer.next(left, moving, missing, span, r)
-		if pacer.holdback != previous {
-			d.log.Info("drain wave", "held", pacer.holdback, "size", n, "left", left, "away", moving, "missing", missing,
-				"handshake", r.HandshakeP95, "others", r.OtherHandshakes, "refused", r.RefusedHandshakes, "limit", r.HandshakeLimit, "drainers", r.DrainingNodes)
+		previous := pacer.slowdownReason
+		n := pacer.next(notAsked, moving, missing, window, r)
+		if pacer.slowdownReason != previous {
+			d.log.Info("drain wave", "slowdown", pacer.slowdownReason, "size", n, "not_asked", notAsked, "moving", moving, "missing", missing,
+				"handshake_p95", r.HandshakeP95, "other_handshakes", r.OtherHandshakes, "refused", r.RefusedHandshakes,
+				"limit", r.HandshakeLimit, "draining_nodes", r.DrainingNodes)
 		}
 		if n > 0 {
 			pacer.correctLast(d.sendMoves(n, time.Until(deadline)))
@@ -271,18 +272,18 @@ func (d *drain) currentScope() Scope {
 }
 
 // countClients counts the clients that were not asked to move yet, and those that
-// were asked within moveGrace and are still here.
-func (d *drain) countClients() (left, moving int) {
+// were asked within moveGrace and are still connected.
+func (d *drain) countClients() (notAsked, moving int) {
 	now := time.Now()
-	d.server.heartbeat.each(func(k *socket) {
-		switch askedAt := k.moveAskedAt.Load(); {
+	d.server.openSockets.each(func(sock *socket) {
+		switch askedAt := sock.moveAskedAt.Load(); {
 		case askedAt == 0:
-			left++
+			notAsked++
 		case now.Sub(time.UnixMilli(askedAt)) < moveGrace:
 			moving++
 		}
 	})
-	return left, moving
+	return notAsked, moving
 }
 
 // sendMoves asks n clients to move, spread over the time until the next wave. It
@@ -297,21 +298,21 @@ func (d *drain) sendMoves(n int, deadline time.Duration) (sent int) {
 		m.Avoid = protocol.Avoid{Deployment: d.server.cfg.Deployment}
 	}
 	wave := make([]*socket, 0, n)
-	d.server.heartbeat.each(func(k *socket) {
-		if len(wave) < n && k.moveAskedAt.Load() == 0 {
-			wave = append(wave, k)
+	d.server.openSockets.each(func(sock *socket) {
+		if len(wave) < n && sock.moveAskedAt.Load() == 0 {
+			wave = append(wave, sock)
 		}
 	})
 	wave = d.server.sessionWriter.saveBeforeMove(wave)
 	now := time.Now()
 	first := d.schedule.next(now)
-	for i, k := range wave {
+	for i, sock := range wave {
 		// Each client gets its own slot, and a random time within it.
 		slot := waveInterval / time.Duration(len(wave))
 		after := first + time.Duration(i)*slot + rand.N(slot+1)
 		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, after+waveInterval).Milliseconds()
-		k.moveAskedAt.Store(now.UnixMilli())
-		k.conn.Send(m.Encode())
+		sock.moveAskedAt.Store(now.UnixMilli())
+		sock.conn.Send(m.Encode())
 	}
 	d.updateProgress(func(p *Progress) { p.Asked += len(wave) })
 	d.server.movesAsked.Add(int64(len(wave)))
@@ -320,9 +321,9 @@ func (d *drain) sendMoves(n int, deadline time.Duration) (sent int) {
 }
 
 // waveSchedule keeps the clients of two waves apart. A wave's sessions are saved
-// before its clients are asked, so that one wave may be late and the next on time:
-// both at once would exceed what the other nodes accept.
-type waveSchedule struct{ end time.Time } // of the last wave
+// before its clients are asked, so one wave may be late and the next on time: both
+// at once would exceed what the other nodes accept.
+type waveSchedule struct{ end time.Time } // when the last wave ends
 
 // next returns the delay until the next wave begins. A wave lasts for waveInterval.
 func (s *waveSchedule) next(now time.Time) time.Duration {
@@ -335,8 +336,8 @@ func (s *waveSchedule) next(now time.Time) time.Duration {
 }
 
 // closeAll closes every connection with 1012, a batch at a time, because the
-// clients come back within a second to nodes that accept as many handshakes as this
-// one. It aborts clients that do not answer. It returns false if ctx ended first.
+// clients reconnect within a second, to nodes that accept as many handshakes as
+// this node. It aborts clients that do not answer. It returns false if ctx ended first.
 func (s *Server) closeAll(ctx context.Context) bool {
 	n := s.connectionCount()
 	spread := time.Duration(float64(n) / (targetLoad * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))
@@ -344,8 +345,8 @@ func (s *Server) closeAll(ctx context.Context) bool {
 	step := max(minCloseBatch, n/int(spread/closeInterval)+1)
 	for {
 		n := 0
-		s.heartbeat.each(func(k *socket) {
-			if n < step && k.conn.CloseWith(protocol.CloseRestart) {
+		s.openSockets.each(func(sock *socket) {
+			if n < step && sock.conn.CloseWith(protocol.CloseRestart) {
 				n++
 			}
 		})
@@ -361,7 +362,7 @@ func (s *Server) closeAll(ctx context.Context) bool {
 	select {
 	case <-s.emptied():
 	case <-timeout.C:
-		s.heartbeat.each(func(k *socket) { k.conn.abort() })
+		s.openSockets.each(func(sock *socket) { sock.conn.abort() })
 	case <-ctx.Done():
 		return false
 	}

@@ -20,8 +20,8 @@ const (
 // safe for concurrent use.
 type expiryWheel struct {
 	start time.Time // the time of tick 0; static
+	// mu protects the fields below.
 	mu    sync.Mutex
-	// Protects following.
 	tick  int64
 	slots [expirySlots][]*socket
 }
@@ -34,10 +34,10 @@ type deadline struct {
 }
 
 // set replaces the socket's deadline. The zero time means none.
-func (e *expiryWheel) set(k *socket, at time.Time) {
+func (e *expiryWheel) set(sock *socket, at time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.unlink(k)
+	e.unlink(sock)
 	if at.IsZero() {
 		return
 	}
@@ -45,31 +45,31 @@ func (e *expiryWheel) set(k *socket, at time.Time) {
 	// computed from the clock, since the wheel may be late.
 	now := time.Now()
 	end := now.Sub(e.start) + max(at.Sub(now), 0)
-	k.deadline.at = max(int64(end/expiryTick), e.tick) + 1
-	slot := &e.slots[k.deadline.at%expirySlots]
-	k.deadline.index = len(*slot)
-	*slot = append(*slot, k)
+	sock.deadline.at = max(int64(end/expiryTick), e.tick) + 1
+	slot := &e.slots[sock.deadline.at%expirySlots]
+	sock.deadline.index = len(*slot)
+	*slot = append(*slot, sock)
 }
 
 // remove removes a socket that has ended.
-func (e *expiryWheel) remove(k *socket) {
+func (e *expiryWheel) remove(sock *socket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.unlink(k)
+	e.unlink(sock)
 }
 
 // unlink removes the socket from its slot. Caller holds mu.
-func (e *expiryWheel) unlink(k *socket) {
-	if k.deadline.at == 0 {
+func (e *expiryWheel) unlink(sock *socket) {
+	if sock.deadline.at == 0 {
 		return
 	}
-	slot := &e.slots[k.deadline.at%expirySlots]
+	slot := &e.slots[sock.deadline.at%expirySlots]
 	last := len(*slot) - 1
-	(*slot)[k.deadline.index] = (*slot)[last]
-	(*slot)[k.deadline.index].deadline.index = k.deadline.index
+	(*slot)[sock.deadline.index] = (*slot)[last]
+	(*slot)[sock.deadline.index].deadline.index = sock.deadline.index
 	(*slot)[last] = nil
 	*slot = (*slot)[:last]
-	k.deadline = deadline{}
+	sock.deadline = deadline{}
 }
 
 // loop advances the wheel until stop closes.
@@ -81,8 +81,8 @@ func (e *expiryWheel) loop(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case <-tick.C:
-			for _, k := range e.advance(time.Now()) {
-				k.conn.CloseWith(protocol.CloseUnauthorized)
+			for _, sock := range e.advance(time.Now()) {
+				sock.conn.CloseWith(protocol.CloseUnauthorized)
 			}
 		}
 	}
@@ -98,9 +98,9 @@ func (e *expiryWheel) advance(now time.Time) (ended []*socket) {
 		e.tick++
 		slot := e.slots[e.tick%expirySlots]
 		for i := len(slot) - 1; i >= 0; i-- {
-			if k := slot[i]; k.deadline.at <= e.tick {
-				e.unlink(k)
-				ended = append(ended, k)
+			if sock := slot[i]; sock.deadline.at <= e.tick {
+				e.unlink(sock)
+				ended = append(ended, sock)
 			}
 		}
 	}

@@ -23,27 +23,27 @@ func TestTheTimerWheelClosesEachSocketOnTime(t *testing.T) {
 			sockets[i] = &socket{}
 		}
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
-			k := sockets[rapid.IntRange(0, len(sockets)-1).Draw(t, "socket")]
+			sock := sockets[rapid.IntRange(0, len(sockets)-1).Draw(t, "socket")]
 			switch rapid.IntRange(0, 4).Draw(t, "what") {
 			case 0:
-				e.remove(k)
-				delete(ends, k)
+				e.remove(sock)
+				delete(ends, sock)
 			case 1:
-				e.set(k, time.Time{})
-				delete(ends, k)
+				e.set(sock, time.Time{})
+				delete(ends, sock)
 			case 2, 3:
 				ticks := rapid.IntRange(-5, 3*expirySlots).Draw(t, "ticks")
-				e.set(k, at(e.tick+int64(ticks)).Add(expiryTick/2))
-				ends[k] = e.tick + int64(max(ticks, 0)) + 1
+				e.set(sock, at(e.tick+int64(ticks)).Add(expiryTick/2))
+				ends[sock] = e.tick + int64(max(ticks, 0)) + 1
 			case 4:
 				behind := int64(rapid.SampledFrom([]int{1, 1, 3, expirySlots / 5, 3 * expirySlots}).Draw(t, "behind"))
 				for range rapid.SampledFrom([]int{1, 2, 10, 100}).Draw(t, "turns") {
 					before := e.tick
-					for _, k := range e.advance(at(before + behind)) {
-						if ends[k] <= before || ends[k] > e.tick {
-							t.Fatalf("a socket ended between ticks %d and %d, want %d", before, e.tick, ends[k])
+					for _, sock := range e.advance(at(before + behind)) {
+						if ends[sock] <= before || ends[sock] > e.tick {
+							t.Fatalf("a socket ended between ticks %d and %d, want %d", before, e.tick, ends[sock])
 						}
-						delete(ends, k)
+						delete(ends, sock)
 					}
 					for _, at := range ends {
 						if at <= e.tick {

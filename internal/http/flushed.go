@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"sync"
 )
 
 // Flushed implements hub.Outlet. A client that stops reading is closed by the write
@@ -30,27 +29,5 @@ func (c *conn) Flushed(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for a client to read: %w", ctx.Err())
-	}
-}
-
-// A bufferPool lends byte buffers, so that an idle connection owns none. It is safe
-// for concurrent use.
-type bufferPool struct{ p sync.Pool }
-
-var buffers bufferPool
-
-func (p *bufferPool) get() *[]byte {
-	if b, ok := p.p.Get().(*[]byte); ok {
-		return b
-	}
-	b := make([]byte, 0, 4096)
-	return &b
-}
-
-// put returns a buffer to the pool, unless it has grown large.
-func (p *bufferPool) put(b *[]byte) {
-	if cap(*b) <= batchBytes {
-		*b = (*b)[:0]
-		p.p.Put(b)
 	}
 }

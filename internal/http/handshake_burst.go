@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A handshakeBurst detects the end of a burst of handshakes, as a deploy or a
-// network that comes back causes it. Each handshake leaves some 10 KiB of
+// A handshakeBurst detects the end of a burst of handshakes, such as a deploy or a
+// recovered network causes. Each handshake leaves some 10 KiB of
 // net/http's buffers as garbage. The collector would run only after as much was
 // allocated again, which takes minutes on a node of idle clients. The zero value is
 // ready. It belongs to the heartbeat's goroutine.
@@ -24,16 +24,16 @@ const (
 
 // hasEnded reports whether a burst has just ended. total is the number of
 // handshakes so far.
-func (w *handshakeBurst) hasEnded(now time.Time, total int64) bool {
-	if now.Sub(w.checkedAt) < burstCheckInterval {
+func (b *handshakeBurst) hasEnded(now time.Time, total int64) bool {
+	if now.Sub(b.checkedAt) < burstCheckInterval {
 		return false
 	}
-	recent := total - w.seenTotal
-	w.checkedAt, w.seenTotal, w.uncollected = now, total, w.uncollected+recent
-	if w.uncollected < minBurst || recent > w.uncollected/burstEndDivisor {
+	recent := total - b.seenTotal
+	b.checkedAt, b.seenTotal, b.uncollected = now, total, b.uncollected+recent
+	if b.uncollected < minBurst || recent > b.uncollected/burstEndDivisor {
 		return false
 	}
-	w.uncollected = 0
+	b.uncollected = 0
 	return true
 }
 

@@ -20,8 +20,8 @@ const (
 type httpConnLimiter struct {
 	server *Server
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects the fields below.
+	mu       sync.Mutex
 	open     map[net.Conn]netip.Prefix // zero: not counted by address
 	networks map[netip.Prefix]int
 }
@@ -32,15 +32,15 @@ func newHTTPConnLimiter(s *Server) *httpConnLimiter {
 
 // onStateChange implements http.Server.ConnState. It closes a connection over a
 // bound before a byte of it is read, and net/http then drops it.
-func (p *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
+func (l *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		if !p.acquire(c) {
-			p.server.metrics.httpConnsRefused.Inc()
+		if !l.acquire(c) {
+			l.server.metrics.httpConnsRefused.Inc()
 			_ = c.Close()
 		}
 	case http.StateHijacked, http.StateClosed:
-		p.release(c)
+		l.release(c)
 	case http.StateActive, http.StateIdle:
 	}
 }
@@ -48,35 +48,35 @@ func (p *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
 // acquire counts a connection, by the address of its peer: no header has been read
 // yet. Trusted proxies and internal addresses are not counted by address, since
 // many clients share them.
-func (p *httpConnLimiter) acquire(c net.Conn) bool {
+func (l *httpConnLimiter) acquire(c net.Conn) bool {
 	peer := parseAddr(c.RemoteAddr().String())
 	var prefix netip.Prefix
-	if isPublicAddr(peer) && !p.server.proxies.trust(peer) {
+	if isPublicAddr(peer) && !l.server.proxies.trust(peer) {
 		prefix = addressPrefix(peer)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.open) >= maxHTTPConns || prefix.IsValid() && p.networks[prefix] >= maxHTTPConnsPerAddress {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.open) >= maxHTTPConns || prefix.IsValid() && l.networks[prefix] >= maxHTTPConnsPerAddress {
 		return false
 	}
-	p.open[c] = prefix
+	l.open[c] = prefix
 	if prefix.IsValid() {
-		p.networks[prefix]++
+		l.networks[prefix]++
 	}
 	return true
 }
 
-func (p *httpConnLimiter) release(c net.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	prefix, counted := p.open[c]
+func (l *httpConnLimiter) release(c net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	prefix, counted := l.open[c]
 	if !counted {
 		return
 	}
-	delete(p.open, c)
+	delete(l.open, c)
 	if prefix.IsValid() {
-		if p.networks[prefix]--; p.networks[prefix] == 0 {
-			delete(p.networks, prefix)
+		if l.networks[prefix]--; l.networks[prefix] == 0 {
+			delete(l.networks, prefix)
 		}
 	}
 }

@@ -115,25 +115,25 @@ type observedPresence struct {
 	changes []message.PresenceChange
 }
 
-func (s *observedPresence) Change(changes []message.PresenceChange) {
-	s.mu.Lock()
-	s.changes = append(s.changes, changes...)
-	s.mu.Unlock()
-	s.Node.Change(changes)
+func (o *observedPresence) Change(changes []message.PresenceChange) {
+	o.mu.Lock()
+	o.changes = append(o.changes, changes...)
+	o.mu.Unlock()
+	o.Node.Change(changes)
 }
 
-func (s *observedPresence) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
-	if err := s.log.check(); err != nil {
+func (o *observedPresence) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
+	if err := o.log.check(); err != nil {
 		return message.Presence{}, err
 	}
-	return s.Node.Room(ctx, room, limit)
+	return o.Node.Room(ctx, room, limit)
 }
 
 // recorded returns the changes so far.
-func (s *observedPresence) recorded() []message.PresenceChange {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.changes)
+func (o *observedPresence) recorded() []message.PresenceChange {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.changes)
 }
 
 // emptyLog returns the file of a migrated log without a message. To migrate it once

@@ -87,31 +87,31 @@ type rateUsage struct {
 
 // checkRates counts a frame against the limits of its connection and its user, or
 // returns the error rate_limited. See ignoresRefusals for the end of it.
-func (k *socket) checkRates(r *protocol.Request, size int) error {
-	s, now := k.server, k.server.cfg.now()
-	wait := k.usage.states[rateBytes].take(s.frameLimits[rateBytes], now, size)
+func (sock *socket) checkRates(r *protocol.Request, size int) error {
+	s, now := sock.server, sock.server.cfg.now()
+	wait := sock.usage.states[rateBytes].take(s.frameLimits[rateBytes], now, size)
 	limitName := "bytes"
 	if wait == 0 {
 		kind := rateKind(r.Type)
-		wait = k.usage.states[kind].take(s.frameLimits[kind], now, 1)
+		wait = sock.usage.states[kind].take(s.frameLimits[kind], now, 1)
 		limitName = [rateKinds]string{"publishes", "bytes", "frames", "reads", "auth frames"}[kind]
-		if wait == 0 && kind == ratePublish && k.identity.User != "" && s.cfg.UserLimits != nil {
-			wait = s.cfg.UserLimits.AllowPublish(k.identity.User, size)
+		if wait == 0 && kind == ratePublish && sock.identity.User != "" && s.cfg.UserLimits != nil {
+			wait = s.cfg.UserLimits.AllowPublish(sock.identity.User, size)
 			limitName = "publishes or bytes of this user"
 		}
 	}
 	if wait == 0 {
 		return nil
 	}
-	if now-k.usage.lastRefused > refusalResetPause {
-		k.usage.refusedInRow = 0
+	if now-sock.usage.lastRefused > refusalResetPause {
+		sock.usage.refusedInRow = 0
 	}
-	k.usage.refusedInRow, k.usage.lastRefused = k.usage.refusedInRow+1, now
+	sock.usage.refusedInRow, sock.usage.lastRefused = sock.usage.refusedInRow+1, now
 	return rateLimited("too many "+limitName+" a second; send it again after retry_after_ms", wait)
 }
 
 // ignoresRefusals reports whether a client has ignored too many refusals.
-func (k *socket) ignoresRefusals() bool { return k.usage.refusedInRow > maxRefused }
+func (sock *socket) ignoresRefusals() bool { return sock.usage.refusedInRow > maxRefused }
 
 func rateLimited(text string, wait time.Duration) error {
 	// Rounded up to the milliseconds of retry_after_ms, because 0 would mean that

@@ -140,7 +140,7 @@ func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	}
 }
 
-// Each rate refuses what is over it, says when to come back, and keeps the
+// Each rate refuses what is over it, says when to retry, and keeps the
 // connection open. The other rates are not affected.
 func TestRatesOfAConnection(t *testing.T) {
 	big := `{"type":"signal","room":"a","data":"` + strings.Repeat("x", 900) + `"}`

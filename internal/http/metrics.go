@@ -85,7 +85,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 	f := promauto.With(reg)
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "websocket_queue_bytes",
-		Help: "Bytes waiting for clients to read, over all connections.",
+		Help: "Bytes waiting for clients to read, of all connections.",
 	}, queued)
 	return &metrics{
 		active: f.NewGauge(prometheus.GaugeOpts{
@@ -107,7 +107,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 		}),
 		lifetime: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "websocket_connection_duration_seconds",
-			Help:    "How long connections lived.",
+			Help:    "How long connections were open.",
 			Buckets: []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600},
 		}),
 		drainMetrics:    newDrainMetrics(f),

@@ -93,7 +93,7 @@ func TestPathsAreDecodedOnce(t *testing.T) {
 	}
 }
 
-// Bytes and pings show that a client lives. A frame that never ends is closed all
+// Bytes and pings show that a client is alive. A frame that never ends is closed all
 // the same, because it holds a buffer.
 func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 	for name, tt := range map[string]struct{ first, repeated string }{

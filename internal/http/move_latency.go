@@ -29,24 +29,24 @@ type moveLatency struct {
 	took time.Duration
 }
 
-func (a *moveLatencies) record(now time.Time, took time.Duration) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.ring[a.next] = moveLatency{now, took}
-	a.next = (a.next + 1) % moveLatencySamples
+func (m *moveLatencies) record(now time.Time, took time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ring[m.next] = moveLatency{now, took}
+	m.next = (m.next + 1) % moveLatencySamples
 }
 
 // p95 returns the 95th percentile of the recent latencies, or 0 if there are fewer
 // than minMoveLatencies.
-func (a *moveLatencies) p95(now time.Time) time.Duration {
-	a.mu.Lock()
+func (m *moveLatencies) p95(now time.Time) time.Duration {
+	m.mu.Lock()
 	took := make([]time.Duration, 0, moveLatencySamples)
-	for _, one := range a.ring {
+	for _, one := range m.ring {
 		if now.Sub(one.at) <= moveLatencyMaxAge {
 			took = append(took, one.took)
 		}
 	}
-	a.mu.Unlock()
+	m.mu.Unlock()
 	if len(took) < minMoveLatencies {
 		return 0
 	}

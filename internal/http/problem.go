@@ -105,7 +105,7 @@ func (p problem) write(w http.ResponseWriter) {
 	}
 	if p.retryAfter > 0 {
 		// In whole seconds (RFC 9110 §10.2.3), rounded up so that the client does
-		// not come back too early.
+		// not retry too early.
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(p.retryAfter.Seconds()))))
 	}
 	w.Header().Set("Content-Type", "application/problem+json")

@@ -10,7 +10,7 @@ import (
 type rateLimit struct{ perSecond, burst int }
 
 // perSecond returns a limit with a burst of two seconds' worth, for clients that
-// come back from a pause.
+// resume after a pause.
 func perSecond(n int) rateLimit { return rateLimit{n, 2 * n} }
 
 // cost returns the time in which the limit allows n events, in nanoseconds.
@@ -18,22 +18,22 @@ func (r rateLimit) cost(n int) int64 { return int64(n) * int64(time.Second) / in
 
 // A gcraState is the used part of a limit, as one number (generic cell rate
 // algorithm): the time, in nanoseconds of the server's clock, at which the whole
-// burst is available again. A state in the past equals the zero state, so that it
-// can be dropped.
+// burst is available again. A state in the past equals the zero state, so it can
+// be dropped.
 type gcraState int64
 
 // take uses n events at the time now and returns 0, or returns how long to wait
 // until n are available. More than the burst counts as the burst, since it could
 // never pass otherwise.
-func (t *gcraState) take(r rateLimit, now time.Duration, n int) (wait time.Duration) {
+func (g *gcraState) take(r rateLimit, now time.Duration, n int) (wait time.Duration) {
 	if r.perSecond <= 0 || n <= 0 {
 		return 0
 	}
-	due := max(int64(*t), int64(now)) + r.cost(min(n, r.burst))
+	due := max(int64(*g), int64(now)) + r.cost(min(n, r.burst))
 	if late := due - int64(now) - r.cost(r.burst); late > 0 {
 		return time.Duration(late)
 	}
-	*t = gcraState(due)
+	*g = gcraState(due)
 	return 0
 }
 
@@ -48,8 +48,8 @@ type keyedLimiter struct {
 	rate rateLimit
 	size int
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects the fields below.
+	mu      sync.Mutex
 	states  map[string]gcraState
 	sweepAt int // the length at which idle keys are swept again
 }

@@ -89,11 +89,11 @@ type Config struct {
 	// without those that the scope excludes. It must not block. Nil: nothing is
 	// known of other nodes.
 	MoveTargets func(Scope) MoveTargets
-	// Sessions and Takeovers keep clients' sessions. Both are nil if no sessions
+	// Sessions and SessionEvents keep clients' sessions. Both are nil if no sessions
 	// are kept.
-	Sessions  Sessions
-	Takeovers Takeovers
-	// TakeoverTimeout is how long an older connection may live beside a newer one
+	Sessions      Sessions
+	SessionEvents SessionEvents
+	// TakeoverTimeout is how long an older connection may stay open beside a newer one
 	// of its session that does not become live in its rooms. 10 s by default.
 	TakeoverTimeout time.Duration
 	// IDWindow is how long the log remembers ids. Clients see it in their welcome.
@@ -182,7 +182,7 @@ type Server struct {
 	nextConnection   atomic.Uint64 // numbers connections without a session
 	queuedBytes      atomic.Int64
 	tick             atomic.Int64
-	heartbeat        heartbeat
+	openSockets      openSockets
 	public           *http.Server
 	admin            *http.Server
 	stop             chan struct{}
@@ -198,13 +198,13 @@ type Server struct {
 	handshakes, handshakesMoved, handshakesRefused meter
 	movesAsked                                     atomic.Int64
 
-	mu sync.Mutex
-	// Protects following.
-	exiting   bool // the process ends after the drain
-	stopping  bool
-	drain     *drain // nil: none is running
-	admission admission
-	empty     chan struct{} // closed when nobody is connected; nil: nobody waits
+	// mu protects the fields below.
+	mu             sync.Mutex
+	exitAfterDrain bool // the process ends after the drain
+	stopping       bool // Stop was called
+	drain          *drain // nil: none is running
+	admission      admission
+	empty          chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // New returns a server whose background loops run. Shutdown stops them.
@@ -228,7 +228,7 @@ func New(cfg Config) *Server {
 	s.httpConns = newHTTPConnLimiter(s)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
 	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
-	s.heartbeat.server, s.sessionWriter.server = s, s
+	s.openSockets.server, s.sessionWriter.server = s, s
 	s.sessionWriter.wake = make(chan struct{}, 1)
 	s.handshakeLimiter = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
 	s.public = s.newHTTPServer(s.routes())
@@ -236,7 +236,7 @@ func New(cfg Config) *Server {
 	s.admin = s.newHTTPServer(s.adminRoutes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
 	s.expiry.start = s.started
-	s.loops.Go(func() { s.heartbeat.loop(cfg.Heartbeat, s.stop) })
+	s.loops.Go(func() { s.openSockets.loop(cfg.Heartbeat, s.stop) })
 	s.loops.Go(func() { s.expiry.loop(s.stop) })
 	if cfg.Sessions != nil {
 		s.loops.Go(func() { s.sessionWriter.loop(s.stop) })
@@ -291,7 +291,7 @@ func (s *Server) Stop() {
 func (s *Server) CloseSockets(ctx context.Context) error {
 	s.Stop()
 	if !s.closeAll(ctx) {
-		s.heartbeat.each(func(k *socket) { k.conn.abort() })
+		s.openSockets.each(func(sock *socket) { sock.conn.abort() })
 		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
 	}
 	return nil

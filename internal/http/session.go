@@ -17,19 +17,20 @@ type Sessions interface {
 	// New returns a new session. The first Save stores it.
 	New(user string) (secret string, s message.Session)
 	// Resume returns the stored session of a secret, if it belongs to this user,
-	// and takes it over from the connection that had it.
+	// and takes it over from the connection that owned it.
 	Resume(ctx context.Context, secret, user string) (message.Session, bool, error)
 	// Save stores sessions and extends their lifetime. It returns a result for
 	// each.
 	Save(context.Context, []message.SessionSave) []message.SaveResult
 }
 
-// Takeovers notify other nodes of a takeover. The methods do not block.
-type Takeovers interface {
-	// AnnounceLive notifies the node that had the session before that the newer
-	// connection is live in its rooms.
+// SessionEvents report what happened to a session, to other nodes and to the shared
+// state. The methods do not block.
+type SessionEvents interface {
+	// AnnounceLive tells the previous owner's node that the newer connection is
+	// live in its rooms.
 	AnnounceLive(message.Session)
-	// End deletes a session whose client said goodbye.
+	// End deletes a session whose client closed its connection with 1000.
 	End(message.Session)
 }
 
@@ -37,19 +38,19 @@ type Takeovers interface {
 // as much again for the requests before it.
 const resumeTimeout = time.Second
 
-// goodbyeTimeout is how long a client that is live on the newer connection has to
-// close the older one itself. Only the client knows which messages are still on
+// oldConnectionTimeout is how long a client that is live on the newer connection has
+// to close the older one itself. Only the client knows which messages are still on
 // their way.
-const goodbyeTimeout = time.Second
+const oldConnectionTimeout = time.Second
 
-// A sessionHandle is a connection's share in its session. After a takeover two
-// connections have a handle of one session, and only the newer may save it.
-type sessionHandle struct {
+// A connectionSession is what a connection knows of its session. During a takeover
+// two connections have the same session, and only the newer may save it.
+type connectionSession struct {
 	pingCounter atomic.Uint64 // the counter of the last ping
-	// managesRooms means that the client relies on the session for its rooms
+	// rejoinRooms means that the client relies on the session for its rooms
 	// (rooms=1), so that each change of them is saved soon.
-	managesRooms  bool
-	fromOtherNode bool // another node had the session before; static
+	rejoinRooms   bool
+	fromOtherNode bool // another node owned the session before; static
 	// roomsToRejoin are the rooms of a resumed session. They belong to readLoop.
 	roomsToRejoin []message.Position
 	// upToDate means that the client's rooms are those of the session: at once for
@@ -57,17 +58,17 @@ type sessionHandle struct {
 	// rooms.
 	upToDate atomic.Bool
 
-	mu sync.Mutex
-	// Protects following.
+	// mu protects the fields below.
+	mu     sync.Mutex
 	record message.Session // as last saved
 	saved  bool            // the last save succeeded
-	// joinsPending means that, with managesRooms, some joins were not complete at
+	// joinsPending means that, with rejoinRooms, some joins were not complete at
 	// the last save.
 	joinsPending  bool
 	failedSaves   int  // failed saves in a row
-	deferredWaves int  // waves of a drain that waited for the first save
+	deferredWaves int  // waves that did not ask this client, because its session was not saved yet
 	detached      bool // the connection has ended: record.Rooms are final
-	released      bool // a newer connection has the session, or it was deleted
+	released      bool // a newer connection owns the session, or it was deleted
 	// closeTimer closes the older connection of a takeover, at closeAt.
 	closeTimer *time.Timer
 	closeAt    time.Time
@@ -76,30 +77,30 @@ type sessionHandle struct {
 // attachSession gives the connection its session: the one that the handshake
 // offers, if it can be resumed, or a new one. It is called before any request is
 // handled.
-func (k *socket) attachSession(o protocol.Handshake, user string) (secret string, resumed bool) {
-	s := k.server
+func (sock *socket) attachSession(o protocol.Handshake, user string) (secret string, resumed bool) {
+	s := sock.server
 	if s.cfg.Sessions == nil {
 		return "", false
 	}
-	k.session = &sessionHandle{managesRooms: o.RejoinRooms}
-	k.conn.onPong = k.pongReceived
+	sock.session = &connectionSession{rejoinRooms: o.RejoinRooms}
+	sock.conn.onPong = sock.pongReceived
 	if session, ok := s.resume(o, user); ok {
-		k.session.record, k.session.saved, k.session.roomsToRejoin = session, true, session.Rooms
-		if k.session.fromOtherNode = session.PreviousNode != "" && session.PreviousNode != s.cfg.Node; k.session.fromOtherNode {
+		sock.session.record, sock.session.saved, sock.session.roomsToRejoin = session, true, session.Rooms
+		if sock.session.fromOtherNode = session.PreviousNode != "" && session.PreviousNode != s.cfg.Node; sock.session.fromOtherNode {
 			s.handshakesMoved.count.Add(1)
 		}
-		k.client.WhenLive(len(session.Rooms), func() {
-			k.session.upToDate.Store(true)
-			s.cfg.Takeovers.AnnounceLive(session)
+		sock.client.WhenLive(len(session.Rooms), func() {
+			sock.session.upToDate.Store(true)
+			s.cfg.SessionEvents.AnnounceLive(session)
 		})
 		secret, resumed = o.Session, true
 	} else {
-		secret, k.session.record = s.cfg.Sessions.New(user)
-		k.session.upToDate.Store(true)
+		secret, sock.session.record = s.cfg.Sessions.New(user)
+		sock.session.upToDate.Store(true)
 	}
-	k.client.SetSession(k.session.record.ID, k.session.record.Generation)
-	s.sessions.add(k)
-	s.sessionWriter.scheduleSoon(k)
+	sock.client.SetSession(sock.session.record.ID, sock.session.record.Generation)
+	s.sessions.add(sock)
+	s.sessionWriter.scheduleSoon(sock)
 	return secret, resumed
 }
 
@@ -119,135 +120,135 @@ func (s *Server) resume(o protocol.Handshake, user string) (message.Session, boo
 	return session, ok && (!o.RejoinRooms || !session.Partial)
 }
 
-// rejoin joins the rooms of a resumed session from their proven positions, as if
+// rejoin joins the rooms of a resumed session from their confirmed positions, as if
 // the client had asked for it.
-func (k *socket) rejoin() {
-	if k.session == nil || !k.session.managesRooms {
+func (sock *socket) rejoin() {
+	if sock.session == nil || !sock.session.rejoinRooms {
 		return
 	}
-	positions := k.session.roomsToRejoin
-	k.session.roomsToRejoin = nil
+	positions := sock.session.roomsToRejoin
+	sock.session.roomsToRejoin = nil
 	for _, p := range positions {
-		k.dispatch(&protocol.Request{Type: protocol.TypeJoin, Room: p.Room, Epoch: p.Epoch, After: p.Seq, HasAfter: true})
+		sock.dispatch(&protocol.Request{Type: protocol.TypeJoin, Room: p.Room, Epoch: p.Epoch, After: p.Seq, HasAfter: true})
 	}
 }
 
 // pingSent marks the frames that were sent before the ping with this counter. The
 // heartbeat calls it just before it sends the ping.
-func (k *socket) pingSent(counter uint64) {
+func (sock *socket) pingSent(counter uint64) {
 	// identified is checked first: before it is set, the reader may be setting
 	// session.
-	if k.identified.Load() && k.session != nil {
-		k.client.PingSent()
-		k.session.pingCounter.Store(counter)
+	if sock.identified.Load() && sock.session != nil {
+		sock.client.PingSent()
+		sock.session.pingCounter.Store(counter)
 	}
 }
 
 // pongReceived handles the answer to a ping: everything that was sent before that
 // ping has arrived.
-func (k *socket) pongReceived(counter uint64) {
-	if k.session != nil && k.session.pingCounter.Load() == counter {
-		k.client.PongReceived()
-		k.server.sessionWriter.schedule(k)
+func (sock *socket) pongReceived(counter uint64) {
+	if sock.session != nil && sock.session.pingCounter.Load() == counter {
+		sock.client.PongReceived()
+		sock.server.sessionWriter.schedule(sock)
 	}
 }
 
-// detachSession ends the connection's part in its session. It deletes the session
-// if the client said goodbye, and saves it otherwise. It is called while the client
-// is still in its rooms.
-func (k *socket) detachSession(goodbye bool) {
-	if k.session == nil {
+// detachSession records that the connection has ended. It deletes the session if the
+// client closed the connection with 1000, and saves it otherwise. It is called while
+// the client is still in its rooms.
+func (sock *socket) detachSession(endedByClient bool) {
+	if sock.session == nil {
 		return
 	}
-	rooms, _ := k.client.Positions(nil)
-	k.session.mu.Lock()
-	defer k.session.mu.Unlock()
-	if k.session.closeTimer != nil {
-		k.session.closeTimer.Stop()
+	rooms, _ := sock.client.Positions(nil)
+	sock.session.mu.Lock()
+	defer sock.session.mu.Unlock()
+	if sock.session.closeTimer != nil {
+		sock.session.closeTimer.Stop()
 	}
-	k.session.detached = true
+	sock.session.detached = true
 	switch {
-	case goodbye:
-		k.session.released = true
-		k.server.cfg.Takeovers.End(k.session.record)
-	case !k.session.released:
-		if k.isUpToDate() {
-			k.session.setRooms(rooms)
+	case endedByClient:
+		sock.session.released = true
+		sock.server.cfg.SessionEvents.End(sock.session.record)
+	case !sock.session.released:
+		if sock.isUpToDate() {
+			sock.session.setRooms(rooms)
 		}
-		k.server.sessionWriter.scheduleSoon(k)
+		sock.server.sessionWriter.scheduleSoon(sock)
 	}
 }
 
 // isUnsaved reports whether the connection has a session that another node could
 // not resume, because it is not saved.
-func (k *socket) isUnsaved() bool {
+func (sock *socket) isUnsaved() bool {
 	// identified is checked first: before it is set, the reader may be setting
 	// session.
-	if !k.identified.Load() || k.session == nil {
+	if !sock.identified.Load() || sock.session == nil {
 		return false
 	}
-	k.session.mu.Lock()
-	defer k.session.mu.Unlock()
-	return !k.session.saved && !k.session.released && !k.session.detached
+	sock.session.mu.Lock()
+	defer sock.session.mu.Unlock()
+	return !sock.session.saved && !sock.session.released && !sock.session.detached
 }
 
 // deferMove reports whether the client waits for the next wave of a drain, until
 // its session is saved. It returns true twice.
-func (k *socket) deferMove() bool {
-	k.session.mu.Lock()
-	defer k.session.mu.Unlock()
-	k.session.deferredWaves++
-	return k.session.deferredWaves <= 2
+func (sock *socket) deferMove() bool {
+	sock.session.mu.Lock()
+	defer sock.session.mu.Unlock()
+	sock.session.deferredWaves++
+	return sock.session.deferredWaves <= 2
 }
 
 // isMoving reports whether the client is moving to another connection or has moved.
-// Then its goodbye on this one is no leave of its rooms.
-func (k *socket) isMoving() bool {
-	if k.moveAskedAt.Load() != 0 {
+// Then closing this connection does not make it leave its rooms.
+func (sock *socket) isMoving() bool {
+	if sock.moveAskedAt.Load() != 0 {
 		return true
 	}
-	if k.session == nil {
+	if sock.session == nil {
 		return false
 	}
-	k.session.mu.Lock()
-	defer k.session.mu.Unlock()
-	return k.session.released
+	sock.session.mu.Lock()
+	defer sock.session.mu.Unlock()
+	return sock.session.released
 }
 
 // setRooms stores the client's positions, and reports whether they changed. Caller
 // holds mu.
-func (h *sessionHandle) setRooms(rooms []message.Position) bool {
-	if slices.Equal(rooms, h.record.Rooms) {
+func (c *connectionSession) setRooms(rooms []message.Position) bool {
+	if slices.Equal(rooms, c.record.Rooms) {
 		return false
 	}
-	h.record.Rooms = rooms
-	h.record.Revision++
+	c.record.Rooms = rooms
+	c.record.Revision++
 	return true
 }
 
 // pendingSave returns what must be saved of the session now. It returns false if
-// another connection has the session or it was deleted.
-func (k *socket) pendingSave() (message.SessionSave, bool) {
-	h := k.session
-	h.mu.Lock()
-	detached := h.detached
-	h.mu.Unlock()
+// another connection owns the session or it was deleted.
+func (sock *socket) pendingSave() (message.SessionSave, bool) {
+	c := sock.session
+	c.mu.Lock()
+	detached := c.detached
+	c.mu.Unlock()
 	var rooms []message.Position
-	current, complete := !detached && k.isUpToDate(), false
+	current, complete := !detached && sock.isUpToDate(), false
 	if current {
-		rooms, complete = k.client.Positions(nil)
+		rooms, complete = sock.client.Positions(nil)
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.joinsPending = h.managesRooms && !h.detached && !complete
-	if h.released {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.joinsPending = c.rejoinRooms && !c.detached && !complete
+	if c.released {
 		return message.SessionSave{}, false
 	}
-	changed := h.detached
-	if current && !h.detached {
-		changed = h.setRooms(rooms)
+	changed := c.detached
+	if current && !c.detached {
+		changed = c.setRooms(rooms)
 	}
-	save := message.SessionSave{Session: h.record, Touch: h.saved && !changed}
+	save := message.SessionSave{Session: c.record, Touch: c.saved && !changed}
 	if save.Touch {
 		save.Rooms = nil
 	}
@@ -255,69 +256,45 @@ func (k *socket) pendingSave() (message.SessionSave, bool) {
 }
 
 // isUpToDate reports whether the client's rooms are those of the session. After
-// TakeoverTimeout they are: the client will not come back to the missing ones.
-func (k *socket) isUpToDate() bool {
-	return k.session.upToDate.Load() || time.Since(k.started) > k.server.cfg.TakeoverTimeout
+// TakeoverTimeout they are: the client is no longer expected to rejoin the missing
+// ones.
+func (sock *socket) isUpToDate() bool {
+	return sock.session.upToDate.Load() || time.Since(sock.started) > sock.server.cfg.TakeoverTimeout
 }
 
 // handleSaveResult handles the result of a save, and reports whether to save again.
-func (k *socket) handleSaveResult(r message.SaveResult) bool {
-	k.session.mu.Lock()
-	defer k.session.mu.Unlock()
-	k.session.saved = r == message.SaveDone
+func (sock *socket) handleSaveResult(r message.SaveResult) bool {
+	sock.session.mu.Lock()
+	defer sock.session.mu.Unlock()
+	sock.session.saved = r == message.SaveDone
 	switch r {
 	case message.SaveSuperseded:
-		k.session.released = true
-		k.closeReplacedIn(k.server.cfg.TakeoverTimeout)
+		sock.session.released = true
+		sock.closeReplacedIn(sock.server.cfg.TakeoverTimeout)
 	case message.SaveMissing:
 		return true
 	case message.SaveFailed:
-		k.session.failedSaves++
-		return k.session.failedSaves < maxSaveTries
+		sock.session.failedSaves++
+		return sock.session.failedSaves < maxSaveTries
 	case message.SaveDone:
-		k.session.failedSaves = 0
-		return k.session.joinsPending
+		sock.session.failedSaves = 0
+		return sock.session.joinsPending
 	}
 	return false
 }
 
 // closeReplacedIn closes the older connection of a takeover after d, unless it ends
 // before. Of two calls the earlier time counts. Caller holds session.mu.
-func (k *socket) closeReplacedIn(d time.Duration) {
+func (sock *socket) closeReplacedIn(d time.Duration) {
 	at := time.Now().Add(d)
-	if k.session.detached || k.session.closeTimer != nil && k.session.closeAt.Before(at) {
+	if sock.session.detached || sock.session.closeTimer != nil && sock.session.closeAt.Before(at) {
 		return
 	}
-	if k.session.closeTimer != nil {
-		k.session.closeTimer.Stop()
+	if sock.session.closeTimer != nil {
+		sock.session.closeTimer.Stop()
 	}
-	k.session.closeAt = at
-	k.session.closeTimer = time.AfterFunc(d, func() { k.conn.CloseWith(protocol.CloseReplaced) })
-}
-
-// HandleNodeEvent handles a ban or a takeover on another node. It does not block.
-func (s *Server) HandleNodeEvent(n message.NodeEvent) {
-	if n.Kind == message.EventBanned {
-		s.closeUser(n.User)
-		return
-	}
-	if n.Kind != message.EventTakeover && n.Kind != message.EventSessionLive {
-		return
-	}
-	for _, k := range s.sessions.find(n.Session) {
-		k.session.mu.Lock()
-		if k.session.record.Generation < n.Generation {
-			k.session.released = true
-			// A client that was asked to move says goodbye itself, after it has
-			// joined rooms that its session may not know yet.
-			if n.Kind == message.EventSessionLive && k.moveAskedAt.Load() == 0 {
-				k.closeReplacedIn(goodbyeTimeout)
-			} else {
-				k.closeReplacedIn(k.server.cfg.TakeoverTimeout)
-			}
-		}
-		k.session.mu.Unlock()
-	}
+	sock.session.closeAt = at
+	sock.session.closeTimer = time.AfterFunc(d, func() { sock.conn.CloseWith(protocol.CloseReplaced) })
 }
 
 // A sessionIndex finds the connections of a session: one, or two during a takeover
@@ -327,36 +304,36 @@ type sessionIndex struct {
 	sockets map[message.SessionID][]*socket
 }
 
-func (o *sessionIndex) add(k *socket) {
-	if k.session == nil {
+func (x *sessionIndex) add(sock *socket) {
+	if sock.session == nil {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.sockets == nil {
-		o.sockets = make(map[message.SessionID][]*socket)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.sockets == nil {
+		x.sockets = make(map[message.SessionID][]*socket)
 	}
-	id := k.session.record.ID // never changes
-	o.sockets[id] = append(o.sockets[id], k)
+	id := sock.session.record.ID // never changes
+	x.sockets[id] = append(x.sockets[id], sock)
 }
 
-func (o *sessionIndex) remove(k *socket) {
-	if k.session == nil {
+func (x *sessionIndex) remove(sock *socket) {
+	if sock.session == nil {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	id := k.session.record.ID
-	left := slices.DeleteFunc(o.sockets[id], func(other *socket) bool { return other == k })
-	if len(left) == 0 {
-		delete(o.sockets, id)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	id := sock.session.record.ID
+	remaining := slices.DeleteFunc(x.sockets[id], func(other *socket) bool { return other == sock })
+	if len(remaining) == 0 {
+		delete(x.sockets, id)
 	} else {
-		o.sockets[id] = left
+		x.sockets[id] = remaining
 	}
 }
 
-func (o *sessionIndex) find(id message.SessionID) []*socket {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return slices.Clone(o.sockets[id])
+func (x *sessionIndex) find(id message.SessionID) []*socket {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Clone(x.sockets[id])
 }

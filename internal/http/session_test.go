@@ -27,32 +27,32 @@ type faultySessions struct {
 	lastSaved   atomic.Pointer[message.Session] // the last session that was saved in full
 }
 
-func (a *faultySessions) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
-	if a.unavailable.Load() {
+func (f *faultySessions) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
+	if f.unavailable.Load() {
 		<-ctx.Done() // as with a Redis that hangs
 		return message.Session{}, false, errors.Join(message.ErrSharedStateUnavailable, ctx.Err())
 	}
-	return a.Node.Resume(ctx, secret, user)
+	return f.Node.Resume(ctx, secret, user)
 }
 
-func (a *faultySessions) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
-	if a.superseded.Load() {
+func (f *faultySessions) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+	if f.superseded.Load() {
 		return slices.Repeat([]message.SaveResult{message.SaveSuperseded}, len(batch))
 	}
-	results := a.Node.Save(ctx, batch)
+	results := f.Node.Save(ctx, batch)
 	for i, s := range batch {
 		if results[i] == message.SaveDone && !s.Touch {
-			a.lastSaved.Store(&s.Session)
+			f.lastSaved.Store(&s.Session)
 		}
 	}
-	a.saves.Add(int64(len(batch)))
+	f.saves.Add(int64(len(batch)))
 	return results
 }
 
 // savedRooms returns the rooms of the session that was saved last, in the order of
 // joining.
-func (a *faultySessions) savedRooms() string {
-	s := a.lastSaved.Load()
+func (f *faultySessions) savedRooms() string {
+	s := f.lastSaved.Load()
 	if s == nil {
 		return ""
 	}
@@ -72,7 +72,7 @@ func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySession
 	}
 	a := &faultySessions{Node: own}
 	n := startNode(t, func(c *Config) {
-		c.Sessions, c.Takeovers = a, a
+		c.Sessions, c.SessionEvents = a, a
 		c.Heartbeat, c.TakeoverTimeout = time.Second, 2*time.Second
 		if change != nil {
 			change(c)
@@ -95,14 +95,14 @@ func withSessions(t *testing.T) func(*Config) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = own.Close(context.Background()) })
-	return func(c *Config) { c.Sessions, c.Takeovers = own, own }
+	return func(c *Config) { c.Sessions, c.SessionEvents = own, own }
 }
 
 // all returns the connections of all sessions.
-func (o *sessionIndex) all() map[message.SessionID][]*socket {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return maps.Clone(o.sockets)
+func (x *sessionIndex) all() map[message.SessionID][]*socket {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return maps.Clone(x.sockets)
 }
 
 // connect connects with a session ("" for none), and also returns the welcome.
@@ -128,7 +128,7 @@ func TestASessionIsResumedBySecretAlone(t *testing.T) {
 			t.Errorf("first welcome: %v", welcome)
 		}
 		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
-		_ = b.ws.CloseNow() // the network fails: no goodbye
+		_ = b.ws.CloseNow() // the network fails: no close frame
 		if _, again := n.connect(secret, ""); again["session"] != secret || again["resumed"] != true {
 			t.Errorf("second welcome: %v", again)
 		}
@@ -142,7 +142,7 @@ func TestASessionIsResumedBySecretAlone(t *testing.T) {
 }
 
 // A client with rooms=1 stores no positions and misses nothing: the service rejoins
-// its rooms from the proven positions.
+// its rooms from the confirmed positions.
 func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startSessionNode(t, nil)
@@ -174,7 +174,7 @@ func TestAClientThatTracksNothingMissesNothing(t *testing.T) {
 				got[room] = append(got[room], m["seq"].(float64))
 			}
 		}
-		// The messages begin at the proven position and have no gap. Some may come
+		// The messages begin at the confirmed position and have no gap. Some may come
 		// twice.
 		first := got["a"][0]
 		if first > 6 {
@@ -235,7 +235,7 @@ func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
 		b.send(`{"type":"join","room":"a"}`)
 		b.until("joined")
 		var wave []*socket
-		n.heartbeat.each(func(k *socket) { wave = append(wave, k) })
+		n.openSockets.each(func(sock *socket) { wave = append(wave, sock) })
 		// This writer is not the server's, whose loop could save the session first.
 		v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
 		v.schedule(wave[0])
@@ -312,8 +312,8 @@ func TestAConnectionWhoseSaveIsSupersededIsReplaced(t *testing.T) {
 	})
 }
 
-// A goodbye deletes the session. A goodbye on the older of two connections, as from
-// a client that has moved, does not.
+// A close with 1000 deletes the session. A close with 1000 on the older of two
+// connections, as from a client that has moved, does not.
 func TestANormalCloseEndsTheSession(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, a := startSessionNode(t, nil)
@@ -324,7 +324,7 @@ func TestANormalCloseEndsTheSession(t *testing.T) {
 		_ = b.ws.Close(websocket.StatusNormalClosure, "moved")
 		third, w := n.connect(secret, "")
 		if w["resumed"] != true {
-			t.Errorf("the goodbye of an older connection ended the session: %v", w)
+			t.Errorf("the end of an older connection ended the session: %v", w)
 		}
 		_ = moved.ws.CloseNow()
 		_ = third.ws.Close(websocket.StatusNormalClosure, "bye")

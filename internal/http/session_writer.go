@@ -42,10 +42,10 @@ type sessionWriter struct {
 }
 
 // scheduleSoon schedules a save of the socket's session after saveSoonDelay.
-func (v *sessionWriter) scheduleSoon(k *socket) {
-	v.schedule(k)
+func (w *sessionWriter) scheduleSoon(sock *socket) {
+	w.schedule(sock)
 	select {
-	case v.wake <- struct{}{}:
+	case w.wake <- struct{}{}:
 	default:
 	}
 }
@@ -53,36 +53,36 @@ func (v *sessionWriter) scheduleSoon(k *socket) {
 // schedule schedules a save of the socket's session within saveInterval. The number
 // of due sockets is bounded by the open ones and those that ended in the last
 // interval.
-func (v *sessionWriter) schedule(k *socket) {
-	if k.session == nil {
+func (w *sessionWriter) schedule(sock *socket) {
+	if sock.session == nil {
 		return
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.due == nil {
-		v.due = make(map[*socket]struct{})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.due == nil {
+		w.due = make(map[*socket]struct{})
 	}
-	v.due[k] = struct{}{}
+	w.due[sock] = struct{}{}
 }
 
 // loop saves due sessions until stop closes, and then once more.
-func (v *sessionWriter) loop(stop <-chan struct{}) {
+func (w *sessionWriter) loop(stop <-chan struct{}) {
 	tick := time.NewTicker(saveInterval)
 	defer tick.Stop()
 	var soon <-chan time.Time
 	for {
 		select {
 		case <-tick.C:
-			v.flush()
-		case <-v.wake:
+			w.flush()
+		case <-w.wake:
 			if soon == nil {
 				soon = time.After(saveSoonDelay)
 			}
 		case <-soon:
 			soon = nil
-			v.flush()
+			w.flush()
 		case <-stop:
-			v.flush()
+			w.flush()
 			return
 		}
 	}
@@ -90,21 +90,21 @@ func (v *sessionWriter) loop(stop <-chan struct{}) {
 
 // flush saves all sessions that are due now, in batches. Each call is bounded by
 // the timeout of Sessions.
-func (v *sessionWriter) flush() {
-	v.mu.Lock()
-	due := slices.Collect(maps.Keys(v.due))
-	v.mu.Unlock()
+func (w *sessionWriter) flush() {
+	w.mu.Lock()
+	due := slices.Collect(maps.Keys(w.due))
+	w.mu.Unlock()
 	for batch := range slices.Chunk(due, saveBatchSize) {
-		v.saving.Lock()
-		wasDue := v.claimDue(batch) // saveBeforeMove may have saved some in between
-		v.saveAll(func(yield func(*socket) bool) {
-			for i, k := range batch {
-				if wasDue[i] && !yield(k) {
+		w.saving.Lock()
+		wasDue := w.claimDue(batch) // saveBeforeMove may have saved some in between
+		w.saveAll(func(yield func(*socket) bool) {
+			for i, sock := range batch {
+				if wasDue[i] && !yield(sock) {
 					return
 				}
 			}
 		})
-		v.saving.Unlock()
+		w.saving.Unlock()
 	}
 }
 
@@ -112,55 +112,55 @@ func (v *sessionWriter) flush() {
 // move. It saves the sessions of the wave that are unsaved or have changed, and
 // returns the clients that may be asked now. The others wait for the next wave,
 // twice at most, so that a drain does not wait long for a Redis that is down.
-func (v *sessionWriter) saveBeforeMove(wave []*socket) []*socket {
-	v.saving.Lock()
-	defer v.saving.Unlock()
-	changed := v.claimDue(wave)
-	v.saveAll(func(yield func(*socket) bool) {
-		for i, k := range wave {
-			if (changed[i] || k.isUnsaved()) && !yield(k) {
+func (w *sessionWriter) saveBeforeMove(wave []*socket) []*socket {
+	w.saving.Lock()
+	defer w.saving.Unlock()
+	changed := w.claimDue(wave)
+	w.saveAll(func(yield func(*socket) bool) {
+		for i, sock := range wave {
+			if (changed[i] || sock.isUnsaved()) && !yield(sock) {
 				return
 			}
 		}
 	})
-	return slices.DeleteFunc(wave, func(k *socket) bool { return k.isUnsaved() && k.deferMove() })
+	return slices.DeleteFunc(wave, func(sock *socket) bool { return sock.isUnsaved() && sock.deferMove() })
 }
 
 // claimDue returns which of these sockets were due, and unschedules them.
-func (v *sessionWriter) claimDue(sockets []*socket) []bool {
+func (w *sessionWriter) claimDue(sockets []*socket) []bool {
 	due := make([]bool, len(sockets))
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for i, k := range sockets {
-		if _, due[i] = v.due[k]; due[i] {
-			delete(v.due, k)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, sock := range sockets {
+		if _, due[i] = w.due[sock]; due[i] {
+			delete(w.due, sock)
 		}
 	}
 	return due
 }
 
 // saveAll saves the sessions of these sockets. Caller holds saving.
-func (v *sessionWriter) saveAll(sockets iter.Seq[*socket]) {
+func (w *sessionWriter) saveAll(sockets iter.Seq[*socket]) {
 	batch := make([]message.SessionSave, 0, saveBatchSize)
 	batchSockets := make([]*socket, 0, saveBatchSize)
-	for k := range sockets {
-		if save, ok := k.pendingSave(); ok {
-			batch, batchSockets = append(batch, save), append(batchSockets, k)
+	for sock := range sockets {
+		if save, ok := sock.pendingSave(); ok {
+			batch, batchSockets = append(batch, save), append(batchSockets, sock)
 		}
 		if len(batch) == saveBatchSize {
-			v.save(batch, batchSockets)
+			w.save(batch, batchSockets)
 			batch, batchSockets = batch[:0], batchSockets[:0]
 		}
 	}
 	if len(batch) > 0 {
-		v.save(batch, batchSockets)
+		w.save(batch, batchSockets)
 	}
 }
 
-func (v *sessionWriter) save(batch []message.SessionSave, sockets []*socket) {
-	for i, r := range v.server.cfg.Sessions.Save(context.Background(), batch) {
+func (w *sessionWriter) save(batch []message.SessionSave, sockets []*socket) {
+	for i, r := range w.server.cfg.Sessions.Save(context.Background(), batch) {
 		if sockets[i].handleSaveResult(r) {
-			v.schedule(sockets[i])
+			w.schedule(sockets[i])
 		}
 	}
 }

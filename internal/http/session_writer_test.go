@@ -83,7 +83,7 @@ func TestFailingSavesDoNotBlockADrain(t *testing.T) {
 		n.adminCall("POST", "/drain")
 		b.followMove()
 		n.awaitPhase(phaseDrained)
-		if state := n.DrainState(); state.Moved != 1 {
+		if state := n.DrainState(); state.Departed != 1 {
 			t.Errorf("%+v", state)
 		}
 	})
@@ -108,8 +108,8 @@ func TestAFailedSaveIsRetried(t *testing.T) {
 	})
 }
 
-// A client that has moved and says goodbye to its first connection has not left its
-// rooms. A client that only says goodbye has.
+// A client that has moved and closes its old connection has not left its rooms. A
+// client that closes its only connection has.
 func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startFailingSavesNode(t, 0)
@@ -138,7 +138,7 @@ func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
 		}
 		closed, one := joined("")
 		_ = closed.ws.Close(websocket.StatusNormalClosure, "")
-		want("the goodbye", one, message.PresenceLeft)
+		want("the close", one, message.PresenceLeft)
 
 		moved, two := joined("")
 		n.adminCall("POST", "/drain")

@@ -28,8 +28,8 @@ type socket struct {
 	ws        *websocket.Conn
 	conn      *conn // safe for concurrent use
 	client    *hub.Client
-	session   *sessionHandle // nil if no sessions are kept
-	requestID string         // of the handshake
+	session   *connectionSession // nil if no sessions are kept
+	requestID string             // of the handshake
 	remote    string
 	started   time.Time
 
@@ -57,68 +57,68 @@ type socket struct {
 	heartbeatSlot, heartbeatIndex int // guarded by the lock of the heartbeat's slot
 }
 
-func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, p *admissionSlot) *socket {
+func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, slot *admissionSlot) *socket {
 	from := callerOf(r)
-	k := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.addr.String(), started: time.Now(), admission: p}
-	return k
+	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.addr.String(), started: time.Now(), admission: slot}
+	return sock
 }
 
 // readLoop handles frames until the connection ends. It reads without a deadline:
 // the heartbeat closes silent clients.
-func (k *socket) readLoop() {
-	k.rejoin()
-	k.readFramesLoop()
+func (sock *socket) readLoop() {
+	sock.rejoin()
+	sock.readFramesLoop()
 }
 
-// readFramesLoop is the part of readLoop after rejoin. A join has the deepest stack
-// of what a listening client does, and an idle connection should not keep that
-// stack. So a fresh goroutine continues after a join.
-func (k *socket) readFramesLoop() {
+// readFramesLoop is the part of readLoop after rejoin. A join grows the stack more than
+// anything else that a listening client does, and an idle connection should not keep
+// that stack. So a fresh goroutine continues after a join.
+func (sock *socket) readFramesLoop() {
 	var err error
 	for err == nil {
-		if err = k.readFrame(); k.stackGrown && err == nil {
-			k.stackGrown = false
-			go k.readFramesLoop()
+		if err = sock.readFrame(); sock.stackGrown && err == nil {
+			sock.stackGrown = false
+			go sock.readFramesLoop()
 			return
 		}
 	}
-	k.end(err)
+	sock.end(err)
 }
 
-func (k *socket) readFrame() error {
+func (sock *socket) readFrame() error {
 	// The library closes the connection when the context ends, so this one never
 	// does.
-	kind, r, err := k.ws.Reader(context.Background())
+	kind, r, err := sock.ws.Reader(context.Background())
 	if err != nil {
 		return err
 	}
 	if kind != websocket.MessageText {
-		k.conn.CloseWith(protocol.CloseBinary)
+		sock.conn.CloseWith(protocol.CloseBinary)
 		return errClosedByUs
 	}
 	buf := buffers.get()
 	defer buffers.put(buf)
-	k.frameStartTick.Store(max(1, k.server.tick.Load()))
+	sock.frameStartTick.Store(max(1, sock.server.tick.Load()))
 	if err := readAll(r, buf); err != nil {
 		return err
 	}
-	k.frameStartTick.Store(0)
+	sock.frameStartTick.Store(0)
 	if !utf8.Valid(*buf) {
 		// RFC 6455 §8.1; the library does not check it.
-		k.conn.CloseWith(protocol.CloseUTF8)
+		sock.conn.CloseWith(protocol.CloseUTF8)
 		return errClosedByUs
 	}
-	if code, ours := k.conn.closeStatus(); code != 0 && ours {
+	if code, ours := sock.conn.closeStatus(); code != 0 && ours {
 		return errClosedByUs // frames after our close frame are ignored
 	}
 	// A reader that waits for the log reads nothing meanwhile. The client must not
 	// count as silent.
-	k.handling.Store(true)
+	sock.handling.Store(true)
 	defer func() {
-		k.conn.lastReadTick.Store(k.server.tick.Load())
-		k.handling.Store(false)
+		sock.conn.lastReadTick.Store(sock.server.tick.Load())
+		sock.handling.Store(false)
 	}()
-	return k.handleFrame(*buf)
+	return sock.handleFrame(*buf)
 }
 
 var errClosedByUs = errors.New("closed by the service")
@@ -144,147 +144,147 @@ func readAll(r io.Reader, buf *[]byte) error {
 
 // handleFrame handles one frame, and answers errors. It returns an error if the
 // connection is being closed.
-func (k *socket) handleFrame(frame []byte) error {
-	k.framesReceived++
+func (sock *socket) handleFrame(frame []byte) error {
+	sock.framesReceived++
 	r, err := protocol.Decode(frame)
 	if protocol.IsMalformed(err) {
-		k.server.metrics.received.WithLabelValues("other").Inc()
-		k.malformedInRow++
-		k.sendError(&r, err)
-		if k.malformedInRow >= maxMalformed {
-			k.conn.CloseWith(protocol.ClosePolicy)
+		sock.server.metrics.received.WithLabelValues("other").Inc()
+		sock.malformedInRow++
+		sock.sendError(&r, err)
+		if sock.malformedInRow >= maxMalformed {
+			sock.conn.CloseWith(protocol.ClosePolicy)
 			return errClosedByUs
 		}
 		return nil
 	}
-	k.malformedInRow = 0
-	k.server.countReceived(r.Type)
-	if err := k.checkRates(&r, len(frame)); err != nil {
-		k.sendError(&r, err)
-		if k.ignoresRefusals() {
-			k.conn.CloseWith(protocol.CloseRateLimited)
+	sock.malformedInRow = 0
+	sock.server.countReceived(r.Type)
+	if err := sock.checkRates(&r, len(frame)); err != nil {
+		sock.sendError(&r, err)
+		if sock.ignoresRefusals() {
+			sock.conn.CloseWith(protocol.CloseRateLimited)
 			return errClosedByUs
 		}
 		return nil
 	}
 	if err != nil {
-		k.sendError(&r, err)
+		sock.sendError(&r, err)
 		return nil
 	}
 	if r.Type == protocol.TypeAuth {
-		return k.handleAuth(&r)
+		return sock.handleAuth(&r)
 	}
-	if !k.identified.Load() {
-		k.sendError(&r, errNoToken)
+	if !sock.identified.Load() {
+		sock.sendError(&r, errNoToken)
 		return nil
 	}
-	k.dispatch(&r)
+	sock.dispatch(&r)
 	return nil
 }
 
 // dispatch performs a valid request.
-func (k *socket) dispatch(r *protocol.Request) {
-	err := k.permit(r)
+func (sock *socket) dispatch(r *protocol.Request) {
+	err := sock.permit(r)
 	switch {
 	case err != nil:
 	case r.Type == protocol.TypeMoved:
 		// Only a session of another node counts, and only once. Otherwise any
 		// client could slow the drain of another node.
-		if !k.moveReported && (k.session == nil || k.session.fromOtherNode) {
-			k.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+		if !sock.moveReported && (sock.session == nil || sock.session.fromOtherNode) {
+			sock.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
-		k.moveReported = true
+		sock.moveReported = true
 	default:
-		err = k.client.Handle(context.Background(), r)
+		err = sock.client.Handle(context.Background(), r)
 	}
 	if err != nil {
-		k.sendError(r, err)
+		sock.sendError(r, err)
 	}
-	k.stackGrown = k.stackGrown || r.Type == protocol.TypeJoin
-	if k.session != nil && k.session.managesRooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
-		k.server.sessionWriter.scheduleSoon(k)
+	sock.stackGrown = sock.stackGrown || r.Type == protocol.TypeJoin
+	if sock.session != nil && sock.session.rejoinRooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
+		sock.server.sessionWriter.scheduleSoon(sock)
 	}
 }
 
 // handleAuth handles an auth frame.
-func (k *socket) handleAuth(r *protocol.Request) error {
-	ends, err := k.authenticate(r)
+func (sock *socket) handleAuth(r *protocol.Request) error {
+	ends, err := sock.authenticate(r)
 	if err != nil {
-		k.sendError(r, err)
+		sock.sendError(r, err)
 	}
 	if ends {
 		return errClosedByUs
 	}
-	k.rejoin() // the rooms of a session that this frame resumed
+	sock.rejoin() // the rooms of a session that this frame resumed
 	return nil
 }
 
-func (k *socket) sendError(r *protocol.Request, err error) {
+func (sock *socket) sendError(r *protocol.Request, err error) {
 	e := protocol.ErrorFor(err)
-	k.server.cfg.Hub.CountError(e.Code)
+	sock.server.cfg.Hub.CountError(e.Code)
 	if e.Code == protocol.CodeInternal {
-		k.server.log.Error("request failed", "type", r.Type, "request_id", k.requestID, "error", err)
+		sock.server.log.Error("request failed", "type", r.Type, "request_id", sock.requestID, "error", err)
 	}
 	if event := refusalEvents[e.Code]; event != "" {
-		k.server.audit.record(&auditLine{
-			Event: event, Who: k.identity.User, From: k.remote, What: string(r.Type) + " " + string(r.Room), Why: e.Message, RequestID: k.requestID,
+		sock.server.audit.record(&auditLine{
+			Event: event, Actor: sock.identity.User, From: sock.remote, Subject: string(r.Type) + " " + string(r.Room), Reason: e.Message, RequestID: sock.requestID,
 		})
 	}
-	k.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
+	sock.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
 }
 
 // end removes the client from everything and closes the connection.
-func (k *socket) end(err error) {
-	s := k.server
-	_, ours := k.conn.closeStatus()
-	goodbye := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
-	moving := k.isMoving()
-	k.detachSession(goodbye)
-	if k.client != nil {
-		k.client.Close(goodbye && !moving)
+func (sock *socket) end(err error) {
+	s := sock.server
+	_, ours := sock.conn.closeStatus()
+	endedByClient := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
+	moving := sock.isMoving()
+	sock.detachSession(endedByClient)
+	if sock.client != nil {
+		sock.client.Close(endedByClient && !moving)
 	}
-	s.expiry.remove(k)
-	s.sessions.remove(k)
-	s.heartbeat.remove(k)
-	if k.isProtocolError(err) {
+	s.expiry.remove(sock)
+	s.sessions.remove(sock)
+	s.openSockets.remove(sock)
+	if sock.isProtocolError(err) {
 		// The library ends on some frames without a close frame (an unmasked one).
-		k.conn.CloseWith(protocol.CloseProtocol)
+		sock.conn.CloseWith(protocol.CloseProtocol)
 	}
-	code, reason := k.closeReason(err)
-	if _, ours := k.conn.closeStatus(); ours {
-		k.awaitClose()
+	code, reason := sock.closeReason(err)
+	if _, ours := sock.conn.closeStatus(); ours {
+		sock.awaitClose()
 	}
-	_ = k.ws.CloseNow() // flushes and lingers (see conn.Close), then closes
+	_ = sock.ws.CloseNow() // flushes and lingers (see conn.Close), then closes
 	s.metrics.active.Dec()
 	s.metrics.disconnections.WithLabelValues(reason).Inc()
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
 		s.cfg.Hub.CountError(reason)
 	}
-	if k.moveAskedAt.Load() != 0 || code == protocol.CloseRestart {
+	if sock.moveAskedAt.Load() != 0 || code == protocol.CloseRestart {
 		s.recordMove(code, reason)
 	}
-	took := time.Since(k.started)
+	took := time.Since(sock.started)
 	s.metrics.lifetime.Observe(took.Seconds())
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
-		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", k.remote), slog.String("request_id", k.requestID),
-		slog.Duration("duration", took), slog.Int("frames_in", k.framesReceived), slog.Int64("bytes_out", k.conn.sentBytes.Load()))
-	k.admission.release(k)
+		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", sock.remote), slog.String("request_id", sock.requestID),
+		slog.Duration("duration", took), slog.Int("frames_in", sock.framesReceived), slog.Int64("bytes_out", sock.conn.sentBytes.Load()))
+	sock.admission.release(sock)
 }
 
 // isProtocolError reports whether a read failed because of what the client sent,
 // and no close frame has been sent.
-func (k *socket) isProtocolError(err error) bool {
+func (sock *socket) isProtocolError(err error) bool {
 	var network net.Error
-	code, _ := k.conn.closeStatus()
+	code, _ := sock.conn.closeStatus()
 	return code == 0 && websocket.CloseStatus(err) == -1 && !errors.As(err, &network) &&
 		!errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
 }
 
 // awaitClose reads until the client has answered our close frame. The deadline of
 // the close frame bounds it.
-func (k *socket) awaitClose() {
+func (sock *socket) awaitClose() {
 	for {
-		_, r, err := k.ws.Reader(context.Background())
+		_, r, err := sock.ws.Reader(context.Background())
 		if err != nil {
 			return
 		}
@@ -303,8 +303,8 @@ const codeAbnormal protocol.CloseCode = 1006
 
 // closeReason returns why a connection ended. The code is the one that the client
 // got or sent.
-func (k *socket) closeReason(err error) (protocol.CloseCode, string) {
-	code, ours := k.conn.closeStatus()
+func (sock *socket) closeReason(err error) (protocol.CloseCode, string) {
+	code, ours := sock.conn.closeStatus()
 	if ours {
 		return code, code.Reason()
 	}

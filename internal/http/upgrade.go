@@ -105,60 +105,60 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, errHandshakeRate)
 		return
 	}
-	p := s.admit(callerOf(r))
-	if p == nil {
+	slot := s.admit(callerOf(r))
+	if slot == nil {
 		s.metrics.connections.WithLabelValues("refused").Inc()
 		s.refuse(w, r, errNoCapacity)
 		return
 	}
-	client, err := s.authenticateHandshake(r.Context(), offer, p)
+	client, err := s.authenticateHandshake(r.Context(), offer, slot)
 	if err != nil {
-		p.release(nil)
+		slot.release(nil)
 		s.metrics.connections.WithLabelValues("refused").Inc()
 		s.refuse(w, r, err)
 		return
 	}
-	k := s.accept(w, r, p)
-	if k == nil {
-		p.release(nil)
+	sock := s.accept(w, r, slot)
+	if sock == nil {
+		slot.release(nil)
 		return
 	}
-	s.metrics.connections.WithLabelValues(p.result).Inc()
+	s.metrics.connections.WithLabelValues(slot.result).Inc()
 	s.metrics.active.Inc()
-	k.offer = offer
-	p.register(k)
-	s.serveSocket(k, client)
-	k.conn.Flush() // the handshake's answer, if no frame has followed it
-	s.heartbeat.add(k)
+	sock.offer = offer
+	slot.register(sock)
+	s.serveSocket(sock, client)
+	sock.conn.Flush() // the handshake's answer, if no frame has followed it
+	s.openSockets.add(sock)
 	if s.isClosing() { // closeAll may have passed just before add
-		k.conn.CloseWith(protocol.CloseRestart)
+		sock.conn.CloseWith(protocol.CloseRestart)
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
-	go k.readLoop()
+	go sock.readLoop()
 }
 
 // serveSocket identifies the client of a new connection, starts the timeout for its
 // token, or closes it because it was rejected.
-func (s *Server) serveSocket(k *socket, client clientIdentity) {
-	if k.admission.closeCode != 0 {
-		s.auditRejection(k, client.identity.User, client.rejection)
-		k.conn.CloseWith(k.admission.closeCode)
+func (s *Server) serveSocket(sock *socket, client clientIdentity) {
+	if sock.admission.closeCode != 0 {
+		s.auditRejection(sock, client.identity.User, client.rejection)
+		sock.conn.CloseWith(sock.admission.closeCode)
 		return
 	}
 	s.handshakes.count.Add(1)
 	if !client.known {
-		s.expiry.set(k, time.Now().Add(s.cfg.AuthTimeout))
+		s.expiry.set(sock, time.Now().Add(s.cfg.AuthTimeout))
 		return
 	}
-	k.setIdentity(client.identity)
-	if s.banned(client.identity.User) { // the ban may have come just before register
-		k.conn.CloseWith(protocol.CloseRemoved)
+	sock.setIdentity(client.identity)
+	if s.banned(client.identity.User) { // the ban may have been set just before register
+		sock.conn.CloseWith(protocol.CloseRemoved)
 	}
 }
 
 // accept performs the upgrade. It returns nil if the handshake was refused and
 // answered.
-func (s *Server) accept(w http.ResponseWriter, r *http.Request, p *admissionSlot) *socket {
+func (s *Server) accept(w http.ResponseWriter, r *http.Request, slot *admissionSlot) *socket {
 	hj := &hijacker{ResponseWriter: w, server: s}
 	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{protocol.Subprotocol},
@@ -173,5 +173,5 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request, p *admissionSlot
 		return nil
 	}
 	ws.SetReadLimit(int64(s.cfg.MaxFrame))
-	return newSocket(s, ws, hj.conn, r, p)
+	return newSocket(s, ws, hj.conn, r, slot)
 }

@@ -45,7 +45,7 @@ func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
 	}
 }
 
-// What a user publishes counts against the limit of all nodes together.
+// The publishes of a user on all nodes count against one limit.
 func TestPublishesCountAgainstTheUsersLimit(t *testing.T) {
 	l := &fakeLimits{}
 	n := startKeyedNode(t, "*:rw", func(c *Config) { c.UserLimits = l })

@@ -9,16 +9,16 @@ var healthyTargets = MoveTargets{Known: true, Nodes: 1, Ready: 1, HandshakeLimit
 
 func TestWavesAreEvenWithoutNodeStatuses(t *testing.T) {
 	var p wavePacer
-	left := 1000
+	notAsked := 1000
 	for second := range 10 {
-		n := p.next(left, left, 0, time.Duration(10-second)*time.Second, MoveTargets{})
+		n := p.next(notAsked, notAsked, 0, time.Duration(10-second)*time.Second, MoveTargets{})
 		if n != 100 {
-			t.Errorf("second %d: a wave of %d with %d left, want 100", second, n, left)
+			t.Errorf("second %d: a wave of %d with %d not asked, want 100", second, n, notAsked)
 		}
-		left -= n
+		notAsked -= n
 	}
-	if left != 0 {
-		t.Errorf("%d left", left)
+	if notAsked != 0 {
+		t.Errorf("%d were not asked", notAsked)
 	}
 	if n := p.next(3, 0, 0, time.Minute, MoveTargets{}); n != 3 {
 		t.Errorf("a wave of %d, want all 3", n)
@@ -38,7 +38,7 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 	far := with(func(r *MoveTargets) { r.HandshakeP95 = 700 * time.Millisecond })
 	refusing := with(func(r *MoveTargets) { r.RefusedHandshakes = 1 })
 
-	const left = 10_000
+	const notAsked = 10_000
 	window := 100 * time.Second // an even spread is 100 a wave
 	type step struct {
 		name            string
@@ -98,7 +98,7 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 	} {
 		var p wavePacer
 		for _, s := range steps {
-			if got := p.next(left, s.moving, s.missing, window, s.r); got != s.want {
+			if got := p.next(notAsked, s.moving, s.missing, window, s.r); got != s.want {
 				t.Errorf("%s: %s: %d, want %d", name, s.name, got, s.want)
 			}
 		}
@@ -158,9 +158,9 @@ func TestWavesStayInBounds(t *testing.T) {
 	var p wavePacer
 	for i := range 10_000 {
 		r := MoveTargets{Known: true, Ready: i % 3, HandshakeLimit: 1 + i%7, OtherHandshakes: i % 5, HandshakeP95: time.Duration(i%5) * time.Second}
-		left := i % 13
-		if n := p.next(left, i%11, i%5, time.Duration(i%4)*time.Second, r); n < 0 || n > left && left > 0 && n > minWave {
-			t.Fatalf("step %d: wave of %d with %d left", i, n, left)
+		notAsked := i % 13
+		if n := p.next(notAsked, i%11, i%5, time.Duration(i%4)*time.Second, r); n < 0 || n > notAsked && notAsked > 0 && n > minWave {
+			t.Fatalf("step %d: wave of %d with %d not asked", i, n, notAsked)
 		}
 	}
 	grown := 0

@@ -126,7 +126,7 @@ func TestUnreachableAddressesAreReported(t *testing.T) {
 		t.Errorf("no such path: %v", err)
 	}
 	_, err = Start(t.Context(), Plan{URLs: []string{"http://" + s.Addr}})
-	if err == nil || !strings.Contains(err.Error(), "is no ws:// or wss:// URL") {
+	if err == nil || !strings.Contains(err.Error(), "is not a ws:// or wss:// URL") {
 		t.Errorf("no socket: %v", err)
 	}
 }

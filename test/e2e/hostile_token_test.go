@@ -11,91 +11,108 @@ import (
 	"time"
 )
 
-// tokenAttacks use a token in a handshake and to read history over HTTP.
+// A tokenAttack uses a token in a handshake and over HTTP.
+type tokenAttack struct {
+	name  string
+	token func(a *attacker) string
+	want  string
+}
+
+// tokenRefused is the answer to a token that is not accepted.
+const tokenRefused = "close 4001, 401 unauthorized"
+
+// tokenAttacks use tokens in a handshake and to read history over HTTP.
 func tokenAttacks() (all []attack) {
-	const refused = "close 4001, 401 unauthorized"
-	for _, row := range []struct {
-		name  string
-		token func(a *attacker) string
-		want  string
-	}{
-		{"it has no signature", func(a *attacker) string { return base64URL(`{"alg":"none"}`) + "." + a.payload(nil) + "." }, refused},
-		{"it has no signature, and an algorithm in mixed case", func(a *attacker) string { return base64URL(`{"alg":"nOnE"}`) + "." + a.payload(nil) + "." }, refused},
-		{"its signature is cut off", func(a *attacker) string { return cutLast(tokenOf(a.user, nil)) }, refused},
+	for _, row := range append(forgedTokens(), unacceptableTokens()...) {
+		all = append(all, attack{"a token: " + row.name, row.want, func(a *attacker) string { return a.tryToken(row.token(a)) }})
+	}
+	return append(all, tokenTransportAttacks()...)
+}
+
+// forgedTokens have a wrong signature, or headers that may mislead its check.
+func forgedTokens() []tokenAttack {
+	return []tokenAttack{
+		{"it has no signature", func(a *attacker) string { return base64URL(`{"alg":"none"}`) + "." + a.payload(nil) + "." }, tokenRefused},
+		{"it has no signature, and an algorithm in mixed case", func(a *attacker) string { return base64URL(`{"alg":"nOnE"}`) + "." + a.payload(nil) + "." }, tokenRefused},
+		{"its signature is cut off", func(a *attacker) string { return cutLast(tokenOf(a.user, nil)) }, tokenRefused},
 		{"its signature is another token's", func(a *attacker) string {
 			good := tokenOf(a.user, nil)
 			return cutLast(tokenOf("ada", nil)) + good[strings.LastIndexByte(good, '.')+1:]
-		}, refused},
+		}, tokenRefused},
 		{"its payload is another user's", func(a *attacker) string {
 			parts := strings.Split(tokenOf(a.user, nil), ".")
 			return parts[0] + "." + base64URL(mustJSON(claims("ada", nil))) + "." + parts[2]
-		}, refused},
+		}, tokenRefused},
 		{"it is signed with the public key as an HMAC secret", func(a *attacker) string {
 			return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), a.publicKeys)
-		}, refused},
+		}, tokenRefused},
 		{"its algorithm is RS256 and it is signed with the secret", func(a *attacker) string {
 			return signHS256(`{"alg":"RS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
-		{"it is signed with an empty secret", func(a *attacker) string { return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), "") }, refused},
+		}, tokenRefused},
+		{"it is signed with an empty secret", func(a *attacker) string { return signHS256(`{"alg":"HS256"}`, mustJSON(claims(a.user, nil)), "") }, tokenRefused},
 		{"its algorithm is HS512", func(a *attacker) string {
 			return signHS256(`{"alg":"HS512"}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
+		}, tokenRefused},
 		{"its ECDSA signature is all zeros", func(a *attacker) string {
 			return base64URL(`{"alg":"ES256"}`) + "." + a.payload(nil) + "." + base64URL(strings.Repeat("\x00", 64))
-		}, refused},
+		}, tokenRefused},
 		{"it contains the attacker's key that signed it", func(a *attacker) string {
 			return a.signRS256(`{"alg":"RS256","jwk":{"kty":"RSA","n":"AQAB","e":"AQAB"}}`, nil, newRSAKey())
-		}, refused},
+		}, tokenRefused},
 		{"it names a URL of its key", func(a *attacker) string {
 			return a.signRS256(`{"alg":"RS256","jku":"http://127.0.0.1:1/keys","x5u":"http://127.0.0.1:1/"}`, nil, newRSAKey())
-		}, refused},
+		}, tokenRefused},
 		{"its key id is a path", func(a *attacker) string {
 			return signHS256(`{"alg":"HS256","kid":"../../../../dev/null"}`, mustJSON(claims(a.user, nil)), "\x00")
-		}, refused},
+		}, tokenRefused},
 		{"it has critical headers", func(a *attacker) string {
 			return signHS256(`{"alg":"HS256","crit":["exp"]}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
+		}, tokenRefused},
 		{"its payload is not encoded", func(a *attacker) string {
 			return signHS256(`{"alg":"HS256","b64":false}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
+		}, tokenRefused},
 		{"it has alg twice", func(a *attacker) string {
 			return signHS256(`{"alg":"none","alg":"HS256"}`, mustJSON(claims(a.user, nil)), signingSecret)
-		}, refused},
+		}, tokenRefused},
 		{"it has sub twice", func(a *attacker) string {
 			return signHS256(`{"alg":"HS256"}`, `{"sub":"ada",`+mustJSON(claims(a.user, nil))[1:], signingSecret)
-		}, refused},
-		{"it is encrypted", func(a *attacker) string { return tokenOf(a.user, nil) + ".AAAA.AAAA" }, refused},
-		{"it has expired", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": time.Now().Unix() - 1}) }, refused},
-		{"it has no expiry", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": nil}) }, refused},
-		{"its expiry overflows", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": 1e300}) }, refused},
-		{"its expiry is a string", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": "9999999999"}) }, refused},
-		{"it is valid from tomorrow on", func(a *attacker) string { return tokenOf(a.user, jsonObject{"nbf": time.Now().Unix() + 86400}) }, refused},
+		}, tokenRefused},
+		{"it is encrypted", func(a *attacker) string { return tokenOf(a.user, nil) + ".AAAA.AAAA" }, tokenRefused},
+	}
+}
+
+// unacceptableTokens have claims that the service does not accept. The last ones are
+// valid.
+func unacceptableTokens() []tokenAttack {
+	return []tokenAttack{
+		{"it has expired", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": time.Now().Unix() - 1}) }, tokenRefused},
+		{"it has no expiry", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": nil}) }, tokenRefused},
+		{"its expiry overflows", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": 1e300}) }, tokenRefused},
+		{"its expiry is a string", func(a *attacker) string { return tokenOf(a.user, jsonObject{"exp": "9999999999"}) }, tokenRefused},
+		{"it is valid from tomorrow on", func(a *attacker) string { return tokenOf(a.user, jsonObject{"nbf": time.Now().Unix() + 86400}) }, tokenRefused},
 		{"it has another issuer", func(a *attacker) string {
 			return tokenOf(a.user, jsonObject{"iss": "https://id.example.com.evil.example"})
-		}, refused},
-		{"it is for another service", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": []string{"billing", "Chat"}}) }, refused},
-		{"it has no audience", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": nil}) }, refused},
-		{"its subject is empty", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": ""}) }, refused},
-		{"its subject is a number", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": 7}) }, refused},
-		{"its subject is that of an API key", func(*attacker) string { return tokenOf("api:shop", nil) }, refused},
-		{"its subject has a line break", func(*attacker) string { return tokenOf("ada\n{\"audit\":\"v1\"}", nil) }, refused},
+		}, tokenRefused},
+		{"it is for another service", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": []string{"billing", "Chat"}}) }, tokenRefused},
+		{"it has no audience", func(a *attacker) string { return tokenOf(a.user, jsonObject{"aud": nil}) }, tokenRefused},
+		{"its subject is empty", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": ""}) }, tokenRefused},
+		{"its subject is a number", func(a *attacker) string { return tokenOf(a.user, jsonObject{"sub": 7}) }, tokenRefused},
+		{"its subject is that of an API key", func(*attacker) string { return tokenOf("api:shop", nil) }, tokenRefused},
+		{"its subject has a line break", func(*attacker) string { return tokenOf("ada\n{\"audit\":\"v1\"}", nil) }, tokenRefused},
 		{"its subject is half a surrogate pair", func(*attacker) string {
 			return signHS256(`{"alg":"HS256"}`, strings.Replace(mustJSON(claims("XX", nil)), "XX", `\ud800`, 1), signingSecret)
-		}, refused},
-		{"it permits reserved rooms", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"_*": "rw"}}) }, refused},
-		{"it has an unknown right", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"*": "admin"}}) }, refused},
+		}, tokenRefused},
+		{"it permits reserved rooms", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"_*": "rw"}}) }, tokenRefused},
+		{"it has an unknown right", func(a *attacker) string { return tokenOf(a.user, jsonObject{"rooms": jsonObject{"*": "admin"}}) }, tokenRefused},
 		{"its patterns take long to match", func(a *attacker) string {
 			return tokenOf(a.user, jsonObject{"rooms": jsonObject{strings.Repeat("*a", 9): "rw"}})
-		}, refused},
-		{"it is padded", func(a *attacker) string { return tokenOf(a.user, nil) + "==" }, refused},
+		}, tokenRefused},
+		{"it is padded", func(a *attacker) string { return tokenOf(a.user, nil) + "==" }, tokenRefused},
 		{"it is an API key", func(*attacker) string { return shopKey }, "close 4001, 200"},
 		{"it is valid", func(a *attacker) string { return tokenOf(a.user, nil) }, "welcome, 200"},
 		{"it is valid, and signed by the RSA key of the file", func(a *attacker) string { return a.signRS256(`{"alg":"RS256"}`, nil, a.rsa) }, "welcome, 200"},
 		{"it is valid, and signed by the ECDSA key of the file", func(a *attacker) string { return a.signES256() }, "welcome, 200"},
-	} {
-		all = append(all, attack{"a token: " + row.name, row.want, func(a *attacker) string { return a.tryToken(row.token(a)) }})
 	}
-	return append(all, tokenTransportAttacks()...)
 }
 
 // tryToken uses a token in a handshake and over HTTP.

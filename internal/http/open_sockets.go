@@ -11,9 +11,9 @@ import (
 // one slot, so that heartbeats are spread and no socket needs a timer.
 const heartbeatSlots = 25
 
-// A heartbeat holds all open sockets and sends them heartbeats. It is safe for
+// openSockets holds all open sockets and sends them heartbeats. It is safe for
 // concurrent use.
-type heartbeat struct {
+type openSockets struct {
 	server *Server
 	next   uint // slot of the newest socket; guarded by slots[0].mu
 	slots  [heartbeatSlots]heartbeatSlot
@@ -24,36 +24,36 @@ type heartbeatSlot struct {
 	sockets []*socket
 }
 
-func (b *heartbeat) add(k *socket) {
-	b.slots[0].mu.Lock()
-	b.next = (b.next + 1) % heartbeatSlots
-	k.heartbeatSlot = int(b.next)
-	b.slots[0].mu.Unlock()
-	slot := &b.slots[k.heartbeatSlot]
+func (o *openSockets) add(sock *socket) {
+	o.slots[0].mu.Lock()
+	o.next = (o.next + 1) % heartbeatSlots
+	sock.heartbeatSlot = int(o.next)
+	o.slots[0].mu.Unlock()
+	slot := &o.slots[sock.heartbeatSlot]
 	slot.mu.Lock()
 	defer slot.mu.Unlock()
-	k.heartbeatIndex = len(slot.sockets)
-	slot.sockets = append(slot.sockets, k)
+	sock.heartbeatIndex = len(slot.sockets)
+	slot.sockets = append(slot.sockets, sock)
 }
 
-func (b *heartbeat) remove(k *socket) {
-	slot := &b.slots[k.heartbeatSlot]
+func (o *openSockets) remove(sock *socket) {
+	slot := &o.slots[sock.heartbeatSlot]
 	slot.mu.Lock()
 	defer slot.mu.Unlock()
 	last := len(slot.sockets) - 1
-	slot.sockets[k.heartbeatIndex] = slot.sockets[last]
-	slot.sockets[k.heartbeatIndex].heartbeatIndex = k.heartbeatIndex
+	slot.sockets[sock.heartbeatIndex] = slot.sockets[last]
+	slot.sockets[sock.heartbeatIndex].heartbeatIndex = sock.heartbeatIndex
 	slot.sockets[last] = nil
 	slot.sockets = slot.sockets[:last]
 }
 
 // each calls f for every open socket, with its slot locked. f must not block.
-func (b *heartbeat) each(f func(*socket)) {
-	for i := range b.slots {
-		slot := &b.slots[i]
+func (o *openSockets) each(f func(*socket)) {
+	for i := range o.slots {
+		slot := &o.slots[i]
 		slot.mu.Lock()
-		for _, k := range slot.sockets {
-			f(k)
+		for _, sock := range slot.sockets {
+			f(sock)
 		}
 		slot.mu.Unlock()
 	}
@@ -63,7 +63,7 @@ func (b *heartbeat) each(f func(*socket)) {
 // programs, and a protocol ping, which every client must answer (RFC 6455 §5.5.2).
 // loop closes clients that sent no byte for two periods, and clients that take
 // longer than that for one frame, because the frame's buffer is held so long.
-func (b *heartbeat) loop(period time.Duration, stop <-chan struct{}) {
+func (o *openSockets) loop(period time.Duration, stop <-chan struct{}) {
 	tick := time.NewTicker(period / heartbeatSlots)
 	defer tick.Stop()
 	var burst handshakeBurst
@@ -72,21 +72,21 @@ func (b *heartbeat) loop(period time.Duration, stop <-chan struct{}) {
 		case <-stop:
 			return
 		case now := <-tick.C:
-			n := b.server.tick.Add(1)
+			n := o.server.tick.Add(1)
 			frame := append(protocol.Heartbeat(now), protocol.PingFrame(uint64(n))...)
-			slot := &b.slots[n%heartbeatSlots]
+			slot := &o.slots[n%heartbeatSlots]
 			slot.mu.Lock()
-			for _, k := range slot.sockets {
-				if k.isSilent(n) {
-					k.conn.CloseWith(protocol.CloseNoPong)
+			for _, sock := range slot.sockets {
+				if sock.isSilent(n) {
+					sock.conn.CloseWith(protocol.CloseNoPong)
 				} else {
-					k.pingSent(uint64(n))
-					k.conn.Send(frame)
+					sock.pingSent(uint64(n))
+					sock.conn.Send(frame)
 				}
 			}
 			slot.mu.Unlock()
-			if burst.hasEnded(now, b.server.handshakes.count.Load()) {
-				b.server.loops.Go(collectGarbage)
+			if burst.hasEnded(now, o.server.handshakes.count.Load()) {
+				o.server.loops.Go(collectGarbage)
 			}
 		}
 	}
@@ -94,7 +94,7 @@ func (b *heartbeat) loop(period time.Duration, stop <-chan struct{}) {
 
 // isSilent reports whether, at tick n, a client has sent nothing for two periods,
 // or has not completed a frame that began before them.
-func (k *socket) isSilent(n int64) bool {
-	frameStart := k.frameStartTick.Load()
-	return n-k.conn.lastReadTick.Load() > 2*heartbeatSlots && !k.handling.Load() || frameStart != 0 && n-frameStart > 2*heartbeatSlots
+func (sock *socket) isSilent(n int64) bool {
+	frameStart := sock.frameStartTick.Load()
+	return n-sock.conn.lastReadTick.Load() > 2*heartbeatSlots && !sock.handling.Load() || frameStart != 0 && n-frameStart > 2*heartbeatSlots
 }

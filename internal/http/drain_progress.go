@@ -17,7 +17,7 @@ const (
 // The results of a move: the closed set of values of the label result of
 // websocket_moves_total.
 const (
-	moveAsked  = "told"
+	moveAsked  = "told" // dashboards know it by this name
 	moveDone   = "moved"
 	moveClosed = "closed"
 	moveLost   = "lost"
@@ -25,10 +25,10 @@ const (
 
 // Progress counts what became of the clients of a draining node.
 type Progress struct {
-	Asked  int `json:"told"`   // asked to move
-	Moved  int `json:"moved"`  // closed by the client after it was asked
-	Closed int `json:"closed"` // closed by the node at the deadline, asked or not
-	Lost   int `json:"lost"`   // ended without a close frame after the client was asked
+	Asked    int `json:"told"`   // asked to move; the admin API calls it told
+	Departed int `json:"moved"`  // closed by the client after it was asked
+	Closed   int `json:"closed"` // closed by the node at the deadline, asked or not
+	Lost     int `json:"lost"`   // ended without a close frame after the client was asked
 	// Returned counts the sessions that other nodes have taken over since the drain
 	// began, as those nodes report it, about two seconds late.
 	Returned int `json:"returned"`
@@ -48,7 +48,7 @@ func (d *drain) updateReturned(r MoveTargets) Progress {
 	return d.progress
 }
 
-// awaitReturns waits until all clients that left were seen on other nodes, at most
+// awaitReturns waits until other nodes have reported all clients that left, at most
 // for returnTimeout, so that the final progress is complete. It returns false if
 // the drain was canceled.
 func (d *drain) awaitReturns(ctx context.Context) bool {
@@ -59,7 +59,7 @@ func (d *drain) awaitReturns(ctx context.Context) bool {
 		if !r.ReturnsKnown || r.Nodes == 0 {
 			return true
 		}
-		if p := d.updateReturned(r); p.Returned >= p.Moved+p.Closed {
+		if p := d.updateReturned(r); p.Returned >= p.Departed+p.Closed {
 			return true
 		}
 		select {
@@ -71,8 +71,8 @@ func (d *drain) awaitReturns(ctx context.Context) bool {
 	return true
 }
 
-// recordMove counts the end of a client that was asked to move. It counts nothing
-// if the drain was canceled meanwhile.
+// recordMove counts the end of a connection whose client was asked to move. It
+// counts nothing if the drain was canceled meanwhile.
 func (s *Server) recordMove(code protocol.CloseCode, reason string) {
 	s.mu.Lock()
 	d := s.drain
@@ -91,7 +91,7 @@ func (s *Server) recordMove(code protocol.CloseCode, reason string) {
 	d.updateProgress(func(p *Progress) {
 		switch result {
 		case moveDone:
-			p.Moved++
+			p.Departed++
 		case moveClosed:
 			p.Closed++
 		default:
@@ -108,7 +108,7 @@ func (d *drain) updateProgress(f func(*Progress)) {
 
 // A DrainState is the state of a drain in the admin API and in /readyz.
 type DrainState struct {
-	// Phase is delay, moving, closing or drained; "" if nothing drains.
+	// Phase is delay, moving, closing or drained; "" if no drain is running.
 	Phase  string `json:"phase"`
 	Scope  Scope  `json:"scope,omitempty"`
 	Reason string `json:"reason,omitempty"`
@@ -119,7 +119,8 @@ type DrainState struct {
 	Progress
 }
 
-// DrainState returns the state of the drain.
+// DrainState returns the state of the drain for the admin API. Its Phase is "" if no
+// drain is running.
 func (s *Server) DrainState() DrainState {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -61,13 +61,13 @@ another command is running, 5 when an operator must intervene.`,
 // run deploys an image, or prints the plan with --dry-run.
 func (f *deployFlags) run(c *cobra.Command, image string) error {
 	return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) {
-		m := s.deployer
-		if err := f.apply(c, &m.Settings); err != nil {
+		d := s.deployer
+		if err := f.apply(c, &d.Settings); err != nil {
 			return deploy.HistoryEntry{}, &deploy.RefusedError{Err: err}
 		}
-		m.WithoutMetrics, m.AllowRedeploy = f.withoutMetrics, f.again
+		d.WithoutMetrics, d.AllowRedeploy = f.withoutMetrics, f.again
 		if f.dryRun {
-			plan, err := m.Plan(c.Context(), image)
+			plan, err := d.Plan(c.Context(), image)
 			if err != nil {
 				return deploy.HistoryEntry{}, err
 			}
@@ -77,8 +77,8 @@ func (f *deployFlags) run(c *cobra.Command, image string) error {
 			_, err = fmt.Fprint(c.OutOrStdout(), plan)
 			return deploy.HistoryEntry{}, err
 		}
-		m.Preflight = f.preflight(s)
-		return m.Deploy(c.Context(), image)
+		d.Preflight = f.preflight(s)
+		return d.Deploy(c.Context(), image)
 	})
 }
 
@@ -98,13 +98,13 @@ func (f *deployFlags) preflight(s *lockedStack) func(context.Context, deploy.Ima
 func (f *deployFlags) apply(c *cobra.Command, s *deploy.Settings) error {
 	changed := c.Flags().Changed
 	if f.canary != "" {
-		s.CanaryPercents = nil
+		s.SharePercents = nil
 		for part := range strings.SplitSeq(f.canary, ",") {
 			n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(part), "%"))
 			if err != nil {
 				return fmt.Errorf("--canary must be percentages such as 10%%,50%%, not %q", f.canary)
 			}
-			s.CanaryPercents = append(s.CanaryPercents, n)
+			s.SharePercents = append(s.SharePercents, n)
 		}
 	}
 	if changed("replicas") {

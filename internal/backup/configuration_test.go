@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// A restore brings back the configuration, the certificates and the sessions in
+// A restore restores the configuration, the certificates and the sessions in
 // Redis, but not the state folder.
 func TestConfigurationAndRedisAreRestored(t *testing.T) {
 	t.Parallel()

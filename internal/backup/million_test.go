@@ -69,7 +69,7 @@ func TestAMillionMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := fx.pg.Query(ours); got != acked {
-		t.Errorf("the restore brought %s messages, want %s", got, acked)
+		t.Errorf("the restore has %s messages, want %s", got, acked)
 	}
 	t.Logf("restored %s messages in %v, with a downtime of %v", acked, time.Since(began).Round(time.Millisecond), out.Downtime.Round(time.Millisecond))
 }

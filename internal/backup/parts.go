@@ -50,24 +50,24 @@ type eofMarkStripper struct {
 
 const eofMarkSize = 40
 
-func (s *eofMarkStripper) Write(b []byte) (int, error) {
-	s.pending = append(s.pending, b...)
-	if n := len(s.pending) - eofMarkSize; n > 0 {
-		if _, err := s.to.Write(s.pending[:n]); err != nil {
+func (e *eofMarkStripper) Write(b []byte) (int, error) {
+	e.pending = append(e.pending, b...)
+	if n := len(e.pending) - eofMarkSize; n > 0 {
+		if _, err := e.to.Write(e.pending[:n]); err != nil {
 			return 0, err
 		}
-		s.pending = append(s.pending[:0], s.pending[n:]...)
+		e.pending = append(e.pending[:0], e.pending[n:]...)
 	}
 	return len(b), nil
 }
 
 // flush writes the pending bytes, unless they are a mark. They can't be the
 // snapshot's own, in which the ninth byte from the end is 255.
-func (s *eofMarkStripper) flush() error {
-	if len(s.pending) == eofMarkSize && len(bytes.Trim(s.pending, "0123456789abcdef")) == 0 {
+func (e *eofMarkStripper) flush() error {
+	if len(e.pending) == eofMarkSize && len(bytes.Trim(e.pending, "0123456789abcdef")) == 0 {
 		return nil
 	}
-	_, err := s.to.Write(s.pending)
+	_, err := e.to.Write(e.pending)
 	return err
 }
 

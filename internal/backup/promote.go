@@ -11,7 +11,8 @@ import (
 
 // A PromoteRequest has the options of a promotion.
 type PromoteRequest struct {
-	// StopPrimary allows to stop a primary that still answers. Then nothing is lost.
+	// StopPrimary allows the command to stop a primary that still answers. Then nothing
+	// is lost.
 	StopPrimary bool
 }
 
@@ -23,17 +24,17 @@ type PromoteResult struct {
 	// standby has its last checkpoint: nothing is lost.
 	Graceful bool
 	// ReplayedTo is the last position that the standby had replayed, and LastCommit
-	// the time of its last transaction. Messages that the former primary acked after
-	// that are lost, and the new epoch declares it to the clients.
+	// the time of its last transaction. Messages that were committed on the former
+	// primary after that are lost, and clients learn of it from the new epoch.
 	ReplayedTo LSN
 	LastCommit time.Time
 	Log        LogStats
-	// Took is the time from the call until the new primary took writes.
+	// Took is the time from the call until the new primary accepted writes.
 	Took time.Duration
 }
 
-// ErrPrimaryAnswers says that the primary still answers, so that a promotion could
-// leave two servers that both take writes.
+// ErrPrimaryAnswers says that the primary still answers, so a promotion could leave
+// two servers that accept writes.
 var ErrPrimaryAnswers = errors.New("it answers: promote-replica --stop-primary stops it first, and loses nothing")
 
 // Promote makes the standby the primary. A promotion that was interrupted anywhere
@@ -50,8 +51,8 @@ func (repo *Repository) Promote(ctx context.Context, q PromoteRequest) (*Promote
 		return nil, err
 	}
 	p := &promotion{PromoteResult: &PromoteResult{Former: former, Service: otherPostgres(former)}}
-	// The record is written before the promotion: if it names a server that is still
-	// in recovery, a promotion was interrupted between the two.
+	// The new primary is recorded before it is promoted: if the record names a server
+	// that is still in recovery, a promotion was interrupted in between.
 	if s, err := repo.standbyStatus(ctx, former); err == nil && s.recovering {
 		p.Former, p.Service = p.Service, p.Former
 		repo.Logger.Info("continuing an interrupted promotion", "service", p.Service)
@@ -149,7 +150,7 @@ func (repo *Repository) checkPromotable(ctx context.Context, p *promotion, q Pro
 	return nil
 }
 
-// fence stops the former primary, so that it can't come back by itself, and waits
+// fence stops the former primary, so that it can't start again by itself, and waits
 // until the standby has replayed its WAL. A primary that was alive sends the rest of
 // its WAL before it ends.
 func (repo *Repository) fence(ctx context.Context, p *promotion) error {
@@ -170,7 +171,8 @@ func (repo *Repository) fence(ctx context.Context, p *promotion) error {
 	if !p.primaryAnswered {
 		return repo.waitReplayed(ctx, p, last)
 	}
-	// The primary took writes until it was stopped: only now its end is known.
+	// The primary accepted writes until it was stopped: only now is the end of its WAL
+	// known.
 	end, err := repo.lastCheckpoint(ctx, p.Former)
 	if err != nil {
 		repo.Logger.Warn("it is unknown whether the former primary had sent all of its WAL", "service", p.Former, "error", err)
@@ -195,7 +197,7 @@ func (repo *Repository) lastCheckpoint(ctx context.Context, service string) (lsn
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
 	if primary, err := repo.ServiceManager.Primary(); err != nil || primary != service {
-		return 0, errors.Join(err, fmt.Errorf("the recorded primary is %s, which has another disk", primary))
+		return 0, errors.Join(err, fmt.Errorf("can't read the disk of %s: the recorded primary is %s", service, primary))
 	}
 	server, err := repo.Runner.ScratchServer(ctx, false)
 	if err != nil {

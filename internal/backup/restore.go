@@ -315,7 +315,7 @@ func (r *restoredServer) switchOver(ctx context.Context, request string, fresh b
 			return err
 		}
 	}
-	mode := "goes on"
+	mode := "continued"
 	if fresh {
 		mode = "fresh"
 	}

@@ -75,8 +75,8 @@ func (fx *fixture) betweenCommits() time.Time {
 	return at
 }
 
-// Clients publish on after a backup, and the primary's disk is lost. A restore
-// brings back exactly the messages that were committed before the given moment, and
+// Clients continue to publish after a backup, and the primary's disk is lost. A restore
+// restores exactly the messages that were committed before the given moment, and
 // a client that had received more gets a gap.
 func TestARestoreBringsBackExactlyWhatWasCommitted(t *testing.T) {
 	t.Parallel()

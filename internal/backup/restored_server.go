@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// A restoredServer is a PostgreSQL server on a scratch server, built from a set.
+// A restoredServer is PostgreSQL in a scratch container, restored from a backup set.
 type restoredServer struct {
 	repository *Repository
 	set        *Set
 	archive    *walArchive
 	scratch    ScratchServer
 	paths      Paths
-	// replacesLive says that the data will replace those of the service primary.
+	// replacesLive says that the data will replace the data of the live primary.
 	replacesLive bool
 	primary      string
 }
@@ -73,7 +73,7 @@ func (r *restoredServer) startRecovery(ctx context.Context, t target) error {
 	}
 	// The server gets its own configuration: the live server's names ports, files and
 	// libraries that the scratch server may not have.
-	prepare := fmt.Sprintf(`cd %s && : > bench.conf && : > ident.conf && echo 'local all all trust' > hba.conf && : > data/recovery.signal && rm -f data/standby.signal`, shellQuote(r.paths.Dir))
+	prepare := fmt.Sprintf(`cd %s && : > restore.conf && : > ident.conf && echo 'local all all trust' > hba.conf && : > data/recovery.signal && rm -f data/standby.signal`, shellQuote(r.paths.Dir))
 	if err := r.scratch.Run(ctx, Program{Args: []string{"sh", "-c", prepare}}); err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (r *restoredServer) logPath() string { return r.paths.Dir + "/log" }
 func (r *restoredServer) serverOptions(t target) []string {
 	folder := r.paths.Dir
 	o := []string{
-		"config_file=" + folder + "/bench.conf", "hba_file=" + folder + "/hba.conf", "ident_file=" + folder + "/ident.conf",
+		"config_file=" + folder + "/restore.conf", "hba_file=" + folder + "/hba.conf", "ident_file=" + folder + "/ident.conf",
 		"listen_addresses=", "port=5432", "unix_socket_directories=" + folder, "ssl=off",
 		"hot_standby=off", "shared_preload_libraries=", "logging_collector=off", "log_destination=stderr",
 		"primary_conninfo=", "primary_slot_name=", "synchronous_standby_names=", "lc_messages=C", "log_min_messages=log",
@@ -162,7 +162,7 @@ const archiveStagedScript = `for file in "$4"/*; do
 done`
 
 // removeTimelineScript removes the timeline that began with the data in $0 from the
-// archive, $1, so that no later recovery follows it after these data were withdrawn.
+// archive, $1, so that no later recovery follows it after the restored data were rejected.
 const removeTimelineScript = `timeline() { pg_controldata "$1" | sed -n "s/^Latest checkpoint's TimeLineID: *//p"; }
 began=$(LC_ALL=C timeline "$0")
 was=
@@ -211,7 +211,7 @@ func (r *restoredServer) startError(ctx context.Context, t target, err error) er
 		if m := lastCommitLine.FindStringSubmatch(log); m != nil {
 			last = "with the commit at " + m[1]
 		}
-		return fmt.Errorf("--to %s: the archive ends %s: messages that were committed between that and this time may be missing; restore --to latest restores all that the archive has", t.to.Format(time.RFC3339Nano), last)
+		return fmt.Errorf("--to %s: the archive ends %s: messages that were committed after that commit and before --to may be missing; restore --to latest restores all that the archive has", t.to.Format(time.RFC3339Nano), last)
 	}
 	if m := fatalLine.FindAllStringSubmatch(log, -1); m != nil {
 		return fmt.Errorf("the scratch server can't start: %s", m[len(m)-1][1])
@@ -322,7 +322,7 @@ func (r *restoredServer) stop(ctx context.Context) error {
 }
 
 // A LogIntegrityError says how the tables of the log contradict each other, or that
-// they have less than when the backup was made.
+// messages of the backup are missing.
 type LogIntegrityError struct{ Findings []string }
 
 func (e *LogIntegrityError) Error() string {
@@ -343,11 +343,11 @@ func (r *restoredServer) checkLog(ctx context.Context) (LogStats, error) {
 	if l.Epoch == "" && l.Messages > 0 {
 		findings = append(findings, "there are messages, but no epoch")
 	}
-	less, err := r.compareRooms(ctx, l)
+	missing, err := r.compareRooms(ctx, l)
 	if err != nil {
 		return l, err
 	}
-	if findings = append(findings, less...); len(findings) > 0 {
+	if findings = append(findings, missing...); len(findings) > 0 {
 		return l, &LogIntegrityError{findings}
 	}
 	return l, nil

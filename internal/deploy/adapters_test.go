@@ -31,7 +31,7 @@ func recorded(t *testing.T, name string) string {
 // Status 0 stands for a refused connection.
 type fakeTransport func(url, query string) (int, string)
 
-func (w fakeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+func (t fakeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	query := r.URL.Query().Get("query")
 	if r.Method == http.MethodPost {
 		if err := r.ParseForm(); err != nil {
@@ -39,7 +39,7 @@ func (w fakeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		query = r.PostForm.Get("query")
 	}
-	status, body := w(r.URL.String(), query)
+	status, body := t(r.URL.String(), query)
 	if status == 0 {
 		return nil, errors.New("connection refused")
 	}

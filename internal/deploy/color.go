@@ -1,11 +1,11 @@
-// Package deploy brings a new image into service beside the one that runs,
+// Package deploy puts a new image into service beside the one that runs,
 // moves all clients to it, and moves them back when the new version does worse.
 // DESIGN.md explains how a deploy survives being killed at any instruction.
 package deploy
 
 import "fmt"
 
-// A Color is one of the two deployments that take turns.
+// A Color is one of the two sets of nodes that take turns.
 type Color string
 
 // The colors.

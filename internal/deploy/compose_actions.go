@@ -9,22 +9,22 @@ import (
 	"sync"
 )
 
-// Start brings a color to its spec: Traefik's list of servers, .env, containers.
+// Start makes a color match its spec: Traefik's list of servers, .env, containers.
 // It does not touch replicas that already run the deployment, whatever else
 // changed in the files, since that would disconnect their clients. It leaves the
 // list of servers of the live color alone: SetServers adds new replicas once they
 // serve.
-func (c *Compose) Start(ctx context.Context, l ColorSpec) error {
-	if r, err := c.Balancer.Route(ctx); err != nil || r.Live != l.Color {
-		if err := c.Balancer.SetServers(l.Color, l.Replicas); err != nil {
+func (c *Compose) Start(ctx context.Context, spec ColorSpec) error {
+	if r, err := c.Balancer.Route(ctx); err != nil || r.Live != spec.Color {
+		if err := c.Balancer.SetServers(spec.Color, spec.Replicas); err != nil {
 			return err
 		}
 	}
-	ref, err := c.pinnedRef(ctx, l.Image)
+	ref, err := c.pinnedRef(ctx, spec.Image)
 	if err != nil {
 		return err
 	}
-	written := l
+	written := spec
 	written.Image.Ref = ref
 	if err := writeColorEnv(c.Dir, written); err != nil {
 		return err
@@ -33,20 +33,20 @@ func (c *Compose) Start(ctx context.Context, l ColorSpec) error {
 	if err != nil {
 		return err
 	}
-	wrong := slices.ContainsFunc(s.Replicas[l.Color], func(r Replica) bool {
-		return r.Deployment != l.Deployment || r.Image.ID != l.Image.ID
+	wrong := slices.ContainsFunc(s.Replicas[spec.Color], func(r Replica) bool {
+		return r.Deployment != spec.Deployment || r.Image.ID != spec.Image.ID
 	})
 	if wrong {
-		if _, err := c.compose(ctx, startLimit, nil, "rm", "-s", "-f", l.Color.composeService()); err != nil {
-			return fmt.Errorf("remove what ran on %s: %w", l.Color, err)
+		if _, err := c.compose(ctx, startLimit, nil, "rm", "-s", "-f", spec.Color.composeService()); err != nil {
+			return fmt.Errorf("remove what ran on %s: %w", spec.Color, err)
 		}
-	} else if names := staleReplicas(s.Replicas[l.Color]); len(names) > 0 {
+	} else if names := staleReplicas(s.Replicas[spec.Color]); len(names) > 0 {
 		if _, err := c.docker(ctx, startLimit, append([]string{"rm", "-f"}, names...)...); err != nil {
-			return fmt.Errorf("remove stale replicas of %s: %w", l.Color, err)
+			return fmt.Errorf("remove stale replicas of %s: %w", spec.Color, err)
 		}
 	}
-	if _, err := c.compose(ctx, startLimit, nil, "up", "-d", "--no-deps", "--no-build", "--no-recreate", l.Color.composeService()); err != nil {
-		return fmt.Errorf("start %s: %w", l.Color, err)
+	if _, err := c.compose(ctx, startLimit, nil, "up", "-d", "--no-deps", "--no-build", "--no-recreate", spec.Color.composeService()); err != nil {
+		return fmt.Errorf("start %s: %w", spec.Color, err)
 	}
 	return nil
 }

@@ -15,9 +15,9 @@ import (
 type Containers interface {
 	// Inspect returns the replicas of both colors, running or not.
 	Inspect(ctx context.Context) (Snapshot, error)
-	// Start brings a color to its spec and returns without waiting for it to be
+	// Start makes a color match its spec, and returns without waiting for it to be
 	// ready. Replicas that already match the spec stay as they are.
-	Start(ctx context.Context, l ColorSpec) error
+	Start(ctx context.Context, spec ColorSpec) error
 	// Stop stops and removes a color's replicas.
 	Stop(ctx context.Context, c Color) error
 }
@@ -34,7 +34,7 @@ type Clients interface {
 type Images interface {
 	// Resolve finds an image on the host, and pulls it if it is not there.
 	Resolve(ctx context.Context, ref string) (Image, error)
-	// Migrate brings the database to the image's schema.
+	// Migrate migrates the database to the image's schema.
 	Migrate(ctx context.Context, image Image) error
 	// Prune removes the images that nothing uses.
 	Prune(ctx context.Context, images []Image) error

@@ -104,23 +104,23 @@ type triggerError struct {
 	reason  string
 }
 
-func (f *triggerError) Error() string { return f.reason }
+func (e *triggerError) Error() string { return e.reason }
 
 func newTriggerError(t Trigger, format string, args ...any) error {
 	return &triggerError{t, fmt.Sprintf(format, args...)}
 }
 
-// An unknownStateError says that the containers could not be inspected, so that
-// there is no ground for a rollback.
+// An unknownStateError says that the containers could not be inspected. It is no
+// reason for a rollback.
 type unknownStateError struct{ err error }
 
-func (u *unknownStateError) Error() string { return u.err.Error() }
-func (u *unknownStateError) Unwrap() error { return u.err }
+func (e *unknownStateError) Error() string { return e.err.Error() }
+func (e *unknownStateError) Unwrap() error { return e.err }
 
-// ErrAlreadyLive says that the image is live already, so that nothing was done.
+// ErrAlreadyLive says that the image is live already, and that nothing was done.
 var ErrAlreadyLive = errors.New("the image is live already")
 
-// Deploy brings the image into service, or continues the deploy that a killed
+// Deploy puts the image into service, or continues the deploy that a killed
 // command left unfinished.
 func (d *Deployer) Deploy(ctx context.Context, ref string) (HistoryEntry, error) {
 	j, err := d.State.Current()
@@ -140,7 +140,7 @@ func (d *Deployer) Deploy(ctx context.Context, ref string) (HistoryEntry, error)
 	if j.RollingBack {
 		return d.runRollback(ctx, j)
 	}
-	return d.conclude(ctx, j, d.runSteps(ctx, j))
+	return d.finishOrRollBack(ctx, j, d.runSteps(ctx, j))
 }
 
 // begin plans the deploy, runs the preflight checks and writes the first journal.
@@ -206,8 +206,8 @@ func currentSpec(c Color, s Snapshot) ColorSpec {
 
 // runSteps runs the steps that are not done yet, in order.
 func (d *Deployer) runSteps(ctx context.Context, j *Journal) error {
-	g := newJudge(d.Settings, j)
-	for _, s := range d.steps(j, g) {
+	jd := newJudge(d.Settings, j)
+	for _, s := range d.steps(j, jd) {
 		if err := ctx.Err(); err != nil {
 			return &stepError{s.name, err}
 		}
@@ -244,9 +244,10 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
-// conclude ends the deploy according to the result of its steps: deployed, rolled
-// back, or unfinished.
-func (d *Deployer) conclude(ctx context.Context, j *Journal, err error) (HistoryEntry, error) {
+// finishOrRollBack ends the deploy by the result err of its steps: it records the
+// deploy if err is nil, leaves it unfinished if the command was interrupted or the
+// state is unknown, and else rolls it back.
+func (d *Deployer) finishOrRollBack(ctx context.Context, j *Journal, err error) (HistoryEntry, error) {
 	if err == nil {
 		e := d.historyEntry(j, Deployed, j.To)
 		if err := d.State.finish(e); err != nil {
@@ -282,7 +283,7 @@ func (d *Deployer) conclude(ctx context.Context, j *Journal, err error) (History
 var errInterrupted = errors.New("interrupted")
 
 // unfinished returns an UnfinishedError with the live color and the commands that
-// continue or take back the deploy.
+// continue the deploy or roll it back.
 func (d *Deployer) unfinished(ctx context.Context, j *Journal, step string, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		err = errInterrupted

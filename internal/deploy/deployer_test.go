@@ -100,7 +100,7 @@ func TestTriggers(t *testing.T) {
 			env.images["v2"] = tt.image
 			d := env.deployer(stateFolder(t))
 			if name == "canary 10%" {
-				d.Settings.CanaryPercents = []int{10, 50}
+				d.Settings.SharePercents = []int{10, 50}
 			}
 			e, err := d.Deploy(t.Context(), "v2")
 			var rolledBack *RolledBackError
@@ -351,7 +351,7 @@ func TestAKilledDeployIsFinishedByTheNextRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := env.deployer(dir)
-		d.Settings.CanaryPercents = rapid.SampledFrom([][]int{nil, {10}, {10, 50}}).Draw(r, "canary")
+		d.Settings.SharePercents = rapid.SampledFrom([][]int{nil, {10}, {10, 50}}).Draw(r, "canary")
 		deploys := func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }
 		var e HistoryEntry
 		died := true
@@ -373,7 +373,7 @@ func checkFinalState(r *rapid.T, env *modelEnv, d *Deployer, e HistoryEntry, err
 		r.Fatalf("%+v, %v", e, err)
 	}
 	live := env.balancerRoute.Live
-	if env.route != env.balancerRoute || env.balancerRoute.CanaryPercent != 0 || env.snapshot().countServing(live) != 3 {
+	if env.route != env.balancerRoute || env.balancerRoute.SharePercent != 0 || env.snapshot().countServing(live) != 3 {
 		r.Fatalf("route %v, Traefik %v, %+v", env.route, env.balancerRoute, env.replicas)
 	}
 	if env.clients[live]+env.lostClients != 1000 {

@@ -65,17 +65,17 @@ func setEnv(text string, set map[string]string, order []string) string {
 
 // writeColorEnv writes a color's spec into .env, so that a plain `docker compose up
 // -d` keeps the color as it is. It does not write a file that is right already.
-func writeColorEnv(dir string, l ColorSpec) error {
+func writeColorEnv(dir string, spec ColorSpec) error {
 	path := filepath.Join(dir, ".env")
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("read the stack's settings: %w", err)
 	}
-	c := strings.ToUpper(string(l.Color))
-	set := map[string]string{"REPLICAS_" + c: fmt.Sprint(l.Replicas)}
+	c := strings.ToUpper(string(spec.Color))
+	set := map[string]string{"REPLICAS_" + c: fmt.Sprint(spec.Replicas)}
 	order := []string{"REPLICAS_" + c}
-	if l.Image.Ref != "" { // a stopped color keeps its image
-		set["IMAGE_"+c], set["DEPLOYMENT_"+c] = l.Image.Ref, l.Deployment
+	if spec.Image.Ref != "" { // a stopped color keeps its image
+		set["IMAGE_"+c], set["DEPLOYMENT_"+c] = spec.Image.Ref, spec.Deployment
 		order = []string{"IMAGE_" + c, "DEPLOYMENT_" + c, "REPLICAS_" + c}
 	}
 	changed := setEnv(string(text), set, order)

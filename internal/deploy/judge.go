@@ -8,8 +8,8 @@ import (
 )
 
 // A judge decides whether the new color does worse than the old color does at the
-// same time. Its memory belongs to one command: a command that continues the
-// deploy of a killed one starts with a new judge. It is not safe for concurrent use.
+// same time. Its state is not saved: a command that continues the deploy of a killed
+// one starts with a new judge. It is not safe for concurrent use.
 type judge struct {
 	settings Settings
 	journal  *Journal
@@ -44,26 +44,26 @@ func newJudge(s Settings, j *Journal) *judge {
 }
 
 // judgeHealth judges one health check of all replicas.
-func (g *judge) judgeHealth(s Snapshot) error {
-	g.recordOldHealth(s)
+func (jd *judge) judgeHealth(s Snapshot) error {
+	jd.recordOldHealth(s)
 	found := map[Trigger]string{}
 	seen := 0
-	for _, r := range s.Replicas[g.journal.To] {
-		if r.Deployment != g.journal.ID {
+	for _, r := range s.Replicas[jd.journal.To] {
+		if r.Deployment != jd.journal.ID {
 			continue
 		}
 		seen++
-		g.judgeReplica(r, found)
+		jd.judgeReplica(r, found)
 	}
-	if missing := g.journal.Replicas - seen; missing > 0 {
-		g.countFailure("", fmt.Sprintf("%d of %d replicas are gone", missing, g.journal.Replicas), found)
+	if missing := jd.journal.Replicas - seen; missing > 0 {
+		jd.countFailure("", fmt.Sprintf("%d of %d replicas are gone", missing, jd.journal.Replicas), found)
 	} else {
-		g.failedChecks[""] = 0
+		jd.failedChecks[""] = 0
 	}
-	// In the order of precision: a crashed replica fails health checks, too.
+	// The most specific trigger first: a crashed replica fails health checks, too.
 	for _, t := range []Trigger{TriggerCrash, TriggerDeliveryCanary, TriggerHealth} {
-		if why := found[t]; why != "" {
-			if err := g.triggerUnlessShared(t, why, s.At); err != nil {
+		if reason := found[t]; reason != "" {
+			if err := jd.triggerUnlessShared(t, reason, s.At); err != nil {
 				return err
 			}
 		}
@@ -72,139 +72,139 @@ func (g *judge) judgeHealth(s Snapshot) error {
 }
 
 // judgeReplica adds the triggers of a replica of the new color to found.
-func (g *judge) judgeReplica(r Replica, found map[Trigger]string) {
-	if first, known := g.restarts[r.Name]; !known {
-		g.restarts[r.Name] = r.Restarts
-	} else if n := r.Restarts - first; n > g.settings.Triggers.Restarts {
+func (jd *judge) judgeReplica(r Replica, found map[Trigger]string) {
+	if first, known := jd.restarts[r.Name]; !known {
+		jd.restarts[r.Name] = r.Restarts
+	} else if n := r.Restarts - first; n > jd.settings.Triggers.Restarts {
 		found[TriggerCrash] = fmt.Sprintf("%s crashed: %s", r.Name, cmp.Or(r.ExitReason, "it was restarted"))
 	}
 	if !r.Running && r.ExitReason != "" {
 		found[TriggerCrash] = fmt.Sprintf("%s crashed: %s", r.Name, r.ExitReason)
 	}
 	if r.UnhealthyComponents["delivery"] == "stale" {
-		if g.staleCanaries[r.Name]++; g.staleCanaries[r.Name] >= staleCanaryThreshold {
+		if jd.staleCanaries[r.Name]++; jd.staleCanaries[r.Name] >= staleCanaryThreshold {
 			found[TriggerDeliveryCanary] = fmt.Sprintf("%s: its delivery canary is stale", r.Name)
 		}
 	} else {
-		g.staleCanaries[r.Name] = 0
+		jd.staleCanaries[r.Name] = 0
 	}
 	problem := r.problem()
 	if problem == "" {
-		g.failedChecks[r.Name] = 0
+		jd.failedChecks[r.Name] = 0
 		return
 	}
-	g.countFailure(r.Name, r.Name+": "+problem, found)
+	jd.countFailure(r.Name, r.Name+": "+problem, found)
 }
 
 // countFailure counts a failed health check under a replica's name, or under "" for
 // missing replicas.
-func (g *judge) countFailure(name, why string, found map[Trigger]string) {
-	if g.failedChecks[name]++; g.failedChecks[name] > g.settings.Triggers.HealthFailures {
-		found[TriggerHealth] = fmt.Sprintf("%d health checks in a row failed: %s", g.failedChecks[name], why)
+func (jd *judge) countFailure(name, reason string, found map[Trigger]string) {
+	if jd.failedChecks[name]++; jd.failedChecks[name] > jd.settings.Triggers.HealthFailures {
+		found[TriggerHealth] = fmt.Sprintf("%d health checks in a row failed: %s", jd.failedChecks[name], reason)
 	}
 }
 
 // recordOldHealth records a fault of the old color's replicas.
-func (g *judge) recordOldHealth(s Snapshot) {
-	for _, r := range s.Replicas[g.journal.From] {
-		if r.Deployment != g.journal.Old.Deployment {
+func (jd *judge) recordOldHealth(s Snapshot) {
+	for _, r := range s.Replicas[jd.journal.From] {
+		if r.Deployment != jd.journal.Old.Deployment {
 			continue
 		}
-		first, known := g.restarts[r.Name]
+		first, known := jd.restarts[r.Name]
 		if !known {
-			g.restarts[r.Name], first = r.Restarts, r.Restarts
+			jd.restarts[r.Name], first = r.Restarts, r.Restarts
 		}
-		why := r.problem()
+		reason := r.problem()
 		if r.Restarts > first {
-			g.restarts[r.Name] = r.Restarts
-			why = "it was restarted"
+			jd.restarts[r.Name] = r.Restarts
+			reason = "it was restarted"
 		}
-		if why != "" {
-			g.oldFault = observedFault{fmt.Sprintf("%s: %s", r.Name, why), s.At}
+		if reason != "" {
+			jd.oldFault = observedFault{fmt.Sprintf("%s: %s", r.Name, reason), s.At}
 		}
 	}
 }
 
 // triggerUnlessShared fires a trigger, unless the old color had a fault too.
-func (g *judge) triggerUnlessShared(t Trigger, why string, at time.Time) error {
-	if slices.Contains(g.settings.Triggers.Disabled, t) {
+func (jd *judge) triggerUnlessShared(t Trigger, reason string, at time.Time) error {
+	if slices.Contains(jd.settings.Triggers.Disabled, t) {
 		return nil
 	}
-	sharedFaults := []observedFault{g.oldFault}
+	sharedFaults := []observedFault{jd.oldFault}
 	if t == TriggerSlow { // a slow old color does not explain errors or crashes
-		sharedFaults = append(sharedFaults, g.oldSlow)
+		sharedFaults = append(sharedFaults, jd.oldSlow)
 	}
 	for _, old := range sharedFaults {
 		// Metrics reach back one window, and are scraped with a delay: two windows.
-		if !old.at.IsZero() && at.Sub(old.at) <= 2*g.settings.Window {
-			g.suppress(t, why, old.reason)
+		if !old.at.IsZero() && at.Sub(old.at) <= 2*jd.settings.Window {
+			jd.suppress(t, reason, old.reason)
 			return nil
 		}
 	}
-	return &triggerError{t, why}
+	return &triggerError{t, reason}
 }
 
 // suppress records that a trigger did not count, once for each trigger.
-func (g *judge) suppress(t Trigger, why, oldWhy string) {
-	if g.alreadySuppressed[t] {
+func (jd *judge) suppress(t Trigger, reason, oldReason string) {
+	if jd.alreadySuppressed[t] {
 		return
 	}
-	g.alreadySuppressed[t] = true
-	g.suppressed = append(g.suppressed, fmt.Sprintf("%s is suppressed, because the old color shows it too: %s (old: %s)", t, why, oldWhy))
+	jd.alreadySuppressed[t] = true
+	jd.suppressed = append(jd.suppressed, fmt.Sprintf("%s is suppressed, because the old color shows it too: %s (old: %s)", t, reason, oldReason))
 }
 
 // judgeWindow judges a window of metrics of both colors.
-func (g *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
-	fault, slow := g.judgeOldWindow(old)
+func (jd *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
+	fault, slow := jd.judgeOldWindow(old)
 	if fault != "" {
-		g.oldFault = observedFault{fault, at}
+		jd.oldFault = observedFault{fault, at}
 	}
 	if slow != "" {
-		g.oldSlow = observedFault{slow, at}
+		jd.oldSlow = observedFault{slow, at}
 	}
-	t := g.settings.Triggers
+	t := jd.settings.Triggers
 	if new.Operations >= float64(t.ErrorSamples) && 100*new.ErrorRatio() > t.ErrorPercent {
-		why := fmt.Sprintf("%.1f %% of %.0f operations failed with a server error, over %v %%", 100*new.ErrorRatio(), new.Operations, t.ErrorPercent)
-		if err := g.triggerUnlessShared(TriggerErrors, why, at); err != nil {
+		reason := fmt.Sprintf("%.1f %% of %.0f operations failed with a server error, over %v %%", 100*new.ErrorRatio(), new.Operations, t.ErrorPercent)
+		if err := jd.triggerUnlessShared(TriggerErrors, reason, at); err != nil {
 			return err
 		}
 	}
-	bound := g.slowThreshold()
+	bound := jd.slowThreshold()
 	if new.Publishes >= float64(t.SlowSamples) && new.P95 > bound {
-		g.slowWindows++
+		jd.slowWindows++
 	} else {
-		g.slowWindows = 0
+		jd.slowWindows = 0
 	}
-	if g.slowWindows >= 2 {
-		why := fmt.Sprintf("p95 was %v, the second window in a row over %v", new.P95.Round(time.Millisecond), bound.Round(time.Millisecond))
-		if err := g.triggerUnlessShared(TriggerSlow, why, at); err != nil {
+	if jd.slowWindows >= 2 {
+		reason := fmt.Sprintf("p95 was %v, the second window in a row over %v", new.P95.Round(time.Millisecond), bound.Round(time.Millisecond))
+		if err := jd.triggerUnlessShared(TriggerSlow, reason, at); err != nil {
 			return err
 		}
 	}
 	if share := 100 * new.Memory; share > t.MemoryPercent {
-		why := fmt.Sprintf("a replica uses %.0f %% of its memory limit, over %v %%", share, t.MemoryPercent)
+		reason := fmt.Sprintf("a replica uses %.0f %% of its memory limit, over %v %%", share, t.MemoryPercent)
 		if 100*old.Memory > t.MemoryPercent {
-			g.suppress(TriggerMemory, why, fmt.Sprintf("%.0f %%", 100*old.Memory))
+			jd.suppress(TriggerMemory, reason, fmt.Sprintf("%.0f %%", 100*old.Memory))
 			return nil
 		}
-		return g.triggerIfEnabled(TriggerMemory, why)
+		return jd.triggerIfEnabled(TriggerMemory, reason)
 	}
 	return nil
 }
 
 // triggerIfEnabled fires a trigger, whatever faults the old color has.
-func (g *judge) triggerIfEnabled(t Trigger, why string) error {
-	if slices.Contains(g.settings.Triggers.Disabled, t) {
+func (jd *judge) triggerIfEnabled(t Trigger, reason string) error {
+	if slices.Contains(jd.settings.Triggers.Disabled, t) {
 		return nil
 	}
-	return &triggerError{t, why}
+	return &triggerError{t, reason}
 }
 
 // slowThreshold returns the largest p95 that is not slow.
-func (g *judge) slowThreshold() time.Duration {
-	floor := g.settings.Triggers.ResponseFloor
-	if b := g.journal.Baseline; b != nil && b.Publishes >= float64(g.settings.Triggers.SlowSamples) {
-		return max(floor, time.Duration(g.settings.Triggers.SlowTimes*float64(b.P95)))
+func (jd *judge) slowThreshold() time.Duration {
+	floor := jd.settings.Triggers.ResponseFloor
+	if b := jd.journal.Baseline; b != nil && b.Publishes >= float64(jd.settings.Triggers.SlowSamples) {
+		return max(floor, time.Duration(jd.settings.Triggers.SlowTimes*float64(b.P95)))
 	}
 	return floor
 }
@@ -212,9 +212,9 @@ func (g *judge) slowThreshold() time.Duration {
 // judgeOldWindow describes the fault and the slowness of the old color's window,
 // each "" if there is none. A drained color has no clients, but its canaries pass
 // through the same database and broker.
-func (g *judge) judgeOldWindow(old MetricsWindow) (fault, slow string) {
-	t, bound := g.settings.Triggers, g.slowThreshold()
-	if b := g.journal.Baseline; b != nil {
+func (jd *judge) judgeOldWindow(old MetricsWindow) (fault, slow string) {
+	t, bound := jd.settings.Triggers, jd.slowThreshold()
+	if b := jd.journal.Baseline; b != nil {
 		bound = max(bound, time.Duration(t.SlowTimes*float64(b.CanaryP95)))
 	}
 	switch {
@@ -232,24 +232,24 @@ func (g *judge) judgeOldWindow(old MetricsWindow) (fault, slow string) {
 	return fault, slow
 }
 
-// enoughClients reports whether ReturnPercent of the clients are connected. It
-// does not judge fewer than ten clients.
-func (g *judge) enoughClients(now int) bool {
-	return g.journal.ClientsBeforeMove < 10 || float64(now) >= g.settings.Triggers.ReturnPercent/100*float64(g.journal.ClientsBeforeMove)
+// enoughClients reports whether ReturnPercent of the clients are connected. With
+// fewer than ten clients before the move it returns true.
+func (jd *judge) enoughClients(now int) bool {
+	return jd.journal.ClientsBeforeMove < 10 || float64(now) >= jd.settings.Triggers.ReturnPercent/100*float64(jd.journal.ClientsBeforeMove)
 }
 
 // judgeReturned judges how many clients came back after the move.
-func (g *judge) judgeReturned(now int, at time.Time) error {
-	if g.enoughClients(now) {
+func (jd *judge) judgeReturned(now int, at time.Time) error {
+	if jd.enoughClients(now) {
 		return nil
 	}
-	return g.triggerUnlessShared(TriggerSessions, fmt.Sprintf("%d of %d clients are connected %v after the move, fewer than %v %%",
-		now, g.journal.ClientsBeforeMove, g.settings.Triggers.ReturnGrace, g.settings.Triggers.ReturnPercent), at)
+	return jd.triggerUnlessShared(TriggerSessions, fmt.Sprintf("%d of %d clients are connected %v after the move, fewer than %v %%",
+		now, jd.journal.ClientsBeforeMove, jd.settings.Triggers.ReturnGrace, jd.settings.Triggers.ReturnPercent), at)
 }
 
 // newlySuppressed returns the triggers that were suppressed since the last call.
-func (g *judge) newlySuppressed() []string {
-	suppressed := g.suppressed
-	g.suppressed = nil
+func (jd *judge) newlySuppressed() []string {
+	suppressed := jd.suppressed
+	jd.suppressed = nil
 	return suppressed
 }

@@ -64,7 +64,7 @@ func TestTheFourthFailedHealthCheckInARowFires(t *testing.T) {
 		return s
 	}
 	for name, faulty := range map[string]func() Snapshot{"a replica is not ready": unready, "a replica is missing": missing} {
-		g := testJudge()
+		jd := testJudge()
 		for i, failed := range []bool{true, true, true, false, true, true, true, true} {
 			s := healthy(0)
 			if failed {
@@ -74,7 +74,7 @@ func TestTheFourthFailedHealthCheckInARowFires(t *testing.T) {
 			if i == 7 {
 				want = TriggerHealth
 			}
-			if got := firedTrigger(t, g.judgeHealth(s)); got != want {
+			if got := firedTrigger(t, jd.judgeHealth(s)); got != want {
 				t.Errorf("%s, check %d: trigger %q, want %q", name, i+1, got, want)
 			}
 		}
@@ -83,13 +83,13 @@ func TestTheFourthFailedHealthCheckInARowFires(t *testing.T) {
 
 // A delivery canary fires when it is stale in two checks in a row.
 func TestTheSecondStaleCanaryInARowFires(t *testing.T) {
-	g := testJudge()
+	jd := testJudge()
 	for i, want := range []Trigger{"", "", "", TriggerDeliveryCanary} {
 		s := healthy(0)
 		if i != 1 {
 			s.Replicas[Green][0].UnhealthyComponents = map[string]string{"delivery": "stale"}
 		}
-		if got := firedTrigger(t, g.judgeHealth(s)); got != want {
+		if got := firedTrigger(t, jd.judgeHealth(s)); got != want {
 			t.Errorf("check %d: trigger %q, want %q", i+1, got, want)
 		}
 	}
@@ -97,16 +97,16 @@ func TestTheSecondStaleCanaryInARowFires(t *testing.T) {
 
 // A single crash fires. A restart from before the deploy does not.
 func TestACrashFires(t *testing.T) {
-	g := testJudge()
+	jd := testJudge()
 	restarted := func(times int) Snapshot {
 		s := healthy(0)
 		s.Replicas[Green][2].Restarts, s.Replicas[Green][2].ExitReason = times, "exit code 2"
 		return s
 	}
-	if got := firedTrigger(t, g.judgeHealth(restarted(4))); got != "" {
+	if got := firedTrigger(t, jd.judgeHealth(restarted(4))); got != "" {
 		t.Errorf("earlier restarts fire %q", got)
 	}
-	if got := firedTrigger(t, g.judgeHealth(restarted(5))); got != TriggerCrash {
+	if got := firedTrigger(t, jd.judgeHealth(restarted(5))); got != TriggerCrash {
 		t.Errorf("a restart fires %q", got)
 	}
 }
@@ -136,16 +136,16 @@ func TestTheBoundsOfAWindow(t *testing.T) {
 		"a baseline of few publishes":  {windows: []MetricsWindow{slow, slow}, change: func(g *judge) { g.journal.Baseline.Publishes, g.journal.Baseline.P95 = 99, time.Second }, want: TriggerSlow},
 		"a trigger that is turned off": {windows: []MetricsWindow{{Memory: .91}}, change: func(g *judge) { g.settings.Triggers.Disabled = []Trigger{TriggerMemory} }},
 	} {
-		g := testJudge()
+		jd := testJudge()
 		if tt.change != nil {
-			tt.change(g)
+			tt.change(jd)
 		}
 		for i, w := range tt.windows {
 			want := Trigger("")
 			if i == len(tt.windows)-1 {
 				want = tt.want
 			}
-			if got := firedTrigger(t, g.judgeWindow(w, MetricsWindow{}, judgeEpoch.Add(time.Duration(i)*30*time.Second))); got != want {
+			if got := firedTrigger(t, jd.judgeWindow(w, MetricsWindow{}, judgeEpoch.Add(time.Duration(i)*30*time.Second))); got != want {
 				t.Errorf("%s, window %d: trigger %q, want %q", name, i+1, got, want)
 			}
 		}
@@ -153,7 +153,7 @@ func TestTheBoundsOfAWindow(t *testing.T) {
 }
 
 // quickBaseline makes twice the baseline less than the floor.
-func quickBaseline(g *judge) { g.journal.Baseline.P95 = time.Millisecond }
+func quickBaseline(jd *judge) { jd.journal.Baseline.P95 = time.Millisecond }
 
 // A fault of the old color suppresses a trigger for two windows of 30 s, and no
 // longer.
@@ -166,14 +166,14 @@ func TestAnOldFaultSuppressesTriggersForTwoWindows(t *testing.T) {
 	for after, want := range map[time.Duration]Trigger{
 		30 * time.Second: "", 60 * time.Second: "", 61 * time.Second: TriggerCrash, 5 * time.Minute: TriggerCrash,
 	} {
-		g := testJudge()
-		if got := firedTrigger(t, g.judgeHealth(crashed(Blue, 0))); got != "" {
+		jd := testJudge()
+		if got := firedTrigger(t, jd.judgeHealth(crashed(Blue, 0))); got != "" {
 			t.Errorf("a crash of the old color fires %q", got)
 		}
-		if got := firedTrigger(t, g.judgeHealth(crashed(Green, after))); got != want {
+		if got := firedTrigger(t, jd.judgeHealth(crashed(Green, after))); got != want {
 			t.Errorf("%v after a fault of the old color: trigger %q, want %q", after, got, want)
 		}
-		suppressed := slices.ContainsFunc(g.newlySuppressed(), func(s string) bool { return strings.HasPrefix(s, "crash is suppressed") })
+		suppressed := slices.ContainsFunc(jd.newlySuppressed(), func(s string) bool { return strings.HasPrefix(s, "crash is suppressed") })
 		if suppressed != (want == "") {
 			t.Errorf("%v after a fault of the old color: suppressed is %v", after, suppressed)
 		}
@@ -187,10 +187,10 @@ func TestADrainedColorStillShowsSharedFaults(t *testing.T) {
 	if got := firedTrigger(t, testJudge().judgeWindow(errorsOfNew, MetricsWindow{StoreFailed: 1}, judgeEpoch)); got != "" {
 		t.Errorf("errors fire %q although the log refuses the old color's canaries", got)
 	}
-	g := testJudge()
+	jd := testJudge()
 	slow := MetricsWindow{Publishes: 1000, P95: time.Second}
 	for range 2 {
-		if got := firedTrigger(t, g.judgeWindow(slow, MetricsWindow{CanaryP95: time.Second}, judgeEpoch)); got != "" {
+		if got := firedTrigger(t, jd.judgeWindow(slow, MetricsWindow{CanaryP95: time.Second}, judgeEpoch)); got != "" {
 			t.Errorf("slow fires %q although the old color's canaries are slow", got)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // chance to tidy up.
 type commandKilled struct{}
 
-// imageFaults are the faults of an image.
+// imageFaults says how the containers of an image misbehave.
 type imageFaults struct {
 	neverReady bool
 	unready    func(age time.Duration) bool
@@ -29,7 +29,7 @@ type imageFaults struct {
 }
 
 // A modelEnv implements all Dependencies in memory, with a clock that only Sleep
-// moves. It counts the calls, and can kill the command in one of them: before the
+// and Verify advance. It counts the calls, and can kill the command in one of them: before the
 // call has any effect, or after.
 type modelEnv struct {
 	t              *testing.T
@@ -58,7 +58,7 @@ type modelEnv struct {
 
 	callsUntilKill int // negative means never
 	calls          int
-	invariantsOn   bool // checkInvariants is on
+	invariantsOn   bool // off while the first deployment is set up
 }
 
 func newModelEnv(t *testing.T) *modelEnv {
@@ -137,12 +137,12 @@ func (m *modelEnv) snapshot() Snapshot {
 	return s
 }
 
-// advance brings a replica to the model's time: its health, its drain and its
+// advance updates a replica to the model's time: its health, its drain and its
 // clients.
 func (m *modelEnv) advance(c Color, r *Replica) {
-	b, age := m.faultsOf(*r), m.now.Sub(m.startedAt[r.Name])
+	f, age := m.faultsOf(*r), m.now.Sub(m.startedAt[r.Name])
 	r.UnhealthyComponents = map[string]string{}
-	if b.crashAfter > 0 && age > b.crashAfter && r.Running {
+	if f.crashAfter > 0 && age > f.crashAfter && r.Running {
 		r.Restarts++
 		r.ExitReason = "exit code 2"
 		m.startedAt[r.Name] = m.now
@@ -152,7 +152,7 @@ func (m *modelEnv) advance(c Color, r *Replica) {
 	if m.dbDown(m.now) {
 		r.UnhealthyComponents["log"] = "down"
 	}
-	if b.stale > 0 && age > b.stale {
+	if f.stale > 0 && age > f.stale {
 		r.UnhealthyComponents["delivery"] = "stale"
 	}
 	if begun, draining := m.drainStartedAt[r.Name]; draining {
@@ -163,7 +163,7 @@ func (m *modelEnv) advance(c Color, r *Replica) {
 	} else {
 		r.Drain = ""
 	}
-	unready := b.neverReady || b.unready != nil && b.unready(age)
+	unready := f.neverReady || f.unready != nil && f.unready(age)
 	r.Ready = r.Running && !unready && age >= 3*time.Second && len(r.UnhealthyComponents) == 0 && r.Drain == ""
 	if r.Drain == "drained" && !slices.ContainsFunc(m.replicas[c], func(o Replica) bool { return o.Drain != "drained" }) {
 		to := m.balancerRoute.Live
@@ -176,25 +176,25 @@ func (m *modelEnv) advance(c Color, r *Replica) {
 	}
 }
 
-// apply brings a color to its spec.
-func (m *modelEnv) apply(l ColorSpec) {
+// apply makes a color match its spec.
+func (m *modelEnv) apply(spec ColorSpec) {
 	var kept []Replica
-	for _, r := range m.replicas[l.Color] {
-		if r.Deployment == l.Deployment && r.Image.ID == l.Image.ID && len(kept) < l.Replicas {
+	for _, r := range m.replicas[spec.Color] {
+		if r.Deployment == spec.Deployment && r.Image.ID == spec.Image.ID && len(kept) < spec.Replicas {
 			r.Running = true
 			kept = append(kept, r)
 		}
 	}
-	m.replicas[l.Color] = kept
-	for n := len(kept) + 1; n <= l.Replicas; n++ {
+	m.replicas[spec.Color] = kept
+	for n := len(kept) + 1; n <= spec.Replicas; n++ {
 		if m.invariantsOn && n > 1 {
 			m.countCall() // a kill can come after some of the replicas
 		}
-		name := fmt.Sprintf("app_%s-%d", l.Color, n)
+		name := fmt.Sprintf("app_%s-%d", spec.Color, n)
 		delete(m.drainStartedAt, name)
 		m.startedAt[name] = m.now
-		m.replicas[l.Color] = append(m.replicas[l.Color], Replica{
-			Name: name, Number: n, Image: l.Image, Deployment: l.Deployment, Running: true,
+		m.replicas[spec.Color] = append(m.replicas[spec.Color], Replica{
+			Name: name, Number: n, Image: spec.Image, Deployment: spec.Deployment, Running: true,
 		})
 	}
 }
@@ -204,9 +204,9 @@ func (m *modelEnv) Inspect(context.Context) (Snapshot, error) {
 	return m.snapshot(), nil
 }
 
-func (m *modelEnv) Start(_ context.Context, l ColorSpec) error {
+func (m *modelEnv) Start(_ context.Context, spec ColorSpec) error {
 	defer m.trackCall()()
-	m.apply(l)
+	m.apply(spec)
 	return nil
 }
 
@@ -319,15 +319,15 @@ func (m *modelEnv) Window(_ context.Context, deployment string, span time.Durati
 			if r.Deployment != deployment {
 				continue
 			}
-			b := m.faultsOf(r)
+			f := m.faultsOf(r)
 			share := float64(m.clients[c]) / 1000
 			ops := (300*share + 1) * span.Seconds()
-			w := MetricsWindow{Operations: ops, Errors: b.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, Memory: .2}
-			if b.p95 > 0 {
-				w.P95, w.CanaryP95 = b.p95, b.p95
+			w := MetricsWindow{Operations: ops, Errors: f.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, Memory: .2}
+			if f.p95 > 0 {
+				w.P95, w.CanaryP95 = f.p95, f.p95
 			}
-			if b.memory != nil {
-				w.Memory = b.memory(m.now.Sub(m.startedAt[r.Name]))
+			if f.memory != nil {
+				w.Memory = f.memory(m.now.Sub(m.startedAt[r.Name]))
 			}
 			if m.dbDown(m.now.Add(-span/2)) || m.dbDown(m.now) {
 				w.Errors, w.StoreFailed = ops, 1
@@ -375,7 +375,7 @@ func stateFolder(t *testing.T) string {
 }
 
 // runUntilKilled runs a command that is killed after a number of calls, and reports
-// whether it came that far.
+// whether it was killed.
 func (m *modelEnv) runUntilKilled(calls int, command func() (HistoryEntry, error)) (e HistoryEntry, err error, died bool) {
 	m.callsUntilKill = calls
 	defer func() {

@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// runRollback rolls the deploy back: the old color serves again, new connections go
-// to it, the bad color's diagnostics are saved, its clients are moved, and it is
-// stopped. Each part first checks what is done already, so that a rollback can be
-// interrupted anywhere and run again.
+// runRollback rolls the deploy back. finishOrRollBack calls it when a step failed,
+// Deploy and Rollback when the decision is recorded. The old color serves again,
+// new connections go to it, the bad color's diagnostics are saved, its clients are
+// moved, and it is stopped. Each part first checks what is done already: a rollback
+// can be interrupted anywhere and run again.
 func (d *Deployer) runRollback(ctx context.Context, j *Journal) (HistoryEntry, error) {
 	if j.firstDeploy() {
 		return d.rollBackFirstDeploy(ctx, j)
@@ -44,7 +45,7 @@ func (d *Deployer) runRollback(ctx context.Context, j *Journal) (HistoryEntry, e
 	return e, &RolledBackError{e}
 }
 
-// saveDiagnostics saves what the bad color can show, once. A failure does not stop
+// saveDiagnostics saves the logs, metrics and state of the bad color, once. A failure does not stop
 // the rollback.
 func (d *Deployer) saveDiagnostics(ctx context.Context, j *Journal) {
 	if j.DiagnosticsDir != "" {
@@ -75,7 +76,7 @@ func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
 		if err != nil {
 			return err
 		}
-		status, _ := d.Deps.Traffic.Status(ctx) // an error of the routers is repaired by routeToOldColor
+		status, _ := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by routeToOldColor
 		up := status.ServersUp[j.From]
 		serving := s.countServing(j.From)
 		if serving >= j.Old.Replicas && up >= min(serving, j.Old.Replicas) {
@@ -103,7 +104,8 @@ func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
 	}
 }
 
-// routeToOldColor routes new connections to the old color.
+// routeToOldColor routes new connections to the old color, unless active.yml and
+// Traefik already do.
 func (d *Deployer) routeToOldColor(ctx context.Context, j *Journal) error {
 	want := Route{Live: j.From}
 	if r, err := d.Deps.Traffic.Route(ctx); err == nil && r == want {
@@ -131,8 +133,8 @@ func (d *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
 			d.report("rollback", "warn", "%s could not be drained: %d clients are left there and will reconnect", j.To, s.countClients(j.To))
 			return nil
 		}
-		if begin := s.runningNames(j.To, func(r Replica) bool { return r.Reachable && r.Drain == "" }); len(begin) > 0 {
-			if err := d.Deps.Clients.Drain(ctx, begin, "deployment", "rollback"); err != nil {
+		if toDrain := s.runningNames(j.To, func(r Replica) bool { return r.Reachable && r.Drain == "" }); len(toDrain) > 0 {
+			if err := d.Deps.Clients.Drain(ctx, toDrain, "deployment", "rollback"); err != nil {
 				failures++
 				d.report("rollback", "warn", "%v", err)
 			}
@@ -143,8 +145,8 @@ func (d *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
 	}
 }
 
-// rollBackFirstDeploy rolls a first deploy back, after which there is no version to
-// return to. The color stays live if it serves, and is stopped if it does not.
+// rollBackFirstDeploy rolls back a first deploy, which has no earlier version. The
+// color stays live if it serves, and is stopped if it does not.
 func (d *Deployer) rollBackFirstDeploy(ctx context.Context, j *Journal) (HistoryEntry, error) {
 	s, err := d.inspect(ctx)
 	if err != nil {
@@ -175,8 +177,8 @@ func (d *Deployer) stuck(ctx context.Context, j *Journal, err error) error {
 	return &StuckError{Reason: err.Error(), Remedy: "fix it and run `switchyard rollback` again"}
 }
 
-// Rollback continues a rollback, takes back the unfinished deploy, or takes back
-// the last one.
+// Rollback continues a rollback, or rolls back the unfinished deploy or else the last
+// one.
 func (d *Deployer) Rollback(ctx context.Context) (HistoryEntry, error) {
 	j, err := d.State.Current()
 	if err != nil {

@@ -13,19 +13,21 @@ import (
 // ErrRoute says that active.yml can't be read or is not a valid route.
 var ErrRoute = errors.New("the route can't be read")
 
-// canaryService is the weighted service that active.yml has during a canary.
-const canaryService = "app-canary"
+// splitService is the weighted service that active.yml has while both colors get new
+// connections.
+const splitService = "app-canary"
 
 // A Route says where new connections go.
 type Route struct {
 	Live Color `json:"live"`
-	// CanaryPercent is the percentage of them that goes to the other color, 0 to 99.
-	CanaryPercent int `json:"canary,omitempty"`
+	// SharePercent is the percentage of new connections that goes to the other color,
+	// 0 to 99.
+	SharePercent int `json:"canary,omitempty"`
 }
 
 func (r Route) String() string {
-	if r.CanaryPercent > 0 {
-		return fmt.Sprintf("%s, %d %% to %s", r.Live, r.CanaryPercent, r.Live.Other())
+	if r.SharePercent > 0 {
+		return fmt.Sprintf("%s, %d %% to %s", r.Live, r.SharePercent, r.Live.Other())
 	}
 	return string(r.Live)
 }
@@ -81,9 +83,9 @@ func ParseRoute(text []byte) (Route, error) {
 	return found, nil
 }
 
-// routeOf returns where a router leads. ours is false for a router that does not
-// lead to a color, such as that of Traefik's own API.
-func (f *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err error) {
+// routeOf returns the route of a router. ours is false for a router that does not
+// route to a color, such as that of Traefik's own API.
+func (c *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err error) {
 	service, _, _ = strings.Cut(service, "@")
 	if c, ok := colorOfService(service); ok {
 		return Route{Live: c}, true, nil
@@ -91,29 +93,29 @@ func (f *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err
 	if service == "" {
 		return Route{}, false, fmt.Errorf("%w: router %s names no service", ErrRoute, router)
 	}
-	if service != canaryService {
+	if service != splitService {
 		return Route{}, false, nil
 	}
-	r, err = weightedRoute(f.HTTP.Services[canaryService].Weighted.Services)
+	r, err = weightedRoute(c.HTTP.Services[splitService].Weighted.Services)
 	return r, true, err
 }
 
-// weightedRoute returns the route of a canary's weighted service. Its first member
+// weightedRoute returns the route of splitService by its members. Its first member
 // is the live color.
 func weightedRoute(services []weightedService) (Route, error) {
 	if len(services) != 2 {
-		return Route{}, fmt.Errorf("%w: %s needs both colors", ErrRoute, canaryService)
+		return Route{}, fmt.Errorf("%w: %s needs both colors", ErrRoute, splitService)
 	}
 	live, isColor := colorOfService(services[0].Name)
 	other, isOther := colorOfService(services[1].Name)
 	if !isColor || !isOther || other != live.Other() || services[0].Weight == nil || services[1].Weight == nil {
-		return Route{}, fmt.Errorf("%w: %s needs both colors with weights", ErrRoute, canaryService)
+		return Route{}, fmt.Errorf("%w: %s needs both colors with weights", ErrRoute, splitService)
 	}
 	a, b := *services[0].Weight, *services[1].Weight
 	if a < 1 || b < 1 || a+b != 100 {
-		return Route{}, fmt.Errorf("%w: the weights of %s must be 1 to 99 and make 100, not %d and %d", ErrRoute, canaryService, a, b)
+		return Route{}, fmt.Errorf("%w: the weights of %s must be 1 to 99 and make 100, not %d and %d", ErrRoute, splitService, a, b)
 	}
-	return Route{Live: live, CanaryPercent: b}, nil
+	return Route{Live: live, SharePercent: b}, nil
 }
 
 // colorOfService returns the color whose replicas or failover a service of Traefik
@@ -128,9 +130,9 @@ func colorOfService(service string) (Color, bool) {
 	return "", false
 }
 
-// withCanary returns the text of a color's file, changed so that its routers lead
-// to a weighted service of both colors.
-func withCanary(text []byte, r Route) ([]byte, error) {
+// withShare returns the text of a color's file, with routers that use a weighted
+// service of both colors.
+func withShare(text []byte, r Route) ([]byte, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRoute, err)
@@ -146,28 +148,28 @@ func withCanary(text []byte, r Route) ([]byte, error) {
 	for i := 1; i < len(routers.Content); i += 2 {
 		if service := mappingValue(routers.Content[i], "service"); service != nil {
 			if _, ours := colorOfService(service.Value); ours {
-				service.Value = canaryService
+				service.Value = splitService
 			}
 		}
 	}
-	var canary yaml.Node
+	var split yaml.Node
 	// The health check removes a color that has no healthy replica.
 	source := fmt.Sprintf("weighted:\n  healthCheck: {}\n  services:\n    - {name: %s, weight: %d}\n    - {name: %s, weight: %d}\n",
-		r.Live.traefikService(), 100-r.CanaryPercent, r.Live.Other().traefikService(), r.CanaryPercent)
-	if err := yaml.Unmarshal([]byte(source), &canary); err != nil {
-		return nil, fmt.Errorf("write a canary: %w", err)
+		r.Live.traefikService(), 100-r.SharePercent, r.Live.Other().traefikService(), r.SharePercent)
+	if err := yaml.Unmarshal([]byte(source), &split); err != nil {
+		return nil, fmt.Errorf("write %s: %w", splitService, err)
 	}
 	services := mappingValue(http, "services")
 	if services == nil || services.Kind != yaml.MappingNode {
 		services = &yaml.Node{Kind: yaml.MappingNode}
 		http.Content = append(http.Content, scalar("services"), services)
 	}
-	services.Content = append(services.Content, scalar(canaryService), canary.Content[0])
+	services.Content = append(services.Content, scalar(splitService), split.Content[0])
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
 	if err := errors.Join(enc.Encode(&doc), enc.Close()); err != nil {
-		return nil, fmt.Errorf("write a canary: %w", err)
+		return nil, fmt.Errorf("write %s: %w", splitService, err)
 	}
 	return out.Bytes(), nil
 }

@@ -62,7 +62,7 @@ func TestARouteIsReadAsItWasWritten(t *testing.T) {
 	f := newTraefik(t)
 	for name, r := range map[string]Route{
 		"blue.yml": {Live: Blue}, "green.yml": {Live: Green},
-		"canary-blue-10.yml": {Live: Blue, CanaryPercent: 10}, "canary-green-50.yml": {Live: Green, CanaryPercent: 50},
+		"canary-blue-10.yml": {Live: Blue, SharePercent: 10}, "canary-green-50.yml": {Live: Green, SharePercent: 50},
 	} {
 		if err := f.SetRoute(t.Context(), r); err != nil {
 			t.Fatal(err)
@@ -138,7 +138,7 @@ func FuzzParseRoute(f *testing.F) {
 			}
 			return
 		}
-		if _, err := ParseColor(string(r.Live)); err != nil || r.CanaryPercent < 0 || r.CanaryPercent > 99 {
+		if _, err := ParseColor(string(r.Live)); err != nil || r.SharePercent < 0 || r.SharePercent > 99 {
 			t.Fatalf("read as %+v", r)
 		}
 	})

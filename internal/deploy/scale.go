@@ -17,7 +17,7 @@ type Scaler interface {
 	Remove(ctx context.Context, c Color, replicas []string, remaining int) error
 }
 
-// Scale brings the live color to n replicas. It waits until new replicas serve, and
+// Scale gives the live color n replicas. It waits until new replicas serve, and
 // drains replicas before it removes them.
 func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntry, error) {
 	if n < 1 || n > 100 {
@@ -66,18 +66,18 @@ func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 // the balancer takes a new server for up until its first health check, and would
 // send users to a replica that is not ready. A killed command may have started the
 // replicas already.
-func (d *Deployer) grow(ctx context.Context, scaler Scaler, l ColorSpec, before int) error {
-	if l.Replicas > before {
-		d.report("scale", "begin", "%s from %d to %d replicas", l.Color, before, l.Replicas)
-		if err := d.Deps.Containers.Start(ctx, l); err != nil {
+func (d *Deployer) grow(ctx context.Context, scaler Scaler, spec ColorSpec, before int) error {
+	if spec.Replicas > before {
+		d.report("scale", "begin", "%s from %d to %d replicas", spec.Color, before, spec.Replicas)
+		if err := d.Deps.Containers.Start(ctx, spec); err != nil {
 			return err
 		}
 	}
-	j := &Journal{ID: l.Deployment, To: l.Color, Replicas: l.Replicas}
+	j := &Journal{ID: spec.Deployment, To: spec.Color, Replicas: spec.Replicas}
 	if err := d.waitReady(ctx, j, false); err != nil {
 		return err
 	}
-	if err := scaler.SetServers(ctx, l.Color, l.Replicas); err != nil {
+	if err := scaler.SetServers(ctx, spec.Color, spec.Replicas); err != nil {
 		return err
 	}
 	return d.waitReady(ctx, j, true)

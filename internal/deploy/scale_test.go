@@ -140,7 +140,7 @@ func TestAnUnfinishedDeployBlocksOtherCommands(t *testing.T) {
 func TestThePlanListsTheStepsOfADeploy(t *testing.T) {
 	env := newModelEnv(t)
 	d := env.deployer(stateFolder(t))
-	d.Settings.CanaryPercents = []int{10}
+	d.Settings.SharePercents = []int{10}
 	plan, err := d.Plan(t.Context(), "v2")
 	if err != nil {
 		t.Fatal(err)

@@ -19,9 +19,9 @@ type Settings struct {
 	// Replicas is how many replicas the new color gets; 0 means as many as the live
 	// color has.
 	Replicas int `yaml:"replicas"`
-	// CanaryPercents are the percentages of new connections that go to the new color
+	// SharePercents are the percentages of new connections that go to the new color
 	// before the switch, one after the other.
-	CanaryPercents []int `yaml:"canary"`
+	SharePercents []int `yaml:"canary"`
 
 	ReadyLimit   time.Duration `yaml:"ready_limit"`
 	ConfirmLimit time.Duration `yaml:"confirm_limit"`
@@ -31,8 +31,9 @@ type Settings struct {
 	// Baseline is the span over which the live color is measured.
 	Baseline time.Duration `yaml:"baseline"`
 	// Verify is how long clients test the service after the switch; 0 skips it.
-	Verify      time.Duration `yaml:"verify"`
-	CanaryWatch time.Duration `yaml:"canary_watch"`
+	Verify time.Duration `yaml:"verify"`
+	// ShareWatch is how long each of SharePercents is watched.
+	ShareWatch time.Duration `yaml:"canary_watch"`
 	// Watch is how long the new color is watched before the old one is drained, and
 	// WatchMoved how long after all clients were moved.
 	Watch      time.Duration `yaml:"watch"`
@@ -103,7 +104,7 @@ const (
 	TriggerSessions       Trigger = "sessions" // clients that did not reconnect
 	TriggerDeliveryCanary Trigger = "canary"   // the delivery canary is stale
 	TriggerCheck          Trigger = "check"    // the check from outside failed
-	TriggerStart          Trigger = "start"    // the new color never served
+	TriggerStart          Trigger = "start"    // the new color never served, or a step failed otherwise
 )
 
 // optionalTriggers are the triggers that Disabled may name.
@@ -113,7 +114,7 @@ var optionalTriggers = []Trigger{TriggerHealth, TriggerCrash, TriggerErrors, Tri
 func DefaultSettings() Settings {
 	return Settings{
 		ReadyLimit: 2 * time.Minute, ConfirmLimit: 10 * time.Second, DrainLimit: 10 * time.Minute, MigrateLimit: 10 * time.Minute,
-		Baseline: 5 * time.Minute, Verify: 15 * time.Second, CanaryWatch: 2 * time.Minute,
+		Baseline: 5 * time.Minute, Verify: 15 * time.Second, ShareWatch: 2 * time.Minute,
 		Watch: 5 * time.Minute, WatchMoved: 5 * time.Minute, ProbeEvery: 2 * time.Second, Window: 30 * time.Second, KeepImages: 3, ScanLimit: 10 * time.Minute,
 		Triggers: Triggers{
 			HealthFailures: 3, Restarts: 0, ErrorPercent: 5, ErrorSamples: 20,
@@ -157,7 +158,7 @@ func (s Settings) Validate() error {
 		{"migrate_limit", s.MigrateLimit, time.Second, 24 * time.Hour},
 		{"baseline", s.Baseline, 10 * time.Second, 24 * time.Hour},
 		{"verify", s.Verify, 0, time.Hour},
-		{"canary_watch", s.CanaryWatch, 0, 24 * time.Hour},
+		{"canary_watch", s.ShareWatch, 0, 24 * time.Hour},
 		{"watch", s.Watch, 0, 24 * time.Hour},
 		{"watch_moved", s.WatchMoved, 0, 24 * time.Hour},
 		{"probe_every", s.ProbeEvery, 100 * time.Millisecond, time.Minute},
@@ -195,9 +196,9 @@ func (s Settings) Validate() error {
 // validateLists checks the settings that are lists.
 func (s Settings) validateLists() error {
 	last := 0
-	for _, percent := range s.CanaryPercents {
+	for _, percent := range s.SharePercents {
 		if percent <= last || percent > 99 {
-			return fmt.Errorf("canary must be percentages of 1 to 99 that rise, not %v", s.CanaryPercents)
+			return fmt.Errorf("canary must be percentages of 1 to 99 that rise, not %v", s.SharePercents)
 		}
 		last = percent
 	}

@@ -36,8 +36,8 @@ type Journal struct {
 	Started  time.Time `json:"started"`
 	// CompletedSteps are the steps that are done.
 	CompletedSteps []CompletedStep `json:"done"`
-	// CanaryPercent is the percentage of the last canary that passed.
-	CanaryPercent int `json:"canary,omitempty"`
+	// SharePercent is the last share of new connections that passed its watch.
+	SharePercent int `json:"canary,omitempty"`
 	// Baseline is nil until it is measured, and if there is none.
 	Baseline *MetricsWindow `json:"baseline,omitempty"`
 	// ClientsBeforeMove is how many clients both colors had before the old one was
@@ -76,8 +76,7 @@ func (j *Journal) spec() ColorSpec {
 	return ColorSpec{Color: j.To, Image: j.Image, Deployment: j.ID, Replicas: j.Replicas}
 }
 
-// firstDeploy reports whether no version ran before, so that there is none to roll
-// back to.
+// firstDeploy reports whether no version ran before: there is none to roll back to.
 func (j *Journal) firstDeploy() bool { return j.Old.Replicas == 0 }
 
 // A HistoryEntry is a line of the history.

@@ -52,7 +52,7 @@ func TestTheKeysOfTheStateFiles(t *testing.T) {
 			`"replicas":3,"started":"2026-11-26T10:00:00Z","done":[{"step":"start","at":"2026-11-26T10:00:00Z","took_seconds":1,"note":"n"}],"canary":10,` +
 			`"baseline":{"operations":1,"errors":2,"publishes":3,"p95":4,"store_failed":5,"canary_p95":6,"memory":7,"seen":8},"clients":9,"rolling_back":true,` +
 			`"trigger":"slow","reason":"r","failed_at":"watch","triggered":"2026-11-26T10:00:00Z","back":"2026-11-26T10:00:00Z","evidence":"dir","held":["note"],"notes":["note"]}`: Journal{
-			ID: "d1", Image: Image{"v2", "id2"}, From: Blue, To: Green, Old: old, Replicas: 3, Started: now, CompletedSteps: steps, CanaryPercent: 10,
+			ID: "d1", Image: Image{"v2", "id2"}, From: Blue, To: Green, Old: old, Replicas: 3, Started: now, CompletedSteps: steps, SharePercent: 10,
 			Baseline: &MetricsWindow{1, 2, 3, 4, 5, 6, 7, 8}, ClientsBeforeMove: 9, RollingBack: true, Trigger: TriggerSlow, Reason: "r", FailedAt: "watch",
 			TriggeredAt: now, OldServingAt: now, DiagnosticsDir: "dir", SuppressedTriggers: notes, Notes: notes,
 		},
@@ -266,7 +266,7 @@ func TestSettings(t *testing.T) {
 		}
 	}
 	write("watch: 90s\ncanary: [10, 50]\ntriggers: {off: [slow], error_percent: 2.5}\nwindows: [{days: [mon], from: \"09:00\", to: \"16:30\"}]\n")
-	if s, err = ReadSettings(path); err != nil || s.Watch != 90*time.Second || len(s.CanaryPercents) != 2 || s.Triggers.HealthFailures != 3 {
+	if s, err = ReadSettings(path); err != nil || s.Watch != 90*time.Second || len(s.SharePercents) != 2 || s.Triggers.HealthFailures != 3 {
 		t.Fatal(s, err)
 	}
 	for text, says := range map[string]string{

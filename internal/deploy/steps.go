@@ -22,7 +22,7 @@ type step struct {
 }
 
 // steps returns the steps of a deploy, in order.
-func (d *Deployer) steps(j *Journal, g *judge) []step {
+func (d *Deployer) steps(j *Journal, jd *judge) []step {
 	completed := func(name string) func(context.Context) (bool, error) {
 		return func(context.Context) (bool, error) { return j.completed(name), nil }
 	}
@@ -34,25 +34,25 @@ func (d *Deployer) steps(j *Journal, g *judge) []step {
 		}
 	}
 	watch := func(name, text string, span time.Duration) step {
-		return step{name, text, completed(name), func(ctx context.Context) (string, error) { return d.watch(ctx, j, g, name, span) }}
+		return step{name, text, completed(name), func(ctx context.Context) (string, error) { return d.watch(ctx, j, jd, name, span) }}
 	}
 	s := d.Settings
 	all := []step{
 		{"migrate", "bring the database to the image's schema", completed("migrate"), func(ctx context.Context) (string, error) {
 			return "", d.Deps.Images.Migrate(ctx, j.Image)
 		}},
-		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), d.isStarted(j), func(ctx context.Context) (string, error) {
+		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), d.undrainIfStarted(j), func(ctx context.Context) (string, error) {
 			return "", d.Deps.Containers.Start(ctx, j.spec())
 		}},
 		{"ready", "wait until all of them are ready, by their own account and Traefik's", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j, true) }},
 		{"smoke", "join, publish, receive and resume on each of them", beforeSwitch("smoke"), func(ctx context.Context) (string, error) { return "", d.smokeTest(ctx, j) }},
 		{"baseline", fmt.Sprintf("measure %s over the last %v", j.From, s.Baseline), beforeSwitch("baseline"), func(ctx context.Context) (string, error) { return d.measureBaseline(ctx, j) }},
 	}
-	for _, percent := range s.CanaryPercents {
+	for _, percent := range s.SharePercents {
 		name := fmt.Sprintf("canary %d%%", percent)
 		all = append(all, step{
-			name, fmt.Sprintf("send %d %% of new connections to %s and watch for %v", percent, j.To, s.CanaryWatch), beforeSwitch(name),
-			func(ctx context.Context) (string, error) { return d.runCanary(ctx, j, g, name, percent) },
+			name, fmt.Sprintf("send %d %% of new connections to %s and watch for %v", percent, j.To, s.ShareWatch), beforeSwitch(name),
+			func(ctx context.Context) (string, error) { return d.runTrafficShare(ctx, j, jd, name, percent) },
 		})
 	}
 	return append(all,
@@ -63,8 +63,8 @@ func (d *Deployer) steps(j *Journal, g *judge) []step {
 			return d.checkFromOutside(ctx, j)
 		}},
 		watch("watch", fmt.Sprintf("watch %s for %v", j.To, s.Watch), s.Watch),
-		step{"move", fmt.Sprintf("move all clients from %s to %s", j.From, j.To), d.isMoved(j), func(ctx context.Context) (string, error) { return d.moveClients(ctx, j, g) }},
-		step{"return", "wait until all clients have returned", completed("return"), func(ctx context.Context) (string, error) { return d.waitReturned(ctx, j, g) }},
+		step{"move", fmt.Sprintf("move all clients from %s to %s", j.From, j.To), d.isMoved(j), func(ctx context.Context) (string, error) { return d.moveToNewColor(ctx, j, jd) }},
+		step{"return", "wait until all clients have returned", completed("return"), func(ctx context.Context) (string, error) { return d.waitReturned(ctx, j, jd) }},
 		watch("watch moved", fmt.Sprintf("watch %s with all clients on it for %v", j.To, s.WatchMoved), s.WatchMoved),
 		step{"prune", fmt.Sprintf("keep the last %d images", s.KeepImages), completed("prune"), func(ctx context.Context) (string, error) { return d.prune(ctx, j) }},
 	)
@@ -87,15 +87,16 @@ func (d *Deployer) inspect(ctx context.Context) (Snapshot, error) {
 }
 
 // matchesSpec reports whether a color runs exactly as its spec says.
-func matchesSpec(s Snapshot, l ColorSpec) bool {
-	replicas := s.Running(l.Color)
-	return len(replicas) == l.Replicas && !slices.ContainsFunc(replicas, func(r Replica) bool {
-		return r.Deployment != l.Deployment || r.Image.ID != l.Image.ID
+func matchesSpec(s Snapshot, spec ColorSpec) bool {
+	replicas := s.Running(spec.Color)
+	return len(replicas) == spec.Replicas && !slices.ContainsFunc(replicas, func(r Replica) bool {
+		return r.Deployment != spec.Deployment || r.Image.ID != spec.Image.ID
 	})
 }
 
-// isStarted reports whether the new color runs. It also undrains the color.
-func (d *Deployer) isStarted(j *Journal) func(context.Context) (bool, error) {
+// undrainIfStarted undrains the new color's replicas, and reports whether the color
+// runs.
+func (d *Deployer) undrainIfStarted(j *Journal) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		s, err := d.inspect(ctx)
 		if err != nil {
@@ -128,8 +129,8 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 		if err != nil {
 			return err
 		}
-		serving, statusErr := d.Deps.Traffic.Status(ctx) // an error of the routers is repaired by the switch
-		up := serving.ServersUp[j.To]
+		status, statusErr := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by the switch
+		up := status.ServersUp[j.To]
 		if s.countServing(j.To) == j.Replicas && (up == j.Replicas || !inBalancer) {
 			return nil
 		}
@@ -139,12 +140,12 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 			}
 		}
 		if d.Deps.Clock.Now().After(limit) {
-			why := describeProblems(s.Replicas[j.To])
+			problems := describeProblems(s.Replicas[j.To])
 			if statusErr != nil {
-				why += "; " + statusErr.Error()
+				problems += "; " + statusErr.Error()
 			}
 			return newTriggerError(TriggerStart, "%d of %d replicas were ready after %v, %d of them according to Traefik%s",
-				s.countServing(j.To), j.Replicas, d.Settings.ReadyLimit, up, why)
+				s.countServing(j.To), j.Replicas, d.Settings.ReadyLimit, up, problems)
 		}
 		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
@@ -182,7 +183,7 @@ func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 
 // measureBaseline measures the old color before the deploy affects it.
 func (d *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, error) {
-	floor := fmt.Sprintf("only the floor of %v counts", d.Settings.Triggers.ResponseFloor)
+	floor := fmt.Sprintf("a p95 counts as slow above %v only", d.Settings.Triggers.ResponseFloor)
 	if j.firstDeploy() {
 		return j.addNote("first deploy, no version to compare with: " + floor), nil
 	}
@@ -210,19 +211,20 @@ func (j *Journal) addNote(text string) string {
 	return text
 }
 
-// runCanary sends a percentage of new connections to the new color and watches it.
-func (d *Deployer) runCanary(ctx context.Context, j *Journal, g *judge, name string, percent int) (string, error) {
-	if err := d.setRoute(ctx, Route{Live: j.From, CanaryPercent: percent}); err != nil {
+// runTrafficShare sends a percentage of new connections to the new color and watches
+// it. The settings and the step call this a canary.
+func (d *Deployer) runTrafficShare(ctx context.Context, j *Journal, jd *judge, name string, percent int) (string, error) {
+	if err := d.setRoute(ctx, Route{Live: j.From, SharePercent: percent}); err != nil {
 		return "", err
 	}
-	note, err := d.watch(ctx, j, g, name, d.Settings.CanaryWatch)
+	note, err := d.watch(ctx, j, jd, name, d.Settings.ShareWatch)
 	if err == nil {
-		j.CanaryPercent = percent
+		j.SharePercent = percent
 	}
 	return note, err
 }
 
-// isSwitched reports whether active.yml and Traefik lead to the new color.
+// isSwitched reports whether active.yml and Traefik route to the new color.
 func (d *Deployer) isSwitched(j *Journal) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
 		want := Route{Live: j.To}
@@ -250,7 +252,7 @@ func (d *Deployer) switchTo(ctx context.Context, j *Journal) (string, error) {
 	if err := d.setRoute(ctx, Route{Live: j.To}); err != nil {
 		return "", err
 	}
-	note := fmt.Sprintf("Traefik sends new connections to %s %v after the rename", j.To, d.Deps.Clock.Now().Sub(d.routeWrittenAt).Round(time.Millisecond))
+	note := fmt.Sprintf("Traefik sends new connections to %s %v after active.yml was written", j.To, d.Deps.Clock.Now().Sub(d.routeWrittenAt).Round(time.Millisecond))
 	d.notify(ctx, Notification{Kind: "switch", Deploy: j.ID, Image: j.Image.Ref, Live: j.To, Text: fmt.Sprintf("new connections go to %s (%s)", j.To, j.Image.Ref)})
 	return note, nil
 }
@@ -288,7 +290,7 @@ func (d *Deployer) setRoute(ctx context.Context, r Route) error {
 	}
 }
 
-// checkFromOutside tests the service as a user meets it, through the balancer.
+// checkFromOutside tests the service as a user reaches it, through the balancer.
 func (d *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, error) {
 	var latencyNote string
 	err := d.Deps.Probes.Smoke(ctx, Target{Deployment: j.ID})

@@ -61,13 +61,13 @@ func (t *Traefik) render(r Route) ([]byte, error) {
 	if err := t.checkServices(path, text); err != nil {
 		return nil, err
 	}
-	if r.CanaryPercent > 0 {
-		return withCanary(text, r)
+	if r.SharePercent > 0 {
+		return withShare(text, r)
 	}
 	return text, nil
 }
 
-// checkServices returns an error if a router of a color's file leads to a service
+// checkServices returns an error if a router of a color's file routes to a service
 // that services.yml lacks: Traefik would answer every request with 404.
 func (t *Traefik) checkServices(path string, text []byte) error {
 	list := filepath.Join(t.Dir, "dynamic", "services.yml")
@@ -138,7 +138,7 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 		return BalancerStatus{}, fmt.Errorf("ask Traefik: %w", err)
 	}
 	out := BalancerStatus{ServersUp: map[Color]int{}}
-	var canary []weightedService
+	var weighted []weightedService
 	for _, s := range services {
 		if c, ok := colorOfService(s.Name); ok {
 			for _, status := range s.ServerStatus {
@@ -147,8 +147,8 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 				}
 			}
 		}
-		if name, _, _ := strings.Cut(s.Name, "@"); name == canaryService {
-			canary = s.Weighted.Services
+		if name, _, _ := strings.Cut(s.Name, "@"); name == splitService {
+			weighted = s.Weighted.Services
 		}
 	}
 	names, err := t.routerNames()
@@ -161,7 +161,7 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 		if !names[name] || provider != "file" {
 			continue
 		}
-		here, err := routeOfService(r.Service, canary)
+		here, err := routeOfService(r.Service, weighted)
 		switch {
 		case err != nil:
 			return out, err
@@ -180,12 +180,12 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 }
 
 // routeOfService returns the route of a router of Traefik by its service.
-func routeOfService(service string, canary []weightedService) (Route, error) {
+func routeOfService(service string, weighted []weightedService) (Route, error) {
 	if c, ok := colorOfService(service); ok {
 		return Route{Live: c}, nil
 	}
-	if name, _, _ := strings.Cut(service, "@"); name == canaryService {
-		return weightedRoute(canary)
+	if name, _, _ := strings.Cut(service, "@"); name == splitService {
+		return weightedRoute(weighted)
 	}
 	return Route{}, fmt.Errorf("ask Traefik: a router leads to %q", service)
 }

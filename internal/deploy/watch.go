@@ -7,9 +7,9 @@ import (
 )
 
 // watch judges the new color for a span of time.
-func (d *Deployer) watch(ctx context.Context, j *Journal, g *judge, name string, span time.Duration) (string, error) {
+func (d *Deployer) watch(ctx context.Context, j *Journal, jd *judge, name string, span time.Duration) (string, error) {
 	end := d.Deps.Clock.Now().Add(span)
-	w := d.newWatcher(j, g, name)
+	w := d.newWatcher(j, jd, name)
 	for {
 		if _, err := w.tick(ctx); err != nil {
 			return "", err
@@ -27,7 +27,7 @@ func (d *Deployer) watch(ctx context.Context, j *Journal, g *judge, name string,
 type watcher struct {
 	d          *Deployer
 	j          *Journal
-	g          *judge
+	jd         *judge
 	step       string
 	next       time.Time // when the next window of metrics is due
 	windows    int
@@ -35,9 +35,9 @@ type watcher struct {
 	metricsErr string // why there are no metrics, once that was reported
 }
 
-func (d *Deployer) newWatcher(j *Journal, g *judge, step string) *watcher {
+func (d *Deployer) newWatcher(j *Journal, jd *judge, step string) *watcher {
 	// The first window must not reach back to before the step.
-	return &watcher{d: d, j: j, g: g, step: step, next: d.Deps.Clock.Now().Add(d.Settings.Window)}
+	return &watcher{d: d, j: j, jd: jd, step: step, next: d.Deps.Clock.Now().Add(d.Settings.Window)}
 }
 
 // tick inspects the replicas and judges them once.
@@ -46,12 +46,12 @@ func (w *watcher) tick(ctx context.Context) (Snapshot, error) {
 	if err != nil {
 		return s, err
 	}
-	err = w.g.judgeHealth(s)
+	err = w.jd.judgeHealth(s)
 	if now := w.d.Deps.Clock.Now(); err == nil && !now.Before(w.next) {
 		w.next = now.Add(w.d.Settings.Window)
 		err = w.metrics(ctx, now)
 	}
-	for _, suppressed := range w.g.newlySuppressed() {
+	for _, suppressed := range w.jd.newlySuppressed() {
 		w.j.SuppressedTriggers = append(w.j.SuppressedTriggers, suppressed)
 		w.d.report(w.step, "warn", "%s", suppressed)
 	}
@@ -65,7 +65,7 @@ func (w *watcher) tick(ctx context.Context) (Snapshot, error) {
 // health is judged.
 func (w *watcher) metrics(ctx context.Context, now time.Time) error {
 	span := w.d.Settings.Window
-	fresh, err := w.d.Deps.Metrics.Window(ctx, w.j.ID, span)
+	newWindow, err := w.d.Deps.Metrics.Window(ctx, w.j.ID, span)
 	if err != nil {
 		if w.metricsErr == "" && ctx.Err() == nil {
 			w.metricsErr = err.Error()
@@ -76,12 +76,12 @@ func (w *watcher) metrics(ctx context.Context, now time.Time) error {
 	var old MetricsWindow
 	if !w.j.firstDeploy() {
 		if old, err = w.d.Deps.Metrics.Window(ctx, w.j.Old.Deployment, span); err != nil {
-			return nil // the next window has both
+			return nil // skip this window: the next one is tried again
 		}
 	}
 	w.windows++
-	w.last = fresh
-	return w.g.judgeWindow(fresh, old, now)
+	w.last = newWindow
+	return w.jd.judgeWindow(newWindow, old, now)
 }
 
 // summary describes the last window of the watch.
@@ -91,80 +91,4 @@ func (w *watcher) summary() string {
 	}
 	return fmt.Sprintf("%d windows; in the last one p95 %v, %.2f %% server errors, memory %.0f %%",
 		w.windows, w.last.P95.Round(100*time.Microsecond), 100*w.last.ErrorRatio(), 100*w.last.Memory)
-}
-
-// isMoved reports whether the old color is drained and its clients were moved.
-func (d *Deployer) isMoved(j *Journal) func(context.Context) (bool, error) {
-	return func(ctx context.Context) (bool, error) {
-		s, err := d.inspect(ctx)
-		if err != nil {
-			return false, err
-		}
-		return len(notDrained(s, j)) == 0 && (j.firstDeploy() || j.completed("move")), nil
-	}
-}
-
-// notDrained returns the old color's replicas that still have, or take, clients.
-func notDrained(s Snapshot, j *Journal) []string {
-	return s.runningNames(j.From, func(r Replica) bool { return r.Drain != "drained" && r.Reachable })
-}
-
-// moveClients drains the old color, and judges the new one as it fills.
-func (d *Deployer) moveClients(ctx context.Context, j *Journal, g *judge) (string, error) {
-	s, err := d.inspect(ctx)
-	if err != nil {
-		return "", err
-	}
-	if j.ClientsBeforeMove == 0 { // a killed command may have counted them already
-		j.ClientsBeforeMove = s.countClients(j.From) + s.countClients(j.To)
-		if err := d.State.saveJournal(j); err != nil {
-			return "", err
-		}
-	}
-	limit := d.Deps.Clock.Now().Add(d.Settings.DrainLimit)
-	w := d.newWatcher(j, g, "move")
-	for lastReported := -1; ; {
-		if s, err = w.tick(ctx); err != nil {
-			return "", err
-		}
-		rest := notDrained(s, j)
-		if len(rest) == 0 {
-			return fmt.Sprintf("%s is drained; %d clients are on %s", j.From, s.countClients(j.To), j.To), nil
-		}
-		if d.Deps.Clock.Now().After(limit) {
-			return j.addNote(fmt.Sprintf("%s was not drained after %v: %d clients are left there", j.From, d.Settings.DrainLimit, s.countClients(j.From))), nil
-		}
-		if begin := s.runningNames(j.From, func(r Replica) bool { return r.Drain == "" && r.Reachable }); len(begin) > 0 {
-			if err := d.Deps.Clients.Drain(ctx, begin, "deployment", "deploy"); err != nil {
-				d.report("move", "warn", "%v", err)
-			}
-		}
-		if n := s.countClients(j.From); n != lastReported {
-			lastReported = n
-			d.report("move", "note", "%d clients on %s, %d on %s", n, j.From, s.countClients(j.To), j.To)
-		}
-		if err := d.Deps.Clock.Sleep(ctx, d.Settings.ProbeEvery); err != nil {
-			return "", err
-		}
-	}
-}
-
-// waitReturned waits, for at most ReturnGrace, until enough of the moved clients
-// are connected again.
-func (d *Deployer) waitReturned(ctx context.Context, j *Journal, g *judge) (string, error) {
-	limit := d.Deps.Clock.Now().Add(d.Settings.Triggers.ReturnGrace)
-	w := d.newWatcher(j, g, "return")
-	for {
-		s, err := w.tick(ctx)
-		if err != nil {
-			return "", err
-		}
-		now := s.countClients(j.From) + s.countClients(j.To)
-		if g.enoughClients(now) || d.Deps.Clock.Now().After(limit) {
-			return fmt.Sprintf("%d of %d clients", now, j.ClientsBeforeMove), g.judgeReturned(now, s.At)
-		}
-		if err := d.Deps.Clock.Sleep(ctx, d.Settings.ProbeEvery); err != nil {
-			return "", err
-		}
-	}
 }

@@ -208,14 +208,14 @@ func (r *DailyReport) runChecks(ctx context.Context, s *Section, checks []metric
 	}
 }
 
-func (q *metricCheck) status(v float64) Status {
+func (c *metricCheck) status(v float64) Status {
 	over := func(bound float64) bool {
-		return bound != 0 && (q.lowerIsWorse && v <= bound || !q.lowerIsWorse && v >= bound)
+		return bound != 0 && (c.lowerIsWorse && v <= bound || !c.lowerIsWorse && v >= bound)
 	}
 	switch {
-	case over(q.fail):
+	case over(c.fail):
 		return StatusFail
-	case over(q.warn):
+	case over(c.warn):
 		return StatusWarn
 	}
 	return StatusOK

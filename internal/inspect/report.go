@@ -155,15 +155,15 @@ type pastDeploy struct {
 
 // image returns the reference of the deployed image; the history of earlier
 // releases has it as text.
-func (d pastDeploy) image() string {
-	if m, ok := d.Image.(map[string]any); ok {
+func (p pastDeploy) image() string {
+	if m, ok := p.Image.(map[string]any); ok {
 		for _, k := range []string{"ref", "Ref"} {
 			if s, ok := m[k].(string); ok {
 				return s
 			}
 		}
 	}
-	s, _ := d.Image.(string)
+	s, _ := p.Image.(string)
 	return s
 }
 

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// A Room is the state of a room that has members, merged over all nodes.
+// A Room is the state of a room that has members, merged from all nodes.
 type Room struct {
 	Room    string `json:"room"`
 	Seq     int64  `json:"seq"`
@@ -138,21 +138,21 @@ func (w *Watcher) setRates(now map[string]Room) {
 	w.previous = now
 }
 
-func (n *TopSnapshot) String() string {
+func (s *TopSnapshot) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n", n.At.Format(time.RFC3339))
-	if n.MetricsError != "" {
-		fmt.Fprintf(&b, "The activity of nodes is not known: %s\n", n.MetricsError)
+	fmt.Fprintf(&b, "%s\n", s.At.Format(time.RFC3339))
+	if s.MetricsError != "" {
+		fmt.Fprintf(&b, "The activity of nodes is not known: %s\n", s.MetricsError)
 	} else {
-		writeNodeTable(&b, topColumns, n.Nodes)
+		writeNodeTable(&b, topColumns, s.Nodes)
 	}
-	if n.RoomsError != "" {
-		fmt.Fprintf(&b, "\nRooms are not known: %s\n", n.RoomsError)
+	if s.RoomsError != "" {
+		fmt.Fprintf(&b, "\nRooms are not known: %s\n", s.RoomsError)
 		return b.String()
 	}
-	fmt.Fprintf(&b, "\n%d live rooms\n", n.LiveRooms)
+	fmt.Fprintf(&b, "\n%d live rooms\n", s.LiveRooms)
 	var rows [][]string
-	for _, r := range n.Rooms {
+	for _, r := range s.Rooms {
 		rate := "–"
 		if r.Rate >= 0 {
 			rate = fmt.Sprintf("%.1f", r.Rate)

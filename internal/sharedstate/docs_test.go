@@ -10,10 +10,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// sessionsDoc returns docs/sessions.md.
-func sessionsDoc(t *testing.T) string {
+// sharedStateDoc returns docs/shared-state.md.
+func sharedStateDoc(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile("../../docs/sessions.md")
+	b, err := os.ReadFile("../../docs/shared-state.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func TestTheDocsListEveryMetric(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(sessionsDoc(t), "## Metrics")
+	_, rest, _ := strings.Cut(sharedStateDoc(t), "## Metrics")
 	table, _, _ := strings.Cut(rest, "\n## ")
 	var names []string
 	for _, f := range families {
@@ -57,7 +57,7 @@ func TestTheDocsListEveryMetric(t *testing.T) {
 // The page lists exactly the rights that a node is tested with.
 func TestTheDocsListTheRedisCommands(t *testing.T) {
 	var onPage []string
-	for _, right := range regexp.MustCompile(`(?m)^    \+.*$`).FindAllString(sessionsDoc(t), -1) {
+	for _, right := range regexp.MustCompile(`(?m)^    \+.*$`).FindAllString(sharedStateDoc(t), -1) {
 		onPage = append(onPage, strings.Fields(right)...)
 	}
 	tested := slices.Clone(aclCommands)
@@ -70,7 +70,7 @@ func TestTheDocsListTheRedisCommands(t *testing.T) {
 
 // The bounds on the page are those of the code.
 func TestTheDocsStateTheBounds(t *testing.T) {
-	text := sessionsDoc(t)
+	text := sharedStateDoc(t)
 	for what, ok := range map[string]bool{
 		"bounded by 500 ms":           callTimeout.Milliseconds() == 500,
 		"over 256 KiB":                maxRecord == 256<<10,

@@ -225,6 +225,6 @@ func (p *testNode) metric(t *testing.T, name, value string) float64 {
 	return sum
 }
 
-// aclCommands are the commands that the Redis user needs by docs/sessions.md.
+// aclCommands are the commands that the Redis user needs by docs/shared-state.md.
 var aclCommands = strings.Fields("+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +getrange +pexpire +del " +
 	"+time +zadd +zrem +zscore +zrevrangebyscore +zrangebyscore +zremrangebyscore +zcard +hset +hget +hdel +hincrby +hgetall +hexists +hlen +hscan +sadd +srem +srandmember +hmget")

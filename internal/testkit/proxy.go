@@ -162,7 +162,7 @@ func (p *Proxy) pump(pair *proxyPair, dst, src *net.TCPConn) {
 }
 
 // waitToForward waits as long as Delay and Stall demand. It returns false when the
-// proxy is closed. hasData says whether the wait counts as a fault.
+// proxy is closed. hasData reports whether the wait counts as a fault.
 func (p *Proxy) waitToForward(hasData bool) bool {
 	p.mu.Lock()
 	resumed, delay := p.resumed, p.delay

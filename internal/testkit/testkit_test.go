@@ -162,7 +162,7 @@ func TestDirectoriesOfKilledRunsAreRemoved(t *testing.T) {
 		t.Errorf("the directory of a killed run is still there: %v", err)
 	}
 	if _, err := os.Stat(used); err != nil {
-		t.Errorf("the directory of a run that goes on is gone: %v", err)
+		t.Errorf("the directory of a run that continues is gone: %v", err)
 	}
 }
 

@@ -232,7 +232,7 @@ func TestRedisThatNeedsAPasswordOrIsFull(t *testing.T) {
 			a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 			h := load.NewHistory()
 			publishFromEachNode(t, h, 20, a, b)
-			eventuallyOnPage(t, "broker "+tt.broker, func() bool {
+			pollPage(t, "broker "+tt.broker, func() bool {
 				return strings.Contains(get(t, a.URL()+"/readyz"), `"broker":"`+tt.broker+`"`)
 			})
 			assertClean(t, h)

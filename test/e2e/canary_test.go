@@ -21,9 +21,9 @@ func TestABrokerThatDropsEverythingIsReported(t *testing.T) {
 			return status == http.StatusOK && strings.Contains(body, want)
 		}
 	}
-	eventuallyOnPage(t, "the broker to be up", says(`"broker":"up"`))
+	pollPage(t, "the broker to be up", says(`"broker":"up"`))
 	redis.Do(t, "ACL", "SETUSER", "default", "-publish")
-	eventuallyOnPage(t, "the broker to be stale on a node that is ready", says(`"broker":"stale"`))
+	pollPage(t, "the broker to be stale on a node that is ready", says(`"broker":"stale"`))
 	if _, body := readiness(t, s); !strings.Contains(body, `"delivery":"up"`) {
 		t.Errorf("local delivery works, and /readyz says %s", body)
 	}
@@ -34,7 +34,7 @@ func TestABrokerThatDropsEverythingIsReported(t *testing.T) {
 		}
 	}
 	redis.Do(t, "ACL", "SETUSER", "default", "+publish")
-	eventuallyOnPage(t, "the broker to be up again", says(`"broker":"up"`))
+	pollPage(t, "the broker to be up again", says(`"broker":"up"`))
 }
 
 // The database hangs: connections stay open, and nothing is committed. The node is
@@ -44,12 +44,12 @@ func TestADatabaseThatHangsMakesDeliveryStale(t *testing.T) {
 	proxy, env := behindProxy(t, testkit.Postgres(t))
 	s := testkit.StartServer(t, env)
 	proxy.Stall()
-	eventuallyOnPage(t, "delivery to be stale and the node unready", func() bool {
+	pollPage(t, "delivery to be stale and the node unready", func() bool {
 		status, body := readiness(t, s)
 		return status == http.StatusServiceUnavailable && strings.Contains(body, `"delivery":"stale"`)
 	})
 	proxy.Resume()
-	eventuallyOnPage(t, "the node to be ready again", func() bool {
+	pollPage(t, "the node to be ready again", func() bool {
 		status, _ := readiness(t, s)
 		return status == http.StatusOK
 	})

@@ -69,10 +69,10 @@ func (f *faultEnv) logNodesOnFailure() {
 }
 
 // fetch returns the body of a page, or why there was no answer within a second.
-func (s *proxiedNode) fetch(path string) string {
+func (n *proxiedNode) fetch(path string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.URL()+path, nil)
 	if err != nil {
 		return err.Error()
 	}
@@ -151,10 +151,10 @@ func (f *faultEnv) runFor(d time.Duration, onTick func()) {
 	}
 }
 
-// eventually is eventuallyOnPage that restarts nodes meanwhile.
+// eventually is pollPage that restarts nodes meanwhile.
 func (f *faultEnv) eventually(what string, ok func() bool) {
 	f.t.Helper()
-	eventuallyOnPage(f.t, what, func() bool { f.restartExited(); return ok() })
+	pollPage(f.t, what, func() bool { f.restartExited(); return ok() })
 }
 
 // waitRecovered waits until every node is ready, every member has received a message

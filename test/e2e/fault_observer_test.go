@@ -44,7 +44,7 @@ func (o *observer) listenLoop(ctx context.Context) {
 	}
 }
 
-// listen listens until its connection ends, and says whether it had joined the room.
+// listen listens until its connection ends, and reports whether it had joined the room.
 func (o *observer) listen(ctx context.Context, url string) (joined bool) {
 	dialCtx, cancel := context.WithTimeout(ctx, observerTimeout)
 	defer cancel()

@@ -118,7 +118,7 @@ func (r *faultRun) duration(k *faultKind) time.Duration {
 
 // start injects a fault, at the busiest node where it is a node's own, unless another
 // fault has the same target. A fault that has not taken effect after duration, since
-// its target was not used, goes on for up to grace.
+// its target was not used, continues for up to grace.
 func (r *faultRun) start(k *faultKind, duration, grace time.Duration) {
 	key := faultKey{target: k.target, node: r.busiest()}
 	if k.target == targetRedisLink || k.target == targetPostgresLink {

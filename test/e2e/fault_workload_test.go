@@ -19,15 +19,16 @@ import (
 
 // A workloadConfig is the size of a workload.
 type workloadConfig struct {
-	urls  []string // of the nodes' sockets
+	urls  []string // WebSocket URLs, one for each node
 	rooms int      // each has a publisher and an observer on every node
 	rate  int      // messages a second, of all publishers together
 	size  int      // bytes of each message's data, about
 }
 
-// A workload is publishers and observers of some rooms, until finish. Publishers
+// A workload runs publishers and observers in some rooms, until finish. Publishers
 // publish and receive with our Go client, which resumes and resends. Observers only
-// receive, and speak the bare protocol. The history has what both received.
+// receive, and speak the bare protocol. The history records
+// all publishes and all received frames.
 type workload struct {
 	workloadConfig
 	history     *load.History
@@ -35,8 +36,8 @@ type workload struct {
 	subscribers []*subscriber
 	publishers  []*client.Client
 
-	publishing    sync.WaitGroup // joined by publishLoop
-	listening     sync.WaitGroup // joined by listenLoop
+	publishing    sync.WaitGroup // the running publishLoops
+	listening     sync.WaitGroup // the running listenLoops
 	stopping      chan struct{}  // closed to end publishLoop
 	stopObservers context.CancelFunc
 	acks          atomic.Int64
@@ -57,10 +58,12 @@ func startWorkload(t *testing.T, rng *rand.Rand, cfg workloadConfig) *workload {
 		w.addPublisher(joinCtx, t, room, home, rng)
 		w.addObserver(ctx, room, home, rng)
 	}
-	pace := time.Duration(len(w.publishers)) * time.Second / time.Duration(cfg.rate)
+	interval := time.Duration(len(w.publishers)) * time.Second / time.Duration(cfg.rate)
 	for i, publisher := range w.publishers {
 		s := w.subscribers[2*i]
-		w.publishing.Go(func() { w.publishLoop(s, publisher, pace, time.Duration(i)*pace/time.Duration(len(w.publishers))) })
+		w.publishing.Go(func() {
+			w.publishLoop(s, publisher, interval, time.Duration(i)*interval/time.Duration(len(w.publishers)))
+		})
 	}
 	return w
 }
@@ -89,8 +92,8 @@ func (w *workload) addPublisher(ctx context.Context, t *testing.T, room message.
 	}
 }
 
-// publishLoop publishes at a steady pace, whether the acks keep up or not.
-func (w *workload) publishLoop(s *subscriber, publisher *client.Client, pace, first time.Duration) {
+// publishLoop publishes at a fixed interval, whether the acks keep up or not.
+func (w *workload) publishLoop(s *subscriber, publisher *client.Client, interval, first time.Duration) {
 	next := time.NewTimer(first)
 	defer next.Stop()
 	padding := strings.Repeat("x", w.size)
@@ -99,7 +102,7 @@ func (w *workload) publishLoop(s *subscriber, publisher *client.Client, pace, fi
 		case <-w.stopping:
 			return
 		case <-next.C:
-			next.Reset(pace)
+			next.Reset(interval)
 		}
 		id := fmt.Sprintf("%s-%d", s.name, i)
 		data := json.RawMessage(fmt.Sprintf(`"%s %s"`, id, padding))
@@ -118,7 +121,7 @@ func (w *workload) publishLoop(s *subscriber, publisher *client.Client, pace, fi
 }
 
 // finish ends publishing, waits until everything is answered and delivered, and
-// judges the history.
+// checks the history.
 func (w *workload) finish(t *testing.T) *load.Report {
 	t.Helper()
 	close(w.stopping)
@@ -180,7 +183,8 @@ func (w *workload) addSubscriber(name string, room message.Room) *subscriber {
 func (s *subscriber) onMessage(m message.Message) {
 	now := time.Now()
 	s.mu.Lock()
-	// From the later of the two on, a message was stored and none received.
+	// This message has waited since it was stored, or since the previous one was
+	// received.
 	since := later(s.lastReceived, m.At)
 	pause, connectedPause := now.Sub(since), now.Sub(later(since, s.joinedAt))
 	s.lastReceived, s.lastStored = now, m.At
@@ -203,7 +207,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// worstWaits are the longest waits of users in some span of time.
+// worstWaits are the longest waits of clients in some span of time.
 type worstWaits struct {
 	// pause is the time in which a member received nothing though messages were stored.
 	// connectedPause leaves out the time until the member was connected again.
@@ -218,34 +222,34 @@ type waitTracker struct {
 	unanswered map[string]time.Time // publishes without an answer, by id
 }
 
-func (p *waitTracker) recordDelivery(pause, connectedPause time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.worst.pause = max(p.worst.pause, pause)
-	p.worst.connectedPause = max(p.worst.connectedPause, connectedPause)
+func (t *waitTracker) recordDelivery(pause, connectedPause time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.worst.pause = max(t.worst.pause, pause)
+	t.worst.connectedPause = max(t.worst.connectedPause, connectedPause)
 }
 
-func (p *waitTracker) recordPublish(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.unanswered == nil {
-		p.unanswered = map[string]time.Time{}
+func (t *waitTracker) recordPublish(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.unanswered == nil {
+		t.unanswered = map[string]time.Time{}
 	}
-	p.unanswered[id] = time.Now()
+	t.unanswered[id] = time.Now()
 }
 
-func (p *waitTracker) recordAnswer(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.worst.ackWait = max(p.worst.ackWait, time.Since(p.unanswered[id]))
-	delete(p.unanswered, id)
+func (t *waitTracker) recordAnswer(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.worst.ackWait = max(t.worst.ackWait, time.Since(t.unanswered[id]))
+	delete(t.unanswered, id)
 }
 
-// hasUnanswered says whether a publish from before a moment has no answer yet.
-func (p *waitTracker) hasUnanswered(before time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, at := range p.unanswered {
+// hasUnanswered reports whether a publish from before a moment has no answer yet.
+func (t *waitTracker) hasUnanswered(before time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, at := range t.unanswered {
 		if at.Before(before) {
 			return true
 		}
@@ -254,11 +258,11 @@ func (p *waitTracker) hasUnanswered(before time.Time) bool {
 }
 
 // resetWorst returns the longest waits since the last call.
-func (p *waitTracker) resetWorst() worstWaits {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	w := p.worst
-	p.worst = worstWaits{}
+func (t *waitTracker) resetWorst() worstWaits {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := t.worst
+	t.worst = worstWaits{}
 	return w
 }
 

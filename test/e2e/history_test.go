@@ -36,7 +36,7 @@ func assertClean(t *testing.T, h *load.History) *load.Report {
 	return report
 }
 
-// deliveredAtLeast says whether n deliveries were made and no subscriber is behind.
+// deliveredAtLeast reports whether n deliveries were made and no subscriber is behind.
 func deliveredAtLeast(h *load.History, n int) func() bool {
 	return func() bool { return h.Counts().Delivered >= n && h.CaughtUp() }
 }

@@ -156,11 +156,11 @@ type attacker struct {
 type attackAborted string
 
 // runAttack tries an attack once and returns the answer.
-func (s *attackTarget) runAttack(ctx context.Context, one attack) (got string) {
-	s.mu.Lock()
-	s.attackerCount++
-	a := &attacker{attackTarget: s, user: fmt.Sprintf("mallory-%d", s.attackerCount)}
-	s.mu.Unlock()
+func (target *attackTarget) runAttack(ctx context.Context, one attack) (got string) {
+	target.mu.Lock()
+	target.attackerCount++
+	a := &attacker{attackTarget: target, user: fmt.Sprintf("mallory-%d", target.attackerCount)}
+	target.mu.Unlock()
 	var cancel context.CancelFunc
 	a.ctx, cancel = context.WithTimeout(ctx, attackTimeout)
 	defer cancel()
@@ -189,7 +189,7 @@ func (a *attacker) closeAll() {
 
 // startAttacks starts attacks, up to atOnce at a time. It returns a function that waits
 // for their ends and checks their answers, in subtests of this kind.
-func (s *attackTarget) startAttacks(t *testing.T, atOnce int, attacks []attack) (check func(kind string)) {
+func (target *attackTarget) startAttacks(t *testing.T, atOnce int, attacks []attack) (check func(kind string)) {
 	got, took := make([]string, len(attacks)), make([]time.Duration, len(attacks))
 	var all sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
@@ -198,7 +198,7 @@ func (s *attackTarget) startAttacks(t *testing.T, atOnce int, attacks []attack) 
 			slots <- struct{}{}
 			all.Go(func() {
 				began := time.Now()
-				got[i] = s.runAttack(t.Context(), one)
+				got[i] = target.runAttack(t.Context(), one)
 				took[i] = time.Since(began)
 				<-slots
 			})

@@ -84,9 +84,9 @@ func roomNameAttacks() (all []attack) {
 }
 
 // messageCount joins a room, and returns how many messages it has.
-func (w *rawSocket) messageCount(room string) string {
-	w.send(`{"type":"join","room":"` + room + `","ref":"x"}`)
-	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" })
+func (s *rawSocket) messageCount(room string) string {
+	s.send(`{"type":"join","room":"` + room + `","ref":"x"}`)
+	f, end := s.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" })
 	if end != "" || f.Type != "joined" {
 		return end + f.Type + f.Code
 	}

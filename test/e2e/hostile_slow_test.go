@@ -60,7 +60,7 @@ func slowAttacks() []attack {
 	}
 }
 
-// dripUntilCut sends begin and then piece again and again, and says whether the
+// dripUntilCut sends begin and then piece again and again, and reports whether the
 // connection was closed after about within. Half as long and four times as long pass: the
 // machine may be busy.
 func (a *attacker) dripUntilCut(begin, piece string, within time.Duration) string {

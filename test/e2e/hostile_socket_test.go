@@ -117,27 +117,27 @@ func (a *attacker) connectWithToken(token string, lines ...string) *rawSocket {
 func (a *attacker) connectSelf() *rawSocket { return a.connectWithToken(tokenOf(a.user, nil)) }
 
 // send sends text frames.
-func (w *rawSocket) send(frames ...string) {
+func (s *rawSocket) send(frames ...string) {
 	for _, f := range frames {
-		if _, err := io.WriteString(w, maskedFrame(textFrame, f)); err != nil {
+		if _, err := io.WriteString(s, maskedFrame(textFrame, f)); err != nil {
 			return // reading fails, too
 		}
 	}
 }
 
 // readFrame reads one frame of the server.
-func (w *rawSocket) readFrame() (op byte, payload []byte, err error) {
+func (s *rawSocket) readFrame() (op byte, payload []byte, err error) {
 	var head [10]byte
-	if _, err := io.ReadFull(w.br, head[:2]); err != nil {
+	if _, err := io.ReadFull(s.br, head[:2]); err != nil {
 		return 0, nil, err
 	}
 	size := uint64(head[1])
 	switch size {
 	case 126:
-		_, err = io.ReadFull(w.br, head[2:4])
+		_, err = io.ReadFull(s.br, head[2:4])
 		size = uint64(binary.BigEndian.Uint16(head[2:]))
 	case 127:
-		_, err = io.ReadFull(w.br, head[2:10])
+		_, err = io.ReadFull(s.br, head[2:10])
 		size = binary.BigEndian.Uint64(head[2:])
 	}
 	if err == nil && size > 4<<20 {
@@ -147,7 +147,7 @@ func (w *rawSocket) readFrame() (op byte, payload []byte, err error) {
 		return 0, nil, err
 	}
 	payload = make([]byte, size)
-	_, err = io.ReadFull(w.br, payload)
+	_, err = io.ReadFull(s.br, payload)
 	return head[0], payload, err
 }
 
@@ -160,9 +160,9 @@ type receivedFrame struct {
 }
 
 // readUntil reads up to the first wanted frame. end is how the socket ended before it.
-func (w *rawSocket) readUntil(wanted func(*receivedFrame) bool) (f receivedFrame, end string) {
+func (s *rawSocket) readUntil(wanted func(*receivedFrame) bool) (f receivedFrame, end string) {
 	for {
-		op, payload, err := w.readFrame()
+		op, payload, err := s.readFrame()
 		switch {
 		case err != nil:
 			return receivedFrame{}, connectionEnd(err)
@@ -183,15 +183,15 @@ func (w *rawSocket) readUntil(wanted func(*receivedFrame) bool) (f receivedFrame
 
 // firstAnswer returns the type of the first frame that is not a heartbeat, or how the
 // socket ended.
-func (w *rawSocket) firstAnswer() string {
-	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Type != "heartbeat" })
+func (s *rawSocket) firstAnswer() string {
+	f, end := s.readUntil(func(f *receivedFrame) bool { return f.Type != "heartbeat" })
 	return end + f.Type
 }
 
 // answer returns the answer to the frame with ref x, or to one that could not be parsed:
 // its type or the code of its error, or how the socket ended.
-func (w *rawSocket) answer() string {
-	f, end := w.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" || f.Type == "error" && f.Ref == "" })
+func (s *rawSocket) answer() string {
+	f, end := s.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" || f.Type == "error" && f.Ref == "" })
 	if f.Type == "error" && end == "" {
 		return "error " + f.Code
 	}
@@ -202,9 +202,9 @@ func (w *rawSocket) answer() string {
 }
 
 // stillWorks checks the socket by a request that is always refused with the same error.
-func (w *rawSocket) stillWorks() string {
-	w.send(`{"type":"leave","room":"never-joined","ref":"x"}`)
-	if got := w.answer(); got != "error invalid" {
+func (s *rawSocket) stillWorks() string {
+	s.send(`{"type":"leave","room":"never-joined","ref":"x"}`)
+	if got := s.answer(); got != "error invalid" {
 		return got
 	}
 	return "still works"

@@ -78,14 +78,14 @@ func TestHostileClients(t *testing.T) {
 
 // startHonestClients starts honest clients that publish for d, or until they are stopped
 // when d is 0.
-func (s *attackTarget) startHonestClients(t *testing.T, d time.Duration) *load.Run {
+func (target *attackTarget) startHonestClients(t *testing.T, d time.Duration) *load.Run {
 	t.Helper()
 	var tokens []string
 	for i := range 8 {
 		tokens = append(tokens, tokenOf(fmt.Sprint("honest-", i), jsonObject{"rooms": jsonObject{"honest-*": "rw"}}))
 	}
 	run, err := load.Start(t.Context(), load.Plan{
-		URLs: []string{s.SocketURL()}, Tokens: tokens, Clients: 24, Rooms: 4, Prefix: fmt.Sprint("honest-", d), Rate: 60, Duration: d,
+		URLs: []string{target.SocketURL()}, Tokens: tokens, Clients: 24, Rooms: 4, Prefix: fmt.Sprint("honest-", d), Rate: 60, Duration: d,
 		Settle: 2 * time.Minute,
 	})
 	if err != nil {
@@ -96,17 +96,17 @@ func (s *attackTarget) startHonestClients(t *testing.T, d time.Duration) *load.R
 }
 
 // assertUnharmed checks the effect of the attacks on the server and on its honest clients.
-func (s *attackTarget) assertUnharmed(t *testing.T, honest *load.Run, goroutines float64) {
+func (target *attackTarget) assertUnharmed(t *testing.T, honest *load.Run, goroutines float64) {
 	t.Helper()
-	if s.Ended() {
-		t.Fatalf("the server has ended:\n%s", s.Output())
+	if target.Ended() {
+		t.Fatalf("the server has ended:\n%s", target.Output())
 	}
 	var now float64
-	eventuallyOnPage(t, "the goroutines of the attacks to end", func() bool {
-		now, _ = scrapeOf(t, s.Server).sum("go_goroutines")
+	pollPage(t, "the goroutines of the attacks to end", func() bool {
+		now, _ = scrapeOf(t, target.Server).sum("go_goroutines")
 		return now <= goroutines+maxExtraGoroutines
 	})
-	worst := peakMemory(t, s.Server)
+	worst := peakMemory(t, target.Server)
 	honest.Stop()
 	report := honest.Report()
 	t.Logf("goroutines %v before, %v after; at most %d MiB\n%s", goroutines, now, worst>>20, report)
@@ -119,7 +119,7 @@ func (s *attackTarget) assertUnharmed(t *testing.T, honest *load.Run, goroutines
 	if worst > maxMemory {
 		t.Errorf("the server took %d MiB, over %d", worst>>20, maxMemory>>20)
 	}
-	if out := s.Output(); strings.Contains(out, "panic") || strings.Contains(out, `"level":"ERROR"`) {
+	if out := target.Output(); strings.Contains(out, "panic") || strings.Contains(out, `"level":"ERROR"`) {
 		t.Errorf("the log has errors:\n%s", out)
 	}
 }
@@ -151,9 +151,9 @@ func peakMemory(t *testing.T, s *testkit.Server) int {
 
 // assertAuditLog checks that the audit log has an event of each kind of attack, in whole
 // lines of its own format, and no secret.
-func (s *attackTarget) assertAuditLog(t *testing.T) {
+func (target *attackTarget) assertAuditLog(t *testing.T) {
 	t.Helper()
-	f, err := os.Open(s.auditFile)
+	f, err := os.Open(target.auditFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func (s *attackTarget) assertAuditLog(t *testing.T) {
 			t.Errorf("the audit log has no %s: %v", event, events)
 		}
 	}
-	assertNoSecret(t, "the log", s.Output())
+	assertNoSecret(t, "the log", target.Output())
 }
 
 func assertNoSecret(t *testing.T, what, text string) {

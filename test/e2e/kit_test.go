@@ -98,13 +98,13 @@ func parseMetric(page, series string) float64 {
 	return 0
 }
 
-// pagePollInterval is how often eventuallyOnPage reads a page.
+// pagePollInterval is how often pollPage reads a page.
 const pagePollInterval = 50 * time.Millisecond
 
-// eventuallyOnPage is testkit.Eventually for a condition that reads a page of a
-// node, such as /metrics. It reads less often: a page costs a server with the race
-// detector some milliseconds, and what is awaited would come later for it.
-func eventuallyOnPage(t *testing.T, what string, ok func() bool) {
+// pollPage is testkit.Eventually for a condition that reads a page of a node, such
+// as /metrics. It reads less often: a page costs a server with the race detector
+// some milliseconds, which would delay what the test waits for.
+func pollPage(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	testkit.Eventually(t, what, func() bool {
 		if ok() {
@@ -115,7 +115,7 @@ func eventuallyOnPage(t *testing.T, what string, ok func() bool) {
 	})
 }
 
-// waitFor is testkit.Eventually with a limit of its own, for stories whose long
+// waitFor is testkit.Eventually with a limit of its own, for scenarios whose long
 // form takes more than a minute.
 func waitFor(ctx context.Context, t *testing.T, what string, ok func() bool) {
 	t.Helper()

@@ -63,7 +63,7 @@ func TestClientActivityShowsInEveryMetric(t *testing.T) {
 	exerciseServer(t, s, noRedis)
 
 	var got scrape
-	eventuallyOnPage(t, "the end of a connection to be counted", func() bool {
+	pollPage(t, "the end of a connection to be counted", func() bool {
 		got = scrapeOf(t, s)
 		// The server counts the two one after the other.
 		return got.samples[`websocket_disconnections_total{reason="client"}`] == 1 &&

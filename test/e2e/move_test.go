@@ -93,15 +93,15 @@ func startMoveScenario(t *testing.T, env map[string]string, limit int) *moveScen
 // maxHandshakesWithin returns the most handshakes with the second node that began
 // within any span of this length. They are counted at the clients: a node's own
 // count is read now and then, by a request that a busy machine answers late.
-func (r *moveScenario) maxHandshakesWithin(within time.Duration) (most int) {
-	r.t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.dials) < r.clients {
-		r.t.Errorf("%d handshakes were counted, for %d clients", len(r.dials), r.clients)
+func (m *moveScenario) maxHandshakesWithin(within time.Duration) (most int) {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.dials) < m.clients {
+		m.t.Errorf("%d handshakes were counted, for %d clients", len(m.dials), m.clients)
 	}
-	for first, next := 0, 0; first < len(r.dials); first++ {
-		for next < len(r.dials) && r.dials[next].Sub(r.dials[first]) < within {
+	for first, next := 0, 0; first < len(m.dials); first++ {
+		for next < len(m.dials) && m.dials[next].Sub(m.dials[first]) < within {
 			next++
 		}
 		most = max(most, next-first)
@@ -111,37 +111,37 @@ func (r *moveScenario) maxHandshakesWithin(within time.Duration) (most int) {
 
 // waitMoved waits until every client is on the second node and receives messages
 // there, and ends the phase of the move.
-func (r *moveScenario) waitMoved() {
-	r.t.Helper()
-	r.waitFor("every client on the second node", func() bool { return r.clientsOn(r.b) == r.clients })
-	wantDelivered := r.run.Progress().Delivered + int64(2*r.clients)
-	r.waitFor("messages on the second node", func() bool { return r.run.Progress().Delivered > wantDelivered })
-	r.run.BeginPhase()
+func (m *moveScenario) waitMoved() {
+	m.t.Helper()
+	m.waitFor("every client on the second node", func() bool { return m.clientsOn(m.b) == m.clients })
+	wantDelivered := m.run.Progress().Delivered + int64(2*m.clients)
+	m.waitFor("messages on the second node", func() bool { return m.run.Progress().Delivered > wantDelivered })
+	m.run.BeginPhase()
 }
 
-func (r *moveScenario) waitFor(what string, ok func() bool) {
-	r.t.Helper()
-	waitFor(testkit.Within(r.t, 3*time.Minute), r.t, what, ok)
+func (m *moveScenario) waitFor(what string, ok func() bool) {
+	m.t.Helper()
+	waitFor(testkit.Within(m.t, 3*time.Minute), m.t, what, ok)
 }
 
 // clientsOn returns how many clients a node has.
-func (r *moveScenario) clientsOn(s *testkit.Server) int {
-	return int(metric(r.t, s, "websocket_active_connections"))
+func (m *moveScenario) clientsOn(s *testkit.Server) int {
+	return int(metric(m.t, s, "websocket_active_connections"))
 }
 
 // finish ends the run, and checks that no message was lost, duplicated or reordered
 // and no client rejected.
-func (r *moveScenario) finish() *load.Report {
-	r.t.Helper()
-	r.run.Stop()
-	report := r.run.Report()
+func (m *moveScenario) finish() *load.Report {
+	m.t.Helper()
+	m.run.Stop()
+	report := m.run.Report()
 	if report.Verdict != load.Clean || report.Gaps > 0 || report.Unknown > 0 || len(report.Run.Rejected) > 0 {
-		r.t.Errorf("%s", report)
+		m.t.Errorf("%s", report)
 	}
-	r.t.Logf("%d acked, %d delivered, %d reconnects", report.Acked, report.Delivered, report.Run.Reconnects)
+	m.t.Logf("%d acked, %d delivered, %d reconnects", report.Acked, report.Delivered, report.Run.Reconnects)
 	for phase, what := range map[int]string{1: "before the move", 2: "during the move"} {
 		pauses := phasePauses(report, phase)
-		r.t.Logf("longest pause of a client %s: p50 %v, p99 %v, worst %v", what,
+		m.t.Logf("longest pause of a client %s: p50 %v, p99 %v, worst %v", what,
 			pauses.Quantile(.5).Round(time.Millisecond), pauses.Quantile(.99).Round(time.Millisecond), pauses.Max().Round(time.Millisecond))
 	}
 	return report
@@ -216,7 +216,7 @@ func TestClientsOfAKilledNodeReconnectSpreadOut(t *testing.T) {
 
 // A node is undrained before all of its clients have moved: both nodes serve, and no
 // message is lost.
-func TestADrainTakenBackLosesNothing(t *testing.T) {
+func TestACanceledDrainLosesNothing(t *testing.T) {
 	r := startMoveScenario(t, map[string]string{"DRAIN_WINDOW": "20s", "DEPLOYMENT": ""}, handshakeLimit)
 	r.targetAddr.Store(&r.b.Addr)
 	if code, out := run(t, []string{"ADMIN_ADDR=" + r.a.Admin}, "drain", "-wait=false"); code != 0 {

@@ -22,7 +22,7 @@ type roomClient struct {
 }
 
 // newRoomClient connects a client to the first of the nodes, and has it join a
-// room from its start. The client goes on to the next node when one fails.
+// room from its start. The client moves on to the next node when one fails.
 func newRoomClient(t *testing.T, h *load.History, name string, room message.Room, nodes ...*testkit.Server) *roomClient {
 	t.Helper()
 	c := &roomClient{name: name, room: room}

@@ -91,7 +91,7 @@ func (p *plainClient) read(ctx context.Context, ws *websocket.Conn) {
 	}
 }
 
-// hasReceived says whether the client has received a room's message.
+// hasReceived reports whether the client has received a room's message.
 func (p *plainClient) hasReceived(room string, seq int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,7 +140,7 @@ func TestPlainClientsMissNothing(t *testing.T) {
 			return true
 		})
 	}
-	eventuallyOnPage(t, "all clients in the rooms", func() bool {
+	pollPage(t, "all clients in the rooms", func() bool {
 		return strings.Count(get(t, "http://"+a.Admin+"/debug/rooms"), fmt.Sprintf(`"members":%d`, len(clients))) == len(rooms)
 	})
 	for range 20 {
@@ -148,7 +148,7 @@ func TestPlainClientsMissNothing(t *testing.T) {
 	}
 	waitAllReceived("the first messages")
 	savesBefore := metric(t, a, "session_saves_total{result=\"done\"}")
-	eventuallyOnPage(t, "the positions to be saved", func() bool {
+	pollPage(t, "the positions to be saved", func() bool {
 		return metric(t, a, "session_saves_total{result=\"done\"}") >= savesBefore+float64(2*len(clients))
 	})
 	address.Retarget(b.Addr)

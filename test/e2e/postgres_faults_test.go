@@ -109,7 +109,7 @@ func TestPublishersGetUnavailableWhilePostgreSQLFails(t *testing.T) {
 				res.Header.Get("Retry-After") == "" || !strings.Contains(problem, `"code":"unavailable"`) {
 				t.Errorf("a backend receives %s %s", res.Status, problem)
 			}
-			eventuallyOnPage(t, "the node to be unready", func() bool {
+			pollPage(t, "the node to be unready", func() bool {
 				status, body := readiness(t, s)
 				return status == http.StatusServiceUnavailable && strings.Contains(body, `"log":"down"`)
 			})
@@ -124,7 +124,7 @@ func TestPublishersGetUnavailableWhilePostgreSQLFails(t *testing.T) {
 			}
 
 			fault.undo(proxy, pg)
-			eventuallyOnPage(t, "the node to be ready again", func() bool { status, _ := readiness(t, s); return status == http.StatusOK })
+			pollPage(t, "the node to be ready again", func() bool { status, _ := readiness(t, s); return status == http.StatusOK })
 			for i := range 2 { // on the same socket
 				w.publishUntilAcked("room", fmt.Sprint("meanwhile-", i))
 			}
@@ -218,7 +218,7 @@ func TestPendingPublishesAreBoundedWhilePostgreSQLStalls(t *testing.T) {
 		})
 	}
 	most := 0.0
-	eventuallyOnPage(t, "more publishes than may be pending", func() bool {
+	pollPage(t, "more publishes than may be pending", func() bool {
 		pending := metric(t, s, "store_pending_messages")
 		most = max(most, pending)
 		return metric(t, s, `store_failed_total{reason="pending"}`) > 0 && pending > maxPending-sockets
@@ -248,7 +248,7 @@ func TestPendingPublishesAreBoundedWhilePostgreSQLStalls(t *testing.T) {
 	if acked.Load() < maxPending-sockets || refused.Load() == 0 || acked.Load()+refused.Load() != sockets*(each+10) {
 		t.Errorf("%d acked, %d refused", acked.Load(), refused.Load())
 	}
-	eventuallyOnPage(t, "no pending publishes but a canary", func() bool { return metric(t, s, "store_pending_messages") <= 1 })
+	pollPage(t, "no pending publishes but a canary", func() bool { return metric(t, s, "store_pending_messages") <= 1 })
 	if got := pg.Query(`SELECT count(*) FROM messages m JOIN rooms r ON r.id = m.room_id WHERE r.name LIKE 'room-%'`); got != fmt.Sprint(acked.Load()+sockets) {
 		t.Errorf("%s are stored, %d were acked", got, acked.Load()+sockets)
 	}

@@ -95,7 +95,7 @@ func TestPresenceAgreesOnAllNodes(t *testing.T) {
 	if err := a.Stop(); err != nil { // its ten clients move to b
 		t.Errorf("exit: %v", err)
 	}
-	eventuallyOnPage(t, "the clients on the second node", func() bool { return metric(t, b, "websocket_active_connections") == 11 })
+	pollPage(t, "the clients on the second node", func() bool { return metric(t, b, "websocket_active_connections") == 11 })
 	last := joinLobby(t, []string{b.SocketURL()}, client.Handler{}) // its join comes after all events of the move
 	testkit.Eventually(t, "the last join", func() bool { return watcher.count() == 13 })
 	name, _, _ := strings.Cut(last.Welcome().Session, ".")

@@ -13,7 +13,7 @@ import (
 )
 
 // Redis is down when two nodes start, and then has every kind of fault. Delivery
-// goes on from the log all the while. When a fault is over, messages come by the
+// continues from the log all the while. When a fault is over, messages come from the
 // broker again, and topics stop reading the log.
 func TestDeliveryDuringRedisFaults(t *testing.T) {
 	t.Parallel()

@@ -136,7 +136,7 @@ func (w *twoNodeWorkload) runSteadily(t *testing.T) {
 	began := time.Now()
 	testkit.Eventually(t, "a steady time", func() bool { return time.Since(began) > steadyTime })
 	for _, node := range w.nodes {
-		eventuallyOnPage(t, "the broker to be up", func() bool { return metric(t, node, "broker_up") == 1 })
+		pollPage(t, "the broker to be up", func() bool { return metric(t, node, "broker_up") == 1 })
 	}
 }
 
@@ -201,7 +201,7 @@ func TestRedisOverTLSWithSystemRoots(t *testing.T) {
 	s := testkit.StartServer(t, map[string]string{
 		"REDIS_URL": "rediss://" + redis.TLSAddr(), "SSL_CERT_FILE": redis.CAFile,
 	})
-	eventuallyOnPage(t, "the broker to be up", func() bool { return metric(t, s, "broker_up") == 1 })
+	pollPage(t, "the broker to be up", func() bool { return metric(t, s, "broker_up") == 1 })
 	code, out := run(t, []string{"REDIS_URL=rediss://" + redis.TLSAddr() + "?ca_file=/no/such/file", "ADMIN_ADDR=127.0.0.1:0", "LISTEN_ADDR=127.0.0.1:0"})
 	if code != 1 || !strings.Contains(out, "REDIS_URL: ca_file") {
 		t.Errorf("a missing ca_file: exit %d:\n%s", code, out)

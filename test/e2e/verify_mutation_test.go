@@ -16,8 +16,8 @@ import (
 // An edit replaces a text that occurs exactly once in a file of the repository.
 type edit struct{ file, from, to string }
 
-// An invariant is one that the service's promises depend on, with the edits of a server
-// that breaks it and the fault that reveals the break.
+// An invariant is a rule that the service's promises depend on, with edits that break
+// it and the fault that reveals the break.
 type invariant struct {
 	name  string
 	edits []edit
@@ -28,7 +28,7 @@ type invariant struct {
 	wantFaults []string
 }
 
-// A verifyFixture is the processes that disrupt works on.
+// A verifyFixture has the processes that disrupt may stop.
 type verifyFixture struct {
 	pg    *testkit.PG
 	nodes []*testkit.Server
@@ -38,14 +38,15 @@ func invariants() []invariant {
 	const store = "internal/store/"
 	return []invariant{
 		{
-			name: "a hole is filled from the log",
-			// The canaries' rooms are left alone: nodes of one host make holes for each
-			// other there, and the second node would seldom be ready.
+			name: "a gap is filled from the log",
+			// The canaries' rooms keep their repairs: there the nodes of one host share a
+			// room, so its canaries need repairs too, and without them the second node
+			// would seldom be ready.
 			edits: []edit{{
 				"internal/hub/repair.go", "if !t.needsRepair() || t.repairing || t.repairScheduled {",
 				"if !t.room.Reserved() || !t.needsRepair() || t.repairing || t.repairScheduled {",
 			}},
-			// Without Redis, each message from the other node is a repair.
+			// Without Redis, each message from the other node needs a repair.
 			wantFaults: []string{"lost"},
 		},
 		{
@@ -66,7 +67,7 @@ func invariants() []invariant {
 					"	SELECT room_id, sender, id, seq, at, digest FROM numbered WHERE known IS NULL ON CONFLICT DO NOTHING\n",
 				},
 			},
-			// Connections that are cut lose acks, so that clients resend stored messages.
+			// Connections that are cut lose acks, so clients resend stored messages.
 			flags:      []string{"--cut", "40ms", "--rate", "0", "--window", "16"},
 			wantFaults: []string{"stored_twice"},
 		},
@@ -80,9 +81,10 @@ func invariants() []invariant {
 			wantFaults: []string{"silent_epoch", "seq_shared", "stored_twice", "lost", "reordered", "doubled"},
 		},
 		{
-			// The server waits between the broadcast and the commit, so that a crash hits
-			// that moment and many messages gather in it. Clients resend each message of
-			// a batch that was broadcast and then lost; few get their former seqs.
+			// The server waits between the broadcast and the commit, so that a crash is
+			// likely to come in between, with many messages uncommitted. Clients resend
+			// each message of a batch that was broadcast and then lost; few get their
+			// former seqs.
 			name: "a broadcast follows the commit",
 			edits: []edit{
 				{store + "committer.go", "	for _, w := range c.workers {\n		w.onCompleted = onCompleted\n", "	early = onCompleted\n	for _, w := range c.workers {\n		w.onCompleted = onCompleted\n"},
@@ -129,7 +131,7 @@ func waitStored(t *testing.T, f *verifyFixture, n int) {
 	t.Helper()
 	stored := func() float64 { return sumSeries(t, f, "store_batch_messages_sum") }
 	before := stored()
-	eventuallyOnPage(t, "messages to be stored", func() bool { return stored() >= before+float64(n) })
+	pollPage(t, "messages to be stored", func() bool { return stored() >= before+float64(n) })
 }
 
 // waitUnavailable waits until a node has answered with `unavailable`.
@@ -137,7 +139,7 @@ func waitUnavailable(t *testing.T, f *verifyFixture) {
 	t.Helper()
 	count := func() float64 { return sumSeries(t, f, `websocket_errors_total{type="unavailable"}`) }
 	before := count()
-	eventuallyOnPage(t, "a publish to be unavailable", func() bool { return count() > before })
+	pollPage(t, "a publish to be unavailable", func() bool { return count() > before })
 }
 
 func waitReady(t *testing.T, f *verifyFixture) {
@@ -149,7 +151,7 @@ func waitReady(t *testing.T, f *verifyFixture) {
 	}
 }
 
-// sumSeries returns the sum of a series over all nodes.
+// sumSeries returns the sum of a series across all nodes.
 func sumSeries(t *testing.T, f *verifyFixture, series string) (total float64) {
 	t.Helper()
 	for _, s := range f.nodes {
@@ -184,33 +186,33 @@ func postgresTool(t *testing.T, name, url string, input []byte, args ...string) 
 // `make faults` runs all.
 func TestVerifyFindsEachBrokenInvariant(t *testing.T) {
 	parallelUnlessLong := func(t *testing.T) {
-		if !*longFaults { // the long form crashes databases, and times what waits for them
+		if !*longFaults { // the long form crashes databases, and measures waits, which parallel tests would lengthen
 			t.Parallel()
 		}
 	}
 	parallelUnlessLong(t)
-	for _, r := range invariants() {
-		t.Run(r.name, func(t *testing.T) {
+	for _, inv := range invariants() {
+		t.Run(inv.name, func(t *testing.T) {
 			parallelUnlessLong(t)
-			if r.disrupt != nil && !*longFaults {
-				buildWithEdits(t, r.edits, "switchyard/internal/store", "switchyard/internal/hub") // it still applies, and compiles
+			if inv.disrupt != nil && !*longFaults {
+				buildWithEdits(t, inv.edits, "switchyard/internal/store", "switchyard/internal/hub") // it still applies, and compiles
 				return
 			}
 			t.Run("kept", func(t *testing.T) {
 				parallelUnlessLong(t)
-				if code, _, out := runVerify(t, &r, testkit.BuildServer(t), "20s"); code != 0 {
+				if code, _, out := runVerify(t, &inv, testkit.BuildServer(t), "20s"); code != 0 {
 					t.Errorf("exit %d of verify on the server as it is:\n%s", code, out)
 				}
 			})
 			t.Run("broken", func(t *testing.T) {
 				parallelUnlessLong(t)
 				// A message that is missing after ten readings of the feed never comes.
-				code, found, out := runVerify(t, &r, buildMutant(t, r.edits), "3s")
+				code, found, out := runVerify(t, &inv, buildMutant(t, inv.edits), "3s")
 				if code != 1 {
 					t.Errorf("exit %d, want 1:\n%s", code, out)
 				}
-				if !slices.ContainsFunc(r.wantFaults, func(f string) bool { return found[f] > 0 }) {
-					t.Errorf("found %v, and none of %v:\n%s", found, r.wantFaults, out)
+				if !slices.ContainsFunc(inv.wantFaults, func(f string) bool { return found[f] > 0 }) {
+					t.Errorf("found %v, and none of %v:\n%s", found, inv.wantFaults, out)
 				}
 				t.Logf("found %v", found)
 			})
@@ -220,7 +222,7 @@ func TestVerifyFindsEachBrokenInvariant(t *testing.T) {
 
 // runVerify runs verify against two nodes of a program during a disruption. Verify waits
 // for the last deliveries for up to settle.
-func runVerify(t *testing.T, r *invariant, program, settle string) (code int, faults map[string]int, out string) {
+func runVerify(t *testing.T, inv *invariant, program, settle string) (code int, faults map[string]int, out string) {
 	t.Helper()
 	f := &verifyFixture{pg: testkit.StartPostgres(t, "commit_delay=20000", "commit_siblings=0")}
 	env := map[string]string{"DATABASE_URL": f.pg.URL(), "APPEND_TIMEOUT": "500ms"}
@@ -228,15 +230,15 @@ func runVerify(t *testing.T, r *invariant, program, settle string) (code int, fa
 		f.nodes = append(f.nodes, testkit.StartServerProgram(t, program, env))
 	}
 	duration := "3s"
-	if r.disrupt != nil {
+	if inv.disrupt != nil {
 		duration = "2m" // interrupted below, once disrupt is done
 	}
 	verify := startSwitchyard(t, append([]string{
 		"verify", "--json", "--clients", "24", "--rooms", "3", "--rate", "200", "--duration", duration, "--settle", settle,
 		"--url", f.nodes[0].SocketURL(), "--url", f.nodes[1].SocketURL(),
-	}, r.flags...)...)
-	if r.disrupt != nil {
-		r.disrupt(t, f)
+	}, inv.flags...)...)
+	if inv.disrupt != nil {
+		inv.disrupt(t, f)
 		if err := verify.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}
@@ -274,8 +276,8 @@ func buildWithEdits(t *testing.T, edits []edit, args ...string) {
 	texts := map[string]string{}
 	for _, e := range edits {
 		path := filepath.Join(root, e.file)
-		text, again := texts[path]
-		if !again {
+		text, loaded := texts[path]
+		if !loaded {
 			b, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)

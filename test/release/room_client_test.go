@@ -28,7 +28,7 @@ type roomClient struct {
 	gaps     int
 }
 
-// joinRoom connects a client that joins a room from its start. The client goes on to
+// joinRoom connects a client that joins a room from its start. The client moves on to
 // the next of the servers when one fails.
 func joinRoom(t *testing.T, room message.Room, servers ...*testkit.Server) *roomClient {
 	t.Helper()

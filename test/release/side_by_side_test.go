@@ -14,7 +14,7 @@ import (
 
 const apiKey = "a-long-random-secret"
 
-// A serverPair is a server of an earlier release and one of this, on one PostgreSQL and
+// A serverPair is a server of an earlier release and one of this release, on one PostgreSQL and
 // one Redis. The schema is newer than either server knows.
 type serverPair struct {
 	old, current *testkit.Server
@@ -23,8 +23,8 @@ type serverPair struct {
 }
 
 // startServerPair deploys this release beside an earlier one: the earlier one runs, and
-// before is called; then this one migrates its database, a later release migrates it
-// further, and this one's server starts.
+// before is called; then this release migrates the database, migrateToFuture stands
+// for a later release that migrates it further, and this release's server starts.
 func startServerPair(t *testing.T, r *release, before func(old *testkit.Server)) *serverPair {
 	t.Helper()
 	pg, redis := testkit.Postgres(t), testkit.StartRedis(t)
@@ -133,11 +133,11 @@ func post(t *testing.T, s *testkit.Server, id, data string) (int, message.Seq) {
 		return 0, 0
 	}
 	defer res.Body.Close()
-	var receipt struct{ Seq message.Seq }
-	if err := json.NewDecoder(res.Body).Decode(&receipt); err != nil {
+	var ack struct{ Seq message.Seq }
+	if err := json.NewDecoder(res.Body).Decode(&ack); err != nil {
 		t.Error(err)
 	}
-	return res.StatusCode, receipt.Seq
+	return res.StatusCode, ack.Seq
 }
 
 // assertSignalsCross checks that each server reads the other's broadcasts: only the
@@ -155,7 +155,7 @@ func assertSignalsCross(t *testing.T, a, b *roomClient) {
 	}
 }
 
-// historyPage returns a page of lobby over HTTP, as the fields that both releases have.
+// historyPage returns the fields of a page of lobby that both releases have.
 func historyPage(t *testing.T, s *testkit.Server, query string) string {
 	t.Helper()
 	var page struct {
@@ -194,21 +194,21 @@ func TestClientsMoveBetweenReleases(t *testing.T) {
 					case <-stopping:
 						return
 					default:
-						c.publish(&acks, fmt.Sprintf("g%d-%d", i, n))
+						c.publish(&acks, fmt.Sprintf("client%d-%d", i, n))
 					}
 				}
 			})
 		}
-		moveAll := func(leaves, stays *testkit.Server, version func(string) bool) {
+		moveAll := func(from, to *testkit.Server, version func(string) bool) {
 			before := acks.size()
 			testkit.Eventually(t, "50 publishes", func() bool { return acks.size() >= before+50 })
-			if err := leaves.Stop(); err != nil {
-				t.Errorf("stopped: %v\n%s", err, leaves.Output())
+			if err := from.Stop(); err != nil {
+				t.Errorf("stopped: %v\n%s", err, from.Output())
 			}
 			for _, c := range clients {
-				testkit.Eventually(t, "every client on "+stays.Addr, func() bool { return version(c.client.Welcome().Version) })
+				testkit.Eventually(t, "every client on "+to.Addr, func() bool { return version(c.client.Welcome().Version) })
 			}
-			leaves.Restart()
+			from.Restart()
 		}
 		moveAll(p.old, p.current, func(v string) bool { return v != r.name })
 		moveAll(p.current, p.old, func(v string) bool { return v == r.name })
@@ -247,7 +247,7 @@ func TestUnreadablePayloadsAreCountedAndRepaired(t *testing.T) {
 				}
 			}
 			for j, c := range clients {
-				c.publish(&acks, fmt.Sprintf("g%d-%d", j, i))
+				c.publish(&acks, fmt.Sprintf("client%d-%d", j, i))
 			}
 		}
 		for _, s := range []*testkit.Server{p.old, p.current} {

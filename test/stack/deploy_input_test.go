@@ -94,7 +94,7 @@ func TestDeployRefusesAHalfWrittenRoute(t *testing.T) {
 }
 
 // A deploy is interrupted by Ctrl-C in its watch: it stops where no client is affected,
-// other commands refuse, and the same command goes on.
+// other commands refuse, and the same command continues.
 func TestDeployInterrupted(t *testing.T) {
 	prepareDeployTest(t)
 	image := buildVersion(t, "r3")
@@ -109,7 +109,7 @@ func TestDeployInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _ := d.wait(t)
-	assertRefused(t, code, d.stderr.String(), "`switchyard deploy "+image+"` goes on, `switchyard rollback` takes it back", 3)
+	assertRefused(t, code, d.stderr.String(), "`switchyard deploy "+image+"` continues, `switchyard rollback` takes it back", 3)
 	code, _, says = sharedStack.runSwitchyard(t, "scale", "2")
 	assertRefused(t, code, says, "is unfinished", 2)
 	e := sharedStack.mustDeploy(t, image)

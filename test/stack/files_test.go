@@ -77,12 +77,12 @@ type service struct {
 // listOrKeys has the elements of a list, or the keys of a mapping.
 type listOrKeys []string
 
-func (n *listOrKeys) UnmarshalYAML(node *yaml.Node) error {
+func (l *listOrKeys) UnmarshalYAML(node *yaml.Node) error {
 	if node.Kind == yaml.SequenceNode {
-		return node.Decode((*[]string)(n))
+		return node.Decode((*[]string)(l))
 	}
 	for i := 0; i < len(node.Content); i += 2 {
-		*n = append(*n, node.Content[i].Value)
+		*l = append(*l, node.Content[i].Value)
 	}
 	return nil
 }

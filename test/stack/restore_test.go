@@ -129,7 +129,7 @@ func TestEachPartIsRestored(t *testing.T) {
 	if third.Seq != first.Seq+1 || third.Epoch == first.Epoch {
 		t.Errorf("restored to before %+v, then %+v", second, third)
 	}
-	// That was the wrong moment: the operator goes back to the timeline before.
+	// That was the wrong moment: the operator returns to the timeline before.
 	sharedStack.mustSucceed(t, []string{"Database: restored from"}, "restore", "--to", "latest", "--timeline", timeline, "--replace")
 	fourth := publish(1)
 	if fourth.Seq != second.Seq+2 || fourth.Epoch == first.Epoch || fourth.Epoch == third.Epoch {
@@ -139,7 +139,7 @@ func TestEachPartIsRestored(t *testing.T) {
 	sharedStack.rebuildStandby(t, standby)
 }
 
-// The whole drill: there is a backup, publishing goes on, the primary's volume is
+// The whole drill: there is a backup, publishing continues, the primary's volume is
 // destroyed, and the stack is restored to a moment and serves. Clients resume, or
 // receive a gap with the right range.
 func TestRestoreDrill(t *testing.T) {

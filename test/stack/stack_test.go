@@ -126,7 +126,7 @@ func newStack(name string) (*stack, error) {
 	return s, nil
 }
 
-// start adds a certificate of a private authority, runs setup, and brings up all
+// start adds a certificate of a private authority, runs setup, and starts all
 // services.
 func (s *stack) start() error {
 	if err := s.ownCertificate(); err != nil {

@@ -128,7 +128,7 @@ func TestBytesAreBoundedToo(t *testing.T) {
 	})
 }
 
-// docs/sessions.md states the bound: over n nodes a user may publish at most
+// docs/shared-state.md states the bound: over n nodes a user may publish at most
 // burst + rate·t + (n-1)·(burst + rate·T), in whichever way it uses the nodes.
 func TestTheSumOverNodesIsBounded(t *testing.T) {
 	const d = 60 * time.Second

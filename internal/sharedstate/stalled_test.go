@@ -64,7 +64,7 @@ func withStalledRedis(t *testing.T, run func(t *testing.T, p *testNode)) {
 }
 
 // A client that connects waits for a Redis that does not answer no longer than
-// docs/sessions.md says: 500 ms, and as long again in the queue. Once the node has
+// docs/shared-state.md says: 500 ms, and as long again in the queue. Once the node has
 // noticed, clients do not wait at all.
 func TestHandshakesDoNotWaitForAStalledRedis(t *testing.T) {
 	withStalledRedis(t, func(t *testing.T, p *testNode) {

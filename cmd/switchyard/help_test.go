@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,7 +19,7 @@ func TestTheHelpOfEveryCommandIsUpToDate(t *testing.T) {
 	var all strings.Builder
 	var add func(c *cobra.Command)
 	add = func(c *cobra.Command) {
-		args := append(strings.Fields(c.CommandPath())[1:], "--help")
+		args := slices.Concat(strings.Fields(c.CommandPath())[1:], []string{"--help"})
 		code, out, errs := switchyard(t.Context(), args...)
 		if code != exitOK || errs != "" {
 			t.Errorf("%q: exit %d\n%s", args, code, errs)

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// A DeployWindow is a span of the day in which deploys may begin, in the host's
+// A TimeWindow is a span of the day in which deploys may begin, in the host's
 // time zone.
-type DeployWindow struct {
+type TimeWindow struct {
 	// Days are names from mon to sun; none means every day.
 	Days []string `yaml:"days"`
 	// From and To are times such as 09:00 and 16:30. To is not in the window.
@@ -20,7 +20,7 @@ type DeployWindow struct {
 var weekdays = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
 
 // validate returns an error if a day or a time is not valid.
-func (w DeployWindow) validate() error {
+func (w TimeWindow) validate() error {
 	for _, d := range w.Days {
 		if !slices.Contains(weekdays, d) {
 			return fmt.Errorf("windows: a day is one of %v, not %q", weekdays, d)
@@ -35,7 +35,7 @@ func (w DeployWindow) validate() error {
 }
 
 // contains reports whether a time lies in the window.
-func (w DeployWindow) contains(t time.Time) bool {
+func (w TimeWindow) contains(t time.Time) bool {
 	if len(w.Days) > 0 && !slices.Contains(w.Days, weekdays[t.Weekday()]) {
 		return false
 	}
@@ -43,7 +43,7 @@ func (w DeployWindow) contains(t time.Time) bool {
 	return w.From <= now && now < w.To
 }
 
-func (w DeployWindow) String() string {
+func (w TimeWindow) String() string {
 	days := "every day"
 	if len(w.Days) > 0 {
 		days = strings.Join(w.Days, ",")

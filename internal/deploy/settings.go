@@ -47,7 +47,7 @@ type Settings struct {
 	Triggers      Triggers             `yaml:"triggers"`
 	Notifications NotificationSettings `yaml:"notices"`
 	// DeployWindows are the spans in which a deploy may begin; none means always.
-	DeployWindows []DeployWindow `yaml:"windows"`
+	DeployWindows []TimeWindow `yaml:"windows"`
 	// ScanCommand is a command that gets the image's reference and fails if the
 	// image must not run.
 	ScanCommand string        `yaml:"scan"`

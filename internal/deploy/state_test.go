@@ -290,7 +290,7 @@ func TestSettings(t *testing.T) {
 }
 
 func TestDeployWindows(t *testing.T) {
-	w := DeployWindow{Days: []string{"mon", "tue"}, From: "09:00", To: "16:30"}
+	w := TimeWindow{Days: []string{"mon", "tue"}, From: "09:00", To: "16:30"}
 	for at, want := range map[string]bool{
 		"2026-11-23 09:00": true, "2026-11-23 16:29": true, "2026-11-23 16:30": false, "2026-11-24 12:00": true,
 		"2026-11-23 08:59": false, "2026-11-25 12:00": false,

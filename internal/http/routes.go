@@ -207,7 +207,7 @@ func (s *Server) recoverPanics(next http.Handler) http.Handler {
 			if fault == nil {
 				return
 			}
-			if fault == http.ErrAbortHandler { // net/http compares it so
+			if fault == http.ErrAbortHandler { //nolint:errorlint // net/http compares it by identity
 				panic(fault)
 			}
 			s.refuse(w, r, fmt.Errorf("panic: %v\n%s", fault, debug.Stack()))

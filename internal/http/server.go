@@ -200,8 +200,8 @@ type Server struct {
 
 	// mu protects the fields below.
 	mu             sync.Mutex
-	exitAfterDrain bool // the process ends after the drain
-	stopping       bool // Stop was called
+	exitAfterDrain bool   // the process ends after the drain
+	stopping       bool   // Stop was called
 	drain          *drain // nil: none is running
 	admission      admission
 	empty          chan struct{} // closed when nobody is connected; nil: nobody waits

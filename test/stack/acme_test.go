@@ -17,9 +17,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"switchyard/internal/testkit"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // acmeOverride is the only difference from the stack as shipped: it adds an authority,

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"errors"
+	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -15,10 +17,10 @@ const (
 	retentionLock = 0x5377_6974_636a
 	// trimRows bounds one transaction of a trim.
 	trimRows = 1000
-	// trimWait is how long a trim waits for a lock before it gives up.
-	// PostgreSQL grants the locks of a row in the order of the requests, so
-	// even in a busy room a trim waits for no more than the batch under way.
-	trimWait = "200ms"
+	// trimWait is the default of Config.trimWait. PostgreSQL grants the locks of
+	// a row in the order of the requests, so even in a busy room a trim waits for
+	// no more than the batch under way.
+	trimWait = 200 * time.Millisecond
 )
 
 // Statements of a step of the walk. Any node continues a walk that has begun;
@@ -103,7 +105,7 @@ func (p *Postgres) trim(ctx context.Context, room message.Room, policy retention
 	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
 	defer cancel()
 	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, sqlTrimSettings, trimWait); err != nil {
+		if _, err := tx.Exec(ctx, sqlTrimSettings, strconv.FormatInt(p.cfg.trimWait.Milliseconds(), 10)); err != nil {
 			return err
 		}
 		// Unlike walkStep, a trim waits for the lock: each holder needs it

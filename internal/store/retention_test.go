@@ -340,7 +340,7 @@ func TestRetentionSkipsALockedRoom(t *testing.T) {
 func TestATrimThatWaitedForABatchKeepsTheNewHead(t *testing.T) {
 	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
-	n := f.startNode(func(c *Config) { c.RetentionCount = 5 })
+	n := f.startNode(func(c *Config) { c.RetentionCount, c.trimWait = 5, testkit.Timeout })
 	n.fill("room", 10)
 	tx, err := f.connect().Begin(t.Context())
 	if err != nil {

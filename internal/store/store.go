@@ -58,6 +58,9 @@ type Config struct {
 	// lockTimeout bounds the wait for a room's row. Tests set it; the default
 	// follows from AppendTimeout.
 	lockTimeout time.Duration
+	// trimWait is how long a trim waits for a lock before it gives up. Tests
+	// set it.
+	trimWait time.Duration
 }
 
 // Bounds of one batch. A message that is larger than batchBytes is committed in
@@ -90,6 +93,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxPending, 32768)
 	setDefault(&c.MaxPendingBytes, 64<<20)
 	setDefault(&c.lockTimeout, lockTimeout(c.AppendTimeout))
+	setDefault(&c.trimWait, trimWait)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

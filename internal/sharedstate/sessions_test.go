@@ -178,19 +178,23 @@ func anEndedSessionStaysEnded(t *testing.T, factory backendFactory) {
 
 func sessionsExpire(t *testing.T, factory backendFactory) {
 	a, b := startPair(t, factory, func(c *Config) { c.TTL = 400 * time.Millisecond })
-	secret, s := a.New("ada")
-	a.save(t, withTwoRooms(s))
-	began := time.Now()
-	testkit.Eventually(t, "touches for longer than the TTL", func() bool {
-		return a.trySave(t, withTwoRooms(s), true) != message.SaveDone || time.Since(began) > time.Second
+	// On Redis a busy machine may pause the test for a TTL, which proves nothing:
+	// such an attempt is made again.
+	testkit.Eventually(t, "a session that is touched outlives its TTL", func() bool {
+		secret, s := a.New("ada")
+		a.save(t, withTwoRooms(s))
+		for began := time.Now(); time.Since(began) < time.Second; <-time.After(5 * time.Millisecond) {
+			if a.trySave(t, withTwoRooms(s), true) != message.SaveDone {
+				break
+			}
+		}
+		_, ok, err := b.Resume(testContext(t), secret, "ada")
+		if a.inMemory() && !ok {
+			t.Errorf("in virtual time: %v", err)
+		}
+		return ok
 	})
-	switch took := time.Since(began); {
-	case took > time.Second:
-		b.resume(t, secret, "ada")
-	case a.inMemory(): // on Redis the machine may have slept for a TTL, which proves nothing
-		t.Errorf("a session that was touched expired after %v", took)
-	}
-	secret, s = a.New("ada")
+	secret, s := a.New("ada")
 	a.save(t, withTwoRooms(s))
 	saved := time.Now()
 	testkit.Eventually(t, "more than the TTL passes", func() bool { return time.Since(saved) > 500*time.Millisecond })

@@ -1,4 +1,4 @@
-// An independent check of what the server delivers. It reads raw frames and shares nothing with client.js,
+// An independent check of what the service delivers. It reads raw frames and shares nothing with client.js,
 // so that it would also report a fault of the client's own bookkeeping.
 
 const MAX_REMEMBERED = 100; // faults, and missing seqs of a socket, that are remembered by number; more are only counted
@@ -35,7 +35,7 @@ export class RoomCheck {
     this.#stream(socket);
   }
 
-  /** The server reported a gap: those seqs are not lost silently. */
+  /** The service reported a gap: those seqs are not lost silently. */
   gap({ epoch, from, to }, socket) {
     const stream = this.#streamIn(epoch, to + 1, socket);
     if (!stream) return;

@@ -34,7 +34,7 @@ export interface Signal {
 
 /**
  * The messages from..to will not be delivered. "trimmed": they are no longer stored. "epoch": the log is in a new
- * epoch and every position is void, so an application should reload what it built from older messages.
+ * epoch and every position is invalid, so an application should reload what it built from older messages.
  */
 export interface Gap {
   type: "gap";
@@ -45,7 +45,7 @@ export interface Gap {
   reason: "trimmed" | "epoch";
 }
 
-/** The server's answer to a join: which messages the room has. */
+/** The service's answer to a join: which messages the room has. */
 export interface Joined {
   type: "joined";
   room: string;
@@ -80,7 +80,7 @@ export interface Presence {
 export interface Moved {
   from: Welcome;
   to: Welcome;
-  /** As the server gave it. */
+  /** As the service gave it. */
   reason: string;
   /** Milliseconds from opening the new socket until all rooms were joined there. */
   took: number;
@@ -98,11 +98,11 @@ export interface Welcome {
   color: string;
   deployment: string;
   version: string;
-  /** Time between two heartbeats of the server, in milliseconds. */
+  /** Time between two heartbeats of the service, in milliseconds. */
   heartbeat_ms: number;
-  /** The largest frame that the server accepts, in bytes. */
+  /** The largest frame that the service accepts, in bytes. */
   max_frame: number;
-  /** How long the server remembers the id of a publish, in milliseconds. Absent from older servers. */
+  /** How long the service remembers the id of a publish, in milliseconds. Absent from older servers. */
   id_window_ms?: number;
   /** Milliseconds until the token expires; absent when it does not, or there is none. */
   auth_expires_ms?: number;
@@ -130,7 +130,7 @@ export interface History {
 export interface Range {
   before?: number | undefined;
   after?: number | undefined;
-  /** The largest number of messages; the server sends at most 200, and 256 KiB. */
+  /** The largest number of messages; the service sends at most 200, and 256 KiB. */
   limit?: number | undefined;
 }
 
@@ -145,8 +145,8 @@ export type State =
 
 /**
  * The codes of failures. The client's own: buffer_full (the message names the bound), closed, connect_failed,
- * hole (the server skipped a message; the client requests it again), left (a join, by leave), outcome_unknown,
- * timeout, too_large, conflict, unauthorized (no getToken). The others are the server's.
+ * hole (the service skipped a message; the client requests it again), left (a join, by leave), outcome_unknown,
+ * timeout, too_large, conflict, unauthorized (no getToken). The others are the service's.
  */
 export type ErrorCode =
   | "buffer_full" | "closed" | "connect_failed" | "hole" | "outcome_unknown" | "timeout"
@@ -160,7 +160,7 @@ export class SwitchyardError extends Error {
   room?: string;
   /** The ref of the request, for applications that read frames. */
   ref?: string;
-  /** How long the server asks to wait, in milliseconds. */
+  /** How long the service asks to wait, in milliseconds. */
   retryAfter?: number;
 }
 
@@ -203,7 +203,7 @@ export interface Options {
   maxPendingBytes?: number;
   /**
    * Milliseconds for which a request is kept until it is sent, by default 300,000, and then for which it is resent, by
-   * default and at most half of the server's ID_WINDOW (300,000 if the server does not report it).
+   * default and at most half of the service's ID_WINDOW (300,000 if the service does not report it).
    */
   resendFor?: number;
 }
@@ -220,14 +220,14 @@ interface RoomEvents {
 
 interface Events extends RoomEvents {
   state: State;
-  /** A move that the server asked for is complete. */
+  /** A move that the service asked for is complete. */
   moved: Moved;
   /** Errors that belong to no promise: refused joins and signals, skipped messages, a failed getToken or socket. */
   error: SwitchyardError;
 }
 
 /**
- * Called with every frame of the server as it arrived, before the client drops anything, and the number of its socket,
+ * Called with every frame of the service as it arrived, before the client drops anything, and the number of its socket,
  * for tests and checks. During a move two sockets deliver the same messages.
  */
 type FrameListener = (frame: { type: string; [field: string]: unknown }, socket: number) => void;
@@ -237,7 +237,7 @@ export interface Room {
   readonly name: string;
   /** The last position seen, to be stored and passed to join after a reload; null until joined. */
   readonly position: Position | null;
-  /** The answer to the first join. Rejects when the server refuses it, and with code "left" when leave is called before. */
+  /** The answer to the first join. Rejects when the service refuses it, and with code "left" when leave is called first. */
   readonly joined: Promise<Joined>;
   /** Adds a listener, and returns a function that removes it. */
   on<E extends keyof RoomEvents>(event: E, listener: (value: RoomEvents[E]) => void): () => void;
@@ -286,7 +286,7 @@ export class Switchyard {
 
   /**
    * Sends a fresh token now, for instance when the user's rights have changed. Before the token expires, the client does
-   * so by itself. Rejects when the server refuses it or after half a minute; the old token then stays in use.
+   * so by itself. Rejects when the service refuses it or after half a minute; the old token then stays in use.
    */
   refreshToken(): Promise<void>;
 

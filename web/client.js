@@ -7,7 +7,7 @@
 //   const { seq } = await room.publish({ text: "hello" });
 //
 // It reconnects by itself when the socket ends, resumes each room after the last seq it saw, delivers no
-// message twice, and keeps each publish until the server has stored it. When the server asks it to move, it
+// message twice, and keeps each publish until the service has stored it. When the service asks it to move, it
 // opens the next socket before it closes the current one. client.d.ts has the types and documents each call.
 
 import { Connection } from "./link.js";
@@ -240,7 +240,7 @@ export class Switchyard extends Emitter {
     if (connection.pendingMove) this.#move.start(connection.pendingMove);
   }
 
-  // Reports the time of the handshake, by which the server paces the rest of the drain.
+  // Reports the time of the handshake, by which the service paces the rest of the drain.
   #sendMoved(connection) {
     const ref = this.#nextRef();
     connection.ignoredRefs.add(ref); // an older server answers that it does not know the type

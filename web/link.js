@@ -14,7 +14,7 @@ export class Connection {
   // connection. missingAfter is the position after which a message was missing and requested again.
   memberships = new Map();
   ignoredRefs = new Set(); // refs of requests whose error is ignored
-  pendingMove = null; // a move that the server asked for while this was the next connection
+  pendingMove = null; // a move that the service asked for while this was the next connection
   movedFrom = null; // the node to name in "moved", if a move led here
   #clock; #onFrame; #onEnd; #socket = null; #ended = false; #lastFrameAt; #timer;
 
@@ -65,7 +65,7 @@ export class Connection {
       // Handled below, like JSON that is not a frame.
     }
     // The frame is lost, whatever it was: the next connection resumes before it.
-    if (typeof frame?.type !== "string") return this.abort(1006, "the server sent an invalid frame");
+    if (typeof frame?.type !== "string") return this.abort(1006, "the service sent an invalid frame");
     if (frame.type === "welcome") {
       this.welcome = frame;
       this.handshakeMs = now - this.#lastFrameAt;
@@ -77,7 +77,7 @@ export class Connection {
     this.#onFrame(this, frame);
   }
 
-  // One timer that compares with the time of the last frame is cheaper than one that every frame sets anew.
+  // One timer that compares with the time of the last frame is cheaper than one that every frame sets again.
   #checkTimeout() {
     const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_TIMEOUT;
     const silentFor = this.#clock.now() - this.#lastFrameAt;

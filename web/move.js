@@ -66,7 +66,7 @@ export class Move {
     return [next, reason];
   }
 
-  /** The next connection was welcomed. */
+  /** The next connection has received its welcome frame. */
   nextWelcomed(connection) {
     if (avoids(this.#request.avoid, connection.welcome)) return this.#retry();
     this.#restartJoinTimer();

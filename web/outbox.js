@@ -1,6 +1,6 @@
 // The part of client.js that keeps requests until they are answered. Applications import client.js.
 
-/** Every failure that the client reports: `code` is the server's, or one of those listed in client.d.ts. */
+/** Every failure that the client reports: `code` is the service's, or one of those listed in client.d.ts. */
 export class SwitchyardError extends Error {
   constructor(code, message, more = {}) {
     super(`${code}: ${message}`);
@@ -11,7 +11,7 @@ export class SwitchyardError extends Error {
   }
 }
 
-const DEFAULT_RESEND_MS = 300_000; // half of the server's default ID_WINDOW, for servers that do not report theirs
+const DEFAULT_RESEND_MS = 300_000; // half of the service's default ID_WINDOW, for older nodes that do not report theirs
 
 // The Outbox keeps each request until it is answered, and sends it again on every new connection. The
 // requests of one queue (the publishes of a room, its history) are sent in order. After a temporary refusal
@@ -91,7 +91,7 @@ export class Outbox {
 
   byRef(ref) { return this.#byRef.get(ref); }
 
-  /** Sends the request again after ms; notStored says that the last attempt was certainly not stored. */
+  /** Sends the request again after ms; notStored: the last attempt was certainly not stored. */
   retry(ref, ms, notStored) {
     const request = this.#byRef.get(ref);
     if (notStored) request.uncertainAttempts -= 1;
@@ -124,7 +124,7 @@ export class Outbox {
     for (const request of [...queue.requests]) {
       if (request.sent) continue;
       if (this.#clock.now() >= this.#deadline(request)) {
-        this.#expire(request); // after a computer has slept, its timers are late
+        this.#expire(request); // timers fire late after the computer was suspended
         continue;
       }
       if (request.bytes > this.maxFrame) {
@@ -179,12 +179,12 @@ export class Outbox {
     const unknown = request.uncertainAttempts > 0;
     this.reject(request.ref, new SwitchyardError(
       unknown ? "outcome_unknown" : "timeout",
-      unknown ? "sent, and no answer came in time" : "no answer came in time, and nothing was stored",
+      unknown ? "no answer arrived in time: it may have been stored" : "no answer arrived in time, and nothing was stored",
       { outcomeUnknown: unknown },
     ));
   }
 
   #tooLarge(request) {
-    return new SwitchyardError("too_large", `the frame has ${request.bytes} bytes, the server accepts ${this.maxFrame}`);
+    return new SwitchyardError("too_large", `the frame has ${request.bytes} bytes, the service accepts ${this.maxFrame}`);
   }
 }

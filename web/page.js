@@ -16,7 +16,7 @@ const windowID = [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.to
 let count = 0;
 
 const client = Switchyard.connect("/ws");
-const frameObserver = new Observer(); // of the frames that the server sends
+const frameObserver = new Observer(); // of the frames that the service sends
 const shownObserver = new Observer(); // of the messages that the client emits and the page shows
 const metrics = new Metrics();
 const rooms = new Map(); // name → {handle, log, link, presence, unread}
@@ -169,7 +169,7 @@ function send(text, room = active) {
   const publish = () => client.publish(room, { name, text }, { id });
   const attempt = () => {
     const promise = publish();
-    // A publish that waits for a connection does not measure how fast the server answers.
+    // A publish that waits for a connection does not measure how fast the service answers.
     promise.then(() => { if (live) metrics.ack(performance.now() - began); }, () => {});
     rooms.get(room)?.log.addPending(name, text, promise, attempt);
     refresh();

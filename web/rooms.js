@@ -128,7 +128,7 @@ export class Rooms {
     }
   }
 
-  /** Removes a room whose join the server refuses. */
+  /** Removes a room whose join the service refuses. */
   refuse(room, error) {
     this.#all.delete(room.name);
     for (const connection of this.#host.connections()) connection.memberships.delete(room.name);
@@ -159,14 +159,14 @@ export class Rooms {
     if (seq > 1) this.#emit(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" });
   }
 
-  // The server promises not to skip messages. If it does, the client joins again from the last position; if
+  // The service promises not to skip messages. If it does, the client joins again from the last position; if
   // it skips the same message again, the client ends the connection.
   #requestMissing(connection, room, membership) {
     const { missingAfter } = membership;
     const repeated = missingAfter?.seq === room._position.seq && missingAfter.epoch === room._position.epoch;
     membership.missingAfter = repeated ? null : room._position;
-    this.#host.emit("error", new SwitchyardError("hole", `the server skipped seq ${room._position.seq + 1} of ${room.name}; joining again`));
-    if (repeated) connection.abort(1006, "the server skipped a message twice");
+    this.#host.emit("error", new SwitchyardError("hole", `the service skipped seq ${room._position.seq + 1} of ${room.name}; joining again`));
+    if (repeated) connection.abort(1006, "the service skipped a message twice");
     else this.#sendJoin(connection, room);
   }
 

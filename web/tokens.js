@@ -5,11 +5,11 @@ import { SwitchyardError } from "./outbox.js";
 const REFRESH_FRACTION = 0.8; // of a token's lifetime, after which the next one is fetched,
 const REFRESH_JITTER = 0.1; // and how much earlier at most, so that clients do not refresh together
 const MIN_REFRESH_MS = 1_000; // a token with less time left is not refreshed
-const REFRESH_TIMEOUT = 30_000; // ms for getToken and the server's answer
+const REFRESH_TIMEOUT = 30_000; // ms for getToken and the service's answer
 const MAX_TIMEOUT = 86_400_000; // ms: one day, far below the 24.8 days that setTimeout can hold
 
 // Tokens sends a fresh token on the current connection before the old one expires. When a token has expired,
-// the server closes with 4001, and the client reconnects with a fresh one.
+// the service closes with 4001, and the client reconnects with a fresh one.
 export class Tokens {
   #getToken; #clock; #random; #nextRef; #onError; #connection = null; #expires = Infinity; #timer = null; #pending = new Map();
 
@@ -30,7 +30,7 @@ export class Tokens {
     this.#setExpiry(connection?.welcome.auth_expires_ms, connection?.welcomedAt);
   }
 
-  /** Fetches a token and sends it to the server. */
+  /** Fetches a token and sends it to the service. */
   async refresh() {
     if (!this.#getToken) throw new SwitchyardError("unauthorized", "the option getToken is not set");
     const ref = this.#nextRef();

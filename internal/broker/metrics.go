@@ -40,7 +40,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	dropped := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "broker_dropped_total",
-		Help: "Publications that did not go by the broker, by reason. Messages are delivered through the log all the same.",
+		Help: "Publications that did not go by the broker, by reason. Messages are delivered through the log nevertheless.",
 	}, []string{"reason"})
 	for _, reason := range []string{dropFull, dropDown, dropStale, dropFailed, dropClosed} {
 		m.dropped[reason] = dropped.WithLabelValues(reason)

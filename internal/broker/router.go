@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// The intervals at which sentinels and clusters are asked for the owners.
+	// The intervals at which sentinels and clusters are queried for the owners.
 	sentinelRefreshEvery = time.Second
 	clusterRefreshEvery  = 5 * time.Second
 	// maxHops bounds how often a broadcast is rerouted.
@@ -26,9 +26,10 @@ var errOwnerUnknown = errors.New("no server is known for the room")
 // this index, or "" when it is unknown.
 type ownerFunc func(index int) string
 
-// A router keeps the owner of each bucket up to date.
+// A router keeps the owner of each bucket up to date: the Redis server that
+// serves the rooms of the bucket.
 type router struct {
-	// discover asks for the owners; candidates are servers to ask, the
+	// discover queries the owners; candidates are servers to query, the
 	// preferred ones first. It is nil for a single server, which never changes.
 	discover  func(ctx context.Context, candidates []string) (ownerFunc, error)
 	interval  time.Duration
@@ -69,7 +70,7 @@ func (ro *router) start(r *Redis) {
 	}
 }
 
-// refreshNow makes refreshLoop ask for the owners at once. It never blocks.
+// refreshNow makes refreshLoop discover the owners at once. It never blocks.
 func (ro *router) refreshNow() {
 	select {
 	case ro.refresh <- struct{}{}:
@@ -77,7 +78,7 @@ func (ro *router) refreshNow() {
 	}
 }
 
-// refreshLoop asks for the owners at each interval and after refreshNow, until
+// refreshLoop discovers the owners at each interval and after refreshNow, until
 // ctx ends.
 func (r *Redis) refreshLoop(ctx context.Context) {
 	tick := time.NewTicker(r.router.interval)
@@ -93,8 +94,8 @@ func (r *Redis) refreshLoop(ctx context.Context) {
 	}
 }
 
-// refreshOwners asks for the owner of each bucket. Concurrent calls share an
-// answer. The server at preferred, if not "", is asked first.
+// refreshOwners discovers the owner of each bucket. Concurrent calls share an
+// answer. The server at preferred, if not "", is queried first.
 func (r *Redis) refreshOwners(ctx context.Context, preferred string) error {
 	called := time.Now()
 	ro := &r.router
@@ -112,7 +113,7 @@ func (r *Redis) refreshOwners(ctx context.Context, preferred string) error {
 	return ro.refreshErr
 }
 
-// candidates returns the servers to ask for the owners: the preferred one, the
+// candidates returns the servers to query for the owners: the preferred one, the
 // servers that are up, those of the URL, and those that are down.
 func (r *Redis) candidates(preferred string) []string {
 	r.mu.RLock()
@@ -142,7 +143,7 @@ type connectionResult struct {
 }
 
 // locate returns the address at which the bucket's subscriber should connect.
-// If the last attempt failed at the known owner, it asks for the owners first.
+// If the last attempt failed at the known owner, it discovers the owners first.
 func (r *Redis) locate(ctx context.Context, b *bucket, last connectionResult) (string, error) {
 	if to, ok := movedTo(last.err, last.addr); ok {
 		r.assignBucket(b, to)
@@ -207,7 +208,7 @@ func (r *Redis) assign(found ownerFunc) {
 		}
 	}
 	left = append(left, r.unrouted.dequeue(nil, math.MaxInt)...)
-	for _, bc := range left { // with mu held, so before any newer broadcast
+	for _, bc := range left { // mu is held, so no newer broadcast can be queued before these
 		r.enqueue(bc, r.bucket(bc.room).owner)
 	}
 	r.mu.Unlock()

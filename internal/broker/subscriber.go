@@ -106,7 +106,8 @@ func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 }
 
 // logFailure logs why there is no connection. It logs an outage once, not each
-// attempt, and returns the text of the logged error. A moved bucket is no outage.
+// attempt, and returns the text of the logged error. A moved bucket is not an
+// outage.
 func (s *subscriber) logFailure(last connectionResult, lastLogged string) string {
 	_, redirected := redis.IsMovedError(last.err)
 	if redirected || errors.Is(last.err, errOwnerChanged) || errors.Is(last.err, errUnsubscribedByServer) || last.err.Error() == lastLogged {

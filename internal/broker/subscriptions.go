@@ -17,7 +17,7 @@ const (
 )
 
 // subscriptions records which rooms are wanted, and what Redis has confirmed on
-// the present connection. It does no input or output: the connection calls
+// the present connection. It does no I/O: the connection calls
 // nextCommand to learn what to write, and answered for each answer. It is safe
 // for concurrent use.
 type subscriptions struct {
@@ -145,7 +145,7 @@ func (s *subscriptions) nextCommand(limit int) (subscribe bool, rooms []message.
 			sub.unanswered++
 		}
 		sub.dirty = false
-		s.resolve(room, sub) // it may be wanted or not again, with nothing to write
+		s.resolve(room, sub) // its wanted state may have changed back, so that there is nothing to write
 		done++
 	}
 	s.dirty = s.dirty[done:]

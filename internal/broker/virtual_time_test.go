@@ -238,7 +238,7 @@ func TestASubscriptionWaitsForItsContext(t *testing.T) {
 			t.Errorf("Subscribe = %v, want the context's error", err)
 		}
 		f.setFrozen(false)
-		testkit.Eventually(t, "the room to be subscribed all the same", func() bool { return f.subscribed() == 1 })
+		testkit.Eventually(t, "the room to be subscribed nevertheless", func() bool { return f.subscribed() == 1 })
 	})
 }
 

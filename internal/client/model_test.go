@@ -30,8 +30,8 @@ type storedMessage struct {
 	data string
 }
 
-// A modelPeer is a connection. Frames go through a queue, so that the model never
-// waits for a client.
+// A modelPeer is the service's end of a connection. Frames go through a queue,
+// so that the model never waits for a client.
 type modelPeer struct {
 	conn *websocket.Conn
 	out  chan string // closed by serve
@@ -43,7 +43,7 @@ func (p *modelPeer) writeLoop() {
 	}
 }
 
-// oneIn is true once in n times.
+// oneIn returns true with probability 1/n.
 func (m *modelService) oneIn(n int) bool { return m.rng.IntN(n) == 0 }
 
 func (m *modelService) messageFrame(seq int) string {
@@ -209,7 +209,7 @@ func (m *modelService) run(t *testing.T, s *fakeService) {
 			}
 		}
 		if !slices.IsSorted(seqs) {
-			t.Errorf("publisher %d was stored out of order: %v", i, seqs)
+			t.Errorf("the messages of publisher %d were stored out of order: %v", i, seqs)
 		}
 	}
 	for i := range got {

@@ -23,7 +23,7 @@ type moveRequest struct {
 // A move makes the next connection, on a goroutine of its own, while the current
 // one stays in use.
 type move struct {
-	// Static.
+	// Set when the move is created, never changed.
 	ctx          context.Context // ends with the client, or when the move is canceled
 	cancel       context.CancelFunc
 	previousDone <-chan struct{} // closed when the goroutine of the previous move has ended
@@ -38,7 +38,7 @@ type move struct {
 	inProgress bool // a connection is being made, or is joining its rooms
 }
 
-// avoids reports whether w names the deployment or the node to leave.
+// avoids reports whether w names the deployment or the node to avoid.
 func (a Avoid) avoids(w Welcome) bool {
 	return (a.Node != "" && a.Node == w.Node) || (a.Deployment != "" && a.Deployment == w.Deployment)
 }

@@ -167,8 +167,8 @@ func (c *Client) resendWindow() time.Duration {
 	return window / 2
 }
 
-// giveUp completes p without an answer, because of cause, or because its resend
-// window is over (nil).
+// giveUp completes p without an answer. cause is the reason; nil means that the
+// resend window is over.
 func (c *Client) giveUp(p *pendingPublish, cause error) {
 	c.mu.Lock()
 	if c.pending[p.key] != p {

@@ -239,7 +239,7 @@ func (c *Client) handleJoinError(conn *connection, ref string, err *Error) bool 
 }
 
 // retryJoin repeats the join with that ref, unless the room was left or joined
-// anew since.
+// again since.
 func (c *Client) retryJoin(conn *connection, r *roomState, ref string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

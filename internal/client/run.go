@@ -25,7 +25,7 @@ func (c *Client) run() {
 // failed, and end says how.
 //
 // One goroutine at a time is responsible for the current connection: it reads
-// it here, or is on its way to the next one. A move starts a second loop for the
+// it here, or is establishing the next one. A move starts a second loop for the
 // next connection, which takes over when that becomes the current one; the loop
 // of the old connection then returns.
 func (c *Client) connectionLoop(conn *connection, end closeResult) {
@@ -88,8 +88,8 @@ func (c *Client) emitState(e StateEvent) {
 	c.opts.OnState(e)
 }
 
-// startConnection makes conn the current connection where there is none, and the
-// client live.
+// startConnection makes conn the current connection when there is none, and the
+// client connected.
 func (c *Client) startConnection(conn *connection) {
 	c.handlerMu.Lock()
 	defer c.handlerMu.Unlock()

@@ -48,7 +48,7 @@ type Joined struct {
 
 // A Gap is a range of messages, bounds included, that will not be delivered. They
 // are no longer stored (Reason "trimmed"), or the log is in a new epoch, Epoch,
-// in which earlier positions are void (Reason "epoch").
+// in which earlier positions are invalid (Reason "epoch").
 type Gap struct {
 	Room     message.Room
 	Epoch    message.Epoch

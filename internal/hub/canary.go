@@ -33,7 +33,8 @@ type canary struct {
 	broker   leg
 }
 
-// A leg is one path by which a canary message arrives.
+// A leg is one of the two paths, local and broker, by which a canary message
+// arrives.
 type leg struct {
 	name         string
 	newestSentAt atomic.Int64 // send time of the newest message that arrived, Unix µs
@@ -82,8 +83,8 @@ func (c *canary) loop() {
 	}
 }
 
-// send publishes one message. It ignores an error, which the log reports itself
-// and which shows as age.
+// send publishes one message. It ignores an error: the log reports it itself, and
+// the age of the newest canary message grows.
 func (c *canary) send() {
 	ctx, cancel := context.WithTimeout(c.hub.ctx, canaryPublishTimeout)
 	defer cancel()

@@ -121,7 +121,7 @@ func (m *member) refuse() bool {
 }
 
 // sendPage sends a member one page of what it missed: joined first, then gap,
-// then messages. A position that the page's epoch does not have is void, and
+// then messages. A position that the page's epoch does not have is invalid, and
 // the member continues at the head. From a position before the oldest stored
 // message the member skips to that message. It returns false if the member is
 // gone.

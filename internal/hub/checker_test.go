@@ -270,7 +270,7 @@ func (c *simClient) checkGap(room message.Room, model *roomModel, epoch message.
 	model.at, model.ahead = modelPosition{epoch, to}, false
 }
 
-// isVoid reports whether the client's position is void in an epoch.
+// isVoid reports whether the client's position is invalid in an epoch.
 func (c *simClient) isVoid(model *roomModel, epoch message.Epoch) bool {
 	if model.at.epoch == epoch {
 		return model.ahead

@@ -22,7 +22,7 @@ const (
 	resumeRing    = "ring"    // from memory
 	resumeLog     = "log"     // from the log
 	resumeTrimmed = "trimmed" // from the log, except the oldest, which were no longer stored
-	resumeEpoch   = "epoch"   // nothing: the position was void
+	resumeEpoch   = "epoch"   // nothing: the position was invalid
 
 	dropSignal        = "stale_signal" // it was older than maxSignalAge
 	dropInbox         = "inbox_full"   // the inbox was full

@@ -64,7 +64,7 @@ func (t *topic) acquirePage(p *catchUpProgress) (*sharedPage, error) {
 		t.readShared(s, p.seq)
 		t.cachePage(s, p.seq)
 	}
-	// If a fresh read does not know the position either, the position is void.
+	// If a fresh read does not know the position either, the position is invalid.
 	if shared && s.err == nil && (s.page.Head < p.seq || p.epoch != "" && s.page.Epoch != p.epoch) {
 		t.releasePage(s)
 		s = &sharedPage{done: make(chan struct{}), refCount: 1}

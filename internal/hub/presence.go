@@ -141,7 +141,7 @@ func (t *topic) watchPresence(ctx context.Context, m *member, ref protocol.Ref) 
 	return nil
 }
 
-// unwatchPresence ends the changes for a member. Caller holds mu.
+// unwatchPresence stops sending presence changes to a member. Caller holds mu.
 func (t *topic) unwatchPresence(m *member) {
 	delete(t.presenceWatch.watchers, m)
 	if len(t.presenceWatch.watchers) == 0 {
@@ -248,7 +248,7 @@ func (t *topic) sendPresenceChanges(p *message.Presence) {
 	}
 }
 
-// presenceDiff returns the frame that leads from one presence to the next, and
+// presenceDiff returns the frame that turns one presence into the next, and
 // false if they look the same to clients.
 func presenceDiff(room message.Room, before, now *message.Presence) (protocol.Presence, bool) {
 	if before.Entries == nil || now.Entries == nil {
@@ -273,7 +273,7 @@ func presenceDiff(room message.Room, before, now *message.Presence) (protocol.Pr
 	return f, len(f.Joined)+len(f.Left) > 0
 }
 
-// snapshotFrame returns the frame of a whole presence.
+// snapshotFrame returns a frame with the complete presence of a room.
 func snapshotFrame(room message.Room, p *message.Presence) protocol.Presence {
 	f := protocol.Presence{Room: room, Count: p.Count}
 	if p.Entries != nil {
@@ -285,7 +285,7 @@ func snapshotFrame(room message.Room, p *message.Presence) protocol.Presence {
 	return f
 }
 
-// wirePresenceEntry returns an entry as it stands in a frame.
+// wirePresenceEntry returns an entry in the form in which a frame carries it.
 func wirePresenceEntry(e message.PresenceEntry) protocol.PresenceEntry {
 	wire := protocol.PresenceEntry{Session: string(e.Session)}
 	if e.User != "" {

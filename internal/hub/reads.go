@@ -81,6 +81,6 @@ func (h *Hub) logAvailability(err error) {
 // logNewEpoch logs one line for a new epoch, instead of one for each room.
 func (h *Hub) logNewEpoch(e message.Epoch) {
 	if before, _ := h.loggedEpoch.Swap(e).(message.Epoch); before != e {
-		h.logger.Warn("the log has a new epoch: positions before it are void", "epoch", e)
+		h.logger.Warn("the log has a new epoch: positions before it are invalid", "epoch", e)
 	}
 }

@@ -39,7 +39,7 @@ func (t *topic) scheduleRepair(cause string) {
 }
 
 // A repairRequest is what a topic lacks when a repair begins. The page is read
-// after the request is made. It settles the request, but nothing that is
+// after the request is made. It answers the request, but nothing that is
 // recorded after the request.
 type repairRequest struct {
 	after           message.Seq // delivered so far
@@ -147,7 +147,7 @@ func (t *topic) skipToHead(p *encodedPage) {
 }
 
 // restartAtHead continues at the log's head, in a new epoch or after the log
-// was replaced by an older copy. Positions are void, and the members get a gap
+// was replaced by an older copy. Positions are invalid, and the members get a gap
 // that says so. Caller holds mu.
 func (t *topic) restartAtHead(p *encodedPage) {
 	if t.epoch != p.Epoch {

@@ -277,7 +277,7 @@ func (f *fixture) receiveUnstored(node int, room message.Room, seq message.Seq) 
 }
 
 // Only replacing its files under a running service takes a log back without a
-// new epoch. Then what was delivered is void, and the members get a gap.
+// new epoch. Then what was delivered is invalid, and the members get a gap.
 func TestALogThatWentBackInItsEpochVoidsPositions(t *testing.T) {
 	f := newFixture(t, 1)
 	f.feed.off = true

@@ -30,10 +30,9 @@ const (
 	documentedHeads       = 500 // rooms in one query for heads
 )
 
-var longStorms = flag.Bool("storm.long", false, "play storms with five times as many rooms and members, about a minute")
+var longStorms = flag.Bool("storm.long", false, "run the storm tests with five times as many rooms and members, about a minute")
 
-// many returns the size of a storm: short, or five times as much with
-// -storm.long.
+// many returns short, or five times as many with -storm.long.
 func many(short int) int {
 	if *longStorms {
 		return 5 * short
@@ -41,9 +40,10 @@ func many(short int) int {
 	return short
 }
 
-// storm plays something that happens to many rooms or members at once, on one
-// node with the service's bounds. Time is virtual: a test counts reads, bytes,
-// goroutines and the time that is spent waiting for the log.
+// storm runs a scenario in which the same thing happens to many rooms or
+// members at once, on one node with the service's bounds. Time is virtual: a
+// test counts reads, bytes, goroutines and the time that is spent waiting for
+// the log.
 func storm(t *testing.T, run func(c *crowd)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -177,7 +177,7 @@ func TestStormNoReadWaitsBehindThoseOfAnotherKind(t *testing.T) {
 	}
 }
 
-// After a restore of an older state the positions of every room are void. Each
+// After a restore of an older state the positions of every room are invalid. Each
 // room costs one read, and the node logs one line, not one for each room.
 func TestStormANewEpochInManyRooms(t *testing.T) {
 	storm(t, func(c *crowd) {
@@ -194,12 +194,12 @@ func TestStormANewEpochInManyRooms(t *testing.T) {
 		k := c.waitAllAt(2)
 		c.expectAtMost("reads", k.reads, rooms)
 		c.expectAtMost("reads at once", k.atOnce, documentedReadsOfKind)
-		c.expectAtMost("lines of log", int(c.sim.logLines.n.Load()), 1)
+		c.expectAtMost("logged lines", int(c.sim.logLines.n.Load()), 1)
 	})
 }
 
-// A room with many members falls behind by more than a page. The members read at
-// their own pace, and share pages all the same.
+// A topic with many members falls behind by more than a page. The members read at
+// their own pace, and share pages nevertheless.
 func TestStormAHotRoomFallsBehind(t *testing.T) {
 	storm(t, func(c *crowd) {
 		members := many(2000)
@@ -244,9 +244,10 @@ func TestStormManyClientsResumeAtOnce(t *testing.T) {
 
 // 352 rooms wait for a lost message while the log is slow, and 84 MB of later
 // messages arrive. The reorder buffers share a budget; the rest is dropped and
-// read from the log. A message in the inbox and in the reorder buffer counts
-// twice, so the limits apply up to 59 messages before the budget is reached.
-// After that each room still buffers a message: 320 rooms would not reach it.
+// read from the log. A message that is in the inbox and in the reorder buffer at
+// once is counted twice, so the limits may apply up to 59 messages before the
+// budget is reached. After that each room buffers only one message more: 320
+// rooms would not reach the budget.
 func TestStormOfEarlyMessages(t *testing.T) {
 	storm(t, func(c *crowd) {
 		const rooms, n = 352, 60

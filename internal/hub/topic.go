@@ -55,7 +55,7 @@ type topic struct {
 	// A repair is scheduled, queued or in progress while repairScheduled or
 	// repairing is set.
 	epochMismatches    uint64        // how often another epoch was seen
-	mismatchesResolved uint64        // how many of them were settled by a read of the log
+	mismatchesResolved uint64        // how many of them a read of the log has resolved
 	repairScheduled    bool          // the repair timer runs
 	repairing          bool          // queued, reading, or waiting for the next try
 	repairCause        string        // label in metrics
@@ -110,8 +110,8 @@ func (t *topic) deliverLoop() {
 	}
 }
 
-// deliver puts the frames in order and sends those that are due. Frames that
-// were dequeued together are fanned out together.
+// deliver puts the frames in order and sends those that are next in order.
+// Frames that were dequeued together are fanned out together.
 func (t *topic) deliver(frames []roomFrame) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,8 +132,9 @@ func (t *topic) deliver(frames []roomFrame) {
 	t.scheduleRepair(causeHole)
 }
 
-// accept appends to out the frames that are due: f, and the buffered frames
-// that follow it. A signal has no seq and is always due. Caller holds mu.
+// accept appends to out the frames that are next in order: f, and the buffered
+// frames that follow it. A signal has no seq and is never held back. Caller
+// holds mu.
 func (t *topic) accept(f *roomFrame, out []protocol.Frame) []protocol.Frame {
 	switch {
 	case f.seq == 0:

@@ -75,11 +75,11 @@ var faultyHistories = map[string]struct {
 	"other data": {`publish a
 			ack a e:1
 			s joins e:0
-			s gets a other e:1`, Undeclared, "a was delivered to s with other data than was published"},
+			s gets a other e:1`, Undeclared, "a was delivered to s with data that was never published under this id"},
 	"refused": {`publish a
 			refuse a forbidden
 			s joins e:0
-			s gets a e:1`, RefusedStored, "room r: a was refused, and delivered to s all the same"},
+			s gets a e:1`, RefusedStored, "room r: a was refused, and nevertheless delivered to s"},
 	"stored twice": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gets b e:2

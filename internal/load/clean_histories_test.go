@@ -39,7 +39,7 @@ var cleanHistories = map[string]string{
 			s returns e:3
 			s gap e:1-1 trimmed
 			s gets c e:3`,
-	"a new epoch voids what was not delivered": threeMessages + `s joins e:0
+	"a new epoch invalidates what was not delivered": threeMessages + `s joins e:0
 			s gets a e:1
 			publish d
 			s gap f:1-1 epoch

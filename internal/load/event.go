@@ -43,7 +43,7 @@ func (k kind) MarshalText() ([]byte, error) { return []byte(kindNames[k]), nil }
 func (k *kind) UnmarshalText(b []byte) error {
 	i := slices.Index(kindNames[:], string(b))
 	if i < 0 {
-		return fmt.Errorf("%q is no kind of event", b)
+		return fmt.Errorf("%q is not a kind of event", b)
 	}
 	*k = kind(i)
 	return nil

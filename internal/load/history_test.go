@@ -217,7 +217,7 @@ func TestInvalidHistoryFilesAreRejected(t *testing.T) {
 		"another format":   {`{"format":"other"}`, `line 1 of the history: format must be "switchyard history 1"`},
 		"no JSON":          {head + "publish a", "line 2"},
 		"no event":         {head + `{"room":"r"}`, "line 2 of the history: event is missing"},
-		"an unknown event": {head + `{"room":"r","event":"vanish"}`, `"vanish" is no kind of event`},
+		"an unknown event": {head + `{"room":"r","event":"vanish"}`, `"vanish" is not a kind of event`},
 		"no room":          {head + `{"event":"ack","id":"a"}`, "room is missing"},
 		"no id":            {head + `{"event":"ack","room":"r"}`, "id is missing"},
 		"no id delivered":  {head + `{"event":"deliver","room":"r","sub":"s"}`, "id is missing"},

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Latencies is a histogram of durations. Its buckets are at most 3 % wide, from a
+// Latencies is a histogram of durations. Its buckets are at most 3% wide, from a
 // microsecond to some hours, and take a fixed 8 KiB. The zero value is empty. It
 // is not safe for concurrent use.
 type Latencies struct {

@@ -21,7 +21,7 @@ type ledger struct {
 
 	// Filled by finish.
 	seqs          map[message.Epoch][]message.Seq // of byPosition, ascending
-	latestPublish map[message.Epoch]time.Duration // when the latest publish that an epoch holds began
+	latestPublish map[message.Epoch]time.Duration // for each epoch: when the newest publish that is stored in it began
 }
 
 // A messageKey identifies a message in a room: the service deduplicates by it.
@@ -109,8 +109,9 @@ func (l *ledger) apply(e event, found func(Finding)) {
 	}
 }
 
-// addLateAck adds an ack that the client ignored, as one of the first attempt. It
-// skips a position that is acked already, and publishes of other programs.
+// addLateAck records an ack that the client ignored as an ack of the first
+// attempt. It skips a position that is acked already, and publishes of other
+// programs.
 func (l *ledger) addLateAck(e event) {
 	m, at := l.track(e), position{e.Epoch, e.Seq}
 	if len(m.attempts) == 0 || slices.ContainsFunc(m.acks, func(a ack) bool { return a.position == at }) {
@@ -191,15 +192,15 @@ func (l *ledger) judgeCopies(m *trackedMessage, found func(Finding)) {
 		case len(m.attempts) == 0:
 			found(l.finding(Undeclared, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s and was never published", m, d.sub)))
 		case len(outcomes) == 0:
-			found(l.finding(Undeclared, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s with other data than was published", m, d.sub)))
+			found(l.finding(Undeclared, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s with data that was never published under this id", m, d.sub)))
 		case len(outcomes) == 1 && outcomes[refused]:
-			found(l.finding(RefusedStored, d.position, m, d.sub, fmt.Sprintf("%s was refused, and delivered to %s all the same", m, d.sub)))
+			found(l.finding(RefusedStored, d.position, m, d.sub, fmt.Sprintf("%s was refused, and nevertheless delivered to %s", m, d.sub)))
 		}
 	}
 }
 
-// judgePositions looks for a message that has two seqs in one epoch, by its
-// deliveries, or by its acks if it has no deliveries.
+// judgePositions looks for a message that has two seqs in one epoch, according to
+// its deliveries, or to its acks if there are no deliveries.
 func (l *ledger) judgePositions(m *trackedMessage, found func(Finding)) {
 	positions, verb := make([]position, 0, 1), "delivered"
 	for _, d := range m.deliveries {
@@ -253,8 +254,8 @@ func (m *trackedMessage) deliveredAt(at position) bool {
 	return slices.ContainsFunc(m.deliveries, func(d delivery) bool { return d.position == at })
 }
 
-// reportUndelivered reports acked messages that no subscriber got although some
-// should have.
+// reportUndelivered reports acked messages that no subscriber got, even though
+// some should have.
 func (l *ledger) reportUndelivered(found func(Finding)) {
 	for _, m := range l.order {
 		if m.missed > 0 && len(m.deliveries) == 0 && len(m.acks) > 0 {

@@ -24,7 +24,7 @@ const (
 	// Reordered: a message was delivered to a subscriber after a later one.
 	Reordered Fault = "reordered"
 	// Undeclared: a message was delivered that was never published, or not with
-	// that data.
+	// this data.
 	Undeclared Fault = "undeclared"
 	// RefusedStored: a message was delivered although its publish was refused.
 	RefusedStored Fault = "refused_stored"
@@ -35,7 +35,7 @@ const (
 	// SilentGap: seqs were skipped without a gap. It may show only in the frames,
 	// if the client asked again and got them.
 	SilentGap Fault = "silent_gap"
-	// SilentEpoch: a position became void without a gap.
+	// SilentEpoch: a position became invalid without a gap.
 	SilentEpoch Fault = "silent_epoch"
 	// WrongAck: an ack has another position than the deliveries, or no subscriber
 	// got the acked message.

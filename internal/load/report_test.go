@@ -88,7 +88,7 @@ func TestTheReportAsJSON(t *testing.T) {
 	}
 }
 
-// A quantile is that of the sorted durations, or at most 4 % more.
+// A quantile is that of the sorted durations, or at most 4% more.
 func TestQuantilesAreAccurate(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, scale := range []time.Duration{50 * time.Microsecond, 10 * time.Millisecond, time.Minute} {

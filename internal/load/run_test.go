@@ -105,7 +105,7 @@ func TestPublishingAsFastAsAcksArrive(t *testing.T) {
 	}
 }
 
-// If ctx ends, publishing ends, and the run is checked all the same.
+// If ctx ends, publishing ends, and the run is checked nevertheless.
 func TestAnInterruptedRunIsStillChecked(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartServer(t, nil)
@@ -144,7 +144,7 @@ func TestUnreachableAddressesAreReported(t *testing.T) {
 	}
 	_, err = Start(t.Context(), Plan{URLs: []string{"http://" + s.Addr}})
 	if err == nil || !strings.Contains(err.Error(), "is not a ws:// or wss:// URL") {
-		t.Errorf("a URL that is no socket: %v", err)
+		t.Errorf("a URL that is not a socket: %v", err)
 	}
 }
 

@@ -66,8 +66,8 @@ func poll(ctx context.Context, holds func() bool) {
 }
 
 // publishLast publishes a last message in each room and returns the positions. If
-// a member gets no ack, the room's next member publishes one; if none gets one,
-// the seq is 0.
+// a participant gets no ack, the room's next participant publishes one; if none
+// gets an ack, the seq is 0.
 func (r *Run) publishLast(ctx context.Context) map[message.Room]position {
 	byRoom := make([]position, r.plan.Rooms)
 	forEach(r.plan.Rooms, func(n int) {

@@ -119,7 +119,7 @@ func (c *subscriberCheck) fillGap(at position) bool {
 func (c *subscriberCheck) applyGap(e event) {
 	switch {
 	case e.Reason == "epoch":
-		// The epoch may be the same: a position above the head is void too.
+		// The epoch may be the same: a position above the head is invalid too.
 		c.moveTo(position{e.Epoch, e.To}, true)
 	case e.Epoch != c.at.epoch:
 		c.moveTo(position{e.Epoch, e.To}, c.at.seq == 0)
@@ -186,7 +186,7 @@ func (c *subscriberCheck) finish() {
 		c.reportLost(span{target.epoch, 1, target.seq}, "never got it")
 	}
 	if target.epoch != c.at.epoch {
-		// Its position is not void, so it must reach the head of its own epoch.
+		// Its position is still valid, so it must reach the head of its own epoch.
 		target = c.ledger.head(c.at.epoch)
 	}
 	c.reportLost(span{target.epoch, c.at.seq + 1, target.seq}, fmt.Sprintf("never got beyond %d", c.at.seq))

@@ -12,7 +12,7 @@ type Seq int64
 
 // An Epoch names an uninterrupted history of the log. A Seq means something
 // only together with the Epoch it was counted in: a restore to an older state
-// begins a new epoch, and positions of the earlier one are void.
+// begins a new epoch, and positions of the earlier one are invalid.
 type Epoch string
 
 // A Draft is a message that has no seq yet.

@@ -136,7 +136,7 @@ func membership(kind string, ref Ref, room message.Room, epoch message.Epoch, he
 const (
 	// GapTrimmed: the range is no longer stored.
 	GapTrimmed = "trimmed"
-	// GapEpoch: earlier positions are void. The range covers the whole new
+	// GapEpoch: earlier positions are invalid. The range covers the whole new
 	// epoch.
 	GapEpoch = "epoch"
 )

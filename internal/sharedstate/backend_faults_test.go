@@ -136,7 +136,7 @@ func TestReturnedSessionsAreCountedAfterAFailure(t *testing.T) {
 	})
 }
 
-// Usage during a sync counts, although the level that the sync returns does not
+// Usage during a sync counts, even if the level that the sync returns does not
 // include it.
 func TestUsageDuringASyncCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -20,7 +20,7 @@ type backlog[T any] struct {
 	wake    chan struct{} // holds a token when there may be items; never closed
 	drained chan struct{} // closed by drainLoop
 
-	mu     sync.Mutex // Protects following.
+	mu     sync.Mutex // mu protects the fields below.
 	items  []T
 	closed bool
 }

@@ -225,7 +225,7 @@ func TestADrainDoesNotChangePresence(t *testing.T) {
 }
 
 // After Redis was emptied, watchers get an event only when all nodes have
-// resynced: they do not see members leave and return.
+// resynced: they do not see entries removed and added again.
 func TestAnEmptiedRedisDoesNotChangePresence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peers := startMemoryNodes(t, 3, nil)

@@ -60,7 +60,7 @@ func TestForeignDataUnderOurKeys(t *testing.T) {
 	}
 	server.Do(t, "HSET", shard+"tags", "no tag", "5", "node-a~x", "seven", "~", "1")
 	a.changePresence(message.PresenceJoined, "lobby", "bob")
-	testkit.Eventually(t, "bob is in the room all the same", func() bool { return strings.Contains(b.usersIn(t, "lobby"), "bob") })
+	testkit.Eventually(t, "bob to be in the room nevertheless", func() bool { return strings.Contains(b.usersIn(t, "lobby"), "bob") })
 
 	server.Do(t, "DEL", "x:{fleet}:bars")
 	server.Do(t, "SET", "x:{fleet}:bars", "something else")

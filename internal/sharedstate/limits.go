@@ -37,7 +37,7 @@ const (
 	measureCount
 )
 
-// A rate limits one measure. The zero rate is no limit.
+// A rate limits one measure. The zero rate means no limit.
 type rate struct{ perSecond, burst float64 }
 
 func (r Rates) byMeasure() [measureCount]rate {

@@ -16,7 +16,7 @@ const (
 type usage struct {
 	user  string
 	spent [measureCount]float64
-	ago   time.Duration // since the first of it
+	ago   time.Duration // how long ago the first of spent was spent
 
 	// The outcome, which the backend writes: the level over all nodes.
 	level [measureCount]float64

@@ -362,7 +362,7 @@ func TestLimitsWhenRedisRefuses(t *testing.T) {
 		return server.Do(t, "EXISTS", a.cfg.Prefix+"l:ada") == "1"
 	})
 	if _, err := readLevels([]any{"1", "x"}); err == nil {
-		t.Error("readLevels accepts a level that is no number")
+		t.Error("readLevels accepts a level that is not a number")
 	}
 	if _, err := readLevels(nil); err == nil || errors.Is(err, message.ErrSharedStateUnavailable) {
 		t.Errorf("an empty reply: %v", err)

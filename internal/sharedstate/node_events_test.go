@@ -139,7 +139,7 @@ func TestEventsBeyondTheQueueBoundAreCounted(t *testing.T) {
 	proxy.Resume()
 }
 
-// Close ends although Redis does not answer, with a deadline and without. How soon
+// Close ends even if Redis does not answer, with a deadline and without. How soon
 // is a matter of TestCloseIsBounded.
 func TestCloseWithAStalledRedis(t *testing.T) {
 	t.Parallel()

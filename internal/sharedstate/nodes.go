@@ -172,7 +172,7 @@ func (n *Node) sendHeartbeat(ctx context.Context, gone bool) {
 	pending := r.takePending()
 	got, err := n.backend.heartbeat(ctx, heartbeat{node: n.cfg.Node, status: status, returned: pending})
 	if err != nil {
-		// The backend may have counted them all the same. Counting twice is better
+		// The backend may nevertheless have counted them. Counting twice is better
 		// than never: a drain would wait for clients that have long reconnected.
 		for from, count := range pending {
 			r.addReturned(from, count)

@@ -233,7 +233,7 @@ func (p *presence) endGraces() time.Duration {
 // there are more than limit. It includes the changes that this node recorded
 // before the call, unless the backend does not accept them within maxFlushWait.
 // An error wraps message.ErrSharedStateUnavailable if the entries of other nodes
-// are not known.
+// are unknown.
 func (n *Node) Room(ctx context.Context, room message.Room, limit int) (message.Presence, error) {
 	n.presence.waitFlushed(ctx)
 	alive, known := n.nodes.alive()

@@ -16,13 +16,16 @@ const (
 	// retryPause is the pause after the backend did not accept changes.
 	retryPause = 250 * time.Millisecond
 	// resyncNotifyDelay is the delay of events after Redis lost entries. By then
-	// all nodes have resynced, so watchers do not see members leave and return.
+	// all nodes have resynced, so watchers do not see entries removed and added
+	// again.
 	resyncNotifyDelay = 1500 * time.Millisecond
 )
 
-// A presenceBatch holds changes of one shard. The backend applies it only if the
-// tag's revision is at least minRevision and below the batch's own. So batches
-// apply in order, each once, however late one arrives, and a loss is noticed.
+// A presenceBatch holds changes of one shard. Its tag is the name under which
+// the backend keeps this node's entries of the shard; a resync begins a new
+// one. The backend applies the batch only if the tag's revision is at least
+// minRevision and below the batch's own. So batches apply in order, each once,
+// however late one arrives, and a loss is noticed.
 type presenceBatch struct {
 	shard       int
 	tag         string
@@ -94,7 +97,7 @@ func (p *presence) flushOnce(ctx context.Context) bool {
 	case <-time.After(retryPause):
 	case <-ctx.Done():
 	}
-	p.wakeUp() // presenceLoop first ends graces, and checks the shards
+	p.wakeUp() // presenceLoop first removes the entries whose grace period is over, and checks the shards
 	return false
 }
 
@@ -157,7 +160,7 @@ func (p *presence) complete(b *presenceBatch) {
 	case b.err == nil:
 		p.coalescer.add(0, b.changedRooms...)
 	case !errors.Is(b.err, errBackingOff):
-		// The backend may have applied it all the same. Then sending it again
+		// The backend may nevertheless have applied it. Then sending it again
 		// changes nothing, and no event would follow.
 		for _, c := range b.changes {
 			p.coalescer.add(resyncNotifyDelay, c.room)

@@ -15,8 +15,8 @@ func (n *Node) New(user string) (secret string, s message.Session) {
 }
 
 // Resume takes over the session that a secret belongs to, and sends
-// EventTakeover to the node that had it. It returns false if the secret is wrong
-// or the user has no such session, without a difference between the two. It
+// EventTakeover to its previous owner. It returns false if the secret is wrong
+// or the user has no such session, and does not reveal which of the two. It
 // takes at most callTimeout, and as long again if many calls are queued. An
 // error wraps message.ErrSharedStateUnavailable if the backend could not be
 // reached; the client then gets a new session.
@@ -43,8 +43,8 @@ func (n *Node) Resume(ctx context.Context, secret, user string) (message.Session
 	return s, true, nil
 }
 
-// AnnounceLive sends EventSessionLive to the node that had the session before:
-// the newer connection is live in all its rooms. For a new session it does
+// AnnounceLive sends EventSessionLive to the previous owner of the session: the
+// newer connection is live in all its rooms. For a new session it does
 // nothing.
 func (n *Node) AnnounceLive(s message.Session) {
 	if s.PreviousNode != "" {

@@ -246,7 +246,7 @@ func (w *appendWorker) recordHealth(err error) {
 		if w.down {
 			w.log.Info("the log can be written again")
 		}
-	case w.ctx.Err() != nil: // Close ended the attempt: this is no outage
+	case w.ctx.Err() != nil: // Close ended the attempt: this is not an outage
 		return
 	default:
 		w.lastErr.Store(&err)
@@ -268,8 +268,8 @@ func (w *appendWorker) logLockedRooms(locked *lockedRoomsError) {
 	w.log.Warn("rooms cannot be written", "rooms", len(locked.rooms), "error", locked)
 }
 
-// check returns an error for the operator when the worker has not reached the
-// database for longer than staleAfter.
+// check returns an error if the worker has not reached the database for longer
+// than staleAfter.
 func (w *appendWorker) check() error {
 	age := time.Since(time.Unix(0, w.lastOK.Load()))
 	if age <= staleAfter {

@@ -228,7 +228,8 @@ func (a *atomicAppender) commitWithRetry(ctx context.Context, c *committer, b *a
 			return locked // waiting for a locked room would delay all other batches
 		}
 		if a.writer.isDataError(err) {
-			// An error means that an outage ended the search: try the batch again.
+			// If the search itself fails, the database is down: try the whole batch
+			// again.
 			var i int
 			if i, err = a.findRejected(c, b); err == nil {
 				return &message.BatchError{Index: b.pubIndex[i], Err: message.ErrRejected}

@@ -24,7 +24,7 @@ func (e *operatorError) Error() string { return e.text }
 // A serverIdentity is the identity of a server, as a new connection has read
 // it.
 type serverIdentity struct {
-	databaseID string // system identifier and the database's oid, with a / between
+	databaseID string // system identifier and the database's oid, separated by a slash
 	timeline   string
 	tables     string // oid of the table messages; a restored dump has a different one
 	wal        int64  // flushed WAL position, in bytes
@@ -55,7 +55,8 @@ func (p *Postgres) verify(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// identify does what verify does, and returns what it learned about the server.
+// identify does what verify does, including its writes, and returns the identity
+// of the server.
 func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity, error) {
 	// Read before the query, since another connection may raise p.wal during
 	// the query.
@@ -97,7 +98,7 @@ func checkServerSettings(replica bool, fsync, fullPageWrites, synchronousCommit 
 		"set %[1]s = on in postgresql.conf"
 	switch {
 	case replica:
-		return &operatorError{"the server of DATABASE_URL is a read-only replica: name the primary, or add target_session_attrs=read-write"}
+		return &operatorError{"the server of DATABASE_URL is a read-only standby: name the primary, or add target_session_attrs=read-write"}
 	case fsync == "off":
 		return &operatorError{fmt.Sprintf(lossFormat, "fsync")}
 	case fullPageWrites == "off":
@@ -132,17 +133,17 @@ func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIden
 		default:
 			level := slog.LevelWarn
 			if epoch == "" {
-				level = slog.LevelInfo // its first one
+				level = slog.LevelInfo // the first epoch of this database
 			}
 			epoch = string(newEpoch())
 			p.cfg.Logger.Log(ctx, level, "the log begins a new epoch: the database is new, restored, or has failed over",
 				"epoch", epoch, "old_fingerprint", stored, "new_fingerprint", id.fingerprint(), "wal_lost", lost)
-			// The cursors of the old epoch are void.
+			// The cursors of the old epoch are invalid.
 			if _, err := tx.Exec(ctx, `DELETE FROM commits`); err != nil {
 				return fmt.Errorf("empty the commit feed: %w", err)
 			}
 			if _, err := tx.Exec(ctx, `UPDATE meta SET feed_floor = pg_current_xact_id()::text::bigint`); err != nil {
-				return fmt.Errorf("void the cursors: %w", err)
+				return fmt.Errorf("invalidate the cursors: %w", err)
 			}
 		}
 		if _, err := tx.Exec(ctx, `UPDATE meta SET epoch = $1, fingerprint = $2`, epoch, id.fingerprint()); err != nil {

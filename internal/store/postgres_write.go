@@ -138,7 +138,7 @@ func (w *pgWriter) close() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = w.conn.Close(ctx) // nothing is under way that its error could concern
+	_ = w.conn.Close(ctx) // no statement is running, so the error can be ignored
 	w.conn = nil
 }
 

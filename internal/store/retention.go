@@ -11,7 +11,7 @@ import (
 	"switchyard/internal/message"
 )
 
-// A retentionPolicy bounds what a room keeps. A zero field is no bound.
+// A retentionPolicy bounds what a room keeps. A zero field means no bound.
 type retentionPolicy struct {
 	age   time.Duration
 	count int64
@@ -39,9 +39,10 @@ type trimmer interface {
 	// rooms that have more than the policy keeps. ended reports that the walk
 	// is complete, or that another node is doing it.
 	walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error)
-	// trim removes the oldest messages of a room that the policy does not keep,
-	// at most retention.trimLimit of them, and raises the room's first, in one
-	// transaction. It returns errRoomLocked when it would have to wait long.
+	// trim removes those of a room's messages that the policy does not keep,
+	// the oldest first and at most retention.trimLimit of them, and raises the
+	// room's first, in one transaction. It returns errRoomLocked when it would
+	// have to wait long.
 	trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error)
 }
 
@@ -55,7 +56,7 @@ var errRoomLocked = errors.New("another transaction has locked the room")
 // done. Only retentionLoop's goroutine uses it.
 type retention struct {
 	trimmer   trimmer
-	trimLimit int // in messages; a trim that removed as many may not have removed all
+	trimLimit int // in messages; if a trim removed this many, more may be left
 	policy    retentionPolicy
 	m         *metrics
 	log       *slog.Logger

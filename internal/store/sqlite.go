@@ -128,7 +128,7 @@ func (s *SQLite) matchEpoch(ctx context.Context) error {
 	}
 	epoch := newEpoch()
 	state.databaseID = string(newEpoch())
-	// The cursors of an older epoch are void: the feed begins anew.
+	// The cursors of an older epoch are invalid: the feed begins again.
 	_, err = s.write.ExecContext(ctx, `
 		UPDATE meta SET epoch = ?, identity = ?,
 			feed_floor = 1 + coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'commits'), 0);

@@ -80,7 +80,8 @@ func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication,
 			return "", nil, fmt.Errorf("store a message: %w", err)
 		}
 	}
-	// Before heads and feed are written, which a refusal would roll back.
+	// Called before heads and feed are written, because a refusal would roll
+	// them back.
 	if err := precommit(results); err != nil {
 		return "", nil, err
 	}
@@ -93,7 +94,7 @@ func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication,
 	}
 	state.inode = w.s.inode
 	if err := w.s.lockFile.recordCommit(state); err != nil {
-		// The messages are stored all the same. Only a restore to just before
+		// The messages are stored nevertheless. Only a restore to just before
 		// this commit would go unnoticed.
 		w.s.cfg.Logger.Warn("could not record the commit in the lock file", "error", err)
 	}
@@ -105,7 +106,7 @@ type sqliteBatch struct {
 	w     *sqliteWriter
 	tx    *sql.Tx
 	rooms map[message.Room]*sqliteRoom
-	now   int64 // µs since 1970
+	now   int64 // Unix µs
 }
 
 // A sqliteRoom is a row of rooms. It advances in memory until finish writes it.

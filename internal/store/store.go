@@ -35,7 +35,7 @@ type Config struct {
 	// RetentionAge and RetentionCount bound what a room keeps: a message is
 	// removed when it is older than RetentionAge, or when its room has
 	// RetentionCount newer ones (default 0: no bound). Its id is remembered
-	// for IDWindow all the same.
+	// for IDWindow nevertheless.
 	RetentionAge   time.Duration
 	RetentionCount int
 	// AppendTimeout bounds how long a publication waits (default 5 s). The

@@ -124,7 +124,7 @@ esac
 	if code, _, errs := switchyard(t.Context(), "report", "--dir", dir, "--out", filepath.Join(dir, "report"), "--prometheus", "http://127.0.0.1:1"); code != 0 {
 		t.Errorf("exit %d\n%s", code, errs)
 	}
-	if text, err := os.ReadFile(filepath.Join(dir, "report", "report.md")); err != nil || !strings.Contains(string(text), "not known: "+away) || !strings.Contains(string(text), "no room on the disk") {
+	if text, err := os.ReadFile(filepath.Join(dir, "report", "report.md")); err != nil || !strings.Contains(string(text), "unknown: "+away) || !strings.Contains(string(text), "no room on the disk") {
 		t.Errorf("%v\n%s", err, text)
 	}
 }

@@ -73,7 +73,7 @@ func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 	return json.NewEncoder(stdout).Encode(pending)
 }
 
-// Healthcheck returns an error unless the service on this host answers /healthz
+// Healthcheck returns an error unless the node on this host answers /healthz
 // with 200.
 func Healthcheck(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)

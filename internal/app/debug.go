@@ -25,7 +25,7 @@ var profiles = []string{"heap", "goroutine", "allocs", "block", "mutex"}
 // debugPageTimeout bounds one request for a debug page or profile.
 const debugPageTimeout = 20 * time.Second
 
-// PrintDebugPage prints a debug page of the service on this host, from its
+// PrintDebugPage prints a debug page of the node on this host, from its
 // ADMIN_ADDR: the live rooms unless args name another one.
 func PrintDebugPage(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	name := "rooms"
@@ -39,7 +39,7 @@ func PrintDebugPage(ctx context.Context, cfg config.Config, args []string, stdou
 	return adminPage(ctx, cfg, page, stdout)
 }
 
-// Profile writes a profile of the service on this host to stdout: of the heap
+// Profile writes a profile of the node on this host to stdout: of the heap
 // unless args name another one.
 func Profile(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	name := "heap"
@@ -67,14 +67,14 @@ func adminPage(ctx context.Context, cfg config.Config, page string, stdout io.Wr
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("the service was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+		return fmt.Errorf("the node was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
 	}
 	defer res.Body.Close() //nolint:errcheck // read to its end
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("ADMIN_ADDR=%s answered %s", cfg.Admin.Addr, res.Status)
 	}
 	if _, err := io.Copy(stdout, res.Body); err != nil {
-		return fmt.Errorf("the answer broke off: %w", err)
+		return fmt.Errorf("the answer ended early: %w", err)
 	}
 	return nil
 }

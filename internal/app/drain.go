@@ -25,8 +25,8 @@ const (
 	drainGrace = clientsStopTimeout + 5*time.Second
 )
 
-// Drain has the service on this host's ADMIN_ADDR move its clients away, and
-// waits until it is empty, printing its progress. The service continues to run
+// Drain makes the node at this host's ADMIN_ADDR move its clients away, and waits
+// until it is empty, printing its progress. The node continues to run
 // until Undrain makes it serve again or a signal ends it.
 func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("drain", flag.ContinueOnError)
@@ -45,7 +45,7 @@ func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writ
 	return awaitDrained(ctx, cfg, state, stdout)
 }
 
-// Undrain makes a draining or drained service serve again.
+// Undrain makes a draining or drained node serve again.
 func Undrain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("undrain", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -57,7 +57,7 @@ func Undrain(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 		return err
 	}
 	if state.Phase != "" {
-		return fmt.Errorf("the service is %s and can't serve again: it is stopping", state.Phase)
+		return fmt.Errorf("the node is %s and can't serve again: it is stopping", state.Phase)
 	}
 	fmt.Fprintf(stdout, "serving, %d clients\n", state.Clients)
 	return nil
@@ -119,12 +119,12 @@ func callDrain(ctx context.Context, cfg config.Config, method, query string) (ht
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return state, fmt.Errorf("the service was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
+		return state, fmt.Errorf("the node was not reached on ADMIN_ADDR=%s: %w", cfg.Admin.Addr, err)
 	}
 	defer res.Body.Close() //nolint:errcheck // read to its end
 	body, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	if err != nil {
-		return state, fmt.Errorf("the answer broke off: %w", err)
+		return state, fmt.Errorf("the answer ended early: %w", err)
 	}
 	if res.StatusCode >= http.StatusMultipleChoices {
 		var problem struct {

@@ -17,7 +17,7 @@ import (
 )
 
 // retiredWords are words that the code used for concepts that have a term in
-// docs/glossary.md, or that the field names otherwise. Each has the term to use
+// docs/glossary.md, or for which the industry has another name. Each has the term to use
 // instead. Names must not contain them as whole words of camelCase.
 var retiredWords = map[string]string{
 	"ask":         "query, request or claim",
@@ -83,7 +83,7 @@ var nameExceptions = map[string]string{
 	"internal/load.settle":        "waits as the flag --settle says",
 }
 
-// allowedPhrases are words in a row that are no retired use of the first one.
+// allowedPhrases are phrases in which the first word is not retired.
 var allowedPhrases = []string{"roll back", "rolls back"}
 
 // No name uses a retired word: packages, files, package-level names, methods, fields
@@ -121,7 +121,7 @@ type moduleName struct {
 	where     string // file:line
 }
 
-// String returns the name as an exception has it: package.Type.name or package.name.
+// String returns the name in the form that nameExceptions uses: package.Type.name or package.name.
 func (n moduleName) String() string {
 	if n.of != "" {
 		return n.pkg + "." + n.of + "." + n.name
@@ -208,7 +208,7 @@ func receiver(d *ast.FuncDecl) string {
 	}
 }
 
-// wordsOf splits a name of camelCase or snake_case into words of lower case. An
+// wordsOf splits a name of camelCase or snake_case into lowercase words. An
 // acronym is one word.
 func wordsOf(name string) (words []string) {
 	runes := []rune(name)

@@ -15,13 +15,13 @@ import (
 // stopClients moves the clients to other nodes, and closes those that do not move.
 func (a *App) stopClients(ctx context.Context) error {
 	if err := a.http.DrainForShutdown(ctx); err != nil {
-		a.opt.Logger.Warn("drain not done", "error", err)
+		a.opt.Logger.Warn("the drain did not complete", "error", err)
 	}
 	return a.http.CloseSockets(ctx)
 }
 
-// statusMaxAge is the age from which a node's status is not trusted. A node
-// publishes its status every second.
+// A node's status that is older than statusMaxAge is ignored. A node publishes its
+// status every second.
 const statusMaxAge = 2500 * time.Millisecond
 
 // moveTargets summarizes the nodes that clients of this node can move to. A node on
@@ -59,7 +59,7 @@ func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.
 		if !n.Ready || n.Age > statusMaxAge {
 			continue
 		}
-		// A balancer sends as many handshakes to each node, so the lowest limit counts.
+		// A balancer sends equally many handshakes to each node, so the lowest limit counts.
 		if r.Ready++; r.Ready == 1 || n.HandshakeLimit < minLimit {
 			minLimit = n.HandshakeLimit
 		}

@@ -21,7 +21,7 @@ type RestoreRequest struct {
 	// Set is the name of the backup to start from; empty means the newest one before
 	// To.
 	Set string
-	// Replace allows to replace an existing database.
+	// Replace allows the restore to replace an existing database.
 	Replace bool
 	// Database, Redis and Configuration select the parts to restore.
 	Database, Redis, Configuration bool
@@ -35,7 +35,7 @@ type RestoreResult struct {
 	LastCommit string
 	// Downtime is how long a database that ran before did not serve.
 	Downtime time.Duration
-	// Services are the services that were started again.
+	// Services are the Compose services that were started again.
 	Services []string
 	// ReplacedArchive is the archive of the files that the restored configuration
 	// replaced.
@@ -45,11 +45,11 @@ type RestoreResult struct {
 }
 
 // ErrDatabaseExists says that a restore without Replace found a database.
-var ErrDatabaseExists = errors.New("there is a database already: restore --replace gives it up")
+var ErrDatabaseExists = errors.New("there is already a database: restore --replace discards it")
 
 // Restore restores parts of a stack. It builds and checks the database beside the
-// live data before it touches these. Then it exchanges the two by rename, and undoes
-// the exchange if the restored server does not start.
+// live data before it touches that data. Then it swaps the two by rename, and undoes
+// the swap if the restored server does not start.
 func (repo *Repository) Restore(ctx context.Context, q RestoreRequest) (*RestoreResult, error) {
 	release, err := repo.lock()
 	if err != nil {
@@ -102,7 +102,7 @@ func (repo *Repository) chooseSet(q RestoreRequest) (*Set, error) {
 	if q.Set != "" {
 		s, err := repo.FindSet(q.Set)
 		if err == nil && !q.To.IsZero() && q.To.Before(s.Consistent) {
-			return nil, fmt.Errorf("--to %s is before the backup %s was consistent, at %s: name an older one, or none", describeTime(q.To), s.Name, describeTime(s.Consistent))
+			return nil, fmt.Errorf("--to %s is before the backup %s became consistent at %s: name an older one, or none", describeTime(q.To), s.Name, describeTime(s.Consistent))
 		}
 		return s, err
 	}
@@ -114,7 +114,7 @@ func (repo *Repository) chooseSet(q RestoreRequest) (*Set, error) {
 	}
 	switch {
 	case len(sets) > 0:
-		return nil, fmt.Errorf("--to %s is before the oldest backup, %s, was consistent, at %s: nothing before that can be restored", describeTime(q.To), sets[0].Name, describeTime(sets[0].Consistent))
+		return nil, fmt.Errorf("--to %s is before the oldest backup, %s, which became consistent at %s: nothing before that can be restored", describeTime(q.To), sets[0].Name, describeTime(sets[0].Consistent))
 	case len(damaged) > 0:
 		return nil, errors.Join(damaged...)
 	}
@@ -143,7 +143,7 @@ func (repo *Repository) restoreDatabase(ctx context.Context, s *Set, q RestoreRe
 }
 
 // replaceDatabase builds the database beside the live one and replaces that, or
-// continues a restore that was interrupted in the replacement.
+// continues a restore that was interrupted during the swap.
 func (r *restoredServer) replaceDatabase(ctx context.Context, q RestoreRequest, services map[string]bool, out *RestoreResult) error {
 	exists, unfinished, err := r.inspectLive(ctx)
 	if err != nil {
@@ -191,7 +191,7 @@ func restoreID(q RestoreRequest, s *Set) string {
 const inspectLiveScript = `cd "${0%/*}" && rm -rf .replaced || exit
 if [ -e .before-restore ] && [ ! -e "$0/PG_VERSION" ]; then
   if [ -s .restore-request ] && [ -e .restore/data/PG_VERSION ]; then echo "unfinished $(cat .restore-request)"; exit; fi
-  # The restore can't be continued: the old data come back.
+  # The restore can't be continued: put the old data back.
   if [ -e "$0" ]; then rmdir "$0" || exit; fi
   rmdir .before-restore 2>/dev/null || mv .before-restore "$0" || exit
 fi
@@ -251,7 +251,7 @@ func (r *restoredServer) build(ctx context.Context, t target, out *RestoreResult
 	return r.stop(ctx)
 }
 
-// swapScript replaces the live data, in $0, by those of the scratch server, and
+// swapScript replaces the live data ($0) with the data of the scratch server, and
 // records the id of the restore. A fresh restore first removes what an earlier one
 // left. If the script is interrupted anywhere, it can be run again.
 const swapScript = `set -e
@@ -280,8 +280,8 @@ rmdir .before-restore 2>/dev/null || mv .before-restore "$0"
 rm -f .restore-request
 sync`
 
-// removeOldDataScript removes the replaced data. With its first step the restore is
-// finished.
+// removeOldDataScript removes the replaced data. Once its first step is done, the
+// restore is finished.
 const removeOldDataScript = `cd "${0%/*}" && rm -f .restore-request && mv .before-restore .replaced && sync && rm -rf .replaced`
 
 // cleanUpScript stops the scratch server beside the live data, and removes its

@@ -80,7 +80,7 @@ func (r *restoredServer) startRecovery(ctx context.Context, t target) error {
 	_, err := output(ctx, r.scratch.Run, "pg_ctl", "start", "--wait", "--timeout=43200", "--silent",
 		"--pgdata="+r.dataDir(), "--log="+r.logPath(), "--options="+strings.Join(quoted, " "))
 	if err == nil {
-		// pg_ctl already returns while the server replays, before it takes
+		// pg_ctl returns while the server is still replaying, before it takes
 		// connections.
 		_, err = output(ctx, r.scratch.Run, "sh", "-c", awaitScript, r.dataDir(), r.paths.Dir)
 	}
@@ -187,7 +187,7 @@ var (
 	fatalLine      = regexp.MustCompile(`(?m)^.*(?:FATAL|PANIC):  (.*)$`)
 )
 
-// recentLog returns the last 64 KiB of the server's log, or "".
+// recentLog returns the last 64 KiB of the server's log output, or "".
 func (r *restoredServer) recentLog(ctx context.Context) string {
 	text, err := output(ctx, r.scratch.Run, "tail", "-c", "65536", r.logPath())
 	if err != nil {
@@ -283,7 +283,7 @@ type replayResult struct {
 }
 
 // checkReplay compares the end of the recovery with the end of the archive.
-// PostgreSQL takes a segment that it can't read for the end of the WAL, and starts
+// PostgreSQL mistakes an unreadable segment for the end of the WAL, and starts
 // without an error.
 func (r *restoredServer) checkReplay(ctx context.Context, t target) (p replayResult, err error) {
 	log := r.recentLog(ctx)
@@ -321,8 +321,8 @@ func (r *restoredServer) stop(ctx context.Context) error {
 	return err
 }
 
-// A LogIntegrityError says how the tables of the log contradict each other, or that
-// messages of the backup are missing.
+// A LogIntegrityError lists the inconsistencies of the restored log, and the
+// messages of the backup that are missing from it.
 type LogIntegrityError struct{ Findings []string }
 
 func (e *LogIntegrityError) Error() string {

@@ -124,11 +124,11 @@ func compareRoomHeads(old, now io.Reader) (findings []string, err error) {
 func parseRoomHead(line string) (name string, head int64, err error) {
 	f := strings.Split(line, "\t")
 	if len(f) != 3 {
-		return "", 0, fmt.Errorf("%q is no line of a list of rooms", line)
+		return "", 0, fmt.Errorf("%q is not a line of a list of rooms", line)
 	}
 	head, err = strconv.ParseInt(f[2], 10, 64)
 	if err != nil {
-		return "", 0, fmt.Errorf("%q is no line of a list of rooms", line)
+		return "", 0, fmt.Errorf("%q is not a line of a list of rooms", line)
 	}
 	return f[0], head, nil
 }

@@ -264,10 +264,10 @@ func TestTheStatusOfTraefik(t *testing.T) {
 		old, new string
 		says     string
 	}{
-		"one router differs": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"app-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
-		"a router is gone":   {`"name":"ws@file"`, `"name":"other@file"`, "it knows 1 of 2 routers"},
-		"unknown service":    {`"service":"app-blue"`, `"service":"else"`, `a router leads to "else"`},
-		"other failover":     {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"live-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "lead to both colors"},
+		"one router differs": {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"app-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "route to both colors"},
+		"a router is gone":   {`"name":"ws@file"`, `"name":"other@file"`, "Traefik reports 1 of 2 routers"},
+		"unknown service":    {`"service":"app-blue"`, `"service":"else"`, `a router that routes to "else"`},
+		"other failover":     {`"service":"app-blue","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", `"service":"live-green","rule":"Host(` + "`chat.e2e.test`) \\u0026\\u0026 Path(", "route to both colors"},
 	} {
 		useTransport(t, func(url, query string) (int, string) {
 			status, text := all(url, query)
@@ -285,7 +285,7 @@ func TestTheStatusOfTraefik(t *testing.T) {
 		}
 	}
 	useTransport(t, func(string, string) (int, string) { return 0, "" })
-	if _, err := balancer.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "ask Traefik") {
+	if _, err := balancer.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "query Traefik") {
 		t.Error(err)
 	}
 }
@@ -314,7 +314,7 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 	if alerts, err := s.Metrics(c).Alerts(t.Context()); err != nil || len(alerts) != 1 || alerts[0].Name != "Watchdog" || alerts[0].Severity != "info" {
 		t.Errorf("%+v, %v", alerts, err)
 	}
-	for status, says := range map[int]string{0: "connection refused", 503: "ask Prometheus"} {
+	for status, says := range map[int]string{0: "connection refused", 503: "query Prometheus"} {
 		useTransport(t, func(string, string) (int, string) {
 			return status, `{"status":"error","errorType":"unavailable","error":"starting"}`
 		})

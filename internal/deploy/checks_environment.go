@@ -57,7 +57,7 @@ type diskSpace struct {
 func judgeDisks(disks []diskSpace) (string, error) {
 	for _, d := range disks {
 		if d.free < minFreeDiskBytes || d.free*100 < d.size*minFreeDiskPercent {
-			return "", fmt.Errorf("%s has %d MiB free, and needs %d %% and 2 GiB: `docker system df` shows what uses the space", d.path, d.free>>20, minFreeDiskPercent)
+			return "", fmt.Errorf("%s has %d MiB free, and needs %d%% and 2 GiB: `docker system df` shows what uses the space", d.path, d.free>>20, minFreeDiskPercent)
 		}
 	}
 	fullest := slices.MinFunc(disks, func(a, b diskSpace) int { return cmp.Compare(a.free, b.free) })
@@ -160,7 +160,7 @@ func (p *Preflight) dns(ctx context.Context, _ *checkInput) (string, error) {
 			}
 		}
 	}
-	return "", warningf("%s resolves to %v, no address of this host: that is right only behind a balancer or NAT", name, found)
+	return "", warningf("%s resolves to %v, none of which is an address of this host: that is correct only behind a balancer or NAT", name, found)
 }
 
 // metrics checks that Prometheus has the metrics of all live replicas, which a
@@ -173,7 +173,7 @@ func (p *Preflight) metrics(ctx context.Context, in *checkInput) (string, error)
 	}
 	window, err := p.Metrics.Window(ctx, live.Deployment, p.Settings.Window)
 	if err != nil {
-		return "", fmt.Errorf("errors, response time and memory can't be judged: %w; --without-metrics goes on with health checks alone", err)
+		return "", fmt.Errorf("errors, response time and memory can't be judged: %w; --without-metrics continues with health checks only", err)
 	}
 	if window.Replicas < live.Replicas {
 		return "", fmt.Errorf("Prometheus sees %d of %d live replicas", window.Replicas, live.Replicas)
@@ -203,9 +203,9 @@ func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error)
 		return "", err
 	}
 	if len(known.Data.ActiveAlertmanagers) == 0 {
-		return "", errors.New("Prometheus knows no Alertmanager")
+		return "", errors.New("Prometheus sends alerts to no Alertmanager")
 	}
-	return "Alertmanager is ready, and Prometheus knows it", nil
+	return "Alertmanager is ready, and Prometheus is connected to it", nil
 }
 
 // alerts checks that no critical alert fires. Alerts of severity info, such as the
@@ -231,7 +231,7 @@ func (p *Preflight) alerts(ctx context.Context, _ *checkInput) (string, error) {
 	if len(other) > 0 {
 		return "", warningf("firing: %s", joinDistinct(other))
 	}
-	return "none fires", nil
+	return "none firing", nil
 }
 
 // joinDistinct sorts the names and joins them without duplicates.
@@ -251,7 +251,7 @@ func (p *Preflight) recentErrors(ctx context.Context, in *checkInput) (string, e
 	if err != nil {
 		return "", err
 	}
-	text := fmt.Sprintf("%.2f %% of %.0f operations in %v failed with a server error", 100*window.ErrorRatio(), window.Operations, recentErrorsSpan)
+	text := fmt.Sprintf("%.2f%% of %.0f operations in %v failed with a server error", 100*window.ErrorRatio(), window.Operations, recentErrorsSpan)
 	if t := p.Settings.Triggers; window.Operations >= float64(t.ErrorSamples) && 100*window.ErrorRatio() > t.ErrorPercent {
 		return "", errors.New(text)
 	}
@@ -265,26 +265,26 @@ func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, err
 	}
 	out, err := p.Compose.migrate(ctx, in.image, "migrate", "-plan")
 	if err != nil {
-		return "", fmt.Errorf("ask the image for its migrations: %w", err)
+		return "", fmt.Errorf("read the migrations of the image: %w", err)
 	}
 	var pending []struct {
 		Name     string `json:"name"`
 		Breaking int64  `json:"breaking"`
 	}
 	if err := json.Unmarshal(out, &pending); err != nil {
-		return "", fmt.Errorf("ask the image for its migrations: %w", err)
+		return "", fmt.Errorf("read the migrations of the image: %w", err)
 	}
 	names := make([]string, 0, len(pending))
 	for _, m := range pending {
 		names = append(names, m.Name)
 		if m.Breaking > 0 {
-			return "", fmt.Errorf("%s does not only add: binaries built for a schema before %d stop serving, and a rollback is impossible", m.Name, m.Breaking)
+			return "", fmt.Errorf("%s is not additive: binaries built for a schema older than %d stop serving, and a rollback is impossible", m.Name, m.Breaking)
 		}
 	}
 	if len(names) == 0 {
 		return "none pending", nil
 	}
-	return strings.Join(names, ", ") + " pending; they only add", nil
+	return strings.Join(names, ", ") + " pending; all are additive", nil
 }
 
 // redis checks that the live replicas are connected to their broker.
@@ -310,11 +310,11 @@ func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) 
 	out, err := p.Compose.compose(ctx, quickLimit, nil, "exec", "-T", primary, "psql", "-U", "postgres", "-d", "postgres", "-Atc",
 		`SELECT count(*), coalesce(max(extract(epoch FROM replay_lag)), 0)::bigint FROM pg_stat_replication WHERE state = 'streaming'`)
 	if err != nil {
-		return "", fmt.Errorf("ask %s: %w", primary, err)
+		return "", fmt.Errorf("query %s: %w", primary, err)
 	}
 	var standbys, lag int64
 	if _, err := fmt.Sscanf(strings.TrimSpace(string(out)), "%d|%d", &standbys, &lag); err != nil {
-		return "", fmt.Errorf("ask %s: %q: %w", primary, out, err)
+		return "", fmt.Errorf("query %s: %q: %w", primary, out, err)
 	}
 	switch {
 	case standbys == 0:
@@ -332,7 +332,7 @@ func (p *Preflight) backup(ctx context.Context, _ *checkInput) (string, error) {
 		return "", err
 	}
 	if at == 0 {
-		return "", errors.New("no backup was ever verified: `switchyard backup` makes one, `switchyard backup verify` verifies it; Prometheus learns of it within half a minute")
+		return "", errors.New("no backup has been verified yet: `switchyard backup` makes one, `switchyard backup verify` verifies it; Prometheus sees it within half a minute")
 	}
 	age := p.Clock.Now().Sub(time.Unix(int64(at), 0)).Round(time.Minute)
 	if age > maxBackupAge {

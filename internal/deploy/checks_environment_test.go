@@ -32,7 +32,7 @@ func statusOf(err error) string {
 	return statusFail
 }
 
-// The numbers are those of docs/deploy.md: 10 % and 2 GiB.
+// The numbers are those of docs/deploy.md: 10% and 2 GiB.
 func TestADeployNeedsDiskSpace(t *testing.T) {
 	const mib, gib = 1 << 20, 1 << 30
 	for _, tt := range []struct {
@@ -43,7 +43,7 @@ func TestADeployNeedsDiskSpace(t *testing.T) {
 		{"plenty", diskSpace{"/", 50 * gib, 100 * gib}, statusOK},
 		{"both bounds", diskSpace{"/", 2 * gib, 20 * gib}, statusOK},
 		{"under 2 GiB", diskSpace{"/", 2*gib - mib, 10 * gib}, statusFail},
-		{"under 10 %", diskSpace{"/", 10*gib - mib, 100 * gib}, statusFail},
+		{"under 10%", diskSpace{"/", 10*gib - mib, 100 * gib}, statusFail},
 	} {
 		for _, disks := range [][]diskSpace{{tt.disk, {"/var", 500 * gib, 1000 * gib}}, {{"/var", 500 * gib, 1000 * gib}, tt.disk}} {
 			text, err := judgeDisks(disks)

@@ -75,7 +75,7 @@ func (p *Preflight) traefikFiles(ctx context.Context, in *checkInput) (string, e
 		return "", err
 	}
 	if got, err := os.ReadFile(t.activePath()); err != nil || !bytes.Equal(got, want) {
-		return "", errors.Join(fmt.Errorf("active.yml differs from %s.yml: `switchyard switch %s` writes it anew", in.route.Live, in.route.Live), err)
+		return "", errors.Join(fmt.Errorf("active.yml differs from %s.yml: `switchyard switch %s` rewrites it", in.route.Live, in.route.Live), err)
 	}
 	s, err := t.Status(ctx)
 	if err != nil {
@@ -168,7 +168,7 @@ func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, er
 	// A drain leaves a fifth of the rate to other clients that connect.
 	need := time.Duration(float64(clients) / (0.8 * rate * float64(replicas)) * float64(time.Second)).Round(time.Millisecond)
 	if need > budget["DRAIN_TIMEOUT"] {
-		return "", fmt.Errorf("%d clients take %v to move at 80 %% of MAX_HANDSHAKE_RATE, over DRAIN_TIMEOUT %v", clients, need, budget["DRAIN_TIMEOUT"])
+		return "", fmt.Errorf("%d clients take %v to move at 80%% of MAX_HANDSHAKE_RATE, over DRAIN_TIMEOUT %v", clients, need, budget["DRAIN_TIMEOUT"])
 	}
 	return fmt.Sprintf("%d clients move within DRAIN_WINDOW %v; stopping waits %v", clients, budget["DRAIN_WINDOW"], grace), nil
 }

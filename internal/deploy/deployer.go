@@ -28,9 +28,9 @@ type Deployer struct {
 	Settings Settings
 	// Preflight, if set, returns an error if a deploy of the image must not begin.
 	Preflight func(ctx context.Context, image Image) error
-	// WithoutMetrics deploys although there are no metrics.
+	// WithoutMetrics deploys even if there are no metrics.
 	WithoutMetrics bool
-	// AllowRedeploy deploys an image although it is live already.
+	// AllowRedeploy deploys an image even if it is live already.
 	AllowRedeploy bool
 	// Report, if set, receives each event.
 	Report func(Event)
@@ -150,7 +150,7 @@ func (d *Deployer) begin(ctx context.Context, ref string) (*Journal, error) {
 		return nil, err
 	}
 	if d.Preflight != nil {
-		d.report("preflight", "begin", "is everything as a deploy needs it?")
+		d.report("preflight", "begin", "check that a deploy can begin")
 		if err := d.Preflight(ctx, j.Image); err != nil {
 			return nil, &RefusedError{err}
 		}
@@ -171,7 +171,7 @@ func (d *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error)
 	}
 	route, err := d.Deps.Traffic.Route(ctx)
 	if err != nil {
-		return nil, &RefusedError{fmt.Errorf("%w; `switchyard status` shows what Traefik serves, `switchyard switch COLOR` writes the file anew", err)}
+		return nil, &RefusedError{fmt.Errorf("%w; `switchyard status` shows what Traefik serves, `switchyard switch COLOR` rewrites the file", err)}
 	}
 	snapshot, err := d.Deps.Containers.Inspect(ctx)
 	if err != nil {
@@ -244,9 +244,9 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
-// finishOrRollBack ends the deploy by the result err of its steps: it records the
-// deploy if err is nil, leaves it unfinished if the command was interrupted or the
-// state is unknown, and else rolls it back.
+// finishOrRollBack ends the deploy according to err, the result of its steps: it
+// records the deploy if err is nil, leaves it unfinished if the command was interrupted or the
+// state is unknown, and otherwise rolls it back.
 func (d *Deployer) finishOrRollBack(ctx context.Context, j *Journal, err error) (HistoryEntry, error) {
 	if err == nil {
 		e := d.historyEntry(j, Deployed, j.To)
@@ -290,7 +290,7 @@ func (d *Deployer) unfinished(ctx context.Context, j *Journal, step string, err 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	u := &UnfinishedError{Step: step, Err: err, Next: fmt.Sprintf("`switchyard deploy %s` continues, `switchyard rollback` takes it back", j.Image.Ref)}
+	u := &UnfinishedError{Step: step, Err: err, Next: fmt.Sprintf("`switchyard deploy %s` continues it, `switchyard rollback` rolls it back", j.Image.Ref)}
 	if j.RollingBack {
 		u.Next = "`switchyard rollback` continues the rollback"
 	}
@@ -316,6 +316,6 @@ func (d *Deployer) historyEntry(j *Journal, o Outcome, live Color) HistoryEntry 
 func (d *Deployer) notify(ctx context.Context, n Notification) {
 	n.At = d.Deps.Clock.Now().UTC()
 	if err := d.Deps.Records.Notify(ctx, n); err != nil {
-		d.report("", "warn", "the notification did not arrive: %v", err)
+		d.report("", "warn", "the notification could not be sent: %v", err)
 	}
 }

@@ -135,7 +135,8 @@ func (jd *judge) triggerUnlessShared(t Trigger, reason string, at time.Time) err
 		sharedFaults = append(sharedFaults, jd.oldSlow)
 	}
 	for _, old := range sharedFaults {
-		// Metrics reach back one window, and are scraped with a delay: two windows.
+		// Metrics reach back one window and are scraped with a delay, so a fault counts
+		// for two windows.
 		if !old.at.IsZero() && at.Sub(old.at) <= 2*jd.settings.Window {
 			jd.suppress(t, reason, old.reason)
 			return nil
@@ -164,7 +165,7 @@ func (jd *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
 	}
 	t := jd.settings.Triggers
 	if new.Operations >= float64(t.ErrorSamples) && 100*new.ErrorRatio() > t.ErrorPercent {
-		reason := fmt.Sprintf("%.1f %% of %.0f operations failed with a server error, over %v %%", 100*new.ErrorRatio(), new.Operations, t.ErrorPercent)
+		reason := fmt.Sprintf("%.1f%% of %.0f operations failed with a server error, over %v%%", 100*new.ErrorRatio(), new.Operations, t.ErrorPercent)
 		if err := jd.triggerUnlessShared(TriggerErrors, reason, at); err != nil {
 			return err
 		}
@@ -182,9 +183,9 @@ func (jd *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
 		}
 	}
 	if share := 100 * new.Memory; share > t.MemoryPercent {
-		reason := fmt.Sprintf("a replica uses %.0f %% of its memory limit, over %v %%", share, t.MemoryPercent)
+		reason := fmt.Sprintf("a replica uses %.0f%% of its memory limit, over %v%%", share, t.MemoryPercent)
 		if 100*old.Memory > t.MemoryPercent {
-			jd.suppress(TriggerMemory, reason, fmt.Sprintf("%.0f %%", 100*old.Memory))
+			jd.suppress(TriggerMemory, reason, fmt.Sprintf("%.0f%%", 100*old.Memory))
 			return nil
 		}
 		return jd.triggerIfEnabled(TriggerMemory, reason)
@@ -221,7 +222,7 @@ func (jd *judge) judgeOldWindow(old MetricsWindow) (fault, slow string) {
 	case old.StoreFailed > 0:
 		fault = fmt.Sprintf("the log refused %.0f of its publications", old.StoreFailed)
 	case old.Operations >= float64(t.ErrorSamples) && 100*old.ErrorRatio() > t.ErrorPercent:
-		fault = fmt.Sprintf("%.1f %% of its operations failed", 100*old.ErrorRatio())
+		fault = fmt.Sprintf("%.1f%% of its operations failed", 100*old.ErrorRatio())
 	}
 	switch {
 	case old.Publishes >= float64(t.SlowSamples) && old.P95 > bound:
@@ -243,7 +244,7 @@ func (jd *judge) judgeReturned(now int, at time.Time) error {
 	if jd.enoughClients(now) {
 		return nil
 	}
-	return jd.triggerUnlessShared(TriggerSessions, fmt.Sprintf("%d of %d clients are connected %v after the move, fewer than %v %%",
+	return jd.triggerUnlessShared(TriggerSessions, fmt.Sprintf("%d of %d clients are connected %v after the move, fewer than %v%%",
 		now, jd.journal.ClientsBeforeMove, jd.settings.Triggers.ReturnGrace, jd.settings.Triggers.ReturnPercent), at)
 }
 

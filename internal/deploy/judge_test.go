@@ -120,12 +120,12 @@ func TestTheBoundsOfAWindow(t *testing.T) {
 		change  func(*judge)
 		want    Trigger
 	}{
-		"5 % errors":                   {windows: []MetricsWindow{{Operations: 1000, Errors: 50}}},
-		"5.1 % errors":                 {windows: []MetricsWindow{{Operations: 1000, Errors: 51}}, want: TriggerErrors},
+		"5% errors":                    {windows: []MetricsWindow{{Operations: 1000, Errors: 50}}},
+		"5.1% errors":                  {windows: []MetricsWindow{{Operations: 1000, Errors: 51}}, want: TriggerErrors},
 		"all of 19 operations fail":    {windows: []MetricsWindow{{Operations: 19, Errors: 19}}},
 		"all of 20 operations fail":    {windows: []MetricsWindow{{Operations: 20, Errors: 20}}, want: TriggerErrors},
-		"90 % of the memory":           {windows: []MetricsWindow{{Memory: .9}}},
-		"91 % of the memory":           {windows: []MetricsWindow{{Memory: .91}}, want: TriggerMemory},
+		"90% of the memory":            {windows: []MetricsWindow{{Memory: .9}}},
+		"91% of the memory":            {windows: []MetricsWindow{{Memory: .91}}, want: TriggerMemory},
 		"one slow window":              {windows: []MetricsWindow{slow}},
 		"two slow windows":             {windows: []MetricsWindow{slow, slow}, want: TriggerSlow},
 		"a fast window between":        {windows: []MetricsWindow{slow, {Publishes: 100, P95: time.Millisecond}, slow}},
@@ -196,7 +196,7 @@ func TestADrainedColorStillShowsSharedFaults(t *testing.T) {
 	}
 }
 
-// Fewer than 90 % of the clients after the move fire.
+// Fewer than 90% of the clients after the move fire.
 func TestTheBoundOfReturnedClients(t *testing.T) {
 	for clients, want := range map[int]Trigger{1000: "", 900: "", 899: TriggerSessions} {
 		if got := firedTrigger(t, testJudge().judgeReturned(clients, judgeEpoch)); got != want {

@@ -246,5 +246,5 @@ func (d *Deployer) requireNoDeploy() error {
 
 // refuseUnfinished returns the error of a command that an unfinished deploy blocks.
 func (d *Deployer) refuseUnfinished(j *Journal) error {
-	return &RefusedError{fmt.Errorf("a deploy of %s is unfinished: continue it with `switchyard deploy %s`, or take it back with `switchyard rollback`", j.Image.Ref, j.Image.Ref)}
+	return &RefusedError{fmt.Errorf("a deploy of %s is unfinished: continue it with `switchyard deploy %s`, or roll it back with `switchyard rollback`", j.Image.Ref, j.Image.Ref)}
 }

@@ -30,7 +30,7 @@ func (d *Deployer) Plan(ctx context.Context, ref string) (*Plan, error) {
 		if j, err = d.planDeploy(ctx, ref); err != nil {
 			return nil, err
 		}
-		p.Steps = append(p.Steps, "preflight: is everything as a deploy needs it?")
+		p.Steps = append(p.Steps, "preflight: check that a deploy can begin")
 	} else {
 		if j.Image.Ref != ref || j.RollingBack {
 			return nil, d.requireNoDeploy()

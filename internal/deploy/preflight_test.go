@@ -34,7 +34,7 @@ func TestPreflightOfAHealthyStack(t *testing.T) {
 	want := map[string]string{
 		"compose": "is valid, 13 services", "traefik": "the files agree, and Traefik routes to blue", "components": "services run and are healthy",
 		"live": "3 replicas of blue serve", "memory": "MiB available, the live color uses", "metrics": "sees all 3 live replicas",
-		"alerting": "Alertmanager is ready", "alerts": "none fires", "errors": "0.00 % of 1741 operations", "migrations": "none pending",
+		"alerting": "Alertmanager is ready", "alerts": "none firing", "errors": "0.00% of 1741 operations", "migrations": "none pending",
 		"redis": "3 replicas are connected", "replica": "1 standbys follow postgres", "backup": "verified 1h0m0s ago", "drain": "stopping waits 1m35s", "nofile": "enough for",
 	}
 	for _, c := range all {
@@ -61,14 +61,14 @@ func TestPreflightReportsFailures(t *testing.T) {
 		"bad compose":   {outputs: dockerOutputs{"config --format json": "Error: services.x: no such key\n"}, want: CheckResult{"compose", statusFail, "no such key"}},
 		"one is down":   {outputs: dockerOutputs{"inspect --type container": dead}, want: CheckResult{"components", statusFail, "alertmanager does not run (exit code 0)"}},
 		"all are down":  {outputs: dockerOutputs{"inspect --type container": stopped}, want: CheckResult{"live", statusFail, "`docker compose up -d` starts it"}},
-		"breaking":      {outputs: dockerOutputs{"run --rm": `[{"name":"0009_drop","breaking":9}]`}, want: CheckResult{"migrations", statusFail, "0009_drop does not only add"}},
-		"adding":        {outputs: dockerOutputs{"run --rm": `[{"name":"0009_add","breaking":0}]`}, want: CheckResult{"migrations", statusOK, "0009_add pending; they only add"}},
+		"breaking":      {outputs: dockerOutputs{"run --rm": `[{"name":"0009_drop","breaking":9}]`}, want: CheckResult{"migrations", statusFail, "0009_drop is not additive"}},
+		"adding":        {outputs: dockerOutputs{"run --rm": `[{"name":"0009_add","breaking":0}]`}, want: CheckResult{"migrations", statusOK, "0009_add pending; all are additive"}},
 		"no standby":    {outputs: dockerOutputs{"psql": "0|0\n"}, want: CheckResult{"replica", statusFail, "no standby follows postgres"}},
 		"lagging":       {outputs: dockerOutputs{"psql": "1|31\n"}, want: CheckResult{"replica", statusFail, "31 s behind"}},
 		"short grace":   {outputs: dockerOutputs{"config --format json": strings.ReplaceAll(recorded(t, "config.json"), "1m35s", "1m0s")}, want: CheckResult{"drain", statusFail, "needs 30 s more"}},
 		"critical":      {change: withReplaced(`"severity":"info"`, `"severity":"critical"`), want: CheckResult{"alerts", statusFail, "firing: Watchdog"}},
 		"few seen":      {change: withReplaced(third, ""), want: CheckResult{"metrics", statusFail, "sees 2 of 3 live replicas"}},
-		"no Prometheus": {change: withoutPort("9090"), want: CheckResult{"metrics", statusFail, "--without-metrics goes on"}},
+		"no Prometheus": {change: withoutPort("9090"), want: CheckResult{"metrics", statusFail, "--without-metrics continues"}},
 		"no metrics":    {change: withoutPort("9090"), withoutMetrics: true, want: CheckResult{"metrics", statusWarn, "ignored: "}},
 		"none ready":    {change: withReplaced(`"status":"ready"`, `"status":"unready"`), want: CheckResult{"live", statusFail, "0 of 3 replicas of blue serve"}},
 		"broker":        {change: withReplaced(`"broker":"up"`, `"broker":"down"`), want: CheckResult{"redis", statusFail, "the broker is down"}},

@@ -67,7 +67,7 @@ func (p *Prometheus) newQuery(ctx context.Context, deployment string, span time.
 	}
 	client, err := api.NewClient(api.Config{Address: address, RoundTripper: containerClient.Transport})
 	if err != nil {
-		return promQuery{}, fmt.Errorf("ask Prometheus: %w", err)
+		return promQuery{}, fmt.Errorf("query Prometheus: %w", err)
 	}
 	return promQuery{prom.NewAPI(client), deployment, fmt.Sprintf("%ds", int(span.Seconds())), time.Now()}, nil
 }
@@ -138,11 +138,11 @@ func (q promQuery) vector(ctx context.Context, query string) (pm.Vector, error) 
 	defer cancel()
 	value, _, _, err := q.api.Query(ctx, query, q.at)
 	if err != nil {
-		return nil, fmt.Errorf("ask Prometheus: %w", err)
+		return nil, fmt.Errorf("query Prometheus: %w", err)
 	}
 	v, ok := value.(pm.Vector)
 	if !ok {
-		return nil, fmt.Errorf("ask Prometheus: the result is a %s, not a vector", value.Type())
+		return nil, fmt.Errorf("query Prometheus: the result is a %s, not a vector", value.Type())
 	}
 	return v, nil
 }

@@ -9,8 +9,8 @@ import (
 )
 
 // runRollback rolls the deploy back. finishOrRollBack calls it when a step failed,
-// Deploy and Rollback when the decision is recorded. The old color serves again,
-// new connections go to it, the bad color's diagnostics are saved, its clients are
+// Deploy and Rollback when the journal says RollingBack. The old color serves again,
+// new connections go to it, the new color's diagnostics are saved, its clients are
 // moved, and it is stopped. Each part first checks what is done already: a rollback
 // can be interrupted anywhere and run again.
 func (d *Deployer) runRollback(ctx context.Context, j *Journal) (HistoryEntry, error) {
@@ -45,7 +45,7 @@ func (d *Deployer) runRollback(ctx context.Context, j *Journal) (HistoryEntry, e
 	return e, &RolledBackError{e}
 }
 
-// saveDiagnostics saves the logs, metrics and state of the bad color, once. A failure does not stop
+// saveDiagnostics saves the logs, metrics and state of the new color, once. A failure does not stop
 // the rollback.
 func (d *Deployer) saveDiagnostics(ctx context.Context, j *Journal) {
 	if j.DiagnosticsDir != "" {
@@ -116,7 +116,7 @@ func (d *Deployer) routeToOldColor(ctx context.Context, j *Journal) error {
 	return d.setRoute(ctx, want)
 }
 
-// drainNewColor moves the bad color's clients away. It does not wait for a color
+// drainNewColor moves the new color's clients away. It does not wait for a color
 // that is too broken to be drained: the clients reconnect when it is stopped.
 func (d *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
 	limit := d.Deps.Clock.Now().Add(d.Settings.DrainLimit)
@@ -177,8 +177,8 @@ func (d *Deployer) stuck(ctx context.Context, j *Journal, err error) error {
 	return &StuckError{Reason: err.Error(), Remedy: "fix it and run `switchyard rollback` again"}
 }
 
-// Rollback continues a rollback, or rolls back the unfinished deploy or else the last
-// one.
+// Rollback continues an interrupted rollback. Otherwise it rolls back the unfinished
+// deploy, or the last one if there is none.
 func (d *Deployer) Rollback(ctx context.Context) (HistoryEntry, error) {
 	j, err := d.State.Current()
 	if err != nil {

@@ -27,7 +27,7 @@ type Route struct {
 
 func (r Route) String() string {
 	if r.SharePercent > 0 {
-		return fmt.Sprintf("%s, %d %% to %s", r.Live, r.SharePercent, r.Live.Other())
+		return fmt.Sprintf("%s, %d%% to %s", r.Live, r.SharePercent, r.Live.Other())
 	}
 	return string(r.Live)
 }

@@ -144,11 +144,11 @@ func FuzzParseRoute(f *testing.F) {
 	})
 }
 
-// A color's file that leads to the other color does not become active.yml.
+// A color's file that routes to the other color does not become active.yml.
 func TestAColorFileForTheOtherColorIsRefused(t *testing.T) {
 	f := newTraefik(t)
 	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(f.Dir, "green.yml"))
-	if err := f.SetRoute(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must lead to live-green") {
+	if err := f.SetRoute(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must route to live-green") {
 		t.Error(err)
 	}
 	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {
@@ -166,8 +166,8 @@ func TestAColorFileWithUnknownServicesIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, text := range map[string]string{
-		"green.yml leads to live-green, which": strings.ReplaceAll(string(text), "    live-green:", "    live-other:"),
-		"services.yml: ":                       "http: [",
+		"green.yml routes to live-green, which": strings.ReplaceAll(string(text), "    live-green:", "    live-other:"),
+		"services.yml: ":                        "http: [",
 	} {
 		if err := os.WriteFile(list, []byte(text), 0o644); err != nil {
 			t.Fatal(err)

@@ -53,7 +53,7 @@ func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 		err = d.grow(ctx, scaler, l, before)
 	}
 	if err != nil {
-		return HistoryEntry{}, &UnfinishedError{Step: "scale", Live: route.Live, Err: err, Next: fmt.Sprintf("`switchyard scale %d` continues, `switchyard scale %d` takes it back", n, before)}
+		return HistoryEntry{}, &UnfinishedError{Step: "scale", Live: route.Live, Err: err, Next: fmt.Sprintf("`switchyard scale %d` continues, `switchyard scale %d` undoes it", n, before)}
 	}
 	e := HistoryEntry{
 		ID: began.Format("20060102T150405Z") + "-scale", Outcome: Scaled, Color: route.Live, Image: l.Image, Started: began, Ended: d.Deps.Clock.Now().UTC(),
@@ -63,8 +63,8 @@ func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 }
 
 // grow starts the missing replicas, and adds them to the balancer once they serve:
-// the balancer takes a new server for up until its first health check, and would
-// send users to a replica that is not ready. A killed command may have started the
+// the balancer assumes that a new server is up until its first health check, and
+// would send users to a replica that is not ready. A killed command may have started the
 // replicas already.
 func (d *Deployer) grow(ctx context.Context, scaler Scaler, spec ColorSpec, before int) error {
 	if spec.Replicas > before {
@@ -134,8 +134,8 @@ func (d *Deployer) drainAndWait(ctx context.Context, step string, c Color, repli
 	}
 }
 
-// findReplicas finds the replicas by the name of their color, or one by its own
-// name.
+// findReplicas returns all replicas of the color with this name, or the one replica
+// with this name.
 func findReplicas(s Snapshot, name string) (c Color, replicas []string, err error) {
 	if c, err := ParseColor(name); err == nil {
 		all := s.runningNames(c, func(Replica) bool { return true })
@@ -180,7 +180,7 @@ func (d *Deployer) Drain(ctx context.Context, name string) error {
 	}
 	if err := d.drainAndWait(ctx, "drain", c, replicas, scope); err != nil {
 		if ctx.Err() != nil {
-			err = errors.Join(ctx.Err(), errors.New("the drain continues by itself; `switchyard undrain` takes it back"))
+			err = errors.Join(ctx.Err(), errors.New("the drain continues in the background; `switchyard undrain` cancels it"))
 		}
 		return err
 	}

@@ -90,7 +90,7 @@ func TestDrainingByHand(t *testing.T) {
 }
 
 // A truncated active.yml leaves the balancer without routers. A switch writes the
-// file anew, and so does the rollback of a deploy in its watch.
+// file again, and so does the rollback of a deploy in its watch.
 func TestABrokenRouteIsRewritten(t *testing.T) {
 	env := newModelEnv(t)
 	d := env.deployer(stateFolder(t))
@@ -146,7 +146,7 @@ func TestThePlanListsTheStepsOfADeploy(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := plan.String()
-	for _, says := range []string{"v2 (id-v2) would go to green, 3 replicas; blue is live", "1. preflight", "send 10 % of new connections to green", "move all clients from blue to green"} {
+	for _, says := range []string{"v2 (id-v2) would go to green, 3 replicas; blue is live", "1. preflight", "send 10% of new connections to green", "move all clients from blue to green"} {
 		if !strings.Contains(text, says) {
 			t.Errorf("the plan does not say %q:\n%s", says, text)
 		}

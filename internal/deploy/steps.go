@@ -44,14 +44,14 @@ func (d *Deployer) steps(j *Journal, jd *judge) []step {
 		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), d.undrainIfStarted(j), func(ctx context.Context) (string, error) {
 			return "", d.Deps.Containers.Start(ctx, j.spec())
 		}},
-		{"ready", "wait until all of them are ready, by their own account and Traefik's", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j, true) }},
+		{"ready", "wait until all of them report that they are ready and Traefik agrees", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j, true) }},
 		{"smoke", "join, publish, receive and resume on each of them", beforeSwitch("smoke"), func(ctx context.Context) (string, error) { return "", d.smokeTest(ctx, j) }},
 		{"baseline", fmt.Sprintf("measure %s over the last %v", j.From, s.Baseline), beforeSwitch("baseline"), func(ctx context.Context) (string, error) { return d.measureBaseline(ctx, j) }},
 	}
 	for _, percent := range s.SharePercents {
 		name := fmt.Sprintf("canary %d%%", percent)
 		all = append(all, step{
-			name, fmt.Sprintf("send %d %% of new connections to %s and watch for %v", percent, j.To, s.ShareWatch), beforeSwitch(name),
+			name, fmt.Sprintf("send %d%% of new connections to %s and watch for %v", percent, j.To, s.ShareWatch), beforeSwitch(name),
 			func(ctx context.Context) (string, error) { return d.runTrafficShare(ctx, j, jd, name, percent) },
 		})
 	}
@@ -70,7 +70,7 @@ func (d *Deployer) steps(j *Journal, jd *judge) []step {
 	)
 }
 
-// inspect inspects the containers. It retries a few times, because an engine under
+// inspect inspects the containers. It retries a few times, because Docker under
 // load may not answer at once.
 func (d *Deployer) inspect(ctx context.Context) (Snapshot, error) {
 	var err error
@@ -183,7 +183,7 @@ func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 
 // measureBaseline measures the old color before the deploy affects it.
 func (d *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, error) {
-	floor := fmt.Sprintf("a p95 counts as slow above %v only", d.Settings.Triggers.ResponseFloor)
+	floor := fmt.Sprintf("only a p95 above %v counts as slow", d.Settings.Triggers.ResponseFloor)
 	if j.firstDeploy() {
 		return j.addNote("first deploy, no version to compare with: " + floor), nil
 	}
@@ -200,7 +200,7 @@ func (d *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, err
 		return j.addNote(fmt.Sprintf("%.0f publishes in %v are too few for a baseline: %s", w.Publishes, d.Settings.Baseline, floor)), nil
 	}
 	j.Baseline = &w
-	return fmt.Sprintf("p95 %v, %.2f %% server errors, %.0f operations", w.P95.Round(100*time.Microsecond), 100*w.ErrorRatio(), w.Operations), nil
+	return fmt.Sprintf("p95 %v, %.2f%% server errors, %.0f operations", w.P95.Round(100*time.Microsecond), 100*w.ErrorRatio(), w.Operations), nil
 }
 
 // addNote adds a note for the operator, once, and returns it.

@@ -56,7 +56,7 @@ func (t *Traefik) render(r Route) ([]byte, error) {
 		return nil, fmt.Errorf("write the route: %w", err)
 	}
 	if got, err := ParseRoute(text); err != nil || got != (Route{Live: r.Live}) {
-		return nil, errors.Join(fmt.Errorf("%s must lead to %s", path, r.Live.failoverService()), err)
+		return nil, errors.Join(fmt.Errorf("%s must route to %s", path, r.Live.failoverService()), err)
 	}
 	if err := t.checkServices(path, text); err != nil {
 		return nil, err
@@ -93,13 +93,13 @@ func (t *Traefik) checkServices(path string, text []byte) error {
 			continue
 		}
 		if _, there := file.HTTP.Services[name]; !there {
-			return fmt.Errorf("%s leads to %s, which %s does not have: both files must be of the same release", path, router.Service, list)
+			return fmt.Errorf("%s routes to %s, which %s does not have: both files must be of the same release", path, router.Service, list)
 		}
 	}
 	return nil
 }
 
-// routerNames returns the names of the users' routers, from blue.yml. Other files
+// routerNames returns the names of the routers for user traffic, from blue.yml. Other files
 // may have routers to a color, too, for operators.
 func (t *Traefik) routerNames() (map[string]bool, error) {
 	text, err := os.ReadFile(filepath.Join(t.Dir, string(Blue)+".yml"))
@@ -127,7 +127,7 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 	}
 	var routers []struct{ Name, Service, Status string }
 	if err := fetchJSON(ctx, containerClient, api+"/api/http/routers?per_page=1000", &routers); err != nil {
-		return BalancerStatus{}, fmt.Errorf("ask Traefik: %w", err)
+		return BalancerStatus{}, fmt.Errorf("query Traefik: %w", err)
 	}
 	var services []struct {
 		Name         string
@@ -135,7 +135,7 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 		Weighted     struct{ Services []weightedService }
 	}
 	if err := fetchJSON(ctx, containerClient, api+"/api/http/services?per_page=1000", &services); err != nil {
-		return BalancerStatus{}, fmt.Errorf("ask Traefik: %w", err)
+		return BalancerStatus{}, fmt.Errorf("query Traefik: %w", err)
 	}
 	out := BalancerStatus{ServersUp: map[Color]int{}}
 	var weighted []weightedService
@@ -166,20 +166,20 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 		case err != nil:
 			return out, err
 		case r.Status != "enabled":
-			return out, fmt.Errorf("ask Traefik: its router %s is %s", name, r.Status)
+			return out, fmt.Errorf("Traefik reports that its router %s is %s", name, r.Status)
 		case seen > 0 && here != out.Route:
-			return out, errors.New("ask Traefik: its routers lead to both colors")
+			return out, errors.New("Traefik reports that its routers route to both colors")
 		}
 		out.Route = here
 		seen++
 	}
 	if seen < len(names) {
-		return out, fmt.Errorf("ask Traefik: it knows %d of %d routers", seen, len(names))
+		return out, fmt.Errorf("Traefik reports %d of %d routers", seen, len(names))
 	}
 	return out, nil
 }
 
-// routeOfService returns the route of a router of Traefik by its service.
+// routeOfService returns the route that a Traefik router with this service follows.
 func routeOfService(service string, weighted []weightedService) (Route, error) {
 	if c, ok := colorOfService(service); ok {
 		return Route{Live: c}, nil
@@ -187,7 +187,7 @@ func routeOfService(service string, weighted []weightedService) (Route, error) {
 	if name, _, _ := strings.Cut(service, "@"); name == splitService {
 		return weightedRoute(weighted)
 	}
-	return Route{}, fmt.Errorf("ask Traefik: a router leads to %q", service)
+	return Route{}, fmt.Errorf("Traefik reports a router that routes to %q", service)
 }
 
 // replicaInURL matches the name and the number of a replica in a server's address.
@@ -237,7 +237,7 @@ func withServers(text []byte, c Color, n int) ([]byte, error) {
 	from := servers.Content[0].Line
 	for i, server := range servers.Content {
 		if servers.Style&yaml.FlowStyle != 0 || server.Line != from+i {
-			return nil, fmt.Errorf("the servers of %s must be on consecutive lines, a line each", c.traefikService())
+			return nil, fmt.Errorf("the servers of %s must be on consecutive lines, one per line", c.traefikService())
 		}
 	}
 	var out bytes.Buffer

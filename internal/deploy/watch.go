@@ -89,6 +89,6 @@ func (w *watcher) summary() string {
 	if w.windows == 0 {
 		return "healthy; no window of metrics was complete"
 	}
-	return fmt.Sprintf("%d windows; in the last one p95 %v, %.2f %% server errors, memory %.0f %%",
+	return fmt.Sprintf("%d windows; in the last one p95 %v, %.2f%% server errors, memory %.0f%%",
 		w.windows, w.last.P95.Round(100*time.Microsecond), 100*w.last.ErrorRatio(), 100*w.last.Memory)
 }

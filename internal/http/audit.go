@@ -24,9 +24,9 @@ const (
 	auditHost    = "host_refused"
 	auditRight   = "right_refused"
 	auditLimit   = "limit_reached"
-	auditRemoved = "user_removed"
+	auditRemoved = "user_removed" // a ban; the name is older, and stays
 	auditDrain   = "drain_begun"
-	auditUndrain = "drain_taken_back"
+	auditUndrain = "drain_taken_back" // the name is older, and stays
 )
 
 var auditEvents = []string{auditToken, auditKey, auditOrigin, auditHost, auditRight, auditLimit, auditRemoved, auditDrain, auditUndrain}
@@ -64,7 +64,7 @@ type auditLine struct {
 	Actor string `json:"who,omitempty"`
 	// From is the client's address.
 	From string `json:"from,omitempty"`
-	// Subject is the request, or the user that was removed.
+	// Subject is the request, or the banned user.
 	Subject string `json:"what,omitempty"`
 	// Given is the refused origin or host.
 	Given     string `json:"given,omitempty"`
@@ -101,7 +101,7 @@ type auditor struct {
 	mu             sync.Mutex
 	second         int64 // the second that the counts below are for
 	samples        map[auditLine]sampleCount
-	writtenByEvent map[string]int // by event
+	writtenByEvent map[string]int // lines written in this second, by event
 	overflow       map[string]int // lines beyond maxAuditSamples, by event
 }
 

@@ -22,7 +22,7 @@ const (
 	// closeTimeout bounds a close handshake, and the flush before it.
 	closeTimeout = 5 * time.Second
 	// lingerTimeout and lingerBytes bound how much is read and discarded after a
-	// close frame of ours. The kernel answers a close with unread bytes by a reset,
+	// close frame of ours. If unread bytes are left at the close, the kernel sends a reset,
 	// and the client would never see the close frame (RFC 9112 §9.6 describes the
 	// same for HTTP).
 	lingerTimeout = time.Second
@@ -211,8 +211,8 @@ func (c *conn) addQueued(n int) {
 	c.totalQueued.Add(int64(n))
 }
 
-// closeSlow replaces all frames that were not begun by a close frame. A frame that
-// was written in part must still leave whole: the client would read a close frame
+// closeSlow drops all frames of which nothing was written yet, and queues a close
+// frame instead. A frame that was written in part must still be sent completely: the client would read a close frame
 // in the middle of a message as part of it. The dropped frames are not lost, since
 // the client resumes from the log. Caller holds mu.
 func (c *conn) closeSlow() {
@@ -220,7 +220,7 @@ func (c *conn) closeSlow() {
 	c.queueClose(protocol.CloseSlow)
 }
 
-// dropQueue drops the frames that were not begun. Caller holds mu.
+// dropQueue drops the frames of which nothing was written yet. Caller holds mu.
 func (c *conn) dropQueue() {
 	for _, f := range c.queue {
 		c.addQueued(-len(f))

@@ -44,7 +44,7 @@ const (
 	minCloseBatch  = 40
 	// nodesGoneWaves is the number of waves that a drain waits after the last other
 	// node has disappeared. It is twice the time after which a silent node is
-	// dropped. If there was no other node since the beginning, the drain waits for
+	// dropped. If the drain has seen no other node at all, it waits only for
 	// noNodesWaves, because a node may be starting.
 	nodesGoneWaves = 10
 	noNodesWaves   = 3
@@ -154,7 +154,7 @@ func (s *Server) Undrain() bool {
 	s.drain = nil
 	s.metrics.drainEnded()
 	s.mu.Unlock()
-	<-d.done                                                             // bounded: loop waits only with its context, or for the sessions' Save
+	<-d.done                                                             // bounded: loop waits only until its context ends, or for Sessions.Save
 	s.openSockets.each(func(sock *socket) { sock.moveAskedAt.Store(0) }) // the next drain asks them again
 	s.audit.record(&auditLine{Event: auditUndrain, Subject: string(d.scope), Reason: d.reason})
 	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.currentProgress())

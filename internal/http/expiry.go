@@ -11,7 +11,7 @@ const (
 	// expiryTick is how late a connection may be closed after its token expired.
 	expiryTick = 250 * time.Millisecond
 	// expirySlots is the size of the wheel: one turn takes 256 s, and a connection
-	// with a longer token is visited once a turn.
+	// whose token lives longer is visited once a turn.
 	expirySlots = 1024
 )
 

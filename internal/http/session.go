@@ -50,12 +50,12 @@ type connectionSession struct {
 	// rejoinRooms means that the client relies on the session for its rooms
 	// (rooms=1), so that each change of them is saved soon.
 	rejoinRooms   bool
-	fromOtherNode bool // another node owned the session before; static
+	fromOtherNode bool // another node owned the session before; set by attachSession, then never changed
 	// roomsToRejoin are the rooms of a resumed session. They belong to readLoop.
 	roomsToRejoin []message.RoomPosition
-	// upToDate means that the client's rooms are those of the session: at once for
-	// a new session, and for a resumed one when the client is live in all its
-	// rooms.
+	// upToDate means that the client's rooms are those of the session. It is
+	// set at once for a new session, and for a resumed one when the client is live
+	// in all its rooms.
 	upToDate atomic.Bool
 
 	// mu protects the fields below.
@@ -133,7 +133,7 @@ func (sock *socket) rejoin() {
 	}
 }
 
-// pingSent marks the frames that were sent before the ping with this counter. The
+// pingSent records which frames were sent before the ping that has this counter. The
 // heartbeat calls it just before it sends the ping.
 func (sock *socket) pingSent(counter uint64) {
 	// identified is checked first: before it is set, the reader may be setting
@@ -192,8 +192,8 @@ func (sock *socket) isUnsaved() bool {
 	return !sock.session.saved && !sock.session.released && !sock.session.detached
 }
 
-// deferMove reports whether the client waits for the next wave of a drain, until
-// its session is saved. It returns true twice.
+// deferMove counts a wave of a drain that skips the client because its session is
+// not saved, and reports whether to skip it: true for the first two waves.
 func (sock *socket) deferMove() bool {
 	sock.session.mu.Lock()
 	defer sock.session.mu.Unlock()
@@ -284,7 +284,7 @@ func (sock *socket) handleSaveResult(r message.SaveResult) bool {
 }
 
 // closeReplacedIn closes the older connection of a takeover after d, unless it ends
-// before. Of two calls the earlier time counts. Caller holds session.mu.
+// before. If it is called twice, the earlier time applies. Caller holds session.mu.
 func (sock *socket) closeReplacedIn(d time.Duration) {
 	at := time.Now().Add(d)
 	if sock.session.detached || sock.session.closeTimer != nil && sock.session.closeAt.Before(at) {

@@ -2,8 +2,8 @@ package http
 
 import "time"
 
-// A throttle slows the reading of a connection to what its rates could ever use. It
-// counts frames of all kinds and bytes, also control frames, empty fragments and
+// A throttle limits the reading of a connection to the most that its rates allow. It
+// counts all bytes and all frames, including control frames, empty fragments and
 // refused frames. It sends nothing: the client's own socket fills up. A client that
 // is merely too fast gets rate_limited long before. A throttle belongs to the
 // reader. Nil is no throttle.

@@ -18,16 +18,16 @@ type DailyReport struct {
 	// Prometheus is nil when it was not found; PrometheusErr says why.
 	Prometheus    *Prometheus
 	PrometheusErr error
-	// Backups is nil when the folder of the backups is not known.
+	// Backups is nil when the folder of the backups is unknown.
 	Backups *backup.Repository
 	// Lookback is the span that the sections "Since" and "Errors" cover.
 	Lookback time.Duration
 	// MaxBackupAge bounds the age of the newest backup, MaxProofAge that of the
-	// newest proof and MaxWALAge that of the newest WAL segment.
+	// last verification and MaxWALAge that of the newest WAL segment.
 	MaxBackupAge, MaxProofAge, MaxWALAge time.Duration
 }
 
-// The page marks values beyond these bounds. Shares are of 1.
+// The page marks values beyond these bounds. Shares are fractions, 0 to 1.
 const (
 	memoryWarn, memoryFail = 0.80, 0.90
 	diskWarn, diskFail     = 0.80, 0.92
@@ -47,7 +47,7 @@ func (r *DailyReport) Page(ctx context.Context) *Page {
 }
 
 func (r *DailyReport) services(ctx context.Context) Section {
-	s := Section{Title: "Services"}
+	s := Section{Title: "Containers"}
 	all, err := r.Stack.Containers(ctx)
 	if err != nil {
 		s.fail("containers", err)
@@ -83,7 +83,7 @@ func (r *DailyReport) services(ctx context.Context) Section {
 	if live == 0 {
 		s.add(StatusFail, "nodes", "%v", ErrNoNode)
 	}
-	s.add(StatusOK, "containers", "%d are well; %d nodes of the service run", healthy, live)
+	s.add(StatusOK, "containers", "%d are healthy; %d nodes run", healthy, live)
 	if r.Prometheus != nil {
 		r.targetsAndAlerts(ctx, &s)
 	}
@@ -99,7 +99,7 @@ func containerStatus(c backup.Container) (Status, string) {
 	case c.Health == "starting": // not checked yet
 		return StatusWarn, "was just started"
 	case c.Health != "" && c.Health != "healthy":
-		return StatusFail, fmt.Sprintf("runs and is %s", c.Health)
+		return StatusFail, fmt.Sprintf("running, but %s", c.Health)
 	case c.Restarts > 0:
 		return StatusWarn, fmt.Sprintf("was restarted %d times", c.Restarts)
 	}
@@ -131,7 +131,7 @@ func (r *DailyReport) targetsAndAlerts(ctx context.Context, s *Section) {
 		s.add(status, "alert", "%s fires (%s) %s", f.Labels["alertname"], f.Labels["severity"], f.Labels["instance"])
 	}
 	if len(firing) == 0 {
-		s.add(StatusOK, "alerts", "none fires")
+		s.add(StatusOK, "alerts", "none firing")
 	}
 }
 
@@ -139,7 +139,7 @@ func (r *DailyReport) targetsAndAlerts(ctx context.Context, s *Section) {
 type metricCheck struct {
 	name, expr string
 	unit       string  // as formatValue takes it
-	warn, fail float64 // a value that reaches them gets the status; 0 is no bound
+	warn, fail float64 // a value that reaches them gets the status; 0 means no bound
 	// lowerIsWorse says that values below the bounds get the status.
 	lowerIsWorse bool
 	// required says that an empty answer gets StatusWarn.
@@ -151,10 +151,10 @@ func (r *DailyReport) system(ctx context.Context) Section {
 	r.runChecks(ctx, &s, []metricCheck{
 		{"memory of the host", `1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes`, "%", memoryWarn, memoryFail, false, true},
 		{"fullest disk", `max(1 - node_filesystem_avail_bytes{fstype!~"tmpfs|overlay|squashfs|ramfs"} / node_filesystem_size_bytes{fstype!~"tmpfs|overlay|squashfs|ramfs"})`, "%", diskWarn, diskFail, false, true},
-		{"load for each core", `max(node_load15) / count(count by (cpu) (node_cpu_seconds_total))`, "", 1, 3, false, true},
+		{"load per core", `max(node_load15) / count(count by (cpu) (node_cpu_seconds_total))`, "", 1, 3, false, true},
 		{"memory of the fullest node", `max(process_resident_memory_bytes{job="switchyard"} / (switchyard_memory_limit_bytes{job="switchyard"} > 0))`, "%", memoryWarn, memoryFail, false, false},
 		{"clock error", `max(abs(node_timex_offset_seconds))`, "s", 0.1, 1, false, false},
-		{"certificate is good for, days", `(min(probe_ssl_earliest_cert_expiry) - time()) / 86400`, "", certificateWarn.Hours() / 24, certificateFail.Hours() / 24, true, false},
+		{"certificate expires in, days", `(min(probe_ssl_earliest_cert_expiry) - time()) / 86400`, "", certificateWarn.Hours() / 24, certificateFail.Hours() / 24, true, false},
 		{"replication lag, seconds", `max(pg_server_replay_age_seconds)`, "", lagWarn, 300, false, false},
 		{"memory of Redis", `max(redis_memory_used_bytes / (redis_memory_max_bytes > 0))`, "%", memoryWarn, 0.95, false, false},
 		{"connections of PostgreSQL", `sum(pg_stat_database_numbackends) / min(pg_settings_max_connections)`, "%", 0.8, 0.95, false, false},
@@ -173,7 +173,7 @@ func (r *DailyReport) overnight(ctx context.Context) Section {
 		{"delivery, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_delivery_duration_seconds_bucket` + span + `)))`, "s", 0.1, 1, false, false},
 		{"server errors", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}` + span + `)) or vector(0)`, "", 1, 1000, false, true},
 		{"clients closed as slow", `sum(increase(websocket_disconnections_total{reason="slow"}` + span + `)) or vector(0)`, "", 100, 0, false, false},
-		{"repairs from the log", `sum(increase(websocket_repairs_total` + span + `)) or vector(0)`, "", 10_000, 0, false, false},
+		{"gap repairs", `sum(increase(websocket_repairs_total` + span + `)) or vector(0)`, "", 10_000, 0, false, false},
 		{"seconds without the broker", `sum(avg_over_time((broker_up == bool 0)` + subquery(span) + `)) * ` + fmt.Sprint(int(r.Lookback.Seconds())), "", 5, 600, false, false},
 		{"restarts of nodes", `sum(changes(process_start_time_seconds{job="switchyard"}` + span + `)) or vector(0)`, "", 1, 0, false, false},
 		{"alerts that fired", `count(count by (alertname) (max_over_time(ALERTS{alertstate="firing",alertname!="Watchdog"}` + span + `))) or vector(0)`, "", 1, 0, false, false},
@@ -201,7 +201,7 @@ func (r *DailyReport) runChecks(ctx context.Context, s *Section, checks []metric
 		case err != nil:
 			s.fail(q.name, err)
 		case !ok && q.required:
-			s.add(StatusWarn, q.name, "nothing measures it")
+			s.add(StatusWarn, q.name, "no data")
 		case ok:
 			s.add(q.status(value), q.name, "%s", formatValue(value, q.unit))
 		}
@@ -240,7 +240,7 @@ func (r *DailyReport) errors(ctx context.Context) Section {
 		s.add(StatusWarn, "more", "%d other kinds: run switchyard errors", more)
 	}
 	if len(e.Kinds) == 0 {
-		s.add(StatusOK, "log", "no error and no warning of a node")
+		s.add(StatusOK, "log", "no errors or warnings from nodes")
 	}
 	return s
 }
@@ -248,7 +248,7 @@ func (r *DailyReport) errors(ctx context.Context) Section {
 func (r *DailyReport) backups(context.Context) Section {
 	s := Section{Title: "Backups"}
 	if r.Backups == nil {
-		s.add(StatusFail, "folder", "BACKUP_DIR is not known")
+		s.add(StatusFail, "folder", "BACKUP_DIR is unknown")
 		return s
 	}
 	state, err := r.Backups.Status()
@@ -264,7 +264,7 @@ func (r *DailyReport) backups(context.Context) Section {
 		case at.IsZero():
 			s.add(StatusFail, name, "%s", detailIfNone)
 		case age > limit:
-			s.add(StatusFail, name, "is %s old; at most %s is fine", formatAge(age), formatAge(limit))
+			s.add(StatusFail, name, "is %s old, over the limit of %s", formatAge(age), formatAge(limit))
 		default:
 			s.add(StatusOK, name, "is %s old", formatAge(age))
 		}
@@ -278,7 +278,7 @@ func (r *DailyReport) backups(context.Context) Section {
 	if _, p := state.LastVerified(); p != nil {
 		proved = p.Verified
 	}
-	checkAge("newest proof", proved, r.MaxProofAge, "no backup was ever verified: run switchyard backup verify")
+	checkAge("last verification", proved, r.MaxProofAge, "no backup has been verified yet: run switchyard backup verify")
 	checkAge("newest WAL segment", state.NewestWAL, r.MaxWALAge, "the archive is empty")
 	return s
 }

@@ -45,7 +45,7 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		{"a query that Prometheus refuses", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"node_load15": "error: parse"})
 		}, StatusFail, "error: parse"},
-		{"nothing measures the host", func(r *DailyReport) { r.Prometheus = fakePrometheus(t, nil) }, StatusWarn, "nothing measures it"},
+		{"nothing measures the host", func(r *DailyReport) { r.Prometheus = fakePrometheus(t, nil) }, StatusWarn, "no data"},
 		{"an alert", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"ALERTS{alertstate=\"firing\"}": seriesJSON(`"alertname":"DiskSpaceLow","severity":"critical"`, 1)})
 		}, StatusFail, "DiskSpaceLow fires (critical)"},
@@ -60,12 +60,12 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		}, StatusFail, "redis redis:9121 can't be scraped"},
 		{"a full disk", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"node_filesystem": seriesJSON("", 0.95)})
-		}, StatusFail, "95.0 %"},
+		}, StatusFail, "95.0%"},
 		{"a certificate that expires soon", func(r *DailyReport) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"probe_ssl": seriesJSON("", 3)})
-		}, StatusFail, "certificate is good for, days"},
+		}, StatusFail, "certificate expires in, days"},
 		{"a container that was not checked yet", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "starting" }, StatusWarn, "was just started"},
-		{"an unhealthy container", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "unhealthy" }, StatusFail, "runs and is unhealthy"},
+		{"an unhealthy container", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "unhealthy" }, StatusFail, "running, but unhealthy"},
 		{"a container that ended", func(r *DailyReport) {
 			r.Stack.(*fakeStack).containers = append(r.Stack.(*fakeStack).containers, backup.Container{Name: "redis-1", Service: "redis", Status: "exited with 1", ExitCode: 1})
 		}, StatusFail, "does not run: exited with 1"},
@@ -75,8 +75,8 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 			r.Stack.(*fakeStack).log = `{"level":"ERROR","msg":"no room on the disk"}` + "\n"
 		}, StatusFail, "1 times: no room on the disk"},
 		{"a Docker that does not answer", func(r *DailyReport) { r.Stack.(*fakeStack).err = errors.New("docker is away") }, StatusFail, "docker is away"},
-		{"an old backup", func(r *DailyReport) { r.Backups = backupRepository(t, 30*time.Hour, true) }, StatusFail, "is 30.0 h old; at most 26.0 h is fine"},
-		{"a backup that was never verified", func(r *DailyReport) { r.Backups = backupRepository(t, time.Hour, false) }, StatusFail, "no backup was ever verified"},
+		{"an old backup", func(r *DailyReport) { r.Backups = backupRepository(t, 30*time.Hour, true) }, StatusFail, "is 30.0 h old, over the limit of 26.0 h"},
+		{"a backup that was never verified", func(r *DailyReport) { r.Backups = backupRepository(t, time.Hour, false) }, StatusFail, "no backup has been verified yet"},
 		{"no backup", func(r *DailyReport) { r.Backups = &backup.Repository{Dir: t.TempDir()} }, StatusFail, "there is none: run switchyard backup"},
 		{"a folder that is gone", func(r *DailyReport) { r.Backups = &backup.Repository{Dir: "/none"} }, StatusFail, "BACKUP_DIR: stat /none"},
 		{"a WAL archive that stands still", func(r *DailyReport) {
@@ -142,7 +142,7 @@ func TestAReportHasItsPlots(t *testing.T) {
 	history := filepath.Join(t.TempDir(), "deploys.jsonl")
 	to := time.Unix(1_700_003_600, 0)
 	write(t, history, `{"id":"d7","outcome":"rolled back","color":"blue","image":{"ref":"switchyard:2"},"started":"`+to.Add(-40*time.Minute).UTC().Format(time.RFC3339)+
-		`","ended":"`+to.Add(-30*time.Minute).UTC().Format(time.RFC3339)+`","reason":"errors over 5 %"}`+"\n"+
+		`","ended":"`+to.Add(-30*time.Minute).UTC().Format(time.RFC3339)+`","reason":"errors over 5%"}`+"\n"+
 		`{"id":"d6","outcome":"live","started":"`+to.Add(-3*time.Hour).UTC().Format(time.RFC3339)+`","ended":"`+to.Add(-2*time.Hour).UTC().Format(time.RFC3339)+`"}`+"\n{half a line")
 	p := fakePrometheus(t, map[string]string{
 		"sum by (color) (websocket_active": `{"metric":{"color":"blue"},"values":[[1700000000,"5"],[1700001800,"50"],[1700003600,"7"]]}`,
@@ -160,7 +160,7 @@ func TestAReportHasItsPlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectContains(t, string(text), "# A slow morning", "Class: **P1**", "| most connections at once | 50 |", "| d7 | switchyard:2 | rolled back | blue |", "| HighErrorRate | critical |",
-		"![Open connections, by color](connections.svg)", "Published a second: nothing in this span.", "## Why")
+		"![Open connections, by color](connections.svg)", "Messages published per second: nothing in this span.", "## Why")
 	if strings.Contains(string(text), "d6") {
 		t.Errorf("a deploy before the span is in the report:\n%s", text)
 	}
@@ -180,7 +180,7 @@ func TestAReportHasItsPlots(t *testing.T) {
 	if text, err = os.ReadFile(path); err != nil {
 		t.Fatal(err)
 	}
-	expectContains(t, string(text), "not known: Prometheus at http://127.0.0.1:1 does not answer", "rolled back")
+	expectContains(t, string(text), "unknown: Prometheus at http://127.0.0.1:1 does not answer", "rolled back")
 	r.From = to
 	if _, err := r.Write(t.Context(), &fakeStack{t: t}, p, dir); err == nil {
 		t.Error("an empty span was accepted")

@@ -179,7 +179,7 @@ func (c *Connections) String() string {
 		writeTable(&b, []string{"ADDRESS", "ENDED", "WITHIN 10 S", "SLOW", "MOST OFTEN"}, rows)
 	}
 	if c.MetricsError != "" {
-		fmt.Fprintf(&b, "Handshakes are not known: %s\n", c.MetricsError)
+		fmt.Fprintf(&b, "Handshakes are unknown: %s\n", c.MetricsError)
 	}
 	return b.String()
 }

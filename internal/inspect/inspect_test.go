@@ -119,7 +119,7 @@ panic: runtime error
 	if e, err = ReadErrors(t.Context(), s, unreachablePrometheus(t), time.Now().Add(-time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	expectContains(t, e.String(), "The errors sent to clients are not known: Prometheus at http://127.0.0.1:1 does not answer", "--prometheus names another address")
+	expectContains(t, e.String(), "The errors sent to clients are unknown: Prometheus at http://127.0.0.1:1 does not answer", "--prometheus names another address")
 	s.err = errors.New("docker is away")
 	if _, err := ReadErrors(t.Context(), s, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "docker is away") {
 		t.Errorf("%v", err)

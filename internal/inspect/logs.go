@@ -168,7 +168,7 @@ func (e *Errors) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Since %s the nodes logged ", e.Since.Format(time.RFC3339))
 	if len(e.Kinds) == 0 {
-		b.WriteString("no error and no warning.\n")
+		b.WriteString("no errors or warnings.\n")
 	} else {
 		fmt.Fprintf(&b, "%d kinds of errors and warnings:\n", len(e.Kinds))
 		var rows [][]string
@@ -182,7 +182,7 @@ func (e *Errors) String() string {
 	}
 	switch {
 	case e.MetricsError != "":
-		fmt.Fprintf(&b, "The errors sent to clients are not known: %s\n", e.MetricsError)
+		fmt.Fprintf(&b, "The errors sent to clients are unknown: %s\n", e.MetricsError)
 	case len(e.Codes) > 0:
 		b.WriteString("Errors sent to clients:\n")
 		var rows [][]string

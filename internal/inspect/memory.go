@@ -164,7 +164,7 @@ func parseStack(line string) (objects, size int64, err error) {
 	objects, err1 := strconv.ParseInt(strings.TrimSpace(o), 10, 64)
 	size, err2 := strconv.ParseInt(strings.TrimSpace(b), 10, 64)
 	if !found || err1 != nil || err2 != nil {
-		return 0, 0, fmt.Errorf("%q is no line of a heap profile", line)
+		return 0, 0, fmt.Errorf("%q is not a line of a heap profile", line)
 	}
 	return objects, size, nil
 }
@@ -172,7 +172,7 @@ func parseStack(line string) (objects, size int64, err error) {
 func (m *Memory) String() string {
 	var b strings.Builder
 	if m.MetricsError != "" {
-		fmt.Fprintf(&b, "The memory of nodes is not known: %s\n", m.MetricsError)
+		fmt.Fprintf(&b, "The memory of nodes is unknown: %s\n", m.MetricsError)
 	} else {
 		writeNodeTable(&b, memoryColumns, m.Rows)
 	}

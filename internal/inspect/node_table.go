@@ -55,7 +55,7 @@ func formatValue(v float64, unit string) string {
 	case unit == "s":
 		return fmt.Sprintf("%.2f s", v)
 	case unit == "%":
-		return fmt.Sprintf("%.1f %%", v*100)
+		return fmt.Sprintf("%.1f%%", v*100)
 	case v == float64(int64(v)) || v >= 1000:
 		return fmt.Sprintf("%.0f", v)
 	}

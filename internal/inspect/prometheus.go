@@ -123,7 +123,7 @@ func (p *Prometheus) QueryRange(ctx context.Context, expr string, from, to time.
 	}
 	matrix, ok := value.(model.Matrix)
 	if !ok {
-		return nil, fmt.Errorf("the answer to %s is no series", expr)
+		return nil, fmt.Errorf("the answer to %s is not a series", expr)
 	}
 	var out []Series
 	for _, m := range matrix {

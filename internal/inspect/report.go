@@ -31,12 +31,12 @@ const pointsPerPlot = 300
 
 var plots = []struct{ file, title, expr, unit string }{
 	{"connections", "Open connections, by color", `sum by (color) (websocket_active_connections)`, ""},
-	{"published", "Published a second", `sum by (color) (rate(websocket_messages_received_total{type="publish"}[1m]))`, ""},
-	{"delivered", "Sent to clients a second", `sum by (color) (rate(websocket_messages_sent_total[1m]))`, ""},
+	{"published", "Messages published per second", `sum by (color) (rate(websocket_messages_received_total{type="publish"}[1m]))`, ""},
+	{"delivered", "Messages sent to clients per second", `sum by (color) (rate(websocket_messages_sent_total[1m]))`, ""},
 	{"ack", "Time to ack, p99", `histogram_quantile(0.99, sum by (le, color) (rate(websocket_publish_duration_seconds_bucket[1m])))`, "s"},
 	{"delivery", "Time to delivery, p99", `histogram_quantile(0.99, sum by (le, color) (rate(websocket_delivery_duration_seconds_bucket[1m])))`, "s"},
-	{"errors", "Errors a second, by type", `sum by (type) (rate(websocket_errors_total[1m])) > 0`, ""},
-	{"ends", "Connections that ended a second, by reason", `sum by (reason) (rate(websocket_disconnections_total[1m])) > 0`, ""},
+	{"errors", "Errors per second, by type", `sum by (type) (rate(websocket_errors_total[1m])) > 0`, ""},
+	{"ends", "Connections ended per second, by reason", `sum by (reason) (rate(websocket_disconnections_total[1m])) > 0`, ""},
 	{"memory", "Resident memory of nodes, by color", `sum by (color) (process_resident_memory_bytes{job="switchyard"})`, "B"},
 }
 
@@ -70,7 +70,7 @@ func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder strin
 	if err := r.writePlots(ctx, p, folder, markers, &b); err != nil {
 		return "", err
 	}
-	b.WriteString("## Errors in the log\n\n")
+	b.WriteString("## Errors in the log output of nodes\n\n")
 	r.writeErrors(ctx, s, &b)
 	if r.Class != "" {
 		b.WriteString(postmortemTemplate)
@@ -109,12 +109,12 @@ var totals = []struct{ name, expr, unit string }{
 	{"published", `sum(increase(websocket_messages_received_total{type="publish"}%s)) or vector(0)`, ""},
 	{"sent to clients", `sum(increase(websocket_messages_sent_total%s))`, ""},
 	{"server errors (internal, unavailable)", `sum(increase(websocket_errors_total{type=~"internal|unavailable"}%s)) or vector(0)`, ""},
-	{"5xx of pages and server calls", `sum(increase(http_requests_total{code=~"5..",route!="/readyz"}%s)) or vector(0)`, ""},
+	{"5xx answers of pages and of the HTTP API", `sum(increase(http_requests_total{code=~"5..",route!="/readyz"}%s)) or vector(0)`, ""},
 	{"ack, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_publish_duration_seconds_bucket%s)))`, "s"},
 	{"delivery, p99", `histogram_quantile(0.99, sum by (le) (rate(websocket_delivery_duration_seconds_bucket%s)))`, "s"},
 	{"clients moved", `sum(increase(websocket_moves_total{result="moved"}%s)) or vector(0)`, ""},
 	{"clients lost while moving", `sum(increase(websocket_moves_total{result="lost"}%s)) or vector(0)`, ""},
-	{"gaps filled from the log (repairs)", `sum(increase(websocket_repairs_total%s)) or vector(0)`, ""},
+	{"gap repairs (holes filled from the log)", `sum(increase(websocket_repairs_total%s)) or vector(0)`, ""},
 }
 
 func (r *Report) writeSummary(ctx context.Context, p *Prometheus, b *strings.Builder) {
@@ -128,7 +128,7 @@ func (r *Report) writeSummary(ctx context.Context, p *Prometheus, b *strings.Bui
 		value, ok, err := p.QueryValue(ctx, fmt.Sprintf(t.expr, s), r.To)
 		switch {
 		case err != nil:
-			fmt.Fprintf(b, "| %s | not known: %s |\n", t.name, strings.ReplaceAll(err.Error(), "|", "/"))
+			fmt.Fprintf(b, "| %s | unknown: %s |\n", t.name, strings.ReplaceAll(err.Error(), "|", "/"))
 			if errors.Is(err, ErrNoPrometheus) {
 				b.WriteString("\n")
 				return
@@ -153,8 +153,8 @@ type pastDeploy struct {
 	Reason  string    `json:"reason"`
 }
 
-// image returns the reference of the deployed image; the history of earlier
-// releases has it as text.
+// image returns the reference of the deployed image; entries that earlier
+// releases wrote have it as a string.
 func (p pastDeploy) image() string {
 	if m, ok := p.Image.(map[string]any); ok {
 		for _, k := range []string{"ref", "Ref"} {
@@ -209,7 +209,7 @@ func (r *Report) writeAlerts(ctx context.Context, p *Prometheus, b *strings.Buil
 	fired, err := p.QueryRange(ctx, `max by (alertname, severity) (ALERTS{alertstate="firing",alertname!="Watchdog"})`, r.From, r.To, pointsPerPlot)
 	switch {
 	case err != nil:
-		fmt.Fprintf(b, "Not known: %v\n\n", err)
+		fmt.Fprintf(b, "Unknown: %v\n\n", err)
 		return
 	case len(fired) == 0:
 		b.WriteString("None fired.\n\n")
@@ -230,7 +230,7 @@ func (r *Report) writePlots(ctx context.Context, p *Prometheus, folder string, m
 	for _, q := range plots {
 		series, err := p.QueryRange(ctx, q.expr, r.From, r.To, pointsPerPlot)
 		if err != nil {
-			fmt.Fprintf(b, "%s: not known: %v\n\n", q.title, err)
+			fmt.Fprintf(b, "%s: unknown: %v\n\n", q.title, err)
 			if errors.Is(err, ErrNoPrometheus) {
 				return nil
 			}
@@ -253,7 +253,7 @@ func (r *Report) writeErrors(ctx context.Context, s Stack, b *strings.Builder) {
 	e, err := readErrorLog(ctx, s, r.From, r.To)
 	switch {
 	case err != nil:
-		fmt.Fprintf(b, "Not known: %s\n\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+		fmt.Fprintf(b, "Unknown: %s\n\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return
 	case len(e.Kinds) == 0:
 		b.WriteString("None.\n\n")

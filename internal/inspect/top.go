@@ -142,12 +142,12 @@ func (s *TopSnapshot) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n", s.At.Format(time.RFC3339))
 	if s.MetricsError != "" {
-		fmt.Fprintf(&b, "The activity of nodes is not known: %s\n", s.MetricsError)
+		fmt.Fprintf(&b, "The activity of nodes is unknown: %s\n", s.MetricsError)
 	} else {
 		writeNodeTable(&b, topColumns, s.Nodes)
 	}
 	if s.RoomsError != "" {
-		fmt.Fprintf(&b, "\nRooms are not known: %s\n", s.RoomsError)
+		fmt.Fprintf(&b, "\nRooms are unknown: %s\n", s.RoomsError)
 		return b.String()
 	}
 	fmt.Fprintf(&b, "\n%d live rooms\n", s.LiveRooms)

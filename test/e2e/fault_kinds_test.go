@@ -13,11 +13,11 @@ import (
 // A faultKind is one kind of fault.
 type faultKind struct {
 	name string
-	// target is what the fault harms. No two faults have the same target at once. It is
-	// one of a node, unless all nodes share it.
+	// target is what the fault harms. No two faults have the same target at once. Each
+	// node has its own, unless shared returns true.
 	target string
 	// short and long are how long the fault lasts in the two forms of a run. A fault
-	// whose short is 0 is left out of the short form: another test has it.
+	// whose short is 0 is left out of the short form: another test covers it.
 	short, long time.Duration
 	// inject begins the fault. It returns a function, called before undo, that says
 	// whether the fault took effect: one that harms nothing proves nothing.
@@ -79,7 +79,7 @@ func faultKinds() []*faultKind {
 }
 
 // linkFaults returns the faults of one link of a node. TestDeliveryDuringRedisFaults
-// has those of the link to Redis, so that the short form has only the cut.
+// covers those of the link to Redis, so that the short form has only the cut.
 func linkFaults(target string, stallShort, stallLong time.Duration) []*faultKind {
 	proxy := proxyOf[target]
 	half := time.Duration(0)

@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	longFaults = flag.Bool("faults.long", false, "run the fault tests in their long form, some minutes a seed")
+	longFaults = flag.Bool("faults.long", false, "run the fault tests in their long form, several minutes per seed")
 	faultSeed  = flag.Uint64("faults.seed", 0, "the seed of the first run; 0 takes it from the clock")
 	faultRuns  = flag.Int("faults.runs", 1, "how many runs, each with a seed one higher")
 	faultFile  = flag.String("faults.report", "", "a file to which each run's report is appended as a line of JSON")
@@ -116,7 +116,7 @@ func (r *faultRun) duration(k *faultKind) time.Duration {
 	return k.short
 }
 
-// start injects a fault, at the busiest node where it is a node's own, unless another
+// start injects a fault, at the busiest node if its target belongs to one node, unless another
 // fault has the same target. A fault that has not taken effect after duration, since
 // its target was not used, continues for up to grace.
 func (r *faultRun) start(k *faultKind, duration, grace time.Duration) {

@@ -60,9 +60,9 @@ func slowAttacks() []attack {
 	}
 }
 
-// dripUntilCut sends begin and then piece again and again, and reports whether the
-// connection was closed after about within. Half as long and four times as long pass: the
-// machine may be busy.
+// dripUntilCut sends begin, repeats piece, and reports whether the connection was
+// closed after about the time within: between half of it and four times as long passes,
+// since the machine may be busy.
 func (a *attacker) dripUntilCut(begin, piece string, within time.Duration) string {
 	c := a.dial()
 	began := time.Now()

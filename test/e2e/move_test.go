@@ -234,7 +234,7 @@ func TestACanceledDrainLosesNothing(t *testing.T) {
 	delivered := r.run.Progress().Delivered
 	r.waitFor("messages on both nodes", func() bool { return r.run.Progress().Delivered > delivered+int64(10*r.clients) })
 	if more := metric(t, r.a, `websocket_moves_total{result="told"}`) - asked; more > 0 {
-		t.Errorf("%.0f clients were asked to move after the drain was taken back", more)
+		t.Errorf("%.0f clients were asked to move after the drain was canceled", more)
 	}
 	if r.clientsOn(r.a) == 0 || r.clientsOn(r.b) == 0 {
 		t.Errorf("%d clients on the first node, %d on the second; both should serve", r.clientsOn(r.a), r.clientsOn(r.b))

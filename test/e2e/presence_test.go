@@ -70,7 +70,7 @@ func joinLobby(t *testing.T, urls []string, h client.Handler) *client.Client {
 
 // Every node knows who is in a room. A move shows no session twice or as gone, the
 // sessions of a dead node expire unless they come back, and nodes write a Redis that
-// was emptied anew.
+// was emptied again.
 func TestPresenceAgreesOnAllNodes(t *testing.T) {
 	t.Parallel()
 	redis := testkit.StartRedis(t)

@@ -73,7 +73,7 @@ func TestNodesAreGivenSettingsThatExist(t *testing.T) {
 		env := file.Services["app_"+color].Environment
 		for name, value := range env {
 			if !settings[name] {
-				t.Errorf("app_%s: %s is no setting of the service", color, name)
+				t.Errorf("app_%s: %s is not a setting of the service", color, name)
 			}
 			if path, ok := strings.CutPrefix(value, "/run/secrets/"); ok {
 				value = filepath.Join(secrets, path)
@@ -157,7 +157,7 @@ func parseBytes(t *testing.T, size string) int {
 	t.Helper()
 	part := regexp.MustCompile(`(?i)^(\d+)(k|m|g)i?b?$`).FindStringSubmatch(size)
 	if part == nil {
-		t.Fatalf("%q is no size", size)
+		t.Fatalf("%q is not a size", size)
 	}
 	n, _ := strconv.Atoi(part[1])
 	return n << map[string]int{"k": 10, "m": 20, "g": 30}[strings.ToLower(part[2])]
@@ -195,7 +195,7 @@ func TestComposeFileIsHardened(t *testing.T) {
 	for name, s := range file.Services {
 		ours := strings.HasPrefix(name, "app_") || name == "migrate"
 		if !ours && !exact.MatchString(s.Image) && !regexp.MustCompile(`:15\.\d+-alpine$`).MatchString(s.Image) {
-			t.Errorf("%s: %q is no exact version", name, s.Image)
+			t.Errorf("%s: %q is not an exact version", name, s.Image)
 		}
 		if len(s.Ports) > 0 && name != "traefik" {
 			t.Errorf("%s publishes %v; only Traefik may", name, s.Ports)

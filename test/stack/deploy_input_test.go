@@ -109,7 +109,7 @@ func TestDeployInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _ := d.wait(t)
-	assertRefused(t, code, d.stderr.String(), "`switchyard deploy "+image+"` continues, `switchyard rollback` takes it back", 3)
+	assertRefused(t, code, d.stderr.String(), "`switchyard deploy "+image+"` continues it, `switchyard rollback` rolls it back", 3)
 	code, _, says = sharedStack.runSwitchyard(t, "scale", "2")
 	assertRefused(t, code, says, "is unfinished", 2)
 	e := sharedStack.mustDeploy(t, image)

@@ -119,7 +119,7 @@ func TestEachPartIsRestored(t *testing.T) {
 	timeline := sharedStack.sql(t, primary, `SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int`)
 	to := quietMoment(t)
 	second := publish(5)
-	sharedStack.assertFails(t, "there is a database already: restore --replace gives it up", "restore", "--to", to)
+	sharedStack.assertFails(t, "there is already a database: restore --replace discards it", "restore", "--to", to)
 	if again := publish(1); again.Epoch != first.Epoch || again.Seq != second.Seq+1 {
 		t.Errorf("after a refused restore: %+v, before it %+v", again, second)
 	}

@@ -90,7 +90,7 @@ func TestAFailedNotificationDoesNotStopADeploy(t *testing.T) {
 	if _, err := d.Deploy(t.Context(), "v2"); err != nil {
 		t.Fatal(err)
 	}
-	if len(got()) != 3*notifyAttempts || len(warned) != 3 || !strings.Contains(warned[0], "did not arrive: 4 attempts") {
+	if len(got()) != 3*notifyAttempts || len(warned) != 3 || !strings.Contains(warned[0], "could not be sent: 4 attempts") {
 		t.Error(len(got()), warned)
 	}
 }

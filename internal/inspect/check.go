@@ -47,7 +47,7 @@ func (r *DailyReport) Page(ctx context.Context) *Page {
 }
 
 func (r *DailyReport) services(ctx context.Context) Section {
-	s := Section{Title: "Containers"}
+	s := Section{Title: "Services"}
 	all, err := r.Stack.Containers(ctx)
 	if err != nil {
 		s.fail("containers", err)

@@ -335,6 +335,26 @@ func TestRetentionSkipsALockedRoom(t *testing.T) {
 	n.expectKept("locked", 6, 10)
 }
 
+// A trim gives a locked room up by its own bound, however long other statements
+// may wait for a lock: it must not hold its connection for the whole of that.
+func TestATrimWaitsForALockedRoomByItsOwnBound(t *testing.T) {
+	t.Parallel()
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) {
+		c.RetentionCount, c.lockTimeout, c.AppendTimeout = 5, testkit.Timeout, testkit.Timeout
+	})
+	n.fill("held", 10)
+	release := f.lockRoom("held")
+	defer release()
+	_, err := n.logUnderTest.(*Postgres).trim(t.Context(), "held", retentionPolicy{count: 5})
+	if err == nil || !strings.Contains(err.Error(), "locked the room") {
+		t.Errorf("error %v, want one that says that the room is locked", err)
+	}
+	if trimWait != 200*time.Millisecond {
+		t.Errorf("a trim waits for %v, want 200 ms", trimWait)
+	}
+}
+
 // The room's row changes while a trim waits for it. The trim must not overwrite
 // the new head.
 func TestATrimThatWaitedForABatchKeepsTheNewHead(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 // Sizes of a plot, in pixels.
 const plotWidth, plotHeight, plotMarginLeft, plotMarginBottom, plotMarginTop = 760, 280, 70, 50, 30
 
-// plotColors can be told apart with most kinds of color blindness.
+// plotColors can be distinguished with most kinds of color blindness.
 var plotColors = []string{"#1b6ca8", "#d1495b", "#2e8b57"}
 
 type point struct{ x, y float64 }

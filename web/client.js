@@ -312,7 +312,7 @@ export class Switchyard extends Emitter {
     ack: (frame) => this.#completePublish(this.#outbox.byRef(frame.ref), frame),
     history: (frame) => this.#outbox.resolve(this.#outbox.byRef(frame.ref), frame),
     move: (frame, connection) => {
-      const request = this.#move.request(frame);
+      const request = this.#move.parseRequest(frame);
       if (connection === this.#current) this.#move.start(request);
       else connection.pendingMove = request; // started once this is the current connection
     },

@@ -31,7 +31,7 @@ export class Move {
   }
 
   /** Returns the request in a move frame that has just arrived, with absolute times. */
-  request({ after_ms: after, deadline_ms: deadline, avoid, reason = "" }) {
+  parseRequest({ after_ms: after, deadline_ms: deadline, avoid, reason = "" }) {
     const now = this.#clock.now();
     return { notBefore: now + clampTimeout(after), deadline: now + clampTimeout(deadline), avoid, reason, failures: 0 };
   }

@@ -90,7 +90,7 @@ run.`,
 			} else {
 				fmt.Fprintf(c.ErrOrStderr(), "%s: %v\n", c.CommandPath(), err)
 			}
-			page := r.Page(c.Context())
+			page := r.Run(c.Context())
 			if err := printAs(c, f.asJSON, page); err != nil {
 				return err
 			}

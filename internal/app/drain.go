@@ -84,7 +84,7 @@ func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState
 		if state.Clients != last {
 			last = state.Clients
 			fmt.Fprintf(stdout, "%s: %d clients, %d asked, %d moved, %d closed, %d lost, %d returned\n",
-				state.Phase, state.Clients, state.Asked, state.Departed, state.Closed, state.Lost, state.Returned)
+				state.Phase, state.Clients, state.Asked, state.Moved, state.Closed, state.Lost, state.Returned)
 		}
 		switch state.Phase {
 		case "drained":

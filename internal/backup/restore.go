@@ -167,7 +167,7 @@ func (r *restoredServer) replaceDatabase(ctx context.Context, q RestoreRequest, 
 	} else {
 		r.repository.Logger.Warn("continuing a restore that was interrupted while it replaced the data", "restore", unfinished)
 	}
-	return r.switchOver(ctx, request, unfinished == "", services, out)
+	return r.swapData(ctx, request, unfinished == "", services, out)
 }
 
 // restoreID identifies a restore by its flags on the command line.
@@ -291,10 +291,10 @@ cd "${0%/*}" || exit
 if [ -s .restore-request ] && [ -e .before-restore ] && [ -e "$0/data/PG_VERSION" ]; then exit 0; fi
 rm -rf "$0" "$1"`
 
-// switchOver stops the services that use the database, replaces the data, and starts
+// swapData stops the services that use the database, replaces the data, and starts
 // the services that ran before, except for the standby: it follows the replaced
 // timeline.
-func (r *restoredServer) switchOver(ctx context.Context, request string, fresh bool, services map[string]bool, out *RestoreResult) error {
+func (r *restoredServer) swapData(ctx context.Context, request string, fresh bool, services map[string]bool, out *RestoreResult) error {
 	manager, logger := r.repository.ServiceManager, r.repository.Logger
 	var apps, stop []string
 	for _, name := range sortedKeys(services) {

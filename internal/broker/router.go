@@ -200,15 +200,15 @@ func (r *Redis) assign(found ownerFunc) {
 			used[b.owner.addr] = true
 		}
 	}
-	var left []broadcast
+	var unsent []broadcast
 	for addr, s := range r.servers {
 		if !used[addr] {
 			delete(r.servers, addr)
-			left = append(left, s.retire()...)
+			unsent = append(unsent, s.retire()...)
 		}
 	}
-	left = append(left, r.unrouted.dequeue(nil, math.MaxInt)...)
-	for _, bc := range left { // mu is held, so no newer broadcast can be queued before these
+	unsent = append(unsent, r.unrouted.dequeue(nil, math.MaxInt)...)
+	for _, bc := range unsent { // mu is held, so no newer broadcast can be queued before these
 		r.enqueue(bc, r.bucket(bc.room).owner)
 	}
 	r.mu.Unlock()
@@ -247,7 +247,7 @@ func (r *Redis) serverAt(addr string) *server {
 // followOwners makes the subscribers of moved buckets connect to the new owners.
 func (r *Redis) followOwners(moved []*bucket) {
 	for _, b := range moved {
-		b.subscriber.recheck()
+		b.subscriber.reconnectNow()
 	}
 	r.updateHealth()
 	if r.router.discover != nil {
@@ -255,9 +255,9 @@ func (r *Redis) followOwners(moved []*bucket) {
 	}
 }
 
-// recheckSubscribers makes the subscribers of a server that came back reconnect
+// reconnectSubscribers makes the subscribers of a server that came back reconnect
 // without waiting for their backoff.
-func (r *Redis) recheckSubscribers(s *server) {
+func (r *Redis) reconnectSubscribers(s *server) {
 	if !s.monitor.rooms.isUp() {
 		return
 	}
@@ -265,7 +265,7 @@ func (r *Redis) recheckSubscribers(s *server) {
 	defer r.mu.RUnlock()
 	for _, b := range r.buckets {
 		if b.owner == s {
-			b.subscriber.recheck()
+			b.subscriber.reconnectNow()
 		}
 	}
 }
@@ -284,15 +284,15 @@ func (r *Redis) route(bc broadcast) {
 // enqueue queues a broadcast for s, or with s nil until an owner is known. It
 // returns false when the queue is closed.
 func (r *Redis) enqueue(bc broadcast, s *server) bool {
-	q, full := r.unrouted, dropDown
+	q, dropReason := r.unrouted, dropDown
 	if s != nil {
 		q = s.publisher.queue
 		if s.publisher.up() {
-			full = dropFull
+			dropReason = dropFull
 		}
 	}
 	dropped, ok := q.push(bc)
-	r.metrics.drop(full, dropped)
+	r.metrics.drop(dropReason, dropped)
 	return ok
 }
 

@@ -31,7 +31,7 @@ func (r *Redis) newServer(addr string) *server {
 		s.monitor = &subscriber{
 			opts: r.config.server, logger: r.logger, metrics: r.metrics, rooms: newSubscriptions(),
 			locate:   fixedAddr(addr),
-			onChange: func() { r.updateHealth(); queue.notify(); r.recheckSubscribers(s) },
+			onChange: func() { r.updateHealth(); queue.notify(); r.reconnectSubscribers(s) },
 		}
 		up = s.monitor.rooms.isUp
 	}

@@ -60,9 +60,9 @@ type subscriber struct {
 	onChange func()
 }
 
-// recheck makes the subscriber compare its server with the owner, or end its
+// reconnectNow makes the subscriber compare its server with the owner, or end its
 // backoff. It never blocks.
-func (s *subscriber) recheck() {
+func (s *subscriber) reconnectNow() {
 	select {
 	case s.ownerMayHaveChanged <- struct{}{}:
 	default:

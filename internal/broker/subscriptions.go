@@ -29,7 +29,7 @@ type subscriptions struct {
 	mu     sync.Mutex
 	state  connState
 	closed bool
-	rooms  map[message.Room]*subscription
+	byRoom map[message.Room]*subscription
 	// dirty lists, once each, the rooms whose wanted state may differ from the
 	// last command written.
 	dirty []message.Room
@@ -48,8 +48,8 @@ type subscription struct {
 
 func newSubscriptions() *subscriptions {
 	return &subscriptions{
-		wake:  make(chan struct{}, 1),
-		rooms: make(map[message.Room]*subscription),
+		wake:   make(chan struct{}, 1),
+		byRoom: make(map[message.Room]*subscription),
 	}
 }
 
@@ -61,10 +61,10 @@ func (s *subscriptions) add(room message.Room) (<-chan error, error) {
 	if s.closed {
 		return nil, ErrClosed
 	}
-	sub := s.rooms[room]
+	sub := s.byRoom[room]
 	if sub == nil {
 		sub = &subscription{}
-		s.rooms[room] = sub
+		s.byRoom[room] = sub
 	}
 	sub.wanted = true
 	if s.state == connDown {
@@ -83,7 +83,7 @@ func (s *subscriptions) add(room message.Room) (<-chan error, error) {
 func (s *subscriptions) cancelWait(room message.Room, wait <-chan error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sub := s.rooms[room]; sub != nil {
+	if sub := s.byRoom[room]; sub != nil {
 		sub.waiters = slices.DeleteFunc(sub.waiters, func(w chan error) bool { return w == wait })
 	}
 }
@@ -92,7 +92,7 @@ func (s *subscriptions) cancelWait(room message.Room, wait <-chan error) {
 func (s *subscriptions) remove(room message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sub := s.rooms[room]
+	sub := s.byRoom[room]
 	if sub == nil {
 		return
 	}
@@ -134,7 +134,7 @@ func (s *subscriptions) nextCommand(limit int) (subscribe bool, rooms []message.
 	defer s.mu.Unlock()
 	done := 0
 	for _, room := range s.dirty {
-		sub := s.rooms[room]
+		sub := s.byRoom[room]
 		if sub.wanted != sub.subscribeSent {
 			if len(rooms) == limit || (len(rooms) > 0 && sub.wanted != subscribe) {
 				break // the rest is for the next command
@@ -156,7 +156,7 @@ func (s *subscriptions) nextCommand(limit int) (subscribe bool, rooms []message.
 func (s *subscriptions) answered(room message.Room) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sub := s.rooms[room]; sub != nil && sub.unanswered > 0 {
+	if sub := s.byRoom[room]; sub != nil && sub.unanswered > 0 {
 		sub.unanswered--
 		s.resolve(room, sub)
 	}
@@ -167,7 +167,7 @@ func (s *subscriptions) answered(room message.Room) {
 func (s *subscriptions) isConfirmed(room message.Room) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sub := s.rooms[room]
+	sub := s.byRoom[room]
 	return sub != nil && sub.subscribeSent && sub.unanswered == 0
 }
 
@@ -176,7 +176,7 @@ func (s *subscriptions) isConfirmed(room message.Room) bool {
 func (s *subscriptions) len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.rooms)
+	return len(s.byRoom)
 }
 
 // resolve notifies the waiters when the room is subscribed, and removes a room
@@ -187,7 +187,7 @@ func (s *subscriptions) resolve(room message.Room, sub *subscription) {
 	case sub.wanted:
 		sub.notifyWaiters(nil)
 	case !sub.dirty:
-		delete(s.rooms, room)
+		delete(s.byRoom, room)
 	}
 }
 
@@ -198,7 +198,7 @@ func (s *subscriptions) connected() {
 	defer s.mu.Unlock()
 	s.reset()
 	s.state = connUp
-	for room, sub := range s.rooms {
+	for room, sub := range s.byRoom {
 		s.markDirty(room, sub)
 	}
 }
@@ -210,7 +210,7 @@ func (s *subscriptions) disconnected() {
 	defer s.mu.Unlock()
 	s.state = connDown
 	s.reset()
-	for _, sub := range s.rooms {
+	for _, sub := range s.byRoom {
 		sub.notifyWaiters(ErrDown)
 	}
 }
@@ -227,10 +227,10 @@ func (s *subscriptions) disconnectedIdle() {
 // reset clears the state of the earlier connection. The caller holds mu.
 func (s *subscriptions) reset() {
 	s.dirty = nil
-	for room, sub := range s.rooms {
+	for room, sub := range s.byRoom {
 		sub.dirty, sub.subscribeSent, sub.unanswered = false, false, 0
 		if !sub.wanted {
-			delete(s.rooms, room)
+			delete(s.byRoom, room)
 		}
 	}
 }
@@ -240,7 +240,7 @@ func (s *subscriptions) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	for _, sub := range s.rooms {
+	for _, sub := range s.byRoom {
 		sub.notifyWaiters(ErrClosed)
 	}
 }

@@ -134,8 +134,8 @@ func (h *harness) checkFinalState(t *rapid.T) {
 			t.Fatalf("%s: %d still wait", room, len(h.waiting[room]))
 		}
 	}
-	if len(h.subs.rooms) != left {
-		t.Fatalf("%d rooms are remembered, %d wanted", len(h.subs.rooms), left)
+	if len(h.subs.byRoom) != left {
+		t.Fatalf("%d rooms are remembered, %d wanted", len(h.subs.byRoom), left)
 	}
 }
 
@@ -169,8 +169,8 @@ func TestRoomsLeftWhileDownAreForgotten(t *testing.T) {
 		}
 		subs.remove(room)
 	}
-	if len(subs.rooms) != 0 || len(subs.dirty) != 0 {
-		t.Errorf("%d rooms, %d dirty", len(subs.rooms), len(subs.dirty))
+	if len(subs.byRoom) != 0 || len(subs.dirty) != 0 {
+		t.Errorf("%d rooms, %d dirty", len(subs.byRoom), len(subs.dirty))
 	}
 }
 
@@ -181,10 +181,10 @@ func TestACanceledWaitIsForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	subs.cancelWait("r", wait)
-	if n := len(subs.rooms["r"].waiters); n != 0 {
+	if n := len(subs.byRoom["r"].waiters); n != 0 {
 		t.Errorf("%d still wait", n)
 	}
-	if !subs.rooms["r"].wanted {
+	if !subs.byRoom["r"].wanted {
 		t.Error("the room is no longer wanted")
 	}
 }

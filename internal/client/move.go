@@ -266,9 +266,9 @@ func (c *Client) finishMove(m *move) bool {
 		return false
 	}
 	old := c.current
-	event, calls := c.promoteNext()
+	event, toRun := c.promoteNext()
 	c.mu.Unlock()
-	calls.run()
+	toRun.run()
 	c.opts.OnMoved(event)
 	c.handlerMu.Unlock()
 	old.sock.closeGracefully(codeNormal)

@@ -101,7 +101,7 @@ func (c *Client) Send(room message.Room, data json.RawMessage, id string, done f
 }
 
 // startPublish checks a publish and sends it, or queues it behind its room's retry
-// queue. The caller has acquired a slot, which removePending releases; when
+// queue. The caller has acquired a slot, which complete releases; when
 // startPublish fails, the caller keeps it.
 func (c *Client) startPublish(room message.Room, data []byte, id string, done func(Ack, error)) (*pendingPublish, error) {
 	if id == "" {
@@ -176,9 +176,9 @@ func (c *Client) giveUp(p *pendingPublish, cause error) {
 		return
 	}
 	err := unansweredError(p, cause)
-	calls := c.removePending(p, Ack{}, err)
+	toRun := c.complete(p, Ack{}, err)
 	c.mu.Unlock()
-	calls.run()
+	toRun.run()
 }
 
 // unansweredError returns the error of a publish that got no answer because of
@@ -197,12 +197,12 @@ func unansweredError(p *pendingPublish, cause error) error {
 // and matches returns true: an earlier publish may have used the same id.
 func (c *Client) completePublish(key publishKey, ack Ack, matches func(*pendingPublish) bool) {
 	c.mu.Lock()
-	var calls callbacks
+	var toRun callbacks
 	if p := c.pending[key]; p != nil && p.timer != nil && matches(p) {
-		calls = c.removePending(p, ack, nil)
+		toRun = c.complete(p, ack, nil)
 	}
 	c.mu.Unlock()
-	calls.run()
+	toRun.run()
 }
 
 func (c *Client) handleAck(f *serverFrame) {
@@ -222,10 +222,10 @@ func (c *Client) completeFromOwnMessage(conn *connection, m message.Message) {
 		})
 }
 
-// removePending completes p: it removes p everywhere and releases its slot. If p
+// complete completes p: it removes p everywhere and releases its slot. If p
 // was the probe of its retry queue, the queue is released. The caller holds mu and
 // runs the callbacks after it has released mu.
-func (c *Client) removePending(p *pendingPublish, ack Ack, err error) callbacks {
+func (c *Client) complete(p *pendingPublish, ack Ack, err error) callbacks {
 	delete(c.pending, p.key)
 	<-c.slots
 	if p.timer != nil {
@@ -254,7 +254,7 @@ func (c *Client) handlePublishError(ref string, err *Error) bool {
 		c.mu.Unlock()
 		return false
 	}
-	var calls callbacks
+	var toRun callbacks
 	if err.Code == "rate_limited" {
 		p.uncertainAttempts-- // refused before the log, so this attempt was not stored
 	}
@@ -264,19 +264,19 @@ func (c *Client) handlePublishError(ref string, err *Error) bool {
 	case p.uncertainAttempts > 1 && err.Code != "conflict":
 		// The refusal of a resend does not say whether an earlier attempt was
 		// stored, except for conflict: then the id holds other data.
-		calls = c.removePending(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
+		toRun = c.complete(p, Ack{}, fmt.Errorf("publish %s in %s: %w: %w", p.key.id, p.key.room, ErrOutcomeUnknown, err))
 	default:
-		calls = c.removePending(p, Ack{}, err)
+		toRun = c.complete(p, Ack{}, err)
 	}
 	c.mu.Unlock()
-	calls.run()
+	toRun.run()
 	return true
 }
 
 // resendPending sends every pending publish on a new current connection, in
 // order, but only the oldest one of a room with a retry queue. The caller holds mu
 // and runs the callbacks after it has released mu.
-func (c *Client) resendPending() (calls callbacks) {
+func (c *Client) resendPending() (toRun callbacks) {
 	for _, q := range c.retryQueues {
 		if q.timer != nil {
 			q.timer.Stop()
@@ -291,12 +291,12 @@ func (c *Client) resendPending() (calls callbacks) {
 		p.conn = nil
 		q := c.retryQueues[p.key.room]
 		if !c.resetResendTimer(p) {
-			calls = append(calls, c.removePending(p, Ack{}, unansweredError(p, nil))...)
+			toRun = append(toRun, c.complete(p, Ack{}, unansweredError(p, nil))...)
 			continue
 		}
 		switch err := c.checkSize(p.frame, p.key.room); {
 		case err != nil:
-			calls = append(calls, c.removePending(p, Ack{}, err)...)
+			toRun = append(toRun, c.complete(p, Ack{}, err)...)
 		case q != nil:
 			q.add(p)
 		default:
@@ -306,7 +306,7 @@ func (c *Client) resendPending() (calls callbacks) {
 	for _, q := range c.retryQueues {
 		c.sendProbe(q)
 	}
-	return calls
+	return toRun
 }
 
 // resetResendTimer recomputes the resend window of p, because the new connection's
@@ -341,17 +341,17 @@ func (c *Client) failLargest(conn *connection, cause error) {
 			largest = p
 		}
 	}
-	var calls callbacks
+	var toRun callbacks
 	if largest != nil {
-		calls = c.removePending(largest, Ack{}, errors.Join(ErrTooLarge, cause))
+		toRun = c.complete(largest, Ack{}, errors.Join(ErrTooLarge, cause))
 	}
 	c.mu.Unlock()
-	calls.run()
+	toRun.run()
 }
 
 // failPending fails every pending publish with cause. The caller holds mu and
 // runs the callbacks after it has released mu.
-func (c *Client) failPending(cause error) (calls callbacks) {
+func (c *Client) failPending(cause error) (toRun callbacks) {
 	for _, q := range c.retryQueues {
 		if q.timer != nil {
 			q.timer.Stop()
@@ -359,7 +359,7 @@ func (c *Client) failPending(cause error) (calls callbacks) {
 	}
 	clear(c.retryQueues)
 	for _, p := range c.pendingInOrder() {
-		calls = append(calls, c.removePending(p, Ack{}, unansweredError(p, cause))...)
+		toRun = append(toRun, c.complete(p, Ack{}, unansweredError(p, cause))...)
 	}
-	return calls
+	return toRun
 }

@@ -94,17 +94,17 @@ func (c *Client) startConnection(conn *connection) {
 	c.handlerMu.Lock()
 	defer c.handlerMu.Unlock()
 	c.mu.Lock()
-	calls := c.makeCurrent(conn)
+	toRun := c.makeCurrent(conn)
 	close(c.live)
 	c.mu.Unlock()
-	calls.run()
+	toRun.run()
 	c.opts.OnState(StateEvent{State: Live, Welcome: conn.welcome})
 }
 
 // makeCurrent makes conn the current connection: it rejoins the rooms from their
 // positions, and then resends, in order, what has no answer yet. The caller holds
 // handlerMu and mu, and runs the returned callbacks once mu is released.
-func (c *Client) makeCurrent(conn *connection) (calls callbacks) {
+func (c *Client) makeCurrent(conn *connection) (toRun callbacks) {
 	c.current, c.welcome = conn, conn.welcome
 	if conn.welcome.Session != "" {
 		c.session = conn.welcome.Session
@@ -119,7 +119,7 @@ func (c *Client) makeCurrent(conn *connection) (calls callbacks) {
 			conn.sock.send(newRequest("presence", c.nextRef(), r.name).end())
 		}
 	}
-	calls = c.resendPending()
+	toRun = c.resendPending()
 	for _, ref := range slices.Sorted(maps.Keys(c.calls)) {
 		c.resendCall(conn, ref)
 	}
@@ -127,7 +127,7 @@ func (c *Client) makeCurrent(conn *connection) (calls callbacks) {
 	if conn.pendingMove != nil {
 		c.startMove(conn.pendingMove)
 	}
-	return calls
+	return toRun
 }
 
 // connectionEnded cleans up after conn, which has ended. It returns true when
@@ -152,9 +152,9 @@ func (c *Client) connectionEnded(conn *connection, end *closeResult) bool {
 		return true
 	case c.closing:
 	case c.next != nil:
-		event, calls := c.promoteNext()
+		event, toRun := c.promoteNext()
 		c.mu.Unlock()
-		calls.run()
+		toRun.run()
 		c.opts.OnMoved(event)
 		return true
 	}
@@ -183,7 +183,7 @@ func (c *Client) finish(cause error, end closeResult) {
 	c.mu.Lock()
 	c.err = cause
 	c.cancel()
-	calls := c.failPending(cause)
+	toRun := c.failPending(cause)
 	for ref, call := range c.calls {
 		delete(c.calls, ref)
 		call.result <- callResult{err: cause}
@@ -193,7 +193,7 @@ func (c *Client) finish(cause error, end closeResult) {
 		r.completeJoin(Joined{}, cause)
 	}
 	c.mu.Unlock()
-	calls.run()
+	toRun.run()
 	c.opts.OnState(StateEvent{State: Closed, Err: cause, Code: end.code})
 }
 

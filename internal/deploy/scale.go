@@ -101,7 +101,7 @@ func (d *Deployer) drainAndWait(ctx context.Context, step string, c Color, repli
 		if err != nil {
 			return err
 		}
-		var begin, busy []string
+		var undrained, busy []string
 		clients := 0
 		for _, r := range s.Running(c) {
 			if !slices.Contains(replicas, r.Name) || r.Drain == "drained" {
@@ -110,7 +110,7 @@ func (d *Deployer) drainAndWait(ctx context.Context, step string, c Color, repli
 			busy = append(busy, r.Name)
 			clients += r.Clients
 			if r.Drain == "" {
-				begin = append(begin, r.Name)
+				undrained = append(undrained, r.Name)
 			}
 		}
 		if len(busy) == 0 {
@@ -123,8 +123,8 @@ func (d *Deployer) drainAndWait(ctx context.Context, step string, c Color, repli
 		if d.Deps.Clock.Now().After(limit) {
 			return fmt.Errorf("%s was not drained after %v", strings.Join(busy, ", "), d.Settings.DrainLimit)
 		}
-		if len(begin) > 0 {
-			if err := d.Deps.Clients.Drain(ctx, begin, scope, step); err != nil {
+		if len(undrained) > 0 {
+			if err := d.Deps.Clients.Drain(ctx, undrained, scope, step); err != nil {
 				return err
 			}
 		}

@@ -161,16 +161,16 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 		if !names[name] || provider != "file" {
 			continue
 		}
-		here, err := routeOfService(r.Service, weighted)
+		route, err := routeOfService(r.Service, weighted)
 		switch {
 		case err != nil:
 			return out, err
 		case r.Status != "enabled":
 			return out, fmt.Errorf("Traefik reports that its router %s is %s", name, r.Status)
-		case seen > 0 && here != out.Route:
+		case seen > 0 && route != out.Route:
 			return out, errors.New("Traefik reports that its routers route to both colors")
 		}
-		out.Route = here
+		out.Route = route
 		seen++
 	}
 	if seen < len(names) {

@@ -27,9 +27,9 @@ const verifyTimeout = 5 * time.Second
 // allows it.
 const queryTokenParam = "access_token"
 
-// readOffer reads the token and the session that a handshake offers. It refuses two
+// readHandshake reads the token and the session that a handshake offers. It refuses two
 // tokens, because it can't know which one a proxy on the way has checked.
-func (s *Server) readOffer(r *http.Request) (protocol.Handshake, error) {
+func (s *Server) readHandshake(r *http.Request) (protocol.Handshake, error) {
 	if r.ContentLength != 0 {
 		// A proxy would read these bytes as the body, and this node as frames.
 		return protocol.Handshake{}, &message.InvalidError{Field: "Content-Length", Reason: "must be 0: a handshake has no body"}
@@ -140,8 +140,8 @@ func (slot *admissionSlot) rejectOrError(code protocol.CloseCode, result string,
 func (sock *socket) setIdentity(identity auth.Identity) {
 	sock.identity = identity
 	sock.client = sock.server.cfg.Hub.NewClient(sock.conn, identity.User)
-	secret, resumed := sock.attachSession(sock.offer, identity.User)
-	sock.offer = protocol.Handshake{} // secrets are not kept longer than they are needed
+	secret, resumed := sock.attachSession(sock.handshake, identity.User)
+	sock.handshake = protocol.Handshake{} // secrets are not kept longer than they are needed
 	sock.identified.Store(true)
 	sock.server.expiry.set(sock, identity.Expires)
 	sock.conn.Send(sock.server.welcome(secret, resumed, &identity))

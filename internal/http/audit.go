@@ -37,9 +37,9 @@ const (
 	// lines are counted and summarized at the end of the second.
 	maxSameLines  = 5
 	maxEventLines = 100
-	// maxAuditSamples bounds the different lines that are counted separately in a
+	// maxDistinctLines bounds the different lines that are counted separately in a
 	// second.
-	maxAuditSamples = 1000
+	maxDistinctLines = 1000
 	// auditQueueSize bounds the lines that wait for the writer.
 	auditQueueSize = 1024
 	// maxAuditField bounds each text of a line, in bytes.
@@ -74,16 +74,16 @@ type auditLine struct {
 	Count int `json:"count,omitempty"`
 }
 
-// samplingKey returns the line without what differs between similar lines.
-func (l *auditLine) samplingKey() auditLine {
+// countKey returns the line without what differs between similar lines.
+func (l *auditLine) countKey() auditLine {
 	k := *l
 	k.RequestID = ""
 	return k
 }
 
-// A sampleCount counts the similar lines of one second, and how many of them were
+// A lineCount counts the similar lines of one second, and how many of them were
 // not written.
-type sampleCount struct{ seen, suppressed int }
+type lineCount struct{ seen, suppressed int }
 
 // An auditor writes the audit log. It never blocks its callers: lines for which the
 // writer is too slow are dropped and counted. It is safe for concurrent use.
@@ -100,16 +100,16 @@ type auditor struct {
 	// mu protects the fields below.
 	mu             sync.Mutex
 	second         int64 // the second that the counts below are for
-	samples        map[auditLine]sampleCount
+	counts         map[auditLine]lineCount
 	writtenByEvent map[string]int // lines written in this second, by event
-	overflow       map[string]int // lines beyond maxAuditSamples, by event
+	overflow       map[string]int // lines beyond maxDistinctLines, by event
 }
 
 func newAuditor(out io.Writer, node string, log *slog.Logger, m *auditMetrics) *auditor {
 	a := &auditor{
 		node: node, out: out, log: log, metrics: m,
 		queue: make(chan []byte, auditQueueSize), stop: make(chan struct{}), done: make(chan struct{}),
-		samples: map[auditLine]sampleCount{}, writtenByEvent: map[string]int{}, overflow: map[string]int{},
+		counts: map[auditLine]lineCount{}, writtenByEvent: map[string]int{}, overflow: map[string]int{},
 	}
 	if out == nil {
 		close(a.done)
@@ -136,9 +136,9 @@ func (a *auditor) record(l *auditLine) {
 		a.writeSummaries(now)
 		a.second = now.Unix()
 	}
-	key := l.samplingKey()
-	n, known := a.samples[key]
-	if !known && len(a.samples) >= maxAuditSamples {
+	key := l.countKey()
+	n, known := a.counts[key]
+	if !known && len(a.counts) >= maxDistinctLines {
 		a.overflow[l.Event]++
 		return
 	}
@@ -149,13 +149,13 @@ func (a *auditor) record(l *auditLine) {
 	} else {
 		n.suppressed++
 	}
-	a.samples[key] = n
+	a.counts[key] = n
 }
 
 // writeSummaries writes how many lines of the last second were not written. Caller
 // holds mu.
 func (a *auditor) writeSummaries(now time.Time) {
-	for key, n := range a.samples {
+	for key, n := range a.counts {
 		if n.suppressed > 0 {
 			key.Count = n.suppressed
 			a.enqueue(&key, now)
@@ -164,7 +164,7 @@ func (a *auditor) writeSummaries(now time.Time) {
 	for event, n := range a.overflow {
 		a.enqueue(&auditLine{Event: event, Reason: "more different lines than are counted separately in a second", Count: n}, now)
 	}
-	clear(a.samples)
+	clear(a.counts)
 	clear(a.writtenByEvent)
 	clear(a.overflow)
 }

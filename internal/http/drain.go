@@ -58,13 +58,13 @@ var ErrDrainCanceled = errors.New("the drain was canceled")
 // clients in waves, and closes the rest at the deadline. The node publishes and
 // delivers until its last client has left.
 type drain struct {
-	server    *Server
-	log       *slog.Logger
-	began     time.Time
-	cancel    context.CancelFunc
-	done      chan struct{} // closed when the drain is complete or canceled
-	remaining atomic.Int64  // clients that were not asked yet, as of the last wave
-	schedule  waveSchedule  // belongs to loop
+	server   *Server
+	log      *slog.Logger
+	began    time.Time
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when the drain is complete or canceled
+	notAsked atomic.Int64  // clients that were not asked yet, as of the last wave
+	schedule waveSchedule  // belongs to loop
 
 	// mu protects the fields below. A goroutine may lock it while it holds
 	// Server.mu, never the other way around.
@@ -230,9 +230,9 @@ func (d *drain) moveInWaves(ctx context.Context, deadline time.Time) bool {
 			return true
 		}
 		notAsked, moving := d.countClients()
-		d.remaining.Store(int64(notAsked))
+		d.notAsked.Store(int64(notAsked))
 		progress := d.updateReturned(r)
-		missing := returns.next(progress.Departed+progress.Lost, progress.Returned, r.ReturnsKnown)
+		missing := returns.next(progress.Moved+progress.Lost, progress.Returned, r.ReturnsKnown)
 		window := time.Until(windowEnd)
 		if window < waveInterval { // the window was too short: extend it by half
 			windowEnd = time.Now().Add(max(d.server.cfg.DrainWindow/2, maxMovingWaves*waveInterval))
@@ -289,7 +289,7 @@ func (d *drain) countClients() (notAsked, moving int) {
 // sendMoves asks n clients to move, spread over the time until the next wave. It
 // returns how many it asked: a client whose session is not saved yet waits for
 // another wave.
-func (d *drain) sendMoves(n int, deadline time.Duration) (sent int) {
+func (d *drain) sendMoves(n int, untilNextWave time.Duration) (sent int) {
 	d.mu.Lock()
 	scope, reason := d.scope, d.reason
 	d.mu.Unlock()
@@ -310,7 +310,7 @@ func (d *drain) sendMoves(n int, deadline time.Duration) (sent int) {
 		// Each client gets its own slot, and a random time within it.
 		slot := waveInterval / time.Duration(len(wave))
 		after := first + time.Duration(i)*slot + rand.N(slot+1)
-		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(deadline, after+waveInterval).Milliseconds()
+		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(untilNextWave, after+waveInterval).Milliseconds()
 		sock.moveAskedAt.Store(now.UnixMilli())
 		sock.conn.Send(m.Encode())
 	}

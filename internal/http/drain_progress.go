@@ -25,10 +25,10 @@ const (
 
 // Progress counts what became of the clients of a draining node.
 type Progress struct {
-	Asked    int `json:"told"`   // asked to move; the admin API calls it told
-	Departed int `json:"moved"`  // closed by the client after it was asked
-	Closed   int `json:"closed"` // closed by the node at the deadline, asked or not
-	Lost     int `json:"lost"`   // ended without a close frame after the client was asked
+	Asked  int `json:"told"`   // asked to move; the admin API calls it told
+	Moved  int `json:"moved"`  // closed by the client after it was asked
+	Closed int `json:"closed"` // closed by the node at the deadline, asked or not
+	Lost   int `json:"lost"`   // ended without a close frame after the client was asked
 	// Returned counts the sessions that other nodes have taken over since the drain
 	// began, as those nodes report it, about two seconds late.
 	Returned int `json:"returned"`
@@ -59,7 +59,7 @@ func (d *drain) awaitReturns(ctx context.Context) bool {
 		if !r.ReturnsKnown || r.Nodes == 0 {
 			return true
 		}
-		if p := d.updateReturned(r); p.Returned >= p.Departed+p.Closed {
+		if p := d.updateReturned(r); p.Returned >= p.Moved+p.Closed {
 			return true
 		}
 		select {
@@ -91,7 +91,7 @@ func (s *Server) recordMove(code protocol.CloseCode, reason string) {
 	d.updateProgress(func(p *Progress) {
 		switch result {
 		case moveDone:
-			p.Departed++
+			p.Moved++
 		case moveClosed:
 			p.Closed++
 		default:

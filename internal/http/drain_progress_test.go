@@ -100,12 +100,12 @@ func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
 			return n.DrainState().Asked == movesSent
 		})
 		paused := n.DrainState()
-		if paused.Returned != 0 || paused.Departed == 0 || paused.Clients == 0 {
+		if paused.Returned != 0 || paused.Moved == 0 || paused.Clients == 0 {
 			t.Errorf("the drain paused at %+v", paused)
 		}
 		returned.Store(before + clients) // all of them return, late
 		n.awaitPhase(phaseDrained)
-		if state := n.DrainState(); state.Asked != clients || state.Departed != clients || state.Returned != clients {
+		if state := n.DrainState(); state.Asked != clients || state.Moved != clients || state.Returned != clients {
 			t.Errorf("at the end: %+v", state)
 		}
 		if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {

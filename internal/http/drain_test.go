@@ -98,7 +98,7 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 		arrived.Wait()
 		n.awaitPhase(phaseDrained)
 		state := n.DrainState()
-		if state.Asked != clients || state.Departed != clients || state.Clients != 0 || state.Closed+state.Lost != 0 {
+		if state.Asked != clients || state.Moved != clients || state.Clients != 0 || state.Closed+state.Lost != 0 {
 			t.Errorf("drained: %+v", state)
 		}
 		if n.metric(`websocket_moves_total{result="moved"}`) != "30" || n.metric("websocket_drain_duration_seconds_count") != "1" {
@@ -142,7 +142,7 @@ func TestAClientThatIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
 		if n.Undrain(); n.metric("websocket_drain_deadline_timestamp_seconds") != "0" {
 			t.Error("a canceled drain still has a deadline")
 		}
-		if s := progress; s.Closed != 1 || s.Departed != 1 {
+		if s := progress; s.Closed != 1 || s.Moved != 1 {
 			t.Errorf("%+v, want one closed and one moved", s)
 		}
 	})
@@ -159,7 +159,7 @@ func TestHandshakesAreAcceptedDuringTheDrainDelay(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if s := n.DrainState(); s.Departed != 1 || s.Seconds < 1 {
+		if s := n.DrainState(); s.Moved != 1 || s.Seconds < 1 {
 			t.Errorf("%+v, want the late client moved after the delay", s)
 		}
 	})

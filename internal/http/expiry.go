@@ -91,7 +91,7 @@ func (e *expiryWheel) loop(stop <-chan struct{}) {
 // advance moves the wheel to the present tick, which may be many ticks ahead if the
 // process was stopped or starved. It removes and returns the sockets whose deadline
 // has passed.
-func (e *expiryWheel) advance(now time.Time) (ended []*socket) {
+func (e *expiryWheel) advance(now time.Time) (expired []*socket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for to := int64(now.Sub(e.start) / expiryTick); e.tick < to; {
@@ -100,9 +100,9 @@ func (e *expiryWheel) advance(now time.Time) (ended []*socket) {
 		for i := len(slot) - 1; i >= 0; i-- {
 			if sock := slot[i]; sock.deadline.at <= e.tick {
 				e.unlink(sock)
-				ended = append(ended, sock)
+				expired = append(expired, sock)
 			}
 		}
 	}
-	return ended
+	return expired
 }

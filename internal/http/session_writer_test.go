@@ -83,7 +83,7 @@ func TestFailingSavesDoNotBlockADrain(t *testing.T) {
 		n.adminCall("POST", "/drain")
 		b.followMove()
 		n.awaitPhase(phaseDrained)
-		if state := n.DrainState(); state.Departed != 1 {
+		if state := n.DrainState(); state.Moved != 1 {
 			t.Errorf("%+v", state)
 		}
 	})

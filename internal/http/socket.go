@@ -35,7 +35,7 @@ type socket struct {
 
 	admission *admissionSlot
 	identity  auth.Identity      // valid once identified is set
-	offer     protocol.Handshake // until then
+	handshake protocol.Handshake // until then
 	deadline  deadline           // guarded by the expiry wheel's lock
 	// identified means that identity, client and session are set. They do not
 	// change after that, except for identity, which belongs to readLoop.

@@ -44,7 +44,7 @@ func (s *Server) Status() message.NodeStatus {
 	defer s.mu.Unlock()
 	draining, leaving := s.drain != nil || s.stopping, 0
 	if s.drain.currentPhase() == phaseMoving {
-		leaving = int(s.drain.remaining.Load())
+		leaving = int(s.drain.notAsked.Load())
 	}
 	return message.NodeStatus{
 		Node:              s.cfg.Node,

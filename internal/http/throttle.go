@@ -48,9 +48,9 @@ func (t *throttle) pausePing() {
 	}
 }
 
-func (t *throttle) wait(y *gcraState, a rateLimit, n int) {
+func (t *throttle) wait(state *gcraState, limit rateLimit, n int) {
 	for {
-		wait := y.take(a, t.now(), n)
+		wait := state.take(limit, t.now(), n)
 		if wait == 0 {
 			return
 		}

@@ -93,7 +93,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, errOrigin)
 		return
 	}
-	offer, err := s.readOffer(r)
+	handshake, err := s.readHandshake(r)
 	if err != nil {
 		s.metrics.connections.WithLabelValues("handshake").Inc()
 		s.refuse(w, r, err)
@@ -111,7 +111,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, errNoCapacity)
 		return
 	}
-	client, err := s.authenticateHandshake(r.Context(), offer, slot)
+	client, err := s.authenticateHandshake(r.Context(), handshake, slot)
 	if err != nil {
 		slot.release(nil)
 		s.metrics.connections.WithLabelValues("refused").Inc()
@@ -125,7 +125,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.connections.WithLabelValues(slot.result).Inc()
 	s.metrics.active.Inc()
-	sock.offer = offer
+	sock.handshake = handshake
 	slot.register(sock)
 	s.serveSocket(sock, client)
 	sock.conn.Flush() // the handshake's answer, if no frame has followed it

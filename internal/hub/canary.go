@@ -21,7 +21,7 @@ const (
 // A canary publishes to its node's own room through the log, as a client would,
 // and receives the messages as a member. If they stop arriving, delivery is
 // broken, even if every component reports that it is healthy. It measures two
-// legs: a committed message reaches local members without the broker, so only
+// paths: a committed message reaches local members without the broker, so only
 // the echo from the broker reveals a dead subscription. It implements Outlet
 // and is safe for concurrent use.
 type canary struct {
@@ -29,32 +29,32 @@ type canary struct {
 	room     message.Room
 	idPrefix string // of the ids of this process
 	client   *Client
-	local    leg
-	broker   leg
+	local    canaryPath
+	broker   canaryPath
 }
 
-// A leg is one of the two paths, local and broker, by which a canary message
-// arrives.
-type leg struct {
+// A canaryPath is one of the two paths, local and broker, by which a canary message
+// arrives. The metrics call it leg.
+type canaryPath struct {
 	name         string
 	newestSentAt atomic.Int64 // send time of the newest message that arrived, Unix µs
 	arrived      atomic.Bool  // at least one has arrived
 }
 
 // age returns how long ago the newest message that arrived was sent.
-func (l *leg) age(now time.Time) time.Duration {
-	return max(0, now.Sub(time.UnixMicro(l.newestSentAt.Load())))
+func (p *canaryPath) age(now time.Time) time.Duration {
+	return max(0, now.Sub(time.UnixMicro(p.newestSentAt.Load())))
 }
 
-// newCanary returns a canary that has not started. Both legs begin as if a
+// newCanary returns a canary that has not started. Both paths begin as if a
 // message had just arrived.
 func newCanary(h *Hub, node string) *canary {
 	c := &canary{
 		hub:      h,
 		room:     message.Room(canaryRoomPrefix + node),
 		idPrefix: strconv.FormatUint(h.bootID, 36) + "-canary-",
-		local:    leg{name: "local"},
-		broker:   leg{name: "broker"},
+		local:    canaryPath{name: "local"},
+		broker:   canaryPath{name: "broker"},
 	}
 	c.client = h.NewClient(c, "")
 	now := time.Now().UnixMicro()
@@ -94,7 +94,7 @@ func (c *canary) send() {
 
 // recordArrival records the newest canary message in frames, if there is one.
 // The id of a message holds its send time.
-func (c *canary) recordArrival(l *leg, frames []byte) {
+func (c *canary) recordArrival(l *canaryPath, frames []byte) {
 	i := bytes.LastIndex(frames, []byte(c.idPrefix))
 	if i < 0 {
 		return // another frame, or a message of an earlier process with this node name

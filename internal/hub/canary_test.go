@@ -26,7 +26,7 @@ func newCanaryFixture(t *testing.T) (*fixture, *Hub) {
 func TestTheCanaryMeasuresBothLegs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, h := newCanaryFixture(t)
-		testkit.Eventually(t, "a canary message on both legs", func() bool {
+		testkit.Eventually(t, "a canary message on both paths", func() bool {
 			return testutil.CollectAndCount(h.metrics.canary) == 2 && h.Delivery().Verified
 		})
 		if d := h.Delivery(); d.LocalStale || d.BrokerStale {
@@ -34,7 +34,7 @@ func TestTheCanaryMeasuresBothLegs(t *testing.T) {
 		}
 		reg := h.cfg.Registerer.(*prometheus.Registry)
 		if n, err := testutil.GatherAndCount(reg, "websocket_canary_age_seconds"); err != nil || n != 2 {
-			t.Errorf("%d ages, %v; want one for each leg", n, err)
+			t.Errorf("%d ages, %v; want one for each path", n, err)
 		}
 	})
 }
@@ -46,9 +46,9 @@ func TestADeadSubscriptionMakesOnlyTheBrokerLegStale(t *testing.T) {
 		f, h := newCanaryFixture(t)
 		testkit.Eventually(t, "an echo", func() bool { return h.canary.broker.arrived.Load() })
 		f.broker.setDrop(func([]byte) bool { return true })
-		testkit.Eventually(t, "the broker's leg to be stale", func() bool { return h.Delivery().BrokerStale })
+		testkit.Eventually(t, "the broker's path to be stale", func() bool { return h.Delivery().BrokerStale })
 		if d := h.Delivery(); d.LocalStale {
-			t.Errorf("the local leg is stale although local delivery works: %+v", d)
+			t.Errorf("the local path is stale although local delivery works: %+v", d)
 		}
 		f.broker.setDrop(nil)
 		testkit.Eventually(t, "the echo to be back", func() bool { return !h.Delivery().BrokerStale })
@@ -60,7 +60,7 @@ func TestAnUnavailableLogMakesTheLocalLegStale(t *testing.T) {
 		f, h := newCanaryFixture(t)
 		testkit.Eventually(t, "a first canary", func() bool { return h.Delivery().Verified })
 		f.log.setDown(true)
-		testkit.Eventually(t, "the local leg to be stale", func() bool { return h.Delivery().LocalStale })
+		testkit.Eventually(t, "the local path to be stale", func() bool { return h.Delivery().LocalStale })
 		f.log.setDown(false)
 		testkit.Eventually(t, "delivery to be back", func() bool { return !h.Delivery().LocalStale })
 	})

@@ -124,13 +124,13 @@ func (h *Hub) clientError(err error) *protocol.Error {
 }
 
 // registerCanaryAge registers the age of the newest canary that arrived, by
-// leg.
+// path.
 func (*metrics) registerCanaryAge(reg prometheus.Registerer, c *canary) {
-	for _, l := range []*leg{&c.local, &c.broker} {
+	for _, path := range []*canaryPath{&c.local, &c.broker} {
 		promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "websocket_canary_age_seconds",
 			Help:        "Time since the newest canary message that came back was sent. It grows while delivery is broken.",
-			ConstLabels: prometheus.Labels{"leg": l.name},
-		}, func() float64 { return l.age(time.Now()).Seconds() })
+			ConstLabels: prometheus.Labels{"leg": path.name},
+		}, func() float64 { return path.age(time.Now()).Seconds() })
 	}
 }

@@ -32,12 +32,12 @@ const (
 
 var longStorms = flag.Bool("storm.long", false, "run the storm tests with five times as many rooms and members, about a minute")
 
-// many returns short, or five times as many with -storm.long.
-func many(short int) int {
+// scaled returns n, or five times as many with -storm.long.
+func scaled(n int) int {
 	if *longStorms {
-		return 5 * short
+		return 5 * n
 	}
-	return short
+	return n
 }
 
 // storm runs a scenario in which the same thing happens to many rooms or
@@ -71,7 +71,7 @@ func testRoom(i int) message.Room { return message.Room(fmt.Sprintf("r%d", i)) }
 // compares heads by name, page by page, and reads each room once.
 func TestStormManyRoomsAfterALongFeedOutage(t *testing.T) {
 	storm(t, func(c *crowd) {
-		rooms := many(1000)
+		rooms := scaled(1000)
 		for i := range rooms {
 			c.addMember(testRoom(i), -1)
 		}
@@ -98,7 +98,7 @@ func TestStormManyRoomsAfterALongFeedOutage(t *testing.T) {
 // and a join meanwhile does not wait behind them.
 func TestStormManyRoomsRepairAtOnce(t *testing.T) {
 	storm(t, func(c *crowd) {
-		rooms := many(1000)
+		rooms := scaled(1000)
 		for i := range rooms {
 			c.addMember(testRoom(i), -1)
 		}
@@ -128,7 +128,7 @@ func TestStormNoReadWaitsBehindThoseOfAnotherKind(t *testing.T) {
 	for _, kind := range []string{"opens", "pages", "repairs"} {
 		t.Run(kind, func(t *testing.T) {
 			storm(t, func(c *crowd) {
-				rooms := many(600)
+				rooms := scaled(600)
 				l, h := c.sim.log, c.sim.nodes[0]
 				l.commit("far", 1, 1) // before the topic opens: not in its ring
 				live := &crowd{t: t, sim: c.sim}
@@ -181,7 +181,7 @@ func TestStormNoReadWaitsBehindThoseOfAnotherKind(t *testing.T) {
 // room costs one read, and the node logs one line, not one for each room.
 func TestStormANewEpochInManyRooms(t *testing.T) {
 	storm(t, func(c *crowd) {
-		rooms := many(1000)
+		rooms := scaled(1000)
 		heads := map[message.Room]int{}
 		for i := range rooms {
 			c.sim.log.commit(testRoom(i), 3, 1)
@@ -202,7 +202,7 @@ func TestStormANewEpochInManyRooms(t *testing.T) {
 // their own pace, and share pages nevertheless.
 func TestStormAHotRoomFallsBehind(t *testing.T) {
 	storm(t, func(c *crowd) {
-		members := many(2000)
+		members := scaled(2000)
 		for i := range members {
 			c.addMember("r", -1)
 			c.outlets[i].flushDelay = time.Duration(i%500) * time.Millisecond
@@ -224,7 +224,7 @@ func TestStormAHotRoomFallsBehind(t *testing.T) {
 // same page is queued for all.
 func TestStormManyClientsResumeAtOnce(t *testing.T) {
 	storm(t, func(c *crowd) {
-		members := many(2000)
+		members := scaled(2000)
 		c.sim.log.commit("r", 250, 1000)
 		c.blocked = make(chan struct{})
 		before := memoryInUse()
@@ -258,17 +258,17 @@ func TestStormOfEarlyMessages(t *testing.T) {
 		c.waitAllAt(0)
 		c.setFeed(false)
 		c.logView().set(func() { c.logView().delay = 4 * time.Second })
-		most := int64(0)
+		peak := int64(0)
 		for i := range rooms {
 			h.Completed(c.sim.log.commit(testRoom(i), n, 4000)[1:])
 			c.sim.broker.dropAll()
 			synctest.Wait()
-			most = max(most, h.memory.undelivered.Load())
+			peak = max(peak, h.memory.undelivered.Load())
 		}
-		const budget, buffer, least = 64 << 20, 512 << 10, 8 << 10 // DESIGN.md, Bounds
-		c.expectAtMost("bytes in reorder buffers", int(most), budget+buffer+rooms*least)
-		if most < budget {
-			t.Errorf("%d bytes were buffered: the budget was never reached", most)
+		const budget, maxPerRoom, minPerRoom = 64 << 20, 512 << 10, 8 << 10 // DESIGN.md, Bounds
+		c.expectAtMost("bytes in reorder buffers", int(peak), budget+maxPerRoom+rooms*minPerRoom)
+		if peak < budget {
+			t.Errorf("%d bytes were buffered: the budget was never reached", peak)
 		}
 		c.logView().set(func() { c.logView().delay = readLatency })
 		k := c.waitAllAt(n)
@@ -312,11 +312,11 @@ func TestStormResumesOfManyRoomsShareABudget(t *testing.T) {
 			c.addMember(testRoom(i), 0)
 		}
 		time.Sleep(5 * time.Second)
-		const budget, page, least = 64 << 20, 256 << 10, 8 << 10 // DESIGN.md, Bounds
+		const budget, page, minPerRoom = 64 << 20, 256 << 10, 8 << 10 // DESIGN.md, Bounds
 		// The bounds are of data; frames are a twentieth larger.
-		most := (budget + documentedReads*page + rooms*least) * 11 / 10
-		c.expectAtMost("bytes of pages", int(h.memory.pages.Load()), most)
-		c.expectAtMost("bytes altogether", memoryInUse()-before, most+rooms*(24<<10))
+		limit := (budget + documentedReads*page + rooms*minPerRoom) * 11 / 10
+		c.expectAtMost("bytes of pages", int(h.memory.pages.Load()), limit)
+		c.expectAtMost("bytes altogether", memoryInUse()-before, limit+rooms*(24<<10))
 		close(c.blocked)
 		c.waitAllAt(100)
 	})
@@ -341,7 +341,7 @@ func TestStormOfJoinsWhileTheLogIsDown(t *testing.T) {
 // One client is behind by more than a page in many rooms, and has one goroutine.
 func TestStormOneClientBehindInManyRooms(t *testing.T) {
 	storm(t, func(c *crowd) {
-		rooms := many(200)
+		rooms := scaled(200)
 		const n = 200 + 1 // a page and one more
 		o := &countingOutlet{last: -1, manyRooms: true}
 		client := c.sim.nodes[0].NewClient(o, "")
@@ -357,13 +357,13 @@ func TestStormOneClientBehindInManyRooms(t *testing.T) {
 		}
 		o.flushDelay = 10 * time.Millisecond
 		c.setFeed(true)
-		most := 0
+		peak := 0
 		for began := time.Now(); o.messages() < n*rooms && time.Since(began) < 2*time.Minute; {
 			time.Sleep(10 * time.Millisecond)
 			synctest.Wait()
-			most = max(most, runtime.NumGoroutine()-before)
+			peak = max(peak, runtime.NumGoroutine()-before)
 		}
-		c.expectAtMost("goroutines", most, documentedReadsOfKind+1+goroutineSlack)
+		c.expectAtMost("goroutines", peak, documentedReadsOfKind+1+goroutineSlack)
 		if got := o.messages(); got != n*rooms {
 			t.Errorf("%d messages, want %d", got, n*rooms)
 		}

@@ -68,14 +68,14 @@ func (s *Section) fail(name string, err error) {
 	s.add(StatusFail, name, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
-// A Page is the daily report that `switchyard check` prints.
-type Page struct {
+// A DailyResult is the daily report that `switchyard check` prints.
+type DailyResult struct {
 	At       time.Time `json:"at"`
 	Sections []Section `json:"sections"`
 }
 
 // Worst returns the worst status of all lines.
-func (p *Page) Worst() Status {
+func (p *DailyResult) Worst() Status {
 	worst := StatusOK
 	for _, s := range p.Sections {
 		for _, l := range s.Results {
@@ -87,7 +87,7 @@ func (p *Page) Worst() Status {
 	return worst
 }
 
-func (p *Page) String() string {
+func (p *DailyResult) String() string {
 	var b strings.Builder
 	counts := map[Status]int{}
 	for _, s := range p.Sections {

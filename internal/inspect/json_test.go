@@ -10,7 +10,7 @@ import (
 func TestTheKeysOfTheJSONOutput(t *testing.T) {
 	at := time.Date(2026, 11, 26, 0, 0, 0, 0, time.UTC)
 	for want, v := range map[string]any{
-		`{"at":"2026-11-26T00:00:00Z","sections":[{"title":"","lines":[{"mark":"BAD","what":"","says":""}]}]}`:                                                   Page{At: at, Sections: []Section{{Results: []CheckResult{{Status: StatusFail}}}}},
+		`{"at":"2026-11-26T00:00:00Z","sections":[{"title":"","lines":[{"mark":"BAD","what":"","says":""}]}]}`:                                                   DailyResult{At: at, Sections: []Section{{Results: []CheckResult{{Status: StatusFail}}}}},
 		`{"since":"2026-11-26T00:00:00Z","kinds":[{"level":"","says":"","count":0,"example":"e"}],"other_lines":0,"codes":[{"name":"","count":0}],"untold":"x"}`: Errors{Since: at, Kinds: []ErrorKind{{Example: "e"}}, Codes: []Count{{}}, MetricsError: "x"},
 		`{"since":"2026-11-26T00:00:00Z","open":0,"ended":0,"codes":null,"reasons":null,"handshakes":null,"lives_p10_p50_p90":[0,0,0],"addresses":[` +
 			`{"address":"","ended":0,"short":0,"slow":0,"worst_reason":""}],"address_count":0,"untold":"x"}`: Connections{Since: at, Addresses: []AddressStats{{}}, MetricsError: "x"},

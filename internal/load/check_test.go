@@ -66,16 +66,16 @@ var faultyHistories = map[string]struct {
 			ack a e:1
 			s joins e:0
 			s gets a e:1
-			s gets x e:2`, Undeclared, "room r: x was delivered to s and was never published"},
+			s gets x e:2`, NotPublished, "room r: x was delivered to s and was never published"},
 	"published by another user": {`publish a
 			ack a e:1
 			s joins e:0
 			s gets a e:1
-			s gets a/mallory e:2`, Undeclared, "a of mallory was delivered to s and was never published"},
+			s gets a/mallory e:2`, NotPublished, "a of mallory was delivered to s and was never published"},
 	"other data": {`publish a
 			ack a e:1
 			s joins e:0
-			s gets a other e:1`, Undeclared, "a was delivered to s with data that was never published under this id"},
+			s gets a other e:1`, NotPublished, "a was delivered to s with data that was never published under this id"},
 	"refused": {`publish a
 			refuse a forbidden
 			s joins e:0

@@ -28,7 +28,7 @@ const (
 	repeated                // Sub, Epoch, Seq, To: the frame after To was Seq, which is not above it
 	left                    // Sub: the subscriber expects nothing more
 	ended                   // Sub, Epoch, Seq: the subscriber must have reached Seq
-	confirmed               // User, ID, Epoch, Seq: a frame with an ack for a publish that had its outcome already
+	lateAck                 // User, ID, Epoch, Seq: a frame with an ack for a publish that had its outcome already
 	kindCount               // the number of kinds
 )
 

@@ -284,7 +284,7 @@ func TestARunFindsEveryServerFault(t *testing.T) {
 		"delivers before the commit, which fails": SeqShared,
 		"no ids":                    StoredTwice,
 		"acks another seq":          WrongAck,
-		"other data":                Undeclared,
+		"other data":                NotPublished,
 		"no repair":                 SilentGap,
 		"duplicates":                Doubled,
 		"a resume that skips":       SilentGap,

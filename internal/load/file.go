@@ -93,9 +93,9 @@ func (h *History) readEvent(line []byte) error {
 		return errors.New("room is missing")
 	case e.Kind == gapDeclared && e.Seq < 1:
 		return fmt.Errorf("a gap must begin at seq 1 or above, not %d", e.Seq)
-	case (e.Kind <= unknown || e.Kind == delivered || e.Kind == confirmed) && e.ID == "":
+	case (e.Kind <= unknown || e.Kind == delivered || e.Kind == lateAck) && e.ID == "":
 		return errors.New("id is missing")
-	case e.Kind >= joined && e.Kind != confirmed && e.Sub == "":
+	case e.Kind >= joined && e.Kind != lateAck && e.Sub == "":
 		return errors.New("sub is missing")
 	}
 	if h.total == h.limit {

@@ -70,7 +70,7 @@ func (t *frameTap) onFrame(f client.Frame) {
 	defer t.mu.Unlock()
 	if f.Type == "ack" {
 		if !t.openPublishes[publishKey{f.Room, f.ID}] {
-			t.history.record(event{Kind: confirmed, Room: f.Room, User: t.user(), ID: f.ID, Epoch: f.Epoch, Seq: f.Seq})
+			t.history.record(event{Kind: lateAck, Room: f.Room, User: t.user(), ID: f.ID, Epoch: f.Epoch, Seq: f.Seq})
 		}
 		return
 	}

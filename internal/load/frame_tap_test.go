@@ -175,7 +175,7 @@ func TestTheFrameTapRecordsLateAcks(t *testing.T) {
 		e.At = 0
 		recorded = append(recorded, e)
 	}
-	if want := []event{{Kind: confirmed, Room: "r", User: "ann", ID: "a", Epoch: "e", Seq: 2}}; !slices.Equal(recorded, want) {
+	if want := []event{{Kind: lateAck, Room: "r", User: "ann", ID: "a", Epoch: "e", Seq: 2}}; !slices.Equal(recorded, want) {
 		t.Errorf("the tap recorded %+v, want %+v", recorded, want)
 	}
 }

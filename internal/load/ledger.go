@@ -100,7 +100,7 @@ func (l *ledger) apply(e event, found func(Finding)) {
 		if a := (ack{position{e.Epoch, e.Seq}, e.Hash}); !slices.Contains(m.acks, a) {
 			m.acks = append(m.acks, a)
 		}
-	case confirmed:
+	case lateAck:
 		l.addLateAck(e)
 	case refused, unknown:
 		l.track(e).setOutcome(e)
@@ -150,7 +150,7 @@ func (l *ledger) addDelivery(e event, found func(Finding)) {
 // finish checks each message by itself, after all events were applied.
 func (l *ledger) finish(found func(Finding)) {
 	for _, m := range l.order {
-		l.judgeCopies(m, found)
+		l.judgeDeliveries(m, found)
 		l.judgePositions(m, found)
 		for _, a := range m.acks {
 			l.judgeAck(m, a, found)
@@ -178,8 +178,8 @@ func (l *ledger) updateEpoch(m *trackedMessage) {
 	}
 }
 
-// judgeCopies compares the deliveries of a message with its attempts.
-func (l *ledger) judgeCopies(m *trackedMessage, found func(Finding)) {
+// judgeDeliveries compares the deliveries of a message with its attempts.
+func (l *ledger) judgeDeliveries(m *trackedMessage, found func(Finding)) {
 	for _, d := range m.deliveries {
 		outcomes := map[kind]bool{}
 		for _, a := range m.attempts {
@@ -190,9 +190,9 @@ func (l *ledger) judgeCopies(m *trackedMessage, found func(Finding)) {
 		// Any attempt may be the stored one, so it is a fault only if all were refused.
 		switch {
 		case len(m.attempts) == 0:
-			found(l.finding(Undeclared, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s and was never published", m, d.sub)))
+			found(l.finding(NotPublished, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s and was never published", m, d.sub)))
 		case len(outcomes) == 0:
-			found(l.finding(Undeclared, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s with data that was never published under this id", m, d.sub)))
+			found(l.finding(NotPublished, d.position, m, d.sub, fmt.Sprintf("%s was delivered to %s with data that was never published under this id", m, d.sub)))
 		case len(outcomes) == 1 && outcomes[refused]:
 			found(l.finding(RefusedStored, d.position, m, d.sub, fmt.Sprintf("%s was refused, and nevertheless delivered to %s", m, d.sub)))
 		}

@@ -218,11 +218,11 @@ var injectedFaults = []injectedFault{
 		events[at], events[at+1+next] = events[at+1+next], events[at]
 		return events, true
 	}},
-	{"deliver other data", []Fault{Undeclared}, func(events []event, at int) ([]event, bool) {
+	{"deliver other data", []Fault{NotPublished}, func(events []event, at int) ([]event, bool) {
 		events[at].Hash++
 		return events, true
 	}},
-	{"deliver another id", []Fault{Undeclared}, func(events []event, at int) ([]event, bool) {
+	{"deliver another id", []Fault{NotPublished}, func(events []event, at int) ([]event, bool) {
 		events[at].ID = "never published"
 		return events, true
 	}},

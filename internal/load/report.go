@@ -23,9 +23,9 @@ const (
 	Doubled Fault = "doubled"
 	// Reordered: a message was delivered to a subscriber after a later one.
 	Reordered Fault = "reordered"
-	// Undeclared: a message was delivered that was never published, or not with
+	// NotPublished: a message was delivered that was never published, or not with
 	// this data.
-	Undeclared Fault = "undeclared"
+	NotPublished Fault = "undeclared"
 	// RefusedStored: a message was delivered although its publish was refused.
 	RefusedStored Fault = "refused_stored"
 	// StoredTwice: one id has two seqs.
@@ -47,7 +47,7 @@ const (
 
 // AllFaults lists the faults, the worst first.
 var AllFaults = []Fault{
-	Lost, Doubled, Reordered, Undeclared, RefusedStored, StoredTwice, SeqShared, SilentGap, SilentEpoch, WrongAck, WrongRoom,
+	Lost, Doubled, Reordered, NotPublished, RefusedStored, StoredTwice, SeqShared, SilentGap, SilentEpoch, WrongAck, WrongRoom,
 }
 
 // A Finding is one broken promise. Text says it in one sentence; fields that do

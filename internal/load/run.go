@@ -49,7 +49,7 @@ type Run struct {
 	// Counts of messages and connections so far.
 	published, acked, failed, delivered, inFlight atomic.Int64
 	connects, moves, cuts                         atomic.Int64
-	heldBack, unread, behind                      atomic.Int64
+	heldBack, roomsNotRead, behind                atomic.Int64
 	ackLatencies, deliveryLatencies               shardedLatencies // of an unchecked run
 
 	mu          sync.Mutex // Protects following.

@@ -53,7 +53,7 @@ func parseEvent(words []string) (e event, err error) {
 		err = e.parsePosition(words[len(words)-1])
 		data = strings.Join(words[2:len(words)-1], "") + "data"
 	case "confirm":
-		e = event{Kind: confirmed, ID: words[1]}
+		e = event{Kind: lateAck, ID: words[1]}
 		return e, e.parsePosition(words[2])
 	case "refuse":
 		e = event{Kind: refused, ID: words[1], Reason: words[2]}

@@ -30,8 +30,8 @@ func (r *Run) settle() {
 	for _, m := range r.members {
 		subs = append(subs, m.sub)
 	}
-	readers, read := r.readBack(ctx)
-	subs = append(subs, read...)
+	readers, readerSubs := r.readBack(ctx)
+	subs = append(subs, readerSubs...)
 	poll(ctx, func() bool {
 		return !slices.ContainsFunc(subs, func(s *Subscription) bool { return !s.hasReached(heads[s.room]) })
 	})
@@ -111,7 +111,7 @@ func (r *Run) readBack(ctx context.Context) (readers []*client.Client, subs []*S
 				_, err = reader.Join(ctx, s.room, client.Start(), s.Handler())
 			}
 			if err != nil {
-				r.unread.Add(1)
+				r.roomsNotRead.Add(1)
 				s.close()
 				continue
 			}

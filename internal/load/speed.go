@@ -101,7 +101,7 @@ func (r *Run) summarize() *RunSummary {
 	return &RunSummary{
 		URLs: len(r.plan.URLs), Clients: r.plan.Clients, Ended: r.endReason, PublishedFor: Milliseconds(r.publishedFor),
 		Reconnects: p.Reconnects, Moves: p.Moves, Cuts: r.cuts.Load(), HeldBack: r.heldBack.Load(),
-		Behind: r.behind.Load(), Unread: r.unread.Load(), Rejected: r.rejected(),
+		Behind: r.behind.Load(), Unread: r.roomsNotRead.Load(), Rejected: r.rejected(),
 	}
 }
 

@@ -16,9 +16,9 @@ const (
 // A backlog is a bounded queue that a loop sends in batches. A full backlog
 // refuses new items.
 type backlog[T any] struct {
-	limit   int
-	wake    chan struct{} // holds a token when there may be items; never closed
-	drained chan struct{} // closed by drainLoop
+	limit int
+	wake  chan struct{} // holds a token when there may be items; never closed
+	sent  chan struct{} // closed by sendLoop
 
 	mu     sync.Mutex // mu protects the fields below.
 	items  []T
@@ -26,7 +26,7 @@ type backlog[T any] struct {
 }
 
 func newBacklog[T any](limit int) *backlog[T] {
-	return &backlog[T]{limit: limit, wake: make(chan struct{}, 1), drained: make(chan struct{})}
+	return &backlog[T]{limit: limit, wake: make(chan struct{}, 1), sent: make(chan struct{})}
 }
 
 // add appends an item without blocking. It returns false if the backlog is full
@@ -62,10 +62,10 @@ func (b *backlog[T]) dequeue() (batch []T, last bool) {
 	return batch, b.closed && b.items == nil
 }
 
-// drainLoop sends the items in order. It returns when ctx ends, or when all
+// sendLoop sends the items in order. It returns when ctx ends, or when all
 // items are sent after a call of flush.
-func (b *backlog[T]) drainLoop(ctx context.Context, send func(context.Context, []T)) {
-	defer close(b.drained)
+func (b *backlog[T]) sendLoop(ctx context.Context, send func(context.Context, []T)) {
+	defer close(b.sent)
 	for {
 		select {
 		case <-b.wake:
@@ -94,7 +94,7 @@ func (b *backlog[T]) flush(ctx context.Context) {
 	b.mu.Unlock()
 	b.wakeUp()
 	select {
-	case <-b.drained:
+	case <-b.sent:
 	case <-ctx.Done():
 	}
 }

@@ -49,7 +49,7 @@ func (n *Node) sendEvent(to string, event message.NodeEvent) {
 // sendLoop sends the queued events; those of a batch to the same node share an
 // envelope.
 func (n *Node) sendLoop(ctx context.Context) {
-	n.outbox.drainLoop(ctx, func(ctx context.Context, batch []outgoingEvent) {
+	n.outbox.sendLoop(ctx, func(ctx context.Context, batch []outgoingEvent) {
 		if err := n.backend.send(ctx, n.envelopes(batch)); err != nil {
 			n.metrics.drop(dropEventLost, len(batch))
 		}

@@ -250,7 +250,7 @@ func TestABacklogIsBoundedAndKeepsItsOrder(t *testing.T) {
 		var got []int
 		largest := 0
 		ctx, cancel := context.WithCancel(t.Context())
-		go b.drainLoop(ctx, func(_ context.Context, batch []int) {
+		go b.sendLoop(ctx, func(_ context.Context, batch []int) {
 			mu.Lock()
 			defer mu.Unlock()
 			got = append(got, batch...)
@@ -282,7 +282,7 @@ func TestAFlushEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
-		b.flush(ctx) // without a drainLoop
+		b.flush(ctx) // without a sendLoop
 		if took := time.Since(began); took != time.Second {
 			t.Errorf("flush took %v, want 1s", took)
 		}

@@ -41,9 +41,9 @@ type presenceEntry struct {
 	dirty      bool  // changed since it was last sent, and queued in presence.dirty
 }
 
-// A graceEnd says when the grace of an entry ends, unless the session rejoins
+// An entryExpiry says when the grace of an entry ends, unless the session rejoins
 // before.
-type graceEnd struct {
+type entryExpiry struct {
 	key entryKey
 	at  int64 // by presence.now
 }
@@ -63,10 +63,10 @@ type presence struct {
 	mu         sync.Mutex // Protects following.
 	entries    map[entryKey]presenceEntry
 	tombstones int
-	dirty      []entryKey // entries to send, each once
-	graces     []graceEnd // in order of time
-	enqueued   int64      // how many entries were ever appended to dirty
-	flushed    int64      // how many of these were sent or dropped
+	dirty      []entryKey    // entries to send, each once
+	expiries   []entryExpiry // in order of time
+	enqueued   int64         // how many entries were ever appended to dirty
+	flushed    int64         // how many of these were sent or dropped
 	// progress is closed, and replaced by a new channel, when flushed grows.
 	progress chan struct{}
 
@@ -165,10 +165,10 @@ func (p *presence) applyChange(c *message.PresenceChange, now int64) {
 	if !known || !entry.present {
 		return
 	}
-	if c.Kind == message.PresenceDisconnected && len(p.graces) < p.entryLimit {
+	if c.Kind == message.PresenceDisconnected && len(p.expiries) < p.entryLimit {
 		if entry.leaveAt == 0 {
 			entry.leaveAt = now + int64(p.grace)
-			p.graces = append(p.graces, graceEnd{key, entry.leaveAt})
+			p.expiries = append(p.expiries, entryExpiry{key, entry.leaveAt})
 			p.entries[key] = entry
 		}
 		return
@@ -209,23 +209,23 @@ func (p *presence) put(key entryKey, entry presenceEntry, changed bool) {
 	p.node.metrics.presenceEntries.Set(float64(len(p.entries) - p.tombstones))
 }
 
-// endGraces removes the entries whose grace is over, and returns the time until
-// the next grace ends. All graces are equally long, so they end in order.
-func (p *presence) endGraces() time.Duration {
+// removeExpired removes the entries whose grace is over, and returns the time until
+// the next grace ends. All grace periods are equally long, so they end in order.
+func (p *presence) removeExpired() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.now()
-	for len(p.graces) > 0 {
-		g := p.graces[0]
-		if g.at > now {
-			return time.Duration(g.at - now)
+	for len(p.expiries) > 0 {
+		expiry := p.expiries[0]
+		if expiry.at > now {
+			return time.Duration(expiry.at - now)
 		}
-		p.graces = p.graces[1:]
-		if entry := p.entries[g.key]; entry.present && entry.leaveAt == g.at {
-			p.markGone(g.key, entry)
+		p.expiries = p.expiries[1:]
+		if entry := p.entries[expiry.key]; entry.present && entry.leaveAt == expiry.at {
+			p.markGone(expiry.key, entry)
 		}
 	}
-	p.graces = nil
+	p.expiries = nil
 	return time.Hour
 }
 

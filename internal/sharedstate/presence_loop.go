@@ -56,7 +56,7 @@ func (n *Node) presenceLoop(ctx context.Context) {
 	grace := time.NewTimer(time.Hour)
 	defer grace.Stop()
 	for {
-		grace.Reset(p.endGraces())
+		grace.Reset(p.removeExpired())
 		for p.flushOnce(ctx) {
 		}
 		select {
@@ -78,17 +78,17 @@ func (p *presence) flushOnce(ctx context.Context) bool {
 		return false
 	}
 	p.node.backend.applyPresence(ctx, batches)
-	var failed, lost bool
-	var renew [shardCount]bool
+	var failed, resync bool
+	var toResync [shardCount]bool
 	for _, b := range batches {
 		failed = failed || b.err != nil
 		if b.lost {
-			lost, renew[b.shard] = true, true
+			resync, toResync[b.shard] = true, true
 		}
 		p.complete(b)
 	}
-	if lost {
-		p.resyncShards(renew)
+	if resync {
+		p.resyncShards(toResync)
 	}
 	if !failed {
 		return true
@@ -173,37 +173,37 @@ func (p *presence) complete(b *presenceBatch) {
 func (n *Node) checkShards(ctx context.Context) {
 	p := n.presence
 	all, _ := n.backend.tags(ctx) // on an error, the shards that are unknown are nil
-	var renew [shardCount]bool
-	lost := false
+	var toResync [shardCount]bool
+	resync := false
 	for i, tags := range all {
 		state := &p.shards[i]
 		if tags == nil || state.sent == 0 {
 			continue
 		}
 		if at := tags[p.tag(i)]; at < state.confirmed || at > state.sent {
-			lost, renew[i] = true, true
+			resync, toResync[i] = true, true
 		}
 	}
-	if lost {
-		p.resyncShards(renew)
+	if resync {
+		p.resyncShards(toResync)
 	}
 	n.findStaleTags(all)
 }
 
 // resyncShards gives shards a new tag and queues all their entries. The entries
 // that the backend has under the old tag become stale, and are swept.
-func (p *presence) resyncShards(shards [shardCount]bool) {
+func (p *presence) resyncShards(toResync [shardCount]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, lost := range shards {
-		if lost {
+	for i, resync := range toResync {
+		if resync {
 			p.node.metrics.resyncs.Inc()
 			p.shards[i] = shardState{tagNumber: p.shards[i].tagNumber + 1, delayUntil: p.now() + int64(resyncNotifyDelay)}
 		}
 	}
 	for key, entry := range p.entries {
 		switch {
-		case !shards[shardOf(key.room)]:
+		case !toResync[shardOf(key.room)]:
 		case entry.present:
 			p.put(key, entry, true)
 			p.coalescer.add(resyncNotifyDelay, key.room)

@@ -153,7 +153,7 @@ func runPresenceFaults(t *testing.T, rnd *rand.Rand) {
 		f.enabled = false
 		f.mu.Unlock()
 	}
-	time.Sleep(30 * time.Second) // for graces, checks and sweeps
+	time.Sleep(30 * time.Second) // for grace periods, checks and sweeps
 	want := map[message.Room][]string{}
 	for _, s := range sessions {
 		for room := range s.rooms {
@@ -185,8 +185,8 @@ func checkNoStateLeaked(t *testing.T, peers []*testNode, base *MemoryBackend) {
 	t.Helper()
 	for _, p := range peers {
 		p.presence.mu.Lock()
-		if p.presence.tombstones != 0 || len(p.presence.dirty) != 0 || len(p.presence.graces) != 0 {
-			t.Errorf("%s: %d tombstones, %d entries to send, %d graces", p.cfg.Node, p.presence.tombstones, len(p.presence.dirty), len(p.presence.graces))
+		if p.presence.tombstones != 0 || len(p.presence.dirty) != 0 || len(p.presence.expiries) != 0 {
+			t.Errorf("%s: %d tombstones, %d entries to send, %d grace periods", p.cfg.Node, p.presence.tombstones, len(p.presence.dirty), len(p.presence.expiries))
 		}
 		p.presence.mu.Unlock()
 	}

@@ -74,7 +74,7 @@ func (n *Node) End(s message.Session) {
 
 // endLoop deletes the sessions in endQueue.
 func (n *Node) endLoop(ctx context.Context) {
-	n.endQueue.drainLoop(ctx, func(ctx context.Context, batch []endedSession) {
+	n.endQueue.sendLoop(ctx, func(ctx context.Context, batch []endedSession) {
 		if err := n.backend.end(ctx, batch); err != nil {
 			n.metrics.drop(dropEndLost, len(batch)) // they expire by themselves
 		}

@@ -51,13 +51,13 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page
 // been replaced a second ago. It refuses a server that may lose commits, and
 // begins a new epoch when it is not the same database as before.
 func (p *Postgres) verify(ctx context.Context, conn *pgx.Conn) error {
-	_, err := p.identify(ctx, conn)
+	_, err := p.verifyServer(ctx, conn)
 	return err
 }
 
-// identify does what verify does, including its writes, and returns the identity
+// verifyServer does what verify does, including its writes, and returns the identity
 // of the server.
-func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity, error) {
+func (p *Postgres) verifyServer(ctx context.Context, conn *pgx.Conn) (serverIdentity, error) {
 	// Read before the query, since another connection may raise p.wal during
 	// the query.
 	seen := p.wal.Load()
@@ -83,7 +83,7 @@ func (p *Postgres) identify(ctx context.Context, conn *pgx.Conn) (serverIdentity
 	// WAL whose flush this node has recorded is missing: the data files were
 	// replaced by an older copy, though the fingerprint may be the same.
 	lost := id.wal < seen
-	if err := p.matchEpoch(ctx, conn, id, lost); err != nil {
+	if err := p.ensureEpoch(ctx, conn, id, lost); err != nil {
 		return id, err
 	}
 	p.recordWAL(id.wal)
@@ -109,9 +109,9 @@ func checkServerSettings(replica bool, fsync, fullPageWrites, synchronousCommit 
 	return nil
 }
 
-// matchEpoch begins a new epoch unless the database is the one that the stored
+// ensureEpoch begins a new epoch unless the database is the one that the stored
 // fingerprint describes, and has not lost WAL.
-func (p *Postgres) matchEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, lost bool) error {
+func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, lost bool) error {
 	var stored string
 	if err := conn.QueryRow(ctx, `SELECT fingerprint FROM meta`).Scan(&stored); err != nil {
 		return fmt.Errorf("read the epoch: %w", err)

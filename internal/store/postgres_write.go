@@ -102,7 +102,7 @@ func (w *pgWriter) connect(ctx context.Context) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	w.conn, w.lockedRooms = conn, map[string]lockedRoom{}
-	id, err := w.p.identify(ctx, conn)
+	id, err := w.p.verifyServer(ctx, conn)
 	if err != nil {
 		w.close()
 		return err

@@ -106,7 +106,7 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	return nil
 }
 
-// matchEpoch begins a new epoch unless the lock file has recorded this
+// ensureEpoch begins a new epoch unless the lock file has recorded this
 // database, and the database is not behind that record.
 func (s *SQLite) matchEpoch(ctx context.Context) error {
 	var state databaseState

@@ -55,7 +55,7 @@ var proxyOf = map[string]proxySelector{
 func faultKinds() []*faultKind {
 	all := []*faultKind{
 		{name: "node killed", target: targetProcess, short: 500 * time.Millisecond, long: 2 * time.Second, inject: killNode, undo: restartNode},
-		{name: "node stopped", target: targetProcess, short: 4 * time.Second, long: 20 * time.Second, inject: pauseNode,
+		{name: "node paused", target: targetProcess, short: 4 * time.Second, long: 20 * time.Second, inject: pauseNode,
 			undo: func(_ *faultEnv, s *proxiedNode) { s.Signal(syscall.SIGCONT) }},
 		{name: "Redis killed", target: targetRedis, short: time.Second, long: 3 * time.Second, inject: killRedis,
 			undo: func(f *faultEnv, _ *proxiedNode) { f.broker.Restart() }},

@@ -94,7 +94,7 @@ type activeFault struct {
 	node       *proxiedNode
 	tookEffect func() bool
 	until      time.Time
-	atMost     time.Time // its end if it takes no effect
+	latestEnd  time.Time // its end if it takes no effect
 }
 
 // shuffledKinds returns the kinds of this form in random order.
@@ -133,15 +133,15 @@ func (r *faultRun) start(k *faultKind, duration, grace time.Duration) {
 	}
 	f := &activeFault{faultKind: k, node: target, tookEffect: k.inject(r.faultEnv, target)}
 	f.until = time.Now().Add(duration)
-	f.atMost = f.until.Add(grace)
+	f.latestEnd = f.until.Add(grace)
 	r.active[key] = f
 }
 
-// advance undoes the faults whose time is over, and returns the kinds of those that
+// undoExpired undoes the faults whose time is over, and returns the kinds of those that
 // took effect. It calls onTick of the others.
-func (r *faultRun) advance(now time.Time) (ended []*faultKind) {
+func (r *faultRun) undoExpired(now time.Time) (ended []*faultKind) {
 	for key, f := range r.active {
-		if now.Before(f.until) || now.Before(f.atMost) && !f.tookEffect() {
+		if now.Before(f.until) || now.Before(f.latestEnd) && !f.tookEffect() {
 			if f.onTick != nil {
 				f.onTick(r.faultEnv, f.node)
 			}
@@ -165,7 +165,7 @@ func (r *faultRun) runAlone(k *faultKind, duration time.Duration) {
 	var ended []*faultKind
 	for len(r.active) > 0 {
 		r.runFor(50*time.Millisecond, nil)
-		ended = append(ended, r.advance(time.Now())...)
+		ended = append(ended, r.undoExpired(time.Now())...)
 	}
 	if len(ended) == 0 {
 		r.t.Errorf("%s: the fault took no effect", k.name)
@@ -187,7 +187,7 @@ func (r *faultRun) runOverlapping(d time.Duration) {
 			r.start(all[r.rng.IntN(len(all))], 300*time.Millisecond+time.Duration(r.rng.Int64N(int64(4*time.Second))), 0)
 			next = now.Add(200*time.Millisecond + time.Duration(r.rng.Int64N(int64(time.Second))))
 		}
-		for _, k := range r.advance(now) {
+		for _, k := range r.undoExpired(now) {
 			r.report.addTimes(k.name, 1)
 			effective++
 		}

@@ -74,7 +74,7 @@ func connectionFloods() []attack {
 func frameFloods() []attack {
 	refusedAndEnded := func(frame string) func(a *attacker) string {
 		return func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			go w.send(strings.Split(strings.Repeat(frame+"\n", 2000), "\n")[:2000]...)
 			_, end := w.readUntil(func(*receivedFrame) bool { return false })
 			return end
@@ -87,14 +87,14 @@ func frameFloods() []attack {
 		{"thousands of history requests are sent", "close 4129", refusedAndEnded(`{"type":"history","room":"own.a"}`)},
 		{"thousands of frames of an unknown type are sent", "close 4129", refusedAndEnded(`{"type":"x"}`)},
 		{"a user exceeds the limit of publishes over several connections", "error rate_limited", func(a *attacker) string {
-			first, second := a.connectSelf(), a.connectSelf()
+			first, second := a.connectAsOwnUser(), a.connectAsOwnUser()
 			for _, w := range []*rawSocket{first, second} {
 				go w.send(strings.Split(strings.Repeat(`{"type":"signal","ref":"x","room":"own.a","data":1}`+"\n", 300), "\n")[:300]...)
 			}
 			return second.answer()
 		}},
 		{"a socket joins more rooms than are allowed", "error too_many_rooms", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			for i := 0; ; i++ {
 				w.send(fmt.Sprintf(`{"type":"join","ref":"x","room":"own.%d"}`, i))
 				if got := w.answer(); got != "joined" && got != "error rate_limited" {
@@ -103,8 +103,8 @@ func frameFloods() []attack {
 			}
 		}},
 		{"thousands of pings are sent", "still works", func(a *attacker) string {
-			_, _ = io.WriteString(a.connectSelf(), strings.Repeat(maskedFrame(pingFrame, "ping"), 5000))
-			return a.connectSelf().stillWorks() // the other socket is read more slowly
+			_, _ = io.WriteString(a.connectAsOwnUser(), strings.Repeat(maskedFrame(pingFrame, "ping"), 5000))
+			return a.connectAsOwnUser().stillWorks() // the other socket is read more slowly
 		}},
 		{"thousands of calls are made with one API key", "429 rate_limited", func(a *attacker) string {
 			c := a.dial()

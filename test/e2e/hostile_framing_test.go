@@ -38,7 +38,7 @@ func framingAttacks() (all []attack) {
 		{"two hundred unsolicited pongs come", strings.Repeat(maskedFrame(0x8A, "12345678"), 200), "still works"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			_, _ = w.Write([]byte(row.sends))
 			if row.want != "still works" {
 				return w.answer()
@@ -52,9 +52,9 @@ func framingAttacks() (all []attack) {
 // A publish that is sent after a close has no effect: the message is not in the room.
 var publishAfterClose = attack{"a publish is sent after the close", "close 1000, 0 messages", func(a *attacker) string {
 	room := "own." + a.user
-	w := a.connectSelf()
+	w := a.connectAsOwnUser()
 	_, _ = w.Write([]byte(maskedFrame(closeFrame, "\x03\xe8") + maskedFrame(textFrame, `{"type":"publish","room":"`+room+`","data":1}`)))
-	return w.answer() + ", " + a.connectSelf().messageCount(room)
+	return w.answer() + ", " + a.connectAsOwnUser().messageCount(room)
 }}
 
 // A proxy that believes the handshake was refused forwards the next request, which the

@@ -44,13 +44,13 @@ func jsonAttacks() (all []attack) {
 		{"a client reports a move of centuries", `{"type":"moved","ref":"x","from":"n","handshake_ms":9007199254740991}`, "error invalid"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send(row.frame)
 			return w.answer()
 		}})
 	}
 	return append(all, attack{"three frames in a row are not JSON", "close 1008", func(a *attacker) string {
-		w := a.connectSelf()
+		w := a.connectAsOwnUser()
 		w.send("<", "<", "<")
 		_, end := w.readUntil(func(*receivedFrame) bool { return false })
 		return end

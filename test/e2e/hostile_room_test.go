@@ -25,7 +25,7 @@ func permissionAttacks() (all []attack) {
 			"own.a": row.both, "news": row.reads, "inbox": row.writes, "vault": row.none, "own": row.none, "_canary.x": row.none,
 		} {
 			all = append(all, attack{fmt.Sprintf("an attacker %s %s", row.verb, room), want, func(a *attacker) string {
-				w := a.connectSelf()
+				w := a.connectAsOwnUser()
 				for {
 					w.send(fmt.Sprintf(row.frame, room))
 					if row.verb == "signals in" && want == "still works" {
@@ -75,7 +75,7 @@ func roomNameAttacks() (all []attack) {
 		{"a name ends as ours do", `x.own.a`, "error forbidden"},
 	} {
 		all = append(all, attack{"a room: " + row.name, row.want, func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send(`{"type":"join","ref":"x","room":"` + row.room + `"}`)
 			return w.answer()
 		}})
@@ -104,7 +104,7 @@ func messageIDAttacks() []attack {
 	return []attack{
 		{"an id of another user's message is used again, for other data", "2 messages, of ada and mallory", func(a *attacker) string {
 			w, id := a.connectWithToken(tokenOf("ada", nil)), "id-"+a.user
-			mine := a.connectSelf()
+			mine := a.connectAsOwnUser()
 			mine.send(`{"type":"join","ref":"x","room":"shared"}`)
 			if got := mine.answer(); got != "joined" {
 				return got
@@ -132,7 +132,7 @@ func messageIDAttacks() []attack {
 			if got := w.answer(); got != "ack" {
 				return got
 			}
-			mine := a.connectSelf()
+			mine := a.connectAsOwnUser()
 			mine.send(publish(id, `1`))
 			f, end := mine.readUntil(func(f *receivedFrame) bool { return f.Ref == "x" })
 			if end != "" || f.Type != "ack" || f.Duplicate {
@@ -141,7 +141,7 @@ func messageIDAttacks() []attack {
 			return "ack, not a duplicate"
 		}},
 		{"an id of the attacker's is used again, for other data", "ack, error conflict", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send(publish("twice", "1"))
 			first := w.answer()
 			w.send(publish("twice", "2"))
@@ -185,7 +185,7 @@ func sessionAttacks() []attack {
 			return "not resumed"
 		}},
 		{"a message names another sender", "from mallory", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send(`{"type":"join","ref":"x","room":"own.from"}`)
 			if got := w.answer(); got != "joined" {
 				return got
@@ -198,7 +198,7 @@ func sessionAttacks() []attack {
 			return "from mallory"
 		}},
 		{"a banned user connects again", "200, close 4003, close 4003, 403 forbidden", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			removed := a.roundTrip(request("POST /v1/users/"+a.user+"/disconnect", `{"for":"5m"}`, "Authorization: Bearer "+shopKey))
 			if removed == "202" { // the shared state was slow to answer; the ban takes effect all the same
 				removed = "200"

@@ -28,28 +28,28 @@ func slowAttacks() []attack {
 		}},
 		{"responses are requested and not read", "cut", func(a *attacker) string { return a.requestWithoutReading() }},
 		{"a socket sends half a frame and no more", "close 4209", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			_, _ = io.WriteString(w, maskedFrame(textFrame, `{"type":"leave","room":"own.a"}`)[:20])
 			return w.answer()
 		}},
 		{"a socket sends a frame that never ends, a byte at a time", "close 4209", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			go a.drip(w, maskedFrame(textFrame, strings.Repeat(" ", 65000))[:8], "\x5a")
 			return w.answer()
 		}},
 		{"a socket sends fragments that never end, with pings between", "close 4209", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			go a.drip(w, maskedFrame(firstFragment, "{"), maskedFrame(middleFragment, " ")+maskedFrame(pingFrame, "p"))
 			return w.answer()
 		}},
 		{"a socket announces a frame of exabytes", "close 4209", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			_, _ = io.WriteString(w, "\x81\xff\x3f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00{")
 			return w.answer()
 		}},
-		{"a socket answers no ping", "close 4209", func(a *attacker) string { return a.connectSelf().answer() }},
+		{"a socket answers no ping", "close 4209", func(a *attacker) string { return a.connectAsOwnUser().answer() }},
 		{"a socket does not answer the close", "close 1008, cut", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send("<", "<", "<")
 			never := func(*receivedFrame) bool { return false }
 			_, end := w.readUntil(never)
@@ -108,7 +108,7 @@ func (a *attacker) writeUntilCut(c io.Writer, begin, piece string) string {
 // joinWithoutReading joins a room and reads nothing more, while 8 MB are sent to it. The
 // server closes with 4208, and then cuts the connection, since that is not read either.
 func (a *attacker) joinWithoutReading() string {
-	w := a.connectSelf()
+	w := a.connectAsOwnUser()
 	_ = w.Conn.(*net.TCPConn).SetReadBuffer(16 << 10)
 	w.send(`{"type":"join","ref":"x","room":"own.slow"}`)
 	if got := w.answer(); got != "joined" {

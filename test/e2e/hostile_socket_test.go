@@ -113,8 +113,8 @@ func (a *attacker) connectWithToken(token string, lines ...string) *rawSocket {
 	return w
 }
 
-// connectSelf opens a socket as the attacker's own user.
-func (a *attacker) connectSelf() *rawSocket { return a.connectWithToken(tokenOf(a.user, nil)) }
+// connectAsOwnUser opens a socket as the attacker's own user.
+func (a *attacker) connectAsOwnUser() *rawSocket { return a.connectWithToken(tokenOf(a.user, nil)) }
 
 // send sends text frames.
 func (s *rawSocket) send(frames ...string) {

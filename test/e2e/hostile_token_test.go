@@ -189,12 +189,12 @@ func tokenTransportAttacks() []attack {
 			return w.answer() + ", " + w.answer()
 		}},
 		{"a connection gets another user's token", "error forbidden, still works", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send(frame(tokenOf("ada", nil)))
 			return w.answer() + ", " + w.stillWorks()
 		}},
 		{"a connection gets an expired token", "error unauthorized, still works", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send(frame(tokenOf(a.user, jsonObject{"exp": 1})))
 			return w.answer() + ", " + w.stillWorks()
 		}},
@@ -204,7 +204,7 @@ func tokenTransportAttacks() []attack {
 			return end
 		}},
 		{"a connection gets a token with fewer rights", "joined, error forbidden, authenticated, error invalid", func(a *attacker) string {
-			w := a.connectSelf()
+			w := a.connectAsOwnUser()
 			w.send(`{"type":"join","ref":"x","room":"news"}`)
 			joined := w.answer()
 			w.send(frame(tokenOf(a.user, jsonObject{"rooms": jsonObject{"own.*": "r"}})))

@@ -24,7 +24,7 @@ func newDailyReport(t *testing.T) *DailyReport {
 }
 
 func TestAHealthyStackIsReportedAsOK(t *testing.T) {
-	page := newDailyReport(t).Page(t.Context())
+	page := newDailyReport(t).Run(t.Context())
 	if page.Worst() != StatusOK {
 		t.Errorf("%s", page)
 	}
@@ -89,7 +89,7 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newDailyReport(t)
 			tt.change(r)
-			page := r.Page(t.Context())
+			page := r.Run(t.Context())
 			found := false
 			for _, s := range page.Sections {
 				for _, l := range s.Results {
@@ -126,7 +126,7 @@ func TestTheWorstStatusOfAPage(t *testing.T) {
 	for want, all := range map[Status][]Status{
 		StatusOK: {StatusOK, StatusOK}, StatusWarn: {StatusOK, StatusWarn, StatusOK}, StatusFail: {StatusWarn, StatusFail, StatusWarn, StatusOK},
 	} {
-		p := new(Page)
+		p := new(DailyResult)
 		for _, status := range all {
 			s := Section{}
 			s.add(status, "a", "b")

@@ -36,10 +36,10 @@ const (
 	lagWarn                = 30 // seconds
 )
 
-// Page runs all checks. It never fails: a check that can't be run is a line
+// Run runs all checks. It never fails: a check that can't be run is a line
 // with StatusFail.
-func (r *DailyReport) Page(ctx context.Context) *Page {
-	p := &Page{At: time.Now().UTC()}
+func (r *DailyReport) Run(ctx context.Context) *DailyResult {
+	p := &DailyResult{At: time.Now().UTC()}
 	for _, section := range []func(context.Context) Section{r.services, r.system, r.overnight, r.errors, r.backups} {
 		p.Sections = append(p.Sections, section(ctx))
 	}

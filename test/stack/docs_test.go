@@ -9,7 +9,7 @@ import (
 )
 
 // operatorPages are the pages of docs that operators read.
-var operatorPages = []string{"operations.md", "monitoring.md", "incidents.md", "runbook.md", "capacity.md", "replica.md"}
+var operatorPages = []string{"operations.md", "monitoring.md", "incidents.md", "runbook.md", "capacity.md", "backup.md"}
 
 // Settings, services and files that the operators' pages name exist.
 func TestOperatorPagesNameExistingThings(t *testing.T) {

@@ -70,7 +70,7 @@ func TestAReplicaFollowsAndTheArchiveFills(t *testing.T) {
 	}
 }
 
-// This measures the use of disk in docs/operations.md.
+// This measures the use of disk in docs/capacity.md.
 func TestDiskUsePerMessage(t *testing.T) {
 	sizes := func() (table, wal float64) {
 		line := sharedStack.sql(t, "postgres", `CHECKPOINT; SELECT pg_total_relation_size('messages') + pg_total_relation_size('message_ids') || ' ' || pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')`)

@@ -224,7 +224,7 @@ func TestGoldenRequestsAreSent(t *testing.T) {
 			}
 			go makeCall(ctx, c, g)
 			synctest.Wait()
-			_, b, err := p.conn.Read(ctx)
+			_, b, err := p.WS.Read(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -239,12 +239,7 @@ func (n *node) listen(memoryAddr string, serve func(net.Listener) error) string 
 func (n *node) metric(series string) string {
 	n.t.Helper()
 	_, body := n.call("GET", "/metrics", "", "")
-	for line := range strings.Lines(body) {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
+	return testkit.MetricOn(body, series)
 }
 
 func (n *node) call(method, path, key, body string) (*http.Response, string) {

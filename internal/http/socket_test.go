@@ -166,7 +166,7 @@ func TestTwoMalformedFramesAreForgiven(t *testing.T) {
 // the connection is hijacked.
 func TestFramesSentWithTheHandshakeAreNotLost(t *testing.T) {
 	n := startNode(t, nil)
-	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","ref":"early","room":"a"}`))
+	_, br := n.rawHandshake(testkit.MaskedFrame(0x81, `{"type":"join","ref":"early","room":"a"}`))
 	for {
 		if _, payload := readFrame(t, br); strings.Contains(payload, `"ref":"early"`) {
 			return
@@ -185,7 +185,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	fast := n.dial(nil)
 	fast.send(`{"type":"join","room":"a"}`)
 	fast.until("joined")
-	slow, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","room":"a"}`))
+	slow, br := n.rawHandshake(testkit.MaskedFrame(0x81, `{"type":"join","room":"a"}`))
 	n.shrinkWriteBuffers()
 	testkit.Eventually(t, "both to be members", func() bool {
 		rooms := n.hub.Rooms()

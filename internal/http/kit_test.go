@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -233,6 +234,20 @@ func (n *node) listen(memoryAddr string, serve func(net.Listener) error) string 
 		}
 	}()
 	return addr
+}
+
+// logLine waits for a line of the log that contains text.
+func (n *node) logLine(text string) (line map[string]any) {
+	n.t.Helper()
+	testkit.Eventually(n.t, "the log line "+text, func() bool {
+		for l := range strings.Lines(n.logs.String()) {
+			if strings.Contains(l, text) {
+				return json.Unmarshal([]byte(l), &line) == nil
+			}
+		}
+		return false
+	})
+	return line
 }
 
 // metric returns the value of a series, as Prometheus reads it.

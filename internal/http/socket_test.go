@@ -308,15 +308,7 @@ func TestOneLineForEachConnectionEnd(t *testing.T) {
 	b.send(`{"type":"publish","room":"a","data":"secret"}`)
 	b.until("ack")
 	_ = b.ws.Close(websocket.StatusNormalClosure, "bye")
-	var line map[string]any
-	testkit.Eventually(t, "the log line", func() bool {
-		for l := range strings.Lines(n.logs.String()) {
-			if strings.Contains(l, "connection ended") {
-				return json.Unmarshal([]byte(l), &line) == nil
-			}
-		}
-		return false
-	})
+	line := n.logLine("connection ended")
 	if line["code"] != 1000.0 || line["reason"] != "client" || line["frames_in"] != 1.0 || line["remote"] != "127.0.0.1" {
 		t.Errorf("line: %v", line)
 	}

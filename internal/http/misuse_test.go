@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestMetricsAreServedInternallyOnly(t *testing.T) {
@@ -97,9 +99,9 @@ func TestPathsAreDecodedOnce(t *testing.T) {
 // the same, because it holds a buffer.
 func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 	for name, tt := range map[string]struct{ first, repeated string }{
-		"a byte at a time":             {maskedFrame(frameText, strings.Repeat(" ", 60000))[:8], " "},
-		"fragments and pings":          {maskedFrame(fragmentFirst, "{"), maskedFrame(fragmentNext, " ") + maskedFrame(framePing, "p")},
-		"within a fragment, and pings": {maskedFrame(fragmentFirst, "{") + maskedFrame(framePing, "p"), maskedFrame(framePing, "p")},
+		"a byte at a time":             {testkit.MaskedFrame(frameText, strings.Repeat(" ", 60000))[:8], " "},
+		"fragments and pings":          {testkit.MaskedFrame(fragmentFirst, "{"), testkit.MaskedFrame(fragmentNext, " ") + testkit.MaskedFrame(framePing, "p")},
+		"within a fragment, and pings": {testkit.MaskedFrame(fragmentFirst, "{") + testkit.MaskedFrame(framePing, "p"), testkit.MaskedFrame(framePing, "p")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {

@@ -21,18 +21,6 @@ func (f *fixture) path() string {
 	return path
 }
 
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	b, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// In place, as cp does, so that the file keeps its inode.
-	if err := os.WriteFile(to, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // openedEpoch opens the log, reads its epoch, and closes it.
 func (f *fixture) openedEpoch() message.Epoch {
 	f.t.Helper()
@@ -44,7 +32,7 @@ func (f *fixture) openedEpoch() message.Epoch {
 func TestARestoredSQLiteFileBeginsANewEpoch(t *testing.T) {
 	for name, restore := range map[string]func(t *testing.T, f *fixture, earlier string){
 		"the older file copied back": func(t *testing.T, f *fixture, earlier string) {
-			copyFile(t, earlier+"/db", f.path())
+			testkit.CopyFile(t, earlier+"/db", f.path())
 		},
 		"the older folder moved in its place": func(t *testing.T, f *fixture, earlier string) {
 			// Moved aside first, since a file system may reuse a freed inode.
@@ -66,7 +54,7 @@ func TestARestoredSQLiteFileBeginsANewEpoch(t *testing.T) {
 		},
 		"copied elsewhere": func(t *testing.T, f *fixture, _ string) {
 			to := filepath.Join(t.TempDir(), "copy.db")
-			copyFile(t, f.path(), to)
+			testkit.CopyFile(t, f.path(), to)
 			f.url = "sqlite:" + to
 		},
 	} {

@@ -55,7 +55,16 @@ func Postgres(tb testing.TB) *PG {
 // "max_wal_size=64MB". The server is stopped when the test ends.
 func StartPostgres(tb testing.TB, conf ...string) *PG {
 	tb.Helper()
-	server, err := newPostgres(conf)
+	return StartPreparedPostgres(tb, initdb, conf...)
+}
+
+// StartPreparedPostgres is StartPostgres with a data directory that prepare makes,
+// for example as a copy of another one, which is faster than initdb. prepare gets
+// the path, where nothing exists yet, and the user that must own the directory; nil
+// means the current user.
+func StartPreparedPostgres(tb testing.TB, prepare func(data string, user *syscall.Credential) error, conf ...string) *PG {
+	tb.Helper()
+	server, err := newPostgres(prepare, conf)
 	if err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
@@ -180,7 +189,7 @@ var databaseCount atomic.Int64
 // sharedPostgres starts the shared server at its first call. Later calls return the
 // same server or the same error.
 var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
-	s, err := newPostgres(nil)
+	s, err := newPostgres(initdb, nil)
 	if err == nil {
 		resources.onClose(func() error { return s.process.Stop(syscall.SIGQUIT, 10*time.Second) })
 	}
@@ -200,8 +209,9 @@ type pgServer struct {
 
 func (s *pgServer) data() string { return filepath.Join(s.dir, "data") }
 
-// newPostgres makes a cluster with these lines in postgresql.conf and starts it.
-func newPostgres(conf []string) (*pgServer, error) {
+// newPostgres starts a server on the data directory that prepare makes, with these
+// lines in postgresql.conf.
+func newPostgres(prepare func(string, *syscall.Credential) error, conf []string) (*pgServer, error) {
 	s := &pgServer{port: FreePort()}
 	var err error
 	if os.Getuid() == 0 { // PostgreSQL refuses to run as root
@@ -212,21 +222,37 @@ func newPostgres(conf []string) (*pgServer, error) {
 	if s.dir, err = TempDir("postgres", s.user); err != nil {
 		return nil, err
 	}
-	if err := s.initdb(conf); err != nil {
+	if err := prepare(s.data(), s.user); err != nil {
 		return nil, err
+	}
+	lines := append([]string{
+		"", // prepare's last line may have no end
+		"listen_addresses='127.0.0.1'",
+		fmt.Sprintf("port=%d", s.port),
+		fmt.Sprintf("unix_socket_directories='%s'", s.dir),
+		"max_connections=200",
+		"shared_buffers=64MB",
+	}, conf...)
+	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("configure PostgreSQL: %w", err)
+	}
+	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("configure PostgreSQL: %w", err)
 	}
 	return s, s.start()
 }
 
-// initdb makes the cluster with a locale other than C, as most production databases
-// have, so that queries that rely on byte order without saying so fail.
-func (s *pgServer) initdb(conf []string) error {
-	initdb, err := FindPostgresProgram("initdb")
+// initdb makes a data directory with a locale other than C, as most production
+// databases have, so that queries that rely on byte order without saying so fail.
+func initdb(data string, user *syscall.Credential) error {
+	path, err := FindPostgresProgram("initdb")
 	if err != nil {
 		return err
 	}
-	p, err := Start(Program{Path: initdb, Dir: s.dir, User: s.user, Args: []string{
-		"-D", s.data(), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync",
+	p, err := Start(Program{Path: path, Dir: filepath.Dir(data), User: user, Args: []string{
+		"-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync",
 		"--locale=C", "--locale-provider=icu", "--icu-locale=en-US"}})
 	if err != nil {
 		return err
@@ -236,19 +262,7 @@ func (s *pgServer) initdb(conf []string) error {
 	if err := p.Wait(ctx); err != nil {
 		return fmt.Errorf("initdb: %w; it printed:\n%s", err, p.Output())
 	}
-	lines := append([]string{
-		"listen_addresses='127.0.0.1'",
-		fmt.Sprintf("port=%d", s.port),
-		fmt.Sprintf("unix_socket_directories='%s'", s.dir),
-		"max_connections=200",
-		"shared_buffers=64MB",
-	}, conf...)
-	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return fmt.Errorf("configure PostgreSQL: %w", err)
-	}
-	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
-	return errors.Join(err, f.Close())
+	return nil
 }
 
 // start starts the server and returns when it accepts connections, after recovery

@@ -233,7 +233,7 @@ func TestRedisThatNeedsAPasswordOrIsFull(t *testing.T) {
 			h := load.NewHistory()
 			publishFromEachNode(t, h, 20, a, b)
 			pollPage(t, "broker "+tt.broker, func() bool {
-				return strings.Contains(get(t, a.URL()+"/readyz"), `"broker":"`+tt.broker+`"`)
+				return strings.Contains(testkit.Get(t, a.URL()+"/readyz"), `"broker":"`+tt.broker+`"`)
 			})
 			assertClean(t, h)
 			if out := a.Output(); !strings.Contains(out, tt.says) || strings.Contains(out, "hunter2") {

@@ -169,8 +169,8 @@ func TestCommands(t *testing.T) {
 func TestOneCallChangesTheLogLevel(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartServer(t, nil)
-	res, _ := call(t, http.MethodPut, "http://"+s.Admin+"/log-level?level=debug", "", "")
-	if res.StatusCode != http.StatusOK || !strings.Contains(get(t, "http://"+s.Admin+"/log-level"), "DEBUG") {
+	res, _ := testkit.Call(t, http.MethodPut, "http://"+s.Admin+"/log-level?level=debug", "", "")
+	if res.StatusCode != http.StatusOK || !strings.Contains(testkit.Get(t, "http://"+s.Admin+"/log-level"), "DEBUG") {
 		t.Errorf("status %d", res.StatusCode)
 	}
 }

@@ -53,20 +53,12 @@ func Postgres(tb testing.TB) *PG {
 // StartPostgres returns a database on a server that belongs to the test, which may
 // stop and kill it. Each conf is a line of postgresql.conf, such as
 // "max_wal_size=64MB". The server is stopped when the test ends.
+//
+// All servers of a test binary are copies of one cluster, and so have its system
+// identifier.
 func StartPostgres(tb testing.TB, conf ...string) *PG {
 	tb.Helper()
-	server, err := newPostgres(conf)
-	if err != nil {
-		tb.Fatalf("testkit: %v", err)
-	}
-	tb.Cleanup(func() {
-		server.signalAll(syscall.SIGCONT) // a test may have failed while it was paused
-		if err := server.process.Stop(syscall.SIGQUIT, 10*time.Second); err != nil {
-			tb.Errorf("testkit: %v", err)
-		}
-		_ = os.RemoveAll(server.dir)
-	})
-	return &PG{tb: tb, server: server, database: "postgres", owned: true}
+	return StartPreparedPostgres(tb, copyFreshCluster, conf...)
 }
 
 // URL returns the URL of the database over TCP.
@@ -180,7 +172,7 @@ var databaseCount atomic.Int64
 // sharedPostgres starts the shared server at its first call. Later calls return the
 // same server or the same error.
 var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
-	s, err := newPostgres(nil)
+	s, err := newPreparedPostgres(initCluster, nil)
 	if err == nil {
 		resources.onClose(func() error { return s.process.Stop(syscall.SIGQUIT, 10*time.Second) })
 	}
@@ -199,57 +191,6 @@ type pgServer struct {
 }
 
 func (s *pgServer) data() string { return filepath.Join(s.dir, "data") }
-
-// newPostgres makes a cluster with these lines in postgresql.conf and starts it.
-func newPostgres(conf []string) (*pgServer, error) {
-	s := &pgServer{port: FreePort()}
-	var err error
-	if os.Getuid() == 0 { // PostgreSQL refuses to run as root
-		if s.user, err = credential("postgres"); err != nil {
-			return nil, err
-		}
-	}
-	if s.dir, err = TempDir("postgres", s.user); err != nil {
-		return nil, err
-	}
-	if err := s.initdb(conf); err != nil {
-		return nil, err
-	}
-	return s, s.start()
-}
-
-// initdb makes the cluster with a locale other than C, as most production databases
-// have, so that queries that rely on byte order without saying so fail.
-func (s *pgServer) initdb(conf []string) error {
-	initdb, err := FindPostgresProgram("initdb")
-	if err != nil {
-		return err
-	}
-	p, err := Start(Program{Path: initdb, Dir: s.dir, User: s.user, Args: []string{
-		"-D", s.data(), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync",
-		"--locale=C", "--locale-provider=icu", "--icu-locale=en-US"}})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), postgresTimeout)
-	defer cancel()
-	if err := p.Wait(ctx); err != nil {
-		return fmt.Errorf("initdb: %w; it printed:\n%s", err, p.Output())
-	}
-	lines := append([]string{
-		"listen_addresses='127.0.0.1'",
-		fmt.Sprintf("port=%d", s.port),
-		fmt.Sprintf("unix_socket_directories='%s'", s.dir),
-		"max_connections=200",
-		"shared_buffers=64MB",
-	}, conf...)
-	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return fmt.Errorf("configure PostgreSQL: %w", err)
-	}
-	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
-	return errors.Join(err, f.Close())
-}
 
 // start starts the server and returns when it accepts connections, after recovery
 // if it had crashed.

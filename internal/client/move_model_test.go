@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -246,9 +247,15 @@ func (sub *subscriber) handler(t *testing.T) Handler {
 	}
 }
 
+var longStorms = flag.Bool("storm.long", false, "publish as much as make storms does")
+
 func (nodes *modelNodes) run(t *testing.T, s *fakeService) {
 	t.Helper()
-	const publishers, each, subscribers = 3, 100, 3
+	const publishers, subscribers = 3, 3
+	each := 100
+	if *longStorms {
+		each = 150
+	}
 	stop := make(chan struct{})
 	go nodes.injectFaults(stop)
 	var subs []*subscriber

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"io"
 	"log/slog"
 	"net"
@@ -31,6 +32,16 @@ import (
 // fewRejecting replaces maxRejecting, because a busy machine can't keep so many
 // rejected connections open at the same time.
 const fewRejecting = 8
+
+var longStorms = flag.Bool("storm.long", false, "run the tests of large numbers with their full numbers, as make storms does")
+
+// many returns short, or long with -storm.long.
+func many(short, long int) int {
+	if *longStorms {
+		return long
+	}
+	return short
+}
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 

@@ -199,7 +199,7 @@ func TestRatesOfAConnection(t *testing.T) {
 
 // MAX_ROOMS joins at once are a client that resumes, not an attack.
 func TestAResumeOfEveryRoomIsNotRateLimited(t *testing.T) {
-	const rooms = 200
+	rooms := many(200, 1000)
 	n := startNode(t, func(c *Config) { c.Rates.Join, c.MaxRooms = 1, rooms })
 	b := n.dial(nil)
 	for i := range rooms {

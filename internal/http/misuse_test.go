@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,6 +60,34 @@ func newRecordedRequest(path, peer string, header http.Header) (*http.Request, *
 		r.Header[name] = values
 	}
 	return r, httptest.NewRecorder()
+}
+
+// A client that sends a request's header byte by byte keeps its connection for no
+// longer than docs/limits.md says.
+func TestAnEndlessRequestIsClosed(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		c, err := n.dialRaw(n.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		var sending sync.WaitGroup
+		defer sending.Wait()
+		defer c.Close()
+		sending.Go(func() {
+			fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+			for err := error(nil); err == nil; _, err = c.Write([]byte("x")) {
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+		if answer, err := io.ReadAll(c); err != nil || len(answer) > 0 {
+			t.Errorf("%q, %v", answer, err)
+		}
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("closed after %v, want 5s", took)
+		}
+	})
 }
 
 // A proxy that goes by the length takes what follows the chunks for the body.

@@ -53,9 +53,12 @@ func Postgres(tb testing.TB) *PG {
 // StartPostgres returns a database on a server that belongs to the test, which may
 // stop and kill it. Each conf is a line of postgresql.conf, such as
 // "max_wal_size=64MB". The server is stopped when the test ends.
+//
+// All servers of a test binary are copies of one cluster, and so have its system
+// identifier.
 func StartPostgres(tb testing.TB, conf ...string) *PG {
 	tb.Helper()
-	return StartPreparedPostgres(tb, initdb, conf...)
+	return StartPreparedPostgres(tb, copyFreshCluster, conf...)
 }
 
 // StartPreparedPostgres is StartPostgres with a data directory that prepare makes,
@@ -189,7 +192,7 @@ var databaseCount atomic.Int64
 // sharedPostgres starts the shared server at its first call. Later calls return the
 // same server or the same error.
 var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
-	s, err := newPostgres(initdb, nil)
+	s, err := newPostgres(copyFreshCluster, nil)
 	if err == nil {
 		resources.onClose(func() error { return s.process.Stop(syscall.SIGQUIT, 10*time.Second) })
 	}
@@ -242,27 +245,6 @@ func newPostgres(prepare func(string, *syscall.Credential) error, conf []string)
 		return nil, fmt.Errorf("configure PostgreSQL: %w", err)
 	}
 	return s, s.start()
-}
-
-// initdb makes a data directory with a locale other than C, as most production
-// databases have, so that queries that rely on byte order without saying so fail.
-func initdb(data string, user *syscall.Credential) error {
-	path, err := FindPostgresProgram("initdb")
-	if err != nil {
-		return err
-	}
-	p, err := Start(Program{Path: path, Dir: filepath.Dir(data), User: user, Args: []string{
-		"-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync",
-		"--locale=C", "--locale-provider=icu", "--icu-locale=en-US"}})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), postgresTimeout)
-	defer cancel()
-	if err := p.Wait(ctx); err != nil {
-		return fmt.Errorf("initdb: %w; it printed:\n%s", err, p.Output())
-	}
-	return nil
 }
 
 // start starts the server and returns when it accepts connections, after recovery

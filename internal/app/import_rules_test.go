@@ -19,6 +19,7 @@ const (
 	prometheus    = "github.com/prometheus/client_golang/prometheus"
 	prometheusAPI = "github.com/prometheus/client_golang/api"
 	prometheusLib = "github.com/prometheus/common/model"
+	expfmt        = "github.com/prometheus/common/expfmt"
 	redis         = "github.com/redis/go-redis/v9"
 	websocket     = "nhooyr.io/websocket"
 	yamlLib       = "gopkg.in/yaml.v3"
@@ -58,7 +59,7 @@ var importRules = []importRule{
 	}},
 	{"internal/client", []string{"internal/message", websocket}},
 	{"internal/load", []string{"internal/client", "internal/message"}},
-	{"internal/deploy", []string{"internal/client", "internal/message", yamlLib, prometheusAPI, prometheusLib}},
+	{"internal/deploy", []string{"internal/client", "internal/message", yamlLib, prometheusAPI, prometheusLib, expfmt}},
 	{"internal/backup", nil},
 	{"internal/inspect", []string{"internal/backup", prometheusAPI, prometheusLib}},
 	{"internal/testkit", []string{"go.uber.org/goleak"}},

@@ -61,7 +61,7 @@ var importRules = []importRule{
 	{"internal/load", []string{"internal/client", "internal/message"}},
 	{"internal/deploy", []string{"internal/client", "internal/message", yamlLib, prometheusAPI, prometheusLib, expfmt}},
 	{"internal/backup", nil},
-	{"internal/inspect", []string{"internal/backup", prometheusAPI, prometheusLib}},
+	{"internal/inspect", []string{"internal/backup", prometheusAPI, prometheusLib, "github.com/google/pprof/profile"}},
 	{"internal/testkit", []string{"go.uber.org/goleak"}},
 	{"internal/testkit/chromium", []string{"internal/testkit", "github.com/chromedp/chromedp", "github.com/chromedp/cdproto"}},
 	{"internal/testkit/fakeservice", []string{"internal/testkit", "internal/message", websocket}},

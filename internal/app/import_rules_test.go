@@ -58,7 +58,7 @@ var importRules = []importRule{
 		"internal/sharedstate", "internal/store", prometheus,
 	}},
 	{"internal/client", []string{"internal/message", websocket}},
-	{"internal/load", []string{"internal/client", "internal/message"}},
+	{"internal/load", []string{"internal/client", "internal/message", "github.com/HdrHistogram/hdrhistogram-go"}},
 	{"internal/deploy", []string{"internal/client", "internal/message", yamlLib, prometheusAPI, prometheusLib, expfmt}},
 	{"internal/backup", nil},
 	{"internal/inspect", []string{"internal/backup", prometheusAPI, prometheusLib, "github.com/google/pprof/profile"}},

@@ -65,7 +65,7 @@ var importRules = []importRule{
 	{"internal/testkit", []string{"go.uber.org/goleak"}},
 	{"internal/testkit/chromium", []string{"internal/testkit", "github.com/chromedp/chromedp", "github.com/chromedp/cdproto"}},
 	{"internal/testkit/fakeservice", []string{"internal/testkit", "internal/message", websocket}},
-	{"internal/testkit/metrictest", []string{prometheus}},
+	{"internal/testkit/metrictest", []string{prometheus, prometheusLib, expfmt}},
 	{"cmd/server", []string{"internal/app", "internal/config"}},
 	{"cmd/switchyard", []string{"internal/deploy", "internal/backup", "internal/inspect", "internal/load", "github.com/spf13/cobra"}},
 	{"scripts/figures", nil},

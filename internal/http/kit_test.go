@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -27,6 +28,7 @@ import (
 	"switchyard/internal/sharedstate"
 	"switchyard/internal/store"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // fewRejecting replaces maxRejecting, because a busy machine can't keep so many
@@ -261,11 +263,14 @@ func (n *node) logLine(text string) (line map[string]any) {
 	return line
 }
 
-// metric returns the value of a series, as Prometheus reads it.
+// metric returns the value of a series, as Prometheus reads it, "" when there is none.
 func (n *node) metric(series string) string {
 	n.t.Helper()
 	_, body := n.call("GET", "/metrics", "", "")
-	return testkit.MetricOn(body, series)
+	if value, found := metrictest.Parse(n.t, body).Value(n.t, series); found {
+		return fmt.Sprint(value)
+	}
+	return ""
 }
 
 func (n *node) call(method, path, key, body string) (*http.Response, string) {

@@ -37,13 +37,3 @@ func Get(tb testing.TB, url string) string {
 	_, body := Call(tb, http.MethodGet, url, "", "")
 	return body
 }
-
-// MetricOn returns the value of a series on a page of metrics, "" when it has none.
-func MetricOn(page, series string) string {
-	for line := range strings.Lines(page) {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}

@@ -3,11 +3,11 @@ package e2e
 import (
 	"context"
 	"net/http"
-	"strconv"
 	"testing"
 	"time"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // apiKey is the server calls' key in tests that need just one.
@@ -41,13 +41,14 @@ func readiness(t *testing.T, s *testkit.Server) (status int, body string) {
 // metric returns the value of one series of a node, 0 when there is none.
 func metric(t *testing.T, s *testkit.Server, series string) float64 {
 	t.Helper()
-	return parseMetric(testkit.Get(t, s.URL()+"/metrics"), series)
+	value, _ := scrape(t, s).Value(t, series)
+	return value
 }
 
-// parseMetric returns the value of a series on a page of metrics, 0 when it has none.
-func parseMetric(page, series string) float64 {
-	f, _ := strconv.ParseFloat(testkit.MetricOn(page, series), 64)
-	return f
+// scrape reads the metrics of a node.
+func scrape(t *testing.T, s *testkit.Server) metrictest.Page {
+	t.Helper()
+	return metrictest.Parse(t, testkit.Get(t, s.URL()+"/metrics"))
 }
 
 // pagePollInterval is how often pollPage reads a page.

@@ -8,8 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/common/model"
+
 	"switchyard/internal/backup"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // exported has the labels of each metric: those of a running server, those recorded
@@ -25,11 +28,6 @@ func (e exported) add(metric string, labels ...string) {
 	}
 }
 
-var (
-	sample    = regexp.MustCompile(`^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? `)
-	labelName = regexp.MustCompile(`([a-zA-Z_][a-zA-Z0-9_]*)="`)
-)
-
 // scrape adds the metrics of a running server.
 func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	t.Helper()
@@ -37,16 +35,18 @@ func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	if res.StatusCode != http.StatusOK {
 		t.Fatalf("/metrics: %s", res.Status)
 	}
-	e.read(page)
+	e.read(t, page)
 }
 
 // read adds the metrics of a page.
-func (e exported) read(page string) {
-	for line := range strings.Lines(page) {
-		if m := sample.FindStringSubmatch(line); m != nil {
-			e.add(m[1])
-			for _, l := range labelName.FindAllStringSubmatch(m[2], -1) {
-				e.add(m[1], l[1])
+func (e exported) read(t *testing.T, page string) {
+	t.Helper()
+	for _, s := range metrictest.Parse(t, page).Samples {
+		name := string(s.Metric[model.MetricNameLabel])
+		e.add(name)
+		for label := range s.Metric {
+			if label != model.MetricNameLabel {
+				e.add(name, string(label))
 			}
 		}
 	}
@@ -92,7 +92,7 @@ func allExported(t *testing.T) exported {
 	if err := repository.WriteMetrics(); err != nil {
 		t.Fatal(err)
 	}
-	all.read(read(t, glob(t, repository.Dir+"/metrics/*.prom")[0]))
+	all.read(t, read(t, glob(t, repository.Dir+"/metrics/*.prom")[0]))
 	// Prometheus itself makes these.
 	all.add("ALERTS", "alertname", "alertstate", "severity")
 	all.add("up")

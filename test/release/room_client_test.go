@@ -11,6 +11,7 @@ import (
 	"switchyard/internal/client"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // A roomClient is a member of one room, with the Go client of this release. It is safe
@@ -191,5 +192,8 @@ func get(t *testing.T, url string) string {
 // metric returns the value of one line of /metrics, "" when there is none.
 func metric(t *testing.T, s *testkit.Server, name string) string {
 	t.Helper()
-	return testkit.MetricOn(get(t, s.URL()+"/metrics"), name)
+	if value, found := metrictest.Parse(t, get(t, s.URL()+"/metrics")).Value(t, name); found {
+		return fmt.Sprint(value)
+	}
+	return ""
 }

@@ -82,9 +82,9 @@ func TestASilentNetworkIsNoticed(t *testing.T) {
 	receive(t, connected, "the first connection")
 	proxy.Stall()
 	testkit.Eventually(t, "the client gives the silent connection up", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.current == nil
+		ended := false
+		c.locked(func() { ended = c.current == nil })
+		return ended
 	})
 	proxy.Resume()
 	receive(t, connected, "a new connection")

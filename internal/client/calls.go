@@ -2,9 +2,9 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"time"
+	"maps"
+	"slices"
 
 	"switchyard/internal/message"
 )
@@ -12,48 +12,15 @@ import (
 // A call is a request with one answer. It changes nothing, so the client repeats
 // it on the next connection until its caller gives up.
 type call struct {
-	frame  []byte
-	result chan callResult // has room for the one result
-	// auth: the call sends a fresh token. It is not repeated, because the next
-	// connection has a fresh token of its own.
+	frame []byte
+	// auth: the call sends a fresh token on conn only. It is not repeated, because
+	// the next connection has a fresh token of its own.
 	auth bool
-}
+	conn *connection
 
-// A callResult is the answer to a call, or why there is none.
-type callResult struct {
-	history  History
-	presence Presence
-	err      error
-}
-
-// doCall makes a call and waits for its answer. The caller holds mu, which doCall
-// releases.
-func (c *Client) doCall(ctx context.Context, ref string, call *call) callResult {
-	call.result = make(chan callResult, 1)
-	c.calls[ref] = call
-	if c.current != nil {
-		c.current.sock.send(call.frame)
-	}
-	c.mu.Unlock()
-	select {
-	case result := <-call.result:
-		return result
-	case <-ctx.Done():
-		c.mu.Lock()
-		delete(c.calls, ref)
-		c.mu.Unlock()
-		return callResult{err: ctx.Err()}
-	}
-}
-
-// resendCall repeats a call on a new connection. The caller holds mu.
-func (c *Client) resendCall(conn *connection, ref string) {
-	if call := c.calls[ref]; !call.auth {
-		conn.sock.send(call.frame)
-		return
-	}
-	c.calls[ref].result <- callResult{}
-	delete(c.calls, ref)
+	done   chan struct{} // closed once answer or err is set
+	answer *serverFrame
+	err    error // why there is no answer
 }
 
 // A HistoryRange selects a page of stored messages: the newest ones below Before,
@@ -65,104 +32,93 @@ type HistoryRange struct {
 	Limit         int
 }
 
-// History reads a page of a room's stored messages. The room need not be joined.
-func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange) (History, error) {
-	if _, err := message.ParseRoom(string(room)); err != nil {
-		return History{}, err
-	}
-	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		return History{}, c.err
-	}
-	ref := c.nextRef()
-	b := newRequest("history", ref, room)
-	if r.Forward || r.After > 0 {
-		b = b.number("after", int64(r.After))
-	} else if r.Before > 0 {
-		b = b.number("before", int64(r.Before))
-	}
-	if r.Limit > 0 {
-		b = b.number("limit", int64(r.Limit))
-	}
-	result := c.doCall(ctx, ref, &call{frame: b.end()})
-	if result.err != nil {
-		return History{}, fmt.Errorf("history of %s: %w", room, result.err)
-	}
-	return result.history, nil
+// The calls are the requests that wait for their answers.
+type calls struct {
+	*shared
+	pending map[string]*call // by ref
 }
 
-// Presence returns which sessions are in a room. If the client has joined the room,
-// its handler gets the changes from then on.
-func (c *Client) Presence(ctx context.Context, room message.Room) (Presence, error) {
-	if _, err := message.ParseRoom(string(room)); err != nil {
-		return Presence{}, err
+// do makes a call and waits for its answer. It locks mu itself. The error says what
+// was being done. A call with a token is not made, and its answer is nil, when its
+// connection is not the current one anymore.
+func (c *calls) do(ctx context.Context, ref, what string, call *call) (*serverFrame, error) {
+	call.done = make(chan struct{})
+	var made bool
+	var err error
+	c.locked(func() {
+		err = c.err
+		if made = err == nil && (!call.auth || (c.current != nil && c.current == call.conn)); made {
+			c.pending[ref] = call
+		}
+		if made && c.current != nil {
+			c.current.sock.send(call.frame)
+		}
+	})
+	if !made {
+		return nil, err
 	}
-	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		return Presence{}, c.err
+	select {
+	case <-call.done:
+	case <-ctx.Done():
+		c.locked(func() { c.complete(ref, nil, ctx.Err()) })
 	}
-	if r := c.rooms[room]; r != nil {
-		r.watched = true
+	if call.err != nil {
+		return nil, fmt.Errorf("%s: %w", what, call.err)
 	}
-	ref := c.nextRef()
-	result := c.doCall(ctx, ref, &call{frame: newRequest("presence", ref, room).end()})
-	if result.err != nil {
-		return Presence{}, fmt.Errorf("presence in %s: %w", room, result.err)
-	}
-	return result.presence, nil
+	return call.answer, nil
 }
 
-// handleCallError reports whether ref is that of a call. After a temporary error
-// the client repeats the call on this connection; on a new one it is repeated in
-// any case.
-func (c *Client) handleCallError(ref string, err *Error) bool {
+// resend repeats the calls on a new current connection.
+func (c *calls) resend() {
+	for _, ref := range slices.Sorted(maps.Keys(c.pending)) {
+		if call := c.pending[ref]; !call.auth {
+			c.current.sock.send(call.frame)
+			continue
+		}
+		c.complete(ref, nil, nil)
+	}
+}
+
+// fail fails every call with cause.
+func (c *calls) fail(cause error) {
+	for ref := range c.pending {
+		c.complete(ref, nil, cause)
+	}
+}
+
+// handleError reports whether ref is that of a call. After a temporary error the
+// client repeats the call on this connection; on a new one it is repeated in any
+// case.
+func (c *calls) handleError(ref string, err *Error) bool {
 	if !err.temporary() {
-		return c.completeCall(ref, callResult{err: err})
+		return c.complete(ref, nil, err)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	conn := c.current
-	if c.calls[ref] == nil {
+	if c.pending[ref] == nil {
 		return false
 	}
-	time.AfterFunc(err.retryDelay(c.opts.random), func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if call := c.calls[ref]; call != nil && c.current == conn && conn != nil {
+	c.afterFunc(err.retryDelay(c.opts.random), func() {
+		if call := c.pending[ref]; call != nil && c.current == conn && conn != nil {
 			conn.sock.send(call.frame)
 		}
 	})
 	return true
 }
 
-// completeCall completes the call with that ref and reports whether there was one.
-func (c *Client) completeCall(ref string, result callResult) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	call := c.calls[ref]
+// complete completes the call with that ref and reports whether there was one.
+func (c *calls) complete(ref string, answer *serverFrame, err error) bool {
+	call := c.pending[ref]
 	if call == nil {
 		return false
 	}
-	delete(c.calls, ref)
-	call.result <- result
+	delete(c.pending, ref)
+	call.answer, call.err = answer, err
+	close(call.done)
 	return true
 }
 
-// Signal sends an event (a JSON value) to the members that are in the room now. It
-// does not wait for an answer. A signal is not queued: without a connection the
-// error is ErrOffline.
-func (c *Client) Signal(room message.Room, data json.RawMessage) error {
-	if _, err := message.ParseRoom(string(room)); err != nil {
-		return err
-	}
-	if !json.Valid(data) {
-		return ErrInvalidData
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	frame := newRequest("signal", c.nextRef(), room).data(data).end()
+// signal sends a frame that has no answer, and that is not kept.
+func (c *calls) signal(room message.Room, frame []byte) error {
 	switch {
 	case c.err != nil:
 		return c.err
@@ -171,9 +127,9 @@ func (c *Client) Signal(room message.Room, data json.RawMessage) error {
 	case c.current.sock.full():
 		return ErrBusy
 	}
-	if err := c.checkSize(frame, room); err != nil {
-		return err
+	err := c.checkSize(frame, room)
+	if err == nil {
+		c.current.sock.send(frame)
 	}
-	c.current.sock.send(frame)
-	return nil
+	return err
 }

@@ -12,170 +12,25 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"math/rand/v2"
-	"net/http"
 	"net/url"
-	"strconv"
 	"sync"
-	"time"
 
 	"switchyard/internal/message"
 )
-
-// Defaults of Options.
-const (
-	DefaultIDWindow   = 10 * time.Minute
-	DefaultMaxPending = 1024 // publishes
-)
-
-// Options configure a client. Only URLs is required.
-type Options struct {
-	// URLs are ws:// or wss:// addresses of the socket, such as wss://host/ws.
-	// After a failure the client tries the next one.
-	URLs []string
-	// Token, if set, returns the token for a connection. The client calls it at
-	// each connect, and again before the token expires, and sends the result as
-	// Authorization: Bearer. A call may take half a minute. An error counts as a
-	// failed attempt.
-	Token func(ctx context.Context) (string, error)
-	// Session is the secret of the session to resume, from the Welcome of an
-	// earlier client; empty starts a new one. A client resumes its own session
-	// at each reconnect.
-	Session string
-	// Header is sent with each handshake.
-	Header http.Header
-	// HTTPClient makes the handshakes; nil means http.DefaultClient.
-	HTTPClient *http.Client
-	// IDWindow is how long the service remembers ids; the client resends a
-	// publish for half of it. The service's welcome has its own value, and the
-	// shorter of the two applies. Without either it is DefaultIDWindow.
-	IDWindow time.Duration
-	// MaxPending bounds the publishes without an answer; 0 means
-	// DefaultMaxPending. Each takes at most max_frame bytes of memory.
-	MaxPending int
-	// OnState, if set, is called at each change of state, in order, and under
-	// the rules of handlers: it must not wait for this client.
-	OnState func(StateEvent)
-	// OnMoved, if set, is called when a move is complete and another connection
-	// is the current one. Nothing was lost, and the state has not changed. The
-	// rules of handlers apply.
-	OnMoved func(MovedEvent)
-	// OnFrame, if set, is called with each frame about a room's order before the
-	// client acts on it, for a checker: handlers never get duplicates or
-	// reordered messages. The rules of handlers apply.
-	OnFrame func(Frame)
-	Logger  *slog.Logger // nil discards the logs
-
-	// random returns a number in [0, 1). Tests replace it.
-	random func() float64
-}
-
-func (o Options) withDefaults() Options {
-	if o.HTTPClient == nil {
-		o.HTTPClient = http.DefaultClient
-	}
-	if o.MaxPending <= 0 {
-		o.MaxPending = DefaultMaxPending
-	}
-	if o.OnState == nil {
-		o.OnState = func(StateEvent) {}
-	}
-	if o.OnMoved == nil {
-		o.OnMoved = func(MovedEvent) {}
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.random == nil {
-		o.random = rand.Float64
-	}
-	return o
-}
-
-// A State is the state of a client's connection.
-type State int
-
-// The states. A client starts as Connecting, and Closed is final.
-const (
-	Connecting State = iota
-	Live
-	Waiting
-	Closed
-)
-
-func (s State) String() string {
-	return [...]string{"connecting", "live", "waiting", "closed"}[s]
-}
-
-// A StateEvent is a change of state.
-type StateEvent struct {
-	State State
-	// Welcome is the welcome of the connection; set when Live.
-	Welcome Welcome
-	// Err and Code are how the last connection ended, when Waiting or Closed.
-	// Code is its close code, 1006 without a close frame.
-	Err  error
-	Code int
-	// RetryIn is the time until the next attempt, when Waiting.
-	RetryIn time.Duration
-}
-
-// A MovedEvent is a completed move.
-type MovedEvent struct {
-	From, To Welcome
-	Reason   string // as the service gave it
-	// Took is the time from the start of the new connection's handshake until
-	// the client had joined all rooms there.
-	Took time.Duration
-}
 
 // A Client is a connection to the service that outlives its sockets. It is safe
 // for concurrent use. It calls handlers one at a time, and reads no frame while
 // one runs: a handler must not wait for the client itself, as Publish, Join and
 // History do.
 type Client struct {
-	// Static after construction.
-	opts              Options
-	ctx               context.Context // ends with the client
-	cancel            context.CancelFunc
-	slots             chan struct{} // one element for each pending publish
-	connectionsClosed chan struct{} // closed when Close has closed all connections
-	done              chan struct{} // closed when the client has ended
-
-	// running counts the client's own goroutines.
-	running sync.WaitGroup
-
-	// handlerMu is held while a frame is handled and while a callback runs: two
-	// connections are read during a move. It is locked before mu.
-	handlerMu sync.Mutex
-
-	// mu protects the fields below.
-	mu           sync.Mutex
-	current      *connection     // nil unless live
-	next         *connection     // the next connection of a move, from its welcome on
-	move         *move           // nil without a move
-	moveDone     <-chan struct{} // closed when the goroutine of the last move has ended
-	signalDedup  *signalDedup    // of the last move; nil before the first
-	live         chan struct{}   // closed while current is set
-	closing      bool            // Close was called
-	err          error           // why the client has ended
-	welcome      Welcome         // of the current connection, or of the last one
-	session      string          // the session to resume at the next connect
-	connectCount uint64          // connections tried so far
-	urlIndex     int             // index into URLs, modulo their number
-	refs         uint64          // refs given out so far
-
-	backoff backoff // owned by the goroutine in connectionLoop
-
-	// Also protected by mu.
-	rooms        map[message.Room]*roomState
-	pending      map[publishKey]*pendingPublish
-	retryQueues  map[message.Room]*retryQueue
-	publishCount uint64           // publishes accepted so far
-	calls        map[string]*call // by ref
+	*shared
+	parts     *parts
+	link      *link
+	closeOnce sync.Once
 }
 
 // New starts a client, which connects in the background and retries until Close.
@@ -190,21 +45,30 @@ func New(opts Options) (*Client, error) {
 			return nil, fmt.Errorf("client: %q is not a ws:// or wss:// URL", raw)
 		}
 	}
-	opts = opts.withDefaults()
-	ctx, cancel := context.WithCancel(context.Background())
-	c := &Client{
-		opts: opts, ctx: ctx, cancel: cancel, session: opts.Session, backoff: backoff{random: opts.random},
-		slots:             make(chan struct{}, opts.MaxPending),
-		connectionsClosed: make(chan struct{}),
-		done:              make(chan struct{}),
-		live:              make(chan struct{}),
-		rooms:             make(map[message.Room]*roomState),
-		pending:           make(map[publishKey]*pendingPublish),
-		retryQueues:       make(map[message.Room]*retryQueue),
-		calls:             make(map[string]*call),
-	}
-	c.running.Go(c.run)
+	c := newClient(opts.withDefaults())
+	c.running.Go(func() { c.link.connectionLoop(c.link.open()) })
 	return c, nil
+}
+
+// newClient returns a client that does not run yet.
+func newClient(opts Options) *Client {
+	s := &shared{opts: opts}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	calls := &calls{shared: s, pending: make(map[string]*call)}
+	p := &parts{
+		shared: s,
+		rooms:  &rooms{shared: s, byName: make(map[message.Room]*roomState)},
+		outbox: &outbox{
+			shared: s, slots: make(chan struct{}, opts.MaxPending),
+			pending: make(map[publishKey]*pendingPublish), retryQueues: make(map[message.Room]*retryQueue),
+		},
+		calls: calls, tokens: &tokens{shared: s, calls: calls},
+	}
+	l := &link{
+		shared: s, parts: p, session: opts.Session, live: make(chan struct{}), backoff: backoff{random: opts.random},
+		connectionsClosed: make(chan struct{}), done: make(chan struct{}),
+	}
+	return &Client{shared: s, parts: p, link: l}
 }
 
 // Dial is New followed by Ready. When Ready fails, Dial closes the client and
@@ -224,13 +88,12 @@ func Dial(ctx context.Context, opts Options) (*Client, error) {
 // Ready waits until the client is live. It returns an error when the client has
 // ended, or when ctx ends first.
 func (c *Client) Ready(ctx context.Context) error {
-	c.mu.Lock()
-	live := c.live
-	c.mu.Unlock()
+	var live <-chan struct{}
+	c.locked(func() { live = c.link.live })
 	select {
 	case <-live:
 		return nil
-	case <-c.done:
+	case <-c.link.done:
 		return c.Err()
 	case <-ctx.Done():
 		return fmt.Errorf("connect to %s: %w", c.opts.URLs[0], ctx.Err())
@@ -238,56 +101,205 @@ func (c *Client) Ready(ctx context.Context) error {
 }
 
 // Welcome returns the welcome of the current connection, or of the last one.
-func (c *Client) Welcome() Welcome {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.welcome
+func (c *Client) Welcome() (w Welcome) {
+	c.locked(func() { w = c.welcome })
+	return w
 }
 
 // Done returns a channel that is closed when the client has ended: after Close,
 // or when the service rejected it for good.
-func (c *Client) Done() <-chan struct{} { return c.done }
+func (c *Client) Done() <-chan struct{} { return c.link.done }
 
 // Err returns why the client has ended: ErrClosed after Close, a *ClosedError
 // when the service rejected it, nil while it runs.
-func (c *Client) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.err
+func (c *Client) Err() (err error) {
+	c.locked(func() { err = c.err })
+	return err
 }
 
 // Close closes the connection with 1000 and ends the client, within about a
 // second. Publishes without an answer fail with ErrOutcomeUnknown. Close must not
 // be called from a handler; a second call does nothing.
 func (c *Client) Close() {
-	c.mu.Lock()
-	first := !c.closing
-	c.closing = true
-	conns := []*connection{c.current, c.next}
-	c.mu.Unlock()
-	if first {
-		var wg sync.WaitGroup
-		for _, conn := range conns {
-			if conn != nil {
-				wg.Go(func() { conn.sock.closeGracefully(codeNormal) })
-			}
-		}
-		wg.Wait()
-		close(c.connectionsClosed)
-		c.cancel()
-	}
-	<-c.done
+	c.closeOnce.Do(c.link.close)
+	<-c.link.done
 	c.running.Wait()
 }
 
-func (c *Client) isClosing() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closing
+// Join joins a room until Leave; the client rejoins it after each reconnect. It
+// waits for the service's answer, and returns an *Error when that is a refusal.
+// When ctx ends first, the client leaves the room; when Leave is called first,
+// Join returns ErrLeft.
+func (c *Client) Join(ctx context.Context, name message.Room, from Position, h Handler) (Joined, error) {
+	if _, err := message.ParseRoom(string(name)); err != nil {
+		return Joined{}, err
+	}
+	first := make(chan joinOutcome, 1)
+	room := &roomState{name: name, handler: h, position: from, firstJoin: first}
+	var err error
+	if c.locked(func() { err = c.parts.rooms.join(room) }); err != nil {
+		return Joined{}, err
+	}
+	select {
+	case o := <-first:
+		return o.joined, o.err
+	case <-ctx.Done():
+		c.locked(func() { c.parts.rooms.leave(name, room) })
+		return Joined{}, fmt.Errorf("join %s: %w", name, ctx.Err())
+	}
 }
 
-// nextRef returns an unused ref. The caller holds mu.
-func (c *Client) nextRef() string {
-	c.refs++
-	return "r" + strconv.FormatUint(c.refs, 10)
+// Leave leaves a room. One of its callbacks may still run when Leave returns.
+func (c *Client) Leave(name message.Room) { c.locked(func() { c.parts.rooms.leave(name, nil) }) }
+
+// Position returns the last position seen in a room, for a later Join with After.
+// It returns false when the client has not joined the room, or has had no answer
+// yet.
+func (c *Client) Position(name message.Room) (at Position, ok bool) {
+	c.locked(func() {
+		if r := c.parts.rooms.byName[name]; r != nil && r.position.given && r.position.Epoch != "" {
+			at, ok = r.position, true
+		}
+	})
+	return at, ok
 }
+
+// Publish publishes data (a JSON value) in a room and waits for the ack. An empty
+// id means a random one. The client resends the message with the same id after a
+// reconnect, for half of the service's ID_WINDOW; after that, and when ctx ends
+// after the message was sent, the error is ErrOutcomeUnknown. An *Error means
+// that the service refused the message; it wraps ErrOutcomeUnknown as well when
+// an earlier attempt had no answer. The messages of a room are stored in the
+// order of the calls.
+func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMessage, id string) (Ack, error) {
+	type result struct {
+		ack Ack
+		err error
+	}
+	select {
+	case c.parts.outbox.slots <- struct{}{}:
+	case <-c.link.done:
+		return Ack{}, c.Err()
+	case <-ctx.Done():
+		return Ack{}, fmt.Errorf("wait to publish in %s: %w", room, ctx.Err())
+	}
+	results := make(chan result, 1)
+	p, err := c.startPublish(room, data, id, func(ack Ack, err error) { results <- result{ack, err} })
+	if err != nil {
+		<-c.parts.outbox.slots
+		return Ack{}, err
+	}
+	select {
+	case r := <-results:
+		return r.ack, r.err
+	case <-ctx.Done():
+		c.locked(func() { c.parts.outbox.giveUp(p, ctx.Err()) })
+		r := <-results // does not block: giveUp, or an earlier answer, has already sent the result
+		return r.ack, r.err
+	}
+}
+
+// Send is Publish without waiting. It calls done once with the outcome, usually
+// from the goroutine that calls handlers, and under the same rules. When Send
+// returns an error, nothing was sent and done is not called. ErrBusy means that
+// MaxPending publishes are pending.
+func (c *Client) Send(room message.Room, data json.RawMessage, id string, done func(Ack, error)) error {
+	select {
+	case c.parts.outbox.slots <- struct{}{}:
+	default:
+		return ErrBusy
+	}
+	if _, err := c.startPublish(room, data, id, done); err != nil {
+		<-c.parts.outbox.slots
+		return err
+	}
+	return nil
+}
+
+// NewID returns a random id for a publish.
+func NewID() string { return rand.Text() }
+
+// startPublish checks a publish and adds it to the outbox. The caller has acquired a
+// slot, and keeps it when startPublish fails.
+func (c *Client) startPublish(room message.Room, data []byte, id string, done func(Ack, error)) (p *pendingPublish, err error) {
+	if id == "" {
+		id = NewID()
+	}
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return nil, err
+	}
+	if err := message.CheckID(id); err != nil {
+		return nil, err
+	}
+	if !json.Valid(data) {
+		return nil, ErrInvalidData
+	}
+	p = &pendingPublish{key: publishKey{room, id}, ref: c.nextRef(), done: done}
+	p.frame = newRequest("publish", p.ref, room).text("id", id).data(data).end()
+	p.data = p.frame[len(p.frame)-1-len(data) : len(p.frame)-1]
+	c.locked(func() { err = c.parts.outbox.add(p) })
+	return p, err
+}
+
+// History reads a page of a room's stored messages. The room need not be joined.
+func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange) (History, error) {
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return History{}, err
+	}
+	ref := c.nextRef()
+	b := newRequest("history", ref, room)
+	if r.Forward || r.After > 0 {
+		b = b.number("after", int64(r.After))
+	} else if r.Before > 0 {
+		b = b.number("before", int64(r.Before))
+	}
+	if r.Limit > 0 {
+		b = b.number("limit", int64(r.Limit))
+	}
+	f, err := c.parts.calls.do(ctx, ref, "history of "+string(room), &call{frame: b.end()})
+	if err != nil {
+		return History{}, err
+	}
+	return f.history()
+}
+
+// Presence returns which sessions are in a room. If the client has joined the room,
+// its handler gets the changes from then on.
+func (c *Client) Presence(ctx context.Context, room message.Room) (Presence, error) {
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return Presence{}, err
+	}
+	c.locked(func() {
+		if r := c.parts.rooms.byName[room]; r != nil {
+			r.watched = true
+		}
+	})
+	ref := c.nextRef()
+	f, err := c.parts.calls.do(ctx, ref, "presence in "+string(room), &call{frame: newRequest("presence", ref, room).end()})
+	if err != nil {
+		return Presence{}, err
+	}
+	return f.presence(), nil
+}
+
+// Signal sends an event (a JSON value) to the members that are in the room now. It
+// does not wait for an answer. A signal is not queued: without a connection the
+// error is ErrOffline.
+func (c *Client) Signal(room message.Room, data json.RawMessage) (err error) {
+	if _, err := message.ParseRoom(string(room)); err != nil {
+		return err
+	}
+	if !json.Valid(data) {
+		return ErrInvalidData
+	}
+	frame := newRequest("signal", c.nextRef(), room).data(data).end()
+	c.locked(func() { err = c.parts.calls.signal(room, frame) })
+	return err
+}
+
+// RefreshToken gets a token from Options.Token and sends it to the service on the
+// current connection, as the client does by itself before the token expires. Call
+// it when the user's rights have changed. Without a connection it does nothing,
+// because the next one gets a token of its own. It returns within half a minute.
+// An *Error means that the service refused the token; the old one stays in use.
+func (c *Client) RefreshToken(ctx context.Context) error { return c.parts.tokens.refresh(ctx) }

@@ -341,9 +341,7 @@ func TestAMoveWaitsForARoomJoinedAtTheLastMoment(t *testing.T) {
 		c.Leave("r")
 		go func() { _, _ = c.Join(context.Background(), "q", Start(), room.handler()) }()
 		for joined := false; !joined; runtime.Gosched() { // the bubble does not rest while a lock is waited for
-			c.mu.Lock()
-			joined = c.rooms["q"] != nil
-			c.mu.Unlock()
+			c.locked(func() { joined = c.parts.rooms.byName["q"] != nil })
 		}
 		close(release)
 		synctest.Wait()

@@ -71,9 +71,9 @@ func TestASilentNetworkIsNoticed(t *testing.T) {
 	testkit.Receive(t, "the first connection", connected)
 	proxy.Stall()
 	testkit.Eventually(t, "the client gives the silent connection up", func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.current == nil
+		ended := false
+		c.locked(func() { ended = c.current == nil })
+		return ended
 	})
 	proxy.Resume()
 	testkit.Receive(t, "a new connection", connected)

@@ -1,202 +1,166 @@
 package client
 
 import (
-	"context"
+	"errors"
 	"fmt"
-	"time"
 
 	"switchyard/internal/message"
 )
 
-// A Position is where a join starts: after a seq of an epoch. The zero value is
-// Now.
-type Position struct {
-	Epoch message.Epoch
-	After message.Seq
-	given bool // false: from now
+var errSkippedMessage = errors.New("the service skipped a message")
+
+// The rooms are those that the client has joined or will join. They keep their
+// positions when a connection ends.
+type rooms struct {
+	*shared
+	byName      map[message.Room]*roomState
+	signalDedup *signalDedup // of the last move; nil before the first
 }
 
-// Now is the position after the newest message: a join gets only new messages.
-func Now() Position { return Position{} }
-
-// Start is the position before the oldest message that is stored.
-func Start() Position { return Position{given: true} }
-
-// After is the position after seq in that epoch.
-func After(epoch message.Epoch, seq message.Seq) Position {
-	return Position{Epoch: epoch, After: seq, given: true}
+// join adds a room and joins it. Its outcome goes to room.firstJoin.
+func (r *rooms) join(room *roomState) error {
+	if r.err != nil {
+		return r.err
+	}
+	if r.byName[room.name] != nil {
+		return fmt.Errorf("%w: %s", ErrJoined, room.name)
+	}
+	r.byName[room.name] = room
+	if r.current != nil {
+		r.sendJoin(r.current, room)
+	}
+	if r.next != nil && room.position.given {
+		r.sendJoin(r.next, room)
+	}
+	return nil
 }
 
-// A Handler has the callbacks of a room; any of them may be nil. The client calls
-// its callbacks in order and one at a time across all rooms, and reads no frame
-// while one runs: after a slow callback the service may close the client as slow
-// (4208).
-type Handler struct {
-	// Message gets each message once, in the order of seq. Only the seqs of a
-	// Gap are missing.
-	Message func(message.Message)
-	Gap     func(Gap)
-	Signal  func(Signal)
-	// Joined is called after each join, also after a reconnect, but not after a
-	// move.
-	Joined func(Joined)
-	// Presence gets changes after a call of Client.Presence, and the full list
-	// after a reconnect or a move.
-	Presence func(Presence)
-	// Ended is called when the service refuses to let the client rejoin the room.
-	// The client has then left it.
-	Ended func(error)
-}
-
-// A roomState is the client's state of a room that it has joined or will join. It is
-// guarded by Client.mu, except for the handler, which is static.
-type roomState struct {
-	name      message.Room
-	handler   Handler
-	position  Position         // the last one seen, on any connection
-	firstJoin chan joinOutcome // gets the first outcome, and is nil after it
-	watched   bool             // Client.Presence was called
-}
-
-// A joinOutcome is the answer to the first join, or why there is none.
-type joinOutcome struct {
-	joined Joined
-	err    error
-}
-
-func (r *roomState) completeJoin(j Joined, err error) {
-	if r.firstJoin != nil {
-		r.firstJoin <- joinOutcome{j, err}
-		r.firstJoin = nil
-	}
-}
-
-// Join joins a room until Leave; the client rejoins it after each reconnect. It
-// waits for the service's answer, and returns an *Error when that is a refusal.
-// When ctx ends first, the client leaves the room; when Leave is called first,
-// Join returns ErrLeft.
-func (c *Client) Join(ctx context.Context, name message.Room, from Position, h Handler) (Joined, error) {
-	if _, err := message.ParseRoom(string(name)); err != nil {
-		return Joined{}, err
-	}
-	first := make(chan joinOutcome, 1)
-	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		return Joined{}, c.err
-	}
-	if c.rooms[name] != nil {
-		c.mu.Unlock()
-		return Joined{}, fmt.Errorf("%w: %s", ErrJoined, name)
-	}
-	r := &roomState{name: name, handler: h, position: from, firstJoin: first}
-	c.rooms[name] = r
-	if c.current != nil {
-		c.sendJoin(c.current, r)
-	}
-	if c.next != nil && from.given {
-		c.sendJoin(c.next, r)
-	}
-	c.mu.Unlock()
-	select {
-	case o := <-first:
-		return o.joined, o.err
-	case <-ctx.Done():
-		c.leave(r)
-		return Joined{}, fmt.Errorf("join %s: %w", name, ctx.Err())
-	}
-}
-
-// Leave leaves a room. One of its callbacks may still run when Leave returns.
-func (c *Client) Leave(name message.Room) {
-	c.mu.Lock()
-	r := c.rooms[name]
-	c.mu.Unlock()
-	if r != nil {
-		c.leave(r)
-	}
-}
-
-func (c *Client) leave(r *roomState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.rooms[r.name] != r {
+// leave leaves the room with that name, unless it is another one than only, which
+// may be nil.
+func (r *rooms) leave(name message.Room, only *roomState) {
+	room := r.byName[name]
+	if room == nil || (only != nil && room != only) {
 		return
 	}
-	delete(c.rooms, r.name)
-	r.completeJoin(Joined{}, fmt.Errorf("join %s: %w", r.name, ErrLeft))
-	for _, conn := range []*connection{c.current, c.next} {
-		if conn != nil && conn.memberships[r.name] != nil {
-			delete(conn.memberships, r.name)
-			conn.sock.send(newRequest("leave", c.nextRef(), r.name).end())
+	delete(r.byName, name)
+	room.completeJoin(Joined{}, fmt.Errorf("join %s: %w", name, ErrLeft))
+	for _, conn := range []*connection{r.current, r.next} {
+		if conn != nil && conn.memberships[name] != nil {
+			delete(conn.memberships, name)
+			conn.sock.send(newRequest("leave", r.nextRef(), name).end())
 		}
 	}
-	c.notifyMove()
+	r.notifyMove()
 }
 
-// Position returns the last position seen in a room, for a later Join with After.
-// It returns false when the client has not joined the room, or has had no answer
-// yet.
-func (c *Client) Position(name message.Room) (Position, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := c.rooms[name]
-	if r == nil || !r.position.given || r.position.Epoch == "" {
-		return Position{}, false
+// rejoin joins the rooms on the current connection, unless they were joined on it
+// while it was the next one.
+func (r *rooms) rejoin() {
+	for _, room := range r.byName {
+		if r.current.memberships[room.name] == nil {
+			r.sendJoin(r.current, room)
+		}
 	}
-	return r.position, true
+	for _, room := range r.byName {
+		if room.watched {
+			r.current.sock.send(newRequest("presence", r.nextRef(), room.name).end())
+		}
+	}
 }
 
-// sendJoin joins r on conn from the last position seen. The caller holds mu.
-func (c *Client) sendJoin(conn *connection, r *roomState) {
-	m := conn.memberships[r.name]
+// joinNext joins the rooms on the next connection of a move. Those whose position
+// is not known yet follow when it is.
+func (r *rooms) joinNext() {
+	r.next.allJoined, r.next.progress = make(chan struct{}, 1), make(chan struct{}, 1)
+	r.signalDedup = r.signalDedup.start()
+	for _, room := range r.byName {
+		if room.position.given {
+			r.sendJoin(r.next, room)
+		}
+	}
+	r.notifyMove()
+}
+
+// allJoined reports whether all rooms are joined on the next connection.
+func (r *rooms) allJoined() bool {
+	for name := range r.byName {
+		if m := r.next.memberships[name]; m == nil || !m.joined {
+			return false
+		}
+	}
+	return true
+}
+
+// notifyMove wakes the move because one more room is joined, or left, on the next
+// connection.
+func (r *rooms) notifyMove() {
+	if r.next == nil {
+		return
+	}
+	notify := r.next.progress
+	if r.allJoined() {
+		notify = r.next.allJoined
+	}
+	select {
+	case notify <- struct{}{}:
+	default:
+	}
+}
+
+// fail ends the rooms: each Join that waits fails with cause.
+func (r *rooms) fail(cause error) {
+	for name, room := range r.byName {
+		delete(r.byName, name)
+		room.completeJoin(Joined{}, cause)
+	}
+}
+
+// sendJoin joins a room on conn from the last position seen.
+func (r *rooms) sendJoin(conn *connection, room *roomState) {
+	m := conn.memberships[room.name]
 	if m == nil {
 		m = &membership{}
-		conn.memberships[r.name] = m
+		conn.memberships[room.name] = m
 	}
-	m.ref, m.joined = c.nextRef(), false
-	b := newRequest("join", m.ref, r.name)
-	if r.position.given {
-		b = b.number("after", int64(r.position.After))
-		if r.position.Epoch != "" {
-			b = b.text("epoch", string(r.position.Epoch))
+	m.ref, m.joined = r.nextRef(), false
+	b := newRequest("join", m.ref, room.name)
+	if room.position.given {
+		b = b.number("after", int64(room.position.After))
+		if room.position.Epoch != "" {
+			b = b.text("epoch", string(room.position.Epoch))
 		}
 	}
 	conn.sock.send(b.end())
 }
 
-func (c *Client) handleJoined(conn *connection, f *serverFrame) {
-	c.mu.Lock()
-	r, m := c.rooms[f.Room], conn.memberships[f.Room]
-	if r == nil || m == nil || m.ref != f.Ref {
-		c.mu.Unlock()
+func (r *rooms) handleJoined(conn *connection, f *serverFrame) {
+	room, m := r.byName[f.Room], conn.memberships[f.Room]
+	if room == nil || m == nil || m.ref != f.Ref {
 		return
 	}
-	if !r.position.given {
-		r.position = After(f.Epoch, f.Seq)
-	} else if r.position.Epoch == "" {
-		r.position.Epoch = f.Epoch
+	if !room.position.given {
+		room.position = After(f.Epoch, f.Seq)
+	} else if room.position.Epoch == "" {
+		room.position.Epoch = f.Epoch
 	}
-	m.joined, m.epoch = true, r.position.Epoch
-	alreadyJoined := c.joinedElsewhere(conn, r)
-	if conn == c.current && c.next != nil && c.next.memberships[r.name] == nil {
-		c.sendJoin(c.next, r) // now that its position is known
+	m.joined, m.epoch = true, room.position.Epoch
+	alreadyJoined := r.joinedElsewhere(conn, room)
+	if conn == r.current && r.next != nil && r.next.memberships[room.name] == nil {
+		r.sendJoin(r.next, room) // now that its position is known
 	}
-	c.notifyMove()
+	r.notifyMove()
 	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}
-	r.completeJoin(joined, nil)
-	c.mu.Unlock()
-	if r.handler.Joined != nil && !alreadyJoined {
-		r.handler.Joined(joined)
+	room.completeJoin(joined, nil)
+	if !alreadyJoined {
+		notify(r.shared, room.handler.Joined, joined)
 	}
 }
 
-// joinedElsewhere reports whether r is joined on the other connection of a move, so
-// that its join on conn is not reported. The caller
-// holds mu.
-func (c *Client) joinedElsewhere(conn *connection, r *roomState) bool {
-	for _, other := range []*connection{c.current, c.next} {
-		if other != nil && other != conn && other.memberships[r.name] != nil && other.memberships[r.name].joined {
+// joinedElsewhere reports whether a room is joined on the other connection of a
+// move, so that its join on conn is not reported.
+func (r *rooms) joinedElsewhere(conn *connection, room *roomState) bool {
+	for _, other := range []*connection{r.current, r.next} {
+		if other != nil && other != conn && other.memberships[room.name] != nil && other.memberships[room.name].joined {
 			return true
 		}
 	}
@@ -205,169 +169,120 @@ func (c *Client) joinedElsewhere(conn *connection, r *roomState) bool {
 
 // handleJoinError reports whether ref is that of a join on conn. After a temporary
 // error the client joins again later; after any other it leaves the room.
-func (c *Client) handleJoinError(conn *connection, ref string, err *Error) bool {
-	c.mu.Lock()
-	var r *roomState
+func (r *rooms) handleJoinError(conn *connection, ref string, err *Error) bool {
+	var room *roomState
 	for name, m := range conn.memberships {
 		if m.ref == ref && ref != "" {
-			r = c.rooms[name]
+			room = r.byName[name]
 		}
 	}
-	if r == nil {
-		c.mu.Unlock()
+	if room == nil {
 		return false
 	}
 	if err.temporary() || err.Code == "internal" {
-		time.AfterFunc(err.retryDelay(c.opts.random), func() { c.retryJoin(conn, r, ref) })
-		c.mu.Unlock()
+		r.afterFunc(err.retryDelay(r.opts.random), func() { r.retryJoin(conn, room, ref) })
 		return true
 	}
-	delete(c.rooms, r.name)
-	for _, other := range []*connection{c.current, c.next} {
+	delete(r.byName, room.name)
+	for _, other := range []*connection{r.current, r.next} {
 		if other != nil {
-			delete(other.memberships, r.name)
+			delete(other.memberships, room.name)
 		}
 	}
-	c.notifyMove()
-	wasJoined := r.firstJoin == nil
-	r.completeJoin(Joined{}, err)
-	c.mu.Unlock()
-	if wasJoined && r.handler.Ended != nil {
-		r.handler.Ended(err)
+	r.notifyMove()
+	if room.firstJoin == nil {
+		notify(r.shared, room.handler.Ended, error(err))
 	}
+	room.completeJoin(Joined{}, err)
 	return true
 }
 
 // retryJoin repeats the join with that ref, unless the room was left or joined
 // again since.
-func (c *Client) retryJoin(conn *connection, r *roomState, ref string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if m := conn.memberships[r.name]; (conn == c.current || conn == c.next) && c.rooms[r.name] == r && m != nil && m.ref == ref {
-		c.sendJoin(conn, r)
+func (r *rooms) retryJoin(conn *connection, room *roomState, ref string) {
+	if m := conn.memberships[room.name]; (conn == r.current || conn == r.next) && r.byName[room.name] == room && m != nil && m.ref == ref {
+		r.sendJoin(conn, room)
 	}
 }
 
-// handleMessage completes the publish that the message comes from, if it is the
-// client's own, drops a duplicate, and passes a new message to the handler. When
+// handleMessage drops a duplicate, and passes a new message to the handler. When
 // seqs are missing before it, it requests them once. If they are missing again,
 // it returns an error, which ends the connection; the next one resumes before
 // them.
-func (c *Client) handleMessage(conn *connection, f *serverFrame) error {
-	msg := f.message()
-	c.completeFromOwnMessage(conn, msg)
-	c.mu.Lock()
-	r, m := c.rooms[msg.Room], conn.memberships[msg.Room]
-	if r == nil || m == nil || !m.joined || m.isStaleEpoch(msg.Epoch, r) {
-		c.mu.Unlock()
+func (r *rooms) handleMessage(conn *connection, msg message.Message) error {
+	room, m := r.byName[msg.Room], conn.memberships[msg.Room]
+	if room == nil || m == nil || !m.joined || m.isStaleEpoch(msg.Epoch, room) {
 		return nil
 	}
 	m.epoch = msg.Epoch
-	var gap *Gap
-	if msg.Epoch != r.position.Epoch {
+	if msg.Epoch != room.position.Epoch {
 		// The log is in a new epoch, and no gap frame has said so.
-		r.position = After(msg.Epoch, msg.Seq-1)
+		room.position = After(msg.Epoch, msg.Seq-1)
 		if msg.Seq > 1 {
-			gap = &Gap{Room: msg.Room, Epoch: msg.Epoch, From: 1, To: msg.Seq - 1, Reason: "epoch"}
+			notify(r.shared, room.handler.Gap, Gap{Room: msg.Room, Epoch: msg.Epoch, From: 1, To: msg.Seq - 1, Reason: "epoch"})
 		}
 	}
-	last := r.position.After
-	switch {
+	switch last := room.position.After; {
 	case msg.Seq == last+1:
-		r.position.After = msg.Seq
+		room.position.After = msg.Seq
+		notify(r.shared, room.handler.Message, msg)
 	case msg.Seq > last+1:
-		defer c.mu.Unlock()
-		return c.requestMissing(conn, r, msg.Seq)
-	}
-	c.mu.Unlock()
-	if msg.Seq <= last {
-		return nil
-	}
-	if gap != nil && r.handler.Gap != nil {
-		r.handler.Gap(*gap)
-	}
-	if r.handler.Message != nil {
-		r.handler.Message(msg)
+		return r.requestMissing(conn, room, msg.Seq)
 	}
 	return nil
 }
 
-// isStaleEpoch reports whether a frame in epoch is stale: this connection is still
-// in that epoch, while the room's position, moved on by the other connection, is
-// in a newer one. The caller holds mu.
-func (m *membership) isStaleEpoch(epoch message.Epoch, r *roomState) bool {
-	return epoch != r.position.Epoch && epoch == m.epoch
-}
-
 // requestMissing joins again from the room's position, because got came instead of
 // the position's next seq. It returns errSkippedMessage when a join from that
-// position was tried before. The caller holds mu.
-func (c *Client) requestMissing(conn *connection, r *roomState, got message.Seq) error {
-	m := conn.memberships[r.name]
-	if m.missingAfter == r.position {
+// position was tried before.
+func (r *rooms) requestMissing(conn *connection, room *roomState, got message.Seq) error {
+	m := conn.memberships[room.name]
+	if m.missingAfter == room.position {
 		m.missingAfter = Position{}
-		return fmt.Errorf("%w in %s: %d followed %d", errSkippedMessage, r.name, got, r.position.After)
+		return fmt.Errorf("%w in %s: %d followed %d", errSkippedMessage, room.name, got, room.position.After)
 	}
-	c.opts.Logger.Warn("the service skipped a message; joining again", "room", r.name, "after", r.position.After, "received", got)
-	m.missingAfter = r.position
-	c.sendJoin(conn, r)
+	r.opts.Logger.Warn("the service skipped a message; joining again", "room", room.name, "after", room.position.After, "received", got)
+	m.missingAfter = room.position
+	r.sendJoin(conn, room)
 	return nil
 }
 
 // handleGap moves the room's position to the end of a gap and reports the gap,
 // unless the position is past it already.
-func (c *Client) handleGap(conn *connection, f *serverFrame) error {
+func (r *rooms) handleGap(conn *connection, f *serverFrame) error {
 	gap, err := f.gap()
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	r, m := c.rooms[gap.Room], conn.memberships[gap.Room]
-	if r == nil || m == nil || !m.joined || m.isStaleEpoch(gap.Epoch, r) {
-		c.mu.Unlock()
+	room, m := r.byName[gap.Room], conn.memberships[gap.Room]
+	if room == nil || m == nil || !m.joined || m.isStaleEpoch(gap.Epoch, room) {
 		return nil
 	}
 	// A new epoch is already known when it came on the other connection.
-	known := gap.Epoch == r.position.Epoch && (gap.Reason != "epoch" || m.epoch != gap.Epoch)
+	known := gap.Epoch == room.position.Epoch && (gap.Reason != "epoch" || m.epoch != gap.Epoch)
 	m.epoch = gap.Epoch
-	if known && gap.To <= r.position.After {
-		c.mu.Unlock()
+	if known && gap.To <= room.position.After {
 		return nil
 	}
-	r.position = After(gap.Epoch, gap.To)
-	c.mu.Unlock()
-	if r.handler.Gap != nil {
-		r.handler.Gap(gap)
-	}
+	room.position = After(gap.Epoch, gap.To)
+	notify(r.shared, room.handler.Gap, gap)
 	return nil
 }
 
 // handleSignal passes a signal to the handler, unless the other connection of a
 // move has already delivered it.
-func (c *Client) handleSignal(conn *connection, f *serverFrame) {
-	c.mu.Lock()
-	r := c.rooms[f.Room]
-	if r == nil || c.signalDedup.seenBefore(conn.number, f) {
-		c.mu.Unlock()
-		return
-	}
-	c.mu.Unlock()
-	if r.handler.Signal != nil {
-		r.handler.Signal(Signal{Room: f.Room, From: f.user(), Data: f.Data})
+func (r *rooms) handleSignal(conn *connection, f *serverFrame) {
+	room := r.byName[f.Room]
+	if room != nil && !r.signalDedup.seenBefore(conn.number, f) {
+		notify(r.shared, room.handler.Signal, Signal{Room: f.Room, From: f.user(), Data: f.Data})
 	}
 }
 
-// handlePresence completes the call with the frame's ref. A change has no ref: it
-// goes to the handler of a watched room, and only from the current connection.
-func (c *Client) handlePresence(conn *connection, f *serverFrame) {
-	if f.Ref != "" && c.completeCall(f.Ref, callResult{presence: f.presence()}) {
-		return
-	}
-	c.mu.Lock()
-	r := c.rooms[f.Room]
-	notify := r != nil && r.watched && conn == c.current
-	c.mu.Unlock()
-	if notify && r.handler.Presence != nil {
-		r.handler.Presence(f.presence())
+// handlePresence passes a change to the handler of a watched room, but only from
+// the current connection.
+func (r *rooms) handlePresence(conn *connection, f *serverFrame) {
+	room := r.byName[f.Room]
+	if room != nil && room.watched && conn == r.current {
+		notify(r.shared, room.handler.Presence, f.presence())
 	}
 }

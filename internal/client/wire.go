@@ -173,7 +173,7 @@ func (f *serverFrame) history() (History, error) {
 	for _, raw := range f.Messages {
 		m, err := decodeFrame(raw)
 		if err != nil {
-			return History{}, err
+			return History{}, fmt.Errorf("history of %s: %w", f.Room, err)
 		}
 		m.Room = f.Room
 		h.Messages = append(h.Messages, m.message())

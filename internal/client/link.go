@@ -1,0 +1,364 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"switchyard/internal/message"
+)
+
+// tokenTimeout is how long Options.Token may take.
+const tokenTimeout = 30 * time.Second
+
+var errHeartbeatTimeout = errors.New("no frame for two heartbeats")
+
+// A link makes one connection after the other and reads them. It alone decides
+// which one is current, and which goroutine is responsible for it.
+type link struct {
+	// Static after construction.
+	*shared
+	parts             *parts
+	connectionsClosed chan struct{} // closed when close has closed all connections
+	done              chan struct{} // closed when the client has ended
+
+	// Guarded by mu.
+	move         *move           // nil without a move
+	moveDone     <-chan struct{} // closed when the goroutine of the last move has ended
+	live         chan struct{}   // closed while current is set
+	session      string          // the session to resume at the next connect
+	connectCount uint64          // connections tried so far
+	urlIndex     int             // index into URLs, modulo their number
+
+	backoff backoff // owned by the goroutine in connectionLoop
+}
+
+// open makes the current connection. Its results are those of connect.
+func (l *link) open() (*connection, closeResult) {
+	l.emitState(StateEvent{State: Connecting})
+	conn, end := l.connect(l.ctx)
+	if conn != nil {
+		l.startConnection(conn)
+	}
+	return conn, end
+}
+
+// connectionLoop reads conn until it ends, and then makes and reads one connection
+// after the other until the client ends. conn is nil when the last attempt
+// failed, and end says how.
+//
+// One goroutine at a time is responsible for the current connection: it reads
+// it here, or is establishing the next one. A move starts a second loop for the
+// next connection, which takes over when that becomes the current one; the loop
+// of the old connection then returns.
+func (l *link) connectionLoop(conn *connection, end closeResult) {
+	for {
+		if conn != nil {
+			end = l.readLoop(conn)
+			if end.code == codeTooBig {
+				l.locked(func() { l.parts.outbox.failLargest(conn, end.err) })
+			}
+			if l.connectionEnded(conn, &end) {
+				return
+			}
+		}
+		if !l.awaitReconnect(end) {
+			return
+		}
+		conn, end = l.open()
+	}
+}
+
+// awaitReconnect waits until the next attempt is due, as the end of the last
+// connection requires. It returns false when the client has ended.
+func (l *link) awaitReconnect(end closeResult) bool {
+	closing := false
+	l.locked(func() { closing = l.closing })
+	if closing {
+		l.finish(ErrClosed, end)
+		return false
+	}
+	action := actionForCode(end.code)
+	if end.code == codeReplaced && end.superseded {
+		action = actionReconnectSoon
+	}
+	if action == actionStop || (action == actionNewToken && l.opts.Token == nil) {
+		l.finish(&ClosedError{Code: end.code, Err: end.err}, end)
+		return false
+	}
+	if action != actionReconnectSoon { // otherwise nothing is wrong with this URL
+		l.locked(func() { l.urlIndex++ })
+	}
+	wait := l.backoff.next(action, end.code, end.lifetime, time.Now())
+	l.opts.Logger.Debug("connection ended", "code", end.code, "err", end.err, "retry_in", wait)
+	l.emitState(StateEvent{State: Waiting, Err: end.err, Code: end.code, RetryIn: wait})
+	select {
+	case <-time.After(wait):
+		return true
+	case <-l.ctx.Done():
+		l.finish(ErrClosed, end)
+		return false
+	}
+}
+
+// connect makes a connection and reads its welcome. When it fails it returns nil
+// and how the attempt ended.
+func (l *link) connect(ctx context.Context) (*connection, closeResult) {
+	var conn *connection
+	var url, session string
+	l.locked(func() {
+		l.connectCount++
+		conn = &connection{number: l.connectCount, ended: make(chan struct{}), memberships: make(map[message.Room]*membership)}
+		url, session = l.opts.URLs[l.urlIndex%len(l.opts.URLs)], l.session
+	})
+	header, err := l.header(ctx, session)
+	if err != nil {
+		return nil, closeResult{code: codeAbnormal, err: fmt.Errorf("get a token: %w", err)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn.openedAt = time.Now()
+	s, code, err := dialSocket(ctx, l.opts.HTTPClient, url, header)
+	if err != nil {
+		return nil, closeResult{code: code, err: err}
+	}
+	b, err := s.read(ctx)
+	if err == nil {
+		conn.welcome, err = decodeWelcome(b)
+	}
+	if err == nil && (conn.welcome.HeartbeatMS <= 0 || conn.welcome.MaxFrame <= 0) {
+		err = errors.New("the welcome has no heartbeat_ms or no max_frame")
+	}
+	if err != nil {
+		s.abort()
+		return nil, closeResult{code: closeCode(err), err: fmt.Errorf("wait for the welcome: %w", err)}
+	}
+	conn.sock, conn.welcomedAt = s, time.Now()
+	if left := conn.welcome.AuthExpiresMS; left > 0 {
+		conn.tokenExpires = conn.welcomedAt.Add(millis(left))
+	}
+	return conn, closeResult{}
+}
+
+// header returns the header of a handshake, with a fresh token if Options.Token is
+// set.
+func (l *link) header(ctx context.Context, session string) (http.Header, error) {
+	header := l.opts.Header.Clone()
+	if header == nil {
+		header = http.Header{}
+	}
+	if session != "" {
+		header.Set(sessionHeader, session)
+	}
+	if l.opts.Token == nil {
+		return header, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
+	defer cancel()
+	token, err := l.opts.Token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	header.Set("Authorization", "Bearer "+token)
+	return header, nil
+}
+
+// readLoop reads from a connection until it ends.
+func (l *link) readLoop(conn *connection) closeResult {
+	s := conn.sock
+	defer s.abort()
+	stop := context.AfterFunc(l.ctx, s.cancel)
+	defer stop()
+	readTimeout := 2 * millis(conn.welcome.HeartbeatMS)
+	lastFrame := time.Now()
+	readCtx, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(readTimeout, func() { cancel(errHeartbeatTimeout) })
+	defer timer.Stop()
+	for {
+		b, err := s.read(readCtx)
+		if err == nil {
+			// The timer is not reset at each frame, because that costs more than
+			// reading the clock.
+			if now := time.Now(); now.Sub(lastFrame) > readTimeout/16 {
+				lastFrame = now
+				timer.Reset(readTimeout)
+			}
+			err = l.handleFrame(conn, b)
+		}
+		if err != nil {
+			if cause := context.Cause(readCtx); errors.Is(cause, errHeartbeatTimeout) {
+				err = cause
+			}
+			return closeResult{code: closeCode(err), err: err, lifetime: time.Since(conn.welcomedAt)}
+		}
+	}
+}
+
+func (l *link) emitState(e StateEvent) { l.exclusive(func() { l.opts.OnState(e) }) }
+
+// handleFrame handles one frame of a connection. An error ends the connection.
+func (l *link) handleFrame(conn *connection, b []byte) error {
+	f, err := decodeFrame(b)
+	if err != nil {
+		return err
+	}
+	l.exclusive(func() {
+		l.parts.observeFrame(conn, f)
+		l.locked(func() {
+			if f.Type == "move" {
+				l.handleMove(conn, f)
+			} else {
+				err = l.parts.handleFrame(conn, f)
+			}
+		})
+	})
+	return err
+}
+
+// startConnection makes conn the current connection when there is none, and the
+// client connected.
+func (l *link) startConnection(conn *connection) {
+	l.exclusiveLocked(func() {
+		l.makeCurrent(conn)
+		close(l.live)
+		l.queue(func() { l.opts.OnState(StateEvent{State: Live, Welcome: conn.welcome}) })
+	})
+}
+
+// makeCurrent makes conn the current connection: the parts rejoin the rooms from
+// their positions, and then resend, in order, what has no answer yet. The caller
+// holds handlerMu and mu.
+func (l *link) makeCurrent(conn *connection) {
+	l.current, l.welcome = conn, conn.welcome
+	if conn.welcome.Session != "" {
+		l.session = conn.welcome.Session
+	}
+	l.parts.rooms.rejoin()
+	l.parts.outbox.resend()
+	l.parts.calls.resend()
+	l.parts.tokens.schedule()
+	if conn.pendingMove != nil {
+		l.startMove(conn.pendingMove)
+	}
+}
+
+// connectionEnded cleans up after conn, which has ended. It returns true when
+// another goroutine is responsible for the client's connection, so that the
+// caller has nothing left to do.
+func (l *link) connectionEnded(conn *connection, end *closeResult) (over bool) {
+	l.exclusiveLocked(func() {
+		end.superseded = conn.number < l.connectCount
+		over = true
+		switch {
+		case l.next == conn:
+			l.dropNext()
+			close(conn.ended)
+		case l.current != conn: // the client has moved
+		case l.next != nil && !l.closing:
+			l.promoteNext()
+		default:
+			l.current = nil
+			l.live = make(chan struct{})
+			l.parts.tokens.schedule()
+			if over = l.move != nil && l.move.inProgress && !l.closing; !over {
+				l.cancelMove()
+				return
+			}
+			// The move is making a connection, and that becomes the current one.
+			l.queue(func() { l.opts.OnState(StateEvent{State: Connecting}) })
+		}
+	})
+	return over
+}
+
+// close closes the connections, and lets the client end.
+func (l *link) close() {
+	var conns []*connection
+	l.locked(func() { l.closing, conns = true, []*connection{l.current, l.next} })
+	var wg sync.WaitGroup
+	for _, conn := range conns {
+		if conn != nil {
+			wg.Go(func() { conn.sock.closeGracefully(codeNormal) })
+		}
+	}
+	wg.Wait()
+	close(l.connectionsClosed)
+	l.cancel()
+}
+
+// finish ends the client: every pending request fails with cause, and the state
+// becomes Closed.
+func (l *link) finish(cause error, end closeResult) {
+	defer close(l.done)
+	if errors.Is(cause, ErrClosed) {
+		<-l.connectionsClosed // close may still be closing the next connection
+	}
+	l.exclusiveLocked(func() {
+		l.err = cause
+		l.cancel()
+		l.parts.outbox.fail(cause)
+		l.parts.calls.fail(cause)
+		l.parts.rooms.fail(cause)
+		l.queue(func() { l.opts.OnState(StateEvent{State: Closed, Err: cause, Code: end.code}) })
+	})
+}
+
+// handleMove starts a move that the current connection asks for. A move that the
+// next connection asks for is kept until that connection is the current one. The
+// caller holds mu, as for the methods below.
+func (l *link) handleMove(conn *connection, f *serverFrame) {
+	now := time.Now()
+	req := &moveRequest{avoid: f.Avoid, reason: f.Reason, notBefore: now.Add(millis(f.After)), deadline: now.Add(millis(f.Deadline))}
+	switch conn {
+	case l.current:
+		l.startMove(req)
+	case l.next:
+		conn.pendingMove = req
+	}
+}
+
+// startMove starts a move, which replaces the previous move. An attempt in progress
+// continues if it avoids the same node or deployment.
+func (l *link) startMove(req *moveRequest) {
+	if l.closing {
+		return
+	}
+	if m := l.move; m != nil && m.inProgress && m.request.avoid == req.avoid {
+		m.request = req
+		return
+	}
+	l.cancelMove()
+	m := &move{shared: l.shared, link: l, request: req, previousDone: l.moveDone, done: make(chan struct{})}
+	m.ctx, m.cancel = context.WithCancel(l.ctx)
+	l.move, l.moveDone = m, m.done
+	l.running.Go(m.loop)
+}
+
+// cancelMove cancels the move, if there is one.
+func (l *link) cancelMove() {
+	if l.move != nil {
+		l.move.cancel()
+		l.move = nil
+	}
+}
+
+// promoteNext makes the next connection the current one. The caller holds handlerMu
+// as well.
+func (l *link) promoteNext() {
+	conn := l.next
+	event := MovedEvent{From: l.welcome, To: conn.welcome, Reason: l.move.request.reason, Took: time.Since(conn.openedAt)}
+	l.dropNext()
+	l.cancelMove()
+	l.makeCurrent(conn)
+	l.queue(func() { l.opts.OnMoved(event) })
+}
+
+// dropNext forgets the next connection.
+func (l *link) dropNext() {
+	l.next = nil
+	l.parts.rooms.signalDedup.expireSoon()
+}

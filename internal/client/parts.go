@@ -1,0 +1,64 @@
+package client
+
+// The parts are what a client does on its connections. Their methods are called
+// with mu held, but for those that wait for an answer.
+type parts struct {
+	*shared
+	rooms  *rooms
+	outbox *outbox
+	calls  *calls
+	tokens *tokens
+}
+
+// handleFrame passes a frame to the part that it is about. An error ends the
+// connection.
+func (p *parts) handleFrame(conn *connection, f *serverFrame) error {
+	switch f.Type {
+	case "message":
+		msg := f.message()
+		p.outbox.completeFromOwnMessage(conn, msg)
+		return p.rooms.handleMessage(conn, msg)
+	case "ack":
+		p.outbox.handleAck(f)
+	case "joined":
+		p.rooms.handleJoined(conn, f)
+	case "gap":
+		return p.rooms.handleGap(conn, f)
+	case "signal":
+		p.rooms.handleSignal(conn, f)
+	case "presence":
+		if f.Ref == "" || !p.calls.complete(f.Ref, f, nil) {
+			p.rooms.handlePresence(conn, f)
+		}
+	case "history":
+		p.calls.complete(f.Ref, f, nil)
+	case "authenticated":
+		p.tokens.handleAuthenticated(conn, f)
+	case "error":
+		p.handleError(conn, f)
+	}
+	return nil // heartbeat, left, and types that later versions add
+}
+
+// handleError passes an error to the request with its ref. An error of no request
+// is only logged.
+func (p *parts) handleError(conn *connection, f *serverFrame) {
+	if p.calls.handleError(f.Ref, f.err()) || p.rooms.handleJoinError(conn, f.Ref, f.err()) || p.outbox.handleError(f.Ref, f.err()) {
+		return
+	}
+	p.opts.Logger.Warn("the service reported an error", "code", f.Code, "message", f.Message, "room", f.Room)
+}
+
+// observeFrame passes a frame about a room's order to Options.OnFrame. The caller
+// holds handlerMu only.
+func (p *parts) observeFrame(conn *connection, f *serverFrame) {
+	if p.opts.OnFrame == nil {
+		return
+	}
+	switch f.Type {
+	case "joined", "left", "message", "gap", "ack":
+		p.opts.OnFrame(Frame{
+			Connection: conn.number, Type: f.Type, Room: f.Room, Epoch: f.Epoch, Seq: f.Seq, To: f.To, ID: f.ID,
+		})
+	}
+}

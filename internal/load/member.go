@@ -60,7 +60,7 @@ func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 	}
 	m.client = c
 	if err = c.Ready(ctx); err == nil {
-		_, err = c.Join(ctx, m.room, client.Start(), handler)
+		err = joinAndRecord(ctx, c, m.room, handler)
 	}
 	if err != nil {
 		c.Close()
@@ -71,6 +71,29 @@ func (r *Run) connect(ctx context.Context, n int) (*member, error) {
 		m.user = *user
 	}
 	return m, nil
+}
+
+// joinAndRecord joins a room and returns when the handler has recorded it: Join may
+// return before, and no member may publish until all are recorded as joined.
+func joinAndRecord(ctx context.Context, c *client.Client, room message.Room, h client.Handler) error {
+	record := h.Joined
+	recorded := make(chan struct{})
+	done := sync.OnceFunc(func() { close(recorded) })
+	h.Joined = func(j client.Joined) {
+		if record != nil {
+			record(j)
+		}
+		done()
+	}
+	if _, err := c.Join(ctx, room, client.Start(), h); err != nil {
+		return err
+	}
+	select {
+	case <-recorded:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // options returns the options of the run's nth client.

@@ -93,7 +93,11 @@ func (c *Conn) writeLoop() {
 		select {
 		case frame := <-c.queue:
 			if c.Delay > 0 {
-				<-time.After(c.Delay)
+				select {
+				case <-time.After(c.Delay):
+				case <-c.ended: // virtual time may have stopped with the test
+					return
+				}
 			}
 			_ = c.WS.Write(context.Background(), websocket.MessageText, []byte(frame))
 		case <-c.ended:

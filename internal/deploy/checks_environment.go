@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // Bounds of the checks.
@@ -31,7 +33,7 @@ const (
 
 // disk checks that the disks have room for an image, logs and the state.
 func (p *Preflight) disk(ctx context.Context, _ *checkInput) (string, error) {
-	out, err := p.Compose.docker(ctx, quickLimit, "info", "--format", "{{.DockerRootDir}}")
+	out, err := p.Stack.Docker(ctx, stack.QuickLimit, "info", "--format", "{{.DockerRootDir}}")
 	if err != nil {
 		return "", err
 	}
@@ -80,7 +82,7 @@ func (p *Preflight) memory(ctx context.Context, in *checkInput) (string, error) 
 	limits, used := int64(0), int64(0)
 	for _, r := range in.snapshot.Running(in.route.Live) {
 		limits += r.MemoryLimit
-		used += residentMemory(ctx, r.Address)
+		used += residentMemory(ctx, p.Stack.Client, r.Address)
 	}
 	return judgeMemory(free, used, limits)
 }
@@ -100,8 +102,8 @@ func judgeMemory(free, used, limits int64) (string, error) {
 
 // residentMemory queries a replica for its resident memory in bytes. It returns 0
 // if the replica does not answer.
-func residentMemory(ctx context.Context, address string) int64 {
-	_, text, err := fetch(ctx, containerClient, "http://"+address+"/metrics")
+func residentMemory(ctx context.Context, client *http.Client, address string) int64 {
+	_, text, err := stack.Fetch(ctx, client, "http://"+address+"/metrics")
 	if err != nil {
 		return 0
 	}
@@ -176,18 +178,18 @@ func (p *Preflight) metrics(ctx context.Context, in *checkInput) (string, error)
 		return "", fmt.Errorf("errors, response time and memory can't be judged: %w; --without-metrics continues with health checks only", err)
 	}
 	if window.Replicas < live.Replicas {
-		return "", fmt.Errorf("Prometheus sees %d of %d live replicas", window.Replicas, live.Replicas)
+		return "", fmt.Errorf("Prometheus sees %d of %d live replicas", window.Replicas, live.Replicas) //nolint:staticcheck // a name
 	}
 	return fmt.Sprintf("Prometheus sees all %d live replicas", window.Replicas), nil
 }
 
 // alerting checks that alerts reach Alertmanager.
 func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error) {
-	address, err := p.Compose.serviceURL(ctx, "alertmanager", alertmanagerPort)
+	address, err := p.Stack.ServiceURL(ctx, "alertmanager", alertmanagerPort)
 	if err != nil {
 		return "", err
 	}
-	if status, _, err := fetch(ctx, containerClient, address+"/-/ready"); err != nil || status != http.StatusOK {
+	if status, _, err := stack.Fetch(ctx, p.Stack.Client, address+"/-/ready"); err != nil || status != http.StatusOK {
 		return "", errors.Join(fmt.Errorf("the alertmanager is not ready (status %d)", status), err)
 	}
 	prometheus, err := p.Metrics.FindURL(ctx)
@@ -199,11 +201,11 @@ func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error)
 			ActiveAlertmanagers []struct{ URL string } `json:"activeAlertmanagers"`
 		}
 	}
-	if err := fetchJSON(ctx, containerClient, prometheus+"/api/v1/alertmanagers", &known); err != nil {
+	if err := stack.FetchJSON(ctx, p.Stack.Client, prometheus+"/api/v1/alertmanagers", &known); err != nil {
 		return "", err
 	}
 	if len(known.Data.ActiveAlertmanagers) == 0 {
-		return "", errors.New("Prometheus sends alerts to no Alertmanager")
+		return "", errors.New("Prometheus sends alerts to no Alertmanager") //nolint:staticcheck // a name
 	}
 	return "Alertmanager is ready, and Prometheus is connected to it", nil
 }
@@ -263,7 +265,7 @@ func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, err
 	if in.image.Ref == "" {
 		return "", warningf("no image was named")
 	}
-	out, err := p.Compose.migrate(ctx, in.image, "migrate", "-plan")
+	out, err := stack.Images{Stack: p.Stack}.RunMigrate(ctx, in.image, "migrate", "-plan")
 	if err != nil {
 		return "", fmt.Errorf("read the migrations of the image: %w", err)
 	}
@@ -307,7 +309,7 @@ func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) 
 	if text, err := os.ReadFile(p.Stack.Dir + "/state/postgres/primary"); err == nil {
 		primary = strings.TrimSpace(string(text))
 	}
-	out, err := p.Compose.compose(ctx, quickLimit, nil, "exec", "-T", primary, "psql", "-U", "postgres", "-d", "postgres", "-Atc",
+	out, err := p.Stack.Compose(ctx, stack.QuickLimit, nil, "exec", "-T", primary, "psql", "-U", "postgres", "-d", "postgres", "-Atc",
 		`SELECT count(*), coalesce(max(extract(epoch FROM replay_lag)), 0)::bigint FROM pg_stat_replication WHERE state = 'streaming'`)
 	if err != nil {
 		return "", fmt.Errorf("query %s: %w", primary, err)
@@ -327,7 +329,7 @@ func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) 
 
 // backup checks that a backup was verified recently.
 func (p *Preflight) backup(ctx context.Context, _ *checkInput) (string, error) {
-	at, err := p.Metrics.number(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`)
+	at, _, err := p.Metrics.QueryValue(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`, time.Now())
 	if err != nil {
 		return "", err
 	}

@@ -1,4 +1,4 @@
-package deploy
+package stack
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -54,10 +55,15 @@ type Lock struct {
 	DeadHolder *LockHolder
 }
 
-// Lock acquires the lock. It returns a LockedError at once if the holder lives. If
-// only programs of a dead holder still run, it waits for them, for at most wait.
-func (s StateDir) Lock(ctx context.Context, command string, wait time.Duration) (*Lock, error) {
-	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o644)
+// Lock acquires the stack's lock, the file lock in the state folder, for this Stack
+// and the programs that it starts. It returns a LockedError at once if the holder
+// lives. If only programs of a dead holder still run, it waits for them, for at most
+// wait.
+func (s *Stack) Lock(ctx context.Context, command string, wait time.Duration) (*Lock, error) {
+	if err := os.MkdirAll(s.StateDir(), 0o755); err != nil {
+		return nil, fmt.Errorf("acquire the lock: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(s.StateDir(), "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("acquire the lock: %w", err)
 	}
@@ -78,6 +84,7 @@ func (s StateDir) Lock(ctx context.Context, command string, wait time.Duration) 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("acquire the lock: %w", err), f.Close())
 	}
+	s.lock = l
 	return l, nil
 }
 
@@ -97,11 +104,11 @@ func acquire(ctx context.Context, f *os.File, wait time.Duration) error {
 		}
 		h, _ := readHolder(f)
 		if h.alive() {
-			return &LockedError{h}
+			return &LockedError{Holder: h}
 		}
 		select {
 		case <-ctx.Done():
-			return &LockedError{h}
+			return &LockedError{Holder: h}
 		case <-tick.C:
 		}
 	}

@@ -1,6 +1,7 @@
-package deploy
+package stack
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,15 +17,16 @@ const fetchLimit = 2 * time.Second
 // environment names.
 var containerClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second}}
 
-// fetch gets a URL and returns the status and at most 16 MiB of the body.
-func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, error) {
+// Fetch gets a URL and returns the status and at most 16 MiB of the body. A nil client
+// means that for containers.
+func Fetch(ctx context.Context, client *http.Client, url string) (int, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchLimit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, nil, err
 	}
-	res, err := client.Do(req)
+	res, err := cmp.Or(client, containerClient).Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -33,9 +35,9 @@ func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, e
 	return res.StatusCode, body, err
 }
 
-// fetchJSON gets a JSON document. A status other than 200 is an error.
-func fetchJSON(ctx context.Context, client *http.Client, url string, into any) error {
-	status, body, err := fetch(ctx, client, url)
+// FetchJSON gets a JSON document. A status other than 200 is an error.
+func FetchJSON(ctx context.Context, client *http.Client, url string, into any) error {
+	status, body, err := Fetch(ctx, client, url)
 	if err != nil {
 		return err
 	}

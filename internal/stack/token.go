@@ -1,4 +1,4 @@
-package deploy
+package stack
 
 import (
 	"crypto/hmac"
@@ -18,9 +18,9 @@ const tokenLife = 15 * time.Minute
 // probeRooms maps the rooms that probes use to their rights there.
 var probeRooms = map[string]string{"deploy-*": "rw", "verify-*": "rw"}
 
-// token returns a credential for probes: the file's, or one signed with the
+// Token returns a credential for probes: the file's, or one signed with the
 // stack's own secret, or "" if the stack has no secret.
-func (s *Stack) token(now time.Time) (string, error) {
+func (s *Stack) Token(now time.Time) (string, error) {
 	if s.TokenFile != "" {
 		text, err := os.ReadFile(s.TokenFile)
 		if err != nil {

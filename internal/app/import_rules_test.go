@@ -58,7 +58,7 @@ var importRules = []importRule{
 	}},
 	{"internal/client", []string{"internal/message", websocket}},
 	{"internal/load", []string{"internal/client", "internal/message"}},
-	{"internal/stack", []string{yamlLib, prometheusAPI, prometheusLib, "github.com/google/renameio/v2"}},
+	{"internal/stack", []string{yamlLib, prometheusAPI, prometheusLib, "github.com/google/renameio/v2", "github.com/golang-jwt/jwt/v5"}},
 	{"internal/deploy", []string{"internal/client", "internal/message", "internal/stack", yamlLib}},
 	{"internal/backup", []string{"internal/stack"}},
 	{"internal/inspect", []string{"internal/backup", "internal/stack"}},

@@ -37,11 +37,6 @@ type ServiceManager interface {
 	Primary() (string, error)
 	// SetPrimary records the primary. It takes effect when the servers start.
 	SetPrimary(service string) error
-	ServiceController
-}
-
-// A ServiceController starts and stops services.
-type ServiceController interface {
 	// Services returns all services by name, and whether each one runs.
 	Services(ctx context.Context) (map[string]bool, error)
 	// Stop stops services, first those that depend on others, each within its grace

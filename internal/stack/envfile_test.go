@@ -49,6 +49,21 @@ func TestAFullDiskIsReportedAndKeepsTheOldFile(t *testing.T) {
 	}
 }
 
+// A file that is replaced gets the mode that it should have: a restored secret must
+// not stay readable for all.
+func TestAReplacedFileGetsItsMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	for _, mode := range []os.FileMode{0o644, 0o600, 0o666} {
+		if err := WriteFile(path, []byte(mode.String()), mode); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(path)
+		if info, e := os.Stat(path); errors.Join(err, e) != nil || info.Mode() != mode || string(text) != mode.String() {
+			t.Errorf("%q, %v, want %v; %v", text, info, mode, errors.Join(err, e))
+		}
+	}
+}
+
 // Only the color's lines of .env change, and the file keeps its mode.
 func TestOnlyTheColorsLinesOfEnvChange(t *testing.T) {
 	dir := t.TempDir()

@@ -10,21 +10,29 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// WriteFile replaces a file, atomically and durably: a concurrent reader gets the
-// old text or the new one, and after a crash the file has one of them. A temporary
-// file lies beside it meanwhile.
+// WriteFile replaces a file, atomically and durably, and sets its mode: a concurrent
+// reader gets the old text or the new one, and after a crash the file has one of them.
+// A temporary file lies beside it meanwhile.
 func WriteFile(path string, text []byte, mode fs.FileMode) error {
-	return replaceFile(path, filepath.Dir(path), text, renameio.WithStaticPermissions(mode))
+	return replaceFile(path, text, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
 }
 
 // rewriteFile does the same to a file that keeps its mode. The temporary file lies in
 // a folder that must be on the same filesystem.
 func rewriteFile(path, tempDir string, text []byte) error {
-	return replaceFile(path, tempDir, text, renameio.WithExistingPermissions())
+	return replaceFile(path, text, renameio.WithTempDir(tempDir), renameio.WithPermissions(0o644), renameio.WithExistingPermissions())
 }
 
-func replaceFile(path, tempDir string, text []byte, mode renameio.Option) error {
-	if err := renameio.WriteFile(path, text, 0o644, renameio.WithTempDir(tempDir), mode); err != nil {
+// replaceFile does not use renameio.WriteFile, which never changes the mode of a file.
+func replaceFile(path string, text []byte, options ...renameio.Option) error {
+	f, err := renameio.NewPendingFile(path, options...)
+	if err == nil {
+		defer f.Cleanup() //nolint:errcheck // a failed write has its own error
+		if _, err = f.Write(text); err == nil {
+			err = f.CloseAtomicallyReplace()
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return SyncFolder(filepath.Dir(path))

@@ -27,6 +27,9 @@ type Traefik struct {
 // ActivePath returns the path of the file with the route.
 func (t *Traefik) ActivePath() string { return filepath.Join(t.Dir, "dynamic", "active.yml") }
 
+// servicesPath returns the path of the file with the lists of servers.
+func (t *Traefik) servicesPath() string { return filepath.Join(t.Dir, "dynamic", "services.yml") }
+
 // stagingDir returns the folder for temporary files: Traefik watches dynamic.
 func (t *Traefik) stagingDir() string { return filepath.Join(t.Dir, "staging") }
 
@@ -58,15 +61,26 @@ func (t *Traefik) SetRoute(_ context.Context, r Route) error {
 // the live color's file with weights.
 func (t *Traefik) Render(r Route) ([]byte, error) {
 	path := filepath.Join(t.Dir, string(r.Live)+".yml")
-	text, err := os.ReadFile(path)
+	text, file, err := readDynamic(path)
 	if err != nil {
-		return nil, fmt.Errorf("write the route: %w", err)
+		return nil, err
 	}
 	if got, err := ParseRoute(text); err != nil || got != (Route{Live: r.Live}) {
 		return nil, errors.Join(fmt.Errorf("%s must route to %s", path, r.Live.failoverService()), err)
 	}
-	if err := t.checkServices(path, text); err != nil {
+	// Traefik would answer every request to a service that it does not know with 404.
+	_, list, err := readDynamic(t.servicesPath())
+	if err != nil {
 		return nil, err
+	}
+	for _, router := range file.HTTP.Routers {
+		name, provider, _ := strings.Cut(router.Service, "@")
+		if _, ours := colorOfService(name); !ours || provider != "" && provider != "file" {
+			continue
+		}
+		if _, there := list.HTTP.Services[name]; !there {
+			return nil, fmt.Errorf("%s routes to %s, which %s does not have: both files must be of the same release", path, router.Service, t.servicesPath())
+		}
 	}
 	if r.SharePercent > 0 {
 		return withShare(text, r)
@@ -74,56 +88,28 @@ func (t *Traefik) Render(r Route) ([]byte, error) {
 	return text, nil
 }
 
-// checkServices returns an error if a router of a color's file routes to a service
-// that services.yml lacks: Traefik would answer every request with 404.
-func (t *Traefik) checkServices(path string, text []byte) error {
-	list := filepath.Join(t.Dir, "dynamic", "services.yml")
-	known, err := os.ReadFile(list)
-	if err != nil {
-		return fmt.Errorf("write the route: %w", err)
+// readDynamic reads a file of Traefik's dynamic configuration.
+func readDynamic(path string) (text []byte, file dynamicConfig, err error) {
+	if text, err = os.ReadFile(path); err != nil {
+		return nil, file, fmt.Errorf("read Traefik's files: %w", err)
 	}
-	var file struct {
-		HTTP struct {
-			Services map[string]any `yaml:"services"`
-		} `yaml:"http"`
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		return nil, file, fmt.Errorf("%s: %w", path, err)
 	}
-	if err := yaml.Unmarshal(known, &file); err != nil {
-		return fmt.Errorf("%s: %w", list, err)
-	}
-	var color dynamicConfig
-	if err := yaml.Unmarshal(text, &color); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	for _, router := range color.HTTP.Routers {
-		name, provider, _ := strings.Cut(router.Service, "@")
-		if _, ours := colorOfService(name); !ours || provider != "" && provider != "file" {
-			continue
-		}
-		if _, there := file.HTTP.Services[name]; !there {
-			return fmt.Errorf("%s routes to %s, which %s does not have: both files must be of the same release", path, router.Service, list)
-		}
-	}
-	return nil
+	return text, file, nil
 }
 
-// routerNames returns the names of the routers for user traffic, from blue.yml. Other files
-// may have routers to a color, too, for operators.
+// routerNames returns the names of the routers for user traffic, from blue.yml. Other
+// files may have routers to a color, too, for operators.
 func (t *Traefik) routerNames() (map[string]bool, error) {
-	text, err := os.ReadFile(filepath.Join(t.Dir, string(Blue)+".yml"))
-	if err != nil {
-		return nil, fmt.Errorf("read the routers: %w", err)
-	}
-	var file dynamicConfig
-	if err := yaml.Unmarshal(text, &file); err != nil {
-		return nil, fmt.Errorf("read the routers: %w", err)
-	}
+	_, file, err := readDynamic(filepath.Join(t.Dir, string(Blue)+".yml"))
 	names := map[string]bool{}
 	for name, router := range file.HTTP.Routers {
 		if _, ours := colorOfService(router.Service); ours {
 			names[name] = true
 		}
 	}
-	return names, nil
+	return names, err
 }
 
 // Status returns the route that Traefik follows and the servers that are up.
@@ -203,7 +189,7 @@ var replicaInURL = regexp.MustCompile(`(app_(?:blue|green)-)\d+`)
 // SetServers lists a color's replicas 1 to n in services.yml. It derives their
 // addresses from the first one in the file.
 func (t *Traefik) SetServers(c Color, n int) error {
-	path := filepath.Join(t.Dir, "dynamic", "services.yml")
+	path := t.servicesPath()
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("list the replicas: %w", err)

@@ -107,13 +107,7 @@ func residentMemory(ctx context.Context, client *http.Client, address string) in
 	if err != nil {
 		return 0
 	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "process_resident_memory_bytes "); ok {
-			f, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			return int64(f)
-		}
-	}
-	return 0
+	return int64(stack.MetricValue(text, "process_resident_memory_bytes"))
 }
 
 // certificate checks that the certificate is valid for the domain, and for long

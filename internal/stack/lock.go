@@ -49,7 +49,8 @@ func bootID() string {
 // process starts inherit it: the programs of a killed deploy must end before the
 // next command inspects the stack.
 type Lock struct {
-	file *os.File
+	file  *os.File
+	stack *Stack
 	// DeadHolder is the previous holder if it died without releasing the lock, or
 	// nil.
 	DeadHolder *LockHolder
@@ -70,7 +71,7 @@ func (s *Stack) Lock(ctx context.Context, command string, wait time.Duration) (*
 	if err := acquire(ctx, f, wait); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	l := &Lock{file: f}
+	l := &Lock{file: f, stack: s}
 	if old, ok := readHolder(f); ok {
 		l.DeadHolder = &old
 	}
@@ -122,7 +123,8 @@ func readHolder(f *os.File) (h LockHolder, ok bool) {
 	return h, json.Unmarshal(text[:n], &h) == nil && h.PID > 0
 }
 
-// Release releases the lock.
+// Release releases the lock. Programs that are started later do not inherit it.
 func (l *Lock) Release() error {
+	l.stack.lock = nil
 	return errors.Join(l.file.Truncate(0), l.file.Close())
 }

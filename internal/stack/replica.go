@@ -138,38 +138,40 @@ func queryReplica(ctx context.Context, client *http.Client, address string) (h H
 		return h, ""
 	}
 	var ready struct {
-		Status string `json:"status"`
-		Drain  struct {
-			Phase string `json:"phase"`
-			Lost  int    `json:"lost"`
-		} `json:"drain"`
+		Status, Log, Delivery, Broker string
+		Drain                         struct {
+			Phase string
+			Lost  int
+		}
 	}
-	parts := map[string]any{}
-	if json.Unmarshal(body, &ready) != nil || json.Unmarshal(body, &parts) != nil {
+	if json.Unmarshal(body, &ready) != nil {
 		return h, ""
 	}
 	h = Health{Reachable: true, Ready: ready.Status == "ready", Drain: ready.Drain.Phase, LostClients: ready.Drain.Lost, UnhealthyComponents: map[string]string{}}
 	if ready.Status == "draining" && h.Drain == "" {
 		h.Drain = "delay"
 	}
-	for _, part := range []string{"log", "delivery", "broker"} {
-		if state, ok := parts[part].(string); ok && state != "up" {
-			h.UnhealthyComponents[part] = state
+	for component, state := range map[string]string{"log": ready.Log, "delivery": ready.Delivery, "broker": ready.Broker} {
+		if state != "" && state != "up" {
+			h.UnhealthyComponents[component] = state
 		}
 	}
 	status, text, err := Fetch(ctx, client, "http://"+address+"/metrics")
 	if err != nil || status != http.StatusOK {
 		return h, ""
 	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "websocket_active_connections "); ok {
-			n, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			h.Clients = int(n)
-		}
-		if strings.HasPrefix(line, "switchyard_build_info{") {
-			_, after, _ := strings.Cut(line, `version="`)
-			version, _, _ = strings.Cut(after, `"`)
-		}
-	}
+	h.Clients = int(MetricValue(text, "websocket_active_connections"))
+	_, info, _ := strings.Cut(string(text), "\nswitchyard_build_info{")
+	_, info, _ = strings.Cut(info, `version="`)
+	version, _, _ = strings.Cut(info, `"`)
 	return h, version
+}
+
+// MetricValue returns the value of a metric without labels in what a node's /metrics
+// answered, 0 if there is none.
+func MetricValue(text []byte, name string) float64 {
+	_, rest, _ := strings.Cut("\n"+string(text), "\n"+name+" ")
+	line, _, _ := strings.Cut(rest, "\n")
+	value, _ := strconv.ParseFloat(strings.TrimSpace(line), 64)
+	return value
 }

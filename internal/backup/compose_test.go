@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"switchyard/internal/stack"
+	"switchyard/internal/testkit"
 )
 
 // fakeDocker puts a docker into PATH that logs its arguments and runs the script
@@ -25,10 +26,7 @@ func fakeDocker(t *testing.T, answers ...[2]string) (calls func() string) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	return func() string {
-		b, err := os.ReadFile(log)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testkit.ReadFile(t, log)
 		return string(b)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"switchyard/internal/stack"
+	"switchyard/internal/testkit"
 )
 
 // fillDiskOnUnpack is a beforeRun that fills the disk while a scratch server unpacks
@@ -28,10 +29,7 @@ func TestAFailedScratchServerLeavesNothing(t *testing.T) {
 	if _, err := w.repository.Verify(t.Context(), s.Name); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadFile(s.path(verifyResultFile))
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testkit.ReadFile(t, s.path(verifyResultFile))
 	scratchRoot := w.stack.scratchRoot
 	for _, tt := range []struct {
 		name, says string

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"switchyard/internal/stack"
+	"switchyard/internal/testkit"
 )
 
 func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
@@ -77,10 +78,7 @@ func TestTheHistorySurvivesATruncatedLine(t *testing.T) {
 		}
 	}
 	path := filepath.Join(s.Dir, "deploys.jsonl")
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, path)
 	if err := os.WriteFile(path, append(text, `{"id":"c","outc`...), 0o600); err != nil {
 		t.Fatal(err)
 	}

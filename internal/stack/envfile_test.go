@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 // onAFullDisk calls write while no file can grow over 4 bytes.
@@ -76,10 +78,7 @@ func TestOnlyTheColorsLinesOfEnvChange(t *testing.T) {
 	if err := writeColorEnv(dir, ColorSpec{Color: Green, Image: Image{Ref: "v2"}, Deployment: "d2", Replicas: 3}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testkit.ReadFile(t, path)
 	want := "# IMAGE_GREEN=old\nDOMAIN=x.test\nIMAGE_BLUE=v1\nIMAGE_GREEN=v2\nREPLICAS_GREEN=3\n\nLAST=\"a=b\"\nDEPLOYMENT_GREEN=d2\n"
 	if string(got) != want {
 		t.Errorf("%q", got)

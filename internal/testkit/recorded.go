@@ -22,11 +22,7 @@ var stackTestdata = filepath.Join("..", "stack", "testdata")
 // shortened to what the commands read.
 func Recorded(t testing.TB, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(stackTestdata, "recorded", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return string(ReadFile(t, filepath.Join(stackTestdata, "recorded", name)))
 }
 
 // A Transport answers HTTP requests by their URL and their Prometheus query.
@@ -143,13 +139,7 @@ func TraefikDir(t testing.TB) string {
 	for to, from := range map[string]string{
 		"blue.yml": "blue.yml", "green.yml": "green.yml", "dynamic/services.yml": "services.yml", "dynamic/active.yml": "blue.yml",
 	} {
-		text, err := os.ReadFile(filepath.Join(stackTestdata, from))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, to), text, 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		CopyFile(t, filepath.Join(stackTestdata, from), filepath.Join(dir, to))
 	}
 	return dir
 }

@@ -46,11 +46,8 @@ func (f *inspectFlags) open(ctx context.Context) (s *stack.Stack, p *stack.Prome
 		p, err = stack.NewPrometheus(strings.TrimSuffix(f.prometheus, "/"))
 		return s, p, nil, err
 	}
-	p = s.Prometheus()
-	if _, err := p.FindURL(ctx); err != nil {
-		return s, nil, err, nil
-	}
-	return s, p, nil, nil
+	p, prometheusErr = s.Prometheus().Resolve(ctx)
+	return s, p, prometheusErr, nil
 }
 
 func checkCommand() *cobra.Command {

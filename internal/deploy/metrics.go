@@ -38,9 +38,12 @@ const deploymentFilter = ` * on (instance) group_left () max by (instance) (swit
 
 // Window returns the metrics of a span that ends now.
 func (h *HostMetrics) Window(ctx context.Context, deployment string, span time.Duration) (MetricsWindow, error) {
-	query := windowQuery{h, deployment, fmt.Sprintf("%ds", int(span.Seconds())), time.Now()}
+	prometheus, err := h.Resolve(ctx)
+	if err != nil {
+		return MetricsWindow{}, fmt.Errorf("find Prometheus: %w", err)
+	}
+	query := windowQuery{prometheus, deployment, fmt.Sprintf("%ds", int(span.Seconds())), time.Now()}
 	var w MetricsWindow
-	var err error
 	for _, q := range []struct {
 		into  *float64
 		query string
@@ -63,24 +66,24 @@ func (h *HostMetrics) Window(ctx context.Context, deployment string, span time.D
 	if w.CanaryP95, err = query.p95(ctx, `websocket_canary_duration_seconds_bucket{leg="local"}`); err != nil {
 		return MetricsWindow{}, err
 	}
-	return w, query.fillMemory(ctx, &w)
+	return w, h.fillMemory(ctx, query, &w)
 }
 
 // A windowQuery holds the parameters that the queries of one window share.
 type windowQuery struct {
-	metrics    *HostMetrics
+	prometheus *stack.Prometheus
 	deployment string
 	span       string
 	at         time.Time
 }
 
 // fillMemory sets the window's Memory and Replicas.
-func (q windowQuery) fillMemory(ctx context.Context, w *MetricsWindow) error {
+func (h *HostMetrics) fillMemory(ctx context.Context, q windowQuery, w *MetricsWindow) error {
 	samples, err := q.samples(ctx, `process_resident_memory_bytes`+fmt.Sprintf(deploymentFilter, q.deployment))
 	if err != nil {
 		return err
 	}
-	limit, err := q.metrics.MemoryLimit(ctx, q.deployment)
+	limit, err := h.MemoryLimit(ctx, q.deployment)
 	if err != nil {
 		return err
 	}
@@ -117,5 +120,5 @@ func (q windowQuery) number(ctx context.Context, query string) (float64, error) 
 func (q windowQuery) samples(ctx context.Context, query string) ([]stack.Sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, metricsLimit)
 	defer cancel()
-	return q.metrics.QueryAt(ctx, query, q.at)
+	return q.prometheus.QueryAt(ctx, query, q.at)
 }

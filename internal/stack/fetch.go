@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 )
@@ -15,7 +16,9 @@ const fetchLimit = 2 * time.Second
 
 // containerClient sends requests to containers. It ignores proxies that the
 // environment names.
-var containerClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second}}
+var containerClient = &http.Client{Transport: &http.Transport{
+	DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext, MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second,
+}}
 
 // Fetch gets a URL and returns the status and at most 16 MiB of the body. A nil client
 // means that for containers.

@@ -39,7 +39,22 @@ func NewPrometheus(address string) (*Prometheus, error) {
 	if u, err := url.Parse(address); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("--prometheus must be an address such as http://127.0.0.1:9090, not %q", address)
 	}
-	return &Prometheus{FindURL: func(context.Context) (string, error) { return address, nil }}, nil
+	return (&Prometheus{}).at(address), nil
+}
+
+// at returns a client of the Prometheus at an address.
+func (p *Prometheus) at(address string) *Prometheus {
+	return &Prometheus{Client: p.Client, FindURL: func(context.Context) (string, error) { return address, nil }}
+}
+
+// Resolve returns a client of the same Prometheus that keeps the address that the
+// server has now: for many queries in a row it is found only once.
+func (p *Prometheus) Resolve(ctx context.Context) (*Prometheus, error) {
+	address, err := p.FindURL(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return p.at(address), nil
 }
 
 // connect returns the server's API and its address.

@@ -97,7 +97,7 @@ func (f *stackFlags) smokeStack(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	result := f.printProbe(c, s.URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
+	result := f.printProbe(c, s.Balancer().URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
 	for _, color := range stack.Colors {
 		for _, r := range snapshot.Running(color) {
 			if !r.Serves() {

@@ -99,7 +99,7 @@ func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 // and returns the p95 of the time from a publish to its ack.
 func measureAckLatency(ctx context.Context, s *stack.Stack, d time.Duration, token string) (time.Duration, error) {
 	plan := load.Plan{
-		URLs: []string{s.URL("wss", "/ws")}, Dial: s.Dial, TLS: s.TLSConfig(),
+		URLs: []string{s.Balancer().URL("wss", "/ws")}, Dial: s.Balancer().Dial, TLS: s.Balancer().TLSConfig(),
 		Clients: 12, Rooms: 4, Rate: 40, Duration: d, Cut: d / 5,
 	}
 	if token != "" {

@@ -113,12 +113,12 @@ func residentMemory(ctx context.Context, client *http.Client, address string) in
 // certificate checks that the certificate is valid for the domain, and for long
 // enough.
 func (p *Preflight) certificate(ctx context.Context, _ *checkInput) (string, error) {
-	config := p.Stack.TLSConfig()
+	config := p.Stack.Balancer().TLSConfig()
 	config.ServerName = p.Stack.Env["DOMAIN"]
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: config}
-	conn, err := d.DialContext(ctx, "tcp", p.Stack.BalancerAddr())
+	conn, err := d.DialContext(ctx, "tcp", p.Stack.Balancer().Addr())
 	if err != nil {
-		return "", fmt.Errorf("connect to %s as %s: %w", p.Stack.BalancerAddr(), config.ServerName, err)
+		return "", fmt.Errorf("connect to %s as %s: %w", p.Stack.Balancer().Addr(), config.ServerName, err)
 	}
 	defer conn.Close() //nolint:errcheck // nothing was sent
 	tlsConn, ok := conn.(*tls.Conn)

@@ -207,7 +207,7 @@ func (p *Preflight) scan(ctx context.Context, in *checkInput) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.Settings.ScanLimit)
 	defer cancel()
-	if _, err := p.Stack.Shell(ctx, p.Settings.ScanLimit, command+` "$1"`, in.image.Ref); err != nil {
+	if _, err := stack.Shell(ctx, p.Settings.ScanLimit, p.Stack.Dir, command+` "$1"`, in.image.Ref); err != nil {
 		return "", fmt.Errorf("the scan rejects the image: %w", err)
 	}
 	return command + " accepts the image", nil

@@ -32,7 +32,7 @@ type Prober struct {
 func (p *Prober) Smoke(ctx context.Context, t Target) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
 	defer cancel()
-	url, http := p.Stack.URL("wss", "/ws"), p.Stack.HTTPClient()
+	url, http := p.Stack.Balancer().URL("wss", "/ws"), p.Stack.Balancer().HTTPClient()
 	if t.Replica != nil {
 		// With the users' host name: a replica may refuse others.
 		url, http = "ws://"+p.Stack.Env["DOMAIN"]+"/ws", clientFor(t.Replica.Address)
@@ -191,8 +191,8 @@ func (p *Prober) Verify(ctx context.Context, d time.Duration) (time.Duration, er
 // browser does.
 func (p *Prober) LoadPage(ctx context.Context) error {
 	for path, want := range map[string]string{"/": "<html", "/client.js": "switchyard.v1"} {
-		url := p.Stack.URL("https", path)
-		status, body, err := stack.Fetch(ctx, p.Stack.HTTPClient(), url)
+		url := p.Stack.Balancer().URL("https", path)
+		status, body, err := stack.Fetch(ctx, p.Stack.Balancer().HTTPClient(), url)
 		switch {
 		case err != nil:
 			return fmt.Errorf("load %s: %w", url, err)

@@ -30,10 +30,10 @@ func (s *Stack) Docker(ctx context.Context, limit time.Duration, args ...string)
 // Compose runs docker compose on the stack for at most limit, with env in its
 // environment, and returns its output.
 func (s *Stack) Compose(ctx context.Context, limit time.Duration, env []string, args ...string) ([]byte, error) {
-	return s.output(ctx, limit, false, env, "docker", s.composeArgs(args...)...)
+	return s.output(ctx, limit, false, env, "docker", composeArgs(s, args...)...)
 }
 
-func (s *Stack) composeArgs(args ...string) []string {
+func composeArgs(s *Stack, args ...string) []string {
 	return append([]string{"compose", "-p", s.Project, "-f", s.File}, args...)
 }
 
@@ -52,7 +52,7 @@ func (s *Stack) Run(ctx context.Context, service string, p Program) error {
 		args = append(args, "-e", "PGUSER=postgres", "-e", "PGDATABASE=switchyard")
 	}
 	args = append(append(args, service), program...)
-	err := Execute(ctx, s.command(ctx, "docker", s.composeArgs(args...)...), p)
+	err := Execute(ctx, s.command(ctx, "docker", composeArgs(s, args...)...), p)
 	if err != nil && strings.Contains(err.Error(), "no such service") {
 		return fmt.Errorf("%w: %s", ErrNoService, service)
 	}
@@ -66,7 +66,7 @@ func (s *Stack) Exec(ctx context.Context, container string, p Program) error {
 
 // Logs writes the log lines of services since a moment to w, without prefixes.
 func (s *Stack) Logs(ctx context.Context, since time.Time, w io.Writer, services ...string) error {
-	args := s.composeArgs(append([]string{"logs", "--no-color", "--no-log-prefix", "--since", since.UTC().Format(time.RFC3339)}, services...)...)
+	args := composeArgs(s, append([]string{"logs", "--no-color", "--no-log-prefix", "--since", since.UTC().Format(time.RFC3339)}, services...)...)
 	if err := Execute(ctx, s.command(ctx, "docker", args...), Program{Args: []string{"docker"}, Stdout: w}); err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}

@@ -78,8 +78,8 @@ func TestThePrimaryIsRecordedInAFile(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(s.Dir, "state", "postgres"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(s.primaryFile(), s.StateDir()+"/") {
-		t.Errorf("%s is outside of the state folder", s.primaryFile())
+	if !strings.HasPrefix(primaryFile(s), s.StateDir()+"/") {
+		t.Errorf("%s is outside of the state folder", primaryFile(s))
 	}
 	if err := s.SetPrimary(PostgresReplicaService); err != nil {
 		t.Fatal(err)

@@ -11,12 +11,12 @@ import (
 
 // primaryFile returns the path of the file that names the primary. Both PostgreSQL
 // servers read it when they start.
-func (s *Stack) primaryFile() string { return filepath.Join(s.StateDir(), "postgres", "primary") }
+func primaryFile(s *Stack) string { return filepath.Join(s.StateDir(), "postgres", "primary") }
 
 // Primary returns the service that primaryFile names. Without the file it is
 // PostgresService.
 func (s *Stack) Primary() (string, error) {
-	text, err := os.ReadFile(s.primaryFile())
+	text, err := os.ReadFile(primaryFile(s))
 	if errors.Is(err, fs.ErrNotExist) {
 		return PostgresService, nil
 	}
@@ -25,12 +25,12 @@ func (s *Stack) Primary() (string, error) {
 	}
 	name := strings.TrimSpace(string(text))
 	if name != PostgresService && name != PostgresReplicaService {
-		return "", fmt.Errorf("%s names %q, which is neither %s nor %s", s.primaryFile(), name, PostgresService, PostgresReplicaService)
+		return "", fmt.Errorf("%s names %q, which is neither %s nor %s", primaryFile(s), name, PostgresService, PostgresReplicaService)
 	}
 	return name, nil
 }
 
 // SetPrimary writes primaryFile.
 func (s *Stack) SetPrimary(service string) error {
-	return WriteFile(s.primaryFile(), []byte(service+"\n"), 0o644)
+	return WriteFile(primaryFile(s), []byte(service+"\n"), 0o644)
 }

@@ -114,11 +114,9 @@ func (s *Stack) output(ctx context.Context, limit time.Duration, merged bool, en
 	return out.Bytes(), err
 }
 
-// Shell runs a shell command of the operator in the stack's folder. It does not
-// inherit the lock.
-func (s *Stack) Shell(ctx context.Context, limit time.Duration, script string, args ...string) ([]byte, error) {
-	unlocked := Stack{Dir: s.Dir}
-	return unlocked.output(ctx, limit, false, nil, "sh", append([]string{"-c", script, "sh"}, args...)...)
+// Shell runs a shell command of the operator in a folder. It inherits no lock.
+func Shell(ctx context.Context, limit time.Duration, dir, script string, args ...string) ([]byte, error) {
+	return (&Stack{Dir: dir}).output(ctx, limit, false, nil, "sh", append([]string{"-c", script, "sh"}, args...)...)
 }
 
 // programName returns the name of a command line's program for an error: the first

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"switchyard/internal/deploy"
+	"switchyard/internal/stack"
 )
 
 // deployFlags are the flags of deploy.
@@ -84,10 +85,10 @@ func (f *deployFlags) run(c *cobra.Command, image string) error {
 
 // preflight returns the function that runs the preflight checks and reports their
 // results.
-func (f *deployFlags) preflight(s *lockedStack) func(context.Context, deploy.Image) error {
-	p := s.stack.Preflight(s.compose, s.deployer.Settings, s.deployer.State)
+func (f *deployFlags) preflight(s *lockedStack) func(context.Context, stack.Image) error {
+	p := deploy.NewPreflight(s.stack, s.deployer.Settings)
 	p.Ignore, p.ScanCommand, p.WithoutMetrics = f.ignore, f.scan, f.withoutMetrics
-	return func(ctx context.Context, image deploy.Image) error {
+	return func(ctx context.Context, image stack.Image) error {
 		return p.Allow(ctx, image, func(c deploy.CheckResult) {
 			s.deployer.Report(deploy.Event{At: time.Now(), Step: "preflight", Kind: c.Status, Text: c.Name + ": " + c.Text})
 		})
@@ -152,7 +153,7 @@ func switchCommand() *cobra.Command {
 where they are; drain moves them. It also repairs an active.yml that can't be read.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			color, err := deploy.ParseColor(args[0])
+			color, err := stack.ParseColor(args[0])
 			if err != nil {
 				return err
 			}

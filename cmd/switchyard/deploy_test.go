@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"switchyard/internal/deploy"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -85,15 +86,11 @@ func TestJSONOutputEndsWithTheOutcome(t *testing.T) {
 
 func TestASecondCommandIsRefusedWhileOneRuns(t *testing.T) {
 	dir := emptyStack(t)
-	s, err := deploy.OpenStack(dir, deploy.DefaultFile, "switchyard")
+	s, err := stack.Open(dir, stack.DefaultFile, "switchyard")
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := s.StateDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	lock, err := state.Lock(t.Context(), "switchyard deploy", 0)
+	lock, err := s.Lock(t.Context(), "switchyard deploy", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +126,7 @@ func TestHistoryIsShown(t *testing.T) {
 func TestExitCodes(t *testing.T) {
 	for code, err := range map[int]error{
 		exitOK: nil, exitFailed: &deploy.RolledBackError{}, exitUsage: &deploy.RefusedError{Err: errors.New("no")},
-		exitUnfinished: &deploy.UnfinishedError{}, exitLocked: &deploy.LockedError{}, exitStuck: &deploy.StuckError{},
+		exitUnfinished: &deploy.UnfinishedError{}, exitLocked: &stack.LockedError{}, exitStuck: &deploy.StuckError{},
 	} {
 		if got := exitCode(err); got != code {
 			t.Errorf("%T: %d, not %d", err, got, code)

@@ -11,8 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"switchyard/internal/backup"
 	"switchyard/internal/inspect"
+	"switchyard/internal/stack"
 )
 
 // inspectFlags are the flags of the commands that inspect a stack.
@@ -35,36 +35,19 @@ func (f *inspectFlags) add(c *cobra.Command, since time.Duration) {
 
 // open returns the stack and its Prometheus. When that is nil, prometheusErr says
 // why.
-func (f *inspectFlags) open(ctx context.Context) (stack *backup.Compose, p *inspect.Prometheus, prometheusErr, err error) {
+func (f *inspectFlags) open(ctx context.Context) (s *stack.Stack, p *stack.Prometheus, prometheusErr, err error) {
 	if f.since != 0 && (f.since < time.Minute || f.since > 720*time.Hour) {
 		return nil, nil, nil, fmt.Errorf("--since must be 1m to 720h, not %v", f.since)
 	}
-	if stack, err = backup.OpenCompose(f.dir, f.file, f.project); err != nil {
+	if s, err = stack.Open(f.dir, f.file, f.project); err != nil {
 		return nil, nil, nil, err
 	}
-	address := f.prometheus
-	if address == "" {
-		if address, prometheusErr = stackPrometheus(ctx, stack); prometheusErr != nil {
-			return stack, nil, prometheusErr, nil
-		}
+	if f.prometheus != "" {
+		p, err = stack.NewPrometheus(strings.TrimSuffix(f.prometheus, "/"))
+		return s, p, nil, err
 	}
-	p, err = inspect.NewPrometheus(strings.TrimSuffix(address, "/"))
-	return stack, p, nil, err
-}
-
-// stackPrometheus returns the address of the stack's Prometheus as this host
-// reaches it.
-func stackPrometheus(ctx context.Context, stack *backup.Compose) (string, error) {
-	all, err := stack.Containers(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, c := range all {
-		if c.Service == "prometheus" && c.Running && c.Address != "" {
-			return "http://" + c.Address + ":9090", nil
-		}
-	}
-	return "", fmt.Errorf("prometheus does not run in the stack: %w", inspect.ErrNoPrometheus)
+	p, prometheusErr = s.Prometheus().Resolve(ctx)
+	return s, p, prometheusErr, nil
 }
 
 func checkCommand() *cobra.Command {
@@ -80,11 +63,11 @@ It exits with 0 when no line is BAD, with 1 when one is, and with 2 when it coul
 run.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			stack, p, prometheusErr, err := f.open(c.Context())
+			s, p, prometheusErr, err := f.open(c.Context())
 			if err != nil {
 				return err
 			}
-			r.Stack, r.Prometheus, r.PrometheusErr, r.Lookback = stack, p, prometheusErr, f.since
+			r.Stack, r.Prometheus, r.PrometheusErr, r.Lookback = s, p, prometheusErr, f.since
 			if v, err := f.repositoryFlags.open(c.Context(), c.ErrOrStderr()); err == nil {
 				r.Backups = v
 			} else {
@@ -124,14 +107,14 @@ func topCommand() *cobra.Command {
 			if w.MaxRooms < 1 || w.MaxRooms > 1000 {
 				return fmt.Errorf("--rooms must be 1 to 1000, not %d", w.MaxRooms)
 			}
-			stack, p, prometheusErr, err := f.open(c.Context())
+			s, p, prometheusErr, err := f.open(c.Context())
 			if err != nil {
 				return err
 			}
 			if p == nil {
 				return prometheusErr
 			}
-			w.Stack, w.Prometheus = stack, p
+			w.Stack, w.Prometheus = s, p
 			return watchTop(c, f, w, every, once)
 		},
 	}
@@ -174,19 +157,19 @@ func watchTop(c *cobra.Command, f *inspectFlags, w *inspect.Watcher, every time.
 }
 
 // inspectCommand returns a command that reads the stack once and prints the answer.
-func inspectCommand(use, short string, since time.Duration, read func(context.Context, *inspectFlags, *backup.Compose, *inspect.Prometheus) (fmt.Stringer, error)) *cobra.Command {
+func inspectCommand(use, short string, since time.Duration, read func(context.Context, *inspectFlags, *stack.Stack, *stack.Prometheus) (fmt.Stringer, error)) *cobra.Command {
 	f := new(inspectFlags)
 	c := &cobra.Command{
 		Use: use, Short: short, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			stack, p, prometheusErr, err := f.open(c.Context())
+			s, p, prometheusErr, err := f.open(c.Context())
 			if err != nil {
 				return err
 			}
 			if prometheusErr != nil {
 				fmt.Fprintf(c.ErrOrStderr(), "%s: %v\n", c.CommandPath(), prometheusErr)
 			}
-			answer, err := read(c.Context(), f, stack, p)
+			answer, err := read(c.Context(), f, s, p)
 			if err != nil {
 				return printFailure(c, err)
 			}
@@ -199,21 +182,21 @@ func inspectCommand(use, short string, since time.Duration, read func(context.Co
 
 func queriesCommand() *cobra.Command {
 	return inspectCommand("queries", "slow statements of PostgreSQL, those that run now, and locks", 0,
-		func(ctx context.Context, _ *inspectFlags, s *backup.Compose, _ *inspect.Prometheus) (fmt.Stringer, error) {
+		func(ctx context.Context, _ *inspectFlags, s *stack.Stack, _ *stack.Prometheus) (fmt.Stringer, error) {
 			return inspect.ReadQueries(ctx, s)
 		})
 }
 
 func connectionsCommand() *cobra.Command {
 	return inspectCommand("connections", "patterns of connections: churn, lifetimes, addresses, close codes", time.Hour,
-		func(ctx context.Context, f *inspectFlags, s *backup.Compose, p *inspect.Prometheus) (fmt.Stringer, error) {
+		func(ctx context.Context, f *inspectFlags, s *stack.Stack, p *stack.Prometheus) (fmt.Stringer, error) {
 			return inspect.ReadConnections(ctx, s, p, time.Now().Add(-f.since))
 		})
 }
 
 func errorsCommand() *cobra.Command {
 	return inspectCommand("errors", "errors and warnings of the nodes by kind, and the errors sent to clients", 24*time.Hour,
-		func(ctx context.Context, f *inspectFlags, s *backup.Compose, p *inspect.Prometheus) (fmt.Stringer, error) {
+		func(ctx context.Context, f *inspectFlags, s *stack.Stack, p *stack.Prometheus) (fmt.Stringer, error) {
 			return inspect.ReadErrors(ctx, s, p, time.Now().Add(-f.since))
 		})
 }
@@ -221,7 +204,7 @@ func errorsCommand() *cobra.Command {
 func memoryCommand() *cobra.Command {
 	var folder string
 	c := inspectCommand("memory", "memory of each node, and the functions that allocated its heap", 0,
-		func(ctx context.Context, _ *inspectFlags, s *backup.Compose, p *inspect.Prometheus) (fmt.Stringer, error) {
+		func(ctx context.Context, _ *inspectFlags, s *stack.Stack, p *stack.Prometheus) (fmt.Stringer, error) {
 			if folder != "" {
 				if err := os.MkdirAll(folder, 0o755); err != nil {
 					return nil, fmt.Errorf("--out: %w", err)
@@ -258,15 +241,15 @@ people fill in after an incident. Without --from and --to it covers the last hou
 			if folder == "" {
 				return errors.New("--out must name a folder")
 			}
-			stack, p, prometheusErr, err := f.open(c.Context())
+			s, p, prometheusErr, err := f.open(c.Context())
 			if err != nil {
 				return err
 			}
 			if p == nil {
 				return prometheusErr
 			}
-			r.HistoryFile = filepath.Join(stack.Dir, "state", "deploys.jsonl")
-			path, err := r.Write(c.Context(), stack, p, folder)
+			r.HistoryFile = filepath.Join(s.StateDir(), "deploys.jsonl")
+			path, err := r.Write(c.Context(), s, p, folder)
 			if err != nil {
 				return printFailure(c, err)
 			}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"switchyard/internal/deploy"
+	"switchyard/internal/stack"
 )
 
 // version is set by the build.
@@ -76,7 +77,7 @@ func exitCode(err error) int {
 	var (
 		rolledBack *deploy.RolledBackError
 		unfinished *deploy.UnfinishedError
-		locked     *deploy.LockedError
+		locked     *stack.LockedError
 		stuck      *deploy.StuckError
 	)
 	switch {

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"switchyard/internal/deploy"
+	"switchyard/internal/stack"
 )
 
 func scaleCommand() *cobra.Command {
@@ -21,7 +22,7 @@ func scaleCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("replicas are a number, not %q", args[0])
 			}
-			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Scale(c.Context(), s.compose, n) })
+			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Scale(c.Context(), s.replicas, n) })
 		},
 	}
 	f.add(c)
@@ -75,7 +76,7 @@ fails.`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
-				o := &deploy.Prober{Stack: &deploy.Stack{TokenFile: f.tokenFile}}
+				o := &deploy.Prober{Stack: &stack.Stack{TokenFile: f.tokenFile}}
 				return f.printProbe(c, args[0], o.SmokeURL(c.Context(), args[0]))
 			}
 			return f.smokeStack(c)
@@ -92,12 +93,12 @@ func (f *stackFlags) smokeStack(c *cobra.Command) error {
 		return err
 	}
 	o := &deploy.Prober{Stack: s}
-	snapshot, err := s.Compose(nil).Inspect(c.Context())
+	snapshot, err := s.Replicas().Inspect(c.Context())
 	if err != nil {
 		return err
 	}
-	result := f.printProbe(c, s.URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
-	for _, color := range deploy.Colors {
+	result := f.printProbe(c, s.Balancer().URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
+	for _, color := range stack.Colors {
 		for _, r := range snapshot.Running(color) {
 			if !r.Serves() {
 				continue
@@ -149,13 +150,13 @@ check failed. docs/deploy.md has the checks.`,
 				return err
 			}
 			defer func() { _ = s.lock.Release() }()
-			var image deploy.Image
+			var image stack.Image
 			if len(args) == 1 {
-				if image, err = s.compose.Resolve(c.Context(), args[0]); err != nil {
+				if image, err = (stack.Images{Stack: s.stack}).Resolve(c.Context(), args[0]); err != nil {
 					return err
 				}
 			}
-			p := s.stack.Preflight(s.compose, s.settings, s.deployer.State)
+			p := deploy.NewPreflight(s.stack, s.settings)
 			p.Ignore, p.ScanCommand = ignore, scan
 			answers, err := p.Run(c.Context(), image)
 			if err != nil {

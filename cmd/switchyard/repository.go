@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 )
 
 // repositoryFlags select a stack and the folder of its backups.
@@ -24,20 +25,21 @@ type repositoryFlags struct {
 func (f *repositoryFlags) add(c *cobra.Command) {
 	flags := c.PersistentFlags()
 	flags.StringVar(&f.dir, "dir", "", "folder of the compose file (default this one, or deploy/compose)")
-	flags.StringVar(&f.file, "file", backup.DefaultFile, "name of the compose file")
+	flags.StringVar(&f.file, "file", stack.DefaultFile, "name of the compose file")
 	flags.StringVar(&f.project, "project", "switchyard", "name of the Compose project")
 	flags.StringVar(&f.backups, "backups", "", "folder of the backups (default the one that the compose file mounts: BACKUP_DIR)")
 }
 
 // open returns the repository of the stack's backups.
 func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*backup.Repository, error) {
-	stack, err := backup.OpenCompose(f.dir, f.file, f.project)
+	found, err := stack.Open(f.dir, f.file, f.project)
 	if err != nil {
 		return nil, err
 	}
+	compose := backup.Compose{Stack: found}
 	dir := f.backups
 	if dir == "" {
-		dir, err = stack.BackupDir(ctx)
+		dir, err = compose.BackupDir(ctx)
 	} else {
 		dir, err = filepath.Abs(dir)
 	}
@@ -47,7 +49,7 @@ func (f *repositoryFlags) open(ctx context.Context, stderr io.Writer) (*backup.R
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("BACKUP_DIR: %w", err)
 	}
-	return &backup.Repository{Dir: dir, Runner: stack, ServiceManager: stack, Keep: f.keep, Version: version, Logger: progressLogger(stderr)}, nil
+	return &backup.Repository{Dir: dir, Runner: compose, ServiceManager: compose, Keep: f.keep, Version: version, Logger: progressLogger(stderr)}, nil
 }
 
 // progressLogger logs the progress of a command for people: without times, and with

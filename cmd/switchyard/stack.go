@@ -14,6 +14,7 @@ import (
 
 	"switchyard/internal/deploy"
 	"switchyard/internal/load"
+	"switchyard/internal/stack"
 )
 
 // lockWait bounds the wait for programs that a dead command has started and that
@@ -31,7 +32,7 @@ type stackFlags struct {
 func (f *stackFlags) add(c *cobra.Command) {
 	flags := c.Flags()
 	flags.StringVar(&f.dir, "dir", "", "folder of the compose file (default this one, or deploy/compose)")
-	flags.StringVar(&f.file, "file", deploy.DefaultFile, "name of the compose file")
+	flags.StringVar(&f.file, "file", stack.DefaultFile, "name of the compose file")
 	flags.StringVar(&f.project, "project", "switchyard", "name of the Compose project")
 	flags.StringVar(&f.traefikAPI, "traefik-api", "", "address of Traefik's API (default its container's)")
 	flags.StringVar(&f.prometheus, "prometheus", "", "address of Prometheus (default its container's)")
@@ -41,23 +42,26 @@ func (f *stackFlags) add(c *cobra.Command) {
 }
 
 // open opens the stack without its lock.
-func (f *stackFlags) open() (*deploy.Stack, error) {
-	s, err := deploy.OpenStack(f.dir, f.file, f.project)
+func (f *stackFlags) open() (*stack.Stack, error) {
+	s, err := stack.Open(f.dir, f.file, f.project)
 	if err != nil {
 		return nil, err
 	}
-	s.TraefikAPI, s.Prometheus = strings.TrimSuffix(f.traefikAPI, "/"), strings.TrimSuffix(f.prometheus, "/")
+	if err := s.LoadEnv(); err != nil {
+		return nil, err
+	}
+	s.TraefikAPI, s.PrometheusURL = strings.TrimSuffix(f.traefikAPI, "/"), strings.TrimSuffix(f.prometheus, "/")
 	s.TokenFile, s.Insecure = f.tokenFile, f.insecure
 	return s, nil
 }
 
 // A lockedStack is the stack with its deployer. It holds the stack's lock.
 type lockedStack struct {
-	stack    *deploy.Stack
-	compose  *deploy.Compose
+	stack    *stack.Stack
+	replicas *stack.Replicas
 	deployer *deploy.Deployer
 	settings deploy.Settings
-	lock     *deploy.Lock
+	lock     *stack.Lock
 }
 
 // openLocked opens the stack and locks it. The caller releases the lock.
@@ -70,36 +74,32 @@ func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := s.StateDir()
-	if err != nil {
-		return nil, err
-	}
-	lock, err := state.Lock(c.Context(), c.CommandPath(), lockWait)
+	lock, err := s.Lock(c.Context(), c.CommandPath(), lockWait)
 	if err != nil {
 		return nil, err
 	}
 	if old := lock.DeadHolder; old != nil {
 		fmt.Fprintf(c.ErrOrStderr(), "the lock of process %d (%s), which is dead, was taken over\n", old.PID, old.Command)
 	}
-	compose := s.Compose(lock)
-	records, err := deploy.NewHostRecords(compose, settings.Notifications, s.Dir)
+	replicas := s.Replicas()
+	records, err := deploy.NewHostRecords(s, settings.Notifications)
 	if err != nil {
 		return nil, errors.Join(err, lock.Release())
 	}
-	return &lockedStack{stack: s, compose: compose, settings: settings, lock: lock, deployer: &deploy.Deployer{
+	return &lockedStack{stack: s, replicas: replicas, settings: settings, lock: lock, deployer: &deploy.Deployer{
 		Deps: deploy.Dependencies{
-			Containers: compose, Clients: compose, Images: compose, Traffic: compose.Balancer,
-			Probes: &deploy.Prober{Stack: s, Verifier: measureAckLatency}, Metrics: s.Metrics(compose), Records: records, Clock: deploy.HostClock{},
+			Containers: replicas, Clients: replicas, Images: stack.Images{Stack: s}, Traffic: replicas.Traefik,
+			Probes: &deploy.Prober{Stack: s, Verifier: measureAckLatency}, Metrics: deploy.NewHostMetrics(s), Records: records, Clock: deploy.HostClock{},
 		},
-		State: state, Settings: settings, Report: f.reporter(c.OutOrStdout()),
+		State: deploy.StateDir{Dir: s.StateDir()}, Settings: settings, Report: f.reporter(c.OutOrStdout()),
 	}}, nil
 }
 
 // measureAckLatency verifies the service through the balancer with a few clients,
 // and returns the p95 of the time from a publish to its ack.
-func measureAckLatency(ctx context.Context, s *deploy.Stack, d time.Duration, token string) (time.Duration, error) {
+func measureAckLatency(ctx context.Context, s *stack.Stack, d time.Duration, token string) (time.Duration, error) {
 	plan := load.Plan{
-		URLs: []string{s.URL("wss", "/ws")}, Dial: s.Dial, TLS: s.TLSConfig(),
+		URLs: []string{s.Balancer().URL("wss", "/ws")}, Dial: s.Balancer().Dial, TLS: s.Balancer().TLSConfig(),
 		Clients: 12, Rooms: 4, Rate: 40, Duration: d, Cut: d / 5,
 	}
 	if token != "" {

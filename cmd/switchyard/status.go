@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"switchyard/internal/deploy"
+	"switchyard/internal/stack"
 )
 
 func statusCommand() *cobra.Command {
@@ -52,8 +53,8 @@ func statusCommand() *cobra.Command {
 }
 
 // show prints the overview of the stack once, and reports whether it is healthy.
-func (f *stackFlags) show(c *cobra.Command, s *deploy.Stack, watch bool) (healthy bool, err error) {
-	o, err := s.Overview(c.Context(), s.Metrics(s.Compose(nil)))
+func (f *stackFlags) show(c *cobra.Command, s *stack.Stack, watch bool) (healthy bool, err error) {
+	o, err := deploy.ReadOverview(c.Context(), s)
 	if err != nil {
 		return false, err
 	}
@@ -83,11 +84,7 @@ func historyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			state, err := s.StateDir()
-			if err != nil {
-				return err
-			}
-			entries, err := state.History()
+			entries, err := deploy.StateDir{Dir: s.StateDir()}.History()
 			if err != nil {
 				return err
 			}

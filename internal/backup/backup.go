@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A Repository is a folder of backups: sets/ with a folder for each backup, wal/
@@ -139,7 +141,7 @@ func (repo *Repository) Create(ctx context.Context, o Options) (*Set, error) {
 	if err := os.Rename(b.dir, final); err != nil {
 		return nil, errors.Join(fmt.Errorf("name the backup: %w", err), os.RemoveAll(b.dir))
 	}
-	if err := syncFolder(filepath.Dir(final)); err != nil {
+	if err := stack.SyncFolder(filepath.Dir(final)); err != nil {
 		return nil, err
 	}
 	s, err := readSet(final)

@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A builder writes one backup into a folder. It is not safe for concurrent use.
@@ -62,7 +64,7 @@ func (b *builder) build(ctx context.Context, o Options) error {
 				return nil
 			}
 			return b.writeFile(dumpFile, func(w io.Writer) error {
-				return run(ctx, Program{Args: []string{"pg_dump", "--format=custom", "--compress=1", "--lock-wait-timeout=60s"}, Stdout: w})
+				return run(ctx, stack.Program{Args: []string{"pg_dump", "--format=custom", "--compress=1", "--lock-wait-timeout=60s"}, Stdout: w})
 			})
 		}},
 		{"Redis", func() error { return b.redisSnapshot(ctx) }},
@@ -88,7 +90,7 @@ func (repo *Repository) findPrimary(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
 	var errs []error
-	for _, service := range []string{PostgresService, PostgresReplicaService} {
+	for _, service := range []string{stack.PostgresService, stack.PostgresReplicaService} {
 		answer, err := output(ctx, runOn(repo.Runner, service), "psql", "-XAtc", "SELECT pg_is_in_recovery()")
 		if err == nil && answer == "f" {
 			return service, nil
@@ -119,7 +121,7 @@ const sqlDatabaseInfo = `SELECT current_setting('server_version'), current_setti
 
 // inspectDatabase writes the database's identity into the manifest and returns the
 // size of its data. It refuses a database without a WAL archive.
-func (b *builder) inspectDatabase(ctx context.Context, run func(context.Context, Program) error) (size int64, err error) {
+func (b *builder) inspectDatabase(ctx context.Context, run func(context.Context, stack.Program) error) (size int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
 	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlDatabaseInfo)
@@ -186,7 +188,7 @@ const sqlRoomHeads = `COPY (SELECT name, first, head FROM rooms ORDER BY name) T
 
 // roomHeads writes the counts of the log into the manifest, and the list of rooms
 // into a file.
-func (b *builder) roomHeads(ctx context.Context, run func(context.Context, Program) error) error {
+func (b *builder) roomHeads(ctx context.Context, run func(context.Context, stack.Program) error) error {
 	log, err := readLogStats(ctx, run)
 	if err != nil {
 		return err
@@ -194,7 +196,7 @@ func (b *builder) roomHeads(ctx context.Context, run func(context.Context, Progr
 	b.manifest.Log = log
 	return b.writeFile(headsFile, func(w io.Writer) error {
 		pack := gzip.NewWriter(w)
-		return errors.Join(run(ctx, Program{Args: []string{"psql", "-Xqc", sqlRoomHeads}, Stdout: pack}), pack.Close())
+		return errors.Join(run(ctx, stack.Program{Args: []string{"psql", "-Xqc", sqlRoomHeads}, Stdout: pack}), pack.Close())
 	})
 }
 
@@ -202,7 +204,7 @@ var startLocation = regexp.MustCompile(`(?m)^START WAL LOCATION: (\S+) \(file ([
 
 // baseBackup streams a base backup, with the WAL that makes it consistent, into a
 // file, and records where in the WAL it begins and ends.
-func (b *builder) baseBackup(ctx context.Context, run func(context.Context, Program) error) error {
+func (b *builder) baseBackup(ctx context.Context, run func(context.Context, stack.Program) error) error {
 	var label, manifest []byte
 	err := b.writeFile(baseFile, func(w io.Writer) error {
 		pack, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
@@ -217,7 +219,7 @@ func (b *builder) baseBackup(ctx context.Context, run func(context.Context, Prog
 			_ = out.CloseWithError(err) // ends pg_basebackup
 			read <- err
 		}()
-		err = run(ctx, Program{Stdout: in, Args: []string{
+		err = run(ctx, stack.Program{Stdout: in, Args: []string{
 			"pg_basebackup", "--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast",
 			"--label=switchyard " + b.manifest.Name, "--no-password",
 		}})
@@ -305,7 +307,7 @@ func (m *Manifest) stopSegment() segment {
 
 // waitArchived waits until the archive has the segment in which the base ends. If
 // archiving does not work, a restore could reach no later moment.
-func (b *builder) waitArchived(ctx context.Context, run func(context.Context, Program) error) error {
+func (b *builder) waitArchived(ctx context.Context, run func(context.Context, stack.Program) error) error {
 	limit := b.repository.archiveTimeout
 	if limit == 0 {
 		limit = archiveTimeout
@@ -338,7 +340,7 @@ const sqlArchiver = `SELECT last_failed_wal FROM pg_stat_archiver WHERE last_fai
 
 // recordConsistentTime writes the time of the database's clock, which also stamps
 // the commits, into the manifest.
-func (b *builder) recordConsistentTime(ctx context.Context, run func(context.Context, Program) error) error {
+func (b *builder) recordConsistentTime(ctx context.Context, run func(context.Context, stack.Program) error) error {
 	answer, err := output(ctx, run, "psql", "-XAtc", `SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`)
 	if err != nil {
 		return err

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // readConfiguration reads the packed configuration to its end, and calls visit, if
@@ -79,7 +81,7 @@ func (repo *Repository) restoreConfiguration(s *Set, out *RestoreResult) error {
 	if err := errors.Join(t.Close(), pack.Close()); err != nil {
 		return err
 	}
-	if err := writeFileAtomic(out.ReplacedArchive, old.Bytes(), 0o600); err != nil {
+	if err := stack.WriteFile(out.ReplacedArchive, old.Bytes(), 0o600); err != nil {
 		return err
 	}
 	err = s.readRestorable(state, func(h *tar.Header, b []byte) error {
@@ -157,7 +159,7 @@ func restoreEntry(h *tar.Header, b []byte) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := writeFileAtomic(path, b, info.Mode().Perm()); err != nil {
+		if err := stack.WriteFile(path, b, info.Mode().Perm()); err != nil {
 			return err
 		}
 		return os.Chown(path, h.Uid, h.Gid)
@@ -177,14 +179,14 @@ func (repo *Repository) restoreCertificates(ctx context.Context, s *Set) error {
 		return fmt.Errorf("read the certificates: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	if err := repo.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-xf", "-", "-C", acmeFolder}, Stdin: f}); err != nil {
+	if err := repo.Runner.Run(ctx, stack.TraefikService, stack.Program{Args: []string{"tar", "-xf", "-", "-C", acmeFolder}, Stdin: f}); err != nil {
 		return fmt.Errorf("restore the certificates: %w", err)
 	}
 	// Traefik reads them only when it starts.
-	if err := repo.ServiceManager.Stop(ctx, TraefikService); err != nil {
+	if err := repo.ServiceManager.Stop(ctx, stack.TraefikService); err != nil {
 		return err
 	}
-	return repo.ServiceManager.Start(ctx, TraefikService)
+	return repo.ServiceManager.Start(ctx, stack.TraefikService)
 }
 
 // restoreRedisScript reads the snapshot from standard input. A Redis with an
@@ -205,9 +207,9 @@ func (repo *Repository) restoreRedis(ctx context.Context, s *Set, replace bool) 
 		return fmt.Errorf("backup %s has no snapshot of Redis", s.Name)
 	}
 	if !replace {
-		return fmt.Errorf("%s: the present sessions would be lost: restore --redis needs --replace", RedisService)
+		return fmt.Errorf("%s: the present sessions would be lost: restore --redis needs --replace", stack.RedisService)
 	}
-	run := runOn(repo.Runner, RedisService)
+	run := runOn(repo.Runner, stack.RedisService)
 	answer, err := output(ctx, run, "redis-cli", "CONFIG", "GET", "appendonly")
 	if err != nil {
 		return fmt.Errorf("read the settings of Redis, which must run: %w", err)
@@ -230,13 +232,13 @@ func (repo *Repository) restoreRedis(ctx context.Context, s *Set, replace bool) 
 	if _, err := output(ctx, run, "redis-cli", "CONFIG", "SET", "save", ""); err != nil {
 		return err
 	}
-	err = run(ctx, Program{Args: []string{"sh", "-c", restoreRedisScript, folder, mode}, Stdin: f})
+	err = run(ctx, stack.Program{Args: []string{"sh", "-c", restoreRedisScript, folder, mode}, Stdin: f})
 	if err != nil {
 		return err
 	}
 	// Redis reads the restored data when it starts again.
-	if err := repo.ServiceManager.Stop(ctx, RedisService); err != nil {
+	if err := repo.ServiceManager.Stop(ctx, stack.RedisService); err != nil {
 		return err
 	}
-	return repo.ServiceManager.Start(ctx, RedisService)
+	return repo.ServiceManager.Start(ctx, stack.RedisService)
 }

@@ -13,6 +13,7 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/message"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -63,8 +64,8 @@ func newFixtureOn(t testing.TB, prepare func(string, *syscall.Credential) error,
 		fmt.Sprintf(`archive_command='if test -f %s/%%f.gz; then gzip -dc %[1]s/%%f.gz | cmp -s - %%p; else gzip -1 < %%p > %[1]s/.%%f.tmp && mv %[1]s/.%%f.tmp %[1]s/%%f.gz; fi'`, wal),
 	}, conf...)...)
 	fx := &fixture{t: t, pg: pg, stack: &localStack{
-		t: t, user: cred, walDir: wal, primary: PostgresService, scratchRoot: scratchRoot,
-		postgres: map[string]*testkit.PG{PostgresService: pg}, apps: map[string]bool{}, startFails: map[string]int{},
+		t: t, user: cred, walDir: wal, primary: stack.PostgresService, scratchRoot: scratchRoot,
+		postgres: map[string]*testkit.PG{stack.PostgresService: pg}, apps: map[string]bool{}, startFails: map[string]int{},
 	}}
 	settings := filepath.Join(t.TempDir(), "settings")
 	if err := os.WriteFile(settings, []byte("API_KEYS=secret\n"), 0o600); err != nil {

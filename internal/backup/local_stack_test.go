@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -74,7 +75,7 @@ type localStack struct {
 	onStop  func(service string)
 	// beforeRun, if set, may change or refuse a program before it runs. The service is
 	// "scratch" for a program on a scratch server.
-	beforeRun func(service string, p *Program) error
+	beforeRun func(service string, p *stack.Program) error
 	// scratchRoot holds the folders of disposable scratch servers.
 	scratchRoot string
 	// startFails is how many more starts of a service fail.
@@ -84,7 +85,7 @@ type localStack struct {
 }
 
 // exec runs a program on this host as a user, with PostgreSQL's programs in PATH.
-func (l *localStack) exec(ctx context.Context, env []string, as *syscall.Credential, p Program) error {
+func (l *localStack) exec(ctx context.Context, env []string, as *syscall.Credential, p stack.Program) error {
 	cmd := exec.CommandContext(ctx, "/usr/bin/env", append(env, p.Args...)...)
 	postgres, err := testkit.FindPostgresProgram("postgres")
 	if err != nil {
@@ -96,18 +97,18 @@ func (l *localStack) exec(ctx context.Context, env []string, as *syscall.Credent
 	cmd.Args = append([]string{"env", path}, cmd.Args[1:]...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
-	return execute(ctx, cmd, p)
+	return stack.Execute(ctx, cmd, p)
 }
 
-func (l *localStack) Run(ctx context.Context, service string, p Program) error {
+func (l *localStack) Run(ctx context.Context, service string, p stack.Program) error {
 	if l.beforeRun != nil {
 		if err := l.beforeRun(service, &p); err != nil {
 			return err
 		}
 	}
-	if service == RedisService {
+	if service == stack.RedisService {
 		if l.redis == nil {
-			return ErrNoService
+			return stack.ErrNoService
 		}
 		_, port, _ := strings.Cut(l.redis.Addr(), ":")
 		if p.Args[0] == "redis-cli" {
@@ -119,7 +120,7 @@ func (l *localStack) Run(ctx context.Context, service string, p Program) error {
 		}
 		return l.exec(ctx, nil, nil, p)
 	}
-	if service == TraefikService && l.acmeDir != "" {
+	if service == stack.TraefikService && l.acmeDir != "" {
 		for i := range p.Args {
 			if p.Args[i] == acmeFolder {
 				p.Args[i] = l.acmeDir
@@ -129,7 +130,7 @@ func (l *localStack) Run(ctx context.Context, service string, p Program) error {
 	}
 	pg := l.postgres[service]
 	if pg == nil {
-		return ErrNoService
+		return stack.ErrNoService
 	}
 	env := []string{"PGHOST=" + filepath.Dir(pg.DataDir()), fmt.Sprintf("PGPORT=%d", pg.Port()), "PGUSER=postgres", "PGDATABASE=" + pg.Database()}
 	return l.exec(ctx, env, l.user, p)
@@ -185,7 +186,7 @@ func (l *localStack) Stop(_ context.Context, services ...string) error {
 			pg.Kill()
 		case pg != nil:
 			pg.Stop()
-		case name == RedisService:
+		case name == stack.RedisService:
 			l.redis.Stop()
 		default:
 			l.apps[name] = false
@@ -205,7 +206,7 @@ func (l *localStack) Start(_ context.Context, services ...string) error {
 		}
 		if pg := l.postgres[name]; pg != nil {
 			pg.Start()
-		} else if name == RedisService {
+		} else if name == stack.RedisService {
 			l.redis.Restart()
 		} else {
 			l.apps[name] = true
@@ -225,7 +226,7 @@ type localScratchServer struct {
 	paths Paths
 }
 
-func (s *localScratchServer) Run(ctx context.Context, p Program) error {
+func (s *localScratchServer) Run(ctx context.Context, p stack.Program) error {
 	if s.beforeRun != nil {
 		if err := s.beforeRun("scratch", &p); err != nil {
 			return err
@@ -238,8 +239,8 @@ func (s *localScratchServer) Paths() Paths { return s.paths }
 
 func (s *localScratchServer) Close(ctx context.Context) error {
 	if s.paths.LiveData != "" {
-		return s.exec(ctx, nil, s.user, Program{Args: []string{"sh", "-c", cleanUpScript, s.paths.Dir, s.paths.stagingDir()}})
+		return s.exec(ctx, nil, s.user, stack.Program{Args: []string{"sh", "-c", cleanUpScript, s.paths.Dir, s.paths.stagingDir()}})
 	}
-	_ = s.exec(ctx, nil, s.user, Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + s.paths.Dir + "/data"}})
+	_ = s.exec(ctx, nil, s.user, stack.Program{Args: []string{"pg_ctl", "stop", "--mode=immediate", "--silent", "--pgdata=" + s.paths.Dir + "/data"}})
 	return os.RemoveAll(s.paths.Dir)
 }

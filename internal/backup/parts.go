@@ -16,10 +16,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-)
 
-// ErrNoService says that the stack does not have the service. Runner.Run returns it.
-var ErrNoService = errors.New("the stack has no such service")
+	"switchyard/internal/stack"
+)
 
 // redisSnapshot streams a snapshot from Redis as a replica does, so that nothing is
 // written on Redis' disk.
@@ -28,10 +27,10 @@ func (b *builder) redisSnapshot(ctx context.Context) error {
 	defer cancel()
 	err := b.writeFile(redisFile, func(w io.Writer) error {
 		s := &eofMarkStripper{to: w}
-		return errors.Join(b.repository.Runner.Run(ctx, RedisService, Program{Args: []string{"redis-cli", "--rdb", "-"}, Stdout: s}), s.flush())
+		return errors.Join(b.repository.Runner.Run(ctx, stack.RedisService, stack.Program{Args: []string{"redis-cli", "--rdb", "-"}, Stdout: s}), s.flush())
 	})
 	path := filepath.Join(b.dir, redisFile)
-	if errors.Is(err, ErrNoService) {
+	if errors.Is(err, stack.ErrNoService) {
 		b.repository.Logger.Warn("the stack has no Redis: the backup has no snapshot of it")
 		return os.Remove(path)
 	}
@@ -122,7 +121,7 @@ func (b *builder) certificates(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, shortLimit)
 	defer cancel()
 	err := b.writeFile(acmeFile, func(w io.Writer) error {
-		return b.repository.Runner.Run(ctx, TraefikService, Program{Args: []string{"tar", "-cf", "-", "-C", acmeFolder, "."}, Stdout: w})
+		return b.repository.Runner.Run(ctx, stack.TraefikService, stack.Program{Args: []string{"tar", "-cf", "-", "-C", acmeFolder, "."}, Stdout: w})
 	})
 	if err == nil || ctx.Err() != nil || isDiskError(err) {
 		return err
@@ -232,7 +231,7 @@ const sqlLogStats = `SELECT (SELECT epoch FROM meta), (SELECT count(*) FROM room
  (SELECT count(*) FROM message_ids), (SELECT to_char(max(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM messages)`
 
 // readLogStats counts the rows of the log's tables.
-func readLogStats(ctx context.Context, run func(context.Context, Program) error) (l LogStats, err error) {
+func readLogStats(ctx context.Context, run func(context.Context, stack.Program) error) (l LogStats, err error) {
 	answer, err := output(ctx, run, "psql", "-XAt", "-F", "\x1f", "-c", sqlLogStats)
 	if err != nil {
 		return l, err

@@ -11,6 +11,7 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/load"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -18,11 +19,11 @@ import (
 func (fx *fixture) addStandby() *testkit.PG {
 	fx.t.Helper()
 	pg := testkit.StartPreparedPostgres(fx.t, func(data string, user *syscall.Credential) error {
-		return fx.stack.exec(fx.t.Context(), nil, user, Program{Args: []string{
+		return fx.stack.exec(fx.t.Context(), nil, user, stack.Program{Args: []string{
 			"pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(fx.pg.Port()), "-U", "postgres", "-D", data, "-R", "-X", "stream", "-c", "fast", "--no-sync",
 		}})
 	})
-	fx.stack.postgres[PostgresReplicaService] = pg
+	fx.stack.postgres[stack.PostgresReplicaService] = pg
 	return pg
 }
 
@@ -73,7 +74,7 @@ func TestAPromotionDeclaresWhatWasLost(t *testing.T) {
 	if report.Verdict != load.Clean || report.Epochs != 2 {
 		t.Errorf("%s", report)
 	}
-	if p.Service != PostgresReplicaService || p.Graceful || p.LastCommit.IsZero() || p.Log.Messages == 0 || fx.stack.primary != PostgresReplicaService {
+	if p.Service != stack.PostgresReplicaService || p.Graceful || p.LastCommit.IsZero() || p.Log.Messages == 0 || fx.stack.primary != stack.PostgresReplicaService {
 		t.Errorf("%+v", p)
 	}
 	t.Logf("promoted in %v; stored again %v after the primary died", p.Took, pause.Round(time.Millisecond))
@@ -94,20 +95,20 @@ func TestAnInterruptedPromotionCanBeResumed(t *testing.T) {
 	fx := newFixture(t)
 	standby := fx.addStandby()
 	fx.pg.Stop()
-	fx.stack.beforeRun = func(_ string, p *Program) error {
+	fx.stack.beforeRun = func(_ string, p *stack.Program) error {
 		if strings.Contains(strings.Join(p.Args, " "), "pg_promote") {
 			return errors.New("killed")
 		}
 		return nil
 	}
-	if _, err := fx.repository.Promote(t.Context(), PromoteRequest{}); err == nil || fx.stack.primary != PostgresReplicaService {
+	if _, err := fx.repository.Promote(t.Context(), PromoteRequest{}); err == nil || fx.stack.primary != stack.PostgresReplicaService {
 		t.Fatalf("%v, %s", err, fx.stack.primary)
 	}
 	fx.stack.beforeRun = nil
 	// The database has no tables, so that the check after the promotion fails. The
 	// promotion itself does not.
 	_, err := fx.repository.Promote(t.Context(), PromoteRequest{})
-	if got := standby.Query("SELECT pg_is_in_recovery()"); got != "f" || fx.stack.primary != PostgresReplicaService {
+	if got := standby.Query("SELECT pg_is_in_recovery()"); got != "f" || fx.stack.primary != stack.PostgresReplicaService {
 		t.Errorf("in recovery: %s; %s is recorded; %v", got, fx.stack.primary, err)
 	}
 }
@@ -135,7 +136,7 @@ func TestAPromotionOfAKilledPrimaryIsNotGraceful(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Graceful || p.LastCommit.IsZero() || p.Service != PostgresReplicaService {
+	if p.Graceful || p.LastCommit.IsZero() || p.Service != stack.PostgresReplicaService {
 		t.Errorf("%+v", p)
 	}
 }

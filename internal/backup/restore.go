@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A RestoreRequest says what to restore.
@@ -303,7 +305,7 @@ func (r *restoredServer) swapData(ctx context.Context, request string, fresh boo
 		}
 	}
 	stop = append(stop, apps...)
-	for _, name := range []string{PostgresService, PostgresReplicaService} {
+	for _, name := range []string{stack.PostgresService, stack.PostgresReplicaService} {
 		if services[name] {
 			stop = append(stop, name)
 		}
@@ -370,10 +372,10 @@ func (r *restoredServer) startPrimary(ctx context.Context, out *RestoreResult) e
 
 // otherPostgres returns the other PostgreSQL of the stack.
 func otherPostgres(service string) string {
-	if service == PostgresService {
-		return PostgresReplicaService
+	if service == stack.PostgresService {
+		return stack.PostgresReplicaService
 	}
-	return PostgresService
+	return stack.PostgresService
 }
 
 // path returns the path of a file of the set.

@@ -11,6 +11,7 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/message"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -225,7 +226,7 @@ func TestAFailedRestoreChangesNothing(t *testing.T) {
 		{"a truncated base backup", "is truncated", RestoreRequest{}, func(t *testing.T) { truncateFile(t, s.path(baseFile), 1000) }},
 		{"a disk that fills up", "base.tar.gz: sh: cat: ", RestoreRequest{}, func(*testing.T) { fx.stack.beforeRun = fillDiskOnUnpack }},
 		{"a scratch server that can't start", "the scratch server can't start", RestoreRequest{}, func(t *testing.T) {
-			fx.stack.beforeRun = func(service string, p *Program) error {
+			fx.stack.beforeRun = func(service string, p *stack.Program) error {
 				if service == "scratch" && p.Args[0] == "pg_ctl" {
 					p.Args = append(p.Args, "--options=-c shared_buffers=nonsense")
 				}
@@ -265,7 +266,7 @@ func TestARestoredServerThatFailsChangesNothing(t *testing.T) {
 func (fx *fixture) checkServerThatDoesNotStart(t *testing.T, to time.Time) {
 	t.Helper()
 	all, epoch := fx.allMessages(), fx.pg.Query("SELECT epoch FROM meta")
-	fx.stack.failStarts(PostgresService, 1)
+	fx.stack.failStarts(stack.PostgresService, 1)
 	_, err := fx.repository.Restore(t.Context(), RestoreRequest{To: to, Database: true, Replace: true})
 	if err == nil || !strings.Contains(err.Error(), "the restored server does not start, and the old data are back: the start failed") {
 		t.Errorf("error %v", err)
@@ -281,7 +282,7 @@ func (fx *fixture) checkServerThatDoesNotStart(t *testing.T, to time.Time) {
 func (fx *fixture) checkWithdrawnTimeline(t *testing.T, to time.Time) {
 	t.Helper()
 	all := fx.allMessages()
-	fx.stack.beforeRun = func(service string, p *Program) error {
+	fx.stack.beforeRun = func(service string, p *stack.Program) error {
 		if service == "scratch" && strings.Contains(strings.Join(p.Args, " "), "UPDATE meta") {
 			return errors.New("killed")
 		}
@@ -349,7 +350,7 @@ func TestAnInterruptedRestoreCanBeResumed(t *testing.T) {
 	interrupt := func() {
 		t.Helper()
 		// Killed between the two renames.
-		fx.stack.beforeRun = func(service string, p *Program) error {
+		fx.stack.beforeRun = func(service string, p *stack.Program) error {
 			if service == "scratch" && len(p.Args) > 2 && p.Args[2] == swapScript {
 				p.Args[2] = strings.Replace(swapScript, archiveStagedScript, "exit 9", 1)
 			}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A restoredServer is PostgreSQL in a scratch container, restored from a backup set.
@@ -37,7 +39,7 @@ func (r *restoredServer) dataDir() string { return r.paths.Dir + "/data" }
 
 // run runs a program on the scratch server, in the environment that connects it to
 // the restored server.
-func (r *restoredServer) run(ctx context.Context, p Program) error {
+func (r *restoredServer) run(ctx context.Context, p stack.Program) error {
 	p.Args = append([]string{"env", "PGHOST=" + r.paths.Dir, "PGPORT=5432", "PGDATABASE=" + r.set.Database}, p.Args...)
 	return r.scratch.Run(ctx, p)
 }
@@ -51,7 +53,7 @@ func (r *restoredServer) unpackBase(ctx context.Context) error {
 		return &DamageError{path, "is missing"}
 	}
 	defer func() { _ = f.Close() }()
-	err = r.scratch.Run(ctx, Program{Stdin: f, Args: []string{
+	err = r.scratch.Run(ctx, stack.Program{Stdin: f, Args: []string{
 		"sh", "-c", "mkdir -m 700 " + shellQuote(r.dataDir()) + " && tar -xzf - -C " + shellQuote(r.dataDir()),
 	}})
 	if err != nil {
@@ -74,7 +76,7 @@ func (r *restoredServer) startRecovery(ctx context.Context, t target) error {
 	// The server gets its own configuration: the live server's names ports, files and
 	// libraries that the scratch server may not have.
 	prepare := fmt.Sprintf(`cd %s && : > restore.conf && : > ident.conf && echo 'local all all trust' > hba.conf && : > data/recovery.signal && rm -f data/standby.signal`, shellQuote(r.paths.Dir))
-	if err := r.scratch.Run(ctx, Program{Args: []string{"sh", "-c", prepare}}); err != nil {
+	if err := r.scratch.Run(ctx, stack.Program{Args: []string{"sh", "-c", prepare}}); err != nil {
 		return err
 	}
 	_, err := output(ctx, r.scratch.Run, "pg_ctl", "start", "--wait", "--timeout=43200", "--silent",

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // applyRetention removes the sets beyond Keep, oldest first, and the WAL that no
@@ -143,7 +145,7 @@ func (repo *Repository) writeMetrics() error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write the metrics: %w", err)
 	}
-	return writeFileAtomic(filepath.Join(dir, "switchyard_backup.prom"), []byte(s.metrics()), 0o644)
+	return stack.WriteFile(filepath.Join(dir, "switchyard_backup.prom"), []byte(s.metrics()), 0o644)
 }
 
 // metrics formats the status for Prometheus.

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"switchyard/internal/stack"
 )
 
 // maxFindings bounds the findings about an inconsistent log.
@@ -37,7 +39,7 @@ var errTooManyFindings = errors.New("there are enough findings")
 
 // checkRooms compares rooms, messages and ids with each other, and returns the
 // inconsistencies.
-func checkRooms(ctx context.Context, run func(context.Context, Program) error) ([]string, error) {
+func checkRooms(ctx context.Context, run func(context.Context, stack.Program) error) ([]string, error) {
 	answer, err := output(ctx, run, "psql", "-XAt", "-v", "ON_ERROR_STOP=1", "-c", sqlCheckRooms)
 	if err != nil || answer == "" {
 		return nil, err
@@ -69,7 +71,7 @@ func (r *restoredServer) compareRooms(ctx context.Context, now LogStats) (findin
 		_ = out.CloseWithError(errors.Join(err, errTooManyFindings))
 		compared <- err
 	}()
-	err = r.run(ctx, Program{Args: []string{"psql", "-Xqc", sqlRoomHeads}, Stdout: in})
+	err = r.run(ctx, stack.Program{Args: []string{"psql", "-Xqc", sqlRoomHeads}, Stdout: in})
 	_ = in.CloseWithError(err)
 	if cause := <-compared; cause != nil {
 		return nil, cause

@@ -6,12 +6,13 @@ import (
 	"strings"
 	"testing"
 
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
 // fillDiskOnUnpack is a beforeRun that fills the disk while a scratch server unpacks
 // the base backup.
-func fillDiskOnUnpack(service string, p *Program) error {
+func fillDiskOnUnpack(service string, p *stack.Program) error {
 	if service == "scratch" && strings.Contains(strings.Join(p.Args, " "), "tar -xzf") {
 		p.Args = []string{"sh", "-c", "cat > /dev/full"}
 	}
@@ -37,7 +38,7 @@ func TestAFailedScratchServerLeavesNothing(t *testing.T) {
 		{"no container", "the scratch server can't start: ", func() { w.stack.scratchRoot = "/none" }},
 		{"a full disk", "No space left on device", func() { w.stack.beforeRun = fillDiskOnUnpack }},
 		{"a server that does not start", "the scratch server can't start: ", func() {
-			w.stack.beforeRun = func(service string, p *Program) error {
+			w.stack.beforeRun = func(service string, p *stack.Program) error {
 				if service == "scratch" && p.Args[0] == "pg_ctl" && p.Args[1] == "start" {
 					p.Args = append(p.Args, "--options=-c shared_buffers=nonsense")
 				}
@@ -45,10 +46,10 @@ func TestAFailedScratchServerLeavesNothing(t *testing.T) {
 			}
 		}},
 		{"a server that dies", "psql: ", func() {
-			w.stack.beforeRun = func(service string, p *Program) error {
+			w.stack.beforeRun = func(service string, p *stack.Program) error {
 				if service == "scratch" && strings.Contains(strings.Join(p.Args, " "), "pg_last_wal_replay_lsn") {
 					folder := strings.TrimPrefix(p.Args[1], "PGHOST=")
-					return w.stack.exec(t.Context(), nil, w.stack.user, Program{Args: []string{"pg_ctl", "stop", "-s", "-m", "immediate", "-D", folder + "/data"}})
+					return w.stack.exec(t.Context(), nil, w.stack.user, stack.Program{Args: []string{"pg_ctl", "stop", "-s", "-m", "immediate", "-D", folder + "/data"}})
 				}
 				return nil
 			}

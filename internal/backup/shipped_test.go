@@ -10,6 +10,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -59,7 +60,7 @@ func TestTheShippedArchiveCommand(t *testing.T) {
 
 // The shipped compose file has the names and folders that this package assumes.
 func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
-	text := testkit.ReadFile(t, shippedDir+DefaultFile)
+	text := testkit.ReadFile(t, shippedDir+stack.DefaultFile)
 	var file struct {
 		Name     string
 		Services map[string]struct {
@@ -75,7 +76,7 @@ func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
 	if file.Name != "switchyard" {
 		t.Errorf("the stack is called %q; --project says switchyard", file.Name)
 	}
-	for _, name := range []string{PostgresService, PostgresReplicaService} {
+	for _, name := range []string{stack.PostgresService, stack.PostgresReplicaService} {
 		s := file.Services[name]
 		volumes := strings.Join(s.Volumes, " ")
 		if s.User != "70:70" || s.Environment["PGDATA"] != dataMount+"/pgdata" ||
@@ -83,14 +84,14 @@ func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
 			t.Errorf("%s: %+v", name, s)
 		}
 	}
-	if v := strings.Join(file.Services[TraefikService].Volumes, " "); !strings.Contains(v, "acme:"+acmeFolder) {
-		t.Errorf("%s: %s", TraefikService, v)
+	if v := strings.Join(file.Services[stack.TraefikService].Volumes, " "); !strings.Contains(v, "acme:"+acmeFolder) {
+		t.Errorf("%s: %s", stack.TraefikService, v)
 	}
 	if v := strings.Join(file.Services["node_exporter"].Volumes, " "); !strings.Contains(v, "/"+metricsFolder+":") {
 		t.Errorf("node_exporter does not mount the metrics of backups: %s", v)
 	}
-	if _, has := file.Services[RedisService]; !has {
-		t.Errorf("the service %s is missing", RedisService)
+	if _, has := file.Services[stack.RedisService]; !has {
+		t.Errorf("the service %s is missing", stack.RedisService)
 	}
 	units, err := filepath.Glob("../../deploy/systemd/*")
 	if err != nil || len(units) != 5 {
@@ -112,7 +113,7 @@ func TestTheDocumentedRebuildOfTheStandby(t *testing.T) {
 	t.Parallel()
 	b := testkit.ReadFile(t, "../../docs/backup.md")
 	for line := range strings.Lines(string(b)) {
-		if strings.Contains(line, "docker compose ") && !strings.Contains(line, "-f "+DefaultFile) {
+		if strings.Contains(line, "docker compose ") && !strings.Contains(line, "-f "+stack.DefaultFile) {
 			t.Errorf("a command without the compose file: %s", line)
 		}
 		if (strings.Contains(line, " rm ") || strings.Contains(line, "up -d")) && strings.Contains(line, "postgres") {
@@ -124,11 +125,11 @@ func TestTheDocumentedRebuildOfTheStandby(t *testing.T) {
 	if !found {
 		t.Fatal("the document does not find out which server is the standby")
 	}
-	for record, want := range map[string]string{"": PostgresReplicaService, PostgresService: PostgresReplicaService, PostgresReplicaService: PostgresService, "somebody": ""} {
+	for record, want := range map[string]string{"": stack.PostgresReplicaService, stack.PostgresService: stack.PostgresReplicaService, stack.PostgresReplicaService: stack.PostgresService, "somebody": ""} {
 		dir := t.TempDir()
 		if record != "" {
-			c := &Compose{Dir: dir}
-			if err := os.MkdirAll(filepath.Dir(c.primaryFile()), 0o755); err != nil {
+			c := &stack.Stack{Dir: dir}
+			if err := os.MkdirAll(filepath.Join(c.StateDir(), "postgres"), 0o755); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.SetPrimary(record); err != nil {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // Verify restores a set into a scratch server, replays the whole archive and checks
@@ -126,7 +128,7 @@ func (r *restoredServer) checkDump(ctx context.Context) error {
 		return &DamageError{path, "is missing"}
 	}
 	defer func() { _ = f.Close() }()
-	if err := r.scratch.Run(ctx, Program{Args: []string{"pg_restore", "--file=/dev/null"}, Stdin: f}); err != nil {
+	if err := r.scratch.Run(ctx, stack.Program{Args: []string{"pg_restore", "--file=/dev/null"}, Stdin: f}); err != nil {
 		return &DamageError{path, fmt.Sprintf("is corrupt: %v", err)}
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"switchyard/internal/client"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -191,7 +192,7 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 			return ctx, func() { fx.repository.freeSpace = nil }
 		}},
 		{"a disk that fills up", "no space left on device", func(ctx context.Context) (context.Context, func()) {
-			fx.stack.beforeRun = func(_ string, p *Program) error {
+			fx.stack.beforeRun = func(_ string, p *stack.Program) error {
 				if p.Args[0] == "pg_basebackup" {
 					left, _ := filepath.Glob(filepath.Join(fx.repository.Dir, setsFolder, partialPrefix+"*"))
 					failWrites(t, filepath.Join(left[0], baseFile))
@@ -208,7 +209,7 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 		}},
 		{"a canceled command", "context canceled", func(ctx context.Context) (context.Context, func()) {
 			ctx, cancel := context.WithCancel(ctx)
-			fx.stack.beforeRun = func(_ string, p *Program) error {
+			fx.stack.beforeRun = func(_ string, p *stack.Program) error {
 				if p.Args[0] == "pg_dump" {
 					p.Args = []string{"sleep", "infinity"}
 					time.AfterFunc(10*time.Millisecond, cancel)
@@ -254,7 +255,7 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 
 // replaceProgram runs another program in place of the named one, until undo.
 func (fx *fixture) replaceProgram(name string, args ...string) (undo func()) {
-	fx.stack.beforeRun = func(_ string, p *Program) error {
+	fx.stack.beforeRun = func(_ string, p *stack.Program) error {
 		if p.Args[0] == name {
 			p.Args = args
 		}

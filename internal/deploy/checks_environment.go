@@ -17,6 +17,8 @@ import (
 	"time"
 
 	pm "github.com/prometheus/common/model"
+
+	"switchyard/internal/stack"
 )
 
 // Bounds of the checks.
@@ -33,7 +35,7 @@ const (
 
 // disk checks that the disks have room for an image, logs and the state.
 func (p *Preflight) disk(ctx context.Context, _ *checkInput) (string, error) {
-	out, err := p.Compose.docker(ctx, quickLimit, "info", "--format", "{{.DockerRootDir}}")
+	out, err := p.Stack.Docker(ctx, stack.QuickLimit, "info", "--format", "{{.DockerRootDir}}")
 	if err != nil {
 		return "", err
 	}
@@ -82,7 +84,7 @@ func (p *Preflight) memory(ctx context.Context, in *checkInput) (string, error) 
 	limits, used := int64(0), int64(0)
 	for _, r := range in.snapshot.Running(in.route.Live) {
 		limits += r.MemoryLimit
-		used += residentMemory(ctx, r.Address)
+		used += residentMemory(ctx, p.Stack.Client, r.Address)
 	}
 	return judgeMemory(free, used, limits)
 }
@@ -102,8 +104,8 @@ func judgeMemory(free, used, limits int64) (string, error) {
 
 // residentMemory queries a replica for its resident memory in bytes. It returns 0
 // if the replica does not answer.
-func residentMemory(ctx context.Context, address string) int64 {
-	samples, err := fetchMetrics(ctx, address)
+func residentMemory(ctx context.Context, client *http.Client, address string) int64 {
+	samples, err := stack.FetchMetrics(ctx, client, address)
 	if err != nil {
 		return 0
 	}
@@ -118,12 +120,12 @@ func residentMemory(ctx context.Context, address string) int64 {
 // certificate checks that the certificate is valid for the domain, and for long
 // enough.
 func (p *Preflight) certificate(ctx context.Context, _ *checkInput) (string, error) {
-	config := p.Stack.TLSConfig()
+	config := p.Stack.Balancer().TLSConfig()
 	config.ServerName = p.Stack.Env["DOMAIN"]
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: config}
-	conn, err := d.DialContext(ctx, "tcp", p.Stack.BalancerAddr())
+	conn, err := d.DialContext(ctx, "tcp", p.Stack.Balancer().Addr())
 	if err != nil {
-		return "", fmt.Errorf("connect to %s as %s: %w", p.Stack.BalancerAddr(), config.ServerName, err)
+		return "", fmt.Errorf("connect to %s as %s: %w", p.Stack.Balancer().Addr(), config.ServerName, err)
 	}
 	defer conn.Close() //nolint:errcheck // nothing was sent
 	tlsConn, ok := conn.(*tls.Conn)
@@ -177,18 +179,18 @@ func (p *Preflight) metrics(ctx context.Context, in *checkInput) (string, error)
 		return "", fmt.Errorf("errors, response time and memory can't be judged: %w; --without-metrics continues with health checks only", err)
 	}
 	if window.Replicas < live.Replicas {
-		return "", fmt.Errorf("Prometheus sees %d of %d live replicas", window.Replicas, live.Replicas)
+		return "", fmt.Errorf("Prometheus sees %d of %d live replicas", window.Replicas, live.Replicas) //nolint:staticcheck // a name
 	}
 	return fmt.Sprintf("Prometheus sees all %d live replicas", window.Replicas), nil
 }
 
 // alerting checks that alerts reach Alertmanager.
 func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error) {
-	address, err := p.Compose.serviceURL(ctx, "alertmanager", alertmanagerPort)
+	address, err := p.Stack.ServiceURL(ctx, "alertmanager", alertmanagerPort)
 	if err != nil {
 		return "", err
 	}
-	if status, _, err := fetch(ctx, containerClient, address+"/-/ready"); err != nil || status != http.StatusOK {
+	if status, _, err := stack.Fetch(ctx, p.Stack.Client, address+"/-/ready"); err != nil || status != http.StatusOK {
 		return "", errors.Join(fmt.Errorf("the alertmanager is not ready (status %d)", status), err)
 	}
 	prometheus, err := p.Metrics.FindURL(ctx)
@@ -200,11 +202,11 @@ func (p *Preflight) alerting(ctx context.Context, _ *checkInput) (string, error)
 			ActiveAlertmanagers []struct{ URL string } `json:"activeAlertmanagers"`
 		}
 	}
-	if err := fetchJSON(ctx, containerClient, prometheus+"/api/v1/alertmanagers", &known); err != nil {
+	if err := stack.FetchJSON(ctx, p.Stack.Client, prometheus+"/api/v1/alertmanagers", &known); err != nil {
 		return "", err
 	}
 	if len(known.Data.ActiveAlertmanagers) == 0 {
-		return "", errors.New("Prometheus sends alerts to no Alertmanager")
+		return "", errors.New("Prometheus sends alerts to no Alertmanager") //nolint:staticcheck // a name
 	}
 	return "Alertmanager is ready, and Prometheus is connected to it", nil
 }
@@ -264,7 +266,7 @@ func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, err
 	if in.image.Ref == "" {
 		return "", warningf("no image was named")
 	}
-	out, err := p.Compose.migrate(ctx, in.image, "migrate", "-plan")
+	out, err := stack.Images{Stack: p.Stack}.RunMigrate(ctx, in.image, "migrate", "-plan")
 	if err != nil {
 		return "", fmt.Errorf("read the migrations of the image: %w", err)
 	}
@@ -308,7 +310,7 @@ func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) 
 	if text, err := os.ReadFile(p.Stack.Dir + "/state/postgres/primary"); err == nil {
 		primary = strings.TrimSpace(string(text))
 	}
-	out, err := p.Compose.compose(ctx, quickLimit, nil, "exec", "-T", primary, "psql", "-U", "postgres", "-d", "postgres", "-Atc",
+	out, err := p.Stack.Compose(ctx, stack.QuickLimit, nil, "exec", "-T", primary, "psql", "-U", "postgres", "-d", "postgres", "-Atc",
 		`SELECT count(*), coalesce(max(extract(epoch FROM replay_lag)), 0)::bigint FROM pg_stat_replication WHERE state = 'streaming'`)
 	if err != nil {
 		return "", fmt.Errorf("query %s: %w", primary, err)
@@ -328,7 +330,7 @@ func (p *Preflight) standby(ctx context.Context, _ *checkInput) (string, error) 
 
 // backup checks that a backup was verified recently.
 func (p *Preflight) backup(ctx context.Context, _ *checkInput) (string, error) {
-	at, err := p.Metrics.number(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`)
+	at, _, err := p.Metrics.QueryValue(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`, time.Now())
 	if err != nil {
 		return "", err
 	}

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // statusOf returns the status of a check by its error.
@@ -142,7 +144,7 @@ func TestACertificateThatExpiresSoonStopsADeploy(t *testing.T) {
 		{"not verified", 30 * 24 * time.Hour, "other.invalid", true, statusWarn},
 	} {
 		p := &Preflight{
-			Stack: &Stack{Dir: dir, Insecure: tt.insecure, Env: map[string]string{"DOMAIN": tt.domain, "HTTPS_PORT": address}},
+			Stack: &stack.Stack{Dir: dir, Insecure: tt.insecure, Env: map[string]string{"DOMAIN": tt.domain, "HTTPS_PORT": address}},
 			Clock: clockAt{end.Add(-tt.left)},
 		}
 		if text, err := p.certificate(t.Context(), nil); statusOf(err) != tt.want {

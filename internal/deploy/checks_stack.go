@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,41 +11,19 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
-
-// composeConfig is the part of `docker compose config` that this package reads: the
-// compose file with the values of .env.
-type composeConfig struct {
-	Services map[string]struct {
-		Image           string            `json:"image"`
-		Profiles        []string          `json:"profiles"`
-		StopGracePeriod string            `json:"stop_grace_period"`
-		Environment     map[string]string `json:"environment"`
-		Deploy          struct {
-			Replicas *int `json:"replicas"`
-		} `json:"deploy"`
-	} `json:"services"`
-}
-
-// config returns the stack's compose file with the values of .env.
-func (p *Preflight) config(ctx context.Context) (composeConfig, error) {
-	var config composeConfig
-	out, err := p.Compose.compose(ctx, quickLimit, nil, "config", "--format", "json")
-	if err == nil {
-		err = json.Unmarshal(out, &config)
-	}
-	return config, err
-}
 
 // composeFile checks that the compose file is valid and has both colors.
 func (p *Preflight) composeFile(ctx context.Context, _ *checkInput) (string, error) {
-	config, err := p.config(ctx)
+	config, err := p.Stack.Config(ctx)
 	if err != nil {
 		return "", err
 	}
-	for _, c := range Colors {
-		if _, ok := config.Services[c.composeService()]; !ok {
-			return "", fmt.Errorf("%s has no service %s", p.Stack.File, c.composeService())
+	for _, c := range stack.Colors {
+		if _, ok := config.Services[c.ComposeService()]; !ok {
+			return "", fmt.Errorf("%s has no service %s", p.Stack.File, c.ComposeService())
 		}
 	}
 	return fmt.Sprintf("%s is valid, %d services", p.Stack.File, len(config.Services)), nil
@@ -55,26 +32,26 @@ func (p *Preflight) composeFile(ctx context.Context, _ *checkInput) (string, err
 // traefikFiles checks that active.yml, blue.yml and green.yml agree, and that
 // Traefik follows them.
 func (p *Preflight) traefikFiles(ctx context.Context, in *checkInput) (string, error) {
-	t := p.Compose.Balancer
+	t := p.Replicas.Traefik
 	if in.routeErr != nil {
 		return "", in.routeErr
 	}
 	var texts []string
-	for _, c := range Colors {
-		text, err := t.render(Route{Live: c})
+	for _, c := range stack.Colors {
+		text, err := t.Render(stack.Route{Live: c})
 		if err != nil {
 			return "", err
 		}
-		texts = append(texts, strings.NewReplacer(Blue.traefikService(), "app", Green.traefikService(), "app", string(Blue), "color", string(Green), "color").Replace(string(text)))
+		texts = append(texts, strings.NewReplacer(stack.Blue.TraefikService(), "app", stack.Green.TraefikService(), "app", string(stack.Blue), "color", string(stack.Green), "color").Replace(string(text)))
 	}
 	if texts[0] != texts[1] {
 		return "", errors.New("blue.yml and green.yml differ in more than the color")
 	}
-	want, err := t.render(in.route)
+	want, err := t.Render(in.route)
 	if err != nil {
 		return "", err
 	}
-	if got, err := os.ReadFile(t.activePath()); err != nil || !bytes.Equal(got, want) {
+	if got, err := os.ReadFile(t.ActivePath()); err != nil || !bytes.Equal(got, want) {
 		return "", errors.Join(fmt.Errorf("active.yml differs from %s.yml: `switchyard switch %s` rewrites it", in.route.Live, in.route.Live), err)
 	}
 	s, err := t.Status(ctx)
@@ -90,26 +67,26 @@ func (p *Preflight) traefikFiles(ctx context.Context, in *checkInput) (string, e
 // components checks that all services of the stack except the colors run and are
 // healthy.
 func (p *Preflight) components(ctx context.Context, in *checkInput) (string, error) {
-	config, err := p.config(ctx)
+	config, err := p.Stack.Config(ctx)
 	if err != nil {
 		return "", err
 	}
 	var bad []string
 	n := 0
 	for name, service := range config.Services {
-		color := name == Blue.composeService() || name == Green.composeService() // checked by liveColor
+		color := name == stack.Blue.ComposeService() || name == stack.Green.ComposeService() // checked by liveColor
 		if color || len(service.Profiles) > 0 || p.WithoutMetrics && name == "prometheus" {
 			continue
 		}
 		n++
-		i := slices.IndexFunc(in.containers, func(c container) bool { return c.service() == name })
+		i := slices.IndexFunc(in.containers, func(c stack.Container) bool { return c.Service == name })
 		switch {
 		case i < 0:
 			bad = append(bad, name+" is not there")
-		case !in.containers[i].State.Running:
-			bad = append(bad, fmt.Sprintf("%s does not run (exit code %d)", name, in.containers[i].State.ExitCode))
-		case in.containers[i].State.Health != nil && in.containers[i].State.Health.Status != "healthy":
-			bad = append(bad, name+" is "+in.containers[i].State.Health.Status)
+		case !in.containers[i].Running:
+			bad = append(bad, fmt.Sprintf("%s does not run (exit code %d)", name, in.containers[i].ExitCode))
+		case in.containers[i].Health != "" && in.containers[i].Health != "healthy":
+			bad = append(bad, name+" is "+in.containers[i].Health)
 		}
 	}
 	if len(bad) > 0 {
@@ -125,7 +102,7 @@ func (p *Preflight) liveColor(_ context.Context, in *checkInput) (string, error)
 		return "", in.routeErr
 	}
 	replicas := in.snapshot.Replicas[in.route.Live]
-	serving := in.snapshot.countServing(in.route.Live)
+	serving := in.snapshot.CountServing(in.route.Live)
 	switch {
 	case len(replicas) == 0 && len(in.snapshot.Running(in.route.Live.Other())) == 0:
 		return "", warningf("neither color runs: this is a first deploy, which can't be rolled back")
@@ -134,17 +111,17 @@ func (p *Preflight) liveColor(_ context.Context, in *checkInput) (string, error)
 	case serving < len(replicas) || serving == 0:
 		return "", fmt.Errorf("%d of %d replicas of %s serve%s", serving, len(replicas), in.route.Live, describeProblems(replicas))
 	}
-	return fmt.Sprintf("%d replicas of %s serve %d clients", serving, in.route.Live, in.snapshot.countClients(in.route.Live)), nil
+	return fmt.Sprintf("%d replicas of %s serve %d clients", serving, in.route.Live, in.snapshot.CountClients(in.route.Live)), nil
 }
 
 // drainBudget checks that stopping a replica leaves time for a drain, and that a
 // drain can move all present clients.
 func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, error) {
-	config, err := p.config(ctx)
+	config, err := p.Stack.Config(ctx)
 	if err != nil {
 		return "", err
 	}
-	service := config.Services[Blue.composeService()]
+	service := config.Services[stack.Blue.ComposeService()]
 	budget := map[string]time.Duration{"DRAIN_TIMEOUT": 25 * time.Second, "DRAIN_WINDOW": 10 * time.Second}
 	for name := range budget {
 		if v := service.Environment[name]; v != "" {
@@ -160,7 +137,7 @@ func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, er
 	if grace < budget["DRAIN_TIMEOUT"]+30*time.Second {
 		return "", fmt.Errorf("stop_grace_period is %v, and DRAIN_TIMEOUT %v needs 30 s more", grace, budget["DRAIN_TIMEOUT"])
 	}
-	clients, replicas := in.snapshot.countClients(in.route.Live), max(1, len(in.snapshot.Running(in.route.Live)))
+	clients, replicas := in.snapshot.CountClients(in.route.Live), max(1, len(in.snapshot.Running(in.route.Live)))
 	rate := 500.0
 	if _, err := fmt.Sscan(cmp.Or(service.Environment["MAX_HANDSHAKE_RATE"], "500"), &rate); err != nil {
 		return "", fmt.Errorf("MAX_HANDSHAKE_RATE: %w", err)
@@ -175,26 +152,24 @@ func (p *Preflight) drainBudget(ctx context.Context, in *checkInput) (string, er
 
 // nofile checks that the containers may open enough files for all clients.
 func (p *Preflight) nofile(_ context.Context, in *checkInput) (string, error) {
-	clients := int64(in.snapshot.countClients(Blue) + in.snapshot.countClients(Green))
+	clients := int64(in.snapshot.CountClients(stack.Blue) + in.snapshot.CountClients(stack.Green))
 	limitsFound := 0
 	for _, c := range in.containers {
 		need := int64(0)
-		switch c.service() {
-		case "traefik":
+		switch c.Service {
+		case stack.TraefikService:
 			need = 4*clients + 1024 // both sides of each connection, and two connections for each client that moves
-		case Blue.composeService(), Green.composeService():
+		case stack.Blue.ComposeService(), stack.Green.ComposeService():
 			need = clients + 1024
 		default:
 			continue
 		}
-		for _, u := range c.HostConfig.Ulimits {
-			if u.Name != "nofile" {
-				continue
-			}
-			limitsFound++
-			if u.Soft < need {
-				return "", fmt.Errorf("%s may open %d files and needs %d for %d clients", strings.TrimPrefix(c.Name, "/"), u.Soft, need, clients)
-			}
+		if c.OpenFiles == 0 {
+			continue
+		}
+		limitsFound++
+		if c.OpenFiles < need {
+			return "", fmt.Errorf("%s may open %d files and needs %d for %d clients", c.Name, c.OpenFiles, need, clients)
 		}
 	}
 	if limitsFound == 0 {
@@ -232,14 +207,8 @@ func (p *Preflight) scan(ctx context.Context, in *checkInput) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.Settings.ScanLimit)
 	defer cancel()
-	run := (&Compose{Dir: p.Stack.Dir}).shell
-	if _, err := run(ctx, p.Settings.ScanLimit, command+` "$1"`, in.image.Ref); err != nil {
+	if _, err := stack.Shell(ctx, p.Settings.ScanLimit, p.Stack.Dir, command+` "$1"`, in.image.Ref); err != nil {
 		return "", fmt.Errorf("the scan rejects the image: %w", err)
 	}
 	return command + " accepts the image", nil
-}
-
-// shell runs a shell command of the operator in the stack's folder.
-func (c *Compose) shell(ctx context.Context, limit time.Duration, script string, args ...string) ([]byte, error) {
-	return command{}.run(ctx, limit, c.Dir, nil, "sh", append([]string{"-c", script, "sh"}, args...)...)
 }

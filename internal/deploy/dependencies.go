@@ -1,10 +1,10 @@
 package deploy
 
 import (
-	"cmp"
 	"context"
-	"slices"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // These interfaces are all that a Deployer needs of its environment. Each call is
@@ -14,12 +14,12 @@ import (
 // Containers are the replicas of both colors.
 type Containers interface {
 	// Inspect returns the replicas of both colors, running or not.
-	Inspect(ctx context.Context) (Snapshot, error)
+	Inspect(ctx context.Context) (stack.Snapshot, error)
 	// Start makes a color match its spec, and returns without waiting for it to be
 	// ready. Replicas that already match the spec stay as they are.
-	Start(ctx context.Context, spec ColorSpec) error
+	Start(ctx context.Context, spec stack.ColorSpec) error
 	// Stop stops and removes a color's replicas.
-	Stop(ctx context.Context, c Color) error
+	Stop(ctx context.Context, c stack.Color) error
 }
 
 // Clients drains replicas and lets them serve again.
@@ -33,22 +33,22 @@ type Clients interface {
 // Images finds, prepares and removes images.
 type Images interface {
 	// Resolve finds an image on the host, and pulls it if it is not there.
-	Resolve(ctx context.Context, ref string) (Image, error)
+	Resolve(ctx context.Context, ref string) (stack.Image, error)
 	// Migrate migrates the database to the image's schema.
-	Migrate(ctx context.Context, image Image) error
+	Migrate(ctx context.Context, image stack.Image) error
 	// Prune removes the images that nothing uses.
-	Prune(ctx context.Context, images []Image) error
+	Prune(ctx context.Context, images []stack.Image) error
 }
 
 // Traffic decides where new connections go.
 type Traffic interface {
 	// Route reads the route from active.yml.
-	Route(ctx context.Context) (Route, error)
+	Route(ctx context.Context) (stack.Route, error)
 	// SetRoute replaces active.yml atomically.
-	SetRoute(ctx context.Context, r Route) error
+	SetRoute(ctx context.Context, r stack.Route) error
 	// Status asks the balancer for the route that it follows. If its routers are
 	// broken, Status returns an error and still sets ServersUp.
-	Status(ctx context.Context) (BalancerStatus, error)
+	Status(ctx context.Context) (stack.BalancerStatus, error)
 }
 
 // Probes act as clients do.
@@ -71,7 +71,7 @@ type Metrics interface {
 type Records interface {
 	// SaveDiagnostics writes a color's logs, state, metrics and heap profiles into
 	// a folder.
-	SaveDiagnostics(ctx context.Context, c Color, folder string) error
+	SaveDiagnostics(ctx context.Context, c stack.Color, folder string) error
 	// Notify sends a notification to the receivers of the settings.
 	Notify(ctx context.Context, n Notification) error
 }
@@ -83,131 +83,10 @@ type Clock interface {
 	Sleep(ctx context.Context, d time.Duration) error
 }
 
-// An Image is a reference and the id that it had when it was resolved: a tag can
-// be moved later.
-type Image struct {
-	Ref string `json:"ref"`
-	// ID is the engine's digest of the contents.
-	ID string `json:"id"`
-}
-
-// A ColorSpec is the state that a color should have.
-type ColorSpec struct {
-	Color      Color  `json:"color"`
-	Image      Image  `json:"image"`
-	Deployment string `json:"deployment"`
-	Replicas   int    `json:"replicas"`
-}
-
-// A Snapshot is the state of all replicas at one moment.
-type Snapshot struct {
-	At       time.Time           `json:"at"`
-	Replicas map[Color][]Replica `json:"replicas"`
-}
-
-// A Replica is one container of a color.
-type Replica struct {
-	Name       string `json:"name"`
-	Number     int    `json:"number"`
-	Image      Image  `json:"image"`
-	Deployment string `json:"deployment"`
-	Version    string `json:"version,omitempty"`
-	Running    bool   `json:"running"`
-	// Restarts is how often the engine restarted the container. ExitReason says
-	// how it ended last, and is empty if it never did.
-	Restarts   int    `json:"restarts"`
-	ExitReason string `json:"ended,omitempty"`
-	// Address is host:port inside its network.
-	Address string `json:"address,omitempty"`
-	// MemoryLimit is in bytes; 0 means no limit.
-	MemoryLimit int64 `json:"memory_limit,omitempty"`
-	Health
-}
-
-// Health is what a replica reports of itself.
-type Health struct {
-	// Reachable is false if the replica did not answer at all.
-	Reachable bool `json:"answers"`
-	// Ready means that it takes new connections.
-	Ready bool `json:"ready"`
-	// Drain is the phase of its drain (delay, moving, closing or drained), empty
-	// when it serves.
-	Drain string `json:"drain,omitempty"`
-	// UnhealthyComponents maps the components that are not up to their states.
-	UnhealthyComponents map[string]string `json:"parts,omitempty"`
-	Clients             int               `json:"clients"`
-	// LostClients counts clients of the present drain whose connection broke.
-	LostClients int `json:"lost,omitempty"`
-}
-
-// Serves reports whether the replica takes clients.
-func (r Replica) Serves() bool { return r.Running && r.Ready && r.Drain == "" }
-
-// problem says why the replica is unhealthy, or "" if it is healthy. A drain is
-// not a problem.
-func (r Replica) problem() string {
-	switch {
-	case !r.Running:
-		return "it does not run: " + cmp.Or(r.ExitReason, "it was stopped")
-	case !r.Reachable:
-		return "it does not answer"
-	}
-	for _, part := range []string{"log", "delivery"} { // without these it is not ready
-		if state := r.UnhealthyComponents[part]; state != "" {
-			return part + " " + state
-		}
-	}
-	if !r.Ready && r.Drain == "" {
-		return "it is not ready"
-	}
-	return ""
-}
-
-// Running returns the running replicas of a color.
-func (s Snapshot) Running(c Color) []Replica {
-	return slices.DeleteFunc(slices.Clone(s.Replicas[c]), func(r Replica) bool { return !r.Running })
-}
-
-// countServing returns how many of a color's replicas take clients.
-func (s Snapshot) countServing(c Color) (n int) {
-	for _, r := range s.Replicas[c] {
-		if r.Serves() {
-			n++
-		}
-	}
-	return n
-}
-
-// countClients returns how many clients a color has.
-func (s Snapshot) countClients(c Color) (n int) {
-	for _, r := range s.Replicas[c] {
-		n += r.Clients
-	}
-	return n
-}
-
-// runningNames returns the names of a color's running replicas for which pass is
-// true.
-func (s Snapshot) runningNames(c Color, pass func(Replica) bool) (names []string) {
-	for _, r := range s.Running(c) {
-		if pass(r) {
-			names = append(names, r.Name)
-		}
-	}
-	return names
-}
-
-// BalancerStatus is the state that the balancer reports.
-type BalancerStatus struct {
-	Route Route `json:"route"`
-	// ServersUp is how many servers of each color pass its health check.
-	ServersUp map[Color]int `json:"up"`
-}
-
 // A Target is where a probe connects: to Replica, or from outside through the
 // balancer when Replica is nil. The server that answers must be of the deployment.
 type Target struct {
-	Replica    *Replica
+	Replica    *stack.Replica
 	Deployment string
 }
 
@@ -241,4 +120,22 @@ func (w MetricsWindow) ErrorRatio() float64 {
 		return 0
 	}
 	return w.Errors / w.Operations
+}
+
+// HostClock implements Clock with the host's clock.
+type HostClock struct{}
+
+// Now returns the time.
+func (HostClock) Now() time.Time { return time.Now() }
+
+// Sleep waits for d, or returns ctx's error when ctx ends first.
+func (HostClock) Sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -1,3 +1,6 @@
+// Package deploy puts a new image into service beside the one that runs,
+// moves all clients to it, and moves them back when the new version does worse.
+// DESIGN.md explains how a deploy survives being killed at any instruction.
 package deploy
 
 import (
@@ -6,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // Dependencies are all that a Deployer uses to see and change its environment.
@@ -27,7 +32,7 @@ type Deployer struct {
 	State    StateDir
 	Settings Settings
 	// Preflight, if set, returns an error if a deploy of the image must not begin.
-	Preflight func(ctx context.Context, image Image) error
+	Preflight func(ctx context.Context, image stack.Image) error
 	// WithoutMetrics deploys even if there are no metrics.
 	WithoutMetrics bool
 	// AllowRedeploy deploys an image even if it is live already.
@@ -64,7 +69,7 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 // all clients. The same command continues it.
 type UnfinishedError struct {
 	Step string
-	Live Color // empty if it could not be read
+	Live stack.Color // empty if it could not be read
 	Err  error
 	Next string
 }
@@ -178,7 +183,7 @@ func (d *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error)
 		return nil, &RefusedError{err}
 	}
 	from := route.Live
-	if old := snapshot.Running(from); len(old) > 0 && old[0].Image.ID == image.ID && snapshot.countServing(from) > 0 && !d.AllowRedeploy {
+	if old := snapshot.Running(from); len(old) > 0 && old[0].Image.ID == image.ID && snapshot.CountServing(from) > 0 && !d.AllowRedeploy {
 		return nil, &RefusedError{fmt.Errorf("%w: %s is on %s; --again deploys it nevertheless", ErrAlreadyLive, ref, from)}
 	}
 	now := d.Deps.Clock.Now().UTC()
@@ -196,8 +201,8 @@ func (d *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error)
 
 // currentSpec returns the spec that a color runs now. It has no replicas if the
 // color does not run.
-func currentSpec(c Color, s Snapshot) ColorSpec {
-	l := ColorSpec{Color: c, Replicas: len(s.Running(c))}
+func currentSpec(c stack.Color, s stack.Snapshot) stack.ColorSpec {
+	l := stack.ColorSpec{Color: c, Replicas: len(s.Running(c))}
 	if l.Replicas > 0 {
 		l.Image, l.Deployment = s.Running(c)[0].Image, s.Running(c)[0].Deployment
 	}
@@ -301,7 +306,7 @@ func (d *Deployer) unfinished(ctx context.Context, j *Journal, step string, err 
 }
 
 // historyEntry returns the journal's line of the history.
-func (d *Deployer) historyEntry(j *Journal, o Outcome, live Color) HistoryEntry {
+func (d *Deployer) historyEntry(j *Journal, o Outcome, live stack.Color) HistoryEntry {
 	e := HistoryEntry{
 		ID: j.ID, Outcome: o, Color: live, Image: j.Image, From: j.From, Old: &j.Old, Started: j.Started, Ended: d.Deps.Clock.Now().UTC(),
 		Trigger: j.Trigger, Reason: j.Reason, FailedAt: j.FailedAt, DiagnosticsDir: j.DiagnosticsDir, SuppressedTriggers: j.SuppressedTriggers, Notes: j.Notes, Steps: j.CompletedSteps,

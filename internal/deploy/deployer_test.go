@@ -12,6 +12,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -27,16 +28,16 @@ func TestADeployMovesAllClients(t *testing.T) {
 		}
 	}
 	e, err := d.Deploy(t.Context(), "v2")
-	if err != nil || e.Outcome != Deployed || e.Color != Green {
+	if err != nil || e.Outcome != Deployed || e.Color != stack.Green {
 		t.Fatal(e, err)
 	}
-	if env.balancerRoute.Live != Green || env.clients[Green] != 1000 {
+	if env.balancerRoute.Live != stack.Green || env.clients[stack.Green] != 1000 {
 		t.Errorf("live %s, clients %v", env.balancerRoute.Live, env.clients)
 	}
 	if got := strings.Join(steps, " "); got != "migrate start ready smoke baseline switch check watch move return watch moved prune" {
 		t.Error(got)
 	}
-	for _, r := range env.snapshot().Running(Blue) {
+	for _, r := range env.snapshot().Running(stack.Blue) {
 		if r.Drain != "drained" {
 			t.Errorf("a replica of the old color is not drained: %+v", r)
 		}
@@ -52,7 +53,7 @@ func TestADeployMovesAllClients(t *testing.T) {
 		t.Error(kinds)
 	}
 	// The next deploy goes to the other color.
-	if e, err = d.Deploy(t.Context(), "v3"); err != nil || e.Color != Blue || env.clients[Blue] != 1000 {
+	if e, err = d.Deploy(t.Context(), "v3"); err != nil || e.Color != stack.Blue || env.clients[stack.Blue] != 1000 {
 		t.Error(e, err, env.clients)
 	}
 }
@@ -71,7 +72,7 @@ func TestALiveImageIsNotDeployedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.AllowRedeploy = true
-	if e, err := d.Deploy(t.Context(), "v1"); err != nil || e.Color != Green {
+	if e, err := d.Deploy(t.Context(), "v1"); err != nil || e.Color != stack.Green {
 		t.Fatal(e, err)
 	}
 }
@@ -104,14 +105,14 @@ func TestTriggers(t *testing.T) {
 			}
 			e, err := d.Deploy(t.Context(), "v2")
 			var rolledBack *RolledBackError
-			if !errors.As(err, &rolledBack) || e.Outcome != RolledBack || e.Trigger != tt.trigger || e.Color != Blue {
+			if !errors.As(err, &rolledBack) || e.Outcome != RolledBack || e.Trigger != tt.trigger || e.Color != stack.Blue {
 				t.Fatalf("%+v, %v", e, err)
 			}
-			if env.balancerRoute.Live != Blue || env.clients[Green] != 0 || env.clients[Blue]+env.lostClients != 1000 || len(env.snapshot().Running(Green)) != 0 {
-				t.Errorf("live %s, clients %v, green %v", env.balancerRoute.Live, env.clients, env.replicas[Green])
+			if env.balancerRoute.Live != stack.Blue || env.clients[stack.Green] != 0 || env.clients[stack.Blue]+env.lostClients != 1000 || len(env.snapshot().Running(stack.Green)) != 0 {
+				t.Errorf("live %s, clients %v, green %v", env.balancerRoute.Live, env.clients, env.replicas[stack.Green])
 			}
-			if env.snapshot().countServing(Blue) != 3 || !slices.Equal(env.savedDiagnostics, []string{"green"}) || e.DiagnosticsDir == "" {
-				t.Errorf("%d replicas of blue serve; diagnostics of %v are in %q", env.snapshot().countServing(Blue), env.savedDiagnostics, e.DiagnosticsDir)
+			if env.snapshot().CountServing(stack.Blue) != 3 || !slices.Equal(env.savedDiagnostics, []string{"green"}) || e.DiagnosticsDir == "" {
+				t.Errorf("%d replicas of blue serve; diagnostics of %v are in %q", env.snapshot().CountServing(stack.Blue), env.savedDiagnostics, e.DiagnosticsDir)
 			}
 			if n := env.notifications[len(env.notifications)-1]; n.Kind != "rollback" || !strings.Contains(n.Text, e.Reason) {
 				t.Error(n)
@@ -228,24 +229,24 @@ func TestATriggerCanBeTurnedOff(t *testing.T) {
 
 func TestAFirstDeployHasNothingToRollBackTo(t *testing.T) {
 	env := newModelEnv(t)
-	env.replicas, env.clients, env.invariantsOn = map[Color][]Replica{}, map[Color]int{}, false
+	env.replicas, env.clients, env.invariantsOn = map[stack.Color][]stack.Replica{}, map[stack.Color]int{}, false
 	d := env.deployer(stateFolder(t))
 	e, err := d.Deploy(t.Context(), "v2")
-	if err != nil || e.Color != Green || len(e.Notes) != 1 || !strings.Contains(e.Notes[0], "first deploy") || len(env.snapshot().Running(Green)) != 3 {
+	if err != nil || e.Color != stack.Green || len(e.Notes) != 1 || !strings.Contains(e.Notes[0], "first deploy") || len(env.snapshot().Running(stack.Green)) != 3 {
 		t.Fatal(e, err)
 	}
 	env = newModelEnv(t)
-	env.replicas, env.clients, env.invariantsOn = map[Color][]Replica{}, map[Color]int{}, false
+	env.replicas, env.clients, env.invariantsOn = map[stack.Color][]stack.Replica{}, map[stack.Color]int{}, false
 	env.images["v2"] = imageFaults{neverReady: true}
-	if e, err = env.deployer(stateFolder(t)).Deploy(t.Context(), "v2"); e.Outcome != RolledBack || err == nil || len(env.replicas[Green]) != 0 {
+	if e, err = env.deployer(stateFolder(t)).Deploy(t.Context(), "v2"); e.Outcome != RolledBack || err == nil || len(env.replicas[stack.Green]) != 0 {
 		t.Fatal(e, err)
 	}
 	// A color that serves with errors stays live: there is no other.
 	env = newModelEnv(t)
-	env.replicas, env.clients, env.invariantsOn = map[Color][]Replica{}, map[Color]int{Green: 100}, false
+	env.replicas, env.clients, env.invariantsOn = map[stack.Color][]stack.Replica{}, map[stack.Color]int{stack.Green: 100}, false
 	env.images["v2"] = imageFaults{errors: .5}
 	var stuck *StuckError
-	if e, err = env.deployer(stateFolder(t)).Deploy(t.Context(), "v2"); !errors.As(err, &stuck) || len(env.replicas[Green]) != 3 || env.balancerRoute.Live != Green {
+	if e, err = env.deployer(stateFolder(t)).Deploy(t.Context(), "v2"); !errors.As(err, &stuck) || len(env.replicas[stack.Green]) != 3 || env.balancerRoute.Live != stack.Green {
 		t.Fatal(e, err)
 	}
 }
@@ -269,7 +270,7 @@ func TestADeployIsRolledBackIfTraefikDoesNotFollow(t *testing.T) {
 	env := newModelEnv(t)
 	env.ignoresChanges = true
 	e, err := env.deployer(stateFolder(t)).Deploy(t.Context(), "v2")
-	if e.Outcome != RolledBack || err == nil || !strings.Contains(e.Reason, "did not follow active.yml") || env.route.Live != Blue {
+	if e.Outcome != RolledBack || err == nil || !strings.Contains(e.Reason, "did not follow active.yml") || env.route.Live != stack.Blue {
 		t.Fatal(e, err)
 	}
 }
@@ -281,18 +282,18 @@ func TestAnOperatorRollsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	e, err := d.Rollback(t.Context())
-	if err != nil || e.Outcome != RolledBack || e.Color != Blue || env.clients[Blue] != 1000 || env.snapshot().countServing(Blue) != 3 {
+	if err != nil || e.Outcome != RolledBack || e.Color != stack.Blue || env.clients[stack.Blue] != 1000 || env.snapshot().CountServing(stack.Blue) != 3 {
 		t.Fatal(e, err, env.clients)
 	}
 	// A rollback also starts an old color that was stopped since.
 	if _, err = d.Deploy(t.Context(), "v2"); err != nil {
 		t.Fatal(err)
 	}
-	env.replicas[Blue] = nil
-	if e, err = d.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || env.snapshot().countServing(Blue) != 3 || env.snapshot().Running(Blue)[0].Image.Ref != "v1" {
+	env.replicas[stack.Blue] = nil
+	if e, err = d.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || env.snapshot().CountServing(stack.Blue) != 3 || env.snapshot().Running(stack.Blue)[0].Image.Ref != "v1" {
 		t.Fatal(e, err)
 	}
-	env.replicas[Green] = nil
+	env.replicas[stack.Green] = nil
 	if err := os.Remove(filepath.Join(d.State.Dir, "deploys.jsonl")); err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +329,7 @@ func TestAnInterruptedDeployCanBeResumed(t *testing.T) {
 		if e, err := d.Deploy(t.Context(), "v2"); err != nil && !errors.Is(err, ErrAlreadyLive) {
 			t.Fatal(e, err)
 		}
-		if env.balancerRoute.Live != Green || env.clients[Green] != 1000 {
+		if env.balancerRoute.Live != stack.Green || env.clients[stack.Green] != 1000 {
 			t.Fatal(env.balancerRoute, env.clients)
 		}
 	}
@@ -373,7 +374,7 @@ func checkFinalState(r *rapid.T, env *modelEnv, d *Deployer, e HistoryEntry, err
 		r.Fatalf("%+v, %v", e, err)
 	}
 	live := env.balancerRoute.Live
-	if env.route != env.balancerRoute || env.balancerRoute.SharePercent != 0 || env.snapshot().countServing(live) != 3 {
+	if env.route != env.balancerRoute || env.balancerRoute.SharePercent != 0 || env.snapshot().CountServing(live) != 3 {
 		r.Fatalf("route %v, Traefik %v, %+v", env.route, env.balancerRoute, env.replicas)
 	}
 	if env.clients[live]+env.lostClients != 1000 {

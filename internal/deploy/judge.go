@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A judge decides whether the new color does worse than the old color does at the
@@ -44,7 +46,7 @@ func newJudge(s Settings, j *Journal) *judge {
 }
 
 // judgeHealth judges one health check of all replicas.
-func (jd *judge) judgeHealth(s Snapshot) error {
+func (jd *judge) judgeHealth(s stack.Snapshot) error {
 	jd.recordOldHealth(s)
 	found := map[Trigger]string{}
 	seen := 0
@@ -72,7 +74,7 @@ func (jd *judge) judgeHealth(s Snapshot) error {
 }
 
 // judgeReplica adds the triggers of a replica of the new color to found.
-func (jd *judge) judgeReplica(r Replica, found map[Trigger]string) {
+func (jd *judge) judgeReplica(r stack.Replica, found map[Trigger]string) {
 	if first, known := jd.restarts[r.Name]; !known {
 		jd.restarts[r.Name] = r.Restarts
 	} else if n := r.Restarts - first; n > jd.settings.Triggers.Restarts {
@@ -88,7 +90,7 @@ func (jd *judge) judgeReplica(r Replica, found map[Trigger]string) {
 	} else {
 		jd.staleCanaries[r.Name] = 0
 	}
-	problem := r.problem()
+	problem := r.Problem()
 	if problem == "" {
 		jd.failedChecks[r.Name] = 0
 		return
@@ -105,7 +107,7 @@ func (jd *judge) countFailure(name, reason string, found map[Trigger]string) {
 }
 
 // recordOldHealth records a fault of the old color's replicas.
-func (jd *judge) recordOldHealth(s Snapshot) {
+func (jd *judge) recordOldHealth(s stack.Snapshot) {
 	for _, r := range s.Replicas[jd.journal.From] {
 		if r.Deployment != jd.journal.Old.Deployment {
 			continue
@@ -114,7 +116,7 @@ func (jd *judge) recordOldHealth(s Snapshot) {
 		if !known {
 			jd.restarts[r.Name], first = r.Restarts, r.Restarts
 		}
-		reason := r.problem()
+		reason := r.Problem()
 		if r.Restarts > first {
 			jd.restarts[r.Name] = r.Restarts
 			reason = "it was restarted"

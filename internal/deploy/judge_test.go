@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // The numbers in this file are those of docs/deploy.md, "What rolls back".
@@ -15,7 +17,7 @@ import (
 // settings and a baseline p95 of 40 ms.
 func testJudge() *judge {
 	j := &Journal{
-		ID: "new", From: Blue, To: Green, Replicas: 3, Old: ColorSpec{Color: Blue, Deployment: "old", Replicas: 3},
+		ID: "new", From: stack.Blue, To: stack.Green, Replicas: 3, Old: stack.ColorSpec{Color: stack.Blue, Deployment: "old", Replicas: 3},
 		Baseline: &MetricsWindow{Publishes: 1000, P95: 40 * time.Millisecond, CanaryP95: 5 * time.Millisecond}, ClientsBeforeMove: 1000,
 	}
 	return newJudge(DefaultSettings(), j)
@@ -25,12 +27,12 @@ var judgeEpoch = time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
 
 // healthy returns a snapshot of three healthy replicas of each color, so long after
 // the start of the test.
-func healthy(after time.Duration) Snapshot {
-	s := Snapshot{At: judgeEpoch.Add(after), Replicas: map[Color][]Replica{}}
-	for c, deployment := range map[Color]string{Blue: "old", Green: "new"} {
+func healthy(after time.Duration) stack.Snapshot {
+	s := stack.Snapshot{At: judgeEpoch.Add(after), Replicas: map[stack.Color][]stack.Replica{}}
+	for c, deployment := range map[stack.Color]string{stack.Blue: "old", stack.Green: "new"} {
 		for n := 1; n <= 3; n++ {
-			s.Replicas[c] = append(s.Replicas[c], Replica{
-				Name: fmt.Sprintf("%s-%d", c, n), Number: n, Deployment: deployment, Running: true, Health: Health{Reachable: true, Ready: true},
+			s.Replicas[c] = append(s.Replicas[c], stack.Replica{
+				Name: fmt.Sprintf("%s-%d", c, n), Number: n, Deployment: deployment, Running: true, Health: stack.Health{Reachable: true, Ready: true},
 			})
 		}
 	}
@@ -53,17 +55,17 @@ func firedTrigger(t *testing.T, err error) Trigger {
 // Three failed checks of a replica in a row are tolerated, the fourth fires. A
 // check that passes between them resets the count.
 func TestTheFourthFailedHealthCheckInARowFires(t *testing.T) {
-	unready := func() Snapshot {
+	unready := func() stack.Snapshot {
 		s := healthy(0)
-		s.Replicas[Green][1].Ready = false
+		s.Replicas[stack.Green][1].Ready = false
 		return s
 	}
-	missing := func() Snapshot {
+	missing := func() stack.Snapshot {
 		s := healthy(0)
-		s.Replicas[Green] = s.Replicas[Green][:2]
+		s.Replicas[stack.Green] = s.Replicas[stack.Green][:2]
 		return s
 	}
-	for name, faulty := range map[string]func() Snapshot{"a replica is not ready": unready, "a replica is missing": missing} {
+	for name, faulty := range map[string]func() stack.Snapshot{"a replica is not ready": unready, "a replica is missing": missing} {
 		jd := testJudge()
 		for i, failed := range []bool{true, true, true, false, true, true, true, true} {
 			s := healthy(0)
@@ -87,7 +89,7 @@ func TestTheSecondStaleCanaryInARowFires(t *testing.T) {
 	for i, want := range []Trigger{"", "", "", TriggerDeliveryCanary} {
 		s := healthy(0)
 		if i != 1 {
-			s.Replicas[Green][0].UnhealthyComponents = map[string]string{"delivery": "stale"}
+			s.Replicas[stack.Green][0].UnhealthyComponents = map[string]string{"delivery": "stale"}
 		}
 		if got := firedTrigger(t, jd.judgeHealth(s)); got != want {
 			t.Errorf("check %d: trigger %q, want %q", i+1, got, want)
@@ -98,9 +100,9 @@ func TestTheSecondStaleCanaryInARowFires(t *testing.T) {
 // A single crash fires. A restart from before the deploy does not.
 func TestACrashFires(t *testing.T) {
 	jd := testJudge()
-	restarted := func(times int) Snapshot {
+	restarted := func(times int) stack.Snapshot {
 		s := healthy(0)
-		s.Replicas[Green][2].Restarts, s.Replicas[Green][2].ExitReason = times, "exit code 2"
+		s.Replicas[stack.Green][2].Restarts, s.Replicas[stack.Green][2].ExitReason = times, "exit code 2"
 		return s
 	}
 	if got := firedTrigger(t, jd.judgeHealth(restarted(4))); got != "" {
@@ -158,7 +160,7 @@ func quickBaseline(jd *judge) { jd.journal.Baseline.P95 = time.Millisecond }
 // A fault of the old color suppresses a trigger for two windows of 30 s, and no
 // longer.
 func TestAnOldFaultSuppressesTriggersForTwoWindows(t *testing.T) {
-	crashed := func(c Color, after time.Duration) Snapshot {
+	crashed := func(c stack.Color, after time.Duration) stack.Snapshot {
 		s := healthy(after)
 		s.Replicas[c][0].Running, s.Replicas[c][0].ExitReason = false, "exit code 2"
 		return s
@@ -167,10 +169,10 @@ func TestAnOldFaultSuppressesTriggersForTwoWindows(t *testing.T) {
 		30 * time.Second: "", 60 * time.Second: "", 61 * time.Second: TriggerCrash, 5 * time.Minute: TriggerCrash,
 	} {
 		jd := testJudge()
-		if got := firedTrigger(t, jd.judgeHealth(crashed(Blue, 0))); got != "" {
+		if got := firedTrigger(t, jd.judgeHealth(crashed(stack.Blue, 0))); got != "" {
 			t.Errorf("a crash of the old color fires %q", got)
 		}
-		if got := firedTrigger(t, jd.judgeHealth(crashed(Green, after))); got != want {
+		if got := firedTrigger(t, jd.judgeHealth(crashed(stack.Green, after))); got != want {
 			t.Errorf("%v after a fault of the old color: trigger %q, want %q", after, got, want)
 		}
 		suppressed := slices.ContainsFunc(jd.newlySuppressed(), func(s string) bool { return strings.HasPrefix(s, "crash is suppressed") })

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // commandKilled is the panic that stands for SIGKILL: the command ends without a
@@ -34,17 +36,17 @@ type imageFaults struct {
 type modelEnv struct {
 	t              *testing.T
 	now            time.Time
-	route          Route
+	route          stack.Route
 	routeErr       error // active.yml can't be read by anyone
 	ignoresChanges bool  // Traefik does not follow active.yml
-	balancerRoute  Route
+	balancerRoute  stack.Route
 
-	replicas       map[Color][]Replica
+	replicas       map[stack.Color][]stack.Replica
 	startedAt      map[string]time.Time
 	drainStartedAt map[string]time.Time
 	images         map[string]imageFaults
 
-	clients     map[Color]int
+	clients     map[stack.Color]int
 	lostClients int // clients that did not reconnect
 
 	dbDown                   func(now time.Time) bool
@@ -63,12 +65,12 @@ type modelEnv struct {
 
 func newModelEnv(t *testing.T) *modelEnv {
 	m := &modelEnv{
-		t: t, now: time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC), route: Route{Live: Blue}, balancerRoute: Route{Live: Blue},
-		replicas: map[Color][]Replica{}, startedAt: map[string]time.Time{}, drainStartedAt: map[string]time.Time{},
-		images: map[string]imageFaults{"v1": {}, "v2": {}, "v3": {}}, clients: map[Color]int{Blue: 1000}, callsUntilKill: -1,
+		t: t, now: time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC), route: stack.Route{Live: stack.Blue}, balancerRoute: stack.Route{Live: stack.Blue},
+		replicas: map[stack.Color][]stack.Replica{}, startedAt: map[string]time.Time{}, drainStartedAt: map[string]time.Time{},
+		images: map[string]imageFaults{"v1": {}, "v2": {}, "v3": {}}, clients: map[stack.Color]int{stack.Blue: 1000}, callsUntilKill: -1,
 		dbDown: func(time.Time) bool { return false },
 	}
-	m.apply(ColorSpec{Color: Blue, Image: Image{Ref: "v1", ID: "id-v1"}, Deployment: "first", Replicas: 3})
+	m.apply(stack.ColorSpec{Color: stack.Blue, Image: stack.Image{Ref: "v1", ID: "id-v1"}, Deployment: "first", Replicas: 3})
 	m.now = m.now.Add(time.Hour)
 	m.invariantsOn = true
 	return m
@@ -99,20 +101,20 @@ func (m *modelEnv) checkInvariants() {
 		return
 	}
 	s := m.snapshot()
-	if len(s.runningNames(m.balancerRoute.Live, func(r Replica) bool { return r.Drain == "" })) == 0 {
+	if len(s.RunningNames(m.balancerRoute.Live, func(r stack.Replica) bool { return r.Drain == "" })) == 0 {
 		m.t.Fatalf("after %d calls: %s is live and has no replica that is not drained: %+v", m.calls, m.balancerRoute.Live, s.Replicas)
 	}
-	drained := func(c Color) bool {
+	drained := func(c stack.Color) bool {
 		running := s.Running(c)
-		return len(running) > 0 && !slices.ContainsFunc(running, func(r Replica) bool { return r.Drain == "" })
+		return len(running) > 0 && !slices.ContainsFunc(running, func(r stack.Replica) bool { return r.Drain == "" })
 	}
-	if drained(Blue) && drained(Green) {
+	if drained(stack.Blue) && drained(stack.Green) {
 		m.t.Fatalf("after %d calls both colors are drained", m.calls)
 	}
 }
 
 // faultsOf returns the faults of a replica's image.
-func (m *modelEnv) faultsOf(r Replica) imageFaults {
+func (m *modelEnv) faultsOf(r stack.Replica) imageFaults {
 	if r.Deployment == "first" {
 		return m.oldFaults
 	}
@@ -120,15 +122,15 @@ func (m *modelEnv) faultsOf(r Replica) imageFaults {
 }
 
 // snapshot returns the replicas as they are at the model's time.
-func (m *modelEnv) snapshot() Snapshot {
-	s := Snapshot{At: m.now, Replicas: map[Color][]Replica{}}
-	for _, c := range Colors {
+func (m *modelEnv) snapshot() stack.Snapshot {
+	s := stack.Snapshot{At: m.now, Replicas: map[stack.Color][]stack.Replica{}}
+	for _, c := range stack.Colors {
 		for i := range m.replicas[c] {
 			r := &m.replicas[c][i]
 			m.advance(c, r)
 			s.Replicas[c] = append(s.Replicas[c], *r)
 		}
-		if n := s.countServing(c) + len(s.runningNames(c, func(r Replica) bool { return r.Drain == "moving" })); n > 0 {
+		if n := s.CountServing(c) + len(s.RunningNames(c, func(r stack.Replica) bool { return r.Drain == "moving" })); n > 0 {
 			for i := range s.Replicas[c] {
 				s.Replicas[c][i].Clients = m.clients[c] / n
 			}
@@ -139,7 +141,7 @@ func (m *modelEnv) snapshot() Snapshot {
 
 // advance updates a replica to the model's time: its health, its drain and its
 // clients.
-func (m *modelEnv) advance(c Color, r *Replica) {
+func (m *modelEnv) advance(c stack.Color, r *stack.Replica) {
 	f, age := m.faultsOf(*r), m.now.Sub(m.startedAt[r.Name])
 	r.UnhealthyComponents = map[string]string{}
 	if f.crashAfter > 0 && age > f.crashAfter && r.Running {
@@ -165,7 +167,7 @@ func (m *modelEnv) advance(c Color, r *Replica) {
 	}
 	unready := f.neverReady || f.unready != nil && f.unready(age)
 	r.Ready = r.Running && !unready && age >= 3*time.Second && len(r.UnhealthyComponents) == 0 && r.Drain == ""
-	if r.Drain == "drained" && !slices.ContainsFunc(m.replicas[c], func(o Replica) bool { return o.Drain != "drained" }) {
+	if r.Drain == "drained" && !slices.ContainsFunc(m.replicas[c], func(o stack.Replica) bool { return o.Drain != "drained" }) {
 		to := m.balancerRoute.Live
 		if to != c && m.clients[c] > 0 {
 			lost := int(float64(m.clients[c]) * m.images[m.replicas[to][0].Image.Ref].loses)
@@ -177,8 +179,8 @@ func (m *modelEnv) advance(c Color, r *Replica) {
 }
 
 // apply makes a color match its spec.
-func (m *modelEnv) apply(spec ColorSpec) {
-	var kept []Replica
+func (m *modelEnv) apply(spec stack.ColorSpec) {
+	var kept []stack.Replica
 	for _, r := range m.replicas[spec.Color] {
 		if r.Deployment == spec.Deployment && r.Image.ID == spec.Image.ID && len(kept) < spec.Replicas {
 			r.Running = true
@@ -193,24 +195,24 @@ func (m *modelEnv) apply(spec ColorSpec) {
 		name := fmt.Sprintf("app_%s-%d", spec.Color, n)
 		delete(m.drainStartedAt, name)
 		m.startedAt[name] = m.now
-		m.replicas[spec.Color] = append(m.replicas[spec.Color], Replica{
+		m.replicas[spec.Color] = append(m.replicas[spec.Color], stack.Replica{
 			Name: name, Number: n, Image: spec.Image, Deployment: spec.Deployment, Running: true,
 		})
 	}
 }
 
-func (m *modelEnv) Inspect(context.Context) (Snapshot, error) {
+func (m *modelEnv) Inspect(context.Context) (stack.Snapshot, error) {
 	defer m.trackCall()()
 	return m.snapshot(), nil
 }
 
-func (m *modelEnv) Start(_ context.Context, spec ColorSpec) error {
+func (m *modelEnv) Start(_ context.Context, spec stack.ColorSpec) error {
 	defer m.trackCall()()
 	m.apply(spec)
 	return nil
 }
 
-func (m *modelEnv) Stop(_ context.Context, c Color) error {
+func (m *modelEnv) Stop(_ context.Context, c stack.Color) error {
 	defer m.trackCall()()
 	if m.balancerRoute.Live == c {
 		m.t.Fatalf("%s was stopped while it was live", c)
@@ -241,33 +243,33 @@ func (m *modelEnv) Undrain(_ context.Context, names []string) error {
 	return nil
 }
 
-func (m *modelEnv) Resolve(_ context.Context, ref string) (Image, error) {
+func (m *modelEnv) Resolve(_ context.Context, ref string) (stack.Image, error) {
 	if _, known := m.images[ref]; !known {
-		return Image{}, errors.New("no such image: " + ref)
+		return stack.Image{}, errors.New("no such image: " + ref)
 	}
-	return Image{Ref: ref, ID: "id-" + ref}, nil
+	return stack.Image{Ref: ref, ID: "id-" + ref}, nil
 }
 
-func (m *modelEnv) Migrate(context.Context, Image) error {
+func (m *modelEnv) Migrate(context.Context, stack.Image) error {
 	defer m.trackCall()()
 	return m.migrateErr
 }
 
-func (m *modelEnv) Prune(_ context.Context, images []Image) error {
+func (m *modelEnv) Prune(_ context.Context, images []stack.Image) error {
 	for _, i := range images {
 		m.pruned = append(m.pruned, i.Ref)
 	}
 	return nil
 }
 
-func (m *modelEnv) Route(context.Context) (Route, error) {
+func (m *modelEnv) Route(context.Context) (stack.Route, error) {
 	defer m.trackCall()()
 	return m.route, m.routeErr
 }
 
-func (m *modelEnv) SetRoute(_ context.Context, r Route) error {
+func (m *modelEnv) SetRoute(_ context.Context, r stack.Route) error {
 	defer m.trackCall()()
-	if s := m.snapshot(); m.invariantsOn && s.countServing(r.Live) == 0 && s.countServing(r.Live.Other()) > 0 {
+	if s := m.snapshot(); m.invariantsOn && s.CountServing(r.Live) == 0 && s.CountServing(r.Live.Other()) > 0 {
 		m.t.Fatalf("traffic goes to %s, which has no replica that serves: %+v", r.Live, s.Replicas)
 	}
 	m.route, m.routeErr = r, nil
@@ -277,10 +279,10 @@ func (m *modelEnv) SetRoute(_ context.Context, r Route) error {
 	return nil
 }
 
-func (m *modelEnv) Status(context.Context) (BalancerStatus, error) {
+func (m *modelEnv) Status(context.Context) (stack.BalancerStatus, error) {
 	defer m.trackCall()()
 	s := m.snapshot()
-	return BalancerStatus{Route: m.balancerRoute, ServersUp: map[Color]int{Blue: s.countServing(Blue), Green: s.countServing(Green)}}, m.routeErr
+	return stack.BalancerStatus{Route: m.balancerRoute, ServersUp: map[stack.Color]int{stack.Blue: s.CountServing(stack.Blue), stack.Green: s.CountServing(stack.Green)}}, m.routeErr
 }
 
 func (m *modelEnv) Smoke(_ context.Context, t Target) error {
@@ -314,7 +316,7 @@ func (m *modelEnv) Window(_ context.Context, deployment string, span time.Durati
 	if m.metricsErr != nil {
 		return MetricsWindow{}, m.metricsErr
 	}
-	for _, c := range Colors {
+	for _, c := range stack.Colors {
 		for _, r := range m.replicas[c] {
 			if r.Deployment != deployment {
 				continue
@@ -338,7 +340,7 @@ func (m *modelEnv) Window(_ context.Context, deployment string, span time.Durati
 	return MetricsWindow{}, nil
 }
 
-func (m *modelEnv) SaveDiagnostics(_ context.Context, c Color, folder string) error {
+func (m *modelEnv) SaveDiagnostics(_ context.Context, c stack.Color, folder string) error {
 	defer m.trackCall()()
 	m.savedDiagnostics = append(m.savedDiagnostics, string(c))
 	return nil

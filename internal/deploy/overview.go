@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	pm "github.com/prometheus/common/model"
+	"switchyard/internal/stack"
 )
 
 // An Overview is the state of the stack at a glance. An error field says why its
@@ -17,50 +17,43 @@ import (
 type Overview struct {
 	At time.Time `json:"at"`
 	// Route is the route of active.yml, Traefik the state that Traefik reports.
-	Route        *Route              `json:"route"`
-	RouteError   string              `json:"route_error,omitempty"`
-	Traefik      *BalancerStatus     `json:"traefik"`
-	TraefikError string              `json:"traefik_error,omitempty"`
-	Replicas     map[Color][]Replica `json:"replicas"`
-	Current      *Journal            `json:"current,omitempty"`
-	Alerts       []Alert             `json:"alerts"`
-	AlertsError  string              `json:"alerts_error,omitempty"`
-	History      []HistoryEntry      `json:"history"` // the newest first
-}
-
-// An Alert is a firing alert of Prometheus.
-type Alert struct {
-	Name     string `json:"name"`
-	Severity string `json:"severity,omitempty"`
-	Labels   string `json:"labels,omitempty"`
+	Route        *stack.Route                    `json:"route"`
+	RouteError   string                          `json:"route_error,omitempty"`
+	Traefik      *stack.BalancerStatus           `json:"traefik"`
+	TraefikError string                          `json:"traefik_error,omitempty"`
+	Replicas     map[stack.Color][]stack.Replica `json:"replicas"`
+	Current      *Journal                        `json:"current,omitempty"`
+	Alerts       []stack.Alert                   `json:"alerts"`
+	AlertsError  string                          `json:"alerts_error,omitempty"`
+	History      []HistoryEntry                  `json:"history"` // the newest first
 }
 
 // lastDeploys is how many deploys the overview shows.
 const lastDeploys = 5
 
-// Overview collects the state of the stack. It fails only if Docker does not
+// ReadOverview collects the state of a stack. It fails only if Docker does not
 // answer or the state folder can't be read.
-func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) {
-	c := s.Compose(nil)
-	snapshot, err := c.Inspect(ctx)
+func ReadOverview(ctx context.Context, s *stack.Stack) (*Overview, error) {
+	replicas := s.Replicas()
+	snapshot, err := replicas.Inspect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	o := &Overview{At: snapshot.At.UTC(), Replicas: snapshot.Replicas, Alerts: []Alert{}, History: []HistoryEntry{}}
-	if r, err := c.Balancer.Route(ctx); err != nil {
+	o := &Overview{At: snapshot.At.UTC(), Replicas: snapshot.Replicas, Alerts: []stack.Alert{}, History: []HistoryEntry{}}
+	if r, err := replicas.Traefik.Route(ctx); err != nil {
 		o.RouteError = err.Error()
 	} else {
 		o.Route = &r
 	}
-	if t, err := c.Balancer.Status(ctx); err != nil {
+	if t, err := replicas.Traefik.Status(ctx); err != nil {
 		o.TraefikError = err.Error()
 	} else {
 		o.Traefik = &t
 	}
-	if o.Alerts, err = p.Alerts(ctx); err != nil {
+	if o.Alerts, err = s.Prometheus().Alerts(ctx); err != nil {
 		o.AlertsError = err.Error()
 	}
-	state := StateDir{Dir: s.Dir + "/state"}
+	state := StateDir{Dir: s.StateDir()}
 	if o.Current, err = state.Current(); err != nil {
 		return o, err
 	}
@@ -73,50 +66,27 @@ func (s *Stack) Overview(ctx context.Context, p *Prometheus) (*Overview, error) 
 	return o, nil
 }
 
-// Alerts returns the alerts that fire, sorted by name.
-func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
-	alerts := []Alert{}
-	q, err := p.newQuery(ctx, "", 0)
-	if err != nil {
-		return alerts, err
-	}
-	firing, err := q.vector(ctx, `ALERTS{alertstate="firing"}`)
-	if err != nil {
-		return alerts, err
-	}
-	for _, f := range firing {
-		a := Alert{Name: string(f.Metric["alertname"]), Severity: string(f.Metric["severity"])}
-		for _, known := range []pm.LabelName{"__name__", "alertname", "alertstate", "severity"} {
-			delete(f.Metric, known)
-		}
-		a.Labels = f.Metric.String()
-		alerts = append(alerts, a)
-	}
-	slices.SortFunc(alerts, func(a, b Alert) int { return strings.Compare(a.Name+a.Labels, b.Name+b.Labels) })
-	return alerts, nil
-}
-
 // Healthy reports whether Traefik follows active.yml and all replicas of the live
 // color serve.
 func (o *Overview) Healthy() bool {
 	if o.Route == nil || o.Traefik == nil || *o.Route != o.Traefik.Route {
 		return false
 	}
-	s := Snapshot{Replicas: o.Replicas}
-	return s.countServing(o.Route.Live) > 0 && s.countServing(o.Route.Live) == len(o.Replicas[o.Route.Live])
+	s := stack.Snapshot{Replicas: o.Replicas}
+	return s.CountServing(o.Route.Live) > 0 && s.CountServing(o.Route.Live) == len(o.Replicas[o.Route.Live])
 }
 
 // String formats the overview for people.
 func (o *Overview) String() string {
 	var b strings.Builder
 	b.WriteString("live     " + o.liveText() + "\n")
-	for _, c := range Colors {
+	for _, c := range stack.Colors {
 		fmt.Fprintf(&b, "%-8s %s\n", c, o.colorText(c))
 		for _, r := range o.Replicas[c] {
 			if r.Drain != "" && o.colorStatus(c) == "serving" { // one of several was drained by hand
 				fmt.Fprintf(&b, "         %s: %s\n", r.Name, r.Drain)
 			}
-			if t := r.problem(); t != "" || r.Restarts > 0 {
+			if t := r.Problem(); t != "" || r.Restarts > 0 {
 				fmt.Fprintf(&b, "         %s: %s\n", r.Name, cmp.Or(t, fmt.Sprintf("restarted %d times (%s)", r.Restarts, r.ExitReason)))
 			}
 		}
@@ -157,8 +127,8 @@ func (o *Overview) liveText() string {
 }
 
 // colorStatus returns a color's status in a word or two.
-func (o *Overview) colorStatus(c Color) string {
-	s := Snapshot{Replicas: o.Replicas}
+func (o *Overview) colorStatus(c stack.Color) string {
+	s := stack.Snapshot{Replicas: o.Replicas}
 	replicas := s.Running(c)
 	phases := map[string]int{}
 	for _, r := range replicas {
@@ -171,22 +141,22 @@ func (o *Overview) colorStatus(c Color) string {
 		return "drained"
 	case phases[""] == 0:
 		return "draining"
-	case s.countServing(c) == 0:
+	case s.CountServing(c) == 0:
 		return "not ready"
 	}
 	return "serving"
 }
 
 // colorText returns a color's line of the overview.
-func (o *Overview) colorText(c Color) string {
-	s := Snapshot{Replicas: o.Replicas}
+func (o *Overview) colorText(c stack.Color) string {
+	s := stack.Snapshot{Replicas: o.Replicas}
 	replicas := s.Running(c)
 	if len(replicas) == 0 {
 		return "stopped"
 	}
 	r := replicas[0]
 	return fmt.Sprintf("%s, %d of %d replicas ready, %d clients, %s (version %s, %s)",
-		o.colorStatus(c), s.countServing(c), len(o.Replicas[c]), s.countClients(c), r.Image.Ref, cmp.Or(r.Version, "unknown"), r.Deployment)
+		o.colorStatus(c), s.CountServing(c), len(o.Replicas[c]), s.CountClients(c), r.Image.Ref, cmp.Or(r.Version, "unknown"), r.Deployment)
 }
 
 // String formats an entry of the history for people, on one line.
@@ -203,7 +173,7 @@ var errNotRunning = errors.New("it does not run")
 
 // Switch sends new connections to a color that runs. Existing connections stay
 // where they are.
-func (d *Deployer) Switch(ctx context.Context, c Color) (HistoryEntry, error) {
+func (d *Deployer) Switch(ctx context.Context, c stack.Color) (HistoryEntry, error) {
 	if err := d.requireNoDeploy(); err != nil {
 		return HistoryEntry{}, err
 	}
@@ -223,7 +193,7 @@ func (d *Deployer) Switch(ctx context.Context, c Color) (HistoryEntry, error) {
 	if err := d.waitReady(ctx, j, true); err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
-	if err := d.setRoute(ctx, Route{Live: c}); err != nil {
+	if err := d.setRoute(ctx, stack.Route{Live: c}); err != nil {
 		return HistoryEntry{}, &StuckError{Reason: err.Error(), Remedy: "`switchyard status` shows what Traefik serves"}
 	}
 	e := HistoryEntry{ID: began.Format("20060102T150405Z") + "-switch", Outcome: Switched, Color: c, Image: l.Image, From: c.Other(), Started: began, Ended: d.Deps.Clock.Now().UTC()}

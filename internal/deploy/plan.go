@@ -5,15 +5,17 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A Plan is the list of steps of a deploy.
 type Plan struct {
-	Image    Image    `json:"image"`
-	From     Color    `json:"from"`
-	To       Color    `json:"to"`
-	Replicas int      `json:"replicas"`
-	Steps    []string `json:"steps"`
+	Image    stack.Image `json:"image"`
+	From     stack.Color `json:"from"`
+	To       stack.Color `json:"to"`
+	Replicas int         `json:"replicas"`
+	Steps    []string    `json:"steps"`
 	// Unfinished is the id of the deploy that it would continue.
 	Unfinished string `json:"unfinished,omitempty"`
 }

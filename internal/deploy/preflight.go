@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A CheckResult is the result of one preflight check.
@@ -30,9 +32,9 @@ const checkLimit = 2 * time.Minute
 
 // A Preflight checks whether a deploy may begin.
 type Preflight struct {
-	Stack    *Stack
-	Compose  *Compose
-	Metrics  *Prometheus
+	Stack    *stack.Stack
+	Replicas *stack.Replicas
+	Metrics  *HostMetrics
 	Settings Settings
 	State    StateDir
 	// Ignore names checks that may fail.
@@ -62,11 +64,11 @@ func warningf(format string, args ...any) error { return &warning{fmt.Errorf(for
 
 // checkInput is the state that several checks read; Run collects it once.
 type checkInput struct {
-	containers []container
-	snapshot   Snapshot
-	route      Route
+	containers []stack.Container
+	snapshot   stack.Snapshot
+	route      stack.Route
 	routeErr   error
-	image      Image // empty if no image was named
+	image      stack.Image // empty if no image was named
 }
 
 // checks returns all checks, in the order of the report.
@@ -82,7 +84,7 @@ func (p *Preflight) checks() []check {
 
 // Run runs all checks, four at a time. Without an image the checks of an image only
 // warn. Run itself fails only if it can't run the checks at all.
-func (p *Preflight) Run(ctx context.Context, image Image) ([]CheckResult, error) {
+func (p *Preflight) Run(ctx context.Context, image stack.Image) ([]CheckResult, error) {
 	names := map[string]bool{}
 	for _, c := range p.checks() {
 		names[c.name] = true
@@ -94,13 +96,13 @@ func (p *Preflight) Run(ctx context.Context, image Image) ([]CheckResult, error)
 	}
 	in := &checkInput{image: image}
 	var err error
-	if in.containers, err = p.Compose.containers(ctx); err != nil {
+	if in.containers, err = p.Stack.Containers(ctx); err != nil && !errors.Is(err, stack.ErrNoContainers) {
 		return nil, err
 	}
-	if in.snapshot, err = p.Compose.Inspect(ctx); err != nil {
+	if in.snapshot, err = p.Replicas.Inspect(ctx); err != nil {
 		return nil, err
 	}
-	in.route, in.routeErr = p.Compose.Balancer.Route(ctx)
+	in.route, in.routeErr = p.Replicas.Traefik.Route(ctx)
 	all := p.checks()
 	results := make([]CheckResult, len(all))
 	var wg sync.WaitGroup
@@ -135,7 +137,7 @@ func (p *Preflight) runCheck(ctx context.Context, c check, in *checkInput) Check
 
 // Allow runs all checks, passes each result to report, and returns an error that
 // names the failed ones.
-func (p *Preflight) Allow(ctx context.Context, image Image, report func(CheckResult)) error {
+func (p *Preflight) Allow(ctx context.Context, image stack.Image, report func(CheckResult)) error {
 	results, err := p.Run(ctx, image)
 	if err != nil {
 		return err
@@ -169,7 +171,7 @@ func AnyFailed(results []CheckResult) bool {
 	return slices.ContainsFunc(results, func(c CheckResult) bool { return c.Status == statusFail })
 }
 
-// Preflight returns the preflight checks of the stack.
-func (s *Stack) Preflight(c *Compose, settings Settings, state StateDir) *Preflight {
-	return &Preflight{Stack: s, Compose: c, Metrics: s.Metrics(c), Settings: settings, State: state, Clock: HostClock{}}
+// NewPreflight returns the preflight checks of a stack.
+func NewPreflight(s *stack.Stack, settings Settings) *Preflight {
+	return &Preflight{Stack: s, Replicas: s.Replicas(), Metrics: NewHostMetrics(s), Settings: settings, State: StateDir{Dir: s.StateDir()}, Clock: HostClock{}}
 }

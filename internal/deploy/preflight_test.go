@@ -2,32 +2,35 @@ package deploy
 
 import (
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
+
+	"switchyard/internal/stack"
+	"switchyard/internal/testkit"
 )
 
 // recordedPreflight returns the preflight checks of the recorded stack. outputs and
 // change replace parts of the record.
-func recordedPreflight(t *testing.T, outputs dockerOutputs, change func(fakeTransport) fakeTransport) *Preflight {
+func recordedPreflight(t *testing.T, outputs testkit.DockerOutputs, change func(testkit.Transport) testkit.Transport) *Preflight {
 	t.Helper()
-	c := fakeDocker(t, outputs)
-	w := recordedTransport(t)
+	testkit.FakeDocker(t, outputs)
+	answers := testkit.RecordedTransport(t)
 	if change != nil {
-		w = change(w)
+		answers = change(answers)
 	}
-	useTransport(t, w)
-	s := &Stack{
-		Dir: c.Dir, File: c.File, Project: c.Project, TraefikAPI: "http://traefik:8080", Prometheus: "http://prometheus:9090",
-		Env: map[string]string{"DOMAIN": "chat.invalid", "HTTPS_PORT": "127.0.0.1:1"},
+	s := &stack.Stack{
+		Dir: t.TempDir(), File: stack.DefaultFile, Project: "switchyard-e2e", TraefikAPI: "http://traefik:8080", PrometheusURL: "http://prometheus:9090",
+		Env: map[string]string{"DOMAIN": "chat.invalid", "HTTPS_PORT": "127.0.0.1:1"}, Client: &http.Client{Transport: answers},
 	}
-	c.Balancer = s.Compose(nil).Balancer
-	c.Balancer.Dir = newTraefik(t).Dir
-	return s.Preflight(c, DefaultSettings(), StateDir{Dir: t.TempDir()})
+	p := NewPreflight(s, DefaultSettings())
+	p.Replicas.Traefik.Dir = testkit.TraefikDir(t)
+	return p
 }
 
 func TestPreflightOfAHealthyStack(t *testing.T) {
-	all, err := recordedPreflight(t, nil, nil).Run(t.Context(), Image{Ref: "v2", ID: "sha256:new"})
+	all, err := recordedPreflight(t, nil, nil).Run(t.Context(), stack.Image{Ref: "v2", ID: "sha256:new"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,23 +52,23 @@ func TestPreflightOfAHealthyStack(t *testing.T) {
 
 // Each check fails for its reason, and names it.
 func TestPreflightReportsFailures(t *testing.T) {
-	dead := strings.Replace(recorded(t, "inspect.json"), `"Running":true`, `"Running":false`, 1)
-	stopped := strings.ReplaceAll(recorded(t, "inspect.json"), `"Running":true`, `"Running":false`)
+	dead := strings.Replace(testkit.Recorded(t, "inspect.json"), `"Running":true`, `"Running":false`, 1)
+	stopped := strings.ReplaceAll(testkit.Recorded(t, "inspect.json"), `"Running":true`, `"Running":false`)
 	third := `,{"metric":{"color":"blue","instance":"10.214.32.15:8000","job":"switchyard"},"value":[1795699506.858,"30425088"]}`
 	for name, tt := range map[string]struct {
-		outputs        dockerOutputs
-		change         func(fakeTransport) fakeTransport
+		outputs        testkit.DockerOutputs
+		change         func(testkit.Transport) testkit.Transport
 		withoutMetrics bool
 		want           CheckResult
 	}{
-		"bad compose":   {outputs: dockerOutputs{"config --format json": "Error: services.x: no such key\n"}, want: CheckResult{"compose", statusFail, "no such key"}},
-		"one is down":   {outputs: dockerOutputs{"inspect --type container": dead}, want: CheckResult{"components", statusFail, "alertmanager does not run (exit code 0)"}},
-		"all are down":  {outputs: dockerOutputs{"inspect --type container": stopped}, want: CheckResult{"live", statusFail, "`docker compose up -d` starts it"}},
-		"breaking":      {outputs: dockerOutputs{"run --rm": `[{"name":"0009_drop","breaking":9}]`}, want: CheckResult{"migrations", statusFail, "0009_drop is not additive"}},
-		"adding":        {outputs: dockerOutputs{"run --rm": `[{"name":"0009_add","breaking":0}]`}, want: CheckResult{"migrations", statusOK, "0009_add pending; all are additive"}},
-		"no standby":    {outputs: dockerOutputs{"psql": "0|0\n"}, want: CheckResult{"replica", statusFail, "no standby follows postgres"}},
-		"lagging":       {outputs: dockerOutputs{"psql": "1|31\n"}, want: CheckResult{"replica", statusFail, "31 s behind"}},
-		"short grace":   {outputs: dockerOutputs{"config --format json": strings.ReplaceAll(recorded(t, "config.json"), "1m35s", "1m0s")}, want: CheckResult{"drain", statusFail, "needs 30 s more"}},
+		"bad compose":   {outputs: testkit.DockerOutputs{"config --format json": "Error: services.x: no such key\n"}, want: CheckResult{"compose", statusFail, "no such key"}},
+		"one is down":   {outputs: testkit.DockerOutputs{"inspect --type container": dead}, want: CheckResult{"components", statusFail, "alertmanager does not run (exit code 0)"}},
+		"all are down":  {outputs: testkit.DockerOutputs{"inspect --type container": stopped}, want: CheckResult{"live", statusFail, "`docker compose up -d` starts it"}},
+		"breaking":      {outputs: testkit.DockerOutputs{"run --rm": `[{"name":"0009_drop","breaking":9}]`}, want: CheckResult{"migrations", statusFail, "0009_drop is not additive"}},
+		"adding":        {outputs: testkit.DockerOutputs{"run --rm": `[{"name":"0009_add","breaking":0}]`}, want: CheckResult{"migrations", statusOK, "0009_add pending; all are additive"}},
+		"no standby":    {outputs: testkit.DockerOutputs{"psql": "0|0\n"}, want: CheckResult{"replica", statusFail, "no standby follows postgres"}},
+		"lagging":       {outputs: testkit.DockerOutputs{"psql": "1|31\n"}, want: CheckResult{"replica", statusFail, "31 s behind"}},
+		"short grace":   {outputs: testkit.DockerOutputs{"config --format json": strings.ReplaceAll(testkit.Recorded(t, "config.json"), "1m35s", "1m0s")}, want: CheckResult{"drain", statusFail, "needs 30 s more"}},
 		"critical":      {change: withReplaced(`"severity":"info"`, `"severity":"critical"`), want: CheckResult{"alerts", statusFail, "firing: Watchdog"}},
 		"few seen":      {change: withReplaced(third, ""), want: CheckResult{"metrics", statusFail, "sees 2 of 3 live replicas"}},
 		"no Prometheus": {change: withoutPort("9090"), want: CheckResult{"metrics", statusFail, "--without-metrics continues"}},
@@ -77,15 +80,15 @@ func TestPreflightReportsFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := recordedPreflight(t, tt.outputs, tt.change)
 			p.WithoutMetrics = tt.withoutMetrics
-			containers, err1 := p.Compose.containers(t.Context())
-			snapshot, err2 := p.Compose.Inspect(t.Context())
-			route, err3 := p.Compose.Balancer.Route(t.Context())
+			containers, err1 := p.Stack.Containers(t.Context())
+			snapshot, err2 := p.Replicas.Inspect(t.Context())
+			route, err3 := p.Replicas.Traefik.Route(t.Context())
 			if err := errors.Join(err1, err2, err3); err != nil {
 				t.Fatal(err)
 			}
 			all := p.checks()
 			one := all[slices.IndexFunc(all, func(c check) bool { return c.name == tt.want.Name })]
-			got := p.runCheck(t.Context(), one, &checkInput{containers: containers, snapshot: snapshot, route: route, image: Image{Ref: "v2", ID: "sha256:new"}})
+			got := p.runCheck(t.Context(), one, &checkInput{containers: containers, snapshot: snapshot, route: route, image: stack.Image{Ref: "v2", ID: "sha256:new"}})
 			if got.Status != tt.want.Status || !strings.Contains(got.Text, tt.want.Text) {
 				t.Errorf("%+v, want %+v", got, tt.want)
 			}

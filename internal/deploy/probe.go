@@ -12,6 +12,7 @@ import (
 
 	"switchyard/internal/client"
 	"switchyard/internal/message"
+	"switchyard/internal/stack"
 )
 
 // smokeLimit bounds one smoke test.
@@ -20,10 +21,10 @@ const smokeLimit = 20 * time.Second
 // A Prober implements Probes: it tests the stack as its users meet it, or a single
 // replica.
 type Prober struct {
-	Stack *Stack
+	Stack *stack.Stack
 	// Verifier runs many clients for d, checks what they received, and returns the
 	// p95 from a publish to its ack.
-	Verifier func(ctx context.Context, s *Stack, d time.Duration, token string) (time.Duration, error)
+	Verifier func(ctx context.Context, s *stack.Stack, d time.Duration, token string) (time.Duration, error)
 }
 
 // Smoke connects, joins, publishes and receives, and then resumes on a second
@@ -31,7 +32,7 @@ type Prober struct {
 func (p *Prober) Smoke(ctx context.Context, t Target) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
 	defer cancel()
-	url, http := p.Stack.URL("wss", "/ws"), p.Stack.HTTPClient()
+	url, http := p.Stack.Balancer().URL("wss", "/ws"), p.Stack.Balancer().HTTPClient()
 	if t.Replica != nil {
 		// With the users' host name: a replica may refuse others.
 		url, http = "ws://"+p.Stack.Env["DOMAIN"]+"/ws", clientFor(t.Replica.Address)
@@ -105,7 +106,7 @@ func (p *Prober) smoke(ctx context.Context, url string, http *http.Client, t Tar
 // dial connects once. It returns the first error, where the client by itself would
 // retry.
 func (p *Prober) dial(ctx context.Context, url string, http *http.Client) (*client.Client, error) {
-	token, err := p.Stack.token(time.Now())
+	token, err := p.Stack.Token(time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -171,12 +172,15 @@ func expectMessage(ctx context.Context, got chan message.Message, want string) e
 	}
 }
 
+// errNoVerifier says that the Prober has no Verifier.
+var errNoVerifier = errors.New("no verifier is set")
+
 // Verify runs the Verifier with a token for its rooms.
 func (p *Prober) Verify(ctx context.Context, d time.Duration) (time.Duration, error) {
 	if p.Verifier == nil {
 		return 0, errNoVerifier
 	}
-	token, err := p.Stack.token(time.Now())
+	token, err := p.Stack.Token(time.Now())
 	if err != nil {
 		return 0, err
 	}
@@ -187,8 +191,8 @@ func (p *Prober) Verify(ctx context.Context, d time.Duration) (time.Duration, er
 // browser does.
 func (p *Prober) LoadPage(ctx context.Context) error {
 	for path, want := range map[string]string{"/": "<html", "/client.js": "switchyard.v1"} {
-		url := p.Stack.URL("https", path)
-		status, body, err := fetch(ctx, p.Stack.HTTPClient(), url)
+		url := p.Stack.Balancer().URL("https", path)
+		status, body, err := stack.Fetch(ctx, p.Stack.Balancer().HTTPClient(), url)
 		switch {
 		case err != nil:
 			return fmt.Errorf("load %s: %w", url, err)

@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // Bounds of diagnostics and notifications.
@@ -30,7 +32,7 @@ const (
 // HostRecords implements Records: it writes diagnostics to the host's disk, and
 // posts notifications.
 type HostRecords struct {
-	Compose *Compose
+	Stack *stack.Stack
 	// Webhook, if set, receives each notification as a POST. Secret, if set, signs
 	// it.
 	Webhook, Secret string
@@ -43,9 +45,9 @@ type HostRecords struct {
 }
 
 // NewHostRecords returns the HostRecords of the settings, and reads their secrets.
-// Paths are relative to dir.
-func NewHostRecords(c *Compose, n NotificationSettings, dir string) (*HostRecords, error) {
-	h := &HostRecords{Compose: c, Webhook: n.Webhook, Grafana: n.Grafana, Clock: HostClock{}}
+// Paths are relative to the stack's folder.
+func NewHostRecords(s *stack.Stack, n NotificationSettings) (*HostRecords, error) {
+	h := &HostRecords{Stack: s, Webhook: n.Webhook, Grafana: n.Grafana, Clock: HostClock{}}
 	for _, secret := range []struct {
 		path string
 		into *string
@@ -55,7 +57,7 @@ func NewHostRecords(c *Compose, n NotificationSettings, dir string) (*HostRecord
 		}
 		path := secret.path
 		if !filepath.IsAbs(path) {
-			path = filepath.Join(dir, path)
+			path = filepath.Join(s.Dir, path)
 		}
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -68,8 +70,8 @@ func NewHostRecords(c *Compose, n NotificationSettings, dir string) (*HostRecord
 
 // SaveDiagnostics writes the diagnostics of each replica of a color. If one of the
 // files fails, it still writes the others.
-func (h *HostRecords) SaveDiagnostics(ctx context.Context, c Color, folder string) error {
-	s, err := h.Compose.Inspect(ctx)
+func (h *HostRecords) SaveDiagnostics(ctx context.Context, c stack.Color, folder string) error {
+	s, err := h.Stack.Replicas().Inspect(ctx)
 	if err != nil {
 		return err
 	}
@@ -85,7 +87,7 @@ func (h *HostRecords) SaveDiagnostics(ctx context.Context, c Color, folder strin
 
 // saveReplica writes a replica's files: state and log, and if it is reachable its
 // metrics, readiness and heap profile.
-func (h *HostRecords) saveReplica(ctx context.Context, r Replica, folder string) error {
+func (h *HostRecords) saveReplica(ctx context.Context, r stack.Replica, folder string) error {
 	var errs []error
 	write := func(name string, text []byte, err error) {
 		if len(text) > 0 {
@@ -96,29 +98,20 @@ func (h *HostRecords) saveReplica(ctx context.Context, r Replica, folder string)
 		}
 	}
 	ctx = context.WithoutCancel(ctx) // each file has its own timeout
-	out, err := h.Compose.docker(ctx, diagnosticsTimeout, "inspect", r.Name)
+	out, err := h.Stack.Docker(ctx, diagnosticsTimeout, "inspect", r.Name)
 	write(".state.json", out, err)
-	out, err = h.Compose.logs(ctx, r.Name)
+	out, err = h.Stack.Tail(ctx, diagnosticsTimeout, r.Name, logTail)
 	write(".log", out, err)
 	if !r.Reachable {
 		return errors.Join(errs...)
 	}
-	_, out, err = fetch(ctx, containerClient, "http://"+r.Address+"/metrics")
+	_, out, err = stack.Fetch(ctx, h.Stack.Client, "http://"+r.Address+"/metrics")
 	write(".metrics", out, err)
-	_, out, err = fetch(ctx, containerClient, "http://"+r.Address+"/readyz")
+	_, out, err = stack.Fetch(ctx, h.Stack.Client, "http://"+r.Address+"/readyz")
 	write(".readyz.json", out, err)
-	out, err = h.Compose.docker(ctx, diagnosticsTimeout, "exec", r.Name, "/server", "profile", "heap")
+	out, err = h.Stack.Docker(ctx, diagnosticsTimeout, "exec", r.Name, "/server", "profile", "heap")
 	write(".heap.pprof", out, err)
 	return errors.Join(errs...)
-}
-
-// logs returns a container's last lines.
-func (c *Compose) logs(ctx context.Context, name string) ([]byte, error) {
-	cmd := command{mergeStderr: true}
-	if c.Lock != nil {
-		cmd.inheritedFile = c.Lock.file
-	}
-	return cmd.run(ctx, diagnosticsTimeout, c.Dir, nil, "docker", "logs", "--timestamps", "--tail", logTail, name)
 }
 
 // Notify posts a notification, with retries. A receiver verifies the sender by

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A recordedRequest is a POST that a fakeReceiver received.
@@ -48,13 +50,13 @@ func TestANotificationIsSignedAndRetried(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("between us\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	records, err := NewHostRecords(nil, NotificationSettings{Webhook: url + "/hook", SecretFile: "secret"}, dir)
+	records, err := NewHostRecords(&stack.Stack{Dir: dir}, NotificationSettings{Webhook: url + "/hook", SecretFile: "secret"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	env := newModelEnv(t)
 	records.Clock = env // its sleeps take no time
-	n := Notification{At: env.now, Kind: "rollback", Deploy: "d1", Image: "v2", Live: Blue, Text: "v2 was rolled back: it was slow"}
+	n := Notification{At: env.now, Kind: "rollback", Deploy: "d1", Image: "v2", Live: stack.Blue, Text: "v2 was rolled back: it was slow"}
 	if err := records.Notify(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +101,7 @@ func TestGrafanaGetsAnAnnotation(t *testing.T) {
 	url, got := fakeReceiver(t, 0)
 	records := &HostRecords{Grafana: url + "/", GrafanaToken: "token", Clock: HostClock{}}
 	at := time.UnixMilli(1795687200123)
-	if err := records.Notify(t.Context(), Notification{At: at, Kind: "switch", Live: Green, Text: "new connections go to green"}); err != nil {
+	if err := records.Notify(t.Context(), Notification{At: at, Kind: "switch", Live: stack.Green, Text: "new connections go to green"}); err != nil {
 		t.Fatal(err)
 	}
 	var annotation struct {

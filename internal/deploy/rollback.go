@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // runRollback rolls the deploy back. finishOrRollBack calls it when a step failed,
@@ -78,7 +80,7 @@ func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
 		}
 		status, _ := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by routeToOldColor
 		up := status.ServersUp[j.From]
-		serving := s.countServing(j.From)
+		serving := s.CountServing(j.From)
 		if serving >= j.Old.Replicas && up >= min(serving, j.Old.Replicas) {
 			return nil
 		}
@@ -107,7 +109,7 @@ func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
 // routeToOldColor routes new connections to the old color, unless active.yml and
 // Traefik already do.
 func (d *Deployer) routeToOldColor(ctx context.Context, j *Journal) error {
-	want := Route{Live: j.From}
+	want := stack.Route{Live: j.From}
 	if r, err := d.Deps.Traffic.Route(ctx); err == nil && r == want {
 		if s, err := d.Deps.Traffic.Status(ctx); err == nil && s.Route == want {
 			return nil
@@ -125,15 +127,15 @@ func (d *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
 		if err != nil {
 			return err
 		}
-		busy := s.runningNames(j.To, func(r Replica) bool { return r.Reachable && r.Drain != "drained" })
+		busy := s.RunningNames(j.To, func(r stack.Replica) bool { return r.Reachable && r.Drain != "drained" })
 		if len(busy) == 0 {
 			return nil
 		}
 		if d.Deps.Clock.Now().After(limit) || failures > 3 {
-			d.report("rollback", "warn", "%s could not be drained: %d clients are left there and will reconnect", j.To, s.countClients(j.To))
+			d.report("rollback", "warn", "%s could not be drained: %d clients are left there and will reconnect", j.To, s.CountClients(j.To))
 			return nil
 		}
-		if toDrain := s.runningNames(j.To, func(r Replica) bool { return r.Reachable && r.Drain == "" }); len(toDrain) > 0 {
+		if toDrain := s.RunningNames(j.To, func(r stack.Replica) bool { return r.Reachable && r.Drain == "" }); len(toDrain) > 0 {
 			if err := d.Deps.Clients.Drain(ctx, toDrain, "deployment", "rollback"); err != nil {
 				failures++
 				d.report("rollback", "warn", "%v", err)
@@ -152,14 +154,14 @@ func (d *Deployer) rollBackFirstDeploy(ctx context.Context, j *Journal) (History
 	if err != nil {
 		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
-	if r, err := d.Deps.Traffic.Route(ctx); err == nil && r.Live == j.To && s.countServing(j.To) > 0 {
+	if r, err := d.Deps.Traffic.Route(ctx); err == nil && r.Live == j.To && s.CountServing(j.To) > 0 {
 		return HistoryEntry{}, d.stuck(ctx, j, fmt.Errorf("%s, and there is no earlier version to roll back to: %s stays live", j.Reason, j.To))
 	}
 	d.saveDiagnostics(ctx, j)
 	if err := d.Deps.Containers.Stop(ctx, j.To); err != nil {
 		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
-	if err := d.Deps.Traffic.SetRoute(ctx, Route{Live: j.From}); err != nil {
+	if err := d.Deps.Traffic.SetRoute(ctx, stack.Route{Live: j.From}); err != nil {
 		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
 	e := d.historyEntry(j, RolledBack, j.From)

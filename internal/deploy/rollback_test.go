@@ -4,6 +4,8 @@ import (
 	"errors"
 	"slices"
 	"testing"
+
+	"switchyard/internal/stack"
 )
 
 // A rollback that was interrupted is continued by the next command, even if the new
@@ -24,7 +26,7 @@ func TestAKilledRollbackIsContinued(t *testing.T) {
 	env.images["v2"], d.Report = imageFaults{}, nil
 	e, err := d.Deploy(t.Context(), "v2")
 	var rolledBack *RolledBackError
-	if !errors.As(err, &rolledBack) || e.Outcome != RolledBack || e.Trigger != TriggerErrors || env.balancerRoute.Live != Blue {
+	if !errors.As(err, &rolledBack) || e.Outcome != RolledBack || e.Trigger != TriggerErrors || env.balancerRoute.Live != stack.Blue {
 		t.Errorf("%+v, %v; live %s", e, err, env.balancerRoute.Live)
 	}
 }

@@ -7,14 +7,16 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A Scaler adds and removes single replicas.
 type Scaler interface {
 	// SetServers lists the replicas numbered 1 to n in the balancer.
-	SetServers(ctx context.Context, c Color, n int) error
+	SetServers(ctx context.Context, c stack.Color, n int) error
 	// Remove stops and removes replicas. Those numbered 1 to remaining stay.
-	Remove(ctx context.Context, c Color, replicas []string, remaining int) error
+	Remove(ctx context.Context, c stack.Color, replicas []string, remaining int) error
 }
 
 // Scale gives the live color n replicas. It waits until new replicas serve, and
@@ -66,7 +68,7 @@ func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 // the balancer assumes that a new server is up until its first health check, and
 // would send users to a replica that is not ready. A killed command may have started the
 // replicas already.
-func (d *Deployer) grow(ctx context.Context, scaler Scaler, spec ColorSpec, before int) error {
+func (d *Deployer) grow(ctx context.Context, scaler Scaler, spec stack.ColorSpec, before int) error {
 	if spec.Replicas > before {
 		d.report("scale", "begin", "%s from %d to %d replicas", spec.Color, before, spec.Replicas)
 		if err := d.Deps.Containers.Start(ctx, spec); err != nil {
@@ -84,7 +86,7 @@ func (d *Deployer) grow(ctx context.Context, scaler Scaler, spec ColorSpec, befo
 }
 
 // shrink drains the surplus replicas and removes them.
-func (d *Deployer) shrink(ctx context.Context, scaler Scaler, c Color, surplus []string, remaining int) error {
+func (d *Deployer) shrink(ctx context.Context, scaler Scaler, c stack.Color, surplus []string, remaining int) error {
 	d.report("scale", "begin", "drain and remove %s", strings.Join(surplus, ", "))
 	if err := d.drainAndWait(ctx, "scale", c, surplus, "node"); err != nil {
 		return err
@@ -94,7 +96,7 @@ func (d *Deployer) shrink(ctx context.Context, scaler Scaler, c Color, surplus [
 
 // drainAndWait drains replicas and waits until they are drained, for at most
 // DrainLimit.
-func (d *Deployer) drainAndWait(ctx context.Context, step string, c Color, replicas []string, scope string) error {
+func (d *Deployer) drainAndWait(ctx context.Context, step string, c stack.Color, replicas []string, scope string) error {
 	limit := d.Deps.Clock.Now().Add(d.Settings.DrainLimit)
 	for lastReported := -1; ; {
 		s, err := d.inspect(ctx)
@@ -136,16 +138,16 @@ func (d *Deployer) drainAndWait(ctx context.Context, step string, c Color, repli
 
 // findReplicas returns all replicas of the color with this name, or the one replica
 // with this name.
-func findReplicas(s Snapshot, name string) (c Color, replicas []string, err error) {
-	if c, err := ParseColor(name); err == nil {
-		all := s.runningNames(c, func(Replica) bool { return true })
+func findReplicas(s stack.Snapshot, name string) (c stack.Color, replicas []string, err error) {
+	if c, err := stack.ParseColor(name); err == nil {
+		all := s.RunningNames(c, func(stack.Replica) bool { return true })
 		if len(all) == 0 {
 			err = fmt.Errorf("%s does not run", c)
 		}
 		return c, all, err
 	}
-	for _, c := range Colors {
-		if all := s.runningNames(c, func(r Replica) bool { return r.Name == name }); len(all) == 1 {
+	for _, c := range stack.Colors {
+		if all := s.RunningNames(c, func(r stack.Replica) bool { return r.Name == name }); len(all) == 1 {
 			return c, all, nil
 		}
 	}
@@ -170,7 +172,7 @@ func (d *Deployer) Drain(ctx context.Context, name string) error {
 	if err != nil {
 		return &RefusedError{err}
 	}
-	rest := s.runningNames(route.Live, func(r Replica) bool { return r.Serves() && !slices.Contains(replicas, r.Name) })
+	rest := s.RunningNames(route.Live, func(r stack.Replica) bool { return r.Serves() && !slices.Contains(replicas, r.Name) })
 	if len(rest) == 0 {
 		return &RefusedError{fmt.Errorf("no replica would be left to take the clients: %s is live", route.Live)}
 	}

@@ -7,26 +7,28 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // Remove removes replicas, which must be drained.
-func (m *modelEnv) Remove(_ context.Context, c Color, names []string, _ int) error {
+func (m *modelEnv) Remove(_ context.Context, c stack.Color, names []string, _ int) error {
 	defer m.trackCall()()
 	for _, r := range m.snapshot().Replicas[c] {
 		if slices.Contains(names, r.Name) && r.Drain != "drained" {
 			m.t.Fatalf("%s was removed with its clients", r.Name)
 		}
 	}
-	m.replicas[c] = slices.DeleteFunc(m.replicas[c], func(r Replica) bool { return slices.Contains(names, r.Name) })
+	m.replicas[c] = slices.DeleteFunc(m.replicas[c], func(r stack.Replica) bool { return slices.Contains(names, r.Name) })
 	return nil
 }
 
 // SetServers lists replicas, which must serve: the balancer sends users to them at
 // once.
-func (m *modelEnv) SetServers(_ context.Context, c Color, n int) error {
+func (m *modelEnv) SetServers(_ context.Context, c stack.Color, n int) error {
 	defer m.trackCall()()
-	if s := m.snapshot(); s.countServing(c) < n {
-		m.t.Fatalf("%d replicas of %s are listed in the balancer, but only %d serve", n, c, s.countServing(c))
+	if s := m.snapshot(); s.CountServing(c) < n {
+		m.t.Fatalf("%d replicas of %s are listed in the balancer, but only %d serve", n, c, s.CountServing(c))
 	}
 	m.listedServers = n
 	return nil
@@ -35,10 +37,10 @@ func (m *modelEnv) SetServers(_ context.Context, c Color, n int) error {
 func TestScaling(t *testing.T) {
 	env := newModelEnv(t)
 	d := env.deployer(stateFolder(t))
-	if e, err := d.Scale(t.Context(), env, 5); err != nil || env.snapshot().countServing(Blue) != 5 || env.listedServers != 5 || e.Outcome != Scaled {
+	if e, err := d.Scale(t.Context(), env, 5); err != nil || env.snapshot().CountServing(stack.Blue) != 5 || env.listedServers != 5 || e.Outcome != Scaled {
 		t.Fatal(e, err)
 	}
-	if e, err := d.Scale(t.Context(), env, 2); err != nil || env.snapshot().countServing(Blue) != 2 || env.clients[Blue] != 1000 {
+	if e, err := d.Scale(t.Context(), env, 2); err != nil || env.snapshot().CountServing(stack.Blue) != 2 || env.clients[stack.Blue] != 1000 {
 		t.Fatal(e, err, env.clients)
 	}
 	if e, err := d.Scale(t.Context(), env, 2); err != nil {
@@ -48,7 +50,7 @@ func TestScaling(t *testing.T) {
 	if _, _, died := env.runUntilKilled(12, func() (HistoryEntry, error) { return d.Scale(t.Context(), env, 3) }); !died || env.listedServers == 3 {
 		t.Fatalf("killed %v, %d servers listed", died, env.listedServers)
 	}
-	if e, err := d.Scale(t.Context(), env, 3); err != nil || env.listedServers != 3 || env.snapshot().countServing(Blue) != 3 {
+	if e, err := d.Scale(t.Context(), env, 3); err != nil || env.listedServers != 3 || env.snapshot().CountServing(stack.Blue) != 3 {
 		t.Fatal(e, err, env.listedServers)
 	}
 	var refused *RefusedError
@@ -68,10 +70,10 @@ func TestDrainingByHand(t *testing.T) {
 			t.Errorf("drain %s: %v", name, err)
 		}
 	}
-	if err := d.Drain(t.Context(), "app_blue-2"); err != nil || env.snapshot().countServing(Blue) != 2 {
+	if err := d.Drain(t.Context(), "app_blue-2"); err != nil || env.snapshot().CountServing(stack.Blue) != 2 {
 		t.Fatal(err)
 	}
-	if err := d.Undrain(t.Context(), "app_blue-2"); err != nil || env.snapshot().countServing(Blue) != 3 {
+	if err := d.Undrain(t.Context(), "app_blue-2"); err != nil || env.snapshot().CountServing(stack.Blue) != 3 {
 		t.Fatal(err)
 	}
 	if _, err := d.Deploy(t.Context(), "v2"); err != nil {
@@ -81,10 +83,10 @@ func TestDrainingByHand(t *testing.T) {
 	if err := d.Undrain(t.Context(), "blue"); err != nil {
 		t.Fatal(err)
 	}
-	if e, err := d.Switch(t.Context(), Blue); err != nil || e.Outcome != Switched || env.balancerRoute.Live != Blue || env.clients[Green] != 1000 {
+	if e, err := d.Switch(t.Context(), stack.Blue); err != nil || e.Outcome != Switched || env.balancerRoute.Live != stack.Blue || env.clients[stack.Green] != 1000 {
 		t.Fatal(e, err)
 	}
-	if err := d.Drain(t.Context(), "green"); err != nil || env.clients[Blue] != 1000 {
+	if err := d.Drain(t.Context(), "green"); err != nil || env.clients[stack.Blue] != 1000 {
 		t.Fatal(err, env.clients)
 	}
 }
@@ -94,9 +96,9 @@ func TestDrainingByHand(t *testing.T) {
 func TestABrokenRouteIsRewritten(t *testing.T) {
 	env := newModelEnv(t)
 	d := env.deployer(stateFolder(t))
-	env.routeErr = ErrRoute
+	env.routeErr = stack.ErrRoute
 	began := env.now
-	if e, err := d.Switch(t.Context(), Blue); err != nil || e.Color != Blue || env.routeErr != nil {
+	if e, err := d.Switch(t.Context(), stack.Blue); err != nil || e.Color != stack.Blue || env.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if took := env.now.Sub(began); took > 10*time.Second {
@@ -105,8 +107,8 @@ func TestABrokenRouteIsRewritten(t *testing.T) {
 	if _, _, died := env.runUntilKilled(60, func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }); !died {
 		t.Fatal("the deploy was not killed")
 	}
-	env.routeErr, began = ErrRoute, env.now
-	if e, err := d.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || env.route != (Route{Live: Blue}) || env.routeErr != nil {
+	env.routeErr, began = stack.ErrRoute, env.now
+	if e, err := d.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || env.route != (stack.Route{Live: stack.Blue}) || env.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if took := env.now.Sub(began); took > 30*time.Second {
@@ -121,7 +123,7 @@ func TestAnUnfinishedDeployBlocksOtherCommands(t *testing.T) {
 		t.Fatal("the deploy was not killed")
 	}
 	_, scale := d.Scale(t.Context(), env, 5)
-	_, swap := d.Switch(t.Context(), Green)
+	_, swap := d.Switch(t.Context(), stack.Green)
 	_, other := d.Deploy(t.Context(), "v3")
 	for _, err := range []error{scale, swap, other, d.Drain(t.Context(), "app_blue-1"), d.Undrain(t.Context(), "blue")} {
 		if err == nil || !strings.Contains(err.Error(), "a deploy of v2 is unfinished") || !strings.Contains(err.Error(), "switchyard rollback") {
@@ -132,7 +134,7 @@ func TestAnUnfinishedDeployBlocksOtherCommands(t *testing.T) {
 	if err != nil || plan.Unfinished == "" || !strings.Contains(plan.String(), "would continue") {
 		t.Error(plan, err)
 	}
-	if e, err := d.Rollback(t.Context()); e.Outcome != RolledBack || env.balancerRoute.Live != Blue || len(env.replicas[Green]) != 0 {
+	if e, err := d.Rollback(t.Context()); e.Outcome != RolledBack || env.balancerRoute.Live != stack.Blue || len(env.replicas[stack.Green]) != 0 {
 		t.Error(e, err)
 	}
 }
@@ -151,7 +153,7 @@ func TestThePlanListsTheStepsOfADeploy(t *testing.T) {
 			t.Errorf("the plan does not say %q:\n%s", says, text)
 		}
 	}
-	if len(env.replicas[Green]) != 0 || env.route.Live != Blue {
+	if len(env.replicas[stack.Green]) != 0 || env.route.Live != stack.Blue {
 		t.Error("the plan changed the replicas or the route")
 	}
 	if _, err := d.Plan(t.Context(), "unknown"); err == nil || !strings.Contains(err.Error(), "no such image") {

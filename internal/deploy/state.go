@@ -10,12 +10,14 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // StateDir is the folder of files that outlive a command: current.json is the
 // unfinished deploy, deploys.jsonl the history with a line for each deploy, lock
 // the command that runs, and bad/ the diagnostics of versions that were rolled
-// back. All are text for people, too.
+// back. All are text for people, too. It must exist.
 type StateDir struct {
 	Dir string
 
@@ -25,15 +27,15 @@ type StateDir struct {
 // A Journal is the memory of an unfinished deploy. It has nothing that can be read
 // from the containers or from Traefik.
 type Journal struct {
-	ID    string `json:"id"`
-	Image Image  `json:"image"`
+	ID    string      `json:"id"`
+	Image stack.Image `json:"image"`
 	// From was live when the deploy began, To is the color that gets the image. Old
 	// is the spec of From; in a first deploy it has no replicas.
-	From     Color     `json:"from"`
-	To       Color     `json:"to"`
-	Old      ColorSpec `json:"old"`
-	Replicas int       `json:"replicas"`
-	Started  time.Time `json:"started"`
+	From     stack.Color     `json:"from"`
+	To       stack.Color     `json:"to"`
+	Old      stack.ColorSpec `json:"old"`
+	Replicas int             `json:"replicas"`
+	Started  time.Time       `json:"started"`
 	// CompletedSteps are the steps that are done.
 	CompletedSteps []CompletedStep `json:"done"`
 	// SharePercent is the last share of new connections that passed its watch.
@@ -72,8 +74,8 @@ func (j *Journal) completed(step string) bool {
 }
 
 // spec returns the spec of the new color.
-func (j *Journal) spec() ColorSpec {
-	return ColorSpec{Color: j.To, Image: j.Image, Deployment: j.ID, Replicas: j.Replicas}
+func (j *Journal) spec() stack.ColorSpec {
+	return stack.ColorSpec{Color: j.To, Image: j.Image, Deployment: j.ID, Replicas: j.Replicas}
 }
 
 // firstDeploy reports whether no version ran before: there is none to roll back to.
@@ -81,16 +83,16 @@ func (j *Journal) firstDeploy() bool { return j.Old.Replicas == 0 }
 
 // A HistoryEntry is a line of the history.
 type HistoryEntry struct {
-	ID      string     `json:"id"`
-	Outcome Outcome    `json:"outcome"`
-	Color   Color      `json:"color"` // live afterwards
-	Image   Image      `json:"image"`
-	From    Color      `json:"from,omitempty"`
-	Old     *ColorSpec `json:"old,omitempty"`
-	Started time.Time  `json:"started"`
-	Ended   time.Time  `json:"ended"`
-	Trigger Trigger    `json:"trigger,omitempty"`
-	Reason  string     `json:"reason,omitempty"`
+	ID      string           `json:"id"`
+	Outcome Outcome          `json:"outcome"`
+	Color   stack.Color      `json:"color"` // live afterwards
+	Image   stack.Image      `json:"image"`
+	From    stack.Color      `json:"from,omitempty"`
+	Old     *stack.ColorSpec `json:"old,omitempty"`
+	Started time.Time        `json:"started"`
+	Ended   time.Time        `json:"ended"`
+	Trigger Trigger          `json:"trigger,omitempty"`
+	Reason  string           `json:"reason,omitempty"`
 	// FailedAt is the step in which the trigger fired.
 	FailedAt string `json:"failed_at,omitempty"`
 	// RecoverySeconds is the time from the trigger until the old color served again.
@@ -154,7 +156,7 @@ func (s StateDir) saveJournal(j *Journal) error {
 		return fmt.Errorf("write the journal: %w", err)
 	}
 	path := s.path("current.json")
-	if err := writeFileAtomic(path, path+".new", append(text, '\n')); err != nil {
+	if err := stack.WriteFile(path, append(text, '\n'), 0o644); err != nil {
 		return err
 	}
 	s.runHook("saved")
@@ -174,7 +176,7 @@ func (s StateDir) finish(e HistoryEntry) error {
 		return fmt.Errorf("remove the journal: %w", err)
 	}
 	s.runHook("finished")
-	return syncFolder(s.Dir)
+	return stack.SyncFolder(s.Dir)
 }
 
 // appendHistory appends a line to the history. If a crash truncated the last line,

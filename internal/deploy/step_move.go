@@ -3,6 +3,8 @@ package deploy
 import (
 	"context"
 	"fmt"
+
+	"switchyard/internal/stack"
 )
 
 // isMoved reports whether the old color is drained and its clients were moved.
@@ -17,8 +19,8 @@ func (d *Deployer) isMoved(j *Journal) func(context.Context) (bool, error) {
 }
 
 // notDrained returns the old color's replicas that still have, or take, clients.
-func notDrained(s Snapshot, j *Journal) []string {
-	return s.runningNames(j.From, func(r Replica) bool { return r.Drain != "drained" && r.Reachable })
+func notDrained(s stack.Snapshot, j *Journal) []string {
+	return s.RunningNames(j.From, func(r stack.Replica) bool { return r.Drain != "drained" && r.Reachable })
 }
 
 // moveToNewColor drains the old color, and judges the new one while clients arrive.
@@ -28,7 +30,7 @@ func (d *Deployer) moveToNewColor(ctx context.Context, j *Journal, jd *judge) (s
 		return "", err
 	}
 	if j.ClientsBeforeMove == 0 { // a killed command may have counted them already
-		j.ClientsBeforeMove = s.countClients(j.From) + s.countClients(j.To)
+		j.ClientsBeforeMove = s.CountClients(j.From) + s.CountClients(j.To)
 		if err := d.State.saveJournal(j); err != nil {
 			return "", err
 		}
@@ -41,19 +43,19 @@ func (d *Deployer) moveToNewColor(ctx context.Context, j *Journal, jd *judge) (s
 		}
 		rest := notDrained(s, j)
 		if len(rest) == 0 {
-			return fmt.Sprintf("%s is drained; %d clients are on %s", j.From, s.countClients(j.To), j.To), nil
+			return fmt.Sprintf("%s is drained; %d clients are on %s", j.From, s.CountClients(j.To), j.To), nil
 		}
 		if d.Deps.Clock.Now().After(limit) {
-			return j.addNote(fmt.Sprintf("%s was not drained after %v: %d clients are left there", j.From, d.Settings.DrainLimit, s.countClients(j.From))), nil
+			return j.addNote(fmt.Sprintf("%s was not drained after %v: %d clients are left there", j.From, d.Settings.DrainLimit, s.CountClients(j.From))), nil
 		}
-		if toDrain := s.runningNames(j.From, func(r Replica) bool { return r.Drain == "" && r.Reachable }); len(toDrain) > 0 {
+		if toDrain := s.RunningNames(j.From, func(r stack.Replica) bool { return r.Drain == "" && r.Reachable }); len(toDrain) > 0 {
 			if err := d.Deps.Clients.Drain(ctx, toDrain, "deployment", "deploy"); err != nil {
 				d.report("move", "warn", "%v", err)
 			}
 		}
-		if n := s.countClients(j.From); n != lastReported {
+		if n := s.CountClients(j.From); n != lastReported {
 			lastReported = n
-			d.report("move", "note", "%d clients on %s, %d on %s", n, j.From, s.countClients(j.To), j.To)
+			d.report("move", "note", "%d clients on %s, %d on %s", n, j.From, s.CountClients(j.To), j.To)
 		}
 		if err := d.Deps.Clock.Sleep(ctx, d.Settings.ProbeEvery); err != nil {
 			return "", err
@@ -71,7 +73,7 @@ func (d *Deployer) waitReturned(ctx context.Context, j *Journal, jd *judge) (str
 		if err != nil {
 			return "", err
 		}
-		now := s.countClients(j.From) + s.countClients(j.To)
+		now := s.CountClients(j.From) + s.CountClients(j.To)
 		if jd.enoughClients(now) || d.Deps.Clock.Now().After(limit) {
 			return fmt.Sprintf("%d of %d clients", now, j.ClientsBeforeMove), jd.judgeReturned(now, s.At)
 		}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // pollEvery is the polling interval of a wait for Traefik.
@@ -72,24 +74,24 @@ func (d *Deployer) steps(j *Journal, jd *judge) []step {
 
 // inspect inspects the containers. It retries a few times, because Docker under
 // load may not answer at once.
-func (d *Deployer) inspect(ctx context.Context) (Snapshot, error) {
+func (d *Deployer) inspect(ctx context.Context) (stack.Snapshot, error) {
 	var err error
 	for range 5 {
-		var s Snapshot
+		var s stack.Snapshot
 		if s, err = d.Deps.Containers.Inspect(ctx); err == nil {
 			return s, nil
 		}
 		if e := d.Deps.Clock.Sleep(ctx, time.Second); e != nil {
-			return Snapshot{}, e
+			return stack.Snapshot{}, e
 		}
 	}
-	return Snapshot{}, &unknownStateError{err}
+	return stack.Snapshot{}, &unknownStateError{err}
 }
 
 // matchesSpec reports whether a color runs exactly as its spec says.
-func matchesSpec(s Snapshot, spec ColorSpec) bool {
+func matchesSpec(s stack.Snapshot, spec stack.ColorSpec) bool {
 	replicas := s.Running(spec.Color)
-	return len(replicas) == spec.Replicas && !slices.ContainsFunc(replicas, func(r Replica) bool {
+	return len(replicas) == spec.Replicas && !slices.ContainsFunc(replicas, func(r stack.Replica) bool {
 		return r.Deployment != spec.Deployment || r.Image.ID != spec.Image.ID
 	})
 }
@@ -111,8 +113,8 @@ func (d *Deployer) undrainIfStarted(j *Journal) func(context.Context) (bool, err
 }
 
 // undrain lets a color's drained replicas of a deployment serve again.
-func (d *Deployer) undrain(ctx context.Context, s Snapshot, c Color, deployment string) error {
-	drained := s.runningNames(c, func(r Replica) bool { return r.Drain != "" && r.Deployment == deployment })
+func (d *Deployer) undrain(ctx context.Context, s stack.Snapshot, c stack.Color, deployment string) error {
+	drained := s.RunningNames(c, func(r stack.Replica) bool { return r.Drain != "" && r.Deployment == deployment })
 	if len(drained) == 0 {
 		return nil
 	}
@@ -131,7 +133,7 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 		}
 		status, statusErr := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by the switch
 		up := status.ServersUp[j.To]
-		if s.countServing(j.To) == j.Replicas && (up == j.Replicas || !inBalancer) {
+		if s.CountServing(j.To) == j.Replicas && (up == j.Replicas || !inBalancer) {
 			return nil
 		}
 		for _, r := range s.Replicas[j.To] {
@@ -145,7 +147,7 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 				problems += "; " + statusErr.Error()
 			}
 			return newTriggerError(TriggerStart, "%d of %d replicas were ready after %v, %d of them according to Traefik%s",
-				s.countServing(j.To), j.Replicas, d.Settings.ReadyLimit, up, problems)
+				s.CountServing(j.To), j.Replicas, d.Settings.ReadyLimit, up, problems)
 		}
 		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
@@ -154,10 +156,10 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 }
 
 // describeProblems names each unhealthy replica and its problem.
-func describeProblems(replicas []Replica) string {
+func describeProblems(replicas []stack.Replica) string {
 	var b strings.Builder
 	for _, r := range replicas {
-		if t := r.problem(); t != "" {
+		if t := r.Problem(); t != "" {
 			fmt.Fprintf(&b, "; %s: %s", r.Name, t)
 		}
 	}
@@ -214,7 +216,7 @@ func (j *Journal) addNote(text string) string {
 // runTrafficShare sends a percentage of new connections to the new color and watches
 // it. The settings and the step call this a canary.
 func (d *Deployer) runTrafficShare(ctx context.Context, j *Journal, jd *judge, name string, percent int) (string, error) {
-	if err := d.setRoute(ctx, Route{Live: j.From, SharePercent: percent}); err != nil {
+	if err := d.setRoute(ctx, stack.Route{Live: j.From, SharePercent: percent}); err != nil {
 		return "", err
 	}
 	note, err := d.watch(ctx, j, jd, name, d.Settings.ShareWatch)
@@ -227,7 +229,7 @@ func (d *Deployer) runTrafficShare(ctx context.Context, j *Journal, jd *judge, n
 // isSwitched reports whether active.yml and Traefik route to the new color.
 func (d *Deployer) isSwitched(j *Journal) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
-		want := Route{Live: j.To}
+		want := stack.Route{Live: j.To}
 		r, err := d.Deps.Traffic.Route(ctx)
 		if err != nil || r != want {
 			return false, nil
@@ -244,12 +246,12 @@ func (d *Deployer) switchTo(ctx context.Context, j *Journal) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if s.countServing(j.To) < j.Replicas {
+	if s.CountServing(j.To) < j.Replicas {
 		if err := d.waitReady(ctx, j, true); err != nil {
 			return "", err
 		}
 	}
-	if err := d.setRoute(ctx, Route{Live: j.To}); err != nil {
+	if err := d.setRoute(ctx, stack.Route{Live: j.To}); err != nil {
 		return "", err
 	}
 	note := fmt.Sprintf("Traefik sends new connections to %s %v after active.yml was written", j.To, d.Deps.Clock.Now().Sub(d.routeWrittenAt).Round(time.Millisecond))
@@ -259,7 +261,7 @@ func (d *Deployer) switchTo(ctx context.Context, j *Journal) (string, error) {
 
 // setRoute writes active.yml and waits until Traefik follows it. If Traefik misses
 // the change, setRoute writes the file once more.
-func (d *Deployer) setRoute(ctx context.Context, r Route) error {
+func (d *Deployer) setRoute(ctx context.Context, r stack.Route) error {
 	if err := d.Deps.Traffic.SetRoute(ctx, r); err != nil {
 		return err
 	}
@@ -321,7 +323,7 @@ func (d *Deployer) prune(ctx context.Context, j *Journal) (string, error) {
 	}
 	seen := []string{j.Image.ID, j.Old.Image.ID}
 	seen = slices.Compact(seen)
-	var unused []Image
+	var unused []stack.Image
 	for _, e := range slices.Backward(history) {
 		if e.Outcome != Deployed && e.Outcome != RolledBack || slices.Contains(seen, e.Image.ID) {
 			continue

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // watch judges the new color for a span of time.
@@ -41,7 +43,7 @@ func (d *Deployer) newWatcher(j *Journal, jd *judge, step string) *watcher {
 }
 
 // tick inspects the replicas and judges them once.
-func (w *watcher) tick(ctx context.Context) (Snapshot, error) {
+func (w *watcher) tick(ctx context.Context) (stack.Snapshot, error) {
 	s, err := w.d.inspect(ctx)
 	if err != nil {
 		return s, err

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // AddressStats counts the connections from one address that ended.
@@ -54,7 +56,7 @@ const (
 
 // ReadConnections summarizes the connections since a moment. Without Prometheus
 // (p is nil) it has only what the log says.
-func ReadConnections(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*Connections, error) {
+func ReadConnections(ctx context.Context, s Stack, p *stack.Prometheus, since time.Time) (*Connections, error) {
 	out := &Connections{Since: since.UTC()}
 	codes, reasons := map[string]float64{}, map[string]float64{}
 	addresses := map[string]*AddressStats{}
@@ -112,11 +114,11 @@ func ReadConnections(ctx context.Context, s Stack, p *Prometheus, since time.Tim
 	return out, nil
 }
 
-func (c *Connections) queryMetrics(ctx context.Context, p *Prometheus) (err error) {
+func (c *Connections) queryMetrics(ctx context.Context, p *stack.Prometheus) (err error) {
 	if c.Open, _, err = p.QueryValue(ctx, "sum(websocket_active_connections)", time.Now()); err != nil {
 		return err
 	}
-	c.Handshakes, err = p.increases(ctx, "websocket_connections_total", "result", time.Since(c.Since))
+	c.Handshakes, err = increases(ctx, p, "websocket_connections_total", "result", time.Since(c.Since))
 	return err
 }
 

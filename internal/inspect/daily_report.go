@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 )
 
 // A DailyReport checks everything that an operator checks in the morning. Its
@@ -16,7 +17,7 @@ import (
 type DailyReport struct {
 	Stack Stack
 	// Prometheus is nil when it was not found; PrometheusErr says why.
-	Prometheus    *Prometheus
+	Prometheus    *stack.Prometheus
 	PrometheusErr error
 	// Backups is nil when the folder of the backups is unknown.
 	Backups *backup.Repository
@@ -54,7 +55,7 @@ func (r *DailyReport) services(ctx context.Context) Section {
 		return s
 	}
 	live := 0
-	byService := map[string][]backup.Container{}
+	byService := map[string][]stack.Container{}
 	for _, c := range all {
 		byService[c.Service] = append(byService[c.Service], c)
 		if isNode(c.Service) && c.Running {
@@ -92,7 +93,7 @@ func (r *DailyReport) services(ctx context.Context) Section {
 
 // containerStatus returns the status of a container and, unless that is
 // StatusOK, the reason.
-func containerStatus(c backup.Container) (Status, string) {
+func containerStatus(c stack.Container) (Status, string) {
 	switch {
 	case !c.Running:
 		return StatusFail, fmt.Sprintf("does not run: %s", c.Status)
@@ -195,7 +196,7 @@ func (r *DailyReport) runChecks(ctx context.Context, s *Section, checks []metric
 	for _, q := range checks {
 		value, ok, err := r.Prometheus.QueryValue(ctx, q.expr, time.Now())
 		switch {
-		case errors.Is(err, ErrNoPrometheus):
+		case errors.Is(err, stack.ErrNoPrometheus):
 			s.fail("Prometheus", err)
 			return
 		case err != nil:

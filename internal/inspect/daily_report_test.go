@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
 func newDailyReport(t *testing.T) *DailyReport {
 	return &DailyReport{
-		Stack: &fakeStack{t: t, log: "\n", containers: []backup.Container{nodeContainer("app_blue-1"), {Name: "app_green-1", Service: "app_green", Status: "exited with 0"}}},
+		Stack: &fakeStack{t: t, log: "\n", containers: []stack.Container{nodeContainer("app_blue-1"), {Name: "app_green-1", Service: "app_green", Status: "exited with 0"}}},
 		Prometheus: fakePrometheus(t, map[string]string{
 			"node_": seriesJSON("", 0.4), "node_timex": seriesJSON("", 0), "websocket_": seriesJSON("", 3), `type=~"internal`: seriesJSON("", 0), "certificate": "", "probe_ssl": seriesJSON("", 60),
 			"pg_": seriesJSON("", 0.1), "redis_": seriesJSON("", 0.1), "broker_up": seriesJSON("", 0), "process_": seriesJSON("", 0), "up == 0": "", "ALERTS": "", "histogram_quantile": seriesJSON("", 0.004),
@@ -68,7 +69,7 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 		{"a container that was not checked yet", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "starting" }, StatusWarn, "was just started"},
 		{"an unhealthy container", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "unhealthy" }, StatusFail, "running, but unhealthy"},
 		{"a container that ended", func(r *DailyReport) {
-			r.Stack.(*fakeStack).containers = append(r.Stack.(*fakeStack).containers, backup.Container{Name: "redis-1", Service: "redis", Status: "exited with 1", ExitCode: 1})
+			r.Stack.(*fakeStack).containers = append(r.Stack.(*fakeStack).containers, stack.Container{Name: "redis-1", Service: "redis", Status: "exited with 1", ExitCode: 1})
 		}, StatusFail, "does not run: exited with 1"},
 		{"a container that was restarted", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Restarts = 1 }, StatusWarn, "was restarted 1 times"},
 		{"no node", func(r *DailyReport) { r.Stack.(*fakeStack).containers = r.Stack.(*fakeStack).containers[1:] }, StatusFail, "no node of the service runs"},
@@ -199,13 +200,5 @@ func TestAReportLeavesOutErrorsAfterItsSpan(t *testing.T) {
 	expectContains(t, string(text), "| ERROR | 1 | 2026-11-26T01:30:00Z | 2026-11-26T01:30:00Z | disk full | during |")
 	if strings.Contains(string(text), "another error") {
 		t.Errorf("an error after the span is in the report:\n%s", text)
-	}
-}
-
-func TestAWrongPrometheusAddressIsRefused(t *testing.T) {
-	for _, bad := range []string{"", "localhost:9090", "ftp://x", "http://"} {
-		if _, err := NewPrometheus(bad); err == nil || !strings.Contains(err.Error(), "--prometheus must be an address") {
-			t.Errorf("%q: %v", bad, err)
-		}
 	}
 }

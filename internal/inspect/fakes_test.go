@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -27,14 +28,14 @@ type fakeStack struct {
 	t          testing.TB
 	server     *testkit.Server
 	pg         *testkit.PG
-	containers []backup.Container
+	containers []stack.Container
 	log        string // replaces the server's output if it is not empty
 	// answers replaces the server's answers to Exec, by container.
 	answers map[string]string
 	err     error // returned by Containers and Logs
 }
 
-func (s *fakeStack) Containers(context.Context) ([]backup.Container, error) {
+func (s *fakeStack) Containers(context.Context) ([]stack.Container, error) {
 	return s.containers, s.err
 }
 
@@ -48,7 +49,7 @@ func (s *fakeStack) Logs(_ context.Context, _ time.Time, w io.Writer, _ ...strin
 }
 
 // Exec answers as /server in the container would, from the admin listener.
-func (s *fakeStack) Exec(ctx context.Context, container string, p backup.Program) error {
+func (s *fakeStack) Exec(ctx context.Context, container string, p stack.Program) error {
 	if answer, ok := s.answers[container]; ok {
 		_, err := io.WriteString(p.Stdout, answer)
 		return err
@@ -73,8 +74,8 @@ func (s *fakeStack) Exec(ctx context.Context, container string, p backup.Program
 	return err
 }
 
-func (s *fakeStack) Run(ctx context.Context, service string, p backup.Program) error {
-	if service != backup.PostgresService || s.pg == nil {
+func (s *fakeStack) Run(ctx context.Context, service string, p stack.Program) error {
+	if service != stack.PostgresService || s.pg == nil {
 		return fmt.Errorf("service %q is not running", service)
 	}
 	psql, err := testkit.FindPostgresProgram(p.Args[0])
@@ -94,7 +95,7 @@ func (s *fakeStack) Run(ctx context.Context, service string, p backup.Program) e
 // fakePrometheus answers a query with the JSON of the longest key that it
 // contains, and other queries with an empty result. An answer that begins with
 // "error" becomes a refusal.
-func fakePrometheus(t testing.TB, answers map[string]string) *Prometheus {
+func fakePrometheus(t testing.TB, answers map[string]string) *stack.Prometheus {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		query := r.FormValue("query")
@@ -117,7 +118,7 @@ func fakePrometheus(t testing.TB, answers map[string]string) *Prometheus {
 		fmt.Fprintf(w, `{"status":"success","data":{"resultType":"%s","result":[%s]}}`, kind, answers[best])
 	}))
 	t.Cleanup(srv.Close)
-	p, err := NewPrometheus(srv.URL)
+	p, err := stack.NewPrometheus(srv.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,17 +131,17 @@ func seriesJSON(labels string, value float64) string {
 }
 
 // unreachablePrometheus returns a Prometheus at a port that nobody listens on.
-func unreachablePrometheus(t testing.TB) *Prometheus {
+func unreachablePrometheus(t testing.TB) *stack.Prometheus {
 	t.Helper()
-	p, err := NewPrometheus("http://127.0.0.1:1")
+	p, err := stack.NewPrometheus("http://127.0.0.1:1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
-func nodeContainer(name string) backup.Container {
-	return backup.Container{Name: name, Service: "app_blue", Running: true, Status: "running", Health: "healthy"}
+func nodeContainer(name string) stack.Container {
+	return stack.Container{Name: name, Service: "app_blue", Running: true, Status: "running", Health: "healthy"}
 }
 
 // backupRepository makes a repository with one backup of the given age and one

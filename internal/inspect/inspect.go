@@ -13,22 +13,17 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 )
 
-// A Stack runs programs beside its services and reads their logs.
+// A Stack is what this package needs of a stack on this host.
 type Stack interface {
 	// Run runs a program beside a running service.
-	Run(ctx context.Context, service string, p backup.Program) error
-	ContainerRuntime
-}
-
-// A ContainerRuntime gives access to the containers of a stack.
-type ContainerRuntime interface {
+	Run(ctx context.Context, service string, p stack.Program) error
 	// Exec runs a program in a container that is known by its name.
-	Exec(ctx context.Context, container string, p backup.Program) error
+	Exec(ctx context.Context, container string, p stack.Program) error
 	// Containers returns all containers of the stack.
-	Containers(ctx context.Context) ([]backup.Container, error)
+	Containers(ctx context.Context) ([]stack.Container, error)
 	// Logs writes the log lines of services since a moment.
 	Logs(ctx context.Context, since time.Time, w io.Writer, services ...string) error
 }
@@ -117,12 +112,12 @@ func writeTable(w io.Writer, head []string, rows [][]string) {
 var ErrNoNode = errors.New("no node of the service runs: neither app_blue nor app_green")
 
 // runningNodes returns the containers of the nodes that run.
-func runningNodes(ctx context.Context, s Stack) ([]backup.Container, error) {
+func runningNodes(ctx context.Context, s Stack) ([]stack.Container, error) {
 	all, err := s.Containers(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var out []backup.Container
+	var out []stack.Container
 	for _, c := range all {
 		if c.Running && isNode(c.Service) {
 			out = append(out, c)

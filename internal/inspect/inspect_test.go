@@ -14,8 +14,8 @@ import (
 
 	"github.com/google/pprof/profile"
 
-	"switchyard/internal/backup"
 	"switchyard/internal/client"
+	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
 
@@ -49,7 +49,7 @@ func dial(t *testing.T, s *testkit.Server) *client.Client {
 // errors.
 func TestARunningNodeIsInspected(t *testing.T) {
 	t.Parallel()
-	s := &fakeStack{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []backup.Container{
+	s := &fakeStack{t: t, server: testkit.StartServer(t, map[string]string{"RATE_PUBLISH": "0", "LOG_FORMAT": "json"}), containers: []stack.Container{
 		nodeContainer("stack-app_blue-1"), {Name: "stack-app_green-1", Service: "app_green", Status: "exited with 0"},
 	}}
 	c := dial(t, s.server)
@@ -185,7 +185,7 @@ func TestQueriesOfARunningPostgres(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	slept := make(chan error, 1)
 	go func() {
-		slept <- s.Run(ctx, backup.PostgresService, backup.Program{Args: []string{"psql", "-c", "BEGIN", "-c", "LOCK TABLE rooms", "-c", "SELECT pg_sleep(600)"}, Stdout: new(strings.Builder)})
+		slept <- s.Run(ctx, stack.PostgresService, stack.Program{Args: []string{"psql", "-c", "BEGIN", "-c", "LOCK TABLE rooms", "-c", "SELECT pg_sleep(600)"}, Stdout: new(strings.Builder)})
 	}()
 	testkit.Eventually(t, "the locked statement to have run for a second", func() bool {
 		q, err = ReadQueries(t.Context(), s)

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A logLine has the keys of the service's log that this package reads.
@@ -98,12 +100,12 @@ type Count struct {
 
 // ReadErrors summarizes warnings and errors since a moment. Without Prometheus (p
 // is nil) it has only what the log says.
-func ReadErrors(ctx context.Context, s Stack, p *Prometheus, since time.Time) (*Errors, error) {
+func ReadErrors(ctx context.Context, s Stack, p *stack.Prometheus, since time.Time) (*Errors, error) {
 	out, err := readErrorLog(ctx, s, since, time.Time{})
 	if err != nil || p == nil {
 		return out, err
 	}
-	if out.Codes, err = p.increases(ctx, "websocket_errors_total", "type", time.Since(since)); err != nil {
+	if out.Codes, err = increases(ctx, p, "websocket_errors_total", "type", time.Since(since)); err != nil {
 		out.MetricsError = err.Error()
 	}
 	return out, nil
@@ -149,7 +151,7 @@ const maxKinds = 1000
 
 // increases returns how much a counter rose over a span for each value of a
 // label, the largest first, without those that did not rise.
-func (p *Prometheus) increases(ctx context.Context, metric, label string, span time.Duration) ([]Count, error) {
+func increases(ctx context.Context, p *stack.Prometheus, metric, label string, span time.Duration) ([]Count, error) {
 	samples, err := p.Query(ctx, fmt.Sprintf("sum by (%s) (increase(%s[%ds]))", label, metric, max(int(span.Seconds()), 60)))
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"github.com/google/pprof/profile"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 )
 
 // A Heap is the heap profile of one node, summed by function.
@@ -57,14 +58,14 @@ var memoryColumns = []column{
 
 // ReadMemory queries Prometheus and records a heap profile of each node, which is
 // also written into folder unless that is empty. p may be nil.
-func ReadMemory(ctx context.Context, s Stack, p *Prometheus, folder string) (*Memory, error) {
+func ReadMemory(ctx context.Context, s Stack, p *stack.Prometheus, folder string) (*Memory, error) {
 	m := &Memory{At: time.Now().UTC()}
 	all, err := runningNodes(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	if p != nil {
-		if m.Rows, err = p.nodeRows(ctx, memoryColumns); err != nil {
+		if m.Rows, err = nodeRows(ctx, p, memoryColumns); err != nil {
 			m.MetricsError = err.Error()
 		}
 	}
@@ -74,7 +75,7 @@ func ReadMemory(ctx context.Context, s Stack, p *Prometheus, folder string) (*Me
 	return m, nil
 }
 
-func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) Heap {
+func readHeap(ctx context.Context, s Stack, c stack.Container, folder string) Heap {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	h := Heap{Node: c.Name}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 )
 
 // A column of a node table is an expression that has a value for each node.
@@ -17,7 +18,7 @@ type column struct{ head, expr, unit string }
 
 // nodeRows evaluates the columns and returns one row for each node, which begins
 // with the node's color and instance.
-func (p *Prometheus) nodeRows(ctx context.Context, columns []column) ([][]string, error) {
+func nodeRows(ctx context.Context, p *stack.Prometheus, columns []column) ([][]string, error) {
 	byNode := map[string][]string{}
 	for i, c := range columns {
 		samples, err := p.Query(ctx, c.expr)
@@ -73,8 +74,8 @@ func writeNodeTable(w io.Writer, columns []column, rows [][]string) {
 
 // execOnNode runs the service's program in a node's container, whose image has no
 // other program, and returns its output.
-func execOnNode(ctx context.Context, s ContainerRuntime, c backup.Container, args ...string) ([]byte, error) {
+func execOnNode(ctx context.Context, s Stack, c stack.Container, args ...string) ([]byte, error) {
 	var out bytes.Buffer
-	err := s.Exec(ctx, c.Name, backup.Program{Args: append([]string{"/server"}, args...), Stdout: &out})
+	err := s.Exec(ctx, c.Name, stack.Program{Args: append([]string{"/server"}, args...), Stdout: &out})
 	return out.Bytes(), err
 }

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // Sizes of a plot, in pixels.
@@ -24,7 +26,7 @@ type Marker struct {
 }
 
 // plot draws series over a span as SVG.
-func plot(title, unit string, series []Series, from, to time.Time, markers []Marker) string {
+func plot(title, unit string, series []stack.Series, from, to time.Time, markers []Marker) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="11">`, plotWidth, plotHeight)
 	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="%d" y="18" font-size="13">%s</text>`, plotLeft, html.EscapeString(title))
@@ -64,7 +66,7 @@ func plot(title, unit string, series []Series, from, to time.Time, markers []Mar
 }
 
 // seriesName returns the labels that distinguish a series within its plot.
-func seriesName(s Series) string {
+func seriesName(s stack.Series) string {
 	var parts []string
 	for _, k := range []string{"color", "reason", "type", "result", "leg"} {
 		if s.Labels[k] != "" {
@@ -75,7 +77,7 @@ func seriesName(s Series) string {
 }
 
 // axisMax returns a round number that no value exceeds.
-func axisMax(series []Series) float64 {
+func axisMax(series []stack.Series) float64 {
 	highest := 0.0
 	for _, s := range series {
 		for _, v := range s.Values {

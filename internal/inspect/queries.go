@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 )
 
 // Queries describes the work of PostgreSQL: its most expensive statements, those
@@ -132,7 +132,7 @@ func (q *Queries) statements(query func(sql string, columns int) ([][]string, er
 // primary returns the Compose service of the PostgreSQL that takes writes.
 func primary(ctx context.Context, s Stack) (string, error) {
 	var errs []string
-	for _, service := range []string{backup.PostgresService, backup.PostgresReplicaService} {
+	for _, service := range []string{stack.PostgresService, stack.PostgresReplicaService} {
 		r, err := queryRows(ctx, s, service, "SELECT pg_is_in_recovery()", 1)
 		if err == nil && len(r) == 1 && r[0][0] == "f" {
 			return service, nil
@@ -151,7 +151,7 @@ func primary(ctx context.Context, s Stack) (string, error) {
 // columns.
 func queryRows(ctx context.Context, s Stack, service, sql string, columns int) (out [][]string, err error) {
 	var answer bytes.Buffer
-	err = s.Run(ctx, service, backup.Program{Stdout: &answer, Args: []string{"psql", "-XqAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-c", "SET statement_timeout = '20s'", "-c", sql}})
+	err = s.Run(ctx, service, stack.Program{Stdout: &answer, Args: []string{"psql", "-XqAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-c", "SET statement_timeout = '20s'", "-c", sql}})
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A Report describes what happened from From to To, for the record of a deploy or
@@ -43,7 +45,7 @@ var plots = []struct{ file, title, expr, unit string }{
 // Write writes report.md and its plots into a folder, which it creates, and
 // returns the path of report.md. Where Prometheus does not answer, the report says
 // so instead of the values.
-func (r *Report) Write(ctx context.Context, s Stack, p *Prometheus, folder string) (path string, err error) {
+func (r *Report) Write(ctx context.Context, s Stack, p *stack.Prometheus, folder string) (path string, err error) {
 	if !r.From.Before(r.To) {
 		return "", fmt.Errorf("--from %s must be before --to %s", r.From.Format(time.RFC3339), r.To.Format(time.RFC3339))
 	}
@@ -117,7 +119,7 @@ var totals = []struct{ name, expr, unit string }{
 	{"gap repairs (holes filled from the log)", `sum(increase(websocket_repairs_total%s)) or vector(0)`, ""},
 }
 
-func (r *Report) writeSummary(ctx context.Context, p *Prometheus, b *strings.Builder) {
+func (r *Report) writeSummary(ctx context.Context, p *stack.Prometheus, b *strings.Builder) {
 	span := fmt.Sprintf("[%ds]", max(int(r.To.Sub(r.From).Seconds()), 60))
 	b.WriteString("| measurement | value |\n|---|---|\n")
 	for _, t := range totals {
@@ -129,7 +131,7 @@ func (r *Report) writeSummary(ctx context.Context, p *Prometheus, b *strings.Bui
 		switch {
 		case err != nil:
 			fmt.Fprintf(b, "| %s | unknown: %s |\n", t.name, strings.ReplaceAll(err.Error(), "|", "/"))
-			if errors.Is(err, ErrNoPrometheus) {
+			if errors.Is(err, stack.ErrNoPrometheus) {
 				b.WriteString("\n")
 				return
 			}
@@ -205,7 +207,7 @@ func (r *Report) writeDeploys(deploys []pastDeploy, b *strings.Builder) (markers
 	return markers
 }
 
-func (r *Report) writeAlerts(ctx context.Context, p *Prometheus, b *strings.Builder) {
+func (r *Report) writeAlerts(ctx context.Context, p *stack.Prometheus, b *strings.Builder) {
 	fired, err := p.QueryRange(ctx, `max by (alertname, severity) (ALERTS{alertstate="firing",alertname!="Watchdog"})`, r.From, r.To, pointsPerPlot)
 	switch {
 	case err != nil:
@@ -215,7 +217,7 @@ func (r *Report) writeAlerts(ctx context.Context, p *Prometheus, b *strings.Buil
 		b.WriteString("None fired.\n\n")
 		return
 	}
-	slices.SortFunc(fired, func(x, y Series) int {
+	slices.SortFunc(fired, func(x, y stack.Series) int {
 		return cmp.Or(x.Times[0].Compare(y.Times[0]), strings.Compare(x.Labels["alertname"], y.Labels["alertname"]))
 	})
 	b.WriteString("| alert | severity | from | to |\n|---|---|---|---|\n")
@@ -226,12 +228,12 @@ func (r *Report) writeAlerts(ctx context.Context, p *Prometheus, b *strings.Buil
 	b.WriteString("\n")
 }
 
-func (r *Report) writePlots(ctx context.Context, p *Prometheus, folder string, markers []Marker, b *strings.Builder) error {
+func (r *Report) writePlots(ctx context.Context, p *stack.Prometheus, folder string, markers []Marker, b *strings.Builder) error {
 	for _, q := range plots {
 		series, err := p.QueryRange(ctx, q.expr, r.From, r.To, pointsPerPlot)
 		if err != nil {
 			fmt.Fprintf(b, "%s: unknown: %v\n\n", q.title, err)
-			if errors.Is(err, ErrNoPrometheus) {
+			if errors.Is(err, stack.ErrNoPrometheus) {
 				return nil
 			}
 			continue

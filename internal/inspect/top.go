@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"switchyard/internal/stack"
 )
 
 // A Room is the state of a room that has members, merged from all nodes.
@@ -57,7 +59,7 @@ var topColumns = []column{
 // one goroutine.
 type Watcher struct {
 	Stack      Stack
-	Prometheus *Prometheus
+	Prometheus *stack.Prometheus
 	// MaxRooms bounds the rooms of a snapshot.
 	MaxRooms int
 
@@ -68,7 +70,7 @@ type Watcher struct {
 func (w *Watcher) Snapshot(ctx context.Context) (*TopSnapshot, error) {
 	n := &TopSnapshot{At: time.Now().UTC()}
 	var err error
-	if n.Nodes, err = w.Prometheus.nodeRows(ctx, topColumns); err != nil {
+	if n.Nodes, err = nodeRows(ctx, w.Prometheus, topColumns); err != nil {
 		n.MetricsError = err.Error()
 	}
 	if err := w.readRooms(ctx, n); err != nil {

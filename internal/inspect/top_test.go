@@ -3,13 +3,13 @@ package inspect
 import (
 	"testing"
 
-	"switchyard/internal/backup"
+	"switchyard/internal/stack"
 )
 
 // A room that is live on several nodes is one row: its members are counted together,
 // and its backlog is that of the worst node.
 func TestRoomsAreMergedOverNodes(t *testing.T) {
-	s := &fakeStack{t: t, containers: []backup.Container{nodeContainer("blue-1"), nodeContainer("blue-2")}, answers: map[string]string{
+	s := &fakeStack{t: t, containers: []stack.Container{nodeContainer("blue-1"), nodeContainer("blue-2")}, answers: map[string]string{
 		"blue-1": `[{"room":"lobby","seq":10,"members":3,"held":5,"behind":0},{"room":"_canary","seq":9,"members":1},{"room":"a","seq":1,"members":1}]`,
 		"blue-2": `[{"room":"lobby","seq":12,"members":4,"held":1,"behind":7},{"room":"b","seq":1,"members":2}]`,
 	}}

@@ -20,6 +20,7 @@ import (
 
 	"switchyard/internal/deploy"
 	"switchyard/internal/load"
+	host "switchyard/internal/stack"
 )
 
 // The tests of `switchyard deploy` take long: only `make e2e-deploy` runs them. These
@@ -75,11 +76,14 @@ keep: 100
 
 // overview returns the state that `switchyard status` prints.
 func (s *stack) overview() (*deploy.Overview, error) {
-	d, err := deploy.OpenStack(s.path(""), deploy.DefaultFile, s.name)
+	d, err := host.Open(s.path(""), host.DefaultFile, s.name)
+	if err == nil {
+		err = d.LoadEnv()
+	}
 	if err != nil {
 		return nil, err
 	}
-	return d.Overview(context.Background(), d.Metrics(d.Compose(nil)))
+	return deploy.ReadOverview(context.Background(), d)
 }
 
 func (s *stack) history(t *testing.T) []deploy.HistoryEntry {
@@ -266,13 +270,13 @@ func (s *stack) mustDeploy(t *testing.T, image string, args ...string) deploy.Hi
 
 // assertLive checks that a color serves an image alone and has all clients: the route
 // file, Traefik, the containers and a new connection agree.
-func (s *stack) assertLive(t *testing.T, color deploy.Color, image string, run *load.Run) {
+func (s *stack) assertLive(t *testing.T, color host.Color, image string, run *load.Run) {
 	t.Helper()
 	o, err := s.overview()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !o.Healthy() || o.Route == nil || *o.Route != (deploy.Route{Live: color}) || o.Current != nil {
+	if !o.Healthy() || o.Route == nil || *o.Route != (host.Route{Live: color}) || o.Current != nil {
 		t.Errorf("%s is not live, healthy and alone:\n%s", color, o)
 	}
 	connected := 0

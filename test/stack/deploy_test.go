@@ -13,6 +13,7 @@ import (
 
 	"switchyard/internal/deploy"
 	"switchyard/internal/load"
+	host "switchyard/internal/stack"
 )
 
 // A new version is deployed while clients publish and others connect.
@@ -54,9 +55,9 @@ func TestDeployMovesEveryClient(t *testing.T) {
 }
 
 // routedColor returns the live color by active.yml.
-func (s *stack) routedColor(t *testing.T) deploy.Color {
+func (s *stack) routedColor(t *testing.T) host.Color {
 	t.Helper()
-	r, err := deploy.ParseRoute([]byte(read(t, s.dir+"/deploy/traefik/dynamic/active.yml")))
+	r, err := host.ParseRoute([]byte(read(t, s.dir+"/deploy/traefik/dynamic/active.yml")))
 	if err != nil {
 		t.Fatal(err)
 	}

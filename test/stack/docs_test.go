@@ -60,7 +60,7 @@ func TestOperatorPagesNameExistingThings(t *testing.T) {
 // testFolders has the folders of the packages by which a page names tests.
 var testFolders = map[string]string{
 	"cmd": "cmd/switchyard", "stack": "test/stack", "e2e": "test/e2e", "monitoring": "test/monitoring",
-	"deploy": "internal/deploy", "backup": "internal/backup", "inspect": "internal/inspect",
+	"deploy": "internal/deploy", "host": "internal/stack", "backup": "internal/backup", "inspect": "internal/inspect",
 }
 
 // Each script and step of the guide has a command and a test, and both exist.

@@ -1,4 +1,4 @@
-package deploy
+package stack
 
 import (
 	"bytes"
@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"switchyard/internal/testkit"
@@ -29,20 +30,8 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// newTraefik returns a Traefik whose folder is a copy of testdata, with blue live.
-func newTraefik(t *testing.T) *Traefik {
-	dir := t.TempDir()
-	for _, sub := range []string{"dynamic", "staging"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for from, to := range map[string]string{"blue.yml": "blue.yml", "green.yml": "green.yml", "services.yml": "dynamic/services.yml"} {
-		testkit.CopyFile(t, filepath.Join("testdata", from), filepath.Join(dir, to))
-	}
-	testkit.CopyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(dir, "dynamic", "active.yml"))
-	return &Traefik{Dir: dir}
-}
+// newTraefik returns a Traefik with blue live.
+func newTraefik(t *testing.T) *Traefik { return &Traefik{Dir: testkit.TraefikDir(t)} }
 
 // A switch writes a color's file as it is, a canary the live color's file with
 // weights, and both are read as the same route again.
@@ -55,7 +44,7 @@ func TestARouteIsReadAsItWasWritten(t *testing.T) {
 		if err := f.SetRoute(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
-		text := testkit.ReadFile(t, f.activePath())
+		text := testkit.ReadFile(t, f.ActivePath())
 		golden(t, name, text)
 		if got, err := f.Route(t.Context()); err != nil || got != r {
 			t.Errorf("%s is read as %v, %v", name, got, err)
@@ -159,11 +148,7 @@ func TestAColorFileWithUnknownServicesIsRefused(t *testing.T) {
 
 func TestAFullDiskLeavesTheOldRoute(t *testing.T) {
 	f := newTraefik(t)
-	// As a full disk does: the file can't be written.
-	if err := os.Symlink("/dev/full", filepath.Join(f.Dir, "staging", "active.yml")); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.SetRoute(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "no space left") {
+	if err := onAFullDisk(t, func() error { return f.SetRoute(t.Context(), Route{Live: Green}) }); !errors.Is(err, syscall.EFBIG) {
 		t.Error(err)
 	}
 	if r, err := f.Route(t.Context()); err != nil || r.Live != Blue {

@@ -1,15 +1,13 @@
-package deploy
+package stack
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/golang-jwt/jwt/v5"
 )
 
 // tokenLife is how long a token that this command signs is valid.
@@ -18,9 +16,9 @@ const tokenLife = 15 * time.Minute
 // probeRooms maps the rooms that probes use to their rights there.
 var probeRooms = map[string]string{"deploy-*": "rw", "verify-*": "rw"}
 
-// token returns a credential for probes: the file's, or one signed with the
+// Token returns a credential for probes: the file's, or one signed with the
 // stack's own secret, or "" if the stack has no secret.
-func (s *Stack) token(now time.Time) (string, error) {
+func (s *Stack) Token(now time.Time) (string, error) {
 	if s.TokenFile != "" {
 		text, err := os.ReadFile(s.TokenFile)
 		if err != nil {
@@ -44,19 +42,16 @@ func (s *Stack) token(now time.Time) (string, error) {
 		return "", fmt.Errorf("sign a token for probes: %w; --token-file names one instead", err)
 	}
 	secret, _, _ := strings.Cut(strings.TrimSpace(string(text)), ",")
-	claims := map[string]any{"sub": "switchyard-deploy", "exp": now.Add(tokenLife).Unix(), "rooms": probeRooms}
+	claims := jwt.MapClaims{"sub": "switchyard-deploy", "exp": now.Add(tokenLife).Unix(), "rooms": probeRooms}
 	if iss := s.Env["AUTH_ISSUER"]; iss != "" {
 		claims["iss"] = iss
 	}
 	if aud, _, _ := strings.Cut(s.Env["AUTH_AUDIENCE"], ","); aud != "" {
 		claims["aud"] = aud
 	}
-	body, err := json.Marshal(claims)
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte(secret))
 	if err != nil {
 		return "", fmt.Errorf("sign a token for probes: %w", err)
 	}
-	signed := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256"}`)) + "." + base64.RawURLEncoding.EncodeToString(body)
-	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write([]byte(signed))
-	return signed + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), nil
+	return token, nil
 }

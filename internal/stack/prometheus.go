@@ -1,13 +1,14 @@
-package inspect
+package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,8 +20,10 @@ import (
 // A Prometheus is a client of one Prometheus server. It is safe for concurrent
 // use.
 type Prometheus struct {
-	address string
-	api     v1.API
+	// FindURL returns the server's URL.
+	FindURL func(ctx context.Context) (string, error)
+	// Client sends the queries; nil means the client for containers.
+	Client *http.Client
 }
 
 // queryTimeout bounds one query.
@@ -36,27 +39,49 @@ func NewPrometheus(address string) (*Prometheus, error) {
 	if u, err := url.Parse(address); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("--prometheus must be an address such as http://127.0.0.1:9090, not %q", address)
 	}
-	c, err := api.NewClient(api.Config{Address: address, RoundTripper: &http.Transport{
-		DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext, DisableKeepAlives: true,
-	}})
+	return (&Prometheus{}).at(address), nil
+}
+
+// at returns a client of the Prometheus at an address.
+func (p *Prometheus) at(address string) *Prometheus {
+	return &Prometheus{Client: p.Client, FindURL: func(context.Context) (string, error) { return address, nil }}
+}
+
+// Resolve returns a client of the same Prometheus that keeps the address that the
+// server has now: for many queries in a row it is found only once.
+func (p *Prometheus) Resolve(ctx context.Context) (*Prometheus, error) {
+	address, err := p.FindURL(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--prometheus %s: %w", address, err)
+		return nil, err
 	}
-	return &Prometheus{address: address, api: v1.NewAPI(c)}, nil
+	return p.at(address), nil
+}
+
+// connect returns the server's API and its address.
+func (p *Prometheus) connect(ctx context.Context) (v1.API, string, error) {
+	address, err := p.FindURL(ctx)
+	if err != nil {
+		return nil, "", fmt.Errorf("find Prometheus: %w", err)
+	}
+	c, err := api.NewClient(api.Config{Address: address, Client: cmp.Or(p.Client, containerClient)})
+	if err != nil {
+		return nil, "", fmt.Errorf("query Prometheus: %w", err)
+	}
+	return v1.NewAPI(c), address, nil
 }
 
 // wrapError wraps ErrNoPrometheus unless Prometheus answered that the query is
 // wrong.
-func (p *Prometheus) wrapError(err error) error {
+func wrapError(address string, err error) error {
 	var apiErr *v1.Error
 	if errors.As(err, &apiErr) && apiErr.Type == v1.ErrBadData {
-		return fmt.Errorf("Prometheus at %s: %s", p.address, apiErr.Msg)
+		return fmt.Errorf("Prometheus at %s: %s", address, apiErr.Msg)
 	}
 	text := err.Error()
 	if i := strings.LastIndex(text, ": dial"); i >= 0 {
 		text = text[i+2:]
 	}
-	return fmt.Errorf("Prometheus at %s does not answer (%s): %w", p.address, strings.ReplaceAll(text, "\n", " "), ErrNoPrometheus)
+	return fmt.Errorf("Prometheus at %s does not answer (%s): %w", address, strings.ReplaceAll(text, "\n", " "), ErrNoPrometheus)
 }
 
 // A Sample is the value of one series at a moment.
@@ -75,9 +100,13 @@ func (p *Prometheus) Query(ctx context.Context, expr string) ([]Sample, error) {
 func (p *Prometheus) QueryAt(ctx context.Context, expr string, at time.Time) ([]Sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	value, _, _, err := p.api.Query(ctx, expr, at)
+	server, address, err := p.connect(ctx)
 	if err != nil {
-		return nil, p.wrapError(err)
+		return nil, err
+	}
+	value, _, _, err := server.Query(ctx, expr, at)
+	if err != nil {
+		return nil, wrapError(address, err)
 	}
 	var out []Sample
 	switch v := value.(type) {
@@ -116,10 +145,14 @@ type Series struct {
 func (p *Prometheus) QueryRange(ctx context.Context, expr string, from, to time.Time, points int) ([]Series, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	step := max(to.Sub(from)/time.Duration(points), time.Second)
-	value, _, _, err := p.api.QueryRange(ctx, expr, v1.Range{Start: from, End: to, Step: step})
+	server, address, err := p.connect(ctx)
 	if err != nil {
-		return nil, p.wrapError(err)
+		return nil, err
+	}
+	step := max(to.Sub(from)/time.Duration(points), time.Second)
+	value, _, _, err := server.QueryRange(ctx, expr, v1.Range{Start: from, End: to, Step: step})
+	if err != nil {
+		return nil, wrapError(address, err)
 	}
 	matrix, ok := value.(model.Matrix)
 	if !ok {
@@ -146,4 +179,28 @@ func labels(m model.Metric) map[string]string {
 		out[string(k)] = string(v)
 	}
 	return out
+}
+
+// An Alert is a firing alert of Prometheus.
+type Alert struct {
+	Name     string `json:"name"`
+	Severity string `json:"severity,omitempty"`
+	Labels   string `json:"labels,omitempty"`
+}
+
+// Alerts returns the alerts that fire, sorted by name.
+func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
+	alerts := []Alert{}
+	firing, err := p.Query(ctx, `ALERTS{alertstate="firing"}`)
+	for _, f := range firing {
+		rest := model.Metric{}
+		for name, value := range f.Labels {
+			if !slices.Contains([]string{"__name__", "alertname", "alertstate", "severity"}, name) {
+				rest[model.LabelName(name)] = model.LabelValue(value)
+			}
+		}
+		alerts = append(alerts, Alert{Name: f.Labels["alertname"], Severity: f.Labels["severity"], Labels: rest.String()})
+	}
+	slices.SortFunc(alerts, func(a, b Alert) int { return strings.Compare(a.Name+a.Labels, b.Name+b.Labels) })
+	return alerts, err
 }

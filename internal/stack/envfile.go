@@ -1,4 +1,4 @@
-package deploy
+package stack
 
 import (
 	"fmt"
@@ -82,5 +82,5 @@ func writeColorEnv(dir string, spec ColorSpec) error {
 	if changed == string(text) {
 		return nil
 	}
-	return writeFileAtomic(path, path+".new", []byte(changed))
+	return rewriteFile(path, dir, []byte(changed))
 }

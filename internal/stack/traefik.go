@@ -1,10 +1,11 @@
-package deploy
+package stack
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,19 +20,28 @@ type Traefik struct {
 	Dir string
 	// API returns the URL of its API, such as http://127.0.0.1:8080.
 	API func(ctx context.Context) (string, error)
+	// Client queries the API; nil means the client for containers.
+	Client *http.Client
 }
 
-func (t *Traefik) activePath() string { return filepath.Join(t.Dir, "dynamic", "active.yml") }
+// ActivePath returns the path of the file with the route.
+func (t *Traefik) ActivePath() string { return filepath.Join(t.Dir, "dynamic", "active.yml") }
+
+// servicesPath returns the path of the file with the lists of servers.
+func (t *Traefik) servicesPath() string { return filepath.Join(t.Dir, "dynamic", "services.yml") }
+
+// stagingDir returns the folder for temporary files: Traefik watches dynamic.
+func (t *Traefik) stagingDir() string { return filepath.Join(t.Dir, "staging") }
 
 // Route reads active.yml.
 func (t *Traefik) Route(context.Context) (Route, error) {
-	text, err := os.ReadFile(t.activePath())
+	text, err := os.ReadFile(t.ActivePath())
 	if err != nil {
 		return Route{}, fmt.Errorf("%w: %w", ErrRoute, err)
 	}
 	r, err := ParseRoute(text)
 	if err != nil {
-		return Route{}, fmt.Errorf("%s: %w", t.activePath(), err)
+		return Route{}, fmt.Errorf("%s: %w", t.ActivePath(), err)
 	}
 	return r, nil
 }
@@ -39,27 +49,38 @@ func (t *Traefik) Route(context.Context) (Route, error) {
 // SetRoute replaces active.yml by a rename: Traefik reads the old file or the new
 // one.
 func (t *Traefik) SetRoute(_ context.Context, r Route) error {
-	text, err := t.render(r)
+	text, err := t.Render(r)
 	if err != nil {
 		return err
 	}
 	// Even an unchanged file is replaced: Traefik may have missed the first write.
-	return writeFileAtomic(t.activePath(), filepath.Join(t.Dir, "staging", "active.yml"), text)
+	return rewriteFile(t.ActivePath(), t.stagingDir(), text)
 }
 
-// render returns the text of active.yml for a route: a color's file as it is, or
+// Render returns the text of active.yml for a route: a color's file as it is, or
 // the live color's file with weights.
-func (t *Traefik) render(r Route) ([]byte, error) {
+func (t *Traefik) Render(r Route) ([]byte, error) {
 	path := filepath.Join(t.Dir, string(r.Live)+".yml")
-	text, err := os.ReadFile(path)
+	text, file, err := readDynamic(path)
 	if err != nil {
-		return nil, fmt.Errorf("write the route: %w", err)
+		return nil, err
 	}
 	if got, err := ParseRoute(text); err != nil || got != (Route{Live: r.Live}) {
 		return nil, errors.Join(fmt.Errorf("%s must route to %s", path, r.Live.failoverService()), err)
 	}
-	if err := t.checkServices(path, text); err != nil {
+	// Traefik would answer every request to a service that it does not know with 404.
+	_, list, err := readDynamic(t.servicesPath())
+	if err != nil {
 		return nil, err
+	}
+	for _, router := range file.HTTP.Routers {
+		name, provider, _ := strings.Cut(router.Service, "@")
+		if _, ours := colorOfService(name); !ours || provider != "" && provider != "file" {
+			continue
+		}
+		if _, there := list.HTTP.Services[name]; !there {
+			return nil, fmt.Errorf("%s routes to %s, which %s does not have: both files must be of the same release", path, router.Service, t.servicesPath())
+		}
 	}
 	if r.SharePercent > 0 {
 		return withShare(text, r)
@@ -67,56 +88,28 @@ func (t *Traefik) render(r Route) ([]byte, error) {
 	return text, nil
 }
 
-// checkServices returns an error if a router of a color's file routes to a service
-// that services.yml lacks: Traefik would answer every request with 404.
-func (t *Traefik) checkServices(path string, text []byte) error {
-	list := filepath.Join(t.Dir, "dynamic", "services.yml")
-	known, err := os.ReadFile(list)
-	if err != nil {
-		return fmt.Errorf("write the route: %w", err)
+// readDynamic reads a file of Traefik's dynamic configuration.
+func readDynamic(path string) (text []byte, file dynamicConfig, err error) {
+	if text, err = os.ReadFile(path); err != nil {
+		return nil, file, fmt.Errorf("read Traefik's files: %w", err)
 	}
-	var file struct {
-		HTTP struct {
-			Services map[string]any `yaml:"services"`
-		} `yaml:"http"`
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		return nil, file, fmt.Errorf("%s: %w", path, err)
 	}
-	if err := yaml.Unmarshal(known, &file); err != nil {
-		return fmt.Errorf("%s: %w", list, err)
-	}
-	var color dynamicConfig
-	if err := yaml.Unmarshal(text, &color); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	for _, router := range color.HTTP.Routers {
-		name, provider, _ := strings.Cut(router.Service, "@")
-		if _, ours := colorOfService(name); !ours || provider != "" && provider != "file" {
-			continue
-		}
-		if _, there := file.HTTP.Services[name]; !there {
-			return fmt.Errorf("%s routes to %s, which %s does not have: both files must be of the same release", path, router.Service, list)
-		}
-	}
-	return nil
+	return text, file, nil
 }
 
-// routerNames returns the names of the routers for user traffic, from blue.yml. Other files
-// may have routers to a color, too, for operators.
+// routerNames returns the names of the routers for user traffic, from blue.yml. Other
+// files may have routers to a color, too, for operators.
 func (t *Traefik) routerNames() (map[string]bool, error) {
-	text, err := os.ReadFile(filepath.Join(t.Dir, string(Blue)+".yml"))
-	if err != nil {
-		return nil, fmt.Errorf("read the routers: %w", err)
-	}
-	var file dynamicConfig
-	if err := yaml.Unmarshal(text, &file); err != nil {
-		return nil, fmt.Errorf("read the routers: %w", err)
-	}
+	_, file, err := readDynamic(filepath.Join(t.Dir, string(Blue)+".yml"))
 	names := map[string]bool{}
 	for name, router := range file.HTTP.Routers {
 		if _, ours := colorOfService(router.Service); ours {
 			names[name] = true
 		}
 	}
-	return names, nil
+	return names, err
 }
 
 // Status returns the route that Traefik follows and the servers that are up.
@@ -126,7 +119,7 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 		return BalancerStatus{}, err
 	}
 	var routers []struct{ Name, Service, Status string }
-	if err := fetchJSON(ctx, containerClient, api+"/api/http/routers?per_page=1000", &routers); err != nil {
+	if err := FetchJSON(ctx, t.Client, api+"/api/http/routers?per_page=1000", &routers); err != nil {
 		return BalancerStatus{}, fmt.Errorf("query Traefik: %w", err)
 	}
 	var services []struct {
@@ -134,7 +127,7 @@ func (t *Traefik) Status(ctx context.Context) (BalancerStatus, error) {
 		ServerStatus map[string]string
 		Weighted     struct{ Services []weightedService }
 	}
-	if err := fetchJSON(ctx, containerClient, api+"/api/http/services?per_page=1000", &services); err != nil {
+	if err := FetchJSON(ctx, t.Client, api+"/api/http/services?per_page=1000", &services); err != nil {
 		return BalancerStatus{}, fmt.Errorf("query Traefik: %w", err)
 	}
 	out := BalancerStatus{ServersUp: map[Color]int{}}
@@ -196,7 +189,7 @@ var replicaInURL = regexp.MustCompile(`(app_(?:blue|green)-)\d+`)
 // SetServers lists a color's replicas 1 to n in services.yml. It derives their
 // addresses from the first one in the file.
 func (t *Traefik) SetServers(c Color, n int) error {
-	path := filepath.Join(t.Dir, "dynamic", "services.yml")
+	path := t.servicesPath()
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("list the replicas: %w", err)
@@ -208,7 +201,7 @@ func (t *Traefik) SetServers(c Color, n int) error {
 	if bytes.Equal(changed, text) {
 		return nil
 	}
-	return writeFileAtomic(path, filepath.Join(t.Dir, "staging", "services.yml"), changed)
+	return rewriteFile(path, t.stagingDir(), changed)
 }
 
 // withServers returns the text of services.yml with a color's servers 1 to n.
@@ -220,16 +213,16 @@ func withServers(text []byte, c Color, n int) ([]byte, error) {
 	if len(doc.Content) == 0 {
 		return nil, errors.New("it is empty")
 	}
-	servers := mappingValue(mappingValue(mappingValue(mappingValue(mappingValue(doc.Content[0], "http"), "services"), c.traefikService()), "loadBalancer"), "servers")
+	servers := mappingValue(mappingValue(mappingValue(mappingValue(mappingValue(doc.Content[0], "http"), "services"), c.TraefikService()), "loadBalancer"), "servers")
 	if servers == nil || len(servers.Content) == 0 {
-		return nil, fmt.Errorf("%s has no servers", c.traefikService())
+		return nil, fmt.Errorf("%s has no servers", c.TraefikService())
 	}
 	if len(servers.Content) == n {
 		return text, nil // already right
 	}
 	first := mappingValue(servers.Content[0], "url")
 	if first == nil || !replicaInURL.MatchString(first.Value) {
-		return nil, fmt.Errorf("the first server of %s has no address like http://…app_%s-1:8000", c.traefikService(), c)
+		return nil, fmt.Errorf("the first server of %s has no address like http://…app_%s-1:8000", c.TraefikService(), c)
 	}
 	// Only the lines of the servers change: comments and formatting of the rest of
 	// the file stay.
@@ -237,7 +230,7 @@ func withServers(text []byte, c Color, n int) ([]byte, error) {
 	from := servers.Content[0].Line
 	for i, server := range servers.Content {
 		if servers.Style&yaml.FlowStyle != 0 || server.Line != from+i {
-			return nil, fmt.Errorf("the servers of %s must be on consecutive lines, one per line", c.traefikService())
+			return nil, fmt.Errorf("the servers of %s must be on consecutive lines, one per line", c.TraefikService())
 		}
 	}
 	var out bytes.Buffer

@@ -1,12 +1,14 @@
-package deploy
+package stack
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"time"
@@ -20,17 +22,20 @@ const fetchLimit = 2 * time.Second
 
 // containerClient sends requests to containers. It ignores proxies that the
 // environment names.
-var containerClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second}}
+var containerClient = &http.Client{Transport: &http.Transport{
+	DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext, MaxIdleConnsPerHost: 2, IdleConnTimeout: 10 * time.Second,
+}}
 
-// fetch gets a URL and returns the status and at most 16 MiB of the body.
-func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, error) {
+// Fetch gets a URL and returns the status and at most 16 MiB of the body. A nil client
+// means that for containers.
+func Fetch(ctx context.Context, client *http.Client, url string) (int, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchLimit)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, nil, err
 	}
-	res, err := client.Do(req)
+	res, err := cmp.Or(client, containerClient).Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -39,9 +44,9 @@ func fetch(ctx context.Context, client *http.Client, url string) (int, []byte, e
 	return res.StatusCode, body, err
 }
 
-// fetchJSON gets a JSON document. A status other than 200 is an error.
-func fetchJSON(ctx context.Context, client *http.Client, url string, into any) error {
-	status, body, err := fetch(ctx, client, url)
+// FetchJSON gets a JSON document. A status other than 200 is an error.
+func FetchJSON(ctx context.Context, client *http.Client, url string, into any) error {
+	status, body, err := Fetch(ctx, client, url)
 	if err != nil {
 		return err
 	}
@@ -54,10 +59,10 @@ func fetchJSON(ctx context.Context, client *http.Client, url string, into any) e
 	return nil
 }
 
-// fetchMetrics gets the metrics of the replica at address.
-func fetchMetrics(ctx context.Context, address string) (pm.Vector, error) {
+// FetchMetrics gets the metrics of the node at address. A nil client is as in Fetch.
+func FetchMetrics(ctx context.Context, client *http.Client, address string) (pm.Vector, error) {
 	url := "http://" + address + "/metrics"
-	status, body, err := fetch(ctx, containerClient, url)
+	status, body, err := Fetch(ctx, client, url)
 	if err != nil {
 		return nil, err
 	}

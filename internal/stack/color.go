@@ -1,7 +1,4 @@
-// Package deploy puts a new image into service beside the one that runs,
-// moves all clients to it, and moves them back when the new version does worse.
-// DESIGN.md explains how a deploy survives being killed at any instruction.
-package deploy
+package stack
 
 import "fmt"
 
@@ -34,11 +31,11 @@ func (c Color) Other() Color {
 	return Blue
 }
 
-// composeService is what Compose calls the color's service.
-func (c Color) composeService() string { return "app_" + string(c) }
+// ComposeService is what Compose calls the color's service.
+func (c Color) ComposeService() string { return "app_" + string(c) }
 
-// traefikService is what Traefik calls the color's replicas.
-func (c Color) traefikService() string { return "app-" + string(c) }
+// TraefikService is what Traefik calls the color's replicas.
+func (c Color) TraefikService() string { return "app-" + string(c) }
 
 // failoverService is the Traefik service that the users' routers name: it leads
 // to the color's replicas, and to the other color's while this one has none

@@ -1,4 +1,4 @@
-package deploy
+package stack
 
 import (
 	"bytes"
@@ -123,7 +123,7 @@ func weightedRoute(services []weightedService) (Route, error) {
 func colorOfService(service string) (Color, bool) {
 	service, _, _ = strings.Cut(service, "@")
 	for _, c := range Colors {
-		if service == c.failoverService() || service == c.traefikService() {
+		if service == c.failoverService() || service == c.TraefikService() {
 			return c, true
 		}
 	}
@@ -155,7 +155,7 @@ func withShare(text []byte, r Route) ([]byte, error) {
 	var split yaml.Node
 	// The health check removes a color that has no healthy replica.
 	source := fmt.Sprintf("weighted:\n  healthCheck: {}\n  services:\n    - {name: %s, weight: %d}\n    - {name: %s, weight: %d}\n",
-		r.Live.traefikService(), 100-r.SharePercent, r.Live.Other().traefikService(), r.SharePercent)
+		r.Live.TraefikService(), 100-r.SharePercent, r.Live.Other().TraefikService(), r.SharePercent)
 	if err := yaml.Unmarshal([]byte(source), &split); err != nil {
 		return nil, fmt.Errorf("write %s: %w", splitService, err)
 	}
@@ -187,4 +187,11 @@ func mappingValue(n *yaml.Node, key string) *yaml.Node {
 		}
 	}
 	return nil
+}
+
+// BalancerStatus is the state that the balancer reports.
+type BalancerStatus struct {
+	Route Route `json:"route"`
+	// ServersUp is how many servers of each color pass its health check.
+	ServersUp map[Color]int `json:"up"`
 }

@@ -3,10 +3,14 @@ package deploy
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/stack"
+	"switchyard/internal/testkit"
 )
 
 // A testSeries is a series of Prometheus that grew by a value.
@@ -78,13 +82,11 @@ func TestOnlyServerErrorsCountAsErrors(t *testing.T) {
 		{name: "http_requests_total", label: "code", value: "503", labels: `route="/readyz"`, increase: 2048},
 		{name: "http_requests_total", label: "code", value: "500", labels: `route="/ws"`, increase: 4096},
 	}
-	useTransport(t, func(_, query string) (int, string) {
+	answers := testkit.Transport(func(_, query string) (int, string) {
 		return 200, fmt.Sprintf(`{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1795699506,"%v"]}]}}`, sumOf(series, query))
 	})
-	p := &Prometheus{
-		FindURL:      func(context.Context) (string, error) { return "http://prometheus:9090", nil },
-		MemoryLimits: func(context.Context, string) (map[string]int64, error) { return nil, nil },
-	}
+	p := NewHostMetrics(&stack.Stack{PrometheusURL: "http://prometheus:9090", Client: &http.Client{Transport: answers}})
+	p.MemoryLimit = func(context.Context, string) (int64, error) { return 0, nil }
 	w, err := p.Window(t.Context(), "blue-1", 30*time.Second)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package deploy
+package stack
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -48,23 +49,29 @@ func bootID() string {
 // process starts inherit it: the programs of a killed deploy must end before the
 // next command inspects the stack.
 type Lock struct {
-	file *os.File
+	file  *os.File
+	stack *Stack
 	// DeadHolder is the previous holder if it died without releasing the lock, or
 	// nil.
 	DeadHolder *LockHolder
 }
 
-// Lock acquires the lock. It returns a LockedError at once if the holder lives. If
-// only programs of a dead holder still run, it waits for them, for at most wait.
-func (s StateDir) Lock(ctx context.Context, command string, wait time.Duration) (*Lock, error) {
-	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o644)
+// Lock acquires the stack's lock, the file lock in the state folder, for this Stack
+// and the programs that it starts. It returns a LockedError at once if the holder
+// lives. If only programs of a dead holder still run, it waits for them, for at most
+// wait.
+func (s *Stack) Lock(ctx context.Context, command string, wait time.Duration) (*Lock, error) {
+	if err := os.MkdirAll(s.StateDir(), 0o755); err != nil {
+		return nil, fmt.Errorf("acquire the lock: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(s.StateDir(), "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("acquire the lock: %w", err)
 	}
 	if err := acquire(ctx, f, wait); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	l := &Lock{file: f}
+	l := &Lock{file: f, stack: s}
 	if old, ok := readHolder(f); ok {
 		l.DeadHolder = &old
 	}
@@ -78,6 +85,7 @@ func (s StateDir) Lock(ctx context.Context, command string, wait time.Duration) 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("acquire the lock: %w", err), f.Close())
 	}
+	s.lock = l
 	return l, nil
 }
 
@@ -97,11 +105,11 @@ func acquire(ctx context.Context, f *os.File, wait time.Duration) error {
 		}
 		h, _ := readHolder(f)
 		if h.alive() {
-			return &LockedError{h}
+			return &LockedError{Holder: h}
 		}
 		select {
 		case <-ctx.Done():
-			return &LockedError{h}
+			return &LockedError{Holder: h}
 		case <-tick.C:
 		}
 	}
@@ -115,7 +123,8 @@ func readHolder(f *os.File) (h LockHolder, ok bool) {
 	return h, json.Unmarshal(text[:n], &h) == nil && h.PID > 0
 }
 
-// Release releases the lock.
+// Release releases the lock. Programs that are started later do not inherit it.
 func (l *Lock) Release() error {
+	l.stack.lock = nil
 	return errors.Join(l.file.Truncate(0), l.file.Close())
 }

@@ -47,8 +47,9 @@ var importRules = []importRule{
 	}},
 	{"internal/broker", []string{"internal/message", redis, prometheus}},
 	{"internal/sharedstate", []string{"internal/message", redis, prometheus}},
+	{"internal/ratelimit", nil},
 	{"internal/http", []string{
-		"internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
+		"internal/ratelimit", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
 		"github.com/go-chi/chi/v5", websocket, "golang.org/x/time/rate", prometheus,
 	}},
 	{"internal/config", []string{"github.com/kelseyhightower/envconfig"}},

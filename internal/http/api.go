@@ -54,7 +54,7 @@ func (s *Server) checkAPIKey(r *http.Request, credential string) error {
 		return errNoAPIKey
 	}
 	callerOf(r).key = name
-	if wait := s.apiKeyLimiter.take(name, s.cfg.now(), 1); wait > 0 {
+	if wait := s.apiKeyLimiter.Take(name, s.cfg.now(), 1); wait > 0 {
 		return errAPIKeyRate(name, wait)
 	}
 	return nil
@@ -78,7 +78,7 @@ func (s *Server) requireReader(next http.Handler) http.Handler {
 			return err
 		}
 		callerOf(r).user = identity.User
-		if wait := s.readLimiter.take(identity.User, s.cfg.now(), 1); wait > 0 {
+		if wait := s.readLimiter.Take(identity.User, s.cfg.now(), 1); wait > 0 {
 			return rateLimited("too many calls a second of this user; see RATE_HISTORY", wait)
 		}
 		if s.banned(identity.User) {

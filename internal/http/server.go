@@ -22,6 +22,7 @@ import (
 	"switchyard/internal/auth"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 )
 
 // Config is what a server needs. Hub, Components, Verifier, Bans, Logger, LogLevel,
@@ -170,9 +171,9 @@ type Server struct {
 	proxies   proxies
 	httpConns *httpConnLimiter
 
-	frameLimits   [rateKinds]rateLimit
-	apiKeyLimiter *keyedLimiter // by API key
-	readLimiter   *keyedLimiter // by user, over HTTP
+	frameLimits   [rateKinds]ratelimit.Limit
+	apiKeyLimiter *ratelimit.Keyed // by API key
+	readLimiter   *ratelimit.Keyed // by user, over HTTP
 	expiry        expiryWheel
 	audit         *auditor
 	page          []byte
@@ -219,8 +220,8 @@ func New(cfg Config) *Server {
 		proxies:       cfg.TrustedProxies,
 		admission:     admission{networks: map[netip.Prefix]int{}, users: map[string]*userConnections{}},
 		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),
-		apiKeyLimiter: newKeyedLimiter(perSecond(cfg.Rates.API)),
-		readLimiter:   newKeyedLimiter(perSecond(cfg.Rates.History)),
+		apiKeyLimiter: ratelimit.NewKeyed(ratelimit.PerSecond(cfg.Rates.API)),
+		readLimiter:   ratelimit.NewKeyed(ratelimit.PerSecond(cfg.Rates.History)),
 		page:          page(cfg.Open),
 		started:       time.Now(),
 		stop:          make(chan struct{}),

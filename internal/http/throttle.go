@@ -1,6 +1,7 @@
 package http
 
 import "time"
+import "switchyard/internal/ratelimit"
 
 // A throttle limits the reading of a connection to the most that its rates allow. It
 // counts all bytes and all frames, including control frames, empty fragments and
@@ -9,24 +10,24 @@ import "time"
 // reader. Nil is no throttle.
 type throttle struct {
 	now           func() time.Duration
-	frames, bytes rateLimit
-	pings         rateLimit
+	frames, bytes ratelimit.Limit
+	pings         ratelimit.Limit
 
-	frameState, byteState, pingState gcraState
+	frameState, byteState, pingState ratelimit.State
 }
 
 // pingRate limits the answered pings of a client, since each costs a write. RFC
 // 6455 §5.5.2 requires an answer to each; over the limit it comes later.
-var pingRate = rateLimit{10, 100}
+var pingRate = ratelimit.Limit{PerSecond: 10, Burst: 100}
 
 // newThrottle derives the limits from the rates. They are twice as high, so that
 // rate_limited always comes first. If one of the rates is unlimited, frames are,
 // too.
 func newThrottle(r *Rates, maxRooms int, now func() time.Duration) *throttle {
-	t := &throttle{now: now, bytes: perSecond(2 * r.Bytes), pings: pingRate}
+	t := &throttle{now: now, bytes: ratelimit.PerSecond(2 * r.Bytes), pings: pingRate}
 	if r.Publish > 0 && r.Join > 0 && r.History > 0 {
 		each := 2 * (r.Publish + r.Join + r.History)
-		t.frames = rateLimit{each, 2*each + maxRooms}
+		t.frames = ratelimit.Limit{PerSecond: each, Burst: 2*each + maxRooms}
 	}
 	return t
 }
@@ -48,9 +49,9 @@ func (t *throttle) pausePing() {
 	}
 }
 
-func (t *throttle) wait(state *gcraState, limit rateLimit, n int) {
+func (t *throttle) wait(state *ratelimit.State, limit ratelimit.Limit, n int) {
 	for {
-		wait := state.take(limit, t.now(), n)
+		wait := state.Take(limit, t.now(), n)
 		if wait == 0 {
 			return
 		}

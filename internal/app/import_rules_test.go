@@ -48,8 +48,9 @@ var importRules = []importRule{
 	{"internal/broker", []string{"internal/message", redis, prometheus}},
 	{"internal/sharedstate", []string{"internal/message", redis, prometheus}},
 	{"internal/ratelimit", nil},
+	{"internal/audit", []string{prometheus}},
 	{"internal/http", []string{
-		"internal/ratelimit", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
+		"internal/audit", "internal/ratelimit", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
 		"github.com/go-chi/chi/v5", websocket, "golang.org/x/time/rate", prometheus,
 	}},
 	{"internal/config", []string{"github.com/kelseyhightower/envconfig"}},

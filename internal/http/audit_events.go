@@ -4,16 +4,17 @@ import (
 	"errors"
 	"net/http"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/protocol"
 )
 
 // refusalEvents are the audit events of error codes. Other errors say nothing about
 // access.
-var refusalEvents = map[string]string{
-	protocol.CodeUnauthorized: auditToken,
-	protocol.CodeForbidden:    auditRight,
-	protocol.CodeRateLimited:  auditLimit,
-	codeMisdirected:           auditHost,
+var refusalEvents = map[string]audit.Event{
+	protocol.CodeUnauthorized: audit.TokenRefused,
+	protocol.CodeForbidden:    audit.RightRefused,
+	protocol.CodeRateLimited:  audit.LimitReached,
+	codeMisdirected:           audit.HostRefused,
 }
 
 // auditRefusal records a request that was refused because of its caller or its
@@ -23,13 +24,13 @@ func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 	given := ""
 	switch {
 	case errors.Is(err, errOrigin):
-		event, given = auditOrigin, r.Header.Get("Origin")
+		event, given = audit.OriginRefused, r.Header.Get("Origin")
 	case errors.Is(err, errUnknownHost):
 		given = callerOf(r).host
 	case errors.Is(err, errNoAPIKey):
-		event = auditKey
+		event = audit.KeyRefused
 	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity) && !s.isClosing():
-		event = auditLimit
+		event = audit.LimitReached
 	}
 	if event == "" {
 		return
@@ -39,22 +40,22 @@ func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 	if c.key != "" {
 		user = publisher(r)
 	}
-	s.audit.record(&auditLine{
+	s.audit.Record(&audit.Line{
 		Event: event, Actor: user, From: c.addr.String(), Subject: r.Method + " " + r.URL.Path, Given: given, Reason: p.Detail, RequestID: c.id,
 	})
 }
 
 // auditRejection records a connection that is closed right after its upgrade.
 func (s *Server) auditRejection(sock *socket, user, why string) {
-	event := auditLimit
+	event := audit.LimitReached
 	switch sock.admission.closeCode {
 	case protocol.CloseUnauthorized:
-		event = auditToken
+		event = audit.TokenRefused
 	case protocol.CloseRemoved:
-		event = auditRight
+		event = audit.RightRefused
 	}
 	if why == "" {
 		why = sock.admission.result
 	}
-	s.audit.record(&auditLine{Event: event, Actor: user, From: sock.remote, Subject: "GET /ws", Reason: why, RequestID: sock.requestID})
+	s.audit.Record(&audit.Line{Event: event, Actor: user, From: sock.remote, Subject: "GET /ws", Reason: why, RequestID: sock.requestID})
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
@@ -72,8 +73,8 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	c := callerOf(r)
-	s.audit.record(&auditLine{
-		Event: auditRemoved, Actor: publisher(r), From: c.addr.String(), Subject: user, RequestID: c.id,
+	s.audit.Record(&audit.Line{
+		Event: audit.UserBanned, Actor: publisher(r), From: c.addr.String(), Subject: user, RequestID: c.id,
 		Reason: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
 	})
 	return writeJSON(w, status, struct {

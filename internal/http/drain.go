@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/protocol"
 )
 
@@ -131,7 +132,7 @@ func (s *Server) findOrStartDrain(scope Scope, reason string) *drain {
 	}
 	s.drain = d
 	s.metrics.drainStarted(now.Add(s.cfg.DrainTimeout))
-	s.audit.record(&auditLine{Event: auditDrain, Subject: string(scope), Reason: reason})
+	s.audit.Record(&audit.Line{Event: audit.DrainBegun, Subject: string(scope), Reason: reason})
 	d.log.Info("draining", "clients", s.admission.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
 	return d
@@ -156,7 +157,7 @@ func (s *Server) Undrain() bool {
 	s.mu.Unlock()
 	<-d.done                                                             // bounded: loop waits only until its context ends, or for Sessions.Save
 	s.openSockets.each(func(sock *socket) { sock.moveAskedAt.Store(0) }) // the next drain asks them again
-	s.audit.record(&auditLine{Event: auditUndrain, Subject: string(d.scope), Reason: d.reason})
+	s.audit.Record(&audit.Line{Event: audit.DrainCanceled, Subject: string(d.scope), Reason: d.reason})
 	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.currentProgress())
 	return true
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
@@ -175,7 +176,7 @@ type Server struct {
 	apiKeyLimiter *ratelimit.Keyed // by API key
 	readLimiter   *ratelimit.Keyed // by user, over HTTP
 	expiry        expiryWheel
-	audit         *auditor
+	audit         *audit.Log
 	page          []byte
 
 	started time.Time
@@ -228,7 +229,7 @@ func New(cfg Config) *Server {
 	}
 	s.httpConns = newHTTPConnLimiter(s)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
-	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
+	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
 	s.openSockets.server, s.sessionWriter.server = s, s
 	s.sessionWriter.wake = make(chan struct{}, 1)
 	s.handshakeLimiter = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
@@ -315,7 +316,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		err = errors.Join(err, fmt.Errorf("sessions to be saved: %w", ctx.Err()))
 	}
-	return errors.Join(err, s.audit.close(ctx))
+	return errors.Join(err, s.audit.Close(ctx))
 }
 
 // isClosing reports whether a new connection must be closed at once.

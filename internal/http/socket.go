@@ -13,6 +13,7 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
@@ -226,7 +227,7 @@ func (sock *socket) sendError(r *protocol.Request, err error) {
 		sock.server.log.Error("request failed", "type", r.Type, "request_id", sock.requestID, "error", err)
 	}
 	if event := refusalEvents[e.Code]; event != "" {
-		sock.server.audit.record(&auditLine{
+		sock.server.audit.Record(&audit.Line{
 			Event: event, Actor: sock.identity.User, From: sock.remote, Subject: string(r.Type) + " " + string(r.Room), Reason: e.Message, RequestID: sock.requestID,
 		})
 	}

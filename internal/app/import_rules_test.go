@@ -49,8 +49,9 @@ var importRules = []importRule{
 	{"internal/sharedstate", []string{"internal/message", redis, prometheus}},
 	{"internal/ratelimit", nil},
 	{"internal/audit", []string{prometheus}},
+	{"internal/ingress", nil},
 	{"internal/http", []string{
-		"internal/audit", "internal/ratelimit", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
+		"internal/ingress", "internal/audit", "internal/ratelimit", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
 		"github.com/go-chi/chi/v5", websocket, "golang.org/x/time/rate", prometheus,
 	}},
 	{"internal/config", []string{"github.com/kelseyhightower/envconfig"}},

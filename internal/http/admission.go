@@ -51,9 +51,8 @@ func (s *Server) admit(c *caller) *admissionSlot {
 		return nil
 	}
 	slot := &admissionSlot{server: s, result: "ok"}
-	prefix := addressPrefix(c.addr)
 	full := s.admission.connected-s.admission.rejecting >= s.cfg.MaxConnections
-	addressFull := c.countByAddress && s.cfg.MaxPerAddress > 0 && s.admission.networks[prefix] >= s.cfg.MaxPerAddress
+	addressFull := c.Network.IsValid() && s.cfg.MaxPerAddress > 0 && s.admission.networks[c.Network] >= s.cfg.MaxPerAddress
 	if full || addressFull {
 		result := "too_many"
 		if !full {
@@ -62,9 +61,9 @@ func (s *Server) admit(c *caller) *admissionSlot {
 		if !slot.rejectLocked(protocol.CloseTooManyConnections, result) {
 			return nil
 		}
-	} else if c.countByAddress {
-		slot.network = prefix
-		s.admission.networks[prefix]++
+	} else if c.Network.IsValid() {
+		slot.network = c.Network
+		s.admission.networks[c.Network]++
 	}
 	s.admission.connected++
 	return slot

@@ -26,7 +26,7 @@ func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 	case errors.Is(err, errOrigin):
 		event, given = audit.OriginRefused, r.Header.Get("Origin")
 	case errors.Is(err, errUnknownHost):
-		given = callerOf(r).host
+		given = callerOf(r).Host
 	case errors.Is(err, errNoAPIKey):
 		event = audit.KeyRefused
 	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity) && !s.isClosing():
@@ -41,7 +41,7 @@ func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 		user = publisher(r)
 	}
 	s.audit.Record(&audit.Line{
-		Event: event, Actor: user, From: c.addr.String(), Subject: r.Method + " " + r.URL.Path, Given: given, Reason: p.Detail, RequestID: c.id,
+		Event: event, Actor: user, From: c.Addr.String(), Subject: r.Method + " " + r.URL.Path, Given: given, Reason: p.Detail, RequestID: c.id,
 	})
 }
 

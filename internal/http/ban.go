@@ -74,7 +74,7 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	}
 	c := callerOf(r)
 	s.audit.Record(&audit.Line{
-		Event: audit.UserBanned, Actor: publisher(r), From: c.addr.String(), Subject: user, RequestID: c.id,
+		Event: audit.UserBanned, Actor: publisher(r), From: c.Addr.String(), Subject: user, RequestID: c.id,
 		Reason: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
 	})
 	return writeJSON(w, status, struct {

@@ -29,7 +29,7 @@ func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
 // At most 256 connections are being rejected at once, as docs/limits.md says.
 func TestRejectionsAreBounded(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
-	peer := &caller{addr: parseAddr("198.51.100.1")}
+	peer := &caller{}
 	slots := []*admissionSlot{n.admit(peer)}
 	for range 256 {
 		slots = append(slots, n.admit(peer))

@@ -46,14 +46,9 @@ func (l *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
 }
 
 // acquire counts a connection, by the address of its peer: no header has been read
-// yet. Trusted proxies and internal addresses are not counted by address, since
-// many clients share them.
+// yet.
 func (l *httpConnLimiter) acquire(c net.Conn) bool {
-	peer := parseAddr(c.RemoteAddr().String())
-	var prefix netip.Prefix
-	if isPublicAddr(peer) && !l.server.proxies.trust(peer) {
-		prefix = addressPrefix(peer)
-	}
+	prefix := l.server.proxies.PeerNetwork(c.RemoteAddr().String())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.open) >= maxHTTPConns || prefix.IsValid() && l.networks[prefix] >= maxHTTPConnsPerAddress {

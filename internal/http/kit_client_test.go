@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -149,4 +151,36 @@ func maskedFrame(first byte, payload string) string {
 		head = []byte{first, 0x80 | 126, byte(len(payload) >> 8), byte(len(payload))}
 	}
 	return string(head) + "\x00\x00\x00\x00" + payload
+}
+
+// handshakeStatus sends a WebSocket handshake with the given header lines, and
+// returns the status of the answer.
+func (n *node) handshakeStatus(lines ...string) int {
+	n.t.Helper()
+	c, err := n.dialRaw(n.addr)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(testkit.Timeout))
+	all := []string{"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}
+	all = append(all, lines...)
+	if !strings.Contains(strings.ToLower(strings.Join(all, "\n")), "\nhost:") {
+		all = append(all, "Host: "+n.addr)
+	}
+	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\n%s\r\n\r\n", strings.Join(all, "\r\n"))
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		n.t.Fatalf("%q: %v", lines, err)
+	}
+	return res.StatusCode
+}
+
+const loopback = "127.0.0.0/8"
+
+func prefixes(list ...string) (all []netip.Prefix) {
+	for _, p := range list {
+		all = append(all, netip.MustParsePrefix(p))
+	}
+	return all
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -50,7 +51,7 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	testkit.Eventually(t, "a free slot", func() bool {
 		n.Server.mu.Lock()
 		defer n.Server.mu.Unlock()
-		return n.admission.networks[addressPrefix(parseAddr("198.51.100.1"))] == 1
+		return n.admission.networks[netip.MustParsePrefix("198.51.100.1/32")] == 1
 	})
 	n.dial(fromAddress("198.51.100.1"))
 	if got := n.metric(`websocket_connections_total{result="too_many_address"}`); got != "3" {

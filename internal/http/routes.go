@@ -147,8 +147,7 @@ func page(open bool) []byte {
 // in the answer and in log lines.
 func (s *Server) withCallerInfo(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := s.proxies.caller(r)
-		c.id = rand.Text()
+		c := &caller{id: rand.Text(), Sender: s.proxies.Sender(r)}
 		w.Header().Set("X-Request-Id", c.id)
 		if len(r.TransferEncoding) > 0 {
 			// net/http reads a request with Transfer-Encoding and Content-Length by
@@ -233,6 +232,6 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	s.auditRefusal(r, err, &p)
 	s.log.Log(r.Context(), level, "request refused", "method", r.Method, "path", r.URL.Path,
-		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "remote", callerOf(r).addr, "error", err)
+		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "remote", callerOf(r).Addr, "error", err)
 	p.write(w)
 }

@@ -22,6 +22,7 @@ import (
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/hub"
+	"switchyard/internal/ingress"
 	"switchyard/internal/protocol"
 	"switchyard/internal/ratelimit"
 )
@@ -167,9 +168,9 @@ type Server struct {
 	log       *slog.Logger
 	metrics   *metrics
 	apiKeys   []apiKey
-	origins   origins
-	hosts     hosts
-	proxies   proxies
+	origins   ingress.Origins
+	hosts     ingress.Hosts
+	proxies   ingress.Proxies
 	httpConns *httpConnLimiter
 
 	frameLimits   [rateKinds]ratelimit.Limit
@@ -216,8 +217,8 @@ func New(cfg Config) *Server {
 		cfg:           cfg,
 		log:           cfg.Logger.With("component", "http"),
 		apiKeys:       hashKeys(cfg.APIKeys),
-		origins:       newOrigins(cfg.AllowedOrigins),
-		hosts:         newHosts(cfg.AllowedHosts),
+		origins:       ingress.NewOrigins(cfg.AllowedOrigins),
+		hosts:         ingress.NewHosts(cfg.AllowedHosts),
 		proxies:       cfg.TrustedProxies,
 		admission:     admission{networks: map[netip.Prefix]int{}, users: map[string]*userConnections{}},
 		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),

@@ -60,7 +60,7 @@ type socket struct {
 
 func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, slot *admissionSlot) *socket {
 	from := callerOf(r)
-	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.addr.String(), started: time.Now(), admission: slot}
+	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), started: time.Now(), admission: slot}
 	return sock
 }
 

@@ -88,7 +88,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // new goroutine with a small stack reads, so that net/http's goroutine can end.
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
-	if !s.origins.allow(r) {
+	if !s.origins.Allow(r, &callerOf(r).Sender) {
 		s.metrics.connections.WithLabelValues("origin").Inc()
 		s.refuse(w, r, errOrigin)
 		return

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"switchyard/internal/audit"
+	"switchyard/internal/conn"
 	"switchyard/internal/protocol"
 )
 
@@ -358,12 +359,12 @@ func (s *Server) closeAll(ctx context.Context) bool {
 			return false
 		}
 	}
-	timeout := time.NewTimer(closeTimeout)
+	timeout := time.NewTimer(conn.CloseTimeout)
 	defer timeout.Stop()
 	select {
 	case <-s.emptied():
 	case <-timeout.C:
-		s.openSockets.each(func(sock *socket) { sock.conn.abort() })
+		s.openSockets.each(func(sock *socket) { sock.conn.Abort() })
 	case <-ctx.Done():
 		return false
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -183,4 +184,29 @@ func prefixes(list ...string) (all []netip.Prefix) {
 		all = append(all, netip.MustParsePrefix(p))
 	}
 	return all
+}
+
+// readFrame reads one frame of the service.
+func readFrame(t *testing.T, br *bufio.Reader) (op byte, payload string) {
+	t.Helper()
+	var head [2]byte
+	if _, err := io.ReadFull(br, head[:]); err != nil {
+		t.Fatal(err)
+	}
+	size := uint64(head[1])
+	if size > 125 {
+		long := make([]byte, map[uint64]int{126: 2, 127: 8}[size])
+		if _, err := io.ReadFull(br, long); err != nil {
+			t.Fatal(err)
+		}
+		size = 0
+		for _, b := range long {
+			size = size<<8 | uint64(b)
+		}
+	}
+	b := make([]byte, size)
+	if _, err := io.ReadFull(br, b); err != nil {
+		t.Fatal(err)
+	}
+	return head[0], string(b)
 }

@@ -64,6 +64,17 @@ func (r *Rates) frameRates(maxRooms int) (all [rateKinds]ratelimit.Limit) {
 	return all
 }
 
+// readLimits returns the limits of a connection's reader on frames and bytes. They are
+// twice as high as the rates, so that rate_limited always comes first. If one of the
+// rates is unlimited, frames are, too.
+func (r *Rates) readLimits(maxRooms int) (frames, bytes ratelimit.Limit) {
+	if r.Publish > 0 && r.Join > 0 && r.History > 0 {
+		each := 2 * (r.Publish + r.Join + r.History)
+		frames = ratelimit.Limit{PerSecond: each, Burst: 2*each + maxRooms}
+	}
+	return frames, ratelimit.PerSecond(2 * r.Bytes)
+}
+
 // rateKind returns the limit that a frame counts against, beside its bytes.
 func rateKind(t protocol.Type) int {
 	switch t {

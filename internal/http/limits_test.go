@@ -13,6 +13,7 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/ratelimit"
 	"switchyard/internal/testkit"
 )
 
@@ -334,4 +335,52 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	if got := n.metric("http_connections_refused_total"); got != "2" {
 		t.Errorf("counted %q", got)
 	}
+}
+
+// A reader is slowed at twice the rates, so that rate_limited comes first. A rate
+// without a limit leaves frames without one.
+func TestAReaderIsSlowedAtTwiceTheRates(t *testing.T) {
+	for _, tt := range []struct {
+		rates         Rates
+		frames, bytes ratelimit.Limit
+	}{
+		{Rates{Publish: 20, Bytes: 1000, Join: 20, History: 10}, ratelimit.Limit{PerSecond: 100, Burst: 205}, ratelimit.Limit{PerSecond: 2000, Burst: 4000}},
+		{Rates{Publish: 1}, ratelimit.Limit{}, ratelimit.Limit{}},
+	} {
+		if frames, bytes := tt.rates.readLimits(5); frames != tt.frames || bytes != tt.bytes {
+			t.Errorf("%+v: frames %+v, bytes %+v", tt.rates, frames, bytes)
+		}
+	}
+}
+
+// Pings over their rate are answered later, in order, and the connection stays
+// open. Other frames wait behind them.
+func TestAFloodOfPingsIsAnsweredAtALimitedRate(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.Rates = Rates{Publish: 100, Bytes: 1 << 20, Join: 100, History: 10} })
+		var flood strings.Builder
+		const pings = 115
+		for i := range pings {
+			flood.WriteString(maskedFrame(0x89, fmt.Sprintf("%03d", i)))
+		}
+		began := time.Now()
+		_, br := n.rawHandshake(flood.String() + maskedFrame(0x81, `{"type":"join","room":"after"}`))
+		for i := range pings {
+			op, payload := readFrame(t, br)
+			for op != 0x8A { // skips the welcome, heartbeats and the service's pings
+				op, payload = readFrame(t, br)
+			}
+			if payload != fmt.Sprintf("%03d", i) {
+				t.Fatalf("answer %d is %q", i, payload)
+			}
+		}
+		if took := time.Since(began); took < time.Second {
+			t.Errorf("%d pings were answered in %v, want at least a second", pings, took)
+		}
+		for {
+			if _, payload := readFrame(t, br); strings.Contains(payload, `"joined"`) {
+				break
+			}
+		}
+	})
 }

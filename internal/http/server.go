@@ -294,7 +294,7 @@ func (s *Server) Stop() {
 func (s *Server) CloseSockets(ctx context.Context) error {
 	s.Stop()
 	if !s.closeAll(ctx) {
-		s.openSockets.each(func(sock *socket) { sock.conn.abort() })
+		s.openSockets.each(func(sock *socket) { sock.conn.Abort() })
 		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
 	}
 	return nil

@@ -11,12 +11,13 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/conn"
 	"switchyard/internal/protocol"
 )
 
 // The buffers of the websocket library, instead of the 4+4 KiB of net/http. 512
 // bytes hold a usual frame. The library writes only control frames, which are at
-// most 127 bytes and must reach conn.Write whole.
+// most 127 bytes and must reach Conn.Write whole.
 const (
 	readBuffer  = 512
 	writeBuffer = 128
@@ -43,7 +44,7 @@ var errHandshakeRate = &protocol.Error{
 type hijacker struct {
 	http.ResponseWriter
 	server  *Server
-	conn    *conn
+	conn    *conn.Conn
 	refused int // the library's status
 }
 
@@ -72,12 +73,15 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	// buffer.
 	preread, _ := old.Reader.Peek(old.Reader.Buffered())
 	s := h.server
-	h.conn = newConn(c, slices.Clone(preread), s.cfg.QueueBytes, &s.queuedBytes, &s.tick)
-	h.conn.readThrottle = newThrottle(&s.cfg.Rates, s.cfg.MaxRooms, s.uptime)
+	frames, bytesRead := s.cfg.Rates.readLimits(s.cfg.MaxRooms)
+	h.conn = conn.New(c, slices.Clone(preread), conn.Options{
+		QueueBytes: s.cfg.QueueBytes, TotalQueued: &s.queuedBytes, Tick: &s.tick,
+		Throttle: conn.NewThrottle(frames, bytesRead, s.uptime),
+	})
 	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\n")
 	_ = h.Header().Write(answer) // never fails
 	answer.WriteString("\r\n")
-	h.conn.queueHandshake(answer.Bytes())
+	h.conn.QueueHandshake(answer.Bytes())
 	return h.conn, bufio.NewReadWriter(
 		bufio.NewReaderSize(h.conn, readBuffer),
 		bufio.NewWriterSize(h.conn, writeBuffer),

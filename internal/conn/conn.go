@@ -339,6 +339,7 @@ func (c *Conn) writeQueued() {
 	}
 	n, err := c.direct.tryWrite(buf)
 	if err != nil {
+		c.queue.sent(len(buf)) // lost
 		c.fail()
 		return
 	}

@@ -201,6 +201,20 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 	}
 }
 
+// A flush to a client that is gone drops its frames, and they no longer count as queued.
+func TestAFailedFlushLeavesNothingCounted(t *testing.T) {
+	c, client, queued := tcpPair(t, 1<<20)
+	_ = client.SetLinger(0) // resets the connection
+	_ = client.Close()
+	for c.Queue(bigMessage(1, 100)) && c.Queue(bigMessage(2, 100)) {
+		c.Flush()
+	}
+	if got := queued.Load(); got != 0 {
+		t.Errorf("%d bytes are still counted as queued", got)
+	}
+	_ = c.Close()
+}
+
 func BenchmarkSend(b *testing.B) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

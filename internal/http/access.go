@@ -125,16 +125,6 @@ func (s *Server) admitUser(user string, slot *admissionSlot) (protocol.CloseCode
 	return 0, "", nil
 }
 
-// rejectOrError marks the slot for rejection after the upgrade, with a close code
-// that a browser shows to its page. If too many connections are being rejected, it
-// returns err, for an answer over HTTP.
-func (slot *admissionSlot) rejectOrError(code protocol.CloseCode, result string, err error) error {
-	if slot.rejectAfterUpgrade(code, result) {
-		return nil
-	}
-	return err
-}
-
 // setIdentity binds the connection to an identity. From here on its requests are
 // served. The caller is the reader, or nothing has been read yet.
 func (sock *socket) setIdentity(identity auth.Identity) {

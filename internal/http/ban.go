@@ -63,7 +63,7 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), banTimeout)
 	defer cancel()
-	closed := s.connectionsOf(user)
+	closed := len(s.admission.socketsOf(user))
 	err = s.cfg.Bans.Ban(ctx, user, d)
 	status := http.StatusOK
 	switch {
@@ -109,21 +109,9 @@ func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
 	return d, nil
 }
 
-// connectionsOf returns the number of connections that a user has on this node.
-func (s *Server) connectionsOf(user string) int { return len(s.socketsOf(user)) }
-
-func (s *Server) socketsOf(user string) []*socket {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if u := s.admission.users[user]; u != nil {
-		return append([]*socket(nil), u.sockets...)
-	}
-	return nil
-}
-
 // closeUser closes a user's connections on this node.
 func (s *Server) closeUser(user string) {
-	for _, sock := range s.socketsOf(user) {
+	for _, sock := range s.admission.socketsOf(user) {
 		sock.conn.CloseWith(protocol.CloseRemoved)
 	}
 }

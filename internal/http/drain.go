@@ -134,7 +134,7 @@ func (s *Server) findOrStartDrain(scope Scope, reason string) *drain {
 	s.drain = d
 	s.metrics.drainStarted(now.Add(s.cfg.DrainTimeout))
 	s.audit.Record(&audit.Line{Event: audit.DrainBegun, Subject: string(scope), Reason: reason})
-	d.log.Info("draining", "clients", s.admission.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
+	d.log.Info("draining", "clients", s.admission.count(), "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
 	return d
 }
@@ -201,7 +201,7 @@ func (d *drain) loop(ctx context.Context) {
 
 // enterPhase begins a phase, and logs how long the previous phase took.
 func (d *drain) enterPhase(phase string) {
-	clients := d.server.connectionCount() // before d.mu, since it locks Server.mu
+	clients := d.server.admission.count()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.log.Info("drain phase ended", "phase", d.phase, "took", time.Since(d.phaseStart), "clients", clients, "progress", d.progress)
@@ -222,13 +222,13 @@ func (d *drain) moveInWaves(ctx context.Context, deadline time.Time) bool {
 	}
 	tick := time.NewTicker(waveInterval)
 	defer tick.Stop()
-	for d.server.connectionCount() > 0 && time.Now().Before(deadline) {
+	for d.server.admission.count() > 0 && time.Now().Before(deadline) {
 		r := d.server.cfg.MoveTargets(d.currentScope())
 		if nodelessWaves++; !r.Known || r.Nodes > 0 {
 			nodelessWaves, sawNode = 0, sawNode || r.Nodes > 0
 		}
 		if nodelessWaves > nodesGoneWaves || nodelessWaves > 0 && r.SingleNode || nodelessWaves > noNodesWaves && !sawNode {
-			d.log.Info("no other node to move clients to", "clients", d.server.connectionCount())
+			d.log.Info("no other node to move clients to", "clients", d.server.admission.count())
 			return true
 		}
 		notAsked, moving := d.countClients()
@@ -258,7 +258,7 @@ func (d *drain) moveInWaves(ctx context.Context, deadline time.Time) bool {
 		}
 		select {
 		case <-tick.C:
-		case <-d.server.emptied():
+		case <-d.server.admission.emptied():
 		case <-ctx.Done():
 			return false
 		}
@@ -341,7 +341,7 @@ func (s *waveSchedule) next(now time.Time) time.Duration {
 // clients reconnect within a second, to nodes that accept as many handshakes as
 // this node. It aborts clients that do not answer. It returns false if ctx ended first.
 func (s *Server) closeAll(ctx context.Context) bool {
-	n := s.connectionCount()
+	n := s.admission.count()
 	spread := time.Duration(float64(n) / (targetLoad * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))
 	spread = min(max(spread, closeSpread), maxCloseSpread)
 	step := max(minCloseBatch, n/int(spread/closeInterval)+1)
@@ -362,7 +362,7 @@ func (s *Server) closeAll(ctx context.Context) bool {
 	timeout := time.NewTimer(conn.CloseTimeout)
 	defer timeout.Stop()
 	select {
-	case <-s.emptied():
+	case <-s.admission.emptied():
 	case <-timeout.C:
 		s.openSockets.each(func(sock *socket) { sock.conn.Abort() })
 	case <-ctx.Done():

@@ -50,8 +50,8 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	n.dial(fromAddress("2001:db8:1:2::1"))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
 	testkit.Eventually(t, "a free slot", func() bool {
-		n.Server.mu.Lock()
-		defer n.Server.mu.Unlock()
+		n.admission.mu.Lock()
+		defer n.admission.mu.Unlock()
 		return n.admission.networks[netip.MustParsePrefix("198.51.100.1/32")] == 1
 	})
 	n.dial(fromAddress("198.51.100.1"))
@@ -92,7 +92,7 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 		if err := n.CloseSockets(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "all connections to end", func() bool { return n.connectionCount() == 0 })
+		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.count() == 0 })
 		n.expiry.mu.Lock()
 		for _, slot := range n.expiry.slots {
 			if len(slot) > 0 {
@@ -100,8 +100,8 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 			}
 		}
 		n.expiry.mu.Unlock()
-		n.Server.mu.Lock()
-		defer n.Server.mu.Unlock()
+		n.admission.mu.Lock()
+		defer n.admission.mu.Unlock()
 		if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
 			t.Errorf("still counted: %+v", r)
 		}

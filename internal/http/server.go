@@ -172,6 +172,7 @@ type Server struct {
 	hosts     ingress.Hosts
 	proxies   ingress.Proxies
 	httpConns *httpConnLimiter
+	admission *admission
 
 	frameLimits   [rateKinds]ratelimit.Limit
 	apiKeyLimiter *ratelimit.Keyed // by API key
@@ -206,8 +207,6 @@ type Server struct {
 	exitAfterDrain bool   // the process ends after the drain
 	stopping       bool   // Stop was called
 	drain          *drain // nil: none is running
-	admission      admission
-	empty          chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // New returns a server whose background loops run. Shutdown stops them.
@@ -220,7 +219,7 @@ func New(cfg Config) *Server {
 		origins:       ingress.NewOrigins(cfg.AllowedOrigins),
 		hosts:         ingress.NewHosts(cfg.AllowedHosts),
 		proxies:       cfg.TrustedProxies,
-		admission:     admission{networks: map[netip.Prefix]int{}, users: map[string]*userConnections{}},
+		admission:     newAdmission(&cfg),
 		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),
 		apiKeyLimiter: ratelimit.NewKeyed(ratelimit.PerSecond(cfg.Rates.API)),
 		readLimiter:   ratelimit.NewKeyed(ratelimit.PerSecond(cfg.Rates.History)),
@@ -320,40 +319,35 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(err, s.audit.Close(ctx))
 }
 
+// admit returns a slot for a new connection, or nil if its handshake must be refused. A
+// slot is counted before the second look at the drain: a drain or a stop that begins
+// later finds it counted, and waits for it.
+func (s *Server) admit(c *caller) *admissionSlot {
+	if !s.isAccepting() {
+		return nil
+	}
+	slot := s.admission.admit(c.Network)
+	if slot != nil && !s.isAccepting() {
+		slot.release(nil)
+		return nil
+	}
+	return slot
+}
+
+// isAccepting reports whether new handshakes are accepted.
+func (s *Server) isAccepting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	phase := s.drain.currentPhase()
+	return !s.stopping && (phase == "" || phase == phaseDelay)
+}
+
 // isClosing reports whether a new connection must be closed at once.
 func (s *Server) isClosing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	phase := s.drain.currentPhase()
 	return s.stopping || phase == phaseClosing || phase == phaseDrained
-}
-
-// connectionCount returns the number of open connections.
-func (s *Server) connectionCount() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.admission.connected
-}
-
-// emptied returns a channel that is closed when there is no connection.
-func (s *Server) emptied() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.empty == nil {
-		s.empty = make(chan struct{})
-	}
-	empty := s.empty
-	s.notifyEmpty()
-	return empty
-}
-
-// notifyEmpty closes the channel of emptied if there is no connection. Caller holds
-// mu.
-func (s *Server) notifyEmpty() {
-	if s.admission.connected == 0 && s.empty != nil {
-		close(s.empty)
-		s.empty = nil
-	}
 }
 
 // welcome returns the first frame to a client. If no sessions are kept, it contains

@@ -40,19 +40,10 @@ const (
 // maxBan is the longest ban: 30 days, longer than any reasonable token.
 const maxBan = 720 * time.Hour
 
-// banned reports whether a user is banned. Anonymous users never are.
-func (s *Server) banned(user string) bool {
-	if user == "" {
-		return false
-	}
-	_, banned := s.cfg.Bans.Banned(user)
-	return banned
-}
-
 // disconnectUser closes a user's connections on every node and bans the user: POST
 // /v1/users/{user}/disconnect {for?}. The user's tokens stay valid, so the ban must
 // last until they have expired.
-func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
+func (a *api) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	user, err := pathParam(r, "user")
 	if err != nil || user == "" || len(user) > message.MaxUserLength || !utf8.ValidString(user) {
 		return &message.InvalidError{Field: "user", Reason: "must be 1 to 128 bytes of UTF-8"}
@@ -63,8 +54,8 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), banTimeout)
 	defer cancel()
-	closed := len(s.admission.socketsOf(user))
-	err = s.cfg.Bans.Ban(ctx, user, d)
+	closed := len(a.admission.socketsOf(user))
+	err = a.auth.bans.Ban(ctx, user, d)
 	status := http.StatusOK
 	switch {
 	case errors.Is(err, message.ErrSharedStateUnavailable):
@@ -73,7 +64,7 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	c := callerOf(r)
-	s.audit.Record(&audit.Line{
+	a.audit.Record(&audit.Line{
 		Event: audit.UserBanned, Actor: publisher(r), From: c.Addr.String(), Subject: user, RequestID: c.id,
 		Reason: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
 	})
@@ -110,8 +101,8 @@ func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
 }
 
 // closeUser closes a user's connections on this node.
-func (s *Server) closeUser(user string) {
-	for _, sock := range s.admission.socketsOf(user) {
+func (a *admission) closeUser(user string) {
+	for _, sock := range a.socketsOf(user) {
 		sock.conn.CloseWith(protocol.CloseRemoved)
 	}
 }

@@ -85,7 +85,7 @@ func TestABanExpires(t *testing.T) {
 		if got := n.dialRejected(ann); got != 4003 {
 			t.Errorf("a reconnect during the ban was closed with %d", got)
 		}
-		testkit.Eventually(t, "the end of the ban", func() bool { return !n.banned("ann") })
+		testkit.Eventually(t, "the end of the ban", func() bool { return !n.auth.banned("ann") })
 		n.dial(ann)
 	})
 }

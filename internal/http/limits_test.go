@@ -283,7 +283,7 @@ func (c *addressedConn) Close() error { c.closed = true; return nil }
 func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	const total, perAddress = 2048, 256 // docs/limits.md
 	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
-	p := newHTTPConnLimiter(n.Server) // its own, so that only the test's connections are in it
+	p := newHTTPConnLimiter(n.cfg.TrustedProxies, n.metrics.httpConnsRefused) // its own, so that only the test's connections are in it
 	open := func(addr string) *addressedConn {
 		c := &addressedConn{addr: addr}
 		p.onStateChange(c, http.StateNew)

@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"switchyard/internal/protocol"
 )
 
 // metrics are those of one server. A process may run several.
@@ -124,5 +126,16 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Help:    "HTTP requests, by route.",
 			Buckets: prometheus.DefBuckets,
 		}, []string{"route"}),
+	}
+}
+
+// countReceived limits the label to known types.
+func (m *metrics) countReceived(t protocol.Type) {
+	switch t {
+	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory,
+		protocol.TypePresence, protocol.TypeAuth, protocol.TypeMoved:
+		m.received.WithLabelValues(string(t)).Inc()
+	default:
+		m.received.WithLabelValues("other").Inc()
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
@@ -167,33 +166,26 @@ type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	metrics   *metrics
-	apiKeys   []apiKey
-	origins   ingress.Origins
-	hosts     ingress.Hosts
-	proxies   ingress.Proxies
-	httpConns *httpConnLimiter
 	admission *admission
+	auth      *authenticator
+	respond   *responder
 
-	frameLimits   [rateKinds]ratelimit.Limit
-	apiKeyLimiter *ratelimit.Keyed // by API key
-	readLimiter   *ratelimit.Keyed // by user, over HTTP
-	expiry        expiryWheel
-	audit         *audit.Log
-	page          []byte
+	frameLimits [rateKinds]ratelimit.Limit
+	expiry      expiryWheel
+	audit       *audit.Log
 
 	started time.Time
 
-	nextConnection   atomic.Uint64 // numbers connections without a session
-	queuedBytes      atomic.Int64
-	tick             atomic.Int64
-	openSockets      openSockets
-	public           *http.Server
-	admin            *http.Server
-	stop             chan struct{}
-	loops            sync.WaitGroup
-	handshakeLimiter *rate.Limiter
-	sessionWriter    sessionWriter
-	sessions         sessionIndex
+	nextConnection atomic.Uint64 // numbers connections without a session
+	queuedBytes    atomic.Int64
+	tick           atomic.Int64
+	openSockets    openSockets
+	public         *http.Server
+	admin          *http.Server
+	stop           chan struct{}
+	loops          sync.WaitGroup
+	sessionWriter  sessionWriter
+	sessions       sessionIndex
 	// moveLatencies are those of clients that moved here.
 	moveLatencies moveLatencies
 	// Counters since the start: handshakes that were accepted, the part of them
@@ -213,29 +205,23 @@ type Server struct {
 func New(cfg Config) *Server {
 	cfg.defaults()
 	s := &Server{
-		cfg:           cfg,
-		log:           cfg.Logger.With("component", "http"),
-		apiKeys:       hashKeys(cfg.APIKeys),
-		origins:       ingress.NewOrigins(cfg.AllowedOrigins),
-		hosts:         ingress.NewHosts(cfg.AllowedHosts),
-		proxies:       cfg.TrustedProxies,
-		admission:     newAdmission(&cfg),
-		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),
-		apiKeyLimiter: ratelimit.NewKeyed(ratelimit.PerSecond(cfg.Rates.API)),
-		readLimiter:   ratelimit.NewKeyed(ratelimit.PerSecond(cfg.Rates.History)),
-		page:          page(cfg.Open),
-		started:       time.Now(),
-		stop:          make(chan struct{}),
+		cfg:         cfg,
+		log:         cfg.Logger.With("component", "http"),
+		admission:   newAdmission(&cfg),
+		auth:        &authenticator{verifier: cfg.Verifier, bans: cfg.Bans, queryToken: cfg.AuthQueryToken},
+		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
+		started:     time.Now(),
+		stop:        make(chan struct{}),
 	}
-	s.httpConns = newHTTPConnLimiter(s)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
 	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
 	s.openSockets.server, s.sessionWriter.server = s, s
 	s.sessionWriter.wake = make(chan struct{}, 1)
-	s.handshakeLimiter = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
-	s.public = s.newHTTPServer(s.routes())
-	s.public.ConnState = s.httpConns.onStateChange
-	s.admin = s.newHTTPServer(s.adminRoutes())
+	s.respond = &responder{log: s.log, metrics: s.metrics, audit: s.audit, isClosing: s.isClosing}
+	g := &guard{respond: s.respond, hosts: ingress.NewHosts(cfg.AllowedHosts), proxies: cfg.TrustedProxies}
+	s.public = s.newHTTPServer(s.routes(g))
+	s.public.ConnState = newHTTPConnLimiter(g.proxies, s.metrics.httpConnsRefused).onStateChange
+	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes(g))
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
 	s.expiry.start = s.started
 	s.loops.Go(func() { s.openSockets.loop(cfg.Heartbeat, s.stop) })
@@ -319,21 +305,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(err, s.audit.Close(ctx))
 }
 
-// admit returns a slot for a new connection, or nil if its handshake must be refused. A
-// slot is counted before the second look at the drain: a drain or a stop that begins
-// later finds it counted, and waits for it.
-func (s *Server) admit(c *caller) *admissionSlot {
-	if !s.isAccepting() {
-		return nil
-	}
-	slot := s.admission.admit(c.Network)
-	if slot != nil && !s.isAccepting() {
-		slot.release(nil)
-		return nil
-	}
-	return slot
-}
-
 // isAccepting reports whether new handshakes are accepted.
 func (s *Server) isAccepting() bool {
 	s.mu.Lock()
@@ -373,15 +344,4 @@ func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity) p
 		MaxFrame:      s.cfg.MaxFrame,
 		IDWindowMS:    s.cfg.IDWindow.Milliseconds(),
 	}.Encode()
-}
-
-// countReceived limits the label to known types.
-func (s *Server) countReceived(t protocol.Type) {
-	switch t {
-	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory,
-		protocol.TypePresence, protocol.TypeAuth, protocol.TypeMoved:
-		s.metrics.received.WithLabelValues(string(t)).Inc()
-	default:
-		s.metrics.received.WithLabelValues("other").Inc()
-	}
 }

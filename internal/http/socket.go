@@ -160,7 +160,7 @@ func (sock *socket) handleFrame(frame []byte) error {
 		return nil
 	}
 	sock.malformedInRow = 0
-	sock.server.countReceived(r.Type)
+	sock.server.metrics.countReceived(r.Type)
 	if err := sock.checkRates(&r, len(frame)); err != nil {
 		sock.sendError(&r, err)
 		if sock.ignoresRefusals() {

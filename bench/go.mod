@@ -2,7 +2,10 @@ module switchyard/bench
 
 go 1.26.0
 
-require github.com/centrifugal/centrifuge v0.40.1
+require (
+	github.com/centrifugal/centrifuge v0.40.1
+	github.com/prometheus/common v0.72.1
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
@@ -14,7 +17,6 @@ require (
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/prometheus/client_golang v1.25.0 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect
-	github.com/prometheus/common v0.72.1 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/quagmt/udecimal v1.10.1 // indirect
 	github.com/redis/rueidis v1.0.79 // indirect

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
 	"switchyard/bench/report"
 )
 
@@ -130,20 +133,29 @@ func recordRetained(ctx context.Context, t *target, run *report.Run) error {
 	if err != nil {
 		return err
 	}
+	values, err := gauges(metrics, "go_memstats_heap_alloc_bytes", "go_goroutines")
+	if err != nil {
+		return err
+	}
 	pid := t.process.pid()
-	run.RSS, run.Descriptors = report.RSS(pid), report.Descriptors(pid)
-	run.Heap, run.Goroutines = int64(metric(metrics, "go_memstats_heap_alloc_bytes")), int64(metric(metrics, "go_goroutines"))
+	run.RSS, run.Descriptors, run.Heap, run.Goroutines = report.RSS(pid), report.Descriptors(pid), values[0], values[1]
 	return nil
 }
 
-func metric(text, name string) float64 {
-	for line := range strings.Lines(text) {
-		if rest, ok := strings.CutPrefix(line, name+" "); ok {
-			v, _ := strconv.ParseFloat(strings.TrimSpace(rest), 64)
-			return v
+// gauges reads some gauges of a page of metrics, 0 for one that is not there.
+func gauges(page string, names ...string) ([]int64, error) {
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(page))
+	if err != nil {
+		return nil, fmt.Errorf("read a node's metrics: %w", err)
+	}
+	values := make([]int64, len(names))
+	for i, name := range names {
+		for _, m := range families[name].GetMetric() {
+			values[i] += int64(m.GetGauge().GetValue())
 		}
 	}
-	return 0
+	return values, nil
 }
 
 // scaleMembers measures rooms with more and more members.

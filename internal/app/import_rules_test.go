@@ -19,6 +19,7 @@ const (
 	prometheus    = "github.com/prometheus/client_golang/prometheus"
 	prometheusAPI = "github.com/prometheus/client_golang/api"
 	prometheusLib = "github.com/prometheus/common/model"
+	expfmt        = "github.com/prometheus/common/expfmt"
 	redis         = "github.com/redis/go-redis/v9"
 	websocket     = "nhooyr.io/websocket"
 	yamlLib       = "gopkg.in/yaml.v3"
@@ -61,12 +62,14 @@ var importRules = []importRule{
 		"internal/sharedstate", "internal/store", prometheus,
 	}},
 	{"internal/client", []string{"internal/message", websocket}},
-	{"internal/load", []string{"internal/client", "internal/message"}},
-	{"internal/deploy", []string{"internal/client", "internal/message", yamlLib, prometheusAPI, prometheusLib}},
+	{"internal/load", []string{"internal/client", "internal/message", "github.com/HdrHistogram/hdrhistogram-go"}},
+	{"internal/deploy", []string{"internal/client", "internal/message", yamlLib, prometheusAPI, prometheusLib, expfmt}},
 	{"internal/backup", nil},
-	{"internal/inspect", []string{"internal/backup", prometheusAPI, prometheusLib}},
+	{"internal/inspect", []string{"internal/backup", prometheusAPI, prometheusLib, "github.com/google/pprof/profile"}},
 	{"internal/testkit", []string{"go.uber.org/goleak"}},
 	{"internal/testkit/chromium", []string{"internal/testkit", "github.com/chromedp/chromedp", "github.com/chromedp/cdproto"}},
+	{"internal/testkit/fakeservice", []string{"internal/testkit", "internal/message", websocket}},
+	{"internal/testkit/metrictest", []string{prometheus, prometheusLib, expfmt}},
 	{"cmd/server", []string{"internal/app", "internal/config"}},
 	{"cmd/switchyard", []string{"internal/deploy", "internal/backup", "internal/inspect", "internal/load", "github.com/spf13/cobra"}},
 	{"scripts/figures", nil},

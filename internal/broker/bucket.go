@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"sync"
 
 	"switchyard/internal/message"
@@ -39,11 +40,9 @@ type bucket struct {
 // modulo the number of buckets. All versions that ever share a cluster must
 // agree on it.
 func bucketOf(room message.Room, buckets int) int {
-	h := uint32(2166136261)
-	for i := range len(room) {
-		h = (h ^ uint32(room[i])) * 16777619
-	}
-	return int(h % uint32(buckets)) //nolint:gosec // 1 or 64
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(room))            // never fails
+	return int(h.Sum32() % uint32(buckets)) //nolint:gosec // 1 or 64
 }
 
 // bucketTag returns the part of a channel's name that Redis hashes to a slot.

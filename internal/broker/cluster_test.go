@@ -3,7 +3,10 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
@@ -28,19 +31,37 @@ func roomOn(t *testing.T, c *testkit.RedisCluster, server *testkit.RedisServer, 
 	return ""
 }
 
-func TestRoomHashesMatchRedisAndOtherVersions(t *testing.T) {
+// Nodes of two versions share a cluster in a deploy: all agree on the bucket of a
+// room. Each broadcast asks for it several times.
+func TestARoomsBucketNeverChanges(t *testing.T) {
+	for room, want := range map[message.Room]int{"": 5, "lobby": 19, "a": 44, "room-1": 12, "shop:42": 15} {
+		if got := bucketOf(room, clusterBuckets); got != want {
+			t.Errorf("%q is in bucket %d, was %d", room, got, want)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		room := message.Room(rapid.String().Draw(t, "room"))
+		hash := uint32(2166136261) // as the first versions did it
+		for i := range len(room) {
+			hash = (hash ^ uint32(room[i])) * 16777619
+		}
+		if got, want := bucketOf(room, clusterBuckets), int(hash%clusterBuckets); got != want {
+			t.Errorf("%q is in bucket %d, was %d", room, got, want)
+		}
+	})
+	room := message.Room(strings.Repeat("x", 128))
+	if n := testing.AllocsPerRun(100, func() { bucketOf(room, clusterBuckets) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestRoomHashesMatchRedis(t *testing.T) {
 	t.Parallel()
 	c := testkit.StartRedisCluster(t)
 	for i := range clusterBuckets {
 		channel := "sy:{" + bucketTag(i) + "}:x"
 		if got, want := slotOf(bucketTag(i)), c.Slot(channel); got != want {
 			t.Errorf("%s is in slot %d, and in %d for Redis", channel, got, want)
-		}
-	}
-	// These must never change: nodes of two versions share a cluster in a deploy.
-	for room, want := range map[message.Room]int{"lobby": 19, "a": 44, "room-1": 12, "shop:42": 15} {
-		if got := bucketOf(room, clusterBuckets); got != want {
-			t.Errorf("%s is in bucket %d, was %d", room, got, want)
 		}
 	}
 	seen := map[int]int{}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // recorded returns a file of testdata/recorded: output of docker, Traefik's API,
@@ -20,11 +22,7 @@ import (
 // this package reads.
 func recorded(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", "recorded", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return string(testkit.ReadFile(t, filepath.Join("testdata", "recorded", name)))
 }
 
 // A fakeTransport answers HTTP requests by their URL and their Prometheus query.
@@ -141,13 +139,13 @@ func prometheusResponse(query string) (int, string) {
 
 func TestInspectReadsTheContainers(t *testing.T) {
 	c := fakeDocker(t, nil)
-	useTransport(t, recordedTransport(t))
+	useTransport(t, withReplaced("connections 0", "connections 12")(recordedTransport(t)))
 	s, err := c.Inspect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, r := range s.Replicas[Blue] {
-		if !r.Serves() || r.Number != i+1 || r.Name != fmt.Sprintf("switchyard-e2e-app_blue-%d", i+1) || r.Deployment != "blue-1" ||
+		if !r.Serves() || r.Clients != 12 || r.Number != i+1 || r.Name != fmt.Sprintf("switchyard-e2e-app_blue-%d", i+1) || r.Deployment != "blue-1" ||
 			r.Image.Ref != "switchyard:e2e" || !strings.HasPrefix(r.Image.ID, "sha256:") || r.MemoryLimit != 1<<30 ||
 			r.Version != "e2e" || !strings.HasPrefix(r.Address, "172.19.0.") || !strings.HasSuffix(r.Address, ":8000") || r.ExitReason != "" {
 			t.Errorf("%+v", r)
@@ -171,6 +169,11 @@ func TestInspectReadsTheContainers(t *testing.T) {
 	}
 	if r := s.Replicas[Blue][0]; r.ExitReason != "killed: out of memory" || r.Drain != "moving" || r.LostClients != 2 || r.Serves() || r.problem() != "delivery stale" || r.UnhealthyComponents["broker"] != "down" {
 		t.Errorf("%+v", r)
+	}
+	// A page of metrics that Prometheus would refuse says nothing.
+	useTransport(t, withReplaced("connections 0", "connections many")(ready))
+	if s, err = c.Inspect(t.Context()); err != nil || s.Replicas[Blue][0].Clients != 0 || s.Replicas[Blue][0].Version != "" {
+		t.Errorf("%+v, %v", s, err)
 	}
 	// A container that disappears between ps and inspect is no failure. An engine
 	// that does not answer is one.

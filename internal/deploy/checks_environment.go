@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	pm "github.com/prometheus/common/model"
 )
 
 // Bounds of the checks.
@@ -101,14 +103,13 @@ func judgeMemory(free, used, limits int64) (string, error) {
 // residentMemory queries a replica for its resident memory in bytes. It returns 0
 // if the replica does not answer.
 func residentMemory(ctx context.Context, address string) int64 {
-	_, text, err := fetch(ctx, containerClient, "http://"+address+"/metrics")
+	samples, err := fetchMetrics(ctx, address)
 	if err != nil {
 		return 0
 	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "process_resident_memory_bytes "); ok {
-			f, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			return int64(f)
+	for _, s := range samples {
+		if s.Metric[pm.MetricNameLabel] == "process_resident_memory_bytes" {
+			return int64(s.Value)
 		}
 	}
 	return 0

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	pm "github.com/prometheus/common/model"
 )
 
 // Ports inside the stack's networks.
@@ -210,18 +212,16 @@ func queryReplica(ctx context.Context, address string) (h Health, version string
 			h.UnhealthyComponents[part] = state
 		}
 	}
-	status, text, err := fetch(ctx, containerClient, "http://"+address+"/metrics")
-	if err != nil || status != 200 {
+	samples, err := fetchMetrics(ctx, address)
+	if err != nil {
 		return h, ""
 	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "websocket_active_connections "); ok {
-			n, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			h.Clients = int(n)
-		}
-		if strings.HasPrefix(line, "switchyard_build_info{") {
-			_, after, _ := strings.Cut(line, `version="`)
-			version, _, _ = strings.Cut(after, `"`)
+	for _, s := range samples {
+		switch s.Metric[pm.MetricNameLabel] {
+		case "websocket_active_connections":
+			h.Clients = int(s.Value)
+		case "switchyard_build_info":
+			version = string(s.Metric["version"])
 		}
 	}
 	return h, version

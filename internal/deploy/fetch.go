@@ -1,12 +1,18 @@
 package deploy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
+
+	"github.com/prometheus/common/expfmt"
+	pm "github.com/prometheus/common/model"
 )
 
 // fetchLimit bounds a request to a container on this host.
@@ -46,4 +52,22 @@ func fetchJSON(ctx context.Context, client *http.Client, url string, into any) e
 		return fmt.Errorf("GET %s: %w", url, err)
 	}
 	return nil
+}
+
+// fetchMetrics gets the metrics of the replica at address.
+func fetchMetrics(ctx context.Context, address string) (pm.Vector, error) {
+	url := "http://" + address + "/metrics"
+	status, body, err := fetch(ctx, containerClient, url)
+	if err != nil {
+		return nil, err
+	}
+	if status != http.StatusOK {
+		return nil, fmt.Errorf("GET %s: status %d", url, status)
+	}
+	parser := expfmt.NewTextParser(pm.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("GET %s: %w", url, err)
+	}
+	return expfmt.ExtractSamples(&expfmt.DecodeOptions{}, slices.Collect(maps.Values(families))...)
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nhooyr.io/websocket"
@@ -229,16 +231,12 @@ func TestProbesAndDrainsDoNotDeadlock(t *testing.T) {
 	}
 	go func() {
 		defer close(drained)
-		for range 100 {
+		for range many(100, 300) {
 			n.findOrStartDrain(ScopeNode, "test")
 			n.Undrain()
 		}
 	}()
-	select {
-	case <-drained:
-	case <-time.After(testkit.Timeout):
-		t.Fatal("a drain and a probe wait for each other")
-	}
+	testkit.Receive(t, "the drains to end, since a drain and a probe do not wait for each other", drained)
 	probes.Wait()
 }
 
@@ -258,6 +256,44 @@ func TestADrainForShutdownCannotBeUndone(t *testing.T) {
 			t.Errorf("scope %s, want deployment: a sibling may be draining, too", got)
 		}
 	})
+}
+
+// A client that answers nothing delays a stop by the drain, which asks it to move if
+// there is another node, and by the time for one close handshake.
+func TestAClientThatNeverAnswersDoesNotBlockShutdown(t *testing.T) {
+	const drain, handshake = 3 * time.Second, 5 * time.Second // docs/limits.md
+	for _, tt := range []struct {
+		name    string
+		targets MoveTargets
+		reads   bool
+		want    time.Duration
+	}{
+		{"reads, on a single node", MoveTargets{Known: true, SingleNode: true}, true, handshake},
+		{"reads nothing, on a single node", MoveTargets{Known: true, SingleNode: true}, false, handshake},
+		{"reads, beside another node", healthyTargets, true, drain + handshake},
+		{"reads nothing, beside another node", healthyTargets, false, drain + handshake},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				n := startDrainNode(t, func(c *Config) {
+					c.DrainWindow, c.DrainTimeout = drain, drain
+					c.MoveTargets = func(Scope) MoveTargets { return tt.targets }
+				})
+				_, br := n.rawHandshake("")
+				if tt.reads {
+					go func() { _, _ = io.Copy(io.Discard, br) }()
+				}
+				synctest.Wait()
+				began := time.Now()
+				if err := errors.Join(n.DrainForShutdown(t.Context()), n.CloseSockets(t.Context())); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(began); took != tt.want {
+					t.Errorf("the stop took %v, want %v", took, tt.want)
+				}
+			})
+		})
+	}
 }
 
 // A drain waits for nodes that were there and are not seen for a moment.

@@ -54,7 +54,7 @@ func (s *fakeStack) Exec(ctx context.Context, container string, p backup.Program
 		return err
 	}
 	path := map[string]string{
-		"/server look rooms": "/debug/rooms", "/server look heap": "/debug/pprof/heap?debug=1", "/server profile heap": "/debug/pprof/heap",
+		"/server look rooms": "/debug/rooms", "/server profile heap": "/debug/pprof/heap",
 	}[strings.Join(p.Args, " ")]
 	if path == "" {
 		return fmt.Errorf("the fake stack has no program %v", p.Args)

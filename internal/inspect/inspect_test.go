@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/pprof/profile"
 
 	"switchyard/internal/backup"
 	"switchyard/internal/client"
@@ -76,8 +79,13 @@ func TestARunningNodeIsInspected(t *testing.T) {
 	if err != nil || len(m.Heaps) != 1 || m.Heaps[0].Error != "" || m.Heaps[0].Bytes <= 0 || len(m.Heaps[0].Sites) == 0 {
 		t.Fatalf("%+v, %v", m, err)
 	}
-	if info, err := os.Stat(m.Heaps[0].File); err != nil || info.Size() == 0 {
-		t.Errorf("the profile was not written: %v", err)
+	// The report is about the profile that was written.
+	b, err := os.ReadFile(m.Heaps[0].File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if total, _, err := parseHeap(b); err != nil || total != m.Heaps[0].Bytes {
+		t.Errorf("%d bytes are reported, and %d are in the profile, %v", m.Heaps[0].Bytes, total, err)
 	}
 	expectContains(t, m.String(), "on the heap, by the function that allocated it", "go tool pprof")
 
@@ -192,33 +200,56 @@ func TestQueriesOfARunningPostgres(t *testing.T) {
 }
 
 func TestHeapBytesAreSummedByFunction(t *testing.T) {
-	total, sites, err := parseHeap([]byte(`heap profile: 3: 600 [9: 900] @ heap/1048576
-1: 100 [2: 200] @ 0x1 0x2
-#	0x1	bufio.NewReader+0x1f	/go/bufio.go:1
-#	0x2	switchyard/internal/http.(*Server).upgrade+0x5	/src/upgrade.go:2
-
-1: 300 [2: 200] @ 0x3
-#	0x3	runtime.malg+0x1	/go/proc.go:1
-
-1: 200 [2: 200] @ 0x1 0x4
-#	0x1	switchyard/internal/http.(*Server).upgrade+0x9	/src/upgrade.go:2
-#	0x4	switchyard/internal/http.serve+0x9	/src/upgrade.go:2
-
-0: 0 [2: 200] @ 0x9
-
-1: 50 [1: 50] @ 0x7
-# runtime.MemStats
-# Alloc = 1
-`))
+	function := func(name string) profile.Line { return profile.Line{Function: &profile.Function{Name: name}} }
+	at := func(lines ...profile.Line) *profile.Location { return &profile.Location{Line: lines} }
+	buffer, upgrade := function("bufio.NewReader"), function("switchyard/internal/http.(*Server).upgrade")
+	b := heapProfile(t, []string{"alloc_objects", "alloc_space", "inuse_objects", "inuse_space"},
+		&profile.Sample{Value: []int64{2, 200, 1, 100}, Location: []*profile.Location{at(buffer), at(upgrade)}},
+		&profile.Sample{Value: []int64{2, 200, 1, 300}, Location: []*profile.Location{at(function("runtime.malg"))}},
+		// bufio.NewReader is inlined.
+		&profile.Sample{Value: []int64{2, 200, 1, 200}, Location: []*profile.Location{at(buffer, upgrade), at(function("switchyard/internal/http.serve"))}},
+		&profile.Sample{Value: []int64{2, 200, 0, 0}, Location: []*profile.Location{at(function("freed"))}},
+		&profile.Sample{Value: []int64{1, 50, 1, 50}},
+	)
+	total, sites, err := parseHeap(b)
 	if err != nil || total != 650 || len(sites) != 3 || sites[2] != (AllocationSite{"unknown", 50, 1}) {
 		t.Fatalf("%d, %+v, %v", total, sites, err)
 	}
 	if s := sites[0]; s.Bytes != 300 || sites[1].Bytes != 300 || sites[0].Function != "runtime.malg" || sites[1].Objects != 2 {
 		t.Errorf("%+v", sites)
 	}
-	for _, bad := range []string{"", "404 page not found", "heap profile: x\nabc @ 0x1"} {
-		if _, _, err := parseHeap([]byte(bad)); err == nil {
-			t.Errorf("%q was accepted", bad)
+	for what, bad := range map[string][]byte{
+		"nothing": nil, "another page": []byte("404 page not found"), "half a profile": b[:len(b)/2],
+		"another profile": heapProfile(t, []string{"contentions", "delay"}, &profile.Sample{Value: []int64{1, 50}}),
+	} {
+		if _, _, err := parseHeap(bad); err == nil {
+			t.Errorf("%s was accepted", what)
 		}
 	}
+}
+
+// heapProfile encodes a profile. It numbers the locations and functions.
+func heapProfile(t *testing.T, types []string, samples ...*profile.Sample) []byte {
+	t.Helper()
+	p := &profile.Profile{Sample: samples}
+	for _, name := range types {
+		p.SampleType = append(p.SampleType, &profile.ValueType{Type: name, Unit: "count"})
+	}
+	for _, s := range samples {
+		for _, l := range s.Location {
+			p.Location = append(p.Location, l)
+			l.ID = uint64(len(p.Location))
+			for _, line := range l.Line {
+				if line.Function.ID == 0 {
+					p.Function = append(p.Function, line.Function)
+					line.Function.ID = uint64(len(p.Function))
+				}
+			}
+		}
+	}
+	var b bytes.Buffer
+	if err := p.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }

@@ -1,17 +1,17 @@
 package inspect
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/google/pprof/profile"
 
 	"switchyard/internal/backup"
 )
@@ -78,16 +78,13 @@ func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) H
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	h := Heap{Node: c.Name}
-	text, err := execOnNode(ctx, s, c, "look", "heap")
+	b, err := execOnNode(ctx, s, c, "profile", "heap")
 	if err == nil {
-		h.Bytes, h.Sites, err = parseHeap(text)
+		h.Bytes, h.Sites, err = parseHeap(b)
 	}
 	if err == nil && folder != "" {
-		var b []byte
-		if b, err = execOnNode(ctx, s, c, "profile", "heap"); err == nil {
-			h.File = filepath.Join(folder, c.Name+".heap.pprof")
-			err = os.WriteFile(h.File, b, 0o600)
-		}
+		h.File = filepath.Join(folder, c.Name+".heap.pprof")
+		err = os.WriteFile(h.File, b, 0o600)
 	}
 	if err != nil {
 		h.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
@@ -95,61 +92,33 @@ func readHeap(ctx context.Context, s Stack, c backup.Container, folder string) H
 	return h
 }
 
-// parseHeap reads the text form of a heap profile: for each stack a line
-// "objects: bytes [all objects: all bytes] @ addresses", then one line for each
-// frame, which begins with #. The runtime has already scaled the samples up.
-func parseHeap(text []byte) (total int64, sites []AllocationSite, err error) {
+// parseHeap sums a heap profile by function. The runtime has scaled the samples up
+// to estimates of everything that is in use.
+func parseHeap(b []byte) (total int64, sites []AllocationSite, err error) {
+	p, err := profile.ParseData(b)
+	if err != nil {
+		return 0, nil, fmt.Errorf("read a heap profile: %w", err)
+	}
+	objects, noObjects := p.SampleIndexByName("inuse_objects")
+	size, noSize := p.SampleIndexByName("inuse_space")
+	if err := errors.Join(noObjects, noSize); err != nil {
+		return 0, nil, fmt.Errorf("read a heap profile: %w", err)
+	}
 	byFunction := map[string]*AllocationSite{}
-	var pending *AllocationSite // not nil: the current stack has no function yet
-	var bytesOf, objectsOf int64
-	innermost := ""
-	record := func(function string) {
-		if byFunction[function] == nil {
-			byFunction[function] = &AllocationSite{Function: function}
+	for _, s := range p.Sample {
+		if s.Value[size] == 0 {
+			continue
 		}
-		byFunction[function].Bytes += bytesOf
-		byFunction[function].Objects += objectsOf
-		pending = nil
-	}
-	lines := bufio.NewScanner(bytes.NewReader(text))
-	lines.Buffer(nil, 1<<20)
-	headerFound := false
-	for lines.Scan() {
-		line := lines.Text()
-		switch {
-		case strings.HasPrefix(line, "heap profile:"):
-			headerFound = true
-		case strings.HasPrefix(line, "#\t") && pending != nil:
-			f := strings.Fields(line)
-			if len(f) < 3 {
-				continue
-			}
-			function, _, _ := strings.Cut(f[2], "+0x")
-			innermost = cmp.Or(innermost, function)
-			if strings.HasPrefix(function, "switchyard/") {
-				record(function)
-			}
-		case strings.Contains(line, " @ ") && line[0] != '#':
-			if pending != nil {
-				record(cmp.Or(innermost, "unknown"))
-			}
-			if objectsOf, bytesOf, err = parseStack(line); err != nil {
-				return 0, nil, err
-			}
-			total += bytesOf
-			pending, innermost = new(AllocationSite), ""
+		name := allocatingFunction(s)
+		if byFunction[name] == nil {
+			byFunction[name] = &AllocationSite{Function: name}
 		}
-	}
-	if pending != nil {
-		record(cmp.Or(innermost, "unknown"))
-	}
-	if err := lines.Err(); err != nil || !headerFound {
-		return 0, nil, fmt.Errorf("the answer is no heap profile: %q", truncate(string(text), 80))
+		byFunction[name].Bytes += s.Value[size]
+		byFunction[name].Objects += s.Value[objects]
+		total += s.Value[size]
 	}
 	for _, s := range byFunction {
-		if s.Bytes > 0 {
-			sites = append(sites, *s)
-		}
+		sites = append(sites, *s)
 	}
 	slices.SortFunc(sites, func(a, b AllocationSite) int {
 		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), strings.Compare(a.Function, b.Function))
@@ -157,16 +126,22 @@ func parseHeap(text []byte) (total int64, sites []AllocationSite, err error) {
 	return total, sites[:min(len(sites), 12)], nil
 }
 
-// parseStack reads the objects and bytes in use of a stack's first line.
-func parseStack(line string) (objects, size int64, err error) {
-	head, _, _ := strings.Cut(line, "[")
-	o, b, found := strings.Cut(head, ":")
-	objects, err1 := strconv.ParseInt(strings.TrimSpace(o), 10, 64)
-	size, err2 := strconv.ParseInt(strings.TrimSpace(b), 10, 64)
-	if !found || err1 != nil || err2 != nil {
-		return 0, 0, fmt.Errorf("%q is not a line of a heap profile", line)
+// allocatingFunction returns the innermost function of this module in a stack, or
+// the innermost of all if there is none of this module.
+func allocatingFunction(s *profile.Sample) string {
+	innermost := ""
+	for _, location := range s.Location {
+		for _, line := range location.Line {
+			if line.Function == nil {
+				continue
+			}
+			innermost = cmp.Or(innermost, line.Function.Name)
+			if strings.HasPrefix(line.Function.Name, "switchyard/") {
+				return line.Function.Name
+			}
+		}
 	}
-	return objects, size, nil
+	return cmp.Or(innermost, "unknown")
 }
 
 func (m *Memory) String() string {

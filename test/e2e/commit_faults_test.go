@@ -179,7 +179,7 @@ func TestASerializationFailureIsRetried(t *testing.T) {
 // acked in the order it sent, and members of both nodes see the same order.
 func TestAHotRoomKeepsItsOrderOnTwoNodes(t *testing.T) {
 	t.Parallel()
-	const each = 250
+	const each, cutEvery = 250, 50 // messages
 	pg := testkit.Postgres(t)
 	proxy, env := behindProxy(t, pg)
 	env["APPEND_TIMEOUT"] = "60s"
@@ -194,28 +194,25 @@ func TestAHotRoomKeepsItsOrderOnTwoNodes(t *testing.T) {
 		members, publishers = append(members, m), append(publishers, dialRaw(t, nodes[i%2]))
 	}
 	var working sync.WaitGroup
+	acked := make(chan struct{}, len(publishers)*each)
 	for p, w := range publishers {
 		working.Go(func() {
 			for i := range each {
 				w.send(fmt.Sprintf(`{"type":"publish","room":"hot","id":"%d-%d","data":%d}`, p, i, i))
 			}
 		})
-		working.Go(func() { expectAcksInOrder(w, p, each) })
+		working.Go(func() { expectAcksInOrder(w, p, each, acked) })
 	}
 	seen := make([]string, len(members))
 	for i, m := range members {
 		working.Go(func() { seen[i] = m.inOrder(len(publishers) * each) })
 	}
-	done := make(chan struct{})
-	go func() { working.Wait(); close(done) }()
-	for {
-		select {
-		case <-done:
-		case <-time.After(100 * time.Millisecond):
+	go func() { working.Wait(); close(acked) }()
+	n := 0
+	for range acked {
+		if n++; n%cutEvery == 0 {
 			proxy.Cut()
-			continue
 		}
-		break
 	}
 	if proxy.FaultCounts().Cut == 0 {
 		t.Error("no connection was cut")
@@ -228,8 +225,8 @@ func TestAHotRoomKeepsItsOrderOnTwoNodes(t *testing.T) {
 }
 
 // expectAcksInOrder reads the acks of a publisher's messages: they come in the order
-// sent, with growing seqs.
-func expectAcksInOrder(w *rawClient, publisher, n int) {
+// sent, with growing seqs. It reports each one on acked.
+func expectAcksInOrder(w *rawClient, publisher, n int, acked chan<- struct{}) {
 	last := int64(0)
 	for i := range n {
 		got := w.readUntil("ack", "error")
@@ -240,6 +237,7 @@ func expectAcksInOrder(w *rawClient, publisher, n int) {
 			return
 		}
 		last = seq
+		acked <- struct{}{}
 	}
 }
 

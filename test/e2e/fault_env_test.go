@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // A proxiedNode is a node with a proxy on each of its links: from its clients, to
@@ -186,7 +187,8 @@ func (f *faultEnv) metric(s *proxiedNode, series string) float64 {
 		body = s.fetch("/metrics")
 		return strings.Contains(body, "switchyard_build_info")
 	})
-	return parseMetric(body, series)
+	value, _ := metrictest.Parse(f.t, body).Value(f.t, series)
+	return value
 }
 
 // feedRepairs returns how often the topics of all nodes read the log for messages that

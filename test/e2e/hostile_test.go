@@ -38,7 +38,7 @@ func TestHostileClients(t *testing.T) {
 	baseline := s.startHonestClients(t, 2*time.Second).Report()
 	t.Logf("before any attack:\n%s", baseline)
 	honest := s.startHonestClients(t, 0)
-	before, _ := scrapeOf(t, s.Server).sum("go_goroutines")
+	before, _ := scrape(t, s.Server).Sum("go_goroutines")
 
 	began := time.Now()
 	slow := slowAttacks()
@@ -103,7 +103,7 @@ func (target *attackTarget) assertUnharmed(t *testing.T, honest *load.Run, gorou
 	}
 	var now float64
 	pollPage(t, "the goroutines of the attacks to end", func() bool {
-		now, _ = scrapeOf(t, target.Server).sum("go_goroutines")
+		now, _ = scrape(t, target.Server).Sum("go_goroutines")
 		return now <= goroutines+maxExtraGoroutines
 	})
 	worst := peakMemory(t, target.Server)
@@ -136,10 +136,7 @@ func assertLatency(t *testing.T, what string, before, under *load.Latencies) {
 // peakMemory returns the peak resident memory of the process, in bytes.
 func peakMemory(t *testing.T, s *testkit.Server) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Pid()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	status := testkit.ReadFile(t, fmt.Sprintf("/proc/%d/status", s.Pid()))
 	_, rest, _ := strings.Cut(string(status), "VmHWM:")
 	line, _, _ := strings.Cut(rest, "kB")
 	kib, err := strconv.Atoi(strings.TrimSpace(line))

@@ -1,52 +1,14 @@
 package e2e
 
 import (
-	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/common/model"
+
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
-
-// A scrape is one reading of /metrics: the kind of each metric, and the value of each
-// sample by its name with labels, as they are written there.
-type scrape struct {
-	kinds   map[string]string
-	samples map[string]float64
-}
-
-func scrapeOf(t *testing.T, s *testkit.Server) scrape {
-	t.Helper()
-	got := scrape{map[string]string{}, map[string]float64{}}
-	for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
-		line = strings.TrimSpace(line)
-		if rest, ok := strings.CutPrefix(line, "# TYPE "); ok {
-			name, kind, _ := strings.Cut(rest, " ")
-			got.kinds[name] = kind
-			continue
-		}
-		space := strings.LastIndexByte(line, ' ')
-		if strings.HasPrefix(line, "#") || space < 0 {
-			continue
-		}
-		value, err := strconv.ParseFloat(line[space+1:], 64)
-		if err != nil {
-			t.Fatalf("%s: %v", line, err)
-		}
-		got.samples[line[:space]] = value
-	}
-	return got
-}
-
-// sum adds the samples of a metric, whatever their labels.
-func (s scrape) sum(name string) (total float64, found bool) {
-	for sample, value := range s.samples {
-		if bare, _, _ := strings.Cut(sample, "{"); bare == name {
-			total, found = total+value, true
-		}
-	}
-	return total, found
-}
 
 // An operator reads a node on PostgreSQL and Redis after some activity of clients,
 // by the names in dashboards and alerts. The node's own canary publishes, too: metrics
@@ -62,12 +24,13 @@ func TestClientActivityShowsInEveryMetric(t *testing.T) {
 	noRedis := testkit.StartServer(t, env)
 	exerciseServer(t, s, noRedis)
 
-	var got scrape
+	var got metrictest.Page
 	pollPage(t, "the end of a connection to be counted", func() bool {
-		got = scrapeOf(t, s)
+		got = scrape(t, s)
 		// The server counts the two one after the other.
-		return got.samples[`websocket_disconnections_total{reason="client"}`] == 1 &&
-			got.samples["websocket_connection_duration_seconds_count"] == 1
+		ended, _ := got.Value(t, `websocket_disconnections_total{reason="client"}`)
+		durations, _ := got.Value(t, "websocket_connection_duration_seconds_count")
+		return ended == 1 && durations == 1
 	})
 	exactly := map[string]float64{
 		"websocket_active_connections":                      1,
@@ -88,11 +51,11 @@ func TestClientActivityShowsInEveryMetric(t *testing.T) {
 		`http_request_duration_seconds_count{route="/v1/rooms"}`:         1,
 	}
 	for name, want := range exactly {
-		value, labelled := got.samples[name]
-		if !labelled {
-			value, _ = got.sum(name)
+		value, found := got.Value(t, name)
+		if !found {
+			value, found = got.Sum(name)
 		}
-		if _, there := got.sum(name); value != want || !labelled && !there {
+		if value != want || !found {
 			t.Errorf("%s is %v, want %v", name, value, want)
 		}
 	}
@@ -101,7 +64,7 @@ func TestClientActivityShowsInEveryMetric(t *testing.T) {
 		"websocket_resumes_total", "websocket_repairs_total", "websocket_canary_duration_seconds_count", "broker_publish_duration_seconds_count",
 		"store_operation_duration_seconds_count", "store_batch_messages_count", "store_pool_max", "go_goroutines", "process_resident_memory_bytes",
 	} {
-		if value, _ := got.sum(name); value < 1 {
+		if value, _ := got.Sum(name); value < 1 {
 			t.Errorf("%s is %v, want 1 at least", name, value)
 		}
 	}
@@ -130,33 +93,35 @@ func exerciseServer(t *testing.T, s, noRedis *testkit.Server) {
 	if err := a.ws.Close(1000, ""); err != nil {
 		t.Fatal(err)
 	}
-	get(t, s.URL()+"/v1/rooms") // without a key
+	testkit.Get(t, s.URL()+"/v1/rooms") // without a key
 }
 
 // assertBoundedLabels checks that a metric costs the same however many rooms and
 // users there are, and that it can be summed over nodes and releases.
-func assertBoundedLabels(t *testing.T, got scrape) {
+func assertBoundedLabels(t *testing.T, got metrictest.Page) {
 	t.Helper()
-	for name, kind := range got.kinds {
+	for name, kind := range got.Types {
 		if kind == "summary" && name != "go_gc_duration_seconds" { // the Go collector's own
 			t.Errorf("%s is a summary", name)
 		}
 	}
-	for sample := range got.samples {
-		name, labels, _ := strings.Cut(sample, "{")
-		for _, open := range []string{"room=", "user=", "session=", "id="} {
-			if strings.Contains(labels, open) {
-				t.Errorf("%s: a label whose values have no bound", sample)
+	for _, s := range got.Samples {
+		name := s.Metric[model.MetricNameLabel]
+		for label, value := range s.Metric {
+			for _, open := range []string{"room", "user", "session", "id"} {
+				if strings.HasSuffix(string(label), open) {
+					t.Errorf("%s: a label whose values have no bound", s.Metric)
+				}
+			}
+			if label != model.MetricNameLabel && (strings.Contains(string(value), "lobby") || strings.Contains(string(value), "shop")) {
+				t.Errorf("%s names a room or a key", s.Metric)
+			}
+			if build := label == "color" || label == "version"; build && name != "switchyard_build_info" && name != "go_info" {
+				t.Errorf("%s: labels of the build belong to switchyard_build_info", s.Metric)
 			}
 		}
-		if strings.Contains(labels, "lobby") || strings.Contains(labels, "shop") {
-			t.Errorf("%s names a room or a key", sample)
-		}
-		if build := strings.Contains(labels, "color=") || strings.Contains(labels, "version="); build && name != "switchyard_build_info" && name != "go_info" {
-			t.Errorf("%s: labels of the build belong to switchyard_build_info", sample)
-		}
 	}
-	if got.samples[`switchyard_build_info{color="blue",deployment="d42",version="dev"}`] != 1 {
+	if info, _ := got.Value(t, `switchyard_build_info{color="blue",deployment="d42",version="dev"}`); info != 1 {
 		t.Error("switchyard_build_info lacks color, deployment or version")
 	}
 }

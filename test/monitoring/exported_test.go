@@ -1,7 +1,6 @@
 package monitoring
 
 import (
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -9,8 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/common/model"
+
 	"switchyard/internal/backup"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // exported has the labels of each metric: those of a running server, those recorded
@@ -26,38 +28,25 @@ func (e exported) add(metric string, labels ...string) {
 	}
 }
 
-var (
-	sample    = regexp.MustCompile(`^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? `)
-	labelName = regexp.MustCompile(`([a-zA-Z_][a-zA-Z0-9_]*)="`)
-)
-
 // scrape adds the metrics of a running server.
 func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
+	res, page := testkit.Call(t, http.MethodGet, s.URL()+"/metrics", "", "")
+	if res.StatusCode != http.StatusOK {
+		t.Fatalf("/metrics: %s", res.Status)
 	}
-	req.Close = true
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("/metrics: %s, %v", res.Status, err)
-	}
-	e.read(string(text))
+	e.read(t, page)
 }
 
 // read adds the metrics of a page.
-func (e exported) read(page string) {
-	for line := range strings.Lines(page) {
-		if m := sample.FindStringSubmatch(line); m != nil {
-			e.add(m[1])
-			for _, l := range labelName.FindAllStringSubmatch(m[2], -1) {
-				e.add(m[1], l[1])
+func (e exported) read(t *testing.T, page string) {
+	t.Helper()
+	for _, s := range metrictest.Parse(t, page).Samples {
+		name := string(s.Metric[model.MetricNameLabel])
+		e.add(name)
+		for label := range s.Metric {
+			if label != model.MetricNameLabel {
+				e.add(name, string(label))
 			}
 		}
 	}
@@ -103,7 +92,7 @@ func allExported(t *testing.T) exported {
 	if err := repository.WriteMetrics(); err != nil {
 		t.Fatal(err)
 	}
-	all.read(read(t, glob(t, repository.Dir+"/metrics/*.prom")[0]))
+	all.read(t, read(t, glob(t, repository.Dir+"/metrics/*.prom")[0]))
 	// Prometheus itself makes these.
 	all.add("ALERTS", "alertname", "alertstate", "severity")
 	all.add("up")

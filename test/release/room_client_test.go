@@ -4,15 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"testing"
 
 	"switchyard/internal/client"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // A roomClient is a member of one room, with the Go client of this release. It is safe
@@ -183,31 +182,18 @@ func TestAckLogFindsPlantedFaults(t *testing.T) {
 // get returns the body of a page, read with apiKey.
 func get(t *testing.T, url string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
+	res, body := testkit.Call(t, http.MethodGet, url, apiKey, "")
+	if res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: status %d: %s", url, res.StatusCode, body)
 	}
-	req.Close = true // leave no idle connection behind
-	req.Header.Set("Authorization", "Bearer "+apiKey)
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("%s: status %d, %v: %s", url, res.StatusCode, err, b)
-	}
-	return string(b)
+	return body
 }
 
 // metric returns the value of one line of /metrics, "" when there is none.
 func metric(t *testing.T, s *testkit.Server, name string) string {
 	t.Helper()
-	for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
-		if value, ok := strings.CutPrefix(line, name+" "); ok {
-			return strings.TrimSpace(value)
-		}
+	if value, found := metrictest.Parse(t, get(t, s.URL()+"/metrics")).Value(t, name); found {
+		return fmt.Sprint(value)
 	}
 	return ""
 }
